@@ -1,0 +1,25 @@
+"""diffguide: train conditional diffusion models; study and use guidance, everything between a generator and a classifier.
+
+Conventions, the same everywhere:
+
+    t, s        time in [0, 1], 0 = data, 1 = noise; s < t is the next, cleaner time; float64
+    x_0, x_t    data in [-1, 1] and noised data, x_t = alpha_t x_0 + sigma_t eps
+    log_snr     log(alpha_t^2 / sigma_t^2), strictly decreasing in t; a schedule is this curve and a normalisation
+    noise_level sigma_t / alpha_t, the sigma of Karras et al.; guidance intervals are stated in it
+    y           class indices [B], -1 = no condition in that row; None = -1 everywhere
+    scale       contrast guidance: weak + scale (strong - weak), 1 = off, 0 = weak alone
+    score       grad_x log p_t(x) = -eps / sigma_t
+
+A denoiser is `denoiser(x_t, t, y) -> Prediction(x_0, eps)`; guidance wraps a denoiser into a denoiser; a sampler walks a
+denoiser from noise to data. `diffguide.load(path)` gives the denoiser of a checkpoint.
+"""
+
+__version__ = "0.1.0"
+__all__ = ["load", "__version__"]
+
+
+def load(path, weights: str = "ema", device="cpu", trust=()):
+    """The trained model in a checkpoint file or run folder, in evaluation mode; see `diffguide.checkpoints.load`."""
+    from .checkpoints import load as load_checkpoint  # torch takes seconds to import, and `--help` should not
+
+    return load_checkpoint(path, weights=weights, device=device, trust=trust).model

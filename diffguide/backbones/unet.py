@@ -1,0 +1,154 @@
+"""The U-Net of ADM: residual blocks with adaptive group normalisation, attention where asked.
+
+Dhariwal & Nichol, "Diffusion Models Beat GANs on Image Synthesis", 2021, arXiv 2105.05233, section 3.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from .base import Backbone, ConditionEmbedding
+
+__all__ = ["UNet"]
+
+
+def zero(layer: nn.Module) -> nn.Module:
+    """The layer with all parameters 0, so that a block starts as the identity."""
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+    return layer
+
+
+def normalise(channels: int) -> nn.GroupNorm:
+    """Group normalisation with up to 32 groups of at least 4 channels."""
+    groups = min(32, channels // 4)
+    while channels % groups:
+        groups -= 1
+    return nn.GroupNorm(groups, channels)
+
+
+class ResidualBlock(nn.Module):
+    """h = conv(silu(norm(x))); h = conv(dropout(silu(norm(h) (1 + scale) + shift))); skip(x) + h, resampled on the way in.
+
+    Scale and shift come from the conditioning vector (AdaGN, arXiv 2105.05233, eq. 6).
+    """
+
+    def __init__(self, inputs: int, outputs: int, embedding: int, dropout: float, resample: nn.Module | None = None):
+        super().__init__()
+        self.resample = resample or nn.Identity()
+        self.norm_in, self.conv_in = normalise(inputs), nn.Conv2d(inputs, outputs, 3, padding=1)
+        self.modulation = nn.Linear(embedding, 2 * outputs)
+        self.norm_out, self.dropout = normalise(outputs), nn.Dropout(dropout)
+        self.conv_out = zero(nn.Conv2d(outputs, outputs, 3, padding=1))
+        self.skip = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        h = self.conv_in(self.resample(functional.silu(self.norm_in(x))))
+        scale, shift = self.modulation(embedding)[:, :, None, None].chunk(2, dim=1)
+        h = torch.addcmul(shift, self.norm_out(h), 1 + scale)
+        return self.skip(self.resample(x)) + self.conv_out(self.dropout(functional.silu(h)))
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention over the pixels, x + proj(softmax(q k^T / sqrt(d)) v)."""
+
+    def __init__(self, channels: int, head_channels: int):
+        super().__init__()
+        if channels % head_channels:
+            raise ValueError(f"head_channels must divide {channels} channels where attention is asked, got {head_channels}")
+        self.heads = channels // head_channels
+        self.norm, self.qkv = normalise(channels), nn.Conv2d(channels, 3 * channels, 1)
+        self.projection = zero(nn.Conv2d(channels, channels, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, channels, height, width = x.shape
+        qkv = self.qkv(self.norm(x)).reshape(batch, 3, self.heads, channels // self.heads, height * width)
+        q, k, v = qkv.transpose(-1, -2).unbind(1)  # [B, heads, H W, head_channels]
+        h = functional.scaled_dot_product_attention(q, k, v).transpose(-1, -2)
+        return x + self.projection(h.reshape(x.shape))
+
+
+class UNet(Backbone):
+    """U-Net for images [B, C, H, W] whose sides are divisible by 2^(number of multipliers - 1).
+
+    Arguments:
+        in_channels: channels of the images.
+        out_features: channels of the output; None = in_channels.
+        num_classes: number of classes, 0 = unconditional.
+        size: side of the images, pixels; says where `attention` lies.
+        channels: width at full resolution.
+        multipliers: width of each resolution level in units of `channels`, finest first; each level halves the side.
+        blocks: residual blocks per level on the way down (one more on the way up).
+        attention: sides in pixels at which every block is followed by attention.
+        head_channels: channels per attention head.
+        dropout: probability in [0, 1).
+    """
+
+    def __init__(
+        self, in_channels: int, out_features: int | None, num_classes: int, size: int, channels: int,
+        multipliers: Sequence[int], blocks: int, attention: Sequence[int], head_channels: int, dropout: float,
+    ):  # fmt: skip
+        super().__init__()
+        if size is None:
+            raise ValueError("the U-Net needs images, and this dataset has vectors: take backbone=mlp")
+        levels = len(multipliers)
+        if size % 2 ** (levels - 1):
+            raise ValueError(f"{levels} multipliers halve the image {levels - 1} times, but its side is {size} pixels")
+        sides = [size // 2**level for level in range(levels)]
+        if unknown := [side for side in attention if side not in sides]:
+            raise ValueError(f"attention={list(attention)}: the sides of this network are {sides}, not {unknown[0]}")
+        if not 0 <= dropout < 1:
+            raise ValueError(f"dropout must be in [0, 1), got {dropout}")
+        self.num_classes = num_classes
+        embedding = 4 * channels
+        self.embedding = ConditionEmbedding(embedding, num_classes)
+
+        def block(inputs: int, outputs: int, side: int, resample: nn.Module | None = None, attend: bool = True) -> nn.ModuleList:
+            attending = [Attention(outputs, head_channels)] if attend and side in attention else []
+            return nn.ModuleList([ResidualBlock(inputs, outputs, embedding, dropout, resample), *attending])
+
+        widths = [channels * multiplier for multiplier in multipliers]
+        self.conv_in = nn.Conv2d(in_channels, widths[0], 3, padding=1)
+        self.down, skips, width = nn.ModuleList(), [widths[0]], widths[0]
+        for level, side in enumerate(sides):
+            if level:
+                self.down.append(block(width, width, side, nn.AvgPool2d(2), attend=False))
+                skips.append(width)
+            for _ in range(blocks):
+                self.down.append(block(width, widths[level], side))
+                width = widths[level]
+                skips.append(width)
+        self.middle = nn.ModuleList([block(width, width, sides[-1]), block(width, width, sides[-1], attend=False)])
+        self.up = nn.ModuleList()
+        for level, side in reversed(list(enumerate(sides))):
+            for _ in range(blocks + 1):
+                self.up.append(block(width + skips.pop(), widths[level], side))
+                width = widths[level]
+            if level:
+                self.up.append(block(width, width, 2 * side, nn.Upsample(scale_factor=2), attend=False))
+        self.norm_out = normalise(width)
+        self.conv_out = zero(nn.Conv2d(width, in_channels if out_features is None else out_features, 3, padding=1))
+        self.blocks, self.levels = blocks, levels
+
+    def forward(self, x: Tensor, log_snr: Tensor, y: Tensor | None = None) -> Tensor:
+        embedding = functional.silu(self.embedding(log_snr, y))
+        h = self.conv_in(x.to(self.conv_in.weight.dtype))
+        skips = [h]
+        for block in self.down:
+            h = run(block, h, embedding)
+            skips.append(h)
+        for block in self.middle:
+            h = run(block, h, embedding)
+        for index, block in enumerate(self.up):
+            if index % (self.blocks + 2) <= self.blocks:  # the last block of each level only enlarges
+                h = torch.cat([h, skips.pop()], dim=1)
+            h = run(block, h, embedding)
+        return self.conv_out(functional.silu(self.norm_out(h)))
+
+
+def run(block: nn.ModuleList, h: Tensor, embedding: Tensor) -> Tensor:
+    """One residual block and the attention behind it, if any."""
+    h = block[0](h, embedding)
+    return block[1](h) if len(block) > 1 else h

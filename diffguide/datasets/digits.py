@@ -1,0 +1,30 @@
+"""The handwritten digits that ship with scikit-learn: 1797 grey images of 8 x 8 pixels, 17 grey values, 10 classes.
+
+Alpaydin & Kaynak, "Optical Recognition of Handwritten Digits", UCI Machine Learning Repository, 1998.
+"""
+
+import torch
+from sklearn.datasets import load_digits
+
+from .base import InMemory, Split, check_facts
+
+__all__ = ["Digits"]
+
+
+class Digits(InMemory):
+    """x = u / 8 - 1 for grey values u in 0..16; the first 1000 train, the next 350 validate, the last 447 test.
+
+    The blocks are in the order of the file, so that the test block holds other writers. No flips: digits are not symmetric.
+
+    Arguments:
+        channels, size, num_classes: the facts 1, 8 and 10, checked against the data.
+    """
+
+    def __init__(self, channels: int, size: int, num_classes: int):
+        images, labels = load_digits(return_X_y=True)
+        x = torch.from_numpy(images).float().reshape(-1, 1, 8, 8) / 8 - 1
+        y = torch.from_numpy(labels).long()
+        found = {"channels": x.shape[1], "size": x.shape[2], "num_classes": int(y.max()) + 1}
+        check_facts("digits", {"channels": channels, "size": size, "num_classes": num_classes}, found)
+        cuts = slice(0, 1000), slice(1000, 1350), slice(1350, 1797)
+        super().__init__(*(Split(x[cut], y[cut]) for cut in cuts), class_names=tuple("0123456789"))

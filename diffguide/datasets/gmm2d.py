@@ -1,0 +1,38 @@
+"""Eight Gaussians on a circle: the smallest data set with modes, classes and a closed form for everything."""
+
+import math
+
+import torch
+
+from .base import InMemory, Split, check_facts
+
+__all__ = ["GMM2D"]
+
+
+class GMM2D(InMemory):
+    """Eight components of equal weight on the circle of radius 1.3, standard deviation 0.15; class = neighbouring pair.
+
+    Component k lies at the angle 2 pi k / 8 and has class k // 2. The draws are a function of `seed` alone.
+
+    Arguments:
+        channels, size, num_classes: the facts 2 (length of a vector), None (no image) and 4, checked.
+        train, validation, test: number of points in each split.
+        seed: of the draws.
+    """
+
+    radius, std = 1.3, 0.15
+
+    def __init__(
+        self, channels: int, size: int | None, num_classes: int, train: int, validation: int, test: int, seed: int
+    ):
+        found = {"channels": 2, "size": None, "num_classes": 4}
+        check_facts("gmm2d", {"channels": channels, "size": size, "num_classes": num_classes}, found)
+        rng = torch.Generator().manual_seed(seed)
+        super().__init__(*(self.draw(n, rng) for n in (train, validation, test)), class_names=tuple("0123"))
+
+    def draw(self, n: int, rng: torch.Generator) -> Split:
+        """n labelled points."""
+        component = torch.randint(8, (n,), generator=rng)
+        angle = 2 * math.pi / 8 * component
+        mean = self.radius * torch.stack([angle.cos(), angle.sin()], dim=1)
+        return Split(mean + self.std * torch.randn(n, 2, generator=rng), component // 2)

@@ -1,0 +1,120 @@
+"""Denoisers: what every method of this library shows to a sampler.
+
+    denoiser(x_t, t, y) -> Prediction(x_0, eps)
+
+x_t [B, ...]; t float64, a 0-d CPU tensor (all rows at one level) or [B] on the device of x_t; y class indices [B] with -1
+for "no condition in this row", or None for -1 everywhere. The two fields agree, x_t = alpha_t x_0 + sigma_t eps, unless a
+method re-noises with another eps on purpose.
+"""
+
+import copy
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .parameterizations import Parameterization, Rows
+from .schedules import Schedule
+
+__all__ = ["Prediction", "Denoiser", "Preconditioned", "DenoiserWrapper", "EvaluationCounter"]
+
+
+class Prediction(NamedTuple):
+    """Estimates of the clean data E[x_0 | x_t] and of the noise E[eps | x_t], each in the shape of x_t."""
+
+    x_0: Tensor
+    eps: Tensor
+
+
+class Denoiser:
+    """Base of everything a sampler can sample.
+
+    Attributes:
+        schedule: the noise schedule that t refers to.
+        levels: None where t is continuous, else the legal times, decreasing, float64.
+        num_classes: number of classes, 0 where there is no condition.
+        has_null: whether a row without condition (y = -1) was trained.
+    """
+
+    schedule: Schedule
+    levels: Tensor | None = None
+    num_classes: int = 0
+    has_null: bool = False
+
+    def __call__(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Prediction:
+        raise NotImplementedError
+
+    def start(self, noise, times: Tensor) -> "Denoiser":
+        """A fresh denoiser for one run over `times`; where nothing is remembered, the denoiser itself."""
+        return self
+
+
+class Preconditioned(nn.Module, Denoiser):
+    """A backbone read through a parameterization: x0_hat = c_skip x_t + c_out F(c_in x_t, log_snr, y), likewise eps.
+
+    Karras et al. 2022, arXiv 2206.00364, eq. 7. The network sees the log-SNR, never t.
+
+    Arguments:
+        backbone: module (x, log_snr [B], y) -> F.
+        schedule: the noise schedule.
+        parameterization: the meaning of F.
+        has_null: whether training dropped the condition, so that y = -1 means something.
+
+    Raises:
+        ValueError: a parameterization that divides by alpha on a schedule that ends at alpha = 0.
+    """
+
+    def __init__(self, backbone: nn.Module, schedule: Schedule, parameterization: Parameterization, has_null: bool):
+        super().__init__()
+        if schedule.zero_terminal_snr and parameterization.needs_signal:
+            raise ValueError(
+                f"a network that predicts {type(parameterization).__name__.lower()} cannot be used at zero terminal SNR: "
+                f"at t = 1 {type(schedule).__name__} holds no signal (log_snr_min=-inf) and x_0 would be divided by 0; "
+                "take objective=x0, v, flow or edm, or a finite log_snr_min"
+            )
+        self.backbone, self.schedule, self.parameterization = backbone, schedule, parameterization
+        self.num_classes = backbone.num_classes
+        self.has_null = bool(has_null) or self.num_classes == 0
+
+    def output(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> tuple[Tensor, Rows]:
+        """The network's output F, in the dtype of x_t, and the rows that read it."""
+        rows = self.parameterization.rows(*self.schedule.alpha_sigma(t, x_t.ndim)).to(x_t)
+        log_snr = self.schedule.log_snr(t).to(x_t).expand(len(x_t))
+        return self.backbone(rows.c_in * x_t, log_snr, y).to(x_t.dtype), rows
+
+    def forward(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Prediction:
+        output, rows = self.output(x_t, t, y)
+        return Prediction(rows.c_skip * x_t + rows.c_out * output, rows.e_skip * x_t + rows.e_out * output)
+
+
+class DenoiserWrapper(Denoiser):
+    """A denoiser made of another one, whose facts it forwards. It starts what it wraps."""
+
+    def __init__(self, denoiser: Denoiser):
+        self.denoiser = denoiser
+
+    schedule = property(lambda self: self.denoiser.schedule)
+    levels = property(lambda self: self.denoiser.levels)
+    num_classes = property(lambda self: self.denoiser.num_classes)
+    has_null = property(lambda self: self.denoiser.has_null)
+
+    def start(self, noise, times: Tensor) -> "DenoiserWrapper":
+        fresh = copy.copy(self)
+        fresh.denoiser = self.denoiser.start(noise, times)
+        return fresh
+
+
+class EvaluationCounter(DenoiserWrapper):
+    """Counts network evaluations, one per row: a batched call for two conditions of B images counts 2 B."""
+
+    def __init__(self, denoiser: Denoiser):
+        super().__init__(denoiser)
+        self.count = [0]  # a list, so that the copies which `start` makes count together
+
+    @property
+    def evaluations(self) -> int:
+        return self.count[0]
+
+    def __call__(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Prediction:
+        self.count[0] += len(x_t)
+        return self.denoiser(x_t, t, y)

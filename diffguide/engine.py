@@ -1,0 +1,33 @@
+"""Devices, processes and precision: the only module that knows Lightning Fabric."""
+
+import os
+
+from lightning_fabric import Fabric
+from lightning_fabric.utilities.exceptions import MisconfigurationException
+
+__all__ = ["fabric"]
+
+
+def fabric(accelerator: str, devices: int | str, num_nodes: int, strategy: str, precision: str) -> Fabric:
+    """A Fabric, not yet launched. Under torchrun the number of processes is torchrun's.
+
+    Arguments:
+        accelerator: auto, cpu, cuda, mps.
+        devices: processes per machine, or auto.
+        num_nodes: machines.
+        strategy: auto, ddp, ...
+        precision: 32-true, 16-mixed, bf16-mixed, bf16-true, 64-true.
+
+    Raises:
+        ValueError: a device that is not there, an unknown strategy or precision.
+    """
+    if "TORCHELASTIC_RUN_ID" in os.environ:  # Fabric's own count would start independent single runs here
+        devices = int(os.environ["LOCAL_WORLD_SIZE"])
+        num_nodes = int(os.environ["WORLD_SIZE"]) // devices
+    try:
+        return Fabric(
+            accelerator=accelerator, devices=devices, num_nodes=num_nodes, strategy=strategy, precision=precision
+        )
+    except (MisconfigurationException, RuntimeError, ValueError) as error:
+        asked = f"accelerator={accelerator} devices={devices} strategy={strategy} precision={precision}"
+        raise ValueError(f"this machine cannot provide {asked}: {error}") from error

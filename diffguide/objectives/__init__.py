@@ -1,0 +1,6 @@
+"""Objectives: how a backbone becomes something trained. objective(x_0, y, rng) -> Loss; `objective.model` survives."""
+
+from .base import Loss, Objective
+from .denoising import Denoising
+
+__all__ = ["Denoising", "Loss", "Objective"]

@@ -1,0 +1,55 @@
+"""One bar on a terminal; a plain line every few seconds elsewhere. Always on stderr: stdout is for results."""
+
+import sys
+import time
+
+from tqdm import tqdm
+
+__all__ = ["Progress"]
+
+
+class Progress:
+    """Counts towards `total`, with rate, time left and a few figures.
+
+    Arguments:
+        title: what is being done.
+        total: how many units there are.
+        unit: their name.
+        done: how many were done before.
+        every: seconds between lines where stderr is no terminal.
+        silent: whether to show nothing (ranks other than 0).
+    """
+
+    def __init__(self, title: str, total: int, unit: str, done: int = 0, every: float = 5.0, silent: bool = False):
+        self.title, self.total, self.unit, self.count, self.every = title, total, unit, done, every
+        self.first, self.started, self.last, self.silent = done, time.monotonic(), time.monotonic(), silent
+        terminal = sys.stderr.isatty() and not silent
+        self.bar = tqdm(total=total, initial=done, unit=f" {unit}", desc=title, dynamic_ncols=True) if terminal else None
+
+    def advance(self, n: int) -> None:
+        """n more units are done."""
+        self.count += n
+        if self.bar is not None:
+            self.bar.update(n)
+
+    def show(self, **figures: float) -> None:
+        """Shows figures such as the loss: beside the bar, or in a line if the last one is old enough."""
+        if self.silent:
+            return
+        text = " ".join(f"{name} {value:.4g}" for name, value in figures.items())
+        if self.bar is not None:
+            self.bar.set_postfix_str(text)
+        elif time.monotonic() - self.last >= self.every or self.count >= self.total:
+            self.last = time.monotonic()
+            rate = (self.count - self.first) / max(self.last - self.started, 1e-9)
+            left = (self.total - self.count) / max(rate, 1e-9)
+            self.say(f"{self.title} {self.count}/{self.total} {self.unit}, {rate:.0f}/s, {text} {left:.0f} s left")
+
+    def say(self, line: str) -> None:
+        """A line of its own that does not break the bar."""
+        if not self.silent:
+            tqdm.write(line, file=sys.stderr)
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.close()

@@ -1,0 +1,92 @@
+"""DDIM and DDPM: one update, x_s = alpha_s x_0 + sqrt(sigma_s^2 - v) eps + sqrt(v) z, with another variance v."""
+
+import torch
+from torch import Tensor
+
+from ..denoisers import Denoiser, Prediction
+from ..randomness import Noise
+from ..schedules import Schedule
+from .base import Sampler
+from .grids import Grid
+
+__all__ = ["DDIM", "DDPM", "Euler", "posterior_variance", "transition_variance"]
+
+
+def transition_variance(schedule: Schedule, t: Tensor, s: Tensor) -> Tensor:
+    """Var[x_t | x_s] = sigma_t^2 - (alpha_t / alpha_s)^2 sigma_s^2, DDPM's beta; without cancellation."""
+    return -schedule.alpha_sigma(t)[1] ** 2 * torch.expm1(schedule.log_snr(t) - schedule.log_snr(s))
+
+
+def posterior_variance(schedule: Schedule, t: Tensor, s: Tensor) -> Tensor:
+    """Var[x_s | x_t, x_0] = Var[x_t | x_s] sigma_s^2 / sigma_t^2, DDPM's beta tilde (arXiv 2006.11239, eq. 7)."""
+    return transition_variance(schedule, t, s) * (schedule.alpha_sigma(s)[1] / schedule.alpha_sigma(t)[1]) ** 2
+
+
+def move(prediction: Prediction, schedule: Schedule, s: Tensor, variance: Tensor | float) -> Tensor:
+    """alpha_s x_0 + sqrt(sigma_s^2 - variance) eps: the mean of x_s."""
+    alpha, sigma = schedule.alpha_sigma(s)
+    return alpha * prediction.x_0 + (sigma**2 - variance).clamp(min=0).sqrt() * prediction.eps
+
+
+class DDIM(Sampler):
+    """Song, Meng, Ermon, "Denoising Diffusion Implicit Models", 2021, arXiv 2010.02502, eq. 12.
+
+    Arguments:
+        steps, grid: as for every sampler.
+        eta: 0 = deterministic, 1 = DDPM with the posterior variance; v = eta^2 Var[x_s | x_t, x_0]; in [0, 1].
+    """
+
+    order = 1
+
+    def __init__(self, steps: int, grid: Grid, eta: float):
+        super().__init__(steps, grid)
+        if not 0 <= eta <= 1:
+            raise ValueError(f"eta must be in [0, 1], got {eta}")
+        self.eta, self.stochastic = float(eta), eta > 0
+
+    def step(
+        self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, y: Tensor | None, noise: Noise | None, memory: dict
+    ) -> Tensor:
+        prediction = denoiser(x, t, y)
+        if not self.stochastic:
+            return move(prediction, denoiser.schedule, s, 0.0)
+        variance = self.eta**2 * posterior_variance(denoiser.schedule, t, s)
+        return move(prediction, denoiser.schedule, s, variance) + variance.sqrt() * noise.increment(t, s)
+
+
+class Euler(DDIM):
+    """Euler's method for d(x / alpha) = eps d(sigma / alpha), which is DDIM with eta = 0 (arXiv 2010.02502, eq. 14)."""
+
+    def __init__(self, steps: int, grid: Grid):
+        super().__init__(steps, grid, eta=0.0)
+
+
+class DDPM(Sampler):
+    """Ancestral sampling: the mean of q(x_s | x_t, x_0), with a fixed variance.
+
+    Ho et al. 2020, arXiv 2006.11239, algorithm 2; Nichol & Dhariwal 2021, arXiv 2102.09672, eq. 15 for the mixture.
+    The step to t = 0 always takes the posterior variance: nothing removes noise after it.
+
+    Arguments:
+        steps, grid: as for every sampler.
+        variance: 0 = fixed small (the posterior's), 1 = fixed large (the transition's), between = log-linear.
+    """
+
+    order = 1
+    stochastic = True
+
+    def __init__(self, steps: int, grid: Grid, variance: float):
+        super().__init__(steps, grid)
+        if not 0 <= variance <= 1:
+            raise ValueError(f"variance must be in [0, 1], from fixed small to fixed large, got {variance}")
+        self.variance = float(variance)
+
+    def step(
+        self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, y: Tensor | None, noise: Noise | None, memory: dict
+    ) -> Tensor:
+        prediction = denoiser(x, t, y)
+        small = posterior_variance(denoiser.schedule, t, s)
+        variance = small
+        if self.variance and s > 0:
+            variance = small ** (1 - self.variance) * transition_variance(denoiser.schedule, t, s) ** self.variance
+        return move(prediction, denoiser.schedule, s, small) + variance.sqrt() * noise.increment(t, s)

@@ -1,0 +1,78 @@
+"""What every sampler shares: one loop over a decreasing grid of times."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ..denoisers import Denoiser
+from ..randomness import Noise
+from .grids import Grid
+
+__all__ = ["Sampler"]
+
+
+class Sampler:
+    """sampler(denoiser, x, times, y, noise, on_step) -> x at times[-1].
+
+    A step starts from alpha_t pred.x_0 + sigma_t pred.eps, never from x_t: the two are equal unless a guidance method
+    re-noises with another eps, which only so reaches every solver.
+
+    Arguments:
+        steps: number of steps, at least 1.
+        grid: where the times lie.
+
+    Attributes:
+        order: of convergence, of the deterministic solution.
+        stochastic: whether steps draw noise.
+        off_grid: whether the denoiser is evaluated at times that are not on the grid.
+        needs: the protocol that a model must have.
+    """
+
+    order: int
+    stochastic = False
+    off_grid = False
+    needs = Denoiser
+
+    def __init__(self, steps: int, grid: Grid):
+        if not isinstance(steps, int) or steps < 1:
+            raise ValueError(f"steps must be a whole number of at least 1, got {steps!r}")
+        self.steps, self.grid = steps, grid
+
+    def times(self, denoiser: Denoiser) -> Tensor:
+        """The grid for a denoiser, decreasing, float64 [steps + 1] on the CPU."""
+        return self.grid(denoiser.schedule, self.steps, denoiser.levels)
+
+    @torch.no_grad()
+    def __call__(
+        self, denoiser: Denoiser, x: Tensor, times: Tensor, y: Tensor | None = None, noise: Noise | None = None,
+        on_step: Callable[[int, Tensor], None] | None = None,
+    ) -> Tensor:  # fmt: skip
+        """Walks x [B, ...], which lives at times[0], to times[-1].
+
+        Arguments:
+            times: decreasing float64 CPU tensor.
+            y: class indices [B], -1 = no condition, or None.
+            noise: needed where `stochastic`.
+            on_step: called with (step index from 1, x) after every step.
+
+        Raises:
+            ValueError: times that do not decrease strictly, or a stochastic sampler without noise.
+        """
+        if times.ndim != 1 or len(times) < 2 or not bool((times[1:] < times[:-1]).all()):
+            raise ValueError(f"times must decrease strictly, got {times.tolist()}")
+        if self.stochastic and noise is None:
+            raise ValueError(f"{type(self).__name__} draws noise: pass noise=Noise(seeds, shape, schedule)")
+        denoiser = denoiser.start(noise, times)
+        memory: dict = {}
+        for index, (t, s) in enumerate(zip(times[:-1], times[1:]), start=1):
+            x = self.step(denoiser, x, t, s, y, noise, memory)
+            if on_step is not None:
+                on_step(index, x)
+        return x
+
+    def step(
+        self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, y: Tensor | None, noise: Noise | None, memory: dict
+    ) -> Tensor:
+        """x at time s from x at time t > s; `memory` belongs to this run."""
+        raise NotImplementedError

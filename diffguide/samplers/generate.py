@@ -1,0 +1,37 @@
+"""Many samples, in batches, each a function of its own seed."""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from ..denoisers import Denoiser
+from ..randomness import Noise
+from .base import Sampler
+
+__all__ = ["generate"]
+
+
+def generate(
+    denoiser: Denoiser, sampler: Sampler, seeds: Sequence[int], labels: Sequence[int] | None, shape: Sequence[int],
+    batch_size: int, device: torch.device | str = "cpu", on_step=None,
+) -> Iterator[Tensor]:  # fmt: skip
+    """Yields batches x [b, *shape] at the end of the sampler's grid, float32.
+
+    Arguments:
+        denoiser: what to sample, guided or not.
+        sampler: how.
+        seeds: one per sample; sample i is a function of (seeds[i], labels[i]), the denoiser and the sampler alone.
+        labels: class index per sample, -1 = no condition; None = -1 everywhere.
+        shape: of one sample.
+        batch_size: samples at a time.
+        device: where the denoiser lives.
+        on_step: called with (step index from 1, x) after every step of every batch.
+    """
+    times = sampler.times(denoiser)
+    sigma = denoiser.schedule.alpha_sigma(times[0])[1]
+    for first in range(0, len(seeds), batch_size):
+        part = slice(first, first + batch_size)
+        noise = Noise(seeds[part], shape, denoiser.schedule, device)
+        y = None if labels is None else torch.tensor(labels[part], device=device)
+        yield sampler(denoiser, sigma * noise.normal(times[0], 0), times, y, noise, on_step)

@@ -1,0 +1,200 @@
+"""The training loop. Progress is counted in images, so that the batch size does not change what a configuration means.
+
+Everything random is a function of a position: the data order of (seed, epoch), the noise of (seed, rank, step), the
+layers' own randomness (dropout) of (seed, rank, step, micro-step). A resumed run needs no generator state.
+"""
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from . import checkpoints
+from .datasets import InMemory, Split
+from .objectives import Objective
+from .progress import Progress
+from .randomness import fold
+from .runs import append_line, write_atomically
+
+__all__ = ["Training"]
+
+ORDER, NOISE, LAYERS, VALIDATION = range(4)  # purposes of a folded seed
+
+
+class DataOrder:
+    """The endless order in which examples are shown: every epoch its own permutation, a function of (seed, epoch)."""
+
+    def __init__(self, length: int, seed: int):
+        self.length, self.seed, self.epoch = length, seed, -1
+
+    def indices(self, position: int, count: int) -> Tensor:
+        """The examples at positions position .. position + count - 1, [count]."""
+        parts = []
+        while count:
+            epoch, offset = divmod(position, self.length)
+            if epoch != self.epoch:
+                rng = torch.Generator().manual_seed(fold(self.seed, ORDER, epoch))
+                self.epoch, self.permutation = epoch, torch.randperm(self.length, generator=rng)
+            parts.append(self.permutation[offset : offset + count])
+            position, count = position + len(parts[-1]), count - len(parts[-1])
+        return torch.cat(parts)
+
+
+class Training:
+    """How to train: amounts in images unless said otherwise.
+
+    Arguments:
+        images: training images in total.
+        batch_size: images per optimiser step, over all devices.
+        learning_rate: peak learning rate, after warm-up.
+        warmup_images: linear rise of the learning rate at the start; a cosine fall to 0 follows, until `images`.
+        accumulate: parts into which each device's share of the batch is cut, for memory.
+        max_grad_norm: the gradient's norm is clipped to this.
+        ema_images: half-life of the weights' moving average; early on a tenth of the images seen, if that is shorter.
+        log_images, validation_images, checkpoint_images, sample_images: how often; each also at the end.
+        optimizer: callable (parameters, lr=...) -> torch optimiser.
+
+    Raises:
+        ValueError: an amount that is not positive, or a batch that cannot be divided.
+    """
+
+    def __init__(
+        self, images: int, batch_size: int, learning_rate: float, warmup_images: int, accumulate: int,
+        max_grad_norm: float, ema_images: int, log_images: int, validation_images: int, checkpoint_images: int,
+        sample_images: int, optimizer: Callable[..., torch.optim.Optimizer],
+    ):  # fmt: skip
+        amounts = dict(
+            images=images, batch_size=batch_size, accumulate=accumulate, ema_images=ema_images, log_images=log_images,
+            validation_images=validation_images, checkpoint_images=checkpoint_images, sample_images=sample_images,
+        )  # fmt: skip
+        for name, value in amounts.items():
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+        for name, value in {"learning_rate": learning_rate, "max_grad_norm": max_grad_norm}.items():
+            if not isinstance(value, (int, float)) or not value > 0:
+                raise ValueError(f"{name} must be a positive number, got {value!r}")
+        if not isinstance(warmup_images, int) or warmup_images < 0:
+            raise ValueError(f"warmup_images must be a whole number of at least 0, got {warmup_images!r}")
+        self.images, self.batch_size, self.learning_rate, self.warmup_images = images, batch_size, learning_rate, warmup_images
+        self.accumulate, self.max_grad_norm, self.ema_images = accumulate, max_grad_norm, ema_images
+        self.log_images, self.validation_images = log_images, validation_images
+        self.checkpoint_images, self.sample_images = checkpoint_images, sample_images
+        self.optimizer = optimizer
+
+    def learning_rate_at(self, images: int) -> float:
+        """Warm-up, then half a cosine to 0 at `self.images`."""
+        warm = min(1.0, (images + self.batch_size) / max(self.warmup_images, 1))
+        return self.learning_rate * warm * (0.5 + 0.5 * math.cos(math.pi * min(images / self.images, 1)))
+
+    def ema_decay_at(self, images: int) -> float:
+        """The decay per step at a half-life of min(ema_images, images / 10)."""
+        return 0.5 ** (self.batch_size / max(min(self.ema_images, images / 10), 1e-9))
+
+    def run(
+        self, fabric, objective: Objective, data: InMemory, folder: Path, seed: int, config: dict,
+        draw: Callable[[Objective, Path], None], resume: Path | None = None,
+    ) -> Objective:  # fmt: skip
+        """Trains and returns the averaged objective; writes metrics.jsonl, checkpoints/ and samples/ into `folder`.
+
+        Arguments:
+            fabric: launched Fabric.
+            data: what to train on.
+            seed: of everything random.
+            config: resolved configuration, for the checkpoints.
+            draw: called with (averaged objective, PNG path) on rank 0 to make a sample grid.
+            resume: checkpoint to continue from.
+
+        Raises:
+            ValueError: a batch that the devices cannot share.
+        """
+        share = self.batch_size // (fabric.world_size * self.accumulate)
+        if share * fabric.world_size * self.accumulate != self.batch_size:
+            raise ValueError(
+                f"batch_size {self.batch_size} must be a multiple of devices x accumulate, "
+                f"{fabric.world_size} x {self.accumulate}"
+            )
+        optimizer = self.optimizer(objective.parameters(), lr=self.learning_rate)
+        module, optimizer = fabric.setup(objective, optimizer)
+        ema = AveragedModel(objective).eval().requires_grad_(False)
+        train = Split(*(tensor.to(fabric.device) for tensor in data.train))
+        order, images = DataOrder(len(train.y), seed), 0
+        if resume is not None:
+            images = checkpoints.load_training_state(resume, objective, ema.module, optimizer)["images"]
+            ema.n_averaged.fill_(images // self.batch_size)
+            cut_metrics(folder / "metrics.jsonl", images)
+        facts = {"class_names": list(data.class_names), "shape": list(data.shape)}
+        metrics, rng = folder / "metrics.jsonl", torch.Generator(fabric.device)
+        progress = Progress("training", self.images, "images", images, silent=not fabric.is_global_zero)
+        sums, count, started, since = {}, 0, time.monotonic(), time.monotonic()
+        while images < self.images:
+            step = images // self.batch_size
+            for group in optimizer.param_groups:
+                group["lr"] = self.learning_rate_at(images)
+            rng.manual_seed(fold(seed, NOISE, fabric.global_rank, step))
+            first = fabric.global_rank * share * self.accumulate
+            indices = order.indices(images, self.batch_size)[first : first + share * self.accumulate].to(fabric.device)
+            for micro, part in enumerate(indices.split(share)):
+                torch.manual_seed(fold(seed, LAYERS, fabric.global_rank, step, micro))
+                with fabric.no_backward_sync(module, enabled=micro < self.accumulate - 1):
+                    per_example, terms = module(train.x[part], train.y[part], rng)
+                    fabric.backward(per_example.mean() / self.accumulate)
+                for name, value in {"loss": per_example.detach(), **terms}.items():
+                    sums[name] = sums.get(name, 0.0) + value.mean()
+                count += 1
+            norm = fabric.clip_gradients(module, optimizer, max_norm=self.max_grad_norm, error_if_nonfinite=False)
+            optimizer.step()
+            optimizer.zero_grad()
+            before, images = images, images + self.batch_size
+            ema.multi_avg_fn = get_ema_multi_avg_fn(self.ema_decay_at(images))
+            ema.update_parameters(objective)
+            progress.advance(self.batch_size)
+
+            def due(every: int) -> bool:
+                return images // every > before // every or images >= self.images
+
+            if due(self.log_images):
+                seconds = time.monotonic() - since
+                means = {name: float(value) / count for name, value in sums.items()}
+                record = {"images": images, **means, "learning_rate": self.learning_rate_at(before), "grad_norm": float(norm)}
+                timing = {"images_per_second": count * share * fabric.world_size / seconds}
+                timing["seconds"] = time.monotonic() - started
+                if fabric.is_global_zero:
+                    append_line(metrics, record | timing)
+                progress.show(loss=means["loss"])
+                sums, count, since = {}, 0, time.monotonic()
+            if fabric.is_global_zero:
+                paused = time.monotonic()
+                if due(self.validation_images):
+                    loss = held_out_loss(ema.module, data.validation, seed, fabric.device)
+                    append_line(metrics, {"images": images, "validation_loss": loss})
+                    progress.say(f"{images} images: held-out loss {loss:.4f}")
+                if due(self.checkpoint_images):
+                    facts["images"] = images
+                    checkpoints.save(folder / "checkpoints", objective, ema.module, optimizer, config, facts)
+                if due(self.sample_images):
+                    draw(ema.module, folder / "samples" / f"{images:010d}.png")
+                since += time.monotonic() - paused  # the rate is that of training
+        progress.close()
+        fabric.barrier()
+        return ema.module
+
+
+@torch.no_grad()
+def held_out_loss(objective: Objective, split: Split, seed: int, device: torch.device, batch_size: int = 500) -> float:
+    """The mean loss over a split, with noise that is the same every time."""
+    rng = torch.Generator(device).manual_seed(fold(seed, VALIDATION))
+    parts = [objective(x.to(device), y.to(device), rng)[0] for x, y in zip(*(field.split(batch_size) for field in split))]
+    return float(torch.cat(parts).mean())
+
+
+def cut_metrics(path: Path, images: int) -> None:
+    """Drops the lines of metrics.jsonl that lie after a checkpoint."""
+    import json
+
+    lines: Sequence[str] = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+    kept = "".join(line for line in lines if json.loads(line)["images"] <= images)
+    write_atomically(path, lambda temporary: temporary.write_text(kept, encoding="utf-8"))
