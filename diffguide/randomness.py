@@ -30,7 +30,7 @@ def scramble(z: numpy.ndarray) -> numpy.ndarray:
 
 def fold_in(state: numpy.ndarray, word: int | numpy.ndarray) -> numpy.ndarray:
     """A new uint64 state from a state and a 64-bit word; broadcasts."""
-    word = numpy.asarray(word, dtype=numpy.uint64)
+    word = numpy.array(word, dtype=numpy.uint64, ndmin=1)  # NumPy warns of overflow in scalars, where it is meant
     return scramble((state ^ scramble(word + GOLDEN)) * numpy.uint64(2) + GOLDEN)
 
 

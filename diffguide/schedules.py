@@ -105,6 +105,13 @@ class TruncatedCurve(Schedule):
     def inverse_curve(self, log_snr: Tensor) -> Tensor:
         raise NotImplementedError
 
+    def slope(self, u: Tensor) -> Tensor:
+        """d curve / du."""
+        raise NotImplementedError
+
+    def rate(self, t) -> Tensor:
+        return self.slope(self.start + (self.end - self.start) * as_time(t)) * (self.end - self.start)
+
     def log_snr(self, t) -> Tensor:
         t = as_time(t)
         inside = self.curve(self.start + (self.end - self.start) * t)
@@ -128,6 +135,9 @@ class Cosine(TruncatedCurve):
     def inverse_curve(self, log_snr: Tensor) -> Tensor:
         return 2 / math.pi * torch.atan(torch.exp(-log_snr / 2))
 
+    def slope(self, u: Tensor) -> Tensor:
+        return -2 * math.pi / torch.sin(math.pi * u)
+
 
 class Flow(TruncatedCurve):
     """alpha = 1 - u, sigma = u: the straight path of flow matching, log_snr = 2 log((1 - u) / u).
@@ -143,6 +153,9 @@ class Flow(TruncatedCurve):
 
     def inverse_curve(self, log_snr: Tensor) -> Tensor:
         return torch.sigmoid(-log_snr / 2)
+
+    def slope(self, u: Tensor) -> Tensor:
+        return -2 / (u * (1 - u))
 
 
 class Linear(TruncatedCurve):
@@ -178,12 +191,21 @@ class Linear(TruncatedCurve):
         self.__dict__["knots"] = torch.cat([end, log_abar])  # a plain attribute: no dtype cast may touch it
         super().__init__(log_snr_max, log_snr_min)
 
-    def curve(self, u: Tensor) -> Tensor:
+    def segment(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """log abar at u, and its slope there per unit of u."""
         knots = self.knots.to(u.device)
         position = u * (len(knots) - 1)
         k = position.detach().floor().clamp(0, len(knots) - 2).long()
-        log_abar = knots[k] + (position - k) * (knots[k + 1] - knots[k])
+        rise = knots[k + 1] - knots[k]
+        return knots[k] + (position - k) * rise, rise * (len(knots) - 1)
+
+    def curve(self, u: Tensor) -> Tensor:
+        log_abar = self.segment(u)[0]
         return log_abar - torch.log(-torch.expm1(log_abar))
+
+    def slope(self, u: Tensor) -> Tensor:
+        log_abar, slope = self.segment(u)
+        return slope / -torch.expm1(log_abar)
 
     def inverse_curve(self, log_snr: Tensor) -> Tensor:
         knots, log_abar = self.knots.to(log_snr.device), logsigmoid(log_snr)
@@ -223,3 +245,6 @@ class EDM(Schedule):
 
     def t_of(self, log_snr) -> Tensor:
         return (torch.exp(-as_time(log_snr) / (2 * self.rho)) - self.low) / (self.high - self.low)
+
+    def rate(self, t) -> Tensor:
+        return -2 * self.rho * (self.high - self.low) / (self.low + as_time(t) * (self.high - self.low))
