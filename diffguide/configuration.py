@@ -1,14 +1,16 @@
 """Where the configuration lies, how its nodes become objects, and how a mistake in it is told."""
 
+import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from hydra.errors import CompactHydraException, InstantiationException
 from omegaconf import DictConfig
 
-__all__ = ["ConfigError", "build", "config_dir", "run_command", "run_parent"]
+__all__ = ["ConfigError", "build", "check_whole", "config_dir", "one_line_errors", "run_command", "run_parent"]
 
 
 class ConfigError(CompactHydraException, ValueError):
@@ -40,6 +42,24 @@ def build(cfg: DictConfig, key: str, *args: Any) -> Any:
             where = getattr(error, "full_key", "") or key
             raise ConfigError(f"{where}: {cause}") from error
         raise
+
+
+def check_whole(cfg: DictConfig, key: str, least: int) -> None:
+    """Raises ConfigError where cfg[key] is no whole number of at least `least`."""
+    if not isinstance(cfg[key], int) or isinstance(cfg[key], bool) or cfg[key] < least:
+        raise ConfigError(f"{key} must be a whole number of at least {least}, got {cfg[key]!r}")
+
+
+@contextmanager
+def one_line_errors(name: str) -> Iterator[None]:
+    """Tells a ConfigError in one line on stderr and leaves with code 1; HYDRA_FULL_ERROR=1 lets the traceback through."""
+    try:
+        yield
+    except ConfigError as error:
+        if os.environ.get("HYDRA_FULL_ERROR") == "1":
+            raise
+        print(f"{name}: {error}", file=sys.stderr)
+        raise SystemExit(1) from error
 
 
 def run_command(command: Callable[[], None], name: str, argv: Sequence[str] | None) -> None:

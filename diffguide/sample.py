@@ -10,7 +10,7 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from .configuration import ConfigError, build, config_dir, run_command, run_parent
+from .configuration import ConfigError, build, check_whole, config_dir, one_line_errors, run_command, run_parent
 
 __all__ = ["main", "sample"]
 
@@ -25,6 +25,8 @@ def sample(cfg: DictConfig) -> None:
     from .runs import claim_version
     from .samplers import generate
 
+    for key, least in {"n": 1, "batch_size": 1, "seed": 0}.items():
+        check_whole(cfg, key, least)
     engine = build(cfg, "engine")
     if engine.world_size > 1:
         raise ConfigError("engine.devices: sampling uses one device, got more")
@@ -43,6 +45,8 @@ def sample(cfg: DictConfig) -> None:
         labels = sampling.resolve_labels(OmegaConf.to_container(cfg, resolve=True)["labels"], cfg.n, class_names)
     except ValueError as error:
         raise ConfigError(str(error)) from error
+    if labels is None and not guided.has_null:
+        raise ConfigError("labels=null needs a model that dropped labels in training (guidance=cfg); this one never did")
     seeds = range(cfg.seed, cfg.seed + cfg.n)
     folder = claim_version(run_parent(cfg, "sample", cfg.name or loaded.config["name"]))
     OmegaConf.save(cfg, folder / "config.yaml", resolve=True)
@@ -83,7 +87,8 @@ class ContactSheet(Callback):
 
 @hydra.main(version_base="1.3", config_path=config_dir(), config_name="sample")
 def command(cfg: DictConfig) -> None:
-    sample(cfg)
+    with one_line_errors("diffguide-sample"):
+        sample(cfg)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

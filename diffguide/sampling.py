@@ -3,9 +3,11 @@
 import csv
 import io
 import json
+import math
 import platform
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy
@@ -30,8 +32,6 @@ def resolve_labels(labels, n: int, class_names: Sequence[str]) -> list[int] | No
     Raises:
         ValueError: an unknown class, or labels for a model without classes.
     """
-    if not isinstance(n, int) or n < 1:
-        raise ValueError(f"n must be a whole number of at least 1, got {n!r}")
     if labels is None or (labels in ("balanced", "all") and not class_names):
         return None
     classes = len(class_names)
@@ -75,9 +75,18 @@ def write(
     for index, (seed, label) in enumerate(zip(seeds, labels)):
         name = None if label < 0 else class_names[label]
         records.append({"index": index, "seed": seed, "label": label, "class": name})
-    lines = "".join(json.dumps(record) + "\n" for record in records)
+    lines = "".join(json.dumps(finite(record), allow_nan=False) + "\n" for record in records)
     write_atomically(folder / "manifest.jsonl", lambda path: path.write_text(lines, encoding="utf-8"))
     images.sample_picture(folder / "grid.png", samples, labels, class_names, training_data(config) if vectors else None)
+
+
+def finite(value):
+    """The value with infinities as the strings inf and -inf: JSON has none."""
+    if isinstance(value, dict):
+        return {key: finite(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [finite(part) for part in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def training_data(config: dict) -> Tensor | None:
@@ -128,4 +137,6 @@ def write_sweep(sweep: Path) -> Path | None:
         table.writerow([*values, len(samples), header["network_evaluations"], header["checkpoint"], job["folder"]])
     write_atomically(folder / "sweep.csv", lambda path: path.write_text(text.getvalue(), encoding="utf-8"))
     shutil.rmtree(sweep, ignore_errors=True)
+    with suppress(OSError):  # other sweeps may be under way
+        sweep.parent.rmdir()
     return folder

@@ -8,7 +8,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 
-from .configuration import ConfigError, build, config_dir, run_command, run_parent
+from .configuration import ConfigError, build, check_whole, config_dir, one_line_errors, run_command, run_parent
 
 __all__ = ["main", "train"]
 
@@ -19,6 +19,7 @@ def train(cfg: DictConfig) -> None:
 
     from .runs import claim_version
 
+    check_whole(cfg, "seed", 0)
     check_label_dropout(cfg)
     training, engine, data = build(cfg, "training"), build(cfg, "engine"), build(cfg, "dataset")
     torch.manual_seed(cfg.seed)
@@ -95,7 +96,8 @@ def find_resumed(cfg: DictConfig):
 
 @hydra.main(version_base="1.3", config_path=config_dir(), config_name="train")
 def command(cfg: DictConfig) -> None:
-    train(cfg)
+    with one_line_errors("diffguide-train"):
+        train(cfg)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -1,0 +1,75 @@
+"""Fixtures: the command lines in this process, and models that were trained once for the whole session."""
+
+import os
+from contextlib import chdir
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+
+os.environ.setdefault("MPLBACKEND", "agg")
+
+
+class Finished(NamedTuple):
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def folder(self) -> Path:
+        """The folder that the command named in its last line."""
+        return Path(self.out.splitlines()[-1])
+
+
+@pytest.fixture
+def command(capfd):
+    """command(main, "key=value", ..., at=folder) runs an entry point as its console script would, in this process."""
+
+    def run(main, *arguments: str, at: Path) -> Finished:
+        capfd.readouterr()
+        code = 0
+        with chdir(at):
+            try:
+                main(list(arguments))
+            except SystemExit as left:
+                code = int(left.code or 0)
+        return Finished(code, *capfd.readouterr())
+
+    return run
+
+
+@pytest.fixture(autouse=True)
+def two_threads():
+    """Results and times are those of two cores, whatever the machine has."""
+    torch.set_num_threads(2)
+
+
+@pytest.fixture(scope="session")
+def home(tmp_path_factory) -> Path:
+    """The folder in which the session's models were trained."""
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(scope="session")
+def digits_run(home) -> Path:
+    """A digits model of about 20 s, by the real command: default configuration but for the length."""
+    from diffguide.train import main
+
+    with chdir(home):
+        main(["training.images=16000", "training.checkpoint_images=8000", "training.validation_images=4000",
+              "training.sample_images=16000", "training.ema_images=1000"])  # fmt: skip
+    return home / "outputs/train/digits/v001"
+
+
+@pytest.fixture(scope="session")
+def gmm_run(home) -> Path:
+    """A model of eight Gaussians of about 20 s, without guidance: it never dropped a label."""
+    from diffguide.train import main
+
+    with chdir(home):
+        main(["experiment=gmm2d", "guidance=none", "training.images=400000", "training.batch_size=1024",
+              "training.sample_images=400000"])  # fmt: skip
+    return home / "outputs/train/gmm2d/v001"

@@ -1,0 +1,47 @@
+"""Pictures: exact pixels, whole-factor enlargement, names, columns."""
+
+import numpy
+import torch
+from PIL import Image
+
+from diffguide.images import contact_sheet, sample_picture, to_uint8
+
+
+def test_uint8_is_exact_on_grey_values():
+    u = torch.arange(256).reshape(1, 1, 16, 16)
+    assert torch.equal(torch.from_numpy(to_uint8(u / 127.5 - 1)), u.permute(0, 2, 3, 1).to(torch.uint8))
+
+
+def test_values_outside_are_clipped_not_wrapped():
+    assert to_uint8(torch.tensor([-1.5, 1.5]).reshape(2, 1, 1, 1)).ravel().tolist() == [0, 255]
+
+
+def test_small_images_are_enlarged_by_whole_factors_without_tint(tmp_path):
+    x = torch.rand(6, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    sample_picture(tmp_path / "grid.png", x, [0, 1, 2, 0, 1, 2], ["zero", "one", "two"])
+    picture = numpy.asarray(Image.open(tmp_path / "grid.png").convert("RGB"))
+    assert (picture[..., 0] == picture[..., 2]).all()  # grey stays grey
+    first = numpy.kron(to_uint8(x)[0, :, :, 0], numpy.ones((6, 6), dtype=numpy.uint8))
+    windows = numpy.lib.stride_tricks.sliding_window_view(picture[..., 0], (48, 48))
+    assert (windows == first).all(axis=(2, 3)).any()
+
+
+def test_one_row_per_class_in_order(tmp_path):
+    levels = torch.tensor([-1.0, 0.0, 1.0, -1.0]).reshape(4, 1, 1, 1).expand(4, 3, 48, 48)
+    sample_picture(tmp_path / "grid.png", levels, [2, 0, 1, 2], ["a", "b", "c"])
+    picture = numpy.asarray(Image.open(tmp_path / "grid.png").convert("L"))
+    column = picture[:, -80]  # through the first column of pictures
+    shades = [column[3 + 51 * row + 24] for row in range(3)]
+    assert shades == [128, 255, 0]
+
+
+def test_contact_sheet_has_a_column_per_run(tmp_path):
+    columns = {f"scale {k}": (torch.full((2, 1, 8, 8), k / 2 - 1), [0, 1]) for k in range(3)}
+    contact_sheet(tmp_path / "sheet.png", columns, ["0", "1"])
+    picture = numpy.asarray(Image.open(tmp_path / "sheet.png").convert("L"))
+    assert {0, 64, 128} <= set(picture[picture.shape[0] - 20].tolist())
+
+
+def test_vectors_become_a_scatter_plot(tmp_path):
+    sample_picture(tmp_path / "plot.png", torch.randn(50, 2), [0, 1] * 25, ["0", "1"], torch.randn(100, 2))
+    assert Image.open(tmp_path / "plot.png").size[0] > 300

@@ -1,0 +1,74 @@
+"""The commands as a newcomer meets them: installed scripts, quick help, every way of running them."""
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import time
+from pathlib import Path
+
+import pytest
+
+import diffguide
+
+CHECKOUT = Path(__file__).resolve().parent.parent
+SCRIPTS = Path(sysconfig.get_path("scripts"))
+
+
+def run(*command, at: Path, **environment) -> subprocess.CompletedProcess:
+    return subprocess.run(command, cwd=at, capture_output=True, text=True, env=os.environ | environment, timeout=120)
+
+
+@pytest.mark.parametrize("name", ["diffguide-train", "diffguide-sample"])
+def test_help_is_quick_and_lists_the_groups(name, tmp_path):
+    times = []
+    for _ in range(3):
+        started = time.perf_counter()
+        done = run(SCRIPTS / name, "--help", at=tmp_path)
+        times.append(time.perf_counter() - started)
+    assert done.returncode == 0 and "guidance: cfg, none" in done.stdout and name in done.stdout
+    assert min(times) < 1.0  # 0.3 to 0.6 s where nothing else runs; torch alone would take more
+
+
+def test_the_whole_configuration_is_shown(tmp_path):
+    done = run(SCRIPTS / "diffguide-train", "--cfg", "job", "--resolve", "objective=eps", at=tmp_path)
+    assert done.returncode == 0 and "diffguide.parameterizations.Eps" in done.stdout and "p_uncond: 0.1" in done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_tab_completion(tmp_path):
+    done = run(SCRIPTS / "diffguide-train", "-sc", "query=bash", at=tmp_path, COMP_LINE="diffguide-train guidance=",
+               COMP_POINT="25")  # fmt: skip
+    assert done.stdout.split() == ["guidance=cfg", "guidance=none"]
+
+
+def test_a_bare_checkout_runs_without_an_installation(tmp_path):
+    copy = tmp_path / "checkout"
+    for part in ("diffguide", "configs"):
+        shutil.copytree(CHECKOUT / part, copy / part, ignore=shutil.ignore_patterns("__pycache__"))
+    code = "import diffguide.train; print(diffguide.__file__); diffguide.train.main(['--cfg', 'job'])"
+    done = run(sys.executable, "-c", code, at=tmp_path, PYTHONPATH=str(copy))
+    assert done.returncode == 0 and str(copy) in done.stdout and "objective:" in done.stdout
+
+
+def test_own_files_come_by_config_dir_and_a_local_configs_folder_is_ignored(tmp_path):
+    own = tmp_path / "mine" / "objective"
+    own.mkdir(parents=True)
+    (own / "steep.yaml").write_text("defaults: [v]\nweight: {_target_: diffguide.objectives.weights.MinSNR, gamma: 1.0}\n")
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "train.yaml").write_text("broken: true\n")
+    done = run(SCRIPTS / "diffguide-train", "--config-dir", "mine", "objective=steep", "--cfg", "job", at=tmp_path)
+    assert done.returncode == 0 and "gamma: 1.0" in done.stdout and "broken" not in done.stdout
+
+
+def test_the_top_level_is_what_it_should_be():
+    wanted = {"pyproject.toml", "configs", "diffguide", "scripts", "tests", "outputs", "README.md", "LICENSE"}
+    listed = {path.name for path in CHECKOUT.iterdir() if not path.name.startswith(".")}
+    assert listed - {"build", "dist"} == wanted
+
+
+def test_version_is_stated_once():
+    from importlib.metadata import version
+
+    assert version("diffguide") == diffguide.__version__

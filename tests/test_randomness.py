@@ -1,0 +1,164 @@
+"""Noise as a function of seed and level: its law, its independence, and the Brownian path under the increments."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from diffguide.randomness import Noise, fold
+from diffguide.schedules import EDM, Cosine, Flow
+
+EXACT = Cosine(math.inf, -math.inf)  # its time is the clock's angle, so t = k / 2^m is a node of the path exactly
+SCHEDULES = {"cosine": Cosine(12.0, -10.0), "flow": Flow(math.inf, -math.inf), "edm": EDM(12.43, -8.76)}
+every_schedule = pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
+ALPHA = 1e-4  # of every statistical test here; the seeds are fixed, so a test that passes keeps passing
+
+
+def noise(seeds=range(2000), shape=(7,), schedule=EXACT, **options) -> Noise:
+    return Noise(seeds, shape, schedule, dtype=torch.float64, **options)
+
+
+def assert_standard_normal(values):
+    """Mean, variance and kurtosis within their z-bounds at ALPHA, and Kolmogorov-Smirnov; n = values.numel()."""
+    values = values.numpy().ravel()
+    bound = stats.norm.isf(ALPHA / 2) / math.sqrt(values.size)
+    assert abs(values.mean()) < bound
+    assert abs(values.var() - 1) < math.sqrt(2) * bound
+    assert abs((values**4).mean() - 3) < math.sqrt(96) * bound
+    assert stats.kstest(values, "norm").pvalue > ALPHA
+
+
+def assert_uncorrelated(a, b):
+    """Correlation, and that of the squares, of two sets of n normals: |r| < z / sqrt(n)."""
+    for f in (lambda v: v, np.square):
+        r = np.corrcoef(f(a.numpy().ravel()), f(b.numpy().ravel()))[0, 1]
+        assert abs(r) < stats.norm.isf(ALPHA / 2) / math.sqrt(a.numel())
+
+
+@pytest.mark.parametrize("shape", [(7,), (1, 3, 5)], ids=["odd", "image"])
+def test_normals_are_normal(shape):
+    """n = 14000 and 30000."""
+    assert_standard_normal(noise(shape=shape).normal(0.3, 0))
+
+
+@pytest.mark.parametrize("seed", [0, 5])
+def test_normals_of_one_large_sample_are_normal(seed):
+    assert_standard_normal(noise([seed], (3, 64, 64)).normal(1.0, 0))
+
+
+@every_schedule
+@pytest.mark.parametrize("t, s", [(1.0, 0.0), (1.0, 0.99), (0.5, 0.4), (0.02, 0.0)])
+def test_increments_are_normal(schedule, t, s):
+    """Over long and short steps and at both ends, n = 14000: unit variance whatever the interval."""
+    assert_standard_normal(noise(schedule=schedule).increment(t, s))
+
+
+PAIRS = {
+    "neighbouring seeds": (lambda: noise(range(2000)).normal(0.5, 0), lambda: noise(range(1, 2001)).normal(0.5, 0)),
+    "elements of a sample": (lambda: noise().normal(0.5, 0)[:, :3], lambda: noise().normal(0.5, 0)[:, 4:]),
+    "levels": (lambda: noise().normal(0.5, 0), lambda: noise().normal(0.501, 0)),
+    "draws": (lambda: noise().normal(0.5, 0), lambda: noise().normal(0.5, 1)),
+    "normal and increment": (lambda: noise().normal(0.5, 0), lambda: noise().increment(0.5, 0.4)),
+    "normal and the whole path": (lambda: noise().normal(1.0, 0), lambda: noise().increment(1.0, 0.0)),
+    "touching intervals": (lambda: noise().increment(0.5, 0.4), lambda: noise().increment(0.4, 0.3)),
+    "distant intervals": (lambda: noise().increment(0.9, 0.85), lambda: noise().increment(0.2, 0.1)),
+    "increments of neighbouring seeds": (
+        lambda: noise(range(2000)).increment(0.5, 0.4), lambda: noise(range(1, 2001)).increment(0.5, 0.4)
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("first, second", PAIRS.values(), ids=PAIRS)
+def test_independent(first, second):
+    assert_uncorrelated(first(), second())
+
+
+def test_overlapping_intervals_share_the_path():
+    """So that the independence above is not that of fresh numbers: half of [.5, .3] is [.5, .4] on its clock."""
+    z, half = noise().increment(0.5, 0.3), noise().increment(0.5, 0.4)
+    c = [math.sin(math.pi / 2 * t) ** 2 for t in (0.5, 0.4, 0.3)]
+    expected = math.sqrt((c[0] - c[1]) / (c[0] - c[2]))
+    assert abs(float((z * half).mean()) - expected) < 5 / math.sqrt(z.numel())
+
+
+@pytest.mark.parametrize("steps", [2, 8, 64])
+def test_increments_add_up(steps):
+    """sqrt(c_t - c_s) z over the parts is that over the whole, c = sigma^2 / (alpha^2 + sigma^2), at dyadic times."""
+    times, source = torch.linspace(0.875, 0.125, steps + 1, dtype=torch.float64), noise(range(5))
+    alpha, sigma = EXACT.alpha_sigma(times)
+    clock = sigma**2 / (alpha**2 + sigma**2)
+    total = sum((clock[k] - clock[k + 1]).sqrt() * source.increment(times[k], times[k + 1]) for k in range(steps))
+    whole = (clock[0] - clock[-1]).sqrt() * source.increment(times[0], times[-1])
+    torch.testing.assert_close(total, whole, rtol=0, atol=1e-10)
+
+
+@every_schedule
+def test_increments_add_up_between_nodes(schedule):
+    """The same at any times of any schedule, where a time is rounded to 2^-20: to 1e-5 in L2 over the elements."""
+    times, source = torch.tensor([0.93, 0.71, 0.5, 0.33, 0.2], dtype=torch.float64), noise(range(50), schedule=schedule)
+    clock = torch.sigmoid(-schedule.log_snr(times))
+    total = sum((clock[k] - clock[k + 1]).sqrt() * source.increment(times[k], times[k + 1]) for k in range(4))
+    whole = (clock[0] - clock[-1]).sqrt() * source.increment(times[0], times[-1])
+    assert float((total - whole).square().mean().sqrt()) < 1e-5
+
+
+def draw_all(source: Noise, times) -> list:
+    return [(source.normal(t, 0), source.increment(t, t - 0.01)) for t in times]
+
+
+def test_a_sample_does_not_know_its_batch():
+    seeds, times = [3, 1, 4, 159, 2**62], [0.9, 0.5, 0.1]
+    batch = draw_all(noise(seeds, (2, 3)), times)
+    for row, seed in enumerate(seeds):
+        for in_batch, alone in zip(batch, draw_all(noise([seed], (2, 3)), times)):
+            assert torch.equal(in_batch[0][row], alone[0][0]) and torch.equal(in_batch[1][row], alone[1][0])
+
+
+def test_the_order_of_queries_does_not_matter():
+    times = [0.9, 0.5, 0.1, 0.77, 0.3]
+    forward, backward = draw_all(noise(range(4)), times), draw_all(noise(range(4)), times[::-1])[::-1]
+    for a, b in zip(forward, backward):
+        assert torch.equal(a[0], b[0]) and torch.equal(a[1], b[1])
+
+
+def test_a_query_is_repeatable():
+    source = noise(range(4))
+    first = source.normal(0.5, 0), source.increment(0.5, 0.4)
+    draw_all(source, [0.9, 0.2])
+    assert torch.equal(first[0], source.normal(0.5, 0)) and torch.equal(first[1], source.increment(0.5, 0.4))
+
+
+def test_the_path_depends_on_the_noise_level_alone():
+    """Equal sigma / alpha in two schedules is one point of the path."""
+    flow = Flow(math.inf, -math.inf)
+    t, s = (float(flow.t_of(EXACT.log_snr(u))) for u in (0.75, 0.25))
+    torch.testing.assert_close(noise(range(9), schedule=flow).increment(t, s), noise(range(9)).increment(0.75, 0.25))
+
+
+def test_the_cache_is_bounded():
+    source, times = noise(range(2), (3,)), torch.linspace(1, 0, 501, dtype=torch.float64)
+    for t, s in zip(times[:-1], times[1:]):
+        source.increment(t, s)
+        assert len(source.path) <= source.depth + 3
+
+
+@pytest.mark.parametrize("t, s", [(0.4, 0.5), (0.4, 0.4), (0.4, 0.4 - 1e-9)])
+def test_a_step_must_go_to_an_earlier_time(t, s):
+    with pytest.raises(ValueError, match=r"from a time to an earlier one, got 0\.4 to 0\.[45]"):
+        noise().increment(t, s)
+
+
+def test_type_and_shape():
+    source = Noise([1, 2], (3, 4, 4), Cosine(12.0, -10.0))
+    for values in (source.normal(torch.tensor(1.0), 0), source.increment(torch.tensor(1.0), torch.tensor(0.5))):
+        assert values.shape == (2, 3, 4, 4) and values.dtype == torch.float32
+
+
+def test_fold_is_deterministic_and_distinct():
+    grid = [(a, b, c) for a in range(12) for b in range(12) for c in range(12)]
+    seeds = [fold(*words) for words in grid] + [fold(), fold(0), fold(0, 0)]
+    assert len(set(seeds)) == len(seeds)
+    assert seeds == [fold(*words) for words in grid] + [fold(), fold(0), fold(0, 0)]
+    assert all(0 <= seed < 2**63 for seed in seeds)

@@ -1,0 +1,34 @@
+"""Version folders are claimed once; files are whole or absent."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from diffguide.runs import claim_version, write_atomically
+
+
+def test_versions_count_up_and_skip_gaps(tmp_path):
+    assert claim_version(tmp_path / "a").name == "v001"
+    (tmp_path / "a" / "v007").mkdir()
+    (tmp_path / "a" / "v9x").mkdir()
+    assert claim_version(tmp_path / "a").name == "v008"
+
+
+def test_no_version_is_claimed_twice(tmp_path):
+    with ThreadPoolExecutor(8) as pool:
+        folders = list(pool.map(lambda _: claim_version(tmp_path), range(64)))
+    assert sorted(folder.name for folder in folders) == [f"v{i:03d}" for i in range(1, 65)]
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path):
+    path = tmp_path / "file.txt"
+    write_atomically(path, lambda temporary: temporary.write_text("old"))
+
+    def fail(temporary):
+        temporary.write_text("half")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        write_atomically(path, fail)
+    assert path.read_text() == "old"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["file.txt"]

@@ -1,0 +1,116 @@
+"""diffguide-sample: what it writes, that image i depends on its seed alone, and what it refuses."""
+
+import csv
+import json
+
+import numpy
+import pytest
+import torch
+from PIL import Image
+
+import diffguide
+from diffguide.guidance import ClassifierFree
+from diffguide.sample import main
+from diffguide.samplers import DDIM, DDPM, DPMpp2M, Euler, Heun, generate
+from diffguide.samplers.grids import Karras, UniformLogSNR, UniformT
+from diffguide.sampling import resolve_labels
+
+KARRAS = Karras(rho=7.0, noise_level_min=None, noise_level_max=None)
+SAMPLERS = {
+    "ddpm": DDPM(10, UniformT(), 0.0), "ddpm large": DDPM(10, UniformT(), 1.0), "ddim": DDIM(10, UniformT(), 0.0),
+    "ddim eta": DDIM(10, UniformT(), 0.5), "euler": Euler(10, KARRAS), "heun": Heun(5, KARRAS),
+    "dpmpp_2m": DPMpp2M(10, UniformLogSNR()),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS.values(), ids=SAMPLERS)
+def test_an_image_depends_on_its_seed_alone(digits_run, sampler):
+    guided = ClassifierFree(diffguide.load(digits_run), 3.0, (0.0, float("inf")))
+    seeds, labels = list(range(100, 164)), [i % 10 for i in range(64)]
+    together = torch.cat(list(generate(guided, sampler, seeds, labels, (1, 8, 8), 64)))
+    by_seven = torch.cat(list(generate(guided, sampler, seeds, labels, (1, 8, 8), 7)))
+    alone = torch.cat(list(generate(guided, sampler, seeds[40:42], labels[40:42], (1, 8, 8), 1)))
+    torch.testing.assert_close(by_seven, together, rtol=0, atol=1e-5)
+    torch.testing.assert_close(alone, together[40:42], rtol=0, atol=1e-5)
+    assert (together[0] - together[10]).abs().max() > 0.1  # another seed, the same class, another image
+
+
+def test_the_literal_command(digits_run, home, command):
+    done = command(main, "checkpoint=outputs/train/digits/v001", "guidance=cfg", "guidance.scale=3", "sampler=heun",
+                   "sampler.steps=18", "name=literal", at=home)  # fmt: skip
+    assert done.code == 0, done.err
+    assert str(done.folder) == "outputs/sample/literal/v001"
+    folder = home / done.folder
+    assert sorted(path.name for path in folder.iterdir()) == ["config.yaml", "grid.png", "manifest.jsonl", "samples.npz"]
+    with numpy.load(folder / "samples.npz") as arrays:
+        assert arrays["arr_0"].dtype == numpy.uint8 and arrays["arr_0"].shape == (80, 8, 8, 1)
+        assert arrays["arr_1"].tolist() == [i % 10 for i in range(80)]
+    header, *lines = map(json.loads, (folder / "manifest.jsonl").read_text().splitlines())
+    assert header["guidance"]["scale"] == 3 and header["sampler"]["steps"] == 18
+    assert header["network_evaluations"] == 2 * 2 * 18  # two sides, two per Heun step
+    assert len(header["checkpoint_sha256"]) == 64 and header["versions"]["torch"] == torch.__version__
+    assert lines[17] == {"index": 17, "seed": 17, "label": 7, "class": "7"} and len(lines) == 80
+    assert Image.open(folder / "grid.png").size[0] > 8 * 48
+
+
+def test_one_image_alone(digits_run, home, command):
+    common = ["checkpoint=outputs/train/digits/v001", "guidance=cfg", "sampler=ddpm", "sampler.steps=8", "name=alone"]
+    many = command(main, *common, "n=12", "batch_size=5", at=home)
+    one = command(main, *common, "n=1", "seed=7", "labels=[7]", at=home)
+    arrays = [numpy.load(home / done.folder / "samples.npz")["arr_0"].astype(int) for done in (many, one)]
+    assert abs(arrays[0][7] - arrays[1][0]).max() <= 1  # one grey level, where rounding to bytes may tip over
+
+
+def test_a_sweep_leaves_a_contact_sheet_and_a_table(digits_run, home, command):
+    done = command(main, "-m", "checkpoint=outputs/train/digits/v001", "guidance=cfg", "guidance.scale=0,1,2,4,8",
+                   "sampler.steps=5", "n=20", "name=sweep", at=home)  # fmt: skip
+    assert done.code == 0, done.err
+    assert str(done.folder) == "outputs/sample/sweep/sweep_v001-v005"
+    assert done.out.splitlines()[:5] == [f"outputs/sample/sweep/v00{k}" for k in range(1, 6)]
+    with open(home / done.folder / "sweep.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["guidance.scale"] for row in rows] == ["0", "1", "2", "4", "8"]
+    assert [float(row["network_evaluations"]) for row in rows] == [5, 5, 10, 10, 10]  # one side suffices at 0 and 1
+    sheet = Image.open(home / done.folder / "contact_sheet.png")
+    assert sheet.size[0] > 5 * 48 and sheet.size[1] > 20 * 48
+    assert not (home / "outputs/.sweeps").exists()
+
+
+def test_vectors_are_written_as_they_are(gmm_run, home, command):
+    done = command(main, "checkpoint=outputs/train/gmm2d/v001", "sampler=heun", "n=40", "labels=all", at=home)
+    assert done.code == 0, done.err
+    with numpy.load(home / done.folder / "samples.npz") as arrays:
+        assert arrays["arr_0"].dtype == numpy.float32 and arrays["arr_0"].shape == (40, 2)
+        assert arrays["arr_1"].tolist() == [i // 10 for i in range(40)]
+
+
+REFUSED = {
+    "no checkpoint": ([], "checkpoint is missing"),
+    "nowhere": (["checkpoint=nowhere"], "no checkpoint at nowhere"),
+    "unknown class": (["checkpoint=outputs/train/digits/v001", "labels=[12]"], "there is no class 12"),
+    "unknown name": (["checkpoint=outputs/train/digits/v001", "labels=[cat]"], "there is no class 'cat'"),
+    "no samples": (["checkpoint=outputs/train/digits/v001", "n=0"], "n must be a whole number"),
+    "no batch": (["checkpoint=outputs/train/digits/v001", "batch_size=0"], "batch_size must be a whole number"),
+    "no steps": (["checkpoint=outputs/train/digits/v001", "sampler.steps=0"], "steps must be a whole number"),
+    "never dropped": (["checkpoint=outputs/train/gmm2d/v001", "guidance=cfg"], "never dropped its label"),
+    "no null": (["checkpoint=outputs/train/gmm2d/v001", "labels=null"], "labels=null needs"),
+    "bad interval": (["checkpoint=outputs/train/digits/v001", "guidance=cfg", "guidance.interval=[3,1]"], "interval must be"),
+    "misspelt": (["checkpoint=outputs/train/digits/v001", "sampler.stps=3"], "stps"),
+}
+
+
+@pytest.mark.parametrize("arguments, message", REFUSED.values(), ids=REFUSED)
+def test_bad_input_is_told(digits_run, gmm_run, home, command, arguments, message):
+    done = command(main, *arguments, at=home)
+    assert done.code == 1 and message in done.err and "Traceback" not in done.err
+    assert done.out == "" and len([line for line in done.err.splitlines() if line]) <= 6
+
+
+def test_labels():
+    assert resolve_labels("balanced", 5, ["a", "b", "c"]) == [0, 1, 2, 0, 1]
+    assert resolve_labels("all", 5, ["a", "b", "c"]) == [0, 0, 1, 1, 2]
+    assert resolve_labels(["c", 0], 3, ["a", "b", "c"]) == [2, 0, 2]
+    assert resolve_labels("b", 2, ["a", "b", "c"]) == [1, 1]
+    assert resolve_labels(None, 2, ["a"]) is None and resolve_labels("all", 2, []) is None
+    with pytest.raises(ValueError, match="no class 3"):
+        resolve_labels([3], 1, ["a", "b", "c"])

@@ -1,0 +1,195 @@
+"""diffguide-train: what it writes, that it learns, that it is the same run twice, and what it refuses."""
+
+import json
+import os
+import subprocess
+import sys
+from itertools import pairwise, product
+from pathlib import Path
+
+import numpy
+import pytest
+import torch
+from closed_forms import mixture_of_circle
+from omegaconf import OmegaConf
+from safetensors.torch import load_file
+from sklearn.svm import SVC
+
+import diffguide
+from diffguide import objectives, parameterizations, schedules
+from diffguide.backbones import MLP
+from diffguide.datasets import Digits
+from diffguide.guidance import ClassifierFree
+from diffguide.objectives.levels import UniformTime
+from diffguide.objectives.weights import Uniform
+from diffguide.samplers import DDIM, DDPM, DPMpp2M, Heun, generate
+from diffguide.samplers.grids import Karras, UniformLogSNR, UniformT
+from diffguide.train import main
+from diffguide.training import DataOrder, Training
+
+TINY = ["backbone.channels=8", "training.images=64", "training.batch_size=32", "training.sample_images=64",
+        "sampler.steps=2"]  # fmt: skip
+
+
+def metrics(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_run_folder(digits_run):
+    assert sorted(path.name for path in digits_run.iterdir()) == ["checkpoints", "config.yaml", "metrics.jsonl", "samples"]
+    assert [path.name for path in (digits_run / "samples").iterdir()] == ["0000016000.png"]
+    config = OmegaConf.load(digits_run / "config.yaml")
+    assert config.name == "digits" and config.p_uncond == 0.1 and config.objective.p_uncond == 0.1
+    assert {"images", "loss", "mse", "learning_rate", "grad_norm", "images_per_second", "seconds"} == set(metrics(digits_run)[0])
+
+
+def test_digits_are_learnt(digits_run):
+    held_out = [line["validation_loss"] for line in metrics(digits_run) if "validation_loss" in line]
+    assert all(later < earlier for earlier, later in pairwise(held_out))
+    assert held_out[-1] < 0.33  # 1.0 untrained, 0.25 after the default run
+    guided = ClassifierFree(diffguide.load(digits_run), 2.0, (0.0, float("inf")))
+    labels = [i % 10 for i in range(200)]
+    sampler = Heun(10, Karras(7.0, None, None))
+    samples = torch.cat(list(generate(guided, sampler, range(200), labels, (1, 8, 8), 200)))
+    train = Digits(1, 8, 10).train
+    judge = SVC(C=10, gamma=0.064).fit(train.x.flatten(1).numpy(), train.y.numpy())
+    assert (judge.predict(samples.flatten(1).numpy()) == numpy.array(labels)).mean() > 0.9
+    conditional = torch.cat(list(generate(guided.denoiser, sampler, range(200), None, (1, 8, 8), 200)))
+    shares = numpy.bincount(judge.predict(conditional.flatten(1).numpy()), minlength=10) / 200
+    assert shares.min() > 0.01  # without a condition every class still appears
+
+
+def test_the_mixture_is_learnt(gmm_run):
+    """E || D - D_exact ||^2 over the posterior variance, per log-SNR, against the closed form."""
+    mixture, denoiser = mixture_of_circle(), diffguide.load(gmm_run)
+    rng = numpy.random.default_rng(0)
+    x_0, y = mixture.sample(4000, rng)
+    for log_snr in (-4.0, -2.0, 0.0, 2.0, 4.0):
+        t = denoiser.schedule.t_of(log_snr)
+        alpha, sigma = (float(a) for a in denoiser.schedule.alpha_sigma(t))
+        x_t = alpha * x_0 + sigma * rng.standard_normal(x_0.shape)
+        exact = mixture.denoise(x_t, alpha, sigma, y)
+        learnt = denoiser(torch.from_numpy(x_t).float(), t, torch.from_numpy(y)).x_0.numpy()
+        excess = ((learnt - exact) ** 2).sum(1).mean() / ((x_0 - exact) ** 2).sum(1).mean()
+        assert excess < 0.05, f"log-SNR {log_snr}: excess {excess:.1%}"
+
+
+def test_the_literal_command(tmp_path, command):
+    done = command(main, "objective=eps", "guidance=cfg", "p_uncond=0.15", *TINY, at=tmp_path)
+    assert done.code == 0, done.err
+    assert str(done.folder) == "outputs/train/digits/v001" and done.out.count("\n") == 1
+    config = OmegaConf.load(tmp_path / done.folder / "config.yaml")
+    assert config.p_uncond == 0.15 and config.objective.p_uncond == 0.15
+    assert diffguide.load(tmp_path / done.folder).parameterization.needs_signal
+
+
+def test_guidance_none_drops_nothing(tmp_path, command):
+    done = command(main, "guidance=none", *TINY, at=tmp_path)
+    assert done.code == 0, done.err
+    assert OmegaConf.load(tmp_path / done.folder / "config.yaml").objective.p_uncond == 0
+    assert not diffguide.load(tmp_path / done.folder).has_null
+
+
+def test_the_same_run_twice_and_resumed_is_the_same(tmp_path, command):
+    steps = ["training.checkpoint_images=32", "training.batch_size=16", "training.accumulate=2"]
+    first = command(main, *TINY, *steps, "name=first", at=tmp_path).folder
+    again = command(main, *TINY, *steps, "name=again", at=tmp_path).folder
+    last = "checkpoints/0000000064.safetensors"
+    assert (tmp_path / first / "checkpoints/0000000032.safetensors").exists()
+    whole, twin = (load_file(tmp_path / run / last) for run in (first, again))
+    assert all(torch.equal(whole[name], twin[name]) for name in whole)
+    for stem in ("0000000064.safetensors", "0000000064.optimizer.safetensors"):
+        (tmp_path / again / "checkpoints" / stem).unlink()
+    resumed = command(main, *TINY, *steps, "name=again", f"resume={again}", at=tmp_path)
+    assert resumed.code == 0 and resumed.folder == again, resumed.err
+    continued = load_file(tmp_path / again / last)
+    assert all(torch.equal(whole[name], continued[name]) for name in whole)
+    clock = {"images_per_second", "seconds"}
+    lines = [[{k: v for k, v in line.items() if k not in clock} for line in metrics(tmp_path / run)] for run in (first, again)]
+    assert [line for line in lines[0] if "loss" not in line] == [line for line in lines[1] if "loss" not in line]
+
+
+def test_every_objective_with_every_schedule_and_sampler():
+    """Everything composes: a step of training and two of sampling give finite numbers."""
+    tables = [parameterizations.X0(), parameterizations.Eps(), parameterizations.V(), parameterizations.Flow(),
+              parameterizations.EDM(0.5)]  # fmt: skip
+    curves = [schedules.Cosine(12, -10), schedules.Linear(12), schedules.Flow(12, -12), schedules.EDM(12, -8)]
+    samplers = [DDPM(2, UniformT(), 0.0), DDIM(2, UniformT(), 0.0), Heun(2, Karras(7.0, None, None)),
+                DPMpp2M(2, UniformLogSNR())]  # fmt: skip
+    for table, schedule in product(tables, curves):
+        torch.manual_seed(0)
+        backbone = MLP(2, None, 4, width=16, layers=1, fourier_features=4, fourier_scale=0.5)
+        objective = objectives.Denoising(backbone, schedule, table, Uniform(), UniformTime(True), 0.1)
+        rng = torch.Generator().manual_seed(0)
+        objective(torch.randn(8, 2), torch.arange(8) % 4, rng).per_example.mean().backward()
+        guided = ClassifierFree(objective.model, 2.0, (0.0, float("inf")))
+        for sampler in samplers:
+            assert all(x.isfinite().all() for x in generate(guided, sampler, range(4), [0, 1, 2, -1], (2,), 4))
+
+
+def test_data_order_shows_every_example_once_an_epoch():
+    order = DataOrder(10, seed=3)
+    shown = torch.cat([order.indices(position, 4) for position in range(0, 40, 4)])
+    assert all(sorted(shown[k : k + 10].tolist()) == list(range(10)) for k in range(0, 40, 10))
+    assert not torch.equal(shown[:10], shown[10:20])
+    assert torch.equal(DataOrder(10, seed=3).indices(17, 9), shown[17:26])  # position alone decides
+
+
+def test_learning_rate_warms_up_and_falls():
+    amounts = dict.fromkeys(["images", "log_images", "validation_images", "checkpoint_images", "sample_images"], 1000)
+    training = Training(**amounts, batch_size=10, learning_rate=1.0, warmup_images=100, accumulate=1, max_grad_norm=1.0,
+                        ema_images=50, optimizer=torch.optim.SGD)  # fmt: skip
+    assert training.learning_rate_at(0) == pytest.approx(0.1)
+    assert training.learning_rate_at(500) == pytest.approx(0.5)
+    assert training.learning_rate_at(990) < 1e-3
+    assert training.ema_decay_at(100) == 0.5 and training.ema_decay_at(900) == pytest.approx(0.5**0.2)
+
+
+def test_two_processes_write_one_folder(tmp_path):
+    """A real process with Fabric's own launcher: one folder, one line on stdout, the same weights on every rank."""
+    code = "from diffguide.train import main; main()"
+    cpu = ["engine.accelerator=cpu", "engine.devices=2", "engine.strategy=ddp"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", code, *TINY, *cpu], cwd=tmp_path, capture_output=True, text=True,
+                          env=environment, timeout=240)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "outputs/train/digits/v001\n"
+    assert [path.name for path in (tmp_path / "outputs/train/digits").iterdir()] == ["v001"]
+    assert metrics(tmp_path / "outputs/train/digits/v001")[-1]["images"] == 64
+
+
+def test_a_multirun_has_a_folder_per_job(tmp_path, command):
+    done = command(main, "-m", "objective=eps,x0", *TINY, at=tmp_path)
+    assert done.code == 0, done.err
+    assert done.out.split() == ["outputs/train/digits/v001", "outputs/train/digits/v002"]
+
+
+REFUSED = {
+    "p_uncond without guidance": (["guidance=none", "p_uncond=0.15"], "take guidance=cfg"),
+    "p_uncond appended": (["guidance=none", "+p_uncond=0.15"], "p_uncond"),
+    "p_uncond too large": (["p_uncond=1.5"], "p_uncond must be in (0, 1]"),
+    "p_uncond zero": (["p_uncond=0"], "p_uncond must be in (0, 1]"),
+    "eps at zero terminal SNR": (["objective=eps", "schedule=flow", "schedule.log_snr_min=-inf"], "zero terminal SNR"),
+    "vectors for the U-Net": (["dataset=gmm2d"], "backbone=mlp"),
+    "ends the wrong way round": (["schedule.log_snr_min=20"], "log_snr_min must be below log_snr_max"),
+    "wrong fact": (["dataset.num_classes=9"], "dataset.num_classes is 9, but digits has 10"),
+    "wrong type": (["training.images=many"], "images must be a whole number"),
+    "negative rate": (["training.learning_rate=-1"], "learning_rate must be a positive number"),
+    "indivisible batch": (["training.accumulate=3", "training.batch_size=32"], "must be a multiple of"),
+    "no such device": (["engine.accelerator=tpu"], "this machine cannot provide"),
+    "misspelt key": (["training.imges=3"], "imges"),
+    "misspelt option": (["objective=epss"], "epss"),
+    "resume from nowhere": (["resume=nowhere"], "no checkpoint at nowhere"),
+}
+
+
+@pytest.mark.parametrize("arguments, message", REFUSED.values(), ids=REFUSED)
+def test_bad_input_is_told(tmp_path, command, arguments, message):
+    done = command(main, *arguments, at=tmp_path)
+    assert done.code == 1 and message in done.err and "Traceback" not in done.err
+    assert done.out == "" and not (tmp_path / "outputs").exists()
+
+
+def test_resume_of_another_configuration_is_refused(digits_run, home, command):
+    done = command(main, f"resume={digits_run}", "backbone.channels=16", at=home)
+    assert done.code == 1 and "was trained with backbone" in done.err
