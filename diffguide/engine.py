@@ -28,6 +28,6 @@ def fabric(accelerator: str, devices: int | str, num_nodes: int, strategy: str, 
         return Fabric(
             accelerator=accelerator, devices=devices, num_nodes=num_nodes, strategy=strategy, precision=precision
         )
-    except (MisconfigurationException, RuntimeError, ValueError) as error:
+    except (MisconfigurationException, RuntimeError, ValueError, TypeError, ImportError) as error:
         asked = f"accelerator={accelerator} devices={devices} strategy={strategy} precision={precision}"
         raise ValueError(f"this machine cannot provide {asked}: {error}") from error

@@ -30,6 +30,10 @@ def train(cfg: DictConfig) -> None:
     sampler = build(cfg, "sampler")
     sampler.times(build(cfg, "guidance", objective.model))  # a grid that cannot be is told before the training
     resume = find_resumed(cfg) if cfg.resume else None
+    try:
+        training.share(engine.world_size)
+    except ValueError as error:
+        raise ConfigError(f"training: {error}") from error
 
     engine.launch()
     folder = None

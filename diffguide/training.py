@@ -4,9 +4,10 @@ Everything random is a function of a position: the data order of (seed, epoch), 
 layers' own randomness (dropout) of (seed, rank, step, micro-step). A resumed run needs no generator state.
 """
 
+import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -94,6 +95,19 @@ class Training:
         """The decay per step at a half-life of min(ema_images, images / 10)."""
         return 0.5 ** (self.batch_size / max(min(self.ema_images, images / 10), 1e-9))
 
+    def share(self, devices: int) -> int:
+        """Images per device and micro-step.
+
+        Raises:
+            ValueError: a batch that the devices cannot share.
+        """
+        share, rest = divmod(self.batch_size, devices * self.accumulate)
+        if rest or not share:
+            raise ValueError(
+                f"batch_size {self.batch_size} must be a multiple of devices x accumulate, {devices} x {self.accumulate}"
+            )
+        return share
+
     def run(
         self, fabric, objective: Objective, data: InMemory, folder: Path, seed: int, config: dict,
         draw: Callable[[Objective, Path], None], resume: Path | None = None,
@@ -107,16 +121,8 @@ class Training:
             config: resolved configuration, for the checkpoints.
             draw: called with (averaged objective, PNG path) on rank 0 to make a sample grid.
             resume: checkpoint to continue from.
-
-        Raises:
-            ValueError: a batch that the devices cannot share.
         """
-        share = self.batch_size // (fabric.world_size * self.accumulate)
-        if share * fabric.world_size * self.accumulate != self.batch_size:
-            raise ValueError(
-                f"batch_size {self.batch_size} must be a multiple of devices x accumulate, "
-                f"{fabric.world_size} x {self.accumulate}"
-            )
+        share = self.share(fabric.world_size)
         optimizer = self.optimizer(objective.parameters(), lr=self.learning_rate)
         module, optimizer = fabric.setup(objective, optimizer)
         ema = AveragedModel(objective).eval().requires_grad_(False)
@@ -193,8 +199,6 @@ def held_out_loss(objective: Objective, split: Split, seed: int, device: torch.d
 
 def cut_metrics(path: Path, images: int) -> None:
     """Drops the lines of metrics.jsonl that lie after a checkpoint."""
-    import json
-
-    lines: Sequence[str] = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
     kept = "".join(line for line in lines if json.loads(line)["images"] <= images)
     write_atomically(path, lambda temporary: temporary.write_text(kept, encoding="utf-8"))

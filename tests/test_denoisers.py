@@ -17,6 +17,8 @@ from diffguide.schedules import Flow as FlowSchedule
 
 PARAMETERIZATIONS = {"x0": X0(), "eps": Eps(), "v": V(), "flow": Flow(), "edm": EDM(0.5)}
 every_parameterization = pytest.mark.parametrize("parameterization", PARAMETERIZATIONS.values(), ids=PARAMETERIZATIONS)
+t = torch.tensor(0.4, dtype=torch.float64)
+x, y = torch.randn(6, 3, generator=torch.Generator().manual_seed(1)), torch.tensor([0, 1, 2, 3, -1, 0])
 
 
 @pytest.fixture
@@ -25,10 +27,7 @@ def backbone():
     torch.manual_seed(0)
     network = MLP(3, None, num_classes=4, width=16, layers=2, fourier_features=4, fourier_scale=0.5).eval()
     nn.init.normal_(network.linear_out.weight, std=0.3)
-    return network
-
-
-x, y = torch.randn(6, 3, generator=torch.Generator().manual_seed(1)), torch.tensor([0, 1, 2, 3, -1, 0])
+    return network.requires_grad_(False)
 
 
 @pytest.mark.parametrize("log_snr", [-6.0, -1.0, 0.5, 6.0])
@@ -69,21 +68,20 @@ def test_pure_noise_is_denoised_to_something_finite(backbone, name):
 @every_parameterization
 def test_one_time_is_that_time_in_every_row(backbone, parameterization):
     denoiser = Preconditioned(backbone, Cosine(12.0, -10.0), parameterization, has_null=True)
-    t = torch.tensor(0.37, dtype=torch.float64)
     for single, filled in zip(denoiser(x, t, y), denoiser(x, t.expand(6), y)):
         torch.testing.assert_close(single, filled, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("t", [torch.tensor(0.37, dtype=torch.float64), torch.full((6,), 0.37, dtype=torch.float64)])
+@pytest.mark.parametrize("time", [t, t.expand(6)], ids=["0-d", "[B]"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_the_answer_has_the_type_of_x(backbone, t, dtype):
+def test_the_answer_has_the_type_of_x(backbone, time, dtype):
+    """Although time and the rows are float64."""
     denoiser = Preconditioned(backbone.to(dtype), Cosine(12.0, -10.0), V(), has_null=True)
-    assert [field.dtype for field in denoiser(x.to(dtype), t, y)] == [dtype, dtype]
+    assert [field.dtype for field in denoiser(x.to(dtype), time, y)] == [dtype, dtype]
 
 
 def test_no_condition_is_minus_one_everywhere(backbone):
     denoiser = Preconditioned(backbone, Cosine(12.0, -10.0), V(), has_null=True)
-    t = torch.tensor(0.4, dtype=torch.float64)
     none, minus_one, classes = denoiser(x, t), denoiser(x, t, torch.full((6,), -1)), denoiser(x, t, y.clamp(min=0))
     assert torch.equal(none.x_0, minus_one.x_0) and torch.equal(none.eps, minus_one.eps)
     assert not torch.allclose(none.x_0, classes.x_0)
@@ -130,19 +128,16 @@ def test_wrappers_forward_facts(wrap):
 def test_start_returns_a_copy_that_starts_what_it_wraps(wrap):
     inner = Remembering()
     outer, times = wrap(inner), torch.tensor([1.0, 0.0])
-    started = wrap(outer).start("noise", times) if wrap is not WRAPPERS[3] else outer.start("noise", times)
-    innermost = started.denoiser if wrap is WRAPPERS[3] else started.denoiser.denoiser
-    assert started is not outer and innermost is not inner
-    assert innermost.started_with == ("noise", times) and inner.started_with is None
-    assert outer.denoiser is inner
+    started = outer.start("noise", times)
+    assert started is not outer and type(started) is type(outer)
+    assert started.denoiser.started_with == ("noise", times)
+    assert outer.denoiser is inner and inner.started_with is None
+    assert DenoiserWrapper(outer).start("noise", times).denoiser.denoiser.started_with == ("noise", times)
 
 
 def test_a_denoiser_without_memory_starts_as_itself():
     denoiser = ExactMixture(two_classes(), Cosine(12.0, -10.0))
     assert denoiser.start(None, torch.tensor([1.0, 0.0])) is denoiser
-
-
-t = torch.tensor(0.4, dtype=torch.float64)
 
 
 @pytest.mark.parametrize("scale, per_row", [(1.0, 1), (0.0, 1), (2.5, 2)])

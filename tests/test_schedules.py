@@ -22,7 +22,7 @@ SCHEDULES = {
 FINITE = [name for name in SCHEDULES if not name.endswith("exact")]
 every_schedule = pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
 finite_schedules = pytest.mark.parametrize("schedule", [SCHEDULES[name] for name in FINITE], ids=FINITE)
-interior = torch.linspace(0.003, 0.997, 331, dtype=torch.float64)  # off the knots of the linear schedule
+interior = torch.linspace(0.00345, 0.99712, 331, dtype=torch.float64)
 
 
 @every_schedule
@@ -66,8 +66,7 @@ def test_t_of_inverts_log_snr(schedule):
 
 @finite_schedules
 def test_rate_is_the_finite_difference(schedule):
-    h = 1e-6
-    t = interior[:-1:7] + 0.37e-3  # none within h of a kink of the linear schedules
+    h, t = 1e-7, interior[::9]  # none of them within h of a kink of the linear schedules
     difference = (schedule.log_snr(t + h) - schedule.log_snr(t - h)) / (2 * h)
     torch.testing.assert_close(schedule.rate(t), difference, rtol=1e-6, atol=0)
 

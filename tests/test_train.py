@@ -3,14 +3,14 @@
 import json
 import os
 import subprocess
-import sys
+import sysconfig
 from itertools import pairwise, product
 from pathlib import Path
 
 import numpy
 import pytest
 import torch
-from closed_forms import mixture_of_circle
+from closed_forms import Mixture
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
 from sklearn.svm import SVC
@@ -27,7 +27,7 @@ from diffguide.samplers.grids import Karras, UniformLogSNR, UniformT
 from diffguide.train import main
 from diffguide.training import DataOrder, Training
 
-TINY = ["backbone.channels=8", "training.images=64", "training.batch_size=32", "training.sample_images=64",
+TINY = ["backbone.channels=8", "backbone.head_channels=8", "training.images=64", "training.batch_size=32", "training.sample_images=64",
         "sampler.steps=2"]  # fmt: skip
 
 
@@ -61,14 +61,17 @@ def test_digits_are_learnt(digits_run):
 
 def test_the_mixture_is_learnt(gmm_run):
     """E || D - D_exact ||^2 over the posterior variance, per log-SNR, against the closed form."""
-    mixture, denoiser = mixture_of_circle(), diffguide.load(gmm_run)
+    angles = 2 * numpy.pi / 8 * numpy.arange(8)
+    means = 1.3 * numpy.stack([numpy.cos(angles), numpy.sin(angles)], axis=1)
+    mixture = Mixture([1 / 8] * 8, means, [0.15**2 * numpy.eye(2)] * 8, numpy.arange(8) // 2)
+    denoiser = diffguide.load(gmm_run)
     rng = numpy.random.default_rng(0)
     x_0, y = mixture.sample(4000, rng)
     for log_snr in (-4.0, -2.0, 0.0, 2.0, 4.0):
         t = denoiser.schedule.t_of(log_snr)
         alpha, sigma = (float(a) for a in denoiser.schedule.alpha_sigma(t))
         x_t = alpha * x_0 + sigma * rng.standard_normal(x_0.shape)
-        exact = mixture.denoise(x_t, alpha, sigma, y)
+        exact = mixture.mean(x_t, alpha, sigma, y)
         learnt = denoiser(torch.from_numpy(x_t).float(), t, torch.from_numpy(y)).x_0.numpy()
         excess = ((learnt - exact) ** 2).sum(1).mean() / ((x_0 - exact) ** 2).sum(1).mean()
         assert excess < 0.05, f"log-SNR {log_snr}: excess {excess:.1%}"
@@ -146,12 +149,11 @@ def test_learning_rate_warms_up_and_falls():
 
 
 def test_two_processes_write_one_folder(tmp_path):
-    """A real process with Fabric's own launcher: one folder, one line on stdout, the same weights on every rank."""
-    code = "from diffguide.train import main; main()"
+    """A real process with Fabric's own launcher: one folder, one line on stdout."""
+    script = Path(sysconfig.get_path("scripts")) / "diffguide-train"
     cpu = ["engine.accelerator=cpu", "engine.devices=2", "engine.strategy=ddp"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-c", code, *TINY, *cpu], cwd=tmp_path, capture_output=True, text=True,
-                          env=environment, timeout=240)  # fmt: skip
+    done = subprocess.run([script, *TINY, *cpu], cwd=tmp_path, capture_output=True, text=True, env=environment, timeout=240)
     assert done.returncode == 0, done.stderr
     assert done.stdout == "outputs/train/digits/v001\n"
     assert [path.name for path in (tmp_path / "outputs/train/digits").iterdir()] == ["v001"]

@@ -1,0 +1,143 @@
+"""What the library costs on top of its networks: every row is a ratio to bare network work, alternating rounds, median.
+
+    python scripts/benchmark.py [--device cuda] [--rounds 9]
+
+Samplers: one run of 64 images with the default network against the same number of bare calls of that network on the same
+shapes (bar: 1.05 deterministic, 1.15 stochastic). Training: the loop's images/s, as metrics.jsonl has it, against bare
+forward, backward, clip and step of the same objective on the same batches (bar: 95 %). Start: seconds of --help.
+"""
+
+import argparse
+import copy
+import json
+import statistics
+import subprocess
+import sysconfig
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+
+from diffguide.configuration import config_dir
+from diffguide.samplers import generate
+
+BATCH = 64
+SAMPLERS = ["ddim", "euler", "heun", "dpmpp_2m", "ddpm"]
+
+
+def components(*overrides: str):
+    """The composed training configuration, its data and its objective with fresh weights."""
+    with initialize_config_dir(config_dir(), version_base="1.3"):
+        cfg = compose("train", overrides=[*overrides, "name=benchmark"])
+    OmegaConf.resolve(cfg)
+    torch.manual_seed(0)
+    backbone, schedule = instantiate(cfg.backbone), instantiate(cfg.schedule)
+    data = instantiate(cfg.dataset)
+    return cfg, data, instantiate(cfg.objective, backbone, schedule, _convert_="all")
+
+
+def timed(work, device: torch.device) -> float:
+    """Seconds of one call, the device's queue included."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    started = time.perf_counter()
+    work()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
+
+
+def alternating(first, second, rounds: int) -> tuple[float, float]:
+    """Medians of two measurements taken in turn, after one round that is not counted."""
+    pairs = [(first(), second()) for _ in range(rounds + 1)][1:]
+    return tuple(statistics.median(column) for column in zip(*pairs))
+
+
+def samplers(device: torch.device, rounds: int) -> None:
+    _, data, objective = components()
+    model = objective.model.eval().to(device)
+    labels = [i % model.num_classes for i in range(BATCH)]
+    x, y = torch.randn(BATCH, *data.shape, device=device), torch.tensor(labels, device=device)
+    log_snr = torch.zeros(BATCH, device=device)
+    for name in SAMPLERS:
+        cfg, _, _ = components(f"sampler={name}", "sampler.steps=20")
+        sampler = instantiate(cfg.sampler, _convert_="all")
+        calls = 20 * sampler.order if name == "heun" else 20
+
+        @torch.no_grad()
+        def bare():
+            for _ in range(calls):
+                model.backbone(x, log_snr, y)
+
+        def whole():
+            list(generate(model, sampler, range(BATCH), labels, data.shape, BATCH, device))
+
+        ours, theirs = alternating(lambda: timed(whole, device), lambda: timed(bare, device), rounds)
+        bar = 1.15 if sampler.stochastic else 1.05
+        print(f"sampler {name:9} {calls:3} calls {1e3 * theirs / calls:8.2f} ms each   {ours / theirs:6.3f} x (bar {bar})")
+
+
+def training(device: torch.device, rounds: int, steps: int = 20) -> None:
+    size = components()[0].training.batch_size
+    accelerator = "cuda" if device.type == "cuda" else "cpu"
+    cfg, data, fresh = components(f"training.images={size * steps}", f"engine.accelerator={accelerator}")
+    recipe, engine = instantiate(cfg.training, _convert_="all"), instantiate(cfg.engine)
+    engine.launch()
+
+    def loop() -> float:
+        with tempfile.TemporaryDirectory() as folder:
+            (Path(folder) / "checkpoints").mkdir()
+            recipe.run(engine, copy.deepcopy(fresh), data, Path(folder), 0, {}, lambda *_: None)
+            lines = map(json.loads, (Path(folder) / "metrics.jsonl").read_text().splitlines())
+            rates = [line["images_per_second"] for line in lines if "images_per_second" in line]
+        return rates[-1]
+
+    def bare() -> float:
+        objective = copy.deepcopy(fresh).to(device)
+        optimizer = recipe.optimizer(objective.parameters(), lr=recipe.learning_rate)
+        x, y = data.train.x[:size].to(device), data.train.y[:size].to(device)
+        rng = torch.Generator(device).manual_seed(0)
+
+        def work():
+            for _ in range(steps):
+                objective(x, y, rng).per_example.mean().backward()
+                torch.nn.utils.clip_grad_norm_(objective.parameters(), recipe.max_grad_norm)
+                optimizer.step()
+                optimizer.zero_grad()
+
+        return steps * size / timed(work, device)
+
+    recipe.log_images = size * steps
+    ours, theirs = alternating(loop, bare, rounds)
+    print(f"training  {ours:8.0f} images/s of {theirs:8.0f} bare   {ours / theirs:6.1%} (bar 95 %)")
+
+
+def start() -> None:
+    script = Path(sysconfig.get_path("scripts")) / "diffguide-train"
+    times = []
+    for _ in range(6):
+        started = time.perf_counter()
+        subprocess.run([script, "--help"], check=True, capture_output=True)
+        times.append(time.perf_counter() - started)
+    print(f"--help    {statistics.median(times[1:]):6.2f} s (bar 0.6)")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--rounds", type=int, default=9, help="counted rounds per measurement")
+    arguments = parser.parse_args()
+    device = torch.device(arguments.device)
+    name = torch.cuda.get_device_name() if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
+    print(f"torch {torch.__version__}, {name}, {arguments.rounds} rounds")
+    start()
+    samplers(device, arguments.rounds)
+    training(device, arguments.rounds)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,398 @@
+"""Samplers and grids against closed forms, the papers' algorithms in NumPy, and adaptive ODE integration by SciPy."""
+
+import math
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from closed_forms import ExactMixture, Mixture, gaussian, karras_levels, two_classes
+from scipy.integrate import solve_ivp
+from torch import nn
+
+from diffguide.backbones import UNet
+from diffguide.denoisers import DenoiserWrapper, Preconditioned, Prediction
+from diffguide.parameterizations import V
+from diffguide.randomness import Noise
+from diffguide.samplers import DDIM, DDPM, DPMpp2M, Euler, Heun, generate
+from diffguide.samplers.grids import Karras, UniformLogSNR, UniformT, snap
+from diffguide.schedules import EDM, Cosine, Flow, Linear
+
+LOW, HIGH = -2 * math.log(0.002), -2 * math.log(80)
+SCHEDULES = {"cosine": Cosine(12.0, -10.0), "flow": Flow(12.0, -12.0), "linear": Linear(12.0), "edm": EDM(LOW, HIGH)}
+every_schedule = pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
+EXACT_EDM = EDM(math.inf, HIGH)
+SAMPLERS = {
+    "ddim": lambda steps: DDIM(steps, UniformT(), eta=0.0),
+    "ddim-1": lambda steps: DDIM(steps, UniformT(), eta=1.0),
+    "euler": lambda steps: Euler(steps, UniformT()),
+    "ddpm": lambda steps: DDPM(steps, UniformT(), variance=0.0),
+    "ddpm-large": lambda steps: DDPM(steps, UniformT(), variance=1.0),
+    "heun": lambda steps: Heun(steps, UniformT()),
+    "dpmpp_2m": lambda steps: DPMpp2M(steps, UniformT()),
+}
+every_sampler = pytest.mark.parametrize("make", SAMPLERS.values(), ids=SAMPLERS)
+
+
+def float64(*values):
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def start_points(n=16):
+    return torch.randn(n, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
+class GivenNoise:
+    """Hands out prepared increments, one per step."""
+
+    def __init__(self, increments):
+        self.increments = list(increments)
+
+    def increment(self, t, s):
+        return self.increments.pop(0)
+
+
+def factor(method: str, levels, variance: float) -> float:
+    """x_0 / x_T of a zero-mean Gaussian under VE: each step multiplies by a closed form."""
+    def f(s):
+        return s / (variance + s**2)
+
+    product = 1.0
+    for s, n in pairwise(levels):
+        euler = 1 + (n - s) * f(s)
+        product *= euler if method == "euler" or n == 0 else 1 + (n - s) / 2 * (f(s) + f(n) * euler)
+    return product
+
+
+@pytest.mark.parametrize(
+    "method, make, stored",
+    [("euler", Euler, 0.0052879), ("euler", lambda *a: DDIM(*a, eta=0.0), 0.0052879), ("heun", Heun, 0.0065953)],
+    ids=["euler", "ddim", "heun"],
+)
+def test_finite_steps_on_a_gaussian(method, make, stored):
+    """EDM's 18 levels and the jump to 0: the exact ODE has the factor .0062499."""
+    denoiser, sampler = ExactMixture(gaussian([0.0], [[0.25]]), EXACT_EDM), make(18, Karras(7.0, 0.002, None))
+    expected = factor(method, [*karras_levels(18, 0.002, 80.0, 7.0), 0.0], 0.25)
+    assert expected == pytest.approx(stored, abs=5e-8)
+    x = float64([1.0], [-80.0])
+    torch.testing.assert_close(sampler(denoiser, x, sampler.times(denoiser)), expected * x, rtol=1e-10, atol=0)
+
+
+def test_many_heun_steps_reach_the_exact_factor():
+    denoiser, sampler = ExactMixture(gaussian([0.0], [[0.25]]), EXACT_EDM), Heun(400, Karras(7.0, 0.002, None))
+    found = sampler(denoiser, torch.ones(1, 1, dtype=torch.float64), sampler.times(denoiser))
+    assert float(found) == pytest.approx(math.sqrt(0.25 / (0.25 + 80**2)), rel=1e-4)
+
+
+@pytest.mark.parametrize("variance", [0.0, 0.5, 1.0])
+def test_ddpm_is_algorithm_2(variance):
+    """arXiv 2006.11239 over all 1000 steps with the same noise; small variance, large, and their geometric mean."""
+    mixture, x = two_classes(), start_points(4)
+    z = torch.randn(1000, 4, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    beta = np.linspace(1e-4, 0.02, 1000)
+    abar = np.concatenate([[1.0], np.cumprod(1 - beta)])
+    expected = x.numpy()
+    for k in range(1000, 0, -1):
+        b, a, before = beta[k - 1], abar[k], abar[k - 1]
+        eps = -np.sqrt(1 - a) * mixture.score(expected, np.sqrt(a), np.sqrt(1 - a))
+        sigma = np.sqrt(((1 - before) / (1 - a) * b) ** (1 - variance) * b**variance) if k > 1 else 0.0
+        expected = (expected - b / np.sqrt(1 - a) * eps) / np.sqrt(1 - b) + sigma * z[1000 - k].numpy()
+    denoiser, sampler = ExactMixture(mixture, Linear(math.inf)), DDPM(1000, UniformT(), variance=variance)
+    found = sampler(denoiser, x, sampler.times(denoiser), noise=GivenNoise(z))
+    np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.4, 1.0])
+def test_ddim_is_equation_12(eta):
+    mixture, schedule, x = two_classes(), Linear(math.inf), start_points()
+    z = torch.randn(10, 16, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    abar = np.concatenate([[1.0], np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))])[::-100]
+    expected = x.numpy()
+    for k, (a, n) in enumerate(pairwise(abar)):
+        x_0 = mixture.mean(expected, np.sqrt(a), np.sqrt(1 - a))
+        eps = (expected - np.sqrt(a) * x_0) / np.sqrt(1 - a)
+        sigma = eta * np.sqrt((1 - n) / (1 - a)) * np.sqrt(1 - a / n)
+        expected = np.sqrt(n) * x_0 + np.sqrt(1 - n - sigma**2) * eps + sigma * z[k].numpy()
+    sampler, denoiser = DDIM(10, UniformT(), eta=eta), ExactMixture(mixture, schedule)
+    found = sampler(denoiser, x, sampler.times(denoiser), noise=GivenNoise(z))
+    np.testing.assert_allclose(found, expected, rtol=1e-10, atol=1e-10)
+
+
+@every_schedule
+def test_ddim_with_eta_1_is_ddpm(schedule):
+    denoiser, x, times = ExactMixture(two_classes(), schedule), start_points(), UniformT()(schedule, 12)
+    results = [
+        sampler(denoiser, x, times, noise=Noise(range(16), (2,), schedule))
+        for sampler in (DDIM(12, UniformT(), eta=1.0), DDPM(12, UniformT(), variance=0.0))
+    ]
+    torch.testing.assert_close(*results, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("grid", [UniformLogSNR(), UniformT()], ids=["log-snr", "t"])
+@every_schedule
+def test_dpmpp_2m_is_algorithm_2(schedule, grid):
+    """arXiv 2211.01095: x = (sigma / sigma') x' - alpha (e^-h - 1) ((1 + 1 / 2r) D' - D'' / 2r), r = h' / h."""
+    mixture, x, times = two_classes(), start_points(), grid(schedule, 9)
+    alpha, sigma = (a.numpy() for a in schedule.alpha_sigma(times))
+    h = np.diff(np.log(alpha / sigma))
+    expected, before = x.numpy(), None
+    for k in range(9):
+        now = mixture.mean(expected, alpha[k], sigma[k])
+        r = h[k - 1] / h[k]
+        combined = now if before is None else (1 + 1 / (2 * r)) * now - before / (2 * r)
+        expected = sigma[k + 1] / sigma[k] * expected - alpha[k + 1] * np.expm1(-h[k]) * combined
+        before = now
+    found = DPMpp2M(9, grid)(ExactMixture(mixture, schedule), x, times)
+    np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-9)
+
+
+@every_schedule
+def test_the_first_step_of_dpmpp_2m_is_ddim(schedule):
+    denoiser, x, times = ExactMixture(two_classes(), schedule), start_points(), float64(0.8, 0.5)
+    found, ddim = (SAMPLERS[name](1)(denoiser, x, times) for name in ("dpmpp_2m", "ddim"))
+    torch.testing.assert_close(found, ddim, rtol=1e-12, atol=1e-12)
+
+
+@every_sampler
+def test_a_step_to_exact_data_returns_the_denoised(make):
+    denoiser, x = ExactMixture(two_classes(), EXACT_EDM), start_points()
+    times, states = float64(0.5, 0.4, 0.3, 0.0), []
+    result = make(3)(
+        denoiser, x, times, noise=Noise(range(16), (2,), EXACT_EDM), on_step=lambda index, state: states.append(state)
+    )
+    torch.testing.assert_close(result, denoiser(states[1], times[2]).x_0, rtol=1e-12, atol=1e-12)
+
+
+ORDERS = {"ddim": 1, "euler": 1, "heun": 2, "dpmpp_2m": 2}
+
+
+def exact_flow(mixture: Mixture, x, high: float, low: float):
+    """x at noise level `low` from x at `high` by dx / dsigma = -sigma score (VE), adaptive to 1e-12."""
+    def slope(sigma, flat):
+        return -sigma * mixture.score(flat.reshape(x.shape), 1.0, sigma).ravel()
+
+    return solve_ivp(slope, (high, low), x.ravel(), method="DOP853", rtol=1e-12, atol=1e-12).y[:, -1].reshape(x.shape)
+
+
+@every_schedule
+@pytest.mark.parametrize("name", ORDERS)
+def test_order_of_convergence(name, schedule):
+    """Noise levels 3 to 0.1, where the solution is smooth; the slope of the last halving within 0.2."""
+    mixture, x, errors = two_classes(), 3 * start_points(12).numpy(), []
+    exact = exact_flow(mixture, x, 3.0, 0.1)
+    for steps in (80, 160):
+        times = schedule.t_of(-2 * torch.linspace(math.log(3), math.log(0.1), steps + 1, dtype=torch.float64))
+        alpha = schedule.alpha_sigma(times)[0]
+        x_end = SAMPLERS[name](steps)(ExactMixture(mixture, schedule), alpha[0] * torch.from_numpy(x), times)
+        errors.append(np.sqrt(np.mean((x_end.numpy() / float(alpha[-1]) - exact) ** 2)))
+    assert math.log2(errors[0] / errors[1]) == pytest.approx(ORDERS[name], abs=0.2)
+
+
+@pytest.mark.parametrize("variance", [0.0, 1.0])
+def test_the_law_of_ddpm_on_a_gaussian(variance):
+    """n = 20000: mean and covariance within 4.5 standard errors of the linear recursion, in DDPM's own coefficients."""
+    n, steps, mu = 20000, 25, np.array([0.5, -1.0])
+    cov = np.array([[0.5, 0.3], [0.3, 0.4]])
+    schedule = Cosine(12.0, -10.0)
+    times = UniformT()(schedule, steps)
+    abar = schedule.alpha_sigma(times)[0].numpy() ** 2
+    mean, law = np.zeros(2), (1 - abar[0]) * np.eye(2)
+    for k, (a, s) in enumerate(pairwise(abar), start=1):
+        beta, gain = 1 - a / s, np.sqrt(a) * cov @ np.linalg.inv(a * cov + (1 - a) * np.eye(2))
+        from_x_0, from_x_t = np.sqrt(s) * beta / (1 - a), np.sqrt(a / s) * (1 - s) / (1 - a)
+        step = from_x_0 * gain + from_x_t * np.eye(2)
+        mean = step @ mean + from_x_0 * (mu - gain @ (np.sqrt(a) * mu))
+        law = step @ law @ step.T + (beta if variance and k < steps else beta * (1 - s) / (1 - a)) * np.eye(2)
+    sampler, denoiser = DDPM(steps, UniformT(), variance=variance), ExactMixture(gaussian(mu, cov), schedule)
+    x = next(generate(denoiser, sampler, range(n), None, (2,), batch_size=n)).numpy()
+    assert np.all(np.abs(x.mean(0) - mean) < 4.5 * np.sqrt(np.diag(law) / n))
+    error = np.sqrt((np.outer(np.diag(law), np.diag(law)) + law**2) / n)
+    assert np.all(np.abs(np.cov(x.T) - law) < 4.5 * error)
+
+
+def test_more_steps_of_ddpm_refine_the_same_path():
+    """Distance from n to 2n steps shrinks with n; fresh noise for every grid would leave it near .5."""
+    schedule, results = Cosine(12.0, -10.0), []
+    for steps in (16, 32, 64, 128, 256):
+        sampler = DDPM(steps, UniformT(), variance=0.0)
+        results.append(next(generate(ExactMixture(two_classes(), schedule), sampler, range(400), None, (2,), 400)))
+    distances = [float((a - b).square().mean().sqrt()) for a, b in pairwise(results)]
+    assert all(later < 0.85 * earlier for earlier, later in pairwise(distances)) and distances[-1] < 0.1
+
+
+def test_heun_from_pure_noise_converges():
+    """On the exact flow, t = 1 has no x / alpha: compare with SciPy on dx / dt = eps - x_0, which is regular there."""
+    mixture, schedule, x = two_classes(), Flow(math.inf, -math.inf), start_points(12)
+
+    def velocity(t, flat):
+        x_t = flat.reshape(x.shape)
+        return (-t * mixture.score(x_t, 1 - t, t) - mixture.mean(x_t, 1 - t, t)).ravel()
+
+    exact = solve_ivp(velocity, (1, 0), x.numpy().ravel(), method="DOP853", rtol=1e-11, atol=1e-11).y[:, -1]
+    errors = []
+    for steps in (20, 40, 80, 160):
+        sampler, denoiser = Heun(steps, UniformT()), ExactMixture(mixture, schedule)
+        x_end = sampler(denoiser, x, sampler.times(denoiser))
+        errors.append(np.abs(x_end.numpy().ravel() - exact).max())
+    assert all(later < earlier / 2.5 for earlier, later in pairwise(errors)) and errors[-1] < 2e-3
+
+
+class OtherNoise(DenoiserWrapper):
+    """Re-noises with another eps, as CFG++ does."""
+
+    def __call__(self, x_t, t, y=None):
+        x_0, eps = self.denoiser(x_t, t, y)
+        return Prediction(x_0, 0.5 * eps + 0.1)
+
+
+@every_sampler
+def test_a_step_starts_from_the_prediction(make):
+    """From alpha x_0 + sigma eps, never from x_t, else a guide that re-noises would be silently ignored."""
+    schedule = Cosine(12.0, -10.0)
+    denoiser, times = ExactMixture(two_classes(), schedule), float64(0.8, 0.5, 0.3)
+    plain, other = (
+        make(2)(d, start_points(), times, noise=Noise(range(16), (2,), schedule)) for d in (denoiser, OtherNoise(denoiser))
+    )
+    assert float((plain - other).abs().max()) > 0.05
+
+
+def test_ddim_takes_the_eps_of_the_prediction():
+    schedule = Cosine(12.0, -10.0)
+    denoiser, x, times = ExactMixture(two_classes(), schedule), start_points(), float64(0.8, 0.5)
+    x_0, eps = denoiser(x, times[0])
+    alpha, sigma = schedule.alpha_sigma(times[1])
+    found = SAMPLERS["ddim"](1)(OtherNoise(denoiser), x, times)
+    torch.testing.assert_close(found, alpha * x_0 + sigma * (0.5 * eps + 0.1), rtol=1e-12, atol=1e-12)
+
+
+GRIDS = {"t": UniformT(), "log-snr": UniformLogSNR(), "karras": Karras(7.0, None, None), "karras-1": Karras(1.0, None, None)}
+
+
+@every_schedule
+@pytest.mark.parametrize("grid", GRIDS.values(), ids=GRIDS)
+@pytest.mark.parametrize("steps", [1, 2, 25])
+def test_grids_decrease_from_one_to_zero(grid, schedule, steps):
+    times = grid(schedule, steps)
+    assert times.shape == (steps + 1,) and times.dtype == torch.float64 and times.device.type == "cpu"
+    assert bool((times[1:] < times[:-1]).all()) and times[0] == 1 and times[-1] == 0
+
+
+@every_schedule
+@pytest.mark.parametrize("rho", [1.0, 7.0])
+def test_karras_grid_is_equation_5(schedule, rho):
+    ends = [float(schedule.noise_level(t)) for t in (0, 1)]
+    found = schedule.noise_level(Karras(rho, None, None)(schedule, 20))
+    np.testing.assert_allclose(found, karras_levels(21, *ends, rho), rtol=1e-9)
+    inner = Karras(rho, 0.02, 5.0)(schedule, 20)  # 20 levels, then a jump to t = 0
+    np.testing.assert_allclose(schedule.noise_level(inner[:-1]), karras_levels(20, 0.02, 5.0, rho), rtol=1e-9)
+    assert inner[-1] == 0 and bool((inner[1:] < inner[:-1]).all())
+
+
+def test_karras_grid_accepts_the_ends_of_the_schedule_as_levels():
+    """EDM's schedule is made from 0.002 and 80; naming the same numbers must not fail by a rounding."""
+    times = Karras(7.0, 0.002, 80.0)(EDM(LOW, HIGH), 18)
+    torch.testing.assert_close(times, Karras(7.0, None, None)(EDM(LOW, HIGH), 18), rtol=0, atol=1e-12)
+
+
+def test_uniform_log_snr_is_uniform():
+    steps = Cosine(12.0, -10.0).log_snr(UniformLogSNR()(Cosine(12.0, -10.0), 22)).diff()
+    torch.testing.assert_close(steps, torch.ones_like(steps), rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    "grid, schedule, sentence",
+    [
+        (lambda *a: Karras(0.0, None, None), None, "rho must be positive, got 0"),
+        (UniformLogSNR(), Flow(12.0, -math.inf), "needs finite ends, the schedule has log-SNR -inf to 12"),
+        (UniformLogSNR(), EXACT_EDM, "needs finite ends"),
+        (Karras(7.0, None, None), EXACT_EDM, "got 0 to 80; set noise_level_min"),
+        (Karras(7.0, 0.002, None), Flow(math.inf, -math.inf), "got 0.002 to inf; set noise_level_min and noise_level_max"),
+        (Karras(7.0, 0.001, None), EDM(LOW, HIGH), "within the schedule's 0.002 to 80, got 0.001"),
+        (Karras(7.0, None, 81.0), EDM(LOW, HIGH), "got 0.002 to 81"),
+        (Karras(7.0, 3.0, 3.0), EDM(LOW, HIGH), "got 3 to 3"),
+    ],
+)
+def test_grids_refuse_levels_that_do_not_exist(grid, schedule, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        grid(schedule, 10)
+
+
+def test_explicit_levels_replace_infinite_ends():
+    schedule = Flow(math.inf, -math.inf)
+    levels = schedule.noise_level(Karras(7.0, 0.002, 80.0)(schedule, 10))
+    np.testing.assert_allclose(levels, [*karras_levels(10, 0.002, 80.0, 7.0), 0.0], rtol=1e-9)
+
+
+@pytest.mark.parametrize("grid", GRIDS.values(), ids=GRIDS)
+@pytest.mark.parametrize("steps, count", [(9, 10), (20, 1001), (700, 1001), (1000, 1001)])
+def test_snapped_times_are_distinct_and_legal(grid, steps, count):
+    """Also where a grid crowds at one end and neighbours want the same level; levels come in any order."""
+    levels = torch.arange(count, dtype=torch.float64) / (count - 1)
+    times = grid(Linear(12.0), steps, levels)
+    assert len(times) == steps + 1 and bool(torch.isin(times, levels).all())
+    assert bool((times[1:] < times[:-1]).all()) and times[0] == 1 and times[-1] == 0
+
+
+def test_snapping_takes_the_nearest_level():
+    times = float64(1.0, 0.62, 0.27, 0.0)
+    snapped = snap(times, torch.linspace(0, 1, 11, dtype=torch.float64))
+    torch.testing.assert_close(snapped, float64(1.0, 0.6, 0.3, 0.0), rtol=0, atol=1e-12)
+    assert snap(times, None) is times
+
+
+def test_too_few_levels_are_refused():
+    with pytest.raises(ValueError, match="5 steps need 6 distinct noise levels, this model has 5"):
+        UniformT()(Linear(12.0), 5, torch.linspace(0, 1, 5, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("steps", [0, -3, 2.5])
+@every_sampler
+def test_steps_must_be_a_positive_whole_number(make, steps):
+    with pytest.raises(ValueError, match=f"steps must be a whole number of at least 1, got {steps}"):
+        make(steps)
+
+
+@pytest.mark.parametrize("eta", [-0.1, 2.0, math.nan])
+def test_eta_and_variance_lie_between_0_and_1(eta):
+    with pytest.raises(ValueError, match=rf"eta must be in \[0, 1\], got {eta}"):
+        DDIM(10, UniformT(), eta=eta)
+    with pytest.raises(ValueError, match=rf"variance must be in \[0, 1\].*got {eta}"):
+        DDPM(10, UniformT(), variance=eta)
+
+
+@pytest.mark.parametrize("times", [[0.5, 0.5], [0.1, 0.5], [0.9, 0.4, 0.6], [0.5], [math.nan, 0.0]])
+def test_times_must_decrease(times):
+    with pytest.raises(ValueError, match="times must decrease strictly"):
+        SAMPLERS["ddim"](1)(ExactMixture(two_classes(), EXACT_EDM), start_points(), float64(*times))
+
+
+@pytest.mark.parametrize("name", ["ddim-1", "ddpm"])
+def test_a_stochastic_sampler_asks_for_noise(name):
+    with pytest.raises(ValueError, match="draws noise: pass noise="):
+        SAMPLERS[name](1)(ExactMixture(two_classes(), EXACT_EDM), start_points(), float64(0.5, 0.4))
+
+
+@every_sampler
+def test_exact_samples_do_not_know_their_batch(make):
+    labels = [(i % 3) - 1 for i in range(64)]
+    denoiser, sampler = ExactMixture(two_classes(), Cosine(12.0, -10.0)), make(6)
+    alone, *others = (
+        torch.cat(list(generate(denoiser, sampler, range(5, 69), labels, (2,), size))) for size in (1, 7, 64)
+    )
+    assert alone.shape == (64, 2) and len(alone.unique(dim=0)) == 64
+    for other in others:
+        torch.testing.assert_close(other, alone, rtol=0, atol=1e-12)
+
+
+@every_sampler
+def test_samples_of_a_network_do_not_know_their_batch(make):
+    torch.manual_seed(0)
+    network = UNet(1, None, 3, size=8, channels=8, multipliers=[1, 2], blocks=1, attention=[4], head_channels=8, dropout=0.1)
+    for parameter in network.parameters():
+        nn.init.normal_(parameter, std=0.1)
+    denoiser = Preconditioned(network, Cosine(12.0, -10.0), V(), has_null=True).eval()
+    labels = [(i % 4) - 1 for i in range(15)]
+    alone, *others = (torch.cat(list(generate(denoiser, make(4), range(15), labels, (1, 8, 8), n))) for n in (1, 7, 64))
+    assert alone.dtype == torch.float32
+    for other in others:
+        torch.testing.assert_close(other, alone, rtol=0, atol=1e-5)
