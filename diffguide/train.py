@@ -30,8 +30,9 @@ def train(cfg: DictConfig) -> None:
     sampler = build(cfg, "sampler")
     sampler.times(build(cfg, "guidance", objective.model))  # a grid that cannot be is told before the training
     resume = find_resumed(cfg) if cfg.resume else None
-    try:
+    try:  # told before anything is written
         training.share(engine.world_size)
+        training.make_optimizer(objective)
     except ValueError as error:
         raise ConfigError(f"training: {error}") from error
 

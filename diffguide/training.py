@@ -108,6 +108,17 @@ class Training:
             )
         return share
 
+    def make_optimizer(self, objective: Objective) -> torch.optim.Optimizer:
+        """The optimiser of an objective's parameters.
+
+        Raises:
+            ValueError: arguments that this optimiser does not take.
+        """
+        try:
+            return self.optimizer(objective.parameters(), lr=self.learning_rate)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"optimizer: {error}") from error
+
     def run(
         self, fabric, objective: Objective, data: InMemory, folder: Path, seed: int, config: dict,
         draw: Callable[[Objective, Path], None], resume: Path | None = None,
@@ -123,8 +134,7 @@ class Training:
             resume: checkpoint to continue from.
         """
         share = self.share(fabric.world_size)
-        optimizer = self.optimizer(objective.parameters(), lr=self.learning_rate)
-        module, optimizer = fabric.setup(objective, optimizer)
+        module, optimizer = fabric.setup(objective, self.make_optimizer(objective))
         ema = AveragedModel(objective).eval().requires_grad_(False)
         train = Split(*(tensor.to(fabric.device) for tensor in data.train))
         order, images = DataOrder(len(train.y), seed), 0

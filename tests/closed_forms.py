@@ -20,10 +20,10 @@ class Mixture:
     def __init__(self, weights, means, covariances, labels):
         self.weights, self.means = np.asarray(weights, float), np.asarray(means, float)
         self.covariances, self.labels = np.asarray(covariances, float), np.asarray(labels)
-        self.eigenvalues, self.eigenvectors = np.linalg.eigh(self.covariances)  # C_k = alpha^2 S_k + sigma^2 I shares them
+        self.eigenvalues, self.eigenvectors = np.linalg.eigh(self.covariances)  # C_k has the same vectors
 
     def parts(self, x, alpha, sigma, y):
-        """Coordinates z of x - alpha mu_k in the eigenbasis of S_k, their variances, log(pi_k N(x; alpha mu_k, C_k))."""
+        """x - alpha mu_k in the eigenbasis of C_k = alpha^2 S_k + sigma^2 I, variances, log(pi_k N(x; .)), alpha."""
         alpha, sigma = (np.broadcast_to(np.asarray(a, float), len(x))[:, None, None] for a in (alpha, sigma))
         z = np.einsum("kde,bkd->bke", self.eigenvectors, x[:, None] - alpha * self.means)
         variance = alpha**2 * self.eigenvalues + sigma**2

@@ -58,7 +58,7 @@ def test_only_what_is_needed_is_evaluated(scale, interval, evaluations):
 @either_time
 def test_guidance_is_linear_extrapolation(schedule, scale, t):
     """weak + scale (strong - weak) of the closed forms, in float64 all through."""
-    mixture, (alpha, sigma) = two_classes(), (float(a) for a in schedule.alpha_sigma(0.45))
+    mixture, (alpha, sigma) = two_classes(), (float(a) for a in schedule.alpha_sigma(t.flatten()[0]))
     found = ClassifierFree(exact(schedule), scale, EVERYWHERE)(x, t, y)
     strong, weak = (mixture.mean(x.numpy(), alpha, sigma, c) for c in (y.numpy(), None))
     np.testing.assert_allclose(found.x_0, weak + scale * (strong - weak), rtol=1e-12, atol=1e-12)
@@ -68,7 +68,7 @@ def test_guidance_is_linear_extrapolation(schedule, scale, t):
 
 @pytest.mark.parametrize("w", [0.0, 0.7, 4.0])
 def test_conversion_to_other_conventions(w):
-    """scale = 1 + w of Ho & Salimans; ADM's scale g on an unconditional model is scale = g, on a conditional one 1 + g."""
+    """scale = 1 + w of Ho & Salimans; ADM's g on an unconditional model is scale = g, on a conditional one 1 + g."""
     mixture, points, classes = two_classes(), x.numpy(), y.numpy()
     alpha, sigma = (float(a) for a in COSINE.alpha_sigma(t))
     strong, weak = (-sigma * mixture.score(points, alpha, sigma, c) for c in (classes, None))
@@ -144,7 +144,7 @@ MU_C, MU_U = np.array([1.0, -0.5]), np.array([0.2, 0.1])
 @pytest.mark.parametrize("schedule", [COSINE, EDM(12.4, -8.7)], ids=["vp", "ve"])
 @pytest.mark.parametrize("scale", [0.5, 3.0])
 def test_equal_covariances_extrapolate_the_mean(schedule, scale):
-    """Guidance between N(mu_c, S) and N(mu_u, S) is N(mu_u + scale (mu_c - mu_u), S): at every level, in every sampler."""
+    """Between N(mu_c, S) and N(mu_u, S) it is N(mu_u + scale (mu_c - mu_u), S) at every level, so in every sampler."""
     zero = torch.zeros(8, dtype=torch.long)
     guided = ClassifierFree(Pair(gaussian(MU_C, COVARIANCE), gaussian(MU_U, COVARIANCE), schedule), scale, EVERYWHERE)
     expected = ExactMixture(gaussian(MU_U + scale * (MU_C - MU_U), COVARIANCE), schedule)
@@ -158,14 +158,14 @@ def test_equal_covariances_extrapolate_the_mean(schedule, scale):
 
 @pytest.mark.parametrize("scale", [2.0, 3.0])
 def test_the_variance_of_the_guided_flow(scale):
-    """Zero means, variances c = 1 and u = 2, from large sigma: c^s u^(1-s), .5 and .25; less than the tilted 2 / (1 + s)."""
+    """Zero means, variances c = 1 and u = 2, large sigma: c^s u^(1-s), .5 and .25, not the tilted 2 / (1 + s)."""
     c, u, sigma = 1.0, 2.0, 200.0
     pair = Pair(gaussian([0.0], [[c]]), gaussian([0.0], [[u]]), EDM(math.inf, -2 * math.log(sigma)))
     guided, sampler = ClassifierFree(pair, scale, EVERYWHERE), Heun(300, Karras(7.0, 0.002, None))
     one, zero = torch.ones(1, 1, dtype=torch.float64), torch.zeros(1, dtype=torch.long)
     found = float(sampler(guided, one, sampler.times(guided), zero))
     exact_factor = (c / (c + sigma**2)) ** (scale / 2) * (u / (u + sigma**2)) ** ((1 - scale) / 2)
-    assert found == pytest.approx(exact_factor, rel=1e-4)
+    assert found == pytest.approx(exact_factor, rel=1e-3)
     assert (found * sigma) ** 2 == pytest.approx(c**scale * u ** (1 - scale), rel=0.01)
 
 
@@ -182,8 +182,8 @@ INTERVAL = "interval must be a pair 0 <= lo < hi of noise levels sigma/alpha, go
 @pytest.mark.parametrize(
     "denoiser, scale, interval, sentence",
     [
-        (facts(num_classes=0), 2.0, EVERYWHERE, "needs a conditional model, and this one has no classes; take guidance=none"),
-        (facts(has_null=False), 2.0, EVERYWHERE, "never dropped its label; train with guidance=cfg .* or take guidance=none"),
+        (facts(num_classes=0), 2.0, EVERYWHERE, "this one has no classes; take guidance=none"),
+        (facts(has_null=False), 2.0, EVERYWHERE, "never dropped its label; train with guidance=cfg"),
         (exact(), math.inf, EVERYWHERE, "scale must be a finite number, got inf"),
         (exact(), math.nan, EVERYWHERE, "scale must be a finite number, got nan"),
         (exact(), 2.0, (2.0, 1.0), INTERVAL),

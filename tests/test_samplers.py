@@ -237,6 +237,14 @@ def test_heun_from_pure_noise_converges():
     assert all(later < earlier / 2.5 for earlier, later in pairwise(errors)) and errors[-1] < 2e-3
 
 
+@every_sampler
+def test_every_sampler_goes_from_pure_noise_to_exact_data(make):
+    denoiser = ExactMixture(two_classes(), Flow(math.inf, -math.inf))
+    for steps in (1, 8):
+        x = next(generate(denoiser, make(steps), range(16), None, (2,), 16))
+        assert bool(x.isfinite().all()) and float(x.abs().max()) < 5
+
+
 class OtherNoise(DenoiserWrapper):
     """Re-noises with another eps, as CFG++ does."""
 
@@ -251,7 +259,8 @@ def test_a_step_starts_from_the_prediction(make):
     schedule = Cosine(12.0, -10.0)
     denoiser, times = ExactMixture(two_classes(), schedule), float64(0.8, 0.5, 0.3)
     plain, other = (
-        make(2)(d, start_points(), times, noise=Noise(range(16), (2,), schedule)) for d in (denoiser, OtherNoise(denoiser))
+        make(2)(each, start_points(), times, noise=Noise(range(16), (2,), schedule))
+        for each in (denoiser, OtherNoise(denoiser))
     )
     assert float((plain - other).abs().max()) > 0.05
 
@@ -265,7 +274,9 @@ def test_ddim_takes_the_eps_of_the_prediction():
     torch.testing.assert_close(found, alpha * x_0 + sigma * (0.5 * eps + 0.1), rtol=1e-12, atol=1e-12)
 
 
-GRIDS = {"t": UniformT(), "log-snr": UniformLogSNR(), "karras": Karras(7.0, None, None), "karras-1": Karras(1.0, None, None)}
+GRIDS = {
+    "t": UniformT(), "log-snr": UniformLogSNR(), "karras": Karras(7.0, None, None), "karras-1": Karras(1.0, None, None)
+}  # fmt: skip
 
 
 @every_schedule
@@ -306,7 +317,7 @@ def test_uniform_log_snr_is_uniform():
         (UniformLogSNR(), Flow(12.0, -math.inf), "needs finite ends, the schedule has log-SNR -inf to 12"),
         (UniformLogSNR(), EXACT_EDM, "needs finite ends"),
         (Karras(7.0, None, None), EXACT_EDM, "got 0 to 80; set noise_level_min"),
-        (Karras(7.0, 0.002, None), Flow(math.inf, -math.inf), "got 0.002 to inf; set noise_level_min and noise_level_max"),
+        (Karras(7.0, 0.002, None), Flow(math.inf, -math.inf), "got 0.002 to inf; set .* and noise_level_max"),
         (Karras(7.0, 0.001, None), EDM(LOW, HIGH), "within the schedule's 0.002 to 80, got 0.001"),
         (Karras(7.0, None, 81.0), EDM(LOW, HIGH), "got 0.002 to 81"),
         (Karras(7.0, 3.0, 3.0), EDM(LOW, HIGH), "got 3 to 3"),
@@ -372,6 +383,16 @@ def test_a_stochastic_sampler_asks_for_noise(name):
         SAMPLERS[name](1)(ExactMixture(two_classes(), EXACT_EDM), start_points(), float64(0.5, 0.4))
 
 
+def test_samples_start_as_noise_of_the_first_level():
+    """sigma z at times[0], which for a variance-exploding schedule is 80 z, or 5 z on a grid that begins lower."""
+    for sampler, sigma in ((Euler(6, UniformT()), 80.0), (Euler(6, Karras(7.0, None, 5.0)), 5.0)):
+        denoiser, noise = ExactMixture(two_classes(), EDM(LOW, HIGH)), Noise(range(9), (2,), EDM(LOW, HIGH))
+        times = sampler.times(denoiser)
+        found = next(generate(denoiser, sampler, range(9), None, (2,), 9))
+        by_hand = sampler(denoiser, sigma * noise.normal(times[0], 0), times)
+        torch.testing.assert_close(found, by_hand, rtol=1e-5, atol=1e-5)
+
+
 @every_sampler
 def test_exact_samples_do_not_know_their_batch(make):
     labels = [(i % 3) - 1 for i in range(64)]
@@ -387,7 +408,7 @@ def test_exact_samples_do_not_know_their_batch(make):
 @every_sampler
 def test_samples_of_a_network_do_not_know_their_batch(make):
     torch.manual_seed(0)
-    network = UNet(1, None, 3, size=8, channels=8, multipliers=[1, 2], blocks=1, attention=[4], head_channels=8, dropout=0.1)
+    network = UNet(1, None, 3, 8, 8, [1, 2], blocks=1, attention=[4], head_channels=8, dropout=0.1)
     for parameter in network.parameters():
         nn.init.normal_(parameter, std=0.1)
     denoiser = Preconditioned(network, Cosine(12.0, -10.0), V(), has_null=True).eval()

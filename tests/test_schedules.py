@@ -89,8 +89,9 @@ def test_flow_is_the_straight_line():
     np.testing.assert_allclose(sigma, interior.numpy(), rtol=1e-13)
 
 
-@pytest.mark.parametrize("exact, cut", [(Cosine(math.inf, -math.inf), Cosine(9, -6)), (Flow(math.inf, -math.inf), Flow(9, -6))])
-def test_truncation_only_rescales_time(exact, cut):
+@pytest.mark.parametrize("make", [Cosine, Flow])
+def test_truncation_only_rescales_time(make):
+    exact, cut = make(math.inf, -math.inf), make(9.0, -6.0)
     first, last = exact.t_of(torch.tensor([9.0, -6.0]))
     expected = exact.log_snr(first + (last - first) * interior)
     torch.testing.assert_close(cut.log_snr(interior), expected, rtol=1e-12, atol=1e-12)
@@ -133,6 +134,14 @@ def test_shapes_broadcast_over_the_data(schedule):
     assert [a.shape for a in schedule.alpha_sigma(torch.full((3,), 0.5), 4)] == [(3, 1, 1, 1)] * 2
     assert [a.shape for a in schedule.alpha_sigma(torch.full((3,), 0.5), 2)] == [(3, 1)] * 2
     assert [a.shape for a in schedule.alpha_sigma(torch.full((3,), 0.5))] == [(3,)] * 2
+
+
+@every_schedule
+def test_a_number_is_a_float64_time(schedule):
+    """A Python number is a double; read as float32 it would be another time from the eighth digit on."""
+    t = torch.tensor(0.3, dtype=torch.float64)
+    for method in (schedule.log_snr, schedule.noise_level, schedule.rate, schedule.t_of):
+        assert float(method(0.3)) == float(method(t))
 
 
 class Network(nn.Module):

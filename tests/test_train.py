@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sysconfig
 from itertools import pairwise, product
@@ -160,6 +161,35 @@ def test_two_processes_write_one_folder(tmp_path):
     assert metrics(tmp_path / "outputs/train/digits/v001")[-1]["images"] == 64
 
 
+def test_any_torch_optimiser(tmp_path, command):
+    swap = ["~training.optimizer", "+training.optimizer={_target_:torch.optim.SGD,_partial_:true,momentum:0.9}"]
+    done = command(main, *TINY, *swap, at=tmp_path)
+    assert done.code == 0, done.err
+    state = load_file(tmp_path / done.folder / "checkpoints/0000000064.optimizer.safetensors")
+    assert {name.split(".")[1] for name in state} == {"momentum_buffer"}
+
+
+def test_mixed_precision(tmp_path, command):
+    done = command(main, "engine.precision=bf16-mixed", *TINY, at=tmp_path)
+    assert done.code == 0, done.err
+    weights = load_file(tmp_path / done.folder / "checkpoints/0000000064.safetensors")
+    assert {tensor.dtype for tensor in weights.values()} == {torch.float32}
+    assert metrics(tmp_path / done.folder)[-1]["validation_loss"] < 2
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on the CPU")
+def test_compiled_training_is_the_same_training(tmp_path, command):
+    small = ["experiment=gmm2d", "backbone.width=16", "backbone.layers=1", "training.images=2048", "sampler.steps=2",
+             "training.sample_images=2048"]  # fmt: skip
+    plain, compiled = (command(main, *small, f"compile={flag}", at=tmp_path) for flag in ("false", "true"))
+    assert compiled.code == 0, compiled.err
+    last = "checkpoints/0000002048.safetensors"
+    tensors = [load_file(tmp_path / done.folder / last) for done in (plain, compiled)]
+    for name in tensors[0]:
+        torch.testing.assert_close(tensors[0][name], tensors[1][name], rtol=1e-3, atol=1e-4)
+
+
 def test_a_multirun_has_a_folder_per_job(tmp_path, command):
     done = command(main, "-m", "objective=eps,x0", *TINY, at=tmp_path)
     assert done.code == 0, done.err
@@ -178,6 +208,7 @@ REFUSED = {
     "wrong type": (["training.images=many"], "images must be a whole number"),
     "negative rate": (["training.learning_rate=-1"], "learning_rate must be a positive number"),
     "indivisible batch": (["training.accumulate=3", "training.batch_size=32"], "must be a multiple of"),
+    "foreign argument": (["training.optimizer._target_=torch.optim.SGD"], "optimizer: SGD"),
     "no such device": (["engine.accelerator=tpu"], "this machine cannot provide"),
     "misspelt key": (["training.imges=3"], "imges"),
     "misspelt option": (["objective=epss"], "epss"),

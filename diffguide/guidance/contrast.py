@@ -57,7 +57,7 @@ class ClassifierFree(DenoiserWrapper):
         """The scale inside the interval, 1 outside; float64 in the shape of t."""
         low, high = self.interval
         level = self.schedule.noise_level(t)
-        return torch.where((low < level) & (level <= high), self.scale, 1.0)
+        return torch.where((low < level) & (level <= high), level.new_tensor(self.scale), 1.0)  # float64, unlike 2 numbers
 
     def __call__(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Prediction:
         scale = self.scale_at(t)
@@ -67,6 +67,9 @@ class ClassifierFree(DenoiserWrapper):
         if scale.ndim == 0 and scale == 0:
             return self.denoiser(x_t, t, null)
         both = self.denoiser(torch.cat([x_t, x_t]), torch.cat([t, t]) if t.ndim else t, torch.cat([y, null]))
-        if scale.ndim:
-            scale = scale.to(x_t).reshape(-1, *[1] * (x_t.ndim - 1))
-        return Prediction(*(weak + scale * (strong - weak) for strong, weak in (field.chunk(2) for field in both)))
+        sides = [field.chunk(2) for field in both]
+        if scale.ndim == 0:
+            return Prediction(*(weak + scale * (strong - weak) for strong, weak in sides))
+        scale = scale.to(x_t).reshape(-1, *[1] * (x_t.ndim - 1))
+        mixed = (torch.where(scale == 1, strong, weak + scale * (strong - weak)) for strong, weak in sides)
+        return Prediction(*mixed)

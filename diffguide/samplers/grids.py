@@ -92,12 +92,14 @@ class Karras(Grid):
         ends = math.exp(-schedule.log_snr_max / 2), math.exp(-schedule.log_snr_min / 2)
         low = ends[0] if self.noise_level_min is None else float(self.noise_level_min)
         high = ends[1] if self.noise_level_max is None else float(self.noise_level_max)
+        # a level that is an end up to rounding is that end
+        low, high = (end if math.isclose(level, end) else level for level, end in zip((low, high), ends))
         if not ends[0] <= low < high <= ends[1] or not 0 < low or not math.isfinite(high):
             raise ValueError(
                 f"grid=karras needs finite positive noise levels within the schedule's {ends[0]:.4g} to {ends[1]:.4g}, "
                 f"got {low:.4g} to {high:.4g}; set noise_level_min and noise_level_max"
             )
-        jump = self.noise_level_min is not None and low > ends[0]
+        jump = low > ends[0]
         ramp = torch.linspace(0, 1, steps if jump else steps + 1, dtype=torch.float64)
         levels = (high ** (1 / self.rho) + ramp * (low ** (1 / self.rho) - high ** (1 / self.rho))) ** self.rho
         log_snr = -2 * levels.log()
