@@ -128,7 +128,9 @@ def read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         raise CheckpointError(f"{path} is not a checkpoint of diffguide, or is damaged ({error})") from error
 
 
-def load(path: str | Path, weights: str = "ema", device: torch.device | str = "cpu", trust: Sequence[str] = ()) -> Loaded:
+def load(
+    path: str | Path, weights: str = "ema", device: torch.device | str = "cpu", trust: Sequence[str] = ()
+) -> Loaded:
     """The trained model of a checkpoint file or run folder, in evaluation mode, and what the file says about it.
 
     Arguments:

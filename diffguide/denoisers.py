@@ -77,13 +77,15 @@ class Preconditioned(nn.Module, Denoiser):
         self.has_null = bool(has_null) or self.num_classes == 0
 
     def output(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> tuple[Tensor, Rows]:
-        """The network's output F, in the dtype of x_t, and the rows that read it."""
+        """The network's output F and the rows that read it, in the dtype of x_t, float32 at least."""
+        x_t = x_t.to(torch.promote_types(x_t.dtype, torch.float32))
         rows = self.parameterization.rows(*self.schedule.alpha_sigma(t, x_t.ndim)).to(x_t)
         log_snr = self.schedule.log_snr(t).to(x_t).expand(len(x_t))
         return self.backbone(rows.c_in * x_t, log_snr, y).to(x_t.dtype), rows
 
     def forward(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Prediction:
         output, rows = self.output(x_t, t, y)
+        x_t = x_t.to(output.dtype)
         return Prediction(rows.c_skip * x_t + rows.c_out * output, rows.e_skip * x_t + rows.e_out * output)
 
 

@@ -24,7 +24,9 @@ class Progress:
         self.title, self.total, self.unit, self.count, self.every = title, total, unit, done, every
         self.first, self.started, self.last, self.silent = done, time.monotonic(), time.monotonic(), silent
         terminal = sys.stderr.isatty() and not silent
-        self.bar = tqdm(total=total, initial=done, unit=f" {unit}", desc=title, dynamic_ncols=True) if terminal else None
+        self.bar = (
+            tqdm(total=total, initial=done, unit=f" {unit}", desc=title, dynamic_ncols=True) if terminal else None
+        )
 
     def advance(self, n: int) -> None:
         """n more units are done."""

@@ -88,7 +88,9 @@ class Noise:
         """
         node_t, node_s = self._node(t), self._node(s)
         if node_t <= node_s:
-            raise ValueError(f"a noise increment needs a step from a time to an earlier one, got {float(t)} to {float(s)}")
+            raise ValueError(
+                f"a noise increment needs a step from a time to an earlier one, got {float(t)} to {float(s)}"
+            )
         difference = self._walk(node_t) - self._walk(node_s)
         return self._shaped(difference / math.sqrt(self._clock(node_t) - self._clock(node_s)))
 

@@ -31,7 +31,9 @@ def sample(cfg: DictConfig) -> None:
     if engine.world_size > 1:
         raise ConfigError("engine.devices: sampling uses one device, got more")
     if OmegaConf.is_missing(cfg, "checkpoint"):
-        raise ConfigError("checkpoint is missing: give checkpoint=outputs/train/<name>/v001, the folder of a training run")
+        raise ConfigError(
+            "checkpoint is missing: give checkpoint=outputs/train/<name>/v001, the folder of a training run"
+        )
     try:
         file = checkpoints.find(cfg.checkpoint)
         loaded = checkpoints.load(file, cfg.weights, engine.device, cfg.trust)
@@ -46,7 +48,9 @@ def sample(cfg: DictConfig) -> None:
     except ValueError as error:
         raise ConfigError(str(error)) from error
     if labels is None and not guided.has_null:
-        raise ConfigError("labels=null needs a model that dropped labels in training (guidance=cfg); this one never did")
+        raise ConfigError(
+            "labels=null needs a model that dropped labels in training (guidance=cfg); this one never did"
+        )
     seeds = range(cfg.seed, cfg.seed + cfg.n)
     folder = claim_version(run_parent(cfg, "sample", cfg.name or loaded.config["name"]))
     OmegaConf.save(cfg, folder / "config.yaml", resolve=True)

@@ -122,7 +122,9 @@ def write_sweep(sweep: Path) -> Path | None:
             x, labels = torch.from_numpy(arrays["arr_0"]), arrays["arr_1"].tolist()
         if x.ndim == 4:
             x = x.permute(0, 3, 1, 2) / 127.5 - 1
-        values = {key.rpartition(".")[2]: Path(job["overrides"][key]).name for key in varying}  # paths by their last part
+        values = {
+            key.rpartition(".")[2]: Path(job["overrides"][key]).name for key in varying
+        }  # paths by their last part
         title = " ".join(f"{key} {value}" for key, value in values.items()) or path.name
         columns[title] = x, labels
     lines = [json.loads(line) for line in (folders[0] / "manifest.jsonl").read_text(encoding="utf-8").splitlines()[1:]]

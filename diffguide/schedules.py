@@ -24,7 +24,8 @@ __all__ = ["Schedule", "Cosine", "Linear", "Flow", "EDM"]
 
 def as_time(t) -> Tensor:
     """t as float64, on its own device where that device has float64 and on the CPU where it has not."""
-    t = torch.as_tensor(t)
+    if not isinstance(t, Tensor):
+        return torch.tensor(t, dtype=torch.float64)
     return (t.cpu() if t.device.type == "mps" else t).double()
 
 
@@ -172,7 +173,11 @@ class Linear(TruncatedCurve):
     """
 
     def __init__(
-        self, log_snr_max: float, log_snr_min: float | None = None, beta_start: float = 1e-4, beta_end: float = 0.02,
+        self,
+        log_snr_max: float,
+        log_snr_min: float | None = None,
+        beta_start: float = 1e-4,
+        beta_end: float = 0.02,
         steps: int = 1000,
     ):
         if not 0 < beta_start <= beta_end < 1:

@@ -74,9 +74,13 @@ def check_label_dropout(cfg: DictConfig) -> None:
     given = any(override.split("=")[0].lstrip("+") == "p_uncond" for override in HydraConfig.get().overrides.task)
     if not get_class(cfg.guidance._target_).needs_null:
         if given or p_uncond:
-            raise ConfigError(f"p_uncond={p_uncond} means nothing with this guidance, which drops no label; take guidance=cfg")
+            raise ConfigError(
+                f"p_uncond={p_uncond} means nothing with this guidance, which drops no label; take guidance=cfg"
+            )
     elif not isinstance(p_uncond, (int, float)) or not 0 < p_uncond <= 1:
-        raise ConfigError(f"p_uncond must be in (0, 1] with this guidance, got {p_uncond}; take guidance=none to drop none")
+        raise ConfigError(
+            f"p_uncond must be in (0, 1] with this guidance, got {p_uncond}; take guidance=none to drop none"
+        )
 
 
 def find_resumed(cfg: DictConfig):
@@ -95,7 +99,9 @@ def find_resumed(cfg: DictConfig):
     today = OmegaConf.to_container(cfg, resolve=True)
     for key in ("dataset", "backbone", "schedule", "objective", "seed"):
         if today[key] != saved[key]:
-            raise ConfigError(f"resume={cfg.resume} was trained with {key}: {saved[key]}; this command has {today[key]}")
+            raise ConfigError(
+                f"resume={cfg.resume} was trained with {key}: {saved[key]}; this command has {today[key]}"
+            )
     return path
 
 

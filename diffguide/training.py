@@ -80,7 +80,12 @@ class Training:
                 raise ValueError(f"{name} must be a positive number, got {value!r}")
         if not isinstance(warmup_images, int) or warmup_images < 0:
             raise ValueError(f"warmup_images must be a whole number of at least 0, got {warmup_images!r}")
-        self.images, self.batch_size, self.learning_rate, self.warmup_images = images, batch_size, learning_rate, warmup_images
+        self.images, self.batch_size, self.learning_rate, self.warmup_images = (
+            images,
+            batch_size,
+            learning_rate,
+            warmup_images,
+        )
         self.accumulate, self.max_grad_norm, self.ema_images = accumulate, max_grad_norm, ema_images
         self.log_images, self.validation_images = log_images, validation_images
         self.checkpoint_images, self.sample_images = checkpoint_images, sample_images
@@ -175,7 +180,12 @@ class Training:
             if due(self.log_images):
                 seconds = time.monotonic() - since
                 means = {name: float(value) / count for name, value in sums.items()}
-                record = {"images": images, **means, "learning_rate": self.learning_rate_at(before), "grad_norm": float(norm)}
+                record = {
+                    "images": images,
+                    **means,
+                    "learning_rate": self.learning_rate_at(before),
+                    "grad_norm": float(norm),
+                }
                 timing = {"images_per_second": count * share * fabric.world_size / seconds}
                 timing["seconds"] = time.monotonic() - started
                 if fabric.is_global_zero:
@@ -203,7 +213,9 @@ class Training:
 def held_out_loss(objective: Objective, split: Split, seed: int, device: torch.device, batch_size: int = 500) -> float:
     """The mean loss over a split, with noise that is the same every time."""
     rng = torch.Generator(device).manual_seed(fold(seed, VALIDATION))
-    parts = [objective(x.to(device), y.to(device), rng)[0] for x, y in zip(*(field.split(batch_size) for field in split))]
+    parts = [
+        objective(x.to(device), y.to(device), rng)[0] for x, y in zip(*(field.split(batch_size) for field in split))
+    ]
     return float(torch.cat(parts).mean())
 
 

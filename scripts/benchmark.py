@@ -78,7 +78,9 @@ def samplers(device: torch.device, rounds: int) -> None:
 
         ours, theirs = alternating(lambda: timed(whole, device), lambda: timed(bare, device), rounds)
         bar = 1.15 if sampler.stochastic else 1.05
-        print(f"sampler {name:9} {calls:3} calls {1e3 * theirs / calls:8.2f} ms each   {ours / theirs:6.3f} x (bar {bar})")
+        print(
+            f"sampler {name:9} {calls:3} calls {1e3 * theirs / calls:8.2f} ms each   {ours / theirs:6.3f} x (bar {bar})"
+        )
 
 
 def training(device: torch.device, rounds: int, steps: int = 20) -> None:

@@ -59,7 +59,10 @@ HOSTILE = {
     "partial": ("schedule", {"_target_": "diffguide.schedules.Cosine", "_partial_": True}),
     "positional arguments": ("schedule", {"_target_": "diffguide.schedules.Cosine", "_args_": [12, -10]}),
     "interpolation": ("schedule", {"_target_": "diffguide.schedules.Cosine", "log_snr_max": "${oc.env:HOME}"}),
-    "nested": ("objective", {"_target_": "diffguide.objectives.denoising.Denoising", "weight": {"_target_": "os.getcwd"}}),
+    "nested": (
+        "objective",
+        {"_target_": "diffguide.objectives.denoising.Denoising", "weight": {"_target_": "os.getcwd"}},
+    ),
     "no target": ("backbone", {"channels": 3}),
     "no mapping": ("backbone", "os.system"),
 }

@@ -12,9 +12,7 @@ from diffguide.configuration import config_dir
 FOLDER = Path(config_dir())
 INJECTED = {"objective": ["backbone", "schedule"], "guidance": ["denoiser"]}  # handed over by position
 NO_COMPONENTS = {"label_dropout", "experiment"}
-COMPONENTS = sorted(
-    path for path in FOLDER.rglob("*/*.yaml") if path.relative_to(FOLDER).parts[0] not in NO_COMPONENTS
-)
+COMPONENTS = sorted(path for path in FOLDER.rglob("*/*.yaml") if path.relative_to(FOLDER).parts[0] not in NO_COMPONENTS)
 
 
 def nodes(node, role: str):
@@ -45,9 +43,8 @@ def check(role: str, node: dict) -> None:
 def test_file_is_a_constructor(path):
     config = OmegaConf.to_container(OmegaConf.load(path))
     role = "grid" if path.parent.name == "grid" else path.parent.name
-    found = [(role, {k: v for k, v in config.items() if k != "defaults"})]
-    for role, node in nodes(found[0][1], role):
-        check(role, node)
+    for name, node in nodes({key: value for key, value in config.items() if key != "defaults"}, role):
+        check(name, node)
 
 
 @pytest.mark.parametrize("path", COMPONENTS, ids=lambda path: str(path.relative_to(FOLDER)))

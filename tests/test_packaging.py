@@ -55,7 +55,9 @@ def test_a_bare_checkout_runs_without_an_installation(tmp_path):
 def test_own_files_come_by_config_dir_and_a_local_configs_folder_is_ignored(tmp_path):
     own = tmp_path / "mine" / "objective"
     own.mkdir(parents=True)
-    (own / "steep.yaml").write_text("defaults: [v]\nweight: {_target_: diffguide.objectives.weights.MinSNR, gamma: 1.0}\n")
+    (own / "steep.yaml").write_text(
+        "defaults: [v]\nweight: {_target_: diffguide.objectives.weights.MinSNR, gamma: 1.0}\n"
+    )
     (tmp_path / "configs").mkdir()
     (tmp_path / "configs" / "train.yaml").write_text("broken: true\n")
     done = run(SCRIPTS / "diffguide-train", "--config-dir", "mine", "objective=steep", "--cfg", "job", at=tmp_path)

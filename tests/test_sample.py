@@ -41,7 +41,12 @@ def test_the_literal_command(digits_run, home, command):
     assert done.code == 0, done.err
     assert str(done.folder) == "outputs/sample/literal/v001"
     folder = home / done.folder
-    assert sorted(path.name for path in folder.iterdir()) == ["config.yaml", "grid.png", "manifest.jsonl", "samples.npz"]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "config.yaml",
+        "grid.png",
+        "manifest.jsonl",
+        "samples.npz",
+    ]
     with numpy.load(folder / "samples.npz") as arrays:
         assert arrays["arr_0"].dtype == numpy.uint8 and arrays["arr_0"].shape == (80, 8, 8, 1)
         assert arrays["arr_1"].tolist() == [i % 10 for i in range(80)]
@@ -94,7 +99,10 @@ REFUSED = {
     "no steps": (["checkpoint=outputs/train/digits/v001", "sampler.steps=0"], "steps must be a whole number"),
     "never dropped": (["checkpoint=outputs/train/gmm2d/v001", "guidance=cfg"], "never dropped its label"),
     "no null": (["checkpoint=outputs/train/gmm2d/v001", "labels=null"], "labels=null needs"),
-    "bad interval": (["checkpoint=outputs/train/digits/v001", "guidance=cfg", "guidance.interval=[3,1]"], "interval must be"),
+    "bad interval": (
+        ["checkpoint=outputs/train/digits/v001", "guidance=cfg", "guidance.interval=[3,1]"],
+        "interval must be",
+    ),
     "misspelt": (["checkpoint=outputs/train/digits/v001", "sampler.stps=3"], "stps"),
 }
 

@@ -28,8 +28,14 @@ from diffguide.samplers.grids import Karras, UniformLogSNR, UniformT
 from diffguide.train import main
 from diffguide.training import DataOrder, Training
 
-TINY = ["backbone.channels=8", "backbone.head_channels=8", "training.images=64", "training.batch_size=32", "training.sample_images=64",
-        "sampler.steps=2"]  # fmt: skip
+TINY = [
+    "backbone.channels=8",
+    "backbone.head_channels=8",
+    "training.images=64",
+    "training.batch_size=32",
+    "training.sample_images=64",
+    "sampler.steps=2",
+]
 
 
 def metrics(run: Path) -> list[dict]:
@@ -37,11 +43,18 @@ def metrics(run: Path) -> list[dict]:
 
 
 def test_run_folder(digits_run):
-    assert sorted(path.name for path in digits_run.iterdir()) == ["checkpoints", "config.yaml", "metrics.jsonl", "samples"]
+    assert sorted(path.name for path in digits_run.iterdir()) == [
+        "checkpoints",
+        "config.yaml",
+        "metrics.jsonl",
+        "samples",
+    ]
     assert [path.name for path in (digits_run / "samples").iterdir()] == ["0000016000.png"]
     config = OmegaConf.load(digits_run / "config.yaml")
     assert config.name == "digits" and config.p_uncond == 0.1 and config.objective.p_uncond == 0.1
-    assert {"images", "loss", "mse", "learning_rate", "grad_norm", "images_per_second", "seconds"} == set(metrics(digits_run)[0])
+    assert {"images", "loss", "mse", "learning_rate", "grad_norm", "images_per_second", "seconds"} == set(
+        metrics(digits_run)[0]
+    )
 
 
 def test_digits_are_learnt(digits_run):
@@ -109,7 +122,10 @@ def test_the_same_run_twice_and_resumed_is_the_same(tmp_path, command):
     continued = load_file(tmp_path / again / last)
     assert all(torch.equal(whole[name], continued[name]) for name in whole)
     clock = {"images_per_second", "seconds"}
-    lines = [[{k: v for k, v in line.items() if k not in clock} for line in metrics(tmp_path / run)] for run in (first, again)]
+    lines = [
+        [{k: v for k, v in line.items() if k not in clock} for line in metrics(tmp_path / run)]
+        for run in (first, again)
+    ]
     assert [line for line in lines[0] if "loss" not in line] == [line for line in lines[1] if "loss" not in line]
 
 
@@ -154,7 +170,9 @@ def test_two_processes_write_one_folder(tmp_path):
     script = Path(sysconfig.get_path("scripts")) / "diffguide-train"
     cpu = ["engine.accelerator=cpu", "engine.devices=2", "engine.strategy=ddp"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run([script, *TINY, *cpu], cwd=tmp_path, capture_output=True, text=True, env=environment, timeout=240)
+    done = subprocess.run(
+        [script, *TINY, *cpu], cwd=tmp_path, capture_output=True, text=True, env=environment, timeout=240
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout == "outputs/train/digits/v001\n"
     assert [path.name for path in (tmp_path / "outputs/train/digits").iterdir()] == ["v001"]

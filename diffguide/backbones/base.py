@@ -19,7 +19,7 @@ class Backbone(nn.Module):
 
 
 class ConditionEmbedding(nn.Module):
-    """embedding = MLP(features of the log-SNR) + class row; the last row is the null condition, y = -1.
+    """embedding = MLP(features of the log-SNR) + class row; row 0 is the null condition, y = -1.
 
     Features are sines and cosines of the log-SNR with wavelengths from 2 pi / 4 to 2 pi * 25, clamped to +-20, which
     covers exact ends: beyond, x_t is pure data or pure noise to float32.
@@ -44,4 +44,4 @@ class ConditionEmbedding(nn.Module):
             return embedding
         if y is None:
             y = torch.full(log_snr.shape, -1, device=log_snr.device)
-        return embedding + self.classes(torch.where(y < 0, self.num_classes, y))
+        return embedding + self.classes(y + 1)

@@ -57,7 +57,9 @@ class Attention(nn.Module):
     def __init__(self, channels: int, head_channels: int):
         super().__init__()
         if channels % head_channels:
-            raise ValueError(f"head_channels must divide {channels} channels where attention is asked, got {head_channels}")
+            raise ValueError(
+                f"head_channels must divide {channels} channels where attention is asked, got {head_channels}"
+            )
         self.heads = channels // head_channels
         self.norm, self.qkv = normalise(channels), nn.Conv2d(channels, 3 * channels, 1)
         self.projection = zero(nn.Conv2d(channels, channels, 1))
@@ -93,6 +95,11 @@ class UNet(Backbone):
         super().__init__()
         if size is None:
             raise ValueError("the U-Net needs images, and this dataset has vectors: take backbone=mlp")
+        if not multipliers or channels < 4 or blocks < 1:
+            raise ValueError(
+                f"the U-Net needs at least one multiplier, 4 channels and 1 block, got multipliers={list(multipliers)}, "
+                f"channels={channels}, blocks={blocks}"
+            )
         levels = len(multipliers)
         if size % 2 ** (levels - 1):
             raise ValueError(f"{levels} multipliers halve the image {levels - 1} times, but its side is {size} pixels")
@@ -105,7 +112,9 @@ class UNet(Backbone):
         embedding = 4 * channels
         self.embedding = ConditionEmbedding(embedding, num_classes)
 
-        def block(inputs: int, outputs: int, side: int, resample: nn.Module | None = None, attend: bool = True) -> nn.ModuleList:
+        def block(
+            inputs: int, outputs: int, side: int, resample: nn.Module | None = None, attend: bool = True
+        ) -> nn.ModuleList:
             attending = [Attention(outputs, head_channels)] if attend and side in attention else []
             return nn.ModuleList([ResidualBlock(inputs, outputs, embedding, dropout, resample), *attending])
 

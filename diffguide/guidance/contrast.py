@@ -57,7 +57,9 @@ class ClassifierFree(DenoiserWrapper):
         """The scale inside the interval, 1 outside; float64 in the shape of t."""
         low, high = self.interval
         level = self.schedule.noise_level(t)
-        return torch.where((low < level) & (level <= high), level.new_tensor(self.scale), 1.0)  # float64, unlike 2 numbers
+        return torch.where(
+            (low < level) & (level <= high), level.new_tensor(self.scale), 1.0
+        )  # float64, unlike 2 numbers
 
     def __call__(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Prediction:
         scale = self.scale_at(t)

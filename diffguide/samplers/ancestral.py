@@ -14,7 +14,7 @@ __all__ = ["DDIM", "DDPM", "Euler", "posterior_variance", "transition_variance"]
 
 def transition_variance(schedule: Schedule, t: Tensor, s: Tensor) -> Tensor:
     """Var[x_t | x_s] = sigma_t^2 - (alpha_t / alpha_s)^2 sigma_s^2, DDPM's beta; without cancellation."""
-    return -schedule.alpha_sigma(t)[1] ** 2 * torch.expm1(schedule.log_snr(t) - schedule.log_snr(s))
+    return -(schedule.alpha_sigma(t)[1] ** 2) * torch.expm1(schedule.log_snr(t) - schedule.log_snr(s))
 
 
 def posterior_variance(schedule: Schedule, t: Tensor, s: Tensor) -> Tensor:

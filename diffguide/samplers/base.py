@@ -51,14 +51,17 @@ class Sampler:
         """Walks x [B, ...], which lives at times[0], to times[-1].
 
         Arguments:
-            times: decreasing float64 CPU tensor.
+            times: decreasing float64 CPU tensor of at least two.
             y: class indices [B], -1 = no condition, or None.
             noise: needed where `stochastic`.
             on_step: called with (step index from 1, x) after every step.
 
         Raises:
-            ValueError: times that do not decrease strictly, or a stochastic sampler without noise.
+            ValueError: times that are not float64 on the CPU or do not decrease strictly; a stochastic sampler without
+                noise.
         """
+        if times.dtype != torch.float64 or times.device.type != "cpu":
+            raise ValueError(f"times must be float64 on the CPU, got {times.dtype} on {times.device}")
         if times.ndim != 1 or len(times) < 2 or not bool((times[1:] < times[:-1]).all()):
             raise ValueError(f"times must decrease strictly, got {times.tolist()}")
         if self.stochastic and noise is None:

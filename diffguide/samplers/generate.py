@@ -16,7 +16,7 @@ def generate(
     denoiser: Denoiser, sampler: Sampler, seeds: Sequence[int], labels: Sequence[int] | None, shape: Sequence[int],
     batch_size: int, device: torch.device | str = "cpu", on_step=None,
 ) -> Iterator[Tensor]:  # fmt: skip
-    """Yields batches x [b, *shape] at the end of the sampler's grid, float32.
+    """Yields batches x [b, *shape] at the end of the sampler's grid, in the denoiser's precision.
 
     Arguments:
         denoiser: what to sample, guided or not.

@@ -20,7 +20,9 @@ def snap(times: Tensor, levels: Tensor | None) -> Tensor:
         return times
     levels = levels.sort(descending=True).values
     if len(times) > len(levels):
-        raise ValueError(f"{len(times) - 1} steps need {len(times)} distinct noise levels, this model has {len(levels)}")
+        raise ValueError(
+            f"{len(times) - 1} steps need {len(times)} distinct noise levels, this model has {len(levels)}"
+        )
     index = (times[:, None] - levels[None, :]).abs().argmin(dim=1).tolist()
     for k in range(1, len(index)):
         index[k] = max(index[k], index[k - 1] + 1)
