@@ -79,9 +79,12 @@ class Preconditioned(nn.Module, Denoiser):
     def output(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> tuple[Tensor, Rows]:
         """The network's output F and the rows that read it, in the dtype of x_t, float32 at least."""
         x_t = x_t.to(torch.promote_types(x_t.dtype, torch.float32))
-        rows = self.parameterization.rows(*self.schedule.alpha_sigma(t, x_t.ndim)).to(x_t)
-        log_snr = self.schedule.log_snr(t).to(x_t).expand(len(x_t))
-        return self.backbone(rows.c_in * x_t, log_snr, y).to(x_t.dtype), rows
+        log_snr = self.schedule.log_snr(t)
+        alpha, sigma = self.schedule.normalisation(
+            log_snr.reshape(log_snr.shape + (1,) * (x_t.ndim - 1 if t.ndim else 0))
+        )
+        rows = self.parameterization.rows(alpha, sigma).to(x_t)
+        return self.backbone(rows.c_in * x_t, log_snr.to(x_t).expand(len(x_t)), y).to(x_t.dtype), rows
 
     def forward(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Prediction:
         output, rows = self.output(x_t, t, y)

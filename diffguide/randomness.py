@@ -23,8 +23,10 @@ NORMAL, PATH = 1, 2  # purposes, so that independent draws and the Brownian path
 
 def scramble(z: numpy.ndarray) -> numpy.ndarray:
     """SplitMix64's finaliser on uint64, modulo 2^64."""
-    z = (z ^ (z >> numpy.uint64(30))) * numpy.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> numpy.uint64(27))) * numpy.uint64(0x94D049BB133111EB)
+    z = z ^ (z >> numpy.uint64(30))
+    z *= numpy.uint64(0xBF58476D1CE4E5B9)
+    z ^= z >> numpy.uint64(27)
+    z *= numpy.uint64(0x94D049BB133111EB)
     return z ^ (z >> numpy.uint64(31))
 
 
@@ -43,12 +45,14 @@ def fold(*words: int) -> int:
 
 
 def normals(state: numpy.ndarray, size: int) -> Tensor:
-    """Standard normals [..., size] in float64, a function of each uint64 in `state` [...]."""
+    """Standard normals [..., size] in float32, a function of each uint64 in `state` [...]."""
     counters = numpy.arange(1, (size + 1) // 2 + 1, dtype=numpy.uint64) * GOLDEN
     bits = scramble(state[..., None] + counters)
-    radius = torch.from_numpy(((bits >> numpy.uint64(32)) + 0.5) * 2.0**-32).log_().mul_(-2).sqrt_()
-    angle = torch.from_numpy((bits & numpy.uint64(0xFFFFFFFF)) * (2 * math.pi * 2.0**-32))
-    return torch.cat([radius * angle.cos(), radius * angle.sin()], dim=-1)[..., :size]
+    halves = bits.astype("<u8", copy=False).view("<u4")  # low, high, low, ... on every machine
+    angle, radius = (torch.from_numpy(halves[..., k::2].astype(numpy.float32)) for k in (0, 1))
+    radius = radius.add_(0.5).mul_(2.0**-32).log_().mul_(-2).sqrt_()
+    angle = angle.mul_(2 * math.pi * 2.0**-32)
+    return torch.cat([angle.cos().mul_(radius), angle.sin_().mul_(radius)], dim=-1)[..., :size]
 
 
 class Noise:
@@ -117,7 +121,7 @@ class Noise:
         if 0 not in self.path:
             missing.append(2**self.depth)
         state = fold_in(fold_in(self.states, PATH), numpy.asarray(missing, dtype=numpy.uint64)[:, None])
-        draws = dict(zip(missing, normals(state, math.prod(self.shape))))
+        draws = dict(zip(missing, normals(state, math.prod(self.shape)).double()))
         ends = 0, 2**self.depth
         if 0 not in self.path:
             self.path.update({0: torch.zeros_like(draws[ends[1]]), ends[1]: draws[ends[1]]})
@@ -127,7 +131,7 @@ class Noise:
                 path[middle] = self.path[middle]
                 continue
             a, b, c = self._clock(low), self._clock(middle), self._clock(high)
-            mean = ((c - b) * path[low]).add_(path[high], alpha=b - a).div_(c - a)
+            mean = (path[low] * ((c - b) / (c - a))).add_(path[high], alpha=(b - a) / (c - a))
             path[middle] = mean.add_(draws[middle], alpha=math.sqrt((b - a) * (c - b) / (c - a)))
         self.path = path
         return path[node]

@@ -1,6 +1,6 @@
 """What the library costs on top of its networks: every row is a ratio to bare network work, alternating rounds, median.
 
-    python scripts/benchmark.py [--device cuda] [--rounds 9]
+    python scripts/benchmark.py [--device cuda] [--rounds 15]
 
 Samplers: one run of 64 images with the default network against the same number of bare calls of that network on the same
 shapes (bar: 1.05 deterministic, 1.15 stochastic). Training: the loop's images/s, as metrics.jsonl has it, against bare
@@ -8,7 +8,9 @@ forward, backward, clip and step of the same objective on the same batches (bar:
 """
 
 import argparse
+import contextlib
 import copy
+import io
 import json
 import statistics
 import subprocess
@@ -51,10 +53,17 @@ def timed(work, device: torch.device) -> float:
     return time.perf_counter() - started
 
 
-def alternating(first, second, rounds: int) -> tuple[float, float]:
-    """Medians of two measurements taken in turn, after one round that is not counted."""
-    pairs = [(first(), second()) for _ in range(rounds + 1)][1:]
-    return tuple(statistics.median(column) for column in zip(*pairs))
+def alternating(first, second, rounds: int) -> tuple[float, float, float]:
+    """Medians of two measurements taken in turn, and of their ratio pair by pair: a machine's speed drifts.
+
+    One round is not counted; every other pair is taken the other way round.
+    """
+    pairs = []
+    for k in range(rounds + 1):
+        a, b = (first(), second()) if k % 2 else (second(), first())
+        pairs.append((a, b) if k % 2 else (b, a))
+    medians = [statistics.median(column) for column in zip(*pairs[1:])]
+    return *medians, statistics.median(a / b for a, b in pairs[1:])
 
 
 def samplers(device: torch.device, rounds: int) -> None:
@@ -76,11 +85,9 @@ def samplers(device: torch.device, rounds: int) -> None:
         def whole():
             list(generate(model, sampler, range(BATCH), labels, data.shape, BATCH, device))
 
-        ours, theirs = alternating(lambda: timed(whole, device), lambda: timed(bare, device), rounds)
+        _, theirs, ratio = alternating(lambda: timed(whole, device), lambda: timed(bare, device), rounds)
         bar = 1.15 if sampler.stochastic else 1.05
-        print(
-            f"sampler {name:9} {calls:3} calls {1e3 * theirs / calls:8.2f} ms each   {ours / theirs:6.3f} x (bar {bar})"
-        )
+        print(f"sampler {name:9} {calls:3} calls {1e3 * theirs / calls:8.2f} ms each   {ratio:6.3f} x (bar {bar})")
 
 
 def training(device: torch.device, rounds: int, steps: int = 20) -> None:
@@ -114,8 +121,9 @@ def training(device: torch.device, rounds: int, steps: int = 20) -> None:
         return steps * size / timed(work, device)
 
     recipe.log_images = size * steps
-    ours, theirs = alternating(loop, bare, rounds)
-    print(f"training  {ours:8.0f} images/s of {theirs:8.0f} bare   {ours / theirs:6.1%} (bar 95 %)")
+    with contextlib.redirect_stderr(io.StringIO()):  # no progress between the rows
+        ours, theirs, ratio = alternating(loop, bare, rounds)
+    print(f"training  {ours:8.0f} images/s of {theirs:8.0f} bare   {ratio:6.1%} (bar 95 %)")
 
 
 def start() -> None:
@@ -131,7 +139,7 @@ def start() -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    parser.add_argument("--rounds", type=int, default=9, help="counted rounds per measurement")
+    parser.add_argument("--rounds", type=int, default=15, help="counted rounds per measurement")
     arguments = parser.parse_args()
     device = torch.device(arguments.device)
     name = torch.cuda.get_device_name() if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"

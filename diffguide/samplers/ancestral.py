@@ -13,13 +13,15 @@ __all__ = ["DDIM", "DDPM", "Euler", "posterior_variance", "transition_variance"]
 
 
 def transition_variance(schedule: Schedule, t: Tensor, s: Tensor) -> Tensor:
-    """Var[x_t | x_s] = sigma_t^2 - (alpha_t / alpha_s)^2 sigma_s^2, DDPM's beta; without cancellation."""
-    return -(schedule.alpha_sigma(t)[1] ** 2) * torch.expm1(schedule.log_snr(t) - schedule.log_snr(s))
+    """Var[x_t | x_s] = sigma_t^2 - (alpha_t / alpha_s)^2 sigma_s^2 = sigma_t^2 (1 - SNR_t / SNR_s), DDPM's beta."""
+    log_snr = schedule.log_snr(t)
+    return -(schedule.normalisation(log_snr)[1] ** 2) * torch.expm1(log_snr - schedule.log_snr(s))
 
 
 def posterior_variance(schedule: Schedule, t: Tensor, s: Tensor) -> Tensor:
-    """Var[x_s | x_t, x_0] = Var[x_t | x_s] sigma_s^2 / sigma_t^2, DDPM's beta tilde (arXiv 2006.11239, eq. 7)."""
-    return transition_variance(schedule, t, s) * (schedule.alpha_sigma(s)[1] / schedule.alpha_sigma(t)[1]) ** 2
+    """Var[x_s | x_t, x_0] = sigma_s^2 (1 - SNR_t / SNR_s), DDPM's beta tilde (arXiv 2006.11239, eq. 7)."""
+    log_snr = schedule.log_snr(s)
+    return -(schedule.normalisation(log_snr)[1] ** 2) * torch.expm1(schedule.log_snr(t) - log_snr)
 
 
 def move(prediction: Prediction, schedule: Schedule, s: Tensor, variance: Tensor | float) -> Tensor:
