@@ -133,7 +133,7 @@ def write_sweep(sweep: Path) -> Path | None:
     images.contact_sheet(folder / "contact_sheet.png", columns, class_names, background)
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
-    table.writerow([*varying, "n", "network_evaluations", "checkpoint", "folder"])
+    table.writerow([*varying, "n", "network_evaluations", "checkpoint_file", "folder"])
     for job, (samples, _) in zip(jobs, columns.values()):
         header = job["header"]
         values = [job["overrides"][key] for key in varying]

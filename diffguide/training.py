@@ -7,7 +7,8 @@ layers' own randomness (dropout) of (seed, rank, step, micro-step). A resumed ru
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -138,37 +139,21 @@ class Training:
             draw: called with (averaged objective, PNG path) on rank 0 to make a sample grid.
             resume: checkpoint to continue from.
         """
-        share = self.share(fabric.world_size)
         module, optimizer = fabric.setup(objective, self.make_optimizer(objective))
         ema = AveragedModel(objective).eval().requires_grad_(False)
-        train = Split(*(tensor.to(fabric.device) for tensor in data.train))
-        order, images = DataOrder(len(train.y), seed), 0
+        images, main = 0, fabric.is_global_zero
         if resume is not None:
             images = checkpoints.load_training_state(resume, objective, ema.module, optimizer)["images"]
             ema.n_averaged.fill_(images // self.batch_size)
-            cut_metrics(folder / "metrics.jsonl", images)
-        facts = {"class_names": list(data.class_names), "shape": list(data.shape)}
-        metrics, rng = folder / "metrics.jsonl", torch.Generator(fabric.device)
-        progress = Progress("training", self.images, "images", images, silent=not fabric.is_global_zero)
-        sums, count, started, since = {}, 0, time.monotonic(), time.monotonic()
+            if main:
+                cut_metrics(folder / "metrics.jsonl", images)
+        batches = Batches(data.train, seed, fabric, self.batch_size, self.share(fabric.world_size))
+        progress = Progress("training", self.images, "images", images, silent=not main)
+        meter, started = Meter(), time.monotonic()
         while images < self.images:
-            step = images // self.batch_size
             for group in optimizer.param_groups:
                 group["lr"] = self.learning_rate_at(images)
-            rng.manual_seed(fold(seed, NOISE, fabric.global_rank, step))
-            first = fabric.global_rank * share * self.accumulate
-            indices = order.indices(images, self.batch_size)[first : first + share * self.accumulate].to(fabric.device)
-            for micro, part in enumerate(indices.split(share)):
-                torch.manual_seed(fold(seed, LAYERS, fabric.global_rank, step, micro))
-                with fabric.no_backward_sync(module, enabled=micro < self.accumulate - 1):
-                    per_example, terms = module(train.x[part], train.y[part], rng)
-                    fabric.backward(per_example.mean() / self.accumulate)
-                for name, value in {"loss": per_example.detach(), **terms}.items():
-                    sums[name] = sums.get(name, 0.0) + value.mean()
-                count += 1
-            norm = fabric.clip_gradients(module, optimizer, max_norm=self.max_grad_norm, error_if_nonfinite=False)
-            optimizer.step()
-            optimizer.zero_grad()
+            norm = self.step(fabric, module, optimizer, batches, images, meter)
             before, images = images, images + self.batch_size
             ema.multi_avg_fn = get_ema_multi_avg_fn(self.ema_decay_at(images))
             ema.update_parameters(objective)
@@ -177,36 +162,85 @@ class Training:
             def due(every: int) -> bool:
                 return images // every > before // every or images >= self.images
 
-            if due(self.log_images):
-                seconds = time.monotonic() - since
-                means = {name: float(value) / count for name, value in sums.items()}
-                record = {
-                    "images": images,
-                    **means,
-                    "learning_rate": self.learning_rate_at(before),
-                    "grad_norm": float(norm),
-                }
-                timing = {"images_per_second": count * share * fabric.world_size / seconds}
-                timing["seconds"] = time.monotonic() - started
-                if fabric.is_global_zero:
-                    append_line(metrics, record | timing)
+            if due(self.log_images) and main:
+                means, seconds = meter.read()
+                figures = {"learning_rate": self.learning_rate_at(before), "grad_norm": float(norm)}
+                rate = meter.count * fabric.world_size / seconds
+                timing = {"images_per_second": rate, "seconds": time.monotonic() - started}
+                append_line(folder / "metrics.jsonl", {"images": images, **means, **figures, **timing})
                 progress.show(loss=means["loss"])
-                sums, count, since = {}, 0, time.monotonic()
-            if fabric.is_global_zero:
-                paused = time.monotonic()
-                if due(self.validation_images):
+                meter.reset()
+            with meter.paused():  # the rate is that of training
+                if due(self.validation_images) and main:
                     loss = held_out_loss(ema.module, data.validation, seed, fabric.device)
-                    append_line(metrics, {"images": images, "validation_loss": loss})
+                    append_line(folder / "metrics.jsonl", {"images": images, "validation_loss": loss})
                     progress.say(f"{images} images: held-out loss {loss:.4f}")
-                if due(self.checkpoint_images):
-                    facts["images"] = images
+                if due(self.checkpoint_images) and main:
+                    facts = {"images": images, "class_names": list(data.class_names), "shape": list(data.shape)}
                     checkpoints.save(folder / "checkpoints", objective, ema.module, optimizer, config, facts)
-                if due(self.sample_images):
+                if due(self.sample_images) and main:
                     draw(ema.module, folder / "samples" / f"{images:010d}.png")
-                since += time.monotonic() - paused  # the rate is that of training
         progress.close()
         fabric.barrier()
         return ema.module
+
+    def step(self, fabric, module, optimizer, batches: "Batches", images: int, meter: "Meter") -> Tensor:
+        """One optimiser step from a number of images on; returns the gradient's norm before clipping."""
+        for micro, (x_0, y, rng) in enumerate(batches.parts(images)):
+            with fabric.no_backward_sync(module, enabled=micro < self.accumulate - 1):
+                per_example, terms = module(x_0, y, rng)
+                fabric.backward(per_example.mean() / self.accumulate)
+            meter.add({"loss": per_example.detach(), **terms})
+        norm = fabric.clip_gradients(module, optimizer, max_norm=self.max_grad_norm, error_if_nonfinite=False)
+        optimizer.step()
+        optimizer.zero_grad()
+        return norm
+
+
+class Batches:
+    """This device's share of every batch, in micro-batches, and the randomness that belongs to it."""
+
+    def __init__(self, split: Split, seed: int, fabric, batch_size: int, share: int):
+        self.data = Split(*(tensor.to(fabric.device) for tensor in split))
+        self.order, self.rng = DataOrder(len(split.y), seed), torch.Generator(fabric.device)
+        self.seed, self.rank, self.batch_size, self.share = seed, fabric.global_rank, batch_size, share
+        self.local = batch_size // fabric.world_size
+
+    def parts(self, images: int) -> Iterator[tuple[Tensor, Tensor, torch.Generator]]:
+        """The micro-batches of the step that begins after `images` images; also seeds the layers' own generators."""
+        step = images // self.batch_size
+        self.rng.manual_seed(fold(self.seed, NOISE, self.rank, step))
+        mine = self.order.indices(images, self.batch_size)[self.rank * self.local :][: self.local]
+        for micro, part in enumerate(mine.to(self.data.y.device).split(self.share)):
+            torch.manual_seed(fold(self.seed, LAYERS, self.rank, step, micro))
+            yield self.data.x[part], self.data.y[part], self.rng
+
+
+class Meter:
+    """Means of named per-example figures, and the time they took, since the last reset."""
+
+    def __init__(self):
+        self.reset()
+
+    def reset(self) -> None:
+        self.sums: dict[str, Tensor] = {}
+        self.count, self.since = 0, time.monotonic()
+
+    def add(self, figures: dict[str, Tensor]) -> None:
+        for name, value in figures.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value.sum()  # on the device: reading would wait for it
+        self.count += len(value)
+
+    def read(self) -> tuple[dict[str, float], float]:
+        """The means, and the seconds."""
+        return {name: float(value) / self.count for name, value in self.sums.items()}, time.monotonic() - self.since
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """What happens inside does not count as time."""
+        started = time.monotonic()
+        yield
+        self.since += time.monotonic() - started
 
 
 @torch.no_grad()

@@ -7,6 +7,7 @@ import subprocess
 import sysconfig
 from itertools import pairwise, product
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy
 import pytest
@@ -19,14 +20,14 @@ from sklearn.svm import SVC
 import diffguide
 from diffguide import objectives, parameterizations, schedules
 from diffguide.backbones import MLP
-from diffguide.datasets import Digits
+from diffguide.datasets import Digits, Split
 from diffguide.guidance import ClassifierFree
 from diffguide.objectives.levels import UniformTime
 from diffguide.objectives.weights import Uniform
 from diffguide.samplers import DDIM, DDPM, DPMpp2M, Heun, generate
 from diffguide.samplers.grids import Karras, UniformLogSNR, UniformT
 from diffguide.train import main
-from diffguide.training import DataOrder, Training
+from diffguide.training import Batches, DataOrder, Training
 
 TINY = [
     "backbone.channels=8",
@@ -153,6 +154,26 @@ def test_data_order_shows_every_example_once_an_epoch():
     assert all(sorted(shown[k : k + 10].tolist()) == list(range(10)) for k in range(0, 40, 10))
     assert not torch.equal(shown[:10], shown[10:20])
     assert torch.equal(DataOrder(10, seed=3).indices(17, 9), shown[17:26])  # position alone decides
+
+
+class Rank(NamedTuple):
+    """What `Batches` asks of a Fabric."""
+
+    global_rank: int
+    world_size: int
+    device: str = "cpu"
+
+
+def test_ranks_share_a_batch_without_repeating_data_or_noise():
+    split = Split(torch.arange(20.0)[:, None], torch.arange(20))
+    alone = next(Batches(split, 0, Rank(0, 1), 8, 8).parts(16))[1].tolist()
+    shares, draws = [], []
+    for rank in range(2):
+        batches = Batches(split, 0, Rank(rank, 2), 8, 2)
+        shares += [label for _, y, _ in batches.parts(16) for label in y.tolist()]  # two micro-batches of two
+        draws.append(torch.randn(4, generator=batches.rng))
+    assert shares == alone
+    assert not torch.equal(*draws)
 
 
 def test_learning_rate_warms_up_and_falls():
