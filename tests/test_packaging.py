@@ -37,6 +37,11 @@ def test_the_whole_configuration_is_shown(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_an_experiment_overrides_and_is_overridden(tmp_path):
+    done = run(SCRIPTS / "diffguide-train", "experiment=gmm2d", "training.batch_size=64", "--cfg", "job", at=tmp_path)
+    assert "images: 400000" in done.stdout and "batch_size: 64" in done.stdout and "MLP" in done.stdout
+
+
 def test_tab_completion(tmp_path):
     done = run(SCRIPTS / "diffguide-train", "-sc", "query=bash", at=tmp_path, COMP_LINE="diffguide-train guidance=",
                COMP_POINT="25")  # fmt: skip
