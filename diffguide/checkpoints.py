@@ -26,7 +26,7 @@ from .objectives import Objective
 from .objectives.levels import NoiseLevels
 from .objectives.weights import Weight
 from .parameterizations import Parameterization
-from .runs import write_atomically
+from .runs import strict_json, write_atomically
 from .schedules import Schedule
 
 __all__ = ["CheckpointError", "Loaded", "find", "load", "load_training_state", "save", "sha256"]
@@ -104,7 +104,7 @@ def save(
 
 def _write(path: Path, tensors: dict[str, torch.Tensor], metadata: dict) -> None:
     tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    metadata = {KEY: json.dumps(metadata, allow_nan=True)}
+    metadata = {KEY: strict_json(metadata)}
     write_atomically(path, lambda temporary: safetensors.torch.save_file(tensors, temporary, metadata))
 
 
@@ -116,7 +116,7 @@ def read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """
     try:
         with safetensors.safe_open(path, framework="pt") as file:
-            metadata = json.loads((file.metadata() or {})[KEY])
+            metadata = restore(json.loads((file.metadata() or {})[KEY]))
             if metadata["format"] != FORMAT:
                 raise CheckpointError(
                     f"{path} has checkpoint format {metadata['format']}, this diffguide reads format {FORMAT}"
@@ -126,6 +126,15 @@ def read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         if isinstance(error, CheckpointError):
             raise
         raise CheckpointError(f"{path} is not a checkpoint of diffguide, or is damaged ({error})") from error
+
+
+def restore(value: Any) -> Any:
+    """Undoes `strict_json`: the strings inf and -inf become numbers again."""
+    if isinstance(value, dict):
+        return {key: part if key == "name" else restore(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [restore(part) for part in value]
+    return float(value) if value in ("inf", "-inf") else value
 
 
 def load(

@@ -93,7 +93,13 @@ class Preconditioned(nn.Module, Denoiser):
 
 
 class DenoiserWrapper(Denoiser):
-    """A denoiser made of another one, whose facts it forwards. It starts what it wraps."""
+    """A denoiser made of another one, whose facts it forwards. It starts what it wraps.
+
+    Attributes:
+        needs_null: whether training for it must drop the condition of some examples.
+    """
+
+    needs_null = False
 
     def __init__(self, denoiser: Denoiser):
         self.denoiser = denoiser

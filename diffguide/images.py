@@ -1,5 +1,6 @@
 """Pictures: sample grids, scatter plots of vectors, contact sheets."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -35,7 +36,12 @@ def sample_picture(
         background: data [M, D] to draw the vectors over.
     """
     if x.ndim == 2:
-        scatter(path, {"": (x, labels)}, class_names, background)
+        scatter(path, [("", x, labels)], class_names, background)
+        return
+    if max(labels) < 0:  # without classes the rows are only rows
+        pictures = list(to_uint8(x[: COLUMNS * ROWS]))
+        width = min(COLUMNS, math.ceil(math.sqrt(len(pictures))))
+        write_grid(path, [pictures[i : i + width] for i in range(0, len(pictures), width)], [], [])
         return
     present = sorted(set(labels))
     members = [[i for i, label in enumerate(labels) if label == row][:COLUMNS] for row in present[:ROWS]]
@@ -45,24 +51,29 @@ def sample_picture(
 
 
 def contact_sheet(
-    path: Path, columns: dict[str, tuple[Tensor, Sequence[int]]], class_names: Sequence[str],
+    path: Path, columns: Sequence[tuple[str, Tensor, Sequence[int]]], class_names: Sequence[str],
     background: Tensor | None = None,
 ) -> None:  # fmt: skip
-    """Writes a PNG with a column per run of a sweep, the same samples (seed and class) along each row.
+    """Writes a PNG with a column per run of a sweep, the same sample (seed) along each row.
+
+    Two samples of each class that the first run has, at most 20; a row is named where all runs agree on its class.
 
     Arguments:
-        columns: title to (samples, labels), in order.
+        columns: (title, samples, labels) per run.
         class_names, background: as for `sample_picture`.
     """
-    (samples, labels), *_ = columns.values()
-    if samples.ndim == 2:
+    _, first, labels = columns[0]
+    if first.ndim == 2:
         scatter(path, columns, class_names, background)
         return
-    fewest = min(len(x) for x, _ in columns.values())
-    rows = range(min(fewest, COLUMNS))
-    pictures = [to_uint8(x[: len(rows)]) for x, _ in columns.values()]
-    names = ["" if labels[i] < 0 else str(class_names[labels[i]]) for i in rows]
-    write_grid(path, [[column[i] for column in pictures] for i in rows], names, list(columns))
+    fewest = min(len(x) for _, x, _ in columns)
+    each = 2 if max(labels) >= 0 else COLUMNS
+    rows = [i for i in range(fewest) if list(labels[:i]).count(labels[i]) < each][:COLUMNS]
+    pictures = [to_uint8(x[rows]) for _, x, _ in columns]
+    classes = [{labels[i] for _, _, labels in columns} for i in rows]
+    names = ["" if len(row) > 1 or -1 in row else str(class_names[row.pop()]) for row in classes]
+    grid = [[column[k] for column in pictures] for k in range(len(rows))]
+    write_grid(path, grid, names, [title for title, _, _ in columns])
 
 
 def write_grid(path: Path, rows: list[list[numpy.ndarray]], names: list[str], titles: list[str]) -> None:
@@ -81,7 +92,7 @@ def write_grid(path: Path, rows: list[list[numpy.ndarray]], names: list[str], ti
     draw = ImageDraw.Draw(sheet)
     for column, title in enumerate(titles):
         draw.text((margin + column * step_x + (step_x - GAP) / 2, top / 2), title, "black", font, anchor="mm")
-    for y, (row, name) in enumerate(zip(rows, names)):
+    for y, (row, name) in enumerate(zip(rows, names or [""] * len(rows))):
         draw.text((GAP, top + y * step_y + height * factor / 2), name, "black", font, anchor="lm")
         for column, pixels in enumerate(row):
             image = Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels)
@@ -91,14 +102,15 @@ def write_grid(path: Path, rows: list[list[numpy.ndarray]], names: list[str], ti
 
 
 def scatter(
-    path: Path, columns: dict[str, tuple[Tensor, Sequence[int]]], class_names: Sequence[str], background: Tensor | None
-) -> None:
+    path: Path, columns: Sequence[tuple[str, Tensor, Sequence[int]]], class_names: Sequence[str],
+    background: Tensor | None,
+) -> None:  # fmt: skip
     """One panel per column: vectors coloured by class over the data in grey, first two coordinates, equal axes."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(4.5 * len(columns) + 1, 4.5), layout="constrained")
     axes = figure.subplots(1, len(columns), squeeze=False, sharex=True, sharey=True)[0]
-    for axis, (title, (x, labels)) in zip(axes, columns.items()):
+    for axis, (title, x, labels) in zip(axes, columns):
         if background is not None:
             axis.scatter(*background[:5000, :2].T, s=2, color="0.8", label="data", linewidths=0)
         labels = torch.as_tensor(labels)

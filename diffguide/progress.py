@@ -2,6 +2,7 @@
 
 import sys
 import time
+from pathlib import Path
 
 from tqdm import tqdm
 
@@ -18,11 +19,16 @@ class Progress:
         done: how many were done before.
         every: seconds between lines where stderr is no terminal.
         silent: whether to show nothing (ranks other than 0).
+        log: file that gets the lines too.
     """
 
-    def __init__(self, title: str, total: int, unit: str, done: int = 0, every: float = 5.0, silent: bool = False):
+    def __init__(
+        self, title: str, total: int, unit: str, done: int = 0, every: float = 5.0, silent: bool = False,
+        log: Path | None = None,
+    ):  # fmt: skip
         self.title, self.total, self.unit, self.count, self.every = title, total, unit, done, every
         self.first, self.started, self.last, self.silent = done, time.monotonic(), time.monotonic(), silent
+        self.log = log
         terminal = sys.stderr.isatty() and not silent
         self.bar = (
             tqdm(total=total, initial=done, unit=f" {unit}", desc=title, dynamic_ncols=True) if terminal else None
@@ -41,16 +47,22 @@ class Progress:
         text = " ".join(f"{name} {value:.4g}" for name, value in figures.items())
         if self.bar is not None:
             self.bar.set_postfix_str(text)
-        elif time.monotonic() - self.last >= self.every or self.count >= self.total:
+        if time.monotonic() - self.last >= self.every or self.count >= self.total:
             self.last = time.monotonic()
             rate = (self.count - self.first) / max(self.last - self.started, 1e-9)
-            left = (self.total - self.count) / max(rate, 1e-9)
-            self.say(f"{self.title} {self.count}/{self.total} {self.unit}, {rate:.0f}/s, {text} {left:.0f} s left")
+            left = max(self.total - self.count, 0) / max(rate, 1e-9)
+            line = f"{self.title} {self.count}/{self.total} {self.unit}, {rate:.0f}/s, {text} {left:.0f} s left"
+            self.say(line, shown=self.bar is None)
 
-    def say(self, line: str) -> None:
-        """A line of its own that does not break the bar."""
-        if not self.silent:
+    def say(self, line: str, shown: bool = True) -> None:
+        """A line of its own that does not break the bar, for the log and, where `shown`, for stderr."""
+        if self.silent:
+            return
+        if shown:
             tqdm.write(line, file=sys.stderr)
+        if self.log is not None:
+            with open(self.log, "a", encoding="utf-8") as file:
+                file.write(line + "\n")
 
     def close(self) -> None:
         if self.bar is not None:

@@ -18,7 +18,7 @@ from .schedules import Schedule, as_time
 __all__ = ["Noise", "fold"]
 
 GOLDEN = numpy.uint64(0x9E3779B97F4A7C15)
-NORMAL, PATH = 1, 2  # purposes, so that independent draws and the Brownian path never share a number
+NORMAL, PATH, SHORT = 1, 2, 3  # purposes, so that independent draws and the Brownian path never share a number
 
 
 def scramble(z: numpy.ndarray) -> numpy.ndarray:
@@ -63,8 +63,8 @@ class Noise:
         shape: of one sample.
         schedule: gives the clock of the Brownian path, c = sigma^2 / (alpha^2 + sigma^2).
         device, dtype: of what is returned.
-        depth: levels of the path's binary tree; times closer than 2^-depth in the angle atan(sigma / alpha) / (pi / 2)
-            are one time.
+        depth: levels of the path's binary tree over the angle atan(sigma / alpha) / (pi / 2); a step within one of its
+            2^depth cells gets an independent increment.
     """
 
     def __init__(
@@ -77,9 +77,7 @@ class Noise:
 
     def normal(self, level: Tensor | float, draw: int) -> Tensor:
         """Independent standard normals [B, *shape] for one use: the `draw`-th at time `level`."""
-        key = round(float(level) * 2**40)  # not the bits: the last ones may differ between machines
-        state = fold_in(fold_in(fold_in(self.states, NORMAL), key), draw)
-        return self._shaped(normals(state, math.prod(self.shape)))
+        return self._draw(NORMAL, level, draw)
 
     def increment(self, t: Tensor | float, s: Tensor | float) -> Tensor:
         """(W(c_t) - W(c_s)) / sqrt(c_t - c_s) [B, *shape], standard normal, of one Brownian path W per sample.
@@ -88,15 +86,22 @@ class Noise:
         over the whole: halving the steps refines the same path.
 
         Raises:
-            ValueError: t and s too close to tell apart.
+            ValueError: s not before t.
         """
         node_t, node_s = self._node(t), self._node(s)
-        if node_t <= node_s:
+        if not float(s) < float(t):
             raise ValueError(
                 f"a noise increment needs a step from a time to an earlier one, got {float(t)} to {float(s)}"
             )
+        if node_t == node_s:  # shorter than the path's resolution, near exact data: nothing there to refine
+            return self._draw(SHORT, t, 0)
         difference = self._walk(node_t) - self._walk(node_s)
         return self._shaped(difference / math.sqrt(self._clock(node_t) - self._clock(node_s)))
+
+    def _draw(self, purpose: int, level: Tensor | float, draw: int) -> Tensor:
+        key = round(float(level) * 2**40)  # not the bits: the last ones may differ between machines
+        state = fold_in(fold_in(fold_in(self.states, purpose), key), draw)
+        return self._shaped(normals(state, math.prod(self.shape)))
 
     def _shaped(self, values: Tensor) -> Tensor:
         return values.reshape(-1, *self.shape).to(self.dtype).to(self.device)

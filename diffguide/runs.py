@@ -1,12 +1,14 @@
 """Versioned run folders, and files that are whole or absent."""
 
 import json
+import math
 import os
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-__all__ = ["claim_version", "write_atomically", "append_line", "latest_version"]
+__all__ = ["claim_version", "write_atomically", "append_line", "strict_json"]
 
 VERSION = re.compile(r"v(\d{3,})")
 
@@ -26,12 +28,6 @@ def claim_version(parent: Path) -> Path:
             return folder
         except FileExistsError:
             number += 1
-
-
-def latest_version(parent: Path) -> Path | None:
-    """The newest version folder below a folder, or None."""
-    numbers = versions(parent) if parent.is_dir() else []
-    return parent / f"v{numbers[-1]:03d}" if numbers else None
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
@@ -55,4 +51,17 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
 def append_line(path: Path, record: dict) -> None:
     """Appends one JSON line in a single write."""
     with open(path, "a", encoding="utf-8") as file:
-        file.write(json.dumps(record) + "\n")
+        file.write(strict_json(record) + "\n")
+
+
+def strict_json(value: Any) -> str:
+    """JSON that every reader reads: it has no infinities, which become the strings inf, -inf and nan."""
+
+    def finite(part):
+        if isinstance(part, dict):
+            return {key: finite(below) for key, below in part.items()}
+        if isinstance(part, list | tuple):
+            return [finite(below) for below in part]
+        return str(part) if isinstance(part, float) and not math.isfinite(part) else part
+
+    return json.dumps(finite(value), allow_nan=False)

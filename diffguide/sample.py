@@ -2,17 +2,26 @@
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import hydra
-from hydra.core.hydra_config import HydraConfig
-from hydra.experimental.callback import Callback
-from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from .configuration import ConfigError, build, check_whole, config_dir, one_line_errors, run_command, run_parent
+from .configuration import (
+    ConfigError,
+    Sweep,
+    build,
+    check_whole,
+    config_dir,
+    one_line_errors,
+    record_job,
+    run_command,
+    run_parent,
+    telling,
+)  # fmt: skip
 
 __all__ = ["main", "sample"]
+
+PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")  # what autocast gives; weights stay float32
 
 
 def sample(cfg: DictConfig) -> None:
@@ -27,33 +36,40 @@ def sample(cfg: DictConfig) -> None:
 
     for key, least in {"n": 1, "batch_size": 1, "seed": 0}.items():
         check_whole(cfg, key, least)
-    engine = build(cfg, "engine")
-    if engine.world_size > 1:
-        raise ConfigError("engine.devices: sampling uses one device, got more")
-    if OmegaConf.is_missing(cfg, "checkpoint"):
+    if OmegaConf.is_missing(cfg, "checkpoint") or not isinstance(cfg.checkpoint, str):
         raise ConfigError(
             "checkpoint is missing: give checkpoint=outputs/train/<name>/v001, the folder of a training run"
         )
+    engine = build(cfg, "engine")
+    if engine.world_size > 1:
+        raise ConfigError("engine.devices: sampling uses one device, got more")
+    if cfg.engine.precision not in PRECISIONS:
+        raise ConfigError(f"engine.precision must be one of {', '.join(PRECISIONS)}, got {cfg.engine.precision}")
     try:
         file = checkpoints.find(cfg.checkpoint)
-        loaded = checkpoints.load(file, cfg.weights, engine.device, cfg.trust)
+        loaded = checkpoints.load(file, cfg.weights, engine.device, cfg.trust or ())
     except checkpoints.CheckpointError as error:
         raise ConfigError(f"checkpoint: {error}") from error
     class_names, shape = loaded.facts["class_names"], loaded.facts["shape"]
     counter = EvaluationCounter(loaded.model)
     guided, sampler = build(cfg, "guidance", counter), build(cfg, "sampler")
-    steps = len(sampler.times(guided)) - 1
-    try:
+    if not isinstance(guided, sampler.needs):
+        model = type(loaded.model).__name__
+        raise ConfigError(
+            f"sampler={cfg.sampler._target_} needs a {sampler.needs.__name__}; this checkpoint holds a {model}"
+        )
+    with telling("sampler"):
+        steps = len(sampler.times(guided)) - 1
+    with telling("labels"):
         labels = sampling.resolve_labels(OmegaConf.to_container(cfg, resolve=True)["labels"], cfg.n, class_names)
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
     if labels is None and not guided.has_null:
         raise ConfigError(
             "labels=null needs a model that dropped labels in training (guidance=cfg); this one never did"
         )
     seeds = range(cfg.seed, cfg.seed + cfg.n)
-    folder = claim_version(run_parent(cfg, "sample", cfg.name or loaded.config["name"]))
-    OmegaConf.save(cfg, folder / "config.yaml", resolve=True)
+    with telling("output_root"):
+        folder = claim_version(run_parent(cfg, "sample", cfg.name or loaded.config["name"]))
+        OmegaConf.save(cfg, folder / "config.yaml", resolve=True)
 
     progress = Progress("sampling", cfg.n * steps, "steps")
 
@@ -69,24 +85,25 @@ def sample(cfg: DictConfig) -> None:
         "checkpoint": str(file), "checkpoint_sha256": checkpoints.sha256(file), "weights": cfg.weights,
         "guidance": OmegaConf.to_container(cfg.guidance, resolve=True),
         "sampler": OmegaConf.to_container(cfg.sampler, resolve=True),
+        "precision": cfg.engine.precision, "device": str(engine.device),
         "network_evaluations": counter.evaluations / cfg.n,
     }  # fmt: skip
     sampling.write(folder, samples, labels, seeds, class_names, header, loaded.config)
-    if HydraConfig.get().mode == RunMode.MULTIRUN:
-        sampling.record_job(Path(HydraConfig.get().sweep.dir), HydraConfig.get(), folder, header)
+    record_job(
+        {"folder": str(folder), "class_names": class_names, "dataset": loaded.config["dataset"], "header": header}
+    )
     print(f"samples: {folder / 'grid.png'}", file=sys.stderr)
     print(folder)
 
 
-class ContactSheet(Callback):
+class ContactSheet(Sweep):
     """After a multirun: one picture with a column per run and one table, in a folder beside the runs."""
 
-    def on_multirun_end(self, config: DictConfig, **kwargs) -> None:
+    def finish(self, jobs: list[dict]) -> None:
         from . import sampling
 
-        folder = sampling.write_sweep(Path(config.hydra.sweep.dir))
-        if folder is not None:
-            print(folder)
+        if jobs:
+            print(sampling.write_sweep(jobs))
 
 
 @hydra.main(version_base="1.3", config_path=config_dir(), config_name="sample")

@@ -2,10 +2,8 @@
 
 import csv
 import io
-import json
-import math
+import itertools
 import platform
-import shutil
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -15,9 +13,9 @@ import torch
 from torch import Tensor
 
 from . import __version__, images
-from .runs import write_atomically
+from .runs import strict_json, write_atomically
 
-__all__ = ["record_job", "resolve_labels", "write", "write_sweep"]
+__all__ = ["resolve_labels", "write", "write_sweep"]
 
 
 def resolve_labels(labels, n: int, class_names: Sequence[str]) -> list[int] | None:
@@ -75,22 +73,13 @@ def write(
     for index, (seed, label) in enumerate(zip(seeds, labels)):
         name = None if label < 0 else class_names[label]
         records.append({"index": index, "seed": seed, "label": label, "class": name})
-    lines = "".join(json.dumps(finite(record), allow_nan=False) + "\n" for record in records)
+    lines = "".join(strict_json(record) + "\n" for record in records)
     write_atomically(folder / "manifest.jsonl", lambda path: path.write_text(lines, encoding="utf-8"))
     images.sample_picture(folder / "grid.png", samples, labels, class_names, training_data(config) if vectors else None)
 
 
-def finite(value):
-    """The value with infinities as the strings inf and -inf: JSON has none."""
-    if isinstance(value, dict):
-        return {key: finite(part) for key, part in value.items()}
-    if isinstance(value, list):
-        return [finite(part) for part in value]
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
-
-
 def training_data(config: dict) -> Tensor | None:
-    """The vectors that a run was trained on, to draw samples over; None where they are not at hand."""
+    """The vectors that a run with this `dataset` node was trained on, to draw samples over; None where they are not at hand."""
     from .checkpoints import CheckpointError, construct
 
     try:
@@ -99,47 +88,47 @@ def training_data(config: dict) -> Tensor | None:
         return None
 
 
-def record_job(sweep: Path, job, folder: Path, header: dict) -> None:
-    """Leaves, in the sweep's own folder, what `write_sweep` needs of one run; `job` is Hydra's configuration."""
-    swept = dict(override.lstrip("+").split("=", 1) for override in job.overrides.task)
-    record = {"number": job.job.num, "overrides": swept, "folder": str(folder), "header": header}
-    sweep.mkdir(parents=True, exist_ok=True)
-    write_atomically(sweep / f"{job.job.num:05d}.json", lambda path: path.write_text(json.dumps(record)))
+def write_sweep(jobs: list[dict]) -> Path:
+    """Writes contact_sheet.png and sweep.csv of a sweep's runs into a folder beside them, and returns it.
 
-
-def write_sweep(sweep: Path) -> Path | None:
-    """Writes contact_sheet.png and sweep.csv of the runs recorded in `sweep`, into a folder beside them, and returns it."""
-    jobs = [json.loads(file.read_text()) for file in sorted(sweep.glob("[0-9]*.json"))]
-    if not jobs:
-        return None
+    Arguments:
+        jobs: per run `folder`, `overrides`, `class_names`, `dataset` and the manifest's `header`.
+    """
     folders = [Path(job["folder"]) for job in jobs]
-    folder = folders[0].parent / f"sweep_{folders[0].name}-{folders[-1].name}"
-    folder.mkdir()
-    varying = [key for key in jobs[0]["overrides"] if len({job["overrides"].get(key) for job in jobs}) > 1]
-    columns, class_names, background = {}, [], None
+    folder = claim_name(folders[0].parent, f"sweep_{folders[0].name}-{folders[-1].name}")
+    keys = list(dict.fromkeys(key for job in jobs for key in job["overrides"]))
+    varying = [key for key in keys if len({job["overrides"].get(key) for job in jobs}) > 1]
+    columns = []
     for job, path in zip(jobs, folders):
         with numpy.load(path / "samples.npz") as arrays:
             x, labels = torch.from_numpy(arrays["arr_0"]), arrays["arr_1"].tolist()
         if x.ndim == 4:
             x = x.permute(0, 3, 1, 2) / 127.5 - 1
-        values = {
-            key.rpartition(".")[2]: Path(job["overrides"][key]).name for key in varying
-        }  # paths by their last part
-        title = " ".join(f"{key} {value}" for key, value in values.items()) or path.name
-        columns[title] = x, labels
-    lines = [json.loads(line) for line in (folders[0] / "manifest.jsonl").read_text(encoding="utf-8").splitlines()[1:]]
-    names = {line["label"]: line["class"] for line in lines}
-    class_names = [names.get(label, str(label)) for label in range(max(names) + 1)]
-    images.contact_sheet(folder / "contact_sheet.png", columns, class_names, background)
+        titles = [f"{key.rpartition('.')[2]} {short(job['overrides'].get(key, ''))}" for key in varying]
+        columns.append((" ".join(titles) or path.name, x, labels))
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
-    table.writerow([*varying, "n", "network_evaluations", "checkpoint_file", "folder"])
-    for job, (samples, _) in zip(jobs, columns.values()):
+    facts = ["n", "network_evaluations", "checkpoint", "folder"]
+    table.writerow([*varying, *(f"run_{fact}" if fact in varying else fact for fact in facts)])
+    for job, (_, x, _) in zip(jobs, columns):
         header = job["header"]
-        values = [job["overrides"][key] for key in varying]
-        table.writerow([*values, len(samples), header["network_evaluations"], header["checkpoint"], job["folder"]])
+        values = [job["overrides"].get(key, "") for key in varying]
+        table.writerow([*values, len(x), header["network_evaluations"], header["checkpoint"], job["folder"]])
     write_atomically(folder / "sweep.csv", lambda path: path.write_text(text.getvalue(), encoding="utf-8"))
-    shutil.rmtree(sweep, ignore_errors=True)
-    with suppress(OSError):  # other sweeps may be under way
-        sweep.parent.rmdir()
+    if len({tuple(x.shape[1:]) for _, x, _ in columns}) == 1:  # runs of different data have no common picture
+        background = training_data(jobs[0]) if columns[0][1].ndim == 2 else None
+        images.contact_sheet(folder / "contact_sheet.png", columns, jobs[0]["class_names"], background)
     return folder
+
+
+def claim_name(parent: Path, name: str) -> Path:
+    """Makes and returns parent/name, or parent/name_2, ... where that is taken."""
+    for number in itertools.count(1):
+        with suppress(FileExistsError):
+            (folder := parent / (name if number == 1 else f"{name}_{number}")).mkdir()
+            return folder
+
+
+def short(value: str) -> str:
+    """A path by its last two parts, anything else as it is."""
+    return "/".join(Path(value).parts[-2:])

@@ -77,7 +77,7 @@ class Training:
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
         for name, value in {"learning_rate": learning_rate, "max_grad_norm": max_grad_norm}.items():
-            if not isinstance(value, (int, float)) or not value > 0:
+            if not isinstance(value, int | float) or not 0 < value < math.inf:
                 raise ValueError(f"{name} must be a positive number, got {value!r}")
         if not isinstance(warmup_images, int) or warmup_images < 0:
             raise ValueError(f"warmup_images must be a whole number of at least 0, got {warmup_images!r}")
@@ -148,7 +148,7 @@ class Training:
             if main:
                 cut_metrics(folder / "metrics.jsonl", images)
         batches = Batches(data.train, seed, fabric, self.batch_size, self.share(fabric.world_size))
-        progress = Progress("training", self.images, "images", images, silent=not main)
+        progress = Progress("training", self.images, "images", images, silent=not main, log=folder / "log.txt")
         meter, started = Meter(), time.monotonic()
         while images < self.images:
             for group in optimizer.param_groups:
@@ -176,7 +176,8 @@ class Training:
                     append_line(folder / "metrics.jsonl", {"images": images, "validation_loss": loss})
                     progress.say(f"{images} images: held-out loss {loss:.4f}")
                 if due(self.checkpoint_images) and main:
-                    facts = {"images": images, "class_names": list(data.class_names), "shape": list(data.shape)}
+                    names = list(data.class_names) if objective.model.num_classes else []
+                    facts = {"images": images, "class_names": names, "shape": list(data.shape)}
                     checkpoints.save(folder / "checkpoints", objective, ema.module, optimizer, config, facts)
                 if due(self.sample_images) and main:
                     draw(ema.module, folder / "samples" / f"{images:010d}.png")

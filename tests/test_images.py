@@ -36,7 +36,7 @@ def test_one_row_per_class_in_order(tmp_path):
 
 
 def test_contact_sheet_has_a_column_per_run(tmp_path):
-    columns = {f"scale {k}": (torch.full((2, 1, 8, 8), k / 2 - 1), [0, 1]) for k in range(3)}
+    columns = [(f"scale {k}", torch.full((2, 1, 8, 8), k / 2 - 1), [0, 1]) for k in range(3)]
     contact_sheet(tmp_path / "sheet.png", columns, ["0", "1"])
     picture = numpy.asarray(Image.open(tmp_path / "sheet.png").convert("L"))
     assert {0, 64, 128} <= set(picture[picture.shape[0] - 20].tolist())

@@ -144,7 +144,14 @@ def test_the_cache_is_bounded():
         assert len(source.path) <= source.depth + 3
 
 
-@pytest.mark.parametrize("s", [0.5, 0.4, 0.4 - 1e-9], ids=["later", "equal", "too close"])
+def test_a_step_below_the_resolution_gets_noise_of_its_own():
+    """Near exact data whole grids fall into one cell of the tree; their steps still draw independent normals."""
+    source = noise(range(4000), (1,))
+    first, second = source.increment(0.4, 0.4 - 1e-9), source.increment(0.4 - 1e-9, 0.4 - 2e-9)
+    assert abs(float(first.var()) - 1) < 0.1 and abs(float((first * second).mean())) < 0.07
+
+
+@pytest.mark.parametrize("s", [0.5, 0.4], ids=["later", "equal"])
 def test_a_step_must_go_to_an_earlier_time(s):
     with pytest.raises(ValueError, match=f"from a time to an earlier one, got 0.4 to {s}"):
         noise().increment(0.4, s)

@@ -6,6 +6,7 @@ import json
 import numpy
 import pytest
 import torch
+from closed_forms import ExactMixture, gaussian
 from PIL import Image
 
 import diffguide
@@ -14,6 +15,7 @@ from diffguide.sample import main
 from diffguide.samplers import DDIM, DDPM, DPMpp2M, Euler, Heun, generate
 from diffguide.samplers.grids import Karras, UniformLogSNR, UniformT
 from diffguide.sampling import resolve_labels
+from diffguide.schedules import EDM
 
 KARRAS = Karras(rho=7.0, noise_level_min=None, noise_level_max=None)
 SAMPLERS = {
@@ -81,6 +83,34 @@ def test_a_sweep_leaves_a_contact_sheet_and_a_table(digits_run, home, command):
     assert not (home / "outputs/.sweeps").exists()
 
 
+def test_a_sweep_over_models_and_labels(digits_run, home, command):
+    """Two runs whose folders have one name, and labels that differ from run to run."""
+    checkpoints = "checkpoint=outputs/train/digits/v001,./outputs/train/digits/v001"
+    done = command(main, "-m", checkpoints, "labels=[3],balanced", "n=6", "sampler.steps=2", "name=models", at=home)
+    assert done.code == 0, done.err
+    with open(home / done.folder / "sweep.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["labels"] for row in rows] == ["[3]", "balanced"] * 2
+    assert Image.open(home / done.folder / "contact_sheet.png").size[0] > 4 * 48
+
+
+def test_a_failing_job_does_not_stop_a_sweep(digits_run, home, command):
+    done = command(main, "-m", "checkpoint=outputs/train/digits/v001", "guidance=cfg", "guidance.scale=1,abc,2", "n=4",
+                   "sampler.steps=2", "name=failing", at=home)  # fmt: skip
+    assert (
+        done.code == 1 and "guidance.scale must be a number, got 'abc'" in done.err and "1 of 3 runs failed" in done.err
+    )
+    assert str(done.folder) == "outputs/sample/failing/sweep_v001-v002"
+    assert not (home / "outputs/.sweeps").exists()
+
+
+def test_exact_data_at_the_end_needs_no_noise():
+    """A schedule that ends at sigma = 0: the last ancestral step draws nothing."""
+    exact = ExactMixture(gaussian([0.0], [[0.25]]), EDM(float("inf"), -8.0))
+    samples = torch.cat(list(generate(exact, DDPM(300, UniformT(), 0.0), range(500), None, (1,), 500)))
+    assert samples.isfinite().all() and 0.2 < samples.var() < 0.3
+
+
 def test_vectors_are_written_as_they_are(gmm_run, home, command):
     done = command(main, "checkpoint=outputs/train/gmm2d/v001", "sampler=heun", "n=40", "labels=all", at=home)
     assert done.code == 0, done.err
@@ -103,6 +133,16 @@ REFUSED = {
         ["checkpoint=outputs/train/digits/v001", "guidance=cfg", "guidance.interval=[3,1]"],
         "interval must be",
     ),
+    "a text for a number": (
+        ["checkpoint=outputs/train/digits/v001", "sampler.steps=abc"],
+        "sampler.steps must be a whole",
+    ),
+    "no folder": (["checkpoint=3"], "give checkpoint="),
+    "unknown precision": (
+        ["checkpoint=outputs/train/digits/v001", "engine.precision=64-true"],
+        "engine.precision must be",
+    ),
+    "seed too large": (["checkpoint=outputs/train/digits/v001", "seed=18446744073709551615"], "seed must be"),
     "misspelt": (["checkpoint=outputs/train/digits/v001", "sampler.stps=3"], "stps"),
 }
 

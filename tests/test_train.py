@@ -24,6 +24,7 @@ from diffguide.datasets import Digits, Split
 from diffguide.guidance import ClassifierFree
 from diffguide.objectives.levels import UniformTime
 from diffguide.objectives.weights import Uniform
+from diffguide.sample import main as sample
 from diffguide.samplers import DDIM, DDPM, DPMpp2M, Heun, generate
 from diffguide.samplers.grids import Karras, UniformLogSNR, UniformT
 from diffguide.train import main
@@ -44,12 +45,9 @@ def metrics(run: Path) -> list[dict]:
 
 
 def test_run_folder(digits_run):
-    assert sorted(path.name for path in digits_run.iterdir()) == [
-        "checkpoints",
-        "config.yaml",
-        "metrics.jsonl",
-        "samples",
-    ]
+    wanted = ["checkpoints", "config.yaml", "log.txt", "metrics.jsonl", "samples"]
+    assert sorted(path.name for path in digits_run.iterdir()) == wanted
+    assert "training 16000/16000 images" in (digits_run / "log.txt").read_text()
     assert [path.name for path in (digits_run / "samples").iterdir()] == ["0000016000.png"]
     config = OmegaConf.load(digits_run / "config.yaml")
     assert config.name == "digits" and config.p_uncond == 0.1 and config.objective.p_uncond == 0.1
@@ -233,6 +231,7 @@ def test_a_multirun_has_a_folder_per_job(tmp_path, command):
     done = command(main, "-m", "objective=eps,x0", *TINY, at=tmp_path)
     assert done.code == 0, done.err
     assert done.out.split() == ["outputs/train/digits/v001", "outputs/train/digits/v002"]
+    assert [path.name for path in (tmp_path / "outputs").iterdir()] == ["train"]
 
 
 REFUSED = {
@@ -248,6 +247,23 @@ REFUSED = {
     "negative rate": (["training.learning_rate=-1"], "learning_rate must be a positive number"),
     "indivisible batch": (["training.accumulate=3", "training.batch_size=32"], "must be a multiple of"),
     "foreign argument": (["training.optimizer._target_=torch.optim.SGD"], "optimizer: SGD"),
+    "not finite": (["training.learning_rate=inf"], "learning_rate must be a positive number"),
+    "a text for a number": (["objective.levels.stratified=abc"], "objective.levels.stratified must be true or false"),
+    "infinity as in YAML": (["guidance.interval=[0,.inf]"], "on the command line infinity is inf"),
+    "no list": (["backbone.attention=4"], "backbone.attention must be a list, each a whole number, got 4"),
+    "option as a key": (["sampler.grid=karras"], "an option: sampler/grid=<name>"),
+    "grid outside": (["sampler.grid.noise_level_max=1e9"], "grid=karras needs finite positive noise levels"),
+    "hidden p_uncond": (["objective.p_uncond=0.5"], "set that one"),
+    "images for the MLP": (["backbone=mlp"], "does not fit the data, whose examples are [1, 8, 8]"),
+    "channels that differ": (["backbone.in_channels=3"], "does not fit the data"),
+    "classes that differ": (["backbone.num_classes=9"], "backbone.num_classes is 9, but the data have 10"),
+    "output of another width": (["backbone.out_features=2"], "must have the shape of the data"),
+    "name with a slash": (["name=../x"], "name must be a folder's name"),
+    "root that is a file": (["output_root=/dev/null"], "output_root: "),
+    "root that is no text": (["output_root=3"], "output_root must be a folder"),
+    "seed too large": (["seed=99999999999999999999999"], "seed must be a whole number"),
+    "unknown optimiser": (["training.optimizer._target_=torch.optim.Nope"], "cannot import torch.optim.Nope"),
+    "compile what": (["compile=abc"], "compile must be true or false"),
     "no such device": (["engine.accelerator=tpu"], "this machine cannot provide"),
     "misspelt key": (["training.imges=3"], "imges"),
     "misspelt option": (["objective=epss"], "epss"),
@@ -262,6 +278,46 @@ def test_bad_input_is_told(tmp_path, command, arguments, message):
     assert done.out == "" and not (tmp_path / "outputs").exists()
 
 
-def test_resume_of_another_configuration_is_refused(digits_run, home, command):
-    done = command(main, f"resume={digits_run}", "backbone.channels=16", at=home)
-    assert done.code == 1 and "was trained with backbone" in done.err
+DIGITS_RUN = ["training.images=16000", "training.ema_images=1000"]
+NOT_RESUMED = {
+    "another network": (["backbone.dropout=0"], "was trained with backbone"),
+    "another batch": (["training.batch_size=64"], "was trained with training"),
+    "nothing left": ([], "ask for more training.images"),
+}
+
+
+@pytest.mark.parametrize("arguments, message", NOT_RESUMED.values(), ids=NOT_RESUMED)
+def test_resume_refuses_and_leaves_the_run_alone(digits_run, home, command, arguments, message):
+    before = (digits_run / "config.yaml").read_text()
+    done = command(main, f"resume={digits_run}", *DIGITS_RUN, *arguments, at=home)
+    assert done.code == 1 and message in done.err and "Traceback" not in done.err
+    assert (digits_run / "config.yaml").read_text() == before
+
+
+def test_resume_of_a_bare_file_is_refused(digits_run, home, command):
+    done = command(main, f"resume={digits_run}/checkpoints/0000016000.safetensors", at=home)
+    assert done.code == 1 and "resume must be a run folder" in done.err
+
+
+def test_own_guidance_trains(tmp_path, command, monkeypatch):
+    """As the README describes it: a class that wraps a denoiser, and a file that names it."""
+    (tmp_path / "my_guidance.py").write_text(
+        "from diffguide.denoisers import DenoiserWrapper\n"
+        "class Mine(DenoiserWrapper):\n"
+        "    def __call__(self, x_t, t, y=None):\n"
+        "        return self.denoiser(x_t, t, y)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "mine" / "guidance").mkdir(parents=True)
+    (tmp_path / "mine" / "guidance" / "mine.yaml").write_text("_target_: my_guidance.Mine\n")
+    done = command(main, "--config-dir", "mine", "guidance=mine", *TINY, at=tmp_path)
+    assert done.code == 0, done.err
+
+
+def test_an_unconditional_model_has_no_classes(tmp_path, command):
+    done = command(main, "guidance=none", "backbone.num_classes=0", *TINY, at=tmp_path)
+    assert done.code == 0, done.err
+    sampled = command(sample, f"checkpoint={done.folder}", "n=5", "sampler.steps=2", at=tmp_path)
+    assert sampled.code == 0, sampled.err
+    lines = (tmp_path / sampled.folder / "manifest.jsonl").read_text().splitlines()[1:]
+    assert [json.loads(line)["class"] for line in lines] == [None] * 5

@@ -46,8 +46,11 @@ class MLP(Backbone):
         fourier_features: int, fourier_scale: float,
     ):  # fmt: skip
         super().__init__()
-        if layers < 1:
-            raise ValueError(f"layers must be at least 1, got {layers}")
+        if layers < 1 or width < 2 or fourier_features < 0:
+            raise ValueError(
+                f"the MLP needs 1 layer, width 2 and 0 Fourier features at least, got layers={layers}, width={width}, "
+                f"fourier_features={fourier_features}"
+            )
         self.num_classes = num_classes
         self.embedding = ConditionEmbedding(width, num_classes)
         self.register_buffer("fourier", fourier_scale * torch.randn(in_channels, fourier_features))

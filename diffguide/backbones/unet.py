@@ -89,16 +89,16 @@ class UNet(Backbone):
     """
 
     def __init__(
-        self, in_channels: int, out_features: int | None, num_classes: int, size: int, channels: int,
+        self, in_channels: int, out_features: int | None, num_classes: int, size: int | None, channels: int,
         multipliers: Sequence[int], blocks: int, attention: Sequence[int], head_channels: int, dropout: float,
     ):  # fmt: skip
         super().__init__()
         if size is None:
             raise ValueError("the U-Net needs images, and this dataset has vectors: take backbone=mlp")
-        if not multipliers or channels < 4 or blocks < 1:
+        if not multipliers or min(multipliers) < 1 or channels < 4 or blocks < 1 or head_channels < 1:
             raise ValueError(
-                f"the U-Net needs at least one multiplier, 4 channels and 1 block, got multipliers={list(multipliers)}, "
-                f"channels={channels}, blocks={blocks}"
+                f"the U-Net needs one multiplier, 4 channels, 1 block and 1 channel per head at least, got "
+                f"multipliers={list(multipliers)}, channels={channels}, blocks={blocks}, head_channels={head_channels}"
             )
         levels = len(multipliers)
         if size % 2 ** (levels - 1):

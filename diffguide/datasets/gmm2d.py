@@ -27,6 +27,10 @@ class GMM2D(InMemory):
     ):
         found = {"channels": 2, "size": None, "num_classes": 4}
         check_facts("gmm2d", {"channels": channels, "size": size, "num_classes": num_classes}, found)
+        if min(train, validation, test) < 1 or seed < 0:
+            raise ValueError(
+                f"gmm2d needs a point per split and seed >= 0, got {train}, {validation}, {test}, seed {seed}"
+            )
         rng = torch.Generator().manual_seed(seed)
         super().__init__(*(self.draw(n, rng) for n in (train, validation, test)), class_names=tuple("0123"))
 

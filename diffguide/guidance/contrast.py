@@ -14,8 +14,6 @@ __all__ = ["ClassifierFree", "Unguided"]
 class Unguided(DenoiserWrapper):
     """The conditional denoiser as it is."""
 
-    needs_null = False  # whether training must drop the condition of some examples
-
     def __call__(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Prediction:
         return self.denoiser(x_t, t, y)
 

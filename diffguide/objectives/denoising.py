@@ -47,6 +47,10 @@ class Denoising(Objective):
         alpha, sigma = (a.to(x_0) for a in schedule.alpha_sigma(t, x_0.ndim))
         eps = torch.randn(x_0.shape, generator=rng, device=x_0.device, dtype=x_0.dtype)
         output, rows = self.model.output(alpha * x_0 + sigma * eps, t, drop_condition(y, self.p_uncond, rng))
+        if output.shape != x_0.shape:
+            raise ValueError(
+                f"the network's output {list(output.shape)} must have the shape of the data {list(x_0.shape)}"
+            )
         error = (output - (rows.p * x_0 + rows.q * eps)).square().flatten(1).mean(1)
         weight = self.weight(schedule.log_snr(t), rows, density).to(error)
         return Loss(weight * error, {"mse": error.detach()})

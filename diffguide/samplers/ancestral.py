@@ -30,6 +30,11 @@ def move(prediction: Prediction, schedule: Schedule, s: Tensor, variance: Tensor
     return alpha * prediction.x_0 + (sigma**2 - variance).clamp(min=0).sqrt() * prediction.eps
 
 
+def jump(mean: Tensor, variance: Tensor, noise: Noise, t: Tensor, s: Tensor) -> Tensor:
+    """mean + sqrt(variance) z; exact data (sigma_s = 0) needs no z."""
+    return mean + variance.sqrt() * noise.increment(t, s) if variance > 0 else mean
+
+
 class DDIM(Sampler):
     """Song, Meng, Ermon, "Denoising Diffusion Implicit Models", 2021, arXiv 2010.02502, eq. 12.
 
@@ -53,7 +58,7 @@ class DDIM(Sampler):
         if not self.stochastic:
             return move(prediction, denoiser.schedule, s, 0.0)
         variance = self.eta**2 * posterior_variance(denoiser.schedule, t, s)
-        return move(prediction, denoiser.schedule, s, variance) + variance.sqrt() * noise.increment(t, s)
+        return jump(move(prediction, denoiser.schedule, s, variance), variance, noise, t, s)
 
 
 class Euler(DDIM):
@@ -91,4 +96,4 @@ class DDPM(Sampler):
         variance = small
         if self.variance and s > 0:
             variance = small ** (1 - self.variance) * transition_variance(denoiser.schedule, t, s) ** self.variance
-        return move(prediction, denoiser.schedule, s, small) + variance.sqrt() * noise.increment(t, s)
+        return jump(move(prediction, denoiser.schedule, s, small), variance, noise, t, s)

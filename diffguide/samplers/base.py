@@ -40,7 +40,13 @@ class Sampler:
         self.steps, self.grid = steps, grid
 
     def times(self, denoiser: Denoiser) -> Tensor:
-        """The grid for a denoiser, decreasing, float64 [steps + 1] on the CPU."""
+        """The grid for a denoiser, decreasing, float64 [steps + 1] on the CPU.
+
+        Raises:
+            ValueError: a grid that the schedule or the model's legal levels do not allow.
+        """
+        if self.off_grid and denoiser.levels is not None:
+            raise ValueError(f"{type(self).__name__} evaluates between the grid's times, this model only at its levels")
         return self.grid(denoiser.schedule, self.steps, denoiser.levels)
 
     @torch.no_grad()
