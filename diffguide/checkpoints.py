@@ -22,6 +22,7 @@ from torch import nn
 
 from . import __version__
 from .backbones import Backbone
+from .datasets import InMemory
 from .objectives import Objective
 from .objectives.levels import NoiseLevels
 from .objectives.weights import Weight
@@ -35,7 +36,7 @@ FORMAT = 1
 KEY = "diffguide"
 ROLES = {
     "backbone": Backbone, "schedule": Schedule, "objective": Objective, "parameterization": Parameterization,
-    "weight": Weight, "levels": NoiseLevels,
+    "weight": Weight, "levels": NoiseLevels, "dataset": InMemory,
 }  # fmt: skip
 
 
@@ -123,9 +124,12 @@ def read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
                 )
             return {name: file.get_tensor(name) for name in file.keys()}, metadata
     except (safetensors.SafetensorError, OSError, KeyError, TypeError, json.JSONDecodeError) as error:
-        if isinstance(error, CheckpointError):
-            raise
         raise CheckpointError(f"{path} is not a checkpoint of diffguide, or is damaged ({error})") from error
+
+
+def below(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    """The tensors named `prefix.*`, without the prefix."""
+    return {key.removeprefix(f"{prefix}."): value for key, value in tensors.items() if key.startswith(f"{prefix}.")}
 
 
 def restore(value: Any) -> Any:
@@ -160,8 +164,7 @@ def load(
         backbone = construct(config["backbone"], "backbone", trust)
         schedule = construct(config["schedule"], "schedule", trust)
         objective = construct(config["objective"], "objective", trust, backbone, schedule)
-        state = {name.removeprefix(f"{weights}."): value for name, value in tensors.items() if name.startswith(weights)}
-        objective.load_state_dict(state)
+        objective.load_state_dict(below(tensors, weights))
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
@@ -175,7 +178,7 @@ def load_training_state(path: Path, objective: Objective, ema: Objective, optimi
     """Fills objective, average and optimiser from a checkpoint and returns its metadata; for resuming."""
     tensors, metadata = read(path)
     for name, module in {"objective": objective, "ema": ema}.items():
-        module.load_state_dict({k.removeprefix(f"{name}."): v for k, v in tensors.items() if k.startswith(f"{name}.")})
+        module.load_state_dict(below(tensors, name))
     tensors, saved = read(path.with_suffix(".optimizer.safetensors"))
     state: dict[int, dict] = {}
     for key, value in (saved["state"] | tensors).items():

@@ -80,10 +80,7 @@ class Preconditioned(nn.Module, Denoiser):
         """The network's output F and the rows that read it, in the dtype of x_t, float32 at least."""
         x_t = x_t.to(torch.promote_types(x_t.dtype, torch.float32))
         log_snr = self.schedule.log_snr(t)
-        alpha, sigma = self.schedule.normalisation(
-            log_snr.reshape(log_snr.shape + (1,) * (x_t.ndim - 1 if t.ndim else 0))
-        )
-        rows = self.parameterization.rows(alpha, sigma).to(x_t)
+        rows = self.parameterization.rows(*self.schedule.scales(log_snr, x_t.ndim)).to(x_t)
         return self.backbone(rows.c_in * x_t, log_snr.to(x_t).expand(len(x_t)), y).to(x_t.dtype), rows
 
     def forward(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Prediction:

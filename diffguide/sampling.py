@@ -39,7 +39,7 @@ def resolve_labels(labels, n: int, class_names: Sequence[str]) -> list[int] | No
         return sorted(i % classes for i in range(n))
     chosen = [class_index(label, class_names) for label in (labels if isinstance(labels, list) else [labels])]
     if not chosen:
-        raise ValueError("labels is an empty list; give classes, balanced, all, or null for no condition")
+        raise ValueError("the list is empty; give classes, balanced, all, or null for no condition")
     return [chosen[i % len(chosen)] for i in range(n)]
 
 
@@ -50,7 +50,7 @@ def class_index(label: int | str, class_names: Sequence[str]) -> int:
     if isinstance(label, int) and not isinstance(label, bool) and 0 <= label < len(class_names):
         return label
     shown = ", ".join(map(str, class_names[:12])) + (", ..." if len(class_names) > 12 else "")
-    raise ValueError(f"labels: there is no class {label!r}; indices 0 to {len(class_names) - 1}, or names: {shown}")
+    raise ValueError(f"there is no class {label!r}; indices 0 to {len(class_names) - 1}, or names: {shown}")
 
 
 def write(

@@ -83,7 +83,11 @@ class Schedule(nn.Module):
 
     def alpha_sigma(self, t, ndim: int = 1) -> tuple[Tensor, Tensor]:
         """(alpha_t, sigma_t) in float64: 0-d for a 0-d t; for t of shape [B] shaped [B, 1, ...] with `ndim` dimensions."""
-        alpha, sigma = self.normalisation(self.log_snr(t))
+        return self.scales(self.log_snr(t), ndim)
+
+    def scales(self, log_snr: Tensor, ndim: int = 1) -> tuple[Tensor, Tensor]:
+        """(alpha, sigma) at a log-SNR, shaped as `alpha_sigma` shapes them."""
+        alpha, sigma = self.normalisation(log_snr)
         shape = alpha.shape + (1,) * (ndim - 1 if alpha.ndim else 0)
         return alpha.reshape(shape), sigma.reshape(shape)
 

@@ -10,11 +10,12 @@ from closed_forms import ExactMixture, gaussian
 from PIL import Image
 
 import diffguide
+from diffguide import checkpoints
 from diffguide.guidance import ClassifierFree
 from diffguide.sample import main
 from diffguide.samplers import DDIM, DDPM, DPMpp2M, Euler, Heun, generate
 from diffguide.samplers.grids import Karras, UniformLogSNR, UniformT
-from diffguide.sampling import resolve_labels
+from diffguide.sampling import resolve_labels, training_data
 from diffguide.schedules import EDM
 
 KARRAS = Karras(rho=7.0, noise_level_min=None, noise_level_max=None)
@@ -85,8 +86,8 @@ def test_a_sweep_leaves_a_contact_sheet_and_a_table(digits_run, home, command):
 
 def test_a_sweep_over_models_and_labels(digits_run, home, command):
     """Two runs whose folders have one name, and labels that differ from run to run."""
-    checkpoints = "checkpoint=outputs/train/digits/v001,./outputs/train/digits/v001"
-    done = command(main, "-m", checkpoints, "labels=[3],balanced", "n=6", "sampler.steps=2", "name=models", at=home)
+    models = "checkpoint=outputs/train/digits/v001,./outputs/train/digits/v001"
+    done = command(main, "-m", models, "labels=[3],balanced", "n=6", "sampler.steps=2", "name=models", at=home)
     assert done.code == 0, done.err
     with open(home / done.folder / "sweep.csv", newline="") as file:
         rows = list(csv.DictReader(file))
@@ -117,6 +118,10 @@ def test_vectors_are_written_as_they_are(gmm_run, home, command):
     with numpy.load(home / done.folder / "samples.npz") as arrays:
         assert arrays["arr_0"].dtype == numpy.float32 and arrays["arr_0"].shape == (40, 2)
         assert arrays["arr_1"].tolist() == [i // 10 for i in range(40)]
+    data = training_data(checkpoints.read(checkpoints.find(gmm_run))[1]["config"])
+    assert data.shape == (20000, 2)  # what the plot lies over
+    picture = numpy.asarray(Image.open(home / done.folder / "grid.png").convert("RGB"))
+    assert (picture == 204).all(axis=2).sum() > 1000  # its grey
 
 
 REFUSED = {
