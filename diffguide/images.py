@@ -119,4 +119,4 @@ def scatter(
             axis.scatter(*x[labels == label, :2].T, s=4, color=f"C{label % 10}", label=name, linewidths=0)
         axis.set(title=title, xlabel="x[0]", ylabel="x[1]", aspect="equal")
     axes[-1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5), markerscale=3)
-    write_atomically(path, lambda temporary: figure.savefig(temporary, format="png", dpi=100))
+    write_atomically(path, lambda temporary: figure.savefig(temporary, format="png", dpi=100, bbox_inches="tight"))
