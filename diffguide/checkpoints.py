@@ -22,7 +22,7 @@ from torch import nn
 
 from . import __version__
 from .backbones import Backbone
-from .datasets import InMemory
+from .datasets import Dataset
 from .objectives import Objective
 from .objectives.levels import NoiseLevels
 from .objectives.weights import Weight
@@ -36,7 +36,7 @@ FORMAT = 1
 KEY = "diffguide"
 ROLES = {
     "backbone": Backbone, "schedule": Schedule, "objective": Objective, "parameterization": Parameterization,
-    "weight": Weight, "levels": NoiseLevels, "dataset": InMemory,
+    "weight": Weight, "levels": NoiseLevels, "dataset": Dataset,
 }  # fmt: skip
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from . import checkpoints
-from .datasets import InMemory, Split
+from .datasets import Dataset, Split
 from .objectives import Objective
 from .progress import Progress
 from .randomness import fold
@@ -126,7 +126,7 @@ class Training:
             raise ValueError(f"optimizer: {error}") from error
 
     def run(
-        self, fabric, objective: Objective, data: InMemory, folder: Path, seed: int, config: dict,
+        self, fabric, objective: Objective, data: Dataset, folder: Path, seed: int, config: dict,
         draw: Callable[[Objective, Path], None], resume: Path | None = None,
     ) -> Objective:  # fmt: skip
         """Trains and returns the averaged objective; writes metrics.jsonl, checkpoints/ and samples/ into `folder`.

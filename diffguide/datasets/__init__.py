@@ -1,7 +1,7 @@
-"""Data sets: three splits in memory, class names, facts."""
+"""Data sets: three splits, in memory or read by workers, class names, facts."""
 
-from .base import InMemory, Split
+from .base import Dataset, Split, Stream
 from .digits import Digits
 from .gmm2d import GMM2D
 
-__all__ = ["Digits", "GMM2D", "InMemory", "Split"]
+__all__ = ["Dataset", "Digits", "GMM2D", "Split", "Stream"]

@@ -1,34 +1,102 @@
-"""Data sets that live in memory. They know nothing of diffusion."""
+"""What every data set is: three splits, names, facts, and the way from a stored example to what a network sees.
 
+They know nothing of diffusion. A split is a `Split`, whole in memory, or a `Stream`, read example by example by worker
+processes; training treats both alike.
+"""
+
+from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
-__all__ = ["Split", "InMemory"]
+__all__ = ["Dataset", "Split", "Stream", "check_facts"]
 
 
 class Split(NamedTuple):
-    """x [N, C, H, W] in [-1, 1] or vectors [N, D]; y [N] class indices."""
+    """Examples in memory: x [N, C, H, W], float32 in [-1, 1] or uint8 in 0..255, or vectors [N, D]; y [N] class indices.
+
+    y is -1 where there is no class.
+    """
 
     x: Tensor
     y: Tensor
 
 
-class InMemory:
-    """Three splits of one data set, and its facts.
+class Stream(torch.utils.data.Dataset):
+    """Examples that are read when they are asked for: stream[i] -> (uint8 [C, H, W], class index).
 
     Attributes:
-        train, validation, test: `Split`s. Choices are made on validation; test is touched once.
-        class_names: one name per class.
-        shape: of one example.
+        y: class index of every example, [N], known without reading one.
     """
 
-    def __init__(self, train: Split, validation: Split, test: Split, class_names: tuple[str, ...]):
-        self.train, self.validation, self.test, self.class_names = train, validation, test, class_names
+    y: Tensor
 
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return tuple(self.train.x.shape[1:])
+    def __len__(self) -> int:
+        return len(self.y)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        raise NotImplementedError
+
+
+class Dataset:
+    """Three splits of one data set, and its facts.
+
+    Arguments:
+        train, validation, test: choices are made on validation; test is touched once.
+        class_names: one name per class, none = no classes.
+        size: side of what the network sees, pixels, at most the stored side: training sees random windows of that side,
+            everything else the central one. None = as stored.
+        flip: whether training mirrors every second image, left to right.
+        workers: processes that read ahead where a split is a `Stream`.
+
+    Attributes:
+        shape: of one example as the network sees it.
+    """
+
+    def __init__(
+        self, train: Split | Stream, validation: Split | Stream, test: Split | Stream, class_names: Sequence[str],
+        size: int | None = None, flip: bool = False, workers: int = 0,
+    ):  # fmt: skip
+        self.train, self.validation, self.test, self.class_names = train, validation, test, tuple(class_names)
+        self.size, self.flip, self.workers = size, flip, workers
+        first = train.x[0] if isinstance(train, Split) else train[0][0]
+        self.shape = tuple(self.view(first[None]).shape[1:])
+
+    def view(self, x: Tensor, chance: Tensor | None = None) -> Tensor:
+        """What the network sees of stored examples x [B, ...]: float32, bytes u as u / 127.5 - 1, on the device of x.
+
+        Arguments:
+            chance: [B, 3] uniform numbers in [0, 1) that decide the mirroring and the window of each example; None = not
+                mirrored, the central window.
+        """
+        if x.dtype == torch.uint8:
+            x = x.float() / 127.5 - 1
+        if x.ndim == 4 and self.size is not None and self.size < max(x.shape[2:]):
+            x = self.window(x, chance)
+        if x.ndim == 4 and self.flip and chance is not None:
+            x = torch.where((chance[:, 0] < 0.5)[:, None, None, None], x.flip(-1), x)
+        return x
+
+    def window(self, x: Tensor, chance: Tensor | None) -> Tensor:
+        """A square window of side `size` of each image: at random places, or the central ones."""
+        height, width = x.shape[2:]
+        room = torch.tensor([height - self.size, width - self.size], device=x.device)
+        corner = room // 2 if chance is None else (chance[:, 1:] * (room + 1)).long()
+        corner = corner.expand(len(x), 2)
+        side = torch.arange(self.size, device=x.device)
+        rows, columns = corner[:, :1] + side, corner[:, 1:] + side
+        x = x.gather(2, rows[:, None, :, None].expand(-1, x.shape[1], -1, width))
+        return x.gather(3, columns[:, None, None, :].expand(-1, x.shape[1], self.size, -1))
+
+    def sheet(self) -> list[str]:
+        """Lines for a reader: what is in the data."""
+        splits = {"train": self.train, "validation": self.validation, "test": self.test}
+        lines = [f"{name}: {len(split.y)} examples" for name, split in splits.items()]
+        for index, name in enumerate(self.class_names):
+            counts = (int((split.y == index).sum()) for split in splits.values())
+            lines.append(f"class {index} {name}: " + " / ".join(map(str, counts)))
+        return lines
 
 
 def check_facts(name: str, stated: dict[str, int | None], found: dict[str, int | None]) -> None:

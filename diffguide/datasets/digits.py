@@ -6,12 +6,12 @@ Alpaydin & Kaynak, "Optical Recognition of Handwritten Digits", UCI Machine Lear
 import torch
 from sklearn.datasets import load_digits
 
-from .base import InMemory, Split, check_facts
+from .base import Dataset, Split, check_facts
 
 __all__ = ["Digits"]
 
 
-class Digits(InMemory):
+class Digits(Dataset):
     """x = u / 8 - 1 for grey values u in 0..16; the first 1000 train, the next 350 validate, the last 447 test.
 
     The blocks are in the order of the file, so that the test block holds other writers. No flips: digits are not symmetric.

@@ -4,12 +4,12 @@ import math
 
 import torch
 
-from .base import InMemory, Split, check_facts
+from .base import Dataset, Split, check_facts
 
 __all__ = ["GMM2D"]
 
 
-class GMM2D(InMemory):
+class GMM2D(Dataset):
     """Eight components of equal weight on the circle of radius 1.3, standard deviation 0.15; class = neighbouring pair.
 
     Component k lies at the angle 2 pi k / 8 and has class k // 2. The draws are a function of `seed` alone.
