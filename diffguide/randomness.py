@@ -8,6 +8,7 @@ and tree node costs more than a small network (a third of an evaluation at batch
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from .schedules import Schedule, as_time
 
-__all__ = ["Noise", "fold"]
+__all__ = ["Noise", "Share", "fold", "normal", "uniform"]
 
 GOLDEN = numpy.uint64(0x9E3779B97F4A7C15)
 NORMAL, PATH, SHORT = 1, 2, 3  # purposes, so that independent draws and the Brownian path never share a number
@@ -53,6 +54,41 @@ def normals(state: numpy.ndarray, size: int) -> Tensor:
     radius = radius.add_(0.5).mul_(2.0**-32).log_().mul_(-2).sqrt_()
     angle = angle.mul_(2 * math.pi * 2.0**-32)
     return torch.cat([angle.cos().mul_(radius), angle.sin_().mul_(radius)], dim=-1)[..., :size]
+
+
+class Share(NamedTuple):
+    """The rows first, first + 1, ... of a batch of `total`, for an objective on one of several devices or micro-steps.
+
+    Every share draws the numbers of the whole batch from a generator in the same state and keeps its own rows: how a
+    batch is divided then changes nothing, and no two rows get the same numbers.
+    """
+
+    generator: torch.Generator
+    first: int
+    total: int
+
+    @property
+    def device(self) -> torch.device:
+        return self.generator.device
+
+
+def normal(shape: Sequence[int], rng: torch.Generator | Share, dtype: torch.dtype) -> Tensor:
+    """Standard normals [B, ...], a row per example; of this share's rows where rng is a `Share`."""
+    return draw(torch.randn, shape, rng, dtype)
+
+
+def uniform(shape: Sequence[int], rng: torch.Generator | Share, dtype: torch.dtype) -> Tensor:
+    """Uniform numbers in [0, 1), [B, ...] a row per example; shape () is one number for the whole batch."""
+    return draw(torch.rand, shape, rng, dtype)
+
+
+def draw(sample, shape: Sequence[int], rng: torch.Generator | Share, dtype: torch.dtype) -> Tensor:
+    """sample(shape) from rng, on its device; rows of the whole batch's draw where rng is a `Share`."""
+    if not isinstance(rng, Share) or not len(shape):
+        generator = rng.generator if isinstance(rng, Share) else rng
+        return sample(shape, generator=generator, device=rng.device, dtype=dtype)
+    whole = sample((rng.total, *shape[1:]), generator=rng.generator, device=rng.device, dtype=dtype)
+    return whole[rng.first : rng.first + shape[0]]
 
 
 class Noise:

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from ..denoisers import Preconditioned
 from ..parameterizations import Parameterization
+from ..randomness import Share, normal
 from ..schedules import Schedule
 from .base import Loss, Objective, drop_condition
 from .levels import NoiseLevels
@@ -41,16 +42,17 @@ class Denoising(Objective):
         self.model = Preconditioned(backbone, schedule, parameterization, has_null=p_uncond > 0)
         self.weight, self.levels, self.p_uncond = weight, levels, float(p_uncond)
 
-    def forward(self, x_0: Tensor, y: Tensor | None, rng: torch.Generator) -> Loss:
+    def forward(self, x_0: Tensor, y: Tensor | None, rng: torch.Generator | Share) -> Loss:
         schedule = self.model.schedule
         t, density = self.levels(schedule, len(x_0), rng)
         alpha, sigma = (a.to(x_0) for a in schedule.alpha_sigma(t, x_0.ndim))
-        eps = torch.randn(x_0.shape, generator=rng, device=x_0.device, dtype=x_0.dtype)
+        eps = normal(x_0.shape, rng, x_0.dtype)
         output, rows = self.model.output(alpha * x_0 + sigma * eps, t, drop_condition(y, self.p_uncond, rng))
         if output.shape != x_0.shape:
             raise ValueError(
                 f"the network's output {list(output.shape)} must have the shape of the data {list(x_0.shape)}"
             )
         error = (output - (rows.p * x_0 + rows.q * eps)).square().flatten(1).mean(1)
-        weight = self.weight(schedule.log_snr(t), rows, density).to(error)
-        return Loss(weight * error, {"mse": error.detach()})
+        log_snr = schedule.log_snr(t)
+        weight = self.weight(log_snr, rows, density).to(error)
+        return Loss(weight * error, {"mse": error.detach()}, log_snr.detach())

@@ -9,6 +9,7 @@ import math
 import torch
 from torch import Tensor
 
+from ..randomness import Share, normal, uniform
 from ..schedules import Schedule
 
 __all__ = ["NoiseLevels", "UniformTime", "LogNormal"]
@@ -17,7 +18,7 @@ __all__ = ["NoiseLevels", "UniformTime", "LogNormal"]
 class NoiseLevels:
     """Base of the noise-level distributions."""
 
-    def __call__(self, schedule: Schedule, n: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+    def __call__(self, schedule: Schedule, n: int, rng: torch.Generator | Share) -> tuple[Tensor, Tensor]:
         raise NotImplementedError
 
 
@@ -32,12 +33,13 @@ class UniformTime(NoiseLevels):
     def __init__(self, stratified: bool):
         self.stratified = bool(stratified)
 
-    def __call__(self, schedule: Schedule, n: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+    def __call__(self, schedule: Schedule, n: int, rng: torch.Generator | Share) -> tuple[Tensor, Tensor]:
         if self.stratified:
-            offset = torch.rand((), generator=rng, device=rng.device, dtype=torch.float64)
-            t = (offset + torch.arange(n, device=rng.device, dtype=torch.float64) / n) % 1
+            first, total = (rng.first, rng.total) if isinstance(rng, Share) else (0, n)
+            place = torch.arange(first, first + n, device=rng.device, dtype=torch.float64)
+            t = (uniform((), rng, torch.float64) + place / total) % 1
         else:
-            t = torch.rand(n, generator=rng, device=rng.device, dtype=torch.float64)
+            t = uniform((n,), rng, torch.float64)
         return t, 1 / schedule.rate(t).abs()
 
 
@@ -55,8 +57,8 @@ class LogNormal(NoiseLevels):
             raise ValueError(f"std must be positive, got {std}")
         self.mean, self.std = float(mean), float(std)
 
-    def __call__(self, schedule: Schedule, n: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
-        z = torch.randn(n, generator=rng, device=rng.device, dtype=torch.float64)
+    def __call__(self, schedule: Schedule, n: int, rng: torch.Generator | Share) -> tuple[Tensor, Tensor]:
+        z = normal((n,), rng, torch.float64)
         log_snr = -2 * (self.mean + self.std * z)
         density = torch.exp(-(z**2) / 2) / (2 * self.std * math.sqrt(2 * math.pi))
         return schedule.t_of(log_snr.clamp(schedule.log_snr_min, schedule.log_snr_max)).clamp(0, 1), density
