@@ -30,7 +30,17 @@ from .parameterizations import Parameterization
 from .runs import strict_json, write_atomically
 from .schedules import Schedule
 
-__all__ = ["CheckpointError", "Loaded", "find", "load", "load_training_state", "save", "sha256"]
+__all__ = [
+    "CheckpointError",
+    "Loaded",
+    "TrainingState",
+    "find",
+    "load",
+    "load_training_state",
+    "prune",
+    "save",
+    "sha256",
+]
 
 FORMAT = 1
 KEY = "diffguide"
@@ -44,6 +54,15 @@ class CheckpointError(ValueError):
     """A file that is missing, damaged, foreign or not to be trusted; the message names it and what would be right."""
 
 
+class TrainingState(NamedTuple):
+    """What training adds to its tensors: facts (images, validation_loss, class_names, shape) for every reader of the file;
+    sums behind the next line of metrics.jsonl; the state of a precision's gradient scaler, {} where there is none."""
+
+    facts: dict[str, Any]
+    sums: dict[str, torch.Tensor]
+    precision: dict[str, Any]
+
+
 class Loaded(NamedTuple):
     """model: the trained denoiser; config: the run's resolved configuration; facts: class_names, shape, images."""
 
@@ -53,7 +72,9 @@ class Loaded(NamedTuple):
 
 
 def find(path: str | Path) -> Path:
-    """The checkpoint file that a path means: itself, or the newest one of a run folder.
+    """The checkpoint file that a path means: itself, the newest one of a run folder, or <run folder>/best.
+
+    The best is the one with the lowest held-out loss of those that are kept.
 
     Raises:
         CheckpointError: nothing there.
@@ -61,13 +82,34 @@ def find(path: str | Path) -> Path:
     path = Path(path).expanduser()
     if path.is_file():
         return path
+    best = path.name == "best" and path.parent.is_dir() and not path.exists()
+    path = path.parent if best else path
     if not path.exists():
         raise CheckpointError(f"no checkpoint at {path}: give a run folder such as outputs/train/digits/v001 or a file")
-    folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
-    files = sorted(file for file in folder.glob("[0-9]*.safetensors") if file.stem.isdigit())
+    files = kept(path / "checkpoints" if (path / "checkpoints").is_dir() else path)
     if not files:
         raise CheckpointError(f"no checkpoint in {path}: give a run folder that diffguide-train wrote, or a file")
-    return files[-1]
+    return lowest_loss(files) or files[-1] if best else files[-1]
+
+
+def kept(folder: Path) -> list[Path]:
+    """The checkpoints of a folder, oldest first."""
+    return sorted(file for file in folder.glob("[0-9]*.safetensors") if file.stem.isdigit())
+
+
+def lowest_loss(files: Sequence[Path]) -> Path | None:
+    """The checkpoint with the lowest held-out loss, the newest of equals; None where none has one."""
+    losses = {file: read_metadata(file).get("validation_loss") for file in files}
+    losses = {file: loss for file, loss in losses.items() if isinstance(loss, int | float)}
+    return min(reversed(losses), key=losses.__getitem__) if losses else None
+
+
+def prune(folder: Path, keep: int) -> None:
+    """Removes all but the newest `keep` checkpoints and the one with the lowest held-out loss, weights first."""
+    files = kept(folder)
+    for file in set(files[:-keep]) - {lowest_loss(files)}:
+        file.unlink(missing_ok=True)
+        file.with_suffix(".optimizer.safetensors").unlink(missing_ok=True)
 
 
 def sha256(path: Path) -> str:
@@ -77,36 +119,56 @@ def sha256(path: Path) -> str:
 
 
 def save(
-    folder: Path, objective: Objective, ema: Objective, optimizer: torch.optim.Optimizer, config: dict, facts: dict
-) -> Path:
-    """Writes the checkpoint of `facts["images"]` images into a folder; returns the weights' path.
+    folder: Path, objective: Objective, ema: Objective, optimizer: torch.optim.Optimizer, config: dict,
+    training: TrainingState,
+) -> Path:  # fmt: skip
+    """Writes the checkpoint of `training.facts["images"]` images into a folder; returns the weights' path.
 
     Arguments:
         objective, ema: as trained, and averaged.
         optimizer: whose state resuming needs.
         config: resolved configuration, plain containers.
-        facts: images, class_names, shape; JSON.
+        training: what resuming needs beside.
+
+    Raises:
+        WriteError: the disk is full, the folder is read-only or gone, ...
     """
-    stem = f"{facts['images']:010d}"
-    tensors, plain = {}, {}
+    stem = f"{training.facts['images']:010d}"
+    tensors, plain = {f"sums.{name}": value for name, value in training.sums.items()}, {}
     state = optimizer.state_dict()
     for index, values in state["state"].items():
         for name, value in values.items():
             target = tensors if isinstance(value, torch.Tensor) else plain
             target[f"{index}.{name}"] = value
-    extra = {"format": FORMAT, "state": plain, "param_groups": state["param_groups"]}
+    extra = {"format": FORMAT, "state": plain, "param_groups": state["param_groups"], "precision": training.precision}
     _write(folder / f"{stem}.optimizer.safetensors", tensors, extra)
     tensors = {f"objective.{name}": value for name, value in objective.state_dict().items()}
     tensors |= {f"ema.{name}": value for name, value in ema.state_dict().items()}
     path = folder / f"{stem}.safetensors"
-    _write(path, tensors, {"format": FORMAT, "version": __version__, "config": config, **facts})
+    _write(path, tensors, {"format": FORMAT, "version": __version__, "config": config, **training.facts})
     return path
 
 
 def _write(path: Path, tensors: dict[str, torch.Tensor], metadata: dict) -> None:
     tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     metadata = {KEY: strict_json(metadata)}
-    write_atomically(path, lambda temporary: safetensors.torch.save_file(tensors, temporary, metadata))
+
+    def write(temporary: Path) -> None:
+        try:
+            safetensors.torch.save_file(tensors, temporary, metadata)
+        except safetensors.SafetensorError as error:  # how it tells of a full disk
+            raise OSError(str(error)) from error
+
+    write_atomically(path, write)
+
+
+def read_metadata(path: Path) -> dict[str, Any]:
+    """The metadata of one of our files, without its tensors; {} where it cannot be read."""
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            return restore(json.loads((file.metadata() or {})[KEY]))
+    except (safetensors.SafetensorError, OSError, KeyError, TypeError, ValueError):
+        return {}
 
 
 def read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
@@ -174,18 +236,23 @@ def load(
     return Loaded(objective.model.eval().requires_grad_(False).to(device), config, facts)
 
 
-def load_training_state(path: Path, objective: Objective, ema: Objective, optimizer: torch.optim.Optimizer) -> dict:
-    """Fills objective, average and optimiser from a checkpoint and returns its metadata; for resuming."""
-    tensors, metadata = read(path)
+def load_training_state(
+    path: Path, objective: Objective, ema: Objective, optimizer: torch.optim.Optimizer
+) -> TrainingState:
+    """Fills objective, average and optimiser from a checkpoint and returns the rest; for resuming."""
+    tensors, facts = read(path)
     for name, module in {"objective": objective, "ema": ema}.items():
         module.load_state_dict(below(tensors, name))
     tensors, saved = read(path.with_suffix(".optimizer.safetensors"))
     state: dict[int, dict] = {}
+    sums = below(tensors, "sums")
     for key, value in (saved["state"] | tensors).items():
+        if key.startswith("sums."):
+            continue
         index, name = key.split(".", 1)
         state.setdefault(int(index), {})[name] = value
     optimizer.load_state_dict({"state": state, "param_groups": saved["param_groups"]})
-    return metadata
+    return TrainingState(facts, sums, saved["precision"])
 
 
 def construct(node: Any, role: str, trust: Sequence[str], *args: Any) -> Any:
@@ -223,3 +290,7 @@ def construct(node: Any, role: str, trust: Sequence[str], *args: Any) -> Any:
     if not own and target not in trust:
         raise CheckpointError(f"{role} names {target}, which is not a class of diffguide for a {role}")
     return resolved(*args, **arguments)
+
+
+def vet(node, role, trust=()):
+    """stub"""

@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shlex
 import shutil
 import sys
 import types
@@ -24,6 +26,7 @@ __all__ = [
     "check_whole",
     "config_dir",
     "one_line_errors",
+    "quoted",
     "record_job",
     "run_command",
     "run_parent",
@@ -192,6 +195,14 @@ def run_command(command: Callable[[], None], name: str, argv: Sequence[str] | No
         command()
     finally:
         sys.argv = saved
+
+
+def quoted(override: str) -> str:
+    """`key=value` as one can type it into a shell, whatever characters the value has."""
+    key, _, value = override.partition("=")
+    if not re.fullmatch(r"[\w./:~+-]+", value, re.ASCII):
+        value = "'" + re.sub(r"(\\*)'", r"\1\1\\'", value) + "'"
+    return shlex.quote(f"{key}={value}")
 
 
 def run_parent(cfg: DictConfig, job: str, name: Any) -> Path:

@@ -2,7 +2,7 @@
 
 import sys
 import time
-from pathlib import Path
+from collections.abc import Callable
 
 from tqdm import tqdm
 
@@ -19,12 +19,12 @@ class Progress:
         done: how many were done before.
         every: seconds between lines where stderr is no terminal.
         silent: whether to show nothing (ranks other than 0).
-        log: file that gets the lines too.
+        log: called with every line, for a file.
     """
 
     def __init__(
         self, title: str, total: int, unit: str, done: int = 0, every: float = 5.0, silent: bool = False,
-        log: Path | None = None,
+        log: Callable[[str], None] | None = None,
     ):  # fmt: skip
         self.title, self.total, self.unit, self.count, self.every = title, total, unit, done, every
         self.first, self.started, self.last, self.silent = done, time.monotonic(), time.monotonic(), silent
@@ -61,8 +61,7 @@ class Progress:
         if shown:
             tqdm.write(line, file=sys.stderr)
         if self.log is not None:
-            with open(self.log, "a", encoding="utf-8") as file:
-                file.write(line + "\n")
+            self.log(line)
 
     def close(self) -> None:
         if self.bar is not None:

@@ -1,16 +1,64 @@
-"""Versioned run folders, and files that are whole or absent."""
+"""Versioned run folders, the lock on them, and files that are whole or absent."""
 
 import json
 import math
 import os
 import re
-from collections.abc import Callable
+import shutil
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-__all__ = ["claim_version", "write_atomically", "append_line", "strict_json"]
+try:
+    import fcntl
+except ImportError:  # Windows has none: there, two processes on one run are not told apart
+    fcntl = None
+
+__all__ = [
+    "BusyError",
+    "WriteError",
+    "append_line",
+    "append_text",
+    "claim_version",
+    "only_writer",
+    "remove_leftovers",
+    "strict_json",
+    "write_atomically",
+    "writing",
+]
 
 VERSION = re.compile(r"v(\d{3,})")
+UMASK = os.umask(0)  # can only be read by setting it
+os.umask(UMASK)
+LEFTOVER = re.compile(r"\..+\.\d+(\.\w+)?")  # what write_atomically names its temporary files
+
+
+class WriteError(OSError):
+    """Something could not be written; the message names it and the reason."""
+
+
+class BusyError(OSError):
+    """Another process is writing into this run."""
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Names the path in every error of the operating system: disk full, read-only folder, folder removed meanwhile.
+
+    Raises:
+        WriteError: such an error.
+    """
+    try:
+        yield
+    except WriteError:
+        raise
+    except OSError as error:
+        gone = not path.parent.exists()
+        reason = f"the folder {path.parent} is gone" if gone else error.strerror or str(error)
+        raise WriteError(f"cannot write {path}: {reason}") from error
 
 
 def versions(parent: Path) -> list[int]:
@@ -18,40 +66,117 @@ def versions(parent: Path) -> list[int]:
     return sorted(int(match[1]) for path in parent.iterdir() if (match := VERSION.fullmatch(path.name)))
 
 
-def claim_version(parent: Path) -> Path:
-    """Makes and returns the next of parent/v001, v002, ...; an exclusive mkdir, so two processes never share one."""
-    parent.mkdir(parents=True, exist_ok=True)
-    number = max(versions(parent), default=0) + 1
-    while True:
+def claim_version(parent: Path, fill: Callable[[Path], None]) -> Path:
+    """Makes and returns the next of parent/v001, v002, ...: a folder that appears with what `fill` puts into it.
+
+    It is filled under a temporary name and renamed, which fails where the name is taken: two processes never share a
+    version, and none is ever seen half-made.
+
+    Arguments:
+        fill: writes at least one file into the folder it is given.
+
+    Raises:
+        WriteError: a parent that cannot be written.
+    """
+    with writing(parent / "v001"):
+        parent.mkdir(parents=True, exist_ok=True)
+        temporary = parent / f".v.{os.getpid()}.{threading.get_ident()}"
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
         try:
-            (folder := parent / f"v{number:03d}").mkdir()
-            return folder
-        except FileExistsError:
-            number += 1
+            fill(temporary)
+            number = max(versions(parent), default=0) + 1
+            while True:
+                folder = parent / f"v{number:03d}"
+                if not folder.exists():  # renaming replaces an empty folder
+                    try:
+                        temporary.rename(folder)
+                        return folder
+                    except OSError:
+                        if not folder.exists():
+                            raise
+                number += 1
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
 
 
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """Lets `write` fill a temporary file beside `path`, flushes it to the disk and renames it: whole or absent."""
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+@contextmanager
+def only_writer(folder: Path) -> Iterator[None]:
+    """Holds the lock on a run folder; the operating system frees it however this process ends.
+
+    A record lock, which processes that read data ahead do not inherit: one that outlives a killed run holds nothing.
+
+    Raises:
+        BusyError: another process holds it.
+        WriteError: a folder that cannot be written.
+    """
+    with writing(folder / ".lock"):
+        descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        write(temporary)
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    descriptor = os.open(path.parent, os.O_RDONLY)  # the rename itself must reach the disk too
-    try:
-        os.fsync(descriptor)
+        try:
+            if fcntl is not None:
+                fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError) as error:
+            owner = os.read(descriptor, 200).decode(errors="replace")
+            raise BusyError(f"{folder} is being written by {owner}: wait for it, or stop it") from error
+        except OSError:  # a file system without locks
+            pass
+        os.ftruncate(descriptor, 0)
+        os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode())
+        yield
     finally:
         os.close(descriptor)
 
 
+def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+    """Lets `write` fill a temporary file beside `path`, flushes it to the disk and renames it: whole or absent.
+
+    Raises:
+        WriteError: the disk is full, the folder is read-only or gone, ...
+    """
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    with writing(path):
+        try:
+            write(temporary)
+            with open(temporary, "rb+") as file:
+                os.fsync(file.fileno())
+            os.chmod(temporary, 0o666 & ~UMASK)  # safetensors makes files that only their owner can read
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        descriptor = os.open(path.parent, os.O_RDONLY)  # the rename itself must reach the disk too
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Removes the temporary files of a process that was killed while it wrote; for the holder of the lock."""
+    for path in folder.iterdir():
+        if LEFTOVER.fullmatch(path.name) and path.is_file():
+            path.unlink()
+
+
+def append_text(path: Path, line: str) -> None:
+    """Appends one line in a single write.
+
+    Raises:
+        WriteError: the disk is full, the folder is gone, ...
+    """
+    with writing(path), open(path, "a", encoding="utf-8") as file:
+        file.write(line + "\n")
+
+
 def append_line(path: Path, record: dict) -> None:
-    """Appends one JSON line in a single write."""
-    with open(path, "a", encoding="utf-8") as file:
-        file.write(strict_json(record) + "\n")
+    """Appends one JSON line in a single write.
+
+    Raises:
+        WriteError: the disk is full, the folder is gone, ...
+    """
+    append_text(path, strict_json(record))
 
 
 def strict_json(value: Any) -> str:

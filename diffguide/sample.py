@@ -68,8 +68,8 @@ def sample(cfg: DictConfig) -> None:
         )
     seeds = range(cfg.seed, cfg.seed + cfg.n)
     with telling("output_root"):
-        folder = claim_version(run_parent(cfg, "sample", cfg.name or loaded.config["name"]))
-        OmegaConf.save(cfg, folder / "config.yaml", resolve=True)
+        parent = run_parent(cfg, "sample", cfg.name or loaded.config["name"])
+        folder = claim_version(parent, lambda folder: OmegaConf.save(cfg, folder / "config.yaml", resolve=True))
 
     progress = Progress("sampling", cfg.n * steps, "steps")
 

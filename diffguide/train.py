@@ -2,6 +2,8 @@
 
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -14,10 +16,13 @@ from .configuration import (
     check_whole,
     config_dir,
     one_line_errors,
+    quoted,
     run_command,
     run_parent,
     telling,
 )  # fmt: skip
+from .interrupts import Stopped
+from .runs import WriteError, claim_version, only_writer, remove_leftovers, write_atomically, writing
 
 __all__ = ["main", "train"]
 
@@ -26,13 +31,20 @@ def train(cfg: DictConfig) -> None:
     """One training run: prints the folder it wrote as its last line on stdout."""
     import torch
 
-    from .runs import claim_version
+    from . import checkpoints
+    from .training import Diverged
 
+    resumed = None
+    if cfg.resume is not None:
+        from .resume import find
+
+        cfg, resumed = find(cfg)
     check_whole(cfg, "seed", 0)
-    if not isinstance(cfg.compile, bool):
-        raise ConfigError(f"compile must be true or false, got {cfg.compile!r}")
+    for key in ("compile", "dry_run"):
+        if not isinstance(cfg[key], bool):
+            raise ConfigError(f"{key} must be true or false, got {cfg[key]!r}")
     check_label_dropout(cfg)
-    parent = run_parent(cfg, "train", cfg.name)
+    parent = run_parent(cfg, "dry_run" if cfg.dry_run else "train", cfg.name)
     training, engine, data = build(cfg, "training"), build(cfg, "engine"), build(cfg, "dataset")
     torch.manual_seed(cfg.seed)
     backbone = build(cfg, "backbone")
@@ -40,42 +52,85 @@ def train(cfg: DictConfig) -> None:
     with telling("sampler"):  # everything that cannot be is told before anything is written
         sampler.times(build(cfg, "guidance", objective.model))
     with telling("training"):
-        training.share(engine.world_size)
+        share = training.share(engine.world_size)
         training.make_optimizer(objective)
     probe(objective, data)
-    resume = find_resumed(cfg) if cfg.resume is not None else None
     if cfg.compile:
         backbone.compile()
+    if cfg.dry_run:
+        from .dry_run import rehearse
 
-    engine.launch()
-    folder = None
-    if engine.is_global_zero:
         with telling("output_root"):
-            folder = resume.parent.parent if resume else claim_version(parent)
-            for part in ("checkpoints", "samples"):
-                (folder / part).mkdir(exist_ok=True)
-            OmegaConf.save(cfg, folder / "config.yaml", resolve=True)
-    folder = engine.broadcast(folder)
+            print(rehearse(engine, objective, data, training, cfg.seed, parent))
+        return
 
-    def draw(averaged, path) -> None:
-        """Eight samples of each class (250 of vectors), the same seeds every time."""
+    def draw(averaged, path: Path) -> None:
+        """Eight samples of each class, of ten at most (250 of vectors), the same seeds every time."""
         from .images import sample_picture
         from .samplers import generate
 
         guided = build(cfg, "guidance", averaged.model)
-        each = 8 if data.train.x.ndim > 2 else 250
-        labels = [index for index in range(max(guided.num_classes, 1)) for _ in range(each)]
-        labels = labels if guided.num_classes else [-1] * 10 * each
-        seeds, shape = range(len(labels)), data.shape
-        samples = torch.cat(list(generate(guided, sampler, seeds, labels, shape, 250, engine.device))).cpu()
-        sample_picture(path, samples, labels, data.class_names, data.train.x)
+        each, classes = 8 if len(data.shape) > 1 else 250, guided.num_classes
+        shown = range(0, classes, -(-classes // 10)) if classes else [-1] * 10
+        labels = [label for label in shown for _ in range(each)]
+        batches = generate(
+            guided, sampler, range(len(labels)), labels, data.shape, min(250, max(share, 8)), engine.device
+        )
+        background = data.train.x if len(data.shape) == 1 else None
+        sample_picture(path, torch.cat([x.float().cpu() for x in batches]), labels, data.class_names, background)
 
-    config = OmegaConf.to_container(cfg, resolve=True)
-    training.run(engine, objective, data, folder, cfg.seed, config, draw, resume)
+    config = OmegaConf.to_container(cfg, resolve=True) | {"resume": None}
+    engine.launch()
+    with ExitStack() as held:
+        folder = claim(engine, parent, config, resumed, held)
+        try:
+            training.run(engine, objective, data, folder, cfg.seed, config, draw, *(resumed or (None,) * 3)[1:])
+        except Stopped as stopped:
+            if engine.is_global_zero:
+                again = quoted(f"resume={folder}")
+                print(f"{stopped.name} after {stopped}; continue with: diffguide-train {again}", file=sys.stderr)
+                print(folder)
+            raise SystemExit(stopped.code) from stopped
+        except Diverged as error:
+            files = checkpoints.kept(folder / "checkpoints")
+            left = f"the last good checkpoint is {files[-1]}" if files else "there is no checkpoint yet"
+            raise ConfigError(f"training: {error}; {left}; a smaller training.learning_rate may help") from error
+        except (WriteError, checkpoints.CheckpointError) as error:
+            raise ConfigError(str(error)) from error
     if engine.is_global_zero:
         pictures = sorted((folder / "samples").glob("*.png"))
         print(f"samples: {pictures[-1]}", file=sys.stderr)
         print(folder)
+
+
+def claim(engine, parent: Path, config: dict, resumed, held: ExitStack) -> Path:
+    """The run folder, the same on every rank, locked by the first until `held` closes.
+
+    Raises:
+        ConfigError: a folder that cannot be written, or that another process is writing.
+    """
+
+    def write_config(folder: Path) -> None:
+        text = OmegaConf.to_yaml(OmegaConf.create(config))
+        write_atomically(folder / "config.yaml", lambda path: path.write_text(text, encoding="utf-8"))
+        for part in ("checkpoints", "samples"):
+            (folder / part).mkdir(exist_ok=True)
+            remove_leftovers(folder / part)
+
+    folder, refusal = None, None
+    if engine.is_global_zero:
+        try:
+            folder = resumed.folder if resumed else claim_version(parent, write_config)
+            held.enter_context(only_writer(folder))
+            if resumed:
+                with writing(folder / "config.yaml"):
+                    write_config(folder)
+        except OSError as error:
+            refusal = f"{'resume' if resumed else 'output_root'}: {error}"
+    folder, refusal = engine.broadcast((folder, refusal))
+    if refusal is not None:
+        raise ConfigError(refusal) if engine.is_global_zero else SystemExit(1)
+    return folder
 
 
 def probe(objective, data) -> None:
@@ -86,14 +141,17 @@ def probe(objective, data) -> None:
     """
     import torch
 
+    from .datasets import Split
+
     classes = objective.model.num_classes
     if classes not in (0, len(data.class_names)):
         raise ConfigError(
             f"backbone.num_classes is {classes}, but the data have {len(data.class_names)} (0 = unconditional)"
         )
+    x = torch.stack([data.train.x[0] if isinstance(data.train, Split) else data.train[0][0]] * 2)
     try:
         with torch.no_grad():
-            objective(data.train.x[:2], data.train.y[:2], torch.Generator().manual_seed(0))
+            objective(data.view(x), data.train.y[:1].expand(2), torch.Generator().manual_seed(0))
     except (RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ConfigError(
@@ -122,40 +180,6 @@ def check_label_dropout(cfg: DictConfig) -> None:
         raise ConfigError(
             f"objective.p_uncond={cfg.objective.p_uncond} follows the root's p_uncond={p_uncond}: set that one"
         )
-
-
-def find_resumed(cfg: DictConfig):
-    """The newest checkpoint of the run to continue.
-
-    Raises:
-        ConfigError: nothing there, nothing left to do, or a run of another configuration.
-    """
-    from pathlib import Path
-
-    from . import checkpoints
-
-    if not isinstance(cfg.resume, str) or Path(cfg.resume).expanduser().is_file():
-        raise ConfigError(f"resume must be a run folder such as outputs/train/digits/v001, got {cfg.resume!r}")
-    try:
-        path = checkpoints.find(cfg.resume)
-        metadata = checkpoints.read(path)[1]
-        checkpoints.read(path.with_suffix(".optimizer.safetensors"))
-    except checkpoints.CheckpointError as error:
-        raise ConfigError(f"resume: {error}") from error
-    if not (path.parent.name == "checkpoints" and (path.parent.parent / "config.yaml").is_file()):
-        raise ConfigError(f"resume: {cfg.resume} is no run folder of diffguide-train")
-    saved, today = metadata["config"], OmegaConf.to_container(cfg, resolve=True)
-    free = {"images", "log_images", "validation_images", "checkpoint_images", "sample_images"}
-    for config in (saved, today):  # how long and how often may change, what is computed may not
-        config["training"] = {key: value for key, value in config["training"].items() if key not in free}
-    for key in ("dataset", "backbone", "schedule", "objective", "training", "seed"):
-        if today[key] != saved[key]:
-            raise ConfigError(
-                f"resume={cfg.resume} was trained with {key}: {saved[key]}; this command has {today[key]}"
-            )
-    if metadata["images"] >= cfg.training.images:
-        raise ConfigError(f"resume: {cfg.resume} has its {metadata['images']} images; ask for more training.images")
-    return path
 
 
 @hydra.main(version_base="1.3", config_path=config_dir(), config_name="train")

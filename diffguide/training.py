@@ -1,14 +1,14 @@
 """The training loop. Progress is counted in images, so that the batch size does not change what a configuration means.
 
-Everything random is a function of a position: the data order of (seed, epoch), the noise of (seed, rank, step), the
-layers' own randomness (dropout) of (seed, rank, step, micro-step). A resumed run needs no generator state.
+Everything random is a function of a position (`batches`), so that a resumed run needs no generator state. What a step
+leaves behind, in this order, is a line of metrics, the held-out loss, a sample grid, and last the checkpoint: what a
+checkpoint stands for is complete, and what came after the newest one is done again.
 """
 
-import json
 import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -16,34 +16,23 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from . import checkpoints
-from .datasets import Dataset, Split
-from .objectives import Objective
+from .batches import Batches, loader
+from .datasets import Dataset, Split, Stream
+from .interrupts import Interrupts, Stopped
+from .journal import Journal, Meter
+from .objectives import Loss, Objective
 from .progress import Progress
 from .randomness import fold
-from .runs import append_line, write_atomically
+from .runs import append_text
 
-__all__ = ["Training"]
+__all__ = ["Diverged", "Training"]
 
-ORDER, NOISE, LAYERS, VALIDATION = range(4)  # purposes of a folded seed
+VALIDATION = 3  # purpose of a folded seed, beside those of `batches`
+AGREE = 8  # steps between the moments at which several processes ask each other for signals
 
 
-class DataOrder:
-    """The endless order in which examples are shown: every epoch its own permutation, a function of (seed, epoch)."""
-
-    def __init__(self, length: int, seed: int):
-        self.length, self.seed, self.epoch = length, seed, -1
-
-    def indices(self, position: int, count: int) -> Tensor:
-        """The examples at positions position .. position + count - 1, [count]."""
-        parts = []
-        while count:
-            epoch, offset = divmod(position, self.length)
-            if epoch != self.epoch:
-                rng = torch.Generator().manual_seed(fold(self.seed, ORDER, epoch))
-                self.epoch, self.permutation = epoch, torch.randperm(self.length, generator=rng)
-            parts.append(self.permutation[offset : offset + count])
-            position, count = position + len(parts[-1]), count - len(parts[-1])
-        return torch.cat(parts)
+class Diverged(ValueError):
+    """The loss or its gradient is no longer finite; the message says where."""
 
 
 class Training:
@@ -58,6 +47,7 @@ class Training:
         max_grad_norm: the gradient's norm is clipped to this.
         ema_images: half-life of the weights' moving average; early on a tenth of the images seen, if that is shorter.
         log_images, validation_images, checkpoint_images, sample_images: how often; each also at the end.
+        keep: newest checkpoints that stay, beside the one with the lowest held-out loss.
         optimizer: callable (parameters, lr=...) -> torch optimiser.
 
     Raises:
@@ -67,11 +57,12 @@ class Training:
     def __init__(
         self, images: int, batch_size: int, learning_rate: float, warmup_images: int, accumulate: int,
         max_grad_norm: float, ema_images: int, log_images: int, validation_images: int, checkpoint_images: int,
-        sample_images: int, optimizer: Callable[..., torch.optim.Optimizer],
+        sample_images: int, keep: int, optimizer: Callable[..., torch.optim.Optimizer],
     ):  # fmt: skip
         amounts = dict(
             images=images, batch_size=batch_size, accumulate=accumulate, ema_images=ema_images, log_images=log_images,
             validation_images=validation_images, checkpoint_images=checkpoint_images, sample_images=sample_images,
+            keep=keep,
         )  # fmt: skip
         for name, value in amounts.items():
             if not isinstance(value, int) or value < 1:
@@ -81,12 +72,8 @@ class Training:
                 raise ValueError(f"{name} must be a positive number, got {value!r}")
         if not isinstance(warmup_images, int) or warmup_images < 0:
             raise ValueError(f"warmup_images must be a whole number of at least 0, got {warmup_images!r}")
-        self.images, self.batch_size, self.learning_rate, self.warmup_images = (
-            images,
-            batch_size,
-            learning_rate,
-            warmup_images,
-        )
+        self.images, self.batch_size, self.keep = images, batch_size, keep
+        self.learning_rate, self.warmup_images = learning_rate, warmup_images
         self.accumulate, self.max_grad_norm, self.ema_images = accumulate, max_grad_norm, ema_images
         self.log_images, self.validation_images = log_images, validation_images
         self.checkpoint_images, self.sample_images = checkpoint_images, sample_images
@@ -127,7 +114,7 @@ class Training:
 
     def run(
         self, fabric, objective: Objective, data: Dataset, folder: Path, seed: int, config: dict,
-        draw: Callable[[Objective, Path], None], resume: Path | None = None,
+        draw: Callable[[Objective, Path], None], resume: Path | None = None, note: dict | None = None,
     ) -> Objective:  # fmt: skip
         """Trains and returns the averaged objective; writes metrics.jsonl, checkpoints/ and samples/ into `folder`.
 
@@ -138,124 +125,153 @@ class Training:
             config: resolved configuration, for the checkpoints.
             draw: called with (averaged objective, PNG path) on rank 0 to make a sample grid.
             resume: checkpoint to continue from.
+            note: line for metrics.jsonl that says what the resumed run changes.
+
+        Raises:
+            Diverged: a loss or gradient that is not finite; the last checkpoint stays.
+            Stopped: SIGTERM or SIGINT came, and a checkpoint was written.
+            WriteError: a file could not be written.
         """
         module, optimizer = fabric.setup(objective, self.make_optimizer(objective))
         ema = AveragedModel(objective).eval().requires_grad_(False)
-        images, main = 0, fabric.is_global_zero
+        main, images, meter = fabric.is_global_zero, 0, Meter()
+        journal = Journal(folder / "metrics.jsonl", silent=not main)
         if resume is not None:
-            images = checkpoints.load_training_state(resume, objective, ema.module, optimizer)["images"]
+            state = checkpoints.load_training_state(resume, objective, ema.module, optimizer)
+            images = state.facts["images"]
             ema.n_averaged.fill_(images // self.batch_size)
-            if main:
-                cut_metrics(folder / "metrics.jsonl", images)
-        batches = Batches(data.train, seed, fabric, self.batch_size, self.share(fabric.world_size))
-        progress = Progress("training", self.images, "images", images, silent=not main, log=folder / "log.txt")
-        meter, started = Meter(), time.monotonic()
-        while images < self.images:
-            for group in optimizer.param_groups:
-                group["lr"] = self.learning_rate_at(images)
-            norm = self.step(fabric, module, optimizer, batches, images, meter)
-            before, images = images, images + self.batch_size
-            ema.multi_avg_fn = get_ema_multi_avg_fn(self.ema_decay_at(images))
-            ema.update_parameters(objective)
-            progress.advance(self.batch_size)
+            meter.restore(state.sums, fabric)
+            fabric.strategy.precision.load_state_dict(state.precision)
+        journal.cut(images, note)
+        batches = Batches(data, seed, fabric, self.batch_size, self.share(fabric.world_size), images)
+        parts, watch = iter(batches), Watch(0 if fabric.device.type == "cpu" else 1)
+        progress = Progress("training", self.images, "images", images, silent=not main, log=writer(folder / "log.txt"))
+        started = time.monotonic()
+        with Interrupts(silent=not main) as interrupts:
+            while images < self.images:
+                for group in optimizer.param_groups:
+                    group["lr"] = self.learning_rate_at(images)
+                norm = self.step(fabric, module, optimizer, parts, images, meter, watch)
+                before, images = images, images + self.batch_size
+                ema.multi_avg_fn = get_ema_multi_avg_fn(self.ema_decay_at(images))
+                ema.update_parameters(objective)
+                progress.advance(self.batch_size)
 
-            def due(every: int) -> bool:
-                return images // every > before // every or images >= self.images
+                def due(every: int) -> bool:
+                    return images // every > before // every or images >= self.images
 
-            if due(self.log_images) and main:
-                means, seconds = meter.read()
-                figures = {"learning_rate": self.learning_rate_at(before), "grad_norm": float(norm)}
-                rate = meter.count * fabric.world_size / seconds
-                timing = {"images_per_second": rate, "seconds": time.monotonic() - started}
-                append_line(folder / "metrics.jsonl", {"images": images, **means, **figures, **timing})
-                progress.show(loss=means["loss"])
-                meter.reset()
-            with meter.paused():  # the rate is that of training
-                if due(self.validation_images) and main:
-                    loss = held_out_loss(ema.module, data.validation, seed, fabric.device)
-                    append_line(folder / "metrics.jsonl", {"images": images, "validation_loss": loss})
-                    progress.say(f"{images} images: held-out loss {loss:.4f}")
-                if due(self.checkpoint_images) and main:
-                    names = list(data.class_names) if objective.model.num_classes else []
-                    facts = {"images": images, "class_names": names, "shape": list(data.shape)}
-                    checkpoints.save(folder / "checkpoints", objective, ema.module, optimizer, config, facts)
-                if due(self.sample_images) and main:
-                    draw(ema.module, folder / "samples" / f"{images:010d}.png")
+                if due(self.log_images):
+                    means, timing = meter.read(fabric, batches)
+                    figures = {"learning_rate": self.learning_rate_at(before), "grad_norm": float(norm)}
+                    timing["seconds"] = time.monotonic() - started
+                    journal.write({"images": images, **means, **figures, **timing})
+                    progress.show(loss=means["loss"])
+                    meter.reset()
+                with meter.paused():  # the rate is that of training
+                    loss = None
+                    if (due(self.validation_images) or due(self.checkpoint_images)) and main:
+                        loss = held_out_loss(ema.module, data, seed, fabric.device, min(self.batch_size, 500))
+                        journal.write({"images": images, "validation_loss": loss})
+                        progress.say(f"{images} images: held-out loss {loss:.4f}")
+                    if due(self.sample_images) and main:
+                        draw(ema.module, folder / "samples" / f"{images:010d}.png")
+                    stop = agreed(fabric, interrupts, images // self.batch_size)
+                    if due(self.checkpoint_images) or stop:
+                        watch.flush()
+                        totals = meter.totals(fabric)
+                        if main:
+                            journal.flush()
+                            names = list(data.class_names) if objective.model.num_classes else []
+                            facts = {"images": images, "validation_loss": loss, "class_names": names}
+                            facts |= {"shape": list(data.shape)}
+                            training = checkpoints.TrainingState(facts, totals, fabric.strategy.precision.state_dict())
+                            checkpoints.save(folder / "checkpoints", objective, ema.module, optimizer, config, training)
+                            checkpoints.prune(folder / "checkpoints", self.keep)
+                if stop and images < self.images:
+                    progress.close()
+                    fabric.barrier()
+                    raise Stopped(stop, f"{images} of {self.images} images")
         progress.close()
         fabric.barrier()
         return ema.module
 
-    def step(self, fabric, module, optimizer, batches: "Batches", images: int, meter: "Meter") -> Tensor:
+    def step(self, fabric, module, optimizer, parts, images: int, meter: Meter, watch: "Watch") -> Tensor:
         """One optimiser step from a number of images on; returns the gradient's norm before clipping."""
-        for micro, (x_0, y, rng) in enumerate(batches.parts(images)):
+        losses = []
+        for micro, (x_0, y, rng) in zip(range(self.accumulate), parts):
             with fabric.no_backward_sync(module, enabled=micro < self.accumulate - 1):
-                per_example, terms = module(x_0, y, rng)
-                fabric.backward(per_example.mean() / self.accumulate)
-            meter.add({"loss": per_example.detach(), **terms})
+                loss = module(x_0, y, rng)
+                fabric.backward(loss.per_example.mean() / self.accumulate)
+            losses.append(Loss(loss.per_example.detach(), loss.terms, loss.log_snr))
+            meter.add({"loss": losses[-1].per_example, **loss.terms})
         norm = fabric.clip_gradients(module, optimizer, max_norm=self.max_grad_norm, error_if_nonfinite=False)
+        scaled = bool(fabric.strategy.precision.state_dict())  # a gradient scaler meets infinities, and skips the step
+        watch.look(images, images // self.batch_size, losses, None if scaled else norm)
         optimizer.step()
         optimizer.zero_grad()
         return norm
 
 
-class Batches:
-    """This device's share of every batch, in micro-batches, and the randomness that belongs to it."""
+class Watch:
+    """Stops a run whose loss or gradient is not finite.
 
-    def __init__(self, split: Split, seed: int, fabric, batch_size: int, share: int):
-        self.data = Split(*(tensor.to(fabric.device) for tensor in split))
-        self.order, self.rng = DataOrder(len(split.y), seed), torch.Generator(fabric.device)
-        self.seed, self.rank, self.batch_size, self.share = seed, fabric.global_rank, batch_size, share
-        self.local = batch_size // fabric.world_size
+    Arguments:
+        lag: steps by which the look is late, so that an accelerator's queue never runs empty for it.
+    """
 
-    def parts(self, images: int) -> Iterator[tuple[Tensor, Tensor, torch.Generator]]:
-        """The micro-batches of the step that begins after `images` images; also seeds the layers' own generators."""
-        step = images // self.batch_size
-        self.rng.manual_seed(fold(self.seed, NOISE, self.rank, step))
-        mine = self.order.indices(images, self.batch_size)[self.rank * self.local :][: self.local]
-        for micro, part in enumerate(mine.to(self.data.y.device).split(self.share)):
-            torch.manual_seed(fold(self.seed, LAYERS, self.rank, step, micro))
-            yield self.data.x[part], self.data.y[part], self.rng
+    def __init__(self, lag: int):
+        self.lag, self.waiting = lag, deque()
+
+    def look(self, images: int, step: int, losses: list[Loss], norm: Tensor | None) -> None:
+        """Notes a step, and judges the one that is `lag` steps old."""
+        finite = torch.stack([loss.per_example.isfinite().all() for loss in losses]).all()
+        self.waiting.append((finite if norm is None else finite & norm.isfinite(), images, step, losses))
+        if len(self.waiting) > self.lag:
+            self.judge(*self.waiting.popleft())
+
+    def flush(self) -> None:
+        """Judges what is left."""
+        while self.waiting:
+            self.judge(*self.waiting.popleft())
+
+    def judge(self, finite: Tensor, images: int, step: int, losses: list[Loss]) -> None:
+        if finite:
+            return
+        bad = torch.cat([~loss.per_example.isfinite() for loss in losses])
+        what = f"the loss of {int(bad.sum())} of {len(bad)} examples is" if bad.any() else "the loss's gradient is"
+        where = ""
+        if all(loss.log_snr is not None for loss in losses):
+            levels = torch.cat([torch.exp(-0.5 * loss.log_snr) for loss in losses])
+            levels = sorted(levels[bad if bad.any() else slice(None)].tolist())
+            shown = levels if len(levels) <= 4 else [*levels[:2], "...", *levels[-2:]]
+            where = ", noise level sigma/alpha " + ", ".join(x if x == "..." else f"{x:.4g}" for x in shown)
+        raise Diverged(f"{what} not finite at step {step} ({images} images){where}")
 
 
-class Meter:
-    """Means of named per-example figures, and the time they took, since the last reset."""
+def agreed(fabric, interrupts: Interrupts, step: int) -> int:
+    """The signal that any process has got, 0 for none; several processes ask each other every few steps."""
+    if fabric.world_size == 1:
+        return interrupts.number
+    if step % AGREE:
+        return 0
+    return int(fabric.all_reduce(torch.tensor(float(interrupts.number), device=fabric.device), reduce_op="max"))
 
-    def __init__(self):
-        self.reset()
 
-    def reset(self) -> None:
-        self.sums: dict[str, Tensor] = {}
-        self.count, self.since = 0, time.monotonic()
-
-    def add(self, figures: dict[str, Tensor]) -> None:
-        for name, value in figures.items():
-            self.sums[name] = self.sums.get(name, 0.0) + value.sum()  # on the device: reading would wait for it
-        self.count += len(value)
-
-    def read(self) -> tuple[dict[str, float], float]:
-        """The means, and the seconds."""
-        return {name: float(value) / self.count for name, value in self.sums.items()}, time.monotonic() - self.since
-
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        """What happens inside does not count as time."""
-        started = time.monotonic()
-        yield
-        self.since += time.monotonic() - started
+def writer(path: Path) -> Callable[[str], None]:
+    """Appends lines to a file."""
+    return lambda line: append_text(path, line)
 
 
 @torch.no_grad()
-def held_out_loss(objective: Objective, split: Split, seed: int, device: torch.device, batch_size: int = 500) -> float:
-    """The mean loss over a split, with noise that is the same every time."""
+def held_out_loss(objective: Objective, data: Dataset, seed: int, device: torch.device, batch_size: int) -> float:
+    """The mean loss over the validation split, with noise that is the same every time."""
     rng = torch.Generator(device).manual_seed(fold(seed, VALIDATION))
-    parts = [
-        objective(x.to(device), y.to(device), rng)[0] for x, y in zip(*(field.split(batch_size) for field in split))
-    ]
-    return float(torch.cat(parts).mean())
-
-
-def cut_metrics(path: Path, images: int) -> None:
-    """Drops the lines of metrics.jsonl that lie after a checkpoint."""
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
-    kept = "".join(line for line in lines if json.loads(line)["images"] <= images)
-    write_atomically(path, lambda temporary: temporary.write_text(kept, encoding="utf-8"))
+    split, losses = data.validation, []
+    if isinstance(split, Stream):
+        rows = (list(part) for part in torch.arange(len(split)).split(batch_size))
+        batches = loader(split, data.workers, [part for part in rows], torch.device(device))
+    else:
+        batches = zip(*(field.split(batch_size) for field in Split(*split)))
+    for x, y in batches:
+        losses.append(objective(data.view(x.to(device)), y.to(device), rng).per_example)
+    return float(torch.cat(losses).mean())

@@ -9,18 +9,19 @@ import diffguide
 
 PACKAGE = Path(diffguide.__file__).parent
 ORDER = [  # a module imports only from its own line or an earlier one
-    {"runs", "progress", "schedules", "datasets", "backbones", "configuration", "engine"},
-    {"parameterizations", "randomness", "images"},
-    {"denoisers"},
+    {"runs", "progress", "interrupts", "schedules", "datasets", "backbones", "configuration", "engine"},
+    {"parameterizations", "randomness", "images", "journal"},
+    {"denoisers", "batches"},
     {"objectives", "guidance", "samplers"},
     {"checkpoints"},
-    {"training", "sampling"},
+    {"resume", "training", "sampling"},
+    {"dry_run"},
     {"train", "sample"},
 ]
 RANK = {module: rank for rank, line in enumerate(ORDER) for module in line}
-ALONE = {"backbones", "datasets", "schedules", "runs", "progress", "configuration", "engine"}
+ALONE = {"backbones", "datasets", "schedules", "runs", "progress", "interrupts", "configuration", "engine"}
 SIBLINGS = [("samplers", "objectives"), ("samplers", "guidance"), ("guidance", "samplers"), ("guidance", "objectives")]
-HYDRA = {"train", "sample", "configuration", "checkpoints"}
+HYDRA = {"train", "sample", "resume", "configuration", "checkpoints"}
 
 
 def imports(path: Path) -> set[str]:

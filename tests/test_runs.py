@@ -7,16 +7,20 @@ import pytest
 from diffguide.runs import claim_version, write_atomically
 
 
+def fill(folder):
+    (folder / "config.yaml").write_text("seed: 0\n")
+
+
 def test_versions_count_up_and_skip_gaps(tmp_path):
-    assert claim_version(tmp_path / "a").name == "v001"
+    assert claim_version(tmp_path / "a", fill).name == "v001"
     (tmp_path / "a" / "v007").mkdir()
     (tmp_path / "a" / "v9x").mkdir()
-    assert claim_version(tmp_path / "a").name == "v008"
+    assert claim_version(tmp_path / "a", fill).name == "v008"
 
 
 def test_no_version_is_claimed_twice(tmp_path):
     with ThreadPoolExecutor(8) as pool:
-        folders = list(pool.map(lambda _: claim_version(tmp_path), range(64)))
+        folders = list(pool.map(lambda _: claim_version(tmp_path, fill), range(64)))
     assert sorted(folder.name for folder in folders) == [f"v{i:03d}" for i in range(1, 65)]
 
 

@@ -7,7 +7,6 @@ import subprocess
 import sysconfig
 from itertools import pairwise, product
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy
 import pytest
@@ -20,7 +19,7 @@ from sklearn.svm import SVC
 import diffguide
 from diffguide import objectives, parameterizations, schedules
 from diffguide.backbones import MLP
-from diffguide.datasets import Digits, Split
+from diffguide.datasets import Digits
 from diffguide.guidance import ClassifierFree
 from diffguide.objectives.levels import UniformTime
 from diffguide.objectives.weights import Uniform
@@ -28,7 +27,7 @@ from diffguide.sample import main as sample
 from diffguide.samplers import DDIM, DDPM, DPMpp2M, Heun, generate
 from diffguide.samplers.grids import Karras, UniformLogSNR, UniformT
 from diffguide.train import main
-from diffguide.training import Batches, DataOrder, Training
+from diffguide.training import Training
 
 TINY = [
     "backbone.channels=8",
@@ -146,37 +145,9 @@ def test_every_objective_with_every_schedule_and_sampler():
             assert all(x.isfinite().all() for x in generate(guided, sampler, range(4), [0, 1, 2, -1], (2,), 4))
 
 
-def test_data_order_shows_every_example_once_an_epoch():
-    order = DataOrder(10, seed=3)
-    shown = torch.cat([order.indices(position, 4) for position in range(0, 40, 4)])
-    assert all(sorted(shown[k : k + 10].tolist()) == list(range(10)) for k in range(0, 40, 10))
-    assert not torch.equal(shown[:10], shown[10:20])
-    assert torch.equal(DataOrder(10, seed=3).indices(17, 9), shown[17:26])  # position alone decides
-
-
-class Rank(NamedTuple):
-    """What `Batches` asks of a Fabric."""
-
-    global_rank: int
-    world_size: int
-    device: str = "cpu"
-
-
-def test_ranks_share_a_batch_without_repeating_data_or_noise():
-    split = Split(torch.arange(20.0)[:, None], torch.arange(20))
-    alone = next(Batches(split, 0, Rank(0, 1), 8, 8).parts(16))[1].tolist()
-    shares, draws = [], []
-    for rank in range(2):
-        batches = Batches(split, 0, Rank(rank, 2), 8, 2)
-        shares += [label for _, y, _ in batches.parts(16) for label in y.tolist()]  # two micro-batches of two
-        draws.append(torch.randn(4, generator=batches.rng))
-    assert shares == alone
-    assert not torch.equal(*draws)
-
-
 def test_learning_rate_warms_up_and_falls():
     amounts = dict.fromkeys(["images", "log_images", "validation_images", "checkpoint_images", "sample_images"], 1000)
-    training = Training(**amounts, batch_size=10, learning_rate=1.0, warmup_images=100, accumulate=1, max_grad_norm=1.0,
+    training = Training(**amounts, keep=1, batch_size=10, learning_rate=1.0, warmup_images=100, accumulate=1, max_grad_norm=1.0,
                         ema_images=50, optimizer=torch.optim.SGD)  # fmt: skip
     assert training.learning_rate_at(0) == pytest.approx(0.1)
     assert training.learning_rate_at(500) == pytest.approx(0.5)
@@ -276,27 +247,6 @@ def test_bad_input_is_told(tmp_path, command, arguments, message):
     done = command(main, *arguments, at=tmp_path)
     assert done.code == 1 and message in done.err and "Traceback" not in done.err
     assert done.out == "" and not (tmp_path / "outputs").exists()
-
-
-DIGITS_RUN = ["training.images=16000", "training.ema_images=1000"]
-NOT_RESUMED = {
-    "another network": (["backbone.dropout=0"], "was trained with backbone"),
-    "another batch": (["training.batch_size=64"], "was trained with training"),
-    "nothing left": ([], "ask for more training.images"),
-}
-
-
-@pytest.mark.parametrize("arguments, message", NOT_RESUMED.values(), ids=NOT_RESUMED)
-def test_resume_refuses_and_leaves_the_run_alone(digits_run, home, command, arguments, message):
-    before = (digits_run / "config.yaml").read_text()
-    done = command(main, f"resume={digits_run}", *DIGITS_RUN, *arguments, at=home)
-    assert done.code == 1 and message in done.err and "Traceback" not in done.err
-    assert (digits_run / "config.yaml").read_text() == before
-
-
-def test_resume_of_a_bare_file_is_refused(digits_run, home, command):
-    done = command(main, f"resume={digits_run}/checkpoints/0000016000.safetensors", at=home)
-    assert done.code == 1 and "resume must be a run folder" in done.err
 
 
 def test_own_guidance_trains(tmp_path, command, monkeypatch):

@@ -1,0 +1,47 @@
+"""SIGTERM and Ctrl-C as a wish that the work grants at its next safe point."""
+
+import signal
+import sys
+import threading
+from types import FrameType
+
+__all__ = ["Interrupts", "Stopped"]
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Stopped(Exception):
+    """The work has stopped at a signal, and everything is saved. code: the exit code that a shell expects, 128 + signal."""
+
+    def __init__(self, number: int, where: str):
+        super().__init__(where)
+        self.name, self.code = signal.Signals(number).name, 128 + number
+
+
+class Interrupts:
+    """with Interrupts() as interrupts: ... `interrupts.number` is the first signal that came, 0 while there is none.
+
+    The second one acts at once, as if nobody listened. Outside the main thread, where Python delivers none, it stays 0.
+
+    Arguments:
+        silent: whether to say nothing when a signal comes (ranks other than 0).
+    """
+
+    def __init__(self, silent: bool = False):
+        self.number, self.silent, self.before = 0, silent, {}
+
+    def __enter__(self) -> "Interrupts":
+        if threading.current_thread() is threading.main_thread():
+            self.before = {number: signal.signal(number, self.note) for number in SIGNALS}
+        return self
+
+    def __exit__(self, *_) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+        self.before = {}
+
+    def note(self, number: int, frame: FrameType | None) -> None:
+        self.number = number
+        self.__exit__()
+        if not self.silent:
+            print(f"\n{signal.Signals(number).name}: saving, then stopping; once more stops at once", file=sys.stderr)

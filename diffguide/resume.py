@@ -1,0 +1,154 @@
+"""Continuing a run: its own configuration, with what this command line changes, where it may.
+
+The configuration comes from the run folder, so `resume=<run>` alone continues it; what of it does not equal what the
+command line composes today is built only if it is diffguide's own (`checkpoints.vet`). The optimiser is always today's.
+"""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from . import checkpoints
+from .configuration import ConfigError
+
+__all__ = ["Resumed", "find", "inherit", "saved_config"]
+
+ROLES = ("dataset", "backbone", "schedule", "objective", "guidance", "sampler", "training", "engine")
+FIXED = ("dataset", "backbone", "schedule", "objective", "training", "seed", "p_uncond")  # what is computed
+FREE = {  # of training: how long, how often, how fast; recorded where it changes
+    "images", "learning_rate", "warmup_images", "max_grad_norm", "ema_images", "accumulate", "log_images",
+    "validation_images", "checkpoint_images", "sample_images", "keep",
+}  # fmt: skip
+
+
+class Resumed(NamedTuple):
+    """folder: of the run; checkpoint: to continue from, None = it had none yet; note: for metrics.jsonl, what changes."""
+
+    folder: Path
+    checkpoint: Path | None
+    note: dict[str, Any] | None
+
+
+def saved_config(folder: Path) -> dict[str, Any]:
+    """The resolved configuration in a run folder.
+
+    Raises:
+        ConfigError: no run folder, or a configuration that diffguide did not write.
+    """
+    path = folder / "config.yaml"
+    if not path.is_file():
+        raise ConfigError(
+            f"resume must be a run folder such as outputs/train/digits/v001, and {folder} has no config.yaml"
+        )
+    try:
+        config = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+    except (OmegaConfBaseException, YAMLError, OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ConfigError(f"resume: {path} cannot be read: {reason}") from error
+    if not isinstance(config, dict) or "${" in str(config):
+        raise ConfigError(f"resume: {path} is not what diffguide writes: a mapping without interpolations")
+    return config
+
+
+def inherit(cfg: DictConfig, saved: dict[str, Any]) -> DictConfig:
+    """The saved configuration, with every key that this command line sets as it is composed today.
+
+    Raises:
+        ConfigError: keys that are not this command's, or a node that may not be built from a file.
+    """
+    today = OmegaConf.to_container(cfg, resolve=False)
+    if strange := set(saved) - set(today) - {"p_uncond"}:
+        raise ConfigError(f"resume: the run's config.yaml has keys that this command does not know: {sorted(strange)}")
+    overrides = OverridesParser.create().parse_overrides(list(HydraConfig.get().overrides.task))
+    keys = [override.key_or_group.replace("/", ".") for override in overrides]
+    resolved = OmegaConf.create(OmegaConf.to_container(cfg, resolve=True))
+    if "experiment" in keys:  # a recipe sets keys everywhere: then the command line has to say it all
+        return resolved
+    merged = OmegaConf.create(saved)
+    for key in ("resume", "trust", *keys):
+        value = OmegaConf.select(resolved, key)
+        parent, _, name = key.rpartition(".")
+        node = OmegaConf.select(merged, parent) if parent else merged
+        if node is None or not OmegaConf.is_dict(node):
+            raise ConfigError(f"resume: this run has no {parent}, so {key} cannot be set")
+        if value is None and name not in (OmegaConf.select(resolved, parent) if parent else resolved):
+            node.pop(name, None)  # deleted with ~
+        else:
+            node[name] = value
+    if "training" in merged:
+        merged.training.optimizer = resolved.training.optimizer
+    for role in ROLES:
+        if role in merged and merged[role] != resolved.get(role):
+            node = OmegaConf.to_container(merged[role])
+            node.pop("optimizer", None)
+            try:
+                checkpoints.vet(node, role, tuple(cfg.trust or ()))
+            except checkpoints.CheckpointError as error:
+                raise ConfigError(f"resume: {error}") from error
+    return merged
+
+
+def find(cfg: DictConfig) -> tuple[DictConfig, Resumed]:
+    """The configuration and the newest checkpoint of the run to continue.
+
+    Raises:
+        ConfigError: nothing there, nothing left to do, or a change of what was computed so far.
+    """
+    if not isinstance(cfg.resume, str):
+        raise ConfigError(f"resume must be a run folder such as outputs/train/digits/v001, got {cfg.resume!r}")
+    folder = Path(cfg.resume).expanduser()
+    if not folder.exists():
+        raise ConfigError(f"resume: no run at {folder}: give a folder such as outputs/train/digits/v001")
+    saved = saved_config(folder)
+    merged = inherit(cfg, saved)
+    today = OmegaConf.to_container(merged)
+    files = checkpoints.kept(folder / "checkpoints") if (folder / "checkpoints").is_dir() else []
+    metadata = None
+    if files:
+        try:
+            metadata = checkpoints.read(files[-1])[1]
+            checkpoints.read(files[-1].with_suffix(".optimizer.safetensors"))
+        except checkpoints.CheckpointError as error:
+            raise ConfigError(f"resume: {error}; without that file the run continues from the one before") from error
+    for config in (saved, *([metadata["config"]] if metadata else [])):
+        compare(config, today, folder)
+    if metadata is None:
+        return merged, Resumed(folder, None, None)
+    if metadata["images"] >= merged.training.images:
+        raise ConfigError(f"resume: {folder} has its {metadata['images']} images; ask for more training.images")
+    before, after = metadata["config"]["training"], today["training"]
+    changed = {
+        f"training.{key}": [before.get(key), after.get(key)] for key in FREE if before.get(key) != after.get(key)
+    }
+    note = {"images": metadata["images"], "changed": dict(sorted(changed.items()))} if changed else None
+    return merged, Resumed(folder, files[-1], note)
+
+
+def compare(saved: dict[str, Any], today: dict[str, Any], folder: Path) -> None:
+    """Raises ConfigError where this command would compute something else than the run did."""
+    for key in FIXED:
+        nodes = [config.get(key) for config in (saved, today)]
+        if key == "training":
+            nodes = [{name: value for name, value in node.items() if name not in FREE} for node in nodes]
+        if nodes[0] != nodes[1]:
+            where, before, after = difference(key, *nodes)
+            hint = "leave it out"
+            if where.startswith("training.optimizer"):
+                hint = "repeat it, for an optimiser is never taken from a file"
+            raise ConfigError(
+                f"resume: {folder} was trained with {where}={before}, and this command has {after}: {hint}"
+            )
+
+
+def difference(key: str, before: Any, after: Any) -> tuple[str, Any, Any]:
+    """The first place at which two nodes differ, and both values there."""
+    if isinstance(before, dict) and isinstance(after, dict):
+        for name in [*before, *after]:
+            if before.get(name) != after.get(name):
+                return difference(f"{key}.{name}", before.get(name), after.get(name))
+    return key, before, after

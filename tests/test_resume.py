@@ -1,0 +1,303 @@
+"""A run that is stopped, killed, resumed, diverges or loses its disk: real processes where a process is the point."""
+
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import sysconfig
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import chdir
+from pathlib import Path
+
+import numpy
+import pytest
+from omegaconf import OmegaConf
+
+from diffguide import checkpoints
+from diffguide.sample import main as sample
+from diffguide.train import main
+
+TRAIN = Path(sysconfig.get_path("scripts")) / "diffguide-train"
+RUN = Path("outputs/train/digits/v001")
+CLOCK = {"images_per_second", "seconds", "data_wait"}
+SMALL = ["backbone.channels=8", "backbone.head_channels=8", "sampler.steps=2"]
+SHORT = [*SMALL, "training.batch_size=32", "training.images=320", "training.checkpoint_images=96",
+         "training.log_images=80", "training.validation_images=128"]  # fmt: skip
+TINY = [
+    "backbone.multipliers=[1]",
+    "backbone.attention=[]",
+    "backbone.blocks=1",
+    "backbone.channels=4",
+    "sampler.steps=2",
+]
+KILLED = [
+    *TINY,
+    "training.batch_size=500",
+    "training.accumulate=2",
+    "training.images=62000",
+    "training.log_images=1300",
+]
+
+
+def metrics(run: Path) -> list[dict]:
+    """The lines of metrics.jsonl without what a clock says."""
+    lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    return [{key: value for key, value in line.items() if key not in CLOCK} for line in lines]
+
+
+def start(at: Path, *arguments: str, program: str | Path = TRAIN, **options) -> subprocess.Popen:
+    """A real process, one thread, in a folder."""
+    at.mkdir(exist_ok=True)
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen([program, *arguments], cwd=at, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                            env=environment, **options)  # fmt: skip
+
+
+def finish(process: subprocess.Popen, code: int = 0) -> tuple[str, str]:
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == code, err
+    return out, err
+
+
+def wait_for(condition, process: subprocess.Popen, seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not condition() and process.poll() is None:
+        assert time.monotonic() < end
+        time.sleep(0.002)
+
+
+def assert_the_same_run(one: Path, other: Path) -> None:
+    """Equal weights, average, optimiser state and what the files say of themselves, bit for bit; equal metrics."""
+    names = [sorted(path.name for path in (run / "checkpoints").iterdir()) for run in (one, other)]
+    assert names[0] == names[1]
+    for name in names[0]:
+        assert (one / "checkpoints" / name).read_bytes() == (other / "checkpoints" / name).read_bytes(), name
+    assert metrics(one) == metrics(other)
+    assert [path.name for path in (one / "samples").iterdir()] == [path.name for path in (other / "samples").iterdir()]
+
+
+HALF = """
+import os, signal, sys, safetensors.torch
+from diffguide.train import main
+whole, calls = safetensors.torch.save_file, []
+def half(tensors, path, metadata):
+    whole(tensors, path, metadata)
+    calls.append(path)
+    if len(calls) == int(sys.argv[1]):
+        os.truncate(path, os.path.getsize(path) // 2)
+        os.kill(os.getpid(), signal.SIGKILL)
+safetensors.torch.save_file = half
+main(sys.argv[2:])
+"""
+
+
+def kill_and_resume(at: Path, moment: int, seconds: float) -> Path:
+    """A run that is killed in the middle of a write, or at a uniformly random moment, and resumed to its end."""
+    run = at / RUN
+    if moment < 3:  # in the first file of the first checkpoint, in its second, in the second of the second
+        process = start(at, "-c", HALF, str([1, 2, 4][moment]), *KILLED, program=sys.executable)
+        finish(process, -signal.SIGKILL)
+        assert len(list(run.glob("checkpoints/.*"))) == 1  # half a file
+    else:
+        process = start(at, *KILLED)
+        wait_for(run.exists, process)
+        time.sleep(numpy.random.default_rng(moment).uniform(0, seconds))
+        process.kill()
+        process.communicate()
+    process = start(at, f"resume={RUN}")
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 0 or "has its 62000 images" in err, err
+    return run
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_and_resumed_is_the_same_run(tmp_path):
+    """SIGKILL ten times, of real processes, default checkpoint interval; three of them while a file is half written."""
+    process = start(tmp_path / "whole", *KILLED)
+    wait_for((tmp_path / "whole" / RUN).exists, process)
+    started = time.monotonic()
+    finish(process)
+    seconds = time.monotonic() - started
+    with ThreadPoolExecutor(2) as pool:
+        runs = list(pool.map(lambda k: kill_and_resume(tmp_path / str(k), k, seconds), range(10)))
+    for run in runs:
+        assert_the_same_run(tmp_path / "whole" / RUN, run)
+
+
+def test_signals_save_and_the_resumed_run_is_the_same(tmp_path):
+    """SIGTERM, then Ctrl-C, each at some step; a second process is refused meanwhile."""
+    long = [*SMALL, "training.batch_size=32", "training.images=2880", "training.checkpoint_images=960",
+            "training.log_images=160"]  # fmt: skip
+    finish(start(tmp_path / "whole", *long))
+    run = tmp_path / "cut" / RUN
+    process = start(tmp_path / "cut", *long)
+    wait_for((run / "metrics.jsonl").exists, process)
+    _, err = finish(start(tmp_path / "cut", f"resume={RUN}"), 1)
+    assert f"{RUN} is being written by process {process.pid}" in err and len(err.splitlines()) == 1
+    for number, name in ((signal.SIGTERM, "SIGTERM"), (signal.SIGINT, "SIGINT")):
+        process.send_signal(number)
+        out, err = finish(process, 128 + number)
+        assert f"{name} after" in err and f"continue with: diffguide-train resume={RUN}" in err
+        assert "Traceback" not in err and out == f"{RUN}\n"
+        images = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])["images"]
+        process = start(tmp_path / "cut", f"resume={RUN}")
+        wait_for(lambda: json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])["images"] > images, process)
+    finish(process)
+    last = "checkpoints/0000002880.safetensors"
+    assert (run / last).read_bytes() == (tmp_path / "whole" / RUN / last).read_bytes()
+    assert metrics(run) == metrics(tmp_path / "whole" / RUN)
+
+
+@pytest.fixture(scope="session")
+def short_run(tmp_path_factory) -> Path:
+    """A finished run of ten steps with checkpoints at 96, 192, 288 and 320 images."""
+    home = tmp_path_factory.mktemp("short")
+    with chdir(home):
+        main(SHORT)
+    return home / RUN
+
+
+@pytest.fixture
+def unfinished(short_run, tmp_path) -> Path:
+    """A copy of it that lost its last checkpoint and has a torn line of metrics."""
+    shutil.copytree(short_run, tmp_path / RUN)
+    for file in (tmp_path / RUN / "checkpoints").glob("0000000320*"):
+        file.unlink()
+    with open(tmp_path / RUN / "metrics.jsonl", "a") as file:
+        file.write('{"images": 31')
+    return tmp_path / RUN
+
+
+def test_resume_alone_continues_with_the_runs_own_configuration(short_run, unfinished, tmp_path, command):
+    (unfinished / "checkpoints/.0000000320.4711.safetensors").write_bytes(b"half")
+    done = command(main, f"resume={RUN}", at=tmp_path)
+    assert done.code == 0 and done.folder == RUN, done.err
+    assert_the_same_run(short_run, unfinished)
+
+
+def test_a_run_without_a_checkpoint_starts_over(short_run, unfinished, tmp_path, command):
+    shutil.rmtree(unfinished / "checkpoints")
+    done = command(main, f"resume={RUN}", at=tmp_path)
+    assert done.code == 0, done.err
+    assert_the_same_run(short_run, unfinished)
+
+
+def test_the_last_checkpoints_and_the_best_are_kept(tmp_path, command):
+    """A learning rate that ruins the network after two steps: the best checkpoint is the oldest."""
+    rising = [*SHORT, "training.keep=2", "training.warmup_images=30000", "training.learning_rate=10.0"]
+    done = command(main, *rising, at=tmp_path)
+    assert done.code == 0, done.err
+    kept = checkpoints.kept(tmp_path / RUN / "checkpoints")
+    assert [path.name for path in kept] == [f"{k:010d}.safetensors" for k in (96, 288, 320)]
+    assert all(path.with_suffix(".optimizer.safetensors").exists() for path in kept)
+    losses = [checkpoints.read_metadata(path)["validation_loss"] for path in kept]
+    assert losses[0] == min(losses)
+    assert checkpoints.find(tmp_path / RUN / "best") == kept[0] and checkpoints.find(tmp_path / RUN) == kept[-1]
+    sampled = command(sample, f"checkpoint={RUN}/best", "n=1", "sampler.steps=2", at=tmp_path)
+    assert sampled.code == 0 and "0000000096" in (tmp_path / sampled.folder / "manifest.jsonl").read_text()
+
+
+def test_changed_amounts_are_recorded(unfinished, tmp_path, command):
+    for _ in range(2):  # the second time from the same checkpoint, as after a kill
+        for file in (unfinished / "checkpoints").glob("00000003[25]*"):
+            file.unlink()
+        done = command(main, f"resume={RUN}", "training.images=352", "training.learning_rate=0.001", at=tmp_path)
+        assert done.code == 0, done.err
+        notes = [line for line in metrics(unfinished) if "changed" in line]
+        changed = {"training.images": [320, 352], "training.learning_rate": [0.004, 0.001]}
+        assert notes == [{"images": 288, "changed": changed}]
+    assert OmegaConf.load(unfinished / "config.yaml").training.images == 352
+    assert checkpoints.find(unfinished).stem == "0000000352"
+
+
+NOT_RESUMED = {
+    "another network": (
+        ["backbone.dropout=0"],
+        "trained with backbone.dropout=0.1, and this command has 0: leave it out",
+    ),
+    "another batch": (["training.batch_size=64"], "trained with training.batch_size=32, and this command has 64"),
+    "another seed": (["seed=1"], "trained with seed=0, and this command has 1"),
+    "another objective": (["objective=eps"], "trained with objective.parameterization._target_"),
+    "another optimiser": (["training.optimizer.weight_decay=0.5"], "optimiser is never taken from a file"),
+    "nothing left": (["training.images=288"], "ask for more training.images"),
+    "a bare file": ([f"resume={RUN}/checkpoints/0000000288.safetensors"], "resume must be a run folder"),
+    "nowhere": (["resume=nowhere"], "no run at nowhere"),
+}
+
+
+@pytest.mark.parametrize("arguments, message", NOT_RESUMED.values(), ids=NOT_RESUMED)
+def test_resume_refuses_and_leaves_the_run_alone(unfinished, tmp_path, command, arguments, message):
+    before = {path: path.read_bytes() for path in unfinished.rglob("*") if path.is_file()}
+    done = command(main, *([] if "resume" in arguments[-1][:6] else [f"resume={RUN}"]), *arguments, at=tmp_path)
+    assert done.code == 1 and message in done.err and "Traceback" not in done.err, done.err
+    assert {path: path.read_bytes() for path in unfinished.rglob("*") if path.is_file()} == before
+
+
+HOSTILE = {
+    "a backbone of another package": ("backbone", {"_target_": "torch.nn.Linear", "in_features": 1, "out_features": 1}),
+    "an engine": ("engine", {"_target_": "os.system", "command": "touch canary"}),
+    "a sampler": ("sampler", {"_target_": "subprocess.run", "args": ["touch", "canary"]}),
+    "a training": ("training", {"_target_": "os.system", "command": "touch canary"}),
+    "an interpolation": ("name", "${oc.env:HOME}"),
+    "a new key": ("hydra", {"run": {"dir": "elsewhere"}}),
+}
+
+
+@pytest.mark.parametrize("key, node", HOSTILE.values(), ids=HOSTILE)
+def test_a_hostile_run_folder_runs_nothing(unfinished, tmp_path, command, key, node):
+    config = OmegaConf.to_container(OmegaConf.load(unfinished / "config.yaml"))
+    config[key] = node
+    (unfinished / "config.yaml").write_text(json.dumps(config))
+    done = command(main, f"resume={RUN}", at=tmp_path)
+    assert done.code == 1 and "resume: " in done.err and "Traceback" not in done.err, done.err
+    assert not (tmp_path / "canary").exists() and len(done.err.splitlines()) <= 6
+
+
+def test_an_optimiser_is_never_taken_from_a_file(unfinished, tmp_path, command):
+    config = OmegaConf.to_container(OmegaConf.load(unfinished / "config.yaml"))
+    config["training"]["optimizer"] = {"_target_": "os.system", "_partial_": True, "command": "touch canary"}
+    (unfinished / "config.yaml").write_text(json.dumps(config))
+    done = command(main, f"resume={RUN}", at=tmp_path)
+    assert done.code == 1 and "training.optimizer" in done.err and not (tmp_path / "canary").exists()
+
+
+def test_a_run_that_diverges_stops_and_keeps_its_last_good_checkpoint(tmp_path, command):
+    steep = [*SHORT, "training.warmup_images=0", "training.learning_rate=1e+25", "training.checkpoint_images=32"]
+    done = command(main, *steep, at=tmp_path)
+    assert done.code == 1 and "not finite at step 1 (32 images), noise level sigma/alpha" in done.err, done.err
+    assert "0000000032.safetensors" in done.err and "Traceback" not in done.err
+    assert [path.name for path in checkpoints.kept(tmp_path / RUN / "checkpoints")] == ["0000000032.safetensors"]
+
+
+def test_a_full_disk_is_told_and_leaves_no_half_file(tmp_path):
+    """A limit on the size of a file stands in for the disk."""
+
+    def limit():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+
+    _, err = finish(start(tmp_path, *SHORT, preexec_fn=limit), 1)
+    last = err.splitlines()[-1]
+    assert last.startswith("diffguide-train: cannot write outputs/train/digits/v001/checkpoints/0000000096.")
+    assert "too large" in last and "Traceback" not in err
+    assert list((tmp_path / RUN / "checkpoints").iterdir()) == []
+
+
+def test_a_folder_that_disappears_is_told(tmp_path):
+    process = start(tmp_path, *SMALL, "training.images=500000", "training.log_images=1000")
+    wait_for((tmp_path / RUN / "metrics.jsonl").exists, process)
+    (tmp_path / RUN).rename(tmp_path / "moved")
+    _, err = finish(process, 1)
+    assert f"diffguide-train: cannot write {RUN}/" in err and f"{RUN} is gone" in err and "Traceback" not in err
+    assert not (tmp_path / RUN).exists()
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="nothing is read-only for root")
+def test_a_read_only_run_is_told(unfinished, tmp_path, command):
+    unfinished.chmod(0o555)
+    done = command(main, f"resume={RUN}", at=tmp_path)
+    unfinished.chmod(0o755)
+    assert done.code == 1 and "resume: cannot write" in done.err and "Traceback" not in done.err
