@@ -9,6 +9,7 @@ import pytest
 import torch
 
 os.environ.setdefault("MPLBACKEND", "agg")
+torch.set_num_threads(2)  # for the session's models; see two_threads
 
 
 class Finished(NamedTuple):

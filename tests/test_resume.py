@@ -15,11 +15,14 @@ from pathlib import Path
 
 import numpy
 import pytest
+import torch
 from omegaconf import OmegaConf
+from safetensors.torch import save_file
 
 from diffguide import checkpoints
 from diffguide.sample import main as sample
 from diffguide.train import main
+from diffguide.training import Training
 
 TRAIN = Path(sysconfig.get_path("scripts")) / "diffguide-train"
 RUN = Path("outputs/train/digits/v001")
@@ -128,30 +131,6 @@ def test_killed_at_any_moment_and_resumed_is_the_same_run(tmp_path):
         assert_the_same_run(tmp_path / "whole" / RUN, run)
 
 
-def test_signals_save_and_the_resumed_run_is_the_same(tmp_path):
-    """SIGTERM, then Ctrl-C, each at some step; a second process is refused meanwhile."""
-    long = [*SMALL, "training.batch_size=32", "training.images=2880", "training.checkpoint_images=960",
-            "training.log_images=160"]  # fmt: skip
-    finish(start(tmp_path / "whole", *long))
-    run = tmp_path / "cut" / RUN
-    process = start(tmp_path / "cut", *long)
-    wait_for((run / "metrics.jsonl").exists, process)
-    _, err = finish(start(tmp_path / "cut", f"resume={RUN}"), 1)
-    assert f"{RUN} is being written by process {process.pid}" in err and len(err.splitlines()) == 1
-    for number, name in ((signal.SIGTERM, "SIGTERM"), (signal.SIGINT, "SIGINT")):
-        process.send_signal(number)
-        out, err = finish(process, 128 + number)
-        assert f"{name} after" in err and f"continue with: diffguide-train resume={RUN}" in err
-        assert "Traceback" not in err and out == f"{RUN}\n"
-        images = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])["images"]
-        process = start(tmp_path / "cut", f"resume={RUN}")
-        wait_for(lambda: json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])["images"] > images, process)
-    finish(process)
-    last = "checkpoints/0000002880.safetensors"
-    assert (run / last).read_bytes() == (tmp_path / "whole" / RUN / last).read_bytes()
-    assert metrics(run) == metrics(tmp_path / "whole" / RUN)
-
-
 @pytest.fixture(scope="session")
 def short_run(tmp_path_factory) -> Path:
     """A finished run of ten steps with checkpoints at 96, 192, 288 and 320 images."""
@@ -186,19 +165,72 @@ def test_a_run_without_a_checkpoint_starts_over(short_run, unfinished, tmp_path,
     assert_the_same_run(short_run, unfinished)
 
 
-def test_the_last_checkpoints_and_the_best_are_kept(tmp_path, command):
-    """A learning rate that ruins the network after two steps: the best checkpoint is the oldest."""
-    rising = [*SHORT, "training.keep=2", "training.warmup_images=30000", "training.learning_rate=10.0"]
-    done = command(main, *rising, at=tmp_path)
+def test_signals_save_and_the_resumed_run_is_the_same(short_run, tmp_path, command, monkeypatch):
+    """SIGTERM in the fourth step, Ctrl-C in the third of the resumed run, then to the end."""
+    step, calls, arguments = Training.step, [], SHORT
+    for number, when, images in ((signal.SIGTERM, 4, 128), (signal.SIGINT, 3, 224)):
+
+        def interrupted(*all, number=number, when=when):
+            calls.append(number)
+            if calls.count(number) == when:
+                os.kill(os.getpid(), number)
+            return step(*all)
+
+        monkeypatch.setattr(Training, "step", interrupted)
+        done = command(main, *arguments, at=tmp_path)
+        assert done.code == 128 + number and done.folder == RUN and "Traceback" not in done.err
+        ending = f"{number.name} after {images} of 320 images; continue with: diffguide-train resume={RUN}"
+        assert done.err.splitlines()[-1] == ending
+        arguments = [f"resume={RUN}"]
+    monkeypatch.undo()
+    assert command(main, f"resume={RUN}", at=tmp_path).code == 0
+    last = "checkpoints/0000000320.safetensors"
+    assert (tmp_path / RUN / last).read_bytes() == (short_run / last).read_bytes()
+    assert metrics(tmp_path / RUN) == metrics(short_run)
+
+
+def test_a_process_that_gets_sigterm_leaves_with_143(tmp_path):
+    process = start(tmp_path, *SMALL, "training.images=500000", "training.log_images=500")
+    wait_for((tmp_path / RUN / "metrics.jsonl").exists, process)
+    process.send_signal(signal.SIGTERM)
+    out, err = finish(process, 143)
+    assert out == f"{RUN}\n" and f"continue with: diffguide-train resume={RUN}" in err and "Traceback" not in err
+    assert len(checkpoints.kept(tmp_path / RUN / "checkpoints")) == 1
+
+
+def test_a_second_process_on_a_run_is_refused(unfinished, tmp_path, command):
+    code = "import sys, pathlib; from diffguide.runs import only_writer\nwith only_writer(pathlib.Path(sys.argv[1])): input()"
+    holder = start(tmp_path, "-c", code, str(RUN), program=sys.executable, stdin=subprocess.PIPE)
+    wait_for(lambda: str(holder.pid) in (unfinished / ".lock").read_text(), holder)
+    before = {path: path.read_bytes() for path in unfinished.rglob("*") if path.is_file()}
+    done = command(main, f"resume={RUN}", at=tmp_path)
+    holder.communicate("\n")
+    assert done.code == 1 and f"{RUN} is being written by process {holder.pid} on" in done.err, done.err
+    assert {path: path.read_bytes() for path in unfinished.rglob("*") if path.is_file()} == before
+    assert command(main, f"resume={RUN}", at=tmp_path).code == 0  # the lock went with its holder
+
+
+def test_the_last_checkpoints_and_the_best_are_kept(tmp_path):
+    for images, loss in [(1, 0.5), (2, 0.3), (3, 0.4), (4, 0.3), (5, None), (6, 0.9), (7, 0.8)]:
+        metadata = {checkpoints.KEY: json.dumps({"validation_loss": loss, "images": images})}
+        for kind in ("safetensors", "optimizer.safetensors"):
+            save_file({"x": torch.zeros(1)}, tmp_path / f"{images:010d}.{kind}", metadata)
+    checkpoints.prune(tmp_path, 2)
+    assert sorted({int(path.name.split(".")[0]) for path in tmp_path.iterdir()}) == [4, 6, 7]
+    assert len(list(tmp_path.iterdir())) == 6
+    assert checkpoints.find(tmp_path / "best").stem == "0000000004"
+    checkpoints.prune(tmp_path, 5)
+    assert len(list(tmp_path.iterdir())) == 6
+
+
+def test_a_run_keeps_its_newest_and_its_best(short_run, tmp_path, command):
+    done = command(main, *SHORT, "training.keep=1", at=tmp_path)
     assert done.code == 0, done.err
-    kept = checkpoints.kept(tmp_path / RUN / "checkpoints")
-    assert [path.name for path in kept] == [f"{k:010d}.safetensors" for k in (96, 288, 320)]
-    assert all(path.with_suffix(".optimizer.safetensors").exists() for path in kept)
-    losses = [checkpoints.read_metadata(path)["validation_loss"] for path in kept]
-    assert losses[0] == min(losses)
-    assert checkpoints.find(tmp_path / RUN / "best") == kept[0] and checkpoints.find(tmp_path / RUN) == kept[-1]
+    losses = {line["images"]: line["validation_loss"] for line in metrics(short_run) if "validation_loss" in line}
+    best = min((96, 192, 288, 320), key=losses.__getitem__)
+    assert {int(path.stem) for path in checkpoints.kept(tmp_path / RUN / "checkpoints")} == {best, 320}
     sampled = command(sample, f"checkpoint={RUN}/best", "n=1", "sampler.steps=2", at=tmp_path)
-    assert sampled.code == 0 and "0000000096" in (tmp_path / sampled.folder / "manifest.jsonl").read_text()
+    assert sampled.code == 0 and f"{best:010d}" in (tmp_path / sampled.folder / "manifest.jsonl").read_text()
 
 
 def test_changed_amounts_are_recorded(unfinished, tmp_path, command):
