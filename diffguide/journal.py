@@ -33,7 +33,8 @@ class Meter:
 
     def totals(self, fabric) -> dict[str, Tensor]:
         """The sums and the count over all devices, for a line or a checkpoint."""
-        totals = self.sums | {"count": torch.tensor(float(self.count), dtype=torch.float64, device=fabric.device)}
+        count = torch.tensor(float(self.count), device=fabric.device)
+        totals = {name: value.clone() for name, value in {**self.sums, "count": count}.items()}  # reduced in place
         return totals if fabric.world_size == 1 else fabric.all_reduce(totals, reduce_op="sum")
 
     def read(self, fabric, batches) -> tuple[dict[str, float], dict[str, float]]:

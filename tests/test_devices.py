@@ -1,0 +1,69 @@
+"""Several processes do what one does: the own launcher and torchrun, gloo on the CPU."""
+
+import json
+import os
+import shutil
+import subprocess
+import sysconfig
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from diffguide.train import main
+
+SCRIPTS = Path(sysconfig.get_path("scripts"))
+RUN = Path("outputs/train/digits/v001")
+TWO = ["engine.accelerator=cpu", "engine.devices=2", "engine.strategy=ddp"]
+SMALL = ["backbone.channels=8", "backbone.head_channels=8", "backbone.dropout=0", "sampler.steps=2",
+         "training.accumulate=2", "training.batch_size=32", "training.images=320", "training.log_images=64",
+         "training.checkpoint_images=96"]  # fmt: skip
+
+
+def run(at: Path, *command: str | Path) -> subprocess.CompletedProcess:
+    """A real process with one thread a rank."""
+    at.mkdir(exist_ok=True)
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, cwd=at, capture_output=True, text=True, env=environment, timeout=240)
+
+
+def losses(run: Path, key: str) -> list[float]:
+    lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    return [line[key] for line in lines if key in line]
+
+
+@pytest.fixture
+def alone(tmp_path, command) -> Path:
+    """The run of one process; without dropout, whose layers draw per process."""
+    (tmp_path / "one").mkdir()
+    done = command(main, *SMALL, at=tmp_path / "one")
+    assert done.code == 0, done.err
+    return tmp_path / "one" / RUN
+
+
+def assert_equal_losses(one: Path, other: Path) -> None:
+    for key in ("loss", "validation_loss"):
+        assert len(losses(one, key)) >= 4
+        assert losses(other, key) == pytest.approx(losses(one, key), rel=0, abs=1e-5)
+    weights = [load_file(path / "checkpoints/0000000320.safetensors") for path in (one, other)]
+    assert max((weights[0][name] - weights[1][name]).abs().max() for name in weights[0]) < 1e-3
+
+
+def test_two_processes_have_the_losses_of_one(alone, tmp_path):
+    """The own launcher: one folder, one line on stdout."""
+    done = run(tmp_path / "two", SCRIPTS / "diffguide-train", *SMALL, *TWO)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"{RUN}\n"
+    assert [path.name for path in (tmp_path / "two" / RUN.parent).iterdir()] == ["v001"]
+    assert_equal_losses(alone, tmp_path / "two" / RUN)
+
+
+def test_torchrun_resumes_the_run_of_one_process(alone, tmp_path):
+    shutil.copytree(tmp_path / "one", tmp_path / "two")
+    for file in (tmp_path / "two" / RUN / "checkpoints").glob("00000003*"):
+        file.unlink()
+    torchrun = [SCRIPTS / "torchrun", "--nproc-per-node=2", "--no-python", SCRIPTS / "diffguide-train"]
+    done = run(tmp_path / "two", *torchrun, f"resume={RUN}", *TWO)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"{RUN}\n"
+    assert_equal_losses(alone, tmp_path / "two" / RUN)
