@@ -16,7 +16,7 @@ from torch import Tensor
 __all__ = ["Header", "Unreadable", "is_image", "read_header", "read_image", "square", "stored"]
 
 KINDS = frozenset((".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"))
-GAP = 3  # a file may first be reduced coarsely to this many times the side that is wanted; the rest is done finely
+GAP = 4  # a file may first be reduced coarsely to this many times the side that is wanted; the rest is done finely
 
 
 class Unreadable(Exception):
@@ -58,7 +58,7 @@ def read_image(path: Path, channels: int, side: int | None = None) -> Image.Imag
     Arguments:
         channels: 1 (grey) or 3 (RGB).
         side: pixels that the shorter side will be resized to: a JPEG that is much larger is decoded at a half, a quarter
-            or an eighth of its size, never below three times this. None = decoded whole.
+            or an eighth of its size, never below four times this. None = decoded whole.
 
     Raises:
         Unreadable: no image, a damaged one, floating-point pixels, or whole numbers beyond 16 bits.
@@ -107,11 +107,15 @@ def from_16_bits(image: Image.Image) -> Image.Image:
 def square(image: Image.Image, side: int, stretch: bool) -> Image.Image:
     """An image as a square of `side` pixels, antialiased: its central square, or all of it squeezed (`stretch`)."""
     width, height = image.size
-    if not stretch:
+    if stretch:
+        box = (0, 0, width, height)
+    else:
         short = min(width, height)
-        left, top = (width - short) // 2, (height - short) // 2
-        image = image.crop((left, top, left + short, top + short))
-    return image.resize((side, side), Image.Resampling.LANCZOS, reducing_gap=GAP)
+        left, top = (width - short) / 2, (height - short) / 2
+        if short == side:  # only cut, no pixel is touched
+            left, top = int(left), int(top)
+        box = (left, top, left + short, top + short)
+    return image.resize((side, side), Image.Resampling.LANCZOS, box, reducing_gap=GAP)
 
 
 def stored(path: Path, channels: int, side: int, stretch: bool) -> Tensor:

@@ -97,11 +97,12 @@ class ImageFolder(Dataset):
 
         index = {name: number for number, name in enumerate(class_names)}
         y = torch.tensor([index[class_of(file)] if index else -1 for file in files])
-        splits = []
-        for cut in (slice(low, high), slice(0, low), slice(high, len(files))):
-            paths = [str(self.folder / file) for file in files[cut]]
-            stream = ImageStream(paths, y[cut], channels, side, stretch)
-            splits.append(stream if x is None else Split(x[cut], y[cut]))
+        cuts = slice(low, high), slice(0, low), slice(high, len(files))
+        if x is None:
+            paths = [str(self.folder / file) for file in files]
+            splits = [ImageStream(paths[cut], y[cut], channels, side, stretch) for cut in cuts]
+        else:
+            splits = [Split(x[cut], y[cut]) for cut in cuts]
         super().__init__(*splits, class_names=class_names, size=size, flip=flip, workers=workers)
         self.notes = describe([headers[file] for file in files], channels, side, x, workers)
 
