@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from diffguide.configuration import build, config_dir
+from diffguide.configuration import ConfigError, build, config_dir
 from diffguide.datasets import ImageFolder, Split, Stream
 from diffguide.datasets.folders import uniform
 
@@ -283,7 +283,12 @@ def test_the_sheet_says_what_is_there(tmp_path):
 
 
 def test_the_yaml_file_builds_it(animals):
-    node = OmegaConf.load(Path(config_dir()) / "dataset/image_folder.yaml")
-    node.path, node.num_classes = str(animals), 4
-    data = build(OmegaConf.create({"dataset": node}), "dataset")
+    config = OmegaConf.create({"dataset": OmegaConf.load(Path(config_dir()) / "dataset/image_folder.yaml")})
+    with pytest.raises(ConfigError, match="dataset.path must be given .a text.: it has no default, say dataset.path="):
+        build(config, "dataset")
+    config.dataset.path = str(animals)
+    with pytest.raises(ConfigError, match="dataset.num_classes must be given .a whole number."):
+        build(config, "dataset")
+    config.dataset.num_classes = 4
+    data = build(config, "dataset")
     assert data.shape == (3, 64, 64) and data.flip and data.workers == 2 and isinstance(data.train, Split)
