@@ -116,7 +116,8 @@ def test_hidden_files_and_loops_of_links_are_skipped(tmp_path):
     (tmp_path / "x" / "loop").symlink_to(tmp_path / "x")
     paint(tmp_path / "elsewhere" / "d.png", 77)
     (tmp_path / "x" / "link").symlink_to(tmp_path / "elsewhere")
-    assert sorted(split_of(folder_of(tmp_path / "x", validation=0.0, test=0.0))) == [5, 17, 77]
+    data = folder_of(tmp_path / "x", validation=0.0, test=0.0)
+    assert sorted(numbers(data.train) + numbers(data.validation)) == [5, 17, 77]
 
 
 def refusal(path: Path, **changes) -> str:
@@ -133,6 +134,14 @@ def test_folders_without_images_are_refused(tmp_path):
     assert f"{tmp_path / 'a.txt'}, which is a file" in refusal(tmp_path / "a.txt")
     for folder in (tmp_path / "empty folder", tmp_path):
         assert f"dataset.path is {folder}, which holds no image (png," in refusal(folder)
+
+
+def test_a_folder_that_cannot_be_listed_is_named(animals, monkeypatch):
+    def refuse(folder):
+        raise PermissionError(13, "Permission denied", str(folder))
+
+    monkeypatch.setattr("os.listdir", refuse)
+    assert f"dataset.path is {animals}, where {animals} cannot be listed: Permission denied" in refusal(animals)
 
 
 def test_other_classes_are_refused(animals, tmp_path):
@@ -175,20 +184,23 @@ def spoil(path: Path) -> None:
 def test_unreadable_files_are_left_out_and_named(tmp_path):
     for i in range(8):
         paint(tmp_path / f"{i}.png", i)
-    spoil(tmp_path / "cut.jpg")
+    first = next(f"{i}.jpg" for i in range(1000) if place(f"{i}.jpg") < 0.01)  # before all others in memory
+    for name in ("cut.jpg", first):
+        spoil(tmp_path / name)
     (tmp_path / "empty.gif").write_bytes(b"")
     (tmp_path / "text.png").write_text("text")
     data = folder_of(tmp_path)
     assert sorted(split_of(data)) == list(range(8))
-    assert {str(path) for path, _ in data.unreadable} == {"cut.jpg", "empty.gif", "text.png"}
+    assert {str(path) for path, _ in data.unreadable} == {"cut.jpg", first, "empty.gif", "text.png"}
     line = data.sheet()[-1]
-    assert line.startswith("unreadable: 3 files left out: ") and "cut.jpg (image file is truncated" in line
+    assert line.startswith("unreadable: 4 files left out: empty.gif (no image that Pillow can identify), ")
+    assert "image file is truncated" in line and line.endswith("), ...")
     streamed = folder_of(tmp_path, memory=0)
     assert {str(path) for path, _ in streamed.unreadable} == {"empty.gif", "text.png"}  # the headers say no more
     for i in range(3, 8):
         (tmp_path / f"{i}.png").write_bytes(b"")
     message = refusal(tmp_path)
-    assert "most files are unusable; 8 of 11 files cannot be read: " in message and message.count("(") == 3
+    assert "most files are unusable; 9 of 12 files cannot be read: " in message and message.count("(") == 3
 
 
 def test_a_class_whose_images_are_all_unreadable_is_refused(tmp_path):
@@ -279,6 +291,8 @@ def test_the_sheet_says_what_is_there(tmp_path):
     assert "all images are grey: dataset.channels=1 would do" not in streamed  # the headers cannot tell it of RGB
     assert "all images are grey: dataset.channels=1 would do" not in folder_of(tmp_path, channels=1).sheet()
     paint(tmp_path / "colour.png", 200)
+    for i in range(150):
+        Image.new("L", (4, 4), i).save(tmp_path / f"more {i}.png")
     assert "all images are grey: dataset.channels=1 would do" not in folder_of(tmp_path).sheet()
 
 

@@ -203,7 +203,7 @@ def describe(headers: Sequence[Header], channels: int, side: int, x: Tensor | No
         lines.append(f"enlarged: {small} images have a side below {side} pixels")
     grey = all(mode in GREY for mode, _, _ in headers)
     if x is not None:
-        grey = all(bool((part == part[:, :1]).all()) for part in x.split(1000))
+        grey = all(bool((part == part[:, :1]).all()) for part in x.split(100))
     if channels == 3 and grey:
         lines.append("all images are grey: dataset.channels=1 would do")
     return lines
