@@ -69,7 +69,7 @@ def find_classes(folder: Path, files: list[str], num_classes: int) -> tuple[str,
     flat = sorted(file for file in files if "/" not in file)
     if not names:
         raise ValueError(
-            f"dataset.num_classes is {num_classes}, but {folder} has no class folders with images, its {len(flat)} images "
+            f"dataset.num_classes is {num_classes}, but {folder} has no class folders with images, its images ({len(flat)}) "
             "lie side by side: say dataset.num_classes=0"
         )
     if flat:
