@@ -17,7 +17,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import CompactHydraException, InstantiationException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import MISSING, DictConfig, OmegaConf
 
 __all__ = [
     "ConfigError",
@@ -90,6 +90,9 @@ def check_types(node: Any, key: str) -> None:
         where = f"{key}.{name}"
         if isinstance(value, dict) and "_target_" in value:
             check_types(value, where)
+        elif value == MISSING:
+            what = f" ({describe(hints[name], where)})" if name in hints else ""
+            raise ConfigError(f"{where} must be given{what}: it has no default, say {where}=...")
         elif name in hints and not fits(value, hints[name]):
             tip = "; on the command line infinity is inf" if ".inf" in str(value) else ""
             raise ConfigError(f"{where} must be {describe(hints[name], where)}, got {value!r}{tip}")

@@ -1,13 +1,13 @@
-"""Data sets: their facts, their splits, and the law of the synthetic one."""
+"""Data sets: their facts, their splits, what the network sees of them, and the law of the synthetic one."""
 
 import math
 
 import numpy as np
 import pytest
 import torch
-from sklearn.datasets import load_digits
+from sklearn.datasets import load_digits, load_sample_images
 
-from diffguide.datasets import GMM2D, Digits
+from diffguide.datasets import GMM2D, Dataset, Digits, PhotoPatches, Split, Stream
 
 
 @pytest.fixture(scope="module")
@@ -75,3 +75,117 @@ def test_gmm2d_is_a_function_of_its_seed():
 def test_gmm2d_refuses_other_facts(fact, stated, found):
     with pytest.raises(ValueError, match=f"dataset.{fact} is {stated}, but gmm2d has {found}"):
         gmm2d(10, **{fact: stated})
+
+
+BYTES = torch.arange(2 * 3 * 7 * 7).reshape(2, 3, 7, 7).remainder(256).to(torch.uint8)
+
+
+def stored(size: int | None = None, flip: bool = False, x: torch.Tensor = BYTES) -> Dataset:
+    split = Split(x, torch.tensor([0, 1]))
+    return Dataset(split, split, split, class_names=("a", "b"), size=size, flip=flip)
+
+
+def test_bytes_become_floats_in_plus_minus_one():
+    x = stored().view(BYTES)
+    assert x.dtype == torch.float32 and stored().shape == (3, 7, 7)
+    np.testing.assert_allclose(x.numpy(), BYTES.numpy() / 127.5 - 1, atol=1e-6)
+    floats = torch.randn(2, 3, 7, 7)
+    assert torch.equal(stored(x=floats).view(floats), floats), "floats are shown as they are"
+
+
+def test_everything_but_training_sees_the_central_window():
+    data = stored(size=4, flip=True)
+    assert data.shape == (3, 4, 4)
+    assert torch.equal(data.view(BYTES), stored().view(BYTES)[:, :, 1:5, 1:5])
+    assert torch.equal(stored(size=3).view(BYTES), stored().view(BYTES)[:, :, 2:5, 2:5])
+
+
+@pytest.mark.parametrize("mirror", [0.2, 0.7])
+def test_training_sees_windows_by_chance(mirror):
+    """7 - 4 + 1 = 4 places in each direction: the quarters of [0, 1)."""
+    whole, data = stored().view(BYTES), stored(size=4, flip=True)
+    for row, u in enumerate((0.0, 0.26, 0.5, 0.999999)):
+        for column, v in enumerate((0.24, 0.49, 0.74, 0.75)):
+            seen = data.view(BYTES, torch.tensor([[mirror, u, v], [0.9, 0.0, 0.0]]))
+            expected = whole[0, :, row : row + 4, column : column + 4]
+            assert torch.equal(seen[0], expected.flip(-1) if mirror < 0.5 else expected)
+            assert torch.equal(seen[1], whole[1, :, :4, :4])
+
+
+def test_mirroring_is_left_to_right_and_only_where_asked_for():
+    chance = torch.tensor([[0.0, 0.0, 0.0], [0.5, 0.0, 0.0]])
+    whole = stored().view(BYTES)
+    assert torch.equal(stored(flip=True).view(BYTES, chance), torch.stack([whole[0].flip(2), whole[1]]))
+    assert torch.equal(stored(flip=False).view(BYTES, chance), whole)
+
+
+def test_vectors_are_neither_cut_nor_mirrored():
+    vectors, chance = torch.randn(2, 5), torch.zeros(2, 3)
+    assert torch.equal(stored(flip=True, x=vectors).view(vectors, chance), vectors)
+
+
+def test_a_window_larger_than_what_is_stored_is_refused():
+    with pytest.raises(ValueError, match="dataset.size is 8, but the images are stored as"):
+        stored(size=8)
+
+
+def test_a_stream_has_the_shape_and_the_sheet_of_its_examples():
+    class Numbers(Stream):
+        def __init__(self, y):
+            self.y = torch.tensor(y)
+
+        def __getitem__(self, index):
+            return torch.full((1, 6, 6), index, dtype=torch.uint8), int(self.y[index])
+
+    data = Dataset(Numbers([0, 1, 1]), Numbers([1]), Numbers([-1, 0]), class_names=("a", "b"), size=5, workers=2)
+    assert data.shape == (1, 5, 5) and len(data.train) == 3 and data.workers == 2
+    lines = [
+        "train: 3 examples",
+        "validation: 1 examples",
+        "test: 2 examples",
+        "class 0 a: 1 / 0 / 1",
+        "class 1 b: 2 / 1 / 0",
+    ]
+    assert data.sheet() == lines
+
+
+def patches(**changes) -> PhotoPatches:
+    arguments = dict(channels=3, size=32, num_classes=2, train=301, validation=40, test=40, seed=0, flip=True)
+    return PhotoPatches(**arguments | changes)
+
+
+def places(photo: np.ndarray, crop: np.ndarray) -> list[int]:
+    """The columns at which a crop lies in a photograph."""
+    corners = np.argwhere((photo[:-31, :-31] == crop[0, 0]).all(-1))
+    return [column for row, column in corners if np.array_equal(photo[row : row + 32, column : column + 32], crop)]
+
+
+def test_patches_are_crops_of_their_photograph_in_their_strip():
+    data, photos = patches(), load_sample_images().images
+    assert data.class_names == ("china", "flower") and data.shape == (3, 32, 32) and data.flip
+    for name, left, right in (("train", 0, 448), ("validation", 448, 544), ("test", 544, 640)):
+        split, columns = getattr(data, name), []
+        assert split.x.dtype == torch.uint8 and split.x.is_contiguous()
+        assert abs(int((split.y == 0).sum()) - int((split.y == 1).sum())) == len(split.y) % 2, "half of each photo"
+        for x, y in list(zip(*split))[:40]:
+            found = places(photos[y][:, left:right], x.permute(1, 2, 0).numpy())
+            assert found, f"a crop of {name} is not in its strip"
+            columns.append(found[0])
+        assert min(columns) < 0.2 * (right - left - 32) and max(columns) > 0.8 * (right - left - 32)
+
+
+def test_patches_are_a_function_of_their_seed():
+    first, again, other = patches(), patches(), patches(seed=1)
+    assert torch.equal(first.train.x, again.train.x) and torch.equal(first.test.x, again.test.x)
+    assert not torch.equal(first.train.x, other.train.x)
+
+
+@pytest.mark.parametrize("fact, stated, found", [("channels", 1, 3), ("size", 64, 32), ("num_classes", 0, 2)])
+def test_patches_refuse_other_facts(fact, stated, found):
+    with pytest.raises(ValueError, match=f"dataset.{fact} is {stated}, but photo_patches has {found}"):
+        patches(**{fact: stated})
+
+
+def test_patches_need_one_per_split():
+    with pytest.raises(ValueError, match="photo_patches needs a crop per split"):
+        patches(validation=0)

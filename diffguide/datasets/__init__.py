@@ -2,6 +2,12 @@
 
 from .base import Dataset, Split, Stream
 from .digits import Digits
+from .downloads import CIFAR10, CIFAR100, MNIST, FashionMNIST
 from .gmm2d import GMM2D
+from .image_folder import ImageFolder
+from .photo_patches import PhotoPatches
 
-__all__ = ["Dataset", "Digits", "GMM2D", "Split", "Stream"]
+__all__ = [
+    "CIFAR10", "CIFAR100", "Dataset", "Digits", "FashionMNIST", "GMM2D", "ImageFolder", "MNIST", "PhotoPatches", "Split",
+    "Stream",
+]  # fmt: skip

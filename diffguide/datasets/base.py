@@ -26,6 +26,8 @@ class Split(NamedTuple):
 class Stream(torch.utils.data.Dataset):
     """Examples that are read when they are asked for: stream[i] -> (uint8 [C, H, W], class index).
 
+    The class index that comes with an example is the one to use: where an example cannot be read another takes its place.
+
     Attributes:
         y: class index of every example, [N], known without reading one.
     """
@@ -52,6 +54,9 @@ class Dataset:
 
     Attributes:
         shape: of one example as the network sees it.
+
+    Raises:
+        ValueError: a size above the stored side.
     """
 
     def __init__(
@@ -61,6 +66,8 @@ class Dataset:
         self.train, self.validation, self.test, self.class_names = train, validation, test, tuple(class_names)
         self.size, self.flip, self.workers = size, flip, workers
         first = train.x[0] if isinstance(train, Split) else train[0][0]
+        if size is not None and size > min(first.shape[1:]):
+            raise ValueError(f"dataset.size is {size}, but the images are stored as {list(first.shape)}")
         self.shape = tuple(self.view(first[None]).shape[1:])
 
     def view(self, x: Tensor, chance: Tensor | None = None) -> Tensor:
@@ -70,13 +77,11 @@ class Dataset:
             chance: [B, 3] uniform numbers in [0, 1) that decide the mirroring and the window of each example; None = not
                 mirrored, the central window.
         """
-        if x.dtype == torch.uint8:
-            x = x.float() / 127.5 - 1
         if x.ndim == 4 and self.size is not None and self.size < max(x.shape[2:]):
-            x = self.window(x, chance)
+            x = self.window(x, chance)  # of bytes, a quarter of the traffic of floats
         if x.ndim == 4 and self.flip and chance is not None:
             x = torch.where((chance[:, 0] < 0.5)[:, None, None, None], x.flip(-1), x)
-        return x
+        return x.float() / 127.5 - 1 if x.dtype == torch.uint8 else x
 
     def window(self, x: Tensor, chance: Tensor | None) -> Tensor:
         """A square window of side `size` of each image: at random places, or the central ones."""
@@ -93,8 +98,8 @@ class Dataset:
         """Lines for a reader: what is in the data."""
         splits = {"train": self.train, "validation": self.validation, "test": self.test}
         lines = [f"{name}: {len(split.y)} examples" for name, split in splits.items()]
-        for index, name in enumerate(self.class_names):
-            counts = (int((split.y == index).sum()) for split in splits.values())
+        members = [split.y[split.y >= 0].bincount(minlength=len(self.class_names)) for split in splits.values()]
+        for index, (name, *counts) in enumerate(zip(self.class_names, *(counts.tolist() for counts in members))):
             lines.append(f"class {index} {name}: " + " / ".join(map(str, counts)))
         return lines
 

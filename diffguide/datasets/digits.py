@@ -4,7 +4,6 @@ Alpaydin & Kaynak, "Optical Recognition of Handwritten Digits", UCI Machine Lear
 """
 
 import torch
-from sklearn.datasets import load_digits
 
 from .base import Dataset, Split, check_facts
 
@@ -21,6 +20,8 @@ class Digits(Dataset):
     """
 
     def __init__(self, channels: int, size: int, num_classes: int):
+        from sklearn.datasets import load_digits  # a second to import
+
         images, labels = load_digits(return_X_y=True)
         x = torch.from_numpy(images).float().reshape(-1, 1, 8, 8) / 8 - 1
         y = torch.from_numpy(labels).long()
