@@ -1,5 +1,6 @@
 """Batches for training: a function of (seed, images seen), however they are divided and wherever they come from."""
 
+import os
 import time
 from collections.abc import Iterator
 
@@ -10,7 +11,7 @@ from torch.utils.data import DataLoader
 from .datasets import Dataset, Split, Stream
 from .randomness import Share, fold, uniform
 
-__all__ = ["Batches", "DataOrder", "loader"]
+__all__ = ["Batches", "DataOrder", "fetch", "loader"]
 
 ORDER, NOISE, LAYERS = range(3)  # purposes of a folded seed
 OBJECTIVE, VIEW = range(2)  # who uses a step's noise
@@ -99,8 +100,17 @@ class Batches:
             yield x, y
 
 
+def fetch(split: Split | Stream, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Some stored examples (x, y) of a split, read here and now."""
+    if isinstance(split, Split):
+        return split.x[rows], split.y[rows]
+    x, y = zip(*(split[row] for row in rows.tolist()))
+    return torch.stack(x), torch.tensor(y)
+
+
 def loader(stream: Stream, workers: int, indices: Iterator[list[int]], device: torch.device) -> DataLoader:
     """Batches (x, y) of a stream at given indices, read ahead by worker processes."""
+    workers = min(workers, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else workers)
     return DataLoader(
         stream, batch_sampler=indices, num_workers=workers, prefetch_factor=AHEAD if workers else None,
         pin_memory=device.type == "cuda", generator=torch.Generator(),

@@ -141,17 +141,17 @@ def probe(objective, data) -> None:
     """
     import torch
 
-    from .datasets import Split
+    from .batches import fetch
 
     classes = objective.model.num_classes
     if classes not in (0, len(data.class_names)):
         raise ConfigError(
             f"backbone.num_classes is {classes}, but the data have {len(data.class_names)} (0 = unconditional)"
         )
-    x = torch.stack([data.train.x[0] if isinstance(data.train, Split) else data.train[0][0]] * 2)
+    x, y = fetch(data.train, torch.tensor([0, 0]))
     try:
         with torch.no_grad():
-            objective(data.view(x), data.train.y[:1].expand(2), torch.Generator().manual_seed(0))
+            objective(data.view(x), y, torch.Generator().manual_seed(0))
     except (RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ConfigError(
