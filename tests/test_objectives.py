@@ -7,9 +7,8 @@ import pytest
 import torch
 from scipy import stats
 from scipy.integrate import cumulative_trapezoid
-from torch import nn
 
-from diffguide.backbones import MLP, UNet
+from diffguide.backbones import MLP, Backbone, UNet
 from diffguide.objectives import Denoising
 from diffguide.objectives.base import drop_condition
 from diffguide.objectives.levels import LogNormal, UniformTime
@@ -32,7 +31,7 @@ def generator(seed=0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-class Known(nn.Module):
+class Known(Backbone):
     """A network whose output is known, and which keeps what it was given."""
 
     num_classes = 10
