@@ -107,14 +107,16 @@ class DiT(Backbone):
         self.initialise()
 
     def initialise(self) -> None:
-        """Xavier for linear layers, N(0, 0.02^2) for the conditioning, 0 for what makes the blocks and the output 0."""
+        """Xavier's uniform law for linear layers and patches; 0 for what makes every block the identity, and the output 0.
+
+        The conditioning vector starts as in every network here: at the N(0, 0.02^2) of the paper's code a small network
+        needs twice the images.
+        """
+        own = set(self.embedding.modules())
         for layer in self.modules():
-            if isinstance(layer, nn.Linear | nn.Conv2d):
+            if isinstance(layer, nn.Linear | nn.Conv2d) and layer not in own:
                 nn.init.xavier_uniform_(layer.weight.flatten(1))  # a view: patches are a linear layer too
                 nn.init.zeros_(layer.bias)
-        for name, parameter in self.embedding.named_parameters():
-            if name.endswith("weight"):
-                nn.init.normal_(parameter, std=0.02)
         for layer in (*(block.modulation for block in self.blocks), self.modulation_out, self.linear_out):
             zero(layer)
 
