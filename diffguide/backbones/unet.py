@@ -93,8 +93,8 @@ class UNet(Backbone):
         condition_features: length of the vectors of an Embedding, 0 = y is no Embedding.
         double_differentiable: whether gradients of gradients are needed; slower attention.
         checkpointing: whether blocks are computed again in the backward pass: less memory, a third more time.
-        channels_last: whether weights and activations lie in memory with the channels last, which GPUs with matrix units
-            prefer in half precision.
+        channels_last: whether weights and activations lie in memory with the channels last: what matrix units prefer in half
+            precision, and what the fused attention kernels ask for (else attention is written out).
     """
 
     def __init__(
