@@ -3,8 +3,8 @@
     denoiser(x_t, t, y) -> Prediction(x_0, eps)
 
 x_t [B, ...]; t float64, a 0-d CPU tensor (all rows at one level) or [B] on the device of x_t; y class indices [B] with -1
-for "no condition in this row", or None for -1 everywhere. The two fields agree, x_t = alpha_t x_0 + sigma_t eps, unless a
-method re-noises with another eps on purpose.
+for "no condition in this row", an Embedding with its own mask of such rows, or None for no condition at all. The two
+fields agree, x_t = alpha_t x_0 + sigma_t eps, unless a method re-noises with another eps on purpose.
 """
 
 import copy
@@ -13,6 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from .backbones import Backbone
+from .backbones.conditions import Condition
 from .parameterizations import Parameterization, Rows
 from .schedules import Schedule
 
@@ -32,7 +34,8 @@ class Denoiser:
     Attributes:
         schedule: the noise schedule that t refers to.
         levels: None where t is continuous, else the legal times, decreasing, float64.
-        num_classes: number of classes, 0 where there is no condition.
+        num_classes: number of classes, 0 where y is no class index.
+        conditional: whether y means anything, be it a class index or an Embedding.
         has_null: whether a row without condition (y = -1) was trained.
     """
 
@@ -41,7 +44,11 @@ class Denoiser:
     num_classes: int = 0
     has_null: bool = False
 
-    def __call__(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Prediction:
+    @property
+    def conditional(self) -> bool:
+        return self.num_classes > 0
+
+    def __call__(self, x_t: Tensor, t: Tensor, y: Condition | None = None) -> Prediction:
         raise NotImplementedError
 
     def start(self, noise, times: Tensor) -> "Denoiser":
@@ -52,10 +59,11 @@ class Denoiser:
 class Preconditioned(nn.Module, Denoiser):
     """A backbone read through a parameterization: x0_hat = c_skip x_t + c_out F(c_in x_t, log_snr, y), likewise eps.
 
-    Karras et al. 2022, arXiv 2206.00364, eq. 7. The network sees the log-SNR, never t.
+    Karras et al. 2022, arXiv 2206.00364, eq. 7. The network sees the log-SNR, never t; one that was built
+    without noise conditioning sees neither.
 
     Arguments:
-        backbone: module (x, log_snr [B], y) -> F.
+        backbone: module (x, log_snr [B] or None, y) -> F.
         schedule: the noise schedule.
         parameterization: the meaning of F.
         has_null: whether training dropped the condition, so that y = -1 means something.
@@ -64,7 +72,7 @@ class Preconditioned(nn.Module, Denoiser):
         ValueError: a parameterization that divides by alpha on a schedule that ends at alpha = 0.
     """
 
-    def __init__(self, backbone: nn.Module, schedule: Schedule, parameterization: Parameterization, has_null: bool):
+    def __init__(self, backbone: Backbone, schedule: Schedule, parameterization: Parameterization, has_null: bool):
         super().__init__()
         if schedule.zero_terminal_snr and parameterization.needs_signal:
             raise ValueError(
@@ -74,16 +82,21 @@ class Preconditioned(nn.Module, Denoiser):
             )
         self.backbone, self.schedule, self.parameterization = backbone, schedule, parameterization
         self.num_classes = backbone.num_classes
-        self.has_null = bool(has_null) or self.num_classes == 0
+        self.has_null = bool(has_null) or not backbone.conditional
 
-    def output(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> tuple[Tensor, Rows]:
+    @property
+    def conditional(self) -> bool:
+        return self.backbone.conditional
+
+    def output(self, x_t: Tensor, t: Tensor, y: Condition | None = None) -> tuple[Tensor, Rows]:
         """The network's output F and the rows that read it, in the dtype of x_t, float32 at least."""
         x_t = x_t.to(torch.promote_types(x_t.dtype, torch.float32))
         log_snr = self.schedule.log_snr(t)
         rows = self.parameterization.rows(*self.schedule.scales(log_snr, x_t.ndim)).to(x_t)
-        return self.backbone(rows.c_in * x_t, log_snr.to(x_t).expand(len(x_t)), y).to(x_t.dtype), rows
+        level = log_snr.to(x_t).expand(len(x_t)) if self.backbone.noise_conditioned else None
+        return self.backbone(rows.c_in * x_t, level, y).to(x_t.dtype), rows
 
-    def forward(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Prediction:
+    def forward(self, x_t: Tensor, t: Tensor, y: Condition | None = None) -> Prediction:
         output, rows = self.output(x_t, t, y)
         x_t = x_t.to(output.dtype)
         return Prediction(rows.c_skip * x_t + rows.c_out * output, rows.e_skip * x_t + rows.e_out * output)
@@ -104,6 +117,7 @@ class DenoiserWrapper(Denoiser):
     schedule = property(lambda self: self.denoiser.schedule)
     levels = property(lambda self: self.denoiser.levels)
     num_classes = property(lambda self: self.denoiser.num_classes)
+    conditional = property(lambda self: self.denoiser.conditional)
     has_null = property(lambda self: self.denoiser.has_null)
 
     def start(self, noise, times: Tensor) -> "DenoiserWrapper":
@@ -123,6 +137,6 @@ class EvaluationCounter(DenoiserWrapper):
     def evaluations(self) -> int:
         return self.count[0]
 
-    def __call__(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Prediction:
+    def __call__(self, x_t: Tensor, t: Tensor, y: Condition | None = None) -> Prediction:
         self.count[0] += len(x_t)
         return self.denoiser(x_t, t, y)

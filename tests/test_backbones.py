@@ -4,36 +4,9 @@ import math
 
 import pytest
 import torch
-from torch import nn
+from networks import batch, dit, every_network, lively, mlp, same_rows, unet
 
-from diffguide.backbones import MLP, UNet
-
-
-def unet(in_channels=1, size=8, out_features=None, num_classes=3, **changed) -> UNet:
-    options = {"channels": 8, "multipliers": [1, 2], "blocks": 1, "attention": [size // 2], "head_channels": 8}
-    return UNet(in_channels, out_features, num_classes, size, **options | {"dropout": 0.1} | changed)
-
-
-def mlp(in_channels=2, out_features=None, num_classes=3, fourier_features=4, **changed) -> MLP:
-    options = {"width": 16, "layers": 2, "fourier_scale": 0.5}
-    return MLP(in_channels, out_features, num_classes, fourier_features=fourier_features, **options | changed)
-
-
-def lively(network: nn.Module) -> nn.Module:
-    """In evaluation mode, with every parameter drawn: the layers that start at zero would hide what is tested."""
-    rng = torch.Generator().manual_seed(0)
-    for parameter in network.parameters():
-        nn.init.normal_(parameter, std=0.2, generator=rng)
-    return network.eval().requires_grad_(False)
-
-
-def batch(*shape, seed=0):
-    rng = torch.Generator().manual_seed(seed)
-    return torch.randn(*shape, generator=rng), torch.linspace(-5, 5, shape[0]), torch.arange(shape[0]) % 4 - 1
-
-
-NETWORKS = {"unet": (unet, (1, 8, 8)), "mlp": (mlp, (2,))}
-every_network = pytest.mark.parametrize("make, shape", NETWORKS.values(), ids=NETWORKS)
+from diffguide.backbones import DiT, UNet
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -53,16 +26,13 @@ def test_vectors_keep_their_shape(length, fourier_features):
 
 def test_out_features_are_the_width_of_the_output():
     assert lively(unet(out_features=7))(*batch(2, 1, 8, 8)).shape == (2, 7, 8, 8)
+    assert lively(dit(out_features=7))(*batch(2, 1, 8, 8)).shape == (2, 7, 8, 8)
     assert lively(mlp(out_features=7))(*batch(2, 2)).shape == (2, 7)
 
 
 @every_network
 def test_a_new_network_says_zero(make, shape):
     assert not make()(*batch(3, *shape)).any()
-
-
-def same_rows(a, b, atol=1e-6):
-    return torch.isclose(a, b, rtol=0, atol=atol).flatten(1).all(1)
 
 
 @every_network
@@ -107,17 +77,22 @@ def test_samples_do_not_know_their_batch(make, shape):
         assert same_rows(alone, together[row : row + 1], 1e-5 * float(together.abs().max())).all()
 
 
-def test_dropout_acts_in_training_alone():
+@pytest.mark.parametrize("make", [unet, dit])
+def test_dropout_acts_in_training_alone(make):
     x, log_snr, y = batch(2, 1, 8, 8)
-    network = lively(unet(dropout=0.5))
+    network = lively(make(dropout=0.5))
     assert torch.equal(network(x, log_snr, y), network(x, log_snr, y))
     network.train()
     assert not same_rows(network(x, log_snr, y), network(x, log_snr, y)).any()
 
 
-@every_network
-def test_half_precision_weights_are_served(make, shape):
-    assert lively(make()).to(torch.bfloat16)(*batch(2, *shape)).dtype == torch.bfloat16
+def test_the_widths_of_the_paper():
+    """ADM's sizes for ImageNet 64 and 128, 296 M and 422 M parameters (arXiv 2105.05233, section 4), to 1 %."""
+    with torch.device("meta"):
+        small = UNet(3, None, 1000, 64, 192, [1, 2, 3, 4], 3, [32, 16, 8], 64, 0.1)
+        large = UNet(3, None, 1000, 128, 256, [1, 1, 2, 3, 4], 2, [32, 16, 8], 64, 0.0)
+    for network, published in ((small, 296e6), (large, 422e6)):
+        assert sum(parameter.numel() for parameter in network.parameters()) == pytest.approx(published, rel=0.01)
 
 
 def test_attention_lies_where_it_is_asked():
@@ -136,6 +111,15 @@ def test_attention_lies_where_it_is_asked():
         (lambda: UNet(2, None, 4, None, 8, [1, 2], 1, [4], 8, 0.0), "has vectors: take backbone=mlp"),
         (lambda: unet(dropout=1.0), r"dropout must be in \[0, 1\), got 1"),
         (lambda: mlp(layers=0), "needs 1 layer, .* got layers=0"),
+        (lambda: DiT(2, None, 4, None, 2, 16, 1, 2, 4.0, 0.0), "has vectors: take backbone=mlp"),
+        (lambda: dit(patch=3), "patch must divide the side of the images, 8 pixels, got 3"),
+        (lambda: dit(patch=0), "patch must divide the side of the images, 8 pixels, got 0"),
+        (lambda: dit(width=18), "width must be a multiple of 4 and of heads=2, got 18"),
+        (lambda: dit(heads=3), "width must be a multiple of 4 and of heads=3, got 16"),
+        (lambda: dit(heads=0), "width must be a multiple of 4 and of heads=0, got 16"),
+        (lambda: dit(depth=0), "needs 1 block and an MLP of 1 feature, got depth=0, mlp_ratio=2.0"),
+        (lambda: dit(mlp_ratio=0.0), "needs 1 block and an MLP of 1 feature, got depth=2, mlp_ratio=0.0"),
+        (lambda: dit(dropout=1.0), r"dropout must be in \[0, 1\), got 1"),
     ],
 )
 def test_bad_arguments_are_refused(make, sentence):

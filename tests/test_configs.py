@@ -1,13 +1,16 @@
 """Every YAML file is one constructor call with every argument written out."""
 
 import inspect
+import re
 from importlib import import_module
 from pathlib import Path
 
 import pytest
-from omegaconf import OmegaConf
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig, OmegaConf
 
-from diffguide.configuration import config_dir
+from diffguide.configuration import build, config_dir
 
 FOLDER = Path(config_dir())
 INJECTED = {"objective": ["backbone", "schedule"], "guidance": ["denoiser"]}  # handed over by position
@@ -64,3 +67,68 @@ def test_training_node_is_a_constructor():
 def test_every_group_is_tested():
     groups = {path.name for path in FOLDER.iterdir() if path.is_dir()}
     assert groups - NO_COMPONENTS == {path.relative_to(FOLDER).parts[0] for path in COMPONENTS}
+
+
+def composed(*overrides: str) -> DictConfig:
+    """The configuration of `diffguide-train` with these overrides."""
+    with initialize_config_dir(str(FOLDER), version_base="1.3"):
+        return compose("train", list(overrides))
+
+
+def built(cfg: DictConfig) -> torch.nn.Module:
+    """The backbone, on the device that holds no numbers."""
+    with torch.device("meta"):
+        return build(cfg, "backbone")
+
+
+def shape_of(cfg: DictConfig, network: torch.nn.Module) -> tuple[int, ...]:
+    """Of the output for two examples of the data's shape, computed without numbers."""
+    facts = cfg.dataset
+    shape = (facts.channels, facts.size, facts.size) if facts.size else (facts.channels,)
+    x = torch.zeros(2, *shape, device="meta")
+    return tuple(network(x, torch.zeros(2, device="meta"), torch.zeros(2, dtype=torch.long, device="meta")).shape)
+
+
+SIDES = {  # of the images that each backbone file is for
+    "unet": [8], "unet_28": [28], "unet_32": [32], "unet_64": [64], "unet_128": [128], "dit": [8, 28, 32],
+    "dit_s": [32], "dit_b": [32], "dit_l": [32], "dit_xl": [32], "mlp": [None],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (FOLDER / "backbone").iterdir()))
+def test_backbones_fit_the_images_they_are_for(name):
+    """And the parameters, in millions, are those that the file's first line states."""
+    stated = re.search(r"([\d.]+) M parameters", (FOLDER / f"backbone/{name}.yaml").read_text().split("\n")[0])
+    for side in SIDES[name]:
+        cfg = composed(f"backbone={name}", f"dataset={'digits' if side else 'gmm2d'}", f"dataset.size={side or 'null'}")
+        network = built(cfg)
+        shape = (2, cfg.dataset.channels, side, side) if side else (2, cfg.dataset.channels)
+        assert shape_of(cfg, network) == shape
+        if name != "mlp":
+            assert sum(p.numel() for p in network.parameters()) / 1e6 == pytest.approx(float(stated[1]), rel=0.02)
+
+
+def chosen(experiment: Path, group: str) -> str | None:
+    """The option that an experiment picks of a group, if any."""
+    picked = [node for node in OmegaConf.load(experiment).get("defaults", []) if f"override /{group}" in node]
+    return picked[0][f"override /{group}"] if picked else None
+
+
+@pytest.mark.parametrize("path", sorted((FOLDER / "experiment").iterdir()), ids=lambda path: path.stem)
+def test_experiments_compose(path):
+    """Every part but the data can be built, and the network fits the data."""
+    dataset = chosen(path, "dataset")
+    if dataset and not (FOLDER / f"dataset/{dataset}.yaml").is_file():
+        pytest.skip(f"no dataset={dataset} yet")
+    lines = path.read_text().splitlines()
+    assert lines[0] == "# @package _global_" and lines[1].startswith("# ")
+    cfg = composed(f"experiment={path.stem}", *(["dataset=digits"] if dataset is None else []))
+    if OmegaConf.is_missing(cfg.dataset, "num_classes"):
+        cfg.dataset.num_classes = 3
+    backbone, training = built(cfg), build(cfg, "training")
+    objective = build(cfg, "objective", backbone, build(cfg, "schedule"))
+    build(cfg, "sampler").times(build(cfg, "guidance", objective.model))
+    assert shape_of(cfg, backbone)[1] == cfg.dataset.channels
+    assert training.batch_size % training.accumulate == 0
+    assert (cfg.p_uncond > 0) == (cfg.guidance._target_.endswith("ClassifierFree"))
+    assert training.learning_rate_at(training.images // 2) < training.learning_rate

@@ -102,7 +102,8 @@ def test_a_network_without_classes_knows_no_condition():
 class Remembering(Denoiser):
     """Returns a new object from `start`, as a method with memory does."""
 
-    schedule, levels, num_classes, has_null = Cosine(12.0, -10.0), torch.tensor([1.0, 0.5]), 7, True
+    schedule, levels, num_classes, has_null = Cosine(12.0, -10.0), torch.tensor([1.0, 0.5]), 0, True
+    conditional = True
 
     def __init__(self):
         self.started_with = None
@@ -120,7 +121,7 @@ every_wrapper = pytest.mark.parametrize("wrap", WRAPPERS, ids=["wrapper", "ungui
 @every_wrapper
 def test_wrappers_forward_facts(wrap):
     inner, outer = Remembering(), wrap(Remembering())
-    for fact in ("schedule", "levels", "num_classes", "has_null"):
+    for fact in ("schedule", "levels", "num_classes", "conditional", "has_null"):
         assert getattr(outer, fact) is getattr(inner, fact)
 
 

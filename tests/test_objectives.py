@@ -7,9 +7,8 @@ import pytest
 import torch
 from scipy import stats
 from scipy.integrate import cumulative_trapezoid
-from torch import nn
 
-from diffguide.backbones import MLP, UNet
+from diffguide.backbones import MLP, Backbone, DiT, UNet
 from diffguide.objectives import Denoising
 from diffguide.objectives.base import drop_condition
 from diffguide.objectives.levels import LogNormal, UniformTime
@@ -32,7 +31,7 @@ def generator(seed=0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-class Known(nn.Module):
+class Known(Backbone):
     """A network whose output is known, and which keeps what it was given."""
 
     num_classes = 10
@@ -188,6 +187,7 @@ def test_the_generator_determines_the_loss():
 
 NETWORKS = {
     "unet": (lambda: UNet(1, None, 3, 8, 8, [1, 2], blocks=1, attention=[4], head_channels=8, dropout=0.0), (1, 8, 8)),
+    "dit": (lambda: DiT(1, None, 3, 8, patch=2, width=16, depth=2, heads=2, mlp_ratio=2.0, dropout=0.0), (1, 8, 8)),
     "mlp": (lambda: MLP(2, None, 3, width=16, layers=2, fourier_features=4, fourier_scale=0.5), (2,)),
 }
 

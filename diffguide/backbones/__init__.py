@@ -1,7 +1,9 @@
 """Networks: backbone(x, log_snr, y) -> F."""
 
 from .base import Backbone
+from .conditions import Embedding
+from .dit import DiT
 from .mlp import MLP
 from .unet import UNet
 
-__all__ = ["Backbone", "MLP", "UNet"]
+__all__ = ["Backbone", "DiT", "Embedding", "MLP", "UNet"]

@@ -1,47 +1,123 @@
-"""What every network shares: the conditioning vector from the noise level and the class."""
+"""What every network shares: the conditioning vector from the noise level and the condition, and checkpointing."""
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-__all__ = ["Backbone", "ConditionEmbedding"]
+from .conditions import Condition, Embedding
+
+__all__ = ["Backbone", "ConditionEmbedding", "zero"]
 
 
 class Backbone(nn.Module):
-    """backbone(x, log_snr, y) -> F. x [B, C, H, W] or [B, D]; log_snr [B]; y [B] class indices, -1 or None = no condition.
+    """backbone(x, log_snr, y) -> F. x [B, C, H, W] or [B, D]; log_snr [B]; y [B] class indices, an Embedding, or None.
 
-    A backbone knows nothing of time, schedules or diffusion beyond "a log-SNR comes in".
+    -1, keep=False and None mean no condition. A backbone knows nothing of time, schedules or diffusion beyond "a log-SNR
+    comes in". Every one takes `noise_conditioned` and `condition_features`; those with attention `double_differentiable`,
+    those with blocks worth it `checkpointing` (the MLP has neither).
 
     Attributes:
-        num_classes: number of classes, 0 = unconditional.
+        num_classes: number of classes, 0 = y is no class index.
+        condition_features: length of the vectors of an Embedding, 0 = y is no Embedding.
+        noise_conditioned: whether the noise level comes in; where not, log_snr is None.
+        checkpointing: whether blocks are computed again in the backward pass instead of being kept.
     """
 
-    num_classes: int
+    num_classes: int = 0
+    condition_features: int = 0
+    noise_conditioned: bool = True
+    checkpointing: bool = False
+
+    @property
+    def conditional(self) -> bool:
+        """Whether y means anything."""
+        return self.num_classes > 0 or self.condition_features > 0
+
+    def run(self, block: nn.Module, *inputs: Tensor) -> Tensor:
+        """block(*inputs), with `checkpointing` keeping the inputs alone (Chen et al. 2016, arXiv 1604.06174)."""
+        if self.checkpointing and torch.is_grad_enabled():
+            return checkpoint(block, *inputs, use_reentrant=False)
+        return block(*inputs)
 
 
 class ConditionEmbedding(nn.Module):
-    """embedding = MLP(features of the log-SNR) + class row; row 0 is the null condition, y = -1.
+    """embedding = MLP(features of the log-SNR) + class row, or + linear(vector); what is absent adds nothing.
 
     Features are sines and cosines of the log-SNR with wavelengths from 2 pi / 4 to 2 pi * 25, clamped to +-20, which
-    covers exact ends: beyond, x_t is pure data or pure noise to float32.
+    covers exact ends: beyond, x_t is pure data or pure noise to float32. Row 0 of the classes is the null condition,
+    y = -1; for vectors it is a learned vector, which takes their place where keep is False.
 
     Arguments:
         features: width of the result.
         num_classes: number of classes, 0 = none.
+        condition_features: length of the vectors of an Embedding, 0 = none.
+        noise_conditioned: whether the log-SNR comes in.
+
+    Raises:
+        ValueError: both classes and vectors, or a negative number of them.
     """
 
-    def __init__(self, features: int, num_classes: int):
+    def __init__(self, features: int, num_classes: int, condition_features: int, noise_conditioned: bool):
         super().__init__()
-        self.num_classes = num_classes
-        half = features // 2
-        self.register_buffer("frequencies", torch.logspace(0.6, -1.4, half), persistent=False)
-        self.noise = nn.Sequential(nn.Linear(2 * half, features), nn.SiLU(), nn.Linear(features, features))
+        if num_classes < 0 or condition_features < 0:
+            raise ValueError(
+                f"num_classes and condition_features are at least 0, got {num_classes} and {condition_features}"
+            )
+        if num_classes and condition_features:
+            raise ValueError(
+                f"a condition is a class index or an embedding, so one of num_classes={num_classes} and "
+                f"condition_features={condition_features} must be 0"
+            )
+        self.features, half = features, features // 2
+        if noise_conditioned:  # the float32 frequencies lie in a buffer of bits, which .to(bfloat16) does not round
+            bits = torch.logspace(0.6, -1.4, half, dtype=torch.float32).view(torch.int32)
+            self.register_buffer("frequencies", bits, persistent=False)
+            self.noise = nn.Sequential(nn.Linear(2 * half, features), nn.SiLU(), nn.Linear(features, features))
+        else:
+            self.noise = None
         self.classes = nn.Embedding(num_classes + 1, features) if num_classes else None
+        self.linear = nn.Linear(condition_features, features) if condition_features else None
+        self.null = nn.Parameter(torch.zeros(condition_features)) if condition_features else None
 
-    def forward(self, log_snr: Tensor, y: Tensor | None) -> Tensor:
-        angles = log_snr.clamp(-20, 20)[:, None] * self.frequencies
-        embedding = self.noise(torch.cat([angles.cos(), angles.sin()], dim=1).to(self.noise[0].weight.dtype))
-        if self.classes is None:
-            return embedding
+    def forward(self, h: Tensor, log_snr: Tensor | None, y: Condition | None) -> Tensor:
+        """[B, features]; h [B, ...] says the number of rows, and the dtype where neither noise nor condition do."""
+        embedding = self.noise_embedding(h, log_snr)
+        if self.classes is not None:
+            if isinstance(y, Embedding):
+                raise ValueError(
+                    "this network was built with num_classes: y holds class indices [B], -1 = none, not an Embedding"
+                )
+            index = torch.full((len(h),), -1, device=h.device) if y is None else y
+            return embedding + self.classes(index + 1)
+        if self.linear is not None:
+            return embedding + self.linear(self.vectors(h, y))
+        return embedding
+
+    def noise_embedding(self, h: Tensor, log_snr: Tensor | None) -> Tensor:
+        if self.noise is None:
+            if log_snr is not None:
+                raise ValueError("this network was built with noise_conditioned=false: it takes log_snr=None")
+            return h.new_zeros(len(h), self.features)
+        if log_snr is None:
+            raise ValueError("this network needs log_snr [B]; noise_conditioned=false builds one that takes None")
+        angles = log_snr.clamp(-20, 20)[:, None] * self.frequencies.view(torch.float32)
+        return self.noise(torch.cat([angles.cos(), angles.sin()], dim=1).to(self.noise[0].weight.dtype))
+
+    def vectors(self, h: Tensor, y: Embedding | None) -> Tensor:
+        """[B, D] with the null vector in every row without condition."""
         if y is None:
-            y = torch.full(log_snr.shape, -1, device=log_snr.device)
-        return embedding + self.classes(y + 1)
+            return self.null.expand(len(h), -1)
+        if not isinstance(y, Embedding) or y.vectors.shape[1] != len(self.null):
+            raise ValueError(
+                f"this network was built with condition_features={len(self.null)}: y is an Embedding of vectors of that "
+                f"length or None, got {type(y).__name__}"
+                + (f" of length {y.vectors.shape[1]}" if isinstance(y, Embedding) else "")
+            )
+        return torch.where(y.keep[:, None], y.vectors.to(self.null.dtype), self.null)
+
+
+def zero(layer: nn.Module) -> nn.Module:
+    """The layer with all parameters 0, so that a block starts as the identity."""
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+    return layer

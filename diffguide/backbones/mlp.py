@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from .base import Backbone, ConditionEmbedding
+from .conditions import Condition
 
 __all__ = ["MLP"]
 
@@ -34,16 +35,18 @@ class MLP(Backbone):
     Arguments:
         in_channels: length of the vectors.
         out_features: length of the output; None = in_channels.
-        num_classes: number of classes, 0 = unconditional.
+        num_classes: number of classes, 0 = y is no class index.
         width: features per layer.
         layers: number of residual layers.
         fourier_features: number of rows of W; 0 = x alone.
         fourier_scale: standard deviation of W, in cycles per unit of x.
+        noise_conditioned: whether the noise level comes in.
+        condition_features: length of the vectors of an Embedding, 0 = y is no Embedding.
     """
 
     def __init__(
         self, in_channels: int, out_features: int | None, num_classes: int, width: int, layers: int,
-        fourier_features: int, fourier_scale: float,
+        fourier_features: int, fourier_scale: float, noise_conditioned: bool = True, condition_features: int = 0,
     ):  # fmt: skip
         super().__init__()
         if layers < 1 or width < 2 or fourier_features < 0:
@@ -51,8 +54,9 @@ class MLP(Backbone):
                 f"the MLP needs 1 layer, width 2 and 0 Fourier features at least, got layers={layers}, width={width}, "
                 f"fourier_features={fourier_features}"
             )
-        self.num_classes = num_classes
-        self.embedding = ConditionEmbedding(width, num_classes)
+        self.num_classes, self.condition_features = num_classes, condition_features
+        self.noise_conditioned = noise_conditioned
+        self.embedding = ConditionEmbedding(width, num_classes, condition_features, noise_conditioned)
         self.register_buffer("fourier", fourier_scale * torch.randn(in_channels, fourier_features))
         self.linear_in = nn.Linear(in_channels + 2 * fourier_features, width)
         self.layers = nn.ModuleList(ResidualLayer(width, width) for _ in range(layers))
@@ -61,11 +65,11 @@ class MLP(Backbone):
         nn.init.zeros_(self.linear_out.weight)
         nn.init.zeros_(self.linear_out.bias)
 
-    def forward(self, x: Tensor, log_snr: Tensor, y: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, log_snr: Tensor | None, y: Condition | None = None) -> Tensor:
         x = x.to(self.linear_in.weight.dtype)
         angles = 2 * math.pi * x @ self.fourier
         h = self.linear_in(torch.cat([x, angles.cos(), angles.sin()], dim=1))
-        embedding = functional.silu(self.embedding(log_snr, y))
+        embedding = functional.silu(self.embedding(h, log_snr, y))
         for layer in self.layers:
             h = layer(h, embedding)
         return self.linear_out(functional.silu(self.norm_out(h)))

@@ -9,16 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .base import Backbone, ConditionEmbedding
+from .attention import attention
+from .base import Backbone, ConditionEmbedding, zero
+from .conditions import Condition
 
 __all__ = ["UNet"]
-
-
-def zero(layer: nn.Module) -> nn.Module:
-    """The layer with all parameters 0, so that a block starts as the identity."""
-    for parameter in layer.parameters():
-        nn.init.zeros_(parameter)
-    return layer
 
 
 def normalise(channels: int) -> nn.GroupNorm:
@@ -54,13 +49,13 @@ class ResidualBlock(nn.Module):
 class Attention(nn.Module):
     """Multi-head self-attention over the pixels, x + proj(softmax(q k^T / sqrt(d)) v)."""
 
-    def __init__(self, channels: int, head_channels: int):
+    def __init__(self, channels: int, head_channels: int, double_differentiable: bool):
         super().__init__()
         if channels % head_channels:
             raise ValueError(
                 f"head_channels must divide {channels} channels where attention is asked, got {head_channels}"
             )
-        self.heads = channels // head_channels
+        self.heads, self.double_differentiable = channels // head_channels, double_differentiable
         self.norm, self.qkv = normalise(channels), nn.Conv2d(channels, 3 * channels, 1)
         self.projection = zero(nn.Conv2d(channels, channels, 1))
 
@@ -68,8 +63,16 @@ class Attention(nn.Module):
         batch, channels, height, width = x.shape
         qkv = self.qkv(self.norm(x)).reshape(batch, 3, self.heads, channels // self.heads, height * width)
         q, k, v = qkv.transpose(-1, -2).unbind(1)  # [B, heads, H W, head_channels]
-        h = functional.scaled_dot_product_attention(q, k, v).transpose(-1, -2)
+        h = attention(q, k, v, self.double_differentiable).transpose(-1, -2)
         return x + self.projection(h.reshape(x.shape))
+
+
+class Block(nn.ModuleList):
+    """One residual block and the attention behind it, if any."""
+
+    def forward(self, h: Tensor, embedding: Tensor) -> Tensor:
+        h = self[0](h, embedding)
+        return self[1](h) if len(self) > 1 else h
 
 
 class UNet(Backbone):
@@ -78,7 +81,7 @@ class UNet(Backbone):
     Arguments:
         in_channels: channels of the images.
         out_features: channels of the output; None = in_channels.
-        num_classes: number of classes, 0 = unconditional.
+        num_classes: number of classes, 0 = y is no class index.
         size: side of the images, pixels; says where `attention` lies.
         channels: width at full resolution.
         multipliers: width of each resolution level in units of `channels`, finest first; each level halves the side.
@@ -86,11 +89,19 @@ class UNet(Backbone):
         attention: sides in pixels at which every block is followed by attention.
         head_channels: channels per attention head.
         dropout: probability in [0, 1).
+        noise_conditioned: whether the noise level comes in.
+        condition_features: length of the vectors of an Embedding, 0 = y is no Embedding.
+        double_differentiable: whether gradients of gradients are needed; slower attention.
+        checkpointing: whether blocks are computed again in the backward pass: less memory, a third more time.
+        channels_last: whether weights and activations lie in memory with the channels last: what matrix units prefer in half
+            precision, and what the fused attention kernels ask for (else attention is written out).
     """
 
     def __init__(
         self, in_channels: int, out_features: int | None, num_classes: int, size: int | None, channels: int,
         multipliers: Sequence[int], blocks: int, attention: Sequence[int], head_channels: int, dropout: float,
+        noise_conditioned: bool = True, condition_features: int = 0, double_differentiable: bool = False,
+        checkpointing: bool = False, channels_last: bool = False,
     ):  # fmt: skip
         super().__init__()
         if size is None:
@@ -108,15 +119,17 @@ class UNet(Backbone):
             raise ValueError(f"attention={list(attention)}: the sides of this network are {sides}, not {unknown[0]}")
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout must be in [0, 1), got {dropout}")
-        self.num_classes = num_classes
+        self.num_classes, self.condition_features = num_classes, condition_features
+        self.noise_conditioned, self.checkpointing = noise_conditioned, checkpointing
         embedding = 4 * channels
-        self.embedding = ConditionEmbedding(embedding, num_classes)
+        self.embedding = ConditionEmbedding(embedding, num_classes, condition_features, noise_conditioned)
 
         def block(
             inputs: int, outputs: int, side: int, resample: nn.Module | None = None, attend: bool = True
-        ) -> nn.ModuleList:
-            attending = [Attention(outputs, head_channels)] if attend and side in attention else []
-            return nn.ModuleList([ResidualBlock(inputs, outputs, embedding, dropout, resample), *attending])
+        ) -> Block:
+            attending = attend and side in attention
+            layers = [Attention(outputs, head_channels, double_differentiable)] if attending else []
+            return Block([ResidualBlock(inputs, outputs, embedding, dropout, resample), *layers])
 
         widths = [channels * multiplier for multiplier in multipliers]
         self.conv_in = nn.Conv2d(in_channels, widths[0], 3, padding=1)
@@ -140,24 +153,20 @@ class UNet(Backbone):
         self.norm_out = normalise(width)
         self.conv_out = zero(nn.Conv2d(width, in_channels if out_features is None else out_features, 3, padding=1))
         self.blocks, self.levels = blocks, levels
+        self.layout = torch.channels_last if channels_last else torch.contiguous_format
+        self.to(memory_format=self.layout)
 
-    def forward(self, x: Tensor, log_snr: Tensor, y: Tensor | None = None) -> Tensor:
-        embedding = functional.silu(self.embedding(log_snr, y))
-        h = self.conv_in(x.to(self.conv_in.weight.dtype))
+    def forward(self, x: Tensor, log_snr: Tensor | None, y: Condition | None = None) -> Tensor:
+        h = self.conv_in(x.to(self.conv_in.weight.dtype, memory_format=self.layout))
+        embedding = functional.silu(self.embedding(h, log_snr, y))
         skips = [h]
         for block in self.down:
-            h = run(block, h, embedding)
+            h = self.run(block, h, embedding)
             skips.append(h)
         for block in self.middle:
-            h = run(block, h, embedding)
+            h = self.run(block, h, embedding)
         for index, block in enumerate(self.up):
             if index % (self.blocks + 2) <= self.blocks:  # the last block of each level only enlarges
                 h = torch.cat([h, skips.pop()], dim=1)
-            h = run(block, h, embedding)
+            h = self.run(block, h, embedding)
         return self.conv_out(functional.silu(self.norm_out(h)))
-
-
-def run(block: nn.ModuleList, h: Tensor, embedding: Tensor) -> Tensor:
-    """One residual block and the attention behind it, if any."""
-    h = block[0](h, embedding)
-    return block[1](h) if len(block) > 1 else h

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..backbones.conditions import Condition, joined, without
 from ..denoisers import Denoiser, DenoiserWrapper, Prediction
 
 __all__ = ["ClassifierFree", "Unguided"]
@@ -14,7 +15,7 @@ __all__ = ["ClassifierFree", "Unguided"]
 class Unguided(DenoiserWrapper):
     """The conditional denoiser as it is."""
 
-    def __call__(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Prediction:
+    def __call__(self, x_t: Tensor, t: Tensor, y: Condition | None = None) -> Prediction:
         return self.denoiser(x_t, t, y)
 
 
@@ -31,14 +32,14 @@ class ClassifierFree(DenoiserWrapper):
         interval: (lo, hi) in noise level sigma / alpha: guidance acts where lo < sigma / alpha <= hi.
 
     Raises:
-        ValueError: a denoiser without classes or without a null condition, an interval with lo >= hi.
+        ValueError: a denoiser without condition or without a null condition, an interval with lo >= hi.
     """
 
     needs_null = True
 
     def __init__(self, denoiser: Denoiser, scale: float, interval: Sequence[float]):
         super().__init__(denoiser)
-        if denoiser.num_classes == 0:
+        if not denoiser.conditional:
             raise ValueError("guidance=cfg needs a conditional model, and this one has no classes; take guidance=none")
         if not denoiser.has_null:
             raise ValueError(
@@ -59,14 +60,14 @@ class ClassifierFree(DenoiserWrapper):
             (low < level) & (level <= high), level.new_tensor(self.scale), 1.0
         )  # float64, unlike 2 numbers
 
-    def __call__(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Prediction:
+    def __call__(self, x_t: Tensor, t: Tensor, y: Condition | None = None) -> Prediction:
         scale = self.scale_at(t)
         if y is None or (scale.ndim == 0 and scale == 1):
             return self.denoiser(x_t, t, y)
-        null = torch.full_like(y, -1)
+        null = without(y)
         if scale.ndim == 0 and scale == 0:
             return self.denoiser(x_t, t, null)
-        both = self.denoiser(torch.cat([x_t, x_t]), torch.cat([t, t]) if t.ndim else t, torch.cat([y, null]))
+        both = self.denoiser(torch.cat([x_t, x_t]), torch.cat([t, t]) if t.ndim else t, joined([y, null]))
         sides = [field.chunk(2) for field in both]
         if scale.ndim == 0:
             return Prediction(*(weak + scale * (strong - weak) for strong, weak in sides))

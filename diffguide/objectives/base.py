@@ -5,6 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..backbones.conditions import Condition, without_rows
 from ..randomness import Share, uniform
 
 __all__ = ["Loss", "Objective", "drop_condition"]
@@ -22,7 +23,7 @@ class Loss(NamedTuple):
 
 
 class Objective(nn.Module):
-    """objective(x_0, y, rng) -> Loss, with x_0 [B, ...] in [-1, 1], y [B] class indices or None, rng on x_0's device.
+    """objective(x_0, y, rng) -> Loss: x_0 [B, ...] in [-1, 1]; y [B] class indices, an Embedding or None; rng on its device.
 
     Its random numbers come from `randomness.normal` and `uniform`, so that rng may be the share of a divided batch.
 
@@ -33,15 +34,15 @@ class Objective(nn.Module):
 
     model: nn.Module
 
-    def forward(self, x_0: Tensor, y: Tensor | None, rng: torch.Generator | Share) -> Loss:
+    def forward(self, x_0: Tensor, y: Condition | None, rng: torch.Generator | Share) -> Loss:
         raise NotImplementedError
 
 
-def drop_condition(y: Tensor | None, probability: float, rng: torch.Generator | Share) -> Tensor | None:
-    """y with every row independently replaced by -1 (no condition) with the given probability.
+def drop_condition(y: Condition | None, probability: float, rng: torch.Generator | Share) -> Condition | None:
+    """y without its condition (-1, or keep=False) in every row independently with the given probability.
 
     Ho & Salimans, "Classifier-Free Diffusion Guidance", 2022, arXiv 2207.12598, algorithm 1.
     """
     if y is None or probability == 0:
         return y
-    return torch.where(uniform(y.shape, rng, torch.float32) < probability, -1, y)
+    return without_rows(y, uniform((len(y),), rng, torch.float32) < probability)

@@ -1,8 +1,10 @@
 """Regression on noised data: every objective of the eps, x0, v, flow and EDM kind is this class with another table."""
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from ..backbones import Backbone
+from ..backbones.conditions import Condition
 from ..denoisers import Preconditioned
 from ..parameterizations import Parameterization
 from ..randomness import Share, normal
@@ -33,7 +35,7 @@ class Denoising(Objective):
     """
 
     def __init__(
-        self, backbone: nn.Module, schedule: Schedule, parameterization: Parameterization, weight: Weight,
+        self, backbone: Backbone, schedule: Schedule, parameterization: Parameterization, weight: Weight,
         levels: NoiseLevels, p_uncond: float,
     ):  # fmt: skip
         super().__init__()
@@ -42,7 +44,7 @@ class Denoising(Objective):
         self.model = Preconditioned(backbone, schedule, parameterization, has_null=p_uncond > 0)
         self.weight, self.levels, self.p_uncond = weight, levels, float(p_uncond)
 
-    def forward(self, x_0: Tensor, y: Tensor | None, rng: torch.Generator | Share) -> Loss:
+    def forward(self, x_0: Tensor, y: Condition | None, rng: torch.Generator | Share) -> Loss:
         schedule = self.model.schedule
         t, density = self.levels(schedule, len(x_0), rng)
         alpha, sigma = (a.to(x_0) for a in schedule.alpha_sigma(t, x_0.ndim))

@@ -58,7 +58,7 @@ class Sampler:
 
         Arguments:
             times: decreasing float64 CPU tensor of at least two.
-            y: class indices [B], -1 = no condition, or None.
+            y: class indices [B], -1 = no condition, an Embedding, or None.
             noise: needed where `stochastic`.
             on_step: called with (step index from 1, x) after every step.
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from ..backbones import Embedding
 from ..denoisers import Denoiser
 from ..randomness import Noise
 from .base import Sampler
@@ -13,8 +14,8 @@ __all__ = ["generate"]
 
 
 def generate(
-    denoiser: Denoiser, sampler: Sampler, seeds: Sequence[int], labels: Sequence[int] | None, shape: Sequence[int],
-    batch_size: int, device: torch.device | str = "cpu", on_step=None,
+    denoiser: Denoiser, sampler: Sampler, seeds: Sequence[int], labels: Sequence[int] | Embedding | None,
+    shape: Sequence[int], batch_size: int, device: torch.device | str = "cpu", on_step=None,
 ) -> Iterator[Tensor]:  # fmt: skip
     """Yields batches x [b, *shape] at the end of the sampler's grid, in the denoiser's precision.
 
@@ -22,7 +23,7 @@ def generate(
         denoiser: what to sample, guided or not.
         sampler: how.
         seeds: one per sample; sample i is a function of (seeds[i], labels[i]), the denoiser and the sampler alone.
-        labels: class index per sample, -1 = no condition; None = -1 everywhere.
+        labels: class index per sample, -1 = no condition; or an Embedding, one row per sample; None = no condition.
         shape: of one sample.
         batch_size: samples at a time.
         device: where the denoiser lives.
@@ -33,5 +34,6 @@ def generate(
     for first in range(0, len(seeds), batch_size):
         part = slice(first, first + batch_size)
         noise = Noise(seeds[part], shape, denoiser.schedule, device)
-        y = None if labels is None else torch.tensor(labels[part], device=device)
+        y = None if labels is None else labels[part]
+        y = y.to(device) if isinstance(y, Embedding) else y if y is None else torch.tensor(y, device=device)
         yield sampler(denoiser, sigma * noise.normal(times[0], 0), times, y, noise, on_step)

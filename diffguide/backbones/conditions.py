@@ -1,0 +1,70 @@
+"""What a condition can be, and what dropping and batching mean for each kind.
+
+A condition y is None (no condition in any row), class indices [B] with -1 for "no condition in this row", or an
+`Embedding`. Whoever drops or batches conditions does it through these functions and needs not know which it has.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+__all__ = ["Condition", "Embedding", "joined", "without", "without_rows"]
+
+
+class Embedding:
+    """Vectors in place of class indices (of a text, of an image), which say themselves in which rows they hold.
+
+    Arguments:
+        vectors: [B, D].
+        keep: [B] bool; False = no condition in this row, whatever its vector; None = every row has its condition.
+
+    Raises:
+        ValueError: other shapes, or a mask that is not boolean.
+    """
+
+    def __init__(self, vectors: Tensor, keep: Tensor | None = None):
+        if keep is None:
+            keep = torch.ones(len(vectors), dtype=torch.bool, device=vectors.device)
+        if vectors.ndim != 2 or keep.shape != vectors.shape[:1] or keep.dtype != torch.bool:
+            raise ValueError(
+                f"an embedding has vectors [B, D] and keep [B] of booleans, got {list(vectors.shape)} and "
+                f"{list(keep.shape)} of {keep.dtype}"
+            )
+        self.vectors, self.keep = vectors, keep
+
+    def __len__(self) -> int:
+        return len(self.vectors)
+
+    def __getitem__(self, rows: slice | Tensor) -> "Embedding":
+        """Some of the rows: a slice, indices or a mask."""
+        return Embedding(self.vectors[rows], self.keep[rows])
+
+    @property
+    def device(self) -> torch.device:
+        return self.vectors.device
+
+    def to(self, device: torch.device | str) -> "Embedding":
+        return Embedding(self.vectors.to(device), self.keep.to(device))
+
+
+Condition = Tensor | Embedding
+
+
+def without_rows(y: Condition, dropped: Tensor) -> Condition:
+    """y without its condition in the rows where dropped [B] is True."""
+    if isinstance(y, Embedding):
+        return Embedding(y.vectors, y.keep & ~dropped)
+    return torch.where(dropped, -1, y)
+
+
+def without(y: Condition) -> Condition:
+    """y without its condition in any row."""
+    return without_rows(y, torch.ones(len(y), dtype=torch.bool, device=y.device))
+
+
+def joined(parts: Sequence[Condition]) -> Condition:
+    """The rows of conditions of one kind, one after the other."""
+    if isinstance(parts[0], Embedding):
+        return Embedding(*(torch.cat(field) for field in zip(*((part.vectors, part.keep) for part in parts))))
+    return torch.cat(list(parts))

@@ -1,0 +1,134 @@
+"""The diffusion transformer: a vision transformer on patches whose blocks are conditioned by adaptive layer norms.
+
+Peebles & Xie, "Scalable Diffusion Models with Transformers", 2022, arXiv 2212.09748, section 3 and figure 3.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from .attention import attention
+from .base import Backbone, ConditionEmbedding, zero
+from .conditions import Condition
+
+__all__ = ["DiT"]
+
+
+def positions(side: int, width: int) -> Tensor:
+    """[side^2, width], row by row: half of the features for the column, half for the row of a patch, sines then cosines.
+
+    Wavelengths from 2 pi to 2 pi * 10000 patches (arXiv 1706.03762, section 3.5, for each axis).
+    """
+    quarter = width // 4
+    frequencies = 10000.0 ** (-torch.arange(quarter, dtype=torch.float64) / quarter)
+    angles = torch.arange(side, dtype=torch.float64)[:, None] * frequencies
+    axis = torch.cat([angles.sin(), angles.cos()], dim=1)
+    column, row = axis[None].expand(side, -1, -1), axis[:, None].expand(-1, side, -1)
+    return torch.cat([column, row], dim=2).flatten(0, 1).float()
+
+
+def norm(width: int) -> nn.LayerNorm:
+    """Layer normalisation without its own scale and shift, which the conditioning vector brings."""
+    return nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
+
+
+class Block(nn.Module):
+    """h = h + gate attend(norm(h) (1 + scale) + shift), then the same with an MLP in place of attention.
+
+    The six vectors are linear in the conditioning vector and start at 0: the block starts as the identity (adaLN-Zero).
+    """
+
+    def __init__(self, width: int, heads: int, mlp_ratio: float, dropout: float, double_differentiable: bool):
+        super().__init__()
+        hidden = int(width * mlp_ratio)
+        self.heads, self.double_differentiable = heads, double_differentiable
+        self.norm_attention, self.norm_mlp, self.dropout = norm(width), norm(width), nn.Dropout(dropout)
+        self.qkv, self.projection = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU(approximate="tanh"), nn.Linear(hidden, width))
+        self.modulation = nn.Linear(width, 6 * width)
+
+    def attend(self, h: Tensor) -> Tensor:
+        q, k, v = self.qkv(h).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # each [B, heads, N, d]
+        return self.projection(attention(q, k, v, self.double_differentiable).transpose(1, 2).flatten(2))
+
+    def forward(self, h: Tensor, embedding: Tensor) -> Tensor:
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.modulation(embedding)[:, None].chunk(6, dim=2)
+        h = h + gate_a * self.dropout(self.attend(self.norm_attention(h) * (1 + scale_a) + shift_a))
+        return h + gate_m * self.dropout(self.mlp(self.norm_mlp(h) * (1 + scale_m) + shift_m))
+
+
+class DiT(Backbone):
+    """Transformer for images [B, C, H, W] of a fixed side, cut into square patches.
+
+    Arguments:
+        in_channels: channels of the images.
+        out_features: channels of the output; None = in_channels.
+        num_classes: number of classes, 0 = y is no class index.
+        size: side of the images, pixels.
+        patch: side of a patch, pixels; divides `size`. Time grows with (size / patch)^4 where that is large.
+        width: features per patch, a multiple of 4 and of `heads`.
+        depth: number of blocks.
+        heads: attention heads.
+        mlp_ratio: hidden width of the blocks' MLPs in units of `width`.
+        dropout: probability in [0, 1), on what each branch adds.
+        noise_conditioned: whether the noise level comes in.
+        condition_features: length of the vectors of an Embedding, 0 = y is no Embedding.
+        double_differentiable: whether gradients of gradients are needed; slower attention.
+        checkpointing: whether blocks are computed again in the backward pass: less memory, a third more time.
+    """
+
+    def __init__(
+        self, in_channels: int, out_features: int | None, num_classes: int, size: int | None, patch: int, width: int,
+        depth: int, heads: int, mlp_ratio: float, dropout: float, noise_conditioned: bool = True,
+        condition_features: int = 0, double_differentiable: bool = False, checkpointing: bool = False,
+    ):  # fmt: skip
+        super().__init__()
+        if size is None:
+            raise ValueError("the transformer needs images, and this dataset has vectors: take backbone=mlp")
+        if patch < 1 or size % patch:
+            raise ValueError(f"patch must divide the side of the images, {size} pixels, got {patch}")
+        if heads < 1 or width < 4 or width % 4 or width % heads:
+            raise ValueError(f"width must be a multiple of 4 and of heads={heads}, got {width}")
+        if depth < 1 or not mlp_ratio * width >= 1:
+            raise ValueError(f"the transformer needs 1 block and an MLP of 1 feature, got {depth=}, {mlp_ratio=}")
+        if not 0 <= dropout < 1:
+            raise ValueError(f"dropout must be in [0, 1), got {dropout}")
+        self.num_classes, self.condition_features = num_classes, condition_features
+        self.noise_conditioned, self.checkpointing = noise_conditioned, checkpointing
+        self.out_channels = in_channels if out_features is None else out_features
+        self.embedding = ConditionEmbedding(width, num_classes, condition_features, noise_conditioned)
+        self.patches = nn.Conv2d(in_channels, width, patch, stride=patch)
+        self.register_buffer("positions", positions(size // patch, width), persistent=False)
+        self.blocks = nn.ModuleList(
+            Block(width, heads, mlp_ratio, dropout, double_differentiable) for _ in range(depth)
+        )
+        self.norm_out, self.modulation_out = norm(width), nn.Linear(width, 2 * width)
+        self.linear_out = nn.Linear(width, patch * patch * self.out_channels)
+        self.initialise()
+
+    def initialise(self) -> None:
+        """Xavier's uniform law for linear layers and patches; 0 for what makes every block the identity, and the output 0.
+
+        The conditioning vector starts as in every network here: at the N(0, 0.02^2) of the paper's code a small network
+        needs twice the images.
+        """
+        own = set(self.embedding.modules())
+        for layer in self.modules():
+            if isinstance(layer, nn.Linear | nn.Conv2d) and layer not in own:
+                nn.init.xavier_uniform_(layer.weight.flatten(1))  # a view: patches are a linear layer too
+                nn.init.zeros_(layer.bias)
+        for layer in (*(block.modulation for block in self.blocks), self.modulation_out, self.linear_out):
+            zero(layer)
+
+    def forward(self, x: Tensor, log_snr: Tensor | None, y: Condition | None = None) -> Tensor:
+        h = self.patches(x.to(self.patches.weight.dtype))
+        rows, columns = h.shape[2:]
+        h = h.flatten(2).transpose(1, 2) + self.positions  # [B, rows * columns, width]
+        embedding = functional.silu(self.embedding(h, log_snr, y))
+        for block in self.blocks:
+            h = self.run(block, h, embedding)
+        shift, scale = self.modulation_out(embedding)[:, None].chunk(2, dim=2)
+        h = self.linear_out(self.norm_out(h) * (1 + scale) + shift)
+        side = self.patches.stride[0]
+        h = h.unflatten(2, (side, side, self.out_channels)).unflatten(1, (rows, columns))
+        return h.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)  # [B, C, rows * side, columns * side]

@@ -1,0 +1,43 @@
+"""Small networks that the tests of backbones share."""
+
+import pytest
+import torch
+from torch import nn
+
+from diffguide.backbones import MLP, DiT, UNet
+
+
+def unet(in_channels=1, size=8, out_features=None, num_classes=3, **changed) -> UNet:
+    options = {"channels": 8, "multipliers": [1, 2], "blocks": 1, "attention": [size // 2], "head_channels": 8}
+    return UNet(in_channels, out_features, num_classes, size, **options | {"dropout": 0.1} | changed)
+
+
+def dit(in_channels=1, size=8, out_features=None, num_classes=3, **changed) -> DiT:
+    options = {"patch": 2, "width": 16, "depth": 2, "heads": 2, "mlp_ratio": 2.0, "dropout": 0.1}
+    return DiT(in_channels, out_features, num_classes, size, **options | changed)
+
+
+def mlp(in_channels=2, out_features=None, num_classes=3, fourier_features=4, **changed) -> MLP:
+    options = {"width": 16, "layers": 2, "fourier_scale": 0.5}
+    return MLP(in_channels, out_features, num_classes, fourier_features=fourier_features, **options | changed)
+
+
+def lively(network: nn.Module) -> nn.Module:
+    """In evaluation mode, with every parameter drawn: the layers that start at zero would hide what is tested."""
+    rng = torch.Generator().manual_seed(0)
+    for parameter in network.parameters():
+        nn.init.normal_(parameter, std=0.2, generator=rng)
+    return network.eval().requires_grad_(False)
+
+
+def batch(*shape, seed=0):
+    rng = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=rng), torch.linspace(-5, 5, shape[0]), torch.arange(shape[0]) % 4 - 1
+
+
+def same_rows(a, b, atol=1e-6):
+    return torch.isclose(a, b, rtol=0, atol=atol).flatten(1).all(1)
+
+
+NETWORKS = {"unet": (unet, (1, 8, 8)), "dit": (dit, (1, 8, 8)), "mlp": (mlp, (2,))}
+every_network = pytest.mark.parametrize("make, shape", NETWORKS.values(), ids=NETWORKS)
