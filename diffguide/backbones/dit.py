@@ -109,8 +109,8 @@ class DiT(Backbone):
     def initialise(self) -> None:
         """Xavier's uniform law for linear layers and patches; 0 for what makes every block the identity, and the output 0.
 
-        The conditioning vector starts as in every network here: at the N(0, 0.02^2) of the paper's code a small network
-        needs twice the images.
+        The conditioning vector starts as in every network here, not at the N(0, 0.02^2) of the paper's code, with which the
+        small network learnt the digits more slowly.
         """
         own = set(self.embedding.modules())
         for layer in self.modules():
