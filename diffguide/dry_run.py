@@ -69,8 +69,10 @@ def cost(engine, objective: Objective, data: Dataset, training, seed: int) -> li
         if cuda:
             torch.cuda.synchronize()
 
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        step()
+    x, y, rng = next(parts)
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor), engine.autocast():
+        objective(x, y, rng)
+    step()
     weights = {tensor.data_ptr(): tensor.nbytes for tensor in objective.state_dict().values()}
     activations = sum(size for place, size in saved.items() if place not in weights)
     state = [

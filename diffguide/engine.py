@@ -5,7 +5,12 @@ import os
 from lightning_fabric import Fabric
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 
-__all__ = ["fabric"]
+__all__ = ["fabric", "launched_outside"]
+
+
+def launched_outside() -> bool:
+    """Whether torchrun started this process, so that its siblings are there already."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
 
 
 def fabric(accelerator: str, devices: int | str, num_nodes: int, strategy: str, precision: str) -> Fabric:
@@ -21,7 +26,7 @@ def fabric(accelerator: str, devices: int | str, num_nodes: int, strategy: str, 
     Raises:
         ValueError: a device that is not there, an unknown strategy or precision.
     """
-    if "TORCHELASTIC_RUN_ID" in os.environ:  # Fabric's own count would start independent single runs here
+    if launched_outside():  # Fabric's own count would start independent single runs here
         devices = int(os.environ["LOCAL_WORLD_SIZE"])
         num_nodes = int(os.environ["WORLD_SIZE"]) // devices
     try:

@@ -32,6 +32,7 @@ def train(cfg: DictConfig) -> None:
     import torch
 
     from . import checkpoints
+    from .engine import launched_outside
     from .training import Diverged
 
     resumed = None
@@ -45,7 +46,11 @@ def train(cfg: DictConfig) -> None:
             raise ConfigError(f"{key} must be true or false, got {cfg[key]!r}")
     check_label_dropout(cfg)
     parent = run_parent(cfg, "dry_run" if cfg.dry_run else "train", cfg.name)
-    training, engine, data = build(cfg, "training"), build(cfg, "engine"), build(cfg, "dataset")
+    training, engine = build(cfg, "training"), build(cfg, "engine")
+    if launched_outside():
+        engine.launch()
+    with engine.rank_zero_first():  # who downloads what is missing
+        data = build(cfg, "dataset")
     torch.manual_seed(cfg.seed)
     backbone = build(cfg, "backbone")
     objective, sampler = build(cfg, "objective", backbone, build(cfg, "schedule")), build(cfg, "sampler")
@@ -55,6 +60,9 @@ def train(cfg: DictConfig) -> None:
         share = training.share(engine.world_size)
         training.make_optimizer(objective)
     probe(objective, data)
+    if data.unreadable and engine.is_global_zero:
+        shown = ", ".join(f"{path} ({reason})" for path, reason in data.unreadable[:3])
+        print(f"{len(data.unreadable)} images cannot be read and are left out: {shown}", file=sys.stderr)
     if cfg.compile:
         backbone.compile()
     if cfg.dry_run:
@@ -80,7 +88,8 @@ def train(cfg: DictConfig) -> None:
         sample_picture(path, torch.cat([x.float().cpu() for x in batches]), labels, data.class_names, background)
 
     config = OmegaConf.to_container(cfg, resolve=True) | {"resume": None}
-    engine.launch()
+    if not launched_outside():
+        engine.launch()
     with ExitStack() as held:
         folder = claim(engine, parent, config, resumed, held)
         try:

@@ -1,22 +1,42 @@
-"""How fast images come from a folder: a DataLoader with worker processes over a streamed data set.
+"""Whether training waits for its data: the share of the time that steps spend on getting a batch.
 
-    python scripts/data_speed.py [--workers 2] [--images 4000]
+    python scripts/data_speed.py [--workers 2] [--images 4000] [--rate 200] [--seconds 20]
 
-Writes 4000 JPEGs of 64 x 64 pixels into a temporary folder and reads them all, in a random order as training does, in
-batches of 128; the median of three passes, the start of the workers included (bar: 200 images/s with two workers).
+resident: 50 000 images of 3 x 32 x 32 bytes, as CIFAR-10 has, live on the device; what indexing a batch of 128 takes against
+          one optimiser step of the default network at that size (bar: 1 %).
+stream:   JPEGs of 64 x 64 pixels in a temporary folder, read by workers as `dataset=image_folder dataset.memory=0` does; alone
+          (images/s, the start of the workers included), and behind steps that compute on one core for as long as a network
+          that takes 200 images/s, in batches of 64 (bar: the data are ready, waiting under 1 %).
 """
 
 import argparse
 import statistics
 import tempfile
 import time
+from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy
+import torch
 from PIL import Image
-from torch.utils.data import DataLoader
 
-from diffguide.datasets import ImageFolder
+from diffguide import objectives, parameterizations, schedules
+from diffguide.backbones import UNet
+from diffguide.batches import Batches
+from diffguide.datasets import Dataset, ImageFolder, Split
+from diffguide.objectives.levels import UniformTime
+from diffguide.objectives.weights import Uniform
+
+BATCH = 64
+
+
+class Alone(NamedTuple):
+    """What `Batches` asks of a Fabric, for one process."""
+
+    device: torch.device
+    global_rank: int = 0
+    world_size: int = 1
 
 
 def write_images(folder: Path, count: int) -> None:
@@ -30,29 +50,84 @@ def write_images(folder: Path, count: int) -> None:
         Image.fromarray(pixels).save(folder / "ab"[i % 2] / f"{i}.jpg", quality=90)
 
 
-def pass_rate(data: ImageFolder) -> float:
-    """Images per second of one pass."""
-    started = time.perf_counter()
-    loader = DataLoader(data.train, batch_size=128, shuffle=True, num_workers=data.workers)
-    count = sum(len(x) for x, _ in loader)
-    return count / (time.perf_counter() - started)
+def waiting(batches: Batches, step, count: int) -> tuple[float, float]:
+    """(share of the time in which steps wait for their batch, images per second) over `count` steps after two warm ones."""
+    parts = iter(batches)
+    for part in islice(parts, 2):
+        step(*part)
+    batches.waited, started = 0.0, time.perf_counter()
+    for part in islice(parts, count):
+        step(*part)
+    seconds = time.perf_counter() - started
+    return batches.waited / seconds, count * batches.share / seconds
+
+
+def resident(device: torch.device, steps: int = 4) -> None:
+    rng = torch.Generator().manual_seed(0)
+    train = Split(torch.randint(256, (50_000, 3, 32, 32), dtype=torch.uint8, generator=rng), torch.arange(50_000) % 10)
+    data = Dataset(train, train, train, [str(k) for k in range(10)], flip=True)
+    network = UNet(3, None, 10, 32, 32, [1, 2], 2, [16], 32, 0.1)
+    objective = objectives.Denoising(
+        network, schedules.Cosine(12, -10), parameterizations.V(), Uniform(), UniformTime(True), 0.1
+    ).to(device)
+    optimizer = torch.optim.AdamW(objective.parameters(), fused=True)
+
+    def step(x, y, share) -> None:
+        objective(x, y, share).per_example.mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+
+    share, rate = waiting(Batches(data, 0, Alone(device), 128, 128), step, steps)
+    print(f"resident  waits {share:7.3%} of the time at {rate:.0f} images/s on {device.type}   (bar 1 %)")
+
+
+def stream(workers: int, images: int, rate: float, seconds: float) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        write_images(Path(folder), images)
+        data = ImageFolder(
+            folder, channels=3, size=64, num_classes=2, resize=None, stretch=False, flip=True, validation=0.05,
+            test=0.0, memory=0, workers=workers,
+        )  # fmt: skip
+
+        def alone() -> float:
+            started = time.perf_counter()
+            count = sum(
+                len(y)
+                for _, y, _ in islice(Batches(data, 0, Alone(torch.device("cpu")), BATCH, BATCH), images // BATCH)
+            )
+            return count / (time.perf_counter() - started)
+
+        fastest = statistics.median(alone() for _ in range(3))
+        matrix, torch_threads = torch.randn(256, 256), torch.get_num_threads()
+        torch.set_num_threads(1)
+
+        def step(x, y, share) -> None:
+            end = time.perf_counter() + BATCH / rate
+            while time.perf_counter() < end:
+                matrix @ matrix
+
+        steps = max(int(seconds * rate / BATCH), 10)
+        share, reached = waiting(Batches(data, 0, Alone(torch.device("cpu")), BATCH, BATCH), step, steps)
+        torch.set_num_threads(torch_threads)
+    print(
+        f"stream    {fastest:8.0f} images/s alone, {workers} workers; behind steps of {rate:.0f} images/s it waits",
+        end=" ",
+    )
+    print(f"{share:7.3%} of the time, {reached:.0f} images/s (bar 1 %)")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", default="cpu", help="cpu or cuda, for resident data")
     parser.add_argument("--images", type=int, default=4000, help="JPEGs to write")
     parser.add_argument("--workers", type=int, default=2, help="processes that read")
+    parser.add_argument("--rate", type=float, default=200.0, help="images per second of the network behind the stream")
+    parser.add_argument("--seconds", type=float, default=20.0, help="of that")
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        write_images(Path(folder), arguments.images)
-        data = ImageFolder(
-            folder, channels=3, size=64, num_classes=2, resize=None, stretch=False, flip=False, validation=0.05,
-            test=0.0, memory=0, workers=arguments.workers,
-        )  # fmt: skip
-        rate = statistics.median(pass_rate(data) for _ in range(3))
-    print(
-        f"stream    {rate:8.0f} images/s from {arguments.images} JPEGs of 64 x 64, {arguments.workers} workers (bar 200)"
-    )
+    resident(torch.device(arguments.device))
+    stream(arguments.workers, arguments.images, arguments.rate, arguments.seconds)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ processes; training treats both alike.
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -54,10 +55,13 @@ class Dataset:
 
     Attributes:
         shape: of one example as the network sees it.
+        unreadable: (path, reason) of files that were left out.
 
     Raises:
         ValueError: a size above the stored side.
     """
+
+    unreadable: Sequence[tuple[Path, str]] = ()
 
     def __init__(
         self, train: Split | Stream, validation: Split | Stream, test: Split | Stream, class_names: Sequence[str],

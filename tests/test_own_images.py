@@ -1,0 +1,103 @@
+"""A folder of one's own images through the real commands: looked at, trained, resumed, sampled."""
+
+import re
+from pathlib import Path
+
+import numpy
+import pytest
+from PIL import Image
+
+from diffguide import checkpoints
+from diffguide.backbones import UNet
+from diffguide.sample import main as sample
+from diffguide.train import main
+
+SMALL = ["dataset.size=16", "backbone.channels=8", "backbone.head_channels=8", "backbone.attention=[8]", "sampler.steps=2",
+         "training.batch_size=8", "training.images=32", "training.checkpoint_images=16"]  # fmt: skip
+ODD = "my = images, 2 ö"
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """Three classes in a folder with an awkward name: colours of their own, one unreadable file."""
+    rng = numpy.random.default_rng(0)
+    for k, name in enumerate(["cats", "dögs", "o, wls"]):
+        (tmp_path / ODD / name).mkdir(parents=True)
+        for i in range(10 + k):
+            pixels = numpy.full((20, 24, 3), 30, numpy.uint8)
+            pixels[..., k] = rng.integers(100, 255)
+            Image.fromarray(pixels).save(tmp_path / ODD / name / f"{i}.jpg")
+    (tmp_path / ODD / "cats" / "broken.jpg").write_bytes(b"not a picture")
+    return tmp_path
+
+
+def own(*arguments: str) -> list[str]:
+    return ["dataset=image_folder", f"dataset.path={ODD}", "dataset.num_classes=3", *SMALL, *arguments]
+
+
+@pytest.mark.parametrize("memory", ["2.0e+9", "0"])
+def test_own_images_train_resume_and_sample(folder, command, memory):
+    done = command(main, *own(f"dataset.memory={memory}"), at=folder)
+    assert done.code == 0 and "1 images cannot be read and are left out: cats/broken.jpg" in done.err, done.err
+    loaded = checkpoints.load(folder / done.folder)
+    assert loaded.facts["class_names"] == ["cats", "dögs", "o, wls"] and loaded.facts["shape"] == [3, 16, 16]
+    whole = (folder / done.folder / "checkpoints/0000000032.safetensors").read_bytes()
+    for file in (folder / done.folder / "checkpoints").glob("0000000032*"):
+        file.unlink()
+    resumed = command(main, f"resume={done.folder}", at=folder)
+    assert resumed.code == 0, resumed.err
+    assert (folder / done.folder / "checkpoints/0000000032.safetensors").read_bytes() == whole
+    sampled = command(sample, f"checkpoint={done.folder}", "labels=[dögs]", "n=2", "sampler.steps=2", at=folder)
+    assert sampled.code == 0, sampled.err
+    assert numpy.load(folder / sampled.folder / "samples.npz")["arr_0"].shape == (2, 16, 16, 3)
+
+
+def test_a_dry_run_looks_and_trains_nothing(folder, command):
+    done = command(main, *own("dry_run=true", "name=look"), at=folder)
+    assert done.code == 0 and str(done.folder) == "outputs/dry_run/look/v001", done.err
+    assert [path.name for path in (folder / "outputs").iterdir()] == ["dry_run"]
+    sheet = (folder / done.folder / "data_sheet.txt").read_text()
+    assert all(line in done.err for line in sheet.splitlines())
+    counts = [
+        re.search(rf"class {k} {name}: (\d+) / (\d+)", sheet) for k, name in enumerate(["cats", "dögs", "o, wls"])
+    ]
+    assert [int(found[1]) + int(found[2]) for found in counts] == [10, 11, 12]
+    assert (
+        "cats/broken.jpg" in sheet
+        and "24 x 20" in sheet.replace("x", " x ").replace("  ", " ")
+        and "[3, 16, 16]" in sheet
+    )
+    picture = numpy.asarray(Image.open(folder / done.folder / "contact_sheet.png").convert("RGB")).astype(int)
+    cells = picture[[10, 65, 115], -30]
+    assert cells.argmax(axis=1).tolist() == [0, 1, 2]  # a red row, a green one, a blue one
+
+
+def cost(err: str) -> tuple[int, float, float, float]:
+    """Parameters, bytes of weights and of activations, seconds."""
+    units = {"B": 1, "kB": 1e3, "MB": 1e6, "GB": 1e9, "seconds": 1, "minutes": 60, "hours": 3600, "days": 86400}
+    parameters = int(re.search(r"parameters: ([\d,]+)", err)[1].replace(",", ""))
+    weights = re.search(r"optimiser ([\d.]+) (\w+)", err)
+    activations = re.search(r"activations of \d+ images ([\d.]+) (\w+)", err)
+    seconds = re.search(r"time: about ([\d.]+) (\w+)", err)
+    return parameters, *(float(found[1]) * units[found[2]] for found in (weights, activations, seconds))
+
+
+def test_a_dry_run_estimates_the_cost(tmp_path, command):
+    small = ["dry_run=true", "backbone.channels=16", "backbone.head_channels=16"]
+    first = command(main, *small, "training.batch_size=32", at=tmp_path)
+    double = command(main, *small, "training.batch_size=64", "training.images=6000000", at=tmp_path)
+    parts = command(main, *small, "training.batch_size=64", "training.accumulate=2", at=tmp_path)
+    network = UNet(1, None, 10, 8, 16, [1, 2], 2, [4], 16, 0.1)
+    (count, weights, activations, seconds), twice, cut = (cost(done.err) for done in (first, double, parts))
+    assert weights == pytest.approx(20 * count, rel=0.01)  # weights, gradients, average, two moments; four bytes each
+    assert twice[:2] == cut[:2] == (count, weights)
+    assert twice[2] == pytest.approx(2 * activations, rel=0.05) and cut[2] == pytest.approx(activations, rel=0.05)
+    assert 20 < twice[3] / seconds < 200  # a hundred times the images
+    assert count == sum(parameter.numel() for parameter in network.parameters())
+
+
+@pytest.mark.parametrize("arguments", [["experiment=gmm2d"], ["guidance=none", "backbone.num_classes=0"]])
+def test_a_dry_run_of_anything(tmp_path, command, arguments):
+    done = command(main, "dry_run=true", *arguments, at=tmp_path)
+    assert done.code == 0, done.err
+    assert Image.open(tmp_path / done.folder / "contact_sheet.png").size[0] > 100
