@@ -19,7 +19,7 @@ import torch
 from omegaconf import OmegaConf
 from safetensors.torch import save_file
 
-from diffguide import checkpoints
+from diffguide import archives, checkpoints
 from diffguide.sample import main as sample
 from diffguide.train import main
 from diffguide.training import Training
@@ -86,11 +86,11 @@ def assert_the_same_run(one: Path, other: Path) -> None:
 HALF = """
 import os, signal, sys, safetensors.torch
 from diffguide.train import main
-whole, calls = safetensors.torch.save_file, []
+whole, calls, last = safetensors.torch.save_file, [], int(sys.argv[1])
 def half(tensors, path, metadata):
     whole(tensors, path, metadata)
     calls.append(path)
-    if len(calls) == int(sys.argv[1]):
+    if len(calls) == last:
         os.truncate(path, os.path.getsize(path) // 2)
         os.kill(os.getpid(), signal.SIGKILL)
 safetensors.torch.save_file = half
@@ -191,7 +191,7 @@ def test_signals_save_and_the_resumed_run_is_the_same(short_run, tmp_path, comma
 
 def test_a_process_that_gets_sigterm_leaves_with_143(tmp_path):
     process = start(tmp_path, *SMALL, "training.images=500000", "training.log_images=500")
-    wait_for((tmp_path / RUN / "metrics.jsonl").exists, process)
+    wait_for(lambda: (path := tmp_path / RUN / "metrics.jsonl").exists() and path.stat().st_size, process)
     process.send_signal(signal.SIGTERM)
     out, err = finish(process, 143)
     assert out == f"{RUN}\n" and f"continue with: diffguide-train resume={RUN}" in err and "Traceback" not in err
@@ -212,7 +212,7 @@ def test_a_second_process_on_a_run_is_refused(unfinished, tmp_path, command):
 
 def test_the_last_checkpoints_and_the_best_are_kept(tmp_path):
     for images, loss in [(1, 0.5), (2, 0.3), (3, 0.4), (4, 0.3), (5, None), (6, 0.9), (7, 0.8)]:
-        metadata = {checkpoints.KEY: json.dumps({"validation_loss": loss, "images": images})}
+        metadata = {archives.KEY: json.dumps({"validation_loss": loss, "images": images})}
         for kind in ("safetensors", "optimizer.safetensors"):
             save_file({"x": torch.zeros(1)}, tmp_path / f"{images:010d}.{kind}", metadata)
     checkpoints.prune(tmp_path, 2)
@@ -292,7 +292,7 @@ def test_a_hostile_run_folder_runs_nothing(unfinished, tmp_path, command, key, n
 def test_an_optimiser_is_never_taken_from_a_file(unfinished, tmp_path, command):
     config = OmegaConf.to_container(OmegaConf.load(unfinished / "config.yaml"))
     config["training"]["optimizer"] = {"_target_": "os.system", "_partial_": True, "command": "touch canary"}
-    (unfinished / "config.yaml").write_text(json.dumps(config))
+    OmegaConf.save(OmegaConf.create(config), unfinished / "config.yaml")
     done = command(main, f"resume={RUN}", at=tmp_path)
     assert done.code == 1 and "training.optimizer" in done.err and not (tmp_path / "canary").exists()
 
@@ -320,7 +320,7 @@ def test_a_full_disk_is_told_and_leaves_no_half_file(tmp_path):
 
 def test_a_folder_that_disappears_is_told(tmp_path):
     process = start(tmp_path, *SMALL, "training.images=500000", "training.log_images=1000")
-    wait_for((tmp_path / RUN / "metrics.jsonl").exists, process)
+    wait_for(lambda: (path := tmp_path / RUN / "metrics.jsonl").exists() and path.stat().st_size, process)
     (tmp_path / RUN).rename(tmp_path / "moved")
     _, err = finish(process, 1)
     assert f"diffguide-train: cannot write {RUN}/" in err and f"{RUN} is gone" in err and "Traceback" not in err
