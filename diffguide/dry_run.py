@@ -16,7 +16,8 @@ from .runs import claim_version
 __all__ = ["rehearse"]
 
 CLASSES, EACH = 20, 10  # most rows of the contact sheet, examples in a row
-STEPS = 3  # timed, after one that is not
+STEPS, SECONDS = 3, 15.0  # most steps that are timed after the first, and for how long; a slow first one counts itself
+FEW = 8  # images whose activations are measured
 
 
 def rehearse(engine, objective: Objective, data: Dataset, training, seed: int, parent: Path) -> Path:
@@ -71,20 +72,18 @@ def cost(engine, objective: Objective, data: Dataset, training, seed: int) -> li
 
     x, y, rng = next(parts)
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor), engine.autocast():
-        objective(x, y, rng)
-    step()
+        objective(x[:FEW], y[:FEW], rng)
     weights = {tensor.data_ptr(): tensor.nbytes for tensor in objective.state_dict().values()}
-    activations = sum(size for place, size in saved.items() if place not in weights)
+    activations = sum(size for place, size in saved.items() if place not in weights) * share / min(share, FEW)
+    times = [timed(step)]
+    while len(times) <= STEPS and sum(times) < SECONDS:
+        times.append(timed(step))
     state = [
         value for values in optimizer.state.values() for value in values.values() if isinstance(value, torch.Tensor)
     ]
     kept = 3 * sum(weights.values()) + sum(value.nbytes for value in state)
     resident = sum(part.nbytes for part in data.train) if isinstance(data.train, Split) else 0
-    started = time.monotonic()
-    for _ in range(STEPS):
-        step()
-    rate = STEPS * training.batch_size / engine.world_size / (time.monotonic() - started)
-    rate *= engine.world_size
+    rate = training.batch_size / min(times)
     peak = f", measured peak {size(torch.cuda.max_memory_allocated())}" if cuda else ""
     count = sum(parameter.numel() for parameter in objective.parameters())
     return [
@@ -94,6 +93,13 @@ def cost(engine, objective: Objective, data: Dataset, training, seed: int) -> li
         f"time: about {duration(training.images / rate)} for {training.images} images at {rate:.0f} images/s on "
         f"{engine.world_size} x {engine.device.type}, without held-out losses and sample grids",
     ]
+
+
+def timed(step) -> float:
+    """Seconds of a call."""
+    started = time.monotonic()
+    step()
+    return time.monotonic() - started
 
 
 def size(count: float) -> str:

@@ -56,11 +56,16 @@ def train(cfg: DictConfig) -> None:
         print(f"{len(data.unreadable)} images cannot be read and are left out: {shown}", file=sys.stderr)
     if cfg.compile:
         backbone.compile()
+    full = "the device's memory is full: raise training.accumulate, lower training.batch_size, or backbone.checkpointing=true"
     if cfg.dry_run:
         from .dry_run import rehearse
 
-        with telling("output_root"):
+        try:
             print(rehearse(engine, objective, data, training, cfg.seed, parent))
+        except torch.OutOfMemoryError as error:
+            raise ConfigError(full) from error
+        except WriteError as error:
+            raise ConfigError(f"output_root: {error}") from error
         return
 
     def draw(averaged, path: Path) -> None:
@@ -95,6 +100,8 @@ def train(cfg: DictConfig) -> None:
             files = checkpoints.kept(folder / "checkpoints")
             left = f"the last good checkpoint is {files[-1]}" if files else "there is no checkpoint yet"
             raise ConfigError(f"training: {error}; {left}; a smaller training.learning_rate may help") from error
+        except torch.OutOfMemoryError as error:
+            raise ConfigError(full) from error
         except (WriteError, checkpoints.CheckpointError) as error:
             raise ConfigError(str(error)) from error
     if engine.is_global_zero:
