@@ -4,54 +4,27 @@
 one JSON metadata key. `<images>.optimizer.safetensors` beside it holds what only training needs. The weights are written
 last: a checkpoint whose weights are there is complete.
 
-Loading a file from somebody else runs none of their code: the configuration may name only classes that diffguide itself
-defines, checked on the resolved object, or what the caller trusts by name.
+Loading a file from somebody else runs none of their code (`vetting`), and makes us allocate no more than its tensors do:
+the network is first built without memory, and held against them.
 """
 
 import hashlib
-import json
+import re
 from collections.abc import Sequence
-from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import safetensors
-import safetensors.torch
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from . import __version__
-from .backbones import Backbone
-from .datasets import Dataset
+from . import __version__, archives
+from .archives import CheckpointError, below
+from .inspection import at_most, check_facts, check_finite, check_model, compare
 from .objectives import Objective
-from .objectives.levels import NoiseLevels
-from .objectives.weights import Weight
-from .parameterizations import Parameterization
-from .runs import strict_json, write_atomically
-from .schedules import Schedule
+from .vetting import construct, vet
 
-__all__ = [
-    "CheckpointError",
-    "Loaded",
-    "TrainingState",
-    "find",
-    "load",
-    "load_training_state",
-    "prune",
-    "save",
-    "sha256",
-]
-
-FORMAT = 1
-KEY = "diffguide"
-ROLES = {
-    "backbone": Backbone, "schedule": Schedule, "objective": Objective, "parameterization": Parameterization,
-    "weight": Weight, "levels": NoiseLevels, "dataset": Dataset,
-}  # fmt: skip
-
-
-class CheckpointError(ValueError):
-    """A file that is missing, damaged, foreign or not to be trusted; the message names it and what would be right."""
+__all__ = ["CheckpointError", "Loaded", "TrainingState", "find", "load", "load_training_state", "prune", "read", "save",
+           "sha256", "vet"]  # fmt: skip
 
 
 class TrainingState(NamedTuple):
@@ -79,14 +52,19 @@ def find(path: str | Path) -> Path:
     Raises:
         CheckpointError: nothing there.
     """
-    path = Path(path).expanduser()
-    if path.is_file():
-        return path
-    best = path.name == "best" and path.parent.is_dir() and not path.exists()
-    path = path.parent if best else path
-    if not path.exists():
-        raise CheckpointError(f"no checkpoint at {path}: give a run folder such as outputs/train/digits/v001 or a file")
-    files = kept(path / "checkpoints" if (path / "checkpoints").is_dir() else path)
+    try:
+        path = Path(path).expanduser()
+        if path.is_file():
+            return path
+        best = path.name == "best" and path.parent.is_dir() and not path.exists()
+        path = path.parent if best else path
+        if not path.exists():
+            raise CheckpointError(
+                f"no checkpoint at {path}: give a run folder such as outputs/train/digits/v001 or a file"
+            )
+        files = kept(path / "checkpoints" if (path / "checkpoints").is_dir() else path)
+    except (OSError, RuntimeError) as error:  # no permission, no such user, a name that is too long
+        raise CheckpointError(f"no checkpoint at {path}: {error}") from error
     if not files:
         raise CheckpointError(f"no checkpoint in {path}: give a run folder that diffguide-train wrote, or a file")
     return lowest_loss(files) or files[-1] if best else files[-1]
@@ -94,12 +72,12 @@ def find(path: str | Path) -> Path:
 
 def kept(folder: Path) -> list[Path]:
     """The checkpoints of a folder, oldest first."""
-    return sorted(file for file in folder.glob("[0-9]*.safetensors") if file.stem.isdigit())
+    return sorted(file for file in folder.glob("[0-9]*.safetensors") if file.stem.isdigit() and file.is_file())
 
 
 def lowest_loss(files: Sequence[Path]) -> Path | None:
     """The checkpoint with the lowest held-out loss, the newest of equals; None where none has one."""
-    losses = {file: read_metadata(file).get("validation_loss") for file in files}
+    losses = {file: archives.read_metadata(file).get("validation_loss") for file in files}
     losses = {file: loss for file, loss in losses.items() if isinstance(loss, int | float)}
     return min(reversed(losses), key=losses.__getitem__) if losses else None
 
@@ -140,67 +118,29 @@ def save(
         for name, value in values.items():
             target = tensors if isinstance(value, torch.Tensor) else plain
             target[f"{index}.{name}"] = value
-    extra = {"format": FORMAT, "state": plain, "param_groups": state["param_groups"], "precision": training.precision}
-    _write(folder / f"{stem}.optimizer.safetensors", tensors, extra)
+    counts = [len(group["params"]) for group in state["param_groups"]]
+    extra = {"state": plain, "parameters": counts, "precision": training.precision}
+    archives.write(folder / f"{stem}.optimizer.safetensors", tensors, extra)
     tensors = {f"objective.{name}": value for name, value in objective.state_dict().items()}
     tensors |= {f"ema.{name}": value for name, value in ema.state_dict().items()}
     path = folder / f"{stem}.safetensors"
-    _write(path, tensors, {"format": FORMAT, "version": __version__, "config": config, **training.facts})
+    archives.write(path, tensors, {"version": __version__, "config": config, **training.facts})
     return path
 
 
-def _write(path: Path, tensors: dict[str, torch.Tensor], metadata: dict) -> None:
-    tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    metadata = {KEY: strict_json(metadata)}
-
-    def write(temporary: Path) -> None:
-        try:
-            safetensors.torch.save_file(tensors, temporary, metadata)
-        except safetensors.SafetensorError as error:  # how it tells of a full disk
-            raise OSError(str(error)) from error
-
-    write_atomically(path, write)
-
-
-def read_metadata(path: Path) -> dict[str, Any]:
-    """The metadata of one of our files, without its tensors; {} where it cannot be read."""
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            return restore(json.loads((file.metadata() or {})[KEY]))
-    except (safetensors.SafetensorError, OSError, KeyError, TypeError, ValueError):
-        return {}
-
-
-def read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Tensors and metadata of one of our files.
+def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and metadata of a checkpoint, or of the optimiser's file beside one, as checked as it can be unbuilt.
 
     Raises:
-        CheckpointError: not readable, not ours, or of another format version.
+        CheckpointError: not readable, not ours, changed since it was written, or saying what no run of ours says.
     """
+    tensors, metadata = archives.read(path)
     try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            metadata = restore(json.loads((file.metadata() or {})[KEY]))
-            if metadata["format"] != FORMAT:
-                raise CheckpointError(
-                    f"{path} has checkpoint format {metadata['format']}, this diffguide reads format {FORMAT}"
-                )
-            return {name: file.get_tensor(name) for name in file.keys()}, metadata
-    except (safetensors.SafetensorError, OSError, KeyError, TypeError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"{path} is not a checkpoint of diffguide, or is damaged ({error})") from error
-
-
-def below(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
-    """The tensors named `prefix.*`, without the prefix."""
-    return {key.removeprefix(f"{prefix}."): value for key, value in tensors.items() if key.startswith(f"{prefix}.")}
-
-
-def restore(value: Any) -> Any:
-    """Undoes `strict_json`: the strings inf and -inf become numbers again."""
-    if isinstance(value, dict):
-        return {key: part if key == "name" else restore(part) for key, part in value.items()}
-    if isinstance(value, list):
-        return [restore(part) for part in value]
-    return float(value) if value in ("inf", "-inf") else value
+        if "config" in metadata:
+            check_facts(metadata)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    return tensors, metadata
 
 
 def load(
@@ -222,75 +162,93 @@ def load(
     path = find(path)
     tensors, metadata = read(path)
     try:
-        config = metadata["config"]
-        backbone = construct(config["backbone"], "backbone", trust)
-        schedule = construct(config["schedule"], "schedule", trust)
-        objective = construct(config["objective"], "objective", trust, backbone, schedule)
-        objective.load_state_dict(below(tensors, weights))
+        if "config" not in metadata:
+            raise CheckpointError("it holds no configuration; the weights of a checkpoint are in <images>.safetensors")
+        if strangers := sorted(name for name in tensors if not name.startswith(("objective.", "ema."))):
+            raise CheckpointError(f"it holds {strangers[0]}, which belongs to neither objective nor ema")
+        config, held = metadata["config"], below(tensors, weights)
+        with at_most(16 * len(held) + 256):
+            sketch = assemble(config, trust, "meta")
+        compare(held, sketch.state_dict())
+        check_model(sketch.model, metadata)
+        objective = assemble(config, trust, "cpu")
+        objective.load_state_dict(held)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
-    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()
-        raise CheckpointError(f"{path} does not fit this diffguide: {' '.join(reason[:2])}") from error
+    except Exception as error:  # whatever a constructor says to values that no run of ours wrote
+        raise CheckpointError(f"{path} does not fit this diffguide: {error}") from error
     facts = {name: value for name, value in metadata.items() if name != "config"}
     return Loaded(objective.model.eval().requires_grad_(False).to(device), config, facts)
+
+
+def assemble(config: dict[str, Any], trust: Sequence[str], device: str) -> Objective:
+    """The objective that a saved configuration describes; on `meta` its network takes no memory."""
+    schedule = construct(config["schedule"], "schedule", trust)  # small, and needs its numbers
+    backbone = construct(config["backbone"], "backbone", trust, device=device)
+    return construct(config["objective"], "objective", trust, backbone, schedule, device=device)
 
 
 def load_training_state(
     path: Path, objective: Objective, ema: Objective, optimizer: torch.optim.Optimizer
 ) -> TrainingState:
-    """Fills objective, average and optimiser from a checkpoint and returns the rest; for resuming."""
-    tensors, facts = read(path)
-    for name, module in {"objective": objective, "ema": ema}.items():
-        module.load_state_dict(below(tensors, name))
-    tensors, saved = read(path.with_suffix(".optimizer.safetensors"))
-    state: dict[int, dict] = {}
-    sums = below(tensors, "sums")
-    for key, value in (saved["state"] | tensors).items():
-        if key.startswith("sums."):
-            continue
-        index, name = key.split(".", 1)
-        state.setdefault(int(index), {})[name] = value
-    optimizer.load_state_dict({"state": state, "param_groups": saved["param_groups"]})
-    return TrainingState(facts, sums, saved["precision"])
+    """Fills objective, average and optimiser from a checkpoint and returns the rest; for resuming.
 
-
-def construct(node: Any, role: str, trust: Sequence[str], *args: Any) -> Any:
-    """The object that a node of a saved configuration describes, if it is one that may be built.
+    The optimiser's settings stay today's: only its memory comes from the file.
 
     Raises:
-        CheckpointError: a target that is neither diffguide's own class of that role nor trusted.
+        CheckpointError: files that cannot be read, or do not belong to these objects; nothing is filled then.
     """
-    if not isinstance(node, dict) or not isinstance(node.get("_target_"), str):
-        raise CheckpointError(f"{role} has no _target_")
-    target = node["_target_"]
-    arguments = {}
-    for key, value in node.items():
-        if key == "_target_":
-            continue
-        if not isinstance(key, str) or key.startswith("_"):
-            raise CheckpointError(f"{role}.{key} is not an argument")
-        if isinstance(value, dict):
-            value = construct(value, key, trust)
-        if "${" in json.dumps(value, default=lambda _: ""):
-            raise CheckpointError(f"{role}.{key} holds an interpolation")
-        arguments[key] = value
-    module, _, name = target.rpartition(".")
-    if not target.startswith("diffguide.") and target not in trust:
-        raise CheckpointError(f"{role} names {target}, which is not diffguide's; trust=[{target}] would allow it")
+    tensors, metadata = read(path)
+    beside = path.with_suffix(".optimizer.safetensors")
+    memory, saved = read(beside)
     try:
-        resolved = getattr(import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise CheckpointError(f"{role} names {target}, which does not exist here") from error
-    own = (
-        isinstance(resolved, type)
-        and f"{resolved.__module__}.{resolved.__qualname__}" == target
-        and issubclass(resolved, ROLES.get(role, ()))
-    )
-    if not own and target not in trust:
-        raise CheckpointError(f"{role} names {target}, which is not a class of diffguide for a {role}")
-    return resolved(*args, **arguments)
+        for name, module in {"objective": objective, "ema": ema}.items():
+            compare(below(tensors, name), module.state_dict())
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    try:
+        sums, precision = below(memory, "sums"), saved.get("precision")
+        check_numbers(precision, "precision")
+        if sums and ("count" not in sums or any(value.ndim or not value.isfinite() for value in sums.values())):
+            raise CheckpointError("its sums must be finite numbers, count among them")
+        memory = {name: value for name, value in memory.items() if not name.startswith("sums.")}
+        state = optimizer_state(memory, saved, optimizer)
+    except CheckpointError as error:
+        raise CheckpointError(f"{beside}: {error}") from error
+    for name, module in {"objective": objective, "ema": ema}.items():
+        module.load_state_dict(below(tensors, name))
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    return TrainingState(metadata, sums, precision)
 
 
-def vet(node, role, trust=()):
-    """stub"""
+def check_numbers(value: Any, name: str) -> None:
+    """Raises CheckpointError where something is not a mapping to numbers."""
+    if not isinstance(value, dict) or not all(isinstance(part, int | float | None) for part in value.values()):
+        raise CheckpointError(f"its {name} must be a mapping of numbers")
+
+
+def optimizer_state(memory: dict[str, Tensor], saved: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict:
+    """The memory of each parameter, {index: {name: value}}, of a file that fits an optimiser.
+
+    Raises:
+        CheckpointError: other parameters, or memory that does not fit them.
+    """
+    parameters = [value for group in optimizer.param_groups for value in group["params"]]
+    counts = [len(group["params"]) for group in optimizer.param_groups]
+    if saved.get("parameters") != counts:
+        raise CheckpointError(f"it is of an optimiser of {saved.get('parameters')} parameters, this one has {counts}")
+    plain = saved.get("state")
+    check_numbers(plain, "state")
+    state: dict[int, dict] = {}
+    for key, value in (plain | memory).items():
+        match = re.fullmatch(r"(\d{1,9})\.(\w+)", key, re.ASCII)
+        if not match or int(match[1]) >= len(parameters):
+            raise CheckpointError(f"{key!r} is no memory of one of {len(parameters)} parameters")
+        sides = parameters[int(match[1])].shape
+        if isinstance(value, Tensor) and value.ndim:  # one value per parameter, per row, per column or in all
+            if value.ndim != len(sides) or any(side not in (1, own) for side, own in zip(value.shape, sides)):
+                raise CheckpointError(f"{key} has the shape {list(value.shape)}, its parameter has {list(sides)}")
+        if isinstance(value, Tensor):
+            check_finite(value, key)
+        state.setdefault(int(match[1]), {})[match[2]] = value
+    return state

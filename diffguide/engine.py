@@ -24,15 +24,19 @@ def fabric(accelerator: str, devices: int | str, num_nodes: int, strategy: str, 
         precision: 32-true, 16-mixed, bf16-mixed, bf16-true, 64-true.
 
     Raises:
-        ValueError: a device that is not there, an unknown strategy or precision.
+        ValueError: a device that is not there, more processes than cores, an unknown strategy or precision.
     """
     if launched_outside():  # Fabric's own count would start independent single runs here
         devices = int(os.environ["LOCAL_WORLD_SIZE"])
         num_nodes = int(os.environ["WORLD_SIZE"]) // devices
     try:
-        return Fabric(
+        found = Fabric(
             accelerator=accelerator, devices=devices, num_nodes=num_nodes, strategy=strategy, precision=precision
         )
     except (MisconfigurationException, RuntimeError, ValueError, TypeError, ImportError) as error:
         asked = f"accelerator={accelerator} devices={devices} strategy={strategy} precision={precision}"
         raise ValueError(f"this machine cannot provide {asked}: {error}") from error
+    cores = os.cpu_count() or 1
+    if not launched_outside() and found.device.type == "cpu" and found.world_size > cores * num_nodes:
+        raise ValueError(f"devices={devices} are more processes than the {cores} cores of this machine")
+    return found

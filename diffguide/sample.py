@@ -6,18 +6,8 @@ from collections.abc import Sequence
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from .configuration import (
-    ConfigError,
-    Sweep,
-    build,
-    check_whole,
-    config_dir,
-    one_line_errors,
-    record_job,
-    run_command,
-    run_parent,
-    telling,
-)  # fmt: skip
+from .commands import Sweep, one_line_errors, record_job, run_command
+from .configuration import ConfigError, build, check_whole, config_dir, run_parent, telling
 
 __all__ = ["main", "sample"]
 
@@ -108,7 +98,7 @@ class ContactSheet(Sweep):
 
 @hydra.main(version_base="1.3", config_path=config_dir(), config_name="sample")
 def command(cfg: DictConfig) -> None:
-    with one_line_errors("diffguide-sample"):
+    with one_line_errors("diffguide-sample", cfg):
         sample(cfg)
 
 

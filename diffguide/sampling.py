@@ -79,12 +79,17 @@ def write(
 
 
 def training_data(config: dict) -> Tensor | None:
-    """The vectors that a run with this `dataset` node was trained on, to draw samples over; None where they are not at hand."""
-    from .checkpoints import CheckpointError, construct
+    """The vectors that a run with this `dataset` node was trained on, to draw samples over; None where they are not at hand.
+
+    The node comes from a file, so only data sets that are drawn from a seed are built: others read files or download.
+    """
+    from .vetting import construct, vet
 
     try:
-        return construct(config["dataset"], "dataset", ()).train.x
-    except (CheckpointError, OSError, ValueError):
+        return (
+            construct(config["dataset"], "dataset", ()).train.x if vet(config["dataset"], "dataset").synthetic else None
+        )
+    except (TypeError, ValueError):  # a node that is not ours (CheckpointError), or does not fit
         return None
 
 

@@ -10,17 +10,8 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 
-from .configuration import (
-    ConfigError,
-    build,
-    check_whole,
-    config_dir,
-    one_line_errors,
-    quoted,
-    run_command,
-    run_parent,
-    telling,
-)  # fmt: skip
+from .commands import one_line_errors, run_command
+from .configuration import ConfigError, build, check_whole, config_dir, quoted, run_parent, telling
 from .interrupts import Stopped
 from .runs import WriteError, claim_version, only_writer, remove_leftovers, write_atomically, writing
 
@@ -193,7 +184,7 @@ def check_label_dropout(cfg: DictConfig) -> None:
 
 @hydra.main(version_base="1.3", config_path=config_dir(), config_name="train")
 def command(cfg: DictConfig) -> None:
-    with one_line_errors("diffguide-train"):
+    with one_line_errors("diffguide-train", cfg):
         train(cfg)
 
 

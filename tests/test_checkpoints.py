@@ -1,23 +1,22 @@
 """Checkpoints: what is written comes back, and a file from somebody else runs nothing."""
 
+import copy
 import json
 
 import pytest
 import safetensors
 import safetensors.torch
 import torch
+from small_checkpoint import change, drop, put, save, small
 
 import diffguide
 from diffguide import checkpoints
 from diffguide.checkpoints import CheckpointError
 
 
-def rewrite(source, path, change):
-    """A copy of a checkpoint with its metadata changed in place by `change`, or replaced by what it returns."""
-    tensors, metadata = checkpoints.read(source)
-    metadata = change(metadata) or metadata
-    safetensors.torch.save_file(tensors, path, {checkpoints.KEY: json.dumps(metadata)})
-    return path
+@pytest.fixture(scope="module")
+def good(tmp_path_factory):
+    return save(tmp_path_factory.mktemp("good"))
 
 
 def test_load_gives_the_denoiser(digits_run):
@@ -45,65 +44,44 @@ def test_the_file_says_what_it_is(digits_run):
     with safetensors.safe_open(checkpoints.find(digits_run), framework="pt") as file:
         assert list(file.metadata()) == ["diffguide"]  # one key: several would be written in any order
         metadata = json.loads(file.metadata()["diffguide"])
-    assert metadata["format"] == 1
+    assert metadata["format"] == 2 and len(metadata["sha256"]) == 64
     assert metadata["class_names"] == list("0123456789") and metadata["shape"] == [1, 8, 8]
     assert metadata["config"]["p_uncond"] == 0.1 and "${" not in json.dumps(metadata)
 
 
-HOSTILE = {
-    "a function": ("backbone", {"_target_": "os.system", "command": "true"}),
-    "another package's class": ("backbone", {"_target_": "torch.nn.Linear", "in_features": 1, "out_features": 1}),
-    "through an attribute": ("backbone", {"_target_": "diffguide.checkpoints.torch.load", "f": "x"}),
-    "another role": ("backbone", {"_target_": "diffguide.datasets.digits.Digits", "channels": 1}),
-    "a re-export": ("schedule", {"_target_": "diffguide.objectives.denoising.Schedule"}),
-    "partial": ("schedule", {"_target_": "diffguide.schedules.Cosine", "_partial_": True}),
-    "positional arguments": ("schedule", {"_target_": "diffguide.schedules.Cosine", "_args_": [12, -10]}),
-    "interpolation": ("schedule", {"_target_": "diffguide.schedules.Cosine", "log_snr_max": "${oc.env:HOME}"}),
-    "nested": (
-        "objective",
-        {"_target_": "diffguide.objectives.denoising.Denoising", "weight": {"_target_": "os.getcwd"}},
-    ),
-    "no target": ("backbone", {"channels": 3}),
-    "no mapping": ("backbone", "os.system"),
-}
-
-
-@pytest.mark.parametrize("role, node", HOSTILE.values(), ids=HOSTILE)
-def test_hostile_configurations_build_nothing(digits_run, tmp_path, role, node):
-    def change(metadata):
-        metadata["config"][role] = node
-
-    path = rewrite(checkpoints.find(digits_run), tmp_path / "1.safetensors", change)
-    with pytest.raises(CheckpointError, match=str(path)):
-        diffguide.load(path)
-
-
-def test_a_trusted_class_is_built(digits_run, tmp_path, monkeypatch):
-    (tmp_path / "my_networks.py").write_text("from diffguide.backbones.unet import UNet\nclass Mine(UNet):\n    pass\n")
+def test_a_trusted_class_is_built(good, tmp_path, monkeypatch):
+    """With nodes of its own, trusted by name too, and arguments that nothing describes."""
+    (tmp_path / "my_networks.py").write_text(
+        "from diffguide.backbones import MLP\n"
+        "class Part:\n"
+        "    pass\n"
+        "class Mine(MLP):\n"
+        "    def __init__(self, width, part, note):\n"
+        "        super().__init__(2, None, 4, width, 1, 2, 0.5)\n"
+        "        self.part, self.note = part, note\n"
+    )
     monkeypatch.syspath_prepend(tmp_path)
-
-    def change(metadata):
-        metadata["config"]["backbone"]["_target_"] = "my_networks.Mine"
-
-    path = rewrite(checkpoints.find(digits_run), tmp_path / "1.safetensors", change)
-    with pytest.raises(CheckpointError, match=r"trust=\[my_networks.Mine\]"):
-        diffguide.load(path)
-    assert type(diffguide.load(path, trust=["my_networks.Mine"]).backbone).__name__ == "Mine"
-
-
-def test_other_format_version_is_told(digits_run, tmp_path):
-    path = rewrite(checkpoints.find(digits_run), tmp_path / "1.safetensors", lambda metadata: metadata.update(format=2))
-    with pytest.raises(CheckpointError, match="format 2"):
-        diffguide.load(path)
+    node = {"_target_": "my_networks.Mine", "width": 8, "part": {"_target_": "my_networks.Part"}, "note": [1, "two"]}
+    path = change(good, tmp_path / "1.safetensors", put("config.backbone", node))
+    for trust in ((), ["my_networks.Part"], ["my_networks.Mine"], ["my_networks"], ["my_networks.Mine", "other.Part"]):
+        with pytest.raises(CheckpointError, match=r"say trust=\[my_networks"):
+            diffguide.load(path, trust=trust)
+    backbone = diffguide.load(path, trust=["my_networks.Mine", "my_networks.Part"]).backbone
+    assert type(backbone).__name__ == "Mine" and type(backbone.part).__name__ == "Part" and backbone.note == [1, "two"]
+    with pytest.raises(CheckpointError, match="trust must be a list"):
+        diffguide.load(path, trust="my_networks.Mine, my_networks.Part")
 
 
-def test_damaged_files_are_told(digits_run, tmp_path):
-    whole = checkpoints.find(digits_run).read_bytes()
-    for length in (0, 7, 100, len(whole) // 2, len(whole) - 1):
-        path = tmp_path / "1.safetensors"
-        path.write_bytes(whole[:length])
-        with pytest.raises(CheckpointError, match="damaged"):
-            diffguide.load(path)
+def test_weights_of_other_precisions_are_read(good, tmp_path):
+    """Runs with engine.precision=bf16-true or 64-true write them."""
+    for dtype in (torch.bfloat16, torch.float64):
+
+        def cast(tensors, metadata):
+            tensors.update({name: value.to(dtype) for name, value in tensors.items()})
+
+        loaded = diffguide.load(change(good, tmp_path / "1.safetensors", cast))
+        for value, wanted in zip(loaded.parameters(), diffguide.load(good).parameters()):
+            assert value.dtype == torch.float32 and torch.equal(value, wanted.to(dtype).float())
 
 
 def test_missing_and_foreign_files_are_told(tmp_path):
@@ -116,3 +94,83 @@ def test_missing_and_foreign_files_are_told(tmp_path):
         diffguide.load(tmp_path / "1.safetensors")
     with pytest.raises(CheckpointError, match="weights must be ema"):
         diffguide.load(tmp_path / "1.safetensors", weights="best")
+
+
+def test_a_run_folder_may_hold_anything_else(tmp_path):
+    (tmp_path / "checkpoints" / "0000000009.safetensors").mkdir(parents=True)
+    path = save(tmp_path / "checkpoints")
+    assert checkpoints.find(tmp_path) == path
+    for nowhere in ("~nobody_of_this_name/x", "x" * 5000, "\0"):
+        with pytest.raises(CheckpointError, match="no checkpoint at"):
+            checkpoints.find(nowhere)
+
+
+def test_training_goes_on_where_it_was(tmp_path):
+    """Weights, average and the optimiser's memory come back; its settings are today's."""
+    trained, fresh = small(), small()
+    path = save(tmp_path)
+    for module in (fresh.objective, fresh.ema):
+        torch.nn.utils.vector_to_parameters(torch.zeros(10**4), module.parameters())
+    fresh.optimizer.state.clear()
+    fresh.optimizer.param_groups[0]["betas"] = (0.5, 0.5)
+    state = checkpoints.load_training_state(path, fresh.objective, fresh.ema, fresh.optimizer)
+    assert state.facts["images"] == 7 and state.sums["loss"] == 3 and state.precision == {"scale": 2.0}
+    assert fresh.optimizer.param_groups[0]["betas"] == (0.5, 0.5)
+    for name in ("objective", "ema"):
+        wanted, got = getattr(trained, name).state_dict(), getattr(fresh, name).state_dict()
+        assert all(torch.equal(wanted[key], got[key]) for key in wanted)
+    wanted, got = trained.optimizer.state_dict()["state"], fresh.optimizer.state_dict()["state"]
+    assert wanted.keys() == got.keys() and wanted[0].keys() == got[0].keys() == {"step", "exp_avg", "exp_avg_sq"}
+    assert all(torch.equal(wanted[index][key], got[index][key]) for index in wanted for key in wanted[index])
+
+
+def memory(name, value):
+    """An edit that replaces a tensor of the optimiser's memory."""
+    return lambda tensors, metadata: tensors.update({name: value})
+
+
+FOREIGN = {
+    "a parameter that is not there": (memory("99.exp_avg", torch.ones(1)), "no memory of one of"),
+    "no number": (memory("x.exp_avg", torch.ones(1)), "no memory of one of"),
+    "no name": (memory("0", torch.ones(1)), "no memory of one of"),
+    "a path": (memory("0.a.b", torch.ones(1)), "no memory of one of"),
+    "another shape": (memory("0.exp_avg", torch.ones(3)), "has the shape"),
+    "more rows": (memory("0.exp_avg", torch.ones(99, 99)), "has the shape"),
+    "NaN": (memory("0.exp_avg", torch.tensor(float("nan"))), "holds NaN"),
+    "other parameters": (put("parameters", [3]), "an optimiser of"),
+    "more groups": (put("parameters", [3, 3]), "an optimiser of"),
+    "no parameters": (drop("parameters"), "an optimiser of"),
+    "a state that is a list": (put("state", []), "a mapping of numbers"),
+    "a state of nodes": (put("state", {"0.x": {"_target_": "os.system"}}), "a mapping of numbers"),
+    "no state": (drop("state"), "a mapping of numbers"),
+    "a precision of nodes": (put("precision", {"scale": {"_target_": "os.system"}}), "a mapping of numbers"),
+    "sums that are rows": (memory("sums.loss", torch.ones(2)), "its sums must be"),
+    "sums without a count": (lambda tensors, metadata: tensors.pop("sums.count"), "its sums must be"),
+}
+
+
+@pytest.mark.parametrize("edit, message", FOREIGN.values(), ids=FOREIGN)
+def test_a_foreign_optimiser_fills_nothing(good, tmp_path, edit, message):
+    path, beside = tmp_path / good.name, good.with_suffix(".optimizer.safetensors")
+    path.write_bytes(good.read_bytes())
+    change(beside, tmp_path / beside.name, edit)
+    fresh = small()
+    torch.nn.utils.vector_to_parameters(torch.zeros(10**4), fresh.objective.parameters())
+    before = copy.deepcopy(fresh.optimizer.state_dict())
+    with pytest.raises(CheckpointError, match=message) as caught:
+        checkpoints.load_training_state(path, fresh.objective, fresh.ema, fresh.optimizer)
+    assert str(tmp_path / beside.name) in str(caught.value)
+    assert not any(value.any() for value in fresh.objective.parameters())
+    after = fresh.optimizer.state_dict()["state"]
+    assert all(torch.equal(after[key][name], value) for key in after for name, value in before["state"][key].items())
+
+
+def test_a_resumed_run_without_its_parts_is_told(good, tmp_path):
+    fresh, path = small(), tmp_path / good.name
+    path.write_bytes(good.read_bytes())
+    with pytest.raises(CheckpointError, match="there is no file"):
+        checkpoints.load_training_state(path, fresh.objective, fresh.ema, fresh.optimizer)
+    change(good.with_suffix(".optimizer.safetensors"), path.with_suffix(".optimizer.safetensors"), lambda *_: None)
+    change(good, path, lambda tensors, metadata: tensors.pop("objective.model.backbone.linear_in.weight"))
+    with pytest.raises(CheckpointError, match="lacks 1 tensors"):
+        checkpoints.load_training_state(path, fresh.objective, fresh.ema, fresh.optimizer)

@@ -9,19 +9,21 @@ import diffguide
 
 PACKAGE = Path(diffguide.__file__).parent
 ORDER = [  # a module imports only from its own line or an earlier one
-    {"runs", "progress", "interrupts", "schedules", "datasets", "backbones", "configuration", "engine"},
-    {"parameterizations", "randomness", "images", "journal"},
-    {"denoisers", "batches"},
-    {"objectives", "guidance", "samplers"},
+    {"runs", "progress", "interrupts", "schedules", "datasets", "backbones", "engine", "annotations", "mistakes"},
+    {"parameterizations", "randomness", "images", "journal", "configuration", "commands", "archives"},
+    {"denoisers", "batches", "vetting"},
+    {"objectives", "guidance", "samplers", "inspection"},
     {"checkpoints"},
     {"resume", "training", "sampling"},
     {"dry_run"},
     {"train", "sample"},
 ]
 RANK = {module: rank for rank, line in enumerate(ORDER) for module in line}
-ALONE = {"backbones", "datasets", "schedules", "runs", "progress", "interrupts", "configuration", "engine"}
+ALONE = {
+    "backbones", "datasets", "schedules", "runs", "progress", "interrupts", "engine", "annotations", "mistakes",
+}  # fmt: skip
 SIBLINGS = [("samplers", "objectives"), ("samplers", "guidance"), ("guidance", "samplers"), ("guidance", "objectives")]
-HYDRA = {"train", "sample", "resume", "configuration", "checkpoints"}
+HYDRA = {"train", "sample", "resume", "configuration", "commands", "mistakes"}
 
 
 def imports(path: Path) -> set[str]:

@@ -19,7 +19,7 @@ import torch
 from omegaconf import OmegaConf
 from safetensors.torch import save_file
 
-from diffguide import checkpoints
+from diffguide import archives, checkpoints
 from diffguide.sample import main as sample
 from diffguide.train import main
 from diffguide.training import Training
@@ -212,7 +212,7 @@ def test_a_second_process_on_a_run_is_refused(unfinished, tmp_path, command):
 
 def test_the_last_checkpoints_and_the_best_are_kept(tmp_path):
     for images, loss in [(1, 0.5), (2, 0.3), (3, 0.4), (4, 0.3), (5, None), (6, 0.9), (7, 0.8)]:
-        metadata = {checkpoints.KEY: json.dumps({"validation_loss": loss, "images": images})}
+        metadata = {archives.KEY: json.dumps({"validation_loss": loss, "images": images})}
         for kind in ("safetensors", "optimizer.safetensors"):
             save_file({"x": torch.zeros(1)}, tmp_path / f"{images:010d}.{kind}", metadata)
     checkpoints.prune(tmp_path, 2)

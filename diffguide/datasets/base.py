@@ -56,12 +56,14 @@ class Dataset:
     Attributes:
         shape: of one example as the network sees it.
         unreadable: (path, reason) of files that were left out.
+        synthetic: whether the examples are drawn from a seed: such a data set reads no file and may be built for a stranger.
 
     Raises:
         ValueError: a size above the stored side.
     """
 
     unreadable: Sequence[tuple[Path, str]] = ()
+    synthetic = False
 
     def __init__(
         self, train: Split | Stream, validation: Split | Stream, test: Split | Stream, class_names: Sequence[str],

@@ -16,20 +16,20 @@ class GMM2D(Dataset):
 
     Arguments:
         channels, size, num_classes: the facts 2 (length of a vector), None (no image) and 4, checked.
-        train, validation, test: number of points in each split.
+        train, validation, test: number of points in each split, 1 to 10^7.
         seed: of the draws.
     """
 
-    radius, std = 1.3, 0.15
+    radius, std, synthetic = 1.3, 0.15, True
 
     def __init__(
         self, channels: int, size: int | None, num_classes: int, train: int, validation: int, test: int, seed: int
     ):
         found = {"channels": 2, "size": None, "num_classes": 4}
         check_facts("gmm2d", {"channels": channels, "size": size, "num_classes": num_classes}, found)
-        if min(train, validation, test) < 1 or seed < 0:
+        if min(train, validation, test) < 1 or max(train, validation, test) > 10**7 or seed < 0:
             raise ValueError(
-                f"gmm2d needs a point per split and seed >= 0, got {train}, {validation}, {test}, seed {seed}"
+                f"gmm2d needs 1 to 10^7 points per split and seed >= 0, got {train}, {validation}, {test}, seed {seed}"
             )
         rng = torch.Generator().manual_seed(seed)
         super().__init__(*(self.draw(n, rng) for n in (train, validation, test)), class_names=tuple("0123"))

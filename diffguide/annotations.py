@@ -1,0 +1,71 @@
+"""Values held against the annotations of what they are for: the types of a configuration are those of its constructors."""
+
+import inspect
+import types
+import typing
+from collections.abc import Callable, Sequence
+from typing import Any
+
+__all__ = ["bases", "describe", "fits", "parameters"]
+
+NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", types.NoneType: "null"}
+
+
+def parameters(target: Callable) -> dict[str, Any] | None:
+    """Name -> annotation (Any where there is none) of what a class or function takes; None where it takes any name.
+
+    Names that only a position can reach, and `self`, are left out.
+    """
+    call = target.__init__ if isinstance(target, type) else target
+    try:
+        signature, hints = inspect.signature(target), typing.get_type_hints(call)
+    except (NameError, TypeError, ValueError):  # built-in without a signature, or annotations that cannot be evaluated
+        return None
+    kinds = {parameter.kind for parameter in signature.parameters.values()}
+    if inspect.Parameter.VAR_KEYWORD in kinds:
+        return None
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return {name: hints.get(name, Any) for name, part in signature.parameters.items() if part.kind in named}
+
+
+def parts(hint: Any) -> tuple[Any, ...]:
+    """The members of a union; any other annotation alone."""
+    return typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+
+
+def bases(hint: Any) -> tuple[type, ...]:
+    """The classes whose objects an annotation asks for, () where it asks for plain values."""
+    plain = {*NAMES, Any, object}
+    return tuple(part for part in parts(hint) if isinstance(part, type) and part not in plain)
+
+
+def element(hint: Any) -> Any:
+    """What a list must hold to fit an annotation; None where it takes no list."""
+    for part in parts(hint):
+        if typing.get_origin(part) is Sequence:
+            return typing.get_args(part)[0]
+    return Any if hint is Any else None
+
+
+def fits(value: Any, hint: Any) -> bool:
+    """Whether a value from YAML or JSON is of an annotated type; true and false are no numbers."""
+    if hint is Any:
+        return True
+    if len(parts(hint)) > 1:
+        return any(fits(value, part) for part in parts(hint))
+    if typing.get_origin(hint) is Sequence:
+        return isinstance(value, list) and all(fits(part, typing.get_args(hint)[0]) for part in value)
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, hint) if hint in NAMES else typing.get_origin(hint) is Callable
+
+
+def describe(hint: Any, where: str) -> str:
+    """An annotation in words; `where` is the key that has it."""
+    if len(parts(hint)) > 1:
+        return " or ".join(describe(part, where) for part in parts(hint))
+    if typing.get_origin(hint) is Sequence:
+        return f"a list, each {describe(typing.get_args(hint)[0], where)}"
+    return NAMES.get(hint, f"a node with a _target_ (an option: {where.replace('.', '/')}=<name>)")

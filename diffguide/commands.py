@@ -1,0 +1,184 @@
+"""Running a command line: how its mistakes are told, what its multiruns leave, how it ends."""
+
+import json
+import os
+import shutil
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
+from os.path import abspath
+from pathlib import Path
+from typing import Any
+
+from hydra._internal.utils import get_args_parser
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.experimental.callback import Callback
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from . import mistakes
+from .configuration import ConfigError, config_dir
+
+__all__ = ["Sweep", "one_line_errors", "record_job", "run_command"]
+
+FULL = "HYDRA_FULL_ERROR"  # 1 makes Hydra raise what it would print
+USERS = "DIFFGUIDE_USERS_FULL_ERROR"  # what the user had set it to, while we have set it
+SWEEPS: list[Path] = []  # folders of notes that the multiruns of this process leave
+
+
+@contextmanager
+def one_line_errors(name: str, cfg: DictConfig) -> Iterator[None]:
+    """Around a whole command: tells a ConfigError in one line on stderr and leaves with code 1.
+
+    HYDRA_FULL_ERROR=1 lets the traceback through. In a multirun the other jobs go on, and the whole leaves with code 1
+    at its end (`Sweep`).
+    """
+    users = os.environ.get(USERS)
+    with nullcontext() if users is None else variables({FULL: users or None, USERS: None}):
+        try:
+            check_composed(cfg)
+            yield
+        except ConfigError as error:
+            if os.environ.get(FULL) == "1":
+                raise
+            print(f"{name}: {error}", file=sys.stderr)
+            if HydraConfig.get().mode != RunMode.MULTIRUN:
+                raise SystemExit(1) from error
+            record_job({"error": str(error)})
+
+
+def check_composed(cfg: DictConfig) -> None:
+    """What Hydra lets pass: keys that nothing reads, two options at once, what cannot be left out, broken `${...}`.
+
+    Raises:
+        ConfigError: such a mistake.
+    """
+    hydra = HydraConfig.get()
+    typed = OmegaConf.to_container(hydra.overrides.task)  # as they stand: iterating would resolve ${...}
+    odd = [text for text in typed if text[:1] in "+~" or "=[" in text]
+    if odd and GlobalHydra.instance().is_initialized():  # composing once more takes a tenth of a second
+        loader = GlobalHydra.instance().config_loader()
+        if mistake := mistakes.find(typed, loader, hydra.job.config_name, sweep=False):
+            raise ConfigError(mistake)
+    for key in mistakes.dotted(OmegaConf.to_container(cfg)):
+        try:
+            OmegaConf.select(cfg, key)
+        except OmegaConfBaseException as error:
+            raise ConfigError(f"{key}: {str(error).splitlines()[0]}") from error
+
+
+@contextmanager
+def variables(values: dict[str, str | None]) -> Iterator[None]:
+    """Sets environment variables, None = absent, and puts them back."""
+    before = {name: os.environ.get(name) for name in values}
+
+    def put(wanted: dict[str, str | None]) -> None:
+        for name, value in wanted.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+
+    put(values)
+    try:
+        yield
+    finally:
+        put(before)
+
+
+def record_job(record: dict) -> None:
+    """Leaves a note of this job of a multirun for the end of the sweep; nothing in a single run."""
+    hydra = HydraConfig.get()
+    if hydra.mode == RunMode.MULTIRUN:
+        folder = Path(hydra.sweep.dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        swept = dict(override.lstrip("+").split("=", 1) for override in hydra.overrides.task if "=" in override)
+        (folder / f"{hydra.job.num:05d}.json").write_text(json.dumps(record | {"overrides": swept}))
+
+
+class Sweep(Callback):
+    """The end of a multirun: what the finished jobs make together, and the exit code."""
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:  # the signatures are Hydra's
+        SWEEPS.append(Path(config.hydra.sweep.dir))
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        folder = Path(config.hydra.sweep.dir)
+        jobs = [json.loads(file.read_text()) for file in sorted(folder.glob("[0-9]*.json"))]
+        self.finish([job for job in jobs if "error" not in job])
+        if failed := [job for job in jobs if "error" in job]:
+            print(f"{len(failed)} of {len(jobs)} runs failed", file=sys.stderr)
+            raise SystemExit(1)
+
+    def finish(self, jobs: list[dict]) -> None:
+        """Something from the records of the finished jobs."""
+
+
+def run_command(command: Callable[[], None], name: str, argv: Sequence[str] | None) -> None:
+    """Runs a Hydra entry point on `argv` (None = the process's own arguments), as the console script does.
+
+    Hydra is made to raise what it would print; its mistakes are told in one line, what a command itself did not foresee
+    keeps its traceback. Where the user has set HYDRA_FULL_ERROR=1, nothing is caught.
+
+    Arguments:
+        name: of the console script, diffguide-<name of the primary configuration>.
+
+    Raises:
+        SystemExit: with code 1 and a message on stderr where the input is wrong, with 130 after an interrupt.
+    """
+    saved = sys.argv
+    if argv is not None:
+        sys.argv = [name, *argv]
+    try:
+        if os.environ.get(FULL) == "1":
+            return command()
+        with variables({FULL: "1", USERS: os.environ.get(FULL, "")}):
+            told(command, name)
+    finally:
+        sys.argv = saved
+        remove_sweeps()
+
+
+def told(command: Callable[[], None], name: str) -> None:
+    """Runs a command; tells a mistake, and an interrupt, in one line."""
+    parser, task = get_args_parser(), command.__wrapped__.__code__
+    parser.error = refuse_flags
+    try:
+        flags = parser.parse_args(sys.argv[1:])
+        command()
+    except KeyboardInterrupt:
+        print(f"{name}: interrupted", file=sys.stderr)
+        raise SystemExit(130) from None
+    except (HydraException, OmegaConfBaseException, YAMLError, OSError, ValueError) as error:
+        if any(frame.f_code is task for frame, _ in traceback.walk_tb(error.__traceback__)):
+            raise  # not Hydra's, which composes before the task and after it
+        mistake = None
+        if not isinstance(error, ConfigError):
+            loader = mistakes.loader_of(
+                flags.config_path or config_dir(), flags.config_dir and abspath(flags.config_dir)
+            )
+            with suppress(HydraException, OmegaConfBaseException, YAMLError, OSError, ValueError):
+                config_name = flags.config_name or name.removeprefix("diffguide-")
+                mistake = mistakes.find(flags.overrides, loader, config_name, flags.multirun)
+        print(f"{name}: {mistake or mistakes.brief(error)}", file=sys.stderr)
+        raise SystemExit(1) from error
+
+
+def refuse_flags(message: str) -> None:
+    """What Hydra's parser of flags calls in place of printing its usage."""
+    tip = "; keys have no dashes, key=value" if "unrecognized arguments: --" in message else ""
+    raise ConfigError(f"{message}{tip}; see --help")
+
+
+def remove_sweeps() -> None:
+    """Removes the notes of the multiruns that this process began, however they ended."""
+    while SWEEPS:
+        folder = SWEEPS.pop()
+        shutil.rmtree(folder, ignore_errors=True)
+        for parent in (folder.parent, folder.parent.parent):  # .sweeps, and outputs where all went elsewhere
+            with suppress(OSError):
+                parent.rmdir()

@@ -1,0 +1,124 @@
+"""What a checkpoint says, held against itself: its facts, its tensors, and the network that its configuration describes."""
+
+import math
+import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules import module as registration
+
+from .archives import CheckpointError, printable, shorten
+from .denoisers import Denoiser
+from .vetting import LARGEST, vet_values
+
+__all__ = ["at_most", "check_facts", "check_finite", "check_model", "compare"]
+
+PARTS = ("dataset", "backbone", "schedule", "objective")  # of a saved configuration
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+BIGGEST = 2**24  # numbers in one example, 3 x 2364 x 2364
+
+
+def check_facts(metadata: dict[str, Any]) -> None:
+    """What a file says beside its tensors; makes the names of its classes printable.
+
+    Raises:
+        CheckpointError: facts that are missing, of another type or out of proportion.
+    """
+    config, names, shape = metadata["config"], metadata.get("class_names"), metadata.get("shape")
+    vet_values(config, "config")
+    for part in PARTS:
+        if not isinstance(config, dict) or not isinstance(config.get(part), dict):
+            raise CheckpointError(f"its configuration lacks the node {part}")
+    if not isinstance(config.get("name"), str) or not re.fullmatch(r"[^/\0]{1,200}", config["name"]):
+        raise CheckpointError(f"its configuration has no name that a folder could have: {config.get('name')!r}")
+    config["name"] = printable(config["name"])
+    if not whole(metadata.get("images"), 0, LARGEST):
+        raise CheckpointError(f"images must be a whole number of at least 0, got {metadata.get('images')!r}")
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise CheckpointError(f"class_names must be a list of texts, got {names!r}")
+    metadata["class_names"] = [shorten(printable(name), 200) for name in names]
+    if not isinstance(shape, list) or not 1 <= len(shape) <= 4 or not all(whole(side, 1, BIGGEST) for side in shape):
+        raise CheckpointError(f"shape must be a list of one to four sizes, got {shape!r}")
+    if math.prod(shape) > BIGGEST:
+        raise CheckpointError(f"shape {shape} is that of no example: more than 2^24 numbers")
+
+
+def whole(value: Any, least: int, largest: int) -> bool:
+    """Whether a value is a whole number in a range; true and false are none."""
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= largest
+
+
+@contextmanager
+def at_most(count: int) -> Iterator[None]:
+    """Stops building where more than `count` modules and tensors are registered: ten numbers can ask for a billion layers.
+
+    Raises:
+        CheckpointError: then.
+    """
+    thread, registered = threading.get_ident(), 0
+
+    def register(module: nn.Module, name: str, part: Any) -> None:
+        nonlocal registered
+        if threading.get_ident() == thread:
+            registered += 1
+            if registered > count:
+                raise CheckpointError("its configuration describes a far larger network than its tensors are")
+
+    hooks = [
+        registration.register_module_module_registration_hook(register),
+        registration.register_module_parameter_registration_hook(register),
+        registration.register_module_buffer_registration_hook(register),
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def compare(held: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
+    """Holds a file's tensors against those of the module that they are for.
+
+    Raises:
+        CheckpointError: one is missing, has no place, is of another shape or type, or holds NaN or infinity.
+    """
+    for names, what in ((wanted.keys() - held.keys(), "lacks"), (held.keys() - wanted.keys(), "has no place for")):
+        if names:
+            raise CheckpointError(f"the network {what} {len(names)} tensors, for one {min(names)}")
+    for name, value in held.items():
+        like = wanted[name]
+        if value.shape != like.shape:
+            raise CheckpointError(f"{name} has the shape {list(value.shape)}, its network needs {list(like.shape)}")
+        if value.dtype != like.dtype and not (value.dtype in FLOATS and like.dtype in FLOATS):
+            raise CheckpointError(f"{name} is of type {value.dtype}, its network needs {like.dtype}")
+        check_finite(value, name)
+
+
+def check_finite(value: Tensor, name: str) -> None:
+    """Raises CheckpointError where a tensor of numbers holds NaN or infinity."""
+    if value.dtype in FLOATS and not value.isfinite().all():
+        raise CheckpointError(f"{name} holds NaN or infinity: that training had diverged")
+
+
+def check_model(model: nn.Module, facts: dict[str, Any]) -> None:
+    """Holds what a file says of its data against its network, by one call without memory.
+
+    Raises:
+        CheckpointError: another number of classes, or examples of a shape that the network does not take.
+    """
+    classes, names, shape = model.num_classes, facts["class_names"], facts["shape"]
+    if len(names) != classes:
+        raise CheckpointError(f"it names {len(names)} classes, its network has {classes}")
+    if not isinstance(model, Denoiser) or not all(value.is_meta for value in model.parameters()):
+        return  # trusted networks are real, and may not be callable without memory
+    x = torch.empty(1, *shape, device="meta")
+    try:
+        fitting = model(x, torch.tensor(0.5, dtype=torch.float64), None).x_0.shape == x.shape
+    except (RuntimeError, ValueError) as error:
+        raise CheckpointError(f"its network does not take examples of its shape {shape}: {error}") from error
+    if not fitting:
+        raise CheckpointError(f"its network does not answer in the shape of its examples, {shape}")

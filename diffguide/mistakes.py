@@ -1,0 +1,233 @@
+"""A mistake on the command line, told in one sentence: what, where, and the nearest thing that would be right.
+
+Hydra tells of most mistakes in five to sixty lines, and of some not at all. `find` looks for the mistake itself: it holds
+every override against the groups, their options and the keys of the configuration that the chosen options compose.
+"""
+
+import difflib
+import itertools
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from typing import Any
+
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.utils import create_config_search_path
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.config_search_path import SearchPathQuery
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import ConfigCompositionException, HydraException, OverrideParseException
+from hydra.types import RunMode
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+__all__ = ["brief", "dotted", "find", "loader_of", "no_key"]
+
+JOBS = 1000  # of a sweep, that are looked at
+SHOWN = 12  # options in a message
+NOISE = re.compile(r"\s*(full_key:|object_type=|reference_type=|To append to|See https|Available options|Check that).*")
+
+
+def loader_of(main: str, own: str | None) -> ConfigLoader:
+    """What reads the configuration files: the folder `main`, behind the user's own one, if any."""
+    path = create_config_search_path(main)
+    if own is not None:
+        path.prepend(provider="command-line", path=f"file://{own}", anchor=SearchPathQuery(provider="schema"))
+    return ConfigLoaderImpl(path)
+
+
+def find(overrides: Sequence[str], loader: ConfigLoader, config_name: str, sweep: bool) -> str | None:
+    """The first mistake in a command line's overrides, in a sentence; None where there is none to be found.
+
+    Arguments:
+        overrides: as typed.
+        config_name: the primary configuration.
+        sweep: whether several values of a key are several jobs.
+    """
+    parser, parsed = OverridesParser.create(loader), []
+    for text in overrides:
+        try:
+            parsed += parser.parse_overrides([text])
+        except OverrideParseException as error:
+            return unreadable(text, error)
+        if parsed[-1].is_sweep_override() and not sweep:
+            key = parsed[-1].get_key_element()
+            return f"{text} gives several values: run them all with -m, or write one list, {key}=[a,b]"
+    compositions: dict[tuple[str, ...], Composition] = {}
+    groups = dict.fromkeys(all_groups(loader))
+    for job in itertools.islice(itertools.product(*(values(override, parser) for override in parsed)), JOBS):
+        choices = [override for override in job if is_choice(override, groups)]
+        for override in choices:
+            if mistake := wrong_option(override, loader):
+                return mistake
+        chosen = tuple(override.input_line for override in choices)
+        if chosen not in compositions:
+            try:
+                compositions[chosen] = Composition(loader, config_name, chosen)
+            except (HydraException, OmegaConfBaseException, ValueError):
+                compositions[chosen] = Composition(loader, config_name, ())
+        if mistake := compositions[chosen].wrong(job, groups):
+            return mistake
+    return None
+
+
+def unreadable(text: str, error: Exception) -> str:
+    """A sentence about an override that does not follow the grammar."""
+    if "=" not in text and not text.startswith("~"):
+        return f"cannot read {text!r}: write {text}=<value>"
+    reason = [line for line in str(error).splitlines() if line.strip(" ^") and "https" not in line][-1]
+    reason = reason.split(" expecting")[0].replace("'<EOF>'", "at its end")
+    reason = reason if "Exception" not in reason else "a character that a key cannot have"
+    return f"cannot read {text!r}: {reason}; a list is key=[a,b], and a value with spaces or commas is key=\"'a, b'\""
+
+
+def values(override: Override, parser: OverridesParser) -> list[Override]:
+    """The overrides of the jobs that a swept one stands for; itself alone where it is not swept."""
+    if not override.is_sweep_override():
+        return [override]
+    if not override.is_discrete_sweep():
+        return []
+    return [parser.parse_override(f"{override.get_key_element()}={text}") for text in override.sweep_string_iterator()]
+
+
+def all_groups(loader: ConfigLoader, parent: str = "") -> Iterator[str]:
+    """The names of all groups, sampler/grid and the like too; Hydra's own left out."""
+    for name in loader.list_groups(parent):
+        if name != "hydra":
+            group = f"{parent}/{name}" if parent else name
+            yield group
+            yield from all_groups(loader, group)
+
+
+def is_choice(override: Override, groups: dict) -> bool:
+    """Whether an override chooses an option of a group."""
+    return override.key_or_group in groups and not isinstance(override.value(), dict)
+
+
+def wrong_option(override: Override, loader: ConfigLoader) -> str | None:
+    """What is wrong with the choice of an option, whatever the command."""
+    group, value, options = override.key_or_group, override.value(), loader.get_group_options(override.key_or_group)
+    shown = ", ".join(options[:SHOWN]) + (", ..." if len(options) > SHOWN else "")
+    if override.is_delete():
+        return f"{group} cannot be left out: choose {group}=<option>; options: {shown}"
+    if isinstance(value, list):
+        return (
+            f"{group} takes one option, got {override.input_line}; compose several in a file of your own (--config-dir)"
+        )
+    if value is None:
+        return f"{group} takes an option, got null: leave it out, or choose one of {shown}"
+    if str(value) not in options:
+        return no_key(f"{group}={value}", options, "option", str(value)) + f"; options: {shown}"
+    if override.package is not None and not override.is_add():
+        return f"there is no {override.get_key_element()}; write {group}={value}"
+    return None
+
+
+class Composition:
+    """The keys and choices that a primary configuration has with some options chosen."""
+
+    def __init__(self, loader: ConfigLoader, config_name: str, chosen: Sequence[str]):
+        plain = [text.lstrip("+") for text in chosen if not text.startswith("+")]
+        config = loader.load_configuration(config_name, plain, RunMode.RUN)
+        self.loader, self.config_name = loader, config_name
+        choices = config.hydra.runtime.choices
+        self.choices = {group: name for group, name in choices.items() if not group.startswith("hydra/")}
+        self.tree = OmegaConf.to_container(config, resolve=False)
+        del self.tree["hydra"]
+        self.keys = list(dotted(self.tree))
+
+    def wrong(self, job: Sequence[Override], groups: dict) -> str | None:
+        """What is wrong with the overrides of one job."""
+        gone, added = set(), set()
+        for override in job:
+            key, text = override.key_or_group, override.input_line
+            if key.split("/")[0].split(".")[0] == "hydra":
+                continue
+            if is_choice(override, groups):
+                mistake = self.wrong_choice(override)
+            elif override.is_delete():
+                mistake = self.no_key(key) if key not in self.keys else None
+                if not mistake and "." not in key:
+                    mistake = f"{key} cannot be left out: give it a value, {key}=<value>"
+                gone.add(key)
+            elif override.is_add() or override.is_force_add():
+                mistake = self.wrong_addition(override, job, gone)
+                added.add(key)
+            else:
+                value = override.value()
+                wanted = [f"{key}.{name}" for name in dotted(value)] if isinstance(value, dict) else []
+                unknown = [name for name in [key, *wanted] if name not in self.keys]
+                known = key in groups or any(key == name or key.startswith(f"{name}.") for name in added)
+                mistake = self.no_key(unknown[0]) if unknown and not known else None
+            if mistake:
+                return mistake if text.split("=")[0].lstrip("+~") in mistake else f"{text}: {mistake}"
+        return None
+
+    def wrong_choice(self, override: Override) -> str | None:
+        """What is wrong with the choice of an option that exists."""
+        group, value = override.key_or_group, override.value()
+        if override.is_add():
+            return f"write {group}={value}, without +" if group in self.choices else None
+        if group not in self.choices:
+            return f"{group} is no choice of this command; its choices: {', '.join(self.choices)}"
+        return None
+
+    def wrong_addition(self, override: Override, job: Sequence[Override], gone: set[str]) -> str | None:
+        """What is wrong with a key that is added: it is there already, or nothing reads it."""
+        key, root = override.key_or_group, override.key_or_group.split(".")[0]
+        if key in self.keys and key not in gone and override.is_add() and not isinstance(override.value(), dict | list):
+            return f"{key} is there already: write {override.input_line.lstrip('+')}, without +"
+        read = re.compile(rf"\$\{{[^}}]*\b{re.escape(root)}\b")
+        texts = [str(self.tree), *(other.input_line for other in job)]
+        return None if root in self.tree or any(map(read.search, texts)) else self.no_key(key)
+
+    def no_key(self, key: str) -> str:
+        """A sentence about a key that is not there."""
+        names = self.keys if "." in key else [*self.tree, *self.choices, *self.keys]
+        sentence = no_key(key, names, "key" if "." in key else "key or group")
+        group = key.split(".")[0]
+        if self.choices.get(group) is None:
+            return sentence
+        sentence = sentence.replace(key, f"{key} with {group}={self.choices[group]}", 1)
+        return sentence + "".join(f"; {group}={option} has it" for option in self.options_with(group, key))
+
+    def options_with(self, group: str, key: str) -> Iterator[str]:
+        """The options of a group that have a key."""
+        for option in self.loader.get_group_options(group)[:SHOWN]:
+            with suppress(HydraException, OmegaConfBaseException):
+                if key in Composition(self.loader, self.config_name, (f"{group}={option}",)).keys:
+                    yield option
+
+
+def dotted(tree: Any, parent: str = "") -> Iterator[str]:
+    """The names of all nodes and values of nested mappings and lists, a.b.c and a.b.0."""
+    pairs = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()
+    for name, part in pairs:
+        key = f"{parent}.{name}" if parent else str(name)
+        yield key
+        yield from dotted(part, key)
+
+
+def no_key(key: str, names: Sequence[str], what: str = "key", word: str = "") -> str:
+    """ "There is no such key", with the nearest names.
+
+    Arguments:
+        word: what is compared with the names, if not the key.
+    """
+    word = word or key
+    names = [name for name in names if not name.endswith("_") and not word.startswith(f"{name}.")]
+    last = {name for name in names if name.rpartition(".")[2] == word.rpartition(".")[2]}
+    close = [*difflib.get_close_matches(word, names, 3, 0.65), *sorted(last)]
+    nearest = ", ".join(list(dict.fromkeys(close))[:3])
+    return f"there is no {what} {key}" + (f"; nearest: {nearest}" if nearest else "")
+
+
+def brief(error: BaseException) -> str:
+    """What an exception of Hydra, OmegaConf or YAML says, in one line."""
+    text = str(error)
+    if isinstance(error, ConfigCompositionException) and error.__cause__ is not None:
+        text = f"{text}\n{error.__cause__}"
+    text = re.split(r"\n(?:Config s|S)earch path:", text)[0]
+    lines = [line.strip() for line in text.splitlines() if line.strip() and not NOISE.fullmatch(line)]
+    return "; ".join(line.rstrip(".") for line in lines)[:600] or type(error).__name__

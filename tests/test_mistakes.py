@@ -1,0 +1,230 @@
+"""A mistake on the command line is one clear line and code 1; what nobody foresaw keeps its traceback."""
+
+import os
+import signal
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import pytest
+from small_checkpoint import save
+
+from diffguide import annotations, mistakes, sampling, training
+from diffguide.sample import main as sample
+from diffguide.train import main as train
+
+SCRIPTS = Path(sysconfig.get_path("scripts"))
+TRAIN = {
+    "key": (["training.imges=3"], "there is no key training.imges; nearest: training.images"),
+    "root key": (["sed=3"], "there is no key or group sed; nearest: seed"),
+    "last part of a key alone": (["images=3"], "nearest: training.images"),
+    "group": (["objectve=eps"], "there is no key or group objectve; nearest: objective"),
+    "option": (["objective=epss"], "there is no option objective=epss; nearest: eps; options: edm, eps, flow, v, x0"),
+    "option of a nested group": (["sampler/grid=kars"], "there is no option sampler/grid=kars; nearest: karras"),
+    "recipe": (["experiment=gmm3d"], "there is no option experiment=gmm3d; nearest: gmm2d"),
+    "number as an option": (["objective=3"], "there is no option objective=3; options"),
+    "key of another option": (["guidance=none", "guidance.scale=3"], "with guidance=none; guidance=cfg has it"),
+    "key of another sampler": (["sampler.eta=1"], "sampler=ddim has it"),
+    "argument in a node": (["objective.weight.gama=3"], "there is no key objective.weight.gama"),
+    "key in a mapping": (["training={images:3,imges:3}"], "there is no key training.imges; nearest: training.images"),
+    "added key": (["+new.key=1"], "there is no key new.key"),
+    "added and misspelt": (["+trianing.images=3"], "there is no key trianing.images; nearest: training.images"),
+    "added argument": (["+objective.wieght=1"], "there is no key objective.wieght; nearest: objective.weight"),
+    "added twice": (["+training.images=3"], "write training.images=3, without +"),
+    "added choice": (["+sampler=ddim"], "write sampler=ddim, without +"),
+    "two options": (["guidance=[cfg,none]"], "guidance takes one option, got guidance=[cfg,none]"),
+    "a list of one option": (["sampler/grid=[karras]"], "sampler/grid takes one option"),
+    "two values": (["objective=eps,v"], "objective=eps,v gives several values: run them all with -m"),
+    "null for an option": (["sampler=null"], "sampler takes an option, got null: leave it out, or choose one of ddim"),
+    "left out group": (["~objective"], "objective cannot be left out: choose objective=<option>; options: edm"),
+    "left out key": (["~seed"], "seed cannot be left out: give it a value"),
+    "left out argument": (["~training.images"], "missing 1 required positional argument: 'images'"),
+    "left out what is not": (["~objectve"], "there is no key or group objectve; nearest: objective"),
+    "value for a node": (["training=3"], "training must be a node with a _target_, got 3"),
+    "open bracket": (["labels=[1,"], "cannot read 'labels=[1,': no viable alternative"),
+    "no value": (["seed"], "cannot read 'seed': write seed=<value>"),
+    "empty value": (["training.images="], "training.images must be a whole number, got ''"),
+    "trailing comma": (["schedule=edm,"], "cannot read 'schedule=edm,': mismatched input at its end; a list is key=[a,b]"),
+    "space in a key": (["a b=3"], "a character that a key cannot have"),
+    "other package": (["objective@x=eps"], "there is no objective@x; write objective=eps"),
+    "broken reference": (["name=${nope}"], "name: Interpolation key 'nope' not found"),
+    "absent variable": (["name=${oc.env:NOPE}"], "Environment variable 'NOPE' not found"),
+    "value that is asked for": (["dataset.num_classes=???"], "Missing mandatory value: dataset.num_classes"),
+    "argument that is asked for": (["backbone.channels=???"], "backbone.channels is missing: give backbone.channels="),
+    "folder of files": (["--config-dir", "nowhere"], "nowhere' not found"),
+    "primary configuration": (["--config-name", "nope"], "Cannot find primary config 'nope'"),
+    "flag": (["--nope"], "unrecognized arguments: --nope"),
+    "key with dashes": (["--training.images=3"], "keys have no dashes, key=value"),
+    "flags that do not go together": (["--resolve"], "--resolve flag can only be used in conjunction with --cfg"),
+    "Hydra's key": (["hydra.foo=1"], "Could not override 'hydra.foo'; Key 'foo' not in 'HydraConf'"),
+    "with --cfg": (["--cfg", "job", "objective=epss"], "there is no option objective=epss"),
+    "with --help": (["--help", "objective=epss"], "there is no option objective=epss"),
+    "one job of many": (["-m", "objective=eps,epss"], "there is no option objective=epss; nearest: eps"),
+    "key in every job": (["-m", "seed=1,2", "training.imges=3"], "there is no key training.imges"),
+    "key of some jobs": (["-m", "guidance=cfg,none", "guidance.scale=2"], "no key guidance.scale with guidance=none"),
+    "endless sweep": (["-m", "seed=interval(1,3)"], "does not support sweep type"),
+    "no such device": (["engine.accelerator=cuda"], "this machine cannot provide accelerator=cuda"),
+    "more processes than cores": (["engine.accelerator=cpu", "engine.devices=9999"], "are more processes than the"),
+    "precision": (["engine.precision=8-bit"], "precision=8-bit: Precision '8-bit' is invalid"),
+    "strategy": (["engine.strategy=foo"], "You selected an invalid strategy name"),
+    "no devices": (["engine.devices=0"], "cannot provide accelerator=auto devices=0"),
+}  # fmt: skip
+SAMPLE = {
+    "key": (["sampler.stps=3"], "there is no key sampler.stps with sampler=heun; nearest: sampler.steps"),
+    "root key": (["checkpont=x"], "nearest: checkpoint"),
+    "another command's group": (["objective=eps"], "objective is no choice of this command; its choices: "),
+    "two options": (["guidance=[cfg,none]"], "guidance takes one option"),
+    "key without its option": (["guidance.scale=3"], "no key guidance.scale with guidance=none; guidance=cfg has it"),
+    "in a sweep": (["-m", "guidance.scale=1,2"], "guidance=cfg has it"),
+    "pipe": (["checkpoint=pipe"], "checkpoint: no checkpoint in pipe"),
+    "foreign file": (
+        ["checkpoint=text.safetensors"],
+        "text.safetensors is not a checkpoint of diffguide, or is damaged",
+    ),
+    "trust": (["checkpoint=good", "trust=my.Net"], "trust must be a list of dotted names"),
+}
+
+
+@pytest.fixture
+def at(tmp_path):
+    """A folder with a few things that a user might name."""
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "text.safetensors").write_text("weights")
+    (tmp_path / "good").mkdir()
+    save(tmp_path / "good")
+    return tmp_path
+
+
+def check(done, name: str, message: str) -> None:
+    lines = [line for line in done.err.splitlines() if line]
+    assert done.code == 1 and message in done.err and done.out == ""
+    assert len(lines) == 1 and lines[0].startswith(f"{name}: ") and "Traceback" not in done.err
+
+
+@pytest.mark.parametrize("arguments, message", TRAIN.values(), ids=TRAIN)
+def test_training_tells_a_mistake(tmp_path, command, arguments, message):
+    check(command(train, *arguments, at=tmp_path), "diffguide-train", message)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("arguments, message", SAMPLE.values(), ids=SAMPLE)
+def test_sampling_tells_a_mistake(at, command, arguments, message):
+    before = sorted(at.iterdir())
+    check(command(sample, *arguments, at=at), "diffguide-sample", message)
+    assert sorted(at.iterdir()) == before
+
+
+RIGHT = {
+    "an added argument": ["+training.optimizer.eps=1e-7"],
+    "another node": ["~training.optimizer", "+training.optimizer={_target_:torch.optim.SGD,_partial_:true,momentum:0.9}",
+                     "training.optimizer.momentum=0.5"],
+    "a key of one's own that another refers to": ["+width=16", "backbone.channels=${width}"],
+    "forced": ["++training.images=64"],
+    "a list": ["backbone.multipliers=[1,1]"],
+    "an element of a list": ["backbone.multipliers.1=1"],
+    "a mapping": ["training={images:64}"],
+    "a nested option": ["sampler/grid=uniform_t"],
+    "a text with a comma": ["output_root='a,b'"],
+}  # fmt: skip
+
+
+def run(self, *arguments, **named) -> None:
+    """A training run of no steps."""
+    folder = next(argument for argument in arguments if isinstance(argument, Path))
+    (folder / "samples" / "0.png").touch()
+
+
+@pytest.mark.parametrize("arguments", RIGHT.values(), ids=RIGHT)
+def test_what_is_right_passes(tmp_path, command, monkeypatch, arguments):
+    monkeypatch.setattr(training.Training, "run", run)
+    done = command(train, *arguments, at=tmp_path)
+    assert done.code == 0 and (tmp_path / done.folder).is_dir(), done.err
+
+
+def test_an_unforeseen_exception_is_not_swallowed(at, command, monkeypatch):
+    """Of any type, those that are told where Hydra raises them too; and the traceback shows where."""
+
+    def fail(error):
+        def broken(*arguments, **named):
+            raise error
+
+        monkeypatch.setattr(training.Training, "run", broken)
+        monkeypatch.setattr(sampling, "write", broken)
+
+    for error in (RuntimeError("ours"), ValueError("ours"), OSError("ours"), KeyError("ours")):
+        fail(error)
+        with pytest.raises(type(error), match="ours"):
+            command(train, at=at)
+        with pytest.raises(type(error), match="ours"):
+            command(sample, "checkpoint=good", "n=1", "sampler.steps=1", at=at)
+    fail(KeyboardInterrupt())
+    done = command(train, at=at)
+    assert (
+        done.code == 130 and done.err.splitlines()[-1] == "diffguide-train: interrupted" and "Traceback" not in done.err
+    )
+
+
+def test_full_errors_are_for_who_asks(tmp_path, command, monkeypatch):
+    """The user's variable is what children of the command see, and what stays."""
+    seen = []
+
+    def look(*arguments, **named):
+        seen.append(os.environ.get("HYDRA_FULL_ERROR"))
+        run(*arguments, **named)
+
+    monkeypatch.setattr(training.Training, "run", look)
+    for value in (None, "0", "1"):
+        if value is None:
+            monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+        else:
+            monkeypatch.setenv("HYDRA_FULL_ERROR", value)
+        assert command(train, at=tmp_path).code == 0
+        assert os.environ.get("HYDRA_FULL_ERROR") == value and not any("DIFFGUIDE" in name for name in os.environ)
+    assert seen == [None, "0", "1"]
+    for arguments in (["objective=epss"], ["seed=-1"]):
+        with pytest.raises(Exception, match="epss|seed must be"):
+            command(train, *arguments, at=tmp_path)
+
+
+def test_real_processes(tmp_path):
+    """The console scripts, with nothing of this process around them."""
+    for name, arguments, message in (
+        ("train", ["objective=epss"], "nearest: eps"),
+        ("train", ["-m", "seed=1,2", "sed=3"], "nearest: seed"),
+        ("sample", ["--nope"], "unrecognized arguments: --nope"),
+    ):
+        done = subprocess.run([SCRIPTS / f"diffguide-{name}", *arguments], cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 1 and message in done.stderr and done.stderr.count("\n") == 1 and not done.stdout
+    full = os.environ | {"HYDRA_FULL_ERROR": "1"}
+    command = [SCRIPTS / "diffguide-train", "objective=epss"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=full)
+    assert done.returncode == 1 and "Traceback" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_interrupt_is_one_line(tmp_path):
+    """Ctrl-C while a command starts: its first line of Python is long past, its first line of output is not."""
+    code = (
+        "import time, diffguide.train as t; t.train = lambda cfg: (print('in', flush=True), time.sleep(60)); t.main([])"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                               text=True)  # fmt: skip
+    assert process.stdout.readline() == "in\n"
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=30)
+    assert process.returncode == 130 and err == "diffguide-train: interrupted\n" and out == ""
+
+
+def test_what_hydra_says_beside_is_left_out():
+    error = ValueError("Cannot find it.\n\nConfig search path:\n\tprovider=main, path=x\n\tprovider=schema")
+    assert mistakes.brief(error) == "Cannot find it"
+    assert mistakes.brief(KeyError()) == "KeyError"
+
+
+def test_annotations():
+    assert annotations.fits(1, float) and not annotations.fits(True, float) and not annotations.fits(1.0, int)
+    assert annotations.fits(None, int | None) and not annotations.fits("1", int | None)
+    assert annotations.bases(mistakes.Override | None) == (mistakes.Override,) and annotations.bases(int | None) == ()
+    assert annotations.parameters(lambda **anything: 0) is None
+    assert list(annotations.parameters(training.DataOrder)) == ["length", "seed"]

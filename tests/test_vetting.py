@@ -1,0 +1,107 @@
+"""Which nodes of a saved configuration may be built, role by role: for resuming, which takes whole parts of it."""
+
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+from small_checkpoint import CONFIG
+
+from diffguide.archives import CheckpointError
+from diffguide.configuration import config_dir
+from diffguide.sampling import training_data
+from diffguide.vetting import ROLES, construct, vet
+
+FOLDER = Path(config_dir())
+GRID = {"_target_": "diffguide.samplers.grids.UniformT"}
+
+
+@pytest.fixture(scope="module")
+def saved():
+    """The default configuration as a run saves it."""
+    with initialize_config_dir(config_dir(), version_base="1.3"):
+        return OmegaConf.to_container(compose("train", ["name=digits"]), resolve=True)
+
+
+def test_all_that_a_run_saves_may_be_built(saved):
+    """Of every role; the optimiser alone is never taken from a file."""
+    assert set(ROLES) - {"grid"} == {role for role, node in saved.items() if isinstance(node, dict)}
+    training = {key: value for key, value in saved["training"].items() if key != "optimizer"}
+    for role in ROLES.keys() - {"grid", "training"}:
+        assert vet(saved[role], role).__name__ == saved[role]["_target_"].rpartition(".")[2]
+    assert vet(training, "training").__name__ == "Training"
+    assert vet(saved["sampler"]["grid"], "grid").__name__ == "Karras"
+    with pytest.raises(CheckpointError, match="training.optimizer is a node, and none is taken from a file"):
+        vet(saved["training"], "training")
+
+
+OPTIONS = sorted(path for path in FOLDER.rglob("*/*.yaml") if path.parent.name in ROLES)
+
+
+@pytest.mark.parametrize("path", OPTIONS, ids=lambda path: str(path.relative_to(FOLDER)))
+def test_every_option_may_be_built(path):
+    """With what others fill in left out."""
+    node = OmegaConf.to_container(OmegaConf.load(path))
+    plain = {
+        key: value for key, value in node.items() if key != "defaults" and value != "???" and "${" not in str(value)
+    }
+    vet(plain, path.parent.name)
+
+
+REFUSED = {
+    "engine: another function": ("engine", {"_target_": "diffguide.runs.claim_version", "parent": "x"}),
+    "engine: a class": ("engine", {"_target_": "lightning_fabric.Fabric"}),
+    "sampler: a grid": ("sampler", GRID),
+    "grid: a sampler": ("grid", {"_target_": "diffguide.samplers.heun.Heun", "steps": 2, "grid": GRID}),
+    "grid: a node in a number": ("grid", {"_target_": "diffguide.samplers.grids.Karras", "rho": GRID}),
+    "sampler: nested": (
+        "sampler",
+        {"_target_": "diffguide.samplers.heun.Heun", "steps": 2, "grid": {"_target_": "os.system"}},
+    ),
+    "guidance: what it wraps": ("guidance", {"_target_": "diffguide.guidance.contrast.Unguided", "denoiser": GRID}),
+    "training: partial": ("training", {"_target_": "diffguide.training.Training", "_partial_": True}),
+    "dataset: numbers beyond 2^62": ("dataset", {"_target_": "diffguide.datasets.gmm2d.GMM2D", "seed": 2**63}),
+    "dataset: an interpolation": ("dataset", {"_target_": "diffguide.datasets.gmm2d.GMM2D", "seed": "${oc.env:HOME}"}),
+    "a deep node": (
+        "sampler",
+        {"_target_": "diffguide.samplers.heun.Heun", "grid": [[[[[[[[[[[[[[[[[[GRID]]]]]]]]]]]]]]]]]]},
+    ),
+    "a key that is no text": ("sampler", {"_target_": "diffguide.samplers.heun.Heun", 3: 4}),
+    "nothing": ("sampler", None),
+}
+
+
+@pytest.mark.parametrize("role, node", REFUSED.values(), ids=REFUSED)
+def test_anything_else_is_refused(role, node):
+    with pytest.raises(CheckpointError, match=role):
+        vet(node, role)
+
+
+def test_nodes_in_lists_are_built_where_the_constructor_asks_for_objects(tmp_path, monkeypatch):
+    (tmp_path / "my_samplers.py").write_text(
+        "from collections.abc import Sequence\n"
+        "from diffguide.samplers.grids import Grid\n"
+        "class Several(Grid):\n"
+        "    def __init__(self, grids: Sequence[Grid]):\n"
+        "        self.grids = grids\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    several, trust = {"_target_": "my_samplers.Several", "grids": [GRID, GRID]}, ["my_samplers.Several"]
+    assert [type(grid).__name__ for grid in construct(several, "grid", trust).grids] == ["UniformT"] * 2
+    for stranger in ({"_target_": "os.getcwd"}, {"_target_": "diffguide.parameterizations.V"}, "text"):
+        with pytest.raises(CheckpointError, match=r"grid\.grids"):
+            vet(several | {"grids": [GRID, stranger]}, "grid", trust)
+
+
+def test_a_data_set_that_reads_files_is_not_built():
+    """What lies under a scatter plot is drawn from a seed, or left out."""
+    assert training_data(CONFIG).shape == (50, 2)
+    digits = {"_target_": "diffguide.datasets.digits.Digits", "channels": 1, "size": 8, "num_classes": 10}
+    for node in (
+        digits,
+        {"_target_": "os.getcwd"},
+        CONFIG["dataset"] | {"train": 10**12},
+        CONFIG["dataset"] | {"seed": "x"},
+        None,
+    ):
+        assert training_data({"dataset": node}) is None
