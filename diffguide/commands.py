@@ -18,7 +18,7 @@ from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseException
 from yaml import YAMLError
 
 from . import mistakes
@@ -67,7 +67,8 @@ def check_composed(cfg: DictConfig) -> None:
             raise ConfigError(mistake)
     for key in mistakes.dotted(OmegaConf.to_container(cfg)):
         try:
-            OmegaConf.select(cfg, key)
+            with suppress(InterpolationToMissingValueError):  # building what has no value yet asks for it by name
+                OmegaConf.select(cfg, key)
         except OmegaConfBaseException as error:
             raise ConfigError(f"{key}: {str(error).splitlines()[0]}") from error
 

@@ -50,8 +50,8 @@ TRAIN = {
     "other package": (["objective@x=eps"], "there is no objective@x; write objective=eps"),
     "broken reference": (["name=${nope}"], "name: Interpolation key 'nope' not found"),
     "absent variable": (["name=${oc.env:NOPE}"], "Environment variable 'NOPE' not found"),
-    "value that is asked for": (["dataset.num_classes=???"], "Missing mandatory value: dataset.num_classes"),
-    "argument that is asked for": (["backbone.channels=???"], "backbone.channels is missing: give backbone.channels="),
+    "value that is asked for": (["dataset.num_classes=???"], "dataset.num_classes must be given (a whole number)"),
+    "argument that is asked for": (["backbone.channels=???"], "backbone.channels must be given (a whole number)"),
     "folder of files": (["--config-dir", "nowhere"], "nowhere' not found"),
     "primary configuration": (["--config-name", "nope"], "Cannot find primary config 'nope'"),
     "flag": (["--nope"], "unrecognized arguments: --nope"),
@@ -227,4 +227,4 @@ def test_annotations():
     assert annotations.fits(None, int | None) and not annotations.fits("1", int | None)
     assert annotations.bases(mistakes.Override | None) == (mistakes.Override,) and annotations.bases(int | None) == ()
     assert annotations.parameters(lambda **anything: 0) is None
-    assert list(annotations.parameters(training.DataOrder)) == ["length", "seed"]
+    assert list(annotations.parameters(mistakes.Composition)) == ["loader", "config_name", "chosen"]
