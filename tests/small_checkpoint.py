@@ -19,6 +19,7 @@ CONFIG = {
     "backbone": {
         "_target_": "diffguide.backbones.mlp.MLP", "in_channels": 2, "out_features": None, "num_classes": 4, "width": 8,
         "layers": 1, "fourier_features": 2, "fourier_scale": 0.5,
+        "noise_conditioned": True, "condition_features": 0,
     },
     "schedule": {"_target_": "diffguide.schedules.Cosine", "log_snr_max": 12.0, "log_snr_min": -10.0},
     "objective": {

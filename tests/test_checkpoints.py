@@ -57,7 +57,7 @@ def test_a_trusted_class_is_built(good, tmp_path, monkeypatch):
         "    pass\n"
         "class Mine(MLP):\n"
         "    def __init__(self, width, part, note):\n"
-        "        super().__init__(2, None, 4, width, 1, 2, 0.5)\n"
+        "        super().__init__(2, None, 4, width, 1, 2, 0.5, True, 0)\n"
         "        self.part, self.note = part, note\n"
     )
     monkeypatch.syspath_prepend(tmp_path)

@@ -86,11 +86,11 @@ def assert_the_same_run(one: Path, other: Path) -> None:
 HALF = """
 import os, signal, sys, safetensors.torch
 from diffguide.train import main
-whole, calls = safetensors.torch.save_file, []
+whole, calls, last = safetensors.torch.save_file, [], int(sys.argv[1])
 def half(tensors, path, metadata):
     whole(tensors, path, metadata)
     calls.append(path)
-    if len(calls) == int(sys.argv[1]):
+    if len(calls) == last:
         os.truncate(path, os.path.getsize(path) // 2)
         os.kill(os.getpid(), signal.SIGKILL)
 safetensors.torch.save_file = half
@@ -292,7 +292,7 @@ def test_a_hostile_run_folder_runs_nothing(unfinished, tmp_path, command, key, n
 def test_an_optimiser_is_never_taken_from_a_file(unfinished, tmp_path, command):
     config = OmegaConf.to_container(OmegaConf.load(unfinished / "config.yaml"))
     config["training"]["optimizer"] = {"_target_": "os.system", "_partial_": True, "command": "touch canary"}
-    (unfinished / "config.yaml").write_text(json.dumps(config))
+    OmegaConf.save(OmegaConf.create(config), unfinished / "config.yaml")
     done = command(main, f"resume={RUN}", at=tmp_path)
     assert done.code == 1 and "training.optimizer" in done.err and not (tmp_path / "canary").exists()
 
