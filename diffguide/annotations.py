@@ -6,7 +6,7 @@ import typing
 from collections.abc import Callable, Sequence
 from typing import Any
 
-__all__ = ["bases", "describe", "fits", "parameters"]
+__all__ = ["bases", "describe", "element", "fits", "parameters", "takes_node"]
 
 NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", types.NoneType: "null"}
 
@@ -37,6 +37,11 @@ def bases(hint: Any) -> tuple[type, ...]:
     """The classes whose objects an annotation asks for, () where it asks for plain values."""
     plain = {*NAMES, Any, object}
     return tuple(part for part in parts(hint) if isinstance(part, type) and part not in plain)
+
+
+def takes_node(hint: Any) -> bool:
+    """Whether an annotation asks for an object or a callable."""
+    return bool(bases(hint)) or any(typing.get_origin(part) is Callable for part in parts(hint))
 
 
 def element(hint: Any) -> Any:

@@ -2,10 +2,10 @@
 
 import json
 import os
-import re
 import shutil
 import sys
 import traceback
+from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from os.path import abspath
@@ -15,7 +15,6 @@ from typing import Any
 from hydra._internal.utils import get_args_parser
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
@@ -24,14 +23,14 @@ from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseExce
 from yaml import YAMLError
 
 from . import mistakes
-from .configuration import PLAIN, ConfigError, config_dir, literal
+from .configuration import ConfigError, config_dir
+from .quoting import quote_odd
 
-__all__ = ["Sweep", "one_line_errors", "record_job", "run_command"]
+__all__ = ["Sweep", "one_line_errors", "record_job", "run_command", "typed"]
 
 FULL = "HYDRA_FULL_ERROR"  # 1 makes Hydra raise what it would print
 USERS = "DIFFGUIDE_USERS_FULL_ERROR"  # what the user had set it to, while we have set it
-PATHS = {"dataset.path", "dataset.root", "checkpoint", "resume", "output_root", "name"}  # values that may hold anything
-FOREIGN = re.compile(r"[^\[\]{},:\s]*[^\x00-\x7f\[\]{},:\s][^\[\]{},:\s]*")  # words that are not all ASCII
+TOLD = (HydraException, OmegaConfBaseException, YAMLError, OSError, ValueError)  # what composing raises
 SWEEPS: list[Path] = []  # folders of notes that the multiruns of this process leave
 
 
@@ -56,6 +55,11 @@ def one_line_errors(name: str, cfg: DictConfig) -> Iterator[None]:
             record_job({"error": str(error)})
 
 
+def typed() -> list[str]:
+    """The overrides of this job as they were typed; iterating over Hydra's list would resolve `${...}`."""
+    return OmegaConf.to_container(HydraConfig.get().overrides.task)
+
+
 def check_composed(cfg: DictConfig) -> None:
     """What Hydra lets pass: keys that nothing reads, two options at once, what cannot be left out, broken `${...}`.
 
@@ -63,11 +67,10 @@ def check_composed(cfg: DictConfig) -> None:
         ConfigError: such a mistake.
     """
     hydra = HydraConfig.get()
-    typed = OmegaConf.to_container(hydra.overrides.task)  # as they stand: iterating would resolve ${...}
-    odd = [text for text in typed if text[:1] in "+~" or "=[" in text]
+    odd = [text for text in typed() if text[:1] in "+~" or "=[" in text]
     if odd and GlobalHydra.instance().is_initialized():  # composing once more takes a tenth of a second
         loader = GlobalHydra.instance().config_loader()
-        if mistake := mistakes.find(typed, loader, hydra.job.config_name, sweep=False):
+        if mistake := mistakes.find(typed(), loader, hydra.job.config_name, sweep=False):
             raise ConfigError(mistake)
     for key in mistakes.dotted(OmegaConf.to_container(cfg)):
         try:
@@ -101,7 +104,7 @@ def record_job(record: dict) -> None:
     if hydra.mode == RunMode.MULTIRUN:
         folder = Path(hydra.sweep.dir)
         folder.mkdir(parents=True, exist_ok=True)
-        swept = dict(override.lstrip("+").split("=", 1) for override in hydra.overrides.task if "=" in override)
+        swept = dict(override.lstrip("+").split("=", 1) for override in typed() if "=" in override)
         (folder / f"{hydra.job.num:05d}.json").write_text(json.dumps(record | {"overrides": swept}))
 
 
@@ -147,27 +150,6 @@ def run_command(command: Callable[[], None], name: str, argv: Sequence[str] | No
         remove_sweeps()
 
 
-def quote_odd(argv: Sequence[str]) -> list[str]:
-    """The arguments, with what Hydra's grammar would trip over in quotes: `dataset.path=my = images, 2`, `labels=[dögs]`.
-
-    In a multirun a comma separates values, as everywhere.
-    """
-    sweep, parser = not {"-m", "--multirun"}.isdisjoint(argv), OverridesParser.create()
-    result = []
-    for text in argv:
-        key, _, value = text.partition("=")
-        if key in PATHS and value and value[0] not in "'\"" and not PLAIN.fullmatch(value):
-            try:
-                plain = sweep or not parser.parse_override(text).is_sweep_override()
-            except HydraException:
-                plain = False
-            text = text if plain else f"{key}={literal(value)}"
-        elif not value.isascii() and not {"'", '"'} & set(value):
-            text = f"{key}={FOREIGN.sub(lambda match: literal(match[0]), value)}"
-        result.append(text)
-    return result
-
-
 def told(command: Callable[[], None], name: str) -> None:
     """Runs a command; tells a mistake, and an interrupt, in one line."""
     parser, task = get_args_parser(), command.__wrapped__.__code__
@@ -178,19 +160,21 @@ def told(command: Callable[[], None], name: str) -> None:
     except KeyboardInterrupt:
         print(f"{name}: interrupted", file=sys.stderr)
         raise SystemExit(130) from None
-    except (HydraException, OmegaConfBaseException, YAMLError, OSError, ValueError) as error:
+    except Exception as error:
         if any(frame.f_code is task for frame, _ in traceback.walk_tb(error.__traceback__)):
             raise  # not Hydra's, which composes before the task and after it
-        mistake = None
-        if not isinstance(error, ConfigError):
-            loader = mistakes.loader_of(
-                flags.config_path or config_dir(), flags.config_dir and abspath(flags.config_dir)
-            )
-            with suppress(HydraException, OmegaConfBaseException, YAMLError, OSError, ValueError):
-                config_name = flags.config_name or name.removeprefix("diffguide-")
-                mistake = mistakes.find(flags.overrides, loader, config_name, flags.multirun)
-        print(f"{name}: {mistake or mistakes.brief(error)}", file=sys.stderr)
+        mistake = None if isinstance(error, ConfigError) else mistake_of(flags, name.removeprefix("diffguide-"))
+        if mistake is None and not isinstance(error, TOLD):
+            raise
+        print(f"{name}: {' '.join((mistake or mistakes.brief(error)).split())}", file=sys.stderr)
         raise SystemExit(1) from error
+
+
+def mistake_of(flags: Namespace, config_name: str) -> str | None:
+    """The mistake in a command line that Hydra could not compose, where it is to be found."""
+    loader = mistakes.loader_of(flags.config_path or config_dir(), flags.config_dir and abspath(flags.config_dir))
+    with suppress(*TOLD):
+        return mistakes.find(flags.overrides, loader, flags.config_name or config_name, flags.multirun)
 
 
 def refuse_flags(message: str) -> None:

@@ -1,7 +1,5 @@
 """Where the configuration lies, and how its nodes become objects."""
 
-import re
-import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,13 +8,10 @@ from typing import Any
 from hydra.errors import CompactHydraException, InstantiationException
 from omegaconf import MISSING, DictConfig, OmegaConf
 
-from .annotations import describe, element, fits, parameters
+from .annotations import describe, element, fits, parameters, takes_node
 from .mistakes import no_key
 
-__all__ = ["ConfigError", "build", "check_whole", "config_dir", "quoted", "run_parent", "telling"]
-
-
-PLAIN = re.compile(r"[\w./:~+-]+", re.ASCII)  # values that need no quotes
+__all__ = ["ConfigError", "build", "check_whole", "config_dir", "run_parent", "telling"]
 
 
 class ConfigError(CompactHydraException, ValueError):
@@ -48,6 +43,8 @@ def build(cfg: DictConfig, key: str, *args: Any) -> Any:
         if isinstance(error.__cause__, ValueError | TypeError):
             where = getattr(error, "full_key", "") or key
             raise ConfigError(f"{where}: {error.__cause__}") from error
+        if error.__cause__ is None:  # Hydra's own: a target that it does not call
+            raise ConfigError(f"{key}: {str(error).splitlines()[0]}") from error
         raise
 
 
@@ -62,7 +59,7 @@ def check_types(node: Any, key: str, given: int = 0) -> None:
     """
     from hydra.utils import get_object
 
-    if not isinstance(node, dict) or "_target_" not in node:
+    if not isinstance(node, dict) or not isinstance(node.get("_target_"), str):
         raise ConfigError(
             f"{key} must be a node with a _target_, got {node!r}; choose one with {key}=<option>, see --help"
         )
@@ -82,7 +79,7 @@ def check_types(node: Any, key: str, given: int = 0) -> None:
 
 def check_value(value: Any, where: str, hint: Any) -> None:
     """`check_types` for one argument with its annotation."""
-    if isinstance(value, dict) and "_target_" in value:
+    if isinstance(value, dict) and "_target_" in value and (hint is Any or takes_node(hint)):
         check_types(value, where)
     elif isinstance(value, list) and any(isinstance(part, dict) for part in value) and element(hint) is not None:
         for index, part in enumerate(value):
@@ -110,17 +107,6 @@ def telling(key: str) -> Iterator[None]:
         raise
     except (ValueError, OSError) as error:
         raise ConfigError(f"{key}: {error}") from error
-
-
-def quoted(override: str) -> str:
-    """`key=value` as one can type it into a shell, whatever characters the value has."""
-    key, _, value = override.partition("=")
-    return shlex.quote(override if PLAIN.fullmatch(value) else f"{key}={literal(value)}")
-
-
-def literal(value: str) -> str:
-    """A text in the quotes of Hydra's grammar, in which a backslash counts only before a quote."""
-    return "'" + re.sub(r"(\\*)('|$)", lambda match: 2 * match[1] + ("\\'" if match[2] else ""), value) + "'"
 
 
 def run_parent(cfg: DictConfig, job: str, name: Any) -> Path:

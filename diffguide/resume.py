@@ -7,13 +7,13 @@ command line composes today is built only if it is diffguide's own (`checkpoints
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from . import checkpoints
+from .commands import typed
 from .configuration import ConfigError
 
 __all__ = ["Resumed", "find", "inherit", "saved_config"]
@@ -64,7 +64,7 @@ def inherit(cfg: DictConfig, saved: dict[str, Any]) -> DictConfig:
     today = OmegaConf.to_container(cfg, resolve=False)
     if strange := set(saved) - set(today) - {"p_uncond"}:
         raise ConfigError(f"resume: the run's config.yaml has keys that this command does not know: {sorted(strange)}")
-    overrides = OverridesParser.create().parse_overrides(list(HydraConfig.get().overrides.task))
+    overrides = OverridesParser.create().parse_overrides(typed())
     keys = [override.key_or_group.replace("/", ".") for override in overrides]
     resolved = OmegaConf.create(OmegaConf.to_container(cfg, resolve=True))
     if "experiment" in keys:  # a recipe sets keys everywhere: then the command line has to say it all

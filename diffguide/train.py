@@ -6,13 +6,13 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import hydra
-from hydra.core.hydra_config import HydraConfig
 from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 
-from .commands import one_line_errors, run_command
-from .configuration import ConfigError, build, check_whole, config_dir, quoted, run_parent, telling
+from .commands import one_line_errors, run_command, typed
+from .configuration import ConfigError, build, check_whole, config_dir, run_parent, telling
 from .interrupts import Stopped
+from .quoting import quoted
 from .runs import WriteError, claim_version, only_writer, remove_leftovers, write_atomically, writing
 
 __all__ = ["main", "train"]
@@ -173,7 +173,7 @@ def check_label_dropout(cfg: DictConfig) -> None:
         ConfigError: p_uncond without such guidance, 0 with it, or an objective that was given another one.
     """
     p_uncond = cfg.get("p_uncond", 0.0)
-    given = any(override.split("=")[0].lstrip("+") == "p_uncond" for override in HydraConfig.get().overrides.task)
+    given = any(override.split("=")[0].lstrip("+") == "p_uncond" for override in typed())
     if not getattr(get_class(cfg.guidance._target_), "needs_null", False):
         if given or p_uncond:
             raise ConfigError(

@@ -9,7 +9,18 @@ import diffguide
 
 PACKAGE = Path(diffguide.__file__).parent
 ORDER = [  # a module imports only from its own line or an earlier one
-    {"runs", "progress", "interrupts", "schedules", "datasets", "backbones", "engine", "annotations", "mistakes"},
+    {
+        "runs",
+        "progress",
+        "interrupts",
+        "schedules",
+        "datasets",
+        "backbones",
+        "engine",
+        "annotations",
+        "mistakes",
+        "quoting",
+    },
     {"parameterizations", "randomness", "images", "journal", "configuration", "commands", "archives"},
     {"denoisers", "batches", "vetting"},
     {"objectives", "guidance", "samplers", "inspection"},
@@ -21,9 +32,10 @@ ORDER = [  # a module imports only from its own line or an earlier one
 RANK = {module: rank for rank, line in enumerate(ORDER) for module in line}
 ALONE = {
     "backbones", "datasets", "schedules", "runs", "progress", "interrupts", "engine", "annotations", "mistakes",
+    "quoting",
 }  # fmt: skip
 SIBLINGS = [("samplers", "objectives"), ("samplers", "guidance"), ("guidance", "samplers"), ("guidance", "objectives")]
-HYDRA = {"train", "sample", "resume", "configuration", "commands", "mistakes"}
+HYDRA = {"train", "sample", "resume", "configuration", "commands", "mistakes", "quoting"}
 
 
 def imports(path: Path) -> set[str]:

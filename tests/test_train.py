@@ -221,7 +221,7 @@ REFUSED = {
     "no such device": (["engine.accelerator=tpu"], "this machine cannot provide"),
     "misspelt key": (["training.imges=3"], "imges"),
     "misspelt option": (["objective=epss"], "epss"),
-    "resume from nowhere": (["resume=nowhere"], "no checkpoint at nowhere"),
+    "resume from nowhere": (["resume=nowhere"], "no run at nowhere"),
 }
 
 

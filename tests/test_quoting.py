@@ -1,0 +1,50 @@
+"""Names that hold anything get through the shell and Hydra's grammar."""
+
+import shlex
+
+import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
+from diffguide.quoting import quote_odd, quoted
+
+NAMES = [
+    "plain/v001", "my images", "a=b", "a, b", "ü/ö", "it's", "back\\slash", "back\\", "both\\'", '"quoted"', "[a]{b}",
+    "$HOME ${x}", "~/x", "a#b", "(c)", "-m", "日本",
+]  # fmt: skip
+
+
+def parse(text: str):
+    return OverridesParser.create().parse_override(text)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_told_can_be_typed(name):
+    (typed,) = shlex.split(quoted(f"resume={name}"))
+    assert parse(typed).value() == name
+
+
+@pytest.mark.parametrize("key", ["dataset.path", "checkpoint", "resume"])
+@pytest.mark.parametrize("name", [name for name in NAMES if name[0] not in "'\"["])
+def test_a_path_needs_no_quotes_but_the_shells(key, name):
+    (text,) = quote_odd([f"{key}={name}"])
+    assert str(parse(text).value()) == name and not parse(text).is_sweep_override()
+
+
+def test_the_rest_stays_as_it_was():
+    typed = [
+        "labels=[1,2]",
+        "guidance.scale=1,2",
+        "objective=eps",
+        "-m",
+        "dataset.path='a, b'",
+        "training.images=1e3",
+        "~x",
+    ]
+    assert quote_odd(typed) == typed
+    assert quote_odd(["-m", "checkpoint=a,b"]) == ["-m", "checkpoint=a,b"]  # two runs
+    assert quote_odd(["checkpoint=a,b"]) == ["checkpoint='a,b'"]  # one path
+
+
+def test_labels_beyond_ascii():
+    (text,) = quote_odd(["labels=[dögs,cats, 日本]"])
+    assert parse(text).value() == ["dögs", "cats", "日本"]
