@@ -9,12 +9,12 @@ import diffguide
 
 PACKAGE = Path(diffguide.__file__).parent
 ORDER = [  # a module imports only from its own line or an earlier one
-    {"runs", "progress", "interrupts", "schedules", "datasets", "backbones", "configuration", "engine"},
-    {"parameterizations", "randomness", "images", "journal"},
+    {"runs", "progress", "interrupts", "schedules", "datasets", "backbones", "configuration", "engine", "shards"},
+    {"parameterizations", "randomness", "images", "trajectories", "journal"},
     {"denoisers", "batches"},
     {"objectives", "guidance", "samplers"},
     {"checkpoints"},
-    {"resume", "training", "sampling"},
+    {"resume", "training", "sampling", "sweeps"},
     {"dry_run"},
     {"train", "sample"},
 ]
