@@ -85,9 +85,10 @@ def write_vectors(
     points = numpy.stack([frames[index] for index in indices], axis=1)
     figure = images.scatter([("", points[-1], labels)], class_names, background)
     axis, canvas = figure.axes[0], FigureCanvasAgg(figure)
-    corners = points.reshape(-1, 2)
-    axis.set_xlim(corners[:, 0].min(), corners[:, 0].max())
-    axis.set_ylim(corners[:, 1].min(), corners[:, 1].max())
+    low, high = points.min(axis=(0, 1)), points.max(axis=(0, 1))
+    margin = 0.05 * (high - low)
+    axis.set_xlim(low[0] - margin[0], high[0] + margin[0])
+    axis.set_ylim(low[1] - margin[1], high[1] + margin[1])
     present = numpy.unique(labels)
     clouds = axis.collections[-len(present) :]
     pictures = []
@@ -101,9 +102,13 @@ def write_vectors(
 
 
 def write(path: Path, pictures: Sequence[Image.Image]) -> None:
+    """Writes a GIF that repeats; without Pillow's optimisation, which shifts grey levels of frames that lack some."""
     durations = [MILLISECONDS] * (len(pictures) - 1) + [HELD]
 
     def save(temporary: Path) -> None:
-        pictures[0].save(temporary, format="GIF", save_all=True, append_images=pictures[1:], duration=durations, loop=0)
+        first, *others = pictures
+        first.save(
+            temporary, format="GIF", save_all=True, append_images=others, duration=durations, loop=0, optimize=False
+        )
 
     write_atomically(path, save)
