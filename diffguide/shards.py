@@ -1,5 +1,8 @@
 """The batches of a sampling run on the disk: one file each, whole or absent, merged into one archive at the end."""
 
+import math
+import os
+import struct
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -156,13 +159,18 @@ def write_archive(path: Path, parts: Iterator[numpy.ndarray], labels: Sequence[i
 
 
 def read_rows(path: Path, indices: Iterable[int]) -> numpy.ndarray:
-    """Rows of arr_0 in such an archive, in ascending order of their indices; the others are not read into memory."""
-    with zipfile.ZipFile(path) as archive, archive.open("arr_0.npy") as file:
+    """Rows of arr_0 in such an archive, in ascending order of their indices; the others are not read at all."""
+    with zipfile.ZipFile(path) as archive:
+        offset = archive.getinfo("arr_0.npy").header_offset
+    with open(path, "rb") as file:  # stored, not compressed: zipfile itself would read all that it skips
+        file.seek(offset + 26)
+        lengths = struct.unpack("<HH", file.read(4))  # of the entry's name and of its extra field
+        file.seek(sum(lengths), os.SEEK_CUR)
         numpy.lib.format.read_magic(file)
         shape, _, dtype = numpy.lib.format.read_array_header_1_0(file)
-        start, size = file.tell(), dtype.itemsize * int(numpy.prod(shape[1:]))
+        start, size = file.tell(), dtype.itemsize * math.prod(shape[1:])
         rows = []
         for index in sorted(indices):
             file.seek(start + index * size)
             rows.append(numpy.frombuffer(file.read(size), dtype).reshape(shape[1:]))
-        return numpy.stack(rows) if rows else numpy.empty((0, *shape[1:]), dtype)
+    return numpy.stack(rows)
