@@ -1,8 +1,10 @@
 """Pictures: sample grids, scatter plots of vectors, contact sheets."""
 
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy
 import torch
@@ -11,17 +13,53 @@ from torch import Tensor
 
 from .runs import write_atomically
 
-__all__ = ["contact_sheet", "sample_picture", "to_uint8"]
+__all__ = [
+    "Layout", "contact_rows", "contact_sheet", "grid", "layout", "sample_picture", "save", "scatter", "single", "to_uint8",
+    "write_grid", "write_scatter",
+]  # fmt: skip
 
 CELL = 48  # pixels that a small image is enlarged towards
 GAP = 3
 COLUMNS = 20  # most columns of a grid; samples.npz holds all samples
 ROWS = 40
+POINTS = 20000  # most vectors of a scatter plot
 
 
 def to_uint8(x: Tensor) -> numpy.ndarray:
     """[N, C, H, W] in [-1, 1] to uint8 [N, H, W, C]: round(127.5 (x + 1)), clipped."""
     return ((x + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+
+
+class Layout(NamedTuple):
+    """rows: which samples a grid shows, by index; names: of its rows, [] = none."""
+
+    rows: list[list[int]]
+    names: list[str]
+
+    @property
+    def indices(self) -> list[int]:
+        return [index for row in self.rows for index in row]
+
+
+def layout(labels: Sequence[int], class_names: Sequence[str], most: int = ROWS * COLUMNS) -> Layout:
+    """A row per class with its first samples, or only rows where nothing has a class.
+
+    Arguments:
+        labels: class per sample, -1 = no condition.
+        class_names: one per class.
+        most: samples shown at most; every row loses its last ones first.
+    """
+    if max(labels) < 0:
+        count = min(len(labels), most, ROWS * COLUMNS)
+        width = min(COLUMNS, math.ceil(math.sqrt(count)))
+        return Layout([list(range(i, min(i + width, count))) for i in range(0, count, width)], [])
+    members: dict[int, list[int]] = {label: [] for label in sorted(set(labels))[: min(ROWS, most)]}
+    for index, label in enumerate(labels):
+        if label in members and len(members[label]) < COLUMNS:
+            members[label].append(index)
+    width = max(w for w in range(1, COLUMNS + 1) if sum(min(len(row), w) for row in members.values()) <= most)
+    names = ["" if label < 0 else str(class_names[label]) for label in members]
+    return Layout([row[:width] for row in members.values()], names)
 
 
 def sample_picture(
@@ -36,47 +74,59 @@ def sample_picture(
         background: data [M, D] to draw the vectors over.
     """
     if x.ndim == 2:
-        scatter(path, [("", x, labels)], class_names, background)
-        return
-    if max(labels) < 0:  # without classes the rows are only rows
-        pictures = list(to_uint8(x[: COLUMNS * ROWS]))
-        width = min(COLUMNS, math.ceil(math.sqrt(len(pictures))))
-        write_grid(path, [pictures[i : i + width] for i in range(0, len(pictures), width)], [], [])
-        return
-    present = sorted(set(labels))
-    members = [[i for i, label in enumerate(labels) if label == row][:COLUMNS] for row in present[:ROWS]]
-    names = ["" if row < 0 else str(class_names[row]) for row in present[:ROWS]]
-    pictures = to_uint8(x)
-    write_grid(path, [[pictures[i] for i in row] for row in members], names, [])
+        write_scatter(path, [("", x.numpy(), labels)], class_names, background)
+    else:
+        write_grid(path, layout(labels, class_names), to_uint8(x))
 
 
 def contact_sheet(
-    path: Path, columns: Sequence[tuple[str, Tensor, Sequence[int]]], class_names: Sequence[str],
-    background: Tensor | None = None,
+    path: Path, columns: Sequence[tuple[str, numpy.ndarray]], labels: Sequence[Sequence[int]],
+    class_names: Sequence[str], background: Tensor | None = None,
 ) -> None:  # fmt: skip
     """Writes a PNG with a column per run of a sweep, the same sample (seed) along each row.
 
-    Two samples of each class that the first run has, at most 20; a row is named where all runs agree on its class.
+    A row is named where all runs agree on its class.
 
     Arguments:
-        columns: (title, samples, labels) per run.
+        columns: (title, samples) per run: uint8 [R, H, W, C], or vectors [R, D].
+        labels: per run, of these samples.
         class_names, background: as for `sample_picture`.
     """
-    _, first, labels = columns[0]
-    if first.ndim == 2:
-        scatter(path, columns, class_names, background)
+    if columns[0][1].ndim == 2:
+        panels = [(title, x, own) for (title, x), own in zip(columns, labels)]
+        write_scatter(path, panels, class_names, background)
         return
-    fewest = min(len(x) for _, x, _ in columns)
-    each = 2 if max(labels) >= 0 else COLUMNS
-    rows = [i for i in range(fewest) if list(labels[:i]).count(labels[i]) < each][:COLUMNS]
-    pictures = [to_uint8(x[rows]) for _, x, _ in columns]
-    classes = [{labels[i] for _, _, labels in columns} for i in rows]
+    classes = [set(row) for row in zip(*labels)]
     names = ["" if len(row) > 1 or -1 in row else str(class_names[row.pop()]) for row in classes]
-    grid = [[column[k] for column in pictures] for k in range(len(rows))]
-    write_grid(path, grid, names, [title for title, _, _ in columns])
+    rows = [list(pictures) for pictures in zip(*(x for _, x in columns))]
+    save(path, grid(rows, names, [title for title, _ in columns]))
 
 
-def write_grid(path: Path, rows: list[list[numpy.ndarray]], names: list[str], titles: list[str]) -> None:
+def contact_rows(labels: Sequence[int], shape: Sequence[int]) -> list[int]:
+    """The samples that a contact sheet shows, by index: two of each class, at most 20; of vectors the first ones.
+
+    Arguments:
+        labels: of the first run, as far as all runs go.
+        shape: of one sample.
+    """
+    if len(shape) == 1:
+        return list(range(min(len(labels), POINTS)))
+    each = 2 if max(labels) >= 0 else COLUMNS
+    seen: Counter[int] = Counter()
+    rows = []
+    for index, label in enumerate(labels):
+        if seen[label] < each and len(rows) < COLUMNS:
+            rows.append(index)
+        seen[label] += 1
+    return rows
+
+
+def write_grid(path: Path, shown: Layout, pictures: Mapping[int, numpy.ndarray] | numpy.ndarray) -> None:
+    """Writes a PNG of uint8 [H, W, C] pictures by index."""
+    save(path, grid([[pictures[index] for index in row] for row in shown.rows], shown.names, []))
+
+
+def grid(rows: list[list[numpy.ndarray]], names: list[str], titles: list[str]) -> Image.Image:
     """Rows of uint8 [H, W, C] pictures, row names at the left, column titles on top; whole-factor enlargement."""
     height, width = rows[0][0].shape[:2]
     factor = max(1, CELL // max(height, width))
@@ -95,28 +145,52 @@ def write_grid(path: Path, rows: list[list[numpy.ndarray]], names: list[str], ti
     for y, (row, name) in enumerate(zip(rows, names or [""] * len(rows))):
         draw.text((GAP, top + y * step_y + height * factor / 2), name, "black", font, anchor="lm")
         for column, pixels in enumerate(row):
-            image = Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels)
-            image = image.resize((width * factor, height * factor), Image.Resampling.NEAREST)
+            image = single(pixels).resize((width * factor, height * factor), Image.Resampling.NEAREST)
             sheet.paste(image, (margin + column * step_x + (step_x - GAP - width * factor) // 2, top + y * step_y))
-    write_atomically(path, lambda temporary: sheet.save(temporary, format="PNG"))
+    return sheet
+
+
+def single(pixels: numpy.ndarray) -> Image.Image:
+    """One picture of uint8 [H, W, C]; grey stays grey."""
+    return Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels)
+
+
+def save(path: Path, picture: Image.Image) -> None:
+    """Writes a PNG.
+
+    Raises:
+        WriteError: the disk is full, the folder is gone, ...
+    """
+    write_atomically(path, lambda temporary: picture.save(temporary, format="PNG"))
+
+
+def write_scatter(
+    path: Path, panels: Sequence[tuple[str, numpy.ndarray, Sequence[int]]], class_names: Sequence[str],
+    background: Tensor | None,
+) -> None:  # fmt: skip
+    """Writes a PNG with a panel per (title, vectors, labels); see `scatter`."""
+    figure = scatter(panels, class_names, background)
+    write_atomically(path, lambda temporary: figure.savefig(temporary, format="png", dpi=100, bbox_inches="tight"))
 
 
 def scatter(
-    path: Path, columns: Sequence[tuple[str, Tensor, Sequence[int]]], class_names: Sequence[str],
-    background: Tensor | None,
-) -> None:  # fmt: skip
-    """One panel per column: vectors coloured by class over the data in grey, first two coordinates, equal axes."""
+    panels: Sequence[tuple[str, numpy.ndarray, Sequence[int]]], class_names: Sequence[str], background: Tensor | None
+):
+    """A figure of vectors coloured by class over the data in grey, first two coordinates, equal axes.
+
+    The points of a panel are its axes' last collections, one per class in ascending order.
+    """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(4.5 * len(columns) + 1, 4.5), layout="constrained")
-    axes = figure.subplots(1, len(columns), squeeze=False, sharex=True, sharey=True)[0]
-    for axis, (title, x, labels) in zip(axes, columns):
+    figure = Figure(figsize=(4.5 * len(panels) + 1, 4.5), layout="constrained")
+    axes = figure.subplots(1, len(panels), squeeze=False, sharex=True, sharey=True)[0]
+    for axis, (title, x, labels) in zip(axes, panels):
         if background is not None:
             axis.scatter(*background[:5000, :2].T, s=2, color="0.8", label="data", linewidths=0)
-        labels = torch.as_tensor(labels)
-        for label in labels.unique().tolist():
+        labels = numpy.asarray(labels)
+        for label in numpy.unique(labels).tolist():
             name = "no condition" if label < 0 else f"class {class_names[label]}"
             axis.scatter(*x[labels == label, :2].T, s=4, color=f"C{label % 10}", label=name, linewidths=0)
         axis.set(title=title, xlabel="x[0]", ylabel="x[1]", aspect="equal")
     axes[-1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5), markerscale=3)
-    write_atomically(path, lambda temporary: figure.savefig(temporary, format="png", dpi=100, bbox_inches="tight"))
+    return figure

@@ -4,6 +4,7 @@ The configuration comes from the run folder, so `resume=<run>` alone continues i
 command line composes today is built only if it is diffguide's own (`checkpoints.vet`). The optimiser is always today's.
 """
 
+import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,8 +16,9 @@ from yaml import YAMLError
 from . import checkpoints
 from .commands import typed
 from .configuration import ConfigError
+from .shards import START
 
-__all__ = ["Resumed", "find", "inherit", "saved_config"]
+__all__ = ["Begun", "Resumed", "find", "find_samples", "inherit", "saved_config"]
 
 ROLES = ("dataset", "backbone", "schedule", "objective", "guidance", "sampler", "training", "engine")
 FIXED = ("dataset", "backbone", "schedule", "objective", "training", "seed", "p_uncond")  # what is computed
@@ -26,12 +28,23 @@ FREE = {  # of training: how long, how often, how fast; recorded where it change
 }  # fmt: skip
 
 
+ANYTIME = ("resume", "trust", "checkpoint", "engine")  # of sampling: what may change, within what `find_samples` holds
+
+
 class Resumed(NamedTuple):
     """folder: of the run; checkpoint: to continue from, None = it had none yet; note: for metrics.jsonl, what changes."""
 
     folder: Path
     checkpoint: Path | None
     note: dict[str, Any] | None
+
+
+class Begun(NamedTuple):
+    """folder: of a sampling run; file: its checkpoint, None = it is finished; header: of its manifest, as it began."""
+
+    folder: Path
+    file: Path | None
+    header: dict[str, Any] | None
 
 
 def saved_config(folder: Path) -> dict[str, Any]:
@@ -99,11 +112,7 @@ def find(cfg: DictConfig) -> tuple[DictConfig, Resumed]:
     Raises:
         ConfigError: nothing there, nothing left to do, or a change of what was computed so far.
     """
-    if not isinstance(cfg.resume, str):
-        raise ConfigError(f"resume must be a run folder such as outputs/train/digits/v001, got {cfg.resume!r}")
-    folder = Path(cfg.resume).expanduser()
-    if not folder.exists():
-        raise ConfigError(f"resume: no run at {folder}: give a folder such as outputs/train/digits/v001")
+    folder = run_folder(cfg, "outputs/train/digits/v001")
     saved = saved_config(folder)
     merged = inherit(cfg, saved)
     today = OmegaConf.to_container(merged)
@@ -127,6 +136,57 @@ def find(cfg: DictConfig) -> tuple[DictConfig, Resumed]:
     }
     note = {"images": metadata["images"], "changed": dict(sorted(changed.items()))} if changed else None
     return merged, Resumed(folder, files[-1], note)
+
+
+def find_samples(cfg: DictConfig) -> tuple[DictConfig, Begun]:
+    """The configuration and the beginning of the sampling run to continue.
+
+    Raises:
+        ConfigError: nothing there, or a change of what decides images; the checkpoint may lie elsewhere, if it is the same.
+    """
+    folder = run_folder(cfg, "outputs/sample/digits/v001")
+    saved = saved_config(folder)
+    merged = inherit(cfg, saved)
+    today = OmegaConf.to_container(merged)
+    before, after = ({key: value for key, value in config.items() if key not in ANYTIME} for config in (saved, today))
+    before["engine.precision"], after["engine.precision"] = (config["engine"]["precision"] for config in (saved, today))
+    for key in {**before, **after}:
+        if before.get(key) != after.get(key):
+            where, one, other = difference(key, before.get(key), after.get(key))
+            raise ConfigError(
+                f"resume: {folder} was sampled with {where}={one}, and this command has {other}: leave it out"
+            )
+    if (folder / "samples.npz").exists():
+        return merged, Begun(folder, None, None)
+    path = folder / "shards" / START
+    try:
+        header = json.loads(path.read_text(encoding="utf-8"))
+        file, expected = header["checkpoint"], header["checkpoint_sha256"]
+        file = checkpoints.find(merged.checkpoint if merged.checkpoint != saved["checkpoint"] else file)
+        found = checkpoints.sha256(file)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        if isinstance(error, checkpoints.CheckpointError):
+            raise ConfigError(f"checkpoint: {error}") from error
+        raise ConfigError(f"resume: {path} is not what diffguide writes: {error!r}") from error
+    if found != expected:
+        raise ConfigError(
+            f"resume: {folder} was sampled from a checkpoint with SHA-256 {expected[:12]}, and {file} has {found[:12]}"
+        )
+    return merged, Begun(folder, file, header)
+
+
+def run_folder(cfg: DictConfig, example: str) -> Path:
+    """The existing folder that `resume` names.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if not isinstance(cfg.resume, str):
+        raise ConfigError(f"resume must be a run folder such as {example}, got {cfg.resume!r}")
+    folder = Path(cfg.resume).expanduser()
+    if not folder.exists():
+        raise ConfigError(f"resume: no run at {folder}: give a folder such as {example}")
+    return folder
 
 
 def compare(saved: dict[str, Any], today: dict[str, Any], folder: Path) -> None:

@@ -2,12 +2,17 @@
 
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
 
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
 from .commands import Sweep, one_line_errors, record_job, run_command
 from .configuration import ConfigError, build, check_whole, config_dir, run_parent, telling
+from .interrupts import Interrupts, Stopped
+from .quoting import quoted
+from .runs import BusyError, WriteError, claim_version, only_writer, remove_leftovers, strict_json
 
 __all__ = ["main", "sample"]
 
@@ -16,27 +21,85 @@ PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")  # what autocast gives; weigh
 
 def sample(cfg: DictConfig) -> None:
     """One sampling run: prints the folder it wrote as its last line on stdout."""
-    import torch
+    from . import sampling, trajectories
+    from .shards import ShardError, Shards
 
-    from . import checkpoints, sampling
-    from .denoisers import EvaluationCounter
-    from .progress import Progress
-    from .runs import claim_version
-    from .samplers import generate
+    begun = None
+    if cfg.resume is not None:
+        from .resume import find_samples
 
+        cfg, begun = find_samples(cfg)
+    check(cfg)
+    engine = build(cfg, "engine")
+    if begun is not None and begun.file is None:
+        if engine.is_global_zero:
+            tidy(begun.folder, Shards(begun.folder / "shards", cfg.n, cfg.batch_size))
+        return
+    file, loaded, plan = prepare(cfg, engine, begun and begun.file)
+    if cfg.png and len(plan.shape) == 1:
+        raise ConfigError(f"png=true needs images; this checkpoint makes vectors of shape {list(plan.shape)}")
+    engine.launch()
+    with ExitStack() as held:
+        folder, header, newest = claim(engine, cfg, file, loaded, begun, held)
+        if newest != file:  # another checkpoint came between the starts of two processes
+            file, loaded, plan = prepare(cfg, engine, newest)
+        shards = Shards(folder / "shards", cfg.n, cfg.batch_size)
+        filmed = trajectories.shown_samples(plan.classes, plan.class_names, plan.shape) if cfg.trajectory else None
+        interrupts = held.enter_context(Interrupts(silent=not engine.is_global_zero))
+        missing = engine.broadcast(shards.missing())
+        try:
+            stream = sampling.Stream(engine, plan, shards, folder / "images" if cfg.png else None, filmed)
+            stream.run(missing, interrupts)
+            if not engine.is_global_zero:
+                return
+            header = sampling.merge(plan, shards, folder, header, loaded.config, filmed, interrupts)
+        except Stopped as stopped:
+            if not engine.is_global_zero:  # a code other than 0 would make Fabric's observer kill the first rank
+                return
+            again = quoted(f"resume={folder}")
+            print(f"{stopped.name} after {stopped}; continue with: diffguide-sample {again}", file=sys.stderr)
+            print(folder)
+            raise SystemExit(stopped.code) from stopped
+        except (WriteError, ShardError) as error:
+            if not engine.is_global_zero:
+                return
+            raise ConfigError(str(error)) from error
+    facts = {"shape": list(plan.shape), "class_names": plan.class_names, "dataset": loaded.config["dataset"]}
+    record_job({"folder": str(folder), **facts, "header": header})
+    print(f"samples: {folder / 'grid.png'}", file=sys.stderr)
+    print(folder)
+
+
+def check(cfg: DictConfig) -> None:
+    """What can be said before anything is built.
+
+    Raises:
+        ConfigError: a value of the wrong type, no checkpoint.
+    """
     for key, least in {"n": 1, "batch_size": 1, "seed": 0}.items():
         check_whole(cfg, key, least)
+    for key in ("png", "trajectory"):
+        if not isinstance(cfg[key], bool):
+            raise ConfigError(f"{key} must be true or false, got {cfg[key]!r}")
     if OmegaConf.is_missing(cfg, "checkpoint") or not isinstance(cfg.checkpoint, str):
         raise ConfigError(
             "checkpoint is missing: give checkpoint=outputs/train/<name>/v001, the folder of a training run"
         )
-    engine = build(cfg, "engine")
-    if engine.world_size > 1:
-        raise ConfigError("engine.devices: sampling uses one device, got more")
     if cfg.engine.precision not in PRECISIONS:
         raise ConfigError(f"engine.precision must be one of {', '.join(PRECISIONS)}, got {cfg.engine.precision}")
+
+
+def prepare(cfg: DictConfig, engine, file: Path | None):
+    """(checkpoint file, what it holds, what to sample); file None = the one that `checkpoint` means.
+
+    Raises:
+        ConfigError: a checkpoint, guidance, sampler and labels that do not go together.
+    """
+    from . import checkpoints, sampling
+    from .denoisers import EvaluationCounter
+
     try:
-        file = checkpoints.find(cfg.checkpoint)
+        file = checkpoints.find(file or cfg.checkpoint)
         loaded = checkpoints.load(file, cfg.weights, engine.device, cfg.trust or ())
     except checkpoints.CheckpointError as error:
         raise ConfigError(f"checkpoint: {error}") from error
@@ -49,7 +112,7 @@ def sample(cfg: DictConfig) -> None:
             f"sampler={cfg.sampler._target_} needs a {sampler.needs.__name__}; this checkpoint holds a {model}"
         )
     with telling("sampler"):
-        steps = len(sampler.times(guided)) - 1
+        sampler.times(guided)
     with telling("labels"):
         labels = sampling.resolve_labels(OmegaConf.to_container(cfg, resolve=True)["labels"], cfg.n, class_names)
     if labels is None and not guided.has_null:
@@ -57,32 +120,61 @@ def sample(cfg: DictConfig) -> None:
             "labels=null needs a model that dropped labels in training (guidance=cfg); this one never did"
         )
     seeds = range(cfg.seed, cfg.seed + cfg.n)
-    with telling("output_root"):
-        parent = run_parent(cfg, "sample", cfg.name or loaded.config["name"])
-        folder = claim_version(parent, lambda folder: OmegaConf.save(cfg, folder / "config.yaml", resolve=True))
+    return file, loaded, sampling.Plan(guided, counter, sampler, seeds, labels, shape, class_names)
 
-    progress = Progress("sampling", cfg.n * steps, "steps")
 
-    def on_step(index: int, x) -> None:
-        progress.advance(len(x))
-        progress.show(evaluations=counter.evaluations)
+def claim(engine, cfg: DictConfig, file: Path, loaded, begun, held: ExitStack) -> tuple[Path, dict, Path]:
+    """The run folder, the manifest's header and the checkpoint file: the first rank's, locked until `held` closes.
 
-    with engine.autocast():
-        samples = generate(guided, sampler, seeds, labels, shape, cfg.batch_size, engine.device, on_step)
-        samples = torch.cat([batch.float().cpu() for batch in samples])
-    progress.close()
-    header = {
-        "checkpoint": str(file), "checkpoint_sha256": checkpoints.sha256(file), "weights": cfg.weights,
-        "guidance": OmegaConf.to_container(cfg.guidance, resolve=True),
-        "sampler": OmegaConf.to_container(cfg.sampler, resolve=True),
-        "precision": cfg.engine.precision, "device": str(engine.device),
-        "network_evaluations": counter.evaluations / cfg.n,
-    }  # fmt: skip
-    sampling.write(folder, samples, labels, seeds, class_names, header, loaded.config)
-    record_job(
-        {"folder": str(folder), "class_names": class_names, "dataset": loaded.config["dataset"], "header": header}
-    )
-    print(f"samples: {folder / 'grid.png'}", file=sys.stderr)
+    Raises:
+        ConfigError: a folder that cannot be written, or that another process is writing.
+    """
+    from . import checkpoints, sampling
+    from .shards import START
+
+    def fill(folder: Path) -> None:
+        OmegaConf.save(cfg, folder / "config.yaml", resolve=True)
+        (folder / "shards").mkdir()
+        (folder / "shards" / START).write_text(strict_json(header) + "\n", encoding="utf-8")
+
+    folder, header, refusal = None, begun and begun.header, None
+    if engine.is_global_zero:
+        try:
+            if begun is None:
+                header = {
+                    "checkpoint": str(file), "checkpoint_sha256": checkpoints.sha256(file), "weights": cfg.weights,
+                    "guidance": OmegaConf.to_container(cfg.guidance, resolve=True),
+                    "sampler": OmegaConf.to_container(cfg.sampler, resolve=True),
+                    "precision": cfg.engine.precision, "device": str(engine.device),
+                    "network_evaluations": None, "n": cfg.n, "versions": sampling.versions(),
+                }  # fmt: skip
+                folder = claim_version(run_parent(cfg, "sample", cfg.name or loaded.config["name"]), fill)
+            else:
+                folder = begun.folder
+            held.enter_context(only_writer(folder))
+            if (folder / "samples.npz").exists():
+                raise BusyError(f"{folder} was finished by another process")
+            (folder / "shards").mkdir(exist_ok=True)
+            if cfg.png:
+                (folder / "images").mkdir(exist_ok=True)
+            for part in filter(Path.is_dir, (folder, folder / "shards", folder / "images")):
+                remove_leftovers(part)
+        except (OSError, ConfigError) as error:
+            refusal = (
+                str(error) if isinstance(error, ConfigError) else f"{'resume' if begun else 'output_root'}: {error}"
+            )
+    folder, header, file, refusal = engine.broadcast((folder, header, file, refusal))
+    if refusal is not None:
+        raise ConfigError(refusal) if engine.is_global_zero else SystemExit(0)
+    return folder, header, file
+
+
+def tidy(folder: Path, shards) -> None:
+    """Says that a finished run is finished; removes what a process that was killed then may have left."""
+    with telling("resume"), only_writer(folder):
+        remove_leftovers(folder)
+        shards.remove()
+    print(f"nothing is left to do: {folder} has all its samples", file=sys.stderr)
     print(folder)
 
 
@@ -90,10 +182,10 @@ class ContactSheet(Sweep):
     """After a multirun: one picture with a column per run and one table, in a folder beside the runs."""
 
     def finish(self, jobs: list[dict]) -> None:
-        from . import sampling
+        from .sweeps import write_sweep
 
         if jobs:
-            print(sampling.write_sweep(jobs))
+            print(write_sweep(jobs))
 
 
 @hydra.main(version_base="1.3", config_path=config_dir(), config_name="sample")

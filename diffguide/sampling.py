@@ -1,21 +1,25 @@
-"""What a sampling run writes, and what a sweep of them writes beside."""
+"""What a sampling run samples, in batches on the disk, and what it makes of them at its end."""
 
-import csv
-import io
-import itertools
 import platform
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy
 import torch
 from torch import Tensor
 
-from . import __version__, images
-from .runs import strict_json, write_atomically
+from . import __version__, images, trajectories
+from .denoisers import Denoiser, EvaluationCounter
+from .interrupts import Interrupts, Stopped
+from .progress import Progress
+from .runs import WriteError, strict_json, write_atomically
+from .samplers import Sampler, generate
+from .shards import Shards, write_archive
 
-__all__ = ["resolve_labels", "write", "write_sweep"]
+__all__ = ["Plan", "Stream", "merge", "resolve_labels", "training_data", "versions"]
+
+FAILED = 1000  # more than any signal's number; the rank that failed is added
 
 
 def resolve_labels(labels, n: int, class_names: Sequence[str]) -> list[int] | None:
@@ -53,29 +57,167 @@ def class_index(label: int | str, class_names: Sequence[str]) -> int:
     raise ValueError(f"there is no class {label!r}; indices 0 to {len(class_names) - 1}, or names: {shown}")
 
 
-def write(
-    folder: Path, samples: Tensor, labels: Sequence[int] | None, seeds: Sequence[int], class_names: Sequence[str],
-    header: dict, config: dict,
-) -> None:  # fmt: skip
-    """Writes samples.npz, manifest.jsonl and grid.png.
+class Plan(NamedTuple):
+    """What a run samples: guided, counter (inside it), sampler; seeds, labels (None = no condition); shape of a sample."""
+
+    guided: Denoiser
+    counter: EvaluationCounter
+    sampler: Sampler
+    seeds: range
+    labels: list[int] | None
+    shape: Sequence[int]
+    class_names: Sequence[str]
+
+    @property
+    def classes(self) -> list[int]:
+        """The label of each sample, -1 = no condition."""
+        return [-1] * len(self.seeds) if self.labels is None else self.labels
+
+    @property
+    def times(self) -> Tensor:
+        return self.sampler.times(self.guided)
+
+
+class Stream:
+    """Samples batches into shards, this rank's part of every round; batch i is the same whoever samples it.
+
+    Arguments:
+        engine: launched Fabric; its processes share the folder, and need no network between them but for a word a round.
+        plan: what to sample.
+        shards: where to.
+        singles: folder for one PNG per sample, None = none.
+        filmed: what a trajectory shows, None = there is none.
+    """
+
+    def __init__(self, engine, plan: Plan, shards: Shards, singles: Path | None, filmed: images.Layout | None):
+        self.engine, self.plan, self.shards, self.singles = engine, plan, shards, singles
+        shown = () if filmed is None else filmed.indices
+        self.film = trajectories.Film(shown, plan.times, plan.guided.schedule)
+
+    def run(self, missing: Sequence[int], interrupts: Interrupts) -> None:
+        """Samples the batches with these first indices.
+
+        Raises:
+            Stopped: some rank got a signal; every batch that was begun is written.
+            WriteError: some rank could not write; on every rank.
+        """
+        world, rank, steps = self.engine.world_size, self.engine.global_rank, len(self.plan.times) - 1
+        total = self.shards.n
+        done = total - sum(map(self.shards.count, missing))
+        progress = Progress("sampling", total * steps, "steps", done * steps, silent=not self.engine.is_global_zero)
+
+        def on_step(step: int, x: Tensor) -> None:
+            self.film.on_step(step, x)
+            progress.advance(min(world * len(x), progress.total - progress.count))  # the others do as much
+            progress.show(evaluations=world * self.plan.counter.evaluations)
+
+        for start in range(0, len(missing), world):
+            turn, failure = missing[start : start + world], None
+            try:
+                if rank < len(turn):
+                    self.draw(turn[rank], on_step)
+            except WriteError as error:
+                failure = str(error)
+            number = self.agreed(failure, interrupts)
+            done += sum(map(self.shards.count, turn))
+            if number and done < total:
+                progress.close()
+                raise Stopped(number, f"{done} of {total} samples")
+        progress.close()
+
+    def draw(self, first: int, on_step: Callable[[int, Tensor], None]) -> None:
+        """Samples one batch and writes it, the shard last: where it is, everything of the batch is."""
+        plan, before = self.plan, self.plan.counter.evaluations
+        part = slice(first, first + self.shards.count(first))
+        self.film.start(first, self.shards.count(first))
+        labels = None if plan.labels is None else plan.labels[part]
+        with self.engine.autocast():
+            (x,) = generate(
+                plan.guided, plan.sampler, plan.seeds[part], labels, plan.shape, self.shards.batch_size,
+                self.engine.device, on_step,
+            )  # fmt: skip
+        x = x.float().cpu()
+        array = x.numpy() if x.ndim == 2 else images.to_uint8(x)
+        if self.singles is not None:
+            for index, pixels in enumerate(array, start=first):
+                images.save(self.singles / f"{index:06d}.png", images.single(pixels))
+        self.shards.write(first, array, plan.counter.evaluations - before, self.film.taken())
+
+    def agreed(self, failure: str | None, interrupts: Interrupts) -> int:
+        """The signal that some rank has got, 0 for none; all ranks wait for each other, and learn of one's failure.
+
+        Raises:
+            WriteError: one could not write.
+        """
+        number = FAILED + self.engine.global_rank if failure else interrupts.number
+        if self.engine.world_size > 1:
+            word = torch.tensor(float(number), device=self.engine.device)
+            number = int(self.engine.all_reduce(word, reduce_op="max"))
+        if number >= FAILED:
+            raise WriteError(self.engine.broadcast(failure, src=number - FAILED))
+        return number
+
+
+def merge(
+    plan: Plan, shards: Shards, folder: Path, header: dict, config: dict, filmed: images.Layout | None,
+    interrupts: Interrupts,
+) -> dict:  # fmt: skip
+    """Writes manifest.jsonl, grid.png, trajectory.gif and samples.npz, and returns the manifest's header.
+
+    samples.npz is the last: where it is, the run is finished.
 
     samples.npz has arr_0 uint8 [N, H, W, C] (vectors: float32 [N, D]) and arr_1 labels [N], -1 = no condition: the
     layout that the evaluator of guided-diffusion reads. The manifest has the header, then seed and label per sample.
+
+    Arguments:
+        shards: all of them.
+        header: of the manifest; network_evaluations, per sample, is filled in.
+        config: of the checkpoint.
+
+    Raises:
+        Stopped: a signal came before the end.
+        ShardError: a shard is damaged.
+        WriteError: a file could not be written.
     """
-    labels = [-1] * len(samples) if labels is None else labels
-    vectors = samples.ndim == 2
-    array = samples.numpy() if vectors else images.to_uint8(samples)
-    buffer = io.BytesIO()
-    numpy.savez(buffer, array, numpy.asarray(labels, dtype=numpy.int64))
-    write_atomically(folder / "samples.npz", lambda path: path.write_bytes(buffer.getvalue()))
-    versions = {"diffguide": __version__, "torch": torch.__version__, "python": platform.python_version()}
-    records = [header | {"n": len(samples), "versions": versions}]
-    for index, (seed, label) in enumerate(zip(seeds, labels)):
-        name = None if label < 0 else class_names[label]
-        records.append({"index": index, "seed": seed, "label": label, "class": name})
-    lines = "".join(strict_json(record) + "\n" for record in records)
-    write_atomically(folder / "manifest.jsonl", lambda path: path.write_text(lines, encoding="utf-8"))
-    images.sample_picture(folder / "grid.png", samples, labels, class_names, training_data(config) if vectors else None)
+    labels, vectors = plan.classes, len(plan.shape) == 1
+    background = training_data(config) if vectors else None
+    header = header | {"network_evaluations": shards.evaluations() / shards.n}
+
+    def write_manifest(path: Path) -> None:
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(strict_json(header) + "\n")
+            for index, (seed, label) in enumerate(zip(plan.seeds, labels)):
+                name = None if label < 0 else plan.class_names[label]
+                file.write(strict_json({"index": index, "seed": seed, "label": label, "class": name}) + "\n")
+
+    def parts() -> Iterator[numpy.ndarray]:
+        for first in shards.firsts:
+            if interrupts.number:
+                raise Stopped(interrupts.number, f"all {shards.n} samples, before they were merged")
+            yield shards.samples(first)
+
+    write_atomically(folder / "manifest.jsonl", write_manifest)
+    if vectors:
+        points = shards.pick(range(min(shards.n, images.POINTS)))
+        x = numpy.stack(list(points.values()))
+        images.write_scatter(folder / "grid.png", [("", x, labels[: len(x)])], plan.class_names, background)
+    else:
+        shown = images.layout(labels, plan.class_names)
+        images.write_grid(folder / "grid.png", shown, shards.pick(shown.indices))
+    if filmed is not None:
+        frames, path = shards.frames(filmed.indices), folder / "trajectory.gif"
+        if vectors:
+            trajectories.write_vectors(path, frames, labels, plan.class_names, background)
+        else:
+            trajectories.write_images(path, filmed, frames)
+    write_atomically(folder / "samples.npz", lambda path: write_archive(path, parts(), labels))
+    shards.remove()
+    return header
+
+
+def versions() -> dict[str, str]:
+    """Of what decides the bits of an image."""
+    return {"diffguide": __version__, "torch": torch.__version__, "python": platform.python_version()}
 
 
 def training_data(config: dict) -> Tensor | None:
@@ -91,49 +233,3 @@ def training_data(config: dict) -> Tensor | None:
         )
     except (TypeError, ValueError):  # a node that is not ours (CheckpointError), or does not fit
         return None
-
-
-def write_sweep(jobs: list[dict]) -> Path:
-    """Writes contact_sheet.png and sweep.csv of a sweep's runs into a folder beside them, and returns it.
-
-    Arguments:
-        jobs: per run `folder`, `overrides`, `class_names`, `dataset` and the manifest's `header`.
-    """
-    folders = [Path(job["folder"]) for job in jobs]
-    folder = claim_name(folders[0].parent, f"sweep_{folders[0].name}-{folders[-1].name}")
-    keys = list(dict.fromkeys(key for job in jobs for key in job["overrides"]))
-    varying = [key for key in keys if len({job["overrides"].get(key) for job in jobs}) > 1]
-    columns = []
-    for job, path in zip(jobs, folders):
-        with numpy.load(path / "samples.npz") as arrays:
-            x, labels = torch.from_numpy(arrays["arr_0"]), arrays["arr_1"].tolist()
-        if x.ndim == 4:
-            x = x.permute(0, 3, 1, 2) / 127.5 - 1
-        titles = [f"{key.rpartition('.')[2]} {short(job['overrides'].get(key, ''))}" for key in varying]
-        columns.append((" ".join(titles) or path.name, x, labels))
-    text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    facts = ["n", "network_evaluations", "checkpoint", "folder"]
-    table.writerow([*varying, *(f"run_{fact}" if fact in varying else fact for fact in facts)])
-    for job, (_, x, _) in zip(jobs, columns):
-        header = job["header"]
-        values = [job["overrides"].get(key, "") for key in varying]
-        table.writerow([*values, len(x), header["network_evaluations"], header["checkpoint"], job["folder"]])
-    write_atomically(folder / "sweep.csv", lambda path: path.write_text(text.getvalue(), encoding="utf-8"))
-    if len({tuple(x.shape[1:]) for _, x, _ in columns}) == 1:  # runs of different data have no common picture
-        background = training_data(jobs[0]) if columns[0][1].ndim == 2 else None
-        images.contact_sheet(folder / "contact_sheet.png", columns, jobs[0]["class_names"], background)
-    return folder
-
-
-def claim_name(parent: Path, name: str) -> Path:
-    """Makes and returns parent/name, or parent/name_2, ... where that is taken."""
-    for number in itertools.count(1):
-        with suppress(FileExistsError):
-            (folder := parent / (name if number == 1 else f"{name}_{number}")).mkdir()
-            return folder
-
-
-def short(value: str) -> str:
-    """A path by its last two parts, anything else as it is."""
-    return "/".join(Path(value).parts[-2:])

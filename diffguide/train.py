@@ -91,10 +91,11 @@ def train(cfg: DictConfig) -> None:
         try:
             training.run(engine, objective, data, folder, cfg.seed, config, draw, *(resumed or (None,) * 3)[1:])
         except Stopped as stopped:
-            if engine.is_global_zero:
-                again = quoted(f"resume={folder}")
-                print(f"{stopped.name} after {stopped}; continue with: diffguide-train {again}", file=sys.stderr)
-                print(folder)
+            if not engine.is_global_zero:
+                return  # a code other than 0 would make Fabric's launcher kill the first rank
+            again = quoted(f"resume={folder}")
+            print(f"{stopped.name} after {stopped}; continue with: diffguide-train {again}", file=sys.stderr)
+            print(folder)
             raise SystemExit(stopped.code) from stopped
         except Diverged as error:
             files = checkpoints.kept(folder / "checkpoints")

@@ -1,6 +1,7 @@
 """Fixtures: the command lines in this process, and models that were trained once for the whole session."""
 
 import os
+import shutil
 from contextlib import chdir
 from pathlib import Path
 from typing import NamedTuple
@@ -74,3 +75,22 @@ def gmm_run(home) -> Path:
         main(["experiment=gmm2d", "guidance=none", "training.images=400000", "training.batch_size=1024",
               "training.sample_images=400000"])  # fmt: skip
     return home / "outputs/train/gmm2d/v001"
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory) -> Path:
+    """A digits model of one second."""
+    from diffguide.train import main
+
+    folder = tmp_path_factory.mktemp("tiny")
+    with chdir(folder):
+        main(["backbone.multipliers=[1]", "backbone.attention=[]", "backbone.blocks=1", "backbone.channels=4",
+              "training.images=64", "training.batch_size=32", "sampler.steps=2"])  # fmt: skip
+    return folder / "outputs/train/digits/v001"
+
+
+@pytest.fixture
+def at(tiny_run, tmp_path) -> Path:
+    """A folder of the test's own with a copy of that model in outputs/train/digits/v001."""
+    shutil.copytree(tiny_run, tmp_path / "outputs/train/digits/v001")
+    return tmp_path

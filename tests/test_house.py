@@ -9,23 +9,13 @@ import diffguide
 
 PACKAGE = Path(diffguide.__file__).parent
 ORDER = [  # a module imports only from its own line or an earlier one
-    {
-        "runs",
-        "progress",
-        "interrupts",
-        "schedules",
-        "datasets",
-        "backbones",
-        "engine",
-        "annotations",
-        "mistakes",
-        "quoting",
-    },
-    {"parameterizations", "randomness", "images", "journal", "configuration", "commands", "archives"},
+    {"runs", "progress", "interrupts", "schedules", "datasets", "backbones", "engine"},
+    {"annotations", "mistakes", "quoting", "shards"},
+    {"parameterizations", "randomness", "images", "trajectories", "journal", "configuration", "commands", "archives"},
     {"denoisers", "batches", "vetting"},
     {"objectives", "guidance", "samplers", "inspection"},
     {"checkpoints"},
-    {"resume", "training", "sampling"},
+    {"resume", "training", "sampling", "sweeps"},
     {"dry_run"},
     {"train", "sample"},
 ]

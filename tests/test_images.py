@@ -4,7 +4,7 @@ import numpy
 import torch
 from PIL import Image
 
-from diffguide.images import contact_sheet, sample_picture, to_uint8
+from diffguide.images import contact_rows, contact_sheet, layout, sample_picture, to_uint8
 
 
 def test_uint8_is_exact_on_grey_values():
@@ -36,10 +36,27 @@ def test_one_row_per_class_in_order(tmp_path):
 
 
 def test_contact_sheet_has_a_column_per_run(tmp_path):
-    columns = [(f"scale {k}", torch.full((2, 1, 8, 8), k / 2 - 1), [0, 1]) for k in range(3)]
-    contact_sheet(tmp_path / "sheet.png", columns, ["0", "1"])
+    columns = [(f"scale {k}", numpy.full((2, 8, 8, 1), 64 * k, dtype=numpy.uint8)) for k in range(3)]
+    contact_sheet(tmp_path / "sheet.png", columns, [[0, 1]] * 3, ["0", "1"])
     picture = numpy.asarray(Image.open(tmp_path / "sheet.png").convert("L"))
     assert {0, 64, 128} <= set(picture[picture.shape[0] - 20].tolist())
+
+
+def test_a_contact_sheet_shows_two_of_each_class():
+    assert contact_rows([0, 0, 0, 1, 2, 1, 1, 0], (1, 8, 8)) == [0, 1, 3, 4, 5]
+    assert contact_rows([-1] * 50, (1, 8, 8)) == list(range(20))
+    assert contact_rows([0, 1] * 20000, (2,)) == list(range(20000))
+
+
+def test_a_grid_shows_the_first_of_each_class():
+    names = ["a", "b", "c"]
+    assert layout([2, 0, 0, 2, -1, 0], names).rows == [[4], [1, 2, 5], [0, 3]]
+    assert layout([2, 0, 0, 2, -1, 0], names).names == ["", "a", "c"]
+    assert layout([2, 0, 0, 2, -1, 0], names, most=5).rows == [[4], [1, 2], [0, 3]]
+    assert layout([1] * 100, names) == ([list(range(20))], ["b"])
+    assert layout([-1] * 11, names).rows == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10]]
+    assert len(layout([-1] * 2000, names).indices) == 800
+    assert len(layout(list(range(1000)), list(range(1000))).rows) == 40
 
 
 def test_vectors_become_a_scatter_plot(tmp_path):

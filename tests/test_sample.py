@@ -45,6 +45,7 @@ def test_the_literal_command(digits_run, home, command):
     assert str(done.folder) == "outputs/sample/literal/v001"
     folder = home / done.folder
     assert sorted(path.name for path in folder.iterdir()) == [
+        ".lock",
         "config.yaml",
         "grid.png",
         "manifest.jsonl",
@@ -148,6 +149,8 @@ REFUSED = {
         "engine.precision must be",
     ),
     "seed too large": (["checkpoint=outputs/train/digits/v001", "seed=18446744073709551615"], "seed must be"),
+    "no truth value": (["checkpoint=outputs/train/digits/v001", "png=1"], "png must be true or false, got 1"),
+    "no pictures": (["checkpoint=outputs/train/gmm2d/v001", "png=true"], "png=true needs images"),
     "misspelt": (["checkpoint=outputs/train/digits/v001", "sampler.stps=3"], "stps"),
 }
 

@@ -1,0 +1,176 @@
+"""The batches of a sampling run on the disk: one file each, whole or absent, merged into one archive at the end."""
+
+import math
+import os
+import struct
+import zipfile
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import numpy
+
+from .runs import write_atomically
+
+__all__ = ["START", "ShardError", "Shards", "read_rows", "write_archive"]
+
+START = "start.json"  # beside the shards: the header of the manifest, as it was when the run began
+DAMAGED = (zipfile.BadZipFile, ValueError, KeyError, EOFError, OSError)  # what NumPy says to such a file
+
+
+class ShardError(ValueError):
+    """A shard that is damaged or not of this run; the message names it and what would be right."""
+
+
+class Shards:
+    """One `<first index>.npz` per batch of n samples, without pickle; reading holds one batch in memory.
+
+    Arguments:
+        folder: where they lie.
+        n: number of samples.
+        batch_size: samples per shard; the last one has what is left.
+    """
+
+    def __init__(self, folder: Path, n: int, batch_size: int):
+        self.folder, self.n, self.batch_size = folder, n, batch_size
+        self.firsts = range(0, n, batch_size)
+
+    def path(self, first: int) -> Path:
+        return self.folder / f"{first:010d}.npz"
+
+    def missing(self) -> list[int]:
+        """The first index of every batch that is not there."""
+        return [first for first in self.firsts if not self.path(first).exists()]
+
+    def count(self, first: int) -> int:
+        """How many samples a batch has."""
+        return min(self.batch_size, self.n - first)
+
+    def write(self, first: int, samples: numpy.ndarray, evaluations: int, frames: numpy.ndarray | None) -> None:
+        """Writes a batch.
+
+        Arguments:
+            first: index of its first sample.
+            samples: [b, ...].
+            evaluations: of the network, for the whole batch.
+            frames: what the trajectory shows of it [frames, shown, ...], None = it shows nothing of this batch.
+
+        Raises:
+            WriteError: the disk is full, the folder is gone, ...
+        """
+        arrays = {"samples": samples, "evaluations": numpy.int64(evaluations)}
+        arrays |= {} if frames is None else {"frames": frames}
+        write_atomically(self.path(first), lambda path: numpy.savez(path, **arrays))
+
+    @contextmanager
+    def opened(self, first: int) -> Iterator[Any]:
+        """The arrays of a batch by name; each is read when it is asked for.
+
+        Raises:
+            ShardError: a file that is damaged or holds another number of samples.
+        """
+        path = self.path(first)
+        try:
+            with numpy.load(path, allow_pickle=False) as arrays:
+                yield arrays
+        except DAMAGED as error:
+            raise ShardError(f"the shard {path} is damaged ({error}): remove it and resume the run") from error
+
+    def samples(self, first: int) -> numpy.ndarray:
+        """The samples of a batch."""
+        with self.opened(first) as arrays:
+            samples = arrays["samples"]
+            if len(samples) != self.count(first):
+                raise ValueError(f"it has {len(samples)} samples instead of {self.count(first)}")
+            return samples
+
+    def evaluations(self) -> int:
+        """Network evaluations of all batches together."""
+        total = 0
+        for first in self.firsts:
+            with self.opened(first) as arrays:
+                total += int(arrays["evaluations"])
+        return total
+
+    def pick(self, indices: Iterable[int]) -> dict[int, numpy.ndarray]:
+        """Single samples by index."""
+        return {
+            index: samples[index - first]
+            for first, members in self.grouped(indices).items()
+            for samples in [self.samples(first)]
+            for index in members
+        }
+
+    def frames(self, indices: Iterable[int]) -> dict[int, numpy.ndarray]:
+        """The trajectory's frames [frames, ...] of single samples by index: all those that it shows."""
+        found = {}
+        for first, members in self.grouped(indices).items():
+            with self.opened(first) as arrays:
+                found |= {index: part for index, part in zip(members, numpy.moveaxis(arrays["frames"], 1, 0))}
+        return found
+
+    def grouped(self, indices: Iterable[int]) -> dict[int, list[int]]:
+        """Indices, ascending, by the batch that they are in."""
+        groups: dict[int, list[int]] = {}
+        for index in sorted(indices):
+            groups.setdefault(index // self.batch_size * self.batch_size, []).append(index)
+        return groups
+
+    def remove(self) -> None:
+        """Removes every batch and the start file, and the folder where nothing else is in it."""
+        for path in (*map(self.path, self.firsts), self.folder / START):
+            path.unlink(missing_ok=True)
+        with suppress(OSError):
+            self.folder.rmdir()
+
+
+def write_archive(path: Path, parts: Iterator[numpy.ndarray], labels: Sequence[int]) -> None:
+    """Writes what numpy.savez(path, samples, labels) would, byte for byte, with one part in memory at a time.
+
+    Arguments:
+        path: of the archive.
+        parts: the samples, cut along the first axis; of one dtype and shape.
+        labels: one per sample.
+
+    Raises:
+        ShardError: parts that differ, or do not have as many samples as there are labels.
+    """
+    labels = numpy.asarray(labels, dtype=numpy.int64)
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
+        with archive.open("arr_0.npy", "w", force_zip64=True) as file:
+            count, kind = 0, None
+            for part in parts:
+                if kind is None:
+                    kind = part.dtype, part.shape[1:]
+                    header = numpy.lib.format.header_data_from_array_1_0(part[:0])
+                    header["shape"] = (len(labels), *part.shape[1:])
+                    numpy.lib.format.write_array_header_1_0(file, header)
+                if kind != (part.dtype, part.shape[1:]):
+                    raise ShardError(
+                        f"shards differ: {kind} and {part.dtype, part.shape[1:]}; remove them and resume the run"
+                    )
+                count += len(part)
+                file.write(numpy.ascontiguousarray(part).data)
+            if count != len(labels):
+                raise ShardError(f"{count} samples for {len(labels)} labels")
+        with archive.open("arr_1.npy", "w", force_zip64=True) as file:
+            numpy.lib.format.write_array(file, labels, allow_pickle=False)
+
+
+def read_rows(path: Path, indices: Iterable[int]) -> numpy.ndarray:
+    """Rows of arr_0 in such an archive, in ascending order of their indices; the others are not read at all."""
+    with zipfile.ZipFile(path) as archive:
+        offset = archive.getinfo("arr_0.npy").header_offset
+    with open(path, "rb") as file:  # stored, not compressed: zipfile itself would read all that it skips
+        file.seek(offset + 26)
+        lengths = struct.unpack("<HH", file.read(4))  # of the entry's name and of its extra field
+        file.seek(sum(lengths), os.SEEK_CUR)
+        numpy.lib.format.read_magic(file)
+        shape, _, dtype = numpy.lib.format.read_array_header_1_0(file)
+        start, size = file.tell(), dtype.itemsize * math.prod(shape[1:])
+        rows = []
+        for index in sorted(indices):
+            file.seek(start + index * size)
+            rows.append(numpy.frombuffer(file.read(size), dtype).reshape(shape[1:]))
+    return numpy.stack(rows)

@@ -1,0 +1,241 @@
+"""Sampling at length: shards while it runs, kills, signals, several processes; the files are always the same."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import sysconfig
+import time
+from contextlib import chdir
+from pathlib import Path
+
+import numpy
+import pytest
+import torch
+
+from diffguide.sample import main
+from diffguide.sampling import Stream
+
+SCRIPTS = Path(sysconfig.get_path("scripts"))
+SAMPLE = SCRIPTS / "diffguide-sample"
+MODEL = Path("outputs/train/digits/v001")
+RUN = Path("outputs/sample/digits/v001")
+FILES = {"samples.npz", "manifest.jsonl", "grid.png", "trajectory.gif"}
+LONG = [f"checkpoint={MODEL}", "n=300", "batch_size=16", "sampler=ddpm", "sampler.steps=6", "trajectory=true"]
+TWO = ["engine.accelerator=cpu", "engine.devices=2", "engine.strategy=ddp"]
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """As in the processes that are compared with this one."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def whole(tiny_run, tmp_path_factory) -> dict[str, bytes]:
+    """What the run LONG writes where nothing disturbs it."""
+    folder = tmp_path_factory.mktemp("whole")
+    shutil.copytree(tiny_run, folder / MODEL)
+    torch.set_num_threads(1)
+    with chdir(folder):
+        main(LONG)
+    return contents(folder / RUN)
+
+
+def contents(run: Path) -> dict[str, bytes]:
+    """Every file of a finished run but its configuration; nothing else is there."""
+    files = {path.relative_to(run).as_posix(): path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    assert files.pop("config.yaml") and files.pop(".lock") and not (run / "shards").exists()
+    return files
+
+
+def shards(run: Path) -> list[str]:
+    return sorted(path.name for path in (run / "shards").glob("[0-9]*.npz"))
+
+
+def start(at: Path, *arguments: str, program: str | Path = SAMPLE) -> subprocess.Popen:
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen([program, *arguments], cwd=at, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                            env=environment)  # fmt: skip
+
+
+def finish(process: subprocess.Popen, code: int = 0) -> tuple[str, str]:
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == code, err
+    return out, err
+
+
+def wait_for(condition, process: subprocess.Popen) -> None:
+    end = time.monotonic() + 100
+    while not condition() and process.poll() is None:
+        assert time.monotonic() < end
+        time.sleep(0.002)
+
+
+HALF = """
+import os, signal, sys, numpy
+from diffguide import images, shards
+from diffguide.sample import main
+def half(whole, when, calls=[]):
+    def write(path, *arguments, **named):
+        whole(path, *arguments, **named)
+        calls.append(path)
+        if len(calls) == when:
+            os.truncate(path, os.path.getsize(path) // 2)
+            os.kill(os.getpid(), signal.SIGKILL)
+    return write
+where, when = sys.argv[1].split("-")
+if where == "shard":
+    numpy.savez = half(numpy.savez, int(when))
+elif where == "archive":
+    import diffguide.sampling
+    diffguide.sampling.write_archive = half(diffguide.sampling.write_archive, int(when))
+else:
+    images.save = half(lambda path, picture: picture.save(path), int(when))
+main(sys.argv[2:])
+"""
+REMOVED = """
+import os, signal, sys
+from pathlib import Path
+from diffguide.sample import main
+unlink, calls = Path.unlink, []
+def killed(path, **named):
+    if path.parent.name == "shards":
+        calls.append(path)
+    if len(calls) == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    unlink(path, **named)
+Path.unlink = killed
+main(sys.argv[1:])
+"""
+
+
+HALVES = [*(pytest.param(where, marks=pytest.mark.slow) for where in ("shard-1", "picture-1")), "shard-5", "archive-1"]
+
+
+@pytest.mark.parametrize("where", HALVES)
+def test_killed_in_the_middle_of_a_write_and_resumed_is_the_same_run(at, whole, command, where):
+    """The first shard, a later one, a picture of the end, the archive: half of it on the disk, and SIGKILL."""
+    finish(start(at, "-c", HALF, where, *LONG, program=sys.executable), -signal.SIGKILL)
+    expected = {"shard-1": 0, "shard-5": 4}.get(where, 19)
+    assert len(shards(at / RUN)) == expected and not (at / RUN / "samples.npz").exists()
+    done = command(main, f"resume={RUN}", at=at)
+    assert done.code == 0 and done.folder == RUN, done.err
+    assert contents(at / RUN) == whole and set(whole) == FILES
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments_and_resumed_until_it_is_finished(at, whole):
+    generator, arguments, kills = numpy.random.default_rng(0), LONG, 0
+    for _ in range(40):
+        process = start(at, *arguments)
+        wait_for((at / RUN / ".lock").exists, process)
+        wait_for(lambda: str(process.pid) in (at / RUN / ".lock").read_text(), process)
+        time.sleep(generator.uniform(0, 0.15))
+        process.kill()
+        process.communicate()
+        kills += process.returncode == -signal.SIGKILL
+        arguments = [f"resume={RUN}"]
+        if (at / RUN / "samples.npz").exists():
+            break
+    finish(start(at, *arguments))
+    assert contents(at / RUN) == whole and kills >= 3
+
+
+def test_killed_while_the_shards_are_removed(at, whole, command):
+    finish(start(at, "-c", REMOVED, *LONG, program=sys.executable), -signal.SIGKILL)
+    assert len(shards(at / RUN)) == 17 and (at / RUN / "samples.npz").exists()
+    done = command(main, f"resume={RUN}", at=at)
+    assert done.code == 0 and f"nothing is left to do: {RUN} has all its samples" in done.err
+    assert contents(at / RUN) == whole
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signals_stop_after_the_batch_and_the_resumed_run_is_the_same(at, whole, command, monkeypatch, number):
+    """In the third batch, and once more in the second of the resumed run."""
+    draw, arguments = Stream.draw, LONG
+    for when, samples in ((3, 48), (2, 80)):
+        calls = []
+
+        def interrupted(self, first, on_step):
+            calls.append(first)
+            if len(calls) == when:
+                os.kill(os.getpid(), number)
+            draw(self, first, on_step)
+
+        monkeypatch.setattr(Stream, "draw", interrupted)
+        done = command(main, *arguments, at=at)
+        assert done.code == 128 + number and done.folder == RUN and "Traceback" not in done.err
+        ending = f"{number.name} after {samples} of 300 samples; continue with: diffguide-sample resume={RUN}"
+        assert done.err.splitlines()[-1] == ending and len(shards(at / RUN)) == samples // 16
+        arguments = [f"resume={RUN}"]
+    monkeypatch.undo()
+    assert command(main, *arguments, at=at).code == 0
+    assert contents(at / RUN) == whole
+
+
+def test_a_signal_at_the_end_stops_before_the_archive(at, whole, command, monkeypatch):
+    draw = Stream.draw
+
+    def interrupted(self, first, on_step):
+        if first == 288:
+            os.kill(os.getpid(), signal.SIGTERM)
+        draw(self, first, on_step)
+
+    monkeypatch.setattr(Stream, "draw", interrupted)
+    done = command(main, *LONG, at=at)
+    assert done.code == 143 and "SIGTERM after all 300 samples, before they were merged; continue with" in done.err
+    monkeypatch.undo()
+    assert command(main, f"resume={RUN}", at=at).code == 0
+    assert contents(at / RUN) == whole
+
+
+def test_shards_appear_while_it_runs_and_sigterm_leaves_with_143(at):
+    """n = 2000 streams: a real process, stopped in the middle, its finished batches on the disk."""
+    process = start(at, f"checkpoint={MODEL}", "n=2000", "batch_size=50", "sampler.steps=30")
+    wait_for(lambda: len(shards(at / RUN)) >= 3, process)
+    assert process.poll() is None and not (at / RUN / "samples.npz").exists()
+    process.send_signal(signal.SIGTERM)
+    out, err = finish(process, 143)
+    assert out == f"{RUN}\n" and f"continue with: diffguide-sample resume={RUN}" in err and "Traceback" not in err
+    names = shards(at / RUN)
+    assert 3 <= len(names) < 40 and names == [f"{50 * k:010d}.npz" for k in range(len(names))]
+    with numpy.load(at / RUN / "shards" / names[-1]) as arrays:
+        assert arrays["samples"].shape == (50, 8, 8, 1) and arrays["evaluations"] == 50 * 2 * 30
+
+
+def test_two_processes_write_what_one_writes(at, whole):
+    """The own launcher; 19 batches, so that the last round has work for one of them. One line on stdout."""
+    out, err = finish(start(at, *LONG, *TWO))
+    assert out == f"{RUN}\n" and err.count("300 samples") == 0
+    assert contents(at / RUN) == whole
+
+
+@pytest.mark.slow
+def test_torchrun_resumes_the_run_of_one_process(at, whole, command, monkeypatch):
+    draw = Stream.draw
+
+    def interrupted(self, first, on_step):
+        if first == 64:
+            os.kill(os.getpid(), signal.SIGTERM)
+        draw(self, first, on_step)
+
+    monkeypatch.setattr(Stream, "draw", interrupted)
+    assert command(main, *LONG, at=at).code == 143
+    for name in shards(at / RUN)[1:3]:  # what is there need not be a beginning
+        (at / RUN / "shards" / name).unlink()
+    torchrun = ["--nproc-per-node=2", "--no-python", SAMPLE]
+    out, _ = finish(start(at, *torchrun, f"resume={RUN}", *TWO, program=SCRIPTS / "torchrun"))
+    assert out == f"{RUN}\n"
+    assert contents(at / RUN) == whole
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_process_stops_both(at, whole):
+    process = start(at, *LONG, "sampler.steps=60", *TWO)
+    wait_for(lambda: len(shards(at / RUN)) >= 2, process)
+    process.send_signal(signal.SIGTERM)
+    out, err = finish(process, 143)
+    assert out == f"{RUN}\n" and err.count("continue with: diffguide-sample resume=") == 1 and "Traceback" not in err
+    assert len(shards(at / RUN)) % 2 == 0

@@ -1,0 +1,225 @@
+"""A sampling run that is continued: what may not change, what may lie elsewhere, what a folder from somebody may not do."""
+
+import errno
+import io
+import json
+import os
+import pickle
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+from contextlib import chdir
+from pathlib import Path
+
+import numpy
+import pytest
+from omegaconf import OmegaConf
+
+from diffguide import checkpoints
+from diffguide.sample import main
+from diffguide.sampling import Stream
+
+MODEL = Path("outputs/train/digits/v001")
+RUN = Path("outputs/sample/digits/v001")
+LONG = [f"checkpoint={MODEL}", "n=48", "batch_size=16", "sampler.steps=6"]
+
+
+@pytest.fixture(scope="session")
+def stopped_run(tiny_run, tmp_path_factory) -> Path:
+    """A folder with the model and a run of which two batches of three are done."""
+    folder = tmp_path_factory.mktemp("stopped")
+    shutil.copytree(tiny_run, folder / MODEL)
+
+    def interrupted(self, first, on_step):
+        if first == 16:
+            os.kill(os.getpid(), signal.SIGTERM)
+        draw(self, first, on_step)
+
+    draw = Stream.draw
+    with pytest.MonkeyPatch.context() as patch, chdir(folder), pytest.raises(SystemExit) as left:
+        patch.setattr(Stream, "draw", interrupted)
+        main(LONG)
+    assert left.value.code == 143
+    return folder
+
+
+@pytest.fixture
+def stopped(stopped_run, tmp_path) -> Path:
+    """A copy of that folder."""
+    return shutil.copytree(stopped_run, tmp_path / "home")
+
+
+def shards(at: Path) -> list[str]:
+    return sorted(path.name for path in (at / RUN / "shards").glob("[0-9]*.npz"))
+
+
+def everything(run: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+
+
+NOT_RESUMED = {
+    "another n": (["n=400"], "was sampled with n=48, and this command has 400: leave it out"),
+    "another seed": (["seed=1"], "was sampled with seed=0, and this command has 1"),
+    "another batch": (["batch_size=32"], "batch_size=16, and this command has 32"),
+    "other labels": (["labels=all"], "labels=balanced, and this command has all"),
+    "other weights": (["weights=objective"], "weights=ema, and"),
+    "another sampler": (["sampler.steps=7"], "sampler.steps=6, and this command has 7"),
+    "another guidance": (["guidance=cfg"], "guidance._target_=diffguide.guidance.contrast.Unguided"),
+    "another precision": (["engine.precision=bf16-mixed"], "engine.precision=32-true, and this command has bf16-mixed"),
+    "single pictures": (["png=true"], "png=False, and this command has True"),
+    "another name": (["name=other"], "name=None, and this command has other"),
+    "nowhere": (["resume=nowhere"], "no run at nowhere: give a folder such as outputs/sample/"),
+    "a training run": ([f"resume={MODEL}"], "keys that this command does not know"),
+    "a number": (["resume=3"], "resume must be a run folder such as outputs/sample/digits/v001, got 3"),
+    "no checkpoint": (["checkpoint=nowhere"], "checkpoint: no checkpoint at nowhere"),
+}
+
+
+@pytest.mark.parametrize("arguments, message", NOT_RESUMED.values(), ids=NOT_RESUMED)
+def test_resume_refuses_and_leaves_the_run_alone(stopped, command, arguments, message):
+    before = everything(stopped / RUN)
+    done = command(main, *([] if "resume" in arguments[-1][:6] else [f"resume={RUN}"]), *arguments, at=stopped)
+    assert done.code == 1 and message in done.err and "Traceback" not in done.err, done.err
+    assert len(done.err.splitlines()) <= 6 and done.out == ""
+    assert everything(stopped / RUN) == before
+
+
+def test_another_checkpoint_is_refused_and_a_moved_one_is_not(stopped, command):
+    (file,) = (stopped / MODEL / "checkpoints").glob("0*64.safetensors")
+    newer = file.with_name("0000000096.safetensors")
+    newer.write_bytes(file.read_bytes() + b" ")
+    done = command(main, f"resume={RUN}", f"checkpoint={newer.relative_to(stopped)}", at=stopped)
+    assert done.code == 1 and "was sampled from a checkpoint with SHA-256" in done.err, done.err
+    file.rename(stopped / "moved.safetensors")
+    done = command(main, f"resume={RUN}", at=stopped)
+    assert done.code == 1 and "checkpoint: no checkpoint at" in done.err
+    done = command(main, f"resume={RUN}", "checkpoint=moved.safetensors", at=stopped)  # the same, by its content
+    assert done.code == 0, done.err
+    assert len(numpy.load(stopped / RUN / "samples.npz")["arr_0"]) == 48
+
+
+def test_a_newer_checkpoint_does_not_change_a_run_that_began(stopped, command):
+    (file,) = (stopped / MODEL / "checkpoints").glob("0*64.safetensors")
+    file.with_name("0000000096.safetensors").write_bytes(b"another one")
+    assert command(main, f"resume={RUN}", at=stopped).code == 0
+    assert len(numpy.load(stopped / RUN / "samples.npz")["arr_0"]) == 48
+
+
+HOSTILE = {
+    "sampler": {"_target_": "subprocess.run", "args": ["touch", "canary"]},
+    "guidance": {"_target_": "os.system", "command": "touch canary"},
+    "engine": {"_target_": "os.system", "command": "touch canary", "precision": "32-true"},
+}
+
+
+@pytest.mark.parametrize("role", HOSTILE)
+def test_nodes_of_a_foreign_run_folder_are_vetted_before_they_are_built(stopped, command, monkeypatch, role):
+    def refuse(node, role, trust):
+        if not node["_target_"].startswith("diffguide."):
+            raise checkpoints.CheckpointError(f"{role} names {node['_target_']}")
+
+    monkeypatch.setattr(checkpoints, "vet", refuse)
+    config = OmegaConf.to_container(OmegaConf.load(stopped / RUN / "config.yaml")) | {role: HOSTILE[role]}
+    (stopped / RUN / "config.yaml").write_text(json.dumps(config))
+    done = command(main, f"resume={RUN}", at=stopped)
+    assert done.code == 1 and f"resume: {role} names {HOSTILE[role]['_target_']}" in done.err, done.err
+    assert not (stopped / "canary").exists()
+
+
+DAMAGED = {
+    "half a shard": ("shards/0000000000.npz", lambda old: old[: len(old) // 2]),
+    "an empty shard": ("shards/0000000016.npz", lambda old: b""),
+    "a pickle": ("shards/0000000000.npz", lambda old: pickle.dumps([1])),
+    "a shard of another size": (
+        "shards/0000000000.npz",
+        lambda old: archive(samples=numpy.zeros((3, 8, 8, 1)), evaluations=1),
+    ),
+    "a shard of another kind": (
+        "shards/0000000000.npz",
+        lambda old: archive(samples=numpy.zeros((16, 8, 8, 3), numpy.uint8), evaluations=1),
+    ),
+    "no evaluations": ("shards/0000000000.npz", lambda old: archive(samples=numpy.zeros((16, 8, 8, 1)))),
+    "a flipped bit": ("shards/0000000000.npz", lambda old: old[:400] + bytes([old[400] ^ 1]) + old[401:]),
+    "a list for a beginning": ("shards/start.json", lambda old: b"[1, 2]"),
+    "no JSON": ("shards/start.json", lambda old: b"\xff{"),
+    "an empty beginning": ("shards/start.json", lambda old: b"{}"),
+}
+
+
+def archive(**arrays) -> bytes:
+    buffer = io.BytesIO()
+    numpy.savez(buffer, **arrays)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("name, damage", DAMAGED.values(), ids=DAMAGED)
+def test_a_damaged_run_is_told_and_not_finished(stopped, command, name, damage):
+    path = stopped / RUN / name
+    path.write_bytes(damage(path.read_bytes()))
+    done = command(main, f"resume={RUN}", at=stopped)
+    assert done.code == 1 and "Traceback" not in done.err
+    assert Path(name).name in done.err.splitlines()[-1] or "shards differ" in done.err.splitlines()[-1]
+    assert not (stopped / RUN / "samples.npz").exists()
+    if name.endswith(".npz"):
+        path.unlink()
+        assert command(main, f"resume={RUN}", at=stopped).code == 0
+
+
+def test_a_second_process_on_a_run_is_refused(stopped, command):
+    code = "import sys; from pathlib import Path; from diffguide.runs import only_writer\n"
+    code += "with only_writer(Path(sys.argv[1])): print(flush=True); input()"
+    holder = subprocess.Popen(
+        [sys.executable, "-c", code, RUN], cwd=stopped, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    holder.stdout.readline()
+    done = command(main, f"resume={RUN}", at=stopped)
+    holder.communicate(b"\n")
+    assert done.code == 1 and f"{RUN} is being written by process {holder.pid} on" in done.err
+    assert len(shards(stopped)) == 2
+
+
+def test_a_finished_run_is_finished(stopped, command):
+    assert command(main, f"resume={RUN}", at=stopped).code == 0
+    before = everything(stopped / RUN)
+    (stopped / RUN / ".samples.1234.npz").write_bytes(b"half")
+    shutil.rmtree(stopped / MODEL)  # nothing of it is needed
+    done = command(main, f"resume={RUN}", at=stopped)
+    assert done.code == 0 and done.folder == RUN and "nothing is left to do" in done.err
+    assert {path for path in everything(stopped / RUN)} == set(before)
+    assert command(main, f"resume={RUN}", "n=50", at=stopped).code == 1
+
+
+def test_a_full_disk_is_told_and_the_run_goes_on_later(stopped, command, monkeypatch):
+    def full(path, **arrays):
+        path.write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(numpy, "savez", full)
+        done = command(main, f"resume={RUN}", at=stopped)
+    assert done.code == 1 and "Traceback" not in done.err
+    assert (
+        done.err.splitlines()[-1]
+        == f"diffguide-sample: cannot write {RUN}/shards/0000000032.npz: No space left on device"
+    )
+    assert len(list((stopped / RUN / "shards").iterdir())) == 3  # two shards and the beginning, no half file
+    assert command(main, f"resume={RUN}", at=stopped).code == 0
+
+
+def test_the_line_that_says_how_to_go_on_can_be_typed(stopped, command, monkeypatch):
+    """Of a run whose folder has a name that a shell and Hydra would take apart."""
+    draw = Stream.draw
+
+    def interrupted(self, first, on_step):
+        os.kill(os.getpid(), signal.SIGTERM)
+        draw(self, first, on_step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Stream, "draw", interrupted)
+        done = command(main, *LONG, "name='it is, (odd)'", at=stopped)
+    program, *arguments = shlex.split(done.err.splitlines()[-1].partition("continue with: ")[2])
+    assert program == "diffguide-sample" and "odd" in arguments[0]
+    done = command(main, *arguments, at=stopped)
+    assert done.code == 0 and done.folder.name == "v001" and done.folder.parent.name == "it is, (odd)"

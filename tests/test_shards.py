@@ -1,0 +1,88 @@
+"""Shards and the archive they become: NumPy's own bytes, one batch in memory."""
+
+import tracemalloc
+import zipfile
+
+import numpy
+import pytest
+
+from diffguide.shards import START, ShardError, Shards, read_rows, write_archive
+
+KINDS = {
+    "grey": numpy.random.default_rng(0).integers(0, 256, (23, 8, 8, 1)).astype(numpy.uint8),
+    "colour": numpy.random.default_rng(0).integers(0, 256, (23, 5, 7, 3)).astype(numpy.uint8),
+    "vectors": numpy.random.default_rng(0).normal(size=(23, 2)).astype(numpy.float32),
+}
+
+
+@pytest.mark.parametrize("x", KINDS.values(), ids=KINDS)
+def test_the_archive_is_what_numpy_writes_of_the_whole(tmp_path, x):
+    labels = [k % 3 - 1 for k in range(23)]
+    shards = Shards(tmp_path, 23, 5)
+    for first in shards.firsts:
+        shards.write(first, x[first : first + 5], 7, None)
+    write_archive(tmp_path / "own.npz", map(shards.samples, shards.firsts), labels)
+    numpy.savez(tmp_path / "numpys.npz", x, numpy.asarray(labels, dtype=numpy.int64))
+    assert (tmp_path / "own.npz").read_bytes() == (tmp_path / "numpys.npz").read_bytes()
+    assert numpy.array_equal(read_rows(tmp_path / "own.npz", [22, 0, 7]), x[[0, 7, 22]])
+    assert shards.evaluations() == 5 * 7
+    picked = shards.pick([22, 3, 5])
+    assert list(picked) == [3, 5, 22] and all(numpy.array_equal(picked[index], x[index]) for index in picked)
+
+
+def test_merging_holds_one_shard_in_memory(tmp_path):
+    """64 MB in shards of 256 kB, with a peak of a few of them; reading rows of the archive needs none."""
+    shards = Shards(tmp_path, 64 * 256, 64)
+    for first in shards.firsts:
+        shards.write(first, numpy.full((64, 32, 32, 4), first // 64, dtype=numpy.uint8), 0, None)
+    tracemalloc.start()
+    write_archive(tmp_path / "all.npz", map(shards.samples, shards.firsts), [0] * shards.n)
+    rows = read_rows(tmp_path / "all.npz", [0, 64 * 200, 64 * 256 - 1])
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert (tmp_path / "all.npz").stat().st_size > 64 * 2**20 and peak < 4 * 2**20
+    assert rows[:, 0, 0, 0].tolist() == [0, 200, 255]
+
+
+def test_which_batches_are_missing(tmp_path):
+    shards = Shards(tmp_path, 23, 5)
+    assert shards.missing() == [0, 5, 10, 15, 20] and [shards.count(first) for first in shards.firsts] == [
+        5,
+        5,
+        5,
+        5,
+        3,
+    ]
+    shards.write(10, numpy.zeros((5, 2)), 0, None)
+    (tmp_path / ".0000000015.77.npz").write_bytes(b"half")
+    assert shards.missing() == [0, 5, 15, 20]
+
+
+def test_frames_of_single_samples(tmp_path):
+    shards, frames = Shards(tmp_path, 10, 5), numpy.arange(24).reshape(4, 3, 2)
+    shards.write(0, numpy.zeros((5, 2)), 0, frames[:, :2])  # of samples 1 and 4
+    shards.write(5, numpy.zeros((5, 2)), 0, frames[:, 2:])  # of sample 8
+    found = shards.frames([8, 1, 4])
+    assert {index: part[0].tolist() for index, part in found.items()} == {1: [0, 1], 4: [2, 3], 8: [4, 5]}
+
+
+def test_removing_leaves_what_is_not_ours(tmp_path):
+    (tmp_path / "shards").mkdir()
+    shards = Shards(tmp_path / "shards", 10, 5)
+    (tmp_path / "shards/notes.txt").write_text("mine")
+    (tmp_path / "shards" / START).write_text("{}")
+    shards.write(5, numpy.zeros((5, 2)), 0, None)
+    shards.remove()
+    assert [path.name for path in (tmp_path / "shards").iterdir()] == ["notes.txt"]
+    (tmp_path / "shards/notes.txt").unlink()
+    shards.remove()
+    assert not (tmp_path / "shards").exists()
+
+
+def test_no_shard_is_a_pickle(tmp_path):
+    shards = Shards(tmp_path, 1, 1)
+    numpy.savez(shards.path(0), samples=numpy.array([print]), evaluations=1)
+    with pytest.raises(ShardError, match=r"0000000000\.npz is damaged.*remove it and resume the run"):
+        shards.samples(0)
+    with zipfile.ZipFile(tmp_path / "0000000000.npz") as archive:
+        assert "samples.npy" in archive.namelist()
