@@ -1,6 +1,7 @@
 """diffguide-train: what it writes, that it learns, that it is the same run twice, and what it refuses."""
 
 import json
+import math
 import shutil
 from itertools import pairwise, product
 from pathlib import Path
@@ -18,13 +19,14 @@ from diffguide import objectives, parameterizations, schedules
 from diffguide.backbones import MLP
 from diffguide.datasets import Digits
 from diffguide.guidance import ClassifierFree
+from diffguide.objectives import Loss
 from diffguide.objectives.levels import UniformTime
 from diffguide.objectives.weights import Uniform
 from diffguide.sample import main as sample
 from diffguide.samplers import DDIM, DDPM, DPMpp2M, Heun, generate
 from diffguide.samplers.grids import Karras, UniformLogSNR, UniformT
 from diffguide.train import main
-from diffguide.training import Training
+from diffguide.training import Diverged, Training, Watch
 
 TINY = [
     "backbone.channels=8",
@@ -152,6 +154,43 @@ def test_learning_rate_warms_up_and_falls():
     assert training.ema_decay_at(100) == 0.5 and training.ema_decay_at(900) == pytest.approx(0.5**0.2)
 
 
+def a_loss(*values: float) -> Loss:
+    return Loss(torch.tensor(values), {}, 2 * torch.arange(1.0, 1.0 + len(values)))  # log-SNR 2, 4, ...
+
+
+def test_a_watch_names_the_noise_levels_of_what_is_not_finite():
+    watch, fine = Watch(lag=0), torch.tensor(1.0)
+    watch.look(0, 0, [a_loss(1.0, 2.0)], fine)
+    with pytest.raises(Diverged, match=r"the loss of 2 of 3 examples is not finite at step 4 \(32 images\)") as told:
+        watch.look(32, 4, [a_loss(1.0, math.nan), a_loss(math.inf)], fine)
+    assert str(told.value).endswith("noise level sigma/alpha 0.1353, 0.3679")  # exp(-log_snr / 2)
+    with pytest.raises(Diverged, match="the loss's gradient is not finite at step 5"):
+        watch.look(40, 5, [a_loss(1.0)], torch.tensor(math.inf))
+    watch.look(48, 6, [a_loss(1.0)], None)  # a gradient scaler's infinities are its own affair
+
+
+def test_a_watch_that_lags_is_late_but_not_blind():
+    watch, fine = Watch(lag=1), torch.tensor(1.0)
+    watch.look(0, 0, [a_loss(math.nan)], fine)
+    with pytest.raises(Diverged, match="step 0"):
+        watch.look(8, 1, [a_loss(1.0)], fine)
+    watch = Watch(lag=1)
+    watch.look(8, 1, [a_loss(math.nan)], fine)
+    with pytest.raises(Diverged, match="step 1"):
+        watch.flush()  # before a checkpoint
+
+
+@pytest.mark.parametrize("arguments", [[], ["dry_run=true"]])
+def test_a_full_device_memory_is_told(tmp_path, command, monkeypatch, arguments):
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(Training, "step", full)
+    monkeypatch.setattr("diffguide.dry_run.cost", full)
+    done = command(main, *TINY, *arguments, at=tmp_path)
+    assert done.code == 1 and "raise training.accumulate" in done.err and "Traceback" not in done.err
+
+
 def test_any_torch_optimiser(tmp_path, command):
     swap = ["~training.optimizer", "+training.optimizer={_target_:torch.optim.SGD,_partial_:true,momentum:0.9}"]
     done = command(main, *TINY, *swap, at=tmp_path)
@@ -221,6 +260,8 @@ REFUSED = {
     "no such device": (["engine.accelerator=tpu"], "this machine cannot provide"),
     "misspelt key": (["training.imges=3"], "imges"),
     "misspelt option": (["objective=epss"], "epss"),
+    "dry run into a file": (["dry_run=true", "output_root=/dev/null"], "output_root: "),
+    "dry run what": (["dry_run=3"], "dry_run must be true or false"),
     "resume from nowhere": (["resume=nowhere"], "no run at nowhere"),
 }
 
