@@ -155,7 +155,7 @@ def test_an_unforeseen_exception_is_not_swallowed(at, command, monkeypatch):
             raise error
 
         monkeypatch.setattr(training.Training, "run", broken)
-        monkeypatch.setattr(sampling, "write", broken)
+        monkeypatch.setattr(sampling, "merge", broken)
 
     for error in (RuntimeError("ours"), ValueError("ours"), OSError("ours"), KeyError("ours")):
         fail(error)
