@@ -109,7 +109,7 @@ class Training:
         """
         try:
             return self.optimizer(objective.parameters(), lr=self.learning_rate)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, IndexError) as error:
             raise ValueError(f"optimizer: {error}") from error
 
     def run(
