@@ -85,7 +85,7 @@ def tiny_run(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("tiny")
     with chdir(folder):
         main(["backbone.multipliers=[1]", "backbone.attention=[]", "backbone.blocks=1", "backbone.channels=4",
-              "training.images=64", "training.batch_size=32", "sampler.steps=2"])  # fmt: skip
+              "training.images=64", "training.batch_size=32", "training.checkpoint_images=32", "sampler.steps=2"])  # fmt: skip
     return folder / "outputs/train/digits/v001"
 
 

@@ -239,3 +239,54 @@ def test_a_signal_to_one_process_stops_both(at, whole):
     out, err = finish(process, 143)
     assert out == f"{RUN}\n" and err.count("continue with: diffguide-sample resume=") == 1 and "Traceback" not in err
     assert len(shards(at / RUN)) % 2 == 0
+
+
+SECOND_RANK = """
+import errno, os, signal, sys
+import numpy
+from diffguide.sample import main
+from diffguide.sampling import Stream
+draw, savez = Stream.draw, numpy.savez
+def full(path, **arrays):
+    raise OSError(errno.ENOSPC, "No space left on device")
+def disturbed(self, first, on_step):
+    if first == 48 and sys.argv[1] == "n=299":
+        numpy.savez = full
+    if first == 48 and sys.argv[1] == "n=300":
+        os.kill(os.getpid(), signal.SIGTERM)
+    draw(self, first, on_step)
+if os.environ.get("LOCAL_RANK") == "1":
+    Stream.draw = disturbed
+main()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("n, code, ending", [
+    (299, 1, f"diffguide-sample: cannot write {RUN}/shards/0000000048.npz: No space left on device"),
+    (300, 143, f"SIGTERM after 64 of 300 samples; continue with: diffguide-sample resume={RUN}"),
+], ids=["disk full", "signal"])  # fmt: skip
+def test_what_befalls_the_second_process_ends_both(at, n, code, ending):
+    (at / "second.py").write_text(SECOND_RANK)
+    process = start(
+        at, "second.py", f"n={n}", *(part for part in LONG if part != "n=300"), *TWO, program=sys.executable
+    )
+    _, err = finish(process, code)
+    assert err.splitlines()[-1] == ending and err.count(ending) == 1 and "Traceback" not in err
+    assert len(shards(at / RUN)) == (3 if code == 1 else 4)
+
+
+def test_all_processes_sample_the_first_ones_checkpoint(at, command, monkeypatch):
+    """One that starts later may find a newer checkpoint: it takes what it is told."""
+    from diffguide import sample as module
+
+    few = ["n=4", "sampler.steps=2", "trajectory=true"]
+    (older,) = (at / MODEL / "checkpoints").glob("0*32.safetensors")
+    expected = contents(at / command(main, f"checkpoint={older.relative_to(at)}", *few, at=at).folder)
+    claim = module.claim
+    monkeypatch.setattr(module, "claim", lambda *all: (*claim(*all)[:2], older.relative_to(at)))
+    found = contents(at / command(main, f"checkpoint={MODEL}", *few, at=at).folder)
+    assert found["samples.npz"] == expected["samples.npz"] and found["trajectory.gif"] == expected["trajectory.gif"]
+    monkeypatch.undo()
+    newer = contents(at / command(main, f"checkpoint={MODEL}", *few, at=at).folder)
+    assert newer["samples.npz"] != expected["samples.npz"]
