@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
+from yaml import AliasEvent, YAMLError, parse
 
 from . import checkpoints
 from .commands import typed
@@ -29,6 +29,9 @@ FREE = {  # of training: how long, how often, how fast; recorded where it change
 
 
 ANYTIME = ("resume", "trust", "checkpoint", "engine")  # of sampling: what may change, within what `find_samples` holds
+
+
+LONGEST = 10**6  # characters of a config.yaml
 
 
 class Resumed(NamedTuple):
@@ -59,12 +62,16 @@ def saved_config(folder: Path) -> dict[str, Any]:
             f"resume must be a run folder such as outputs/train/digits/v001, and {folder} has no config.yaml"
         )
     try:
-        config = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+        text = path.read_text(encoding="utf-8")
+        aliases = any(isinstance(event, AliasEvent) for event in parse(text))  # a few lines of them may mean gigabytes
+        config = None
+        if len(text) <= LONGEST and not aliases:
+            config = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
     except (OmegaConfBaseException, YAMLError, OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ConfigError(f"resume: {path} cannot be read: {reason}") from error
     if not isinstance(config, dict) or "${" in str(config):
-        raise ConfigError(f"resume: {path} is not what diffguide writes: a mapping without interpolations")
+        raise ConfigError(f"resume: {path} is not what diffguide writes: a mapping without interpolations or aliases")
     return config
 
 

@@ -289,6 +289,15 @@ def test_a_hostile_run_folder_runs_nothing(unfinished, tmp_path, command, key, n
     assert not (tmp_path / "canary").exists() and len(done.err.splitlines()) <= 6
 
 
+def test_a_configuration_with_aliases_is_not_unfolded(unfinished, tmp_path, command):
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{k}: &a{k} [{', '.join([f'*a{k - 1}'] * 10)}]" for k in range(1, 12)]
+    with open(unfinished / "config.yaml", "a") as file:
+        file.write("\n".join(lines) + "\n")
+    done = command(main, f"resume={RUN}", at=tmp_path)
+    assert done.code == 1 and "without interpolations or aliases" in done.err and len(done.err.splitlines()) == 1
+
+
 def test_an_optimiser_is_never_taken_from_a_file(unfinished, tmp_path, command):
     config = OmegaConf.to_container(OmegaConf.load(unfinished / "config.yaml"))
     config["training"]["optimizer"] = {"_target_": "os.system", "_partial_": True, "command": "touch canary"}
