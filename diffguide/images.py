@@ -3,6 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,11 +12,11 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from .runs import write_atomically
+from .runs import write_atomically, write_together
 
 __all__ = [
-    "Layout", "contact_rows", "contact_sheet", "grid", "layout", "sample_picture", "save", "scatter", "single", "to_uint8",
-    "write_grid", "write_scatter",
+    "Layout", "contact_rows", "contact_sheet", "grid", "layout", "sample_picture", "save", "save_singles", "scatter",
+    "to_uint8", "write_grid", "write_scatter",
 ]  # fmt: skip
 
 CELL = 48  # pixels that a small image is enlarged towards
@@ -161,7 +162,19 @@ def save(path: Path, picture: Image.Image) -> None:
     Raises:
         WriteError: the disk is full, the folder is gone, ...
     """
-    write_atomically(path, lambda temporary: picture.save(temporary, format="PNG"))
+    write_atomically(path, partial(picture.save, format="PNG"))
+
+
+def save_singles(folder: Path, first: int, pictures: numpy.ndarray) -> None:
+    """Writes a PNG `<index>.png` of each of uint8 [N, H, W, C], from index `first` on.
+
+    Raises:
+        WriteError: the disk is full, the folder is gone, ...
+    """
+    write_together({
+        folder / f"{index:06d}.png": partial(single(pixels).save, format="PNG")
+        for index, pixels in enumerate(pictures, start=first)
+    })  # fmt: skip
 
 
 def write_scatter(

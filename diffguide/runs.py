@@ -7,8 +7,8 @@ import re
 import shutil
 import socket
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ __all__ = [
     "remove_leftovers",
     "strict_json",
     "write_atomically",
+    "write_together",
     "writing",
 ]
 
@@ -135,22 +136,40 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     Raises:
         WriteError: the disk is full, the folder is read-only or gone, ...
     """
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-    with writing(path):
-        try:
-            write(temporary)
-            with open(temporary, "rb+") as file:
-                os.fsync(file.fileno())
-            os.chmod(temporary, 0o666 & ~UMASK)  # safetensors makes files that only their owner can read
-            os.replace(temporary, path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-        descriptor = os.open(path.parent, os.O_RDONLY)  # the rename itself must reach the disk too
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+    write_together({path: write})
+
+
+def write_together(writes: Mapping[Path, Callable[[Path], None]]) -> None:
+    """`write_atomically` of many files. They go to the disk together: one by one, each would wait for it.
+
+    Raises:
+        WriteError: the disk is full, the folder is read-only or gone, ...
+    """
+    temporaries = {path: path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}") for path in writes}
+    try:
+        for path, write in writes.items():
+            with writing(path):
+                write(temporaries[path])
+        for path, temporary in temporaries.items():
+            with writing(path):
+                with open(temporary, "rb+") as file:
+                    os.fsync(file.fileno())
+        for path, temporary in temporaries.items():
+            with writing(path):
+                os.chmod(temporary, 0o666 & ~UMASK)  # safetensors makes files that only their owner can read
+                os.replace(temporary, path)
+    except BaseException:
+        for temporary in temporaries.values():
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+        raise
+    for path in {path.parent: path for path in writes}.values():
+        with writing(path):
+            descriptor = os.open(path.parent, os.O_RDONLY)  # the renames themselves must reach the disk too
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
 
 
 def remove_leftovers(folder: Path) -> None:

@@ -139,8 +139,7 @@ class Stream:
         x = x.float().cpu()
         array = x.numpy() if x.ndim == 2 else images.to_uint8(x)
         if self.singles is not None:
-            for index, pixels in enumerate(array, start=first):
-                images.save(self.singles / f"{index:06d}.png", images.single(pixels))
+            images.save_singles(self.singles, first, array)
         self.shards.write(first, array, plan.counter.evaluations - before, self.film.taken())
 
     def agreed(self, failure: str | None, interrupts: Interrupts) -> int:

@@ -1,10 +1,12 @@
 """Version folders are claimed once; files are whole or absent."""
 
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
 
 import pytest
 
-from diffguide.runs import claim_version, write_atomically
+from diffguide.runs import WriteError, claim_version, write_atomically, write_together
 
 
 def fill(folder):
@@ -36,3 +38,18 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
         write_atomically(path, fail)
     assert path.read_text() == "old"
     assert [entry.name for entry in tmp_path.iterdir()] == ["file.txt"]
+
+
+def test_files_that_are_written_together_are_all_whole_or_the_last_is_told(tmp_path):
+    paths = [tmp_path / f"{k}.txt" for k in range(3)]
+    write_together({path: partial(Path.write_text, data=path.stem) for path in paths})
+    assert [path.read_text() for path in paths] == ["0", "1", "2"]
+
+    def fail(temporary):
+        temporary.write_text("half")
+        raise OSError("disk full")
+
+    with pytest.raises(WriteError, match=r"cannot write .*/1\.txt: disk full"):
+        write_together({paths[0]: partial(Path.write_text, data="new"), paths[1]: fail, paths[2]: fail})
+    assert [path.read_text() for path in paths] == ["0", "1", "2"]
+    assert len(list(tmp_path.iterdir())) == 3  # nothing half is left
