@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sysconfig
+from contextlib import chdir
 from pathlib import Path
 
 import pytest
@@ -32,13 +33,13 @@ def losses(run: Path, key: str) -> list[float]:
     return [line[key] for line in lines if key in line]
 
 
-@pytest.fixture
-def alone(tmp_path, command) -> Path:
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory) -> Path:
     """The run of one process; without dropout, whose layers draw per process."""
-    (tmp_path / "one").mkdir()
-    done = command(main, *SMALL, at=tmp_path / "one")
-    assert done.code == 0, done.err
-    return tmp_path / "one" / RUN
+    home = tmp_path_factory.mktemp("one")
+    with chdir(home):
+        main(SMALL)
+    return home / RUN
 
 
 def assert_equal_losses(one: Path, other: Path) -> None:
@@ -59,7 +60,7 @@ def test_two_processes_have_the_losses_of_one(alone, tmp_path):
 
 
 def test_torchrun_resumes_the_run_of_one_process(alone, tmp_path):
-    shutil.copytree(tmp_path / "one", tmp_path / "two")
+    shutil.copytree(alone, tmp_path / "two" / RUN)
     for file in (tmp_path / "two" / RUN / "checkpoints").glob("00000003*"):
         file.unlink()
     torchrun = [SCRIPTS / "torchrun", "--nproc-per-node=2", "--no-python", SCRIPTS / "diffguide-train"]
