@@ -21,10 +21,10 @@ from . import __version__, archives
 from .archives import CheckpointError, below
 from .inspection import at_most, check_facts, check_finite, check_model, compare
 from .objectives import Objective
-from .vetting import construct, vet
+from .vetting import construct, vet, vet_values
 
 __all__ = ["CheckpointError", "Loaded", "TrainingState", "find", "load", "load_training_state", "prune", "read", "save",
-           "sha256", "vet"]  # fmt: skip
+           "sha256", "check_facts", "vet", "vet_values"]  # fmt: skip
 
 
 class TrainingState(NamedTuple):

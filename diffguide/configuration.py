@@ -117,6 +117,6 @@ def run_parent(cfg: DictConfig, job: str, name: Any) -> Path:
     """
     if not isinstance(cfg.output_root, str) or not cfg.output_root:
         raise ConfigError(f"output_root must be a folder, got {cfg.output_root!r}")
-    if name is None or str(name) in ("", ".", "..") or "/" in str(name):
-        raise ConfigError(f"name must be a folder's name without slashes, got {name!r}")
-    return Path(cfg.output_root).expanduser() / job / str(name)
+    if not isinstance(name, str) or name in ("", ".", "..") or "/" in name:
+        raise ConfigError(f"name must be a folder's name, a text without slashes, got {name!r}")
+    return Path(cfg.output_root).expanduser() / job / name

@@ -5,12 +5,18 @@ import os
 from lightning_fabric import Fabric
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 
-__all__ = ["fabric", "launched_outside"]
+__all__ = ["end_others", "fabric", "launched_outside"]
 
 
 def launched_outside() -> bool:
     """Whether torchrun started this process, so that its siblings are there already."""
     return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def end_others(fabric: Fabric) -> None:
+    """Ends the processes that this one has launched, for a failure that they cannot know of: they wait for it for ever."""
+    for process in getattr(fabric.strategy.launcher, "procs", []):
+        process.kill()
 
 
 def fabric(accelerator: str, devices: int | str, num_nodes: int, strategy: str, precision: str) -> Fabric:

@@ -86,7 +86,9 @@ class Journal:
         if self.silent:
             return
         kept = []
-        for line in self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []:
+        with writing(self.path):
+            lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines() if self.path.exists() else []
+        for line in lines:
             try:
                 if json.loads(line)["images"] <= images:
                     kept.append(line)

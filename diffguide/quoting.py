@@ -17,7 +17,8 @@ FOREIGN = re.compile(r"[^\[\]{},:\s]*[^\x00-\x7f\[\]{},:\s][^\[\]{},:\s]*")  # w
 def quoted(override: str) -> str:
     """`key=value` as one can type it into a shell, whatever characters the value has."""
     key, _, value = override.partition("=")
-    return shlex.quote(override if PLAIN.fullmatch(value) else f"{key}={literal(value)}")
+    plain = PLAIN.fullmatch(value) and reads_as_text(override, sweep=False)
+    return shlex.quote(override if plain else f"{key}={literal(value)}")
 
 
 def literal(value: str) -> str:
@@ -30,17 +31,23 @@ def quote_odd(argv: Sequence[str]) -> list[str]:
 
     In a multirun a comma separates values, as everywhere.
     """
-    sweep, parser = not {"-m", "--multirun"}.isdisjoint(argv), OverridesParser.create()
-    result = []
+    sweep, result = not {"-m", "--multirun"}.isdisjoint(argv), []
     for text in argv:
         key, _, value = text.partition("=")
-        if key in PATHS and value and value[0] not in "'\"" and not PLAIN.fullmatch(value):
-            try:
-                plain = sweep or not parser.parse_override(text).is_sweep_override()
-            except HydraException:
-                plain = False
-            text = text if plain else f"{key}={literal(value)}"
+        if key in PATHS and value and value[0] not in "'\"":
+            text = text if reads_as_text(text, sweep) else f"{key}={literal(value)}"
         elif not value.isascii() and not {"'", '"'} & set(value):
             text = f"{key}={FOREIGN.sub(lambda match: literal(match[0]), value)}"
         result.append(text)
     return result
+
+
+def reads_as_text(override: str, sweep: bool) -> bool:
+    """Whether Hydra takes a value as the text that was typed (or as null), and not as a number, a list, several values."""
+    try:
+        parsed = OverridesParser.create().parse_override(override)
+    except HydraException:
+        return False
+    if parsed.is_sweep_override():
+        return sweep
+    return parsed.value() is None or parsed.value() == override.partition("=")[2]

@@ -21,7 +21,8 @@ from .shards import START
 __all__ = ["Begun", "Resumed", "find", "find_samples", "inherit", "saved_config"]
 
 ROLES = ("dataset", "backbone", "schedule", "objective", "guidance", "sampler", "training", "engine")
-FIXED = ("dataset", "backbone", "schedule", "objective", "training", "seed", "p_uncond")  # what is computed
+FIXED = ("name", "output_root", "dataset", "backbone", "schedule", "objective", "training", "seed", "p_uncond")
+TODAYS = {"dry_run"}  # what is never taken from a run
 FREE = {  # of training: how long, how often, how fast; recorded where it changes
     "images", "learning_rate", "warmup_images", "max_grad_norm", "ema_images", "accumulate", "log_images",
     "validation_images", "checkpoint_images", "sample_images", "keep",
@@ -50,66 +51,88 @@ class Begun(NamedTuple):
     header: dict[str, Any] | None
 
 
-def saved_config(folder: Path) -> dict[str, Any]:
+def refusal(message: str) -> ConfigError:
+    """One printable line, however long what a foreign file makes us say."""
+    return ConfigError(str(checkpoints.CheckpointError(f"resume: {message}")))
+
+
+def saved_config(folder: Path, today: dict[str, Any]) -> dict[str, Any]:
     """The resolved configuration in a run folder.
+
+    Arguments:
+        today: what the command composes, whose keys it must have.
 
     Raises:
         ConfigError: no run folder, or a configuration that diffguide did not write.
     """
     path = folder / "config.yaml"
     if not path.is_file():
-        raise ConfigError(
-            f"resume must be a run folder such as outputs/train/digits/v001, and {folder} has no config.yaml"
-        )
+        raise refusal(f"{folder} is no run folder such as outputs/train/digits/v001: it has no config.yaml")
     try:
+        if path.stat().st_size > LONGEST:
+            raise refusal(f"{path} is not what diffguide writes: it is too long")
         text = path.read_text(encoding="utf-8")
-        aliases = any(isinstance(event, AliasEvent) for event in parse(text))  # a few lines of them may mean gigabytes
-        config = None
-        if len(text) <= LONGEST and not aliases:
-            config = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
-    except (OmegaConfBaseException, YAMLError, OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ConfigError(f"resume: {path} cannot be read: {reason}") from error
-    if not isinstance(config, dict) or "${" in str(config):
-        raise ConfigError(f"resume: {path} is not what diffguide writes: a mapping without interpolations or aliases")
+        if any(isinstance(event, AliasEvent) for event in parse(text)):  # a few lines of them may mean gigabytes
+            raise refusal(f"{path} is not what diffguide writes: it has aliases")
+        config = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
+        checkpoints.vet_values(config, "config.yaml")
+    except ConfigError:
+        raise
+    except (OmegaConfBaseException, YAMLError, OSError, ValueError, RecursionError, AssertionError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise refusal(f"{path} cannot be read: {reason}") from error
+    if not isinstance(config, dict) or (set(config) ^ set(today)) - {"p_uncond"}:
+        raise refusal(f"{path} does not have the keys of this command: is it a run of another one?")
+    for key in ROLES:
+        if key in today and not isinstance(config[key], dict):
+            raise refusal(f"{path} has no node {key}, but {config[key]!r}")
     return config
+
+
+def trusted(cfg: DictConfig) -> list[str]:
+    """The names in trust=[...].
+
+    Raises:
+        ConfigError: it is no list of texts.
+    """
+    names = OmegaConf.to_container(cfg, resolve=True)["trust"] or []
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ConfigError(f"trust must be a list of dotted names, trust=[my.module.Net], got {names!r}")
+    return names
 
 
 def inherit(cfg: DictConfig, saved: dict[str, Any]) -> DictConfig:
     """The saved configuration, with every key that this command line sets as it is composed today.
 
     Raises:
-        ConfigError: keys that are not this command's, or a node that may not be built from a file.
+        ConfigError: a key that the run does not have, or a node that may not be built from a file.
     """
-    today = OmegaConf.to_container(cfg, resolve=False)
-    if strange := set(saved) - set(today) - {"p_uncond"}:
-        raise ConfigError(f"resume: the run's config.yaml has keys that this command does not know: {sorted(strange)}")
     overrides = OverridesParser.create().parse_overrides(typed())
     keys = [override.key_or_group.replace("/", ".") for override in overrides]
     resolved = OmegaConf.create(OmegaConf.to_container(cfg, resolve=True))
     if "experiment" in keys:  # a recipe sets keys everywhere: then the command line has to say it all
         return resolved
     merged = OmegaConf.create(saved)
-    for key in ("resume", "trust", *keys):
+    for key in ("resume", "trust", *TODAYS.intersection(resolved), *keys):
         value = OmegaConf.select(resolved, key)
         parent, _, name = key.rpartition(".")
         node = OmegaConf.select(merged, parent) if parent else merged
         if node is None or not OmegaConf.is_dict(node):
-            raise ConfigError(f"resume: this run has no {parent}, so {key} cannot be set")
+            raise refusal(f"this run has no {parent}, so {key} cannot be set")
         if value is None and name not in (OmegaConf.select(resolved, parent) if parent else resolved):
             node.pop(name, None)  # deleted with ~
         else:
             node[name] = value
     if "training" in merged:
-        merged.training.optimizer = resolved.training.optimizer
+        merged.training.optimizer = OmegaConf.select(resolved, "training.optimizer")
     for role in ROLES:
         if role in merged and merged[role] != resolved.get(role):
             node = OmegaConf.to_container(merged[role])
             node.pop("optimizer", None)
             try:
-                checkpoints.vet(node, role, tuple(cfg.trust or ()))
+                checkpoints.vet(node, role, trusted(cfg))
             except checkpoints.CheckpointError as error:
-                raise ConfigError(f"resume: {error}") from error
+                raise refusal(str(error)) from error
     return merged
 
 
@@ -120,8 +143,10 @@ def find(cfg: DictConfig) -> tuple[DictConfig, Resumed]:
         ConfigError: nothing there, nothing left to do, or a change of what was computed so far.
     """
     folder = run_folder(cfg, "outputs/train/digits/v001")
-    saved = saved_config(folder)
+    saved = saved_config(folder, OmegaConf.to_container(cfg))
     merged = inherit(cfg, saved)
+    if merged.dry_run:
+        raise ConfigError("dry_run looks at a run that is yet to begin: leave resume out")
     today = OmegaConf.to_container(merged)
     files = checkpoints.kept(folder / "checkpoints") if (folder / "checkpoints").is_dir() else []
     metadata = None
@@ -130,7 +155,7 @@ def find(cfg: DictConfig) -> tuple[DictConfig, Resumed]:
             metadata = checkpoints.read(files[-1])[1]
             checkpoints.read(files[-1].with_suffix(".optimizer.safetensors"))
         except checkpoints.CheckpointError as error:
-            raise ConfigError(f"resume: {error}; without that file the run continues from the one before") from error
+            raise refusal(f"{error}; with {files[-1]} moved away the run continues from the one before") from error
     for config in (saved, *([metadata["config"]] if metadata else [])):
         compare(config, today, folder)
     if metadata is None:
@@ -152,7 +177,7 @@ def find_samples(cfg: DictConfig) -> tuple[DictConfig, Begun]:
         ConfigError: nothing there, or a change of what decides images; the checkpoint may lie elsewhere, if it is the same.
     """
     folder = run_folder(cfg, "outputs/sample/digits/v001")
-    saved = saved_config(folder)
+    saved = saved_config(folder, OmegaConf.to_container(cfg))
     merged = inherit(cfg, saved)
     today = OmegaConf.to_container(merged)
     before, after = ({key: value for key, value in config.items() if key not in ANYTIME} for config in (saved, today))
@@ -160,9 +185,7 @@ def find_samples(cfg: DictConfig) -> tuple[DictConfig, Begun]:
     for key in {**before, **after}:
         if before.get(key) != after.get(key):
             where, one, other = difference(key, before.get(key), after.get(key))
-            raise ConfigError(
-                f"resume: {folder} was sampled with {where}={one}, and this command has {other}: leave it out"
-            )
+            raise refusal(f"{folder} was sampled with {where}={one}, and this command has {other}: leave it out")
     if (folder / "samples.npz").exists():
         return merged, Begun(folder, None, None)
     path = folder / "shards" / START
@@ -207,9 +230,7 @@ def compare(saved: dict[str, Any], today: dict[str, Any], folder: Path) -> None:
             hint = "leave it out"
             if where.startswith("training.optimizer"):
                 hint = "repeat it, for an optimiser is never taken from a file"
-            raise ConfigError(
-                f"resume: {folder} was trained with {where}={before}, and this command has {after}: {hint}"
-            )
+            raise refusal(f"{folder} was trained with {where}={before}, and this command has {after}: {hint}")
 
 
 def difference(key: str, before: Any, after: Any) -> tuple[str, Any, Any]:

@@ -57,8 +57,8 @@ def writing(path: Path) -> Iterator[None]:
     except WriteError:
         raise
     except OSError as error:
-        gone = not path.parent.exists()
-        reason = f"the folder {path.parent} is gone" if gone else error.strerror or str(error)
+        missing = not path.parent.exists()
+        reason = f"there is no folder {path.parent}" if missing else error.strerror or str(error)
         raise WriteError(f"cannot write {path}: {reason}") from error
 
 

@@ -85,6 +85,8 @@ def check(cfg: DictConfig) -> None:
         raise ConfigError(
             "checkpoint is missing: give checkpoint=outputs/train/<name>/v001, the folder of a training run"
         )
+    if cfg.weights not in ("ema", "objective"):
+        raise ConfigError(f"weights must be ema (averaged) or objective (as trained), got {cfg.weights!r}")
     if cfg.engine.precision not in PRECISIONS:
         raise ConfigError(f"engine.precision must be one of {', '.join(PRECISIONS)}, got {cfg.engine.precision}")
 
@@ -97,10 +99,11 @@ def prepare(cfg: DictConfig, engine, file: Path | None):
     """
     from . import checkpoints, sampling
     from .denoisers import EvaluationCounter
+    from .resume import trusted
 
     try:
         file = checkpoints.find(file or cfg.checkpoint)
-        loaded = checkpoints.load(file, cfg.weights, engine.device, cfg.trust or ())
+        loaded = checkpoints.load(file, cfg.weights, engine.device, trusted(cfg))
     except checkpoints.CheckpointError as error:
         raise ConfigError(f"checkpoint: {error}") from error
     class_names, shape = loaded.facts["class_names"], loaded.facts["shape"]

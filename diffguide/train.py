@@ -1,5 +1,6 @@
 """diffguide-train: compose the configuration, build the components, train."""
 
+import copy
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -23,7 +24,7 @@ def train(cfg: DictConfig) -> None:
     import torch
 
     from . import checkpoints
-    from .engine import launched_outside
+    from .engine import end_others, launched_outside
     from .training import Diverged
 
     resumed = None
@@ -60,6 +61,8 @@ def train(cfg: DictConfig) -> None:
     if cfg.dry_run:
         from .dry_run import rehearse
 
+        if not engine.is_global_zero:
+            return
         try:
             print(rehearse(engine, objective, data, training, cfg.seed, parent))
         except torch.OutOfMemoryError as error:
@@ -84,6 +87,11 @@ def train(cfg: DictConfig) -> None:
         sample_picture(path, torch.cat([x.float().cpu() for x in batches]), labels, data.class_names, background)
 
     config = OmegaConf.to_container(cfg, resolve=True) | {"resume": None}
+    facts = {"images": 0, "class_names": list(data.class_names), "shape": list(data.shape)}
+    try:
+        checkpoints.check_facts(copy.deepcopy({"config": config, **facts}))
+    except checkpoints.CheckpointError as error:
+        raise ConfigError(f"what this trains could not be loaded again: {error}") from error
     if not launched_outside():
         engine.launch()
     with ExitStack() as held:
@@ -98,12 +106,14 @@ def train(cfg: DictConfig) -> None:
             print(folder)
             raise SystemExit(stopped.code) from stopped
         except Diverged as error:
+            end_others(engine)
             files = checkpoints.kept(folder / "checkpoints")
             left = f"the last good checkpoint is {files[-1]}" if files else "there is no checkpoint yet"
             raise ConfigError(f"training: {error}; {left}; a smaller training.learning_rate may help") from error
         except torch.OutOfMemoryError as error:
             raise ConfigError(full) from error
         except (WriteError, checkpoints.CheckpointError) as error:
+            end_others(engine)
             raise ConfigError(str(error)) from error
     if engine.is_global_zero:
         pictures = sorted((folder / "samples").glob("*.png"))

@@ -173,11 +173,15 @@ class Training:
                         loss = held_out_loss(ema.module, data, seed, fabric.device, min(self.batch_size, 500))
                         journal.write({"images": images, "validation_loss": loss})
                         progress.say(f"{images} images: held-out loss {loss:.4f}")
+                        if not math.isfinite(loss):
+                            raise Diverged(f"the held-out loss is {loss} after {images} images")
                     if due(self.sample_images) and main:
                         draw(ema.module, folder / "samples" / f"{images:010d}.png")
                     stop = agreed(fabric, interrupts, images // self.batch_size)
                     if due(self.checkpoint_images) or stop:
                         watch.flush()
+                        if not all(value.isfinite().all() for value in objective.state_dict().values()):
+                            raise Diverged(f"the weights are not finite after {images} images")
                         totals = meter.totals(fabric)
                         if main:
                             journal.flush()

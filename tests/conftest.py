@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from short_run import RUN, SHORT
 
 os.environ.setdefault("MPLBACKEND", "agg")
 torch.set_num_threads(2)  # for the session's models; see two_threads
@@ -94,3 +95,25 @@ def at(tiny_run, tmp_path) -> Path:
     """A folder of the test's own with a copy of that model in outputs/train/digits/v001."""
     shutil.copytree(tiny_run, tmp_path / "outputs/train/digits/v001")
     return tmp_path
+
+
+@pytest.fixture(scope="session")
+def short_run(tmp_path_factory) -> Path:
+    """A finished run of ten steps with checkpoints at 96, 192, 288 and 320 images, of which three and the best are kept."""
+    from diffguide.train import main
+
+    folder = tmp_path_factory.mktemp("short")
+    with chdir(folder):
+        main(SHORT)
+    return folder / RUN
+
+
+@pytest.fixture
+def unfinished(short_run, tmp_path) -> Path:
+    """A copy of it that lost its last checkpoint and has a torn line of metrics."""
+    shutil.copytree(short_run, tmp_path / RUN)
+    for file in (tmp_path / RUN / "checkpoints").glob("0000000320*"):
+        file.unlink()
+    with open(tmp_path / RUN / "metrics.jsonl", "a") as file:
+        file.write('{"images": 31')
+    return tmp_path / RUN

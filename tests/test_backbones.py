@@ -106,7 +106,7 @@ def test_attention_lies_where_it_is_asked():
     [
         (lambda: unet(size=9, attention=[]), "2 multipliers halve the image 1 times, but its side is 9 pixels"),
         (lambda: unet(size=28, multipliers=[1, 1, 1, 1], attention=[]), "halve the image 3 times, but its side is 28"),
-        (lambda: unet(attention=[16]), r"attention=\[16\]: the sides of this network are \[8, 4\], not 16"),
+        (lambda: unet(attention=[16]), r"attention=\[16\]: the sides of this network are \[8, 4\]; unet_28"),
         (lambda: unet(head_channels=5), "head_channels must divide 16 channels where attention is asked, got 5"),
         (lambda: UNet(2, None, 4, None, 8, [1, 2], 1, [4], 8, 0.0), "has vectors: take backbone=mlp"),
         (lambda: unet(dropout=1.0), r"dropout must be in \[0, 1\), got 1"),

@@ -9,6 +9,7 @@ from diffguide.quoting import quote_odd, quoted
 
 NAMES = [
     "plain/v001", "my images", "a=b", "a, b", "ü/ö", "it's", "back\\slash", "back\\", "both\\'", '"quoted"', "[a]{b}",
+    "3", "1e3", "true",
     "$HOME ${x}", "~/x", "a#b", "(c)", "-m", "日本",
 ]  # fmt: skip
 

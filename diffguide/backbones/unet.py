@@ -115,8 +115,11 @@ class UNet(Backbone):
         if size % 2 ** (levels - 1):
             raise ValueError(f"{levels} multipliers halve the image {levels - 1} times, but its side is {size} pixels")
         sides = [size // 2**level for level in range(levels)]
-        if unknown := [side for side in attention if side not in sides]:
-            raise ValueError(f"attention={list(attention)}: the sides of this network are {sides}, not {unknown[0]}")
+        if any(side not in sides for side in attention):
+            raise ValueError(
+                f"attention={list(attention)}: the sides of this network are {sides}; "
+                "unet_28, unet_32, unet_64 and unet_128 are made for larger images"
+            )
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout must be in [0, 1), got {dropout}")
         self.num_classes, self.condition_features = num_classes, condition_features
