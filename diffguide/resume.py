@@ -74,11 +74,11 @@ def saved_config(folder: Path, today: dict[str, Any]) -> dict[str, Any]:
         text = path.read_text(encoding="utf-8")
         if any(isinstance(event, AliasEvent) for event in parse(text)):  # a few lines of them may mean gigabytes
             raise refusal(f"{path} is not what diffguide writes: it has aliases")
-        config = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
+        config = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
         checkpoints.vet_values(config, "config.yaml")
     except ConfigError:
         raise
-    except (OmegaConfBaseException, YAMLError, OSError, ValueError, RecursionError, AssertionError) as error:
+    except (OmegaConfBaseException, YAMLError, OSError, ValueError, RecursionError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise refusal(f"{path} cannot be read: {reason}") from error
     if not isinstance(config, dict) or (set(config) ^ set(today)) - {"p_uncond"}:
