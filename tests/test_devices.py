@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sysconfig
@@ -21,11 +22,11 @@ SMALL = ["backbone.channels=8", "backbone.head_channels=8", "backbone.dropout=0"
          "training.checkpoint_images=96"]  # fmt: skip
 
 
-def run(at: Path, *command: str | Path) -> subprocess.CompletedProcess:
+def run(at: Path, *command: str | Path, **options) -> subprocess.CompletedProcess:
     """A real process with one thread a rank."""
     at.mkdir(exist_ok=True)
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, cwd=at, capture_output=True, text=True, env=environment, timeout=240)
+    return subprocess.run(command, cwd=at, capture_output=True, text=True, env=environment, timeout=240, **options)
 
 
 def losses(run: Path, key: str) -> list[float]:
@@ -68,3 +69,15 @@ def test_torchrun_resumes_the_run_of_one_process(alone, tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout == f"{RUN}\n"
     assert_equal_losses(alone, tmp_path / "two" / RUN)
+
+
+@pytest.mark.slow
+def test_a_failure_of_the_first_process_ends_the_others(tmp_path):
+    """A disk that is full, for which a limit on the size of files stands in: only the first process writes."""
+
+    def limit():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+
+    done = run(tmp_path, SCRIPTS / "diffguide-train", *SMALL, *TWO, preexec_fn=limit)
+    assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
+    assert done.stderr.splitlines()[-1].startswith(f"diffguide-train: cannot write {RUN}/checkpoints/0000000096")
