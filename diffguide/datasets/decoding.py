@@ -5,6 +5,8 @@ clips it), transparent pixels are laid over white (Pillow shows the colour hidde
 applied. Of an animation the first frame counts; colour profiles are ignored.
 """
 
+import os
+import stat
 from pathlib import Path
 from typing import NamedTuple
 
@@ -40,9 +42,10 @@ def read_header(path: Path) -> Header:
     """The header of a file, without its pixels.
 
     Raises:
-        Unreadable: no image, or one with floating-point pixels.
+        Unreadable: no regular file, no image, or one with floating-point pixels.
     """
     try:
+        check_regular(path)
         with Image.open(path) as image:
             check_mode(image.mode)
             return Header(image.mode, *image.size)
@@ -61,9 +64,10 @@ def read_image(path: Path, channels: int, side: int | None = None) -> Image.Imag
             or an eighth of its size, never below four times this. None = decoded whole.
 
     Raises:
-        Unreadable: no image, a damaged one, floating-point pixels, or whole numbers beyond 16 bits.
+        Unreadable: no regular file, no image, a damaged one, floating-point pixels, or whole numbers beyond 16 bits.
     """
     try:
+        check_regular(path)
         with Image.open(path) as image:
             check_mode(image.mode)
             if side is not None:
@@ -74,6 +78,12 @@ def read_image(path: Path, channels: int, side: int | None = None) -> Image.Imag
         raise
     except Exception as error:  # as above, and one file in a million must not end a training run
         raise Unreadable(reason(error)) from error
+
+
+def check_regular(path: Path) -> None:
+    """Raises Unreadable for a pipe, a socket or a device: opening one may wait for ever, reading one may never end."""
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise Unreadable("no regular file")
 
 
 def check_mode(mode: str) -> None:

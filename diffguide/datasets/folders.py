@@ -8,7 +8,14 @@ from pathlib import Path
 
 from .decoding import is_image
 
-__all__ = ["class_of", "find_classes", "list_images", "uniform"]
+__all__ = ["class_of", "find_classes", "list_images", "shown", "uniform"]
+
+UNFIT = ("Cc", "Cs", "Zl", "Zp")  # Unicode's categories: control characters, bytes that are no UTF-8, ends of lines
+
+
+def shown(name: str) -> str:
+    """A name as it may be shown and written: what a terminal might obey, or no UTF-8 can hold, is written out, as \\x1b."""
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in name)
 
 
 def list_images(folder: Path) -> list[str]:
@@ -36,7 +43,7 @@ def list_images(folder: Path) -> list[str]:
         files = [path.relative_to(folder).as_posix() for path in below(folder, frozenset({os.path.realpath(folder)}))]
     except OSError as error:
         raise ValueError(
-            f"dataset.path is {folder}, where {error.filename} cannot be listed: {error.strerror}"
+            f"dataset.path is {folder}, where {shown(error.filename)} cannot be listed: {error.strerror}"
         ) from error
     if not files:
         raise ValueError(
@@ -61,7 +68,7 @@ def find_classes(folder: Path, files: list[str], num_classes: int) -> tuple[str,
     """The names of the class folders, sorted; none where num_classes is 0.
 
     Raises:
-        ValueError: another number of them, or images beside them.
+        ValueError: another number of them, a name that cannot be written into a picture, or images beside them.
     """
     if num_classes == 0:
         return ()
@@ -72,16 +79,22 @@ def find_classes(folder: Path, files: list[str], num_classes: int) -> tuple[str,
             f"dataset.num_classes is {num_classes}, but {folder} has no class folders with images, its images ({len(flat)}) "
             "lie side by side: say dataset.num_classes=0"
         )
+    for name in names:
+        if any(unicodedata.category(letter) in UNFIT for letter in name):
+            raise ValueError(
+                f"dataset.path is {folder}, whose class folder '{shown(name)}' has control characters, or bytes that are no "
+                "UTF-8, in its name: rename it"
+            )
     if flat:
         raise ValueError(
-            f"dataset.path is {folder}, where {flat[0]} lies beside the class folders: move it into one of them, or say "
+            f"dataset.path is {folder}, where {shown(flat[0])} lies beside the class folders: move it into one of them, or say "
             "dataset.num_classes=0 to use all images without classes"
         )
     if len(names) != num_classes:
-        shown = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
+        some = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
         noun = "class" if len(names) == 1 else "classes"
         raise ValueError(
-            f"dataset.num_classes is {num_classes}, but {folder} has {len(names)} {noun} ({shown}): "
+            f"dataset.num_classes is {num_classes}, but {folder} has {len(names)} {noun} ({some}): "
             f"say dataset.num_classes={len(names)}"
         )
     return tuple(names)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .base import Dataset, Split, Stream
 from .decoding import Header, Unreadable, read_header, stored
-from .folders import class_of, find_classes, list_images, uniform
+from .folders import class_of, find_classes, list_images, shown, uniform
 
 __all__ = ["ImageFolder", "ImageStream"]
 
@@ -46,8 +46,9 @@ class ImageStream(Stream):
             except Unreadable as error:
                 if not self.told[row]:
                     self.told[row] = True
-                    print(f"{self.files[row]} is left out: {error}", file=sys.stderr, flush=True)
-        raise RuntimeError(f"none of these {len(self)} images can be read any more, the first is {self.files[0]}")
+                    print(shown(f"{self.files[row]} is left out: {error}"), file=sys.stderr, flush=True)
+        first = shown(self.files[0])
+        raise RuntimeError(f"none of these {len(self)} images can be read any more, the first is {first}")
 
 
 class ImageFolder(Dataset):
@@ -70,7 +71,7 @@ class ImageFolder(Dataset):
         workers: processes that read ahead where it is not.
 
     Attributes:
-        unreadable: (path inside the folder, reason) of the files that were left out.
+        unreadable: (path inside the folder, reason) of the files that were left out, both as they may be shown.
 
     Raises:
         ValueError: an argument out of its range, a folder without enough usable images, or one of other classes.
@@ -118,7 +119,7 @@ class ImageFolder(Dataset):
         with ThreadPool() as pool:
             found = dict(zip(files, pool.imap(attempt, files, chunksize=16)))
         failed = {file: error for file, error in found.items() if isinstance(error, Unreadable)}
-        self.unreadable += [(Path(file), str(error)) for file, error in failed.items()]
+        self.unreadable += [(Path(shown(file)), shown(str(error))) for file, error in failed.items()]
         return {file: result for file, result in found.items() if file not in failed}
 
     def decode(self, files: list[str], channels: int, side: int, stretch: bool) -> tuple[list[str], Tensor]:
