@@ -5,6 +5,7 @@ command line composes today is built only if it is diffguide's own (`checkpoints
 """
 
 import json
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -190,11 +191,15 @@ def find_samples(cfg: DictConfig) -> tuple[DictConfig, Begun]:
         return merged, Begun(folder, None, None)
     path = folder / "shards" / START
     try:
+        if not path.is_file():  # opening a pipe would wait for ever
+            raise FileNotFoundError("no such file")
         header = json.loads(path.read_text(encoding="utf-8"))
         file, expected = header["checkpoint"], header["checkpoint_sha256"]
+        if not re.fullmatch("[0-9a-f]{64}", expected):
+            raise ValueError("its checkpoint_sha256 is not 64 hexadecimal digits")
         file = checkpoints.find(merged.checkpoint if merged.checkpoint != saved["checkpoint"] else file)
         found = checkpoints.sha256(file)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         if isinstance(error, checkpoints.CheckpointError):
             raise ConfigError(f"checkpoint: {error}") from error
         raise ConfigError(f"resume: {path} is not what diffguide writes: {error!r}") from error

@@ -43,7 +43,7 @@ def sample(cfg: DictConfig) -> None:
         folder, header, newest = claim(engine, cfg, file, loaded, begun, held)
         if newest != file:  # another checkpoint came between the starts of two processes
             file, loaded, plan = prepare(cfg, engine, newest)
-        shards = Shards(folder / "shards", cfg.n, cfg.batch_size)
+        shards = Shards(folder / "shards", cfg.n, cfg.batch_size, sampling.kind(plan.shape))
         filmed = trajectories.shown_samples(plan.classes, plan.class_names, plan.shape) if cfg.trajectory else None
         interrupts = held.enter_context(Interrupts(silent=not engine.is_global_zero))
         missing = engine.broadcast(shards.missing())

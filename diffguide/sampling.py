@@ -17,7 +17,7 @@ from .runs import WriteError, strict_json, write_atomically
 from .samplers import Sampler, generate
 from .shards import Shards, write_archive
 
-__all__ = ["Plan", "Stream", "merge", "resolve_labels", "training_data", "versions"]
+__all__ = ["Plan", "Stream", "kind", "merge", "resolve_labels", "training_data", "versions"]
 
 FAILED = 1000  # more than any signal's number; the rank that failed is added
 
@@ -212,6 +212,11 @@ def merge(
     write_atomically(folder / "samples.npz", lambda path: write_archive(path, parts(), labels))
     shards.remove()
     return header
+
+
+def kind(shape: Sequence[int]) -> tuple[str, tuple[int, ...]]:
+    """How a sample is stored, dtype and shape: an image [C, H, W] as bytes [H, W, C], a vector [D] as it is."""
+    return ("float32", tuple(shape)) if len(shape) == 1 else ("uint8", (*shape[1:], shape[0]))
 
 
 def versions() -> dict[str, str]:

@@ -16,7 +16,6 @@ from .runs import write_atomically
 __all__ = ["START", "ShardError", "Shards", "read_rows", "write_archive"]
 
 START = "start.json"  # beside the shards: the header of the manifest, as it was when the run began
-DAMAGED = (zipfile.BadZipFile, ValueError, KeyError, EOFError, OSError)  # what NumPy says to such a file
 
 
 class ShardError(ValueError):
@@ -30,10 +29,11 @@ class Shards:
         folder: where they lie.
         n: number of samples.
         batch_size: samples per shard; the last one has what is left.
+        kind: dtype and shape of one sample, which every shard is held against; None = against nothing.
     """
 
-    def __init__(self, folder: Path, n: int, batch_size: int):
-        self.folder, self.n, self.batch_size = folder, n, batch_size
+    def __init__(self, folder: Path, n: int, batch_size: int, kind: tuple[str, tuple[int, ...]] | None = None):
+        self.folder, self.n, self.batch_size, self.kind = folder, n, batch_size, kind
         self.firsts = range(0, n, batch_size)
 
     def path(self, first: int) -> Path:
@@ -68,14 +68,23 @@ class Shards:
         """The arrays of a batch by name; each is read when it is asked for.
 
         Raises:
-            ShardError: a file that is damaged or holds another number of samples.
+            ShardError: a file that is damaged or holds something else than this batch.
         """
         path = self.path(first)
         try:
+            if not path.is_file():  # opening a pipe would wait for ever
+                raise ValueError("it is no file")
             with numpy.load(path, allow_pickle=False) as arrays:
                 yield arrays
-        except DAMAGED as error:
-            raise ShardError(f"the shard {path} is damaged ({error}): remove it and resume the run") from error
+        except Exception as error:  # whatever NumPy and zipfile may say to such a file, and what is said of it below
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise ShardError(f"the shard {path} is damaged ({reason}): remove it and resume the run") from error
+
+    def check(self, array: numpy.ndarray, counts: tuple[int, ...], shape: tuple[int, ...]) -> None:
+        """Raises ValueError where an array is not [*counts, *shape], or not of the samples' dtype."""
+        if (array.dtype, array.shape) != (self.kind[0], counts + shape):
+            wanted = f"{self.kind[0]} {[*counts, *shape]}"
+            raise ValueError(f"it holds {array.dtype} {list(array.shape)} instead of {wanted}")
 
     def samples(self, first: int) -> numpy.ndarray:
         """The samples of a batch."""
@@ -83,6 +92,8 @@ class Shards:
             samples = arrays["samples"]
             if len(samples) != self.count(first):
                 raise ValueError(f"it has {len(samples)} samples instead of {self.count(first)}")
+            if self.kind is not None:
+                self.check(samples, (self.count(first),), self.kind[1])
             return samples
 
     def evaluations(self) -> int:
@@ -90,7 +101,12 @@ class Shards:
         total = 0
         for first in self.firsts:
             with self.opened(first) as arrays:
-                total += int(arrays["evaluations"])
+                evaluations = arrays["evaluations"]
+                if evaluations.shape != () or evaluations.dtype.kind not in "iu" or evaluations < 0:
+                    raise ValueError(
+                        f"its evaluations are {evaluations.dtype} {list(evaluations.shape)}, no whole number"
+                    )
+                total += int(evaluations)
         return total
 
     def pick(self, indices: Iterable[int]) -> dict[int, numpy.ndarray]:
@@ -104,10 +120,16 @@ class Shards:
 
     def frames(self, indices: Iterable[int]) -> dict[int, numpy.ndarray]:
         """The trajectory's frames [frames, ...] of single samples by index: all those that it shows."""
-        found = {}
+        found, count = {}, None
         for first, members in self.grouped(indices).items():
             with self.opened(first) as arrays:
-                found |= {index: part for index, part in zip(members, numpy.moveaxis(arrays["frames"], 1, 0))}
+                frames = arrays["frames"]
+                count = len(frames) if count is None else count
+                if self.kind is not None:
+                    shape = self.kind[1]
+                    shape = shape if len(shape) > 1 else (min(2, *shape),)  # of vectors two coordinates are shown
+                    self.check(frames, (count, len(members)), shape)
+                found |= {index: part for index, part in zip(members, numpy.moveaxis(frames, 1, 0))}
         return found
 
     def grouped(self, indices: Iterable[int]) -> dict[int, list[int]]:

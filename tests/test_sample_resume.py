@@ -137,10 +137,35 @@ DAMAGED = {
     ),
     "no evaluations": ("shards/0000000000.npz", lambda old: archive(samples=numpy.zeros((16, 8, 8, 1)))),
     "a flipped bit": ("shards/0000000000.npz", lambda old: old[:400] + bytes([old[400] ^ 1]) + old[401:]),
+    "a table of evaluations": (
+        "shards/0000000000.npz",
+        lambda old: archive(samples=numpy.zeros((16, 8, 8, 1), numpy.uint8), evaluations=[1, 2]),
+    ),
+    "fewer than no evaluations": (
+        "shards/0000000000.npz",
+        lambda old: archive(samples=numpy.zeros((16, 8, 8, 1), numpy.uint8), evaluations=-1),
+    ),
+    "one array and no archive": ("shards/0000000000.npz", lambda old: array(numpy.zeros((16, 8, 8, 1), numpy.uint8))),
+    "vectors": ("shards/0000000000.npz", lambda old: archive(samples=numpy.zeros((16, 2)), evaluations=1)),
+    "a number for a checksum": ("shards/start.json", lambda old: altered(old, checkpoint_sha256=3)),
+    "a list for a checksum": ("shards/start.json", lambda old: altered(old, checkpoint_sha256=[3])),
+    "another text for a checksum": ("shards/start.json", lambda old: altered(old, checkpoint_sha256="\x1b[2J")),
+    "a number for a checkpoint": ("shards/start.json", lambda old: altered(old, checkpoint=3)),
+    "a deep beginning": ("shards/start.json", lambda old: b"[" * 100_000),
     "a list for a beginning": ("shards/start.json", lambda old: b"[1, 2]"),
     "no JSON": ("shards/start.json", lambda old: b"\xff{"),
     "an empty beginning": ("shards/start.json", lambda old: b"{}"),
 }
+
+
+def altered(old: bytes, **entries) -> bytes:
+    return json.dumps(json.loads(old) | entries).encode()
+
+
+def array(values: numpy.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    numpy.save(buffer, values)
+    return buffer.getvalue()
 
 
 def archive(**arrays) -> bytes:
@@ -155,11 +180,20 @@ def test_a_damaged_run_is_told_and_not_finished(stopped, command, name, damage):
     path.write_bytes(damage(path.read_bytes()))
     done = command(main, f"resume={RUN}", at=stopped)
     assert done.code == 1 and "Traceback" not in done.err
-    assert Path(name).name in done.err.splitlines()[-1] or "shards differ" in done.err.splitlines()[-1]
+    last = done.err.splitlines()[-1]
+    assert Path(name).name in last and last.isprintable() and last.startswith("diffguide-sample: ")
     assert not (stopped / RUN / "samples.npz").exists()
     if name.endswith(".npz"):
         path.unlink()
         assert command(main, f"resume={RUN}", at=stopped).code == 0
+
+
+@pytest.mark.parametrize("name", ["shards/start.json", "shards/0000000000.npz"])
+def test_a_pipe_in_a_run_is_told(stopped, command, name):
+    (stopped / RUN / name).unlink()
+    os.mkfifo(stopped / RUN / name)
+    done = command(main, f"resume={RUN}", at=stopped)
+    assert done.code == 1 and "Traceback" not in done.err and Path(name).name in done.err.splitlines()[-1], done.err
 
 
 def test_a_second_process_on_a_run_is_refused(stopped, command):

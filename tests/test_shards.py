@@ -66,6 +66,35 @@ def test_frames_of_single_samples(tmp_path):
     assert {index: part[0].tolist() for index, part in found.items()} == {1: [0, 1], 4: [2, 3], 8: [4, 5]}
 
 
+def test_shards_are_held_against_the_kind_of_their_samples(tmp_path):
+    """Images' frames have their shape; vectors' frames two of their coordinates; films of a run are equally long."""
+    images, vectors = (
+        Shards(tmp_path / "x", 4, 2, ("uint8", (5, 7, 3))),
+        Shards(tmp_path / "y", 4, 2, ("float32", (3,))),
+    )
+    for folder in (images.folder, vectors.folder):
+        folder.mkdir()
+    x, frames = numpy.zeros((2, 5, 7, 3), numpy.uint8), numpy.zeros((6, 1, 5, 7, 3), numpy.uint8)
+    y, points = numpy.zeros((2, 3), numpy.float32), numpy.zeros((6, 2, 2), numpy.float32)
+    images.write(0, x, 1, frames)
+    vectors.write(0, y, 1, points)
+    assert images.samples(0).shape == x.shape and list(images.frames([1])) == [1]
+    assert vectors.samples(0).shape == y.shape and list(vectors.frames([0, 1])) == [0, 1]
+    for wrong in (x.astype(float), x[:, :4], x[..., :1], y):
+        images.write(2, wrong, 1, None)
+        with pytest.raises(
+            ShardError, match=r"0000000002\.npz is damaged .it holds .* instead of uint8 \[2, 5, 7, 3\]"
+        ):
+            images.samples(2)
+    for wrong in (frames[:5], frames[..., :1], frames.astype(float), numpy.repeat(frames, 2, axis=1), frames[0]):
+        images.write(2, x, 1, wrong)
+        with pytest.raises(ShardError, match=r"instead of uint8 \[6, 1, 5, 7, 3\]"):
+            images.frames([1, 2])
+    vectors.write(2, y, 1, numpy.zeros((6, 2, 3), numpy.float32))
+    with pytest.raises(ShardError, match=r"float32 \[6, 2, 3\] instead of float32 \[6, 2, 2\]"):
+        vectors.frames([0, 1, 2, 3])
+
+
 def test_removing_leaves_what_is_not_ours(tmp_path):
     (tmp_path / "shards").mkdir()
     shards = Shards(tmp_path / "shards", 10, 5)
