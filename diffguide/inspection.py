@@ -26,7 +26,7 @@ def check_facts(metadata: dict[str, Any]) -> None:
     """What a file says beside its tensors; makes the names of its classes printable.
 
     Raises:
-        CheckpointError: facts that are missing, of another type or out of proportion.
+        CheckpointError: facts that are missing, of another type, out of proportion, or that disagree.
     """
     config, names, shape = metadata["config"], metadata.get("class_names"), metadata.get("shape")
     vet_values(config, "config")
@@ -45,6 +45,10 @@ def check_facts(metadata: dict[str, Any]) -> None:
         raise CheckpointError(f"shape must be a list of one to four sizes, got {shape!r}")
     if math.prod(shape) > BIGGEST:
         raise CheckpointError(f"shape {shape} is that of no example: more than 2^24 numbers")
+    channels, size = config["dataset"].get("channels"), config["dataset"].get("size")
+    stated = [channels, *([size, size] if whole(size, 1, BIGGEST) else shape[1:])]
+    if whole(channels, 1, BIGGEST) and shape != stated:
+        raise CheckpointError(f"shape {shape} is not that of its data: dataset.channels and dataset.size say {stated}")
 
 
 def whole(value: Any, least: int, largest: int) -> bool:

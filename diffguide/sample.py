@@ -17,6 +17,7 @@ from .runs import BusyError, WriteError, claim_version, only_writer, remove_left
 __all__ = ["main", "sample"]
 
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")  # what autocast gives; weights stay float32
+MOST = 10**7  # samples of a run, whose labels are a list
 
 
 def sample(cfg: DictConfig) -> None:
@@ -78,6 +79,8 @@ def check(cfg: DictConfig) -> None:
     """
     for key, least in {"n": 1, "batch_size": 1, "seed": 0}.items():
         check_whole(cfg, key, least)
+    if cfg.n > MOST:
+        raise ConfigError(f"n must be at most 10^7 samples a run, got {cfg.n}: make several runs with other seeds")
     for key in ("png", "trajectory"):
         if not isinstance(cfg[key], bool):
             raise ConfigError(f"{key} must be true or false, got {cfg[key]!r}")

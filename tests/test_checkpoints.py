@@ -174,3 +174,11 @@ def test_a_resumed_run_without_its_parts_is_told(good, tmp_path):
     change(good, path, lambda tensors, metadata: tensors.pop("objective.model.backbone.linear_in.weight"))
     with pytest.raises(CheckpointError, match="lacks 1 tensors"):
         checkpoints.load_training_state(path, fresh.objective, fresh.ema, fresh.optimizer)
+
+
+@pytest.mark.parametrize("shape", [[1, 4096, 4096], [1, 16, 16], [1, 8, 4], [8, 8], [1]])
+def test_the_shape_is_that_of_the_data(tiny_run, tmp_path, shape):
+    """The U-Net itself takes sides that no data of its had, and would compute for ever."""
+    path = change(checkpoints.find(tiny_run), tmp_path / "1.safetensors", put("shape", shape))
+    with pytest.raises(CheckpointError, match=r"is not that of its data: .* say \[1, 8, 8\]"):
+        checkpoints.load(path)

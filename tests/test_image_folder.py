@@ -123,6 +123,9 @@ def test_too_few_images_are_refused(tmp_path):
     ({"channels": 4}, "dataset.channels is 4"), ({"size": 0}, "dataset.size is 0"), ({"workers": -1}, "dataset.workers is -1"),
     ({"num_classes": -2}, "dataset.num_classes is -2"), ({"resize": 3}, "dataset.resize is 3, but must be at least"),
     ({"validation": -0.1}, "dataset.validation is -0.1"), ({"validation": 0.6, "test": 0.4}, "sum to less than 1"),
+    ({"size": 2365}, "dataset.size is 2365, but must be at most 2364"),
+    ({"size": 4097, "channels": 1}, "dataset.size is 4097, but must be at most 4096"),
+    ({"resize": 2**14 + 1}, "dataset.resize is 16385, but must be at most 16384"),
     ({"test": float("nan")}, "dataset.test nan"), ({"memory": -1.0}, "dataset.memory is -1.0"),
 ])  # fmt: skip
 def test_arguments_out_of_range_are_refused(changes, said, animals):

@@ -131,6 +131,8 @@ REFUSED = {
     "unknown class": (["checkpoint=outputs/train/digits/v001", "labels=[12]"], "there is no class 12"),
     "unknown name": (["checkpoint=outputs/train/digits/v001", "labels=[cat]"], "there is no class 'cat'"),
     "no samples": (["checkpoint=outputs/train/digits/v001", "n=0"], "n must be a whole number"),
+    "too many samples": (["checkpoint=outputs/train/digits/v001", "n=10000000000000"], "n must be at most 10^7"),
+    "too many steps": (["checkpoint=outputs/train/digits/v001", "sampler.steps=1000000000"], "steps must be a whole"),
     "no batch": (["checkpoint=outputs/train/digits/v001", "batch_size=0"], "batch_size must be a whole number"),
     "no steps": (["checkpoint=outputs/train/digits/v001", "sampler.steps=0"], "steps must be a whole number"),
     "never dropped": (["checkpoint=outputs/train/gmm2d/v001", "guidance=cfg"], "never dropped its label"),

@@ -1,5 +1,6 @@
 """Images in a folder of the user's: a class per sub-folder, or none; kept in memory, or read as they are needed."""
 
+import math
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -20,6 +21,7 @@ Found = TypeVar("Found")
 GREY = {"1": "black and white", "L": "grey", "LA": "grey with transparency", "I": "grey of more than 8 bits"}
 GREY |= dict.fromkeys(("I;16", "I;16B", "I;16L"), "16-bit grey")
 COLOUR = {"P": "palette", "RGB": "RGB", "RGBA": "RGB with transparency"}
+BIGGEST, WIDEST = 2**24, 2**14  # numbers in one example; pixels along a side that is stored
 FEW = 3  # how many are named where there may be many
 
 
@@ -61,9 +63,9 @@ class ImageFolder(Dataset):
     Arguments:
         path: the folder.
         channels: 1 (grey) or 3 (RGB); every image is converted to that.
-        size: side of what the network sees, pixels.
+        size: side of what the network sees, pixels; an example has at most 2^24 numbers.
         num_classes: number of class folders, checked; 0 = no labels, all images below the folder.
-        resize: side of the stored square, pixels; above `size` training sees random windows; None = size.
+        resize: side of the stored square, pixels, at most 2^14; above `size` training sees random windows; None = size.
         stretch: whether images are squeezed to the square; otherwise their central square is taken.
         flip: whether training mirrors every second image, left to right.
         validation, test: shares of the images, in [0, 1).
@@ -179,6 +181,11 @@ def check_arguments(
             raise ValueError(f"dataset.{name} is {value}, but must be at least {least}")
     if side < size:
         raise ValueError(f"dataset.resize is {side}, but must be at least dataset.size={size}, or null for that")
+    if channels * size**2 > BIGGEST:
+        most = math.isqrt(BIGGEST // channels)
+        raise ValueError(f"dataset.size is {size}, but must be at most {most}: an example has at most 2^24 numbers")
+    if side > WIDEST:
+        raise ValueError(f"dataset.resize is {side}, but must be at most {WIDEST}")
     if not (0 <= validation and 0 <= test and validation + test < 1):
         raise ValueError(
             f"dataset.validation is {validation} and dataset.test {test}, but they are shares and sum to less than 1"

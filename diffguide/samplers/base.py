@@ -11,6 +11,8 @@ from .grids import Grid
 
 __all__ = ["Sampler"]
 
+MOST = 10**5  # steps: grids and frames are lists of them
+
 
 class Sampler:
     """sampler(denoiser, x, times, y, noise, on_step) -> x at times[-1].
@@ -19,7 +21,7 @@ class Sampler:
     re-noises with another eps, which only so reaches every solver.
 
     Arguments:
-        steps: number of steps, at least 1.
+        steps: number of steps, 1 to 10^5.
         grid: where the times lie.
 
     Attributes:
@@ -35,8 +37,8 @@ class Sampler:
     needs = Denoiser
 
     def __init__(self, steps: int, grid: Grid):
-        if not isinstance(steps, int) or steps < 1:
-            raise ValueError(f"steps must be a whole number of at least 1, got {steps!r}")
+        if not isinstance(steps, int) or not 1 <= steps <= MOST:
+            raise ValueError(f"steps must be a whole number from 1 to 10^5, got {steps!r}")
         self.steps, self.grid = steps, grid
 
     def times(self, denoiser: Denoiser) -> Tensor:
