@@ -3,6 +3,7 @@
 import re
 import shlex
 from collections.abc import Sequence
+from contextlib import suppress
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
@@ -11,7 +12,9 @@ __all__ = ["quote_odd", "quoted"]
 
 PATHS = {"dataset.path", "dataset.root", "checkpoint", "resume", "output_root", "name"}  # values that may hold anything
 PLAIN = re.compile(r"[\w./:+-]+", re.ASCII)  # values that need no quotes
-FOREIGN = re.compile(r"[^\[\]{},:\s]*[^\x00-\x7f\[\]{},:\s][^\[\]{},:\s]*")  # words that are not all ASCII
+LIST, MAPPING = (  # elements that are not all ASCII, and what separates them
+    re.compile(rf"[^{ends}]*[^\x00-\x7f{ends}][^{ends}]*") for ends in (r"\[\]{},", r"\[\]{},:")
+)
 
 
 def quoted(override: str) -> str:
@@ -37,7 +40,11 @@ def quote_odd(argv: Sequence[str]) -> list[str]:
         if key in PATHS and value and value[0] not in "'\"":
             text = text if reads_as_text(text, sweep) else f"{key}={literal(value)}"
         elif not value.isascii() and not {"'", '"'} & set(value):
-            text = f"{key}={FOREIGN.sub(lambda match: literal(match[0]), value)}"
+            elements = MAPPING if "{" in value else LIST
+            ours = f"{key}={elements.sub(lambda match: literal(match[0].strip()), value)}"
+            with suppress(HydraException):  # what stays wrong is told as it was typed
+                parser.parse_override(ours)
+                text = ours
         result.append(text)
     return result
 

@@ -46,6 +46,24 @@ def test_the_rest_stays_as_it_was():
     assert quote_odd(["checkpoint=a,b"]) == ["checkpoint='a,b'"]  # one path
 
 
-def test_labels_beyond_ascii():
-    (text,) = quote_odd(["labels=[dögs,cats, 日本]"])
-    assert parse(text).value() == ["dögs", "cats", "日本"]
+FOREIGN = {
+    "labels=[dögs,cats, 日本]": ["dögs", "cats", "日本"],
+    "labels=[klässe = 1, a]": ["klässe = 1", "a"],
+    "labels=[ klässe eins , b c,1]": ["klässe eins", "b c", 1],
+    "labels=[a:ö (x), b]": ["a:ö (x)", "b"],
+    "labels=[ö\\,b]": ["ö\\", "b"],
+    "labels=klässe = 1": "klässe = 1",
+    "x=[[ö,1],{a: ö, b: 2}]": [["ö", 1], {"a": "ö", "b": 2}],
+}
+
+
+@pytest.mark.parametrize("typed, value", FOREIGN.items(), ids=range(len(FOREIGN)))
+def test_labels_beyond_ascii(typed, value):
+    """Each element whole is one text."""
+    (text,) = quote_odd([typed])
+    assert parse(text).value() == value
+
+
+@pytest.mark.parametrize("typed", ["labels=[ö", "labels=ö]", "guidance.scale=range(1,ö)"])
+def test_what_stays_wrong_is_told_as_it_was_typed(typed):
+    assert quote_odd([typed]) == [typed]
