@@ -7,6 +7,7 @@ import torch
 from networks import batch, every_network, lively, mlp, same_rows
 
 from diffguide.backbones import Embedding
+from diffguide.backbones.base import ConditionEmbedding
 from diffguide.backbones.conditions import joined, without, without_rows
 from diffguide.denoisers import EvaluationCounter, Preconditioned
 from diffguide.guidance import ClassifierFree, Unguided
@@ -173,3 +174,9 @@ def test_samples_are_functions_of_their_row(batch_size):
     torch.testing.assert_close(parts, together, rtol=1e-5, atol=1e-5)
     without_any = torch.cat(list(generate(*arguments, None, (2,), 6)))
     assert same_rows(without_any, together, 1e-5).tolist() == (~keep).tolist()
+
+
+def test_a_width_out_of_proportion_fails_before_anything_is_computed(monkeypatch):
+    monkeypatch.setattr(torch, "logspace", lambda *arguments, **options: pytest.fail("computed"))
+    with pytest.raises(RuntimeError, match="can't allocate memory|Storage size"):
+        ConditionEmbedding(10**10, 0, 0, True)

@@ -69,10 +69,12 @@ class ConditionEmbedding(nn.Module):
                 f"condition_features={condition_features} must be 0"
             )
         self.features, half = features, features // 2
-        if noise_conditioned:  # the float32 frequencies lie in a buffer of bits, which .to(bfloat16) does not round
+        if noise_conditioned:
+            # the square matrices come first: a width that is out of proportion fails before anything is computed
+            self.noise = nn.Sequential(nn.Linear(2 * half, features), nn.SiLU(), nn.Linear(features, features))
+            # the float32 frequencies lie in a buffer of bits, which .to(bfloat16) does not round
             bits = torch.logspace(0.6, -1.4, half, dtype=torch.float32).view(torch.int32)
             self.register_buffer("frequencies", bits, persistent=False)
-            self.noise = nn.Sequential(nn.Linear(2 * half, features), nn.SiLU(), nn.Linear(features, features))
         else:
             self.noise = None
         self.classes = nn.Embedding(num_classes + 1, features) if num_classes else None
