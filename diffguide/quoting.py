@@ -43,7 +43,7 @@ def quote_odd(argv: Sequence[str]) -> list[str]:
             elements = MAPPING if "{" in value else LIST
             ours = f"{key}={elements.sub(lambda match: literal(match[0].strip()), value)}"
             with suppress(HydraException):  # what stays wrong is told as it was typed
-                parser.parse_override(ours)
+                OverridesParser.create().parse_override(ours)
                 text = ours
         result.append(text)
     return result
