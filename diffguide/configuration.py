@@ -14,6 +14,13 @@ from .mistakes import no_key
 __all__ = ["ConfigError", "build", "check_whole", "config_dir", "run_parent", "telling"]
 
 
+TOO_LARGE = (
+    "can't allocate memory",
+    "Storage size calculation overflowed",
+    "out of memory",
+)  # of torch's RuntimeErrors
+
+
 class ConfigError(CompactHydraException, ValueError):
     """A mistake of the user's, told in one sentence: what, where, what would be right."""
 
@@ -43,6 +50,8 @@ def build(cfg: DictConfig, key: str, *args: Any) -> Any:
         if isinstance(error.__cause__, ValueError | TypeError):
             where = getattr(error, "full_key", "") or key
             raise ConfigError(f"{where}: {error.__cause__}") from error
+        if isinstance(error.__cause__, MemoryError) or any(text in str(error.__cause__) for text in TOO_LARGE):
+            raise ConfigError(f"{key}: what it asks for does not fit into memory; make it smaller") from error
         if error.__cause__ is None:  # Hydra's own: a target that it does not call
             raise ConfigError(f"{key}: {str(error).splitlines()[0]}") from error
         raise

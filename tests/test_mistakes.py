@@ -46,6 +46,7 @@ TRAIN = {
     "target that is none": (["objective._target_=3"], "objective must be a node with a _target_"),
     "target that Hydra blocks": (["objective.weight._target_=os.system"], "objective: Target 'os.system' is blocklisted"),
     "line break": (["objective=a\nb"], "cannot read 'objective=a\\nb'"),
+    "network beyond memory": (["backbone.channels=100000000"], "backbone: what it asks for does not fit into memory"),
     "value for a node": (["training=3"], "training must be a node with a _target_, got 3"),
     "open bracket": (["labels=[1,"], "cannot read 'labels=[1,': no viable alternative"),
     "no value": (["seed"], "cannot read 'seed': write seed=<value>"),
