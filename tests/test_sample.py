@@ -145,7 +145,7 @@ REFUSED = {
         ["checkpoint=outputs/train/digits/v001", "sampler.steps=abc"],
         "sampler.steps must be a whole",
     ),
-    "no folder": (["checkpoint=3"], "give checkpoint="),
+    "no folder": (["checkpoint=3"], "no checkpoint at 3"),
     "unknown precision": (
         ["checkpoint=outputs/train/digits/v001", "engine.precision=64-true"],
         "engine.precision must be",
