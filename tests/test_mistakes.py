@@ -214,8 +214,12 @@ def test_an_interrupt_is_one_line(tmp_path):
     code = (
         "import time, diffguide.train as t; t.train = lambda cfg: (print('in', flush=True), time.sleep(60)); t.main([])"
     )
+
+    def attentive():
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell's background jobs ignore it, and so would their children
+
     process = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                               text=True)  # fmt: skip
+                               text=True, preexec_fn=attentive)  # fmt: skip
     assert process.stdout.readline() == "in\n"
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=30)

@@ -70,8 +70,8 @@ NOT_RESUMED = {
     "single pictures": (["png=true"], "png=False, and this command has True"),
     "another name": (["name=other"], "name=None, and this command has other"),
     "nowhere": (["resume=nowhere"], "no run at nowhere: give a folder such as outputs/sample/"),
-    "a training run": ([f"resume={MODEL}"], "keys that this command does not know"),
-    "a number": (["resume=3"], "resume must be a run folder such as outputs/sample/digits/v001, got 3"),
+    "a training run": ([f"resume={MODEL}"], "does not have the keys of this command"),
+    "a number": (["resume=3"], "no run at 3: give a folder such as outputs/sample/"),
     "no checkpoint": (["checkpoint=nowhere"], "checkpoint: no checkpoint at nowhere"),
 }
 
