@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
@@ -108,7 +108,7 @@ def fetch(split: Split | Stream, rows: Tensor) -> tuple[Tensor, Tensor]:
     return torch.stack(x), torch.tensor(y)
 
 
-def loader(stream: Stream, workers: int, indices: Iterator[list[int]], device: torch.device) -> DataLoader:
+def loader(stream: Stream, workers: int, indices: Iterable[list[int]], device: torch.device) -> DataLoader:
     """Batches (x, y) of a stream at given indices, read ahead by worker processes."""
     workers = min(workers, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else workers)
     return DataLoader(

@@ -9,6 +9,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -145,7 +146,9 @@ class Training:
         journal.cut(images, note)
         batches = Batches(data, seed, fabric, self.batch_size, self.share(fabric.world_size), images)
         parts, watch = iter(batches), Watch(0 if fabric.device.type == "cpu" else 1)
-        progress = Progress("training", self.images, "images", images, silent=not main, log=writer(folder / "log.txt"))
+        progress = Progress(
+            "training", self.images, "images", images, silent=not main, log=partial(append_text, folder / "log.txt")
+        )
         started = time.monotonic()
         with Interrupts(silent=not main) as interrupts:
             while images < self.images:
@@ -261,19 +264,14 @@ def agreed(fabric, interrupts: Interrupts, step: int) -> int:
     return int(fabric.all_reduce(torch.tensor(float(interrupts.number), device=fabric.device), reduce_op="max"))
 
 
-def writer(path: Path) -> Callable[[str], None]:
-    """Appends lines to a file."""
-    return lambda line: append_text(path, line)
-
-
 @torch.no_grad()
 def held_out_loss(objective: Objective, data: Dataset, seed: int, device: torch.device, batch_size: int) -> float:
     """The mean loss over the validation split, with noise that is the same every time."""
     rng = torch.Generator(device).manual_seed(fold(seed, VALIDATION))
     split, losses = data.validation, []
     if isinstance(split, Stream):
-        rows = (list(part) for part in torch.arange(len(split)).split(batch_size))
-        batches = loader(split, data.workers, [part for part in rows], torch.device(device))
+        rows = [part.tolist() for part in torch.arange(len(split)).split(batch_size)]
+        batches = loader(split, data.workers, rows, torch.device(device))
     else:
         batches = zip(*(field.split(batch_size) for field in Split(*split)))
     for x, y in batches:
