@@ -6,7 +6,7 @@ import typing
 from collections.abc import Callable, Sequence
 from typing import Any
 
-__all__ = ["bases", "describe", "element", "fits", "parameters", "takes_node"]
+__all__ = ["bases", "describe", "element", "fits", "parameters", "required", "takes_node"]
 
 NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", types.NoneType: "null"}
 
@@ -26,6 +26,12 @@ def parameters(target: Callable) -> dict[str, Any] | None:
         return None
     named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     return {name: hints.get(name, Any) for name, part in signature.parameters.items() if part.kind in named}
+
+
+def required(target: Callable, names: Sequence[str]) -> list[str]:
+    """Those of the parameters `names` that a class or function has no default for."""
+    signature = inspect.signature(target).parameters
+    return [name for name in names if signature[name].default is inspect.Parameter.empty]
 
 
 def parts(hint: Any) -> tuple[Any, ...]:

@@ -167,7 +167,7 @@ def load(
         if strangers := sorted(name for name in tensors if not name.startswith(("objective.", "ema."))):
             raise CheckpointError(f"it holds {strangers[0]}, which belongs to neither objective nor ema")
         config, held = metadata["config"], below(tensors, weights)
-        with at_most(16 * len(held) + 256):
+        with at_most(16 * len(held) + 256, "its configuration describes a far larger network than its tensors are"):
             sketch = assemble(config, trust, "meta")
         compare(held, sketch.state_dict())
         check_model(sketch.model, metadata)

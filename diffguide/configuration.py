@@ -8,7 +8,7 @@ from typing import Any
 from hydra.errors import CompactHydraException, InstantiationException
 from omegaconf import MISSING, DictConfig, OmegaConf
 
-from .annotations import describe, element, fits, parameters, takes_node
+from .annotations import describe, element, fits, parameters, required, takes_node
 from .mistakes import no_key
 
 __all__ = ["ConfigError", "build", "check_whole", "config_dir", "run_parent", "telling"]
@@ -84,6 +84,9 @@ def check_types(node: Any, key: str, given: int = 0) -> None:
             raise ConfigError(f"{no_key(f'{key}.{name}', names)}; {node['_target_']} takes no such argument")
         if not name.startswith("_"):
             check_value(value, f"{key}.{name}", Any if taken is None else taken[name])
+    for name in required(target, [*(taken or {})]) if "_args_" not in node else ():
+        if name not in node:
+            check_value(MISSING, f"{key}.{name}", taken[name])
 
 
 def check_value(value: Any, where: str, hint: Any) -> None:

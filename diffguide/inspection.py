@@ -57,11 +57,11 @@ def whole(value: Any, least: int, largest: int) -> bool:
 
 
 @contextmanager
-def at_most(count: int) -> Iterator[None]:
+def at_most(count: int, message: str) -> Iterator[None]:
     """Stops building where more than `count` modules and tensors are registered: ten numbers can ask for a billion layers.
 
     Raises:
-        CheckpointError: then.
+        CheckpointError: then, with the message.
     """
     thread, registered = threading.get_ident(), 0
 
@@ -70,7 +70,7 @@ def at_most(count: int) -> Iterator[None]:
         if threading.get_ident() == thread:
             registered += 1
             if registered > count:
-                raise CheckpointError("its configuration describes a far larger network than its tensors are")
+                raise CheckpointError(message)
 
     hooks = [
         registration.register_module_module_registration_hook(register),

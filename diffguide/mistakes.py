@@ -190,14 +190,19 @@ class Composition:
         if self.choices.get(group) is None:
             return sentence
         sentence = sentence.replace(key, f"{key} with {group}={self.choices[group]}", 1)
-        return sentence + "".join(f"; {group}={option} has it" for option in self.options_with(group, key))
+        others = dict(self.options(group))
+        having = [option for option, keys in others.items() if key in keys]
+        if not having and "nearest" not in sentence:
+            near = difflib.get_close_matches(key, {name for keys in others.values() for name in keys}, 1, 0.8)
+            having = [f"{option} has {name}" for name in near for option, keys in others.items() if name in keys]
+            return sentence + "".join(f"; {group}={text}" for text in having)
+        return sentence + "".join(f"; {group}={option} has it" for option in having)
 
-    def options_with(self, group: str, key: str) -> Iterator[str]:
-        """The options of a group that have a key."""
+    def options(self, group: str) -> Iterator[tuple[str, list[str]]]:
+        """The options of a group, each with all keys that it leads to."""
         for option in self.loader.get_group_options(group)[:SHOWN]:
             with suppress(HydraException, OmegaConfBaseException):
-                if key in Composition(self.loader, self.config_name, (f"{group}={option}",)).keys:
-                    yield option
+                yield option, Composition(self.loader, self.config_name, (f"{group}={option}",)).keys
 
 
 def dotted(tree: Any, parent: str = "") -> Iterator[str]:

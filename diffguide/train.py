@@ -18,6 +18,8 @@ from .runs import WriteError, claim_version, only_writer, remove_leftovers, writ
 
 __all__ = ["main", "train"]
 
+MOST = 2**16  # layers and tensors of a network; the largest published ones have a few thousand
+
 
 def train(cfg: DictConfig) -> None:
     """One training run: prints the folder it wrote as its last line on stdout."""
@@ -25,6 +27,7 @@ def train(cfg: DictConfig) -> None:
 
     from . import checkpoints
     from .engine import end_others, launched_outside
+    from .inspection import at_most
     from .training import Diverged
 
     resumed = None
@@ -44,7 +47,8 @@ def train(cfg: DictConfig) -> None:
     with engine.rank_zero_first():  # who downloads what is missing
         data = build(cfg, "dataset")
     torch.manual_seed(cfg.seed)
-    backbone = build(cfg, "backbone")
+    with at_most(MOST, f"it would have more than {MOST} layers and tensors; make it smaller"):
+        backbone = build(cfg, "backbone")
     objective, sampler = build(cfg, "objective", backbone, build(cfg, "schedule")), build(cfg, "sampler")
     with telling("sampler"):  # everything that cannot be is told before anything is written
         sampler.times(build(cfg, "guidance", objective.model))
