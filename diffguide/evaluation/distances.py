@@ -1,0 +1,104 @@
+"""Distances between two sets of samples. None is zero for two finite sets of one law: compare with the floor, the same
+distance between two independent exact sets of the same sizes (`truth.compare`).
+
+All take x [n, D] and y [m, D], float64, and answer in Python floats.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+__all__ = ["covariance_error", "directions", "energy_distance", "mean_error", "sliced_wasserstein", "wasserstein"]
+
+CELLS = 2**22  # of a table of pairwise distances, at a time
+
+
+def wasserstein(x: Tensor, y: Tensor) -> float:
+    """W_2(x, y) = sqrt(min over permutations p of mean_i |x_i - y_p(i)|^2), exactly, in units of x.
+
+    Peyre & Cuturi, "Computational Optimal Transport", 2019, arXiv 1803.00567, eq. 2.3. Time grows with n^3: a quarter of a
+    second at n = 1000.
+
+    Arguments:
+        x, y: [n, D] both.
+
+    Raises:
+        ValueError: sets of different sizes.
+    """
+    from scipy.optimize import linear_sum_assignment  # half a second to import
+
+    if len(x) != len(y):
+        raise ValueError(f"an assignment needs sets of one size, got {len(x)} and {len(y)}")
+    squares = torch.cdist(x, y).square()
+    rows, columns = linear_sum_assignment(squares.numpy())
+    return math.sqrt((x[rows] - y[columns]).square().sum(1).mean())
+
+
+def directions(dimensions: int, count: int, rng: torch.Generator) -> Tensor:
+    """Unit vectors [m, D], uniform on the sphere, in orthonormal frames: m is `count` rounded up to a multiple of D.
+
+    Where D is above `count` they are `count` orthonormal vectors.
+    """
+    width = min(dimensions, count)
+    frames = torch.randn(math.ceil(count / width), dimensions, width, generator=rng, dtype=torch.float64)
+    return torch.linalg.qr(frames).Q.mT.reshape(-1, dimensions)
+
+
+def sliced_wasserstein(x: Tensor, y: Tensor, directions: Tensor) -> float:
+    """SW_2(x, y) = sqrt(mean over directions u of W_2(x . u, y . u)^2): on a line the assignment is that of sorting.
+
+    Bonneel, Rabin, Peyre, Pfister, "Sliced and Radon Wasserstein Barycenters of Measures", 2015, eq. 9, the sphere's
+    integral as a mean, so that a shift by d gives |d| / sqrt(D) (exactly, with whole frames of `directions`).
+
+    Arguments:
+        x, y: [n, D] both.
+        directions: unit vectors [m, D].
+
+    Raises:
+        ValueError: sets of different sizes.
+    """
+    if len(x) != len(y):
+        raise ValueError(f"sorting pairs sets of one size, got {len(x)} and {len(y)}")
+    parts = directions.split(max(1, CELLS // len(x)))
+    return math.sqrt(sum(
+        ((x @ u.mT).sort(0).values - (y @ u.mT).sort(0).values).square().mean(0).sum().item() for u in parts
+    ) / len(directions))  # fmt: skip
+
+
+def energy_distance(x: Tensor, y: Tensor) -> float:
+    """2 E|X - Y| - E|X - X'| - E|Y - Y'| of the two empirical laws, in units of x; its root is a metric.
+
+    Szekely & Rizzo, "Energy statistics", 2013, eq. 5: the V-statistic, means over all pairs, i = j included. So it is never
+    negative, and 0 for equal sets; two sets of one law give about (1/n + 1/m) E|X - X'|, which the floor shows.
+
+    Arguments:
+        x [n, D], y [m, D].
+    """
+    centre = y.mean(0)  # cdist multiplies matrices: digits are lost far from the origin
+    x, y = x - centre, y - centre
+    return max(0.0, 2 * mean_distance(x, y) - mean_distance(x, x) - mean_distance(y, y))
+
+
+def mean_distance(x: Tensor, y: Tensor) -> float:
+    """mean_ij |x_i - y_j|, a slab of the table at a time."""
+    slabs = x.split(max(1, CELLS // len(y)))
+    return sum(torch.cdist(slab, y).sum().item() for slab in slabs) / (len(x) * len(y))
+
+
+def units(truth: Tensor) -> Tensor:
+    """The standard deviation of each coordinate [D]; coordinates that are constant get the largest of the others."""
+    std = truth.std(0, correction=0)
+    return torch.where(std > 1e-6 * std.max(), std, std.max()).clamp(min=torch.finfo(std.dtype).tiny)
+
+
+def mean_error(x: Tensor, truth: Tensor) -> float:
+    """sqrt(mean_d ((E x_d - E y_d) / s_d)^2), s_d the truth's standard deviation of coordinate d."""
+    return ((x.mean(0) - truth.mean(0)) / units(truth)).square().mean().sqrt().item()
+
+
+def covariance_error(x: Tensor, truth: Tensor) -> float:
+    """sqrt(mean_de ((Cov[x]_de - Cov[y]_de) / (s_d s_e))^2), s_d the truth's standard deviation of coordinate d."""
+    s = units(truth)
+    first, second = ((z - z.mean(0)) / s for z in (x, truth))
+    return (first.mT @ first / len(x) - second.mT @ second / len(truth)).square().mean().sqrt().item()

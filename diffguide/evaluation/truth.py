@@ -1,0 +1,143 @@
+"""Samples of an oracle against exact samples of it: distances, moments and log-densities, each with its floor."""
+
+import statistics
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..denoisers import Denoiser
+from ..randomness import fold
+from .distances import covariance_error, directions, energy_distance, mean_error, sliced_wasserstein, wasserstein
+
+__all__ = ["compare", "exact_samples", "figures", "subset"]
+
+REPETITIONS = 5  # pairs of exact sets
+DIRECTIONS = 64
+MOST = {"wasserstein_2": 1000, "sliced_wasserstein_2": 20000, "energy_distance": 2000}  # samples: cubic, n log n, squared
+NUMBERS = 2**24  # in a set of samples that is held
+ROUNDS = 1000  # of drawing, until every class has its samples
+SUBSET, FRAMES, EXACT = 1, 2, 3  # purposes of the seed
+
+
+def generator(*words: int) -> torch.Generator:
+    """Randomness of one purpose."""
+    return torch.Generator().manual_seed(fold(*words))
+
+
+def subset(n: int, dimensions: int, seed: int) -> list[int]:
+    """The samples that are compared, ascending: all, or as many drawn from a seed as need be held.
+
+    Not the first ones, nor every k-th: with labels in turn or class by class those would be of a few classes.
+    """
+    count = min(n, max(MOST.values()), max(1, NUMBERS // dimensions))
+    return torch.randperm(n, generator=generator(seed, SUBSET))[:count].sort().values.tolist()
+
+
+def exact_samples(oracle: Denoiser, labels: Tensor, rng: torch.Generator) -> Tensor:
+    """Exact x_0 [n, *shape] with the classes `labels` [n]: drawn jointly with their classes until every class has its own.
+
+    Arguments:
+        oracle: has sample(n, rng) -> (x_0, y).
+        labels: -1 = of any class.
+
+    Raises:
+        ValueError: a class that the oracle hardly ever draws.
+    """
+    if bool((labels < 0).all()):
+        return oracle.sample(len(labels), rng)[0]
+    missing = {label: (labels == label).nonzero().flatten() for label in labels.unique().tolist()}
+    result = None
+    for _ in range(ROUNDS):
+        x, y = oracle.sample(max(len(labels), 1000), rng)
+        result = x.new_empty(len(labels), *x.shape[1:]) if result is None else result
+        for label, places in list(missing.items()):
+            drawn = x if label < 0 else x[y == label]
+            result[places[: len(drawn)]] = drawn[: len(places)]
+            missing[label] = places[len(drawn) :]
+            if not len(missing[label]):
+                del missing[label]
+        if not missing:
+            return result
+    raise ValueError(f"the oracle drew too few samples of class {next(iter(missing))}: is its weight almost 0?")
+
+
+def compare(
+    oracle: Denoiser, x: Tensor, labels: Sequence[int], class_names: Sequence[str], seed: int,
+    stored: Callable[[Tensor], Tensor],
+) -> dict[str, Any]:  # fmt: skip
+    """How far samples are from the oracle's law with the same labels.
+
+    Every distance is the mean over 5 exact sets; `floor` is the same between 5 pairs of exact sets of the same size and
+    labels, `floor_std` their standard deviation. A sampler is as good as exact where the distance is its floor, within a
+    few floor_std. Moments are held against the 5 sets together. All in units of x; moments in the truth's deviations.
+
+    Arguments:
+        oracle: has sample(n, rng) and log_density(x, t, y).
+        x: samples [n, ...] as they are stored.
+        labels: class per sample, -1 = no condition.
+        class_names: one per class.
+        seed: of the exact sets; another one than the samples', which are drawn otherwise.
+        stored: what storing does to exact samples [n, ...], so that like is compared with like.
+
+    Raises:
+        ValueError: a class that the oracle hardly ever draws.
+    """
+    y = torch.tensor(labels)
+    sets = [stored(exact_samples(oracle, y, generator(seed, EXACT, k))).double() for k in range(2 * REPETITIONS)]
+    x, flat = x.double(), [part.flatten(1) for part in sets]
+    first, second, own = flat[:REPETITIONS], flat[REPETITIONS:], x.flatten(1)
+    frames = directions(own.shape[1], DIRECTIONS, generator(seed, FRAMES))
+    distances = {
+        "wasserstein_2": wasserstein,
+        "sliced_wasserstein_2": lambda a, b: sliced_wasserstein(a, b, frames),
+        "energy_distance": energy_distance,
+    }
+    order = torch.randperm(len(x), generator=generator(seed, SUBSET))
+    classes = {} if bool((y < 0).any()) else {label: str(class_names[label]) for label in y.unique().tolist()}
+    result: dict[str, Any] = {}
+    for name, distance in distances.items():
+        rows = order[: MOST[name]]
+        result[name] = measured(distance, own, first, second, rows)
+        result[name]["per_class"] = {
+            named: measured(distance, own, first, second, rows[y[rows] == label])
+            for label, named in classes.items()
+            if bool((y[rows] == label).any())
+        }
+    result["sliced_wasserstein_2"]["directions"] = len(frames)
+    truth = torch.cat(second)
+    result["moments"] = {
+        name: {"error": error(own, truth)} | spread([error(part, truth) for part in first])
+        for name, error in {"mean": mean_error, "covariance": covariance_error}.items()
+    }
+    condition = None if bool((y < 0).all()) else y
+    exact = [log_density(oracle, part, condition) for part in sets[:REPETITIONS]]
+    result["log_density"] = {"samples": log_density(oracle, x, condition), "exact": statistics.mean(exact)}
+    result["log_density"]["exact_std"] = statistics.stdev(exact)
+    return result
+
+
+def measured(distance, x: Tensor, first: Sequence[Tensor], second: Sequence[Tensor], rows: Tensor) -> dict[str, Any]:
+    """The distance of these rows of x from those of the exact sets, beside that between the exact sets."""
+    own = statistics.mean(distance(x[rows], part[rows]) for part in first)
+    return {"distance": own} | spread([distance(a[rows], b[rows]) for a, b in zip(first, second)]) | {"n": len(rows)}
+
+
+def spread(values: Sequence[float]) -> dict[str, Any]:
+    """What exact samples have."""
+    return {"floor": statistics.mean(values), "floor_std": statistics.stdev(values), "repetitions": len(values)}
+
+
+def log_density(oracle: Denoiser, x: Tensor, y: Tensor | None) -> float:
+    """mean log p(x | y) at t = 0, the data end of the oracle's schedule, where samplers end."""
+    return oracle.log_density(x, torch.tensor(0.0, dtype=torch.float64), y).mean().item()
+
+
+def figures(metrics: dict[str, Any]) -> dict[str, float]:
+    """The few numbers of `compare` that a table or a line on a screen has room for."""
+    shown = {}
+    for name in MOST:
+        shown |= {name: metrics[name]["distance"], f"{name}_floor": metrics[name]["floor"]}
+    shown |= {f"{name}_error": part["error"] for name, part in metrics["moments"].items()}
+    return shown | {"log_density": metrics["log_density"]["samples"], "log_density_exact": metrics["log_density"]["exact"]}
