@@ -1,7 +1,7 @@
 """Where the configuration lies, and how its nodes become objects."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from .annotations import describe, element, fits, parameters, required, takes_node
 from .mistakes import no_key
 
-__all__ = ["ConfigError", "build", "check_whole", "config_dir", "run_parent", "telling"]
+__all__ = ["ConfigError", "build", "check_whole", "config_dir", "run_parent", "takes", "telling"]
 
 
 TOO_LARGE = (
@@ -34,8 +34,8 @@ def config_dir() -> str:
     raise RuntimeError(f"diffguide: no configs/train.yaml in or beside {here}")
 
 
-def build(cfg: DictConfig, key: str, *args: Any) -> Any:
-    """The object that the node `cfg[key]` describes, with `args` handed to its constructor by position.
+def build(cfg: DictConfig, key: str, *args: Any, handed: Mapping[str, Any] | None = None) -> Any:
+    """The object that the node `cfg[key]` describes, with `args` handed to its constructor by position, `handed` by name.
 
     Raises:
         ConfigError: an argument of the wrong type, or what the constructor said, behind the name of the node.
@@ -43,9 +43,13 @@ def build(cfg: DictConfig, key: str, *args: Any) -> Any:
     from hydra.utils import instantiate
 
     node = OmegaConf.to_container(cfg[key], resolve=True) if OmegaConf.is_config(cfg[key]) else cfg[key]
-    check_types(node, key, len(args))
+    check_types(node, key, len(args), handed or ())
     try:
-        return instantiate(cfg[key], *args, _convert_="all")
+        if handed is None:
+            return instantiate(cfg[key], *args, _convert_="all")
+        constructor = instantiate(cfg[key], *args, _convert_="all", _partial_=True)
+        with telling(key):
+            return constructor(**handed)  # not through Hydra, which would copy what it is given
     except InstantiationException as error:
         if isinstance(error.__cause__, ValueError | TypeError):
             where = getattr(error, "full_key", "") or key
@@ -57,11 +61,21 @@ def build(cfg: DictConfig, key: str, *args: Any) -> Any:
         raise
 
 
-def check_types(node: Any, key: str, given: int = 0) -> None:
+def takes(cfg: DictConfig, key: str, name: str) -> bool:
+    """Whether the constructor that the node `cfg[key]` names has an argument of this name, as far as that can be seen."""
+    from hydra.utils import get_object
+
+    with suppress(Exception):  # whatever importing a user's module may raise: `build` tells it
+        return name in (parameters(get_object(cfg[key]._target_)) or ())
+    return False
+
+
+def check_types(node: Any, key: str, given: int = 0, handed: Collection[str] = ()) -> None:
     """Holds a node's keys and values, and those of the nodes in it, against the signature of what it names.
 
     Arguments:
         given: number of first arguments that are handed over by position.
+        handed: names of those that are handed over by name.
 
     Raises:
         ConfigError: naming the key, what it must be and what it is.
@@ -77,7 +91,7 @@ def check_types(node: Any, key: str, given: int = 0) -> None:
     except Exception as error:  # whatever importing a user's module may raise
         raise ConfigError(f"{key}._target_: cannot import {node['_target_']}: {error}") from error
     taken = None if node.get("_partial_") else parameters(target)
-    taken = taken and dict(list(taken.items())[given:])
+    taken = taken and {name: hint for name, hint in list(taken.items())[given:] if name not in handed}
     for name, value in node.items():
         if taken is not None and not name.startswith("_") and name not in taken:
             names = [f"{key}.{argument}" for argument in taken]

@@ -1,4 +1,4 @@
-"""Pictures: sample grids, scatter plots of vectors, contact sheets."""
+"""Pictures of images: sample grids and contact sheets. Those of vectors are drawn by `vectors`."""
 
 import math
 from collections import Counter
@@ -13,10 +13,11 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from .runs import write_atomically, write_together
+from .vectors import Backdrop, backdrop, write_scatter
 
 __all__ = [
-    "Layout", "contact_rows", "contact_sheet", "grid", "layout", "sample_picture", "save", "save_singles", "scatter",
-    "to_uint8", "write_grid", "write_scatter",
+    "Layout", "contact_rows", "contact_sheet", "grid", "layout", "sample_picture", "save", "save_singles", "to_uint8",
+    "write_grid",
 ]  # fmt: skip
 
 CELL = 48  # pixels that a small image is enlarged towards
@@ -69,20 +70,20 @@ def sample_picture(
     """Writes a PNG of samples: a row per class with its name, or a scatter plot where x holds vectors.
 
     Arguments:
-        x: samples [N, C, H, W] in [-1, 1], or vectors [N, D], of which two coordinates are shown.
+        x: samples [N, C, H, W] in [-1, 1], or vectors [N, D].
         labels: class per sample, -1 = no condition.
         class_names: one per class.
         background: data [M, D] to draw the vectors over.
     """
     if x.ndim == 2:
-        write_scatter(path, [("", x.numpy(), labels)], class_names, background)
+        write_scatter(path, [("", x.numpy(), labels)], class_names, backdrop(background, x.shape[1]))
     else:
         write_grid(path, layout(labels, class_names), to_uint8(x))
 
 
 def contact_sheet(
     path: Path, columns: Sequence[tuple[str, numpy.ndarray]], labels: Sequence[Sequence[int]],
-    class_names: Sequence[str], background: Tensor | None = None,
+    class_names: Sequence[str], behind: Backdrop | None = None,
 ) -> None:  # fmt: skip
     """Writes a PNG with a column per run of a sweep, the same sample (seed) along each row.
 
@@ -91,11 +92,12 @@ def contact_sheet(
     Arguments:
         columns: (title, samples) per run: uint8 [R, H, W, C], or vectors [R, D].
         labels: per run, of these samples.
-        class_names, background: as for `sample_picture`.
+        class_names: one per class.
+        behind: what vectors are drawn over.
     """
     if columns[0][1].ndim == 2:
         panels = [(title, x, own) for (title, x), own in zip(columns, labels)]
-        write_scatter(path, panels, class_names, background)
+        write_scatter(path, panels, class_names, behind or backdrop(None, columns[0][1].shape[1]))
         return
     classes = [set(row) for row in zip(*labels)]
     names = ["" if len(row) > 1 or -1 in row else str(class_names[row.pop()]) for row in classes]
@@ -175,35 +177,3 @@ def save_singles(folder: Path, first: int, pictures: numpy.ndarray) -> None:
         folder / f"{index:06d}.png": partial(single(pixels).save, format="PNG")
         for index, pixels in enumerate(pictures, start=first)
     })  # fmt: skip
-
-
-def write_scatter(
-    path: Path, panels: Sequence[tuple[str, numpy.ndarray, Sequence[int]]], class_names: Sequence[str],
-    background: Tensor | None,
-) -> None:  # fmt: skip
-    """Writes a PNG with a panel per (title, vectors, labels); see `scatter`."""
-    figure = scatter(panels, class_names, background)
-    write_atomically(path, lambda temporary: figure.savefig(temporary, format="png", dpi=100, bbox_inches="tight"))
-
-
-def scatter(
-    panels: Sequence[tuple[str, numpy.ndarray, Sequence[int]]], class_names: Sequence[str], background: Tensor | None
-):
-    """A figure of vectors coloured by class over the data in grey, first two coordinates, equal axes.
-
-    The points of a panel are its axes' last collections, one per class in ascending order.
-    """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(4.5 * len(panels) + 1, 4.5), layout="constrained")
-    axes = figure.subplots(1, len(panels), squeeze=False, sharex=True, sharey=True)[0]
-    for axis, (title, x, labels) in zip(axes, panels):
-        if background is not None:
-            axis.scatter(*background[:5000, :2].T, s=2, color="0.8", label="data", linewidths=0)
-        labels = numpy.asarray(labels)
-        for label in numpy.unique(labels).tolist():
-            name = "no condition" if label < 0 else f"class {class_names[label]}"
-            axis.scatter(*x[labels == label, :2].T, s=4, color=f"C{label % 10}", label=name, linewidths=0)
-        axis.set(title=title, xlabel="x[0]", ylabel="x[1]", aspect="equal")
-    axes[-1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5), markerscale=3)
-    return figure

@@ -6,6 +6,7 @@ command line composes today is built only if it is diffguide's own (`checkpoints
 
 import json
 import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,11 +18,12 @@ from yaml import AliasEvent, YAMLError, parse
 from . import checkpoints
 from .commands import typed
 from .configuration import ConfigError
+from .runs import strict_json
 from .shards import START
 
 __all__ = ["Begun", "Resumed", "find", "find_samples", "inherit", "saved_config"]
 
-ROLES = ("dataset", "backbone", "schedule", "objective", "guidance", "sampler", "training", "engine")
+ROLES = ("oracle", "dataset", "backbone", "schedule", "objective", "guidance", "sampler", "training", "engine")
 FIXED = ("name", "output_root", "dataset", "backbone", "schedule", "objective", "training", "seed", "p_uncond")
 TODAYS = {"dry_run"}  # what is never taken from a run
 FREE = {  # of training: how long, how often, how fast; recorded where it changes
@@ -31,6 +33,9 @@ FREE = {  # of training: how long, how often, how fast; recorded where it change
 
 
 ANYTIME = ("resume", "trust", "checkpoint", "engine")  # of sampling: what may change, within what `find_samples` holds
+
+
+TRUTH = ("oracle", "schedule", "dataset")  # what a sampling run has in place of a checkpoint
 
 
 LONGEST = 10**6  # characters of a config.yaml
@@ -45,7 +50,7 @@ class Resumed(NamedTuple):
 
 
 class Begun(NamedTuple):
-    """folder: of a sampling run; file: its checkpoint, None = it is finished; header: of its manifest, as it began."""
+    """folder: of a sampling run; file: its checkpoint, None = an oracle; header: of its manifest, None = it is finished."""
 
     folder: Path
     file: Path | None
@@ -57,11 +62,12 @@ def refusal(message: str) -> ConfigError:
     return ConfigError(str(checkpoints.CheckpointError(f"resume: {message}")))
 
 
-def saved_config(folder: Path, today: dict[str, Any]) -> dict[str, Any]:
+def saved_config(folder: Path, today: dict[str, Any], optional: Collection[str]) -> dict[str, Any]:
     """The resolved configuration in a run folder.
 
     Arguments:
         today: what the command composes, whose keys it must have.
+        optional: keys that only some runs have.
 
     Raises:
         ConfigError: no run folder, or a configuration that diffguide did not write.
@@ -82,10 +88,10 @@ def saved_config(folder: Path, today: dict[str, Any]) -> dict[str, Any]:
     except (OmegaConfBaseException, YAMLError, OSError, ValueError, RecursionError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise refusal(f"{path} cannot be read: {reason}") from error
-    if not isinstance(config, dict) or (set(config) ^ set(today)) - {"p_uncond"}:
+    if not isinstance(config, dict) or (set(config) ^ set(today)).difference(optional):
         raise refusal(f"{path} does not have the keys of this command: is it a run of another one?")
     for key in ROLES:
-        if key in today and not isinstance(config[key], dict):
+        if key in config and not isinstance(config[key], dict):
             raise refusal(f"{path} has no node {key}, but {config[key]!r}")
     return config
 
@@ -144,7 +150,7 @@ def find(cfg: DictConfig) -> tuple[DictConfig, Resumed]:
         ConfigError: nothing there, nothing left to do, or a change of what was computed so far.
     """
     folder = run_folder(cfg, "outputs/train/digits/v001")
-    saved = saved_config(folder, OmegaConf.to_container(cfg))
+    saved = saved_config(folder, OmegaConf.to_container(cfg), ["p_uncond"])
     merged = inherit(cfg, saved)
     if merged.dry_run:
         raise ConfigError("dry_run looks at a run that is yet to begin: leave resume out")
@@ -178,7 +184,7 @@ def find_samples(cfg: DictConfig) -> tuple[DictConfig, Begun]:
         ConfigError: nothing there, or a change of what decides images; the checkpoint may lie elsewhere, if it is the same.
     """
     folder = run_folder(cfg, "outputs/sample/digits/v001")
-    saved = saved_config(folder, OmegaConf.to_container(cfg))
+    saved = saved_config(folder, OmegaConf.to_container(cfg), TRUTH)
     merged = inherit(cfg, saved)
     today = OmegaConf.to_container(merged)
     before, after = ({key: value for key, value in config.items() if key not in ANYTIME} for config in (saved, today))
@@ -194,6 +200,11 @@ def find_samples(cfg: DictConfig) -> tuple[DictConfig, Begun]:
         if not path.is_file():  # opening a pipe would wait for ever
             raise FileNotFoundError("no such file")
         header = json.loads(path.read_text(encoding="utf-8"))
+        if "oracle" in merged:
+            began, now = ({key: nodes[key] for key in TRUTH if key in nodes} for nodes in (header, after))
+            if began != json.loads(strict_json(now)):
+                raise ValueError("its oracle, schedule and dataset are not those of config.yaml")
+            return merged, Begun(folder, None, header)
         file, expected = header["checkpoint"], header["checkpoint_sha256"]
         if not re.fullmatch("[0-9a-f]{64}", expected):
             raise ValueError("its checkpoint_sha256 is not 64 hexadecimal digits")

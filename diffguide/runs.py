@@ -198,8 +198,12 @@ def append_line(path: Path, record: dict) -> None:
     append_text(path, strict_json(record))
 
 
-def strict_json(value: Any) -> str:
-    """JSON that every reader reads: it has no infinities, which become the strings inf, -inf and nan."""
+def strict_json(value: Any, indent: int | None = None) -> str:
+    """JSON that every reader reads: it has no infinities, which become the strings inf, -inf and nan.
+
+    Arguments:
+        indent: of nested parts, spaces; None = all in one line.
+    """
 
     def finite(part):
         if isinstance(part, dict):
@@ -208,4 +212,4 @@ def strict_json(value: Any) -> str:
             return [finite(below) for below in part]
         return str(part) if isinstance(part, float) and not math.isfinite(part) else part
 
-    return json.dumps(finite(value), allow_nan=False)
+    return json.dumps(finite(value), allow_nan=False, indent=indent)

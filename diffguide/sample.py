@@ -1,4 +1,4 @@
-"""diffguide-sample: load a checkpoint, guide it, sample it."""
+"""diffguide-sample: load a checkpoint or build an oracle, guide it, sample it."""
 
 import sys
 from collections.abc import Sequence
@@ -6,10 +6,11 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from .commands import Sweep, one_line_errors, record_job, run_command
-from .configuration import ConfigError, build, check_whole, config_dir, run_parent, telling
+from .commands import Sweep, one_line_errors, record_job, run_command, typed
+from .configuration import ConfigError, build, check_whole, config_dir, run_parent, takes, telling
 from .interrupts import Interrupts, Stopped
 from .quoting import quoted
 from .runs import BusyError, WriteError, claim_version, only_writer, remove_leftovers, strict_json
@@ -22,7 +23,7 @@ MOST = 10**7  # samples of a run, whose labels are a list
 
 def sample(cfg: DictConfig) -> None:
     """One sampling run: prints the folder it wrote as its last line on stdout."""
-    from . import sampling, trajectories
+    from . import results, sampling, trajectories
     from .shards import ShardError, Shards
 
     begun = None
@@ -31,19 +32,20 @@ def sample(cfg: DictConfig) -> None:
 
         cfg, begun = find_samples(cfg)
     check(cfg)
+    cfg = OmegaConf.masked_copy(cfg, [key for key in cfg if "oracle" in cfg or key != "schedule"])  # the rest is unused
     engine = build(cfg, "engine")
-    if begun is not None and begun.file is None:
+    if begun is not None and begun.header is None:
         if engine.is_global_zero:
             tidy(begun.folder, Shards(begun.folder / "shards", cfg.n, cfg.batch_size))
         return
-    file, loaded, plan = prepare(cfg, engine, begun and begun.file)
+    plan = prepare(cfg, engine, begun and begun.file)
     if cfg.png and len(plan.shape) == 1:
-        raise ConfigError(f"png=true needs images; this checkpoint makes vectors of shape {list(plan.shape)}")
+        raise ConfigError(f"png=true needs images; {model_of(cfg)} makes vectors of shape {list(plan.shape)}")
     engine.launch()
     with ExitStack() as held:
-        folder, header, newest = claim(engine, cfg, file, loaded, begun, held)
-        if newest != file:  # another checkpoint came between the starts of two processes
-            file, loaded, plan = prepare(cfg, engine, newest)
+        folder, header, newest = claim(engine, cfg, plan.source, begun, held)
+        if newest != plan.source.file:  # another checkpoint came between the starts of two processes
+            plan = prepare(cfg, engine, newest)
         shards = Shards(folder / "shards", cfg.n, cfg.batch_size, sampling.kind(plan.shape))
         filmed = trajectories.shown_samples(plan.classes, plan.class_names, plan.shape) if cfg.trajectory else None
         interrupts = held.enter_context(Interrupts(silent=not engine.is_global_zero))
@@ -53,7 +55,7 @@ def sample(cfg: DictConfig) -> None:
             stream.run(missing, interrupts)
             if not engine.is_global_zero:
                 return
-            header = sampling.merge(plan, shards, folder, header, loaded.config, filmed, interrupts)
+            header, figures = results.merge(plan, shards, folder, header, filmed, interrupts)
         except Stopped as stopped:
             if not engine.is_global_zero:  # a code other than 0 would make Fabric's observer kill the first rank
                 return
@@ -65,8 +67,11 @@ def sample(cfg: DictConfig) -> None:
             if not engine.is_global_zero:
                 return
             raise ConfigError(str(error)) from error
-    facts = {"shape": list(plan.shape), "class_names": plan.class_names, "dataset": loaded.config["dataset"]}
+    behind = plan.behind and plan.behind.plain()
+    facts = {"shape": list(plan.shape), "class_names": plan.class_names, "behind": behind, "figures": figures}
     record_job({"folder": str(folder), **facts, "header": header})
+    if figures:
+        print(", ".join(f"{name} {value:.4g}" for name, value in figures.items()), file=sys.stderr)
     print(f"samples: {folder / 'grid.png'}", file=sys.stderr)
     print(folder)
 
@@ -75,7 +80,7 @@ def check(cfg: DictConfig) -> None:
     """What can be said before anything is built.
 
     Raises:
-        ConfigError: a value of the wrong type, no checkpoint.
+        ConfigError: a value of the wrong type, neither a checkpoint nor an oracle, or keys of the one beside the other.
     """
     for key, least in {"n": 1, "batch_size": 1, "seed": 0}.items():
         check_whole(cfg, key, least)
@@ -84,58 +89,106 @@ def check(cfg: DictConfig) -> None:
     for key in ("png", "trajectory"):
         if not isinstance(cfg[key], bool):
             raise ConfigError(f"{key} must be true or false, got {cfg[key]!r}")
-    if OmegaConf.is_missing(cfg, "checkpoint") or not isinstance(cfg.checkpoint, str):
+    said = {text.lstrip("+~").split("=")[0].split(".")[0] for text in typed()}
+    if "oracle" in cfg:
+        if cfg.checkpoint is not None:
+            raise ConfigError("checkpoint and oracle are two models: give one of them, and leave the other out")
+        for key in said & ({"weights"} if cfg.resume is not None else {"weights", "trust"}):
+            raise ConfigError(f"{key} is of a checkpoint, and an oracle has nothing that was trained: leave it out")
+        if cfg.engine.precision != PRECISIONS[0]:
+            raise ConfigError(
+                f"engine.precision={cfg.engine.precision} is of networks; an oracle computes in float64: leave it out"
+            )
+    elif not isinstance(cfg.checkpoint, str):
         raise ConfigError(
-            "checkpoint is missing: give checkpoint=outputs/train/<name>/v001, the folder of a training run"
+            "checkpoint is missing: give checkpoint=outputs/train/<name>/v001, the folder of a training run, or "
+            "oracle=<name> to sample a law that is known exactly, see --help"
         )
+    elif "schedule" in said:
+        raise ConfigError("schedule is of an oracle, a checkpoint has the one that it was trained with: leave it out")
+    elif "dataset" in cfg:
+        raise ConfigError("dataset is of oracle=empirical, a checkpoint needs none to be sampled: leave it out")
     if cfg.weights not in ("ema", "objective"):
         raise ConfigError(f"weights must be ema (averaged) or objective (as trained), got {cfg.weights!r}")
     if cfg.engine.precision not in PRECISIONS:
         raise ConfigError(f"engine.precision must be one of {', '.join(PRECISIONS)}, got {cfg.engine.precision}")
 
 
+def model_of(cfg: DictConfig) -> str:
+    """What a message calls the model."""
+    return "this oracle" if "oracle" in cfg else "this checkpoint"
+
+
 def prepare(cfg: DictConfig, engine, file: Path | None):
-    """(checkpoint file, what it holds, what to sample); file None = the one that `checkpoint` means.
+    """What to sample; file None = the checkpoint's one that `checkpoint` means.
 
     Raises:
-        ConfigError: a checkpoint, guidance, sampler and labels that do not go together.
+        ConfigError: a model, guidance, sampler and labels that do not go together.
     """
-    from . import checkpoints, sampling
+    from . import checkpoints, sampling, sources
     from .denoisers import EvaluationCounter
     from .resume import trusted
 
-    try:
-        file = checkpoints.find(file or cfg.checkpoint)
-        loaded = checkpoints.load(file, cfg.weights, engine.device, trusted(cfg))
-    except checkpoints.CheckpointError as error:
-        raise ConfigError(f"checkpoint: {error}") from error
-    class_names, shape = loaded.facts["class_names"], loaded.facts["shape"]
-    counter = EvaluationCounter(loaded.model)
+    if "oracle" in cfg:
+        source = exact(cfg, engine.device)
+    else:
+        try:
+            file = checkpoints.find(file or cfg.checkpoint)
+            source = sources.Checkpoint(file, cfg.weights, engine.device, trusted(cfg))
+        except checkpoints.CheckpointError as error:
+            raise ConfigError(f"checkpoint: {error}") from error
+    counter = EvaluationCounter(source.model)
     guided, sampler = build(cfg, "guidance", counter), build(cfg, "sampler")
     if not isinstance(guided, sampler.needs):
-        model = type(loaded.model).__name__
+        model = type(source.model).__name__
         raise ConfigError(
-            f"sampler={cfg.sampler._target_} needs a {sampler.needs.__name__}; this checkpoint holds a {model}"
+            f"sampler={cfg.sampler._target_} needs a {sampler.needs.__name__}; {model_of(cfg)} holds a {model}"
         )
     with telling("sampler"):
         sampler.times(guided)
     with telling("labels"):
-        labels = sampling.resolve_labels(OmegaConf.to_container(cfg, resolve=True)["labels"], cfg.n, class_names)
+        labels = OmegaConf.to_container(cfg, resolve=True)["labels"]
+        labels = sampling.resolve_labels(labels, cfg.n, source.class_names)
     if labels is None and not guided.has_null:
         raise ConfigError(
             "labels=null needs a model that dropped labels in training (guidance=cfg); this one never did"
         )
+    behind = source.backdrop(labels or [-1]) if len(source.shape) == 1 else None
     seeds = range(cfg.seed, cfg.seed + cfg.n)
-    return file, loaded, sampling.Plan(guided, counter, sampler, seeds, labels, shape, class_names)
+    return sampling.Plan(source, guided, counter, sampler, seeds, labels, behind)
 
 
-def claim(engine, cfg: DictConfig, file: Path, loaded, begun, held: ExitStack) -> tuple[Path, dict, Path]:
-    """The run folder, the manifest's header and the checkpoint file: the first rank's, locked until `held` closes.
+def exact(cfg: DictConfig, device):
+    """The oracle of a configuration, as a source: with its schedule, and its data where it is made of data.
+
+    Raises:
+        ConfigError: an oracle, schedule and data that do not go together.
+    """
+    from .sources import Exact, in_memory
+
+    nodes = [key for key in ("oracle", "schedule", "dataset") if key in cfg]
+    handed = {"schedule": build(cfg, "schedule")}
+    if "dataset" in cfg:
+        if not takes(cfg, "oracle", "data"):
+            raise ConfigError(
+                f"dataset is of oracle=empirical, and {cfg.oracle._target_} is no law of data: leave it out"
+            )
+        data = build(cfg, "dataset")
+        handed |= in_memory(data)
+    oracle = build(cfg, "oracle", handed=handed)
+    if "dataset" in cfg and cfg.oracle.get("class_names") is None:
+        oracle.class_names = data.class_names[: oracle.num_classes]
+    whole = OmegaConf.to_container(cfg, resolve=True)
+    return Exact(oracle, {key: whole[key] for key in nodes}, device)
+
+
+def claim(engine, cfg: DictConfig, source, begun, held: ExitStack) -> tuple[Path, dict, Path | None]:
+    """The run folder, the manifest's header and the checkpoint file, if any: the first rank's, locked until `held` closes.
 
     Raises:
         ConfigError: a folder that cannot be written, or that another process is writing.
     """
-    from . import checkpoints, sampling
+    from . import sampling
     from .shards import START
 
     def fill(folder: Path) -> None:
@@ -143,18 +196,20 @@ def claim(engine, cfg: DictConfig, file: Path, loaded, begun, held: ExitStack) -
         (folder / "shards").mkdir()
         (folder / "shards" / START).write_text(strict_json(header) + "\n", encoding="utf-8")
 
-    folder, header, refusal = None, begun and begun.header, None
+    folder, header, file, refusal = None, begun and begun.header, source.file, None
     if engine.is_global_zero:
         try:
             if begun is None:
                 header = {
-                    "checkpoint": str(file), "checkpoint_sha256": checkpoints.sha256(file), "weights": cfg.weights,
+                    **source.identity(),
                     "guidance": OmegaConf.to_container(cfg.guidance, resolve=True),
                     "sampler": OmegaConf.to_container(cfg.sampler, resolve=True),
-                    "precision": cfg.engine.precision, "device": str(engine.device),
+                    "precision": cfg.engine.precision if source.oracle is None else str(source.dtype)[6:],
+                    "device": str(engine.device),
                     "network_evaluations": None, "n": cfg.n, "versions": sampling.versions(),
                 }  # fmt: skip
-                folder = claim_version(run_parent(cfg, "sample", cfg.name or loaded.config["name"]), fill)
+                default = HydraConfig.get().runtime.choices["oracle"] if source.file is None else source.config["name"]
+                folder = claim_version(run_parent(cfg, "sample", cfg.name or default), fill)
             else:
                 folder = begun.folder
             held.enter_context(only_writer(folder))

@@ -1,11 +1,10 @@
-"""What a sampling run samples, in batches on the disk, and what it makes of them at its end."""
+"""What a sampling run samples, and how it gets there: in batches, each on the disk when it is done."""
 
 import platform
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy
 import torch
 from torch import Tensor
 
@@ -13,11 +12,13 @@ from . import __version__, images, trajectories
 from .denoisers import Denoiser, EvaluationCounter
 from .interrupts import Interrupts, Stopped
 from .progress import Progress
-from .runs import WriteError, strict_json, write_atomically
+from .runs import WriteError
 from .samplers import Sampler, generate
-from .shards import Shards, write_archive
+from .shards import Shards
+from .sources import Source
+from .vectors import Backdrop
 
-__all__ = ["Plan", "Stream", "kind", "merge", "resolve_labels", "training_data", "versions"]
+__all__ = ["Plan", "Stream", "kind", "resolve_labels", "versions"]
 
 FAILED = 1000  # more than any signal's number; the rank that failed is added
 
@@ -58,15 +59,26 @@ def class_index(label: int | str, class_names: Sequence[str]) -> int:
 
 
 class Plan(NamedTuple):
-    """What a run samples: guided, counter (inside it), sampler; seeds, labels (None = no condition); shape of a sample."""
+    """What a run samples: a source; guided, counter (inside it), sampler; seeds, labels (None = no condition).
 
+    behind: what vectors are drawn over, None = the samples are images.
+    """
+
+    source: Source
     guided: Denoiser
     counter: EvaluationCounter
     sampler: Sampler
     seeds: range
     labels: list[int] | None
-    shape: Sequence[int]
-    class_names: Sequence[str]
+    behind: Backdrop | None
+
+    @property
+    def shape(self) -> Sequence[int]:
+        return self.source.shape
+
+    @property
+    def class_names(self) -> Sequence[str]:
+        return self.source.class_names
 
     @property
     def classes(self) -> list[int]:
@@ -92,7 +104,8 @@ class Stream:
     def __init__(self, engine, plan: Plan, shards: Shards, singles: Path | None, filmed: images.Layout | None):
         self.engine, self.plan, self.shards, self.singles = engine, plan, shards, singles
         shown = () if filmed is None else filmed.indices
-        self.film = trajectories.Film(shown, plan.times, plan.guided.schedule)
+        axes = None if plan.behind is None else plan.behind.axes
+        self.film = trajectories.Film(shown, plan.times, plan.guided.schedule, axes)
 
     def run(self, missing: Sequence[int], interrupts: Interrupts) -> None:
         """Samples the batches with these first indices.
@@ -134,7 +147,7 @@ class Stream:
         with self.engine.autocast():
             (x,) = generate(
                 plan.guided, plan.sampler, plan.seeds[part], labels, plan.shape, self.shards.batch_size,
-                self.engine.device, on_step,
+                self.engine.device, on_step, plan.source.dtype,
             )  # fmt: skip
         x = x.float().cpu()
         array = x.numpy() if x.ndim == 2 else images.to_uint8(x)
@@ -157,63 +170,6 @@ class Stream:
         return number
 
 
-def merge(
-    plan: Plan, shards: Shards, folder: Path, header: dict, config: dict, filmed: images.Layout | None,
-    interrupts: Interrupts,
-) -> dict:  # fmt: skip
-    """Writes manifest.jsonl, grid.png, trajectory.gif and samples.npz, and returns the manifest's header.
-
-    samples.npz is the last: where it is, the run is finished.
-
-    samples.npz has arr_0 uint8 [N, H, W, C] (vectors: float32 [N, D]) and arr_1 labels [N], -1 = no condition: the
-    layout that the evaluator of guided-diffusion reads. The manifest has the header, then seed and label per sample.
-
-    Arguments:
-        shards: all of them.
-        header: of the manifest; network_evaluations, per sample, is filled in.
-        config: of the checkpoint.
-
-    Raises:
-        Stopped: a signal came before the end.
-        ShardError: a shard is damaged.
-        WriteError: a file could not be written.
-    """
-    labels, vectors = plan.classes, len(plan.shape) == 1
-    background = training_data(config) if vectors else None
-    header = header | {"network_evaluations": shards.evaluations() / shards.n}
-
-    def write_manifest(path: Path) -> None:
-        with open(path, "w", encoding="utf-8") as file:
-            file.write(strict_json(header) + "\n")
-            for index, (seed, label) in enumerate(zip(plan.seeds, labels)):
-                name = None if label < 0 else plan.class_names[label]
-                file.write(strict_json({"index": index, "seed": seed, "label": label, "class": name}) + "\n")
-
-    def parts() -> Iterator[numpy.ndarray]:
-        for first in shards.firsts:
-            if interrupts.number:
-                raise Stopped(interrupts.number, f"all {shards.n} samples, before they were merged")
-            yield shards.samples(first)
-
-    write_atomically(folder / "manifest.jsonl", write_manifest)
-    if vectors:
-        points = shards.pick(range(min(shards.n, images.POINTS)))
-        x = numpy.stack(list(points.values()))
-        images.write_scatter(folder / "grid.png", [("", x, labels[: len(x)])], plan.class_names, background)
-    else:
-        shown = images.layout(labels, plan.class_names)
-        images.write_grid(folder / "grid.png", shown, shards.pick(shown.indices))
-    if filmed is not None:
-        frames, path = shards.frames(filmed.indices), folder / "trajectory.gif"
-        if vectors:
-            trajectories.write_vectors(path, frames, labels, plan.class_names, background)
-        else:
-            trajectories.write_images(path, filmed, frames)
-    write_atomically(folder / "samples.npz", lambda path: write_archive(path, parts(), labels))
-    shards.remove()
-    return header
-
-
 def kind(shape: Sequence[int]) -> tuple[str, tuple[int, ...]]:
     """How a sample is stored, dtype and shape: an image [C, H, W] as bytes [H, W, C], a vector [D] as it is."""
     return ("float32", tuple(shape)) if len(shape) == 1 else ("uint8", (*shape[1:], shape[0]))
@@ -222,18 +178,3 @@ def kind(shape: Sequence[int]) -> tuple[str, tuple[int, ...]]:
 def versions() -> dict[str, str]:
     """Of what decides the bits of an image."""
     return {"diffguide": __version__, "torch": torch.__version__, "python": platform.python_version()}
-
-
-def training_data(config: dict) -> Tensor | None:
-    """The vectors that a run with this `dataset` node was trained on, to draw samples over; None where they are not at hand.
-
-    The node comes from a file, so only data sets that are drawn from a seed are built: others read files or download.
-    """
-    from .vetting import construct, vet
-
-    try:
-        return (
-            construct(config["dataset"], "dataset", ()).train.x if vet(config["dataset"], "dataset").synthetic else None
-        )
-    except (TypeError, ValueError):  # a node that is not ours (CheckpointError), or does not fit
-        return None

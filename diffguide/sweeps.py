@@ -10,8 +10,8 @@ import numpy
 
 from . import images
 from .runs import write_atomically
-from .sampling import training_data
 from .shards import read_rows
+from .vectors import Backdrop
 
 __all__ = ["write_sweep"]
 
@@ -20,7 +20,8 @@ def write_sweep(jobs: list[dict]) -> Path:
     """Writes contact_sheet.png and sweep.csv of a sweep's runs into a folder beside them, and returns it.
 
     Arguments:
-        jobs: per run `folder`, `overrides`, `shape`, `class_names`, `dataset` and the manifest's `header`.
+        jobs: per run `folder`, `overrides`, `shape`, `class_names`, the manifest's `header`, what vectors are drawn over
+            (`behind`) and the `figures` of an oracle's metrics.
     """
     folders = [Path(job["folder"]) for job in jobs]
     folder = claim_name(folders[0].parent, f"sweep_{folders[0].name}-{folders[-1].name}")
@@ -36,21 +37,24 @@ def write_sweep(jobs: list[dict]) -> Path:
     ]
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
-    facts = ["n", "network_evaluations", "checkpoint", "folder"]
+    figures = list(dict.fromkeys(name for job in jobs for name in job["figures"]))
+    model = [] if figures else ["checkpoint"]
+    facts = ["n", "network_evaluations", *figures, *model, "folder"]
     table.writerow([*varying, *(f"run_{fact}" if fact in varying else fact for fact in facts)])
     for job, own in zip(jobs, labels):
         header = job["header"]
         values = [job["overrides"].get(key, "") for key in varying]
-        table.writerow([*values, len(own), header["network_evaluations"], header["checkpoint"], job["folder"]])
+        values += [len(own), header["network_evaluations"], *(job["figures"].get(name, "") for name in figures)]
+        table.writerow([*values, *(header[key] for key in model), job["folder"]])
     write_atomically(folder / "sweep.csv", lambda path: path.write_text(text.getvalue(), encoding="utf-8"))
     shapes = {tuple(job["shape"]) for job in jobs}
     if len(shapes) == 1:  # runs of different data have no common picture
         shape = shapes.pop()
         rows = images.contact_rows(labels[0][: min(map(len, labels))], shape)
         columns = [(title, read_rows(path / "samples.npz", rows)) for title, path in zip(titles, folders)]
-        background = training_data(jobs[0]) if len(shape) == 1 else None
+        behind = jobs[0]["behind"] and Backdrop.restored(jobs[0]["behind"])
         shown = [[own[row] for row in rows] for own in labels]
-        images.contact_sheet(folder / "contact_sheet.png", columns, shown, jobs[0]["class_names"], background)
+        images.contact_sheet(folder / "contact_sheet.png", columns, shown, jobs[0]["class_names"], behind)
     return folder
 
 

@@ -7,7 +7,7 @@ import numpy
 from PIL import Image
 from torch import Tensor
 
-from . import images
+from . import images, vectors
 from .runs import write_atomically
 from .schedules import Schedule
 
@@ -36,9 +36,11 @@ class Film:
         shown: indices of the samples in the film.
         times: decreasing, [steps + 1]; a frame is what a step leaves, thinned evenly to 60, the last step included.
         schedule: whose times these are.
+        axes: what is shown of a vector x is x @ axes; None = images.
     """
 
-    def __init__(self, shown: Sequence[int], times: Tensor, schedule: Schedule):
+    def __init__(self, shown: Sequence[int], times: Tensor, schedule: Schedule, axes: numpy.ndarray | None = None):
+        self.axes = axes
         self.shown, self.rows, self.frames = set(shown), [], []
         steps = len(times) - 1
         kept = {round(k) for k in numpy.linspace(1, steps, min(steps, FRAMES)).tolist()}
@@ -54,10 +56,14 @@ class Film:
         """x [b, ...] after a step, counted from 1."""
         if self.rows and step in self.size:
             x = x[self.rows].float() / self.size[step]
-            self.frames.append(images.to_uint8(x) if x.ndim == 4 else x[:, :2].cpu().numpy())
+            self.frames.append(images.to_uint8(x) if self.axes is None else self.projected(x))
+
+    def projected(self, x: Tensor) -> numpy.ndarray:
+        """Vectors along the axes, float32."""
+        return (x.cpu().numpy() @ self.axes).astype(numpy.float32)
 
     def taken(self) -> numpy.ndarray | None:
-        """The batch's frames [frames, shown, H, W, C] (vectors: [frames, shown, 2]), None = none of it is in the film."""
+        """The batch's frames [frames, shown, H, W, C] (vectors: [frames, shown, 2 or 1]), None = none of it is in the film."""
         return numpy.stack(self.frames) if self.rows else None
 
 
@@ -75,26 +81,32 @@ def write_images(path: Path, shown: images.Layout, frames: Mapping[int, numpy.nd
 
 def write_vectors(
     path: Path, frames: Mapping[int, numpy.ndarray], labels: Sequence[int], class_names: Sequence[str],
-    background: Tensor | None,
+    behind: vectors.Backdrop,
 ) -> None:  # fmt: skip
-    """Writes a GIF of scatter plots with fixed axes; frames are [frames, 2] per sample."""
+    """Writes a GIF of scatter plots with fixed axes, or of histograms; frames are [frames, 2] or [frames, 1] per sample."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     indices = sorted(frames)
     labels = numpy.asarray([labels[index] for index in indices])
     points = numpy.stack([frames[index] for index in indices], axis=1)
-    figure = images.scatter([("", points[-1], labels)], class_names, background)
+    figure = vectors.figure_of([("", points[-1], labels)], class_names, behind)
     axis, canvas = figure.axes[0], FigureCanvasAgg(figure)
     low, high = points.min(axis=(0, 1)), points.max(axis=(0, 1))
     margin = 0.05 * (high - low)
-    axis.set_xlim(low[0] - margin[0], high[0] + margin[0])
-    axis.set_ylim(low[1] - margin[1], high[1] + margin[1])
+    limits = list(zip(low - margin, high + margin))
     present = numpy.unique(labels)
     clouds = axis.collections[-len(present) :]
     pictures = []
     for frame in points:
-        for label, cloud in zip(present, clouds):
-            cloud.set_offsets(frame[labels == label])
+        if len(limits) == 1:
+            top = axis.get_ylim()
+            axis.clear()
+            vectors.draw(axis, frame, labels, class_names, behind, limits[0])
+            axis.set_ylim(top)
+        else:
+            axis.set(xlim=limits[0], ylim=limits[1])
+            for label, cloud in zip(present, clouds):
+                cloud.set_offsets(frame[labels == label])
         canvas.draw()
         figure.set_layout_engine("none")  # found once: the axes must not move
         pictures.append(Image.fromarray(numpy.asarray(canvas.buffer_rgba())[..., :3]).quantize(64))

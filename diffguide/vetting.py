@@ -45,6 +45,7 @@ ROLES = {
     "schedule": Role("diffguide.schedules.Schedule", 0, WIDEST),
     "objective": Role("diffguide.objectives.base.Objective", 2, WIDEST),
     "dataset": Role("diffguide.datasets.base.Dataset"),
+    "oracle": Role("diffguide.oracles.base.Oracle"),
     "guidance": Role("diffguide.denoisers.DenoiserWrapper", 1),
     "sampler": Role("diffguide.samplers.base.Sampler"),
     "grid": Role("diffguide.samplers.grids.Grid"),

@@ -11,11 +11,13 @@ PACKAGE = Path(diffguide.__file__).parent
 ORDER = [  # a module imports only from its own line or an earlier one
     {"runs", "progress", "interrupts", "schedules", "datasets", "backbones", "engine"},
     {"annotations", "mistakes", "quoting", "shards"},
+    {"vectors"},
     {"parameterizations", "randomness", "images", "trajectories", "journal", "configuration", "commands", "archives"},
     {"denoisers", "batches", "vetting"},
-    {"objectives", "guidance", "samplers", "inspection"},
-    {"checkpoints"},
-    {"resume", "training", "sampling", "sweeps"},
+    {"objectives", "guidance", "samplers", "oracles", "inspection"},
+    {"checkpoints", "evaluation"},
+    {"sources"},
+    {"resume", "training", "sampling", "results", "sweeps"},
     {"dry_run"},
     {"train", "sample"},
 ]

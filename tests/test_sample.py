@@ -15,8 +15,9 @@ from diffguide.guidance import ClassifierFree
 from diffguide.sample import main
 from diffguide.samplers import DDIM, DDPM, DPMpp2M, Euler, Heun, generate
 from diffguide.samplers.grids import Karras, UniformLogSNR, UniformT
-from diffguide.sampling import resolve_labels, training_data
+from diffguide.sampling import resolve_labels
 from diffguide.schedules import EDM
+from diffguide.sources import training_data
 
 KARRAS = Karras(rho=7.0, noise_level_min=None, noise_level_max=None)
 SAMPLERS = {

@@ -89,8 +89,8 @@ where, when = sys.argv[1].split("-")
 if where == "shard":
     numpy.savez = half(numpy.savez, int(when))
 elif where == "archive":
-    import diffguide.sampling
-    diffguide.sampling.write_archive = half(diffguide.sampling.write_archive, int(when))
+    import diffguide.results
+    diffguide.results.write_archive = half(diffguide.results.write_archive, int(when))
 else:
     images.save = half(lambda path, picture: picture.save(path), int(when))
 main(sys.argv[2:])

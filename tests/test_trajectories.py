@@ -50,7 +50,7 @@ def test_a_film_of_many_samples_shows_the_first_of_each_class():
 def test_noise_has_variance_one_in_every_frame(schedule):
     """x_t of data and noise of variance 1: so the frame's values have too, VE's sigma of 90 notwithstanding."""
     times = torch.linspace(1, 0, 8, dtype=torch.float64)
-    film, generator = Film(range(4000), times, schedule), torch.Generator().manual_seed(0)
+    film, generator = Film(range(4000), times, schedule, numpy.eye(2)), torch.Generator().manual_seed(0)
     x_0, eps = torch.randn(2, 4000, 2, generator=generator, dtype=torch.float64)
     film.start(0, 4000)
     for step, t in enumerate(times[1:], start=1):
@@ -61,7 +61,7 @@ def test_noise_has_variance_one_in_every_frame(schedule):
 
 
 def test_a_film_is_thinned_evenly_and_keeps_the_end():
-    film = Film([3, 12], torch.linspace(1, 0, 1001, dtype=torch.float64), EDM(9.0, -9.0))
+    film = Film([3, 12], torch.linspace(1, 0, 1001, dtype=torch.float64), EDM(9.0, -9.0), numpy.eye(2))
     film.start(10, 5)
     for step in range(1, 1001):
         film.on_step(step, torch.full((5, 2), float(step)))

@@ -11,7 +11,7 @@ from diffguide.archives import CheckpointError
 from diffguide.checkpoints import assemble
 from diffguide.configuration import config_dir
 from diffguide.inspection import check_model
-from diffguide.sampling import training_data
+from diffguide.sources import training_data
 from diffguide.vetting import ROLES, construct, vet
 
 FOLDER = Path(config_dir())

@@ -7,17 +7,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..denoisers import Denoiser
+from ..oracles import Oracle
 from ..randomness import fold
 from .distances import covariance_error, directions, energy_distance, mean_error, sliced_wasserstein, wasserstein
 
-__all__ = ["compare", "exact_samples", "figures", "subset"]
+__all__ = ["compare", "figures", "subset"]
 
 REPETITIONS = 5  # pairs of exact sets
 DIRECTIONS = 64
-MOST = {"wasserstein_2": 1000, "sliced_wasserstein_2": 20000, "energy_distance": 2000}  # samples: cubic, n log n, squared
+MOST = {
+    "wasserstein_2": 1000,
+    "sliced_wasserstein_2": 20000,
+    "energy_distance": 2000,
+}  # samples: cubic, n log n, squared
 NUMBERS = 2**24  # in a set of samples that is held
-ROUNDS = 1000  # of drawing, until every class has its samples
 SUBSET, FRAMES, EXACT = 1, 2, 3  # purposes of the seed
 
 
@@ -35,36 +38,8 @@ def subset(n: int, dimensions: int, seed: int) -> list[int]:
     return torch.randperm(n, generator=generator(seed, SUBSET))[:count].sort().values.tolist()
 
 
-def exact_samples(oracle: Denoiser, labels: Tensor, rng: torch.Generator) -> Tensor:
-    """Exact x_0 [n, *shape] with the classes `labels` [n]: drawn jointly with their classes until every class has its own.
-
-    Arguments:
-        oracle: has sample(n, rng) -> (x_0, y).
-        labels: -1 = of any class.
-
-    Raises:
-        ValueError: a class that the oracle hardly ever draws.
-    """
-    if bool((labels < 0).all()):
-        return oracle.sample(len(labels), rng)[0]
-    missing = {label: (labels == label).nonzero().flatten() for label in labels.unique().tolist()}
-    result = None
-    for _ in range(ROUNDS):
-        x, y = oracle.sample(max(len(labels), 1000), rng)
-        result = x.new_empty(len(labels), *x.shape[1:]) if result is None else result
-        for label, places in list(missing.items()):
-            drawn = x if label < 0 else x[y == label]
-            result[places[: len(drawn)]] = drawn[: len(places)]
-            missing[label] = places[len(drawn) :]
-            if not len(missing[label]):
-                del missing[label]
-        if not missing:
-            return result
-    raise ValueError(f"the oracle drew too few samples of class {next(iter(missing))}: is its weight almost 0?")
-
-
 def compare(
-    oracle: Denoiser, x: Tensor, labels: Sequence[int], class_names: Sequence[str], seed: int,
+    oracle: Oracle, x: Tensor, labels: Sequence[int], class_names: Sequence[str], seed: int,
     stored: Callable[[Tensor], Tensor],
 ) -> dict[str, Any]:  # fmt: skip
     """How far samples are from the oracle's law with the same labels.
@@ -74,18 +49,16 @@ def compare(
     few floor_std. Moments are held against the 5 sets together. All in units of x; moments in the truth's deviations.
 
     Arguments:
-        oracle: has sample(n, rng) and log_density(x, t, y).
+        oracle: on the CPU.
         x: samples [n, ...] as they are stored.
         labels: class per sample, -1 = no condition.
         class_names: one per class.
         seed: of the exact sets; another one than the samples', which are drawn otherwise.
         stored: what storing does to exact samples [n, ...], so that like is compared with like.
-
-    Raises:
-        ValueError: a class that the oracle hardly ever draws.
     """
     y = torch.tensor(labels)
-    sets = [stored(exact_samples(oracle, y, generator(seed, EXACT, k))).double() for k in range(2 * REPETITIONS)]
+    draws = (oracle.sample(len(x), generator(seed, EXACT, k), y)[0] for k in range(2 * REPETITIONS))
+    sets = [stored(x_0).double() for x_0 in draws]
     x, flat = x.double(), [part.flatten(1) for part in sets]
     first, second, own = flat[:REPETITIONS], flat[REPETITIONS:], x.flatten(1)
     frames = directions(own.shape[1], DIRECTIONS, generator(seed, FRAMES))
@@ -129,7 +102,7 @@ def spread(values: Sequence[float]) -> dict[str, Any]:
     return {"floor": statistics.mean(values), "floor_std": statistics.stdev(values), "repetitions": len(values)}
 
 
-def log_density(oracle: Denoiser, x: Tensor, y: Tensor | None) -> float:
+def log_density(oracle: Oracle, x: Tensor, y: Tensor | None) -> float:
     """mean log p(x | y) at t = 0, the data end of the oracle's schedule, where samplers end."""
     return oracle.log_density(x, torch.tensor(0.0, dtype=torch.float64), y).mean().item()
 
@@ -140,4 +113,7 @@ def figures(metrics: dict[str, Any]) -> dict[str, float]:
     for name in MOST:
         shown |= {name: metrics[name]["distance"], f"{name}_floor": metrics[name]["floor"]}
     shown |= {f"{name}_error": part["error"] for name, part in metrics["moments"].items()}
-    return shown | {"log_density": metrics["log_density"]["samples"], "log_density_exact": metrics["log_density"]["exact"]}
+    return shown | {
+        "log_density": metrics["log_density"]["samples"],
+        "log_density_exact": metrics["log_density"]["exact"],
+    }

@@ -16,6 +16,7 @@ __all__ = ["generate"]
 def generate(
     denoiser: Denoiser, sampler: Sampler, seeds: Sequence[int], labels: Sequence[int] | Embedding | None,
     shape: Sequence[int], batch_size: int, device: torch.device | str = "cpu", on_step=None,
+    dtype: torch.dtype = torch.float32,
 ) -> Iterator[Tensor]:  # fmt: skip
     """Yields batches x [b, *shape] at the end of the sampler's grid, in the denoiser's precision.
 
@@ -28,12 +29,13 @@ def generate(
         batch_size: samples at a time.
         device: where the denoiser lives.
         on_step: called with (step index from 1, x) after every step of every batch.
+        dtype: of the noise that the samples are made of.
     """
     times = sampler.times(denoiser)
     sigma = denoiser.schedule.alpha_sigma(times[0])[1]
     for first in range(0, len(seeds), batch_size):
         part = slice(first, first + batch_size)
-        noise = Noise(seeds[part], shape, denoiser.schedule, device)
+        noise = Noise(seeds[part], shape, denoiser.schedule, device, dtype)
         y = None if labels is None else labels[part]
         y = y.to(device) if isinstance(y, Embedding) else y if y is None else torch.tensor(y, device=device)
         yield sampler(denoiser, sigma * noise.normal(times[0], 0), times, y, noise, on_step)
