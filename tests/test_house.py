@@ -13,7 +13,7 @@ ORDER = [  # a module imports only from its own line or an earlier one
     {"annotations", "mistakes", "quoting", "shards"},
     {"parameterizations", "randomness", "images", "trajectories", "journal", "configuration", "commands", "archives"},
     {"denoisers", "batches", "vetting"},
-    {"objectives", "guidance", "samplers", "inspection"},
+    {"objectives", "guidance", "samplers", "oracles", "inspection"},
     {"checkpoints"},
     {"resume", "training", "sampling", "sweeps"},
     {"dry_run"},
