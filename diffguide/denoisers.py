@@ -18,7 +18,10 @@ from .backbones.conditions import Condition
 from .parameterizations import Parameterization, Rows
 from .schedules import Schedule
 
-__all__ = ["Prediction", "Denoiser", "Preconditioned", "DenoiserWrapper", "EvaluationCounter"]
+__all__ = [
+    "Prediction", "Denoiser", "ExactDenoiser", "LogDensity", "Classifier", "Preconditioned", "DenoiserWrapper",
+    "EvaluationCounter",
+]  # fmt: skip
 
 
 class Prediction(NamedTuple):
@@ -54,6 +57,49 @@ class Denoiser:
     def start(self, noise, times: Tensor) -> "Denoiser":
         """A fresh denoiser for one run over `times`; where nothing is remembered, the denoiser itself."""
         return self
+
+
+class ExactDenoiser(Denoiser):
+    """A denoiser that knows more of p(x_0 | x_t) than its mean: what an exact reverse step needs."""
+
+    def covariance(self, x_t: Tensor, t: Tensor, y: Condition | None = None) -> Tensor:
+        """Cov[x_0 | x_t, y], [B, D, D] with D the number of values of one example."""
+        raise NotImplementedError
+
+    def sample_reverse(
+        self, x_t: Tensor, t: Tensor, s: Tensor | None, y: Condition | None, choice: Tensor, z: Tensor
+    ) -> Tensor:
+        """A draw from p(x_s | x_t, y), s < t, or from p(x_0 | x_t, y) for s None.
+
+        Arguments:
+            choice: [B] uniform in [0, 1).
+            z: standard normal, in the shape of x_t.
+        """
+        raise NotImplementedError
+
+
+class LogDensity:
+    """log p_t(x) as a function of x.
+
+    Attributes:
+        normalized: whether exp(log_density) integrates to 1; False = up to a constant, which may depend on t.
+    """
+
+    normalized: bool = False
+
+    def log_density(self, x: Tensor, t: Tensor | None, y: Condition | None = None) -> Tensor:
+        """log p_t(x | y) in nats, [B]; t is None for a model without noise levels."""
+        raise NotImplementedError
+
+
+class Classifier:
+    """log p(y | x_t) as a function of x_t."""
+
+    num_classes: int = 0
+
+    def log_prob(self, x_t: Tensor, t: Tensor | None) -> Tensor:
+        """Normalised log-probabilities of the classes, [B, num_classes]; t is None for a model without noise levels."""
+        raise NotImplementedError
 
 
 class Preconditioned(nn.Module, Denoiser):

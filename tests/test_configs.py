@@ -13,7 +13,10 @@ from omegaconf import DictConfig, OmegaConf
 from diffguide.configuration import build, config_dir
 
 FOLDER = Path(config_dir())
-INJECTED = {"objective": ["backbone", "schedule"], "guidance": ["denoiser"]}  # handed over by position
+INJECTED = {  # handed over by the caller, for a role or for one of its members
+    "objective": ["backbone", "schedule"], "guidance": ["denoiser"], "oracle": ["schedule"],
+    "diffguide.oracles.empirical.Empirical": ["data", "labels"],
+}  # fmt: skip
 NO_COMPONENTS = {"label_dropout", "experiment"}
 COMPONENTS = sorted(path for path in FOLDER.rglob("*/*.yaml") if path.relative_to(FOLDER).parts[0] not in NO_COMPONENTS)
 
@@ -34,7 +37,8 @@ def target(name: str):
 
 def check(role: str, node: dict) -> None:
     constructor = target(node["_target_"])
-    parameters = [name for name in inspect.signature(constructor).parameters if name not in INJECTED.get(role, [])]
+    given = INJECTED.get(role, []) + INJECTED.get(node["_target_"], [])
+    parameters = [name for name in inspect.signature(constructor).parameters if name not in given]
     written = {key for key in node if not key.startswith("_")}
     nested = {"grid"} if role == "sampler" else set()  # comes from the nested group's file
     if not node.get("_partial_"):

@@ -3,6 +3,7 @@
 import math
 
 import torch
+from torch import Tensor
 
 from .base import Dataset, Split, check_facts
 
@@ -34,9 +35,19 @@ class GMM2D(Dataset):
         rng = torch.Generator().manual_seed(seed)
         super().__init__(*(self.draw(n, rng) for n in (train, validation, test)), class_names=tuple("0123"))
 
+    @classmethod
+    def means(cls) -> Tensor:
+        """Of the components, [8, 2] float64."""
+        angle = 2 * math.pi / 8 * torch.arange(8, dtype=torch.float64)
+        return cls.radius * torch.stack([angle.cos(), angle.sin()], dim=1)
+
+    @staticmethod
+    def labels() -> Tensor:
+        """Class of each component, [8]."""
+        return torch.arange(8) // 2
+
     def draw(self, n: int, rng: torch.Generator) -> Split:
         """n labelled points."""
         component = torch.randint(8, (n,), generator=rng)
-        angle = 2 * math.pi / 8 * component
-        mean = self.radius * torch.stack([angle.cos(), angle.sin()], dim=1)
-        return Split(mean + self.std * torch.randn(n, 2, generator=rng), component // 2)
+        x = self.means()[component].float() + self.std * torch.randn(n, 2, generator=rng)
+        return Split(x, self.labels()[component])

@@ -1,0 +1,105 @@
+"""Named mixtures whose numbers follow from a rule."""
+
+import math
+
+import numpy
+import torch
+
+from ..datasets.gmm2d import GMM2D
+from ..schedules import Schedule
+from .mixture import GaussianMixture
+
+__all__ = ["AutoguidanceTree", "GMM2DLaw", "HighDimensional"]
+
+
+class GMM2DLaw(GaussianMixture):
+    """The law that the data set gmm2d is drawn from: eight Gaussians on a circle, class = neighbouring pair.
+
+    Arguments:
+        schedule: the noise schedule that t refers to.
+    """
+
+    def __init__(self, schedule: Schedule):
+        means = GMM2D.means()
+        super().__init__([1.0] * len(means), means, GMM2D.std**2, GMM2D.labels(), schedule)
+
+
+class HighDimensional(GaussianMixture):
+    """Isotropic Gaussians around random means: mu_k = spread z_k with z_k standard normal, S_k = std^2 I.
+
+    Two means lie about spread sqrt(2 D) apart. Guidance in many dimensions: Pavasovic et al., 2025, arXiv 2502.07849.
+
+    Arguments:
+        dimensions: D, at least 1.
+        classes: number of classes, at least 1.
+        components: Gaussians per class, at least 1; all of equal weight.
+        spread: standard deviation of every coordinate of the means, at least 0.
+        std: standard deviation of every component, above 0.
+        seed: of the means, at least 0.
+        schedule: the noise schedule that t refers to.
+
+    Raises:
+        ValueError: an argument outside its range.
+    """
+
+    def __init__(
+        self, dimensions: int, classes: int, components: int, spread: float, std: float, seed: int, schedule: Schedule
+    ):
+        if min(dimensions, classes, components) < 1 or seed < 0:
+            raise ValueError(
+                f"dimensions, classes and components must be at least 1 and seed at least 0, got {dimensions}, "
+                f"{classes}, {components} and seed {seed}"
+            )
+        if not (spread >= 0 and std > 0):
+            raise ValueError(f"spread must be at least 0 and std above 0, got {spread} and {std}")
+        rng = torch.Generator().manual_seed(seed)
+        means = spread * torch.randn(classes * components, dimensions, generator=rng, dtype=torch.float64)
+        labels = torch.arange(classes).repeat_interleave(components)
+        super().__init__(torch.ones(len(means)), means, std**2, labels, schedule)
+
+
+class AutoguidanceTree(GaussianMixture):
+    """Two classes A and B in the plane, each a fractal tree: thin branches that no small network learns to the tips.
+
+    Karras, Aittala, Kynkaanniemi, Lehtinen, Aila, Laine, "Guiding a Diffusion Model with a Bad Version of Itself", 2024,
+    arXiv 2406.02507, figure 1 and appendix C. Every branch is eight Gaussians along a line and ends in two branches. Its
+    length is 0.292 * 0.8^d (1 + 0.2 n) at depth d with n normal, its weight length * 0.5^d. Everything is a function of
+    `seed`, with which the trees are grown depth first, class A before class B.
+
+    Arguments:
+        depth: generations of branches, 1 to 10; the paper's 7 makes 2 * 127 * 8 = 2032 components.
+        seed: of lengths and angles, at least 0; the paper's is 2.
+        schedule: the noise schedule that t refers to.
+
+    Raises:
+        ValueError: an argument outside its range.
+    """
+
+    origin = (0.0030, 0.0325)
+    stretch = (1.3136, 1.3844)  # of the coordinates, which makes the whole about as wide as high
+
+    def __init__(self, depth: int, seed: int, schedule: Schedule):
+        if not 1 <= depth <= 10 or seed < 0:
+            raise ValueError(f"depth must be 1 to 10 and seed at least 0, got {depth} and {seed}")
+        rng = numpy.random.RandomState(seed)
+        trees = [self.branches(rng, depth, 0, numpy.array(self.origin), math.radians(angle)) for angle in (45, 225)]
+        labels = [label for label, tree in enumerate(trees) for _ in tree]
+        weights, means, covariances = (numpy.stack(part) for part in zip(*trees[0], *trees[1]))
+        super().__init__(weights, means, covariances, labels, schedule, class_names=["A", "B"])
+
+    def branches(
+        self, rng: numpy.random.RandomState, depth: int, generation: int, root: numpy.ndarray, angle: float
+    ) -> list[tuple[float, numpy.ndarray, numpy.ndarray]]:
+        """(weight, mean, covariance) of the components of a branch, then of those that leave it."""
+        length = 0.292 * 0.8**generation * (1 + 0.2 * rng.randn())
+        along, stretch = numpy.array([math.cos(angle), math.sin(angle)]), numpy.array(self.stretch)
+        line = numpy.outer(along, along)
+        thickness, size = 0.2 * 0.8**generation / length, 0.06 * length * stretch
+        covariance = (line + thickness**2 * (numpy.eye(2) - line)) * numpy.outer(size, size)
+        places = numpy.linspace(0.07, 0.93, 8)
+        found = [(length * 0.5**generation, stretch * (root + place * length * along), covariance) for place in places]
+        if generation + 1 < depth:
+            for side in (1, -1):
+                turn = side * 0.7**generation * (1 + 0.2 * rng.randn())
+                found += self.branches(rng, depth, generation + 1, root + length * along, angle + turn)
+        return found
