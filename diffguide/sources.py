@@ -100,7 +100,8 @@ class Exact(Source):
         rng = torch.Generator().manual_seed(0)
         y = torch.tensor(labels)[torch.randint(len(labels), (POINTS,), generator=rng)]
         x = self.oracle.sample(POINTS, rng, y)[0]
-        return backdrop(x, self.shape[0], self.curve(x, labels) if self.shape[0] == 1 else None)
+        curve = self.curve(x, labels) if self.shape[0] == 1 else None
+        return backdrop(x, self.shape[0], curve, "exact samples")
 
     def curve(self, x: Tensor, labels: Sequence[int]) -> numpy.ndarray:
         """(x, p(x)) [G, 2] over the range of samples x [M, 1] and a little more: classes weighted as they occur in labels."""

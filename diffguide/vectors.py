@@ -23,28 +23,31 @@ class Backdrop(NamedTuple):
         names: of the axes.
         points: data or exact samples [M, 2] or [M, 1], shown; M may be 0.
         curve: on a line, (x, exact density) [G, 2]; G may be 0.
+        label: of the points in the legend.
     """
 
     axes: numpy.ndarray
     names: list[str]
     points: numpy.ndarray
     curve: numpy.ndarray
+    label: str
 
     def plain(self) -> list:
-        """Lists, for JSON."""
-        return [part if isinstance(part, list) else part.tolist() for part in self]
+        """Plain values, for JSON."""
+        return [part.tolist() if isinstance(part, numpy.ndarray) else part for part in self]
 
     @classmethod
     def restored(cls, plain: list) -> "Backdrop":
         """From `plain`."""
-        axes, names, points, curve = plain
+        axes, names, points, curve, label = plain
         width = len(names)
-        return cls(
-            numpy.reshape(axes, (-1, width)), names, numpy.reshape(points, (-1, width)), numpy.reshape(curve, (-1, 2))
-        )
+        axes, points = (numpy.reshape(part, (-1, width)) for part in (axes, points))
+        return cls(axes, names, points, numpy.reshape(curve, (-1, 2)), label)
 
 
-def backdrop(x: Tensor | None, dimensions: int, curve: numpy.ndarray | None = None) -> Backdrop:
+def backdrop(
+    x: Tensor | None, dimensions: int, curve: numpy.ndarray | None = None, label: str = "data"
+) -> Backdrop:  # fmt: skip
     """A backdrop of data x [M, D]: as it is up to the plane, beyond it along its two first principal axes.
 
     Where there is no data, the first two coordinates.
@@ -58,7 +61,7 @@ def backdrop(x: Tensor | None, dimensions: int, curve: numpy.ndarray | None = No
         axes = axes * numpy.sign(axes[abs(axes).argmax(0), [0, 1]])  # of the two signs, always the same one
         shares = 100 * variances[:-3:-1] / max(variances.sum(), 1e-300)
         names = [f"principal axis {k} ({share:.0f} % of the variance)" for k, share in enumerate(shares, start=1)]
-    return Backdrop(axes, names, data[:POINTS] @ axes, numpy.zeros((0, 2)) if curve is None else curve)
+    return Backdrop(axes, names, data[:POINTS] @ axes, numpy.zeros((0, 2)) if curve is None else curve, label)
 
 
 def write_scatter(
@@ -119,11 +122,11 @@ def draw(
         if len(behind.curve):
             axis.plot(*behind.curve.T, color="black", linewidth=1, label="exact density")
         elif len(behind.points):
-            axis.hist(behind.points[:, 0], edges, density=True, histtype="step", color="0.5", label="data")
+            axis.hist(behind.points[:, 0], edges, density=True, histtype="step", color="0.5", label=behind.label)
         axis.set(xlabel=behind.names[0], ylabel="density", xlim=limits)
         return
     if len(behind.points):
-        axis.scatter(*behind.points.T, s=2, color="0.8", label="data", linewidths=0)
+        axis.scatter(*behind.points.T, s=2, color="0.8", label=behind.label, linewidths=0)
     for part, color, name in zip(parts, colors, names):
         axis.scatter(*part.T, s=4, color=color, label=name, linewidths=0)
     axis.set(xlabel=behind.names[0], ylabel=behind.names[1], aspect="equal")

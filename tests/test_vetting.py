@@ -27,7 +27,7 @@ def saved():
 
 def test_all_that_a_run_saves_may_be_built(saved):
     """Of every role; the optimiser alone is never taken from a file."""
-    assert set(ROLES) - {"grid"} == {role for role, node in saved.items() if isinstance(node, dict)}
+    assert set(ROLES) - {"grid", "oracle"} == {role for role, node in saved.items() if isinstance(node, dict)}
     training = {key: value for key, value in saved["training"].items() if key != "optimizer"}
     for role in ROLES.keys() - {"grid", "training"}:
         assert vet(saved[role], role).__name__ == saved[role]["_target_"].rpartition(".")[2]

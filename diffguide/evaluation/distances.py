@@ -17,8 +17,8 @@ CELLS = 2**22  # of a table of pairwise distances, at a time
 def wasserstein(x: Tensor, y: Tensor) -> float:
     """W_2(x, y) = sqrt(min over permutations p of mean_i |x_i - y_p(i)|^2), exactly, in units of x.
 
-    Peyre & Cuturi, "Computational Optimal Transport", 2019, arXiv 1803.00567, eq. 2.3. Time grows with n^3: a quarter of a
-    second at n = 1000.
+    Peyre & Cuturi, "Computational Optimal Transport", 2019, arXiv 1803.00567, eq. 2.3. Time grows with n^3: 0.2 to
+    2 s at n = 1000, most for sets of different widths.
 
     Arguments:
         x, y: [n, D] both.
@@ -30,7 +30,7 @@ def wasserstein(x: Tensor, y: Tensor) -> float:
 
     if len(x) != len(y):
         raise ValueError(f"an assignment needs sets of one size, got {len(x)} and {len(y)}")
-    squares = torch.cdist(x, y).square()
+    squares = torch.cdist(x - x.mean(0), y - y.mean(0)).square()  # a shift changes no assignment, but the time it takes
     rows, columns = linear_sum_assignment(squares.numpy())
     return math.sqrt((x[rows] - y[columns]).square().sum(1).mean())
 
