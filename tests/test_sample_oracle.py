@@ -1,0 +1,258 @@
+"""diffguide-sample oracle=...: laws that are known exactly, sampled without training, and how far the samples are off."""
+
+import csv
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+import numpy
+import pytest
+import torch
+from omegaconf import OmegaConf
+from PIL import Image
+
+from diffguide import results
+from diffguide.datasets.gmm2d import GMM2D
+from diffguide.sample import main
+from diffguide.sampling import Stream
+
+GMM = ["oracle=gmm2d", "n=200", "sampler.steps=6", "batch_size=50"]
+
+
+def metrics(folder: Path) -> dict:
+    return json.loads((folder / "metrics.json").read_text())
+
+
+def samples(folder: Path) -> tuple[numpy.ndarray, numpy.ndarray]:
+    with numpy.load(folder / "samples.npz") as arrays:
+        return arrays["arr_0"], arrays["arr_1"]
+
+
+def test_a_run(tmp_path, command):
+    """Its files, its default name, what identifies it, and samples at the floor after 40 steps of Heun."""
+    done = command(main, "oracle=gmm2d", "n=600", "sampler.steps=40", "batch_size=600", at=tmp_path)
+    assert done.code == 0, done.err
+    assert str(done.folder) == "outputs/sample/gmm2d/v001"
+    folder = tmp_path / done.folder
+    assert {path.name for path in folder.iterdir()} == {
+        ".lock", "config.yaml", "grid.png", "manifest.jsonl", "metrics.json", "samples.npz",
+    }  # fmt: skip
+    x, y = samples(folder)
+    assert x.dtype == numpy.float32 and x.shape == (600, 2) and y.tolist() == [k % 4 for k in range(600)]
+    header = json.loads((folder / "manifest.jsonl").read_text().splitlines()[0])
+    assert header["oracle"]["_target_"].startswith("diffguide.oracles.")
+    assert header["schedule"]["_target_"] == "diffguide.schedules.EDM" and header["precision"] == "float64"
+    assert not {"checkpoint", "checkpoint_sha256", "weights", "dataset"} & header.keys()
+    found = metrics(folder)
+    for name in ("wasserstein_2", "sliced_wasserstein_2", "energy_distance"):
+        part = found[name]
+        assert abs(part["distance"] - part["floor"]) < 4 * part["floor_std"] and set(part["per_class"]) == set("0123")
+    assert found["moments"]["mean"]["error"] < 0.1 and found["moments"]["covariance"]["error"] < 0.1
+    assert found["log_density"]["samples"] == pytest.approx(found["log_density"]["exact"], abs=0.15)
+    assert found["reference"] == "exact samples of the oracle, same labels" and found["network_evaluations"] == 80
+    assert (found["guidance"], found["sampler"], found["steps"], found["n"]) == ("Unguided", "Heun", 40, 600)
+    distance = torch.cdist(torch.from_numpy(x).double(), torch.as_tensor(GMM2D.means(), dtype=torch.float64))
+    assert (distance.argmin(1) // 2).tolist() == y.tolist()  # each in a mode of its class
+    assert "wasserstein_2 0." in done.err and "energy_distance_floor" in done.err
+
+
+def test_few_steps_are_further_off(tmp_path, command):
+    def distance(steps: int) -> float:
+        done = command(main, "oracle=gmm2d", "sampler=euler", f"sampler.steps={steps}", "n=400", at=tmp_path)
+        return metrics(tmp_path / done.folder)["sliced_wasserstein_2"]["distance"]
+
+    few, more, many = map(distance, (3, 8, 40))
+    assert few > 1.5 * more and more > 1.2 * many
+
+
+def test_guidance_leaves_the_law_and_the_file_says_so(tmp_path, command):
+    """On the line between N(0, 1) and N(0, 2) / 2 + N(0, 1) / 2, guided at 3: narrower than the class."""
+    done = command(main, "oracle=pair1d", "guidance=cfg", "guidance.scale=3", "labels=[0]", "n=300", "trajectory=true",
+                   "sampler.steps=8",
+                   at=tmp_path)  # fmt: skip
+    assert done.code == 0, done.err
+    found, (x, _) = metrics(tmp_path / done.folder), samples(tmp_path / done.folder)
+    assert "unguided" in found["reference"] and found["guidance"] == "ClassifierFree"
+    assert x.shape == (300, 1) and x.std() < 0.85
+    assert found["wasserstein_2"]["distance"] > 2 * found["wasserstein_2"]["floor"]
+    with Image.open(tmp_path / done.folder / "trajectory.gif") as film:
+        assert film.n_frames > 4  # equal ones are one frame
+
+
+def test_double_precision(tmp_path, command, monkeypatch):
+    """Noise, steps and answers are float64, and only what is stored is float32."""
+    kinds, step = set(), Stream.draw
+
+    def draw(self, first, on_step):
+        step(self, first, lambda index, x: (kinds.add(x.dtype), on_step(index, x)))
+
+    monkeypatch.setattr(Stream, "draw", draw)
+    assert command(main, "oracle=gmm2d", "n=8", "sampler=ddpm", "sampler.steps=3", at=tmp_path).code == 0
+    assert kinds == {torch.float64}
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "flow", "linear"])
+def test_another_schedule_leads_to_the_same_law(tmp_path, command, schedule):
+    done = command(main, "oracle=cfg_figure", f"schedule={schedule}", "n=400", "sampler.steps=30", at=tmp_path)
+    assert done.code == 0, done.err
+    found = metrics(tmp_path / done.folder)["sliced_wasserstein_2"]
+    assert found["distance"] < 2 * found["floor"]
+
+
+def test_many_dimensions_are_shown_along_principal_axes(tmp_path, command):
+    done = command(main, "oracle=highdim", "n=60", "sampler.steps=4", "trajectory=true", "labels=null", at=tmp_path)
+    assert done.code == 0, done.err
+    x, y = samples(tmp_path / done.folder)
+    assert x.shape == (60, 64) and set(y.tolist()) == {-1}
+    assert (tmp_path / done.folder / "trajectory.gif").is_file()
+    assert metrics(tmp_path / done.folder)["wasserstein_2"]["per_class"] == {}
+
+
+def test_an_empirical_oracle_makes_its_examples(tmp_path, command):
+    """At width 0 the flow ends on the training digits, in their class; distances are of bytes, which have no density."""
+    from sklearn.datasets import load_digits
+
+    done = command(main, "oracle=empirical", "oracle.width=0.0", "n=20", "png=true", "trajectory=true", at=tmp_path)
+    assert done.code == 0, done.err
+    folder = tmp_path / done.folder
+    x, y = samples(folder)
+    assert x.shape == (20, 8, 8, 1) and x.dtype == numpy.uint8 and len(list((folder / "images").iterdir())) == 20
+    data, labels = (part[:1000] for part in load_digits(return_X_y=True))
+    squares = ((x.reshape(20, 1, 64) / 127.5 - data / 8) ** 2).sum(2)
+    nearest = squares.argmin(1)
+    assert squares.min(1).max() < 0.05 and labels[nearest].tolist() == y.tolist()
+    assert "log_density" not in metrics(folder)
+    header = json.loads((folder / "manifest.jsonl").read_text().splitlines()[0])
+    assert header["dataset"]["_target_"].endswith("Digits")
+
+
+def test_the_data_of_an_empirical_oracle_can_be_chosen(tmp_path, command):
+    done = command(main, "oracle=empirical", "oracle.width=0.05", "dataset=gmm2d", "n=8", "sampler.steps=3",
+                   "dataset.train=100", at=tmp_path)  # fmt: skip
+    assert done.code == 0, done.err
+    assert samples(tmp_path / done.folder)[0].shape == (8, 2)
+
+
+def test_a_sweep_has_the_figures_as_columns(tmp_path, command):
+    done = command(main, "-m", *GMM, "guidance=cfg", "guidance.scale=1,4", at=tmp_path)
+    assert done.code == 0, done.err
+    assert str(done.folder) == "outputs/sample/gmm2d/sweep_v001-v002"
+    with open(tmp_path / done.folder / "sweep.csv", newline="") as file:
+        off, on = csv.DictReader(file)
+    for row, folder in ((off, "v001"), (on, "v002")):
+        found = metrics(tmp_path / "outputs/sample/gmm2d" / folder)
+        assert float(row["wasserstein_2"]) == found["wasserstein_2"]["distance"]
+        assert float(row["energy_distance_floor"]) == found["energy_distance"]["floor"]
+        assert float(row["covariance_error"]) == found["moments"]["covariance"]["error"]
+    assert float(on["sliced_wasserstein_2"]) > 1.2 * float(off["sliced_wasserstein_2"]) and "checkpoint" not in on
+    assert Image.open(tmp_path / done.folder / "contact_sheet.png").size[0] > 800
+
+
+def test_a_run_that_is_continued_is_the_same_run(tmp_path, command, monkeypatch):
+    """After SIGTERM, and after a death between metrics.json and samples.npz."""
+    whole = command(main, *GMM, "name=whole", at=tmp_path)
+    draw = Stream.draw
+
+    def interrupted(self, first, on_step):
+        if first == 100:
+            os.kill(os.getpid(), signal.SIGTERM)
+        draw(self, first, on_step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Stream, "draw", interrupted)
+        stopped = command(main, *GMM, "name=stopped", at=tmp_path)
+    assert stopped.code == 143 and not (tmp_path / stopped.folder / "metrics.json").exists()
+    assert command(main, f"resume={stopped.folder}", at=tmp_path).code == 0
+    folder = Path("outputs/sample/killed/v001")
+    with monkeypatch.context() as patch:
+        patch.setattr(results, "write_archive", lambda *_: sys.exit(9))
+        assert command(main, *GMM, "name=killed", at=tmp_path).code == 9
+    assert (tmp_path / folder / "metrics.json").exists() and not (tmp_path / folder / "samples.npz").exists()
+    assert command(main, f"resume={folder}", at=tmp_path).code == 0
+    for again in (stopped.folder, folder):
+        for name in ("samples.npz", "metrics.json", "manifest.jsonl"):
+            assert (tmp_path / again / name).read_bytes() == (tmp_path / whole.folder / name).read_bytes()
+    done = command(main, f"resume={folder}", at=tmp_path)
+    assert done.code == 0 and "nothing is left to do" in done.err
+
+
+@pytest.fixture
+def begun(tmp_path, command, monkeypatch) -> Path:
+    """A run of which one batch is done."""
+
+    def interrupted(self, first, on_step):
+        os.kill(os.getpid(), signal.SIGTERM)
+        draw(self, first, on_step)
+
+    draw = Stream.draw
+    with monkeypatch.context() as patch:
+        patch.setattr(Stream, "draw", interrupted)
+        return command(main, *GMM, at=tmp_path).folder
+
+
+@pytest.mark.parametrize("arguments, message", {
+    "another oracle": (["oracle=highdim"], "oracle._target_="),
+    "another schedule": (["schedule=cosine"], "was sampled with schedule._target_=diffguide.schedules.EDM, and"),
+    "a checkpoint": (["checkpoint=x"], "checkpoint and oracle are two models"),
+    "other weights": (["weights=objective"], "weights=ema, and this command has objective"),
+    "data": (["dataset=digits"], "was sampled with dataset=None, and"),
+}.values())  # fmt: skip
+def test_what_is_continued_is_not_changed(begun, tmp_path, command, arguments, message):
+    done = command(main, f"resume={begun}", *arguments, at=tmp_path)
+    assert done.code == 1 and message in done.err and "Traceback" not in done.err, done.err
+
+
+@pytest.mark.parametrize("key, node", [
+    ("oracle", {"_target_": "os.system", "command": "touch canary"}),
+    ("oracle", {"_target_": "diffguide.oracles.laws.AutoguidanceTree", "depth": 2, "seed": 0}),
+    ("schedule", {"_target_": "pathlib.Path.touch", "self": "canary"}),
+    ("dataset", {"_target_": "subprocess.run", "args": ["touch", "canary"]}),
+    ("oracle", 3),
+])  # fmt: skip
+def test_a_changed_run_folder_is_refused(begun, tmp_path, command, key, node):
+    """Classes that are no oracle's are not built, and an oracle that is not the one of start.json is not sampled."""
+    config = OmegaConf.to_container(OmegaConf.load(tmp_path / begun / "config.yaml")) | {key: node}
+    (tmp_path / begun / "config.yaml").write_text(json.dumps(config))
+    done = command(main, f"resume={begun}", at=tmp_path)
+    assert done.code == 1 and "diffguide-sample: resume: " in done.err and "Traceback" not in done.err, done.err
+    assert not (tmp_path / "canary").exists()
+
+
+REFUSED = {
+    "neither": ([], "checkpoint is missing: give checkpoint=outputs/train/<name>/v001, the folder of a training run, or "
+                "oracle=<name>"),
+    "both": (["oracle=gmm2d", "checkpoint=x"], "checkpoint and oracle are two models: give one of them"),
+    "a schedule": (["checkpoint=x", "schedule=cosine"], "schedule is of an oracle"),
+    "a part of one": (["checkpoint=x", "schedule.rho=3"], "schedule is of an oracle"),
+    "data": (["checkpoint=x", "dataset=digits"], "dataset is of oracle=empirical, a checkpoint needs none"),
+    "data of another": (["oracle=gmm2d", "dataset=digits"], "is no law of data: leave it out"),
+    "weights": (["oracle=gmm2d", "weights=ema"], "weights is of a checkpoint, and an oracle has nothing"),
+    "trust": (["oracle=gmm2d", "trust=[a.b]"], "trust is of a checkpoint"),
+    "precision": (["oracle=gmm2d", "engine.precision=bf16-mixed"], "an oracle computes in float64"),
+    "unknown": (["oracle=gmm"], "there is no option oracle=gmm; nearest: gmm2d"),
+    "a key": (["oracle=gmm2d", "oracle.size=3"], "there is no key oracle.size"),
+    "handed over": (["oracle=gmm2d", "+oracle.schedule=3"], "there is no key oracle.schedule"),
+    "a value": (["oracle=highdim", "oracle.std=-1"], "oracle: spread must be at least 0 and std above 0"),
+    "a type": (["oracle=highdim", "oracle.std=x"], "oracle.std must be a number, got 'x'"),
+    "no class": (["oracle=gmm2d", "labels=[7]"], "labels: there is no class 7"),
+    "no pictures": (["oracle=gmm2d", "png=true"], "png=true needs images; this oracle makes vectors of shape [2]"),
+    "no data": (["oracle=empirical", "dataset=image_folder"], "dataset.path"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("arguments, message", REFUSED.values(), ids=REFUSED)
+def test_bad_input_is_told(tmp_path, command, arguments, message):
+    done = command(main, *arguments, at=tmp_path)
+    assert done.code == 1 and message in done.err and "Traceback" not in done.err, done.err
+    assert done.out == "" and len([line for line in done.err.splitlines() if line]) == 1
+
+
+def test_a_run_that_explodes_is_finished_and_says_so(tmp_path, command):
+    with chdir(tmp_path):
+        done = command(
+            main, "oracle=gmm2d", "guidance=cfg", "guidance.scale=1e300", "n=8", "sampler.steps=4", at=tmp_path
+        )
+    assert done.code == 0, done.err
+    assert metrics(tmp_path / done.folder)["not_finite"] > 0
