@@ -123,11 +123,16 @@ def vet_value(value: Any, where: str, hint: Any, trust: Sequence[str]) -> None:
         if not bases(hint) and hint is not Any:
             raise CheckpointError(f"{where} is a node, and none is taken from a file there")
         vet_node(value, where, bases(hint), 0, trust)
-    elif isinstance(value, list) and element(hint) is not None:
+    elif isinstance(value, list) and element(hint) is not None and not (plain(value) and fits(value, hint)):
         for index, part in enumerate(value):
             vet_value(part, f"{where}.{index}", element(hint), trust)
     elif not fits(value, hint):
         raise CheckpointError(f"{where} must be {describe(hint, where)}, got {value!r}")
+
+
+def plain(value: Any) -> bool:
+    """Whether there is no node in a value: then its type is all that there is to it."""
+    return not any(isinstance(part, dict) for _, part, _ in walk(value, "", 0))
 
 
 def resolve_own(target: str, where: str, base: tuple[Any, ...]) -> Any:

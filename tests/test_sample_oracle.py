@@ -60,7 +60,7 @@ def test_a_run(tmp_path, command):
 
 def test_few_steps_are_further_off(tmp_path, command):
     def distance(steps: int) -> float:
-        done = command(main, "oracle=gmm2d", "sampler=euler", f"sampler.steps={steps}", "n=400", at=tmp_path)
+        done = command(main, "oracle=gmm2d", "sampler=euler", f"sampler.steps={steps}", "n=200", at=tmp_path)
         return metrics(tmp_path / done.folder)["sliced_wasserstein_2"]["distance"]
 
     few, more, many = map(distance, (3, 8, 40))
@@ -68,14 +68,13 @@ def test_few_steps_are_further_off(tmp_path, command):
 
 
 def test_guidance_leaves_the_law_and_the_file_says_so(tmp_path, command):
-    """On the line between N(0, 1) and N(0, 2) / 2 + N(0, 1) / 2, guided at 3: narrower than the class."""
-    done = command(main, "oracle=pair1d", "guidance=cfg", "guidance.scale=3", "labels=[0]", "n=300", "trajectory=true",
-                   "sampler.steps=8",
-                   at=tmp_path)  # fmt: skip
+    """On the line between N(0, 1) and N(0, 2) / 2 + N(0, 1) / 2, guided at 8: narrower than the class."""
+    done = command(main, "oracle=pair1d", "guidance=cfg", "guidance.scale=8", "labels=[0]", "n=300", "trajectory=true",
+                   "sampler.steps=8", at=tmp_path)  # fmt: skip
     assert done.code == 0, done.err
     found, (x, _) = metrics(tmp_path / done.folder), samples(tmp_path / done.folder)
     assert "unguided" in found["reference"] and found["guidance"] == "ClassifierFree"
-    assert x.shape == (300, 1) and x.std() < 0.85
+    assert x.shape == (300, 1) and x.std() < 0.8
     assert found["wasserstein_2"]["distance"] > 2 * found["wasserstein_2"]["floor"]
     with Image.open(tmp_path / done.folder / "trajectory.gif") as film:
         assert film.n_frames > 4  # equal ones are one frame
@@ -250,9 +249,6 @@ def test_bad_input_is_told(tmp_path, command, arguments, message):
 
 
 def test_a_run_that_explodes_is_finished_and_says_so(tmp_path, command):
-    with chdir(tmp_path):
-        done = command(
-            main, "oracle=gmm2d", "guidance=cfg", "guidance.scale=1e300", "n=8", "sampler.steps=4", at=tmp_path
-        )
+    done = command(main, "oracle=gmm2d", "guidance=cfg", "guidance.scale=1e300", "n=8", "sampler.steps=4", at=tmp_path)
     assert done.code == 0, done.err
     assert metrics(tmp_path / done.folder)["not_finite"] > 0

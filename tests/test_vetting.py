@@ -29,7 +29,7 @@ def test_all_that_a_run_saves_may_be_built(saved):
     """Of every role; the optimiser alone is never taken from a file."""
     assert set(ROLES) - {"grid", "oracle"} == {role for role, node in saved.items() if isinstance(node, dict)}
     training = {key: value for key, value in saved["training"].items() if key != "optimizer"}
-    for role in ROLES.keys() - {"grid", "training"}:
+    for role in ROLES.keys() - {"grid", "training", "oracle"}:
         assert vet(saved[role], role).__name__ == saved[role]["_target_"].rpartition(".")[2]
     assert vet(training, "training").__name__ == "Training"
     assert vet(saved["sampler"]["grid"], "grid").__name__ == "Karras"
@@ -48,6 +48,15 @@ def test_every_option_may_be_built(path):
         key: value for key, value in node.items() if key != "defaults" and value != "???" and "${" not in str(value)
     }
     vet(plain, path.parent.name)
+
+
+@pytest.mark.parametrize("inside", [{"_target_": "os.system", "command": "touch canary"}, {"a": 1}, "text", None])
+def test_lists_in_lists_hold_numbers_alone(inside):
+    """An argument that may be a number, a list of them or a list of lists: none of these has a node in it."""
+    node = OmegaConf.to_container(OmegaConf.load(FOLDER / "oracle/anisotropic.yaml"))
+    node["covariances"][2] = [[0.2, inside], [0.0, 0.2]]
+    with pytest.raises(CheckpointError, match="oracle.covariances"):
+        vet(node, "oracle")
 
 
 NETWORKS = sorted(path.stem for path in (FOLDER / "backbone").iterdir())
