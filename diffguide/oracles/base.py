@@ -153,9 +153,9 @@ class Oracle(ExactDenoiser, LogDensity, Classifier):
         """alpha_t, sigma_t, alpha_s, sigma_s and Var[x_t | x_s] = sigma_t^2 (1 - SNR_t / SNR_s), each [1 or B, 1]."""
         alpha, sigma = self.scales(t)
         ratio = self.schedule.log_snr(t) - (torch.inf if s is None else self.schedule.log_snr(s))
-        transition = -(sigma**2) * torch.expm1(ratio.reshape(-1, 1).to(self.device))
-        if not bool((transition > 0).all()):
+        if not bool((ratio < 0).all()):
             raise ValueError(f"a reverse step goes to a cleaner time: s must be below t, got t = {t} and s = {s}")
+        transition = -(sigma**2) * torch.expm1(ratio.reshape(-1, 1).to(self.device))
         return alpha, sigma, *self.scales(s), transition
 
     def answer(self, result: Tensor, x: Tensor) -> Tensor:

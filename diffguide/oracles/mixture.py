@@ -15,6 +15,7 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy
 import torch
 from torch import Tensor
 
@@ -36,8 +37,9 @@ class ReverseKernel(NamedTuple):
 def numbers(value: object, name: str) -> Tensor:
     """A list, array or tensor as finite float64 numbers on the CPU."""
     try:
-        result = torch.as_tensor(value, dtype=torch.float64, device="cpu")
-    except (TypeError, ValueError, RuntimeError) as error:
+        value = value.detach().cpu() if isinstance(value, Tensor) else numpy.array(value, dtype=float)
+        result = torch.as_tensor(value, dtype=torch.float64)
+    except (TypeError, ValueError) as error:
         raise ValueError(f"{name} must be numbers in lists of equal lengths: {error}") from error
     if not bool(result.isfinite().all()):
         raise ValueError(f"{name} must be finite")
