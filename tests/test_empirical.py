@@ -129,8 +129,8 @@ def test_precise_at_low_noise():
     mean = r @ images.numpy().astype(np.longdouble)
     assert np.sort(r, axis=1)[:, -2].max() > 0.1  # several examples are likely
     x_0, eps = exact(x, t)
-    assert np.abs(x_0.numpy() - mean).max() < 1e-11
-    assert np.abs(eps.numpy() - (x.numpy() - mean) / sigma).max() < 1e-9
+    assert np.abs(x_0.numpy() - mean).max() < 1e-10
+    assert np.abs(eps.numpy() - (x.numpy() - mean) / sigma).max() < 1e-7
 
 
 class Largest(TorchDispatchMode):
@@ -147,14 +147,14 @@ class Largest(TorchDispatchMode):
 
 
 def test_memory_does_not_grow_with_the_data():
-    """No working array above 34 MB, whatever the number of images; [B, N, D] in float64 would be 3.1 GB here."""
+    """No working array above 8.4 MB, whatever the number of images; [B, N, D] in float64 would be 3.1 GB here."""
     images = torch.randint(256, (4000, 3, 32, 32), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     exact = Empirical(images, torch.arange(4000) % 10, SCHEDULES["edm"], 0.0)
     x = torch.randn(32, 3, 32, 32)
     with Largest() as largest:
         exact(x, time_of(0.5), torch.arange(32) % 11 - 1)
         exact.log_prob(x, time_of(0.5))
-    assert 10**6 < largest.bytes <= 2**22 * 8
+    assert 10**6 < largest.bytes <= 2**20 * 8
 
 
 MISTAKES = {
