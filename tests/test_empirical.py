@@ -57,7 +57,7 @@ def test_equals_a_mixture_in_numpy(schedule, width):
 def test_posteriors_are_those_of_the_mixture(schedule):
     """Classes, covariance, reverse steps (to the same example for the same choice), clean density."""
     exact, law = model(0.3, schedule), mixture(0.3, schedule)
-    choice, z = torch.linspace(0, 0.99, 7), points(7, 6, seed=2)
+    choice, z = torch.linspace(0, 0.99, 7).roll(3), points(7, 6, seed=2)
     for t in LEVELS:
         x = question(schedule, t)
         flat = x.flatten(1)

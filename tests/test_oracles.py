@@ -9,7 +9,6 @@ import torch
 from closed_forms import Mixture, gaussian, two_classes
 from exact_models import SCHEDULES, oracle, points, three_dimensional, time_of
 
-from diffguide.backbones.conditions import Embedding
 from diffguide.oracles import GaussianMixture
 from diffguide.schedules import EDM, Flow
 
@@ -72,6 +71,21 @@ def test_kinds_of_covariances(stated, matrices):
         covariance = np.einsum("k,kde->de", share, law.covariances) + (offset.T * share) @ offset
         np.testing.assert_allclose(draws[labels == label].mean(0), mean, atol=0.04)
         np.testing.assert_allclose(np.cov(draws[labels == label].T), covariance, atol=0.05)
+
+
+def test_one_matrix_for_all_in_three_dimensions():
+    law, x, t = three_dimensional(), points(4, 3), time_of(0.5)
+    matrix = law.covariances[:1]  # its eigenvectors are no symmetric matrix
+    some, full = (
+        GaussianMixture(law.weights, law.means, c, law.labels, SCHEDULES["flow"]) for c in (matrix, matrix.repeat(5, 0))
+    )
+    np.testing.assert_allclose(some(x, t).x_0, full(x, t).x_0, atol=1e-12)
+    np.testing.assert_allclose(some.covariance(x, t), full.covariance(x, t), atol=1e-12)
+    kernels = (model.reverse_kernel(x, t, None) for model in (some, full))
+    for one, other in zip(*kernels):
+        np.testing.assert_allclose(one.expand_as(other), other, atol=1e-12)
+    draws = some.sample(40000, torch.Generator().manual_seed(0), torch.full((40000,), 1))[0]  # one component
+    np.testing.assert_allclose(np.cov(draws.T), matrix[0], atol=0.03 * float(np.trace(matrix[0])))
 
 
 @pytest.mark.parametrize("sigma", [0.002, 0.05])
@@ -189,6 +203,20 @@ def test_answers_in_the_dtype_of_the_question():
         assert model.log_density(asked, t).dtype == model.covariance(asked, t).dtype == answer
 
 
+def test_every_number_moves():
+    """To the device without numbers, where an operation that mixes devices fails."""
+    for law in (
+        oracle(two_classes()).to("meta"),
+        GaussianMixture([1, 1], [[0, 0], [1, 1]], 0.1, [0, 1], SCHEDULES["cosine"]).to("meta"),
+    ):
+        x, y = torch.empty(3, 2, device="meta"), torch.zeros(3, dtype=torch.long, device="meta")
+        for t in (time_of(0.5), torch.full((3,), 0.5, dtype=torch.float64, device="meta")):
+            answers = [*law(x, t, y), law.log_density(x, t, y), law.log_prob(x, t), law.covariance(x, t, y)]
+            assert {answer.device.type for answer in answers} == {"meta"}
+        step = law.sample_reverse(x, time_of(0.5), time_of(0.4), y, x[:, 0], x)
+        assert step.device.type == law.reverse_kernel(x, time_of(0.5), None).means.device.type == "meta"
+
+
 def test_blocks_of_rows_change_nothing(monkeypatch):
     model, x, y = oracle(three_dimensional()), points(11, 3), torch.arange(11) % 4 - 1
     t, s = torch.linspace(0.2, 0.8, 11, dtype=torch.float64), torch.linspace(0.1, 0.7, 11, dtype=torch.float64)
@@ -243,54 +271,3 @@ def test_speed():
         model(x, t)
         seconds.append(time.perf_counter() - start)
     assert min(seconds) < 0.5, seconds
-
-
-GOOD = {"weights": [1.0, 1.0], "means": [[0.0, 0.0], [1.0, 1.0]], "covariances": 0.1, "labels": [0, 1]}
-MISTAKES = {
-    "negative weight": ({"weights": [1.0, -1.0]}, "weights must be finite, at least 0 and not all 0"),
-    "no weight": ({"weights": [0.0, 0.0]}, "weights must be finite, at least 0 and not all 0"),
-    "weights of others": ({"weights": [1.0]}, r"means must be \[K, D\] for weights \[K\], got \[2, 2\] and \[1\]"),
-    "not finite": ({"means": [[0.0, float("nan")], [1.0, 1.0]]}, "means must be finite"),
-    "infinite weight": ({"weights": [1.0, float("inf")]}, "weights must be finite"),
-    "ragged": ({"means": [[0.0, 1.0], [1.0]]}, "means must be numbers in lists of equal lengths"),
-    "flat means": ({"means": [0.0, 1.0]}, r"means must be \[K, D\]"),
-    "shapes": ({"covariances": [[0.1, 0.1, 0.1]]}, r"covariances must be a number, \[2\], \[2, 2\] or \[2, 2, 2\]"),
-    "three of two": ({"covariances": [0.1, 0.1, 0.1]}, r"covariances must be a number.* got \[3\]"),
-    "skew": ({"covariances": [np.eye(2), [[1.0, 0.2], [0.1, 1.0]]]}, "the covariance of component 1 is not symmetric"),
-    "indefinite": (
-        {"covariances": [np.eye(2), [[1.0, 2.0], [2.0, 1.0]]]},
-        "the covariance of component 1 is not positive definite: its smallest eigenvalue is -1",
-    ),
-    "flat": ({"covariances": [np.eye(2), [[1.0, 1.0], [1.0, 1.0]]]}, "component 1 is not positive definite"),
-    "no variance": ({"covariances": [0.1, 0.0]}, "component 1 is not positive definite: its smallest eigenvalue is 0"),
-    "negative label": ({"labels": [0, -1]}, r"labels must lie in 0..0 for 1 classes, got -1 to 0"),
-    "label beyond": (
-        {"labels": [0, 2], "class_names": ["a", "b"]},
-        "labels must lie in 0..1 for 2 classes, got 0 to 2",
-    ),
-    "empty class": ({"labels": [0, 2]}, "class 1 has no component of positive weight"),
-    "labels of others": ({"labels": [0]}, r"labels must be 2 whole numbers, one per component, got \[1\]"),
-    "broken labels": ({"labels": [0.0, 1.0]}, "labels must be 2 whole numbers"),
-}
-
-
-@pytest.mark.parametrize("change, message", MISTAKES.values(), ids=MISTAKES)
-def test_mistakes_are_told(change, message):
-    with pytest.raises(ValueError, match=message) as told:
-        GaussianMixture(**GOOD | change, schedule=SCHEDULES["edm"])
-    assert "\n" not in str(told.value)
-
-
-QUESTIONS = {
-    "shape": (points(2, 3), None, r"examples are of shape \[2\], got a batch \[2, 3\]"),
-    "class": (points(2, 2), torch.tensor([0, 2]), "class indices must lie in -1..1, got 0 to 2"),
-    "below": (points(2, 2), torch.tensor([-2, 1]), "class indices must lie in -1..1, got -2 to 1"),
-    "rows": (points(2, 2), torch.tensor([0]), r"class indices \[2\]"),
-    "embedding": (points(2, 2), Embedding(torch.zeros(2, 4)), "class indices .* got Embedding"),
-}
-
-
-@pytest.mark.parametrize("x, y, message", QUESTIONS.values(), ids=QUESTIONS)
-def test_questions_that_have_no_answer(x, y, message):
-    with pytest.raises(ValueError, match=message):
-        GaussianMixture(**GOOD, schedule=SCHEDULES["edm"])(x, time_of(0.5), y)

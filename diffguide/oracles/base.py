@@ -197,9 +197,9 @@ class Oracle(ExactDenoiser, LogDensity, Classifier):
         return y.to(self.device).long()
 
     def by_class(self, log_joint: Tensor, labels: Tensor) -> Tensor:
-        """log of the sum over the components of each class, [b, num_classes]; finite where a class has none."""
-        index, least = labels.expand_as(log_joint), torch.finfo(log_joint.dtype)
-        top = log_joint.new_full((len(log_joint), self.num_classes), least.min)
+        """log of the sum over the components of each class, [b, num_classes]."""
+        index = labels.expand_as(log_joint)
+        top = log_joint.new_full((len(log_joint), self.num_classes), torch.finfo(log_joint.dtype).min)
         top = top.scatter_reduce(1, index, log_joint.detach(), "amax")
         mass = torch.zeros_like(top).scatter_add(1, index, (log_joint - top.gather(1, index)).exp())
-        return mass.clamp(min=least.tiny).log() + top
+        return mass.log() + top

@@ -95,7 +95,7 @@ class Empirical(Oracle):
         for part in self.parts(len(x)):
             data = self.view(part)
             distance = norm - 2 * alpha * (x @ data.mT) + alpha**2 * self.squares[part]
-            log_joint = self.log_weights[part] - 0.5 * distance.clamp(min=0) / v - log_volume
+            log_joint = self.log_weights[part] - 0.5 * distance / v - log_volume
             yield part, data, self.given(log_joint, y, part)
 
     def statistics(self, x: Tensor, alpha: Tensor, sigma: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -115,7 +115,7 @@ class Empirical(Oracle):
     def density(self, x: Tensor, alpha: Tensor, sigma: Tensor, y: Tensor | None) -> tuple[Tensor]:
         top = x.new_full((len(x),), torch.finfo(x.dtype).min)
         for _, _, log_joint in self.sweep(x, alpha, sigma, y):
-            top = torch.logaddexp(top, self.finite(log_joint).logsumexp(1))
+            top = torch.logaddexp(top, log_joint.logsumexp(1))
         return (top,)
 
     def class_densities(self, x: Tensor, alpha: Tensor, sigma: Tensor, y: None) -> tuple[Tensor]:
@@ -123,11 +123,6 @@ class Empirical(Oracle):
         for part, _, log_joint in self.sweep(x, alpha, sigma, None):
             top = torch.logaddexp(top, self.by_class(log_joint, self.labels[part]))
         return (top,)
-
-    @staticmethod
-    def finite(log_joint: Tensor) -> Tensor:
-        """A chunk may hold no example of a row's class: its sum must stay a number that gradients can pass."""
-        return log_joint.clamp(min=torch.finfo(log_joint.dtype).min)
 
     def draw(self, component: Tensor, z: Tensor) -> Tensor:
         return self.view(component) + self.width * z
