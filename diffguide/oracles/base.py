@@ -153,9 +153,9 @@ class Oracle(ExactDenoiser, LogDensity, Classifier):
         """alpha_t, sigma_t, alpha_s, sigma_s and Var[x_t | x_s] = sigma_t^2 (1 - SNR_t / SNR_s), each [1 or B, 1]."""
         alpha, sigma = self.scales(t)
         ratio = self.schedule.log_snr(t) - (torch.inf if s is None else self.schedule.log_snr(s))
-        transition = -(sigma**2) * torch.expm1(ratio.reshape(-1, 1).to(self.device))
-        if not bool((transition > 0).all()):
+        if not bool((ratio < 0).all()):
             raise ValueError(f"a reverse step goes to a cleaner time: s must be below t, got t = {t} and s = {s}")
+        transition = -(sigma**2) * torch.expm1(ratio.reshape(-1, 1).to(self.device))
         return alpha, sigma, *self.scales(s), transition
 
     def answer(self, result: Tensor, x: Tensor) -> Tensor:
@@ -197,9 +197,9 @@ class Oracle(ExactDenoiser, LogDensity, Classifier):
         return y.to(self.device).long()
 
     def by_class(self, log_joint: Tensor, labels: Tensor) -> Tensor:
-        """log of the sum over the components of each class, [b, num_classes]; finite where a class has none."""
-        index, least = labels.expand_as(log_joint), torch.finfo(log_joint.dtype)
-        top = log_joint.new_full((len(log_joint), self.num_classes), least.min)
+        """log of the sum over the components of each class, [b, num_classes]."""
+        index = labels.expand_as(log_joint)
+        top = log_joint.new_full((len(log_joint), self.num_classes), torch.finfo(log_joint.dtype).min)
         top = top.scatter_reduce(1, index, log_joint.detach(), "amax")
         mass = torch.zeros_like(top).scatter_add(1, index, (log_joint - top.gather(1, index)).exp())
-        return mass.clamp(min=least.tiny).log() + top
+        return mass.log() + top

@@ -15,6 +15,7 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy
 import torch
 from torch import Tensor
 
@@ -36,8 +37,9 @@ class ReverseKernel(NamedTuple):
 def numbers(value: object, name: str) -> Tensor:
     """A list, array or tensor as finite float64 numbers on the CPU."""
     try:
-        result = torch.as_tensor(value, dtype=torch.float64, device="cpu")
-    except (TypeError, ValueError, RuntimeError) as error:
+        value = value.detach().cpu() if isinstance(value, Tensor) else numpy.array(value, dtype=float)
+        result = torch.as_tensor(value, dtype=torch.float64)
+    except (TypeError, ValueError) as error:
         raise ValueError(f"{name} must be numbers in lists of equal lengths: {error}") from error
     if not bool(result.isfinite().all()):
         raise ValueError(f"{name} must be finite")
@@ -114,12 +116,10 @@ class GaussianMixture(Oracle):
         self.frame = vectors[0] if shared else None
         self.vectors = vectors.permute(1, 2, 0).contiguous() if vectors is not None and not shared else None
         self.values = values.mT.contiguous().expand(-1, count).contiguous()  # [E or 1, K]
-        self.centres = (
-            self.coordinates(means) if self.vectors is None else torch.einsum("dek,kd->ek", self.vectors, means)
-        )
         if self.vectors is None:
-            self.centres = self.centres[..., 0].mT.contiguous()
+            self.centres = self.coordinates(means)[..., 0].mT.contiguous()  # [E, K]
         else:
+            self.centres = torch.einsum("dek,kd->ek", self.vectors, means)
             readout = torch.cat([self.vectors, self.values * self.vectors])  # for C^-1 (.) and for S C^-1 (.)
             self.readout = readout.flatten(1).mT.contiguous()
 
