@@ -60,7 +60,7 @@ def test_a_run(tmp_path, command):
 
 def test_few_steps_are_further_off(tmp_path, command):
     def distance(steps: int) -> float:
-        done = command(main, "oracle=gmm2d", "sampler=euler", f"sampler.steps={steps}", "n=200", at=tmp_path)
+        done = command(main, "oracle=gmm2d", "sampler=euler", f"sampler.steps={steps}", "n=400", at=tmp_path)
         return metrics(tmp_path / done.folder)["sliced_wasserstein_2"]["distance"]
 
     few, more, many = map(distance, (3, 8, 40))
