@@ -71,7 +71,7 @@ class Multistep(Sampler):
 
     def __init__(self, steps: int, grid: Grid, order: int):
         super().__init__(steps, grid)
-        if not isinstance(order, int) or not 1 <= order <= self.highest:
+        if type(order) is not int or not 1 <= order <= self.highest:
             raise ValueError(
                 f"order must be a whole number from 1 to {self.highest} for {type(self).__name__}, got {order!r}"
             )
