@@ -23,7 +23,7 @@ CONFIG = dict(beta_start=1e-4, beta_end=0.02, beta_schedule="linear")
 ABAR = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))
 FLOAT32 = 3e-5  # Euler and the DPM-Solvers cast the sample to float32 in every step
 
-pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # NumPy 2
 
 
 class DPMSolver3(diffusers.DPMSolverMultistepScheduler):
@@ -44,13 +44,21 @@ def uniform(n: int, last: float) -> np.ndarray:
     return np.append(1 - np.arange(n) / n, last)
 
 
-def noise_levels(times) -> torch.Tensor:
+def noise_level(times) -> np.ndarray:
+    """sigma / alpha at levels, from DDPM's own table."""
     abar = np.append(1.0, ABAR)[np.round(1000 * np.asarray(times)).astype(int)]
-    return torch.from_numpy(np.sqrt((1 - abar) / abar))
+    return np.sqrt((1 - abar) / abar)
+
+
+def scale(t: float, scaled: bool) -> float:
+    """1 / alpha where diffusers' x is x / alpha."""
+    return math.hypot(1, noise_level(t)) if scaled else 1.0
 
 
 TRAILING = dict(timestep_spacing="trailing", **CONFIG)
-MULTISTEP = dict(lower_order_final=False, **TRAILING)  # a lower order at the end is a choice of diffusers, not of the papers
+MULTISTEP = dict(
+    lower_order_final=False, **TRAILING
+)  # a lower order at the end is a choice of diffusers, not of the papers
 CASES = {  # ours; theirs; whether x is x / alpha there; last time; tolerance
     "ddim": (lambda n: DDIM(n, GRID, eta=0.0), lambda: diffusers.DDIMScheduler(clip_sample=False, **TRAILING), False, 0.0, 1e-9),
     "euler": (lambda n: Euler(n, GRID), lambda: diffusers.EulerDiscreteScheduler(**TRAILING), True, 0.0, FLOAT32),
@@ -105,23 +113,23 @@ def test_trajectory(name, n):
     times, x, scheduler = uniform(n, last), start(), scheduler()
     expected = ours(make(n), times, x)
     scheduler.set_timesteps(n)
-    levels, repeated = noise_levels(times), name == "heun"  # whose tables hold every inner level twice
+    levels, repeated = torch.from_numpy(noise_level(times)), name == "heun"  # whose tables hold every inner level twice
     if repeated:
         levels = torch.cat([levels[:1], levels[1:-1].repeat_interleave(2), levels[-1:]])
     if name == "ddim":
         scheduler.alphas_cumprod = torch.from_numpy(ABAR)
     else:
-        assert torch.allclose(scheduler.sigmas.double()[:-1], levels[:-1], rtol=1e-4)
+        assert torch.allclose(scheduler.sigmas.double()[:-1], levels[:-1], rtol=1e-4)  # the same, but for float32
         scheduler.sigmas = levels
     visited = [(int(k) + 1) / 1000 for k in scheduler.timesteps]
     assert sorted(set(visited), reverse=True) == pytest.approx(times[:-1], abs=1e-9)
-    x, found = x * (math.hypot(1, levels[0]) if scaled else 1), []
+    x, found = x * scale(times[0], scaled), []
     for index, (t, k) in enumerate(zip(visited, scheduler.timesteps)):
         if scaled:
             scheduler.scale_model_input(x, k)
-        x = scheduler.step(eps(x / math.hypot(1, noise_levels(t)) if scaled else x, t), k, x).prev_sample
-        if not repeated or index % 2 == 0 and index == 2 * n - 2 or index % 2 == 1:
-            found.append(x / (math.hypot(1, noise_levels(times[len(found) + 1])) if scaled else 1))
+        x = scheduler.step(eps(x / scale(t, scaled), t), k, x).prev_sample
+        if not repeated or index % 2 == 1 or index == 2 * n - 2:
+            found.append(x / scale(times[len(found) + 1], scaled))
     assert len(found) == len(expected) == n
     for a, b in zip(found, expected):
         torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
@@ -150,7 +158,8 @@ def test_ipndm(n):
     """Its own schedule begins at alpha = 0, where it divides by 1e-8, so ours takes its place; its model predicts v."""
     scheduler, times, x, found = diffusers.IPNDMScheduler(), uniform(n, 0.0), start(), []
     scheduler.set_timesteps(n)
-    scheduler.alphas, scheduler.betas = (torch.from_numpy(a) for a in (lambda r: (1 / np.hypot(1, r), r / np.hypot(1, r)))(noise_levels(times).numpy()))
+    scheduler.alphas = torch.from_numpy(1 / np.hypot(1, noise_level(times)))
+    scheduler.betas = torch.from_numpy(noise_level(times)) * scheduler.alphas  # what it calls betas is sigma
     for k, t in enumerate(times[:-1]):
         x_0, noise = MODEL(x, torch.tensor(t, dtype=torch.float64))
         v = scheduler.alphas[k] * noise - scheduler.betas[k] * x_0
