@@ -60,7 +60,9 @@ MULTISTEP = dict(
     lower_order_final=False, **TRAILING
 )  # a lower order at the end is a choice of diffusers, not of the papers
 CASES = {  # ours; theirs; whether x is x / alpha there; last time; tolerance
-    "ddim": (lambda n: DDIM(n, GRID, eta=0.0), lambda: diffusers.DDIMScheduler(clip_sample=False, **TRAILING), False, 0.0, 1e-9),
+    "ddim": (
+        lambda n: DDIM(n, GRID, eta=0.0), lambda: diffusers.DDIMScheduler(clip_sample=False, **TRAILING), False, 0.0, 1e-9,
+    ),
     "euler": (lambda n: Euler(n, GRID), lambda: diffusers.EulerDiscreteScheduler(**TRAILING), True, 0.0, FLOAT32),
     "heun": (lambda n: Heun(n, GRID), lambda: diffusers.HeunDiscreteScheduler(**TRAILING), True, 0.0, 1e-9),
     "lms": (lambda n: LMS(n, GRID, order=4), lambda: diffusers.LMSDiscreteScheduler(**TRAILING), True, 0.0, 1e-9),
