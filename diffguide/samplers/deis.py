@@ -6,10 +6,9 @@ polynomials, in rho = sigma / alpha, is `LMS`.
 
 import numpy
 import torch
-from torch import Tensor
 
 from ..schedules import Schedule
-from .multistep import Multistep, integrals
+from .multistep import Level, Multistep, integrals
 
 __all__ = ["DEIS", "LogRhoDEIS"]
 
@@ -22,19 +21,18 @@ class DEIS(Multistep):
 
     highest = 4
 
-    def variable(self, schedule: Schedule, t: Tensor) -> float:
-        return float(t)
+    def variable(self, level: Level) -> float:
+        return level.t
 
-    def weights(self, schedule: Schedule, nodes: list[float], s: Tensor) -> list[float]:
-        alpha, sigma = schedule.alpha_sigma(s)
-        if sigma == 0:
+    def weights(self, schedule: Schedule, nodes: list[float], end: Level) -> list[float]:
+        if end.sigma == 0:
             return []
 
         def kernel(t: numpy.ndarray) -> numpy.ndarray:
             t = torch.from_numpy(t)
-            return (-float(alpha) / 2 * schedule.noise_level(t) * schedule.rate(t)).numpy()
+            return (-end.alpha / 2 * schedule.noise_level(t) * schedule.rate(t)).numpy()
 
-        return integrals(nodes, nodes[0], float(s), kernel)
+        return integrals(nodes, nodes[0], end.t, kernel)
 
 
 class LogRhoDEIS(Multistep):
@@ -45,11 +43,10 @@ class LogRhoDEIS(Multistep):
 
     highest = 4
 
-    def variable(self, schedule: Schedule, t: Tensor) -> float:
-        return float(-schedule.log_snr(t) / 2)
+    def variable(self, level: Level) -> float:
+        return -level.log_snr / 2
 
-    def weights(self, schedule: Schedule, nodes: list[float], s: Tensor) -> list[float]:
-        alpha, sigma = schedule.alpha_sigma(s)
-        if sigma == 0:
+    def weights(self, schedule: Schedule, nodes: list[float], end: Level) -> list[float]:
+        if end.sigma == 0:
             return []
-        return integrals(nodes, nodes[0], self.variable(schedule, s), lambda u: float(alpha) * numpy.exp(u))
+        return integrals(nodes, nodes[0], self.variable(end), lambda u: end.alpha * numpy.exp(u))
