@@ -21,10 +21,10 @@ class Dopri5(Sampler):
     """dz / dphi = cos(phi) eps - sin(phi) x_0, with tan(phi) = sigma / alpha and z = cos(phi) x_0 + sin(phi) eps.
 
     The probability-flow ODE in the angle of Salimans & Ho, 2022, arXiv 2202.00512, where it defines v: z has the same law
-    on every schedule, and both ends are finite and regular, pure noise (alpha = 0) included. The method is Dormand & Prince's 5(4),
-    1980. Every sample has its own steps (Lienen & Guennemann, "torchode", 2022, arXiv 2210.12375), so it does not depend on
-    its batch; the batch is evaluated as a whole until its slowest sample is done, so it costs what that sample costs.
-    The device must have float64.
+    on every schedule, and both ends are finite and regular, pure noise (alpha = 0) included. The method is Dormand &
+    Prince's 5(4), 1980. Every sample has its own steps (Lienen & Guennemann, "torchode", 2022, arXiv 2210.12375), so it
+    does not depend on its batch; the batch is evaluated as a whole until its slowest sample is done, so it costs what that
+    sample costs. The state is float64, which the device must have.
 
     Evaluates at t [B], off the grid. Guidance that re-noises with another eps (CFG++) has no ODE: its slope is followed, its
     jumps are not. At sigma = 0 no denoiser is evaluated: there the last piece, from `noise_level_min`, is one DDIM step.
@@ -83,7 +83,7 @@ class Dopri5(Sampler):
         if left < FIRST + PER_STEP:
             raise self.exhausted()
         prediction = denoiser(x, t, y)
-        dtype = prediction.x_0.dtype  # the state is float64: rounding must not decide over steps
+        dtype = prediction.x_0.dtype  # of the model; in the state rounding would decide over steps
 
         def slope(phi: Tensor, z: Tensor) -> Tensor:
             times = schedule.t_of(-2 * phi.tan().log()).clamp(float(s), float(t))

@@ -14,7 +14,7 @@ __all__ = ["DEIS", "LogRhoDEIS"]
 
 
 class DEIS(Multistep):
-    """w_j = alpha_s int l_j(t) (drho / dt) dt: t-AB, eq. 15 of arXiv 2204.13902.
+    """w_j = alpha_s int l_j(t) (drho / dt) dt: t-AB of arXiv 2204.13902, eq. 14 and 15.
 
     Its tAB(r) with a polynomial of degree r is order r + 1 here. Order 1 to 4. A step to sigma = 0 is DDIM.
     """

@@ -130,9 +130,9 @@ class Multistep(Sampler):
 class LMS(Multistep):
     """w_j = alpha_s int l_j(rho) drho: the Adams-Bashforth methods in sigma / alpha, with steps of any size.
 
-    The linear multistep method of Karras et al. 2022, arXiv 2206.00364, appendix, as Crowson implemented it; the same as
-    rho-AB of Zhang & Chen, "Fast Sampling of Diffusion Models with Exponential Integrator", 2022, arXiv 2204.13902,
-    section 3.4. Order 1 to 4.
+    k-diffusion's LMS for the ODE of Karras et al. 2022, arXiv 2206.00364, eq. 4; the same as rho-AB of Zhang & Chen,
+    "Fast Sampling of Diffusion Models with Exponential Integrator", 2022, arXiv 2204.13902. Order 1 to 4. To sigma = 0 it
+    goes with its full order.
     """
 
     highest = 4
@@ -144,8 +144,8 @@ class LMS(Multistep):
 class IPNDM(Multistep):
     """w_j = alpha_s (rho_s - rho_t) b_j with the Adams-Bashforth weights b_j of equal steps, whatever the steps are.
 
-    Zhang & Chen 2022, arXiv 2204.13902, appendix H.1: PNDM (Liu et al., arXiv 2202.09778) without its Runge-Kutta start.
-    Order 1 to 4, reached where the grid is uniform in sigma / alpha.
+    Zhang & Chen 2022, arXiv 2204.13902: PNDM (Liu et al., arXiv 2202.09778) without its Runge-Kutta start. Order 1 to 4 is
+    reached where the grid is uniform in sigma / alpha, elsewhere at most 2. To sigma = 0 it goes with its full order.
     """
 
     highest = 4

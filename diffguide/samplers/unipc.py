@@ -16,7 +16,7 @@ class UniPC(ExponentialMultistep):
     """Predictor: x_0 as a polynomial in lambda through the last p values; corrector: once more with the value at its end.
 
     Zhao et al., "UniPC: A Unified Predictor-Corrector Framework for Fast Sampling of Diffusion Models", 2023,
-    arXiv 2302.04867, eq. 3 and 8, in the form for x_0 with B_2(h) = e^h - 1. Its conditions on the weights say that
+    arXiv 2302.04867, section 3, in the form for x_0 with B_2(h) = e^h - 1. Its conditions on the weights say that
     polynomials are integrated exactly; only where one difference is left (predictor of order 2, corrector of order 1)
     does the paper take the weight 1/2 instead, and B matters.
 
