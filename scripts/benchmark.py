@@ -30,20 +30,8 @@ from diffguide.samplers import generate
 
 BATCH = 64
 SAMPLERS = [
-    "ddim",
-    "euler",
-    "heun",
-    "dpmpp_2m",
-    "dpmpp_3m",
-    "unipc",
-    "deis",
-    "lms",
-    "ipndm",
-    "pndm",
-    "dpm2",
-    "dpmpp_2s",
-    "ddpm",
-]
+    "ddim", "euler", "heun", "dpmpp_2m", "dpmpp_3m", "unipc", "deis", "lms", "ipndm", "pndm", "dpm2", "dpmpp_2s", "ddpm",
+]  # fmt: skip
 
 
 def components(*overrides: str):

@@ -2,24 +2,14 @@
 
 import pytest
 
-from diffguide.samplers import (
-    DDIM,
-    DDPM,
-    DEIS,
-    DPM2,
-    IPNDM,
-    LMS,
-    PNDM,
-    Dopri5,
-    DPMpp2M,
-    DPMpp2S,
-    DPMpp3M,
-    Euler,
-    Heun,
-    LogRhoDEIS,
-    UniPC,
-)
+from diffguide.samplers import DDIM, DDPM, DPMpp2M, Euler, Heun
+from diffguide.samplers.adaptive import Dopri5
+from diffguide.samplers.deis import DEIS, LogRhoDEIS
+from diffguide.samplers.dpmpp import DPMpp3M
 from diffguide.samplers.grids import Karras, UniformT
+from diffguide.samplers.multistep import IPNDM, LMS
+from diffguide.samplers.singlestep import DPM2, PNDM, DPMpp2S
+from diffguide.samplers.unipc import UniPC
 
 SAMPLERS = {
     "ddim": lambda steps: DDIM(steps, UniformT(), eta=0.0),
