@@ -30,6 +30,6 @@ SAMPLERS = {
     "pndm": lambda steps: PNDM(steps, Karras(7.0, 0.05, 5.0)),  # classical Runge-Kutta from pure noise explodes
     "dpm2": lambda steps: DPM2(steps, UniformT()),
     "dpmpp_2s": lambda steps: DPMpp2S(steps, UniformT()),
-    "dopri5": lambda steps: Dopri5(steps, UniformT(), 1e-5, 1e-5, 1000, 0.002),
+    "dopri5": lambda steps: Dopri5(steps, UniformT(), 0.05, 0.05, 1000, 0.002),
 }
 every_sampler = pytest.mark.parametrize("make", SAMPLERS.values(), ids=SAMPLERS)
