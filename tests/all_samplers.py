@@ -3,7 +3,13 @@
 import pytest
 
 from diffguide.samplers import DDIM, DDPM, DPMpp2M, Euler, Heun
-from diffguide.samplers.grids import UniformT
+from diffguide.samplers.adaptive import Dopri5
+from diffguide.samplers.deis import DEIS, LogRhoDEIS
+from diffguide.samplers.dpmpp import DPMpp3M
+from diffguide.samplers.grids import Karras, UniformT
+from diffguide.samplers.multistep import IPNDM, LMS
+from diffguide.samplers.singlestep import DPM2, PNDM, DPMpp2S
+from diffguide.samplers.unipc import UniPC
 
 SAMPLERS = {
     "ddim": lambda steps: DDIM(steps, UniformT(), eta=0.0),
@@ -13,5 +19,17 @@ SAMPLERS = {
     "ddpm-large": lambda steps: DDPM(steps, UniformT(), variance=1.0),
     "heun": lambda steps: Heun(steps, UniformT()),
     "dpmpp_2m": lambda steps: DPMpp2M(steps, UniformT()),
+    "dpmpp_3m": lambda steps: DPMpp3M(steps, UniformT()),
+    "unipc-1": lambda steps: UniPC(steps, UniformT(), order=1),
+    "unipc-2": lambda steps: UniPC(steps, UniformT(), order=2),
+    "unipc-3": lambda steps: UniPC(steps, UniformT(), order=3),
+    "deis": lambda steps: DEIS(steps, UniformT(), order=3),
+    "deis_log_rho": lambda steps: LogRhoDEIS(steps, UniformT(), order=3),
+    "lms": lambda steps: LMS(steps, UniformT(), order=4),
+    "ipndm": lambda steps: IPNDM(steps, UniformT(), order=4),
+    "pndm": lambda steps: PNDM(steps, Karras(7.0, 0.05, 5.0)),  # classical Runge-Kutta from pure noise explodes
+    "dpm2": lambda steps: DPM2(steps, UniformT()),
+    "dpmpp_2s": lambda steps: DPMpp2S(steps, UniformT()),
+    "dopri5": lambda steps: Dopri5(steps, UniformT(), 0.05, 0.05, 1000, 0.002),
 }
 every_sampler = pytest.mark.parametrize("make", SAMPLERS.values(), ids=SAMPLERS)
