@@ -18,7 +18,7 @@ from .backbones.conditions import Condition
 from .parameterizations import Parameterization, Rows
 from .schedules import Schedule
 
-__all__ = ["Prediction", "Denoiser", "Preconditioned", "DenoiserWrapper", "EvaluationCounter"]
+__all__ = ["Prediction", "Denoiser", "ExactDenoiser", "Preconditioned", "DenoiserWrapper", "EvaluationCounter"]
 
 
 class Prediction(NamedTuple):
@@ -54,6 +54,14 @@ class Denoiser:
     def start(self, noise, times: Tensor) -> "Denoiser":
         """A fresh denoiser for one run over `times`; where nothing is remembered, the denoiser itself."""
         return self
+
+
+class ExactDenoiser(Denoiser):
+    """A denoiser that also knows how sure it is."""
+
+    def covariance(self, x_t: Tensor, t: Tensor, y: Condition | None = None) -> Tensor:
+        """Cov[x_0 | x_t, y], [B, D, D] with D the numbers of one sample."""
+        raise NotImplementedError
 
 
 class Preconditioned(nn.Module, Denoiser):

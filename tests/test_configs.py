@@ -14,6 +14,7 @@ from diffguide.configuration import build, config_dir
 
 FOLDER = Path(config_dir())
 INJECTED = {"objective": ["backbone", "schedule"], "guidance": ["denoiser"]}  # handed over by position
+NESTED = {"grid", "diffusion", "inner"}  # groups within a sampler
 NO_COMPONENTS = {"label_dropout", "experiment"}
 COMPONENTS = sorted(path for path in FOLDER.rglob("*/*.yaml") if path.relative_to(FOLDER).parts[0] not in NO_COMPONENTS)
 
@@ -36,7 +37,7 @@ def check(role: str, node: dict) -> None:
     constructor = target(node["_target_"])
     parameters = [name for name in inspect.signature(constructor).parameters if name not in INJECTED.get(role, [])]
     written = {key for key in node if not key.startswith("_")}
-    nested = {"grid"} if role == "sampler" else set()  # comes from the nested group's file
+    nested = NESTED & set(parameters) if role == "sampler" else set()  # come from the nested groups' files
     if not node.get("_partial_"):
         assert written | nested == set(parameters), node["_target_"]
     assert f"{constructor.__module__}.{constructor.__qualname__}" == node["_target_"] or node.get("_partial_")
@@ -45,7 +46,7 @@ def check(role: str, node: dict) -> None:
 @pytest.mark.parametrize("path", COMPONENTS, ids=lambda path: str(path.relative_to(FOLDER)))
 def test_file_is_a_constructor(path):
     config = OmegaConf.to_container(OmegaConf.load(path))
-    role = "grid" if path.parent.name == "grid" else path.parent.name
+    role = path.parent.name
     for name, node in nodes({key: value for key, value in config.items() if key != "defaults"}, role):
         check(name, node)
 
@@ -55,7 +56,7 @@ def test_every_key_has_a_comment(path):
     lines = path.read_text().splitlines()
     assert lines[0].startswith("# ")
     bare = [line for line in lines if ":" in line and not line.rstrip().endswith(":")]
-    assert [line for line in bare if "#" not in line and "_target_" not in line and "- grid" not in line] == []
+    assert [line for line in bare if "#" not in line and "_target_" not in line and "  - " not in line] == []
 
 
 def test_training_node_is_a_constructor():

@@ -51,4 +51,4 @@ def test_samples_of_a_network_do_not_know_their_batch(make):
     alone, *others = (torch.cat(list(generate(denoiser, make(4), range(15), labels, (1, 8, 8), n))) for n in (1, 7, 64))
     assert alone.dtype == torch.float32
     for other in others:
-        torch.testing.assert_close(other, alone, rtol=0, atol=1e-5)
+        torch.testing.assert_close(other, alone, rtol=1e-5, atol=1e-5)
