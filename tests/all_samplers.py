@@ -18,7 +18,7 @@ from diffguide.samplers import (
     SASolver,
 )
 from diffguide.samplers.grids import UniformT
-from diffguide.samplers.maruyama import ForwardDiffusion, SigmaDiffusion, SineDiffusion
+from diffguide.samplers.maruyama import ForwardDiffusion, SigmaDiffusion
 
 SAMPLERS = {
     "ddim": lambda steps: DDIM(steps, UniformT(), eta=0.0),
@@ -31,14 +31,13 @@ SAMPLERS = {
     "heun-churn": lambda steps: Heun(steps, UniformT(), churn=2.0, churn_min=0.05, s_noise=1.01),
     "euler_ancestral": lambda steps: EulerAncestral(steps, UniformT(), eta=1.0, s_noise=1.0),
     "euler_maruyama": lambda steps: EulerMaruyama(steps, UniformT(), SigmaDiffusion(1.0)),
-    "euler_maruyama-sine": lambda steps: EulerMaruyama(steps, UniformT(), SineDiffusion(0.5)),
     "euler_maruyama-forward": lambda steps: EulerMaruyama(steps, UniformT(), ForwardDiffusion(1.0)),
     "dpmpp_2m_sde": lambda steps: DPMpp2MSDE(steps, UniformT(), eta=1.0, s_noise=1.0),
     "dpmpp_3m_sde": lambda steps: DPMpp3MSDE(steps, UniformT(), eta=1.0, s_noise=1.0),
     "sa_solver": lambda steps: SASolver(steps, UniformT(), 3, 3, tau=1.0, tau_min=0.05, tau_max=5.0),
-    "langevin_pc": lambda steps: LangevinPC(DDPM(steps, UniformT(), variance=1.0), corrections=2, snr=0.16),
-    "annealed_langevin": lambda steps: AnnealedLangevin(steps, UniformT(), corrections=5, step_size=None),
-    "restart": lambda steps: Restart(Heun(steps, UniformT()), [[0.1, 1.0, 3, 2], [0.15, 0.4, 2, 1]]),
-    "restart-ddpm": lambda steps: Restart(DDPM(steps, UniformT(), variance=0.0), [[0.2, 1.0, 2, 2]]),
+    "langevin_pc": lambda steps: LangevinPC(DDPM(steps, UniformT(), variance=1.0), corrections=1, snr=0.16),
+    "annealed_langevin": lambda steps: AnnealedLangevin(steps, UniformT(), corrections=2, step_size=None),
+    "restart": lambda steps: Restart(Heun(steps, UniformT()), [[0.1, 0.5, 1, 2]]),
+    "restart-ddpm": lambda steps: Restart(DDPM(steps, UniformT(), variance=0.0), [[0.2, 1.0, 1, 2]]),
 }
 every_sampler = pytest.mark.parametrize("make", SAMPLERS.values(), ids=SAMPLERS)

@@ -98,7 +98,9 @@ class Restart(Sampler):
         levels = karras_levels(high, float(schedule.noise_level(s)), steps + 1, 7.0)
         times = along_log_snr(schedule, -2 * levels.log())
         if denoiser.levels is not None:
-            times = snap(times, denoiser.levels[denoiser.levels >= s])
+            legal = denoiser.levels[denoiser.levels >= s]
+            top = legal[(legal - times[0]).abs().argmin()]
+            times = snap(times, legal[legal <= top])
         return torch.cat([times[:-1], s[None]])
 
     def visit(self, denoiser: Denoiser, x: Tensor, times: Tensor, y: Tensor | None, noise: Visit) -> Tensor:
