@@ -28,7 +28,7 @@ from diffguide.configuration import config_dir
 from diffguide.samplers import generate
 
 BATCH = 64
-SAMPLERS = ["ddim", "euler", "heun", "dpmpp_2m", "ddpm"]
+SAMPLERS = ["ddim", "euler", "heun", "dpmpp_2m", "dpmpp_3m", "unipc", "deis", "lms", "ipndm", "pndm", "dpm2", "dpmpp_2s", "ddpm"]
 
 
 def components(*overrides: str):

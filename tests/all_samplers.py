@@ -5,19 +5,29 @@ import pytest
 from diffguide.samplers import (
     DDIM,
     DDPM,
+    DEIS,
+    DPM2,
+    IPNDM,
+    LMS,
+    PNDM,
     AnnealedLangevin,
+    Dopri5,
     DPMpp2M,
     DPMpp2MSDE,
+    DPMpp2S,
+    DPMpp3M,
     DPMpp3MSDE,
     Euler,
     EulerAncestral,
     EulerMaruyama,
     Heun,
     LangevinPC,
+    LogRhoDEIS,
     Restart,
     SASolver,
+    UniPC,
 )
-from diffguide.samplers.grids import UniformT
+from diffguide.samplers.grids import Karras, UniformT
 from diffguide.samplers.maruyama import ForwardDiffusion, SigmaDiffusion
 
 SAMPLERS = {
@@ -28,6 +38,18 @@ SAMPLERS = {
     "ddpm-large": lambda steps: DDPM(steps, UniformT(), variance=1.0),
     "heun": lambda steps: Heun(steps, UniformT()),
     "dpmpp_2m": lambda steps: DPMpp2M(steps, UniformT()),
+    "dpmpp_3m": lambda steps: DPMpp3M(steps, UniformT()),
+    "unipc-1": lambda steps: UniPC(steps, UniformT(), order=1),
+    "unipc-2": lambda steps: UniPC(steps, UniformT(), order=2),
+    "unipc-3": lambda steps: UniPC(steps, UniformT(), order=3),
+    "deis": lambda steps: DEIS(steps, UniformT(), order=3),
+    "deis_log_rho": lambda steps: LogRhoDEIS(steps, UniformT(), order=3),
+    "lms": lambda steps: LMS(steps, UniformT(), order=4),
+    "ipndm": lambda steps: IPNDM(steps, UniformT(), order=4),
+    "pndm": lambda steps: PNDM(steps, Karras(7.0, 0.05, 5.0)),  # classical Runge-Kutta from pure noise explodes
+    "dpm2": lambda steps: DPM2(steps, UniformT()),
+    "dpmpp_2s": lambda steps: DPMpp2S(steps, UniformT()),
+    "dopri5": lambda steps: Dopri5(steps, UniformT(), 1e-5, 1e-5, 1000, 0.002),
     "heun-churn": lambda steps: Heun(steps, UniformT(), churn=2.0, churn_min=0.05, s_noise=1.01),
     "euler_ancestral": lambda steps: EulerAncestral(steps, UniformT(), eta=1.0, s_noise=1.0),
     "euler_maruyama": lambda steps: EulerMaruyama(steps, UniformT(), SigmaDiffusion(1.0)),

@@ -1,33 +1,66 @@
-"""DPM-Solver++: multistep exponential integrators for x_0."""
+"""DPM-Solver++: exponential integrators for x_0, with lambda = log(alpha / sigma).
 
-import torch
+Lu et al., "DPM-Solver++: Fast Solver for Guided Sampling of Diffusion Probabilistic Models", 2022, arXiv 2211.01095.
+"""
+
+import math
+
+import numpy
 from torch import Tensor
 
-from ..denoisers import Denoiser
-from ..randomness import Noise
-from .base import Sampler
+from ..denoisers import Prediction
+from ..schedules import Schedule
+from .grids import Grid
+from .multistep import Multistep, integrals
 
-__all__ = ["DPMpp2M"]
+__all__ = ["DPMpp2M", "DPMpp3M", "ExponentialMultistep"]
 
 
-class DPMpp2M(Sampler):
+class ExponentialMultistep(Multistep):
+    """w_j = sigma_s int l_j(lambda) e^lambda dlambda, on x_0; a step to sigma = 0 is DDIM, which is x_0 itself.
+
+    Where there are two values, their difference over the step is taken at half of its end, as the papers do:
+    w_1 = alpha_s (1 - e^-h) (h / 2) / (lambda_1 - lambda_0), the same up to O(h^3).
+    """
+
+    def value(self, prediction: Prediction) -> Tensor:
+        return prediction.x_0
+
+    def variable(self, schedule: Schedule, t: Tensor) -> float:
+        return float(schedule.log_snr(t) / 2)
+
+    def weights(self, schedule: Schedule, nodes: list[float], s: Tensor) -> list[float]:
+        start, end, alpha = nodes[0], self.variable(schedule, s), float(schedule.alpha_sigma(s)[0])
+        if math.isinf(end):
+            return []
+        if len(nodes) == 2:
+            h = end - start
+            return [0.0, -alpha * math.expm1(-h) * h / (2 * (nodes[1] - start))]
+        return integrals(nodes, start, end, lambda u: alpha * numpy.exp(u - end))
+
+
+class DPMpp2M(ExponentialMultistep):
     """x_s = (sigma_s / sigma_t) x_t + alpha_s (1 - e^-h) D,  D = x_0 + (h / 2 h_prev) (x_0 - x_0 of the step before).
 
     Lu et al., "DPM-Solver++", 2022, arXiv 2211.01095, algorithm 2, with h the step in log(alpha / sigma). The first step
     and one to sigma = 0 are of first order, which is DDIM.
     """
 
-    order = 2
+    highest = 2
 
-    def step(
-        self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, y: Tensor | None, noise: Noise | None, memory: dict
-    ) -> Tensor:
-        alpha, sigma = denoiser.schedule.alpha_sigma(s)
-        h = (denoiser.schedule.log_snr(s) - denoiser.schedule.log_snr(t)) / 2
-        prediction = denoiser(x, t, y)
-        x = alpha * prediction.x_0 + sigma * prediction.eps
-        if memory and sigma > 0:
-            slope = (prediction.x_0 - memory["x_0"]) * (h / (2 * memory["h"]))
-            x = x - (alpha * torch.expm1(-h)) * slope
-        memory.update(x_0=prediction.x_0, h=h)
-        return x
+    def __init__(self, steps: int, grid: Grid):
+        super().__init__(steps, grid, order=2)
+
+
+class DPMpp3M(ExponentialMultistep):
+    """x_s = (sigma_s / sigma_t) x_t + sigma_s int D(lambda) e^lambda dlambda, D the parabola through the last three x_0.
+
+    The multistep form of order 3 of Lu et al., 2022, arXiv 2211.01095, section 4.2. The code published with the paper,
+    and most that followed it, gives the second derivative half of its weight, which leaves order 2; here it has what the
+    integral says. The first two steps are DDIM and 2M; one to sigma = 0 is DDIM.
+    """
+
+    highest = 3
+
+    def __init__(self, steps: int, grid: Grid):
+        super().__init__(steps, grid, order=3)

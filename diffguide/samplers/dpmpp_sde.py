@@ -11,6 +11,7 @@ With lambda = log(alpha / sigma), h = lambda_s - lambda_t and a diffusion coeffi
 
 import math
 
+import numpy
 import torch
 from torch import Tensor
 
@@ -20,36 +21,9 @@ from ..schedules import Schedule
 from .ancestral import noise_factor
 from .base import Sampler
 from .grids import Grid
+from .multistep import integrals
 
 __all__ = ["DPMpp2MSDE", "DPMpp3MSDE", "SASolver"]
-
-
-def moments(a: float, count: int) -> list[float]:
-    """int_0^1 a e^(-a (1 - v)) v^k dv for k = 0, ..., count - 1."""
-    if a < 1:  # the recursion below would cancel
-        factor = math.factorial
-        return [sum((-1) ** j * a ** (j + 1) * factor(k) / factor(k + j + 1) for j in range(20)) for k in range(count)]
-    found = [-math.expm1(-a)]
-    for k in range(1, count):
-        found.append(1 - k / a * found[-1])
-    return found
-
-
-def weights(nodes: list[float], start: float, end: float, rate: float) -> list[float]:
-    """int_start^end rate e^(-rate (end - l)) L_j(l) dl, L_j the Lagrange polynomial that is 1 at nodes[j]."""
-    if len(nodes) == 1:
-        return [-math.expm1(-rate * (end - start))]
-    h = end - start
-    v = [(node - start) / h for node in nodes]
-    basis = []
-    for j, own in enumerate(v):
-        polynomial = [1.0]  # coefficients of v^0, v^1, ...
-        for other in v[:j] + v[j + 1 :]:
-            shifted, scaled = [0.0, *polynomial], [-other * c for c in polynomial] + [0.0]
-            polynomial = [(a + b) / (own - other) for a, b in zip(shifted, scaled)]
-        basis.append(polynomial)
-    m = moments(rate * h, len(nodes))
-    return [sum(c * part for c, part in zip(polynomial, m)) for polynomial in basis]
 
 
 def half_log_snr(schedule: Schedule, t: Tensor) -> float:
@@ -69,7 +43,10 @@ def integrate(
     start, end = half_log_snr(schedule, t), half_log_snr(schedule, s)
     (alpha, sigma), count = schedule.alpha_sigma(s), len(nodes) if math.isfinite(end - start) else 1
     result = (sigma / schedule.alpha_sigma(t)[1] * decay(end - start, eta)[0]) * x
-    for weight, value in zip(weights(nodes[:count], start, end, 1 + eta), values):
+    weights = [-math.expm1(-(1 + eta) * (end - start))]
+    if count > 1:
+        weights = integrals(nodes, start, end, lambda u: (1 + eta) * numpy.exp((1 + eta) * (u - end)))
+    for weight, value in zip(weights, values):
         result = result + (alpha * weight) * value
     return result
 

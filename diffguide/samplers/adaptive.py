@@ -1,0 +1,112 @@
+"""Dormand and Prince's adaptive Runge-Kutta method, through torchode, with an error control of its own for every sample."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from ..denoisers import Denoiser
+from ..randomness import Noise
+from .ancestral import move
+from .base import Sampler
+from .grids import Grid
+
+__all__ = ["Dopri5"]
+
+FIRST, PER_STEP = (
+    2,
+    6,
+)  # evaluations: torchode's choice of a first step, and each step tried (the seventh stage is reused)
+
+
+class Dopri5(Sampler):
+    """dz / dphi = cos(phi) eps - sin(phi) x_0, with tan(phi) = sigma / alpha and z = cos(phi) x_0 + sin(phi) eps.
+
+    The probability-flow ODE in the angle of Salimans & Ho, 2022, arXiv 2202.00512, appendix D: z has the same law on every
+    schedule, and both ends are finite and regular, pure noise (alpha = 0) included. The method is Dormand & Prince's 5(4),
+    1980. Every sample has its own steps (Lienen & Guennemann, "torchode", 2022, arXiv 2210.12375), so it does not depend on
+    its batch; the batch is evaluated as a whole until its slowest sample is done, so it costs what that sample costs.
+
+    Evaluates at t [B], off the grid. Guidance that re-noises with another eps (CFG++) has no ODE: its slope is followed, its
+    jumps are not. At sigma = 0 no denoiser is evaluated: there the last piece, from `noise_level_min`, is one DDIM step.
+
+    Arguments:
+        steps, grid: times where the solution is stopped at, each exact up to the tolerance; 1 step is the whole way.
+        atol: absolute tolerance per step, positive, in units of the data (whose range is -1 to 1).
+        rtol: relative tolerance per step, positive or 0; the RMS over a sample of error / (atol + rtol |z|) is at most 1.
+        max_evaluations: of the denoiser, in one run; at least 9.
+        noise_level_min: sigma / alpha where the last step to sigma = 0 begins, positive; other ends are reached exactly.
+
+    Raises:
+        ValueError: a tolerance out of range; torchode is not installed; a run that needs more evaluations, or meets numbers
+            that are not finite.
+    """
+
+    order = 5
+    off_grid = True
+
+    def __init__(
+        self, steps: int, grid: Grid, atol: float, rtol: float, max_evaluations: int, noise_level_min: float
+    ):  # fmt: skip
+        super().__init__(steps, grid)
+        if not 0 < atol < math.inf:
+            raise ValueError(f"atol must be positive, got {atol}")
+        if not 0 <= rtol < math.inf:
+            raise ValueError(f"rtol must be positive or 0, got {rtol}")
+        if not isinstance(max_evaluations, int) or max_evaluations < FIRST + PER_STEP:
+            raise ValueError(f"max_evaluations must be at least {FIRST + PER_STEP}, got {max_evaluations!r}")
+        if not 0 < noise_level_min < math.inf:
+            raise ValueError(f"noise_level_min must be positive, got {noise_level_min}")
+        try:
+            import torchode
+        except ImportError:
+            raise ValueError("sampler=dopri5 needs torchode: pip install 'diffguide[ode]'") from None
+        self.torchode, self.atol, self.rtol = torchode, float(atol), float(rtol)
+        self.max_evaluations, self.noise_level_min = max_evaluations, float(noise_level_min)
+
+    def step(
+        self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, y: Tensor | None, noise: Noise | None, memory: dict
+    ) -> Tensor:
+        schedule, end = denoiser.schedule, s
+        if schedule.noise_level(s) == 0:
+            end = schedule.t_of(torch.tensor(-2 * math.log(self.noise_level_min), dtype=torch.float64))
+        if end < t:
+            x = self.solve(denoiser, x, t, end, y, memory)
+            t = end
+        return x if end == s else move(denoiser(x, t, y), schedule, s, 0.0)
+
+    def solve(self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, y: Tensor | None, memory: dict) -> Tensor:
+        """x at s, by torchode in z and phi."""
+        torchode, schedule, shape = self.torchode, denoiser.schedule, x.shape
+        (alpha, sigma), (alpha_s, sigma_s) = schedule.alpha_sigma(t), schedule.alpha_sigma(s)
+        start, end = (torch.atan2(b, a).to(x.device).expand(len(x)) for a, b in ((alpha, sigma), (alpha_s, sigma_s)))
+
+        prediction = denoiser(x, t, y)
+        dtype = prediction.x_0.dtype  # the state is float64: rounding must not decide over steps
+
+        def slope(phi: Tensor, z: Tensor) -> Tensor:
+            times = schedule.t_of(-2 * phi.tan().log()).clamp(float(s), float(t))
+            scale = torch.hypot(*schedule.alpha_sigma(times, len(shape)))
+            x_0, eps = denoiser((scale * z.reshape(shape)).to(dtype), times, y)
+            phi = phi.reshape(-1, *[1] * (len(shape) - 1))
+            return (phi.cos() * eps - phi.sin() * x_0).flatten(1)
+
+        z = (alpha * prediction.x_0.double() + sigma * prediction.eps) / torch.hypot(alpha, sigma)
+        left = self.max_evaluations - memory.get("evaluations", 0)
+        term = torchode.ODETerm(slope)
+        control = torchode.IntegralController(atol=self.atol, rtol=self.rtol, term=term)
+        solver = torchode.AutoDiffAdjoint(torchode.Dopri5(term), control, max_steps=max(1, (left - FIRST) // PER_STEP))
+        problem = torchode.InitialValueProblem(y0=z.flatten(1), t_start=start, t_end=end)
+        solution = solver.to(x.device).solve(problem)
+        memory["evaluations"] = memory.get("evaluations", 0) + 1 + int(solution.stats["n_f_evals"].max())
+        states = solution.status.unique().tolist()
+        if torchode.status_codes.INFINITE_NORM in states:
+            raise ValueError(
+                f"sampler=dopri5 met numbers that are not finite between t = {float(t):g} and {float(s):g}"
+            )
+        if states != [torchode.status_codes.SUCCESS]:
+            raise ValueError(
+                f"sampler=dopri5 needs more than max_evaluations={self.max_evaluations} evaluations for atol={self.atol:g} "
+                f"and rtol={self.rtol:g}: raise the one or the others"
+            )
+        return (torch.hypot(alpha_s, sigma_s) * solution.ys[:, -1].reshape(shape)).to(dtype)

@@ -1,0 +1,55 @@
+"""DEIS: exponential integrators for eps, with a polynomial in t or in log(sigma / alpha).
+
+Zhang & Chen, "Fast Sampling of Diffusion Models with Exponential Integrator", 2022, arXiv 2204.13902. The third of its
+polynomials, in rho = sigma / alpha, is `LMS`.
+"""
+
+import numpy
+import torch
+from torch import Tensor
+
+from ..schedules import Schedule
+from .multistep import Multistep, integrals
+
+__all__ = ["DEIS", "LogRhoDEIS"]
+
+
+class DEIS(Multistep):
+    """w_j = alpha_s int l_j(t) (drho / dt) dt: t-AB, eq. 15 of arXiv 2204.13902.
+
+    Its tAB(r) with a polynomial of degree r is order r + 1 here. Order 1 to 4. A step to sigma = 0 is DDIM.
+    """
+
+    highest = 4
+
+    def variable(self, schedule: Schedule, t: Tensor) -> float:
+        return float(t)
+
+    def weights(self, schedule: Schedule, nodes: list[float], s: Tensor) -> list[float]:
+        alpha, sigma = schedule.alpha_sigma(s)
+        if sigma == 0:
+            return []
+
+        def kernel(t: numpy.ndarray) -> numpy.ndarray:
+            t = torch.from_numpy(t)
+            return (-float(alpha) / 2 * schedule.noise_level(t) * schedule.rate(t)).numpy()
+
+        return integrals(nodes, nodes[0], float(s), kernel)
+
+
+class LogRhoDEIS(Multistep):
+    """w_j = alpha_s int l_j(log rho) drho, the polynomial in log(sigma / alpha) that diffusers' DEIS has.
+
+    Order 1 to 4, counted as for `DEIS`. A step to sigma = 0 is DDIM.
+    """
+
+    highest = 4
+
+    def variable(self, schedule: Schedule, t: Tensor) -> float:
+        return float(-schedule.log_snr(t) / 2)
+
+    def weights(self, schedule: Schedule, nodes: list[float], s: Tensor) -> list[float]:
+        alpha, sigma = schedule.alpha_sigma(s)
+        if sigma == 0:
+            return []
+        return integrals(nodes, nodes[0], self.variable(schedule, s), lambda u: float(alpha) * numpy.exp(u))

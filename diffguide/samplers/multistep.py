@@ -1,0 +1,134 @@
+"""Linear multistep methods: one coefficient routine, w_j = integral of kernel(u) l_j(u) du over a step, for every family.
+
+The probability-flow ODE has two exact linear forms, with rho = sigma / alpha and lambda = log(alpha / sigma):
+
+    x_s / alpha_s = x_t / alpha_t + int eps drho,       x_s / sigma_s = x_t / sigma_t + int x_0 e^lambda dlambda.
+
+A method replaces eps or x_0 by the polynomial through the last few values f_j, in a variable u of its own, and integrates
+that exactly. The constant polynomial gives DDIM in both forms, so every step is DDIM plus sum_j w_j (f_j - f_0), where f_0
+is the newest value.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy
+from torch import Tensor
+
+from ..denoisers import Denoiser, Prediction
+from ..randomness import Noise
+from ..schedules import Schedule
+from .ancestral import move
+from .base import Sampler
+from .grids import Grid
+
+__all__ = ["ADAMS_BASHFORTH", "IPNDM", "LMS", "Multistep", "accumulate", "integrals"]
+
+POINTS, MASSES = numpy.polynomial.legendre.leggauss(24)  # exact to rounding for a cubic times e^u over steps of 20
+ADAMS_BASHFORTH = [  # weights of the newest value first, in steps of equal size
+    [1.0],
+    [3 / 2, -1 / 2],
+    [23 / 12, -16 / 12, 5 / 12],
+    [55 / 24, -59 / 24, 37 / 24, -9 / 24],
+]
+
+
+def integrals(nodes: Sequence[float], start: float, end: float, kernel: Callable) -> list[float]:
+    """w_j = int_start^end kernel(u) l_j(u) du, where l_j is 1 at nodes[j] and 0 at the others; Gauss-Legendre, float64."""
+    u = start + (end - start) / 2 * (POINTS + 1)
+    mass = kernel(u) * MASSES * ((end - start) / 2)
+    one = numpy.ones_like(u)
+    return [
+        float(mass @ math.prod(((u - other) / (node - other) for other in nodes if other != node), start=one))
+        for node in nodes
+    ]
+
+
+def accumulate(x: Tensor, weights: Sequence[float], values: Sequence[Tensor]) -> Tensor:
+    """x + sum_j w_j (f_j - f_0), in place; w_0 plays no part."""
+    if len(weights) > 1:
+        x.add_(values[0], alpha=-sum(weights[1:]))
+        for weight, value in zip(weights[1:], values[1:]):
+            x.add_(value, alpha=weight)
+    return x
+
+
+class Multistep(Sampler):
+    """x_s = alpha_s x_0 + sigma_s eps + sum_j w_j (f_j - f_0), one evaluation per step.
+
+    The first steps have the order that their history allows. A level at alpha = 0 enters no history: there every variable
+    but t is infinite, and its step is DDIM.
+
+    Arguments:
+        steps, grid: as for every sampler.
+        order: values that the polynomial goes through, this step's included; 1 is DDIM.
+
+    Raises:
+        ValueError: an order that is not implemented.
+    """
+
+    highest: int
+
+    def __init__(self, steps: int, grid: Grid, order: int):
+        super().__init__(steps, grid)
+        if type(order) is not int or not 1 <= order <= self.highest:
+            raise ValueError(
+                f"order must be a whole number from 1 to {self.highest} for {type(self).__name__}, got {order!r}"
+            )
+        self.order = order
+
+    def value(self, prediction: Prediction) -> Tensor:
+        """f, what the polynomial interpolates."""
+        return prediction.eps
+
+    def variable(self, schedule: Schedule, t: Tensor) -> float:
+        """u, what it is a polynomial in."""
+        return float(schedule.noise_level(t))
+
+    def weights(self, schedule: Schedule, nodes: list[float], s: Tensor) -> list[float]:
+        """w_j of the step from the newest node to s; none where the step is to be DDIM."""
+        raise NotImplementedError
+
+    def step(
+        self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, y: Tensor | None, noise: Noise | None, memory: dict
+    ) -> Tensor:
+        schedule, history = denoiser.schedule, memory.setdefault("history", [])
+        prediction = denoiser(x, t, y)
+        x = move(prediction, schedule, s, 0.0)
+        if schedule.log_snr(t) > -math.inf:
+            history.insert(0, (self.variable(schedule, t), self.value(prediction)))
+        if len(history) > 1:
+            nodes, values = zip(*history)
+            accumulate(x, self.weights(schedule, list(nodes), s), values)
+        del history[self.order - 1 :]
+        return x
+
+
+class LMS(Multistep):
+    """w_j = alpha_s int l_j(rho) drho: the Adams-Bashforth methods in sigma / alpha, with steps of any size.
+
+    The linear multistep method of Karras et al. 2022, arXiv 2206.00364, appendix, as Crowson implemented it; the same as
+    rho-AB of Zhang & Chen, "Fast Sampling of Diffusion Models with Exponential Integrator", 2022, arXiv 2204.13902,
+    section 3.4. Order 1 to 4.
+    """
+
+    highest = 4
+
+    def weights(self, schedule: Schedule, nodes: list[float], s: Tensor) -> list[float]:
+        alpha, _ = schedule.alpha_sigma(s)
+        return integrals(nodes, nodes[0], self.variable(schedule, s), lambda _: float(alpha))
+
+
+class IPNDM(Multistep):
+    """w_j = alpha_s (rho_s - rho_t) b_j with the Adams-Bashforth weights b_j of equal steps, whatever the steps are.
+
+    Zhang & Chen 2022, arXiv 2204.13902, appendix H.1: PNDM (Liu et al., arXiv 2202.09778) without its Runge-Kutta start.
+    Order 1 to 4, reached where the grid is uniform in sigma / alpha.
+    """
+
+    highest = 4
+
+    def weights(self, schedule: Schedule, nodes: list[float], s: Tensor) -> list[float]:
+        alpha, _ = schedule.alpha_sigma(s)
+        scale = float(alpha) * (self.variable(schedule, s) - nodes[0])
+        return [scale * b for b in ADAMS_BASHFORTH[len(nodes) - 1]]

@@ -1,0 +1,108 @@
+"""Single-step methods with evaluations between the times of the grid."""
+
+import torch
+from torch import Tensor
+
+from ..denoisers import Denoiser
+from ..randomness import Noise
+from ..schedules import Schedule
+from .ancestral import move
+from .base import Sampler
+from .multistep import ADAMS_BASHFORTH, accumulate
+
+__all__ = ["DPM2", "DPMpp2S", "PNDM"]
+
+
+def between(schedule: Schedule, t: Tensor, s: Tensor) -> Tensor | None:
+    """The time in the middle of two in log-SNR; None where an end of the step is infinite in it."""
+    middle = (schedule.log_snr(t) + schedule.log_snr(s)) / 2
+    return schedule.t_of(middle) if torch.isfinite(middle) else None
+
+
+class DPM2(Sampler):
+    """The midpoint rule for d(x / alpha) = eps d(sigma / alpha), the midpoint taken in log-SNR.
+
+    DPM-Solver-2 of Lu et al., 2022, arXiv 2206.00927, algorithm 1 with r = 1/2; in sigma / alpha the middle is the
+    geometric mean, so it is also the DPM2 that Karras' notation knows. Two evaluations per step, the second off the grid;
+    one where the step ends at sigma = 0 or starts at alpha = 0.
+    """
+
+    order = 2
+    off_grid = True
+
+    def step(
+        self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, y: Tensor | None, noise: Noise | None, memory: dict
+    ) -> Tensor:
+        schedule, middle = denoiser.schedule, between(denoiser.schedule, t, s)
+        prediction = denoiser(x, t, y)
+        x = move(prediction, schedule, s, 0.0)
+        if middle is None:
+            return x
+        corrected = denoiser(move(prediction, schedule, middle, 0.0), middle, y)
+        change = schedule.noise_level(s) - schedule.noise_level(t)
+        weight = float(schedule.alpha_sigma(s)[0] * change)
+        return accumulate(x, [0.0, weight], [prediction.eps, corrected.eps])
+
+
+class DPMpp2S(Sampler):
+    """x_s = (sigma_s / sigma_t) x_t + alpha_s (1 - e^-h) x_0(u), with u at the middle of the step in log-SNR.
+
+    Lu et al., "DPM-Solver++", 2022, arXiv 2211.01095, algorithm 1 with r = 1/2. Two evaluations per step, the second off
+    the grid; one where the step ends at sigma = 0 or starts at alpha = 0.
+    """
+
+    order = 2
+    off_grid = True
+
+    def step(
+        self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, y: Tensor | None, noise: Noise | None, memory: dict
+    ) -> Tensor:
+        schedule, middle = denoiser.schedule, between(denoiser.schedule, t, s)
+        prediction = denoiser(x, t, y)
+        x = move(prediction, schedule, s, 0.0)
+        if middle is None:
+            return x
+        corrected = denoiser(move(prediction, schedule, middle, 0.0), middle, y)
+        alpha, h = schedule.alpha_sigma(s)[0], (schedule.log_snr(s) - schedule.log_snr(t)) / 2
+        return accumulate(x, [0.0, float(-alpha * torch.expm1(-h))], [prediction.x_0, corrected.x_0])
+
+
+class PNDM(Sampler):
+    """Three pseudo Runge-Kutta steps, then the pseudo linear multistep method of four values.
+
+    Liu et al., "Pseudo Numerical Methods for Diffusion Models on Manifolds", 2022, arXiv 2202.09778, eq. 12 and 13: every
+    move is DDIM's, phi(e, r) = alpha_r x_0 + sigma_r eps + alpha_r (rho_r - rho_t) (e - eps) with rho = sigma / alpha, and
+    e the classical weights of equal steps. Order 2 (4 where the grid is uniform in rho and rho linear in t).
+
+    Four evaluations in each of the first three steps, at t, twice half-way in time (off the grid) and at s; then one. So n
+    steps are n + 9 evaluations. A step that starts at alpha = 0, and one of the first three that ends at sigma = 0, is
+    DDIM.
+    """
+
+    order = 2
+    off_grid = True
+
+    def step(
+        self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, y: Tensor | None, noise: Noise | None, memory: dict
+    ) -> Tensor:
+        schedule, history = denoiser.schedule, memory.setdefault("history", [])
+        prediction, start = denoiser(x, t, y), schedule.noise_level(t)
+
+        def phi(weights: list[float], e: list[Tensor], r: Tensor) -> Tensor:
+            """x at r by a mean of directions, the first of which is eps at t."""
+            scale = float(schedule.alpha_sigma(r)[0] * (schedule.noise_level(r) - start))
+            return accumulate(move(prediction, schedule, r, 0.0), [scale * weight for weight in weights], e)
+
+        if torch.isinf(start):
+            return move(prediction, schedule, s, 0.0)
+        history.insert(0, prediction.eps)
+        if len(history) == 4:
+            x = phi(ADAMS_BASHFORTH[3], history, s)
+            history.pop()
+            return x
+        if schedule.noise_level(s) == 0:
+            return move(prediction, schedule, s, 0.0)
+        middle, e = (t + s) / 2, [prediction.eps]
+        for r in (middle, middle, s):
+            e.append(denoiser(phi([0.0, 1.0][: len(e)], [e[0], e[-1]], r), r, y).eps)
+        return phi([1 / 6, 1 / 3, 1 / 3, 1 / 6], e, s)
