@@ -54,6 +54,9 @@ class LangevinPC(Sampler):
         self.inner, self.corrections, self.snr = inner, corrections_checked(corrections), float(snr)
         self.order, self.off_grid, self.needs = inner.order, inner.off_grid, inner.needs
 
+    def times(self, denoiser: Denoiser) -> Tensor:
+        return self.inner.times(denoiser)
+
     def step(
         self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, y: Tensor | None, noise: Noise | None, memory: dict
     ) -> Tensor:
