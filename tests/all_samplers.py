@@ -2,33 +2,19 @@
 
 import pytest
 
-from diffguide.samplers import (
-    DDIM,
-    DDPM,
-    DEIS,
-    DPM2,
-    IPNDM,
-    LMS,
-    PNDM,
-    AnnealedLangevin,
-    Dopri5,
-    DPMpp2M,
-    DPMpp2MSDE,
-    DPMpp2S,
-    DPMpp3M,
-    DPMpp3MSDE,
-    Euler,
-    EulerAncestral,
-    EulerMaruyama,
-    Heun,
-    LangevinPC,
-    LogRhoDEIS,
-    Restart,
-    SASolver,
-    UniPC,
-)
+from diffguide.samplers import DDIM, DDPM, DPMpp2M, Euler, Heun
+from diffguide.samplers.adaptive import Dopri5
+from diffguide.samplers.ancestral import EulerAncestral
+from diffguide.samplers.deis import DEIS, LogRhoDEIS
+from diffguide.samplers.dpmpp import DPMpp3M
+from diffguide.samplers.dpmpp_sde import DPMpp2MSDE, DPMpp3MSDE, SASolver
 from diffguide.samplers.grids import Karras, UniformT
-from diffguide.samplers.maruyama import ForwardDiffusion, SigmaDiffusion
+from diffguide.samplers.langevin import AnnealedLangevin, LangevinPC
+from diffguide.samplers.maruyama import EulerMaruyama, ForwardDiffusion, SigmaDiffusion
+from diffguide.samplers.multistep import IPNDM, LMS
+from diffguide.samplers.restart import Restart
+from diffguide.samplers.singlestep import DPM2, PNDM, DPMpp2S
+from diffguide.samplers.unipc import UniPC
 
 SAMPLERS = {
     "ddim": lambda steps: DDIM(steps, UniformT(), eta=0.0),
@@ -49,7 +35,7 @@ SAMPLERS = {
     "pndm": lambda steps: PNDM(steps, Karras(7.0, 0.05, 5.0)),  # classical Runge-Kutta from pure noise explodes
     "dpm2": lambda steps: DPM2(steps, UniformT()),
     "dpmpp_2s": lambda steps: DPMpp2S(steps, UniformT()),
-    "dopri5": lambda steps: Dopri5(steps, UniformT(), 1e-5, 1e-5, 1000, 0.002),
+    "dopri5": lambda steps: Dopri5(steps, UniformT(), 0.05, 0.05, 1000, 0.002),
     "heun-churn": lambda steps: Heun(steps, UniformT(), churn=2.0, churn_min=0.05, s_noise=1.01),
     "euler_ancestral": lambda steps: EulerAncestral(steps, UniformT(), eta=1.0, s_noise=1.0),
     "euler_maruyama": lambda steps: EulerMaruyama(steps, UniformT(), SigmaDiffusion(1.0)),

@@ -23,7 +23,7 @@ CONFIG = dict(beta_start=1e-4, beta_end=0.02, beta_schedule="linear")
 ABAR = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))
 FLOAT32 = 3e-5  # Euler and the DPM-Solvers cast the sample to float32 in every step
 
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # NumPy 2
+pytestmark = pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")  # NumPy 2
 
 
 class DPMSolver3(diffusers.DPMSolverMultistepScheduler):

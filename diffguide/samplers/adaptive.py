@@ -13,19 +13,18 @@ from .grids import Grid
 
 __all__ = ["Dopri5"]
 
-FIRST, PER_STEP = (
-    2,
-    6,
-)  # evaluations: torchode's choice of a first step, and each step tried (the seventh stage is reused)
+FIRST = 3  # evaluations: where to start, and torchode's choice of a first step
+PER_STEP = 6  # for every step tried; the seventh stage is reused
 
 
 class Dopri5(Sampler):
     """dz / dphi = cos(phi) eps - sin(phi) x_0, with tan(phi) = sigma / alpha and z = cos(phi) x_0 + sin(phi) eps.
 
-    The probability-flow ODE in the angle of Salimans & Ho, 2022, arXiv 2202.00512, appendix D: z has the same law on every
-    schedule, and both ends are finite and regular, pure noise (alpha = 0) included. The method is Dormand & Prince's 5(4),
-    1980. Every sample has its own steps (Lienen & Guennemann, "torchode", 2022, arXiv 2210.12375), so it does not depend on
-    its batch; the batch is evaluated as a whole until its slowest sample is done, so it costs what that sample costs.
+    The probability-flow ODE in the angle of Salimans & Ho, 2022, arXiv 2202.00512, where it defines v: z has the same law
+    on every schedule, and both ends are finite and regular, pure noise (alpha = 0) included. The method is Dormand &
+    Prince's 5(4), 1980. Every sample has its own steps (Lienen & Guennemann, "torchode", 2022, arXiv 2210.12375), so it
+    does not depend on its batch; the batch is evaluated as a whole until its slowest sample is done, so it costs what that
+    sample costs. The state is float64, which the device must have.
 
     Evaluates at t [B], off the grid. Guidance that re-noises with another eps (CFG++) has no ODE: its slope is followed, its
     jumps are not. At sigma = 0 no denoiser is evaluated: there the last piece, from `noise_level_min`, is one DDIM step.
@@ -80,9 +79,11 @@ class Dopri5(Sampler):
         torchode, schedule, shape = self.torchode, denoiser.schedule, x.shape
         (alpha, sigma), (alpha_s, sigma_s) = schedule.alpha_sigma(t), schedule.alpha_sigma(s)
         start, end = (torch.atan2(b, a).to(x.device).expand(len(x)) for a, b in ((alpha, sigma), (alpha_s, sigma_s)))
-
+        left = self.max_evaluations - memory.get("evaluations", 0)
+        if left < FIRST + PER_STEP:
+            raise self.exhausted()
         prediction = denoiser(x, t, y)
-        dtype = prediction.x_0.dtype  # the state is float64: rounding must not decide over steps
+        dtype = prediction.x_0.dtype  # of the model; in the state rounding would decide over steps
 
         def slope(phi: Tensor, z: Tensor) -> Tensor:
             times = schedule.t_of(-2 * phi.tan().log()).clamp(float(s), float(t))
@@ -92,10 +93,9 @@ class Dopri5(Sampler):
             return (phi.cos() * eps - phi.sin() * x_0).flatten(1)
 
         z = (alpha * prediction.x_0.double() + sigma * prediction.eps) / torch.hypot(alpha, sigma)
-        left = self.max_evaluations - memory.get("evaluations", 0)
         term = torchode.ODETerm(slope)
         control = torchode.IntegralController(atol=self.atol, rtol=self.rtol, term=term)
-        solver = torchode.AutoDiffAdjoint(torchode.Dopri5(term), control, max_steps=max(1, (left - FIRST) // PER_STEP))
+        solver = torchode.AutoDiffAdjoint(torchode.Dopri5(term), control, max_steps=(left - FIRST) // PER_STEP)
         problem = torchode.InitialValueProblem(y0=z.flatten(1), t_start=start, t_end=end)
         solution = solver.to(x.device).solve(problem)
         memory["evaluations"] = memory.get("evaluations", 0) + 1 + int(solution.stats["n_f_evals"].max())
@@ -105,8 +105,11 @@ class Dopri5(Sampler):
                 f"sampler=dopri5 met numbers that are not finite between t = {float(t):g} and {float(s):g}"
             )
         if states != [torchode.status_codes.SUCCESS]:
-            raise ValueError(
-                f"sampler=dopri5 needs more than max_evaluations={self.max_evaluations} evaluations for atol={self.atol:g} "
-                f"and rtol={self.rtol:g}: raise the one or the others"
-            )
+            raise self.exhausted()
         return (torch.hypot(alpha_s, sigma_s) * solution.ys[:, -1].reshape(shape)).to(dtype)
+
+    def exhausted(self) -> ValueError:
+        return ValueError(
+            f"sampler=dopri5 needs more than max_evaluations={self.max_evaluations} evaluations for atol={self.atol:g} "
+            f"and rtol={self.rtol:g}: raise the one or the others"
+        )

@@ -6,35 +6,33 @@ polynomials, in rho = sigma / alpha, is `LMS`.
 
 import numpy
 import torch
-from torch import Tensor
 
 from ..schedules import Schedule
-from .multistep import Multistep, integrals
+from .multistep import Level, Multistep, integrals
 
 __all__ = ["DEIS", "LogRhoDEIS"]
 
 
 class DEIS(Multistep):
-    """w_j = alpha_s int l_j(t) (drho / dt) dt: t-AB, eq. 15 of arXiv 2204.13902.
+    """w_j = alpha_s int l_j(t) (drho / dt) dt: t-AB of arXiv 2204.13902, eq. 14 and 15.
 
     Its tAB(r) with a polynomial of degree r is order r + 1 here. Order 1 to 4. A step to sigma = 0 is DDIM.
     """
 
     highest = 4
 
-    def variable(self, schedule: Schedule, t: Tensor) -> float:
-        return float(t)
+    def variable(self, level: Level) -> float:
+        return level.t
 
-    def weights(self, schedule: Schedule, nodes: list[float], s: Tensor) -> list[float]:
-        alpha, sigma = schedule.alpha_sigma(s)
-        if sigma == 0:
+    def weights(self, schedule: Schedule, nodes: list[float], end: Level) -> list[float]:
+        if end.sigma == 0:
             return []
 
         def kernel(t: numpy.ndarray) -> numpy.ndarray:
             t = torch.from_numpy(t)
-            return (-float(alpha) / 2 * schedule.noise_level(t) * schedule.rate(t)).numpy()
+            return (-end.alpha / 2 * schedule.noise_level(t) * schedule.rate(t)).numpy()
 
-        return integrals(nodes, nodes[0], float(s), kernel)
+        return integrals(nodes, nodes[0], end.t, kernel)
 
 
 class LogRhoDEIS(Multistep):
@@ -45,11 +43,10 @@ class LogRhoDEIS(Multistep):
 
     highest = 4
 
-    def variable(self, schedule: Schedule, t: Tensor) -> float:
-        return float(-schedule.log_snr(t) / 2)
+    def variable(self, level: Level) -> float:
+        return -level.log_snr / 2
 
-    def weights(self, schedule: Schedule, nodes: list[float], s: Tensor) -> list[float]:
-        alpha, sigma = schedule.alpha_sigma(s)
-        if sigma == 0:
+    def weights(self, schedule: Schedule, nodes: list[float], end: Level) -> list[float]:
+        if end.sigma == 0:
             return []
-        return integrals(nodes, nodes[0], self.variable(schedule, s), lambda u: float(alpha) * numpy.exp(u))
+        return integrals(nodes, nodes[0], self.variable(end), lambda u: end.alpha * numpy.exp(u))

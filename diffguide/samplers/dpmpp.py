@@ -11,7 +11,7 @@ from torch import Tensor
 from ..denoisers import Prediction
 from ..schedules import Schedule
 from .grids import Grid
-from .multistep import Multistep, integrals
+from .multistep import Level, Multistep, integrals
 
 __all__ = ["DPMpp2M", "DPMpp3M", "ExponentialMultistep"]
 
@@ -26,17 +26,17 @@ class ExponentialMultistep(Multistep):
     def value(self, prediction: Prediction) -> Tensor:
         return prediction.x_0
 
-    def variable(self, schedule: Schedule, t: Tensor) -> float:
-        return float(schedule.log_snr(t) / 2)
+    def variable(self, level: Level) -> float:
+        return level.log_snr / 2
 
-    def weights(self, schedule: Schedule, nodes: list[float], s: Tensor) -> list[float]:
-        start, end, alpha = nodes[0], self.variable(schedule, s), float(schedule.alpha_sigma(s)[0])
-        if math.isinf(end):
+    def weights(self, schedule: Schedule, nodes: list[float], end: Level) -> list[float]:
+        start, stop = nodes[0], self.variable(end)
+        if math.isinf(stop):
             return []
         if len(nodes) == 2:
-            h = end - start
-            return [0.0, -alpha * math.expm1(-h) * h / (2 * (nodes[1] - start))]
-        return integrals(nodes, start, end, lambda u: alpha * numpy.exp(u - end))
+            h = stop - start
+            return [0.0, -end.alpha * math.expm1(-h) * h / (2 * (nodes[1] - start))]
+        return integrals(nodes, start, stop, lambda u: end.alpha * numpy.exp(u - stop))
 
 
 class DPMpp2M(ExponentialMultistep):
@@ -55,7 +55,7 @@ class DPMpp2M(ExponentialMultistep):
 class DPMpp3M(ExponentialMultistep):
     """x_s = (sigma_s / sigma_t) x_t + sigma_s int D(lambda) e^lambda dlambda, D the parabola through the last three x_0.
 
-    The multistep form of order 3 of Lu et al., 2022, arXiv 2211.01095, section 4.2. The code published with the paper,
+    The multistep form of order 3 of Lu et al., 2022, arXiv 2211.01095. The code published with the paper,
     and most that followed it, gives the second derivative half of its weight, which leaves order 2; here it has what the
     integral says. The first two steps are DDIM and 2M; one to sigma = 0 is DDIM.
     """

@@ -11,6 +11,7 @@ is the newest value.
 
 import math
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy
 from torch import Tensor
@@ -18,11 +19,10 @@ from torch import Tensor
 from ..denoisers import Denoiser, Prediction
 from ..randomness import Noise
 from ..schedules import Schedule
-from .ancestral import move
 from .base import Sampler
 from .grids import Grid
 
-__all__ = ["ADAMS_BASHFORTH", "IPNDM", "LMS", "Multistep", "accumulate", "integrals"]
+__all__ = ["ADAMS_BASHFORTH", "IPNDM", "LMS", "Level", "Multistep", "accumulate", "integrals"]
 
 POINTS, MASSES = numpy.polynomial.legendre.leggauss(24)  # exact to rounding for a cubic times e^u over steps of 20
 ADAMS_BASHFORTH = [  # weights of the newest value first, in steps of equal size
@@ -53,6 +53,28 @@ def accumulate(x: Tensor, weights: Sequence[float], values: Sequence[Tensor]) ->
     return x
 
 
+class Level(NamedTuple):
+    """A time and what the schedule says there, as numbers: coefficients are computed off the device, once per step."""
+
+    t: float
+    log_snr: float
+    alpha: float
+    sigma: float
+
+    @classmethod
+    def at(cls, schedule: Schedule, t: Tensor) -> "Level":
+        log_snr = schedule.log_snr(t)
+        return cls(float(t), float(log_snr), *map(float, schedule.scales(log_snr)))
+
+    @property
+    def noise_level(self) -> float:
+        return math.exp(-self.log_snr / 2)
+
+    def renoised(self, prediction: Prediction) -> Tensor:
+        """alpha x_0 + sigma eps, DDIM's x at this level."""
+        return (self.alpha * prediction.x_0).add_(prediction.eps, alpha=self.sigma)
+
+
 class Multistep(Sampler):
     """x_s = alpha_s x_0 + sigma_s eps + sum_j w_j (f_j - f_0), one evaluation per step.
 
@@ -81,25 +103,26 @@ class Multistep(Sampler):
         """f, what the polynomial interpolates."""
         return prediction.eps
 
-    def variable(self, schedule: Schedule, t: Tensor) -> float:
+    def variable(self, level: Level) -> float:
         """u, what it is a polynomial in."""
-        return float(schedule.noise_level(t))
+        return level.noise_level
 
-    def weights(self, schedule: Schedule, nodes: list[float], s: Tensor) -> list[float]:
-        """w_j of the step from the newest node to s; none where the step is to be DDIM."""
+    def weights(self, schedule: Schedule, nodes: list[float], end: Level) -> list[float]:
+        """w_j of the step from the newest node to `end`; none where the step is to be DDIM."""
         raise NotImplementedError
 
     def step(
         self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, y: Tensor | None, noise: Noise | None, memory: dict
     ) -> Tensor:
         schedule, history = denoiser.schedule, memory.setdefault("history", [])
+        start, end = Level.at(schedule, t), Level.at(schedule, s)
         prediction = denoiser(x, t, y)
-        x = move(prediction, schedule, s, 0.0)
-        if schedule.log_snr(t) > -math.inf:
-            history.insert(0, (self.variable(schedule, t), self.value(prediction)))
+        x = end.renoised(prediction)
+        if start.log_snr > -math.inf:
+            history.insert(0, (self.variable(start), self.value(prediction)))
         if len(history) > 1:
             nodes, values = zip(*history)
-            accumulate(x, self.weights(schedule, list(nodes), s), values)
+            accumulate(x, self.weights(schedule, list(nodes), end), values)
         del history[self.order - 1 :]
         return x
 
@@ -107,28 +130,26 @@ class Multistep(Sampler):
 class LMS(Multistep):
     """w_j = alpha_s int l_j(rho) drho: the Adams-Bashforth methods in sigma / alpha, with steps of any size.
 
-    The linear multistep method of Karras et al. 2022, arXiv 2206.00364, appendix, as Crowson implemented it; the same as
-    rho-AB of Zhang & Chen, "Fast Sampling of Diffusion Models with Exponential Integrator", 2022, arXiv 2204.13902,
-    section 3.4. Order 1 to 4.
+    k-diffusion's LMS for the ODE of Karras et al. 2022, arXiv 2206.00364, eq. 4; the same as rho-AB of Zhang & Chen,
+    "Fast Sampling of Diffusion Models with Exponential Integrator", 2022, arXiv 2204.13902. Order 1 to 4. To sigma = 0 it
+    goes with its full order.
     """
 
     highest = 4
 
-    def weights(self, schedule: Schedule, nodes: list[float], s: Tensor) -> list[float]:
-        alpha, _ = schedule.alpha_sigma(s)
-        return integrals(nodes, nodes[0], self.variable(schedule, s), lambda _: float(alpha))
+    def weights(self, schedule: Schedule, nodes: list[float], end: Level) -> list[float]:
+        return integrals(nodes, nodes[0], end.noise_level, lambda _: end.alpha)
 
 
 class IPNDM(Multistep):
     """w_j = alpha_s (rho_s - rho_t) b_j with the Adams-Bashforth weights b_j of equal steps, whatever the steps are.
 
-    Zhang & Chen 2022, arXiv 2204.13902, appendix H.1: PNDM (Liu et al., arXiv 2202.09778) without its Runge-Kutta start.
-    Order 1 to 4, reached where the grid is uniform in sigma / alpha.
+    Zhang & Chen 2022, arXiv 2204.13902: PNDM (Liu et al., arXiv 2202.09778) without its Runge-Kutta start. Order 1 to 4 is
+    reached where the grid is uniform in sigma / alpha, elsewhere at most 2. To sigma = 0 it goes with its full order.
     """
 
     highest = 4
 
-    def weights(self, schedule: Schedule, nodes: list[float], s: Tensor) -> list[float]:
-        alpha, _ = schedule.alpha_sigma(s)
-        scale = float(alpha) * (self.variable(schedule, s) - nodes[0])
+    def weights(self, schedule: Schedule, nodes: list[float], end: Level) -> list[float]:
+        scale = end.alpha * (end.noise_level - nodes[0])
         return [scale * b for b in ADAMS_BASHFORTH[len(nodes) - 1]]

@@ -70,7 +70,7 @@ class DPMpp2S(Sampler):
 class PNDM(Sampler):
     """Three pseudo Runge-Kutta steps, then the pseudo linear multistep method of four values.
 
-    Liu et al., "Pseudo Numerical Methods for Diffusion Models on Manifolds", 2022, arXiv 2202.09778, eq. 12 and 13: every
+    Liu et al., "Pseudo Numerical Methods for Diffusion Models on Manifolds", 2022, arXiv 2202.09778, section 3: every
     move is DDIM's, phi(e, r) = alpha_r x_0 + sigma_r eps + alpha_r (rho_r - rho_t) (e - eps) with rho = sigma / alpha, and
     e the classical weights of equal steps. Order 2 (4 where the grid is uniform in rho and rho linear in t).
 
