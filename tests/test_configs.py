@@ -17,6 +17,7 @@ INJECTED = {  # handed over by the caller, for a role or for one of its members
     "objective": ["backbone", "schedule"], "guidance": ["denoiser"], "oracle": ["schedule"],
     "diffguide.oracles.empirical.Empirical": ["data", "labels"],
 }  # fmt: skip
+NESTED = {"grid", "diffusion", "inner"}  # groups within a sampler
 NO_COMPONENTS = {"label_dropout", "experiment"}
 COMPONENTS = sorted(path for path in FOLDER.rglob("*/*.yaml") if path.relative_to(FOLDER).parts[0] not in NO_COMPONENTS)
 
@@ -40,7 +41,7 @@ def check(role: str, node: dict) -> None:
     given = INJECTED.get(role, []) + INJECTED.get(node["_target_"], [])
     parameters = [name for name in inspect.signature(constructor).parameters if name not in given]
     written = {key for key in node if not key.startswith("_")}
-    nested = {"grid"} if role == "sampler" else set()  # comes from the nested group's file
+    nested = NESTED & set(parameters) if role == "sampler" else set()  # come from the nested groups' files
     if not node.get("_partial_"):
         assert written | nested == set(parameters), node["_target_"]
     assert f"{constructor.__module__}.{constructor.__qualname__}" == node["_target_"] or node.get("_partial_")
@@ -49,7 +50,7 @@ def check(role: str, node: dict) -> None:
 @pytest.mark.parametrize("path", COMPONENTS, ids=lambda path: str(path.relative_to(FOLDER)))
 def test_file_is_a_constructor(path):
     config = OmegaConf.to_container(OmegaConf.load(path))
-    role = "grid" if path.parent.name == "grid" else path.parent.name
+    role = path.parent.name
     for name, node in nodes({key: value for key, value in config.items() if key != "defaults"}, role):
         check(name, node)
 
@@ -59,7 +60,7 @@ def test_every_key_has_a_comment(path):
     lines = path.read_text().splitlines()
     assert lines[0].startswith("# ")
     bare = [line for line in lines if ":" in line and not line.rstrip().endswith(":")]
-    assert [line for line in bare if "#" not in line and "_target_" not in line and "- grid" not in line] == []
+    assert [line for line in bare if "#" not in line and "_target_" not in line and "  - " not in line] == []
 
 
 def test_training_node_is_a_constructor():

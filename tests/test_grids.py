@@ -7,7 +7,8 @@ import pytest
 import torch
 from closed_forms import karras_levels
 
-from diffguide.samplers.grids import Karras, UniformLogSNR, UniformT, snap
+from diffguide.samplers.discrete_grids import Leading, Linspace, Trailing
+from diffguide.samplers.grids import Grid, Karras, Levels, Listed, Quadratic, UniformLogSNR, UniformT, snap
 from diffguide.schedules import EDM, Cosine, Flow, Linear
 
 LOW, HIGH = -2 * math.log(0.002), -2 * math.log(80)
@@ -15,7 +16,8 @@ SCHEDULES = {"cosine": Cosine(12.0, -10.0), "flow": Flow(12.0, -12.0), "linear":
 every_schedule = pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
 EXACT_EDM = EDM(math.inf, HIGH)
 GRIDS = {
-    "t": UniformT(), "log-snr": UniformLogSNR(), "karras": Karras(7.0, None, None), "karras-1": Karras(1.0, None, None)
+    "t": UniformT(), "log-snr": UniformLogSNR(), "karras": Karras(7.0, None, None), "karras-1": Karras(1.0, None, None),
+    "quadratic": Quadratic(), "trailing": Trailing(1000),
 }  # fmt: skip
 
 
@@ -94,3 +96,84 @@ def test_snapping_takes_the_nearest_level():
 def test_too_few_levels_are_refused():
     with pytest.raises(ValueError, match="5 steps need 6 distinct noise levels, this model has 5"):
         UniformT()(Linear(12.0), 5, torch.linspace(0, 1, 5, dtype=torch.float64))
+
+
+def test_quadratic_grid_is_quadratic():
+    np.testing.assert_allclose(Quadratic()(Linear(12.0), 4), [1, 9 / 16, 1 / 4, 1 / 16, 0], atol=1e-15)
+
+
+def test_a_list_is_taken_as_it_is():
+    """Times, or noise levels; the schedule's own ends are those exactly; a level of 0 where the schedule has exact data."""
+    times = Listed([1.0, 0.5, 0.1], None)(Linear(12.0), 2)
+    assert times.tolist() == [1.0, 0.5, 0.1] and times.dtype == torch.float64
+    levels = Listed(None, [80.0, 3.0, 0.1, 0.002])(EDM(LOW, HIGH), 3)
+    np.testing.assert_allclose(EDM(LOW, HIGH).noise_level(levels), [80.0, 3.0, 0.1, 0.002], rtol=1e-12)
+    assert levels[0] == 1 and levels[-1] == 0
+    assert Listed(None, [80.0, 1.0, 0.0])(EXACT_EDM, 2)[-1] == 0
+    legal = torch.linspace(0, 1, 11, dtype=torch.float64)
+    np.testing.assert_allclose(Listed([1, 0.3, 0.0], None)(Linear(12.0), 2, legal), [1, 0.3, 0])
+
+
+def test_levels_are_the_models_own():
+    legal = torch.tensor([0.0, 0.1, 0.15, 0.4, 0.9, 1.0], dtype=torch.float64)
+    assert Levels()(Linear(12.0), 5, legal).tolist() == [1.0, 0.9, 0.4, 0.15, 0.1, 0.0]
+    assert Levels()(Linear(12.0), 2, legal).tolist() == [1.0, 0.4, 0.0]
+
+
+class Broken(Grid):
+    def __init__(self, *times):
+        self.times = torch.tensor(times, dtype=torch.float64)
+
+    def continuous(self, schedule, steps):
+        return self.times
+
+
+@pytest.mark.parametrize(
+    "grid, steps, sentence",
+    [
+        (Broken(1.0, 0.2, 0.4), 2, "a grid must decrease strictly, this one goes from 0.2 to 0.4"),
+        (Broken(1.0, math.nan, 0.4), 2, "must decrease strictly, this one goes from 1 to nan"),
+        (Broken(1.1, 0.2, 0.0), 2, "must lie within t = 1 to 0, this one goes from 1.1 to 0"),
+        (Listed([1.0, 0.5, 0.5], None), 2, "a grid must decrease strictly, this one goes from 0.5 to 0.5"),
+        (Listed([1.0, 0.5, -0.1], None), 2, "must lie within t = 1 to 0, this one goes from 1 to -0.1"),
+        (Listed(None, [80.0, 1.0, 0.001]), 2, "noise level 0.001 is outside the schedule's 0.002 to 80"),
+        (Listed(None, [80.0, 1.0, 0.0]), 2, "noise level 0 is outside the schedule's 0.002 to 80"),
+        (Listed(None, [80.0, -1.0]), 1, "noise level -1 is outside"),
+        (Listed(None, [1.0, 2.0]), 1, "a grid must decrease strictly"),
+        (Listed([1.0, 0.5, 0.0], None), 4, "a list of 3 is 2 steps, not 4: set sampler.steps to it"),
+        (Linspace(1000), 1, "grid=linspace needs at least 2 steps"),
+        (Linspace(1000), 1001, "1001 steps do not fit into timesteps=1000 of the discrete schedule"),
+        (Trailing(10), 11, "11 steps do not fit into timesteps=10"),
+        (Leading(1000, 1), 1000, "must lie within t = 1 to 0, this one goes from 1.001 to 0"),
+        (Levels(), 3, "grid=levels needs a model with noise levels of its own"),
+    ],
+)
+def test_what_a_grid_refuses(grid, steps, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        grid(EDM(LOW, HIGH), steps)
+
+
+def test_a_list_must_be_on_the_levels_of_the_model():
+    legal = torch.linspace(0, 1, 11, dtype=torch.float64)
+    with pytest.raises(ValueError, match="t = 0.33 is no level of this model; the nearest free one is 0.3"):
+        Listed([1.0, 0.33, 0.0], None)(Linear(12.0), 2, legal)
+    with pytest.raises(ValueError, match="6 steps need 7 distinct noise levels, this model has 5"):
+        Levels()(Linear(12.0), 6, legal[::2][:5])
+
+
+@pytest.mark.parametrize("lists", [(None, None), ([1.0, 0.0], [80.0, 1.0])])
+def test_a_list_is_of_times_or_of_levels(lists):
+    with pytest.raises(ValueError, match="give either times or noise_levels"):
+        Listed(*lists)
+
+
+@pytest.mark.parametrize(
+    "make, sentence",
+    [
+        (lambda: Trailing(0), "timesteps must be at least 1"),
+        (lambda: Leading(1000, -1), "offset must be at least 0, got -1"),
+    ],
+)
+def test_discrete_grids_refuse(make, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        make()

@@ -1,18 +1,24 @@
 """Samplers: sampler(denoiser, x, times, y, noise, on_step) -> x, and the grids of times they walk."""
 
 from .adaptive import Dopri5
-from .ancestral import DDIM, DDPM, Euler
+from .ancestral import DDIM, DDPM, Euler, EulerAncestral, ExactDDPM
 from .base import Sampler
 from .deis import DEIS, LogRhoDEIS
 from .dpmpp import DPMpp2M, DPMpp3M
+from .dpmpp_sde import DPMpp2MSDE, DPMpp3MSDE, SASolver
 from .generate import generate
 from .heun import Heun
 from .inversion import DDIMInversion
+from .langevin import AnnealedLangevin, LangevinPC
+from .maruyama import EulerMaruyama
 from .multistep import IPNDM, LMS
+from .restart import Restart
 from .singlestep import DPM2, PNDM, DPMpp2S
 from .unipc import UniPC
 
 __all__ = [
     "DDIM", "DDPM", "DEIS", "DPM2", "DPMpp2M", "DPMpp2S", "DPMpp3M", "DDIMInversion", "Dopri5", "Euler", "Heun", "IPNDM",
     "LMS", "LogRhoDEIS", "PNDM", "Sampler", "UniPC", "generate",
+    "AnnealedLangevin", "DPMpp2MSDE", "DPMpp3MSDE", "EulerAncestral", "EulerMaruyama", "ExactDDPM", "LangevinPC",
+    "Restart", "SASolver",
 ]  # fmt: skip

@@ -1,15 +1,17 @@
 """DDIM and DDPM: one update, x_s = alpha_s x_0 + sqrt(sigma_s^2 - v) eps + sqrt(v) z, with another variance v."""
 
+import math
+
 import torch
 from torch import Tensor
 
-from ..denoisers import Denoiser, Prediction
+from ..denoisers import Denoiser, ExactDenoiser, Prediction
 from ..randomness import Noise
 from ..schedules import Schedule
 from .base import Sampler
 from .grids import Grid
 
-__all__ = ["DDIM", "DDPM", "Euler", "posterior_variance", "transition_variance"]
+__all__ = ["DDIM", "DDPM", "Euler", "EulerAncestral", "ExactDDPM", "posterior_variance", "transition_variance"]
 
 
 def transition_variance(schedule: Schedule, t: Tensor, s: Tensor) -> Tensor:
@@ -33,6 +35,17 @@ def move(prediction: Prediction, schedule: Schedule, s: Tensor, variance: Tensor
 def jump(mean: Tensor, variance: Tensor, noise: Noise, t: Tensor, s: Tensor) -> Tensor:
     """mean + sqrt(variance) z; exact data (sigma_s = 0) needs no z."""
     return mean + variance.sqrt() * noise.increment(t, s) if variance > 0 else mean
+
+
+def noise_factor(s_noise: float) -> float:
+    """A factor of added noise, finite and at least 0.
+
+    Raises:
+        ValueError: any other number.
+    """
+    if not 0 <= s_noise < math.inf:
+        raise ValueError(f"s_noise must be a finite factor of at least 0, got {s_noise}")
+    return float(s_noise)
 
 
 class DDIM(Sampler):
@@ -68,6 +81,39 @@ class Euler(DDIM):
         super().__init__(steps, grid, eta=0.0)
 
 
+class EulerAncestral(Sampler):
+    """An Euler step down to sigma_down, and noise of sigma_up back up to sigma_s: DDIM's update with louder noise.
+
+        sigma_up = eta sqrt(n_s^2 (n_t^2 - n_s^2) / n_t^2),  sigma_down = sqrt(n_s^2 - sigma_up^2),  n = sigma / alpha
+
+    sigma_up is the posterior's standard deviation, so that eta = 1 is DDPM. Song, Meng, Ermon 2021, arXiv 2010.02502,
+    eq. 16, in the noise levels of Karras et al. 2022, arXiv 2206.00364; the name is k-diffusion's.
+
+    Arguments:
+        steps, grid: as for every sampler.
+        eta: sigma_up relative to the posterior's standard deviation, in [0, 1].
+        s_noise: factor of the noise that is added, at least 0; 1 keeps the variance.
+
+    Raises:
+        ValueError: eta or s_noise out of range.
+    """
+
+    order = 1
+    stochastic = True
+
+    def __init__(self, steps: int, grid: Grid, eta: float, s_noise: float):
+        super().__init__(steps, grid)
+        if not 0 <= eta <= 1:
+            raise ValueError(f"eta must be in [0, 1], got {eta}")
+        self.eta, self.s_noise = float(eta), noise_factor(s_noise)
+
+    def step(
+        self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, y: Tensor | None, noise: Noise | None, memory: dict
+    ) -> Tensor:
+        up = self.eta**2 * posterior_variance(denoiser.schedule, t, s)
+        return jump(move(denoiser(x, t, y), denoiser.schedule, s, up), self.s_noise**2 * up, noise, t, s)
+
+
 class DDPM(Sampler):
     """Ancestral sampling: the mean of q(x_s | x_t, x_0), with a fixed variance.
 
@@ -97,3 +143,34 @@ class DDPM(Sampler):
         if self.variance and s > 0:
             variance = small ** (1 - self.variance) * transition_variance(denoiser.schedule, t, s) ** self.variance
         return jump(move(prediction, denoiser.schedule, s, small), variance, noise, t, s)
+
+
+class ExactDDPM(Sampler):
+    """Ancestral sampling with the exact mean and covariance of x_s given x_t.
+
+        Cov[x_s | x_t] = Var[x_s | x_t, x_0] I + c^2 Cov[x_0 | x_t],  c = alpha_s (1 - SNR_t / SNR_s)
+
+    What the fixed variances leave out is the second term, the spread of x_0. On Gaussian data a step of any length is
+    exact, the one to t = 0 included; what it draws there is the data's own spread. Bao, Li, Zhu, Zhang, "Analytic-DPM",
+    2022, arXiv 2201.06503, eq. 8, with the covariance in full in place of its mean over dimensions.
+
+    Arguments:
+        steps, grid: as for every sampler.
+    """
+
+    order = 1
+    stochastic = True
+    needs = ExactDenoiser
+
+    def step(
+        self, denoiser: ExactDenoiser, x: Tensor, t: Tensor, s: Tensor, y: Tensor | None, noise: Noise | None,
+        memory: dict,
+    ) -> Tensor:  # fmt: skip
+        schedule, small = denoiser.schedule, posterior_variance(denoiser.schedule, t, s)
+        mean = move(denoiser(x, t, y), schedule, s, small)
+        from_x_0 = -schedule.alpha_sigma(s)[0] * torch.expm1(schedule.log_snr(t) - schedule.log_snr(s))
+        covariance = from_x_0**2 * denoiser.covariance(x, t, y)
+        covariance = covariance + small.to(covariance) * torch.eye(covariance.shape[-1]).to(covariance)
+        z = noise.increment(t, s).to(covariance).flatten(1)
+        root = torch.linalg.cholesky(covariance)
+        return mean + (root @ z[..., None]).reshape(mean.shape).to(mean)

@@ -5,12 +5,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..denoisers import Denoiser
+from ..denoisers import Denoiser, ExactDenoiser
 from ..randomness import Noise
 from .grids import Grid
 
 __all__ = ["Sampler"]
 
+WORDS = {Denoiser: "a denoiser", ExactDenoiser: "the exact covariance of x_0 given x_t (an oracle, unguided)"}
 MOST = 10**5  # steps: grids and frames are lists of them
 
 
@@ -45,8 +46,12 @@ class Sampler:
         """The grid for a denoiser, decreasing, float64 [steps + 1] on the CPU.
 
         Raises:
-            ValueError: a grid that the schedule or the model's legal levels do not allow.
+            ValueError: a grid that the schedule or the model's legal levels do not allow, or a model that lacks what the
+                sampler needs.
         """
+        if not isinstance(denoiser, self.needs):
+            found = type(denoiser).__name__
+            raise ValueError(f"{type(self).__name__} needs {WORDS[self.needs]}, which {found} does not have")
         if self.off_grid and denoiser.levels is not None:
             raise ValueError(f"{type(self).__name__} evaluates between the grid's times, this model only at its levels")
         return self.grid(denoiser.schedule, self.steps, denoiser.levels)

@@ -1,13 +1,14 @@
 """Grids: grid(schedule, steps, levels) -> times, decreasing float64 [steps + 1] on the CPU, from noise to data."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from ..schedules import Schedule
 
-__all__ = ["Grid", "UniformT", "UniformLogSNR", "Karras", "snap"]
+__all__ = ["Grid", "UniformT", "UniformLogSNR", "Karras", "Quadratic", "Listed", "Levels", "snap"]
 
 
 def snap(times: Tensor, levels: Tensor | None) -> Tensor:
@@ -31,11 +32,32 @@ def snap(times: Tensor, levels: Tensor | None) -> Tensor:
     return levels[index]
 
 
+def checked(times: Tensor) -> Tensor:
+    """The times, if they decrease strictly within the schedule."""
+    if not bool((times[1:] < times[:-1]).all()):
+        k = int((~(times[1:] < times[:-1])).nonzero()[0])
+        raise ValueError(f"a grid must decrease strictly, this one goes from {times[k]:.6g} to {times[k + 1]:.6g}")
+    if not 0 <= times[-1] < times[0] <= 1:
+        raise ValueError(f"a grid must lie within t = 1 to 0, this one goes from {times[0]:.6g} to {times[-1]:.6g}")
+    return times
+
+
+def karras_levels(high: float, low: float, count: int, rho: float) -> Tensor:
+    """`count` noise levels from high to low with equal steps in their (1 / rho)-th power, float64."""
+    ramp = torch.linspace(0, 1, count, dtype=torch.float64)
+    return (high ** (1 / rho) + ramp * (low ** (1 / rho) - high ** (1 / rho))) ** rho
+
+
 class Grid:
-    """Base of the grids; a subclass says where continuous times lie."""
+    """Base of the grids; a subclass says where continuous times lie.
+
+    Raises:
+        ValueError: from a call: times that do not decrease strictly or leave [0, 1], or a number of steps that the grid
+            or the model's levels do not have.
+    """
 
     def __call__(self, schedule: Schedule, steps: int, levels: Tensor | None = None) -> Tensor:
-        return snap(self.continuous(schedule, steps), levels)
+        return snap(checked(self.continuous(schedule, steps)), levels)
 
     def continuous(self, schedule: Schedule, steps: int) -> Tensor:
         raise NotImplementedError
@@ -53,6 +75,13 @@ class UniformT(Grid):
 
     def continuous(self, schedule: Schedule, steps: int) -> Tensor:
         return torch.linspace(1, 0, steps + 1, dtype=torch.float64)
+
+
+class Quadratic(Grid):
+    """t = (1 - k / steps)^2. Song, Meng, Ermon 2021, arXiv 2010.02502, appendix D.2 (there from t = 0.8)."""
+
+    def continuous(self, schedule: Schedule, steps: int) -> Tensor:
+        return torch.linspace(1, 0, steps + 1, dtype=torch.float64) ** 2
 
 
 class UniformLogSNR(Grid):
@@ -102,12 +131,69 @@ class Karras(Grid):
                 f"got {low:.4g} to {high:.4g}; set noise_level_min and noise_level_max"
             )
         jump = low > ends[0]
-        ramp = torch.linspace(0, 1, steps if jump else steps + 1, dtype=torch.float64)
-        levels = (high ** (1 / self.rho) + ramp * (low ** (1 / self.rho) - high ** (1 / self.rho))) ** self.rho
-        log_snr = -2 * levels.log()
+        log_snr = -2 * karras_levels(high, low, steps if jump else steps + 1, self.rho).log()
         if high == ends[1]:
             log_snr[0] = schedule.log_snr_min
         if not jump:
             log_snr[-1] = schedule.log_snr_max
         times = along_log_snr(schedule, log_snr)
         return torch.cat([times, times.new_zeros(1)]) if jump else times
+
+
+class Listed(Grid):
+    """The user's own list, of times or of noise levels sigma / alpha, first to last.
+
+    Arguments:
+        times: strictly decreasing within 1 to 0, one more than the sampler has steps; None = give noise_levels.
+        noise_levels: strictly decreasing within the schedule's; None = give times.
+
+    Raises:
+        ValueError: both lists or none, one of another length, or one that does not decrease, leaves the schedule, or names
+            a level that the model does not have.
+    """
+
+    def __init__(self, times: Sequence[float] | None, noise_levels: Sequence[float] | None):
+        if (times is None) == (noise_levels is None):
+            raise ValueError("give either times or noise_levels, a decreasing list, and leave the other null")
+        self.times, self.noise_levels = times, noise_levels
+
+    def __call__(self, schedule: Schedule, steps: int, levels: Tensor | None = None) -> Tensor:
+        times = checked(self.continuous(schedule, steps))
+        snapped = snap(times, levels)
+        if not torch.allclose(snapped, times, rtol=0, atol=1e-9):
+            k = int((snapped - times).abs().argmax())
+            raise ValueError(f"t = {times[k]:.6g} is no level of this model; the nearest free one is {snapped[k]:.6g}")
+        return snapped
+
+    def continuous(self, schedule: Schedule, steps: int) -> Tensor:
+        given = torch.tensor(self.noise_levels if self.times is None else self.times, dtype=torch.float64)
+        if len(given) != steps + 1:
+            raise ValueError(f"a list of {len(given)} is {len(given) - 1} steps, not {steps}: set sampler.steps to it")
+        if self.times is not None:
+            return given
+        log_snr = -2 * given.log()
+        for end in (schedule.log_snr_max, schedule.log_snr_min):  # a level that is an end up to rounding is that end
+            near = torch.isclose(log_snr, torch.tensor(end, dtype=torch.float64), rtol=0, atol=1e-9)
+            log_snr = torch.where(near, end, log_snr)
+        outside = (log_snr.isnan() | (log_snr > schedule.log_snr_max) | (log_snr < schedule.log_snr_min)).nonzero()
+        if len(outside):
+            low, high = (math.exp(-end / 2) for end in (schedule.log_snr_max, schedule.log_snr_min))
+            raise ValueError(
+                f"noise level {given[outside[0, 0]]:.6g} is outside the schedule's {low:.4g} to {high:.4g}"
+            )
+        return along_log_snr(schedule, log_snr)
+
+
+class Levels(Grid):
+    """The model's own noise levels, every one or as many as there are steps, at equal distances in their order.
+
+    Raises:
+        ValueError: a model without levels of its own, or with fewer than the steps need.
+    """
+
+    def __call__(self, schedule: Schedule, steps: int, levels: Tensor | None = None) -> Tensor:
+        if levels is None:
+            raise ValueError("grid=levels needs a model with noise levels of its own, this one has every level")
+        levels = levels.sort(descending=True).values
+        index = torch.linspace(0, len(levels) - 1, steps + 1, dtype=torch.float64).round().long()
+        return snap(levels[index], levels)

@@ -1,0 +1,199 @@
+"""Multistep exponential integrators for the reverse SDE: DPM-Solver++(2M, 3M) SDE and SA-Solver.
+
+With lambda = log(alpha / sigma), h = lambda_s - lambda_t and a diffusion coefficient tau^2 times that of the forward process
+(tau = 0 is the probability-flow ODE, 1 the reverse SDE), the solution is linear in x_0(lambda):
+
+    x_s = (sigma_s / sigma_t) e^(-tau^2 h) x_t + alpha_s int (1 + tau^2) e^(-(1 + tau^2)(lambda_s - lambda)) x_0 dlambda
+          + sigma_s sqrt(1 - e^(-2 tau^2 h)) z
+
+(Xue et al., "SA-Solver", 2023, arXiv 2309.05019, proposition 4.2), and a method is a polynomial for x_0(lambda).
+"""
+
+import math
+
+import numpy
+import torch
+from torch import Tensor
+
+from ..denoisers import Denoiser
+from ..randomness import Noise
+from ..schedules import Schedule
+from .ancestral import noise_factor
+from .base import Sampler
+from .grids import Grid
+from .multistep import integrals
+
+__all__ = ["DPMpp2MSDE", "DPMpp3MSDE", "SASolver"]
+
+
+def half_log_snr(schedule: Schedule, t: Tensor) -> float:
+    """lambda = log(alpha / sigma)."""
+    return float(schedule.log_snr(t)) / 2
+
+
+def decay(h: float, eta: float) -> tuple[float, float]:
+    """e^(-eta h) and sqrt(1 - e^(-2 eta h)), for an infinite h too."""
+    return (math.exp(-eta * h), math.sqrt(-math.expm1(-2 * eta * h))) if eta else (1.0, 0.0)
+
+
+def integrate(
+    schedule: Schedule, t: Tensor, s: Tensor, x: Tensor, nodes: list[float], values: list[Tensor], eta: float
+) -> Tensor:
+    """The mean of x_s from x_t by x_0 interpolated between (nodes, values), eta = tau^2; the newest alone where it must be."""
+    start, end = half_log_snr(schedule, t), half_log_snr(schedule, s)
+    (alpha, sigma), count = schedule.alpha_sigma(s), len(nodes) if math.isfinite(end - start) else 1
+    result = (sigma / schedule.alpha_sigma(t)[1] * decay(end - start, eta)[0]) * x
+    weights = [-math.expm1(-(1 + eta) * (end - start))]
+    if count > 1:
+        weights = integrals(nodes, start, end, lambda u: (1 + eta) * numpy.exp((1 + eta) * (u - end)))
+    for weight, value in zip(weights, values):
+        result = result + (alpha * weight) * value
+    return result
+
+
+class StochasticDPMpp(Sampler):
+    """Base of the two: (eta, s_noise) and one evaluation a step.
+
+    Arguments:
+        steps, grid: as for every sampler.
+        eta: tau^2, 0 = the ODE, 1 = the reverse SDE; at least 0.
+        s_noise: factor of the noise that is added, at least 0.
+
+    Raises:
+        ValueError: eta or s_noise out of range.
+    """
+
+    def __init__(self, steps: int, grid: Grid, eta: float, s_noise: float):
+        super().__init__(steps, grid)
+        if not 0 <= eta < math.inf:
+            raise ValueError(f"eta must be finite and at least 0, got {eta}")
+        self.eta, self.s_noise, self.stochastic = float(eta), noise_factor(s_noise), eta > 0
+
+    def added(self, schedule: Schedule, t: Tensor, s: Tensor, noise: Noise | None) -> Tensor | float:
+        """s_noise sigma_s sqrt(1 - e^(-2 eta h)) z."""
+        sigma = schedule.alpha_sigma(s)[1]
+        if not self.stochastic or sigma == 0:
+            return 0.0
+        h = half_log_snr(schedule, s) - half_log_snr(schedule, t)
+        return (self.s_noise * sigma * decay(h, self.eta)[1]) * noise.increment(t, s)
+
+
+class DPMpp2MSDE(StochasticDPMpp):
+    """x_s = (sigma_s / sigma_t) e^(-eta h) x_t + alpha_s (1 - e^(-(1 + eta) h)) D + sigma_s sqrt(1 - e^(-2 eta h)) z.
+
+    D = x_0 + (h / 2 h_prev) (x_0 - x_0 of the step before), as in DPM-Solver++(2M), which eta = 0 is. Lu et al. 2022,
+    arXiv 2211.01095, appendix on SDE solvers; eta and s_noise are k-diffusion's, whose solver is its "midpoint". The
+    first step and one to sigma = 0 are of first order.
+    """
+
+    order = 2
+
+    def step(
+        self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, y: Tensor | None, noise: Noise | None, memory: dict
+    ) -> Tensor:
+        schedule, prediction = denoiser.schedule, denoiser(x, t, y)
+        alpha, sigma = schedule.alpha_sigma(t)
+        h = half_log_snr(schedule, s) - half_log_snr(schedule, t)
+        x = alpha * prediction.x_0 + sigma * prediction.eps
+        mean = integrate(schedule, t, s, x, [half_log_snr(schedule, t)], [prediction.x_0], self.eta)
+        if memory and math.isfinite(h):
+            gain = schedule.alpha_sigma(s)[0] * -math.expm1(-(1 + self.eta) * h) * (h / (2 * memory["h"]))
+            mean = mean + gain * (prediction.x_0 - memory["x_0"])
+        memory.update(x_0=prediction.x_0, h=h)
+        return mean + self.added(schedule, t, s, noise)
+
+
+class DPMpp3MSDE(StochasticDPMpp):
+    """The exact integral of the parabola through x_0 at the last three times (two in the second step, one in the first).
+
+    Lu et al. 2022, arXiv 2211.01095; eta and s_noise are k-diffusion's. The term of second differences is that of the
+    exact integral, -2 phi_3: k-diffusion's dpmpp_3m_sde has half of it, and is of second order.
+    """
+
+    order = 3
+
+    def step(
+        self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, y: Tensor | None, noise: Noise | None, memory: dict
+    ) -> Tensor:
+        schedule, prediction = denoiser.schedule, denoiser(x, t, y)
+        alpha, sigma = schedule.alpha_sigma(t)
+        nodes, values = remember(memory, half_log_snr(schedule, t), prediction.x_0, 3)
+        x = alpha * prediction.x_0 + sigma * prediction.eps
+        return integrate(schedule, t, s, x, nodes, values, self.eta) + self.added(schedule, t, s, noise)
+
+
+def remember(memory: dict, node: float, value: Tensor, count: int) -> tuple[list[float], list[Tensor]]:
+    """The newest `count` nodes and values, this one first; what was seen at alpha = 0 has no lambda and is not kept."""
+    nodes, values = [node, *memory.get("nodes", [])][:count], [value, *memory.get("values", [])][:count]
+    if math.isfinite(node):
+        memory.update(nodes=nodes[: count - 1], values=values[: count - 1])
+    return nodes, values
+
+
+class SASolver(Sampler):
+    """Stochastic Adams: a predictor through the last values of x_0, and a corrector through the newest as well.
+
+    Xue et al., "SA-Solver", 2023, arXiv 2309.05019, algorithm 1. One evaluation a step: the evaluation at a predicted
+    point first corrects it, with the noise of the step that led there. Fewer values are used while there are fewer, and
+    one in a step from alpha = 0 or to sigma = 0. All coefficients are the exact integrals of section 5; the authors' code
+    adds a term of third order to those of order 2.
+
+    Arguments:
+        steps, grid: as for every sampler.
+        predictor_order: number of values that the predictor goes through, 1 to 4.
+        corrector_order: number of values that the corrector goes through, the newest among them, 1 to 4; 0 = none.
+        tau: amount of noise within the interval, at least 0; 0 = the ODE, 1 = the reverse SDE.
+        tau_min, tau_max: noise levels sigma / alpha: tau applies in (tau_min, tau_max], 0 elsewhere; 0.05 to 1 in the
+            paper's experiments on CIFAR-10.
+
+    Raises:
+        ValueError: an order or tau out of range, or no noise level between tau_min and tau_max.
+    """
+
+    stochastic = True
+
+    def __init__(
+        self, steps: int, grid: Grid, predictor_order: int, corrector_order: int, tau: float, tau_min: float,
+        tau_max: float,
+    ):  # fmt: skip
+        super().__init__(steps, grid)
+        if predictor_order not in (1, 2, 3, 4) or corrector_order not in (0, 1, 2, 3, 4):
+            raise ValueError(
+                "predictor_order must be 1 to 4 and corrector_order 0 (none) to 4, got "
+                f"{predictor_order} and {corrector_order}"
+            )
+        if not 0 <= tau < math.inf:
+            raise ValueError(f"tau must be finite and at least 0, got {tau}")
+        if not 0 <= tau_min < tau_max:
+            raise ValueError(
+                f"tau_min and tau_max must be noise levels with 0 <= tau_min < tau_max, got {tau_min} and {tau_max}: "
+                "an empty interval"
+            )
+        self.predictor_order, self.corrector_order = predictor_order, corrector_order
+        self.tau, self.tau_min, self.tau_max = float(tau), float(tau_min), float(tau_max)
+        self.order = max(predictor_order, corrector_order)
+
+    def eta(self, schedule: Schedule, t: Tensor) -> float:
+        """tau(t)^2."""
+        return self.tau**2 if self.tau_min < schedule.noise_level(t) <= self.tau_max else 0.0
+
+    def step(
+        self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, y: Tensor | None, noise: Noise | None, memory: dict
+    ) -> Tensor:
+        schedule, prediction = denoiser.schedule, denoiser(x, t, y)
+        alpha, sigma = schedule.alpha_sigma(t)
+        predicted, x = x, alpha * prediction.x_0 + sigma * prediction.eps
+        before = memory.pop("before", None)
+        nodes, values = remember(memory, half_log_snr(schedule, t), prediction.x_0, self.order)
+        if before is not None and self.corrector_order:
+            at, start, eta, added = before
+            count = self.corrector_order
+            corrected = integrate(schedule, at, t, start, nodes[:count], values[:count], eta) + added
+            x = x + (corrected - predicted)  # what a guide re-noised stays
+        eta, (alpha, sigma) = self.eta(schedule, t), schedule.alpha_sigma(s)
+        loudness = decay(half_log_snr(schedule, s) - half_log_snr(schedule, t), eta)[1]
+        added = (sigma * loudness) * noise.increment(t, s) if sigma > 0 and loudness > 0 else torch.zeros_like(x)
+        if math.isfinite(nodes[0]):
+            memory["before"] = (t, x, eta, added)
+        count = self.predictor_order
+        return integrate(schedule, t, s, x, nodes[:count], values[:count], eta) + added

@@ -1,0 +1,121 @@
+"""Langevin samplers: a predictor with Langevin corrections, and annealed Langevin dynamics."""
+
+import torch
+from torch import Tensor
+
+from ..denoisers import Denoiser
+from ..randomness import Noise
+from .ancestral import move
+from .base import Sampler
+from .grids import Grid
+from .heun import CHURN
+
+__all__ = ["AnnealedLangevin", "LangevinPC", "langevin"]
+
+
+def langevin(denoiser: Denoiser, x: Tensor, t: Tensor, y: Tensor | None, z: Tensor, step: float) -> Tensor:
+    """x + e score + sqrt(2 e) z with e = step sigma_t^2, in fields: alpha x_0 + sigma ((1 - step) eps + sqrt(2 step) z)."""
+    alpha, sigma = denoiser.schedule.alpha_sigma(t)
+    prediction = denoiser(x, t, y)
+    return alpha * prediction.x_0 + (sigma * (1 - step)) * prediction.eps + (sigma * (2 * step) ** 0.5) * z
+
+
+def corrections_checked(corrections: int) -> int:
+    if not 1 <= corrections <= 10**4:
+        raise ValueError(f"corrections must be 1 to 10^4 Langevin steps per level, got {corrections}")
+    return corrections
+
+
+class LangevinPC(Sampler):
+    """Predictor-corrector sampling: a step of another sampler, then Langevin steps at the level that it reached.
+
+        x <- x + e score + sqrt(2 e) z,  e = 2 (snr sigma)^2
+
+    Song et al., "Score-Based Generative Modeling through SDEs", 2021, arXiv 2011.13456, algorithms 2 to 5. There the
+    step size comes from the norms of score and noise, averaged over a batch, so that a sample depends on its neighbours;
+    here |score| is put at its expectation |z| / sigma. As a predictor, ddpm is their ancestral
+    sampling (variance 0 for VE, 1 for VP) and euler_maruyama with diffusion=forward their reverse diffusion.
+
+    Arguments:
+        inner: the predictor, which brings steps and grid.
+        corrections: Langevin steps per level, 1 to 10^4.
+        snr: of a Langevin step, in (0, 1); 0.16 in the paper for VE, 0.17 for VP.
+
+    Raises:
+        ValueError: snr or corrections out of range.
+    """
+
+    stochastic = True
+
+    def __init__(self, inner: Sampler, corrections: int, snr: float):
+        super().__init__(inner.steps, inner.grid)
+        if not 0 < snr < 1:
+            raise ValueError(f"snr must be above 0 and below 1, got {snr}")
+        self.inner, self.corrections, self.snr = inner, corrections_checked(corrections), float(snr)
+        self.order, self.off_grid, self.needs = inner.order, inner.off_grid, inner.needs
+
+    def times(self, denoiser: Denoiser) -> Tensor:
+        return self.inner.times(denoiser)
+
+    def step(
+        self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, y: Tensor | None, noise: Noise | None, memory: dict
+    ) -> Tensor:
+        x = self.inner.step(denoiser, x, t, s, y, noise, memory)
+        if denoiser.schedule.alpha_sigma(s)[1] > 0:
+            for draw in range(CHURN + 1, CHURN + 1 + self.corrections):
+                x = langevin(denoiser, x, s, y, noise.normal(s, draw), 2 * self.snr**2)
+        return x
+
+
+class AnnealedLangevin(Sampler):
+    """Langevin steps at every noise level in turn, x / alpha carried from one level to the next as it is.
+
+        x <- x + e score + sqrt(2 e) z,  e = step_size sigma^2
+
+    Song & Ermon, "Generative Modeling by Estimating Gradients of the Data Distribution", 2019, arXiv 1907.05600,
+    algorithm 1, whose alpha_i / 2 is e: step_size = epsilon / (2 sigma_L^2), 0.1 in the paper. The step to sigma = 0 is
+    the denoiser's x_0; one from alpha = 0, where there is no x / alpha, is DDIM's.
+
+    Arguments:
+        steps, grid: as for every sampler; the paper's levels are a geometric sequence (grid=uniform_log_snr).
+        corrections: Langevin steps per level, 1 to 10^4; 100 in the paper.
+        step_size: e / sigma^2, in (0, 1); None = technique 4 of Song & Ermon 2020, arXiv 2006.09011: what comes nearest
+            to turning noise of the level before into noise of this level.
+
+    Raises:
+        ValueError: step_size or corrections out of range.
+    """
+
+    order = 1
+    stochastic = True
+
+    def __init__(self, steps: int, grid: Grid, corrections: int, step_size: float | None):
+        super().__init__(steps, grid)
+        if step_size is not None and not 0 < step_size < 1:
+            raise ValueError(f"step_size must be above 0 and below 1, or null for technique 4, got {step_size}")
+        self.corrections, self.step_size = corrections_checked(corrections), step_size
+
+    def step(
+        self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, y: Tensor | None, noise: Noise | None, memory: dict
+    ) -> Tensor:
+        schedule = denoiser.schedule
+        (alpha_t, _), (alpha, sigma) = schedule.alpha_sigma(t), schedule.alpha_sigma(s)
+        if sigma == 0 or alpha_t == 0:
+            return move(denoiser(x, t, y), schedule, s, 0.0)
+        x = (alpha / alpha_t) * x
+        size = self.step_size
+        if size is None:
+            size = technique_4(float(schedule.noise_level(t) / schedule.noise_level(s)), self.corrections)
+        for draw in range(CHURN + 1, CHURN + 1 + self.corrections):
+            x = langevin(denoiser, x, s, y, noise.normal(s, draw), size)
+        return x
+
+
+def technique_4(ratio: float, corrections: int) -> float:
+    """The step size in [1e-5, 1) for which noise of `ratio` times the level ends nearest to the level.
+
+    (1 - r)^(2 T) (ratio^2 - u) + u = 1, u = 2 / (2 - r) the variance of the chain's own law (arXiv 2006.09011, eq. 7).
+    """
+    r = torch.logspace(-5, 0, 5001, dtype=torch.float64)[:-1]
+    u = 2 / (2 - r)
+    return float(r[((1 - r) ** (2 * corrections) * (ratio**2 - u) + u - 1).abs().argmin()])

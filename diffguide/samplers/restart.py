@@ -1,0 +1,114 @@
+"""Restart: jumps back up to more noise within chosen intervals, and walks them down again."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from ..denoisers import Denoiser
+from ..randomness import Noise
+from .ancestral import transition_variance
+from .base import Sampler
+from .grids import along_log_snr, karras_levels, snap
+
+__all__ = ["Restart"]
+
+DRAWS = 2**20  # draws that one visit may use, so that no two visits share any
+
+
+class Visit:
+    """The noise of one walk down an interval: independent of the main walk's and of every other visit's."""
+
+    def __init__(self, noise: Noise, number: int):
+        self.noise, self.offset = noise, (number + 1) * DRAWS
+
+    def normal(self, level: Tensor, draw: int) -> Tensor:
+        return self.noise.normal(level, self.offset + 1 + draw)
+
+    def increment(self, t: Tensor, s: Tensor) -> Tensor:
+        return self.noise.normal(t, self.offset - 1)
+
+
+class Restart(Sampler):
+    """At the lower end of an interval of noise levels: noise is added up to its upper end and removed again, K times.
+
+        x_high = (alpha_high / alpha_low) x_low + sqrt(Var[x_high | x_low]) z, then the inner sampler back to x_low
+
+    Xu, Deng, Cheng, Tian, Liu, Jaakkola, "Restart Sampling for Improving Generative Processes", 2023, arXiv 2306.14878,
+    algorithm 1, whose {i: [N, K, t_min, t_max]} is an interval [t_min, t_max, N, K] here. A restart happens at the first
+    grid time at or below the lower end, and comes back to it. A walk down has Karras' levels with exponent 7.
+
+    Arguments:
+        inner: the sampler, Heun's method in the paper; brings steps and grid.
+        intervals: [low, high, steps, repeats] each: noise levels sigma / alpha with 0 < low < high, and whole numbers of
+            at least 1.
+
+    Raises:
+        ValueError: an interval that is empty or has no such numbers; from `times`, one outside the grid.
+    """
+
+    stochastic = True
+
+    def __init__(self, inner: Sampler, intervals: Sequence[Sequence[float]]):
+        super().__init__(inner.steps, inner.grid)
+        for interval in intervals:
+            if len(interval) != 4:
+                raise ValueError(f"intervals must be [low, high, steps, repeats] each, got {list(interval)}")
+            low, high, *counts = interval
+            if not 0 < low < high:
+                raise ValueError(f"intervals must be noise levels with 0 < low < high, got the empty {low} to {high}")
+            if any(count != int(count) or not 1 <= count <= 1000 for count in counts):
+                raise ValueError(f"intervals must have whole steps and repeats from 1 to 1000, got {counts}")
+        if not intervals:
+            raise ValueError(
+                "intervals is empty: give at least one [low, high, steps, repeats], or take the inner sampler"
+            )
+        self.inner = inner
+        self.intervals = [(float(low), float(high), int(n), int(k)) for low, high, n, k in intervals]
+        self.order, self.off_grid, self.needs = inner.order, inner.off_grid, inner.needs
+
+    def times(self, denoiser: Denoiser) -> Tensor:
+        times = self.inner.times(denoiser)
+        first, last = (float(denoiser.schedule.noise_level(t)) for t in (times[0], times[-1]))
+        for low, high, _, _ in self.intervals:
+            if not last <= low < high <= first:
+                raise ValueError(
+                    f"intervals must lie within the grid's noise levels {last:.4g} to {first:.4g}, got {low:g} to {high:g}"
+                )
+        return times
+
+    def step(
+        self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, y: Tensor | None, noise: Noise | None, memory: dict
+    ) -> Tensor:
+        x = self.inner.step(denoiser, x, t, s, y, noise, memory)
+        above, here, visit = denoiser.schedule.noise_level(t), denoiser.schedule.noise_level(s), 0
+        for low, high, steps, repeats in self.intervals:
+            if here <= low < above:
+                times = self.walk(denoiser, s, high, steps)
+                for number in range(visit, visit + repeats):
+                    x = self.visit(denoiser, x, times, y, Visit(noise, number))
+                memory.clear()  # what a multistep sampler remembered is of another path
+            visit += repeats
+        return x
+
+    def walk(self, denoiser: Denoiser, s: Tensor, high: float, steps: int) -> Tensor:
+        """Times from the noise level `high` down to s itself."""
+        schedule = denoiser.schedule
+        levels = karras_levels(high, float(schedule.noise_level(s)), steps + 1, 7.0)
+        times = along_log_snr(schedule, -2 * levels.log())
+        if denoiser.levels is not None:
+            legal = denoiser.levels[denoiser.levels >= s]
+            top = legal[(legal - times[0]).abs().argmin()]
+            times = snap(times, legal[legal <= top])
+        return torch.cat([times[:-1], s[None]])
+
+    def visit(self, denoiser: Denoiser, x: Tensor, times: Tensor, y: Tensor | None, noise: Visit) -> Tensor:
+        """x at times[-1], up to times[0] and back."""
+        schedule, top, s = denoiser.schedule, times[0], times[-1]
+        ratio = schedule.alpha_sigma(top)[0] / schedule.alpha_sigma(s)[0]
+        x = ratio * x + transition_variance(schedule, top, s).sqrt() * noise.normal(top, -1)
+        memory: dict = {}
+        for t, u in pairwise(times):
+            x = self.inner.step(denoiser, x, t, u, y, noise, memory)
+        return x
