@@ -20,7 +20,7 @@ from .schedules import Schedule
 
 __all__ = [
     "Prediction", "Denoiser", "ExactDenoiser", "LogDensity", "Classifier", "Preconditioned", "DenoiserWrapper",
-    "EvaluationCounter",
+    "EvaluationCounter", "capable",
 ]  # fmt: skip
 
 
@@ -153,9 +153,11 @@ class DenoiserWrapper(Denoiser):
 
     Attributes:
         needs_null: whether training for it must drop the condition of some examples.
+        transparent: whether it shows the law of what it wraps, so that whatever else that knows holds for both.
     """
 
     needs_null = False
+    transparent = False
 
     def __init__(self, denoiser: Denoiser):
         self.denoiser = denoiser
@@ -175,6 +177,8 @@ class DenoiserWrapper(Denoiser):
 class EvaluationCounter(DenoiserWrapper):
     """Counts network evaluations, one per row: a batched call for two conditions of B images counts 2 B."""
 
+    transparent = True
+
     def __init__(self, denoiser: Denoiser):
         super().__init__(denoiser)
         self.count = [0]  # a list, so that the copies which `start` makes count together
@@ -186,3 +190,10 @@ class EvaluationCounter(DenoiserWrapper):
     def __call__(self, x_t: Tensor, t: Tensor, y: Condition | None = None) -> Prediction:
         self.count[0] += len(x_t)
         return self.denoiser(x_t, t, y)
+
+
+def capable(denoiser: Denoiser, protocol: type) -> Denoiser | None:
+    """The denoiser itself, or the one whose law it shows, where it has a protocol; None where it has not."""
+    while isinstance(denoiser, DenoiserWrapper) and denoiser.transparent and not isinstance(denoiser, protocol):
+        denoiser = denoiser.denoiser
+    return denoiser if isinstance(denoiser, protocol) else None

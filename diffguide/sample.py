@@ -139,11 +139,6 @@ def prepare(cfg: DictConfig, engine, file: Path | None):
             raise ConfigError(f"checkpoint: {error}") from error
     counter = EvaluationCounter(source.model)
     guided, sampler = build(cfg, "guidance", counter), build(cfg, "sampler")
-    if not isinstance(guided, sampler.needs):
-        model = type(source.model).__name__
-        raise ConfigError(
-            f"sampler={cfg.sampler._target_} needs a {sampler.needs.__name__}; {model_of(cfg)} holds a {model}"
-        )
     with telling("sampler"):
         sampler.times(guided)
     with telling("labels"):

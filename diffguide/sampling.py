@@ -13,7 +13,7 @@ from .denoisers import Denoiser, EvaluationCounter
 from .interrupts import Interrupts, Stopped
 from .progress import Progress
 from .runs import WriteError
-from .samplers import Sampler, generate
+from .samplers import Sampler, SamplingError, generate
 from .shards import Shards
 from .sources import Source
 from .vectors import Backdrop
@@ -112,7 +112,7 @@ class Stream:
 
         Raises:
             Stopped: some rank got a signal; every batch that was begun is written.
-            WriteError: some rank could not write; on every rank.
+            WriteError: some rank could not write, or its sampler could not go on; on every rank.
         """
         world, rank, steps = self.engine.world_size, self.engine.global_rank, len(self.plan.times) - 1
         total = self.shards.n
@@ -129,7 +129,7 @@ class Stream:
             try:
                 if rank < len(turn):
                     self.draw(turn[rank], on_step)
-            except WriteError as error:
+            except (WriteError, SamplingError) as error:
                 failure = str(error)
             number = self.agreed(failure, interrupts)
             done += sum(map(self.shards.count, turn))
@@ -159,7 +159,7 @@ class Stream:
         """The signal that some rank has got, 0 for none; all ranks wait for each other, and learn of one's failure.
 
         Raises:
-            WriteError: one could not write.
+            WriteError: one could not write or go on.
         """
         number = FAILED + self.engine.global_rank if failure else interrupts.number
         if self.engine.world_size > 1:

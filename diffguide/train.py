@@ -28,6 +28,7 @@ def train(cfg: DictConfig) -> None:
     from . import checkpoints
     from .engine import end_others, launched_outside
     from .inspection import at_most
+    from .samplers import SamplingError
     from .training import Diverged
 
     resumed = None
@@ -116,7 +117,7 @@ def train(cfg: DictConfig) -> None:
             raise ConfigError(f"training: {error}; {left}; a smaller training.learning_rate may help") from error
         except torch.OutOfMemoryError as error:
             raise ConfigError(full) from error
-        except (WriteError, checkpoints.CheckpointError) as error:
+        except (WriteError, SamplingError, checkpoints.CheckpointError) as error:
             end_others(engine)
             raise ConfigError(str(error)) from error
     if engine.is_global_zero:

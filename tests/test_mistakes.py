@@ -45,7 +45,10 @@ TRAIN = {
     "several numbers for an option": (["engine=[1,2]"], "engine takes one option, got engine=[1,2]"),
     "node for a value": (["training.keep={_target_:os.getcwd}"], "training.keep must be a whole number, got {"),
     "target that is none": (["objective._target_=3"], "objective must be a node with a _target_"),
-    "target that Hydra blocks": (["objective.weight._target_=os.system", "+objective.weight._args_=[ls]"], "objective: Target 'os.system' is blocklisted"),
+    "target that Hydra blocks": (
+        ["objective.weight._target_=os.system", "+objective.weight._args_=[ls]"],
+        "objective: Target 'os.system' is blocklisted",
+    ),
     "line break": (["objective=a\nb"], "cannot read 'objective=a\\nb'"),
     "network beyond memory": (["backbone.channels=100000000"], "backbone: what it asks for does not fit into memory"),
     "network without end": (["backbone.blocks=100000000"], "backbone: it would have more than 65536 layers and tensors"),

@@ -248,6 +248,22 @@ def test_bad_input_is_told(tmp_path, command, arguments, message):
     assert done.out == "" and len([line for line in done.err.splitlines() if line]) == 1
 
 
+def test_a_sampler_that_cannot_go_on_says_so(tmp_path, command):
+    done = command(main, "oracle=pair1d", "sampler=dopri5", "sampler.max_evaluations=9", "sampler.atol=1e-12",
+                   "sampler.rtol=0", "n=4", at=tmp_path)  # fmt: skip
+    assert done.code == 1 and "needs more than max_evaluations=9" in done.err and "Traceback" not in done.err, done.err
+
+
+def test_the_exact_covariance_is_that_of_an_unguided_oracle(tmp_path, command):
+    arguments = ["oracle=pair1d", "sampler=ddpm_exact", "sampler.steps=4", "labels=[0]", "n=400"]
+    done = command(main, *arguments, at=tmp_path)
+    assert done.code == 0, done.err
+    x, _ = samples(tmp_path / done.folder)  # class 0 is N(0, 1): four steps are exact
+    assert abs(x.var() - 1) < 4 * (2 / 400) ** 0.5
+    done = command(main, *arguments, "guidance=cfg", at=tmp_path)
+    assert done.code == 1 and "ExactDDPM needs the exact covariance of x_0 given x_t (an oracle, unguided)" in done.err
+
+
 def test_a_run_that_explodes_is_finished_and_says_so(tmp_path, command):
     done = command(main, "oracle=gmm2d", "guidance=cfg", "guidance.scale=1e300", "n=8", "sampler.steps=4", at=tmp_path)
     assert done.code == 0, done.err

@@ -15,6 +15,8 @@ __all__ = ["ClassifierFree", "Unguided"]
 class Unguided(DenoiserWrapper):
     """The conditional denoiser as it is."""
 
+    transparent = True
+
     def __call__(self, x_t: Tensor, t: Tensor, y: Condition | None = None) -> Prediction:
         return self.denoiser(x_t, t, y)
 

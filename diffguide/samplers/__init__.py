@@ -2,7 +2,7 @@
 
 from .adaptive import Dopri5
 from .ancestral import DDIM, DDPM, Euler, EulerAncestral, ExactDDPM
-from .base import Sampler
+from .base import Sampler, SamplingError
 from .deis import DEIS, LogRhoDEIS
 from .dpmpp import DPMpp2M, DPMpp3M
 from .dpmpp_sde import DPMpp2MSDE, DPMpp3MSDE, SASolver
@@ -17,8 +17,7 @@ from .singlestep import DPM2, PNDM, DPMpp2S
 from .unipc import UniPC
 
 __all__ = [
-    "DDIM", "DDPM", "DEIS", "DPM2", "DPMpp2M", "DPMpp2S", "DPMpp3M", "DDIMInversion", "Dopri5", "Euler", "Heun", "IPNDM",
-    "LMS", "LogRhoDEIS", "PNDM", "Sampler", "UniPC", "generate",
-    "AnnealedLangevin", "DPMpp2MSDE", "DPMpp3MSDE", "EulerAncestral", "EulerMaruyama", "ExactDDPM", "LangevinPC",
-    "Restart", "SASolver",
+    "AnnealedLangevin", "DDIM", "DDIMInversion", "DDPM", "DEIS", "DPM2", "DPMpp2M", "DPMpp2MSDE", "DPMpp2S", "DPMpp3M",
+    "DPMpp3MSDE", "Dopri5", "Euler", "EulerAncestral", "EulerMaruyama", "ExactDDPM", "Heun", "IPNDM", "LMS", "LangevinPC",
+    "LogRhoDEIS", "PNDM", "Restart", "SASolver", "Sampler", "SamplingError", "UniPC", "generate",
 ]  # fmt: skip

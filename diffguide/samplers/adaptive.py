@@ -8,7 +8,7 @@ from torch import Tensor
 from ..denoisers import Denoiser
 from ..randomness import Noise
 from .ancestral import move
-from .base import Sampler
+from .base import Sampler, SamplingError
 from .grids import Grid
 
 __all__ = ["Dopri5"]
@@ -37,8 +37,8 @@ class Dopri5(Sampler):
         noise_level_min: sigma / alpha where the last step to sigma = 0 begins, positive; other ends are reached exactly.
 
     Raises:
-        ValueError: a tolerance out of range; torchode is not installed; a run that needs more evaluations, or meets numbers
-            that are not finite.
+        ValueError: a tolerance out of range; torchode is not installed.
+        SamplingError: a run that needs more evaluations, or meets numbers that are not finite.
     """
 
     order = 5
@@ -101,15 +101,15 @@ class Dopri5(Sampler):
         memory["evaluations"] = memory.get("evaluations", 0) + 1 + int(solution.stats["n_f_evals"].max())
         states = solution.status.unique().tolist()
         if torchode.status_codes.INFINITE_NORM in states:
-            raise ValueError(
+            raise SamplingError(
                 f"sampler=dopri5 met numbers that are not finite between t = {float(t):g} and {float(s):g}"
             )
         if states != [torchode.status_codes.SUCCESS]:
             raise self.exhausted()
         return (torch.hypot(alpha_s, sigma_s) * solution.ys[:, -1].reshape(shape)).to(dtype)
 
-    def exhausted(self) -> ValueError:
-        return ValueError(
+    def exhausted(self) -> SamplingError:
+        return SamplingError(
             f"sampler=dopri5 needs more than max_evaluations={self.max_evaluations} evaluations for atol={self.atol:g} "
             f"and rtol={self.rtol:g}: raise the one or the others"
         )

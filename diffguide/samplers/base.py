@@ -5,14 +5,18 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..denoisers import Denoiser, ExactDenoiser
+from ..denoisers import Denoiser, ExactDenoiser, capable
 from ..randomness import Noise
 from .grids import Grid
 
-__all__ = ["Sampler"]
+__all__ = ["Sampler", "SamplingError"]
 
 WORDS = {Denoiser: "a denoiser", ExactDenoiser: "the exact covariance of x_0 given x_t (an oracle, unguided)"}
 MOST = 10**5  # steps: grids and frames are lists of them
+
+
+class SamplingError(ValueError):
+    """What a sampler that was begun cannot end: it says why, and what to change."""
 
 
 class Sampler:
@@ -49,9 +53,8 @@ class Sampler:
             ValueError: a grid that the schedule or the model's legal levels do not allow, or a model that lacks what the
                 sampler needs.
         """
-        if not isinstance(denoiser, self.needs):
-            found = type(denoiser).__name__
-            raise ValueError(f"{type(self).__name__} needs {WORDS[self.needs]}, which {found} does not have")
+        if capable(denoiser, self.needs) is None:
+            raise ValueError(f"{type(self).__name__} needs {WORDS[self.needs]}, which this model does not have")
         if self.off_grid and denoiser.levels is not None:
             raise ValueError(f"{type(self).__name__} evaluates between the grid's times, this model only at its levels")
         return self.grid(denoiser.schedule, self.steps, denoiser.levels)
