@@ -11,7 +11,8 @@ import torch
 from short_run import RUN, SHORT
 
 os.environ.setdefault("MPLBACKEND", "agg")
-torch.set_num_threads(2)  # for the session's models; see two_threads
+os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start
+torch.set_num_threads(1)  # for the session's models; see one_thread
 
 
 class Finished(NamedTuple):
@@ -45,9 +46,9 @@ def command(capfd):
 
 
 @pytest.fixture(autouse=True)
-def two_threads():
-    """Results and times are those of two cores, whatever the machine has."""
-    torch.set_num_threads(2)
+def one_thread():
+    """Two workers of pytest-xdist share two cores; results are those of one thread each, whatever the machine has."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
