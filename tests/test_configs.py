@@ -49,7 +49,9 @@ def check(role: str, node: dict, nested: set[str] = frozenset()) -> None:
 @pytest.mark.parametrize("path", COMPONENTS, ids=lambda path: str(path.relative_to(FOLDER)))
 def test_file_is_a_constructor(path):
     config = OmegaConf.to_container(OmegaConf.load(path))
-    chosen = [entry for entry in config.pop("defaults", []) if isinstance(entry, dict)]  # come from nested groups' files
+    chosen = [
+        entry for entry in config.pop("defaults", []) if isinstance(entry, dict)
+    ]  # come from nested groups' files
     nested = {group.rpartition("@")[2] for entry in chosen for group in entry}
     for name, node in nodes(config, path.parent.name):
         check(name, node, nested if node is config else set())

@@ -68,6 +68,7 @@ class Schedule(nn.Module):
     """
 
     normalisation = staticmethod(variance_preserving)
+    learned_ends = False  # True where training moves log_snr_max and log_snr_min
 
     def __init__(self, log_snr_max: float, log_snr_min: float):
         super().__init__()
@@ -75,6 +76,11 @@ class Schedule(nn.Module):
         if not log_snr_min < log_snr_max:
             raise ValueError(f"log_snr_min must be below log_snr_max, got {log_snr_min:g} and {log_snr_max:g}")
         self.log_snr_max, self.log_snr_min = log_snr_max, log_snr_min
+
+    @property
+    def learned(self) -> bool:
+        """Whether the curve has parameters, which an objective trains."""
+        return any(True for _ in self.parameters())
 
     @property
     def zero_terminal_snr(self) -> bool:

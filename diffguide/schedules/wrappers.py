@@ -12,7 +12,7 @@ __all__ = ["ResolutionShift", "ZeroTerminalSNR"]
 
 def fixed(schedule: Schedule) -> Schedule:
     """The schedule, if nothing in it is learned: what a wrapper computes from it at the start stays true."""
-    if any(True for _ in schedule.parameters()):
+    if schedule.learned:
         raise ValueError(f"schedule must be a fixed one, got {type(schedule).__name__}, which is learned")
     return schedule
 
