@@ -33,12 +33,12 @@ class Denoising(Objective):
         p_uncond: probability, per example, of training without its condition; in [0, 1].
 
     A learned schedule is trained to make the bound's estimate less noisy: the gradient that reaches it is that of the
-    squared loss (Kingma et al. 2021, arXiv 2107.00630, section 5.2 and appendix I.2). The mean of the bound does not depend
+    squared loss (Kingma et al. 2021, arXiv 2107.00630, appendix I.2). The mean of the bound does not depend
     on it; any other weighted loss would be lowered by a schedule that avoids the difficult levels.
 
     Raises:
-        ValueError: p_uncond out of range, a parameterization that the schedule's ends do not allow, or a learned schedule
-            whose ends are learned, with another weight than the likelihood's, or without effect on the levels.
+        ValueError: p_uncond out of range, a parameterization or levels that the schedule's ends do not allow, or a
+            learned schedule with learned ends, another weight than the likelihood's, or without effect on the levels.
     """
 
     def __init__(
@@ -48,6 +48,7 @@ class Denoising(Objective):
         super().__init__()
         if not 0 <= p_uncond <= 1:
             raise ValueError(f"p_uncond must be in [0, 1], got {p_uncond}")
+        levels.check(schedule)
         if schedule.learned_ends:
             raise ValueError(
                 "a schedule with learned_ends needs an objective with every term of the variational bound; "

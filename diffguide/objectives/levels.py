@@ -26,6 +26,9 @@ class NoiseLevels:
 
     in_time = True
 
+    def check(self, schedule: Schedule) -> None:
+        """Raises ValueError where it cannot be used with a schedule."""
+
     def __call__(self, schedule: Schedule, n: int, rng: torch.Generator | Share) -> tuple[Tensor, Tensor]:
         raise NotImplementedError
 
@@ -72,9 +75,6 @@ class UniformLogSNR(NoiseLevels):
 
     Arguments:
         stratified: as for `UniformTime`.
-
-    Raises:
-        ValueError: when it is called with a schedule that has an infinite end.
     """
 
     in_time = False
@@ -82,10 +82,16 @@ class UniformLogSNR(NoiseLevels):
     def __init__(self, stratified: bool):
         self.stratified = bool(stratified)
 
+    def check(self, schedule: Schedule) -> None:
+        high, low = schedule.log_snr_max, schedule.log_snr_min
+        if math.isinf(high) or math.isinf(low):
+            raise ValueError(
+                f"levels with a uniform log-SNR need a schedule with finite ends, got log_snr_max {high:g} and "
+                f"log_snr_min {low:g}"
+            )
+
     def __call__(self, schedule: Schedule, n: int, rng: torch.Generator | Share) -> tuple[Tensor, Tensor]:
         high, low = schedule.log_snr_max, schedule.log_snr_min
-        if not high - low < math.inf:
-            raise ValueError(f"a uniform log-SNR needs a schedule with finite ends, got {low:g} to {high:g}")
         log_snr = high + (low - high) * places(n, rng, self.stratified)
         return schedule.t_of(log_snr).clamp(0, 1), torch.full_like(log_snr, 1 / (high - low))
 

@@ -35,7 +35,7 @@ class Sliced(Objective):
 
     Raises:
         ValueError: p_uncond or slices out of range, a learned schedule, levels that learn from their losses, or a
-            parameterization that the schedule's ends do not allow.
+            parameterization or levels that the schedule's ends do not allow.
     """
 
     def __init__(
@@ -47,6 +47,7 @@ class Sliced(Objective):
             raise ValueError(f"p_uncond must be in [0, 1], got {p_uncond}")
         if slices < 1:
             raise ValueError(f"slices must be at least 1, got {slices}")
+        levels.check(schedule)
         if isinstance(levels, LossSecondMoment):
             raise ValueError("levels must not be LossSecondMoment: the sliced loss is below 0 where it is best")
         if schedule.learned:
