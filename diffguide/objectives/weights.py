@@ -118,11 +118,11 @@ class EDM(Weight):
 
 
 class Likelihood(Weight):
-    """1 / (2 density) on the error of eps: the diffusion term of the variational bound, 1/2 int ||eps_hat - eps||^2 dlog_snr.
+    """1 / (2 density) on the error of eps: the bound's diffusion term, 1/2 int ||eps_hat - eps||^2 dlog_snr.
 
     Kingma et al. 2021, arXiv 2107.00630, eq. 17; Kingma & Gao, "Understanding Diffusion Objectives as the ELBO with Simple
-    Data Augmentation", 2023, arXiv 2303.00848, eq. 2 with w = 1. In nats per dimension, over the levels that are drawn; its mean is
-    the same for every distribution of them.
+    Data Augmentation", 2023, arXiv 2303.00848, eq. 2 with w = 1. In nats per dimension, over the levels that are
+    drawn; its mean is the same for every distribution of them.
     """
 
     def __call__(self, log_snr: Tensor, rows: Rows, density: Tensor) -> Tensor:
