@@ -17,7 +17,6 @@ INJECTED = {  # handed over by the caller, for a role or for one of its members
     "objective": ["backbone", "schedule"], "guidance": ["denoiser"], "oracle": ["schedule"],
     "diffguide.oracles.empirical.Empirical": ["data", "labels"],
 }  # fmt: skip
-NESTED = {"grid", "diffusion", "inner"}  # groups within a sampler
 NO_COMPONENTS = {"label_dropout", "experiment"}
 COMPONENTS = sorted(path for path in FOLDER.rglob("*/*.yaml") if path.relative_to(FOLDER).parts[0] not in NO_COMPONENTS)
 
@@ -49,10 +48,8 @@ def check(role: str, node: dict, nested: set[str] = frozenset()) -> None:
 @pytest.mark.parametrize("path", COMPONENTS, ids=lambda path: str(path.relative_to(FOLDER)))
 def test_file_is_a_constructor(path):
     config = OmegaConf.to_container(OmegaConf.load(path))
-    chosen = [
-        entry for entry in config.pop("defaults", []) if isinstance(entry, dict)
-    ]  # come from nested groups' files
-    nested = {group.rpartition("@")[2] for entry in chosen for group in entry}
+    groups = [group for entry in config.pop("defaults", []) if isinstance(entry, dict) for group in entry]
+    nested = {group.rpartition("@")[2] for group in groups if not group.startswith("override")}  # from their own files
     for name, node in nodes(config, path.parent.name):
         check(name, node, nested if node is config else set())
 
