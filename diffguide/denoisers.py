@@ -136,8 +136,11 @@ class Preconditioned(nn.Module, Denoiser):
 
     def output(self, x_t: Tensor, t: Tensor, y: Condition | None = None) -> tuple[Tensor, Rows]:
         """The network's output F and the rows that read it, in the dtype of x_t, float32 at least."""
+        return self.output_at(x_t, self.schedule.log_snr(t), y)
+
+    def output_at(self, x_t: Tensor, log_snr: Tensor, y: Condition | None = None) -> tuple[Tensor, Rows]:
+        """`output` at a log-SNR of the schedule, float64."""
         x_t = x_t.to(torch.promote_types(x_t.dtype, torch.float32))
-        log_snr = self.schedule.log_snr(t)
         rows = self.parameterization.rows(*self.schedule.scales(log_snr, x_t.ndim)).to(x_t)
         level = log_snr.to(x_t).expand(len(x_t)) if self.backbone.noise_conditioned else None
         return self.backbone(rows.c_in * x_t, level, y).to(x_t.dtype), rows

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from torch import Tensor, ones_like, zeros_like
 
-__all__ = ["Rows", "Parameterization", "X0", "Eps", "V", "Flow", "EDM"]
+__all__ = ["Rows", "Parameterization", "X0", "Eps", "Score", "V", "Flow", "EDM"]
 
 
 class Rows(NamedTuple):
@@ -60,6 +60,20 @@ class Eps(Parameterization):
     def rows(self, alpha: Tensor, sigma: Tensor) -> Rows:
         one, zero = ones_like(alpha), zeros_like(alpha)
         return Rows(zero, one, 1 / alpha, -sigma / alpha, zero, one, (alpha**2 + sigma**2) ** -0.5)
+
+
+class Score(Parameterization):
+    """F = -sqrt(alpha^2 + sigma^2) eps / sigma: the score grad log p_t of x_t / sqrt(alpha^2 + sigma^2).
+
+    Song et al. 2021, arXiv 2011.13456, eq. 7, where alpha^2 + sigma^2 = 1; under another normalisation that of x_t scaled
+    so, which keeps a trained network valid under all of them. Its error grows as 1 / sigma: weigh it by sigma^2.
+    """
+
+    needs_signal = True
+
+    def rows(self, alpha: Tensor, sigma: Tensor) -> Rows:
+        zero, scale = zeros_like(alpha), (alpha**2 + sigma**2) ** 0.5
+        return Rows(zero, -scale / sigma, 1 / alpha, sigma**2 / (alpha * scale), zero, -sigma / scale, 1 / scale)
 
 
 class V(Parameterization):

@@ -216,6 +216,7 @@ class Training:
         watch.look(images, images // self.batch_size, losses, None if scaled else norm)
         optimizer.step()
         optimizer.zero_grad()
+        module.module.finish_step(fabric.all_gather)
         return norm
 
 

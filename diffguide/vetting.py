@@ -42,7 +42,7 @@ class Role(NamedTuple):
 
 ROLES = {
     "backbone": Role("diffguide.backbones.base.Backbone", 0, WIDEST),
-    "schedule": Role("diffguide.schedules.Schedule", 0, WIDEST),
+    "schedule": Role("diffguide.schedules.base.Schedule", 0, WIDEST),
     "objective": Role("diffguide.objectives.base.Objective", 2, WIDEST),
     "dataset": Role("diffguide.datasets.base.Dataset"),
     "oracle": Role("diffguide.oracles.base.Oracle"),

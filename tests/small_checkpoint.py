@@ -21,7 +21,7 @@ CONFIG = {
         "layers": 1, "fourier_features": 2, "fourier_scale": 0.5,
         "noise_conditioned": True, "condition_features": 0,
     },
-    "schedule": {"_target_": "diffguide.schedules.Cosine", "log_snr_max": 12.0, "log_snr_min": -10.0},
+    "schedule": {"_target_": "diffguide.schedules.curves.Cosine", "log_snr_max": 12.0, "log_snr_min": -10.0},
     "objective": {
         "_target_": "diffguide.objectives.denoising.Denoising",
         "parameterization": {"_target_": "diffguide.parameterizations.V"},

@@ -17,7 +17,6 @@ INJECTED = {  # handed over by the caller, for a role or for one of its members
     "objective": ["backbone", "schedule"], "guidance": ["denoiser"], "oracle": ["schedule"],
     "diffguide.oracles.empirical.Empirical": ["data", "labels"],
 }  # fmt: skip
-NESTED = {"grid", "diffusion", "inner"}  # groups within a sampler
 NO_COMPONENTS = {"label_dropout", "experiment"}
 COMPONENTS = sorted(path for path in FOLDER.rglob("*/*.yaml") if path.relative_to(FOLDER).parts[0] not in NO_COMPONENTS)
 
@@ -36,12 +35,11 @@ def target(name: str):
     return getattr(import_module(module), attribute)
 
 
-def check(role: str, node: dict) -> None:
+def check(role: str, node: dict, nested: set[str] = frozenset()) -> None:
     constructor = target(node["_target_"])
     given = INJECTED.get(role, []) + INJECTED.get(node["_target_"], [])
     parameters = [name for name in inspect.signature(constructor).parameters if name not in given]
     written = {key for key in node if not key.startswith("_")}
-    nested = NESTED & set(parameters) if role == "sampler" else set()  # come from the nested groups' files
     if not node.get("_partial_"):
         assert written | nested == set(parameters), node["_target_"]
     assert f"{constructor.__module__}.{constructor.__qualname__}" == node["_target_"] or node.get("_partial_")
@@ -50,9 +48,10 @@ def check(role: str, node: dict) -> None:
 @pytest.mark.parametrize("path", COMPONENTS, ids=lambda path: str(path.relative_to(FOLDER)))
 def test_file_is_a_constructor(path):
     config = OmegaConf.to_container(OmegaConf.load(path))
-    role = path.parent.name
-    for name, node in nodes({key: value for key, value in config.items() if key != "defaults"}, role):
-        check(name, node)
+    groups = [group for entry in config.pop("defaults", []) if isinstance(entry, dict) for group in entry]
+    nested = {group.rpartition("@")[2] for group in groups if not group.startswith("override")}  # from their own files
+    for name, node in nodes(config, path.parent.name):
+        check(name, node, nested if node is config else set())
 
 
 @pytest.mark.parametrize("path", COMPONENTS, ids=lambda path: str(path.relative_to(FOLDER)))
@@ -72,6 +71,21 @@ def test_training_node_is_a_constructor():
 def test_every_group_is_tested():
     groups = {path.name for path in FOLDER.iterdir() if path.is_dir()}
     assert groups - NO_COMPONENTS == {path.relative_to(FOLDER).parts[0] for path in COMPONENTS}
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (FOLDER / "schedule").iterdir()))
+def test_every_schedule_comes_from_its_file(name):
+    """With the wrappers' inner one chosen on the command line, and from the data's size where it is asked for."""
+    schedule = build(composed(f"schedule={name}", "dataset=cifar10"), "schedule")
+    assert float(schedule.log_snr(0.0).detach()) == schedule.log_snr_max > 5
+    assert schedule.zero_terminal_snr == (name == "zero_terminal_snr")
+
+
+@pytest.mark.parametrize("name, inner", [("zero_terminal_snr", "scaled_linear"), ("resolution_shift", "flow")])
+def test_the_schedule_inside_another_is_chosen(name, inner):
+    cfg = composed(f"schedule={name}", f"schedule@schedule.schedule={inner}", "schedule.schedule.log_snr_max=9.5")
+    schedule = build(cfg, "schedule")
+    assert type(schedule.schedule).__name__.lower() == inner.replace("_", "") and schedule.schedule.log_snr_max == 9.5
 
 
 def composed(*overrides: str) -> DictConfig:

@@ -19,7 +19,8 @@ RUN = Path("outputs/train/digits/v001")
 TWO = ["engine.accelerator=cpu", "engine.devices=2", "engine.strategy=ddp"]
 SMALL = ["backbone.channels=8", "backbone.head_channels=8", "backbone.dropout=0", "sampler.steps=2",
          "training.accumulate=2", "training.batch_size=32", "training.images=320", "training.log_images=64",
-         "training.checkpoint_images=96"]  # fmt: skip
+         "training.checkpoint_images=96", "objective/levels=loss_second_moment", "objective.levels.bins=4",
+         "objective.levels.history=5"]  # fmt: skip
 
 
 def run(at: Path, *command: str | Path, **options) -> subprocess.CompletedProcess:
@@ -36,7 +37,7 @@ def losses(run: Path, key: str) -> list[float]:
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory) -> Path:
-    """The run of one process; without dropout, whose layers draw per process."""
+    """The run of one process; without dropout, whose layers draw per process; its levels learn from all processes."""
     home = tmp_path_factory.mktemp("one")
     with chdir(home):
         main(SMALL)

@@ -20,7 +20,7 @@ TRAIN = {
     "root key": (["sed=3"], "there is no key or group sed; nearest: seed"),
     "last part of a key alone": (["images=3"], "nearest: training.images"),
     "group": (["objectve=eps"], "there is no key or group objectve; nearest: objective"),
-    "option": (["objective=epss"], "there is no option objective=epss; nearest: eps; options: edm, eps, flow, v, x0"),
+    "option": (["objective=epss"], "there is no option objective=epss; nearest: eps; options: edm, eps, flow, score"),
     "option of a nested group": (["sampler/grid=kars"], "there is no option sampler/grid=kars; nearest: karras"),
     "recipe": (["experiment=gmm3d"], "there is no option experiment=gmm3d; nearest: gmm2d"),
     "number as an option": (["objective=3"], "there is no option objective=3; options"),

@@ -6,11 +6,16 @@ import numpy as np
 import pytest
 import torch
 
-from diffguide.parameterizations import EDM, X0, Eps, Flow, Rows, V
-from diffguide.schedules import linear, variance_exploding, variance_preserving
+from diffguide.parameterizations import EDM, X0, Eps, Flow, Rows, Score, V
+from diffguide.schedules import linear, sub_variance_preserving, variance_exploding, variance_preserving
 
-ALL = {"x0": X0(), "eps": Eps(), "v": V(), "flow": Flow(), "edm": EDM(0.5), "edm-0.3": EDM(0.3)}
-NORMALISATIONS = {"vp": variance_preserving, "ve": variance_exploding, "linear": linear}
+ALL = {"x0": X0(), "eps": Eps(), "score": Score(), "v": V(), "flow": Flow(), "edm": EDM(0.5), "edm-0.3": EDM(0.3)}
+NORMALISATIONS = {
+    "vp": variance_preserving,
+    "ve": variance_exploding,
+    "linear": linear,
+    "sub_vp": sub_variance_preserving,
+}
 every_parameterization = pytest.mark.parametrize("parameterization", ALL.values(), ids=ALL)
 every_normalisation = pytest.mark.parametrize("normalisation", NORMALISATIONS.values(), ids=NORMALISATIONS)
 
@@ -52,6 +57,7 @@ def expected_rows(name, a, s):
     return {
         "x0": (one, zero, zero, one, 1 / s, -a / s, 1 / r),
         "eps": (zero, one, 1 / a, -s / a, zero, one, 1 / r),
+        "score": (zero, -r / s, 1 / a, s**2 / (a * r), zero, -s / r, 1 / r),
         "v": (-s / r, a / r, a / r**2, -s / r, s / r**2, a / r, 1 / r),
         "flow": (-one, one, 1 / (a + s), -s / (a + s), 1 / (a + s), a / (a + s), 1 / (a + s)),
         "edm": (s / (d * w), -a * d / w, a * d**2 / w**2, s * d / w, s / w**2, -a * d / w, 1 / w),
@@ -77,6 +83,14 @@ def test_edm_is_the_table_of_karras():
     np.testing.assert_allclose(rows.c_in, 1 / np.sqrt(s**2 + d**2), rtol=1e-14)
     np.testing.assert_allclose(rows.p, (1 - rows.c_skip) / rows.c_out, rtol=1e-8)
     np.testing.assert_allclose(rows.q, -rows.c_skip * s / rows.c_out, rtol=1e-12)
+
+
+def test_score_is_that_of_song():
+    """Target -eps / sigma and x_0 = (x_t + sigma^2 score) / alpha where alpha^2 + sigma^2 = 1."""
+    alpha, sigma, x_0, eps = draw(variance_preserving)
+    rows, x_t = Score().rows(alpha, sigma), alpha * x_0 + sigma * eps
+    torch.testing.assert_close(rows.p * x_0 + rows.q * eps, -eps / sigma, rtol=1e-13, atol=0)
+    torch.testing.assert_close(read(rows, x_t, x_t)[0], (x_t + sigma**2 * x_t) / alpha, rtol=1e-12, atol=1e-13)
 
 
 def test_v_is_alpha_eps_minus_sigma_x_0():
@@ -149,8 +163,8 @@ def test_the_well_conditioned_estimate_survives_float32(parameterization, normal
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_only_eps_needs_a_signal(name):
-    assert ALL[name].needs_signal == (name == "eps")
+def test_only_eps_and_the_score_need_a_signal(name):
+    assert ALL[name].needs_signal == (name in ("eps", "score"))
 
 
 def test_sigma_data_must_be_positive():

@@ -43,7 +43,7 @@ def test_a_run(tmp_path, command):
     assert x.dtype == numpy.float32 and x.shape == (600, 2) and y.tolist() == [k % 4 for k in range(600)]
     header = json.loads((folder / "manifest.jsonl").read_text().splitlines()[0])
     assert header["oracle"]["_target_"].startswith("diffguide.oracles.")
-    assert header["schedule"]["_target_"] == "diffguide.schedules.EDM" and header["precision"] == "float64"
+    assert header["schedule"]["_target_"] == "diffguide.schedules.sde.EDM" and header["precision"] == "float64"
     assert not {"checkpoint", "checkpoint_sha256", "weights", "dataset"} & header.keys()
     found = metrics(folder)
     for name in ("wasserstein_2", "sliced_wasserstein_2", "energy_distance"):
@@ -193,7 +193,7 @@ def begun(tmp_path, command, monkeypatch) -> Path:
 
 @pytest.mark.parametrize("arguments, message", {
     "another oracle": (["oracle=highdim"], "oracle._target_="),
-    "another schedule": (["schedule=cosine"], "was sampled with schedule._target_=diffguide.schedules.EDM, and"),
+    "another schedule": (["schedule=cosine"], "was sampled with schedule._target_=diffguide.schedules.sde.EDM, and"),
     "a checkpoint": (["checkpoint=x"], "checkpoint and oracle are two models"),
     "other weights": (["weights=objective"], "weights=ema, and this command has objective"),
     "data": (["dataset=digits"], "was sampled with dataset=None, and"),

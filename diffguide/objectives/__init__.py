@@ -2,5 +2,6 @@
 
 from .base import Loss, Objective
 from .denoising import Denoising
+from .sliced import Sliced
 
-__all__ = ["Denoising", "Loss", "Objective"]
+__all__ = ["Denoising", "Loss", "Objective", "Sliced"]

@@ -1,5 +1,6 @@
 """The contract of every objective, and the label dropout they share."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -36,6 +37,13 @@ class Objective(nn.Module):
 
     def forward(self, x_0: Tensor, y: Condition | None, rng: torch.Generator | Share) -> Loss:
         raise NotImplementedError
+
+    def finish_step(self, gather: Callable[[Tensor], Tensor]) -> None:
+        """After every optimiser step, on every device, for what an objective learns beside its gradient.
+
+        Arguments:
+            gather: stacks a tensor of every device, as Fabric's `all_gather` does; one device may return it as it is.
+        """
 
 
 def drop_condition(y: Condition | None, probability: float, rng: torch.Generator | Share) -> Condition | None:

@@ -1,5 +1,7 @@
 """Regression on noised data: every objective of the eps, x0, v, flow and EDM kind is this class with another table."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -11,7 +13,7 @@ from ..randomness import Share, normal
 from ..schedules import Schedule
 from .base import Loss, Objective, drop_condition
 from .levels import NoiseLevels
-from .weights import Weight
+from .weights import Likelihood, Weight
 
 __all__ = ["Denoising"]
 
@@ -30,8 +32,13 @@ class Denoising(Objective):
         levels: distribution of the noise level.
         p_uncond: probability, per example, of training without its condition; in [0, 1].
 
+    A learned schedule is trained to make the bound's estimate less noisy: the gradient that reaches it is that of the
+    squared loss (Kingma et al. 2021, arXiv 2107.00630, appendix I.2). The mean of the bound does not depend
+    on it; any other weighted loss would be lowered by a schedule that avoids the difficult levels.
+
     Raises:
-        ValueError: p_uncond out of range, or a parameterization that the schedule's ends do not allow.
+        ValueError: p_uncond out of range, a parameterization or levels that the schedule's ends do not allow, or a
+            learned schedule with learned ends, another weight than the likelihood's, or without effect on the levels.
     """
 
     def __init__(
@@ -41,20 +48,40 @@ class Denoising(Objective):
         super().__init__()
         if not 0 <= p_uncond <= 1:
             raise ValueError(f"p_uncond must be in [0, 1], got {p_uncond}")
+        levels.check(schedule)
+        if schedule.learned_ends:
+            raise ValueError(
+                "a schedule with learned_ends needs an objective with every term of the variational bound; "
+                "take schedule.learned_ends=false"
+            )
+        if schedule.learned and not (isinstance(weight, Likelihood) and levels.in_time):
+            raise ValueError(
+                f"a learned schedule ({type(schedule).__name__}) needs weight=likelihood and levels that are drawn in time, "
+                f"such as uniform_t; got {type(weight).__name__} and {type(levels).__name__}"
+            )
         self.model = Preconditioned(backbone, schedule, parameterization, has_null=p_uncond > 0)
         self.weight, self.levels, self.p_uncond = weight, levels, float(p_uncond)
 
     def forward(self, x_0: Tensor, y: Condition | None, rng: torch.Generator | Share) -> Loss:
         schedule = self.model.schedule
         t, density = self.levels(schedule, len(x_0), rng)
-        alpha, sigma = (a.to(x_0) for a in schedule.alpha_sigma(t, x_0.ndim))
+        log_snr = schedule.log_snr(t)
+        alpha, sigma = (a.to(x_0) for a in schedule.scales(log_snr, x_0.ndim))
         eps = normal(x_0.shape, rng, x_0.dtype)
-        output, rows = self.model.output(alpha * x_0 + sigma * eps, t, drop_condition(y, self.p_uncond, rng))
+        output, rows = self.model.output_at(alpha * x_0 + sigma * eps, log_snr, drop_condition(y, self.p_uncond, rng))
         if output.shape != x_0.shape:
             raise ValueError(
                 f"the network's output {list(output.shape)} must have the shape of the data {list(x_0.shape)}"
             )
         error = (output - (rows.p * x_0 + rows.q * eps)).square().flatten(1).mean(1)
-        log_snr = schedule.log_snr(t)
-        weight = self.weight(log_snr, rows, density).to(error)
-        return Loss(weight * error, {"mse": error.detach()}, log_snr.detach())
+        weighted = self.weight.weighted(error, log_snr, rows, density)
+        if self.training and torch.is_grad_enabled():
+            self.levels.observe(t, weighted, rng)
+        loss = self.levels.importance(t).to(weighted) * weighted
+        for part in (log_snr, density):
+            if part.requires_grad:  # the schedule is learned, by the gradient of the square
+                part.register_hook(lambda gradient: gradient * (2 * loss.detach()).to(gradient))
+        return Loss(loss, {"mse": error.detach()}, log_snr.detach())
+
+    def finish_step(self, gather: Callable[[Tensor], Tensor]) -> None:
+        self.levels.finish_step(gather)

@@ -1,10 +1,12 @@
 """Noise-level distributions: which times an objective trains on.
 
 levels(schedule, n, rng) -> (t [n], density [n]), both float64 on the device of rng; density is that of log_snr(t) with
-respect to log-SNR, the quantity that importance weights and the likelihood weight divide by.
+respect to log-SNR, the quantity that importance weights and the likelihood weight divide by. Where draws that leave the
+schedule are moved to its ends, their density there is infinite.
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -12,14 +14,42 @@ from torch import Tensor
 from ..randomness import Share, normal, uniform
 from ..schedules import Schedule
 
-__all__ = ["NoiseLevels", "UniformTime", "LogNormal"]
+__all__ = ["LogNormal", "LogitNormal", "NoiseLevels", "UniformLogSNR", "UniformTime"]
 
 
 class NoiseLevels:
-    """Base of the noise-level distributions."""
+    """Base of the noise-level distributions.
+
+    Attributes:
+        in_time: whether t is drawn, whatever the curve; else log_snr is.
+    """
+
+    in_time = True
+
+    def check(self, schedule: Schedule) -> None:
+        """Raises ValueError where it cannot be used with a schedule."""
 
     def __call__(self, schedule: Schedule, n: int, rng: torch.Generator | Share) -> tuple[Tensor, Tensor]:
         raise NotImplementedError
+
+    def importance(self, t: Tensor) -> Tensor:
+        """[n], what the losses are multiplied by: 1, unless other times are drawn than the density says."""
+        return torch.ones_like(t)
+
+    def observe(self, t: Tensor, loss: Tensor, rng: torch.Generator | Share) -> None:
+        """Takes note of the losses [n] of times in a training step, before `importance`; most do not."""
+
+    def finish_step(self, gather: Callable[[Tensor], Tensor]) -> None:
+        """Learns from what was noted since the last step; `gather` stacks a tensor of every device."""
+
+
+def places(n: int, rng: torch.Generator | Share, stratified: bool) -> Tensor:
+    """n numbers uniform on [0, 1), float64; stratified: (u + i / n) mod 1 with one u for the whole batch."""
+    if not stratified:
+        return uniform((n,), rng, torch.float64)
+    first, total = (rng.first, rng.total) if isinstance(rng, Share) else (0, n)
+    place = torch.arange(first, first + n, device=rng.device, dtype=torch.float64)
+    return (uniform((), rng, torch.float64) + place / total) % 1
 
 
 class UniformTime(NoiseLevels):
@@ -34,23 +64,48 @@ class UniformTime(NoiseLevels):
         self.stratified = bool(stratified)
 
     def __call__(self, schedule: Schedule, n: int, rng: torch.Generator | Share) -> tuple[Tensor, Tensor]:
-        if self.stratified:
-            first, total = (rng.first, rng.total) if isinstance(rng, Share) else (0, n)
-            place = torch.arange(first, first + n, device=rng.device, dtype=torch.float64)
-            t = (uniform((), rng, torch.float64) + place / total) % 1
-        else:
-            t = uniform((n,), rng, torch.float64)
+        t = places(n, rng, self.stratified)
         return t, 1 / schedule.rate(t).abs()
+
+
+class UniformLogSNR(NoiseLevels):
+    """log_snr uniform between the ends of the schedule, whatever its curve.
+
+    Kingma & Gao 2023, arXiv 2303.00848, section 2.
+
+    Arguments:
+        stratified: as for `UniformTime`.
+    """
+
+    in_time = False
+
+    def __init__(self, stratified: bool):
+        self.stratified = bool(stratified)
+
+    def check(self, schedule: Schedule) -> None:
+        high, low = schedule.log_snr_max, schedule.log_snr_min
+        if math.isinf(high) or math.isinf(low):
+            raise ValueError(
+                f"levels with a uniform log-SNR need a schedule with finite ends, got log_snr_max {high:g} and "
+                f"log_snr_min {low:g}"
+            )
+
+    def __call__(self, schedule: Schedule, n: int, rng: torch.Generator | Share) -> tuple[Tensor, Tensor]:
+        high, low = schedule.log_snr_max, schedule.log_snr_min
+        log_snr = high + (low - high) * places(n, rng, self.stratified)
+        return schedule.t_of(log_snr).clamp(0, 1), torch.full_like(log_snr, 1 / (high - low))
 
 
 class LogNormal(NoiseLevels):
     """log(sigma / alpha) normal, so log_snr ~ N(-2 mean, (2 std)^2), clamped to the ends of the schedule.
 
-    Karras et al. 2022, arXiv 2206.00364, table 1. The density is that of the normal before clamping.
+    Karras et al. 2022, arXiv 2206.00364, table 1.
 
     Arguments:
         mean, std: of the natural logarithm of the noise level sigma / alpha; the paper has -1.2 and 1.2.
     """
+
+    in_time = False
 
     def __init__(self, mean: float, std: float):
         if not std > 0:
@@ -61,4 +116,27 @@ class LogNormal(NoiseLevels):
         z = normal((n,), rng, torch.float64)
         log_snr = -2 * (self.mean + self.std * z)
         density = torch.exp(-(z**2) / 2) / (2 * self.std * math.sqrt(2 * math.pi))
-        return schedule.t_of(log_snr.clamp(schedule.log_snr_min, schedule.log_snr_max)).clamp(0, 1), density
+        inside = (log_snr < schedule.log_snr_max) & (log_snr > schedule.log_snr_min)
+        t = schedule.t_of(log_snr.clamp(schedule.log_snr_min, schedule.log_snr_max)).clamp(0, 1)
+        return t, torch.where(inside, density, math.inf)
+
+
+class LogitNormal(NoiseLevels):
+    """log(t / (1 - t)) normal: the times of Stable Diffusion 3, most of them in the middle; natural with schedule=flow.
+
+    Esser et al., "Scaling Rectified Flow Transformers for High-Resolution Image Synthesis", 2024, arXiv 2403.03206, eq. 19.
+
+    Arguments:
+        mean, std: of the logit of t; 0 and 1 in the paper, a positive mean for more noise.
+    """
+
+    def __init__(self, mean: float, std: float):
+        if not std > 0:
+            raise ValueError(f"std must be positive, got {std}")
+        self.mean, self.std = float(mean), float(std)
+
+    def __call__(self, schedule: Schedule, n: int, rng: torch.Generator | Share) -> tuple[Tensor, Tensor]:
+        z = normal((n,), rng, torch.float64)
+        t = torch.sigmoid(self.mean + self.std * z)
+        of_time = torch.exp(-(z**2) / 2) / (self.std * math.sqrt(2 * math.pi) * t * (1 - t))
+        return t, of_time / schedule.rate(t).abs()

@@ -5,12 +5,16 @@ error of x_0 is converted by the squared row gain c_out^2, one on the error of e
 x0_hat - x_0 = c_out (F - F*) and eps_hat - eps = e_out (F - F*).
 """
 
+import math
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..parameterizations import Rows
 
-__all__ = ["Weight", "Uniform", "MinSNR"]
+__all__ = [
+    "EDM", "LearnedUncertainty", "Likelihood", "MinSNR", "P2", "SoftMinSNR", "Uniform", "UniformEps", "Weight",
+]  # fmt: skip
 
 
 class Weight:
@@ -19,12 +23,35 @@ class Weight:
     def __call__(self, log_snr: Tensor, rows: Rows, density: Tensor) -> Tensor:
         raise NotImplementedError
 
+    def weighted(self, error: Tensor, log_snr: Tensor, rows: Rows, density: Tensor) -> Tensor:
+        """The loss [B] of the squared errors [B]; in their dtype."""
+        return self(log_snr, rows, density).to(error) * error
+
+
+def squared(row: Tensor) -> Tensor:
+    """A row's square, [B] for rows that are broadcast over the data."""
+    return row.reshape(-1) ** 2
+
+
+def check_positive(name: str, value: float) -> float:
+    if not 0 < value < math.inf:
+        raise ValueError(f"{name} must be a positive number, got {value:g}")
+    return float(value)
+
 
 class Uniform(Weight):
     """1 on the network's own error: L_simple for eps (arXiv 2006.11239, eq. 14), EDM's lambda(sigma) for edm."""
 
     def __call__(self, log_snr: Tensor, rows: Rows, density: Tensor) -> Tensor:
         return torch.ones_like(log_snr)
+
+
+class UniformEps(Weight):
+    """1 on the error of eps, whatever the network predicts: L_simple (arXiv 2006.11239, eq. 14), which is sigma^2 on the
+    error of the score (Song et al. 2021, arXiv 2011.13456, eq. 7)."""
+
+    def __call__(self, log_snr: Tensor, rows: Rows, density: Tensor) -> Tensor:
+        return squared(rows.e_out)
 
 
 class MinSNR(Weight):
@@ -41,4 +68,96 @@ class MinSNR(Weight):
         self.gamma = float(gamma)
 
     def __call__(self, log_snr: Tensor, rows: Rows, density: Tensor) -> Tensor:
-        return torch.exp(log_snr).clamp(max=self.gamma) * rows.c_out.reshape(-1) ** 2
+        return torch.exp(log_snr).clamp(max=self.gamma) * squared(rows.c_out)
+
+
+class SoftMinSNR(Weight):
+    """1 / (1 / SNR + 1 / gamma) on the error of x_0: MinSNR without its corner. Crowson et al., "Scalable High-Resolution
+    Pixel-Space Image Synthesis with Hourglass Diffusion Transformers", 2024, arXiv 2401.11605, section 3.4.
+
+    Arguments:
+        gamma: ceiling of the weight, positive; 4 in the paper.
+    """
+
+    def __init__(self, gamma: float):
+        self.gamma = check_positive("gamma", gamma)
+
+    def __call__(self, log_snr: Tensor, rows: Rows, density: Tensor) -> Tensor:
+        return squared(rows.c_out) / (torch.exp(-log_snr) + 1 / self.gamma)
+
+
+class P2(Weight):
+    """1 / (k + SNR)^gamma on the error of eps. Choi et al., "Perception Prioritized Training of Diffusion Models", 2022,
+    arXiv 2204.00227, eq. 8.
+
+    Arguments:
+        gamma: how strongly the cleanest levels are weighed down, positive; 0.5 or 1 in the paper.
+        k: keeps the weight of the noisiest levels finite, positive; 1 in the paper.
+    """
+
+    def __init__(self, gamma: float, k: float):
+        self.gamma, self.k = check_positive("gamma", gamma), check_positive("k", k)
+
+    def __call__(self, log_snr: Tensor, rows: Rows, density: Tensor) -> Tensor:
+        return squared(rows.e_out) / (self.k + torch.exp(log_snr)) ** self.gamma
+
+
+class EDM(Weight):
+    """(s^2 + d^2) / (s d)^2 on the error of x_0 at noise level s = sigma / alpha. Karras et al. 2022, arXiv 2206.00364,
+    table 1. It is 1 on the error of a network that predicts edm with the same d.
+
+    Arguments:
+        sigma_data: standard deviation d of the data, positive; 0.5 in the paper.
+    """
+
+    def __init__(self, sigma_data: float):
+        self.sigma_data = check_positive("sigma_data", sigma_data)
+
+    def __call__(self, log_snr: Tensor, rows: Rows, density: Tensor) -> Tensor:
+        return (self.sigma_data**-2 + torch.exp(log_snr)) * squared(rows.c_out)
+
+
+class Likelihood(Weight):
+    """1 / (2 density) on the error of eps: the bound's diffusion term, 1/2 int ||eps_hat - eps||^2 dlog_snr.
+
+    Kingma et al. 2021, arXiv 2107.00630, eq. 17; Kingma & Gao, "Understanding Diffusion Objectives as the ELBO with Simple
+    Data Augmentation", 2023, arXiv 2303.00848, eq. 2 with w = 1. In nats per dimension, over the levels that are
+    drawn; its mean is the same for every distribution of them.
+    """
+
+    def __call__(self, log_snr: Tensor, rows: Rows, density: Tensor) -> Tensor:
+        return squared(rows.e_out) / (2 * density)
+
+
+class LearnedUncertainty(nn.Module, Weight):
+    """weight / exp(u(log_snr)) * error + u(log_snr): each level's loss divided by what is learned of its size.
+
+    Karras, Aittala, Lehtinen, Hellsten, Aila, Laine, "Analyzing and Improving the Training Dynamics of Diffusion Models",
+    2024, arXiv 2312.02696, eq. 21 and appendix B.3: u is linear in Fourier features of log(sigma / alpha) / 4. It starts
+    at u = 0 and serves training only.
+
+    Arguments:
+        weight: what would weigh the error without it.
+        features: Fourier features, at least 1; 128 in the paper.
+    """
+
+    def __init__(self, weight: Weight, features: int):
+        super().__init__()
+        if features < 1:
+            raise ValueError(f"features must be at least 1, got {features}")
+        if isinstance(weight, LearnedUncertainty):
+            raise ValueError("weight must be one that is not learned, got LearnedUncertainty")
+        self.weight = weight
+        self.register_buffer("frequency", 2 * math.pi * torch.randn(features))
+        self.register_buffer("phase", 2 * math.pi * torch.rand(features))
+        self.coefficients = nn.Parameter(torch.zeros(features))
+
+    def uncertainty(self, log_snr: Tensor) -> Tensor:
+        """u [B], in the coefficients' dtype: the logarithm of the expected weighted error."""
+        place = (-log_snr / 8).to(self.coefficients)[:, None]
+        features = math.sqrt(2) * torch.cos(place * self.frequency + self.phase)
+        return features @ self.coefficients / math.sqrt(len(self.coefficients))
+
+    def weighted(self, error: Tensor, log_snr: Tensor, rows: Rows, density: Tensor) -> Tensor:
+        u = self.uncertainty(log_snr).to(error)
+        return self.weight.weighted(error, log_snr, rows, density) * torch.exp(-u) + u

@@ -1,0 +1,14 @@
+"""Noise schedules: a curve log_snr(t) and a normalisation. `base` has the contract; every other file has schedules."""
+
+from .base import Schedule, as_time, linear, sub_variance_preserving, variance_exploding, variance_preserving
+from .curves import TRE, Cosine, Flow, Sigmoid
+from .discrete import Linear, ScaledLinear, SigmoidBeta
+from .learned import Monotone
+from .sde import EDM, VE, VP, SubVP
+from .wrappers import ResolutionShift, ZeroTerminalSNR
+
+__all__ = [
+    "EDM", "TRE", "VE", "VP", "Cosine", "Flow", "Linear", "Monotone", "ResolutionShift", "ScaledLinear", "Schedule",
+    "Sigmoid", "SigmoidBeta", "SubVP", "ZeroTerminalSNR", "as_time", "linear", "sub_variance_preserving",
+    "variance_exploding", "variance_preserving",
+]  # fmt: skip

@@ -1,0 +1,146 @@
+"""Noise schedules: a curve log_snr(t) and a normalisation.
+
+The log signal-to-noise ratio is the primitive, as in VDM (Kingma, Salimans, Poole, Ho, 2021, arXiv 2107.00630):
+
+    x_t = alpha_t x_0 + sigma_t eps,    log_snr(t) = log(alpha_t^2 / sigma_t^2),    strictly decreasing in t,
+
+and a normalisation says how large alpha and sigma are together. Time t lies in [0, 1], 0 = data, 1 = noise.
+
+The ends are finite unless asked otherwise: log_snr(0) = log_snr_max and log_snr(1) = log_snr_min, exactly. A fixed curve
+is truncated to that range and rescaled in time, so nothing is clipped and no epsilon is added anywhere.
+
+All answers are float64 (t may be a Python number, a 0-d tensor or [B]); the constants are Python floats, so a schedule
+inside a network is untouched by `.to(bfloat16)`.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+__all__ = [
+    "Schedule",
+    "TruncatedCurve",
+    "as_time",
+    "linear",
+    "sub_variance_preserving",
+    "variance_exploding",
+    "variance_preserving",
+]
+
+
+def as_time(t) -> Tensor:
+    """t as float64, on its own device where that device has float64 and on the CPU where it has not."""
+    if not isinstance(t, Tensor):
+        return torch.tensor(t, dtype=torch.float64)
+    return (t.cpu() if t.device.type == "mps" else t).double()
+
+
+def variance_preserving(log_snr: Tensor) -> tuple[Tensor, Tensor]:
+    """alpha^2 + sigma^2 = 1."""
+    return torch.sigmoid(log_snr).sqrt(), torch.sigmoid(-log_snr).sqrt()
+
+
+def variance_exploding(log_snr: Tensor) -> tuple[Tensor, Tensor]:
+    """alpha = 1, so that sigma is the noise level of Karras et al."""
+    return torch.ones_like(log_snr), torch.exp(-log_snr / 2)
+
+
+def linear(log_snr: Tensor) -> tuple[Tensor, Tensor]:
+    """alpha + sigma = 1, the straight lines of flow matching."""
+    return torch.sigmoid(log_snr / 2), torch.sigmoid(-log_snr / 2)
+
+
+def sub_variance_preserving(log_snr: Tensor) -> tuple[Tensor, Tensor]:
+    """alpha^2 + sigma = 1: alpha = exp(-B/2), sigma = 1 - exp(-B) of Song et al. 2021, arXiv 2011.13456, eq. 27-29."""
+    level = torch.exp(-log_snr / 2)
+    return 2 / (level + torch.sqrt(level**2 + 4)), 2 / (1 + torch.sqrt(1 + 4 * torch.exp(log_snr)))
+
+
+class Schedule(nn.Module):
+    """A strictly decreasing curve log_snr(t) on [0, 1] with a normalisation.
+
+    Arguments:
+        log_snr_max: log-SNR at t = 0, the data end; `inf` means exact data.
+        log_snr_min: log-SNR at t = 1, the noise end; `-inf` means pure noise (zero terminal SNR).
+
+    A subclass defines `log_snr` and, in closed form where there is one, `t_of`.
+    """
+
+    normalisation = staticmethod(variance_preserving)
+    learned_ends = False  # True where training moves log_snr_max and log_snr_min
+
+    def __init__(self, log_snr_max: float, log_snr_min: float):
+        super().__init__()
+        log_snr_max, log_snr_min = float(log_snr_max), float(log_snr_min)
+        if not log_snr_min < log_snr_max:
+            raise ValueError(f"log_snr_min must be below log_snr_max, got {log_snr_min:g} and {log_snr_max:g}")
+        self.log_snr_max, self.log_snr_min = log_snr_max, log_snr_min
+
+    @property
+    def learned(self) -> bool:
+        """Whether the curve has parameters, which an objective trains."""
+        return any(True for _ in self.parameters())
+
+    @property
+    def zero_terminal_snr(self) -> bool:
+        """Whether t = 1 holds no signal at all, where eps and the score say nothing about x_0."""
+        return self.log_snr_min == -math.inf
+
+    def log_snr(self, t) -> Tensor:
+        """log(alpha_t^2 / sigma_t^2), float64, in the shape of t."""
+        raise NotImplementedError
+
+    def t_of(self, log_snr) -> Tensor:
+        """The inverse of `log_snr`: the time in [0, 1] of a log-SNR within the schedule's ends."""
+        raise NotImplementedError
+
+    def rate(self, t) -> Tensor:
+        """d log_snr / dt (negative), float64, in the shape of t, by forward-mode differentiation."""
+        t = as_time(t)
+        return torch.func.jvp(self.log_snr, (t,), (torch.ones_like(t),))[1]
+
+    def alpha_sigma(self, t, ndim: int = 1) -> tuple[Tensor, Tensor]:
+        """(alpha_t, sigma_t) in float64: 0-d for a 0-d t; for t of shape [B] shaped [B, 1, ...] with `ndim` dimensions."""
+        return self.scales(self.log_snr(t), ndim)
+
+    def scales(self, log_snr: Tensor, ndim: int = 1) -> tuple[Tensor, Tensor]:
+        """(alpha, sigma) at a log-SNR, shaped as `alpha_sigma` shapes them."""
+        alpha, sigma = self.normalisation(log_snr)
+        shape = alpha.shape + (1,) * (ndim - 1 if alpha.ndim else 0)
+        return alpha.reshape(shape), sigma.reshape(shape)
+
+    def noise_level(self, t) -> Tensor:
+        """sigma_t / alpha_t, the sigma of Karras et al., the same quantity for every schedule."""
+        return torch.exp(-self.log_snr(t) / 2)
+
+
+class TruncatedCurve(Schedule):
+    """A fixed curve over its own time u, cut to the part between the two ends and rescaled: u = start + (end - start) t."""
+
+    def __init__(self, log_snr_max: float, log_snr_min: float):
+        super().__init__(log_snr_max, log_snr_min)
+        self.start = float(self.inverse_curve(torch.tensor(self.log_snr_max, dtype=torch.float64)))
+        self.end = float(self.inverse_curve(torch.tensor(self.log_snr_min, dtype=torch.float64)))
+
+    def curve(self, u: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def inverse_curve(self, log_snr: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def slope(self, u: Tensor) -> Tensor:
+        """d curve / du."""
+        raise NotImplementedError
+
+    def rate(self, t) -> Tensor:
+        return self.slope(self.start + (self.end - self.start) * as_time(t)) * (self.end - self.start)
+
+    def log_snr(self, t) -> Tensor:
+        t = as_time(t)
+        inside = self.curve(self.start + (self.end - self.start) * t)
+        inside = torch.where(t == 0, self.log_snr_max, inside)  # the ends exactly, whatever the rounding of the curve
+        return torch.where(t == 1, self.log_snr_min, inside)
+
+    def t_of(self, log_snr) -> Tensor:
+        return (self.inverse_curve(as_time(log_snr)) - self.start) / (self.end - self.start)

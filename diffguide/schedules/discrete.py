@@ -1,0 +1,95 @@
+"""Discrete betas as continuous curves: abar_k = prod_{i <= k} (1 - beta_i) at t = k / T, log abar linear between."""
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from .base import TruncatedCurve
+
+__all__ = ["Linear", "ScaledLinear", "SigmoidBeta"]
+
+
+class DiscreteBetas(TruncatedCurve):
+    """The curve through the knots of betas. abar_0 = 1 would be an infinite log-SNR: at t = 0 it is log_snr_max instead.
+
+    Arguments:
+        log_snr_max: log-SNR at t = 0, above that of the first step.
+        log_snr_min: log-SNR at t = 1; None = what the betas give.
+        beta_start, beta_end: first and last beta, in (0, 1).
+        steps: number of betas T, at least 2.
+
+    A subclass defines `betas`.
+    """
+
+    def __init__(
+        self, log_snr_max: float, log_snr_min: float | None = None, beta_start: float = 1e-4, beta_end: float = 0.02,
+        steps: int = 1000,
+    ):  # fmt: skip
+        if not 0 < beta_start <= beta_end < 1:
+            raise ValueError(f"the betas must satisfy 0 < beta_start <= beta_end < 1, got {beta_start} and {beta_end}")
+        if steps < 2:
+            raise ValueError(f"steps must be at least 2, got {steps}")
+        log_abar = torch.cumsum(torch.log1p(-self.betas(beta_start, beta_end, steps)), 0)
+        first, last = (float(k - torch.log(-torch.expm1(k))) for k in (log_abar[0], log_abar[-1]))
+        if not log_snr_max > first:
+            raise ValueError(f"log_snr_max must be above the log-SNR of the first step, {first:.4g}, got {log_snr_max}")
+        log_snr_min = last if log_snr_min is None else log_snr_min
+        if log_snr_min < last:
+            raise ValueError(f"log_snr_min must not be below what the betas reach, {last:.4g}, got {log_snr_min}")
+        end = logsigmoid(torch.tensor([log_snr_max], dtype=torch.float64))
+        self.__dict__["knots"] = torch.cat([end, log_abar])  # a plain attribute: no dtype cast may touch it
+        super().__init__(log_snr_max, log_snr_min)
+
+    def betas(self, start: float, end: float, steps: int) -> Tensor:
+        """beta_1 .. beta_T in float64."""
+        raise NotImplementedError
+
+    def segment(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """log abar at u, and its slope there per unit of u."""
+        knots = self.knots.to(u.device)
+        position = u * (len(knots) - 1)
+        k = position.detach().floor().clamp(0, len(knots) - 2).long()
+        rise = knots[k + 1] - knots[k]
+        return knots[k] + (position - k) * rise, rise * (len(knots) - 1)
+
+    def curve(self, u: Tensor) -> Tensor:
+        log_abar = self.segment(u)[0]
+        return log_abar - torch.log(-torch.expm1(log_abar))
+
+    def slope(self, u: Tensor) -> Tensor:
+        log_abar, slope = self.segment(u)
+        return slope / -torch.expm1(log_abar)
+
+    def inverse_curve(self, log_snr: Tensor) -> Tensor:
+        knots, log_abar = self.knots.to(log_snr.device), logsigmoid(log_snr)
+        k = (torch.searchsorted(-knots, -log_abar.detach().contiguous()) - 1).clamp(0, len(knots) - 2)
+        return (k + (log_abar - knots[k]) / (knots[k + 1] - knots[k])) / (len(knots) - 1)
+
+
+class Linear(DiscreteBetas):
+    """DDPM: betas linear from 1e-4 to 0.02. Ho, Jain, Abbeel, 2020, arXiv 2006.11239, section 4. Ends at -10.1."""
+
+    def betas(self, start: float, end: float, steps: int) -> Tensor:
+        return torch.linspace(start, end, steps, dtype=torch.float64)
+
+
+class ScaledLinear(DiscreteBetas):
+    """Latent diffusion and Stable Diffusion: sqrt(beta) linear, from sqrt(0.00085) to sqrt(0.012). Ends at -5.4.
+
+    Rombach, Blattmann, Lorenz, Esser, Ommer, "High-Resolution Image Synthesis with Latent Diffusion Models", 2022,
+    arXiv 2112.10752, in its code.
+    """
+
+    def betas(self, start: float, end: float, steps: int) -> Tensor:
+        return torch.linspace(start**0.5, end**0.5, steps, dtype=torch.float64).square()
+
+
+class SigmoidBeta(DiscreteBetas):
+    """beta_k = beta_start + (beta_end - beta_start) sigmoid(z_k), z linear from -6 to 6.
+
+    Xu et al., "GeoDiff", 2022, arXiv 2203.02923, in its code (betas from 1e-7 to 2e-3, 5000 steps). Not the `Sigmoid`
+    of Jabri et al., where abar follows a sigmoid.
+    """
+
+    def betas(self, start: float, end: float, steps: int) -> Tensor:
+        return start + (end - start) * torch.linspace(-6, 6, steps, dtype=torch.float64).sigmoid()

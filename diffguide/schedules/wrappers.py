@@ -1,0 +1,107 @@
+"""Schedules made of another schedule."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from .base import Schedule, as_time, variance_preserving
+
+__all__ = ["ResolutionShift", "ZeroTerminalSNR"]
+
+
+def fixed(schedule: Schedule) -> Schedule:
+    """The schedule, if nothing in it is learned: what a wrapper computes from it at the start stays true."""
+    if schedule.learned:
+        raise ValueError(f"schedule must be a fixed one, got {type(schedule).__name__}, which is learned")
+    return schedule
+
+
+class ResolutionShift(Schedule):
+    """log_snr(t) + 2 log(reference / resolution): the noise that a larger picture needs to hide as much.
+
+    Hoogeboom, Heek, Salimans, "simple diffusion", 2023, arXiv 2301.11093, section 3.1. The ends move too. On the exact
+    `Flow` it is the timestep shift of Stable Diffusion 3, t' = s t / (1 + (s - 1) t), s = resolution / reference (Esser et
+    al., 2024, arXiv 2403.03206, eq. 23).
+
+    Arguments:
+        schedule: what is shifted, a fixed one; it keeps its normalisation.
+        resolution: side of the pictures, positive.
+        reference: side of the pictures for which the schedule was made, positive; 64 in the paper.
+    """
+
+    def __init__(self, schedule: Schedule, resolution: float, reference: float):
+        for name, value in {"resolution": resolution, "reference": reference}.items():
+            if not 0 < value < math.inf:
+                raise ValueError(f"{name} must be a positive number, got {value:g}")
+        shift = 2 * math.log(reference / resolution)
+        super().__init__(fixed(schedule).log_snr_max + shift, schedule.log_snr_min + shift)
+        self.schedule, self.shift, self.normalisation = schedule, shift, schedule.normalisation
+
+    def log_snr(self, t) -> Tensor:
+        return self.schedule.log_snr(t) + self.shift
+
+    def t_of(self, log_snr) -> Tensor:
+        return self.schedule.t_of(as_time(log_snr) - self.shift)
+
+    def rate(self, t) -> Tensor:
+        return self.schedule.rate(t)
+
+
+class ZeroTerminalSNR(Schedule):
+    """sqrt(abar'(t)) = (a(t) - a(1)) a(f) / (a(f) - a(1)), a = sqrt(abar): no signal at t = 1, the same as before at t = f.
+
+    Lin, Liu, Li, Yang, "Common Diffusion Noise Schedules and Sample Steps are Flawed", 2023, arXiv 2305.08891,
+    algorithm 1. Networks that predict eps or the score cannot be used at t = 1.
+
+    Arguments:
+        schedule: what is shifted and scaled: fixed, variance preserving.
+        first: the time f at which it stays, in [0, 1): 1 / T is the paper's first step of T discrete ones, 0 the end itself.
+    """
+
+    def __init__(self, schedule: Schedule, first: float):
+        if not 0 <= first < 1:
+            raise ValueError(f"first must be in [0, 1), got {first:g}")
+        if fixed(schedule).normalisation is not variance_preserving:
+            raise ValueError(f"schedule must be variance preserving, got {type(schedule).__name__}")
+        (kept, lost), (last, _) = (side(schedule.log_snr(t)) for t in (float(first), 1.0))
+        self.first, self.last = float(first), float(last)
+        self.factor = float(kept / (kept - last))
+        self.excess = float(last * lost / kept)  # what the noise's part loses: 1 - a' = factor (1 - a - excess)
+        if not side(schedule.log_snr(0.0))[1] >= self.excess:
+            highest = 2 * math.log1p(-self.excess) - math.log(self.excess * (2 - self.excess))
+            raise ValueError(
+                f"log_snr_max of the schedule must be at most {highest:.4g} with first={first:g}, or the rescaled signal "
+                f"would be above 1, got {schedule.log_snr_max:g}"
+            )
+        log_snr_max = float(self.rescaled(schedule.log_snr(0.0)))
+        super().__init__(log_snr_max, -math.inf)
+        self.schedule = schedule
+
+    def rescaled(self, log_snr: Tensor) -> Tensor:
+        """The log-SNR that takes the place of one of the inner schedule."""
+        alpha, lost = side(log_snr)
+        alpha, lost = self.factor * (alpha - self.last), self.factor * (lost - self.excess)
+        return 2 * torch.log(alpha) - torch.log(lost) - torch.log1p(alpha)
+
+    def log_snr(self, t) -> Tensor:
+        t = as_time(t)
+        inside = torch.where(t == 0, self.log_snr_max, self.rescaled(self.schedule.log_snr(t)))
+        return torch.where(t == 1, self.log_snr_min, inside)
+
+    def t_of(self, log_snr) -> Tensor:
+        alpha, lost = side(as_time(log_snr))
+        alpha, lost = alpha / self.factor + self.last, lost / self.factor + self.excess
+        return self.schedule.t_of(2 * torch.log(alpha) - torch.log(lost) - torch.log1p(alpha))
+
+    def rate(self, t) -> Tensor:
+        """By the chain rule through a = sqrt(sigmoid(log_snr)), da = a (1 - a^2) / 2 dlog_snr."""
+        (before, lost), (after, left) = side(self.schedule.log_snr(t)), side(self.log_snr(t))
+        gain = self.factor * before * lost * (1 + before) / (after * left * (1 + after))
+        return gain * self.schedule.rate(t)
+
+
+def side(log_snr: Tensor) -> tuple[Tensor, Tensor]:
+    """(a, 1 - a) for a = sqrt(abar), both to the last digit."""
+    alpha, sigma = variance_preserving(log_snr)
+    return alpha, sigma**2 / (1 + alpha)
