@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from small_checkpoint import save
 
-from diffguide import annotations, mistakes, sampling, training
+from diffguide import annotations, mistakes, results, training
 from diffguide.sample import main as sample
 from diffguide.train import main as train
 
@@ -37,7 +37,7 @@ TRAIN = {
     "two options": (["guidance=[cfg,none]"], "guidance takes one option, got guidance=[cfg,none]"),
     "a list of one option": (["sampler/grid=[karras]"], "sampler/grid takes one option"),
     "two values": (["objective=eps,v"], "objective=eps,v gives several values: run them all with -m"),
-    "null for an option": (["sampler=null"], "sampler takes an option, got null: leave it out, or choose one of ddim"),
+    "null for an option": (["sampler=null"], "sampler takes an option, got null: leave it out, or choose one of annealed_langevin"),
     "left out group": (["~objective"], "objective cannot be left out: choose objective=<option>; options: edm"),
     "left out key": (["~seed"], "seed cannot be left out: give it a value"),
     "left out argument": (["~training.images"], "training.images must be given (a whole number)"),
@@ -161,7 +161,7 @@ def test_an_unforeseen_exception_is_not_swallowed(at, command, monkeypatch):
             raise error
 
         monkeypatch.setattr(training.Training, "run", broken)
-        monkeypatch.setattr(sampling, "merge", broken)
+        monkeypatch.setattr(results, "merge", broken)
 
     for error in (RuntimeError("ours"), ValueError("ours"), OSError("ours"), KeyError("ours")):
         fail(error)
