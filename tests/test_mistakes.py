@@ -37,7 +37,7 @@ TRAIN = {
     "two options": (["guidance=[cfg,none]"], "guidance takes one option, got guidance=[cfg,none]"),
     "a list of one option": (["sampler/grid=[karras]"], "sampler/grid takes one option"),
     "two values": (["objective=eps,v"], "objective=eps,v gives several values: run them all with -m"),
-    "null for an option": (["sampler=null"], "sampler takes an option, got null: leave it out, or choose one of annealed_langevin"),
+    "null for an option": (["sampler=null"], "sampler takes an option, got null: leave it out, or choose one of annealed_"),
     "left out group": (["~objective"], "objective cannot be left out: choose objective=<option>; options: edm"),
     "left out key": (["~seed"], "seed cannot be left out: give it a value"),
     "left out argument": (["~training.images"], "training.images must be given (a whole number)"),

@@ -22,7 +22,9 @@ FACTS = {  # dimensions, components, classes
 
 
 def named(name: str, **given):
-    return instantiate(OmegaConf.load(FOLDER / f"{name}.yaml"), schedule=SCHEDULES["edm"], **given, _convert_="all")
+    node = OmegaConf.load(FOLDER / f"{name}.yaml")
+    node.pop("defaults", None)
+    return instantiate(node, schedule=SCHEDULES["edm"], **given, _convert_="all")
 
 
 def test_every_file_is_tested():
