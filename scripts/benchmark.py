@@ -4,7 +4,8 @@
 
 Samplers: one run of 64 images with the default network against the same number of bare calls of that network on the same
 shapes (bar: 1.05 deterministic, 1.15 stochastic). Training: the loop's images/s, as metrics.jsonl has it, against bare
-forward, backward, clip and step of the same objective on the same batches (bar: 95 %). Start: seconds of --help.
+forward, backward, clip and step of the same objective on the same batches (bar: 95 %). Start: seconds of --help. Oracle: one
+call (bar: 100 ms).
 """
 
 import argparse
@@ -26,12 +27,17 @@ from omegaconf import OmegaConf
 
 from diffguide.configuration import config_dir
 from diffguide.denoisers import EvaluationCounter
+from diffguide.oracles import GaussianMixture
 from diffguide.samplers import generate
+from diffguide.schedules import Cosine
 
 BATCH = 64
 SAMPLERS = [
-    "ddim", "euler", "heun", "dpmpp_2m", "dpmpp_3m", "unipc", "deis", "lms", "ipndm", "pndm", "dpm2", "dpmpp_2s", "ddpm",
+    "ddim", "euler", "heun", "dpmpp_2m", "dpmpp_3m", "unipc", "deis", "deis_log_rho", "lms", "ipndm", "pndm", "dpm2",
+    "dpmpp_2s", "ddpm", "euler_ancestral", "euler_maruyama", "heun sampler.churn=20", "dpmpp_2m_sde", "dpmpp_3m_sde",
+    "sa_solver", "langevin_pc", "annealed_langevin", "restart",
 ]  # fmt: skip
+WRAPPERS = "langevin_pc", "restart"  # their steps are those of what they wrap
 
 
 def components(*overrides: str):
@@ -76,7 +82,8 @@ def samplers(device: torch.device, rounds: int) -> None:
     x, y = torch.randn(BATCH, *data.shape, device=device), torch.tensor(labels, device=device)
     log_snr = torch.zeros(BATCH, device=device)
     for name in SAMPLERS:
-        cfg, _, _ = components(f"sampler={name}", "sampler.steps=20")
+        steps = "sampler.inner.steps=20" if name in WRAPPERS else "sampler.steps=20"
+        cfg, _, _ = components(*f"sampler={name}".split(), steps)
         sampler = instantiate(cfg.sampler, _convert_="all")
         counter = EvaluationCounter(model)
         list(generate(counter, sampler, range(1), labels[:1], data.shape, 1, device))
@@ -92,7 +99,19 @@ def samplers(device: torch.device, rounds: int) -> None:
 
         _, theirs, ratio = alternating(lambda: timed(whole, device), lambda: timed(bare, device), rounds)
         bar = 1.15 if sampler.stochastic else 1.05
-        print(f"sampler {name:9} {calls:3} calls {1e3 * theirs / calls:8.2f} ms each   {ratio:6.3f} x (bar {bar})")
+        print(f"sampler {name:21} {calls:3} calls {1e3 * theirs / calls:8.2f} ms each   {ratio:6.3f} x (bar {bar})")
+
+
+def oracle(device: torch.device, rounds: int) -> None:
+    """A mixture of 1,000 components with full covariances, 4,096 points of the plane, one noise level, float64."""
+    rng = torch.Generator().manual_seed(0)
+    weights, means = torch.rand(1000, generator=rng), torch.randn(1000, 2, generator=rng)
+    factors = 0.1 * torch.randn(1000, 2, 2, generator=rng, dtype=torch.float64)
+    covariances = factors @ factors.mT + 1e-3 * torch.eye(2)
+    mixture = GaussianMixture(weights, means, covariances, torch.arange(1000) % 10, Cosine(12.0, -12.0)).to(device)
+    x, t = torch.randn(4096, 2, generator=rng, dtype=torch.float64).to(device), torch.tensor(0.3, dtype=torch.float64)
+    times = [timed(lambda: mixture(x, t), device) for _ in range(rounds + 1)][1:]
+    print(f"oracle    {1e3 * statistics.median(times):6.1f} ms (bar 100 on two cores)")
 
 
 def training(device: torch.device, rounds: int, steps: int = 20) -> None:
@@ -150,6 +169,7 @@ def main() -> None:
     name = torch.cuda.get_device_name() if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
     print(f"torch {torch.__version__}, {name}, {arguments.rounds} rounds")
     start()
+    oracle(device, arguments.rounds)
     samplers(device, arguments.rounds)
     training(device, arguments.rounds)
 

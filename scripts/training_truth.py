@@ -3,7 +3,7 @@
     python scripts/training_truth.py [--images 1200000] [--seed 0] [--output outputs/training_truth]
 
 Trains every objective for about a minute (one core) by diffguide-train, with noise levels uniform in log-SNR and weight 1
-on the network's own error, and prints, per band of log-SNR, the excess
+on the network's own error (score: on that of eps, sigma^2 as in denoising score matching), and prints, per band of log-SNR, the excess
 E ||D - D_exact||^2 over the posterior variance, in percent: what training has left, on top of what no denoiser can know.
 Bar: 3 % in the bands where a parameterization is well conditioned: x0 below 2, eps and score above -2, v, flow and edm
 from -8 to 8. Bands marked * are held to it. Far outside them the network's output is multiplied by a large factor to read
@@ -24,8 +24,9 @@ from diffguide.train import main as train
 
 EDGES = list(range(-10, 11, 2))
 GOOD = {"x0": (-10, 2), "eps": (-2, 10), "score": (-2, 10), "v": (-8, 8), "flow": (-8, 8), "edm": (-8, 8)}
+WEIGHTS = dict.fromkeys(GOOD, "uniform") | {"score": "uniform_eps"}
 RECIPE = [
-    "experiment=gmm2d", "guidance=none", "schedule=cosine", "objective/levels=uniform_log_snr", "objective/weight=uniform",
+    "experiment=gmm2d", "guidance=none", "schedule=cosine", "objective/levels=uniform_log_snr",
     "training.batch_size=1024", "training.ema_images=100000", "training.log_images=100000",
     "training.validation_images=100000000", "training.checkpoint_images=100000000", "training.sample_images=100000000",
 ]  # fmt: skip
@@ -34,7 +35,7 @@ RECIPE = [
 def row(objective: str, images: int, seed: int, output: Path) -> list[float]:
     """The excess per band of one training run."""
     train(
-        [*RECIPE, f"objective={objective}", f"training.images={images}", f"seed={seed}", f"name={objective}",
+        [*RECIPE, f"objective={objective}", f"objective/weight={WEIGHTS[objective]}", f"training.images={images}", f"seed={seed}", f"name={objective}",
          f"output_root={output}"]
     )  # fmt: skip
     denoiser = diffguide.load(max((output / "train" / objective).iterdir()))
