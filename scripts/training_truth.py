@@ -3,11 +3,11 @@
     python scripts/training_truth.py [--images 1200000] [--seed 0] [--output outputs/training_truth]
 
 Trains every objective for about a minute (one core) by diffguide-train, with noise levels uniform in log-SNR and weight 1
-on the network's own error (score: on that of eps, sigma^2 as in denoising score matching), and prints, per band of log-SNR, the excess
-E ||D - D_exact||^2 over the posterior variance, in percent: what training has left, on top of what no denoiser can know.
-Bar: 3 % in the bands where a parameterization is well conditioned: x0 below 2, eps and score above -2, v, flow and edm
-from -8 to 8. Bands marked * are held to it. Far outside them the network's output is multiplied by a large factor to read
-x_0 (eps, score at much noise) or to read what is not yet known of x_0 (x0 at little noise): the excess explodes.
+on the network's own error (score: on that of eps, sigma^2 as in denoising score matching), and prints, per band of log-SNR,
+the excess E ||D - D_exact||^2 over the posterior variance, in percent: what training has left, on top of what no denoiser
+can know. Bar: 3 % in the bands where a parameterization is well conditioned, marked *: x0 below 2, eps and score above -2,
+v, flow and edm from -8 to 8. Far outside them the network's output is multiplied by a large factor to read x_0 (eps, score
+at much noise), or a small error of x_0 is large beside what noise still hides of it (x0 at little noise): the excess explodes.
 """
 
 import argparse
@@ -35,8 +35,8 @@ RECIPE = [
 def row(objective: str, images: int, seed: int, output: Path) -> list[float]:
     """The excess per band of one training run."""
     train(
-        [*RECIPE, f"objective={objective}", f"objective/weight={WEIGHTS[objective]}", f"training.images={images}", f"seed={seed}", f"name={objective}",
-         f"output_root={output}"]
+        [*RECIPE, f"objective={objective}", f"objective/weight={WEIGHTS[objective]}", f"training.images={images}",
+         f"seed={seed}", f"name={objective}", f"output_root={output}"]
     )  # fmt: skip
     denoiser = diffguide.load(max((output / "train" / objective).iterdir()))
     return excess(denoiser, GMM2DLaw(denoiser.schedule), EDGES, 4096, seed=1)
