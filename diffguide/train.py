@@ -51,6 +51,10 @@ def train(cfg: DictConfig) -> None:
     with at_most(MOST, f"it would have more than {MOST} layers and tensors; make it smaller"):
         backbone = build(cfg, "backbone")
     objective, sampler = build(cfg, "objective", backbone, build(cfg, "schedule")), build(cfg, "sampler")
+    if cfg.compile and not objective.compilable:
+        raise ConfigError(
+            f"compile must be false with objective {type(objective).__name__}, which differentiates its network twice"
+        )
     with telling("sampler"):  # everything that cannot be is told before anything is written
         sampler.times(build(cfg, "guidance", objective.model))
     with telling("training"):

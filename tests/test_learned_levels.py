@@ -14,7 +14,7 @@ from diffguide.backbones import MLP
 from diffguide.objectives import Denoising
 from diffguide.objectives.levels import LogNormal, UniformLogSNR, UniformTime
 from diffguide.objectives.resampling import LossSecondMoment
-from diffguide.objectives.weights import Likelihood, Uniform
+from diffguide.objectives.weights import LearnedUncertainty, Likelihood, Uniform
 from diffguide.parameterizations import X0, V
 from diffguide.randomness import Share
 from diffguide.schedules import Cosine, Monotone
@@ -163,6 +163,8 @@ def test_a_learned_schedule_lowers_the_variance_of_the_bound_and_leaves_its_mean
     (lambda: Denoising(network(), learned(), V(), Uniform(), UniformTime(True), 0.0), "needs weight=likelihood .* Uniform"),
     (lambda: Denoising(network(), learned(), V(), Likelihood(), LogNormal(0, 1), 0.0), "drawn in time.* LogNormal"),
     (lambda: Denoising(network(), learned(), V(), Likelihood(), UniformLogSNR(True), 0.0), "drawn in time.*UniformLogSNR"),
+    (lambda: Denoising(network(), COSINE, V(), LearnedUncertainty(Uniform(), 4), LossSecondMoment(2, 1, 0.1, True), 0.0),
+     "learned_uncertainty cannot be used with levels loss_second_moment"),
     (lambda: Denoising(network(), Monotone(6, -5, True, 8), V(), Likelihood(), UniformTime(True), 0.0), "learned_ends=false"),
 ])  # fmt: skip
 def test_bad_arguments_are_refused(make, sentence):

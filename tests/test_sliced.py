@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from diffguide.backbones import MLP, Backbone
+from diffguide.backbones import MLP, Backbone, UNet
 from diffguide.objectives import Denoising, Sliced
 from diffguide.objectives.levels import NoiseLevels, UniformTime
 from diffguide.objectives.resampling import LossSecondMoment
@@ -99,6 +99,20 @@ def test_the_gradient_vanishes_at_the_exact_score(off, still):
     assert (float(score.max()) < 4.5) == still
 
 
+def unet(attention: list[int], **options) -> UNet:
+    return UNet(1, None, 0, 8, 8, [1], blocks=1, attention=attention, head_channels=8, dropout=0.0, **options)
+
+
+@pytest.mark.parametrize("network", [unet([]), unet([8], double_differentiable=True, checkpointing=True)])
+def test_networks_of_images_are_differentiated_twice(network):
+    """Without attention, or with such as says so; layers that are computed again are too."""
+    Sliced(network, COSINE, V(), UniformTime(True), 1, 0.0)(torch.randn(2, 1, 8, 8), None, generator())[
+        0
+    ].sum().backward()
+    assert all(part.grad is None or part.grad.isfinite().all() for part in network.parameters())
+    assert any(part.grad is not None and part.grad.any() for part in network.parameters())
+
+
 def mlp() -> MLP:
     torch.manual_seed(0)
     return MLP(2, None, num_classes=0, width=16, layers=2, fourier_features=4, fourier_scale=0.5)
@@ -119,6 +133,7 @@ def test_the_sliced_objective_in_evaluation_and_without_gradients():
     (lambda: Sliced(mlp(), COSINE, V(), LossSecondMoment(2, 1, 0.1, True), 1, 0.0), "must not be LossSecondMoment"),
     (lambda: Sliced(mlp(), COSINE, V(), UniformTime(True), 0, 0.0), "slices must be at least 1, got 0"),
     (lambda: Sliced(mlp(), COSINE, Flow(), UniformTime(True), 1, 1.5), "p_uncond must be in .0, 1., got 1.5"),
+    (lambda: Sliced(unet([8]), COSINE, V(), UniformTime(True), 1, 0.0), "twice: set backbone.double_differentiable=true"),
 ])  # fmt: skip
 def test_bad_arguments_are_refused(make, sentence):
     with pytest.raises(ValueError, match=sentence):

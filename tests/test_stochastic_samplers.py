@@ -1,6 +1,7 @@
 """Stochastic samplers on a Gaussian, whose law after finitely many steps is a closed recursion."""
 
 import math
+import warnings
 from itertools import pairwise
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 from affine import terminal_law
 from closed_forms import ExactMixture, gaussian, karras_levels
 
+from diffguide.denoisers import EvaluationCounter
 from diffguide.samplers import (
     DDPM,
     AnnealedLangevin,
@@ -21,7 +23,7 @@ from diffguide.samplers import (
 from diffguide.samplers.grids import Karras, UniformLogSNR, UniformT
 from diffguide.samplers.langevin import technique_4
 from diffguide.samplers.maruyama import ForwardDiffusion, SigmaDiffusion, SineDiffusion
-from diffguide.schedules import EDM, Cosine, Flow, Linear
+from diffguide.schedules import EDM, Cosine, Flow, Linear, Monotone
 
 M, L = 0.7, 0.25  # mean and variance of the data
 LOW, HIGH = -2 * math.log(0.002), -2 * math.log(80)
@@ -194,6 +196,16 @@ def test_the_law_of_restart():
         law = heun_law(law, karras_levels(4, levels[stop], 0.3, 7.0))
     law = heun_law(law, levels[stop:])
     np.testing.assert_allclose(found, (M + law[0], law[1]), rtol=1e-9)
+
+
+def test_restart_takes_the_ends_of_the_grid():
+    """Which in float64 are 0.002 and 80 up to rounding; with a learned schedule nobody is asked for gradients."""
+    for schedule, low, high in ((EDM(LOW, HIGH), 0.002, 80.0), (Monotone(13.3, -5.0, False, 8), 0.1, 5.0)):
+        denoiser = EvaluationCounter(ExactMixture(gaussian([M], [[L]]), schedule))
+        sampler = Restart(Heun(5, Karras(7.0, None, None)), [[low, high, 3, 1]])
+        with warnings.catch_warnings(action="error"):
+            x = next(generate(denoiser, sampler, [0], None, (1,), 1))
+        assert denoiser.evaluations == 2 * (5 + 3) and bool(x.isfinite())
 
 
 @pytest.mark.parametrize("inner", ["heun", "ddpm"])

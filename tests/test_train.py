@@ -258,6 +258,7 @@ REFUSED = {
     "unknown optimiser": (["training.optimizer._target_=torch.optim.Nope"], "cannot import torch.optim.Nope"),
     "moments left out": (["training.optimizer.betas=[]"], "training: optimizer: "),
     "compile what": (["compile=abc"], "compile must be true or false"),
+    "compile twice": (["compile=true", "objective=sliced", "backbone=mlp"], "compile must be false"),
     "no such device": (["engine.accelerator=tpu"], "this machine cannot provide"),
     "misspelt key": (["training.imges=3"], "imges"),
     "misspelt option": (["objective=epss"], "epss"),

@@ -31,9 +31,11 @@ class Objective(nn.Module):
     Attributes:
         model: what survives training (a denoiser, a classifier, an energy). Everything that the model owns is
             registered there and nowhere else.
+        compilable: whether the backbone may go through torch.compile, which has no gradients of gradients.
     """
 
     model: nn.Module
+    compilable = True
 
     def forward(self, x_0: Tensor, y: Condition | None, rng: torch.Generator | Share) -> Loss:
         raise NotImplementedError

@@ -13,7 +13,8 @@ from ..randomness import Share, normal
 from ..schedules import Schedule
 from .base import Loss, Objective, drop_condition
 from .levels import NoiseLevels
-from .weights import Likelihood, Weight
+from .resampling import LossSecondMoment
+from .weights import LearnedUncertainty, Likelihood, Weight
 
 __all__ = ["Denoising"]
 
@@ -38,7 +39,8 @@ class Denoising(Objective):
 
     Raises:
         ValueError: p_uncond out of range, a parameterization or levels that the schedule's ends do not allow, or a
-            learned schedule with learned ends, another weight than the likelihood's, or without effect on the levels.
+            learned schedule with learned ends, another weight than the likelihood's, or without effect on the levels;
+            a learned uncertainty where levels follow the losses.
     """
 
     def __init__(
@@ -58,6 +60,11 @@ class Denoising(Objective):
             raise ValueError(
                 f"a learned schedule ({type(schedule).__name__}) needs weight=likelihood and levels that are drawn in time, "
                 f"such as uniform_t; got {type(weight).__name__} and {type(levels).__name__}"
+            )
+        if isinstance(weight, LearnedUncertainty) and isinstance(levels, LossSecondMoment):
+            raise ValueError(
+                "weight learned_uncertainty cannot be used with levels loss_second_moment: it makes the losses of all levels "
+                "alike, and below 0 in part; take levels=uniform_t or another weight"
             )
         self.model = Preconditioned(backbone, schedule, parameterization, has_null=p_uncond > 0)
         self.weight, self.levels, self.p_uncond = weight, levels, float(p_uncond)

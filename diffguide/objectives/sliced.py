@@ -34,9 +34,11 @@ class Sliced(Objective):
         p_uncond: probability, per example, of training without its condition; in [0, 1].
 
     Raises:
-        ValueError: p_uncond or slices out of range, a learned schedule, levels that learn from their losses, or a
-            parameterization or levels that the schedule's ends do not allow.
+        ValueError: p_uncond or slices out of range, a learned schedule, levels that learn from their losses, attention
+            that cannot be differentiated twice, or a parameterization or levels that the schedule's ends do not allow.
     """
+
+    compilable = False
 
     def __init__(
         self, backbone: Backbone, schedule: Schedule, parameterization: Parameterization, levels: NoiseLevels, slices: int,
@@ -52,6 +54,10 @@ class Sliced(Objective):
             raise ValueError("levels must not be LossSecondMoment: the sliced loss is below 0 where it is best")
         if schedule.learned:
             raise ValueError(f"sliced score matching needs a fixed schedule, got {type(schedule).__name__}")
+        if any(getattr(part, "double_differentiable", True) is False for part in backbone.modules()):
+            raise ValueError(
+                "sliced score matching differentiates attention twice: set backbone.double_differentiable=true"
+            )
         self.model = Preconditioned(backbone, schedule, parameterization, has_null=p_uncond > 0)
         self.levels, self.slices, self.p_uncond = levels, slices, float(p_uncond)
 

@@ -182,18 +182,19 @@ class SASolver(Sampler):
     ) -> Tensor:
         schedule, prediction = denoiser.schedule, denoiser(x, t, y)
         alpha, sigma = schedule.alpha_sigma(t)
-        predicted, x = x, alpha * prediction.x_0 + sigma * prediction.eps
+        x = alpha * prediction.x_0 + sigma * prediction.eps
         before = memory.pop("before", None)
         nodes, values = remember(memory, half_log_snr(schedule, t), prediction.x_0, self.order)
-        if before is not None and self.corrector_order:
-            at, start, eta, added = before
+        if before is not None:
+            at, start, eta, added, predicted = before
             count = self.corrector_order
             corrected = integrate(schedule, at, t, start, nodes[:count], values[:count], eta) + added
-            x = x + (corrected - predicted)  # what a guide re-noised stays
+            x = x + (corrected - predicted)  # what a guide re-noised or another sampler did since stays
         eta, (alpha, sigma) = self.eta(schedule, t), schedule.alpha_sigma(s)
         loudness = decay(half_log_snr(schedule, s) - half_log_snr(schedule, t), eta)[1]
         added = (sigma * loudness) * noise.increment(t, s) if sigma > 0 and loudness > 0 else torch.zeros_like(x)
-        if math.isfinite(nodes[0]):
-            memory["before"] = (t, x, eta, added)
         count = self.predictor_order
-        return integrate(schedule, t, s, x, nodes[:count], values[:count], eta) + added
+        predicted = integrate(schedule, t, s, x, nodes[:count], values[:count], eta) + added
+        if self.corrector_order and math.isfinite(nodes[0]):
+            memory["before"] = (t, x, eta, added, predicted)
+        return predicted

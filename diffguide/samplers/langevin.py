@@ -42,7 +42,7 @@ class LangevinPC(Sampler):
         snr: of a Langevin step, in (0, 1); 0.16 in the paper for VE, 0.17 for VP.
 
     Raises:
-        ValueError: snr or corrections out of range.
+        ValueError: snr or corrections out of range, a predictor that has Langevin steps of its own.
     """
 
     stochastic = True
@@ -51,6 +51,10 @@ class LangevinPC(Sampler):
         super().__init__(inner.steps, inner.grid)
         if not 0 < snr < 1:
             raise ValueError(f"snr must be above 0 and below 1, got {snr}")
+        if isinstance(inner, LangevinPC | AnnealedLangevin):  # both would draw the same noise at the same level
+            raise ValueError(
+                f"inner must be a sampler without Langevin steps, got {type(inner).__name__}: set its corrections instead"
+            )
         self.inner, self.corrections, self.snr = inner, corrections_checked(corrections), float(snr)
         self.order, self.off_grid, self.needs = inner.order, inner.off_grid, inner.needs
 

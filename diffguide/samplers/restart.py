@@ -15,6 +15,7 @@ from .grids import along_log_snr, karras_levels, snap
 __all__ = ["Restart"]
 
 DRAWS = 2**20  # draws that one visit may use, so that no two visits share any
+NEAR = 1e-9  # relative: a level that is one of the grid's up to rounding is that level
 
 
 class Visit:
@@ -45,13 +46,16 @@ class Restart(Sampler):
             at least 1.
 
     Raises:
-        ValueError: an interval that is empty or has no such numbers; from `times`, one outside the grid.
+        ValueError: an interval that is empty or has no such numbers, an inner sampler that is a Restart; from `times`,
+            an interval outside the grid.
     """
 
     stochastic = True
 
     def __init__(self, inner: Sampler, intervals: Sequence[Sequence[float]]):
         super().__init__(inner.steps, inner.grid)
+        if isinstance(inner, Restart):  # visits of visits would share their noise
+            raise ValueError("inner must not be a Restart: list all of its intervals in one")
         for interval in intervals:
             if len(interval) != 4:
                 raise ValueError(f"intervals must be [low, high, steps, repeats] each, got {list(interval)}")
@@ -68,11 +72,12 @@ class Restart(Sampler):
         self.intervals = [(float(low), float(high), int(n), int(k)) for low, high, n, k in intervals]
         self.order, self.off_grid, self.needs = inner.order, inner.off_grid, inner.needs
 
+    @torch.no_grad()
     def times(self, denoiser: Denoiser) -> Tensor:
         times = self.inner.times(denoiser)
         first, last = (float(denoiser.schedule.noise_level(t)) for t in (times[0], times[-1]))
         for low, high, _, _ in self.intervals:
-            if not last <= low < high <= first:
+            if not last * (1 - NEAR) <= low < high <= first * (1 + NEAR):
                 raise ValueError(
                     f"intervals must lie within the grid's noise levels {last:.4g} to {first:.4g}, got {low:g} to {high:g}"
                 )
@@ -84,7 +89,7 @@ class Restart(Sampler):
         x = self.inner.step(denoiser, x, t, s, y, noise, memory)
         above, here, visit = denoiser.schedule.noise_level(t), denoiser.schedule.noise_level(s), 0
         for low, high, steps, repeats in self.intervals:
-            if here <= low < above:
+            if here <= low * (1 + NEAR) < above:
                 times = self.walk(denoiser, s, high, steps)
                 for number in range(visit, visit + repeats):
                     x = self.visit(denoiser, x, times, y, Visit(noise, number))
@@ -96,7 +101,7 @@ class Restart(Sampler):
         """Times from the noise level `high` down to s itself."""
         schedule = denoiser.schedule
         levels = karras_levels(high, float(schedule.noise_level(s)), steps + 1, 7.0)
-        times = along_log_snr(schedule, -2 * levels.log())
+        times = along_log_snr(schedule, -2 * levels.log()).clamp(max=1)
         if denoiser.levels is not None:
             legal = denoiser.levels[denoiser.levels >= s]
             top = legal[(legal - times[0]).abs().argmin()]

@@ -80,6 +80,12 @@ class ScaledLinear(DiscreteBetas):
     arXiv 2112.10752, in its code.
     """
 
+    def __init__(
+        self, log_snr_max: float, log_snr_min: float | None = None, beta_start: float = 0.00085, beta_end: float = 0.012,
+        steps: int = 1000,
+    ):  # fmt: skip
+        super().__init__(log_snr_max, log_snr_min, beta_start, beta_end, steps)
+
     def betas(self, start: float, end: float, steps: int) -> Tensor:
         return torch.linspace(start**0.5, end**0.5, steps, dtype=torch.float64).square()
 
