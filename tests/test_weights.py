@@ -216,3 +216,11 @@ def test_learned_uncertainty_learns_the_logarithm_of_the_loss():
 def test_bad_arguments_are_refused(make, sentence):
     with pytest.raises(ValueError, match=sentence):
         make()
+
+
+def test_a_logit_normal_time_that_rounds_to_an_end_weighs_nothing():
+    """As a clamped level does: its density is infinite, and no likelihood weight is NaN."""
+    schedule = FlowSchedule(math.inf, -math.inf)
+    t, density = LogitNormal(0.0, 30.0)(schedule, 2000, torch.Generator().manual_seed(0))
+    ends = (t == 0) | (t == 1)
+    assert ends.any() and density[ends].isinf().all() and not density.isnan().any()

@@ -139,4 +139,5 @@ class LogitNormal(NoiseLevels):
         z = normal((n,), rng, torch.float64)
         t = torch.sigmoid(self.mean + self.std * z)
         of_time = torch.exp(-(z**2) / 2) / (self.std * math.sqrt(2 * math.pi) * t * (1 - t))
-        return t, of_time / schedule.rate(t).abs()
+        density = of_time / schedule.rate(t).abs()
+        return t, torch.where((t == 0) | (t == 1), math.inf, density)  # rounded to an end, as a clamped level is
