@@ -269,7 +269,11 @@ def test_the_exact_covariance_is_that_of_an_unguided_oracle(tmp_path, command):
     assert done.code == 1 and "ExactDDPM needs the exact covariance of x_0 given x_t (an oracle, unguided)" in done.err
 
 
-def test_a_run_that_explodes_is_finished_and_says_so(tmp_path, command):
-    done = command(main, "oracle=gmm2d", "guidance=cfg", "guidance.scale=1e300", "n=8", "sampler.steps=4", at=tmp_path)
-    assert done.code == 0, done.err
-    assert metrics(tmp_path / done.folder)["not_finite"] > 0
+@pytest.mark.parametrize("oracle", ["gmm2d", "pair1d"])
+def test_a_run_that_explodes_is_finished_and_says_so(tmp_path, command, oracle):
+    """With its film, whose axes show what is finite."""
+    done = command(main, f"oracle={oracle}", "guidance=cfg", "guidance.scale=1e300", "n=8", "sampler.steps=4",
+                   "trajectory=true", at=tmp_path)  # fmt: skip
+    assert done.code == 0 and "Warning" not in done.err, done.err
+    assert metrics(tmp_path / done.folder)["not_finite"] > 0 and "wasserstein_2 nan" in done.err
+    assert (tmp_path / done.folder / "trajectory.gif").is_file()
