@@ -149,6 +149,16 @@ def test_a_sweep_has_the_figures_as_columns(tmp_path, command):
     assert Image.open(tmp_path / done.folder / "contact_sheet.png").size[0] > 800
 
 
+@pytest.mark.parametrize("sweep", ["oracle=cfg_figure,gmm2d", "oracle=autoguidance_tree oracle.depth=1,2"])
+def test_different_laws_have_a_table_but_no_common_picture(tmp_path, command, sweep):
+    """Of different classes, and of the same classes with another law to be drawn under them."""
+    done = command(main, "-m", *sweep.split(), "n=8", "sampler.steps=2", "labels=null", at=tmp_path)
+    assert done.code == 0 and "Warning" not in done.err, done.err
+    assert {path.name for path in (tmp_path / done.folder).iterdir()} == {"sweep.csv"}
+    alone = command(main, "-m", "oracle=cfg_figure", "n=8", "sampler.steps=2,3", at=tmp_path)
+    assert (tmp_path / alone.folder / "contact_sheet.png").is_file()
+
+
 def test_a_run_that_is_continued_is_the_same_run(tmp_path, command, monkeypatch):
     """After SIGTERM, and after a death between metrics.json and samples.npz."""
     whole = command(main, *GMM, "name=whole", at=tmp_path)
