@@ -149,6 +149,14 @@ def test_a_sweep_has_the_figures_as_columns(tmp_path, command):
     assert Image.open(tmp_path / done.folder / "contact_sheet.png").size[0] > 800
 
 
+def test_images_that_explode_are_told(tmp_path, command):
+    arguments = ["oracle=empirical", "guidance=cfg", "n=8", "sampler.steps=4"]
+    done = command(main, *arguments, "guidance.scale=1e300", at=tmp_path)
+    assert done.code == 0 and "of the 8 samples from 0 on are not finite" in done.err, done.err
+    assert "not_finite" not in metrics(tmp_path / done.folder)
+    assert "not finite" not in command(main, *arguments, "guidance.scale=1.5", at=tmp_path).err
+
+
 @pytest.mark.parametrize("sweep", ["oracle=cfg_figure,gmm2d", "oracle=autoguidance_tree oracle.depth=1,2"])
 def test_different_laws_have_a_table_but_no_common_picture(tmp_path, command, sweep):
     """Of different classes, and of the same classes with another law to be drawn under them."""

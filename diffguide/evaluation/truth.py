@@ -50,7 +50,7 @@ def compare(
     Every distance is the mean over 5 exact sets; `floor` is the same between 5 pairs of exact sets of the same size and
     labels, `floor_std` their standard deviation. A sampler is as good as exact where the distance is its floor, within a
     few floor_std. Moments are held against the 5 sets together. All in units of x; moments in the truth's deviations.
-    Samples that are not finite (`not_finite` of them) have no distance: nan.
+    Vectors that are not finite (`not_finite` of them) have no distance: nan.
 
     Arguments:
         oracle: on the CPU.
@@ -73,7 +73,9 @@ def compare(
     }
     order = torch.randperm(len(x), generator=generator(seed, SUBSET))
     classes = {} if bool((y < 0).any()) else {label: str(class_names[label]) for label in y.unique().tolist()}
-    result: dict[str, Any] = {"not_finite": int((~own.isfinite().all(1)).sum())}
+    result: dict[str, Any] = (
+        {} if x.ndim > 2 else {"not_finite": int((~own.isfinite().all(1)).sum())}
+    )  # bytes always are
     for name, distance in distances.items():
         rows = order[: MOST[name]]
         result[name] = measured(distance, own, first, second, rows)
