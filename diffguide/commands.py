@@ -77,7 +77,7 @@ def check_composed(cfg: DictConfig) -> None:
             with suppress(InterpolationToMissingValueError):  # building what has no value yet asks for it by name
                 OmegaConf.select(cfg, key)
         except OmegaConfBaseException as error:
-            raise ConfigError(f"{key}: {str(error).splitlines()[0]}") from error
+            raise ConfigError(f"{key}: {str(error).splitlines()[0]}; give {key}=<value>") from error
 
 
 @contextmanager

@@ -19,6 +19,7 @@ TOO_LARGE = (
     "Storage size calculation overflowed",
     "out of memory",
 )  # of torch's RuntimeErrors
+NO_MEMORY = "what it asks for does not fit into memory; make it smaller"
 
 
 class ConfigError(CompactHydraException, ValueError):
@@ -50,15 +51,24 @@ def build(cfg: DictConfig, key: str, *args: Any, handed: Mapping[str, Any] | Non
         constructor = instantiate(cfg[key], *args, _convert_="all", _partial_=True)
         with telling(key):
             return constructor(**handed)  # not through Hydra, which would copy what it is given
+    except (MemoryError, RuntimeError) as error:  # of what was called without Hydra
+        if too_large(error):
+            raise ConfigError(f"{key}: {NO_MEMORY}") from error
+        raise
     except InstantiationException as error:
         if isinstance(error.__cause__, ValueError | TypeError):
             where = getattr(error, "full_key", "") or key
             raise ConfigError(f"{where}: {error.__cause__}") from error
-        if isinstance(error.__cause__, MemoryError) or any(text in str(error.__cause__) for text in TOO_LARGE):
-            raise ConfigError(f"{key}: what it asks for does not fit into memory; make it smaller") from error
+        if too_large(error.__cause__):
+            raise ConfigError(f"{key}: {NO_MEMORY}") from error
         if error.__cause__ is None:  # Hydra's own: a target that it does not call
             raise ConfigError(f"{key}: {str(error).splitlines()[0]}") from error
         raise
+
+
+def too_large(error: BaseException | None) -> bool:
+    """Whether an exception says that something does not fit into memory."""
+    return isinstance(error, MemoryError) or any(text in str(error) for text in TOO_LARGE)
 
 
 def takes(cfg: DictConfig, key: str, name: str) -> bool:

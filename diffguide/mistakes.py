@@ -66,7 +66,7 @@ def find(overrides: Sequence[str], loader: ConfigLoader, config_name: str, sweep
             try:
                 compositions[chosen] = Composition(loader, config_name, chosen)
             except (HydraException, OmegaConfBaseException, ValueError):
-                compositions[chosen] = Composition(loader, config_name, ())
+                compositions[chosen] = composable(loader, config_name, chosen)
         if mistake := compositions[chosen].wrong(job, groups):
             return mistake
     return None
@@ -124,6 +124,16 @@ def wrong_option(override: Override, loader: ConfigLoader) -> str | None:
     return None
 
 
+def composable(loader: ConfigLoader, config_name: str, chosen: Sequence[str]) -> "Composition":
+    """What composes of the chosen options: each that goes with those before it, nested groups after their parents."""
+    kept, found = (), Composition(loader, config_name, ())
+    for text in sorted(chosen, key=lambda text: text.split("=")[0].count("/")):
+        with suppress(HydraException, OmegaConfBaseException, ValueError):
+            found = Composition(loader, config_name, (*kept, text))
+            kept = (*kept, text)
+    return found
+
+
 class Composition:
     """The keys and choices that a primary configuration has with some options chosen."""
 
@@ -169,6 +179,9 @@ class Composition:
         group, value = override.key_or_group, override.value()
         if override.is_add():
             return f"write {group}={value}, without +" if group in self.choices else None
+        places = [choice for choice in self.choices if choice.startswith(f"{group}@")]
+        if group not in self.choices and places:
+            return f"{group} is not chosen by itself here: write {' or '.join(f'{place}={value}' for place in places)}"
         if group not in self.choices:
             return f"{group} is no choice of this command; its choices: {', '.join(self.choices)}"
         return None
@@ -196,7 +209,8 @@ class Composition:
             near = difflib.get_close_matches(key, {name for keys in others.values() for name in keys}, 1, 0.8)
             having = [f"{option} has {name}" for name in near for option, keys in others.items() if name in keys]
             return sentence + "".join(f"; {group}={text}" for text in having)
-        return sentence + "".join(f"; {group}={option} has it" for option in having)
+        more = "; so have others" if len(having) > 3 else ""
+        return sentence + "".join(f"; {group}={option} has it" for option in having[:3]) + more
 
     def options(self, group: str) -> Iterator[tuple[str, list[str]]]:
         """The options of a group, each with all keys that it leads to."""

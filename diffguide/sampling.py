@@ -1,6 +1,7 @@
 """What a sampling run samples, and how it gets there: in batches, each on the disk when it is done."""
 
 import platform
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -150,6 +151,12 @@ class Stream:
                 self.engine.device, on_step, plan.source.dtype,
             )  # fmt: skip
         x = x.float().cpu()
+        lost = int((~x.flatten(1).isfinite().all(1)).sum())
+        if lost and x.ndim > 2:  # bytes do not show it; vectors do, and metrics.json counts them
+            print(
+                f"\n{lost} of the {len(x)} samples from {first} on are not finite: their pictures mean nothing",
+                file=sys.stderr,
+            )
         array = x.numpy() if x.ndim == 2 else images.to_uint8(x)
         if self.singles is not None:
             images.save_singles(self.singles, first, array)

@@ -47,15 +47,20 @@ def write_sweep(jobs: list[dict]) -> Path:
         values += [len(own), header["network_evaluations"], *(job["figures"].get(name, "") for name in figures)]
         table.writerow([*values, *(header[key] for key in model), job["folder"]])
     write_atomically(folder / "sweep.csv", lambda path: path.write_text(text.getvalue(), encoding="utf-8"))
-    shapes = {tuple(job["shape"]) for job in jobs}
-    if len(shapes) == 1:  # runs of different data have no common picture
-        shape = shapes.pop()
+    if all(pictured(job) == pictured(jobs[0]) for job in jobs):  # runs of different data have no common picture
+        shape = tuple(jobs[0]["shape"])
         rows = images.contact_rows(labels[0][: min(map(len, labels))], shape)
         columns = [(title, read_rows(path / "samples.npz", rows)) for title, path in zip(titles, folders)]
         behind = jobs[0]["behind"] and Backdrop.restored(jobs[0]["behind"])
         shown = [[own[row] for row in rows] for own in labels]
         images.contact_sheet(folder / "contact_sheet.png", columns, shown, jobs[0]["class_names"], behind)
     return folder
+
+
+def pictured(job: dict) -> list:
+    """What runs must share to be shown in one picture: shape and classes, and of vectors the law that is drawn under them."""
+    law = [job["header"].get(key) for key in ("oracle", "dataset")] if job["behind"] else []
+    return [list(job["shape"]), list(job["class_names"]), law]
 
 
 def claim_name(parent: Path, name: str) -> Path:

@@ -91,9 +91,7 @@ def write_vectors(
     points = numpy.stack([frames[index] for index in indices], axis=1)
     figure = vectors.figure_of([("", points[-1], labels)], class_names, behind)
     axis, canvas = figure.axes[0], FigureCanvasAgg(figure)
-    low, high = points.min(axis=(0, 1)), points.max(axis=(0, 1))
-    margin = 0.05 * (high - low)
-    limits = list(zip(low - margin, high + margin))
+    limits = [extent(points[..., k]) for k in range(points.shape[-1])]
     present = numpy.unique(labels)
     clouds = axis.collections[-len(present) :]
     pictures = []
@@ -111,6 +109,14 @@ def write_vectors(
         figure.set_layout_engine("none")  # found once: the axes must not move
         pictures.append(Image.fromarray(numpy.asarray(canvas.buffer_rgba())[..., :3]).quantize(64))
     write(path, pictures)
+
+
+def extent(values: numpy.ndarray) -> tuple[float, float]:
+    """An axis that shows all values that are finite, and a little more."""
+    finite = values[numpy.isfinite(values)].astype(float)
+    low, high = (finite.min(), finite.max()) if len(finite) else (0.0, 1.0)
+    margin = 0.05 * (high - low) or 0.5
+    return low - margin, high + margin
 
 
 def write(path: Path, pictures: Sequence[Image.Image]) -> None:

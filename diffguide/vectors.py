@@ -116,7 +116,7 @@ def draw(
     names = ["no condition" if label < 0 else f"class {class_names[label]}" for label in present]
     colors, parts = [f"C{label % 10}" for label in present], [x[labels == label] for label in present]
     if x.shape[1] == 1:
-        edges = numpy.linspace(*limits, BINS + 1)
+        edges, parts = numpy.linspace(*limits, BINS + 1), [part[numpy.isfinite(part[:, 0])] for part in parts]
         weights = [numpy.full(len(part), 1 / (len(x) * (edges[1] - edges[0]))) for part in parts]
         axis.hist([part[:, 0] for part in parts], edges, weights=weights, stacked=True, color=colors, label=names)
         if len(behind.curve):

@@ -11,7 +11,7 @@ from scipy.stats import wasserstein_distance
 from diffguide.evaluation import covariance_error, energy_distance, mean_error, sliced_wasserstein, wasserstein
 from diffguide.evaluation.distances import directions
 from diffguide.evaluation.truth import REPETITIONS, compare, subset
-from diffguide.oracles import GaussianMixture
+from diffguide.oracles import Empirical, GaussianMixture
 from diffguide.schedules import EDM
 
 
@@ -141,6 +141,16 @@ def test_exact_samples_lie_at_their_floor(pair):
     assert found["log_density"]["samples"] == pytest.approx(exact, abs=0.2)
     assert found["log_density"]["exact"] == pytest.approx(exact, abs=0.1)
     assert found["not_finite"] == 0
+
+
+def test_exact_log_density_is_that_of_the_end_of_the_schedule():
+    """A law of single points has none but for the noise that is left at t = 0: minus the entropy of that noise."""
+    data = torch.tensor([[-2.0, 0.0], [2.0, 0.0]], dtype=torch.float64)
+    oracle, labels = Empirical(data, torch.tensor([0, 1]), EDM(9.0, -8.0), 0.0), [k % 2 for k in range(400)]
+    x = oracle.sample(400, torch.Generator().manual_seed(9), torch.tensor(labels))[0]
+    found = compare(oracle, x, labels, oracle.class_names, 0, plain)["log_density"]
+    assert found["exact"] == pytest.approx(-math.log(2 * math.pi) + 9 - 1, abs=0.1)
+    assert found["samples"] == pytest.approx(-math.log(2 * math.pi) + 9, abs=1e-6)  # of the points themselves
 
 
 def test_a_wrong_class_is_far_away(pair):

@@ -9,6 +9,7 @@ from affine import terminal_law
 from closed_forms import ExactMixture, gaussian, karras_levels, two_classes
 
 from diffguide.denoisers import ExactDenoiser
+from diffguide.oracles import Empirical
 from diffguide.randomness import Noise
 from diffguide.samplers import (
     ExactDDPM,
@@ -81,6 +82,15 @@ def test_exact_variance_on_a_mixture_is_that_of_the_reverse_kernel(schedule):
         root = (found[1:] - found[0]).T
         np.testing.assert_allclose(found[0], mean[row], rtol=1e-9)
         np.testing.assert_allclose(root @ root.T, covariance[row], rtol=1e-8)
+
+
+def test_exact_variance_of_single_points():
+    """Half at -1, half at 1 on a line in space: one step from between has variance 1 along it and none across it."""
+    data = torch.tensor([[-1.0, 0.0, 0.0], [1.0, 0.0, 0.0]], dtype=torch.float64)
+    denoiser = Empirical(data, torch.tensor([0, 1]), EDM(math.inf, HIGH), 0.0)
+    sampler, x = ExactDDPM(1, UniformT()), torch.zeros(4000, 3, dtype=torch.float64)
+    found = sampler(denoiser, x, sampler.times(denoiser), noise=Noise(range(4000), (3,), denoiser.schedule))
+    assert found[:, 1:].abs().max() < 1e-7 and abs(found[:, 0].var() - 1) < 4 * (2 / 4000) ** 0.5
 
 
 CHURNS = [(4.0, 0.05, 50.0, 1.003), (40.0, 0.0, 5.0, 1.0)]  # 4 / 18 a step, and the bound

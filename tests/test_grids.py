@@ -55,8 +55,12 @@ def test_uniform_log_snr_is_uniform():
 @pytest.mark.parametrize(
     "grid, schedule, sentence",
     [
-        (lambda *a: Karras(0.0, None, None), None, "rho must be positive, got 0"),
-        (UniformLogSNR(), Flow(12.0, -math.inf), "needs finite ends, the schedule has log-SNR -inf to 12"),
+        (lambda *a: Karras(1e-3, None, None), None, "rho must be at least 0.1 and finite, got 0.001"),
+        (
+            UniformLogSNR(),
+            Flow(12.0, -math.inf),
+            "needs finite ends, the schedule has log-SNR -inf to 12: take .*uniform_t",
+        ),
         (UniformLogSNR(), EXACT_EDM, "needs finite ends"),
         (Karras(7.0, None, None), EXACT_EDM, "got 0 to 80; set noise_level_min"),
         (Karras(7.0, 0.002, None), Flow(math.inf, -math.inf), "got 0.002 to inf; set .* and noise_level_max"),

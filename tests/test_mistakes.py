@@ -87,6 +87,15 @@ SAMPLE = {
     "another command's group": (["objective=eps"], "objective is no choice of this command; its choices: "),
     "two options": (["guidance=[cfg,none]"], "guidance takes one option"),
     "key without its option": (["guidance.scale=3"], "no key guidance.scale with guidance=none; guidance=cfg has it"),
+    "key of many options": (
+        ["sampler=restart", "sampler.steps=3"],
+        "nearest: sampler.inner.steps, sampler.intervals, sampler.inner; sampler=annealed_langevin has it; sampler=ddim "
+        "has it; sampler=ddpm has it; so have others\n",
+    ),
+    "grid of an inner sampler": (
+        ["sampler/grid=uniform_t", "sampler=restart", "sampler.inner.steps=3"],
+        "sampler/grid is not chosen by itself here: write sampler/grid@sampler.inner.grid=uniform_t",
+    ),
     "in a sweep": (["-m", "guidance.scale=1,2"], "guidance=cfg has it"),
     "pipe": (["checkpoint=pipe"], "checkpoint: no checkpoint in pipe"),
     "foreign file": (

@@ -14,6 +14,7 @@ MISTAKES = {
     "no weight": ({"weights": [0.0, 0.0]}, "weights must be finite, at least 0 and not all 0"),
     "weights of others": ({"weights": [1.0]}, r"means must be \[K, D\] for weights \[K\], got \[2, 2\] and \[1\]"),
     "not finite": ({"means": [[0.0, float("nan")], [1.0, 1.0]]}, "means must be finite"),
+    "beyond float32": ({"means": [[0.0, 1e200], [1.0, 1.0]]}, r"means must be at most 1e\+30 in size, got 1e\+200"),
     "infinite weight": ({"weights": [1.0, float("inf")]}, "weights must be finite"),
     "ragged": ({"means": [[0.0, 1.0], [1.0]]}, "means must be numbers in lists of equal lengths"),
     "flat means": ({"means": [0.0, 1.0]}, r"means must be \[K, D\]"),

@@ -149,6 +149,24 @@ def test_a_sweep_has_the_figures_as_columns(tmp_path, command):
     assert Image.open(tmp_path / done.folder / "contact_sheet.png").size[0] > 800
 
 
+def test_images_that_explode_are_told(tmp_path, command):
+    arguments = ["oracle=empirical", "guidance=cfg", "n=8", "sampler.steps=4"]
+    done = command(main, *arguments, "guidance.scale=1e300", at=tmp_path)
+    assert done.code == 0 and "of the 8 samples from 0 on are not finite" in done.err, done.err
+    assert "not_finite" not in metrics(tmp_path / done.folder)
+    assert "not finite" not in command(main, *arguments, "guidance.scale=1.5", at=tmp_path).err
+
+
+@pytest.mark.parametrize("sweep", ["oracle=cfg_figure,gmm2d", "oracle=autoguidance_tree oracle.depth=1,2"])
+def test_different_laws_have_a_table_but_no_common_picture(tmp_path, command, sweep):
+    """Of different classes, and of the same classes with another law to be drawn under them."""
+    done = command(main, "-m", *sweep.split(), "n=8", "sampler.steps=2", "labels=null", at=tmp_path)
+    assert done.code == 0 and "Warning" not in done.err, done.err
+    assert {path.name for path in (tmp_path / done.folder).iterdir()} == {"sweep.csv"}
+    alone = command(main, "-m", "oracle=cfg_figure", "n=8", "sampler.steps=2,3", at=tmp_path)
+    assert (tmp_path / alone.folder / "contact_sheet.png").is_file()
+
+
 def test_a_run_that_is_continued_is_the_same_run(tmp_path, command, monkeypatch):
     """After SIGTERM, and after a death between metrics.json and samples.npz."""
     whole = command(main, *GMM, "name=whole", at=tmp_path)
@@ -234,6 +252,11 @@ REFUSED = {
     "a key": (["oracle=gmm2d", "oracle.size=3"], "there is no key oracle.size"),
     "handed over": (["oracle=gmm2d", "+oracle.schedule=3"], "there is no key oracle.schedule"),
     "a value": (["oracle=highdim", "oracle.std=-1"], "oracle: spread must be at least 0 and std above 0"),
+    "beyond memory": (["oracle=highdim", "oracle.dimensions=100000000000"], "oracle: what it asks for does not fit"),
+    "beyond numbers": (["oracle=highdim", "oracle.std=1e200"], "both below 1e15, got 0.25 and 1e+200"),
+    "beyond seeds": (["oracle=autoguidance_tree", "oracle.seed=9999999999"], "seed 0 to 2^32 - 1, got 7 and 9999999999"),
+    "no size": (["oracle=gmm2d", "schedule=resolution_shift"], "give schedule.resolution=<value>"),
+    "endless restarts": (["oracle=gmm2d", "sampler=restart", "sampler.intervals=[[0.06,0.3,2,inf]]"], "got [2, inf]"),
     "a type": (["oracle=highdim", "oracle.std=x"], "oracle.std must be a number, got 'x'"),
     "no class": (["oracle=gmm2d", "labels=[7]"], "labels: there is no class 7"),
     "no pictures": (["oracle=gmm2d", "png=true"], "png=true needs images; this oracle makes vectors of shape [2]"),
@@ -264,7 +287,11 @@ def test_the_exact_covariance_is_that_of_an_unguided_oracle(tmp_path, command):
     assert done.code == 1 and "ExactDDPM needs the exact covariance of x_0 given x_t (an oracle, unguided)" in done.err
 
 
-def test_a_run_that_explodes_is_finished_and_says_so(tmp_path, command):
-    done = command(main, "oracle=gmm2d", "guidance=cfg", "guidance.scale=1e300", "n=8", "sampler.steps=4", at=tmp_path)
-    assert done.code == 0, done.err
-    assert metrics(tmp_path / done.folder)["not_finite"] > 0
+@pytest.mark.parametrize("oracle", ["gmm2d", "pair1d"])
+def test_a_run_that_explodes_is_finished_and_says_so(tmp_path, command, oracle):
+    """With its film, whose axes show what is finite."""
+    done = command(main, f"oracle={oracle}", "guidance=cfg", "guidance.scale=1e300", "n=8", "sampler.steps=4",
+                   "trajectory=true", at=tmp_path)  # fmt: skip
+    assert done.code == 0 and "Warning" not in done.err, done.err
+    assert metrics(tmp_path / done.folder)["not_finite"] > 0 and "wasserstein_2 nan" in done.err
+    assert (tmp_path / done.folder / "trajectory.gif").is_file()

@@ -156,7 +156,7 @@ def test_float64_survives_a_cast_of_the_network(make, cast):
         (lambda: Linear(9.0), "above the log-SNR of the first step, 9.21, got 9"),
         (lambda: Linear(12.0, -20.0), "not be below what the betas reach, -10.12, got -20"),
         (lambda: EDM(12.0, -math.inf), "must be finite for a variance-exploding schedule"),
-        (lambda: EDM(12.0, -8.0, rho=0.0), "rho must be positive, got 0"),
+        (lambda: EDM(12.0, -8.0, rho=1e-3), "rho must be at least 0.1 and finite, got 0.001"),
         (lambda: ScaledLinear(7.0, None, 0.00085, 0.012), "above the log-SNR of the first step, 7.069, got 7"),
         (lambda: Sigmoid(9.0, -9.0, 3.0, -3.0, 1.0), "start must be below end, got 3 and -3"),
         (lambda: Sigmoid(9.0, -9.0, -3.0, 3.0, 0.0), "tau must be positive, got 0"),

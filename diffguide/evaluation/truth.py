@@ -23,7 +23,8 @@ MOST = {
     "energy_distance": 2000,
 }  # samples: cubic, n log n, squared
 NUMBERS = 2**22  # in a set of samples that is held
-SUBSET, FRAMES, EXACT = 1, 2, 3  # purposes of the seed
+END = torch.tensor(0.0, dtype=torch.float64)  # t, where samplers end
+SUBSET, FRAMES, EXACT, NOISE = 1, 2, 3, 4  # purposes of the seed
 
 
 def generator(*words: int) -> torch.Generator:
@@ -49,7 +50,7 @@ def compare(
     Every distance is the mean over 5 exact sets; `floor` is the same between 5 pairs of exact sets of the same size and
     labels, `floor_std` their standard deviation. A sampler is as good as exact where the distance is its floor, within a
     few floor_std. Moments are held against the 5 sets together. All in units of x; moments in the truth's deviations.
-    Samples that are not finite (`not_finite` of them) have no distance: nan.
+    Vectors that are not finite (`not_finite` of them) have no distance: nan.
 
     Arguments:
         oracle: on the CPU.
@@ -72,7 +73,9 @@ def compare(
     }
     order = torch.randperm(len(x), generator=generator(seed, SUBSET))
     classes = {} if bool((y < 0).any()) else {label: str(class_names[label]) for label in y.unique().tolist()}
-    result: dict[str, Any] = {"not_finite": int((~own.isfinite().all(1)).sum())}
+    result: dict[str, Any] = (
+        {} if x.ndim > 2 else {"not_finite": int((~own.isfinite().all(1)).sum())}
+    )  # bytes always are
     for name, distance in distances.items():
         rows = order[: MOST[name]]
         result[name] = measured(distance, own, first, second, rows)
@@ -90,7 +93,8 @@ def compare(
     if x.ndim > 2:  # images are stored as bytes, which have no density
         return result
     with suppress(ValueError):  # examples alone have none either, where the schedule ends without noise
-        exact = [log_density(oracle, part, y) for part in sets[:REPETITIONS]]
+        noised = [at_the_end(oracle, part, generator(seed, NOISE, k)) for k, part in enumerate(sets[:REPETITIONS])]
+        exact = [log_density(oracle, part, y) for part in noised]
         floor = {"exact": statistics.mean(exact), "exact_std": statistics.stdev(exact)}
         result["log_density"] = {"samples": log_density(oracle, x, y)} | floor
     return result
@@ -108,9 +112,15 @@ def spread(values: Sequence[float]) -> dict[str, Any]:
     return {"floor": statistics.mean(values), "floor_std": statistics.stdev(values), "repetitions": len(values)}
 
 
+def at_the_end(oracle: Oracle, x_0: Tensor, rng: torch.Generator) -> Tensor:
+    """alpha x_0 + sigma eps at t = 0, float64: exact samples with the noise that the schedule leaves where samplers end."""
+    alpha, sigma = oracle.schedule.alpha_sigma(END)
+    return alpha * x_0 + sigma * torch.randn(x_0.shape, generator=rng, dtype=torch.float64)
+
+
 def log_density(oracle: Oracle, x: Tensor, y: Tensor) -> float:
     """mean log p(x | y) at t = 0, the data end of the oracle's schedule, where samplers end."""
-    return oracle.log_density(x, torch.tensor(0.0, dtype=torch.float64), y).mean().item()
+    return oracle.log_density(x, END, y).mean().item()
 
 
 def figures(metrics: dict[str, Any]) -> dict[str, float]:

@@ -33,9 +33,9 @@ class HighDimensional(GaussianMixture):
         dimensions: D, at least 1.
         classes: number of classes, at least 1.
         components: Gaussians per class, at least 1; all of equal weight.
-        spread: standard deviation of every coordinate of the means, at least 0.
-        std: standard deviation of every component, above 0.
-        seed: of the means, at least 0.
+        spread: standard deviation of every coordinate of the means, at least 0, below 1e15.
+        std: standard deviation of every component, above 0, below 1e15.
+        seed: of the means, 0 to 2^62.
         schedule: the noise schedule that t refers to.
 
     Raises:
@@ -45,13 +45,13 @@ class HighDimensional(GaussianMixture):
     def __init__(
         self, dimensions: int, classes: int, components: int, spread: float, std: float, seed: int, schedule: Schedule
     ):
-        if min(dimensions, classes, components) < 1 or seed < 0:
+        if min(dimensions, classes, components) < 1 or not 0 <= seed <= 2**62:
             raise ValueError(
-                f"dimensions, classes and components must be at least 1 and seed at least 0, got {dimensions}, "
+                f"dimensions, classes and components must be at least 1 and seed 0 to 2^62, got {dimensions}, "
                 f"{classes}, {components} and seed {seed}"
             )
-        if not (spread >= 0 and std > 0):
-            raise ValueError(f"spread must be at least 0 and std above 0, got {spread} and {std}")
+        if not (0 <= spread < 1e15 and 0 < std < 1e15):
+            raise ValueError(f"spread must be at least 0 and std above 0, both below 1e15, got {spread} and {std}")
         rng = torch.Generator().manual_seed(seed)
         means = spread * torch.randn(classes * components, dimensions, generator=rng, dtype=torch.float64)
         labels = torch.arange(classes).repeat_interleave(components)
@@ -68,7 +68,7 @@ class AutoguidanceTree(GaussianMixture):
 
     Arguments:
         depth: generations of branches, 1 to 10; the paper's 7 makes 2 * 127 * 8 = 2032 components.
-        seed: of lengths and angles, at least 0; the paper's is 2.
+        seed: of lengths and angles, 0 to 2^32 - 1; the paper's is 2.
         schedule: the noise schedule that t refers to.
 
     Raises:
@@ -79,8 +79,8 @@ class AutoguidanceTree(GaussianMixture):
     stretch = (1.3136, 1.3844)  # of the coordinates, which makes the whole about as wide as high
 
     def __init__(self, depth: int, seed: int, schedule: Schedule):
-        if not 1 <= depth <= 10 or seed < 0:
-            raise ValueError(f"depth must be 1 to 10 and seed at least 0, got {depth} and {seed}")
+        if not 1 <= depth <= 10 or not 0 <= seed < 2**32:
+            raise ValueError(f"depth must be 1 to 10 and seed 0 to 2^32 - 1, got {depth} and {seed}")
         rng = numpy.random.RandomState(seed)
         trees = [self.branches(rng, depth, 0, numpy.array(self.origin), math.radians(angle)) for angle in (45, 225)]
         labels = [label for label, tree in enumerate(trees) for _ in tree]

@@ -26,6 +26,9 @@ from .base import Oracle
 __all__ = ["GaussianMixture", "ReverseKernel"]
 
 
+LARGEST = 1e30  # of a number: samples fit into float32, and squared distances into float64
+
+
 class ReverseKernel(NamedTuple):
     """p(x_s | x_t, y) = sum_k weights[b, k] N(means[b, k], covariances[b, k]): [B, K], [B, K, D], [1 or B, K, D, D]."""
 
@@ -43,6 +46,8 @@ def numbers(value: object, name: str) -> Tensor:
         raise ValueError(f"{name} must be numbers in lists of equal lengths: {error}") from error
     if not bool(result.isfinite().all()):
         raise ValueError(f"{name} must be finite")
+    if not bool((result.abs() <= LARGEST).all()):
+        raise ValueError(f"{name} must be at most {LARGEST:g} in size, got {result.abs().max():g}")
     return result
 
 

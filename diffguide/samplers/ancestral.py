@@ -172,5 +172,6 @@ class ExactDDPM(Sampler):
         covariance = from_x_0**2 * capable(denoiser, ExactDenoiser).covariance(x, t, y)
         covariance = covariance + small.to(covariance) * torch.eye(covariance.shape[-1]).to(covariance)
         z = noise.increment(t, s).to(covariance).flatten(1)
-        root = torch.linalg.cholesky(covariance)
-        return mean + (root @ z[..., None]).reshape(mean.shape).to(mean)
+        variances, axes = torch.linalg.eigh(covariance)  # not Cholesky: a law of single points has directions of none
+        drawn = axes @ (variances.clamp(min=0).sqrt() * z)[..., None]
+        return mean + drawn.reshape(mean.shape).to(mean)

@@ -94,7 +94,10 @@ class UniformLogSNR(Grid):
     def continuous(self, schedule: Schedule, steps: int) -> Tensor:
         low, high = schedule.log_snr_min, schedule.log_snr_max
         if not (math.isfinite(low) and math.isfinite(high)):
-            raise ValueError(f"grid=uniform_log_snr needs finite ends, the schedule has log-SNR {low:g} to {high:g}")
+            raise ValueError(
+                f"grid=uniform_log_snr needs finite ends, the schedule has log-SNR {low:g} to {high:g}: take another grid, "
+                "as sampler/grid=uniform_t, or a finite schedule.log_snr_min and log_snr_max"
+            )
         log_snr = torch.linspace(low, high, steps + 1, dtype=torch.float64)
         return along_log_snr(schedule, log_snr)
 
@@ -106,7 +109,7 @@ class Karras(Grid):
     the paper, whose schedule ends at sigma = 0; without, the levels reach the schedule's own end.
 
     Arguments:
-        rho: exponent; 7 in the paper.
+        rho: exponent, at least 0.1; 7 in the paper.
         noise_level_min: last noise level before t = 0 (0.002 in the paper); None = the grid ends at t = 0 itself.
         noise_level_max: first noise level; None = the schedule's at t = 1.
 
@@ -115,8 +118,8 @@ class Karras(Grid):
     """
 
     def __init__(self, rho: float, noise_level_min: float | None, noise_level_max: float | None):
-        if not rho > 0:
-            raise ValueError(f"rho must be positive, got {rho}")
+        if not 0.1 <= rho < math.inf:  # levels to the power 10 are numbers still
+            raise ValueError(f"rho must be at least 0.1 and finite, got {rho}")
         self.rho, self.noise_level_min, self.noise_level_max = float(rho), noise_level_min, noise_level_max
 
     def continuous(self, schedule: Schedule, steps: int) -> Tensor:

@@ -62,7 +62,7 @@ class Restart(Sampler):
             low, high, *counts = interval
             if not 0 < low < high:
                 raise ValueError(f"intervals must be noise levels with 0 < low < high, got the empty {low} to {high}")
-            if any(count != int(count) or not 1 <= count <= 1000 for count in counts):
+            if any(not 1 <= count <= 1000 or count != int(count) for count in counts):
                 raise ValueError(f"intervals must have whole steps and repeats from 1 to 1000, got {counts}")
         if not intervals:
             raise ValueError(

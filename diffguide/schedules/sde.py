@@ -120,7 +120,7 @@ class EDM(Schedule):
     Arguments:
         log_snr_max: log-SNR at t = 0; `inf` puts sigma = 0 there.
         log_snr_min: log-SNR at t = 1, finite.
-        rho: exponent; 7 in the paper, 1 is linear in sigma.
+        rho: exponent, at least 0.1; 7 in the paper, 1 is linear in sigma.
     """
 
     normalisation = staticmethod(variance_exploding)
@@ -129,8 +129,8 @@ class EDM(Schedule):
         super().__init__(log_snr_max, log_snr_min)
         if self.zero_terminal_snr:
             raise ValueError("log_snr_min must be finite for a variance-exploding schedule, got -inf")
-        if not rho > 0:
-            raise ValueError(f"rho must be positive, got {rho}")
+        if not 0.1 <= rho < math.inf:  # levels to the power 10 are numbers still
+            raise ValueError(f"rho must be at least 0.1 and finite, got {rho}")
         self.rho = float(rho)
         self.low = math.exp(-self.log_snr_max / (2 * self.rho))
         self.high = math.exp(-self.log_snr_min / (2 * self.rho))
