@@ -79,4 +79,6 @@ def describe(hint: Any, where: str) -> str:
         return " or ".join(describe(part, where) for part in parts(hint))
     if typing.get_origin(hint) is Sequence:
         return f"a list, each {describe(typing.get_args(hint)[0], where)}"
-    return NAMES.get(hint, f"a node with a _target_ (an option: {where.replace('.', '/')}=<name>)")
+    role, _, last = where.rpartition(".")
+    option = f"{role}@{where}" if last in (role, "inner") else where.replace(".", "/")  # a schedule in a schedule
+    return NAMES.get(hint, f"a node with a _target_ (an option: {option}=<name>)")

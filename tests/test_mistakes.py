@@ -23,6 +23,10 @@ TRAIN = {
     "option": (["objective=epss"], "there is no option objective=epss; nearest: eps; options: edm, eps, flow, score"),
     "option of a nested group": (["sampler/grid=kars"], "there is no option sampler/grid=kars; nearest: karras"),
     "recipe": (["experiment=gmm3d"], "there is no option experiment=gmm3d; nearest: gmm2d"),
+    "option as a key, of a group within itself": (
+        ["sampler=restart", "sampler.inner=heun"],
+        "an option: sampler@sampler.inner=<name>",
+    ),
     "number as an option": (["objective=3"], "there is no option objective=3; options"),
     "key of another option": (["guidance=none", "guidance.scale=3"], "with guidance=none; guidance=cfg has it"),
     "misspelt key of another option": (["guidance=none", "guidance.scal=3"], "guidance=none; guidance=cfg has guidance.scale"),
