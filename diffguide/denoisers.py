@@ -8,6 +8,7 @@ fields agree, x_t = alpha_t x_0 + sigma_t eps, unless a method re-noises with an
 """
 
 import copy
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -40,12 +41,18 @@ class Denoiser:
         num_classes: number of classes, 0 where y is no class index.
         conditional: whether y means anything, be it a class index or an Embedding.
         has_null: whether a row without condition (y = -1) was trained.
+        class_names: one per class, () where nobody said them.
+        shape: of one example, None where nobody said it.
+        remembers: whether a level depends on the levels before it, so that all samples must be at one level.
     """
 
     schedule: Schedule
     levels: Tensor | None = None
     num_classes: int = 0
     has_null: bool = False
+    class_names: Sequence[str] = ()
+    shape: Sequence[int] | None = None
+    remembers: bool = False
 
     @property
     def conditional(self) -> bool:
@@ -170,6 +177,9 @@ class DenoiserWrapper(Denoiser):
     num_classes = property(lambda self: self.denoiser.num_classes)
     conditional = property(lambda self: self.denoiser.conditional)
     has_null = property(lambda self: self.denoiser.has_null)
+    class_names = property(lambda self: self.denoiser.class_names)
+    shape = property(lambda self: self.denoiser.shape)
+    remembers = property(lambda self: self.denoiser.remembers)
 
     def start(self, noise, times: Tensor) -> "DenoiserWrapper":
         fresh = copy.copy(self)

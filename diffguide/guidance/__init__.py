@@ -1,5 +1,5 @@
 """Guidance: a Denoiser made of a Denoiser."""
 
-from .contrast import ClassifierFree, Unguided
+from .contrast import ClassifierFree, Contrast, Unguided
 
-__all__ = ["ClassifierFree", "Unguided"]
+__all__ = ["ClassifierFree", "Contrast", "Unguided"]

@@ -1,0 +1,145 @@
+"""Rules that take the difference of the sides apart: along and across the prediction, or by spatial frequency."""
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from ..denoisers import Denoiser, Prediction
+from .rules import Rule, beside, inner, mixed, moved, norm
+
+__all__ = ["APG", "FDG", "TCFG"]
+
+
+class Momentum:
+    """What one run carries from noise level to noise level: it advances when t falls, is computed again at equal t, and is
+    forgotten when t rises."""
+
+    def __init__(self):
+        self.t, self.before, self.now = math.inf, None, None
+
+    def arrive(self, t: Tensor) -> Tensor | None:
+        """What the level before left, None at the first."""
+        t = float(t)
+        if t != self.t:
+            self.t, self.before = t, self.now if t < self.t else None
+        return self.before
+
+    def leave(self, value: Tensor) -> None:
+        """What this level hands on."""
+        self.now = value
+
+
+class APG(Rule):
+    """x_0 = strong.x_0 + (scale - 1) (across + eta along), of the difference d of the sides' x_0, along and across strong.x_0.
+
+    d has momentum, d = strong.x_0 - weak.x_0 + momentum (d of the level before), and is shortened to norm_threshold before
+    it is taken apart. Sadat, Hilliges, Weber, "Eliminating Oversaturation and Artifacts of High Guidance Scales", 2024,
+    arXiv 2410.02416, algorithm 1.
+
+    Arguments:
+        eta: share of the part along strong.x_0 that stays; 1 = all of it, 0 = none, as in the paper.
+        norm_threshold: largest |d| of a sample, positive, inf = no limit; it grows with the root of the number of values.
+        momentum: in (-1, 1); 0 = none, -0.5 in the paper.
+
+    Raises:
+        ValueError: a number out of range.
+    """
+
+    def __init__(self, eta: float, norm_threshold: float, momentum: float):
+        if not math.isfinite(eta):
+            raise ValueError(f"eta must be a finite number, got {eta}")
+        if not norm_threshold > 0:
+            raise ValueError(f"norm_threshold must be positive, inf = no limit, got {norm_threshold}")
+        if not -1 < momentum < 1:
+            raise ValueError(f"momentum must be in (-1, 1), got {momentum}")
+        self.eta, self.norm_threshold, self.momentum = float(eta), float(norm_threshold), float(momentum)
+
+    @property
+    def remembers(self) -> bool:
+        return self.momentum != 0
+
+    def start(self, times: Tensor) -> Momentum:
+        return Momentum()
+
+    def __call__(self, strong, weak, scale, x_t, t, schedule, memory) -> Prediction:
+        d = strong.x_0 - weak.x_0
+        if self.remembers and memory is not None:
+            before = memory.arrive(t)
+            d = d if before is None else d + self.momentum * before
+            memory.leave(d)
+        d = d * (self.norm_threshold / norm(d).clamp(min=torch.finfo(d.dtype).tiny)).clamp(max=1)
+        direction = strong.x_0 / norm(strong.x_0).clamp(min=torch.finfo(d.dtype).tiny)
+        along = inner(d, direction) * direction
+        return moved(strong, strong.x_0 + (scale - 1) * (d - along + self.eta * along), t, schedule)
+
+
+class TCFG(Rule):
+    """Linear with weak.eps projected on the leading right-singular vector of the rows (strong.eps, weak.eps).
+
+    Kwon, Jeong, Hsiao, Uh, "TCFG: Tangential Damping Classifier-free Guidance", 2025, arXiv 2503.18137, algorithm 1.
+
+    Raises:
+        ValueError: from `check`, a schedule of zero terminal SNR, where eps says nothing about x_0.
+    """
+
+    def check(self, denoiser: Denoiser, scale: float) -> None:
+        if denoiser.schedule.zero_terminal_snr:
+            raise ValueError(
+                "rule=tcfg compares the sides' eps, which says nothing at zero terminal SNR; take another rule"
+            )
+
+    def __call__(self, strong, weak, scale, x_t, t, schedule, memory) -> Prediction:
+        rows = torch.stack([strong.eps, weak.eps], dim=1).flatten(2).double()
+        leading = torch.linalg.svd(rows, full_matrices=False).Vh[:, 0]
+        kept = (rows[:, 1] * leading).sum(1, keepdim=True) * leading
+        change = kept.reshape(weak.eps.shape).to(weak.eps) - weak.eps
+        level = beside(schedule.noise_level(t), x_t)
+        return mixed(strong, Prediction(weak.x_0 - level * change, weak.eps + change), scale)
+
+
+class FDG(Rule):
+    """Linear with a scale for each of the two bands of a Laplacian pyramid: high gets `scale`, low 1 + (scale - 1) low.
+
+    Sadat, Vontobel, Salehi, Weber, "Guidance in the Frequency Domain Enables High-Fidelity Sampling at Low CFG Scales",
+    2025, arXiv 2506.19713, algorithm 1 with two levels. The low band is the image blurred, halved and enlarged again
+    (Burt & Adelson 1983), and is linear, so that it is taken of the difference of the sides.
+
+    Arguments:
+        low: factor of the guidance of low frequencies, at least 0; 1 = linear.
+
+    Raises:
+        ValueError: a number out of range; data that are no images.
+    """
+
+    def __init__(self, low: float):
+        if not 0 <= low < math.inf:
+            raise ValueError(f"low must be at least 0, got {low}")
+        self.low = float(low)
+
+    def check(self, denoiser: Denoiser, scale: float) -> None:
+        if denoiser.shape is not None and len(denoiser.shape) != 3:
+            raise ValueError(f"rule=fdg needs images [C, H, W], this model makes {list(denoiser.shape)}")
+
+    def __call__(self, strong, weak, scale, x_t, t, schedule, memory) -> Prediction:
+        if x_t.ndim != 4:
+            raise ValueError(f"rule=fdg needs images [B, C, H, W], got {list(x_t.shape)}")
+        return Prediction(*(self.split(s, s - w, scale) for s, w in zip(strong, weak)))
+
+    def split(self, strong: Tensor, difference: Tensor, scale: Tensor) -> Tensor:
+        low = low_band(difference)
+        return strong + (scale - 1) * (difference - low + self.low * low)
+
+
+def low_band(x: Tensor) -> Tensor:
+    """x [B, C, H, W] blurred, halved, and enlarged to its size again."""
+    halved = functional.interpolate(blurred(x), scale_factor=0.5, mode="bilinear") if min(x.shape[2:]) > 1 else x
+    return blurred(functional.interpolate(halved, size=x.shape[2:], mode="bilinear"))
+
+
+def blurred(x: Tensor) -> Tensor:
+    """x with the kernel (1, 4, 6, 4, 1) / 16 along rows and columns; borders are repeated."""
+    weights = x.new_tensor([1.0, 4.0, 6.0, 4.0, 1.0]) / 16
+    kernel = (weights[:, None] * weights).expand(x.shape[1], 1, 5, 5)
+    return functional.conv2d(functional.pad(x, (2, 2, 2, 2), mode="replicate"), kernel, groups=x.shape[1])

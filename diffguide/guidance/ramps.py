@@ -1,0 +1,125 @@
+"""Ramps: how much of the guidance acts at each noise level.
+
+    scale at a level = 1 + (scale - 1) r(level),    r = 1 all of it, r = 0 none, the strong side alone
+
+A ramp sees the level as the log noise level log(sigma / alpha), which is minus half the log-SNR.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+__all__ = ["Constant", "CosineRamp", "LinearRamp", "PowerRamp", "Ramp", "Table"]
+
+
+class Ramp:
+    """ramp(log_level) -> factor r, float64, in the shape of log_level."""
+
+    def __call__(self, log_level: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def check(self, low: float, high: float) -> None:
+        """Raises ValueError where the ramp says nothing about some noise level from low to high."""
+
+
+class Constant(Ramp):
+    """r = 1: the same scale everywhere."""
+
+    def __call__(self, log_level: Tensor) -> Tensor:
+        return torch.ones_like(log_level)
+
+
+class LinearRamp(Ramp):
+    """r = u, where u goes from 0 to 1 with the log-SNR between two noise levels, and stays there beyond them.
+
+    Wang, Dufour et al., "Analysis of Classifier-Free Guidance Weight Schedulers", 2024, arXiv 2404.13040, table 1, whose
+    schedules are in time; in log-SNR they mean the same on every noise schedule.
+
+    Arguments:
+        start: noise level sigma / alpha where guidance begins, positive.
+        full: noise level where it is all there, positive; below `start`, or above.
+
+    Raises:
+        ValueError: levels that are not positive and finite, or equal.
+    """
+
+    def __init__(self, start: float, full: float):
+        if not (0 < start < math.inf and 0 < full < math.inf and start != full):
+            raise ValueError(f"start and full must be two positive noise levels sigma/alpha, got {start} and {full}")
+        self.start, self.full = math.log(start), math.log(full)
+
+    def way(self, log_level: Tensor) -> Tensor:
+        """u in [0, 1]."""
+        return ((log_level - self.start) / (self.full - self.start)).clamp(0, 1)
+
+    def __call__(self, log_level: Tensor) -> Tensor:
+        return self.way(log_level)
+
+
+class CosineRamp(LinearRamp):
+    """r = (1 - cos(pi u)) / 2, u as in `LinearRamp`; arXiv 2404.13040, table 1."""
+
+    def __call__(self, log_level: Tensor) -> Tensor:
+        return (1 - torch.cos(math.pi * self.way(log_level))) / 2
+
+
+class PowerRamp(LinearRamp):
+    """r = u^exponent, u as in `LinearRamp`; arXiv 2404.13040, section 5.
+
+    Arguments:
+        start, full: as in `LinearRamp`.
+        exponent: positive; 1 = linear.
+
+    Raises:
+        ValueError: as `LinearRamp`, or an exponent that is not positive.
+    """
+
+    def __init__(self, start: float, full: float, exponent: float):
+        super().__init__(start, full)
+        if not 0 < exponent < math.inf:
+            raise ValueError(f"exponent must be positive, got {exponent}")
+        self.exponent = float(exponent)
+
+    def __call__(self, log_level: Tensor) -> Tensor:
+        return self.way(log_level) ** self.exponent
+
+
+class Table(Ramp):
+    """r from pairs (noise level, factor), linear in the log noise level between them.
+
+    Arguments:
+        pairs: [noise level sigma / alpha, factor] each, at least two, levels positive and strictly increasing.
+
+    Raises:
+        ValueError: other pairs; from `check`, levels that the table does not reach.
+    """
+
+    def __init__(self, pairs: Sequence[Sequence[float]]):
+        if len(pairs) < 2 or any(len(pair) != 2 for pair in pairs):
+            raise ValueError(f"pairs must be at least two [noise level, factor], got {[list(pair) for pair in pairs]}")
+        levels, factors = zip(*pairs)
+        increasing = all(low < high for low, high in zip(levels, levels[1:]))
+        if not (0 < levels[0] and levels[-1] < math.inf and increasing and all(map(math.isfinite, factors))):
+            raise ValueError(
+                "pairs must have positive noise levels that increase strictly, and finite factors, got "
+                f"{[list(pair) for pair in pairs]}"
+            )
+        self.levels = torch.tensor(levels, dtype=torch.float64)
+        self.factors = torch.tensor(factors, dtype=torch.float64)
+
+    def check(self, low: float, high: float) -> None:
+        first, last = float(self.levels[0]), float(self.levels[-1])
+        if not first * (1 - 1e-9) <= low < high <= last * (1 + 1e-9):
+            raise ValueError(
+                f"the ramp's table has noise levels {first:.6g} to {last:.6g}, guidance acts from {low:.6g} to {high:.6g}: "
+                "extend the table, or narrow guidance.interval"
+            )
+
+    def __call__(self, log_level: Tensor) -> Tensor:
+        levels, factors = self.levels.log().to(log_level.device), self.factors.to(log_level.device)
+        above = torch.searchsorted(levels, log_level).clamp(1, len(levels) - 1)
+        low, high = levels[above - 1], levels[above]
+        u = ((log_level - low) / (high - low)).clamp(0, 1)
+        return torch.lerp(factors[above - 1], factors[above], u)
