@@ -6,7 +6,7 @@ import typing
 from collections.abc import Callable, Sequence
 from typing import Any
 
-__all__ = ["bases", "describe", "element", "fits", "parameters", "required", "takes_node"]
+__all__ = ["bases", "completed", "describe", "element", "fits", "parameters", "required", "takes_node"]
 
 NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", types.NoneType: "null"}
 
@@ -48,6 +48,16 @@ def bases(hint: Any) -> tuple[type, ...]:
 def takes_node(hint: Any) -> bool:
     """Whether an annotation asks for an object or a callable."""
     return bool(bases(hint)) or any(typing.get_origin(part) is Callable for part in parts(hint))
+
+
+def completed(hint: Any) -> tuple[int, type] | None:
+    """(n, class) of Callable[[n arguments], class]: a node that is completed later, by its first n arguments."""
+    for part in parts(hint):
+        if typing.get_origin(part) is Callable and isinstance(typing.get_args(part)[0], list):
+            given, result = typing.get_args(part)
+            if isinstance(result, type):
+                return len(given), result
+    return None
 
 
 def element(hint: Any) -> Any:

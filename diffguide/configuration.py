@@ -8,7 +8,7 @@ from typing import Any
 from hydra.errors import CompactHydraException, InstantiationException
 from omegaconf import MISSING, DictConfig, OmegaConf
 
-from .annotations import describe, element, fits, parameters, required, takes_node
+from .annotations import completed, describe, element, fits, parameters, required, takes_node
 from .mistakes import no_key
 
 __all__ = ["ConfigError", "build", "check_whole", "config_dir", "run_parent", "takes", "telling"]
@@ -100,7 +100,7 @@ def check_types(node: Any, key: str, given: int = 0, handed: Collection[str] = (
         target = get_object(node["_target_"])
     except Exception as error:  # whatever importing a user's module may raise
         raise ConfigError(f"{key}._target_: cannot import {node['_target_']}: {error}") from error
-    taken = None if node.get("_partial_") else parameters(target)
+    taken = None if node.get("_partial_") and not given else parameters(target)
     taken = taken and {name: hint for name, hint in list(taken.items())[given:] if name not in handed}
     for name, value in node.items():
         if taken is not None and not name.startswith("_") and name not in taken:
@@ -115,7 +115,11 @@ def check_types(node: Any, key: str, given: int = 0, handed: Collection[str] = (
 
 def check_value(value: Any, where: str, hint: Any) -> None:
     """`check_types` for one argument with its annotation."""
-    if isinstance(value, dict) and "_target_" in value and (hint is Any or takes_node(hint)):
+    if isinstance(value, dict) and "_target_" in value and (rest := completed(hint)) is not None:
+        if value.get("_partial_") is not True:
+            raise ConfigError(f"{where} is completed later: its node needs _partial_: true")
+        check_types(value, where, rest[0])
+    elif isinstance(value, dict) and "_target_" in value and (hint is Any or takes_node(hint)):
         check_types(value, where)
     elif isinstance(value, list) and any(isinstance(part, dict) for part in value) and element(hint) is not None:
         for index, part in enumerate(value):

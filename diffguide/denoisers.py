@@ -65,6 +65,10 @@ class Denoiser:
         """A fresh denoiser for one run over `times`; where nothing is remembered, the denoiser itself."""
         return self
 
+    def counted(self, other: "Denoiser") -> "Denoiser":
+        """Another denoiser, whose evaluations count as this one's, where somebody counts these."""
+        return other
+
 
 class ExactDenoiser(Denoiser):
     """A denoiser that knows more of p(x_0 | x_t) than its mean: what an exact reverse step needs."""
@@ -181,6 +185,9 @@ class DenoiserWrapper(Denoiser):
     shape = property(lambda self: self.denoiser.shape)
     remembers = property(lambda self: self.denoiser.remembers)
 
+    def counted(self, other: Denoiser) -> Denoiser:
+        return self.denoiser.counted(other)
+
     def start(self, noise, times: Tensor) -> "DenoiserWrapper":
         fresh = copy.copy(self)
         fresh.denoiser = self.denoiser.start(noise, times)
@@ -199,6 +206,11 @@ class EvaluationCounter(DenoiserWrapper):
     @property
     def evaluations(self) -> int:
         return self.count[0]
+
+    def counted(self, other: Denoiser) -> "EvaluationCounter":
+        counter = EvaluationCounter(other)
+        counter.count = self.count
+        return counter
 
     def __call__(self, x_t: Tensor, t: Tensor, y: Condition | None = None) -> Prediction:
         self.count[0] += len(x_t)

@@ -141,13 +141,15 @@ def chosen(rows: Tensor, one: Prediction, other: Prediction) -> Prediction:
     return Prediction(*(torch.where(rows, a, b) for a, b in zip(one, other)))
 
 
-def check_null(denoiser: Denoiser) -> None:
+def check_null(denoiser: Denoiser, guidance: str) -> None:
     """Raises ValueError where a denoiser knows no condition, or never learned to work without."""
     if not denoiser.conditional:
-        raise ValueError("guidance=cfg needs a conditional model, and this one has no classes; take guidance=none")
+        raise ValueError(
+            f"guidance={guidance} needs a conditional model, and this one has no classes; take guidance=none"
+        )
     if not denoiser.has_null:
         raise ValueError(
-            "guidance=cfg needs a model that also learned to work without its condition, and this one never dropped "
+            f"guidance={guidance} needs a model that also learned to work without its condition, and this one never dropped "
             "its label; train with guidance=cfg (p_uncond=0.1), or take guidance=none"
         )
 
@@ -172,7 +174,7 @@ class ClassifierFree(Contrast):
     def __init__(
         self, denoiser: Denoiser, scale: float, interval: Sequence[float], rule: Rule = LINEAR, ramp: Ramp = CONSTANT
     ):  # fmt: skip
-        check_null(denoiser)
+        check_null(denoiser, "cfg")
         super().__init__(denoiser, scale, interval, rule, ramp)
 
     def sides(self, x_t: Tensor, t: Tensor, y: Condition | None) -> tuple[Prediction, Prediction]:

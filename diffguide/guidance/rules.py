@@ -98,7 +98,7 @@ class Velocity(NamedTuple):
 
     @classmethod
     def at(cls, t: Tensor, schedule: Schedule, x: Tensor) -> "Velocity":
-        log_snr = schedule.log_snr(t).clamp(-60, 60)  # beyond, the limits are reached, and infinity has no derivative
+        log_snr = schedule.log_snr(t).clamp(-32, 32)  # beyond, derivatives round to nothing
         (alpha, sigma), (da, ds) = torch.func.jvp(schedule.normalisation, (log_snr,), (torch.ones_like(log_snr),))
         determinant = alpha * ds - sigma * da
         return cls(*(beside(value, x) for value in (alpha, sigma, da / determinant, ds / determinant)))
@@ -225,7 +225,7 @@ class CFGZero(Rule):
         if memory is None or not self.zero_init_steps:
             return side
         still = Velocity.at(t, schedule, x_t).still(x_t)
-        return Prediction(*(torch.where(beside(t > memory, x_t), a, b) for a, b in zip(still, side)))
+        return Prediction(*(torch.where(beside(t > memory, x_t).bool(), a, b) for a, b in zip(still, side)))
 
     def __call__(self, strong, weak, scale, x_t, t, schedule, memory) -> Prediction:
         velocity = Velocity.at(t, schedule, x_t)

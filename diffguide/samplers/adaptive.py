@@ -63,6 +63,14 @@ class Dopri5(Sampler):
         self.torchode, self.atol, self.rtol = torchode, float(atol), float(rtol)
         self.max_evaluations, self.noise_level_min = max_evaluations, float(noise_level_min)
 
+    def times(self, denoiser: Denoiser) -> Tensor:
+        if denoiser.remembers:
+            raise ValueError(
+                "Dopri5 evaluates every sample at its own time, and this guidance remembers from level to level (momentum): "
+                "take guidance.rule.momentum=0, another rule, or another sampler"
+            )
+        return super().times(denoiser)
+
     def step(
         self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, y: Tensor | None, noise: Noise | None, memory: dict
     ) -> Tensor:

@@ -1,0 +1,33 @@
+"""Several guidances at once, one around the other."""
+
+from collections.abc import Callable, Sequence
+
+from torch import Tensor
+
+from ..backbones.conditions import Condition
+from ..denoisers import Denoiser, DenoiserWrapper, Prediction
+
+__all__ = ["Nested"]
+
+
+class Nested(DenoiserWrapper):
+    """parts[-1](... parts[1](parts[0](denoiser))): each guidance wraps what the ones before made of the denoiser.
+
+    Arguments:
+        denoiser: what is guided.
+        parts: guidances from inside out, each a function of the denoiser that it wraps, at least one; in a file each is a
+            node with `_partial_: true`.
+
+    Raises:
+        ValueError: no parts; what the parts raise.
+    """
+
+    def __init__(self, denoiser: Denoiser, parts: Sequence[Callable[[Denoiser], DenoiserWrapper]]):
+        if not parts:
+            raise ValueError("parts is empty: list at least one guidance, from inside out, or take guidance=none")
+        for part in parts:
+            denoiser = part(denoiser)
+        super().__init__(denoiser)
+
+    def __call__(self, x_t: Tensor, t: Tensor, y: Condition | None = None) -> Prediction:
+        return self.denoiser(x_t, t, y)
