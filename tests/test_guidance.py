@@ -9,7 +9,7 @@ from closed_forms import ExactMixture, gaussian, two_classes
 
 from diffguide.denoisers import Denoiser, EvaluationCounter, Prediction
 from diffguide.guidance import ClassifierFree, Unguided
-from diffguide.samplers import DDIM, DPMpp2M, Heun
+from diffguide.samplers import DDIM, DDPM, DPMpp2M, Heun
 from diffguide.samplers.grids import Karras, UniformLogSNR
 from diffguide.schedules import EDM, Cosine, Flow
 
@@ -167,6 +167,36 @@ def test_the_variance_of_the_guided_flow(scale):
     exact_factor = (c / (c + sigma**2)) ** (scale / 2) * (u / (u + sigma**2)) ** ((1 - scale) / 2)
     assert found == pytest.approx(exact_factor, rel=1e-3)
     assert (found * sigma) ** 2 == pytest.approx(c**scale * u ** (1 - scale), rel=0.01)
+
+
+class Response:
+    """Noise of a run of two rows: none for the first, 1 for the second."""
+
+    def normal(self, level, draw):
+        return torch.tensor([[0.0], [1.0]], dtype=torch.float64)
+
+    def increment(self, t, s):
+        return self.normal(t, 0)
+
+
+@pytest.mark.parametrize("scale", [2.0, 3.0])
+def test_the_variance_of_the_guided_diffusion(scale):
+    """The SDE has u^2 (r - r^2s) / ((2s - 1)(u - c)), r = c / u: .5833 and .3875, neither the flow's nor the tilted law's.
+
+    Each step is linear in x and in its noise, so that its two coefficients are the variance exactly.
+    """
+    c, u, sigma = 1.0, 2.0, 200.0
+    pair = Pair(gaussian([0.0], [[c]]), gaussian([0.0], [[u]]), EDM(math.inf, -2 * math.log(sigma)))
+    guided, sampler = ClassifierFree(pair, scale, EVERYWHERE), DDPM(1500, Karras(7.0, 0.002, None), variance=0.0)
+    times, rows, zero = sampler.times(guided), torch.tensor([[1.0], [0.0]]).double(), torch.zeros(2, dtype=torch.long)
+    variance = sigma**2
+    for t, s in zip(times[:-1], times[1:]):
+        factor, noise = sampler.step(guided, rows, t, s, zero, Response(), {}).flatten().tolist()
+        variance = factor**2 * variance + noise**2
+    r = c / u
+    assert variance == pytest.approx(u**2 * (r - r ** (2 * scale)) / ((2 * scale - 1) * (u - c)), rel=0.01)
+    assert abs(variance - c**scale * u ** (1 - scale)) > 0.08
+    assert abs(variance - 1 / (scale / c + (1 - scale) / u)) > 0.08
 
 
 def facts(**changed) -> ExactMixture:

@@ -101,25 +101,18 @@ class Contrast(DenoiserWrapper):
         """The weak prediction alone."""
         return self.sides(x_t, t, y)[1]
 
-    def alone(self, side: Prediction, x_t: Tensor, t: Tensor) -> Prediction | None:
-        return self.rule.alone(side, x_t, t, self.schedule, self.memory)
-
     def __call__(self, x_t: Tensor, t: Tensor, y: Condition | None = None) -> Prediction:
         if t.ndim:
             return self.by_row(x_t, t, y)
         if not self.inside(t):
             return self.strong(x_t, t, y)
-        scale = self.scale_at(t)
-        if scale == 1:
-            strong = self.strong(x_t, t, y)
-            guided = self.alone(strong, x_t, t)
-            if guided is not None:
-                return guided
+        scale, facts = self.scale_at(t), (x_t, t, self.schedule, self.memory)
+        if scale == 1 and self.rule.strong_at_1:
+            return self.rule.alone(self.strong(x_t, t, y), *facts)
         if scale == 0 and self.rule.weak_at_0:
-            weak = self.weak(x_t, t, y)
-            return weak if (guided := self.alone(weak, x_t, t)) is None else guided
+            return self.rule.alone(self.weak(x_t, t, y), *facts)
         strong, weak = self.sides(x_t, t, y)
-        return self.rule(strong, weak, scale, x_t, t, self.schedule, self.memory)
+        return self.rule(strong, weak, scale, *facts)
 
     def by_row(self, x_t: Tensor, t: Tensor, y: Condition | None) -> Prediction:
         """With t [B]: both sides everywhere, and of each row what its level asks for."""
@@ -131,8 +124,8 @@ class Contrast(DenoiserWrapper):
         strong, weak = self.sides(x_t, t, y)
         inside, scale = beside(self.inside(t), x_t).bool(), beside(self.scale_at(t), x_t)
         guided = self.rule(strong, weak, scale, x_t, t, self.schedule, self.memory)
-        if (alone := self.alone(strong, x_t, t)) is not None:
-            guided = chosen(scale == 1, alone, guided)
+        if self.rule.strong_at_1:
+            guided = chosen(scale == 1, self.rule.alone(strong, x_t, t, self.schedule, self.memory), guided)
         return chosen(inside, guided, strong)
 
 

@@ -24,10 +24,12 @@ class Rule:
 
     Attributes:
         remembers: whether a level depends on the levels before it, so that all samples must be at one level.
+        strong_at_1: whether scale 1 is `alone(strong)`, so that the weak side is not needed there.
         weak_at_0: whether scale 0 is `alone(weak)`, so that the strong side is not needed there.
     """
 
     remembers = False
+    strong_at_1 = True
     weak_at_0 = False
 
     def check(self, denoiser: Denoiser, scale: float) -> None:
@@ -37,8 +39,8 @@ class Rule:
         """The memory of one run over `times`; a rule that is called outside a run has the memory None."""
         return None
 
-    def alone(self, side: Prediction, x_t: Tensor, t: Tensor, schedule: Schedule, memory: Any) -> Prediction | None:
-        """What scale 1 makes of the strong side; None where it needs the weak one too."""
+    def alone(self, side: Prediction, x_t: Tensor, t: Tensor, schedule: Schedule, memory: Any) -> Prediction:
+        """What the rule makes of one side by itself."""
         return side
 
     def __call__(
@@ -186,14 +188,12 @@ class CFGPlusPlus(Rule):
         ValueError: from `check`, a scale outside [0, 1].
     """
 
+    strong_at_1 = False
     weak_at_0 = True
 
     def check(self, denoiser: Denoiser, scale: float) -> None:
         if not 0 <= scale <= 1:
             raise ValueError(f"scale must be in [0, 1] with rule=cfgpp, where it is lambda of CFG++, got {scale}")
-
-    def alone(self, side, x_t, t, schedule, memory) -> None:
-        return None
 
     def __call__(self, strong, weak, scale, x_t, t, schedule, memory) -> Prediction:
         return Prediction(mixed(strong, weak, scale).x_0, weak.eps)

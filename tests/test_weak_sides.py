@@ -1,0 +1,282 @@
+"""What is weak: another class, several classes, another model; several guidances at once; and what the files build."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from closed_forms import ExactMixture, Mixture, two_classes
+from hydra import compose, initialize_config_dir
+from hydra.utils import get_class
+from omegaconf import OmegaConf
+
+from diffguide.configuration import ConfigError, build, config_dir
+from diffguide.denoisers import EvaluationCounter, Prediction
+from diffguide.guidance import Auto, ClassifierFree, Compose, Negative, Nested
+from diffguide.guidance.projections import APG
+from diffguide.guidance.rules import CFGPlusPlus, Linear
+from diffguide.samplers import Heun
+from diffguide.samplers.grids import UniformLogSNR
+from diffguide.schedules import EDM, Cosine, Flow
+from diffguide.vetting import vet
+
+EVERYWHERE = (0.0, math.inf)
+COSINE = Cosine(12.0, -10.0)
+x = 1.5 * torch.randn(8, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+y = torch.tensor([0, 1, 0, 1, 1, 0, -1, 1])
+t = torch.tensor(0.45, dtype=torch.float64)
+either_time = pytest.mark.parametrize("t", [t, t.expand(8)], ids=["0-d", "[B]"])
+
+
+def exact(schedule=COSINE, **facts) -> ExactMixture:
+    denoiser = ExactMixture(two_classes(), schedule)
+    for name, value in facts.items():
+        setattr(denoiser, name, value)
+    return denoiser
+
+
+def blurred(schedule=COSINE) -> ExactMixture:
+    """A worse model of the same classes: the same means, wider."""
+    mixture = two_classes()
+    wider = Mixture(mixture.weights, mixture.means, 2 * two_covariances() + 0.3 * np.eye(2), mixture.labels)
+    return ExactMixture(wider, schedule)
+
+
+def two_covariances() -> np.ndarray:
+    mixture = two_classes()
+    return np.einsum("kde,ke,kfe->kdf", mixture.eigenvectors, mixture.eigenvalues, mixture.eigenvectors)
+
+
+def same(found: Prediction, expected: Prediction, tolerance=1e-12):
+    for a, b in zip(found, expected):
+        torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
+
+
+def extrapolated(strong, weak, scale):
+    return Prediction(*(b + scale * (a - b) for a, b in zip(strong, weak)))
+
+
+UNWANTED = torch.ones(8, dtype=torch.long)
+
+
+@either_time
+@pytest.mark.parametrize(
+    "condition, facts", [(1, {}), ("sea", {"class_names": ["land", "sea"]})], ids=["index", "name"]
+)
+def test_negative(t, condition, facts):
+    counter = EvaluationCounter(exact(**facts))
+    strong, weak = exact()(x, t, y), exact()(x, t, UNWANTED)
+    same(Negative(counter, condition, 3.0, EVERYWHERE)(x, t, y), extrapolated(strong, weak, 3.0))
+    assert counter.evaluations == 16
+    same(Negative(exact(**facts), condition, 1.0, EVERYWHERE)(x, t, y), strong, 0)
+    same(Negative(exact(**facts), condition, 0.0, EVERYWHERE)(x, t, y), weak, 0)
+    same(Negative(exact(**facts), condition, 3.0, EVERYWHERE)(x, t), extrapolated(exact()(x, t), weak, 3.0))
+
+
+def test_negative_evaluates_what_is_needed():
+    for scale in (0.0, 1.0):
+        counter = EvaluationCounter(exact())
+        Negative(counter, 1, scale, EVERYWHERE)(x, t, y)
+        assert counter.evaluations == 8
+
+
+@either_time
+def test_compose(t):
+    """weak + w sum_i w_i (D_i - weak): class 0 and not class 1."""
+    zero, one, none = (exact()(x, t, torch.full((8,), c)) for c in (0, 1, -1))
+    counter = EvaluationCounter(exact())
+    found = Compose(counter, [0, 1], [1.5, -0.5], 2.0, EVERYWHERE)(x, t, y)
+    expected = [n + 2.0 * (1.5 * (a - n) - 0.5 * (b - n)) for a, b, n in zip(zero, one, none)]
+    same(found, Prediction(*expected))
+    assert counter.evaluations == 24
+    same(Compose(exact(), [0, 1], [1.5, -0.5], 0.0, EVERYWHERE)(x, t, y), none, 1e-13)
+    same(Compose(exact(), [0], [1.0], 3.0, EVERYWHERE)(x, t, y), extrapolated(zero, none, 3.0))
+    same(Compose(exact(), [0], [1.0], 1.0, EVERYWHERE)(x, t, y), zero, 1e-13)
+
+
+def test_compose_evaluates_what_is_needed():
+    for scale, weights, evaluations in ((0.0, [1.0], 8), (1.0, [1.0], 8), (1.0, [0.5], 16), (2.0, [1.0], 16)):
+        counter = EvaluationCounter(exact())
+        Compose(counter, [0], weights, scale, EVERYWHERE)(x, t, y)
+        assert counter.evaluations == evaluations
+
+
+def test_the_scores_of_classes_compose_to_the_unconditional():
+    """CFG with sum_y p(y | x_t) score(x_t | y) for the unconditional score is CFG; oracles.md 4.6 d."""
+    mixture, (alpha, sigma) = two_classes(), (float(a) for a in COSINE.alpha_sigma(t))
+    log_joint = [
+        np.log(mixture.weights[mixture.labels == c].sum()) + mixture.log_density(x.numpy(), alpha, sigma, np.full(8, c))
+        for c in (0, 1)
+    ]
+    posterior = np.exp(log_joint - np.logaddexp(*log_joint))
+    parts = [exact()(x, t, torch.full((8,), c)) for c in (0, 1)]
+    summed = [sum(p[:, None] * part[k].numpy() for p, part in zip(posterior, parts)) for k in (0, 1)]
+    for found, expected in zip(summed, exact()(x, t)):
+        np.testing.assert_allclose(found, expected, rtol=1e-10, atol=1e-10)
+
+
+@either_time
+@pytest.mark.parametrize("guide_schedule", [COSINE, Cosine(12.0, -10.0), EDM(14.0, -12.0), Flow(13.0, -13.0)])
+def test_auto(t, guide_schedule):
+    """On every schedule of the guide: evaluated at equal log-SNR, with x rescaled."""
+    strong, weak = exact()(x, t, y), blurred()(x, t, y)
+    for scale in (0.0, 1.0, 2.5):
+        found = Auto(exact(), blurred(guide_schedule), scale, EVERYWHERE)(x, t, y)
+        same(found, extrapolated(strong, weak, scale), 1e-8)
+    same(Auto(exact(), blurred(guide_schedule), 1.0, EVERYWHERE)(x, t, y), strong, 0)
+
+
+def test_auto_counts_both_networks_and_needs_no_condition():
+    counter = EvaluationCounter(exact())
+    auto = Auto(counter, blurred(), 2.0, EVERYWHERE)
+    same(auto(x, t), extrapolated(exact()(x, t), blurred()(x, t), 2.0))
+    assert counter.evaluations == 16
+    Auto(counter, blurred(), 1.0, EVERYWHERE)(x, t)
+    assert counter.evaluations == 24
+
+
+def test_auto_starts_its_guide():
+    """A guide with momentum has its own, of this run."""
+    inner = ClassifierFree(blurred(), 2.0, EVERYWHERE, APG(0.0, math.inf, -0.5))
+    auto = Auto(exact(), inner, 2.0, EVERYWHERE)
+    sampler = Heun(5, UniformLogSNR())
+    times = sampler.times(auto)
+    first, again = (sampler(auto, x, times, y.clamp(min=0)) for _ in range(2))
+    assert auto.remembers and torch.equal(first, again)
+    plain = Auto(exact(), ClassifierFree(blurred(), 2.0, EVERYWHERE, APG(0.0, math.inf, 0.0)), 2.0, EVERYWHERE)
+    assert not plain.remembers and float((sampler(plain, x, times, y.clamp(min=0)) - first).abs().max()) > 1e-6
+
+
+def test_nested_from_inside_out():
+    """CFG++ around autoguidance: the parts in their order, counted together."""
+    counter = EvaluationCounter(exact())
+    parts = [
+        lambda d: Auto(d, blurred(), 2.0, EVERYWHERE),
+        lambda d: ClassifierFree(d, 0.4, EVERYWHERE, CFGPlusPlus()),
+    ]
+    nested, classes = Nested(counter, parts), y.clamp(min=0)
+    strong, weak = (
+        extrapolated(exact()(x, t, c), blurred()(x, t, c), 2.0) for c in (classes, torch.full_like(classes, -1))
+    )
+    same(nested(x, t, classes), Prediction(extrapolated(strong, weak, 0.4).x_0, weak.eps))
+    assert counter.evaluations == 32 and nested.has_null and nested.num_classes == 2
+
+
+def test_nested_memories_belong_to_a_run():
+    parts = [
+        lambda d: ClassifierFree(d, 2.0, EVERYWHERE, APG(0.0, math.inf, -0.5)),
+        lambda d: Auto(d, blurred(), 1.5, EVERYWHERE),
+    ]
+    nested, sampler = Nested(exact(), parts), Heun(5, UniformLogSNR())
+    times = sampler.times(nested)
+    assert nested.remembers
+    assert torch.equal(*(sampler(nested, x, times, y.clamp(min=0)) for _ in range(2)))
+
+
+@pytest.mark.parametrize("make, sentence", [
+    (lambda: Negative(exact(), 2, 2.0, EVERYWHERE), "there is no class 2; indices 0 to 1; the names .* are not known"),
+    (lambda: Negative(exact(class_names=["a", "b"]), "c", 2.0, EVERYWHERE), "there is no class 'c'; .* or names: a, b"),
+    (lambda: Negative(exact(num_classes=0), 0, 2.0, EVERYWHERE), "negative needs a model with classes"),
+    (lambda: Compose(exact(), [0], [1.0, 2.0], 2.0, EVERYWHERE), r"must be as many, .* got \[0\] and \[1.0, 2.0\]"),
+    (lambda: Compose(exact(has_null=False), [0], [1.0], 2.0, EVERYWHERE), "guidance=compose needs .* never dropped"),
+    (lambda: Auto(exact(), exact(num_classes=3), 2.0, EVERYWHERE), "the guide has 3 classes, the model 2"),
+    (lambda: Auto(exact(shape=[2]), exact(shape=[1, 8, 8]), 2.0, EVERYWHERE),
+     r"the guide makes data of shape \[1, 8, 8\], the model of shape \[2\]"),
+    (lambda: Auto(exact(), exact(Cosine(8.0, -10.0)), 2.0, EVERYWHERE),
+     "the guide knows noise levels 0.01832 to 148.4, guidance acts from 0.002479 to 148.4: narrow"),
+    (lambda: Auto(exact(), exact(levels=torch.tensor([1.0, 0.5])), 2.0, EVERYWHERE), "knows only its own noise levels"),
+    (lambda: Nested(exact(), []), "parts is empty"),
+])  # fmt: skip
+def test_what_cannot_work_is_refused(make, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        make()
+
+
+def test_a_guide_may_know_less_where_guidance_does_not_act():
+    auto = Auto(exact(), blurred(Cosine(8.0, -10.0)), 2.0, (0.1, 100.0))
+    early = torch.tensor(0.02, dtype=torch.float64)
+    same(auto(x, early, y), exact()(x, early, y), 0)
+
+
+def composed(*overrides: str):
+    with initialize_config_dir(config_dir(), version_base="1.3"):
+        return compose("sample", ["oracle=gmm2d", *overrides])
+
+
+FILES = {  # guidance: (rule, what must be said beside)
+    "cfg": ("Linear", []), "cfg_rescale": ("Rescale", []), "apg": ("APG", []), "cfg_zero": ("CFGZero", []),
+    "cfgpp": ("CFGPlusPlus", []), "tcfg": ("TCFG", []), "mambo_g": ("Mambo", []), "threshold": ("Threshold", []),
+    "fdg": ("FDG", []), "negative": ("Linear", ["guidance.condition=1"]),
+    "compose": ("Linear", ["guidance.conditions=[0,1]", "guidance.weights=[1,-0.5]"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name, rule, said", [(name, *row) for name, row in FILES.items()], ids=FILES)
+def test_every_file_builds_its_rule(name, rule, said):
+    guided = build(composed(f"guidance={name}", *said), "guidance", exact())
+    assert type(guided.rule).__name__ == rule and isinstance(guided.scale, float) and len(guided.interval) == 2
+
+
+@pytest.mark.parametrize("name", [*FILES, "auto"])
+def test_training_drops_labels_for_what_needs_it(name):
+    """A file beside each, so that diffguide-train guidance=<name> makes a model that this guidance can guide."""
+    dropout = OmegaConf.load(f"{config_dir()}/label_dropout/{name}.yaml")
+    node = OmegaConf.load(f"{config_dir()}/guidance/{name}.yaml")
+    assert (dropout.p_uncond > 0) == get_class(node._target_).needs_null
+
+
+def test_rule_and_ramp_are_chosen_on_the_command_line():
+    cfg = composed("guidance=negative", "guidance.condition=0", "guidance/rule=apg", "guidance/ramp=cosine",
+                   "guidance.rule.momentum=0.2", "guidance.ramp.full=0.3")  # fmt: skip
+    guided = build(cfg, "guidance", exact())
+    assert type(guided.rule) is APG and guided.rule.momentum == 0.2 and guided.ramp.full == math.log(0.3)
+
+
+def part(file: str, **changed) -> dict:
+    """A node of a composed file: what one of the files says, completed later."""
+    node = OmegaConf.to_container(composed(f"guidance={file}").guidance)
+    return {**node, "_partial_": True, **changed}
+
+
+def test_a_composed_file_is_a_list_of_nodes():
+    nested = {
+        "_target_": "diffguide.guidance.nested.Nested",
+        "parts": [part("apg", scale=3.0), part("cfgpp", scale=0.5)],
+    }
+    vet(nested, "guidance")  # as when a run is resumed
+    guided = build(OmegaConf.create({"guidance": nested}), "guidance", exact())
+    inner = guided.denoiser.denoiser
+    assert type(guided.denoiser.rule) is CFGPlusPlus and type(inner.rule) is APG and inner.scale == 3.0
+    assert isinstance(inner.denoiser, ExactMixture)
+
+
+@pytest.mark.parametrize("wrong, sentence", [
+    (part("cfg", scale="much"), "guidance.parts.0.scale must be a number, got 'much'"),
+    (part("cfg", strength=2.0), "there is no key guidance.parts.0.strength"),
+    (part("cfg", _partial_=False), "guidance.parts.0 is completed later: its node needs _partial_: true"),
+    (part("cfg", scale=math.inf), "scale must be a finite number, got inf"),
+])  # fmt: skip
+def test_mistakes_in_a_composed_file(wrong, sentence):
+    nested = {"_target_": "diffguide.guidance.nested.Nested", "parts": [wrong]}
+    with pytest.raises(ConfigError, match=sentence):
+        build(OmegaConf.create({"guidance": nested}), "guidance", exact())
+
+
+@pytest.mark.parametrize("wrong, sentence", [
+    ({"_target_": "os.system", "_partial_": True}, "os.system, which is not diffguide's"),
+    ({"_target_": "diffguide.schedules.curves.Cosine", "_partial_": True}, "no DenoiserWrapper of diffguide"),
+    (part("cfg", _args_=[1]), "_args_ is not an argument"), (part("cfg", _partial_=1), "_partial_ is not an argument"),
+    (part("cfg", denoiser=None), "denoiser is not an argument"),
+])  # fmt: skip
+def test_what_a_composed_file_of_somebody_else_may_not_build(wrong, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        vet({"_target_": "diffguide.guidance.nested.Nested", "parts": [wrong]}, "guidance")
+
+
+def test_a_guidance_by_itself_is_not_completed_later():
+    with pytest.raises(ValueError, match="_partial_ is not an argument"):
+        vet(part("cfg"), "guidance")
+
+
+def test_linear_is_the_default():
+    assert type(ClassifierFree(exact(), 2.0, EVERYWHERE).rule) is Linear
