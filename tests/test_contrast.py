@@ -15,7 +15,8 @@ from diffguide.guidance.ramps import Constant, CosineRamp, LinearRamp, PowerRamp
 from diffguide.guidance.rules import CFGPlusPlus, CFGZero, Linear, Mambo, Rescale, Threshold
 from diffguide.randomness import Noise
 from diffguide.samplers import DDIM, Heun
-from diffguide.samplers.grids import UniformT
+from diffguide.samplers.grids import UniformLogSNR, UniformT
+from diffguide.samplers.inversion import DDIMInversion
 from diffguide.schedules import EDM, Cosine, Flow
 
 INF = math.inf
@@ -130,6 +131,17 @@ def test_cfgpp_where_the_sides_agree_is_ddim(schedule):
     nothing = torch.full_like(y, -1)
     found, expected = run(SAMPLERS["ddim"], guided, y=nothing), run(SAMPLERS["ddim"], exact(schedule), y=None)
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+
+
+@every_schedule
+def test_the_inversion_of_cfgpp_returns_the_start(schedule):
+    guided, ddim = ClassifierFree(exact(schedule), 0.3, EVERYWHERE, CFGPlusPlus()), DDIM(12, UniformLogSNR(), eta=0.0)
+    times = ddim.times(guided)
+    start = schedule.alpha_sigma(times[0])[1] * x
+    end = ddim(guided, start, times, y)
+    back = DDIMInversion(corrections=60)(guided, end, times, y)
+    torch.testing.assert_close(back, start, rtol=1e-9, atol=1e-9)
+    assert float((DDIMInversion()(guided, end, times, y) - start).abs().max()) > 1e-3
 
 
 @every_sampler

@@ -60,7 +60,7 @@ def flat_norm(a):
 def test_rescale(schedule, scale, phi):
     x_t, strong, weak, found = apply(Rescale(phi), scale, schedule)
 
-    def formula(c, u):  # arXiv 2305.08891, eq. 15 and 16
+    def formula(c, u):  # arXiv 2305.08891, section 3.4
         g = u + scale * (c - u)
         return phi * g * c.std() / g.std() + (1 - phi) * g
 
@@ -110,7 +110,7 @@ def test_apg(schedule, scale, eta, threshold):
 def test_tcfg(schedule, scale):
     x_t, strong, weak, found = apply(TCFG(), scale, schedule)
 
-    def formula(c, u):  # arXiv 2503.18137, algorithm 1
+    def formula(c, u):  # arXiv 2503.18137
         rows = np.stack([c.ravel(), u.ravel()])
         values, vectors = np.linalg.eigh(rows.T @ rows)
         kept = vectors[:, -1] * (vectors[:, -1] @ u.ravel())
@@ -143,7 +143,7 @@ def x_0_of(schedule, x_t, v):
 def test_cfg_zero(schedule, scale):
     x_t, strong, weak, found = apply(CFGZero(1), scale, schedule, memory=0.9)
 
-    def formula(c, u):  # arXiv 2503.18886, eq. 10
+    def formula(c, u):  # arXiv 2503.18886
         s = (c * u).sum() / (u * u).sum()
         return s * u + scale * (c - s * u)
 

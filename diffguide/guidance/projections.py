@@ -78,7 +78,7 @@ class APG(Rule):
 class TCFG(Rule):
     """Linear with weak.eps projected on the leading right-singular vector of the rows (strong.eps, weak.eps).
 
-    Kwon, Jeong, Hsiao, Uh, "TCFG: Tangential Damping Classifier-free Guidance", 2025, arXiv 2503.18137, algorithm 1.
+    Kwon et al., "TCFG: Tangential Damping Classifier-free Guidance", 2025, arXiv 2503.18137.
 
     Raises:
         ValueError: from `check`, a schedule of zero terminal SNR, where eps says nothing about x_0.
@@ -103,7 +103,7 @@ class FDG(Rule):
     """Linear with a scale for each of the two bands of a Laplacian pyramid: high gets `scale`, low 1 + (scale - 1) low.
 
     Sadat, Vontobel, Salehi, Weber, "Guidance in the Frequency Domain Enables High-Fidelity Sampling at Low CFG Scales",
-    2025, arXiv 2506.19713, algorithm 1 with two levels. The low band is the image blurred, halved and enlarged again
+    2025, arXiv 2506.19713, with two levels. The low band is the image blurred, halved and enlarged again
     (Burt & Adelson 1983), and is linear, so that it is taken of the difference of the sides.
 
     Arguments:

@@ -34,7 +34,7 @@ class Constant(Ramp):
 class LinearRamp(Ramp):
     """r = u, where u goes from 0 to 1 with the log-SNR between two noise levels, and stays there beyond them.
 
-    Wang, Dufour et al., "Analysis of Classifier-Free Guidance Weight Schedulers", 2024, arXiv 2404.13040, table 1, whose
+    Wang, Dufour et al., "Analysis of Classifier-Free Guidance Weight Schedulers", 2024, arXiv 2404.13040, whose
     schedules are in time; in log-SNR they mean the same on every noise schedule.
 
     Arguments:
@@ -59,14 +59,14 @@ class LinearRamp(Ramp):
 
 
 class CosineRamp(LinearRamp):
-    """r = (1 - cos(pi u)) / 2, u as in `LinearRamp`; arXiv 2404.13040, table 1."""
+    """r = (1 - cos(pi u)) / 2, u as in `LinearRamp`; arXiv 2404.13040."""
 
     def __call__(self, log_level: Tensor) -> Tensor:
         return (1 - torch.cos(math.pi * self.way(log_level))) / 2
 
 
 class PowerRamp(LinearRamp):
-    """r = u^exponent, u as in `LinearRamp`; arXiv 2404.13040, section 5.
+    """r = u^exponent, u as in `LinearRamp`; arXiv 2404.13040.
 
     Arguments:
         start, full: as in `LinearRamp`.

@@ -155,7 +155,7 @@ class Threshold(Linear):
 class Rescale(Rule):
     """x_0 = (phi std(strong.x_0) / std(g) + 1 - phi) g, with g = weak.x_0 + scale (strong.x_0 - weak.x_0).
 
-    Lin et al., "Common Diffusion Noise Schedules and Sample Steps are Flawed", 2023, arXiv 2305.08891, eq. 15 and 16, for
+    Lin et al., "Common Diffusion Noise Schedules and Sample Steps are Flawed", 2023, arXiv 2305.08891, section 3.4, for
     x_0; the standard deviation is over the values of a sample.
 
     Arguments:
@@ -202,7 +202,7 @@ class CFGPlusPlus(Rule):
 class CFGZero(Rule):
     """u = s weak + scale (strong - s weak) for the velocities, s = <strong, weak> / |weak|^2; u = 0 in the first steps.
 
-    Fan et al., "CFG-Zero*: Improved Classifier-Free Guidance for Flow Matching Models", 2025, arXiv 2503.18886, eq. 10 and
+    Fan et al., "CFG-Zero*: Improved Classifier-Free Guidance for Flow Matching Models", 2025, arXiv 2503.18886,
     algorithm 1.
 
     Arguments:

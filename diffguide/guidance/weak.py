@@ -44,7 +44,7 @@ def batched(denoiser: Denoiser, x_t: Tensor, t: Tensor, conditions: Sequence[Ten
 class Negative(Contrast):
     """Weak: the same network with a condition that is not wanted, in every row.
 
-    As the negative prompts of text-to-image models; Liu et al. 2022, arXiv 2206.01714, section 4, with two terms.
+    As the negative prompts of text-to-image models; Liu et al. 2022, arXiv 2206.01714, with two terms.
 
     Arguments:
         denoiser: with class indices for conditions.
@@ -79,7 +79,7 @@ class Compose(Contrast):
     """Strong: weak + sum_i w_i (D(x_t, c_i) - weak); weak: the same network without condition.
 
     Several conditions at once (AND), or not (NOT, a negative weight). Liu, Li, Du, Torralba, Tenenbaum, "Compositional
-    Visual Generation with Composable Diffusion Models", 2022, arXiv 2206.01714, eq. 11 and 13. The conditions take the
+    Visual Generation with Composable Diffusion Models", 2022, arXiv 2206.01714, section 4. The conditions take the
     place of y in every row, and all are one batched call.
 
     Arguments:
@@ -132,7 +132,7 @@ class Compose(Contrast):
 class Auto(Contrast):
     """Weak: another denoiser of the same data with the same condition, a smaller or earlier one.
 
-    Karras et al., "Guiding a Diffusion Model with a Bad Version of Itself", 2024, arXiv 2406.02507, eq. 3. A guide with
+    Karras et al., "Guiding a Diffusion Model with a Bad Version of Itself", 2024, arXiv 2406.02507. A guide with
     another schedule is evaluated at equal log-SNR, with x_t rescaled to what that schedule makes of it.
 
     Arguments:
