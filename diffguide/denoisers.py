@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from .backbones import Backbone
-from .backbones.conditions import Condition
+from .backbones.conditions import Condition, Embedding
 from .parameterizations import Parameterization, Rows
 from .schedules import Schedule
 
@@ -43,7 +43,8 @@ class Denoiser:
         has_null: whether a row without condition (y = -1) was trained.
         class_names: one per class, () where nobody said them.
         shape: of one example, None where nobody said it.
-        remembers: whether a level depends on the levels before it, so that all samples must be at one level.
+        remembers: whether a level depends on more than itself (momentum, noise), so that all samples must be at one.
+        embeds: whether `embed` says what the network makes of a condition.
     """
 
     schedule: Schedule
@@ -53,6 +54,7 @@ class Denoiser:
     class_names: Sequence[str] = ()
     shape: Sequence[int] | None = None
     remembers: bool = False
+    embeds: bool = False
 
     @property
     def conditional(self) -> bool:
@@ -64,6 +66,10 @@ class Denoiser:
     def start(self, noise, times: Tensor) -> "Denoiser":
         """A fresh denoiser for one run over `times`; where nothing is remembered, the denoiser itself."""
         return self
+
+    def embed(self, y: Condition) -> Embedding:
+        """The condition as vectors, which the network takes in its place, where it has a network."""
+        raise NotImplementedError
 
     def counted(self, other: "Denoiser") -> "Denoiser":
         """Another denoiser, whose evaluations count as this one's, where somebody counts these."""
@@ -145,6 +151,11 @@ class Preconditioned(nn.Module, Denoiser):
     def conditional(self) -> bool:
         return self.backbone.conditional
 
+    embeds = conditional
+
+    def embed(self, y: Condition) -> Embedding:
+        return self.backbone.embed(y)
+
     def output(self, x_t: Tensor, t: Tensor, y: Condition | None = None) -> tuple[Tensor, Rows]:
         """The network's output F and the rows that read it, in the dtype of x_t, float32 at least."""
         return self.output_at(x_t, self.schedule.log_snr(t), y)
@@ -184,6 +195,10 @@ class DenoiserWrapper(Denoiser):
     class_names = property(lambda self: self.denoiser.class_names)
     shape = property(lambda self: self.denoiser.shape)
     remembers = property(lambda self: self.denoiser.remembers)
+    embeds = property(lambda self: self.denoiser.embeds)
+
+    def embed(self, y: Condition) -> Embedding:
+        return self.denoiser.embed(y)
 
     def counted(self, other: Denoiser) -> Denoiser:
         return self.denoiser.counted(other)

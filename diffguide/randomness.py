@@ -6,6 +6,7 @@ Normals come from a counter-based generator, so nothing is stored and every devi
 and tree node costs more than a small network (a third of an evaluation at batch 64).
 """
 
+import copy
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -114,6 +115,12 @@ class Noise:
     def normal(self, level: Tensor | float, draw: int) -> Tensor:
         """Independent standard normals [B, *shape] for one use: the `draw`-th at time `level`."""
         return self._draw(NORMAL, level, draw)
+
+    def of(self, shape: Sequence[int]) -> "Noise":
+        """The noise of the same samples for something of another shape."""
+        other = copy.copy(self)
+        other.shape, other.path = tuple(shape), {}
+        return other
 
     def increment(self, t: Tensor | float, s: Tensor | float) -> Tensor:
         """(W(c_t) - W(c_s)) / sqrt(c_t - c_s) [B, *shape], standard normal, of one Brownian path W per sample.

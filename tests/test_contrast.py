@@ -244,7 +244,7 @@ def test_momentum_belongs_to_a_run(name):
 
 def test_momentum_needs_one_level_for_all():
     guided = ClassifierFree(exact(), 3.0, EVERYWHERE, MOMENTUM)
-    with pytest.raises(ValueError, match="Dopri5 evaluates every sample at its own time, and this guidance remembers"):
+    with pytest.raises(ValueError, match="Dopri5 evaluates every sample at its own time, and this guidance needs all"):
         SAMPLERS["dopri5"](6).times(guided)
     with pytest.raises(
         ValueError, match="APG remembers from level to level, so all samples must be at one noise level"

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .conditions import Condition, Embedding
+from .conditions import Condition, Embedded, Embedding
 
 __all__ = ["Backbone", "ConditionEmbedding", "zero"]
 
@@ -20,9 +20,11 @@ class Backbone(nn.Module):
         num_classes: number of classes, 0 = y is no class index.
         condition_features: length of the vectors of an Embedding, 0 = y is no Embedding.
         noise_conditioned: whether the noise level comes in; where not, log_snr is None.
+        embedding: what makes the conditioning vector.
         checkpointing: whether blocks are computed again in the backward pass instead of being kept.
     """
 
+    embedding: "ConditionEmbedding"
     num_classes: int = 0
     condition_features: int = 0
     noise_conditioned: bool = True
@@ -32,6 +34,10 @@ class Backbone(nn.Module):
     def conditional(self) -> bool:
         """Whether y means anything."""
         return self.num_classes > 0 or self.condition_features > 0
+
+    def embed(self, y: Condition) -> Embedding:
+        """The condition as vectors, which this network takes in its place."""
+        return y if isinstance(y, Embedding) else self.embedding.embed(y)
 
     def run(self, block: nn.Module, *inputs: Tensor) -> Tensor:
         """block(*inputs), with `checkpointing` keeping the inputs alone (Chen et al. 2016, arXiv 1604.06174)."""
@@ -85,6 +91,8 @@ class ConditionEmbedding(nn.Module):
         """[B, features]; h [B, ...] says the number of rows, and the dtype where neither noise nor condition do."""
         embedding = self.noise_embedding(h, log_snr)
         if self.classes is not None:
+            if isinstance(y, Embedded):
+                return embedding + torch.where(y.keep[:, None], y.vectors, self.classes.weight[0])
             if isinstance(y, Embedding):
                 raise ValueError(
                     "this network was built with num_classes: y holds class indices [B], -1 = none, not an Embedding"
@@ -94,6 +102,10 @@ class ConditionEmbedding(nn.Module):
         if self.linear is not None:
             return embedding + self.linear(self.vectors(h, y))
         return embedding
+
+    def embed(self, y: Tensor) -> Embedded:
+        """The rows of class indices [B], -1 = none."""
+        return Embedded(self.classes(y + 1), y >= 0)
 
     def noise_embedding(self, h: Tensor, log_snr: Tensor | None) -> Tensor:
         if self.noise is None:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["Condition", "Embedding", "joined", "without", "without_rows"]
+__all__ = ["Condition", "Embedded", "Embedding", "joined", "without", "without_rows"]
 
 
 class Embedding:
@@ -38,14 +38,18 @@ class Embedding:
 
     def __getitem__(self, rows: slice | Tensor) -> "Embedding":
         """Some of the rows: a slice, indices or a mask."""
-        return Embedding(self.vectors[rows], self.keep[rows])
+        return type(self)(self.vectors[rows], self.keep[rows])
 
     @property
     def device(self) -> torch.device:
         return self.vectors.device
 
     def to(self, device: torch.device | str) -> "Embedding":
-        return Embedding(self.vectors.to(device), self.keep.to(device))
+        return type(self)(self.vectors.to(device), self.keep.to(device))
+
+
+class Embedded(Embedding):
+    """Class indices as a network embeds them, rows of its own table: it takes them in place of the indices."""
 
 
 Condition = Tensor | Embedding
@@ -54,7 +58,7 @@ Condition = Tensor | Embedding
 def without_rows(y: Condition, dropped: Tensor) -> Condition:
     """y without its condition in the rows where dropped [B] is True."""
     if isinstance(y, Embedding):
-        return Embedding(y.vectors, y.keep & ~dropped)
+        return type(y)(y.vectors, y.keep & ~dropped)
     return torch.where(dropped, -1, y)
 
 
@@ -66,5 +70,5 @@ def without(y: Condition) -> Condition:
 def joined(parts: Sequence[Condition]) -> Condition:
     """The rows of conditions of one kind, one after the other."""
     if isinstance(parts[0], Embedding):
-        return Embedding(*(torch.cat(field) for field in zip(*((part.vectors, part.keep) for part in parts))))
+        return type(parts[0])(*(torch.cat(field) for field in zip(*((part.vectors, part.keep) for part in parts))))
     return torch.cat(list(parts))

@@ -66,8 +66,8 @@ class Dopri5(Sampler):
     def times(self, denoiser: Denoiser) -> Tensor:
         if denoiser.remembers:
             raise ValueError(
-                "Dopri5 evaluates every sample at its own time, and this guidance remembers from level to level (momentum): "
-                "take guidance.rule.momentum=0, another rule, or another sampler"
+                "Dopri5 evaluates every sample at its own time, and this guidance needs all of them at one (it has momentum, "
+                "or draws noise): take guidance.rule.momentum=0, another guidance, or another sampler"
             )
         return super().times(denoiser)
 
