@@ -203,12 +203,12 @@ class Composition:
         if self.choices.get(group) is None:
             return sentence
         sentence = sentence.replace(key, f"{key} with {group}={self.choices[group]}", 1)
-        others = dict(self.options(group))
+        others = dict(sorted(self.options(group), key=lambda option: len(option[1])))  # the plainest first
         having = [option for option, keys in others.items() if key in keys]
         if not having and "nearest" not in sentence:
             near = difflib.get_close_matches(key, {name for keys in others.values() for name in keys}, 1, 0.8)
             having = [f"{option} has {name}" for name in near for option, keys in others.items() if name in keys]
-            return sentence + "".join(f"; {group}={text}" for text in having)
+            return sentence + "".join(f"; {group}={text}" for text in having[:3])
         more = "; so have others" if len(having) > 3 else ""
         return sentence + "".join(f"; {group}={option} has it" for option in having[:3]) + more
 

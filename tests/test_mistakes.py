@@ -93,8 +93,8 @@ SAMPLE = {
     "key without its option": (["guidance.scale=3"], "no key guidance.scale with guidance=none; guidance=cfg has it"),
     "key of many options": (
         ["sampler=restart", "sampler.steps=3"],
-        "nearest: sampler.inner.steps, sampler.intervals, sampler.inner; sampler=annealed_langevin has it; sampler=ddim "
-        "has it; sampler=ddpm has it; so have others\n",
+        "nearest: sampler.inner.steps, sampler.intervals, sampler.inner; sampler=ddpm_exact has it; sampler=dpm2 "
+        "has it; sampler=dpmpp_2m has it; so have others\n",
     ),
     "grid of an inner sampler": (
         ["sampler/grid=uniform_t", "sampler=restart", "sampler.inner.steps=3"],

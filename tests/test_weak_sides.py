@@ -1,4 +1,4 @@
-"""What is weak: another class, several classes, another model; several guidances at once; and what the files build."""
+"""What is weak: another class, several classes, another model; and several guidances at once."""
 
 import math
 
@@ -6,11 +6,7 @@ import numpy as np
 import pytest
 import torch
 from closed_forms import ExactMixture, Mixture, two_classes
-from hydra import compose, initialize_config_dir
-from hydra.utils import get_class
-from omegaconf import OmegaConf
 
-from diffguide.configuration import ConfigError, build, config_dir
 from diffguide.denoisers import EvaluationCounter, Prediction
 from diffguide.guidance import Auto, ClassifierFree, Compose, Negative, Nested
 from diffguide.guidance.projections import APG
@@ -18,7 +14,6 @@ from diffguide.guidance.rules import CFGPlusPlus, Linear
 from diffguide.samplers import Heun
 from diffguide.samplers.grids import UniformLogSNR
 from diffguide.schedules import EDM, Cosine, Flow
-from diffguide.vetting import vet
 
 EVERYWHERE = (0.0, math.inf)
 COSINE = Cosine(12.0, -10.0)
@@ -196,86 +191,6 @@ def test_a_guide_may_know_less_where_guidance_does_not_act():
     auto = Auto(exact(), blurred(Cosine(8.0, -10.0)), 2.0, (0.1, 100.0))
     early = torch.tensor(0.02, dtype=torch.float64)
     same(auto(x, early, y), exact()(x, early, y), 0)
-
-
-def composed(*overrides: str):
-    with initialize_config_dir(config_dir(), version_base="1.3"):
-        return compose("sample", ["oracle=gmm2d", *overrides])
-
-
-FILES = {  # guidance: (rule, what must be said beside)
-    "cfg": ("Linear", []), "cfg_rescale": ("Rescale", []), "apg": ("APG", []), "cfg_zero": ("CFGZero", []),
-    "cfgpp": ("CFGPlusPlus", []), "tcfg": ("TCFG", []), "mambo_g": ("Mambo", []), "threshold": ("Threshold", []),
-    "fdg": ("FDG", []), "negative": ("Linear", ["guidance.condition=1"]),
-    "compose": ("Linear", ["guidance.conditions=[0,1]", "guidance.weights=[1,-0.5]"]),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name, rule, said", [(name, *row) for name, row in FILES.items()], ids=FILES)
-def test_every_file_builds_its_rule(name, rule, said):
-    guided = build(composed(f"guidance={name}", *said), "guidance", exact())
-    assert type(guided.rule).__name__ == rule and isinstance(guided.scale, float) and len(guided.interval) == 2
-
-
-@pytest.mark.parametrize("name", [*FILES, "auto"])
-def test_training_drops_labels_for_what_needs_it(name):
-    """A file beside each, so that diffguide-train guidance=<name> makes a model that this guidance can guide."""
-    dropout = OmegaConf.load(f"{config_dir()}/label_dropout/{name}.yaml")
-    node = OmegaConf.load(f"{config_dir()}/guidance/{name}.yaml")
-    assert (dropout.p_uncond > 0) == get_class(node._target_).needs_null
-
-
-def test_rule_and_ramp_are_chosen_on_the_command_line():
-    cfg = composed("guidance=negative", "guidance.condition=0", "guidance/rule=apg", "guidance/ramp=cosine",
-                   "guidance.rule.momentum=0.2", "guidance.ramp.full=0.3")  # fmt: skip
-    guided = build(cfg, "guidance", exact())
-    assert type(guided.rule) is APG and guided.rule.momentum == 0.2 and guided.ramp.full == math.log(0.3)
-
-
-def part(file: str, **changed) -> dict:
-    """A node of a composed file: what one of the files says, completed later."""
-    node = OmegaConf.to_container(composed(f"guidance={file}").guidance)
-    return {**node, "_partial_": True, **changed}
-
-
-def test_a_composed_file_is_a_list_of_nodes():
-    nested = {
-        "_target_": "diffguide.guidance.nested.Nested",
-        "parts": [part("apg", scale=3.0), part("cfgpp", scale=0.5)],
-    }
-    vet(nested, "guidance")  # as when a run is resumed
-    guided = build(OmegaConf.create({"guidance": nested}), "guidance", exact())
-    inner = guided.denoiser.denoiser
-    assert type(guided.denoiser.rule) is CFGPlusPlus and type(inner.rule) is APG and inner.scale == 3.0
-    assert isinstance(inner.denoiser, ExactMixture)
-
-
-@pytest.mark.parametrize("wrong, sentence", [
-    (part("cfg", scale="much"), "guidance.parts.0.scale must be a number, got 'much'"),
-    (part("cfg", strength=2.0), "there is no key guidance.parts.0.strength"),
-    (part("cfg", _partial_=False), "guidance.parts.0 is completed later: its node needs _partial_: true"),
-    (part("cfg", scale=math.inf), "scale must be a finite number, got inf"),
-])  # fmt: skip
-def test_mistakes_in_a_composed_file(wrong, sentence):
-    nested = {"_target_": "diffguide.guidance.nested.Nested", "parts": [wrong]}
-    with pytest.raises(ConfigError, match=sentence):
-        build(OmegaConf.create({"guidance": nested}), "guidance", exact())
-
-
-@pytest.mark.parametrize("wrong, sentence", [
-    ({"_target_": "os.system", "_partial_": True}, "os.system, which is not diffguide's"),
-    ({"_target_": "diffguide.schedules.curves.Cosine", "_partial_": True}, "no DenoiserWrapper of diffguide"),
-    (part("cfg", _args_=[1]), "_args_ is not an argument"), (part("cfg", _partial_=1), "_partial_ is not an argument"),
-    (part("cfg", denoiser=None), "denoiser is not an argument"),
-])  # fmt: skip
-def test_what_a_composed_file_of_somebody_else_may_not_build(wrong, sentence):
-    with pytest.raises(ValueError, match=sentence):
-        vet({"_target_": "diffguide.guidance.nested.Nested", "parts": [wrong]}, "guidance")
-
-
-def test_a_guidance_by_itself_is_not_completed_later():
-    with pytest.raises(ValueError, match="_partial_ is not an argument"):
-        vet(part("cfg"), "guidance")
 
 
 def test_linear_is_the_default():

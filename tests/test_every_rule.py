@@ -1,0 +1,58 @@
+"""What holds for every rule, whatever its formula."""
+
+import math
+
+import pytest
+import torch
+from rule_sides import SCHEDULES, TIME, numbers, sides
+
+from diffguide.denoisers import Prediction
+from diffguide.guidance.projections import APG, FDG, TCFG
+from diffguide.guidance.rules import CFGPlusPlus, CFGZero, Linear, Mambo, Rescale, Threshold
+
+RULES = {
+    "linear": Linear(), "rescale": Rescale(0.7), "apg": APG(0.0, 5.0, 0.0), "cfg_zero": CFGZero(0), "tcfg": TCFG(),
+    "fdg": FDG(0.5), "mambo_g": Mambo(2.0), "threshold": Threshold(0.9), "cfgpp": CFGPlusPlus(),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
+def test_an_inner_disagreement_survives(rule):
+    """A rule that changes x_0 moves eps along with it: sides that were re-noised with another eps stay so, by as much."""
+    schedule = SCHEDULES["vp"]
+    alpha, sigma = numbers(schedule)
+    x_t, strong, weak = sides(schedule)
+    jump = 0.1
+    found = rule(
+        *(Prediction(side.x_0, side.eps + jump) for side in (strong, weak)),
+        torch.tensor(0.6).double(), x_t, TIME, schedule, None,
+    )  # fmt: skip
+    left = (alpha * found.x_0 + sigma * found.eps - x_t) / sigma
+    if not isinstance(rule, CFGPlusPlus):  # which has one of its own on top
+        torch.testing.assert_close(left, torch.full_like(left, jump), rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
+def test_a_level_per_row_is_the_level_of_the_row(rule):
+    """t [B] with a scale [B, 1, ...] gives row by row what 0-d numbers give."""
+    schedule = SCHEDULES["vp"]
+    x_t, strong, weak = sides(schedule)
+    times, scales = torch.tensor([0.3, 0.55, 0.8]).double(), torch.tensor([0.5, 0.9, 0.2]).double()
+    found = rule(strong, weak, scales[:, None, None, None], x_t, times, schedule, None)
+    for k in range(3):
+        row = slice(k, k + 1)
+        a, b = (Prediction(*(field[row] for field in side)) for side in (strong, weak))
+        alone = rule(a, b, scales[k], x_t[row], times[k], schedule, None)
+        for field, expected in zip(found, alone):
+            torch.testing.assert_close(field[row], expected, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("make, sentence", [
+    (lambda: Rescale(1.5), "phi must be in"), (lambda: APG(math.nan, 1.0, 0.0), "eta must be a finite number"),
+    (lambda: APG(0.0, 0.0, 0.0), "norm_threshold must be positive"), (lambda: APG(0.0, 1.0, 1.0), "momentum must be in"),
+    (lambda: CFGZero(-1), "zero_init_steps must be a whole number"), (lambda: Mambo(-1.0), "damping must be at least 0"),
+    (lambda: Threshold(0.0), "quantile must be in"), (lambda: FDG(-1.0), "low must be at least 0"),
+])  # fmt: skip
+def test_numbers_out_of_range(make, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        make()

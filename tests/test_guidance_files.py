@@ -1,0 +1,135 @@
+"""What the guidance files build, files of the user's own made of several, and how their mistakes are told."""
+
+import math
+
+import pytest
+from closed_forms import ExactMixture, two_classes
+from hydra import compose, initialize_config_dir
+from hydra.utils import get_class
+from omegaconf import OmegaConf
+from small_checkpoint import save
+
+from diffguide.configuration import ConfigError, build, config_dir
+from diffguide.guidance.projections import APG
+from diffguide.guidance.rules import CFGPlusPlus
+from diffguide.sample import main
+from diffguide.schedules import Cosine
+from diffguide.vetting import vet
+
+
+def exact() -> ExactMixture:
+    return ExactMixture(two_classes(), Cosine(12.0, -10.0))
+
+
+def composed(*overrides: str):
+    with initialize_config_dir(config_dir(), version_base="1.3"):
+        return compose("sample", ["oracle=gmm2d", *overrides])
+
+
+FILES = {  # guidance: (rule, what must be said beside)
+    "cfg": ("Linear", []), "cfg_rescale": ("Rescale", []), "apg": ("APG", []), "cfg_zero": ("CFGZero", []),
+    "cfgpp": ("CFGPlusPlus", []), "tcfg": ("TCFG", []), "mambo_g": ("Mambo", []), "threshold": ("Threshold", []),
+    "fdg": ("FDG", []), "negative": ("Linear", ["guidance.condition=1"]),
+    "compose": ("Linear", ["guidance.conditions=[0,1]", "guidance.weights=[1,-0.5]"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name, rule, said", [(name, *row) for name, row in FILES.items()], ids=FILES)
+def test_every_file_builds_its_rule(name, rule, said):
+    guided = build(composed(f"guidance={name}", *said), "guidance", exact())
+    assert type(guided.rule).__name__ == rule and isinstance(guided.scale, float) and len(guided.interval) == 2
+
+
+@pytest.mark.parametrize("name", [*FILES, "auto"])
+def test_training_drops_labels_for_what_needs_it(name):
+    """A file beside each, so that diffguide-train guidance=<name> makes a model that this guidance can guide."""
+    dropout = OmegaConf.load(f"{config_dir()}/label_dropout/{name}.yaml")
+    node = OmegaConf.load(f"{config_dir()}/guidance/{name}.yaml")
+    assert (dropout.p_uncond > 0) == get_class(node._target_).needs_null
+
+
+def test_rule_and_ramp_are_chosen_on_the_command_line():
+    cfg = composed("guidance=negative", "guidance.condition=0", "guidance/rule=apg", "guidance/ramp=cosine",
+                   "guidance.rule.momentum=0.2", "guidance.ramp.full=0.3")  # fmt: skip
+    guided = build(cfg, "guidance", exact())
+    assert type(guided.rule) is APG and guided.rule.momentum == 0.2 and guided.ramp.full == math.log(0.3)
+
+
+def part(file: str, **changed) -> dict:
+    """A node of a composed file: what one of the files says, completed later."""
+    node = OmegaConf.to_container(composed(f"guidance={file}").guidance)
+    return {**node, "_partial_": True, **changed}
+
+
+def test_a_composed_file_is_a_list_of_nodes():
+    nested = {
+        "_target_": "diffguide.guidance.nested.Nested",
+        "parts": [part("apg", scale=3.0), part("cfgpp", scale=0.5)],
+    }
+    vet(nested, "guidance")  # as when a run is resumed
+    guided = build(OmegaConf.create({"guidance": nested}), "guidance", exact())
+    inner = guided.denoiser.denoiser
+    assert type(guided.denoiser.rule) is CFGPlusPlus and type(inner.rule) is APG and inner.scale == 3.0
+    assert isinstance(inner.denoiser, ExactMixture)
+
+
+@pytest.mark.parametrize("wrong, sentence", [
+    (part("cfg", scale="much"), "guidance.parts.0.scale must be a number, got 'much'"),
+    (part("cfg", strength=2.0), "there is no key guidance.parts.0.strength"),
+    (part("cfg", _partial_=False), "guidance.parts.0 is completed later: its node needs _partial_: true"),
+    (part("cfg", scale=math.inf), "scale must be a finite number, got inf"),
+])  # fmt: skip
+def test_mistakes_in_a_composed_file(wrong, sentence):
+    nested = {"_target_": "diffguide.guidance.nested.Nested", "parts": [wrong]}
+    with pytest.raises(ConfigError, match=sentence):
+        build(OmegaConf.create({"guidance": nested}), "guidance", exact())
+
+
+@pytest.mark.parametrize("wrong, sentence", [
+    ({"_target_": "os.system", "_partial_": True}, "os.system, which is not diffguide's"),
+    ({"_target_": "diffguide.schedules.curves.Cosine", "_partial_": True}, "no DenoiserWrapper of diffguide"),
+    (part("cfg", _args_=[1]), "_args_ is not an argument"), (part("cfg", _partial_=1), "_partial_ is not an argument"),
+    (part("cfg", denoiser=None), "denoiser is not an argument"),
+])  # fmt: skip
+def test_what_a_composed_file_of_somebody_else_may_not_build(wrong, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        vet({"_target_": "diffguide.guidance.nested.Nested", "parts": [wrong]}, "guidance")
+
+
+def test_a_guidance_by_itself_is_not_completed_later():
+    with pytest.raises(ValueError, match="_partial_ is not an argument"):
+        vet(part("cfg"), "guidance")
+
+
+def test_a_composed_file_of_the_users_own(tmp_path, command):
+    """Keys of its parts are overridden by their place; what needs one level for all is told before anything is written."""
+    nested = {
+        "_target_": "diffguide.guidance.nested.Nested",
+        "parts": [part("apg", scale=3.0), part("cfgpp", scale=0.5)],
+    }
+    (tmp_path / "mine/guidance").mkdir(parents=True)
+    OmegaConf.save(OmegaConf.create(nested), tmp_path / "mine/guidance/both.yaml")
+    said = ["--config-dir", "mine", "oracle=gmm2d", "guidance=both", "n=8", "sampler.steps=3"]
+    done = command(main, *said, "guidance.parts.1.scale=0.4", at=tmp_path)
+    assert done.code == 0, done.err
+    written = OmegaConf.load(tmp_path / done.folder / "config.yaml")
+    assert [node.scale for node in written.guidance.parts] == [3.0, 0.4]
+    done = command(main, *said, "sampler=dopri5", at=tmp_path)
+    assert (
+        done.code == 1 and "Dopri5 evaluates every sample at its own time" in done.err and "Traceback" not in done.err
+    )
+
+
+def test_several_options_are_refused_with_the_way_out(tmp_path, command):
+    done = command(main, "oracle=gmm2d", "guidance=[cfg,apg]", at=tmp_path)
+    assert done.code == 1 and "compose several in a file of your own (--config-dir)" in done.err
+
+
+def test_a_class_of_a_checkpoint_is_known_by_name(tmp_path, command):
+    """A trained model says the names of its classes; the labels of the rows stay."""
+    save(tmp_path, class_names=["north", "east", "south", "west"])
+    said = ["checkpoint=" + str(tmp_path), "guidance=negative", "n=4", "sampler.steps=2"]
+    done = command(main, *said, "guidance.condition=east", at=tmp_path)
+    assert done.code == 0, done.err
+    done = command(main, *said, "guidance.condition=up", at=tmp_path)
+    assert done.code == 1 and "there is no class 'up'; indices 0 to 3, or names: north, east, south, west" in done.err
