@@ -40,8 +40,10 @@ class Denoiser:
         num_classes: number of classes, 0 where y is no class index.
         conditional: whether y means anything, be it a class index or an Embedding.
         has_null: whether a row without condition (y = -1) was trained.
+        stored: whether a configuration may name the folder of a training run where it needs such a model.
     """
 
+    stored = True
     schedule: Schedule
     levels: Tensor | None = None
     num_classes: int = 0
@@ -93,8 +95,14 @@ class LogDensity:
 
 
 class Classifier:
-    """log p(y | x_t) as a function of x_t."""
+    """log p(y | x_t) as a function of x_t.
 
+    Attributes:
+        schedule: the noise schedule that t refers to; a model without noise levels has none.
+    """
+
+    stored = True
+    schedule: Schedule
     num_classes: int = 0
 
     def log_prob(self, x_t: Tensor, t: Tensor | None) -> Tensor:
