@@ -127,6 +127,7 @@ def prepare(cfg: DictConfig, engine, file: Path | None):
     """
     from . import checkpoints, sampling, sources
     from .denoisers import EvaluationCounter
+    from .evaluation.probe import check_conditioning
     from .guides import check_guides, with_guides
     from .resume import trusted
 
@@ -151,6 +152,9 @@ def prepare(cfg: DictConfig, engine, file: Path | None):
         source.class_names = named[0] if named else [str(index) for index in range(guided.num_classes)]
     with telling("sampler"):
         sampler.times(guided)
+    if source.oracle is None and getattr(guided, "needs_null", False):
+        with telling("guidance"):
+            check_conditioning(source.model, source.shape, engine.device)
     with telling("labels"):
         labels = OmegaConf.to_container(cfg, resolve=True)["labels"]
         labels = sampling.resolve_labels(labels, cfg.n, source.class_names)

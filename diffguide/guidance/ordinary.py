@@ -5,6 +5,7 @@ Its network comes from torchvision by name, or from a TorchScript or torch.expor
 
 from collections.abc import Sequence
 from pathlib import Path
+from zipfile import BadZipFile
 
 import torch
 from torch import Tensor, nn
@@ -54,7 +55,7 @@ class TorchScript(ImageNetwork):
         super().__init__()
         file = existing(path, "TorchScript file")
         try:
-            self.network = torch.jit.load(file, map_location="cpu").eval().requires_grad_(False)
+            self.network = torch.jit.load(file, map_location="cpu").eval()
         except RuntimeError as error:
             raise ValueError(f"path: {path} is no TorchScript file: {str(error).strip().splitlines()[0]}") from error
 
@@ -80,8 +81,8 @@ class ExportedProgram(ImageNetwork):
         super().__init__()
         file = existing(path, "torch.export file")
         try:
-            self.network = torch.export.load(file).module().requires_grad_(False)
-        except (RuntimeError, ValueError, AssertionError) as error:
+            self.network = torch.export.load(file).module()
+        except (RuntimeError, ValueError, AssertionError, BadZipFile) as error:
             raise ValueError(f"path: {path} is no torch.export file: {str(error).strip().splitlines()[0]}") from error
 
     def forward(self, x: Tensor) -> Tensor:
