@@ -46,5 +46,5 @@ def check_conditioning(denoiser: Denoiser, shape: Sequence[int], device: torch.d
     if denoiser.num_classes and not (moved := conditioning(denoiser, shape, device)) > 1e-6:
         raise ValueError(
             f"this model has {denoiser.num_classes} classes and ignores them: another class moves its prediction by "
-            f"{moved:.1g} of its size, so guidance would do nothing; its training never saw labels, or its network does not use y"
+            f"{moved:.1g} of its size, so guidance would do nothing; it never saw labels, or its network does not use y"
         )
