@@ -28,7 +28,7 @@ def train(cfg: DictConfig) -> None:
     from . import checkpoints
     from .denoisers import Denoiser
     from .engine import end_others, launched_outside
-    from .guides import with_guides
+    from .guides import check_guides, with_guides
     from .inspection import at_most
     from .resume import trusted
     from .samplers import SamplingError
@@ -62,9 +62,12 @@ def train(cfg: DictConfig) -> None:
 
     def guide(denoiser):
         """The guided denoiser, its own models loaded, if it names any."""
-        return build(
-            {"guidance": with_guides(guidance, "guidance", engine.device, trusted(cfg))[0]}, "guidance", denoiser
-        )
+        try:
+            node, guides = with_guides(guidance, "guidance", engine.device, trusted(cfg))
+            check_guides(guides, data.shape, data.class_names)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+        return build({"guidance": node}, "guidance", denoiser)
 
     guidance = OmegaConf.to_container(cfg.guidance, resolve=True)
     if not classifier:
@@ -188,12 +191,12 @@ def probe(objective, data) -> None:
     import torch
 
     from .batches import fetch
+    from .denoisers import Denoiser
 
     classes = objective.model.num_classes
     if classes not in (0, len(data.class_names)):
-        raise ConfigError(
-            f"backbone.num_classes is {classes}, but the data have {len(data.class_names)} (0 = unconditional)"
-        )
+        key = "num_classes" if isinstance(objective.model, Denoiser) else "out_features"
+        raise ConfigError(f"backbone.{key} is {classes}, but the data have {len(data.class_names)} (0 = unconditional)")
     x, y = fetch(data.train, torch.tensor([0, 0]))
     try:
         with torch.no_grad():

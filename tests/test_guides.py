@@ -126,8 +126,9 @@ def test_a_classifier_must_be_given(runs, command):
 
 
 @pytest.mark.parametrize("arguments, sentence", [
+    (["guidance=classifier", "guidance.classifier=none"], "diffguide-train: guidance.classifier: no checkpoint at none"),
     (["objective=classifier"], "this UNet answers in the shape of the data; take backbone=unet_encoder"),
-    (["objective=classifier", "backbone=unet_encoder", "backbone.out_features=4"], "but the data have 10"),
+    (["experiment=digits_classifier", "backbone.out_features=4"], "out_features is 4, but the data have 10"),
     (["backbone=unet_encoder", "guidance=none"], "the network's output"),
 ])  # fmt: skip
 def test_networks_that_do_not_fit_the_objective(tmp_path, command, arguments, sentence):
