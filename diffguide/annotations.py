@@ -6,7 +6,7 @@ import typing
 from collections.abc import Callable, Sequence
 from typing import Any
 
-__all__ = ["bases", "completed", "describe", "element", "fits", "parameters", "required", "takes_node"]
+__all__ = ["bases", "completed", "describe", "element", "fits", "parameters", "required", "stored", "takes_node"]
 
 NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", types.NoneType: "null"}
 
@@ -45,6 +45,11 @@ def bases(hint: Any) -> tuple[type, ...]:
     return tuple(part for part in parts(hint) if isinstance(part, type) and part not in plain)
 
 
+def stored(hint: Any) -> bool:
+    """Whether an annotation asks for a model that a training run may have stored, so that its folder can stand for it."""
+    return any(getattr(base, "stored", False) is True for base in bases(hint))
+
+
 def takes_node(hint: Any) -> bool:
     """Whether an annotation asks for an object or a callable."""
     return bool(bases(hint)) or any(typing.get_origin(part) is Callable for part in parts(hint))
@@ -74,6 +79,8 @@ def fits(value: Any, hint: Any) -> bool:
         return True
     if len(parts(hint)) > 1:
         return any(fits(value, part) for part in parts(hint))
+    if stored(hint):
+        return isinstance(value, str)  # the folder of a run, which the entry point loads
     if typing.get_origin(hint) is Sequence:
         return isinstance(value, list) and all(fits(part, typing.get_args(hint)[0]) for part in value)
     if hint is float:
@@ -89,6 +96,8 @@ def describe(hint: Any, where: str) -> str:
         return " or ".join(describe(part, where) for part in parts(hint))
     if typing.get_origin(hint) is Sequence:
         return f"a list, each {describe(typing.get_args(hint)[0], where)}"
+    if stored(hint):
+        return "the folder of a training run such as outputs/train/digits/v001"
     role, _, last = where.rpartition(".")
     option = f"{role}@{where}" if last in (role, "inner") else where.replace(".", "/")  # a schedule in a schedule
     return NAMES.get(hint, f"a node with a _target_ (an option: {option}=<name>)")

@@ -45,8 +45,10 @@ class Denoiser:
         shape: of one example, None where nobody said it.
         remembers: whether a level depends on more than itself (momentum, noise), so that all samples must be at one.
         embeds: whether `embed` says what the network makes of a condition.
+        stored: whether a configuration may name the folder of a training run where it needs such a model.
     """
 
+    stored = True
     schedule: Schedule
     levels: Tensor | None = None
     num_classes: int = 0
@@ -110,8 +112,14 @@ class LogDensity:
 
 
 class Classifier:
-    """log p(y | x_t) as a function of x_t."""
+    """log p(y | x_t) as a function of x_t.
 
+    Attributes:
+        schedule: the noise schedule that t refers to; a model without noise levels has none.
+    """
+
+    stored = True
+    schedule: Schedule
     num_classes: int = 0
 
     def log_prob(self, x_t: Tensor, t: Tensor | None) -> Tensor:

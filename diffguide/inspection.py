@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as registration
 
 from .archives import CheckpointError, printable, shorten
-from .denoisers import Denoiser
+from .denoisers import Classifier, Denoiser
 from .vetting import LARGEST, vet_values
 
 __all__ = ["at_most", "check_facts", "check_finite", "check_model", "compare"]
@@ -117,12 +117,16 @@ def check_model(model: nn.Module, facts: dict[str, Any]) -> None:
     classes, names, shape = model.num_classes, facts["class_names"], facts["shape"]
     if len(names) != classes:
         raise CheckpointError(f"it names {len(names)} classes, its network has {classes}")
-    if not isinstance(model, Denoiser) or not any(value.is_meta for value in model.parameters()):
+    if not isinstance(model, Denoiser | Classifier) or not any(value.is_meta for value in model.parameters()):
         return  # trusted networks are real, and may not be callable without memory
-    x = torch.empty(1, *shape, device="meta")
+    x, t = torch.empty(1, *shape, device="meta"), torch.tensor(0.5, dtype=torch.float64)
     try:
-        fitting = model(x, torch.tensor(0.5, dtype=torch.float64), None).x_0.shape == x.shape
+        if isinstance(model, Denoiser):
+            fitting = model(x, t, None).x_0.shape == x.shape
+        else:
+            fitting = model.log_prob(x, t).shape == (1, classes)
     except (RuntimeError, ValueError) as error:
         raise CheckpointError(f"its network does not take examples of its shape {shape}: {error}") from error
     if not fitting:
-        raise CheckpointError(f"its network does not answer in the shape of its examples, {shape}")
+        wanted = "the shape of its examples" if isinstance(model, Denoiser) else "one number per class"
+        raise CheckpointError(f"its network does not answer in {wanted}, for examples of shape {shape}")

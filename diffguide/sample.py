@@ -43,7 +43,7 @@ def sample(cfg: DictConfig) -> None:
         raise ConfigError(f"png=true needs images; {model_of(cfg)} makes vectors of shape {list(plan.shape)}")
     engine.launch()
     with ExitStack() as held:
-        folder, header, newest = claim(engine, cfg, plan.source, begun, held)
+        folder, header, newest = claim(engine, cfg, plan.source, begun, held, plan.guides)
         if newest != plan.source.file:  # another checkpoint came between the starts of two processes
             plan = prepare(cfg, engine, newest)
         shards = Shards(folder / "shards", cfg.n, cfg.batch_size, sampling.kind(plan.shape))
@@ -127,6 +127,8 @@ def prepare(cfg: DictConfig, engine, file: Path | None):
     """
     from . import checkpoints, sampling, sources
     from .denoisers import EvaluationCounter
+    from .evaluation.probe import check_conditioning
+    from .guides import check_guides, with_guides
     from .resume import trusted
 
     if "oracle" in cfg:
@@ -138,9 +140,21 @@ def prepare(cfg: DictConfig, engine, file: Path | None):
         except checkpoints.CheckpointError as error:
             raise ConfigError(f"checkpoint: {error}") from error
     counter = EvaluationCounter(source.model)
-    guided, sampler = build(cfg, "guidance", counter), build(cfg, "sampler")
+    try:
+        node = OmegaConf.to_container(cfg.guidance, resolve=True)
+        node, guides = with_guides(node, "guidance", engine.device, trusted(cfg))
+        check_guides(guides, source.shape, source.class_names)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    guided, sampler = build({"guidance": node}, "guidance", counter), build(cfg, "sampler")
+    if not source.class_names and guided.num_classes:  # a generator without classes, steered by what has them
+        named = [guide.class_names for guide in guides if len(guide.class_names) == guided.num_classes]
+        source.class_names = named[0] if named else [str(index) for index in range(guided.num_classes)]
     with telling("sampler"):
         sampler.times(guided)
+    if source.oracle is None and getattr(guided, "needs_null", False):
+        with telling("guidance"):
+            check_conditioning(source.model, source.shape, engine.device)
     with telling("labels"):
         labels = OmegaConf.to_container(cfg, resolve=True)["labels"]
         labels = sampling.resolve_labels(labels, cfg.n, source.class_names)
@@ -150,7 +164,7 @@ def prepare(cfg: DictConfig, engine, file: Path | None):
         )
     behind = source.backdrop(labels or [-1]) if len(source.shape) == 1 else None
     seeds = range(cfg.seed, cfg.seed + cfg.n)
-    return sampling.Plan(source, guided, counter, sampler, seeds, labels, behind)
+    return sampling.Plan(source, guided, counter, sampler, seeds, labels, behind, guides)
 
 
 def exact(cfg: DictConfig, device):
@@ -177,7 +191,9 @@ def exact(cfg: DictConfig, device):
     return Exact(oracle, {key: whole[key] for key in nodes}, device)
 
 
-def claim(engine, cfg: DictConfig, source, begun, held: ExitStack) -> tuple[Path, dict, Path | None]:
+def claim(
+    engine, cfg: DictConfig, source, begun, held: ExitStack, guides
+) -> tuple[Path, dict, Path | None]:  # fmt: skip
     """The run folder, the manifest's header and the checkpoint file, if any: the first rank's, locked until `held` closes.
 
     Raises:
@@ -191,13 +207,16 @@ def claim(engine, cfg: DictConfig, source, begun, held: ExitStack) -> tuple[Path
         (folder / "shards").mkdir()
         (folder / "shards" / START).write_text(strict_json(header) + "\n", encoding="utf-8")
 
+    stored = {"guides": {guide.key: guide.identity() for guide in guides}} if guides else {}
     folder, header, file, refusal = None, begun and begun.header, source.file, None
+    if begun is not None and (now := stored.get("guides")) != (then := header.get("guides")):
+        raise ConfigError(f"resume: {begun.folder} was steered by {then}, and it would now be by {now}")
     if engine.is_global_zero:
         try:
             if begun is None:
                 header = {
                     **source.identity(),
-                    "guidance": OmegaConf.to_container(cfg.guidance, resolve=True),
+                    "guidance": OmegaConf.to_container(cfg.guidance, resolve=True), **stored,
                     "sampler": OmegaConf.to_container(cfg.sampler, resolve=True),
                     "precision": cfg.engine.precision if source.oracle is None else str(source.dtype)[6:],
                     "device": str(engine.device),

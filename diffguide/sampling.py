@@ -11,6 +11,7 @@ from torch import Tensor
 
 from . import __version__, images, trajectories
 from .denoisers import Denoiser, EvaluationCounter
+from .guides import Guide
 from .interrupts import Interrupts, Stopped
 from .progress import Progress
 from .runs import WriteError
@@ -63,6 +64,7 @@ class Plan(NamedTuple):
     """What a run samples: a source; guided, counter (inside it), sampler; seeds, labels (None = no condition).
 
     behind: what vectors are drawn over, None = the samples are images.
+    guides: trained models that the guidance has beside the source.
     """
 
     source: Source
@@ -72,6 +74,7 @@ class Plan(NamedTuple):
     seeds: range
     labels: list[int] | None
     behind: Backdrop | None
+    guides: Sequence[Guide] = ()
 
     @property
     def shape(self) -> Sequence[int]:

@@ -63,6 +63,11 @@ class Checkpoint(Source):
 
     def __init__(self, file: Path, weights: str, device: torch.device, trust: Sequence[str]):
         loaded = checkpoints.load(file, weights, device, trust)
+        if not isinstance(loaded.model, Denoiser):
+            raise checkpoints.CheckpointError(
+                f"{file} holds a {type(loaded.model).__name__}, which makes no samples; it steers a generator: "
+                "checkpoint=<generator> guidance=classifier guidance.classifier=<this run>"
+            )
         self.file, self.weights, self.config, self.model = file, weights, loaded.config, loaded.model
         self.shape, self.class_names = loaded.facts["shape"], loaded.facts["class_names"]
         self.model.shape, self.model.class_names = self.shape, self.class_names  # guidance reads them there

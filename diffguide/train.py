@@ -26,8 +26,11 @@ def train(cfg: DictConfig) -> None:
     import torch
 
     from . import checkpoints
+    from .denoisers import Denoiser
     from .engine import end_others, launched_outside
+    from .guides import check_guides, with_guides
     from .inspection import at_most
+    from .resume import trusted
     from .samplers import SamplingError
     from .training import Diverged
 
@@ -55,8 +58,21 @@ def train(cfg: DictConfig) -> None:
         raise ConfigError(
             f"compile must be false with objective {type(objective).__name__}, which differentiates its network twice"
         )
-    with telling("sampler"):  # everything that cannot be is told before anything is written
-        sampler.times(build(cfg, "guidance", objective.model))
+    classifier = not isinstance(objective.model, Denoiser)
+
+    def guide(denoiser):
+        """The guided denoiser, its own models loaded, if it names any."""
+        try:
+            node, guides = with_guides(guidance, "guidance", engine.device, trusted(cfg))
+            check_guides(guides, data.shape, data.class_names)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+        return build({"guidance": node}, "guidance", denoiser)
+
+    guidance = OmegaConf.to_container(cfg.guidance, resolve=True)
+    if not classifier:
+        with telling("sampler"):  # everything that cannot be is told before anything is written
+            sampler.times(guide(objective.model))
     with telling("training"):
         share = training.share(engine.world_size)
         training.make_optimizer(objective)
@@ -81,11 +97,17 @@ def train(cfg: DictConfig) -> None:
         return
 
     def draw(averaged, path: Path) -> None:
-        """Eight samples of each class, of ten at most (250 of vectors), the same seeds every time."""
+        """Eight samples of each class, of ten at most (250 of vectors), the same seeds every time.
+
+        Of a classifier, which makes none, its held-out accuracy against the noise level.
+        """
+        from .evaluation.classification import write_accuracy
         from .images import sample_picture
         from .samplers import generate
 
-        guided = build(cfg, "guidance", averaged.model)
+        if classifier:
+            return write_accuracy(path, averaged.model, data, cfg.seed, engine.device)
+        guided = guide(averaged.model)
         each, classes = 8 if len(data.shape) > 1 else 250, guided.num_classes
         shown = range(0, classes, -(-classes // 10)) if classes else [-1] * 10
         labels = [label for label in shown for _ in range(each)]
@@ -169,12 +191,12 @@ def probe(objective, data) -> None:
     import torch
 
     from .batches import fetch
+    from .denoisers import Denoiser
 
     classes = objective.model.num_classes
     if classes not in (0, len(data.class_names)):
-        raise ConfigError(
-            f"backbone.num_classes is {classes}, but the data have {len(data.class_names)} (0 = unconditional)"
-        )
+        key = "num_classes" if isinstance(objective.model, Denoiser) else "out_features"
+        raise ConfigError(f"backbone.{key} is {classes}, but the data have {len(data.class_names)} (0 = unconditional)")
     x, y = fetch(data.train, torch.tensor([0, 0]))
     try:
         with torch.no_grad():

@@ -173,8 +173,9 @@ class Training:
                 with meter.paused():  # the rate is that of training
                     loss = None
                     if (due(self.validation_images) or due(self.checkpoint_images)) and main:
-                        loss = held_out_loss(ema.module, data, seed, fabric.device, min(self.batch_size, 500))
-                        journal.write({"images": images, "validation_loss": loss})
+                        held = held_out(ema.module, data, seed, fabric.device, min(self.batch_size, 500))
+                        loss = float(held.per_example.mean())
+                        journal.write({"images": images, "validation_loss": loss, **objective.figures(held)})
                         progress.say(f"{images} images: held-out loss {loss:.4f}")
                         if not math.isfinite(loss):
                             raise Diverged(f"the held-out loss is {loss} after {images} images")
@@ -266,8 +267,8 @@ def agreed(fabric, interrupts: Interrupts, step: int) -> int:
 
 
 @torch.no_grad()
-def held_out_loss(objective: Objective, data: Dataset, seed: int, device: torch.device, batch_size: int) -> float:
-    """The mean loss over the validation split, with noise that is the same every time."""
+def held_out(objective: Objective, data: Dataset, seed: int, device: torch.device, batch_size: int) -> Loss:
+    """The loss of each example of the validation split, with noise that is the same every time."""
     rng = torch.Generator(device).manual_seed(fold(seed, VALIDATION))
     split, losses = data.validation, []
     if isinstance(split, Stream):
@@ -276,5 +277,7 @@ def held_out_loss(objective: Objective, data: Dataset, seed: int, device: torch.
     else:
         batches = zip(*(field.split(batch_size) for field in Split(*split)))
     for x, y in batches:
-        losses.append(objective(data.view(x.to(device)), y.to(device), rng).per_example)
-    return float(torch.cat(losses).mean())
+        losses.append(objective(data.view(x.to(device)), y.to(device), rng))
+    per_example, terms, log_snr = zip(*losses)
+    terms = {name: torch.cat([part[name] for part in terms]) for name in terms[0]}
+    return Loss(torch.cat(per_example), terms, None if log_snr[0] is None else torch.cat(log_snr))

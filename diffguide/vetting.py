@@ -107,6 +107,10 @@ def vet_node(
         raise CheckpointError(f"{where} has no _target_")
     target = node["_target_"]
     resolved = resolve(target, where) if target in trust else resolve_own(target, where, base)
+    if getattr(resolved, "foreign", False) and target not in trust:
+        raise CheckpointError(
+            f"{where} names {target}, which runs the program in a file; if you trust it, say trust=[{target}]"
+        )
     taken = parameters(resolved)
     if taken is not None:
         taken = dict(list(taken.items())[given:])

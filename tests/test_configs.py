@@ -110,8 +110,10 @@ def shape_of(cfg: DictConfig, network: torch.nn.Module) -> tuple[int, ...]:
 
 SIDES = {  # of the images that each backbone file is for
     "unet": [8], "unet_28": [28], "unet_32": [32], "unet_64": [64], "unet_128": [128], "dit": [8, 28, 32],
-    "dit_s": [32], "dit_b": [32], "dit_l": [32], "dit_xl": [32], "mlp": [None],
+    "dit_s": [32], "dit_b": [32], "dit_l": [32], "dit_xl": [32], "mlp": [None], "mlp_classifier": [None],
+    "unet_encoder": [8], "unet_encoder_28": [28], "unet_encoder_32": [32],
 }  # fmt: skip
+CLASSIFIERS = {"mlp_classifier", "unet_encoder", "unet_encoder_28", "unet_encoder_32"}  # one number per class
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in (FOLDER / "backbone").iterdir()))
@@ -122,8 +124,8 @@ def test_backbones_fit_the_images_they_are_for(name):
         cfg = composed(f"backbone={name}", f"dataset={'digits' if side else 'gmm2d'}", f"dataset.size={side or 'null'}")
         network = built(cfg)
         shape = (2, cfg.dataset.channels, side, side) if side else (2, cfg.dataset.channels)
-        assert shape_of(cfg, network) == shape
-        if name != "mlp":
+        assert shape_of(cfg, network) == ((2, cfg.dataset.num_classes) if name in CLASSIFIERS else shape)
+        if not name.startswith("mlp"):
             assert sum(p.numel() for p in network.parameters()) / 1e6 == pytest.approx(float(stated[1]), rel=0.02)
 
 
@@ -144,8 +146,11 @@ def test_experiments_compose(path):
         cfg.dataset.num_classes = 3
     backbone, training = built(cfg), build(cfg, "training")
     objective = build(cfg, "objective", backbone, build(cfg, "schedule"))
-    build(cfg, "sampler").times(build(cfg, "guidance", objective.model))
-    assert shape_of(cfg, backbone)[1] == cfg.dataset.channels
+    if path.stem.endswith("_classifier"):
+        assert shape_of(cfg, backbone) == (2, cfg.dataset.num_classes)
+    else:
+        build(cfg, "sampler").times(build(cfg, "guidance", objective.model))
+        assert shape_of(cfg, backbone)[1] == cfg.dataset.channels
     assert training.batch_size % training.accumulate == 0
     assert (cfg.p_uncond > 0) == (cfg.guidance._target_.endswith("ClassifierFree"))
     assert training.learning_rate_at(training.images // 2) < training.learning_rate

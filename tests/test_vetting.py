@@ -65,20 +65,25 @@ NETWORKS = sorted(path.stem for path in (FOLDER / "backbone").iterdir())
 @pytest.mark.parametrize("name", NETWORKS)
 def test_every_network_is_seen_without_memory(name):
     """Built and called on `meta`, which is how a file is held against what it says."""
-    side = int(name.partition("_")[2]) if name[-1].isdigit() else 32
-    shape = [2] if name == "mlp" else [3, side, side]
-    facts = [f"dataset.channels={shape[0]}", f"dataset.size={'null' if name == 'mlp' else side}"]
+    side, vectors = int(name.rpartition("_")[2]) if name[-1].isdigit() else 32, name.startswith("mlp")
+    shape = [2] if vectors else [3, side, side]
+    facts = [f"dataset.channels={shape[0]}", f"dataset.size={'null' if vectors else side}"]
+    facts += ["objective=classifier"] if name.startswith("unet_encoder") or name == "mlp_classifier" else []
     with initialize_config_dir(config_dir(), version_base="1.3"):
         cfg = compose(
-            "train", ["name=x", f"backbone={name}", *facts, *(["backbone.attention=[]"] if name == "unet" else [])]
+            "train",
+            [
+                "name=x",
+                f"backbone={name}",
+                *facts,
+                *(["backbone.attention=[]"] if name in ("unet", "unet_encoder") else []),
+            ],
         )
     objective = assemble(OmegaConf.to_container(cfg, resolve=True), (), "meta")
     assert all(value.is_meta for value in objective.state_dict().values())
     check_model(objective.model, {"class_names": [""] * 10, "shape": shape})
     with pytest.raises(CheckpointError, match="does not take examples of its shape"):
-        check_model(
-            objective.model, {"class_names": [""] * 10, "shape": [4, 64, 64] if name == "mlp" else [1, side, side]}
-        )
+        check_model(objective.model, {"class_names": [""] * 10, "shape": [4, 64, 64] if vectors else [1, side, side]})
 
 
 REFUSED = {

@@ -3,7 +3,8 @@
 from .base import Backbone
 from .conditions import Embedding
 from .dit import DiT
+from .encoder import UNetEncoder
 from .mlp import MLP
 from .unet import UNet
 
-__all__ = ["Backbone", "DiT", "Embedding", "MLP", "UNet"]
+__all__ = ["Backbone", "DiT", "Embedding", "MLP", "UNet", "UNetEncoder"]

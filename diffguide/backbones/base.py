@@ -18,6 +18,7 @@ class Backbone(nn.Module):
 
     Attributes:
         num_classes: number of classes, 0 = y is no class index.
+        out_features: length of F where it is one vector per example, 0 = F has the shape of x.
         condition_features: length of the vectors of an Embedding, 0 = y is no Embedding.
         noise_conditioned: whether the noise level comes in; where not, log_snr is None.
         embedding: what makes the conditioning vector.
@@ -26,6 +27,7 @@ class Backbone(nn.Module):
 
     embedding: "ConditionEmbedding"
     num_classes: int = 0
+    out_features: int = 0
     condition_features: int = 0
     noise_conditioned: bool = True
     checkpointing: bool = False

@@ -55,6 +55,7 @@ class MLP(Backbone):
                 f"fourier_features={fourier_features}"
             )
         self.num_classes, self.condition_features = num_classes, condition_features
+        self.out_features = out_features or 0
         self.noise_conditioned = noise_conditioned
         self.embedding = ConditionEmbedding(width, num_classes, condition_features, noise_conditioned)
         self.register_buffer("fourier", fourier_scale * torch.randn(in_channels, fourier_features))

@@ -1,8 +1,11 @@
 """Guidance: a Denoiser made of a Denoiser."""
 
 from .cads import CADS
+from .classifier import ClassifierGuidance
 from .contrast import ClassifierFree, Contrast, Unguided
 from .nested import Nested
 from .weak import Auto, Compose, Negative
 
-__all__ = ["CADS", "Auto", "ClassifierFree", "Compose", "Contrast", "Negative", "Nested", "Unguided"]
+__all__ = [
+    "CADS", "Auto", "ClassifierFree", "ClassifierGuidance", "Compose", "Contrast", "Negative", "Nested", "Unguided",
+]  # fmt: skip

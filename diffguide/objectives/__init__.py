@@ -1,7 +1,8 @@
 """Objectives: how a backbone becomes something trained. objective(x_0, y, rng) -> Loss; `objective.model` survives."""
 
 from .base import Loss, Objective
+from .classifier import Classifying
 from .denoising import Denoising
 from .sliced import Sliced
 
-__all__ = ["Denoising", "Loss", "Objective", "Sliced"]
+__all__ = ["Classifying", "Denoising", "Loss", "Objective", "Sliced"]

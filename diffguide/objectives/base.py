@@ -40,6 +40,14 @@ class Objective(nn.Module):
     def forward(self, x_0: Tensor, y: Condition | None, rng: torch.Generator | Share) -> Loss:
         raise NotImplementedError
 
+    def figures(self, loss: Loss) -> dict[str, float]:
+        """What metrics.jsonl says of a held-out split beside its mean loss; most have nothing to say.
+
+        Arguments:
+            loss: of all examples of the split.
+        """
+        return {}
+
     def finish_step(self, gather: Callable[[Tensor], Tensor]) -> None:
         """After every optimiser step, on every device, for what an objective learns beside its gradient.
 

@@ -1,0 +1,204 @@
+"""An ordinary classifier, of clean images, in the place of one of noisy images: it looks at the estimate x0_hat.
+
+Its network comes from torchvision by name, or from a TorchScript or torch.export file of the user's.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from zipfile import BadZipFile
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ..denoisers import Denoiser, Prediction
+from .classifier import ClassGuidance, chosen, moved
+
+__all__ = ["ExportedProgram", "ImageNetwork", "OrdinaryGuidance", "TorchScript", "Torchvision"]
+
+
+class ImageNetwork(nn.Module):
+    """network(images [B, C, H, W], as it was trained on them) -> logits [B, num_classes].
+
+    Attributes:
+        foreign: whether it runs a program that lies in a file; a foreign configuration may then not build it untrusted.
+    """
+
+    foreign = False
+
+
+def existing(path: str, what: str) -> Path:
+    """The path of a file.
+
+    Raises:
+        ValueError: there is none.
+    """
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise ValueError(f"path: there is no {what} at {path}")
+    return file
+
+
+class TorchScript(ImageNetwork):
+    """A network that `torch.jit.save` wrote. Loading it runs its code: take files of people you trust.
+
+    Arguments:
+        path: of the file.
+
+    Raises:
+        ValueError: no such file, or another kind of file.
+    """
+
+    foreign = True
+
+    def __init__(self, path: str):
+        super().__init__()
+        file = existing(path, "TorchScript file")
+        try:
+            self.network = torch.jit.load(file, map_location="cpu").eval()
+        except RuntimeError as error:
+            raise ValueError(f"path: {path} is no TorchScript file: {str(error).strip().splitlines()[0]}") from error
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.network(x)
+
+
+class ExportedProgram(ImageNetwork):
+    """A network that `torch.export.save` wrote, in evaluation mode, for batches of any size (a dynamic first dimension).
+
+    Loading it runs its code: take files of people you trust.
+
+    Arguments:
+        path: of the file.
+
+    Raises:
+        ValueError: no such file, or another kind of file.
+    """
+
+    foreign = True
+
+    def __init__(self, path: str):
+        super().__init__()
+        file = existing(path, "torch.export file")
+        try:
+            self.network = torch.export.load(file).module()
+        except (RuntimeError, ValueError, AssertionError, BadZipFile) as error:
+            raise ValueError(f"path: {path} is no torch.export file: {str(error).strip().splitlines()[0]}") from error
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.network(x)
+
+
+class Torchvision(ImageNetwork):
+    """A model of torchvision by its name, with weights from a local file; nothing is downloaded.
+
+    Arguments:
+        name: such as resnet18, see `torchvision.models.list_models()`.
+        weights: file with its state dict, .safetensors or as `torch.save` wrote it.
+        num_classes: length of its output.
+
+    Raises:
+        ValueError: no such model or file, or weights that are not this model's.
+    """
+
+    def __init__(self, name: str, weights: str, num_classes: int):
+        super().__init__()
+        from pickle import UnpicklingError
+
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+        from torchvision.models import get_model
+
+        file = existing(weights, "file of weights")
+        try:
+            tensors = load_file(file) if file.suffix == ".safetensors" else torch.load(file, "cpu", weights_only=True)
+            self.network = get_model(name, weights=None, num_classes=num_classes)
+            self.network.load_state_dict(tensors)
+        except (RuntimeError, ValueError, TypeError, UnpicklingError, SafetensorError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise ValueError(f"{weights} is not the state dict of torchvision's {name}: {reason}") from error
+        self.network.eval().requires_grad_(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.network(x)
+
+
+class OrdinaryGuidance(ClassGuidance):
+    """The score moved by w grad log p(y | x_0 = x0_hat(x_t)), p = softmax f((resize((x0_hat + 1) / 2) - mean) / std).
+
+    Through the denoiser the gradient is that with respect to x_t (Bansal et al., "Universal Guidance for Diffusion
+    Models", 2023, arXiv 2302.07121, eq. 3), moved as in `ClassifierGuidance`. Otherwise it is that with respect to x_0, with
+    sigma^2 / (alpha^2 + sigma^2), the variance of x_0 given x_t for data of unit variance, in the place of the denoiser's
+
+        sigma^2 / alpha d x0_hat / d x_t = Cov[x_0 | x_t]:    x_0 + w sigma^2 / (alpha^2 + sigma^2) grad_x0 log p(y | x0_hat).
+
+    Arguments:
+        denoiser: the generator, conditional or not.
+        network: images -> logits.
+        num_classes: length of its output; class k is class k of the generator.
+        channels: 1 or 3, that the network takes; grey images are repeated, colours averaged.
+        size: side of the network's images, pixels; null = those of the generator. Resized bilinearly, antialiased.
+        mean, std: per channel of images in [0, 1], or one number for all.
+        scale: w; 0 = off.
+        through_denoiser: whether the gradient goes through the generator's network: exact for a linear log p
+            on Gaussian data, twice the time and more memory.
+        interval: (lo, hi) in noise level sigma / alpha: guidance acts where lo < sigma / alpha <= hi.
+
+    Raises:
+        ValueError: channels, size, mean or std out of range, and as `ClassGuidance`.
+    """
+
+    def __init__(
+        self, denoiser: Denoiser, network: ImageNetwork, num_classes: int, channels: int, size: int | None,
+        mean: Sequence[float], std: Sequence[float], scale: float, through_denoiser: bool, interval: Sequence[float],
+    ):  # fmt: skip
+        super().__init__(denoiser, num_classes, scale, interval)
+        if channels not in (1, 3) or (size is not None and size < 1):
+            raise ValueError(f"channels must be 1 or 3 and size at least 1, got {channels} and {size}")
+        if len(mean) not in (1, channels) or len(std) not in (1, channels) or not all(value > 0 for value in std):
+            raise ValueError(
+                f"mean and std must be 1 or {channels} numbers, std positive, got {list(mean)} and {list(std)}"
+            )
+        self.network, self.channels, self.size = network, channels, size
+        self.mean, self.std = (torch.tensor(value, dtype=torch.float64)[:, None, None] for value in (mean, std))
+        self.through_denoiser = bool(through_denoiser)
+
+    def log_prob(self, x_0: Tensor) -> Tensor:
+        """log p(y | x_0), [B, num_classes], of clean images in [-1, 1].
+
+        Raises:
+            ValueError: vectors, or a network that answers in another shape.
+        """
+        if x_0.ndim != 4:
+            raise ValueError(
+                f"an ordinary classifier takes images [B, C, H, W], and this model makes {list(x_0.shape)}"
+            )
+        x = (x_0 + 1) / 2
+        if x.shape[1] != self.channels:
+            x = x.mean(1, keepdim=True).expand(-1, self.channels, -1, -1)
+        if self.size is not None and list(x.shape[2:]) != [self.size] * 2:
+            x = functional.interpolate(x, (self.size, self.size), mode="bilinear", antialias=True)
+        logits = self.network.to(x.device)((x - self.mean.to(x)) / self.std.to(x))
+        if logits.shape != (len(x_0), self.num_classes):
+            raise ValueError(
+                f"num_classes={self.num_classes} wants logits [{len(x_0)}, {self.num_classes}], and the network answers "
+                f"{list(logits.shape)}"
+            )
+        return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(1)
+
+    def steered(self, x_t: Tensor, t: Tensor, y: Tensor, scale: Tensor) -> Prediction:
+        scale, (alpha, sigma) = scale.to(x_t.device), self.schedule.alpha_sigma(t, x_t.ndim)
+        further = torch.is_grad_enabled() and x_t.requires_grad
+        with torch.enable_grad():
+            x = x_t if further else x_t.detach().requires_grad_(self.through_denoiser)
+            prediction = self.unguided(x, t, y)
+            source = x
+            if not self.through_denoiser:
+                source = prediction.x_0 if further else prediction.x_0.detach().requires_grad_()
+                prediction = Prediction(source, prediction.eps)
+            gradient = torch.autograd.grad(chosen(self.log_prob(prediction.x_0), y), source, create_graph=further)[0]
+        if not further:
+            prediction, gradient = Prediction(*(field.detach() for field in prediction)), gradient.detach()
+        if not self.through_denoiser:
+            gradient = (alpha / (alpha**2 + sigma**2)).to(gradient) * gradient
+        return moved(prediction, scale * gradient, alpha, sigma)
