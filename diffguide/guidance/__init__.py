@@ -1,5 +1,6 @@
 """Guidance: a Denoiser made of a Denoiser."""
 
+from . import potentials
 from .contrast import ClassifierFree, Unguided
 
-__all__ = ["ClassifierFree", "Unguided"]
+__all__ = ["ClassifierFree", "Unguided", "potentials"]
