@@ -58,7 +58,9 @@ def test_evaluations():
 
 def test_a_multistep_sampler_forgets_the_other_path():
     """Every step from t is then of first order, and bit for bit that of DDIM."""
-    multistep, first = (TimeTravel(inner, 1, EVERYWHERE) for inner in (DPMpp2M(6, UniformT()), DDIM(6, UniformT(), eta=0.0)))
+    multistep, first = (
+        TimeTravel(inner, 1, EVERYWHERE) for inner in (DPMpp2M(6, UniformT()), DDIM(6, UniformT(), eta=0.0))
+    )
     torch.testing.assert_close(run(multistep, seeds=range(5)), run(first, seeds=range(5)), rtol=1e-10, atol=1e-10)
 
 

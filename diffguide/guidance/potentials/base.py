@@ -1,6 +1,6 @@
 """What every potential guidance shares, and its plain forms: Bayes' rule with exp f in the place of p(y | x_t).
 
-    score of p_t(x_t) exp(w f):    x_0 + w (sigma^2 / alpha) g,    eps - w sigma g,    g = grad_{x_t} f
+score of p_t(x_t) exp(w f):    x_0 + w (sigma^2 / alpha) g,    eps - w sigma g,    g = grad_{x_t} f
 """
 
 import functools
@@ -83,7 +83,9 @@ def evaluated(potential: LogPotential, x: Tensor, y: Condition | None) -> Tensor
             f"between {float(x.detach().min()):.3g} and {float(x.detach().max()):.3g}; it must be finite everywhere"
         )
     if x.requires_grad and not value.requires_grad:
-        raise SamplingError(f"guidance.potential: {name} has no gradient: its value does not depend on x {list(x.shape)}")
+        raise SamplingError(
+            f"guidance.potential: {name} has no gradient: its value does not depend on x {list(x.shape)}"
+        )
     return value
 
 

@@ -34,7 +34,9 @@ class ClipEncoder:
         mean, std = (torch.tensor(part).to(x)[:, None, None] for part in (MEAN, STD))
         seen = ((x + 1) / 2 - mean) / std
         weight = self.model.visual_projection.weight
-        features = self.model.visual_projection(self.model.vision_model(pixel_values=seen.to(weight.dtype)).pooler_output)
+        features = self.model.visual_projection(
+            self.model.vision_model(pixel_values=seen.to(weight.dtype)).pooler_output
+        )
         return torch.nn.functional.normalize(features, dim=1)
 
     @torch.no_grad()
@@ -115,11 +117,15 @@ class ClipPotential(Potential):
     def view(self, x: Tensor, window: Tensor) -> Tensor:
         """The windows [B, 3] = (row, column, side), uniform numbers in [0, 1], of images, resized to the encoder's side."""
         if len(window) != len(x):
-            raise SamplingError(f"CLIP has crops for {len(window)} samples and got {len(x)} images: a crop belongs to one sample")
+            raise SamplingError(
+                f"CLIP has crops for {len(window)} samples and got {len(x)} images: a crop belongs to one sample"
+            )
         row, column, chance = window.to(x).T
         side = self.smallest + (1 - self.smallest) * chance
         zero, room = torch.zeros_like(side), 1 - side
-        theta = torch.stack([side, zero, (2 * column - 1) * room, zero, side, (2 * row - 1) * room], 1).reshape(-1, 2, 3)
+        theta = torch.stack([side, zero, (2 * column - 1) * room, zero, side, (2 * row - 1) * room], 1).reshape(
+            -1, 2, 3
+        )
         size = [len(x), x.shape[1], self.encoder.side, self.encoder.side]
         grid = torch.nn.functional.affine_grid(theta, size, align_corners=False)
         view = torch.nn.functional.grid_sample(x, grid, padding_mode="border", align_corners=False)

@@ -64,7 +64,9 @@ class LinearProblem(Potential):
         try:
             made = self.forward(x)
         except (RuntimeError, ValueError) as error:
-            raise SamplingError(f"guidance.potential: {type(self).__name__} cannot measure {list(x.shape)}: {error}") from error
+            raise SamplingError(
+                f"guidance.potential: {type(self).__name__} cannot measure {list(x.shape)}: {error}"
+            ) from error
         if made.shape[1:] != self.measurement.shape[1:]:
             raise SamplingError(
                 f"guidance.potential: {type(self).__name__} has a measurement of shape {list(self.measurement.shape[1:])}, "
@@ -116,7 +118,9 @@ class Inpaint(LinearProblem):
         return x * self.known.to(x)
 
     def residual(self, x: Tensor) -> Tensor:
-        return super().residual(x) * self.known.to(x)  # a measurement made elsewhere holds anything where nothing is known
+        return super().residual(x) * self.known.to(
+            x
+        )  # a measurement made elsewhere holds anything where nothing is known
 
     def solve(self, residual: Tensor, variance: Tensor | float) -> Tensor:
         return residual / (variance + self.noise**2)

@@ -93,7 +93,7 @@ class PiGDM(Steered):
 
 
 class RePaint(Steered):
-    """Known values are those of the measurement, noised anew at every level: x_t[m] = alpha y + sigma z.
+    """Known values are those of the measurement, noised to every level: x_t[m] = alpha y + sigma z.
 
     Lugmayr et al., "RePaint: Inpainting using Denoising Diffusion Probabilistic Models", 2022, arXiv 2201.09865, eq. 8: the
     denoiser sees x_t with the known values replaced, and answers x_0 = y and eps = z there. Their resampling is
@@ -103,31 +103,37 @@ class RePaint(Steered):
         denoiser: any.
         potential: an inpainting problem.
         interval: (lo, hi] in noise level sigma / alpha; below lo the known values are let go.
+        fresh: whether z is another one at every level, as in the paper, which suits samplers of one evaluation a step
+            (ddim, ddpm); otherwise each sample keeps its z, and every solver of the ODE sees a smooth path.
 
     Raises:
-        ValueError: see `Steered`; a potential that is no inpainting problem. Later: a sampler whose rows are at levels of
-            their own (dopri5), for which there is no fresh noise.
+        ValueError: see `Steered`; a potential that is no inpainting problem. Later: fresh noise under a sampler whose rows
+            are at levels of their own (dopri5).
     """
 
-    noise = None
+    noise, top = None, None
 
-    def __init__(self, denoiser: Denoiser, potential: Inpaint, interval: Sequence[float]):
+    def __init__(self, denoiser: Denoiser, potential: Inpaint, interval: Sequence[float], fresh: bool):
         checked("guidance=repaint", potential, Inpaint)
         super().__init__(denoiser, potential, 1.0, interval)
+        self.fresh = fresh
 
     def start(self, noise, times: Tensor) -> "RePaint":
-        fresh = super().start(noise, times)
+        begun = super().start(noise, times)
         if noise is None:
             raise ValueError("RePaint noises what is known: the run must have noise")
-        fresh.noise = noise
-        return fresh
+        begun.noise, begun.top = noise, times[0]
+        return begun
 
     def guided(self, x_t: Tensor, t: Tensor, y: Condition | None, graph: bool) -> tuple[Prediction, Prediction]:
         if self.noise is None:
             raise ValueError("RePaint draws noise of a run: call start(noise, times) first")
-        if t.ndim:
-            raise SamplingError("guidance=repaint draws fresh noise at every level, so it has no ODE: take sampler=ddim or ddpm")
-        z = self.noise.normal(t, DRAWS).to(x_t)
+        if self.fresh and t.ndim:
+            raise SamplingError(
+                "guidance=repaint draws fresh noise at every level, so it has no ODE: say guidance.fresh=false, or take "
+                "sampler=ddim or ddpm"
+            )
+        z = self.noise.normal(t if self.fresh else self.top, DRAWS).to(x_t)
         self.potential.residual(x_t)  # for its message, should the shapes differ
         if z.shape != x_t.shape:
             raise SamplingError(f"guidance=repaint has noise for {list(z.shape)} and got x_t {list(x_t.shape)}")
