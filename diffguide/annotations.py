@@ -6,7 +6,7 @@ import typing
 from collections.abc import Callable, Sequence
 from typing import Any
 
-__all__ = ["bases", "describe", "element", "fits", "parameters", "required", "takes_node"]
+__all__ = ["bases", "describe", "element", "fits", "parameters", "required", "takes_callable", "takes_node"]
 
 NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", types.NoneType: "null"}
 
@@ -47,7 +47,12 @@ def bases(hint: Any) -> tuple[type, ...]:
 
 def takes_node(hint: Any) -> bool:
     """Whether an annotation asks for an object or a callable."""
-    return bool(bases(hint)) or any(typing.get_origin(part) is Callable for part in parts(hint))
+    return bool(bases(hint)) or takes_callable(hint)
+
+
+def takes_callable(hint: Any) -> bool:
+    """Whether an annotation lets any callable pass, so that a node may say `_partial_`."""
+    return any(typing.get_origin(part) is Callable for part in parts(hint))
 
 
 def element(hint: Any) -> Any:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from .annotations import bases, describe, element, fits, parameters
+from .annotations import bases, describe, element, fits, parameters, takes_callable
 from .archives import CheckpointError
 
 __all__ = ["ROLES", "construct", "vet", "vet_values"]
@@ -99,8 +99,10 @@ def walk(value: Any, key: str, depth: int) -> Iterator[tuple[str, Any, int]]:
         yield from walk(part, f"{key}.{name}", depth + 1)
 
 
-def vet_node(node: Any, where: str, base: tuple[Any, ...], given: int, trust: Sequence[str]) -> Any:
-    """`vet` of one node whose target must be, or derive from, one of `base`."""
+def vet_node(
+    node: Any, where: str, base: tuple[Any, ...], given: int, trust: Sequence[str], partial: bool = False
+) -> Any:
+    """`vet` of one node whose target must be, or derive from, one of `base`; `partial` = it may be called later."""
     if not isinstance(node, dict) or not isinstance(node.get("_target_"), str):
         raise CheckpointError(f"{where} has no _target_")
     target = node["_target_"]
@@ -109,7 +111,7 @@ def vet_node(node: Any, where: str, base: tuple[Any, ...], given: int, trust: Se
     if taken is not None:
         taken = dict(list(taken.items())[given:])
     for key, value in node.items():
-        if key == "_target_":
+        if key == "_target_" or (partial and key == "_partial_" and value is True):
             continue
         if key.startswith("_") or (taken is not None and key not in taken):
             raise CheckpointError(f"{where}.{key} is not an argument of {target}")
@@ -122,7 +124,7 @@ def vet_value(value: Any, where: str, hint: Any, trust: Sequence[str]) -> None:
     if isinstance(value, dict):
         if not bases(hint) and hint is not Any:
             raise CheckpointError(f"{where} is a node, and none is taken from a file there")
-        vet_node(value, where, bases(hint), 0, trust)
+        vet_node(value, where, bases(hint), 0, trust, takes_callable(hint))
     elif isinstance(value, list) and element(hint) is not None and not (plain(value) and fits(value, hint)):
         for index, part in enumerate(value):
             vet_value(part, f"{where}.{index}", element(hint), trust)

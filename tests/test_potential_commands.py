@@ -5,12 +5,14 @@ from pathlib import Path
 import numpy
 import pytest
 from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 
 from diffguide.configuration import build, config_dir
 from diffguide.datasets.digits import Digits
 from diffguide.oracles import Empirical
 from diffguide.sample import main
 from diffguide.schedules import EDM
+from diffguide.vetting import CheckpointError, vet
 
 FILES = ["potential", "potential_of_x_t", "mpgd", "freedom", "universal", "lgd", "tfg", "dps", "repaint", "inpaint",
          "super_resolution", "deblur"]  # fmt: skip
@@ -131,3 +133,19 @@ def test_mistakes_are_told(tmp_path, command, chosen, sentence):
     oracle = [] if any(text.startswith("oracle=") for text in chosen) else ["oracle=empirical"]
     done = command(main, *oracle, "sampler.steps=4", *chosen, at=tmp_path)
     assert done.code == 1 and sentence in done.err and "Traceback" not in done.err
+
+
+def test_what_a_run_says_may_be_resumed(tmp_path, monkeypatch):
+    """A saved potential is vetted like every other part: ours passes, a stranger's function needs trust."""
+    (tmp_path / "mine.py").write_text(MINE)
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in ("potential", "tfg", "dps", "inpaint"):
+        vet(OmegaConf.to_container(composed("sample", f"guidance={name}").guidance), "guidance")
+    node = OmegaConf.to_container(
+        composed("sample", "guidance=mpgd", "guidance.potential._target_=mine.right").guidance
+    )
+    with pytest.raises(CheckpointError, match=r"mine.right, which is not diffguide's; .*trust=\[mine.right\]"):
+        vet(node, "guidance")
+    vet(node, "guidance", ["mine.right"])
+    with pytest.raises(CheckpointError, match="_partial_"):
+        vet({**node, "_partial_": True}, "guidance", ["mine.right"])

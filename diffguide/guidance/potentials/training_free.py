@@ -199,7 +199,7 @@ class LGD(Smoothed):
 class TFG(Smoothed):
     """x_0 + rho grad_{x_t} f~(x0_hat) / alpha + D, eps as it is: variance guidance and mean guidance of one smoothed f~.
 
-        D from 0 by `iterations` steps D + mu grad_{x_0} f~(x0_hat + D),    r_t = smoothing sigma_t / sqrt(alpha_t^2 + sigma_t^2)
+        D from 0 by `iterations` steps D + mu grad_{x_0} f~(x0_hat + D),  r_t = smoothing sigma_t / sqrt(alpha_t^2 + sigma_t^2)
 
     Ye et al., "TFG: Unified Training-Free Guidance for Diffusion Models", 2024, arXiv 2409.15761, algorithm 1 with constant
     rho_t and mu_t: its DDIM step adds grad / sqrt(alpha_t) and sqrt(abar_{t-1}) D to x_{t-1}, which alpha_s times this
