@@ -14,7 +14,8 @@ from diffguide.denoisers import EvaluationCounter
 from diffguide.guidance.potentials import MPGD
 from diffguide.randomness import Noise
 from diffguide.samplers import DDIM, DPMpp2M, ExactDDPM, TimeTravel
-from diffguide.samplers.grids import UniformT
+from diffguide.samplers.grids import UniformLogSNR, UniformT
+from diffguide.schedules import EDM
 
 MEAN, COVARIANCE = np.array([0.4, -0.3]), np.array([[0.5, 0.2], [0.2, 0.3]])
 LAW = oracle(gaussian(MEAN, COVARIANCE), COSINE)
@@ -83,3 +84,13 @@ def test_it_gives_guidance_time_to_act():
 def test_what_cannot_work_is_refused(repeats, interval, sentence):
     with pytest.raises(ValueError, match=sentence):
         TimeTravel(DDIM(4, UniformT(), eta=0.0), repeats, interval).times(LAW)
+
+
+def test_the_step_to_exact_data_is_not_repeated():
+    """So that the last thing done is the sampler's own step."""
+    schedule = EDM(math.inf, -8.7)
+    counter = EvaluationCounter(oracle(gaussian(MEAN, COVARIANCE), schedule))
+    sampler = TimeTravel(DDIM(5, UniformLogSNR(), eta=0.0), 2, EVERYWHERE)
+    times = torch.tensor([0.9, 0.5, 0.3, 0.0], dtype=torch.float64)
+    sampler(counter, torch.ones(1, 2, dtype=torch.float64), times, None, Noise([0], (2,), schedule))
+    assert counter.evaluations == 2 * 3 + 1

@@ -20,8 +20,8 @@ class TimeTravel(Sampler):
 
     Lugmayr et al., "RePaint", 2022, arXiv 2201.09865, algorithm 1 (with jumps of one step); the time travel of Yu et al.,
     "FreeDoM", 2023, arXiv 2303.09833, algorithm 2; the self-recurrence of universal guidance, arXiv 2302.07121, and of TFG,
-    arXiv 2409.15761. With exact steps it keeps the law: it gives guidance time to act. A multistep sampler forgets at
-    every repetition what it remembered of the other path.
+    arXiv 2409.15761. With exact steps it keeps the law: it gives guidance time to act. The step to sigma = 0 is not
+    repeated (RePaint's t > 1). A multistep sampler forgets at every repetition what it remembered of the other path.
 
     Arguments:
         inner: the sampler; brings steps and grid.
@@ -63,8 +63,9 @@ class TimeTravel(Sampler):
     ) -> Tensor:
         x = self.inner.step(denoiser, x, t, s, y, noise, memory)
         schedule = denoiser.schedule
-        if self.travels(schedule.noise_level(t)):
-            ratio = schedule.alpha_sigma(t)[0] / schedule.alpha_sigma(s)[0]
+        alpha, sigma = schedule.alpha_sigma(s)
+        if self.travels(schedule.noise_level(t)) and sigma > 0:
+            ratio = schedule.alpha_sigma(t)[0] / alpha
             spread = transition_variance(schedule, t, s).sqrt()
             for number in range(self.repeats):
                 again = Visit(noise, number)
