@@ -204,6 +204,16 @@ def test_repaint_shows_the_network_noised_known_values():
     assert float((drawn[0] - drawn[1]).abs().min()) > 1e-3 and 0.5 < float(torch.cat(drawn).std()) < 1.5
 
 
+def test_repaint_draws_anew_where_time_travel_comes_again():
+    """The same level twice in one run: other noise, unless each sample keeps its own; a new run starts over."""
+    for fresh in (True, False):
+        guided = RePaint(White(MEAN, VARIANCE), vector_problem(), EVERYWHERE, fresh)
+        noise, x, times = Noise(range(3), (4,), COSINE, dtype=torch.float64), points(3, 4), torch.tensor([0.9, 0.4])
+        run = guided.start(noise, times)
+        first, second, again = run(x, T), run(x, T), guided.start(noise, times)(x, T)
+        assert torch.equal(first.eps, again.eps) and torch.equal(first.eps[:, KNOWN], second.eps[:, KNOWN]) != fresh
+
+
 @pytest.mark.parametrize("sampler, fresh", SAMPLERS.values(), ids=SAMPLERS)
 def test_repaint_keeps_what_is_known(sampler, fresh):
     """Known values end on the measurement; on independent data the others are as without it. Samples are their seeds'."""

@@ -11,6 +11,7 @@ from exact_models import oracle
 from potential_laws import COSINE, EVERYWHERE, VE, T, Towards, White, points
 
 from diffguide.denoisers import EvaluationCounter, SamplingError
+from diffguide.guidance import ClassifierFree
 from diffguide.guidance.potentials import (
     LGD,
     MPGD,
@@ -322,6 +323,20 @@ def test_a_sample_is_a_function_of_its_seed():
         return sampler(guided, noise.normal(times[0], 0), times, None, noise)
 
     torch.testing.assert_close(run(range(6))[2:], run(range(2, 6)), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["potential", "lgd", "tfg", "mpgd"])
+def test_classifier_free_guidance_around_it(name):
+    """Both conditions as one batch, with each sample's noise twice; other rows than a run's samples are refused."""
+    inner = METHODS[name](LAW, near_2())
+    outer = begun(ClassifierFree(inner, 3.0, EVERYWHERE))
+    classes = torch.tensor([0, 1, 1, 0, 1, 0])
+    strong, weak = (begun(inner)(points_2, T, c) for c in (classes, None))
+    for found, a, b in zip(outer(points_2, T, classes), strong, weak):
+        torch.testing.assert_close(found, b + 3.0 * (a - b))
+    if name in ("lgd", "tfg"):
+        with pytest.raises(SamplingError, match=r"noise for a run of samples \[6, 2\], and got x \[7, 2\]"):
+            begun(inner)(points(7, 2), T)
 
 
 def test_a_density_is_tilted():

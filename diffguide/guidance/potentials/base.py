@@ -95,6 +95,22 @@ def over_rows(scale: Tensor, x: Tensor) -> Tensor:
     return scale.reshape(-1, *[1] * (x.ndim - 1)) if scale.ndim else scale
 
 
+def per_sample(z: Tensor, x: Tensor, who: str) -> Tensor:
+    """What each sample of a run has, [n, ...], for the rows x [k n, ...] of k batches, one after the other.
+
+    A guide around this one evaluates two conditions as one batch.
+
+    Raises:
+        SamplingError: rows that are no such batches, or of another shape.
+    """
+    if z.ndim == x.ndim and z.shape[1:] != x.shape[1:] or len(x) % len(z):
+        raise SamplingError(
+            f"{who} has noise for a run of samples {list(z.shape)}, and got x {list(x.shape)}: neither they nor whole "
+            "batches of them"
+        )
+    return z.to(x).repeat(len(x) // len(z), *[1] * (z.ndim - 1))
+
+
 def with_class(y: Condition) -> Tensor:
     """Which rows have a condition, [B]."""
     return y.keep if isinstance(y, Embedding) else y >= 0

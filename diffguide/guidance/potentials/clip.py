@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ...backbones.conditions import Condition
 from ...denoisers import SamplingError
-from .base import Potential
+from .base import Potential, per_sample
 from .training_free import DRAWS, whole
 
 __all__ = ["ClipEncoder", "ClipPotential", "PretrainedClip"]
@@ -116,11 +116,7 @@ class ClipPotential(Potential):
 
     def view(self, x: Tensor, window: Tensor) -> Tensor:
         """The windows [B, 3] = (row, column, side), uniform numbers in [0, 1], of images, resized to the encoder's side."""
-        if len(window) != len(x):
-            raise SamplingError(
-                f"CLIP has crops for {len(window)} samples and got {len(x)} images: a crop belongs to one sample"
-            )
-        row, column, chance = window.to(x).T
+        row, column, chance = per_sample(window, x, "CLIP").T
         side = self.smallest + (1 - self.smallest) * chance
         zero, room = torch.zeros_like(side), 1 - side
         theta = torch.stack([side, zero, (2 * column - 1) * room, zero, side, (2 * row - 1) * room], 1).reshape(

@@ -1,6 +1,7 @@
 """Posterior sampling for linear inverse problems: DPS, pseudo-inverse guidance, RePaint."""
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor
 
 from ...backbones.conditions import Condition
 from ...denoisers import Denoiser, Prediction, SamplingError
-from .base import Steered, over_rows
+from .base import Steered, over_rows, per_sample
 from .inverse import Inpaint, LinearProblem
 from .training_free import DRAWS
 
@@ -111,7 +112,7 @@ class RePaint(Steered):
             are at levels of their own (dopri5).
     """
 
-    noise, top = None, None
+    noise, top, visits = None, None, None
 
     def __init__(self, denoiser: Denoiser, potential: Inpaint, interval: Sequence[float], fresh: bool):
         checked("guidance=repaint", potential, Inpaint)
@@ -122,8 +123,15 @@ class RePaint(Steered):
         begun = super().start(noise, times)
         if noise is None:
             raise ValueError("RePaint noises what is known: the run must have noise")
-        begun.noise, begun.top = noise, times[0]
+        begun.noise, begun.top, begun.visits = noise, times[0], Counter()
         return begun
+
+    def draw(self, t: Tensor) -> tuple[Tensor, int]:
+        """Level and number of the draw for an evaluation at t: time travel comes to a level more than once."""
+        if not self.fresh:
+            return self.top, DRAWS
+        self.visits[float(t)] += 1
+        return t, DRAWS + self.visits[float(t)]
 
     def guided(self, x_t: Tensor, t: Tensor, y: Condition | None, graph: bool) -> tuple[Prediction, Prediction]:
         if self.noise is None:
@@ -133,10 +141,8 @@ class RePaint(Steered):
                 "guidance=repaint draws fresh noise at every level, so it has no ODE: say guidance.fresh=false, or take "
                 "sampler=ddim or ddpm"
             )
-        z = self.noise.normal(t if self.fresh else self.top, DRAWS).to(x_t)
         self.potential.residual(x_t)  # for its message, should the shapes differ
-        if z.shape != x_t.shape:
-            raise SamplingError(f"guidance=repaint has noise for {list(z.shape)} and got x_t {list(x_t.shape)}")
+        z = per_sample(self.noise.normal(*self.draw(t)), x_t, "guidance=repaint")
         alpha, sigma = self.scales(t, x_t)
         known, data = self.potential.known.to(x_t.device), self.potential.measurement.to(x_t)
         prediction = self.denoiser(torch.where(known, alpha * data + sigma * z, x_t), t, y)

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from ...backbones.conditions import Condition
-from ...denoisers import Denoiser, Prediction, SamplingError
-from .base import LogPotential, Steered, evaluated, over_rows
+from ...denoisers import Denoiser, Prediction
+from .base import LogPotential, Steered, evaluated, over_rows, per_sample
 
 __all__ = ["FreeDoM", "LGD", "MPGD", "Smoothed", "TFG", "UniversalGuidance"]
 
@@ -154,13 +154,9 @@ class Smoothed(Steered):
             return super().value(x_0, t, y)
         if self.draws is None:
             raise ValueError(f"{type(self).__name__} smooths with noise of a run: call start(noise, times) first")
-        if self.draws[0].shape != x_0.shape:
-            raise SamplingError(
-                f"{type(self).__name__} has noise for {list(self.draws[0].shape)} and got x_t {list(x_0.shape)}: one row "
-                "of noise belongs to one sample, so nothing around it may add rows"
-            )
         r = over_rows(self.width(t), x_0)
-        values = [evaluated(self.potential, x_0 + r * z.to(x_0), y) for z in self.draws]
+        drawn = (per_sample(z, x_0, type(self).__name__) for z in self.draws)
+        values = [evaluated(self.potential, x_0 + r * z, y) for z in drawn]
         return torch.stack(values).logsumexp(0) - math.log(self.copies)
 
 
