@@ -1,5 +1,7 @@
 """CLIP guidance with a tiny network of random weights: the distance, its gradient by finite differences, the crops."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -54,9 +56,9 @@ def test_the_gradient(encoder, channels, crops):
     """Against finite differences, through crops and resizing, of grey and of colour images smaller than the encoder's."""
     potential = ClipPotential(encoder, "x", crops, 0.5)
     potential = potential.start(
-        Noise(range(2), (channels, 6, 6), COSINE, dtype=torch.float64), torch.tensor([1.0, 0.0])
+        Noise(range(2), (channels, 4, 4), COSINE, dtype=torch.float64), torch.tensor([1.0, 0.0])
     )
-    x = points(2, channels, 6, 6).requires_grad_()
+    x = points(2, channels, 4, 4).requires_grad_()
     assert torch.autograd.gradcheck(lambda x: potential(x, None), x, atol=1e-7, rtol=1e-4)
     assert not any(part.requires_grad for part in encoder.model.parameters())
 
@@ -104,3 +106,27 @@ def test_what_cannot_work_is_refused(encoder, tmp_path):
         PotentialGuidance(White(0.0, 1.0), ClipPotential(encoder, "x", 0, 0.5), 1.0, EVERYWHERE)(points(2, 5), T)
     with pytest.raises(ValueError, match="there is no CLIP model"):
         PretrainedClip(str(tmp_path / "nothing"))
+
+
+def test_a_local_folder_from_the_command_line(encoder, tmp_path, command):
+    """What `save_pretrained` wrote is found by name, and prompt="..." is what guidance steers to."""
+    from diffguide.sample import main
+
+    letters = [chr(letter) + end for letter in range(97, 123) for end in ("", "</w>")]
+    words = {word: index for index, word in enumerate(["<|startoftext|>", "<|endoftext|>", *letters])}
+    (tmp_path / "vocab.json").write_text(json.dumps(words))
+    (tmp_path / "merges.txt").write_text("#version: 0.2\n")
+    tokenizer = transformers.CLIPTokenizer(str(tmp_path / "vocab.json"), str(tmp_path / "merges.txt"))
+    config = transformers.CLIPConfig.from_dict(encoder.model.config.to_dict())
+    config.text_config.vocab_size, config.text_config.eos_token_id = len(words), 1
+    for part in (transformers.CLIPModel(config), tokenizer):
+        part.save_pretrained(tmp_path / "clip")
+    grids = []
+    for prompt, scale in (("a red house", 50), ("seven", 50), ("seven", 0)):
+        done = command(main, "oracle=empirical", "oracle.width=0.3", "n=4", "sampler.steps=4", "guidance=clip",
+                       f'prompt="{prompt}"', f"guidance.scale={scale}", "guidance.potential.crops=2",
+                       f"guidance.potential.encoder.name={tmp_path}/clip", at=tmp_path)  # fmt: skip
+        assert done.code == 0, done.err
+        with np.load(tmp_path / done.folder / "samples.npz") as arrays:
+            grids.append(arrays["arr_0"].astype(int))
+    assert all(abs(a - b).max() > 3 for a, b in zip(grids, grids[1:]))

@@ -127,7 +127,6 @@ def test_a_function_of_the_users_own(tmp_path, command, monkeypatch):
     (["guidance=inpaint", "guidance.potential.noise=0"], "noise must be a positive standard deviation, got 0"),
     (["guidance=inpaint", "guidance/potential/picture=file"], "guidance.potential.picture.path must be given"),
     (["guidance=clip"], "guidance.potential.prompt must be a text, got None"),
-    (["guidance=tfg", "guidance.rhoo=1"], "guidance.rho"),
 ])  # fmt: skip
 def test_mistakes_are_told(tmp_path, command, chosen, sentence):
     oracle = [] if any(text.startswith("oracle=") for text in chosen) else ["oracle=empirical"]

@@ -227,8 +227,8 @@ class Steered(DenoiserWrapper):
 class PotentialGuidance(Steered):
     """Bayes' rule with exp f(x0_hat) for p(y | x_t): x_0 + w (sigma^2 / alpha) g, eps - w sigma g, g = grad_{x_t} f.
 
-    The gradient goes through the network. Chung et al., "Diffusion Posterior Sampling", 2023, arXiv 2209.14687, eq. 11 with
-    f = log p(y | x_0); Bansal et al., "Universal Guidance for Diffusion Models", 2023, arXiv 2302.07121, eq. 6 with f =
+    The gradient goes through the network. Chung et al., "Diffusion Posterior Sampling", 2023, arXiv 2209.14687, theorem 1
+    with f = log p(y | x_0); Bansal et al., "Universal Guidance for Diffusion Models", 2023, arXiv 2302.07121, with f =
     -loss and s(t) = w sigma. It puts the mean in the place of the law p(x_0 | x_t): on a Gaussian with covariance V of
     x_0 given x_t, and noise s, the gain is that of the precision 1 / s^2 in the place of (V + s^2)^-1: too strong.
 

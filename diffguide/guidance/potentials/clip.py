@@ -72,7 +72,7 @@ class PretrainedClip(ClipEncoder):
 class ClipPotential(Potential):
     """f(x) = -mean over crops of d(crop(x), prompt), d = 2 arcsin^2(|u - v| / 2) for unit vectors: half the squared angle.
 
-    The loss of CLIP-guided diffusion (Crowson; Nichol et al., "GLIDE", 2022, arXiv 2112.10741, section 2.3, with the
+    The loss of CLIP-guided diffusion (Crowson; Nichol et al., "GLIDE", 2022, arXiv 2112.10741, section 2.4, with the
     spherical distance in the place of the dot product). d is between 0 and pi^2 / 2 = 4.9, so scales are large: 100 to
     1000. A crop is a square window, resized to the encoder's side; the crops of a sample are a function of its seed, the
     same ones at every level.
@@ -102,7 +102,7 @@ class ClipPotential(Potential):
             raise ValueError("CLIP's crops are drawn with noise: the run must have some, or guidance.potential.crops=0")
         fresh = copy.copy(self)
         draws = (noise.normal(times[0], CROPS + i) for i in range(self.crops))
-        fresh.windows = tuple(torch.special.ndtr(draw.flatten(1)[:, :3].double()) for draw in draws)
+        fresh.windows = tuple(torch.special.ndtr(draw.flatten(1)[:, :3]) for draw in draws)
         return fresh
 
     def __call__(self, x: Tensor, y: Condition | None) -> Tensor:
@@ -110,7 +110,7 @@ class ClipPotential(Potential):
             raise SamplingError(f"CLIP sees images [B, 1 or 3, H, W], and this model makes {list(x.shape)}")
         if self.crops and self.windows is None:
             raise ValueError("CLIP's crops are drawn for a run: call start(noise, times) first, or take crops=0")
-        whole_image = x.new_tensor([[0.5, 0.5, 1.0]], dtype=torch.float64).expand(len(x), 3)
+        whole_image = x.new_tensor([[0.5, 0.5, 1.0]]).expand(len(x), 3)
         distances = [self.distance(self.view(x, window)) for window in self.windows or (whole_image,)]
         return -torch.stack(distances).mean(0)
 

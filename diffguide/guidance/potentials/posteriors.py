@@ -29,8 +29,8 @@ class DPS(Steered):
     """x_0 - zeta grad_{x_t} |y - A x0_hat| / alpha, eps as it is: every step moves x by -zeta times a unit-free gradient.
 
     Chung, Kim, McCann, Klasky, Ye, "Diffusion Posterior Sampling for General Noisy Inverse Problems", 2023, arXiv
-    2209.14687, algorithm 1 with its step zeta / |y - A x0_hat| on the squared residual (as the authors' code has it,
-    section C.2 halved). The measurement's noise does not enter. There x_s moves by zeta grad, here by zeta (alpha_s /
+    2209.14687, algorithm 1 with a step over |y - A x0_hat|, as the authors' code has it: the gradient of the
+    residual's norm (that of its square over it is twice that). The measurement's noise does not enter. There x_s moves by zeta grad, here by zeta (alpha_s /
     alpha_t) grad, which a denoiser can say without knowing s. The likelihood that it stands for, p(y | x0_hat) with Bayes'
     factor, is guidance=potential.
 
@@ -60,8 +60,8 @@ class DPS(Steered):
 class PiGDM(Steered):
     """Bayes' rule with p(y | x_t) = N(y; A x0_hat, r^2 A A^T + s^2), r^2 = v n^2 / (v + n^2), n = sigma / alpha.
 
-    Song, Vahdat, Mardani, Kautz, "Pseudoinverse-Guided Diffusion Models for Inverse Problems", ICLR 2023, eq. 7 to 9, with
-    the r of section 3.2 (v = 1). Exact on data N(m, v I), where r^2 is the variance of x_0 given x_t.
+    Song, Vahdat, Mardani, Kautz, "Pseudoinverse-Guided Diffusion Models for Inverse Problems", ICLR 2023,
+    section 3, where v = 1. Exact on data N(m, v I), where r^2 is the variance of x_0 given x_t.
 
     Arguments:
         denoiser: one whose prediction can be differentiated.

@@ -78,7 +78,7 @@ class UniversalGuidance(Steered):
 
         x_0 + w (sigma^2 / alpha) g + D,  eps - w sigma g - (alpha / sigma) D,  D from D + backward_rate grad f(x0_hat + D)
 
-    Bansal et al., "Universal Guidance for Diffusion Models", 2023, arXiv 2302.07121, eq. 6 to 9 and algorithm 1, with f =
+    Bansal et al., "Universal Guidance for Diffusion Models", 2023, arXiv 2302.07121, algorithm 1, with f =
     -loss. Their self-recurrence is sampler=time_travel.
 
     Arguments:
@@ -164,7 +164,7 @@ class LGD(Smoothed):
     """Bayes' rule with log (1/n) sum_i exp f(x0_hat + r_t z_i), r_t = sigma / sqrt(alpha^2 + sigma^2), through the network.
 
     Song, Zhang, Yin, Mardani, Liu, Kautz, Chen, Vahdat, "Loss-Guided Diffusion Models for Plug-and-Play Controllable
-    Generation", ICML 2023, eq. 8 (LGD-MC): N(x0_hat, r_t^2) in the place of p(x_0 | x_t), exact for data N(m, I) as n
+    Generation", ICML 2023 (LGD-MC): N(x0_hat, r_t^2) in the place of p(x_0 | x_t), exact for data N(m, I) as n
     grows.
 
     Arguments:
