@@ -75,7 +75,7 @@ def test_crops(encoder):
         assert all(smallest - 0.05 <= side <= 1.05 for side in sides)
         assert smallest == 1.0 or max(sides) - min(sides) > 0.05
     again = ClipPotential(encoder, "x", 6, 1.0).start(Noise([4, 5], (1, 64, 64), COSINE), torch.tensor([1.0, 0.0]))
-    torch.testing.assert_close(again.windows[3][1:], potential.windows[3], atol=1e-6, rtol=0)
+    torch.testing.assert_close(again.windows[3][1:], potential.windows[3].float(), atol=1e-6, rtol=0)
 
 
 def test_guided_images_come_nearer_to_the_text(encoder):

@@ -21,7 +21,7 @@ def checked(guidance: str, potential: object, kind: type) -> None:
     if not isinstance(potential, kind):
         raise ValueError(
             f"{guidance} needs a potential that is {kind.__name__}, got {type(potential).__name__}; take "
-            "guidance/potential=inpaint, super_resolution or deblur, or guidance=potential"
+            "guidance/potential=inpaint, super_resolution or deblur, or another guidance, such as mpgd"
         )
 
 
@@ -29,10 +29,10 @@ class DPS(Steered):
     """x_0 - zeta grad_{x_t} |y - A x0_hat| / alpha, eps as it is: every step moves x by -zeta times a unit-free gradient.
 
     Chung, Kim, McCann, Klasky, Ye, "Diffusion Posterior Sampling for General Noisy Inverse Problems", 2023, arXiv
-    2209.14687, algorithm 1 with a step over |y - A x0_hat|, as the authors' code has it: the gradient of the
-    residual's norm (that of its square over it is twice that). The measurement's noise does not enter. There x_s moves by zeta grad, here by zeta (alpha_s /
-    alpha_t) grad, which a denoiser can say without knowing s. The likelihood that it stands for, p(y | x0_hat) with Bayes'
-    factor, is guidance=potential.
+    2209.14687, algorithm 1 with a step over |y - A x0_hat|, as the authors' code has it: the gradient of the residual's
+    norm (that of its square, over it, is twice that). The measurement's noise does not enter. There x_s moves by zeta
+    grad, here by zeta (alpha_s / alpha_t) grad, which a denoiser can say without knowing s. The likelihood that it stands
+    for, p(y | x0_hat) with Bayes' factor, is guidance=potential.
 
     Arguments:
         denoiser: one whose prediction can be differentiated.
