@@ -6,7 +6,9 @@ import typing
 from collections.abc import Callable, Sequence
 from typing import Any
 
-__all__ = ["bases", "completed", "describe", "element", "fits", "parameters", "required", "stored", "takes_node"]
+__all__ = [
+    "bases", "completed", "describe", "element", "fits", "parameters", "required", "stored", "takes_callable", "takes_node",
+]  # fmt: skip
 
 NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", types.NoneType: "null"}
 
@@ -52,7 +54,12 @@ def stored(hint: Any) -> bool:
 
 def takes_node(hint: Any) -> bool:
     """Whether an annotation asks for an object or a callable."""
-    return bool(bases(hint)) or any(typing.get_origin(part) is Callable for part in parts(hint))
+    return bool(bases(hint)) or takes_callable(hint)
+
+
+def takes_callable(hint: Any) -> bool:
+    """Whether an annotation lets any callable pass, so that a node may say `_partial_`."""
+    return any(typing.get_origin(part) is Callable for part in parts(hint))
 
 
 def completed(hint: Any) -> tuple[int, type] | None:

@@ -21,8 +21,12 @@ from .schedules import Schedule
 
 __all__ = [
     "Prediction", "Denoiser", "ExactDenoiser", "LogDensity", "Classifier", "Preconditioned", "DenoiserWrapper",
-    "EvaluationCounter", "capable",
+    "EvaluationCounter", "SamplingError", "capable",
 ]  # fmt: skip
+
+
+class SamplingError(ValueError):
+    """What a run that was begun cannot end, in its sampler or its guidance: it says why, and what to change."""
 
 
 class Prediction(NamedTuple):

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from .annotations import bases, completed, describe, element, fits, parameters
+from .annotations import bases, completed, describe, element, fits, parameters, takes_callable
 from .archives import CheckpointError
 
 __all__ = ["ROLES", "construct", "vet", "vet_values"]
@@ -100,9 +100,9 @@ def walk(value: Any, key: str, depth: int) -> Iterator[tuple[str, Any, int]]:
 
 
 def vet_node(
-    node: Any, where: str, base: tuple[Any, ...], given: int, trust: Sequence[str], later: bool = False
-) -> Any:  # fmt: skip
-    """`vet` of one node whose target must be, or derive from, one of `base`; `later` = it may be completed later."""
+    node: Any, where: str, base: tuple[Any, ...], given: int, trust: Sequence[str], partial: bool = False
+) -> Any:
+    """`vet` of one node whose target must be, or derive from, one of `base`; `partial` = it may be called later."""
     if not isinstance(node, dict) or not isinstance(node.get("_target_"), str):
         raise CheckpointError(f"{where} has no _target_")
     target = node["_target_"]
@@ -115,7 +115,7 @@ def vet_node(
     if taken is not None:
         taken = dict(list(taken.items())[given:])
     for key, value in node.items():
-        if key == "_target_" or (key == "_partial_" and later and value is True):
+        if key == "_target_" or (partial and key == "_partial_" and value is True):
             continue
         if key.startswith("_") or (taken is not None and key not in taken):
             raise CheckpointError(f"{where}.{key} is not an argument of {target}")
@@ -125,12 +125,12 @@ def vet_node(
 
 def vet_value(value: Any, where: str, hint: Any, trust: Sequence[str]) -> None:
     """`vet` of an argument, which may be a node or a list of nodes where its annotation asks for objects."""
-    if isinstance(value, dict) and (rest := completed(hint)) is not None:
-        vet_node(value, where, (rest[1],), rest[0], trust, later=True)
+    if isinstance(value, dict) and not bases(hint) and (rest := completed(hint)) is not None:
+        vet_node(value, where, (rest[1],), rest[0], trust, partial=True)
     elif isinstance(value, dict):
         if not bases(hint) and hint is not Any:
             raise CheckpointError(f"{where} is a node, and none is taken from a file there")
-        vet_node(value, where, bases(hint), 0, trust)
+        vet_node(value, where, bases(hint), 0, trust, takes_callable(hint))
     elif isinstance(value, list) and element(hint) is not None and not (plain(value) and fits(value, hint)):
         for index, part in enumerate(value):
             vet_value(part, f"{where}.{index}", element(hint), trust)

@@ -14,6 +14,7 @@ from diffguide.samplers.maruyama import EulerMaruyama, ForwardDiffusion, SigmaDi
 from diffguide.samplers.multistep import IPNDM, LMS
 from diffguide.samplers.restart import Restart
 from diffguide.samplers.singlestep import DPM2, PNDM, DPMpp2S
+from diffguide.samplers.travel import TimeTravel
 from diffguide.samplers.unipc import UniPC
 
 SAMPLERS = {
@@ -47,5 +48,6 @@ SAMPLERS = {
     "annealed_langevin": lambda steps: AnnealedLangevin(steps, UniformT(), corrections=2, step_size=None),
     "restart": lambda steps: Restart(Heun(steps, UniformT()), [[0.1, 0.5, 1, 2]]),
     "restart-ddpm": lambda steps: Restart(DDPM(steps, UniformT(), variance=0.0), [[0.2, 1.0, 1, 2]]),
+    "time_travel": lambda steps: TimeTravel(DDPM(steps, UniformT(), variance=0.0), 1, [0.0, float("inf")]),
 }
 every_sampler = pytest.mark.parametrize("make", SAMPLERS.values(), ids=SAMPLERS)

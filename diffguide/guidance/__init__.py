@@ -1,5 +1,6 @@
 """Guidance: a Denoiser made of a Denoiser."""
 
+from . import potentials
 from .cads import CADS
 from .classifier import ClassifierGuidance
 from .contrast import ClassifierFree, Contrast, Unguided
@@ -8,4 +9,5 @@ from .weak import Auto, Compose, Negative
 
 __all__ = [
     "CADS", "Auto", "ClassifierFree", "ClassifierGuidance", "Compose", "Contrast", "Negative", "Nested", "Unguided",
+    "potentials",
 ]  # fmt: skip

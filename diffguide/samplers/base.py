@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..denoisers import Denoiser, ExactDenoiser, capable
+from ..denoisers import Denoiser, ExactDenoiser, SamplingError, capable
 from ..randomness import Noise
 from .grids import Grid
 
@@ -13,10 +13,6 @@ __all__ = ["Sampler", "SamplingError"]
 
 WORDS = {Denoiser: "a denoiser", ExactDenoiser: "the exact covariance of x_0 given x_t (an oracle, unguided)"}
 MOST = 10**5  # steps: grids and frames are lists of them
-
-
-class SamplingError(ValueError):
-    """What a sampler that was begun cannot end: it says why, and what to change."""
 
 
 class Sampler:

@@ -1,0 +1,133 @@
+"""CLIP as a potential: how near an image is to a text, through `transformers` (pip install 'diffguide[clip]')."""
+
+import copy
+
+import torch
+from torch import Tensor
+
+from ...backbones.conditions import Condition
+from ...denoisers import SamplingError
+from .base import Potential, per_sample
+from .training_free import DRAWS, whole
+
+__all__ = ["ClipEncoder", "ClipPotential", "PretrainedClip"]
+
+MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # of CLIP's training images
+CROPS = 2 * DRAWS  # the first of the draws that crops use
+
+
+class ClipEncoder:
+    """Unit vectors of images and of a text, by a `transformers` CLIPModel.
+
+    Arguments:
+        model: the CLIPModel; it is frozen here.
+        tokenizer: its tokenizer: tokenizer(texts, padding=True, truncation=True, return_tensors="pt").
+    """
+
+    def __init__(self, model: torch.nn.Module, tokenizer):
+        self.model, self.tokenizer = model.eval().requires_grad_(False), tokenizer
+        self.side = model.config.vision_config.image_size
+
+    def images(self, x: Tensor) -> Tensor:
+        """Unit vectors [B, E] of RGB images [B, 3, side, side] in [-1, 1]."""
+        self.model.to(x.device)
+        mean, std = (torch.tensor(part).to(x)[:, None, None] for part in (MEAN, STD))
+        seen = ((x + 1) / 2 - mean) / std
+        weight = self.model.visual_projection.weight
+        features = self.model.visual_projection(
+            self.model.vision_model(pixel_values=seen.to(weight.dtype)).pooler_output
+        )
+        return torch.nn.functional.normalize(features, dim=1)
+
+    @torch.no_grad()
+    def text(self, prompt: str) -> Tensor:
+        """The unit vector [1, E] of a text."""
+        tokens = self.tokenizer([prompt], padding=True, truncation=True, return_tensors="pt")
+        tokens = {name: tokens[name].to(self.model.device) for name in ("input_ids", "attention_mask")}
+        features = self.model.text_projection(self.model.text_model(**tokens).pooler_output)
+        return torch.nn.functional.normalize(features, dim=1)
+
+
+class PretrainedClip(ClipEncoder):
+    """A CLIP model with its weights.
+
+    Arguments:
+        name: a local folder, or a name on the hub, which `transformers` then downloads.
+
+    Raises:
+        ValueError: `transformers` is not installed, or there is no such model.
+    """
+
+    def __init__(self, name: str):
+        try:
+            from transformers import AutoTokenizer, CLIPModel
+        except ImportError:
+            raise ValueError("CLIP needs transformers: pip install 'diffguide[clip]'") from None
+        try:
+            super().__init__(CLIPModel.from_pretrained(name), AutoTokenizer.from_pretrained(name))
+        except (OSError, ValueError) as error:
+            raise ValueError(f"there is no CLIP model {name}: {str(error).splitlines()[0]}") from error
+
+
+class ClipPotential(Potential):
+    """f(x) = -mean over crops of d(crop(x), prompt), d = 2 arcsin^2(|u - v| / 2) for unit vectors: half the squared angle.
+
+    The loss of CLIP-guided diffusion (Crowson; Nichol et al., "GLIDE", 2022, arXiv 2112.10741, section 2.4, with the
+    spherical distance in the place of the dot product). d is between 0 and pi^2 / 2 = 4.9, so scales are large: 100 to
+    1000. A crop is a square window, resized to the encoder's side; the crops of a sample are a function of its seed, the
+    same ones at every level.
+
+    Arguments:
+        encoder: of images and texts.
+        prompt: what to make.
+        crops: windows per image; 0 = the whole image alone.
+        smallest: side of the smallest window, as a part of the image's; in (0, 1].
+
+    Raises:
+        ValueError: a count or side out of range, an empty prompt. Later: data that are no images of 1 or 3 channels.
+    """
+
+    windows: tuple[Tensor, ...] | None = None
+
+    def __init__(self, encoder: ClipEncoder, prompt: str, crops: int, smallest: float):
+        if not prompt.strip():
+            raise ValueError('prompt must say what to make: prompt="a photograph of ..."')
+        if not 0 < smallest <= 1:
+            raise ValueError(f"smallest must be above 0 and at most 1, got {smallest}")
+        self.crops, self.smallest = whole("crops", crops, 0), float(smallest)
+        self.encoder, self.wanted = encoder, encoder.text(prompt)
+
+    def start(self, noise, times: Tensor) -> "ClipPotential":
+        if self.crops and noise is None:
+            raise ValueError("CLIP's crops are drawn with noise: the run must have some, or guidance.potential.crops=0")
+        fresh = copy.copy(self)
+        draws = (noise.normal(times[0], CROPS + i) for i in range(self.crops))
+        fresh.windows = tuple(torch.special.ndtr(draw.flatten(1)[:, :3]) for draw in draws)
+        return fresh
+
+    def __call__(self, x: Tensor, y: Condition | None) -> Tensor:
+        if x.ndim != 4 or x.shape[1] not in (1, 3):
+            raise SamplingError(f"CLIP sees images [B, 1 or 3, H, W], and this model makes {list(x.shape)}")
+        if self.crops and self.windows is None:
+            raise ValueError("CLIP's crops are drawn for a run: call start(noise, times) first, or take crops=0")
+        whole_image = x.new_tensor([[0.5, 0.5, 1.0]]).expand(len(x), 3)
+        distances = [self.distance(self.view(x, window)) for window in self.windows or (whole_image,)]
+        return -torch.stack(distances).mean(0)
+
+    def view(self, x: Tensor, window: Tensor) -> Tensor:
+        """The windows [B, 3] = (row, column, side), uniform numbers in [0, 1], of images, resized to the encoder's side."""
+        row, column, chance = per_sample(window, x, "CLIP").T
+        side = self.smallest + (1 - self.smallest) * chance
+        zero, room = torch.zeros_like(side), 1 - side
+        theta = torch.stack([side, zero, (2 * column - 1) * room, zero, side, (2 * row - 1) * room], 1).reshape(
+            -1, 2, 3
+        )
+        size = [len(x), x.shape[1], self.encoder.side, self.encoder.side]
+        grid = torch.nn.functional.affine_grid(theta, size, align_corners=False)
+        view = torch.nn.functional.grid_sample(x, grid, padding_mode="border", align_corners=False)
+        return view.expand(-1, 3, -1, -1)
+
+    def distance(self, view: Tensor) -> Tensor:
+        """2 arcsin^2(|u - v| / 2), [B]."""
+        u = self.encoder.images(view)
+        return 2 * ((u - self.wanted.to(u)).norm(dim=1) / 2).clamp(max=1).arcsin() ** 2

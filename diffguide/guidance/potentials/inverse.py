@@ -1,0 +1,188 @@
+"""Linear inverse problems as log-potentials: y = A x_0 + s z, f(x_0) = -|y - A x_0|^2 / (2 s^2)."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from ...backbones.conditions import Condition
+from ...denoisers import SamplingError
+from ...randomness import normal
+from .base import Potential
+from .pictures import Mask, Picture
+
+__all__ = ["Deblur", "Inpaint", "LinearProblem", "SuperResolution"]
+
+
+class LinearProblem(Potential):
+    """log N(y; A x_0, s^2) up to a constant: every row of a batch has the same measurement y.
+
+    Arguments:
+        picture: the clean picture that is measured here, or a measurement that was made elsewhere.
+        noise: s, standard deviation of the measurement's noise, in the units of the data; positive.
+        seed: of that noise, where the picture is measured here.
+
+    Raises:
+        ValueError: noise that is not positive, a negative seed; a picture that A does not fit.
+    """
+
+    def __init__(self, picture: Picture, noise: float, seed: int):
+        if not 0 < noise < math.inf:
+            raise ValueError(f"noise must be a positive standard deviation, got {noise}")
+        if seed < 0:
+            raise ValueError(f"seed must be at least 0, got {seed}")
+        self.noise = float(noise)
+        self.prepare(picture.values)
+        if picture.measured:
+            self.measurement = picture.values[None]
+        else:
+            clean = self.forward(picture.values[None])
+            z = normal(clean.shape, torch.Generator().manual_seed(seed), torch.float64)
+            self.measurement = clean + self.noise * self.seen(z.to(clean))
+
+    def prepare(self, values: Tensor) -> None:
+        """What A needs to know of the picture's shape."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """A x of examples [B, ...]."""
+        raise NotImplementedError
+
+    def seen(self, z: Tensor) -> Tensor:
+        """The part of z, in the shape of a measurement, that A x can reach."""
+        return z
+
+    def solve(self, residual: Tensor, variance: Tensor | float) -> Tensor:
+        """(variance A A^T + s^2)^-1 residual; variance a number or shaped to multiply x."""
+        raise NotImplementedError
+
+    def residual(self, x: Tensor) -> Tensor:
+        """y - A x.
+
+        Raises:
+            SamplingError: examples of another shape than the measurement.
+        """
+        try:
+            made = self.forward(x)
+        except (RuntimeError, ValueError) as error:
+            raise SamplingError(
+                f"guidance.potential: {type(self).__name__} cannot measure {list(x.shape)}: {error}"
+            ) from error
+        if made.shape[1:] != self.measurement.shape[1:]:
+            raise SamplingError(
+                f"guidance.potential: {type(self).__name__} has a measurement of shape {list(self.measurement.shape[1:])}, "
+                f"and measures what this model makes, {list(x.shape[1:])}, as {list(made.shape[1:])}"
+            )
+        return self.measurement.to(made) - made
+
+    def distance(self, x: Tensor) -> Tensor:
+        """|y - A x|, [B]."""
+        return torch.linalg.vector_norm(self.residual(x).flatten(1), dim=1)
+
+    def log_likelihood(self, x: Tensor, variance: Tensor | float) -> Tensor:
+        """-|y - A x|^2 / 2 in the metric (variance A A^T + s^2)^-1: log N(y; A x, .) up to what does not depend on x."""
+        residual = self.residual(x)
+        return -0.5 * (residual * self.solve(residual, variance)).flatten(1).sum(1)
+
+    def __call__(self, x: Tensor, y: Condition | None) -> Tensor:
+        return self.log_likelihood(x, 0.0)
+
+
+class Inpaint(LinearProblem):
+    """A keeps the known values and sets the others to 0: y = m x_0 + s m z.
+
+    Arguments:
+        picture, noise, seed: see `LinearProblem`.
+        mask: which values are known.
+
+    Raises:
+        ValueError: see `LinearProblem`; a mask that does not fit the picture.
+    """
+
+    def __init__(self, picture: Picture, mask: Mask, noise: float, seed: int):
+        self.mask = mask
+        super().__init__(picture, noise, seed)
+
+    def prepare(self, values: Tensor) -> None:
+        known = self.mask(values.shape)
+        try:
+            self.known = known.expand(values.shape)[None]
+        except RuntimeError as error:
+            raise ValueError(f"a mask {list(known.shape)} does not fit a picture {list(values.shape)}") from error
+        if not bool(self.known.any()):
+            raise ValueError(f"the mask hides every value of a picture {list(values.shape)}: nothing is known")
+
+    def seen(self, z: Tensor) -> Tensor:
+        return z * self.known.to(z)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.known.to(x)
+
+    def residual(self, x: Tensor) -> Tensor:
+        return super().residual(x) * self.known.to(
+            x
+        )  # a measurement made elsewhere holds anything where nothing is known
+
+    def solve(self, residual: Tensor, variance: Tensor | float) -> Tensor:
+        return residual / (variance + self.noise**2)
+
+
+class SuperResolution(LinearProblem):
+    """A is the mean over squares of factor x factor pixels.
+
+    Arguments:
+        picture, noise, seed: see `LinearProblem`.
+        factor: side of a square, pixels, at least 2; divides the sides of the images.
+
+    Raises:
+        ValueError: see `LinearProblem`; a factor out of range.
+    """
+
+    def __init__(self, picture: Picture, factor: int, noise: float, seed: int):
+        if factor < 2:
+            raise ValueError(f"factor must be at least 2 pixels, got {factor}")
+        self.factor = factor
+        super().__init__(picture, noise, seed)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.ndim != 4 or x.shape[2] % self.factor or x.shape[3] % self.factor:
+            raise ValueError(f"factor {self.factor} must divide the sides of images [C, H, W], got {list(x.shape[1:])}")
+        return torch.nn.functional.avg_pool2d(x, self.factor)
+
+    def solve(self, residual: Tensor, variance: Tensor | float) -> Tensor:
+        return residual / (variance / self.factor**2 + self.noise**2)  # A A^T = 1 / factor^2
+
+
+class Deblur(LinearProblem):
+    """A is the circular convolution with a Gaussian, diagonal in Fourier space: h(k) = exp(-2 (pi width k)^2).
+
+    Arguments:
+        picture, noise, seed: see `LinearProblem`.
+        width: standard deviation of the Gaussian, pixels, positive.
+
+    Raises:
+        ValueError: see `LinearProblem`; a width out of range.
+    """
+
+    def __init__(self, picture: Picture, width: float, noise: float, seed: int):
+        if not 0 < width < math.inf:
+            raise ValueError(f"width must be a positive number of pixels, got {width}")
+        self.width = float(width)
+        super().__init__(picture, noise, seed)
+
+    def response(self, x: Tensor) -> Tensor:
+        """h at the frequencies of images [B, C, H, W], [H, W // 2 + 1]."""
+        rows = torch.fft.fftfreq(x.shape[2], dtype=torch.float64)
+        columns = torch.fft.rfftfreq(x.shape[3], dtype=torch.float64)
+        square = rows[:, None] ** 2 + columns**2
+        return (-2 * (math.pi * self.width) ** 2 * square).exp().to(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.ndim != 4:
+            raise ValueError(f"only images [C, H, W] are blurred, got {list(x.shape[1:])}")
+        return self.filtered(x, self.response(x))
+
+    def solve(self, residual: Tensor, variance: Tensor | float) -> Tensor:
+        return self.filtered(residual, 1 / (variance * self.response(residual) ** 2 + self.noise**2))
+
+    def filtered(self, x: Tensor, response: Tensor) -> Tensor:
+        return torch.fft.irfft2(torch.fft.rfft2(x) * response, s=x.shape[2:])

@@ -1,0 +1,150 @@
+"""Potential guidance from the command line: every file, a function of the user's own, inpainting digits, mistakes."""
+
+from pathlib import Path
+
+import numpy
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from diffguide.configuration import build, config_dir
+from diffguide.datasets.digits import Digits
+from diffguide.oracles import Empirical
+from diffguide.sample import main
+from diffguide.schedules import EDM
+from diffguide.vetting import CheckpointError, vet
+
+FILES = ["potential", "potential_of_x_t", "mpgd", "freedom", "universal", "lgd", "tfg", "dps", "repaint", "inpaint",
+         "super_resolution", "deblur"]  # fmt: skip
+DIGITS = ["oracle=empirical", "n=6", "sampler.steps=10"]
+
+
+def samples(folder: Path) -> numpy.ndarray:
+    with numpy.load(folder / "samples.npz") as arrays:
+        return arrays["arr_0"][..., 0] / 127.5 - 1
+
+
+def composed(name: str, *overrides: str):
+    with initialize_config_dir(config_dir(), version_base="1.3"):
+        return compose(name, list(overrides))
+
+
+DATA = Digits(1, 8, 10)
+DENOISER = Empirical(DATA.train.x[:50], DATA.train.y[:50], EDM(12.4, -8.7), 0.0)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_every_file_is_built(name):
+    """As it stands; training with it drops no label."""
+    cfg = composed("train", f"guidance={name}")
+    assert type(build(cfg, "guidance", DENOISER)).needs_null is False and cfg.p_uncond == 0.0
+
+
+@pytest.mark.parametrize("potential", ["inpaint", "super_resolution", "deblur"])
+def test_methods_take_every_inverse_problem(potential):
+    guided = build(composed("sample", "guidance=mpgd", f"guidance/potential={potential}"), "guidance", DENOISER)
+    assert type(guided).__name__ == "MPGD" and guided.potential.measurement.shape[1] == 1
+
+
+def test_masks_and_pictures_are_chosen(tmp_path):
+    numpy.savez(tmp_path / "picture.npz", numpy.zeros((1, 8, 8)))
+    chosen = ["guidance/potential/picture=file", f"guidance.potential.picture.path={tmp_path}/picture.npz",
+              "guidance/potential/mask=random", "guidance.potential.mask.hidden=0.2"]  # fmt: skip
+    guided = build(composed("sample", "guidance=inpaint", *chosen), "guidance", DENOISER)
+    assert abs(float(guided.potential.measurement.mean())) < 0.05 and int((~guided.potential.known).sum()) < 32
+    chosen = [
+        "guidance.potential.picture.label=7",
+        "guidance.potential.picture.index=2",
+        "guidance.potential.noise=1e-6",
+    ]
+    seven = build(composed("sample", "guidance=inpaint", *chosen), "guidance", DENOISER).potential
+    expected = DATA.test.x[(DATA.test.y == 7).nonzero()[2, 0]]
+    numpy.testing.assert_allclose(seven.measurement[0, 0, 4:], expected[0, 4:], atol=1e-5)
+
+
+def test_inpainting_digits_keeps_the_known_pixels(tmp_path, command):
+    """The lower half of the first test 3: RePaint keeps it to a grey value, in a picture that is a training digit above."""
+    three = DATA.test.x[(DATA.test.y == 3).nonzero()[0, 0], 0].numpy()
+    chosen = ["guidance.potential.picture.label=3", "guidance.potential.noise=1e-6", "labels=[3]", "sampler=ddpm"]
+    done = command(main, *DIGITS, "guidance=repaint", *chosen, at=tmp_path)
+    assert done.code == 0, done.err
+    numpy.testing.assert_allclose(
+        samples(tmp_path / done.folder)[:, 4:], numpy.broadcast_to(three[4:], (6, 4, 8)), atol=0.012
+    )
+
+
+@pytest.mark.parametrize("name", ["inpaint", "dps guidance/potential=inpaint guidance.scale=2"])
+def test_posterior_samples_of_digits_fit_what_is_known(tmp_path, command, name):
+    """The exact denoiser of the training digits, guided by pixels of a training-like 3, picks digits near it."""
+    three = DATA.test.x[(DATA.test.y == 3).nonzero()[0, 0], 0].numpy()
+    chosen = ["guidance.potential.picture.label=3", "labels=null", "sampler.steps=20"]
+
+    def distance(*guidance: str) -> float:
+        done = command(main, *DIGITS, "n=20", *guidance, "labels=null", "sampler.steps=20", at=tmp_path)
+        assert done.code == 0, done.err
+        return float(numpy.square(samples(tmp_path / done.folder) - three)[:, 4:].mean())
+
+    assert distance(*f"guidance={name}".split(), *chosen) < 0.75 * distance()
+
+
+MINE = """
+def right(x, y):
+    return 3.0 * x[:, 0]
+
+
+def flat(x, y):
+    return x
+
+
+class Right:
+    def __call__(self, x, y):
+        return right(x, y)
+"""
+
+
+def test_a_function_of_the_users_own(tmp_path, command, monkeypatch):
+    """A function and a class of callables do the same; both pull to the right; a wrong shape is told in one line."""
+    (tmp_path / "mine.py").write_text(MINE)
+    monkeypatch.syspath_prepend(tmp_path)
+    means = []
+    for guidance in (["none"], ["potential", "mine.right"], ["potential", "mine.Right"]):
+        chosen = [f"guidance={guidance[0]}", *(f"guidance.potential._target_={name}" for name in guidance[1:])]
+        done = command(main, "oracle=gmm2d", "n=100", "sampler.steps=8", *chosen, at=tmp_path)
+        assert done.code == 0, done.err
+        with numpy.load(tmp_path / done.folder / "samples.npz") as arrays:
+            means.append(arrays["arr_0"].mean(0))
+    assert means[1][0] > means[0][0] + 0.02 and (means[1] == means[2]).all()
+    done = command(
+        main, "oracle=gmm2d", "guidance=potential", "guidance.potential._target_=mine.flat", "n=4", at=tmp_path
+    )
+    assert done.code == 1 and len(done.err.strip().splitlines()[-1]) < 400 and "Traceback" not in done.err
+    assert "flat must give one number per row, [4] for x [4, 2], got [4, 2]" in done.err
+
+
+@pytest.mark.parametrize("chosen, sentence", [
+    (["guidance=dps", "oracle=gmm2d"], "cannot measure [64, 2]"),
+    (["guidance=repaint", "guidance/potential=deblur"], "guidance=repaint needs a potential that is Inpaint, got Deblur"),
+    (["guidance=inpaint", "guidance.potential.noise=0"], "noise must be a positive standard deviation, got 0"),
+    (["guidance=inpaint", "guidance/potential/picture=file"], "guidance.potential.picture.path must be given"),
+    (["guidance=clip"], "guidance.potential.prompt must be a text, got None"),
+])  # fmt: skip
+def test_mistakes_are_told(tmp_path, command, chosen, sentence):
+    oracle = [] if any(text.startswith("oracle=") for text in chosen) else ["oracle=empirical"]
+    done = command(main, *oracle, "sampler.steps=4", *chosen, at=tmp_path)
+    assert done.code == 1 and sentence in done.err and "Traceback" not in done.err
+
+
+def test_what_a_run_says_may_be_resumed(tmp_path, monkeypatch):
+    """A saved potential is vetted like every other part: ours passes, a stranger's function needs trust."""
+    (tmp_path / "mine.py").write_text(MINE)
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in ("potential", "tfg", "dps", "inpaint"):
+        vet(OmegaConf.to_container(composed("sample", f"guidance={name}").guidance), "guidance")
+    node = OmegaConf.to_container(
+        composed("sample", "guidance=mpgd", "guidance.potential._target_=mine.right").guidance
+    )
+    with pytest.raises(CheckpointError, match=r"mine.right, which is not diffguide's; .*trust=\[mine.right\]"):
+        vet(node, "guidance")
+    vet(node, "guidance", ["mine.right"])
+    with pytest.raises(CheckpointError, match="_partial_"):
+        vet({**node, "_partial_": True}, "guidance", ["mine.right"])
