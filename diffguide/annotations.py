@@ -63,8 +63,8 @@ def takes_callable(hint: Any) -> bool:
 
 
 def completed(hint: Any) -> tuple[int, type] | None:
-    """(n, class) of Callable[[n arguments], class]: a node that is completed later, by its first n arguments."""
-    for part in parts(hint):
+    """(n, class) of Callable[[n arguments], class] alone: a node that is completed later, by its first n arguments."""
+    for part in () if bases(hint) else parts(hint):
         if typing.get_origin(part) is Callable and isinstance(typing.get_args(part)[0], list):
             given, result = typing.get_args(part)
             if isinstance(result, type):

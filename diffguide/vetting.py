@@ -125,7 +125,7 @@ def vet_node(
 
 def vet_value(value: Any, where: str, hint: Any, trust: Sequence[str]) -> None:
     """`vet` of an argument, which may be a node or a list of nodes where its annotation asks for objects."""
-    if isinstance(value, dict) and not bases(hint) and (rest := completed(hint)) is not None:
+    if isinstance(value, dict) and (rest := completed(hint)) is not None:
         vet_node(value, where, (rest[1],), rest[0], trust, partial=True)
     elif isinstance(value, dict):
         if not bases(hint) and hint is not Any:
