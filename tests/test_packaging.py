@@ -1,6 +1,7 @@
 """The commands as a newcomer meets them: installed scripts, quick help, every way of running them."""
 
 import os
+import re
 import resource
 import shutil
 import subprocess
@@ -28,7 +29,7 @@ def test_help_is_quick_and_lists_the_groups(name, tmp_path):
         done = run(SCRIPTS / name, "--help", at=tmp_path)
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         used.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
-    assert done.returncode == 0 and "guidance: cfg, none" in done.stdout and name in done.stdout
+    assert done.returncode == 0 and re.search("guidance: .*cfg, .*none", done.stdout) and name in done.stdout
     assert min(used) < 1.0  # processor seconds; 0.5 s by the clock where nothing else runs; torch alone takes more
 
 
@@ -46,7 +47,8 @@ def test_an_experiment_overrides_and_is_overridden(tmp_path):
 def test_tab_completion(tmp_path):
     done = run(SCRIPTS / "diffguide-train", "-sc", "query=bash", at=tmp_path, COMP_LINE="diffguide-train guidance=",
                COMP_POINT="25")  # fmt: skip
-    assert done.stdout.split() == ["guidance=cfg", "guidance=none"]
+    options = [f"guidance={path.stem}" for path in (CHECKOUT / "configs/guidance").glob("*.yaml")]
+    assert sorted(done.stdout.split()) == sorted(options) and "guidance=cfg" in options
 
 
 def test_a_bare_checkout_runs_without_an_installation(tmp_path):
