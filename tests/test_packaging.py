@@ -1,7 +1,6 @@
 """The commands as a newcomer meets them: installed scripts, quick help, every way of running them."""
 
 import os
-import re
 import resource
 import shutil
 import subprocess
