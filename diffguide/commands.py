@@ -143,7 +143,7 @@ def run_command(command: Callable[[], None], name: str, argv: Sequence[str] | No
     try:
         if os.environ.get(FULL) == "1":
             return command()
-        with variables({FULL: "1", USERS: os.environ.get(FULL, "")}):
+        with variables({FULL: "1", USERS: os.environ.get(FULL, "")}), mistakes.quick_listing():
             told(command, name)
     finally:
         sys.argv = saved

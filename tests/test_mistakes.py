@@ -28,8 +28,8 @@ TRAIN = {
         "an option: sampler@sampler.inner=<name>",
     ),
     "number as an option": (["objective=3"], "there is no option objective=3; options"),
-    "key of another option": (["guidance=none", "guidance.scale=3"], "with guidance=none; guidance=cfg has it"),
-    "misspelt key of another option": (["guidance=none", "guidance.scal=3"], "guidance=none; guidance=cfg has guidance.scale"),
+    "key of another option": (["guidance=none", "guidance.scale=3"], "guidance=cfg has it"),
+    "misspelt key of another option": (["guidance=none", "guidance.scal=3"], "guidance=cfg has guidance.scale"),
     "key of another sampler": (["sampler.eta=1"], "sampler=ddim has it"),
     "argument in a node": (["objective.weight.gama=3"], "there is no key objective.weight.gama"),
     "key in a mapping": (["training={images:3,imges:3}"], "there is no key training.imges; nearest: training.images"),
@@ -90,7 +90,7 @@ SAMPLE = {
     "root key": (["checkpont=x"], "nearest: checkpoint"),
     "another command's group": (["objective=eps"], "objective is no choice of this command; its choices: "),
     "two options": (["guidance=[cfg,none]"], "guidance takes one option"),
-    "key without its option": (["guidance.scale=3"], "no key guidance.scale with guidance=none; guidance=cfg has it"),
+    "key without its option": (["guidance.scale=3"], "guidance=cfg has it"),
     "key of many options": (
         ["sampler=restart", "sampler.steps=3"],
         "nearest: sampler.inner.steps, sampler.intervals, sampler.inner; sampler=ddpm_exact has it; sampler=dpm2 "
