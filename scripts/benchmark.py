@@ -1,6 +1,6 @@
 """What the library costs on top of its networks: every row is a ratio to bare network work, alternating rounds, median.
 
-    python scripts/benchmark.py [--device cuda] [--rounds 15]
+    python scripts/benchmark.py [--device cuda] [--rounds 15] [--samplers ddim heun]
 
 Samplers: one run of 64 images with the default network against the same number of bare calls of that network on the same
 shapes (bar: 1.05 deterministic, 1.15 stochastic). Training: the loop's images/s, as metrics.jsonl has it, against bare
@@ -75,13 +75,13 @@ def alternating(first, second, rounds: int) -> tuple[float, float, float]:
     return *medians, statistics.median(a / b for a, b in pairs[1:])
 
 
-def samplers(device: torch.device, rounds: int) -> None:
+def samplers(device: torch.device, rounds: int, names: list[str]) -> None:
     _, data, objective = components()
     model = objective.model.eval().to(device)
     labels = [i % model.num_classes for i in range(BATCH)]
     x, y = torch.randn(BATCH, *data.shape, device=device), torch.tensor(labels, device=device)
     log_snr = torch.zeros(BATCH, device=device)
-    for name in SAMPLERS:
+    for name in names:
         steps = "sampler.inner.steps=20" if name in WRAPPERS else "sampler.steps=20"
         cfg, _, _ = components(*f"sampler={name}".split(), steps)
         sampler = instantiate(cfg.sampler, _convert_="all")
@@ -163,6 +163,7 @@ def start() -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--samplers", nargs="+", choices=SAMPLERS, default=SAMPLERS)
     parser.add_argument("--rounds", type=int, default=15, help="counted rounds per measurement")
     arguments = parser.parse_args()
     device = torch.device(arguments.device)
@@ -170,7 +171,7 @@ def main() -> None:
     print(f"torch {torch.__version__}, {name}, {arguments.rounds} rounds")
     start()
     oracle(device, arguments.rounds)
-    samplers(device, arguments.rounds)
+    samplers(device, arguments.rounds, arguments.samplers)
     training(device, arguments.rounds)
 
 
