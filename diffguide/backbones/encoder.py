@@ -12,7 +12,7 @@ from torch.nn import functional
 from .attention import attention
 from .base import Backbone, ConditionEmbedding, zero
 from .conditions import Condition
-from .unet import Attention, Block, ResidualBlock, normalise
+from .unet import Attention, Block, ResidualBlock, normalise, sides_of
 
 __all__ = ["AttentionPooling", "UNetEncoder"]
 
@@ -75,12 +75,7 @@ class UNetEncoder(Backbone):
                 f"the encoder needs one multiplier, 4 channels, 1 block and 1 channel per head at least, got "
                 f"multipliers={list(multipliers)}, channels={channels}, blocks={blocks}, head_channels={head_channels}"
             )
-        levels = len(multipliers)
-        if size % 2 ** (levels - 1):
-            raise ValueError(f"{levels} multipliers halve the image {levels - 1} times, but its side is {size} pixels")
-        sides = [size // 2**level for level in range(levels)]
-        if any(side not in sides for side in attention):
-            raise ValueError(f"attention={list(attention)}: the sides of this network are {sides}")
+        sides = sides_of(size, len(multipliers), attention)
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout must be in [0, 1), got {dropout}")
         if channels * multipliers[-1] % head_channels:

@@ -75,6 +75,20 @@ class Block(nn.ModuleList):
         return self[1](h) if len(self) > 1 else h
 
 
+def sides_of(size: int, levels: int, attention: Sequence[int], advice: str = "") -> list[int]:
+    """The sides of an image, in pixels, on the levels of a network, each half of the one before.
+
+    Raises:
+        ValueError: a side that cannot be halved so often, or attention at a side that is none of them.
+    """
+    if size % 2 ** (levels - 1):
+        raise ValueError(f"{levels} multipliers halve the image {levels - 1} times, but its side is {size} pixels")
+    sides = [size // 2**level for level in range(levels)]
+    if any(side not in sides for side in attention):
+        raise ValueError(f"attention={list(attention)}: the sides of this network are {sides}{advice}")
+    return sides
+
+
 class UNet(Backbone):
     """U-Net for images [B, C, H, W] whose sides are divisible by 2^(number of multipliers - 1).
 
@@ -111,15 +125,9 @@ class UNet(Backbone):
                 f"the U-Net needs one multiplier, 4 channels, 1 block and 1 channel per head at least, got "
                 f"multipliers={list(multipliers)}, channels={channels}, blocks={blocks}, head_channels={head_channels}"
             )
-        levels = len(multipliers)
-        if size % 2 ** (levels - 1):
-            raise ValueError(f"{levels} multipliers halve the image {levels - 1} times, but its side is {size} pixels")
-        sides = [size // 2**level for level in range(levels)]
-        if any(side not in sides for side in attention):
-            raise ValueError(
-                f"attention={list(attention)}: the sides of this network are {sides}; "
-                "unet_28, unet_32, unet_64 and unet_128 are made for larger images"
-            )
+        sides = sides_of(
+            size, len(multipliers), attention, "; unet_28, unet_32, unet_64 and unet_128 are made for larger images"
+        )
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout must be in [0, 1), got {dropout}")
         self.num_classes, self.condition_features = num_classes, condition_features
@@ -155,7 +163,7 @@ class UNet(Backbone):
                 self.up.append(block(width, width, 2 * side, nn.Upsample(scale_factor=2), attend=False))
         self.norm_out = normalise(width)
         self.conv_out = zero(nn.Conv2d(width, in_channels if out_features is None else out_features, 3, padding=1))
-        self.blocks, self.levels = blocks, levels
+        self.blocks, self.levels = blocks, len(multipliers)
         self.layout = torch.channels_last if channels_last else torch.contiguous_format
         self.to(memory_format=self.layout)
 

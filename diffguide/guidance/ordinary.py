@@ -3,7 +3,7 @@
 Its network comes from torchvision by name, or from a TorchScript or torch.export file of the user's.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from zipfile import BadZipFile
 
@@ -21,10 +21,15 @@ class ImageNetwork(nn.Module):
     """network(images [B, C, H, W], as it was trained on them) -> logits [B, num_classes].
 
     Attributes:
+        network: what answers, set by a subclass.
         foreign: whether it runs a program that lies in a file; a foreign configuration may then not build it untrusted.
     """
 
+    network: Callable[[Tensor], Tensor]
     foreign = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.network(x)
 
 
 def existing(path: str, what: str) -> Path:
@@ -59,9 +64,6 @@ class TorchScript(ImageNetwork):
         except RuntimeError as error:
             raise ValueError(f"path: {path} is no TorchScript file: {str(error).strip().splitlines()[0]}") from error
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.network(x)
-
 
 class ExportedProgram(ImageNetwork):
     """A network that `torch.export.save` wrote, in evaluation mode, for batches of any size (a dynamic first dimension).
@@ -84,9 +86,6 @@ class ExportedProgram(ImageNetwork):
             self.network = torch.export.load(file).module()
         except (RuntimeError, ValueError, AssertionError, BadZipFile) as error:
             raise ValueError(f"path: {path} is no torch.export file: {str(error).strip().splitlines()[0]}") from error
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.network(x)
 
 
 class Torchvision(ImageNetwork):
@@ -118,9 +117,6 @@ class Torchvision(ImageNetwork):
             reason = " ".join(str(error).split())[:200]
             raise ValueError(f"{weights} is not the state dict of torchvision's {name}: {reason}") from error
         self.network.eval().requires_grad_(False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.network(x)
 
 
 class OrdinaryGuidance(ClassGuidance):

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ..denoisers import Denoiser
+from ..denoisers import Denoiser, Prediction
 from ..randomness import Noise
 from ..schedules import Schedule
 from .ancestral import move
@@ -19,7 +19,37 @@ def between(schedule: Schedule, t: Tensor, s: Tensor) -> Tensor | None:
     return schedule.t_of(middle) if torch.isfinite(middle) else None
 
 
-class DPM2(Sampler):
+class Midpoint(Sampler):
+    """x_s = alpha_s x_0 + sigma_s eps + w (f(u) - f(t)): DDIM and a correction by f at u, the middle in log-SNR.
+
+    Two evaluations per step, the second off the grid; one where the step ends at sigma = 0 or starts at alpha = 0.
+    """
+
+    order = 2
+    off_grid = True
+
+    def step(
+        self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, y: Tensor | None, noise: Noise | None, memory: dict
+    ) -> Tensor:
+        schedule, middle = denoiser.schedule, between(denoiser.schedule, t, s)
+        prediction = denoiser(x, t, y)
+        x = move(prediction, schedule, s, 0.0)
+        if middle is None:
+            return x
+        corrected = denoiser(move(prediction, schedule, middle, 0.0), middle, y)
+        weights = [0.0, self.correction(schedule, t, s)]
+        return accumulate(x, weights, [self.value(prediction), self.value(corrected)])
+
+    def correction(self, schedule: Schedule, t: Tensor, s: Tensor) -> float:
+        """w."""
+        raise NotImplementedError
+
+    def value(self, prediction: Prediction) -> Tensor:
+        """f."""
+        raise NotImplementedError
+
+
+class DPM2(Midpoint):
     """The midpoint rule for d(x / alpha) = eps d(sigma / alpha), the midpoint taken in log-SNR.
 
     DPM-Solver-2 of Lu et al., 2022, arXiv 2206.00927, algorithm 1 with r = 1/2; in sigma / alpha the middle is the
@@ -27,44 +57,26 @@ class DPM2(Sampler):
     one where the step ends at sigma = 0 or starts at alpha = 0.
     """
 
-    order = 2
-    off_grid = True
+    def correction(self, schedule: Schedule, t: Tensor, s: Tensor) -> float:
+        return float(schedule.alpha_sigma(s)[0] * (schedule.noise_level(s) - schedule.noise_level(t)))
 
-    def step(
-        self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, y: Tensor | None, noise: Noise | None, memory: dict
-    ) -> Tensor:
-        schedule, middle = denoiser.schedule, between(denoiser.schedule, t, s)
-        prediction = denoiser(x, t, y)
-        x = move(prediction, schedule, s, 0.0)
-        if middle is None:
-            return x
-        corrected = denoiser(move(prediction, schedule, middle, 0.0), middle, y)
-        change = schedule.noise_level(s) - schedule.noise_level(t)
-        weight = float(schedule.alpha_sigma(s)[0] * change)
-        return accumulate(x, [0.0, weight], [prediction.eps, corrected.eps])
+    def value(self, prediction: Prediction) -> Tensor:
+        return prediction.eps
 
 
-class DPMpp2S(Sampler):
+class DPMpp2S(Midpoint):
     """x_s = (sigma_s / sigma_t) x_t + alpha_s (1 - e^-h) x_0(u), with u at the middle of the step in log-SNR.
 
     Lu et al., "DPM-Solver++", 2022, arXiv 2211.01095, algorithm 1 with r = 1/2. Two evaluations per step, the second off
     the grid; one where the step ends at sigma = 0 or starts at alpha = 0.
     """
 
-    order = 2
-    off_grid = True
-
-    def step(
-        self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, y: Tensor | None, noise: Noise | None, memory: dict
-    ) -> Tensor:
-        schedule, middle = denoiser.schedule, between(denoiser.schedule, t, s)
-        prediction = denoiser(x, t, y)
-        x = move(prediction, schedule, s, 0.0)
-        if middle is None:
-            return x
-        corrected = denoiser(move(prediction, schedule, middle, 0.0), middle, y)
+    def correction(self, schedule: Schedule, t: Tensor, s: Tensor) -> float:
         alpha, h = schedule.alpha_sigma(s)[0], (schedule.log_snr(s) - schedule.log_snr(t)) / 2
-        return accumulate(x, [0.0, float(-alpha * torch.expm1(-h))], [prediction.x_0, corrected.x_0])
+        return float(-alpha * torch.expm1(-h))
+
+    def value(self, prediction: Prediction) -> Tensor:
+        return prediction.x_0
 
 
 class PNDM(Sampler):
