@@ -163,7 +163,7 @@ class UNet(Backbone):
                 self.up.append(block(width, width, 2 * side, nn.Upsample(scale_factor=2), attend=False))
         self.norm_out = normalise(width)
         self.conv_out = zero(nn.Conv2d(width, in_channels if out_features is None else out_features, 3, padding=1))
-        self.blocks, self.levels = blocks, len(multipliers)
+        self.blocks = blocks
         self.layout = torch.channels_last if channels_last else torch.contiguous_format
         self.to(memory_format=self.layout)
 
