@@ -55,11 +55,13 @@ def backdrop(
     shown = min(2, dimensions)
     axes, names = numpy.eye(dimensions, shown), [f"x[{k}]" for k in range(shown)]
     data = numpy.zeros((0, dimensions)) if x is None else x.double().cpu().numpy()
-    if dimensions > 2 and len(data) > 1:
-        variances, vectors = numpy.linalg.eigh(numpy.cov(data.T))
-        axes = vectors[:, :-3:-1]
+    if dimensions > 2 and len(data) > 1 and numpy.ptp(data, axis=0).any():
+        from sklearn.decomposition import PCA
+
+        found = PCA(n_components=2, random_state=0).fit(data)
+        axes = found.components_.T
         axes = axes * numpy.sign(axes[abs(axes).argmax(0), [0, 1]])  # of the two signs, always the same one
-        shares = 100 * variances[:-3:-1] / max(variances.sum(), 1e-300)
+        shares = 100 * found.explained_variance_ratio_
         names = [f"principal axis {k} ({share:.0f} % of the variance)" for k, share in enumerate(shares, start=1)]
     return Backdrop(axes, names, data[:POINTS] @ axes, numpy.zeros((0, 2)) if curve is None else curve, label)
 

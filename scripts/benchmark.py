@@ -3,7 +3,8 @@
     python scripts/benchmark.py [--device cuda] [--rounds 15] [--samplers ddim heun]
 
 Samplers: one run of 64 images with the default network against the same number of bare calls of that network on the same
-shapes (bar: 1.05 deterministic, 1.15 stochastic). Training: the loop's images/s, as metrics.jsonl has it, against bare
+shapes (bar: 1.05 deterministic, 1.15 stochastic), and what the sampler takes beside a network that does nothing, which does
+not drift with the machine. Training: the loop's images/s, as metrics.jsonl has it, against bare
 forward, backward, clip and step of the same objective on the same batches (bar: 95 %). Start: seconds of --help. Oracle: one
 call (bar: 100 ms).
 """
@@ -19,6 +20,7 @@ import sysconfig
 import tempfile
 import time
 from pathlib import Path
+from unittest import mock
 
 import torch
 from hydra import compose, initialize_config_dir
@@ -98,8 +100,13 @@ def samplers(device: torch.device, rounds: int, names: list[str]) -> None:
             list(generate(model, sampler, range(BATCH), labels, data.shape, BATCH, device))
 
         _, theirs, ratio = alternating(lambda: timed(whole, device), lambda: timed(bare, device), rounds)
+        with mock.patch.object(model.backbone, "forward", lambda x, log_snr, y: x):
+            own = statistics.median(timed(whole, device) for _ in range(rounds + 1))
         bar = 1.15 if sampler.stochastic else 1.05
-        print(f"sampler {name:21} {calls:3} calls {1e3 * theirs / calls:8.2f} ms each   {ratio:6.3f} x (bar {bar})")
+        print(
+            f"sampler {name:21} {calls:3} calls {1e3 * theirs / calls:8.2f} ms each   {ratio:6.3f} x (bar {bar})"
+            f"   own {1e3 * own / calls:5.2f} ms, {own / theirs:5.1%}"
+        )
 
 
 def oracle(device: torch.device, rounds: int) -> None:

@@ -11,10 +11,7 @@ from closed_forms import ExactMixture, gaussian, karras_levels, two_classes
 from diffguide.denoisers import ExactDenoiser
 from diffguide.oracles import Empirical
 from diffguide.randomness import Noise
-from diffguide.samplers import (
-    ExactDDPM,
-    Heun,
-)
+from diffguide.samplers import ExactDDPM, Heun, generate
 from diffguide.samplers.grids import Karras, UniformT
 from diffguide.schedules import EDM, Cosine, Flow, Linear
 
@@ -91,6 +88,14 @@ def test_exact_variance_of_single_points():
     sampler, x = ExactDDPM(1, UniformT()), torch.zeros(4000, 3, dtype=torch.float64)
     found = sampler(denoiser, x, sampler.times(denoiser), noise=Noise(range(4000), (3,), denoiser.schedule))
     assert found[:, 1:].abs().max() < 1e-7 and abs(found[:, 0].var() - 1) < 4 * (2 / 4000) ** 0.5
+
+
+def test_exact_variance_does_not_know_its_batch():
+    denoiser, sampler = Certain(two_classes(), Cosine(12.0, -10.0)), ExactDDPM(6, UniformT())
+    alone, *others = (torch.cat(list(generate(denoiser, sampler, range(9), None, (2,), size))) for size in (1, 4, 9))
+    assert len(alone.unique(dim=0)) == 9
+    for other in others:
+        torch.testing.assert_close(other, alone, rtol=0, atol=1e-12)
 
 
 CHURNS = [(4.0, 0.05, 50.0, 1.003), (40.0, 0.0, 5.0, 1.0)]  # 4 / 18 a step, and the bound
