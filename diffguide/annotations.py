@@ -3,11 +3,11 @@
 import inspect
 import types
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 __all__ = [
-    "bases", "completed", "describe", "element", "fits", "parameters", "required", "stored", "takes_callable", "takes_node",
+    "bases", "completed", "describe", "element", "fits", "named", "parameters", "required", "stored", "takes_callable", "takes_node",
 ]  # fmt: skip
 
 NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", types.NoneType: "null"}
@@ -80,6 +80,14 @@ def element(hint: Any) -> Any:
     return Any if hint is Any else None
 
 
+def named(hint: Any) -> Any:
+    """What the values of a mapping must be to fit an annotation; None where it takes no mapping."""
+    for part in parts(hint):
+        if typing.get_origin(part) is Mapping:
+            return typing.get_args(part)[1]
+    return None
+
+
 def fits(value: Any, hint: Any) -> bool:
     """Whether a value from YAML or JSON is of an annotated type; true and false are no numbers."""
     if hint is Any:
@@ -90,11 +98,13 @@ def fits(value: Any, hint: Any) -> bool:
         return isinstance(value, str)  # the folder of a run, which the entry point loads
     if typing.get_origin(hint) is Sequence:
         return isinstance(value, list) and all(fits(part, typing.get_args(hint)[0]) for part in value)
+    if typing.get_origin(hint) is Mapping:
+        return isinstance(value, dict) and all(fits(part, typing.get_args(hint)[1]) for part in value.values())
     if hint is float:
         return isinstance(value, int | float) and not isinstance(value, bool)
     if hint is int:
         return isinstance(value, int) and not isinstance(value, bool)
-    return isinstance(value, hint) if hint in NAMES else typing.get_origin(hint) is Callable
+    return hint in NAMES and isinstance(value, hint)
 
 
 def describe(hint: Any, where: str) -> str:
@@ -103,6 +113,8 @@ def describe(hint: Any, where: str) -> str:
         return " or ".join(describe(part, where) for part in parts(hint))
     if typing.get_origin(hint) is Sequence:
         return f"a list, each {describe(typing.get_args(hint)[0], where)}"
+    if typing.get_origin(hint) is Mapping:
+        return f"names, each with {describe(typing.get_args(hint)[1], where)}"
     if stored(hint):
         return "the folder of a training run such as outputs/train/digits/v001"
     role, _, last = where.rpartition(".")

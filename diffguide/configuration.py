@@ -8,7 +8,7 @@ from typing import Any
 from hydra.errors import CompactHydraException, InstantiationException
 from omegaconf import MISSING, DictConfig, OmegaConf
 
-from .annotations import completed, describe, element, fits, parameters, required, takes_node
+from .annotations import completed, describe, element, fits, named, parameters, required, takes_node
 from .mistakes import no_key
 
 __all__ = ["ConfigError", "build", "check_whole", "config_dir", "run_parent", "takes", "telling"]
@@ -124,6 +124,9 @@ def check_value(value: Any, where: str, hint: Any) -> None:
     elif isinstance(value, list) and any(isinstance(part, dict) for part in value) and element(hint) is not None:
         for index, part in enumerate(value):
             check_value(part, f"{where}.{index}", element(hint))
+    elif isinstance(value, dict) and "_target_" not in value and named(hint) is not None:
+        for name, part in value.items():
+            check_value(part, f"{where}.{name}", named(hint))
     elif value == MISSING:
         what = "" if hint is Any else f" ({describe(hint, where)})"
         raise ConfigError(f"{where} must be given{what}: it has no default, say {where}=...")

@@ -5,9 +5,10 @@ import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import hydra
-from hydra.utils import get_class
+from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
 from .commands import one_line_errors, run_command, typed
@@ -216,7 +217,7 @@ def check_label_dropout(cfg: DictConfig) -> None:
     """
     p_uncond = cfg.get("p_uncond", 0.0)
     given = any(override.split("=")[0].lstrip("+") == "p_uncond" for override in typed())
-    if not getattr(get_class(cfg.guidance._target_), "needs_null", False):
+    if not needs_null(OmegaConf.to_container(cfg.guidance, resolve=True)):
         if given or p_uncond:
             raise ConfigError(
                 f"p_uncond={p_uncond} means nothing with this guidance, which drops no label; take guidance=cfg"
@@ -229,6 +230,16 @@ def check_label_dropout(cfg: DictConfig) -> None:
         raise ConfigError(
             f"objective.p_uncond={cfg.objective.p_uncond} follows the root's p_uncond={p_uncond}: set that one"
         )
+
+
+def needs_null(node: Any) -> bool:
+    """Whether a guidance, or one of those that a node is composed of, needs training to drop labels."""
+    if isinstance(node, list):
+        return any(map(needs_null, node))
+    if not isinstance(node, dict):
+        return False
+    own = "_target_" in node and getattr(get_object(node["_target_"]), "needs_null", False)
+    return bool(own) or any(map(needs_null, node.values()))
 
 
 @hydra.main(version_base="1.3", config_path=config_dir(), config_name="train")

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from .annotations import bases, completed, describe, element, fits, parameters, takes_callable
+from .annotations import bases, completed, describe, element, fits, named, parameters, takes_callable
 from .archives import CheckpointError
 
 __all__ = ["ROLES", "construct", "vet", "vet_values"]
@@ -124,9 +124,14 @@ def vet_node(
 
 
 def vet_value(value: Any, where: str, hint: Any, trust: Sequence[str]) -> None:
-    """`vet` of an argument, which may be a node or a list of nodes where its annotation asks for objects."""
+    """`vet` of an argument, which may be a node, or a list or mapping of nodes, where its annotation asks for objects."""
     if isinstance(value, dict) and (rest := completed(hint)) is not None:
         vet_node(value, where, (rest[1],), rest[0], trust, partial=True)
+    elif isinstance(value, dict) and named(hint) is not None and "_target_" not in value:
+        for name, part in value.items():
+            if name.startswith("_"):
+                raise CheckpointError(f"{where}.{name} is not an argument of a mapping")
+            vet_value(part, f"{where}.{name}", named(hint), trust)
     elif isinstance(value, dict):
         if not bases(hint) and hint is not Any:
             raise CheckpointError(f"{where} is a node, and none is taken from a file there")
@@ -195,6 +200,8 @@ def build(node: dict, args: Sequence[Any], device: str) -> Any:
 
 def built(value: Any) -> Any:
     """An argument with the nodes in it built."""
-    if isinstance(value, dict):
+    if isinstance(value, dict) and "_target_" in value:
         return build(value, (), "cpu")
+    if isinstance(value, dict):
+        return {name: built(part) for name, part in value.items()}
     return [built(part) for part in value] if isinstance(value, list) else value

@@ -61,10 +61,10 @@ def part(file: str, **changed) -> dict:
     return {**node, "_partial_": True, **changed}
 
 
-def test_a_composed_file_is_a_list_of_nodes():
+def test_a_composed_file_is_nodes_by_name():
     nested = {
         "_target_": "diffguide.guidance.nested.Nested",
-        "parts": [part("apg", scale=3.0), part("cfgpp", scale=0.5)],
+        "parts": {"cfg": part("apg", scale=3.0), "outer": part("cfgpp", scale=0.5)},
     }
     vet(nested, "guidance")  # as when a run is resumed
     guided = build(OmegaConf.create({"guidance": nested}), "guidance", exact())
@@ -74,13 +74,13 @@ def test_a_composed_file_is_a_list_of_nodes():
 
 
 @pytest.mark.parametrize("wrong, sentence", [
-    (part("cfg", scale="much"), "guidance.parts.0.scale must be a number, got 'much'"),
-    (part("cfg", strength=2.0), "there is no key guidance.parts.0.strength"),
-    (part("cfg", _partial_=False), "guidance.parts.0 is completed later: its node needs _partial_: true"),
+    (part("cfg", scale="much"), "guidance.parts.cfg.scale must be a number, got 'much'"),
+    (part("cfg", strength=2.0), "there is no key guidance.parts.cfg.strength"),
+    (part("cfg", _partial_=False), "guidance.parts.cfg is completed later: its node needs _partial_: true"),
     (part("cfg", scale=math.inf), "scale must be a finite number, got inf"),
 ])  # fmt: skip
 def test_mistakes_in_a_composed_file(wrong, sentence):
-    nested = {"_target_": "diffguide.guidance.nested.Nested", "parts": [wrong]}
+    nested = {"_target_": "diffguide.guidance.nested.Nested", "parts": {"cfg": wrong}}
     with pytest.raises(ConfigError, match=sentence):
         build(OmegaConf.create({"guidance": nested}), "guidance", exact())
 
@@ -89,11 +89,12 @@ def test_mistakes_in_a_composed_file(wrong, sentence):
     ({"_target_": "os.system", "_partial_": True}, "os.system, which is not diffguide's"),
     ({"_target_": "diffguide.schedules.curves.Cosine", "_partial_": True}, "no DenoiserWrapper of diffguide"),
     (part("cfg", _args_=[1]), "_args_ is not an argument"), (part("cfg", _partial_=1), "_partial_ is not an argument"),
-    (part("cfg", denoiser=None), "denoiser is not an argument"),
+    (part("cfg", denoiser=None), "denoiser is not an argument"), ([part("cfg")], "parts.cfg must be a node"), (2.0, "parts.cfg must be a node"),
+    ({"_convert_": part("cfg")}, "parts.cfg has no _target_"),
 ])  # fmt: skip
 def test_what_a_composed_file_of_somebody_else_may_not_build(wrong, sentence):
     with pytest.raises(ValueError, match=sentence):
-        vet({"_target_": "diffguide.guidance.nested.Nested", "parts": [wrong]}, "guidance")
+        vet({"_target_": "diffguide.guidance.nested.Nested", "parts": {"cfg": wrong}}, "guidance")
 
 
 def test_a_guidance_by_itself_is_not_completed_later():
@@ -105,15 +106,15 @@ def test_a_composed_file_of_the_users_own(tmp_path, command):
     """Keys of its parts are overridden by their place; what needs one level for all is told before anything is written."""
     nested = {
         "_target_": "diffguide.guidance.nested.Nested",
-        "parts": [part("apg", scale=3.0), part("cfgpp", scale=0.5)],
+        "parts": {"cfg": part("apg", scale=3.0), "outer": part("cfgpp", scale=0.5)},
     }
     (tmp_path / "mine/guidance").mkdir(parents=True)
     OmegaConf.save(OmegaConf.create(nested), tmp_path / "mine/guidance/both.yaml")
     said = ["--config-dir", "mine", "oracle=gmm2d", "guidance=both", "n=8", "sampler.steps=3"]
-    done = command(main, *said, "guidance.parts.1.scale=0.4", at=tmp_path)
+    done = command(main, *said, "guidance.parts.outer.scale=0.4", at=tmp_path)
     assert done.code == 0, done.err
     written = OmegaConf.load(tmp_path / done.folder / "config.yaml")
-    assert [node.scale for node in written.guidance.parts] == [3.0, 0.4]
+    assert [node.scale for node in written.guidance.parts.values()] == [3.0, 0.4]
     done = command(main, *said, "sampler=dopri5", at=tmp_path)
     assert (
         done.code == 1 and "Dopri5 evaluates every sample at its own time" in done.err and "Traceback" not in done.err

@@ -145,23 +145,24 @@ def test_auto_starts_its_guide():
 def test_nested_from_inside_out():
     """CFG++ around autoguidance: the parts in their order, counted together."""
     counter = EvaluationCounter(exact())
-    parts = [
-        lambda d: Auto(d, blurred(), 2.0, EVERYWHERE),
-        lambda d: ClassifierFree(d, 0.4, EVERYWHERE, CFGPlusPlus()),
-    ]
+    parts = {
+        "auto": lambda d: Auto(d, blurred(), 2.0, EVERYWHERE),
+        "cfgpp": lambda d: ClassifierFree(d, 0.4, EVERYWHERE, CFGPlusPlus()),
+    }
     nested, classes = Nested(counter, parts), y.clamp(min=0)
     strong, weak = (
         extrapolated(exact()(x, t, c), blurred()(x, t, c), 2.0) for c in (classes, torch.full_like(classes, -1))
     )
     same(nested(x, t, classes), Prediction(extrapolated(strong, weak, 0.4).x_0, weak.eps))
-    assert counter.evaluations == 32 and nested.has_null and nested.num_classes == 2
+    assert counter.evaluations == 32 and nested.has_null and nested.num_classes == 2 and nested.needs_null
+    assert not Nested(exact(), {"auto": parts["auto"]}).needs_null
 
 
 def test_nested_memories_belong_to_a_run():
-    parts = [
-        lambda d: ClassifierFree(d, 2.0, EVERYWHERE, APG(0.0, math.inf, -0.5)),
-        lambda d: Auto(d, blurred(), 1.5, EVERYWHERE),
-    ]
+    parts = {
+        "apg": lambda d: ClassifierFree(d, 2.0, EVERYWHERE, APG(0.0, math.inf, -0.5)),
+        "auto": lambda d: Auto(d, blurred(), 1.5, EVERYWHERE),
+    }
     nested, sampler = Nested(exact(), parts), Heun(5, UniformLogSNR())
     times = sampler.times(nested)
     assert nested.remembers
@@ -180,7 +181,7 @@ def test_nested_memories_belong_to_a_run():
     (lambda: Auto(exact(), exact(Cosine(8.0, -10.0)), 2.0, EVERYWHERE),
      "the guide knows noise levels 0.01832 to 148.4, guidance acts from 0.002479 to 148.4: narrow"),
     (lambda: Auto(exact(), exact(levels=torch.tensor([1.0, 0.5])), 2.0, EVERYWHERE), "knows only its own noise levels"),
-    (lambda: Nested(exact(), []), "parts is empty"),
+    (lambda: Nested(exact(), {}), "parts is empty"),
 ])  # fmt: skip
 def test_what_cannot_work_is_refused(make, sentence):
     with pytest.raises(ValueError, match=sentence):

@@ -1,6 +1,6 @@
 """Several guidances at once, one around the other."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 
 from torch import Tensor
 
@@ -11,22 +11,23 @@ __all__ = ["Nested"]
 
 
 class Nested(DenoiserWrapper):
-    """parts[-1](... parts[1](parts[0](denoiser))): each guidance wraps what the ones before made of the denoiser.
+    """last(... second(first(denoiser))): each guidance wraps what the ones before made of the denoiser.
 
     Arguments:
         denoiser: what is guided.
-        parts: guidances from inside out, each a function of the denoiser that it wraps, at least one; in a file each is a
-            node with `_partial_: true`.
+        parts: guidances by name, from inside out, each a function of the denoiser that it wraps, at least one; in a file
+            each is a node with `_partial_: true`, or an option: `/guidance@parts.<name>: <option>` under its defaults.
 
     Raises:
         ValueError: no parts; what the parts raise.
     """
 
-    def __init__(self, denoiser: Denoiser, parts: Sequence[Callable[[Denoiser], DenoiserWrapper]]):
+    def __init__(self, denoiser: Denoiser, parts: Mapping[str, Callable[[Denoiser], DenoiserWrapper]]):
         if not parts:
             raise ValueError("parts is empty: list at least one guidance, from inside out, or take guidance=none")
-        for part in parts:
+        for part in parts.values():
             denoiser = part(denoiser)
+            self.needs_null = self.needs_null or denoiser.needs_null
         super().__init__(denoiser)
 
     def __call__(self, x_t: Tensor, t: Tensor, y: Condition | None = None) -> Prediction:
