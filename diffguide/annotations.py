@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 __all__ = [
-    "bases", "completed", "describe", "element", "fits", "named", "parameters", "required", "stored", "takes_callable", "takes_node",
+    "bases", "completed", "describe", "element", "fits", "named", "parameters", "required", "stored",
+    "takes_callable", "takes_node",
 ]  # fmt: skip
 
 NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", types.NoneType: "null"}

@@ -137,8 +137,6 @@ def wrong_option(override: Override, loader: ConfigLoader) -> str | None:
         return f"{group} takes an option, got null: leave it out, or choose one of {shown}"
     if str(value) not in options:
         return no_key(f"{group}={value}", options, "option", str(value)) + f"; options: {shown}"
-    if override.package is not None and not override.is_add():
-        return f"there is no {override.get_key_element()}; write {group}={value}"
     return None
 
 
@@ -198,6 +196,10 @@ class Composition:
         if override.is_add():
             return f"write {group}={value}, without +" if group in self.choices else None
         places = [choice for choice in self.choices if choice.startswith(f"{group}@")]
+        known = [*places, *({group} & {*self.choices})]
+        if override.package is not None and known:
+            own, ways = override.get_key_element(), " or ".join(f"{place}={value}" for place in known)
+            return None if own in places else f"there is no {own}; write {ways}"
         if group not in self.choices and places:
             return f"{group} is not chosen by itself here: write {' or '.join(f'{place}={value}' for place in places)}"
         if group not in self.choices:

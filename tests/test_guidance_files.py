@@ -89,7 +89,8 @@ def test_mistakes_in_a_composed_file(wrong, sentence):
     ({"_target_": "os.system", "_partial_": True}, "os.system, which is not diffguide's"),
     ({"_target_": "diffguide.schedules.curves.Cosine", "_partial_": True}, "no DenoiserWrapper of diffguide"),
     (part("cfg", _args_=[1]), "_args_ is not an argument"), (part("cfg", _partial_=1), "_partial_ is not an argument"),
-    (part("cfg", denoiser=None), "denoiser is not an argument"), ([part("cfg")], "parts.cfg must be a node"), (2.0, "parts.cfg must be a node"),
+    (part("cfg", denoiser=None), "denoiser is not an argument"), ([part("cfg")], "parts.cfg must be a node"),
+    (2.0, "parts.cfg must be a node"),
     ({"_convert_": part("cfg")}, "parts.cfg has no _target_"),
 ])  # fmt: skip
 def test_what_a_composed_file_of_somebody_else_may_not_build(wrong, sentence):
@@ -102,14 +103,22 @@ def test_a_guidance_by_itself_is_not_completed_later():
         vet(part("cfg"), "guidance")
 
 
+OWN = """
+defaults:
+  - /guidance@parts.inner: apg
+  - /guidance@parts.outer: cfgpp
+  - _self_
+_target_: diffguide.guidance.nested.Nested
+parts:
+  inner: {_partial_: true, scale: 3.0, interval: [0.3, 5.0]}
+  outer: {_partial_: true}
+"""
+
+
 def test_a_composed_file_of_the_users_own(tmp_path, command):
     """Keys of its parts are overridden by their place; what needs one level for all is told before anything is written."""
-    nested = {
-        "_target_": "diffguide.guidance.nested.Nested",
-        "parts": {"cfg": part("apg", scale=3.0), "outer": part("cfgpp", scale=0.5)},
-    }
     (tmp_path / "mine/guidance").mkdir(parents=True)
-    OmegaConf.save(OmegaConf.create(nested), tmp_path / "mine/guidance/both.yaml")
+    (tmp_path / "mine/guidance/both.yaml").write_text(OWN)
     said = ["--config-dir", "mine", "oracle=gmm2d", "guidance=both", "n=8", "sampler.steps=3"]
     done = command(main, *said, "guidance.parts.outer.scale=0.4", at=tmp_path)
     assert done.code == 0, done.err

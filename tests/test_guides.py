@@ -77,6 +77,31 @@ def test_what_is_written_is_the_library_call(at, command):
     assert numpy.array_equal(to_uint8(x), samples(at / done.folder)[0])
 
 
+def test_classifier_cfg_apg_and_an_interval_in_one_run(at, command):
+    """What is written is the nest by hand; training for it drops labels, as its inner part needs."""
+    from diffguide.guidance import ClassifierFree, ClassifierGuidance
+    from diffguide.guidance.projections import APG
+    from diffguide.images import to_uint8
+    from diffguide.samplers import Heun, generate
+    from diffguide.samplers.grids import Karras
+
+    both = ["guidance=classifier_cfg", f"guidance.parts.classifier.classifier={CLASSIFIER}", "sampler.steps=3"]
+    small = [*SMALL, "backbone.multipliers=[1]", "backbone.attention=[]", "backbone.blocks=1", "backbone.channels=8"]
+    trained = command(train, "backbone.head_channels=8", *small, *both, "p_uncond=0.3", at=at)
+    assert trained.code == 0, trained.err
+    assert OmegaConf.load(at / trained.folder / "config.yaml").objective.p_uncond == 0.3
+    done = command(sample, f"checkpoint={trained.folder}", *both, "n=6", "guidance/rule@guidance.parts.cfg.rule=apg",
+                   "guidance.parts.cfg.scale=3", "guidance.parts.cfg.interval=[0.1,5]", "guidance.parts.classifier.scale=2",
+                   at=at)  # fmt: skip
+    assert done.code == 0, done.err
+    inner = ClassifierFree(diffguide.load(at / trained.folder), 3.0, (0.1, 5.0), APG(0.0, 15.0, -0.5))
+    guided = ClassifierGuidance(inner, diffguide.load(at / CLASSIFIER), 2.0, (0.0, float("inf")))
+    x = torch.cat(list(generate(guided, Heun(3, Karras(7.0, None, None)), range(6), list(range(6)), (1, 8, 8), 64)))
+    assert numpy.array_equal(to_uint8(x), samples(at / done.folder)[0])
+    header = json.loads((at / done.folder / "manifest.jsonl").read_text().splitlines()[0])
+    assert list(header["guides"]) == ["guidance.parts.classifier.classifier"]
+
+
 def test_resuming_needs_the_same_classifier(at, command):
     """A run that lost its end is made again; one whose classifier is another file than it was is refused."""
     done = command(sample, f"checkpoint={UNCONDITIONAL}", *STEERED, "batch_size=2", at=at)

@@ -63,6 +63,15 @@ TRAIN = {
     "trailing comma": (["schedule=edm,"], "cannot read 'schedule=edm,': mismatched input at its end; a list is key=[a,b]"),
     "space in a key": (["a b=3"], "a character that a key cannot have"),
     "other package": (["objective@x=eps"], "there is no objective@x; write objective=eps"),
+    "misspelt part": (
+        ["guidance=classifier_cfg", "guidance@guidance.parts.cgf=apg"],
+        "there is no guidance@guidance.parts.cgf; write guidance@guidance.parts.classifier=apg or "
+        "guidance@guidance.parts.cfg=apg or guidance=apg",
+    ),
+    "option of a part": (
+        ["guidance=classifier_cfg", "guidance/rule=apg"], "write guidance/rule@guidance.parts.cfg.rule=apg"
+    ),
+    "key of a part": (["guidance=classifier_cfg", "guidance.scale=2"], "nearest: guidance.parts.cfg.scale"),
     "broken reference": (["name=${nope}"], "name: Interpolation key 'nope' not found"),
     "absent variable": (["name=${oc.env:NOPE}"], "Environment variable 'NOPE' not found"),
     "value that is asked for": (["dataset.num_classes=???"], "dataset.num_classes must be given (a whole number)"),
