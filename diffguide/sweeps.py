@@ -48,7 +48,7 @@ def write_sweep(jobs: list[dict]) -> Path:
     if common:
         shape = tuple(jobs[0]["shape"])
         rows = images.contact_rows(runs[0].labels[: min(len(run.labels) for run in runs)], shape)
-        titles = [described(job["overrides"], varying) or run.folder.name for job, run in zip(jobs, runs)]
+        titles = [described(job["overrides"], varying, "\n") or run.folder.name for job, run in zip(jobs, runs)]
         sheet = [(title, read_rows(run.folder / "samples.npz", rows)) for title, run in zip(titles, runs)]
         behind = jobs[0]["behind"] and Backdrop.restored(jobs[0]["behind"])
         shown = [[run.labels[row] for row in rows] for run in runs]
@@ -66,11 +66,11 @@ def run_of(job: dict, varying: Sequence[str]) -> Run:
     return Run(folder, labels, method or job["header"]["guidance"]["_target_"].rpartition(".")[2], scale)
 
 
-def described(overrides: Mapping[str, str], keys: Sequence[str]) -> str:
+def described(overrides: Mapping[str, str], keys: Sequence[str], between: str = " ") -> str:
     """The values of some keys, each by the last part of its name where no other key ends so."""
     last = {key: re.split("[./@]", key)[-1] for key in keys}
     names = {key: key if list(last.values()).count(name) > 1 else name for key, name in last.items()}
-    return " ".join(f"{names[key]} {short(overrides.get(key, ''))}" for key in keys)
+    return between.join(f"{names[key]} {short(overrides.get(key, ''))}" for key in keys)
 
 
 def write_tradeoff(path: Path, jobs: Sequence[dict], runs: Sequence[Run], columns: list[dict]) -> list[dict]:

@@ -181,6 +181,7 @@ def test_what_a_method_is_called():
     overrides = {"guidance/rule": "apg", "guidance.interval": "[0.3,2]", "sampler/grid@guidance.ramp": "linear",
                  "checkpoint": "/far/away/outputs/train/digits/v002", "a.scale": "1", "b.scale": "2"}  # fmt: skip
     assert described(overrides, list(overrides)[:3]) == "rule apg interval [0.3,2] ramp linear"
+    assert described(overrides, ["a.scale", "guidance.interval"], "\n") == "scale 1\ninterval [0.3,2]"
     assert described(overrides, ["checkpoint"]) == "checkpoint digits/v002"
     assert described(overrides, ["a.scale", "b.scale"]) == "a.scale 1 b.scale 2"
 
