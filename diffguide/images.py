@@ -130,7 +130,7 @@ def write_grid(path: Path, shown: Layout, pictures: Mapping[int, numpy.ndarray] 
 
 
 def grid(rows: list[list[numpy.ndarray]], names: list[str], titles: list[str]) -> Image.Image:
-    """Rows of uint8 [H, W, C] pictures, row names at the left, column titles on top, of any number of lines; whole-factor enlargement."""
+    """Rows of uint8 [H, W, C] pictures, names at the left, titles of any number of lines on top; enlarged whole times."""
     height, width = rows[0][0].shape[:2]
     factor = max(1, CELL // max(height, width))
     font = ImageFont.load_default(size=14)

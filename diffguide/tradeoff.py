@@ -123,6 +123,7 @@ def against_data(
         raise NoTradeoff(f"the data that the model was trained on cannot be read here ({reason})") from error
     facts = {"compared": count, "features": "coordinates" if len(shape) == 1 else "pixels",
              "reference": f"{len(real)} validation examples"}  # fmt: skip
+    real_agreed = None if judge is None else judge.agreed(real, y)
     columns = []
     for run in runs:
         rows = drawn(len(run.labels), count, SAMPLES)
@@ -132,7 +133,7 @@ def against_data(
         if judge is not None:
             finite = bool(x.isfinite().all())
             figures["agreed_labels"] = judge.agreed(x, torch.tensor(run.labels)[rows]) if finite else math.nan
-            figures["agreed_labels_of_real"] = judge.agreed(real, y)
+            figures["agreed_labels_of_real"] = real_agreed
         columns.append(figures | facts)
     return columns
 

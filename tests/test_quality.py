@@ -6,6 +6,7 @@ import numpy
 import pytest
 import torch
 from sklearn.datasets import load_digits
+from sklearn.svm import SVC
 
 from diffguide.evaluation import quality
 from diffguide.evaluation.judge import Judge
@@ -112,8 +113,10 @@ def test_the_judge_of_the_digits():
     images, labels = load_digits(return_X_y=True)
     x, y = torch.from_numpy(images / 8 - 1), torch.from_numpy(labels)
     judge = Judge(x[:1000], y[:1000])
-    assert judge.machine.gamma == pytest.approx(0.064, abs=0.0005)
-    assert judge.agreed(x[1350:], y[1350:]) == pytest.approx(0.960, abs=0.004)
+    known = SVC(C=10, gamma=0.064).fit(x[:1000], y[:1000])
+    blurred = x[1350:] + 0.5 * normal(447, 0, 64)
+    assert judge.agreed(x[1350:], y[1350:]) == known.score(x[1350:], y[1350:]) == pytest.approx(0.960, abs=0.004)
+    assert judge.agreed(blurred, y[1350:]) == pytest.approx(known.score(blurred, y[1350:]), abs=0.003)
     assert judge.agreed(x[1350:], (y[1350:] + 1) % 10) < 0.03
     unlabelled = y[:1000].where(torch.arange(1000) < 500, -1)
     assert judge.agreed(x[1350:], y[1350:]) > Judge(x[:1000], unlabelled).agreed(x[1350:], y[1350:])
