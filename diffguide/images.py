@@ -139,7 +139,7 @@ def grid(rows: list[list[numpy.ndarray]], names: list[str], titles: list[str]) -
     margin += 2 * GAP if margin else GAP
     lines = [line for title in titles for line in title.split("\n")]
     widest = max((int(measure.textlength(line, font)) for line in lines), default=0)
-    step_x, step_y = max(width * factor, widest) + GAP, height * factor + GAP
+    step_x, step_y = max(width * factor, widest + 2 * GAP) + GAP, height * factor + GAP
     top = GAP + 17 * max((title.count("\n") + 1 for title in titles), default=0)
     columns = max(len(row) for row in rows)
     sheet = Image.new("RGB", (margin + columns * step_x, top + len(rows) * step_y), "white")

@@ -19,7 +19,6 @@ from .vectors import Backdrop
 
 __all__ = ["write_sweep"]
 
-SCALE = "guidance.scale"
 COSTS = ["network_evaluations", "potential_evaluations"]  # of the manifest, per sample
 
 
@@ -57,13 +56,18 @@ def write_sweep(jobs: list[dict]) -> Path:
 
 
 def run_of(job: dict, varying: Sequence[str]) -> Run:
-    """A run, its method named by whatever varies beside the scale, or by its guidance where nothing does."""
+    """A run, its method named by whatever varies beside the scale, or by its guidance where nothing does.
+
+    The scale is guidance.scale, or that of one part of several guidances where it alone is swept.
+    """
     folder = Path(job["folder"])
     with numpy.load(folder / "samples.npz") as arrays:
         labels = arrays["arr_1"].tolist()
-    method = described(job["overrides"], [key for key in varying if key != SCALE])
-    scale = job["overrides"].get(SCALE, "") if SCALE in varying else ""
-    return Run(folder, labels, method or job["header"]["guidance"]["_target_"].rpartition(".")[2], scale)
+    scales = [key for key in varying if key == "guidance.scale"] or [key for key in varying if key.endswith(".scale")]
+    scale = scales[0] if len(scales) == 1 else None
+    method = described(job["overrides"], [key for key in varying if key != scale])
+    name = method or job["header"]["guidance"]["_target_"].rpartition(".")[2]
+    return Run(folder, labels, name, job["overrides"].get(scale, ""))
 
 
 def described(overrides: Mapping[str, str], keys: Sequence[str], between: str = " ") -> str:

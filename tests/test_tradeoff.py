@@ -18,7 +18,7 @@ from diffguide import tradeoff
 from diffguide.datasets import Digits
 from diffguide.sample import main
 from diffguide.sources import at_hand
-from diffguide.sweeps import claim_beside, described
+from diffguide.sweeps import claim_beside, described, run_of
 from diffguide.tradeoff import NoTradeoff, Panel, Run, figure_of, of_oracle
 
 MODEL = "outputs/train/digits/v001"
@@ -184,6 +184,22 @@ def test_what_a_method_is_called():
     assert described(overrides, ["a.scale", "guidance.interval"], "\n") == "scale 1\ninterval [0.3,2]"
     assert described(overrides, ["checkpoint"]) == "checkpoint digits/v002"
     assert described(overrides, ["a.scale", "b.scale"]) == "a.scale 1 b.scale 2"
+
+
+@pytest.mark.parametrize("varying, method, scale", [
+    (["guidance.scale", "guidance.interval"], "interval [1,2]", "3"),
+    (["guidance.scale"], "Nested", "3"),
+    (["guidance.parts.apg.scale", "guidance.interval"], "interval [1,2]", "5"),
+    (["guidance.parts.apg.scale", "guidance.scale"], "scale 5", "3"),
+    (["guidance.parts.apg.scale", "guidance.parts.cfg.scale"], "guidance.parts.apg.scale 5 guidance.parts.cfg.scale 7", ""),
+])  # fmt: skip
+def test_which_scale_a_curve_follows(tmp_path, varying, method, scale):
+    numpy.savez(tmp_path / "samples.npz", numpy.zeros((2, 2)), numpy.array([1, -1]))
+    overrides = {"guidance.scale": "3", "guidance.interval": "[1,2]", "guidance.parts.apg.scale": "5",
+                 "guidance.parts.cfg.scale": "7"}  # fmt: skip
+    header = {"guidance": {"_target_": "diffguide.guidance.nested.Nested"}}
+    found = run_of({"folder": str(tmp_path), "overrides": overrides, "header": header}, varying)
+    assert found == Run(tmp_path, [1, -1], method, scale)
 
 
 def test_where_a_sweep_lies(tmp_path):
