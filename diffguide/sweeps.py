@@ -37,12 +37,6 @@ def write_sweep(jobs: list[dict]) -> Path:
     runs = [run_of(job, varying) for job in jobs]
     common = all(pictured(job) == pictured(jobs[0]) for job in jobs)  # runs of different data have no common picture
     columns = [dict(job["figures"]) for job in jobs]
-    try:
-        if not common:
-            raise NoTradeoff("the runs are of different data")
-        columns = write_tradeoff(folder / "tradeoff.png", jobs, runs, columns)
-    except NoTradeoff as reason:
-        print(f"no tradeoff.png: {reason}", file=sys.stderr)
     write_table(folder / "sweep.csv", jobs, runs, varying, columns)
     if common:
         shape = tuple(jobs[0]["shape"])
@@ -52,6 +46,13 @@ def write_sweep(jobs: list[dict]) -> Path:
         behind = jobs[0]["behind"] and Backdrop.restored(jobs[0]["behind"])
         shown = [[run.labels[row] for row in rows] for run in runs]
         images.contact_sheet(folder / "contact_sheet.png", sheet, shown, jobs[0]["class_names"], behind)
+    try:  # the last: it may read a large data set, and whoever stops it has the rest
+        if not common:
+            raise NoTradeoff("the runs are of different data")
+        columns = write_tradeoff(folder / "tradeoff.png", jobs, runs, columns)
+        write_table(folder / "sweep.csv", jobs, runs, varying, columns)
+    except NoTradeoff as reason:
+        print(f"no tradeoff.png: {reason}", file=sys.stderr)
     return folder
 
 

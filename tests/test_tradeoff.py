@@ -113,6 +113,16 @@ def test_data_that_is_not_at_hand_is_told(at, command, monkeypatch, node, senten
     assert "precision" not in table(at / done.folder)[0] and not (at / "canary").exists() and not (at / "data").exists()
 
 
+def test_whoever_stops_the_measuring_has_the_rest(at, command, monkeypatch):
+    def stopped(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(tradeoff, "against_data", stopped)
+    done = command(main, "-m", *DIGITS, "n=20", "guidance.scale=0,0.1", at=at)
+    (folder,) = (at / "outputs/sample/digits").glob("sweep_*")
+    assert done.code == 130 and len(table(folder)) == 2 and (folder / "contact_sheet.png").is_file()
+
+
 def test_too_few_samples_are_told(at, command, tmp_path):
     sentence = "no tradeoff.png: fidelity and diversity need at least 20 samples a run, got n=4"
     for arguments in (DIGITS, ["oracle=gmm2d", "guidance=mpgd", "sampler.steps=2"]):
