@@ -67,8 +67,9 @@ def check(cfg: DictConfig) -> None:
     Raises:
         ConfigError: a value of the wrong type or range, no checkpoint.
     """
-    for key, least in {"batch_size": 1, "seed": 0} | ({} if cfg.n is None else {"n": 1}):
-        check_whole(cfg, key, least)
+    for key, least in {"batch_size": 1, "seed": 0, "n": 1}.items():
+        if key != "n" or cfg.n is not None:  # null = the whole split
+            check_whole(cfg, key, least)
     if cfg.split not in ("train", "validation", "test"):
         raise ConfigError(f"split must be train, validation or test, got {cfg.split!r}")
     if cfg.weights not in ("ema", "objective"):
@@ -183,7 +184,7 @@ def measure(cfg: DictConfig, engine, run: Run, begun) -> Path:
         except OSError as error:
             raise ConfigError(f"{'resume' if begun else 'output_root'}: {error}") from error
         interrupts = held.enter_context(Interrupts())
-        parts, bar, started = Parts(folder / "parts"), Bar(metric.name, interrupts), time.monotonic()
+        parts, bar, started = Parts(folder / "parts"), Bar(metric.name, subject, interrupts), time.monotonic()
         subject.begin(parts, bar)
         try:
             with engine.autocast():
@@ -218,8 +219,8 @@ class Bar:
         Stopped: there was a signal.
     """
 
-    def __init__(self, title: str, interrupts: Interrupts):
-        self.title, self.interrupts, self.progress, self.counts = title, interrupts, None, None
+    def __init__(self, title: str, subject, interrupts: Interrupts):
+        self.title, self.subject, self.interrupts, self.progress, self.counts = title, subject, interrupts, None, None
 
     def __call__(self, done: int, total: int, unit: str) -> None:
         from .progress import Progress
@@ -228,7 +229,8 @@ class Bar:
             self.close()
             self.counts, self.progress = (total, unit), Progress(self.title, total, unit)
         self.progress.advance(done - self.progress.count)
-        self.progress.show()
+        evaluations = self.subject.evaluations
+        self.progress.show(**({} if evaluations is None else {"evaluations": evaluations}))
         if self.interrupts.number:
             raise Stopped(self.interrupts.number, f"{done} of {total} {unit}")
 
