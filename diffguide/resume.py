@@ -41,19 +41,13 @@ FREE = {  # of training: how long, how often, how fast; recorded where it change
     "images", "learning_rate", "warmup_images", "max_grad_norm", "ema_images", "accumulate", "log_images",
     "validation_images", "checkpoint_images", "sample_images", "keep",
 }  # fmt: skip
-
-
 ANYTIME = (
     "resume",
     "trust",
     "checkpoint",
     "engine",
 )  # but for training: what may change, within what `unchanged` holds
-
-
 TRUTH = ("oracle", "schedule", "dataset")  # what a sampling run has in place of a checkpoint
-
-
 LONGEST = 10**6  # characters of a config.yaml
 
 

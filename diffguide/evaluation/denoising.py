@@ -127,15 +127,15 @@ class DenoisingError(Metric):
             raise ValueError(
                 f"exact must be 0 (no excess) or at least {2 * REPETITIONS} examples per level, got {exact}"
             )
-        self.levels, self.conditional, self.exact = levels, conditional, exact
+        self.levels, self.told_classes, self.exact = levels, conditional, exact
 
     def check(self, subject: Subject) -> None:
         super().check(subject)
-        if not self.conditional and not subject.model.has_null:
+        if not self.told_classes and not subject.model.has_null:
             raise ValueError(
                 "metric.conditional=false needs a model that dropped labels in training (guidance=cfg); this one never did"
             )
-        told = self.conditional and subject.model.num_classes
+        told = self.told_classes and subject.model.num_classes
         if told and not subject.model.has_null and bool((subject.labels < 0).any()):
             raise ValueError(
                 f"metric.conditional=true: the {subject.split} split has examples without a class, and this model never "
@@ -183,7 +183,7 @@ class DenoisingError(Metric):
 
     def told(self, subject: Subject) -> bool:
         """Whether the model is told classes."""
-        return self.conditional and subject.model.num_classes > 0
+        return self.told_classes and subject.model.num_classes > 0
 
     def errors(self, subject: Subject, first: int, middles: Sequence[float]) -> Tensor:
         """Squared errors of a batch, of x_0 and of eps, [2, levels, b]."""
