@@ -5,19 +5,20 @@ examples of 2048 features need their own 1.6 GB and little more. Balls are close
 between examples on a lattice, such as pixels of few grey values, are told exactly.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 __all__ = [
-    "DensityCoverage", "PrecisionRecall", "density_coverage", "distance_ratio", "nearest", "precision_recall",
-    "squared_radii", "tables",
+    "DensityCoverage", "PrecisionRecall", "copies", "density_coverage", "distance_ratio", "nearest", "precision_recall",
+    "squared_radii", "tables", "two_nearest",
 ]  # fmt: skip
 
 CELLS = 2**22  # of a table of distances, at a time
 SQUARED = 1024  # rows that are squared at a time
+COPY = 3.0  # times as far away is the second training example from a copy of the first
 
 
 class PrecisionRecall(NamedTuple):
@@ -94,6 +95,29 @@ def distance_ratio(samples: Tensor, train: Tensor, held_out: Tensor) -> float:
             "half of the held-out examples are training examples: there is no usual distance to compare with"
         )
     return own / usual
+
+
+def two_nearest(x: Tensor, train: Iterable[Tensor]) -> Tensor:
+    """The distances of each row of x [n, D] to the two nearest training examples, which come in batches [b, D]; [n, 2]."""
+    two = torch.full((len(x), 2), torch.inf, dtype=torch.float64)
+    for part in train:
+        slabs = tables(x.double(), part.double())
+        found = torch.cat([slab.topk(min(2, len(part)), dim=1, largest=False).values for slab in slabs])
+        two = torch.cat([two, found], dim=1).topk(2, dim=1, largest=False).values
+    return two.sqrt()
+
+
+def copies(two: Tensor) -> Tensor:
+    """Whether each sample is a near copy, 3 |s - NN_1(s)| < |s - NN_2(s)|, or is equal to a training example, [n] bool.
+
+    Yoon, Choi, Kwon & Ryu, "Diffusion Probabilistic Models Generalize when They Fail to Memorize", 2023, section 3. What is
+    in the training set twice is told only where a sample equals it.
+
+    Arguments:
+        two: `two_nearest` of the samples' pixels.
+    """
+    first, second = two.T
+    return (COPY * first < second) | (first == 0)
 
 
 def nearest(x: Tensor, others: Tensor) -> Tensor:
