@@ -8,7 +8,7 @@ from torch import Tensor
 
 __all__ = ["Moments", "frechet_distance", "halves", "jackknife", "merged", "rescaled"]
 
-REPETITIONS = 8  # random halves
+REPETITIONS = 16  # divisions into random halves
 
 
 class Moments:
@@ -116,7 +116,7 @@ def merged(groups: Sequence[Moments]) -> Moments:
 
 
 def halves(groups: Sequence[Moments], seed: int) -> tuple[float, float, int]:
-    """(distance, standard error, examples in a half) between random halves of real examples, the mean over 8 divisions.
+    """(distance, standard error, examples in a half) between random halves of real examples, the mean over 16 divisions.
 
     It is what the bias of finite sets alone makes of two sets of one law. The divisions share their examples; the error
     is the standard deviation over them, not divided by their number.

@@ -43,7 +43,8 @@ def kernel_distance(x: Tensor, y: Tensor, subsets: int, size: int, seed: int) ->
 
     Its standard error takes account of the subsets' being drawn from one finite set: a subset of s examples of N varies,
     given the set, by v (1 - s/N) where v is its variance over sets; the whole set by v s/N. With V the variance over the
-    subsets, V / (1 - s/N) (s/N) + V / subsets.
+    subsets, V / (1 - s/N) (s/N) + V / subsets. For sets of one law, where the estimate is degenerate, that is too much by a
+    factor of up to (N/s)^(1/2).
 
     Arguments:
         x, y: features [n, D] and [m, D].

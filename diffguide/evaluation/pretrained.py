@@ -27,7 +27,7 @@ class Inception(Features):
     file is held against their SHA-256 before it is read.
 
     Arguments:
-        weights: the file weights-inception-2015-12-05-6726825d.pth; null = torch's cache of downloads, to which it is downloaded.
+        weights: the file weights-inception-2015-12-05-6726825d.pth; null = torch's cache, to which it is downloaded.
 
     Raises:
         ValueError: torch-fidelity is not installed, no file, another file, or no network to download it.

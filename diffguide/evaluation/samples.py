@@ -124,8 +124,11 @@ class Quality(Metric):
             self.features.prepare(subject.data, subject.device, subject.progress)
         everything = torch.arange(len(getattr(subject.data, self.reference).y))
         reference, held_out = (
-            self.gathered(subject, split, len(rows), Real(subject, split, rows).batch)
-            for split, rows in ((self.reference, everything), (subject.split, subject.rows))
+            self.gathered(subject, name, len(rows), Real(subject, split, rows).batch)
+            for name, split, rows in (
+                ("reference", self.reference, everything),
+                ("held-out", subject.split, subject.rows),
+            )
         )
         of_held_out = check_overlap(subject)
         source: Drawn | Stored = (
