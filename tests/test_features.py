@@ -47,8 +47,8 @@ def test_pixels_are_pixels():
 
 
 def test_the_local_classifier_knows_digits(digits):
-    """After 120 steps it knows 95 % of the validation block, and its classes are what its features say."""
-    features = Local(120, 0, None)
+    """After 80 steps it knows 95 % of the validation block, and its classes are what its features say."""
+    features = Local(80, 0, None)
     features.check(digits)
     features.prepare(digits, CPU, silent)
     u, y = splits_of(digits, "validation")

@@ -101,7 +101,7 @@ class Quality(Metric):
         guided = self.guidance(subject.model)
         self.sampler.times(guided)
         if getattr(guided, "needs_null", False):
-            check_conditioning(subject.model, subject.shape, subject.device)
+            check_conditioning(subject.counter.denoiser, subject.shape, subject.device)  # which counts nothing
         if self.told(subject, guided) is None and not guided.has_null:
             raise ValueError(
                 "metric.labels=null needs a model that dropped labels in training (guidance=cfg); this one never did"

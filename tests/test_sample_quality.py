@@ -1,0 +1,334 @@
+"""metric=quality: samples whose figures are known beforehand, parts that outlive a signal, and what is refused."""
+
+import json
+import math
+import signal
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+
+from diffguide.datasets import GMM2D, Dataset, Digits, Split
+from diffguide.evaluate import main as evaluate
+from diffguide.evaluation import comparison
+from diffguide.evaluation.features import Features, Pixels
+from diffguide.evaluation.frechet import Moments, frechet_distance
+from diffguide.evaluation.kernels import squared_mmd
+from diffguide.evaluation.local import Local, splits_of
+from diffguide.evaluation.metric import Measured, MetricError, Subject
+from diffguide.evaluation.parts import Parts
+from diffguide.evaluation.quality import copies, density_coverage, precision_recall, two_nearest
+from diffguide.evaluation.samples import Quality
+from diffguide.guidance import Unguided
+from diffguide.guidance.contrast import ClassifierFree
+from diffguide.interrupts import Stopped
+from diffguide.oracles import Empirical, GMM2DLaw
+from diffguide.sample import main as sample
+from diffguide.samplers import DDIM
+from diffguide.samplers.grids import UniformLogSNR
+from diffguide.schedules import Cosine
+from diffguide.shards import write_archive
+
+
+@pytest.fixture(scope="module")
+def digits() -> Digits:
+    return Digits(1, 8, 10)
+
+
+@pytest.fixture(scope="module")
+def law(digits) -> Empirical:
+    """The exact denoiser of the training examples: a generator that learned by heart."""
+    return Empirical(digits.train.x, digits.train.y, Cosine(log_snr_max=12.0, log_snr_min=-10.0), 0.0)
+
+
+def quality(**changed) -> Quality:
+    arguments = {
+        "guidance": Unguided, "sampler": DDIM(grid=UniformLogSNR(), steps=4, eta=0.0), "features": Pixels(), "count": 100,
+        "samples": None, "labels": "balanced", "reference": "train", "subsets": 10, "subset_size": 50, "splits": 2,
+        "compared": 1000, "classification": False,
+    }  # fmt: skip
+    return Quality(**arguments | changed)
+
+
+def measured(metric: Quality, subject: Subject) -> Measured:
+    metric.check(subject)
+    return metric.measure(subject)
+
+
+def stored(folder: Path, images: torch.Tensor, y: torch.Tensor, header: dict) -> str:
+    """A finished sampling run with these bytes [N, C, H, W]."""
+    folder.mkdir(parents=True)
+    (folder / "manifest.jsonl").write_text(json.dumps(header) + "\n")
+    write_archive(folder / "samples.npz", [images.permute(0, 2, 3, 1).numpy()], y.tolist())
+    return str(folder)
+
+
+def test_a_generator_that_learned_by_heart(digits, law):
+    """All of its samples are copies, of the class that was asked for, at next to no distance; and the floor is known."""
+    subject = Subject(law, digits, n=200, seed=3, batch_size=64)
+    metric = quality(sampler=DDIM(grid=UniformLogSNR(), steps=30, eta=0.0))
+    found = measured(metric, subject)
+    figures = {name: figure.value for name, figure in found.figures.items()}
+    assert figures["copies"] == 1.0 and found.details["copies_of_real"] == 0.0
+    assert figures["agreed_labels_pixels"] == 1.0 and 0.9 < found.details["agreed_labels_pixels_of_real"] < 1
+    assert figures["fd_pixels"] < 2 * figures["fd_pixels_floor"]
+    half, n = found.figures["fd_pixels_halves"].n, found.figures["fd_pixels"].n
+    assert (half, n) == (500, 100)
+    assert figures["fd_pixels_floor"] == pytest.approx(figures["fd_pixels_halves"] * (1 / 100 + 1 / 1000) * 250)
+    assert found.facts["samples"] == 100 and found.facts["reference"] == "1000 train examples"
+    assert found.facts["held_out"] == "200 validation examples" and found.facts["features"]["name"] == "pixels"
+    assert found.facts["guidance"] == "Unguided" and subject.evaluations == 100 * 30
+
+
+def test_figures_are_those_of_the_library(digits, law, tmp_path):
+    """Of given samples: every figure again from the bytes, in one go."""
+    rng = torch.Generator().manual_seed(0)
+    u, y = splits_of(digits, "train", torch.randperm(1000, generator=rng)[:100])
+    u = (u.float() + 20 * torch.randn(u.shape, generator=rng)).clamp(0, 255).to(torch.uint8)
+    folder = stored(tmp_path / "run", u, y, {"guidance": {"scale": 3}})
+    subject = Subject(law, digits, split="test", batch_size=33)
+    found = measured(quality(samples=folder), subject)
+    x, real, held = (
+        part.flatten(1).double() / 255 for part in (u, *(splits_of(digits, s)[0] for s in ("train", "test")))
+    )
+    sets = [Moments(64).add(part) for part in (x, real)]
+    values = {name: figure.value for name, figure in found.figures.items()}
+    assert values["fd_pixels"] == pytest.approx(frechet_distance(*sets), rel=1e-6)
+    assert found.details["fd_pixels_of_held_out"] == pytest.approx(
+        frechet_distance(Moments(64).add(held), sets[1]), rel=1e-6
+    )
+    assert [values[f"{name}_pixels"] for name in ("precision", "recall")] == pytest.approx(precision_recall(held, x, 3))
+    assert [values[f"{name}_pixels"] for name in ("density", "coverage")] == pytest.approx(density_coverage(held, x, 5))
+    assert values["kid_pixels"] == pytest.approx(
+        squared_mmd(x, real), abs=5 * found.figures["kid_pixels"].standard_error
+    )
+    assert "10 subsets of 50" in found.facts["kid"] and "is_pixels" not in values
+    share = values["precision_pixels"]
+    assert found.figures["precision_pixels"].standard_error == pytest.approx(math.sqrt(share * (1 - share) / 100))
+    assert found.figures["coverage_pixels"].n == 447 and found.figures["density_pixels"].standard_error is None
+    assert found.facts["guidance"] == {"scale": 3} and found.facts["sampled"] == folder
+    two = two_nearest(u.flatten(1), splits_of(digits, "train")[0].flatten(1).split(300))
+    assert values["copies"] == float(copies(two).double().mean())
+
+
+def test_two_nearest_in_batches():
+    """And what a copy is: three times as near to the first as to the second, or equal to one."""
+    rng = torch.Generator().manual_seed(0)
+    x, train = torch.randn(9, 5, generator=rng).double(), torch.randn(23, 5, generator=rng).double()
+    expected = torch.cdist(x, train).sort(1).values[:, :2]
+    assert torch.allclose(two_nearest(x, train.split([1, 20, 2])), expected, rtol=1e-9)
+    assert copies(torch.tensor([[1.0, 2.9], [1.0, 3.1], [0.0, 0.0], [0.1, 0.2]])).tolist() == [False, True, True, False]
+
+
+class Named(Features):
+    """Pixels that go by another name, with logits: twice the first ten."""
+
+    classifies = True
+
+    def __init__(self, name: str):
+        self.name = name
+
+    def width(self, shape):
+        return 64
+
+    def __call__(self, images):
+        features = Pixels()(images).features
+        return Pixels()(images)._replace(logits=2 * features[:, 20:30])
+
+
+@pytest.mark.parametrize("name, fd, kid", [("inception", "fid", "kid"), ("dinov2", "fd_dinov2", "kid_dinov2")])
+def test_figures_carry_the_name_of_their_features(digits, law, name, fd, kid):
+    """fid is inception's alone; where there are logits there is an inception score."""
+    found = measured(quality(features=Named(name), compared=20), Subject(law, digits, n=100))
+    end = "" if name == "inception" else f"_{name}"
+    expected = {fd, f"{fd}_halves", f"{fd}_floor", kid, f"is{end}", "copies"}
+    expected |= {f"{part}{end}" for part in ("precision", "recall", "density", "coverage", "agreed_labels")}
+    assert set(found.figures) == expected
+    assert found.facts["is"] == "2 splits" and found.facts["compared"] == "20 samples, 20 held-out examples"
+    assert 1 < found.figures[f"is{end}"].value < 10 and found.figures["copies"].n == 20
+
+
+def test_the_classification_accuracy_score(digits, law, tmp_path):
+    """Samples with the classes of real examples teach a classifier those; samples with false classes teach it others."""
+    u, y = splits_of(digits, "train", torch.arange(600))
+    subject, metric = Subject(law, digits, n=100), partial(quality, count=600, features=Local(40, 0, str(tmp_path)))
+    right = measured(metric(samples=stored(tmp_path / "a", u, y, {}), classification=True), subject)
+    wrong = measured(metric(samples=stored(tmp_path / "b", u, (y + 1) % 10, {}), classification=True), subject)
+    assert right.figures["cas"].value > 0.8 and wrong.figures["cas"].value < 0.1
+    assert right.figures["agreed_labels_local"].value > 0.95 > 0.1 > wrong.figures["agreed_labels_local"].value
+    assert right.details["cas_of_real"] > 0.8 and right.figures["cas"].n == 100
+    assert right.facts["features"]["steps"] == 40 and 1 < right.figures["is_local"].value < 10
+
+
+def test_without_classes_there_are_no_figures_of_them(digits, law):
+    """metric.labels=null: samples of no class."""
+    found = measured(quality(labels=None, classification=True), Subject(law, digits, n=50))
+    assert "cas" not in found.figures and "agreed_labels_pixels" not in found.figures and found.facts["labels"] is None
+
+
+def test_classes_as_the_data_have_them(digits, law):
+    """Drawn from the reference split, the same ones for the same seed."""
+    metric, subject = quality(labels="data", count=3000), Subject(law, digits, seed=1)
+    drawn = torch.tensor(metric.told(subject, law))
+    counts, expected = drawn.bincount(minlength=10), 3 * digits.train.y.bincount()
+    assert float(((counts - expected) ** 2 / expected).sum()) < 27.9  # chi-squared of 9 at 0.001
+    assert metric.told(subject, law) == drawn.tolist() != metric.told(Subject(law, digits, seed=2), law)
+
+
+def test_what_was_stopped_is_continued(digits, law, tmp_path):
+    """Within a batch of samples; then those that were made are not made again, and every figure is the same."""
+    subject, whole = (Subject(law, digits, n=60, batch_size=40) for _ in range(2))
+    calls = []
+
+    def stop(done, total, unit):
+        calls.append((done, unit))
+        if calls.count((40, "samples")) == 3:
+            raise Stopped(signal.SIGTERM, "here")
+
+    subject.begin(Parts(tmp_path / "parts"), stop)
+    with pytest.raises(Stopped):
+        quality().measure(subject)
+    kept = {path.name for path in (tmp_path / "parts").iterdir()}
+    assert "samples_0000000000.npz" in kept and "samples_0000000040.npz" not in kept
+    again = Subject(law, digits, n=60, batch_size=40, parts=Parts(tmp_path / "parts"))
+    found, expected = quality().measure(again), quality().measure(whole)
+    assert found.figures == expected.figures and found.details == expected.details
+    assert again.counter.evaluations == 60 * 4 and again.evaluations == whole.evaluations == 100 * 4
+
+
+def test_samples_that_are_not_finite_are_told(digits, law):
+    class Broken(Unguided):
+        def __call__(self, x_t, t, y=None):
+            found = super().__call__(x_t, t, y)
+            return found._replace(x_0=found.x_0 * math.nan)
+
+    with pytest.raises(MetricError, match="100 of the 100 samples from 0 on are not finite: a smaller guidance scale"):
+        measured(quality(guidance=Broken), Subject(law, digits, n=50))
+
+
+def test_held_out_examples_that_are_training_examples_are_told(digits, law):
+    """A tenth of them: then coverage and copies would mean nothing."""
+    shared = Split(torch.cat([digits.validation.x[:80], digits.train.x[:20]]), torch.zeros(100, dtype=torch.long))
+    data = Dataset(digits.train, shared, digits.test, digits.class_names)
+    with pytest.raises(MetricError, match="20 of the 100 validation examples are training examples too"):
+        measured(quality(), Subject(law, data))
+    assert comparison.check_overlap(Subject(law, digits, n=100)) == 0.0
+
+
+def vectors() -> Subject:
+    return Subject(GMM2DLaw(Cosine(log_snr_max=12.0, log_snr_min=-10.0)), GMM2D(2, None, 4, 500, 50, 50, 0))
+
+
+REFUSED = {
+    "vectors": ({}, vectors, "metric=quality compares images, and this model makes vectors of shape \\[2\\]"),
+    "train": ({}, {"split": "train"}, "split=train is what the model was trained on"),
+    "few samples": ({"count": 64}, {}, "metric.count: 64 samples are too few for 64 features of pixels"),
+    "few examples": ({"count": 500, "features": Named("wide")}, {}, "metric.reference: 350 validation examples are too few"),
+    "few held out": ({}, {"n": 9}, "at least 10 examples of the validation split, got 9"),
+    "no run": ({"samples": "nowhere"}, {}, "metric.samples=nowhere is no finished run of diffguide-sample"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("changed, subject, message", REFUSED.values(), ids=REFUSED)
+def test_what_it_cannot_answer(digits, law, changed, subject, message, monkeypatch):
+    if isinstance(changed.get("features"), Named):
+        monkeypatch.setattr(Named, "width", lambda self, shape: 400)
+        changed = changed | {"reference": "validation"}
+    with pytest.raises(ValueError, match=message):
+        quality(**changed).check(subject() if callable(subject) else Subject(law, digits, **subject))
+
+
+def test_a_model_without_a_null_condition_needs_labels(digits, law, monkeypatch):
+    monkeypatch.setattr(Empirical, "has_null", False)
+    with pytest.raises(ValueError, match="metric.labels=null needs a model that dropped labels"):
+        quality(labels=None).check(Subject(law, digits))
+    with pytest.raises(ValueError, match="cfg"):
+        quality(guidance=partial(ClassifierFree, scale=2.0, interval=(0.0, math.inf))).check(Subject(law, digits))
+
+
+@pytest.mark.parametrize("changed, message", [
+    ({"count": 9}, "count must be at least 10, got 9"), ({"subsets": 0}, "subsets must be at least 1, got 0"),
+    ({"subset_size": 1}, "subset_size must be at least 2, got 1"), ({"splits": 0}, "splits must be at least 1, got 0"),
+    ({"compared": 5}, "compared must be at least 10, got 5"), ({"labels": "all"}, "labels must be balanced, data or null"),
+    ({"reference": "tset"}, "reference must be train, validation or test, got 'tset'"),
+])  # fmt: skip
+def test_values_out_of_range(changed, message):
+    with pytest.raises(ValueError, match=message):
+        quality(**changed)
+
+
+def test_runs_that_are_not_of_this_model(digits, law, tmp_path):
+    """Other images, too few of them, or another checkpoint."""
+    u, y = splits_of(digits, "train", torch.arange(70))
+    subject = Subject(law, digits)
+    with pytest.raises(ValueError, match="has 70 samples, fewer than metric.count=100"):
+        quality(samples=stored(tmp_path / "a", u, y, {})).check(subject)
+    wide = torch.zeros(100, 3, 8, 8, dtype=torch.uint8)
+    with pytest.raises(ValueError, match="has images \\[8, 8, 3\\], and the model makes \\[8, 8, 1\\]"):
+        quality(samples=stored(tmp_path / "b", wide, torch.zeros(100).long(), {})).check(subject)
+    (tmp_path / "model").write_bytes(b"")
+    known = Subject(law, digits, checkpoint=tmp_path / "model")
+    folder = stored(tmp_path / "c", u.repeat(2, 1, 1, 1), y.repeat(2), {"checkpoint_sha256": "f" * 64})
+    with pytest.raises(ValueError, match="from a checkpoint with SHA-256 ffffffffffff, and this one has e3b0c44298fc"):
+        quality(samples=folder).check(known)
+
+
+FEW = ["metric=quality", "metric/features=pixels", "metric.count=80", "metric.classification=false",
+       "metric.sampler.steps=2", "engine.accelerator=cpu"]  # fmt: skip
+
+
+def test_the_command_samples_as_diffguide_sample_does(short_run, tmp_path, command):
+    """Guided: its own samples, and those of a sampling run with the same seed, have the same figures."""
+    same = [
+        f"checkpoint={short_run}",
+        f"output_root={tmp_path}",
+        "seed=5",
+        "engine.accelerator=cpu",
+    ]
+    done = command(sample, *same, "n=80", "guidance=cfg", "guidance.scale=3", "sampler.steps=2", at=tmp_path)
+    assert done.code == 0, done.err
+    guided = ["guidance@metric.guidance=cfg", "metric.guidance.scale=3"]
+    records = []
+    for extra in (guided, [f"metric.samples={done.folder}"]):
+        run = command(evaluate, *same, *FEW, *extra, at=tmp_path)
+        assert run.code == 0, run.err
+        records.append(json.loads((tmp_path / run.folder / "metrics.json").read_text()))
+    assert records[0]["figures"] == records[1]["figures"] and records[0]["details"] == records[1]["details"]
+    assert records[0]["guidance"] == "ClassifierFree" and records[1]["guidance"]["scale"] == 3
+    assert records[0]["evaluations"] == 80 * 2 * 4 and records[1]["evaluations"] == 0
+    other = command(evaluate, *same, *FEW, "guidance@metric.guidance=cfg", "metric.guidance.scale=9", at=tmp_path)
+    assert json.loads((tmp_path / other.folder / "metrics.json").read_text())["figures"] != records[0]["figures"]
+
+
+def test_the_default_features_are_local_ones(short_run, tmp_path, command):
+    """By name, from a cache that the second run reads."""
+    cache = tmp_path / "cache"
+    arguments = [f"checkpoint={short_run}", f"output_root={tmp_path}", *FEW, "metric/features=local",
+                 "metric.features.steps=5", f"metric.features.cache={cache}"]  # fmt: skip
+    first = command(evaluate, *arguments, at=tmp_path)
+    assert first.code == 0 and "fd_local " in first.err, first.err
+    (file,) = cache.iterdir()
+    written = file.stat().st_mtime_ns
+    second = command(evaluate, *arguments, at=tmp_path)
+    assert second.code == 0 and list(cache.iterdir()) == [file] and file.stat().st_mtime_ns == written
+    one, two = (json.loads((tmp_path / run.folder / "metrics.json").read_text()) for run in (first, second))
+    assert one["figures"] == two["figures"] and one["features"]["hash"] == two["features"]["hash"]
+
+
+@pytest.mark.parametrize("arguments, message", {
+    "no weights": (["metric/features=inception", "metric.features.weights=nowhere.pth"], "there is no file nowhere.pth"),
+    "a folder": (["metric.samples=nowhere"], "metric.samples=nowhere is no finished run of diffguide-sample"),
+    "train": (["split=train"], "split=train is what the model was trained on"),
+    "a guide": (["guidance@metric.guidance=classifier", "metric.guidance.classifier=nowhere"], "no checkpoint at nowhere"),
+    "too few": (["metric.count=60"], "metric.count: 60 samples are too few for 64 features"),
+}.values())  # fmt: skip
+def test_mistakes_are_one_line(short_run, tmp_path, command, arguments, message):
+    if "metric/features=inception" in arguments:
+        pytest.importorskip("torch_fidelity")
+    done = command(
+        evaluate, f"checkpoint={short_run}", f"output_root={tmp_path}", *FEW[:1], *FEW[2:], *arguments,
+        *([] if "metric/features=inception" in arguments else ["metric/features=pixels"]), at=tmp_path,
+    )  # fmt: skip
+    assert done.code == 1 and message in done.err and "Traceback" not in done.err, done.err
+    assert not list(tmp_path.glob("evaluate/*/v*/metrics.json"))
