@@ -1,0 +1,223 @@
+"""What a metric is: a question to a trained model, answered on a split of its data by figures with their errors.
+
+    metric.check(subject)              # one sentence where the model or the data cannot answer
+    measured = metric.measure(subject)  # figures, what they rest on, a curve, plots of it
+
+A metric is built from configs/metric/<name>.yaml and knows nothing of commands, files and devices: those are its subject's.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..batches import fetch
+from ..datasets import Dataset
+from ..denoisers import Classifier, Denoiser, EvaluationCounter, LogDensity, capable
+from ..randomness import Noise, fold
+from .parts import Parts
+
+__all__ = ["Figure", "Measured", "Metric", "Panel", "Plot", "Subject", "mean"]
+
+SPLITS = ("train", "validation", "test")
+SUBSET, EXAMPLE = 1, 2  # purposes of the seed
+PROTOCOLS = {
+    Denoiser: "a denoiser",
+    LogDensity: "a log-density",
+    Classifier: "a classifier",
+}
+
+
+class Figure(NamedTuple):
+    """A number of a table.
+
+    Arguments:
+        value: the estimate.
+        standard_error: of the estimate, in its unit; None = not known.
+        n: examples or samples that it rests on.
+        unit: nats, bits/dim, share, ...
+    """
+
+    value: float
+    standard_error: float | None
+    n: int
+    unit: str
+
+
+class Panel(NamedTuple):
+    """One axis of a plot: a column of the curve against its x; the column <column>_se, where there is one, is a band.
+
+    reference: a horizontal line (label, height), None = none.
+    """
+
+    column: str
+    label: str
+    reference: tuple[str, float] | None = None
+
+
+class Plot(NamedTuple):
+    """A picture of the curve, <name>.png; several models are several lines in it."""
+
+    name: str
+    x: str
+    label: str
+    logarithmic: bool
+    panels: Sequence[Panel]
+
+
+class Measured(NamedTuple):
+    """What a metric found: plain numbers, texts, lists and mappings.
+
+    Arguments:
+        figures: by name, for a row of a table; names carry what they depend on (fd_local, likelihood_elbo).
+        facts: what else must be known to repeat and to read them: seeds, features, reference split, decoder, ...
+        curve: rows of one table, {column: value}: per noise level, per budget, ...
+        plots: of the curve.
+        details: more numbers for metrics.json alone, a confusion matrix or the like.
+    """
+
+    figures: dict[str, Figure]
+    facts: dict[str, Any]
+    curve: Sequence[dict[str, float]] = ()
+    plots: Sequence[Plot] = ()
+    details: Mapping[str, Any] = {}
+
+
+class Subject:
+    """A model and the examples that it is measured on.
+
+    Arguments:
+        model: on `device`, in evaluation mode.
+        data: its data set.
+        split: train, validation or test.
+        n: examples, drawn from the seed without replacement; None = the whole split.
+        seed: of that draw, and of all that a metric draws.
+        batch_size: examples at a time; changes no figure.
+        device: where the model lives.
+        parts: what is kept against a kill; None = nothing.
+        progress: progress(done, total, unit), to be called where the work may be stopped: that is where a signal stops it.
+        checkpoint: the model's file, None = there is none.
+        config: of the run that trained it, {} = not known.
+
+    Attributes:
+        rows: of the split, ascending, [N].
+        class_names, shape: of the data.
+
+    Raises:
+        ValueError: an unknown split, more examples than it has, data of another shape or of other classes than the model's.
+    """
+
+    def __init__(
+        self, model: Any, data: Dataset, split: str = "validation", n: int | None = None, seed: int = 0,
+        batch_size: int = 256, device: torch.device | str = "cpu", parts: Parts | None = None,
+        progress: Callable[[int, int, str], None] | None = None, checkpoint: Path | None = None,
+        config: Mapping[str, Any] | None = None,
+    ):  # fmt: skip
+        if split not in SPLITS:
+            raise ValueError(f"split must be train, validation or test, got {split!r}")
+        available = len(getattr(data, split).y)
+        if n is not None and not 1 <= n <= available:
+            raise ValueError(f"n must be 1 to {available}, the examples of the {split} split, or null for all, got {n}")
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        if model.num_classes and model.num_classes != len(data.class_names):
+            raise ValueError(f"the model has {model.num_classes} classes, and the data have {len(data.class_names)}")
+        self.counter = EvaluationCounter(model) if isinstance(model, Denoiser) else None
+        self.model, self.data, self.split, self.seed = self.counter or model, data, split, seed
+        self.batch_size, self.device, self.parts = batch_size, torch.device(device), parts or Parts(None)
+        self.parts.counter = self.counter
+        self.progress = progress or (lambda done, total, unit: None)
+        self.checkpoint, self.config = checkpoint, dict(config or {})
+        order = torch.randperm(available, generator=torch.Generator().manual_seed(fold(seed, SUBSET)))
+        self.rows = order[: available if n is None else n].sort().values
+        self.class_names, self.shape = data.class_names, data.shape
+
+    @property
+    def n(self) -> int:
+        return len(self.rows)
+
+    @property
+    def firsts(self) -> range:
+        """The position among `rows` at which each batch begins."""
+        return range(0, self.n, self.batch_size)
+
+    @property
+    def labels(self) -> Tensor:
+        """The class of every example, [N] on the CPU; -1 = none."""
+        return getattr(self.data, self.split).y[self.rows]
+
+    def batch(self, first: int) -> tuple[Tensor, Tensor]:
+        """Examples as a network sees them, float32 in [-1, 1] [b, ...], and classes [b], on the device."""
+        x, y = fetch(getattr(self.data, self.split), self.rows[first : first + self.batch_size])
+        return self.data.view(x).to(self.device), y.to(self.device)
+
+    def noise(self, first: int, dtype: torch.dtype = torch.float32) -> Noise:
+        """The noise of a batch: example i's is a function of the seed and its place in the split, whatever n and batch."""
+        rows = self.rows[first : first + self.batch_size].tolist()
+        seeds = [fold(self.seed, EXAMPLE, row) for row in rows]
+        return Noise(seeds, self.shape, getattr(self.model, "schedule", None), self.device, dtype)
+
+    def able(self, protocol: type) -> Any:
+        """The model, where it has a protocol (Denoiser, LogDensity, Classifier), or None."""
+        if isinstance(self.model, Denoiser):
+            return capable(self.model, protocol)
+        return self.model if isinstance(self.model, protocol) else None
+
+    @property
+    def holds(self) -> str:
+        """What the model is called in a message."""
+        return type(self.model if self.counter is None else self.counter.denoiser).__name__
+
+    @property
+    def evaluations(self) -> int | None:
+        """Evaluations of the denoiser so far, one per row, with those of parts that were kept; None for other models."""
+        return None if self.counter is None else self.counter.evaluations + self.parts.restored
+
+
+class Metric:
+    """Base of every metric.
+
+    Attributes:
+        name: its option, metric=<name>.
+        needs: protocols that the model must have.
+        conditional: whether the model must have classes.
+        labels: whether every example must have a class.
+    """
+
+    name: ClassVar[str]
+    needs: ClassVar[Sequence[type]] = ()
+    conditional: ClassVar[bool] = False
+    labels: ClassVar[bool] = False
+
+    def check(self, subject: Subject) -> None:
+        """Whether the question can be answered; a metric with more conditions adds them after super().check(subject).
+
+        Raises:
+            ValueError: it cannot, in one sentence.
+        """
+        for protocol in self.needs:
+            wanted = PROTOCOLS[protocol] + (" with classes" if self.conditional else "")
+            if subject.able(protocol) is None:
+                raise ValueError(f"metric={self.name} needs {wanted}; this checkpoint holds a {subject.holds}")
+        if self.conditional and not subject.model.num_classes:
+            raise ValueError(f"metric={self.name} needs a model with classes; this {subject.holds} has none")
+        if self.labels and not (subject.class_names and bool((subject.labels >= 0).all())):
+            raise ValueError(f"metric={self.name} needs labels, and the {subject.split} split has examples without one")
+
+    def measure(self, subject: Subject) -> Measured:
+        """The answer.
+
+        Raises:
+            Stopped: from subject.progress, at a signal; what subject.parts keeps is not computed again by `resume`.
+        """
+        raise NotImplementedError
+
+
+def mean(values: Tensor, unit: str) -> Figure:
+    """The mean of independent values [N], with the standard error std / sqrt(N)."""
+    values = values.double()
+    error = float(values.std()) / math.sqrt(len(values)) if len(values) > 1 else None
+    return Figure(float(values.mean()), error, len(values), unit)

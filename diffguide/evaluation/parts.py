@@ -1,0 +1,73 @@
+"""What a long measurement keeps of its work, so that a kill costs one part of it."""
+
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import numpy
+
+from ..runs import write_atomically
+
+__all__ = ["Parts"]
+
+EVALUATIONS, SECONDS = "_evaluations", "_seconds"  # of every part, beside its own arrays
+
+
+class Parts:
+    """One `<name>.npz` per finished part, whole or absent, without pickle.
+
+        arrays = subject.parts.part(f"{first:08d}", lambda: {"nll": compute(first)})
+
+    Arguments:
+        folder: where they lie, made when the first is written; None = nothing is kept.
+
+    Attributes:
+        counter: what counts evaluations, None = they are not counted.
+        restored: evaluations of the parts that were there.
+        seconds: that these took.
+    """
+
+    def __init__(self, folder: Path | None):
+        self.folder, self.counter, self.restored, self.seconds = folder, None, 0, 0.0
+
+    def part(self, name: str, compute: Callable[[], dict[str, numpy.ndarray]]) -> dict[str, numpy.ndarray]:
+        """The arrays of a part: from the disk where they are there, else computed, and kept.
+
+        Raises:
+            ValueError: a file that is damaged.
+            WriteError: the disk is full, the folder is gone, ...
+        """
+        if self.folder is None:
+            return compute()
+        path = self.folder / f"{name}.npz"
+        if path.exists():
+            return self.read(path)
+        before, started = self.count(), time.monotonic()
+        arrays = compute()
+        spent = {EVALUATIONS: numpy.int64(self.count() - before), SECONDS: numpy.float64(time.monotonic() - started)}
+        self.folder.mkdir(exist_ok=True)
+        write_atomically(path, lambda temporary: numpy.savez(temporary, **arrays, **spent))
+        return arrays
+
+    def read(self, path: Path) -> dict[str, numpy.ndarray]:
+        """A part that is there."""
+        try:
+            with numpy.load(path, allow_pickle=False) as file:
+                arrays = dict(file)
+            self.restored += int(arrays.pop(EVALUATIONS))
+            self.seconds += float(arrays.pop(SECONDS))
+        except Exception as error:  # whatever NumPy and zipfile may say to such a file
+            raise ValueError(f"the part {path} is damaged: remove it and resume the run") from error
+        return arrays
+
+    def count(self) -> int:
+        return 0 if self.counter is None else self.counter.evaluations
+
+    def remove(self) -> None:
+        """Removes all of them, and the folder where nothing else is in it."""
+        if self.folder is not None and self.folder.is_dir():
+            for path in self.folder.glob("*.npz"):
+                path.unlink()
+            with suppress(OSError):
+                self.folder.rmdir()
