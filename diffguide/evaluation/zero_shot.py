@@ -54,7 +54,9 @@ class Budget:
         if margin is not None and (not stages or not margin >= 0):
             raise ValueError(f"margin must be at least 0 and needs stages, got {margin:g} and {len(stages)} stages")
         if margin is not None and stages[0][0] < 2:
-            raise ValueError(f"a margin needs a standard error: the first stage must be after 2 evaluations or more, got {stages[0][0]}")
+            raise ValueError(
+                f"a margin needs a standard error: the first stage must be after 2 evaluations or more, got {stages[0][0]}"
+            )
         self.evaluations, self.stages, self.margin = int(evaluations), stages, margin
 
     def segments(self) -> list[tuple[int, int, int | None]]:
@@ -65,7 +67,7 @@ class Budget:
 
     def remaining(self, logits: Tensor, errors: Tensor, keep: int) -> Tensor:
         """Which classes a stage keeps, [B, C], of logits [B, C] from the errors [B, C, k] of k evaluations."""
-        place = logits.argsort(1, descending=True, stable=True).argsort(1)
+        place = logits.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
         remains = place < keep
         if self.margin is not None:
             leader = logits.argmax(1, keepdim=True)
@@ -95,6 +97,12 @@ class Answers(NamedTuple):
     evaluations: Tensor
     running: Tensor
     spent: Tensor
+
+    @classmethod
+    def joined(cls, parts: Sequence["Answers"]) -> "Answers":
+        """Of all images, from those of some at a time."""
+        log_prob, evaluations, running, spent = zip(*parts)
+        return cls(torch.cat(log_prob), torch.cat(evaluations), torch.cat(running, 1), torch.cat(spent, 1))
 
 
 class ZeroShot:
@@ -143,14 +151,18 @@ class ZeroShot:
             raise ValueError(f"a zero-shot classifier needs a denoiser of two classes or more, got {classes}")
         prior = torch.full((classes,), 1 / classes) if prior is None else prior.detach().cpu()
         if prior.shape != (classes,) or not bool((prior > 0).all()) or not bool(prior.isfinite().all()):
-            raise ValueError(f"prior must be a positive probability for each of {classes} classes, got {prior.tolist()}")
-        log_prior, images = prior.double().log().log_softmax(0), max(1, self.chunk // classes)
-        parts = []
+            raise ValueError(
+                f"prior must be a positive probability for each of {classes} classes, got {prior.tolist()}"
+            )
+        log_prior, images, parts = prior.double().log().log_softmax(0), self.images(classes), []
         for first in range(0, len(x_0), images):
             rows = slice(first, first + images)
             parts.append(self.part(denoiser, x_0[rows], list(seeds[rows]), log_prior))
-        log_prob, evaluations, running, spent = zip(*parts)
-        return Answers(torch.cat(log_prob), torch.cat(evaluations), torch.cat(running, 1), torch.cat(spent, 1))
+        return Answers.joined(parts)
+
+    def images(self, classes: int) -> int:
+        """How many images are classified side by side: as many as fill a chunk with one evaluation of every class."""
+        return max(1, self.chunk // classes)
 
     def part(self, denoiser: Denoiser, x_0: Tensor, seeds: Sequence[int], log_prior: Tensor) -> Answers:
         """The answers for the few images whose errors are held at once."""
@@ -182,6 +194,8 @@ class ZeroShot:
         schedule, result = denoiser.schedule, torch.zeros(*asked.shape, last - first, dtype=torch.float64)
         low, high = self.weighting.support(schedule)
         image, label = asked.nonzero(as_tuple=True)
+        if not len(image):
+            return result
         owners, owner = image.unique(return_inverse=True)
         seeds = [seeds[row] for row in owners.tolist()]
         start = torch.tensor([fold(seed, LEVELS) / 2**63 for seed in seeds], dtype=torch.float64)
