@@ -3,6 +3,8 @@
 Peebles & Xie, "Scalable Diffusion Models with Transformers", 2022, arXiv 2212.09748, section 3 and figure 3.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -10,6 +12,7 @@ from torch.nn import functional
 from .attention import attention
 from .base import Backbone, ConditionEmbedding, zero
 from .conditions import Condition
+from .fourier import FourierFeatures
 
 __all__ = ["DiT"]
 
@@ -75,12 +78,14 @@ class DiT(Backbone):
         condition_features: length of the vectors of an Embedding, 0 = y is no Embedding.
         double_differentiable: whether gradients of gradients are needed; slower attention.
         checkpointing: whether blocks are computed again in the backward pass: less memory, a third more time.
+        fourier: exponents n of features sin(2^n pi x), cos(2^n pi x) beside x; none = x alone.
     """
 
     def __init__(
         self, in_channels: int, out_features: int | None, num_classes: int, size: int | None, patch: int, width: int,
         depth: int, heads: int, mlp_ratio: float, dropout: float, noise_conditioned: bool = True,
         condition_features: int = 0, double_differentiable: bool = False, checkpointing: bool = False,
+        fourier: Sequence[int] = (),
     ):  # fmt: skip
         super().__init__()
         if size is None:
@@ -97,7 +102,8 @@ class DiT(Backbone):
         self.noise_conditioned, self.checkpointing = noise_conditioned, checkpointing
         self.out_channels = in_channels if out_features is None else out_features
         self.embedding = ConditionEmbedding(width, num_classes, condition_features, noise_conditioned)
-        self.patches = nn.Conv2d(in_channels, width, patch, stride=patch)
+        self.features = FourierFeatures(fourier)
+        self.patches = nn.Conv2d(self.features.channels(in_channels), width, patch, stride=patch)
         self.register_buffer("positions", positions(size // patch, width), persistent=False)
         self.blocks = nn.ModuleList(
             Block(width, heads, mlp_ratio, dropout, double_differentiable) for _ in range(depth)
@@ -121,7 +127,7 @@ class DiT(Backbone):
             zero(layer)
 
     def forward(self, x: Tensor, log_snr: Tensor | None, y: Condition | None = None) -> Tensor:
-        h = self.patches(x.to(self.patches.weight.dtype))
+        h = self.patches(self.features(x).to(self.patches.weight.dtype))
         rows, columns = h.shape[2:]
         h = h.flatten(2).transpose(1, 2) + self.positions  # [B, rows * columns, width]
         embedding = functional.silu(self.embedding(h, log_snr, y))

@@ -12,6 +12,7 @@ from torch.nn import functional
 from .attention import attention
 from .base import Backbone, ConditionEmbedding, zero
 from .conditions import Condition
+from .fourier import FourierFeatures
 
 __all__ = ["UNet"]
 
@@ -109,13 +110,14 @@ class UNet(Backbone):
         checkpointing: whether blocks are computed again in the backward pass: less memory, a third more time.
         channels_last: whether weights and activations lie in memory with the channels last: what matrix units prefer in half
             precision, and what the fused attention kernels ask for (else attention is written out).
+        fourier: exponents n of features sin(2^n pi x), cos(2^n pi x) beside x; none = x alone.
     """
 
     def __init__(
         self, in_channels: int, out_features: int | None, num_classes: int, size: int | None, channels: int,
         multipliers: Sequence[int], blocks: int, attention: Sequence[int], head_channels: int, dropout: float,
         noise_conditioned: bool = True, condition_features: int = 0, double_differentiable: bool = False,
-        checkpointing: bool = False, channels_last: bool = False,
+        checkpointing: bool = False, channels_last: bool = False, fourier: Sequence[int] = (),
     ):  # fmt: skip
         super().__init__()
         if size is None:
@@ -143,7 +145,8 @@ class UNet(Backbone):
             return Block([ResidualBlock(inputs, outputs, embedding, dropout, resample), *layers])
 
         widths = [channels * multiplier for multiplier in multipliers]
-        self.conv_in = nn.Conv2d(in_channels, widths[0], 3, padding=1)
+        self.features = FourierFeatures(fourier)
+        self.conv_in = nn.Conv2d(self.features.channels(in_channels), widths[0], 3, padding=1)
         self.down, skips, width = nn.ModuleList(), [widths[0]], widths[0]
         for level, side in enumerate(sides):
             if level:
@@ -168,7 +171,7 @@ class UNet(Backbone):
         self.to(memory_format=self.layout)
 
     def forward(self, x: Tensor, log_snr: Tensor | None, y: Condition | None = None) -> Tensor:
-        h = self.conv_in(x.to(self.conv_in.weight.dtype, memory_format=self.layout))
+        h = self.conv_in(self.features(x).to(self.conv_in.weight.dtype, memory_format=self.layout))
         embedding = functional.silu(self.embedding(h, log_snr, y))
         skips = [h]
         for block in self.down:
