@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..denoisers import Denoiser
 from ..randomness import Noise, fold
+from .parts import MetricError
 from .weighting import Spacing, Weighting
 
 __all__ = ["Answers", "Budget", "ZeroShot"]
@@ -144,7 +145,8 @@ class ZeroShot:
 
         Raises:
             ValueError: a denoiser with fewer than two classes, a prior that is not one, a schedule on which the weighting
-                has no support, errors that are not finite.
+                has no support.
+            MetricError: predictions that are not finite.
         """
         classes = denoiser.num_classes
         if classes < 2:
@@ -213,7 +215,10 @@ class ZeroShot:
             weight = self.weighting(log_snr, schedule) / (2 * self.temperature * density)
             result[image[pair], label[pair], k] = weight * error
         if not bool(result.isfinite().all()):
-            raise ValueError("the model predicts noise that is not finite for images of this data set")
+            raise MetricError(
+                "the model predicts noise that is not finite for examples of this data: its training diverged, or they are "
+                "not scaled as its own"
+            )
         return result
 
 
