@@ -184,7 +184,7 @@ class Density(Metric):
 
 UNLABELLED = Dataset(*[Split(torch.zeros(5, 2), torch.tensor([0, 1, -1, 2, 3]))] * 3, class_names=tuple("0123"))
 REFUSED = {
-    "no denoiser": (DenoisingError(3, True, 0), Only(), plane(), "metric=denoising needs a denoiser; this checkpoint holds a Only"),
+    "no denoiser": (DenoisingError(3, True, 0), Only(), plane(), "denoising needs a denoiser; this checkpoint holds a Only"),
     "no density": (Density(), Only(), plane(), "metric=density needs a log-density"),
     "no classifier": (Classification([1.0], 15), Off(GMM2DLaw(COSINE), 0), plane(), "metric=classification needs a classifier"),
     "no labels": (Classification([1.0], 15), Only(), UNLABELLED, "needs labels, and the validation split has examples without"),
