@@ -89,6 +89,22 @@ def check(cfg: DictConfig) -> None:
     for key in ("png", "trajectory"):
         if not isinstance(cfg[key], bool):
             raise ConfigError(f"{key} must be true or false, got {cfg[key]!r}")
+    if "oracle" not in cfg and not isinstance(cfg.checkpoint, str):
+        raise ConfigError(
+            "checkpoint is missing: give checkpoint=outputs/train/<name>/v001, the folder of a training run, or "
+            "oracle=<name> to sample a law that is known exactly, see --help"
+        )
+    check_model(cfg)
+    if "oracle" not in cfg and "dataset" in cfg:
+        raise ConfigError("dataset is of oracle=empirical, a checkpoint needs none to be sampled: leave it out")
+
+
+def check_model(cfg: DictConfig) -> None:
+    """What goes with a checkpoint, what with an oracle, and what with neither.
+
+    Raises:
+        ConfigError: both, keys of the one beside the other, or values that no weights and no precision have.
+    """
     said = {text.lstrip("+~").split("=")[0].split(".")[0] for text in typed()}
     if "oracle" in cfg:
         if cfg.checkpoint is not None:
@@ -99,15 +115,8 @@ def check(cfg: DictConfig) -> None:
             raise ConfigError(
                 f"engine.precision={cfg.engine.precision} is of networks; an oracle computes in float64: leave it out"
             )
-    elif not isinstance(cfg.checkpoint, str):
-        raise ConfigError(
-            "checkpoint is missing: give checkpoint=outputs/train/<name>/v001, the folder of a training run, or "
-            "oracle=<name> to sample a law that is known exactly, see --help"
-        )
     elif "schedule" in said:
         raise ConfigError("schedule is of an oracle, a checkpoint has the one that it was trained with: leave it out")
-    elif "dataset" in cfg:
-        raise ConfigError("dataset is of oracle=empirical, a checkpoint needs none to be sampled: leave it out")
     if cfg.weights not in ("ema", "objective"):
         raise ConfigError(f"weights must be ema (averaged) or objective (as trained), got {cfg.weights!r}")
     if cfg.engine.precision not in PRECISIONS:

@@ -98,7 +98,8 @@ class Subject:
         batch_size: examples at a time; changes no figure.
         device: where the model lives.
         parts: what is kept against a kill; None = nothing.
-        progress: progress(done, total, unit), to be called where the work may be stopped: that is where a signal stops it.
+        progress: progress(done, total, unit), to be called where the work may be stopped: that is where a signal stops it, so
+            after a part is kept.
         checkpoint: the model's file, None = there is none.
         config: of the run that trained it, {} = not known.
 
