@@ -7,6 +7,7 @@ import pytest
 import torch
 from closed_forms import Mixture
 from exact_models import oracle
+from small_checkpoint import CONFIG, save
 
 from diffguide.datasets import Dataset, Split
 from diffguide.denoisers import DenoiserWrapper, Prediction
@@ -155,11 +156,9 @@ def test_a_trained_model_classifies_and_the_command_says_how_well(digits_run, tm
 
 def test_an_unconditional_model_is_refused_in_one_line(tmp_path, command):
     from diffguide.evaluate import main
-    from diffguide.train import main as train
 
-    tiny = ["backbone.multipliers=[1]", "backbone.attention=[]", "backbone.blocks=1", "backbone.channels=4",
-            "training.images=32", "training.batch_size=32", "sampler.steps=2"]  # fmt: skip
-    assert command(train, *tiny, "backbone.num_classes=0", "guidance=none", at=tmp_path).code == 0
-    done = command(main, "checkpoint=outputs/train/digits/v001", "metric=zero_shot", at=tmp_path)
+    (tmp_path / "run/checkpoints").mkdir(parents=True)
+    save(tmp_path / "run/checkpoints", CONFIG | {"backbone": CONFIG["backbone"] | {"num_classes": 0}}, class_names=[])
+    done = command(main, "checkpoint=run", "metric=zero_shot", at=tmp_path)
     assert done.code == 1 and "metric=zero_shot needs a model with classes" in done.err
     assert len(done.err.strip().splitlines()) == 1
