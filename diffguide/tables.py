@@ -12,7 +12,7 @@ from typing import Any
 from . import curves
 from .evaluation.metric import Panel, Plot
 from .runs import strict_json, write_together
-from .sweeps import claim_name, short
+from .sweeps import claim_beside, short
 
 __all__ = ["plain", "write_comparison", "write_run"]
 
@@ -59,7 +59,7 @@ def write_comparison(runs: Sequence[dict[str, Any]]) -> Path:
         runs: per run its `folder`, and the `overrides` that were typed.
     """
     folders = [Path(run["folder"]) for run in runs]
-    folder = claim_name(folders[0].parent, f"table_{folders[0].name}-{folders[-1].name}")
+    folder = claim_beside(folders)
     records = [json.loads((path / "metrics.json").read_text(encoding="utf-8")) for path in folders]
     keys = dict.fromkeys(key for run in runs for key in run["overrides"] if key not in ("checkpoint", "metric"))
     varying = [key for key in keys if len({run["overrides"].get(key) for run in runs}) > 1]

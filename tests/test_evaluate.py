@@ -118,7 +118,7 @@ def test_several_checkpoints_make_one_table(at, command):
     done = command(main, f"checkpoint=[{SMALL},{OTHER}]", *FEW, at=at)
     assert done.code == 0, done.err
     runs = ["outputs/evaluate/small/v001", "outputs/evaluate/small/v002"]
-    assert done.out.split() == [*runs, "outputs/evaluate/small/table_v001-v002"]
+    assert done.out.split() == [*runs, "outputs/evaluate/small/sweep_v001-v002"]
     folder = at / done.folder
     assert {path.name for path in folder.iterdir()} == {"table.csv", "table.md", "denoising.png"}
     rows, own = table(folder), [metrics(at / run) for run in runs]
