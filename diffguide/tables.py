@@ -65,15 +65,19 @@ def write_comparison(runs: Sequence[dict[str, Any]]) -> Path:
     varying = [key for key in keys if len({run["overrides"].get(key) for run in runs}) > 1]
     varied = [{key: short(run["overrides"].get(key, "")) for key in varying} for run in runs]
     write_tables(folder, records, varied)
-    several = len({(record["model"], record.get("images")) for record in records}) > 1 or not varying
+    models = [record["model"] for record in records]
+    states = {(record["model"], record.get("images")) for record in records}
     lines: dict[str, dict[str, list]] = {}
     plots = {}
     for record, own in zip(records, varied):
-        title = " ".join([*([record["model"]] if several else []), *(f"{key} {value}" for key, value in own.items())])
+        title = [f"{key} {value}" for key, value in own.items()]
+        if len(states) > len(set(models)):
+            title = [f"{record['model']} at {record.get('images')} images", *title]
+        elif len(states) > 1 or not title:
+            title = [record["model"], *title]
         for plot in map(restored, record["plots"]):
             plots[plot.name] = plot
-            of_plot = lines.setdefault(plot.name, {})
-            of_plot[title if title not in of_plot else f"{title} ({len(of_plot) + 1})"] = record["curve"]
+            lines.setdefault(plot.name, {})[", ".join(title)] = record["curve"]
     for name, plot in plots.items():
         curves.write(folder / f"{name}.png", plot, lines[name])
     return folder
