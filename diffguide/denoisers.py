@@ -81,6 +81,9 @@ class Denoiser:
         """Another denoiser, whose evaluations count as this one's, where somebody counts these."""
         return other
 
+    def count_potential(self, rows: int) -> None:
+        """Says that a classifier or another log-potential was asked about so many rows, where somebody counts."""
+
 
 class ExactDenoiser(Denoiser):
     """A denoiser that knows more of p(x_0 | x_t) than its mean: what an exact reverse step needs."""
@@ -215,6 +218,9 @@ class DenoiserWrapper(Denoiser):
     def counted(self, other: Denoiser) -> Denoiser:
         return self.denoiser.counted(other)
 
+    def count_potential(self, rows: int) -> None:
+        self.denoiser.count_potential(rows)
+
     def start(self, noise, times: Tensor) -> "DenoiserWrapper":
         fresh = copy.copy(self)
         fresh.denoiser = self.denoiser.start(noise, times)
@@ -222,22 +228,32 @@ class DenoiserWrapper(Denoiser):
 
 
 class EvaluationCounter(DenoiserWrapper):
-    """Counts network evaluations, one per row: a batched call for two conditions of B images counts 2 B."""
+    """Counts network evaluations, one per row: a batched call for two conditions of B images counts 2 B.
+
+    Those of potentials, which guidance around it asks, are counted apart.
+    """
 
     transparent = True
 
     def __init__(self, denoiser: Denoiser):
         super().__init__(denoiser)
-        self.count = [0]  # a list, so that the copies which `start` makes count together
+        self.count = [0, 0]  # a list, so that the copies which `start` makes count together
 
     @property
     def evaluations(self) -> int:
         return self.count[0]
 
+    @property
+    def potential_evaluations(self) -> int:
+        return self.count[1]
+
     def counted(self, other: Denoiser) -> "EvaluationCounter":
         counter = EvaluationCounter(other)
         counter.count = self.count
         return counter
+
+    def count_potential(self, rows: int) -> None:
+        self.count[1] += rows
 
     def __call__(self, x_t: Tensor, t: Tensor, y: Condition | None = None) -> Prediction:
         self.count[0] += len(x_t)

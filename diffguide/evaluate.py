@@ -179,7 +179,8 @@ class Bar:
     """
 
     def __init__(self, title: str, subject, interrupts: Interrupts):
-        self.title, self.subject, self.interrupts, self.progress, self.counts = title, subject, interrupts, None, None
+        self.title, self.subject, self.interrupts = title, subject, interrupts
+        self.progress, self.counts, self.since = None, None, time.monotonic()
 
     def __call__(self, done: int, total: int, unit: str) -> None:
         from .progress import Progress
@@ -187,9 +188,11 @@ class Bar:
         if self.counts != (total, unit):
             self.close()
             self.counts, self.progress = (total, unit), Progress(self.title, total, unit)
+            self.progress.started = self.since  # the first batch was done since then
         self.progress.advance(done - self.progress.count)
         evaluations = self.subject.evaluations
         self.progress.show(**({} if evaluations is None else {"evaluations": evaluations}))
+        self.since = time.monotonic()
         if self.interrupts.number:
             raise Stopped(self.interrupts.number, f"{done} of {total} {unit}")
 

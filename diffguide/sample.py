@@ -229,7 +229,7 @@ def claim(
                     "sampler": OmegaConf.to_container(cfg.sampler, resolve=True),
                     "precision": cfg.engine.precision if source.oracle is None else str(source.dtype)[6:],
                     "device": str(engine.device),
-                    "network_evaluations": None, "n": cfg.n, "versions": sampling.versions(),
+                    "network_evaluations": None, "potential_evaluations": None, "n": cfg.n, "versions": sampling.versions(),
                 }  # fmt: skip
                 default = HydraConfig.get().runtime.choices["oracle"] if source.file is None else source.config["name"]
                 folder = claim_version(run_parent(cfg, "sample", cfg.name or default), fill)

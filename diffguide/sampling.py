@@ -144,7 +144,8 @@ class Stream:
 
     def draw(self, first: int, on_step: Callable[[int, Tensor], None]) -> None:
         """Samples one batch and writes it, the shard last: where it is, everything of the batch is."""
-        plan, before = self.plan, self.plan.counter.evaluations
+        plan, counter = self.plan, self.plan.counter
+        before, asked_before = counter.evaluations, counter.potential_evaluations
         part = slice(first, first + self.shards.count(first))
         self.film.start(first, self.shards.count(first))
         labels = None if plan.labels is None else plan.labels[part]
@@ -163,7 +164,8 @@ class Stream:
         array = x.numpy() if x.ndim == 2 else images.to_uint8(x)
         if self.singles is not None:
             images.save_singles(self.singles, first, array)
-        self.shards.write(first, array, plan.counter.evaluations - before, self.film.taken())
+        asked = counter.potential_evaluations - asked_before
+        self.shards.write(first, array, counter.evaluations - before, self.film.taken(), asked)
 
     def agreed(self, failure: str | None, interrupts: Interrupts) -> int:
         """The signal that some rank has got, 0 for none; all ranks wait for each other, and learn of one's failure.

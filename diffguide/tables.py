@@ -12,7 +12,7 @@ from typing import Any
 from . import curves
 from .evaluation.metric import Panel, Plot
 from .runs import strict_json, write_together
-from .sweeps import claim_name, short
+from .sweeps import claim_beside, short
 
 __all__ = ["plain", "write_comparison", "write_run"]
 
@@ -59,21 +59,25 @@ def write_comparison(runs: Sequence[dict[str, Any]]) -> Path:
         runs: per run its `folder`, and the `overrides` that were typed.
     """
     folders = [Path(run["folder"]) for run in runs]
-    folder = claim_name(folders[0].parent, f"table_{folders[0].name}-{folders[-1].name}")
+    folder = claim_beside(folders)
     records = [json.loads((path / "metrics.json").read_text(encoding="utf-8")) for path in folders]
     keys = dict.fromkeys(key for run in runs for key in run["overrides"] if key not in ("checkpoint", "metric"))
     varying = [key for key in keys if len({run["overrides"].get(key) for run in runs}) > 1]
     varied = [{key: short(run["overrides"].get(key, "")) for key in varying} for run in runs]
     write_tables(folder, records, varied)
-    several = len({(record["model"], record.get("images")) for record in records}) > 1 or not varying
+    models = [record["model"] for record in records]
+    states = {(record["model"], record.get("images")) for record in records}
     lines: dict[str, dict[str, list]] = {}
     plots = {}
     for record, own in zip(records, varied):
-        title = " ".join([*([record["model"]] if several else []), *(f"{key} {value}" for key, value in own.items())])
+        title = [f"{key} {value}" for key, value in own.items()]
+        if len(states) > len(set(models)):
+            title = [f"{record['model']} at {record.get('images')} images", *title]
+        elif len(states) > 1 or not title:
+            title = [record["model"], *title]
         for plot in map(restored, record["plots"]):
             plots[plot.name] = plot
-            of_plot = lines.setdefault(plot.name, {})
-            of_plot[title if title not in of_plot else f"{title} ({len(of_plot) + 1})"] = record["curve"]
+            lines.setdefault(plot.name, {})[", ".join(title)] = record["curve"]
     for name, plot in plots.items():
         curves.write(folder / f"{name}.png", plot, lines[name])
     return folder

@@ -118,7 +118,7 @@ def test_several_checkpoints_make_one_table(at, command):
     done = command(main, f"checkpoint=[{SMALL},{OTHER}]", *FEW, at=at)
     assert done.code == 0, done.err
     runs = ["outputs/evaluate/small/v001", "outputs/evaluate/small/v002"]
-    assert done.out.split() == [*runs, "outputs/evaluate/small/table_v001-v002"]
+    assert done.out.split() == [*runs, "outputs/evaluate/small/sweep_v001-v002"]
     folder = at / done.folder
     assert {path.name for path in folder.iterdir()} == {"table.csv", "table.md", "denoising.png"}
     rows, own = table(folder), [metrics(at / run) for run in runs]
@@ -134,6 +134,31 @@ def test_several_checkpoints_make_one_table(at, command):
     assert Image.open(folder / "denoising.png").size[0] > 800
     config = OmegaConf.load(at / runs[1] / "config.yaml")
     assert config.checkpoint == OTHER  # so that this run can be repeated, and resumed, alone
+
+
+def test_lines_are_named_by_what_differs(tmp_path, monkeypatch):
+    """Models, states of one model, what was swept; and what is equal is not said."""
+    drawn = {}
+    monkeypatch.setattr(tables.curves, "write", lambda path, plot, lines: drawn.update({path.stem: list(lines)}))
+
+    def names(*runs: tuple[str, int, str]) -> list[str]:
+        folders = []
+        for model, images, scale in runs:
+            (folder := tmp_path / str(len(list(tmp_path.iterdir())))).mkdir()
+            record = {
+                "model": model, "images": images, "metric": "m", "split": "test", "n": 3, "seconds": 1.0, "curve": [],
+                "figures": {"f": {"value": 0.1, "standard_error": None, "n": 3, "unit": "nats"}},
+                "plots": [{"name": "p", "x": "x", "label": "x", "logarithmic": False, "panels": []}],
+            }  # fmt: skip
+            (folder / "metrics.json").write_text(json.dumps(record))
+            folders.append({"folder": str(folder), "overrides": {"metric.scale": scale, "metric": "m"}})
+        tables.write_comparison(folders)
+        return drawn["p"]
+
+    assert names(("a", 1, "2"), ("b", 1, "2")) == ["a", "b"]
+    assert names(("a", 1, "2"), ("a", 5, "2")) == ["a at 1 images", "a at 5 images"]
+    assert names(("a", 1, "2"), ("a", 1, "3")) == ["metric.scale 2", "metric.scale 3"]
+    assert names(("a", 1, "2"), ("b", 1, "3")) == ["a, metric.scale 2", "b, metric.scale 3"]
 
 
 def test_a_multirun_has_a_row_per_model_and_a_column_per_figure(at, command):

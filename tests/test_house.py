@@ -17,7 +17,7 @@ ORDER = [  # a module imports only from its own line or an earlier one
     {"objectives", "guidance", "samplers", "oracles", "inspection"},
     {"checkpoints", "evaluation"},
     {"sources", "guides"},
-    {"resume", "training", "sampling", "results", "sweeps", "curves", "tables"},
+    {"resume", "training", "sampling", "results", "sweeps", "tradeoff", "curves", "tables"},
     {"dry_run", "subjects"},
     {"train", "sample", "evaluate"},
 ]

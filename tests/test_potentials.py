@@ -270,6 +270,7 @@ def test_evaluations(name, potential_calls):
     counter, potential = EvaluationCounter(LAW), near_2()
     begun(METHODS[name](counter, potential))(points_2, T, y)
     assert (counter.evaluations, potential.calls) == (6, potential_calls)
+    assert counter.potential_evaluations == 6 * potential_calls
 
 
 def near_2():

@@ -125,8 +125,9 @@ class Subject:
             raise ValueError(f"n must be 1 to {available}, the examples of the {split} split, or null for all, got {n}")
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-        if model.num_classes and data.class_names and model.num_classes != len(data.class_names):
-            raise ValueError(f"the model has {model.num_classes} classes, and the data have {len(data.class_names)}")
+        classes = getattr(model, "num_classes", 0)
+        if classes and data.class_names and classes != len(data.class_names):
+            raise ValueError(f"the model has {classes} classes, and the data have {len(data.class_names)}")
         self.counter = EvaluationCounter(model) if isinstance(model, Denoiser) else None
         self.model, self.data, self.split, self.seed = self.counter or model, data, split, seed
         self.batch_size, self.device = batch_size, torch.device(device)

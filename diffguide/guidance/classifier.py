@@ -138,5 +138,6 @@ class ClassifierGuidance(ClassGuidance):
         further = torch.is_grad_enabled() and x_t.requires_grad
         with torch.enable_grad():
             x = x_t if further else x_t.detach().requires_grad_()
+            self.denoiser.count_potential(len(x))
             log_prob = self.classifier.log_prob(*at_equal_log_snr(x, t, self.schedule, self.classifier.schedule))
             return torch.autograd.grad(chosen(log_prob, y), x, create_graph=further)[0]

@@ -192,6 +192,7 @@ class OrdinaryGuidance(ClassGuidance):
             if not self.through_denoiser:
                 source = prediction.x_0 if further else prediction.x_0.detach().requires_grad_()
                 prediction = Prediction(source, prediction.eps)
+            self.denoiser.count_potential(len(x_t))
             gradient = torch.autograd.grad(chosen(self.log_prob(prediction.x_0), y), source, create_graph=further)[0]
         if not further:
             prediction, gradient = Prediction(*(field.detach() for field in prediction)), gradient.detach()

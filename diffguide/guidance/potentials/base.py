@@ -190,7 +190,12 @@ class Steered(DenoiserWrapper):
 
     def value(self, x_0: Tensor, t: Tensor, y: Condition | None) -> Tensor:
         """The log-potential of x0_hat at a level, [B]."""
-        return evaluated(self.potential, x_0, y)
+        return self.asked(x_0, y)
+
+    def asked(self, x: Tensor, y: Condition | None) -> Tensor:
+        """f(x, y), [B], which counts."""
+        self.denoiser.count_potential(len(x))
+        return evaluated(self.potential, x, y)
 
     def through(self, x_t: Tensor, t: Tensor, y: Condition | None, graph: bool) -> tuple[Prediction, Tensor]:
         """The prediction and grad_{x_t} f(x0_hat(x_t)), through the network, whatever the grad mode at entry."""

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ...backbones.conditions import Condition
 from ...denoisers import Denoiser, Prediction
-from .base import LogPotential, Steered, evaluated, over_rows, per_sample
+from .base import LogPotential, Steered, over_rows, per_sample
 
 __all__ = ["FreeDoM", "LGD", "MPGD", "Smoothed", "TFG", "UniversalGuidance"]
 
@@ -156,7 +156,7 @@ class Smoothed(Steered):
             raise ValueError(f"{type(self).__name__} smooths with noise of a run: call start(noise, times) first")
         r = over_rows(self.width(t), x_0)
         drawn = (per_sample(z, x_0, type(self).__name__) for z in self.draws)
-        values = [evaluated(self.potential, x_0 + r * z, y) for z in drawn]
+        values = [self.asked(x_0 + r * z, y) for z in drawn]
         return torch.stack(values).logsumexp(0) - math.log(self.copies)
 
 
