@@ -189,7 +189,7 @@ def test_what_cannot_classify_is_refused():
     with pytest.raises(ValueError, match="prior must be a positive probability for each of 2 classes"):
         classifier()(oracle(two_classes(), SCHEDULE), x, [0], torch.tensor([1.0, 0.0]))
     infinite = oracle(two_classes(), Flow(torch.inf, -torch.inf))
-    with pytest.raises(ValueError, match="finite ends.*weighting=window"):
+    with pytest.raises(ValueError, match="finite ends.*metric/weighting=window"):
         classifier()(infinite, torch.zeros(1, 2, dtype=torch.float64), [0])
     window = Piecewise([-6.0, 6.0], [1.0, 1.0])
     assert bool(classifier(window)(infinite, torch.zeros(1, 2, dtype=torch.float64), [0]).log_prob.isfinite().all())

@@ -49,9 +49,7 @@ def test_figures_are_those_of_the_answers():
     right = answer == y
     figures = {name: figure.value for name, figure in measured.figures.items()}
     assert figures["accuracy"] == pytest.approx(float(right.double().mean()))
-    assert measured.figures["accuracy"].standard_error == pytest.approx(
-        float(right.double().std()) / 60**0.5, rel=1e-6
-    )
+    assert measured.figures["accuracy"].standard_error == pytest.approx(float(right.double().std()) / 60**0.5, rel=1e-6)
     assert figures["nll"] == pytest.approx(-float(log_prob[torch.arange(60), y].mean()), rel=1e-4)
     assert figures["ece"] == pytest.approx(calibration_error(log_prob.exp().amax(1), right, 15, 4)[0], abs=1e-4)
     assert figures["evaluations"] == measured.facts["most_evaluations"] == (3 * 6 + 2 * 14) / 3
@@ -127,7 +125,7 @@ def test_what_cannot_be_classified_is_refused():
         (other, data(), "needs data of the model's classes: it has a, b, d, and the data have a, b, c"),
         (single, data(("a",)), "needs two classes or more"),
         (Moving(named), data(), "without memory"),
-        (endless, data(("0", "1", "2")), "finite ends.*take weighting=window"),
+        (endless, data(("0", "1", "2")), "finite ends.*take metric/weighting=window"),
         (named, data(unlabelled=True), "needs labels"),
     ):
         with pytest.raises(ValueError, match=message):

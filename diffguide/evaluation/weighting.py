@@ -27,7 +27,7 @@ class Weighting:
         if not -torch.inf < low < high < torch.inf:
             raise ValueError(
                 f"weighting {type(self).__name__} needs a schedule with finite ends, got log_snr_max {high:g} and "
-                f"log_snr_min {low:g}, where eps says nothing about the class; take weighting=window"
+                f"log_snr_min {low:g}, where eps says nothing about the class; take metric/weighting=window"
             )
         return low, high
 
@@ -39,7 +39,7 @@ class Weighting:
 class Exact(Weighting):
     """w = 1: half the integral is the difference of two log-likelihoods, so that temperature 1 is Bayes' rule.
 
-    Kingma et al. 2021, arXiv 2107.00630, eq. 14-17; exact where the denoiser is E[eps | x_t, y] and the schedule's ends
+    Kingma et al. 2021, arXiv 2107.00630, eq. 17-18; exact where the denoiser is E[eps | x_t, y] and the schedule's ends
     hold (almost) everything and (almost) nothing of x_0.
     """
 
@@ -50,8 +50,8 @@ class Exact(Weighting):
 class UniformTime(Weighting):
     """w = (log_snr_max - log_snr_min) / |d log_snr / dt|: every time alike, of mean 1 over log-SNR.
 
-    Li et al. 2023, arXiv 2303.16203, eq. 5-6, whose mean over times it is, times half the range of log-SNR. Not the
-    likelihood: another schedule of the same network is another classifier.
+    Li et al. 2023, arXiv 2303.16203, whose logits, the mean squared error over times, are those of temperature
+    (log_snr_max - log_snr_min) / 2. Not the likelihood: another schedule of the same network is another classifier.
     """
 
     def __call__(self, log_snr: Tensor, schedule: Schedule) -> Tensor:
@@ -60,7 +60,9 @@ class UniformTime(Weighting):
 
 
 class Piecewise(Weighting):
-    """w linear between given points, 0 outside: a window of log-SNR, or weights of one's own (arXiv 2303.15233, sec. 3).
+    """w linear between given points, 0 outside: a window of log-SNR, or weights of one's own.
+
+    Clark & Jaini 2023, arXiv 2303.15233, weigh the noise levels so.
 
     Arguments:
         log_snrs: increasing, at least 2.

@@ -1,6 +1,6 @@
 """A conditional denoiser as a classifier: the class under which it predicts the noise of an image best.
 
-For a denoiser that is E[eps | x_t, y], with w = 1 over all log-SNRs (I-MMSE; Kingma et al. 2021, arXiv 2107.00630, eq. 17),
+For a denoiser that is E[eps | x_t, y], with w = 1 over all log-SNRs (I-MMSE; Kingma et al. 2021, arXiv 2107.00630, eq. 17-18),
 
     log p(x | y) - log p(x | y') = 1/2 int w(log_snr) (E||eps - eps_y'||^2 - E||eps - eps_y||^2) d log_snr.
 
@@ -30,6 +30,8 @@ MARKS = tuple(digit * 10**power for power in range(6) for digit in (1, 2, 5))  #
 
 class Budget:
     """How many evaluations each class of an image gets: the same for all, or more for those that lead.
+
+    Stages as in Li et al. 2023, arXiv 2303.16203 (its adaptive evaluation); the margin is a paired test on top.
 
     Arguments:
         evaluations: of a class that stays to the end, at least 1.
@@ -109,10 +111,10 @@ class Answers(NamedTuple):
 class ZeroShot:
     """log p(y | x) = -1/(2 T) int w(log_snr) E||eps - eps_hat(x_t, y)||^2 d log_snr + log p(y) + const.
 
-    All classes of an image get the same (log_snr, eps), so that what they share cancels (arXiv 2303.16203, sec. 3.3). The
-    log-SNRs of an image are multiples of the golden ratio modulo 1 from a start of its own, through the quantile function
-    of the spacing: evenly spread after any number of evaluations. Everything random about an image is a function of its
-    seed.
+    All classes of an image get the same (log_snr, eps), so that what they share cancels (arXiv 2303.16203, "variance
+    reduction via difference testing"). The log-SNRs of an image are multiples of the golden ratio modulo 1 from a start of
+    its own, through the quantile function of the spacing: evenly spread after any number of evaluations. Everything random
+    about an image is a function of its seed.
 
     A class that is dropped keeps its distance from the leader of that stage, so that all classes have a probability.
 
