@@ -59,6 +59,39 @@ def test_error_falls_with_evaluations():
     assert errors[1] < errors[0] / 3  # 4 of independent draws
 
 
+def test_a_bell_estimates_the_same_with_less_noise():
+    law = two_classes()
+    x = examples(law, 60, 0.6)
+    errors = []
+    for spacing in (Even(), Bell(0.0, 3.0)):
+        log_prob = classifier(spacing=spacing, evaluations=150)(oracle(law, SCHEDULE), x, range(60)).log_prob.numpy()
+        errors.append((log_prob[:, 0] - log_prob[:, 1] - log_ratio(law, x)).std())
+    assert errors[1] < 0.9 * errors[0]
+
+
+class Listening(DenoiserWrapper):
+    """Notes the log-SNRs that it is asked at."""
+
+    def __init__(self, denoiser):
+        super().__init__(denoiser)
+        self.asked = []
+
+    def __call__(self, x_t, t, y=None):
+        self.asked.append(self.schedule.log_snr(t))
+        return self.denoiser(x_t, t, y)
+
+
+@pytest.mark.parametrize("evaluations", [10, 37, 200])
+def test_log_snrs_are_spread_evenly_after_any_number_of_evaluations(evaluations):
+    """Every class at the same ones; gaps of at most 2.7 times the mean one, where independent draws leave 4 to 6."""
+    model = Listening(oracle(four_classes(), SCHEDULE))
+    classifier(spacing=Even(), evaluations=evaluations)(model, examples(four_classes(), 1), [5])
+    found, counts = torch.cat(model.asked).sort().values.round(decimals=6).unique(return_counts=True)
+    assert counts.tolist() == [4] * evaluations
+    ends = torch.tensor([-14.0, 14.0], dtype=torch.float64)
+    assert float(torch.cat([ends[:1], found, ends[1:]]).diff().max()) < 2.7 * 28 / evaluations
+
+
 def test_uniform_time_is_another_classifier():
     """And not the same one on every schedule: on the cosine it weighs the middle up, by more than any sampling error."""
     law = two_classes()
@@ -115,6 +148,7 @@ def test_elimination_answers_as_the_full_evaluation_within_its_budget():
     assert torch.equal(few.evaluations, torch.full((50,), 50.0, dtype=torch.float64))
     full = classifier(evaluations=80)(oracle(law, SCHEDULE), x, range(50))
     assert torch.equal(few.log_prob.argmax(1), full.log_prob.argmax(1))
+    assert Budget(10, [[2, 5]], None).most(3) == 10  # a stage may keep more classes than there are
     exact = oracle(law, SCHEDULE).log_prob(x, None).argmax(1)
     assert (few.log_prob.argmax(1) == exact).double().mean() > 0.95
 
