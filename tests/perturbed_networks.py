@@ -24,13 +24,16 @@ log_snr = torch.linspace(-5, 5, 5).double()
 t = torch.tensor(0.45, dtype=torch.float64)
 
 
-def network(make=unet, **changed) -> nn.Module:
-    """In float64, with queries and keys so large that the attention maps are far from equal everywhere."""
-    made = lively(make(**changed)).double()
-    for module in made.modules():
+def attentive(network: nn.Module) -> nn.Module:
+    """With every parameter drawn, queries and keys so large that the attention maps are far from equal everywhere."""
+    for module in lively(network).modules():
         if hasattr(module, "qkv"):
             module.qkv.weight[: 2 * len(module.qkv.weight) // 3] *= 8
-    return made
+    return network
+
+
+def network(make=unet, **changed) -> nn.Module:
+    return attentive(make(**changed)).double()
 
 
 def denoiser(backbone: nn.Module) -> Preconditioned:
