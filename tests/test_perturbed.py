@@ -76,7 +76,7 @@ def test_contrast(monkeypatch, kind, options, make, layers, t, labels):
 @every_guidance
 def test_outside_the_interval_nothing_weak_is_evaluated(kind, options):
     counter = EvaluationCounter(denoiser(network()))
-    guided = kind(counter, 3.0, (0.0, float(COSINE.noise_level(t)) / 2), layers=None, unconditional=True, **options)
+    guided = kind(counter, 3.0, (0.0, float(COSINE.noise_level(t)) / 2), layers=[0], unconditional=True, **options)
     same(guided(x, t, y), counter.denoiser(x, t, y), 0)
     assert counter.evaluations == 5
 
@@ -136,11 +136,11 @@ def test_inside_another_guidance_both_of_its_sides_are_guided(monkeypatch):
     """Which is the other guidance of the perturbed sides, where the rules are linear; other rules take it as it is."""
     backbone, labels = network(), y.clamp(min=0)
     counter = EvaluationCounter(denoiser(backbone))
-    parts = [
-        lambda d: Unguided(d),
-        lambda d: PAG(d, 2.0, EVERYWHERE, [1], True),
-        lambda d: ClassifierFree(d, 3.0, EVERYWHERE),
-    ]
+    parts = {
+        "none": Unguided,
+        "pag": lambda d: PAG(d, 2.0, EVERYWHERE, [1], True),
+        "cfg": lambda d: ClassifierFree(d, 3.0, EVERYWHERE),
+    }
     weak = weak_of(PAG, backbone, [1], x, t, labels, monkeypatch), weak_of(PAG, backbone, [1], x, t, None, monkeypatch)
     free = ClassifierFree(denoiser(backbone), 3.0, EVERYWHERE)(x, t, labels)
     perturbed = [b + 3 * (a - b) for a, b in zip(*weak)]
@@ -150,31 +150,34 @@ def test_inside_another_guidance_both_of_its_sides_are_guided(monkeypatch):
     assert float((cut.x_0 - denoiser(backbone)(x, t, labels).x_0).flatten(1).norm(dim=1).max()) < 1.01e-3
 
 
-def test_the_layer_in_the_middle():
-    for options in ({}, {"multipliers": [1, 2, 2], "attention": [4, 2]}, {"blocks": 2}):
-        backbone = network(**options)
-        assert backbone.attention_layers == [attention.in_side for attention in sides(backbone, unet_file.Attention)]
-        assert PAG(denoiser(backbone), 2.0, EVERYWHERE, None, True).perturbation.layers == (
-            backbone.middle[0][1].index,
-        )
-        assert SLG(denoiser(backbone), 2.0, EVERYWHERE, None, True).perturbation.layers == (backbone.middle[0].index,)
-    assert SEG(denoiser(network(dit, depth=6)), 2.0, EVERYWHERE, 1.0, None, True).perturbation.layers == (2,)
+def test_layers_are_counted_in_the_order_of_computation():
+    """Each with the side of its grid; unless said, all attention layers on the coarsest."""
+    for make, options, places, coarsest in (
+        (unet, {}, [4, 4, 4, 4], [0, 1, 2, 3]), (unet, {"attention": [8]}, [8, 8, 8], [0, 1, 2]),
+        (unet, {"multipliers": [1, 2, 2], "attention": [2, 4]}, [4, 2, 2, 2, 2, 4, 4], [1, 2, 3, 4]),
+        (dit, {"depth": 3}, [4, 4, 4], [0, 1, 2]),
+    ):  # fmt: skip
+        backbone = network(make, **options)
+        assert backbone.attention_layers == places
+        assert PAG(denoiser(backbone), 2.0, EVERYWHERE, None, True).perturbation.layers == tuple(coarsest)
+        if make is unet:
+            assert sides(backbone, unet_file.Attention) == places
+            assert sides(backbone, unet_file.Block) == backbone.residual_blocks
+    assert backbone.residual_blocks == [4, 4, 4] and network(mlp).residual_blocks == [1, 1]
 
 
-def sides(backbone: nn.Module, kind: type) -> list[nn.Module]:
-    """The modules of a kind in the order in which the network calls them, each with the side of what it was given."""
+def sides(backbone: nn.Module, kind: type) -> list[int]:
+    """The side of what each module of a kind made, in the order in which the network calls them."""
     called = []
-
-    def note(module, given, _):
-        module.in_side = given[0].shape[-1]
-        called.append(module)
-
-    hooks = [module.register_forward_hook(note) for module in backbone.modules() if isinstance(module, kind)]
+    hooks = [
+        module.register_forward_hook(lambda module, _, made: called.append((module.index, made.shape[-1])))
+        for module in backbone.modules() if isinstance(module, kind)
+    ]  # fmt: skip
     backbone(x, log_snr, y)
     for hook in hooks:
         hook.remove()
-    assert [module.index for module in called] == list(range(len(called)))
-    return called
+    assert [index for index, _ in called] == list(range(len(called)))
+    return [side for _, side in called]
 
 
 EXACT = ExactMixture(two_classes(), COSINE)
@@ -182,7 +185,7 @@ EXACT = ExactMixture(two_classes(), COSINE)
 
 @pytest.mark.parametrize("make, sentence", [
     (lambda: PAG(EXACT, 2.0, EVERYWHERE, None, True), "guidance=pag perturbs attention layers .* ExactMixture has none"),
-    (lambda: SLG(EXACT, 2.0, EVERYWHERE, None, True), "guidance=slg perturbs residual blocks .* ExactMixture has none"),
+    (lambda: SLG(EXACT, 2.0, EVERYWHERE, [0], True), "guidance=slg perturbs residual blocks .* ExactMixture has none"),
     (lambda: SEG(denoiser(network(mlp)), 2.0, EVERYWHERE, 1.0, None, True), "guidance=seg .* this MLP has none"),
     (lambda: PAG(denoiser(network(attention=[])), 2.0, EVERYWHERE, None, True), "this UNet has none"),
     (lambda: PAG(ClassifierFree(denoiser(network()), 2.0, EVERYWHERE), 2.0, EVERYWHERE, None, True),

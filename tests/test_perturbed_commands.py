@@ -19,7 +19,8 @@ from diffguide.sample import main
 from diffguide.train import main as train
 from diffguide.vetting import construct
 
-FILES = {"pag": PAG, "seg": SEG, "slg": SLG}
+FILES = {"pag": (PAG, []), "seg": (SEG, []), "slg": (SLG, ["guidance.layers=[3]"])}  # and what must be said beside
+every_file = pytest.mark.parametrize("name, kind, said", [(name, *row) for name, row in FILES.items()], ids=FILES)
 UNET = {
     "_target_": "diffguide.backbones.unet.UNet", "in_channels": 1, "out_features": None, "num_classes": 4, "size": 8,
     "channels": 8, "multipliers": [1, 2], "blocks": 1, "attention": [4], "head_channels": 8, "dropout": 0.0,
@@ -33,12 +34,12 @@ def composed(*overrides: str):
         return compose("sample", ["oracle=gmm2d", *overrides])
 
 
-@pytest.mark.parametrize("name", FILES)
-def test_every_file(name):
+@every_file
+def test_a_file(name, kind, said):
     """Builds its class, needs nothing of training, and takes lists of layers."""
     model, dropout = denoiser(network()), OmegaConf.load(f"{config_dir()}/label_dropout/{name}.yaml")
-    guided = build(composed(f"guidance={name}", "guidance/rule=apg"), "guidance", model)
-    assert type(guided) is FILES[name] and guided.scale == 2.0 and len(guided.perturbation.layers) == 1
+    guided = build(composed(f"guidance={name}", "guidance/rule=apg", *said), "guidance", model)
+    assert type(guided) is kind and guided.scale == 2.0 and len(guided.perturbation.layers) == (1 if said else 4)
     assert dropout.p_uncond == 0 and not get_class(composed(f"guidance={name}").guidance._target_).needs_null
     guided = build(composed(f"guidance={name}", "guidance.layers=[0,2]"), "guidance", model)
     assert guided.perturbation.layers == (0, 2)
@@ -70,14 +71,20 @@ def run(command, checkpoint, at, *said: str) -> tuple[np.ndarray, int]:
         return arrays["arr_0"].astype(int), header["network_evaluations"]
 
 
-@pytest.mark.parametrize("name", FILES)
-def test_a_trained_model_is_guided(name, checkpoint, tmp_path, command):
+def test_a_trained_model_is_guided(checkpoint, tmp_path, command):
     """Scale 1 is the model itself by as many evaluations, scale 30 another one by twice as many."""
     plain, once = run(command, checkpoint, tmp_path, "guidance=none")
-    off, evaluations = run(command, checkpoint, tmp_path, f"guidance={name}", "guidance.scale=1")
+    off, evaluations = run(command, checkpoint, tmp_path, "guidance=pag", "guidance.scale=1")
     assert np.array_equal(off, plain) and evaluations == once
-    guided, evaluations = run(command, checkpoint, tmp_path, f"guidance={name}", "guidance.scale=30")
+    guided, evaluations = run(command, checkpoint, tmp_path, "guidance=pag", "guidance.scale=30")
     assert np.abs(guided - plain).max() > 1 and evaluations == 2 * once
+
+
+def test_the_layers_that_there_are_can_be_asked_for(checkpoint, tmp_path, command):
+    done = command(main, f"checkpoint={checkpoint}", "guidance=slg", "guidance.layers=[]", at=tmp_path)
+    assert done.code == 1 and "residual blocks 0 to 9" in done.err and "Traceback" not in done.err, done.err
+    done = command(main, f"checkpoint={checkpoint}", "guidance=slg", at=tmp_path)
+    assert done.code == 1 and "guidance.layers" in done.err and "Traceback" not in done.err, done.err
 
 
 def test_what_cannot_be_perturbed_is_told_before_anything_is_written(tmp_path, command):

@@ -3,10 +3,10 @@
 With the linear rule, perturbed + scale (network - perturbed). The papers write network + s (network - perturbed), so that
 scale = 1 + s: 1 = off, 0 = the perturbed network.
 
-Only a network can be perturbed, not what another guidance made of it: in a list of several guidances these come first, from
-inside out. Nothing is lost by that, for with linear rules the perturbed side of classifier-free guidance, and classifier-free
-guidance of a perturbed side, are one. The papers' sum, null + g (cond - null) + s (cond - cond perturbed), guides the rows
-with a condition alone: `unconditional=False` and scale 1 + s / g, with `ClassifierFree` of scale g around it.
+Only a network can be perturbed, not what another guidance made of it: of several guidances these come first, from inside out.
+Nothing is lost by that, for with linear rules the perturbed side of classifier-free guidance, and classifier-free guidance of
+a perturbed side, are one. The papers' sum, null + g (cond - null) + s (cond - cond perturbed), guides the rows with a
+condition alone: `unconditional=False` and scale 1 + s / g, with `ClassifierFree` of scale g around it.
 """
 
 from collections.abc import Sequence
@@ -81,7 +81,7 @@ class PAG(Perturbed):
         denoiser: a network with attention; it needs no condition.
         scale: 1 = off, 0 = the perturbed network, above 1 = guided.
         interval: (lo, hi] in noise level sigma / alpha.
-        layers: indices of attention layers, in the order of computation; None = one in the middle of the network.
+        layers: indices of attention layers, in the order of computation; None = all that lie on the coarsest grid.
         unconditional: whether rows without condition are guided too; False inside `ClassifierFree` is the paper's sum.
         rule, ramp: as in `Contrast`.
 
@@ -136,7 +136,8 @@ class SLG(Perturbed):
         denoiser: a network; it needs no condition.
         scale: 1 = off, 0 = the perturbed network, above 1 = guided.
         interval: (lo, hi] in noise level sigma / alpha.
-        layers: indices of blocks, in the order of computation; None = one in the middle of the network.
+        layers: indices of blocks, in the order of computation; those in the middle of a U-Net may matter little, the outer
+            ones much.
         unconditional: as in `PAG`.
         rule, ramp: as in `Contrast`.
 
@@ -145,50 +146,39 @@ class SLG(Perturbed):
     """
 
     def __init__(
-        self, denoiser: Denoiser, scale: float, interval: Sequence[float], layers: Sequence[int] | None,
-        unconditional: bool, rule: Rule = LINEAR, ramp: Ramp = CONSTANT,
+        self, denoiser: Denoiser, scale: float, interval: Sequence[float], layers: Sequence[int], unconditional: bool,
+        rule: Rule = LINEAR, ramp: Ramp = CONSTANT,
     ):  # fmt: skip
-        check_network(denoiser, denoiser.residual_blocks, "slg", "residual blocks")
-        perturbation = SkippedBlocks(selected(layers, denoiser.residual_blocks, "residual blocks"))
+        check_places(denoiser, denoiser.residual_blocks, layers, "slg", "residual blocks")
+        perturbation = SkippedBlocks(layers)
         super().__init__(denoiser, perturbation, unconditional, scale, interval, rule, ramp)
 
 
 def attention_layers(denoiser: Denoiser, layers: Sequence[int] | None, guidance: str) -> Sequence[int]:
     """The indices of the attention layers that are perturbed; raises ValueError as `PAG`."""
-    check_network(denoiser, denoiser.attention_layers, guidance, "attention layers")
-    return selected(layers, denoiser.attention_layers, "attention layers")
+    sides = denoiser.attention_layers
+    chosen = [index for index, side in enumerate(sides) if side == min(sides)] if layers is None else layers
+    check_places(denoiser, sides, chosen, guidance, "attention layers")
+    return chosen
 
 
-def check_network(denoiser: Denoiser, places: Sequence[int], guidance: str, of: str) -> None:
-    """Raises ValueError where a denoiser shows no place that could be perturbed."""
-    if places:
-        return
-    while isinstance(denoiser, DenoiserWrapper) and denoiser.transparent:
-        denoiser = denoiser.denoiser
-    if isinstance(denoiser, DenoiserWrapper):
+def check_places(denoiser: Denoiser, sides: Sequence[int], layers: Sequence[int], guidance: str, of: str) -> None:
+    """Raises ValueError where a denoiser shows no place that could be perturbed, or not those that are asked for."""
+    if not sides:
+        while isinstance(denoiser, DenoiserWrapper) and denoiser.transparent:
+            denoiser = denoiser.denoiser
+        if isinstance(denoiser, DenoiserWrapper):
+            raise ValueError(
+                f"guidance={guidance} perturbs the network itself and cannot be around {type(denoiser).__name__}: list it "
+                "first, from inside out (one of pag, seg and slg at a time)"
+            )
+        network = getattr(denoiser, "backbone", denoiser)
         raise ValueError(
-            f"guidance={guidance} perturbs the network itself and cannot be around {type(denoiser).__name__}: list it first, "
-            "from inside out (one of pag, seg and slg at a time)"
+            f"guidance={guidance} perturbs {of} of a network, and this {type(network).__name__} has none: take another "
+            "network or another guidance"
         )
-    network = getattr(denoiser, "backbone", None)
-    raise ValueError(
-        f"guidance={guidance} perturbs {of} of a network, and this {type(denoiser if network is None else network).__name__} "
-        "has none: take another network or another guidance"
-    )
-
-
-def selected(layers: Sequence[int] | None, places: Sequence[int], of: str) -> Sequence[int]:
-    """The layers that are asked for; None = of those on the coarsest grid the one in the middle, as the U-Net's innermost.
-
-    Raises:
-        ValueError: none of them, or one that is not there.
-    """
-    if layers is None:
-        coarsest = [index for index, side in enumerate(places) if side == min(places)]
-        return [coarsest[(len(coarsest) - 1) // 2]]
-    if not layers or any(not 0 <= index < len(places) for index in layers):
+    if not layers or any(not 0 <= index < len(sides) for index in layers):
         raise ValueError(
-            f"layers must be some of the {of} 0 to {len(places) - 1} of this network, which lie on grids of side "
-            f"{list(places)}, got {list(layers)}"
+            f"layers must be some of the {of} 0 to {len(sides) - 1} of this network, which lie on grids of side "
+            f"{list(sides)}, got {list(layers)}"
         )
-    return layers
