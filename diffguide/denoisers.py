@@ -215,6 +215,14 @@ class DenoiserWrapper(Denoiser):
     def counted(self, other: Denoiser) -> Denoiser:
         return self.denoiser.counted(other)
 
+    def steers(self, times: Tensor, labelled: bool) -> bool:
+        """Whether it may change anything at some of these times, [N] float64 on the CPU.
+
+        Arguments:
+            labelled: whether there are rows with a condition.
+        """
+        return True
+
     def start(self, noise, times: Tensor) -> "DenoiserWrapper":
         fresh = copy.copy(self)
         fresh.denoiser = self.denoiser.start(noise, times)
