@@ -204,20 +204,15 @@ class Composition:
             return None if own in places else f"there is no {own}; write {ways}"
         if group not in self.choices and places:
             return f"{group} is not chosen by itself here: write {' or '.join(f'{place}={value}' for place in places)}"
-        if group not in self.choices:
-            return self.no_choice(group)
-        return None
+        return None if group in self.choices else self.no_choice(group)
 
     def no_choice(self, group: str) -> str:
         """A sentence about a group that nothing chooses from here, because another option does or none at all."""
         parent = group.rpartition("/")[0]
         if self.choices.get(parent) is None:
             return f"{group} is no choice of this command; its choices: {', '.join(self.choices)}"
-        having = [option for option, keys in self.commonest(parent) if group.replace("/", ".") in keys]
-        others = "".join(f"; {parent}={option} has it" for option in having[:3]) + (
-            "; so have others" if having[3:] else ""
-        )
-        return f"{group} is no choice with {parent}={self.choices[parent]}{others}"
+        having = [name for name, keys in self.options(parent).items() if group.replace("/", ".") in keys]
+        return f"{group} is no choice with {parent}={self.choices[parent]}{so_have(parent, having)}"
 
     def wrong_addition(self, override: Override, job: Sequence[Override], gone: set[str]) -> str | None:
         """What is wrong with a key that is added: it is there already, or nothing reads it."""
@@ -236,24 +231,21 @@ class Composition:
         if self.choices.get(group) is None:
             return sentence
         sentence = sentence.replace(key, f"{key} with {group}={self.choices[group]}", 1)
-        others = dict(self.commonest(group))
+        others = self.options(group)
         having = [option for option, keys in others.items() if key in keys]
         if not having and "nearest" not in sentence:
             near = difflib.get_close_matches(key, {name for keys in others.values() for name in keys}, 1, 0.8)
             having = [f"{option} has {name}" for name in near for option, keys in others.items() if name in keys]
             return sentence + "".join(f"; {group}={text}" for text in having[:3])
-        more = "; so have others" if len(having) > 3 else ""
-        return sentence + "".join(f"; {group}={option} has it" for option in having[:3]) + more
+        return sentence + so_have(group, having)
 
-    def commonest(self, group: str) -> list[tuple[str, list[str]]]:
-        """`options`, the shortest names first: they are those of the commonest."""
-        return sorted(self.options(group), key=lambda option: len(option[0]))
-
-    def options(self, group: str) -> Iterator[tuple[str, list[str]]]:
-        """The options of a group, each with all keys that it leads to."""
-        for option in self.loader.get_group_options(group):
+    def options(self, group: str) -> dict[str, list[str]]:
+        """The options of a group, short names first, which are the commonest, each with all keys that it leads to."""
+        found = {}
+        for option in sorted(self.loader.get_group_options(group), key=len):
             with suppress(HydraException, OmegaConfBaseException, YAMLError):
-                yield option, list(self.keys_of(f"{group}/{option}", group.replace("/", ".")))
+                found[option] = list(self.keys_of(f"{group}/{option}", group.replace("/", ".")))
+        return found
 
     def keys_of(self, path: str, package: str) -> Iterator[str]:
         """The keys of a file and of the options that it chooses; composing it whole would take thirty times as long."""
@@ -264,9 +256,14 @@ class Composition:
                 group = default.group.lstrip("/")
                 place = default.package or group.replace("/", ".")
                 whole = group if default.group.startswith("/") else f"{path.rpartition('/')[0]}/{group}"
-                under = place.removeprefix("_global_").lstrip(".") if "_global_" in place else f"{package}.{place}"
+                under = "" if place == "_global_" else f"{package}.{place}"
                 yield from [under] if under else []
                 yield from self.keys_of(f"{whole}/{default.value}", under)
+
+
+def so_have(group: str, options: Sequence[str]) -> str:
+    """ "This option has it", for the first options of a group."""
+    return "".join(f"; {group}={option} has it" for option in options[:3]) + ("; so have others" if options[3:] else "")
 
 
 def dotted(tree: Any, parent: str = "") -> Iterator[str]:

@@ -279,7 +279,7 @@ def test_keys_of_options_are_those_that_they_compose():
         "sampler": ("restart",),
         "schedule": ("resolution_shift",),
     }.items():
-        options = dict(found.options(group))
+        options = found.options(group)
         assert set(options) == set(loader.get_group_options(group))
         for name in names:
             composed = mistakes.Composition(loader, "train", (f"{group}={name}",)).keys
