@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import sysconfig
+import warnings
 from pathlib import Path
 
 import pytest
@@ -268,6 +269,14 @@ def test_an_interrupt_is_one_line(tmp_path):
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=30)
     assert process.returncode == 130 and err == "diffguide-train: interrupted\n" and out == ""
+
+
+def test_warnings_about_what_torch_itself_calls_are_not_shown(tmp_path, command):
+    """torch.jit, which torch.func.jvp calls for the rate of a schedule."""
+    command(sample, "--nope", at=tmp_path)
+    first = next(rule for rule in warnings.filters if issubclass(FutureWarning, rule[2]))
+    assert first[0] == "ignore" and first[1].match("`torch.jit.script` is deprecated. Please switch to `torch.compile`")
+    assert not first[1].match("ours") and first[2] is FutureWarning
 
 
 def test_keys_of_options_are_those_that_they_compose():

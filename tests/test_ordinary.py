@@ -175,11 +175,14 @@ def test_torchvision_by_name(tmp_path):
 
 
 @pytest.mark.parametrize("kind", [TorchScript, ExportedProgram])
-def test_other_files_are_refused(tmp_path, kind):
+def test_other_files_are_refused(tmp_path, kind, capfd):
+    """In one sentence, and torch prints nothing beside it."""
     (tmp_path / "text").write_text("nothing")
     for name, sentence in (("text", "is no"), ("none", "there is no")):
-        with pytest.raises(ValueError, match=sentence):
+        with pytest.raises(ValueError, match=sentence) as told:
             kind(str(tmp_path / name))
+        assert "\n" not in str(told.value) and "miniz" not in str(told.value)
+    assert capfd.readouterr().err == ""
 
 
 @pytest.mark.parametrize(

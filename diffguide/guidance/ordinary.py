@@ -89,14 +89,16 @@ class ExportedProgram(ImageNetwork):
     def __init__(self, path: str):
         super().__init__()
         file = existing(path, "torch.export file")
-        log = logging.getLogger("torch.export")  # which would print what we tell, with its traceback
-        before, log.disabled = log.disabled, True
+        before = logging.root.manager.disable
+        logging.disable(logging.CRITICAL)  # torch would print what we tell, with its traceback
         try:
             self.network = torch.export.load(file).module()
         except (RuntimeError, ValueError, AssertionError, BadZipFile) as error:
-            raise ValueError(f"path: {path} is no torch.export file: {first(error)}") from error
+            raise ValueError(
+                f"path: {path} is no torch.export file, whose name ends in .pt2: {first(error)}"
+            ) from error
         finally:
-            log.disabled = before
+            logging.disable(before)
 
 
 class Torchvision(ImageNetwork):
