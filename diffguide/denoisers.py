@@ -247,6 +247,14 @@ class DenoiserWrapper(Denoiser):
     def count_potential(self, rows: int) -> None:
         self.denoiser.count_potential(rows)
 
+    def steers(self, times: Tensor, labelled: bool) -> bool:
+        """Whether it may change anything at some of these times, [N] float64 on the CPU.
+
+        Arguments:
+            labelled: whether there are rows with a condition.
+        """
+        return True
+
     def start(self, noise, times: Tensor) -> "DenoiserWrapper":
         fresh = copy.copy(self)
         fresh.denoiser = self.denoiser.start(noise, times)

@@ -83,6 +83,9 @@ class Contrast(DenoiserWrapper):
         level = self.schedule.noise_level(t)
         return (low < level) & (level <= high)
 
+    def steers(self, times: Tensor, labelled: bool) -> bool:
+        return bool(self.inside(times).any())
+
     def scale_at(self, t: Tensor) -> Tensor:
         """The scale inside the interval, 1 outside; float64 in the shape of t."""
         factor = self.ramp(-self.schedule.log_snr(t) / 2)
@@ -169,6 +172,9 @@ class ClassifierFree(Contrast):
     ):  # fmt: skip
         check_null(denoiser, "cfg")
         super().__init__(denoiser, scale, interval, rule, ramp)
+
+    def steers(self, times: Tensor, labelled: bool) -> bool:
+        return labelled and super().steers(times, labelled)
 
     def sides(self, x_t: Tensor, t: Tensor, y: Condition | None) -> tuple[Prediction, Prediction]:
         if y is None:

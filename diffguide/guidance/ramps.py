@@ -47,7 +47,9 @@ class LinearRamp(Ramp):
 
     def __init__(self, start: float, full: float):
         if not (0 < start < math.inf and 0 < full < math.inf and start != full):
-            raise ValueError(f"start and full must be two positive noise levels sigma/alpha, got {start} and {full}")
+            raise ValueError(
+                f"start and full must be two different positive noise levels sigma/alpha, got {start} and {full}"
+            )
         self.start, self.full = math.log(start), math.log(full)
 
     def way(self, log_level: Tensor) -> Tensor:

@@ -31,7 +31,9 @@ def index_of(condition: int | str, denoiser: Denoiser, guidance: str) -> int:
         return condition
     shown = ", ".join(map(str, names[:12])) + (", ..." if len(names) > 12 else "")
     known = f", or names: {shown}" if names else "; the names of its classes are not known here"
-    raise ValueError(f"there is no class {condition!r}; indices 0 to {denoiser.num_classes - 1}{known}")
+    raise ValueError(
+        f"guidance={guidance}: there is no class {condition!r}; indices 0 to {denoiser.num_classes - 1}{known}"
+    )
 
 
 def batched(denoiser: Denoiser, x_t: Tensor, t: Tensor, conditions: Sequence[Tensor]) -> list[Prediction]:
@@ -142,8 +144,8 @@ class Auto(Contrast):
         interval, rule, ramp: as in `Contrast`.
 
     Raises:
-        ValueError: a guide of other data, classes or legal times, or that does not know the noise levels where guidance
-            acts; as `Contrast`.
+        ValueError: a guide that is no denoiser, one of other data, classes or legal times, or that does not know the noise
+            levels where guidance acts; as `Contrast`.
     """
 
     def __init__(
@@ -151,6 +153,8 @@ class Auto(Contrast):
         ramp: Ramp = CONSTANT,
     ):  # fmt: skip
         super().__init__(denoiser, scale, interval, rule, ramp)
+        if not isinstance(guide, Denoiser):
+            raise ValueError(f"guide must be a generator of the same data, got a {type(guide).__name__}")
         check_same_data(denoiser, guide)
         if guide.levels is not None and (denoiser.levels is None or not torch.equal(guide.levels, denoiser.levels)):
             raise ValueError("the guide knows only its own noise levels, and the model has others; take another guide")
@@ -166,6 +170,10 @@ class Auto(Contrast):
         there = times if self.same_schedule else self.there(times).unique(sorted=True).flip(0)
         fresh.guide = self.guide.start(noise, there)
         return fresh
+
+    @property
+    def has_null(self) -> bool:
+        return self.denoiser.has_null and self.guide.has_null
 
     @property
     def same_schedule(self) -> bool:
@@ -201,7 +209,9 @@ def check_reach(schedule: Schedule, low: float, high: float) -> None:
     """Raises ValueError where a guide's schedule does not reach over the noise levels where guidance acts."""
     ends = math.exp(-schedule.log_snr_max / 2), math.exp(-schedule.log_snr_min / 2)
     if low < high and (low * (1 + 1e-6) < ends[0] or high > ends[1] * (1 + 1e-6)):
+        shared = [max(low, ends[0]), min(high, ends[1])]
+        narrowed = f"guidance.interval=[{shared[0]:.7g},{shared[1]:.7g}]"
         raise ValueError(
-            f"the guide knows noise levels {ends[0]:.4g} to {ends[1]:.4g}, guidance acts from {low:.4g} to {high:.4g}: "
-            "narrow guidance.interval"
+            f"the guide knows noise levels {ends[0]:.6g} to {ends[1]:.6g}, guidance acts from {low:.6g} to {high:.6g}: "
+            + (f"narrow it, {narrowed}" if shared[0] < shared[1] else "they share none, take another guide")
         )

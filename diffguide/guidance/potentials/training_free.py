@@ -12,7 +12,8 @@ from torch import Tensor
 
 from ...backbones.conditions import Condition
 from ...denoisers import Denoiser, Prediction
-from .base import LogPotential, Steered, over_rows, per_sample
+from .base import Steered, over_rows, per_sample
+from .values import LogPotential
 
 __all__ = ["FreeDoM", "LGD", "MPGD", "Smoothed", "TFG", "UniversalGuidance"]
 
