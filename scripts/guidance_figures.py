@@ -1,0 +1,175 @@
+"""The pictures of guidance, from nothing, in about twelve minutes on one core.
+
+    python scripts/guidance_figures.py [folder = outputs/proofs/guidance_figures] [--parts three_gaussians tree digits]
+
+three_gaussians  Ho & Salimans 2022, arXiv 2207.12598, figure 2: what the scale does to three classes, exactly.
+tree             Karras et al. 2024, arXiv 2406.02507, figure 1: classifier-free guidance against guidance by a bad version
+                 of the model, pictured, and measured against the exact law.
+digits           classifier guidance, CFG, APG, CFG++ and CFG in an interval from scale 0 to 8, side by side, the same seeds
+                 in every column; agreed labels and precision against recall.
+
+What a folder already holds (models, samples, pictures) is not made again: a run that was stopped goes on.
+"""
+
+import argparse
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy
+import torch
+from figure_files import EVERYWHERE, exact, kept, samples, trained, write_picture, write_table
+from guidance_tree import tree
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from diffguide.datasets import Digits
+from diffguide.denoisers import Classifier, Denoiser, DenoiserWrapper
+from diffguide.evaluation.judge import Judge
+from diffguide.evaluation.quality import PrecisionRecall, precision_recall
+from diffguide.guidance import ClassifierFree, ClassifierGuidance
+from diffguide.guidance.projections import APG
+from diffguide.guidance.rules import CFGPlusPlus
+from diffguide.images import grid, to_uint8
+from diffguide.runs import write_atomically
+
+# the figure of classifier-free guidance
+
+GAUSSIAN_SCALES = (0.0, 1.0, 2.0, 3.0, 5.0)
+
+
+def three_gaussians(folder: Path, n: int = 1800, steps: int = 40) -> None:
+    """Samples of the exact guided ODE, a panel per scale, over the laws of the three classes."""
+    law = exact("oracle=cfg_figure")
+    labels = [index % law.num_classes for index in range(n)]
+    panels = {
+        scale: samples(ClassifierFree(law, scale, EVERYWHERE), steps, labels, law.shape) for scale in GAUSSIAN_SCALES
+    }
+    figure = Figure(figsize=(3 * len(panels), 3.12), layout="constrained")
+    side = torch.linspace(-3, 3, 121, dtype=torch.float64)
+    plane = torch.stack(torch.meshgrid(side, side, indexing="xy"), dim=-1).flatten(0, 1)
+    names = {0.0: "scale 0: no condition", 1.0: "scale 1: the laws themselves"}
+    for axis, (scale, x) in zip(figure.subplots(1, len(panels), sharex=True, sharey=True), panels.items()):
+        for label in range(law.num_classes):
+            density = law.log_density(plane, None, torch.full((len(plane),), label)).exp().reshape(121, 121)
+            axis.contour(side, side, density, levels=[0.05, 0.3, 0.8], colors=f"C{label}", linewidths=0.7)
+            axis.scatter(*x[label :: law.num_classes].T, s=5, color=f"C{label}", linewidths=0, alpha=0.7)
+        axis.set(xlim=(-2.4, 2.4), ylim=(-2.0, 2.6), aspect="equal", xticks=[], yticks=[])
+        axis.set_title(names.get(scale, f"scale {scale:g}"))
+    write_picture(folder / "three_gaussians.png", figure)
+
+
+# the digits
+
+DIGIT_SCALES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0)
+INTERVAL = (0.3, 3.0)  # of noise levels, in which "interval" guides
+SHOWN = (2, 3, 5, 6, 8, 9)  # classes in a cell of the sheet
+
+
+class WithoutCondition(DenoiserWrapper):
+    """The unconditional half of a conditional model: what a classifier is to steer."""
+
+    num_classes, conditional, has_null = 0, False, False
+
+    def __call__(self, x_t: Tensor, t: Tensor, y: Tensor | None = None):
+        return self.denoiser(x_t, t, None)
+
+
+def digit_methods(model: Denoiser, classifier: Classifier) -> dict[str, Callable[[float], Denoiser]]:
+    """Each method at a scale; the unconditional model at 0, the conditional one at 1 (CFG++: at its lambda = scale / 8)."""
+    plain = WithoutCondition(model)
+    return {
+        "classifier": lambda scale: ClassifierGuidance(plain, classifier, scale, EVERYWHERE),
+        "CFG": lambda scale: ClassifierFree(model, scale, EVERYWHERE),
+        "APG": lambda scale: ClassifierFree(model, scale, EVERYWHERE, APG(eta=0.0, norm_threshold=2.5, momentum=-0.5)),
+        "CFG++": lambda scale: ClassifierFree(model, scale / max(DIGIT_SCALES), EVERYWHERE, CFGPlusPlus()),
+        "interval": lambda scale: ClassifierFree(model, scale, INTERVAL),
+    }
+
+
+def digits(folder: Path) -> None:
+    """Trains the default model of digits and a classifier of noisy ones; samples every method at every scale."""
+    model, classifier = trained(folder, "digits"), trained(folder, "classifier", "experiment=digits_classifier")
+    draw_digits(folder, digit_methods(model, classifier), n=1000, steps=18)
+
+
+def draw_digits(folder: Path, methods: dict[str, Callable[[float], Denoiser]], n: int, steps: int) -> None:
+    """digits.csv, a row per method and scale; digits.png, the same seeds everywhere; digits_trade_off.png."""
+    data, labels = Digits(channels=1, size=8, num_classes=10), [index % 10 for index in range(n)]
+    real, judge = data.validation.x.flatten(1), Judge(data.train.x.flatten(1), data.train.y)
+    rows, cells = [], {}
+    for name, guided in methods.items():
+        for scale in DIGIT_SCALES:
+            path = folder / f"samples/digits/{name}_{scale:g}.npy"
+            pictures = kept(path, lambda: torch.from_numpy(to_uint8(samples(guided(scale), steps, labels, data.shape))))
+            cells[name, scale], x = pictures.numpy(), pictures.flatten(1) / 127.5 - 1
+            fidelity = {"agreed_labels": judge.agreed(x, labels)} | precision_recall(real, x, k=3)._asdict()
+            rows.append({"method": name, "scale": scale} | fidelity)
+    write_table(folder / "digits.csv", rows)
+    draw_sheet(folder / "digits.png", cells)
+    draw_trade_off(folder / "digits_trade_off.png", rows, precision_recall(real, data.train.x.flatten(1), k=3))
+
+
+def draw_sheet(path: Path, cells: dict[tuple[str, float], numpy.ndarray]) -> None:
+    """A row per method and a column per scale; a cell has a sample of each of `SHOWN`, of the same seeds everywhere."""
+    names, scales = (list(dict.fromkeys(part)) for part in zip(*cells))
+    rows = [[cell(cells[name, scale][list(SHOWN)]) for scale in scales] for name in names]
+    titles = [name + " (scale / 8)" * (name == "CFG++") for name in names]
+    write_atomically(path, partial(grid(rows, titles, [f"scale {scale:g}" for scale in scales]).save, format="PNG"))
+
+
+def cell(pictures: numpy.ndarray, columns: int = 3, factor: int = 4) -> numpy.ndarray:
+    """[N, H, W, 1] side by side in one picture, enlarged, a white line between them."""
+    framed = numpy.pad(
+        pictures.repeat(factor, 1).repeat(factor, 2), [(0, 0), (0, 1), (0, 1), (0, 0)], constant_values=255
+    )
+    lines = framed.reshape(-1, columns, *framed.shape[1:])
+    return numpy.concatenate([numpy.concatenate(list(line), axis=1) for line in lines])[:-1, :-1]
+
+
+def draw_trade_off(path: Path, rows: Sequence[dict], real: PrecisionRecall) -> None:
+    """Agreed labels and precision against recall, a curve per method, and where the training digits stand."""
+    figure = Figure(figsize=(11, 4.6), layout="constrained")
+    for axis, measure in zip(figure.subplots(1, 2, sharex=True), ("agreed_labels", "precision")):
+        for index, name in enumerate(dict.fromkeys(row["method"] for row in rows)):
+            own = [row for row in rows if row["method"] == name]
+            recall, value = [row["recall"] for row in own], [row[measure] for row in own]
+            axis.plot(recall, value, "-", marker="os^Dv"[index % 5], markersize=4, color=f"C{index}", label=name)
+            for row, x, y in zip(own, recall, value):
+                if row["scale"] in (1, 2, 4, 8):
+                    axis.annotate(
+                        f"{row['scale']:g}", (x, y), (3, 3), textcoords="offset points", size=7, color=f"C{index}"
+                    )
+        axis.set(xlabel="recall", ylabel=measure.replace("_", " "))
+        axis.grid(alpha=0.3)
+    axis.plot(real.recall, real.precision, "k*", markersize=10, label="training digits")
+    axis.legend()
+    write_picture(path, figure)
+
+
+# the command
+
+PARTS = {
+    "three_gaussians": (three_gaussians, ["three_gaussians.png"]),
+    "tree": (tree, ["tree.png", "tree.csv"]),
+    "digits": (digits, ["digits.png", "digits_trade_off.png", "digits.csv"]),
+}
+
+
+def main(folder: Path, parts: Sequence[str]) -> None:
+    """Makes what is missing of these parts."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for part in parts:
+        make, files = PARTS[part]
+        if not all((folder / file).exists() for file in files):
+            make(folder.resolve())
+        print(*(folder / file for file in files), sep="\n")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path, nargs="?", default=Path("outputs/proofs/guidance_figures"))
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    main(arguments.folder, arguments.parts)
