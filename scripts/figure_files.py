@@ -21,11 +21,12 @@ from diffguide.configuration import build, config_dir
 from diffguide.denoisers import Denoiser
 from diffguide.oracles import GaussianMixture
 from diffguide.runs import write_atomically
-from diffguide.samplers import Heun, generate
+from diffguide.samplers import Sampler, generate
 from diffguide.samplers.grids import Karras
 from diffguide.train import main as train
 
 EVERYWHERE = (0.0, math.inf)  # interval of noise levels
+KARRAS = Karras(rho=7.0, noise_level_min=None, noise_level_max=None)
 
 
 def trained(folder: Path, name: str, *arguments: str) -> Denoiser:
@@ -55,11 +56,9 @@ def kept(path: Path, make: Callable[[], Tensor]) -> Tensor:
     return torch.from_numpy(numpy.load(path))
 
 
-def samples(denoiser: Denoiser, steps: int, labels: Sequence[int], shape: Sequence[int]) -> Tensor:
-    """A sample per label by Heun's method, of the seeds 0, 1, ..."""
-    return torch.cat(
-        list(generate(denoiser, Heun(steps, Karras(7.0, None, None)), range(len(labels)), labels, shape, 1000))
-    )
+def samples(denoiser: Denoiser, sampler: Sampler, labels: Sequence[int], shape: Sequence[int]) -> Tensor:
+    """A sample per label, of the seeds 0, 1, ..."""
+    return torch.cat(list(generate(denoiser, sampler, range(len(labels)), labels, shape, batch_size=1000)))
 
 
 def exact(*overrides: str) -> GaussianMixture:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy
 import torch
-from figure_files import EVERYWHERE, exact, kept, samples, trained, write_picture, write_table
+from figure_files import EVERYWHERE, KARRAS, exact, kept, samples, trained, write_picture, write_table
 from guidance_tree import tree
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -32,6 +32,7 @@ from diffguide.guidance.projections import APG
 from diffguide.guidance.rules import CFGPlusPlus
 from diffguide.images import grid, to_uint8
 from diffguide.runs import write_atomically
+from diffguide.samplers import DPMpp2M, Heun
 
 # the figure of classifier-free guidance
 
@@ -43,7 +44,8 @@ def three_gaussians(folder: Path, n: int = 1800, steps: int = 40) -> None:
     law = exact("oracle=cfg_figure")
     labels = [index % law.num_classes for index in range(n)]
     panels = {
-        scale: samples(ClassifierFree(law, scale, EVERYWHERE), steps, labels, law.shape) for scale in GAUSSIAN_SCALES
+        scale: samples(ClassifierFree(law, scale, EVERYWHERE), Heun(steps, KARRAS), labels, law.shape)
+        for scale in GAUSSIAN_SCALES
     }
     figure = Figure(figsize=(3 * len(panels), 3.12), layout="constrained")
     side = torch.linspace(-3, 3, 121, dtype=torch.float64)
@@ -75,39 +77,43 @@ class WithoutCondition(DenoiserWrapper):
         return self.denoiser(x_t, t, None)
 
 
-def digit_methods(model: Denoiser, classifier: Classifier) -> dict[str, Callable[[float], Denoiser]]:
-    """Each method at a scale; the unconditional model at 0, the conditional one at 1 (CFG++: at its lambda = scale / 8)."""
-    plain = WithoutCondition(model)
-    return {
+def digit_methods(model: Denoiser, classifier: Classifier) -> dict[tuple[str, float], Denoiser]:
+    """Each method at each scale; CFG++ has lambda = scale / 8.
+
+    0 is the unconditional model for the classifier, CFG and CFG++; 1 is the conditional one for CFG, APG and interval.
+    """
+    plain, projected = WithoutCondition(model), APG(eta=0.0, norm_threshold=2.5, momentum=-0.5)
+    methods: dict[str, Callable[[float], Denoiser]] = {
         "classifier": lambda scale: ClassifierGuidance(plain, classifier, scale, EVERYWHERE),
         "CFG": lambda scale: ClassifierFree(model, scale, EVERYWHERE),
-        "APG": lambda scale: ClassifierFree(model, scale, EVERYWHERE, APG(eta=0.0, norm_threshold=2.5, momentum=-0.5)),
-        "CFG++": lambda scale: ClassifierFree(model, scale / max(DIGIT_SCALES), EVERYWHERE, CFGPlusPlus()),
+        "APG": lambda scale: ClassifierFree(model, scale, EVERYWHERE, projected),
+        "CFG++": lambda scale: ClassifierFree(model, scale / 8, EVERYWHERE, CFGPlusPlus()),
         "interval": lambda scale: ClassifierFree(model, scale, INTERVAL),
     }
+    return {(name, scale): guided(scale) for name, guided in methods.items() for scale in DIGIT_SCALES}
 
 
 def digits(folder: Path) -> None:
     """Trains the default model of digits and a classifier of noisy ones; samples every method at every scale."""
     model, classifier = trained(folder, "digits"), trained(folder, "classifier", "experiment=digits_classifier")
-    draw_digits(folder, digit_methods(model, classifier), n=1000, steps=18)
+    draw_digits(folder, digit_methods(model, classifier), n=350, steps=15)  # as many samples as held-out digits
 
 
-def draw_digits(folder: Path, methods: dict[str, Callable[[float], Denoiser]], n: int, steps: int) -> None:
+def draw_digits(folder: Path, guided: dict[tuple[str, float], Denoiser], n: int, steps: int) -> None:
     """digits.csv, a row per method and scale; digits.png, the same seeds everywhere; digits_trade_off.png."""
     data, labels = Digits(channels=1, size=8, num_classes=10), [index % 10 for index in range(n)]
     real, judge = data.validation.x.flatten(1), Judge(data.train.x.flatten(1), data.train.y)
     rows, cells = [], {}
-    for name, guided in methods.items():
-        for scale in DIGIT_SCALES:
-            path = folder / f"samples/digits/{name}_{scale:g}.npy"
-            pictures = kept(path, lambda: torch.from_numpy(to_uint8(samples(guided(scale), steps, labels, data.shape))))
-            cells[name, scale], x = pictures.numpy(), pictures.flatten(1) / 127.5 - 1
-            fidelity = {"agreed_labels": judge.agreed(x, labels)} | precision_recall(real, x, k=3)._asdict()
-            rows.append({"method": name, "scale": scale} | fidelity)
+    for (name, scale), denoiser in guided.items():
+        path = folder / f"samples/digits/{name}_{scale:g}.npy"
+        draw = partial(samples, denoiser, DPMpp2M(steps, KARRAS), labels, data.shape)
+        pictures = kept(path, lambda: torch.from_numpy(to_uint8(draw())))
+        cells[name, scale], x = pictures.numpy(), pictures.flatten(1) / 127.5 - 1
+        fidelity = {"agreed_labels": judge.agreed(x, labels)} | precision_recall(real, x, k=3)._asdict()
+        rows.append({"method": name, "scale": scale} | fidelity)
     write_table(folder / "digits.csv", rows)
     draw_sheet(folder / "digits.png", cells)
-    draw_trade_off(folder / "digits_trade_off.png", rows, precision_recall(real, data.train.x.flatten(1), k=3))
+    draw_trade_off(folder / "digits_trade_off.png", rows, precision_recall(real, data.train.x[:n].flatten(1), k=3))
 
 
 def draw_sheet(path: Path, cells: dict[tuple[str, float], numpy.ndarray]) -> None:

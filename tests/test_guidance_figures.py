@@ -44,7 +44,7 @@ def colours(path: Path) -> set[tuple[int, int, int]]:
 def test_exact_samples_are_what_they_should_be(law, truth):
     figures = guidance_tree.tree_figures(law, guidance_tree.exact_samples(law, 3000, seed=1), truth)
     assert figures["outliers"] == pytest.approx(0.01, abs=0.009)  # 4.5 standard errors of 3000, twice
-    assert figures["thinned"] < 0.1 and figures["misplaced"] < 0.1 and figures["energy_distance"] < 0.002
+    assert figures["thinned"] < 0.02 and figures["misplaced"] < 0.1 and figures["energy_distance"] < 0.002
 
 
 def test_branches_are_those_of_the_law(law):
@@ -58,18 +58,12 @@ def test_branches_are_those_of_the_law(law):
 def test_what_is_missing_and_what_is_outside_are_told(law, truth):
     weights, branches = guidance_tree.branch_weights(law), guidance_tree.branches_of(law, truth)
     trunk = guidance_tree.tree_figures(law, truth[branches == 0], truth)
-    assert trunk["thinned"] == pytest.approx(126 / 127, abs=0.02) and trunk["outliers"] < 0.05
+    assert trunk["thinned"] == pytest.approx(1 - float(weights[0])) and trunk["outliers"] < 0.05
     assert trunk["misplaced"] == pytest.approx(1 - float(weights[0]), abs=0.02)
     moved = truth.clone()
     moved[:1000] += 2.0
     outside = guidance_tree.tree_figures(law, moved, truth)
     assert outside["outliers"] == pytest.approx(1 / 3 + 0.01, abs=0.01) and outside["energy_distance"] > 0.3
-
-
-def test_the_scale_is_chosen_by_outliers():
-    rows = [{"scale": scale, "outliers": share} for scale, share in ((1.0, 0.3), (2.0, 0.02), (3.0, 0.01))]
-    assert guidance_tree.chosen_scale(rows) == 2.0
-    assert guidance_tree.chosen_scale(rows[:1]) == 1.0
 
 
 def test_three_gaussians(tmp_path):
@@ -79,18 +73,18 @@ def test_three_gaussians(tmp_path):
 
 def test_tree(law, tmp_path, monkeypatch):
     """A law that knows no classes is as bad a version as any."""
-    monkeypatch.setattr(guidance_tree, "TREE_SCALES", (1.0, 2.0))
     monkeypatch.setattr(guidance_tree, "GRID", 20)
     bad = guidance_figures.WithoutCondition(law)
     bad.num_classes = law.num_classes
-    methods = {
-        "CFG": lambda scale: ClassifierFree(law, scale, figure_files.EVERYWHERE),
-        "autoguidance": lambda scale: Auto(law, bad, scale, figure_files.EVERYWHERE),
+    guided = {
+        ("no guidance", 1.0): law,
+        ("CFG", 2.0): ClassifierFree(law, 2.0, figure_files.EVERYWHERE),
+        ("autoguidance", 2.0): Auto(law, bad, 2.0, figure_files.EVERYWHERE),
     }
-    guidance_tree.draw_tree(tmp_path, law, methods, n=60, steps=3)
+    guidance_tree.draw_tree(tmp_path, law, guided, n=60, steps=3)
     rows = table(tmp_path / "tree.csv")
     assert [(row["method"], row["scale"]) for row in rows] == [
-        ("exact samples", ""), ("none", "1.0"), ("CFG", "2.0"), ("autoguidance", "2.0")
+        ("exact samples", ""), ("no guidance", "1.0"), ("CFG", "2.0"), ("autoguidance", "2.0")
     ]  # fmt: skip
     assert {**rows[2], "method": ""} == {**rows[3], "method": ""}, "their weak sides are the same here"
     assert len(colours(tmp_path / "tree.png")) > 10
