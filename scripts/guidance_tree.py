@@ -93,21 +93,22 @@ def branches_of(law: GaussianMixture, x: Tensor) -> Tensor:
 
 
 GRID = 300  # points along each side, of the law that is shown
-WHOLE, ZOOM = ((-0.55, 1.55), (-0.45, 1.4)), ((0.85, 1.5), (0.25, 0.85))
+WHOLE, ZOOM = ((-0.55, 1.55), (-0.45, 1.4)), ((-0.55, 0.19), (0.32, 0.97))
 
 
 def draw_panels(path: Path, law: GaussianMixture, panels: Sequence[tuple[str, Tensor]]) -> None:
-    """The whole tree above, a part of it below, samples over the exact law."""
+    """The whole tree above, the part in the frame below, samples over the exact law."""
     figure = Figure(figsize=(3.4 * len(panels), 6.4), layout="constrained")
     rows = figure.subplots(2, len(panels))
-    for axes, ((left, right), (low, high)), shown in zip(rows, (WHOLE, ZOOM), (5000, 10000)):
+    for axes, ((left, right), (low, high)), shown, size in zip(rows, (WHOLE, ZOOM), (5000, 10000), (1.5, 5)):
         columns, lines = (torch.linspace(*ends, GRID, dtype=torch.float64) for ends in ((left, right), (low, high)))
         plane = torch.stack(torch.meshgrid(columns, lines, indexing="xy"), dim=-1).flatten(0, 1)
         density = law.log_density(plane, END, torch.full((len(plane),), CLASS)).reshape(GRID, GRID)
         for axis, (_, x) in zip(axes, panels):
             axis.contourf(columns, lines, density, levels=[-1.5, 20], colors=["0.85"])
-            axis.scatter(*x[:shown].T, s=1.5, color="C1", linewidths=0)
+            axis.scatter(*x[:shown].T, s=size, color="C1", linewidths=0)
             axis.set(xlim=(left, right), ylim=(low, high), aspect="equal", xticks=[], yticks=[])
     for axis, (title, _) in zip(rows[0], panels):
         axis.set_title(title)
+        axis.indicate_inset([ZOOM[0][0], ZOOM[1][0], ZOOM[0][1] - ZOOM[0][0], ZOOM[1][1] - ZOOM[1][0]], edgecolor="0.4")
     write_picture(path, figure)
