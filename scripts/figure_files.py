@@ -71,7 +71,7 @@ def exact(*overrides: str) -> GaussianMixture:
 def write_picture(path: Path, figure: Figure) -> None:
     """A PNG of few colours, which is a third of the size."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=100)
+    figure.savefig(buffer, format="png", dpi=100, bbox_inches="tight")
     picture = Image.open(buffer).convert("RGB").quantize(128, dither=Image.Dither.NONE)
     write_atomically(path, lambda temporary: picture.save(temporary, format="PNG", optimize=True))
 

@@ -47,7 +47,7 @@ def three_gaussians(folder: Path, n: int = 1800, steps: int = 40) -> None:
         scale: samples(ClassifierFree(law, scale, EVERYWHERE), Heun(steps, KARRAS), labels, law.shape)
         for scale in GAUSSIAN_SCALES
     }
-    figure = Figure(figsize=(3 * len(panels), 3.12), layout="constrained")
+    figure = Figure(figsize=(3 * len(panels), 3.4), layout="constrained")
     side = torch.linspace(-3, 3, 121, dtype=torch.float64)
     plane = torch.stack(torch.meshgrid(side, side, indexing="xy"), dim=-1).flatten(0, 1)
     names = {0.0: "scale 0: no condition", 1.0: "scale 1: the laws themselves"}
