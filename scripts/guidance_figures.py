@@ -5,8 +5,9 @@
 three_gaussians  Ho & Salimans 2022, arXiv 2207.12598, figure 2: what the scale does to three classes, exactly.
 tree             Karras et al. 2024, arXiv 2406.02507, figure 1: classifier-free guidance against guidance by a bad version
                  of the model, pictured, and measured against the exact law.
-digits           classifier guidance, CFG, APG, CFG++ and CFG in an interval from scale 0 to 8, side by side, the same seeds
-                 in every column; agreed labels and precision against recall.
+digits           classifier guidance (of the unconditional and of the conditional model), CFG, APG, CFG++ and CFG in an
+                 interval from scale 0 to 8, side by side, the same seeds in every column; agreed labels and precision
+                 against recall.
 
 What a folder already holds (models, samples, pictures) is not made again: a run that was stopped goes on.
 """
@@ -65,7 +66,7 @@ def three_gaussians(folder: Path, n: int = 1800, steps: int = 40) -> None:
 
 DIGIT_SCALES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0)
 INTERVAL = (0.3, 3.0)  # of noise levels, in which "interval" guides
-SHOWN = (2, 3, 5, 6, 8, 9)  # classes in a cell of the sheet
+SHOWN = (2, 3, 5, 8)  # classes in a cell of the sheet
 
 
 class WithoutCondition(DenoiserWrapper):
@@ -80,11 +81,13 @@ class WithoutCondition(DenoiserWrapper):
 def digit_methods(model: Denoiser, classifier: Classifier) -> dict[tuple[str, float], Denoiser]:
     """Each method at each scale; CFG++ has lambda = scale / 8.
 
-    0 is the unconditional model for the classifier, CFG and CFG++; 1 is the conditional one for CFG, APG and interval.
+    0 is the unconditional model for the classifier, CFG and CFG++; 1 is the conditional one for the others and CFG. A
+    classifier's gradient counts scale times on the unconditional model, scale - 1 times on the conditional one.
     """
     plain, projected = WithoutCondition(model), APG(eta=0.0, norm_threshold=2.5, momentum=-0.5)
     methods: dict[str, Callable[[float], Denoiser]] = {
         "classifier": lambda scale: ClassifierGuidance(plain, classifier, scale, EVERYWHERE),
+        "cond. + classifier": lambda scale: ClassifierGuidance(model, classifier, scale - 1, EVERYWHERE),
         "CFG": lambda scale: ClassifierFree(model, scale, EVERYWHERE),
         "APG": lambda scale: ClassifierFree(model, scale, EVERYWHERE, projected),
         "CFG++": lambda scale: ClassifierFree(model, scale / 8, EVERYWHERE, CFGPlusPlus()),
@@ -120,36 +123,36 @@ def draw_sheet(path: Path, cells: dict[tuple[str, float], numpy.ndarray]) -> Non
     """A row per method and a column per scale; a cell has a sample of each of `SHOWN`, of the same seeds everywhere."""
     names, scales = (list(dict.fromkeys(part)) for part in zip(*cells))
     rows = [[cell(cells[name, scale][list(SHOWN)]) for scale in scales] for name in names]
-    titles = [name + " (scale / 8)" * (name == "CFG++") for name in names]
+    titles = [name + ", scale / 8" * (name == "CFG++") for name in names]
     write_atomically(path, partial(grid(rows, titles, [f"scale {scale:g}" for scale in scales]).save, format="PNG"))
 
 
-def cell(pictures: numpy.ndarray, columns: int = 3, factor: int = 4) -> numpy.ndarray:
-    """[N, H, W, 1] side by side in one picture, enlarged, a white line between them."""
-    framed = numpy.pad(
-        pictures.repeat(factor, 1).repeat(factor, 2), [(0, 0), (0, 1), (0, 1), (0, 0)], constant_values=255
-    )
+def cell(pictures: numpy.ndarray, columns: int = 2, factor: int = 5, gap: int = 2) -> numpy.ndarray:
+    """[N, H, W, 1] in lines of `columns`, each enlarged, white between them."""
+    margin = [(0, 0), (gap, gap), (gap, gap), (0, 0)]
+    framed = numpy.pad(pictures.repeat(factor, 1).repeat(factor, 2), margin, constant_values=255)
     lines = framed.reshape(-1, columns, *framed.shape[1:])
-    return numpy.concatenate([numpy.concatenate(list(line), axis=1) for line in lines])[:-1, :-1]
+    return numpy.concatenate([numpy.concatenate(list(line), axis=1) for line in lines])
 
 
 def draw_trade_off(path: Path, rows: Sequence[dict], real: PrecisionRecall) -> None:
-    """Agreed labels and precision against recall, a curve per method, and where the training digits stand."""
+    """Agreed labels against the scale; precision against recall, and where the training digits stand."""
     figure = Figure(figsize=(11, 4.6), layout="constrained")
-    for axis, measure in zip(figure.subplots(1, 2, sharex=True), ("agreed_labels", "precision")):
-        for index, name in enumerate(dict.fromkeys(row["method"] for row in rows)):
-            own = [row for row in rows if row["method"] == name]
-            recall, value = [row["recall"] for row in own], [row[measure] for row in own]
-            axis.plot(recall, value, "-", marker="os^Dv"[index % 5], markersize=4, color=f"C{index}", label=name)
-            for row, x, y in zip(own, recall, value):
-                if row["scale"] in (1, 2, 4, 8):
-                    axis.annotate(
-                        f"{row['scale']:g}", (x, y), (3, 3), textcoords="offset points", size=7, color=f"C{index}"
-                    )
-        axis.set(xlabel="recall", ylabel=measure.replace("_", " "))
+    agreement, trade_off = figure.subplots(1, 2, width_ratios=[2, 3])
+    for index, name in enumerate(dict.fromkeys(row["method"] for row in rows)):
+        own = {key: [row[key] for row in rows if row["method"] == name] for key in rows[0]}
+        look = {"marker": "os^Dvp"[index % 6], "markersize": 4, "color": f"C{index}", "label": name}
+        agreement.plot(own["scale"], own["agreed_labels"], **look)
+        trade_off.plot(own["recall"], own["precision"], **look)
+        for scale, point in zip(own["scale"], zip(own["recall"], own["precision"])):
+            if scale in (2, 4, 8):
+                trade_off.annotate(f"{scale:g}", point, (4, 4), textcoords="offset points", size=8, color=f"C{index}")
+    trade_off.plot(*real[::-1], "k*", markersize=10, label="training digits")
+    trade_off.legend(loc="lower center")
+    agreement.set(xlabel="scale (CFG++: lambda = scale / 8)", ylabel="agreed labels")
+    trade_off.set(xlabel="recall", ylabel="precision", title="numbers are scales")
+    for axis in (agreement, trade_off):
         axis.grid(alpha=0.3)
-    axis.plot(real.recall, real.precision, "k*", markersize=10, label="training digits")
-    axis.legend()
     write_picture(path, figure)
 
 

@@ -104,10 +104,12 @@ def test_digits(tiny_run, tmp_path, monkeypatch):
     methods = guidance_figures.digit_methods(model, NoisyClassifier(encoder.eval(), model.schedule))
     guidance_figures.draw_digits(tmp_path, methods, n=10, steps=2)
     rows = table(tmp_path / "digits.csv")
-    assert len(rows) == 15 and all(0 <= float(row[key]) <= 1 for row in rows for key in list(row)[2:])
+    assert len(rows) == 18 and all(0 <= float(row[key]) <= 1 for row in rows for key in list(row)[2:])
     kept = {path.stem: numpy.load(path) for path in (tmp_path / "samples/digits").iterdir()}
-    assert len(kept) == 15 and kept["CFG_2"].shape == (10, 8, 8, 1)
-    for one, other in (("classifier_0", "CFG_0"), ("CFG_0", "CFG++_0"), ("CFG_1", "APG_1"), ("CFG_1", "interval_1")):
+    assert len(kept) == 18 and kept["CFG_2"].shape == (10, 8, 8, 1)
+    pairs = [("classifier_0", "CFG_0"), ("CFG_0", "CFG++_0")]
+    pairs += [("CFG_1", f"{name}_1") for name in ("cond. + classifier", "APG", "interval")]
+    for one, other in pairs:
         assert numpy.abs(kept[one].astype(int) - kept[other]).max() <= 1
     for one, other in (("classifier_2", "CFG_2"), ("APG_2", "CFG_2"), ("CFG++_2", "CFG_2"), ("interval_0", "CFG_0")):
         assert numpy.abs(kept[one].astype(int) - kept[other]).max() > 1
