@@ -79,15 +79,15 @@ def test_gmm2d_refuses_other_facts(fact, stated, found):
         gmm2d(10, **{fact: stated})
 
 
-TREE = {"channels": 2, "size": None, "num_classes": 2, "train": 20000, "validation": 30, "test": 20, "seed": 0}
+TREE = {"channels": 2, "size": None, "num_classes": 2, "train": 6000, "validation": 30, "test": 20, "seed": 0}
 
 
 def test_the_tree_is_drawn_from_its_law():
-    """n = 20000: mean log-density given the class, class shares and means within 4.5 standard errors of the oracle's."""
+    """n = 6000: mean log-density given the class, class shares and means within 4.5 standard errors of the oracle's."""
     data = Tree(**TREE)
     law = AutoguidanceTree(depth=7, seed=2, schedule=EDM(log_snr_max=12.4, log_snr_min=-3.2, rho=7.0))
     x, y = data.train.x.double(), data.train.y
-    exact, labels = law.sample(20000, torch.Generator().manual_seed(1))
+    exact, labels = law.sample(6000, torch.Generator().manual_seed(1))
     for own, theirs in (
         (law.log_density(x, None, y), law.log_density(exact, None, labels)),
         (y.double(), labels.double()),
