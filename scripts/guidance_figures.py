@@ -1,4 +1,4 @@
-"""The pictures of guidance, from nothing, in about twelve minutes on one core.
+"""The pictures of guidance, from nothing, in about a quarter of an hour on one core.
 
     python scripts/guidance_figures.py [folder = outputs/proofs/guidance_figures] [--parts three_gaussians tree digits]
 

@@ -8,6 +8,7 @@ import numpy
 import pytest
 import torch
 from PIL import Image
+from short_run import SMALL
 
 import diffguide
 from diffguide.backbones import UNetEncoder
@@ -117,7 +118,9 @@ def test_digits(tiny_run, tmp_path, monkeypatch):
 
 
 def test_a_model_is_trained_once_and_to_its_end(unfinished, tmp_path):
-    """The run that lost its last checkpoint is resumed; the finished one is not touched."""
+    """What is not there is trained; the run that lost its last checkpoint is resumed; the finished one is not touched."""
+    figure_files.trained(tmp_path, "new", *SMALL, "training.images=32", "training.batch_size=32")
+    assert figure_files.finished(tmp_path / "outputs/train/new/v001")
     run = tmp_path / "outputs/train/digits/v001"
     assert not figure_files.finished(run)
     figure_files.trained(tmp_path, "digits")
