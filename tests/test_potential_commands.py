@@ -18,6 +18,7 @@ from diffguide.guidance.potentials.pictures import Box, FileMask, FilePicture, T
 from diffguide.oracles import Empirical
 from diffguide.sample import main
 from diffguide.schedules import EDM
+from diffguide.train import main as train
 from diffguide.vetting import CheckpointError, vet
 
 FILES = ["potential", "potential_of_x_t", "mpgd", "freedom", "universal", "lgd", "tfg", "dps", "repaint", "inpaint",
@@ -125,6 +126,29 @@ def test_a_function_of_the_users_own(tmp_path, command, monkeypatch):
     )
     assert done.code == 1 and len(done.err.strip().splitlines()[-1]) < 400 and "Traceback" not in done.err
     assert "flat must give one number per row, [4] for x [4, 2], got [4, 2]" in done.err
+
+
+LATE = """
+def late(x, y):
+    if len(x) > 2 and (x.std() < 4).all():
+        raise KeyError("never seen before")
+    return x.flatten(1).sum(1)
+"""
+
+
+def test_a_potential_that_fails_does_not_cost_a_training(tmp_path, command, monkeypatch):
+    """What fails at once is told before anything is written; what fails later costs the pictures alone."""
+    (tmp_path / "mine.py").write_text(MINE + LATE)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
+    said = ["experiment=gmm2d", "guidance=potential", "training.images=64", "training.batch_size=32", "sampler.steps=3"]
+    done = command(train, *said, "guidance.potential._target_=mine.flat", at=tmp_path)
+    assert done.code == 1 and "guidance.potential: flat must give one number per row" in done.err
+    assert not (tmp_path / "outputs").exists()
+    done = command(train, *said, "guidance.potential._target_=mine.late", at=tmp_path)
+    assert done.code == 0, done.err
+    assert "no samples: late raised KeyError: 'never seen before'" in done.err and "samples: none" in done.err
+    assert (tmp_path / done.folder / "checkpoints/0000000064.safetensors").exists()
 
 
 @pytest.mark.parametrize("name, sentence", [
