@@ -141,6 +141,11 @@ class Steered(DenoiserWrapper):
         """The prediction and grad_{x_t} f(x0_hat(x_t)), through the network, whatever the grad mode at entry."""
         with torch.enable_grad():
             x = x_t if graph else x_t.detach().requires_grad_()
+            if self.denoiser.compiled:
+                raise SamplingError(
+                    "guidance differentiates the model, whose network went through torch.compile: sample it uncompiled "
+                    "(diffguide.load, compile=false), or take guidance=mpgd, which needs no gradient of it"
+                )
             prediction = self.denoiser(x, t, y)
             if not prediction.x_0.requires_grad:
                 raise SamplingError(
