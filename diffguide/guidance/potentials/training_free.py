@@ -17,7 +17,7 @@ from .values import LogPotential
 
 __all__ = ["FreeDoM", "LGD", "MPGD", "Smoothed", "TFG", "UniversalGuidance"]
 
-DRAWS = 2**24  # the first of the draws that smoothing uses: no sampler counts so far
+DRAWS = 2**36  # the first of the draws that smoothing uses: neither samplers nor their visits count so far
 
 
 def whole(name: str, value: int, least: int) -> int:
