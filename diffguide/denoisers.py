@@ -22,7 +22,7 @@ from .schedules import Schedule
 
 __all__ = [
     "Prediction", "Denoiser", "ExactDenoiser", "LogDensity", "Classifier", "Preconditioned", "DenoiserWrapper",
-    "EvaluationCounter", "SamplingError", "capable",
+    "EvaluationCounter", "SamplingError", "capable", "check_uncompiled",
 ]  # fmt: skip
 
 
@@ -313,3 +313,12 @@ def capable(denoiser: Denoiser, protocol: type) -> Denoiser | None:
     while isinstance(denoiser, DenoiserWrapper) and denoiser.transparent and not isinstance(denoiser, protocol):
         denoiser = denoiser.denoiser
     return denoiser if isinstance(denoiser, protocol) else None
+
+
+def check_uncompiled(denoiser: Denoiser) -> None:
+    """Raises SamplingError where guidance is to differentiate a network that torch.compile made."""
+    if denoiser.compiled:
+        raise SamplingError(
+            "guidance differentiates the model, whose network went through torch.compile: sample it uncompiled "
+            "(diffguide.load, compile=false), or take guidance that needs no gradient of it, such as mpgd"
+        )

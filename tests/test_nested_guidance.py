@@ -60,6 +60,21 @@ def test_momentum_inside_a_guidance_that_begins_and_ends():
     assert sampler(outer, x, sampler.times(outer), y).isfinite().all()
 
 
+def test_runs_of_one_guidance_do_not_see_each_other():
+    """Begun from the same object and walked in turn: each is as it is alone, and has the first steps of its own grid."""
+    guided = ClassifierFree(LAW, 3.0, EVERYWHERE, MOMENTUM)
+    levels = torch.tensor([0.8, 0.6, 0.5], dtype=torch.float64)
+    one, other = (guided.start(None, TIMES) for _ in range(2))
+    alone = ClassifierFree(LAW, 3.0, EVERYWHERE, MOMENTUM).start(None, TIMES)
+    for time in levels:
+        close(one(x, time, y), alone(x, time, y), 0)
+        other(x - 1, time - 0.05, y)
+    zero = ClassifierFree(LAW, 3.0, EVERYWHERE, CFGZero(1))
+    early, late = zero.start(None, torch.tensor([1.0, 0.9, 0.0])), zero.start(None, torch.tensor([1.0, 0.2, 0.0]))
+    close(early(x, t, y), zero(x, t, y), 0)
+    assert float((late(x, t, y).x_0 - zero(x, t, y).x_0).abs().max()) > 1e-3
+
+
 def test_momentum_under_a_potential_keeps_no_graph():
     """What a level hands on is a constant: its graph would grow with every step."""
     inner = ClassifierFree(LAW, 3.0, EVERYWHERE, MOMENTUM)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..denoisers import Denoiser, Prediction, SamplingError
+from ..denoisers import Denoiser, Prediction, SamplingError, check_uncompiled
 from .classifier import ClassGuidance, chosen, moved
 
 __all__ = ["ExportedProgram", "ImageNetwork", "OrdinaryGuidance", "TorchScript", "Torchvision"]
@@ -220,6 +220,8 @@ class OrdinaryGuidance(ClassGuidance):
     def steered(self, x_t: Tensor, t: Tensor, y: Tensor, scale: Tensor) -> Prediction:
         scale, (alpha, sigma) = scale.to(x_t.device), self.schedule.alpha_sigma(t, x_t.ndim)
         further = torch.is_grad_enabled() and x_t.requires_grad
+        if self.through_denoiser:
+            check_uncompiled(self.denoiser)
         with torch.enable_grad():
             x = x_t if further else x_t.detach().requires_grad_(self.through_denoiser)
             prediction = self.unguided(x, t, y)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ...backbones.conditions import Condition, Embedding
-from ...denoisers import Denoiser, DenoiserWrapper, LogDensity, Prediction, SamplingError
+from ...denoisers import Denoiser, DenoiserWrapper, LogDensity, Prediction, SamplingError, check_uncompiled
 from .values import LogPotential, Potential, evaluated, gradient, made
 
 __all__ = [
@@ -141,11 +141,7 @@ class Steered(DenoiserWrapper):
         """The prediction and grad_{x_t} f(x0_hat(x_t)), through the network, whatever the grad mode at entry."""
         with torch.enable_grad():
             x = x_t if graph else x_t.detach().requires_grad_()
-            if self.denoiser.compiled:
-                raise SamplingError(
-                    "guidance differentiates the model, whose network went through torch.compile: sample it uncompiled "
-                    "(diffguide.load, compile=false), or take guidance=mpgd, which needs no gradient of it"
-                )
+            check_uncompiled(self.denoiser)
             prediction = self.denoiser(x, t, y)
             if not prediction.x_0.requires_grad:
                 raise SamplingError(
