@@ -22,7 +22,7 @@ from .schedules import Schedule
 
 __all__ = [
     "Prediction", "Denoiser", "ExactDenoiser", "LogDensity", "Classifier", "Preconditioned", "DenoiserWrapper",
-    "EvaluationCounter", "SamplingError", "capable", "check_uncompiled",
+    "EvaluationCounter", "SamplingError", "capable",
 ]  # fmt: skip
 
 
@@ -64,9 +64,9 @@ class Denoiser:
     shape: Sequence[int] | None = None
     remembers: bool = False
     embeds: bool = False
+    compiled: bool = False
     attention_layers: Sequence[int] = ()
     residual_blocks: Sequence[int] = ()
-    compiled: bool = False
 
     @property
     def conditional(self) -> bool:
@@ -179,11 +179,7 @@ class Preconditioned(nn.Module, Denoiser):
     embeds = conditional
     attention_layers = property(lambda self: self.backbone.attention_layers)
     residual_blocks = property(lambda self: self.backbone.residual_blocks)
-
-    @property
-    def compiled(self) -> bool:
-        wrapped = hasattr(self.backbone, "_orig_mod")  # torch.compile(backbone), beside backbone.compile()
-        return wrapped or any(part._compiled_call_impl is not None for part in self.backbone.modules())
+    compiled = property(lambda self: self.backbone.compiled)
 
     def embed(self, y: Condition) -> Embedding:
         return self.backbone.embed(y)
@@ -225,8 +221,7 @@ class DenoiserWrapper(Denoiser):
         transparent: whether it shows the law of what it wraps, so that whatever else that knows holds for both.
     """
 
-    needs_null = False
-    by_condition = False
+    needs_null = by_condition = False
     transparent = False
 
     def __init__(self, denoiser: Denoiser):
@@ -272,10 +267,7 @@ class DenoiserWrapper(Denoiser):
 
 
 class EvaluationCounter(DenoiserWrapper):
-    """Counts network evaluations, one per row: a batched call for two conditions of B images counts 2 B.
-
-    Those of potentials, which guidance around it asks, are counted apart.
-    """
+    """Counts evaluations, one per row (two conditions of B images are 2 B): of the network, and apart of potentials."""
 
     transparent = True
 
@@ -313,12 +305,3 @@ def capable(denoiser: Denoiser, protocol: type) -> Denoiser | None:
     while isinstance(denoiser, DenoiserWrapper) and denoiser.transparent and not isinstance(denoiser, protocol):
         denoiser = denoiser.denoiser
     return denoiser if isinstance(denoiser, protocol) else None
-
-
-def check_uncompiled(denoiser: Denoiser) -> None:
-    """Raises SamplingError where guidance is to differentiate a network that torch.compile made."""
-    if denoiser.compiled:
-        raise SamplingError(
-            "guidance differentiates the model, whose network went through torch.compile: sample it uncompiled "
-            "(diffguide.load, compile=false), or take guidance that needs no gradient of it, such as mpgd"
-        )

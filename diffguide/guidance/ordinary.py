@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..denoisers import Denoiser, Prediction, SamplingError, check_uncompiled
+from ..denoisers import Denoiser, Prediction, SamplingError
 from .classifier import ClassGuidance, chosen, moved
+from .compiled import check_uncompiled
 
 __all__ = ["ExportedProgram", "ImageNetwork", "OrdinaryGuidance", "TorchScript", "Torchvision"]
 

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from ...backbones.conditions import Condition, Embedding
-from ...denoisers import Denoiser, DenoiserWrapper, LogDensity, Prediction, SamplingError, check_uncompiled
+from ...denoisers import Denoiser, DenoiserWrapper, LogDensity, Prediction, SamplingError
+from ..compiled import check_uncompiled
 from .values import LogPotential, Potential, evaluated, gradient, made
 
 __all__ = [
