@@ -51,6 +51,7 @@ class Denoiser:
         remembers: whether a level depends on more than itself (momentum, noise), so that all samples must be at one.
         embeds: whether `embed` says what the network makes of a condition.
         attention_layers, residual_blocks: of the network, as a backbone lists them: where `perturbed` can change it.
+        compiled: whether torch.compile made its network, which then has no gradients of gradients.
         stored: whether a configuration may name the folder of a training run where it needs such a model.
     """
 
@@ -63,6 +64,7 @@ class Denoiser:
     shape: Sequence[int] | None = None
     remembers: bool = False
     embeds: bool = False
+    compiled: bool = False
     attention_layers: Sequence[int] = ()
     residual_blocks: Sequence[int] = ()
 
@@ -177,6 +179,7 @@ class Preconditioned(nn.Module, Denoiser):
     embeds = conditional
     attention_layers = property(lambda self: self.backbone.attention_layers)
     residual_blocks = property(lambda self: self.backbone.residual_blocks)
+    compiled = property(lambda self: self.backbone.compiled)
 
     def embed(self, y: Condition) -> Embedding:
         return self.backbone.embed(y)
@@ -214,10 +217,11 @@ class DenoiserWrapper(Denoiser):
 
     Attributes:
         needs_null: whether training for it must drop the condition of some examples.
+        by_condition: whether it compares conditions, and so does nothing where a model ignores them.
         transparent: whether it shows the law of what it wraps, so that whatever else that knows holds for both.
     """
 
-    needs_null = False
+    needs_null = by_condition = False
     transparent = False
 
     def __init__(self, denoiser: Denoiser):
@@ -234,6 +238,7 @@ class DenoiserWrapper(Denoiser):
     embeds = property(lambda self: self.denoiser.embeds)
     attention_layers = property(lambda self: self.denoiser.attention_layers if self.transparent else ())
     residual_blocks = property(lambda self: self.denoiser.residual_blocks if self.transparent else ())
+    compiled = property(lambda self: self.denoiser.compiled)
 
     def embed(self, y: Condition) -> Embedding:
         return self.denoiser.embed(y)
@@ -262,10 +267,7 @@ class DenoiserWrapper(Denoiser):
 
 
 class EvaluationCounter(DenoiserWrapper):
-    """Counts network evaluations, one per row: a batched call for two conditions of B images counts 2 B.
-
-    Those of potentials, which guidance around it asks, are counted apart.
-    """
+    """Counts evaluations, one per row (two conditions of B images are 2 B): of the network, and apart of potentials."""
 
     transparent = True
 

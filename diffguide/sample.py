@@ -155,7 +155,7 @@ def prepare(cfg: DictConfig, engine, file: Path | None):
         source.class_names = named[0] if named else [str(index) for index in range(guided.num_classes)]
     with telling("sampler"):
         sampler.times(guided)
-    if source.oracle is None and getattr(guided, "needs_null", False):
+    if source.oracle is None and getattr(guided, "by_condition", False):
         with telling("guidance"):
             check_conditioning(source.model, source.shape, engine.device)
     with telling("labels"):

@@ -200,6 +200,13 @@ def test_what_cannot_work_is_refused(changed, sentence):
         steering(generator(), **changed)
 
 
+def test_a_compiled_generator_is_not_differentiated():
+    model = generator()
+    model.backbone.compile(backend="eager")
+    with pytest.raises(SamplingError, match="went through torch.compile: sample it uncompiled"):
+        steering(model)(x, t, y)
+
+
 def test_a_network_with_another_number_of_outputs_is_told():
     with pytest.raises(SamplingError, match=r"num_classes=3 wants logits \[4, 3\], and the network answers \[4, 5\]"):
         steering(generator(), network=Linear(classes=5))(x, t, y)

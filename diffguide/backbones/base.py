@@ -46,6 +46,11 @@ class Backbone(nn.Module):
         """Whether y means anything."""
         return self.num_classes > 0 or self.condition_features > 0
 
+    @property
+    def compiled(self) -> bool:
+        """Whether `compile()` was called on it, or on a part of it."""
+        return any(part._compiled_call_impl is not None for part in self.modules())
+
     def embed(self, y: Condition) -> Embedding:
         """The condition as vectors, which this network takes in its place."""
         return y if isinstance(y, Embedding) else self.embedding.embed(y)

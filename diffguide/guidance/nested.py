@@ -30,6 +30,7 @@ class Nested(DenoiserWrapper):
             denoiser = part(denoiser)
             self.parts.append(denoiser)
             self.needs_null = self.needs_null or denoiser.needs_null
+            self.by_condition = self.by_condition or denoiser.by_condition
         super().__init__(denoiser)
 
     def steers(self, times: Tensor, labelled: bool) -> bool:

@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from ..denoisers import Denoiser, Prediction, SamplingError
 from .classifier import ClassGuidance, chosen, moved
+from .compiled import check_uncompiled
 
 __all__ = ["ExportedProgram", "ImageNetwork", "OrdinaryGuidance", "TorchScript", "Torchvision"]
 
@@ -143,8 +144,9 @@ class OrdinaryGuidance(ClassGuidance):
     """The score moved by w grad log p(y | x_0 = x0_hat(x_t)), p = softmax f((resize((x0_hat + 1) / 2) - mean) / std).
 
     Through the denoiser the gradient is that with respect to x_t (Bansal et al., "Universal Guidance for Diffusion
-    Models", 2023, arXiv 2302.07121, eq. 3), moved as in `ClassifierGuidance`. Otherwise it is that with respect to x_0, with
-    sigma^2 / (alpha^2 + sigma^2), the variance of x_0 given x_t for data of unit variance, in the place of the denoiser's
+    Models", 2023, arXiv 2302.07121, forward guidance), moved as in `ClassifierGuidance`. Otherwise it is that with respect
+    to x_0, with sigma^2 / (alpha^2 + sigma^2), the variance of x_0 given x_t for data of unit variance, in the place of the
+    denoiser's
 
         sigma^2 / alpha d x0_hat / d x_t = Cov[x_0 | x_t]:    x_0 + w sigma^2 / (alpha^2 + sigma^2) grad_x0 log p(y | x0_hat).
 
@@ -219,6 +221,8 @@ class OrdinaryGuidance(ClassGuidance):
     def steered(self, x_t: Tensor, t: Tensor, y: Tensor, scale: Tensor) -> Prediction:
         scale, (alpha, sigma) = scale.to(x_t.device), self.schedule.alpha_sigma(t, x_t.ndim)
         further = torch.is_grad_enabled() and x_t.requires_grad
+        if self.through_denoiser:
+            check_uncompiled(self.denoiser)
         with torch.enable_grad():
             x = x_t if further else x_t.detach().requires_grad_(self.through_denoiser)
             prediction = self.unguided(x, t, y)

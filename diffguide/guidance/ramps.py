@@ -2,7 +2,8 @@
 
     scale at a level = 1 + (scale - 1) r(level),    r = 1 all of it, r = 0 none, the strong side alone
 
-A ramp sees the level as the log noise level log(sigma / alpha), which is minus half the log-SNR.
+(of CFG++: scale r, the unconditional model where r = 0, as its scale 0 is off). A ramp sees the level as the log noise
+level log(sigma / alpha), which is minus half the log-SNR.
 """
 
 import math

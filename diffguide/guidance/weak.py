@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..backbones.conditions import Condition
+from ..backbones.conditions import Condition, Embedding, joined
 from ..denoisers import Denoiser, Prediction
 from ..schedules import Schedule
 from .contrast import CONSTANT, LINEAR, Contrast, check_null
@@ -23,7 +23,7 @@ def index_of(condition: int | str, denoiser: Denoiser, guidance: str) -> int:
         ValueError: no such class.
     """
     names = list(denoiser.class_names)
-    if denoiser.num_classes == 0:
+    if denoiser.num_classes == 0 or not denoiser.conditional:
         raise ValueError(f"guidance={guidance} needs a model with classes, and this one has none")
     if isinstance(condition, str) and condition in names:
         return names.index(condition)
@@ -36,10 +36,10 @@ def index_of(condition: int | str, denoiser: Denoiser, guidance: str) -> int:
     )
 
 
-def batched(denoiser: Denoiser, x_t: Tensor, t: Tensor, conditions: Sequence[Tensor]) -> list[Prediction]:
+def batched(denoiser: Denoiser, x_t: Tensor, t: Tensor, conditions: Sequence[Condition]) -> list[Prediction]:
     """One prediction per condition, by one call."""
     times = len(conditions)
-    whole = denoiser(torch.cat([x_t] * times), torch.cat([t] * times) if t.ndim else t, torch.cat(list(conditions)))
+    whole = denoiser(torch.cat([x_t] * times), torch.cat([t] * times) if t.ndim else t, joined(conditions))
     return [Prediction(*fields) for fields in zip(*(field.chunk(times) for field in whole))]
 
 
@@ -58,6 +58,8 @@ class Negative(Contrast):
         ValueError: a model without classes, or without this one; as `Contrast`.
     """
 
+    by_condition = True
+
     def __init__(
         self, denoiser: Denoiser, condition: int | str, scale: float, interval: Sequence[float], rule: Rule = LINEAR,
         ramp: Ramp = CONSTANT,
@@ -70,7 +72,10 @@ class Negative(Contrast):
 
     def sides(self, x_t: Tensor, t: Tensor, y: Condition | None) -> tuple[Prediction, Prediction]:
         unwanted = self.unwanted(x_t)
-        strong, weak = batched(self.denoiser, x_t, t, [torch.full_like(unwanted, -1) if y is None else y, unwanted])
+        wanted = torch.full_like(unwanted, -1) if y is None else y
+        if isinstance(wanted, Embedding):  # as a guidance around this one embedded it
+            unwanted = self.denoiser.embed(unwanted)
+        strong, weak = batched(self.denoiser, x_t, t, [wanted, unwanted])
         return strong, weak
 
     def weak(self, x_t: Tensor, t: Tensor, y: Condition | None) -> Prediction:
@@ -82,7 +87,7 @@ class Compose(Contrast):
 
     Several conditions at once (AND), or not (NOT, a negative weight). Liu, Li, Du, Torralba, Tenenbaum, "Compositional
     Visual Generation with Composable Diffusion Models", 2022, arXiv 2206.01714, section 4. The conditions take the
-    place of y in every row, and all are one batched call.
+    place of y in every row, and all are one batched call; y means nothing to what is around it.
 
     Arguments:
         denoiser: with class indices for conditions, trained with the null condition.
@@ -95,7 +100,8 @@ class Compose(Contrast):
         ValueError: no such classes, another number of weights, a model without null condition; as `Contrast`.
     """
 
-    needs_null = True
+    needs_null = by_condition = True
+    conditional = embeds = False
 
     def __init__(
         self, denoiser: Denoiser, conditions: Sequence[int | str], weights: Sequence[float], scale: float,
@@ -160,6 +166,16 @@ class Auto(Contrast):
             raise ValueError("the guide knows only its own noise levels, and the model has others; take another guide")
         check_reach(guide.schedule, *self.levels_guided())
         self.guide = denoiser.counted(guide)
+
+    embeds = False  # two networks have two tables of classes
+
+    @property
+    def has_null(self) -> bool:
+        return self.denoiser.has_null and self.guide.has_null
+
+    @property
+    def compiled(self) -> bool:
+        return self.denoiser.compiled or self.guide.compiled
 
     @property
     def remembers(self) -> bool:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ...backbones.conditions import Condition, Embedding
 from ...denoisers import Denoiser, DenoiserWrapper, LogDensity, Prediction, SamplingError
+from ..compiled import check_uncompiled
 from .values import LogPotential, Potential, evaluated, gradient, made
 
 __all__ = [
@@ -141,6 +142,7 @@ class Steered(DenoiserWrapper):
         """The prediction and grad_{x_t} f(x0_hat(x_t)), through the network, whatever the grad mode at entry."""
         with torch.enable_grad():
             x = x_t if graph else x_t.detach().requires_grad_()
+            check_uncompiled(self.denoiser)
             prediction = self.denoiser(x, t, y)
             if not prediction.x_0.requires_grad:
                 raise SamplingError(
