@@ -1,5 +1,6 @@
 """diffguide-sample: load a checkpoint or build an oracle, guide it, sample it."""
 
+import shutil
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -66,6 +67,8 @@ def sample(cfg: DictConfig) -> None:
         except (WriteError, ShardError) as error:
             if not engine.is_global_zero:
                 return
+            if begun is None and len(shards.missing()) == len(shards.firsts):
+                shutil.rmtree(folder, ignore_errors=True)  # nothing to resume
             raise ConfigError(str(error)) from error
     behind = plan.behind and plan.behind.plain()
     facts = {"shape": list(plan.shape), "class_names": plan.class_names, "behind": behind, "figures": figures}
@@ -161,16 +164,19 @@ def prepare(cfg: DictConfig, engine, file: Path | None):
         source.class_names = named[0] if named else [str(index) for index in range(guided.num_classes)]
     with telling("sampler"):
         sampler.times(guided)
-    if source.oracle is None and getattr(guided, "needs_null", False):
+    if source.oracle is None and getattr(guided, "by_condition", False):
         with telling("guidance"):
             check_conditioning(source.model, source.shape, engine.device)
     with telling("labels"):
         labels = OmegaConf.to_container(cfg, resolve=True)["labels"]
         labels = sampling.resolve_labels(labels, cfg.n, source.class_names)
     if labels is None and not guided.has_null:
+        which = "this one" if not source.model.has_null else "the guide"
         raise ConfigError(
-            "labels=null needs a model that dropped labels in training (guidance=cfg); this one never did"
+            f"labels=null needs a model that dropped labels in training (guidance=cfg); {which} never did"
         )
+    if note := sampling.idle(guided, sampler, labels is not None):
+        print(note, file=sys.stderr)
     behind = source.backdrop(labels or [-1]) if len(source.shape) == 1 else None
     seeds = range(cfg.seed, cfg.seed + cfg.n)
     return sampling.Plan(source, guided, counter, sampler, seeds, labels, behind, guides)

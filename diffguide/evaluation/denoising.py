@@ -3,20 +3,21 @@
 import math
 import statistics
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from ..datasets import GMM2D, Dataset
+from ..datasets import GMM2D, Dataset, Tree
 from ..denoisers import Denoiser
-from ..oracles import GMM2DLaw, Oracle
+from ..oracles import AutoguidanceTree, GMM2DLaw, Oracle
 from ..randomness import fold
 from ..schedules import Schedule
 from .metric import Figure, Measured, Metric, Panel, Plot, Subject, mean
 
 __all__ = ["DenoisingError", "excess", "law_of", "squared_errors"]
 
-LAWS = {GMM2D: GMM2DLaw}  # of data sets that are drawn from one
+LAWS = {GMM2D: GMM2DLaw, Tree: partial(AutoguidanceTree, 7, 2)}  # of data sets that are drawn from one
 WIDEST = 20.0  # log-SNR at which an infinite end of a schedule is cut
 EXACT, REPETITIONS = 3, 5  # purpose of the seed; independent estimates of the excess, for its standard error
 
