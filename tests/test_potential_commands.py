@@ -147,7 +147,10 @@ def test_a_potential_that_fails_does_not_cost_a_training(tmp_path, command, monk
     assert not (tmp_path / "outputs").exists()
     done = command(train, *said, "guidance.potential._target_=mine.late", at=tmp_path)
     assert done.code == 0, done.err
-    assert "no samples: guidance.potential: late raised KeyError: 'never seen before'" in done.err and "samples: none" in done.err
+    assert (
+        "no samples: guidance.potential: late raised KeyError: 'never seen before'" in done.err
+        and "samples: none" in done.err
+    )
     assert (tmp_path / done.folder / "checkpoints/0000000064.safetensors").exists()
 
 
