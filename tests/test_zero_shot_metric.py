@@ -143,12 +143,12 @@ def test_a_trained_model_classifies_and_the_command_says_how_well(digits_run, tm
     """A fifth of the default training and few evaluations: 60 validation digits, far above chance."""
     from diffguide.evaluate import main
 
-    done = command(main, f"checkpoint={digits_run}", "metric=zero_shot", "metric.evaluations=20", "metric.stages=[[6,2]]",
+    done = command(main, f"checkpoint={digits_run}", "metric=zero_shot", "metric.evaluations=12", "metric.stages=[[4,2]]",
                    "metric.margin=null", "metric/spacing=even", "n=60", at=tmp_path)  # fmt: skip
     assert done.code == 0, done.err
     found = json.loads((tmp_path / done.folder / "metrics.json").read_text())
-    assert found["figures"]["accuracy"]["value"] > 0.85 and found["figures"]["evaluations"]["value"] == 8.8
-    assert found["evaluations"] == 60 * (60 + 28) and found["log_snr"] == [-6, 6]
+    assert found["figures"]["accuracy"]["value"] > 0.75 and found["figures"]["evaluations"]["value"] == 5.6
+    assert found["evaluations"] == 60 * (40 + 16) and found["log_snr"] == [-6, 6]
     assert (tmp_path / done.folder / "accuracy.png").exists()
 
 

@@ -91,9 +91,9 @@ class Answers(NamedTuple):
     """What the classifier says of N images.
 
     log_prob: [N, C] normalised log-probabilities, float64.
-    evaluations: [N] network evaluations of each image, over the number of classes.
+    evaluations: [N] of the network for each image, all classes together.
     running: [M, N] the class that leads after each mark.
-    spent: [M, N] evaluations per class by then.
+    spent: [M, N] evaluations by then.
     """
 
     log_prob: Tensor
@@ -182,7 +182,7 @@ class ZeroShot:
             contest = logits.masked_fill(~alive, -torch.inf)
             leader = contest.argmax(1, keepdim=True)
             running.append(leader[:, 0])
-            spent.append(count.sum(1) / shape[1])
+            spent.append(count.sum(1))
             if keep is not None:
                 remains = alive & self.budget.remaining(contest, errors[..., :last], keep)
                 dropped.append((alive & ~remains, leader, logits.gather(1, leader) - logits))

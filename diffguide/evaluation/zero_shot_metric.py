@@ -89,11 +89,13 @@ class ZeroShotClassifier(Metric):
 
     def measure(self, subject: Subject) -> Measured:
         prior, y = self.prior(subject), subject.labels
+        classes = len(prior)
         answers = self.answers(subject, prior)
         right = (answers.running == y).double()
         given = answers.log_prob.gather(1, y[:, None])[:, 0]
         confidence, answer = answers.log_prob.max(1)
         ece, ece_error = calibration_error(confidence.exp(), right[-1], self.bins, subject.seed)
+        cost = mean(answers.evaluations, "per class and image")
         low, high = self.classifier.weighting.support(subject.model.schedule)
         pairs = Counter((int(a), int(b)) for a, b in zip(y, answer) if a != b)
         names = subject.class_names
@@ -102,22 +104,24 @@ class ZeroShotClassifier(Metric):
                 "accuracy": mean(right[-1], "share"),
                 "nll": mean(-given, "nats"),
                 "ece": Figure(ece, ece_error, len(y), "share"),
-                "evaluations": mean(answers.evaluations, "per class and image"),
+                "evaluations": cost._replace(
+                    value=cost.value / classes, standard_error=cost.standard_error and cost.standard_error / classes
+                ),
             },
             facts={
-                "most_evaluations": self.budget.most(len(prior)),
+                "most_evaluations": self.budget.most(classes),
                 "temperature": self.classifier.temperature,
                 "prior": prior.tolist(),
                 "log_snr": [low, high],
                 "bins": self.bins,
             },
             curve=[
-                {"evaluations": float(spent.mean()), "accuracy": found.value, "accuracy_se": found.standard_error or 0.0}
+                {"evaluations": float(spent.mean()) / classes, "accuracy": found.value, "accuracy_se": found.standard_error}
                 for spent, found in zip(answers.spent, (mean(row, "share") for row in right))
             ],
             plots=[
                 Plot("accuracy", "evaluations", "network evaluations per class and image", True,
-                     [Panel("accuracy", "accuracy", ("by chance", 1 / len(prior)))]),
+                     [Panel("accuracy", "accuracy", ("by chance", 1 / classes))]),
             ],
             details={
                 "confusions": [{"class": names[a], "answer": names[b], "n": n} for (a, b), n in pairs.most_common()],
