@@ -118,7 +118,7 @@ def test_who_asks_for_no_metric_gets_what_the_model_can_answer(at, command):
 def test_several_checkpoints_make_one_table(at, command, monkeypatch):
     """With the mean over them, and one picture with a line each; they share their data."""
     draw, drawn = GMM2D.draw, []
-    monkeypatch.setattr(GMM2D, "draw", lambda self, n, rng: (drawn.append(n), draw(n, rng))[1])
+    monkeypatch.setattr(GMM2D, "draw", lambda self, n, rng: (drawn.append(n), draw(self, n, rng))[1])
     done = command(main, f"checkpoint=[{SMALL},{OTHER}]", *FEW, at=at)
     assert done.code == 0, done.err
     assert len(drawn) == 3  # splits of one data set
