@@ -159,13 +159,14 @@ def measure(cfg: DictConfig, engine, run: Run, begun) -> Path:
             bar.close()
             record = {
                 "metric": metric.name, "figures": {name: part._asdict() for name, part in measured.figures.items()},
-                "facts": measured.facts, "n": subject.n, "seed": subject.seed,
+                "n": subject.n, "seed": subject.seed,
                 "evaluations": subject.evaluations, "seconds": time.monotonic() - started + parts.seconds,
                 **run.identity, "precision": precision, "device": str(engine.device),
                 "batch_size": subject.batch_size, "versions": versions(), "curve": list(measured.curve),
                 "details": dict(measured.details), "plots": [tables.plain(plot) for plot in measured.plots],
             }  # fmt: skip
-            print(tables.write_run(folder, record), end="", file=sys.stderr)
+            assert not measured.facts.keys() & record.keys(), "a fact of a metric hides what every run says"
+            print(tables.write_run(folder, record | measured.facts), end="", file=sys.stderr)
             parts.remove()
             (folder / START).unlink(missing_ok=True)
         except Stopped as stopped:

@@ -80,7 +80,7 @@ def test_a_denoiser_is_measured_as_the_library_measures_it(at, command):
     assert found["figures"] == {name: part._asdict() for name, part in expected.figures.items()}
     assert found["curve"] == json.loads(json.dumps(expected.curve))
     assert (
-        found["metric"] == "denoising" and found["facts"]["law"] == "GMM2DLaw" and found["facts"]["conditional"] is True
+        found["metric"] == "denoising" and found["law"] == "GMM2DLaw" and found["conditional"] is True
     )
     assert (found["split"], found["n"], found["seed"], found["images"]) == ("validation", 60, 3, 7)
     assert found["evaluations"] == subject.evaluations == 3 * (60 + 20) and found["seconds"] > 0
@@ -216,7 +216,7 @@ def test_a_run_of_the_training_command(tiny_run, tmp_path, command):
     )
     assert done.code == 0, done.err
     found = metrics(tmp_path / done.folder)
-    assert found["evaluations"] == 120 and found["facts"]["law"] is None
+    assert found["evaluations"] == 120 and found["law"] is None
     assert found["dataset"]["_target_"] == "diffguide.datasets.digits.Digits"
 
 
