@@ -113,10 +113,13 @@ def test_who_asks_for_no_metric_gets_what_the_model_can_answer(at, command):
     assert {path.name for path in (at / done.folder).iterdir()} == FILES | {"classification.png"}
 
 
-def test_several_checkpoints_make_one_table(at, command):
-    """With the mean over them, and one picture with a line each."""
+def test_several_checkpoints_make_one_table(at, command, monkeypatch):
+    """With the mean over them, and one picture with a line each; they share their data."""
+    draw, drawn = GMM2D.draw, []
+    monkeypatch.setattr(GMM2D, "draw", lambda self, n, rng: (drawn.append(n), draw(self, n, rng))[1])
     done = command(main, f"checkpoint=[{SMALL},{OTHER}]", *FEW, at=at)
     assert done.code == 0, done.err
+    assert len(drawn) == 3  # splits of one data set
     runs = ["outputs/evaluate/small/v001", "outputs/evaluate/small/v002"]
     assert done.out.split() == [*runs, "outputs/evaluate/small/sweep_v001-v002"]
     folder = at / done.folder
@@ -196,12 +199,18 @@ def test_figures_are_shown_to_the_digits_that_are_known(value, error, text):
     assert tables.shown({"value": value, "standard_error": error}) == text
 
 
-def test_other_data_of_the_same_kind(at, command):
+def test_other_data_of_the_same_kind(at, command, monkeypatch):
+    """A metric is told the node of the data that it sees; of an oracle's samples, that they are continuous."""
+    measure, told = DenoisingError.measure, []
+    watched = lambda self, subject: (told.append(subject.config["dataset"]), measure(self, subject))[1]  # noqa: E731
+    monkeypatch.setattr(DenoisingError, "measure", watched)
     done = command(
         main, f"checkpoint={SMALL}", "dataset=gmm2d", "dataset.train=10", "dataset.validation=40", *FEW, at=at
     )
     assert done.code == 0, done.err
     assert metrics(at / done.folder)["n"] == 40 and OmegaConf.load(at / done.folder / "config.yaml").dataset.train == 10
+    assert told[0]["train"] == 10 and metrics(at / done.folder)["dataset"] == told[0]
+    assert command(main, "oracle=gmm2d", *FEW, "n=5", at=at).code == 0 and told[1] == {"values": 0}
 
 
 def test_a_run_of_the_training_command(tiny_run, tmp_path, command):
@@ -321,6 +330,15 @@ def test_a_damaged_part_is_told(stopped, at, command):
     assert done.code == 1 and "is damaged: remove it and resume the run" in done.err and "Traceback" not in done.err
     part.unlink()
     assert command(main, f"resume={stopped}", at=at).code == 0
+
+
+def test_a_full_memory_is_told(at, command, monkeypatch):
+    def full(self, subject):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(DenoisingError, "measure", full)
+    done = command(main, f"checkpoint={SMALL}", *FEW, at=at)
+    assert done.code == 1 and "memory is full: lower batch_size, now 250" in done.err and "Traceback" not in done.err
 
 
 def test_foreign_checkpoints_name_no_foreign_data(at, command):
