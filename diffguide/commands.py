@@ -5,6 +5,7 @@ import os
 import shutil
 import sys
 import traceback
+import warnings
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
@@ -141,6 +142,7 @@ def run_command(
     Raises:
         SystemExit: with code 1 and a message on stderr where the input is wrong, with 130 after an interrupt.
     """
+    warnings.filterwarnings("ignore", r"`torch\.jit", FutureWarning)  # torch warns of what torch itself calls
     saved = sys.argv
     sys.argv = [name if argv is not None else saved[0], *quote_odd(saved[1:] if argv is None else argv)]
     try:

@@ -37,6 +37,7 @@ def figure(plot: Plot, lines: Mapping[str, Sequence[Mapping[str, Any]]]):
                 spread = [error if number(error) else 0.0 for error in errors]
                 low, high = ([a + sign * b for a, b in zip(y, spread)] for sign in (-1, 1))
                 axis.fill_between(x, low, high, color=color, alpha=0.25, linewidth=0)
+        axis.margins(y=0.08)
         if panel.reference is not None:
             label, height = panel.reference
             axis.axhline(height, color="0.6", linestyle="--")

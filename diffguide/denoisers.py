@@ -11,16 +11,14 @@ import copy
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from .backbones import Backbone
 from .backbones.conditions import Condition, Embedding
-from .parameterizations import Parameterization, Rows
+from .backbones.perturbations import Perturbation
 from .schedules import Schedule
 
 __all__ = [
-    "Prediction", "Denoiser", "ExactDenoiser", "LogDensity", "Classifier", "Preconditioned", "DenoiserWrapper",
+    "Prediction", "Denoiser", "ExactDenoiser", "LogDensity", "Classifier", "DenoiserWrapper",
     "EvaluationCounter", "SamplingError", "capable",
 ]  # fmt: skip
 
@@ -49,6 +47,8 @@ class Denoiser:
         shape: of one example, None where nobody said it.
         remembers: whether a level depends on more than itself (momentum, noise), so that all samples must be at one.
         embeds: whether `embed` says what the network makes of a condition.
+        attention_layers, residual_blocks: of the network, as a backbone lists them: where `perturbed` can change it.
+        compiled: whether torch.compile made its network, which then has no gradients of gradients.
         stored: whether a configuration may name the folder of a training run where it needs such a model.
     """
 
@@ -61,6 +61,9 @@ class Denoiser:
     shape: Sequence[int] | None = None
     remembers: bool = False
     embeds: bool = False
+    compiled: bool = False
+    attention_layers: Sequence[int] = ()
+    residual_blocks: Sequence[int] = ()
 
     @property
     def conditional(self) -> bool:
@@ -75,6 +78,10 @@ class Denoiser:
 
     def embed(self, y: Condition) -> Embedding:
         """The condition as vectors, which the network takes in its place, where it has a network."""
+        raise NotImplementedError
+
+    def perturbed(self, x_t: Tensor, t: Tensor, y: Condition | None, perturbation: Perturbation) -> Prediction:
+        """The prediction of the same network, changed in some of its layers and in some rows, where it has such layers."""
         raise NotImplementedError
 
     def counted(self, other: "Denoiser") -> "Denoiser":
@@ -134,69 +141,16 @@ class Classifier:
         raise NotImplementedError
 
 
-class Preconditioned(nn.Module, Denoiser):
-    """A backbone read through a parameterization: x0_hat = c_skip x_t + c_out F(c_in x_t, log_snr, y), likewise eps.
-
-    Karras et al. 2022, arXiv 2206.00364, eq. 7. The network sees the log-SNR, never t; one that was built
-    without noise conditioning sees neither.
-
-    Arguments:
-        backbone: module (x, log_snr [B] or None, y) -> F.
-        schedule: the noise schedule.
-        parameterization: the meaning of F.
-        has_null: whether training dropped the condition, so that y = -1 means something.
-
-    Raises:
-        ValueError: a parameterization that divides by alpha on a schedule that ends at alpha = 0.
-    """
-
-    def __init__(self, backbone: Backbone, schedule: Schedule, parameterization: Parameterization, has_null: bool):
-        super().__init__()
-        if schedule.zero_terminal_snr and parameterization.needs_signal:
-            raise ValueError(
-                f"a network that predicts {type(parameterization).__name__.lower()} cannot be used at zero terminal SNR: "
-                f"at t = 1 {type(schedule).__name__} holds no signal (log_snr_min=-inf) and x_0 would be divided by 0; "
-                "take objective=x0, v, flow or edm, or a finite log_snr_min"
-            )
-        self.backbone, self.schedule, self.parameterization = backbone, schedule, parameterization
-        self.num_classes = backbone.num_classes
-        self.has_null = bool(has_null) or not backbone.conditional
-
-    @property
-    def conditional(self) -> bool:
-        return self.backbone.conditional
-
-    embeds = conditional
-
-    def embed(self, y: Condition) -> Embedding:
-        return self.backbone.embed(y)
-
-    def output(self, x_t: Tensor, t: Tensor, y: Condition | None = None) -> tuple[Tensor, Rows]:
-        """The network's output F and the rows that read it, in the dtype of x_t, float32 at least."""
-        return self.output_at(x_t, self.schedule.log_snr(t), y)
-
-    def output_at(self, x_t: Tensor, log_snr: Tensor, y: Condition | None = None) -> tuple[Tensor, Rows]:
-        """`output` at a log-SNR of the schedule, float64."""
-        x_t = x_t.to(torch.promote_types(x_t.dtype, torch.float32))
-        rows = self.parameterization.rows(*self.schedule.scales(log_snr, x_t.ndim)).to(x_t)
-        level = log_snr.to(x_t).expand(len(x_t)) if self.backbone.noise_conditioned else None
-        return self.backbone(rows.c_in * x_t, level, y).to(x_t.dtype), rows
-
-    def forward(self, x_t: Tensor, t: Tensor, y: Condition | None = None) -> Prediction:
-        output, rows = self.output(x_t, t, y)
-        x_t = x_t.to(output.dtype)
-        return Prediction(rows.c_skip * x_t + rows.c_out * output, rows.e_skip * x_t + rows.e_out * output)
-
-
 class DenoiserWrapper(Denoiser):
     """A denoiser made of another one, whose facts it forwards. It starts what it wraps.
 
     Attributes:
         needs_null: whether training for it must drop the condition of some examples.
+        by_condition: whether it compares conditions, and so does nothing where a model ignores them.
         transparent: whether it shows the law of what it wraps, so that whatever else that knows holds for both.
     """
 
-    needs_null = False
+    needs_null = by_condition = False
     transparent = False
 
     def __init__(self, denoiser: Denoiser):
@@ -211,15 +165,29 @@ class DenoiserWrapper(Denoiser):
     shape = property(lambda self: self.denoiser.shape)
     remembers = property(lambda self: self.denoiser.remembers)
     embeds = property(lambda self: self.denoiser.embeds)
+    attention_layers = property(lambda self: self.denoiser.attention_layers if self.transparent else ())
+    residual_blocks = property(lambda self: self.denoiser.residual_blocks if self.transparent else ())
+    compiled = property(lambda self: self.denoiser.compiled)
 
     def embed(self, y: Condition) -> Embedding:
         return self.denoiser.embed(y)
+
+    def perturbed(self, x_t: Tensor, t: Tensor, y: Condition | None, perturbation: Perturbation) -> Prediction:
+        return self.denoiser.perturbed(x_t, t, y, perturbation)
 
     def counted(self, other: Denoiser) -> Denoiser:
         return self.denoiser.counted(other)
 
     def count_potential(self, rows: int) -> None:
         self.denoiser.count_potential(rows)
+
+    def steers(self, times: Tensor, labelled: bool) -> bool:
+        """Whether it may change anything at some of these times, [N] float64 on the CPU.
+
+        Arguments:
+            labelled: whether there are rows with a condition.
+        """
+        return True
 
     def start(self, noise, times: Tensor) -> "DenoiserWrapper":
         fresh = copy.copy(self)
@@ -228,10 +196,7 @@ class DenoiserWrapper(Denoiser):
 
 
 class EvaluationCounter(DenoiserWrapper):
-    """Counts network evaluations, one per row: a batched call for two conditions of B images counts 2 B.
-
-    Those of potentials, which guidance around it asks, are counted apart.
-    """
+    """Counts evaluations, one per row (two conditions of B images are 2 B): of the network, and apart of potentials."""
 
     transparent = True
 
@@ -258,6 +223,10 @@ class EvaluationCounter(DenoiserWrapper):
     def __call__(self, x_t: Tensor, t: Tensor, y: Condition | None = None) -> Prediction:
         self.count[0] += len(x_t)
         return self.denoiser(x_t, t, y)
+
+    def perturbed(self, x_t: Tensor, t: Tensor, y: Condition | None, perturbation: Perturbation) -> Prediction:
+        self.count[0] += len(x_t)
+        return self.denoiser.perturbed(x_t, t, y, perturbation)
 
 
 def capable(denoiser: Denoiser, protocol: type) -> Denoiser | None:

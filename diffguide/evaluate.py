@@ -17,10 +17,9 @@ from .configuration import ConfigError, build, check_whole, config_dir, run_pare
 from .interrupts import Interrupts, Stopped
 from .quoting import quoted
 from .runs import WriteError, claim_version, only_writer, remove_leftovers, strict_json
+from .sample import check_model, exact
 
 __all__ = ["evaluate", "main"]
-
-PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")  # what autocast gives; weights stay float32
 
 
 class Run(NamedTuple):
@@ -40,6 +39,7 @@ def evaluate(cfg: DictConfig) -> None:
 
         cfg, begun = find_evaluation(cfg)
     check(cfg)
+    cfg = OmegaConf.masked_copy(cfg, [key for key in cfg if "oracle" in cfg or key != "schedule"])  # the rest is unused
     if begun is not None and begun.header is None:
         return tidy(begun.folder)
     engine = build(cfg, "engine")
@@ -48,10 +48,12 @@ def evaluate(cfg: DictConfig) -> None:
             f"engine.devices must be 1, got {engine.world_size}: one process measures; others may measure other checkpoints"
         )
     engine.launch()
-    paths = OmegaConf.to_container(cfg.checkpoint) if OmegaConf.is_list(cfg.checkpoint) else [cfg.checkpoint]
-    runs = [prepare(cfg, engine, begun.file if begun else path) for path in paths]  # all of them can, before one does
+    built: dict[str, Any] = {}
+    runs = [
+        prepare(cfg, engine, begun.file if begun else path, built) for path in paths(cfg)
+    ]  # all can, before one does
     folders = []
-    for path, run in zip(paths, runs):
+    for path, run in zip(paths(cfg), runs):
         folders.append(measure(OmegaConf.merge(cfg, {"checkpoint": path}), engine, run, begun))
         print(folders[-1])
     record_job({"folders": list(map(str, folders))})
@@ -72,90 +74,52 @@ def check(cfg: DictConfig) -> None:
             check_whole(cfg, key, least)
     if cfg.split not in ("train", "validation", "test"):
         raise ConfigError(f"split must be train, validation or test, got {cfg.split!r}")
-    if cfg.weights not in ("ema", "objective"):
-        raise ConfigError(f"weights must be ema (averaged) or objective (as trained), got {cfg.weights!r}")
-    if cfg.engine.precision not in PRECISIONS:
-        raise ConfigError(f"engine.precision must be one of {', '.join(PRECISIONS)}, got {cfg.engine.precision}")
-    paths = OmegaConf.to_container(cfg.checkpoint) if OmegaConf.is_list(cfg.checkpoint) else [cfg.checkpoint]
-    if not paths or not all(isinstance(path, str) for path in paths):
+    if "oracle" not in cfg and not (paths(cfg) and all(isinstance(path, str) for path in paths(cfg))):
         raise ConfigError(
-            "checkpoint is missing: give checkpoint=outputs/train/<name>/v001, the folder of a training run, or a list "
-            "of them, checkpoint=[a,b]; see --help"
+            "checkpoint is missing: give checkpoint=outputs/train/<name>/v001, the folder of a training run, a list of "
+            "them, checkpoint=[a,b], or oracle=<name>; see --help"
         )
+    check_model(cfg)
 
 
-def prepare(cfg: DictConfig, engine, path: str | Path) -> Run:
-    """The model of a checkpoint with its data, and the metric that it can answer.
+def paths(cfg: DictConfig) -> list:
+    """The checkpoints, one or several; [None] beside an oracle."""
+    return OmegaConf.to_container(cfg.checkpoint) if OmegaConf.is_list(cfg.checkpoint) else [cfg.checkpoint]
+
+
+def prepare(cfg: DictConfig, engine, path: str | Path | None, built: dict[str, Any]) -> Run:
+    """The subject, of a checkpoint or of an oracle (path None), and the metric that it can answer.
+
+    Arguments:
+        built: data sets, which several checkpoints share.
 
     Raises:
-        ConfigError: a checkpoint, data and metric that do not go together.
+        ConfigError: a model, data and metric that do not go together.
     """
-    from . import checkpoints
-    from .evaluation.metric import Subject
+    from . import subjects
     from .guides import check_guides, with_guides
     from .resume import trusted
 
+    if "oracle" in cfg:
+        subject, identity = subjects.exact(cfg, exact(cfg, engine.device), engine.device)
+        name = HydraConfig.get().runtime.choices["oracle"]
+    else:
+        subject, identity = subjects.trained(cfg, path, engine.device, built)
+        name = subject.config["name"]
     try:
-        file = checkpoints.find(path)
-        loaded = checkpoints.load(file, cfg.weights, engine.device, trusted(cfg))
-        digest = checkpoints.sha256(file)
-    except checkpoints.CheckpointError as error:
-        raise ConfigError(f"checkpoint: {error}") from error
-    data, node = dataset(cfg, loaded)
-    try:
-        metric, guides = with_guides(
-            OmegaConf.to_container(cfg.metric, resolve=True), "metric", engine.device, trusted(cfg)
-        )
-        check_guides(guides, data.shape, data.class_names)
+        node = OmegaConf.to_container(cfg.metric, resolve=True)
+        node, guides = with_guides(node, "metric", engine.device, trusted(cfg))
+        check_guides(guides, subject.shape, subject.class_names)
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    metric = build({"metric": metric}, "metric")
+    metric = build({"metric": node}, "metric")
     try:
-        subject = Subject(
-            loaded.model, data, cfg.split, cfg.n, cfg.seed, cfg.batch_size, engine.device, checkpoint=file,
-            config=loaded.config,
-        )  # fmt: skip
         metric = metric.of(subject)
         metric.check(subject)
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    identity = {
-        "checkpoint": str(file), "checkpoint_sha256": digest, "weights": cfg.weights, "images": loaded.facts["images"],
-        "dataset": node, "guides": {guide.key: guide.identity() for guide in guides},
-    }  # fmt: skip
-    return Run(subject, metric, identity, loaded.config["name"])
-
-
-def dataset(cfg: DictConfig, loaded) -> tuple[Any, dict[str, Any]]:
-    """The data set to measure on, and its node: the chosen one, or that of the checkpoint.
-
-    Raises:
-        ConfigError: data that are not there, or are not like those that the model was trained on.
-    """
-    from .resume import trusted
-    from .vetting import construct
-
-    if "dataset" in cfg:
-        data, node = build(cfg, "dataset"), OmegaConf.to_container(cfg.dataset, resolve=True)
-    else:
-        node = loaded.config["dataset"]
-        try:
-            data = construct(node, "dataset", trusted(cfg))
-        except (ValueError, OSError) as error:
-            raise ConfigError(
-                f"{error}; these are the data of the checkpoint, give others with dataset=<option>"
-            ) from error
-    shape, names = loaded.facts["shape"], loaded.facts["class_names"]
-    if list(data.shape) != list(shape):
-        raise ConfigError(f"dataset: its examples are of shape {list(data.shape)}, and the model's of {list(shape)}")
-    if names and data.class_names and list(data.class_names) != list(names):
-        raise ConfigError(f"dataset: its classes are {shown(data.class_names)}, and the model's are {shown(names)}")
-    return data, node
-
-
-def shown(names: Sequence[str], most: int = 6) -> str:
-    """The first names and their number."""
-    return f"{', '.join(names[:most])}{', ...' if len(names) > most else ''} ({len(names)})"
+    identity["guides"] = {guide.key: guide.identity() for guide in guides}
+    return Run(subject, metric, identity, name)
 
 
 def measure(cfg: DictConfig, engine, run: Run, begun) -> Path:
@@ -165,6 +129,8 @@ def measure(cfg: DictConfig, engine, run: Run, begun) -> Path:
         ConfigError: a measurement that cannot end, or a folder that cannot be written.
         SystemExit: after a signal, with everything kept that the metric keeps.
     """
+    import torch
+
     from . import tables
     from .denoisers import SamplingError
     from .evaluation.parts import MetricError, Parts
@@ -176,6 +142,7 @@ def measure(cfg: DictConfig, engine, run: Run, begun) -> Path:
         (folder / START).write_text(strict_json(run.identity) + "\n", encoding="utf-8")
 
     subject, metric = run.subject, run.metric
+    precision = "float64" if "oracle" in cfg else cfg.engine.precision
     with ExitStack() as held:
         try:
             folder = begun.folder if begun else claim_version(run_parent(cfg, "evaluate", cfg.name or run.name), fill)
@@ -192,13 +159,14 @@ def measure(cfg: DictConfig, engine, run: Run, begun) -> Path:
             bar.close()
             record = {
                 "metric": metric.name, "figures": {name: part._asdict() for name, part in measured.figures.items()},
-                "split": subject.split, "n": subject.n, "seed": subject.seed, **measured.facts,
+                "n": subject.n, "seed": subject.seed,
                 "evaluations": subject.evaluations, "seconds": time.monotonic() - started + parts.seconds,
-                **run.identity, "precision": cfg.engine.precision, "device": str(engine.device),
+                **run.identity, "precision": precision, "device": str(engine.device),
                 "batch_size": subject.batch_size, "versions": versions(), "curve": list(measured.curve),
                 "details": dict(measured.details), "plots": [tables.plain(plot) for plot in measured.plots],
             }  # fmt: skip
-            print(tables.write_run(folder, record), end="", file=sys.stderr)
+            assert not measured.facts.keys() & record.keys(), "a fact of a metric hides what every run says"
+            print(tables.write_run(folder, record | measured.facts), end="", file=sys.stderr)
             parts.remove()
             (folder / START).unlink(missing_ok=True)
         except Stopped as stopped:
@@ -209,6 +177,8 @@ def measure(cfg: DictConfig, engine, run: Run, begun) -> Path:
             raise SystemExit(stopped.code) from stopped
         except (WriteError, MetricError, SamplingError) as error:
             raise ConfigError(f"metric={metric.name}: {error}") from error
+        except torch.OutOfMemoryError as error:
+            raise ConfigError(f"the device's memory is full: lower batch_size, now {cfg.batch_size}") from error
     return folder
 
 
@@ -220,7 +190,8 @@ class Bar:
     """
 
     def __init__(self, title: str, subject, interrupts: Interrupts):
-        self.title, self.subject, self.interrupts, self.progress, self.counts = title, subject, interrupts, None, None
+        self.title, self.subject, self.interrupts = title, subject, interrupts
+        self.progress, self.counts, self.since = None, None, time.monotonic()
 
     def __call__(self, done: int, total: int, unit: str) -> None:
         from .progress import Progress
@@ -228,9 +199,11 @@ class Bar:
         if self.counts != (total, unit):
             self.close()
             self.counts, self.progress = (total, unit), Progress(self.title, total, unit)
+            self.progress.started = self.since  # the first batch was done since then
         self.progress.advance(done - self.progress.count)
         evaluations = self.subject.evaluations
         self.progress.show(**({} if evaluations is None else {"evaluations": evaluations}))
+        self.since = time.monotonic()
         if self.interrupts.number:
             raise Stopped(self.interrupts.number, f"{done} of {total} {unit}")
 

@@ -12,7 +12,7 @@ from typing import Any
 from . import curves
 from .evaluation.metric import Panel, Plot
 from .runs import strict_json, write_together
-from .sweeps import claim_name, short
+from .sweeps import claim_beside, short
 
 __all__ = ["plain", "write_comparison", "write_run"]
 
@@ -59,21 +59,25 @@ def write_comparison(runs: Sequence[dict[str, Any]]) -> Path:
         runs: per run its `folder`, and the `overrides` that were typed.
     """
     folders = [Path(run["folder"]) for run in runs]
-    folder = claim_name(folders[0].parent, f"table_{folders[0].name}-{folders[-1].name}")
+    folder = claim_beside(folders)
     records = [json.loads((path / "metrics.json").read_text(encoding="utf-8")) for path in folders]
     keys = dict.fromkeys(key for run in runs for key in run["overrides"] if key not in ("checkpoint", "metric"))
     varying = [key for key in keys if len({run["overrides"].get(key) for run in runs}) > 1]
     varied = [{key: short(run["overrides"].get(key, "")) for key in varying} for run in runs]
     write_tables(folder, records, varied)
-    several = len({(row["checkpoint"], row["images"]) for row in records}) > 1 or not varying
+    models = [record["model"] for record in records]
+    states = {(record["model"], record.get("images")) for record in records}
     lines: dict[str, dict[str, list]] = {}
     plots = {}
     for record, own in zip(records, varied):
-        title = " ".join([*([model_of(record)] if several else []), *(f"{key} {value}" for key, value in own.items())])
+        title = [f"{key} {value}" for key, value in own.items()]
+        if len(states) > len(set(models)):
+            title = [f"{record['model']} at {record.get('images')} images", *title]
+        elif len(states) > 1 or not title:
+            title = [record["model"], *title]
         for plot in map(restored, record["plots"]):
             plots[plot.name] = plot
-            of_plot = lines.setdefault(plot.name, {})
-            of_plot[title if title not in of_plot else f"{title} ({len(of_plot) + 1})"] = record["curve"]
+            lines.setdefault(plot.name, {})[", ".join(title)] = record["curve"]
     for name, plot in plots.items():
         curves.write(folder / f"{name}.png", plot, lines[name])
     return folder
@@ -84,26 +88,26 @@ def write_tables(folder: Path, records: Sequence[dict[str, Any]], varied: Sequen
     rows: dict[tuple, dict[str, Any]] = {}
     names = named(records)
     for record, own in zip(records, varied):
-        key = (record["checkpoint"], record["weights"], record["split"], *own.values())
+        key = (record["model"], record.get("checkpoint"), record.get("weights"), record["split"], *own.values())
         row = rows.setdefault(key, {"record": record, "varied": own, "figures": {}, "n": [], "seconds": 0.0})
         row["figures"] |= {names[record["metric"], name]: part for name, part in record["figures"].items()}
         row["n"].append(record["n"])
         row["seconds"] += record["seconds"]
     columns = list(dict.fromkeys(column for row in rows.values() for column in row["figures"]))
     keys = list(varied[0])
-    facts = ["checkpoint", "images", "weights", "split", "n"]
-    whole = [[*keys, *facts, *(f"{name}{end}" for name in columns for end in ("", "_se")), "seconds"]]
+    facts = ["model", "images", "weights", "split", "n"]
+    whole = [["checkpoint", *keys, *facts, *(f"{name}{end}" for name in columns for end in ("", "_se")), "seconds"]]
     units = {name: part["unit"] for row in rows.values() for name, part in row["figures"].items()}
     brief = [[*keys, *facts, *(f"{name} [{units[name]}]" for name in columns)]]
     for row in rows.values():
         record, n = row["record"], "/".join(map(str, dict.fromkeys(row["n"])))
         parts = [row["figures"].get(name) for name in columns]
-        own, common = list(row["varied"].values()), [record["images"], record["weights"], record["split"], n]
+        own = [*row["varied"].values(), *(record.get(fact, "") for fact in facts[:-1]), n]
         numbers = [
             number for part in parts for number in ((part["value"], part["standard_error"]) if part else ("", ""))
         ]
-        whole.append([*own, record["checkpoint"], *common, *numbers, row["seconds"]])
-        brief.append([*own, model_of(record), *common, *(shown(part) if part else "" for part in parts)])
+        whole.append([record.get("checkpoint", ""), *own, *numbers, row["seconds"]])
+        brief.append([*own, *(shown(part) if part else "" for part in parts)])
     if len(rows) > 1:
         label = ["mean ± standard deviation of the rows", *[""] * (len(keys) + len(facts) - 1)]
         brief.append([*label, *(summary([row["figures"].get(name) for row in rows.values()]) for name in columns)])
@@ -126,12 +130,6 @@ def named(records: Iterable[dict[str, Any]]) -> dict[tuple[str, str], str]:
     pairs = list(dict.fromkeys((record["metric"], name) for record in records for name in record["figures"]))
     count = [name for _, name in pairs].count
     return {(metric, name): f"{metric}_{name}" if count(name) > 1 else name for metric, name in pairs}
-
-
-def model_of(record: dict[str, Any]) -> str:
-    """The run folder of a checkpoint by its last two parts, or its file."""
-    path = Path(record["checkpoint"])
-    return short(str(path.parent.parent if path.parent.name == "checkpoints" else path))
 
 
 def shown(figure: dict[str, Any]) -> str:

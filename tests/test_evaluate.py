@@ -3,7 +3,9 @@
 import csv
 import json
 import os
+import shutil
 import signal
+from contextlib import chdir
 from pathlib import Path
 
 import pytest
@@ -111,12 +113,15 @@ def test_who_asks_for_no_metric_gets_what_the_model_can_answer(at, command):
     assert {path.name for path in (at / done.folder).iterdir()} == FILES | {"classification.png"}
 
 
-def test_several_checkpoints_make_one_table(at, command):
-    """With the mean over them, and one picture with a line each."""
+def test_several_checkpoints_make_one_table(at, command, monkeypatch):
+    """With the mean over them, and one picture with a line each; they share their data."""
+    draw, drawn = GMM2D.draw, []
+    monkeypatch.setattr(GMM2D, "draw", lambda self, n, rng: (drawn.append(n), draw(self, n, rng))[1])
     done = command(main, f"checkpoint=[{SMALL},{OTHER}]", *FEW, at=at)
     assert done.code == 0, done.err
+    assert len(drawn) == 3  # splits of one data set
     runs = ["outputs/evaluate/small/v001", "outputs/evaluate/small/v002"]
-    assert done.out.split() == [*runs, "outputs/evaluate/small/table_v001-v002"]
+    assert done.out.split() == [*runs, "outputs/evaluate/small/sweep_v001-v002"]
     folder = at / done.folder
     assert {path.name for path in folder.iterdir()} == {"table.csv", "table.md", "denoising.png"}
     rows, own = table(folder), [metrics(at / run) for run in runs]
@@ -132,6 +137,31 @@ def test_several_checkpoints_make_one_table(at, command):
     assert Image.open(folder / "denoising.png").size[0] > 800
     config = OmegaConf.load(at / runs[1] / "config.yaml")
     assert config.checkpoint == OTHER  # so that this run can be repeated, and resumed, alone
+
+
+def test_lines_are_named_by_what_differs(tmp_path, monkeypatch):
+    """Models, states of one model, what was swept; and what is equal is not said."""
+    drawn = {}
+    monkeypatch.setattr(tables.curves, "write", lambda path, plot, lines: drawn.update({path.stem: list(lines)}))
+
+    def names(*runs: tuple[str, int, str]) -> list[str]:
+        folders = []
+        for model, images, scale in runs:
+            (folder := tmp_path / str(len(list(tmp_path.iterdir())))).mkdir()
+            record = {
+                "model": model, "images": images, "metric": "m", "split": "test", "n": 3, "seconds": 1.0, "curve": [],
+                "figures": {"f": {"value": 0.1, "standard_error": None, "n": 3, "unit": "nats"}},
+                "plots": [{"name": "p", "x": "x", "label": "x", "logarithmic": False, "panels": []}],
+            }  # fmt: skip
+            (folder / "metrics.json").write_text(json.dumps(record))
+            folders.append({"folder": str(folder), "overrides": {"metric.scale": scale, "metric": "m"}})
+        tables.write_comparison(folders)
+        return drawn["p"]
+
+    assert names(("a", 1, "2"), ("b", 1, "2")) == ["a", "b"]
+    assert names(("a", 1, "2"), ("a", 5, "2")) == ["a at 1 images", "a at 5 images"]
+    assert names(("a", 1, "2"), ("a", 1, "3")) == ["metric.scale 2", "metric.scale 3"]
+    assert names(("a", 1, "2"), ("b", 1, "3")) == ["a, metric.scale 2", "b, metric.scale 3"]
 
 
 def test_a_multirun_has_a_row_per_model_and_a_column_per_figure(at, command):
@@ -169,12 +199,18 @@ def test_figures_are_shown_to_the_digits_that_are_known(value, error, text):
     assert tables.shown({"value": value, "standard_error": error}) == text
 
 
-def test_other_data_of_the_same_kind(at, command):
+def test_other_data_of_the_same_kind(at, command, monkeypatch):
+    """A metric is told the node of the data that it sees; of an oracle's samples, that they are continuous."""
+    measure, told = DenoisingError.measure, []
+    watched = lambda self, subject: (told.append(subject.config["dataset"]), measure(self, subject))[1]  # noqa: E731
+    monkeypatch.setattr(DenoisingError, "measure", watched)
     done = command(
         main, f"checkpoint={SMALL}", "dataset=gmm2d", "dataset.train=10", "dataset.validation=40", *FEW, at=at
     )
     assert done.code == 0, done.err
     assert metrics(at / done.folder)["n"] == 40 and OmegaConf.load(at / done.folder / "config.yaml").dataset.train == 10
+    assert told[0]["train"] == 10 and metrics(at / done.folder)["dataset"] == told[0]
+    assert command(main, "oracle=gmm2d", *FEW, "n=5", at=at).code == 0 and told[1] == {"values": 0}
 
 
 def test_a_run_of_the_training_command(tiny_run, tmp_path, command):
@@ -188,9 +224,29 @@ def test_a_run_of_the_training_command(tiny_run, tmp_path, command):
     assert found["dataset"]["_target_"] == "diffguide.datasets.digits.Digits"
 
 
-@pytest.fixture
-def stopped(at, command, monkeypatch) -> Path:
-    """An evaluation that a signal stopped after two batches of three."""
+def test_an_oracle_is_measured_on_exact_samples(tmp_path, command):
+    """N(0, 1) and N(0, 2), told the class: E |x_0 - E x_0|^2 is the mean of v s^2 / (a^2 v + s^2), v = 1, 2."""
+    done = command(
+        main, "oracle=pair1d", "schedule=cosine", "metric=denoising", "metric.levels=4", "n=3000", at=tmp_path
+    )
+    assert done.code == 0, done.err
+    assert str(done.folder) == "outputs/evaluate/pair1d/v001"
+    found = metrics(tmp_path / done.folder)
+    assert (found["split"], found["n"], found["precision"]) == ("exact samples", 3000, "float64")
+    assert found["schedule"]["_target_"].endswith("Cosine") and found["evaluations"] == 4 * 3000
+    for row in found["curve"]:
+        snr = torch.tensor(row["log_snr"]).exp().item()
+        assert row["mse_x_0"] == pytest.approx(0.5 / (1 + snr) + 1 / (1 + 2 * snr), abs=4 * row["mse_x_0_se"])
+    done = command(main, "oracle=empirical", "oracle.width=0.3", "metric=classification", "n=40", at=tmp_path)
+    assert done.code == 0, done.err
+    found = metrics(tmp_path / done.folder)  # neighbours name the class of digits that they have not seen
+    assert found["split"] == "validation" and found["figures"]["accuracy"]["value"] > 0.8
+
+
+@pytest.fixture(scope="module")
+def stopped_run(trained, tmp_path_factory) -> Path:
+    """A folder with the models and an evaluation that a signal stopped after two batches of three."""
+    folder = shutil.copytree(trained, tmp_path_factory.mktemp("stopped") / "home")
     errors = DenoisingError.errors
 
     def interrupted(self, subject, first, middles):
@@ -198,13 +254,31 @@ def stopped(at, command, monkeypatch) -> Path:
             os.kill(os.getpid(), signal.SIGTERM)
         return errors(self, subject, first, middles)
 
-    with monkeypatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, chdir(folder), pytest.raises(SystemExit) as left:
         patch.setattr(DenoisingError, "errors", interrupted)
-        done = command(main, f"checkpoint={SMALL}", *FEW, "batch_size=20", at=at)
-    assert done.code == 143 and "SIGTERM after 40 of 60 examples; continue with: diffguide-eval resume=" in done.err
-    folder = at / done.folder
-    assert not (folder / "metrics.json").exists() and len(list((folder / "parts").iterdir())) >= 1
-    return done.folder
+        main([f"checkpoint={SMALL}", *FEW, "batch_size=20"])
+    assert left.value.code == 143
+    return folder
+
+
+@pytest.fixture
+def stopped(stopped_run, at) -> str:
+    """A copy of that evaluation, in the test's own folder."""
+    shutil.copytree(stopped_run / "outputs/evaluate", at / "outputs/evaluate")
+    return "outputs/evaluate/small/v001"
+
+
+def test_a_signal_stops_after_a_batch(stopped, at, command, monkeypatch):
+    """What was done is kept, and the message says how to go on."""
+    assert sorted(path.name for path in (at / stopped / "parts").iterdir()) == ["0000000000.npz", "0000000020.npz"]
+    assert not (at / stopped / "metrics.json").exists()
+    batch = Subject.batch
+    monkeypatch.setattr(Subject, "batch", lambda *args: (os.kill(os.getpid(), signal.SIGINT), batch(*args))[1])
+    done = command(main, f"resume={stopped}", at=at)
+    assert (
+        done.code == 130
+        and f"SIGINT after 60 of 60 examples; continue with: diffguide-eval resume={stopped}" in done.err
+    )
 
 
 def test_an_evaluation_that_is_continued_is_the_same(stopped, at, command, monkeypatch):
@@ -212,15 +286,15 @@ def test_an_evaluation_that_is_continued_is_the_same(stopped, at, command, monke
     batch, read = Subject.batch, []
     monkeypatch.setattr(Subject, "batch", lambda self, first: (read.append(first), batch(self, first))[1])
     done = command(main, f"resume={stopped}", at=at)
-    assert done.code == 0 and done.folder == stopped, done.err
-    assert 0 not in read and 40 in read
+    assert done.code == 0 and str(done.folder) == stopped, done.err
+    assert read == [40]
     first, second = (metrics(at / folder) for folder in (whole.folder, stopped))
     for record in (first, second):
         record.pop("seconds")
     assert first == second
     assert {path.name for path in (at / stopped).iterdir()} == FILES | {"denoising.png"}
     again = command(main, f"resume={stopped}", at=at)
-    assert again.code == 0 and "nothing is left to do" in again.err and again.folder == stopped
+    assert again.code == 0 and "nothing is left to do" in again.err and str(again.folder) == stopped
 
 
 @pytest.mark.parametrize("arguments, message", {
@@ -258,6 +332,15 @@ def test_a_damaged_part_is_told(stopped, at, command):
     assert command(main, f"resume={stopped}", at=at).code == 0
 
 
+def test_a_full_memory_is_told(at, command, monkeypatch):
+    def full(self, subject):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(DenoisingError, "measure", full)
+    done = command(main, f"checkpoint={SMALL}", *FEW, at=at)
+    assert done.code == 1 and "memory is full: lower batch_size, now 250" in done.err and "Traceback" not in done.err
+
+
 def test_foreign_checkpoints_name_no_foreign_data(at, command):
     """The data of a checkpoint are built from it only where they are diffguide's own."""
     foreign = change(
@@ -292,6 +375,11 @@ REFUSED = {
     "precision": ([f"checkpoint={SMALL}", "engine.precision=64-true"], "engine.precision must be one of"),
     "two processes": ([f"checkpoint={SMALL}", "engine.devices=2", "engine.accelerator=cpu"], "engine.devices must be 1, got 2"),
     "other data": ([f"checkpoint={SMALL}", "dataset=digits"], "its examples are of shape [1, 8, 8], and the model's of [2]"),
+    "two models": ([f"checkpoint={SMALL}", "oracle=gmm2d"], "checkpoint and oracle are two models"),
+    "of an oracle": ([f"checkpoint={SMALL}", "schedule=cosine"], "schedule is of an oracle"),
+    "of a checkpoint": (["oracle=gmm2d", "weights=ema"], "weights is of a checkpoint"),
+    "no law of data": (["oracle=gmm2d", "dataset=gmm2d"], "dataset is of oracle=empirical"),
+    "too many samples": (["oracle=gmm2d", "n=10000000000"], "n must be at most 10^7 exact samples"),
     "a folder's name": ([f"checkpoint={SMALL}", *FEW, "name=a/b"], "name must be a folder's name"),
 }  # fmt: skip
 

@@ -13,12 +13,12 @@ ORDER = [  # a module imports only from its own line or an earlier one
     {"annotations", "mistakes", "quoting", "shards"},
     {"vectors"},
     {"parameterizations", "randomness", "images", "trajectories", "journal", "configuration", "commands", "archives"},
-    {"denoisers", "decoders", "batches", "vetting", "classifiers"},
+    {"denoisers", "preconditioned", "decoders", "batches", "vetting", "classifiers"},
     {"objectives", "guidance", "samplers", "oracles", "inspection"},
     {"checkpoints", "evaluation"},
     {"sources", "guides"},
     {"resume", "training", "sampling", "results", "sweeps", "tradeoff", "curves", "tables"},
-    {"dry_run"},
+    {"dry_run", "subjects"},
     {"train", "sample", "evaluate"},
 ]
 RANK = {module: rank for rank, line in enumerate(ORDER) for module in line}
@@ -27,7 +27,7 @@ ALONE = {
     "quoting",
 }  # fmt: skip
 SIBLINGS = [("samplers", "objectives"), ("samplers", "guidance"), ("guidance", "samplers"), ("guidance", "objectives")]
-HYDRA = {"train", "sample", "evaluate", "resume", "configuration", "commands", "mistakes", "quoting"}
+HYDRA = {"train", "sample", "evaluate", "subjects", "resume", "configuration", "commands", "mistakes", "quoting"}
 
 
 def imports(path: Path) -> set[str]:

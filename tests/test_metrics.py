@@ -7,12 +7,12 @@ import pytest
 import torch
 from closed_forms import two_classes
 
-from diffguide.datasets import GMM2D, Dataset, Split
+from diffguide.datasets import GMM2D, Dataset, Split, Tree
 from diffguide.denoisers import Classifier, Denoiser, LogDensity, Prediction
 from diffguide.evaluation.auto import Auto
 from diffguide.evaluation.calibration import calibration_error
 from diffguide.evaluation.classification import Classification
-from diffguide.evaluation.denoising import DenoisingError
+from diffguide.evaluation.denoising import DenoisingError, law_of
 from diffguide.evaluation.metric import Metric, Subject, mean
 from diffguide.evaluation.parts import MetricError, Parts
 from diffguide.oracles import GaussianMixture, GMM2DLaw
@@ -77,6 +77,18 @@ def test_where_the_law_is_known_the_excess_is_found():
         if row["log_snr"] < 6:
             assert row["excess"] == pytest.approx(0.01 / variance, rel=0.15)
     assert off.figures["excess"].n == 5000 and off.figures["excess"].standard_error > 0
+
+
+def test_the_tree_has_its_law():
+    """The one that it is drawn from: the oracle's errors on these data are those on its own samples."""
+    tree = Tree(2, None, 2, 10, 300, 10, 0)
+    law = law_of(tree, COSINE)
+    measured = DenoisingError(2, True, 0).measure(Subject(law, tree)).figures["mse_x_0"]
+    x, y = law.sample(300, torch.Generator().manual_seed(1))
+    own = Dataset(*[Split(x.float(), y)] * 3, class_names=law.class_names)
+    expected = DenoisingError(2, True, 0).measure(Subject(law, own)).figures["mse_x_0"]
+    assert measured.value == pytest.approx(expected.value, abs=5 * expected.standard_error)
+    assert law_of(gaussian_data(3), COSINE) is None
 
 
 def test_answers_are_those_of_bayes():

@@ -5,10 +5,10 @@ import torch
 from networks import lively, mlp
 from torch import nn
 
-from diffguide.denoisers import Preconditioned
 from diffguide.evaluation.probe import check_conditioning, conditioning
 from diffguide.oracles import GaussianMixture
 from diffguide.parameterizations import V
+from diffguide.preconditioned import Preconditioned
 from diffguide.sample import main
 from diffguide.schedules import EDM, Cosine
 
@@ -57,6 +57,7 @@ def test_sampling_with_guidance_asks_first(tiny_run, at, command):
         other.unlink()
     change(source, file, deafen)
     common = ["checkpoint=outputs/train/digits/v001", "n=2", "sampler.steps=2"]
-    done = command(main, *common, "guidance=cfg", at=at)
-    assert done.code == 1 and "has 10 classes and ignores them" in done.err and len(done.err.splitlines()) == 1
+    for guidance in (["guidance=cfg"], ["guidance=negative", "guidance.condition=3"]):
+        done = command(main, *common, *guidance, at=at)
+        assert done.code == 1 and "has 10 classes and ignores them" in done.err and len(done.err.splitlines()) == 1
     assert command(main, *common, at=at).code == 0

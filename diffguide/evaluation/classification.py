@@ -137,10 +137,11 @@ class Classification(Metric):
         def compute() -> dict[str, numpy.ndarray]:
             x_0, y = subject.batch(first)
             found = answers(subject.able(Classifier), x_0, y, self.noise_levels, subject.noise(first).normal(0.0, 0))
-            subject.progress(first + len(y), subject.n, "examples")
             return {name: part.numpy() for name, part in found._asdict().items()}
 
-        return Answers(**subject.parts.part(f"{first:010d}", compute))
+        found = Answers(**subject.parts.part(f"{first:010d}", compute))
+        subject.progress(first + found.nll.shape[1], subject.n, "examples")
+        return found
 
     def figures(self, nll: Tensor, confidence: Tensor, correct: Tensor, seed: int) -> dict[str, Figure]:
         """At one level."""

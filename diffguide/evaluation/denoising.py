@@ -3,20 +3,21 @@
 import math
 import statistics
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from ..datasets import GMM2D, Dataset
+from ..datasets import GMM2D, Dataset, Tree
 from ..denoisers import Denoiser
-from ..oracles import GMM2DLaw, Oracle
+from ..oracles import AutoguidanceTree, GMM2DLaw, Oracle
 from ..randomness import fold
 from ..schedules import Schedule
 from .metric import Figure, Measured, Metric, Panel, Plot, Subject, mean
 
 __all__ = ["DenoisingError", "excess", "law_of", "squared_errors"]
 
-LAWS = {GMM2D: GMM2DLaw}  # of data sets that are drawn from one
+LAWS = {GMM2D: GMM2DLaw, Tree: partial(AutoguidanceTree, 7, 2)}  # of data sets that are drawn from one
 WIDEST = 20.0  # log-SNR at which an infinite end of a schedule is cut
 EXACT, REPETITIONS = 3, 5  # purpose of the seed; independent estimates of the excess, for its standard error
 
@@ -82,7 +83,7 @@ def time_of(denoiser: Denoiser, log_snr: float) -> Tensor:
 def squared_errors(
     denoiser: Denoiser, x_0: Tensor, y: Tensor | None, t: Tensor, eps: Tensor
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """(mean_d (x_0 - x_0_hat)_d^2, mean_d (eps - eps_hat)_d^2), each [B] float64, of x_t = alpha_t x_0 + sigma_t eps.
+    """(mean_d (x_0 - x_0_hat)_d^2, mean_d (eps - eps_hat)_d^2) of x_t = alpha_t x_0 + sigma_t eps, [B] each, on the CPU.
 
     Arguments:
         x_0, eps: [B, ...] on the denoiser's device.
@@ -91,9 +92,7 @@ def squared_errors(
     """
     alpha, sigma = (float(part) for part in denoiser.schedule.alpha_sigma(t))
     found = denoiser(alpha * x_0 + sigma * eps, t, y)
-    return tuple(
-        (truth.double() - guess.double()).square().flatten(1).mean(1) for truth, guess in zip((x_0, eps), found)
-    )
+    return tuple((truth - guess).square().flatten(1).mean(1).cpu().double() for truth, guess in zip((x_0, eps), found))
 
 
 def law_of(data: Dataset, schedule: Schedule) -> Oracle | None:
@@ -195,10 +194,11 @@ class DenoisingError(Metric):
                 t = time_of(subject.model, log_snr)
                 eps = noise.normal(t, 0)
                 found.append(torch.stack(squared_errors(subject.model, x_0, y if self.told(subject) else None, t, eps)))
-            subject.progress(first + len(x_0), subject.n, "examples")
-            return {"errors": torch.stack(found, dim=1).cpu().numpy()}
+            return {"errors": torch.stack(found, dim=1).numpy()}
 
-        return torch.from_numpy(subject.parts.part(f"{first:010d}", compute)["errors"])
+        found = torch.from_numpy(subject.parts.part(f"{first:010d}", compute)["errors"])
+        subject.progress(first + found.shape[2], subject.n, "examples")
+        return found
 
     def ratios(self, subject: Subject, law: Oracle, edges: Sequence[float]) -> Tensor:
         """The excess at each level by independent exact examples, [repetitions, levels]."""

@@ -98,9 +98,10 @@ class Subject:
         batch_size: examples at a time; changes no figure.
         device: where the model lives.
         parts: what is kept against a kill; None = nothing.
-        progress: progress(done, total, unit), to be called where the work may be stopped: that is where a signal stops it.
+        progress: progress(done, total, unit), to be called where the work may be stopped: that is where a signal stops it, so
+            after a part is kept.
         checkpoint: the model's file, None = there is none.
-        config: of the run that trained it, {} = not known.
+        config: of the run that trained it, with the node `dataset` of the data here; {} = not known.
 
     Attributes:
         rows: of the split, ascending, [N].
@@ -124,8 +125,9 @@ class Subject:
             raise ValueError(f"n must be 1 to {available}, the examples of the {split} split, or null for all, got {n}")
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-        if model.num_classes and data.class_names and model.num_classes != len(data.class_names):
-            raise ValueError(f"the model has {model.num_classes} classes, and the data have {len(data.class_names)}")
+        classes = getattr(model, "num_classes", 0)
+        if classes and data.class_names and classes != len(data.class_names):
+            raise ValueError(f"the model has {classes} classes, and the data have {len(data.class_names)}")
         self.counter = EvaluationCounter(model) if isinstance(model, Denoiser) else None
         self.model, self.data, self.split, self.seed = self.counter or model, data, split, seed
         self.batch_size, self.device = batch_size, torch.device(device)

@@ -21,7 +21,8 @@ class MetricError(ValueError):
 class Parts:
     """One `<name>.npz` per finished part, whole or absent, without pickle.
 
-        arrays = subject.parts.part(f"{first:08d}", lambda: {"nll": compute(first)})
+        arrays = subject.parts.part(f"{first:010d}", lambda: {"nll": compute(first)})
+        subject.progress(first + len(arrays["nll"]), subject.n, "examples")  # here, where the part is kept
 
     Arguments:
         folder: where they lie, made when the first is written; None = nothing is kept.

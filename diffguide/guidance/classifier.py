@@ -65,11 +65,18 @@ class ClassGuidance(DenoiserWrapper):
 
     num_classes = property(lambda self: self.classes)
 
-    def scale_at(self, t: Tensor) -> Tensor:
-        """The scale inside the interval, 0 outside; float64 in the shape of t."""
+    def inside(self, t: Tensor) -> Tensor:
+        """Whether guidance acts at t, in the shape of t."""
         low, high = self.interval
         level = self.schedule.noise_level(t)
-        return torch.where((low < level) & (level <= high), level.new_tensor(self.scale), 0.0)
+        return (low < level) & (level <= high)
+
+    def steers(self, times: Tensor, labelled: bool) -> bool:
+        return labelled and bool(self.inside(times).any())
+
+    def scale_at(self, t: Tensor) -> Tensor:
+        """The scale inside the interval, 0 outside; float64 in the shape of t."""
+        return torch.where(self.inside(t), torch.tensor(self.scale, dtype=torch.float64, device=t.device), 0.0)
 
     def unguided(self, x_t: Tensor, t: Tensor, y: Condition | None) -> Prediction:
         """The generator's own answer."""
