@@ -56,8 +56,8 @@ def training_pixels(subject: Subject) -> Iterator[Tensor]:
         yield splits_of(subject.data, "train", rows)[0].flatten(1)
 
 
-def check_overlap(subject: Subject) -> float | None:
-    """The share of near copies among the held-out examples, None where images are too large to look.
+def check_overlap(subject: Subject) -> Tensor | None:
+    """`two_nearest` training examples of the held-out ones, in pixels, [n, 2]; None where images are too large to look.
 
     Raises:
         MetricError: a tenth of them are training examples.
@@ -71,7 +71,7 @@ def check_overlap(subject: Subject) -> float | None:
             f"{same} of the {subject.n} {subject.split} examples are training examples too, so coverage and copies would "
             "mean nothing: give another split or dataset=<option>"
         )
-    return float(copies(two).double().mean())
+    return two
 
 
 class Comparison:
@@ -90,19 +90,25 @@ class Comparison:
         self.suffix, self.distance = ("", "fid") if name == "inception" else (f"_{name}", f"fd_{name}")
         self.count, self.classes = len(samples.y), len(subject.class_names)
 
-    def figures(self, copies_of_real: float | None) -> Found:
-        """All of them."""
+    def figures(self, usual: Tensor | None) -> Found:
+        """All of them; `usual` is what `check_overlap` answers."""
         found = Found({}, {}, {})
         for add in (self.frechet, self.kernel, self.score, self.neighbours, self.agreed, self.accuracy):
             self.subject.progress(0, 1, "comparison")
             add(found)
-        if copies_of_real is not None:
-            found.details["copies_of_real"] = copies_of_real
-            rows = self.drawn(self.count)
-            two = two_nearest(self.samples.images[rows].flatten(1), training_pixels(self.subject))
-            found.figures["copies"] = share(float(copies(two).double().mean()), len(rows))
+        if usual is not None:
+            self.memory(found, usual)
         self.subject.progress(1, 1, "comparison")
         return found
+
+    def memory(self, found: Found, usual: Tensor) -> None:
+        """Near copies of training examples, and how far the nearest one is: `quality.distance_ratio`, 0 = copies, 1 = new."""
+        rows = self.drawn(self.count)
+        two = two_nearest(self.samples.images[rows].flatten(1), training_pixels(self.subject))
+        found.figures["copies"] = share(float(copies(two).double().mean()), len(rows))
+        found.details["copies_of_real"] = float(copies(usual).double().mean())
+        ratio = two[:, 0].quantile(0.5) / usual[:, 0].quantile(0.5)
+        found.figures["distance_ratio"] = Figure(float(ratio), None, len(rows), "1")
 
     def order(self, count: int, purpose: int) -> Tensor:
         """Rows in an order that is a function of the seed."""
@@ -177,9 +183,9 @@ class Comparison:
         x, y = self.reference.features[rows], self.reference.y[rows]
         if not self.labelled(self.samples.y) or len(y[y >= 0].unique()) < 2:
             return
-        judge = Judge(x, y)
-        agreed = judge.agreed(self.samples.features, self.samples.y)
-        found.figures[f"agreed_labels{self.suffix}"] = share(agreed, self.count)
+        judge, rows = Judge(x, y), self.drawn(self.count)
+        agreed = judge.agreed(self.samples.features[rows], self.samples.y[rows])
+        found.figures[f"agreed_labels{self.suffix}"] = share(agreed, len(rows))
         if self.labelled(self.held_out.y) and self.metric.reference != self.subject.split:
             real = judge.agreed(self.held_out.features, self.held_out.y)
             found.details[f"agreed_labels{self.suffix}_of_real"] = real
