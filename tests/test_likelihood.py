@@ -181,7 +181,22 @@ def test_discrete_data(digits, smoothed):
     bins = math.log2(2 / 16) - math.log2(math.exp(-6) * math.sqrt(2 * math.pi * math.e))
     assert figures["decoded"].value - figures["exact"].value == pytest.approx(bins, abs=0.05)
     later = exact(values=17, conditional=False, log_snr_max=6.0).measure(subject).figures["nll_exact"]
-    assert later.value == pytest.approx(figures["exact"].value, abs=0.05)  # noise of 0.05 does
+    assert -0.4 < later.value - figures["exact"].value < 0.05  # noise of 0.05 does, and needs no edges
+
+
+def test_the_curve_of_starts(digits, smoothed):
+    """Each row is the bound of a z_0 there: the last that of the figure, another one that of the metric which starts there."""
+    subject = Subject(smoothed, digits, n=4, config={"dataset": {"values": 17}})
+    measured = bound(values=None, pilot=0, levels=44, draws=2).measure(subject)
+    curve, column = measured.curve, "nll_elbo_given_class"
+    assert len(curve) == 22 and [row["log_snr_max"] for row in curve[-2:]] == pytest.approx([11.0, 12.0])
+    assert curve[-1][column] == pytest.approx(measured.figures[column].value)
+    assert curve[-1][f"{column}_se"] == pytest.approx(measured.figures[column].standard_error)
+    earlier = bound(values=None, pilot=0, levels=32, draws=2, log_snr_max=6.0).measure(subject).figures[column].value
+    row = next(row for row in curve if row["log_snr_max"] == pytest.approx(6.0))
+    assert row[column] == pytest.approx(earlier, abs=0.2) and earlier < measured.figures[column].value - 2
+    assert measured.plots[0].panels[0].column == column
+    assert Likelihoods(bound(), None, None).measure(Subject(smoothed, digits, n=4)).curve
 
 
 class Guided(DenoiserWrapper):

@@ -13,7 +13,7 @@ from ..denoisers import DenoiserWrapper
 from ..randomness import Noise
 from .elbo import start_of
 from .likelihood import Dequantization, likelihood
-from .metric import Figure, Measured, Metric, Subject
+from .metric import Figure, Measured, Metric, Plot, Subject
 
 __all__ = ["Density", "OfPoints"]
 
@@ -90,11 +90,18 @@ class Density(Metric):
             )
 
     def nats(self, subject: Subject) -> Answer:
-        """A function of a batch: parts of -log p in nats, [B] each, and "noise", their error from finite draws."""
+        """A function of a batch: parts of -log p in nats, [B] each; "noise", their error from finite draws; for a curve
+        "starts", -log p [B, K]."""
         raise NotImplementedError
 
     def facts(self, subject: Subject) -> dict[str, object]:
         """What the figure depends on."""
+        raise NotImplementedError
+
+    def curve(
+        self, subject: Subject, later: Tensor, column: str, unit: str
+    ) -> tuple[list[dict[str, float]], list[Plot]]:
+        """Rows and plots of what its answers hold as "starts", [N, K] in the figure's unit; most hold none."""
         raise NotImplementedError
 
     def offset(self, subject: Subject) -> float:
@@ -115,7 +122,7 @@ class Density(Metric):
             answers.append(subject.parts.part(f"{self.part}_{first:08d}", lambda: answer(first)))
             subject.progress(min(first + subject.batch_size, subject.n), subject.n, f"examples, {self.part}")
         joined = {name: torch.cat([torch.as_tensor(part[name]) for part in answers]) for name in answers[0]}
-        noise = joined.pop("noise", None)
+        noise, later = joined.pop("noise", None), joined.pop("starts", None)
         found = likelihood(joined, size, noise, self.offset(subject))
         unit, scale = ("bits/dim", 1.0) if values else ("nats/dim", math.log(2))
         figure = Figure(found.bits_per_dim * scale, found.standard_error * scale, found.n, unit)
@@ -126,7 +133,8 @@ class Density(Metric):
             "log_snr_max": self.start(subject), "split": subject.split, "seed": subject.seed, "n": found.n,
         }  # fmt: skip
         name = f"nll_{self.part}" + ("_given_class" if given else "")
-        return Measured({name: figure}, {name: facts | self.facts(subject)})
+        curve = () if later is None else self.curve(subject, later * scale / math.log(2) / size, name, unit)
+        return Measured({name: figure}, {name: facts | self.facts(subject)}, *curve)
 
 
 class OfPoints(Density):

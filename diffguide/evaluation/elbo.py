@@ -19,7 +19,7 @@ from ..randomness import Noise
 from ..schedules import Schedule
 from .gaussian import GaussianFit
 
-__all__ = ["Bound", "Control", "Piece", "elbo", "pieces", "tuned"]
+__all__ = ["Bound", "Control", "Piece", "elbo", "pieces", "reconstruction", "tuned"]
 
 
 class Bound(NamedTuple):
@@ -30,6 +30,7 @@ class Bound(NamedTuple):
         reconstruction: -E log p(x | z_0).
         diffusion: what the denoiser pays at the noise levels between.
         noise: standard error of their sum that comes from the finite number of draws.
+        terms: the pieces of the diffusion term, [K, B]; their running sums are those of later starts.
         evaluations: of the denoiser, for each example.
     """
 
@@ -37,6 +38,7 @@ class Bound(NamedTuple):
     reconstruction: Tensor
     diffusion: Tensor
     noise: Tensor
+    terms: Tensor
     evaluations: int
 
     @property
@@ -153,6 +155,13 @@ def tuned(
     return Control(fit, torch.stack(coefficients))
 
 
+def reconstruction(x: Tensor, decoder: Decoder, log_snr: Tensor, samples: Sequence[Tensor]) -> Tensor:
+    """-log p(x | z_0 = alpha x + sigma eps) for each eps [B, ...] of the samples, [R, B] float64."""
+    if not decoder.values:  # a Gaussian's mean over eps is its value where each eps_i^2 is its mean, 1
+        samples = [torch.ones_like(x)] * len(samples)
+    return torch.stack([-decoder.log_prob(x, eps, log_snr).double() for eps in samples])
+
+
 @torch.no_grad()
 def elbo(
     denoiser: Denoiser, x: Tensor, y: Condition | None, decoder: Decoder, noise: Noise, terms: Sequence[Piece],
@@ -181,24 +190,19 @@ def elbo(
         raise ValueError(f"an error estimate needs replicates and draws of at least 2, got {replicates} and {draws}")
     decoder.check(x)
     prior = 0.5 * math.exp(denoiser.schedule.log_snr_min) * x.double().square().flatten(1).sum(1)
-    if decoder.values:
-        samples = [noise.normal(len(terms), k) for k in range(draws)]
-    else:
-        samples = [torch.ones_like(x)] * 2  # a Gaussian's mean over eps is its value where each eps_i^2 is its mean, 1
-    codes = torch.stack([-decoder.log_prob(x, eps, terms[-1].end).double() for eps in samples])
-    totals = []
+    codes = reconstruction(x, decoder, terms[-1].end, [noise.normal(len(terms), k) for k in range(draws)])
+    samples = []
     for replicate in range(replicates):
-        total = torch.zeros(len(x), dtype=torch.float64, device=x.device)
+        parts = []
         for index, piece in enumerate(terms):
             log_snr, eps = draw(piece, index, replicate, noise)
-            term = piece.weight.to(total) * squared_error(denoiser, x, y, log_snr, eps)
+            part = piece.weight.to(prior) * squared_error(denoiser, x, y, log_snr, eps)
             if control is not None:
-                known = piece.known(control.fit, x)
-                term -= control.coefficients[index] * (
-                    piece.weight.to(total) * control.fit.error(x, eps, log_snr) - known
-                )
-            total += term
-        totals.append(total)
-    diffusion = torch.stack(totals)
-    variance = diffusion.var(0) / replicates + codes.var(0) / len(codes)
-    return Bound(prior, codes.mean(0), diffusion.mean(0), variance.sqrt(), replicates * len(terms))
+                same = piece.weight.to(prior) * control.fit.error(x, eps, log_snr)
+                part = part - control.coefficients[index] * (same - piece.known(control.fit, x))
+            parts.append(part)
+        samples.append(torch.stack(parts))
+    samples = torch.stack(samples)  # [R, K, B]
+    mean = samples.mean(0)
+    variance = samples.sum(1).var(0) / replicates + codes.var(0) / draws
+    return Bound(prior, codes.mean(0), mean.sum(0), variance.sqrt(), mean, replicates * len(terms))

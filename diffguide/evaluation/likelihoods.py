@@ -10,15 +10,20 @@ from ..decoders import Discretized, Gaussian
 from ..denoisers import Denoiser, LogDensity
 from ..randomness import Noise, fold
 from .density import Answer, Arrays, Density, OfPoints
-from .elbo import Control, Piece, elbo, pieces, tuned
+from .elbo import Control, Piece, elbo, pieces, reconstruction, tuned
 from .flow_ode import Solver, Trace, flow_log_density
 from .gaussian import GaussianFit
 from .likelihood import Dequantization
-from .metric import Measured, Metric, Subject
+from .metric import Measured, Metric, Panel, Plot, Subject, mean
 
 __all__ = ["ELBO", "ExactDensity", "FlowODE", "Likelihoods"]
 
 FIT, PILOT = 10000, 11  # training examples for the Gaussian; a purpose of the seed
+
+
+def starts(terms: list[Piece]) -> list[int]:
+    """The pieces behind which z_0 might lie as well: at most 32, evenly spread, the last one among them."""
+    return list(range(len(terms) - 1, -1, -math.ceil(len(terms) / 32)))[::-1]
 
 
 class ELBO(Density):
@@ -26,6 +31,9 @@ class ELBO(Density):
 
     Discrete data through the discretised decoder, continuous ones through a Gaussian. The error of the Gaussian fitted to
     the training split, whose mean is known, is subtracted draw by draw, with a coefficient per stratum from a pilot run.
+
+    The curve is the bound against the log-SNR of z_0, the least noisy latent: each of its points is a valid bound. A network
+    that was not trained to see a grid of values at small noise is better relieved by the decoder earlier (log_snr_max).
 
     Arguments:
         levels: strata of log-SNR, each with one evaluation; at least 1. A model with discrete levels is asked at each.
@@ -86,9 +94,22 @@ class ELBO(Density):
 
         def bound(x: Tensor, y: Tensor | None, noise: Noise) -> Arrays:
             found = elbo(subject.model, x, y, decoder, noise, terms, self.replicates, self.draws, control)
-            return {name: getattr(found, name) for name in ("prior", "reconstruction", "diffusion", "noise")}
+            samples = [noise.normal(len(terms), k) for k in (0, 1)]
+            codes = [reconstruction(x, decoder, terms[k].end, samples).mean(0) for k in starts(terms)]
+            later = found.prior + found.terms.cumsum(0)[starts(terms)] + torch.stack(codes)
+            parts = {name: getattr(found, name) for name in ("prior", "reconstruction", "diffusion", "noise")}
+            return parts | {"starts": later.mT}
 
         return bound
+
+    def curve(
+        self, subject: Subject, later: Tensor, column: str, unit: str
+    ) -> tuple[list[dict[str, float]], list[Plot]]:
+        terms, rows = self.terms(subject), []
+        for k, nats in zip(starts(terms), later.mT):
+            found = mean(nats, unit)
+            rows.append({"log_snr_max": float(terms[k].end), column: found.value, f"{column}_se": found.standard_error})
+        return rows, [Plot("elbo_start", "log_snr_max", "log-SNR of z_0", False, [Panel(column, unit)])]
 
     def facts(self, subject: Subject) -> dict[str, object]:
         count = len(self.terms(subject))
@@ -199,9 +220,10 @@ class Likelihoods(Metric):
             member.check(subject)
 
     def measure(self, subject: Subject) -> Measured:
-        figures, facts = {}, {}
+        figures, facts, curve, plots = {}, {}, [], []
         for member in self.answering(subject):
             measured = member.measure(subject)
             figures |= measured.figures
             facts |= measured.facts
-        return Measured(figures, facts)
+            curve, plots = [*curve, *measured.curve], [*plots, *measured.plots]
+        return Measured(figures, facts, curve, plots)
