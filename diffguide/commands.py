@@ -5,6 +5,7 @@ import os
 import shutil
 import sys
 import traceback
+import warnings
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
@@ -126,31 +127,35 @@ class Sweep(Callback):
         """Something from the records of the finished jobs."""
 
 
-def run_command(command: Callable[[], None], name: str, argv: Sequence[str] | None) -> None:
+def run_command(
+    command: Callable[[], None], name: str, argv: Sequence[str] | None, config_name: str | None = None
+) -> None:  # fmt: skip
     """Runs a Hydra entry point on `argv` (None = the process's own arguments), as the console script does.
 
     Hydra is made to raise what it would print; its mistakes are told in one line, what a command itself did not foresee
     keeps its traceback. Where the user has set HYDRA_FULL_ERROR=1, nothing is caught.
 
     Arguments:
-        name: of the console script, diffguide-<name of the primary configuration>.
+        name: of the console script.
+        config_name: of the primary configuration; None = what follows diffguide- in the name.
 
     Raises:
         SystemExit: with code 1 and a message on stderr where the input is wrong, with 130 after an interrupt.
     """
+    warnings.filterwarnings("ignore", r"`torch\.jit", FutureWarning)  # torch warns of what torch itself calls
     saved = sys.argv
     sys.argv = [name if argv is not None else saved[0], *quote_odd(saved[1:] if argv is None else argv)]
     try:
         if os.environ.get(FULL) == "1":
             return command()
         with variables({FULL: "1", USERS: os.environ.get(FULL, "")}), mistakes.quick_listing():
-            told(command, name)
+            told(command, name, config_name or name.removeprefix("diffguide-"))
     finally:
         sys.argv = saved
         remove_sweeps()
 
 
-def told(command: Callable[[], None], name: str) -> None:
+def told(command: Callable[[], None], name: str, config_name: str) -> None:
     """Runs a command; tells a mistake, and an interrupt, in one line."""
     parser, task = get_args_parser(), command.__wrapped__.__code__
     parser.error = refuse_flags
@@ -163,7 +168,7 @@ def told(command: Callable[[], None], name: str) -> None:
     except Exception as error:
         if any(frame.f_code is task for frame, _ in traceback.walk_tb(error.__traceback__)):
             raise  # not Hydra's, which composes before the task and after it
-        mistake = None if isinstance(error, ConfigError) else mistake_of(flags, name.removeprefix("diffguide-"))
+        mistake = None if isinstance(error, ConfigError) else mistake_of(flags, config_name)
         if mistake is None and not isinstance(error, TOLD):
             raise
         print(f"{name}: {' '.join((mistake or mistakes.brief(error)).split())}", file=sys.stderr)

@@ -1,6 +1,10 @@
 """Where the configuration lies, and how its nodes become objects."""
 
-from collections.abc import Collection, Iterator, Mapping
+import difflib
+import logging
+import re
+import sys
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -57,13 +61,19 @@ def build(cfg: DictConfig, key: str, *args: Any, handed: Mapping[str, Any] | Non
         raise
     except InstantiationException as error:
         if isinstance(error.__cause__, ValueError | TypeError):
-            where = getattr(error, "full_key", "") or key
-            raise ConfigError(f"{where}: {error.__cause__}") from error
+            raise ConfigError(f"{place(error, key)}: {error.__cause__}") from error
         if too_large(error.__cause__):
             raise ConfigError(f"{key}: {NO_MEMORY}") from error
         if error.__cause__ is None:  # Hydra's own: a target that it does not call
             raise ConfigError(f"{key}: {str(error).splitlines()[0]}") from error
         raise
+
+
+def place(error: InstantiationException, key: str) -> str:
+    """The node that could not be built: Hydra tells it in its last line, from the root or from the node `key`."""
+    found = re.search(r"^full_key: (\S+)$", str(error), re.MULTILINE)
+    inside = found[1] if found else ""
+    return inside if inside.split(".")[0] == key else f"{key}.{inside}".rstrip(".")
 
 
 def too_large(error: BaseException | None) -> bool:
@@ -90,16 +100,11 @@ def check_types(node: Any, key: str, given: int = 0, handed: Collection[str] = (
     Raises:
         ConfigError: naming the key, what it must be and what it is.
     """
-    from hydra.utils import get_object
-
     if not isinstance(node, dict) or not isinstance(node.get("_target_"), str):
         raise ConfigError(
             f"{key} must be a node with a _target_, got {node!r}; choose one with {key}=<option>, see --help"
         )
-    try:
-        target = get_object(node["_target_"])
-    except Exception as error:  # whatever importing a user's module may raise
-        raise ConfigError(f"{key}._target_: cannot import {node['_target_']}: {error}") from error
+    target = imported(node["_target_"], f"{key}._target_")
     taken = None if node.get("_partial_") and not given else parameters(target)
     taken = taken and {name: hint for name, hint in list(taken.items())[given:] if name not in handed}
     for name, value in node.items():
@@ -111,6 +116,30 @@ def check_types(node: Any, key: str, given: int = 0, handed: Collection[str] = (
     for name in required(target, [*(taken or {})]) if "_args_" not in node else ():
         if name not in node:
             check_value(MISSING, f"{key}.{name}", taken[name])
+
+
+def imported(name: str, where: str) -> Callable:
+    """What a dotted name stands for.
+
+    Raises:
+        ConfigError: nothing that can be imported, or called.
+    """
+    from hydra.utils import get_object
+
+    log = logging.getLogger("hydra.utils")  # which would print what we tell
+    before, log.disabled = log.disabled, True
+    try:
+        target = get_object(name)
+    except Exception as error:  # whatever importing a user's module may raise
+        module, _, last = name.rpartition(".")
+        near = difflib.get_close_matches(last, vars(sys.modules[module]), 3) if module in sys.modules else []
+        nearest = f"; nearest: {', '.join(near)}" if near else ""
+        raise ConfigError(f"{where}: cannot import {name}: {' '.join(str(error).split())}{nearest}") from error
+    finally:
+        log.disabled = before
+    if not callable(target):
+        raise ConfigError(f"{where} must name a function or a class, {name} is {target!r:.80}")
+    return target
 
 
 def check_value(value: Any, where: str, hint: Any) -> None:

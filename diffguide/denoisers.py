@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from .backbones import Backbone
 from .backbones.conditions import Condition, Embedding
+from .backbones.perturbations import Perturbation
 from .parameterizations import Parameterization, Rows
 from .schedules import Schedule
 
@@ -49,6 +50,8 @@ class Denoiser:
         shape: of one example, None where nobody said it.
         remembers: whether a level depends on more than itself (momentum, noise), so that all samples must be at one.
         embeds: whether `embed` says what the network makes of a condition.
+        attention_layers, residual_blocks: of the network, as a backbone lists them: where `perturbed` can change it.
+        compiled: whether torch.compile made its network, which then has no gradients of gradients.
         stored: whether a configuration may name the folder of a training run where it needs such a model.
     """
 
@@ -61,6 +64,9 @@ class Denoiser:
     shape: Sequence[int] | None = None
     remembers: bool = False
     embeds: bool = False
+    compiled: bool = False
+    attention_layers: Sequence[int] = ()
+    residual_blocks: Sequence[int] = ()
 
     @property
     def conditional(self) -> bool:
@@ -77,9 +83,16 @@ class Denoiser:
         """The condition as vectors, which the network takes in its place, where it has a network."""
         raise NotImplementedError
 
+    def perturbed(self, x_t: Tensor, t: Tensor, y: Condition | None, perturbation: Perturbation) -> Prediction:
+        """The prediction of the same network, changed in some of its layers and in some rows, where it has such layers."""
+        raise NotImplementedError
+
     def counted(self, other: "Denoiser") -> "Denoiser":
         """Another denoiser, whose evaluations count as this one's, where somebody counts these."""
         return other
+
+    def count_potential(self, rows: int) -> None:
+        """Says that a classifier or another log-potential was asked about so many rows, where somebody counts."""
 
 
 class ExactDenoiser(Denoiser):
@@ -164,23 +177,37 @@ class Preconditioned(nn.Module, Denoiser):
         return self.backbone.conditional
 
     embeds = conditional
+    attention_layers = property(lambda self: self.backbone.attention_layers)
+    residual_blocks = property(lambda self: self.backbone.residual_blocks)
+    compiled = property(lambda self: self.backbone.compiled)
 
     def embed(self, y: Condition) -> Embedding:
         return self.backbone.embed(y)
 
-    def output(self, x_t: Tensor, t: Tensor, y: Condition | None = None) -> tuple[Tensor, Rows]:
+    def output(
+        self, x_t: Tensor, t: Tensor, y: Condition | None = None, perturbation: Perturbation | None = None
+    ) -> tuple[Tensor, Rows]:
         """The network's output F and the rows that read it, in the dtype of x_t, float32 at least."""
-        return self.output_at(x_t, self.schedule.log_snr(t), y)
+        return self.output_at(x_t, self.schedule.log_snr(t), y, perturbation)
 
-    def output_at(self, x_t: Tensor, log_snr: Tensor, y: Condition | None = None) -> tuple[Tensor, Rows]:
+    def output_at(
+        self, x_t: Tensor, log_snr: Tensor, y: Condition | None = None, perturbation: Perturbation | None = None
+    ) -> tuple[Tensor, Rows]:
         """`output` at a log-SNR of the schedule, float64."""
         x_t = x_t.to(torch.promote_types(x_t.dtype, torch.float32))
         rows = self.parameterization.rows(*self.schedule.scales(log_snr, x_t.ndim)).to(x_t)
         level = log_snr.to(x_t).expand(len(x_t)) if self.backbone.noise_conditioned else None
-        return self.backbone(rows.c_in * x_t, level, y).to(x_t.dtype), rows
+        changed = () if perturbation is None else (perturbation,)  # which a network of one's own need not know
+        return self.backbone(rows.c_in * x_t, level, y, *changed).to(x_t.dtype), rows
 
     def forward(self, x_t: Tensor, t: Tensor, y: Condition | None = None) -> Prediction:
-        output, rows = self.output(x_t, t, y)
+        return self.read(x_t, *self.output(x_t, t, y))
+
+    def perturbed(self, x_t: Tensor, t: Tensor, y: Condition | None, perturbation: Perturbation) -> Prediction:
+        return self.read(x_t, *self.output(x_t, t, y, perturbation))
+
+    def read(self, x_t: Tensor, output: Tensor, rows: Rows) -> Prediction:
+        """The estimates that the network's output means."""
         x_t = x_t.to(output.dtype)
         return Prediction(rows.c_skip * x_t + rows.c_out * output, rows.e_skip * x_t + rows.e_out * output)
 
@@ -190,10 +217,11 @@ class DenoiserWrapper(Denoiser):
 
     Attributes:
         needs_null: whether training for it must drop the condition of some examples.
+        by_condition: whether it compares conditions, and so does nothing where a model ignores them.
         transparent: whether it shows the law of what it wraps, so that whatever else that knows holds for both.
     """
 
-    needs_null = False
+    needs_null = by_condition = False
     transparent = False
 
     def __init__(self, denoiser: Denoiser):
@@ -208,12 +236,29 @@ class DenoiserWrapper(Denoiser):
     shape = property(lambda self: self.denoiser.shape)
     remembers = property(lambda self: self.denoiser.remembers)
     embeds = property(lambda self: self.denoiser.embeds)
+    attention_layers = property(lambda self: self.denoiser.attention_layers if self.transparent else ())
+    residual_blocks = property(lambda self: self.denoiser.residual_blocks if self.transparent else ())
+    compiled = property(lambda self: self.denoiser.compiled)
 
     def embed(self, y: Condition) -> Embedding:
         return self.denoiser.embed(y)
 
+    def perturbed(self, x_t: Tensor, t: Tensor, y: Condition | None, perturbation: Perturbation) -> Prediction:
+        return self.denoiser.perturbed(x_t, t, y, perturbation)
+
     def counted(self, other: Denoiser) -> Denoiser:
         return self.denoiser.counted(other)
+
+    def count_potential(self, rows: int) -> None:
+        self.denoiser.count_potential(rows)
+
+    def steers(self, times: Tensor, labelled: bool) -> bool:
+        """Whether it may change anything at some of these times, [N] float64 on the CPU.
+
+        Arguments:
+            labelled: whether there are rows with a condition.
+        """
+        return True
 
     def start(self, noise, times: Tensor) -> "DenoiserWrapper":
         fresh = copy.copy(self)
@@ -222,26 +267,37 @@ class DenoiserWrapper(Denoiser):
 
 
 class EvaluationCounter(DenoiserWrapper):
-    """Counts network evaluations, one per row: a batched call for two conditions of B images counts 2 B."""
+    """Counts evaluations, one per row (two conditions of B images are 2 B): of the network, and apart of potentials."""
 
     transparent = True
 
     def __init__(self, denoiser: Denoiser):
         super().__init__(denoiser)
-        self.count = [0]  # a list, so that the copies which `start` makes count together
+        self.count = [0, 0]  # a list, so that the copies which `start` makes count together
 
     @property
     def evaluations(self) -> int:
         return self.count[0]
+
+    @property
+    def potential_evaluations(self) -> int:
+        return self.count[1]
 
     def counted(self, other: Denoiser) -> "EvaluationCounter":
         counter = EvaluationCounter(other)
         counter.count = self.count
         return counter
 
+    def count_potential(self, rows: int) -> None:
+        self.count[1] += rows
+
     def __call__(self, x_t: Tensor, t: Tensor, y: Condition | None = None) -> Prediction:
         self.count[0] += len(x_t)
         return self.denoiser(x_t, t, y)
+
+    def perturbed(self, x_t: Tensor, t: Tensor, y: Condition | None, perturbation: Perturbation) -> Prediction:
+        self.count[0] += len(x_t)
+        return self.denoiser.perturbed(x_t, t, y, perturbation)
 
 
 def capable(denoiser: Denoiser, protocol: type) -> Denoiser | None:

@@ -130,21 +130,23 @@ def write_grid(path: Path, shown: Layout, pictures: Mapping[int, numpy.ndarray] 
 
 
 def grid(rows: list[list[numpy.ndarray]], names: list[str], titles: list[str]) -> Image.Image:
-    """Rows of uint8 [H, W, C] pictures, row names at the left, column titles on top; whole-factor enlargement."""
+    """Rows of uint8 [H, W, C] pictures, names at the left, titles of any number of lines on top; enlarged whole times."""
     height, width = rows[0][0].shape[:2]
     factor = max(1, CELL // max(height, width))
     font = ImageFont.load_default(size=14)
     measure = ImageDraw.Draw(Image.new("RGB", (1, 1)))
     margin = max((int(measure.textlength(name, font)) for name in names), default=0)
     margin += 2 * GAP if margin else GAP
-    widest = max((int(measure.textlength(title, font)) for title in titles), default=0)
-    step_x, step_y = max(width * factor, widest) + GAP, height * factor + GAP
-    top = 20 if titles else GAP
+    lines = [line for title in titles for line in title.split("\n")]
+    widest = max((int(measure.textlength(line, font)) for line in lines), default=0)
+    step_x, step_y = max(width * factor, widest + 2 * GAP) + GAP, height * factor + GAP
+    top = GAP + 17 * max((title.count("\n") + 1 for title in titles), default=0)
     columns = max(len(row) for row in rows)
     sheet = Image.new("RGB", (margin + columns * step_x, top + len(rows) * step_y), "white")
     draw = ImageDraw.Draw(sheet)
     for column, title in enumerate(titles):
-        draw.text((margin + column * step_x + (step_x - GAP) / 2, top / 2), title, "black", font, anchor="mm")
+        middle = (margin + column * step_x + (step_x - GAP) / 2, top / 2)
+        draw.text(middle, title, "black", font, anchor="mm", align="center")
     for y, (row, name) in enumerate(zip(rows, names or [""] * len(rows))):
         draw.text((GAP, top + y * step_y + height * factor / 2), name, "black", font, anchor="lm")
         for column, pixels in enumerate(row):

@@ -15,6 +15,7 @@ from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.utils import create_config_search_path
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.config_search_path import SearchPathQuery
+from hydra.core.default_element import GroupDefault
 from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
@@ -22,6 +23,7 @@ from hydra.errors import ConfigCompositionException, HydraException, OverridePar
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 __all__ = ["brief", "dotted", "find", "loader_of", "no_key", "quick_listing"]
 
@@ -156,7 +158,7 @@ class Composition:
     def __init__(self, loader: ConfigLoader, config_name: str, chosen: Sequence[str]):
         plain = [text.lstrip("+") for text in chosen if not text.startswith("+")]
         config = loader.load_configuration(config_name, plain, RunMode.RUN)
-        self.loader, self.config_name = loader, config_name
+        self.loader = loader
         choices = config.hydra.runtime.choices
         self.choices = {group: name for group, name in choices.items() if not group.startswith("hydra/")}
         self.tree = OmegaConf.to_container(config, resolve=False)
@@ -202,9 +204,15 @@ class Composition:
             return None if own in places else f"there is no {own}; write {ways}"
         if group not in self.choices and places:
             return f"{group} is not chosen by itself here: write {' or '.join(f'{place}={value}' for place in places)}"
-        if group not in self.choices:
+        return None if group in self.choices else self.no_choice(group)
+
+    def no_choice(self, group: str) -> str:
+        """A sentence about a group that nothing chooses from here, because another option does or none at all."""
+        parent = group.rpartition("/")[0]
+        if self.choices.get(parent) is None:
             return f"{group} is no choice of this command; its choices: {', '.join(self.choices)}"
-        return None
+        having = [name for name, keys in self.options(parent).items() if group.replace("/", ".") in keys]
+        return f"{group} is no choice with {parent}={self.choices[parent]}{so_have(parent, having)}"
 
     def wrong_addition(self, override: Override, job: Sequence[Override], gone: set[str]) -> str | None:
         """What is wrong with a key that is added: it is there already, or nothing reads it."""
@@ -223,20 +231,39 @@ class Composition:
         if self.choices.get(group) is None:
             return sentence
         sentence = sentence.replace(key, f"{key} with {group}={self.choices[group]}", 1)
-        others = dict(sorted(self.options(group), key=lambda option: len(option[1])))  # the plainest first
+        others = self.options(group)
         having = [option for option, keys in others.items() if key in keys]
         if not having and "nearest" not in sentence:
             near = difflib.get_close_matches(key, {name for keys in others.values() for name in keys}, 1, 0.8)
             having = [f"{option} has {name}" for name in near for option, keys in others.items() if name in keys]
             return sentence + "".join(f"; {group}={text}" for text in having[:3])
-        more = "; so have others" if len(having) > 3 else ""
-        return sentence + "".join(f"; {group}={option} has it" for option in having[:3]) + more
+        return sentence + so_have(group, having)
 
-    def options(self, group: str) -> Iterator[tuple[str, list[str]]]:
-        """The options of a group, each with all keys that it leads to."""
-        for option in self.loader.get_group_options(group)[:SHOWN]:
-            with suppress(HydraException, OmegaConfBaseException):
-                yield option, Composition(self.loader, self.config_name, (f"{group}={option}",)).keys
+    def options(self, group: str) -> dict[str, list[str]]:
+        """The options of a group, short names first, which are the commonest, each with all keys that it leads to."""
+        found = {}
+        for option in sorted(self.loader.get_group_options(group), key=len):
+            with suppress(HydraException, OmegaConfBaseException, YAMLError):
+                found[option] = list(self.keys_of(f"{group}/{option}", group.replace("/", ".")))
+        return found
+
+    def keys_of(self, path: str, package: str) -> Iterator[str]:
+        """The keys of a file and of the options that it chooses; composing it whole would take thirty times as long."""
+        file = self.loader.repository.load_config(path)
+        yield from dotted(OmegaConf.to_container(file.config, resolve=False), package)
+        for default in file.defaults_list:
+            if isinstance(default, GroupDefault) and isinstance(default.value, str) and not default.override:
+                group = default.group.lstrip("/")
+                place = default.package or group.replace("/", ".")
+                whole = group if default.group.startswith("/") else f"{path.rpartition('/')[0]}/{group}"
+                under = "" if place == "_global_" else f"{package}.{place}"
+                yield from [under] if under else []
+                yield from self.keys_of(f"{whole}/{default.value}", under)
+
+
+def so_have(group: str, options: Sequence[str]) -> str:
+    """ "This option has it", for the first options of a group."""
+    return "".join(f"; {group}={option} has it" for option in options[:3]) + ("; so have others" if options[3:] else "")
 
 
 def dotted(tree: Any, parent: str = "") -> Iterator[str]:

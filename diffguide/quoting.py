@@ -38,7 +38,7 @@ def quote_odd(argv: Sequence[str]) -> list[str]:
     for text in argv:
         key, _, value = text.partition("=")
         if key in PATHS and value and value[0] not in "'\"":
-            text = text if reads_as_text(text, sweep) else f"{key}={literal(value)}"
+            text = text if reads_as_text(text, sweep) or is_list(text) else f"{key}={literal(value)}"
         elif not value.isascii() and not {"'", '"'} & set(value):
             elements = MAPPING if "{" in value else LIST
             ours = f"{key}={elements.sub(lambda match: literal(match[0].strip()), value)}"
@@ -58,3 +58,11 @@ def reads_as_text(override: str, sweep: bool) -> bool:
     if parsed.is_sweep_override():
         return sweep
     return parsed.value() is None or parsed.value() == override.partition("=")[2]
+
+
+def is_list(override: str) -> bool:
+    """Whether Hydra reads several checkpoints."""
+    with suppress(HydraException):
+        parsed = OverridesParser.create().parse_override(override)
+        return override.startswith("checkpoint=[") and isinstance(parsed.value(), list)
+    return False

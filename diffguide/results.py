@@ -13,7 +13,7 @@ from .guidance import Unguided
 from .interrupts import Interrupts, Stopped
 from .runs import strict_json, write_atomically
 from .sampling import Plan
-from .shards import Shards, write_archive
+from .shards import ASKED, Shards, write_archive
 
 __all__ = ["merge", "write_metrics"]
 
@@ -33,7 +33,7 @@ def merge(
 
     Arguments:
         shards: all of them.
-        header: of the manifest; network_evaluations, per sample, is filled in.
+        header: of the manifest; network_evaluations and potential_evaluations, per sample, are filled in.
 
     Raises:
         Stopped: a signal came before the end.
@@ -41,7 +41,10 @@ def merge(
         WriteError: a file could not be written.
     """
     labels, behind = plan.classes, plan.behind
-    header = header | {"network_evaluations": shards.evaluations() / shards.n}
+    header = header | {
+        "network_evaluations": shards.evaluations() / shards.n,
+        ASKED: shards.evaluations(ASKED) / shards.n,
+    }
 
     def write_manifest(path: Path) -> None:
         with open(path, "w", encoding="utf-8") as file:
@@ -102,6 +105,7 @@ def write_metrics(path: Path, plan: Plan, shards: Shards, header: dict) -> dict[
         "reference": f"exact samples of the oracle, same labels{law}", "n": shards.n, "compared": len(indices),
         "seed": seed, "guidance": type(plan.guided).__name__, "sampler": type(plan.sampler).__name__,
         "steps": plan.sampler.steps, "network_evaluations": header["network_evaluations"],
+        ASKED: header[ASKED],
     }  # fmt: skip
     text = strict_json(facts | metrics, indent=2) + "\n"
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))

@@ -21,23 +21,33 @@ from .configuration import ConfigError
 from .runs import strict_json
 from .shards import START
 
-__all__ = ["Begun", "Resumed", "find", "find_samples", "inherit", "saved_config"]
+__all__ = ["Begun", "Resumed", "find", "find_evaluation", "find_samples", "inherit", "saved_config"]
 
-ROLES = ("oracle", "dataset", "backbone", "schedule", "objective", "guidance", "sampler", "training", "engine")
+ROLES = (
+    "oracle",
+    "dataset",
+    "backbone",
+    "schedule",
+    "objective",
+    "guidance",
+    "sampler",
+    "metric",
+    "training",
+    "engine",
+)
 FIXED = ("name", "output_root", "dataset", "backbone", "schedule", "objective", "training", "seed", "p_uncond")
 TODAYS = {"dry_run"}  # what is never taken from a run
 FREE = {  # of training: how long, how often, how fast; recorded where it changes
     "images", "learning_rate", "warmup_images", "max_grad_norm", "ema_images", "accumulate", "log_images",
     "validation_images", "checkpoint_images", "sample_images", "keep",
 }  # fmt: skip
-
-
-ANYTIME = ("resume", "trust", "checkpoint", "engine")  # of sampling: what may change, within what `find_samples` holds
-
-
+ANYTIME = (
+    "resume",
+    "trust",
+    "checkpoint",
+    "engine",
+)  # but for training: what may change, within what `unchanged` holds
 TRUTH = ("oracle", "schedule", "dataset")  # what a sampling run has in place of a checkpoint
-
-
 LONGEST = 10**6  # characters of a config.yaml
 
 
@@ -50,7 +60,7 @@ class Resumed(NamedTuple):
 
 
 class Begun(NamedTuple):
-    """folder: of a sampling run; file: its checkpoint, None = an oracle; header: of its manifest, None = it is finished."""
+    """folder: of a run; file: its checkpoint, None = an oracle; header: its START file, None = it is finished."""
 
     folder: Path
     file: Path | None
@@ -186,25 +196,54 @@ def find_samples(cfg: DictConfig) -> tuple[DictConfig, Begun]:
     folder = run_folder(cfg, "outputs/sample/digits/v001")
     saved = saved_config(folder, OmegaConf.to_container(cfg), TRUTH)
     merged = inherit(cfg, saved)
-    today = OmegaConf.to_container(merged)
-    before, after = ({key: value for key, value in config.items() if key not in ANYTIME} for config in (saved, today))
-    before["engine.precision"], after["engine.precision"] = (config["engine"]["precision"] for config in (saved, today))
+    unchanged(folder, saved, merged, "sampled")
+    if (folder / "samples.npz").exists():
+        return merged, Begun(folder, None, None)
+    return merged, read_start(folder, folder / "shards" / START, saved, merged, "sampled")
+
+
+def find_evaluation(cfg: DictConfig) -> tuple[DictConfig, Begun]:
+    """The configuration and the beginning of the evaluation to continue.
+
+    Raises:
+        ConfigError: nothing there, or a change of what decides figures; the checkpoint may lie elsewhere, if it is the same.
+    """
+    folder = run_folder(cfg, "outputs/evaluate/digits/v001")
+    saved = saved_config(folder, OmegaConf.to_container(cfg), TRUTH)
+    merged = inherit(cfg, saved)
+    unchanged(folder, saved, merged, "evaluated")
+    if (folder / "metrics.json").exists():
+        return merged, Begun(folder, None, None)
+    return merged, read_start(folder, folder / START, saved, merged, "evaluated")
+
+
+def unchanged(folder: Path, saved: dict[str, Any], merged: DictConfig, done: str) -> None:
+    """Raises ConfigError where this command would compute something else than the run, which was `done` so."""
+    configs = saved, OmegaConf.to_container(merged)
+    before, after = ({key: value for key, value in config.items() if key not in ANYTIME} for config in configs)
+    before["engine.precision"], after["engine.precision"] = (config["engine"]["precision"] for config in configs)
     for key in {**before, **after}:
         if before.get(key) != after.get(key):
             where, one, other = difference(key, before.get(key), after.get(key))
-            raise refusal(f"{folder} was sampled with {where}={one}, and this command has {other}: leave it out")
-    if (folder / "samples.npz").exists():
-        return merged, Begun(folder, None, None)
-    path = folder / "shards" / START
+            raise refusal(f"{folder} was {done} with {where}={one}, and this command has {other}: leave it out")
+
+
+def read_start(folder: Path, path: Path, saved: dict[str, Any], merged: DictConfig, done: str) -> Begun:
+    """What the START file of a run says; its checkpoint, or its law, must be today's.
+
+    Raises:
+        ConfigError: it is not there, says something else, or the checkpoint has changed.
+    """
     try:
         if not path.is_file():  # opening a pipe would wait for ever
             raise FileNotFoundError("no such file")
         header = json.loads(path.read_text(encoding="utf-8"))
         if "oracle" in merged:
-            began, now = ({key: nodes[key] for key in TRUTH if key in nodes} for nodes in (header, after))
+            today = OmegaConf.to_container(merged)
+            began, now = ({key: nodes[key] for key in TRUTH if key in nodes} for nodes in (header, today))
             if began != json.loads(strict_json(now)):
                 raise ValueError("its oracle, schedule and dataset are not those of config.yaml")
-            return merged, Begun(folder, None, header)
+            return Begun(folder, None, header)
         file, expected = header["checkpoint"], header["checkpoint_sha256"]
         if not re.fullmatch("[0-9a-f]{64}", expected):
             raise ValueError("its checkpoint_sha256 is not 64 hexadecimal digits")
@@ -216,9 +255,9 @@ def find_samples(cfg: DictConfig) -> tuple[DictConfig, Begun]:
         raise ConfigError(f"resume: {path} is not what diffguide writes: {error!r}") from error
     if found != expected:
         raise ConfigError(
-            f"resume: {folder} was sampled from a checkpoint with SHA-256 {expected[:12]}, and {file} has {found[:12]}"
+            f"resume: {folder} was {done} from a checkpoint with SHA-256 {expected[:12]}, and {file} has {found[:12]}"
         )
-    return merged, Begun(folder, file, header)
+    return Begun(folder, file, header)
 
 
 def run_folder(cfg: DictConfig, example: str) -> Path:

@@ -1,5 +1,6 @@
 """diffguide-sample: load a checkpoint or build an oracle, guide it, sample it."""
 
+import shutil
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -66,6 +67,8 @@ def sample(cfg: DictConfig) -> None:
         except (WriteError, ShardError) as error:
             if not engine.is_global_zero:
                 return
+            if begun is None and len(shards.missing()) == len(shards.firsts):
+                shutil.rmtree(folder, ignore_errors=True)  # nothing to resume
             raise ConfigError(str(error)) from error
     behind = plan.behind and plan.behind.plain()
     facts = {"shape": list(plan.shape), "class_names": plan.class_names, "behind": behind, "figures": figures}
@@ -89,6 +92,22 @@ def check(cfg: DictConfig) -> None:
     for key in ("png", "trajectory"):
         if not isinstance(cfg[key], bool):
             raise ConfigError(f"{key} must be true or false, got {cfg[key]!r}")
+    if "oracle" not in cfg and not isinstance(cfg.checkpoint, str):
+        raise ConfigError(
+            "checkpoint is missing: give checkpoint=outputs/train/<name>/v001, the folder of a training run, or "
+            "oracle=<name> to sample a law that is known exactly, see --help"
+        )
+    check_model(cfg)
+    if "oracle" not in cfg and "dataset" in cfg:
+        raise ConfigError("dataset is of oracle=empirical, a checkpoint needs none to be sampled: leave it out")
+
+
+def check_model(cfg: DictConfig) -> None:
+    """What goes with a checkpoint, what with an oracle, and what with neither.
+
+    Raises:
+        ConfigError: both, keys of the one beside the other, or values that no weights and no precision have.
+    """
     said = {text.lstrip("+~").split("=")[0].split(".")[0] for text in typed()}
     if "oracle" in cfg:
         if cfg.checkpoint is not None:
@@ -99,15 +118,8 @@ def check(cfg: DictConfig) -> None:
             raise ConfigError(
                 f"engine.precision={cfg.engine.precision} is of networks; an oracle computes in float64: leave it out"
             )
-    elif not isinstance(cfg.checkpoint, str):
-        raise ConfigError(
-            "checkpoint is missing: give checkpoint=outputs/train/<name>/v001, the folder of a training run, or "
-            "oracle=<name> to sample a law that is known exactly, see --help"
-        )
     elif "schedule" in said:
         raise ConfigError("schedule is of an oracle, a checkpoint has the one that it was trained with: leave it out")
-    elif "dataset" in cfg:
-        raise ConfigError("dataset is of oracle=empirical, a checkpoint needs none to be sampled: leave it out")
     if cfg.weights not in ("ema", "objective"):
         raise ConfigError(f"weights must be ema (averaged) or objective (as trained), got {cfg.weights!r}")
     if cfg.engine.precision not in PRECISIONS:
@@ -152,16 +164,19 @@ def prepare(cfg: DictConfig, engine, file: Path | None):
         source.class_names = named[0] if named else [str(index) for index in range(guided.num_classes)]
     with telling("sampler"):
         sampler.times(guided)
-    if source.oracle is None and getattr(guided, "needs_null", False):
+    if source.oracle is None and getattr(guided, "by_condition", False):
         with telling("guidance"):
             check_conditioning(source.model, source.shape, engine.device)
     with telling("labels"):
         labels = OmegaConf.to_container(cfg, resolve=True)["labels"]
         labels = sampling.resolve_labels(labels, cfg.n, source.class_names)
     if labels is None and not guided.has_null:
+        which = "this one" if not source.model.has_null else "the guide"
         raise ConfigError(
-            "labels=null needs a model that dropped labels in training (guidance=cfg); this one never did"
+            f"labels=null needs a model that dropped labels in training (guidance=cfg); {which} never did"
         )
+    if note := sampling.idle(guided, sampler, labels is not None):
+        print(note, file=sys.stderr)
     behind = source.backdrop(labels or [-1]) if len(source.shape) == 1 else None
     seeds = range(cfg.seed, cfg.seed + cfg.n)
     return sampling.Plan(source, guided, counter, sampler, seeds, labels, behind, guides)
@@ -220,7 +235,7 @@ def claim(
                     "sampler": OmegaConf.to_container(cfg.sampler, resolve=True),
                     "precision": cfg.engine.precision if source.oracle is None else str(source.dtype)[6:],
                     "device": str(engine.device),
-                    "network_evaluations": None, "n": cfg.n, "versions": sampling.versions(),
+                    "network_evaluations": None, "potential_evaluations": None, "n": cfg.n, "versions": sampling.versions(),
                 }  # fmt: skip
                 default = HydraConfig.get().runtime.choices["oracle"] if source.file is None else source.config["name"]
                 folder = claim_version(run_parent(cfg, "sample", cfg.name or default), fill)

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from . import __version__, images, trajectories
-from .denoisers import Denoiser, EvaluationCounter
+from .denoisers import Denoiser, DenoiserWrapper, EvaluationCounter
+from .guidance import Unguided
 from .guides import Guide
 from .interrupts import Interrupts, Stopped
 from .progress import Progress
@@ -20,7 +21,7 @@ from .shards import Shards
 from .sources import Source
 from .vectors import Backdrop
 
-__all__ = ["Plan", "Stream", "kind", "resolve_labels", "versions"]
+__all__ = ["Plan", "Stream", "idle", "kind", "resolve_labels", "versions"]
 
 FAILED = 1000  # more than any signal's number; the rank that failed is added
 
@@ -57,7 +58,30 @@ def class_index(label: int | str, class_names: Sequence[str]) -> int:
     if isinstance(label, int) and not isinstance(label, bool) and 0 <= label < len(class_names):
         return label
     shown = ", ".join(map(str, class_names[:12])) + (", ..." if len(class_names) > 12 else "")
-    raise ValueError(f"there is no class {label!r}; indices 0 to {len(class_names) - 1}, or names: {shown}")
+    none = "; labels=null is no condition" if label == -1 else ""
+    raise ValueError(f"there is no class {label!r}; indices 0 to {len(class_names) - 1}, or names: {shown}{none}")
+
+
+def idle(guided: Denoiser, sampler: Sampler, labelled: bool) -> str | None:
+    """Why guidance can change nothing in a run; None where it can, and where it is none.
+
+    Arguments:
+        labelled: whether the samples have conditions.
+    """
+    if not isinstance(guided, DenoiserWrapper) or isinstance(guided, Unguided):
+        return None
+    times = sampler.times(guided)
+    between = sampler.off_grid or hasattr(sampler, "inner")  # restarts walk levels of their own
+    asked = torch.linspace(float(times[0]), float(times[-1]), 1000).double() if between else times[:-1]
+    if not guided.steers(asked, True):
+        levels = guided.schedule.noise_level(asked)
+        return (
+            f"guidance acts nowhere: its interval holds none of the noise levels {float(levels.max()):.4g} to "
+            f"{float(levels.min()):.4g} where this sampler evaluates the model"
+        )
+    if not guided.steers(asked, labelled):
+        return "guidance acts nowhere: it steers samples that have a class, and labels=null gives none"
+    return None
 
 
 class Plan(NamedTuple):
@@ -144,7 +168,8 @@ class Stream:
 
     def draw(self, first: int, on_step: Callable[[int, Tensor], None]) -> None:
         """Samples one batch and writes it, the shard last: where it is, everything of the batch is."""
-        plan, before = self.plan, self.plan.counter.evaluations
+        plan, counter = self.plan, self.plan.counter
+        before, asked_before = counter.evaluations, counter.potential_evaluations
         part = slice(first, first + self.shards.count(first))
         self.film.start(first, self.shards.count(first))
         labels = None if plan.labels is None else plan.labels[part]
@@ -163,7 +188,8 @@ class Stream:
         array = x.numpy() if x.ndim == 2 else images.to_uint8(x)
         if self.singles is not None:
             images.save_singles(self.singles, first, array)
-        self.shards.write(first, array, plan.counter.evaluations - before, self.film.taken())
+        asked = counter.potential_evaluations - asked_before
+        self.shards.write(first, array, counter.evaluations - before, self.film.taken(), asked)
 
     def agreed(self, failure: str | None, interrupts: Interrupts) -> int:
         """The signal that some rank has got, 0 for none; all ranks wait for each other, and learn of one's failure.

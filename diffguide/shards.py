@@ -13,8 +13,9 @@ import numpy
 
 from .runs import write_atomically
 
-__all__ = ["START", "ShardError", "Shards", "read_rows", "write_archive"]
+__all__ = ["ASKED", "START", "ShardError", "Shards", "read_rows", "write_archive"]
 
+ASKED = "potential_evaluations"
 START = "start.json"  # beside the shards: the header of the manifest, as it was when the run began
 
 
@@ -47,19 +48,22 @@ class Shards:
         """How many samples a batch has."""
         return min(self.batch_size, self.n - first)
 
-    def write(self, first: int, samples: numpy.ndarray, evaluations: int, frames: numpy.ndarray | None) -> None:
+    def write(
+        self, first: int, samples: numpy.ndarray, evaluations: int, frames: numpy.ndarray | None, asked: int = 0
+    ) -> None:  # fmt: skip
         """Writes a batch.
 
         Arguments:
             first: index of its first sample.
             samples: [b, ...].
             evaluations: of the network, for the whole batch.
+            asked: evaluations of classifiers and other potentials, for the whole batch.
             frames: what the trajectory shows of it [frames, shown, ...], None = it shows nothing of this batch.
 
         Raises:
             WriteError: the disk is full, the folder is gone, ...
         """
-        arrays = {"samples": samples, "evaluations": numpy.int64(evaluations)}
+        arrays = {"samples": samples, "evaluations": numpy.int64(evaluations), ASKED: numpy.int64(asked)}
         arrays |= {} if frames is None else {"frames": frames}
         write_atomically(self.path(first), lambda path: numpy.savez(path, **arrays))
 
@@ -96,16 +100,14 @@ class Shards:
                 self.check(samples, (self.count(first),), self.kind[1])
             return samples
 
-    def evaluations(self) -> int:
-        """Network evaluations of all batches together."""
+    def evaluations(self, name: str = "evaluations") -> int:
+        """Network evaluations of all batches together, or those of potentials (`ASKED`)."""
         total = 0
         for first in self.firsts:
             with self.opened(first) as arrays:
-                evaluations = arrays["evaluations"]
+                evaluations = arrays[name]
                 if evaluations.shape != () or evaluations.dtype.kind not in "iu" or evaluations < 0:
-                    raise ValueError(
-                        f"its evaluations are {evaluations.dtype} {list(evaluations.shape)}, no whole number"
-                    )
+                    raise ValueError(f"its {name} are {evaluations.dtype} {list(evaluations.shape)}, no whole number")
                 total += int(evaluations)
         return total
 

@@ -17,7 +17,7 @@ from .oracles import Oracle
 from .vectors import POINTS, Backdrop, backdrop
 from .vetting import construct, vet
 
-__all__ = ["Checkpoint", "Exact", "Source", "in_memory", "training_data"]
+__all__ = ["Checkpoint", "Exact", "Source", "at_hand", "in_memory", "training_data"]
 
 GRID = 500  # points of an exact density
 
@@ -139,3 +139,13 @@ def training_data(config: dict) -> Tensor | None:
         )
     except (TypeError, ValueError):  # a node that is not ours (CheckpointError), or does not fit
         return None
+
+
+def at_hand(node: dict | None) -> Dataset:
+    """The data set of a checkpoint's `dataset` node, of ours and from files that lie here: nothing is downloaded.
+
+    Raises:
+        ValueError: a node that is not ours, or files that are gone.
+    """
+    vet(node, "dataset")
+    return construct(node | ({"download": False} if "download" in node else {}), "dataset", ())

@@ -61,10 +61,10 @@ def train(cfg: DictConfig) -> None:
         )
     classifier = not isinstance(objective.model, Denoiser)
 
-    def guide(denoiser):
+    def guide(denoiser, device):
         """The guided denoiser, its own models loaded, if it names any."""
         try:
-            node, guides = with_guides(guidance, "guidance", engine.device, trusted(cfg))
+            node, guides = with_guides(guidance, "guidance", device, trusted(cfg))
             check_guides(guides, data.shape, data.class_names)
         except ValueError as error:
             raise ConfigError(str(error)) from error
@@ -73,11 +73,17 @@ def train(cfg: DictConfig) -> None:
     guidance = OmegaConf.to_container(cfg.guidance, resolve=True)
     if not classifier:
         with telling("sampler"):  # everything that cannot be is told before anything is written
-            sampler.times(guide(objective.model))
+            guided = guide(objective.model, "cpu")
+            times = sampler.times(guided)
     with telling("training"):
         share = training.share(engine.world_size)
         training.make_optimizer(objective)
     probe(objective, data)
+    if not classifier:
+        try:
+            try_out(objective, guided, times, data)
+        except SamplingError as error:
+            raise ConfigError(str(error)) from error
     if data.unreadable and engine.is_global_zero:
         shown = ", ".join(f"{path} ({reason})" for path, reason in data.unreadable[:3])
         print(f"{len(data.unreadable)} images cannot be read and are left out: {shown}", file=sys.stderr)
@@ -103,12 +109,19 @@ def train(cfg: DictConfig) -> None:
         Of a classifier, which makes none, its held-out accuracy against the noise level.
         """
         from .evaluation.classification import write_accuracy
-        from .images import sample_picture
-        from .samplers import generate
 
         if classifier:
             return write_accuracy(path, averaged.model, data, cfg.seed, engine.device)
-        guided = guide(averaged.model)
+        try:
+            picture(averaged, path)
+        except SamplingError as error:  # the training is worth more than its pictures
+            print(f"no samples: {error}", file=sys.stderr)
+
+    def picture(averaged, path: Path) -> None:
+        from .images import sample_picture
+        from .samplers import generate
+
+        guided = guide(averaged.model, engine.device)
         each, classes = 8 if len(data.shape) > 1 else 250, guided.num_classes
         shown = range(0, classes, -(-classes // 10)) if classes else [-1] * 10
         labels = [label for label in shown for _ in range(each)]
@@ -149,7 +162,7 @@ def train(cfg: DictConfig) -> None:
             raise ConfigError(str(error)) from error
     if engine.is_global_zero:
         pictures = sorted((folder / "samples").glob("*.png"))
-        print(f"samples: {pictures[-1]}", file=sys.stderr)
+        print(f"samples: {pictures[-1] if pictures else 'none'}", file=sys.stderr)
         print(folder)
 
 
@@ -207,6 +220,24 @@ def probe(objective, data) -> None:
         raise ConfigError(
             f"backbone: it does not fit the data, whose examples are {list(data.shape)}: {reason}"
         ) from error
+
+
+def try_out(objective, guided, times, data) -> None:
+    """One evaluation of an objective's model under guidance, at the first level of the sampler, without dropout.
+
+    Raises:
+        SamplingError: what the guidance, or a potential of the user's, says to it.
+    """
+    import torch
+
+    from .randomness import Noise
+
+    noise = Noise(range(2), data.shape, guided.schedule)
+    y = torch.zeros(2, dtype=torch.long) if guided.num_classes else None
+    objective.eval()
+    with torch.no_grad():
+        guided.start(noise, times)(noise.normal(times[0], 0), times[0], y)
+    objective.train()
 
 
 def check_label_dropout(cfg: DictConfig) -> None:

@@ -48,6 +48,7 @@ ROLES = {
     "oracle": Role("diffguide.oracles.base.Oracle"),
     "guidance": Role("diffguide.denoisers.DenoiserWrapper", 1),
     "sampler": Role("diffguide.samplers.base.Sampler"),
+    "metric": Role("diffguide.evaluation.metric.Metric"),
     "grid": Role("diffguide.samplers.grids.Grid"),
     "training": Role("diffguide.training.Training"),
     "engine": Role("diffguide.engine.fabric"),

@@ -7,7 +7,9 @@ import pytest
 import torch
 from sklearn.datasets import load_digits, load_sample_images
 
-from diffguide.datasets import GMM2D, Dataset, Digits, PhotoPatches, Split, Stream
+from diffguide.datasets import GMM2D, Dataset, Digits, PhotoPatches, Split, Stream, Tree
+from diffguide.oracles import AutoguidanceTree
+from diffguide.schedules import EDM
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +77,43 @@ def test_gmm2d_is_a_function_of_its_seed():
 def test_gmm2d_refuses_other_facts(fact, stated, found):
     with pytest.raises(ValueError, match=f"dataset.{fact} is {stated}, but gmm2d has {found}"):
         gmm2d(10, **{fact: stated})
+
+
+TREE = {"channels": 2, "size": None, "num_classes": 2, "train": 6000, "validation": 30, "test": 20, "seed": 0}
+
+
+def test_the_tree_is_drawn_from_its_law():
+    """n = 6000: mean log-density given the class, class shares and means within 4.5 standard errors of the oracle's."""
+    data = Tree(**TREE)
+    law = AutoguidanceTree(depth=7, seed=2, schedule=EDM(log_snr_max=12.4, log_snr_min=-3.2, rho=7.0))
+    x, y = data.train.x.double(), data.train.y
+    exact, labels = law.sample(6000, torch.Generator().manual_seed(1))
+    for own, theirs in (
+        (law.log_density(x, None, y), law.log_density(exact, None, labels)),
+        (y.double(), labels.double()),
+        *((x[y == label, axis], exact[labels == label, axis]) for label in (0, 1) for axis in (0, 1)),
+        *((x[y == label].prod(1), exact[labels == label].prod(1)) for label in (0, 1)),
+    ):
+        error = math.sqrt(float(own.var() / len(own) + theirs.var() / len(theirs)))
+        assert abs(float(own.mean() - theirs.mean())) < 4.5 * error
+    assert data.shape == (2,) and data.class_names == ("A", "B") and data.synthetic
+    assert data.train.x.dtype == torch.float32 and data.train.y.dtype == torch.long
+
+
+def test_the_tree_is_a_function_of_its_seed():
+    first, again, other = (Tree(**TREE | {"train": 50, "seed": seed}) for seed in (0, 0, 1))
+    for a, b, c in zip((first.train, first.test), (again.train, again.test), (other.train, other.test)):
+        assert torch.equal(a.x, b.x) and torch.equal(a.y, b.y) and not torch.isclose(a.x, c.x).all()
+    assert not torch.isclose(first.train.x[:20], first.test.x).all(), "the splits are different draws"
+
+
+@pytest.mark.parametrize("change, said", [
+    ({"channels": 3}, "dataset.channels is 3, but tree has 2"), ({"num_classes": 4}, "num_classes is 4, but tree has 2"),
+    ({"train": 0}, "tree needs 1 to 10"), ({"test": 10**8}, "tree needs 1 to 10"), ({"seed": -1}, "seed >= 0"),
+])  # fmt: skip
+def test_the_tree_refuses(change, said):
+    with pytest.raises(ValueError, match=said):
+        Tree(**TREE | change)
 
 
 BYTES = torch.arange(2 * 3 * 7 * 7).reshape(2, 3, 7, 7).remainder(256).to(torch.uint8)

@@ -9,7 +9,7 @@ from scipy.stats import energy_distance as scipy_energy
 from scipy.stats import wasserstein_distance
 
 from diffguide.evaluation import covariance_error, energy_distance, mean_error, sliced_wasserstein, wasserstein
-from diffguide.evaluation.distances import directions
+from diffguide.evaluation.distances import deviation_ratio, directions
 from diffguide.evaluation.truth import REPETITIONS, compare, subset
 from diffguide.oracles import Empirical, GaussianMixture
 from diffguide.schedules import EDM
@@ -115,6 +115,19 @@ def test_moments_are_in_the_truths_deviations():
     correlation = (truth[:, 0] * truth[:, 1]).mean() - truth[:, 0].mean() * truth[:, 1].mean()
     correlation = (correlation / s[0] / s[1]).item()
     assert covariance_error(wider, truth) == pytest.approx(math.sqrt((9 + 2 * correlation**2) / 9), rel=1e-6)
+
+
+def test_the_deviation_within_classes():
+    """Against a loop over classes; classes that move as a whole leave it, and it says nothing of classes of one."""
+    y = torch.tensor([0, 1, 1, -1] * 50)
+    truth = normal(200, 3, 0) + 9 * y[:, None]
+    x = 0.4 * (truth - 9 * y[:, None]) - 50 * y[:, None]
+    assert deviation_ratio(x, truth, y, y) == pytest.approx(0.4, rel=1e-12)
+    other, z = normal(77, 3, 1), torch.arange(77) % 4
+    sums = [sum(((part - part.mean(0)) ** 2).sum() for label in set(labels.tolist()) for part in [data[labels == label]])
+            / (len(data) - len(set(labels.tolist()))) for data, labels in ((other, z), (truth, y))]  # fmt: skip
+    assert deviation_ratio(other, truth, z, y) == pytest.approx(math.sqrt(sums[0] / sums[1]), rel=1e-12)
+    assert math.isnan(deviation_ratio(other[:4], truth, z[:4], y)) and math.isnan(deviation_ratio(x, 0 * truth, y, y))
 
 
 @pytest.fixture

@@ -97,6 +97,7 @@ def test_the_interval_is_open_below_and_closed_above():
     for k, time in enumerate(TIMES):
         expected = (always if 2 <= k < 5 else never)(x, time, y)
         assert_same(guided(x, time, y), expected)
+        assert float(guided.scale_at(time)) == (3.0 if 2 <= k < 5 else 1.0)
         for found, field in zip(rows, expected):
             torch.testing.assert_close(found[k], field[k], rtol=1e-12, atol=1e-12)
 

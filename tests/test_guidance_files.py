@@ -138,7 +138,7 @@ def test_several_options_are_refused_with_the_way_out(tmp_path, command):
 def test_a_class_of_a_checkpoint_is_known_by_name(tmp_path, command):
     """A trained model says the names of its classes; the labels of the rows stay."""
     save(tmp_path, class_names=["north", "east", "south", "west"])
-    said = ["checkpoint=" + str(tmp_path), "guidance=negative", "n=4", "sampler.steps=2"]
+    said = ["checkpoint=" + str(tmp_path), "weights=objective", "guidance=negative", "n=4", "sampler.steps=2"]
     done = command(main, *said, "guidance.condition=east", at=tmp_path)
     assert done.code == 0, done.err
     done = command(main, *said, "guidance.condition=up", at=tmp_path)

@@ -13,13 +13,13 @@ ORDER = [  # a module imports only from its own line or an earlier one
     {"annotations", "mistakes", "quoting", "shards"},
     {"vectors"},
     {"parameterizations", "randomness", "images", "trajectories", "journal", "configuration", "commands", "archives"},
-    {"denoisers", "batches", "vetting", "classifiers"},
+    {"denoisers", "decoders", "batches", "vetting", "classifiers"},
     {"objectives", "guidance", "samplers", "oracles", "inspection"},
     {"checkpoints", "evaluation"},
     {"sources", "guides"},
-    {"resume", "training", "sampling", "results", "sweeps"},
-    {"dry_run"},
-    {"train", "sample"},
+    {"resume", "training", "sampling", "results", "sweeps", "tradeoff", "curves", "tables"},
+    {"dry_run", "subjects"},
+    {"train", "sample", "evaluate"},
 ]
 RANK = {module: rank for rank, line in enumerate(ORDER) for module in line}
 ALONE = {
@@ -27,7 +27,7 @@ ALONE = {
     "quoting",
 }  # fmt: skip
 SIBLINGS = [("samplers", "objectives"), ("samplers", "guidance"), ("guidance", "samplers"), ("guidance", "objectives")]
-HYDRA = {"train", "sample", "resume", "configuration", "commands", "mistakes", "quoting"}
+HYDRA = {"train", "sample", "evaluate", "subjects", "resume", "configuration", "commands", "mistakes", "quoting"}
 
 
 def imports(path: Path) -> set[str]:
@@ -81,7 +81,8 @@ def test_only_engine_knows_fabric():
 
 
 def test_entry_points_import_no_torch():
-    code = "import sys, diffguide.train, diffguide.sample; print('torch' in sys.modules, 'numpy' in sys.modules)"
+    entries = ", ".join(f"diffguide.{name}" for name in sorted(ORDER[-1]))
+    code = f"import sys, {entries}; print('torch' in sys.modules, 'numpy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.split() == ["False"] * 2
 
 

@@ -40,6 +40,13 @@ def test_contact_sheet_has_a_column_per_run(tmp_path):
     contact_sheet(tmp_path / "sheet.png", columns, [[0, 1]] * 3, ["0", "1"])
     picture = numpy.asarray(Image.open(tmp_path / "sheet.png").convert("L"))
     assert {0, 64, 128} <= set(picture[picture.shape[0] - 20].tolist())
+    whole = [(f"{title}\nguidance cfg", x) for title, x in columns]
+    contact_sheet(tmp_path / "two.png", whole, [[0, 1]] * 3, ["0", "1"])
+    beside = [(title.replace("\n", " "), x) for title, x in whole]
+    contact_sheet(tmp_path / "one.png", beside, [[0, 1]] * 3, ["0", "1"])
+    two, one = (numpy.asarray(Image.open(tmp_path / f"{name}.png").convert("L")) for name in ("two", "one"))
+    assert two.shape[0] == picture.shape[0] + 17 and two.shape[1] < 0.8 * one.shape[1]  # a line each, not side by side
+    assert (two[:17] < 128).any() and (two[19:36] < 128).any()
 
 
 def test_a_contact_sheet_shows_two_of_each_class():

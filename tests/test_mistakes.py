@@ -5,12 +5,14 @@ import signal
 import subprocess
 import sys
 import sysconfig
+import warnings
 from pathlib import Path
 
 import pytest
 from small_checkpoint import save
 
 from diffguide import annotations, mistakes, results, training
+from diffguide.configuration import config_dir
 from diffguide.sample import main as sample
 from diffguide.train import main as train
 
@@ -102,14 +104,30 @@ SAMPLE = {
     "key without its option": (["guidance.scale=3"], "guidance=cfg has it"),
     "key of many options": (
         ["sampler=restart", "sampler.steps=3"],
-        "nearest: sampler.inner.steps, sampler.intervals, sampler.inner; sampler=ddpm_exact has it; sampler=dpm2 "
-        "has it; sampler=dpmpp_2m has it; so have others\n",
+        "nearest: sampler.inner.steps, sampler.intervals, sampler.inner; sampler=lms has it; sampler=ddim has it; "
+        "sampler=ddpm has it; so have others\n",
+    ),
+    "choice of another option": (
+        ["guidance/rule=apg"],
+        "guidance/rule is no choice with guidance=none; guidance=apg has it; guidance=cfg has it; guidance=fdg has it; so have",
     ),
     "grid of an inner sampler": (
         ["sampler/grid=uniform_t", "sampler=restart", "sampler.inner.steps=3"],
         "sampler/grid is not chosen by itself here: write sampler/grid@sampler.inner.grid=uniform_t",
     ),
     "in a sweep": (["-m", "guidance.scale=1,2"], "guidance=cfg has it"),
+    "key of a late option": (
+        ["guidance.condition=3"],
+        "there is no key guidance.condition with guidance=none; guidance=neg",
+    ),
+    "misspelt key of a late option": (
+        ["guidance=cfg", "guidance.backward_step=3"],
+        "; guidance=universal has guidance.backward_steps",
+    ),
+    "key of an option's option": (
+        ["guidance.potential.encoder.nmae=x"],
+        "guidance=clip has guidance.potential.encoder.name",
+    ),
     "pipe": (["checkpoint=pipe"], "checkpoint: no checkpoint in pipe"),
     "foreign file": (
         ["checkpoint=text.safetensors"],
@@ -251,6 +269,31 @@ def test_an_interrupt_is_one_line(tmp_path):
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=30)
     assert process.returncode == 130 and err == "diffguide-train: interrupted\n" and out == ""
+
+
+def test_warnings_about_what_torch_itself_calls_are_not_shown(tmp_path, command):
+    """torch.jit, which torch.func.jvp calls for the rate of a schedule."""
+    command(sample, "--nope", at=tmp_path)
+    first = next(rule for rule in warnings.filters if issubclass(FutureWarning, rule[2]))
+    assert first[0] == "ignore" and first[1].match("`torch.jit.script` is deprecated. Please switch to `torch.compile`")
+    assert not first[1].match("ours") and first[2] is FutureWarning
+
+
+def test_keys_of_options_are_those_that_they_compose():
+    """Read from the files, without composing: in both commands, for groups in groups and packages of other places."""
+    loader = mistakes.loader_of(config_dir(), None)
+    found = mistakes.Composition(loader, "train", ())
+    for group, names in {
+        "guidance": ("clip", "dps", "cfg"),
+        "sampler": ("restart",),
+        "schedule": ("resolution_shift",),
+    }.items():
+        options = found.options(group)
+        assert set(options) == set(loader.get_group_options(group))
+        for name in names:
+            composed = mistakes.Composition(loader, "train", (f"{group}={name}",)).keys
+            others = {"prompt"} & {*options[name]}
+            assert {key for key in composed if key.startswith(f"{group}.")} | others == {*options[name]}
 
 
 def test_what_hydra_says_beside_is_left_out():

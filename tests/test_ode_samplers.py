@@ -209,6 +209,15 @@ def test_dopri5_refuses(options, message):
         dopri5(**options)
 
 
+def test_dopri5_refuses_a_last_step_that_is_all():
+    denoiser = ExactMixture(two_classes(), EDM(math.inf, HIGH))
+    top = float(denoiser.schedule.noise_level(torch.tensor(1.0, dtype=torch.float64)))
+    with pytest.raises(ValueError, match=f"noise_level_min must be below the noise level .* {top:.6g}, got {top:g}"):
+        dopri5(noise_level_min=top).times(denoiser)
+    dopri5(noise_level_min=0.99 * top).times(denoiser)
+    dopri5(noise_level_min=2 * top).times(ExactMixture(two_classes(), EDM(LOW, HIGH)))  # there it is not used
+
+
 def test_dopri5_says_how_to_install_what_it_needs(monkeypatch):
     monkeypatch.setitem(sys.modules, "torchode", None)
     with pytest.raises(ValueError, match=r"sampler=dopri5 needs torchode: pip install 'diffguide\[ode\]'"):

@@ -11,7 +11,7 @@ from torch import nn
 
 from diffguide.archives import CheckpointError
 from diffguide.configuration import ConfigError, build
-from diffguide.denoisers import Preconditioned
+from diffguide.denoisers import Preconditioned, SamplingError
 from diffguide.guidance.ordinary import ExportedProgram, ImageNetwork, OrdinaryGuidance, TorchScript, Torchvision
 from diffguide.oracles import GaussianMixture
 from diffguide.parameterizations import V
@@ -149,25 +149,40 @@ def test_networks_come_from_files(tmp_path):
 
 
 def test_torchvision_by_name(tmp_path):
+    """Safetensors only: a pickle is refused, with the way to convert it."""
+    from safetensors.torch import save_file
     from torchvision.models import squeezenet1_1
 
     torch.manual_seed(0)
-    network = squeezenet1_1(num_classes=3).eval()
-    torch.save(network.state_dict(), tmp_path / "weights.pth")
-    loaded, image = Torchvision("squeezenet1_1", str(tmp_path / "weights.pth"), 3), torch.randn(2, 3, 32, 32)
+    network, path = squeezenet1_1(num_classes=3).eval(), str(tmp_path / "weights.safetensors")
+    save_file(network.state_dict(), path)
+    loaded, image = Torchvision("squeezenet1_1", path, 3), torch.randn(2, 3, 32, 32)
     torch.testing.assert_close(loaded(image), network(image))
-    with pytest.raises(ValueError, match="is not the state dict of torchvision's squeezenet1_1"):
-        Torchvision("squeezenet1_1", str(tmp_path / "weights.pth"), 4)
-    with pytest.raises(ValueError, match="there is no file of weights at"):
-        Torchvision("squeezenet1_1", str(tmp_path / "none.pth"), 3)
+    torch.save(network.state_dict(), tmp_path / "weights.pth")
+    for name, weights, classes, sentence in (
+        (
+            "squeezenet1_1",
+            path,
+            4,
+            "weights: .* is not the state dict of torchvision's squeezenet1_1: .* size mismatch",
+        ),
+        ("squeezenet1_1", "none.safetensors", 3, "weights: there is no file of weights at none"),
+        ("squeezenet9", path, 3, "name: torchvision makes no classifier 'squeezenet9'"),
+        ("squeezenet1_1", str(tmp_path / "weights.pth"), 3, "pickles are not read; convert it: python -c .*save_file"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            Torchvision(name, weights, classes)
 
 
 @pytest.mark.parametrize("kind", [TorchScript, ExportedProgram])
-def test_other_files_are_refused(tmp_path, kind):
+def test_other_files_are_refused(tmp_path, kind, capfd):
+    """In one sentence, and torch prints nothing beside it."""
     (tmp_path / "text").write_text("nothing")
     for name, sentence in (("text", "is no"), ("none", "there is no")):
-        with pytest.raises(ValueError, match=sentence):
+        with pytest.raises(ValueError, match=sentence) as told:
             kind(str(tmp_path / name))
+        assert "\n" not in str(told.value) and "miniz" not in str(told.value)
+    assert capfd.readouterr().err == ""
 
 
 @pytest.mark.parametrize(
@@ -185,9 +200,31 @@ def test_what_cannot_work_is_refused(changed, sentence):
         steering(generator(), **changed)
 
 
+def test_a_compiled_generator_is_not_differentiated():
+    model = generator()
+    model.backbone.compile(backend="eager")
+    with pytest.raises(SamplingError, match="went through torch.compile: sample it uncompiled"):
+        steering(model)(x, t, y)
+
+
 def test_a_network_with_another_number_of_outputs_is_told():
-    with pytest.raises(ValueError, match=r"num_classes=3 wants logits \[4, 3\], and the network answers \[4, 5\]"):
+    with pytest.raises(SamplingError, match=r"num_classes=3 wants logits \[4, 3\], and the network answers \[4, 5\]"):
         steering(generator(), network=Linear(classes=5))(x, t, y)
+
+
+def test_a_network_that_cannot_take_the_images_is_told():
+    """In the words of a mistake, not of a crash, with the keys that decide; vectors are no images."""
+    sentence = r"cannot take images \[3, 1, 8, 8\], which guidance.channels and guidance.size decide: .*mat1 and mat2"
+    with pytest.raises(SamplingError, match=sentence):
+        steering(generator(), network=Linear(side=9)).log_prob(x[:3])
+    with pytest.raises(SamplingError, match=r"takes images \[B, C, H, W\], and this model makes \[4, 2\]"):
+        steering(generator()).log_prob(x[:, 0, 0, :2])
+
+
+def test_a_network_is_asked_in_its_own_precision():
+    """Float32 weights under a float64 oracle."""
+    found = steering(generator(), network=Linear().float()).log_prob(x)
+    torch.testing.assert_close(found.double(), steering(generator()).log_prob(x), rtol=1e-5, atol=1e-5)
 
 
 def test_from_the_configuration(tmp_path):

@@ -21,7 +21,7 @@ def run(*command, at: Path, **environment) -> subprocess.CompletedProcess:
     return subprocess.run(command, cwd=at, capture_output=True, text=True, env=os.environ | environment, timeout=120)
 
 
-@pytest.mark.parametrize("name", ["diffguide-train", "diffguide-sample"])
+@pytest.mark.parametrize("name", ["diffguide-train", "diffguide-sample", "diffguide-eval"])
 def test_help_is_quick_and_lists_the_groups(name, tmp_path):
     used = []
     for _ in range(3):

@@ -1,17 +1,24 @@
 """Potential guidance from the command line: every file, a function of the user's own, inpainting digits, mistakes."""
 
+import re
+import sys
 from pathlib import Path
 
 import numpy
 import pytest
+import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from diffguide.configuration import build, config_dir
 from diffguide.datasets.digits import Digits
+from diffguide.denoisers import SamplingError
+from diffguide.guidance.potentials.inverse import Inpaint
+from diffguide.guidance.potentials.pictures import Box, FileMask, FilePicture, TestPicture
 from diffguide.oracles import Empirical
 from diffguide.sample import main
 from diffguide.schedules import EDM
+from diffguide.train import main as train
 from diffguide.vetting import CheckpointError, vet
 
 FILES = ["potential", "potential_of_x_t", "mpgd", "freedom", "universal", "lgd", "tfg", "dps", "repaint", "inpaint",
@@ -121,8 +128,95 @@ def test_a_function_of_the_users_own(tmp_path, command, monkeypatch):
     assert "flat must give one number per row, [4] for x [4, 2], got [4, 2]" in done.err
 
 
+LATE = """
+def late(x, y):
+    if len(x) > 2 and (x.std() < 4).all():
+        raise KeyError("never seen before")
+    return x.flatten(1).sum(1)
+"""
+
+
+def test_a_potential_that_fails_does_not_cost_a_training(tmp_path, command, monkeypatch):
+    """What fails at once is told before anything is written; what fails later costs the pictures alone."""
+    (tmp_path / "mine.py").write_text(MINE + LATE)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
+    said = ["experiment=gmm2d", "guidance=potential", "training.images=64", "training.batch_size=32", "sampler.steps=3"]
+    done = command(train, *said, "guidance.potential._target_=mine.flat", at=tmp_path)
+    assert done.code == 1 and "guidance.potential: flat must give one number per row" in done.err
+    assert not (tmp_path / "outputs").exists()
+    done = command(train, *said, "guidance.potential._target_=mine.late", at=tmp_path)
+    assert done.code == 0, done.err
+    assert (
+        "no samples: guidance.potential: late raised KeyError: 'never seen before'" in done.err
+        and "samples: none" in done.err
+    )
+    assert (tmp_path / done.folder / "checkpoints/0000000064.safetensors").exists()
+
+
+@pytest.mark.parametrize("name, sentence", [
+    ("raises", r"guidance.potential: raises raised KeyError: 'lost' \(line 3 of .*theirs.py\), for x \[4, 2\]"),
+    ("one", r"one raised TypeError: one\(\) takes 1 positional argument but 2 were given, for x"),
+    ("steep", r"the gradient of steep is not finite for x \[4, 2\] between"),
+    ("rasies", r"_target_: cannot import theirs.rasies: .*; nearest: raises"),
+    ("number", "guidance.potential._target_ must name a function or a class, theirs.number is 3"),
+    ("Needs", r"missing 1 required positional argument: 'k'; say \+guidance.potential.<argument>=<value>"),
+])  # fmt: skip
+def test_what_goes_wrong_in_a_users_function_is_told(tmp_path, command, monkeypatch, name, sentence):
+    """In one line, with the line of theirs; a run that made nothing leaves no folder."""
+    (tmp_path / "theirs.py").write_text(
+        "number = 3\ndef raises(x, y):\n    raise KeyError('lost')\ndef one(x):\n    return x.sum(1)\n"
+        "def steep(x, y):\n    return (0 * x).sqrt().sum(1)\nclass Needs:\n    def __init__(self, k):\n        pass\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "theirs", raising=False)
+    chosen = ["oracle=gmm2d", "guidance=potential", f"guidance.potential._target_=theirs.{name}", "n=4"]
+    done = command(main, *chosen, at=tmp_path)
+    assert done.code == 1 and re.search(sentence, done.err) and "Traceback" not in done.err, done.err
+    assert len([line for line in done.err.splitlines() if "diffguide-sample:" in line]) == 1
+    assert not list(tmp_path.glob("outputs/sample/*/*"))
+
+
+@pytest.mark.parametrize("chosen, sentence", [
+    (["guidance=cfg", "labels=null"], "guidance acts nowhere: it steers samples that have a class, and labels=null gives none"),
+    (["guidance=cfg", "guidance.interval=[100,200]"], "its interval holds none of the noise levels 80 to "),
+    (["guidance=potential", "guidance.interval=[0,0.001]", "sampler=dpm2"], "its interval holds none of the noise levels"),
+    (["guidance=cfg"], None), (["guidance=none", "labels=null"], None), (["guidance=potential", "labels=null"], None),
+    (["guidance=negative", "guidance.condition=1", "labels=null"], None),
+])  # fmt: skip
+def test_guidance_that_changes_nothing_is_told(tmp_path, command, chosen, sentence):
+    done = command(main, "oracle=gmm2d", "sampler.steps=3", "n=2", *chosen, at=tmp_path)
+    assert done.code == 0 and ("acts nowhere" in done.err) == (sentence is not None), done.err
+    assert sentence is None or sentence in done.err
+
+
+def npz(path: Path, array) -> str:
+    numpy.savez(path, array)
+    return str(path)
+
+
+def test_pictures_and_masks_that_do_not_fit(tmp_path):
+    """Three colours for a grey model are not spread over it; bytes are no values in [-1, 1]; empty and torn files are told."""
+    colours = Inpaint(
+        FilePicture(npz(tmp_path / "colours.npz", numpy.zeros((3, 8, 8))), False), Box(0, 0, 2, 2), 0.1, 0
+    )
+    with pytest.raises(SamplingError, match=r"Inpaint cannot measure \[4, 1, 8, 8\]: its picture is \[3, 8, 8\]"):
+        colours.residual(torch.zeros(4, 1, 8, 8))
+    with pytest.raises(ValueError, match=r"must hold a picture with values in \[-1, 1\], has 0 to 255"):
+        FilePicture(npz(tmp_path / "bytes.npz", numpy.linspace(0, 255, 64).reshape(1, 8, 8)), False)
+    FilePicture(npz(tmp_path / "vector.npz", numpy.array([3.0, -4.0])), False)
+    for name, content in (("empty.npz", b""), ("torn.npz", b"PK\x03\x04 torn")):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ValueError, match=f"path must name an .npz with one array of numbers, got .*{name}"):
+            FileMask(str(tmp_path / name))
+    with pytest.raises(ValueError, match="label: there is no test example of class 17, the classes are 0 to 9"):
+        TestPicture(DATA, 17, 0)
+
+
 @pytest.mark.parametrize("chosen, sentence", [
     (["guidance=dps", "oracle=gmm2d"], "cannot measure [64, 2]"),
+    (["guidance=dps", "guidance/potential=brightness"], "guidance=dps needs a potential that is LinearProblem, got Brightness"),
+    (["guidance=inpaint", "guidance.potential.mask.top=-1"], "guidance.potential.mask: a box has top and left from 0"),
     (["guidance=repaint", "guidance/potential=deblur"], "guidance=repaint needs a potential that is Inpaint, got Deblur"),
     (["guidance=inpaint", "guidance.potential.noise=0"], "noise must be a positive standard deviation, got 0"),
     (["guidance=inpaint", "guidance/potential/picture=file"], "guidance.potential.picture.path must be given"),

@@ -123,6 +123,7 @@ def test_tfg_holds_the_others():
     noise = Noise(range(6), (3,), COSINE, dtype=torch.float64)
     tfg = TFG(white(), near(), 1.0, EVERYWHERE, 0.0, 0.2, 1, 3, 0.0).start(noise, torch.tensor([1.0, 0.0]))
     assert_is(tfg(x, T), mpgd.x_0, mpgd.eps)
+    torch.testing.assert_close(tfg.value(x, T, None), near()(x, None))  # copies that are all the same
     alpha, _, x_0, eps, slope, gradient = closed(COSINE)
     only = TFG(white(), near(), 1.0, EVERYWHERE, 0.3, 0.0, 4, 0, 0.0)(x, T)
     assert_is(only, x_0 + 0.3 / alpha * slope * gradient, eps)
@@ -270,6 +271,7 @@ def test_evaluations(name, potential_calls):
     counter, potential = EvaluationCounter(LAW), near_2()
     begun(METHODS[name](counter, potential))(points_2, T, y)
     assert (counter.evaluations, potential.calls) == (6, potential_calls)
+    assert counter.potential_evaluations == 6 * potential_calls
 
 
 def near_2():

@@ -57,6 +57,7 @@ def test_sampling_with_guidance_asks_first(tiny_run, at, command):
         other.unlink()
     change(source, file, deafen)
     common = ["checkpoint=outputs/train/digits/v001", "n=2", "sampler.steps=2"]
-    done = command(main, *common, "guidance=cfg", at=at)
-    assert done.code == 1 and "has 10 classes and ignores them" in done.err and len(done.err.splitlines()) == 1
+    for guidance in (["guidance=cfg"], ["guidance=negative", "guidance.condition=3"]):
+        done = command(main, *common, *guidance, at=at)
+        assert done.code == 1 and "has 10 classes and ignores them" in done.err and len(done.err.splitlines()) == 1
     assert command(main, *common, at=at).code == 0

@@ -130,6 +130,7 @@ REFUSED = {
     "no checkpoint": ([], "checkpoint is missing"),
     "nowhere": (["checkpoint=nowhere"], "no checkpoint at nowhere"),
     "unknown class": (["checkpoint=outputs/train/digits/v001", "labels=[12]"], "there is no class 12"),
+    "no class": (["checkpoint=outputs/train/digits/v001", "labels=-1"], "labels=null is no condition"),
     "unknown name": (["checkpoint=outputs/train/digits/v001", "labels=[cat]"], "there is no class 'cat'"),
     "no samples": (["checkpoint=outputs/train/digits/v001", "n=0"], "n must be a whole number"),
     "too many samples": (["checkpoint=outputs/train/digits/v001", "n=10000000000000"], "n must be at most 10^7"),

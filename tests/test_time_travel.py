@@ -11,9 +11,9 @@ from exact_models import oracle
 from potential_laws import COSINE, Towards
 
 from diffguide.denoisers import EvaluationCounter
-from diffguide.guidance.potentials import MPGD
+from diffguide.guidance.potentials import LGD, MPGD
 from diffguide.randomness import Noise
-from diffguide.samplers import DDIM, DPMpp2M, ExactDDPM, TimeTravel
+from diffguide.samplers import DDIM, DDPM, DPMpp2M, ExactDDPM, Restart, TimeTravel
 from diffguide.samplers.grids import UniformLogSNR, UniformT
 from diffguide.schedules import EDM
 
@@ -45,6 +45,32 @@ def test_its_noise_is_its_own():
     found = run(TimeTravel(ExactDDPM(3, UniformT()), 3, EVERYWHERE))
     np.testing.assert_allclose(np.cov(found.numpy().T), COVARIANCE, atol=0.06)
     assert torch.equal(found[:5], run(TimeTravel(ExactDDPM(3, UniformT()), 3, EVERYWHERE), seeds=range(5)))
+
+
+class Written:
+    """No noise, and a list of what was asked for."""
+
+    def __init__(self):
+        self.asked = []
+
+    def normal(self, level, draw):
+        self.asked.append((float(level), draw))
+        return torch.zeros(1, 2, dtype=torch.float64)
+
+    def increment(self, t, s):
+        return self.normal(t, float(s))  # of the path, whose increments are their own
+
+
+@pytest.mark.parametrize("sampler", [
+    TimeTravel(DDPM(4, UniformT(), variance=0.0), 20, EVERYWHERE),
+    TimeTravel(Restart(DDPM(4, UniformT(), variance=0.0), [[0.2, 1.0, 2, 3]]), 3, EVERYWHERE),
+    Restart(TimeTravel(DDPM(4, UniformT(), variance=0.0), 3, EVERYWHERE), [[0.2, 1.0, 2, 3]]),
+], ids=["smoothing", "restart inside", "restart outside"])  # fmt: skip
+def test_no_draw_is_used_twice(sampler):
+    """Visits, visits within visits, and what guidance draws for itself: all independent of each other."""
+    guided, noise = LGD(LAW, Towards(0.5, 1.0), 0.1, EVERYWHERE, 3), Written()
+    sampler(guided, torch.ones(1, 2, dtype=torch.float64), sampler.times(guided), None, noise)
+    assert len(noise.asked) == len(set(noise.asked)) > 20
 
 
 def test_evaluations():
@@ -84,6 +110,12 @@ def test_it_gives_guidance_time_to_act():
 def test_what_cannot_work_is_refused(repeats, interval, sentence):
     with pytest.raises(ValueError, match=sentence):
         TimeTravel(DDIM(4, UniformT(), eta=0.0), repeats, interval).times(LAW)
+
+
+def test_time_travel_in_time_travel_is_refused():
+    inner = TimeTravel(DDIM(4, UniformT(), eta=0.0), 2, EVERYWHERE)
+    with pytest.raises(ValueError, match="inner must not be a TimeTravel: raise its repeats instead"):
+        TimeTravel(inner, 2, EVERYWHERE)
 
 
 def test_the_step_to_exact_data_is_not_repeated():

@@ -27,9 +27,9 @@ def saved():
 
 def test_all_that_a_run_saves_may_be_built(saved):
     """Of every role; the optimiser alone is never taken from a file."""
-    assert set(ROLES) - {"grid", "oracle"} == {role for role, node in saved.items() if isinstance(node, dict)}
+    assert set(ROLES) - {"grid", "oracle", "metric"} == {role for role, node in saved.items() if isinstance(node, dict)}
     training = {key: value for key, value in saved["training"].items() if key != "optimizer"}
-    for role in ROLES.keys() - {"grid", "training", "oracle"}:
+    for role in ROLES.keys() - {"grid", "training", "oracle", "metric"}:
         assert vet(saved[role], role).__name__ == saved[role]["_target_"].rpartition(".")[2]
     assert vet(training, "training").__name__ == "Training"
     assert vet(saved["sampler"]["grid"], "grid").__name__ == "Karras"

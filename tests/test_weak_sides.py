@@ -7,7 +7,7 @@ import pytest
 import torch
 from closed_forms import ExactMixture, Mixture, two_classes
 
-from diffguide.denoisers import EvaluationCounter, Prediction
+from diffguide.denoisers import Classifier, EvaluationCounter, Prediction
 from diffguide.guidance import Auto, ClassifierFree, Compose, Negative, Nested
 from diffguide.guidance.projections import APG
 from diffguide.guidance.rules import CFGPlusPlus, Linear
@@ -179,7 +179,9 @@ def test_nested_memories_belong_to_a_run():
     (lambda: Auto(exact(shape=[2]), exact(shape=[1, 8, 8]), 2.0, EVERYWHERE),
      r"the guide makes data of shape \[1, 8, 8\], the model of shape \[2\]"),
     (lambda: Auto(exact(), exact(Cosine(8.0, -10.0)), 2.0, EVERYWHERE),
-     "the guide knows noise levels 0.01832 to 148.4, guidance acts from 0.002479 to 148.4: narrow"),
+     "the guide knows noise levels 0.0183156 to 148.413, guidance acts from 0.00247875 to 148.413: narrow"),
+    (lambda: Auto(exact(), exact(Cosine(8.0, -10.0)), 2.0, (0.001, 0.01)), "they share none, take another guide"),
+    (lambda: Auto(exact(), Classifier(), 2.0, EVERYWHERE), "guide must be a generator of the same data, got a Classifier"),
     (lambda: Auto(exact(), exact(levels=torch.tensor([1.0, 0.5])), 2.0, EVERYWHERE), "knows only its own noise levels"),
     (lambda: Nested(exact(), {}), "parts is empty"),
 ])  # fmt: skip
@@ -192,6 +194,20 @@ def test_a_guide_may_know_less_where_guidance_does_not_act():
     auto = Auto(exact(), blurred(Cosine(8.0, -10.0)), 2.0, (0.1, 100.0))
     early = torch.tensor(0.02, dtype=torch.float64)
     same(auto(x, early, y), exact()(x, early, y), 0)
+
+
+def test_the_interval_that_a_guide_asks_for_is_taken():
+    guide = exact(Cosine(8.0, -9.3))
+    with pytest.raises(ValueError) as told:
+        Auto(exact(), guide, 2.0, EVERYWHERE)
+    said = str(told.value).partition("guidance.interval=[")[2].rstrip("]").split(",")
+    Auto(exact(), guide, 2.0, [float(level) for level in said])
+
+
+def test_both_models_must_know_no_condition():
+    assert Auto(exact(), exact(), 2.0, EVERYWHERE).has_null
+    for facts in ({}, {"has_null": False}), ({"has_null": False}, {}):
+        assert not Auto(*(exact(**part) for part in facts), 2.0, EVERYWHERE).has_null
 
 
 def test_linear_is_the_default():

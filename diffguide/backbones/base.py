@@ -1,20 +1,24 @@
 """What every network shares: the conditioning vector from the noise level and the condition, and checkpointing."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .conditions import Condition, Embedded, Embedding
+from .perturbations import Perturbation
 
 __all__ = ["Backbone", "ConditionEmbedding", "zero"]
 
 
 class Backbone(nn.Module):
-    """backbone(x, log_snr, y) -> F. x [B, C, H, W] or [B, D]; log_snr [B]; y [B] class indices, an Embedding, or None.
+    """backbone(x, log_snr, y, perturbation) -> F. x [B, C, H, W] or [B, D]; log_snr [B]; y [B] classes, an Embedding, or None.
 
     -1, keep=False and None mean no condition. A backbone knows nothing of time, schedules or diffusion beyond "a log-SNR
     comes in". Every one takes `noise_conditioned` and `condition_features`; those with attention `double_differentiable`,
-    those with blocks worth it `checkpointing` (the MLP has neither).
+    those with blocks worth it `checkpointing` (the MLP has neither). A perturbation changes some of the places that
+    `attention_layers` and `residual_blocks` list; None leaves the network as it is.
 
     Attributes:
         num_classes: number of classes, 0 = y is no class index.
@@ -23,6 +27,9 @@ class Backbone(nn.Module):
         noise_conditioned: whether the noise level comes in; where not, log_snr is None.
         embedding: what makes the conditioning vector.
         checkpointing: whether blocks are computed again in the backward pass instead of being kept.
+        attention_layers: of each attention that can be perturbed, in the order of computation, the side of its square grid
+            of places.
+        residual_blocks: the same of each block that can be skipped, behind it; 1 for vectors.
     """
 
     embedding: "ConditionEmbedding"
@@ -31,17 +38,24 @@ class Backbone(nn.Module):
     condition_features: int = 0
     noise_conditioned: bool = True
     checkpointing: bool = False
+    attention_layers: Sequence[int] = ()
+    residual_blocks: Sequence[int] = ()
 
     @property
     def conditional(self) -> bool:
         """Whether y means anything."""
         return self.num_classes > 0 or self.condition_features > 0
 
+    @property
+    def compiled(self) -> bool:
+        """Whether `compile()` was called on it, or on a part of it."""
+        return any(part._compiled_call_impl is not None for part in self.modules())
+
     def embed(self, y: Condition) -> Embedding:
         """The condition as vectors, which this network takes in its place."""
         return y if isinstance(y, Embedding) else self.embedding.embed(y)
 
-    def run(self, block: nn.Module, *inputs: Tensor) -> Tensor:
+    def run(self, block: nn.Module, *inputs: Tensor | Perturbation | None) -> Tensor:
         """block(*inputs), with `checkpointing` keeping the inputs alone (Chen et al. 2016, arXiv 1604.06174)."""
         if self.checkpointing and torch.is_grad_enabled():
             return checkpoint(block, *inputs, use_reentrant=False)

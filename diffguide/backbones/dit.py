@@ -3,6 +3,8 @@
 Peebles & Xie, "Scalable Diffusion Models with Transformers", 2022, arXiv 2212.09748, section 3 and figure 3.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -10,6 +12,8 @@ from torch.nn import functional
 from .attention import attention
 from .base import Backbone, ConditionEmbedding, zero
 from .conditions import Condition
+from .fourier import FourierFeatures
+from .perturbations import Perturbation
 
 __all__ = ["DiT"]
 
@@ -38,23 +42,32 @@ class Block(nn.Module):
     The six vectors are linear in the conditioning vector and start at 0: the block starts as the identity (adaLN-Zero).
     """
 
-    def __init__(self, width: int, heads: int, mlp_ratio: float, dropout: float, double_differentiable: bool):
+    def __init__(
+        self, index: int, side: int, width: int, heads: int, mlp_ratio: float, dropout: float, double_differentiable: bool
+    ):  # fmt: skip
         super().__init__()
-        hidden = int(width * mlp_ratio)
+        self.index, self.grid, hidden = index, (side, side), int(width * mlp_ratio)
         self.heads, self.double_differentiable = heads, double_differentiable
         self.norm_attention, self.norm_mlp, self.dropout = norm(width), norm(width), nn.Dropout(dropout)
         self.qkv, self.projection = nn.Linear(width, 3 * width), nn.Linear(width, width)
         self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU(approximate="tanh"), nn.Linear(hidden, width))
         self.modulation = nn.Linear(width, 6 * width)
 
-    def attend(self, h: Tensor) -> Tensor:
+    def attend(self, h: Tensor, perturbation: Perturbation | None) -> Tensor:
         q, k, v = self.qkv(h).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # each [B, heads, N, d]
-        return self.projection(attention(q, k, v, self.double_differentiable).transpose(1, 2).flatten(2))
+        if perturbation is not None:
+            q = perturbation.queries(self.index, q, self.grid)
+        h = attention(q, k, v, self.double_differentiable)
+        if perturbation is not None:
+            h = perturbation.attended(self.index, v, h)
+        return self.projection(h.transpose(1, 2).flatten(2))
 
-    def forward(self, h: Tensor, embedding: Tensor) -> Tensor:
+    def forward(self, x: Tensor, embedding: Tensor, perturbation: Perturbation | None = None) -> Tensor:
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.modulation(embedding)[:, None].chunk(6, dim=2)
-        h = h + gate_a * self.dropout(self.attend(self.norm_attention(h) * (1 + scale_a) + shift_a))
-        return h + gate_m * self.dropout(self.mlp(self.norm_mlp(h) * (1 + scale_m) + shift_m))
+        attended = self.attend(self.norm_attention(x) * (1 + scale_a) + shift_a, perturbation)
+        h = x + gate_a * self.dropout(attended)
+        h = h + gate_m * self.dropout(self.mlp(self.norm_mlp(h) * (1 + scale_m) + shift_m))
+        return h if perturbation is None else perturbation.passed(self.index, x, h)
 
 
 class DiT(Backbone):
@@ -75,12 +88,14 @@ class DiT(Backbone):
         condition_features: length of the vectors of an Embedding, 0 = y is no Embedding.
         double_differentiable: whether gradients of gradients are needed; slower attention.
         checkpointing: whether blocks are computed again in the backward pass: less memory, a third more time.
+        fourier: exponents n of features sin(2^n pi x), cos(2^n pi x) beside x; none = x alone.
     """
 
     def __init__(
         self, in_channels: int, out_features: int | None, num_classes: int, size: int | None, patch: int, width: int,
         depth: int, heads: int, mlp_ratio: float, dropout: float, noise_conditioned: bool = True,
         condition_features: int = 0, double_differentiable: bool = False, checkpointing: bool = False,
+        fourier: Sequence[int] = (),
     ):  # fmt: skip
         super().__init__()
         if size is None:
@@ -97,11 +112,14 @@ class DiT(Backbone):
         self.noise_conditioned, self.checkpointing = noise_conditioned, checkpointing
         self.out_channels = in_channels if out_features is None else out_features
         self.embedding = ConditionEmbedding(width, num_classes, condition_features, noise_conditioned)
-        self.patches = nn.Conv2d(in_channels, width, patch, stride=patch)
+        self.features = FourierFeatures(fourier)
+        self.patches = nn.Conv2d(self.features.channels(in_channels), width, patch, stride=patch)
         self.register_buffer("positions", positions(size // patch, width), persistent=False)
         self.blocks = nn.ModuleList(
-            Block(width, heads, mlp_ratio, dropout, double_differentiable) for _ in range(depth)
+            Block(index, size // patch, width, heads, mlp_ratio, dropout, double_differentiable)
+            for index in range(depth)
         )
+        self.attention_layers = self.residual_blocks = [size // patch] * depth
         self.norm_out, self.modulation_out = norm(width), nn.Linear(width, 2 * width)
         self.linear_out = nn.Linear(width, patch * patch * self.out_channels)
         self.initialise()
@@ -120,13 +138,15 @@ class DiT(Backbone):
         for layer in (*(block.modulation for block in self.blocks), self.modulation_out, self.linear_out):
             zero(layer)
 
-    def forward(self, x: Tensor, log_snr: Tensor | None, y: Condition | None = None) -> Tensor:
-        h = self.patches(x.to(self.patches.weight.dtype))
+    def forward(
+        self, x: Tensor, log_snr: Tensor | None, y: Condition | None = None, perturbation: Perturbation | None = None
+    ) -> Tensor:
+        h = self.patches(self.features(x).to(self.patches.weight.dtype))
         rows, columns = h.shape[2:]
         h = h.flatten(2).transpose(1, 2) + self.positions  # [B, rows * columns, width]
         embedding = functional.silu(self.embedding(h, log_snr, y))
         for block in self.blocks:
-            h = self.run(block, h, embedding)
+            h = self.run(block, h, embedding, perturbation)
         shift, scale = self.modulation_out(embedding)[:, None].chunk(2, dim=2)
         h = self.linear_out(self.norm_out(h) * (1 + scale) + shift)
         side = self.patches.stride[0]

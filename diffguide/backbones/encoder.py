@@ -1,6 +1,6 @@
 """The encoder half of ADM's U-Net with attention pooling: one vector per image, for classifiers of noisy images.
 
-Dhariwal & Nichol, "Diffusion Models Beat GANs on Image Synthesis", 2021, arXiv 2105.05233, section 4 and appendix H.
+Dhariwal & Nichol, "Diffusion Models Beat GANs on Image Synthesis", 2021, arXiv 2105.05233, section 4.3.
 """
 
 from collections.abc import Sequence

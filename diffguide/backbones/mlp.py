@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from .base import Backbone, ConditionEmbedding
 from .conditions import Condition
+from .perturbations import Perturbation
 
 __all__ = ["MLP"]
 
@@ -61,16 +62,20 @@ class MLP(Backbone):
         self.register_buffer("fourier", fourier_scale * torch.randn(in_channels, fourier_features))
         self.linear_in = nn.Linear(in_channels + 2 * fourier_features, width)
         self.layers = nn.ModuleList(ResidualLayer(width, width) for _ in range(layers))
+        self.residual_blocks = [1] * layers
         self.norm_out = nn.LayerNorm(width)
         self.linear_out = nn.Linear(width, in_channels if out_features is None else out_features)
         nn.init.zeros_(self.linear_out.weight)
         nn.init.zeros_(self.linear_out.bias)
 
-    def forward(self, x: Tensor, log_snr: Tensor | None, y: Condition | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, log_snr: Tensor | None, y: Condition | None = None, perturbation: Perturbation | None = None
+    ) -> Tensor:
         x = x.to(self.linear_in.weight.dtype)
         angles = 2 * math.pi * x @ self.fourier
         h = self.linear_in(torch.cat([x, angles.cos(), angles.sin()], dim=1))
         embedding = functional.silu(self.embedding(h, log_snr, y))
-        for layer in self.layers:
-            h = layer(h, embedding)
+        for index, layer in enumerate(self.layers):
+            short, h = h, layer(h, embedding)
+            h = h if perturbation is None else perturbation.passed(index, short, h)
         return self.linear_out(functional.silu(self.norm_out(h)))

@@ -12,6 +12,8 @@ from torch.nn import functional
 from .attention import attention
 from .base import Backbone, ConditionEmbedding, zero
 from .conditions import Condition
+from .fourier import FourierFeatures
+from .perturbations import Perturbation
 
 __all__ = ["UNet"]
 
@@ -43,11 +45,17 @@ class ResidualBlock(nn.Module):
         h = self.conv_in(self.resample(functional.silu(self.norm_in(x))))
         scale, shift = self.modulation(embedding)[:, :, None, None].chunk(2, dim=1)
         h = torch.addcmul(shift, self.norm_out(h), 1 + scale)
-        return self.skip(self.resample(x)) + self.conv_out(self.dropout(functional.silu(h)))
+        return self.short(x) + self.conv_out(self.dropout(functional.silu(h)))
+
+    def short(self, x: Tensor) -> Tensor:
+        """The short cut."""
+        return self.skip(self.resample(x))
 
 
 class Attention(nn.Module):
     """Multi-head self-attention over the pixels, x + proj(softmax(q k^T / sqrt(d)) v)."""
+
+    index: int  # among the attention layers of its network
 
     def __init__(self, channels: int, head_channels: int, double_differentiable: bool):
         super().__init__()
@@ -59,20 +67,28 @@ class Attention(nn.Module):
         self.norm, self.qkv = normalise(channels), nn.Conv2d(channels, 3 * channels, 1)
         self.projection = zero(nn.Conv2d(channels, channels, 1))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, perturbation: Perturbation | None = None) -> Tensor:
         batch, channels, height, width = x.shape
         qkv = self.qkv(self.norm(x)).reshape(batch, 3, self.heads, channels // self.heads, height * width)
         q, k, v = qkv.transpose(-1, -2).unbind(1)  # [B, heads, H W, head_channels]
-        h = attention(q, k, v, self.double_differentiable).transpose(-1, -2)
-        return x + self.projection(h.reshape(x.shape))
+        if perturbation is not None:
+            q = perturbation.queries(self.index, q, (height, width))
+        h = attention(q, k, v, self.double_differentiable)
+        if perturbation is not None:
+            h = perturbation.attended(self.index, v, h)
+        return x + self.projection(h.transpose(-1, -2).reshape(x.shape))
 
 
 class Block(nn.ModuleList):
     """One residual block and the attention behind it, if any."""
 
-    def forward(self, h: Tensor, embedding: Tensor) -> Tensor:
-        h = self[0](h, embedding)
-        return self[1](h) if len(self) > 1 else h
+    index: int  # among the blocks of its network
+
+    def forward(self, x: Tensor, embedding: Tensor, perturbation: Perturbation | None = None) -> Tensor:
+        h = self[0](x, embedding)
+        if len(self) > 1:
+            h = self[1](h, perturbation)
+        return h if perturbation is None else perturbation.passed(self.index, self[0].short(x), h)
 
 
 def sides_of(size: int, levels: int, attention: Sequence[int], advice: str = "") -> list[int]:
@@ -109,13 +125,14 @@ class UNet(Backbone):
         checkpointing: whether blocks are computed again in the backward pass: less memory, a third more time.
         channels_last: whether weights and activations lie in memory with the channels last: what matrix units prefer in half
             precision, and what the fused attention kernels ask for (else attention is written out).
+        fourier: exponents n of features sin(2^n pi x), cos(2^n pi x) beside x; none = x alone.
     """
 
     def __init__(
         self, in_channels: int, out_features: int | None, num_classes: int, size: int | None, channels: int,
         multipliers: Sequence[int], blocks: int, attention: Sequence[int], head_channels: int, dropout: float,
         noise_conditioned: bool = True, condition_features: int = 0, double_differentiable: bool = False,
-        checkpointing: bool = False, channels_last: bool = False,
+        checkpointing: bool = False, channels_last: bool = False, fourier: Sequence[int] = (),
     ):  # fmt: skip
         super().__init__()
         if size is None:
@@ -134,16 +151,23 @@ class UNet(Backbone):
         self.noise_conditioned, self.checkpointing = noise_conditioned, checkpointing
         embedding = 4 * channels
         self.embedding = ConditionEmbedding(embedding, num_classes, condition_features, noise_conditioned)
+        self.attention_layers, self.residual_blocks = [], []
 
         def block(
             inputs: int, outputs: int, side: int, resample: nn.Module | None = None, attend: bool = True
         ) -> Block:
-            attending = attend and side in attention
-            layers = [Attention(outputs, head_channels, double_differentiable)] if attending else []
-            return Block([ResidualBlock(inputs, outputs, embedding, dropout, resample), *layers])
+            made = Block([ResidualBlock(inputs, outputs, embedding, dropout, resample)])
+            made.index = len(self.residual_blocks)
+            self.residual_blocks.append(side)
+            if attend and side in attention:
+                made.append(Attention(outputs, head_channels, double_differentiable))
+                made[1].index = len(self.attention_layers)
+                self.attention_layers.append(side)
+            return made
 
         widths = [channels * multiplier for multiplier in multipliers]
-        self.conv_in = nn.Conv2d(in_channels, widths[0], 3, padding=1)
+        self.features = FourierFeatures(fourier)
+        self.conv_in = nn.Conv2d(self.features.channels(in_channels), widths[0], 3, padding=1)
         self.down, skips, width = nn.ModuleList(), [widths[0]], widths[0]
         for level, side in enumerate(sides):
             if level:
@@ -167,17 +191,19 @@ class UNet(Backbone):
         self.layout = torch.channels_last if channels_last else torch.contiguous_format
         self.to(memory_format=self.layout)
 
-    def forward(self, x: Tensor, log_snr: Tensor | None, y: Condition | None = None) -> Tensor:
-        h = self.conv_in(x.to(self.conv_in.weight.dtype, memory_format=self.layout))
+    def forward(
+        self, x: Tensor, log_snr: Tensor | None, y: Condition | None = None, perturbation: Perturbation | None = None
+    ) -> Tensor:
+        h = self.conv_in(self.features(x).to(self.conv_in.weight.dtype, memory_format=self.layout))
         embedding = functional.silu(self.embedding(h, log_snr, y))
         skips = [h]
         for block in self.down:
-            h = self.run(block, h, embedding)
+            h = self.run(block, h, embedding, perturbation)
             skips.append(h)
         for block in self.middle:
-            h = self.run(block, h, embedding)
+            h = self.run(block, h, embedding, perturbation)
         for index, block in enumerate(self.up):
             if index % (self.blocks + 2) <= self.blocks:  # the last block of each level only enlarges
                 h = torch.cat([h, skips.pop()], dim=1)
-            h = self.run(block, h, embedding)
+            h = self.run(block, h, embedding, perturbation)
         return self.conv_out(functional.silu(self.norm_out(h)))

@@ -6,8 +6,9 @@ from .downloads import CIFAR10, CIFAR100, MNIST, FashionMNIST
 from .gmm2d import GMM2D
 from .image_folder import ImageFolder
 from .photo_patches import PhotoPatches
+from .tree import Tree
 
 __all__ = [
     "CIFAR10", "CIFAR100", "Dataset", "Digits", "FashionMNIST", "GMM2D", "ImageFolder", "MNIST", "PhotoPatches", "Split",
-    "Stream",
+    "Stream", "Tree",
 ]  # fmt: skip

@@ -19,7 +19,7 @@ class Downloaded(Dataset):
     Arguments:
         root: folder where the files lie or are downloaded to.
         download: whether to download them where they are missing.
-        channels, size, num_classes: facts, checked against the data.
+        channels, size, num_classes, values: facts, checked against the data; values = 256 of a byte.
         flip: whether training mirrors every second image, left to right.
         validation: number of training examples, the last ones, that validate.
 
@@ -32,8 +32,9 @@ class Downloaded(Dataset):
     archives: str
 
     def __init__(
-        self, root: str, download: bool, channels: int, size: int, num_classes: int, flip: bool, validation: int
-    ):
+        self, root: str, download: bool, channels: int, size: int, num_classes: int, flip: bool, validation: int,
+        values: int = 256,
+    ):  # fmt: skip
         from torchvision import datasets  # seconds to import
 
         known, folder = getattr(datasets, self.name), Path(root).expanduser()
@@ -48,8 +49,9 @@ class Downloaded(Dataset):
         x, test_x = (torch.as_tensor(part.data) for part in (train, test))
         x, test_x = (x[:, None] if x.ndim == 3 else x.permute(0, 3, 1, 2).contiguous() for x in (x, test_x))
         y, test_y = (torch.as_tensor(part.targets, dtype=torch.long) for part in (train, test))
-        found = {"channels": x.shape[1], "size": x.shape[2], "num_classes": len(train.classes)}
-        check_facts(self.name, {"channels": channels, "size": size, "num_classes": num_classes}, found)
+        found = {"channels": x.shape[1], "size": x.shape[2], "num_classes": len(train.classes), "values": 256}
+        stated = {"channels": channels, "size": size, "num_classes": num_classes, "values": values}
+        check_facts(self.name, stated, found)
         if not 1 <= validation < len(x):
             raise ValueError(
                 f"dataset.validation is {validation}, but must be at least 1 and below the {len(x)} training examples"

@@ -11,7 +11,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from .base import Dataset, Split, Stream
+from .base import Dataset, Split, Stream, check_facts
 from .decoding import Header, Unreadable, read_header, stored
 from .folders import class_of, find_classes, list_images, shown, uniform
 
@@ -81,8 +81,9 @@ class ImageFolder(Dataset):
 
     def __init__(
         self, path: str, channels: int, size: int, num_classes: int, resize: int | None, stretch: bool, flip: bool,
-        validation: float, test: float, memory: float, workers: int,
+        validation: float, test: float, memory: float, workers: int, values: int = 256,
     ):  # fmt: skip
+        check_facts("image_folder", {"values": values}, {"values": 256})
         side = size if resize is None else resize
         check_arguments(channels, size, num_classes, side, validation, test, memory, workers)
         self.folder, self.unreadable = Path(path).expanduser(), []

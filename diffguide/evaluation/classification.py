@@ -2,7 +2,9 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
+import numpy
 import torch
 from torch import Tensor
 
@@ -10,14 +12,48 @@ from ..batches import fetch
 from ..datasets import Dataset
 from ..denoisers import Classifier
 from ..runs import write_atomically
+from .calibration import calibration_error
+from .metric import Figure, Measured, Metric, Panel, Plot, Subject, mean
 
-__all__ = ["accuracies", "write_accuracy"]
+__all__ = ["Answers", "Classification", "accuracies", "answers", "write_accuracy"]
 
 MOST, AT_ONCE = 1000, 250  # examples of a picture, of a batch
 LEVELS = (0.03, 0.1, 0.2, 0.4, 0.7, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0)  # noise levels sigma / alpha
 
 
+class Answers(NamedTuple):
+    """What a classifier says of N examples at L noise levels, each [L, N] float64.
+
+    nll: -log p(y | x_t) of the true class, nats. confidence: the largest p. correct: 1 where the largest is the true class.
+    """
+
+    nll: Tensor
+    confidence: Tensor
+    correct: Tensor
+
+
 @torch.no_grad()
+def answers(classifier: Classifier, x_0: Tensor, y: Tensor, noise_levels: Sequence[float], eps: Tensor) -> Answers:
+    """The classifier's answers to x_0 noised by the same eps at every level.
+
+    Arguments:
+        x_0, eps: [N, ...], on the classifier's device.
+        y: classes [N].
+        noise_levels: sigma / alpha; those beyond the ends of its schedule are moved there.
+    """
+    schedule, found = classifier.schedule, []
+    for level in noise_levels:
+        log_snr = -2 * torch.tensor(level, dtype=torch.float64).log()
+        log_snr = log_snr.clamp(schedule.log_snr_min, schedule.log_snr_max)
+        t, (alpha, sigma) = schedule.t_of(log_snr).clamp(0, 1), schedule.scales(log_snr)
+        parts = (float(alpha) * x_0 + float(sigma) * eps).split(AT_ONCE)
+        log_prob = torch.cat([classifier.log_prob(x_t, t) for x_t in parts]).cpu().double()
+        confidence, answer = log_prob.max(1)
+        true = y.cpu()
+        found.append([-log_prob.gather(1, true[:, None])[:, 0], confidence.exp(), (answer == true).double()])
+    return Answers(*(torch.stack(part) for part in zip(*found)))
+
+
 def accuracies(classifier: Classifier, x_0: Tensor, y: Tensor, noise_levels: Sequence[float], seed: int) -> list[float]:
     """The share of examples whose class the classifier names at each noise level, one noise per example, the same at all.
 
@@ -26,16 +62,8 @@ def accuracies(classifier: Classifier, x_0: Tensor, y: Tensor, noise_levels: Seq
         y: classes [N].
         noise_levels: sigma / alpha; those beyond the ends of its schedule are moved there.
     """
-    schedule, found = classifier.schedule, []
     eps = torch.randn(x_0.shape, generator=torch.Generator().manual_seed(seed)).to(x_0)
-    for level in noise_levels:
-        log_snr = -2 * torch.tensor(level, dtype=torch.float64).log()
-        log_snr = log_snr.clamp(schedule.log_snr_min, schedule.log_snr_max)
-        t, (alpha, sigma) = schedule.t_of(log_snr).clamp(0, 1), schedule.scales(log_snr)
-        parts = (float(alpha) * x_0 + float(sigma) * eps).split(AT_ONCE)
-        answers = torch.cat([classifier.log_prob(x_t, t).argmax(1) for x_t in parts])
-        found.append(float((answers == y).double().mean()))
-    return found
+    return answers(classifier, x_0, y, noise_levels, eps).correct.mean(1).tolist()
 
 
 def write_accuracy(path: Path, classifier: Classifier, data: Dataset, seed: int, device: torch.device) -> None:
@@ -55,3 +83,71 @@ def write_accuracy(path: Path, classifier: Classifier, data: Dataset, seed: int,
     axis.set(xlabel="noise level sigma / alpha", ylabel="held-out accuracy", ylim=(0, 1))
     axis.legend()
     write_atomically(path, lambda temporary: figure.savefig(temporary, format="png", dpi=100))
+
+
+class Classification(Metric):
+    """Accuracy, log-loss and calibration of a classifier, level by level, with the same noise at every level.
+
+    nll = -E log p(y | x_t) in nats, a proper score; ece = the expected calibration error (`calibration_error`).
+
+    Arguments:
+        noise_levels: sigma / alpha, ascending, above 0; those beyond the ends of the classifier's schedule are moved there.
+        bins: of confidence, for the calibration error, 1 to 1000.
+
+    Raises:
+        ValueError: levels that do not ascend, or no bins.
+    """
+
+    name, needs, labels = "classification", (Classifier,), True
+
+    def __init__(self, noise_levels: Sequence[float], bins: int):
+        if not noise_levels or min(noise_levels) <= 0 or sorted(set(noise_levels)) != list(noise_levels):
+            raise ValueError(f"noise_levels must be numbers above 0 that ascend, got {list(noise_levels)}")
+        if not 1 <= bins <= 1000:
+            raise ValueError(f"bins must be 1 to 1000, got {bins}")
+        self.noise_levels, self.bins = list(noise_levels), bins
+
+    def measure(self, subject: Subject) -> Measured:
+        found = [self.answers(subject, first) for first in subject.firsts]
+        nll, confidence, correct = (torch.from_numpy(numpy.concatenate(part, axis=1)) for part in zip(*found))
+        curve = []
+        for level, *values in zip(self.noise_levels, nll, confidence, correct):
+            row: dict[str, float | None] = {"noise_level": level}
+            for name, figure in self.figures(*values, subject.seed).items():
+                row |= {name: figure.value, f"{name}_se": figure.standard_error}
+            curve.append(row)
+        figures = self.figures(nll[0], confidence[0], correct[0], subject.seed)
+        figures["accuracy_all_levels"] = mean(correct.mean(0), "share")
+        figures["nll_all_levels"] = mean(nll.mean(0), "nats")
+        classes = subject.class_names
+        of_class = {name: correct[0][subject.labels == label] for label, name in enumerate(classes)}
+        details = {"accuracy_per_class": {name: float(part.mean()) for name, part in of_class.items() if len(part)}}
+        facts = {"at": f"noise level {self.noise_levels[0]:g} where no other is said", "bins": self.bins}
+        panels = [
+            Panel("accuracy", "accuracy", ("by chance", 1 / len(classes))),
+            Panel("nll", "-log p(y | x_t), nats", ("by chance", float(numpy.log(len(classes))))),
+            Panel("ece", f"calibration error, {self.bins} bins"),
+        ]
+        plot = Plot("classification", "noise_level", "noise level sigma / alpha", True, panels)
+        return Measured(figures, facts, curve, [plot], details)
+
+    def answers(self, subject: Subject, first: int) -> Answers:
+        """Of a batch."""
+
+        def compute() -> dict[str, numpy.ndarray]:
+            x_0, y = subject.batch(first)
+            found = answers(subject.able(Classifier), x_0, y, self.noise_levels, subject.noise(first).normal(0.0, 0))
+            return {name: part.numpy() for name, part in found._asdict().items()}
+
+        found = Answers(**subject.parts.part(f"{first:010d}", compute))
+        subject.progress(first + found.nll.shape[1], subject.n, "examples")
+        return found
+
+    def figures(self, nll: Tensor, confidence: Tensor, correct: Tensor, seed: int) -> dict[str, Figure]:
+        """At one level."""
+        value, error = calibration_error(confidence, correct, self.bins, seed)
+        return {
+            "accuracy": mean(correct, "share"),
+            "nll": mean(nll, "nats"),
+            "ece": Figure(value, error, len(nll), "share"),
+        }

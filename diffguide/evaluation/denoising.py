@@ -1,18 +1,31 @@
-"""How well a denoiser denoises, where the truth is known."""
+"""How well a denoiser denoises, level by level; where the truth is known, how much worse than the best possible."""
 
+import math
+import statistics
 from collections.abc import Sequence
+from functools import partial
 
 import torch
+from torch import Tensor
 
+from ..datasets import GMM2D, Dataset, Tree
 from ..denoisers import Denoiser
-from ..oracles import Oracle
+from ..oracles import AutoguidanceTree, GMM2DLaw, Oracle
+from ..randomness import fold
+from ..schedules import Schedule
+from .metric import Figure, Measured, Metric, Panel, Plot, Subject, mean
 
-__all__ = ["excess"]
+__all__ = ["DenoisingError", "excess", "law_of", "squared_errors"]
+
+LAWS = {GMM2D: GMM2DLaw, Tree: partial(AutoguidanceTree, 7, 2)}  # of data sets that are drawn from one
+WIDEST = 20.0  # log-SNR at which an infinite end of a schedule is cut
+EXACT, REPETITIONS = 3, 5  # purpose of the seed; independent estimates of the excess, for its standard error
 
 
 @torch.no_grad()
 def excess(
-    denoiser: Denoiser, oracle: Oracle, edges: Sequence[float], n: int, seed: int, conditional: bool = True, levels: int = 8
+    denoiser: Denoiser, oracle: Oracle, edges: Sequence[float], n: int, seed: int, conditional: bool = True, levels: int = 8,
+    device: torch.device | str = "cpu",
 ) -> list[float]:  # fmt: skip
     """E ||D(x_t) - E[x_0 | x_t]||^2 / E ||x_0 - E[x_0 | x_t]||^2 per band of log-SNR: what training has left, 0 = perfect.
 
@@ -20,13 +33,14 @@ def excess(
     smallest one possible. In a band it is the mean of the ratios at levels of equal distance.
 
     Arguments:
-        denoiser: under test, on the CPU.
+        denoiser: under test.
         oracle: the law of its data, with the denoiser's schedule.
         edges: of the bands, increasing, within the schedule's ends; B + 1 of them.
         n: noised examples per level.
         seed: of the examples.
         conditional: whether both get the examples' labels, or no condition.
         levels: per band.
+        device: where the denoiser is; the oracle is on the CPU.
 
     Returns:
         One ratio per band.
@@ -46,13 +60,161 @@ def excess(
     for low, high in zip(edges, edges[1:]):
         ratios = []
         for k in range(levels):
-            t = schedule.t_of(torch.tensor(low + (high - low) * (k + 0.5) / levels, dtype=torch.float64))
+            t = time_of(denoiser, low + (high - low) * (k + 0.5) / levels)
             alpha, sigma = schedule.alpha_sigma(t)
             x_0, y = oracle.sample(n, rng)
             x_t = alpha * x_0 + sigma * torch.randn(x_0.shape, generator=rng, dtype=torch.float64)
             y = y if conditional else None
             exact = oracle(x_t, t, y).x_0
-            error = (denoiser(x_t.float(), t, y).x_0.double() - exact).square().mean()
+            found = denoiser(x_t.float().to(device), t, None if y is None else y.to(device)).x_0.double().cpu()
+            error = (found - exact).square().mean()
             ratios.append(float(error / (x_0 - exact).square().mean()))
         bands.append(sum(ratios) / levels)
     return bands
+
+
+def time_of(denoiser: Denoiser, log_snr: float) -> Tensor:
+    """The time of a log-SNR, or the nearest legal one."""
+    t = denoiser.schedule.t_of(torch.tensor(log_snr, dtype=torch.float64)).clamp(0, 1)
+    return t if denoiser.levels is None else denoiser.levels[(denoiser.levels - t).abs().argmin()]
+
+
+@torch.no_grad()
+def squared_errors(
+    denoiser: Denoiser, x_0: Tensor, y: Tensor | None, t: Tensor, eps: Tensor
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """(mean_d (x_0 - x_0_hat)_d^2, mean_d (eps - eps_hat)_d^2) of x_t = alpha_t x_0 + sigma_t eps, [B] each, on the CPU.
+
+    Arguments:
+        x_0, eps: [B, ...] on the denoiser's device.
+        y: classes [B], None = no condition.
+        t: 0-d.
+    """
+    alpha, sigma = (float(part) for part in denoiser.schedule.alpha_sigma(t))
+    found = denoiser(alpha * x_0 + sigma * eps, t, y)
+    return tuple((truth - guess).square().flatten(1).mean(1).cpu().double() for truth, guess in zip((x_0, eps), found))
+
+
+def law_of(data: Dataset, schedule: Schedule) -> Oracle | None:
+    """The exact law that a data set is drawn from, None where nobody knows it."""
+    return LAWS[type(data)](schedule) if type(data) in LAWS else None
+
+
+class DenoisingError(Metric):
+    """E ||eps - eps_hat||^2 / D and E ||x_0 - x_0_hat||^2 / D on held-out data, at levels of equal distance in log-SNR.
+
+    The mean over them is the integral over log-SNR by its length: half of the sum over D of the first, times the length, is
+    the diffusion term of the likelihood bound (Kingma et al. 2021, arXiv 2107.00630, eq. 15), here by a few levels. Where
+    the data are drawn from a known law there is also the excess over the best possible error (`excess`), 0 = perfect.
+
+    Arguments:
+        levels: noise levels, the middles of equal parts of the schedule's range of log-SNR, 1 to 1000; an infinite end is
+            cut at 20.
+        conditional: whether a model with classes is told the examples' classes.
+        exact: exact examples per level for the excess, at least 10; 0 = leave it out.
+
+    Raises:
+        ValueError: an argument out of its range.
+    """
+
+    name, needs = "denoising", (Denoiser,)
+
+    def __init__(self, levels: int, conditional: bool, exact: int):
+        if not 1 <= levels <= 1000:
+            raise ValueError(f"levels must be 1 to 1000, got {levels}")
+        if exact != 0 and exact < 2 * REPETITIONS:
+            raise ValueError(
+                f"exact must be 0 (no excess) or at least {2 * REPETITIONS} examples per level, got {exact}"
+            )
+        self.levels, self.told_classes, self.exact = levels, conditional, exact
+
+    def check(self, subject: Subject) -> None:
+        super().check(subject)
+        if not self.told_classes and not subject.model.has_null:
+            raise ValueError(
+                "metric.conditional=false needs a model that dropped labels in training (guidance=cfg); this one never did"
+            )
+        told = self.told_classes and subject.model.num_classes
+        if told and not subject.model.has_null and bool((subject.labels < 0).any()):
+            raise ValueError(
+                f"metric.conditional=true: the {subject.split} split has examples without a class, and this model never "
+                "dropped a label in training"
+            )
+
+    def measure(self, subject: Subject) -> Measured:
+        edges = self.edges(subject.model.schedule)
+        middles = [(low + high) / 2 for low, high in zip(edges, edges[1:])]
+        errors = torch.cat([self.errors(subject, first, middles) for first in subject.firsts], dim=2)
+        x_0, eps = errors
+        curve = [
+            {"log_snr": log_snr, "noise_level": math.exp(-log_snr / 2)} | columns("mse_x_0", a) | columns("mse_eps", b)
+            for log_snr, a, b in zip(middles, x_0, eps)
+        ]
+        figures = {
+            "mse_eps": mean(eps.mean(0), "per value of eps"),
+            "mse_x_0": mean(x_0.mean(0), "per value of x_0"),
+        }
+        panels = [
+            Panel("mse_eps", "E |eps - eps_hat|^2 / D", ("answering 0", 1.0)),
+            Panel("mse_x_0", "E |x_0 - x_0_hat|^2 / D"),
+        ]
+        law = law_of(subject.data, subject.model.schedule) if self.exact else None
+        if law is not None:
+            ratios = self.ratios(subject, law, edges)
+            for row, ratio in zip(curve, ratios.T.tolist()):
+                row |= {"excess": statistics.mean(ratio), "excess_se": statistics.stdev(ratio) / REPETITIONS**0.5}
+            figures["excess"] = mean(ratios.mean(1), "share of the smallest error")._replace(
+                n=self.exact // REPETITIONS * REPETITIONS
+            )
+            panels.append(Panel("excess", "excess over the smallest error"))
+        facts = {
+            "weighting": f"mean over {self.levels} levels, uniform in log-SNR from {edges[0]:g} to {edges[-1]:g}",
+            "conditional": bool(self.told(subject)),
+            "law": None if law is None else type(law).__name__,
+        }
+        plot = Plot("denoising", "noise_level", "noise level sigma / alpha", True, panels)
+        return Measured(figures, facts, curve, [plot])
+
+    def edges(self, schedule: Schedule) -> list[float]:
+        """Of the parts of the range of log-SNR, ascending."""
+        low, high = max(schedule.log_snr_min, -WIDEST), min(schedule.log_snr_max, WIDEST)
+        return [low + (high - low) * k / self.levels for k in range(self.levels)] + [high]
+
+    def told(self, subject: Subject) -> bool:
+        """Whether the model is told classes."""
+        return self.told_classes and subject.model.num_classes > 0
+
+    def errors(self, subject: Subject, first: int, middles: Sequence[float]) -> Tensor:
+        """Squared errors of a batch, of x_0 and of eps, [2, levels, b]."""
+
+        def compute() -> dict:
+            x_0, y = subject.batch(first)
+            noise, found = subject.noise(first), []
+            for log_snr in middles:
+                t = time_of(subject.model, log_snr)
+                eps = noise.normal(t, 0)
+                found.append(torch.stack(squared_errors(subject.model, x_0, y if self.told(subject) else None, t, eps)))
+            return {"errors": torch.stack(found, dim=1).numpy()}
+
+        found = torch.from_numpy(subject.parts.part(f"{first:010d}", compute)["errors"])
+        subject.progress(first + found.shape[2], subject.n, "examples")
+        return found
+
+    def ratios(self, subject: Subject, law: Oracle, edges: Sequence[float]) -> Tensor:
+        """The excess at each level by independent exact examples, [repetitions, levels]."""
+        return torch.tensor(
+            [
+                excess(
+                    subject.model, law, edges, self.exact // REPETITIONS, fold(subject.seed, EXACT, k),
+                    self.told(subject), 1, subject.device,
+                )
+                for k in range(REPETITIONS)
+            ],
+            dtype=torch.float64,
+        )  # fmt: skip
+
+
+def columns(name: str, values: Tensor) -> dict[str, float | None]:
+    """The mean of values [N] and its standard error, as two columns."""
+    figure: Figure = mean(values, "")
+    return {name: figure.value, f"{name}_se": figure.standard_error}

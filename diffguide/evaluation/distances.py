@@ -9,7 +9,15 @@ import math
 import torch
 from torch import Tensor
 
-__all__ = ["covariance_error", "directions", "energy_distance", "mean_error", "sliced_wasserstein", "wasserstein"]
+__all__ = [
+    "covariance_error",
+    "deviation_ratio",
+    "directions",
+    "energy_distance",
+    "mean_error",
+    "sliced_wasserstein",
+    "wasserstein",
+]
 
 CELLS = 2**22  # of a table of pairwise distances, at a time
 
@@ -102,3 +110,26 @@ def covariance_error(x: Tensor, truth: Tensor) -> float:
     s = units(truth)
     first, second = ((z - z.mean(0)) / s for z in (x, truth))
     return (first.mT @ first / len(x) - second.mT @ second / len(truth)).square().mean().sqrt().item()
+
+
+def deviation_ratio(x: Tensor, truth: Tensor, y: Tensor, y_truth: Tensor) -> float:
+    """sqrt(V(x) / V(truth)), V = sum_i |x_i - mean of its class|^2 / (n - number of classes): below 1 = less diverse.
+
+    The variance within classes, over all coordinates, unbiased: it does not see classes that move as a whole.
+
+    Arguments:
+        y, y_truth: class of each row of x and of truth; rows with the same number are one class.
+
+    Returns:
+        nan where every sample is the only one of its class, or the truth does not vary.
+    """
+    own, exact = within(x, y), within(truth, y_truth)
+    return math.sqrt(own / exact) if exact > 0 else math.nan
+
+
+def within(x: Tensor, y: Tensor) -> float:
+    """The variance within classes."""
+    classes, index = y.unique(return_inverse=True)
+    sums = torch.zeros(len(classes), x.shape[1], dtype=x.dtype).index_add_(0, index, x)
+    means = sums / index.bincount()[:, None]
+    return ((x - means[index]).square().sum() / (len(x) - len(classes))).item() if len(x) > len(classes) else math.nan

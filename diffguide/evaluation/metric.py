@@ -18,9 +18,9 @@ from ..batches import fetch
 from ..datasets import Dataset
 from ..denoisers import Classifier, Denoiser, EvaluationCounter, LogDensity, capable
 from ..randomness import Noise, fold
-from .parts import Parts
+from .parts import MetricError, Parts
 
-__all__ = ["Figure", "Measured", "Metric", "Panel", "Plot", "Subject", "mean"]
+__all__ = ["Figure", "Measured", "Metric", "MetricError", "Panel", "Plot", "Subject", "mean"]
 
 SPLITS = ("train", "validation", "test")
 SUBSET, EXAMPLE = 1, 2  # purposes of the seed
@@ -74,14 +74,14 @@ class Measured(NamedTuple):
     Arguments:
         figures: by name, for a row of a table; names carry what they depend on (fd_local, likelihood_elbo).
         facts: what else must be known to repeat and to read them: seeds, features, reference split, decoder, ...
-        curve: rows of one table, {column: value}: per noise level, per budget, ...
+        curve: rows of one table, {column: value}, None = not known: per noise level, per budget, ...
         plots: of the curve.
         details: more numbers for metrics.json alone, a confusion matrix or the like.
     """
 
     figures: dict[str, Figure]
     facts: dict[str, Any]
-    curve: Sequence[dict[str, float]] = ()
+    curve: Sequence[dict[str, float | None]] = ()
     plots: Sequence[Plot] = ()
     details: Mapping[str, Any] = {}
 
@@ -98,7 +98,8 @@ class Subject:
         batch_size: examples at a time; changes no figure.
         device: where the model lives.
         parts: what is kept against a kill; None = nothing.
-        progress: progress(done, total, unit), to be called where the work may be stopped: that is where a signal stops it.
+        progress: progress(done, total, unit), to be called where the work may be stopped: that is where a signal stops it, so
+            after a part is kept.
         checkpoint: the model's file, None = there is none.
         config: of the run that trained it, {} = not known.
 
@@ -107,7 +108,8 @@ class Subject:
         class_names, shape: of the data.
 
     Raises:
-        ValueError: an unknown split, more examples than it has, data of another shape or of other classes than the model's.
+        ValueError: an unknown split, more examples than it has, data of another number of classes than the
+            model's.
     """
 
     def __init__(
@@ -123,17 +125,21 @@ class Subject:
             raise ValueError(f"n must be 1 to {available}, the examples of the {split} split, or null for all, got {n}")
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-        if model.num_classes and model.num_classes != len(data.class_names):
-            raise ValueError(f"the model has {model.num_classes} classes, and the data have {len(data.class_names)}")
+        classes = getattr(model, "num_classes", 0)
+        if classes and data.class_names and classes != len(data.class_names):
+            raise ValueError(f"the model has {classes} classes, and the data have {len(data.class_names)}")
         self.counter = EvaluationCounter(model) if isinstance(model, Denoiser) else None
         self.model, self.data, self.split, self.seed = self.counter or model, data, split, seed
-        self.batch_size, self.device, self.parts = batch_size, torch.device(device), parts or Parts(None)
-        self.parts.counter = self.counter
-        self.progress = progress or (lambda done, total, unit: None)
+        self.batch_size, self.device = batch_size, torch.device(device)
+        self.begin(parts or Parts(None), progress or (lambda done, total, unit: None))
         self.checkpoint, self.config = checkpoint, dict(config or {})
         order = torch.randperm(available, generator=torch.Generator().manual_seed(fold(seed, SUBSET)))
         self.rows = order[: available if n is None else n].sort().values
         self.class_names, self.shape = data.class_names, data.shape
+
+    def begin(self, parts: Parts, progress: Callable[[int, int, str], None]) -> None:
+        """Where a measurement keeps its parts and says how far it is."""
+        self.parts, self.progress, parts.counter = parts, progress, self.counter
 
     @property
     def n(self) -> int:
@@ -192,6 +198,10 @@ class Metric:
     conditional: ClassVar[bool] = False
     labels: ClassVar[bool] = False
 
+    def of(self, subject: Subject) -> "Metric":
+        """The metric itself, or the one that it stands for with such a model."""
+        return self
+
     def check(self, subject: Subject) -> None:
         """Whether the question can be answered; a metric with more conditions adds them after super().check(subject).
 
@@ -211,6 +221,7 @@ class Metric:
         """The answer.
 
         Raises:
+            MetricError: a measurement that was begun and cannot end; in one sentence.
             Stopped: from subject.progress, at a signal; what subject.parts keeps is not computed again by `resume`.
         """
         raise NotImplementedError

@@ -9,15 +9,20 @@ import numpy
 
 from ..runs import write_atomically
 
-__all__ = ["Parts"]
+__all__ = ["MetricError", "Parts"]
 
 EVALUATIONS, SECONDS = "_evaluations", "_seconds"  # of every part, beside its own arrays
+
+
+class MetricError(ValueError):
+    """What a measurement that was begun cannot end: it says why, and what to change."""
 
 
 class Parts:
     """One `<name>.npz` per finished part, whole or absent, without pickle.
 
-        arrays = subject.parts.part(f"{first:08d}", lambda: {"nll": compute(first)})
+        arrays = subject.parts.part(f"{first:010d}", lambda: {"nll": compute(first)})
+        subject.progress(first + len(arrays["nll"]), subject.n, "examples")  # here, where the part is kept
 
     Arguments:
         folder: where they lie, made when the first is written; None = nothing is kept.
@@ -35,7 +40,7 @@ class Parts:
         """The arrays of a part: from the disk where they are there, else computed, and kept.
 
         Raises:
-            ValueError: a file that is damaged.
+            MetricError: a file that is damaged.
             WriteError: the disk is full, the folder is gone, ...
         """
         if self.folder is None:
@@ -58,7 +63,7 @@ class Parts:
             self.restored += int(arrays.pop(EVALUATIONS))
             self.seconds += float(arrays.pop(SECONDS))
         except Exception as error:  # whatever NumPy and zipfile may say to such a file
-            raise ValueError(f"the part {path} is damaged: remove it and resume the run") from error
+            raise MetricError(f"the part {path} is damaged: remove it and resume the run") from error
         return arrays
 
     def count(self) -> int:

@@ -11,7 +11,15 @@ from torch import Tensor
 
 from ..oracles import Oracle
 from ..randomness import fold
-from .distances import covariance_error, directions, energy_distance, mean_error, sliced_wasserstein, wasserstein
+from .distances import (
+    covariance_error,
+    deviation_ratio,
+    directions,
+    energy_distance,
+    mean_error,
+    sliced_wasserstein,
+    wasserstein,
+)
 
 __all__ = ["compare", "figures", "subset"]
 
@@ -90,13 +98,16 @@ def compare(
         name: {"error": error(own, truth)} | spread([error(part, truth) for part in first])
         for name, error in {"mean": mean_error, "covariance": covariance_error}.items()
     }
+    whole = y.repeat(REPETITIONS)
+    result["deviation"] = {"ratio": deviation_ratio(own, truth, y, whole)} | exact(
+        [deviation_ratio(part, truth, y, whole) for part in first]
+    )
     if x.ndim > 2:  # images are stored as bytes, which have no density
         return result
     with suppress(ValueError):  # examples alone have none either, where the schedule ends without noise
         noised = [at_the_end(oracle, part, generator(seed, NOISE, k)) for k, part in enumerate(sets[:REPETITIONS])]
-        exact = [log_density(oracle, part, y) for part in noised]
-        floor = {"exact": statistics.mean(exact), "exact_std": statistics.stdev(exact)}
-        result["log_density"] = {"samples": log_density(oracle, x, y)} | floor
+        known = exact([log_density(oracle, part, y) for part in noised])
+        result["log_density"] = {"samples": log_density(oracle, x, y)} | known
     return result
 
 
@@ -110,6 +121,12 @@ def measured(distance, x: Tensor, first: Sequence[Tensor], second: Sequence[Tens
 def spread(values: Sequence[float]) -> dict[str, Any]:
     """What exact samples have."""
     return {"floor": statistics.mean(values), "floor_std": statistics.stdev(values), "repetitions": len(values)}
+
+
+def exact(values: Sequence[float]) -> dict[str, float]:
+    """What exact samples have, of a figure that is not zero for them."""
+    every = torch.tensor(values, dtype=torch.float64)  # of which statistics.stdev takes no nan
+    return {"exact": every.mean().item(), "exact_std": every.std().item()}
 
 
 def at_the_end(oracle: Oracle, x_0: Tensor, rng: torch.Generator) -> Tensor:
@@ -129,5 +146,6 @@ def figures(metrics: dict[str, Any]) -> dict[str, float]:
     for name in MOST:
         shown |= {name: metrics[name]["distance"], f"{name}_floor": metrics[name]["floor"]}
     shown |= {f"{name}_error": part["error"] for name, part in metrics["moments"].items()}
+    shown["deviation_ratio"] = metrics["deviation"]["ratio"]
     density = metrics.get("log_density")
     return shown | ({"log_density": density["samples"], "log_density_exact": density["exact"]} if density else {})

@@ -5,9 +5,10 @@ from .cads import CADS
 from .classifier import ClassifierGuidance
 from .contrast import ClassifierFree, Contrast, Unguided
 from .nested import Nested
+from .perturbed import PAG, SEG, SLG
 from .weak import Auto, Compose, Negative
 
 __all__ = [
-    "CADS", "Auto", "ClassifierFree", "ClassifierGuidance", "Compose", "Contrast", "Negative", "Nested", "Unguided",
-    "potentials",
+    "CADS", "PAG", "SEG", "SLG", "Auto", "ClassifierFree", "ClassifierGuidance", "Compose", "Contrast", "Negative", "Nested",
+    "Unguided", "potentials",
 ]  # fmt: skip

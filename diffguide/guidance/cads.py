@@ -10,6 +10,7 @@ from ..backbones.conditions import Condition
 from ..denoisers import Denoiser, Prediction
 from ..randomness import Noise
 from .contrast import CONSTANT, LINEAR, ClassifierFree
+from .potentials.base import per_sample
 from .ramps import LinearRamp, Ramp
 from .rules import Rule
 
@@ -25,7 +26,7 @@ class CADS(ClassifierFree):
 
     rescaled to the mean and standard deviation of c over its values; gamma goes from 0 at the noise level `noisy` to 1 at
     `clean`, with the log-SNR. Sadat, Buhmann, Bradley, Hilliges, Weber, "CADS: Unleashing the Diversity of Diffusion Models
-    through Condition-Annealed Sampling", 2023, arXiv 2310.17347, section 4, whose gamma is linear in time. For classes the
+    through Condition-Annealed Sampling", 2023, arXiv 2310.17347, whose gamma is linear in time. For classes the
     embedding is the network's row of the class; what has no condition stays so.
 
     Arguments:
@@ -50,7 +51,8 @@ class CADS(ClassifierFree):
         super().__init__(denoiser, scale, interval, rule, ramp)
         if not denoiser.embeds:
             raise ValueError(
-                "guidance=cads puts noise on what a network makes of its condition, and this model has no network"
+                "guidance=cads puts noise on what a network makes of its condition, and this model has no network, or "
+                "several: list cads before guidance=auto"
             )
         if not 0 <= strength < math.inf:
             raise ValueError(f"strength must be at least 0, got {strength}")
@@ -84,7 +86,7 @@ class CADS(ClassifierFree):
             raise ValueError("guidance=cads draws noise: start a run, sampler(denoiser, x, times, y, noise)")
         embedded = self.denoiser.embed(y)
         c = embedded.vectors
-        n = self.noise.of(c.shape[1:]).normal(t, DRAW).to(c)
+        n = per_sample(self.noise.of(c.shape[1:]).normal(t, DRAW), c, "guidance=cads")
         changed = math.sqrt(gamma) * c + self.strength * math.sqrt(1 - gamma) * n
         mean, deviation = changed.mean(1, keepdim=True), changed.std(1, keepdim=True)
         rescaled = (changed - mean) / deviation * c.std(1, keepdim=True) + c.mean(1, keepdim=True)

@@ -65,11 +65,18 @@ class ClassGuidance(DenoiserWrapper):
 
     num_classes = property(lambda self: self.classes)
 
-    def scale_at(self, t: Tensor) -> Tensor:
-        """The scale inside the interval, 0 outside; float64 in the shape of t."""
+    def inside(self, t: Tensor) -> Tensor:
+        """Whether guidance acts at t, in the shape of t."""
         low, high = self.interval
         level = self.schedule.noise_level(t)
-        return torch.where((low < level) & (level <= high), level.new_tensor(self.scale), 0.0)
+        return (low < level) & (level <= high)
+
+    def steers(self, times: Tensor, labelled: bool) -> bool:
+        return labelled and bool(self.inside(times).any())
+
+    def scale_at(self, t: Tensor) -> Tensor:
+        """The scale inside the interval, 0 outside; float64 in the shape of t."""
+        return torch.where(self.inside(t), torch.tensor(self.scale, dtype=torch.float64, device=t.device), 0.0)
 
     def unguided(self, x_t: Tensor, t: Tensor, y: Condition | None) -> Prediction:
         """The generator's own answer."""
@@ -138,5 +145,6 @@ class ClassifierGuidance(ClassGuidance):
         further = torch.is_grad_enabled() and x_t.requires_grad
         with torch.enable_grad():
             x = x_t if further else x_t.detach().requires_grad_()
+            self.denoiser.count_potential(len(x))
             log_prob = self.classifier.log_prob(*at_equal_log_snr(x, t, self.schedule, self.classifier.schedule))
             return torch.autograd.grad(chosen(log_prob, y), x, create_graph=further)[0]

@@ -31,7 +31,7 @@ class Unguided(DenoiserWrapper):
 class Contrast(DenoiserWrapper):
     """rule(strong, weak, 1 + (scale - 1) ramp(level)) inside the interval, strong outside.
 
-    The interval is that of Kynkaanniemi et al., 2024, arXiv 2404.07724, eq. 5. Where the scale is 1, and outside the
+    The interval is that of Kynkaanniemi et al., 2024, arXiv 2404.07724. Where the scale is 1, and outside the
     interval, the weak side is not evaluated. With t [B] both sides are, and each row follows its own level.
 
     A subclass says what is weak: `sides`, and `weak` where that alone is cheaper.
@@ -83,10 +83,14 @@ class Contrast(DenoiserWrapper):
         level = self.schedule.noise_level(t)
         return (low < level) & (level <= high)
 
+    def steers(self, times: Tensor, labelled: bool) -> bool:
+        return bool(self.inside(times).any())
+
     def scale_at(self, t: Tensor) -> Tensor:
         """The scale inside the interval, 1 outside; float64 in the shape of t."""
         factor = self.ramp(-self.schedule.log_snr(t) / 2)
-        scale = torch.where(factor == 1, self.scale, 1 + (self.scale - 1) * factor)  # exactly `scale` without a ramp
+        ramped = self.rule.ramped(self.scale, factor)
+        scale = torch.where(factor == 1, self.scale, ramped)  # exactly `scale` without a ramp
         return torch.where(self.inside(t), scale, 1.0)
 
     def sides(self, x_t: Tensor, t: Tensor, y: Condition | None) -> tuple[Prediction, Prediction]:
@@ -162,13 +166,16 @@ class ClassifierFree(Contrast):
         ValueError: a denoiser without condition or without a null condition; as `Contrast`.
     """
 
-    needs_null = True
+    needs_null = by_condition = True
 
     def __init__(
         self, denoiser: Denoiser, scale: float, interval: Sequence[float], rule: Rule = LINEAR, ramp: Ramp = CONSTANT
     ):  # fmt: skip
         check_null(denoiser, "cfg")
         super().__init__(denoiser, scale, interval, rule, ramp)
+
+    def steers(self, times: Tensor, labelled: bool) -> bool:
+        return labelled and super().steers(times, labelled)
 
     def sides(self, x_t: Tensor, t: Tensor, y: Condition | None) -> tuple[Prediction, Prediction]:
         if y is None:

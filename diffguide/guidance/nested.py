@@ -25,10 +25,16 @@ class Nested(DenoiserWrapper):
     def __init__(self, denoiser: Denoiser, parts: Mapping[str, Callable[[Denoiser], DenoiserWrapper]]):
         if not parts:
             raise ValueError("parts is empty: list at least one guidance, from inside out, or take guidance=none")
+        self.parts: list[DenoiserWrapper] = []
         for part in parts.values():
             denoiser = part(denoiser)
+            self.parts.append(denoiser)
             self.needs_null = self.needs_null or denoiser.needs_null
+            self.by_condition = self.by_condition or denoiser.by_condition
         super().__init__(denoiser)
+
+    def steers(self, times: Tensor, labelled: bool) -> bool:
+        return any(part.steers(times, labelled) for part in self.parts)
 
     def __call__(self, x_t: Tensor, t: Tensor, y: Condition | None = None) -> Prediction:
         return self.denoiser(x_t, t, y)

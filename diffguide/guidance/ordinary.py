@@ -3,6 +3,8 @@
 Its network comes from torchvision by name, or from a TorchScript or torch.export file of the user's.
 """
 
+import logging
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from zipfile import BadZipFile
@@ -11,8 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..denoisers import Denoiser, Prediction
+from ..denoisers import Denoiser, Prediction, SamplingError
 from .classifier import ClassGuidance, chosen, moved
+from .compiled import check_uncompiled
 
 __all__ = ["ExportedProgram", "ImageNetwork", "OrdinaryGuidance", "TorchScript", "Torchvision"]
 
@@ -32,16 +35,21 @@ class ImageNetwork(nn.Module):
         return self.network(x)
 
 
-def existing(path: str, what: str) -> Path:
-    """The path of a file.
+def existing(path: str, what: str, key: str = "path") -> Path:
+    """The path of a file that a key names.
 
     Raises:
         ValueError: there is none.
     """
     file = Path(path).expanduser()
     if not file.is_file():
-        raise ValueError(f"path: there is no {what} at {path}")
+        raise ValueError(f"{key}: there is no {what} at {path}")
     return file
+
+
+def first(error: Exception) -> str:
+    """The first sentence of what torch says."""
+    return re.split(r"\.\s|\n", str(error).strip())[0]
 
 
 class TorchScript(ImageNetwork):
@@ -62,7 +70,7 @@ class TorchScript(ImageNetwork):
         try:
             self.network = torch.jit.load(file, map_location="cpu").eval()
         except RuntimeError as error:
-            raise ValueError(f"path: {path} is no TorchScript file: {str(error).strip().splitlines()[0]}") from error
+            raise ValueError(f"path: {path} is no TorchScript file: {first(error)}") from error
 
 
 class ExportedProgram(ImageNetwork):
@@ -82,18 +90,24 @@ class ExportedProgram(ImageNetwork):
     def __init__(self, path: str):
         super().__init__()
         file = existing(path, "torch.export file")
+        before = logging.root.manager.disable
+        logging.disable(logging.CRITICAL)  # torch would print what we tell, with its traceback
         try:
             self.network = torch.export.load(file).module()
         except (RuntimeError, ValueError, AssertionError, BadZipFile) as error:
-            raise ValueError(f"path: {path} is no torch.export file: {str(error).strip().splitlines()[0]}") from error
+            raise ValueError(
+                f"path: {path} is no torch.export file, whose name ends in .pt2: {first(error)}"
+            ) from error
+        finally:
+            logging.disable(before)
 
 
 class Torchvision(ImageNetwork):
-    """A model of torchvision by its name, with weights from a local file; nothing is downloaded.
+    """A model of torchvision by its name, with weights from a local file of tensors; nothing is downloaded, nothing run.
 
     Arguments:
         name: such as resnet18, see `torchvision.models.list_models()`.
-        weights: file with its state dict, .safetensors or as `torch.save` wrote it.
+        weights: its state dict, a .safetensors file. What `torch.save` wrote is a pickle, which is not read here.
         num_classes: length of its output.
 
     Raises:
@@ -102,20 +116,27 @@ class Torchvision(ImageNetwork):
 
     def __init__(self, name: str, weights: str, num_classes: int):
         super().__init__()
-        from pickle import UnpicklingError
-
         from safetensors import SafetensorError
         from safetensors.torch import load_file
         from torchvision.models import get_model
 
-        file = existing(weights, "file of weights")
+        file = existing(weights, "file of weights", "weights")
         try:
-            tensors = load_file(file) if file.suffix == ".safetensors" else torch.load(file, "cpu", weights_only=True)
             self.network = get_model(name, weights=None, num_classes=num_classes)
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"name: torchvision makes no classifier {name!r}: {error}") from error
+        try:
+            tensors = load_file(file)
+        except (SafetensorError, OSError) as error:
+            raise ValueError(
+                f'weights: {weights} is no safetensors file, and pickles are not read; convert it: python -c "import torch, '
+                f"safetensors.torch as s; s.save_file(torch.load('{weights}', weights_only=True), 'weights.safetensors')\""
+            ) from error
+        try:
             self.network.load_state_dict(tensors)
-        except (RuntimeError, ValueError, TypeError, UnpicklingError, SafetensorError) as error:
+        except RuntimeError as error:
             reason = " ".join(str(error).split())[:200]
-            raise ValueError(f"{weights} is not the state dict of torchvision's {name}: {reason}") from error
+            raise ValueError(f"weights: {weights} is not the state dict of torchvision's {name}: {reason}") from error
         self.network.eval().requires_grad_(False)
 
 
@@ -123,8 +144,9 @@ class OrdinaryGuidance(ClassGuidance):
     """The score moved by w grad log p(y | x_0 = x0_hat(x_t)), p = softmax f((resize((x0_hat + 1) / 2) - mean) / std).
 
     Through the denoiser the gradient is that with respect to x_t (Bansal et al., "Universal Guidance for Diffusion
-    Models", 2023, arXiv 2302.07121, eq. 3), moved as in `ClassifierGuidance`. Otherwise it is that with respect to x_0, with
-    sigma^2 / (alpha^2 + sigma^2), the variance of x_0 given x_t for data of unit variance, in the place of the denoiser's
+    Models", 2023, arXiv 2302.07121, forward guidance), moved as in `ClassifierGuidance`. Otherwise it is that with respect
+    to x_0, with sigma^2 / (alpha^2 + sigma^2), the variance of x_0 given x_t for data of unit variance, in the place of the
+    denoiser's
 
         sigma^2 / alpha d x0_hat / d x_t = Cov[x_0 | x_t]:    x_0 + w sigma^2 / (alpha^2 + sigma^2) grad_x0 log p(y | x0_hat).
 
@@ -163,10 +185,10 @@ class OrdinaryGuidance(ClassGuidance):
         """log p(y | x_0), [B, num_classes], of clean images in [-1, 1].
 
         Raises:
-            ValueError: vectors, or a network that answers in another shape.
+            SamplingError: vectors, or a network that cannot take the images or answers in another shape.
         """
         if x_0.ndim != 4:
-            raise ValueError(
+            raise SamplingError(
                 f"an ordinary classifier takes images [B, C, H, W], and this model makes {list(x_0.shape)}"
             )
         x = (x_0 + 1) / 2
@@ -174,17 +196,33 @@ class OrdinaryGuidance(ClassGuidance):
             x = x.mean(1, keepdim=True).expand(-1, self.channels, -1, -1)
         if self.size is not None and list(x.shape[2:]) != [self.size] * 2:
             x = functional.interpolate(x, (self.size, self.size), mode="bilinear", antialias=True)
-        logits = self.network.to(x.device)((x - self.mean.to(x)) / self.std.to(x))
+        logits = self.answer((x - self.mean.to(x)) / self.std.to(x))
         if logits.shape != (len(x_0), self.num_classes):
-            raise ValueError(
-                f"num_classes={self.num_classes} wants logits [{len(x_0)}, {self.num_classes}], and the network answers "
-                f"{list(logits.shape)}"
+            raise SamplingError(
+                f"guidance.num_classes={self.num_classes} wants logits [{len(x_0)}, {self.num_classes}], and the network "
+                f"answers {list(logits.shape)}"
             )
         return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(1)
+
+    def answer(self, x: Tensor) -> Tensor:
+        """What the network says of images [B, C, H, W] that were prepared for it, in the precision of its weights."""
+        weight = next(self.network.to(x.device).parameters(), x)
+        try:
+            return self.network(x.to(weight.dtype))
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, AssertionError) as error:  # the last line is what torch says, above it is where
+            reason = ([line for line in str(error).splitlines() if line.strip()] or [""])[-1].strip()
+            raise SamplingError(
+                f"guidance.network cannot take images {list(x.shape)}, which guidance.channels and guidance.size decide: "
+                f"{reason}"
+            ) from error
 
     def steered(self, x_t: Tensor, t: Tensor, y: Tensor, scale: Tensor) -> Prediction:
         scale, (alpha, sigma) = scale.to(x_t.device), self.schedule.alpha_sigma(t, x_t.ndim)
         further = torch.is_grad_enabled() and x_t.requires_grad
+        if self.through_denoiser:
+            check_uncompiled(self.denoiser)
         with torch.enable_grad():
             x = x_t if further else x_t.detach().requires_grad_(self.through_denoiser)
             prediction = self.unguided(x, t, y)
@@ -192,6 +230,7 @@ class OrdinaryGuidance(ClassGuidance):
             if not self.through_denoiser:
                 source = prediction.x_0 if further else prediction.x_0.detach().requires_grad_()
                 prediction = Prediction(source, prediction.eps)
+            self.denoiser.count_potential(len(x_t))
             gradient = torch.autograd.grad(chosen(self.log_prob(prediction.x_0), y), source, create_graph=further)[0]
         if not further:
             prediction, gradient = Prediction(*(field.detach() for field in prediction)), gradient.detach()

@@ -14,21 +14,22 @@ __all__ = ["APG", "FDG", "TCFG"]
 
 class Momentum:
     """What one run carries from noise level to noise level: it advances when t falls, is computed again at equal t, and is
-    forgotten when t rises."""
+    forgotten when t rises, or when other rows are asked for: a guidance around this one that begins to contrast evaluates
+    its conditions as one batch."""
 
     def __init__(self):
         self.t, self.before, self.now = math.inf, None, None
 
-    def arrive(self, t: Tensor) -> Tensor | None:
-        """What the level before left, None at the first."""
+    def arrive(self, t: Tensor, rows: int) -> Tensor | None:
+        """What the level before left of as many rows, None at the first."""
         t = float(t)
         if t != self.t:
             self.t, self.before = t, self.now if t < self.t else None
-        return self.before
+        return self.before if self.before is not None and len(self.before) == rows else None
 
     def leave(self, value: Tensor) -> None:
-        """What this level hands on."""
-        self.now = value
+        """What this level hands on; a constant to the next one, whose gradient is with respect to its own x_t."""
+        self.now = value.detach()
 
 
 class APG(Rule):
@@ -66,10 +67,10 @@ class APG(Rule):
     def __call__(self, strong, weak, scale, x_t, t, schedule, memory) -> Prediction:
         d = strong.x_0 - weak.x_0
         if self.remembers and memory is not None:
-            before = memory.arrive(t)
+            before = memory.arrive(t, len(d))
             d = d if before is None else d + self.momentum * before
             memory.leave(d)
-        d = d * (self.norm_threshold / norm(d).clamp(min=torch.finfo(d.dtype).tiny)).clamp(max=1)
+        d = d / (norm(d) / self.norm_threshold).clamp(min=1)
         direction = strong.x_0 / norm(strong.x_0).clamp(min=torch.finfo(d.dtype).tiny)
         along = inner(d, direction) * direction
         return moved(strong, strong.x_0 + (scale - 1) * (d - along + self.eta * along), t, schedule)

@@ -2,7 +2,8 @@
 
     scale at a level = 1 + (scale - 1) r(level),    r = 1 all of it, r = 0 none, the strong side alone
 
-A ramp sees the level as the log noise level log(sigma / alpha), which is minus half the log-SNR.
+(of CFG++: scale r, the unconditional model where r = 0, as its scale 0 is off). A ramp sees the level as the log noise
+level log(sigma / alpha), which is minus half the log-SNR.
 """
 
 import math
@@ -47,7 +48,9 @@ class LinearRamp(Ramp):
 
     def __init__(self, start: float, full: float):
         if not (0 < start < math.inf and 0 < full < math.inf and start != full):
-            raise ValueError(f"start and full must be two positive noise levels sigma/alpha, got {start} and {full}")
+            raise ValueError(
+                f"start and full must be two different positive noise levels sigma/alpha, got {start} and {full}"
+            )
         self.start, self.full = math.log(start), math.log(full)
 
     def way(self, log_level: Tensor) -> Tensor:

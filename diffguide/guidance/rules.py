@@ -35,6 +35,10 @@ class Rule:
     def check(self, denoiser: Denoiser, scale: float) -> None:
         """Raises ValueError where the rule cannot work with a denoiser or a scale."""
 
+    def ramped(self, scale: float, factor: Tensor) -> Tensor:
+        """The scale where a ramp lets `factor` of the guidance act; 1 is off."""
+        return 1 + (scale - 1) * factor
+
     def start(self, times: Tensor) -> Any:
         """The memory of one run over `times`; a rule that is called outside a run has the memory None."""
         return None
@@ -182,7 +186,8 @@ class CFGPlusPlus(Rule):
 
     Chung et al., "CFG++: Manifold-constrained Classifier Free Guidance", 2024, arXiv 2406.08070, algorithm 2, where scale is
     lambda: 0 = the weak side, 1 = x_0 of the strong one. The fields disagree on purpose: the x_0 that is estimated gets the
-    noise that the unconditional model sees. More steps guide more, as each moves x_t by its share.
+    noise that the unconditional model sees. More steps guide more, as each moves x_t by its share. A ramp multiplies lambda;
+    outside the interval the strong side is left as it is, its own noise included.
 
     Raises:
         ValueError: from `check`, a scale outside [0, 1].
@@ -194,6 +199,9 @@ class CFGPlusPlus(Rule):
     def check(self, denoiser: Denoiser, scale: float) -> None:
         if not 0 <= scale <= 1:
             raise ValueError(f"scale must be in [0, 1] with rule=cfgpp, where it is lambda of CFG++, got {scale}")
+
+    def ramped(self, scale: float, factor: Tensor) -> Tensor:
+        return scale * factor
 
     def __call__(self, strong, weak, scale, x_t, t, schedule, memory) -> Prediction:
         return Prediction(mixed(strong, weak, scale).x_0, weak.eps)

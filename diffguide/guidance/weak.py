@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..backbones.conditions import Condition
+from ..backbones.conditions import Condition, Embedding, joined
 from ..denoisers import Denoiser, Prediction
 from ..schedules import Schedule
 from .contrast import CONSTANT, LINEAR, Contrast, check_null
@@ -23,7 +23,7 @@ def index_of(condition: int | str, denoiser: Denoiser, guidance: str) -> int:
         ValueError: no such class.
     """
     names = list(denoiser.class_names)
-    if denoiser.num_classes == 0:
+    if denoiser.num_classes == 0 or not denoiser.conditional:
         raise ValueError(f"guidance={guidance} needs a model with classes, and this one has none")
     if isinstance(condition, str) and condition in names:
         return names.index(condition)
@@ -31,13 +31,15 @@ def index_of(condition: int | str, denoiser: Denoiser, guidance: str) -> int:
         return condition
     shown = ", ".join(map(str, names[:12])) + (", ..." if len(names) > 12 else "")
     known = f", or names: {shown}" if names else "; the names of its classes are not known here"
-    raise ValueError(f"there is no class {condition!r}; indices 0 to {denoiser.num_classes - 1}{known}")
+    raise ValueError(
+        f"guidance={guidance}: there is no class {condition!r}; indices 0 to {denoiser.num_classes - 1}{known}"
+    )
 
 
-def batched(denoiser: Denoiser, x_t: Tensor, t: Tensor, conditions: Sequence[Tensor]) -> list[Prediction]:
+def batched(denoiser: Denoiser, x_t: Tensor, t: Tensor, conditions: Sequence[Condition]) -> list[Prediction]:
     """One prediction per condition, by one call."""
     times = len(conditions)
-    whole = denoiser(torch.cat([x_t] * times), torch.cat([t] * times) if t.ndim else t, torch.cat(list(conditions)))
+    whole = denoiser(torch.cat([x_t] * times), torch.cat([t] * times) if t.ndim else t, joined(conditions))
     return [Prediction(*fields) for fields in zip(*(field.chunk(times) for field in whole))]
 
 
@@ -56,6 +58,8 @@ class Negative(Contrast):
         ValueError: a model without classes, or without this one; as `Contrast`.
     """
 
+    by_condition = True
+
     def __init__(
         self, denoiser: Denoiser, condition: int | str, scale: float, interval: Sequence[float], rule: Rule = LINEAR,
         ramp: Ramp = CONSTANT,
@@ -68,7 +72,10 @@ class Negative(Contrast):
 
     def sides(self, x_t: Tensor, t: Tensor, y: Condition | None) -> tuple[Prediction, Prediction]:
         unwanted = self.unwanted(x_t)
-        strong, weak = batched(self.denoiser, x_t, t, [torch.full_like(unwanted, -1) if y is None else y, unwanted])
+        wanted = torch.full_like(unwanted, -1) if y is None else y
+        if isinstance(wanted, Embedding):  # as a guidance around this one embedded it
+            unwanted = self.denoiser.embed(unwanted)
+        strong, weak = batched(self.denoiser, x_t, t, [wanted, unwanted])
         return strong, weak
 
     def weak(self, x_t: Tensor, t: Tensor, y: Condition | None) -> Prediction:
@@ -80,7 +87,7 @@ class Compose(Contrast):
 
     Several conditions at once (AND), or not (NOT, a negative weight). Liu, Li, Du, Torralba, Tenenbaum, "Compositional
     Visual Generation with Composable Diffusion Models", 2022, arXiv 2206.01714, section 4. The conditions take the
-    place of y in every row, and all are one batched call.
+    place of y in every row, and all are one batched call; y means nothing to what is around it.
 
     Arguments:
         denoiser: with class indices for conditions, trained with the null condition.
@@ -93,7 +100,8 @@ class Compose(Contrast):
         ValueError: no such classes, another number of weights, a model without null condition; as `Contrast`.
     """
 
-    needs_null = True
+    needs_null = by_condition = True
+    conditional = embeds = False
 
     def __init__(
         self, denoiser: Denoiser, conditions: Sequence[int | str], weights: Sequence[float], scale: float,
@@ -142,8 +150,8 @@ class Auto(Contrast):
         interval, rule, ramp: as in `Contrast`.
 
     Raises:
-        ValueError: a guide of other data, classes or legal times, or that does not know the noise levels where guidance
-            acts; as `Contrast`.
+        ValueError: a guide that is no denoiser, one of other data, classes or legal times, or that does not know the noise
+            levels where guidance acts; as `Contrast`.
     """
 
     def __init__(
@@ -151,11 +159,23 @@ class Auto(Contrast):
         ramp: Ramp = CONSTANT,
     ):  # fmt: skip
         super().__init__(denoiser, scale, interval, rule, ramp)
+        if not isinstance(guide, Denoiser):
+            raise ValueError(f"guide must be a generator of the same data, got a {type(guide).__name__}")
         check_same_data(denoiser, guide)
         if guide.levels is not None and (denoiser.levels is None or not torch.equal(guide.levels, denoiser.levels)):
             raise ValueError("the guide knows only its own noise levels, and the model has others; take another guide")
         check_reach(guide.schedule, *self.levels_guided())
         self.guide = denoiser.counted(guide)
+
+    embeds = False  # two networks have two tables of classes
+
+    @property
+    def has_null(self) -> bool:
+        return self.denoiser.has_null and self.guide.has_null
+
+    @property
+    def compiled(self) -> bool:
+        return self.denoiser.compiled or self.guide.compiled
 
     @property
     def remembers(self) -> bool:
@@ -166,6 +186,10 @@ class Auto(Contrast):
         there = times if self.same_schedule else self.there(times).unique(sorted=True).flip(0)
         fresh.guide = self.guide.start(noise, there)
         return fresh
+
+    @property
+    def has_null(self) -> bool:
+        return self.denoiser.has_null and self.guide.has_null
 
     @property
     def same_schedule(self) -> bool:
@@ -201,7 +225,9 @@ def check_reach(schedule: Schedule, low: float, high: float) -> None:
     """Raises ValueError where a guide's schedule does not reach over the noise levels where guidance acts."""
     ends = math.exp(-schedule.log_snr_max / 2), math.exp(-schedule.log_snr_min / 2)
     if low < high and (low * (1 + 1e-6) < ends[0] or high > ends[1] * (1 + 1e-6)):
+        shared = [max(low, ends[0]), min(high, ends[1])]
+        narrowed = f"guidance.interval=[{shared[0]:.7g},{shared[1]:.7g}]"
         raise ValueError(
-            f"the guide knows noise levels {ends[0]:.4g} to {ends[1]:.4g}, guidance acts from {low:.4g} to {high:.4g}: "
-            "narrow guidance.interval"
+            f"the guide knows noise levels {ends[0]:.6g} to {ends[1]:.6g}, guidance acts from {low:.6g} to {high:.6g}: "
+            + (f"narrow it, {narrowed}" if shared[0] < shared[1] else "they share none, take another guide")
         )

@@ -22,7 +22,7 @@ BANDS = (0.0, 0.1, 0.3, 1.0, 3.0, 10.0, math.inf)  # edges in noise level sigma 
 class Classifying(Objective):
     """-log p(y | x_t) with x_t = alpha x_0 + sigma eps: cross-entropy over all noise levels.
 
-    Dhariwal & Nichol 2021, arXiv 2105.05233, section 4.1.
+    Dhariwal & Nichol 2021, arXiv 2105.05233, section 4.3.
 
     Arguments:
         backbone: network (x, log_snr, None) -> F [B, number of classes].

@@ -53,8 +53,8 @@ class Denoising(Objective):
         levels.check(schedule)
         if schedule.learned_ends:
             raise ValueError(
-                "a schedule with learned_ends needs an objective with every term of the variational bound; "
-                "take schedule.learned_ends=false"
+                "a schedule with learned_ends needs an objective with every term of the variational bound: "
+                "objective=vdm; or take schedule.learned_ends=false"
             )
         if schedule.learned and not (isinstance(weight, Likelihood) and levels.in_time):
             raise ValueError(

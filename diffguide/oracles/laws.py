@@ -1,11 +1,9 @@
 """Named mixtures whose numbers follow from a rule."""
 
-import math
-
-import numpy
 import torch
 
 from ..datasets.gmm2d import GMM2D
+from ..datasets.tree import grown
 from ..schedules import Schedule
 from .mixture import GaussianMixture
 
@@ -75,31 +73,7 @@ class AutoguidanceTree(GaussianMixture):
         ValueError: an argument outside its range.
     """
 
-    origin = (0.0030, 0.0325)
-    stretch = (1.3136, 1.3844)  # of the coordinates, which makes the whole about as wide as high
-
     def __init__(self, depth: int, seed: int, schedule: Schedule):
         if not 1 <= depth <= 10 or not 0 <= seed < 2**32:
             raise ValueError(f"depth must be 1 to 10 and seed 0 to 2^32 - 1, got {depth} and {seed}")
-        rng = numpy.random.RandomState(seed)
-        trees = [self.branches(rng, depth, 0, numpy.array(self.origin), math.radians(angle)) for angle in (45, 225)]
-        labels = [label for label, tree in enumerate(trees) for _ in tree]
-        weights, means, covariances = (numpy.stack(part) for part in zip(*trees[0], *trees[1]))
-        super().__init__(weights, means, covariances, labels, schedule, class_names=["A", "B"])
-
-    def branches(
-        self, rng: numpy.random.RandomState, depth: int, generation: int, root: numpy.ndarray, angle: float
-    ) -> list[tuple[float, numpy.ndarray, numpy.ndarray]]:
-        """(weight, mean, covariance) of the components of a branch, then of those that leave it."""
-        length = 0.292 * 0.8**generation * (1 + 0.2 * rng.randn())
-        along, stretch = numpy.array([math.cos(angle), math.sin(angle)]), numpy.array(self.stretch)
-        line = numpy.outer(along, along)
-        thickness, size = 0.2 * 0.8**generation / length, 0.06 * length * stretch
-        covariance = (line + thickness**2 * (numpy.eye(2) - line)) * numpy.outer(size, size)
-        places = numpy.linspace(0.07, 0.93, 8)
-        found = [(length * 0.5**generation, stretch * (root + place * length * along), covariance) for place in places]
-        if generation + 1 < depth:
-            for side in (1, -1):
-                turn = side * 0.7**generation * (1 + 0.2 * rng.randn())
-                found += self.branches(rng, depth, generation + 1, root + length * along, angle + turn)
-        return found
+        super().__init__(*grown(depth, seed), schedule, class_names=["A", "B"])

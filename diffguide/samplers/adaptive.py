@@ -37,7 +37,7 @@ class Dopri5(Sampler):
         noise_level_min: sigma / alpha where the last step to sigma = 0 begins, positive; other ends are reached exactly.
 
     Raises:
-        ValueError: a tolerance out of range; torchode is not installed.
+        ValueError: a tolerance out of range; torchode is not installed. Later: noise_level_min above the start.
         SamplingError: a run that needs more evaluations, or meets numbers that are not finite.
     """
 
@@ -69,7 +69,14 @@ class Dopri5(Sampler):
                 "Dopri5 evaluates every sample at its own time, and this guidance needs all of them at one (it has momentum, "
                 "or draws noise): take guidance.rule.momentum=0, another guidance, or another sampler"
             )
-        return super().times(denoiser)
+        times = super().times(denoiser)
+        top = float(denoiser.schedule.noise_level(times[0]))
+        if denoiser.schedule.noise_level(times[-1]) == 0 and self.noise_level_min >= top:
+            raise ValueError(
+                f"noise_level_min must be below the noise level where sampling starts, {top:.6g}, got "
+                f"{self.noise_level_min:g}: all would be one DDIM step"
+            )
+        return times
 
     def step(
         self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, y: Tensor | None, noise: Noise | None, memory: dict

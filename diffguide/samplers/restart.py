@@ -14,15 +14,17 @@ from .grids import along_log_snr, karras_levels, snap
 
 __all__ = ["Restart"]
 
-DRAWS = 2**20  # draws that one visit may use, so that no two visits share any
+DRAWS = 2**20  # draws that one visit may use, so that no two visits share any; visits of visits have DRAWS^2
 NEAR = 1e-9  # relative: a level that is one of the grid's up to rounding is that level
 
 
 class Visit:
-    """The noise of one walk down an interval: independent of the main walk's and of every other visit's."""
+    """The noise of one walk down an interval: independent of the main walk's and of every other visit's, also of those
+    within a visit."""
 
-    def __init__(self, noise: Noise, number: int):
-        self.noise, self.offset = noise, (number + 1) * DRAWS
+    def __init__(self, noise: "Noise | Visit", number: int):
+        self.noise, self.depth = noise, noise.depth + 1 if isinstance(noise, Visit) else 1
+        self.offset = (number + 1) * DRAWS**self.depth
 
     def normal(self, level: Tensor, draw: int) -> Tensor:
         return self.noise.normal(level, self.offset + 1 + draw)
@@ -54,7 +56,7 @@ class Restart(Sampler):
 
     def __init__(self, inner: Sampler, intervals: Sequence[Sequence[float]]):
         super().__init__(inner.steps, inner.grid)
-        if isinstance(inner, Restart):  # visits of visits would share their noise
+        if isinstance(inner, Restart):  # one list says it all
             raise ValueError("inner must not be a Restart: list all of its intervals in one")
         for interval in intervals:
             if len(interval) != 4:

@@ -29,13 +29,16 @@ class TimeTravel(Sampler):
         interval: (lo, hi) in noise level sigma / alpha: a step from t is repeated where lo < sigma_t / alpha_t <= hi.
 
     Raises:
-        ValueError: repeats out of range, an empty interval; from `times`, one that holds no step of the grid.
+        ValueError: repeats out of range, an empty interval, an inner TimeTravel; from `times`, an interval that holds no step
+            of the grid.
     """
 
     stochastic = True
 
     def __init__(self, inner: Sampler, repeats: int, interval: Sequence[float]):
         super().__init__(inner.steps, inner.grid)
+        if isinstance(inner, TimeTravel):
+            raise ValueError("inner must not be a TimeTravel: raise its repeats instead")
         if not 1 <= repeats <= 1000:
             raise ValueError(f"repeats must be 1 to 1000, got {repeats}")
         if len(interval) != 2 or not 0 <= interval[0] < interval[1]:

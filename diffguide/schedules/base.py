@@ -14,6 +14,7 @@ inside a network is untouched by `.to(bfloat16)`.
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -99,6 +100,14 @@ class Schedule(nn.Module):
         """d log_snr / dt (negative), float64, in the shape of t, by forward-mode differentiation."""
         t = as_time(t)
         return torch.func.jvp(self.log_snr, (t,), (torch.ones_like(t),))[1]
+
+    def log_snr_and_rate(self, t: Tensor, hook: Callable[[Tensor], Tensor] | None = None) -> tuple[Tensor, Tensor]:
+        """(log_snr(t), rate(t)) of times [B].
+
+        Arguments:
+            hook: what a gradient [B] becomes on its way to the curve between the ends, where that is learned.
+        """
+        return self.log_snr(t), self.rate(t)
 
     def alpha_sigma(self, t, ndim: int = 1) -> tuple[Tensor, Tensor]:
         """(alpha_t, sigma_t) in float64: 0-d for a 0-d t; for t of shape [B] shaped [B, 1, ...] with `ndim` dimensions."""

@@ -1,6 +1,7 @@
 """A schedule whose curve is learned."""
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -78,18 +79,27 @@ class Monotone(Schedule):
         step = torch.sigmoid(t[..., None] * steep + centre)
         return straight * t + step @ height, straight + (step * (1 - step)) @ (height * steep)
 
-    def log_snr(self, t) -> Tensor:
-        t = as_time(t)
-        high, low = self.ends(t.device)
+    def share(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """The share of the way from the upper end to the lower one, 0 to 1, and its rate."""
         first, last = self.hidden(torch.tensor([0.0, 1.0], dtype=torch.float64, device=t.device))[0]
-        inside = high + (low - high) * (self.hidden(t)[0] - first) / (last - first)
-        return torch.where(t == 1, low, torch.where(t == 0, high, inside))
+        way, rate = self.hidden(t)
+        share = torch.where(t == 1, 1.0, torch.where(t == 0, 0.0, (way - first) / (last - first)))  # the ends exactly
+        return share, rate / (last - first)
+
+    def log_snr(self, t) -> Tensor:
+        return self.log_snr_and_rate(as_time(t))[0]
 
     def rate(self, t) -> Tensor:
-        t = as_time(t)
-        high, low = self.ends(t.device)
-        first, last = self.hidden(torch.tensor([0.0, 1.0], dtype=torch.float64, device=t.device))[0]
-        return (low - high) * self.hidden(t)[1] / (last - first)
+        return self.log_snr_and_rate(as_time(t))[1]
+
+    def log_snr_and_rate(self, t: Tensor, hook: Callable[[Tensor], Tensor] | None = None) -> tuple[Tensor, Tensor]:
+        (high, low), parts = self.ends(t.device), self.share(t)
+        for part in parts:
+            if hook is not None and part.requires_grad:
+                part.register_hook(hook)
+        share, rate = parts
+        log_snr = torch.where(t == 1, low, high + (low - high) * share)  # rounding leaves the lower end otherwise
+        return log_snr, (low - high) * rate
 
     @torch.no_grad()
     def t_of(self, log_snr) -> Tensor:

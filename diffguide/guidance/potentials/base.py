@@ -3,15 +3,16 @@
 score of p_t(x_t) exp(w f):    x_0 + w (sigma^2 / alpha) g,    eps - w sigma g,    g = grad_{x_t} f
 """
 
-import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from ...backbones.conditions import Condition, Embedding
 from ...denoisers import Denoiser, DenoiserWrapper, LogDensity, Prediction, SamplingError
+from ..compiled import check_uncompiled
+from .values import LogPotential, Potential, evaluated, gradient, made
 
 __all__ = [
     "Brightness", "LogPotential", "NoisedPotentialGuidance", "Potential", "PotentialDensity", "PotentialGuidance",
@@ -19,74 +20,11 @@ __all__ = [
 ]  # fmt: skip
 
 
-class Potential:
-    """f(x, y) -> [B]: how well each row of x fits, in nats, up to a constant. Any callable of that form will do.
-
-    Attributes:
-        of_class: whether f reads y, so that a row without class (y = -1) is not guided.
-    """
-
-    of_class: bool = False
-
-    def __call__(self, x: Tensor, y: Condition | None) -> Tensor:
-        raise NotImplementedError
-
-    def start(self, noise, times: Tensor) -> "Potential":
-        """A fresh potential for one run, with the randomness that it needs; where it needs none, itself."""
-        return self
-
-
-LogPotential = Potential | Callable[[Tensor, Condition | None], Tensor]
-
-
 class Brightness(Potential):
     """The sum of an example's values: grey images become brighter. The plainest log-potential there is."""
 
     def __call__(self, x: Tensor, y: Condition | None) -> Tensor:
         return x.flatten(1).sum(1)
-
-
-def made(potential: LogPotential) -> LogPotential:
-    """A potential from a configuration: Hydra's `_partial_` of a function is called as it is, that of a class is built.
-
-    So `guidance.potential._target_=mine.f` takes a function f(x, y) and a class of such callables alike.
-    """
-    if isinstance(potential, functools.partial) and isinstance(potential.func, type):
-        potential = potential()
-    if not callable(potential):
-        raise ValueError(f"potential must be callable as f(x, y) -> [B], got {potential!r}")
-    return potential
-
-
-def name_of(potential: LogPotential) -> str:
-    """What a message calls a potential."""
-    potential = potential.func if isinstance(potential, functools.partial) else potential
-    return getattr(potential, "__name__", type(potential).__name__)
-
-
-def evaluated(potential: LogPotential, x: Tensor, y: Condition | None) -> Tensor:
-    """f(x, y), [B].
-
-    Raises:
-        SamplingError: a value that is not [B], not finite, or not a function of x.
-    """
-    value, name = potential(x, y), name_of(potential)
-    if not isinstance(value, Tensor) or value.shape != (len(x),):
-        found = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
-        raise SamplingError(
-            f"guidance.potential: {name} must give one number per row, [{len(x)}] for x {list(x.shape)}, got {found}"
-        )
-    if not bool(value.isfinite().all()):
-        where = int((~value.isfinite()).nonzero()[0])
-        raise SamplingError(
-            f"guidance.potential: {name} gave {float(value[where].detach())} in row {where} for x {list(x.shape)} "
-            f"between {float(x.detach().min()):.3g} and {float(x.detach().max()):.3g}; it must be finite everywhere"
-        )
-    if x.requires_grad and not value.requires_grad:
-        raise SamplingError(
-            f"guidance.potential: {name} has no gradient: its value does not depend on x {list(x.shape)}"
-        )
-    return value
 
 
 def over_rows(scale: Tensor, x: Tensor) -> Tensor:
@@ -160,6 +98,9 @@ class Steered(DenoiserWrapper):
         level = self.schedule.noise_level(t)
         return (self.interval[0] < level) & (level <= self.interval[1])
 
+    def steers(self, times: Tensor, labelled: bool) -> bool:
+        return bool(self.acts(times).any()) and (labelled or not getattr(self.potential, "of_class", False))
+
     def rows(self, t: Tensor, y: Condition | None, x: Tensor) -> Tensor | None:
         """Which rows are guided: [B], or None for all of them."""
         acts = self.acts(t)
@@ -190,26 +131,31 @@ class Steered(DenoiserWrapper):
 
     def value(self, x_0: Tensor, t: Tensor, y: Condition | None) -> Tensor:
         """The log-potential of x0_hat at a level, [B]."""
-        return evaluated(self.potential, x_0, y)
+        return self.asked(x_0, y)
+
+    def asked(self, x: Tensor, y: Condition | None) -> Tensor:
+        """f(x, y), [B], which counts."""
+        self.denoiser.count_potential(len(x))
+        return evaluated(self.potential, x, y)
 
     def through(self, x_t: Tensor, t: Tensor, y: Condition | None, graph: bool) -> tuple[Prediction, Tensor]:
         """The prediction and grad_{x_t} f(x0_hat(x_t)), through the network, whatever the grad mode at entry."""
         with torch.enable_grad():
             x = x_t if graph else x_t.detach().requires_grad_()
+            check_uncompiled(self.denoiser)
             prediction = self.denoiser(x, t, y)
             if not prediction.x_0.requires_grad:
                 raise SamplingError(
                     f"guidance needs gradients through the model, and {type(self.denoiser).__name__} gives none: "
                     "take guidance=mpgd, which needs none"
                 )
-            value = self.value(prediction.x_0, t, y)
-            return prediction, torch.autograd.grad(value.sum(), x, create_graph=graph)[0]
+            return prediction, gradient(self.potential, self.value(prediction.x_0, t, y), x, graph)
 
     def slope(self, x_0: Tensor, t: Tensor, y: Condition | None, graph: bool) -> Tensor:
         """grad_{x_0} f(x_0), with no network in it."""
         with torch.enable_grad():
             x = x_0 if graph else x_0.detach().requires_grad_()
-            return torch.autograd.grad(self.value(x, t, y).sum(), x, create_graph=graph)[0]
+            return gradient(self.potential, self.value(x, t, y), x, graph)
 
     def scales(self, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         """alpha and sigma, to multiply x."""

@@ -7,8 +7,9 @@ from torch import Tensor
 
 from ...backbones.conditions import Condition
 from ...denoisers import SamplingError
-from .base import Potential, per_sample
+from .base import per_sample
 from .training_free import DRAWS, whole
+from .values import Potential
 
 __all__ = ["ClipEncoder", "ClipPotential", "PretrainedClip"]
 

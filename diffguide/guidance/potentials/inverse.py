@@ -8,8 +8,8 @@ from torch import Tensor
 from ...backbones.conditions import Condition
 from ...denoisers import SamplingError
 from ...randomness import normal
-from .base import Potential
 from .pictures import Mask, Picture
+from .values import Potential
 
 __all__ = ["Deblur", "Inpaint", "LinearProblem", "SuperResolution"]
 
@@ -115,6 +115,8 @@ class Inpaint(LinearProblem):
         return z * self.known.to(z)
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.shape[1:] != self.known.shape[1:]:
+            raise ValueError(f"its picture is {list(self.known.shape[1:])}")
         return x * self.known.to(x)
 
     def residual(self, x: Tensor) -> Tensor:

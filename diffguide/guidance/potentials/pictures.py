@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy
 import torch
@@ -23,7 +24,7 @@ def read(path: str, channels: int | None) -> Tensor:
             with numpy.load(path, allow_pickle=False) as arrays:
                 (name,) = arrays.files
                 return torch.as_tensor(arrays[name]).double()
-        except (OSError, ValueError, TypeError) as error:
+        except (OSError, ValueError, TypeError, EOFError, BadZipFile) as error:
             raise ValueError(f"path must name an .npz with one array of numbers, got {path}: {error}") from error
     from PIL import Image
 
@@ -57,13 +58,16 @@ class FilePicture(Picture):
         measured: whether it holds the measurement itself, not a clean picture to be measured.
 
     Raises:
-        ValueError: a file that cannot be read, or that holds numbers that are not finite.
+        ValueError: a file that cannot be read, or that holds numbers that are not finite, or no picture in [-1, 1].
     """
 
     def __init__(self, path: str, measured: bool):
         self.values, self.measured = read(path, None), measured
         if not bool(self.values.isfinite().all()) or not self.values.numel():
             raise ValueError(f"{path} must hold finite numbers")
+        if not measured and self.values.ndim == 3 and float(self.values.abs().max()) > 1.01:
+            low, high = float(self.values.min()), float(self.values.max())
+            raise ValueError(f"{path} must hold a picture with values in [-1, 1], has {low:.4g} to {high:.4g}")
 
 
 class TestPicture(Picture):
@@ -83,6 +87,10 @@ class TestPicture(Picture):
     def __init__(self, dataset: Dataset, label: int | None, index: int):
         split = dataset.test
         rows = torch.arange(len(split.y)) if label is None else (split.y == label).nonzero()[:, 0]
+        if not len(rows):
+            raise ValueError(
+                f"label: there is no test example of class {label}, the classes are 0 to {int(split.y.max())}"
+            )
         if not 0 <= index < len(rows):
             what = "" if label is None else f" of class {label}"
             raise ValueError(f"index must be below {len(rows)}, the number of test examples{what}, got {index}")

@@ -12,6 +12,7 @@ from ...denoisers import Denoiser, Prediction, SamplingError
 from .base import Steered, over_rows, per_sample
 from .inverse import Inpaint, LinearProblem
 from .training_free import DRAWS
+from .values import made, name_of
 
 __all__ = ["DPS", "PiGDM", "RePaint"]
 
@@ -20,7 +21,7 @@ def checked(guidance: str, potential: object, kind: type) -> None:
     """Raises ValueError where a potential is not of the kind that a method needs."""
     if not isinstance(potential, kind):
         raise ValueError(
-            f"{guidance} needs a potential that is {kind.__name__}, got {type(potential).__name__}; take "
+            f"{guidance} needs a potential that is {kind.__name__}, got {name_of(made(potential))}; take "
             "guidance/potential=inpaint, super_resolution or deblur, or another guidance, such as mpgd"
         )
 

@@ -12,11 +12,16 @@ from torch import Tensor
 
 from ...backbones.conditions import Condition
 from ...denoisers import Denoiser, Prediction
-from .base import LogPotential, Steered, evaluated, over_rows, per_sample
+from .base import Steered, over_rows, per_sample
+from .steps import EvenSteps, StepWeights
+from .values import LogPotential
 
 __all__ = ["FreeDoM", "LGD", "MPGD", "Smoothed", "TFG", "UniversalGuidance"]
 
-DRAWS = 2**24  # the first of the draws that smoothing uses: no sampler counts so far
+DRAWS = 2**36  # the first of the draws that smoothing uses: neither samplers nor their visits count so far
+
+
+EVEN = EvenSteps()
 
 
 def whole(name: str, value: int, least: int) -> int:
@@ -119,7 +124,7 @@ class UniversalGuidance(Steered):
 
 
 def climbed(
-    guidance: Steered, x_0: Tensor, t: Tensor, y: Condition | None, steps: int, rate: float, graph: bool
+    guidance: Steered, x_0: Tensor, t: Tensor, y: Condition | None, steps: int, rate: Tensor | float, graph: bool
 ) -> Tensor:
     """x_0 after `steps` steps of gradient ascent on the log-potential."""
     for _ in range(steps):
@@ -156,7 +161,7 @@ class Smoothed(Steered):
             raise ValueError(f"{type(self).__name__} smooths with noise of a run: call start(noise, times) first")
         r = over_rows(self.width(t), x_0)
         drawn = (per_sample(z, x_0, type(self).__name__) for z in self.draws)
-        values = [evaluated(self.potential, x_0 + r * z, y) for z in drawn]
+        values = [self.asked(x_0 + r * z, y) for z in drawn]
         return torch.stack(values).logsumexp(0) - math.log(self.copies)
 
 
@@ -197,21 +202,22 @@ class TFG(Smoothed):
 
         D from 0 by `iterations` steps D + mu grad_{x_0} f~(x0_hat + D),  r_t = smoothing sigma_t / sqrt(alpha_t^2 + sigma_t^2)
 
-    Ye et al., "TFG: Unified Training-Free Guidance for Diffusion Models", 2024, arXiv 2409.15761, algorithm 1 with constant
-    rho_t and mu_t: its DDIM step adds grad / sqrt(alpha_t) and sqrt(abar_{t-1}) D to x_{t-1}, which alpha_s times this
-    shift is. DPS is mu = 0; MPGD rho = 0, 1 iteration; FreeDoM mu = 0 and sampler=time_travel; all without smoothing.
-    Its recurrence is sampler=time_travel.
+    Ye et al., "TFG: Unified Training-Free Guidance for Diffusion Models", 2024, arXiv 2409.15761, algorithm 1, where rho and
+    mu are those of the step: its DDIM step adds rho grad / sqrt(alpha_t) and sqrt(abar_{t-1}) D to x_{t-1}, which alpha_s
+    times this shift is. DPS is mu = 0; MPGD rho = 0, 1 iteration; FreeDoM mu = 0 and sampler=time_travel; all without
+    smoothing. Its recurrence is sampler=time_travel.
 
     Arguments:
         denoiser: one whose prediction can be differentiated, unless rho is 0.
         potential: f(x_0, y) -> [B].
         scale: multiplies rho and mu; 0 = off.
         interval: (lo, hi] in noise level sigma / alpha.
-        rho: step of the gradient through the network, at least 0.
-        mu: step of the gradient on x_0, at least 0.
+        rho: step of the gradient through the network, at least 0, the mean over the steps of a run.
+        mu: step of the gradient on x_0, at least 0, likewise.
         iterations: steps on x_0, at least 0.
         copies: of x0_hat that f~ averages over; 0 = f itself.
         smoothing: width of their noise at pure noise, at least 0.
+        rho_steps, mu_steps: how rho and mu are shared out among the steps of a run.
 
     Raises:
         ValueError: see `Steered`; a step, count or width out of range.
@@ -219,7 +225,8 @@ class TFG(Smoothed):
 
     def __init__(
         self, denoiser: Denoiser, potential: LogPotential, scale: float, interval: Sequence[float], rho: float,
-        mu: float, iterations: int, copies: int, smoothing: float,
+        mu: float, iterations: int, copies: int, smoothing: float, rho_steps: StepWeights = EVEN,
+        mu_steps: StepWeights = EVEN,
     ):  # fmt: skip
         super().__init__(denoiser, potential, scale, interval)
         for name, value in {"rho": rho, "mu": mu, "smoothing": smoothing}.items():
@@ -227,6 +234,12 @@ class TFG(Smoothed):
                 raise ValueError(f"{name} must be a finite number of at least 0, got {value}")
         self.rho, self.mu, self.smoothing = float(rho), float(mu), float(smoothing)
         self.iterations, self.copies = whole("iterations", iterations, 0), whole("copies", copies, 0)
+        self.rho_steps, self.mu_steps = rho_steps, mu_steps
+
+    def start(self, noise, times: Tensor) -> "TFG":
+        fresh = super().start(noise, times)
+        fresh.rho_steps, fresh.mu_steps = (part.start(self.schedule, times) for part in (self.rho_steps, self.mu_steps))
+        return fresh
 
     @property
     def off(self) -> bool:
@@ -241,7 +254,9 @@ class TFG(Smoothed):
             x_0 = plain.x_0
         else:
             plain, gradient = self.through(x_t, t, y, graph)
-            x_0 = plain.x_0 + self.scale * self.rho / self.scales(t, gradient)[0] * gradient
+            rho = self.scale * self.rho * over_rows(self.rho_steps(t), gradient)
+            x_0 = plain.x_0 + rho / self.scales(t, gradient)[0] * gradient
         steps = self.iterations if self.mu else 0
-        moved = climbed(self, plain.x_0, t, y, steps, self.scale * self.mu, graph) - plain.x_0
+        mu = self.scale * self.mu * over_rows(self.mu_steps(t), x_0) if steps else 0.0
+        moved = climbed(self, plain.x_0, t, y, steps, mu, graph) - plain.x_0
         return plain, Prediction(x_0 + moved, plain.eps)

@@ -1,0 +1,110 @@
+"""What can be changed in a network that was trained, so that it becomes a worse one: in some layers, for some rows.
+
+A network that is called with a perturbation asks it at each of its places, by their index, what to go on with.
+"""
+
+import copy
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+__all__ = ["BlurredQueries", "IdentityAttention", "Perturbation", "SkippedBlocks"]
+
+
+class Perturbation:
+    """Nothing changed, which subclasses change in some layers.
+
+    Arguments:
+        layers: indices of the layers that are changed, in the order in which the network computes them.
+
+    Attributes:
+        rows: [B] bool, which rows of a batch are changed; the others see the network as it is.
+    """
+
+    rows: Tensor
+
+    def __init__(self, layers: Sequence[int]):
+        self.layers = tuple(layers)
+
+    def on(self, rows: Tensor) -> "Perturbation":
+        """The same for these rows [B]."""
+        fresh = copy.copy(self)
+        fresh.rows = rows
+        return fresh
+
+    def instead(self, old: Tensor, new: Tensor) -> Tensor:
+        """new in the rows that are changed, old elsewhere; both [B, ...]."""
+        return torch.where(self.rows.reshape(-1, *[1] * (old.ndim - 1)), new, old)
+
+    def queries(self, index: int, q: Tensor, grid: tuple[int, int]) -> Tensor:
+        """What attention layer `index` takes for its queries q [B, heads, N, d], N = the places of a grid, row by row."""
+        return q
+
+    def attended(self, index: int, v: Tensor, h: Tensor) -> Tensor:
+        """What attention layer `index` goes on with for h = softmax(q k^T / sqrt(d)) v, all [B, heads, N, d]."""
+        return h
+
+    def passed(self, index: int, short: Tensor, h: Tensor) -> Tensor:
+        """What follows block `index`, which made h; `short` is what it makes where its branches add nothing."""
+        return h
+
+
+class IdentityAttention(Perturbation):
+    """The attention map is the identity, so that each place sees itself alone: v for softmax(q k^T / sqrt(d)) v.
+
+    Ahn et al., "Self-Rectifying Diffusion Sampling with Perturbed-Attention Guidance", 2024, arXiv 2403.17377, section 4.
+    """
+
+    def attended(self, index: int, v: Tensor, h: Tensor) -> Tensor:
+        return self.instead(h, v) if index in self.layers else h
+
+
+class BlurredQueries(Perturbation):
+    """Queries are blurred by a Gaussian over the grid of places.
+
+    Hong, "Smoothed Energy Guidance", 2024, arXiv 2408.00760. As in its code, the kernel ends at three standard deviations
+    and is no longer than the grid (plus one where that is even), and the grid is mirrored at its borders.
+
+    Arguments:
+        layers: as in `Perturbation`.
+        blur: standard deviation in places, at least 0; inf = the mean of all queries.
+    """
+
+    def __init__(self, layers: Sequence[int], blur: float):
+        super().__init__(layers)
+        self.blur = blur
+
+    def queries(self, index: int, q: Tensor, grid: tuple[int, int]) -> Tensor:
+        if index not in self.layers:
+            return q
+        rows, columns = (smoothing(side, self.blur, q) for side in grid)
+        blurred = columns @ q.unflatten(2, grid)  # [B, heads, rows, columns, d]
+        blurred = (rows @ blurred.transpose(2, 3)).transpose(2, 3)
+        return self.instead(q, blurred.flatten(2, 3))
+
+
+def smoothing(side: int, blur: float, like: Tensor) -> Tensor:
+    """[side, side]: what each place of a line takes of all of them, rows of sum 1; on the device and in the dtype of `like`."""
+    exact = {"device": like.device, "dtype": torch.promote_types(like.dtype, torch.float32)}
+    if blur == math.inf:
+        return torch.full((side, side), 1 / side, **exact).to(like.dtype)
+    length = math.ceil(6 * blur) + 1 - math.ceil(6 * blur) % 2
+    half = min(length, side + 1 - side % 2) // 2
+    distance = torch.arange(-half, half + 1, **exact)
+    kernel = torch.exp(-((distance / max(blur, 1e-9)) ** 2) / 2)
+    mirrored = functional.pad(torch.eye(side, **exact)[None], (half, half), mode="reflect")[0]
+    return (mirrored.unfold(1, 2 * half + 1, 1) @ (kernel / kernel.sum())).T.to(like.dtype)
+
+
+class SkippedBlocks(Perturbation):
+    """Blocks are skipped: what their branches add is left out, and their short cut alone remains.
+
+    Hyung et al., "Spatiotemporal Skip Guidance for Enhanced Video Diffusion Sampling", 2024, arXiv 2411.18664: residual skip.
+    The short cut is the identity, but where a block of the U-Net changes the width (a linear map) or the resolution.
+    """
+
+    def passed(self, index: int, short: Tensor, h: Tensor) -> Tensor:
+        return self.instead(h, short) if index in self.layers else h

@@ -1,0 +1,63 @@
+"""Pictures of a metric's curve: a panel per column, a line per model, a band of one standard error."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from .evaluation.metric import Plot
+from .runs import write_atomically
+
+__all__ = ["figure", "write"]
+
+COLORS = 10  # that differ well; more lines run through a colour map
+
+
+def figure(plot: Plot, lines: Mapping[str, Sequence[Mapping[str, Any]]]):
+    """A matplotlib figure.
+
+    Arguments:
+        plot: what is drawn against what.
+        lines: curve per name; one without a name needs no legend. A panel whose column no curve has is left out.
+    """
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    panels = [panel for panel in plot.panels if any(panel.column in row for curve in lines.values() for row in curve)]
+    drawn = Figure(figsize=(4.5 * len(panels) + 0.5, 3.8), layout="constrained")
+    axes = drawn.subplots(1, len(panels), squeeze=False)[0]
+    shades = matplotlib.colormaps["viridis"]
+    for axis, panel in zip(axes, panels):
+        for index, (name, curve) in enumerate(lines.items()):
+            color = f"C{index}" if len(lines) <= COLORS else shades(index / (len(lines) - 1))
+            rows = [row for row in curve if number(row.get(panel.column)) and number(row.get(plot.x))]
+            x, y = ([row[column] for row in rows] for column in (plot.x, panel.column))
+            errors = [row.get(f"{panel.column}_se") for row in rows]
+            axis.plot(x, y, marker=".", color=color, label=name)
+            if any(map(number, errors)):
+                spread = [error if number(error) else 0.0 for error in errors]
+                low, high = ([a + sign * b for a, b in zip(y, spread)] for sign in (-1, 1))
+                axis.fill_between(x, low, high, color=color, alpha=0.25, linewidth=0)
+        axis.margins(y=0.08)
+        if panel.reference is not None:
+            label, height = panel.reference
+            axis.axhline(height, color="0.6", linestyle="--")
+            axis.annotate(label, (0.02, height), xycoords=("axes fraction", "data"), color="0.4", va="bottom", size=8)
+        axis.set(xlabel=plot.label, ylabel=panel.label, xscale="log" if plot.logarithmic else "linear")
+    if any(lines):
+        drawn.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=8)
+    return drawn
+
+
+def number(value: Any) -> bool:
+    """Whether a value of a curve can be drawn: JSON has infinities as texts."""
+    return isinstance(value, int | float)
+
+
+def write(path: Path, plot: Plot, lines: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+    """Writes `figure` as a PNG.
+
+    Raises:
+        WriteError: the disk is full, the folder is gone, ...
+    """
+    drawn = figure(plot, lines)
+    write_atomically(path, lambda temporary: drawn.savefig(temporary, format="png", dpi=100))

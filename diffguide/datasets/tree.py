@@ -1,0 +1,94 @@
+"""The tree of the autoguidance paper: thin branches in the plane that no small network learns to their tips."""
+
+import math
+from typing import NamedTuple
+
+import numpy
+import torch
+from torch import Tensor
+
+from .base import Dataset, Split, check_facts
+
+__all__ = ["Components", "Tree", "grown"]
+
+ORIGIN = numpy.array([0.0030, 0.0325])
+STRETCH = numpy.array([1.3136, 1.3844])  # of the coordinates, which makes the whole about as wide as high
+
+
+class Components(NamedTuple):
+    """Gaussians: weights [K], any positive sum; means [K, 2]; covariances [K, 2, 2]; labels [K]. All but labels float64."""
+
+    weights: numpy.ndarray
+    means: numpy.ndarray
+    covariances: numpy.ndarray
+    labels: numpy.ndarray
+
+
+def grown(depth: int, seed: int) -> Components:
+    """The two trees, class A before class B, depth first; every branch is eight Gaussians along a line.
+
+    Arguments:
+        depth: generations of branches; `depth` = g makes 2 (2^g - 1) branches.
+        seed: of lengths and angles, 0 to 2^32 - 1.
+    """
+    rng = numpy.random.RandomState(seed)
+    trees = [branches(rng, depth, 0, ORIGIN, math.radians(angle)) for angle in (45, 225)]
+    labels = [label for label, tree in enumerate(trees) for _ in tree]
+    return Components(*(numpy.stack(part) for part in zip(*trees[0], *trees[1])), numpy.array(labels))
+
+
+def branches(
+    rng: numpy.random.RandomState, depth: int, generation: int, root: numpy.ndarray, angle: float
+) -> list[tuple[float, numpy.ndarray, numpy.ndarray]]:
+    """(weight, mean, covariance) of the components of a branch, then of those that leave it."""
+    length = 0.292 * 0.8**generation * (1 + 0.2 * rng.randn())
+    along = numpy.array([math.cos(angle), math.sin(angle)])
+    line = numpy.outer(along, along)
+    thickness, size = 0.2 * 0.8**generation / length, 0.06 * length * STRETCH
+    covariance = (line + thickness**2 * (numpy.eye(2) - line)) * numpy.outer(size, size)
+    places = numpy.linspace(0.07, 0.93, 8)
+    found = [(length * 0.5**generation, STRETCH * (root + place * length * along), covariance) for place in places]
+    if generation + 1 < depth:
+        for side in (1, -1):
+            turn = side * 0.7**generation * (1 + 0.2 * rng.randn())
+            found += branches(rng, depth, generation + 1, root + length * along, angle + turn)
+    return found
+
+
+class Tree(Dataset):
+    """Exact samples of two classes A and B, each a fractal tree of 127 branches of eight Gaussians.
+
+    Karras, Aittala, Kynkaanniemi, Lehtinen, Aila, Laine, "Guiding a Diffusion Model with a Bad Version of Itself", 2024,
+    arXiv 2406.02507, figure 1 and appendix C; its law is `oracle=autoguidance_tree`. The draws are a function of `seed`.
+
+    Arguments:
+        channels, size, num_classes: the facts 2 (length of a vector), None (no image) and 2, checked.
+        train, validation, test: number of points in each split, 1 to 10^7.
+        seed: of the draws, at least 0.
+
+    Raises:
+        ValueError: other facts, or a number out of range.
+    """
+
+    synthetic = True
+
+    def __init__(
+        self, channels: int, size: int | None, num_classes: int, train: int, validation: int, test: int, seed: int
+    ):
+        found = {"channels": 2, "size": None, "num_classes": 2}
+        check_facts("tree", {"channels": channels, "size": size, "num_classes": num_classes}, found)
+        if min(train, validation, test) < 1 or max(train, validation, test) > 10**7 or seed < 0:
+            raise ValueError(
+                f"tree needs 1 to 10^7 points per split and seed >= 0, got {train}, {validation}, {test}, seed {seed}"
+            )
+        law = Components(*(torch.from_numpy(part) for part in grown(depth=7, seed=2)))
+        rng = torch.Generator().manual_seed(seed)
+        super().__init__(*(drawn(law, n, rng) for n in (train, validation, test)), class_names=("A", "B"))
+
+
+def drawn(law: Components, n: int, rng: torch.Generator) -> Split:
+    """n labelled points of a mixture, whose fields are tensors."""
+    component = torch.multinomial(law.weights, n, replacement=True, generator=rng)
+    z = torch.randn(n, 2, 1, generator=rng, dtype=torch.float64)
+    x: Tensor = law.means[component] + (torch.linalg.cholesky(law.covariances)[component] @ z)[..., 0]
+    return Split(x.float(), law.labels[component])

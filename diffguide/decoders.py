@@ -1,0 +1,84 @@
+"""Decoders p(x | z_0): what the least noisy latent z_0 = alpha_0 x + sigma_0 eps says of the data.
+
+decoder.log_prob(x, eps, log_snr) -> [B] nats, log p(x | z_0) at that z_0. It depends on alpha_0 / sigma_0 alone, so that it
+holds for every normalisation. The variational bound needs its mean over eps, in training and in evaluation.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+__all__ = ["Decoder", "Discretized", "Gaussian"]
+
+REACH = 20.0  # in units of sigma_0: a value that far off has a share below e^-60 for every eps within 7
+
+
+class Decoder:
+    """Base of the decoders.
+
+    Attributes:
+        values: number of values that an element of x can have, 0 = a continuum, where log_prob is a density.
+    """
+
+    values: int = 0
+
+    def check(self, x: Tensor) -> None:
+        """Raises ValueError where data x are not what it decodes."""
+
+    def log_prob(self, x: Tensor, eps: Tensor, log_snr: Tensor) -> Tensor:
+        """log p(x | z_0 = alpha_0 x + sigma_0 eps) in nats, [B]; gradients reach log_snr.
+
+        Arguments:
+            x, eps: [B, ...].
+            log_snr: 0-d, log(alpha_0^2 / sigma_0^2), finite.
+        """
+        raise NotImplementedError
+
+
+class Discretized(Decoder):
+    """p(x | z_0) = prod_i q(z_0i | x_i) / sum_v q(z_0i | v), v over the values that an element can have.
+
+    Kingma, Salimans, Poole, Ho, "Variational Diffusion Models", 2021, arXiv 2107.00630, section 3.3. With s_v =
+    (alpha_0 / sigma_0) (v - x_i), the share of every other value against that of x_i is exp(s_v eps_i - s_v^2 / 2).
+
+    Arguments:
+        values: K values v = 2 k / (K - 1) - 1, k = 0 ... K - 1: 17 for the digits, 256 for bytes.
+
+    Raises:
+        ValueError: fewer than 2 values.
+    """
+
+    def __init__(self, values: int):
+        if values < 2:
+            raise ValueError(
+                f"a discretised decoder needs data of 2 values at least, got values={values}; continuous data take the "
+                "Gaussian one (objective/decoder=gaussian)"
+            )
+        self.values = values
+
+    def check(self, x: Tensor) -> None:
+        place = (x.double() + 1) / 2 * (self.values - 1)
+        if place.sub(place.round()).abs().max() > 1e-3 or x.abs().max() > 1 + 1e-4:
+            raise ValueError(
+                f"the data are not of the {self.values} values from -1 to 1 that the discretised decoder was built for: "
+                "check dataset.values"
+            )
+
+    def log_prob(self, x: Tensor, eps: Tensor, log_snr: Tensor) -> Tensor:
+        spacing = 2 / (self.values - 1)
+        step = torch.exp(log_snr / 2).to(x) * spacing  # between neighbours, in units of sigma_0
+        index = ((x + 1) / spacing).round()
+        others = torch.zeros_like(x)
+        for k in range(1, min(self.values - 1, math.ceil(REACH / max(float(step.detach()), 1e-30))) + 1):
+            s = k * step
+            above, below = torch.exp(s * eps - s**2 / 2), torch.exp(-s * eps - s**2 / 2)
+            others = others + torch.where(index + k < self.values, above, 0) + torch.where(index >= k, below, 0)
+        return -torch.log1p(others).flatten(1).sum(1)
+
+
+class Gaussian(Decoder):
+    """p(x | z_0) = N(x; z_0 / alpha_0, (sigma_0 / alpha_0)^2 I), for continuous data: the same without a grid of values."""
+
+    def log_prob(self, x: Tensor, eps: Tensor, log_snr: Tensor) -> Tensor:
+        return 0.5 * (log_snr.to(x) - math.log(2 * math.pi) - eps**2).flatten(1).sum(1)

@@ -1,0 +1,240 @@
+"""diffguide-eval: load checkpoints, put a question to them, write the answer with its errors."""
+
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from .commands import Sweep, one_line_errors, record_job, run_command
+from .configuration import ConfigError, build, check_whole, config_dir, run_parent, telling
+from .interrupts import Interrupts, Stopped
+from .quoting import quoted
+from .runs import WriteError, claim_version, only_writer, remove_leftovers, strict_json
+from .sample import check_model, exact
+
+__all__ = ["evaluate", "main"]
+
+
+class Run(NamedTuple):
+    """One checkpoint and one metric: the subject, the metric, and what identifies both in metrics.json."""
+
+    subject: Any
+    metric: Any
+    identity: dict[str, Any]
+    name: str
+
+
+def evaluate(cfg: DictConfig) -> None:
+    """One metric of one checkpoint, or of several: prints each folder that it wrote, a table's last, on stdout."""
+    begun = None
+    if cfg.resume is not None:
+        from .resume import find_evaluation
+
+        cfg, begun = find_evaluation(cfg)
+    check(cfg)
+    cfg = OmegaConf.masked_copy(cfg, [key for key in cfg if "oracle" in cfg or key != "schedule"])  # the rest is unused
+    if begun is not None and begun.header is None:
+        return tidy(begun.folder)
+    engine = build(cfg, "engine")
+    if engine.world_size > 1:
+        raise ConfigError(
+            f"engine.devices must be 1, got {engine.world_size}: one process measures; others may measure other checkpoints"
+        )
+    engine.launch()
+    runs = [prepare(cfg, engine, begun.file if begun else path) for path in paths(cfg)]  # all can, before one does
+    folders = []
+    for path, run in zip(paths(cfg), runs):
+        folders.append(measure(OmegaConf.merge(cfg, {"checkpoint": path}), engine, run, begun))
+        print(folders[-1])
+    record_job({"folders": list(map(str, folders))})
+    if len(folders) > 1 and HydraConfig.get().mode != RunMode.MULTIRUN:
+        from .tables import write_comparison
+
+        print(write_comparison([{"folder": str(folder), "overrides": {}} for folder in folders]))
+
+
+def check(cfg: DictConfig) -> None:
+    """What can be said before anything is built.
+
+    Raises:
+        ConfigError: a value of the wrong type or range, no checkpoint.
+    """
+    for key, least in {"batch_size": 1, "seed": 0, "n": 1}.items():
+        if key != "n" or cfg.n is not None:  # null = the whole split
+            check_whole(cfg, key, least)
+    if cfg.split not in ("train", "validation", "test"):
+        raise ConfigError(f"split must be train, validation or test, got {cfg.split!r}")
+    if "oracle" not in cfg and not (paths(cfg) and all(isinstance(path, str) for path in paths(cfg))):
+        raise ConfigError(
+            "checkpoint is missing: give checkpoint=outputs/train/<name>/v001, the folder of a training run, a list of "
+            "them, checkpoint=[a,b], or oracle=<name>; see --help"
+        )
+    check_model(cfg)
+
+
+def paths(cfg: DictConfig) -> list:
+    """The checkpoints, one or several; [None] beside an oracle."""
+    return OmegaConf.to_container(cfg.checkpoint) if OmegaConf.is_list(cfg.checkpoint) else [cfg.checkpoint]
+
+
+def prepare(cfg: DictConfig, engine, path: str | Path | None) -> Run:
+    """The subject, of a checkpoint or of an oracle (path None), and the metric that it can answer.
+
+    Raises:
+        ConfigError: a model, data and metric that do not go together.
+    """
+    from . import subjects
+    from .guides import check_guides, with_guides
+    from .resume import trusted
+
+    if "oracle" in cfg:
+        subject, identity = subjects.exact(cfg, exact(cfg, engine.device), engine.device)
+        name = HydraConfig.get().runtime.choices["oracle"]
+    else:
+        subject, identity = subjects.trained(cfg, path, engine.device)
+        name = subject.config["name"]
+    try:
+        node = OmegaConf.to_container(cfg.metric, resolve=True)
+        node, guides = with_guides(node, "metric", engine.device, trusted(cfg))
+        check_guides(guides, subject.shape, subject.class_names)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    metric = build({"metric": node}, "metric")
+    try:
+        metric = metric.of(subject)
+        metric.check(subject)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    identity["guides"] = {guide.key: guide.identity() for guide in guides}
+    return Run(subject, metric, identity, name)
+
+
+def measure(cfg: DictConfig, engine, run: Run, begun) -> Path:
+    """Measures, and writes the run folder, which it returns.
+
+    Raises:
+        ConfigError: a measurement that cannot end, or a folder that cannot be written.
+        SystemExit: after a signal, with everything kept that the metric keeps.
+    """
+    from . import tables
+    from .denoisers import SamplingError
+    from .evaluation.parts import MetricError, Parts
+    from .sampling import versions
+    from .shards import START
+
+    def fill(folder: Path) -> None:
+        OmegaConf.save(cfg, folder / "config.yaml", resolve=True)
+        (folder / START).write_text(strict_json(run.identity) + "\n", encoding="utf-8")
+
+    subject, metric = run.subject, run.metric
+    precision = "float64" if "oracle" in cfg else cfg.engine.precision
+    with ExitStack() as held:
+        try:
+            folder = begun.folder if begun else claim_version(run_parent(cfg, "evaluate", cfg.name or run.name), fill)
+            held.enter_context(only_writer(folder))
+            remove_leftovers(folder)
+        except OSError as error:
+            raise ConfigError(f"{'resume' if begun else 'output_root'}: {error}") from error
+        interrupts = held.enter_context(Interrupts())
+        parts, bar, started = Parts(folder / "parts"), Bar(metric.name, subject, interrupts), time.monotonic()
+        subject.begin(parts, bar)
+        try:
+            with engine.autocast():
+                measured = metric.measure(subject)
+            bar.close()
+            record = {
+                "metric": metric.name, "figures": {name: part._asdict() for name, part in measured.figures.items()},
+                "n": subject.n, "seed": subject.seed, **measured.facts,
+                "evaluations": subject.evaluations, "seconds": time.monotonic() - started + parts.seconds,
+                **run.identity, "precision": precision, "device": str(engine.device),
+                "batch_size": subject.batch_size, "versions": versions(), "curve": list(measured.curve),
+                "details": dict(measured.details), "plots": [tables.plain(plot) for plot in measured.plots],
+            }  # fmt: skip
+            print(tables.write_run(folder, record), end="", file=sys.stderr)
+            parts.remove()
+            (folder / START).unlink(missing_ok=True)
+        except Stopped as stopped:
+            bar.close()
+            again = quoted(f"resume={folder}")
+            print(f"{stopped.name} after {stopped}; continue with: diffguide-eval {again}", file=sys.stderr)
+            print(folder)
+            raise SystemExit(stopped.code) from stopped
+        except (WriteError, MetricError, SamplingError) as error:
+            raise ConfigError(f"metric={metric.name}: {error}") from error
+    return folder
+
+
+class Bar:
+    """How far a measurement is; a new bar where it counts something else. Where it is called is where a signal stops it.
+
+    Raises:
+        Stopped: there was a signal.
+    """
+
+    def __init__(self, title: str, subject, interrupts: Interrupts):
+        self.title, self.subject, self.interrupts = title, subject, interrupts
+        self.progress, self.counts, self.since = None, None, time.monotonic()
+
+    def __call__(self, done: int, total: int, unit: str) -> None:
+        from .progress import Progress
+
+        if self.counts != (total, unit):
+            self.close()
+            self.counts, self.progress = (total, unit), Progress(self.title, total, unit)
+            self.progress.started = self.since  # the first batch was done since then
+        self.progress.advance(done - self.progress.count)
+        evaluations = self.subject.evaluations
+        self.progress.show(**({} if evaluations is None else {"evaluations": evaluations}))
+        self.since = time.monotonic()
+        if self.interrupts.number:
+            raise Stopped(self.interrupts.number, f"{done} of {total} {unit}")
+
+    def close(self) -> None:
+        if self.progress is not None:
+            self.progress.close()
+
+
+def tidy(folder: Path) -> None:
+    """Says that a finished run is finished; removes what a process that was killed then may have left."""
+    from .evaluation.parts import Parts
+    from .shards import START
+
+    with telling("resume"), only_writer(folder):
+        remove_leftovers(folder)
+        Parts(folder / "parts").remove()
+        (folder / START).unlink(missing_ok=True)
+    print(f"nothing is left to do: {folder} has its figures", file=sys.stderr)
+    print(folder)
+
+
+class Comparison(Sweep):
+    """After a multirun: one table and its plots, in a folder beside the runs."""
+
+    def finish(self, jobs: list[dict]) -> None:
+        from .tables import write_comparison
+
+        if jobs:
+            runs = [{"folder": folder, "overrides": job["overrides"]} for job in jobs for folder in job["folders"]]
+            print(write_comparison(runs))
+
+
+@hydra.main(version_base="1.3", config_path=config_dir(), config_name="evaluate")
+def command(cfg: DictConfig) -> None:
+    with one_line_errors("diffguide-eval", cfg):
+        evaluate(cfg)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The console script `diffguide-eval`; argv without the program's name."""
+    run_command(command, "diffguide-eval", argv, "evaluate")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,116 @@
+"""Variational diffusion models: training on the bound itself."""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ..backbones import Backbone
+from ..backbones.conditions import Condition
+from ..decoders import Decoder
+from ..denoisers import Preconditioned
+from ..parameterizations import Parameterization
+from ..randomness import Share, normal
+from ..schedules import Schedule
+from .base import Loss, Objective, drop_condition
+from .levels import NoiseLevels
+
+__all__ = ["Variational"]
+
+
+class Variational(Objective):
+    """-log p(x) <= KL(q(z_1 | x) || p(z_1)) + E[-log p(x | z_0)] + diffusion, in bits per dimension of x.
+
+        prior           1/2 e^log_snr(1) ||x||^2, for p(z_1) = N(0, sigma_1^2 I), which samplers start from
+        reconstruction  E[-log p(x | z_0)], by the decoder
+        diffusion       1/2 int ||eps - eps_hat||^2 d log_snr, from log_snr(1) to log_snr(0); of T steps
+                        T / 2 E_k[expm1(log_snr(s) - log_snr(t)) ||eps - eps_hat(z_t)||^2], t = k / T, s = (k - 1) / T
+
+    Kingma, Salimans, Poole, Ho, "Variational Diffusion Models", 2021, arXiv 2107.00630, eq. 11, 13-18. There p(z_1) is
+    N(0, I), which differs by terms of e^(2 log_snr(1)).
+
+    In continuous time the bound does not depend on the curve between the ends. A learned schedule gets there the
+    gradient of the squared diffusion term, which makes the estimate less noisy (appendix I.2); learned ends, and the
+    whole of a learned schedule in T steps, get that of the bound.
+
+    Arguments:
+        backbone: network (x, log_snr, y) -> F in the shape of x.
+        schedule: noise schedule with finite ends.
+        parameterization: what the network predicts.
+        decoder: p(x | z_0).
+        levels: distribution of the noise level.
+        steps: T, at least 1; None = continuous time.
+        p_uncond: probability, per example, of training without its condition; in [0, 1].
+
+    Raises:
+        ValueError: p_uncond or steps out of range, infinite ends, levels that the schedule's ends do not allow, a learned
+            schedule with levels that are not drawn in time; from `forward`: data that the decoder does not decode.
+    """
+
+    def __init__(
+        self, backbone: Backbone, schedule: Schedule, parameterization: Parameterization, decoder: Decoder,
+        levels: NoiseLevels, steps: int | None, p_uncond: float,
+    ):  # fmt: skip
+        super().__init__()
+        if not 0 <= p_uncond <= 1:
+            raise ValueError(f"p_uncond must be in [0, 1], got {p_uncond}")
+        if steps is not None and steps < 1:
+            raise ValueError(f"steps must be at least 1, or null for continuous time, got {steps}")
+        if math.isinf(schedule.log_snr_max) or math.isinf(schedule.log_snr_min):
+            raise ValueError(
+                "the variational bound needs a schedule with finite ends, got log_snr_max "
+                f"{schedule.log_snr_max:g} and log_snr_min {schedule.log_snr_min:g}"
+            )
+        levels.check(schedule)
+        if (schedule.learned or steps is not None) and not levels.in_time:
+            what = (
+                f"a learned schedule ({type(schedule).__name__})" if schedule.learned else f"a bound of {steps} steps"
+            )
+            raise ValueError(
+                f"{what} needs levels that are drawn in time, such as objective/levels=uniform_t; got {type(levels).__name__}"
+            )
+        self.model = Preconditioned(backbone, schedule, parameterization, has_null=p_uncond > 0)
+        self.decoder, self.levels, self.steps, self.p_uncond = decoder, levels, steps, float(p_uncond)
+        self.checked = False  # whether the decoder has seen data
+
+    def forward(self, x_0: Tensor, y: Condition | None, rng: torch.Generator | Share) -> Loss:
+        if not self.checked:
+            self.decoder.check(x_0)
+            self.checked = True
+        schedule = self.model.schedule
+        t, density = self.levels(schedule, len(x_0), rng)
+
+        def of_the_square(gradient: Tensor) -> Tensor:
+            return gradient * (2 * diffusion.detach()).to(gradient)
+
+        log_snr, rate = schedule.log_snr_and_rate(t, None if self.steps else of_the_square)
+        in_time = (density * rate.abs()).detach()  # the density of t
+        weight = rate.abs() / (2 * in_time)
+        if self.steps:
+            t = (torch.floor(t * self.steps) + 1) / self.steps
+            log_snr = schedule.log_snr(t)
+            weight = self.steps * torch.expm1(schedule.log_snr(t - 1 / self.steps) - log_snr) / (2 * in_time)
+        alpha, sigma = (a.to(x_0) for a in schedule.scales(log_snr, x_0.ndim))
+        eps = normal(x_0.shape, rng, x_0.dtype)
+        output, rows = self.model.output_at(alpha * x_0 + sigma * eps, log_snr, drop_condition(y, self.p_uncond, rng))
+        if output.shape != x_0.shape:
+            raise ValueError(
+                f"the network's output {list(output.shape)} must have the shape of the data {list(x_0.shape)}"
+            )
+        error = (rows.e_out * (output - (rows.p * x_0 + rows.q * eps))).square().flatten(1).mean(1)
+        diffusion = weight.to(error) * error  # nats per dimension
+        if self.training and torch.is_grad_enabled():
+            self.levels.observe(t, diffusion, rng)
+        ends = schedule.log_snr(torch.tensor([0.0, 1.0], dtype=torch.float64, device=t.device))
+        terms = {
+            "prior": 0.5 * torch.exp(ends[1]).to(x_0) * x_0.square().flatten(1).mean(1),
+            "reconstruction": -self.decoder.log_prob(x_0, normal(x_0.shape, rng, x_0.dtype), ends[0]) / x_0[0].numel(),
+            "diffusion": self.levels.importance(t).to(error) * diffusion,
+        }
+        terms = {name: value / math.log(2) for name, value in terms.items()}
+        parts = {name: value.detach() for name, value in terms.items()}
+        return Loss(sum(terms.values()), parts | {"mse": error.detach()}, log_snr.detach())
+
+    def finish_step(self, gather: Callable[[Tensor], Tensor]) -> None:
+        self.levels.finish_step(gather)

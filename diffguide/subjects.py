@@ -1,0 +1,100 @@
+"""What an evaluation measures: a trained model on its data, or an oracle on exact samples of its law."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from . import checkpoints
+from .configuration import ConfigError, build
+from .datasets import Dataset, Split
+from .evaluation.metric import Subject
+from .randomness import fold
+from .resume import trusted
+from .sources import Exact
+from .vetting import construct
+
+__all__ = ["exact", "trained"]
+
+DRAWN, MOST, EXACT = 2000, 10**7, 5  # exact samples where nobody says n, and at most; purpose of the seed
+
+
+def trained(cfg: DictConfig, path: str | Path, device: torch.device) -> tuple[Subject, dict[str, Any]]:
+    """The model of a checkpoint on its data, and what identifies both in metrics.json.
+
+    Raises:
+        ConfigError: a checkpoint that cannot be loaded, data that are not there, or unlike those of its training.
+    """
+    try:
+        file = checkpoints.find(path)
+        loaded = checkpoints.load(file, cfg.weights, device, trusted(cfg))
+        digest = checkpoints.sha256(file)
+    except checkpoints.CheckpointError as error:
+        raise ConfigError(f"checkpoint: {error}") from error
+    data, node = dataset(cfg, loaded)
+    subject = subject_of(cfg, loaded.model, data, cfg.split, cfg.n, device, checkpoint=file, config=loaded.config)
+    run = file.parent.parent if file.parent.name == "checkpoints" else file
+    return subject, {
+        "model": "/".join(run.parts[-2:]), "checkpoint": str(file), "checkpoint_sha256": digest, "weights": cfg.weights,
+        "images": loaded.facts["images"], "split": cfg.split, "dataset": node,
+    }  # fmt: skip
+
+
+def dataset(cfg: DictConfig, loaded: checkpoints.Loaded) -> tuple[Dataset, dict[str, Any]]:
+    """The data set to measure on, and its node: the chosen one, or that of the checkpoint.
+
+    Raises:
+        ConfigError: data that are not there, or are not like those that the model was trained on.
+    """
+    if "dataset" in cfg:
+        data, node = build(cfg, "dataset"), OmegaConf.to_container(cfg.dataset, resolve=True)
+    else:
+        node = loaded.config["dataset"]
+        try:
+            data = construct(node, "dataset", trusted(cfg))
+        except (ValueError, OSError) as error:
+            raise ConfigError(
+                f"{error}; these are the data of the checkpoint, give others with dataset=<option>"
+            ) from error
+    shape, names = loaded.facts["shape"], loaded.facts["class_names"]
+    if list(data.shape) != list(shape):
+        raise ConfigError(f"dataset: its examples are of shape {list(data.shape)}, and the model's of {list(shape)}")
+    if names and data.class_names and list(data.class_names) != list(names):
+        raise ConfigError(f"dataset: its classes are {shown(data.class_names)}, and the model's are {shown(names)}")
+    return data, node
+
+
+def shown(names: Sequence[str], most: int = 6) -> str:
+    """The first names and their number."""
+    return f"{', '.join(names[:most])}{', ...' if len(names) > most else ''} ({len(names)})"
+
+
+def exact(cfg: DictConfig, source: Exact, device: torch.device) -> tuple[Subject, dict[str, Any]]:
+    """An oracle on exact samples of its law, or, where it is made of data, on a split of them; and its identity.
+
+    Raises:
+        ConfigError: more examples than the split has, or than a computer holds.
+    """
+    identity = {"model": f"oracle {type(source.oracle).__name__}"} | source.identity()
+    if "dataset" in cfg:
+        subject = subject_of(cfg, source.model, build(cfg, "dataset"), cfg.split, cfg.n, device)
+        return subject, identity | {"split": cfg.split}
+    if cfg.n is not None and cfg.n > MOST:
+        raise ConfigError(f"n must be at most 10^7 exact samples, got {cfg.n}")
+    rng = torch.Generator().manual_seed(fold(cfg.seed, EXACT))
+    x, y = source.oracle.sample(cfg.n or DRAWN, rng)
+    data = Dataset(*[Split(x.to(source.dtype), y.cpu())] * 3, class_names=source.class_names)
+    return subject_of(cfg, source.model, data, "test", None, device), identity | {"split": "exact samples"}
+
+
+def subject_of(
+    cfg: DictConfig, model: Any, data: Dataset, split: str, n: int | None, device: torch.device,
+    checkpoint: Path | None = None, config: dict[str, Any] | None = None,
+) -> Subject:  # fmt: skip
+    """A subject, told in one line where there is none."""
+    try:
+        return Subject(model, data, split, n, cfg.seed, cfg.batch_size, device, checkpoint=checkpoint, config=config)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error

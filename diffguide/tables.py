@@ -1,0 +1,161 @@
+"""What an evaluation writes: metrics.json, a table of its figures, its curve and pictures; of several runs one table."""
+
+import csv
+import io
+import json
+import math
+import statistics
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from . import curves
+from .evaluation.metric import Panel, Plot
+from .runs import strict_json, write_together
+from .sweeps import claim_beside, short
+
+__all__ = ["plain", "write_comparison", "write_run"]
+
+
+def plain(plot: Plot) -> dict[str, Any]:
+    """A plot as JSON has it."""
+    return plot._asdict() | {"panels": [panel._asdict() for panel in plot.panels]}
+
+
+def restored(plot: dict[str, Any]) -> Plot:
+    """What `plain` wrote."""
+    return Plot(**plot | {"panels": [Panel(**panel) for panel in plot["panels"]]})
+
+
+def write_run(folder: Path, record: dict[str, Any]) -> str:
+    """Writes metrics.json, table.csv, table.md, curve.csv and the plots of one run; returns its figures, a line each.
+
+    metrics.json is the last: where it is, the run is finished.
+
+    Raises:
+        WriteError: the disk is full, the folder is gone, ...
+    """
+    record = json.loads(strict_json(record))
+    write_tables(folder, [record], [{}])
+    if record["curve"]:
+        columns = list(dict.fromkeys(column for row in record["curve"] for column in row))
+        rows = [[row.get(column) for column in columns] for row in record["curve"]]
+        write_text(folder / "curve.csv", as_csv([columns, *rows]))
+    for plot in map(restored, record["plots"]):
+        curves.write(folder / f"{plot.name}.png", plot, {"": record["curve"]})
+    write_text(folder / "metrics.json", strict_json(record, indent=2) + "\n")
+    width = max(map(len, record["figures"]), default=0)
+    return "".join(
+        f"{name:<{width}}  {shown(part)} {part['unit']} (n = {part['n']})\n" for name, part in record["figures"].items()
+    )
+
+
+def write_comparison(runs: Sequence[dict[str, Any]]) -> Path:
+    """Writes table.csv, table.md and the plots of several runs into a folder beside them, and returns it.
+
+    A row is a checkpoint with what else varies but for the metric; every metric adds its columns to it.
+
+    Arguments:
+        runs: per run its `folder`, and the `overrides` that were typed.
+    """
+    folders = [Path(run["folder"]) for run in runs]
+    folder = claim_beside(folders)
+    records = [json.loads((path / "metrics.json").read_text(encoding="utf-8")) for path in folders]
+    keys = dict.fromkeys(key for run in runs for key in run["overrides"] if key not in ("checkpoint", "metric"))
+    varying = [key for key in keys if len({run["overrides"].get(key) for run in runs}) > 1]
+    varied = [{key: short(run["overrides"].get(key, "")) for key in varying} for run in runs]
+    write_tables(folder, records, varied)
+    models = [record["model"] for record in records]
+    states = {(record["model"], record.get("images")) for record in records}
+    lines: dict[str, dict[str, list]] = {}
+    plots = {}
+    for record, own in zip(records, varied):
+        title = [f"{key} {value}" for key, value in own.items()]
+        if len(states) > len(set(models)):
+            title = [f"{record['model']} at {record.get('images')} images", *title]
+        elif len(states) > 1 or not title:
+            title = [record["model"], *title]
+        for plot in map(restored, record["plots"]):
+            plots[plot.name] = plot
+            lines.setdefault(plot.name, {})[", ".join(title)] = record["curve"]
+    for name, plot in plots.items():
+        curves.write(folder / f"{name}.png", plot, lines[name])
+    return folder
+
+
+def write_tables(folder: Path, records: Sequence[dict[str, Any]], varied: Sequence[dict[str, str]]) -> None:
+    """Writes table.csv, every number in full, and table.md, to the digits that the standard errors leave."""
+    rows: dict[tuple, dict[str, Any]] = {}
+    names = named(records)
+    for record, own in zip(records, varied):
+        key = (record["model"], record.get("checkpoint"), record.get("weights"), record["split"], *own.values())
+        row = rows.setdefault(key, {"record": record, "varied": own, "figures": {}, "n": [], "seconds": 0.0})
+        row["figures"] |= {names[record["metric"], name]: part for name, part in record["figures"].items()}
+        row["n"].append(record["n"])
+        row["seconds"] += record["seconds"]
+    columns = list(dict.fromkeys(column for row in rows.values() for column in row["figures"]))
+    keys = list(varied[0])
+    facts = ["model", "images", "weights", "split", "n"]
+    whole = [["checkpoint", *keys, *facts, *(f"{name}{end}" for name in columns for end in ("", "_se")), "seconds"]]
+    units = {name: part["unit"] for row in rows.values() for name, part in row["figures"].items()}
+    brief = [[*keys, *facts, *(f"{name} [{units[name]}]" for name in columns)]]
+    for row in rows.values():
+        record, n = row["record"], "/".join(map(str, dict.fromkeys(row["n"])))
+        parts = [row["figures"].get(name) for name in columns]
+        own = [*row["varied"].values(), *(record.get(fact, "") for fact in facts[:-1]), n]
+        numbers = [
+            number for part in parts for number in ((part["value"], part["standard_error"]) if part else ("", ""))
+        ]
+        whole.append([record.get("checkpoint", ""), *own, *numbers, row["seconds"]])
+        brief.append([*own, *(shown(part) if part else "" for part in parts)])
+    if len(rows) > 1:
+        label = ["mean ± standard deviation of the rows", *[""] * (len(keys) + len(facts) - 1)]
+        brief.append([*label, *(summary([row["figures"].get(name) for row in rows.values()]) for name in columns)])
+    write_together({
+        folder / "table.csv": lambda path: path.write_text(as_csv(whole), encoding="utf-8"),
+        folder / "table.md": lambda path: path.write_text(as_markdown(brief), encoding="utf-8"),
+    })  # fmt: skip
+
+
+def summary(figures: Sequence[dict[str, Any] | None]) -> str:
+    """Mean and standard deviation of a column; nothing where a row has no number."""
+    values = [figure["value"] for figure in figures if figure and isinstance(figure["value"], int | float)]
+    if len(values) < max(2, len(figures)):
+        return ""
+    return shown({"value": statistics.fmean(values), "standard_error": statistics.stdev(values)})
+
+
+def named(records: Iterable[dict[str, Any]]) -> dict[tuple[str, str], str]:
+    """(metric, figure) -> column: the figure's name, behind that of its metric where another one has such a figure too."""
+    pairs = list(dict.fromkeys((record["metric"], name) for record in records for name in record["figures"]))
+    count = [name for _, name in pairs].count
+    return {(metric, name): f"{metric}_{name}" if count(name) > 1 else name for metric, name in pairs}
+
+
+def shown(figure: dict[str, Any]) -> str:
+    """value ± standard error, to two digits of the latter."""
+    value, error = figure["value"], figure["standard_error"]
+    if isinstance(value, str) or isinstance(error, str):  # inf, nan
+        return f"{value}"
+    if not error:
+        return f"{value:.4g}"
+    digits = max(0, 1 - math.floor(math.log10(error)))
+    return f"{value:.{digits}f} ± {error:.{digits}f}"
+
+
+def as_csv(rows: Iterable[Sequence[Any]]) -> str:
+    """Comma-separated values, nothing for None."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue()
+
+
+def as_markdown(rows: Sequence[Sequence[Any]]) -> str:
+    """A table, the first row its head."""
+    lines = [" | ".join(str(part).replace("|", "\\|") for part in row) for row in rows]
+    head, *rest = (f"| {line} |" for line in lines)
+    return "\n".join([head, "|" + "---|" * len(rows[0]), *rest]) + "\n"
+
+
+def write_text(path: Path, text: str) -> None:
+    write_together({path: lambda temporary: temporary.write_text(text, encoding="utf-8")})

@@ -1,0 +1,87 @@
+"""What the scripts that draw figures share: models that are trained once, samples that are kept, pictures, tables."""
+
+import csv
+import io
+import math
+from collections.abc import Callable, Sequence
+from contextlib import chdir
+from pathlib import Path
+
+import numpy
+import torch
+from hydra import compose, initialize_config_dir
+from matplotlib.figure import Figure
+from omegaconf import OmegaConf
+from PIL import Image
+from torch import Tensor
+
+import diffguide
+from diffguide import checkpoints
+from diffguide.configuration import build, config_dir
+from diffguide.denoisers import Denoiser
+from diffguide.oracles import GaussianMixture
+from diffguide.runs import write_atomically
+from diffguide.samplers import Sampler, generate
+from diffguide.samplers.grids import Karras
+from diffguide.train import main as train
+
+EVERYWHERE = (0.0, math.inf)  # interval of noise levels
+KARRAS = Karras(rho=7.0, noise_level_min=None, noise_level_max=None)
+
+
+def trained(folder: Path, name: str, *arguments: str) -> Denoiser:
+    """The model of the run of this name, which is trained, or trained to its end, where that was not done."""
+    runs = sorted((folder / "outputs/train" / name).glob("v*"))
+    with chdir(folder):
+        if not runs:
+            train([*arguments, f"name={name}"])
+        elif not finished(runs[-1]):
+            train([f"resume=outputs/train/{name}/{runs[-1].name}"])
+    return diffguide.load(max((folder / "outputs/train" / name).glob("v*")))
+
+
+def finished(run: Path) -> bool:
+    """Whether a training run came to its end."""
+    files = checkpoints.kept(run / "checkpoints")
+    return bool(files) and int(files[-1].stem) >= OmegaConf.load(run / "config.yaml").training.images
+
+
+def kept(path: Path, make: Callable[[], Tensor]) -> Tensor:
+    """What `make` makes, from the file where it was put before."""
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        buffer = io.BytesIO()
+        numpy.save(buffer, make().numpy())
+        write_atomically(path, lambda temporary: temporary.write_bytes(buffer.getvalue()))
+    return torch.from_numpy(numpy.load(path))
+
+
+def samples(denoiser: Denoiser, sampler: Sampler, labels: Sequence[int], shape: Sequence[int]) -> Tensor:
+    """A sample per label, of the seeds 0, 1, ..."""
+    return torch.cat(list(generate(denoiser, sampler, range(len(labels)), labels, shape, batch_size=1000)))
+
+
+def exact(*overrides: str) -> GaussianMixture:
+    """The oracle that `diffguide-sample` has with these overrides."""
+    with initialize_config_dir(config_dir(), version_base="1.3"):
+        cfg = compose("sample", list(overrides))
+    return build(cfg, "oracle", handed={"schedule": build(cfg, "schedule")})
+
+
+def write_picture(path: Path, figure: Figure) -> None:
+    """A PNG of few colours, which is a third of the size."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=100, bbox_inches="tight")
+    picture = Image.open(buffer).convert("RGB").quantize(128, dither=Image.Dither.NONE)
+    write_atomically(path, lambda temporary: picture.save(temporary, format="PNG", optimize=True))
+
+
+def write_table(path: Path, rows: Sequence[dict[str, object]]) -> None:
+    """A CSV file; the same as a table on the screen."""
+    text = io.StringIO()
+    table = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    table.writeheader()
+    table.writerows(rows)
+    write_atomically(path, lambda temporary: temporary.write_text(text.getvalue(), encoding="utf-8"))
+    cells = [[f"{value:.3g}" if isinstance(value, float) else str(value) for value in row.values()] for row in rows]
+    print("\n".join(f"| {' | '.join(row)} |" for row in [list(rows[0]), ["---"] * len(rows[0]), *cells]))

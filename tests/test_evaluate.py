@@ -1,0 +1,382 @@
+"""diffguide-eval: what it writes, that its figures are the library's, tables of several runs, and what it refuses."""
+
+import csv
+import json
+import os
+import shutil
+import signal
+from contextlib import chdir
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from PIL import Image
+from small_checkpoint import CONFIG, FACTS, change, put, save
+
+import diffguide
+from diffguide import checkpoints, tables
+from diffguide.datasets import GMM2D
+from diffguide.evaluate import main
+from diffguide.evaluation.classification import Classification
+from diffguide.evaluation.denoising import DenoisingError
+from diffguide.evaluation.metric import Subject
+
+DATA = CONFIG["dataset"] | {"validation": 60, "test": 30}
+GENERATOR = CONFIG | {"dataset": DATA}
+CLASSIFIER = GENERATOR | {
+    "name": "judge",
+    "backbone": CONFIG["backbone"] | {"out_features": 4, "num_classes": 0},
+    "objective": {
+        "_target_": "diffguide.objectives.classifier.Classifying",
+        "levels": {"_target_": "diffguide.objectives.levels.UniformTime", "stratified": True},
+    },
+}
+SMALL, OTHER, JUDGE = (f"outputs/train/{name}" for name in ("small/v001", "small/v002", "judge/v001"))
+FEW = ["metric=denoising", "metric.levels=3", "metric.exact=20"]
+FILES = {".lock", "config.yaml", "curve.csv", "metrics.json", "table.csv", "table.md"}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    """A folder with two generators and a classifier of the eight Gaussians, each after one step."""
+    folder = tmp_path_factory.mktemp("trained")
+    for path, config, images in ((SMALL, GENERATOR, 7), (OTHER, GENERATOR, 9), (JUDGE, CLASSIFIER, 7)):
+        (folder / path / "checkpoints").mkdir(parents=True)
+        save(folder / path / "checkpoints", config, images=images)
+    return folder
+
+
+@pytest.fixture
+def at(trained, tmp_path) -> Path:
+    """A folder of the test's own, with links to these models."""
+    (tmp_path / "outputs").mkdir()
+    (tmp_path / "outputs/train").symlink_to(trained / "outputs/train")
+    return tmp_path
+
+
+def metrics(folder: Path) -> dict:
+    return json.loads((folder / "metrics.json").read_text())
+
+
+def table(folder: Path) -> list[dict[str, str]]:
+    with open(folder / "table.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def data() -> GMM2D:
+    return GMM2D(**{key: value for key, value in DATA.items() if key != "_target_"})
+
+
+def test_a_denoiser_is_measured_as_the_library_measures_it(at, command):
+    """With everything that one must know to repeat it beside the figures."""
+    done = command(main, f"checkpoint={SMALL}", *FEW, "seed=3", at=at)
+    assert done.code == 0, done.err
+    assert str(done.folder) == "outputs/evaluate/small/v001"
+    folder = at / done.folder
+    assert {path.name for path in folder.iterdir()} == FILES | {"denoising.png"}
+    subject = Subject(diffguide.load(at / SMALL), data(), seed=3, batch_size=250)
+    expected, found = DenoisingError(3, True, 20).measure(subject), metrics(folder)
+    assert found["figures"] == {name: part._asdict() for name, part in expected.figures.items()}
+    assert found["curve"] == json.loads(json.dumps(expected.curve))
+    assert found["metric"] == "denoising" and found["law"] == "GMM2DLaw" and found["conditional"] is True
+    assert (found["split"], found["n"], found["seed"], found["images"]) == ("validation", 60, 3, 7)
+    assert found["evaluations"] == subject.evaluations == 3 * (60 + 20) and found["seconds"] > 0
+    file = checkpoints.find(at / SMALL)
+    assert Path(found["checkpoint"]).name == file.name and found["checkpoint_sha256"] == checkpoints.sha256(file)
+    assert found["dataset"] == DATA and found["versions"]["torch"] == torch.__version__
+    (row,) = table(folder)
+    assert float(row["mse_eps"]) == found["figures"]["mse_eps"]["value"] and row["n"] == "60"
+    assert float(row["excess_se"]) == found["figures"]["excess"]["standard_error"]
+    assert "| small/v001 | 7 | ema | validation | 60 |" in (folder / "table.md").read_text()
+    assert "mse_eps " in done.err and " ± " in done.err
+    with open(folder / "curve.csv", newline="") as file:
+        assert [float(row["mse_x_0"]) for row in csv.DictReader(file)] == [row["mse_x_0"] for row in expected.curve]
+    saved = OmegaConf.load(folder / "config.yaml")
+    assert saved.metric.levels == 3 and saved.checkpoint == SMALL and "dataset" not in saved
+
+
+def test_who_asks_for_no_metric_gets_what_the_model_can_answer(at, command):
+    """Of a classifier, on examples that are drawn from the test split."""
+    done = command(main, f"checkpoint={JUDGE}", "split=test", "n=20", "batch_size=7", "weights=objective", at=at)
+    assert done.code == 0, done.err
+    assert str(done.folder) == "outputs/evaluate/judge/v001"
+    levels = OmegaConf.load(Path(diffguide.__file__).parent.parent / "configs/metric/classification.yaml").noise_levels
+    model = diffguide.load(at / JUDGE, weights="objective")
+    expected = Classification(list(levels), 15).measure(Subject(model, data(), "test", 20))
+    found = metrics(at / done.folder)
+    for name, part in expected.figures.items():
+        assert found["figures"][name]["value"] == pytest.approx(part.value, rel=1e-6)
+        assert found["figures"][name]["standard_error"] == pytest.approx(part.standard_error, rel=1e-6)
+    assert found["metric"] == "classification" and found["evaluations"] is None
+    assert (found["split"], found["n"], found["weights"]) == ("test", 20, "objective")
+    assert {path.name for path in (at / done.folder).iterdir()} == FILES | {"classification.png"}
+
+
+def test_several_checkpoints_make_one_table(at, command):
+    """With the mean over them, and one picture with a line each."""
+    done = command(main, f"checkpoint=[{SMALL},{OTHER}]", *FEW, at=at)
+    assert done.code == 0, done.err
+    runs = ["outputs/evaluate/small/v001", "outputs/evaluate/small/v002"]
+    assert done.out.split() == [*runs, "outputs/evaluate/small/sweep_v001-v002"]
+    folder = at / done.folder
+    assert {path.name for path in folder.iterdir()} == {"table.csv", "table.md", "denoising.png"}
+    rows, own = table(folder), [metrics(at / run) for run in runs]
+    for row, found in zip(rows, own):
+        assert float(row["mse_eps"]) == found["figures"]["mse_eps"]["value"]
+        assert row["checkpoint"] == found["checkpoint"] and int(row["images"]) == found["images"]
+    assert [row["images"] for row in rows] == ["7", "9"]
+    lines = (folder / "table.md").read_text().splitlines()
+    assert len(lines) == 5 and "| mean ± standard deviation of the rows |" in lines[-1]
+    values = torch.tensor([found["figures"]["mse_x_0"]["value"] for found in own], dtype=torch.float64)
+    shown = tables.shown({"value": float(values.mean()), "standard_error": float(values.std())})
+    assert f"| {shown} |" in lines[-1]
+    assert Image.open(folder / "denoising.png").size[0] > 800
+    config = OmegaConf.load(at / runs[1] / "config.yaml")
+    assert config.checkpoint == OTHER  # so that this run can be repeated, and resumed, alone
+
+
+def test_lines_are_named_by_what_differs(tmp_path, monkeypatch):
+    """Models, states of one model, what was swept; and what is equal is not said."""
+    drawn = {}
+    monkeypatch.setattr(tables.curves, "write", lambda path, plot, lines: drawn.update({path.stem: list(lines)}))
+
+    def names(*runs: tuple[str, int, str]) -> list[str]:
+        folders = []
+        for model, images, scale in runs:
+            (folder := tmp_path / str(len(list(tmp_path.iterdir())))).mkdir()
+            record = {
+                "model": model, "images": images, "metric": "m", "split": "test", "n": 3, "seconds": 1.0, "curve": [],
+                "figures": {"f": {"value": 0.1, "standard_error": None, "n": 3, "unit": "nats"}},
+                "plots": [{"name": "p", "x": "x", "label": "x", "logarithmic": False, "panels": []}],
+            }  # fmt: skip
+            (folder / "metrics.json").write_text(json.dumps(record))
+            folders.append({"folder": str(folder), "overrides": {"metric.scale": scale, "metric": "m"}})
+        tables.write_comparison(folders)
+        return drawn["p"]
+
+    assert names(("a", 1, "2"), ("b", 1, "2")) == ["a", "b"]
+    assert names(("a", 1, "2"), ("a", 5, "2")) == ["a at 1 images", "a at 5 images"]
+    assert names(("a", 1, "2"), ("a", 1, "3")) == ["metric.scale 2", "metric.scale 3"]
+    assert names(("a", 1, "2"), ("b", 1, "3")) == ["a, metric.scale 2", "b, metric.scale 3"]
+
+
+def test_a_multirun_has_a_row_per_model_and_a_column_per_figure(at, command):
+    """Metrics that share a model share its row; a run that fails does not stop the others."""
+    done = command(main, "-m", f"checkpoint={SMALL},{JUDGE}", "metric=denoising,classification", "n=30", at=at)
+    assert done.code == 1 and "2 of 4 runs failed" in done.err, done.err
+    assert "metric=classification needs a classifier; this checkpoint holds a Preconditioned" in done.err
+    assert "metric=denoising needs a denoiser; this checkpoint holds a NoisyClassifier" in done.err
+    folder = at / done.folder
+    assert {path.name for path in folder.iterdir()} == {"table.csv", "table.md", "denoising.png", "classification.png"}
+    generator, judge = table(folder)
+    assert float(generator["mse_eps"]) > 0 and generator["accuracy"] == "" and judge["mse_eps"] == ""
+    assert float(judge["accuracy"]) > 0
+    done = command(main, "-m", f"checkpoint={SMALL}", *FEW, "n=10,20", at=at)
+    assert done.code == 0, done.err
+    assert [row["n"] for row in table(at / done.folder)] == ["10", "20"]
+    assert not (at / "outputs/.sweeps").exists()
+
+
+def test_one_row_of_two_metrics_with_figures_of_one_name():
+    """Their columns carry the metric's name; what only one of them has does not."""
+
+    def record(metric: str, *figures: str) -> dict:
+        return {"metric": metric, "figures": dict.fromkeys(figures)}
+
+    named = tables.named([record("a", "nll", "accuracy"), record("b", "nll"), record("b", "nll")])
+    assert named == {("a", "nll"): "a_nll", ("a", "accuracy"): "accuracy", ("b", "nll"): "b_nll"}
+
+
+@pytest.mark.parametrize("value, error, text", [
+    (0.95123, 0.00432, "0.9512 ± 0.0043"), (123.4, 12.3, "123 ± 12"), (1.5, None, "1.5"), (2.0, 0.0, "2"),
+    ("inf", None, "inf"), (0.5, "nan", "0.5"), (0.000123456, 0.0000051, "0.0001235 ± 0.0000051"),
+])  # fmt: skip
+def test_figures_are_shown_to_the_digits_that_are_known(value, error, text):
+    assert tables.shown({"value": value, "standard_error": error}) == text
+
+
+def test_other_data_of_the_same_kind(at, command):
+    done = command(
+        main, f"checkpoint={SMALL}", "dataset=gmm2d", "dataset.train=10", "dataset.validation=40", *FEW, at=at
+    )
+    assert done.code == 0, done.err
+    assert metrics(at / done.folder)["n"] == 40 and OmegaConf.load(at / done.folder / "config.yaml").dataset.train == 10
+
+
+def test_a_run_of_the_training_command(tiny_run, tmp_path, command):
+    """A model of digits, on the data that it was trained on."""
+    done = command(
+        main, f"checkpoint={tiny_run}", f"output_root={tmp_path}", "metric.denoiser.levels=3", "n=40", at=tmp_path
+    )
+    assert done.code == 0, done.err
+    found = metrics(tmp_path / done.folder)
+    assert found["evaluations"] == 120 and found["law"] is None
+    assert found["dataset"]["_target_"] == "diffguide.datasets.digits.Digits"
+
+
+def test_an_oracle_is_measured_on_exact_samples(tmp_path, command):
+    """N(0, 1) and N(0, 2), told the class: E |x_0 - E x_0|^2 is the mean of v s^2 / (a^2 v + s^2), v = 1, 2."""
+    done = command(
+        main, "oracle=pair1d", "schedule=cosine", "metric=denoising", "metric.levels=4", "n=3000", at=tmp_path
+    )
+    assert done.code == 0, done.err
+    assert str(done.folder) == "outputs/evaluate/pair1d/v001"
+    found = metrics(tmp_path / done.folder)
+    assert (found["split"], found["n"], found["precision"]) == ("exact samples", 3000, "float64")
+    assert found["schedule"]["_target_"].endswith("Cosine") and found["evaluations"] == 4 * 3000
+    for row in found["curve"]:
+        snr = torch.tensor(row["log_snr"]).exp().item()
+        assert row["mse_x_0"] == pytest.approx(0.5 / (1 + snr) + 1 / (1 + 2 * snr), abs=4 * row["mse_x_0_se"])
+    done = command(main, "oracle=empirical", "oracle.width=0.3", "metric=classification", "n=40", at=tmp_path)
+    assert done.code == 0, done.err
+    found = metrics(tmp_path / done.folder)  # neighbours name the class of digits that they have not seen
+    assert found["split"] == "validation" and found["figures"]["accuracy"]["value"] > 0.8
+
+
+@pytest.fixture(scope="module")
+def stopped_run(trained, tmp_path_factory) -> Path:
+    """A folder with the models and an evaluation that a signal stopped after two batches of three."""
+    folder = shutil.copytree(trained, tmp_path_factory.mktemp("stopped") / "home")
+    errors = DenoisingError.errors
+
+    def interrupted(self, subject, first, middles):
+        if first == 20:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return errors(self, subject, first, middles)
+
+    with pytest.MonkeyPatch.context() as patch, chdir(folder), pytest.raises(SystemExit) as left:
+        patch.setattr(DenoisingError, "errors", interrupted)
+        main([f"checkpoint={SMALL}", *FEW, "batch_size=20"])
+    assert left.value.code == 143
+    return folder
+
+
+@pytest.fixture
+def stopped(stopped_run, at) -> str:
+    """A copy of that evaluation, in the test's own folder."""
+    shutil.copytree(stopped_run / "outputs/evaluate", at / "outputs/evaluate")
+    return "outputs/evaluate/small/v001"
+
+
+def test_a_signal_stops_after_a_batch(stopped, at, command, monkeypatch):
+    """What was done is kept, and the message says how to go on."""
+    assert sorted(path.name for path in (at / stopped / "parts").iterdir()) == ["0000000000.npz", "0000000020.npz"]
+    assert not (at / stopped / "metrics.json").exists()
+    batch = Subject.batch
+    monkeypatch.setattr(Subject, "batch", lambda *args: (os.kill(os.getpid(), signal.SIGINT), batch(*args))[1])
+    done = command(main, f"resume={stopped}", at=at)
+    assert (
+        done.code == 130
+        and f"SIGINT after 60 of 60 examples; continue with: diffguide-eval resume={stopped}" in done.err
+    )
+
+
+def test_an_evaluation_that_is_continued_is_the_same(stopped, at, command, monkeypatch):
+    whole = command(main, f"checkpoint={SMALL}", *FEW, "batch_size=20", at=at)
+    batch, read = Subject.batch, []
+    monkeypatch.setattr(Subject, "batch", lambda self, first: (read.append(first), batch(self, first))[1])
+    done = command(main, f"resume={stopped}", at=at)
+    assert done.code == 0 and str(done.folder) == stopped, done.err
+    assert read == [40]
+    first, second = (metrics(at / folder) for folder in (whole.folder, stopped))
+    for record in (first, second):
+        record.pop("seconds")
+    assert first == second
+    assert {path.name for path in (at / stopped).iterdir()} == FILES | {"denoising.png"}
+    again = command(main, f"resume={stopped}", at=at)
+    assert again.code == 0 and "nothing is left to do" in again.err and str(again.folder) == stopped
+
+
+@pytest.mark.parametrize("arguments, message", {
+    "another n": (["n=50"], "was evaluated with n=None, and this command has 50: leave it out"),
+    "another metric": (["metric=classification"], "was evaluated with metric._target_="),
+    "another seed": (["seed=1"], "was evaluated with seed=0"),
+    "another model": ([f"checkpoint={OTHER}"], "was evaluated from a checkpoint with SHA-256"),
+    "other data": (["dataset=gmm2d"], "was evaluated with dataset=None"),
+    "a training run": ([f"resume={SMALL}"], "is no run folder"),
+    "nowhere": (["resume=nowhere"], "no run at nowhere: give a folder such as outputs/evaluate/"),
+}.values())  # fmt: skip
+def test_what_is_continued_is_not_changed(stopped, at, command, arguments, message):
+    done = command(main, f"resume={stopped}", *arguments, at=at)
+    assert done.code == 1 and message in done.err and "Traceback" not in done.err, done.err
+
+
+@pytest.mark.parametrize("node", [
+    {"_target_": "os.system", "command": "touch canary"},
+    {"_target_": "diffguide.datasets.gmm2d.GMM2D", "channels": 2},
+])  # fmt: skip
+def test_a_folder_from_somebody_runs_nothing_of_theirs(stopped, at, command, node):
+    config = OmegaConf.load(at / stopped / "config.yaml")
+    config.metric = node
+    OmegaConf.save(config, at / stopped / "config.yaml")
+    done = command(main, f"resume={stopped}", at=at)
+    assert done.code == 1 and "metric names" in done.err and not (at / "canary").exists(), done.err
+
+
+def test_a_damaged_part_is_told(stopped, at, command):
+    part = next((at / stopped / "parts").iterdir())
+    part.write_bytes(b"torn")
+    done = command(main, f"resume={stopped}", at=at)
+    assert done.code == 1 and "is damaged: remove it and resume the run" in done.err and "Traceback" not in done.err
+    part.unlink()
+    assert command(main, f"resume={stopped}", at=at).code == 0
+
+
+def test_foreign_checkpoints_name_no_foreign_data(at, command):
+    """The data of a checkpoint are built from it only where they are diffguide's own."""
+    foreign = change(
+        checkpoints.find(at / SMALL), at / "foreign.safetensors",
+        put("config.dataset", {"_target_": "os.system", "command": "touch canary", "channels": 2}),
+    )  # fmt: skip
+    done = command(main, f"checkpoint={foreign.name}", *FEW, at=at)
+    assert done.code == 1 and "dataset names os.system, which is not diffguide's" in done.err, done.err
+    assert "give others with dataset=<option>" in done.err and not (at / "canary").exists()
+    assert command(main, f"checkpoint={foreign.name}", "dataset=gmm2d", "dataset.validation=9", *FEW, at=at).code == 0
+
+
+REFUSED = {
+    "no checkpoint": ([], "checkpoint is missing: give checkpoint=outputs/train/<name>/v001"),
+    "an empty list": (["checkpoint=[]"], "checkpoint is missing"),
+    "nowhere": (["checkpoint=nowhere"], "checkpoint: no checkpoint at nowhere"),
+    "one of two nowhere": ([f"checkpoint=[{SMALL},nowhere]"], "checkpoint: no checkpoint at nowhere"),
+    "unknown metric": ([f"checkpoint={SMALL}", "metric=denoise"], "there is no option metric=denoise; nearest: denoising"),
+    "several metrics": ([f"checkpoint={SMALL}", "metric=[denoising,classification]"], "metric takes one option"),
+    "misspelt": ([f"checkpoint={SMALL}", "metric=denoising", "metric.level=3"], "nearest: metric.levels"),
+    "misspelt key": ([f"checkpoint={SMALL}", "wieghts=ema"], "there is no key or group wieghts; nearest: weights"),
+    "a foreign group": ([f"checkpoint={SMALL}", "sampler=heun"], "sampler"),
+    "a type": ([f"checkpoint={SMALL}", "metric=denoising", "metric.levels=x"], "metric.levels must be a whole number"),
+    "a value": ([f"checkpoint={SMALL}", "metric=denoising", "metric.levels=0"], "metric: levels must be 1 to 1000, got 0"),
+    "no denoiser": ([f"checkpoint={JUDGE}", *FEW], "needs a denoiser; this checkpoint holds a NoisyClassifier"),
+    "unknown split": ([f"checkpoint={SMALL}", "split=tset"], "split must be train, validation or test, got 'tset'"),
+    "no examples": ([f"checkpoint={SMALL}", "n=0"], "n must be a whole number of at least 1"),
+    "too many": ([f"checkpoint={SMALL}", "n=61"], "n must be 1 to 60, the examples of the validation split, or null for all"),
+    "no batch": ([f"checkpoint={SMALL}", "batch_size=0"], "batch_size must be a whole number"),
+    "a seed": ([f"checkpoint={SMALL}", "seed=-1"], "seed must be a whole number"),
+    "unknown weights": ([f"checkpoint={SMALL}", "weights=best"], "weights must be ema (averaged) or objective"),
+    "precision": ([f"checkpoint={SMALL}", "engine.precision=64-true"], "engine.precision must be one of"),
+    "two processes": ([f"checkpoint={SMALL}", "engine.devices=2", "engine.accelerator=cpu"], "engine.devices must be 1, got 2"),
+    "other data": ([f"checkpoint={SMALL}", "dataset=digits"], "its examples are of shape [1, 8, 8], and the model's of [2]"),
+    "two models": ([f"checkpoint={SMALL}", "oracle=gmm2d"], "checkpoint and oracle are two models"),
+    "of an oracle": ([f"checkpoint={SMALL}", "schedule=cosine"], "schedule is of an oracle"),
+    "of a checkpoint": (["oracle=gmm2d", "weights=ema"], "weights is of a checkpoint"),
+    "no law of data": (["oracle=gmm2d", "dataset=gmm2d"], "dataset is of oracle=empirical"),
+    "too many samples": (["oracle=gmm2d", "n=10000000000"], "n must be at most 10^7 exact samples"),
+    "a folder's name": ([f"checkpoint={SMALL}", *FEW, "name=a/b"], "name must be a folder's name"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("arguments, message", REFUSED.values(), ids=REFUSED)
+def test_bad_input_is_told(at, command, arguments, message):
+    done = command(main, *arguments, at=at)
+    assert done.code == 1 and message in done.err and "Traceback" not in done.err, done.err
+    assert done.out == "" and len([line for line in done.err.splitlines() if line]) == 1
+    assert not (at / "outputs/evaluate").exists()
+
+
+def test_other_classes_are_told(at, command):
+    """The same number of them under other names."""
+    file = change(checkpoints.find(at / SMALL), at / "renamed.safetensors", put("class_names", list("abcd")))
+    done = command(main, f"checkpoint={file.name}", *FEW, at=at)
+    assert done.code == 1 and "its classes are 0, 1, 2, 3 (4), and the model's are a, b, c, d (4)" in done.err, done.err
+    assert FACTS["class_names"] == list("0123")

@@ -1,0 +1,258 @@
+"""Metrics as a library has them: subjects, the errors of denoisers, the answers of classifiers, calibration."""
+
+import math
+
+import numpy
+import pytest
+import torch
+from closed_forms import two_classes
+
+from diffguide.datasets import GMM2D, Dataset, Split, Tree
+from diffguide.denoisers import Classifier, Denoiser, LogDensity, Prediction
+from diffguide.evaluation.auto import Auto
+from diffguide.evaluation.calibration import calibration_error
+from diffguide.evaluation.classification import Classification
+from diffguide.evaluation.denoising import DenoisingError, law_of
+from diffguide.evaluation.metric import Metric, Subject, mean
+from diffguide.evaluation.parts import MetricError, Parts
+from diffguide.oracles import GaussianMixture, GMM2DLaw
+from diffguide.schedules import Cosine, Flow
+
+COSINE = Cosine(12.0, -10.0)
+
+
+def gaussian_data(n: int) -> Dataset:
+    """N(0, 0.25 I) in three dimensions, without classes."""
+    x = 0.5 * torch.randn(n, 3, generator=torch.Generator().manual_seed(0))
+    return Dataset(*[Split(x, torch.full((n,), -1))] * 3, class_names=())
+
+
+def plane(n: int = 400) -> GMM2D:
+    return GMM2D(2, None, 4, 10, n, 20, 0)
+
+
+class Off(Denoiser):
+    """The perfect denoiser, but for a constant that it adds to x_0; sees no class."""
+
+    has_null = True
+
+    def __init__(self, oracle, offset: float):
+        self.oracle, self.offset, self.schedule = oracle, offset, oracle.schedule
+
+    def __call__(self, x_t, t, y=None):
+        assert y is None
+        x_0, eps = self.oracle(x_t, t)
+        return Prediction(x_0 + self.offset, eps)
+
+
+@pytest.mark.parametrize("schedule", [COSINE, Flow(10.0, -10.0)], ids=["cosine", "flow"])
+def test_errors_of_the_perfect_denoiser_are_the_posterior_variances(schedule):
+    """Of N(0, v): E |eps - E eps|^2 = a^2 v / (a^2 v + s^2) and E |x_0 - E x_0|^2 = v s^2 / (a^2 v + s^2) per value."""
+    law = GaussianMixture([1.0], [[0.0] * 3], 0.25, [0], schedule)
+    measured = DenoisingError(6, False, 0).measure(Subject(law, gaussian_data(4000)))
+    expected_eps, expected_x_0 = [], []
+    for row in measured.curve:
+        snr = 0.25 * math.exp(row["log_snr"])
+        expected_eps.append(snr / (snr + 1))
+        expected_x_0.append(0.25 / (snr + 1))
+        assert row["mse_eps"] == pytest.approx(expected_eps[-1], abs=4 * row["mse_eps_se"] + 1e-9)
+        assert row["mse_x_0"] == pytest.approx(expected_x_0[-1], abs=4 * row["mse_x_0_se"] + 1e-9)
+        assert row["noise_level"] == pytest.approx(math.exp(-row["log_snr"] / 2))
+    for name, expected in (("mse_eps", expected_eps), ("mse_x_0", expected_x_0)):
+        figure = measured.figures[name]
+        assert figure.value == pytest.approx(sum(expected) / 6, abs=4 * figure.standard_error)
+        assert 0 < figure.standard_error < 0.01 and figure.n == 4000
+    assert measured.facts["law"] is None and "excess" not in measured.figures
+
+
+def test_where_the_law_is_known_the_excess_is_found():
+    """0 for the oracle; of an error that is constant, its square over the posterior variance, within the standard error."""
+    law = GMM2DLaw(COSINE)
+    metric = DenoisingError(3, True, 5000)
+    exact = metric.measure(Subject(law, plane()))
+    assert exact.facts["law"] == "GMM2DLaw" and exact.figures["excess"].value == pytest.approx(0, abs=1e-9)
+    off = metric.measure(Subject(Off(law, 0.1), plane(4000)))
+    for row in off.curve:  # x_0 - x_0_hat = (x_0 - E x_0) + 0.1, whose cross term is 0 in the mean
+        variance = row["mse_x_0"] - 0.01
+        if row["log_snr"] < 6:
+            assert row["excess"] == pytest.approx(0.01 / variance, rel=0.15)
+    assert off.figures["excess"].n == 5000 and off.figures["excess"].standard_error > 0
+
+
+def test_the_tree_has_its_law():
+    """The one that it is drawn from: the oracle's errors on these data are those on its own samples."""
+    tree = Tree(2, None, 2, 10, 300, 10, 0)
+    law = law_of(tree, COSINE)
+    measured = DenoisingError(2, True, 0).measure(Subject(law, tree)).figures["mse_x_0"]
+    x, y = law.sample(300, torch.Generator().manual_seed(1))
+    own = Dataset(*[Split(x.float(), y)] * 3, class_names=law.class_names)
+    expected = DenoisingError(2, True, 0).measure(Subject(law, own)).figures["mse_x_0"]
+    assert measured.value == pytest.approx(expected.value, abs=5 * expected.standard_error)
+    assert law_of(gaussian_data(3), COSINE) is None
+
+
+def test_answers_are_those_of_bayes():
+    """Of two Gaussian classes: accuracy, log-loss and confidence against the posterior written out in NumPy."""
+    mixture = two_classes()
+    x, y = mixture.sample(300, numpy.random.default_rng(0))
+    data = Dataset(*[Split(torch.from_numpy(x).float(), torch.from_numpy(y))] * 3, class_names=("a", "b"))
+    oracle = GaussianMixture(mixture.weights, mixture.means, mixture.covariances, mixture.labels.tolist(), COSINE)
+    metric, subject = Classification([0.1, 1.0, 4.0], 15), Subject(oracle, data, batch_size=70)
+    measured = metric.measure(subject)
+    eps = torch.cat([subject.noise(first).normal(0.0, 0) for first in subject.firsts]).double().numpy()
+    prior = numpy.log([mixture.weights[mixture.labels == c].sum() for c in (0, 1)])
+    for row in measured.curve:
+        alpha, sigma = (float(s) for s in COSINE.scales(torch.tensor(-2 * math.log(row["noise_level"])).double()))
+        x_t = alpha * x + sigma * eps
+        joint = numpy.stack([mixture.log_density(x_t, alpha, sigma, numpy.full(300, c)) for c in (0, 1)], 1) + prior
+        posterior = numpy.exp(joint) / numpy.exp(joint).sum(1, keepdims=True)
+        right, nll = posterior.argmax(1) == y, -numpy.log(posterior[numpy.arange(300), y])
+        assert row["accuracy"] == pytest.approx(right.mean(), abs=0.004)  # one example at the border, in float32
+        assert row["nll"] == pytest.approx(nll.mean(), abs=1e-4)
+        assert row["nll_se"] == pytest.approx(nll.std(ddof=1) / 300**0.5, abs=1e-4)
+        assert row["ece"] == pytest.approx(written_out(posterior.max(1), right, 15), abs=0.01)
+    assert measured.figures["accuracy"].value == measured.curve[0]["accuracy"]
+    everywhere = numpy.mean([row["nll"] for row in measured.curve])
+    assert measured.figures["nll_all_levels"].value == pytest.approx(everywhere)
+    assert set(measured.details["accuracy_per_class"]) == {"a", "b"}
+
+
+def written_out(confidence, right, bins: int) -> float:
+    """The calibration error, bin by bin."""
+    total = 0.0
+    for m in range(1, bins + 1):
+        inside = ((m - 1) / bins < confidence) & (confidence <= m / bins)
+        if inside.any():
+            total += inside.mean() * abs(right[inside].mean() - confidence[inside].mean())
+    return total
+
+
+def test_the_calibration_error_is_the_sum_over_bins():
+    rng = numpy.random.default_rng(0)
+    confidence = numpy.concatenate([rng.uniform(0.1, 1, 500), [1.0, 0.2, 0.4, 1e-9]])
+    for chance in (confidence, 0.7 * confidence):
+        right = rng.uniform(size=len(confidence)) < chance
+        found, error = calibration_error(torch.from_numpy(confidence), torch.from_numpy(right), 15, seed=0)
+        assert found == pytest.approx(written_out(confidence, right, 15), rel=1e-12)
+        assert 0.005 < error < 0.05
+    assert calibration_error(torch.tensor([0.75] * 4), torch.tensor([1, 1, 1, 0]), 15, 0)[0] == 0
+
+
+def test_figures_do_not_depend_on_the_batch_and_an_example_not_on_the_others():
+    """Examples are drawn from the seed, all different; example i has the same noise among few and among many."""
+    law = GMM2DLaw(COSINE)
+    metric = DenoisingError(4, True, 0)
+    whole, parted = (metric.measure(Subject(law, plane(), n=50, batch_size=size)) for size in (50, 7))
+    for name, figure in whole.figures.items():
+        assert parted.figures[name][:3] == pytest.approx(figure[:3], rel=1e-5)
+    few, many = Subject(law, plane(), n=20), Subject(law, plane())
+    assert len(set(few.rows.tolist())) == 20 and few.rows.tolist() != list(range(20))
+    picked = many.noise(0).normal(0.5, 0)[few.rows[few.rows < 256]]
+    assert torch.equal(few.noise(0).normal(0.5, 0)[few.rows < 256], picked)
+    assert not torch.equal(Subject(law, plane(), seed=1).noise(0).normal(0.5, 0), many.noise(0).normal(0.5, 0))
+
+
+def test_a_mean_has_its_standard_error():
+    values = torch.tensor([1.0, 2.0, 4.0, 9.0])
+    figure = mean(values, "nats")
+    assert figure == (4.0, pytest.approx(numpy.std(values.numpy(), ddof=1) / 2), 4, "nats")
+    assert mean(values[:1], "nats").standard_error is None
+
+
+def test_parts_are_computed_once(tmp_path):
+    law, calls = GMM2DLaw(COSINE), []
+
+    def measure(folder) -> Subject:
+        subject = Subject(law, plane(), n=30, batch_size=10, parts=Parts(folder))
+        for first in subject.firsts:
+
+            def compute():
+                calls.append(first)
+                x, _ = subject.batch(first)
+                return {"x_0": subject.model(x, torch.tensor(0.5).double()).x_0.numpy()}
+
+            assert subject.parts.part(f"{first}", compute)["x_0"].shape == (10, 2)
+        return subject
+
+    first, second = measure(tmp_path / "parts"), measure(tmp_path / "parts")
+    assert calls == [0, 10, 20] and first.evaluations == second.evaluations == 30
+    assert first.parts.restored == 0 and second.parts.restored == 30 and second.parts.seconds > 0
+    (tmp_path / "parts" / "10.npz").write_bytes(b"torn")
+    with pytest.raises(MetricError, match="the part .*10.npz is damaged: remove it and resume the run"):
+        measure(tmp_path / "parts")
+    second.parts.remove()
+    assert not (tmp_path / "parts").exists()
+
+
+class Only(Classifier):
+    """A classifier and nothing else."""
+
+    num_classes, schedule = 4, COSINE
+
+
+class Density(Metric):
+    name, needs = "density", (LogDensity,)
+
+
+UNLABELLED = Dataset(*[Split(torch.zeros(5, 2), torch.tensor([0, 1, -1, 2, 3]))] * 3, class_names=tuple("0123"))
+REFUSED = {
+    "no denoiser": (DenoisingError(3, True, 0), Only(), plane(), "denoising needs a denoiser; this checkpoint holds a Only"),
+    "no density": (Density(), Only(), plane(), "metric=density needs a log-density"),
+    "no classifier": (Classification([1.0], 15), Off(GMM2DLaw(COSINE), 0), plane(), "metric=classification needs a classifier"),
+    "no labels": (Classification([1.0], 15), Only(), UNLABELLED, "needs labels, and the validation split has examples without"),
+    "no classes": (Classification([1.0], 15), Only(), gaussian_data(5), "needs labels, and the validation split"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("metric, model, data, sentence", REFUSED.values(), ids=REFUSED)
+def test_what_a_metric_cannot_answer(metric, model, data, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        metric.check(Subject(model, data))
+
+
+def test_a_model_that_never_dropped_a_label_is_told_them():
+    law = GMM2DLaw(COSINE)
+    law.has_null = False
+    with pytest.raises(ValueError, match="metric.conditional=false needs a model that dropped labels"):
+        DenoisingError(3, False, 0).check(Subject(law, plane()))
+    with pytest.raises(ValueError, match="has examples without a class, and this model never dropped"):
+        DenoisingError(3, True, 0).check(Subject(law, UNLABELLED))
+    DenoisingError(3, True, 0).check(Subject(law, plane()))
+
+
+@pytest.mark.parametrize("changed, sentence", [
+    ({"split": "tset"}, "split must be train, validation or test, got 'tset'"),
+    ({"n": 401}, "n must be 1 to 400, the examples of the validation split, or null for all, got 401"),
+    ({"n": 0}, "n must be 1 to 400"), ({"batch_size": 0}, "batch_size must be at least 1"),
+])  # fmt: skip
+def test_what_a_subject_cannot_be(changed, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        Subject(GMM2DLaw(COSINE), plane(), **changed)
+
+
+def test_other_classes_are_refused():
+    with pytest.raises(ValueError, match="the model has 1 classes, and the data have 4"):
+        Subject(GaussianMixture([1.0], [[0.0, 0.0]], 0.25, [0], COSINE), plane())
+
+
+@pytest.mark.parametrize("build, sentence", [
+    (lambda: DenoisingError(0, True, 0), "levels must be 1 to 1000, got 0"),
+    (lambda: DenoisingError(3, True, 4), "exact must be 0 .no excess. or at least 10"),
+    (lambda: Classification([], 15), "noise_levels must be numbers above 0 that ascend"),
+    (lambda: Classification([0.0, 1.0], 15), "above 0 that ascend"),
+    (lambda: Classification([2.0, 1.0], 15), "above 0 that ascend"),
+    (lambda: Classification([1.0], 0), "bins must be 1 to 1000"),
+])  # fmt: skip
+def test_arguments_out_of_range_are_refused(build, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        build()
+
+
+def test_auto_asks_what_can_be_answered():
+    """A model that is both is asked as a denoiser."""
+    classifier, denoiser = Classification([1.0], 15), DenoisingError(3, True, 0)
+    auto = Auto(classifier, denoiser)
+    assert auto.of(Subject(Only(), plane())) is classifier
+    assert auto.of(Subject(GMM2DLaw(COSINE), plane())) is denoiser
+    with pytest.raises(ValueError, match="needs labels"):
+        auto.check(Subject(Only(), UNLABELLED))

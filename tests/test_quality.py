@@ -1,0 +1,124 @@
+"""Precision, recall, density, coverage, copies and agreed labels: against loops, closed forms and laws known beforehand."""
+
+import math
+
+import numpy
+import pytest
+import torch
+from sklearn.datasets import load_digits
+from sklearn.svm import SVC
+
+from diffguide.evaluation import quality
+from diffguide.evaluation.judge import Judge
+from diffguide.evaluation.quality import density_coverage, distance_ratio, nearest, precision_recall, squared_radii
+
+
+def normal(n: int, seed: int, dimensions: int = 3) -> torch.Tensor:
+    return torch.randn(n, dimensions, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def ball(points: list, index: int, k: int) -> float:
+    """The distance of a point to its k-th neighbour, itself left out."""
+    others = [math.dist(points[index], other) for place, other in enumerate(points) if place != index]
+    return sorted(others)[k - 1]
+
+
+def by_hand(real: list, samples: list, k: int) -> tuple[float, float, float, float]:
+    """Precision, recall, density, coverage as the papers write them, pair by pair."""
+    real_balls = [ball(real, i, k) for i in range(len(real))]
+    sample_balls = [ball(samples, j, k) for j in range(len(samples))]
+    held = [[math.dist(s, r) <= radius for r, radius in zip(real, real_balls)] for s in samples]
+    reached = [[math.dist(r, s) <= radius for s, radius in zip(samples, sample_balls)] for r in real]
+    return (
+        sum(map(any, held)) / len(samples), sum(map(any, reached)) / len(real),
+        sum(map(sum, held)) / (k * len(samples)), sum(map(any, zip(*held))) / len(real),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("k", [1, 3, 5])
+@pytest.mark.parametrize("cells", [1, 150, 2**22], ids=["row by row", "slabs with a rest", "at once"])
+def test_they_are_what_the_papers_write(monkeypatch, k, cells):
+    """Sets of different sizes and laws, however the table of distances is cut."""
+    monkeypatch.setattr(quality, "CELLS", cells)
+    real, samples = normal(41, 0), 0.6 * normal(37, 1) + 0.8
+    found = (*precision_recall(real, samples, k), *density_coverage(real, samples, k))
+    expected = by_hand(real.tolist(), samples.tolist(), k)
+    assert found == pytest.approx(expected, abs=1e-12)
+    assert len({round(value, 6) for value in expected}) == 4 and 0 < min(
+        expected
+    )  # four different figures, none trivial
+    slabs = [slab.shape for slab in quality.tables(real, samples)]
+    assert max(math.prod(shape) for shape in slabs) <= max(cells, 37) and sum(rows for rows, _ in slabs) == 41
+
+
+def test_ties_on_a_lattice_are_told_exactly():
+    """Balls are closed: the unit lattice's neighbours lie on their spheres, as grey values do; half a step away all do not."""
+    line = torch.arange(20.0)[:, None] / 8
+    assert precision_recall(line, line + 1 / 8, 1) == pytest.approx((1.0, 1.0))  # the last sample's neighbour: at 1/8
+    assert precision_recall(line, line + 1 / 4, 1) == pytest.approx((19 / 20, 19 / 20))
+    assert density_coverage(line, line, 1) == pytest.approx(((20 + 2 * 19) / 20, 1.0))
+    far = line + 1000  # the same, far from the origin
+    assert precision_recall(far, far + 1 / 4, 1) == pytest.approx((19 / 20, 19 / 20))
+
+
+def test_what_each_one_sees():
+    """Samples of half the law lose recall and coverage alone; samples of a wider law lose precision and density."""
+    real, same = normal(1000, 0, 2), normal(1000, 1, 2)
+    half = torch.cat([same.abs()[:, :1], same[:, 1:]], 1)
+    whole_pr, whole_dc = precision_recall(real, same, 3), density_coverage(real, same, 5)
+    assert min(whole_pr) > 0.9 and whole_dc.density == pytest.approx(1, abs=0.08) and whole_dc.coverage > 0.93
+    assert precision_recall(real, half, 3).precision > 0.9 and precision_recall(real, half, 3).recall < 0.65
+    assert density_coverage(real, half, 5).density > 0.9 and density_coverage(real, half, 5).coverage < 0.6
+    wide = 3 * same
+    assert precision_recall(real, wide, 3).precision < 0.6 and precision_recall(real, wide, 3).recall > 0.9
+    assert density_coverage(real, wide, 5).density < 0.5
+
+
+def test_coverage_of_the_same_law_is_as_its_paper_has_it():
+    """E[coverage] = 1 - (m choose k) / (n + m - 1 choose k) -> 1 - 2^-k (Naeem et al., section 3.3), whatever the law."""
+    for k in (1, 3):
+        found = numpy.mean([density_coverage(normal(300, s), normal(300, s + 50), k).coverage for s in range(8)])
+        expected = 1 - math.prod((299 - i) / (599 - i) for i in range(k))
+        assert found == pytest.approx(expected, abs=0.02)
+
+
+def test_copies():
+    train, held_out = normal(400, 0, 2), normal(400, 1, 2)
+    assert distance_ratio(train[:50], train, held_out) == pytest.approx(0, abs=1e-7)
+    assert distance_ratio(normal(400, 2, 2), train, held_out) == pytest.approx(1, abs=0.2)
+    expected = [min(math.dist(a, b) for b in train.tolist()) for a in held_out.tolist()]
+    assert nearest(held_out, train).tolist() == pytest.approx(expected, abs=1e-7)
+    points = train.tolist()
+    assert squared_radii(train, 2).sqrt()[7].item() == pytest.approx(ball(points, 7, 2), abs=1e-7)
+    with pytest.raises(ValueError, match="half of the held-out examples are training examples"):
+        distance_ratio(held_out, train, train)
+
+
+@pytest.mark.parametrize("measure", [precision_recall, density_coverage])
+def test_what_cannot_be_measured_is_told(measure):
+    with pytest.raises(
+        ValueError, match="k=3 neighbours of a point need k of at least 1 and more than k points, got 3"
+    ):
+        measure(normal(3, 0), normal(9, 1), 3)
+    with pytest.raises(ValueError, match="k=0 neighbours"):
+        measure(normal(5, 0), normal(9, 1), 0)
+    with pytest.raises(ValueError, match=r"got \[5, 3\] and \[5, 2\]"):
+        measure(normal(5, 0), normal(5, 1, 2), 1)
+    with pytest.raises(ValueError, match="features of 2 of 5 samples are not finite"):
+        measure(normal(5, 0), normal(5, 1).index_fill(0, torch.tensor([1, 3]), math.nan), 1)
+
+
+def test_the_judge_of_the_digits():
+    """The machine that is known on these data, SVC(C=10, gamma=0.064): 96.0 % of the test block; noise is agreed by chance."""
+    images, labels = load_digits(return_X_y=True)
+    x, y = torch.from_numpy(images / 8 - 1), torch.from_numpy(labels)
+    judge = Judge(x[:1000], y[:1000])
+    known = SVC(C=10, gamma=0.064).fit(x[:1000], y[:1000])
+    blurred = x[1350:] + 0.5 * normal(447, 0, 64)
+    assert judge.agreed(x[1350:], y[1350:]) == known.score(x[1350:], y[1350:]) == pytest.approx(0.960, abs=0.004)
+    assert judge.agreed(blurred, y[1350:]) == pytest.approx(known.score(blurred, y[1350:]), abs=0.003)
+    assert judge.agreed(x[1350:], (y[1350:] + 1) % 10) < 0.03
+    unlabelled = y[:1000].where(torch.arange(1000) < 500, -1)
+    assert judge.agreed(x[1350:], y[1350:]) > Judge(x[:1000], unlabelled).agreed(x[1350:], y[1350:])
+    with pytest.raises(ValueError, match="at least two classes, got 1"):
+        Judge(x[:9], torch.zeros(9, dtype=torch.int64))

@@ -1,0 +1,222 @@
+"""The end of a sweep: fidelity against diversity, a curve per method, or a sentence that says why there is none."""
+
+import csv
+import json
+import socket
+from pathlib import Path
+
+import numpy
+import pytest
+import torch
+from PIL import Image
+from sklearn.datasets import load_digits
+from sklearn.neighbors import NearestNeighbors
+from sklearn.svm import SVC
+from small_checkpoint import CONFIG, change, put
+
+from diffguide import tradeoff
+from diffguide.datasets import Digits
+from diffguide.sample import main
+from diffguide.sources import at_hand
+from diffguide.sweeps import claim_beside, described, run_of
+from diffguide.tradeoff import NoTradeoff, Panel, Run, figure_of, of_oracle
+
+MODEL = "outputs/train/digits/v001"
+DIGITS = [f"checkpoint={MODEL}", "guidance=mpgd", "sampler=ddim", "sampler.steps=2"]  # towards brightness
+
+
+def table(folder: Path) -> list[dict[str, str]]:
+    with open(folder / "sweep.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def size(file: Path) -> tuple[int, int]:
+    with Image.open(file) as picture:
+        return picture.size
+
+
+def test_guidance_of_an_oracle(tmp_path, command):
+    """Scale 1 is the law itself: the least distance, at its floor; more guidance makes every class narrower. Two
+    rules in one picture."""
+    done = command(main, "-m", "oracle=cfg_figure", "n=240", "sampler.steps=20", "batch_size=240", "guidance=cfg",
+                   "guidance/rule=linear,apg", "guidance.scale=1,4", at=tmp_path)  # fmt: skip
+    assert done.code == 0 and "no tradeoff.png" not in done.err, done.err
+    rows, folder = table(tmp_path / done.folder), tmp_path / done.folder
+    assert [row["guidance/rule"] for row in rows] == ["linear", "linear", "apg", "apg"]
+    distance, floor, ratio = (
+        [float(row[name]) for row in rows] for name in ("energy_distance", "energy_distance_floor", "deviation_ratio")
+    )
+    assert distance[0] == distance[2] < 1.5 * floor[0] < distance[3] < distance[1] / 4
+    assert ratio[0] == ratio[2] == pytest.approx(1, abs=0.05) and ratio[1] < 0.75 < ratio[3] < 0.9
+    found = json.loads((tmp_path / rows[1]["folder"] / "metrics.json").read_text())
+    assert found["deviation"]["ratio"] == float(rows[1]["deviation_ratio"])
+    assert found["deviation"]["exact"] == pytest.approx(1, abs=0.05) and found["deviation"]["exact_std"] < 0.05
+    assert size(folder / "tradeoff.png")[0] > 500
+
+
+def test_a_trained_model_is_held_against_its_validation_split(at, command):
+    """The columns are what scikit-learn and the judge say of the very samples that lie in the run folders."""
+    done = command(main, "-m", *DIGITS, "n=30", "guidance.scale=0,0.1", "guidance.interval=[0,inf],[0,1]", at=at)
+    assert done.code == 0 and "no tradeoff.png" not in done.err, done.err
+    rows, data = table(at / done.folder), Digits(1, 8, 10)
+    real, train = (split.x.flatten(1).numpy() for split in (data.validation, data.train))
+    ball = NearestNeighbors(n_neighbors=4).fit(real).kneighbors(real)[0][:, 3]
+    judge = SVC(C=10, gamma=0.064).fit(train, data.train.y)
+    for row in rows:
+        with numpy.load(at / row["folder"] / "samples.npz") as arrays:
+            x, y = arrays["arr_0"].reshape(30, 64) / 127.5 - 1, arrays["arr_1"]
+        distances = numpy.sqrt(((x[:, None] - real[None]) ** 2).sum(2))
+        assert float(row["precision"]) == pytest.approx((distances <= ball).any(1).mean())
+        own = NearestNeighbors(n_neighbors=4).fit(x).kneighbors(x)[0][:, 3]
+        assert float(row["recall"]) == pytest.approx((distances.T <= own).any(1).mean())
+        assert float(row["agreed_labels"]) == judge.score(x, y)
+        assert float(row["agreed_labels_of_real"]) == judge.score(real, data.validation.y)
+        assert {"density", "coverage"} < row.keys() and (
+            float(row["potential_evaluations"])
+            == (0 if row["guidance.scale"] == "0" else 2 if "inf" in row["guidance.interval"] else 1)
+        )
+        assert (row["compared"], row["features"], row["reference"]) == ("30", "pixels", "350 validation examples")
+    assert size(at / done.folder / "tradeoff.png")[0] > 900  # two panels
+
+
+def test_samples_without_classes_have_no_agreed_labels(at, command):
+    done = command(main, "-m", *DIGITS, "n=20,24", "labels=null", at=at)
+    assert done.code == 0 and (at / done.folder / "tradeoff.png").is_file(), done.err
+    rows = table(at / done.folder)
+    assert [row["compared"] for row in rows] == ["20", "20"]  # as many of each: recall grows with samples
+    assert "recall" in rows[0] and "agreed_labels" not in rows[0]
+
+
+NOWHERE = {"_target_": "diffguide.datasets.image_folder.ImageFolder", "path": "moved/away", "channels": 1, "size": 8,
+           "num_classes": 10, "resize": None, "stretch": False, "flip": False, "validation": 0.1, "test": 0.1,
+           "memory": 1e9, "workers": 0}  # fmt: skip
+MNIST = {"_target_": "diffguide.datasets.downloads.MNIST", "root": "data", "download": True, "channels": 1, "size": 8,
+         "num_classes": 10, "flip": False, "validation": 5000}  # fmt: skip
+FOREIGN = {"_target_": "subprocess.Popen", "args": ["touch", "canary"]}
+GONE = {
+    "moved": (NOWHERE, "cannot be read here (dataset.path is moved/away"),
+    "not downloaded": (MNIST, "cannot be read here (dataset.root is data, where MNIST cannot be read"),
+    "not ours": (FOREIGN, "cannot be read here (dataset names subprocess.Popen, which is not diffguide's"),
+}
+
+
+@pytest.mark.parametrize("node, sentence", GONE.values(), ids=GONE)
+def test_data_that_is_not_at_hand_is_told(at, command, monkeypatch, node, sentence):
+    """One sentence, no download, and the rest of the sweep as ever."""
+    monkeypatch.setattr(socket.socket, "connect", None)  # whoever used a network would raise a TypeError
+    (file,) = (at / MODEL / "checkpoints").glob("0*64.safetensors")
+    change(file, file, put("config.dataset", node))
+    done = command(main, "-m", *DIGITS, "n=20", "guidance.scale=0,0.1", at=at)
+    told = [line for line in done.err.splitlines() if line.startswith("no tradeoff.png: ")]
+    assert done.code == 0 and len(told) == 1 and sentence in told[0], done.err
+    assert {path.name for path in (at / done.folder).iterdir()} == {"contact_sheet.png", "sweep.csv"}
+    assert "precision" not in table(at / done.folder)[0] and not (at / "canary").exists() and not (at / "data").exists()
+
+
+def test_whoever_stops_the_measuring_has_the_rest(at, command, monkeypatch):
+    def stopped(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(tradeoff, "against_data", stopped)
+    done = command(main, "-m", *DIGITS, "n=20", "guidance.scale=0,0.1", at=at)
+    (folder,) = (at / "outputs/sample/digits").glob("sweep_*")
+    assert done.code == 130 and len(table(folder)) == 2 and (folder / "contact_sheet.png").is_file()
+
+
+def test_too_few_samples_are_told(at, command, tmp_path):
+    sentence = "no tradeoff.png: fidelity and diversity need at least 20 samples a run, got n=4"
+    for arguments in (DIGITS, ["oracle=gmm2d", "guidance=mpgd", "sampler.steps=2"]):
+        done = command(main, "-m", *arguments, "n=4", "guidance.scale=0,0.1", at=at)
+        assert done.code == 0 and sentence in done.err, done.err
+        assert {path.name for path in (at / done.folder).iterdir()} == {"contact_sheet.png", "sweep.csv"}
+
+
+def test_data_that_do_not_fit_are_told(at):
+    """Another data set than the samples are of, two data sets, and one with next to no validation examples."""
+    (first,) = (at / MODEL / "checkpoints").glob("0*64.safetensors")
+    files = {}
+    for name, changes in {"other": {}, "few": {"validation": 5}}.items():
+        node = CONFIG["dataset"] | changes
+        files[name] = str(change(first, at / f"{name}.safetensors", put("config.dataset", node)))
+    for shape, used, sentence in (
+        ((1, 8, 8), [files["other"]], r"has examples of shape \[2\], and the samples \[1, 8, 8\]"),
+        ((1, 8, 8), [str(first), files["other"]], "the runs are of models of different data"),
+        ((2,), [files["few"]], "has 5 validation examples, and more than 5 are needed"),
+    ):
+        with pytest.raises(NoTradeoff, match=sentence):
+            tradeoff.against_data([run("", "1")] * len(used), used, shape, list("0123"))
+
+
+def test_data_come_from_files_that_are_here():
+    """At hand is what a seed or scikit-learn makes; `download` is off whatever the checkpoint says."""
+    node = {"_target_": "diffguide.datasets.digits.Digits", "channels": 1, "size": 8, "num_classes": 10}
+    assert torch.equal(at_hand(node).validation.y, torch.from_numpy(load_digits().target[1000:1350]))
+    with pytest.raises(ValueError, match="dataset.root is data, where MNIST cannot be read"):
+        at_hand(MNIST)
+
+
+def run(method: str, scale: str) -> Run:
+    return Run(Path("v001"), [0] * 20, method, scale)
+
+
+def test_a_curve_per_method_in_the_order_of_its_scales():
+    runs = [run("apg", "4"), run("linear", "10"), run("apg", "1"), run("linear", "2"), run("linear", "lost")]
+    columns = [{"a": float(k), "b": 10.0 * k} for k in range(4)] + [{"a": float("nan"), "b": 1.0}]
+    panels = [Panel("a", "b", ("wide", "good"), [(7.0, "real")], best=0.5), Panel("b", "a", ("w", "g"), log=True)]
+    first, second = figure_of(panels, runs, columns, "note").axes
+    lines = {line.get_label(): line for line in first.lines}
+    assert lines["apg"].get_xydata().tolist() == [[2, 20], [0, 0]]
+    assert lines["linear"].get_xydata()[:2].tolist() == [[3, 30], [1, 10]]
+    assert [(text.get_text(), *text.xy) for text in first.texts] == [
+        ("1", 2, 20),
+        ("4", 0, 0),
+        ("2", 3, 30),
+        ("10", 1, 10),
+    ]
+    assert list(lines["real"].get_ydata()) == [7, 7] and first.lines[-1].get_xdata() == pytest.approx([0.5, 0.5])
+    assert (first.get_xlabel(), first.get_ylabel(), first.get_yscale()) == ("wide", "good", "linear")
+    assert second.get_yscale() == "log" and len(second.lines) == 2
+    (legend,) = first.figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["apg", "linear", "real"]
+
+
+def test_figures_that_are_nowhere_finite_are_told(tmp_path):
+    lost = [{"deviation_ratio": float("nan"), "energy_distance": float("nan"), "energy_distance_floor": 0.1}]
+    with pytest.raises(NoTradeoff, match="deviation_ratio and energy_distance are finite in no run"):
+        tradeoff.write_tradeoff(tmp_path / "t.png", of_oracle(lost), [run("", "1")], lost, "")
+
+
+def test_what_a_method_is_called():
+    """Options by the last part of their names, in full where two end alike."""
+    overrides = {"guidance/rule": "apg", "guidance.interval": "[0.3,2]", "sampler/grid@guidance.ramp": "linear",
+                 "checkpoint": "/far/away/outputs/train/digits/v002", "a.scale": "1", "b.scale": "2"}  # fmt: skip
+    assert described(overrides, list(overrides)[:3]) == "rule apg interval [0.3,2] ramp linear"
+    assert described(overrides, ["a.scale", "guidance.interval"], "\n") == "scale 1\ninterval [0.3,2]"
+    assert described(overrides, ["checkpoint"]) == "checkpoint digits/v002"
+    assert described(overrides, ["a.scale", "b.scale"]) == "a.scale 1 b.scale 2"
+
+
+@pytest.mark.parametrize("varying, method, scale", [
+    (["guidance.scale", "guidance.interval"], "interval [1,2]", "3"),
+    (["guidance.scale"], "Nested", "3"),
+    (["guidance.parts.apg.scale", "guidance.interval"], "interval [1,2]", "5"),
+    (["guidance.parts.apg.scale", "guidance.scale"], "scale 5", "3"),
+    (["guidance.parts.apg.scale", "guidance.parts.cfg.scale"], "guidance.parts.apg.scale 5 guidance.parts.cfg.scale 7", ""),
+])  # fmt: skip
+def test_which_scale_a_curve_follows(tmp_path, varying, method, scale):
+    numpy.savez(tmp_path / "samples.npz", numpy.zeros((2, 2)), numpy.array([1, -1]))
+    overrides = {"guidance.scale": "3", "guidance.interval": "[1,2]", "guidance.parts.apg.scale": "5",
+                 "guidance.parts.cfg.scale": "7"}  # fmt: skip
+    header = {"guidance": {"_target_": "diffguide.guidance.nested.Nested"}}
+    found = run_of({"folder": str(tmp_path), "overrides": overrides, "header": header}, varying)
+    assert found == Run(tmp_path, [1, -1], method, scale)
+
+
+def test_where_a_sweep_lies(tmp_path):
+    """Beside runs of one name; of several names, beside those names, both ends named."""
+    digits, tree = [tmp_path / "digits" / f"v00{k}" for k in (1, 2)], tmp_path / "tree/v003"
+    digits[0].parent.mkdir()
+    assert claim_beside(digits) == tmp_path / "digits/sweep_v001-v002"
+    assert claim_beside(digits) == tmp_path / "digits/sweep_v001-v002_2"
+    assert claim_beside([*digits, tree]) == tmp_path / "sweep_digits_v001-tree_v003"
+    assert claim_beside([digits[0], tree, digits[1]]) == tmp_path / "sweep_digits_v001-digits_v002"
