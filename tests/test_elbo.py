@@ -7,13 +7,17 @@ import pytest
 import torch
 from scipy.integrate import quad
 
+from diffguide.backbones import MLP
 from diffguide.decoders import Discretized, Gaussian
 from diffguide.denoisers import Denoiser, Prediction
 from diffguide.evaluation.elbo import Control, elbo, pieces, squared_error, tuned
 from diffguide.evaluation.flow_ode import ExactTrace, FixedGrid, flow_log_density
 from diffguide.evaluation.gaussian import GaussianFit
 from diffguide.evaluation.likelihood import Decoded
+from diffguide.objectives.levels import UniformTime
+from diffguide.objectives.variational import Variational
 from diffguide.oracles import Empirical, GaussianMixture, GMM2DLaw
+from diffguide.parameterizations import Eps
 from diffguide.randomness import Noise
 from diffguide.schedules import EDM, VE, Cosine, Flow, SubVP
 
@@ -228,6 +232,28 @@ def test_probabilities_of_discrete_data_sum_to_one_at_most():
     flow = flow_log_density(law, point, None, ExactTrace(1), FixedGrid(128), None).log_density + correction
     flow = flow.reshape(5, 64).mean(1).exp()
     assert flow.sum() < 1.01 and (flow.log() - torch.tensor(shares).log()).abs().max() < 0.05
+
+
+@pytest.mark.parametrize("steps", [None, 4])
+def test_the_training_objective_estimates_the_same(steps):
+    """`Variational` on a network that nobody trained, its loss of one example drawn many times, in bits per dimension."""
+    torch.manual_seed(0)
+    network, schedule, n = (
+        MLP(2, None, num_classes=0, width=16, layers=2, fourier_features=4, fourier_scale=0.5),
+        Cosine(7.0, -4.0),
+        4000,
+    )
+    objective = Variational(network, schedule, Eps(), Discretized(17), UniformTime(True), steps, 0.0)
+    x = torch.tensor([[0.25, -1.0]])
+    with torch.no_grad():
+        loss = objective(x.expand(n, 2), None, torch.Generator().manual_seed(0))
+    times = None if steps is None else torch.linspace(1, 0, steps + 1, dtype=torch.float64)
+    terms, noise = pieces(schedule, 32, times), Noise(range(500), (2,), schedule)
+    found = elbo(objective.model, x.expand(500, 2), None, Discretized(17), noise, terms, 2, 8, None)
+    for part in ("prior", "reconstruction", "diffusion"):
+        own, other = getattr(found, part) / 2 / math.log(2), loss.terms[part]
+        error = math.hypot(own.std() / math.sqrt(500), other.std() / math.sqrt(n))
+        assert abs(own.mean() - other.mean()) < 4 * error + 1e-6, part
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from diffguide.denoisers import SamplingError
 from diffguide.evaluation.flow_ode import Adaptive, ExactTrace, FixedGrid, Hutchinson, flow_log_density
 from diffguide.oracles import GaussianMixture, GMM2DLaw
 from diffguide.randomness import Noise
@@ -132,7 +133,7 @@ def test_what_it_refuses():
         flow_log_density(gaussian(Flow(math.inf, -math.inf)), x, None, EXACT, FixedGrid(4), None)
     with pytest.raises(ValueError, match="backward pass for each of 3 values, and trace.largest allows 2"):
         flow_log_density(gaussian(SCHEDULES["flow"]), x, None, ExactTrace(2), FixedGrid(4), None)
-    with pytest.raises(ValueError, match="needs more than max_evaluations=20"):
+    with pytest.raises(SamplingError, match="needs more than max_evaluations=20"):
         flow_log_density(gaussian(SCHEDULES["flow"]), x, None, EXACT, Adaptive(1e-8, 1e-8, 20), None)
     with pytest.raises(ValueError, match="give it noise"):
         flow_log_density(gaussian(SCHEDULES["flow"]), x, None, Hutchinson(1), FixedGrid(4), None)

@@ -25,7 +25,9 @@ SCHEDULE = Cosine(12.0, -10.0)
 
 
 def bound(**changes) -> ELBO:
-    options = dict(levels=8, replicates=2, draws=4, pilot=16, floor=1e-3, conditional=None, values=0, log_snr_max=None)
+    options = dict(
+        levels=8, steps=None, replicates=2, draws=4, pilot=16, floor=1e-3, conditional=None, values=0, log_snr_max=None
+    )
     return ELBO(**(options | changes))
 
 
@@ -211,7 +213,7 @@ def test_what_cannot_be_answered(plane, digits):
             metric.check(Subject(model, data, **options))
         return str(caught.value)
 
-    assert "set metric.values (17 for digits" in message(bound(values=None), law)
+    bound(values=None).check(Subject(law, plane))  # vectors are continuous
     assert "guidance (Guided) has no likelihood" in message(bound(), Guided(law))
     assert "finite ends" in message(bound(), GMM2DLaw(Flow(math.inf, -math.inf)))
     assert "finite ends" in message(flow(), GMM2DLaw(Flow(12.0, -math.inf)))
@@ -239,15 +241,18 @@ def test_what_cannot_be_answered(plane, digits):
         "nll_elbo_given_class"
     ]
     grey = Split(digits.train.x + 0.01, digits.train.y)
-    with pytest.raises(ValueError, match="not of the 17 values"):
-        blurred = Dataset(grey, grey, grey, digits.class_names)
-        exact(values=17).measure(Subject(Empirical(grey.x, grey.y, SCHEDULE, 0.1), blurred, n=3))
+    pictures, blurred = Empirical(grey.x, grey.y, SCHEDULE, 0.1), Dataset(grey, grey, grey, digits.class_names)
+    assert "set metric.values (17 for digits" in message(bound(values=None), pictures, digits)
+    assert "not of the 17 values" in message(exact(values=17), pictures, blurred, n=3)
+    assert "for each of 64 values, and trace.largest allows 2" in message(flow(), pictures, digits)
+    assert "leave metric.log_snr_max null" in message(bound(steps=4, log_snr_max=3.0), law)
 
 
 @pytest.mark.parametrize(
     "wrong, word",
     [
-        (lambda: bound(levels=0), "levels=0"), (lambda: bound(replicates=1), "replicates=1"),
+        (lambda: bound(levels=0), "levels=0"), (lambda: bound(steps=0), "steps=0"),
+        (lambda: bound(replicates=1), "replicates=1"),
         (lambda: bound(draws=1), "draws=1"), (lambda: bound(pilot=-1), "pilot=-1"), (lambda: bound(floor=0.0), "floor=0.0"),
         (lambda: bound(values=1), "values must be 0"), (lambda: flow(draws=0), "draws must be at least 1, got 0"),
         (lambda: Likelihoods(None, None, None), "all are null"),
@@ -276,5 +281,10 @@ def test_files():
         metric = instantiate(config, _convert_="all")
         alone = instantiate(compose("metric/ode", ["metric/solver=adaptive", "metric/dequantization=uniform"]).metric)
     elbo_, ode, density = metric.members
-    assert elbo_.levels == 7 and isinstance(ode.trace, ExactTrace) and isinstance(density, ExactDensity)
+    assert (
+        elbo_.levels == 7
+        and elbo_.steps is None
+        and isinstance(ode.trace, ExactTrace)
+        and isinstance(density, ExactDensity)
+    )
     assert isinstance(alone.dequantization, Uniform) and type(alone.solver).__name__ == "Adaptive"

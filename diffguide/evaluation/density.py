@@ -27,7 +27,8 @@ class Density(Metric):
     Arguments:
         conditional: true: log p(x given its class); false: log p(x), for which a conditional model must have been trained
             with p_uncond > 0; None: the first where the model has classes.
-        values: K values of an element, 2 / (K - 1) apart in [-1, 1]; 0 = continuous; None = dataset.values of the run.
+        values: K values of an element, 2 / (K - 1) apart in [-1, 1]; 0 = continuous; None = dataset.values of the run,
+            and 0 for vectors.
         log_snr_max: log-SNR of z_0, where the likelihood starts; None = the schedule's.
 
     Attributes:
@@ -56,6 +57,8 @@ class Density(Metric):
             ValueError: nobody said it.
         """
         values = (subject.config.get("dataset") or {}).get("values") if self.values is None else self.values
+        if values is None and len(subject.shape) == 1:  # vectors are continuous
+            values = 0
         if values is None:
             raise ValueError(
                 f"metric={self.name} needs the number of values that an element of the data can have, and this checkpoint "
@@ -71,6 +74,8 @@ class Density(Metric):
         super().check(subject)
         self.values_of(subject)
         self.start(subject)
+        if self.values_of(subject):
+            Discretized(self.values_of(subject)).check(subject.batch(0)[0])
         model = subject.model
         inner = model.denoiser if subject.counter is model else model
         if isinstance(inner, DenoiserWrapper) and not inner.transparent:

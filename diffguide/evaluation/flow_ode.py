@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..backbones.conditions import Condition
-from ..denoisers import Denoiser
+from ..denoisers import Denoiser, SamplingError
 from ..randomness import Noise
 from .elbo import start_of
 
@@ -44,6 +44,9 @@ class Trace:
     random = False
     text = "exact"
 
+    def check(self, size: int) -> None:
+        """Raises ValueError where examples of so many values cost more than was allowed."""
+
     def vectors(self, x: Tensor, noise: Noise | None, index: int) -> tuple[Tensor, float]:
         """p [P, 1 or B, D], the same along the whole way of an example, and the number; `index` counts the draws."""
         raise NotImplementedError
@@ -56,19 +59,22 @@ class ExactTrace(Trace):
         largest: D at most, so that nobody waits for a million backward passes without having said so.
 
     Raises:
-        ValueError: from a call: examples with more values.
+        ValueError: from check and from a call: examples with more values.
     """
 
     def __init__(self, largest: int):
         self.largest = largest
 
-    def vectors(self, x: Tensor, noise: Noise | None, index: int) -> tuple[Tensor, float]:
-        size = x[0].numel()
+    def check(self, size: int) -> None:
         if size > self.largest:
             raise ValueError(
                 f"an exact trace is a backward pass for each of {size} values, and trace.largest allows {self.largest}: take "
                 "metric/trace=hutchinson, or a larger trace.largest"
             )
+
+    def vectors(self, x: Tensor, noise: Noise | None, index: int) -> tuple[Tensor, float]:
+        size = x[0].numel()
+        self.check(size)
         return torch.eye(size, dtype=x.dtype, device=x.device)[:, None], 1.0
 
 
@@ -153,8 +159,8 @@ class Adaptive(Solver):
         max_evaluations: of the denoiser, for one batch; at least 9.
 
     Raises:
-        ValueError: a tolerance out of range; torchode is not installed; from a call: more evaluations needed, or numbers
-            that are not finite.
+        ValueError: a tolerance out of range; torchode is not installed.
+        SamplingError: from a call: more evaluations needed, or numbers that are not finite.
     """
 
     def __init__(self, atol: float, rtol: float, max_evaluations: int):
@@ -180,9 +186,9 @@ class Adaptive(Solver):
         solution = solver.solve(torchode.InitialValueProblem(y0=state, t_start=begin, t_end=stop))
         statuses = solution.status.unique().tolist()
         if torchode.status_codes.INFINITE_NORM in statuses:
-            raise ValueError("the probability-flow ODE met numbers that are not finite: is this model trained?")
+            raise SamplingError("the probability-flow ODE met numbers that are not finite: is this model trained?")
         if statuses != [torchode.status_codes.SUCCESS]:
-            raise ValueError(
+            raise SamplingError(
                 f"the probability-flow ODE needs more than max_evaluations={self.max_evaluations} evaluations for "
                 f"atol={self.atol:g} and rtol={self.rtol:g}: raise the one or the others"
             )
@@ -219,10 +225,10 @@ def flow_log_density(
     per_root = 1 / math.sqrt(size)  # the log-density's column counts in an error norm as much as all of the others
 
     def slope(u: Tensor, state: Tensor) -> Tensor:
+        t = schedule.t_of(-2 * u).clamp(0, 1)
+        scale = torch.hypot(*schedule.scales(-2 * u, 2))
         with torch.enable_grad():
             v = state[:, :-1].detach().requires_grad_()
-            t = schedule.t_of(-2 * u).clamp(0, 1)
-            scale = torch.hypot(*schedule.scales(-2 * u, 2))
             x_0, eps = denoiser((scale * v).to(x.dtype).unflatten(1, shape), t, y)
             eps = eps.flatten(1)
             divergence = torch.zeros(batch, dtype=state.dtype, device=state.device)

@@ -37,6 +37,8 @@ class ELBO(Density):
 
     Arguments:
         levels: strata of log-SNR, each with one evaluation; at least 1. A model with discrete levels is asked at each.
+        steps: T, at least 1, in place of the strata: the bound of T ancestral steps at t = k / T (eq. 13); None = that of
+            continuous time.
         replicates: independent repetitions, at least 2; evaluations per example = levels x replicates.
         draws: of the reconstruction, at least 2; they cost no evaluation.
         pilot: training examples for the coefficients, evaluated 2 x levels times each; 0 = no control variate.
@@ -47,30 +49,28 @@ class ELBO(Density):
     name, part, needs = "elbo", "elbo", (Denoiser,)
 
     def __init__(
-        self, levels: int, replicates: int, draws: int, pilot: int, floor: float, conditional: bool | None,
+        self, levels: int, steps: int | None, replicates: int, draws: int, pilot: int, floor: float, conditional: bool | None,
         values: int | None, log_snr_max: float | None,
     ):  # fmt: skip
         super().__init__(conditional, values, log_snr_max)
-        if levels < 1 or replicates < 2 or draws < 2 or pilot < 0 or not floor > 0:
+        if levels < 1 or steps is not None and steps < 1 or replicates < 2 or draws < 2 or pilot < 0 or not floor > 0:
             raise ValueError(
-                "levels must be at least 1, replicates and draws at least 2, pilot at least 0, floor above 0; got "
-                f"levels={levels}, replicates={replicates}, draws={draws}, pilot={pilot}, floor={floor}"
+                "levels and steps must be at least 1, replicates and draws at least 2, pilot at least 0, floor above 0; got "
+                f"levels={levels}, steps={steps}, replicates={replicates}, draws={draws}, pilot={pilot}, floor={floor}"
             )
-        self.levels, self.replicates, self.draws, self.pilot, self.floor = (
-            levels,
-            replicates,
-            draws,
-            pilot,
-            float(floor),
-        )
+        self.levels, self.steps, self.replicates = levels, steps, replicates
+        self.draws, self.pilot, self.floor = draws, pilot, float(floor)
 
     def check(self, subject: Subject) -> None:
         super().check(subject)
-        self.terms(subject)
+        if self.log_snr_max is not None and (self.steps is not None or subject.model.levels is not None):
+            raise ValueError("a bound of discrete steps ends where they do: leave metric.log_snr_max null")
 
     def terms(self, subject: Subject) -> list[Piece]:
         times = subject.model.levels
-        if times is not None:
+        if self.steps is not None:
+            times = torch.linspace(1, 0, self.steps + 1, dtype=torch.float64)
+        elif times is not None:
             times = torch.cat([times[times > 0].cpu(), torch.zeros(1, dtype=torch.float64)])
         return pieces(subject.model.schedule, self.levels, times, self.log_snr_max)
 
@@ -114,8 +114,8 @@ class ELBO(Density):
     def facts(self, subject: Subject) -> dict[str, object]:
         count = len(self.terms(subject))
         return {
-            "estimate": "variational bound", "levels": count, "replicates": self.replicates, "pilot": self.pilot,
-            "evaluations_per_example": count * self.replicates,
+            "estimate": "variational bound", "steps": self.steps, "levels": count,
+            "replicates": self.replicates, "pilot": self.pilot, "evaluations_per_example": count * self.replicates,
             "dequantisation": "discretised decoder" if self.values_of(subject) else "none: continuous, Gaussian decoder",
         }  # fmt: skip
 
@@ -143,6 +143,7 @@ class FlowODE(OfPoints):
 
     def check(self, subject: Subject) -> None:
         super().check(subject)
+        self.trace.check(math.prod(subject.shape))
         if subject.model.levels is not None:
             raise ValueError(
                 f"metric=ode needs a model of continuous time; this {subject.holds} has discrete noise levels"
