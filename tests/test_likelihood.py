@@ -112,7 +112,11 @@ def test_continuous_data_all_three_ways(plane):
     metric = Likelihoods(bound(conditional=False), flow(), exact())
     metric.check(subject)
     measured = metric.measure(subject)
-    assert list(measured.figures) == ["nll_elbo", "nll_ode_given_class", "nll_exact_given_class"]
+    names = ["nll_elbo", "nll_ode_given_class", "nll_exact_given_class"]
+    assert list(measured.figures) == [*names, "nll_ode_given_class_minus_exact_given_class"]
+    gap = measured.figures.pop("nll_ode_given_class_minus_exact_given_class")
+    one, other = (measured.figures[name].value for name in names[1:])
+    assert gap.value == pytest.approx(one - other, abs=1e-9) and gap.standard_error < 0.02 and gap.unit == "nats/dim"
     x, y = plane.validation.x[subject.rows], plane.validation.y[subject.rows]
     truth = -GMM2DLaw(SCHEDULE).log_density(x.double(), None, y) / 2
     figure = measured.figures["nll_exact_given_class"]
@@ -133,8 +137,11 @@ def test_batches_change_nothing(plane):
     values = []
     for size in (30, 7):
         subject = Subject(GMM2DLaw(SCHEDULE), plane, batch_size=size)
-        metric = Likelihoods(bound(), flow(trace=Hutchinson(1)), None)
-        values.append([figure.value for figure in metric.measure(subject).figures.values()])
+        metric = Likelihoods(bound(levels=24), flow(trace=Hutchinson(1)), None)
+        measured = metric.measure(subject)
+        values.append([figure.value for figure in measured.figures.values()])
+        elbo_, ode, gap = measured.figures.values()
+        assert gap.value == pytest.approx(elbo_.value - ode.value) and 0 < gap.standard_error < elbo_.standard_error
     assert values[0] == pytest.approx(values[1], abs=1e-6)
 
 

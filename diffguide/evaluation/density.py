@@ -15,7 +15,7 @@ from .elbo import start_of
 from .likelihood import Dequantization, likelihood
 from .metric import Figure, Measured, Metric, Plot, Subject
 
-__all__ = ["Density", "OfPoints"]
+__all__ = ["Density", "OfPoints", "parts_of"]
 
 Arrays = dict[str, Tensor]
 Answer = Callable[[Tensor, Tensor | None, Noise], Arrays]
@@ -113,8 +113,9 @@ class Density(Metric):
         """Bits/dim that turn its density into one of discrete data."""
         return 0.0
 
-    def measure(self, subject: Subject) -> Measured:
-        given, values, size = self.given(subject), self.values_of(subject), math.prod(subject.shape)
+    def examples(self, subject: Subject) -> Arrays:
+        """What `nats` answers for every example, [N] each, on the CPU."""
+        given = self.given(subject)
         nats = functools.cache(self.nats)  # its pilot run, where it has one, waits for a batch that is not kept already
 
         def answer(first: int) -> dict[str, numpy.ndarray]:
@@ -124,11 +125,18 @@ class Density(Metric):
 
         answers = []
         for first in subject.firsts:
-            answers.append(subject.parts.part(f"{self.part}_{first:08d}", lambda: answer(first)))
+            answers.append(subject.parts.part(f"{self.part}_{first:010d}", lambda: answer(first)))
             subject.progress(min(first + subject.batch_size, subject.n), subject.n, f"examples, {self.part}")
-        joined = {name: torch.cat([torch.as_tensor(part[name]) for part in answers]) for name in answers[0]}
-        noise, later = joined.pop("noise", None), joined.pop("starts", None)
-        found = likelihood(joined, size, noise, self.offset(subject))
+        return {name: torch.cat([torch.as_tensor(part[name]) for part in answers]) for name in answers[0]}
+
+    def measure(self, subject: Subject) -> Measured:
+        return self.told(subject, self.examples(subject))
+
+    def told(self, subject: Subject, examples: Arrays) -> Measured:
+        """Figure, facts and curve of what `examples` answered."""
+        given, values, size = self.given(subject), self.values_of(subject), math.prod(subject.shape)
+        noise, later = examples.get("noise"), examples.get("starts")
+        found = likelihood(parts_of(examples), size, noise, self.offset(subject))
         unit, scale = ("bits/dim", 1.0) if values else ("nats/dim", math.log(2))
         figure = Figure(found.bits_per_dim * scale, found.standard_error * scale, found.n, unit)
         facts = {
@@ -140,6 +148,11 @@ class Density(Metric):
         name = f"nll_{self.part}" + ("_given_class" if given else "")
         curve = () if later is None else self.curve(subject, later * scale / math.log(2) / size, name, unit)
         return Measured({name: figure}, {name: facts | self.facts(subject)}, *curve)
+
+
+def parts_of(examples: Arrays) -> Arrays:
+    """Those of an answer whose sum is -log p, in nats."""
+    return {name: part for name, part in examples.items() if name not in ("noise", "starts")}
 
 
 class OfPoints(Density):

@@ -1,5 +1,6 @@
 """The metrics elbo, ode, log_density and likelihood: how probable a model finds a split, in bits or nats per dimension."""
 
+import itertools
 import math
 
 import torch
@@ -9,7 +10,7 @@ from ..batches import fetch
 from ..decoders import Discretized, Gaussian
 from ..denoisers import Denoiser, LogDensity
 from ..randomness import Noise, fold
-from .density import Answer, Arrays, Density, OfPoints
+from .density import Answer, Arrays, Density, OfPoints, parts_of
 from .elbo import Control, Piece, elbo, pieces, reconstruction, tuned
 from .flow_ode import Solver, Trace, flow_log_density
 from .gaussian import GaussianFit
@@ -190,7 +191,9 @@ class ExactDensity(OfPoints):
 
 
 class Likelihoods(Metric):
-    """The estimates of one likelihood side by side, each with its own figure.
+    """The estimates of one likelihood side by side, each with its own figure, and their differences on the same examples.
+
+    A difference has a standard error of its own, far below those of the two: examples vary more than estimates of one do.
 
     Arguments:
         elbo, ode: None = without it.
@@ -221,10 +224,17 @@ class Likelihoods(Metric):
             member.check(subject)
 
     def measure(self, subject: Subject) -> Measured:
-        figures, facts, curve, plots = {}, {}, [], []
+        figures, facts, curve, plots, found = {}, {}, [], [], []
         for member in self.answering(subject):
-            measured = member.measure(subject)
+            examples = member.examples(subject)
+            measured = member.told(subject, examples)
+            (name,) = measured.figures
+            found.append((name, measured.figures[name].unit, sum(parts_of(examples).values())))
             figures |= measured.figures
             facts |= measured.facts
             curve, plots = [*curve, *measured.curve], [*plots, *measured.plots]
+        for (name, unit, nats), (other, same, others) in itertools.combinations(found, 2):
+            if unit == same and name.endswith("_given_class") == other.endswith("_given_class"):
+                scale = (math.log(2) if unit == "bits/dim" else 1.0) * math.prod(subject.shape)
+                figures[f"{name}_minus_{other.removeprefix('nll_')}"] = mean((nats - others) / scale, unit)
         return Measured(figures, facts, curve, plots)
