@@ -103,8 +103,8 @@ def write_metrics(path: Path, plan: Plan, shards: Shards, header: dict) -> dict[
     law = "; their law is the unguided one, which guidance leaves on purpose" if guided else ""
     facts = {
         "reference": f"exact samples of the oracle, same labels{law}", "n": shards.n, "compared": len(indices),
-        "seed": seed, "guidance": type(plan.guided).__name__, "sampler": type(plan.sampler).__name__,
-        "steps": plan.sampler.steps, "network_evaluations": header["network_evaluations"],
+        "seed": seed, "guidance": header["guidance"], "sampler": header["sampler"], "steps": plan.sampler.steps,
+        "network_evaluations": header["network_evaluations"],
         ASKED: header[ASKED],
     }  # fmt: skip
     text = strict_json(facts | metrics, indent=2) + "\n"

@@ -10,11 +10,12 @@ from networks import lively, mlp, unet
 
 from diffguide.backbones import Embedding
 from diffguide.classifiers import NoisyClassifier
-from diffguide.denoisers import Classifier, DenoiserWrapper, EvaluationCounter, Preconditioned
+from diffguide.denoisers import Classifier, DenoiserWrapper, EvaluationCounter
 from diffguide.guidance import ClassifierFree, ClassifierGuidance
 from diffguide.guidance.classifier import at_equal_log_snr
 from diffguide.oracles import GaussianMixture
 from diffguide.parameterizations import V
+from diffguide.preconditioned import Preconditioned
 from diffguide.randomness import Noise
 from diffguide.samplers import DDPM
 from diffguide.samplers.ancestral import posterior_variance

@@ -8,9 +8,10 @@ from closed_forms import ExactMixture, two_classes
 from torch import nn
 
 from diffguide.backbones import MLP
-from diffguide.denoisers import Denoiser, DenoiserWrapper, EvaluationCounter, Preconditioned
+from diffguide.denoisers import Denoiser, DenoiserWrapper, EvaluationCounter
 from diffguide.guidance import ClassifierFree, Unguided
 from diffguide.parameterizations import EDM, X0, Eps, Flow, V
+from diffguide.preconditioned import Preconditioned
 from diffguide.schedules import EDM as EDMSchedule
 from diffguide.schedules import Cosine
 from diffguide.schedules import Flow as FlowSchedule

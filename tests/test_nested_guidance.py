@@ -9,13 +9,14 @@ from exact_models import oracle
 from networks import lively, mlp
 from potential_laws import Towards
 
-from diffguide.denoisers import EvaluationCounter, Preconditioned, SamplingError
+from diffguide.denoisers import EvaluationCounter, SamplingError
 from diffguide.guidance import CADS, Auto, ClassifierFree, ClassifierGuidance, Compose, Negative, Nested, Unguided
 from diffguide.guidance.potentials import MPGD, PotentialGuidance
 from diffguide.guidance.projections import APG, TCFG
 from diffguide.guidance.ramps import LinearRamp
 from diffguide.guidance.rules import CFGPlusPlus, CFGZero, Linear, Mambo, Rescale, Threshold
 from diffguide.parameterizations import V
+from diffguide.preconditioned import Preconditioned
 from diffguide.randomness import Noise
 from diffguide.samplers import DDIM, Heun
 from diffguide.samplers.grids import UniformLogSNR, UniformT

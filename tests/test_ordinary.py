@@ -11,10 +11,11 @@ from torch import nn
 
 from diffguide.archives import CheckpointError
 from diffguide.configuration import ConfigError, build
-from diffguide.denoisers import Preconditioned, SamplingError
+from diffguide.denoisers import SamplingError
 from diffguide.guidance.ordinary import ExportedProgram, ImageNetwork, OrdinaryGuidance, TorchScript, Torchvision
 from diffguide.oracles import GaussianMixture
 from diffguide.parameterizations import V
+from diffguide.preconditioned import Preconditioned
 from diffguide.schedules import EDM, Cosine
 from diffguide.vetting import vet
 

@@ -5,10 +5,10 @@ import torch
 from networks import lively, mlp
 from torch import nn
 
-from diffguide.denoisers import Preconditioned
 from diffguide.evaluation.probe import check_conditioning, conditioning
 from diffguide.oracles import GaussianMixture
 from diffguide.parameterizations import V
+from diffguide.preconditioned import Preconditioned
 from diffguide.sample import main
 from diffguide.schedules import EDM, Cosine
 

@@ -170,10 +170,6 @@ class Auto(Contrast):
     embeds = False  # two networks have two tables of classes
 
     @property
-    def has_null(self) -> bool:
-        return self.denoiser.has_null and self.guide.has_null
-
-    @property
     def compiled(self) -> bool:
         return self.denoiser.compiled or self.guide.compiled
 
