@@ -48,7 +48,10 @@ def evaluate(cfg: DictConfig) -> None:
             f"engine.devices must be 1, got {engine.world_size}: one process measures; others may measure other checkpoints"
         )
     engine.launch()
-    runs = [prepare(cfg, engine, begun.file if begun else path) for path in paths(cfg)]  # all can, before one does
+    built: dict[str, Any] = {}
+    runs = [
+        prepare(cfg, engine, begun.file if begun else path, built) for path in paths(cfg)
+    ]  # all can, before one does
     folders = []
     for path, run in zip(paths(cfg), runs):
         folders.append(measure(OmegaConf.merge(cfg, {"checkpoint": path}), engine, run, begun))
@@ -84,8 +87,11 @@ def paths(cfg: DictConfig) -> list:
     return OmegaConf.to_container(cfg.checkpoint) if OmegaConf.is_list(cfg.checkpoint) else [cfg.checkpoint]
 
 
-def prepare(cfg: DictConfig, engine, path: str | Path | None) -> Run:
+def prepare(cfg: DictConfig, engine, path: str | Path | None, built: dict[str, Any]) -> Run:
     """The subject, of a checkpoint or of an oracle (path None), and the metric that it can answer.
+
+    Arguments:
+        built: data sets, which several checkpoints share.
 
     Raises:
         ConfigError: a model, data and metric that do not go together.
@@ -98,7 +104,7 @@ def prepare(cfg: DictConfig, engine, path: str | Path | None) -> Run:
         subject, identity = subjects.exact(cfg, exact(cfg, engine.device), engine.device)
         name = HydraConfig.get().runtime.choices["oracle"]
     else:
-        subject, identity = subjects.trained(cfg, path, engine.device)
+        subject, identity = subjects.trained(cfg, path, engine.device, built)
         name = subject.config["name"]
     try:
         node = OmegaConf.to_container(cfg.metric, resolve=True)
@@ -123,6 +129,8 @@ def measure(cfg: DictConfig, engine, run: Run, begun) -> Path:
         ConfigError: a measurement that cannot end, or a folder that cannot be written.
         SystemExit: after a signal, with everything kept that the metric keeps.
     """
+    import torch
+
     from . import tables
     from .denoisers import SamplingError
     from .evaluation.parts import MetricError, Parts
@@ -151,13 +159,14 @@ def measure(cfg: DictConfig, engine, run: Run, begun) -> Path:
             bar.close()
             record = {
                 "metric": metric.name, "figures": {name: part._asdict() for name, part in measured.figures.items()},
-                "n": subject.n, "seed": subject.seed, **measured.facts,
+                "n": subject.n, "seed": subject.seed,
                 "evaluations": subject.evaluations, "seconds": time.monotonic() - started + parts.seconds,
                 **run.identity, "precision": precision, "device": str(engine.device),
                 "batch_size": subject.batch_size, "versions": versions(), "curve": list(measured.curve),
                 "details": dict(measured.details), "plots": [tables.plain(plot) for plot in measured.plots],
             }  # fmt: skip
-            print(tables.write_run(folder, record), end="", file=sys.stderr)
+            assert not measured.facts.keys() & record.keys(), "a fact of a metric hides what every run says"
+            print(tables.write_run(folder, record | measured.facts), end="", file=sys.stderr)
             parts.remove()
             (folder / START).unlink(missing_ok=True)
         except Stopped as stopped:
@@ -168,6 +177,8 @@ def measure(cfg: DictConfig, engine, run: Run, begun) -> Path:
             raise SystemExit(stopped.code) from stopped
         except (WriteError, MetricError, SamplingError) as error:
             raise ConfigError(f"metric={metric.name}: {error}") from error
+        except torch.OutOfMemoryError as error:
+            raise ConfigError(f"the device's memory is full: lower batch_size, now {cfg.batch_size}") from error
     return folder
 
 

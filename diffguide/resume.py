@@ -23,18 +23,9 @@ from .shards import START
 
 __all__ = ["Begun", "Resumed", "find", "find_evaluation", "find_samples", "inherit", "saved_config"]
 
-ROLES = (
-    "oracle",
-    "dataset",
-    "backbone",
-    "schedule",
-    "objective",
-    "guidance",
-    "sampler",
-    "metric",
-    "training",
-    "engine",
-)
+ROLES = (  # nodes of a configuration that are built
+    "oracle", "dataset", "backbone", "schedule", "objective", "guidance", "sampler", "metric", "training", "engine",
+)  # fmt: skip
 FIXED = ("name", "output_root", "dataset", "backbone", "schedule", "objective", "training", "seed", "p_uncond")
 TODAYS = {"dry_run"}  # what is never taken from a run
 FREE = {  # of training: how long, how often, how fast; recorded where it changes

@@ -13,6 +13,7 @@ from .datasets import Dataset, Split
 from .evaluation.metric import Subject
 from .randomness import fold
 from .resume import trusted
+from .runs import strict_json
 from .sources import Exact
 from .vetting import construct
 
@@ -21,8 +22,13 @@ __all__ = ["exact", "trained"]
 DRAWN, MOST, EXACT = 2000, 10**7, 5  # exact samples where nobody says n, and at most; purpose of the seed
 
 
-def trained(cfg: DictConfig, path: str | Path, device: torch.device) -> tuple[Subject, dict[str, Any]]:
+def trained(
+    cfg: DictConfig, path: str | Path, device: torch.device, built: dict[str, Dataset]
+) -> tuple[Subject, dict[str, Any]]:  # fmt: skip
     """The model of a checkpoint on its data, and what identifies both in metrics.json.
+
+    Arguments:
+        built: data sets by their nodes; a new one is added.
 
     Raises:
         ConfigError: a checkpoint that cannot be loaded, data that are not there, or unlike those of its training.
@@ -33,7 +39,7 @@ def trained(cfg: DictConfig, path: str | Path, device: torch.device) -> tuple[Su
         digest = checkpoints.sha256(file)
     except checkpoints.CheckpointError as error:
         raise ConfigError(f"checkpoint: {error}") from error
-    data, node = dataset(cfg, loaded)
+    data, node = dataset(cfg, loaded, built)
     subject = subject_of(cfg, loaded.model, data, cfg.split, cfg.n, device, checkpoint=file, config=loaded.config)
     run = file.parent.parent if file.parent.name == "checkpoints" else file
     return subject, {
@@ -42,22 +48,26 @@ def trained(cfg: DictConfig, path: str | Path, device: torch.device) -> tuple[Su
     }  # fmt: skip
 
 
-def dataset(cfg: DictConfig, loaded: checkpoints.Loaded) -> tuple[Dataset, dict[str, Any]]:
+def dataset(
+    cfg: DictConfig, loaded: checkpoints.Loaded, built: dict[str, Dataset]
+) -> tuple[Dataset, dict[str, Any]]:  # fmt: skip
     """The data set to measure on, and its node: the chosen one, or that of the checkpoint.
 
     Raises:
         ConfigError: data that are not there, or are not like those that the model was trained on.
     """
-    if "dataset" in cfg:
-        data, node = build(cfg, "dataset"), OmegaConf.to_container(cfg.dataset, resolve=True)
-    else:
-        node = loaded.config["dataset"]
-        try:
-            data = construct(node, "dataset", trusted(cfg))
-        except (ValueError, OSError) as error:
-            raise ConfigError(
-                f"{error}; these are the data of the checkpoint, give others with dataset=<option>"
-            ) from error
+    node = OmegaConf.to_container(cfg.dataset, resolve=True) if "dataset" in cfg else loaded.config["dataset"]
+    key = strict_json(node)
+    try:
+        if key not in built:
+            built[key] = build(cfg, "dataset") if "dataset" in cfg else construct(node, "dataset", trusted(cfg))
+    except ConfigError:
+        raise
+    except (ValueError, OSError) as error:
+        raise ConfigError(
+            f"{error}; these are the data of the checkpoint, give others with dataset=<option>"
+        ) from error
+    data = built[key]
     shape, names = loaded.facts["shape"], loaded.facts["class_names"]
     if list(data.shape) != list(shape):
         raise ConfigError(f"dataset: its examples are of shape {list(data.shape)}, and the model's of {list(shape)}")

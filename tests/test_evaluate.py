@@ -79,7 +79,9 @@ def test_a_denoiser_is_measured_as_the_library_measures_it(at, command):
     expected, found = DenoisingError(3, True, 20).measure(subject), metrics(folder)
     assert found["figures"] == {name: part._asdict() for name, part in expected.figures.items()}
     assert found["curve"] == json.loads(json.dumps(expected.curve))
-    assert found["metric"] == "denoising" and found["law"] == "GMM2DLaw" and found["conditional"] is True
+    assert (
+        found["metric"] == "denoising" and found["law"] == "GMM2DLaw" and found["conditional"] is True
+    )
     assert (found["split"], found["n"], found["seed"], found["images"]) == ("validation", 60, 3, 7)
     assert found["evaluations"] == subject.evaluations == 3 * (60 + 20) and found["seconds"] > 0
     file = checkpoints.find(at / SMALL)
@@ -113,10 +115,13 @@ def test_who_asks_for_no_metric_gets_what_the_model_can_answer(at, command):
     assert {path.name for path in (at / done.folder).iterdir()} == FILES | {"classification.png"}
 
 
-def test_several_checkpoints_make_one_table(at, command):
-    """With the mean over them, and one picture with a line each."""
+def test_several_checkpoints_make_one_table(at, command, monkeypatch):
+    """With the mean over them, and one picture with a line each; they share their data."""
+    draw, drawn = GMM2D.draw, []
+    monkeypatch.setattr(GMM2D, "draw", lambda self, n, rng: (drawn.append(n), draw(self, n, rng))[1])
     done = command(main, f"checkpoint=[{SMALL},{OTHER}]", *FEW, at=at)
     assert done.code == 0, done.err
+    assert len(drawn) == 3  # splits of one data set
     runs = ["outputs/evaluate/small/v001", "outputs/evaluate/small/v002"]
     assert done.out.split() == [*runs, "outputs/evaluate/small/sweep_v001-v002"]
     folder = at / done.folder
@@ -321,6 +326,15 @@ def test_a_damaged_part_is_told(stopped, at, command):
     assert done.code == 1 and "is damaged: remove it and resume the run" in done.err and "Traceback" not in done.err
     part.unlink()
     assert command(main, f"resume={stopped}", at=at).code == 0
+
+
+def test_a_full_memory_is_told(at, command, monkeypatch):
+    def full(self, subject):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(DenoisingError, "measure", full)
+    done = command(main, f"checkpoint={SMALL}", *FEW, at=at)
+    assert done.code == 1 and "memory is full: lower batch_size, now 250" in done.err and "Traceback" not in done.err
 
 
 def test_foreign_checkpoints_name_no_foreign_data(at, command):
