@@ -11,7 +11,8 @@ def test_from_the_command_line(command, tmp_path):
     """Bound, ODE and exact density of an oracle on exact samples of itself."""
     done = command(
         evaluate, "oracle=gmm2d", "schedule=cosine", "metric=likelihood", "metric.elbo.levels=8", "metric.elbo.pilot=4",
-        "metric/solver@metric.ode.solver=adaptive", "n=12", "metric.elbo.conditional=false", at=tmp_path,
+        "metric/trace@metric.ode.trace=exact", "metric.ode.solver.steps=32", "n=12", "metric.elbo.conditional=false",
+        at=tmp_path,
     )  # fmt: skip
     assert done.code == 0, done.err
     record = json.loads((tmp_path / done.folder / "metrics.json").read_text())
@@ -19,7 +20,7 @@ def test_from_the_command_line(command, tmp_path):
     assert list(record["figures"]) == names
     flow, exact = (record["figures"][f"nll_{name}_given_class"]["value"] for name in ("ode", "exact"))
     assert flow == pytest.approx(exact, abs=0.02)
-    assert record["nll_ode_given_class"]["solver"].startswith("Dormand-Prince")
+    assert record["nll_ode_given_class"]["solver"].startswith("Runge-Kutta 4, 32")
     assert len(record["curve"]) == 8 and (tmp_path / done.folder / "elbo_start.png").exists()
 
 

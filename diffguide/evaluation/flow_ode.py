@@ -79,7 +79,9 @@ class ExactTrace(Trace):
 
 
 class Hutchinson(Trace):
-    """div eps = E <p, J p> over random signs p: unbiased, with a variance of twice the squares of J's symmetric rest.
+    """div eps = E <p, J p> over random signs p: unbiased, exact where J is diagonal.
+
+    Its variance is twice the sum of squares of what stands off the diagonal of (J + J^T) / 2.
 
     Hutchinson, 1989; Grathwohl et al., "FFJORD", 2019, arXiv 1810.01367. The signs are functions of an example's seed.
 
