@@ -206,6 +206,7 @@ def test_discrete_time_bounds_are_looser():
         d = ((x.numpy() - MEAN) @ VECTORS)[:, None]
         g = snr[:-1, None]
         errors = (g * (g * VALUES**2 + d**2) / (1 + g * VALUES) ** 2).sum(2)
+        np.testing.assert_allclose(found.prior.numpy(), math.exp(-10) / 2 * (x.numpy() ** 2).sum(1))
         np.testing.assert_allclose(found.diffusion.numpy(), errors @ (snr[1:] / snr[:-1] - 1) / 2, rtol=1e-6)
         bounds.append(float(found.nats.mean()))
     first, second, third = np.array(bounds) - closed_form(x.numpy(), schedule).mean()

@@ -70,7 +70,8 @@ def test_figures():
     assert found.standard_error == pytest.approx(float(nats.std()) / 2 / math.log(2))
     assert found.noise == pytest.approx(0.4 / 2 / 2 / math.log(2))  # one of four, in two dimensions
     assert found.parts == {"density": 1.5, "rest": 0.25} and found.n == 4
-    assert likelihood(parts, 2, None).noise is None
+    one = likelihood({"density": torch.tensor([1.0])}, 2, None)
+    assert one.noise is None and one.standard_error is None
 
 
 def test_digits_numbers(digits):
@@ -205,6 +206,7 @@ def test_the_curve_of_starts(digits, smoothed):
     row = next(row for row in curve if row["log_snr_max"] == pytest.approx(6.0))
     assert row[column] == pytest.approx(earlier, abs=0.2) and earlier < measured.figures[column].value - 2
     assert measured.plots[0].panels[0].column == column
+    assert measured.facts[column]["lowest_of_curve"] == min(curve, key=lambda row: row[column]) != curve[-1]
     assert Likelihoods(bound(), None, None).measure(Subject(smoothed, digits, n=4)).curve
 
 

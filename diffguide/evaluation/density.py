@@ -138,7 +138,8 @@ class Density(Metric):
         noise, later = examples.get("noise"), examples.get("starts")
         found = likelihood(parts_of(examples), size, noise, self.offset(subject))
         unit, scale = ("bits/dim", 1.0) if values else ("nats/dim", math.log(2))
-        figure = Figure(found.bits_per_dim * scale, found.standard_error * scale, found.n, unit)
+        error = None if found.standard_error is None else found.standard_error * scale
+        figure = Figure(found.bits_per_dim * scale, error, found.n, unit)
         facts = {
             "nats_per_dim": found.nats_per_dim, "bits_per_dim": found.bits_per_dim, "dimensions": size, "values": values,
             "standard_error_bits_per_dim": found.standard_error, "drawing_error_bits_per_dim": found.noise,
@@ -146,8 +147,12 @@ class Density(Metric):
             "log_snr_max": self.start(subject), "split": subject.split, "seed": subject.seed, "n": found.n,
         }  # fmt: skip
         name = f"nll_{self.part}" + ("_given_class" if given else "")
-        curve = () if later is None else self.curve(subject, later * scale / math.log(2) / size, name, unit)
-        return Measured({name: figure}, {name: facts | self.facts(subject)}, *curve)
+        facts |= self.facts(subject)
+        if later is None:
+            return Measured({name: figure}, {name: facts})
+        rows, plots = self.curve(subject, later * scale / math.log(2) / size, name, unit)
+        facts["lowest_of_curve"] = min(rows, key=lambda row: row[name])
+        return Measured({name: figure}, {name: facts}, rows, plots)
 
 
 def parts_of(examples: Arrays) -> Arrays:

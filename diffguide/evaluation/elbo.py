@@ -189,7 +189,7 @@ def elbo(
     if replicates < 2 or draws < 2:
         raise ValueError(f"an error estimate needs replicates and draws of at least 2, got {replicates} and {draws}")
     decoder.check(x)
-    prior = 0.5 * math.exp(denoiser.schedule.log_snr_min) * x.double().square().flatten(1).sum(1)
+    prior = 0.5 * math.exp(terms[0].low) * x.double().square().flatten(1).sum(1)
     codes = reconstruction(x, decoder, terms[-1].end, [noise.normal(len(terms), k) for k in range(draws)])
     samples = []
     for replicate in range(replicates):

@@ -23,7 +23,7 @@ class Likelihood(NamedTuple):
     Fields:
         nats_per_dim: mean of -log p(x) / D; for discrete data of -log P(x) / D, a bound on it.
         bits_per_dim: the same divided by log 2.
-        standard_error: of bits_per_dim, from the spread over examples: std / sqrt(N).
+        standard_error: of bits_per_dim, from the spread over examples: std / sqrt(N); None of one.
         noise: the share of it (bits/dim) that more draws for the same examples would remove; None = not known.
         n: examples.
         dimensions: D.
@@ -33,7 +33,7 @@ class Likelihood(NamedTuple):
 
     nats_per_dim: float
     bits_per_dim: float
-    standard_error: float
+    standard_error: float | None
     noise: float | None
     n: int
     dimensions: int
@@ -56,7 +56,7 @@ def likelihood(parts: dict[str, Tensor], dimensions: int, noise: Tensor | None, 
     """
     nats = sum(part.double() for part in parts.values()) / dimensions
     n, bits = len(nats), math.log(2)
-    error = float(nats.std()) / math.sqrt(n) / bits if n > 1 else math.nan
+    error = float(nats.std()) / math.sqrt(n) / bits if n > 1 else None
     drawn = None if noise is None else float(noise.double().square().sum().sqrt()) / n / dimensions / bits
     means = {name: float(part.double().mean()) / dimensions for name, part in parts.items()}
     return Likelihood(float(nats.mean()), float(nats.mean()) / bits, error, drawn, n, dimensions, means, offset)
