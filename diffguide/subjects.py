@@ -19,6 +19,7 @@ from .vetting import construct
 
 __all__ = ["exact", "trained"]
 
+CONTINUOUS = {"values": 0}  # what is said of exact samples
 DRAWN, MOST, EXACT = 2000, 10**7, 5  # exact samples where nobody says n, and at most; purpose of the seed
 
 
@@ -40,7 +41,9 @@ def trained(
     except checkpoints.CheckpointError as error:
         raise ConfigError(f"checkpoint: {error}") from error
     data, node = dataset(cfg, loaded, built)
-    subject = subject_of(cfg, loaded.model, data, cfg.split, cfg.n, device, checkpoint=file, config=loaded.config)
+    subject = subject_of(
+        cfg, loaded.model, data, cfg.split, cfg.n, device, checkpoint=file, config=loaded.config | {"dataset": node}
+    )
     run = file.parent.parent if file.parent.name == "checkpoints" else file
     return subject, {
         "model": "/".join(run.parts[-2:]), "checkpoint": str(file), "checkpoint_sha256": digest, "weights": cfg.weights,
@@ -89,14 +92,16 @@ def exact(cfg: DictConfig, source: Exact, device: torch.device) -> tuple[Subject
     """
     identity = {"model": f"oracle {type(source.oracle).__name__}"} | source.identity()
     if "dataset" in cfg:
-        subject = subject_of(cfg, source.model, build(cfg, "dataset"), cfg.split, cfg.n, device)
+        config = {"dataset": source.nodes["dataset"]}
+        subject = subject_of(cfg, source.model, build(cfg, "dataset"), cfg.split, cfg.n, device, config=config)
         return subject, identity | {"split": cfg.split}
     if cfg.n is not None and cfg.n > MOST:
         raise ConfigError(f"n must be at most 10^7 exact samples, got {cfg.n}")
     rng = torch.Generator().manual_seed(fold(cfg.seed, EXACT))
     x, y = source.oracle.sample(cfg.n or DRAWN, rng)
     data = Dataset(*[Split(x.to(source.dtype), y.cpu())] * 3, class_names=source.class_names)
-    return subject_of(cfg, source.model, data, "test", None, device), identity | {"split": "exact samples"}
+    subject = subject_of(cfg, source.model, data, "test", None, device, config={"dataset": CONTINUOUS})
+    return subject, identity | {"split": "exact samples"}
 
 
 def subject_of(

@@ -79,9 +79,7 @@ def test_a_denoiser_is_measured_as_the_library_measures_it(at, command):
     expected, found = DenoisingError(3, True, 20).measure(subject), metrics(folder)
     assert found["figures"] == {name: part._asdict() for name, part in expected.figures.items()}
     assert found["curve"] == json.loads(json.dumps(expected.curve))
-    assert (
-        found["metric"] == "denoising" and found["law"] == "GMM2DLaw" and found["conditional"] is True
-    )
+    assert found["metric"] == "denoising" and found["law"] == "GMM2DLaw" and found["conditional"] is True
     assert (found["split"], found["n"], found["seed"], found["images"]) == ("validation", 60, 3, 7)
     assert found["evaluations"] == subject.evaluations == 3 * (60 + 20) and found["seconds"] > 0
     file = checkpoints.find(at / SMALL)
@@ -201,12 +199,18 @@ def test_figures_are_shown_to_the_digits_that_are_known(value, error, text):
     assert tables.shown({"value": value, "standard_error": error}) == text
 
 
-def test_other_data_of_the_same_kind(at, command):
+def test_other_data_of_the_same_kind(at, command, monkeypatch):
+    """A metric is told the node of the data that it sees; of an oracle's samples, that they are continuous."""
+    measure, told = DenoisingError.measure, []
+    watched = lambda self, subject: (told.append(subject.config["dataset"]), measure(self, subject))[1]  # noqa: E731
+    monkeypatch.setattr(DenoisingError, "measure", watched)
     done = command(
         main, f"checkpoint={SMALL}", "dataset=gmm2d", "dataset.train=10", "dataset.validation=40", *FEW, at=at
     )
     assert done.code == 0, done.err
     assert metrics(at / done.folder)["n"] == 40 and OmegaConf.load(at / done.folder / "config.yaml").dataset.train == 10
+    assert told[0]["train"] == 10 and metrics(at / done.folder)["dataset"] == told[0]
+    assert command(main, "oracle=gmm2d", *FEW, "n=5", at=at).code == 0 and told[1] == {"values": 0}
 
 
 def test_a_run_of_the_training_command(tiny_run, tmp_path, command):

@@ -101,7 +101,7 @@ class Subject:
         progress: progress(done, total, unit), to be called where the work may be stopped: that is where a signal stops it, so
             after a part is kept.
         checkpoint: the model's file, None = there is none.
-        config: of the run that trained it, {} = not known.
+        config: of the run that trained it, with the node `dataset` of the data here; {} = not known.
 
     Attributes:
         rows: of the split, ascending, [N].
