@@ -257,7 +257,6 @@ def test_the_training_objective_estimates_the_same(steps):
         assert abs(own.mean() - other.mean()) < 4 * error + 1e-6, part
 
 
-@pytest.mark.slow
 def test_bound_flow_and_exact_density_agree_on_a_mixture():
     """Within 0.01 nats/dim of each other, with standard errors of the differences below 0.003."""
     schedule, n = SCHEDULES["cosine"], 1000
