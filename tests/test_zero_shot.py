@@ -1,0 +1,246 @@
+"""Zero-shot classification: Bayes' rule where the denoiser is exact, and what the budget, the seeds and the chunks do."""
+
+import numpy as np
+import pytest
+import torch
+from closed_forms import Mixture, two_classes
+from exact_models import oracle
+
+from diffguide.denoisers import DenoiserWrapper, EvaluationCounter
+from diffguide.evaluation.weighting import Bell, Even, Exact, Piecewise, UniformTime
+from diffguide.evaluation.zero_shot import Budget, ZeroShot
+from diffguide.schedules import Cosine, Flow
+
+SCHEDULE = Cosine(14.0, -14.0)
+
+
+def classifier(
+    weighting=None, spacing=None, evaluations=50, stages=(), margin=None, temperature=1.0, chunk=2000
+) -> ZeroShot:
+    budget = Budget(evaluations, stages, margin)
+    return ZeroShot(weighting or Exact(), spacing or Bell(0.0, 2.5), budget, temperature, chunk)
+
+
+def examples(law: Mixture, n: int, scale: float = 1.0) -> torch.Tensor:
+    return torch.from_numpy(law.sample(n, np.random.default_rng(0))[0] * scale)
+
+
+def four_classes() -> Mixture:
+    means = np.random.default_rng(1).normal(size=(4, 3)) * 2
+    return Mixture([0.1, 0.2, 0.3, 0.4], means, [0.2 * np.eye(3)] * 4, [0, 1, 2, 3])
+
+
+def log_ratio(law: Mixture, x: torch.Tensor) -> np.ndarray:
+    """log p(x | 0) - log p(x | 1) of clean data."""
+    one, other = (law.log_density(x.numpy(), 1.0, 0.0, np.full(len(x), label)) for label in (0, 1))
+    return one - other
+
+
+@pytest.mark.parametrize("schedule", [SCHEDULE, Flow(14.0, -14.0)], ids=["cosine", "flow"])
+@pytest.mark.parametrize("spacing", [Even(), Bell(0.0, 2.5)], ids=["even", "bell"])
+def test_exact_weights_are_bayes_rule(schedule, spacing):
+    """Of an exact denoiser: the difference of the classes' bounds is that of their log-likelihoods, image by image."""
+    law = two_classes()
+    x = examples(law, 60, 0.6)  # pulled together, so that many are doubtful
+    answers = classifier(spacing=spacing, evaluations=600)(oracle(law, schedule), x, range(60))
+    found = (answers.log_prob[:, 0] - answers.log_prob[:, 1]).numpy()
+    error = found - log_ratio(law, x)
+    assert abs(error.mean()) < 4 * error.std() / np.sqrt(60) + 0.02
+    assert error.std() < 0.8 and np.corrcoef(found, log_ratio(law, x))[0, 1] > 0.98
+
+
+def test_error_falls_with_evaluations():
+    law = two_classes()
+    x = examples(law, 60, 0.6)
+    errors = []
+    for evaluations in (25, 400):
+        log_prob = classifier(evaluations=evaluations)(oracle(law, SCHEDULE), x, range(60)).log_prob.numpy()
+        errors.append((log_prob[:, 0] - log_prob[:, 1] - log_ratio(law, x)).std())
+    assert errors[1] < errors[0] / 3  # 4 of independent draws
+
+
+def test_a_bell_estimates_the_same_with_less_noise():
+    law = two_classes()
+    x = examples(law, 60, 0.6)
+    errors = []
+    for spacing in (Even(), Bell(0.0, 3.0)):
+        log_prob = classifier(spacing=spacing, evaluations=150)(oracle(law, SCHEDULE), x, range(60)).log_prob.numpy()
+        errors.append((log_prob[:, 0] - log_prob[:, 1] - log_ratio(law, x)).std())
+    assert errors[1] < 0.9 * errors[0]
+
+
+class Listening(DenoiserWrapper):
+    """Notes the log-SNRs that it is asked at."""
+
+    def __init__(self, denoiser):
+        super().__init__(denoiser)
+        self.asked = []
+
+    def __call__(self, x_t, t, y=None):
+        self.asked.append(self.schedule.log_snr(t))
+        return self.denoiser(x_t, t, y)
+
+
+@pytest.mark.parametrize("evaluations", [10, 37, 200])
+def test_log_snrs_are_spread_evenly_after_any_number_of_evaluations(evaluations):
+    """Every class at the same ones; gaps of at most 2.7 times the mean one, where independent draws leave 4 to 6."""
+    model = Listening(oracle(four_classes(), SCHEDULE))
+    classifier(spacing=Even(), evaluations=evaluations)(model, examples(four_classes(), 1), [5])
+    found, counts = torch.cat(model.asked).sort().values.round(decimals=6).unique(return_counts=True)
+    assert counts.tolist() == [4] * evaluations
+    ends = torch.tensor([-14.0, 14.0], dtype=torch.float64)
+    assert float(torch.cat([ends[:1], found, ends[1:]]).diff().max()) < 2.7 * 28 / evaluations
+
+
+def test_uniform_time_is_another_classifier():
+    """And not the same one on every schedule: on the cosine it weighs the middle up, by more than any sampling error."""
+    law = two_classes()
+    x = examples(law, 40, 0.6)
+    answers = classifier(UniformTime(), evaluations=300)(oracle(law, SCHEDULE), x, range(40))
+    assert np.abs(answers.log_prob[:, 0].sub(answers.log_prob[:, 1]).numpy() - log_ratio(law, x)).mean() > 5
+
+
+def test_prior_and_temperature_enter_the_softmax():
+    law, x = four_classes(), examples(four_classes(), 8)
+    prior = torch.tensor([0.1, 0.2, 0.3, 0.4])
+    plain, cold = (classifier(temperature=t)(oracle(law, SCHEDULE), x, range(8)).log_prob for t in (1.0, 5.0))
+    weighed = classifier(temperature=5.0)(oracle(law, SCHEDULE), x, range(8), prior).log_prob
+    torch.testing.assert_close((plain / 5).log_softmax(1), cold)
+    torch.testing.assert_close((plain / 5 + prior.log()).log_softmax(1), weighed)
+
+
+def test_identical_classes_get_identical_scores():
+    """Every class of an image sees the same noise at the same levels."""
+    law = Mixture([0.5, 0.2, 0.3], [[1.0, 0.0]] * 2 + [[-1.0, 0.0]], [0.3 * np.eye(2)] * 3, [0, 1, 2])
+    log_prob = classifier(evaluations=3)(oracle(law, SCHEDULE), examples(law, 10), range(10)).log_prob
+    assert torch.equal(log_prob[:, 0], log_prob[:, 1])
+    assert bool((log_prob[:, 0] != log_prob[:, 2]).all())
+
+
+def test_an_image_alone_is_the_image_in_a_batch():
+    law = four_classes()
+    x, seeds = examples(law, 9), [17, 3, 8, 0, 5, 6, 2, 99, 1]
+    ask = classifier(evaluations=30, stages=[[5, 3], [12, 2]])
+    together = ask(oracle(law, SCHEDULE), x, seeds)
+    for row in (0, 4, 8):
+        alone = ask(oracle(law, SCHEDULE), x[row : row + 1], seeds[row : row + 1])
+        torch.testing.assert_close(alone.log_prob[0], together.log_prob[row])
+    other = ask(oracle(law, SCHEDULE), x, range(100, 109))
+    assert not torch.allclose(other.log_prob, together.log_prob)
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 17, 1000])
+def test_chunks_do_not_matter(chunk):
+    law, x = four_classes(), examples(four_classes(), 7)
+    stages = [[4, 3], [9, 2]]
+    whole = classifier(evaluations=20, stages=stages, margin=3.0)(oracle(law, SCHEDULE), x, range(7))
+    parts = classifier(evaluations=20, stages=stages, margin=3.0, chunk=chunk)(oracle(law, SCHEDULE), x, range(7))
+    for ours, theirs in zip(parts, whole):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_elimination_answers_as_the_full_evaluation_within_its_budget():
+    law, x = four_classes(), examples(four_classes(), 50)
+    counter = EvaluationCounter(oracle(law, SCHEDULE))
+    ask = classifier(evaluations=80, stages=[[10, 3], [30, 2]])
+    few = ask(counter, x, range(50))
+    assert counter.evaluations == 50 * (4 * 10 + 3 * 20 + 2 * 50) == 50 * 4 * ask.budget.most(4)
+    assert few.evaluations.tolist() == [200] * 50
+    full = classifier(evaluations=80)(oracle(law, SCHEDULE), x, range(50))
+    assert torch.equal(few.log_prob.argmax(1), full.log_prob.argmax(1))
+    assert Budget(10, [[2, 5]], None).most(3) == 10  # a stage may keep more classes than there are
+    exact = oracle(law, SCHEDULE).log_prob(x, None).argmax(1)
+    assert (few.log_prob.argmax(1) == exact).double().mean() > 0.95
+
+
+def test_the_leaders_are_those_of_the_full_evaluation():
+    """A class that is dropped keeps its distance from the leader of its stage; the others have all their evaluations."""
+    law, x = four_classes(), examples(four_classes(), 20)
+    few = classifier(evaluations=40, stages=[[10, 2]])(oracle(law, SCHEDULE), x, range(20)).log_prob
+    early, late = (classifier(evaluations=n)(oracle(law, SCHEDULE), x, range(20)).log_prob for n in (10, 40))
+    order = early.argsort(1, descending=True)
+    gap = lambda log_prob, a, b: log_prob.gather(1, a[:, None]) - log_prob.gather(1, b[:, None])  # noqa: E731
+    torch.testing.assert_close(gap(few, order[:, 0], order[:, 1]), gap(late, order[:, 0], order[:, 1]))
+    torch.testing.assert_close(gap(few, order[:, 0], order[:, 3]), gap(early, order[:, 0], order[:, 3]))
+    torch.testing.assert_close(few.exp().sum(1), torch.ones(20, dtype=torch.float64))
+
+
+def test_margin_ends_what_is_clear():
+    """By paired differences: fewer evaluations than the budget, the same answers; at margin 0 nothing but the leader stays."""
+    law, x = four_classes(), examples(four_classes(), 40)
+    stages = [[10, 4], [20, 4]]
+    counter = EvaluationCounter(oracle(law, SCHEDULE))
+    ask = classifier(evaluations=60, stages=stages, margin=2.0)
+    answers = ask(counter, x, range(40))
+    full = classifier(evaluations=60)(oracle(law, SCHEDULE), x, range(40))
+    assert torch.equal(answers.log_prob.argmax(1), full.log_prob.argmax(1))
+    assert counter.evaluations == int(answers.evaluations.sum())
+    spent = answers.evaluations / 4
+    assert 10 <= float(spent.min()) < 20 and float(spent.mean()) < 30 < ask.budget.most(4)
+    leaders = classifier(evaluations=60, stages=stages, margin=0.0)(oracle(law, SCHEDULE), x, range(40))
+    assert leaders.evaluations.tolist() == [40] * 40
+
+
+def test_running_answers_and_what_they_cost():
+    law, x = four_classes(), examples(four_classes(), 30)
+    answers = classifier(evaluations=30, stages=[[4, 2]])(oracle(law, SCHEDULE), x, range(30))
+    # after 1, 2, 4, 5, 10, 20, 30 of each class that remains
+    assert answers.spent[:, 0].tolist() == [4, 8, 16, 18, 28, 48, 68]
+    assert torch.equal(answers.running[-1], answers.log_prob.argmax(1))
+    for place, evaluations in ((0, 1), (1, 2), (2, 4)):
+        short = classifier(evaluations=evaluations)(oracle(law, SCHEDULE), x, range(30))
+        assert torch.equal(answers.running[place], short.log_prob.argmax(1))
+
+
+class OfLevels(DenoiserWrapper):
+    """Asked at its own times only."""
+
+    levels = torch.linspace(1, 0, 41, dtype=torch.float64)
+
+    def __call__(self, x_t, t, y=None):
+        assert bool(torch.isin(t, self.levels).all())
+        return self.denoiser(x_t, t, y)
+
+
+def test_a_model_of_legal_times_is_asked_at_them():
+    law, x = two_classes(), examples(two_classes(), 20, 0.6)
+    model = OfLevels(oracle(law, SCHEDULE))
+    found = classifier(evaluations=200)(model, x, range(20)).log_prob
+    assert np.corrcoef((found[:, 0] - found[:, 1]).numpy(), log_ratio(law, x))[0, 1] > 0.9
+
+
+def test_what_cannot_classify_is_refused():
+    single = Mixture([1.0], [[0.0]], [[[1.0]]], [0])
+    x = torch.zeros(1, 1, dtype=torch.float64)
+    with pytest.raises(ValueError, match="two classes or more, got 1"):
+        classifier()(oracle(single, SCHEDULE), x, [0])
+    with pytest.raises(ValueError, match="prior must be a positive probability for each of 2 classes"):
+        classifier()(oracle(two_classes(), SCHEDULE), x, [0], torch.tensor([1.0, 0.0]))
+    infinite = oracle(two_classes(), Flow(torch.inf, -torch.inf))
+    with pytest.raises(ValueError, match="finite ends.*metric/weighting=window"):
+        classifier()(infinite, torch.zeros(1, 2, dtype=torch.float64), [0])
+    window = Piecewise([-6.0, 6.0], [1.0, 1.0])
+    assert bool(classifier(window)(infinite, torch.zeros(1, 2, dtype=torch.float64), [0]).log_prob.isfinite().all())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((10, [[10, 2]], None), "stay below evaluations=10"),
+        ((10, [[5, 0]], None), "at least 1"),
+        ((10, [[5, 3], [4, 2]], None), "evaluations that increase"),
+        ((10, [[4, 2], [5, 3]], None), "must not keep more"),
+        ((0, [], None), "evaluations=0"),
+        ((10, [], 2.0), "margin must be at least 0 and needs stages"),
+        ((10, [[1, 2]], 2.0), "needs a standard error"),
+    ],
+)
+def test_budgets_that_are_none(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        Budget(*arguments)
+
+
+def test_arguments_out_of_range():
+    for wrong in ({"temperature": 0.0}, {"chunk": 0}):
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            classifier(**wrong)
