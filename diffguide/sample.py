@@ -92,6 +92,8 @@ def check(cfg: DictConfig) -> None:
     for key in ("png", "trajectory"):
         if not isinstance(cfg[key], bool):
             raise ConfigError(f"{key} must be true or false, got {cfg[key]!r}")
+    if OmegaConf.is_list(cfg.checkpoint):
+        raise ConfigError("checkpoint must be one run, got a list: sample several with -m checkpoint=a,b")
     if "oracle" not in cfg and not isinstance(cfg.checkpoint, str):
         raise ConfigError(
             "checkpoint is missing: give checkpoint=outputs/train/<name>/v001, the folder of a training run, or "

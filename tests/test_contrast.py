@@ -194,7 +194,7 @@ def test_a_ramp_at_0_evaluates_nothing_weak():
     (lambda: Table([[1.0, 1.0]]), "pairs must be at least two"),
     (lambda: Table([[1.0, 1.0], [0.5, 1.0]]), "increase strictly"),
     (lambda: Table([[0.0, 1.0], [0.5, 1.0]]), "positive noise levels"),
-    (lambda: LinearRamp(1.0, 1.0), "start and full must be two positive noise levels"),
+    (lambda: LinearRamp(1.0, 1.0), "start and full must be two different positive noise levels"),
     (lambda: PowerRamp(1.0, 2.0, 0.0), "exponent must be positive"),
     (lambda: ClassifierFree(exact(), 2.0, EVERYWHERE, Linear(), Table([[0.1, 1.0], [100.0, 0.0]])),
      r"table has noise levels 0.1 to 100, guidance acts from 0.00247875 to 148.413"),

@@ -44,6 +44,7 @@ def test_the_rest_stays_as_it_was():
     assert quote_odd(typed) == typed
     assert quote_odd(["-m", "checkpoint=a,b"]) == ["-m", "checkpoint=a,b"]  # two runs
     assert quote_odd(["checkpoint=a,b"]) == ["checkpoint='a,b'"]  # one path
+    assert quote_odd(["checkpoint=[a,b]", "resume=[a]"]) == ["checkpoint=[a,b]", "resume='[a]'"]  # two checkpoints
 
 
 FOREIGN = {

@@ -129,6 +129,7 @@ def test_vectors_are_written_as_they_are(gmm_run, home, command):
 REFUSED = {
     "no checkpoint": ([], "checkpoint is missing"),
     "nowhere": (["checkpoint=nowhere"], "no checkpoint at nowhere"),
+    "several": (["checkpoint=[a,b]"], "checkpoint must be one run, got a list: sample several with -m checkpoint=a,b"),
     "unknown class": (["checkpoint=outputs/train/digits/v001", "labels=[12]"], "there is no class 12"),
     "no class": (["checkpoint=outputs/train/digits/v001", "labels=-1"], "labels=null is no condition"),
     "unknown name": (["checkpoint=outputs/train/digits/v001", "labels=[cat]"], "there is no class 'cat'"),

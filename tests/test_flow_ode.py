@@ -1,0 +1,147 @@
+"""log p by the probability-flow ODE, against closed forms on every schedule."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from diffguide.denoisers import SamplingError
+from diffguide.evaluation.flow_ode import Adaptive, ExactTrace, FixedGrid, Hutchinson, flow_log_density
+from diffguide.oracles import GaussianMixture, GMM2DLaw
+from diffguide.randomness import Noise
+from diffguide.schedules import EDM, VE, Cosine, Flow, SubVP
+
+SCHEDULES = {
+    "cosine": Cosine(12.0, -10.0), "ve": VE(9.2, -7.8), "flow": Flow(12.0, -12.0), "edm": EDM(12.43, -8.76),
+    "sub_vp": SubVP(18.2, None, 0.1, 20.0),
+}  # fmt: skip
+MEAN, COVARIANCE = np.array([0.5, -0.3, 0.1]), np.array([[0.3, 0.1, 0.0], [0.1, 0.2, 0.05], [0.0, 0.05, 0.03]])
+EXACT = ExactTrace(largest=8)
+
+
+def gaussian(schedule) -> GaussianMixture:
+    return GaussianMixture([1.0], [MEAN], [COVARIANCE], [0], schedule)
+
+
+def closed_form(x: np.ndarray, schedule) -> np.ndarray:
+    """log p_0 of the ODE that ends in N(0, s_1^2 I): a linear map with the gains sqrt((l + s_1^2) / (l + s_0^2))."""
+    s_0, s_1 = math.exp(-schedule.log_snr_max / 2), math.exp(-schedule.log_snr_min / 2)
+    values, vectors = np.linalg.eigh(COVARIANCE)
+    gains = np.sqrt((values + s_1**2) / (values + s_0**2))
+    z = MEAN @ vectors + gains * ((x - MEAN) @ vectors)
+    return np.log(gains).sum() - 0.5 * (z**2 / s_1**2 + np.log(2 * np.pi * s_1**2)).sum(1)
+
+
+def points(n: int, schedule, dtype=torch.float64) -> tuple[torch.Tensor, Noise]:
+    x = gaussian(schedule).sample(n, torch.Generator().manual_seed(0))[0]
+    return x.to(dtype), Noise(range(n), (3,), schedule, dtype=dtype)
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_gaussians_have_a_closed_form(name):
+    """With the exact trace: the fixed grid; and, by an error control per example, the adaptive method."""
+    schedule = SCHEDULES[name]
+    x, _ = points(8, schedule)
+    steps = round(6.5 * (schedule.log_snr_max - schedule.log_snr_min))
+    for solver in (FixedGrid(steps), Adaptive(1e-8, 1e-8, 3000))[: 2 if name == "cosine" else 1]:
+        found = flow_log_density(gaussian(schedule), x, None, EXACT, solver, None)
+        np.testing.assert_allclose(found.log_density.numpy(), closed_form(x.numpy(), schedule), rtol=0, atol=1e-6)
+
+
+def test_the_fixed_grid_is_of_order_4():
+    schedule, errors = SCHEDULES["cosine"], []
+    x, _ = points(8, schedule)
+    for steps in (32, 64):
+        found = flow_log_density(gaussian(schedule), x, None, EXACT, FixedGrid(steps), None)
+        assert found.evaluations == 4 * steps
+        errors.append(np.abs(found.log_density.numpy() - closed_form(x.numpy(), schedule)).max())
+    assert 11 < errors[0] / errors[1] < 22
+
+
+def test_networks_in_float32():
+    """The state stays in float64: what is lost is what the denoiser's own answers lose."""
+    schedule = SCHEDULES["cosine"]
+    x, _ = points(8, schedule, torch.float32)
+    found = flow_log_density(gaussian(schedule), x, None, EXACT, FixedGrid(64), None).log_density
+    np.testing.assert_allclose(found.numpy(), closed_form(x.double().numpy(), schedule), rtol=0, atol=2e-3)
+
+
+def test_hutchinson_is_unbiased():
+    """One example many times, other probes each time; a probe of signs has no error where the Jacobian is diagonal."""
+    schedule, solver, n = SCHEDULES["cosine"], FixedGrid(12), 800
+    x = points(1, schedule)[0].expand(n, 3).contiguous()
+    noise = Noise(range(n), (3,), schedule, dtype=torch.float64)
+    exact = flow_log_density(gaussian(schedule), x[:1], None, EXACT, solver, None).log_density
+    for probes in (1, 3):
+        found = flow_log_density(gaussian(schedule), x, None, Hutchinson(probes), solver, noise).log_density
+        error = found.std() / math.sqrt(n)
+        assert abs(found.mean() - exact) < 4 * error < 0.3
+    again = flow_log_density(
+        gaussian(schedule), x[:5], None, Hutchinson(3), solver, noise=noise_of(5, schedule), index=1
+    )
+    assert not bool((again.log_density == found[:5]).any())  # another draw has other probes
+    diagonal = GaussianMixture([1.0], [MEAN], [np.diag(COVARIANCE)], [0], schedule)
+    traces = [(EXACT, None), (Hutchinson(1), noise_of(5, schedule))]
+    one, other = (flow_log_density(diagonal, x[:5], None, trace, solver, noise).log_density for trace, noise in traces)
+    torch.testing.assert_close(one, other, rtol=0, atol=1e-10)
+
+
+def noise_of(n: int, schedule) -> Noise:
+    return Noise(range(n), (3,), schedule, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("solver", [FixedGrid(16), Adaptive(1e-5, 1e-5, 3000)], ids=["fixed", "adaptive"])
+def test_an_example_does_not_know_its_batch(solver):
+    schedule = SCHEDULES["flow"]
+    x, noise = points(6, schedule)
+    together = flow_log_density(gaussian(schedule), x, None, Hutchinson(2), solver, noise).log_density
+    alone = Noise([4], (3,), schedule, dtype=torch.float64)
+    own = flow_log_density(gaussian(schedule), x[4:5], None, Hutchinson(2), solver, alone).log_density
+    torch.testing.assert_close(own, together[4:5], rtol=0, atol=1e-10)
+
+
+def test_mixtures_and_their_classes():
+    """Conditional and not, within 0.002 nats/dim of the law itself; the start's noise of 0.0025 is nearly all of it."""
+    law = GMM2DLaw(Cosine(12.0, -14.0))  # a class lies off the origin, from where samplers start
+    x, y = law.sample(32, torch.Generator().manual_seed(1))
+    for condition in (None, y):
+        found = flow_log_density(law, x, condition, EXACT, FixedGrid(40), None).log_density
+        assert float((found - law.log_density(x, None, condition)).abs().mean()) / 2 < 2e-3
+
+
+def test_images_keep_their_shape():
+    """What the denoiser is shown has the shape of the data."""
+    schedule = SCHEDULES["cosine"]
+    law = gaussian(schedule)
+
+    class Pictures:
+        schedule = law.schedule
+
+        def __call__(self, x_t, t, y=None):
+            assert x_t.shape[1:] == (1, 3, 1)
+            return type(prediction := law(x_t.flatten(1), t))(*(part.reshape(x_t.shape) for part in prediction))
+
+    x, _ = points(4, schedule)
+    pictures = flow_log_density(Pictures(), x.reshape(4, 1, 3, 1), None, EXACT, FixedGrid(8), None).log_density
+    torch.testing.assert_close(pictures, flow_log_density(law, x, None, EXACT, FixedGrid(8), None).log_density)
+
+
+def test_what_it_refuses():
+    x, noise = points(2, SCHEDULES["flow"])
+    with pytest.raises(ValueError, match="finite ends"):
+        flow_log_density(gaussian(Flow(math.inf, -math.inf)), x, None, EXACT, FixedGrid(4), None)
+    with pytest.raises(ValueError, match="backward pass for each of 3 values, and trace.largest allows 2"):
+        flow_log_density(gaussian(SCHEDULES["flow"]), x, None, ExactTrace(2), FixedGrid(4), None)
+    with pytest.raises(SamplingError, match="needs more than max_evaluations=20"):
+        flow_log_density(gaussian(SCHEDULES["flow"]), x, None, EXACT, Adaptive(1e-8, 1e-8, 20), None)
+    with pytest.raises(ValueError, match="give it noise"):
+        flow_log_density(gaussian(SCHEDULES["flow"]), x, None, Hutchinson(1), FixedGrid(4), None)
+    for wrong in (
+        lambda: Hutchinson(0),
+        lambda: FixedGrid(0),
+        lambda: Adaptive(0.0, 0.0, 100),
+        lambda: Adaptive(1e-3, 0.0, 8),
+    ):
+        with pytest.raises(ValueError, match="must be at least 1|needs atol above 0"):
+            wrong()

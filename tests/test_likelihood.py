@@ -1,0 +1,299 @@
+"""Units, dequantisation, and the metrics elbo, ode, log_density and likelihood on a subject."""
+
+import math
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+
+from diffguide.configuration import config_dir
+from diffguide.datasets import GMM2D, Digits
+from diffguide.datasets.base import Dataset, Split
+from diffguide.decoders import Discretized
+from diffguide.denoisers import DenoiserWrapper
+from diffguide.evaluation.elbo import elbo, pieces
+from diffguide.evaluation.flow_ode import ExactTrace, FixedGrid, Hutchinson, flow_log_density
+from diffguide.evaluation.likelihood import Decoded, Uniform, bits_offset, likelihood
+from diffguide.evaluation.likelihoods import ELBO, ExactDensity, FlowODE, Likelihoods
+from diffguide.evaluation.metric import Subject
+from diffguide.oracles import Empirical, GaussianMixture, GMM2DLaw
+from diffguide.randomness import Noise
+from diffguide.schedules import Cosine, Flow
+
+SCHEDULE = Cosine(12.0, -10.0)
+
+
+def bound(**changes) -> ELBO:
+    options = dict(
+        levels=8, steps=None, replicates=2, draws=4, pilot=16, floor=1e-3, conditional=None, values=0, log_snr_max=None
+    )
+    return ELBO(**(options | changes))
+
+
+def flow(**changes) -> FlowODE:
+    options = dict(trace=ExactTrace(2), solver=FixedGrid(16), dequantization=Decoded(), draws=2, conditional=None)
+    options |= dict(values=0, log_snr_max=None)
+    return FlowODE(**(options | changes))
+
+
+def exact(**changes) -> ExactDensity:
+    return ExactDensity(
+        **(dict(dequantization=Decoded(), draws=2, conditional=None, values=0, log_snr_max=None) | changes)
+    )
+
+
+@pytest.fixture(scope="module")
+def plane() -> GMM2D:
+    return GMM2D(2, None, 4, train=500, validation=30, test=10, seed=0)
+
+
+@pytest.fixture(scope="module")
+def digits() -> Digits:
+    return Digits(1, 8, 10)
+
+
+# units
+
+
+def test_offsets():
+    assert bits_offset(17) == 3 and bits_offset(0) == 0
+    assert bits_offset(256) == pytest.approx(6.9944, abs=1e-4) == math.log2(127.5)
+
+
+def test_figures():
+    """-log p of 4 examples in 2 dimensions: means, bits, standard errors of the mean."""
+    parts = {"density": torch.tensor([1.0, 2.0, 3.0, 6.0]), "rest": torch.tensor([1.0, 0.0, 1.0, 0.0])}
+    found = likelihood(parts, 2, torch.full((4,), 0.4))
+    nats = torch.tensor([1.0, 1.0, 2.0, 3.0])
+    assert found.nats_per_dim == pytest.approx(1.75) and found.bits_per_dim == pytest.approx(1.75 / math.log(2))
+    assert found.standard_error == pytest.approx(float(nats.std()) / 2 / math.log(2))
+    assert found.noise == pytest.approx(0.4 / 2 / 2 / math.log(2))  # one of four, in two dimensions
+    assert found.parts == {"density": 1.5, "rest": 0.25} and found.n == 4
+    one = likelihood({"density": torch.tensor([1.0])}, 2, None)
+    assert one.noise is None and one.standard_error is None
+
+
+def test_digits_numbers(digits):
+    """The full-covariance Gaussian under uniform dequantisation has 2.967 bits/dim on the test block."""
+    noise, test = Noise(range(447), (1, 8, 8), SCHEDULE), Noise(range(1000, 2000), (1, 8, 8), SCHEDULE)
+    train = Uniform()(digits.train.x, 17, 12.0, test, 0)[0].flatten(1).double()
+    point, correction = Uniform()(digits.test.x, 17, 12.0, noise, 0)
+    assert (point - digits.test.x).abs().max() <= 1 / 16 and point.max() > 1  # bins reach over the ends
+    law = GaussianMixture([1.0], [train.mean(0).tolist()], [train.T.cov(correction=0).tolist()], [0], SCHEDULE)
+    parts = {"density": -law.log_density(point.flatten(1), None), "dequantisation": -correction}
+    assert likelihood(parts, 64, None).bits_per_dim == pytest.approx(2.967, abs=0.02)
+    assert likelihood({"dequantisation": -correction}, 64, None).bits_per_dim == pytest.approx(3)
+    flat = -64 * math.log(8 / 17)  # a density of 8/17 on each of the 17 bins of width 1/8
+    parts["density"] = torch.full((447,), flat).double()
+    assert likelihood(parts, 64, None).bits_per_dim == pytest.approx(math.log2(17))
+
+
+def test_decoded_points():
+    """x + s_0 eps, with the decoder's and the noise's log-densities, as they are written in the paper."""
+    x = torch.tensor([[-1.0, 0.5], [0.0, 1.0]]).double()
+    noise = Noise([3, 4], (2,), SCHEDULE, dtype=torch.float64)
+    point, correction = Decoded()(x, 5, 4.0, noise, 1)
+    s = math.exp(-2)
+    eps = (point - x) / s
+    grid = torch.linspace(-1, 1, 5).double()
+    normal = torch.distributions.Normal(point[..., None], s)
+    decoded = normal.log_prob(x[..., None])[..., 0] - normal.log_prob(grid).logsumexp(-1)
+    expected = (decoded - torch.distributions.Normal(0, 1).log_prob(eps) + math.log(s)).sum(1)
+    torch.testing.assert_close(correction, expected, rtol=0, atol=1e-10)
+    assert eps.abs().max() < 5 and not torch.equal(Decoded()(x, 5, 4.0, noise, 2)[0], point)
+
+
+# metrics
+
+
+def test_continuous_data_all_three_ways(plane):
+    """On the law of the data: figures equal those of the library's functions, example by example, in nats/dim."""
+    subject = Subject(GMM2DLaw(SCHEDULE), plane, n=20, seed=3, batch_size=8)
+    metric = Likelihoods(bound(conditional=False), flow(), exact())
+    metric.check(subject)
+    measured = metric.measure(subject)
+    names = ["nll_elbo", "nll_ode_given_class", "nll_exact_given_class"]
+    assert list(measured.figures) == [*names, "nll_ode_given_class_minus_exact_given_class"]
+    gap = measured.figures.pop("nll_ode_given_class_minus_exact_given_class")
+    one, other = (measured.figures[name].value for name in names[1:])
+    assert gap.value == pytest.approx(one - other, abs=1e-9) and gap.standard_error < 0.02 and gap.unit == "nats/dim"
+    x, y = plane.validation.x[subject.rows], plane.validation.y[subject.rows]
+    truth = -GMM2DLaw(SCHEDULE).log_density(x.double(), None, y) / 2
+    figure = measured.figures["nll_exact_given_class"]
+    assert figure.value == pytest.approx(float(truth.mean()), abs=2e-3) and figure.n == 20 and figure.unit == "nats/dim"
+    assert figure.standard_error == pytest.approx(float(truth.std()) / math.sqrt(20), abs=2e-3)
+    found = flow_log_density(GMM2DLaw(SCHEDULE), x, y, ExactTrace(2), FixedGrid(16), None).log_density
+    assert measured.figures["nll_ode_given_class"].value == pytest.approx(float(-found.mean()) / 2, abs=1e-5)
+    facts = measured.facts["nll_elbo"]
+    assert set(facts["parts_nats_per_dim"]) == {"prior", "reconstruction", "diffusion"}
+    assert sum(facts["parts_nats_per_dim"].values()) == pytest.approx(measured.figures["nll_elbo"].value)
+    assert facts["evaluations_per_example"] == 16 and facts["offset_bits_per_dim"] == 0
+    assert not facts["given_class"] and measured.facts["nll_ode_given_class"]["given_class"]
+    # 16 evaluations of 20 examples and 16 pilots of 16, 64 of the ODE, which has one draw where nothing is drawn
+    assert subject.evaluations == 20 * 16 + 16 * 16 + 20 * 64
+
+
+def test_batches_change_nothing(plane):
+    values = []
+    for size in (30, 7):
+        subject = Subject(GMM2DLaw(SCHEDULE), plane, batch_size=size)
+        metric = Likelihoods(bound(levels=24), flow(trace=Hutchinson(1)), None)
+        measured = metric.measure(subject)
+        values.append([figure.value for figure in measured.figures.values()])
+        elbo_, ode, gap = measured.figures.values()
+        assert gap.value == pytest.approx(elbo_.value - ode.value) and 0 < gap.standard_error < elbo_.standard_error
+    assert values[0] == pytest.approx(values[1], abs=1e-6)
+
+
+def test_the_pilot_tunes_the_bound(plane):
+    """Less noise, stated as such, with the same mean; other examples do not matter."""
+    errors, values = [], []
+    for pilot in (0, 16):
+        subject = Subject(GMM2DLaw(SCHEDULE), plane)
+        measured = bound(pilot=pilot, levels=24).measure(subject)
+        errors.append(measured.facts["nll_elbo_given_class"]["drawing_error_bits_per_dim"])
+        values.append(measured.figures["nll_elbo_given_class"].value)
+    assert errors[1] < 0.7 * errors[0] and abs(values[1] - values[0]) < 4 * errors[0]
+
+
+@pytest.fixture(scope="module")
+def smoothed(digits) -> Empirical:
+    """The exact denoiser of some training digits, blurred so much that the validation block is likely."""
+    return Empirical(digits.train.x[:100], digits.train.y[:100], SCHEDULE, 0.5)
+
+
+def test_discrete_data(digits, smoothed):
+    """Bound and ODE through the discretised decoder, uniform dequantisation with its 3 bits, in bits/dim; K from the run."""
+    config = {"dataset": {"values": 17}}
+    subject = Subject(smoothed, digits, n=6, config=config)
+    metrics = {
+        "elbo": bound(values=None, conditional=False, pilot=0, levels=48),
+        "ode": flow(values=None, conditional=False, trace=Hutchinson(8), solver=FixedGrid(24)),
+        "exact": exact(values=17, conditional=False, dequantization=Uniform()),
+        "decoded": exact(values=17, conditional=False),
+    }
+    figures, facts = {}, {}
+    for name, metric in metrics.items():
+        metric.check(subject)
+        measured = metric.measure(subject)
+        (figures[name],), (facts[name],) = measured.figures.values(), measured.facts.values()
+        assert figures[name].unit == "bits/dim" and facts[name]["values"] == 17
+    assert facts["elbo"]["dequantisation"] == "discretised decoder" and facts["ode"]["draws"] == 2
+    assert facts["exact"]["offset_bits_per_dim"] == 3 and facts["ode"]["offset_bits_per_dim"] == 0
+    x, noise = digits.validation.x[subject.rows], subject.noise(0)
+    found = elbo(smoothed, x, None, Discretized(17), noise, pieces(SCHEDULE, 48), 2, 4, None)
+    assert figures["elbo"].value == pytest.approx(float(found.nats.mean()) / 64 / math.log(2))
+    for name in ("elbo", "ode"):
+        error = facts[name]["drawing_error_bits_per_dim"]
+        assert abs(figures[name].value - figures["decoded"].value) < 4 * error + 0.01 and error < 0.1
+    # this law knows nothing of a grid: uniform noise fills its bins, while the start's noise of 0.0025 does not
+    bins = math.log2(2 / 16) - math.log2(math.exp(-6) * math.sqrt(2 * math.pi * math.e))
+    assert figures["decoded"].value - figures["exact"].value == pytest.approx(bins, abs=0.05)
+    later = exact(values=17, conditional=False, log_snr_max=6.0).measure(subject).figures["nll_exact"]
+    assert -0.4 < later.value - figures["exact"].value < 0.05  # noise of 0.05 does, and needs no edges
+
+
+def test_the_curve_of_starts(digits, smoothed):
+    """Each row is the bound of a z_0 there: the last that of the figure, another one that of the metric which starts there."""
+    subject = Subject(smoothed, digits, n=4, config={"dataset": {"values": 17}})
+    measured = bound(values=None, pilot=0, levels=44, draws=2).measure(subject)
+    curve, column = measured.curve, "nll_elbo_given_class"
+    assert len(curve) == 22 and [row["log_snr_max"] for row in curve[-2:]] == pytest.approx([11.0, 12.0])
+    assert curve[-1][column] == pytest.approx(measured.figures[column].value)
+    assert curve[-1][f"{column}_se"] == pytest.approx(measured.figures[column].standard_error)
+    earlier = bound(values=None, pilot=0, levels=32, draws=2, log_snr_max=6.0).measure(subject).figures[column].value
+    row = next(row for row in curve if row["log_snr_max"] == pytest.approx(6.0))
+    assert row[column] == pytest.approx(earlier, abs=0.2) and earlier < measured.figures[column].value - 2
+    assert measured.plots[0].panels[0].column == column
+    assert measured.facts[column]["lowest_of_curve"] == min(curve, key=lambda row: row[column]) != curve[-1]
+    assert Likelihoods(bound(), None, None).measure(Subject(smoothed, digits, n=4)).curve
+
+
+class Guided(DenoiserWrapper):
+    """Shows another law than that of what it wraps."""
+
+
+def test_what_cannot_be_answered(plane, digits):
+    law = GMM2DLaw(SCHEDULE)
+
+    def message(metric, model, data=plane, **options) -> str:
+        with pytest.raises(ValueError) as caught:
+            metric.check(Subject(model, data, **options))
+        return str(caught.value)
+
+    bound(values=None).check(Subject(law, plane))  # vectors are continuous
+    assert "guidance (Guided) has no likelihood" in message(bound(), Guided(law))
+    assert "finite ends" in message(bound(), GMM2DLaw(Flow(math.inf, -math.inf)))
+    assert "finite ends" in message(flow(), GMM2DLaw(Flow(12.0, -math.inf)))
+    assert "finite ends" in message(exact(), GMM2DLaw(Flow(math.inf, -12.0)))
+    assert "within the schedule's -10 to 12, got 13" in message(flow(log_snr_max=13.0), law)
+    never = GMM2DLaw(SCHEDULE)
+    never.has_null = False
+    assert "never was: take metric.conditional=true" in message(bound(conditional=False), never)
+    bound().check(Subject(never, plane))
+    discrete = GMM2DLaw(SCHEDULE)
+    discrete.levels = torch.linspace(1, 0.1, 10, dtype=torch.float64)
+    assert "has discrete noise levels" in message(flow(), discrete)
+    assert "discrete noise levels" in message(Likelihoods(bound(), flow(), exact()), discrete)
+    assert bound().measure(Subject(discrete, plane, n=4)).facts["nll_elbo_given_class"]["levels"] == 10
+    unlabelled = Dataset(plane.train, plane.validation._replace(y=torch.full((30,), -1)), plane.test, plane.class_names)
+    assert "has examples without label" in message(bound(), law, unlabelled)
+    bound(conditional=False).check(Subject(law, unlabelled))
+    plain = GaussianMixture([1.0], [[0.0, 0.0]], 1.0, [0], SCHEDULE)
+    plain.num_classes = 0
+    assert "needs a model with classes" in message(bound(conditional=True), plain)
+    law.normalized = False
+    assert "known up to a constant only" in message(exact(), law)
+    assert "states no log-density" in message(Likelihoods(None, None, exact()), law)
+    assert list(Likelihoods(bound(), None, exact()).measure(Subject(law, plane, n=4)).figures) == [
+        "nll_elbo_given_class"
+    ]
+    grey = Split(digits.train.x + 0.01, digits.train.y)
+    pictures, blurred = Empirical(grey.x, grey.y, SCHEDULE, 0.1), Dataset(grey, grey, grey, digits.class_names)
+    assert "set metric.values (17 for digits" in message(bound(values=None), pictures, digits)
+    assert "not of the 17 values" in message(exact(values=17), pictures, blurred, n=3)
+    assert "for each of 64 values, and trace.largest allows 2" in message(flow(), pictures, digits)
+    assert "leave metric.log_snr_max null" in message(bound(steps=4, log_snr_max=3.0), law)
+
+
+@pytest.mark.parametrize(
+    "wrong, word",
+    [
+        (lambda: bound(levels=0), "levels=0"), (lambda: bound(steps=0), "steps=0"),
+        (lambda: bound(replicates=1), "replicates=1"),
+        (lambda: bound(draws=1), "draws=1"), (lambda: bound(pilot=-1), "pilot=-1"), (lambda: bound(floor=0.0), "floor=0.0"),
+        (lambda: bound(values=1), "values must be 0"), (lambda: flow(draws=0), "draws must be at least 1, got 0"),
+        (lambda: Likelihoods(None, None, None), "all are null"),
+    ],
+)  # fmt: skip
+def test_options_out_of_range(wrong, word):
+    with pytest.raises(ValueError, match=word):
+        wrong()
+
+
+def test_parts_are_kept(plane, tmp_path):
+    """A second measurement over kept parts evaluates nothing, not even the pilot, and says the same."""
+    from diffguide.evaluation.parts import Parts
+
+    first, second = (
+        Subject(GMM2DLaw(SCHEDULE), plane, batch_size=8, parts=Parts(tmp_path / "parts")) for _ in range(2)
+    )
+    one, other = bound().measure(first), bound().measure(second)
+    assert one.figures == other.figures and second.counter.evaluations == 0 < first.counter.evaluations
+
+
+def test_files():
+    """configs/metric: the default composes bound, ODE and exact density, with their nested choices."""
+    with initialize_config_dir(config_dir(), version_base="1.3"):
+        config = compose("metric/likelihood", ["metric/trace@metric.ode.trace=exact", "metric.elbo.levels=7"]).metric
+        metric = instantiate(config, _convert_="all")
+        alone = instantiate(compose("metric/ode", ["metric/solver=adaptive", "metric/dequantization=uniform"]).metric)
+    elbo_, ode, density = metric.members
+    assert (
+        elbo_.levels == 7
+        and elbo_.steps is None
+        and isinstance(ode.trace, ExactTrace)
+        and isinstance(density, ExactDensity)
+    )
+    assert isinstance(alone.dequantization, Uniform) and type(alone.solver).__name__ == "Adaptive"
