@@ -16,6 +16,7 @@ from small_checkpoint import CONFIG, FACTS, change, put, save
 
 import diffguide
 from diffguide import checkpoints, tables
+from diffguide.configuration import config_dir
 from diffguide.datasets import GMM2D
 from diffguide.evaluate import main
 from diffguide.evaluation.classification import Classification
@@ -101,7 +102,7 @@ def test_who_asks_for_no_metric_gets_what_the_model_can_answer(at, command):
     done = command(main, f"checkpoint={JUDGE}", "split=test", "n=20", "batch_size=7", "weights=objective", at=at)
     assert done.code == 0, done.err
     assert str(done.folder) == "outputs/evaluate/judge/v001"
-    levels = OmegaConf.load(Path(diffguide.__file__).parent.parent / "configs/metric/classification.yaml").noise_levels
+    levels = OmegaConf.load(Path(config_dir()) / "metric/classification.yaml").noise_levels
     model = diffguide.load(at / JUDGE, weights="objective")
     expected = Classification(list(levels), 15).measure(Subject(model, data(), "test", 20))
     found = metrics(at / done.folder)
