@@ -183,7 +183,11 @@ def write_archive(path: Path, parts: Iterator[numpy.ndarray], labels: Sequence[i
 
 
 def read_rows(path: Path, indices: Iterable[int]) -> numpy.ndarray:
-    """Rows of arr_0 in such an archive, in ascending order of their indices; the others are not read at all."""
+    """Rows of arr_0 in such an archive, in ascending order of their indices; the others are not read at all.
+
+    Raises:
+        ValueError: an archive that is none, or without such a row.
+    """
     with zipfile.ZipFile(path) as archive:
         offset = archive.getinfo("arr_0.npy").header_offset
     with open(path, "rb") as file:  # stored, not compressed: zipfile itself would read all that it skips
@@ -195,6 +199,8 @@ def read_rows(path: Path, indices: Iterable[int]) -> numpy.ndarray:
         start, size = file.tell(), dtype.itemsize * math.prod(shape[1:])
         rows = []
         for index in sorted(indices):
+            if not 0 <= index < shape[0]:
+                raise ValueError(f"{path} has {shape[0]} samples, and none of index {index}")
             file.seek(start + index * size)
             rows.append(numpy.frombuffer(file.read(size), dtype).reshape(shape[1:]))
     return numpy.stack(rows)

@@ -252,7 +252,7 @@ def test_what_cannot_be_answered(plane, digits):
     grey = Split(digits.train.x + 0.01, digits.train.y)
     pictures, blurred = Empirical(grey.x, grey.y, SCHEDULE, 0.1), Dataset(grey, grey, grey, digits.class_names)
     assert "set metric.values (17 for digits" in message(bound(values=None), pictures, digits)
-    assert "not of the 17 values" in message(exact(values=17), pictures, blurred, n=3)
+    assert "not of 17 values" in message(exact(values=17), pictures, blurred, n=3)
     assert "for each of 64 values, and trace.largest allows 2" in message(flow(), pictures, digits)
     assert "leave metric.log_snr_max null" in message(bound(steps=4, log_snr_max=3.0), law)
 

@@ -33,12 +33,14 @@ class Density(Metric):
 
     Attributes:
         part: name of the figure nll_<part>, and of the parts that are kept.
+        key: of its node in the configuration, for messages.
 
     Raises:
         ValueError: values that are none; from check: a model or data that cannot answer.
     """
 
     part: str
+    key = "metric"
 
     def __init__(self, conditional: bool | None, values: int | None, log_snr_max: float | None):
         if values is not None and (values < 0 or values == 1):
@@ -62,20 +64,33 @@ class Density(Metric):
         if values is None:
             raise ValueError(
                 f"metric={self.name} needs the number of values that an element of the data can have, and this checkpoint "
-                "does not say it: set metric.values (17 for digits, 256 for bytes, 0 for continuous data)"
+                f"does not say it: set {self.key}.values (17 for digits, 256 for bytes, 0 for continuous data)"
             )
         return int(values)
 
     def start(self, subject: Subject) -> float:
-        """The log-SNR of z_0."""
-        return start_of(subject.model.schedule, self.log_snr_max)
+        """The log-SNR of z_0.
+
+        Raises:
+            ValueError: there is none.
+        """
+        try:
+            return start_of(subject.model.schedule, self.log_snr_max)
+        except ValueError as error:
+            raise ValueError(f"{self.key}: {error}") from error
 
     def check(self, subject: Subject) -> None:
         super().check(subject)
         self.values_of(subject)
         self.start(subject)
-        if self.values_of(subject):
-            Discretized(self.values_of(subject)).check(subject.batch(0)[0])
+        if values := self.values_of(subject):
+            try:
+                Discretized(values).check(subject.batch(0)[0])
+            except ValueError as error:
+                raise ValueError(
+                    f"metric={self.name}: the data are not of {values} values equally spaced in [-1, 1]: set {self.key}.values "
+                    "(17 for digits, 256 for bytes, 0 for continuous data)"
+                ) from error
         model = subject.model
         inner = model.denoiser if subject.counter is model else model
         if isinstance(inner, DenoiserWrapper) and not inner.transparent:
@@ -83,11 +98,11 @@ class Density(Metric):
                 f"metric={self.name}: guidance ({type(inner).__name__}) has no likelihood; measure the model"
             )
         if self.conditional_on_y and not model.num_classes:
-            raise ValueError(f"metric.conditional=true needs a model with classes; this {subject.holds} has none")
+            raise ValueError(f"{self.key}.conditional=true needs a model with classes; this {subject.holds} has none")
         if self.conditional_on_y is False and model.num_classes and not model.has_null:
             raise ValueError(
-                "metric.conditional=false needs a model that was trained without labels too (p_uncond above 0); this one "
-                "never was: take metric.conditional=true"
+                f"{self.key}.conditional=false needs a model that was trained without labels too (p_uncond above 0); this one "
+                f"never was: take {self.key}.conditional=true"
             )
         if self.given(subject) and not bool((subject.labels >= 0).all()):
             raise ValueError(

@@ -105,7 +105,7 @@ def start_of(schedule: Schedule, log_snr_max: float | None) -> float:
     """
     low, high = schedule.log_snr_min, schedule.log_snr_max
     start = high if log_snr_max is None else float(log_snr_max)
-    if not (math.isfinite(low) and math.isfinite(start)):
+    if math.isinf(low) or math.isinf(high) and start == high:
         raise ValueError(
             f"a likelihood needs finite ends, this schedule has log-SNR {low:g} to {high:g}: at an infinite one its "
             "integral has no value; take a finite schedule.log_snr_min, and a finite log_snr_max there or of the metric"

@@ -54,10 +54,18 @@ class ELBO(Density):
         values: int | None, log_snr_max: float | None,
     ):  # fmt: skip
         super().__init__(conditional, values, log_snr_max)
-        if levels < 1 or steps is not None and steps < 1 or replicates < 2 or draws < 2 or pilot < 0 or not floor > 0:
+        if (
+            levels < 1
+            or steps is not None
+            and steps < 1
+            or replicates < 2
+            or draws < 2
+            or pilot < 0
+            or not 0 < floor < math.inf
+        ):
             raise ValueError(
-                "levels and steps must be at least 1, replicates and draws at least 2, pilot at least 0, floor above 0; got "
-                f"levels={levels}, steps={steps}, replicates={replicates}, draws={draws}, pilot={pilot}, floor={floor}"
+                "levels and steps must be at least 1, replicates and draws at least 2, pilot at least 0, floor finite and above "
+                f"0; got levels={levels}, steps={steps}, replicates={replicates}, draws={draws}, pilot={pilot}, floor={floor}"
             )
         self.levels, self.steps, self.replicates = levels, steps, replicates
         self.draws, self.pilot, self.floor = draws, pilot, float(floor)
@@ -65,7 +73,7 @@ class ELBO(Density):
     def check(self, subject: Subject) -> None:
         super().check(subject)
         if self.log_snr_max is not None and (self.steps is not None or subject.model.levels is not None):
-            raise ValueError("a bound of discrete steps ends where they do: leave metric.log_snr_max null")
+            raise ValueError(f"a bound of discrete steps ends where they do: leave {self.key}.log_snr_max null")
 
     def terms(self, subject: Subject) -> list[Piece]:
         times = subject.model.levels
@@ -206,7 +214,11 @@ class Likelihoods(Metric):
     name, needs = "likelihood", (Denoiser,)
 
     def __init__(self, elbo: ELBO | None, ode: FlowODE | None, exact: ExactDensity | None):
-        self.members = [member for member in (elbo, ode, exact) if member is not None]
+        parts = {"elbo": elbo, "ode": ode, "exact": exact}
+        self.members = [member for member in parts.values() if member is not None]
+        for name, member in parts.items():
+            if member is not None:
+                member.key = f"metric.{name}"
         if not self.members:
             raise ValueError("metric=likelihood needs one of metric.elbo, metric.ode, metric.exact, and all are null")
 

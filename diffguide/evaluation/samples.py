@@ -224,14 +224,15 @@ class Stored:
         self.file = folder / "samples.npz"
         try:
             with open(folder / "manifest.jsonl", encoding="utf-8") as lines:
-                self.header = json.loads(next(lines))
+                self.header = dict(json.loads(next(lines)))
             with numpy.load(self.file, allow_pickle=False) as arrays:
                 self.y = torch.from_numpy(arrays["arr_1"][:count])
-            shape = read_rows(self.file, [0]).shape[1:]
-        except (OSError, ValueError, KeyError, StopIteration, BadZipFile) as error:
+            ends = read_rows(self.file, {0, len(self.y) - 1})
+        except (OSError, ValueError, TypeError, KeyError, StopIteration, BadZipFile) as error:
             raise ValueError(
-                f"metric.samples={folder} is no finished run of diffguide-sample: it needs manifest.jsonl and samples.npz"
+                f"metric.samples={folder} is no finished run of diffguide-sample: it needs its manifest.jsonl and samples.npz"
             ) from error
+        shape, classes = ends.shape[1:], len(subject.class_names)
         channels, *sides = subject.shape
         if shape != (*sides, channels):
             raise ValueError(
@@ -239,6 +240,13 @@ class Stored:
             )
         if len(self.y) < count:
             raise ValueError(f"metric.samples={folder} has {len(self.y)} samples, fewer than metric.count={count}")
+        if ends.dtype != numpy.uint8:
+            raise ValueError(f"metric.samples={folder} has images of {ends.dtype}, and diffguide-sample writes uint8")
+        if int(self.y.min()) < -1 or int(self.y.max()) >= classes:
+            raise ValueError(
+                f"metric.samples={folder} has labels from {int(self.y.min())} to {int(self.y.max())}, and the data have "
+                f"{classes} classes (-1 = no label)"
+            )
         theirs = self.header.get("checkpoint_sha256")
         if subject.checkpoint is not None and theirs != (ours := sha256(subject.checkpoint)):
             raise ValueError(
