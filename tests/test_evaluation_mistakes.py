@@ -8,13 +8,17 @@ import pytest
 import torch
 
 from diffguide.datasets import Digits
+from diffguide.evaluation.features import Pixels
 from diffguide.evaluation.flow_ode import FixedGrid, Hutchinson
 from diffguide.evaluation.likelihood import Decoded
 from diffguide.evaluation.likelihoods import ELBO, FlowODE, Likelihoods
 from diffguide.evaluation.local import splits_of
 from diffguide.evaluation.metric import Subject
-from diffguide.evaluation.samples import Stored
+from diffguide.evaluation.samples import Quality, Stored
+from diffguide.guidance import Unguided
 from diffguide.oracles import Empirical
+from diffguide.samplers import DDIM
+from diffguide.samplers.grids import UniformLogSNR
 from diffguide.schedules import Cosine
 
 
@@ -40,6 +44,12 @@ def test_runs_that_diffguide_sample_did_not_write(subject, tmp_path, edit, messa
     numpy.savez(tmp_path / "samples.npz", arr_0=x.numpy(), arr_1=y.numpy())
     with pytest.raises(ValueError, match=message):
         Stored(Path(tmp_path), 100, subject)
+
+
+def test_an_inception_score_has_a_sample_in_every_split():
+    sampler = DDIM(grid=UniformLogSNR(), steps=2, eta=0.0)
+    with pytest.raises(ValueError, match="splits must be at most count=80, got 81"):
+        Quality(Unguided, sampler, Pixels(), 80, None, "balanced", "train", 2, 40, 81, 80, False)
 
 
 def likelihoods(floor: float = 0.001, values: int | None = 17, log_snr_max: float | None = None) -> Likelihoods:

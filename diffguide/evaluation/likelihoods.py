@@ -64,8 +64,8 @@ class ELBO(Density):
             or not 0 < floor < math.inf
         ):
             raise ValueError(
-                "levels and steps must be at least 1, replicates and draws at least 2, pilot at least 0, floor finite and above "
-                f"0; got levels={levels}, steps={steps}, replicates={replicates}, draws={draws}, pilot={pilot}, floor={floor}"
+                "levels and steps must be at least 1, replicates and draws at least 2, pilot at least 0, floor finite and "
+                f"above 0; got levels={levels}, steps={steps}, replicates={replicates}, draws={draws}, pilot={pilot}, floor={floor}"
             )
         self.levels, self.steps, self.replicates = levels, steps, replicates
         self.draws, self.pilot, self.floor = draws, pilot, float(floor)

@@ -64,6 +64,8 @@ class Quality(Metric):
         ):  # fmt: skip
             if value < least:
                 raise ValueError(f"{key} must be at least {least}, got {value}")
+        if splits > count:
+            raise ValueError(f"splits must be at most count={count}, got {splits}: each needs a sample")
         if labels not in ("balanced", "data", None):
             raise ValueError(f"labels must be balanced, data or null, got {labels!r}")
         if reference not in SPLITS:
