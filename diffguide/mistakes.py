@@ -227,17 +227,18 @@ class Composition:
         """A sentence about a key that is not there."""
         names = self.keys if "." in key else [*self.tree, *self.choices, *self.keys]
         sentence = no_key(key, names, "key" if "." in key else "key or group")
-        group = key.split(".")[0]
-        if self.choices.get(group) is None:
+        places = {name.partition("@")[2]: name for name in self.choices}
+        package = max((name for name in places if name and key.startswith(f"{name}.")), key=len, default="")
+        if self.choices.get(place := places[package] if package else key.split(".")[0]) is None:
             return sentence
-        sentence = sentence.replace(key, f"{key} with {group}={self.choices[group]}", 1)
-        others = self.options(group)
-        having = [option for option, keys in others.items() if key in keys]
-        if not having and "nearest" not in sentence:
+        group, sentence = place.partition("@")[0], sentence.replace(key, f"{key} with {place}={self.choices[place]}", 1)
+        others, key = self.options(group), f"{group.replace('/', '.')}.{key.removeprefix(f'{package or group}.')}"
+        having = [option for option in others if key in others[option]]
+        if not having and not package and "nearest" not in sentence:
             near = difflib.get_close_matches(key, {name for keys in others.values() for name in keys}, 1, 0.8)
             having = [f"{option} has {name}" for name in near for option, keys in others.items() if name in keys]
             return sentence + "".join(f"; {group}={text}" for text in having[:3])
-        return sentence + so_have(group, having)
+        return sentence + so_have(place, having)
 
     def options(self, group: str) -> dict[str, list[str]]:
         """The options of a group, short names first, which are the commonest, each with all keys that it leads to."""

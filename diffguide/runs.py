@@ -57,7 +57,7 @@ def writing(path: Path) -> Iterator[None]:
     except WriteError:
         raise
     except OSError as error:
-        missing = not path.parent.exists()
+        missing = isinstance(error, FileNotFoundError) and not path.parent.exists()
         reason = f"there is no folder {path.parent}" if missing else error.strerror or str(error)
         raise WriteError(f"cannot write {path}: {reason}") from error
 

@@ -197,7 +197,7 @@ def claim(engine, parent: Path, config: dict, resumed, held: ExitStack) -> Path:
 
 
 def probe(objective, data) -> None:
-    """One forward pass of two examples: does the network fit the data?
+    """One forward pass of two examples: does the network fit the data? And does the objective, judged by the first 256?
 
     Raises:
         ConfigError: it does not; says what the network said.
@@ -211,6 +211,8 @@ def probe(objective, data) -> None:
     if classes not in (0, len(data.class_names)):
         key = "num_classes" if isinstance(objective.model, Denoiser) else "out_features"
         raise ConfigError(f"backbone.{key} is {classes}, but the data have {len(data.class_names)} (0 = unconditional)")
+    with telling("objective"):
+        objective.check(data.view(fetch(data.train, torch.arange(min(256, len(data.train.y))))[0]))
     x, y = fetch(data.train, torch.tensor([0, 0]))
     try:
         with torch.no_grad():

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from diffguide.datasets import Digits
+from diffguide.evaluate import main
 from diffguide.evaluation.features import Pixels
 from diffguide.evaluation.flow_ode import FixedGrid, Hutchinson
 from diffguide.evaluation.likelihood import Decoded
@@ -15,11 +16,15 @@ from diffguide.evaluation.likelihoods import ELBO, FlowODE, Likelihoods
 from diffguide.evaluation.local import splits_of
 from diffguide.evaluation.metric import Subject
 from diffguide.evaluation.samples import Quality, Stored
+from diffguide.evaluation.weighting import Bell, Piecewise
+from diffguide.evaluation.zero_shot_metric import ZeroShotClassifier
 from diffguide.guidance import Unguided
 from diffguide.oracles import Empirical
+from diffguide.runs import WriteError, claim_version
 from diffguide.samplers import DDIM
 from diffguide.samplers.grids import UniformLogSNR
 from diffguide.schedules import Cosine
+from diffguide.train import main as train
 
 
 @pytest.fixture(scope="module")
@@ -69,3 +74,49 @@ def test_likelihoods_name_the_key_to_set(subject, changed, message):
     """In metric=likelihood it is not metric.values; and the schedule is not blamed for the metric's own end."""
     with pytest.raises(ValueError, match=message):
         likelihoods(**changed).check(subject)
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (["metric=quality", "metric.guidance.scale=2"],
+     "no key metric.guidance.scale with guidance@metric.guidance=none; guidance@metric.guidance=apg has it"),
+    (["metric=quality", "guidance@metric.guidance=cfg", "metric.guidance.scal=2"],
+     "no key metric.guidance.scal with guidance@metric.guidance=cfg; nearest: metric.guidance.scale"),
+    (["metric=likelihood", "metric.ode.trace.largest=9"],
+     "metric.ode.draws; metric/trace@metric.ode.trace=exact has it"),
+])  # fmt: skip
+def test_a_key_of_another_option_of_a_nested_group(command, tmp_path, arguments, message):
+    """It says how to choose that option, which is not written metric.guidance=..."""
+    done = command(main, "checkpoint=any", *arguments, at=tmp_path)
+    assert done.code == 1 and message in done.err and len(done.err.strip().splitlines()) == 1, done.err
+
+
+@pytest.mark.parametrize("make, message", [
+    (lambda: Piecewise([float("nan"), 6.0], [1.0, 1.0]), "increasing finite numbers"),
+    (lambda: Piecewise([-6.0, float("inf")], [1.0, 1.0]), "increasing finite numbers"),
+    (lambda: Bell(float("nan"), 2.0), "spacing.centre must be a finite number, got nan"),
+])  # fmt: skip
+def test_weightings_of_no_numbers(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_evaluations_lie_where_the_weight_is(subject):
+    """Far outside their density is 0, and what is divided by it would be told as a training that diverged."""
+    weighting = Piecewise([-6.0, 6.0], [1.0, 1.0])
+    metric = ZeroShotClassifier(weighting, Bell(2000.0, 2.0), 4, [], None, 1.0, False, 15, 10)
+    with pytest.raises(ValueError, match="metric.spacing lies outside the log-SNR -6 to 6 of metric.weighting"):
+        metric.check(subject)
+
+
+def test_a_decoder_of_other_values_is_no_fault_of_the_backbone(command, tmp_path):
+    """Black corners are on every grid of values: more than one example is looked at."""
+    done = command(train, "experiment=vdm_digits", "objective.decoder.values=16", at=tmp_path)
+    assert done.code == 1 and done.err.startswith("diffguide-train: objective: the data are not of the 16 values"), (
+        done.err
+    )
+
+
+def test_a_file_is_no_folder(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(WriteError, match="cannot write .*v001: Not a directory"):
+        claim_version(tmp_path / "file/run", lambda folder: None)

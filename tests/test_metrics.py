@@ -238,9 +238,11 @@ def test_other_classes_are_refused():
 @pytest.mark.parametrize("build, sentence", [
     (lambda: DenoisingError(0, True, 0), "levels must be 1 to 1000, got 0"),
     (lambda: DenoisingError(3, True, 4), "exact must be 0 .no excess. or at least 10"),
-    (lambda: Classification([], 15), "noise_levels must be numbers above 0 that ascend"),
+    (lambda: Classification([], 15), "noise_levels must be finite numbers above 0 that ascend"),
     (lambda: Classification([0.0, 1.0], 15), "above 0 that ascend"),
     (lambda: Classification([2.0, 1.0], 15), "above 0 that ascend"),
+    (lambda: Classification([1.0, math.inf], 15), "finite numbers above 0"),
+    (lambda: Classification([math.nan], 15), "finite numbers above 0"),
     (lambda: Classification([1.0], 0), "bins must be 1 to 1000"),
 ])  # fmt: skip
 def test_arguments_out_of_range_are_refused(build, sentence):

@@ -1,5 +1,6 @@
 """How well a classifier of noisy data knows the class, level by level."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -101,8 +102,9 @@ class Classification(Metric):
     name, needs, labels = "classification", (Classifier,), True
 
     def __init__(self, noise_levels: Sequence[float], bins: int):
-        if not noise_levels or min(noise_levels) <= 0 or sorted(set(noise_levels)) != list(noise_levels):
-            raise ValueError(f"noise_levels must be numbers above 0 that ascend, got {list(noise_levels)}")
+        ends = [0.0, *noise_levels, math.inf]
+        if not noise_levels or not all(low < high for low, high in zip(ends, ends[1:])):
+            raise ValueError(f"noise_levels must be finite numbers above 0 that ascend, got {list(noise_levels)}")
         if not 1 <= bins <= 1000:
             raise ValueError(f"bins must be 1 to 1000, got {bins}")
         self.noise_levels, self.bins = list(noise_levels), bins

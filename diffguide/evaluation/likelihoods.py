@@ -65,7 +65,8 @@ class ELBO(Density):
         ):
             raise ValueError(
                 "levels and steps must be at least 1, replicates and draws at least 2, pilot at least 0, floor finite and "
-                f"above 0; got levels={levels}, steps={steps}, replicates={replicates}, draws={draws}, pilot={pilot}, floor={floor}"
+                f"above 0; got levels={levels}, steps={steps}, replicates={replicates}, draws={draws}, pilot={pilot}, "
+                f"floor={floor}"
             )
         self.levels, self.steps, self.replicates = levels, steps, replicates
         self.draws, self.pilot, self.floor = draws, pilot, float(floor)

@@ -4,6 +4,7 @@ The integral of w(log_snr) E||eps - eps_hat||^2 over log-SNR is the mean of (w /
 density q, whatever q is: a weighting says which integral, a spacing only how noisy its estimate is.
 """
 
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -74,10 +75,14 @@ class Piecewise(Weighting):
 
     def __init__(self, log_snrs: Sequence[float], weights: Sequence[float]):
         places, weights = list(map(float, log_snrs)), list(map(float, weights))
-        if len(places) < 2 or len(places) != len(weights) or any(a >= b for a, b in zip(places, places[1:])):
+        if (
+            len(places) < 2
+            or len(places) != len(weights)
+            or not all(low < high for low, high in itertools.pairwise([-torch.inf, *places, torch.inf]))
+        ):
             raise ValueError(
-                f"weighting.log_snrs must be at least 2 increasing numbers with a weight each, got log_snrs {places} and "
-                f"weights {weights}"
+                f"weighting.log_snrs must be at least 2 increasing finite numbers with a weight each, got log_snrs {places} "
+                f"and weights {weights}"
             )
         if not all(0 <= weight < torch.inf for weight in weights) or not any(weights):
             raise ValueError(f"weighting.weights must be finite, at least 0 and not all 0, got {weights}")
@@ -127,12 +132,14 @@ class Bell(Spacing):
         width: scale of the logistic, in log-SNR, positive; larger is more even.
 
     Raises:
-        ValueError: a width that is not positive.
+        ValueError: a width that is not positive, a centre that is not finite.
     """
 
     def __init__(self, centre: float, width: float):
         if not 0 < width < torch.inf:
             raise ValueError(f"spacing.width must be a positive number, got {width:g}")
+        if not -torch.inf < centre < torch.inf:
+            raise ValueError(f"spacing.centre must be a finite number, got {centre:g}")
         self.centre, self.width = float(centre), float(width)
 
     def __call__(self, u: Tensor, low: float, high: float) -> tuple[Tensor, Tensor]:

@@ -66,7 +66,13 @@ class ZeroShotClassifier(Metric):
             raise ValueError(
                 "metric=zero_shot needs a denoiser without memory, whose answer depends on x_t, t and y alone"
             )
-        self.classifier.weighting.support(model.schedule)
+        low, high = self.classifier.weighting.support(model.schedule)
+        density = self.classifier.spacing(torch.tensor([0.0, 0.5, 1.0], dtype=torch.float64), low, high)[1]
+        if not bool((density > 0).all() and density.isfinite().all()):
+            raise ValueError(
+                f"metric.spacing lies outside the log-SNR {low:g} to {high:g} of metric.weighting: take a centre within, or "
+                "metric/spacing=even"
+            )
         self.prior(subject)
 
     def prior(self, subject: Subject) -> Tensor:

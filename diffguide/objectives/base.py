@@ -40,6 +40,12 @@ class Objective(nn.Module):
     def forward(self, x_0: Tensor, y: Condition | None, rng: torch.Generator | Share) -> Loss:
         raise NotImplementedError
 
+    def check(self, x_0: Tensor) -> None:
+        """
+        Raises:
+            ValueError: examples [B, ...] that it cannot learn from; most can from all.
+        """
+
     def figures(self, loss: Loss) -> dict[str, float]:
         """What metrics.jsonl says of a held-out split beside its mean loss; most have nothing to say.
 

@@ -74,6 +74,9 @@ class Variational(Objective):
         self.decoder, self.levels, self.steps, self.p_uncond = decoder, levels, steps, float(p_uncond)
         self.checked = False  # whether the decoder has seen data
 
+    def check(self, x_0: Tensor) -> None:
+        self.decoder.check(x_0)
+
     def forward(self, x_0: Tensor, y: Condition | None, rng: torch.Generator | Share) -> Loss:
         if not self.checked:
             self.decoder.check(x_0)
