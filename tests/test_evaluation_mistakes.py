@@ -7,7 +7,7 @@ import numpy
 import pytest
 import torch
 
-from diffguide.datasets import Digits
+from diffguide.datasets import Dataset, Digits, Split
 from diffguide.evaluate import main
 from diffguide.evaluation.features import Pixels
 from diffguide.evaluation.flow_ode import FixedGrid, Hutchinson
@@ -55,6 +55,20 @@ def test_an_inception_score_has_a_sample_in_every_split():
     sampler = DDIM(grid=UniformLogSNR(), steps=2, eta=0.0)
     with pytest.raises(ValueError, match="splits must be at most count=80, got 81"):
         Quality(Unguided, sampler, Pixels(), 80, None, "balanced", "train", 2, 40, 81, 80, False)
+
+
+def test_quality_of_images_without_classes(subject):
+    """`labels` says which classes new samples get, not that examples must have one."""
+    none = (
+        Split(subject.data.train.x, torch.full((1000,), -1)),
+        Split(subject.data.validation.x, torch.full((350,), -1)),
+    )
+    data = Dataset(*none, none[1], ())
+    oracle = Empirical(data.train.x[:20], torch.zeros(20).long(), Cosine(log_snr_max=12.0, log_snr_min=-10.0), 0.1)
+    oracle.num_classes = 0
+    sampler = DDIM(grid=UniformLogSNR(), steps=2, eta=0.0)
+    metric = Quality(Unguided, sampler, Pixels(), 80, None, "balanced", "train", 2, 40, 2, 80, False)
+    metric.check(Subject(oracle, data))
 
 
 def likelihoods(floor: float = 0.001, values: int | None = 17, log_snr_max: float | None = None) -> Likelihoods:

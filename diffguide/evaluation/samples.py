@@ -72,7 +72,7 @@ class Quality(Metric):
             raise ValueError(f"reference must be train, validation or test, got {reference!r}")
         self.guidance, self.sampler, self.features, self.count = guidance, sampler, features, count
         self.folder = None if samples is None else Path(samples).expanduser()
-        self.labels, self.reference, self.subsets, self.subset_size = labels, reference, subsets, subset_size
+        self.asked, self.reference, self.subsets, self.subset_size = labels, reference, subsets, subset_size
         self.splits, self.compared, self.classification = splits, compared, classification
 
     def check(self, subject: Subject) -> None:
@@ -111,9 +111,9 @@ class Quality(Metric):
 
     def told(self, subject: Subject, guided: Denoiser) -> list[int] | None:
         """The class of every new sample, None = no condition."""
-        if self.labels is None or not guided.num_classes:
+        if self.asked is None or not guided.num_classes:
             return None
-        if self.labels == "balanced":
+        if self.asked == "balanced":
             return [index % guided.num_classes for index in range(self.count)]
         y = getattr(subject.data, self.reference).y
         if not bool((y >= 0).all()):
@@ -210,7 +210,7 @@ class Drawn:
         sampler = self.metric.sampler
         return {
             "guidance": type(self.guided).__name__, "sampler": type(sampler).__name__, "steps": sampler.steps,
-            "labels": self.metric.labels if self.classes else None, "sampled": "here",
+            "labels": self.metric.asked if self.classes else None, "sampled": "here",
         }  # fmt: skip
 
 
