@@ -2,6 +2,7 @@
 
 import csv
 import io
+import itertools
 import json
 import math
 import statistics
@@ -76,11 +77,23 @@ def write_comparison(runs: Sequence[dict[str, Any]]) -> Path:
         elif len(states) > 1 or not title:
             title = [record["model"], *title]
         for plot in map(restored, record["plots"]):
-            plots[plot.name] = plot
-            lines.setdefault(plot.name, {})[", ".join(title)] = record["curve"]
+            for number in itertools.count(1):  # nats and bits have a picture each
+                name = plot.name if number == 1 else f"{plot.name}_{number}"
+                if (both := joined(plots.get(name, plot), plot)) is not None:
+                    break
+            plots[name] = both
+            lines.setdefault(name, {})[", ".join(title)] = record["curve"]
     for name, plot in plots.items():
         curves.write(folder / f"{name}.png", plot, lines[name])
     return folder
+
+
+def joined(one: Plot, other: Plot) -> Plot | None:
+    """A plot with the panels of both; None where they draw a column in two ways."""
+    panels = {panel.column: panel for panel in one.panels}
+    if any(panels.get(panel.column, panel) != panel for panel in other.panels):
+        return None
+    return one._replace(panels=list((panels | {panel.column: panel for panel in other.panels}).values()))
 
 
 def write_tables(folder: Path, records: Sequence[dict[str, Any]], varied: Sequence[dict[str, str]]) -> None:
@@ -90,7 +103,9 @@ def write_tables(folder: Path, records: Sequence[dict[str, Any]], varied: Sequen
     for record, own in zip(records, varied):
         key = (record["model"], record.get("checkpoint"), record.get("weights"), record["split"], *own.values())
         row = rows.setdefault(key, {"record": record, "varied": own, "figures": {}, "n": [], "seconds": 0.0})
-        row["figures"] |= {names[record["metric"], name]: part for name, part in record["figures"].items()}
+        row["figures"] |= {
+            names[record["metric"], name, part["unit"]]: part for name, part in record["figures"].items()
+        }
         row["n"].append(record["n"])
         row["seconds"] += record["seconds"]
     columns = list(dict.fromkeys(column for row in rows.values() for column in row["figures"]))
@@ -125,11 +140,19 @@ def summary(figures: Sequence[dict[str, Any] | None]) -> str:
     return shown({"value": statistics.fmean(values), "standard_error": statistics.stdev(values)})
 
 
-def named(records: Iterable[dict[str, Any]]) -> dict[tuple[str, str], str]:
-    """(metric, figure) -> column: the figure's name, behind that of its metric where another one has such a figure too."""
-    pairs = list(dict.fromkeys((record["metric"], name) for record in records for name in record["figures"]))
-    count = [name for _, name in pairs].count
-    return {(metric, name): f"{metric}_{name}" if count(name) > 1 else name for metric, name in pairs}
+def named(records: Iterable[dict[str, Any]]) -> dict[tuple[str, str, str], str]:
+    """(metric, figure, unit) -> column: the figure's name, behind that of its metric where another one has such a figure
+    too, before its unit where other data have it in another one."""
+    units: dict[tuple[str, str], dict[str, None]] = {}
+    for record in records:
+        for name, part in record["figures"].items():
+            units.setdefault((record["metric"], name), {})[part["unit"]] = None
+    count = [name for _, name in units].count
+    return {
+        (metric, name, unit): (f"{metric}_{name}" if count(name) > 1 else name) + (f"_{unit}" if len(found) > 1 else "")
+        for (metric, name), found in units.items()
+        for unit in found
+    }
 
 
 def shown(figure: dict[str, Any]) -> str:

@@ -186,10 +186,10 @@ def test_one_row_of_two_metrics_with_figures_of_one_name():
     """Their columns carry the metric's name; what only one of them has does not."""
 
     def record(metric: str, *figures: str) -> dict:
-        return {"metric": metric, "figures": dict.fromkeys(figures)}
+        return {"metric": metric, "figures": dict.fromkeys(figures, {"unit": "1"})}
 
     named = tables.named([record("a", "nll", "accuracy"), record("b", "nll"), record("b", "nll")])
-    assert named == {("a", "nll"): "a_nll", ("a", "accuracy"): "accuracy", ("b", "nll"): "b_nll"}
+    assert named == {("a", "nll", "1"): "a_nll", ("a", "accuracy", "1"): "accuracy", ("b", "nll", "1"): "b_nll"}
 
 
 @pytest.mark.parametrize("value, error, text", [

@@ -7,6 +7,7 @@ import numpy
 import pytest
 import torch
 
+from diffguide import tables
 from diffguide.datasets import Dataset, Digits, Split
 from diffguide.evaluate import main
 from diffguide.evaluation.features import Pixels
@@ -134,3 +135,26 @@ def test_a_file_is_no_folder(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(WriteError, match="cannot write .*v001: Not a directory"):
         claim_version(tmp_path / "file/run", lambda folder: None)
+
+
+def test_figures_of_two_units_share_neither_a_column_nor_an_axis(tmp_path, monkeypatch):
+    """Bits of images and nats of vectors; a panel that only one of them has is drawn all the same."""
+    folders, drawn = [], {}
+    monkeypatch.setattr(
+        tables.curves, "write", lambda path, plot, lines: drawn.update({path.name: (plot, list(lines))})
+    )
+    for model, unit, more in (("a", "bits/dim", ["excess"]), ("b", "nats/dim", []), ("c", "bits/dim", [])):
+        panels = [{"column": name, "label": unit, "reference": None} for name in ["nll", *more]]
+        record = {
+            "model": model, "images": 1, "metric": "m", "split": "test", "n": 3, "seconds": 1.0, "curve": [],
+            "figures": {"nll": {"value": 0.5, "standard_error": None, "n": 3, "unit": unit}},
+            "plots": [{"name": "p", "x": "x", "label": "x", "logarithmic": False, "panels": panels}],
+        }  # fmt: skip
+        (folder := tmp_path / model).mkdir()
+        (folder / "metrics.json").write_text(json.dumps(record))
+        folders.append({"folder": str(folder), "overrides": {}})
+    table = (tables.write_comparison(folders) / "table.md").read_text().splitlines()
+    assert table[0].endswith("| nll_bits/dim [bits/dim] | nll_nats/dim [nats/dim] |")
+    assert table[2].endswith("| 0.5 |  |") and table[3].endswith("|  | 0.5 |")
+    assert {name: lines for name, (_, lines) in drawn.items()} == {"p.png": ["a", "c"], "p_2.png": ["b"]}
+    assert [panel.column for panel in drawn["p.png"][0].panels] == ["nll", "excess"]
