@@ -167,14 +167,17 @@ def test_learned_ends_and_network_find_the_entropy():
     assert schedule.log_snr_max > 2.5 and schedule.log_snr_min < -1.3
 
 
-def test_times_may_be_resampled():
-    """What a training step saw is remembered, other times are drawn, and the mean of the bound stays."""
+@pytest.mark.parametrize("steps", [None, 3, 6])
+def test_times_may_be_resampled(steps):
+    """What a training step saw is remembered, other times are drawn, and the mean of the bound stays; in steps too, whose
+    ends lie in other bins than the times that were drawn."""
     levels = LossSecondMoment(4, 2, 0.01, True)
-    method, x = objective(Perfect(COSINE), levels=levels), data(40000)
+    method, x = objective(Perfect(COSINE), levels=levels, steps=steps), data(40000)
     method(x[:400], None, generator())
     levels.finish_step(lambda tensor: tensor)
     assert levels.shares().std() > 0.1
-    found, plain = (part(x, None, generator(1)).terms["diffusion"] for part in (method, objective(Perfect(COSINE))))
+    plainly = objective(Perfect(COSINE), steps=steps)
+    found, plain = (part(x, None, generator(1)).terms["diffusion"] for part in (method, plainly))
     (mean, error), (other, error_2) = mean_and_error(found), mean_and_error(plain)
     assert abs(mean - other) < 4 * math.hypot(error, error_2)
 
