@@ -163,6 +163,13 @@ def test_kid_is_unbiased_and_knows_its_error():
     assert kernel_distance(x, y, 5, 120, 0).error is None
 
 
+def test_kid_of_few_subsets_knows_what_they_vary_by():
+    """Of one pair of sets, by the draw of four small subsets alone, which is nearly all there is."""
+    x, y = normal(1000, 4, 1), normal(1000, 4, 2) + 1
+    values, errors = torch.tensor([kernel_distance(x, y, 4, 10, seed) for seed in range(150)]).double().T
+    assert float(errors.square().mean().sqrt()) == pytest.approx(float(values.std()), rel=0.25)
+
+
 @pytest.mark.parametrize("call, message", [
     (lambda: kernel_distance(normal(9, 2, 0), normal(9, 2, 1), 3, 10, 0), "subsets of 2 to 9 examples"),
     (lambda: inception_score(normal(9, 2, 0), 10), "1 to 9 splits"),

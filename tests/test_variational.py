@@ -167,7 +167,7 @@ def test_learned_ends_and_network_find_the_entropy():
     assert schedule.log_snr_max > 2.5 and schedule.log_snr_min < -1.3
 
 
-@pytest.mark.parametrize("steps", [None, 3, 6])
+@pytest.mark.parametrize("steps", [None, 3, 7])
 def test_times_may_be_resampled(steps):
     """What a training step saw is remembered, other times are drawn, and the mean of the bound stays; in steps too, whose
     ends lie in other bins than the times that were drawn."""

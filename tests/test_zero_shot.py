@@ -6,7 +6,7 @@ import torch
 from closed_forms import Mixture, two_classes
 from exact_models import oracle
 
-from diffguide.denoisers import DenoiserWrapper, EvaluationCounter
+from diffguide.denoisers import Denoiser, DenoiserWrapper, EvaluationCounter, Prediction
 from diffguide.evaluation.weighting import Bell, Even, Exact, Piecewise, UniformTime
 from diffguide.evaluation.zero_shot import Budget, ZeroShot
 from diffguide.schedules import Cosine, Flow
@@ -237,6 +237,22 @@ def test_a_model_of_legal_times_is_asked_at_them():
     model = OfLevels(oracle(law, SCHEDULE))
     found = classifier(evaluations=200)(model, x, range(20)).log_prob
     assert np.corrcoef((found[:, 0] - found[:, 1]).numpy(), log_ratio(law, x))[0, 1] > 0.9
+
+
+class Knowing(Denoiser):
+    """Knows that x_0 is 1 everywhere, and so the noise; of class 1 it misses every value of it by 1."""
+
+    schedule, num_classes, levels = SCHEDULE, 2, OfLevels.levels
+
+    def __call__(self, x_t, t, y=None):
+        alpha, sigma = self.schedule.alpha_sigma(t, 2)
+        return Prediction(x_t, (x_t - alpha) / sigma + y[:, None])
+
+
+def test_noise_is_that_of_the_legal_time():
+    """-1/2 D times the range of log-SNR for class 1, nothing for class 0, to rounding."""
+    found = classifier(spacing=Even(), evaluations=7)(Knowing(), torch.ones(2, 3, dtype=torch.float64), [0, 1]).log_prob
+    torch.testing.assert_close(found[:, 1] - found[:, 0], torch.full((2,), -0.5 * 3 * 28).double(), rtol=1e-6, atol=0)
 
 
 def test_what_cannot_classify_is_refused():
