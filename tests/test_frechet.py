@@ -88,7 +88,7 @@ def test_they_are_those_of_torch_fidelity():
     theirs = metric_isc.isc_features_to_metric(logits, splits=10, shuffle=False)
     found = inception_score(logits, 10)
     assert found.value == pytest.approx(theirs["inception_score_mean"], rel=1e-6)
-    assert found.error * math.sqrt(10) == pytest.approx(theirs["inception_score_std"], rel=1e-6)
+    assert found.error * math.sqrt(10 - 1) == pytest.approx(theirs["inception_score_std"], rel=1e-6)
     real, samples = normal(300, 4, 1), 1.5 * normal(280, 4, 2) + 0.5
     theirs = metric_prc.prc_features_to_metric(
         samples, real, prc_neighborhood=3, prc_batch_size=150, save_cpu_ram=True, verbose=False
@@ -103,6 +103,14 @@ def test_the_inception_score_at_its_ends():
     assert inception_score(certain, 3).value == pytest.approx(5)
     assert inception_score(normal(1, 5, 0).expand(30, 5), 3) == pytest.approx((1, 0), abs=1e-9)
     assert inception_score(certain, 1).error is None
+
+
+@pytest.mark.parametrize("splits", [2, 5])
+def test_the_error_of_the_inception_score_is_its_spread_over_draws(splits):
+    """Over 300 sets of logits of one law, with few splits too, where a std that divides by their number is far too small."""
+    drawn = torch.tensor([inception_score(2 * normal(100, 5, seed), splits) for seed in range(300)]).double()
+    values, errors = drawn.T
+    assert float(errors.square().mean().sqrt()) == pytest.approx(float(values.std()), rel=0.2)
 
 
 def groups(x: torch.Tensor) -> list[Moments]:
@@ -153,6 +161,13 @@ def test_kid_is_unbiased_and_knows_its_error():
     found = kernel_distance(x, y, 200, 40, 0)
     assert found.value == pytest.approx(squared_mmd(x, y), rel=0.15) and found.value > 4 * found.error
     assert kernel_distance(x, y, 5, 120, 0).error is None
+
+
+def test_kid_of_few_subsets_knows_what_they_vary_by():
+    """Of one pair of sets, by the draw of four small subsets alone, which is nearly all there is."""
+    x, y = normal(1000, 4, 1), normal(1000, 4, 2) + 1
+    values, errors = torch.tensor([kernel_distance(x, y, 4, 10, seed) for seed in range(150)]).double().T
+    assert float(errors.square().mean().sqrt()) == pytest.approx(float(values.std()), rel=0.25)
 
 
 @pytest.mark.parametrize("call, message", [

@@ -50,6 +50,9 @@ def test_errors_of_the_perfect_denoiser_are_the_posterior_variances(schedule):
     """Of N(0, v): E |eps - E eps|^2 = a^2 v / (a^2 v + s^2) and E |x_0 - E x_0|^2 = v s^2 / (a^2 v + s^2) per value."""
     law = GaussianMixture([1.0], [[0.0] * 3], 0.25, [0], schedule)
     measured = DenoisingError(6, False, 0).measure(Subject(law, gaussian_data(4000)))
+    low, high = schedule.log_snr_min, schedule.log_snr_max
+    middles = [low + (high - low) * (k + 0.5) / 6 for k in range(6)]
+    assert [row["log_snr"] for row in measured.curve] == pytest.approx(middles)
     expected_eps, expected_x_0 = [], []
     for row in measured.curve:
         snr = 0.25 * math.exp(row["log_snr"])

@@ -8,7 +8,7 @@ import torch
 from sklearn.datasets import load_digits
 from sklearn.svm import SVC
 
-from diffguide.evaluation import quality
+from diffguide.evaluation import comparison, quality
 from diffguide.evaluation.judge import Judge
 from diffguide.evaluation.quality import density_coverage, distance_ratio, nearest, precision_recall, squared_radii
 
@@ -122,3 +122,11 @@ def test_the_judge_of_the_digits():
     assert judge.agreed(x[1350:], y[1350:]) > Judge(x[:1000], unlabelled).agreed(x[1350:], y[1350:])
     with pytest.raises(ValueError, match="at least two classes, got 1"):
         Judge(x[:9], torch.zeros(9, dtype=torch.int64))
+
+
+def test_the_error_of_precision_is_binomial_where_the_real_examples_stay():
+    """Over 100 sets of samples; with other real examples each time it would be 1.6 times as much."""
+    real = normal(200, 1000, 8)
+    values = torch.tensor([precision_recall(real, normal(300, seed, 8), 3).precision for seed in range(100)])
+    share = comparison.share(float(values.mean()), 300)
+    assert share.standard_error == pytest.approx(float(values.std()), rel=0.25)

@@ -9,6 +9,7 @@ import torch
 from diffguide.backbones import MLP, Backbone
 from diffguide.decoders import Discretized, Gaussian
 from diffguide.objectives.levels import LogitNormal, LogNormal, UniformLogSNR, UniformTime
+from diffguide.objectives.resampling import LossSecondMoment
 from diffguide.objectives.variational import Variational
 from diffguide.parameterizations import X0, Eps, V
 from diffguide.schedules import VE, Cosine, Flow, Monotone
@@ -164,6 +165,40 @@ def test_learned_ends_and_network_find_the_entropy():
     mean, error = mean_and_error(loss.per_example.detach())
     assert before > ENTROPY + 0.5 and ENTROPY - 4 * error < mean < ENTROPY + 0.15
     assert schedule.log_snr_max > 2.5 and schedule.log_snr_min < -1.3
+
+
+@pytest.mark.parametrize("steps", [None, 3, 7])
+def test_times_may_be_resampled(steps):
+    """What a training step saw is remembered, other times are drawn, and the mean of the bound stays; in steps too, whose
+    ends lie in other bins than the times that were drawn."""
+    levels = LossSecondMoment(4, 2, 0.01, True)
+    method, x = objective(Perfect(COSINE), levels=levels, steps=steps), data(40000)
+    method(x[:400], None, generator())
+    levels.finish_step(lambda tensor: tensor)
+    assert levels.shares().std() > 0.1
+    plainly = objective(Perfect(COSINE), steps=steps)
+    found, plain = (part(x, None, generator(1)).terms["diffusion"] for part in (method, plainly))
+    (mean, error), (other, error_2) = mean_and_error(found), mean_and_error(plain)
+    assert abs(mean - other) < 4 * math.hypot(error, error_2)
+
+
+class Listening(Null):
+    """Notes the classes that it is told."""
+
+    def forward(self, x, log_snr, y=None):
+        self.told = y
+        return super().forward(x, log_snr, y)
+
+
+@pytest.mark.parametrize("p_uncond, expected", [(0.0, {0, 1}), (0.4, {-1, 0, 1}), (1.0, {-1})])
+def test_classes_are_told_or_dropped(p_uncond, expected):
+    backbone = Listening(2, None, 2, 8, 1, 0, 1.0).double()
+    method = Variational(backbone, COSINE, Eps(), Gaussian(), UniformTime(True), None, p_uncond)
+    y = torch.arange(400) % 2
+    method(data(400), y, generator())
+    assert set(backbone.told.tolist()) == expected and method.model.has_null == (p_uncond > 0)
+    assert float((backbone.told == -1).double().mean()) == pytest.approx(p_uncond, abs=0.08)
+    assert bool(((backbone.told == y) | (backbone.told == -1)).all())
 
 
 @pytest.mark.parametrize("make, sentence", [

@@ -6,7 +6,7 @@ import torch
 from closed_forms import Mixture, two_classes
 from exact_models import oracle
 
-from diffguide.denoisers import DenoiserWrapper, EvaluationCounter
+from diffguide.denoisers import Denoiser, DenoiserWrapper, EvaluationCounter, Prediction
 from diffguide.evaluation.weighting import Bell, Even, Exact, Piecewise, UniformTime
 from diffguide.evaluation.zero_shot import Budget, ZeroShot
 from diffguide.schedules import Cosine, Flow
@@ -165,6 +165,36 @@ def test_the_leaders_are_those_of_the_full_evaluation():
     torch.testing.assert_close(few.exp().sum(1), torch.ones(20, dtype=torch.float64))
 
 
+class Told(ZeroShot):
+    """Its errors are given beforehand, [C, K]."""
+
+    table: torch.Tensor
+
+    def errors(self, denoiser, x_0, seeds, asked, first, last):
+        return asked[..., None] * self.table[:, first:last]
+
+
+def test_what_is_dropped_keeps_its_distance_from_a_leader_that_is_dropped_itself():
+    """By hand: 3 falls 3 behind 0; 0 falls 4.5 behind 1; then 2 overtakes 1 by half a nat."""
+    ask = Told(Exact(), Even(), Budget(6, [[2, 3], [4, 2]], None), 1.0, 100)
+    ask.table = torch.tensor(
+        [[0, 0, 10, 10, 0, 0], [1, 1, 0, 0, 3, 3], [2, 2, 0.5, 0.5, 0, 0], [3, 3, 0, 0, 0, 0]]
+    ).double()
+    found = ask(oracle(four_classes(), SCHEDULE), torch.zeros(1, 3), [0])
+    one, two = -8 / 6, -5 / 6
+    expected = torch.tensor([[one - 4.5, one, two, one - 4.5 - 3]]).double().log_softmax(1)
+    torch.testing.assert_close(found.log_prob, expected)
+    assert found.evaluations.tolist() == [4 * 2 + 3 * 2 + 2 * 2]
+
+
+def test_the_margin_counts_standard_errors_of_paired_differences():
+    """Of two classes that are a nat behind, by differences of 0.12 and 4.6 from draw to draw, beside noise that all share."""
+    shared, turns = torch.tensor([0.0, 10.0, -10.0, 0.0]), torch.tensor([1.0, -1.0, 1.0, -1.0])
+    errors = torch.stack([shared, shared + 1 + 0.1 * turns, shared + 1 + 4 * turns])[None].double()
+    for margin, expected in ((0.4, [True, False, False]), (0.5, [True, False, True])):  # a standard error is 2.31
+        assert Budget(9, [[4, 3]], margin).remaining(-errors.mean(2), errors, 3).tolist() == [expected]
+
+
 def test_margin_ends_what_is_clear():
     """By paired differences: fewer evaluations than the budget, the same answers; at margin 0 nothing but the leader stays."""
     law, x = four_classes(), examples(four_classes(), 40)
@@ -207,6 +237,22 @@ def test_a_model_of_legal_times_is_asked_at_them():
     model = OfLevels(oracle(law, SCHEDULE))
     found = classifier(evaluations=200)(model, x, range(20)).log_prob
     assert np.corrcoef((found[:, 0] - found[:, 1]).numpy(), log_ratio(law, x))[0, 1] > 0.9
+
+
+class Knowing(Denoiser):
+    """Knows that x_0 is 1 everywhere, and so the noise; of class 1 it misses every value of it by 1."""
+
+    schedule, num_classes, levels = SCHEDULE, 2, OfLevels.levels
+
+    def __call__(self, x_t, t, y=None):
+        alpha, sigma = self.schedule.alpha_sigma(t, 2)
+        return Prediction(x_t, (x_t - alpha) / sigma + y[:, None])
+
+
+def test_noise_is_that_of_the_legal_time():
+    """-1/2 D times the range of log-SNR for class 1, nothing for class 0, to rounding."""
+    found = classifier(spacing=Even(), evaluations=7)(Knowing(), torch.ones(2, 3, dtype=torch.float64), [0, 1]).log_prob
+    torch.testing.assert_close(found[:, 1] - found[:, 0], torch.full((2,), -0.5 * 3 * 28).double(), rtol=1e-6, atol=0)
 
 
 def test_what_cannot_classify_is_refused():

@@ -168,6 +168,7 @@ class Comparison:
         x = self.samples.features[self.drawn(self.count)]
         found.facts["compared"] = f"{len(x)} samples, {len(real)} held-out examples"
         found.facts["neighbours"] = {"precision_recall": BALL, "density_coverage": WIDER}
+        found.facts["shares_error"] = "binomial over the set that it is a share of, the other set held fixed"
         for name, value in nearness(real, x).items():
             n = len(x) if name in ("precision", "density") else len(real)
             figure = Figure(value, None, n, "1") if name == "density" else share(value, n)
@@ -225,5 +226,8 @@ def nearness(real: Tensor, x: Tensor) -> dict[str, float]:
 
 
 def share(value: float, n: int) -> Figure:
-    """A share of n, with its binomial error."""
+    """A share of n, with its binomial error: what the set it is a share of would vary by, the other one held fixed.
+
+    Where both are drawn anew, precision, recall and coverage vary by up to 1.6 times as much.
+    """
     return Figure(value, math.sqrt(value * (1 - value) / n), n, "share")

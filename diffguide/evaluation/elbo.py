@@ -19,7 +19,7 @@ from ..randomness import Noise
 from ..schedules import Schedule
 from .gaussian import GaussianFit
 
-__all__ = ["Bound", "Control", "Piece", "elbo", "pieces", "reconstruction", "tuned"]
+__all__ = ["Bound", "Control", "Piece", "elbo", "legal", "pieces", "reconstruction", "tuned"]
 
 
 class Bound(NamedTuple):
@@ -128,8 +128,13 @@ def draw(piece: Piece, index: int, replicate: int, noise: Noise) -> tuple[Tensor
 def squared_error(denoiser: Denoiser, x: Tensor, y: Condition | None, log_snr: Tensor, eps: Tensor) -> Tensor:
     """||eps - eps_hat(alpha x + sigma eps)||^2, [B] float64."""
     alpha, sigma = (scale.to(x) for scale in denoiser.schedule.scales(log_snr, x.ndim))
-    t = denoiser.schedule.t_of(log_snr).clamp(0, 1)
+    t = legal(denoiser.schedule.t_of(log_snr).clamp(0, 1), denoiser.levels)
     return (eps - denoiser(alpha * x + sigma * eps, t, y).eps).double().square().flatten(1).sum(1)
+
+
+def legal(t: Tensor, levels: Tensor | None) -> Tensor:
+    """The nearest of the times at which a model may be asked: t_of(log_snr(t)) is t up to rounding alone."""
+    return t if levels is None else levels.to(t.device)[(t[:, None] - levels.to(t.device)).abs().argmin(1)]
 
 
 @torch.no_grad()

@@ -69,11 +69,12 @@ def kernel_distance(x: Tensor, y: Tensor, subsets: int, size: int, seed: int) ->
 
 
 def inception_score(logits: Tensor, splits: int) -> Estimate:
-    """exp mean_x KL(p(y | x) | mean_x p(y | x)), the mean over consecutive splits, with std / sqrt(splits).
+    """exp mean_x KL(p(y | x) | mean_x p(y | x)), the mean over consecutive splits, with its error.
 
     Salimans et al., "Improved Techniques for Training GANs", 2016, arXiv 1606.03498, section 4; there 10 splits of 5000.
-    It grows with the size of a split, and is at most the number of classes. What torch-fidelity and papers write behind
-    the ± is the standard deviation over the splits, without the root.
+    It grows with the size of a split, and is at most the number of classes. The error is that of the mean over the splits,
+    std / sqrt(splits) with splits - 1 in the std; what torch-fidelity and papers write behind the ± is the standard
+    deviation over the splits themselves, with splits in it and without the root.
 
     Arguments:
         logits: [n, K], in an order that does not go by class.
@@ -91,5 +92,5 @@ def inception_score(logits: Tensor, splits: int) -> Estimate:
         log_mean = log_p.logsumexp(0) - math.log(len(log_p))
         scores.append((log_p.exp() * (log_p - log_mean)).sum(1).mean().exp())
     values = torch.stack(scores)
-    error = float(values.std(correction=0)) / math.sqrt(splits) if splits > 1 else None
+    error = float(values.std()) / math.sqrt(splits) if splits > 1 else None
     return Estimate(float(values.mean()), error)

@@ -75,6 +75,11 @@ class ELBO(Density):
         super().check(subject)
         if self.log_snr_max is not None and (self.steps is not None or subject.model.levels is not None):
             raise ValueError(f"a bound of discrete steps ends where they do: leave {self.key}.log_snr_max null")
+        if self.steps is not None and subject.model.levels is not None:
+            raise ValueError(
+                f"{self.key}.steps={self.steps}: this {subject.holds} has noise levels of its own, and is asked there: "
+                "leave null"
+            )
 
     def terms(self, subject: Subject) -> list[Piece]:
         times = subject.model.levels
@@ -107,6 +112,7 @@ class ELBO(Density):
             samples = [noise.normal(len(terms), k) for k in (0, 1)]
             codes = [reconstruction(x, decoder, terms[k].end, samples).mean(0) for k in starts(terms)]
             later = found.prior + found.terms.cumsum(0)[starts(terms)] + torch.stack(codes)
+            later[-1] = found.nats  # the same bound, with all of its draws
             parts = {name: getattr(found, name) for name in ("prior", "reconstruction", "diffusion", "noise")}
             return parts | {"starts": later.mT}
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..denoisers import Denoiser
 from ..randomness import Noise, fold
+from .elbo import legal
 from .parts import MetricError
 from .weighting import Spacing, Weighting
 
@@ -222,8 +223,3 @@ class ZeroShot:
                 "not scaled as its own"
             )
         return result
-
-
-def legal(t: Tensor, levels: Tensor | None) -> Tensor:
-    """The nearest of the times at which a model may be asked."""
-    return t if levels is None else levels[(t[:, None] - levels).abs().argmin(1)]

@@ -91,9 +91,9 @@ class Variational(Objective):
         in_time = (density * rate.abs()).detach()  # the density of t
         weight = rate.abs() / (2 * in_time)
         if self.steps:
-            t = (torch.floor(t * self.steps) + 1) / self.steps
-            log_snr = schedule.log_snr(t)
-            weight = self.steps * torch.expm1(schedule.log_snr(t - 1 / self.steps) - log_snr) / (2 * in_time)
+            k = (torch.floor(t * self.steps) + 1).clamp(max=self.steps)  # the step that t, which was drawn, lies in
+            log_snr = schedule.log_snr(k / self.steps)
+            weight = self.steps * torch.expm1(schedule.log_snr((k - 1) / self.steps) - log_snr) / (2 * in_time)
         alpha, sigma = (a.to(x_0) for a in schedule.scales(log_snr, x_0.ndim))
         eps = normal(x_0.shape, rng, x_0.dtype)
         output, rows = self.model.output_at(alpha * x_0 + sigma * eps, log_snr, drop_condition(y, self.p_uncond, rng))

@@ -1,0 +1,96 @@
+"""Likelihoods: the errors that they state against those that they make, one unit, whose data they see, legal times."""
+
+import pytest
+import torch
+
+from diffguide.datasets import GMM2D
+from diffguide.datasets.base import Dataset, Split
+from diffguide.decoders import Discretized, Gaussian
+from diffguide.denoisers import DenoiserWrapper
+from diffguide.evaluation.elbo import Control, elbo, pieces
+from diffguide.evaluation.gaussian import GaussianFit
+from diffguide.evaluation.likelihood import Decoded, Uniform
+from diffguide.evaluation.likelihoods import ELBO, ExactDensity, Likelihoods
+from diffguide.evaluation.metric import Subject
+from diffguide.oracles import GaussianMixture, GMM2DLaw
+from diffguide.randomness import Noise
+from diffguide.schedules import VE, Cosine, Flow
+
+SCHEDULE = Cosine(5.0, -6.0)
+LAW = GaussianMixture([1.0], [[0.0]], 0.3, [0], SCHEDULE)
+
+
+def bound(**changes) -> ELBO:
+    options = dict(levels=16, steps=None, replicates=2, draws=4, pilot=16, floor=1e-3, conditional=False, values=None)
+    return ELBO(**(options | dict(log_snr_max=None) | changes))
+
+
+def repeated(n: int) -> Dataset:
+    """One pixel of five values, the same in every example: what varies is what is drawn."""
+    split = Split(torch.full((n, 1), 0.5), torch.zeros(n, dtype=torch.long))
+    return Dataset(split, split, split, class_names=("a",))
+
+
+def test_the_error_of_the_reconstruction_is_its_spread():
+    """With the law itself as control variate nothing else is left to vary."""
+    fit = GaussianFit(torch.zeros(1).double(), torch.tensor([0.3]).double(), torch.ones(1, 1).double())
+    terms, noise = pieces(SCHEDULE, 8), Noise(range(2000), (1,), SCHEDULE, dtype=torch.float64)
+    x, control = torch.full((2000, 1), 0.5).double(), Control(fit, torch.ones(8).double())
+    found = elbo(LAW, x, None, Discretized(5), noise, terms, 2, 3, control)
+    assert float(found.diffusion.std()) < 1e-5
+    assert float(found.noise.square().mean() / found.nats.var()) == pytest.approx(1, abs=0.15)
+
+
+@pytest.mark.parametrize("way", [Decoded(), Uniform()], ids=["decoded", "uniform"])
+def test_the_error_of_dequantisation_is_its_spread(way):
+    """Of density and correction together, over draws that are not the same."""
+    found = ExactDensity(way, 3, False, 5, None).examples(Subject(LAW, repeated(2000), batch_size=2000))
+    nats = found["density"] + found["dequantisation"]
+    assert float(nats.std()) > 1e-3
+    assert float(found["noise"].square().mean() / nats.var()) == pytest.approx(1, abs=0.15)
+
+
+@pytest.mark.parametrize("values, unit", [(5, "bits/dim"), (0, "nats/dim")])
+def test_figures_differences_and_curve_have_one_unit(values, unit):
+    metric = Likelihoods(bound(values=values, draws=5), None, ExactDensity(Decoded(), 2, False, values, None))
+    measured = metric.measure(Subject(LAW, repeated(50)))
+    one, other, gap = measured.figures.values()
+    assert {figure.unit for figure in measured.figures.values()} == {unit}
+    assert gap.value == pytest.approx(one.value - other.value, rel=1e-9)
+    last = measured.curve[-1]  # of all draws of the reconstruction, as the figure is
+    assert [last["nll_elbo"], last["nll_elbo_se"]] == pytest.approx([one.value, one.standard_error], rel=1e-9)
+
+
+def test_the_control_variate_is_of_the_training_split():
+    """Examples of the split that are not measured change nothing."""
+    plane = GMM2D(2, None, 4, train=200, validation=40, test=10, seed=0)
+    rows = Subject(GMM2DLaw(SCHEDULE), plane, n=10).rows
+    x = 5 * plane.validation.x
+    x[rows] = plane.validation.x[rows]
+    other = Dataset(plane.train, plane.validation._replace(x=x), plane.test, class_names=plane.class_names)
+    one, two = (bound().measure(Subject(GMM2DLaw(SCHEDULE), data, n=10)) for data in (plane, other))
+    assert one.figures == two.figures
+
+
+class OfLevels(DenoiserWrapper):
+    """Asked at its own times only, to the last digit."""
+
+    levels = torch.arange(30, 0, -1, dtype=torch.float64) / 30
+
+    def __call__(self, x_t, t, y=None):
+        assert bool(torch.isin(t, self.levels).all())
+        return self.denoiser(x_t, t, y)
+
+
+@pytest.mark.parametrize("schedule", [Cosine(12.0, -10.0), Flow(12.0, -12.0), VE(9.2, -7.8)])
+def test_a_model_of_legal_times_is_asked_at_them(schedule):
+    """Rounding on the way from times to log-SNRs and back does not leave them; other steps than its own are refused."""
+    law = GMM2DLaw(schedule)
+    model = OfLevels(law)
+    terms = pieces(schedule, None, torch.cat([model.levels, torch.zeros(1).double()]))
+    x, noise = torch.randn(3, 2, dtype=torch.float64), Noise(range(3), (2,), schedule, dtype=torch.float64)
+    found, own = (elbo(asked, x, None, Gaussian(), noise, terms, 2, 2, None).nats for asked in (model, law))
+    torch.testing.assert_close(found, own, rtol=1e-8, atol=1e-8)
+    law.levels = model.levels
+    with pytest.raises(ValueError, match="metric.steps=4: this GMM2DLaw has noise levels of its own"):
+        bound(steps=4).check(Subject(law, GMM2D(2, None, 4, train=20, validation=20, test=10, seed=0)))
