@@ -69,6 +69,20 @@ class Preconditioned(nn.Module, Denoiser):
         changed = () if perturbation is None else (perturbation,)  # which a network of one's own need not know
         return self.backbone(rows.c_in * x_t, level, y, *changed).to(x_t.dtype), rows
 
+    def error(self, x_0: Tensor, eps: Tensor, log_snr: Tensor, y: Condition | None) -> tuple[Tensor, Rows]:
+        """F - F* at x_t = alpha x_0 + sigma eps, F* = p x_0 + q eps, and the rows that read F.
+
+        Raises:
+            ValueError: an output of another shape than the data.
+        """
+        alpha, sigma = (a.to(x_0) for a in self.schedule.scales(log_snr, x_0.ndim))
+        output, rows = self.output_at(alpha * x_0 + sigma * eps, log_snr, y)
+        if output.shape != x_0.shape:
+            raise ValueError(
+                f"the network's output {list(output.shape)} must have the shape of the data {list(x_0.shape)}"
+            )
+        return output - (rows.p * x_0 + rows.q * eps), rows
+
     def forward(self, x_t: Tensor, t: Tensor, y: Condition | None = None) -> Prediction:
         return self.read(x_t, *self.output(x_t, t, y))
 

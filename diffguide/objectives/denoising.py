@@ -73,14 +73,9 @@ class Denoising(Objective):
         schedule = self.model.schedule
         t, density = self.levels(schedule, len(x_0), rng)
         log_snr = schedule.log_snr(t)
-        alpha, sigma = (a.to(x_0) for a in schedule.scales(log_snr, x_0.ndim))
         eps = normal(x_0.shape, rng, x_0.dtype)
-        output, rows = self.model.output_at(alpha * x_0 + sigma * eps, log_snr, drop_condition(y, self.p_uncond, rng))
-        if output.shape != x_0.shape:
-            raise ValueError(
-                f"the network's output {list(output.shape)} must have the shape of the data {list(x_0.shape)}"
-            )
-        error = (output - (rows.p * x_0 + rows.q * eps)).square().flatten(1).mean(1)
+        error, rows = self.model.error(x_0, eps, log_snr, drop_condition(y, self.p_uncond, rng))
+        error = error.square().flatten(1).mean(1)
         weighted = self.weight.weighted(error, log_snr, rows, density)
         if self.training and torch.is_grad_enabled():
             self.levels.observe(t, weighted, rng)

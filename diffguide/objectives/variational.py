@@ -94,14 +94,9 @@ class Variational(Objective):
             k = (torch.floor(t * self.steps) + 1).clamp(max=self.steps)  # the step that t, which was drawn, lies in
             log_snr = schedule.log_snr(k / self.steps)
             weight = self.steps * torch.expm1(schedule.log_snr((k - 1) / self.steps) - log_snr) / (2 * in_time)
-        alpha, sigma = (a.to(x_0) for a in schedule.scales(log_snr, x_0.ndim))
         eps = normal(x_0.shape, rng, x_0.dtype)
-        output, rows = self.model.output_at(alpha * x_0 + sigma * eps, log_snr, drop_condition(y, self.p_uncond, rng))
-        if output.shape != x_0.shape:
-            raise ValueError(
-                f"the network's output {list(output.shape)} must have the shape of the data {list(x_0.shape)}"
-            )
-        error = (rows.e_out * (output - (rows.p * x_0 + rows.q * eps))).square().flatten(1).mean(1)
+        error, rows = self.model.error(x_0, eps, log_snr, drop_condition(y, self.p_uncond, rng))
+        error = (rows.e_out * error).square().flatten(1).mean(1)
         diffusion = weight.to(error) * error  # nats per dimension
         if self.training and torch.is_grad_enabled():
             self.levels.observe(t, diffusion, rng)
