@@ -179,33 +179,34 @@ def find(cfg: DictConfig) -> tuple[DictConfig, Resumed]:
 
 
 def find_samples(cfg: DictConfig) -> tuple[DictConfig, Begun]:
-    """The configuration and the beginning of the sampling run to continue.
-
-    Raises:
-        ConfigError: nothing there, or a change of what decides images; the checkpoint may lie elsewhere, if it is the same.
-    """
-    folder = run_folder(cfg, "outputs/sample/digits/v001")
-    saved = saved_config(folder, OmegaConf.to_container(cfg), TRUTH)
-    merged = inherit(cfg, saved)
-    unchanged(folder, saved, merged, "sampled")
-    if (folder / "samples.npz").exists():
-        return merged, Begun(folder, None, None)
-    return merged, read_start(folder, folder / "shards" / START, saved, merged, "sampled")
+    """The configuration and the beginning of the sampling run to continue; as `find_begun`."""
+    return find_begun(cfg, "outputs/sample/digits/v001", "samples.npz", f"shards/{START}", "sampled")
 
 
 def find_evaluation(cfg: DictConfig) -> tuple[DictConfig, Begun]:
-    """The configuration and the beginning of the evaluation to continue.
+    """The configuration and the beginning of the evaluation to continue; as `find_begun`."""
+    return find_begun(cfg, "outputs/evaluate/digits/v001", "metrics.json", START, "evaluated")
+
+
+def find_begun(cfg: DictConfig, example: str, last: str, start: str, done: str) -> tuple[DictConfig, Begun]:
+    """The configuration and the beginning of the run to continue.
+
+    Arguments:
+        example: of such a folder.
+        last: the file that a finished run has.
+        start: the file that says how it began.
+        done: what was done to the checkpoint.
 
     Raises:
-        ConfigError: nothing there, or a change of what decides figures; the checkpoint may lie elsewhere, if it is the same.
+        ConfigError: nothing there, or a change of what decides the result; the checkpoint may lie elsewhere, if it is the same.
     """
-    folder = run_folder(cfg, "outputs/evaluate/digits/v001")
+    folder = run_folder(cfg, example)
     saved = saved_config(folder, OmegaConf.to_container(cfg), TRUTH)
     merged = inherit(cfg, saved)
-    unchanged(folder, saved, merged, "evaluated")
-    if (folder / "metrics.json").exists():
+    unchanged(folder, saved, merged, done)
+    if (folder / last).exists():
         return merged, Begun(folder, None, None)
-    return merged, read_start(folder, folder / START, saved, merged, "evaluated")
+    return merged, read_start(folder, folder / start, saved, merged, done)
 
 
 def unchanged(folder: Path, saved: dict[str, Any], merged: DictConfig, done: str) -> None:
