@@ -107,26 +107,31 @@ def shape_of(cfg: DictConfig, network: torch.nn.Module) -> tuple[int, ...]:
     facts = cfg.dataset
     shape = (facts.channels, facts.size, facts.size) if facts.size else (facts.channels,)
     x = torch.zeros(2, *shape, device="meta")
-    return tuple(network(x, torch.zeros(2, device="meta"), torch.zeros(2, dtype=torch.long, device="meta")).shape)
+    log_snr = torch.zeros(2, device="meta") if network.noise_conditioned else None
+    return tuple(network(x, log_snr, torch.zeros(2, dtype=torch.long, device="meta")).shape)
 
 
 SIDES = {  # of the images that each backbone file is for
     "unet": [8], "unet_28": [28], "unet_32": [32], "unet_64": [64], "unet_128": [128], "dit": [8, 28, 32],
     "dit_s": [32], "dit_b": [32], "dit_l": [32], "dit_xl": [32], "mlp": [None], "mlp_classifier": [None],
-    "unet_encoder": [8], "unet_encoder_28": [28], "unet_encoder_32": [32],
+    "unet_encoder": [8], "unet_encoder_28": [28], "unet_encoder_32": [32], "mlp_levels": [None], "unet_levels": [8],
 }  # fmt: skip
 CLASSIFIERS = {"mlp_classifier", "unet_encoder", "unet_encoder_28", "unet_encoder_32"}  # one number per class
+LEVELS = {"mlp_levels", "unet_levels"}  # one number per noise level of objective=cdm
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in (FOLDER / "backbone").iterdir()))
 def test_backbones_fit_the_images_they_are_for(name):
     """And the parameters, in millions, are those that the file's first line states."""
     stated = re.search(r"([\d.]+) M parameters", (FOLDER / f"backbone/{name}.yaml").read_text().split("\n")[0])
+    objective = ["objective=cdm"] if name in LEVELS else []
     for side in SIDES[name]:
-        cfg = composed(f"backbone={name}", f"dataset={'digits' if side else 'gmm2d'}", f"dataset.size={side or 'null'}")
+        dataset = f"dataset={'digits' if side else 'gmm2d'}"
+        cfg = composed(f"backbone={name}", dataset, f"dataset.size={side or 'null'}", *objective)
         network = built(cfg)
         shape = (2, cfg.dataset.channels, side, side) if side else (2, cfg.dataset.channels)
-        assert shape_of(cfg, network) == ((2, cfg.dataset.num_classes) if name in CLASSIFIERS else shape)
+        outputs = cfg.objective.levels if name in LEVELS else cfg.dataset.num_classes
+        assert shape_of(cfg, network) == ((2, outputs) if name in CLASSIFIERS | LEVELS else shape)
         if not name.startswith("mlp"):
             assert sum(p.numel() for p in network.parameters()) / 1e6 == pytest.approx(float(stated[1]), rel=0.02)
 

@@ -13,7 +13,7 @@ ORDER = [  # a module imports only from its own line or an earlier one
     {"annotations", "mistakes", "quoting", "shards"},
     {"vectors"},
     {"parameterizations", "randomness", "images", "trajectories", "journal", "configuration", "commands", "archives"},
-    {"denoisers", "preconditioned", "decoders", "batches", "vetting", "classifiers"},
+    {"denoisers", "energies", "preconditioned", "decoders", "batches", "vetting", "classifiers"},
     {"objectives", "guidance", "samplers", "oracles", "inspection"},
     {"checkpoints", "evaluation"},
     {"sources", "guides"},

@@ -4,7 +4,8 @@ from .base import Backbone
 from .conditions import Embedding
 from .dit import DiT
 from .encoder import UNetEncoder
+from .levels import UNetLevels
 from .mlp import MLP
 from .unet import UNet
 
-__all__ = ["Backbone", "DiT", "Embedding", "MLP", "UNet", "UNetEncoder"]
+__all__ = ["Backbone", "DiT", "Embedding", "MLP", "UNet", "UNetEncoder", "UNetLevels"]

@@ -1,8 +1,9 @@
 """Objectives: how a backbone becomes something trained. objective(x_0, y, rng) -> Loss; `objective.model` survives."""
 
 from .base import Loss, Objective
+from .cdm import CDM
 from .classifier import Classifying
 from .denoising import Denoising
 from .sliced import Sliced
 
-__all__ = ["Classifying", "Denoising", "Loss", "Objective", "Sliced"]
+__all__ = ["CDM", "Classifying", "Denoising", "Loss", "Objective", "Sliced"]

@@ -1,0 +1,56 @@
+"""A U-Net that answers with one vector per image: what tells noise levels apart in a classification diffusion model."""
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from .base import Backbone, ConditionEmbedding
+from .conditions import Condition
+from .unet import UNet
+
+__all__ = ["UNetLevels"]
+
+
+class UNetLevels(Backbone):
+    """linear(sum over the pixels of U-Net(x) / side): a U-Net with `head` channels, pooled, one number per output.
+
+    Yadin, Elata, Michaeli 2024, arXiv 2402.10095, appendix C: DDPM's U-Net without its time layers, 512 channels, average
+    pooling. Here the sum is divided by the side alone, so that the gradient of the outputs, which is to be of the size of the
+    noise at every pixel, does not shrink with the number of pixels.
+
+    Arguments:
+        in_channels: channels of the images.
+        out_features: length of the output.
+        head: channels that are pooled.
+        num_classes, size, channels, multipliers, blocks, attention, head_channels, dropout, noise_conditioned,
+        condition_features, checkpointing, fourier: as for `UNet`, whose attention is written out here, since the gradient of
+            this network is trained.
+
+    Raises:
+        ValueError: no output or no channel to pool, or what `UNet` refuses.
+    """
+
+    def __init__(
+        self, in_channels: int, out_features: int, head: int, num_classes: int, size: int | None, channels: int,
+        multipliers: Sequence[int], blocks: int, attention: Sequence[int], head_channels: int, dropout: float,
+        noise_conditioned: bool, condition_features: int, checkpointing: bool, fourier: Sequence[int],
+    ):  # fmt: skip
+        super().__init__()
+        if out_features < 1 or head < 1:
+            raise ValueError(f"out_features and head must be at least 1, got {out_features} and {head}")
+        self.trunk = UNet(
+            in_channels, head, num_classes, size, channels, multipliers, blocks, attention, head_channels, dropout,
+            noise_conditioned, condition_features, True, checkpointing, False, fourier,
+        )  # fmt: skip
+        self.linear, self.side = nn.Linear(head, out_features), size
+        nn.init.zeros_(self.linear.bias)
+        self.out_features, self.num_classes, self.condition_features = out_features, num_classes, condition_features
+        self.noise_conditioned, self.checkpointing = noise_conditioned, checkpointing
+
+    @property
+    def embedding(self) -> ConditionEmbedding:
+        return self.trunk.embedding
+
+    def forward(self, x: Tensor, log_snr: Tensor | None, y: Condition | None = None) -> Tensor:
+        h = self.trunk(x, log_snr, y)
+        return self.linear(h.sum(dim=(2, 3)) / self.side)

@@ -1,0 +1,168 @@
+"""The classifier of the noise level with exact logits: its denoiser, score and density are the closed forms."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from closed_forms import Mixture
+
+from diffguide.backbones import MLP, Backbone
+from diffguide.energies import LevelClassifier
+from diffguide.objectives import CDM
+from diffguide.oracles import GaussianMixture
+from diffguide.schedules import TRE, VE, Flow, Linear
+
+WEIGHTS, LABELS = [0.5, 0.2, 0.3], [0, 1, 1]
+MEANS = [[0.6, -0.4], [-0.7, 0.2], [0.1, 0.8]]
+COVARIANCES = [[[0.09, 0.03], [0.03, 0.04]], [[0.02, 0.0], [0.0, 0.3]], [[0.05, -0.02], [-0.02, 0.06]]]
+TRUTH = Mixture(WEIGHTS, MEANS, COVARIANCES, LABELS)
+SCHEDULES = {"tre": TRE(12.0, -10.0), "flow": Flow(12.0, -12.0), "linear": Linear(12.0, None, 0.0001, 0.02, 1000)}
+T = 20
+PRIORS = {"uniform": None, "some": [1.0 + (3 * k) % 7 for k in range(T + 2)]}
+
+
+def exact_logits(oracle, schedule, prior) -> Backbone:
+    """A network whose outputs summed up are log P(k) p_k(x | y), plus what the softmax does not see."""
+
+    class Exact(Backbone):
+        num_classes, out_features, noise_conditioned = 2, T + 2, False
+
+        def forward(self, x, log_snr, y=None):
+            assert log_snr is None
+            times = torch.arange(T + 1, dtype=torch.float64) / T
+            density = [oracle.log_density(x, t, y) for t in times]
+            density.append(-0.5 * (x.square() + math.log(2 * math.pi)).sum(1))
+            logits = torch.stack(density, 1) + torch.tensor(prior or [1.0] * (T + 2)).log() + x.sum(1, keepdim=True)
+            return torch.cat([logits[:, :1], logits.diff(dim=1)], 1)
+
+    return Exact()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("prior", PRIORS)
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_exact_logits_give_the_closed_forms(name, prior):
+    schedule = SCHEDULES[name]
+    law = (torch.tensor(part, dtype=torch.float64) for part in (WEIGHTS, MEANS, COVARIANCES))
+    oracle = GaussianMixture(*law, torch.tensor(LABELS), schedule, None)
+    model = LevelClassifier(exact_logits(oracle, schedule, PRIORS[prior]), schedule, T, True, PRIORS[prior])
+    x = torch.randn(40, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    y = torch.arange(40) % 3 - 1
+    for k in (1, 7, T):
+        t = torch.tensor(k / T, dtype=torch.float64)
+        alpha, sigma = (float(part) for part in schedule.alpha_sigma(t))
+        score = TRUTH.score(x.numpy(), alpha, sigma, y.numpy())
+        found = model(x, t, y)
+        np.testing.assert_allclose(found.eps, -sigma * score, atol=1e-8)
+        np.testing.assert_allclose(found.x_0, TRUTH.mean(x.numpy(), alpha, sigma, y.numpy()), atol=1e-8 / alpha)
+        density = TRUTH.log_density(x.numpy(), alpha, sigma, y.numpy())
+        np.testing.assert_allclose(model.log_density(x, t, y), density, atol=1e-8)
+    rows = torch.tensor([1, 7, 20, 3] * 10)  # a level per row
+    alpha, sigma = (part.numpy() for part in schedule.alpha_sigma(rows.double() / T))
+    np.testing.assert_allclose(
+        model(x, rows.double() / T, y).eps, -sigma[:, None] * TRUTH.score(x.numpy(), alpha, sigma, y.numpy()), atol=1e-8
+    )
+    alpha, sigma = (float(part) for part in schedule.alpha_sigma(0.0))
+    joint = np.stack([TRUTH.log_density(x.numpy(), alpha, sigma, np.full(40, label)) for label in (0, 1)], 1)
+    log_prob = joint - np.log(np.exp(joint).sum(1, keepdims=True))  # equally frequent classes
+    np.testing.assert_allclose(model.log_prob(x, None), log_prob, atol=1e-8)
+
+
+class Blind(Backbone):
+    """The best network for data N(0, I): every level looks alike."""
+
+    num_classes, out_features, noise_conditioned = 0, T + 2, False
+
+    def forward(self, x, log_snr, y=None):
+        return torch.zeros(len(x), T + 2, dtype=x.dtype) * x.sum(1, keepdim=True)
+
+
+def test_data_of_pure_noise_have_the_loss_of_guessing():
+    objective = CDM(Blind(), TRE(12.0, -10.0), T + 2, 0.5, 2.0, 0, None, 0.0)
+    x = torch.randn(4400, 128, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    with torch.no_grad():
+        loss = objective(x, None, torch.Generator().manual_seed(2))
+    ce, accuracy, mse = (loss.terms[name] for name in ("ce", "accuracy", "mse"))
+    assert torch.allclose(ce, torch.full_like(ce, math.log(T + 2)))
+    assert abs(float(accuracy.mean()) - 1 / (T + 2)) < 1e-9  # the levels are evenly spread over the batch
+    levels = torch.arange(T + 1, dtype=torch.float64) / T
+    expected = float((TRE(12.0, -10.0).alpha_sigma(levels)[0] ** 2).mean())  # eps-MSE = abar_t
+    assert abs(float(mse.mean()) - expected) < 0.01
+    assert torch.allclose(loss.per_example, 0.5 * ce + 2.0 * mse * (T + 1) / (T + 2))
+
+
+def network(outputs: int = T + 2, **options) -> MLP:
+    torch.manual_seed(0)
+    made = MLP(2, outputs, 0, 16, 2, 4, 0.5, **{"noise_conditioned": False} | options).double()
+    torch.nn.init.normal_(made.linear_out.weight, std=0.3)
+    return made
+
+
+def test_the_gradient_trains_and_follows_the_grad_mode():
+    model = LevelClassifier(network(), TRE(12.0, -10.0), T, False)
+    x, t = torch.randn(3, 2, dtype=torch.float64), torch.tensor(0.5, dtype=torch.float64)
+    with torch.no_grad():
+        assert not model(x, t).x_0.requires_grad
+    model.requires_grad_(False)
+    assert torch.autograd.gradcheck(
+        lambda x: tuple(model(x, t)), x.requires_grad_()
+    )  # as DPS and the flow's divergence ask
+    model.requires_grad_(True)
+    weight = model.backbone.linear_in.weight
+
+    def loss(value):
+        return (
+            torch.func.functional_call(model, {"backbone.linear_in.weight": value}, (x.detach(), t)).eps.square().sum()
+        )
+
+    assert torch.autograd.gradcheck(loss, weight.detach().clone().requires_grad_())
+
+
+def test_a_level_that_is_none_is_refused():
+    model = LevelClassifier(network(), TRE(12.0, -10.0), T, False)
+    assert model.levels.tolist() == [k / T for k in range(T, -1, -1)]
+    with pytest.raises(ValueError, match=r"t = k / 20 alone, and t = 0.51 is none"):
+        model(torch.zeros(1, 2, dtype=torch.float64), torch.tensor(0.51, dtype=torch.float64))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"backbone": network(noise_conditioned=True)}, "must not be told it: set backbone.noise_conditioned=false"),
+        ({"backbone": network(outputs=7)}, "22 noise levels needs a network with so many outputs, and this MLP has 7"),
+        ({"backbone": network(outputs=None)}, "answers in the shape of the data"),
+        ({"schedule": VE(12.0, -10.0)}, r"ends in N\(0, I\), and VE ends at alpha = 1"),
+        ({"schedule": TRE(12.0, -5.0)}, r"ends in N\(0, I\), and TRE ends at alpha = 0.0818"),
+        ({"schedule": TRE(12.0, -math.inf)}, "finite schedule.log_snr_min"),
+        ({"levels": 2}, "levels must be at least 3, got 2"),
+        ({"prior": [1.0, 2.0]}, "22 finite numbers above 0"),
+        ({"prior": [0.0] * 22}, "22 finite numbers above 0"),
+        ({"ce_weight": 0.0, "mse_weight": 0.0}, "not both 0"),
+        ({"values": 1}, "values must be 0"),
+        ({"p_uncond": 1.5}, "p_uncond"),
+    ],
+)
+def test_bad_input(change, message):
+    given = {
+        "backbone": network(), "schedule": TRE(12.0, -10.0), "levels": T + 2, "ce_weight": 1.0, "mse_weight": 1.0,
+        "values": 0, "prior": None, "p_uncond": 0.0,
+    }  # fmt: skip
+    with pytest.raises(ValueError, match=message):
+        CDM(**given | change)
+
+
+def test_dequantised_levels_spread_over_the_space_between_values():
+    seen = []
+
+    class Looking(Blind):
+        def forward(self, x, log_snr, y=None):
+            seen.append(x.detach())
+            return super().forward(x, log_snr, y)
+
+    schedule = TRE(math.inf, -10.0)
+    objective = CDM(Looking(), schedule, T + 2, 1.0, 1.0, 17, [1e9] + [1.0] * (T + 1), 0.0)
+    loss = objective(torch.full((500, 8), 0.25, dtype=torch.float64), None, torch.Generator().manual_seed(0))
+    offset = seen[0] - 0.25
+    assert offset.abs().max() <= 1 / 16 and abs(float(offset.std()) - 1 / 8 / math.sqrt(12)) < 0.001
+    assert float(loss.terms["mse"].sum()) == 0  # at exact data there is no noise to predict
