@@ -1,0 +1,196 @@
+"""The one table: every objective of the library on the digits, trained, sampled and measured by the same commands.
+
+    scripts/reproduce_digits.sh --seeds 1                  # about an hour on two cores
+    scripts/reproduce_digits.sh --seeds 3 --split test     # goes on where an earlier call stopped, row by row
+    scripts/reproduce_digits.sh --rows vdm,cdm --folder outputs/mine
+
+Each stage is one command of diffguide, run in <folder>/<split>, and is kept in <row>_<seed>.json there with the folder that
+it wrote: a stage that is there is not run again, and a training that was interrupted is resumed. Amounts are stated in
+`ROWS` and above it: training images, samples, examples; --images and --examples lower them all, to see that it runs. Prints
+the table, and writes table.md and table.csv: means over the seeds, with the standard deviation over them where there are
+several.
+
+Columns: bits/dim by the variational bound, by the probability-flow ODE (of the first examples), and by the model's own
+log-density in one pass; accuracy on the split; share of agreed labels, FD (local features, to the training split), precision
+and recall of 1000 samples; seconds of training; network evaluations per sample. Nothing was chosen on the test block.
+"""
+
+import argparse
+import csv
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+SAMPLES, ODE = 1000, 100  # samples of a row, examples of an ODE
+BOUND = 6.0  # log-SNR of z_0: the noise that the decoder takes away, sigma = 0.4 grey values
+
+
+class Row(NamedTuple):
+    """What a row trains, how it samples, what it can be asked.
+
+    train, sample: arguments. likelihoods: of elbo, ode, log_density. accuracy: the metric of the accuracy, None = none.
+    start: log-SNR of z_0, None = the schedule's own.
+    """
+
+    train: tuple[str, ...]
+    sample: tuple[str, ...] = ()
+    likelihoods: tuple[str, ...] = ("elbo", "ode")
+    accuracy: str | None = "zero_shot"
+    start: float | None = BOUND
+
+
+ROWS = {
+    "x0": Row(("objective=x0",)),
+    "eps": Row(("objective=eps",)),
+    "v": Row(("objective=v",)),
+    "score": Row(("objective=score",)),
+    "flow": Row(("objective=flow", "schedule=flow")),
+    "edm": Row(("objective=edm", "schedule=edm")),
+    "sliced": Row(("objective=sliced", "backbone.double_differentiable=true", "training.images=30000")),
+    "ncsn": Row(("experiment=ncsn_digits",), ("sampler=annealed_langevin",)),
+    "vdm": Row(("experiment=vdm_digits",), start=None),
+}
+COLUMNS = {
+    "elbo": ("bits/dim, bound", 3), "ode": ("bits/dim, ODE", 3), "log_density": ("bits/dim, one pass", 3),
+    "accuracy": ("accuracy", 3), "agreed": ("agreed labels", 3), "fd": ("FD", 2), "precision": ("precision", 3),
+    "recall": ("recall", 3), "seconds": ("seconds to train", 0), "evaluations": ("evaluations per sample", 0),
+}  # fmt: skip
+
+
+class Stages:
+    """The stages of one row and seed: {name: {"folder": what it wrote, "seconds": how long it took}}.
+
+    Arguments:
+        folder: of the whole table, where the commands run.
+        name: of the row and seed.
+    """
+
+    def __init__(self, folder: Path, name: str):
+        self.folder, self.name, self.path = folder, name, folder / f"{name}.json"
+        self.done = json.loads(self.path.read_text()) if self.path.exists() else {}
+
+    def run(self, stage: str, command: str, *arguments: str) -> Path:
+        """The folder that a command wrote, now or in an earlier call."""
+        if stage not in self.done:
+            print(f"{self.name}: {stage}", file=sys.stderr, flush=True)
+            begun, name = time.monotonic(), f"name={self.name}_{stage}"
+            ran = subprocess.run(
+                [sys.executable, "-m", f"diffguide.{command}", *arguments, name],
+                cwd=self.folder,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            if ran.returncode:
+                raise SystemExit(f"{self.name}: {stage} failed; call again to go on")
+            self.keep(stage, ran.stdout.strip().splitlines()[-1], time.monotonic() - begun)
+        return (self.folder / self.done[stage]["folder"]).resolve()
+
+    def train(self, *arguments: str) -> Path:
+        """The trained run; one that was interrupted goes on."""
+        if "train" not in self.done:
+            begun = sorted((self.folder / "outputs/train" / f"{self.name}_train").glob("v*/checkpoints/*.safetensors"))
+            if begun:
+                arguments = (f"resume={begun[-1].parent.parent.relative_to(self.folder)}",)
+        return self.run("train", "train", *arguments)
+
+    def keep(self, stage: str, folder: str, seconds: float) -> None:
+        self.done[stage] = {"folder": folder, "seconds": seconds}
+        temporary = self.path.with_suffix(".tmp")
+        temporary.write_text(json.dumps(self.done, indent=1))
+        os.replace(temporary, self.path)
+
+
+def measured(folder: Path, start: str) -> float:
+    """The figure of an evaluation whose name begins so."""
+    figures = json.loads((folder / "metrics.json").read_text())["figures"]
+    return next(figure["value"] for name, figure in figures.items() if name.startswith(start))
+
+
+def seconds_of(run: Path) -> float:
+    """How long a run was trained: the seconds in its journal, over all the processes that went on with it."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    seconds = [line["seconds"] for line in lines if "seconds" in line]
+    return sum(now for now, after in zip(seconds, [*seconds[1:], 0.0]) if after < now)
+
+
+def row(folder: Path, name: str, seed: int, split: str, images: int | None, examples: int | None) -> dict[str, float]:
+    """The figures of a row for one seed."""
+    spec, stages = ROWS[name], Stages(folder, f"{name}_{seed}")
+    run = stages.train(*spec.train, f"seed={seed}", *([f"training.images={images}"] if images else []))
+    checkpoint, samples_wanted = f"checkpoint={run}", examples or SAMPLES
+    at = [f"split={split}", *([f"n={examples}"] if examples else [])]
+    found = {"seconds": seconds_of(run)}
+    if spec.sample is not None:
+        drawn = [f"n={samples_wanted}", f"seed={seed * SAMPLES}", "batch_size=250"]
+        samples = stages.run("samples", "sample", checkpoint, *spec.sample, *drawn)
+        compared = [f"metric.samples={samples}", f"metric.count={samples_wanted}"]
+        quality = stages.run("quality", "evaluate", checkpoint, f"split={split}", "metric=quality", *compared)
+        found |= {"agreed": measured(quality, "agreed"), "fd": measured(quality, "fd_")}
+        found |= {"precision": measured(quality, "precision"), "recall": measured(quality, "recall")}
+        manifest = json.loads((samples / "manifest.jsonl").read_text().splitlines()[0])
+        found["evaluations"] = manifest["network_evaluations"] / samples_wanted
+    start = [] if spec.start is None else [f"metric.log_snr_max={spec.start}"]
+    for estimate in spec.likelihoods:
+        more = [f"split={split}", f"n={min(ODE, examples or ODE)}"] if estimate == "ode" else at
+        at_start = [] if estimate == "log_density" else start
+        where = stages.run(estimate, "evaluate", checkpoint, f"metric={estimate}", *more, *at_start)
+        found[estimate] = measured(where, "nll_")
+    if spec.accuracy:
+        where = stages.run("accuracy", "evaluate", checkpoint, f"metric={spec.accuracy}", *at)
+        found["accuracy"] = measured(where, "accuracy")
+    return found
+
+
+def cell(values: list[float], digits: int) -> str:
+    """Mean and, of several seeds, standard deviation; a dash where nothing was measured."""
+    if not values:
+        return "-"
+    mean = f"{statistics.mean(values):.{digits}f}"
+    return mean if len(values) == 1 else f"{mean} +- {statistics.stdev(values):.{digits}f}"
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=1, help="training seeds 0, 1, ...")
+    parser.add_argument("--rows", default=",".join(ROWS), help="names of rows, with commas between")
+    parser.add_argument("--split", choices=("validation", "test"), default="validation")
+    parser.add_argument("--folder", type=Path, default=Path("outputs/reproduce_digits"))
+    parser.add_argument("--images", type=int, help="training images of every row, in place of its own")
+    parser.add_argument(
+        "--examples", type=int, help="samples, and examples of every measurement, in place of 1000 and all"
+    )
+    given = parser.parse_args(arguments)
+    if strangers := [name for name in given.rows.split(",") if name not in ROWS]:
+        parser.error(f"there is no row {strangers[0]}: {', '.join(ROWS)}")
+    folder = (given.folder / given.split).resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    table = []
+    for name in given.rows.split(","):
+        found = [row(folder, name, seed, given.split, given.images, given.examples) for seed in range(given.seeds)]
+        line = {"objective": name}
+        for column, (title, digits) in COLUMNS.items():
+            line[title] = cell([values[column] for values in found if column in values], digits)
+        table.append(line)
+        write(folder, table)
+    print((folder / "table.md").read_text())
+
+
+def write(folder: Path, table: list[dict[str, str]]) -> None:
+    """table.csv and table.md, after every row."""
+    with open(folder / "table.csv", "w", newline="") as file:
+        writer = csv.DictWriter(file, table[0])
+        writer.writeheader()
+        writer.writerows(table)
+    head = ["| " + " | ".join(table[0]) + " |", "|" + "---|" * len(table[0])]
+    (folder / "table.md").write_text(
+        "\n".join([*head, *("| " + " | ".join(line.values()) + " |" for line in table)]) + "\n"
+    )
+
+
+if __name__ == "__main__":
+    main()
