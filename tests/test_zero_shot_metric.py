@@ -139,19 +139,6 @@ def test_what_cannot_be_classified_is_refused():
         ZeroShotClassifier(Exact(), Bell(0.0, 2.0), 10, [], None, 1.0, False, 0, 10)
 
 
-def test_a_trained_model_classifies_and_the_command_says_how_well(digits_run, tmp_path, command):
-    """A fifth of the default training and few evaluations: 60 validation digits, far above chance."""
-    from diffguide.evaluate import main
-
-    done = command(main, f"checkpoint={digits_run}", "metric=zero_shot", "metric.evaluations=12", "metric.stages=[[4,2]]",
-                   "metric.margin=null", "metric/spacing=even", "n=60", at=tmp_path)  # fmt: skip
-    assert done.code == 0, done.err
-    found = json.loads((tmp_path / done.folder / "metrics.json").read_text())
-    assert found["figures"]["accuracy"]["value"] > 0.75 and found["figures"]["evaluations"]["value"] == 5.6
-    assert found["evaluations"] == 60 * (40 + 16) and found["log_snr"] == [-6, 6]
-    assert (tmp_path / done.folder / "accuracy.png").exists()
-
-
 def test_an_unconditional_model_is_refused_in_one_line(tmp_path, command):
     from diffguide.evaluate import main
 
