@@ -23,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseException
 from yaml import YAMLError
 
-from . import mistakes
+from . import mistakes, recipes
 from .configuration import ConfigError, config_dir
 from .quoting import quote_odd
 
@@ -69,11 +69,15 @@ def check_composed(cfg: DictConfig) -> None:
     """
     hydra = HydraConfig.get()
     odd = [text for text in typed() if text[:1] in "+~" or "=[" in text]
-    if odd and GlobalHydra.instance().is_initialized():  # composing once more takes a tenth of a second
-        loader = GlobalHydra.instance().config_loader()
-        if mistake := mistakes.find(typed(), loader, hydra.job.config_name, sweep=False):
+    keys = list(mistakes.dotted(OmegaConf.to_container(cfg)))
+    if GlobalHydra.instance().is_initialized():
+        loader, said = GlobalHydra.instance().config_loader(), [text.lstrip("+").split("=")[0] for text in typed()]
+        mistake = recipes.unfit(loader, hydra.runtime.choices, said, keys)
+        if odd and not mistake:  # composing once more takes a tenth of a second
+            mistake = mistakes.find(typed(), loader, hydra.job.config_name, sweep=False)
+        if mistake:
             raise ConfigError(mistake)
-    for key in mistakes.dotted(OmegaConf.to_container(cfg)):
+    for key in keys:
         try:
             with suppress(InterpolationToMissingValueError):  # building what has no value yet asks for it by name
                 OmegaConf.select(cfg, key)

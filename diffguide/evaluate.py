@@ -79,6 +79,12 @@ def check(cfg: DictConfig) -> None:
             "checkpoint is missing: give checkpoint=outputs/train/<name>/v001, the folder of a training run, a list of "
             "them, checkpoint=[a,b], or oracle=<name>; see --help"
         )
+    for path in filter(None, paths(cfg)):
+        if "," in path and not Path(path).exists():
+            raise ConfigError(
+                f"checkpoint: there is no {path}; several are a list, checkpoint=[{path}], or one after another with -m "
+                f"checkpoint={path}"
+            )
     check_model(cfg)
 
 
@@ -166,7 +172,7 @@ def measure(cfg: DictConfig, engine, run: Run, begun) -> Path:
                 "details": dict(measured.details), "plots": [tables.plain(plot) for plot in measured.plots],
             }  # fmt: skip
             assert not measured.facts.keys() & record.keys(), "a fact of a metric hides what every run says"
-            print(tables.write_run(folder, record | measured.facts), end="", file=sys.stderr)
+            print(tables.write_run(folder, record | measured.facts, measured.arrays), end="", file=sys.stderr)
             parts.remove()
             (folder / START).unlink(missing_ok=True)
         except Stopped as stopped:

@@ -50,8 +50,8 @@ class Progress:
         if time.monotonic() - self.last >= self.every or self.count >= self.total:
             self.last = time.monotonic()
             rate = (self.count - self.first) / max(self.last - self.started, 1e-9)
-            left = max(self.total - self.count, 0) / max(rate, 1e-9)
-            line = f"{self.title} {self.count}/{self.total} {self.unit}, {rate:.0f}/s, {text} {left:.0f} s left"
+            left = f" {max(self.total - self.count, 0) / rate:.0f} s left" if rate > 0 else ""
+            line = f"{self.title} {self.count}/{self.total} {self.unit}, {rate:.0f}/s, {text}{left}"
             self.say(line, shown=self.bar is None)
 
     def say(self, line: str, shown: bool = True) -> None:

@@ -99,6 +99,10 @@ def check(cfg: DictConfig) -> None:
             "checkpoint is missing: give checkpoint=outputs/train/<name>/v001, the folder of a training run, or "
             "oracle=<name> to sample a law that is known exactly, see --help"
         )
+    if "oracle" not in cfg and "," in cfg.checkpoint and not Path(cfg.checkpoint).exists():
+        raise ConfigError(
+            f"checkpoint: there is no {cfg.checkpoint}; sample several with -m checkpoint={cfg.checkpoint}"
+        )
     check_model(cfg)
     if "oracle" not in cfg and "dataset" in cfg:
         raise ConfigError("dataset is of oracle=empirical, a checkpoint needs none to be sampled: leave it out")

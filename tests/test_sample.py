@@ -156,6 +156,10 @@ REFUSED = {
     "no checkpoint": ([], "checkpoint is missing"),
     "nowhere": (["checkpoint=nowhere"], "no checkpoint at nowhere"),
     "several": (["checkpoint=[a,b]"], "checkpoint must be one run, got a list: sample several with -m checkpoint=a,b"),
+    "several without -m": (
+        ["checkpoint=a/v001,b/v001"],
+        "there is no a/v001,b/v001; sample several with -m checkpoint=a/v001,b",
+    ),
     "unknown class": (["checkpoint=outputs/train/digits/v001", "labels=[12]"], "there is no class 12"),
     "no class": (["checkpoint=outputs/train/digits/v001", "labels=-1"], "labels=null is no condition"),
     "unknown name": (["checkpoint=outputs/train/digits/v001", "labels=[cat]"], "there is no class 'cat'"),
