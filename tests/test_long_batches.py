@@ -142,6 +142,17 @@ def test_a_signal_is_heard_within_the_first_batch(tmp_path, command, monkeypatch
     assert figures[0] == figures[1]
 
 
+def test_a_bar_is_not_drawn_at_every_evaluation(capfd, monkeypatch):
+    """It appears at once, with the figures of its beginning, and costs nothing after."""
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    progress = Progress("elbo", 1, "examples", every=1e9)
+    for k in range(2000):
+        progress.show(evaluations=k)
+    written = capfd.readouterr().err
+    assert "evaluations 0" in written and written.count("elbo") < 200
+    progress.close()
+
+
 def test_nothing_done_is_no_rate(capfd, monkeypatch):
     """An hour to the first unit of a line every 5 s must not say that 10^9 s are left."""
     progress = Progress("elbo", 2, "examples", every=0.0)
