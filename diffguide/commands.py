@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from os.path import abspath
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from hydra._internal.utils import get_args_parser
 from hydra.core.global_hydra import GlobalHydra
@@ -23,11 +23,13 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseException
 from yaml import YAMLError
 
-from . import mistakes
-from .configuration import ConfigError, config_dir
-from .quoting import quote_odd
+from . import mistakes, recipes
+from .configuration import ConfigError, config_dir, telling
+from .interrupts import Stopped
+from .quoting import quote_odd, quoted
+from .runs import only_writer, remove_leftovers
 
-__all__ = ["Sweep", "one_line_errors", "record_job", "run_command", "typed"]
+__all__ = ["Sweep", "leave", "one_line_errors", "record_job", "run_command", "tidy", "typed"]
 
 FULL = "HYDRA_FULL_ERROR"  # 1 makes Hydra raise what it would print
 USERS = "DIFFGUIDE_USERS_FULL_ERROR"  # what the user had set it to, while we have set it
@@ -69,11 +71,15 @@ def check_composed(cfg: DictConfig) -> None:
     """
     hydra = HydraConfig.get()
     odd = [text for text in typed() if text[:1] in "+~" or "=[" in text]
-    if odd and GlobalHydra.instance().is_initialized():  # composing once more takes a tenth of a second
-        loader = GlobalHydra.instance().config_loader()
-        if mistake := mistakes.find(typed(), loader, hydra.job.config_name, sweep=False):
+    keys = list(mistakes.dotted(OmegaConf.to_container(cfg)))
+    if GlobalHydra.instance().is_initialized():
+        loader, said = GlobalHydra.instance().config_loader(), [text.lstrip("+").split("=")[0] for text in typed()]
+        mistake = recipes.unfit(loader, hydra.runtime.choices, said, keys)
+        if odd and not mistake:  # composing once more takes a tenth of a second
+            mistake = mistakes.find(typed(), loader, hydra.job.config_name, sweep=False)
+        if mistake:
             raise ConfigError(mistake)
-    for key in mistakes.dotted(OmegaConf.to_container(cfg)):
+    for key in keys:
         try:
             with suppress(InterpolationToMissingValueError):  # building what has no value yet asks for it by name
                 OmegaConf.select(cfg, key)
@@ -97,6 +103,22 @@ def variables(values: dict[str, str | None]) -> Iterator[None]:
         yield
     finally:
         put(before)
+
+
+def leave(name: str, folder: Path, stopped: Stopped) -> NoReturn:
+    """Ends a command that a signal stopped: how to go on on stderr, the run folder on stdout, the code that a shell expects."""
+    print(f"{stopped.name} after {stopped}; continue with: {name} {quoted(f'resume={folder}')}", file=sys.stderr)
+    print(folder)
+    raise SystemExit(stopped.code) from stopped
+
+
+def tidy(folder: Path, has: str, remove: Callable[[], None]) -> None:
+    """Says that a finished run `has` everything, and removes what a process that was killed then may have left."""
+    with telling("resume"), only_writer(folder):
+        remove_leftovers(folder)
+        remove()
+    print(f"nothing is left to do: {folder} has {has}", file=sys.stderr)
+    print(folder)
 
 
 def record_job(record: dict) -> None:

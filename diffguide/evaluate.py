@@ -12,10 +12,9 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from .commands import Sweep, one_line_errors, record_job, run_command
-from .configuration import ConfigError, build, check_whole, config_dir, run_parent, telling
+from .commands import Sweep, leave, one_line_errors, record_job, run_command, tidy
+from .configuration import ConfigError, build, check_whole, config_dir, run_parent
 from .interrupts import Interrupts, Stopped
-from .quoting import quoted
 from .runs import WriteError, claim_version, only_writer, remove_leftovers, strict_json
 from .sample import check_model, exact
 
@@ -41,7 +40,7 @@ def evaluate(cfg: DictConfig) -> None:
     check(cfg)
     cfg = OmegaConf.masked_copy(cfg, [key for key in cfg if "oracle" in cfg or key != "schedule"])  # the rest is unused
     if begun is not None and begun.header is None:
-        return tidy(begun.folder)
+        return tidy(begun.folder, "its figures", lambda: remove_parts(begun.folder))
     engine = build(cfg, "engine")
     if engine.world_size > 1:
         raise ConfigError(
@@ -79,6 +78,12 @@ def check(cfg: DictConfig) -> None:
             "checkpoint is missing: give checkpoint=outputs/train/<name>/v001, the folder of a training run, a list of "
             "them, checkpoint=[a,b], or oracle=<name>; see --help"
         )
+    for path in filter(None, paths(cfg)):
+        if "," in path and not Path(path).exists():
+            raise ConfigError(
+                f"checkpoint: there is no {path}; several are a list, checkpoint=[{path}], or one after another with -m "
+                f"checkpoint={path}"
+            )
     check_model(cfg)
 
 
@@ -166,15 +171,11 @@ def measure(cfg: DictConfig, engine, run: Run, begun) -> Path:
                 "details": dict(measured.details), "plots": [tables.plain(plot) for plot in measured.plots],
             }  # fmt: skip
             assert not measured.facts.keys() & record.keys(), "a fact of a metric hides what every run says"
-            print(tables.write_run(folder, record | measured.facts), end="", file=sys.stderr)
-            parts.remove()
-            (folder / START).unlink(missing_ok=True)
+            print(tables.write_run(folder, record | measured.facts, measured.arrays), end="", file=sys.stderr)
+            remove_parts(folder)
         except Stopped as stopped:
             bar.close()
-            again = quoted(f"resume={folder}")
-            print(f"{stopped.name} after {stopped}; continue with: diffguide-eval {again}", file=sys.stderr)
-            print(folder)
-            raise SystemExit(stopped.code) from stopped
+            leave("diffguide-eval", folder, stopped)
         except (WriteError, MetricError, SamplingError) as error:
             raise ConfigError(f"metric={metric.name}: {error}") from error
         except torch.OutOfMemoryError as error:
@@ -212,17 +213,13 @@ class Bar:
             self.progress.close()
 
 
-def tidy(folder: Path) -> None:
-    """Says that a finished run is finished; removes what a process that was killed then may have left."""
+def remove_parts(folder: Path) -> None:
+    """What a finished run needs no more: the parts it was made of, and the mark of its beginning, which is the last."""
     from .evaluation.parts import Parts
     from .shards import START
 
-    with telling("resume"), only_writer(folder):
-        remove_leftovers(folder)
-        Parts(folder / "parts").remove()
-        (folder / START).unlink(missing_ok=True)
-    print(f"nothing is left to do: {folder} has its figures", file=sys.stderr)
-    print(folder)
+    Parts(folder / "parts").remove()
+    (folder / START).unlink(missing_ok=True)
 
 
 class Comparison(Sweep):

@@ -25,10 +25,9 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-__all__ = ["brief", "dotted", "find", "loader_of", "no_key", "quick_listing"]
+__all__ = ["brief", "dotted", "find", "keys_of", "loader_of", "no_key", "quick_listing"]
 
-JOBS = 1000  # of a sweep, that are looked at
-SHOWN = 12  # options in a message
+JOBS, SHOWN = 1000, 12  # of a sweep, that are looked at; options in a message
 NOISE = re.compile(r"\s*(full_key:|object_type=|reference_type=|To append to|See https|Available options|Check that).*")
 
 
@@ -245,21 +244,22 @@ class Composition:
         found = {}
         for option in sorted(self.loader.get_group_options(group), key=len):
             with suppress(HydraException, OmegaConfBaseException, YAMLError):
-                found[option] = list(self.keys_of(f"{group}/{option}", group.replace("/", ".")))
+                found[option] = list(keys_of(self.loader, f"{group}/{option}", group.replace("/", ".")))
         return found
 
-    def keys_of(self, path: str, package: str) -> Iterator[str]:
-        """The keys of a file and of the options that it chooses; composing it whole would take thirty times as long."""
-        file = self.loader.repository.load_config(path)
-        yield from dotted(OmegaConf.to_container(file.config, resolve=False), package)
-        for default in file.defaults_list:
-            if isinstance(default, GroupDefault) and isinstance(default.value, str) and not default.override:
-                group = default.group.lstrip("/")
-                place = default.package or group.replace("/", ".")
-                whole = group if default.group.startswith("/") else f"{path.rpartition('/')[0]}/{group}"
-                under = "" if place == "_global_" else f"{package}.{place}"
-                yield from [under] if under else []
-                yield from self.keys_of(f"{whole}/{default.value}", under)
+
+def keys_of(loader: ConfigLoader, path: str, package: str) -> Iterator[str]:
+    """The keys of a file and of the options that it chooses; composing it whole would take thirty times as long."""
+    file = loader.repository.load_config(path)
+    yield from dotted(OmegaConf.to_container(file.config, resolve=False), package)
+    for default in file.defaults_list:
+        if isinstance(default, GroupDefault) and isinstance(default.value, str) and not default.override:
+            group = default.group.lstrip("/")
+            place = default.package or group.replace("/", ".")
+            whole = group if default.group.startswith("/") else f"{path.rpartition('/')[0]}/{group}"
+            under = "" if place == "_global_" else f"{package}.{place}"
+            yield from [under] if under else []
+            yield from keys_of(loader, f"{whole}/{default.value}", under)
 
 
 def so_have(group: str, options: Sequence[str]) -> str:

@@ -1,5 +1,6 @@
 """One bar on a terminal; a plain line every few seconds elsewhere. Always on stderr: stdout is for results."""
 
+import math
 import sys
 import time
 from collections.abc import Callable
@@ -7,6 +8,8 @@ from collections.abc import Callable
 from tqdm import tqdm
 
 __all__ = ["Progress"]
+
+REDRAWN = 0.1  # seconds between two pictures of a bar: who counts evaluations may show its figures 1000 times a second
 
 
 class Progress:
@@ -28,7 +31,7 @@ class Progress:
     ):  # fmt: skip
         self.title, self.total, self.unit, self.count, self.every = title, total, unit, done, every
         self.first, self.started, self.last, self.silent = done, time.monotonic(), time.monotonic(), silent
-        self.log = log
+        self.log, self.drawn = log, -math.inf
         terminal = sys.stderr.isatty() and not silent
         self.bar = (
             tqdm(total=total, initial=done, unit=f" {unit}", desc=title, dynamic_ncols=True) if terminal else None
@@ -46,12 +49,14 @@ class Progress:
             return
         text = " ".join(f"{name} {value:.4g}" for name, value in figures.items())
         if self.bar is not None:
-            self.bar.set_postfix_str(text)
+            fresh = time.monotonic() - self.drawn >= REDRAWN
+            self.bar.set_postfix_str(text, refresh=fresh)
+            self.drawn = time.monotonic() if fresh else self.drawn
         if time.monotonic() - self.last >= self.every or self.count >= self.total:
             self.last = time.monotonic()
             rate = (self.count - self.first) / max(self.last - self.started, 1e-9)
-            left = max(self.total - self.count, 0) / max(rate, 1e-9)
-            line = f"{self.title} {self.count}/{self.total} {self.unit}, {rate:.0f}/s, {text} {left:.0f} s left"
+            left = f" {max(self.total - self.count, 0) / rate:.0f} s left" if rate > 0 else ""
+            line = f"{self.title} {self.count}/{self.total} {self.unit}, {rate:.0f}/s, {text}{left}"
             self.say(line, shown=self.bar is None)
 
     def say(self, line: str, shown: bool = True) -> None:

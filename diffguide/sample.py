@@ -10,10 +10,9 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from .commands import Sweep, one_line_errors, record_job, run_command, typed
+from .commands import Sweep, leave, one_line_errors, record_job, run_command, tidy, typed
 from .configuration import ConfigError, build, check_whole, config_dir, run_parent, takes, telling
 from .interrupts import Interrupts, Stopped
-from .quoting import quoted
 from .runs import BusyError, WriteError, claim_version, only_writer, remove_leftovers, strict_json
 
 __all__ = ["main", "sample"]
@@ -37,7 +36,8 @@ def sample(cfg: DictConfig) -> None:
     engine = build(cfg, "engine")
     if begun is not None and begun.header is None:
         if engine.is_global_zero:
-            tidy(begun.folder, Shards(begun.folder / "shards", cfg.n, cfg.batch_size))
+            shards = Shards(begun.folder / "shards", cfg.n, cfg.batch_size)
+            tidy(begun.folder, "all its samples", shards.remove)
         return
     plan = prepare(cfg, engine, begun and begun.file)
     if cfg.png and len(plan.shape) == 1:
@@ -60,10 +60,7 @@ def sample(cfg: DictConfig) -> None:
         except Stopped as stopped:
             if not engine.is_global_zero:  # a code other than 0 would make Fabric's observer kill the first rank
                 return
-            again = quoted(f"resume={folder}")
-            print(f"{stopped.name} after {stopped}; continue with: diffguide-sample {again}", file=sys.stderr)
-            print(folder)
-            raise SystemExit(stopped.code) from stopped
+            leave("diffguide-sample", folder, stopped)
         except (WriteError, ShardError) as error:
             if not engine.is_global_zero:
                 return
@@ -98,6 +95,10 @@ def check(cfg: DictConfig) -> None:
         raise ConfigError(
             "checkpoint is missing: give checkpoint=outputs/train/<name>/v001, the folder of a training run, or "
             "oracle=<name> to sample a law that is known exactly, see --help"
+        )
+    if "oracle" not in cfg and "," in cfg.checkpoint and not Path(cfg.checkpoint).exists():
+        raise ConfigError(
+            f"checkpoint: there is no {cfg.checkpoint}; sample several with -m checkpoint={cfg.checkpoint}"
         )
     check_model(cfg)
     if "oracle" not in cfg and "dataset" in cfg:
@@ -259,15 +260,6 @@ def claim(
     if refusal is not None:
         raise ConfigError(refusal) if engine.is_global_zero else SystemExit(0)
     return folder, header, file
-
-
-def tidy(folder: Path, shards) -> None:
-    """Says that a finished run is finished; removes what a process that was killed then may have left."""
-    with telling("resume"), only_writer(folder):
-        remove_leftovers(folder)
-        shards.remove()
-    print(f"nothing is left to do: {folder} has all its samples", file=sys.stderr)
-    print(folder)
 
 
 class ContactSheet(Sweep):

@@ -1,5 +1,7 @@
 """What an evaluation measures: a trained model on its data, or an oracle on exact samples of its law."""
 
+import hashlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -48,7 +50,16 @@ def trained(
     return subject, {
         "model": "/".join(run.parts[-2:]), "checkpoint": str(file), "checkpoint_sha256": digest, "weights": cfg.weights,
         "images": loaded.facts["images"], "split": cfg.split, "dataset": node,
+        "training_seed": loaded.config.get("seed"), "configuration": but_for_seed(loaded.config),
     }  # fmt: skip
+
+
+def but_for_seed(config: dict[str, Any]) -> str:
+    """A hash of what a training run was told, but for its seed and its place: runs that share it are repetitions."""
+    told = {
+        key: value for key, value in config.items() if key not in ("seed", "name", "output_root", "resume", "trust")
+    }
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
 
 def dataset(

@@ -6,16 +6,20 @@ import itertools
 import json
 import math
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy
+
 from . import curves
 from .evaluation.metric import Panel, Plot
-from .runs import strict_json, write_together
+from .runs import strict_json, write_atomically, write_together
 from .sweeps import claim_beside, short
 
 __all__ = ["plain", "write_comparison", "write_run"]
+
+SAME = ("images", "weights", "split", "dataset", "n")  # of rows that are repetitions of each other
 
 
 def plain(plot: Plot) -> dict[str, Any]:
@@ -28,8 +32,10 @@ def restored(plot: dict[str, Any]) -> Plot:
     return Plot(**plot | {"panels": [Panel(**panel) for panel in plot["panels"]]})
 
 
-def write_run(folder: Path, record: dict[str, Any]) -> str:
-    """Writes metrics.json, table.csv, table.md, curve.csv and the plots of one run; returns its figures, a line each.
+def write_run(
+    folder: Path, record: dict[str, Any], arrays: Mapping[str, Mapping[str, numpy.ndarray]] | None = None
+) -> str:  # fmt: skip
+    """Writes metrics.json, tables, curve.csv, plots and arrays (<name>.npz) of one run; returns its figures, a line each.
 
     metrics.json is the last: where it is, the run is finished.
 
@@ -44,6 +50,8 @@ def write_run(folder: Path, record: dict[str, Any]) -> str:
         write_text(folder / "curve.csv", as_csv([columns, *rows]))
     for plot in map(restored, record["plots"]):
         curves.write(folder / f"{plot.name}.png", plot, {"": record["curve"]})
+    for name, values in (arrays or {}).items():
+        write_atomically(folder / f"{name}.npz", lambda temporary: numpy.savez(temporary, **values))
     write_text(folder / "metrics.json", strict_json(record, indent=2) + "\n")
     width = max(map(len, record["figures"]), default=0)
     return "".join(
@@ -123,13 +131,23 @@ def write_tables(folder: Path, records: Sequence[dict[str, Any]], varied: Sequen
         ]
         whole.append([record.get("checkpoint", ""), *own, *numbers, row["seconds"]])
         brief.append([*own, *(shown(part) if part else "" for part in parts)])
-    if len(rows) > 1:
-        label = ["mean ± standard deviation of the rows", *[""] * (len(keys) + len(facts) - 1)]
+    if repeated(list(rows.values())):
+        label = [f"mean ± standard deviation over {len(rows)} seeds", *[""] * (len(keys) + len(facts) - 1)]
         brief.append([*label, *(summary([row["figures"].get(name) for row in rows.values()]) for name in columns)])
     write_together({
         folder / "table.csv": lambda path: path.write_text(as_csv(whole), encoding="utf-8"),
         folder / "table.md": lambda path: path.write_text(as_markdown(brief), encoding="utf-8"),
     })  # fmt: skip
+
+
+def repeated(rows: Sequence[dict[str, Any]]) -> bool:
+    """Whether rows differ in the seed, of the training or of the measurement, and in nothing else: then they have a mean."""
+    seeds, others = set(), set()
+    for row in rows:
+        record, own = row["record"], {key: value for key, value in row["varied"].items() if key != "seed"}
+        seeds.add((record.get("training_seed"), record.get("seed")))
+        others.add(strict_json([record.get("configuration", record["model"]), *map(record.get, SAME), own]))
+    return len(seeds) == len(rows) > 1 and len(others) == 1
 
 
 def summary(figures: Sequence[dict[str, Any] | None]) -> str:

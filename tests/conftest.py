@@ -52,34 +52,6 @@ def one_thread():
 
 
 @pytest.fixture(scope="session")
-def home(tmp_path_factory) -> Path:
-    """The folder in which the session's models were trained."""
-    return tmp_path_factory.mktemp("home")
-
-
-@pytest.fixture(scope="session")
-def digits_run(home) -> Path:
-    """A digits model of about 20 s, by the real command: default configuration but for the length."""
-    from diffguide.train import main
-
-    with chdir(home):
-        main(["training.images=16000", "training.checkpoint_images=8000", "training.validation_images=4000",
-              "training.sample_images=16000", "training.ema_images=1000"])  # fmt: skip
-    return home / "outputs/train/digits/v001"
-
-
-@pytest.fixture(scope="session")
-def gmm_run(home) -> Path:
-    """A model of eight Gaussians of about 20 s, without guidance: it never dropped a label."""
-    from diffguide.train import main
-
-    with chdir(home):
-        main(["experiment=gmm2d", "guidance=none", "training.images=400000", "training.batch_size=1024",
-              "training.sample_images=400000"])  # fmt: skip
-    return home / "outputs/train/gmm2d/v001"
-
-
-@pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory) -> Path:
     """A digits model of one second."""
     from diffguide.train import main

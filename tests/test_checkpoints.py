@@ -19,8 +19,8 @@ def good(tmp_path_factory):
     return save(tmp_path_factory.mktemp("good"))
 
 
-def test_load_gives_the_denoiser(digits_run):
-    denoiser = diffguide.load(digits_run)
+def test_load_gives_the_denoiser(short_run):
+    denoiser = diffguide.load(short_run)
     x = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     prediction = denoiser(x, torch.tensor(0.5, dtype=torch.float64), torch.tensor([0, 5, -1]))
     alpha, sigma = denoiser.schedule.alpha_sigma(0.5)
@@ -29,19 +29,19 @@ def test_load_gives_the_denoiser(digits_run):
     assert not any(parameter.requires_grad for parameter in denoiser.parameters())
 
 
-def test_average_and_last_weights_differ(digits_run):
-    averaged, last = diffguide.load(digits_run), diffguide.load(digits_run, weights="objective")
+def test_average_and_last_weights_differ(short_run):
+    averaged, last = diffguide.load(short_run), diffguide.load(short_run, weights="objective")
     assert any(not torch.equal(a, b) for a, b in zip(averaged.parameters(), last.parameters()))
 
 
-def test_a_run_folder_means_its_newest_checkpoint(digits_run):
-    files = sorted((digits_run / "checkpoints").glob("*.safetensors"))
-    assert len(files) == 4  # two checkpoints, each with its optimiser
-    assert checkpoints.find(digits_run).name == "0000016000.safetensors"
+def test_a_run_folder_means_its_newest_checkpoint(short_run):
+    files = sorted((short_run / "checkpoints").glob("*.safetensors"))
+    assert len(files) == 6  # three checkpoints, each with its optimiser
+    assert checkpoints.find(short_run).name == "0000000320.safetensors"
 
 
-def test_the_file_says_what_it_is(digits_run):
-    with safetensors.safe_open(checkpoints.find(digits_run), framework="pt") as file:
+def test_the_file_says_what_it_is(short_run):
+    with safetensors.safe_open(checkpoints.find(short_run), framework="pt") as file:
         assert list(file.metadata()) == ["diffguide"]  # one key: several would be written in any order
         metadata = json.loads(file.metadata()["diffguide"])
     assert metadata["format"] == 2 and len(metadata["sha256"]) == 64

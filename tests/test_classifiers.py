@@ -134,11 +134,11 @@ def test_figures_are_means_over_bands_of_noise():
 
 
 @pytest.fixture(scope="module")
-def classifier_run(home):
+def classifier_run(tmp_path_factory):
     """A classifier of noisy digits of about 20 s, by the real command."""
     from contextlib import chdir
 
-    with chdir(home):
+    with chdir(home := tmp_path_factory.mktemp("home")):
         train(["experiment=digits_classifier", "training.images=24000", "training.validation_images=12000",
                "training.checkpoint_images=24000", "training.sample_images=24000"])  # fmt: skip
     return home / "outputs/train/digits_classifier/v001"

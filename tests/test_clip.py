@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from potential_laws import COSINE, EVERYWHERE, T, White, points
 
@@ -130,3 +131,8 @@ def test_a_local_folder_from_the_command_line(encoder, tmp_path, command):
         with np.load(tmp_path / done.folder / "samples.npz") as arrays:
             grids.append(arrays["arr_0"].astype(int))
     assert all(abs(a - b).max() > 3 for a, b in zip(grids, grids[1:]))
+    weights = tmp_path / "clip/model.safetensors"
+    torch.save(safetensors.torch.load_file(weights), tmp_path / "clip/pytorch_model.bin")
+    weights.unlink()
+    with pytest.raises(ValueError, match="there is no CLIP model"):  # pickles are not looked at
+        PretrainedClip(str(tmp_path / "clip"))

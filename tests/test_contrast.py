@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 from all_samplers import SAMPLERS, every_sampler
-from closed_forms import ExactMixture, two_classes
+from closed_forms import ExactMixture
+from two_class_points import COSINE, EVERYWHERE, either_time, exact, t, x, y
 
 from diffguide.denoisers import EvaluationCounter
 from diffguide.guidance import ClassifierFree
@@ -20,18 +21,8 @@ from diffguide.samplers.inversion import DDIMInversion
 from diffguide.schedules import EDM, Cosine, Flow
 
 INF = math.inf
-EVERYWHERE = (0.0, INF)
-COSINE = Cosine(12.0, -10.0)
 SCHEDULES = {"cosine": COSINE, "flow": Flow(12.0, -12.0), "edm": EDM(12.4, -8.7)}
 every_schedule = pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
-x = 1.5 * torch.randn(8, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-y = torch.tensor([0, 1, 0, 1, 1, 0, 0, 1])
-t = torch.tensor(0.45, dtype=torch.float64)
-either_time = pytest.mark.parametrize("t", [t, t.expand(8)], ids=["0-d", "[B]"])
-
-
-def exact(schedule=COSINE) -> ExactMixture:
-    return ExactMixture(two_classes(), schedule)
 
 
 def same(found, expected):

@@ -61,6 +61,7 @@ def test_two_processes_have_the_losses_of_one(alone, tmp_path):
     assert_equal_losses(alone, tmp_path / "two" / RUN)
 
 
+@pytest.mark.slow
 def test_torchrun_resumes_the_run_of_one_process(alone, tmp_path):
     shutil.copytree(alone, tmp_path / "two" / RUN)
     for file in (tmp_path / "two" / RUN / "checkpoints").glob("00000003*"):

@@ -33,7 +33,9 @@ CLASSIFIER = GENERATOR | {
         "levels": {"_target_": "diffguide.objectives.levels.UniformTime", "stratified": True},
     },
 }
-SMALL, OTHER, JUDGE = (f"outputs/train/{name}" for name in ("small/v001", "small/v002", "judge/v001"))
+SMALL, OTHER, JUDGE, LATER = (
+    f"outputs/train/{name}" for name in ("small/v001", "small/v002", "judge/v001", "small/v003")
+)
 FEW = ["metric=denoising", "metric.levels=3", "metric.exact=20"]
 FILES = {".lock", "config.yaml", "curve.csv", "metrics.json", "table.csv", "table.md"}
 
@@ -42,9 +44,10 @@ FILES = {".lock", "config.yaml", "curve.csv", "metrics.json", "table.csv", "tabl
 def trained(tmp_path_factory) -> Path:
     """A folder with two generators and a classifier of the eight Gaussians, each after one step."""
     folder = tmp_path_factory.mktemp("trained")
-    for path, config, images in ((SMALL, GENERATOR, 7), (OTHER, GENERATOR, 9), (JUDGE, CLASSIFIER, 7)):
+    configs = {SMALL: GENERATOR | {"seed": 0}, OTHER: GENERATOR | {"seed": 1}, JUDGE: CLASSIFIER, LATER: GENERATOR}
+    for path, config in configs.items():
         (folder / path / "checkpoints").mkdir(parents=True)
-        save(folder / path / "checkpoints", config, images=images)
+        save(folder / path / "checkpoints", config, images=9 if path == LATER else 7)
     return folder
 
 
@@ -115,7 +118,7 @@ def test_who_asks_for_no_metric_gets_what_the_model_can_answer(at, command):
 
 
 def test_several_checkpoints_make_one_table(at, command, monkeypatch):
-    """With the mean over them, and one picture with a line each; they share their data."""
+    """With the mean over them, which differ in the seed alone, and one picture with a line each; they share their data."""
     draw, drawn = GMM2D.draw, []
     monkeypatch.setattr(GMM2D, "draw", lambda self, n, rng: (drawn.append(n), draw(self, n, rng))[1])
     done = command(main, f"checkpoint=[{SMALL},{OTHER}]", *FEW, at=at)
@@ -129,15 +132,46 @@ def test_several_checkpoints_make_one_table(at, command, monkeypatch):
     for row, found in zip(rows, own):
         assert float(row["mse_eps"]) == found["figures"]["mse_eps"]["value"]
         assert row["checkpoint"] == found["checkpoint"] and int(row["images"]) == found["images"]
-    assert [row["images"] for row in rows] == ["7", "9"]
+    assert [row["images"] for row in rows] == ["7", "7"] and [found["training_seed"] for found in own] == [0, 1]
     lines = (folder / "table.md").read_text().splitlines()
-    assert len(lines) == 5 and "| mean ± standard deviation of the rows |" in lines[-1]
+    assert len(lines) == 5 and "| mean ± standard deviation over 2 seeds |" in lines[-1]
     values = torch.tensor([found["figures"]["mse_x_0"]["value"] for found in own], dtype=torch.float64)
     shown = tables.shown({"value": float(values.mean()), "standard_error": float(values.std())})
     assert f"| {shown} |" in lines[-1]
     assert Image.open(folder / "denoising.png").size[0] > 800
     config = OmegaConf.load(at / runs[1] / "config.yaml")
     assert config.checkpoint == OTHER  # so that this run can be repeated, and resumed, alone
+
+
+ROW = {
+    "model": "a", "configuration": "c", "training_seed": 0, "images": 5, "weights": "ema", "split": "test", "n": 3, "seed": 0,
+    "dataset": {"train": 1}, "metric": "m", "seconds": 1.0,
+    "figures": {"f": {"value": 0.5, "standard_error": None, "n": 3, "unit": "nats"}},
+}  # fmt: skip
+NEXT = {"model": "b", "training_seed": 1}
+
+
+@pytest.mark.parametrize("other, varied, mean", [
+    (NEXT, [{}, {}], True), ({"seed": 1}, [{"seed": "0"}, {"seed": "1"}], True),
+    ({"model": "b"}, [{}, {}], False), (NEXT | {"configuration": "d"}, [{}, {}], False),
+    (NEXT | {"images": 9}, [{}, {}], False), (NEXT | {"dataset": {"train": 2}}, [{}, {}], False),
+    (NEXT | {"weights": "objective"}, [{}, {}], False), (NEXT, [{"metric.levels": "2"}, {"metric.levels": "3"}], False),
+    ({"n": 4, "seed": 1}, [{"seed": "0"}, {"seed": "1"}], False),
+], ids=["training", "measurement", "twice", "configuration", "images", "data", "weights", "swept", "examples"])  # fmt: skip
+def test_only_seeds_have_a_mean(tmp_path, other, varied, mean):
+    """Of models of other data, length or configuration it would mean nothing."""
+    tables.write_tables(tmp_path, [ROW, ROW | other], varied)
+    lines = (tmp_path / "table.md").read_text().splitlines()
+    assert len(lines) == 4 + mean and ("mean ± standard deviation over 2 seeds" in lines[-1]) == mean
+
+
+def test_states_and_configurations_have_no_mean(at, command):
+    """Of one run at two lengths, and of two trainings."""
+    done = command(main, f"checkpoint=[{SMALL},{LATER}]", *FEW, "n=5", at=at)
+    assert done.code == 0 and "mean" not in (at / done.folder / "table.md").read_text(), done.err
+    changed = change(checkpoints.find(at / OTHER), at / "changed.safetensors", put("config.training.batch", 3))
+    done = command(main, f"checkpoint=[{SMALL},{changed}]", *FEW, "n=5", at=at)
+    assert done.code == 0 and "mean" not in (at / done.folder / "table.md").read_text(), done.err
 
 
 def test_lines_are_named_by_what_differs(tmp_path, monkeypatch):
@@ -358,6 +392,8 @@ REFUSED = {
     "no checkpoint": ([], "checkpoint is missing: give checkpoint=outputs/train/<name>/v001"),
     "an empty list": (["checkpoint=[]"], "checkpoint is missing"),
     "nowhere": (["checkpoint=nowhere"], "checkpoint: no checkpoint at nowhere"),
+    "several without -m": ([f"checkpoint={SMALL},{OTHER}"],
+                           f"several are a list, checkpoint=[{SMALL},{OTHER}], or one after another with -m checkpoint="),
     "one of two nowhere": ([f"checkpoint=[{SMALL},nowhere]"], "checkpoint: no checkpoint at nowhere"),
     "unknown metric": ([f"checkpoint={SMALL}", "metric=denoise"], "there is no option metric=denoise; nearest: denoising"),
     "several metrics": ([f"checkpoint={SMALL}", "metric=[denoising,classification]"], "metric takes one option"),

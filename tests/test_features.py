@@ -236,8 +236,11 @@ def test_clip_is_the_embedding_before_it_is_normalised(tmp_path):
         expected = network(resized(u, 16, *pretrained.CLIP_COLOURS)).image_embeds
     assert torch.allclose(features(u).features, expected, atol=1e-5)
     assert features.width((3, 16, 16)) == 12 and features(images(1, 1, 9)).features.shape == (1, 12)
-    with pytest.raises(ValueError, match="model: there is no CLIPVisionModelWithProjection"):
-        CLIP(str(tmp_path / "nowhere/there"))
+    torch.save(network.state_dict(), tmp_path / "clip/pytorch_model.bin")
+    (tmp_path / "clip/model.safetensors").unlink()
+    for folder in ("nowhere/there", "clip"):  # pickles are not looked at
+        with pytest.raises(ValueError, match="model: there is no CLIPVisionModelWithProjection"):
+            CLIP(str(tmp_path / folder))
 
 
 def test_images_are_resized_between_black_and_white():

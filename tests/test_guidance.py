@@ -6,23 +6,13 @@ import numpy as np
 import pytest
 import torch
 from closed_forms import ExactMixture, gaussian, two_classes
+from two_class_points import COSINE, EVERYWHERE, either_time, exact, t, x, y
 
 from diffguide.denoisers import Denoiser, EvaluationCounter, Prediction
 from diffguide.guidance import ClassifierFree, Unguided
 from diffguide.samplers import DDIM, DDPM, DPMpp2M, Heun
 from diffguide.samplers.grids import Karras, UniformLogSNR
-from diffguide.schedules import EDM, Cosine, Flow
-
-EVERYWHERE = (0.0, math.inf)
-COSINE = Cosine(12.0, -10.0)
-x = 1.5 * torch.randn(8, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-y = torch.tensor([0, 1, 0, 1, 1, 0, 0, 1])
-t = torch.tensor(0.45, dtype=torch.float64)
-either_time = pytest.mark.parametrize("t", [t, t.expand(8)], ids=["0-d", "[B]"])
-
-
-def exact(schedule=COSINE) -> ExactMixture:
-    return ExactMixture(two_classes(), schedule)
+from diffguide.schedules import EDM, Flow
 
 
 def assert_same(found: Prediction, expected: Prediction):
@@ -194,8 +184,8 @@ def test_the_variance_of_the_guided_diffusion(scale):
     def variance_of(steps: int) -> float:
         sampler, variance = DDPM(steps, Karras(7.0, 0.002, None), variance=0.0), sigma**2
         times = sampler.times(guided)
-        for t, s in zip(times[:-1], times[1:]):
-            factor, noise = sampler.step(guided, rows, t, s, zero, Response(), {}).flatten().tolist()
+        for time, s in zip(times[:-1], times[1:]):
+            factor, noise = sampler.step(guided, rows, time, s, zero, Response(), {}).flatten().tolist()
             variance = factor**2 * variance + noise**2
         return variance
 

@@ -10,7 +10,7 @@ import diffguide
 PACKAGE = Path(diffguide.__file__).parent
 ORDER = [  # a module imports only from its own line or an earlier one
     {"runs", "progress", "interrupts", "schedules", "datasets", "backbones", "engine"},
-    {"annotations", "mistakes", "quoting", "shards"},
+    {"annotations", "mistakes", "quoting", "recipes", "shards"},
     {"vectors"},
     {"parameterizations", "randomness", "images", "trajectories", "journal", "configuration", "commands", "archives"},
     {"denoisers", "energies", "preconditioned", "decoders", "batches", "vetting", "classifiers"},
@@ -27,7 +27,18 @@ ALONE = {
     "quoting",
 }  # fmt: skip
 SIBLINGS = [("samplers", "objectives"), ("samplers", "guidance"), ("guidance", "samplers"), ("guidance", "objectives")]
-HYDRA = {"train", "sample", "evaluate", "subjects", "resume", "configuration", "commands", "mistakes", "quoting"}
+HYDRA = {
+    "train",
+    "sample",
+    "evaluate",
+    "subjects",
+    "resume",
+    "configuration",
+    "commands",
+    "mistakes",
+    "quoting",
+    "recipes",
+}
 
 
 def imports(path: Path) -> set[str]:

@@ -17,6 +17,7 @@ from diffguide.evaluation.flow_ode import ExactTrace, FixedGrid, Hutchinson, flo
 from diffguide.evaluation.likelihood import Decoded, Uniform, bits_offset, likelihood
 from diffguide.evaluation.likelihoods import ELBO, ExactDensity, FlowODE, Likelihoods
 from diffguide.evaluation.metric import Subject
+from diffguide.objectives.variational import Variational
 from diffguide.oracles import Empirical, GaussianMixture, GMM2DLaw
 from diffguide.randomness import Noise
 from diffguide.schedules import Cosine, Flow
@@ -257,10 +258,42 @@ def test_what_cannot_be_answered(plane, digits):
     assert "leave metric.log_snr_max null" in message(bound(steps=4, log_snr_max=3.0), law)
 
 
+def test_the_bound_is_that_of_the_training(plane):
+    """A model of T steps is measured in its own, unless the metric says others, or 0, continuous time."""
+    node = {"_target_": f"{Variational.__module__}.{Variational.__qualname__}", "steps": 5}
+
+    def measured(config, **changes):
+        subject = Subject(GMM2DLaw(SCHEDULE), plane, n=3, config=config)
+        bound(pilot=0, **changes).check(subject)
+        found = bound(pilot=0, **changes).measure(subject)
+        facts = found.facts["nll_elbo_given_class"]
+        assert subject.evaluations == 3 * 2 * facts["levels"]
+        return found.figures["nll_elbo_given_class"].value, facts["steps"], facts["steps_of"], facts["levels"]
+
+    trained = {"objective": node}
+    assert measured(trained)[1:] == (5, "the model's objective", 5)
+    assert measured(trained) == (measured({}, steps=5)[0], 5, "the model's objective", 5)
+    assert measured(trained, steps=3)[1:] == (3, "the metric", 3)
+    assert measured(trained, steps=0) == measured({}) == measured({"objective": node | {"steps": None}})
+    assert measured({"objective": {"_target_": "mine", "steps": 5}})[1:] == (None, "the metric", 8)
+    measured(trained, steps=0, log_snr_max=3.0)
+    with pytest.raises(ValueError, match="leave metric.log_snr_max null, or take metric.steps=0 for continuous time"):
+        measured(trained, log_snr_max=3.0)
+
+
+def test_estimates_of_different_starts_have_no_difference(plane):
+    """They are densities of latents with different noise."""
+    for start, count in ((None, 6), (12.0, 6), (5.0, 4)):
+        metric = Likelihoods(bound(log_snr_max=start), flow(), exact())
+        measured = metric.measure(Subject(GMM2DLaw(SCHEDULE), plane, n=4))
+        assert len(measured.figures) == count, start
+    assert "nll_ode_given_class_minus_exact_given_class" in measured.figures
+
+
 @pytest.mark.parametrize(
     "wrong, word",
     [
-        (lambda: bound(levels=0), "levels=0"), (lambda: bound(steps=0), "steps=0"),
+        (lambda: bound(levels=0), "levels=0"), (lambda: bound(steps=-1), "steps=-1"),
         (lambda: bound(replicates=1), "replicates=1"),
         (lambda: bound(draws=1), "draws=1"), (lambda: bound(pilot=-1), "pilot=-1"), (lambda: bound(floor=0.0), "floor=0.0"),
         (lambda: bound(values=1), "values must be 0"), (lambda: flow(draws=0), "draws must be at least 1, got 0"),

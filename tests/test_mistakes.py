@@ -29,6 +29,19 @@ TRAIN = {
         ["sampler=restart", "sampler.inner=heun"],
         "an option: sampler@sampler.inner=<name>",
     ),
+    "option that does not go with a recipe": (
+        ["experiment=vdm_digits", "schedule=edm"],
+        "experiment=vdm_digits sets schedule.learned_ends, for schedule=monotone, and schedule=edm has no such key: leave "
+        "schedule as the experiment has it, or take out what it sets, ~schedule.learned_ends",
+    ),
+    "several keys of a recipe": (
+        ["experiment=edm_cifar10", "backbone=mlp"],
+        "experiment=edm_cifar10 sets backbone.multipliers and backbone.blocks and backbone.dropout, for backbone=unet_32",
+    ),
+    "option that goes with the rest of a recipe": (
+        ["experiment=vdm_digits", "schedule=edm", "~schedule.learned_ends", "seed=-1"],
+        "diffguide-train: seed must be a whole number",
+    ),
     "number as an option": (["objective=3"], "there is no option objective=3; options"),
     "key of another option": (["guidance=none", "guidance.scale=3"], "guidance=cfg has it"),
     "misspelt key of another option": (["guidance=none", "guidance.scal=3"], "guidance=cfg has guidance.scale"),

@@ -12,8 +12,8 @@ from diffguide.backbones import UNet
 from diffguide.sample import main as sample
 from diffguide.train import main
 
-SMALL = ["dataset.size=16", "backbone.channels=8", "backbone.head_channels=8", "backbone.attention=[8]", "sampler.steps=2",
-         "training.batch_size=8", "training.images=32", "training.checkpoint_images=16"]  # fmt: skip
+SMALL = ["dataset.size=16", "backbone.channels=8", "backbone.head_channels=8", "backbone.attention=[8]", "backbone.blocks=1",
+         "sampler.steps=2", "training.batch_size=8", "training.images=32", "training.checkpoint_images=16"]  # fmt: skip
 ODD = "my = images, 2 ö"
 
 

@@ -234,28 +234,34 @@ def test_a_run_that_diverges_stops_and_keeps_its_good_checkpoints(tmp_path, comm
     assert [int(path.stem) for path in checkpoints.kept(tmp_path / RUN / "checkpoints")] == good
 
 
-def test_a_full_disk_is_told_and_leaves_no_half_file(tmp_path):
+def test_a_full_disk_is_told_and_leaves_no_half_file(tmp_path, command):
     """A limit on the size of a file stands in for the disk."""
-
-    def limit():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
-
-    _, err = finish(start(tmp_path, *SHORT, preexec_fn=limit), 1)
-    last = err.splitlines()[-1]
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+    try:
+        done = command(main, *SHORT, at=tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    last = done.err.splitlines()[-1]
     assert last.startswith("diffguide-train: cannot write outputs/train/digits/v001/checkpoints/0000000096.")
-    assert "too large" in last and "Traceback" not in err
+    assert done.code == 1 and "too large" in last and "Traceback" not in done.err
     assert list((tmp_path / RUN / "checkpoints").iterdir()) == []
 
 
-def test_a_folder_that_disappears_is_told(tmp_path):
-    process = start(tmp_path, *SMALL, "training.images=500000", "training.log_images=1000")
-    wait_for(lambda: (path := tmp_path / RUN / "metrics.jsonl").exists() and path.stat().st_size, process)
-    (tmp_path / RUN).rename(tmp_path / "moved")
-    _, err = finish(process, 1)
-    assert (
-        f"diffguide-train: cannot write {RUN}/" in err and f"there is no folder {RUN}" in err and "Traceback" not in err
-    )
-    assert not (tmp_path / RUN).exists()
+def test_a_folder_that_disappears_is_told(tmp_path, command):
+    log, end = tmp_path / RUN / "metrics.jsonl", time.monotonic() + 120
+
+    def move():
+        while not (log.exists() and log.stat().st_size) and time.monotonic() < end:
+            time.sleep(0.002)
+        (tmp_path / RUN).rename(tmp_path / "moved")
+
+    with ThreadPoolExecutor(1) as pool:
+        moved = pool.submit(move)
+        done = command(main, *TINY, "training.images=500000", "training.log_images=1000", at=tmp_path)
+        moved.result()
+    assert f"diffguide-train: cannot write {RUN}/" in done.err and f"there is no folder {RUN}" in done.err, done.err
+    assert done.code == 1 and "Traceback" not in done.err and not (tmp_path / RUN).exists()
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="nothing is read-only for root")

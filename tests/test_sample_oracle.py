@@ -165,6 +165,9 @@ def test_different_laws_have_a_table_but_no_common_picture(tmp_path, command, sw
     done = command(main, "-m", *sweep.split(), "n=8", "sampler.steps=2", "labels=null", at=tmp_path)
     assert done.code == 0 and "Warning" not in done.err, done.err
     assert {path.name for path in (tmp_path / done.folder).iterdir()} == {"sweep.csv"}
+
+
+def test_one_law_has_a_common_picture(tmp_path, command):
     alone = command(main, "-m", "oracle=cfg_figure", "n=8", "sampler.steps=2,3", at=tmp_path)
     assert (tmp_path / alone.folder / "contact_sheet.png").is_file()
 

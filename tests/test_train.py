@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from contextlib import chdir
 from itertools import pairwise, product
 from pathlib import Path
 
@@ -18,6 +19,7 @@ import diffguide
 from diffguide import objectives, parameterizations, schedules
 from diffguide.backbones import MLP
 from diffguide.datasets import Digits
+from diffguide.evaluate import main as evaluate
 from diffguide.guidance import ClassifierFree
 from diffguide.objectives import Loss
 from diffguide.objectives.levels import UniformTime
@@ -40,6 +42,30 @@ TINY = [
 
 def metrics(run: Path) -> list[dict]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory) -> Path:
+    """The folder in which the models that learn were trained: here alone, since a worker of its own would train them again."""
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(scope="module")
+def digits_run(home) -> Path:
+    """A digits model of about 20 s, by the real command: default configuration but for the length."""
+    with chdir(home):
+        main(["training.images=16000", "training.checkpoint_images=8000", "training.validation_images=4000",
+              "training.sample_images=16000", "training.ema_images=1000"])  # fmt: skip
+    return home / "outputs/train/digits/v001"
+
+
+@pytest.fixture(scope="module")
+def gmm_run(home) -> Path:
+    """A model of eight Gaussians of about 20 s, without guidance: it never dropped a label."""
+    with chdir(home):
+        main(["experiment=gmm2d", "guidance=none", "training.images=400000", "training.batch_size=1024",
+              "training.sample_images=400000"])  # fmt: skip
+    return home / "outputs/train/gmm2d/v001"
 
 
 def test_run_folder(digits_run):
@@ -68,6 +94,17 @@ def test_digits_are_learnt(digits_run):
     conditional = torch.cat(list(generate(guided.denoiser, sampler, range(200), None, (1, 8, 8), 200)))
     shares = numpy.bincount(judge.predict(conditional.flatten(1).numpy()), minlength=10) / 200
     assert shares.min() > 0.01  # without a condition every class still appears
+
+
+def test_the_learnt_model_classifies_and_the_command_says_how_well(digits_run, tmp_path, command):
+    """A fifth of the default training and few evaluations: 60 validation digits, far above chance."""
+    done = command(evaluate, f"checkpoint={digits_run}", "metric=zero_shot", "metric.evaluations=12",
+                   "metric.stages=[[4,2]]", "metric.margin=null", "metric/spacing=even", "n=60", at=tmp_path)  # fmt: skip
+    assert done.code == 0, done.err
+    found = json.loads((tmp_path / done.folder / "metrics.json").read_text())
+    assert found["figures"]["accuracy"]["value"] > 0.75 and found["figures"]["evaluations"]["value"] == 5.6
+    assert found["evaluations"] == 60 * (40 + 16) and found["log_snr"] == [-6, 6]
+    assert (tmp_path / done.folder / "accuracy.png").exists()
 
 
 def test_the_mixture_is_learnt(gmm_run):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from closed_forms import ExactMixture, Mixture, two_classes
+from two_class_points import COSINE, EVERYWHERE, either_time, exact, t, x
 
 from diffguide.denoisers import Classifier, EvaluationCounter, Prediction
 from diffguide.guidance import Auto, ClassifierFree, Compose, Negative, Nested
@@ -15,19 +16,7 @@ from diffguide.samplers import Heun
 from diffguide.samplers.grids import UniformLogSNR
 from diffguide.schedules import EDM, Cosine, Flow
 
-EVERYWHERE = (0.0, math.inf)
-COSINE = Cosine(12.0, -10.0)
-x = 1.5 * torch.randn(8, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 y = torch.tensor([0, 1, 0, 1, 1, 0, -1, 1])
-t = torch.tensor(0.45, dtype=torch.float64)
-either_time = pytest.mark.parametrize("t", [t, t.expand(8)], ids=["0-d", "[B]"])
-
-
-def exact(schedule=COSINE, **facts) -> ExactMixture:
-    denoiser = ExactMixture(two_classes(), schedule)
-    for name, value in facts.items():
-        setattr(denoiser, name, value)
-    return denoiser
 
 
 def blurred(schedule=COSINE) -> ExactMixture:

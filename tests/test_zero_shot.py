@@ -5,7 +5,10 @@ import pytest
 import torch
 from closed_forms import Mixture, two_classes
 from exact_models import oracle
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
 
+from diffguide.configuration import config_dir
 from diffguide.denoisers import Denoiser, DenoiserWrapper, EvaluationCounter, Prediction
 from diffguide.evaluation.weighting import Bell, Even, Exact, Piecewise, UniformTime
 from diffguide.evaluation.zero_shot import Budget, ZeroShot
@@ -170,7 +173,7 @@ class Told(ZeroShot):
 
     table: torch.Tensor
 
-    def errors(self, denoiser, x_0, seeds, asked, first, last):
+    def errors(self, denoiser, x_0, seeds, asked, first, last, progress):
         return asked[..., None] * self.table[:, first:last]
 
 
@@ -272,11 +275,11 @@ def test_what_cannot_classify_is_refused():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((10, [[10, 2]], None), "stay below evaluations=10"),
+        ((10, [[2, 2], [2, 1]], None), "evaluations that increase"),
         ((10, [[5, 0]], None), "at least 1"),
         ((10, [[5, 3], [4, 2]], None), "evaluations that increase"),
         ((10, [[4, 2], [5, 3]], None), "must not keep more"),
-        ((0, [], None), "evaluations=0"),
+        ((0, [], None), "evaluations must be at least 1, got 0"),
         ((10, [], 2.0), "margin must be at least 0 and needs stages"),
         ((10, [[1, 2]], 2.0), "needs a standard error"),
     ],
@@ -284,6 +287,19 @@ def test_what_cannot_classify_is_refused():
 def test_budgets_that_are_none(arguments, message):
     with pytest.raises(ValueError, match=message):
         Budget(*arguments)
+
+
+@pytest.mark.parametrize("evaluations, reached", [(400, 6), (257, 6), (100, 4), (64, 3), (8, 0), (1, 0)])
+def test_the_default_stages_go_with_any_budget(evaluations, reached):
+    """Those that a smaller one does not reach wait; the margin is that of the others."""
+    with initialize_config_dir(config_dir(), version_base="1.3"):
+        node = compose("metric/zero_shot", [f"metric.evaluations={evaluations}"]).metric
+    budget = instantiate(node, _convert_="all").budget
+    assert budget.stages == [tuple(stage) for stage in node.stages[:reached]] and budget.margin == 3.0
+    assert budget.segments()[-1][1] == evaluations and len(node.stages) == 6
+    law, x = two_classes(), torch.tensor([[1.0, 0.5]], dtype=torch.float64)
+    answers = classifier(evaluations=evaluations, stages=node.stages, margin=3.0)(oracle(law, SCHEDULE), x, [0])
+    assert 2 * min(evaluations, 8) <= float(answers.evaluations) <= 2 * evaluations
 
 
 def test_arguments_out_of_range():

@@ -18,7 +18,8 @@ from .metric import Figure, Measured, Metric, Plot, Subject
 __all__ = ["Density", "OfPoints", "parts_of"]
 
 Arrays = dict[str, Tensor]
-Answer = Callable[[Tensor, Tensor | None, Noise], Arrays]
+Within = Callable[[float], None]  # told the share of a batch that is done, whenever the model was asked
+Answer = Callable[[Tensor, Tensor | None, Noise, Within], Arrays]
 
 
 class Density(Metric):
@@ -111,7 +112,7 @@ class Density(Metric):
 
     def nats(self, subject: Subject) -> Answer:
         """A function of a batch: parts of -log p in nats, [B] each; "noise", their error from finite draws; for a curve
-        "starts", -log p [B, K]."""
+        "starts", -log p [B, K]. While it works it says how far it is."""
         raise NotImplementedError
 
     def facts(self, subject: Subject) -> dict[str, object]:
@@ -133,15 +134,20 @@ class Density(Metric):
         given = self.given(subject)
         nats = functools.cache(self.nats)  # its pilot run, where it has one, waits for a batch that is not kept already
 
+        def tell(done: int) -> None:
+            subject.progress(done, subject.n, f"examples, {self.part}")
+
         def answer(first: int) -> dict[str, numpy.ndarray]:
-            x, y = subject.batch(first)
-            found = nats(subject)(x, y if given else None, subject.noise(first, x.dtype))
+            (x, y), ask = subject.batch(first), nats(subject)
+            tell(first)
+            noise = subject.noise(first, x.dtype)
+            found = ask(x, y if given else None, noise, lambda share: tell(first + int(share * len(x))))
             return {name: part.cpu().numpy() for name, part in found.items()}
 
         answers = []
         for first in subject.firsts:
             answers.append(subject.parts.part(f"{self.part}_{first:010d}", lambda: answer(first)))
-            subject.progress(min(first + subject.batch_size, subject.n), subject.n, f"examples, {self.part}")
+            tell(min(first + subject.batch_size, subject.n))
         return {name: torch.cat([torch.as_tensor(part[name]) for part in answers]) for name in answers[0]}
 
     def measure(self, subject: Subject) -> Measured:
@@ -198,7 +204,9 @@ class OfPoints(Density):
             raise ValueError(f"draws must be at least 1, got {draws}")
         self.dequantization, self.draws = dequantization, draws
 
-    def log_density(self, subject: Subject, x: Tensor, y: Tensor | None, noise: Noise, index: int) -> Tensor:
+    def log_density(
+        self, subject: Subject, x: Tensor, y: Tensor | None, noise: Noise, index: int, within: Within
+    ) -> Tensor:
         """log p(x) in nats, [B], of z_0 = x_0 + s_0 eps at x; `index` counts the draws."""
         raise NotImplementedError
 
@@ -209,16 +217,21 @@ class OfPoints(Density):
     def nats(self, subject: Subject) -> Answer:
         values, start = self.values_of(subject), self.start(subject)
 
-        def density(x: Tensor, y: Tensor | None, noise: Noise) -> Arrays:
+        def density(x: Tensor, y: Tensor | None, noise: Noise, within: Within) -> Arrays:
             if values:
                 Discretized(values).check(x)
-            costs, corrections = [], []
-            for index in range(self.repetitions(subject)):
+            costs, corrections, repetitions = [], [], self.repetitions(subject)
+            for index in range(repetitions):
                 point, correction = x, x.new_zeros(len(x), dtype=torch.float64)
                 if values:
                     point, correction = self.dequantization(x, values, start, noise, index)
-                costs.append(-self.log_density(subject, point, y, noise, index).double())
+
+                def drawn(share: float) -> None:
+                    within((index + share) / repetitions)
+
+                costs.append(-self.log_density(subject, point, y, noise, index, drawn).double())
                 corrections.append(-correction)
+                drawn(1.0)
             costs, corrections = torch.stack(costs), torch.stack(corrections)
             found = {"density": costs.mean(0)} | ({"dequantisation": corrections.mean(0)} if values else {})
             if len(costs) > 1:

@@ -6,7 +6,7 @@ Kingma, Salimans, Poole, Ho, "Variational Diffusion Models", 2021, arXiv 2107.00
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -139,8 +139,9 @@ def legal(t: Tensor, levels: Tensor | None) -> Tensor:
 
 @torch.no_grad()
 def tuned(
-    fit: GaussianFit, denoiser: Denoiser, x: Tensor, y: Condition | None, noise: Noise, terms: Sequence[Piece]
-) -> Control:
+    fit: GaussianFit, denoiser: Denoiser, x: Tensor, y: Condition | None, noise: Noise, terms: Sequence[Piece],
+    progress: Callable[[float], None] | None = None,
+) -> Control:  # fmt: skip
     """The coefficient of every piece by regression over two draws for each of some *other* examples than those measured.
 
     With coefficients that do not know the draws they are used on, the estimate stays unbiased, and an example's does not
@@ -148,6 +149,7 @@ def tuned(
 
     Arguments:
         x, y, noise: of the pilot examples, e.g. 64 of the training split.
+        progress: called with the share of the work that is done, after every piece.
     """
     coefficients = []
     for index, piece in enumerate(terms):
@@ -157,6 +159,8 @@ def tuned(
             for error in (lambda d: squared_error(denoiser, x, y, *d), lambda d: fit.error(x, d[1], d[0]))
         )
         coefficients.append((own * control).sum() / control.square().sum().clamp(min=1e-12))
+        if progress is not None:
+            progress((index + 1) / len(terms))
     return Control(fit, torch.stack(coefficients))
 
 
@@ -170,7 +174,7 @@ def reconstruction(x: Tensor, decoder: Decoder, log_snr: Tensor, samples: Sequen
 @torch.no_grad()
 def elbo(
     denoiser: Denoiser, x: Tensor, y: Condition | None, decoder: Decoder, noise: Noise, terms: Sequence[Piece],
-    replicates: int, draws: int, control: Control | None,
+    replicates: int, draws: int, control: Control | None, progress: Callable[[float], None] | None = None,
 ) -> Bound:  # fmt: skip
     """The bound on -log p(x | y), an unbiased estimate for every example.
 
@@ -187,6 +191,7 @@ def elbo(
         replicates: independent repetitions, at least 2; from them the noise of the estimate is known.
         draws: of eps for the reconstruction, at least 2, which costs no evaluation.
         control: from `tuned` with the same pieces; None = none.
+        progress: called with the share of the work that is done, after every evaluation.
 
     Raises:
         ValueError: fewer than two replicates or draws, or data that are not the decoder's.
@@ -206,6 +211,8 @@ def elbo(
                 same = piece.weight.to(prior) * control.fit.error(x, eps, log_snr)
                 part = part - control.coefficients[index] * (same - piece.known(control.fit, x))
             parts.append(part)
+            if progress is not None:
+                progress((replicate * len(terms) + index + 1) / (replicates * len(terms)))
         samples.append(torch.stack(parts))
     samples = torch.stack(samples)  # [R, K, B]
     mean = samples.mean(0)

@@ -200,7 +200,7 @@ class Adaptive(Solver):
 @torch.no_grad()
 def flow_log_density(
     denoiser: Denoiser, x: Tensor, y: Condition | None, trace: Trace, solver: Solver, noise: Noise | None,
-    index: int = 0, log_snr_max: float | None = None,
+    index: int = 0, log_snr_max: float | None = None, progress: Callable[[float], None] | None = None,
 ) -> FlowDensity:  # fmt: skip
     """log p_0(x | y) in nats, the density at x of z_0 = x_0 + s_0 eps, where s_0 is the noise level of the start.
 
@@ -217,6 +217,8 @@ def flow_log_density(
         noise: one seed per example, in the shape of x; None where the trace needs none.
         index: of the draw, for other probes of the same examples.
         log_snr_max: where the ODE starts, s_0 = exp(-log_snr_max / 2); None = at the schedule's end, t = 0.
+        progress: called after every evaluation with the share of the way at which it was, the slowest example's; trial
+            steps of an adaptive solver come back.
 
     Raises:
         ValueError: infinite ends, a start beyond the schedule, or what the trace or the solver say.
@@ -241,6 +243,8 @@ def flow_log_density(
                 divergence += (product * vector).sum(1)
         phi = u.exp().atan()[:, None]
         x_0, eps = x_0.detach().flatten(1).double(), eps.detach().double()
+        if progress is not None:
+            progress(min(1.0, (float(u.min()) - ends[0]) / (ends[1] - ends[0])))
         way = phi.sin() * phi.cos() * (phi.cos() * eps - phi.sin() * x_0)  # dv / du
         return torch.cat([way, per_root * factor * phi.sin() * divergence[:, None]], dim=1)
 

@@ -10,7 +10,7 @@ from ..batches import fetch
 from ..decoders import Discretized, Gaussian
 from ..denoisers import Denoiser, LogDensity
 from ..randomness import Noise, fold
-from .density import Answer, Arrays, Density, OfPoints, parts_of
+from .density import Answer, Arrays, Density, OfPoints, Within, parts_of
 from .elbo import Control, Piece, elbo, pieces, reconstruction, tuned
 from .flow_ode import Solver, Trace, flow_log_density
 from .gaussian import GaussianFit
@@ -20,6 +20,7 @@ from .metric import Measured, Metric, Panel, Plot, Subject, mean
 __all__ = ["ELBO", "ExactDensity", "FlowODE", "Likelihoods"]
 
 FIT, PILOT = 10000, 11  # training examples for the Gaussian; a purpose of the seed
+VARIATIONAL = "diffguide.objectives.variational.Variational"  # the objective whose `steps` are those of a bound
 
 
 def starts(terms: list[Piece]) -> list[int]:
@@ -38,8 +39,8 @@ class ELBO(Density):
 
     Arguments:
         levels: strata of log-SNR, each with one evaluation; at least 1. A model with discrete levels is asked at each.
-        steps: T, at least 1, in place of the strata: the bound of T ancestral steps at t = k / T (eq. 13); None = that of
-            continuous time.
+        steps: T, in place of the strata: the bound of T ancestral steps at t = k / T (eq. 13); 0 = that of continuous time;
+            None = as the model was trained, objective.steps of the run, where that says so, else continuous time.
         replicates: independent repetitions, at least 2; evaluations per example = levels x replicates.
         draws: of the reconstruction, at least 2; they cost no evaluation.
         pilot: training examples for the coefficients, evaluated 2 x levels times each; 0 = no control variate.
@@ -54,17 +55,10 @@ class ELBO(Density):
         values: int | None, log_snr_max: float | None,
     ):  # fmt: skip
         super().__init__(conditional, values, log_snr_max)
-        if (
-            levels < 1
-            or steps is not None
-            and steps < 1
-            or replicates < 2
-            or draws < 2
-            or pilot < 0
-            or not 0 < floor < math.inf
-        ):
+        least = levels >= 1 and (steps is None or steps >= 0) and replicates >= 2 and draws >= 2 and pilot >= 0
+        if not least or not 0 < floor < math.inf:
             raise ValueError(
-                "levels and steps must be at least 1, replicates and draws at least 2, pilot at least 0, floor finite and "
+                "levels must be at least 1, replicates and draws at least 2, steps and pilot at least 0, floor finite and "
                 f"above 0; got levels={levels}, steps={steps}, replicates={replicates}, draws={draws}, pilot={pilot}, "
                 f"floor={floor}"
             )
@@ -73,18 +67,30 @@ class ELBO(Density):
 
     def check(self, subject: Subject) -> None:
         super().check(subject)
-        if self.log_snr_max is not None and (self.steps is not None or subject.model.levels is not None):
-            raise ValueError(f"a bound of discrete steps ends where they do: leave {self.key}.log_snr_max null")
         if self.steps is not None and subject.model.levels is not None:
             raise ValueError(
                 f"{self.key}.steps={self.steps}: this {subject.holds} has noise levels of its own, and is asked there: "
                 "leave null"
             )
+        if self.log_snr_max is not None and subject.model.levels is not None:
+            raise ValueError(f"a bound of discrete levels ends where they do: leave {self.key}.log_snr_max null")
+        if self.log_snr_max is not None and self.steps_of(subject):
+            instead = f", or take {self.key}.steps=0 for continuous time" if self.steps is None else ""
+            raise ValueError(
+                f"a bound of discrete steps ends where they do: leave {self.key}.log_snr_max null{instead}"
+            )
+
+    def steps_of(self, subject: Subject) -> int:
+        """T; 0 = continuous time, or levels of the model's own."""
+        if self.steps is not None or subject.model.levels is not None:
+            return self.steps or 0
+        objective = subject.config.get("objective") or {}
+        return objective.get("steps") or 0 if objective.get("_target_") == VARIATIONAL else 0
 
     def terms(self, subject: Subject) -> list[Piece]:
         times = subject.model.levels
-        if self.steps is not None:
-            times = torch.linspace(1, 0, self.steps + 1, dtype=torch.float64)
+        if steps := self.steps_of(subject):
+            times = torch.linspace(1, 0, steps + 1, dtype=torch.float64)
         elif times is not None:
             times = torch.cat([times[times > 0].cpu(), torch.zeros(1, dtype=torch.float64)])
         return pieces(subject.model.schedule, self.levels, times, self.log_snr_max)
@@ -93,6 +99,11 @@ class ELBO(Density):
         """Fitted and tuned on the training split."""
         if not self.pilot:
             return None
+
+        def tell(done: int) -> None:
+            subject.progress(done, len(terms), "levels of the pilot run")
+
+        tell(0)
         train, schedule = subject.data.train, subject.model.schedule
         order = torch.randperm(len(train.y), generator=torch.Generator().manual_seed(fold(subject.seed, PILOT)))
         fit = GaussianFit.to_data(subject.data.view(fetch(train, order[:FIT])[0]), self.floor).to(subject.device)
@@ -101,14 +112,14 @@ class ELBO(Density):
         x, y = subject.data.view(x).to(subject.device), y.to(subject.device) if self.given(subject) else None
         seeds = [fold(subject.seed, PILOT, row) for row in rows.tolist()]
         noise = Noise(seeds, subject.shape, schedule, subject.device, x.dtype)
-        return tuned(fit, subject.model, x, y, noise, terms)
+        return tuned(fit, subject.model, x, y, noise, terms, lambda share: tell(round(share * len(terms))))
 
     def nats(self, subject: Subject) -> Answer:
         terms, values = self.terms(subject), self.values_of(subject)
         decoder, control = Discretized(values) if values else Gaussian(), self.control(subject, terms)
 
-        def bound(x: Tensor, y: Tensor | None, noise: Noise) -> Arrays:
-            found = elbo(subject.model, x, y, decoder, noise, terms, self.replicates, self.draws, control)
+        def bound(x: Tensor, y: Tensor | None, noise: Noise, within: Within) -> Arrays:
+            found = elbo(subject.model, x, y, decoder, noise, terms, self.replicates, self.draws, control, within)
             samples = [noise.normal(len(terms), k) for k in (0, 1)]
             codes = [reconstruction(x, decoder, terms[k].end, samples).mean(0) for k in starts(terms)]
             later = found.prior + found.terms.cumsum(0)[starts(terms)] + torch.stack(codes)
@@ -128,9 +139,10 @@ class ELBO(Density):
         return rows, [Plot("elbo_start", "log_snr_max", "log-SNR of z_0", False, [Panel(column, unit)])]
 
     def facts(self, subject: Subject) -> dict[str, object]:
-        count = len(self.terms(subject))
+        count, steps = len(self.terms(subject)), self.steps_of(subject)
         return {
-            "estimate": "variational bound", "steps": self.steps, "levels": count,
+            "estimate": "variational bound", "steps": steps or None, "levels": count,
+            "steps_of": "the model's objective" if steps and self.steps is None else "the metric",
             "replicates": self.replicates, "pilot": self.pilot, "evaluations_per_example": count * self.replicates,
             "dequantisation": "discretised decoder" if self.values_of(subject) else "none: continuous, Gaussian decoder",
         }  # fmt: skip
@@ -165,9 +177,11 @@ class FlowODE(OfPoints):
                 f"metric=ode needs a model of continuous time; this {subject.holds} has discrete noise levels"
             )
 
-    def log_density(self, subject: Subject, x: Tensor, y: Tensor | None, noise: Noise, index: int) -> Tensor:
+    def log_density(
+        self, subject: Subject, x: Tensor, y: Tensor | None, noise: Noise, index: int, within: Within
+    ) -> Tensor:
         return flow_log_density(
-            subject.model, x, y, self.trace, self.solver, noise, index, self.log_snr_max
+            subject.model, x, y, self.trace, self.solver, noise, index, self.log_snr_max, within
         ).log_density
 
     def facts(self, subject: Subject) -> dict[str, object]:
@@ -195,7 +209,9 @@ class ExactDensity(OfPoints):
                 f"metric={self.name}: the log-density of this {subject.holds} is known up to a constant only"
             )
 
-    def log_density(self, subject: Subject, x: Tensor, y: Tensor | None, noise: Noise, index: int) -> Tensor:
+    def log_density(
+        self, subject: Subject, x: Tensor, y: Tensor | None, noise: Noise, index: int, within: Within
+    ) -> Tensor:
         schedule = subject.model.schedule
         t = schedule.t_of(torch.tensor(self.start(subject), dtype=torch.float64)).clamp(0, 1)
         alpha = float(schedule.alpha_sigma(t)[0])
@@ -209,6 +225,7 @@ class Likelihoods(Metric):
     """The estimates of one likelihood side by side, each with its own figure, and their differences on the same examples.
 
     A difference has a standard error of its own, far below those of the two: examples vary more than estimates of one do.
+    Estimates that start at different log-SNRs of z_0 state different laws, and have none.
 
     Arguments:
         elbo, ode: None = without it.
@@ -248,12 +265,14 @@ class Likelihoods(Metric):
             examples = member.examples(subject)
             measured = member.told(subject, examples)
             (name,) = measured.figures
-            found.append((name, measured.figures[name].unit, sum(parts_of(examples).values())))
+            law = measured.figures[name].unit, name.endswith("_given_class"), member.start(subject)
+            found.append((name, law, sum(parts_of(examples).values())))
             figures |= measured.figures
             facts |= measured.facts
             curve, plots = [*curve, *measured.curve], [*plots, *measured.plots]
-        for (name, unit, nats), (other, same, others) in itertools.combinations(found, 2):
-            if unit == same and name.endswith("_given_class") == other.endswith("_given_class"):
+        for (name, law, nats), (other, same, others) in itertools.combinations(found, 2):
+            if law == same:
+                unit = law[0]
                 scale = (math.log(2) if unit == "bits/dim" else 1.0) * math.prod(subject.shape)
                 figures[f"{name}_minus_{other.removeprefix('nll_')}"] = mean((nats - others) / scale, unit)
         return Measured(figures, facts, curve, plots)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
+import numpy
 import torch
 from torch import Tensor
 
@@ -77,6 +78,7 @@ class Measured(NamedTuple):
         curve: rows of one table, {column: value}, None = not known: per noise level, per budget, ...
         plots: of the curve.
         details: more numbers for metrics.json alone, a confusion matrix or the like.
+        arrays: what is known of single examples, <name>.npz each: {name: {array: its values}}, no objects.
     """
 
     figures: dict[str, Figure]
@@ -84,6 +86,7 @@ class Measured(NamedTuple):
     curve: Sequence[dict[str, float | None]] = ()
     plots: Sequence[Plot] = ()
     details: Mapping[str, Any] = {}
+    arrays: Mapping[str, Mapping[str, numpy.ndarray]] = {}
 
 
 class Subject:
@@ -99,7 +102,7 @@ class Subject:
         device: where the model lives.
         parts: what is kept against a kill; None = nothing.
         progress: progress(done, total, unit), to be called where the work may be stopped: that is where a signal stops it, so
-            after a part is kept.
+            after a part is kept and, where a part takes long, within it.
         checkpoint: the model's file, None = there is none.
         config: of the run that trained it, with the node `dataset` of the data here; {} = not known.
 

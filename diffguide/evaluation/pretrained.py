@@ -108,7 +108,8 @@ class Transformer(Features):
         except ImportError:
             raise ValueError(f"{self.name} needs transformers: pip install 'diffguide[clip]'") from None
         try:
-            self.network = getattr(transformers, self.kind).from_pretrained(model).eval().requires_grad_(False)
+            network = getattr(transformers, self.kind).from_pretrained(model, use_safetensors=True)  # never a pickle
+            self.network = network.eval().requires_grad_(False)
         except (OSError, ValueError) as error:
             raise ValueError(f"model: there is no {self.kind} {model}: {str(error).splitlines()[0]}") from error
         self.model, self.side = model, self.network.config.image_size

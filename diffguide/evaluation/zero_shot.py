@@ -10,7 +10,7 @@ Diffusion Model", 2023, arXiv 2305.15241.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -40,18 +40,23 @@ class Budget:
         margin: of a class whose mean lies more than so many standard errors of its paired differences behind the leader's
             the stage keeps nothing; None = only their number counts. An image with one class left is finished.
 
+    Attributes:
+        stages: those that are reached; the others wait for a larger budget.
+
     Raises:
         ValueError: numbers below 1, stages that do not increase in evaluations and decrease in classes, a margin below 0
             or without stages.
     """
 
     def __init__(self, evaluations: int, stages: Sequence[Sequence[int]], margin: float | None):
+        if evaluations < 1:
+            raise ValueError(f"evaluations must be at least 1, got {evaluations}")
         stages = [tuple(stage) for stage in stages]
-        ends = [0, *(stage[0] for stage in stages), evaluations]
+        ends = [0, *(stage[0] for stage in stages)]
         if any(len(stage) != 2 or stage[1] < 1 for stage in stages) or any(a >= b for a, b in zip(ends, ends[1:])):
             raise ValueError(
-                "stages must be pairs [evaluations, keep] with evaluations that increase and stay below "
-                f"evaluations={evaluations}, all at least 1, got {[list(stage) for stage in stages]}"
+                "stages must be pairs [evaluations, keep] with evaluations that increase, all at least 1, got "
+                f"{[list(stage) for stage in stages]}"
             )
         if any(a[1] < b[1] for a, b in zip(stages, stages[1:])):
             raise ValueError(f"stages must not keep more than an earlier one, got {[list(stage) for stage in stages]}")
@@ -61,7 +66,8 @@ class Budget:
             raise ValueError(
                 f"a margin needs a standard error: the first stage must be after 2 evaluations or more, got {stages[0][0]}"
             )
-        self.evaluations, self.stages, self.margin = int(evaluations), stages, margin
+        self.evaluations, self.margin = int(evaluations), margin
+        self.stages = [stage for stage in stages if stage[0] < evaluations]
 
     def segments(self) -> list[tuple[int, int, int | None]]:
         """(first, last + 1, classes that are kept then or None) of evaluations between which answers are noted."""
@@ -139,12 +145,16 @@ class ZeroShot:
         self.temperature, self.chunk = float(temperature), int(chunk)
 
     @torch.no_grad()
-    def __call__(self, denoiser: Denoiser, x_0: Tensor, seeds: Sequence[int], prior: Tensor | None = None) -> Answers:
+    def __call__(
+        self, denoiser: Denoiser, x_0: Tensor, seeds: Sequence[int], prior: Tensor | None = None,
+        progress: Callable[[float], None] | None = None,
+    ) -> Answers:  # fmt: skip
         """The answers for images x_0 [N, ...], on the denoiser's device.
 
         Arguments:
             seeds: one non-negative integer per image.
             prior: p(y), [C] positive; None = all classes alike.
+            progress: called with the share of the evaluations that is done, of as many images as fill a chunk.
 
         Raises:
             ValueError: a denoiser with fewer than two classes, a prior that is not one, a schedule on which the weighting
@@ -162,14 +172,17 @@ class ZeroShot:
         log_prior, images, parts = prior.double().log().log_softmax(0), self.images(classes), []
         for first in range(0, len(x_0), images):
             rows = slice(first, first + images)
-            parts.append(self.part(denoiser, x_0[rows], list(seeds[rows]), log_prior))
+            parts.append(self.part(denoiser, x_0[rows], list(seeds[rows]), log_prior, progress))
         return Answers.joined(parts)
 
     def images(self, classes: int) -> int:
         """How many images are classified side by side: as many as fill a chunk with one evaluation of every class."""
         return max(1, self.chunk // classes)
 
-    def part(self, denoiser: Denoiser, x_0: Tensor, seeds: Sequence[int], log_prior: Tensor) -> Answers:
+    def part(
+        self, denoiser: Denoiser, x_0: Tensor, seeds: Sequence[int], log_prior: Tensor,
+        progress: Callable[[float], None] | None,
+    ) -> Answers:  # fmt: skip
         """The answers for the few images whose errors are held at once."""
         shape = len(x_0), len(log_prior)
         errors = torch.zeros(*shape, self.budget.evaluations, dtype=torch.float64)
@@ -177,7 +190,7 @@ class ZeroShot:
         dropped, running, spent = [], [], []
         for first, last, keep in self.budget.segments():
             asked = alive & (alive.sum(1, keepdim=True) > 1)
-            errors[..., first:last] = self.errors(denoiser, x_0, seeds, asked, first, last)
+            errors[..., first:last] = self.errors(denoiser, x_0, seeds, asked, first, last, progress)
             count += asked * (last - first)
             logits = log_prior - errors.sum(2) / count
             contest = logits.masked_fill(~alive, -torch.inf)
@@ -193,7 +206,8 @@ class ZeroShot:
         return Answers(logits.log_softmax(1), spent[-1], torch.stack(running), torch.stack(spent))
 
     def errors(
-        self, denoiser: Denoiser, x_0: Tensor, seeds: Sequence[int], asked: Tensor, first: int, last: int
+        self, denoiser: Denoiser, x_0: Tensor, seeds: Sequence[int], asked: Tensor, first: int, last: int,
+        progress: Callable[[float], None] | None,
     ) -> Tensor:  # fmt: skip
         """w / q ||eps - eps_hat(x_t, y)||^2 / (2 T) [B, C, last - first] of these evaluations, 0 where not asked."""
         schedule, result = denoiser.schedule, torch.zeros(*asked.shape, last - first, dtype=torch.float64)
@@ -217,6 +231,8 @@ class ZeroShot:
             error = (eps - eps_hat).square().flatten(1).sum(1).cpu().double()
             weight = self.weighting(log_snr, schedule) / (2 * self.temperature * density)
             result[image[pair], label[pair], k] = weight * error
+            if progress is not None:
+                progress((first + int(k[-1]) + 1) / self.budget.evaluations)
         if not bool(result.isfinite().all()):
             raise MetricError(
                 "the model predicts noise that is not finite for examples of this data: its training diverged, or they are "

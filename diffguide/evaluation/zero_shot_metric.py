@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 
+import numpy
 import torch
 from torch import Tensor
 
@@ -116,6 +117,7 @@ class ZeroShotClassifier(Metric):
             },
             facts={
                 "most_evaluations": self.budget.most(classes),
+                "stages": [list(stage) for stage in self.budget.stages],
                 "temperature": self.classifier.temperature,
                 "prior": prior.tolist(),
                 "log_snr": [low, high],
@@ -133,6 +135,12 @@ class ZeroShotClassifier(Metric):
                 "confusions": [{"class": names[a], "answer": names[b], "n": n} for (a, b), n in pairs.most_common()],
                 "recall": {names[c]: float(right[-1][y == c].mean()) for c in y.unique().tolist()},
             },
+            arrays={
+                "posteriors": {
+                    "row": subject.rows.numpy(), "label": y.numpy(), "answer": answer.numpy(),
+                    "posterior": answers.log_prob.exp().numpy(), "classes": numpy.array(names),
+                },
+            },
         )  # fmt: skip
 
     def answers(self, subject: Subject, prior: Tensor) -> Answers:
@@ -145,11 +153,15 @@ class ZeroShotClassifier(Metric):
                 seeds = [fold(subject.seed, EXAMPLE, row) for row in rows[place : place + images]]
                 few = x[place : place + images]
 
-                def compute(few=few, seeds=seeds):
-                    found = self.classifier(subject.model, few, seeds, prior)
+                def tell(share: float, done=first + place, few=few):
+                    subject.progress(done + int(share * len(few)), subject.n, "images")
+
+                def compute(few=few, seeds=seeds, tell=tell):
+                    tell(0.0)
+                    found = self.classifier(subject.model, few, seeds, prior, tell)
                     return {name: value.numpy() for name, value in found._asdict().items()}
 
                 arrays = subject.parts.part(f"{first + place:08d}", compute)
                 parts.append(Answers(**{name: torch.from_numpy(value) for name, value in arrays.items()}))
-                subject.progress(first + place + len(few), subject.n, "images")
+                tell(1.0)
         return Answers.joined(parts)

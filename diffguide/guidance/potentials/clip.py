@@ -65,7 +65,8 @@ class PretrainedClip(ClipEncoder):
         except ImportError:
             raise ValueError("CLIP needs transformers: pip install 'diffguide[clip]'") from None
         try:
-            super().__init__(CLIPModel.from_pretrained(name), AutoTokenizer.from_pretrained(name))
+            model = CLIPModel.from_pretrained(name, use_safetensors=True)  # never a pickle
+            super().__init__(model, AutoTokenizer.from_pretrained(name))
         except (OSError, ValueError) as error:
             raise ValueError(f"there is no CLIP model {name}: {str(error).splitlines()[0]}") from error
 
