@@ -22,7 +22,7 @@ TRAIN = {
     "root key": (["sed=3"], "there is no key or group sed; nearest: seed"),
     "last part of a key alone": (["images=3"], "nearest: training.images"),
     "group": (["objectve=eps"], "there is no key or group objectve; nearest: objective"),
-    "option": (["objective=epss"], "there is no option objective=epss; nearest: eps; options: classifier, edm, eps, flow"),
+    "option": (["objective=epss"], "there is no option objective=epss; nearest: eps; options: cdm, classifier, edm, e"),
     "option of a nested group": (["sampler/grid=kars"], "there is no option sampler/grid=kars; nearest: karras"),
     "recipe": (["experiment=gmm3d"], "there is no option experiment=gmm3d; nearest: gmm2d"),
     "option as a key, of a group within itself": (
