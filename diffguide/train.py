@@ -57,7 +57,7 @@ def train(cfg: DictConfig) -> None:
     objective, sampler = build(cfg, "objective", backbone, build(cfg, "schedule")), build(cfg, "sampler")
     if cfg.compile and not objective.compilable:
         raise ConfigError(
-            f"compile must be false with objective {type(objective).__name__}, which differentiates its network twice"
+            f"compile must be false with objective {type(objective).__name__}, which differentiates its network by its input"
         )
     if not objective.divisible and training.accumulate * engine.world_size > 1:
         raise ConfigError(

@@ -143,6 +143,7 @@ def test_mistakes_are_told_in_one_line(jem_run, tmp_path, command, arguments, se
     (["sampler=heun"], "sampler: Heun needs a denoiser, and this model is an energy"),
     (["guidance=cfg"], "take guidance=none"),
     (["schedule=cosine"], "objective=jem has no noise levels, and Cosine gives some: take schedule=none"),
+    (["compile=true"], "compile must be false with objective JEM, which differentiates its network by its input"),
     (["training.accumulate=2"], "training.accumulate and engine.devices must be 1 with objective JEM"),
     (["backbone=unet_encoder"], "set backbone.noise_conditioned=false"),
 ])  # fmt: skip
@@ -150,6 +151,14 @@ def test_mistakes_of_training_are_told_in_one_line(tmp_path, command, arguments,
     done = command(train, "experiment=jem_digits", *arguments, at=tmp_path)
     assert done.code == 1 and sentence in done.err and "Traceback" not in done.err, done.err
     assert not list(tmp_path.iterdir())
+
+
+def test_it_is_no_classifier_of_noisy_data_and_has_a_rehearsal(jem_run, tiny_run, tmp_path, command):
+    guidance = ["guidance=classifier", f"guidance.classifier={jem_run}", "n=1"]
+    done = command(sample, f"checkpoint={tiny_run}", *guidance, at=tmp_path)
+    assert done.code == 1 and "a JointEnergy knows no noise levels" in done.err and "Traceback" not in done.err
+    done = command(train, "experiment=jem_digits", "dry_run=true", at=tmp_path)
+    assert done.code == 0 and "parameters: 159,626" in done.err, done.err
 
 
 def test_no_schedule_is_for_energies_alone(tmp_path, command):

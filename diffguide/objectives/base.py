@@ -35,7 +35,8 @@ class Objective(nn.Module):
     Attributes:
         model: what survives training (a denoiser, a classifier, an energy). Everything that the model owns is
             registered there and nowhere else.
-        compilable: whether the backbone may go through torch.compile, which has no gradients of gradients.
+        compilable: whether the backbone may go through torch.compile, which has no gradients of gradients, and computes those
+            by the input with those by all parameters.
         divisible: whether a batch may be divided among devices and micro-steps.
         max_restores: how often a run that diverged goes back to its last checkpoint, and on from there with other randomness.
     """

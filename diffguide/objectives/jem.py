@@ -43,7 +43,7 @@ class JEM(Objective):
         Diverged: from finish_step, energies further apart than max_gap.
     """
 
-    divisible = False
+    compilable = divisible = False
 
     def __init__(
         self, backbone: Backbone, schedule: Schedule | None, ce_weight: float, ml_weight: float, energy_l2: float,
