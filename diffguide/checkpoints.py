@@ -113,6 +113,7 @@ def save(
     """
     stem = f"{training.facts['images']:010d}"
     tensors, plain = {f"sums.{name}": value for name, value in training.sums.items()}, {}
+    tensors |= {f"memory.{name}": value for name, value in objective.memory().items()}
     state = optimizer.state_dict()
     for index, values in state["state"].items():
         for name, value in values.items():
@@ -211,9 +212,11 @@ def load_training_state(
         check_numbers(precision, "precision")
         if sums and ("count" not in sums or any(value.ndim or not value.isfinite() for value in sums.values())):
             raise CheckpointError("its sums must be finite numbers, count among them")
-        memory = {name: value for name, value in memory.items() if not name.startswith("sums.")}
+        of_objective = below(memory, "memory")
+        memory = {name: value for name, value in memory.items() if not name.startswith(("sums.", "memory."))}
         state = optimizer_state(memory, saved, optimizer)
-    except CheckpointError as error:
+        objective.remember(of_objective, metadata["shape"])
+    except ValueError as error:
         raise CheckpointError(f"{beside}: {error}") from error
     for name, module in {"objective": objective, "ema": ema}.items():
         module.load_state_dict(below(tensors, name))

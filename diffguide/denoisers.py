@@ -18,8 +18,8 @@ from .backbones.perturbations import Perturbation
 from .schedules import Schedule
 
 __all__ = [
-    "Prediction", "Denoiser", "ExactDenoiser", "LogDensity", "Classifier", "DenoiserWrapper",
-    "EvaluationCounter", "SamplingError", "capable",
+    "Prediction", "Denoiser", "ExactDenoiser", "LogDensity", "Energy", "Classifier", "DenoiserWrapper",
+    "EnergyCounter", "EvaluationCounter", "SamplingError", "capable",
 ]  # fmt: skip
 
 
@@ -91,6 +91,9 @@ class Denoiser:
     def count_potential(self, rows: int) -> None:
         """Says that a classifier or another log-potential was asked about so many rows, where somebody counts."""
 
+    def count_evaluations(self, rows: int) -> None:
+        """Says that its log-density was asked about so many rows, where somebody counts."""
+
 
 class ExactDenoiser(Denoiser):
     """A denoiser that knows more of p(x_0 | x_t) than its mean: what an exact reverse step needs."""
@@ -123,6 +126,49 @@ class LogDensity:
     def log_density(self, x: Tensor, t: Tensor | None, y: Condition | None = None) -> Tensor:
         """log p_t(x | y) in nats, [B]; t is None for a model without noise levels."""
         raise NotImplementedError
+
+
+class Energy(LogDensity):
+    """A log-density without noise levels: no denoiser, and yet a sampler of log-densities can sample it.
+
+    Attributes:
+        schedule, levels: None, for there are no noise levels.
+        num_classes, has_null, class_names, shape: as of a `Denoiser`.
+    """
+
+    schedule = levels = None
+    num_classes: int = 0
+    has_null: bool = False
+    class_names: Sequence[str] = ()
+    shape: Sequence[int] | None = None
+
+    def start(self, noise, times: Tensor) -> "Energy":
+        """An energy remembers nothing: itself."""
+        return self
+
+    def count_evaluations(self, rows: int) -> None:
+        """Says that it was asked about so many rows, where somebody counts."""
+
+
+class EnergyCounter(Energy):
+    """Counts evaluations of an energy, one per row, as `EvaluationCounter` does those of a denoiser."""
+
+    potential_evaluations = 0
+
+    def __init__(self, energy: Energy):
+        self.energy, self.evaluations = energy, 0
+
+    normalized = property(lambda self: self.energy.normalized)
+    num_classes = property(lambda self: self.energy.num_classes)
+    has_null = property(lambda self: self.energy.has_null)
+    class_names = property(lambda self: self.energy.class_names)
+    shape = property(lambda self: self.energy.shape)
+
+    def log_density(self, x: Tensor, t: Tensor | None, y: Condition | None = None) -> Tensor:
+        return self.energy.log_density(x, t, y)
+
+    def count_evaluations(self, rows: int) -> None:
+        self.evaluations += rows
 
 
 class Classifier:
@@ -181,6 +227,9 @@ class DenoiserWrapper(Denoiser):
     def count_potential(self, rows: int) -> None:
         self.denoiser.count_potential(rows)
 
+    def count_evaluations(self, rows: int) -> None:
+        self.denoiser.count_evaluations(rows)
+
     def steers(self, times: Tensor, labelled: bool) -> bool:
         """Whether it may change anything at some of these times, [N] float64 on the CPU.
 
@@ -220,6 +269,9 @@ class EvaluationCounter(DenoiserWrapper):
     def count_potential(self, rows: int) -> None:
         self.count[1] += rows
 
+    def count_evaluations(self, rows: int) -> None:
+        self.count[0] += rows
+
     def __call__(self, x_t: Tensor, t: Tensor, y: Condition | None = None) -> Prediction:
         self.count[0] += len(x_t)
         return self.denoiser(x_t, t, y)
@@ -229,8 +281,8 @@ class EvaluationCounter(DenoiserWrapper):
         return self.denoiser.perturbed(x_t, t, y, perturbation)
 
 
-def capable(denoiser: Denoiser, protocol: type) -> Denoiser | None:
-    """The denoiser itself, or the one whose law it shows, where it has a protocol; None where it has not."""
+def capable(denoiser: Denoiser | Energy, protocol: type) -> Denoiser | Energy | None:
+    """The model itself, or the one whose law it shows, where it has a protocol; None where it has not."""
     while isinstance(denoiser, DenoiserWrapper) and denoiser.transparent and not isinstance(denoiser, protocol):
         denoiser = denoiser.denoiser
     return denoiser if isinstance(denoiser, protocol) else None

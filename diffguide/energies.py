@@ -17,7 +17,7 @@ from .backbones.conditions import Condition
 from .denoisers import Classifier, Denoiser, LogDensity, Prediction
 from .schedules import Schedule
 
-__all__ = ["LevelClassifier", "gradient"]
+__all__ = ["LevelClassifier", "gradient", "langevin_step"]
 
 NOISE = 0.02  # how far the scales of the noisiest level may lie from those of N(0, I)
 
@@ -33,6 +33,23 @@ def gradient(function: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, T
         value = function(x)
         (slope,) = torch.autograd.grad(value.sum(), x, create_graph=graph)
     return (value if graph else value.detach()), slope
+
+
+def langevin_step(
+    log_density: Callable[[Tensor], Tensor], x: Tensor, step_size: float, noise_scale: float, z: Tensor
+) -> Tensor:  # fmt: skip
+    """x + step_size grad log p(x) + noise_scale z, of which no graph is kept.
+
+    With noise_scale = sqrt(2 step_size) its chain has the law p in the limit of small steps (unadjusted Langevin; Welling &
+    Teh, "Bayesian Learning via Stochastic Gradient Langevin Dynamics", 2011, eq. 4); with less noise it is colder.
+
+    Arguments:
+        log_density: of x [B, ...], [B], each row of its own.
+        z: standard normal, in the shape of x.
+    """
+    with torch.no_grad():
+        _, slope = gradient(log_density, x)
+        return x + step_size * slope + noise_scale * z
 
 
 def check_energy(backbone: Backbone, what: str) -> None:

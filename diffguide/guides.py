@@ -10,9 +10,11 @@ from typing import Any, NamedTuple
 
 from . import archives, checkpoints
 from .annotations import parameters, stored
+from .denoisers import Energy
+from .guidance import Unguided
 from .vetting import resolve
 
-__all__ = ["Guide", "check_guides", "with_guides"]
+__all__ = ["Guide", "check_guides", "check_steered", "with_guides"]
 
 
 class Guide(NamedTuple):
@@ -104,6 +106,24 @@ def check_guides(guides: Sequence[Guide], shape: Sequence[int], class_names: Seq
                 f"{guide.key} knows {len(guide.class_names)} classes ({listed(guide.class_names)}), and this model "
                 f"{len(class_names)} ({listed(class_names)})"
             )
+
+
+def check_steered(model: Any, node: Any) -> bool:
+    """Whether a model is an energy, which no guidance wraps: its classes are its guidance.
+
+    Arguments:
+        node: of the guidance.
+
+    Raises:
+        ValueError: an energy with guidance.
+    """
+    target = node.get("_target_") if isinstance(node, dict) else None
+    if isinstance(model, Energy) and (target is None or resolve(target, "guidance") is not Unguided):
+        raise ValueError(
+            f"guidance steers a denoiser, and a {type(model).__name__} is an energy, which follows its labels by itself: take "
+            "guidance=none"
+        )
+    return isinstance(model, Energy)
 
 
 def listed(names: Sequence[str], most: int = 6) -> str:

@@ -38,6 +38,8 @@ def check_facts(metadata: dict[str, Any]) -> None:
     config["name"] = printable(config["name"])
     if not whole(metadata.get("images"), 0, LARGEST):
         raise CheckpointError(f"images must be a whole number of at least 0, got {metadata.get('images')!r}")
+    if not whole(metadata.get("restores", 0), 0, LARGEST):
+        raise CheckpointError(f"restores must be a whole number of at least 0, got {metadata['restores']!r}")
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise CheckpointError(f"class_names must be a list of texts, got {names!r}")
     metadata["class_names"] = [shorten(printable(name), 200) for name in names]

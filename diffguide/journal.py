@@ -81,8 +81,12 @@ class Journal:
             with writing(self.path), open(self.path, "rb+") as file:
                 os.fsync(file.fileno())
 
-    def cut(self, images: int, note: dict | None = None) -> None:
-        """Drops what lies after a checkpoint, a line torn by a kill included; `note` becomes the last line if it is not."""
+    def cut(self, images: int, note: dict | None = None, restores: int = 0) -> None:
+        """Drops what lies after a checkpoint, a line torn by a kill included; `note` becomes the last line if it is not.
+
+        Arguments:
+            restores: how often the run had gone back to a checkpoint; the lines of later times go too.
+        """
         if self.silent:
             return
         kept = []
@@ -90,9 +94,10 @@ class Journal:
             lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines() if self.path.exists() else []
         for line in lines:
             try:
-                if json.loads(line)["images"] <= images:
+                record = json.loads(line)
+                if record["images"] <= images and record.get("restores", 0) <= restores:
                     kept.append(line)
-            except (ValueError, KeyError, TypeError):
+            except (ValueError, KeyError, TypeError, AttributeError):
                 continue
         if note is not None and not (kept and json.loads(kept[-1]) == note):
             kept.append(json.dumps(note))

@@ -141,9 +141,9 @@ def prepare(cfg: DictConfig, engine, file: Path | None):
         ConfigError: a model, guidance, sampler and labels that do not go together.
     """
     from . import checkpoints, sampling, sources
-    from .denoisers import EvaluationCounter
+    from .denoisers import Energy, EnergyCounter, EvaluationCounter
     from .evaluation.probe import check_conditioning
-    from .guides import check_guides, with_guides
+    from .guides import check_guides, check_steered, with_guides
     from .resume import trusted
 
     if "oracle" in cfg:
@@ -154,14 +154,16 @@ def prepare(cfg: DictConfig, engine, file: Path | None):
             source = sources.Checkpoint(file, cfg.weights, engine.device, trusted(cfg))
         except checkpoints.CheckpointError as error:
             raise ConfigError(f"checkpoint: {error}") from error
-    counter = EvaluationCounter(source.model)
+    counter = (EnergyCounter if isinstance(source.model, Energy) else EvaluationCounter)(source.model)
     try:
         node = OmegaConf.to_container(cfg.guidance, resolve=True)
         node, guides = with_guides(node, "guidance", engine.device, trusted(cfg))
         check_guides(guides, source.shape, source.class_names)
+        alone = check_steered(source.model, node)
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    guided, sampler = build({"guidance": node}, "guidance", counter), build(cfg, "sampler")
+    guided = counter if alone else build({"guidance": node}, "guidance", counter)
+    sampler = build(cfg, "sampler")
     if not source.class_names and guided.num_classes:  # a generator without classes, steered by what has them
         named = [guide.class_names for guide in guides if len(guide.class_names) == guided.num_classes]
         source.class_names = named[0] if named else [str(index) for index in range(guided.num_classes)]

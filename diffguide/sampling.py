@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from . import __version__, images, trajectories
-from .denoisers import Denoiser, DenoiserWrapper, EvaluationCounter
+from .denoisers import Denoiser, DenoiserWrapper, Energy, EnergyCounter, EvaluationCounter
 from .guidance import Unguided
 from .guides import Guide
 from .interrupts import Interrupts, Stopped
@@ -62,7 +62,7 @@ def class_index(label: int | str, class_names: Sequence[str]) -> int:
     raise ValueError(f"there is no class {label!r}; indices 0 to {len(class_names) - 1}, or names: {shown}{none}")
 
 
-def idle(guided: Denoiser, sampler: Sampler, labelled: bool) -> str | None:
+def idle(guided: Denoiser | Energy, sampler: Sampler, labelled: bool) -> str | None:
     """Why guidance can change nothing in a run; None where it can, and where it is none.
 
     Arguments:
@@ -92,8 +92,8 @@ class Plan(NamedTuple):
     """
 
     source: Source
-    guided: Denoiser
-    counter: EvaluationCounter
+    guided: Denoiser | Energy
+    counter: EvaluationCounter | EnergyCounter
     sampler: Sampler
     seeds: range
     labels: list[int] | None
@@ -133,7 +133,8 @@ class Stream:
         self.engine, self.plan, self.shards, self.singles = engine, plan, shards, singles
         shown = () if filmed is None else filmed.indices
         axes = None if plan.behind is None else plan.behind.axes
-        self.film = trajectories.Film(shown, plan.times, plan.guided.schedule, axes)
+        schedule = None if plan.sampler.at_data else plan.guided.schedule
+        self.film = trajectories.Film(shown, plan.times, schedule, axes)
 
     def run(self, missing: Sequence[int], interrupts: Interrupts) -> None:
         """Samples the batches with these first indices.

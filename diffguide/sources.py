@@ -12,7 +12,7 @@ from torch import Tensor
 
 from . import checkpoints
 from .datasets.base import Dataset, Split
-from .denoisers import Denoiser
+from .denoisers import Denoiser, Energy
 from .oracles import Oracle
 from .vectors import POINTS, Backdrop, backdrop
 from .vetting import construct, vet
@@ -32,7 +32,7 @@ class Source:
         oracle: on the CPU, None = there is no truth to compare with.
     """
 
-    model: Denoiser
+    model: Denoiser | Energy
     shape: Sequence[int]
     class_names: Sequence[str]
     dtype = torch.float32
@@ -63,7 +63,7 @@ class Checkpoint(Source):
 
     def __init__(self, file: Path, weights: str, device: torch.device, trust: Sequence[str]):
         loaded = checkpoints.load(file, weights, device, trust)
-        if not isinstance(loaded.model, Denoiser):
+        if not isinstance(loaded.model, Denoiser | Energy):
             raise checkpoints.CheckpointError(
                 f"{file} holds a {type(loaded.model).__name__}, which makes no samples; it steers a generator: "
                 "checkpoint=<generator> guidance=classifier guidance.classifier=<this run>"

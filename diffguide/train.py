@@ -27,9 +27,9 @@ def train(cfg: DictConfig) -> None:
     import torch
 
     from . import checkpoints
-    from .denoisers import Denoiser
+    from .denoisers import Denoiser, Energy
     from .engine import end_others, launched_outside
-    from .guides import check_guides, with_guides
+    from .guides import check_guides, check_steered, with_guides
     from .inspection import at_most
     from .resume import trusted
     from .samplers import SamplingError
@@ -57,15 +57,22 @@ def train(cfg: DictConfig) -> None:
     objective, sampler = build(cfg, "objective", backbone, build(cfg, "schedule")), build(cfg, "sampler")
     if cfg.compile and not objective.compilable:
         raise ConfigError(
-            f"compile must be false with objective {type(objective).__name__}, which differentiates its network twice"
+            f"compile must be false with objective {type(objective).__name__}, which differentiates its network by its input"
         )
-    classifier = not isinstance(objective.model, Denoiser)
+    if not objective.divisible and training.accumulate * engine.world_size > 1:
+        raise ConfigError(
+            f"training.accumulate and engine.devices must be 1 with objective {type(objective).__name__}, whose batch cannot "
+            f"be divided, got {training.accumulate} and {engine.world_size}"
+        )
+    classifier = not isinstance(objective.model, Denoiser | Energy)
 
     def guide(denoiser, device):
         """The guided denoiser, its own models loaded, if it names any."""
         try:
             node, guides = with_guides(guidance, "guidance", device, trusted(cfg))
             check_guides(guides, data.shape, data.class_names)
+            if check_steered(denoiser, node):
+                return denoiser
         except ValueError as error:
             raise ConfigError(str(error)) from error
         return build({"guidance": node}, "guidance", denoiser)
@@ -79,7 +86,7 @@ def train(cfg: DictConfig) -> None:
         share = training.share(engine.world_size)
         training.make_optimizer(objective)
     probe(objective, data)
-    if not classifier:
+    if isinstance(objective.model, Denoiser):
         try:
             try_out(objective, guided, times, data)
         except SamplingError as error:

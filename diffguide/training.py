@@ -7,7 +7,6 @@ checkpoint stands for is complete, and what came after the newest one is done ag
 
 import math
 import time
-from collections import deque
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -21,19 +20,16 @@ from .batches import Batches, loader
 from .datasets import Dataset, Split, Stream
 from .interrupts import Interrupts, Stopped
 from .journal import Journal, Meter
-from .objectives import Loss, Objective
+from .objectives import Diverged, Loss, Objective
 from .progress import Progress
 from .randomness import fold
 from .runs import append_text
+from .watch import Watch
 
 __all__ = ["Diverged", "Training"]
 
-VALIDATION = 3  # purpose of a folded seed, beside those of `batches`
+VALIDATION, RESTORED = 3, 4  # purposes of a folded seed, beside those of `batches`
 AGREE = 8  # steps between the moments at which several processes ask each other for signals
-
-
-class Diverged(ValueError):
-    """The loss or its gradient is no longer finite; the message says where."""
 
 
 class Training:
@@ -119,6 +115,9 @@ class Training:
     ) -> Objective:  # fmt: skip
         """Trains and returns the averaged objective; writes metrics.jsonl, checkpoints/ and samples/ into `folder`.
 
+        A run that diverges goes back to its last checkpoint, and on with another seed, as often as its objective says. How
+        often it did so is in every checkpoint, and a line {images, restores} in metrics.jsonl.
+
         Arguments:
             fabric: launched Fabric.
             data: what to train on.
@@ -129,9 +128,33 @@ class Training:
             note: line for metrics.jsonl that says what the resumed run changes.
 
         Raises:
-            Diverged: a loss or gradient that is not finite; the last checkpoint stays.
+            Diverged: a loss or gradient that is not finite, or what else the objective calls so; the last checkpoint stays.
             Stopped: SIGTERM or SIGINT came, and a checkpoint was written.
             WriteError: a file could not be written.
+        """
+        restores = 0 if resume is None else checkpoints.read(resume)[1].get("restores", 0)
+        while True:
+            try:
+                return self.attempt(fabric, objective, data, folder, seed, config, draw, resume, note, restores)
+            except Diverged as error:
+                files = checkpoints.kept(folder / "checkpoints")
+                if restores >= objective.max_restores or not files:
+                    after = f", after {restores} restores" if restores else ""
+                    raise Diverged(f"{error}{after}") from error
+                restores, resume = restores + 1, files[-1]
+                images = int(resume.stem)
+                note = {"images": images, "restores": restores}
+                line = f"{error}: back to {images} images, restore {restores} of at most {objective.max_restores}"
+                Progress("training", self.images, "images", log=partial(append_text, folder / "log.txt")).say(line)
+
+    def attempt(
+        self, fabric, objective: Objective, data: Dataset, folder: Path, seed: int, config: dict,
+        draw: Callable[[Objective, Path], None], resume: Path | None, note: dict | None, restores: int,
+    ) -> Objective:  # fmt: skip
+        """`run` from a checkpoint on, until it ends or diverges.
+
+        Arguments:
+            restores: how often the run has gone back before.
         """
         module, optimizer = fabric.setup(objective, self.make_optimizer(objective))
         ema = AveragedModel(objective).eval().requires_grad_(False)
@@ -143,13 +166,28 @@ class Training:
             ema.n_averaged.fill_(images // self.batch_size)
             meter.restore(state.sums, fabric)
             fabric.strategy.precision.load_state_dict(state.precision)
-        journal.cut(images, note)
-        batches = Batches(data, seed, fabric, self.batch_size, self.share(fabric.world_size), images)
+        journal.cut(images, note, restores)
+        drawn = fold(seed, RESTORED, restores) if restores else seed
+        batches = Batches(data, drawn, fabric, self.batch_size, self.share(fabric.world_size), images)
         parts, watch = iter(batches), Watch(0 if fabric.device.type == "cpu" else 1)
         progress = Progress(
             "training", self.images, "images", images, silent=not main, log=partial(append_text, folder / "log.txt")
         )
         started = time.monotonic()
+
+        def save(totals: dict[str, Tensor], loss: float | None) -> None:
+            if not main:
+                return
+            journal.flush()
+            names = list(data.class_names) if objective.model.num_classes else []
+            facts = {"images": images, "validation_loss": loss, "class_names": names, "shape": list(data.shape)}
+            facts |= {"restores": restores} if restores else {}
+            training = checkpoints.TrainingState(facts, totals, fabric.strategy.precision.state_dict())
+            checkpoints.save(folder / "checkpoints", objective, ema.module, optimizer, config, training)
+            checkpoints.prune(folder / "checkpoints", self.keep)
+
+        if resume is None and objective.max_restores:
+            save(meter.totals(fabric), None)  # where to go back to before the first
         with Interrupts(silent=not main) as interrupts:
             while images < self.images:
                 for group in optimizer.param_groups:
@@ -186,15 +224,7 @@ class Training:
                         watch.flush()
                         if not all(value.isfinite().all() for value in objective.state_dict().values()):
                             raise Diverged(f"the weights are not finite after {images} images")
-                        totals = meter.totals(fabric)
-                        if main:
-                            journal.flush()
-                            names = list(data.class_names) if objective.model.num_classes else []
-                            facts = {"images": images, "validation_loss": loss, "class_names": names}
-                            facts |= {"shape": list(data.shape)}
-                            training = checkpoints.TrainingState(facts, totals, fabric.strategy.precision.state_dict())
-                            checkpoints.save(folder / "checkpoints", objective, ema.module, optimizer, config, training)
-                            checkpoints.prune(folder / "checkpoints", self.keep)
+                        save(meter.totals(fabric), loss)
                 if stop and images < self.images:
                     progress.close()
                     fabric.barrier()
@@ -203,7 +233,7 @@ class Training:
         fabric.barrier()
         return ema.module
 
-    def step(self, fabric, module, optimizer, parts, images: int, meter: Meter, watch: "Watch") -> Tensor:
+    def step(self, fabric, module, optimizer, parts, images: int, meter: Meter, watch: Watch) -> Tensor:
         """One optimiser step from a number of images on; returns the gradient's norm before clipping."""
         losses = []
         for micro, (x_0, y, rng) in zip(range(self.accumulate), parts):
@@ -219,42 +249,6 @@ class Training:
         optimizer.zero_grad()
         module.module.finish_step(fabric.all_gather)
         return norm
-
-
-class Watch:
-    """Stops a run whose loss or gradient is not finite.
-
-    Arguments:
-        lag: steps by which the look is late, so that an accelerator's queue never runs empty for it.
-    """
-
-    def __init__(self, lag: int):
-        self.lag, self.waiting = lag, deque()
-
-    def look(self, images: int, step: int, losses: list[Loss], norm: Tensor | None) -> None:
-        """Notes a step, and judges the one that is `lag` steps old."""
-        finite = torch.stack([loss.per_example.isfinite().all() for loss in losses]).all()
-        self.waiting.append((finite if norm is None else finite & norm.isfinite(), images, step, losses))
-        if len(self.waiting) > self.lag:
-            self.judge(*self.waiting.popleft())
-
-    def flush(self) -> None:
-        """Judges what is left."""
-        while self.waiting:
-            self.judge(*self.waiting.popleft())
-
-    def judge(self, finite: Tensor, images: int, step: int, losses: list[Loss]) -> None:
-        if finite:
-            return
-        bad = torch.cat([~loss.per_example.isfinite() for loss in losses])
-        what = f"the loss of {int(bad.sum())} of {len(bad)} examples is" if bad.any() else "the loss's gradient is"
-        where = ""
-        if all(loss.log_snr is not None for loss in losses):
-            levels = torch.cat([torch.exp(-0.5 * loss.log_snr) for loss in losses])
-            levels = sorted(levels[bad if bad.any() else slice(None)].tolist())
-            shown = levels if len(levels) <= 4 else [*levels[:2], "...", *levels[-2:]]
-            where = ", noise level sigma/alpha " + ", ".join(x if x == "..." else f"{x:.4g}" for x in shown)
-        raise Diverged(f"{what} not finite at step {step} ({images} images){where}")
 
 
 def agreed(fabric, interrupts: Interrupts, step: int) -> int:

@@ -35,17 +35,21 @@ class Film:
     Arguments:
         shown: indices of the samples in the film.
         times: decreasing, [steps + 1]; a frame is what a step leaves, thinned evenly to 60, the last step included.
-        schedule: whose times these are.
+        schedule: whose times these are; None = of none, x lives at the data's own scale.
         axes: what is shown of a vector x is x @ axes; None = images.
     """
 
-    def __init__(self, shown: Sequence[int], times: Tensor, schedule: Schedule, axes: numpy.ndarray | None = None):
+    def __init__(
+        self, shown: Sequence[int], times: Tensor, schedule: Schedule | None, axes: numpy.ndarray | None = None
+    ):
         self.axes = axes
         self.shown, self.rows, self.frames = set(shown), [], []
         steps = len(times) - 1
         kept = {round(k) for k in numpy.linspace(1, steps, min(steps, FRAMES)).tolist()}
-        alpha, sigma = (part.double() for part in schedule.alpha_sigma(times))
-        size = (alpha**2 + sigma**2).sqrt().tolist()
+        size = [1.0] * len(times)
+        if schedule is not None:
+            alpha, sigma = (part.double() for part in schedule.alpha_sigma(times))
+            size = (alpha**2 + sigma**2).sqrt().tolist()
         self.size = {step: 1.0 if step == steps else size[step] for step in kept}
 
     def start(self, first: int, count: int) -> None:

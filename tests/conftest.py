@@ -90,3 +90,19 @@ def unfinished(short_run, tmp_path) -> Path:
     with open(tmp_path / RUN / "metrics.jsonl", "a") as file:
         file.write('{"images": 31')
     return tmp_path / RUN
+
+
+JEM = ["experiment=jem_digits", "backbone.channels=4", "backbone.width=16", "objective.steps=3", "objective.size=100",
+       "sampler.steps=3", "training.batch_size=32", "training.images=320", "training.warmup_images=0",
+       "training.checkpoint_images=96", "training.log_images=80", "training.validation_images=128"]  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def jem_run(tmp_path_factory) -> Path:
+    """A joint energy model of ten steps, with checkpoints as the short run has them."""
+    from diffguide.train import main
+
+    folder = tmp_path_factory.mktemp("jem")
+    with chdir(folder):
+        main(JEM)
+    return folder / "outputs/train/jem_digits/v001"

@@ -13,11 +13,11 @@ ORDER = [  # a module imports only from its own line or an earlier one
     {"annotations", "mistakes", "quoting", "recipes", "shards"},
     {"vectors"},
     {"parameterizations", "randomness", "images", "trajectories", "journal", "configuration", "commands", "archives"},
-    {"denoisers", "energies", "preconditioned", "decoders", "batches", "vetting", "classifiers"},
+    {"denoisers", "energies", "joint_energy", "preconditioned", "decoders", "batches", "vetting", "classifiers"},
     {"objectives", "guidance", "samplers", "oracles", "inspection"},
     {"checkpoints", "evaluation"},
     {"sources", "guides"},
-    {"resume", "training", "sampling", "results", "sweeps", "tradeoff", "curves", "tables"},
+    {"resume", "training", "watch", "sampling", "results", "sweeps", "tradeoff", "curves", "tables"},
     {"dry_run", "subjects"},
     {"train", "sample", "evaluate"},
 ]

@@ -28,7 +28,8 @@ from diffguide.sample import main as sample
 from diffguide.samplers import DDIM, DDPM, DPMpp2M, Heun, generate
 from diffguide.samplers.grids import Karras, UniformLogSNR, UniformT
 from diffguide.train import main
-from diffguide.training import Diverged, Training, Watch
+from diffguide.training import Diverged, Training
+from diffguide.watch import Watch
 
 TINY = [
     "backbone.channels=8",

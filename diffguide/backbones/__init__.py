@@ -2,10 +2,11 @@
 
 from .base import Backbone
 from .conditions import Embedding
+from .convnet import ConvNet
 from .dit import DiT
 from .encoder import UNetEncoder
 from .levels import UNetLevels
 from .mlp import MLP
 from .unet import UNet
 
-__all__ = ["Backbone", "DiT", "Embedding", "MLP", "UNet", "UNetEncoder", "UNetLevels"]
+__all__ = ["Backbone", "ConvNet", "DiT", "Embedding", "MLP", "UNet", "UNetEncoder", "UNetLevels"]

@@ -1,4 +1,4 @@
-"""How well a classifier of noisy data knows the class, level by level."""
+"""How well a classifier of noisy data knows the class, level by level; one that knows no noise levels, at the data."""
 
 import math
 from collections.abc import Sequence
@@ -13,12 +13,14 @@ from ..batches import fetch
 from ..datasets import Dataset
 from ..denoisers import Classifier
 from ..runs import write_atomically
+from ..schedules import Schedule
 from .calibration import calibration_error
 from .metric import Figure, Measured, Metric, Panel, Plot, Subject, mean
 
 __all__ = ["Answers", "Classification", "accuracies", "answers", "write_accuracy"]
 
 MOST, AT_ONCE = 1000, 250  # examples of a picture, of a batch
+DATA = (0.0,)  # the one noise level of a model that knows none
 LEVELS = (0.03, 0.1, 0.2, 0.4, 0.7, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0)  # noise levels sigma / alpha
 
 
@@ -40,19 +42,26 @@ def answers(classifier: Classifier, x_0: Tensor, y: Tensor, noise_levels: Sequen
     Arguments:
         x_0, eps: [N, ...], on the classifier's device.
         y: classes [N].
-        noise_levels: sigma / alpha; those beyond the ends of its schedule are moved there.
+        noise_levels: sigma / alpha; those beyond the ends of its schedule are moved there; DATA of one without schedule.
     """
-    schedule, found = classifier.schedule, []
+    found = []
     for level in noise_levels:
-        log_snr = -2 * torch.tensor(level, dtype=torch.float64).log()
-        log_snr = log_snr.clamp(schedule.log_snr_min, schedule.log_snr_max)
-        t, (alpha, sigma) = schedule.t_of(log_snr).clamp(0, 1), schedule.scales(log_snr)
-        parts = (float(alpha) * x_0 + float(sigma) * eps).split(AT_ONCE)
-        log_prob = torch.cat([classifier.log_prob(x_t, t) for x_t in parts]).cpu().double()
+        x_t, t = noised(classifier.schedule, x_0, eps, level)
+        log_prob = torch.cat([classifier.log_prob(part, t) for part in x_t.split(AT_ONCE)]).cpu().double()
         confidence, answer = log_prob.max(1)
         true = y.cpu()
         found.append([-log_prob.gather(1, true[:, None])[:, 0], confidence.exp(), (answer == true).double()])
     return Answers(*(torch.stack(part) for part in zip(*found)))
+
+
+def noised(schedule: Schedule | None, x_0: Tensor, eps: Tensor, level: float) -> tuple[Tensor, Tensor | None]:
+    """x_t and t at a noise level; the data themselves, and None, where there is no schedule."""
+    if schedule is None:
+        return x_0, None
+    log_snr = -2 * torch.tensor(level, dtype=torch.float64).log()
+    log_snr = log_snr.clamp(schedule.log_snr_min, schedule.log_snr_max)
+    alpha, sigma = schedule.scales(log_snr)
+    return float(alpha) * x_0 + float(sigma) * eps, schedule.t_of(log_snr).clamp(0, 1)
 
 
 def accuracies(classifier: Classifier, x_0: Tensor, y: Tensor, noise_levels: Sequence[float], seed: int) -> list[float]:
@@ -89,7 +98,8 @@ def write_accuracy(path: Path, classifier: Classifier, data: Dataset, seed: int,
 class Classification(Metric):
     """Accuracy, log-loss and calibration of a classifier, level by level, with the same noise at every level.
 
-    nll = -E log p(y | x_t) in nats, a proper score; ece = the expected calibration error (`calibration_error`).
+    nll = -E log p(y | x_t) in nats, a proper score; ece = the expected calibration error (`calibration_error`). A classifier
+    without noise levels is asked about the data themselves, once.
 
     Arguments:
         noise_levels: sigma / alpha, ascending, above 0; those beyond the ends of the classifier's schedule are moved there.
@@ -112,33 +122,39 @@ class Classification(Metric):
     def measure(self, subject: Subject) -> Measured:
         found = [self.answers(subject, first) for first in subject.firsts]
         nll, confidence, correct = (torch.from_numpy(numpy.concatenate(part, axis=1)) for part in zip(*found))
-        curve = []
-        for level, *values in zip(self.noise_levels, nll, confidence, correct):
+        curve, levels = [], self.levels(subject)
+        for level, *values in zip(levels, nll, confidence, correct):
             row: dict[str, float | None] = {"noise_level": level}
             for name, figure in self.figures(*values, subject.seed).items():
                 row |= {name: figure.value, f"{name}_se": figure.standard_error}
             curve.append(row)
         figures = self.figures(nll[0], confidence[0], correct[0], subject.seed)
-        figures["accuracy_all_levels"] = mean(correct.mean(0), "share")
-        figures["nll_all_levels"] = mean(nll.mean(0), "nats")
+        if levels != DATA:
+            figures["accuracy_all_levels"] = mean(correct.mean(0), "share")
+            figures["nll_all_levels"] = mean(nll.mean(0), "nats")
         classes = subject.class_names
         of_class = {name: correct[0][subject.labels == label] for label, name in enumerate(classes)}
         details = {"accuracy_per_class": {name: float(part.mean()) for name, part in of_class.items() if len(part)}}
-        facts = {"at": f"noise level {self.noise_levels[0]:g} where no other is said", "bins": self.bins}
+        at = "the data, without noise" if levels == DATA else f"noise level {levels[0]:g} where no other is said"
+        facts = {"at": at, "bins": self.bins}
         panels = [
             Panel("accuracy", "accuracy", ("by chance", 1 / len(classes))),
             Panel("nll", "-log p(y | x_t), nats", ("by chance", float(numpy.log(len(classes))))),
             Panel("ece", f"calibration error, {self.bins} bins"),
         ]
         plot = Plot("classification", "noise_level", "noise level sigma / alpha", True, panels)
-        return Measured(figures, facts, curve, [plot], details)
+        return Measured(figures, facts, curve, [] if levels == DATA else [plot], details)
+
+    def levels(self, subject: Subject) -> Sequence[float]:
+        """The noise levels that the model knows."""
+        return DATA if subject.able(Classifier).schedule is None else self.noise_levels
 
     def answers(self, subject: Subject, first: int) -> Answers:
         """Of a batch."""
 
         def compute() -> dict[str, numpy.ndarray]:
             x_0, y = subject.batch(first)
-            found = answers(subject.able(Classifier), x_0, y, self.noise_levels, subject.noise(first).normal(0.0, 0))
+            found = answers(subject.able(Classifier), x_0, y, self.levels(subject), subject.noise(first).normal(0.0, 0))
             return {name: part.numpy() for name, part in found._asdict().items()}
 
         found = Answers(**subject.parts.part(f"{first:010d}", compute))

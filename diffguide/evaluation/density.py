@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..decoders import Discretized
-from ..denoisers import DenoiserWrapper
+from ..denoisers import DenoiserWrapper, Energy
 from ..randomness import Noise
 from .elbo import start_of
 from .likelihood import Dequantization, likelihood
@@ -82,6 +82,11 @@ class Density(Metric):
 
     def check(self, subject: Subject) -> None:
         super().check(subject)
+        if isinstance(subject.model, Energy):
+            raise ValueError(
+                f"metric={self.name} needs a normalised density, and a {subject.holds} states its own up to a constant: take "
+                "metric=ood"
+            )
         self.values_of(subject)
         self.start(subject)
         if values := self.values_of(subject):

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from ..batches import fetch
 from ..checkpoints import sha256
-from ..denoisers import Denoiser, DenoiserWrapper
+from ..denoisers import Denoiser, DenoiserWrapper, Energy
+from ..guidance import Unguided
 from ..randomness import fold
 from ..samplers import Sampler, generate
 from ..shards import read_rows
@@ -51,7 +52,7 @@ class Quality(Metric):
         ValueError: an argument out of its range.
     """
 
-    name, needs = "quality", (Denoiser,)
+    name = "quality"
 
     def __init__(
         self, guidance: Callable[[Denoiser], DenoiserWrapper], sampler: Sampler, features: Features, count: int,
@@ -77,6 +78,14 @@ class Quality(Metric):
 
     def check(self, subject: Subject) -> None:
         super().check(subject)
+        alone = isinstance(subject.model, Energy)
+        if subject.able(Denoiser) is None and not alone:
+            raise ValueError(f"metric=quality needs a denoiser or an energy; this checkpoint holds a {subject.holds}")
+        if alone and getattr(self.guidance, "func", self.guidance) is not Unguided:
+            raise ValueError(
+                f"metric.guidance steers a denoiser, and a {subject.holds} is an energy, which follows its labels by itself: "
+                "take guidance@metric.guidance=none"
+            )
         if len(subject.shape) != 3:
             raise ValueError(
                 f"metric=quality compares images, and this model makes vectors of shape {list(subject.shape)}: a sweep of "
@@ -100,8 +109,11 @@ class Quality(Metric):
         if self.folder is not None:
             Stored(self.folder, self.count, subject)
             return
-        guided = self.guidance(subject.model)
-        self.sampler.times(guided)
+        guided = self.guided(subject)
+        try:
+            self.sampler.times(guided)
+        except ValueError as error:
+            raise ValueError(f"metric.sampler: {error}") from error
         if getattr(guided, "needs_null", False):
             check_conditioning(subject.counter.denoiser, subject.shape, subject.device)  # which counts nothing
         if self.told(subject, guided) is None and not guided.has_null:
@@ -109,7 +121,11 @@ class Quality(Metric):
                 "metric.labels=null needs a model that dropped labels in training (guidance=cfg); this one never did"
             )
 
-    def told(self, subject: Subject, guided: Denoiser) -> list[int] | None:
+    def guided(self, subject: Subject) -> Denoiser | Energy:
+        """What is sampled: the model with its guidance, an energy as it is."""
+        return subject.model if isinstance(subject.model, Energy) else self.guidance(subject.model)
+
+    def told(self, subject: Subject, guided: Denoiser | Energy) -> list[int] | None:
         """The class of every new sample, None = no condition."""
         if self.asked is None or not guided.num_classes:
             return None
@@ -184,7 +200,7 @@ class Drawn:
     """New samples: sample i has the seed of the subject + i, as that of `diffguide-sample seed=...` has."""
 
     def __init__(self, metric: Quality, subject: Subject):
-        self.metric, self.subject, self.guided = metric, subject, metric.guidance(subject.model)
+        self.metric, self.subject, self.guided = metric, subject, metric.guided(subject)
         self.classes = metric.told(subject, self.guided)
 
     def batch(self, first: int) -> tuple[Tensor, Tensor]:

@@ -132,6 +132,11 @@ class ClassifierGuidance(ClassGuidance):
                 f"the classifier must be one of noisy data (diffguide-train objective=classifier), got a "
                 f"{type(classifier).__name__}"
             )
+        if getattr(classifier, "schedule", None) is None:
+            raise ValueError(
+                f"the classifier must be one of noisy data (diffguide-train objective=classifier), and a "
+                f"{type(classifier).__name__} knows no noise levels"
+            )
         super().__init__(denoiser, classifier.num_classes, scale, interval)
         self.classifier = classifier
 

@@ -1,9 +1,10 @@
 """Objectives: how a backbone becomes something trained. objective(x_0, y, rng) -> Loss; `objective.model` survives."""
 
-from .base import Loss, Objective
+from .base import Diverged, Loss, Objective
 from .cdm import CDM
 from .classifier import Classifying
 from .denoising import Denoising
+from .jem import JEM
 from .sliced import Sliced
 
-__all__ = ["CDM", "Classifying", "Denoising", "Loss", "Objective", "Sliced"]
+__all__ = ["CDM", "Classifying", "Denoising", "Diverged", "JEM", "Loss", "Objective", "Sliced"]

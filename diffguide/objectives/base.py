@@ -1,6 +1,6 @@
 """The contract of every objective, and the label dropout they share."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -9,7 +9,11 @@ from torch import Tensor, nn
 from ..backbones.conditions import Condition, without_rows
 from ..randomness import Share, uniform
 
-__all__ = ["Loss", "Objective", "drop_condition"]
+__all__ = ["Diverged", "Loss", "Objective", "drop_condition"]
+
+
+class Diverged(ValueError):
+    """Training that came to nothing: a loss or gradient that is not finite, energies that run away; the message says where."""
 
 
 class Loss(NamedTuple):
@@ -31,11 +35,16 @@ class Objective(nn.Module):
     Attributes:
         model: what survives training (a denoiser, a classifier, an energy). Everything that the model owns is
             registered there and nowhere else.
-        compilable: whether the backbone may go through torch.compile, which has no gradients of gradients.
+        compilable: whether the backbone may go through torch.compile, which has no gradients of gradients, and computes those
+            by the input with those by all parameters.
+        divisible: whether a batch may be divided among devices and micro-steps.
+        max_restores: how often a run that diverged goes back to its last checkpoint, and on from there with other randomness.
     """
 
     model: nn.Module
     compilable = True
+    divisible = True
+    max_restores = 0
 
     def forward(self, x_0: Tensor, y: Condition | None, rng: torch.Generator | Share) -> Loss:
         raise NotImplementedError
@@ -59,7 +68,26 @@ class Objective(nn.Module):
 
         Arguments:
             gather: stacks a tensor of every device, as Fabric's `all_gather` does; one device may return it as it is.
+
+        Raises:
+            Diverged: training that came to nothing.
         """
+
+    def memory(self) -> dict[str, Tensor]:
+        """What training goes on from beside parameters and buffers, for its checkpoint; most have none."""
+        return {}
+
+    def remember(self, memory: dict[str, Tensor], shape: Sequence[int]) -> None:
+        """Goes on from the `memory` of a checkpoint.
+
+        Arguments:
+            shape: of one example.
+
+        Raises:
+            ValueError: a memory that is not this objective's.
+        """
+        if memory:
+            raise ValueError(f"it holds {min(memory)}, which {type(self).__name__} has no use for")
 
 
 def drop_condition(y: Condition | None, probability: float, rng: torch.Generator | Share) -> Condition | None:

@@ -13,6 +13,7 @@ from .langevin import AnnealedLangevin, LangevinPC
 from .maruyama import EulerMaruyama
 from .multistep import IPNDM, LMS
 from .restart import Restart
+from .sgld import SGLD
 from .singlestep import DPM2, PNDM, DPMpp2S
 from .travel import TimeTravel
 from .unipc import UniPC
@@ -20,5 +21,5 @@ from .unipc import UniPC
 __all__ = [
     "AnnealedLangevin", "DDIM", "DDIMInversion", "DDPM", "DEIS", "DPM2", "DPMpp2M", "DPMpp2MSDE", "DPMpp2S", "DPMpp3M",
     "DPMpp3MSDE", "Dopri5", "Euler", "EulerAncestral", "EulerMaruyama", "ExactDDPM", "Heun", "IPNDM", "LMS", "LangevinPC",
-    "LogRhoDEIS", "PNDM", "Restart", "SASolver", "Sampler", "SamplingError", "TimeTravel", "UniPC", "generate",
+    "LogRhoDEIS", "PNDM", "Restart", "SASolver", "SGLD", "Sampler", "SamplingError", "TimeTravel", "UniPC", "generate",
 ]  # fmt: skip

@@ -5,13 +5,17 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..denoisers import Denoiser, ExactDenoiser, SamplingError, capable
+from ..denoisers import Denoiser, Energy, ExactDenoiser, LogDensity, SamplingError, capable
 from ..randomness import Noise
 from .grids import Grid
 
 __all__ = ["Sampler", "SamplingError"]
 
-WORDS = {Denoiser: "a denoiser", ExactDenoiser: "the exact covariance of x_0 given x_t (an oracle, unguided)"}
+WORDS = {
+    Denoiser: "a denoiser",
+    ExactDenoiser: "the exact covariance of x_0 given x_t (an oracle, unguided)",
+    LogDensity: "a log-density (objective=jem or cdm, an oracle; unguided)",
+}
 MOST = 10**5  # steps: grids and frames are lists of them
 
 
@@ -29,12 +33,14 @@ class Sampler:
         order: of convergence, of the deterministic solution.
         stochastic: whether steps draw noise.
         off_grid: whether the denoiser is evaluated at times that are not on the grid.
+        at_data: whether x lives at the data's own level all the way, so that the times only count steps.
         needs: the protocol that a model must have.
     """
 
     order: int
     stochastic = False
     off_grid = False
+    at_data = False
     needs = Denoiser
 
     def __init__(self, steps: int, grid: Grid):
@@ -49,11 +55,25 @@ class Sampler:
             ValueError: a grid that the schedule or the model's legal levels do not allow, or a model that lacks what the
                 sampler needs.
         """
-        if capable(denoiser, self.needs) is None:
-            raise ValueError(f"{type(self).__name__} needs {WORDS[self.needs]}, which this model does not have")
+        self.check(denoiser)
         if self.off_grid and denoiser.levels is not None:
             raise ValueError(f"{type(self).__name__} evaluates between the grid's times, this model only at its levels")
         return self.grid(denoiser.schedule, self.steps, denoiser.levels)
+
+    def check(self, denoiser: Denoiser | Energy) -> None:
+        """
+        Raises:
+            ValueError: a model that lacks what the sampler needs.
+        """
+        if capable(denoiser, self.needs) is None:
+            lacks = "which this model does not have"
+            if isinstance(denoiser, Energy):
+                lacks = "and this model is an energy without noise levels: take sampler=sgld"
+            raise ValueError(f"{type(self).__name__} needs {WORDS[self.needs]}, {lacks}")
+
+    def begin(self, denoiser: Denoiser, times: Tensor, noise: Noise) -> Tensor:
+        """The noise [B, ...] at times[0] that samples are made of."""
+        return denoiser.schedule.alpha_sigma(times[0])[1] * noise.normal(times[0], 0)
 
     @torch.no_grad()
     def __call__(

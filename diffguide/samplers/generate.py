@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..backbones import Embedding
-from ..denoisers import Denoiser
+from ..denoisers import Denoiser, Energy
 from ..randomness import Noise
 from .base import Sampler
 
@@ -14,14 +14,14 @@ __all__ = ["generate"]
 
 
 def generate(
-    denoiser: Denoiser, sampler: Sampler, seeds: Sequence[int], labels: Sequence[int] | Embedding | None,
+    denoiser: Denoiser | Energy, sampler: Sampler, seeds: Sequence[int], labels: Sequence[int] | Embedding | None,
     shape: Sequence[int], batch_size: int, device: torch.device | str = "cpu", on_step=None,
     dtype: torch.dtype = torch.float32,
 ) -> Iterator[Tensor]:  # fmt: skip
     """Yields batches x [b, *shape] at the end of the sampler's grid, in the denoiser's precision.
 
     Arguments:
-        denoiser: what to sample, guided or not.
+        denoiser: what to sample, guided or not; an energy where the sampler takes one.
         sampler: how.
         seeds: one per sample; sample i is a function of (seeds[i], labels[i]), the denoiser and the sampler alone.
         labels: class index per sample, -1 = no condition; or an Embedding, one row per sample; None = no condition.
@@ -32,10 +32,9 @@ def generate(
         dtype: of the noise that the samples are made of.
     """
     times = sampler.times(denoiser)
-    sigma = denoiser.schedule.alpha_sigma(times[0])[1]
     for first in range(0, len(seeds), batch_size):
         part = slice(first, first + batch_size)
         noise = Noise(seeds[part], shape, denoiser.schedule, device, dtype)
         y = None if labels is None else labels[part]
         y = y.to(device) if isinstance(y, Embedding) else y if y is None else torch.tensor(y, device=device)
-        yield sampler(denoiser, sigma * noise.normal(times[0], 0), times, y, noise, on_step)
+        yield sampler(denoiser, sampler.begin(denoiser, times, noise), times, y, noise, on_step)

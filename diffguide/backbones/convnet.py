@@ -1,0 +1,67 @@
+"""A plain convolutional network: one vector per image, cheap enough for the long chains of an energy."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from .base import Backbone
+from .conditions import Condition
+
+__all__ = ["ConvNet"]
+
+
+class ConvNet(Backbone):
+    """3 x 3 convolutions with SiLU, each but the first halving the side, then two linear layers; y is not used.
+
+    Without normalisation, whose answers would forget how bright an image is, and without dropout: smooth, as an energy
+    wants its network (Grathwohl et al. 2020, arXiv 1912.03263, appendix; Nijkamp et al. 2019, arXiv 1904.09770).
+
+    Arguments:
+        in_channels: channels of the images.
+        out_features: length of the output, for a classifier the number of classes.
+        size: side of the images, pixels.
+        channels: width of the first convolution.
+        multipliers: width of each convolution in units of channels; each but the first halves the side.
+        width: of the linear layer between.
+        noise_conditioned: false: no noise level comes in.
+
+    Raises:
+        ValueError: no output, a width that is none, a side that cannot be halved so often, or noise_conditioned=true.
+    """
+
+    noise_conditioned = False
+
+    def __init__(
+        self, in_channels: int, out_features: int, size: int, channels: int, multipliers: Sequence[int], width: int,
+        noise_conditioned: bool,
+    ):  # fmt: skip
+        super().__init__()
+        if out_features < 1:
+            raise ValueError(f"out_features must be at least 1 (one per class of the data), got {out_features}")
+        if not multipliers or min(*multipliers, channels, width) < 1:
+            raise ValueError(
+                f"the network needs one multiplier, and channels, multipliers and width of at least 1, got "
+                f"channels={channels}, multipliers={list(multipliers)}, width={width}"
+            )
+        halvings = len(multipliers) - 1
+        if size % 2**halvings:
+            raise ValueError(f"multipliers halve the image {halvings} times, which size={size} does not allow")
+        if noise_conditioned:
+            raise ValueError(
+                "noise_conditioned must be false: this network takes no noise level; backbone=unet_encoder does"
+            )
+        self.out_features = out_features
+        widths = [in_channels, *(channels * multiplier for multiplier in multipliers)]
+        layers: list[nn.Module] = []
+        for index, (inputs, outputs) in enumerate(zip(widths, widths[1:])):
+            layers += [nn.Conv2d(inputs, outputs, 3, stride=2 if index else 1, padding=1), nn.SiLU()]
+        self.convolutions = nn.Sequential(*layers)
+        flat = widths[-1] * (size // 2**halvings) ** 2
+        self.linear = nn.Sequential(nn.Linear(flat, width), nn.SiLU(), nn.Linear(width, out_features))
+
+    def forward(self, x: Tensor, log_snr: Tensor | None, y: Condition | None = None) -> Tensor:
+        if log_snr is not None:
+            raise ValueError("this network takes no noise level: log_snr=None")
+        h = self.convolutions(x.to(self.linear[0].weight.dtype))
+        return self.linear(torch.flatten(h, 1))

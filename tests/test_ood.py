@@ -1,0 +1,146 @@
+"""Out-of-distribution scores against closed forms and scikit-learn; what a joint energy is asked by the commands."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from joint_energies import TRUTH, exact
+from scipy.stats import rankdata
+from sklearn.metrics import roc_auc_score
+
+from diffguide.backbones import ConvNet
+from diffguide.datasets import Dataset, Split
+from diffguide.evaluate import main as evaluate
+from diffguide.evaluation.metric import Subject
+from diffguide.evaluation.ood import OF_IMAGES, OOD, ConfidenceScore, DensityScore, SlopeScore, auroc
+from diffguide.joint_energy import JointEnergy
+from diffguide.sample import main as sample
+
+SCORES = [DensityScore(), ConfidenceScore(), SlopeScore()]
+
+
+def dataset(seed: int, n: int = 300, spread: float = 1.0) -> Dataset:
+    x, y = TRUTH.sample(n, np.random.default_rng(seed))
+    split = Split(torch.from_numpy(x * spread).float(), torch.from_numpy(y))
+    return Dataset(split, split, split, class_names=("a", "b"))
+
+
+def test_the_area_and_its_error():
+    """The area is scikit-learn's, ties and all; the error is the spread over new draws, paired or not."""
+    rng = np.random.default_rng(0)
+    inside, outside = rng.integers(0, 9, 200), rng.integers(-3, 7, 150)
+    found = auroc(torch.tensor(inside), torch.tensor(outside), paired=False)[0]
+    labels = np.r_[np.ones(200), np.zeros(150)]
+    assert found == pytest.approx(roc_auc_score(labels, np.r_[inside, outside]), abs=1e-12)
+    rank = rankdata(np.r_[inside, outside])[:200].sum()
+    assert found == pytest.approx((rank - 200 * 201 / 2) / (200 * 150), abs=1e-12)
+    for paired in (True, False):
+        draws, common = [], rng.normal(size=(400, 80)) * (2.0 if paired else 0.0)
+        for own in common:
+            a, b = own + rng.normal(size=80) + 0.7, own + rng.normal(size=80)
+            draws.append(auroc(torch.from_numpy(a), torch.from_numpy(b), paired))
+        values, errors = np.array(draws).T
+        assert errors.mean() == pytest.approx(values.std(), rel=0.12)  # three standard errors of a spread of 400
+
+
+def test_scores_of_exact_logits_are_the_closed_forms():
+    data = dataset(0)
+    subject = Subject(exact(), data, "test", n=200, batch_size=70)
+    metric = OOD(SCORES, dataset(1, spread=1.5))
+    metric.check(subject)
+    measured = metric.measure(subject)
+    x = data.test.x[subject.rows].double().numpy()
+    sides = {"data": x, "inverted": -x, "constant": np.repeat(x.mean(1, keepdims=True), 2, 1)}
+
+    def density(x):
+        return TRUTH.log_density(x, 1.0, 0.0)
+
+    def odds(x):
+        joint = [TRUTH.log_density(x, 1.0, 0.0, np.full(len(x), c)) for c in (0, 1)]
+        return np.abs(joint[0] - joint[1])
+
+    def slope(x):
+        return -np.linalg.norm(TRUTH.score(x, 1.0, 0.0), axis=1)
+
+    labels = np.r_[np.ones(200), np.zeros(200)]
+    for name, score in {"density": density, "confidence": odds, "slope": slope}.items():
+        for against in ("inverted", "constant"):
+            expected = roc_auc_score(labels, np.r_[score(x), score(sides[against])])
+            assert measured.figures[f"auroc_{name}_{against}"].value == pytest.approx(
+                expected, abs=2e-3
+            )  # float32 data
+    assert measured.figures["auroc_density_noise"].value > 0.6
+    assert measured.figures["auroc_density_other"].value > 0.6
+    assert measured.figures["auroc_density_other"].n == 400 and measured.facts["against"][-1] == "other"
+    again = metric.measure(Subject(exact(), data, "test", n=200, batch_size=200))
+    assert again.figures == measured.figures  # whatever the batch
+
+
+def test_what_is_made_of_images():
+    x = torch.arange(16.0).reshape(1, 1, 4, 4)
+    blurred, mirrored = (make(x, None) for make in OF_IMAGES.values())
+    assert blurred.shape == x.shape and blurred[0, 0, 1, 1] == x[0, 0, :3, :3].mean()
+    assert blurred[0, 0, 0, 0] == (0 * 4 + 1 * 2 + 4 * 2 + 5) / 9 and torch.equal(mirrored.flip(-1), x)
+    images = torch.rand(20, 1, 8, 8)
+    network = JointEnergy(ConvNet(1, 2, 8, 4, [1, 2], 8, False))
+    split = Split(images, torch.arange(20) % 2)
+    subject = Subject(network, Dataset(split, split, split, class_names=("a", "b")), "test")
+    names = {name.removeprefix("auroc_slope_") for name in OOD([SlopeScore()], None).measure(subject).figures}
+    assert names == {"noise", "constant", "inverted", "blurred", "mirrored"}
+
+
+def test_what_it_cannot_be_asked():
+    with pytest.raises(ValueError, match="scores must hold at least one"):
+        OOD([], None)
+    wide = Dataset(*[Split(torch.zeros(5, 3), torch.zeros(5).long())] * 3, class_names=("a", "b"))
+    with pytest.raises(ValueError, match=r"metric.other: its examples are of shape \[3\], and the model's of \[2\]"):
+        OOD(SCORES, wide).check(Subject(exact(), dataset(0)))
+
+
+def test_by_the_command(jem_run, tmp_path, command):
+    """A joint energy by itself: accuracy, log-loss and calibration in one row without noise levels; then as a density."""
+    done = command(evaluate, f"checkpoint={jem_run}", at=tmp_path)  # metric=auto
+    assert done.code == 0, done.err
+    record = json.loads((tmp_path / done.folder / "metrics.json").read_text())
+    assert record["metric"] == "classification" and set(record["figures"]) == {"accuracy", "nll", "ece"}
+    assert record["at"] == "the data, without noise" and len(record["curve"]) == 1
+    held = [json.loads(line) for line in (jem_run / "metrics.jsonl").read_text().splitlines()][-1]
+    assert record["figures"]["accuracy"]["value"] == pytest.approx(held["accuracy"], abs=1e-6)
+    assert record["figures"]["nll"]["value"] == pytest.approx(held["nll"], rel=1e-5)
+    done = command(evaluate, f"checkpoint={jem_run}", "metric=ood", "dataset@metric.other=digits", at=tmp_path)
+    assert done.code == 0, done.err
+    figures = json.loads((tmp_path / done.folder / "metrics.json").read_text())["figures"]
+    assert len(figures) == 18 and figures["auroc_density_other"]["value"] == 0.5  # the same examples
+    assert all(figure["standard_error"] is not None for figure in figures.values())
+
+
+def test_the_quality_of_its_samples(jem_run, tmp_path, command):
+    """New ones, and those of a run with the same seeds, steps and labels, are the same."""
+    chain = ["sampler.steps=2", "n=80"]
+    drawn = command(sample, f"checkpoint={jem_run}", "sampler=sgld", *chain, at=tmp_path)
+    assert drawn.code == 0, drawn.err
+    asked = ["metric=quality", "metric/features=pixels", "metric.count=80", "metric.classification=false"]
+    figures = []
+    for source in ([f"metric.samples={drawn.folder}"], ["sampler@metric.sampler=sgld", "metric.sampler.steps=2"]):
+        done = command(evaluate, f"checkpoint={jem_run}", *asked, *source, at=tmp_path)
+        assert done.code == 0, done.err
+        figures.append(json.loads((tmp_path / done.folder / "metrics.json").read_text())["figures"])
+    assert 0 < figures[0]["agreed_labels_pixels"]["value"] == figures[1]["agreed_labels_pixels"]["value"]
+    assert figures[0]["recall_pixels"]["value"] == figures[1]["recall_pixels"]["value"]
+
+
+@pytest.mark.parametrize("metric, sentence", [
+    ("elbo", "metric=elbo needs a denoiser; this checkpoint holds a JointEnergy"),
+    ("ode", "needs a denoiser; this checkpoint holds a JointEnergy"),
+    ("likelihood", "needs a denoiser; this checkpoint holds a JointEnergy"),
+    ("log_density", "metric=log_density needs a normalised density, and a JointEnergy states its own up to a constant"),
+    ("zero_shot", "metric=zero_shot needs a denoiser with classes; this checkpoint holds a JointEnergy"),
+    ("denoising", "needs a denoiser; this checkpoint holds a JointEnergy"),
+    ("quality", "metric.sampler: Heun needs a denoiser, and this model is an energy without noise levels: take sampler=sgld"),
+    ("quality guidance@metric.guidance=cfg", "take guidance@metric.guidance=none"),
+])  # fmt: skip
+def test_what_a_joint_energy_does_not_answer(jem_run, tmp_path, command, metric, sentence):
+    done = command(evaluate, f"checkpoint={jem_run}", *f"metric={metric}".split(), at=tmp_path)
+    assert done.code == 1 and sentence in done.err and "Traceback" not in done.err, done.err
+    assert len(done.err.strip().splitlines()) == 1
