@@ -4,8 +4,9 @@ from .base import Backbone
 from .conditions import Embedding
 from .dit import DiT
 from .encoder import UNetEncoder
+from .joint import UNetJoint
 from .levels import UNetLevels
 from .mlp import MLP
 from .unet import UNet
 
-__all__ = ["Backbone", "DiT", "Embedding", "MLP", "UNet", "UNetEncoder", "UNetLevels"]
+__all__ = ["Backbone", "DiT", "Embedding", "MLP", "UNet", "UNetEncoder", "UNetJoint", "UNetLevels"]

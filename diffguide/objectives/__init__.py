@@ -4,6 +4,7 @@ from .base import Loss, Objective
 from .cdm import CDM
 from .classifier import Classifying
 from .denoising import Denoising
+from .energy import EnergyDenoising
 from .sliced import Sliced
 
-__all__ = ["CDM", "Classifying", "Denoising", "Loss", "Objective", "Sliced"]
+__all__ = ["CDM", "Classifying", "Denoising", "EnergyDenoising", "Loss", "Objective", "Sliced"]
