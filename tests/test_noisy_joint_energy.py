@@ -1,6 +1,7 @@
 """Class logits that are an energy at every noise level: closed forms, gradients that train, a small training that learns."""
 
 import gc
+import json
 import math
 
 import numpy as np
@@ -10,15 +11,18 @@ from closed_forms import Mixture
 from torch import nn
 
 from diffguide.backbones import MLP, Backbone, UNetEncoder, UNetJoint
+from diffguide.evaluate import main as evaluate
 from diffguide.guidance import ClassifierFree
 from diffguide.noisy_energies import NoisyJointEnergy
 from diffguide.objectives import EnergyDenoising
 from diffguide.objectives.levels import UniformTime
 from diffguide.objectives.weights import LearnedUncertainty, Uniform, UniformEps
 from diffguide.oracles import GaussianMixture
+from diffguide.sample import main as sample
 from diffguide.samplers import Euler
 from diffguide.samplers.grids import UniformT
 from diffguide.schedules import VE, Cosine, Flow, Monotone
+from diffguide.train import main as train
 
 WEIGHTS, LABELS = [0.5, 0.2, 0.3], [0, 1, 1]
 MEANS = [[0.6, -0.4], [-0.7, 0.2], [0.1, 0.8]]
@@ -250,3 +254,24 @@ def test_a_small_training_learns():
 def test_bad_input(change, message):
     with pytest.raises(ValueError, match=message):
         objective(**change)
+
+
+def test_by_commands(command, tmp_path):
+    """One network, by the commands of every other one: trained, sampled with and without a class, a classifier."""
+    trained = command(
+        train, "experiment=gmm2d", "objective=energy", "backbone=mlp_classifier", "backbone.width=32", "guidance=none",
+        "training.images=12800", "training.checkpoint_images=12800", "training.validation_images=12800",
+        "training.batch_size=128", "training.ema_images=1000", "sampler.steps=4", at=tmp_path,
+    )  # fmt: skip
+    assert trained.code == 0, trained.err
+    held = [json.loads(line) for line in (tmp_path / trained.folder / "metrics.jsonl").read_text().splitlines()]
+    assert {"validation_mse", "validation_ce", "validation_accuracy"} <= held[-1].keys()
+    for labels in ("balanced", "null"):  # no label was dropped, and there is a null all the same
+        options = [f"labels={labels}", "guidance=cfg", "sampler.steps=4", "n=4"]
+        done = command(sample, f"checkpoint={trained.folder}", *options, at=tmp_path)
+        assert done.code == 0, done.err
+    done = command(evaluate, f"checkpoint={trained.folder}", "metric=classification", "n=200", at=tmp_path)
+    assert done.code == 0, done.err
+    assert json.loads((tmp_path / done.folder / "metrics.json").read_text())["figures"]["accuracy"]["value"] > 0.8
+    refused = command(evaluate, f"checkpoint={trained.folder}", "metric=log_density", at=tmp_path)
+    assert refused.code == 1 and "known up to a constant only" in refused.err

@@ -4,7 +4,8 @@ from .base import Loss, Objective
 from .cdm import CDM
 from .classifier import Classifying
 from .denoising import Denoising
+from .density_ratio import DensityRatio
 from .energy import EnergyDenoising
 from .sliced import Sliced
 
-__all__ = ["CDM", "Classifying", "Denoising", "EnergyDenoising", "Loss", "Objective", "Sliced"]
+__all__ = ["CDM", "Classifying", "Denoising", "DensityRatio", "EnergyDenoising", "Loss", "Objective", "Sliced"]
