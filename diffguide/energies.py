@@ -108,7 +108,9 @@ class LevelClassifier(nn.Module, Denoiser, LogDensity, Classifier):
             raise ValueError(f"a classifier of the noise level needs a fixed schedule, got {type(schedule).__name__}")
         if schedule.zero_terminal_snr:
             raise ValueError("a classifier of the noise level needs a finite schedule.log_snr_min, such as -10")
-        alpha, sigma = (float(part) for part in schedule.alpha_sigma(1.0))
+        alpha, sigma = (
+            float(part) for part in schedule.alpha_sigma(torch.tensor(1.0, dtype=torch.float64, device="cpu"))
+        )
         if alpha > NOISE or abs(sigma - 1) > NOISE:
             raise ValueError(
                 f"a classifier of the noise level needs a schedule that ends in N(0, I), and {type(schedule).__name__} ends "
@@ -121,7 +123,7 @@ class LevelClassifier(nn.Module, Denoiser, LogDensity, Classifier):
         self.backbone, self.schedule, self.steps = backbone, schedule, steps
         self.num_classes, self.has_null = backbone.num_classes, bool(has_null) or not backbone.conditional
         self.prior = [part / sum(prior) for part in prior]
-        self.levels = torch.arange(steps, -1, -1, dtype=torch.float64) / max(steps, 1)
+        self.levels = torch.arange(steps, -1, -1, dtype=torch.float64, device="cpu") / max(steps, 1)
 
     @property
     def conditional(self) -> bool:

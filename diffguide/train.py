@@ -65,6 +65,7 @@ def train(cfg: DictConfig) -> None:
             f"be divided, got {training.accumulate} and {engine.world_size}"
         )
     classifier = not isinstance(objective.model, Denoiser | Energy)
+    sampled = not classifier and (objective.model.levels is None or len(objective.model.levels) > 1)  # one is a density
 
     def guide(denoiser, device):
         """The guided denoiser, its own models loaded, if it names any."""
@@ -78,7 +79,7 @@ def train(cfg: DictConfig) -> None:
         return build({"guidance": node}, "guidance", denoiser)
 
     guidance = OmegaConf.to_container(cfg.guidance, resolve=True)
-    if not classifier:
+    if sampled:
         with telling("sampler"):  # everything that cannot be is told before anything is written
             guided = guide(objective.model, "cpu")
             times = sampler.times(guided)
@@ -86,7 +87,7 @@ def train(cfg: DictConfig) -> None:
         share = training.share(engine.world_size)
         training.make_optimizer(objective)
     probe(objective, data)
-    if isinstance(objective.model, Denoiser):
+    if sampled and isinstance(objective.model, Denoiser):
         try:
             try_out(objective, guided, times, data)
         except SamplingError as error:
@@ -119,6 +120,8 @@ def train(cfg: DictConfig) -> None:
 
         if classifier:
             return write_accuracy(path, averaged.model, data, cfg.seed, engine.device)
+        if not sampled:
+            return None
         try:
             picture(averaged, path)
         except SamplingError as error:  # the training is worth more than its pictures

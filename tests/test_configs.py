@@ -115,7 +115,7 @@ SIDES = {  # of the images that each backbone file is for
     "unet": [8], "unet_28": [28], "unet_32": [32], "unet_64": [64], "unet_128": [128], "dit": [8, 28, 32],
     "dit_s": [32], "dit_b": [32], "dit_l": [32], "dit_xl": [32], "mlp": [None], "mlp_classifier": [None],
     "unet_encoder": [8], "unet_encoder_28": [28], "unet_encoder_32": [32], "mlp_levels": [None], "unet_levels": [8],
-    "convnet": [8],
+    "unet_joint": [8], "convnet": [8],
 }  # fmt: skip
 CLASSIFIERS = {
     "convnet",
@@ -123,6 +123,7 @@ CLASSIFIERS = {
     "unet_encoder",
     "unet_encoder_28",
     "unet_encoder_32",
+    "unet_joint",
 }  # one number per class
 LEVELS = {"mlp_levels", "unet_levels"}  # one number per noise level of objective=cdm
 
@@ -164,7 +165,7 @@ def test_experiments_compose(path):
         assert shape_of(cfg, backbone) == (2, cfg.dataset.num_classes)
     else:
         build(cfg, "sampler").times(build(cfg, "guidance", objective.model))
-        assert shape_of(cfg, backbone)[1] == cfg.dataset.channels
+        assert shape_of(cfg, backbone)[1] == (backbone.out_features or cfg.dataset.channels)
     assert training.batch_size % training.accumulate == 0
     assert (cfg.p_uncond > 0) == (cfg.guidance._target_.endswith("ClassifierFree"))
     assert training.learning_rate_at(training.images // 2) < training.learning_rate

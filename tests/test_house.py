@@ -14,6 +14,7 @@ ORDER = [  # a module imports only from its own line or an earlier one
     {"vectors"},
     {"parameterizations", "randomness", "images", "trajectories", "journal", "configuration", "commands", "archives"},
     {"denoisers", "energies", "joint_energy", "preconditioned", "decoders", "batches", "vetting", "classifiers"},
+    {"noisy_energies"},
     {"objectives", "guidance", "samplers", "oracles", "inspection"},
     {"checkpoints", "evaluation"},
     {"sources", "guides"},

@@ -4,7 +4,12 @@ from .base import Diverged, Loss, Objective
 from .cdm import CDM
 from .classifier import Classifying
 from .denoising import Denoising
+from .density_ratio import DensityRatio
+from .energy import EnergyDenoising
 from .jem import JEM
 from .sliced import Sliced
 
-__all__ = ["CDM", "Classifying", "Denoising", "Diverged", "JEM", "Loss", "Objective", "Sliced"]
+__all__ = [
+    "CDM", "Classifying", "Denoising", "DensityRatio", "Diverged", "EnergyDenoising", "JEM", "Loss", "Objective",
+    "Sliced",
+]  # fmt: skip

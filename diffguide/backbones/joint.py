@@ -1,0 +1,57 @@
+"""A U-Net that answers with one number per class and whose gradient denoises: the network of a joint energy of images."""
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from .base import Backbone, ConditionEmbedding
+from .conditions import Condition
+from .unet import UNet
+
+__all__ = ["UNetJoint"]
+
+
+class UNetJoint(Backbone):
+    """<x, w> + linear(sum over the pixels of h / side), [w, h] = U-Net(x): one number per output, and the first term for all.
+
+    The gradient of <x, w> is w and what w makes of x: the U-Net's own picture reaches the gradient at once, where that of
+    pooled numbers alone comes backwards through the whole network. Salimans & Ho, "Should EBMs model the energy or the
+    score?", 2021; Du et al., "Reduce, Reuse, Recycle", 2023, arXiv 2302.11552.
+
+    Arguments:
+        in_channels: channels of the images.
+        out_features: length of the output: one number per class.
+        head: channels h that are pooled.
+        size, channels, multipliers, blocks, attention, head_channels, dropout, noise_conditioned, checkpointing, fourier: as
+            for `UNet`, whose attention is written out here, since the gradient of this network is trained.
+
+    Raises:
+        ValueError: no output or no channel to pool, or what `UNet` refuses.
+    """
+
+    def __init__(
+        self, in_channels: int, out_features: int, head: int, size: int | None, channels: int, multipliers: Sequence[int],
+        blocks: int, attention: Sequence[int], head_channels: int, dropout: float, noise_conditioned: bool,
+        checkpointing: bool, fourier: Sequence[int],
+    ):  # fmt: skip
+        super().__init__()
+        if out_features < 1 or head < 1:
+            raise ValueError(
+                f"out_features (one per class of the data) and head must be at least 1, got {out_features} and {head}"
+            )
+        self.trunk = UNet(
+            in_channels, in_channels + head, 0, size, channels, multipliers, blocks, attention, head_channels, dropout,
+            noise_conditioned, 0, True, checkpointing, False, fourier,
+        )  # fmt: skip
+        self.linear, self.size = nn.Linear(head, out_features), size
+        nn.init.zeros_(self.linear.bias)
+        self.out_features, self.noise_conditioned, self.checkpointing = out_features, noise_conditioned, checkpointing
+
+    @property
+    def embedding(self) -> ConditionEmbedding:
+        return self.trunk.embedding
+
+    def forward(self, x: Tensor, log_snr: Tensor | None, y: Condition | None = None) -> Tensor:
+        w, h = self.trunk(x, log_snr, None).tensor_split([x.shape[1]], dim=1)
+        shared = (x.to(w.dtype) * w).flatten(1).sum(1, keepdim=True)
+        return shared + self.linear(h.sum(dim=(2, 3)) / self.size)
