@@ -77,6 +77,16 @@ def test_the_loss_is_the_equation(conditional):
     torch.testing.assert_close(ours, objective.model.backbone.linear_out.weight.grad)
 
 
+def test_without_its_second_term_it_is_a_plain_classifier():
+    objective = jem(ml_weight=0.0, max_gap=1e-9)
+    loss = objective(X, Y, rng())
+    torch.testing.assert_close(
+        loss.per_example.detach(), 0.7 * loss.terms["ce"] + 0.1 * loss.terms["energy_data"].square()
+    )
+    objective.finish_step(lambda tensor: tensor)
+    assert objective.memory() == {} and set(loss.terms) == {"ce", "accuracy", "energy_data"}
+
+
 def test_places_in_the_buffer():
     objective, y = jem(size=62), torch.arange(3000) % 3
     rows = objective.rows(y, rng())

@@ -27,7 +27,8 @@ class JEM(Objective):
     Arguments:
         backbone: network (x, None, None) -> f [B, number of classes], without noise input.
         schedule: NoSchedule, or None: there are no noise levels.
-        ce_weight, ml_weight, energy_l2: of the terms, at least 0, the first two not both 0.
+        ce_weight, ml_weight, energy_l2: of the terms, at least 0, the first two not both 0; without ml_weight no chain is
+            run: a plain classifier, to compare with.
         conditional: whether the energy is that of (x, y).
         steps: of a chain per training step, at least 1.
         step_size, noise_scale: as of `samplers.SGLD`.
@@ -97,6 +98,8 @@ class JEM(Objective):
         terms = {"ce": ce.detach(), "accuracy": (log_prob.argmax(1) == y).to(ce), "energy_data": energy.detach()}
         if not learning:
             return Loss(ce, terms)
+        if not self.ml_weight:
+            return Loss(self.ce_weight * ce + self.energy_l2 * energy.square(), terms)
         of_samples = -model.log_density(self.draw(x, y, rng), None, classes)
         self.gap = (energy.detach().mean() - of_samples.detach().mean()).abs()
         size = self.energy_l2 * (energy.square() + of_samples.square())
@@ -145,7 +148,7 @@ class JEM(Objective):
         return {name: float(value.mean()) for name, value in found.items()}
 
     def finish_step(self, gather) -> None:
-        if self.gap > self.max_gap:
+        if self.gap is not None and self.gap > self.max_gap:
             raise Diverged(
                 f"the mean energies of data and samples lie {float(self.gap):.4g} apart, more than "
                 f"objective.max_gap={self.max_gap:g}"
