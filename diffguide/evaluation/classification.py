@@ -14,7 +14,6 @@ from ..batches import fetch
 from ..datasets import Dataset
 from ..denoisers import Classifier
 from ..runs import write_atomically
-from ..schedules import Schedule
 from .calibration import calibration_error
 from .metric import Figure, Measured, Metric, Panel, Plot, Subject, mean
 
