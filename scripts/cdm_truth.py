@@ -2,7 +2,7 @@
 
     python scripts/cdm_truth.py [--datasets gmm2d anisotropic] [--seeds 0 1 2] [--ablation] [--output outputs/cdm_truth]
 
-Trains experiment=cdm_gmm2d (two minutes on one core) for every data set and seed by diffguide-train and prints: the mean
+Trains experiment=cdm_gmm2d (three minutes on one core) for every data set and seed by diffguide-train and prints: the mean
 |log p - log p_exact| in nats at t = 0 and over all levels, over fresh exact samples (bar 0.10 on gmm2d at t = 0); the excess
 of the squared error of eps over that of the exact denoiser, averaged over the levels with noise (bar 3 %), and the mean of
 the ratios level by level; cross-entropy and accuracy of the levels (metric=levels); seconds of training. Beside them the

@@ -100,6 +100,9 @@ def test_the_flow_from_level_to_level():
         0 < lowest - fine["nll_exact"].value < 1
     )  # the chain's last step is long, a decoder from before it does better
     coarse = Likelihoods(None, flow, density()).measure(subject(exact_levels(12), 4)).figures
+    later = FlowODE(ExactTrace(2), LevelSteps(), Uniform(), 1, False, 0, 2.3)  # from its level that is nearest to there
+    part = Likelihoods(None, later, density(log_snr_max=2.3)).measure(subject(exact_levels(12), 4)).figures
+    assert abs(part["nll_ode_minus_exact"].value) < 0.02
     assert 2.5 < coarse["nll_ode_minus_exact"].value / fine["nll_ode_minus_exact"].value < 8
 
 

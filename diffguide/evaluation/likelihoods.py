@@ -185,7 +185,7 @@ class FlowODE(OfPoints):
         self, subject: Subject, x: Tensor, y: Tensor | None, noise: Noise, index: int, within: Within
     ) -> Tensor:
         return flow_log_density(
-            subject.model, x, y, self.trace, self.solver, noise, index, self.log_snr_max, within
+            subject.model, x, y, self.trace, self.solver, noise, index, self.start(subject), within
         ).log_density
 
     def facts(self, subject: Subject) -> dict[str, object]:
