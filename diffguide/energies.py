@@ -185,6 +185,29 @@ class LevelClassifier(nn.Module, Denoiser, LogDensity, Classifier):
         kept, moved = ((1 - sigma**2) / alpha).to(x), (sigma**2 / alpha).to(x)
         return Prediction(kept * x + moved * slope, sigma.to(x) * (x - slope))
 
+    def level_at(self, place: Tensor) -> Tensor:
+        """The levels whose share of the prior holds places in [0, 1), in their shape."""
+        edges = torch.tensor(self.prior, dtype=torch.float64, device=place.device).cumsum(0)
+        return torch.searchsorted(edges, place, right=True).clamp(max=self.steps + 1)
+
+    def posterior(self, x_0: Tensor, eps: Tensor, k: Tensor) -> Tensor:
+        """log P(j | x, x_0) of every level j, [B, steps + 2] float64, for x = alpha_k x_0 + sigma_k eps, levels k [B].
+
+            P(j | x, x_0) ~ P(j) N(x; alpha_j x_0, sigma_j^2 I)
+
+        With x known as such a sum ||x - alpha_j x_0||^2 is one too, and no difference of large numbers.
+        """
+        x_0, eps = x_0.flatten(1).double(), eps.flatten(1).double()
+        alpha, sigma = self.scales(torch.arange(self.steps + 2, device=k.device), 1)
+        shift, own = alpha[k][:, None] - alpha, sigma[k][:, None]
+        squares = [(a * b).sum(1, keepdim=True) for a, b in ((x_0, x_0), (x_0, eps), (eps, eps))]
+        distance = shift**2 * squares[0] + 2 * shift * own * squares[1] + own**2 * squares[2]
+        prior = torch.tensor(self.prior, dtype=torch.float64, device=k.device).log()
+        joint = prior - x_0.shape[1] * sigma.log() - 0.5 * distance / sigma**2
+        drawn = torch.nn.functional.one_hot(k, self.steps + 2).bool()
+        joint = joint.where(sigma > 0, -math.inf)  # exact data know where they are from, and nothing else is exact data
+        return torch.where(own > 0, joint, torch.where(drawn, 0.0, -math.inf)).log_softmax(1)
+
     def scales(self, k: Tensor, ndim: int) -> tuple[Tensor, Tensor]:
         """alpha_k and sigma_k as `Schedule.alpha_sigma` shapes them; 0 and 1 at level T + 1."""
         reference = k > self.steps

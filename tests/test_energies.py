@@ -79,7 +79,7 @@ class Blind(Backbone):
 
 
 def test_data_of_pure_noise_have_the_loss_of_guessing():
-    objective = CDM(Blind(), TRE(12.0, -10.0), T + 2, 0.5, 2.0, 0, None, 0.0)
+    objective = CDM(Blind(), TRE(12.0, -10.0), T + 2, 0.5, 2.0, 0, None, False, 0.0)
     x = torch.randn(4400, 128, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     with torch.no_grad():
         loss = objective(x, None, torch.Generator().manual_seed(2))
@@ -146,7 +146,7 @@ def test_a_level_that_is_none_is_refused():
 def test_bad_input(change, message):
     given = {
         "backbone": network(), "schedule": TRE(12.0, -10.0), "levels": T + 2, "ce_weight": 1.0, "mse_weight": 1.0,
-        "values": 0, "prior": None, "p_uncond": 0.0,
+        "values": 0, "prior": None, "soft_targets": True, "p_uncond": 0.0,
     }  # fmt: skip
     with pytest.raises(ValueError, match=message):
         CDM(**given | change)
@@ -161,7 +161,7 @@ def test_dequantised_levels_spread_over_the_space_between_values():
             return super().forward(x, log_snr, y)
 
     schedule = TRE(math.inf, -10.0)
-    objective = CDM(Looking(), schedule, T + 2, 1.0, 1.0, 17, [1e9] + [1.0] * (T + 1), 0.0)
+    objective = CDM(Looking(), schedule, T + 2, 1.0, 1.0, 17, [1e9] + [1.0] * (T + 1), False, 0.0)
     loss = objective(torch.full((500, 8), 0.25, dtype=torch.float64), None, torch.Generator().manual_seed(0))
     offset = seen[0] - 0.25
     assert offset.abs().max() <= 1 / 16 and abs(float(offset.std()) - 1 / 8 / math.sqrt(12)) < 0.001

@@ -116,7 +116,7 @@ def test_images_keep_their_shape():
     law = gaussian(schedule)
 
     class Pictures:
-        schedule = law.schedule
+        schedule, levels = law.schedule, None
 
         def __call__(self, x_t, t, y=None):
             assert x_t.shape[1:] == (1, 3, 1)

@@ -5,10 +5,11 @@ from .digits import Digits
 from .downloads import CIFAR10, CIFAR100, MNIST, FashionMNIST
 from .gmm2d import GMM2D
 from .image_folder import ImageFolder
+from .mixture import Mixture
 from .photo_patches import PhotoPatches
 from .tree import Tree
 
 __all__ = [
-    "CIFAR10", "CIFAR100", "Dataset", "Digits", "FashionMNIST", "GMM2D", "ImageFolder", "MNIST", "PhotoPatches", "Split",
-    "Stream", "Tree",
+    "CIFAR10", "CIFAR100", "Dataset", "Digits", "FashionMNIST", "GMM2D", "ImageFolder", "MNIST", "Mixture", "PhotoPatches",
+    "Split", "Stream", "Tree",
 ]  # fmt: skip

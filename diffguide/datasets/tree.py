@@ -89,6 +89,6 @@ class Tree(Dataset):
 def drawn(law: Components, n: int, rng: torch.Generator) -> Split:
     """n labelled points of a mixture, whose fields are tensors."""
     component = torch.multinomial(law.weights, n, replacement=True, generator=rng)
-    z = torch.randn(n, 2, 1, generator=rng, dtype=torch.float64)
+    z = torch.randn(n, law.means.shape[1], 1, generator=rng, dtype=torch.float64)
     x: Tensor = law.means[component] + (torch.linalg.cholesky(law.covariances)[component] @ z)[..., 0]
     return Split(x.float(), law.labels[component])

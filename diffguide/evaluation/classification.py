@@ -1,6 +1,7 @@
 """How well a classifier of noisy data knows the class, level by level; one that knows no noise levels, at the data."""
 
 import math
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -13,7 +14,6 @@ from ..batches import fetch
 from ..datasets import Dataset
 from ..denoisers import Classifier
 from ..runs import write_atomically
-from ..schedules import Schedule
 from .calibration import calibration_error
 from .metric import Figure, Measured, Metric, Panel, Plot, Subject, mean
 
@@ -35,6 +35,18 @@ class Answers(NamedTuple):
     correct: Tensor
 
 
+def place(classifier: Classifier, noise_level: float) -> tuple[Tensor, Tensor]:
+    """Time and log-SNR of a noise level; beyond the schedule's ends they are its ends', between legal times the nearest's."""
+    schedule, levels = classifier.schedule, getattr(classifier, "levels", None)
+    log_snr = -2 * torch.tensor(noise_level, dtype=torch.float64).log()
+    log_snr = log_snr.clamp(schedule.log_snr_min, schedule.log_snr_max)
+    t = schedule.t_of(log_snr).clamp(0, 1)
+    if levels is None:
+        return t, log_snr
+    t = levels[(levels - t).abs().argmin()]
+    return t, schedule.log_snr(t)
+
+
 @torch.no_grad()
 def answers(classifier: Classifier, x_0: Tensor, y: Tensor, noise_levels: Sequence[float], eps: Tensor) -> Answers:
     """The classifier's answers to x_0 noised by the same eps at every level.
@@ -42,11 +54,11 @@ def answers(classifier: Classifier, x_0: Tensor, y: Tensor, noise_levels: Sequen
     Arguments:
         x_0, eps: [N, ...], on the classifier's device.
         y: classes [N].
-        noise_levels: sigma / alpha; those beyond the ends of its schedule are moved there; DATA of one without schedule.
+        noise_levels: sigma / alpha; see `place` for those that it does not know; DATA of one without schedule.
     """
     found = []
     for level in noise_levels:
-        x_t, t = noised(classifier.schedule, x_0, eps, level)
+        x_t, t = noised(classifier, x_0, eps, level)
         log_prob = torch.cat([classifier.log_prob(part, t) for part in x_t.split(AT_ONCE)]).cpu().double()
         confidence, answer = log_prob.max(1)
         true = y.cpu()
@@ -54,14 +66,13 @@ def answers(classifier: Classifier, x_0: Tensor, y: Tensor, noise_levels: Sequen
     return Answers(*(torch.stack(part) for part in zip(*found)))
 
 
-def noised(schedule: Schedule | None, x_0: Tensor, eps: Tensor, level: float) -> tuple[Tensor, Tensor | None]:
+def noised(classifier: Classifier, x_0: Tensor, eps: Tensor, level: float) -> tuple[Tensor, Tensor | None]:
     """x_t and t at a noise level; the data themselves, and None, where there is no schedule."""
-    if schedule is None:
+    if classifier.schedule is None:
         return x_0, None
-    log_snr = -2 * torch.tensor(level, dtype=torch.float64).log()
-    log_snr = log_snr.clamp(schedule.log_snr_min, schedule.log_snr_max)
-    alpha, sigma = schedule.scales(log_snr)
-    return float(alpha) * x_0 + float(sigma) * eps, schedule.t_of(log_snr).clamp(0, 1)
+    t, log_snr = place(classifier, level)
+    alpha, sigma = classifier.schedule.scales(log_snr)
+    return float(alpha) * x_0 + float(sigma) * eps, t
 
 
 def accuracies(classifier: Classifier, x_0: Tensor, y: Tensor, noise_levels: Sequence[float], seed: int) -> list[float]:
@@ -102,7 +113,8 @@ class Classification(Metric):
     without noise levels is asked about the data themselves, once.
 
     Arguments:
-        noise_levels: sigma / alpha, ascending, above 0; those beyond the ends of the classifier's schedule are moved there.
+        noise_levels: sigma / alpha, ascending, above 0; those beyond the ends of the classifier's schedule are moved there,
+            and a model of discrete noise levels is asked at the nearest of its own.
         bins: of confidence, for the calibration error, 1 to 1000.
 
     Raises:
@@ -119,8 +131,13 @@ class Classification(Metric):
             raise ValueError(f"bins must be 1 to 1000, got {bins}")
         self.noise_levels, self.bins = list(noise_levels), bins
 
+    def check(self, subject: Subject) -> None:
+        super().check(subject)
+        if not subject.able(Classifier).num_classes:
+            raise ValueError(f"metric=classification needs a model with classes; this {subject.holds} has none")
+
     def measure(self, subject: Subject) -> Measured:
-        found = [self.answers(subject, first) for first in subject.firsts]
+        found, seconds = zip(*(self.answers(subject, first) for first in subject.firsts))
         nll, confidence, correct = (torch.from_numpy(numpy.concatenate(part, axis=1)) for part in zip(*found))
         curve, levels = [], self.levels(subject)
         for level, *values in zip(levels, nll, confidence, correct):
@@ -136,7 +153,8 @@ class Classification(Metric):
         of_class = {name: correct[0][subject.labels == label] for label, name in enumerate(classes)}
         details = {"accuracy_per_class": {name: float(part.mean()) for name, part in of_class.items() if len(part)}}
         at = "the data, without noise" if levels == DATA else f"noise level {levels[0]:g} where no other is said"
-        facts = {"at": at, "bins": self.bins}
+        cost = sum(seconds) / subject.n / len(levels)
+        facts = {"at": at, "bins": self.bins, "seconds_per_image_and_level": cost}
         panels = [
             Panel("accuracy", "accuracy", ("by chance", 1 / len(classes))),
             Panel("nll", "-log p(y | x_t), nats", ("by chance", float(numpy.log(len(classes))))),
@@ -147,19 +165,25 @@ class Classification(Metric):
 
     def levels(self, subject: Subject) -> Sequence[float]:
         """The noise levels that the model knows."""
-        return DATA if subject.able(Classifier).schedule is None else self.noise_levels
+        classifier = subject.able(Classifier)
+        if getattr(classifier, "levels", None) is not None:
+            return [math.exp(-float(place(classifier, level)[1]) / 2) for level in self.noise_levels]
+        return DATA if classifier.schedule is None else self.noise_levels
 
-    def answers(self, subject: Subject, first: int) -> Answers:
-        """Of a batch."""
+    def answers(self, subject: Subject, first: int) -> tuple[Answers, float]:
+        """Of a batch, and the seconds that they took."""
 
         def compute() -> dict[str, numpy.ndarray]:
-            x_0, y = subject.batch(first)
-            found = answers(subject.able(Classifier), x_0, y, self.levels(subject), subject.noise(first).normal(0.0, 0))
-            return {name: part.numpy() for name, part in found._asdict().items()}
+            (x_0, y), eps = subject.batch(first), subject.noise(first).normal(0.0, 0)
+            started = time.perf_counter()
+            found = answers(subject.able(Classifier), x_0, y, self.levels(subject), eps)
+            seconds = time.perf_counter() - started
+            return {name: part.numpy() for name, part in found._asdict().items()} | {"took": numpy.array(seconds)}
 
-        found = Answers(**subject.parts.part(f"{first:010d}", compute))
+        parts = subject.parts.part(f"{first:010d}", compute)
+        found = Answers(**{name: parts[name] for name in Answers._fields})
         subject.progress(first + found.nll.shape[1], subject.n, "examples")
-        return found
+        return found, float(parts["took"])
 
     def figures(self, nll: Tensor, confidence: Tensor, correct: Tensor, seed: int) -> dict[str, Figure]:
         """At one level."""

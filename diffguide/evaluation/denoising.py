@@ -3,21 +3,24 @@
 import math
 import statistics
 from collections.abc import Sequence
-from functools import partial
 
 import torch
 from torch import Tensor
 
-from ..datasets import GMM2D, Dataset, Tree
+from ..datasets import GMM2D, Dataset, Mixture, Tree
 from ..denoisers import Denoiser
-from ..oracles import AutoguidanceTree, GMM2DLaw, Oracle
+from ..oracles import AutoguidanceTree, GaussianMixture, GMM2DLaw, Oracle
 from ..randomness import fold
 from ..schedules import Schedule
 from .metric import Figure, Measured, Metric, Panel, Plot, Subject, mean
 
 __all__ = ["DenoisingError", "excess", "law_of", "squared_errors"]
 
-LAWS = {GMM2D: GMM2DLaw, Tree: partial(AutoguidanceTree, 7, 2)}  # of data sets that are drawn from one
+LAWS = {  # of data sets that are drawn from one
+    GMM2D: lambda data, schedule: GMM2DLaw(schedule),
+    Tree: lambda data, schedule: AutoguidanceTree(7, 2, schedule),
+    Mixture: lambda data, schedule: GaussianMixture(*data.law, schedule),
+}
 WIDEST = 20.0  # log-SNR at which an infinite end of a schedule is cut
 EXACT, REPETITIONS = 3, 5  # purpose of the seed; independent estimates of the excess, for its standard error
 
@@ -74,9 +77,12 @@ def excess(
 
 
 def time_of(denoiser: Denoiser, log_snr: float) -> Tensor:
-    """The time of a log-SNR, or the nearest legal one."""
+    """The time of a log-SNR, or the nearest legal one with noise."""
     t = denoiser.schedule.t_of(torch.tensor(log_snr, dtype=torch.float64)).clamp(0, 1)
-    return t if denoiser.levels is None else denoiser.levels[(denoiser.levels - t).abs().argmin()]
+    if denoiser.levels is None:
+        return t
+    levels = denoiser.levels[denoiser.schedule.log_snr(denoiser.levels).isfinite()]
+    return levels[(levels - t).abs().argmin()]
 
 
 @torch.no_grad()
@@ -97,7 +103,7 @@ def squared_errors(
 
 def law_of(data: Dataset, schedule: Schedule) -> Oracle | None:
     """The exact law that a data set is drawn from, None where nobody knows it."""
-    return LAWS[type(data)](schedule) if type(data) in LAWS else None
+    return LAWS[type(data)](data, schedule) if type(data) in LAWS else None
 
 
 class DenoisingError(Metric):
@@ -109,7 +115,7 @@ class DenoisingError(Metric):
 
     Arguments:
         levels: noise levels, the middles of equal parts of the schedule's range of log-SNR, 1 to 1000; an infinite end is
-            cut at 20.
+            cut at 20. A model with levels of its own is asked at the nearest of them, each once.
         conditional: whether a model with classes is told the examples' classes.
         exact: exact examples per level for the excess, at least 10; 0 = leave it out.
 
@@ -142,8 +148,13 @@ class DenoisingError(Metric):
             )
 
     def measure(self, subject: Subject) -> Measured:
-        edges = self.edges(subject.model.schedule)
+        edges, schedule = self.edges(subject.model.schedule), subject.model.schedule
         middles = [(low + high) / 2 for low, high in zip(edges, edges[1:])]
+        kept = list(range(self.levels))
+        if subject.model.levels is not None:  # the nearest of its own, each once
+            middles = [float(schedule.log_snr(time_of(subject.model, middle))) for middle in middles]
+            kept = [k for k, middle in enumerate(middles) if middle not in middles[:k]]
+            middles = [middles[k] for k in kept]
         errors = torch.cat([self.errors(subject, first, middles) for first in subject.firsts], dim=2)
         x_0, eps = errors
         curve = [
@@ -160,15 +171,16 @@ class DenoisingError(Metric):
         ]
         law = law_of(subject.data, subject.model.schedule) if self.exact else None
         if law is not None:
-            ratios = self.ratios(subject, law, edges)
+            ratios = self.ratios(subject, law, edges)[:, kept]
             for row, ratio in zip(curve, ratios.T.tolist()):
                 row |= {"excess": statistics.mean(ratio), "excess_se": statistics.stdev(ratio) / REPETITIONS**0.5}
             figures["excess"] = mean(ratios.mean(1), "share of the smallest error")._replace(
                 n=self.exact // REPETITIONS * REPETITIONS
             )
             panels.append(Panel("excess", "excess over the smallest error"))
+        own = "" if subject.model.levels is None else " of the model's own, the nearest to levels"
         facts = {
-            "weighting": f"mean over {self.levels} levels, uniform in log-SNR from {edges[0]:g} to {edges[-1]:g}",
+            "weighting": f"mean over {len(kept)} levels{own} uniform in log-SNR from {edges[0]:g} to {edges[-1]:g}",
             "conditional": bool(self.told(subject)),
             "law": None if law is None else type(law).__name__,
         }

@@ -70,13 +70,17 @@ class Density(Metric):
         return int(values)
 
     def start(self, subject: Subject) -> float:
-        """The log-SNR of z_0.
+        """The log-SNR of z_0; of a model of discrete levels that of the nearest of them.
 
         Raises:
             ValueError: there is none.
         """
+        model = subject.model
         try:
-            return start_of(subject.model.schedule, self.log_snr_max)
+            if self.log_snr_max is None or model.levels is None:
+                return start_of(model.schedule, self.log_snr_max)
+            t = model.schedule.t_of(torch.tensor(start_of(model.schedule, self.log_snr_max), dtype=torch.float64))
+            return float(model.schedule.log_snr(model.levels[(model.levels - t).abs().argmin()]))
         except ValueError as error:
             raise ValueError(f"{self.key}: {error}") from error
 

@@ -10,7 +10,7 @@ It is integrated over u = log s, in v = z / sqrt(1 + s^2), which has the size of
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -19,7 +19,7 @@ from torch import Tensor
 from ..backbones.conditions import Condition
 from ..denoisers import Denoiser, SamplingError
 from ..randomness import Noise
-from .elbo import start_of
+from .elbo import legal, start_of
 
 __all__ = ["Adaptive", "ExactTrace", "FixedGrid", "FlowDensity", "Hutchinson", "Solver", "Trace", "flow_log_density"]
 
@@ -111,12 +111,20 @@ class Solver:
 
     Attributes:
         text: what it is, for whoever reads the figure.
+        at_levels: whether it asks at the given levels alone.
     """
 
     text: str
+    at_levels = False
 
-    def __call__(self, slope: Slope, state: Tensor, start: float, end: float) -> tuple[Tensor, int]:
-        """The state [B, N] float64 at `end`, and the evaluations that took, the slowest example's."""
+    def __call__(
+        self, slope: Slope, state: Tensor, start: float, end: float, levels: Sequence[float] = ()
+    ) -> tuple[Tensor, int]:
+        """The state [B, N] float64 at `end`, and the evaluations that took, the slowest example's.
+
+        Arguments:
+            levels: where alone the slope is known, from start to end; none = everywhere.
+        """
         raise NotImplementedError
 
 
@@ -137,7 +145,9 @@ class FixedGrid(Solver):
             raise ValueError(f"steps must be at least 1, got {steps}")
         self.steps, self.text = steps, f"Runge-Kutta 4, {steps} equal steps of the log-SNR"
 
-    def __call__(self, slope: Slope, state: Tensor, start: float, end: float) -> tuple[Tensor, int]:
+    def __call__(
+        self, slope: Slope, state: Tensor, start: float, end: float, levels: Sequence[float] = ()
+    ) -> tuple[Tensor, int]:
         h = (end - start) / self.steps
         for k in range(self.steps):
             u = torch.full((len(state),), start + k * h, dtype=state.dtype, device=state.device)
@@ -178,7 +188,9 @@ class Adaptive(Solver):
         self.torchode, self.atol, self.rtol, self.max_evaluations = torchode, atol, rtol, max_evaluations
         self.text = f"Dormand-Prince 5(4) per example, atol {atol:g}, rtol {rtol:g}"
 
-    def __call__(self, slope: Slope, state: Tensor, start: float, end: float) -> tuple[Tensor, int]:
+    def __call__(
+        self, slope: Slope, state: Tensor, start: float, end: float, levels: Sequence[float] = ()
+    ) -> tuple[Tensor, int]:
         torchode = self.torchode
         term = torchode.ODETerm(slope)
         control = torchode.IntegralController(atol=self.atol, rtol=self.rtol, term=term)
@@ -216,7 +228,8 @@ def flow_log_density(
         trace, solver: how the divergence and the ODE are computed.
         noise: one seed per example, in the shape of x; None where the trace needs none.
         index: of the draw, for other probes of the same examples.
-        log_snr_max: where the ODE starts, s_0 = exp(-log_snr_max / 2); None = at the schedule's end, t = 0.
+        log_snr_max: where the ODE starts, s_0 = exp(-log_snr_max / 2); None = at the schedule's end, t = 0. For a model of
+            discrete levels one of theirs.
         progress: called after every evaluation with the share of the way at which it was, the slowest example's; trial
             steps of an adaptive solver come back.
 
@@ -229,7 +242,7 @@ def flow_log_density(
     per_root = 1 / math.sqrt(size)  # the log-density's column counts in an error norm as much as all of the others
 
     def slope(u: Tensor, state: Tensor) -> Tensor:
-        t = schedule.t_of(-2 * u).clamp(0, 1)
+        t = legal(schedule.t_of(-2 * u).clamp(0, 1), denoiser.levels)
         scale = torch.hypot(*schedule.scales(-2 * u, 2))
         with torch.enable_grad():
             v = state[:, :-1].detach().requires_grad_()
@@ -246,11 +259,19 @@ def flow_log_density(
         if progress is not None:
             progress(min(1.0, (float(u.min()) - ends[0]) / (ends[1] - ends[0])))
         way = phi.sin() * phi.cos() * (phi.cos() * eps - phi.sin() * x_0)  # dv / du
-        return torch.cat([way, per_root * factor * phi.sin() * divergence[:, None]], dim=1)
+        grown = (
+            factor * phi.sin() * divergence[:, None] - size * phi.sin() ** 2
+        )  # volume of v: that of z grows by itself
+        return torch.cat([way, per_root * grown], dim=1)
 
     start, end = (math.exp(u) for u in ends)
     v = x.double().flatten(1) / math.hypot(1, start)
-    state, evaluations = solver(slope, torch.cat([v, v.new_zeros(batch, 1)], dim=1), *ends)
+    levels: Sequence[float] = ()
+    if denoiser.levels is not None:
+        rising = (-schedule.log_snr(denoiser.levels.cpu()).flip(0) / 2).tolist()
+        levels = [u for u in rising if u >= ends[0] - 1e-9]
+    state, evaluations = solver(slope, torch.cat([v, v.new_zeros(batch, 1)], dim=1), *ends, levels)
     z = state[:, :-1] * math.hypot(1, end)
     prior = -0.5 * size * math.log(2 * math.pi * end**2) - 0.5 * (z / end).square().sum(1)
-    return FlowDensity(prior + state[:, -1] / per_root, evaluations)
+    volume = 0.5 * size * math.log((1 + end**2) / (1 + start**2))
+    return FlowDensity(prior + volume + state[:, -1] / per_root, evaluations)

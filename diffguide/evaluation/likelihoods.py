@@ -14,7 +14,7 @@ from .density import Answer, Arrays, Density, OfPoints, Within, parts_of
 from .elbo import Control, Piece, elbo, pieces, reconstruction, tuned
 from .flow_ode import Solver, Trace, flow_log_density
 from .gaussian import GaussianFit
-from .likelihood import Dequantization
+from .likelihood import Decoded, Dequantization
 from .metric import Measured, Metric, Panel, Plot, Subject, mean
 
 __all__ = ["ELBO", "ExactDensity", "FlowODE", "Likelihoods"]
@@ -157,7 +157,7 @@ class FlowODE(OfPoints):
         conditional, values, log_snr_max: see `Density`.
 
     Raises:
-        ValueError: from check: a model with discrete levels.
+        ValueError: from check: a model with discrete levels, with a solver that leaves them, or the other way round.
     """
 
     name, part, needs = "ode", "ode", (Denoiser,)
@@ -172,16 +172,20 @@ class FlowODE(OfPoints):
     def check(self, subject: Subject) -> None:
         super().check(subject)
         self.trace.check(math.prod(subject.shape))
-        if subject.model.levels is not None:
+        if (subject.model.levels is not None) != self.solver.at_levels:
+            node = f"metric/solver@{self.key}.solver" if self.key != "metric" else "metric/solver"
             raise ValueError(
-                f"metric=ode needs a model of continuous time; this {subject.holds} has discrete noise levels"
+                f"{self.key}.solver is for models of discrete noise levels; this {subject.holds} has continuous time: take "
+                f"{node}=fixed_grid"
+                if self.solver.at_levels
+                else f"this {subject.holds} has discrete noise levels, which {self.key}.solver leaves: take {node}=levels"
             )
 
     def log_density(
         self, subject: Subject, x: Tensor, y: Tensor | None, noise: Noise, index: int, within: Within
     ) -> Tensor:
         return flow_log_density(
-            subject.model, x, y, self.trace, self.solver, noise, index, self.log_snr_max, within
+            subject.model, x, y, self.trace, self.solver, noise, index, self.start(subject), within
         ).log_density
 
     def facts(self, subject: Subject) -> dict[str, object]:
@@ -197,7 +201,7 @@ class ExactDensity(OfPoints):
         conditional, values, log_snr_max: see `Density`.
 
     Raises:
-        ValueError: from check: a log-density that is known up to a constant.
+        ValueError: from check: a log-density that is known up to a constant, or a dequantisation that is not the model's.
     """
 
     name, part, needs = "log_density", "exact", (LogDensity,)
@@ -208,12 +212,29 @@ class ExactDensity(OfPoints):
             raise ValueError(
                 f"metric={self.name}: the log-density of this {subject.holds} is known up to a constant only"
             )
+        spread = (subject.config.get("objective") or {}).get("values")
+        if not self.values_of(subject) or not isinstance(self.dequantization, Decoded):
+            return
+        node = f"metric/dequantization@{self.key}.dequantization" if self.key != "metric" else "metric/dequantization"
+        if math.isinf(self.start(subject)):
+            raise ValueError(f"{self.key}.dequantization=decoded needs noise, and t = 0 has none: take {node}=uniform")
+        if spread and self.log_snr_max is None:
+            raise ValueError(
+                f"{self.key}.dequantization=decoded asks at values, and this {subject.holds} was trained on values spread by "
+                f"uniform noise: take {node}=uniform, or a lower {self.key}.log_snr_max"
+            )
+
+    def start(self, subject: Subject) -> float:
+        """Of a model of discrete levels the first, exact data too: it states their density."""
+        known = self.log_snr_max is None and subject.model.levels is not None
+        return subject.model.schedule.log_snr_max if known else super().start(subject)
 
     def log_density(
         self, subject: Subject, x: Tensor, y: Tensor | None, noise: Noise, index: int, within: Within
     ) -> Tensor:
-        schedule = subject.model.schedule
+        schedule, levels = subject.model.schedule, subject.model.levels
         t = schedule.t_of(torch.tensor(self.start(subject), dtype=torch.float64)).clamp(0, 1)
+        t = t if levels is None else levels[(levels - t).abs().argmin()]
         alpha = float(schedule.alpha_sigma(t)[0])
         return subject.able(LogDensity).log_density(alpha * x, t, y) + x[0].numel() * math.log(alpha)
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from ..batches import fetch
 from ..datasets import Dataset
 from ..denoisers import Classifier, Denoiser, EvaluationCounter, LogDensity, capable
+from ..energies import LevelClassifier
 from ..randomness import Noise, fold
 from .parts import MetricError, Parts
 
@@ -29,6 +30,7 @@ PROTOCOLS = {
     Denoiser: "a denoiser",
     LogDensity: "a log-density",
     Classifier: "a classifier",
+    LevelClassifier: "a classifier of noise levels (objective=cdm)",
 }
 
 

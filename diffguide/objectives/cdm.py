@@ -32,6 +32,8 @@ class CDM(Objective):
         values: K values of an element of the data, 2 / (K - 1) apart in [-1, 1], which are spread over the space between them
             by uniform noise, so that they have a density; 0 = continuous data, taken as they are.
         prior: P(k), [levels] numbers above 0, in any unit; None = uniform.
+        soft_targets: whether the cross-entropy is held against P(k | x, x_0), which is known, in place of the one level that
+            was drawn: the same mean, less variance.
         p_uncond: probability, per example, of training without its condition; in [0, 1].
 
     Raises:
@@ -42,7 +44,7 @@ class CDM(Objective):
 
     def __init__(
         self, backbone: Backbone, schedule: Schedule, levels: int, ce_weight: float, mse_weight: float, values: int,
-        prior: list[float] | None, p_uncond: float,
+        prior: list[float] | None, soft_targets: bool, p_uncond: float,
     ):  # fmt: skip
         super().__init__()
         if not 0 <= p_uncond <= 1:
@@ -59,42 +61,60 @@ class CDM(Objective):
             raise ValueError(f"values must be 0 (continuous data, taken as they are) or at least 2, got {values}")
         self.model = LevelClassifier(backbone, schedule, levels - 2, p_uncond > 0, prior)
         self.ce_weight, self.mse_weight, self.values = float(ce_weight), float(mse_weight), values
+        self.soft_targets = soft_targets
         self.p_uncond = float(p_uncond)
 
     def forward(self, x_0: Tensor, y: Condition | None, rng: torch.Generator | Share) -> Loss:
-        model, learning = self.model, torch.is_grad_enabled()
         k = self.draw_levels(len(x_0), rng)
         x_0 = dequantized(x_0, self.values, rng)
-        alpha, sigma = (part.to(x_0) for part in model.scales(k, x_0.ndim))
         eps = normal(x_0.shape, rng, x_0.dtype)
         y = drop_condition(y, self.p_uncond, rng)
-        with torch.enable_grad():  # the loss holds a gradient, in evaluation too
-            x = (alpha * x_0 + sigma * eps).requires_grad_()
-            logits = model.logits(x, y)
-            through = learning and self.mse_weight > 0
-            (slope,) = torch.autograd.grad(ratio(logits, k).sum(), x, create_graph=through, retain_graph=learning)
-        x, logits = x.detach(), logits if learning else logits.detach()
-        told = (k <= model.steps) & (sigma.flatten() > 0)
-        mse = (eps - sigma * (x - slope)).square().flatten(1).mean(1) * told
-        log_prob = logits.log_softmax(1)
-        ce = -log_prob.gather(1, k[:, None])[:, 0]
+        log_prob, ce, mse, hit = level_terms(self.model, x_0, y, k, eps, self.mse_weight > 0)
+        mse = mse.nan_to_num(nan=0.0)
+        if self.soft_targets:
+            ce = -(self.model.posterior(x_0, eps, k).exp().to(log_prob) * log_prob).sum(1)
         terms = {
             "ce": ce.detach(),
             "mse": mse.detach() / self.share_told,  # the mean over the levels that it is defined at
-            "accuracy": (log_prob.argmax(1) == k).to(ce),
+            "accuracy": hit,
         }
         return Loss(self.ce_weight * ce + self.mse_weight * mse, terms)
 
     def draw_levels(self, n: int, rng: torch.Generator | Share) -> Tensor:
         """k from the prior, [n], evenly spread over a batch."""
-        edges = torch.tensor(self.model.prior, dtype=torch.float64, device=rng.device).cumsum(0)
-        return torch.searchsorted(edges, places(n, rng, True), right=True).clamp(max=self.model.steps + 1)
+        return self.model.level_at(places(n, rng, True))
 
     @property
     def share_told(self) -> float:
         """The probability of a level at which the MSE is defined."""
         exact = math.isinf(self.model.schedule.log_snr_max)
         return sum(self.model.prior[int(exact) : -1])
+
+
+def level_terms(
+    model: LevelClassifier, x_0: Tensor, y: Condition | None, k: Tensor, eps: Tensor, through: bool = False
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """log p(. | x) [B, T + 2], -log p(k | x), ||eps - eps_hat||^2 / D and whether k is the most likely, [B] each.
+
+    The squared error is nan at exact data and at the pure noise T + 1, where it says nothing.
+
+    Arguments:
+        k: levels of x = alpha_k x_0 + sigma_k eps, [B].
+        through: whether the squared error is to be differentiated, where gradients are enabled.
+    """
+    learning = torch.is_grad_enabled()
+    alpha, sigma = (part.to(x_0) for part in model.scales(k, x_0.ndim))
+    with torch.enable_grad():  # the error holds a gradient, in evaluation too
+        x = (alpha * x_0 + sigma * eps).requires_grad_()
+        logits = model.logits(x, y)
+        (slope,) = torch.autograd.grad(
+            ratio(logits, k).sum(), x, create_graph=through and learning, retain_graph=learning
+        )
+    log_prob, x = (logits if learning else logits.detach()).log_softmax(1), x.detach()
+    told = (k <= model.steps) & (sigma.flatten() > 0)
+    error = (eps - sigma * (x - slope)).square().flatten(1).mean(1)
+    ce = -log_prob.gather(1, k[:, None])[:, 0]
+    return log_prob, ce, torch.where(told, error, math.nan), (log_prob.argmax(1) == k).to(ce)
 
 
 def dequantized(x_0: Tensor, values: int, rng: torch.Generator | Share) -> Tensor:

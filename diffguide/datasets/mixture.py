@@ -1,0 +1,65 @@
+"""A Gaussian mixture of one's own: training data whose density, scores and classes have closed forms."""
+
+from collections.abc import Sequence
+
+import torch
+
+from .base import Dataset, check_facts
+from .tree import Components, drawn
+
+__all__ = ["Mixture"]
+
+
+class Mixture(Dataset):
+    """Exact samples of sum_k pi_k N(mu_k, S_k), labelled; with the numbers of an oracle, of that oracle.
+
+    Arguments:
+        channels, size, num_classes: the facts D (length of a vector), None (no image) and the number of classes, checked.
+        weights: pi_k, [K] numbers above 0, any sum.
+        means: mu_k, K lists of D numbers.
+        covariances: S_k, K symmetric positive definite matrices of D lists of D numbers.
+        labels: class of each component, K whole numbers from 0 on, every class at least once.
+        train, validation, test: number of points in each split, 1 to 10^7.
+        seed: of the draws, at least 0.
+
+    Raises:
+        ValueError: other facts, numbers that are no mixture, or a number out of range.
+    """
+
+    synthetic = True
+
+    def __init__(
+        self, channels: int, size: int | None, num_classes: int, weights: Sequence[float], means: Sequence[Sequence[float]],
+        covariances: Sequence[Sequence[Sequence[float]]], labels: Sequence[int], train: int, validation: int, test: int,
+        seed: int,
+    ):  # fmt: skip
+        if min(train, validation, test) < 1 or max(train, validation, test) > 10**7 or seed < 0:
+            raise ValueError(
+                f"mixture needs 1 to 10^7 points per split and seed >= 0, got {train}, {validation}, {test}, seed {seed}"
+            )
+        try:
+            law = Components(
+                *(torch.tensor(part, dtype=torch.float64) for part in (weights, means, covariances)),
+                torch.tensor(labels, dtype=torch.long),
+            )
+            positive = bool((law.weights > 0).all()) and bool(law.weights.isfinite().all())
+            count, length = law.means.shape
+            whole = law.weights.shape == law.labels.shape == (count,) and law.covariances.shape == (
+                count,
+                length,
+                length,
+            )
+            symmetric = whole and bool((law.covariances == law.covariances.mT).all()) and positive
+            factors = torch.linalg.cholesky(law.covariances) if symmetric else None
+        except (ValueError, TypeError, RuntimeError):  # ragged lists, or a matrix that is not positive definite
+            factors = None
+        if factors is None or sorted(set(labels)) != list(range(max(labels) + 1)):
+            raise ValueError(
+                "dataset.weights, means, covariances and labels must be K positive numbers, K vectors, K symmetric positive "
+                "definite matrices and K classes from 0 on without a gap"
+            )
+        found = {"channels": length, "size": None, "num_classes": max(labels) + 1}
+        check_facts("this mixture", {"channels": channels, "size": size, "num_classes": num_classes}, found)
+        self.law, rng = law, torch.Generator().manual_seed(seed)
+        names = tuple(map(str, range(num_classes)))
+        super().__init__(*(drawn(law, n, rng) for n in (train, validation, test)), class_names=names)

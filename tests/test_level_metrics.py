@@ -1,0 +1,279 @@
+"""Metrics of a classifier of the noise level: with exact logits they are the closed forms."""
+
+import math
+
+import pytest
+import torch
+from exact_levels import SCHEDULE, exact_levels
+
+from diffguide.datasets import GMM2D, Dataset, Mixture, Split
+from diffguide.denoisers import Prediction
+from diffguide.energies import LevelClassifier
+from diffguide.evaluation.classification import Classification
+from diffguide.evaluation.denoising import DenoisingError, law_of
+from diffguide.evaluation.density_error import DensityError
+from diffguide.evaluation.flow_ode import ExactTrace, FixedGrid
+from diffguide.evaluation.level_metric import LevelAccuracy
+from diffguide.evaluation.level_steps import LevelSteps
+from diffguide.evaluation.likelihood import Decoded, Uniform
+from diffguide.evaluation.likelihoods import ELBO, ExactDensity, FlowODE, Likelihoods
+from diffguide.evaluation.metric import Subject
+from diffguide.oracles import GaussianMixture, GMM2DLaw
+from diffguide.schedules import TRE
+
+EXACT_DATA = TRE(math.inf, -10.0)
+
+
+def plane(n: int = 200) -> GMM2D:
+    return GMM2D(2, None, 4, 10, n, 20, 0)
+
+
+def subject(model, n: int = 200, **config) -> Subject:
+    return Subject(model, plane(n), config=config)
+
+
+def density(**changes) -> ExactDensity:
+    options = {"dequantization": Uniform(), "draws": 2, "conditional": False, "values": 0, "log_snr_max": None}
+    return ExactDensity(**options | changes)
+
+
+def test_the_error_of_a_density_is_its_offset():
+    exact = DensityError(4, 200, False).measure(subject(exact_levels(12)))
+    assert exact.figures["abs_error"].value < 1e-4 and exact.figures["abs_error_all_levels"].value < 1e-4
+    assert abs(exact.figures["excess"].value) < 1e-6 and len(exact.curve) == 5
+    off = DensityError(4, 200, False).measure(subject(exact_levels(12, offset=-0.3)))
+    assert off.figures["abs_error"].value == pytest.approx(0.3, abs=1e-4)
+    assert off.curve[0]["error"] == pytest.approx(-0.3, abs=1e-4)
+    assert off.figures["abs_error_all_levels"].value < 1e-4
+    x, _ = GMM2DLaw(SCHEDULE).sample(100000, torch.Generator().manual_seed(5))
+    entropy = -float(GMM2DLaw(SCHEDULE).log_density(x, None).mean())
+    figure = exact.figures["entropy"]
+    assert abs(figure.value - entropy) < 4 * figure.standard_error < 0.1
+
+
+def test_the_excess_is_that_of_the_slope():
+    """A score that is off by c along one axis of two: the error of eps grows by sigma^2 c^2 / 2."""
+    found = DensityError(100, 50, False).measure(subject(exact_levels(4, slope=0.5))).curve
+    assert [row["time"] for row in found] == [0, 0.25, 0.5, 0.75, 1]
+    law, t = GMM2DLaw(SCHEDULE), torch.tensor(0.5, dtype=torch.float64)
+    alpha, sigma = SCHEDULE.alpha_sigma(t)
+    rng = torch.Generator().manual_seed(0)
+    x, eps = law.sample(20000, rng)[0], torch.randn(20000, 2, generator=rng, dtype=torch.float64)
+    best = (law(alpha * x + sigma * eps, t).eps - eps).square().mean()
+    assert found[2]["excess"] == pytest.approx(float(sigma**2 * 0.25 / 2 / best), rel=0.25)
+    assert abs(found[4]["excess"]) < 1e-6
+
+
+@pytest.mark.parametrize("schedule", [SCHEDULE, EXACT_DATA], ids=["finite", "exact data"])
+def test_the_density_in_one_pass(schedule):
+    data = plane()
+    for conditional in (False, True):
+        found = density(conditional=conditional).measure(subject(exact_levels(6, schedule))).figures
+        (figure,) = found.values()
+        x, y = data.validation
+        t = torch.tensor(0.0, dtype=torch.float64)
+        alpha = float(schedule.alpha_sigma(t)[0])
+        truth = GMM2DLaw(schedule).log_density(alpha * x.double(), t, y if conditional else None)
+        assert figure.value == pytest.approx(-float(truth.mean()) / 2 - math.log(alpha), abs=1e-5)
+        assert figure.unit == "nats/dim"
+
+
+def test_a_start_is_one_of_its_levels():
+    metric = density(log_snr_max=2.3)
+    start = metric.start(subject(exact_levels(10)))
+    levels = [float(SCHEDULE.log_snr(k / 10)) for k in range(11)]
+    assert start == min(levels, key=lambda level: abs(float(SCHEDULE.t_of(level) - SCHEDULE.t_of(2.3))))
+    (figure,) = metric.measure(subject(exact_levels(10))).figures.values()
+    alpha, t = math.sqrt(1 / (1 + math.exp(-start))), SCHEDULE.t_of(start)
+    truth = GMM2DLaw(SCHEDULE).log_density(alpha * plane().validation.x.double(), t) / 2 + math.log(alpha)
+    assert figure.value == pytest.approx(-float(truth.mean()), abs=1e-5)
+
+
+def test_the_flow_from_level_to_level():
+    """Bound and ODE of a model with exact logits are those of its law, up to the distance of the levels."""
+    flow = FlowODE(ExactTrace(2), LevelSteps(), Uniform(), 1, False, 0, None)
+    bound = ELBO(8, None, 2, 2, 0, 0.001, False, 0, None)
+    measured = Likelihoods(bound, flow, density()).measure(subject(exact_levels(24), 4))
+    fine, lowest = measured.figures, measured.facts["nll_elbo"]["lowest_of_curve"]["nll_elbo"]
+    assert abs(fine["nll_ode_minus_exact"].value) < 0.01
+    assert (
+        0 < lowest - fine["nll_exact"].value < 1
+    )  # the chain's last step is long, a decoder from before it does better
+    coarse = Likelihoods(None, flow, density()).measure(subject(exact_levels(12), 4)).figures
+    later = FlowODE(ExactTrace(2), LevelSteps(), Uniform(), 1, False, 0, 2.3)  # from its level that is nearest to there
+    part = Likelihoods(None, later, density(log_snr_max=2.3)).measure(subject(exact_levels(12), 4)).figures
+    assert abs(part["nll_ode_minus_exact"].value) < 0.02
+    assert 2.5 < coarse["nll_ode_minus_exact"].value / fine["nll_ode_minus_exact"].value < 8
+
+
+def test_levels_are_told_apart_as_bayes_does():
+    model = exact_levels(8, EXACT_DATA)
+    found = LevelAccuracy(20, True, 9).measure(subject(model, 400))
+    law, rng = GMM2DLaw(EXACT_DATA), torch.Generator().manual_seed(0)
+    costs, right, errors = [], [], []
+    for k in range(10):  # by other draws, with the oracle's own posterior over levels
+        x, y = law.sample(2000, rng)
+        eps = torch.randn(2000, 2, generator=rng, dtype=torch.float64)
+        t = torch.tensor(min(k / 8, 1.0), dtype=torch.float64)
+        alpha, sigma = EXACT_DATA.alpha_sigma(t) if k < 9 else (0.0, 1.0)
+        x = alpha * x + sigma * eps
+        joint = [law.log_density(x, torch.tensor(j / 8, dtype=torch.float64), y) for j in range(9)]
+        joint = torch.stack([*joint, -0.5 * (x.square() + math.log(2 * math.pi)).sum(1)], 1)
+        costs.append(-joint.log_softmax(1)[:, k])
+        right.append((joint.argmax(1) == k).double())
+        if 0 < k < 9:
+            errors.append((law(x, t, y).eps - eps).square().mean())
+    expected = {
+        "cross_entropy": torch.cat(costs).mean(),
+        "accuracy": torch.cat(right).mean(),
+        "mse_eps": sum(errors) / 8,
+    }
+    for name, value in expected.items():
+        figure = found.figures[name]
+        assert abs(figure.value - float(value)) < 4 * figure.standard_error < 0.1, name
+    assert found.facts["guessing"] == pytest.approx({"cross_entropy": math.log(10), "accuracy": 0.1})
+    assert len(found.curve) == 9 and "mse_eps" not in found.curve[-1] or found.curve[-1]["level"] != 9
+    assert found.figures["cross_entropy"].value < math.log(10)
+
+
+class Cut(Dataset):
+    """Values -1, 0, 1 in the plane."""
+
+    def __init__(self):
+        x = torch.randint(-1, 2, (50, 2), generator=torch.Generator().manual_seed(0)).float()
+        super().__init__(*[Split(x, torch.arange(50) % 4)] * 3, class_names=tuple("0123"))
+
+
+def test_values_are_spread_as_in_training():
+    """Without it the model would see the data's grid at small noise, which training has never shown it."""
+    seen = []
+
+    class Looking(LevelClassifier):
+        def logits(self, x, y=None):
+            seen.append(x.detach())
+            return super().logits(x, y)
+
+    model = exact_levels(4, EXACT_DATA)
+    model.__class__ = Looking
+    LevelAccuracy(6, True, 3).measure(Subject(model, Cut(), config={"objective": {"values": 3}}))
+    whole = torch.cat(seen)
+    assert not (whole == whole.round()).any()
+    seen.clear()
+    LevelAccuracy(6, True, 3).measure(Subject(model, Cut(), config={"objective": {"values": 0}}))
+    assert (torch.cat(seen) == torch.cat(seen).round()).all(1).float().mean() > 0.1  # the clean level
+
+
+def test_denoising_at_its_own_levels():
+    for schedule, last in ((SCHEDULE, 0), (EXACT_DATA, 1)):  # without noise there is nothing to find
+        found = DenoisingError(15, True, 10).measure(subject(exact_levels(3, schedule), 20))
+        levels = [float(schedule.log_snr(k / 3)) for k in range(3, last - 1, -1)]
+        assert [row["log_snr"] for row in found.curve] == pytest.approx(levels)
+        assert found.figures["excess"].value == pytest.approx(0, abs=1e-6)
+        assert f"{len(levels)} levels of the model's own" in found.facts["weighting"]
+
+
+def test_classes_by_bayes_at_its_own_levels():
+    model, levels = exact_levels(5), [0.1, 0.2, 0.3, 1.0, 100.0]
+    found = Classification(levels, 5).measure(subject(model, 120))
+    own = [math.exp(-float(SCHEDULE.log_snr(k / 5)) / 2) for k in range(6)]
+    nearest = []
+    for level in levels:
+        t = float(SCHEDULE.t_of(max(-2 * math.log(level), -10.0)))
+        nearest.append(own[round(5 * t)])
+    assert [row["noise_level"] for row in found.curve] == pytest.approx(nearest)
+    expected = Classification(nearest, 5).measure(subject(GMM2DLaw(SCHEDULE), 120)) if len(set(nearest)) == 5 else None
+    whole = Classification(sorted(set(nearest)), 5).measure(subject(GMM2DLaw(SCHEDULE), 120))
+    assert found.figures["nll"].value == pytest.approx((expected or whole).figures["nll"].value, abs=1e-5)
+    assert found.curve[-1]["nll"] == pytest.approx(whole.curve[-1]["nll"], abs=1e-5)
+    assert 0 < found.facts["seconds_per_image_and_level"] < 1
+
+
+def test_a_mixture_of_ones_own_and_its_law():
+    numbers = {
+        "weights": [3.0, 1.0], "means": [[0.5, -0.2, 0.1], [-0.4, 0.3, 0.0]],
+        "covariances": [
+            [[0.2, 0.1, 0.0], [0.1, 0.3, 0.0], [0.0, 0.0, 0.05]], [[0.1, 0.0, 0.0], [0.0, 0.02, 0.0], [0.0, 0.0, 0.4]],
+        ],
+        "labels": [1, 0],
+    }  # fmt: skip
+    facts = {"channels": 3, "size": None, "num_classes": 2, "train": 20000, "validation": 5, "test": 5, "seed": 1}
+    data = Mixture(**numbers, **facts)
+    x, y = data.train
+    for row, (mean, covariance, label) in enumerate(zip(*list(numbers.values())[1:])):
+        own = x[y == label].double()
+        assert abs(len(own) / 20000 - [0.75, 0.25][row]) < 0.02
+        torch.testing.assert_close(own.mean(0), torch.tensor(mean).double(), atol=0.03, rtol=0)
+        torch.testing.assert_close(own.T.cov(), torch.tensor(covariance).double(), atol=0.03, rtol=0)
+    law = law_of(data, SCHEDULE)
+    assert isinstance(law, GaussianMixture)
+    truth = GaussianMixture(*(torch.tensor(part) for part in numbers.values()), SCHEDULE)
+    points = torch.randn(5, 3, dtype=torch.float64)
+    torch.testing.assert_close(law.log_density(points, None), truth.log_density(points, None))
+    crooked = numbers | {
+        "covariances": [[[0.2, 0.1, 0.0], [0.0, 0.3, 0.0], [0.0, 0.0, 0.05]], numbers["covariances"][1]]
+    }
+    for change in (
+        crooked,
+        numbers | {"weights": [1.0, -1.0]},
+        numbers | {"labels": [0, 2]},
+        numbers | {"means": [[0.0, 0.0], [1.0]]},
+    ):
+        with pytest.raises(ValueError, match="K symmetric positive"):
+            Mixture(**change, **facts)
+    with pytest.raises(ValueError, match="dataset.num_classes is 3, but this mixture has 2"):
+        Mixture(**numbers, **facts | {"num_classes": 3})
+
+
+class Smooth(GMM2DLaw):
+    """An oracle, of continuous time, without its own density."""
+
+    normalized = False
+
+    def __call__(self, x_t, t, y=None) -> Prediction:
+        return super().__call__(x_t, t, y)
+
+
+def discrete(model, **objective) -> Subject:
+    return Subject(model, Cut(), config={"objective": objective})
+
+
+def flow(solver) -> FlowODE:
+    return FlowODE(ExactTrace(2), solver, Uniform(), 1, False, 0, None)
+
+
+def decoded() -> ExactDensity:
+    return density(dequantization=Decoded(), values=3)
+
+
+LEVELS, CONTINUOUS, CLEAN = exact_levels(4), GMM2DLaw(SCHEDULE), exact_levels(4, EXACT_DATA)
+UNIFORM = "take metric/dequantization=uniform"
+REFUSED = {
+    "ode between": (flow(FixedGrid(2)), subject(LEVELS), "take metric/solver=levels"),
+    "ode of levels": (flow(LevelSteps()), subject(CONTINUOUS), "take metric/solver=fixed_grid"),
+    "no classes": (Classification([1.0], 5), subject(exact_levels(4, classes=0)), "needs a model with classes"),
+    "no levels": (
+        LevelAccuracy(2, True, 2),
+        subject(CONTINUOUS),
+        r"needs a classifier of noise levels \(objective=cdm\)",
+    ),
+    "no law": (DensityError(2, 10, True), discrete(LEVELS), "needs data of a known law"),
+    "up to a constant": (DensityError(2, 10, True), subject(Smooth(SCHEDULE)), "up to a constant only"),
+    "values that were spread": (decoded(), discrete(LEVELS, values=3), f"{UNIFORM}, or a lower"),
+    "no noise": (decoded(), discrete(CLEAN), f"t = 0 has none: {UNIFORM}"),
+    "bound of exact data": (ELBO(8, None, 2, 2, 0, 0.001, False, 3, None), discrete(CLEAN), "finite ends"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_cannot_be_asked(case):
+    metric, asked, message = REFUSED[case]
+    with pytest.raises(ValueError, match=message):
+        metric.check(asked)
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: LevelAccuracy(0, True, 2), lambda: DensityError(0, 10, True), lambda: DensityError(1, 9, True)]
+)
+def test_numbers_out_of_range(make):
+    with pytest.raises(ValueError, match="at least"):
+        make()
