@@ -56,6 +56,8 @@ class DensityError(Metric):
         if levels is None:
             return list(torch.linspace(0, 1, self.levels + 1, dtype=torch.float64)[1:])
         rising = levels[levels > 0].sort().values
+        if not len(rising):  # noise-contrastive estimation knows the data's own level alone
+            return []
         count = min(self.levels, len(rising))
         return list(rising[torch.linspace(len(rising) / count - 1, len(rising) - 1, count).round().long()])
 
@@ -63,7 +65,7 @@ class DensityError(Metric):
     def measure(self, subject: Subject) -> Measured:
         law = law_of(subject.data, subject.model.schedule)
         times = [torch.tensor(0.0, dtype=torch.float64), *self.times(subject)]
-        denoises = subject.able(Denoiser) is not None
+        denoises = subject.able(Denoiser) is not None and len(times) > 1
         curve, excess, least, errors = [], [], [], []
         for place, t in enumerate(times):
             n = self.exact if place else 20 * self.exact
@@ -78,11 +80,8 @@ class DensityError(Metric):
             subject.progress(place + 1, len(times), "noise levels")
         entropy = self.entropy(subject, law)
         own = mean(errors[0], "nats")
-        figures = {
-            "abs_error": own,
-            "abs_error_all_levels": mean(torch.stack(errors[1:]).mean(0), "nats"),
-            "entropy": entropy,
-        }
+        noisy = {"abs_error_all_levels": mean(torch.stack(errors[1:]).mean(0), "nats")} if len(times) > 1 else {}
+        figures = {"abs_error": own, **noisy, "entropy": entropy}
         if denoises:
             ratios = torch.stack(excess) / torch.stack(least)
             share = Figure(float(sum(excess) / sum(least)), None, self.exact, "share of the smallest error")
