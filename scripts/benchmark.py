@@ -7,7 +7,7 @@ shapes (bar: 1.05 deterministic, 1.15 stochastic), and what the sampler takes be
 not drift with the machine. Training: the loop's images/s, as metrics.jsonl has it, against bare
 forward, backward, clip and step of the same objective on the same batches (bar: 95 %). Start: seconds of --help. Oracle: one
 call (bar: 100 ms). A classifier of the noise level: its training and its sampling step against those of a plain denoiser of the
-same trunk, with a head of 128 channels and with the paper's 512 (bar: 3 with 128).
+same trunk, with a head of 64 channels, of 128 and of the paper's 512 (bar: 3 up to 128).
 """
 
 import argparse
@@ -173,11 +173,11 @@ def level_classifier(device: torch.device, rounds: int) -> None:
         return timed(lambda: objective.model(x, t, y), device)
 
     plain = plain.to(device)
-    for head in (128, 512):
+    for head in (64, 128, 512):
         objective = components("objective=cdm", "backbone=unet_levels", f"backbone.head={head}")[2].to(device)
         for what, work in (("training", step), ("sampling", answer)):
             ours, theirs, ratio = alternating(lambda: work(objective), lambda: work(plain), rounds)
-            bar = " (bar 3)" if head == 128 else ""
+            bar = " (bar 3)" if head <= 128 else ""
             print(
                 f"cdm       head {head}, a {what} step {1e3 * ours:7.1f} ms, of the plain denoiser {1e3 * theirs:7.1f} ms   "
                 f"{ratio:5.2f} x{bar}"

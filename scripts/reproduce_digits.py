@@ -33,15 +33,16 @@ BOUND = 6.0  # log-SNR of z_0: the noise that the decoder takes away, sigma = 0.
 class Row(NamedTuple):
     """What a row trains, how it samples, what it can be asked.
 
-    train, sample: arguments. likelihoods: of elbo, ode, log_density. accuracy: the metric of the accuracy, None = none.
-    start: log-SNR of z_0, None = the schedule's own.
+    train, sample: arguments, None = no samples. likelihoods: of elbo, ode, log_density. accuracy: the metric of the accuracy.
+    start: log-SNR of z_0, None = the schedule's own. density: arguments of the likelihoods.
     """
 
     train: tuple[str, ...]
-    sample: tuple[str, ...] = ()
+    sample: tuple[str, ...] | None = ()
     likelihoods: tuple[str, ...] = ("elbo", "ode")
-    accuracy: str | None = "zero_shot"
+    accuracy: str = "zero_shot"
     start: float | None = BOUND
+    density: tuple[str, ...] = ()
 
 
 ROWS = {
@@ -54,6 +55,33 @@ ROWS = {
     "sliced": Row(("objective=sliced", "backbone.double_differentiable=true", "training.images=30000")),
     "ncsn": Row(("experiment=ncsn_digits",), ("sampler=annealed_langevin",)),
     "vdm": Row(("experiment=vdm_digits",), start=None),
+    "cdm": Row(
+        ("experiment=cdm_digits", "training.images=30000"),
+        ("sampler=ddim", "sampler.steps=20"),
+        ("log_density", "ode"),
+        "classification",
+        None,
+        ("metric/dequantization=uniform",),
+    ),
+    "tre": Row(
+        ("experiment=cdm_digits", "objective=tre", "training.images=30000"),
+        None,
+        ("log_density",),
+        "classification",
+        None,
+        ("metric/dequantization=uniform",),
+    ),
+    "nce": Row(
+        ("experiment=cdm_digits", "objective=nce", "training.images=30000"),
+        None,
+        ("log_density",),
+        "classification",
+        None,
+        ("metric/dequantization=uniform",),
+    ),
+    "energy": Row(("experiment=energy_digits", "training.images=30000"), accuracy="classification"),
+    "jem": Row(("experiment=jem_digits",), ("sampler=sgld", "sampler.steps=100"), (), "classification"),
+    "classifier": Row(("experiment=digits_classifier",), None, (), "classification"),
 }
 COLUMNS = {
     "elbo": ("bits/dim, bound", 3), "ode": ("bits/dim, ODE", 3), "log_density": ("bits/dim, one pass", 3),
@@ -133,16 +161,18 @@ def row(folder: Path, name: str, seed: int, split: str, images: int | None, exam
         found |= {"agreed": measured(quality, "agreed"), "fd": measured(quality, "fd_")}
         found |= {"precision": measured(quality, "precision"), "recall": measured(quality, "recall")}
         manifest = json.loads((samples / "manifest.jsonl").read_text().splitlines()[0])
-        found["evaluations"] = manifest["network_evaluations"] / samples_wanted
+        found["evaluations"] = manifest["network_evaluations"]
     start = [] if spec.start is None else [f"metric.log_snr_max={spec.start}"]
     for estimate in spec.likelihoods:
         more = [f"split={split}", f"n={min(ODE, examples or ODE)}"] if estimate == "ode" else at
-        at_start = [] if estimate == "log_density" else start
-        where = stages.run(estimate, "evaluate", checkpoint, f"metric={estimate}", *more, *at_start)
+        own = (
+            ["metric/solver=levels"] if estimate == "ode" and "log_density" in spec.likelihoods else []
+        )  # discrete levels
+        asked = [f"metric={estimate}", *more, *spec.density, *start, *own]
+        where = stages.run(estimate, "evaluate", checkpoint, *asked)
         found[estimate] = measured(where, "nll_")
-    if spec.accuracy:
-        where = stages.run("accuracy", "evaluate", checkpoint, f"metric={spec.accuracy}", *at)
-        found["accuracy"] = measured(where, "accuracy")
+    where = stages.run("accuracy", "evaluate", checkpoint, f"metric={spec.accuracy}", *at)
+    found["accuracy"] = measured(where, "accuracy")
     return found
 
 

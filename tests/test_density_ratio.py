@@ -135,7 +135,7 @@ def test_the_density_chasm():
     for name, levels in {"nce": 2, "tre": 12, "cdm": 12}.items():
         network = Quadratic(levels)
         made = (
-            CDM(network, SCHEDULE, levels, 1.0, 0.0, 0, None, 0.0)
+            CDM(network, SCHEDULE, levels, 1.0, 0.0, 0, None, False, 0.0)
             if name == "cdm"
             else DensityRatio(network, SCHEDULE, levels, 0, 0.0)
         )

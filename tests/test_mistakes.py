@@ -22,7 +22,7 @@ TRAIN = {
     "root key": (["sed=3"], "there is no key or group sed; nearest: seed"),
     "last part of a key alone": (["images=3"], "nearest: training.images"),
     "group": (["objectve=eps"], "there is no key or group objectve; nearest: objective"),
-    "option": (["objective=epss"], "there is no option objective=epss; nearest: eps; options: cdm, classifier, edm, e"),
+    "option": (["objective=epss"], "there is no option objective=epss; nearest: eps; options: cdm, cdm_ce, cdm_mse"),
     "option of a nested group": (["sampler/grid=kars"], "there is no option sampler/grid=kars; nearest: karras"),
     "recipe": (["experiment=gmm3d"], "there is no option experiment=gmm3d; nearest: gmm2d"),
     "option as a key, of a group within itself": (
@@ -57,7 +57,7 @@ TRAIN = {
     "a list of one option": (["sampler/grid=[karras]"], "sampler/grid takes one option"),
     "two values": (["objective=eps,v"], "objective=eps,v gives several values: run them all with -m"),
     "null for an option": (["sampler=null"], "sampler takes an option, got null: leave it out, or choose one of annealed_"),
-    "left out group": (["~objective"], "objective cannot be left out: choose objective=<option>; options: classifier"),
+    "left out group": (["~objective"], "objective cannot be left out: choose objective=<option>; options: cdm, "),
     "left out key": (["~seed"], "seed cannot be left out: give it a value"),
     "left out argument": (["~training.images"], "training.images must be given (a whole number)"),
     "left out what is not": (["~objectve"], "there is no key or group objectve; nearest: objective"),
