@@ -132,7 +132,7 @@ def test_killed_at_random_moments_and_resumed_until_it_is_finished(at, whole):
         process = start(at, *arguments)
         wait_for((at / RUN / ".lock").exists, process)
         wait_for(lambda: str(process.pid) in (at / RUN / ".lock").read_text(), process)
-        time.sleep(generator.uniform(0, 0.15))
+        time.sleep(generator.uniform(0, 0.3))
         process.kill()
         process.communicate()
         kills += process.returncode == -signal.SIGKILL
