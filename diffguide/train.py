@@ -11,10 +11,9 @@ import hydra
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
-from .commands import one_line_errors, run_command, typed
+from .commands import leave, one_line_errors, run_command, typed
 from .configuration import ConfigError, build, check_whole, config_dir, run_parent, telling
 from .interrupts import Stopped
-from .quoting import quoted
 from .runs import WriteError, claim_version, only_writer, remove_leftovers, write_atomically, writing
 
 __all__ = ["main", "train"]
@@ -156,10 +155,7 @@ def train(cfg: DictConfig) -> None:
         except Stopped as stopped:
             if not engine.is_global_zero:
                 return  # a code other than 0 would make Fabric's launcher kill the first rank
-            again = quoted(f"resume={folder}")
-            print(f"{stopped.name} after {stopped}; continue with: diffguide-train {again}", file=sys.stderr)
-            print(folder)
-            raise SystemExit(stopped.code) from stopped
+            leave("diffguide-train", folder, stopped)
         except Diverged as error:
             end_others(engine)
             files = checkpoints.kept(folder / "checkpoints")
@@ -215,11 +211,11 @@ def probe(objective, data) -> None:
     import torch
 
     from .batches import fetch
-    from .denoisers import Denoiser
 
-    classes = objective.model.num_classes
+    model = objective.model
+    classes = model.num_classes
     if classes not in (0, len(data.class_names)):
-        key = "num_classes" if isinstance(objective.model, Denoiser) else "out_features"
+        key = "num_classes" if model.backbone.num_classes else "out_features"  # classes in, or classes out
         raise ConfigError(f"backbone.{key} is {classes}, but the data have {len(data.class_names)} (0 = unconditional)")
     with telling("objective"):
         objective.check(data.view(fetch(data.train, torch.arange(min(256, len(data.train.y))))[0]))

@@ -156,6 +156,8 @@ def test_a_classifier_must_be_given(runs, command):
     (["guidance=classifier", "guidance.classifier=none"], "diffguide-train: guidance.classifier: no checkpoint at none"),
     (["objective=classifier"], "this UNet answers in the shape of the data; take backbone=unet_encoder"),
     (["experiment=digits_classifier", "backbone.out_features=4"], "out_features is 4, but the data have 10"),
+    (["experiment=energy_digits", "backbone.out_features=4"], "out_features is 4, but the data have 10"),
+    (["backbone.num_classes=4"], "num_classes is 4, but the data have 10"),
     (["backbone=unet_encoder", "guidance=none"], "the network's output"),
 ])  # fmt: skip
 def test_networks_that_do_not_fit_the_objective(tmp_path, command, arguments, sentence):
