@@ -1,0 +1,53 @@
+"""The script of the one table: what it keeps, and what it does not do twice."""
+
+import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+sys.path.append(str(Path(__file__).parents[1] / "scripts"))
+
+import reproduce_digits
+
+
+def test_a_stage_that_is_there_is_not_run_again(tmp_path, monkeypatch):
+    commands = []
+
+    def run(command, **options):
+        commands.append(command[2:])
+        return SimpleNamespace(returncode=0, stdout=f"outputs/{len(commands)}\n")
+
+    monkeypatch.setattr(reproduce_digits.subprocess, "run", run)
+    for _ in range(2):  # two calls of the script
+        stages = reproduce_digits.Stages(tmp_path, "v_0")
+        assert stages.run("train", "train", "seed=0") == tmp_path / "outputs/1"
+    assert commands == [["diffguide.train", "seed=0", "name=v_0_train"]]
+    checkpoints = tmp_path / "outputs/train/x_1_train/v001/checkpoints"
+    checkpoints.mkdir(parents=True)
+    (checkpoints / "0000000640.safetensors").touch()
+    reproduce_digits.Stages(tmp_path, "x_1").train("objective=x0", "seed=1")
+    assert commands[1] == ["diffguide.train", "resume=outputs/train/x_1_train/v001", "name=x_1_train"]
+
+
+def test_a_stage_that_fails_is_not_kept(tmp_path, monkeypatch):
+    failed = SimpleNamespace(returncode=1, stdout="")
+    monkeypatch.setattr(reproduce_digits.subprocess, "run", lambda command, **options: failed)
+    with pytest.raises(SystemExit, match="v_0: train failed; call again to go on"):
+        reproduce_digits.Stages(tmp_path, "v_0").run("train", "train")
+    assert not list(tmp_path.iterdir())
+
+
+def test_seconds_of_a_training_that_was_resumed(tmp_path):
+    lines = [{"images": 1, "seconds": 2.0}, {"images": 1, "validation_loss": 1.0}, {"images": 2, "seconds": 5.0}]
+    lines += [{"images": 3, "seconds": 1.5}, {"images": 4, "seconds": 4.0}]  # another process
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert reproduce_digits.seconds_of(tmp_path) == 9.0
+
+
+def test_cells_and_table(tmp_path):
+    assert [reproduce_digits.cell(values, 2) for values in ([], [1.234], [1.0, 3.0])] == ["-", "1.23", "2.00 +- 1.41"]
+    reproduce_digits.write(tmp_path, [{"objective": "v", "FD": "1.0"}, {"objective": "jem", "FD": "-"}])
+    assert (tmp_path / "table.md").read_text() == "| objective | FD |\n|---|---|\n| v | 1.0 |\n| jem | - |\n"
+    assert (tmp_path / "table.csv").read_text().splitlines() == ["objective,FD", "v,1.0", "jem,-"]
