@@ -7,7 +7,25 @@ from .backbones import Backbone
 from .denoisers import Classifier
 from .schedules import Schedule
 
-__all__ = ["NoisyClassifier"]
+__all__ = ["NoisyClassifier", "check_outputs"]
+
+
+def check_outputs(backbone: Backbone, what: str, of_images: str) -> None:
+    """
+    Arguments:
+        what: is built on the backbone.
+        of_images: the option that would do for images.
+
+    Raises:
+        ValueError: a network without one output per class, or one that is told a condition.
+    """
+    if not backbone.out_features or backbone.conditional:
+        name = type(backbone).__name__
+        found = "is told a condition" if backbone.out_features else "answers in the shape of the data"
+        raise ValueError(
+            f"{what} needs a network with one output per class that is told no condition, and this {name} {found}; "
+            f"take backbone={of_images} for images, backbone=mlp_classifier for vectors"
+        )
 
 
 class NoisyClassifier(nn.Module, Classifier):
@@ -26,13 +44,7 @@ class NoisyClassifier(nn.Module, Classifier):
 
     def __init__(self, backbone: Backbone, schedule: Schedule):
         super().__init__()
-        if not backbone.out_features or backbone.conditional:
-            name = type(backbone).__name__
-            found = "is told a condition" if backbone.out_features else "answers in the shape of the data"
-            raise ValueError(
-                f"a classifier needs a network with one output per class that is told no condition, and this {name} {found}; "
-                "take backbone=unet_encoder for images, backbone=mlp_classifier for vectors"
-            )
+        check_outputs(backbone, "a classifier", "unet_encoder")
         self.backbone, self.schedule, self.num_classes = backbone, schedule, backbone.out_features
 
     def log_prob(self, x_t: Tensor, t: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from .backbones import Backbone
+from .classifiers import check_outputs
 from .denoisers import Classifier, Energy
 
 __all__ = ["JointEnergy"]
@@ -28,13 +29,7 @@ class JointEnergy(nn.Module, Energy, Classifier):
         super().__init__()
         if backbone.noise_conditioned:
             raise ValueError("a joint energy knows no noise levels: set backbone.noise_conditioned=false")
-        if not backbone.out_features or backbone.conditional:
-            name = type(backbone).__name__
-            found = "is told a condition" if backbone.out_features else "answers in the shape of the data"
-            raise ValueError(
-                f"a joint energy needs a network with one output per class that is told no condition, and this {name} {found}; "
-                "take backbone=convnet for images, backbone=mlp_classifier for vectors"
-            )
+        check_outputs(backbone, "a joint energy", "convnet")
         self.backbone, self.num_classes = backbone, backbone.out_features
 
     def logits(self, x: Tensor) -> Tensor:

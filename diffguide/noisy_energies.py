@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from .backbones import Backbone
+from .classifiers import check_outputs
 from .denoisers import Classifier, Denoiser, LogDensity, Prediction
 from .energies import check_energy, gradient
 from .joint_energy import chosen
@@ -43,13 +44,7 @@ class NoisyJointEnergy(nn.Module, Denoiser, LogDensity, Classifier):
     def __init__(self, backbone: Backbone, schedule: Schedule):
         super().__init__()
         what = "an energy at every noise level"
-        if not backbone.out_features or backbone.conditional:
-            name = type(backbone).__name__
-            found = "is told a condition" if backbone.out_features else "answers in the shape of the data"
-            raise ValueError(
-                f"{what} needs a network with one output per class that is told no condition, and this {name} {found}; "
-                "take backbone=unet_joint for images, backbone=mlp_classifier for vectors"
-            )
+        check_outputs(backbone, what, "unet_joint")
         if not backbone.noise_conditioned:
             raise ValueError(f"{what} must be told the level: set backbone.noise_conditioned=true")
         if schedule.learned:

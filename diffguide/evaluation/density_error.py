@@ -6,7 +6,8 @@ from ..denoisers import Denoiser, LogDensity
 from ..oracles import Oracle
 from ..randomness import fold
 from .denoising import law_of
-from .metric import Figure, Measured, Metric, Panel, Plot, Subject, mean
+from .metric import Figure, Measured, Panel, Plot, Subject, mean
+from .told import ToldClasses
 
 __all__ = ["DensityError"]
 
@@ -14,7 +15,7 @@ TRUTH = 13  # purpose of the seed
 MOST = 4000  # examples at a time
 
 
-class DensityError(Metric):
+class DensityError(ToldClasses):
     """E |log p_t(x) - log p_t*(x)| in nats, of fresh exact examples of the law that the data are drawn from.
 
     abs_error is that of the data themselves, t = 0. excess is the model's squared error of eps over that of the exact
@@ -35,7 +36,8 @@ class DensityError(Metric):
     def __init__(self, levels: int, exact: int, conditional: bool):
         if levels < 1 or exact < 10:
             raise ValueError(f"levels must be at least 1 and exact at least 10, got {levels} and {exact}")
-        self.levels, self.exact, self.told_classes = levels, exact, conditional
+        super().__init__(conditional)
+        self.levels, self.exact = levels, exact
 
     def check(self, subject: Subject) -> None:
         super().check(subject)
@@ -45,10 +47,6 @@ class DensityError(Metric):
             )
         if law_of(subject.data, subject.model.schedule) is None:
             raise ValueError(f"metric={self.name} needs data of a known law, such as dataset=gmm2d or anisotropic")
-        if not self.told_classes and subject.model.num_classes and not subject.model.has_null:
-            raise ValueError(
-                "metric.conditional=false needs a model that dropped labels in training (p_uncond above 0); this one never did"
-            )
 
     def times(self, subject: Subject) -> list[torch.Tensor]:
         """Those with noise, ascending."""
@@ -95,10 +93,6 @@ class DensityError(Metric):
             Panel("excess", "excess over the smallest error of eps"),
         ]
         return Measured(figures, facts, curve, [Plot("density_error", "time", "time t", False, panels)])
-
-    def told(self, subject: Subject) -> bool:
-        """Whether the model is told classes."""
-        return self.told_classes and subject.model.num_classes > 0
 
     def batches(self, subject: Subject, law: Oracle, t: torch.Tensor, n: int, place: int):
         """(log p - log p*, squared distance of eps from the exact one, squared error of that one) of each, by batches."""

@@ -7,14 +7,15 @@ import torch
 from torch import Tensor
 
 from ..energies import LevelClassifier
-from ..objectives.cdm import level_terms
+from ..objectives.cdm import level_terms, spread
 from ..randomness import Noise
-from .metric import Measured, Metric, Panel, Plot, Subject, mean
+from .metric import Measured, Panel, Plot, Subject, mean
+from .told import ToldClasses
 
 __all__ = ["LevelAccuracy"]
 
 
-class LevelAccuracy(Metric):
+class LevelAccuracy(ToldClasses):
     """Cross-entropy, accuracy and squared error of eps of a classifier of noise levels, over the levels of its training.
 
     The three columns of Yadin, Elata, Michaeli 2024, arXiv 2402.10095, table 1. Guessing has the cross-entropy ln(T + 2) and
@@ -35,14 +36,8 @@ class LevelAccuracy(Metric):
     def __init__(self, draws: int, conditional: bool, bands: int):
         if draws < 1 or bands < 1:
             raise ValueError(f"draws and bands must be at least 1, got {draws} and {bands}")
-        self.draws, self.told_classes, self.bands = draws, conditional, bands
-
-    def check(self, subject: Subject) -> None:
-        super().check(subject)
-        if not self.told_classes and subject.model.num_classes and not subject.model.has_null:
-            raise ValueError(
-                "metric.conditional=false needs a model that dropped labels in training (p_uncond above 0); this one never did"
-            )
+        super().__init__(conditional)
+        self.draws, self.bands = draws, bands
 
     def measure(self, subject: Subject) -> Measured:
         model = subject.able(LevelClassifier)
@@ -78,10 +73,6 @@ class LevelAccuracy(Metric):
         ]
         return Measured(figures, facts, curve, [Plot("levels", "level", "noise level k", False, panels)])
 
-    def told(self, subject: Subject) -> bool:
-        """Whether the model is told classes."""
-        return self.told_classes and subject.model.num_classes > 0
-
     def values(self, subject: Subject) -> int:
         """Of an element of the data, which training spread; 0 = it took them as they are."""
         return int((subject.config.get("objective") or {}).get("values") or 0)
@@ -107,8 +98,6 @@ class LevelAccuracy(Metric):
         place = torch.special.ndtr(noise.of((1,)).normal(0.0, 0).double()[:, 0])
         k = model.level_at((place + draw / self.draws) % 1)
         if values:
-            x_0 = x_0 + (torch.special.ndtr(noise.normal(1.0, 3 * draw + 1).double()).to(x_0) - 0.5) * (
-                2 / (values - 1)
-            )
+            x_0 = spread(x_0, torch.special.ndtr(noise.normal(1.0, 3 * draw + 1).double()).to(x_0), values)
         _, ce, mse, hit = level_terms(model, x_0, y, k, noise.normal(1.0, 3 * draw + 2))
         return {"k": k, "ce": ce.double(), "accuracy": hit.double(), "mse": mse.double()}

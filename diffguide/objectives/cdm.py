@@ -57,8 +57,7 @@ class CDM(Objective):
             raise ValueError(
                 f"ce_weight and mse_weight must be at least 0 and not both 0, got {ce_weight} and {mse_weight}"
             )
-        if values < 0 or values == 1:
-            raise ValueError(f"values must be 0 (continuous data, taken as they are) or at least 2, got {values}")
+        check_values(values)
         self.model = LevelClassifier(backbone, schedule, levels - 2, p_uncond > 0, prior)
         self.ce_weight, self.mse_weight, self.values = float(ce_weight), float(mse_weight), values
         self.soft_targets = soft_targets
@@ -122,4 +121,18 @@ def dequantized(x_0: Tensor, values: int, rng: torch.Generator | Share) -> Tenso
 
     Theis, van den Oord, Bethge, "A note on the evaluation of generative models", 2016, arXiv 1511.01844, section 3.1.
     """
-    return x_0 + (uniform(x_0.shape, rng, x_0.dtype) - 0.5) * (2 / (values - 1)) if values else x_0
+    return spread(x_0, uniform(x_0.shape, rng, x_0.dtype), values) if values else x_0
+
+
+def spread(x_0: Tensor, u: Tensor, values: int) -> Tensor:
+    """x_0 + (u - 1/2) 2 / (K - 1), u uniform in [0, 1]."""
+    return x_0 + (u - 0.5) * (2 / (values - 1))
+
+
+def check_values(values: int) -> None:
+    """
+    Raises:
+        ValueError: a number K that `dequantized` does not take.
+    """
+    if values < 0 or values == 1:
+        raise ValueError(f"values must be 0 (continuous data, taken as they are) or at least 2, got {values}")

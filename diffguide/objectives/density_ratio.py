@@ -10,7 +10,7 @@ from ..energies import LevelClassifier
 from ..randomness import Share, normal
 from ..schedules import Schedule
 from .base import Loss, Objective, drop_condition
-from .cdm import dequantized
+from .cdm import check_values, dequantized
 from .levels import places
 
 __all__ = ["DensityRatio"]
@@ -46,8 +46,7 @@ class DensityRatio(Objective):
             raise ValueError(f"p_uncond must be in [0, 1], got {p_uncond}")
         if levels < 2:
             raise ValueError(f"levels must be at least 2 (the data and N(0, I)), got {levels}")
-        if values < 0 or values == 1:
-            raise ValueError(f"values must be 0 (continuous data, taken as they are) or at least 2, got {values}")
+        check_values(values)
         self.model = LevelClassifier(backbone, schedule, levels - 2, p_uncond > 0)
         self.values, self.p_uncond = values, float(p_uncond)
 

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from ..backbones import Backbone
 from ..backbones.conditions import Condition
+from ..energies import check_energy
 from ..parameterizations import Parameterization
 from ..preconditioned import Preconditioned
 from ..randomness import Share, normal
@@ -54,10 +55,7 @@ class Sliced(Objective):
             raise ValueError("levels must not be LossSecondMoment: the sliced loss is below 0 where it is best")
         if schedule.learned:
             raise ValueError(f"sliced score matching needs a fixed schedule, got {type(schedule).__name__}")
-        if any(getattr(part, "double_differentiable", True) is False for part in backbone.modules()):
-            raise ValueError(
-                "sliced score matching differentiates attention twice: set backbone.double_differentiable=true"
-            )
+        check_energy(backbone, "sliced score matching")
         self.model = Preconditioned(backbone, schedule, parameterization, has_null=p_uncond > 0)
         self.levels, self.slices, self.p_uncond = levels, slices, float(p_uncond)
 
