@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ..backbones.conditions import Condition, without_rows
 from ..randomness import Share, uniform
 
-__all__ = ["Diverged", "Loss", "Objective", "drop_condition"]
+__all__ = ["Diverged", "Loss", "Objective", "check_dropout", "check_weights", "drop_condition"]
 
 
 class Diverged(ValueError):
@@ -88,6 +88,26 @@ class Objective(nn.Module):
         """
         if memory:
             raise ValueError(f"it holds {min(memory)}, which {type(self).__name__} has no use for")
+
+
+def check_dropout(p_uncond: float) -> None:
+    """
+    Raises:
+        ValueError: a probability of training without condition that is none.
+    """
+    if not 0 <= p_uncond <= 1:
+        raise ValueError(f"p_uncond must be in [0, 1], got {p_uncond}")
+
+
+def check_weights(ce_weight: float, mse_weight: float) -> None:
+    """
+    Raises:
+        ValueError: weights of a cross-entropy and a squared error that leave nothing to learn, or its opposite.
+    """
+    if not (ce_weight >= 0 and mse_weight >= 0 and 0 < ce_weight + mse_weight < float("inf")):
+        raise ValueError(
+            f"ce_weight and mse_weight must be at least 0 and not both 0, got {ce_weight} and {mse_weight}"
+        )
 
 
 def drop_condition(y: Condition | None, probability: float, rng: torch.Generator | Share) -> Condition | None:

@@ -10,7 +10,7 @@ from ..backbones.conditions import Condition
 from ..energies import LevelClassifier, ratio
 from ..randomness import Share, normal, uniform
 from ..schedules import Schedule
-from .base import Loss, Objective, drop_condition
+from .base import Loss, Objective, check_dropout, check_weights, drop_condition
 from .levels import places
 
 __all__ = ["CDM"]
@@ -47,16 +47,12 @@ class CDM(Objective):
         prior: list[float] | None, soft_targets: bool, p_uncond: float,
     ):  # fmt: skip
         super().__init__()
-        if not 0 <= p_uncond <= 1:
-            raise ValueError(f"p_uncond must be in [0, 1], got {p_uncond}")
+        check_dropout(p_uncond)
         if levels < 3:
             raise ValueError(
                 f"levels must be at least 3, got {levels}; objective=nce has no level between data and noise"
             )
-        if not (ce_weight >= 0 and mse_weight >= 0 and 0 < ce_weight + mse_weight < float("inf")):
-            raise ValueError(
-                f"ce_weight and mse_weight must be at least 0 and not both 0, got {ce_weight} and {mse_weight}"
-            )
+        check_weights(ce_weight, mse_weight)
         check_values(values)
         self.model = LevelClassifier(backbone, schedule, levels - 2, p_uncond > 0, prior)
         self.ce_weight, self.mse_weight, self.values = float(ce_weight), float(mse_weight), values

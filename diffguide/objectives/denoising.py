@@ -11,7 +11,7 @@ from ..parameterizations import Parameterization
 from ..preconditioned import Preconditioned
 from ..randomness import Share, normal
 from ..schedules import Schedule
-from .base import Loss, Objective, drop_condition
+from .base import Loss, Objective, check_dropout, drop_condition
 from .levels import NoiseLevels
 from .resampling import LossSecondMoment
 from .weights import LearnedUncertainty, Likelihood, Weight
@@ -48,8 +48,7 @@ class Denoising(Objective):
         levels: NoiseLevels, p_uncond: float,
     ):  # fmt: skip
         super().__init__()
-        if not 0 <= p_uncond <= 1:
-            raise ValueError(f"p_uncond must be in [0, 1], got {p_uncond}")
+        check_dropout(p_uncond)
         levels.check(schedule)
         if schedule.learned_ends:
             raise ValueError(

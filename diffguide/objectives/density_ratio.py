@@ -9,7 +9,7 @@ from ..backbones.conditions import Condition, joined
 from ..energies import LevelClassifier
 from ..randomness import Share, normal
 from ..schedules import Schedule
-from .base import Loss, Objective, drop_condition
+from .base import Loss, Objective, check_dropout, drop_condition
 from .cdm import check_values, dequantized
 from .levels import places
 
@@ -42,8 +42,7 @@ class DensityRatio(Objective):
 
     def __init__(self, backbone: Backbone, schedule: Schedule, levels: int, values: int, p_uncond: float):
         super().__init__()
-        if not 0 <= p_uncond <= 1:
-            raise ValueError(f"p_uncond must be in [0, 1], got {p_uncond}")
+        check_dropout(p_uncond)
         if levels < 2:
             raise ValueError(f"levels must be at least 2 (the data and N(0, I)), got {levels}")
         check_values(values)

@@ -7,7 +7,7 @@ from ..backbones import Backbone
 from ..noisy_energies import NoisyJointEnergy
 from ..randomness import Share, normal
 from ..schedules import Schedule
-from .base import Loss, Objective, drop_condition
+from .base import Loss, Objective, check_dropout, check_weights, drop_condition
 from .levels import NoiseLevels
 from .weights import LearnedUncertainty, Weight
 
@@ -44,12 +44,8 @@ class EnergyDenoising(Objective):
         ce_weight: float, p_uncond: float,
     ):  # fmt: skip
         super().__init__()
-        if not 0 <= p_uncond <= 1:
-            raise ValueError(f"p_uncond must be in [0, 1], got {p_uncond}")
-        if not (ce_weight >= 0 and mse_weight >= 0 and 0 < ce_weight + mse_weight < float("inf")):
-            raise ValueError(
-                f"ce_weight and mse_weight must be at least 0 and not both 0, got {ce_weight} and {mse_weight}"
-            )
+        check_dropout(p_uncond)
+        check_weights(ce_weight, mse_weight)
         if isinstance(weight, LearnedUncertainty):
             raise ValueError("weight learned_uncertainty would turn off what ce_weight is held against; take another")
         levels.check(schedule)

@@ -10,7 +10,7 @@ from ..parameterizations import Parameterization
 from ..preconditioned import Preconditioned
 from ..randomness import Share, normal
 from ..schedules import Schedule
-from .base import Loss, Objective, drop_condition
+from .base import Loss, Objective, check_dropout, drop_condition
 from .levels import NoiseLevels
 from .resampling import LossSecondMoment
 
@@ -46,8 +46,7 @@ class Sliced(Objective):
         p_uncond: float,
     ):  # fmt: skip
         super().__init__()
-        if not 0 <= p_uncond <= 1:
-            raise ValueError(f"p_uncond must be in [0, 1], got {p_uncond}")
+        check_dropout(p_uncond)
         if slices < 1:
             raise ValueError(f"slices must be at least 1, got {slices}")
         levels.check(schedule)

@@ -13,7 +13,7 @@ from ..parameterizations import Parameterization
 from ..preconditioned import Preconditioned
 from ..randomness import Share, normal
 from ..schedules import Schedule
-from .base import Loss, Objective, drop_condition
+from .base import Loss, Objective, check_dropout, drop_condition
 from .levels import NoiseLevels
 
 __all__ = ["Variational"]
@@ -53,8 +53,7 @@ class Variational(Objective):
         levels: NoiseLevels, steps: int | None, p_uncond: float,
     ):  # fmt: skip
         super().__init__()
-        if not 0 <= p_uncond <= 1:
-            raise ValueError(f"p_uncond must be in [0, 1], got {p_uncond}")
+        check_dropout(p_uncond)
         if steps is not None and steps < 1:
             raise ValueError(f"steps must be at least 1, or null for continuous time, got {steps}")
         if math.isinf(schedule.log_snr_max) or math.isinf(schedule.log_snr_min):
