@@ -2,9 +2,9 @@
 
     scripts/reproduce_digits.sh --seeds 1                  # about an hour on two cores
     scripts/reproduce_digits.sh --seeds 3 --split test     # goes on where an earlier call stopped, row by row
-    scripts/reproduce_digits.sh --rows vdm,cdm --folder outputs/mine
+    scripts/reproduce_digits.sh --rows vdm,cdm --folder outputs/mine --jobs 1
 
-Each stage is one command of diffguide, run in <folder>/<split>, and is kept in <row>_<seed>.json there with the folder that
+Rows and seeds run side by side, --jobs of them, each on its share of the cores. Each stage is one command of diffguide, run in <folder>/<split>, and is kept in <row>_<seed>.json there with the folder that
 it wrote: a stage that is there is not run again, and a training that was interrupted is resumed. Amounts are stated in
 `ROWS` and above it: training images, samples, examples; --images and --examples lower them all, to see that it runs. Prints
 the table, and writes table.md and table.csv: means over the seeds, with the standard deviation over them where there are
@@ -13,6 +13,9 @@ several.
 Columns: bits/dim by the variational bound, by the probability-flow ODE (of the first examples), and by the model's own
 log-density in one pass; accuracy on the split; share of agreed labels, FD (local features, to the training split), precision
 and recall of 1000 samples; seconds of training; network evaluations per sample. Nothing was chosen on the test block.
+
+Beside the objectives stand their ablations: cdm_ce and cdm_mse (one term of the loss alone), energy_ce and jem_ce (the same
+network and images, cross-entropy alone), and the plain classifier of noisy images.
 """
 
 import argparse
@@ -23,6 +26,7 @@ import statistics
 import subprocess
 import sys
 import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -44,7 +48,21 @@ class Row(NamedTuple):
     start: float | None = BOUND
     density: tuple[str, ...] = ()
 
+    def but(self, *train: str) -> "Row":
+        """The same with other arguments of training."""
+        return self._replace(train=(*self.train, *train))
 
+
+CDM = Row(
+    ("experiment=cdm_digits", "training.images=30000"),
+    ("sampler=ddim", "sampler.steps=20"),
+    ("log_density",),
+    "classification",
+    None,
+    ("metric/dequantization=uniform",),
+)
+ENERGY = Row(("experiment=energy_digits", "training.images=30000"), accuracy="classification")
+JEM = Row(("experiment=jem_digits",), ("sampler=sgld", "sampler.steps=100"), (), "classification")
 ROWS = {
     "x0": Row(("objective=x0",)),
     "eps": Row(("objective=eps",)),
@@ -55,32 +73,15 @@ ROWS = {
     "sliced": Row(("objective=sliced", "backbone.double_differentiable=true", "training.images=30000")),
     "ncsn": Row(("experiment=ncsn_digits",), ("sampler=annealed_langevin",)),
     "vdm": Row(("experiment=vdm_digits",), start=None),
-    "cdm": Row(
-        ("experiment=cdm_digits", "training.images=30000"),
-        ("sampler=ddim", "sampler.steps=20"),
-        ("log_density", "ode"),
-        "classification",
-        None,
-        ("metric/dequantization=uniform",),
-    ),
-    "tre": Row(
-        ("experiment=cdm_digits", "objective=tre", "training.images=30000"),
-        None,
-        ("log_density",),
-        "classification",
-        None,
-        ("metric/dequantization=uniform",),
-    ),
-    "nce": Row(
-        ("experiment=cdm_digits", "objective=nce", "training.images=30000"),
-        None,
-        ("log_density",),
-        "classification",
-        None,
-        ("metric/dequantization=uniform",),
-    ),
-    "energy": Row(("experiment=energy_digits", "training.images=30000"), accuracy="classification"),
-    "jem": Row(("experiment=jem_digits",), ("sampler=sgld", "sampler.steps=100"), (), "classification"),
+    "cdm": CDM._replace(likelihoods=("log_density", "ode")),
+    "cdm_ce": CDM.but("objective=cdm_ce"),
+    "cdm_mse": CDM.but("objective=cdm_mse"),
+    "tre": CDM.but("objective=tre")._replace(sample=None),
+    "nce": CDM.but("objective=nce")._replace(sample=None),
+    "energy": ENERGY,
+    "energy_ce": ENERGY.but("objective.mse_weight=0")._replace(sample=None, likelihoods=()),
+    "jem": JEM,
+    "jem_ce": JEM.but("objective.ml_weight=0", "objective.energy_l2=0")._replace(sample=None),
     "classifier": Row(("experiment=digits_classifier",), None, (), "classification"),
 }
 COLUMNS = {
@@ -96,10 +97,11 @@ class Stages:
     Arguments:
         folder: of the whole table, where the commands run.
         name: of the row and seed.
+        threads: of one command.
     """
 
-    def __init__(self, folder: Path, name: str):
-        self.folder, self.name, self.path = folder, name, folder / f"{name}.json"
+    def __init__(self, folder: Path, name: str, threads: int = 1):
+        self.folder, self.name, self.threads, self.path = folder, name, threads, folder / f"{name}.json"
         self.done = json.loads(self.path.read_text()) if self.path.exists() else {}
 
     def run(self, stage: str, command: str, *arguments: str) -> Path:
@@ -110,6 +112,7 @@ class Stages:
             ran = subprocess.run(
                 [sys.executable, "-m", f"diffguide.{command}", *arguments, name],
                 cwd=self.folder,
+                env=os.environ | {"OMP_NUM_THREADS": str(self.threads)},
                 stdout=subprocess.PIPE,
                 text=True,
             )
@@ -146,9 +149,8 @@ def seconds_of(run: Path) -> float:
     return sum(now for now, after in zip(seconds, [*seconds[1:], 0.0]) if after < now)
 
 
-def row(folder: Path, name: str, seed: int, split: str, images: int | None, examples: int | None) -> dict[str, float]:
+def row(stages: Stages, spec: Row, seed: int, split: str, images: int | None, examples: int | None) -> dict[str, float]:
     """The figures of a row for one seed."""
-    spec, stages = ROWS[name], Stages(folder, f"{name}_{seed}")
     run = stages.train(*spec.train, f"seed={seed}", *([f"training.images={images}"] if images else []))
     checkpoint, samples_wanted = f"checkpoint={run}", examples or SAMPLES
     at = [f"split={split}", *([f"n={examples}"] if examples else [])]
@@ -190,6 +192,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--rows", default=",".join(ROWS), help="names of rows, with commas between")
     parser.add_argument("--split", choices=("validation", "test"), default="validation")
     parser.add_argument("--folder", type=Path, default=Path("outputs/reproduce_digits"))
+    parser.add_argument("--jobs", type=int, default=2, help="rows and seeds at a time, which share the cores")
     parser.add_argument("--images", type=int, help="training images of every row, in place of its own")
     parser.add_argument(
         "--examples", type=int, help="samples, and examples of every measurement, in place of 1000 and all"
@@ -199,15 +202,29 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error(f"there is no row {strangers[0]}: {', '.join(ROWS)}")
     folder = (given.folder / given.split).resolve()
     folder.mkdir(parents=True, exist_ok=True)
+    threads = max(1, (os.cpu_count() or 1) // given.jobs)
+    with ThreadPoolExecutor(given.jobs) as pool:
+        begun = {}
+        for name in given.rows.split(","):
+            runs = [(Stages(folder, f"{name}_{seed}", threads), ROWS[name], seed) for seed in range(given.seeds)]
+            begun[name] = [pool.submit(row, *run, given.split, given.images, given.examples) for run in runs]
+        try:
+            tell(folder, begun)
+        finally:
+            pool.shutdown(cancel_futures=True)
+    print((folder / "table.md").read_text())
+
+
+def tell(folder: Path, begun: dict[str, list[Future]]) -> None:
+    """Writes the table anew with every row that is there."""
     table = []
-    for name in given.rows.split(","):
-        found = [row(folder, name, seed, given.split, given.images, given.examples) for seed in range(given.seeds)]
+    for name, runs in begun.items():
+        found = [run.result() for run in runs]
         line = {"objective": name}
         for column, (title, digits) in COLUMNS.items():
             line[title] = cell([values[column] for values in found if column in values], digits)
         table.append(line)
         write(folder, table)
-    print((folder / "table.md").read_text())
 
 
 def write(folder: Path, table: list[dict[str, str]]) -> None:

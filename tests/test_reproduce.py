@@ -3,6 +3,7 @@
 import json
 import sys
 from pathlib import Path
+from threading import Barrier
 from types import SimpleNamespace
 
 import pytest
@@ -37,6 +38,26 @@ def test_a_stage_that_fails_is_not_kept(tmp_path, monkeypatch):
     with pytest.raises(SystemExit, match="v_0: train failed; call again to go on"):
         reproduce_digits.Stages(tmp_path, "v_0").run("train", "train")
     assert not list(tmp_path.iterdir())
+
+
+def test_rows_run_side_by_side_and_the_table_keeps_their_order(tmp_path, monkeypatch, capsys):
+    met = Barrier(2, timeout=30)  # which one row alone would never pass
+
+    def row(stages, spec, seed, *amounts):
+        met.wait()
+        return {"accuracy": 0.5 + 0.25 * seed, "seconds": len(stages.name)}
+
+    monkeypatch.setattr(reproduce_digits, "row", row)
+    reproduce_digits.main(["--rows", "vdm,x0", "--seeds", "2", "--jobs", "2", "--folder", str(tmp_path)])
+    lines = capsys.readouterr().out.splitlines()[2:4]
+    assert [line.split(" | ")[0] for line in lines] == ["| vdm", "| x0"]
+    assert all("| 0.625 +- 0.177 |" in line for line in lines)
+
+
+def test_ablations_differ_from_their_row_by_what_they_name():
+    rows = reproduce_digits.ROWS
+    assert rows["jem_ce"].train == (*rows["jem"].train, "objective.ml_weight=0", "objective.energy_l2=0")
+    assert rows["cdm_mse"].train == (*rows["cdm"].train, "objective=cdm_mse")
 
 
 def test_seconds_of_a_training_that_was_resumed(tmp_path):
