@@ -4,11 +4,12 @@
     scripts/reproduce_digits.sh --seeds 3 --split test     # goes on where an earlier call stopped, row by row
     scripts/reproduce_digits.sh --rows vdm,cdm --folder outputs/mine --jobs 1
 
-Rows and seeds run side by side, --jobs of them, each on its share of the cores. Each stage is one command of diffguide, run in <folder>/<split>, and is kept in <row>_<seed>.json there with the folder that
-it wrote: a stage that is there is not run again, and a training that was interrupted is resumed. Amounts are stated in
-`ROWS` and above it: training images, samples, examples; --images and --examples lower them all, to see that it runs. Prints
-the table, and writes table.md and table.csv: means over the seeds, with the standard deviation over them where there are
-several.
+Rows and seeds run side by side, --jobs of them, each on its share of the cores. Each stage is one command of diffguide, run
+in <folder>, and is kept in <row>_<seed>.json there with its arguments and the folder that it wrote: a stage that is there
+with the same arguments is not run again, and a training that was interrupted is resumed. Both splits are asked of the same
+trained models and samples. Amounts are stated in `ROWS` and above it: training images, samples, examples; --images and
+--examples lower them all, to see that it runs. Prints the table, and writes <split>.md and <split>.csv: means over the
+seeds, with the standard deviation over them where there are several.
 
 Columns: bits/dim by the variational bound, by the probability-flow ODE (of the first examples), and by the model's own
 log-density in one pass; accuracy on the split; share of agreed labels, FD (local features, to the training split), precision
@@ -25,7 +26,6 @@ import os
 import statistics
 import subprocess
 import sys
-import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -92,7 +92,7 @@ COLUMNS = {
 
 
 class Stages:
-    """The stages of one row and seed: {name: {"folder": what it wrote, "seconds": how long it took}}.
+    """The stages of one row and seed: {name: {"arguments": of its command, "folder": what it wrote}}.
 
     Arguments:
         folder: of the whole table, where the commands run.
@@ -104,13 +104,12 @@ class Stages:
         self.folder, self.name, self.threads, self.path = folder, name, threads, folder / f"{name}.json"
         self.done = json.loads(self.path.read_text()) if self.path.exists() else {}
 
-    def run(self, stage: str, command: str, *arguments: str) -> Path:
-        """The folder that a command wrote, now or in an earlier call."""
-        if stage not in self.done:
+    def run(self, stage: str, command: str, *arguments: str, resume: tuple[str, ...] = ()) -> Path:
+        """The folder that a command wrote, now or in an earlier call; resume: in place of the arguments, to go on with it."""
+        if self.done.get(stage, {}).get("arguments") != list(arguments):
             print(f"{self.name}: {stage}", file=sys.stderr, flush=True)
-            begun, name = time.monotonic(), f"name={self.name}_{stage}"
             ran = subprocess.run(
-                [sys.executable, "-m", f"diffguide.{command}", *arguments, name],
+                [sys.executable, "-m", f"diffguide.{command}", *(resume or arguments), f"name={self.name}_{stage}"],
                 cwd=self.folder,
                 env=os.environ | {"OMP_NUM_THREADS": str(self.threads)},
                 stdout=subprocess.PIPE,
@@ -118,22 +117,24 @@ class Stages:
             )
             if ran.returncode:
                 raise SystemExit(f"{self.name}: {stage} failed; call again to go on")
-            self.keep(stage, ran.stdout.strip().splitlines()[-1], time.monotonic() - begun)
+            self.keep(stage, {"arguments": arguments, "folder": ran.stdout.strip().splitlines()[-1]})
         return (self.folder / self.done[stage]["folder"]).resolve()
 
     def train(self, *arguments: str) -> Path:
         """The trained run; one that was interrupted goes on."""
-        if "train" not in self.done:
-            begun = sorted((self.folder / "outputs/train" / f"{self.name}_train").glob("v*/checkpoints/*.safetensors"))
-            if begun:
-                arguments = (f"resume={begun[-1].parent.parent.relative_to(self.folder)}",)
-        return self.run("train", "train", *arguments)
+        runs = sorted((self.folder / "outputs/train" / f"{self.name}_train").glob("v*"))
+        if self.done.get("begun", {}).get("arguments") != list(arguments):
+            self.keep("begun", {"arguments": arguments, "earlier": len(runs)})
+        own = [run for run in runs[self.done["begun"]["earlier"] :] if any(run.glob("checkpoints/*.safetensors"))]
+        resume = (f"resume={own[-1].relative_to(self.folder)}",) if own else ()
+        return self.run("train", "train", *arguments, resume=resume)
 
-    def keep(self, stage: str, folder: str, seconds: float) -> None:
-        self.done[stage] = {"folder": folder, "seconds": seconds}
+    def keep(self, stage: str, what: dict[str, object]) -> None:
+        self.done[stage] = what
         temporary = self.path.with_suffix(".tmp")
         temporary.write_text(json.dumps(self.done, indent=1))
         os.replace(temporary, self.path)
+        self.done = json.loads(self.path.read_text())
 
 
 def measured(folder: Path, start: str) -> float:
@@ -159,7 +160,7 @@ def row(stages: Stages, spec: Row, seed: int, split: str, images: int | None, ex
         drawn = [f"n={samples_wanted}", f"seed={seed * SAMPLES}", "batch_size=250"]
         samples = stages.run("samples", "sample", checkpoint, *spec.sample, *drawn)
         compared = [f"metric.samples={samples}", f"metric.count={samples_wanted}"]
-        quality = stages.run("quality", "evaluate", checkpoint, f"split={split}", "metric=quality", *compared)
+        quality = stages.run(f"{split}_quality", "evaluate", checkpoint, f"split={split}", "metric=quality", *compared)
         found |= {"agreed": measured(quality, "agreed"), "fd": measured(quality, "fd_")}
         found |= {"precision": measured(quality, "precision"), "recall": measured(quality, "recall")}
         manifest = json.loads((samples / "manifest.jsonl").read_text().splitlines()[0])
@@ -171,9 +172,9 @@ def row(stages: Stages, spec: Row, seed: int, split: str, images: int | None, ex
             ["metric/solver=levels"] if estimate == "ode" and "log_density" in spec.likelihoods else []
         )  # discrete levels
         asked = [f"metric={estimate}", *more, *spec.density, *start, *own]
-        where = stages.run(estimate, "evaluate", checkpoint, *asked)
+        where = stages.run(f"{split}_{estimate}", "evaluate", checkpoint, *asked)
         found[estimate] = measured(where, "nll_")
-    where = stages.run("accuracy", "evaluate", checkpoint, f"metric={spec.accuracy}", *at)
+    where = stages.run(f"{split}_accuracy", "evaluate", checkpoint, f"metric={spec.accuracy}", *at)
     found["accuracy"] = measured(where, "accuracy")
     return found
 
@@ -200,23 +201,24 @@ def main(arguments: list[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     if strangers := [name for name in given.rows.split(",") if name not in ROWS]:
         parser.error(f"there is no row {strangers[0]}: {', '.join(ROWS)}")
-    folder = (given.folder / given.split).resolve()
+    folder = given.folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
-    threads = max(1, (os.cpu_count() or 1) // given.jobs)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = max(1, cores // given.jobs)
     with ThreadPoolExecutor(given.jobs) as pool:
         begun = {}
         for name in given.rows.split(","):
             runs = [(Stages(folder, f"{name}_{seed}", threads), ROWS[name], seed) for seed in range(given.seeds)]
             begun[name] = [pool.submit(row, *run, given.split, given.images, given.examples) for run in runs]
         try:
-            tell(folder, begun)
+            tell(folder / given.split, begun)
         finally:
             pool.shutdown(cancel_futures=True)
-    print((folder / "table.md").read_text())
+    print(folder.joinpath(f"{given.split}.md").read_text())
 
 
-def tell(folder: Path, begun: dict[str, list[Future]]) -> None:
-    """Writes the table anew with every row that is there."""
+def tell(path: Path, begun: dict[str, list[Future]]) -> None:
+    """Writes the table anew whenever its next row is there."""
     table = []
     for name, runs in begun.items():
         found = [run.result() for run in runs]
@@ -224,19 +226,18 @@ def tell(folder: Path, begun: dict[str, list[Future]]) -> None:
         for column, (title, digits) in COLUMNS.items():
             line[title] = cell([values[column] for values in found if column in values], digits)
         table.append(line)
-        write(folder, table)
+        write(path, table)
 
 
-def write(folder: Path, table: list[dict[str, str]]) -> None:
-    """table.csv and table.md, after every row."""
-    with open(folder / "table.csv", "w", newline="") as file:
+def write(path: Path, table: list[dict[str, str]]) -> None:
+    """path.csv and path.md, after every row."""
+    with open(path.with_suffix(".csv"), "w", newline="") as file:
         writer = csv.DictWriter(file, table[0])
         writer.writeheader()
         writer.writerows(table)
-    head = ["| " + " | ".join(table[0]) + " |", "|" + "---|" * len(table[0])]
-    (folder / "table.md").write_text(
-        "\n".join([*head, *("| " + " | ".join(line.values()) + " |" for line in table)]) + "\n"
-    )
+    lines = ["| " + " | ".join(table[0]) + " |", "|" + "---|" * len(table[0])]
+    lines += ["| " + " | ".join(line.values()) + " |" for line in table]
+    path.with_suffix(".md").write_text("\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":

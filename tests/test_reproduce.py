@@ -21,15 +21,38 @@ def test_a_stage_that_is_there_is_not_run_again(tmp_path, monkeypatch):
         return SimpleNamespace(returncode=0, stdout=f"outputs/{len(commands)}\n")
 
     monkeypatch.setattr(reproduce_digits.subprocess, "run", run)
-    for _ in range(2):  # two calls of the script
+    for seed in (0, 0, 1):  # three calls of the script, the last with another argument
         stages = reproduce_digits.Stages(tmp_path, "v_0")
-        assert stages.run("train", "train", "seed=0") == tmp_path / "outputs/1"
-    assert commands == [["diffguide.train", "seed=0", "name=v_0_train"]]
-    checkpoints = tmp_path / "outputs/train/x_1_train/v001/checkpoints"
-    checkpoints.mkdir(parents=True)
-    (checkpoints / "0000000640.safetensors").touch()
-    reproduce_digits.Stages(tmp_path, "x_1").train("objective=x0", "seed=1")
-    assert commands[1] == ["diffguide.train", "resume=outputs/train/x_1_train/v001", "name=x_1_train"]
+        folder = stages.run("train", "train", f"seed={seed}")
+    assert commands == [["diffguide.train", f"seed={seed}", "name=v_0_train"] for seed in (0, 1)]
+    assert folder == tmp_path / "outputs/2"
+
+
+def test_a_training_that_was_interrupted_goes_on(tmp_path, monkeypatch):
+    commands = []
+
+    def run(command, **options):
+        commands.append(command[3])
+        return SimpleNamespace(returncode=1, stdout="")
+
+    monkeypatch.setattr(reproduce_digits.subprocess, "run", run)
+    runs, resumed = tmp_path / "outputs/train/x_1_train", "resume=outputs/train/x_1_train/"
+
+    def train(amount, version, checkpoint=True):
+        """What a call is asked that leaves this version behind."""
+        if checkpoint:
+            (runs / version / "checkpoints").mkdir(parents=True, exist_ok=True)
+            (runs / version / "checkpoints/0000000640.safetensors").touch()
+        try:
+            reproduce_digits.Stages(tmp_path, "x_1").train(f"training.images={amount}")
+        except SystemExit:
+            return commands[-1]
+
+    assert train(1, "v001", checkpoint=False) == "training.images=1"
+    assert train(1, "v001") == resumed + "v001"
+    assert train(2, "v001") == "training.images=2"  # not the run of other arguments
+    assert train(2, "v002", checkpoint=False) == "training.images=2"
+    assert train(2, "v002") == resumed + "v002"
 
 
 def test_a_stage_that_fails_is_not_kept(tmp_path, monkeypatch):
@@ -37,7 +60,7 @@ def test_a_stage_that_fails_is_not_kept(tmp_path, monkeypatch):
     monkeypatch.setattr(reproduce_digits.subprocess, "run", lambda command, **options: failed)
     with pytest.raises(SystemExit, match="v_0: train failed; call again to go on"):
         reproduce_digits.Stages(tmp_path, "v_0").run("train", "train")
-    assert not list(tmp_path.iterdir())
+    assert not list(tmp_path.glob("*.json"))
 
 
 def test_rows_run_side_by_side_and_the_table_keeps_their_order(tmp_path, monkeypatch, capsys):
@@ -69,6 +92,6 @@ def test_seconds_of_a_training_that_was_resumed(tmp_path):
 
 def test_cells_and_table(tmp_path):
     assert [reproduce_digits.cell(values, 2) for values in ([], [1.234], [1.0, 3.0])] == ["-", "1.23", "2.00 +- 1.41"]
-    reproduce_digits.write(tmp_path, [{"objective": "v", "FD": "1.0"}, {"objective": "jem", "FD": "-"}])
-    assert (tmp_path / "table.md").read_text() == "| objective | FD |\n|---|---|\n| v | 1.0 |\n| jem | - |\n"
-    assert (tmp_path / "table.csv").read_text().splitlines() == ["objective,FD", "v,1.0", "jem,-"]
+    reproduce_digits.write(tmp_path / "test", [{"objective": "v", "FD": "1.0"}, {"objective": "jem", "FD": "-"}])
+    assert (tmp_path / "test.md").read_text() == "| objective | FD |\n|---|---|\n| v | 1.0 |\n| jem | - |\n"
+    assert (tmp_path / "test.csv").read_text().splitlines() == ["objective,FD", "v,1.0", "jem,-"]
