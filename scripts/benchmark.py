@@ -1,6 +1,6 @@
 """What the library costs on top of its networks: every row is a ratio to bare network work, alternating rounds, median.
 
-    python scripts/benchmark.py [--device cuda] [--rounds 15] [--samplers ddim heun]
+    python scripts/benchmark.py [--device cuda] [--rounds 15] [--parts samplers levels] [--samplers ddim heun]
 
 Samplers: one run of 64 images with the default network against the same number of bare calls of that network on the same
 shapes (bar: 1.05 deterministic, 1.15 stochastic), and what the sampler takes beside a network that does nothing, which does
@@ -40,6 +40,7 @@ SAMPLERS = [
     "dpmpp_2s", "ddpm", "euler_ancestral", "euler_maruyama", "heun sampler.churn=20", "dpmpp_2m_sde", "dpmpp_3m_sde",
     "sa_solver", "langevin_pc", "annealed_langevin", "restart",
 ]  # fmt: skip
+PARTS = "start", "oracle", "samplers", "training", "levels"
 WRAPPERS = "langevin_pc", "restart"  # their steps are those of what they wrap
 
 
@@ -199,15 +200,21 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--samplers", nargs="+", choices=SAMPLERS, default=SAMPLERS)
     parser.add_argument("--rounds", type=int, default=15, help="counted rounds per measurement")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="what to measure")
     arguments = parser.parse_args()
     device = torch.device(arguments.device)
     name = torch.cuda.get_device_name() if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
     print(f"torch {torch.__version__}, {name}, {arguments.rounds} rounds")
-    start()
-    oracle(device, arguments.rounds)
-    samplers(device, arguments.rounds, arguments.samplers)
-    training(device, arguments.rounds)
-    level_classifier(device, arguments.rounds)
+    rounds = arguments.rounds
+    work = {
+        "start": start,
+        "oracle": lambda: oracle(device, rounds),
+        "samplers": lambda: samplers(device, rounds, arguments.samplers),
+        "training": lambda: training(device, rounds),
+        "levels": lambda: level_classifier(device, rounds),
+    }
+    for part in arguments.parts:
+        work[part]()
 
 
 if __name__ == "__main__":
