@@ -76,7 +76,7 @@ ROWS = {
     "cdm": CDM._replace(likelihoods=("log_density", "ode")),
     "cdm_ce": CDM.but("objective=cdm_ce"),
     "cdm_mse": CDM.but("objective=cdm_mse"),
-    "tre": CDM.but("objective=tre")._replace(sample=None),
+    "tre": CDM.but("objective=tre", "sampler.steps=10")._replace(sample=None),
     "nce": CDM.but("objective=nce")._replace(sample=None),
     "energy": ENERGY,
     "energy_ce": ENERGY.but("objective.mse_weight=0")._replace(sample=None, likelihoods=()),

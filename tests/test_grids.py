@@ -98,7 +98,9 @@ def test_snapping_takes_the_nearest_level():
 
 
 def test_too_few_levels_are_refused():
-    with pytest.raises(ValueError, match="5 steps need 6 distinct noise levels, this model has 5"):
+    with pytest.raises(
+        ValueError, match="5 steps need 6 distinct noise levels, this model has 5: take sampler.steps=4 at most"
+    ):
         UniformT()(Linear(12.0), 5, torch.linspace(0, 1, 5, dtype=torch.float64))
 
 

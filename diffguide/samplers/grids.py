@@ -22,7 +22,8 @@ def snap(times: Tensor, levels: Tensor | None) -> Tensor:
     levels = levels.sort(descending=True).values
     if len(times) > len(levels):
         raise ValueError(
-            f"{len(times) - 1} steps need {len(times)} distinct noise levels, this model has {len(levels)}"
+            f"{len(times) - 1} steps need {len(times)} distinct noise levels, this model has {len(levels)}: "
+            f"take sampler.steps={len(levels) - 1} at most"
         )
     index = (times[:, None] - levels[None, :]).abs().argmin(dim=1).tolist()
     for k in range(1, len(index)):
