@@ -87,8 +87,9 @@ ROWS = {
 }
 COLUMNS = {
     "elbo": ("bits/dim, bound", 3), "ode": ("bits/dim, ODE", 3), "log_density": ("bits/dim, one pass", 3),
-    "accuracy": ("accuracy", 3), "classify": ("ms to classify one", 1), "agreed": ("agreed labels", 3), "fd": ("FD", 2), "precision": ("precision", 3),
-    "recall": ("recall", 3), "seconds": ("seconds to train", 0), "evaluations": ("evaluations per sample", 0),
+    "accuracy": ("accuracy", 3), "classify": ("ms to classify one", 1), "agreed": ("agreed labels", 3), "fd": ("FD", 2),
+    "precision": ("precision", 3), "recall": ("recall", 3), "seconds": ("seconds to train", 0),
+    "evaluations": ("evaluations per sample", 0),
 }  # fmt: skip
 
 
