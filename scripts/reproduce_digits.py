@@ -62,7 +62,7 @@ CDM = Row(
     None,
     ("metric/dequantization=uniform",),
 )
-ENERGY = Row(("experiment=energy_digits", "training.images=30000"), accuracy="classification")
+ENERGY = Row(("experiment=energy_digits",), accuracy="classification")
 JEM = Row(("experiment=jem_digits",), ("sampler=sgld", "sampler.steps=100"), (), "classification")
 ROWS = {
     "x0": Row(("objective=x0",)),
