@@ -2,7 +2,7 @@
 
     scripts/reproduce_digits.sh --seeds 1                  # about an hour on two cores
     scripts/reproduce_digits.sh --seeds 3 --split test     # goes on where an earlier call stopped, row by row
-    scripts/reproduce_digits.sh --rows vdm,cdm --folder outputs/mine --jobs 1
+    scripts/reproduce_digits.sh --rows vdm,cdm --folder outputs/mine --jobs 1 --without ode
 
 Rows and seeds run side by side, --jobs of them, each on its share of the cores. Each stage is one command of diffguide, run
 in <folder>, and is kept in <row>_<seed>.json there with its arguments and the folder that it wrote: a stage that is there
@@ -27,6 +27,7 @@ import os
 import statistics
 import subprocess
 import sys
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -152,7 +153,9 @@ def seconds_of(run: Path) -> float:
     return sum(now for now, after in zip(seconds, [*seconds[1:], 0.0]) if after < now)
 
 
-def row(stages: Stages, spec: Row, seed: int, split: str, images: int | None, examples: int | None) -> dict[str, float]:
+def row(
+    stages: Stages, spec: Row, seed: int, split: str, images: int | None, examples: int | None, without: Sequence[str] = ()
+) -> dict[str, float]:  # fmt: skip
     """The figures of a row for one seed."""
     run = stages.train(*spec.train, f"seed={seed}", *([f"training.images={images}"] if images else []))
     checkpoint, samples_wanted = f"checkpoint={run}", examples or SAMPLES
@@ -168,7 +171,7 @@ def row(stages: Stages, spec: Row, seed: int, split: str, images: int | None, ex
         manifest = json.loads((samples / "manifest.jsonl").read_text().splitlines()[0])
         found["evaluations"] = manifest["network_evaluations"]
     start = [] if spec.start is None else [f"metric.log_snr_max={spec.start}"]
-    for estimate in spec.likelihoods:
+    for estimate in (name for name in spec.likelihoods if name not in without):
         more = [f"split={split}", f"n={min(ODE, examples or ODE)}"] if estimate == "ode" else at
         own = (
             ["metric/solver=levels"] if estimate == "ode" and "log_density" in spec.likelihoods else []
@@ -201,6 +204,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--examples", type=int, help="samples, and examples of every measurement, in place of 1000 and all"
     )
+    parser.add_argument(
+        "--without", nargs="+", choices=("elbo", "ode"), default=(), help="likelihoods that take minutes"
+    )
     given = parser.parse_args(arguments)
     if strangers := [name for name in given.rows.split(",") if name not in ROWS]:
         parser.error(f"there is no row {strangers[0]}: {', '.join(ROWS)}")
@@ -212,7 +218,9 @@ def main(arguments: list[str] | None = None) -> None:
         begun = {}
         for name in given.rows.split(","):
             runs = [(Stages(folder, f"{name}_{seed}", threads), ROWS[name], seed) for seed in range(given.seeds)]
-            begun[name] = [pool.submit(row, *run, given.split, given.images, given.examples) for run in runs]
+            begun[name] = [
+                pool.submit(row, *run, given.split, given.images, given.examples, given.without) for run in runs
+            ]
         try:
             tell(folder / given.split, begun)
         finally:

@@ -77,6 +77,39 @@ def test_rows_run_side_by_side_and_the_table_keeps_their_order(tmp_path, monkeyp
     assert all("| 0.625 +- 0.177 |" in line for line in lines)
 
 
+def test_a_row_asks_what_its_objective_can_be_asked(tmp_path, monkeypatch):
+    asked = []
+
+    def run(command, cwd, **options):
+        asked.append(next((text for text in command if text.startswith("metric=")), command[2]))
+        folder = cwd / f"outputs/{len(list(cwd.glob('outputs/*')))}"
+        folder.mkdir(parents=True)
+        figures = {
+            name: {"value": 0.5} for name in ("nll_x", "accuracy", "agreed_x", "fd_x", "precision_x", "recall_x")
+        }
+        folder.joinpath("metrics.json").write_text(json.dumps({"figures": figures, "seconds": 7.0, "n": 350}))
+        folder.joinpath("metrics.jsonl").write_text("")
+        folder.joinpath("manifest.jsonl").write_text('{"network_evaluations": 20}\n')
+        return SimpleNamespace(returncode=0, stdout=f"outputs/{folder.name}\n")
+
+    monkeypatch.setattr(reproduce_digits.subprocess, "run", run)
+    samples = ["diffguide.train", "diffguide.sample", "metric=quality"]
+    expected = {"cdm": [*samples, "metric=log_density", "metric=classification"], "v": [*samples, "metric=zero_shot"]}
+    expected["jem_ce"] = ["diffguide.train", "metric=classification"]
+    for name, stages in expected.items():
+        asked.clear()
+        spec, own = reproduce_digits.ROWS[name], tmp_path / name
+        own.mkdir()
+        found = reproduce_digits.row(reproduce_digits.Stages(own, name), spec, 0, "test", None, None, ("elbo", "ode"))
+        assert asked == stages
+        assert found["classify"] == 20.0
+    asked.clear()
+    reproduce_digits.row(
+        reproduce_digits.Stages(tmp_path / "v", "v"), reproduce_digits.ROWS["v"], 0, "test", None, None
+    )
+    assert asked == ["metric=elbo", "metric=ode"]  # the rest is there
+
+
 def test_ablations_differ_from_their_row_by_what_they_name():
     rows = reproduce_digits.ROWS
     assert rows["jem_ce"].train == (*rows["jem"].train, "objective.ml_weight=0", "objective.energy_l2=0")
