@@ -93,16 +93,16 @@ class LevelClassifier(nn.Module, Denoiser, LogDensity, Classifier):
         super().__init__()
         if steps < 0:
             raise ValueError(f"steps must be at least 0, got {steps}")
-        if backbone.noise_conditioned:
-            raise ValueError(
-                "a classifier of the noise level must not be told it: set backbone.noise_conditioned=false"
-            )
         if backbone.out_features != steps + 2:
             raise ValueError(
                 f"a classifier of {steps + 2} noise levels needs a network with so many outputs, and this "
                 f"{type(backbone).__name__} "
                 + (f"has {backbone.out_features}" if backbone.out_features else "answers in the shape of the data")
                 + "; take backbone=unet_levels for images, backbone=mlp_levels for vectors"
+            )
+        if backbone.noise_conditioned:
+            raise ValueError(
+                "a classifier of the noise level must not be told it: set backbone.noise_conditioned=false"
             )
         if schedule.learned:
             raise ValueError(f"a classifier of the noise level needs a fixed schedule, got {type(schedule).__name__}")

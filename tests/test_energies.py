@@ -132,6 +132,7 @@ def test_a_level_that_is_none_is_refused():
         ({"backbone": network(noise_conditioned=True)}, "must not be told it: set backbone.noise_conditioned=false"),
         ({"backbone": network(outputs=7)}, "22 noise levels needs a network with so many outputs, and this MLP has 7"),
         ({"backbone": network(outputs=None)}, "answers in the shape of the data"),
+        ({"backbone": network(outputs=None, noise_conditioned=True)}, "take backbone=unet_levels"),  # the default network's
         ({"schedule": VE(12.0, -10.0)}, r"ends in N\(0, I\), and VE ends at alpha = 1"),
         ({"schedule": TRE(12.0, -5.0)}, r"ends in N\(0, I\), and TRE ends at alpha = 0.0818"),
         ({"schedule": TRE(12.0, -math.inf)}, "finite schedule.log_snr_min"),
