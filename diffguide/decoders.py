@@ -9,9 +9,15 @@ import math
 import torch
 from torch import Tensor
 
-__all__ = ["Decoder", "Discretized", "Gaussian"]
+__all__ = ["Decoder", "Discretized", "Gaussian", "of_values"]
 
 REACH = 20.0  # in units of sigma_0: a value that far off has a share below e^-60 for every eps within 7
+
+
+def of_values(x: Tensor, values: int) -> bool:
+    """Whether the elements of x are among K values 2 k / (K - 1) - 1, k = 0 ... K - 1, to a thousandth of their distance."""
+    place = (x.double() + 1) / 2 * (values - 1)
+    return bool(place.sub(place.round()).abs().max() <= 1e-3 and x.abs().max() <= 1 + 1e-4)
 
 
 class Decoder:
@@ -58,8 +64,7 @@ class Discretized(Decoder):
         self.values = values
 
     def check(self, x: Tensor) -> None:
-        place = (x.double() + 1) / 2 * (self.values - 1)
-        if place.sub(place.round()).abs().max() > 1e-3 or x.abs().max() > 1 + 1e-4:
+        if not of_values(x, self.values):
             raise ValueError(
                 f"the data are not of the {self.values} values from -1 to 1 that the discretised decoder was built for: "
                 "check dataset.values"

@@ -9,7 +9,7 @@ from closed_forms import Mixture
 
 from diffguide.backbones import MLP, Backbone
 from diffguide.energies import LevelClassifier
-from diffguide.objectives import CDM
+from diffguide.objectives import CDM, DensityRatio
 from diffguide.oracles import GaussianMixture
 from diffguide.schedules import TRE, VE, Flow, Linear
 
@@ -132,7 +132,10 @@ def test_a_level_that_is_none_is_refused():
         ({"backbone": network(noise_conditioned=True)}, "must not be told it: set backbone.noise_conditioned=false"),
         ({"backbone": network(outputs=7)}, "22 noise levels needs a network with so many outputs, and this MLP has 7"),
         ({"backbone": network(outputs=None)}, "answers in the shape of the data"),
-        ({"backbone": network(outputs=None, noise_conditioned=True)}, "take backbone=unet_levels"),  # the default network's
+        (
+            {"backbone": network(outputs=None, noise_conditioned=True)},
+            "take backbone=unet_levels",
+        ),  # the default network's
         ({"schedule": VE(12.0, -10.0)}, r"ends in N\(0, I\), and VE ends at alpha = 1"),
         ({"schedule": TRE(12.0, -5.0)}, r"ends in N\(0, I\), and TRE ends at alpha = 0.0818"),
         ({"schedule": TRE(12.0, -math.inf)}, "finite schedule.log_snr_min"),
@@ -167,3 +170,19 @@ def test_dequantised_levels_spread_over_the_space_between_values():
     offset = seen[0] - 0.25
     assert offset.abs().max() <= 1 / 16 and abs(float(offset.std()) - 1 / 8 / math.sqrt(12)) < 0.001
     assert float(loss.terms["mse"].sum()) == 0  # at exact data there is no noise to predict
+
+
+@pytest.mark.parametrize("made", [
+    CDM(Blind(), SCHEDULES["tre"], T + 2, 1.0, 1.0, 17, None, False, 0.0),
+    DensityRatio(Blind(), SCHEDULES["tre"], T + 2, 17, 0.0),
+], ids=["cdm", "tre"])  # fmt: skip
+def test_values_that_the_data_are_not_of(made):
+    """Spread by 1 / 8, data of 256 values or of a continuum would have a density that is no one's."""
+    made.check(torch.arange(-8, 9).reshape(1, 17) / 8)
+    for wrong in (torch.arange(256) / 127.5 - 1, torch.randn(9, generator=torch.Generator().manual_seed(0))):
+        with pytest.raises(
+            ValueError, match="values=17 spreads data of so many values .* take values=0 for continuous data"
+        ):
+            made.check(wrong[:, None])
+    made.values = 0
+    made.check(torch.randn(9, 2))

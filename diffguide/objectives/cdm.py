@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ..backbones import Backbone
 from ..backbones.conditions import Condition
+from ..decoders import of_values
 from ..energies import LevelClassifier, ratio
 from ..randomness import Share, normal, uniform
 from ..schedules import Schedule
@@ -58,6 +59,9 @@ class CDM(Objective):
         self.ce_weight, self.mse_weight, self.values = float(ce_weight), float(mse_weight), values
         self.soft_targets = soft_targets
         self.p_uncond = float(p_uncond)
+
+    def check(self, x_0: Tensor) -> None:
+        check_spread(x_0, self.values)
 
     def forward(self, x_0: Tensor, y: Condition | None, rng: torch.Generator | Share) -> Loss:
         k = self.draw_levels(len(x_0), rng)
@@ -132,3 +136,15 @@ def check_values(values: int) -> None:
     """
     if values < 0 or values == 1:
         raise ValueError(f"values must be 0 (continuous data, taken as they are) or at least 2, got {values}")
+
+
+def check_spread(x_0: Tensor, values: int) -> None:
+    """
+    Raises:
+        ValueError: data that are not of the K values which `dequantized` is to spread; K = 0 takes any.
+    """
+    if values and not of_values(x_0, values):
+        raise ValueError(
+            f"values={values} spreads data of so many values from -1 to 1, and these are not: check dataset.values, or take "
+            "values=0 for continuous data"
+        )
