@@ -285,4 +285,6 @@ def capable(denoiser: Denoiser | Energy, protocol: type) -> Denoiser | Energy | 
     """The model itself, or the one whose law it shows, where it has a protocol; None where it has not."""
     while isinstance(denoiser, DenoiserWrapper) and denoiser.transparent and not isinstance(denoiser, protocol):
         denoiser = denoiser.denoiser
+    if isinstance(denoiser, EnergyCounter) and not isinstance(denoiser, protocol):
+        denoiser = denoiser.energy
     return denoiser if isinstance(denoiser, protocol) else None

@@ -6,6 +6,7 @@ import pytest
 import torch
 from exact_levels import SCHEDULE, exact_levels
 
+from diffguide.backbones import MLP
 from diffguide.datasets import GMM2D, Dataset, Mixture, Split
 from diffguide.denoisers import Prediction
 from diffguide.energies import LevelClassifier
@@ -134,6 +135,14 @@ def test_levels_are_told_apart_as_bayes_does():
     assert found.facts["guessing"] == pytest.approx({"cross_entropy": math.log(10), "accuracy": 0.1})
     assert len(found.curve) == 9 and "mse_eps" not in found.curve[-1] or found.curve[-1]["level"] != 9
     assert found.figures["cross_entropy"].value < math.log(10)
+
+
+def test_guessing_follows_the_levels_frequencies():
+    """In the plots too: of levels 1 : 2 : 1 : 4 it is right half of the time, with 1.75 bits."""
+    model = LevelClassifier(MLP(2, 4, 4, 8, 1, 4, 0.5, False), SCHEDULE, 2, True, [1, 2, 1, 4])
+    found = LevelAccuracy(2, False, 4).measure(subject(model, 20))
+    lines = {panel.column: panel.reference[1] for panel in found.plots[0].panels}
+    assert lines == pytest.approx({"cross_entropy": 1.75 * math.log(2), "accuracy": 0.5, "mse_eps": 1.0})
 
 
 class Cut(Dataset):

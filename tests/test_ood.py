@@ -125,7 +125,9 @@ def test_the_quality_of_its_samples(jem_run, tmp_path, command):
     for source in ([f"metric.samples={drawn.folder}"], ["sampler@metric.sampler=sgld", "metric.sampler.steps=2"]):
         done = command(evaluate, f"checkpoint={jem_run}", *asked, *source, at=tmp_path)
         assert done.code == 0, done.err
-        figures.append(json.loads((tmp_path / done.folder / "metrics.json").read_text())["figures"])
+        record = json.loads((tmp_path / done.folder / "metrics.json").read_text())
+        figures.append(record["figures"])
+        assert record["evaluations"] == (160 if len(figures) == 2 else None)  # two steps of 80 chains, made here
     assert 0 < figures[0]["agreed_labels_pixels"]["value"] == figures[1]["agreed_labels_pixels"]["value"]
     assert figures[0]["recall_pixels"]["value"] == figures[1]["recall_pixels"]["value"]
 

@@ -1,6 +1,6 @@
 """The metric of whoever asks for none."""
 
-from ..denoisers import Classifier
+from ..denoisers import Classifier, Denoiser
 from .metric import Measured, Metric, Subject
 
 __all__ = ["Auto"]
@@ -20,7 +20,7 @@ class Auto(Metric):
         self.classifier, self.denoiser = classifier, denoiser
 
     def of(self, subject: Subject) -> Metric:
-        return self.classifier if subject.counter is None and subject.able(Classifier) else self.denoiser
+        return self.classifier if subject.able(Denoiser) is None and subject.able(Classifier) else self.denoiser
 
     def check(self, subject: Subject) -> None:
         self.of(subject).check(subject)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..batches import fetch
 from ..datasets import Dataset
-from ..denoisers import Classifier, Denoiser, EvaluationCounter, LogDensity, capable
+from ..denoisers import Classifier, Denoiser, Energy, EnergyCounter, EvaluationCounter, LogDensity, capable
 from ..energies import LevelClassifier
 from ..randomness import Noise, fold
 from .parts import MetricError, Parts
@@ -133,7 +133,9 @@ class Subject:
         classes = getattr(model, "num_classes", 0)
         if classes and data.class_names and classes != len(data.class_names):
             raise ValueError(f"the model has {classes} classes, and the data have {len(data.class_names)}")
-        self.counter = EvaluationCounter(model) if isinstance(model, Denoiser) else None
+        self.counter: EvaluationCounter | EnergyCounter | None = None
+        if isinstance(model, Denoiser | Energy):
+            self.counter = (EnergyCounter if isinstance(model, Energy) else EvaluationCounter)(model)
         self.model, self.data, self.split, self.seed = self.counter or model, data, split, seed
         self.batch_size, self.device = batch_size, torch.device(device)
         self.begin(parts or Parts(None), progress or (lambda done, total, unit: None))
@@ -173,19 +175,27 @@ class Subject:
 
     def able(self, protocol: type) -> Any:
         """The model, where it has a protocol (Denoiser, LogDensity, Classifier), or None."""
-        if isinstance(self.model, Denoiser):
+        if isinstance(self.model, Denoiser | Energy):
             return capable(self.model, protocol)
         return self.model if isinstance(self.model, protocol) else None
 
     @property
     def holds(self) -> str:
         """What the model is called in a message."""
+        if isinstance(self.counter, EnergyCounter):
+            return type(self.counter.energy).__name__
         return type(self.model if self.counter is None else self.counter.denoiser).__name__
 
     @property
     def evaluations(self) -> int | None:
-        """Evaluations of the denoiser so far, one per row, with those of parts that were kept; None for other models."""
-        return None if self.counter is None else self.counter.evaluations + self.parts.restored
+        """Evaluations of the denoiser so far, one per row, with those of parts that were kept; of an energy its sampler's.
+
+        None for other models, and for an energy that no sampler asked.
+        """
+        if self.counter is None:
+            return None
+        count = self.counter.evaluations + self.parts.restored
+        return count if count or isinstance(self.counter, EvaluationCounter) else None
 
 
 class Metric:
