@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from .backbones import Backbone
 from .backbones.conditions import Condition
 from .denoisers import Classifier, Denoiser, LogDensity, Prediction
-from .schedules import Schedule
+from .schedules import Schedule, as_time
 
 __all__ = ["LevelClassifier", "gradient", "langevin_step"]
 
@@ -146,7 +146,7 @@ class LevelClassifier(nn.Module, Denoiser, LogDensity, Classifier):
         """
         if t is None:
             return torch.tensor(0)
-        place = t.double() * self.steps
+        place = as_time(t) * self.steps
         k = place.round()
         if t.device.type == "cpu" and bool(((place - k).abs() > 1e-6).any()):
             wrong = float(t.reshape(-1)[(place - k).abs().reshape(-1).argmax()])
@@ -161,9 +161,9 @@ class LevelClassifier(nn.Module, Denoiser, LogDensity, Classifier):
 
     def log_density(self, x: Tensor, t: Tensor | None, y: Condition | None = None) -> Tensor:
         """log p_t(x | y) in nats, [B], in one forward pass; t None = the clean level."""
-        k = self.index(t).to(x.device)
-        value = self.log_ratio(x, k, y)
-        prior = torch.tensor(self.prior, dtype=torch.float64, device=x.device)
+        k = self.index(t)
+        value = self.log_ratio(x, k.to(x.device), y)
+        prior = torch.tensor(self.prior, dtype=torch.float64, device=k.device)
         normal = -0.5 * (x.to(value).square() + math.log(2 * math.pi)).flatten(1).sum(1)
         return value + normal - (prior[k] / prior[-1]).log().to(value)
 
@@ -174,9 +174,9 @@ class LevelClassifier(nn.Module, Denoiser, LogDensity, Classifier):
         return torch.stack([self.log_density(x_t, t, label) for label in y], dim=1).log_softmax(1)
 
     def forward(self, x_t: Tensor, t: Tensor, y: Condition | None = None) -> Prediction:
-        k = self.index(t).to(x_t.device)
+        k = self.index(t)
         x_t = x_t.to(torch.promote_types(x_t.dtype, torch.float32))
-        _, slope = gradient(lambda x: self.log_ratio(x, k, y), x_t)
+        _, slope = gradient(lambda x: self.log_ratio(x, k.to(x.device), y), x_t)
         return self.read(x_t, slope, k)
 
     def read(self, x: Tensor, slope: Tensor, k: Tensor) -> Prediction:
@@ -197,7 +197,8 @@ class LevelClassifier(nn.Module, Denoiser, LogDensity, Classifier):
 
         With x known as such a sum ||x - alpha_j x_0||^2 is one too, and no difference of large numbers.
         """
-        x_0, eps = x_0.flatten(1).double(), eps.flatten(1).double()
+        x_0, eps = as_time(x_0.flatten(1)), as_time(eps.flatten(1))  # float64, where the device has it
+        k = k.to(x_0.device)
         alpha, sigma = self.scales(torch.arange(self.steps + 2, device=k.device), 1)
         shift, own = alpha[k][:, None] - alpha, sigma[k][:, None]
         squares = [(a * b).sum(1, keepdim=True) for a, b in ((x_0, x_0), (x_0, eps), (eps, eps))]
@@ -210,10 +211,9 @@ class LevelClassifier(nn.Module, Denoiser, LogDensity, Classifier):
 
     def scales(self, k: Tensor, ndim: int) -> tuple[Tensor, Tensor]:
         """alpha_k and sigma_k as `Schedule.alpha_sigma` shapes them; 0 and 1 at level T + 1."""
-        reference = k > self.steps
-        t = (k.double() / max(self.steps, 1)).clamp(max=1)
-        alpha, sigma = self.schedule.alpha_sigma(t, ndim)
-        reference = reference.reshape(alpha.shape)
+        k = as_time(k)
+        alpha, sigma = self.schedule.alpha_sigma((k / max(self.steps, 1)).clamp(max=1), ndim)
+        reference = (k > self.steps).reshape(alpha.shape)
         return torch.where(reference, 0.0, alpha), torch.where(reference, 1.0, sigma)
 
 

@@ -80,14 +80,14 @@ class NoisyJointEnergy(nn.Module, Denoiser, LogDensity, Classifier):
 
     def log_density(self, x: Tensor, t: Tensor | None, y: Tensor | None = None) -> Tensor:
         """log p_t(x, y), or log p_t(x) in rows without class, [B] nats, up to one constant per level; t None = 0."""
-        log_snr = self.schedule.log_snr(0.0 if t is None else t).to(x.device)
+        log_snr = self.schedule.log_snr(0.0 if t is None else t)
         z = self.scaled(x, log_snr)
         u, logits = self.parts(z, log_snr)
         return (log_snr / 2).exp().to(u) * u + chosen(logits, y) - z.square().flatten(1).sum(1) / 2
 
     def log_prob(self, x_t: Tensor, t: Tensor | None) -> Tensor:
         """log p(y | x_t), [B, num_classes]; t None = 0."""
-        log_snr = self.schedule.log_snr(0.0 if t is None else t).to(x_t.device)
+        log_snr = self.schedule.log_snr(0.0 if t is None else t)
         return self.parts(self.scaled(x_t, log_snr), log_snr)[1].log_softmax(1)
 
     def forward(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Prediction:

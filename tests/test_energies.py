@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 import torch
 from closed_forms import Mixture
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from diffguide.backbones import MLP, Backbone
 from diffguide.energies import LevelClassifier
+from diffguide.noisy_energies import NoisyJointEnergy
 from diffguide.objectives import CDM, DensityRatio
 from diffguide.oracles import GaussianMixture
 from diffguide.schedules import TRE, VE, Flow, Linear
@@ -186,3 +188,24 @@ def test_values_that_the_data_are_not_of(made):
             made.check(wrong[:, None])
     made.values = 0
     made.check(torch.randn(9, 2))
+
+
+class WithoutDoubles(TorchDispatchMode):
+    """The device meta as one without float64, such as Apple's."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **kwargs or {})
+        assert not (isinstance(result, torch.Tensor) and result.is_meta and result.dtype == torch.float64), function
+        return result
+
+
+@pytest.mark.parametrize("make", [
+    lambda: LevelClassifier(MLP(2, T + 2, 0, 16, 2, 4, 0.5, False).to("meta"), SCHEDULES["tre"], T, True),
+    lambda: NoisyJointEnergy(MLP(2, 3, 0, 16, 2, 4, 0.5).to("meta"), SCHEDULES["tre"]),
+], ids=["levels", "joint"])  # fmt: skip
+def test_on_a_device_without_doubles(make):
+    """Sampled and asked for its density, at one level for all rows."""
+    model, x, t = make(), torch.zeros(3, 2, device="meta"), torch.tensor(0.5, dtype=torch.float64)
+    with torch.no_grad(), WithoutDoubles():
+        assert model(x, t).x_0.is_meta and model(x, t).eps.shape == (3, 2)
+        assert model.log_density(x, None).shape == model.log_density(x, t).shape == (3,)
