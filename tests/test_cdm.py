@@ -233,14 +233,16 @@ def test_recipes_and_their_ablation():
     build(cfg, "objective", build(cfg, "backbone"), build(cfg, "schedule"))
 
 
+SMALL = [
+    "experiment=cdm_gmm2d", "objective.levels=12", "backbone.width=16", "backbone.layers=1", "dataset.train=500",
+    "training.images=1024", "training.batch_size=256", "training.validation_images=1024", "sampler.steps=5",
+    "backbone.num_classes=4", "guidance=cfg", "training.log_images=512", "name=small",
+]  # fmt: skip
+
+
 def test_from_the_command_line(command, tmp_path):
     """Trained, sampled with guidance, measured; and what it cannot do in one line."""
-    options = [
-        "objective.levels=12", "backbone.width=16", "backbone.layers=1", "dataset.train=500", "training.images=1024",
-        "training.batch_size=256", "training.validation_images=1024", "sampler.steps=5", "backbone.num_classes=4",
-        "guidance=cfg", "training.log_images=512", "name=small",
-    ]  # fmt: skip
-    trained = command(train, "experiment=cdm_gmm2d", *options, at=tmp_path)
+    trained = command(train, *SMALL, at=tmp_path)
     assert trained.code == 0, trained.err
     lines = map(json.loads, (tmp_path / trained.folder / "metrics.jsonl").read_text().splitlines())
     assert {"ce", "mse", "accuracy"} <= set.union(*({name.split("/")[-1] for name in flat(line)} for line in lines))
@@ -262,6 +264,30 @@ def test_from_the_command_line(command, tmp_path):
     assert {"nll_elbo_given_class", "nll_ode_given_class", "nll_exact_given_class"} <= set(figures)
     refused = command(evaluate, run, "metric=ode", "n=4", at=tmp_path)
     assert refused.code == 1 and "take metric/solver=levels" in refused.err
+    for metric, unit in {"zero_shot": "nll", "levels": "cross_entropy"}.items():
+        measured = command(evaluate, run, f"metric={metric}", "n=6", at=tmp_path)
+        assert measured.code == 0, measured.err
+        record = json.loads((tmp_path / measured.folder / "metrics.json").read_text())
+        assert record["figures"][unit]["unit"] == "nats" and math.isfinite(record["figures"][unit]["value"])
+    assert record["levels"] == 12 and record["given_class"] and record["guessing"]["accuracy"] == pytest.approx(1 / 12)
+
+
+def test_the_ablation_by_commands(command, tmp_path):
+    """The cross-entropy alone, and the squared error alone, sample and are measured as both together."""
+    trained = command(train, "-m", "objective=cdm_ce,cdm_mse", *SMALL, at=tmp_path)
+    assert trained.code == 0, trained.err
+    runs = [f"outputs/train/small/v00{index}" for index in (1, 2)]
+    both = f"checkpoint={','.join(runs)}"
+    drawn = command(sample, "-m", both, "sampler=ddim", "sampler.steps=5", "guidance=cfg", "n=4", at=tmp_path)
+    assert drawn.code == 0, drawn.err
+    for metric in ("levels", "log_density"):
+        measured = command(evaluate, "-m", both, f"metric={metric}", "n=10", at=tmp_path)
+        assert measured.code == 0, measured.err
+    for index, (ce, mse) in enumerate([(1.0, 0.0), (0.0, 1.0)]):
+        objective = diffguide.load(tmp_path / runs[index])
+        assert isinstance(objective, LevelClassifier) and objective.steps == 10
+        last = json.loads((tmp_path / runs[index] / "metrics.jsonl").read_text().splitlines()[-2])
+        assert last["loss"] == pytest.approx(ce * last["ce"] + mse * last["mse"] * 11 / 12, rel=1e-4)
 
 
 def flat(line: dict) -> list[str]:

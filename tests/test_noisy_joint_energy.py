@@ -196,11 +196,14 @@ def test_the_loss_is_that_of_the_models_own_answers():
         )
 
 
-def test_a_small_training_learns():
-    """Two classes in the plane: near the oracle's error and the Bayes classifier's accuracy, and log-ratios of densities."""
+SMALL = Cosine(8.0, -8.0)
+
+
+@pytest.fixture(scope="module")
+def trained() -> NoisyJointEnergy:
+    """Two classes in the plane, in some seconds."""
     torch.manual_seed(0)
-    schedule = Cosine(8.0, -8.0)
-    made = objective(MLP(2, 2, 0, 64, 3, 16, 0.5), schedule, ce_weight=0.2, p_uncond=0.3)
+    made = objective(MLP(2, 2, 0, 64, 3, 16, 0.5), SMALL, ce_weight=0.2, p_uncond=0.3)
     optimiser = torch.optim.Adam(made.parameters(), lr=0.004)
     draws, rng, steps = np.random.default_rng(0), torch.Generator().manual_seed(1), 350
     for step in range(steps):
@@ -210,7 +213,12 @@ def test_a_small_training_learns():
         loss.backward()
         optimiser.param_groups[0]["lr"] = 0.004 * (1 + math.cos(math.pi * step / steps)) / 2
         optimiser.step()
-    model = made.model.eval()
+    return made.model.eval().requires_grad_(False)
+
+
+def test_a_small_training_learns(trained):
+    """Near the oracle's error and the Bayes classifier's accuracy, and log-ratios of densities."""
+    schedule, model, draws = SMALL, trained, np.random.default_rng(2)
     x, y = TRUTH.sample(4000, draws)
     eps = draws.standard_normal(x.shape)
     errors, exact, right, best, ratios = [], [], [], [], []
@@ -231,6 +239,21 @@ def test_a_small_training_learns():
     assert np.mean(errors) < 1.05 * np.mean(exact)
     assert np.mean(right) > np.mean(best) - 0.01
     assert np.mean(ratios) < 0.15  # nats, of log p(x) but for its constant
+
+
+@pytest.mark.parametrize("t", [0.1, 0.3, 0.6])
+def test_its_constant_is_one_number_per_level(trained, t):
+    """log Z by quadrature over a square; what is left of the energy without it is the exact density, of x and of (x, y)."""
+    line, time = torch.linspace(-4, 4, 121), torch.tensor(t, dtype=torch.float64)
+    x, area = torch.cartesian_prod(line, line), float(line[1] - line[0]) ** 2
+    alpha, sigma = (float(part) for part in SMALL.alpha_sigma(t))
+    log_z = trained.log_density(x, time).double().logsumexp(0) + math.log(area)
+    for y in (None, 0, 1):
+        labels = None if y is None else np.full(len(x), y)
+        truth = TRUTH.log_density(x.double().numpy(), alpha, sigma, labels) - (0 if y is None else math.log(2))
+        found = trained.log_density(x, time, None if y is None else torch.full((len(x),), y)).double() - log_z
+        weight, found = np.exp(truth) * area, found.numpy()
+        assert (weight * np.abs(found - truth)).sum() < 0.15 and np.abs(np.exp(found) * area - weight).sum() / 2 < 0.06
 
 
 @pytest.mark.parametrize(
