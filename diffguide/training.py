@@ -157,6 +157,7 @@ class Training:
             restores: how often the run has gone back before.
         """
         module, optimizer = fabric.setup(objective, self.make_optimizer(objective))
+        optimizer.zero_grad()  # a step that diverged leaves its gradient
         ema = AveragedModel(objective).eval().requires_grad_(False)
         main, images, meter = fabric.is_global_zero, 0, Meter()
         journal = Journal(folder / "metrics.jsonl", silent=not main)
