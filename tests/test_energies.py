@@ -9,7 +9,7 @@ from closed_forms import Mixture
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from diffguide.backbones import MLP, Backbone
-from diffguide.energies import LevelClassifier
+from diffguide.energies import LevelClassifier, gradient
 from diffguide.noisy_energies import NoisyJointEnergy
 from diffguide.objectives import CDM, DensityRatio
 from diffguide.oracles import GaussianMixture
@@ -106,6 +106,8 @@ def test_the_gradient_trains_and_follows_the_grad_mode():
     x, t = torch.randn(3, 2, dtype=torch.float64), torch.tensor(0.5, dtype=torch.float64)
     with torch.no_grad():
         assert not model(x, t).x_0.requires_grad
+        found = gradient(lambda x: x @ torch.ones(2, dtype=torch.float64, requires_grad=True), x)
+        assert not any(part.requires_grad for part in found)  # nor does it hold a graph for the time of a step
     model.requires_grad_(False)
     assert torch.autograd.gradcheck(
         lambda x: tuple(model(x, t)), x.requires_grad_()
@@ -124,8 +126,12 @@ def test_the_gradient_trains_and_follows_the_grad_mode():
 def test_a_level_that_is_none_is_refused():
     model = LevelClassifier(network(), TRE(12.0, -10.0), T, False)
     assert model.levels.tolist() == [k / T for k in range(T, -1, -1)]
-    with pytest.raises(ValueError, match=r"t = k / 20 alone, and t = 0.51 is none"):
-        model(torch.zeros(1, 2, dtype=torch.float64), torch.tensor(0.51, dtype=torch.float64))
+    assert model.has_null  # nothing to drop; with classes that training never dropped there is none
+    told = LevelClassifier(MLP(2, T + 2, 3, 16, 2, 4, 0.5, False), TRE(12.0, -10.0), T, False)
+    assert not told.has_null and told.conditional
+    for wrong in (0.51, 0.5001):
+        with pytest.raises(ValueError, match=rf"t = k / 20 alone, and t = {wrong} is none"):
+            model(torch.zeros(1, 2, dtype=torch.float64), torch.tensor(wrong, dtype=torch.float64))
 
 
 @pytest.mark.parametrize(
@@ -172,6 +178,27 @@ def test_dequantised_levels_spread_over_the_space_between_values():
     offset = seen[0] - 0.25
     assert offset.abs().max() <= 1 / 16 and abs(float(offset.std()) - 1 / 8 / math.sqrt(12)) < 0.001
     assert float(loss.terms["mse"].sum()) == 0  # at exact data there is no noise to predict
+
+
+@pytest.mark.parametrize("p_uncond", [0.0, 0.3, 1.0])
+def test_training_drops_labels(p_uncond):
+    """In every row by itself, and never changes one into another: what the network is told, as it trains."""
+    told = []
+
+    class Told(Blind):
+        num_classes = 3
+
+        def forward(self, x, log_snr, y=None):
+            told.append(y)
+            return super().forward(x, log_snr, y)
+
+    objective = CDM(Told(), SCHEDULES["tre"], T + 2, 1.0, 1.0, 0, None, True, p_uncond).train()
+    x, y = torch.zeros(4000, 2, dtype=torch.float64), torch.arange(4000) % 3
+    objective(x, y, torch.Generator().manual_seed(0))
+    (labels,) = told
+    assert bool(((labels == y) | (labels == -1)).all()) and objective.model.has_null == (p_uncond > 0)
+    shares = [float((labels[y == label] == -1).double().mean()) for label in range(3)]
+    assert shares == pytest.approx([p_uncond] * 3, abs=0.05)  # four standard errors
 
 
 @pytest.mark.parametrize("made", [

@@ -5,12 +5,17 @@ import math
 import numpy as np
 import pytest
 import torch
+from exact_levels import SCHEDULE as SHARP
+from exact_levels import exact_levels
 from joint_energies import TRUTH
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from diffguide.backbones import MLP
 from diffguide.energies import LevelClassifier
+from diffguide.evaluation.weighting import Bell, Exact
+from diffguide.evaluation.zero_shot import Budget, ZeroShot
 from diffguide.objectives import CDM
+from diffguide.oracles import GMM2DLaw
 from diffguide.schedules import TRE
 
 SCHEDULE, T, STEPS = TRE(6.0, -10.0), 15, 400
@@ -84,3 +89,19 @@ def test_its_score_has_no_curl(trained):
             ends = trained.log_density(circle, time(k)).double()
         torch.testing.assert_close(along.cumsum(0), ends[1:] - ends[0], rtol=0, atol=2e-3)
         assert abs(float(along.sum())) < 1e-3 * float(along.abs().sum())
+
+
+def test_exact_logits_are_a_zero_shot_classifier():
+    """By eps at its own levels, and by its density in one pass per class: both are Bayes' rule, the first up to its draws."""
+    model, rng = exact_levels(40), np.random.default_rng(3)
+    law = GMM2DLaw(SHARP)
+    x = torch.from_numpy(rng.uniform(-0.9, 0.9, (30, 2)))
+    start = torch.tensor(0.0, dtype=torch.float64)
+    truth = torch.stack([law.log_density(x, start, torch.full((30,), label)) for label in range(4)], 1).log_softmax(1)
+    torch.testing.assert_close(model.log_prob(x, start), truth, rtol=0, atol=1e-9)
+    answers = ZeroShot(Exact(), Bell(3.0, 2.5), Budget(240, [], None), 1.0, 4000)(model, x.float(), range(30)).log_prob
+    clear = truth.max(1).values > math.log(0.9)
+    assert torch.equal(answers.argmax(1)[clear], truth.argmax(1)[clear]) and int(clear.sum()) > 15
+    ours, exactly = (part[:, 0] - part[:, 2] for part in (answers, truth))
+    assert np.corrcoef(ours, exactly)[0, 1] > 0.99
+    assert abs(float((ours @ exactly) / (exactly @ exactly)) - 1) < 0.05  # temperature 1
