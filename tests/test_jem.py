@@ -102,6 +102,13 @@ def test_places_in_the_buffer():
     assert (begun[:, None].sub(2 * torch.rand(60, 2, generator=rng()) - 1).abs().amax(2) < 1e-6).any(1).all()
 
 
+def test_chains_are_run_without_dropout():
+    objective, modes = jem(), []
+    objective.model.backbone.register_forward_pre_hook(lambda network, _: modes.append(network.training))
+    objective(X, Y, rng())
+    assert modes == [True, False, False, False, True] and objective.model.training  # data, three steps, the samples
+
+
 def test_held_out_data_move_no_chain():
     objective = jem()
     with torch.no_grad():
@@ -109,6 +116,8 @@ def test_held_out_data_move_no_chain():
     objective.eval()
     held = objective(X, Y, rng())
     assert objective.buffer is None and torch.equal(loss.per_example, held.per_example)
+    ce = torch.nn.functional.cross_entropy(objective.model.logits(X), Y, ignore_index=-1, reduction="none")
+    torch.testing.assert_close(held.per_example, ce)  # of the data as they are, without noise
     assert torch.equal(held.per_example, held.terms["ce"]) and float(held.terms["ce"][Y < 0].abs().sum()) == 0
     figures = objective.figures(held)
     assert set(figures) == {"accuracy", "nll", "energy"} and 0 <= figures["accuracy"] <= 1
