@@ -75,6 +75,8 @@ def check_composed(cfg: DictConfig) -> None:
     if GlobalHydra.instance().is_initialized():
         loader, said = GlobalHydra.instance().config_loader(), [text.lstrip("+").split("=")[0] for text in typed()]
         mistake = recipes.unfit(loader, hydra.runtime.choices, said, keys)
+        if not mistake:
+            mistake = recipes.lacking(loader, hydra.runtime.choices, OmegaConf.to_container(cfg))
         if odd and not mistake:  # composing once more takes a tenth of a second
             mistake = mistakes.find(typed(), loader, hydra.job.config_name, sweep=False)
         if mistake:

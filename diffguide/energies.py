@@ -93,16 +93,16 @@ class LevelClassifier(nn.Module, Denoiser, LogDensity, Classifier):
         super().__init__()
         if steps < 0:
             raise ValueError(f"steps must be at least 0, got {steps}")
-        if backbone.noise_conditioned:
-            raise ValueError(
-                "a classifier of the noise level must not be told it: set backbone.noise_conditioned=false"
-            )
         if backbone.out_features != steps + 2:
             raise ValueError(
                 f"a classifier of {steps + 2} noise levels needs a network with so many outputs, and this "
                 f"{type(backbone).__name__} "
                 + (f"has {backbone.out_features}" if backbone.out_features else "answers in the shape of the data")
                 + "; take backbone=unet_levels for images, backbone=mlp_levels for vectors"
+            )
+        if backbone.noise_conditioned:
+            raise ValueError(
+                "a classifier of the noise level must not be told it: set backbone.noise_conditioned=false"
             )
         if schedule.learned:
             raise ValueError(f"a classifier of the noise level needs a fixed schedule, got {type(schedule).__name__}")
@@ -114,7 +114,8 @@ class LevelClassifier(nn.Module, Denoiser, LogDensity, Classifier):
         if alpha > NOISE or abs(sigma - 1) > NOISE:
             raise ValueError(
                 f"a classifier of the noise level needs a schedule that ends in N(0, I), and {type(schedule).__name__} ends "
-                f"at alpha = {alpha:.3g}, sigma = {sigma:.3g}: take schedule=linear, tre, cosine or flow"
+                f"at alpha = {alpha:.3g}, sigma = {sigma:.3g}: take schedule=linear, tre, cosine or flow, with "
+                f"schedule.log_snr_min=-10"
             )
         check_energy(backbone, "a classifier of the noise level")
         prior = [1.0] * (steps + 2) if prior is None else list(prior)

@@ -1,6 +1,7 @@
 """Classification diffusion models: training a classifier of the noise level by its answers and by its gradient."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -44,7 +45,7 @@ class CDM(Objective):
 
     def __init__(
         self, backbone: Backbone, schedule: Schedule, levels: int, ce_weight: float, mse_weight: float, values: int,
-        prior: list[float] | None, soft_targets: bool, p_uncond: float,
+        prior: Sequence[float] | None, soft_targets: bool, p_uncond: float,
     ):  # fmt: skip
         super().__init__()
         check_dropout(p_uncond)

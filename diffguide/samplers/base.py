@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..denoisers import Denoiser, Energy, ExactDenoiser, LogDensity, SamplingError, capable
+from ..denoisers import Denoiser, Energy, ExactDenoiser, LogDensity, SamplingError, capable, innermost
 from ..randomness import Noise
 from .grids import Grid
 
@@ -57,7 +57,10 @@ class Sampler:
         """
         self.check(denoiser)
         if self.off_grid and denoiser.levels is not None:
-            raise ValueError(f"{type(self).__name__} evaluates between the grid's times, this model only at its levels")
+            raise ValueError(
+                f"{type(self).__name__} evaluates between the grid's times, this model only at its levels: take sampler=ddim, "
+                "heun or another one that stays on its grid"
+            )
         return self.grid(denoiser.schedule, self.steps, denoiser.levels)
 
     def check(self, denoiser: Denoiser | Energy) -> None:
@@ -69,6 +72,8 @@ class Sampler:
             lacks = "which this model does not have"
             if isinstance(denoiser, Energy):
                 lacks = "and this model is an energy without noise levels: take sampler=sgld"
+            elif isinstance(innermost(denoiser), self.needs):
+                lacks = "which this model has and its guidance hides: take guidance=none"
             raise ValueError(f"{type(self).__name__} needs {WORDS[self.needs]}, {lacks}")
 
     def begin(self, denoiser: Denoiser, times: Tensor, noise: Noise) -> Tensor:
