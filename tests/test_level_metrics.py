@@ -136,6 +136,15 @@ def test_levels_are_told_apart_as_bayes_does():
     assert found.figures["cross_entropy"].value < math.log(10)
 
 
+def test_guessing_knows_how_frequent_the_levels_were():
+    model = exact_levels(1)
+    model.prior = [0.5, 0.25, 0.25]
+    found = LevelAccuracy(4, True, 3).measure(subject(model, 8))
+    assert found.facts["guessing"] == pytest.approx({"cross_entropy": 1.5 * math.log(2), "accuracy": 0.5})
+    panels = [panel for panel in found.plots[0].panels if panel.reference[0] == "guessing"]
+    assert {panel.column: panel.reference[1] for panel in panels} == found.facts["guessing"]
+
+
 class Cut(Dataset):
     """Values -1, 0, 1 in the plane."""
 

@@ -1,7 +1,5 @@
 """How well a classifier of the noise level tells noise levels apart, and how well its gradient denoises at each."""
 
-import math
-
 import numpy
 import torch
 from torch import Tensor
@@ -19,8 +17,9 @@ class LevelAccuracy(ToldClasses):
     """Cross-entropy, accuracy and squared error of eps of a classifier of noise levels, over the levels of its training.
 
     The three columns of Yadin, Elata, Michaeli 2024, arXiv 2402.10095, table 1. Guessing has the cross-entropy ln(T + 2) and
-    the accuracy 1 / (T + 2) where the levels are equally frequent; the best possible are not known, since neighbouring
-    levels look alike. Data of discrete values are spread by uniform noise, as they were in training.
+    the accuracy 1 / (T + 2) where the levels are equally frequent, else the entropy of their P(k) and the largest of them;
+    the best possible are not known, since neighbouring levels look alike. Data of discrete values are spread by
+    uniform noise, as they were in training.
 
     Arguments:
         draws: levels per example, drawn as in training, evenly spread; at least 1.
@@ -53,9 +52,10 @@ class LevelAccuracy(ToldClasses):
             "accuracy": mean(accuracy.mean(1), "share"),
             "mse_eps": mean(mse.nansum(1) / has_noise.double().mean() / self.draws, "per value of eps"),
         }
+        guessing = {"cross_entropy": float(-(seen * seen.log()).sum()), "accuracy": float(seen.max())}
         facts = {
             "levels": model.steps + 2, "draws": self.draws, "given_class": self.told(subject), "values": self.values(subject),
-            "guessing": {"cross_entropy": float(-(seen * seen.log()).sum()), "accuracy": float(seen.max())},
+            "guessing": guessing,
         }  # fmt: skip
         curve, columns, levels = [], {"cross_entropy": ce, "accuracy": accuracy}, model.steps + 2
         edges = torch.linspace(0, levels, min(self.bands, levels) + 1).round().long().tolist()
@@ -67,8 +67,8 @@ class LevelAccuracy(ToldClasses):
             noisy = mse[rows & has_noise]
             curve.append(row | ({"mse_eps": float(noisy.mean())} if len(noisy) else {}))
         panels = [
-            Panel("cross_entropy", "-log p(level | x), nats", ("guessing", math.log(model.steps + 2))),
-            Panel("accuracy", "accuracy", ("guessing", 1 / (model.steps + 2))),
+            Panel("cross_entropy", "-log p(level | x), nats", ("guessing", guessing["cross_entropy"])),
+            Panel("accuracy", "accuracy", ("guessing", guessing["accuracy"])),
             Panel("mse_eps", "E |eps - eps_hat|^2 / D", ("answering 0", 1.0)),
         ]
         return Measured(figures, facts, curve, [Plot("levels", "level", "noise level k", False, panels)])

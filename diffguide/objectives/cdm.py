@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ..backbones import Backbone
 from ..backbones.conditions import Condition
+from ..decoders import Discretized
 from ..energies import LevelClassifier, ratio
 from ..randomness import Share, normal, uniform
 from ..schedules import Schedule
@@ -59,6 +60,9 @@ class CDM(Objective):
         self.ce_weight, self.mse_weight, self.values = float(ce_weight), float(mse_weight), values
         self.soft_targets = soft_targets
         self.p_uncond = float(p_uncond)
+
+    def check(self, x_0: Tensor) -> None:
+        check_spread(x_0, self.values)
 
     def forward(self, x_0: Tensor, y: Condition | None, rng: torch.Generator | Share) -> Loss:
         k = self.draw_levels(len(x_0), rng)
@@ -124,6 +128,21 @@ def dequantized(x_0: Tensor, values: int, rng: torch.Generator | Share) -> Tenso
 def spread(x_0: Tensor, u: Tensor, values: int) -> Tensor:
     """x_0 + (u - 1/2) 2 / (K - 1), u uniform in [0, 1]."""
     return x_0 + (u - 0.5) * (2 / (values - 1))
+
+
+def check_spread(x_0: Tensor, values: int) -> None:
+    """
+    Raises:
+        ValueError: data [B, ...] that are not of the K values that `dequantized` spreads.
+    """
+    try:
+        if values:
+            Discretized(values).check(x_0)
+    except ValueError as error:
+        raise ValueError(
+            f"values={values}: the data are not of so many values equally spaced in [-1, 1]; take 17 for digits, 256 for "
+            "bytes, 0 for continuous data"
+        ) from error
 
 
 def check_values(values: int) -> None:

@@ -10,7 +10,7 @@ from ..energies import LevelClassifier
 from ..randomness import Share, normal
 from ..schedules import Schedule
 from .base import Loss, Objective, check_dropout, drop_condition
-from .cdm import check_values, dequantized
+from .cdm import check_spread, check_values, dequantized
 from .levels import places
 
 __all__ = ["DensityRatio"]
@@ -48,6 +48,9 @@ class DensityRatio(Objective):
         check_values(values)
         self.model = LevelClassifier(backbone, schedule, levels - 2, p_uncond > 0)
         self.values, self.p_uncond = values, float(p_uncond)
+
+    def check(self, x_0: Tensor) -> None:
+        check_spread(x_0, self.values)
 
     def forward(self, x_0: Tensor, y: Condition | None, rng: torch.Generator | Share) -> Loss:
         model, pairs = self.model, self.model.steps + 1
