@@ -38,7 +38,7 @@ TRAIN = {
     "prior": (["objective=cdm", *LEVELS, "objective.prior=[1,2]"], "prior must be 102 finite numbers above 0"),
     "text for a prior": (["objective=cdm", *LEVELS, "objective.prior=even"], "must be a list, each a number or null"),
     "schedule that ends too early": (["objective=cdm", *LEVELS, "schedule.log_snr_min=-3"], "schedule.log_snr_min=-10"),
-    "more steps than levels": (["objective=tre", *LEVELS, "sampler.steps=18"], "take steps of at most 10"),
+    "more steps than levels": (["objective=tre", *LEVELS, "sampler.steps=18"], "take sampler.steps=10 at most"),
     "sampler off the levels": (["objective=cdm", *LEVELS, "sampler=dpm2"], "take sampler=ddim, heun without churn, or another"),
     "values of continuous data": (
         ["experiment=cdm_gmm2d", "objective.values=17"], "objective: values=17: the data are not of so many values",
