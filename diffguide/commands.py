@@ -75,6 +75,8 @@ def check_composed(cfg: DictConfig) -> None:
     if GlobalHydra.instance().is_initialized():
         loader, said = GlobalHydra.instance().config_loader(), [text.lstrip("+").split("=")[0] for text in typed()]
         mistake = recipes.unfit(loader, hydra.runtime.choices, said, keys)
+        if not mistake:
+            mistake = recipes.lacking(loader, hydra.runtime.choices, OmegaConf.to_container(cfg))
         if odd and not mistake:  # composing once more takes a tenth of a second
             mistake = mistakes.find(typed(), loader, hydra.job.config_name, sweep=False)
         if mistake:
@@ -201,7 +203,10 @@ def mistake_of(flags: Namespace, config_name: str) -> str | None:
     """The mistake in a command line that Hydra could not compose, where it is to be found."""
     loader = mistakes.loader_of(flags.config_path or config_dir(), flags.config_dir and abspath(flags.config_dir))
     with suppress(*TOLD):
-        return mistakes.find(flags.overrides, loader, flags.config_name or config_name, flags.multirun)
+        found = mistakes.find(flags.overrides, loader, flags.config_name or config_name, flags.multirun)
+        if found and " no key " in found and any(text.startswith("resume=") for text in flags.overrides):
+            found += "; keys of an option of the resumed run need that option said again, objective=jem for those of objective"
+        return found
 
 
 def refuse_flags(message: str) -> None:

@@ -19,7 +19,7 @@ from .schedules import Schedule
 
 __all__ = [
     "Prediction", "Denoiser", "ExactDenoiser", "LogDensity", "Energy", "Classifier", "DenoiserWrapper",
-    "EnergyCounter", "EvaluationCounter", "SamplingError", "capable",
+    "EnergyCounter", "EvaluationCounter", "SamplingError", "capable", "innermost",
 ]  # fmt: skip
 
 
@@ -279,6 +279,13 @@ class EvaluationCounter(DenoiserWrapper):
     def perturbed(self, x_t: Tensor, t: Tensor, y: Condition | None, perturbation: Perturbation) -> Prediction:
         self.count[0] += len(x_t)
         return self.denoiser.perturbed(x_t, t, y, perturbation)
+
+
+def innermost(denoiser: Denoiser | Energy) -> Denoiser | Energy:
+    """The model that guidance is wrapped around; itself where there is none."""
+    while isinstance(denoiser, DenoiserWrapper):
+        denoiser = denoiser.denoiser
+    return denoiser
 
 
 def capable(denoiser: Denoiser | Energy, protocol: type) -> Denoiser | Energy | None:

@@ -114,7 +114,8 @@ class LevelClassifier(nn.Module, Denoiser, LogDensity, Classifier):
         if alpha > NOISE or abs(sigma - 1) > NOISE:
             raise ValueError(
                 f"a classifier of the noise level needs a schedule that ends in N(0, I), and {type(schedule).__name__} ends "
-                f"at alpha = {alpha:.3g}, sigma = {sigma:.3g}: take schedule=linear, tre, cosine or flow"
+                f"at alpha = {alpha:.3g}, sigma = {sigma:.3g}: take schedule=linear, tre, cosine or flow, with "
+                f"schedule.log_snr_min=-10"
             )
         check_energy(backbone, "a classifier of the noise level")
         prior = [1.0] * (steps + 2) if prior is None else list(prior)

@@ -32,6 +32,8 @@ def fabric(accelerator: str, devices: int | str, num_nodes: int, strategy: str, 
     Raises:
         ValueError: a device that is not there, more processes than cores, an unknown strategy or precision.
     """
+    if precision in ("16", "bf16"):  # which Fabric takes, and grumbles
+        raise ValueError(f"precision must be one of 32-true, 16-mixed, bf16-mixed, bf16-true, 64-true, got {precision}")
     if launched_outside():  # Fabric's own count would start independent single runs here
         devices = int(os.environ["LOCAL_WORLD_SIZE"])
         num_nodes = int(os.environ["WORLD_SIZE"]) // devices

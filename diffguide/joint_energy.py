@@ -27,9 +27,9 @@ class JointEnergy(nn.Module, Energy, Classifier):
 
     def __init__(self, backbone: Backbone):
         super().__init__()
+        check_outputs(backbone, "a joint energy", "convnet")
         if backbone.noise_conditioned:
             raise ValueError("a joint energy knows no noise levels: set backbone.noise_conditioned=false")
-        check_outputs(backbone, "a joint energy", "convnet")
         self.backbone, self.num_classes = backbone, backbone.out_features
 
     def logits(self, x: Tensor) -> Tensor:

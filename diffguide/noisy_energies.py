@@ -46,7 +46,9 @@ class NoisyJointEnergy(nn.Module, Denoiser, LogDensity, Classifier):
         what = "an energy at every noise level"
         check_outputs(backbone, what, "unet_joint")
         if not backbone.noise_conditioned:
-            raise ValueError(f"{what} must be told the level: set backbone.noise_conditioned=true")
+            raise ValueError(
+                f"{what} must be told the level: set backbone.noise_conditioned=true, or take backbone=unet_joint"
+            )
         if schedule.learned:
             raise ValueError(f"{what} needs a fixed schedule, got {type(schedule).__name__}")
         high, low = schedule.log_snr_max, schedule.log_snr_min

@@ -1,6 +1,8 @@
-"""A recipe (experiment=<name>) beside an option that was typed: what it sets for its own option, the other may not take."""
+"""Options that do not go together: what a recipe sets for one may be unknown to another, what one reads off another absent."""
 
+import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.default_element import GroupDefault
@@ -8,9 +10,10 @@ from omegaconf import OmegaConf
 
 from .mistakes import dotted, keys_of
 
-__all__ = ["unfit"]
+__all__ = ["lacking", "unfit"]
 
 GROUP = "experiment"
+READ = re.compile(r"\$\{(\w+)\.(\w+)\}")  # a value that an option reads off another group's
 
 
 def unfit(
@@ -45,3 +48,34 @@ def unfit(
                 f"{group} as the experiment has it, or take out what it sets, {' '.join(f'~{key}' for key in odd)}"
             )
     return None
+
+
+def lacking(loader: ConfigLoader, choices: Mapping[str, str | None], tree: Mapping[str, Any]) -> str | None:
+    """A value that an option reads off another group, whose option has none of that name; in a sentence.
+
+    Arguments:
+        loader: reads the configuration files.
+        choices: option of every group.
+        tree: the composed configuration, its references as they are written.
+    """
+    for group, node in tree.items():
+        for name, value in node.items() if isinstance(node, dict) and choices.get(group) else ():
+            found = READ.fullmatch(value) if isinstance(value, str) else None
+            if found is None or choices.get(found[1]) is None or not absent(tree.get(found[1]), found[2]):
+                continue
+            other = found[1]
+            files = {
+                option: loader.repository.load_config(f"{other}/{option}") for option in loader.get_group_options(other)
+            }
+            nodes = {option: OmegaConf.to_container(file.config, resolve=False) for option, file in files.items()}
+            having = [option for option, node in nodes.items() if not absent(node, found[2])]
+            return (
+                f"{group}.{name} of {group}={choices[group]} is {other}.{found[2]}, which {other}={choices[other]} does not "
+                f"have: take another {group}, or {other}={', '.join(having)}"
+            )
+    return None
+
+
+def absent(node: Any, key: str) -> bool:
+    """Whether a node has no plain value of that name."""
+    return not isinstance(node, Mapping) or key not in node or isinstance(node[key], Mapping)

@@ -57,6 +57,8 @@ def class_index(label: int | str, class_names: Sequence[str]) -> int:
         return list(class_names).index(label)
     if isinstance(label, int) and not isinstance(label, bool) and 0 <= label < len(class_names):
         return label
+    if not class_names:
+        raise ValueError(f"this model knows no classes, got {label!r}: leave labels out")
     shown = ", ".join(map(str, class_names[:12])) + (", ..." if len(class_names) > 12 else "")
     none = "; labels=null is no condition" if label == -1 else ""
     raise ValueError(f"there is no class {label!r}; indices 0 to {len(class_names) - 1}, or names: {shown}{none}")

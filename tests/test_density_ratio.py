@@ -195,7 +195,7 @@ def test_noise_contrastive_estimation_by_commands(command, tmp_path):
     figure = json.loads((tmp_path / done.folder / "metrics.json").read_text())["figures"]["nll_exact_given_class"]
     assert figure["unit"] == "nats/dim" and -1 < figure["value"] < 1.5  # of N(0, I) it would be 1.6
     refused = command(sample, f"checkpoint={trained.folder}", at=tmp_path)
-    assert refused.code == 1 and "this model has 1" in refused.err
+    assert refused.code == 1 and "take sampler=sgld" in refused.err
 
 
 def test_telescoping_ratios_of_images_by_commands(command, tmp_path):

@@ -209,9 +209,7 @@ def test_values_that_the_data_are_not_of(made):
     """Spread by 1 / 8, data of 256 values or of a continuum would have a density that is no one's."""
     made.check(torch.arange(-8, 9).reshape(1, 17) / 8)
     for wrong in (torch.arange(256) / 127.5 - 1, torch.randn(9, generator=torch.Generator().manual_seed(0))):
-        with pytest.raises(
-            ValueError, match="values=17 spreads data of so many values .* take values=0 for continuous data"
-        ):
+        with pytest.raises(ValueError, match="values=17: the data are not of so many values .* 0 for continuous data"):
             made.check(wrong[:, None])
     made.values = 0
     made.check(torch.randn(9, 2))

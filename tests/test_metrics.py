@@ -13,6 +13,8 @@ from diffguide.evaluation.auto import Auto
 from diffguide.evaluation.calibration import calibration_error
 from diffguide.evaluation.classification import Classification
 from diffguide.evaluation.denoising import DenoisingError, law_of
+from diffguide.evaluation.likelihood import Uniform
+from diffguide.evaluation.likelihoods import ExactDensity
 from diffguide.evaluation.metric import Metric, Subject, mean
 from diffguide.evaluation.parts import MetricError, Parts
 from diffguide.oracles import GaussianMixture, GMM2DLaw
@@ -256,7 +258,7 @@ def test_arguments_out_of_range_are_refused(build, sentence):
 def test_auto_asks_what_can_be_answered():
     """A model that is both is asked as a denoiser."""
     classifier, denoiser = Classification([1.0], 15), DenoisingError(3, True, 0)
-    auto = Auto(classifier, denoiser)
+    auto = Auto(classifier, ExactDensity(Uniform(), 1, None, 0, None), denoiser)
     assert auto.of(Subject(Only(), plane())) is classifier
     assert auto.of(Subject(GMM2DLaw(COSINE), plane())) is denoiser
     with pytest.raises(ValueError, match="needs labels"):

@@ -105,6 +105,7 @@ TRAIN = {
     "endless sweep": (["-m", "seed=interval(1,3)"], "does not support sweep type"),
     "no such device": (["engine.accelerator=cuda"], "this machine cannot provide accelerator=cuda"),
     "more processes than cores": (["engine.accelerator=cpu", "engine.devices=9999"], "are more processes than the"),
+    "precision that Fabric discourages": (["engine.precision=bf16"], "one of 32-true, 16-mixed, bf16-mixed, "),
     "precision": (["engine.precision=8-bit"], "precision=8-bit: Precision '8-bit' is invalid"),
     "strategy": (["engine.strategy=foo"], "You selected an invalid strategy name"),
     "no devices": (["engine.devices=0"], "cannot provide accelerator=auto devices=0"),

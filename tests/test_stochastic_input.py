@@ -67,7 +67,7 @@ def test_what_a_denoiser_does_not_allow_is_refused():
 
     with pytest.raises(ValueError, match="ExactDDPM needs the exact covariance .* which this model does not have"):
         ExactDDPM(3, UniformT()).times(denoiser)
-    with pytest.raises(ValueError, match="which this model does not have"):
+    with pytest.raises(ValueError, match="which this model has and its guidance hides: take guidance=none"):
         ExactDDPM(3, UniformT()).times(ClassifierFree(Certain(two_classes(), schedule), 2.0, [0.0, math.inf]))
     with pytest.raises(ValueError, match="within the grid's noise levels 0.002 to 80, got 0.1 to 81"):
         Restart(HEUN, [[0.1, 81.0, 2, 1]]).times(denoiser)

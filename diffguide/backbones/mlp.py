@@ -71,6 +71,11 @@ class MLP(Backbone):
     def forward(
         self, x: Tensor, log_snr: Tensor | None, y: Condition | None = None, perturbation: Perturbation | None = None
     ) -> Tensor:
+        if x.ndim != 2:
+            raise ValueError(
+                "the MLP needs vectors, and these are images: take backbone=unet, unet_levels where this one is mlp_levels, "
+                "unet_encoder, unet_joint or convnet where it is mlp_classifier"
+            )
         x = x.to(self.linear_in.weight.dtype)
         angles = 2 * math.pi * x @ self.fourier
         h = self.linear_in(torch.cat([x, angles.cos(), angles.sin()], dim=1))

@@ -136,7 +136,10 @@ class UNet(Backbone):
     ):  # fmt: skip
         super().__init__()
         if size is None:
-            raise ValueError("the U-Net needs images, and this dataset has vectors: take backbone=mlp")
+            raise ValueError(
+                "the U-Net needs images, and this dataset has vectors: take backbone=mlp, mlp_levels where this one is "
+                "unet_levels, mlp_classifier where it is of classes"
+            )
         if not multipliers or min(multipliers) < 1 or channels < 4 or blocks < 1 or head_channels < 1:
             raise ValueError(
                 f"the U-Net needs one multiplier, 4 channels, 1 block and 1 channel per head at least, got "

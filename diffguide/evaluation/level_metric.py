@@ -17,8 +17,9 @@ class LevelAccuracy(ToldClasses):
     """Cross-entropy, accuracy and squared error of eps of a classifier of noise levels, over the levels of its training.
 
     The three columns of Yadin, Elata, Michaeli 2024, arXiv 2402.10095, table 1. Guessing has the cross-entropy ln(T + 2) and
-    the accuracy 1 / (T + 2) where the levels are equally frequent; the best possible are not known, since neighbouring
-    levels look alike. Data of discrete values are spread by uniform noise, as they were in training.
+    the accuracy 1 / (T + 2) where the levels are equally frequent, else the entropy of their P(k) and the largest of them;
+    the best possible are not known, since neighbouring levels look alike. Data of discrete values are spread by
+    uniform noise, as they were in training.
 
     Arguments:
         draws: levels per example, drawn as in training, evenly spread; at least 1.

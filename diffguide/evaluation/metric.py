@@ -227,6 +227,11 @@ class Metric:
             wanted = PROTOCOLS[protocol] + (" with classes" if self.conditional else "")
             if subject.able(protocol) is None:
                 raise ValueError(f"metric={self.name} needs {wanted}; this checkpoint holds a {subject.holds}")
+            if protocol is Denoiser and subject.model.levels is not None and len(subject.model.levels) < 2:
+                raise ValueError(
+                    f"metric={self.name} needs noise levels, and this {subject.holds} knows the data's own alone "
+                    "(objective=nce): take metric=log_density, or metric=classification where there are classes"
+                )
         if self.conditional and not subject.model.num_classes:
             raise ValueError(f"metric={self.name} needs a model with classes; this {subject.holds} has none")
         if self.labels and not (subject.class_names and bool((subject.labels >= 0).all())):

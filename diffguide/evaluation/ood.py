@@ -152,7 +152,10 @@ class OOD(Metric):
                     f"{subject.holds}"
                 )
             if score.needs is Classifier and not subject.model.num_classes:
-                raise ValueError(f"metric=ood needs classes for the score {score.name}; this {subject.holds} has none")
+                raise ValueError(
+                    f"metric=ood needs classes for the score {score.name}; this {subject.holds} has none: take the others "
+                    "alone, metric.scores=[{_target_:diffguide.evaluation.ood.DensityScore}]"
+                )
             if score.needs is LogDensity and getattr(subject.model, "num_classes", 0) and not subject.model.has_null:
                 raise ValueError(
                     "metric=ood needs log p(x), so a model that was trained without labels too (p_uncond above 0); this "

@@ -1,6 +1,7 @@
 """Classification diffusion models: training a classifier of the noise level by its answers and by its gradient."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -45,7 +46,7 @@ class CDM(Objective):
 
     def __init__(
         self, backbone: Backbone, schedule: Schedule, levels: int, ce_weight: float, mse_weight: float, values: int,
-        prior: list[float] | None, soft_targets: bool, p_uncond: float,
+        prior: Sequence[float] | None, soft_targets: bool, p_uncond: float,
     ):  # fmt: skip
         super().__init__()
         check_dropout(p_uncond)
@@ -145,6 +146,6 @@ def check_spread(x_0: Tensor, values: int) -> None:
     """
     if values and not of_values(x_0, values):
         raise ValueError(
-            f"values={values} spreads data of so many values from -1 to 1, and these are not: check dataset.values, or take "
-            "values=0 for continuous data"
+            f"values={values}: the data are not of so many values equally spaced in [-1, 1]; take 17 for digits, 256 for "
+            "bytes, 0 for continuous data"
         )

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..denoisers import Denoiser, Energy, ExactDenoiser, LogDensity, SamplingError, capable
+from ..denoisers import Denoiser, Energy, ExactDenoiser, LogDensity, SamplingError, capable, innermost
 from ..randomness import Noise
 from .grids import Grid
 
@@ -14,7 +14,7 @@ __all__ = ["Sampler", "SamplingError"]
 WORDS = {
     Denoiser: "a denoiser",
     ExactDenoiser: "the exact covariance of x_0 given x_t (an oracle, unguided)",
-    LogDensity: "a log-density (objective=jem or cdm, an oracle; unguided)",
+    LogDensity: "a log-density (objective=jem, energy, cdm, nce or tre, an oracle; unguided)",
 }
 MOST = 10**5  # steps: grids and frames are lists of them
 
@@ -56,8 +56,16 @@ class Sampler:
                 sampler needs.
         """
         self.check(denoiser)
+        if denoiser.levels is not None and len(denoiser.levels) < 2:
+            raise ValueError(
+                f"{type(self).__name__} needs noise levels, and this model knows the data's own alone (objective=nce): take "
+                "sampler=sgld"
+            )
         if self.off_grid and denoiser.levels is not None:
-            raise ValueError(f"{type(self).__name__} evaluates between the grid's times, this model only at its levels")
+            raise ValueError(
+                f"{type(self).__name__} evaluates between the grid's times, this model only at its levels: take sampler=ddim, "
+                "heun without churn, or another one that stays on its grid"
+            )
         return self.grid(denoiser.schedule, self.steps, denoiser.levels)
 
     def check(self, denoiser: Denoiser | Energy) -> None:
@@ -69,6 +77,8 @@ class Sampler:
             lacks = "which this model does not have"
             if isinstance(denoiser, Energy):
                 lacks = "and this model is an energy without noise levels: take sampler=sgld"
+            elif isinstance(innermost(denoiser), self.needs):
+                lacks = "which this model has and its guidance hides: take guidance=none"
             raise ValueError(f"{type(self).__name__} needs {WORDS[self.needs]}, {lacks}")
 
     def begin(self, denoiser: Denoiser, times: Tensor, noise: Noise) -> Tensor:

@@ -1,0 +1,111 @@
+"""Mistakes with classifiers that generate (objective=cdm, nce, tre, energy, jem) are one line that says what is right."""
+
+import math
+
+import pytest
+import torch
+from exact_levels import exact_levels
+from networks import mlp
+
+from diffguide.datasets import Dataset, Split
+from diffguide.energies import LevelClassifier
+from diffguide.evaluation.auto import Auto
+from diffguide.evaluation.classification import Classification
+from diffguide.evaluation.denoising import DenoisingError
+from diffguide.evaluation.likelihood import Decoded
+from diffguide.evaluation.likelihoods import ELBO, ExactDensity
+from diffguide.evaluation.metric import Subject
+from diffguide.evaluation.ood import OOD, ConfidenceScore, DensityScore
+from diffguide.guidance import ClassifierFree
+from diffguide.samplers import DDIM, SGLD
+from diffguide.samplers.grids import UniformT
+from diffguide.sampling import class_index
+from diffguide.schedules import Cosine
+from diffguide.train import main as train
+
+LEVELS = ["backbone=unet_levels", "guidance=none", "sampler=ddim"]
+TRAIN = {
+    "default network": (["objective=cdm"], "this UNet answers in the shape of the data; take backbone=unet_levels"),
+    "default network of a joint energy": (
+        ["objective=jem", "schedule=none", "guidance=none"], "take backbone=convnet for images",
+    ),
+    "levels of another objective": (
+        ["backbone=unet_levels", "objective=v"],
+        "backbone.out_features of backbone=unet_levels is objective.levels, which objective=v does not have: take another "
+        "backbone, or objective=cdm, cdm_ce, cdm_mse, nce, tre",
+    ),
+    "levels of an objective without": (["backbone=unet_levels", "objective=jem"], "which objective=jem does not have"),
+    "prior": (["objective=cdm", *LEVELS, "objective.prior=[1,2]"], "prior must be 102 finite numbers above 0"),
+    "text for a prior": (["objective=cdm", *LEVELS, "objective.prior=even"], "must be a list, each a number or null"),
+    "schedule that ends too early": (["objective=cdm", *LEVELS, "schedule.log_snr_min=-3"], "schedule.log_snr_min=-10"),
+    "more steps than levels": (["objective=tre", *LEVELS, "sampler.steps=18"], "take sampler.steps=10 at most"),
+    "sampler off the levels": (["objective=cdm", *LEVELS, "sampler=dpm2"], "take sampler=ddim, heun without churn, or another"),
+    "values of continuous data": (
+        ["experiment=cdm_gmm2d", "objective.values=17"], "objective: values=17: the data are not of so many values",
+    ),
+    "values of other data": (["objective=tre", *LEVELS, "sampler.steps=10", "objective.values=256"], "take 17 for digits"),
+    "key of a resumed run's option": (
+        ["resume=outputs/train/digits/v001", "objective.max_gap=9"], "keys of an option of the resumed run need that option",
+    ),
+    "label dropout of an energy": (
+        ["experiment=jem_digits", "p_uncond=0.1"], "which drops no label: leave it out, or take cfg",
+    ),
+    "network without levels": (["experiment=energy_digits", "backbone=convnet"], "or take backbone=unet_joint"),
+    "vectors for images": (["objective=cdm", "backbone=mlp_levels"], "take backbone=unet, unet_levels where this one is"),
+    "images for vectors": (
+        ["objective=nce", "backbone=unet_levels", "dataset=gmm2d"], "mlp_levels where this one is unet_levels",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("arguments, message", TRAIN.values(), ids=TRAIN)
+def test_training_tells_a_mistake(tmp_path, command, arguments, message):
+    done = command(train, *arguments, at=tmp_path)
+    assert done.code == 1 and message in done.err, done.err
+    assert done.err.count("\n") == 1 and done.err.startswith("diffguide-train: ") and list(tmp_path.iterdir()) == []
+
+
+def test_a_density_that_guidance_hides_is_told_apart_from_none():
+    model = exact_levels(20)
+    with pytest.raises(ValueError, match="which this model has and its guidance hides: take guidance=none"):
+        SGLD(5, 1.0, 0.01).times(ClassifierFree(model, 2.0, [0.0, math.inf]))
+    assert len(SGLD(5, 1.0, 0.01).times(model)) == 6
+    with pytest.raises(ValueError, match="DDIM needs noise levels, .* alone .objective=nce.: take sampler=sgld"):
+        DDIM(5, UniformT(), 0.0).times(ratio())
+
+
+def ratio() -> LevelClassifier:
+    """What objective=nce trains: the data's own level and pure noise."""
+    return LevelClassifier(mlp(out_features=2, num_classes=0, noise_conditioned=False), Cosine(12.0, -10.0), 0, False)
+
+
+def plane(model, values: int = 0) -> Subject:
+    return Subject(
+        model,
+        Dataset(*[Split(torch.full((20, 2), -1.0), torch.arange(20) % 4)] * 3, class_names=tuple("0123")),
+        config={"objective": {"values": values}},
+    )
+
+
+def test_a_model_of_one_level_is_asked_for_its_density_alone():
+    bound, density = ELBO(4, None, 2, 2, 8, 1e-3, None, 0, None), ExactDensity(Decoded(), 2, None, 17, None)
+    for metric in (bound, DenoisingError(3, True, 0)):
+        with pytest.raises(ValueError, match="needs noise levels.*objective=nce.*: take metric=log_density"):
+            metric.check(plane(ratio()))
+    auto = Auto(Classification([1.0], 15), density, DenoisingError(3, True, 0))
+    assert auto.of(plane(ratio())) is density and auto.of(plane(exact_levels(4))) is auto.denoiser
+    with pytest.raises(ValueError, match="metric/dequantization@metric.density.dequantization=uniform"):
+        auto.check(plane(ratio(), 17))
+
+
+def test_scores_that_a_model_without_classes_has():
+    with pytest.raises(
+        ValueError, match="score confidence; this LevelClassifier has none: take the others alone, metric.scores="
+    ):
+        OOD([DensityScore(), ConfidenceScore()], None).check(plane(ratio()))
+    OOD([DensityScore()], None).check(plane(ratio()))
+
+
+def test_a_class_of_a_model_without_classes():
+    with pytest.raises(ValueError, match="this model knows no classes, got 1: leave labels out"):
+        class_index(1, [])
