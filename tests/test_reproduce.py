@@ -84,10 +84,11 @@ def test_a_row_asks_what_its_objective_can_be_asked(tmp_path, monkeypatch):
         asked.append(next((text for text in command if text.startswith("metric=")), command[2]))
         folder = cwd / f"outputs/{len(list(cwd.glob('outputs/*')))}"
         folder.mkdir(parents=True)
+        cost = {"seconds_per_image_and_level": 0.005} if asked[-1] == "metric=classification" else {}
         figures = {
             name: {"value": 0.5} for name in ("nll_x", "accuracy", "agreed_x", "fd_x", "precision_x", "recall_x")
         }
-        folder.joinpath("metrics.json").write_text(json.dumps({"figures": figures, "seconds": 7.0, "n": 350}))
+        folder.joinpath("metrics.json").write_text(json.dumps({"figures": figures, "seconds": 7.0, "n": 350} | cost))
         folder.joinpath("metrics.jsonl").write_text("")
         folder.joinpath("manifest.jsonl").write_text('{"network_evaluations": 20}\n')
         return SimpleNamespace(returncode=0, stdout=f"outputs/{folder.name}\n")
@@ -102,7 +103,7 @@ def test_a_row_asks_what_its_objective_can_be_asked(tmp_path, monkeypatch):
         own.mkdir()
         found = reproduce_digits.row(reproduce_digits.Stages(own, name), spec, 0, "test", None, None, ("elbo", "ode"))
         assert asked == stages
-        assert found["classify"] == 20.0
+        assert found["classify"] == (20.0 if name == "v" else 5.0)
     asked.clear()
     reproduce_digits.row(
         reproduce_digits.Stages(tmp_path / "v", "v"), reproduce_digits.ROWS["v"], 0, "test", None, None
