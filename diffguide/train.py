@@ -259,7 +259,7 @@ def check_label_dropout(cfg: DictConfig) -> None:
     if not needs_null(OmegaConf.to_container(cfg.guidance, resolve=True)):
         if given or p_uncond:
             raise ConfigError(
-                f"p_uncond={p_uncond} means nothing with this guidance, which drops no label: leave it out, or take cfg"
+                f"p_uncond={p_uncond} means nothing with this guidance, which drops no label: leave it, or take guidance=cfg"
             )
     elif not isinstance(p_uncond, int | float) or isinstance(p_uncond, bool) or not 0 < p_uncond <= 1:
         raise ConfigError(

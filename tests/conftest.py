@@ -15,6 +15,12 @@ os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start
 torch.set_num_threads(1)  # for the session's models; see one_thread
 
 
+def pytest_collection_modifyitems(items):
+    """Files with heavy proofs begin first, so that the two workers end together."""
+    heavy = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in heavy)
+
+
 class Finished(NamedTuple):
     """How a command ended."""
 

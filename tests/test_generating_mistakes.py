@@ -48,7 +48,7 @@ TRAIN = {
         ["resume=outputs/train/digits/v001", "objective.max_gap=9"], "keys of an option of the resumed run need that option",
     ),
     "label dropout of an energy": (
-        ["experiment=jem_digits", "p_uncond=0.1"], "which drops no label: leave it out, or take cfg",
+        ["experiment=jem_digits", "p_uncond=0.1"], "which drops no label: leave it, or take guidance=cfg",
     ),
     "network without levels": (["experiment=energy_digits", "backbone=convnet"], "or take backbone=unet_joint"),
     "vectors for images": (["objective=cdm", "backbone=mlp_levels"], "take backbone=unet, unet_levels where this one is"),
