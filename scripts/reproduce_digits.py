@@ -40,7 +40,7 @@ class Row(NamedTuple):
     """What a row trains, how it samples, what it can be asked.
 
     train, sample: arguments, None = no samples. likelihoods: of elbo, ode, log_density. accuracy: the metric of the accuracy.
-    start: log-SNR of z_0, None = the schedule's own. density: arguments of the likelihoods.
+    start: log-SNR of z_0, None = the schedule's own. density: arguments of the likelihoods. ode: of the ODE alone.
     """
 
     train: tuple[str, ...]
@@ -49,6 +49,7 @@ class Row(NamedTuple):
     accuracy: str = "zero_shot"
     start: float | None = BOUND
     density: tuple[str, ...] = ()
+    ode: tuple[str, ...] = ()
 
     def but(self, *train: str) -> "Row":
         """The same with other arguments of training."""
@@ -75,7 +76,7 @@ ROWS = {
     "sliced": Row(("objective=sliced", "backbone.double_differentiable=true", "training.images=30000")),
     "ncsn": Row(("experiment=ncsn_digits",), ("sampler=annealed_langevin",)),
     "vdm": Row(("experiment=vdm_digits",), start=None),
-    "cdm": CDM._replace(likelihoods=("log_density", "ode")),
+    "cdm": CDM._replace(likelihoods=("log_density", "ode"), ode=("metric/solver=levels",)),
     "cdm_ce": CDM.but("objective=cdm_ce"),
     "cdm_mse": CDM.but("objective=cdm_mse"),
     "tre": CDM.but("objective=tre", "sampler.steps=10")._replace(sample=None),
@@ -120,14 +121,14 @@ class Stages:
             )
             if ran.returncode:
                 raise SystemExit(f"{self.name}: {stage} failed; call again to go on")
-            self.keep(stage, {"arguments": arguments, "folder": ran.stdout.strip().splitlines()[-1]})
+            self.keep(stage, {"arguments": list(arguments), "folder": ran.stdout.strip().splitlines()[-1]})
         return (self.folder / self.done[stage]["folder"]).resolve()
 
     def train(self, *arguments: str) -> Path:
         """The trained run; one that was interrupted goes on."""
         runs = sorted((self.folder / "outputs/train" / f"{self.name}_train").glob("v*"))
         if self.done.get("begun", {}).get("arguments") != list(arguments):
-            self.keep("begun", {"arguments": arguments, "earlier": len(runs)})
+            self.keep("begun", {"arguments": list(arguments), "earlier": len(runs)})
         own = [run for run in runs[self.done["begun"]["earlier"] :] if any(run.glob("checkpoints/*.safetensors"))]
         resume = (f"resume={own[-1].relative_to(self.folder)}",) if own else ()
         return self.run("train", "train", *arguments, resume=resume)
@@ -137,7 +138,6 @@ class Stages:
         temporary = self.path.with_suffix(".tmp")
         temporary.write_text(json.dumps(self.done, indent=1))
         os.replace(temporary, self.path)
-        self.done = json.loads(self.path.read_text())
 
 
 def measured(folder: Path, start: str) -> float:
@@ -173,15 +173,14 @@ def row(
     start = [] if spec.start is None else [f"metric.log_snr_max={spec.start}"]
     for estimate in (name for name in spec.likelihoods if name not in without):
         more = [f"split={split}", f"n={min(ODE, examples or ODE)}"] if estimate == "ode" else at
-        own = (
-            ["metric/solver=levels"] if estimate == "ode" and "log_density" in spec.likelihoods else []
-        )  # discrete levels
-        asked = [f"metric={estimate}", *more, *spec.density, *start, *own]
-        where = stages.run(f"{split}_{estimate}", "evaluate", checkpoint, *asked)
+        own = spec.ode if estimate == "ode" else ()
+        where = stages.run(
+            f"{split}_{estimate}", "evaluate", checkpoint, f"metric={estimate}", *more, *spec.density, *start, *own
+        )
         found[estimate] = measured(where, "nll_")
     where = stages.run(f"{split}_accuracy", "evaluate", checkpoint, f"metric={spec.accuracy}", *at)
-    asked = json.loads((where / "metrics.json").read_text())
-    seconds = asked.get("seconds_per_image_and_level", asked["seconds"] / asked["n"])  # not of the other noise levels
+    facts = json.loads((where / "metrics.json").read_text())
+    seconds = facts.get("seconds_per_image_and_level", facts["seconds"] / facts["n"])  # not of the other noise levels
     found |= {"accuracy": measured(where, "accuracy"), "classify": 1e3 * seconds}
     return found
 
