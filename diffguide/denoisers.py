@@ -19,7 +19,7 @@ from .schedules import Schedule
 
 __all__ = [
     "Prediction", "Denoiser", "ExactDenoiser", "LogDensity", "Energy", "Classifier", "DenoiserWrapper",
-    "EnergyCounter", "EvaluationCounter", "SamplingError", "capable", "innermost",
+    "EnergyCounter", "EvaluationCounter", "SamplingError", "capable", "counter_of",
 ]  # fmt: skip
 
 
@@ -281,11 +281,9 @@ class EvaluationCounter(DenoiserWrapper):
         return self.denoiser.perturbed(x_t, t, y, perturbation)
 
 
-def innermost(denoiser: Denoiser | Energy) -> Denoiser | Energy:
-    """The model that guidance is wrapped around; itself where there is none."""
-    while isinstance(denoiser, DenoiserWrapper):
-        denoiser = denoiser.denoiser
-    return denoiser
+def counter_of(model: Denoiser | Energy) -> EvaluationCounter | EnergyCounter:
+    """The model, with its evaluations counted."""
+    return EnergyCounter(model) if isinstance(model, Energy) else EvaluationCounter(model)
 
 
 def capable(denoiser: Denoiser | Energy, protocol: type) -> Denoiser | Energy | None:

@@ -52,7 +52,7 @@ def langevin_step(
         return x + step_size * slope + noise_scale * z
 
 
-def check_energy(backbone: Backbone, what: str) -> None:
+def check_twice_differentiable(backbone: Backbone, what: str) -> None:
     """
     Raises:
         ValueError: a network whose input gradient cannot be trained.
@@ -117,7 +117,7 @@ class LevelClassifier(nn.Module, Denoiser, LogDensity, Classifier):
                 f"at alpha = {alpha:.3g}, sigma = {sigma:.3g}: take schedule=linear, tre, cosine or flow, with "
                 f"schedule.log_snr_min=-10"
             )
-        check_energy(backbone, "a classifier of the noise level")
+        check_twice_differentiable(backbone, "a classifier of the noise level")
         prior = [1.0] * (steps + 2) if prior is None else list(prior)
         if len(prior) != steps + 2 or not all(0 < part < math.inf for part in prior):
             raise ValueError(f"prior must be {steps + 2} finite numbers above 0, one per level, got {prior}")

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from .backbones import Backbone
 from .classifiers import check_outputs
 from .denoisers import Classifier, Denoiser, LogDensity, Prediction
-from .energies import check_energy, gradient
+from .energies import check_twice_differentiable, gradient
 from .joint_energy import chosen
 from .parameterizations import Rows, V
 from .schedules import Schedule
@@ -56,7 +56,7 @@ class NoisyJointEnergy(nn.Module, Denoiser, LogDensity, Classifier):
             raise ValueError(
                 f"{what} needs a schedule with finite ends, got schedule.log_snr_max={high:g} and log_snr_min={low:g}"
             )
-        check_energy(backbone, what)
+        check_twice_differentiable(backbone, what)
         self.backbone, self.schedule, self.num_classes = backbone, schedule, backbone.out_features
 
     @property

@@ -141,7 +141,7 @@ def prepare(cfg: DictConfig, engine, file: Path | None):
         ConfigError: a model, guidance, sampler and labels that do not go together.
     """
     from . import checkpoints, sampling, sources
-    from .denoisers import Energy, EnergyCounter, EvaluationCounter
+    from .denoisers import counter_of
     from .evaluation.probe import check_conditioning
     from .guides import check_guides, check_steered, with_guides
     from .resume import trusted
@@ -154,7 +154,7 @@ def prepare(cfg: DictConfig, engine, file: Path | None):
             source = sources.Checkpoint(file, cfg.weights, engine.device, trusted(cfg))
         except checkpoints.CheckpointError as error:
             raise ConfigError(f"checkpoint: {error}") from error
-    counter = (EnergyCounter if isinstance(source.model, Energy) else EvaluationCounter)(source.model)
+    counter = counter_of(source.model)
     try:
         node = OmegaConf.to_container(cfg.guidance, resolve=True)
         node, guides = with_guides(node, "guidance", engine.device, trusted(cfg))

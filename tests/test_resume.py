@@ -1,5 +1,6 @@
 """A run that is stopped, killed, resumed, diverges or loses its disk: real processes where a process is the point."""
 
+import errno
 import json
 import os
 import resource
@@ -270,9 +271,18 @@ def test_a_folder_that_disappears_is_told(tmp_path, command):
     assert done.code == 1 and "Traceback" not in done.err and not (tmp_path / RUN).exists()
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="nothing is read-only for root")
-def test_a_read_only_run_is_told(unfinished, tmp_path, command):
+def test_a_read_only_run_is_told(unfinished, tmp_path, command, monkeypatch):
+    """For root, to whom nothing is read-only, the system's refusal is played."""
     unfinished.chmod(0o555)
+    opened = os.open
+
+    def refused(path, *arguments, **options):
+        if unfinished.name in Path(path).parts:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return opened(path, *arguments, **options)
+
+    if os.geteuid() == 0:
+        monkeypatch.setattr(os, "open", refused)
     done = command(main, f"resume={RUN}", at=tmp_path)
     unfinished.chmod(0o755)
     assert done.code == 1 and "resume: cannot write" in done.err and "Traceback" not in done.err

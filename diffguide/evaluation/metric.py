@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..batches import fetch
 from ..datasets import Dataset
-from ..denoisers import Classifier, Denoiser, Energy, EnergyCounter, EvaluationCounter, LogDensity, capable
+from ..denoisers import Classifier, Denoiser, Energy, EnergyCounter, EvaluationCounter, LogDensity, capable, counter_of
 from ..energies import LevelClassifier
 from ..randomness import Noise, fold
 from .parts import MetricError, Parts
@@ -133,9 +133,7 @@ class Subject:
         classes = getattr(model, "num_classes", 0)
         if classes and data.class_names and classes != len(data.class_names):
             raise ValueError(f"the model has {classes} classes, and the data have {len(data.class_names)}")
-        self.counter: EvaluationCounter | EnergyCounter | None = None
-        if isinstance(model, Denoiser | Energy):
-            self.counter = (EnergyCounter if isinstance(model, Energy) else EvaluationCounter)(model)
+        self.counter = counter_of(model) if isinstance(model, Denoiser | Energy) else None
         self.model, self.data, self.split, self.seed = self.counter or model, data, split, seed
         self.batch_size, self.device = batch_size, torch.device(device)
         self.begin(parts or Parts(None), progress or (lambda done, total, unit: None))

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from ..backbones import Backbone
 from ..backbones.conditions import Condition
-from ..energies import check_energy
+from ..energies import check_twice_differentiable
 from ..parameterizations import Parameterization
 from ..preconditioned import Preconditioned
 from ..randomness import Share, normal
@@ -54,7 +54,7 @@ class Sliced(Objective):
             raise ValueError("levels must not be LossSecondMoment: the sliced loss is below 0 where it is best")
         if schedule.learned:
             raise ValueError(f"sliced score matching needs a fixed schedule, got {type(schedule).__name__}")
-        check_energy(backbone, "sliced score matching")
+        check_twice_differentiable(backbone, "sliced score matching")
         self.model = Preconditioned(backbone, schedule, parameterization, has_null=p_uncond > 0)
         self.levels, self.slices, self.p_uncond = levels, slices, float(p_uncond)
 

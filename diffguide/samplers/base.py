@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..denoisers import Denoiser, Energy, ExactDenoiser, LogDensity, SamplingError, capable, innermost
+from ..denoisers import Denoiser, DenoiserWrapper, Energy, ExactDenoiser, LogDensity, SamplingError, capable
 from ..randomness import Noise
 from .grids import Grid
 
@@ -121,3 +121,10 @@ class Sampler:
     ) -> Tensor:
         """x at time s from x at time t > s; `memory` belongs to this run."""
         raise NotImplementedError
+
+
+def innermost(denoiser: Denoiser | Energy) -> Denoiser | Energy:
+    """The model that guidance is wrapped around; itself where there is none."""
+    while isinstance(denoiser, DenoiserWrapper):
+        denoiser = denoiser.denoiser
+    return denoiser
