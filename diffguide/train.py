@@ -68,6 +68,7 @@ def train(cfg: DictConfig) -> None:
 
     def guide(denoiser, device):
         """The guided denoiser, its own models loaded, if it names any."""
+        denoiser.class_names = data.class_names if denoiser.num_classes else ()
         try:
             node, guides = with_guides(guidance, "guidance", device, trusted(cfg))
             check_guides(guides, data.shape, data.class_names)
