@@ -16,8 +16,8 @@ from .runs import write_atomically, write_together
 from .vectors import Backdrop, backdrop, write_scatter
 
 __all__ = [
-    "Layout", "contact_rows", "contact_sheet", "grid", "layout", "sample_picture", "save", "save_singles", "to_uint8",
-    "write_grid",
+    "Layout", "contact_rows", "contact_sheet", "grid", "layout", "quantised", "sample_picture", "save", "save_singles",
+    "to_uint8", "write_grid",
 ]  # fmt: skip
 
 CELL = 48  # pixels that a small image is enlarged towards
@@ -27,9 +27,14 @@ ROWS = 40
 POINTS = 20000  # most vectors of a scatter plot
 
 
+def quantised(x: Tensor) -> Tensor:
+    """The bytes of images in [-1, 1], of the same shape: round(127.5 (x + 1)), clipped, in float32 whatever they come in."""
+    return ((x.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+
+
 def to_uint8(x: Tensor) -> numpy.ndarray:
-    """[N, C, H, W] in [-1, 1] to uint8 [N, H, W, C]: round(127.5 (x + 1)), clipped."""
-    return ((x + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+    """`quantised` images [N, C, H, W] as an array [N, H, W, C], which is how they are written."""
+    return quantised(x).permute(0, 2, 3, 1).cpu().numpy()
 
 
 class Layout(NamedTuple):

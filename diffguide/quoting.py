@@ -86,8 +86,10 @@ def unreadable(override: str, error: Exception) -> str:
         return f"{key}: cannot read {odd[0]!r} in {value}: put it in quotes, {in_shell(whole)}"
     reason = [line for line in str(error).splitlines() if line.strip(" ^") and "https" not in line][-1]
     reason = reason.split(" expecting")[0].replace("'<EOF>'", "at its end")
-    if "Exception" in reason:  # Hydra's own, of a character that it knows nowhere outside quotes
-        reason = f"a character that {'a value has in quotes alone' if readable(f'{key}=1') else 'a key cannot have'}"
+    if key.strip("+~") and not readable(f"{key}=1"):
+        reason = f"{key} has a character that a key cannot have"
+    elif "Exception" in reason:  # Hydra's own, of a character that it knows nowhere outside quotes
+        reason = "a character that a value has in quotes alone"
     return f"cannot read {override!r}: {reason}; a list is key=[a,b], and a value with spaces or commas is key=\"'a, b'\""
 
 

@@ -14,11 +14,12 @@ from ..batches import fetch
 from ..checkpoints import sha256
 from ..denoisers import Denoiser, DenoiserWrapper, Energy
 from ..guidance import Unguided
+from ..images import quantised
 from ..randomness import fold
 from ..samplers import Sampler, generate
 from ..shards import read_rows
 from .comparison import Comparison, Gathered, check_overlap, small
-from .features import Features, quantised
+from .features import Features
 from .metric import SPLITS, Measured, Metric, MetricError, Subject
 from .probe import check_conditioning
 
