@@ -26,6 +26,7 @@ GAP = 3
 COLUMNS = 20  # most columns of a grid; samples.npz holds all samples
 ROWS = 40  # most classes
 SAMPLED, VECTORS = 160, 2500  # most samples of all classes in a picture of a training run, of images and of vectors
+NAMED = 12  # most classes that a note names
 LINE = 17  # pixels of a line of text
 POINTS = 20000  # most vectors of a scatter plot
 
@@ -77,7 +78,7 @@ def layout(labels: Sequence[int], class_names: Sequence[str], most: int = ROWS *
 
 def left_out(names: Sequence[str], total: int) -> str:
     """What a picture says of the classes that it has no room for, "" where there are none."""
-    shown = ", ".join(map(str, names[:3])) + (", ..." if len(names) > 3 else "")
+    shown = ", ".join(map(str, names[:NAMED])) + (", ..." if len(names) > NAMED else "")
     return f"{len(names)} of {total} classes are left out: {shown}" if names else ""
 
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -161,7 +162,7 @@ class Quality(Metric):
             **source.facts(), "reference": f"{len(reference.y)} {self.reference} examples",
             "held_out": f"{subject.n} {subject.split} examples", **found.facts,
         }  # fmt: skip
-        return Measured(found.figures, facts, details=found.details)
+        return Measured(found.figures, facts, details=found.details, notes=found.notes)
 
     def gathered(
         self, subject: Subject, what: str, count: int, batch: Callable[[int], tuple[Tensor, Tensor]],
@@ -176,14 +177,20 @@ class Quality(Metric):
                 images, y = batch(first)
                 with torch.autocast(subject.device.type, enabled=False):
                     features, logits = self.features(images)
-                arrays = {"y": y.numpy(), "features": features.numpy()}
+                arrays = {"y": y.numpy(), "features": features.numpy(), "digests": digests(images)}
                 arrays |= {"images": images.numpy()} if keep_images else {}
                 return arrays | ({} if logits is None else {"logits": logits.numpy()})
 
             parts.append(subject.parts.part(f"{what}_{first:010d}", compute))
         subject.progress(count, count, unit)
         joined = {name: torch.from_numpy(numpy.concatenate([part[name] for part in parts])) for name in parts[0]}
-        return Gathered(joined["features"], joined["y"], joined.get("logits"), joined.get("images"))
+        return Gathered(joined["features"], joined["y"], joined.get("logits"), joined.get("images"), joined["digests"])
+
+
+def digests(images: Tensor) -> numpy.ndarray:
+    """[B, 16] uint8 of images as bytes [B, C, H, W], equal where all their bytes are."""
+    whole = b"".join(blake2b(image.tobytes(), digest_size=16).digest() for image in images.cpu().numpy())
+    return numpy.frombuffer(whole, dtype=numpy.uint8).reshape(len(images), 16)
 
 
 class Real:
