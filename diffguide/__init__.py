@@ -11,11 +11,12 @@ Conventions, the same everywhere:
     score       grad_x log p_t(x) = -eps / sigma_t
 
 A denoiser is `denoiser(x_t, t, y) -> Prediction(x_0, eps)`; guidance wraps a denoiser into a denoiser; a sampler walks a
-denoiser from noise to data. `diffguide.load(path)` gives the denoiser of a checkpoint.
+denoiser from noise to data. `diffguide.load(path)` gives the denoiser of a checkpoint; `diffguide.to_uint8(x)` makes samples
+bytes, as the command does.
 """
 
 __version__ = "0.1.0"
-__all__ = ["load", "__version__"]
+__all__ = ["load", "to_uint8", "__version__"]
 
 
 def load(path, weights: str = "ema", device="cpu", trust=()):
@@ -23,3 +24,18 @@ def load(path, weights: str = "ema", device="cpu", trust=()):
     from .checkpoints import load as load_checkpoint  # torch takes seconds to import, and `--help` should not
 
     return load_checkpoint(path, weights=weights, device=device, trust=trust).model
+
+
+def to_uint8(x):
+    """Images as bytes, round(127.5 (x + 1)), clipped to 0..255: what `diffguide-sample` writes into samples.npz.
+
+    `diffguide.samplers.generate` does not clip: a few of its values lie beyond [-1, 1].
+
+    Arguments:
+        x: tensor [N, C, H, W], any floating dtype and device; black is -1, white is 1.
+
+    Returns a numpy array [N, H, W, C], uint8.
+    """
+    from .images import to_uint8 as convert
+
+    return convert(x)

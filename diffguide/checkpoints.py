@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from . import __version__, archives
 from .archives import CheckpointError, below
+from .denoisers import Denoiser, Energy
 from .inspection import at_most, check_facts, check_finite, check_model, compare
 from .objectives import Objective
 from .vetting import construct, vet, vet_values
@@ -179,7 +180,10 @@ def load(
     except Exception as error:  # whatever a constructor says to values that no run of ours wrote
         raise CheckpointError(f"{path} does not fit this diffguide: {error}") from error
     facts = {name: value for name, value in metadata.items() if name != "config"}
-    return Loaded(objective.model.eval().requires_grad_(False).to(device), config, facts)
+    model = objective.model.eval().requires_grad_(False).to(device)
+    if isinstance(model, Denoiser | Energy):
+        model.shape, model.class_names = facts["shape"], facts["class_names"]  # guidance reads them there
+    return Loaded(model, config, facts)
 
 
 def assemble(config: dict[str, Any], trust: Sequence[str], device: str) -> Objective:

@@ -5,10 +5,14 @@ from pathlib import Path
 from typing import Any
 
 from .evaluation.metric import Plot
+from .evaluation.quality import LEAST_PRECISION
 from .runs import write_atomically
 
-__all__ = ["figure", "write"]
+__all__ = ["HOLLOW", "OPEN", "figure", "write"]
 
+HOLLOW = f"not meaningful: precision below {LEAST_PRECISION}"
+OPEN = {"marker": "o", "markersize": 7, "markerfacecolor": "white", "linestyle": "none"}  # how such a point looks
+TICKS = 8  # of a logarithmic axis: as many values stand there themselves
 COLORS = 10  # that differ well; more lines run through a colour map
 
 
@@ -33,6 +37,9 @@ def figure(plot: Plot, lines: Mapping[str, Sequence[Mapping[str, Any]]]):
             x, y = ([row[column] for row in rows] for column in (plot.x, panel.column))
             errors = [row.get(f"{panel.column}_se") for row in rows]
             axis.plot(x, y, marker=".", color=color, label=name)
+            if hollow := [row for row in rows if row.get(f"{panel.column}_meaningful") is False]:
+                places = [[row[column] for row in hollow] for column in (plot.x, panel.column)]
+                axis.plot(*places, color=color, label=HOLLOW, **OPEN)
             if any(map(number, errors)):
                 spread = [error if number(error) else 0.0 for error in errors]
                 low, high = ([a + sign * b for a, b in zip(y, spread)] for sign in (-1, 1))
@@ -42,9 +49,15 @@ def figure(plot: Plot, lines: Mapping[str, Sequence[Mapping[str, Any]]]):
             label, height = panel.reference
             axis.axhline(height, color="0.6", linestyle="--")
             axis.annotate(label, (0.02, height), xycoords=("axes fraction", "data"), color="0.4", va="bottom", size=8)
-        axis.set(xlabel=plot.label, ylabel=panel.label, xscale="log" if plot.logarithmic else "linear")
-    if any(lines):
-        drawn.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=8)
+        scales = ["log" if logarithmic else "linear" for logarithmic in (plot.logarithmic, panel.logarithmic)]
+        axis.set(xlabel=plot.label, ylabel=panel.label, xscale=scales[0], yscale=scales[1])
+        places = sorted({row[plot.x] for curve in lines.values() for row in curve if number(row.get(plot.x))})
+        if plot.logarithmic and len(places) <= TICKS:  # 2, 4, 8 in place of 2 x 10^0
+            axis.set_xticks(places, [f"{place:g}" for place in places])
+            axis.set_xticks([], minor=True)
+    entries = {name: handle for axis in axes for handle, name in zip(*axis.get_legend_handles_labels()) if name}
+    if entries:
+        drawn.legend(entries.values(), entries, loc="outside lower center", ncols=2, fontsize=8)
     return drawn
 
 

@@ -9,13 +9,13 @@ import torch
 
 from .batches import Batches, fetch
 from .datasets import Dataset, Split
-from .images import sample_picture
+from .images import ROWS, sample_picture
 from .objectives import Objective
 from .runs import claim_version
 
 __all__ = ["rehearse"]
 
-CLASSES, EACH = 20, 10  # most rows of the contact sheet, examples in a row
+EACH = 10  # examples in a row of the contact sheet
 STEPS, SECONDS = 3, 15.0  # most steps that are timed after the first, and for how long; a slow first one counts itself
 FEW = 8  # images whose activations are measured
 
@@ -38,15 +38,15 @@ def rehearse(engine, objective: Objective, data: Dataset, training, seed: int, p
 
 
 def contact_sheet(path: Path, data: Dataset, seed: int) -> None:
-    """Training examples as the network sees them, mirrored and cut at random: a row per class."""
+    """Training examples as the network sees them, mirrored and cut at random: a row per class, of forty at most."""
     y, classes = data.train.y, len(data.class_names)
-    shown = range(0, classes, -(-classes // CLASSES)) if classes else [-1]
+    shown = range(min(classes, ROWS)) if classes else [-1]
     rows = torch.cat([(y == index).nonzero()[: EACH if classes else EACH**2, 0] for index in shown])
     if len(data.shape) == 1:
         rows = torch.arange(min(len(y), 2000))
     x, y = fetch(data.train, rows)
     chance = torch.rand(len(rows), 3, generator=torch.Generator().manual_seed(seed))
-    sample_picture(path, data.view(x, chance), y.tolist(), data.class_names)
+    sample_picture(path, data.view(x, chance), y.tolist(), data.class_names, whole=True)
 
 
 def cost(engine, objective: Objective, data: Dataset, training, seed: int) -> list[str]:

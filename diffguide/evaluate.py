@@ -169,9 +169,12 @@ def measure(cfg: DictConfig, engine, run: Run, begun) -> Path:
                 **run.identity, "precision": precision, "device": str(engine.device),
                 "batch_size": subject.batch_size, "versions": versions(), "curve": list(measured.curve),
                 "details": dict(measured.details), "plots": [tables.plain(plot) for plot in measured.plots],
+                "notes": list(measured.notes),
             }  # fmt: skip
             assert not measured.facts.keys() & record.keys(), "a fact of a metric hides what every run says"
             print(tables.write_run(folder, record | measured.facts, measured.arrays), end="", file=sys.stderr)
+            for note in measured.notes:
+                print(note, file=sys.stderr)
             remove_parts(folder)
         except Stopped as stopped:
             bar.close()

@@ -25,6 +25,8 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from .quoting import CLASSES, unreadable
+
 __all__ = ["brief", "dotted", "find", "keys_of", "loader_of", "no_key", "quick_listing"]
 
 JOBS, SHOWN = 1000, 12  # of a sweep, that are looked at; options in a message
@@ -89,16 +91,6 @@ def find(overrides: Sequence[str], loader: ConfigLoader, config_name: str, sweep
         if mistake := compositions[chosen].wrong(job, groups):
             return mistake
     return None
-
-
-def unreadable(text: str, error: Exception) -> str:
-    """A sentence about an override that does not follow the grammar."""
-    if "=" not in text and not text.startswith("~"):
-        return f"cannot read {text!r}: write {text}=<value>"
-    reason = [line for line in str(error).splitlines() if line.strip(" ^") and "https" not in line][-1]
-    reason = reason.split(" expecting")[0].replace("'<EOF>'", "at its end")
-    reason = reason if "Exception" not in reason else "a character that a key cannot have"
-    return f"cannot read {text!r}: {reason}; a list is key=[a,b], and a value with spaces or commas is key=\"'a, b'\""
 
 
 def values(override: Override, parser: OverridesParser) -> list[Override]:
@@ -183,7 +175,8 @@ class Composition:
                 added.add(key)
             else:
                 value = override.value()
-                wanted = [f"{key}.{name}" for name in dotted(value)] if isinstance(value, dict) else []
+                mapping = isinstance(value, dict) and key.rpartition(".")[2] not in CLASSES
+                wanted = [f"{key}.{name}" for name in dotted(value)] if mapping else []
                 unknown = [name for name in [key, *wanted] if name not in self.keys]
                 known = key in groups or any(key == name or key.startswith(f"{name}.") for name in added)
                 mistake = self.no_key(unknown[0]) if unknown and not known else None

@@ -8,13 +8,17 @@ from contextlib import suppress
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
-__all__ = ["quote_odd", "quoted"]
+__all__ = ["CLASSES", "quote_odd", "quoted", "unreadable"]
 
 PATHS = {"dataset.path", "dataset.root", "checkpoint", "resume", "output_root", "name"}  # values that may hold anything
 PLAIN = re.compile(r"[\w./:+-]+", re.ASCII)  # values that need no quotes
-LIST, MAPPING = (  # elements that are not all ASCII, and what separates them
-    re.compile(rf"[^{ends}]*[^\x00-\x7f{ends}][^{ends}]*") for ends in (r"\[\]{},", r"\[\]{},:")
+QUOTES = r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\""
+LIST, MAPPING = (  # what is in quotes, else elements that are not all ASCII, and what separates them
+    re.compile(rf"{QUOTES}|[^{ends}]*[^\x00-\x7f{ends}][^{ends}]*") for ends in (r"\[\]{},'\"", r"\[\]{},:'\"")
 )
+ELEMENT = re.compile(rf"(?:{QUOTES}|[^\[\],'\"])+")  # of a flat list
+CLASSES = ("labels", "condition", "conditions")  # arguments that take classes by name, or by index: labels.index=[10]
+INDEX = re.compile(rf"(.*\b(?:{'|'.join(CLASSES)}))\.index=")
 
 
 def quoted(override: str) -> str:
@@ -36,17 +40,71 @@ def quote_odd(argv: Sequence[str]) -> list[str]:
     """
     sweep, result = not {"-m", "--multirun"}.isdisjoint(argv), []
     for text in argv:
+        text = with_index(text)
         key, _, value = text.partition("=")
         if key in PATHS and value and value[0] not in "'\"":
             text = text if reads_as_text(text, sweep) or is_list(text) else f"{key}={literal(value)}"
-        elif not value.isascii() and not {"'", '"'} & set(value):
+        elif not value.isascii():
             elements = MAPPING if "{" in value else LIST
-            ours = f"{key}={elements.sub(lambda match: literal(match[0].strip()), value)}"
+            ours = f"{key}={elements.sub(lambda match: in_quotes(match[0]), value)}"
             with suppress(HydraException):  # what stays wrong is told as it was typed
                 OverridesParser.create().parse_override(ours)
                 text = ours
         result.append(text)
     return result
+
+
+def in_quotes(element: str) -> str:
+    """An element of a list as it is where it has quotes, else in quotes."""
+    return element if element[0] in "'\"" else literal(element.strip())
+
+
+def with_index(override: str) -> str:
+    """`labels.index=[10]` as Hydra takes it, `labels={index:[10]}`: a class by its index; anything else as it is."""
+    found = INDEX.match(override)
+    if found is None:
+        return override
+    values = [override[found.end() :]]
+    with suppress(HydraException):  # what is wrong is told as it was typed
+        parsed = OverridesParser.create().parse_override(override)
+        if parsed.is_discrete_sweep():
+            values = list(parsed.sweep_string_iterator())
+        return f"{found[1]}=" + ",".join(f"{{index:{value}}}" for value in values)
+    return override
+
+
+def unreadable(override: str, error: Exception) -> str:
+    """A sentence about an override that does not follow the grammar, `error` being what Hydra says: what to put in quotes."""
+    key, equals, value = override.partition("=")
+    if not equals and not override.startswith("~"):
+        return f"cannot read {override!r}: write {override}=<value>"
+    flat = value[:1] + value[-1:] == "[]" and not ELEMENT.sub("", value[1:-1]).strip(" ,")
+    elements = [match[0].strip() for match in ELEMENT.finditer(value)] if flat else []
+    odd = [element for element in elements if not readable(f"{key}=[{element}]")]
+    whole = f"{key}=[{','.join(literal(element) if element in odd else element for element in elements)}]"
+    if odd and readable(whole):
+        return f"{key}: cannot read {odd[0]!r} in {value}: put it in quotes, {in_shell(whole)}"
+    reason = [line for line in str(error).splitlines() if line.strip(" ^") and "https" not in line][-1]
+    reason = reason.split(" expecting")[0].replace("'<EOF>'", "at its end")
+    if key.strip("+~") and not readable(f"{key}=1"):
+        reason = f"{key} has a character that a key cannot have"
+    elif "Exception" in reason:  # Hydra's own, of a character that it knows nowhere outside quotes
+        reason = "a character that a value has in quotes alone"
+    return f"cannot read {override!r}: {reason}; a list is key=[a,b], and a value with spaces or commas is key=\"'a, b'\""
+
+
+def in_shell(text: str) -> str:
+    """A text in the quotes of a shell, double ones where they do."""
+    return shlex.quote(text) if set(text) & set('"$`\\!') else f'"{text}"'
+
+
+def readable(override: str) -> bool:
+    """Whether an override follows the grammar."""
+    try:
+        OverridesParser.create().parse_override(override)
+    except HydraException:
+        return False
+    return True
 
 
 def reads_as_text(override: str, sweep: bool) -> bool:

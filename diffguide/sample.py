@@ -10,6 +10,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
+from .class_names import resolve_labels, shadowed_class
 from .commands import Sweep, leave, one_line_errors, record_job, run_command, tidy, typed
 from .configuration import ConfigError, build, check_whole, config_dir, run_parent, takes, telling
 from .interrupts import Interrupts, Stopped
@@ -173,15 +174,16 @@ def prepare(cfg: DictConfig, engine, file: Path | None):
         with telling("guidance"):
             check_conditioning(source.model, source.shape, engine.device)
     with telling("labels"):
-        labels = OmegaConf.to_container(cfg, resolve=True)["labels"]
-        labels = sampling.resolve_labels(labels, cfg.n, source.class_names)
+        asked = OmegaConf.to_container(cfg, resolve=True)["labels"]
+        labels = resolve_labels(asked, cfg.n, source.class_names)
     if labels is None and not guided.has_null:
         which = "this one" if not source.model.has_null else "the guide"
         raise ConfigError(
             f"labels=null needs a model that dropped labels in training (guidance=cfg); {which} never did"
         )
-    if note := sampling.idle(guided, sampler, labels is not None):
-        print(note, file=sys.stderr)
+    for note in (sampling.idle(guided, sampler, labels is not None), shadowed_class(asked, source.class_names)):
+        if note:
+            print(note, file=sys.stderr)
     behind = source.backdrop(labels or [-1]) if len(source.shape) == 1 else None
     seeds = range(cfg.seed, cfg.seed + cfg.n)
     return sampling.Plan(source, guided, counter, sampler, seeds, labels, behind, guides)

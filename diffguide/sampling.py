@@ -21,47 +21,9 @@ from .shards import Shards
 from .sources import Source
 from .vectors import Backdrop
 
-__all__ = ["Plan", "Stream", "idle", "kind", "resolve_labels", "versions"]
+__all__ = ["Plan", "Stream", "idle", "kind", "versions"]
 
 FAILED = 1000  # more than any signal's number; the rank that failed is added
-
-
-def resolve_labels(labels, n: int, class_names: Sequence[str]) -> list[int] | None:
-    """The class index of each of n samples, or None for no condition.
-
-    Arguments:
-        labels: `balanced` = the classes in turn, so that every prefix is balanced; `all` = class by class; a list of
-            indices or names, or one of them, taken in turn; None = no condition.
-        n: number of samples.
-        class_names: one per class.
-
-    Raises:
-        ValueError: an unknown class, or labels for a model without classes.
-    """
-    if labels is None or (labels in ("balanced", "all") and not class_names):
-        return None
-    classes = len(class_names)
-    if labels == "balanced":
-        return [i % classes for i in range(n)]
-    if labels == "all":
-        return sorted(i % classes for i in range(n))
-    chosen = [class_index(label, class_names) for label in (labels if isinstance(labels, list) else [labels])]
-    if not chosen:
-        raise ValueError("the list is empty; give classes, balanced, all, or null for no condition")
-    return [chosen[i % len(chosen)] for i in range(n)]
-
-
-def class_index(label: int | str, class_names: Sequence[str]) -> int:
-    """The index of one class given by index or name."""
-    if isinstance(label, str) and label in class_names:
-        return list(class_names).index(label)
-    if isinstance(label, int) and not isinstance(label, bool) and 0 <= label < len(class_names):
-        return label
-    if not class_names:
-        raise ValueError(f"this model knows no classes, got {label!r}: leave labels out")
-    shown = ", ".join(map(str, class_names[:12])) + (", ..." if len(class_names) > 12 else "")
-    none = "; labels=null is no condition" if label == -1 else ""
-    raise ValueError(f"there is no class {label!r}; indices 0 to {len(class_names) - 1}, or names: {shown}{none}")
 
 
 def idle(guided: Denoiser | Energy, sampler: Sampler, labelled: bool) -> str | None:

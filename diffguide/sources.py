@@ -70,7 +70,6 @@ class Checkpoint(Source):
             )
         self.file, self.weights, self.config, self.model = file, weights, loaded.config, loaded.model
         self.shape, self.class_names = loaded.facts["shape"], loaded.facts["class_names"]
-        self.model.shape, self.model.class_names = self.shape, self.class_names  # guidance reads them there
 
     def identity(self) -> dict[str, Any]:
         return {

@@ -119,16 +119,20 @@ def write_tables(folder: Path, records: Sequence[dict[str, Any]], varied: Sequen
     columns = list(dict.fromkeys(column for row in rows.values() for column in row["figures"]))
     keys = list(varied[0])
     facts = ["model", "images", "weights", "split", "n"]
-    whole = [["checkpoint", *keys, *facts, *(f"{name}{end}" for name in columns for end in ("", "_se")), "seconds"]]
+    everything = [part for row in rows.values() for part in row["figures"].items()]
+    marked = {name for name, part in everything if not part.get("meaningful", True)}
+    ends = {name: ("", "_se", *(["_meaningful"] if name in marked else [])) for name in columns}
+    whole = [["checkpoint", *keys, *facts, *(f"{name}{end}" for name in columns for end in ends[name]), "seconds"]]
     units = {name: part["unit"] for row in rows.values() for name, part in row["figures"].items()}
     brief = [[*keys, *facts, *(f"{name} [{units[name]}]" for name in columns)]]
     for row in rows.values():
         record, n = row["record"], "/".join(map(str, dict.fromkeys(row["n"])))
         parts = [row["figures"].get(name) for name in columns]
         own = [*row["varied"].values(), *(record.get(fact, "") for fact in facts[:-1]), n]
-        numbers = [
-            number for part in parts for number in ((part["value"], part["standard_error"]) if part else ("", ""))
-        ]
+        numbers = []
+        for name, part in zip(columns, parts):
+            values = (part["value"], part["standard_error"], part.get("meaningful", True)) if part else ("", "", "")
+            numbers += values[: len(ends[name])]
         whole.append([record.get("checkpoint", ""), *own, *numbers, row["seconds"]])
         brief.append([*own, *(shown(part) if part else "" for part in parts)])
     if repeated(list(rows.values())):
@@ -174,14 +178,15 @@ def named(records: Iterable[dict[str, Any]]) -> dict[tuple[str, str, str], str]:
 
 
 def shown(figure: dict[str, Any]) -> str:
-    """value ± standard error, to two digits of the latter."""
+    """value ± standard error, to two digits of the latter; and whether it says nothing."""
     value, error = figure["value"], figure["standard_error"]
+    mark = "" if figure.get("meaningful", True) else " (not meaningful)"
     if isinstance(value, str) or isinstance(error, str):  # inf, nan
-        return f"{value}"
+        return f"{value}{mark}"
     if not error:
-        return f"{value:.4g}"
+        return f"{value:.4g}{mark}"
     digits = max(0, 1 - math.floor(math.log10(error)))
-    return f"{value:.{digits}f} ± {error:.{digits}f}"
+    return f"{value:.{digits}f} ± {error:.{digits}f}{mark}"
 
 
 def as_csv(rows: Iterable[Sequence[Any]]) -> str:

@@ -11,15 +11,18 @@ from torch import Tensor
 
 from . import archives
 from .batches import fetch
+from .curves import HOLLOW, OPEN
 from .datasets import Dataset
 from .evaluation.judge import Judge
-from .evaluation.quality import density_coverage, precision_recall
+from .evaluation.quality import LEAST_PRECISION, count_repeated, density_coverage, precision_recall
 from .randomness import fold
 from .runs import write_atomically
 from .shards import read_rows
 from .sources import at_hand
 
-__all__ = ["NoTradeoff", "Panel", "Run", "against_data", "figure_of", "of_data", "of_oracle", "write_tradeoff"]
+__all__ = [
+    "NoTradeoff", "Panel", "Run", "against_data", "figure_of", "of_data", "of_oracle", "place", "write_tradeoff",
+]  # fmt: skip
 
 FEWEST = 20  # samples of a run: fewer say nothing of a law
 MOST, TAUGHT = 1000, 2000  # samples and real examples that are compared, real examples that teach the judge
@@ -33,12 +36,13 @@ class NoTradeoff(ValueError):
 
 
 class Run(NamedTuple):
-    """A run of a sweep: its folder, the label of each sample (-1 = none), its curve, and its place on it, if any."""
+    """A run of a sweep: its folder, the label of each sample (-1 = none), its curve, and the swept number that is its place
+    on it, "" = none."""
 
     folder: Path
     labels: list[int]
     method: str
-    scale: str
+    number: str
 
 
 class Panel(NamedTuple):
@@ -121,15 +125,15 @@ def against_data(
     except (OSError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise NoTradeoff(f"the data that the model was trained on cannot be read here ({reason})") from error
-    facts = {"compared": count, "features": "coordinates" if len(shape) == 1 else "pixels",
+    facts = {"compared": count, "compared_real": len(real), "features": "coordinates" if len(shape) == 1 else "pixels",
              "reference": f"{len(real)} validation examples"}  # fmt: skip
-    real_agreed = None if judge is None else judge.agreed(real, y)
+    repeated, real_agreed = count_repeated(real), None if judge is None else judge.agreed(real, y)
     columns = []
     for run in runs:
         rows = drawn(len(run.labels), count, SAMPLES)
         x = torch.from_numpy(read_rows(run.folder / "samples.npz", rows.tolist()))
         x = x.double() if len(shape) == 1 else (x.permute(0, 3, 1, 2).double() / 127.5 - 1).flatten(1)
-        figures = measured(real, x)
+        figures = measured(real, x) | {"repeated_samples": count_repeated(x), "repeated_real": repeated}
         if judge is not None:
             finite = bool(x.isfinite().all())
             figures["agreed_labels"] = judge.agreed(x, torch.tensor(run.labels)[rows]) if finite else math.nan
@@ -173,10 +177,11 @@ def enough(count: int) -> int:
 
 
 def measured(real: Tensor, x: Tensor) -> dict[str, float]:
-    """The measures that need no labels; nan for samples that are not finite."""
+    """The measures that need no labels, and whether recall says anything; nan for samples that are not finite."""
     if not bool(x.isfinite().all()):
-        return dict.fromkeys(("precision", "recall", "density", "coverage"), math.nan)
-    return {**precision_recall(real, x, BALL)._asdict(), **density_coverage(real, x, WIDER)._asdict()}
+        return dict.fromkeys(("precision", "recall", "density", "coverage"), math.nan) | {"recall_meaningful": False}
+    found = {**precision_recall(real, x, BALL)._asdict(), **density_coverage(real, x, WIDER)._asdict()}
+    return found | {"recall_meaningful": found["precision"] >= LEAST_PRECISION}
 
 
 def write_tradeoff(
@@ -193,11 +198,14 @@ def write_tradeoff(
         if not any(math.isfinite(column[panel.x]) and math.isfinite(column[panel.y]) for column in columns):
             raise NoTradeoff(f"{panel.x} and {panel.y} are finite in no run")
     figure = figure_of(panels, runs, columns, note)
-    write_atomically(path, lambda temporary: figure.savefig(temporary, format="png", dpi=110))
+    write_atomically(
+        path, lambda temporary: figure.savefig(temporary, format="png", dpi=110, bbox_inches="tight", pad_inches=0.05)
+    )
 
 
 def figure_of(panels: Sequence[Panel], runs: Sequence[Run], columns: Sequence[dict[str, Any]], note: str):
-    """A curve per method through its runs in the order of their scales, each marked with its own.
+    """A curve per method through its runs in the order of their numbers, each marked with its own; hollow where diversity
+    says nothing.
 
     Arguments:
         columns: of each run, what the panels name among them.
@@ -208,7 +216,7 @@ def figure_of(panels: Sequence[Panel], runs: Sequence[Run], columns: Sequence[di
     figure = Figure(figsize=(4.8 * len(panels) + 0.6, 4.4), layout="constrained")
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
     methods: dict[str, list[int]] = {}
-    for index in sorted(range(len(runs)), key=lambda index: place(runs[index].scale)):
+    for index in sorted(range(len(runs)), key=lambda index: place(runs[index].number)):
         methods.setdefault(runs[index].method, []).append(index)
     for axis, panel in zip(axes, panels):
         for number, (method, members) in enumerate(methods.items()):
@@ -217,8 +225,10 @@ def figure_of(panels: Sequence[Panel], runs: Sequence[Run], columns: Sequence[di
             axis.plot(x, y, label=method, color=color, marker=marker, markersize=5, linewidth=1)
             for index, point in zip(members, zip(x, y)):
                 if all(map(math.isfinite, point)):
-                    text = runs[index].scale
+                    text = runs[index].number
                     axis.annotate(text, point, (4, 4), textcoords="offset points", fontsize=8, color=color)
+                    if columns[index].get(f"{panel.x}_meaningful") is False:
+                        axis.plot(*point, color=color, label=HOLLOW, **OPEN)
         for level, name in panel.lines:
             axis.axhline(level, color="0.4", linestyle="--", linewidth=1, label=name)
         if panel.best is not None:
@@ -226,14 +236,14 @@ def figure_of(panels: Sequence[Panel], runs: Sequence[Run], columns: Sequence[di
         axis.set(xlabel=panel.names[0], ylabel=panel.names[1], yscale="log" if panel.log else "linear")
         axis.margins(0.1)
     entries = {name: handle for axis in axes for handle, name in zip(*axis.get_legend_handles_labels())}
-    figure.legend(entries.values(), entries, loc="outside right upper", fontsize=9)
-    figure.supxlabel(note, fontsize=8, color="0.3")
+    figure.legend(entries.values(), entries, loc="outside lower center", ncols=2, fontsize=9)
+    axes[0].set_title(note, fontsize=8, color="0.3", loc="left")
     return figure
 
 
-def place(scale: str) -> float:
+def place(number: str) -> float:
     """Where a run comes on its curve."""
     try:
-        return float(scale)
+        return float(number)
     except ValueError:
         return math.inf

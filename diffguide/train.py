@@ -68,6 +68,7 @@ def train(cfg: DictConfig) -> None:
 
     def guide(denoiser, device):
         """The guided denoiser, its own models loaded, if it names any."""
+        denoiser.class_names = data.class_names if denoiser.num_classes else ()
         try:
             node, guides = with_guides(guidance, "guidance", device, trusted(cfg))
             check_guides(guides, data.shape, data.class_names)
@@ -111,7 +112,7 @@ def train(cfg: DictConfig) -> None:
         return
 
     def draw(averaged, path: Path) -> None:
-        """Eight samples of each class, of ten at most (250 of vectors), the same seeds every time.
+        """Samples of each class (`images.training_labels`), the same seeds every time.
 
         Of a classifier, which makes none, its held-out accuracy against the noise level.
         """
@@ -127,18 +128,17 @@ def train(cfg: DictConfig) -> None:
             print(f"no samples: {error}", file=sys.stderr)
 
     def picture(averaged, path: Path) -> None:
-        from .images import sample_picture
+        from .images import sample_picture, training_labels
         from .samplers import generate
 
         guided = guide(averaged.model, engine.device)
-        each, classes = 8 if len(data.shape) > 1 else 250, guided.num_classes
-        shown = range(0, classes, -(-classes // 10)) if classes else [-1] * 10
-        labels = [label for label in shown for _ in range(each)]
+        labels = training_labels(guided.num_classes, vectors=len(data.shape) == 1)
         batches = generate(
             guided, sampler, range(len(labels)), labels, data.shape, min(250, max(share, 8)), engine.device
         )
         background = data.train.x if len(data.shape) == 1 else None
-        sample_picture(path, torch.cat([x.float().cpu() for x in batches]), labels, data.class_names, background)
+        x = torch.cat([x.float().cpu() for x in batches])
+        sample_picture(path, x, labels, data.class_names, background, whole=True)
 
     config = OmegaConf.to_container(cfg, resolve=True) | {"resume": None}
     facts = {"images": 0, "class_names": list(data.class_names), "shape": list(data.shape)}

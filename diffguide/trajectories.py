@@ -76,7 +76,7 @@ def write_images(path: Path, shown: images.Layout, frames: Mapping[int, numpy.nd
     count = len(frames[shown.rows[0][0]])
 
     def sheet(k: int) -> Image.Image:
-        picture = images.grid([[frames[index][k] for index in row] for row in shown.rows], shown.names, [])
+        picture = images.grid([[frames[index][k] for index in row] for row in shown.rows], shown.names, [], shown.note)
         grey = frames[shown.rows[0][0]].shape[-1] == 1
         return picture.convert("L") if grey else picture.quantize(256)
 

@@ -104,15 +104,15 @@ def test_attention_lies_where_it_is_asked():
 @pytest.mark.parametrize(
     "make, sentence",
     [
-        (lambda: unet(size=9, attention=[]), "2 multipliers halve the image 1 times, but its side is 9 pixels"),
-        (lambda: unet(size=28, multipliers=[1, 1, 1, 1], attention=[]), "halve the image 3 times, but its side is 28"),
+        (lambda: unet(size=9, attention=[]), "halve the image 1 times, but its side is 9 pixels: take a size of 8 or 10 "),
+        (lambda: unet(size=28, multipliers=[1, 1, 1, 1], attention=[]), "side is 28 pixels: take a size of 24 or 32 pixels"),
         (lambda: unet(attention=[16]), r"attention=\[16\]: the sides of this network are \[8, 4\]; unet_28"),
         (lambda: unet(head_channels=5), "head_channels must divide 16 channels where attention is asked, got 5"),
         (lambda: UNet(2, None, 4, None, 8, [1, 2], 1, [4], 8, 0.0), "has vectors: take backbone=mlp"),
         (lambda: unet(dropout=1.0), r"dropout must be in \[0, 1\), got 1"),
         (lambda: mlp(layers=0), "needs 1 layer, .* got layers=0"),
         (lambda: DiT(2, None, 4, None, 2, 16, 1, 2, 4.0, 0.0), "has vectors: take backbone=mlp"),
-        (lambda: dit(patch=3), "patch must divide the side of the images, 8 pixels, got 3"),
+        (lambda: dit(patch=3), "must divide the side of the images, 8 pixels, got 3: take a size of 6 or 9 pixels"),
         (lambda: dit(patch=0), "patch must divide the side of the images, 8 pixels, got 0"),
         (lambda: dit(width=18), "width must be a multiple of 4 and of heads=2, got 18"),
         (lambda: dit(heads=3), "width must be a multiple of 4 and of heads=3, got 16"),

@@ -9,11 +9,11 @@ from torch.nn import functional
 from diffguide import archives
 from diffguide.datasets import GMM2D, Dataset, Digits, Split
 from diffguide.evaluation import local, pretrained
-from diffguide.evaluation.features import Pixels, quantised, resized
+from diffguide.evaluation.features import Pixels, resized
 from diffguide.evaluation.local import Local, LocalNetwork, accuracy, learn, shifted, splits_of
 from diffguide.evaluation.metric import MetricError
 from diffguide.evaluation.pretrained import CLIP, DINOv2, Inception
-from diffguide.images import to_uint8
+from diffguide.images import quantised, to_uint8
 
 CPU = torch.device("cpu")
 

@@ -7,6 +7,7 @@ import torch
 from exact_levels import exact_levels
 from networks import mlp
 
+from diffguide.class_names import class_index
 from diffguide.datasets import Dataset, Split
 from diffguide.energies import LevelClassifier
 from diffguide.evaluation.auto import Auto
@@ -19,7 +20,6 @@ from diffguide.evaluation.ood import OOD, ConfidenceScore, DensityScore
 from diffguide.guidance import ClassifierFree
 from diffguide.samplers import DDIM, SGLD
 from diffguide.samplers.grids import UniformT
-from diffguide.sampling import class_index
 from diffguide.schedules import Cosine
 from diffguide.train import main as train
 

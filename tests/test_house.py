@@ -9,7 +9,7 @@ import diffguide
 
 PACKAGE = Path(diffguide.__file__).parent
 ORDER = [  # a module imports only from its own line or an earlier one
-    {"runs", "progress", "interrupts", "schedules", "datasets", "backbones", "engine"},
+    {"runs", "progress", "interrupts", "schedules", "datasets", "backbones", "engine", "class_names"},
     {"annotations", "mistakes", "quoting", "recipes", "shards"},
     {"vectors"},
     {"parameterizations", "randomness", "images", "trajectories", "journal", "configuration", "commands", "archives"},
@@ -24,7 +24,7 @@ ORDER = [  # a module imports only from its own line or an earlier one
 ]
 RANK = {module: rank for rank, line in enumerate(ORDER) for module in line}
 ALONE = {
-    "backbones", "datasets", "schedules", "runs", "progress", "interrupts", "engine", "annotations", "mistakes",
+    "backbones", "datasets", "schedules", "runs", "progress", "interrupts", "engine", "annotations", "class_names",
     "quoting",
 }  # fmt: skip
 SIBLINGS = [("samplers", "objectives"), ("samplers", "guidance"), ("guidance", "samplers"), ("guidance", "objectives")]

@@ -4,8 +4,9 @@ import shlex
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
 
-from diffguide.quoting import quote_odd, quoted
+from diffguide.quoting import quote_odd, quoted, unreadable
 
 NAMES = [
     "plain/v001", "my images", "a=b", "a, b", "ü/ö", "it's", "back\\slash", "back\\", "both\\'", '"quoted"', "[a]{b}",
@@ -55,6 +56,7 @@ FOREIGN = {
     "labels=[ö\\,b]": ["ö\\", "b"],
     "labels=klässe = 1": "klässe = 1",
     "x=[[ö,1],{a: ö, b: 2}]": [["ö", 1], {"a": "ö", "b": 2}],
+    "labels=['true',üml, \"ä, b\"]": ["true", "üml", "ä, b"],
 }
 
 
@@ -68,3 +70,43 @@ def test_labels_beyond_ascii(typed, value):
 @pytest.mark.parametrize("typed", ["labels=[ö", "labels=ö]", "guidance.scale=range(1,ö)"])
 def test_what_stays_wrong_is_told_as_it_was_typed(typed):
     assert quote_odd([typed]) == [typed]
+
+
+INDEX = {
+    "labels.index=[10]": {"index": [10]},
+    "labels.index=3": {"index": 3},
+    "+guidance.parts.away.condition.index=3": {"index": 3},
+    "guidance.conditions.index=[1,2]": {"index": [1, 2]},
+}
+
+
+@pytest.mark.parametrize("typed, value", INDEX.items(), ids=INDEX)
+def test_the_index_of_a_class(typed, value):
+    (text,) = quote_odd([typed])
+    assert parse(text).value() == value and text.startswith(typed.partition(".index")[0] + "=")
+
+
+def test_indices_of_several_jobs():
+    (text,) = quote_odd(["labels.index=[1],[2,3]", "-m"])[:1]
+    values = list(parse(text).sweep_string_iterator())
+    assert [parse(f"labels={value}").value() for value in values] == [{"index": [1]}, {"index": [2, 3]}]
+
+
+@pytest.mark.parametrize("typed, element", [("labels=[a,b&c]", "b&c"), ("labels=['true',x;y]", "x;y"), ("labels=[~]", "~")])
+def test_what_needs_quotes_is_named_with_its_key(typed, element):
+    """What is told can be typed, through the shell and Hydra's grammar."""
+    with pytest.raises(HydraException) as raised:
+        parse(typed)
+    message = unreadable(typed, raised.value)
+    assert message.startswith("labels: ") and repr(element) in message and "\n" not in message
+    (text,) = shlex.split(message.split("quotes, ")[1])
+    assert element in parse(text).value()
+
+
+def test_a_key_is_blamed_for_its_own_characters_alone():
+    sentences = []
+    for typed in ("labels=it's", "läbels=3"):
+        with pytest.raises(HydraException) as raised:
+            parse(typed)
+        sentences.append(unreadable(typed, raised.value))
+    assert "a key cannot have" not in sentences[0] and "a key cannot have" in sentences[1]

@@ -14,12 +14,12 @@ from short_run import SMALL
 
 import diffguide
 from diffguide import checkpoints
+from diffguide.class_names import resolve_labels
 from diffguide.denoisers import Denoiser
 from diffguide.guidance import ClassifierFree
 from diffguide.sample import main
 from diffguide.samplers import DDIM, DDPM, DPMpp2M, Euler, Heun, generate
 from diffguide.samplers.grids import Karras, UniformLogSNR, UniformT
-from diffguide.sampling import resolve_labels
 from diffguide.schedules import EDM
 from diffguide.sources import training_data
 from diffguide.train import main as train

@@ -14,11 +14,13 @@ from sklearn.neighbors import NearestNeighbors
 from sklearn.svm import SVC
 from small_checkpoint import CONFIG, change, put
 
-from diffguide import tradeoff
+from diffguide import curves, tradeoff
 from diffguide.datasets import Digits
 from diffguide.sample import main
 from diffguide.sources import at_hand
-from diffguide.sweeps import claim_beside, described, run_of
+from diffguide.evaluation.metric import Panel as PlotPanel
+from diffguide.evaluation.metric import Plot
+from diffguide.sweeps import axis_of, claim_beside, described, run_of
 from diffguide.tradeoff import NoTradeoff, Panel, Run, figure_of, of_oracle
 
 MODEL = "outputs/train/digits/v001"
@@ -77,6 +79,50 @@ def test_a_trained_model_is_held_against_its_validation_split(at, command):
         )
         assert (row["compared"], row["features"], row["reference"]) == ("30", "pixels", "350 validation examples")
     assert size(at / done.folder / "tradeoff.png")[0] > 900  # two panels
+    assert {(row["repeated_samples"], row["repeated_real"], row["compared_real"]) for row in rows} == {("0", "0", "350")}
+    for row in rows:
+        assert row["recall_meaningful"] == str(float(row["precision"]) >= 0.05)
+    assert ("recall is not meaningful" in done.err) == any(float(row["precision"]) < 0.05 for row in rows)
+
+
+def test_repeated_samples_are_counted_and_told(at, command):
+    """Every sample four times: the published recall is 0, and the sweep says why."""
+    done = command(main, "-m", *DIGITS, "n=40", "guidance.scale=0,0.1", at=at)
+    runs = [Run(at / folder, [0] * 40, "", scale) for folder, scale in zip(done.out.split(), ("0", "0.1"))]
+    for run in runs:
+        file = run.folder / "samples.npz"
+        with numpy.load(file) as arrays:
+            x, y = arrays["arr_0"], arrays["arr_1"]
+        numpy.savez(file, numpy.repeat(x[:10], 4, axis=0), y)
+    (file,) = (at / MODEL / "checkpoints").glob("0*64.safetensors")
+    columns = tradeoff.against_data(runs, [str(file)] * 2, (1, 8, 8), list("0123456789"))
+    assert [(column["repeated_samples"], column["recall"]) for column in columns] == [(30, 0.0)] * 2
+
+
+def test_a_sweep_over_steps_is_a_curve_over_steps(tmp_path, command, monkeypatch):
+    drawn = {}
+    monkeypatch.setattr(curves, "write", lambda path, plot, lines: drawn.update({path.name: (plot, lines)}))
+    done = command(main, "-m", "oracle=gmm2d", "n=20", "sampler=heun,euler", "sampler.steps=16,2,4", "labels=null", at=tmp_path)
+    assert done.code == 0 and size(tmp_path / done.folder / "tradeoff.png")[0] > 400, done.err
+    plot, lines = drawn["curves.png"]
+    assert (plot.x, plot.logarithmic, list(lines)) == ("sampler.steps", True, ["sampler heun", "sampler euler"])
+    rows = table(tmp_path / done.folder)
+    for name, line in lines.items():
+        assert [row["sampler.steps"] for row in line] == [2, 4, 16]
+        own = {row["sampler.steps"]: float(row["energy_distance"]) for row in rows if row["sampler"] == name.split()[1]}
+        assert [row["energy_distance"] for row in line] == [own["2"], own["4"], own["16"]]
+
+
+def test_points_that_say_nothing_are_hollow():
+    rows = [{"n": 2.0, "recall": 1.0, "recall_meaningful": False}, {"n": 4.0, "recall": 0.5, "recall_meaningful": True}]
+    (axis,) = curves.figure(Plot("c", "n", "n", True, [PlotPanel("recall", "recall")]), {"": rows}).axes
+    hollow = [line for line in axis.lines if line.get_label() == curves.HOLLOW]
+    assert [line.get_xydata().tolist() for line in hollow] == [[[2, 1]]] and "0.05" in curves.HOLLOW
+    assert [text.get_text() for text in axis.get_xticklabels()] == ["2", "4"]
+    columns = [{"recall": row["recall"], "precision": k / 10, "recall_meaningful": k > 0} for k, row in enumerate(rows)]
+    figure = figure_of(tradeoff.of_data(columns), [run("a", "2"), run("a", "4")], columns, "note")
+    hollow = [line for line in figure.axes[0].lines if line.get_label() == curves.HOLLOW]
+    assert [line.get_xydata().tolist() for line in hollow] == [[[1, 0]]]
 
 
 def test_samples_without_classes_have_no_agreed_labels(at, command):
@@ -196,20 +242,29 @@ def test_what_a_method_is_called():
     assert described(overrides, ["a.scale", "b.scale"]) == "a.scale 1 b.scale 2"
 
 
-@pytest.mark.parametrize("varying, method, scale", [
+@pytest.mark.parametrize("varying, method, number", [
     (["guidance.scale", "guidance.interval"], "interval [1,2]", "3"),
     (["guidance.scale"], "Nested", "3"),
     (["guidance.parts.apg.scale", "guidance.interval"], "interval [1,2]", "5"),
     (["guidance.parts.apg.scale", "guidance.scale"], "scale 5", "3"),
     (["guidance.parts.apg.scale", "guidance.parts.cfg.scale"], "guidance.parts.apg.scale 5 guidance.parts.cfg.scale 7", ""),
+    (["sampler.steps"], "Nested", "18"),
+    (["sampler.steps", "guidance.scale"], "steps 18", "3"),
+    (["sampler.steps", "n", "sampler"], "n 40 sampler heun", "18"),
+    (["guidance.rule.rescale", "seed"], "seed 1", "0.7"),
+    (["n", "guidance.rule.rescale"], "n 40 rescale 0.7", ""),
+    (["seed"], "seed 1", ""),
+    (["sampler"], "sampler heun", ""),
 ])  # fmt: skip
-def test_which_scale_a_curve_follows(tmp_path, varying, method, scale):
+def test_which_number_a_curve_follows(tmp_path, varying, method, number):
     numpy.savez(tmp_path / "samples.npz", numpy.zeros((2, 2)), numpy.array([1, -1]))
     overrides = {"guidance.scale": "3", "guidance.interval": "[1,2]", "guidance.parts.apg.scale": "5",
-                 "guidance.parts.cfg.scale": "7"}  # fmt: skip
-    header = {"guidance": {"_target_": "diffguide.guidance.nested.Nested"}}
-    found = run_of({"folder": str(tmp_path), "overrides": overrides, "header": header}, varying)
-    assert found == Run(tmp_path, [1, -1], method, scale)
+                 "guidance.parts.cfg.scale": "7", "sampler.steps": "18", "sampler": "heun", "n": "40", "seed": "1",
+                 "guidance.rule.rescale": "0.7"}  # fmt: skip
+    job = {
+        "folder": str(tmp_path), "overrides": overrides, "header": {"guidance": {"_target_": "diffguide.guidance.nested.Nested"}}
+    }  # fmt: skip
+    assert run_of(job, varying, axis_of([job], varying)) == Run(tmp_path, [1, -1], method, number)
 
 
 def test_where_a_sweep_lies(tmp_path):

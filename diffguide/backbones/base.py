@@ -9,7 +9,7 @@ from torch.utils.checkpoint import checkpoint
 from .conditions import Condition, Embedded, Embedding
 from .perturbations import Perturbation
 
-__all__ = ["Backbone", "ConditionEmbedding", "zero"]
+__all__ = ["Backbone", "ConditionEmbedding", "check_halvings", "sides_around", "zero"]
 
 
 class Backbone(nn.Module):
@@ -60,6 +60,21 @@ class Backbone(nn.Module):
         if self.checkpointing and torch.is_grad_enabled():
             return checkpoint(block, *inputs, use_reentrant=False)
         return block(*inputs)
+
+
+def check_halvings(size: int, levels: int) -> None:
+    """Raises ValueError where a side of `size` pixels cannot be halved from each of the levels of a network to the next."""
+    if size % 2 ** (levels - 1):
+        raise ValueError(
+            f"{levels} multipliers halve the image {levels - 1} times, but its side is {size} pixels: take a size of "
+            f"{sides_around(size, 2 ** (levels - 1))}, or fewer multipliers"
+        )
+
+
+def sides_around(size: int, divisor: int) -> str:
+    """The nearest sides, in pixels, below and above `size` that a number divides."""
+    below = size // divisor * divisor
+    return f"{below} or {below + divisor} pixels" if below else f"{divisor} pixels"
 
 
 class ConditionEmbedding(nn.Module):

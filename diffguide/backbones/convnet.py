@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from .base import Backbone
+from .base import Backbone, check_halvings
 from .conditions import Condition
 
 __all__ = ["ConvNet"]
@@ -44,9 +44,7 @@ class ConvNet(Backbone):
                 f"the network needs one multiplier, and channels, multipliers and width of at least 1, got "
                 f"channels={channels}, multipliers={list(multipliers)}, width={width}"
             )
-        halvings = len(multipliers) - 1
-        if size % 2**halvings:
-            raise ValueError(f"multipliers halve the image {halvings} times, which size={size} does not allow")
+        check_halvings(size, len(multipliers))
         if noise_conditioned:
             raise ValueError(
                 "noise_conditioned must be false: this network takes no noise level; backbone=unet_encoder does"
@@ -57,7 +55,7 @@ class ConvNet(Backbone):
         for index, (inputs, outputs) in enumerate(zip(widths, widths[1:])):
             layers += [nn.Conv2d(inputs, outputs, 3, stride=2 if index else 1, padding=1), nn.SiLU()]
         self.convolutions = nn.Sequential(*layers)
-        flat = widths[-1] * (size // 2**halvings) ** 2
+        flat = widths[-1] * (size // 2 ** (len(multipliers) - 1)) ** 2
         self.linear = nn.Sequential(nn.Linear(flat, width), nn.SiLU(), nn.Linear(width, out_features))
 
     def forward(self, x: Tensor, log_snr: Tensor | None, y: Condition | None = None) -> Tensor:

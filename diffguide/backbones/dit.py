@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from .attention import attention
-from .base import Backbone, ConditionEmbedding, zero
+from .base import Backbone, ConditionEmbedding, sides_around, zero
 from .conditions import Condition
 from .fourier import FourierFeatures
 from .perturbations import Perturbation
@@ -101,7 +101,8 @@ class DiT(Backbone):
         if size is None:
             raise ValueError("the transformer needs images, and this dataset has vectors: take backbone=mlp")
         if patch < 1 or size % patch:
-            raise ValueError(f"patch must divide the side of the images, {size} pixels, got {patch}")
+            sizes = f": take a size of {sides_around(size, patch)}, or another patch" if patch > 0 else ""
+            raise ValueError(f"patch must divide the side of the images, {size} pixels, got {patch}{sizes}")
         if heads < 1 or width < 4 or width % 4 or width % heads:
             raise ValueError(f"width must be a multiple of 4 and of heads={heads}, got {width}")
         if depth < 1 or not mlp_ratio * width >= 1:

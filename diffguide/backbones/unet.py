@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from .attention import attention
-from .base import Backbone, ConditionEmbedding, zero
+from .base import Backbone, ConditionEmbedding, check_halvings, zero
 from .conditions import Condition
 from .fourier import FourierFeatures
 from .perturbations import Perturbation
@@ -97,8 +97,7 @@ def sides_of(size: int, levels: int, attention: Sequence[int], advice: str = "")
     Raises:
         ValueError: a side that cannot be halved so often, or attention at a side that is none of them.
     """
-    if size % 2 ** (levels - 1):
-        raise ValueError(f"{levels} multipliers halve the image {levels - 1} times, but its side is {size} pixels")
+    check_halvings(size, levels)
     sides = [size // 2**level for level in range(levels)]
     if any(side not in sides for side in attention):
         raise ValueError(f"attention={list(attention)}: the sides of this network are {sides}{advice}")

@@ -15,7 +15,7 @@ from .judge import Judge
 from .kernels import inception_score, kernel_distance
 from .local import LEAST, MOST, Local, accuracy, learn, splits_of
 from .metric import Figure, MetricError, Subject
-from .quality import copies, density_coverage, precision_recall, two_nearest
+from .quality import LEAST_PRECISION, copies, count_repeated, density_coverage, notes_on, precision_recall, two_nearest
 
 __all__ = ["Comparison", "Found", "Gathered", "check_overlap", "small"]
 
@@ -29,12 +29,16 @@ DIVISION, SUBSETS, DRAWN, SHUFFLE = range(10, 14)  # purposes of the seed
 
 
 class Gathered(NamedTuple):
-    """features [N, D] float32, classes [N] (-1 = none), logits [N, K] of a classifier, bytes [N, C, H, W]; None = not kept."""
+    """features [N, D] float32, classes [N] (-1 = none), logits [N, K] of a classifier, bytes [N, C, H, W]; None = not kept.
+
+    digests: [N, 16] uint8, equal where the bytes of two images are.
+    """
 
     features: Tensor
     y: Tensor
     logits: Tensor | None
     images: Tensor | None
+    digests: Tensor
 
 
 class Found(NamedTuple):
@@ -43,6 +47,7 @@ class Found(NamedTuple):
     figures: dict[str, Figure]
     facts: dict[str, Any]
     details: dict[str, Any]
+    notes: list[str]
 
 
 def small(shape: Sequence[int]) -> bool:
@@ -92,7 +97,7 @@ class Comparison:
 
     def figures(self, usual: Tensor | None) -> Found:
         """All of them; `usual` is what `check_overlap` answers."""
-        found = Found({}, {}, {})
+        found = Found({}, {}, {}, [])
         for add in (self.frechet, self.kernel, self.score, self.neighbours, self.agreed, self.accuracy):
             self.subject.progress(0, 1, "comparison")
             add(found)
@@ -164,15 +169,20 @@ class Comparison:
 
     def neighbours(self, found: Found) -> None:
         """Precision, recall, density and coverage; of as many reference examples too, which are as good as it gets."""
-        real = self.held_out.features[self.drawn(self.subject.n)]
-        x = self.samples.features[self.drawn(self.count)]
+        rows, drawn = self.drawn(self.subject.n), self.drawn(self.count)
+        real, x = self.held_out.features[rows], self.samples.features[drawn]
+        repeated = [count_repeated(digests) for digests in (self.samples.digests[drawn], self.held_out.digests[rows])]
         found.facts["compared"] = f"{len(x)} samples, {len(real)} held-out examples"
         found.facts["neighbours"] = {"precision_recall": BALL, "density_coverage": WIDER}
         found.facts["shares_error"] = "binomial over the set that it is a share of, the other set held fixed"
-        for name, value in nearness(real, x).items():
+        found.facts["repeated"] = {"samples": repeated[0], "held_out": repeated[1]}
+        shares = nearness(real, x)
+        found.notes.extend(notes_on(shares["precision"], (repeated[0], len(x)), (repeated[1], len(real))))
+        for name, value in shares.items():
             n = len(x) if name in ("precision", "density") else len(real)
             figure = Figure(value, None, n, "1") if name == "density" else share(value, n)
-            found.figures[f"{name}{self.suffix}"] = figure
+            doubtful = name == "recall" and shares["precision"] < LEAST_PRECISION
+            found.figures[f"{name}{self.suffix}"] = figure._replace(meaningful=not doubtful)
         if self.metric.reference != self.subject.split:
             others = self.reference.features[self.drawn(len(self.reference.y))[: len(x)]]
             own = {f"{name}{self.suffix}_of_real": value for name, value in nearness(real, others).items()}

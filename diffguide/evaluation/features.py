@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from ..datasets import Dataset
 
-__all__ = ["Extracted", "Features", "Pixels", "as_rgb", "quantised", "resized"]
+__all__ = ["Extracted", "Features", "Pixels", "as_rgb", "resized"]
 
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean and deviation of channels in [0, 1]
 
@@ -61,11 +61,6 @@ class Features:
     def facts(self) -> dict[str, Any]:
         """What tells these features from others of the name."""
         return {"resize": self.resize}
-
-
-def quantised(x: Tensor) -> Tensor:
-    """The bytes of images in [-1, 1]: round(127.5 (x + 1)), clipped."""
-    return ((x + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
 def as_rgb(images: Tensor) -> Tensor:

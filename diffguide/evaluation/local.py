@@ -13,8 +13,9 @@ from torch.nn import functional
 from .. import archives
 from ..batches import fetch
 from ..datasets import Dataset
+from ..images import quantised
 from ..runs import WriteError
-from .features import Extracted, Features, quantised
+from .features import Extracted, Features
 from .metric import MetricError
 
 __all__ = ["Local", "LocalNetwork", "accuracy", "learn", "splits_of"]

@@ -42,23 +42,29 @@ class Figure(NamedTuple):
         standard_error: of the estimate, in its unit; None = not known.
         n: examples or samples that it rests on.
         unit: nats, bits/dim, share, ...
+        meaningful: whether it says anything, see the notes of `Measured` where not.
     """
 
     value: float
     standard_error: float | None
     n: int
     unit: str
+    meaningful: bool = True
 
 
 class Panel(NamedTuple):
     """One axis of a plot: a column of the curve against its x; the column <column>_se, where there is one, is a band.
 
+    A point whose column <column>_meaningful is false is drawn hollow.
+
     reference: a horizontal line (label, height), None = none.
+    logarithmic: whether its own axis is.
     """
 
     column: str
     label: str
     reference: tuple[str, float] | None = None
+    logarithmic: bool = False
 
 
 class Plot(NamedTuple):
@@ -81,6 +87,7 @@ class Measured(NamedTuple):
         plots: of the curve.
         details: more numbers for metrics.json alone, a confusion matrix or the like.
         arrays: what is known of single examples, <name>.npz each: {name: {array: its values}}, no objects.
+        notes: sentences that a reader of the figures needs, told on stderr too.
     """
 
     figures: dict[str, Figure]
@@ -89,6 +96,7 @@ class Measured(NamedTuple):
     plots: Sequence[Plot] = ()
     details: Mapping[str, Any] = {}
     arrays: Mapping[str, Mapping[str, numpy.ndarray]] = {}
+    notes: Sequence[str] = ()
 
 
 class Subject:

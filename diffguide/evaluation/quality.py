@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 __all__ = [
-    "DensityCoverage", "PrecisionRecall", "copies", "density_coverage", "distance_ratio", "nearest", "precision_recall",
-    "squared_radii", "tables", "two_nearest",
+    "LEAST_PRECISION", "DensityCoverage", "PrecisionRecall", "copies", "count_repeated", "density_coverage",
+    "distance_ratio", "nearest", "notes_on", "precision_recall", "squared_radii", "tables", "two_nearest",
 ]  # fmt: skip
 
 CELLS = 2**22  # of a table of distances, at a time
 SQUARED = 1024  # rows that are squared at a time
+LEAST_PRECISION = 0.05  # with fewer samples among the real examples recall says nothing
 COPY = 3.0  # times as far away is the second training example from a copy of the first
 
 
@@ -41,6 +42,10 @@ def precision_recall(real: Tensor, samples: Tensor, k: int) -> PrecisionRecall:
 
     Kynkaanniemi, Karras, Laine, Lehtinen, Aila, "Improved Precision and Recall Metric for Assessing Generative Models", 2019,
     arXiv 1904.06991, eq. 1 and 2; there k = 3, and as many samples as real examples: recall grows with samples.
+
+    Two things it does not say. Samples of pure noise lie far from each other, so that their balls hold every real example:
+    recall is 1 where precision is 0 (`LEAST_PRECISION`). A row that occurs k + 1 times has a ball of radius 0: four
+    copies of every sample take recall to 0, four of every real example precision (`count_repeated`).
 
     Arguments:
         real, samples: features [n, D] and [m, D].
@@ -118,6 +123,35 @@ def copies(two: Tensor) -> Tensor:
     """
     first, second = two.T
     return (COPY * first < second) | (first == 0)
+
+
+def count_repeated(x: Tensor) -> int:
+    """How many rows of x [n, ...] are equal to an earlier one, bit for bit."""
+    return len(x) - len({row.tobytes() for row in x.flatten(1).contiguous().cpu().numpy()})
+
+
+def notes_on(precision: float, samples: tuple[int, int], real: tuple[int, int]) -> list[str]:
+    """What has to be said beside precision, recall, density and coverage: a sentence each.
+
+    Arguments:
+        precision: of the samples.
+        samples, real: (repeated rows, all rows) of each set.
+    """
+    notes = []
+    for (repeated, count), what, spoiled in (
+        (samples, "samples", "recall"), (real, "real examples", "precision, density and coverage")
+    ):  # fmt: skip
+        if repeated:
+            notes.append(
+                f"{repeated} of {count} {what} repeat another one exactly: their neighbours are their copies, which lowers "
+                f"{spoiled}"
+            )
+    if precision < LEAST_PRECISION:
+        notes.append(
+            f"precision is {precision:.3g}: with less than {LEAST_PRECISION} of the samples among the real examples recall is "
+            "not meaningful (of pure noise it is 1)"
+        )
+    return notes
 
 
 def nearest(x: Tensor, others: Tensor) -> Tensor:

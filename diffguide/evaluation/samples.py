@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -14,11 +15,12 @@ from ..batches import fetch
 from ..checkpoints import sha256
 from ..denoisers import Denoiser, DenoiserWrapper, Energy
 from ..guidance import Unguided
+from ..images import quantised
 from ..randomness import fold
 from ..samplers import Sampler, generate
 from ..shards import read_rows
 from .comparison import Comparison, Gathered, check_overlap, small
-from .features import Features, quantised
+from .features import Features
 from .metric import SPLITS, Measured, Metric, MetricError, Subject
 from .probe import check_conditioning
 
@@ -160,7 +162,7 @@ class Quality(Metric):
             **source.facts(), "reference": f"{len(reference.y)} {self.reference} examples",
             "held_out": f"{subject.n} {subject.split} examples", **found.facts,
         }  # fmt: skip
-        return Measured(found.figures, facts, details=found.details)
+        return Measured(found.figures, facts, details=found.details, notes=found.notes)
 
     def gathered(
         self, subject: Subject, what: str, count: int, batch: Callable[[int], tuple[Tensor, Tensor]],
@@ -175,14 +177,20 @@ class Quality(Metric):
                 images, y = batch(first)
                 with torch.autocast(subject.device.type, enabled=False):
                     features, logits = self.features(images)
-                arrays = {"y": y.numpy(), "features": features.numpy()}
+                arrays = {"y": y.numpy(), "features": features.numpy(), "digests": digests(images)}
                 arrays |= {"images": images.numpy()} if keep_images else {}
                 return arrays | ({} if logits is None else {"logits": logits.numpy()})
 
             parts.append(subject.parts.part(f"{what}_{first:010d}", compute))
         subject.progress(count, count, unit)
         joined = {name: torch.from_numpy(numpy.concatenate([part[name] for part in parts])) for name in parts[0]}
-        return Gathered(joined["features"], joined["y"], joined.get("logits"), joined.get("images"))
+        return Gathered(joined["features"], joined["y"], joined.get("logits"), joined.get("images"), joined["digests"])
+
+
+def digests(images: Tensor) -> numpy.ndarray:
+    """[B, 16] uint8 of images as bytes [B, C, H, W], equal where all their bytes are."""
+    whole = b"".join(blake2b(image.tobytes(), digest_size=16).digest() for image in images.cpu().numpy())
+    return numpy.frombuffer(whole, dtype=numpy.uint8).reshape(len(images), 16)
 
 
 class Real:

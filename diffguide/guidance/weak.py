@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ..backbones.conditions import Condition, Embedding, joined
+from ..class_names import ClassLabel, ClassLabels, class_index, class_indices
 from ..denoisers import Denoiser, Prediction
 from ..schedules import Schedule
 from .contrast import CONSTANT, LINEAR, Contrast, check_null
@@ -16,24 +17,10 @@ from .rules import Rule, beside
 __all__ = ["Auto", "Compose", "Negative"]
 
 
-def index_of(condition: int | str, denoiser: Denoiser, guidance: str) -> int:
-    """The index of a class given by index or name.
-
-    Raises:
-        ValueError: no such class.
-    """
-    names = list(denoiser.class_names)
+def check_classes(denoiser: Denoiser, guidance: str) -> None:
+    """Raises ValueError where a denoiser cannot be told a class."""
     if denoiser.num_classes == 0 or not denoiser.conditional:
         raise ValueError(f"guidance={guidance} needs a model with classes, and this one has none")
-    if isinstance(condition, str) and condition in names:
-        return names.index(condition)
-    if isinstance(condition, int) and not isinstance(condition, bool) and 0 <= condition < denoiser.num_classes:
-        return condition
-    shown = ", ".join(map(str, names[:12])) + (", ..." if len(names) > 12 else "")
-    known = f", or names: {shown}" if names else "; the names of its classes are not known here"
-    raise ValueError(
-        f"guidance={guidance}: there is no class {condition!r}; indices 0 to {denoiser.num_classes - 1}{known}"
-    )
 
 
 def batched(denoiser: Denoiser, x_t: Tensor, t: Tensor, conditions: Sequence[Condition]) -> list[Prediction]:
@@ -50,7 +37,7 @@ class Negative(Contrast):
 
     Arguments:
         denoiser: with class indices for conditions.
-        condition: class that is not wanted, by index or name.
+        condition: class that is not wanted, by name or index, see `class_index`.
         scale: 1 = off, 0 = the unwanted class, above 1 = away from it.
         interval, rule, ramp: as in `Contrast`.
 
@@ -61,10 +48,11 @@ class Negative(Contrast):
     by_condition = True
 
     def __init__(
-        self, denoiser: Denoiser, condition: int | str, scale: float, interval: Sequence[float], rule: Rule = LINEAR,
+        self, denoiser: Denoiser, condition: ClassLabel, scale: float, interval: Sequence[float], rule: Rule = LINEAR,
         ramp: Ramp = CONSTANT,
     ):  # fmt: skip
-        self.condition = index_of(condition, denoiser, "negative")
+        check_classes(denoiser, "negative")
+        self.condition = class_index(condition, denoiser.class_names, "condition", denoiser.num_classes)
         super().__init__(denoiser, scale, interval, rule, ramp)
 
     def unwanted(self, x_t: Tensor) -> Tensor:
@@ -91,7 +79,7 @@ class Compose(Contrast):
 
     Arguments:
         denoiser: with class indices for conditions, trained with the null condition.
-        conditions: classes, by index or name, at least one.
+        conditions: classes, by name or index, at least one, see `class_indices`.
         weights: w_i, one for each; 1 = as it is, negative = NOT.
         scale: of the whole sum: 1 = the sum, 0 = unconditional.
         interval, rule, ramp: as in `Contrast`.
@@ -104,15 +92,16 @@ class Compose(Contrast):
     conditional = embeds = False
 
     def __init__(
-        self, denoiser: Denoiser, conditions: Sequence[int | str], weights: Sequence[float], scale: float,
+        self, denoiser: Denoiser, conditions: ClassLabels, weights: Sequence[float], scale: float,
         interval: Sequence[float], rule: Rule = LINEAR, ramp: Ramp = CONSTANT,
     ):  # fmt: skip
         check_null(denoiser, "compose")
-        self.conditions = [index_of(condition, denoiser, "compose") for condition in conditions]
-        if not conditions or len(conditions) != len(weights) or not all(map(math.isfinite, weights)):
+        check_classes(denoiser, "compose")
+        self.conditions = class_indices(conditions, denoiser.class_names, "conditions", denoiser.num_classes)
+        if not self.conditions or len(self.conditions) != len(weights) or not all(map(math.isfinite, weights)):
             raise ValueError(
                 f"conditions and weights must be as many, at least one of each, and the weights finite, got "
-                f"{list(conditions)} and {list(weights)}"
+                f"{conditions} and {list(weights)}"
             )
         self.weights = [float(weight) for weight in weights]
         super().__init__(denoiser, scale, interval, rule, ramp)

@@ -20,6 +20,8 @@ def generate(
 ) -> Iterator[Tensor]:  # fmt: skip
     """Yields batches x [b, *shape] at the end of the sampler's grid, in the denoiser's precision.
 
+    Nothing is clipped: images may leave [-1, 1] a little. `diffguide.to_uint8` clips and rounds them as the command does.
+
     Arguments:
         denoiser: what to sample, guided or not; an energy where the sampler takes one.
         sampler: how.

@@ -1,0 +1,149 @@
+"""Which class a value means: its name or its index, wherever a class is asked for.
+
+A text is a name. YAML and Hydra read other words than numbers: an unquoted 10, true, 1e3 or null is no text any more, and may
+have been the name of a class as well as an index. `class_index` looks at both, and refuses where they differ.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from functools import cache
+
+import yaml
+
+__all__ = ["ClassLabel", "ClassLabels", "class_index", "class_indices", "resolve_labels", "shadowed_class"]
+
+ClassLabel = int | float | str | bool | None | Mapping[str, int]  # a name, an index, or {index: 3}
+ClassLabels = Sequence[ClassLabel] | Mapping[str, int | Sequence[int]]  # several, or {index: [3, 5]}
+WORDS = {"balanced": "takes the classes in turn", "all": "goes class by class", None: "is no condition"}  # of labels
+SHOWN = 12  # names in a message
+
+
+def resolve_labels(labels, n: int, class_names: Sequence[str]) -> list[int] | None:
+    """The class index of each of n samples, or None for no condition.
+
+    Arguments:
+        labels: `balanced` = the classes in turn, so that every prefix is balanced; `all` = class by class; a list of
+            names or indices, or one of them, taken in turn, as `class_indices` reads them; None = no condition.
+        n: number of samples.
+        class_names: one per class.
+
+    Raises:
+        ValueError: an unknown class, a value that may mean two, or labels for a model without classes.
+    """
+    if labels is None or (labels in ("balanced", "all") and not class_names):
+        return None
+    classes = len(class_names)
+    if labels == "balanced":
+        return [i % classes for i in range(n)]
+    if labels == "all":
+        return sorted(i % classes for i in range(n))
+    chosen = class_indices(labels if isinstance(labels, list | Mapping) else [labels], class_names)
+    if not chosen:
+        raise ValueError("the list is empty; give classes, balanced, all, or null for no condition")
+    return [chosen[i % len(chosen)] for i in range(n)]
+
+
+def shadowed_class(labels, class_names: Sequence[str]) -> str | None:
+    """How to name the class that is called as a word of `labels` is, where that word was said; None where there is none."""
+    if isinstance(labels, list | Mapping) or labels not in WORDS:
+        return None
+    named = [name for name in class_names if (labels is None and name == "null") or name == labels]
+    word = "null" if labels is None else labels
+    return f"labels={word} {WORDS[labels]}; the class of that name is \"labels=['{word}']\"" if named else None
+
+
+def class_indices(
+    labels: ClassLabels, class_names: Sequence[str], argument: str = "labels", count: int | None = None
+) -> list[int]:
+    """The indices of several classes; `labels` is a list for `class_index`, or {index: [3, 5]}. As `class_index`."""
+    if isinstance(labels, Mapping):
+        stated = labels["index"] if [*labels] == ["index"] else labels
+        labels = [{"index": index} for index in stated] if isinstance(stated, list | tuple) else [labels]
+    return [class_index(label, class_names, argument, count, several=True) for label in labels]
+
+
+def class_index(
+    label: ClassLabel, class_names: Sequence[str], argument: str = "labels", count: int | None = None,
+    several: bool = False,
+) -> int:  # fmt: skip
+    """The index of one class.
+
+    Arguments:
+        label: a text = the name; a number or another plain value = the class of that index, or the one whose name YAML
+            or Hydra reads as this value (true, 1e3, 007, null); {"index": 3} = the index, whatever the names.
+        class_names: one per class, () where they are not known.
+        argument: what the caller calls the value, for messages.
+        count: number of classes, None = as many as names.
+        several: whether the argument is a list, for messages.
+
+    Raises:
+        ValueError: no such class; two, of which the value may mean either; a model without classes.
+    """
+    count = len(class_names) if count is None else count
+    if not count:
+        raise ValueError(f"this model knows no classes, got {label!r}: leave {argument} out")
+
+    def by_name(name: str) -> str:
+        return f"\"{argument}=['{name}']\"" if several else f"\"{argument}='{name}'\""
+
+    def by_index(index: int) -> str:
+        return f"{argument}.index=[{index}]" if several else f"{argument}.index={index}"
+
+    if isinstance(label, Mapping):
+        if [*label] != ["index"] or not is_index(label["index"], count):
+            raise ValueError(f"{argument}.index must be 0 to {count - 1}, got {dict(label)!r}")
+        return label["index"]
+    named = [index for index, name in enumerate(class_names) if may_be(label, name)]
+    found = {*named, *([label] if is_index(label, count) else [])}
+    if len(found) == 1:
+        return found.pop()
+    if found:
+        alike = len({class_names[index] for index in named}) < len(named)  # names do not tell them apart
+        ways = [
+            f"{by_index(index) if alike else by_name(class_names[index])} is class {class_names[index]!r}, of index {index}"
+            for index in named
+        ]
+        if is_index(label, count) and label not in named:
+            ways.append(f"{by_index(label)} is class {class_names[label]!r}, of index {label}")
+        raise ValueError(f"{label!r} may mean {len(found)} classes: {'; '.join(ways)}")
+    raise ValueError(f"there is no class {label!r}; {choices(class_names, count)}{tip(label, by_index, count)}")
+
+
+def is_index(label, count: int) -> bool:
+    """Whether a value is the index of one of `count` classes; true and false are none."""
+    return isinstance(label, int) and not isinstance(label, bool) and 0 <= label < count
+
+
+def may_be(label, name: str) -> bool:
+    """Whether a value is a class's name, or what is left of that name when it was written without quotes."""
+    return name == label if isinstance(label, str) else (type(label), repr(label)) in readings(name)
+
+
+@cache
+def readings(name: str) -> frozenset[tuple[type, str]]:
+    """(type, repr) of the values that an unquoted name becomes: in YAML, in Hydra's grammar, and as a decimal number."""
+    values = [{"true": True, "false": False, "null": None}[name.lower()]] if name.lower() in ("true", "false", "null") else []
+    with suppress(yaml.YAMLError, ValueError):  # a name that is no YAML, or a date that is none
+        values.append(yaml.safe_load(name))
+    if name.isascii():
+        for number in (int, float):
+            with suppress(ValueError):
+                values.append(number(name))
+                break
+    return frozenset((type(value), repr(value)) for value in values if not isinstance(value, str))
+
+
+def choices(class_names: Sequence[str], count: int) -> str:
+    """What a message offers in place of an unknown class."""
+    shown = ", ".join(map(str, class_names[:SHOWN])) + (", ..." if len(class_names) > SHOWN else "")
+    known = f", or names: {shown}" if class_names else "; the names of its classes are not known here"
+    return f"indices 0 to {count - 1}{known}"
+
+
+def tip(label, by_index: Callable[[int], str], count: int) -> str:
+    """What a message says of values that often mean something else."""
+    if label == -1:
+        return "; labels=null is no condition"
+    if isinstance(label, str) and label.isdecimal() and is_index(int(label), count):
+        return f"; a text is a name, and {by_index(int(label))} the index"
+    return ""
