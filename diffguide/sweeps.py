@@ -29,8 +29,8 @@ COSTS = ["network_evaluations", "potential_evaluations"]  # of the manifest, per
 def write_sweep(jobs: list[dict]) -> Path:
     """Writes contact_sheet.png, tradeoff.png, curves.png and sweep.csv of a sweep's runs into a folder beside them; returns it.
 
-    curves.png has the figures over the number that was swept, where one was. Where fidelity and diversity cannot be measured there is neither, and a
-    sentence on stderr says why.
+    curves.png has the figures over the number that was swept, where one was. Where fidelity and diversity cannot be measured
+    there is neither of the last pictures, and a sentence on stderr says why.
 
     Arguments:
         jobs: per run `folder`, `overrides`, `shape`, `class_names`, the manifest's `header`, what vectors are drawn over

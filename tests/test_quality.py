@@ -10,7 +10,16 @@ from sklearn.svm import SVC
 
 from diffguide.evaluation import comparison, quality
 from diffguide.evaluation.judge import Judge
-from diffguide.evaluation.quality import density_coverage, distance_ratio, nearest, precision_recall, squared_radii
+from diffguide.evaluation.quality import (
+    LEAST_PRECISION,
+    count_repeated,
+    density_coverage,
+    distance_ratio,
+    nearest,
+    notes_on,
+    precision_recall,
+    squared_radii,
+)
 
 
 def normal(n: int, seed: int, dimensions: int = 3) -> torch.Tensor:
@@ -130,3 +139,22 @@ def test_the_error_of_precision_is_binomial_where_the_real_examples_stay():
     values = torch.tensor([precision_recall(real, normal(300, seed, 8), 3).precision for seed in range(100)])
     share = comparison.share(float(values.mean()), 300)
     assert share.standard_error == pytest.approx(float(values.std()), rel=0.25)
+
+
+def test_repeats_and_noise_are_told():
+    """The published formulas: every sample four times takes recall to 0, every real row four times the other three."""
+    rng = torch.Generator().manual_seed(0)
+    real, samples = (torch.randn(200, 2, generator=rng, dtype=torch.float64) for _ in range(2))
+    four = samples[:50].repeat(4, 1)
+    assert precision_recall(real, samples, 3).recall > 0.8 and precision_recall(real, four, 3).recall == 0
+    doubled = real[:50].repeat(6, 1)
+    assert precision_recall(doubled, samples, 3).precision == 0 and density_coverage(doubled, samples, 5) == (0, 0)
+    assert [count_repeated(x) for x in (samples, four, doubled)] == [0, 150, 250]
+    assert count_repeated(torch.tensor([[1, 2], [2, 1], [1, 2]], dtype=torch.uint8)) == 1
+    noise = 100 * torch.randn(200, 2, generator=rng, dtype=torch.float64)
+    wide = precision_recall(real, noise, 3)
+    assert wide.precision < LEAST_PRECISION and wide.recall > 0.9
+    notes = notes_on(wide.precision, (150, 200), (0, 200))
+    assert len(notes) == 2 and "150 of 200 samples" in notes[0] and "recall is not meaningful" in notes[1]
+    assert notes_on(LEAST_PRECISION, (0, 200), (0, 200)) == []
+    assert "precision, density and coverage" in notes_on(0.5, (0, 200), (3, 200))[0]

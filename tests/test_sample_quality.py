@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from diffguide import tables
 from diffguide.datasets import GMM2D, Dataset, Digits, Split
 from diffguide.evaluate import main as evaluate
 from diffguide.evaluation import comparison
@@ -112,6 +113,31 @@ def test_figures_are_those_of_the_library(digits, law, tmp_path):
     assert values["copies"] == float(copies(two).double().mean())
     pixels = (part.flatten(1) for part in (u, splits_of(digits, "train")[0], splits_of(digits, "test")[0]))
     assert 0 < values["distance_ratio"] < 1 and values["distance_ratio"] == pytest.approx(distance_ratio(*pixels))
+
+
+def test_repeats_and_noise_stand_beside_the_figures(digits, law, tmp_path):
+    """In facts, notes, tables; of samples that are four copies each, and of pure noise."""
+    u, y = splits_of(digits, "train", torch.arange(25))
+    folder = stored(tmp_path / "four", u.repeat(4, 1, 1, 1), y.repeat(4), {})
+    found = measured(quality(samples=folder), Subject(law, digits, split="test", batch_size=33))
+    assert found.facts["repeated"] == {"samples": 75, "held_out": 0} and found.figures["recall_pixels"].value == 0
+    assert [note.split(" samples")[0] for note in found.notes] == ["75 of 100"]
+    noise = 255 * torch.randint(2, (100, 1, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    folder = stored(tmp_path / "noise", noise, torch.arange(100) % 10, {})
+    found = measured(quality(samples=folder), Subject(law, digits, split="test"))
+    recall = found.figures["recall_pixels"]
+    assert recall.value == 1 and not recall.meaningful and found.figures["precision_pixels"] == (0, 0, 100, "share", True)
+    assert len(found.notes) == 1 and found.notes[0].startswith("precision is 0: ")
+    record = {
+        "metric": "quality", "model": "digits", "split": "test", "n": 447, "seconds": 1.0, "curve": [], "plots": [],
+        "figures": {name: figure._asdict() for name, figure in found.figures.items()},
+    }  # fmt: skip
+    lines = {line.split()[0]: line for line in tables.write_run(tmp_path, record).splitlines()}
+    assert "(not meaningful)" in lines["recall_pixels"] and "meaningful" not in lines["precision_pixels"]
+    assert "| 1 (not meaningful) |" in (tmp_path / "table.md").read_text()
+    head, row = ((tmp_path / "table.csv").read_text().splitlines()[k].split(",") for k in range(2))
+    assert dict(zip(head, row))["recall_pixels_meaningful"] == "False" and "coverage_pixels_meaningful" not in head
+    assert json.loads((tmp_path / "metrics.json").read_text())["figures"]["recall_pixels"]["meaningful"] is False
 
 
 def test_two_nearest_in_batches():

@@ -102,7 +102,7 @@ def test_repeated_samples_are_counted_and_told(at, command):
 def test_a_sweep_over_steps_is_a_curve_over_steps(tmp_path, command, monkeypatch):
     drawn = {}
     monkeypatch.setattr(curves, "write", lambda path, plot, lines: drawn.update({path.name: (plot, lines)}))
-    done = command(main, "-m", "oracle=gmm2d", "n=20", "sampler=heun,euler", "sampler.steps=16,2,4", "labels=null", at=tmp_path)
+    done = command(main, "-m", "oracle=gmm2d", "n=20", "sampler=heun,euler", "sampler.steps=16,2,4", at=tmp_path)
     assert done.code == 0 and size(tmp_path / done.folder / "tradeoff.png")[0] > 400, done.err
     plot, lines = drawn["curves.png"]
     assert (plot.x, plot.logarithmic, list(lines)) == ("sampler.steps", True, ["sampler heun", "sampler euler"])
@@ -261,9 +261,8 @@ def test_which_number_a_curve_follows(tmp_path, varying, method, number):
     overrides = {"guidance.scale": "3", "guidance.interval": "[1,2]", "guidance.parts.apg.scale": "5",
                  "guidance.parts.cfg.scale": "7", "sampler.steps": "18", "sampler": "heun", "n": "40", "seed": "1",
                  "guidance.rule.rescale": "0.7"}  # fmt: skip
-    job = {
-        "folder": str(tmp_path), "overrides": overrides, "header": {"guidance": {"_target_": "diffguide.guidance.nested.Nested"}}
-    }  # fmt: skip
+    header = {"guidance": {"_target_": "diffguide.guidance.nested.Nested"}}
+    job = {"folder": str(tmp_path), "overrides": overrides, "header": header}
     assert run_of(job, varying, axis_of([job], varying)) == Run(tmp_path, [1, -1], method, number)
 
 

@@ -43,8 +43,8 @@ def precision_recall(real: Tensor, samples: Tensor, k: int) -> PrecisionRecall:
     Kynkaanniemi, Karras, Laine, Lehtinen, Aila, "Improved Precision and Recall Metric for Assessing Generative Models", 2019,
     arXiv 1904.06991, eq. 1 and 2; there k = 3, and as many samples as real examples: recall grows with samples.
 
-    Two things it does not say. Samples of pure noise lie far from each other, so that their balls hold every real example:
-    recall is 1 where precision is 0 (`LEAST_PRECISION`). A row that occurs k + 1 times has a ball of radius 0: four
+    Two things it does not say. Samples of pure noise lie far from each other, so that their balls may hold every real example:
+    recall may be 1 where precision is 0 (`LEAST_PRECISION`). A row that occurs k + 1 times has a ball of radius 0: four
     copies of every sample take recall to 0, four of every real example precision (`count_repeated`).
 
     Arguments:
@@ -149,7 +149,7 @@ def notes_on(precision: float, samples: tuple[int, int], real: tuple[int, int]) 
     if precision < LEAST_PRECISION:
         notes.append(
             f"precision is {precision:.3g}: with less than {LEAST_PRECISION} of the samples among the real examples recall is "
-            "not meaningful (of pure noise it is 1)"
+            "not meaningful (it may be 1 for noise)"
         )
     return notes
 
