@@ -9,7 +9,7 @@ import diffguide
 
 PACKAGE = Path(diffguide.__file__).parent
 ORDER = [  # a module imports only from its own line or an earlier one
-    {"runs", "progress", "interrupts", "schedules", "datasets", "backbones", "engine"},
+    {"runs", "progress", "interrupts", "schedules", "datasets", "backbones", "engine", "learning_rates"},
     {"annotations", "mistakes", "quoting", "recipes", "shards"},
     {"vectors"},
     {"parameterizations", "randomness", "images", "trajectories", "journal", "configuration", "commands", "archives"},
@@ -25,7 +25,7 @@ ORDER = [  # a module imports only from its own line or an earlier one
 RANK = {module: rank for rank, line in enumerate(ORDER) for module in line}
 ALONE = {
     "backbones", "datasets", "schedules", "runs", "progress", "interrupts", "engine", "annotations", "mistakes",
-    "quoting",
+    "quoting", "learning_rates",
 }  # fmt: skip
 SIBLINGS = [("samplers", "objectives"), ("samplers", "guidance"), ("guidance", "samplers"), ("guidance", "objectives")]
 HYDRA = {
