@@ -24,7 +24,7 @@ from .objectives import Objective
 from .vetting import construct, vet, vet_values
 
 __all__ = ["CheckpointError", "Loaded", "TrainingState", "find", "load", "load_training_state", "prune", "read", "save",
-           "sha256", "check_facts", "vet", "vet_values"]  # fmt: skip
+           "sha256", "untrained", "check_facts", "vet", "vet_values"]  # fmt: skip
 
 
 class TrainingState(NamedTuple):
@@ -180,6 +180,20 @@ def load(
         raise CheckpointError(f"{path} does not fit this diffguide: {error}") from error
     facts = {name: value for name, value in metadata.items() if name != "config"}
     return Loaded(objective.model.eval().requires_grad_(False).to(device), config, facts)
+
+
+def untrained(loaded: Loaded) -> str | None:
+    """Why the samples and figures of a model mean nothing yet, in a sentence; None where they may mean something.
+
+    A network that has not ended its warm-up has hardly left its random start.
+    """
+    training = loaded.config.get("training")
+    warmup = training.get("warmup_images", 0) if isinstance(training, dict) else 0
+    images = loaded.facts["images"]
+    if images and not (type(warmup) is int and images < warmup):
+        return None
+    seen = f"saw {images} images, fewer than the {warmup} of its warm-up" if images else "saw no image: it is untrained"
+    return f"this checkpoint {seen}; what it makes is noise, and figures of it mean nothing"
 
 
 def assemble(config: dict[str, Any], trust: Sequence[str], device: str) -> Objective:

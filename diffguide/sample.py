@@ -180,8 +180,9 @@ def prepare(cfg: DictConfig, engine, file: Path | None):
         raise ConfigError(
             f"labels=null needs a model that dropped labels in training (guidance=cfg); {which} never did"
         )
-    if note := sampling.idle(guided, sampler, labels is not None):
-        print(note, file=sys.stderr)
+    for note in (source.note, sampling.idle(guided, sampler, labels is not None)):
+        if note and engine.is_global_zero:
+            print(note, file=sys.stderr)
     behind = source.backdrop(labels or [-1]) if len(source.shape) == 1 else None
     seeds = range(cfg.seed, cfg.seed + cfg.n)
     return sampling.Plan(source, guided, counter, sampler, seeds, labels, behind, guides)

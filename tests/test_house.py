@@ -19,7 +19,7 @@ ORDER = [  # a module imports only from its own line or an earlier one
     {"checkpoints", "evaluation"},
     {"sources", "guides"},
     {"resume", "training", "watch", "sampling", "results", "sweeps", "tradeoff", "curves", "tables"},
-    {"dry_run", "subjects"},
+    {"dry_run", "subjects", "alternatives"},
     {"train", "sample", "evaluate"},
 ]
 RANK = {module: rank for rank, line in enumerate(ORDER) for module in line}
@@ -39,6 +39,7 @@ HYDRA = {
     "mistakes",
     "quoting",
     "recipes",
+    "alternatives",
 }
 
 
