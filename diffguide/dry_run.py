@@ -147,7 +147,7 @@ def cost(engine, objective: Objective, data: Dataset, training, seed: int) -> tu
         f"parameters: {count_parameters(objective):,}",
         f"memory per device: about {size(kept + activations + resident)} (weights, gradients, average and optimiser "
         f"{size(kept)}; activations of {share} images {size(activations)}; data {size(resident)}){peak}",
-        f"time: about {duration(seconds)} for {training.images} images at {rate:.0f} images/s on "
+        f"time: about {duration(seconds)} for {training.images} images at {rate:.3g} images/s on "
         f"{engine.world_size} x {engine.device.type}, without held-out losses and sample grids",
     ]
     return lines, seconds

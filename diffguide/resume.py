@@ -151,7 +151,7 @@ def find(cfg: DictConfig) -> tuple[DictConfig, Resumed]:
         ConfigError: nothing there, nothing left to do, or a change of what was computed so far.
     """
     folder = run_folder(cfg, "outputs/train/digits/v001")
-    saved = saved_config(folder, OmegaConf.to_container(cfg), ["p_uncond"])
+    saved = saved_config(folder, OmegaConf.to_container(cfg), ["p_uncond", "ce_weight"])
     merged = inherit(cfg, saved)
     if merged.dry_run:
         raise ConfigError("dry_run looks at a run that is yet to begin: leave resume out")
