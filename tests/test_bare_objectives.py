@@ -1,21 +1,20 @@
 """`diffguide-train objective=<name>` simply trains: no other key says with what."""
 
 import json
+import math
+from contextlib import chdir
 
 import pytest
 
 from diffguide.train import main as train
 
-SHORT = ["training.images=256", "training.batch_size=64", "training.warmup_images=64", "training.log_images=64",
-         "training.learning_rate=0.002"]  # fmt: skip
-OBJECTIVES = ["cdm", "cdm_ce", "cdm_mse", "classifier", "energy", "jem", "nce", "sliced", "vdm", "eps"]
+SHORT = ["training.images=256", "training.batch_size=64", "training.log_images=64"]
+OBJECTIVES = ["cdm", "cdm_ce", "cdm_mse", "classifier", "energy", "jem", "nce", "sliced", "vdm"]
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     """All of them in one sweep, but for tre, whose sampler has steps of its own; the others' pictures are made in two."""
-    from contextlib import chdir
-
     at = tmp_path_factory.mktemp("bare")
     with chdir(at):
         train(["-m", f"objective={','.join(OBJECTIVES)}", "name=${hydra:runtime.choices.objective}", "sampler.steps=2", *SHORT])
@@ -24,9 +23,9 @@ def folders(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", [*OBJECTIVES, "tre"])
-def test_an_objective_alone_trains_and_learns(folders, name):
-    """Its loss falls within four steps."""
+def test_an_objective_alone_trains(folders, name):
+    """Through its warm-up, where losses do not fall yet, and to its pictures, where it makes any."""
     lines = [json.loads(line) for line in (folders / name / "v001/metrics.jsonl").read_text().splitlines()]
-    losses = [line["loss"] for line in lines if "loss" in line]
-    assert losses[-1] < losses[0], losses
+    assert [line["images"] for line in lines if math.isfinite(line.get("loss", math.nan))] == [64, 128, 192, 256]
     assert (folders / name / "v001/checkpoints/0000000256.safetensors").exists()
+    assert (folders / name / "v001/samples/0000000256.png").exists() == (name != "nce")

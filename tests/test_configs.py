@@ -157,10 +157,9 @@ BRINGS = {  # what an objective alone must have beside it: network, schedule, gu
     "nce": ("unet_levels", None, None, None), "tre": ("unet_levels", None, None, "ddim_10"),
     "vdm": (None, "monotone", None, None), "sliced": ("unet_twice_differentiable", None, None, None),
 }  # fmt: skip
-ALONE = sorted(path.stem for path in (FOLDER / "objective").glob("*.yaml"))
 
 
-@pytest.mark.parametrize("name", ALONE)
+@pytest.mark.parametrize("name", [*BRINGS, "eps"])
 def test_an_objective_brings_what_it_needs(name):
     """Typed values win, and so does what an experiment chooses; label dropout follows the guidance."""
     groups, default = ("backbone", "schedule", "guidance", "sampler"), composed("objective=v")
