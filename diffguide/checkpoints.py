@@ -25,7 +25,7 @@ from .objectives import Objective
 from .vetting import construct, vet, vet_values
 
 __all__ = ["CheckpointError", "Loaded", "TrainingState", "find", "load", "load_training_state", "prune", "read", "save",
-           "sha256", "check_facts", "vet", "vet_values"]  # fmt: skip
+           "sha256", "untrained", "check_facts", "vet", "vet_values"]  # fmt: skip
 
 
 class TrainingState(NamedTuple):
@@ -184,6 +184,20 @@ def load(
     if isinstance(model, Denoiser | Energy):
         model.shape, model.class_names = facts["shape"], facts["class_names"]  # guidance reads them there
     return Loaded(model, config, facts)
+
+
+def untrained(loaded: Loaded) -> str | None:
+    """Why the samples and figures of a model mean nothing yet, in a sentence; None where they may mean something.
+
+    A network that has not ended its warm-up has hardly left its random start.
+    """
+    training = loaded.config.get("training")
+    warmup = training.get("warmup_images", 0) if isinstance(training, dict) else 0
+    images = loaded.facts["images"]
+    if images and not (type(warmup) is int and images < warmup):
+        return None
+    seen = f"saw {images} images, fewer than the {warmup} of its warm-up" if images else "saw no image: it is untrained"
+    return f"this checkpoint {seen}; what it makes is noise, and figures of it mean nothing"
 
 
 def assemble(config: dict[str, Any], trust: Sequence[str], device: str) -> Objective:

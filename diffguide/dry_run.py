@@ -1,8 +1,10 @@
 """dry_run=true: what is in the data, what the network will see, what the run will cost. Nothing is trained."""
 
 import copy
+import itertools
 import sys
 import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
@@ -11,29 +13,43 @@ from .batches import Batches, fetch
 from .datasets import Dataset, Split
 from .images import ROWS, sample_picture
 from .objectives import Objective
+from .progress import Progress
 from .runs import claim_version
 
 __all__ = ["rehearse"]
 
 EACH = 10  # examples in a row of the contact sheet
 STEPS, SECONDS = 3, 15.0  # most steps that are timed after the first, and for how long; a slow first one counts itself
-FEW = 8  # images whose activations are measured
+FEW = 8  # images whose activations are measured, and with which a smaller network is timed
+LONG = 3600.0  # seconds of a training from which on a smaller network is named
+TRIED = 4  # smaller networks that are timed, the largest first
 
 
-def rehearse(engine, objective: Objective, data: Dataset, training, seed: int, parent: Path) -> Path:
+def rehearse(
+    engine, objective: Objective, data: Dataset, training, seed: int, parent: Path,
+    smaller: Callable[[], Iterable[tuple[str, Objective]]] = tuple,
+) -> Path:  # fmt: skip
     """Writes data_sheet.txt and contact_sheet.png into a version folder below `parent`, which it returns.
+
+    Arguments:
+        smaller: names and objectives of smaller networks, the largest first; asked where the training would take long.
 
     Raises:
         WriteError: a folder that cannot be written.
     """
-    lines = [*data.sheet(), f"the network sees: {list(data.shape)}", *cost(engine, objective, data, training, seed)]
+    lines = [*data.sheet(), f"the network sees: {list(data.shape)}"]
+    print(*lines, sep="\n", file=sys.stderr, flush=True)  # before what takes its time
+    about, seconds = cost(engine, objective, data, training, seed)
+    if seconds > LONG:
+        about += shorter(engine, objective, data, training, seed, seconds, smaller)
+    lines += about
 
     def fill(folder: Path) -> None:
         (folder / "data_sheet.txt").write_text("".join(line + "\n" for line in lines), encoding="utf-8")
         contact_sheet(folder / "contact_sheet.png", data, seed)
 
     folder = claim_version(parent, fill)
-    print(*lines, f"what the network sees: {folder / 'contact_sheet.png'}", sep="\n", file=sys.stderr)
+    print(*about, f"what the network sees: {folder / 'contact_sheet.png'}", sep="\n", file=sys.stderr)
     return folder
 
 
@@ -49,8 +65,46 @@ def contact_sheet(path: Path, data: Dataset, seed: int) -> None:
     sample_picture(path, data.view(x, chance), y.tolist(), data.class_names, whole=True)
 
 
-def cost(engine, objective: Objective, data: Dataset, training, seed: int) -> list[str]:
-    """Parameters, memory and time, from a few steps of a copy that is thrown away."""
+def shorter(
+    engine, objective: Objective, data: Dataset, training, seed: int, seconds: float,
+    smaller: Callable[[], Iterable[tuple[str, Objective]]],
+) -> list[str]:  # fmt: skip
+    """The largest smaller network whose training takes no hour, or the fastest of those that were tried; in a sentence.
+
+    A training takes in proportion to one step of a few images.
+    """
+    own, found = pace(engine, objective, data, seed), []
+    for name, other in itertools.islice(smaller(), TRIED):
+        found.append((seconds * pace(engine, other, data, seed) / own, name, count_parameters(other)))
+        if found[-1][0] <= LONG:
+            break
+    if not found or min(found)[0] >= seconds:
+        return ["more than an hour, and no smaller backbone fits these data: a smaller training.images makes it shorter"]
+    shortest, name, count = min(found)
+    return [f"more than an hour: backbone={name} ({count:,} parameters) would take about {duration(shortest)}"]
+
+
+def pace(engine, objective: Objective, data: Dataset, seed: int) -> float:
+    """Seconds of a step of a few images, forward and back; the first one of two is not counted."""
+    objective = copy.deepcopy(objective).to(engine.device).train()
+    x, y = fetch(data.train, torch.arange(FEW) % len(data.train.y))
+    x, y, rng = data.view(x).to(engine.device), y.to(engine.device), torch.Generator(engine.device).manual_seed(seed)
+
+    def step() -> None:
+        with engine.autocast():
+            objective(x, y, rng).per_example.mean().backward()
+        if engine.device.type == "cuda":
+            torch.cuda.synchronize()
+
+    return [timed(step) for _ in range(2)][1]
+
+
+def count_parameters(objective: Objective) -> int:
+    return sum(parameter.numel() for parameter in objective.parameters())
+
+
+def cost(engine, objective: Objective, data: Dataset, training, seed: int) -> tuple[list[str], float]:
+    """Parameters, memory and time in words, and seconds, from a few steps of a copy that is thrown away."""
     objective = copy.deepcopy(objective).to(engine.device).train()
     optimizer, share = training.make_optimizer(objective), training.share(engine.world_size)
     parts, saved = iter(Batches(data, seed, engine, training.batch_size, share)), {}
@@ -75,9 +129,12 @@ def cost(engine, objective: Objective, data: Dataset, training, seed: int) -> li
         objective(x[:FEW], y[:FEW], rng)
     weights = {tensor.data_ptr(): tensor.nbytes for tensor in objective.state_dict().values()}
     activations = sum(size for place, size in saved.items() if place not in weights) * share / min(share, FEW)
-    times = [timed(step)]
-    while len(times) <= STEPS and sum(times) < SECONDS:
+    progress, times = Progress("timing", STEPS + 1, "steps"), []
+    while not times or (len(times) <= STEPS and sum(times) < SECONDS):
         times.append(timed(step))
+        progress.advance(1)
+        progress.show()
+    progress.close()
     state = [
         value for values in optimizer.state.values() for value in values.values() if isinstance(value, torch.Tensor)
     ]
@@ -85,14 +142,15 @@ def cost(engine, objective: Objective, data: Dataset, training, seed: int) -> li
     resident = sum(part.nbytes for part in data.train) if isinstance(data.train, Split) else 0
     rate = training.batch_size / min(times)
     peak = f", measured peak {size(torch.cuda.max_memory_allocated())}" if cuda else ""
-    count = sum(parameter.numel() for parameter in objective.parameters())
-    return [
-        f"parameters: {count:,}",
+    seconds = training.images / rate
+    lines = [
+        f"parameters: {count_parameters(objective):,}",
         f"memory per device: about {size(kept + activations + resident)} (weights, gradients, average and optimiser "
         f"{size(kept)}; activations of {share} images {size(activations)}; data {size(resident)}){peak}",
-        f"time: about {duration(training.images / rate)} for {training.images} images at {rate:.0f} images/s on "
+        f"time: about {duration(seconds)} for {training.images} images at {rate:.3g} images/s on "
         f"{engine.world_size} x {engine.device.type}, without held-out losses and sample grids",
     ]
+    return lines, seconds
 
 
 def timed(step) -> float:

@@ -5,6 +5,7 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from threading import Lock
 from typing import Any, NamedTuple
 
 import hydra
@@ -19,6 +20,8 @@ from .runs import WriteError, claim_version, only_writer, remove_leftovers, stri
 from .sample import check_model, exact
 
 __all__ = ["evaluate", "main"]
+
+PATIENCE = 5.0  # seconds of a measurement that says nothing, until it is said that it runs
 
 
 class Run(NamedTuple):
@@ -157,6 +160,7 @@ def measure(cfg: DictConfig, engine, run: Run, begun) -> Path:
             raise ConfigError(f"{'resume' if begun else 'output_root'}: {error}") from error
         interrupts = held.enter_context(Interrupts())
         parts, bar, started = Parts(folder / "parts"), Bar(metric.name, subject, interrupts), time.monotonic()
+        held.callback(bar.close)
         subject.begin(parts, bar)
         try:
             with engine.autocast():
@@ -187,31 +191,53 @@ def measure(cfg: DictConfig, engine, run: Run, begun) -> Path:
 
 
 class Bar:
-    """How far a measurement is; a new bar where it counts something else. Where it is called is where a signal stops it.
+    """How far a measurement is: a bar, and elsewhere lines, for every stage that counts something else.
+
+    Where it is called is where a signal stops it. While the measurement does not call, the clock goes on; until it first
+    does, the examples of the subject are what is counted.
 
     Raises:
         Stopped: there was a signal.
     """
 
     def __init__(self, title: str, subject, interrupts: Interrupts):
+        from .progress import Heartbeat
+
         self.title, self.subject, self.interrupts = title, subject, interrupts
         self.progress, self.counts, self.since = None, None, time.monotonic()
+        self.lock, self.heartbeat = Lock(), Heartbeat(self.beat)
 
     def __call__(self, done: int, total: int, unit: str) -> None:
-        from .progress import Progress
-
-        if self.counts != (total, unit):
-            self.close()
-            self.counts, self.progress = (total, unit), Progress(self.title, total, unit)
-            self.progress.started = self.since  # the first batch was done since then
-        self.progress.advance(done - self.progress.count)
-        evaluations = self.subject.evaluations
-        self.progress.show(**({} if evaluations is None else {"evaluations": evaluations}))
-        self.since = time.monotonic()
+        with self.lock:
+            self.turn(total, unit)
+            self.progress.advance(done - self.progress.count)
+            evaluations = self.subject.evaluations
+            self.progress.show(**({} if evaluations is None else {"evaluations": evaluations}))
+            self.since = time.monotonic()
         if self.interrupts.number:
             raise Stopped(self.interrupts.number, f"{done} of {total} {unit}")
 
+    def turn(self, total: int, unit: str) -> None:
+        """To a stage, which may be the one that runs."""
+        from .progress import Progress
+
+        if self.counts != (total, unit):
+            if self.progress is not None:
+                self.progress.close()
+            self.counts, self.progress = (total, unit), Progress(self.title, total, unit)
+            self.progress.started = self.since  # the first batch was done since then
+            if self.progress.bar is None:
+                self.progress.say(f"{self.title}: {unit}" if total == 1 else f"{self.title}: {total} {unit}")
+
+    def beat(self) -> None:
+        with self.lock:
+            if self.progress is not None:
+                self.progress.beat()
+            elif time.monotonic() - self.since >= PATIENCE:
+                self.turn(self.subject.n, "examples")
+
     def close(self) -> None:
+        self.heartbeat.stop()
         if self.progress is not None:
             self.progress.close()
 

@@ -2,12 +2,13 @@
 
 import math
 import sys
+import threading
 import time
 from collections.abc import Callable
 
 from tqdm import tqdm
 
-__all__ = ["Progress"]
+__all__ = ["Heartbeat", "Progress"]
 
 REDRAWN = 0.1  # seconds between two pictures of a bar: who counts evaluations may show its figures 1000 times a second
 
@@ -68,6 +69,35 @@ class Progress:
         if self.log is not None:
             self.log(line)
 
+    def beat(self) -> None:
+        """That it still runs: the clock beside the bar, or a line if the last one is old enough."""
+        if self.bar is not None:
+            self.bar.refresh()
+        elif time.monotonic() - self.last >= self.every and not self.silent:
+            self.last = time.monotonic()
+            self.say(f"{self.title} {self.count}/{self.total} {self.unit}, {self.last - self.started:.0f} s so far")
+
     def close(self) -> None:
         if self.bar is not None:
             self.bar.close()
+
+
+class Heartbeat:
+    """Calls a function again and again from a thread of its own, until it is stopped: for work that reports late.
+
+    Arguments:
+        beat: what is called.
+        every: seconds between two calls.
+    """
+
+    def __init__(self, beat: Callable[[], None], every: float = 1.0):
+        self.stopped, self.thread = threading.Event(), threading.Thread(target=self.run, args=(beat, every), daemon=True)
+        self.thread.start()
+
+    def run(self, beat: Callable[[], None], every: float) -> None:
+        while not self.stopped.wait(every):
+            beat()
+
+    def stop(self) -> None:
+        self.stopped.set()
+        self.thread.join()

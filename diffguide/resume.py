@@ -30,7 +30,7 @@ FIXED = ("name", "output_root", "dataset", "backbone", "schedule", "objective", 
 TODAYS = {"dry_run"}  # what is never taken from a run
 FREE = {  # of training: how long, how often, how fast; recorded where it changes
     "images", "learning_rate", "warmup_images", "max_grad_norm", "ema_images", "accumulate", "log_images",
-    "validation_images", "checkpoint_images", "sample_images", "keep",
+    "validation_images", "checkpoint_images", "sample_images", "keep", "extend", "extend_rate",
 }  # fmt: skip
 ANYTIME = (
     "resume",
@@ -151,7 +151,7 @@ def find(cfg: DictConfig) -> tuple[DictConfig, Resumed]:
         ConfigError: nothing there, nothing left to do, or a change of what was computed so far.
     """
     folder = run_folder(cfg, "outputs/train/digits/v001")
-    saved = saved_config(folder, OmegaConf.to_container(cfg), ["p_uncond"])
+    saved = saved_config(folder, OmegaConf.to_container(cfg), ["p_uncond", "ce_weight"])
     merged = inherit(cfg, saved)
     if merged.dry_run:
         raise ConfigError("dry_run looks at a run that is yet to begin: leave resume out")
@@ -174,6 +174,8 @@ def find(cfg: DictConfig) -> tuple[DictConfig, Resumed]:
     changed = {
         f"training.{key}": [before.get(key), after.get(key)] for key in FREE if before.get(key) != after.get(key)
     }
+    if "training.images" not in changed and (idle := [key for key in changed if key.startswith("training.extend")]):
+        raise refusal(f"{idle[0]} says what a change of training.images does, and this run has {after['images']} as before")
     note = {"images": metadata["images"], "changed": dict(sorted(changed.items()))} if changed else None
     return merged, Resumed(folder, files[-1], note)
 

@@ -181,8 +181,9 @@ def prepare(cfg: DictConfig, engine, file: Path | None):
         raise ConfigError(
             f"labels=null needs a model that dropped labels in training (guidance=cfg); {which} never did"
         )
-    for note in (sampling.idle(guided, sampler, labels is not None), shadowed_class(asked, source.class_names)):
-        if note:
+    notes = (source.note, sampling.idle(guided, sampler, labels is not None), shadowed_class(asked, source.class_names))
+    for note in notes:
+        if note and engine.is_global_zero:
             print(note, file=sys.stderr)
     behind = source.backdrop(labels or [-1]) if len(source.shape) == 1 else None
     seeds = range(cfg.seed, cfg.seed + cfg.n)

@@ -110,11 +110,12 @@ class Stream:
         world, rank, steps = self.engine.world_size, self.engine.global_rank, len(self.plan.times) - 1
         total = self.shards.n
         done = total - sum(map(self.shards.count, missing))
-        progress = Progress("sampling", total * steps, "steps", done * steps, silent=not self.engine.is_global_zero)
+        progress = Progress("sampling", total, "images", done, silent=not self.engine.is_global_zero)
 
         def on_step(step: int, x: Tensor) -> None:
             self.film.on_step(step, x)
-            progress.advance(min(world * len(x), progress.total - progress.count))  # the others do as much
+            made = min(done + world * len(x) * step // steps, total)  # the others do as much; so many steps are so many images
+            progress.advance(max(made - progress.count, 0))
             progress.show(evaluations=world * self.plan.counter.evaluations)
 
         for start in range(0, len(missing), world):

@@ -30,6 +30,7 @@ class Source:
         class_names: one per class.
         file: the checkpoint's, None = there is none.
         oracle: on the CPU, None = there is no truth to compare with.
+        note: why its samples mean nothing, None where they may.
     """
 
     model: Denoiser | Energy
@@ -38,6 +39,7 @@ class Source:
     dtype = torch.float32
     file: Path | None = None
     oracle: Oracle | None = None
+    note: str | None = None
 
     def identity(self) -> dict[str, Any]:
         """What decides the samples beside guidance, sampler, seeds and labels: entries of the manifest's header."""
@@ -70,6 +72,7 @@ class Checkpoint(Source):
             )
         self.file, self.weights, self.config, self.model = file, weights, loaded.config, loaded.model
         self.shape, self.class_names = loaded.facts["shape"], loaded.facts["class_names"]
+        self.note = checkpoints.untrained(loaded)
 
     def identity(self) -> dict[str, Any]:
         return {

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,8 @@ def trained(
         digest = checkpoints.sha256(file)
     except checkpoints.CheckpointError as error:
         raise ConfigError(f"checkpoint: {error}") from error
+    if note := checkpoints.untrained(loaded):
+        print(f"{file}: {note}", file=sys.stderr)
     data, node = dataset(cfg, loaded, built)
     subject = subject_of(
         cfg, loaded.model, data, cfg.split, cfg.n, device, checkpoint=file, config=loaded.config | {"dataset": node}

@@ -4,6 +4,7 @@ import copy
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -99,12 +100,14 @@ def train(cfg: DictConfig) -> None:
         backbone.compile()
     full = "the device's memory is full: raise training.accumulate, lower training.batch_size, or backbone.checkpointing=true"
     if cfg.dry_run:
+        from .alternatives import smaller_backbones
         from .dry_run import rehearse
 
         if not engine.is_global_zero:
             return
+        smaller = partial(smaller_backbones, "train", objective, data)
         try:
-            print(rehearse(engine, objective, data, training, cfg.seed, parent))
+            print(rehearse(engine, objective, data, training, cfg.seed, parent, smaller))
         except torch.OutOfMemoryError as error:
             raise ConfigError(full) from error
         except WriteError as error:

@@ -20,6 +20,7 @@ from .batches import Batches, loader
 from .datasets import Dataset, Split, Stream
 from .interrupts import Interrupts, Stopped
 from .journal import Journal, Meter
+from .learning_rates import EXTEND, Plan, resumed
 from .objectives import Diverged, Loss, Objective
 from .progress import Progress
 from .randomness import fold
@@ -40,6 +41,9 @@ class Training:
         batch_size: images per optimiser step, over all devices.
         learning_rate: peak learning rate, after warm-up.
         warmup_images: linear rise of the learning rate at the start; a cosine fall to 0 follows, until `images`.
+        extend: what the learning rate does when a run is resumed with another number of images (`learning_rates`):
+            decay_again, constant or as_if_planned.
+        extend_rate: where the first two begin, in units of `learning_rate`, or where the run was, if that is higher.
         accumulate: parts into which each device's share of the batch is cut, for memory.
         max_grad_norm: the gradient's norm is clipped to this.
         ema_images: half-life of the weights' moving average; early on a tenth of the images seen, if that is shorter.
@@ -55,6 +59,7 @@ class Training:
         self, images: int, batch_size: int, learning_rate: float, warmup_images: int, accumulate: int,
         max_grad_norm: float, ema_images: int, log_images: int, validation_images: int, checkpoint_images: int,
         sample_images: int, keep: int, optimizer: Callable[..., torch.optim.Optimizer],
+        extend: str = "decay_again", extend_rate: float = 0.5,
     ):  # fmt: skip
         amounts = dict(
             images=images, batch_size=batch_size, accumulate=accumulate, ema_images=ema_images, log_images=log_images,
@@ -69,17 +74,20 @@ class Training:
                 raise ValueError(f"{name} must be a positive number, got {value!r}")
         if not isinstance(warmup_images, int) or warmup_images < 0:
             raise ValueError(f"warmup_images must be a whole number of at least 0, got {warmup_images!r}")
+        if extend not in EXTEND:
+            raise ValueError(f"extend must be {', '.join(EXTEND[:-1])} or {EXTEND[-1]}, got {extend!r}")
+        if not isinstance(extend_rate, int | float) or not 0 < extend_rate <= 1:
+            raise ValueError(f"extend_rate must be a number above 0, of at most 1, got {extend_rate!r}")
         self.images, self.batch_size, self.keep = images, batch_size, keep
         self.learning_rate, self.warmup_images = learning_rate, warmup_images
         self.accumulate, self.max_grad_norm, self.ema_images = accumulate, max_grad_norm, ema_images
         self.log_images, self.validation_images = log_images, validation_images
         self.checkpoint_images, self.sample_images = checkpoint_images, sample_images
-        self.optimizer = optimizer
+        self.optimizer, self.extend, self.extend_rate = optimizer, extend, extend_rate
 
-    def learning_rate_at(self, images: int) -> float:
-        """Warm-up, then half a cosine to 0 at `self.images`."""
-        warm = min(1.0, (images + self.batch_size) / max(self.warmup_images, 1))
-        return self.learning_rate * warm * (0.5 + 0.5 * math.cos(math.pi * min(images / self.images, 1)))
+    def plan(self) -> Plan:
+        """The learning rate of a run that was never made longer."""
+        return Plan(self.learning_rate, self.warmup_images, self.batch_size, self.images)
 
     def ema_decay_at(self, images: int) -> float:
         """The decay per step at a half-life of min(ema_images, images / 10)."""
@@ -159,11 +167,13 @@ class Training:
         module, optimizer = fabric.setup(objective, self.make_optimizer(objective))
         optimizer.zero_grad()  # a step that diverged leaves its gradient
         ema = AveragedModel(objective).eval().requires_grad_(False)
-        main, images, meter = fabric.is_global_zero, 0, Meter()
+        main, images, meter, plan, change = fabric.is_global_zero, 0, Meter(), self.plan(), ""
         journal = Journal(folder / "metrics.jsonl", silent=not main)
         if resume is not None:
             state = checkpoints.load_training_state(resume, objective, ema.module, optimizer)
             images = state.facts["images"]
+            plan, changed, change = resumed(plan, state.facts, self.extend, self.extend_rate)
+            note = {"images": images, **(note or {}), **changed} if changed else note
             ema.n_averaged.fill_(images // self.batch_size)
             meter.restore(state.sums, fabric)
             fabric.strategy.precision.load_state_dict(state.precision)
@@ -174,6 +184,8 @@ class Training:
         progress = Progress(
             "training", self.images, "images", images, silent=not main, log=partial(append_text, folder / "log.txt")
         )
+        if change:
+            progress.say(change)
         started = time.monotonic()
 
         def save(totals: dict[str, Tensor], loss: float | None) -> None:
@@ -183,6 +195,7 @@ class Training:
             names = list(data.class_names) if objective.model.num_classes else []
             facts = {"images": images, "validation_loss": loss, "class_names": names, "shape": list(data.shape)}
             facts |= {"restores": restores} if restores else {}
+            facts |= {"extension": plan.extension._asdict()} if plan.extension else {}
             training = checkpoints.TrainingState(facts, totals, fabric.strategy.precision.state_dict())
             checkpoints.save(folder / "checkpoints", objective, ema.module, optimizer, config, training)
             checkpoints.prune(folder / "checkpoints", self.keep)
@@ -192,7 +205,7 @@ class Training:
         with Interrupts(silent=not main) as interrupts:
             while images < self.images:
                 for group in optimizer.param_groups:
-                    group["lr"] = self.learning_rate_at(images)
+                    group["lr"] = plan.at(images)
                 norm = self.step(fabric, module, optimizer, parts, images, meter, watch)
                 before, images = images, images + self.batch_size
                 ema.multi_avg_fn = get_ema_multi_avg_fn(self.ema_decay_at(images))
@@ -204,7 +217,7 @@ class Training:
 
                 if due(self.log_images):
                     means, timing = meter.read(fabric, batches)
-                    figures = {"learning_rate": self.learning_rate_at(before), "grad_norm": float(norm)}
+                    figures = {"learning_rate": plan.at(before), "grad_norm": float(norm)}
                     timing["seconds"] = time.monotonic() - started
                     journal.write({"images": images, **means, **figures, **timing})
                     progress.show(loss=means["loss"])

@@ -115,7 +115,7 @@ SIDES = {  # of the images that each backbone file is for
     "unet": [8], "unet_28": [28], "unet_32": [32], "unet_64": [64], "unet_128": [128], "dit": [8, 28, 32],
     "dit_s": [32], "dit_b": [32], "dit_l": [32], "dit_xl": [32], "mlp": [None], "mlp_classifier": [None],
     "unet_encoder": [8], "unet_encoder_28": [28], "unet_encoder_32": [32], "mlp_levels": [None], "unet_levels": [8],
-    "unet_joint": [8], "convnet": [8],
+    "unet_joint": [8], "convnet": [8], "unet_twice_differentiable": [8],
 }  # fmt: skip
 CLASSIFIERS = {
     "convnet",
@@ -150,6 +150,38 @@ def chosen(experiment: Path, group: str) -> str | None:
     return picked[0][f"override /{group}"] if picked else None
 
 
+BRINGS = {  # what an objective alone must have beside it: network, schedule, guidance, sampler; None = the default's
+    "cdm": ("unet_levels", None, None, "ddim"), "cdm_ce": ("unet_levels", None, None, "ddim"),
+    "cdm_mse": ("unet_levels", None, None, "ddim"), "classifier": ("unet_encoder", None, "none", None),
+    "energy": ("unet_joint", None, None, None), "jem": ("convnet", "none", "none", "sgld"),
+    "nce": ("unet_levels", None, None, None), "tre": ("unet_levels", None, None, "ddim_10"),
+    "vdm": (None, "monotone", None, None), "sliced": ("unet_twice_differentiable", None, None, None),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [*BRINGS, "eps"])
+def test_an_objective_brings_what_it_needs(name):
+    """Typed values win, and so does what an experiment chooses; label dropout follows the guidance."""
+    groups, default = ("backbone", "schedule", "guidance", "sampler"), composed("objective=v")
+    cfg, brings = composed(f"objective={name}"), BRINGS.get(name, (None,) * 4)
+    for group, option in zip(groups, brings):
+        wanted = default[group] if option is None else composed(f"objective={name}", f"{group}={option}")[group]
+        assert cfg[group] == wanted
+        assert option is None or cfg[group] != default[group]
+    assert (cfg.p_uncond > 0) == (brings[2] is None)
+    objective = build(cfg, "objective", built(cfg), build(cfg, "schedule"))
+    if name not in ("classifier", "nce"):  # which make no samples
+        build(cfg, "sampler").times(build(cfg, "guidance", objective.model))
+    typed = composed(f"objective={name}", "backbone=mlp", "schedule=ve", "guidance=apg", "sampler=euler")
+    plain = composed("objective=v", "backbone=mlp", "schedule=ve", "guidance=apg", "sampler=euler")
+    assert all(typed[group] == plain[group] for group in (*groups, "p_uncond"))
+
+
+def test_an_experiment_outweighs_what_an_objective_brings():
+    jem = composed("experiment=ncsn_digits", "objective=jem")  # it chooses its network, schedule, guidance and sampler
+    assert all(jem[group] == composed("experiment=ncsn_digits")[group] for group in ("backbone", "schedule", "sampler"))
+
+
 @pytest.mark.parametrize("path", sorted((FOLDER / "experiment").iterdir()), ids=lambda path: path.stem)
 def test_experiments_compose(path):
     """Every part but the data can be built, and the network fits the data."""
@@ -168,4 +200,4 @@ def test_experiments_compose(path):
         assert shape_of(cfg, backbone)[1] == (backbone.out_features or cfg.dataset.channels)
     assert training.batch_size % training.accumulate == 0
     assert (cfg.p_uncond > 0) == (cfg.guidance._target_.endswith("ClassifierFree"))
-    assert training.learning_rate_at(training.images // 2) < training.learning_rate
+    assert training.plan().at(training.images // 2) < training.learning_rate

@@ -25,9 +25,9 @@ from diffguide.train import main as train
 
 LEVELS = ["backbone=unet_levels", "guidance=none", "sampler=ddim"]
 TRAIN = {
-    "default network": (["objective=cdm"], "this UNet answers in the shape of the data; take backbone=unet_levels"),
-    "default network of a joint energy": (
-        ["objective=jem", "schedule=none", "guidance=none"], "take backbone=convnet for images",
+    "another network": (["objective=cdm", "backbone=unet"], "this UNet answers in the shape of the data; take backbone=unet_levels"),
+    "another network of a joint energy": (
+        ["objective=jem", "backbone=unet"], "take backbone=convnet for images",
     ),
     "levels of another objective": (
         ["backbone=unet_levels", "objective=v"],
@@ -53,7 +53,7 @@ TRAIN = {
     "network without levels": (["experiment=energy_digits", "backbone=convnet"], "or take backbone=unet_joint"),
     "vectors for images": (["objective=cdm", "backbone=mlp_levels"], "take backbone=unet, unet_levels where this one is"),
     "images for vectors": (
-        ["objective=nce", "backbone=unet_levels", "dataset=gmm2d"], "mlp_levels where this one is unet_levels",
+        ["objective=nce", "dataset=gmm2d"], "mlp_levels where this one is unet_levels",
     ),
 }  # fmt: skip
 

@@ -9,7 +9,7 @@ import diffguide
 
 PACKAGE = Path(diffguide.__file__).parent
 ORDER = [  # a module imports only from its own line or an earlier one
-    {"runs", "progress", "interrupts", "schedules", "datasets", "backbones", "engine", "class_names"},
+    {"runs", "progress", "interrupts", "schedules", "datasets", "backbones", "engine", "class_names", "learning_rates"},
     {"annotations", "mistakes", "quoting", "recipes", "shards"},
     {"vectors"},
     {"parameterizations", "randomness", "images", "trajectories", "journal", "configuration", "commands", "archives"},
@@ -19,13 +19,13 @@ ORDER = [  # a module imports only from its own line or an earlier one
     {"checkpoints", "evaluation"},
     {"sources", "guides"},
     {"resume", "training", "watch", "sampling", "results", "sweeps", "tradeoff", "curves", "tables"},
-    {"dry_run", "subjects"},
+    {"dry_run", "subjects", "alternatives"},
     {"train", "sample", "evaluate"},
 ]
 RANK = {module: rank for rank, line in enumerate(ORDER) for module in line}
 ALONE = {
     "backbones", "datasets", "schedules", "runs", "progress", "interrupts", "engine", "annotations", "class_names",
-    "quoting",
+    "quoting", "learning_rates",
 }  # fmt: skip
 SIBLINGS = [("samplers", "objectives"), ("samplers", "guidance"), ("guidance", "samplers"), ("guidance", "objectives")]
 HYDRA = {
@@ -39,6 +39,7 @@ HYDRA = {
     "mistakes",
     "quoting",
     "recipes",
+    "alternatives",
 }
 
 

@@ -9,6 +9,7 @@ from PIL import Image
 
 from diffguide import checkpoints
 from diffguide.backbones import UNet
+from diffguide.configuration import config_dir
 from diffguide.sample import main as sample
 from diffguide.train import main
 
@@ -94,6 +95,20 @@ def test_a_dry_run_estimates_the_cost(tmp_path, command):
     assert twice[2] == pytest.approx(2 * activations, rel=0.05) and cut[2] == pytest.approx(activations, rel=0.05)
     assert 20 < twice[3] / seconds < 200  # a hundred times the images
     assert count == sum(parameter.numel() for parameter in network.parameters())
+
+
+def test_a_long_dry_run_shows_the_sheet_first_and_names_a_smaller_backbone(tmp_path, command):
+    """For vectors, whose smaller option is one of the same kind; where none fits, that is said."""
+    (tmp_path / "mine/backbone").mkdir(parents=True)
+    wide = Path(config_dir(), "backbone/mlp.yaml").read_text().replace("width: 128", "width: 512")
+    (tmp_path / "mine/backbone/wide.yaml").write_text(wide)
+    long = ["--config-dir", str(tmp_path / "mine"), "dry_run=true", "dataset=gmm2d", "training.images=10000000000"]
+    done = command(main, *long, "backbone=wide", at=tmp_path)
+    assert done.code == 0, done.err
+    places = [done.err.index(text) for text in ("the network sees", "timing 4/4 steps", "parameters: ", "backbone=mlp (")]
+    assert places == sorted(places) and "more than an hour" in done.err
+    done = command(main, *long, "backbone=mlp", "backbone.width=8", at=tmp_path)
+    assert done.code == 0 and "no smaller backbone" in done.err, done.err
 
 
 @pytest.mark.parametrize("arguments", [["experiment=gmm2d"], ["guidance=none", "backbone.num_classes=0"]])

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import math
 import os
 import resource
 import shutil
@@ -21,6 +22,7 @@ from safetensors.torch import save_file
 from short_run import RUN, SHORT, SMALL
 
 from diffguide import archives, checkpoints
+from diffguide.learning_rates import Plan
 from diffguide.sample import main as sample
 from diffguide.train import main
 from diffguide.training import Training
@@ -224,7 +226,9 @@ def test_changed_amounts_are_recorded(unfinished, tmp_path, command):
         assert done.code == 0, done.err
         notes = [line for line in metrics(unfinished) if "changed" in line]
         changed = {"training.images": [320, 352], "training.learning_rate": [0.004, 0.001]}
-        assert notes == [{"images": 288, "changed": changed}]
+        assert [(note["images"], note["changed"]) for note in notes] == [(288, changed)]
+        falls = 0.5 * (1 + math.cos(math.pi * 288 / 320))  # the rate was below half its peak: it rises to that
+        assert notes[0]["learning_rates"] == pytest.approx([0.004 * falls * 320 / 3000, 0.001 * 0.5 * 320 / 3000])
     assert OmegaConf.load(unfinished / "config.yaml").training.images == 352
     assert checkpoints.find(unfinished).stem == "0000000352"
 
@@ -235,7 +239,7 @@ def test_changed_amounts_are_recorded(unfinished, tmp_path, command):
 ])  # fmt: skip
 def test_a_run_that_diverges_stops_and_keeps_its_good_checkpoints(tmp_path, command, monkeypatch, every, good, message):
     """A third step that leads out of all numbers."""
-    monkeypatch.setattr(Training, "learning_rate_at", lambda self, images: 1e-3 if images < 64 else 1e30)
+    monkeypatch.setattr(Plan, "at", lambda self, images, *_: 1e-3 if images < 64 else 1e30)
     done = command(main, *SHORT, f"training.checkpoint_images={every}", "training.validation_images=320", at=tmp_path)
     assert done.code == 1 and message in done.err and "Traceback" not in done.err, done.err
     assert [int(path.stem) for path in checkpoints.kept(tmp_path / RUN / "checkpoints")] == good

@@ -143,6 +143,15 @@ def test_a_run_of_any_name_can_be_resumed(tmp_path, command, name):
     assert again.code == 0, again.err
 
 
+def test_a_recipe_with_a_key_of_its_own_at_the_root_can_be_resumed(tmp_path, command):
+    """ce_weight, which no other run has; the recipe need not be said again."""
+    short = ["dataset.train=100", "backbone.width=8", "training.batch_size=32", "training.images=32", "sampler.steps=2"]
+    done = command(main, "experiment=cdm_gmm2d", *short, at=tmp_path)
+    assert done.code == 0, done.err
+    again = command(main, f"resume={done.folder}", "training.images=64", at=tmp_path)
+    assert again.code == 0 and config_of(tmp_path / done.folder)["ce_weight"] == 1.0, again.err
+
+
 @pytest.mark.parametrize("name", ["!!x", "n" * 230])
 def test_what_could_not_be_loaded_again_is_not_trained(tmp_path, command, name):
     done = command(main, f"name={name}", at=tmp_path)

@@ -336,6 +336,11 @@ def test_the_default_features_are_local_ones(short_run, tmp_path, command):
                  "metric.features.steps=5", f"metric.features.cache={cache}"]  # fmt: skip
     first = command(evaluate, *arguments, at=tmp_path)
     assert first.code == 0 and "fd_local " in first.err, first.err
+    stages = [line for line in first.err.splitlines() if line.startswith("quality: ")]
+    assert [stage.removeprefix("quality: ") for stage in stages][:4] == [
+        "5 steps of the classifier", "1000 reference examples", "350 held-out examples", "80 samples",
+    ]  # fmt: skip
+    assert {"quality: KID", "quality: Frechet distance", "quality: near copies"} <= set(stages)
     (file,) = cache.iterdir()
     written = file.stat().st_mtime_ns
     second = command(evaluate, *arguments, at=tmp_path)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy
@@ -98,12 +99,17 @@ class Comparison:
     def figures(self, usual: Tensor | None) -> Found:
         """All of them; `usual` is what `check_overlap` answers."""
         found = Found({}, {}, {}, [])
-        for add in (self.frechet, self.kernel, self.score, self.neighbours, self.agreed, self.accuracy):
-            self.subject.progress(0, 1, "comparison")
-            add(found)
+        stages = {
+            "Frechet distance": self.frechet, "KID": self.kernel, "inception score": self.score,
+            "precision and recall, density and coverage": self.neighbours, "agreed labels": self.agreed,
+            "classification accuracy score": self.accuracy,
+        }  # fmt: skip
         if usual is not None:
-            self.memory(found, usual)
-        self.subject.progress(1, 1, "comparison")
+            stages["near copies"] = partial(self.memory, usual=usual)
+        for what, add in stages.items():
+            self.subject.progress(0, 1, what)
+            add(found)
+            self.subject.progress(1, 1, what)
         return found
 
     def memory(self, found: Found, usual: Tensor) -> None:

@@ -212,16 +212,17 @@ class Drawn:
         self.classes = metric.told(subject, self.guided)
 
     def batch(self, first: int) -> tuple[Tensor, Tensor]:
-        subject, count = self.subject, self.metric.count
+        metric, subject, count = self.metric, self.subject, self.metric.count
         rows = range(first, min(first + subject.batch_size, count))
         labels = None if self.classes is None else self.classes[rows.start : rows.stop]
 
         def on_step(step: int, x: Tensor) -> None:
-            subject.progress(first, count, "samples")  # where a signal stops it
+            made = first + len(rows) * step // max(metric.sampler.steps, step)
+            subject.progress(made, count, "samples")  # where a signal stops it
 
         seeds = range(subject.seed + rows.start, subject.seed + rows.stop)
         (x,) = generate(
-            self.guided, self.metric.sampler, seeds, labels, subject.shape, len(rows), subject.device, on_step
+            self.guided, metric.sampler, seeds, labels, subject.shape, len(rows), subject.device, on_step
         )
         if lost := int((~x.flatten(1).isfinite().all(1)).sum()):
             raise MetricError(

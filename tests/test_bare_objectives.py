@@ -1,0 +1,31 @@
+"""`diffguide-train objective=<name>` simply trains: no other key says with what."""
+
+import json
+import math
+from contextlib import chdir
+
+import pytest
+
+from diffguide.train import main as train
+
+SHORT = ["training.images=256", "training.batch_size=64", "training.log_images=64"]
+OBJECTIVES = ["cdm", "cdm_ce", "cdm_mse", "classifier", "energy", "jem", "nce", "sliced", "vdm"]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """All of them in one sweep, but for tre, whose sampler has steps of its own; the others' pictures are made in two."""
+    at = tmp_path_factory.mktemp("bare")
+    with chdir(at):
+        train(["-m", f"objective={','.join(OBJECTIVES)}", "name=${hydra:runtime.choices.objective}", "sampler.steps=2", *SHORT])
+        train(["objective=tre", "name=tre", *SHORT])
+    return at / "outputs/train"
+
+
+@pytest.mark.parametrize("name", [*OBJECTIVES, "tre"])
+def test_an_objective_alone_trains(folders, name):
+    """Through its warm-up, where losses do not fall yet, and to its pictures, where it makes any."""
+    lines = [json.loads(line) for line in (folders / name / "v001/metrics.jsonl").read_text().splitlines()]
+    assert [line["images"] for line in lines if math.isfinite(line.get("loss", math.nan))] == [64, 128, 192, 256]
+    assert (folders / name / "v001/checkpoints/0000000256.safetensors").exists()
+    assert (folders / name / "v001/samples/0000000256.png").exists() == (name != "nce")

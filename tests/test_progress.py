@@ -1,0 +1,82 @@
+"""What the commands say while they work, and of a model that has hardly begun to learn."""
+
+import time
+
+import pytest
+from short_run import RUN
+
+from diffguide import checkpoints, evaluate
+from diffguide.checkpoints import Loaded, untrained
+from diffguide.evaluate import Bar
+from diffguide.evaluate import main as evaluate_main
+from diffguide.interrupts import Interrupts
+from diffguide.progress import Progress
+from diffguide.sample import main as sample
+
+
+def shown(monkeypatch) -> list[tuple[str, int, int, str]]:
+    """What every bar counts, whenever it is shown."""
+    seen, show = [], Progress.show
+
+    def recorded(self, **figures):
+        seen.append((self.title, self.count, self.total, self.unit))
+        return show(self, **figures)
+
+    monkeypatch.setattr(Progress, "show", recorded)
+    return seen
+
+
+def test_a_sampling_bar_counts_images(at, command, monkeypatch):
+    """Ten of them in batches of 4, 4 and 2, four steps each: an image is done when its share of the steps is."""
+    seen = shown(monkeypatch)
+    done = command(sample, f"checkpoint={RUN}", "n=10", "batch_size=4", "sampler.steps=4", at=at)
+    assert done.code == 0, done.err
+    counts = [1, 2, 3, 4, 5, 6, 7, 8, 8, 9, 9, 10]
+    assert seen == [("sampling", count, 10, "images") for count in counts]
+
+
+@pytest.mark.parametrize("images, warmup, said", [
+    (0, 0, "saw no image"), (0, 3000, "saw no image"), (2999, 3000, "saw 2999 images"), (3000, 3000, None), (1, 0, None),
+])  # fmt: skip
+def test_a_model_within_its_warm_up_is_untrained(images, warmup, said):
+    note = untrained(Loaded(None, {"training": {"warmup_images": warmup}}, {"images": images}))
+    assert note is None if said is None else said in note and "noise" in note
+
+
+def test_a_config_of_a_stranger_says_nothing_of_a_warm_up():
+    for training in (None, 3, {"warmup_images": "x"}):
+        assert untrained(Loaded(None, {"training": training}, {"images": 1})) is None
+
+
+def test_samples_and_figures_of_an_untrained_model_are_told(at, command):
+    assert checkpoints.find(at / RUN).stem == "0000000064"
+    ask = ["metric=denoising", "n=4", "metric.levels=2"]
+    for main, arguments in ((sample, ["n=1", "sampler.steps=2"]), (evaluate_main, ask)):
+        done = command(main, f"checkpoint={RUN}", *arguments, at=at)
+        assert done.code == 0 and "saw 64 images" in done.err, done.err
+
+
+class Asked:
+    n, evaluations = 7, 3
+
+
+def test_a_measurement_that_says_nothing_is_heard_of(capfd, monkeypatch):
+    """Before its first word, and within a stage; each stage is named when it begins."""
+    monkeypatch.setattr(evaluate, "PATIENCE", 0.0)
+    monkeypatch.setattr("diffguide.progress.Heartbeat.__init__.__defaults__", (0.001,))
+    monkeypatch.setattr("diffguide.progress.Progress.__init__.__defaults__", (0, 0.0, False, None))
+    with Interrupts() as interrupts:
+        bar = Bar("slow", Asked(), interrupts)
+        wait_for(lambda: bar.progress is not None)
+        bar(0, 1, "KID")
+        before = bar.progress.last
+        wait_for(lambda: bar.progress.last > before)
+        bar.close()
+    lines = capfd.readouterr().err.splitlines()
+    assert lines[0] == "slow: 7 examples" and "slow: KID" in lines
+    assert any(line.startswith("slow 0/1 KID, ") and line.endswith("s so far") for line in lines)
+
+
+def wait_for(condition) -> None:
+    while not condition():
+        time.sleep(0.001)
