@@ -24,8 +24,10 @@ from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseExce
 from yaml import YAMLError
 
 from . import mistakes, recipes
+from .config_files import dotted, loader_of, quick_listing
 from .configuration import ConfigError, config_dir, telling
 from .interrupts import Stopped
+from .own_modules import searching
 from .quoting import quote_odd, quoted
 from .runs import only_writer, remove_leftovers
 
@@ -47,8 +49,9 @@ def one_line_errors(name: str, cfg: DictConfig) -> Iterator[None]:
     users = os.environ.get(USERS)
     with nullcontext() if users is None else variables({FULL: users or None, USERS: None}):
         try:
-            check_composed(cfg)
-            yield
+            with searching(targets(OmegaConf.to_container(cfg)), own_folders()):
+                check_composed(cfg)
+                yield
         except ConfigError as error:
             if os.environ.get(FULL) == "1":
                 raise
@@ -56,6 +59,24 @@ def one_line_errors(name: str, cfg: DictConfig) -> Iterator[None]:
             if HydraConfig.get().mode != RunMode.MULTIRUN:
                 raise SystemExit(1) from error
             record_job({"error": str(error)})
+
+
+def targets(tree: Any) -> Iterator[str]:
+    """The dotted names in what was composed: ours, and those that the user typed or wrote into a file, trust among them.
+
+    A saved configuration has not been read yet: what it names is not among them.
+    """
+    for key, part in tree.items() if isinstance(tree, dict) else enumerate(tree):
+        if key in ("_target_", "trust"):
+            yield from (name for name in (part if isinstance(part, list) else [part]) if isinstance(name, str))
+        elif isinstance(part, dict | list):
+            yield from targets(part)
+
+
+def own_folders() -> list[str]:
+    """Where modules of the user's own may lie: the working folder, and those of the configuration files that are not ours."""
+    sources = HydraConfig.get().runtime.config_sources
+    return [".", *(part.path for part in sources if part.schema == "file" and part.path != config_dir())]
 
 
 def typed() -> list[str]:
@@ -71,7 +92,7 @@ def check_composed(cfg: DictConfig) -> None:
     """
     hydra = HydraConfig.get()
     odd = [text for text in typed() if text[:1] in "+~" or "=[" in text]
-    keys = list(mistakes.dotted(OmegaConf.to_container(cfg)))
+    keys = list(dotted(OmegaConf.to_container(cfg)))
     if GlobalHydra.instance().is_initialized():
         loader, said = GlobalHydra.instance().config_loader(), [text.lstrip("+").split("=")[0] for text in typed()]
         mistake = recipes.unfit(loader, hydra.runtime.choices, said, keys)
@@ -172,7 +193,7 @@ def run_command(
     try:
         if os.environ.get(FULL) == "1":
             return command()
-        with variables({FULL: "1", USERS: os.environ.get(FULL, "")}), mistakes.quick_listing():
+        with variables({FULL: "1", USERS: os.environ.get(FULL, "")}), quick_listing():
             told(command, name, config_name or name.removeprefix("diffguide-"))
     finally:
         sys.argv = saved
@@ -201,7 +222,7 @@ def told(command: Callable[[], None], name: str, config_name: str) -> None:
 
 def mistake_of(flags: Namespace, config_name: str) -> str | None:
     """The mistake in a command line that Hydra could not compose, where it is to be found."""
-    loader = mistakes.loader_of(flags.config_path or config_dir(), flags.config_dir and abspath(flags.config_dir))
+    loader = loader_of(flags.config_path or config_dir(), flags.config_dir and abspath(flags.config_dir))
     with suppress(*TOLD):
         found = mistakes.find(flags.overrides, loader, flags.config_name or config_name, flags.multirun)
         if found and " no key " in found and any(text.startswith("resume=") for text in flags.overrides):

@@ -16,6 +16,7 @@ import torch
 
 from .annotations import bases, completed, describe, element, fits, named, parameters, takes_callable
 from .archives import CheckpointError
+from .own_modules import importing
 
 __all__ = ["ROLES", "construct", "vet", "vet_values"]
 
@@ -172,7 +173,8 @@ def resolve(target: str, where: str) -> Any:
     """What a dotted name says."""
     module, _, name = target.rpartition(".")
     try:
-        return getattr(import_module(module), name)
+        with importing(target):
+            return getattr(import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
         raise CheckpointError(f"{where} names {target}, which does not exist here") from error
 

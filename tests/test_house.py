@@ -9,8 +9,9 @@ import diffguide
 
 PACKAGE = Path(diffguide.__file__).parent
 ORDER = [  # a module imports only from its own line or an earlier one
-    {"runs", "progress", "interrupts", "schedules", "datasets", "backbones", "engine"},
-    {"annotations", "mistakes", "quoting", "recipes", "shards"},
+    {"runs", "progress", "interrupts", "schedules", "datasets", "backbones", "engine",
+     "own_modules"},  # fmt: skip
+    {"annotations", "config_files", "mistakes", "quoting", "recipes", "shards"},
     {"vectors"},
     {"parameterizations", "randomness", "images", "trajectories", "journal", "configuration", "commands", "archives"},
     {"denoisers", "energies", "joint_energy", "preconditioned", "decoders", "batches", "vetting", "classifiers"},
@@ -24,8 +25,8 @@ ORDER = [  # a module imports only from its own line or an earlier one
 ]
 RANK = {module: rank for rank, line in enumerate(ORDER) for module in line}
 ALONE = {
-    "backbones", "datasets", "schedules", "runs", "progress", "interrupts", "engine", "annotations", "mistakes",
-    "quoting",
+    "backbones", "datasets", "schedules", "runs", "progress", "interrupts", "engine", "annotations", "config_files",
+    "quoting", "own_modules",
 }  # fmt: skip
 SIBLINGS = [("samplers", "objectives"), ("samplers", "guidance"), ("guidance", "samplers"), ("guidance", "objectives")]
 HYDRA = {
@@ -36,10 +37,8 @@ HYDRA = {
     "resume",
     "configuration",
     "commands",
-    "mistakes",
-    "quoting",
-    "recipes",
-}
+    "config_files", "mistakes", "quoting", "recipes", "stray_words", "multiruns", "option_help",
+}  # fmt: skip
 
 
 def imports(path: Path) -> set[str]:

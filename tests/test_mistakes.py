@@ -12,6 +12,7 @@ import pytest
 from small_checkpoint import save
 
 from diffguide import annotations, mistakes, results, training
+from diffguide.config_files import loader_of
 from diffguide.configuration import config_dir
 from diffguide.sample import main as sample
 from diffguide.train import main as train
@@ -295,7 +296,7 @@ def test_warnings_about_what_torch_itself_calls_are_not_shown(tmp_path, command)
 
 def test_keys_of_options_are_those_that_they_compose():
     """Read from the files, without composing: in both commands, for groups in groups and packages of other places."""
-    loader = mistakes.loader_of(config_dir(), None)
+    loader = loader_of(config_dir(), None)
     found = mistakes.Composition(loader, "train", ())
     for group, names in {
         "guidance": ("clip", "dps", "cfg"),
