@@ -12,8 +12,9 @@ from typing import Any
 from hydra.errors import CompactHydraException, InstantiationException
 from omegaconf import MISSING, DictConfig, OmegaConf
 
-from .annotations import completed, describe, element, fits, named, parameters, required, takes_node
+from .annotations import completed, describe, element, fits, named, parameters, required, stored, takes_callable, takes_node
 from .mistakes import no_key
+from .options import choice_for
 from .own_modules import hint as module_hint
 from .own_modules import importing
 
@@ -182,11 +183,26 @@ def check_value(value: Any, where: str, hint: Any) -> None:
         for name, part in value.items():
             check_value(part, f"{where}.{name}", named(hint))
     elif value == MISSING:
-        what = "" if hint is Any else f" ({describe(hint, where)})"
+        what = "" if hint is Any else f" ({wanted(hint, where)})"
         raise ConfigError(f"{where} must be given{what}: it has no default, say {where}=...")
     elif not fits(value, hint):
         tip = "; on the command line infinity is inf" if ".inf" in str(value) else ""
-        raise ConfigError(f"{where} must be {describe(hint, where)}, got {value!r}{tip}")
+        if isinstance(value, float) and value.is_integer() and fits(int(value), hint):
+            tip = f"; write {int(value)}"
+        raise ConfigError(f"{where} must be {wanted(hint, where, value)}, got {value!r}{tip}")
+
+
+def wanted(hint: Any, where: str, value: Any = None) -> str:
+    """An annotation in words, and how an option for it, or a node, is said on the command line."""
+    if not takes_node(named(hint) or element(hint) or hint) or stored(hint):
+        return describe(hint)
+    choice, options = choice_for(hint, where, config_dir()) or (None, [])
+    if choice is not None:
+        way = f"an option: {choice}={value if value in options else '<name>'}"
+    else:
+        partial = ",_partial_:true" if takes_callable(hint) else ""
+        way = f"'~{where}' '+{where}={{_target_:<module.Class>{partial}}}'"
+    return describe(hint, f"a node with a _target_ ({way})")
 
 
 def check_whole(cfg: DictConfig, key: str, least: int) -> None:

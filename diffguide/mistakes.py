@@ -9,6 +9,7 @@ import itertools
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from hydra.core.config_loader import ConfigLoader
@@ -21,10 +22,23 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from .config_files import all_groups, dotted, keys_of
+from .plugins import wrong_plugin
 
-__all__ = ["brief", "find", "no_key"]
+__all__ = ["Composition", "SYNONYMS", "brief", "composable", "find", "is_choice", "no_key"]
 
 JOBS, SHOWN = 1000, 12  # of a sweep, that are looked at; options in a message
+THOUSANDS = re.compile(r"[1-9]\d{0,2}(,\d{3})+")  # how people write large numbers
+SYNONYMS = {  # what other programs call it
+    "lr": ["training.learning_rate"], "epochs": ["training.images"], "num_epochs": ["training.images"],
+    "max_steps": ["training.images"], "optim": ["training.optimizer"], "data": ["dataset"], "data_dir": ["dataset.path"],
+    "data_path": ["dataset.path"], "image_size": ["dataset.size"], "resolution": ["dataset.size"],
+    "model": ["checkpoint", "backbone"], "network": ["backbone"], "ckpt": ["checkpoint"], "loss": ["objective"],
+    "num_samples": ["n"], "samples": ["n"], "classes": ["labels"], "label": ["labels"],
+    "cfg_scale": ["guidance.scale"], "guidance_scale": ["guidance.scale"], "num_inference_steps": ["sampler.steps"],
+    "num_steps": ["sampler.steps"], "output": ["output_root"], "output_dir": ["output_root"], "out": ["output_root"],
+    "device": ["engine.accelerator"], "gpu": ["engine.accelerator"], "gpus": ["engine.devices"], "fp16": ["engine.precision"],
+    "fid": ["quality"], "nll": ["likelihood"], "bpd": ["likelihood"], "accuracy": ["classification"],
+}  # fmt: skip
 NOISE = re.compile(r"\s*(full_key:|object_type=|reference_type=|To append to|See https|Available options|Check that).*")
 
 
@@ -36,17 +50,17 @@ def find(overrides: Sequence[str], loader: ConfigLoader, config_name: str, sweep
         config_name: the primary configuration.
         sweep: whether several values of a key are several jobs.
     """
-    parser, parsed = OverridesParser.create(loader), []
+    parser, parsed, groups = OverridesParser.create(loader), [], dict.fromkeys(all_groups(loader))
     for text in overrides:
         try:
             parsed += parser.parse_overrides([text])
         except OverrideParseException as error:
             return unreadable(text, error)
         if parsed[-1].is_sweep_override() and not sweep:
-            key = parsed[-1].get_key_element()
-            return f"{text} gives several values: run them all with -m, or write one list, {key}=[a,b]"
+            return several(parsed[-1], groups)
+        if mistake := wrong_plugin(parsed[-1], loader):
+            return mistake
     compositions: dict[tuple[str, ...], Composition] = {}
-    groups = dict.fromkeys(all_groups(loader))
     for job in itertools.islice(itertools.product(*(values(override, parser) for override in parsed)), JOBS):
         choices = [override for override in job if is_choice(override, groups)]
         for override in choices:
@@ -63,10 +77,21 @@ def find(overrides: Sequence[str], loader: ConfigLoader, config_name: str, sweep
     return None
 
 
+def several(override: Override, groups: dict) -> str:
+    """A sentence about several values where there is one run."""
+    key, value = override.get_key_element(), override.input_line.partition("=")[2]
+    ways = [] if override.key_or_group in groups else [f"write one list, {key}=[{value}]"]
+    ways += [f"one number, {key}={value.replace(',', '')}"] if THOUSANDS.fullmatch(value) else []
+    return f"{override.input_line} gives several values: {', or '.join(['run them all with -m', *ways])}"
+
+
 def unreadable(text: str, error: Exception) -> str:
     """A sentence about an override that does not follow the grammar."""
     if "=" not in text and not text.startswith("~"):
         return f"cannot read {text!r}: write {text}=<value>"
+    key, _, value = text.partition("=")
+    if key != key.strip():
+        return f"cannot read {text!r}: no spaces around =, write {key.strip()}={value.strip()}"
     reason = [line for line in str(error).splitlines() if line.strip(" ^") and "https" not in line][-1]
     reason = reason.split(" expecting")[0].replace("'<EOF>'", "at its end")
     reason = reason if "Exception" not in reason else "a character that a key cannot have"
@@ -99,6 +124,8 @@ def wrong_option(override: Override, loader: ConfigLoader) -> str | None:
         )
     if value is None:
         return f"{group} takes an option, got null: leave it out, or choose one of {shown}"
+    if group == "dataset" and str(value) not in options and Path(str(value)).is_dir():
+        return f"there is no option {group}={value}: for a folder of images say dataset=image_folder dataset.path={value}"
     if str(value) not in options:
         return no_key(f"{group}={value}", options, "option", str(value)) + f"; options: {shown}"
     return None
@@ -186,21 +213,35 @@ class Composition:
         return None if root in self.tree or any(map(read.search, texts)) else self.no_key(key)
 
     def no_key(self, key: str) -> str:
-        """A sentence about a key that is not there."""
+        """A sentence about a key that is not there, and about the options and commands that have it."""
         names = self.keys if "." in key else [*self.tree, *self.choices, *self.keys]
         sentence = no_key(key, names, "key" if "." in key else "key or group")
-        places = {name.partition("@")[2]: name for name in self.choices}
-        package = max((name for name in places if name and key.startswith(f"{name}.")), key=len, default="")
-        if self.choices.get(place := places[package] if package else key.split(".")[0]) is None:
-            return sentence
-        group, sentence = place.partition("@")[0], sentence.replace(key, f"{key} with {place}={self.choices[place]}", 1)
-        others, key = self.options(group), f"{group.replace('/', '.')}.{key.removeprefix(f'{package or group}.')}"
-        having = [option for option in others if key in others[option]]
-        if not having and not package and "nearest" not in sentence:
-            near = difflib.get_close_matches(key, {name for keys in others.values() for name in keys}, 1, 0.8)
-            having = [f"{option} has {name}" for name in near for option, keys in others.items() if name in keys]
-            return sentence + "".join(f"; {group}={text}" for text in having[:3])
-        return sentence + so_have(place, having)
+        places = {name.partition("@")[2] or name.replace("/", "."): name for name in self.choices}
+        inside = sorted((place for place in places if key.startswith(f"{place}.")), key=len, reverse=True)
+        if not inside:
+            return sentence + self.elsewhere(key)
+        for package in inside:
+            place = places[package]
+            group, option = place.partition("@")[0], self.choices[place]
+            said = sentence.replace(key, f"{key} with {place}={'null' if option is None else option}", 1)
+            others, own = self.options(group), f"{group.replace('/', '.')}.{key.removeprefix(f'{package}.')}"
+            if having := [name for name in others if own in others[name]]:
+                return said + so_have(place, having)
+        near = difflib.get_close_matches(own, {name for keys in others.values() for name in keys}, 1, 0.8)
+        if "@" in place or "nearest" in sentence:
+            near = []
+        having = [f"{name} has {found}" for found in near for name, keys in others.items() if found in keys]
+        return said + "".join(f"; {group}={text}" for text in having[:3])
+
+    def elsewhere(self, key: str) -> str:
+        """The other commands that have a key, if any."""
+        files = {"train": "diffguide-train", "sample": "diffguide-sample", "evaluate": "diffguide-eval"}
+        having = []
+        for file, command in files.items():
+            with suppress(HydraException):
+                if key in dotted(OmegaConf.to_container(self.loader.repository.load_config(file).config, resolve=False)):
+                    having.append(command)
+        return f"; {' and '.join(having)} {'have' if len(having) > 1 else 'has'} it" if having else ""
 
     def options(self, group: str) -> dict[str, list[str]]:
         """The options of a group, short names first, which are the commonest, each with all keys that it leads to."""
@@ -225,7 +266,8 @@ def no_key(key: str, names: Sequence[str], what: str = "key", word: str = "") ->
     word = word or key
     names = [name for name in names if not name.endswith("_") and not word.startswith(f"{name}.")]
     last = {name for name in names if name.rpartition(".")[2] == word.rpartition(".")[2]}
-    close = [*difflib.get_close_matches(word, names, 3, 0.65), *sorted(last)]
+    known = [name for name in SYNONYMS.get(word.lower(), ()) if name in names]
+    close = [*known, *difflib.get_close_matches(word, names, 3, 0.65), *sorted(last)]
     nearest = ", ".join(list(dict.fromkeys(close))[:3])
     return f"there is no {what} {key}" + (f"; nearest: {nearest}" if nearest else "")
 

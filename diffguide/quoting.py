@@ -8,7 +8,7 @@ from contextlib import suppress
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
-__all__ = ["quote_odd", "quoted"]
+__all__ = ["literal", "quote_odd", "quoted"]
 
 PATHS = {"dataset.path", "dataset.root", "checkpoint", "resume", "output_root", "name"}  # values that may hold anything
 PLAIN = re.compile(r"[\w./:+-]+", re.ASCII)  # values that need no quotes

@@ -142,7 +142,7 @@ def vet_value(value: Any, where: str, hint: Any, trust: Sequence[str]) -> None:
         for index, part in enumerate(value):
             vet_value(part, f"{where}.{index}", element(hint), trust)
     elif not fits(value, hint):
-        raise CheckpointError(f"{where} must be {describe(hint, where)}, got {value!r}")
+        raise CheckpointError(f"{where} must be {describe(hint)}, got {value!r}")
 
 
 def plain(value: Any) -> bool:

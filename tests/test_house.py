@@ -11,9 +11,10 @@ PACKAGE = Path(diffguide.__file__).parent
 ORDER = [  # a module imports only from its own line or an earlier one
     {"runs", "progress", "interrupts", "schedules", "datasets", "backbones", "engine",
      "own_modules"},  # fmt: skip
-    {"annotations", "config_files", "mistakes", "quoting", "recipes", "shards"},
+    {"annotations", "config_files", "mistakes", "options", "plugins", "quoting", "recipes", "shards"},
     {"vectors"},
-    {"parameterizations", "randomness", "images", "trajectories", "journal", "configuration", "commands", "archives"},
+    {"parameterizations", "randomness", "images", "trajectories", "journal", "configuration", "commands", "archives",
+     "arguments", "stray_words", "option_help", "multiruns"},
     {"denoisers", "energies", "joint_energy", "preconditioned", "decoders", "batches", "vetting", "classifiers"},
     {"noisy_energies"},
     {"objectives", "guidance", "samplers", "oracles", "inspection"},
@@ -37,7 +38,7 @@ HYDRA = {
     "resume",
     "configuration",
     "commands",
-    "config_files", "mistakes", "quoting", "recipes", "stray_words", "multiruns", "option_help",
+    "arguments", "config_files", "mistakes", "multiruns", "option_help", "options", "plugins", "quoting", "recipes", "stray_words",
 }  # fmt: skip
 
 

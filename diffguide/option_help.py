@@ -1,0 +1,2 @@
+def text(loader, config_name, words):
+    return "help\n"
