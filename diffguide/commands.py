@@ -1,6 +1,7 @@
 """Running a command line: how its words are read, how its mistakes are told, how it ends."""
 
 import os
+import signal
 import sys
 import traceback
 import warnings
@@ -178,7 +179,8 @@ def run_words(command: Callable[[], None], words: Sequence[str], config_name: st
         loader = loader_of(config_dir(), None)
         raise ConfigError(stray_words.explain(words, loader, config_name) or f"{error}; see --help") from error
     if flags.help:
-        print(option_help.text(loader_for(flags), flags.config_name or config_name, flags.overrides), end="")
+        name = flags.config_name or config_name
+        print(option_help.text(loader_for(flags), name, flags.overrides, flags.resolve), end="", flush=True)
         return
     if mistake := stray_words.explain(words, loader_for(flags), flags.config_name or config_name):
         raise ConfigError(mistake)
@@ -193,6 +195,9 @@ def told(command: Callable[[], None], words: Sequence[str], name: str, config_na
     except KeyboardInterrupt:
         print(f"{name}: interrupted", file=sys.stderr)
         raise SystemExit(130) from None
+    except BrokenPipeError:  # --help | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(128 + signal.SIGPIPE) from None
     except Exception as error:
         if any(frame.f_code is task for frame, _ in traceback.walk_tb(error.__traceback__)):
             raise  # not Hydra's, which composes before the task and after it
@@ -212,7 +217,8 @@ def mistake_of(words: Sequence[str], config_name: str) -> str | None:
     """The mistake in a command line that Hydra could not compose, where it is to be found."""
     with suppress(*TOLD):
         flags, _ = read_flags(words)
-        found = mistakes.find(flags.overrides, loader_for(flags), flags.config_name or config_name, flags.multirun)
+        overrides = [word for word in flags.overrides if "=" in word or not flags.help]
+        found = mistakes.find(overrides, loader_for(flags), flags.config_name or config_name, flags.multirun)
         if found and " no key " in found and any(text.startswith("resume=") for text in flags.overrides):
             found += "; keys of an option of the resumed run need that option said again, objective=jem for those of objective"
         return found

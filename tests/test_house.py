@@ -11,7 +11,7 @@ PACKAGE = Path(diffguide.__file__).parent
 ORDER = [  # a module imports only from its own line or an earlier one
     {"runs", "progress", "interrupts", "schedules", "datasets", "backbones", "engine",
      "own_modules"},  # fmt: skip
-    {"annotations", "config_files", "mistakes", "options", "plugins", "quoting", "recipes", "shards"},
+    {"annotations", "config_files", "key_comments", "mistakes", "options", "plugins", "quoting", "recipes", "shards"},
     {"vectors"},
     {"parameterizations", "randomness", "images", "trajectories", "journal", "configuration", "commands", "archives",
      "arguments", "stray_words", "option_help", "multiruns"},
@@ -38,7 +38,8 @@ HYDRA = {
     "resume",
     "configuration",
     "commands",
-    "arguments", "config_files", "mistakes", "multiruns", "option_help", "options", "plugins", "quoting", "recipes", "stray_words",
+    "arguments", "config_files", "key_comments", "mistakes", "multiruns", "option_help", "options", "plugins",
+    "quoting", "recipes", "stray_words",
 }  # fmt: skip
 
 
