@@ -89,9 +89,11 @@ def output_root(config: DictConfig) -> Path:
     for text in OmegaConf.to_container(config.hydra.overrides.task):
         if text.lstrip("+").startswith("output_root="):
             with suppress(HydraException):
-                override = OverridesParser.create().parse_override(text)
+                parser = OverridesParser.create()
+                override = parser.parse_override(text)
                 if override.is_discrete_sweep():
-                    return Path(str(next(override.sweep_iterator())))
+                    first = next(override.sweep_string_iterator())
+                    return Path(str(parser.parse_override(f"output_root={first}").value()))
     root = OmegaConf.select(config, "output_root")
     return Path(root if isinstance(root, str) and root else "outputs")
 
