@@ -1,16 +1,17 @@
 """Which options of the configuration files fit an argument: those whose class is one that its annotation asks for."""
 
+import re
 from collections.abc import Iterator
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
 from .annotations import bases, completed, named
 
 __all__ = ["choice_for"]
+
+TARGET = re.compile(r"^_target_: (\S+)", re.MULTILINE)  # of a file; its inner nodes are indented
 
 
 def choice_for(hint: Any, where: str, folder: str | Path) -> tuple[str, list[str]] | None:
@@ -49,6 +50,6 @@ def targets(folder: str | Path, group: str) -> Iterator[type]:
     """The classes that the options of a group build."""
     for path in sorted(Path(folder, group).glob("*.yaml")):
         with suppress(Exception):  # an extra that is not installed
-            module, _, name = OmegaConf.load(path)._target_.rpartition(".")
+            module, _, name = TARGET.search(path.read_text(encoding="utf-8"))[1].rpartition(".")
             if isinstance(target := getattr(import_module(module), name), type):
                 yield target

@@ -168,9 +168,9 @@ class Names:
 
 def typable(override: str) -> str:
     """`key=value` as a shell takes it: a number stays one, and a list; a text that Hydra would trip over is quoted for it."""
+    key = override.partition("=")[0]
     with suppress(HydraException):
-        parsed = OverridesParser.create().parse_override(override)
-        if not parsed.is_sweep_override() and parsed.key_or_group not in PATHS:
+        if key in PATHS or not OverridesParser.create().parse_override(override).is_sweep_override():
             return shlex.quote(override)
     return quoted(override)
 

@@ -38,7 +38,7 @@ HYDRA = {
     "resume",
     "configuration",
     "commands",
-    "arguments", "config_files", "key_comments", "mistakes", "multiruns", "option_help", "options", "plugins",
+    "arguments", "config_files", "key_comments", "mistakes", "multiruns", "option_help", "plugins",
     "quoting", "recipes", "stray_words",
 }  # fmt: skip
 
