@@ -108,16 +108,14 @@ def fits(value: Any, hint: Any) -> bool:
     return hint in NAMES and isinstance(value, hint)
 
 
-def describe(hint: Any, where: str) -> str:
-    """An annotation in words; `where` is the key that has it."""
+def describe(hint: Any, node: str = "a node with a _target_") -> str:
+    """An annotation in words; `node` says what an object of the user's is in the configuration."""
     if len(parts(hint)) > 1:
-        return " or ".join(describe(part, where) for part in parts(hint))
+        return " or ".join(dict.fromkeys(describe(part, node) for part in parts(hint)))
     if typing.get_origin(hint) is Sequence:
-        return f"a list, each {describe(typing.get_args(hint)[0], where)}"
+        return f"a list, each {describe(typing.get_args(hint)[0], node)}"
     if typing.get_origin(hint) is Mapping:
-        return f"names, each with {describe(typing.get_args(hint)[1], where)}"
+        return f"names, each with {describe(typing.get_args(hint)[1], node)}"
     if stored(hint):
         return "the folder of a training run such as outputs/train/digits/v001"
-    role, _, last = where.rpartition(".")
-    option = f"{role}@{where}" if last in (role, "inner") else where.replace(".", "/")  # a schedule in a schedule
-    return NAMES.get(hint, f"a node with a _target_ (an option: {option}=<name>)")
+    return NAMES.get(hint, node)

@@ -1,8 +1,7 @@
-"""Running a command line: how its mistakes are told, what its multiruns leave, how it ends."""
+"""Running a command line: how its words are read, how its mistakes are told, how it ends."""
 
-import json
 import os
-import shutil
+import signal
 import sys
 import traceback
 import warnings
@@ -13,28 +12,30 @@ from os.path import abspath
 from pathlib import Path
 from typing import Any, NoReturn
 
-from hydra._internal.utils import get_args_parser
+from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
-from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseException
 from yaml import YAMLError
 
-from . import mistakes, recipes
+from . import mistakes, option_help, recipes, stray_words
+from .arguments import read_flags, typed
+from .config_files import dotted, loader_of, quick_listing
 from .configuration import ConfigError, config_dir, telling
 from .interrupts import Stopped
+from .multiruns import record_job, remove_notes
+from .own_modules import searching
 from .quoting import quote_odd, quoted
 from .runs import only_writer, remove_leftovers
 
-__all__ = ["Sweep", "leave", "one_line_errors", "record_job", "run_command", "tidy", "typed"]
+__all__ = ["leave", "one_line_errors", "run_command", "tidy", "typed"]
 
 FULL = "HYDRA_FULL_ERROR"  # 1 makes Hydra raise what it would print
 USERS = "DIFFGUIDE_USERS_FULL_ERROR"  # what the user had set it to, while we have set it
 TOLD = (HydraException, OmegaConfBaseException, YAMLError, OSError, ValueError)  # what composing raises
-SWEEPS: list[Path] = []  # folders of notes that the multiruns of this process leave
 
 
 @contextmanager
@@ -47,8 +48,9 @@ def one_line_errors(name: str, cfg: DictConfig) -> Iterator[None]:
     users = os.environ.get(USERS)
     with nullcontext() if users is None else variables({FULL: users or None, USERS: None}):
         try:
-            check_composed(cfg)
-            yield
+            with searching(targets(OmegaConf.to_container(cfg)), own_folders()):
+                check_composed(cfg)
+                yield
         except ConfigError as error:
             if os.environ.get(FULL) == "1":
                 raise
@@ -58,9 +60,22 @@ def one_line_errors(name: str, cfg: DictConfig) -> Iterator[None]:
             record_job({"error": str(error)})
 
 
-def typed() -> list[str]:
-    """The overrides of this job as they were typed; iterating over Hydra's list would resolve `${...}`."""
-    return OmegaConf.to_container(HydraConfig.get().overrides.task)
+def targets(tree: Any) -> Iterator[str]:
+    """The dotted names in what was composed: ours, and those that the user typed or wrote into a file, trust among them.
+
+    A saved configuration has not been read yet: what it names is not among them.
+    """
+    for key, part in tree.items() if isinstance(tree, dict) else enumerate(tree):
+        if key in ("_target_", "trust"):
+            yield from (name for name in (part if isinstance(part, list) else [part]) if isinstance(name, str))
+        elif isinstance(part, dict | list):
+            yield from targets(part)
+
+
+def own_folders() -> list[str]:
+    """Where modules of the user's own may lie: the working folder, and those of the configuration files that are not ours."""
+    sources = HydraConfig.get().runtime.config_sources
+    return [".", *(part.path for part in sources if part.schema == "file" and part.path != config_dir())]
 
 
 def check_composed(cfg: DictConfig) -> None:
@@ -71,7 +86,7 @@ def check_composed(cfg: DictConfig) -> None:
     """
     hydra = HydraConfig.get()
     odd = [text for text in typed() if text[:1] in "+~" or "=[" in text]
-    keys = list(mistakes.dotted(OmegaConf.to_container(cfg)))
+    keys = list(dotted(OmegaConf.to_container(cfg)))
     if GlobalHydra.instance().is_initialized():
         loader, said = GlobalHydra.instance().config_loader(), [text.lstrip("+").split("=")[0] for text in typed()]
         mistake = recipes.unfit(loader, hydra.runtime.choices, said, keys)
@@ -123,34 +138,6 @@ def tidy(folder: Path, has: str, remove: Callable[[], None]) -> None:
     print(folder)
 
 
-def record_job(record: dict) -> None:
-    """Leaves a note of this job of a multirun for the end of the sweep; nothing in a single run."""
-    hydra = HydraConfig.get()
-    if hydra.mode == RunMode.MULTIRUN:
-        folder = Path(hydra.sweep.dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        swept = dict(override.lstrip("+").split("=", 1) for override in typed() if "=" in override)
-        (folder / f"{hydra.job.num:05d}.json").write_text(json.dumps(record | {"overrides": swept}))
-
-
-class Sweep(Callback):
-    """The end of a multirun: what the finished jobs make together, and the exit code."""
-
-    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:  # the signatures are Hydra's
-        SWEEPS.append(Path(config.hydra.sweep.dir))
-
-    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        folder = Path(config.hydra.sweep.dir)
-        jobs = [json.loads(file.read_text()) for file in sorted(folder.glob("[0-9]*.json"))]
-        self.finish([job for job in jobs if "error" not in job])
-        if failed := [job for job in jobs if "error" in job]:
-            print(f"{len(failed)} of {len(jobs)} runs failed", file=sys.stderr)
-            raise SystemExit(1)
-
-    def finish(self, jobs: list[dict]) -> None:
-        """Something from the records of the finished jobs."""
-
-
 def run_command(
     command: Callable[[], None], name: str, argv: Sequence[str] | None, config_name: str | None = None
 ) -> None:  # fmt: skip
@@ -167,59 +154,71 @@ def run_command(
         SystemExit: with code 1 and a message on stderr where the input is wrong, with 130 after an interrupt.
     """
     warnings.filterwarnings("ignore", r"`torch\.jit", FutureWarning)  # torch warns of what torch itself calls
-    saved = sys.argv
-    sys.argv = [name if argv is not None else saved[0], *quote_odd(saved[1:] if argv is None else argv)]
+    saved, config_name = sys.argv, config_name or name.removeprefix("diffguide-")
+    words = quote_odd(saved[1:] if argv is None else argv)
+    sys.argv = [name if argv is not None else saved[0], *words]
     try:
         if os.environ.get(FULL) == "1":
-            return command()
-        with variables({FULL: "1", USERS: os.environ.get(FULL, "")}), mistakes.quick_listing():
-            told(command, name, config_name or name.removeprefix("diffguide-"))
+            return run_words(command, words, config_name)
+        with variables({FULL: "1", USERS: os.environ.get(FULL, "")}), quick_listing():
+            told(command, words, name, config_name)
     finally:
         sys.argv = saved
-        remove_sweeps()
+        remove_notes()
 
 
-def told(command: Callable[[], None], name: str, config_name: str) -> None:
-    """Runs a command; tells a mistake, and an interrupt, in one line."""
-    parser, task = get_args_parser(), command.__wrapped__.__code__
-    parser.error = refuse_flags
+def run_words(command: Callable[[], None], words: Sequence[str], config_name: str) -> None:
+    """Runs a Hydra entry point, or prints the help that is asked for.
+
+    Raises:
+        ConfigError: words that are neither a flag nor key=value.
+    """
     try:
-        flags = parser.parse_args(sys.argv[1:])
-        command()
+        flags, sys.argv[1:] = read_flags(words)
+    except ConfigError as error:
+        loader = loader_of(config_dir(), None)
+        raise ConfigError(stray_words.explain(words, loader, config_name) or f"{error}; see --help") from error
+    if flags.help:
+        name = flags.config_name or config_name
+        print(option_help.text(loader_for(flags), name, flags.overrides, flags.resolve), end="", flush=True)
+        return
+    if mistake := stray_words.explain(words, loader_for(flags), flags.config_name or config_name):
+        raise ConfigError(mistake)
+    command()
+
+
+def told(command: Callable[[], None], words: Sequence[str], name: str, config_name: str) -> None:
+    """Runs a command; tells a mistake, and an interrupt, in one line."""
+    task = command.__wrapped__.__code__
+    try:
+        run_words(command, words, config_name)
     except KeyboardInterrupt:
         print(f"{name}: interrupted", file=sys.stderr)
         raise SystemExit(130) from None
+    except BrokenPipeError:  # --help | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(128 + signal.SIGPIPE) from None
     except Exception as error:
         if any(frame.f_code is task for frame, _ in traceback.walk_tb(error.__traceback__)):
             raise  # not Hydra's, which composes before the task and after it
-        mistake = None if isinstance(error, ConfigError) else mistake_of(flags, config_name)
+        mistake = None if isinstance(error, ConfigError) else mistake_of(words, config_name)
         if mistake is None and not isinstance(error, TOLD):
             raise
         print(f"{name}: {' '.join((mistake or mistakes.brief(error)).split())}", file=sys.stderr)
         raise SystemExit(1) from error
 
 
-def mistake_of(flags: Namespace, config_name: str) -> str | None:
+def loader_for(flags: Namespace) -> ConfigLoader:
+    """What reads the configuration files of a command line."""
+    return loader_of(flags.config_path or config_dir(), flags.config_dir and abspath(flags.config_dir))
+
+
+def mistake_of(words: Sequence[str], config_name: str) -> str | None:
     """The mistake in a command line that Hydra could not compose, where it is to be found."""
-    loader = mistakes.loader_of(flags.config_path or config_dir(), flags.config_dir and abspath(flags.config_dir))
     with suppress(*TOLD):
-        found = mistakes.find(flags.overrides, loader, flags.config_name or config_name, flags.multirun)
+        flags, _ = read_flags(words)
+        overrides = [word for word in flags.overrides if "=" in word or not flags.help]
+        found = mistakes.find(overrides, loader_for(flags), flags.config_name or config_name, flags.multirun)
         if found and " no key " in found and any(text.startswith("resume=") for text in flags.overrides):
             found += "; keys of an option of the resumed run need that option said again, objective=jem for those of objective"
         return found
-
-
-def refuse_flags(message: str) -> None:
-    """What Hydra's parser of flags calls in place of printing its usage."""
-    tip = "; keys have no dashes, key=value" if "unrecognized arguments: --" in message else ""
-    raise ConfigError(f"{message}{tip}; see --help")
-
-
-def remove_sweeps() -> None:
-    """Removes the notes of the multiruns that this process began, however they ended."""
-    while SWEEPS:
-        folder = SWEEPS.pop()
-        shutil.rmtree(folder, ignore_errors=True)
-        for parent in (folder.parent, folder.parent.parent):  # .sweeps, and outputs where all went elsewhere
-            with suppress(OSError):
-                parent.rmdir()

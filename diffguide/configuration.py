@@ -12,10 +12,13 @@ from typing import Any
 from hydra.errors import CompactHydraException, InstantiationException
 from omegaconf import MISSING, DictConfig, OmegaConf
 
-from .annotations import completed, describe, element, fits, named, parameters, required, takes_node
+from .annotations import completed, describe, element, fits, named, parameters, required, stored, takes_callable, takes_node
 from .mistakes import no_key
+from .options import choice_for
+from .own_modules import hint as module_hint
+from .own_modules import importing
 
-__all__ = ["ConfigError", "build", "check_whole", "config_dir", "run_parent", "takes", "telling"]
+__all__ = ["ConfigError", "build", "check_whole", "config_dir", "needs_null", "run_parent", "takes", "telling"]
 
 
 TOO_LARGE = (
@@ -86,8 +89,30 @@ def takes(cfg: DictConfig, key: str, name: str) -> bool:
     from hydra.utils import get_object
 
     with suppress(Exception):  # whatever importing a user's module may raise: `build` tells it
-        return name in (parameters(get_object(cfg[key]._target_)) or ())
+        target = cfg[key]._target_
+        with importing(target):
+            return name in (parameters(get_object(target)) or ())
     return False
+
+
+def needs_null(node: Any) -> bool:
+    """Whether a guidance, or one of those that a node is composed of, needs training to drop labels."""
+    if isinstance(node, list):
+        return any(map(needs_null, node))
+    if not isinstance(node, dict):
+        return False
+    with suppress(ConfigError):  # a target that cannot be imported: building it tells
+        if "_target_" in node and getattr(imported(node["_target_"], "guidance"), "needs_null", False):
+            return True
+    return any(map(needs_null, node.values()))
+
+
+def if_needs_null(node: DictConfig, needed: float, otherwise: float) -> float:
+    """`${if_needs_null:${guidance},a,b}`: a where guidance of this node needs training to drop labels, else b."""
+    return needed if needs_null(OmegaConf.to_container(node, resolve=True)) else otherwise
+
+
+OmegaConf.register_new_resolver("if_needs_null", if_needs_null, replace=True)
 
 
 def check_types(node: Any, key: str, given: int = 0, handed: Collection[str] = ()) -> None:
@@ -129,12 +154,13 @@ def imported(name: str, where: str) -> Callable:
     log = logging.getLogger("hydra.utils")  # which would print what we tell
     before, log.disabled = log.disabled, True
     try:
-        target = get_object(name)
+        with importing(name):
+            target = get_object(name)
     except Exception as error:  # whatever importing a user's module may raise
         module, _, last = name.rpartition(".")
         near = difflib.get_close_matches(last, vars(sys.modules[module]), 3) if module in sys.modules else []
         nearest = f"; nearest: {', '.join(near)}" if near else ""
-        raise ConfigError(f"{where}: cannot import {name}: {' '.join(str(error).split())}{nearest}") from error
+        raise ConfigError(f"{where}: cannot import {name}: {' '.join(str(error).split())}{nearest}{module_hint(name)}") from error
     finally:
         log.disabled = before
     if not callable(target):
@@ -157,11 +183,26 @@ def check_value(value: Any, where: str, hint: Any) -> None:
         for name, part in value.items():
             check_value(part, f"{where}.{name}", named(hint))
     elif value == MISSING:
-        what = "" if hint is Any else f" ({describe(hint, where)})"
+        what = "" if hint is Any else f" ({wanted(hint, where)})"
         raise ConfigError(f"{where} must be given{what}: it has no default, say {where}=...")
     elif not fits(value, hint):
         tip = "; on the command line infinity is inf" if ".inf" in str(value) else ""
-        raise ConfigError(f"{where} must be {describe(hint, where)}, got {value!r}{tip}")
+        if isinstance(value, float) and value.is_integer() and fits(int(value), hint):
+            tip = f"; write {int(value)}"
+        raise ConfigError(f"{where} must be {wanted(hint, where, value)}, got {value!r}{tip}")
+
+
+def wanted(hint: Any, where: str, value: Any = None) -> str:
+    """An annotation in words, and how an option for it, or a node, is said on the command line."""
+    if not takes_node(named(hint) or element(hint) or hint) or stored(hint):
+        return describe(hint)
+    choice, options = choice_for(hint, where, config_dir()) or (None, [])
+    if choice is not None:
+        way = f"an option: {choice}={value if value in options else '<name>'}"
+    else:
+        partial = ",_partial_:true" if takes_callable(hint) else ""
+        way = f"'~{where}' '+{where}={{_target_:<module.Class>{partial}}}'"
+    return describe(hint, f"a node with a _target_ ({way})")
 
 
 def check_whole(cfg: DictConfig, key: str, least: int) -> None:

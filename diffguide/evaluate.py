@@ -13,9 +13,10 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from .commands import Sweep, leave, one_line_errors, record_job, run_command, tidy
+from .commands import leave, one_line_errors, run_command, tidy
 from .configuration import ConfigError, build, check_whole, config_dir, run_parent
 from .interrupts import Interrupts, Stopped
+from .multiruns import Sweep, record_job
 from .runs import WriteError, claim_version, only_writer, remove_leftovers, strict_json
 from .sample import check_model, exact
 

@@ -8,15 +8,11 @@ import difflib
 import itertools
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
-from hydra._internal.utils import create_config_search_path
 from hydra.core.config_loader import ConfigLoader
-from hydra.core.config_search_path import SearchPathQuery
-from hydra.core.default_element import GroupDefault
-from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import ConfigCompositionException, HydraException, OverrideParseException
@@ -25,37 +21,26 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from .config_files import all_groups, dotted, keys_of
+from .plugins import wrong_plugin
 from .quoting import CLASSES, unreadable
 
-__all__ = ["brief", "dotted", "find", "keys_of", "loader_of", "no_key", "quick_listing"]
+__all__ = ["Composition", "SYNONYMS", "brief", "composable", "find", "is_choice", "no_key"]
 
 JOBS, SHOWN = 1000, 12  # of a sweep, that are looked at; options in a message
+THOUSANDS = re.compile(r"[1-9]\d{0,2}(,\d{3})+")  # how people write large numbers
+SYNONYMS = {  # what other programs call it
+    "lr": ["training.learning_rate"], "epochs": ["training.images"], "num_epochs": ["training.images"],
+    "max_steps": ["training.images"], "optim": ["training.optimizer"], "data": ["dataset"], "data_dir": ["dataset.path"],
+    "data_path": ["dataset.path"], "image_size": ["dataset.size"], "resolution": ["dataset.size"],
+    "model": ["checkpoint", "backbone"], "network": ["backbone"], "ckpt": ["checkpoint"], "loss": ["objective"],
+    "num_samples": ["n"], "samples": ["n"], "classes": ["labels"], "label": ["labels"],
+    "cfg_scale": ["guidance.scale"], "guidance_scale": ["guidance.scale"], "num_inference_steps": ["sampler.steps"],
+    "num_steps": ["sampler.steps"], "output": ["output_root"], "output_dir": ["output_root"], "out": ["output_root"],
+    "device": ["engine.accelerator"], "gpu": ["engine.accelerator"], "gpus": ["engine.devices"], "fp16": ["engine.precision"],
+    "fid": ["quality"], "nll": ["likelihood"], "bpd": ["likelihood"], "accuracy": ["classification"],
+}  # fmt: skip
 NOISE = re.compile(r"\s*(full_key:|object_type=|reference_type=|To append to|See https|Available options|Check that).*")
-
-
-def loader_of(main: str, own: str | None) -> ConfigLoader:
-    """What reads the configuration files: the folder `main`, behind the user's own one, if any."""
-    path = create_config_search_path(main)
-    if own is not None:
-        path.prepend(provider="command-line", path=f"file://{own}", anchor=SearchPathQuery(provider="schema"))
-    return ConfigLoaderImpl(path)
-
-
-@contextmanager
-def quick_listing() -> Iterator[None]:
-    """Lists options without copying Hydra's whole repository for each of a hundred groups: half of what --help takes."""
-    whole = ConfigLoaderImpl.get_group_options
-
-    def listed(loader, group_name, results_filter=ObjectType.CONFIG, config_name=None, overrides=None):
-        if any("searchpath" in override for override in overrides or ()):  # options may lie elsewhere
-            return whole(loader, group_name, results_filter, config_name, overrides)
-        return loader.repository.get_group_options(group_name, results_filter)
-
-    ConfigLoaderImpl.get_group_options = listed
-    try:
-        yield
-    finally:
-        ConfigLoaderImpl.get_group_options = whole
 
 
 def find(overrides: Sequence[str], loader: ConfigLoader, config_name: str, sweep: bool) -> str | None:
@@ -66,17 +51,17 @@ def find(overrides: Sequence[str], loader: ConfigLoader, config_name: str, sweep
         config_name: the primary configuration.
         sweep: whether several values of a key are several jobs.
     """
-    parser, parsed = OverridesParser.create(loader), []
+    parser, parsed, groups = OverridesParser.create(loader), [], dict.fromkeys(all_groups(loader))
     for text in overrides:
         try:
             parsed += parser.parse_overrides([text])
         except OverrideParseException as error:
             return unreadable(text, error)
         if parsed[-1].is_sweep_override() and not sweep:
-            key = parsed[-1].get_key_element()
-            return f"{text} gives several values: run them all with -m, or write one list, {key}=[a,b]"
+            return several(parsed[-1], groups)
+        if mistake := wrong_plugin(parsed[-1], loader):
+            return mistake
     compositions: dict[tuple[str, ...], Composition] = {}
-    groups = dict.fromkeys(all_groups(loader))
     for job in itertools.islice(itertools.product(*(values(override, parser) for override in parsed)), JOBS):
         choices = [override for override in job if is_choice(override, groups)]
         for override in choices:
@@ -93,6 +78,14 @@ def find(overrides: Sequence[str], loader: ConfigLoader, config_name: str, sweep
     return None
 
 
+def several(override: Override, groups: dict) -> str:
+    """A sentence about several values where there is one run."""
+    key, value = override.get_key_element(), override.input_line.partition("=")[2]
+    ways = [] if override.key_or_group in groups else [f"write one list, {key}=[{value}]"]
+    ways += [f"one number, {key}={value.replace(',', '')}"] if THOUSANDS.fullmatch(value) else []
+    return f"{override.input_line} gives several values: {', or '.join(['run them all with -m', *ways])}"
+
+
 def values(override: Override, parser: OverridesParser) -> list[Override]:
     """The overrides of the jobs that a swept one stands for; itself alone where it is not swept."""
     if not override.is_sweep_override():
@@ -100,15 +93,6 @@ def values(override: Override, parser: OverridesParser) -> list[Override]:
     if not override.is_discrete_sweep():
         return []
     return [parser.parse_override(f"{override.get_key_element()}={text}") for text in override.sweep_string_iterator()]
-
-
-def all_groups(loader: ConfigLoader, parent: str = "") -> Iterator[str]:
-    """The names of all groups, sampler/grid and the like too; Hydra's own left out."""
-    for name in loader.list_groups(parent):
-        if name != "hydra":
-            group = f"{parent}/{name}" if parent else name
-            yield group
-            yield from all_groups(loader, group)
 
 
 def is_choice(override: Override, groups: dict) -> bool:
@@ -128,6 +112,8 @@ def wrong_option(override: Override, loader: ConfigLoader) -> str | None:
         )
     if value is None:
         return f"{group} takes an option, got null: leave it out, or choose one of {shown}"
+    if group == "dataset" and str(value) not in options and Path(str(value)).is_dir():
+        return f"there is no option {group}={value}: for a folder of images say dataset=image_folder dataset.path={value}"
     if str(value) not in options:
         return no_key(f"{group}={value}", options, "option", str(value)) + f"; options: {shown}"
     return None
@@ -216,21 +202,35 @@ class Composition:
         return None if root in self.tree or any(map(read.search, texts)) else self.no_key(key)
 
     def no_key(self, key: str) -> str:
-        """A sentence about a key that is not there."""
+        """A sentence about a key that is not there, and about the options and commands that have it."""
         names = self.keys if "." in key else [*self.tree, *self.choices, *self.keys]
         sentence = no_key(key, names, "key" if "." in key else "key or group")
-        places = {name.partition("@")[2]: name for name in self.choices}
-        package = max((name for name in places if name and key.startswith(f"{name}.")), key=len, default="")
-        if self.choices.get(place := places[package] if package else key.split(".")[0]) is None:
-            return sentence
-        group, sentence = place.partition("@")[0], sentence.replace(key, f"{key} with {place}={self.choices[place]}", 1)
-        others, key = self.options(group), f"{group.replace('/', '.')}.{key.removeprefix(f'{package or group}.')}"
-        having = [option for option in others if key in others[option]]
-        if not having and not package and "nearest" not in sentence:
-            near = difflib.get_close_matches(key, {name for keys in others.values() for name in keys}, 1, 0.8)
-            having = [f"{option} has {name}" for name in near for option, keys in others.items() if name in keys]
-            return sentence + "".join(f"; {group}={text}" for text in having[:3])
-        return sentence + so_have(place, having)
+        places = {name.partition("@")[2] or name.replace("/", "."): name for name in self.choices}
+        inside = sorted((place for place in places if key.startswith(f"{place}.")), key=len, reverse=True)
+        if not inside:
+            return sentence + self.elsewhere(key)
+        for package in inside:
+            place = places[package]
+            group, option = place.partition("@")[0], self.choices[place]
+            said = sentence.replace(key, f"{key} with {place}={'null' if option is None else option}", 1)
+            others, own = self.options(group), f"{group.replace('/', '.')}.{key.removeprefix(f'{package}.')}"
+            if having := [name for name in others if own in others[name]]:
+                return said + so_have(place, having)
+        near = difflib.get_close_matches(own, {name for keys in others.values() for name in keys}, 1, 0.8)
+        if "@" in place or "nearest" in sentence:
+            near = []
+        having = [f"{name} has {found}" for found in near for name, keys in others.items() if found in keys]
+        return said + "".join(f"; {group}={text}" for text in having[:3])
+
+    def elsewhere(self, key: str) -> str:
+        """The other commands that have a key, if any."""
+        files = {"train": "diffguide-train", "sample": "diffguide-sample", "evaluate": "diffguide-eval"}
+        having = []
+        for file, command in files.items():
+            with suppress(HydraException):
+                if key in dotted(OmegaConf.to_container(self.loader.repository.load_config(file).config, resolve=False)):
+                    having.append(command)
+        return f"; {' and '.join(having)} {'have' if len(having) > 1 else 'has'} it" if having else ""
 
     def options(self, group: str) -> dict[str, list[str]]:
         """The options of a group, short names first, which are the commonest, each with all keys that it leads to."""
@@ -241,32 +241,9 @@ class Composition:
         return found
 
 
-def keys_of(loader: ConfigLoader, path: str, package: str) -> Iterator[str]:
-    """The keys of a file and of the options that it chooses; composing it whole would take thirty times as long."""
-    file = loader.repository.load_config(path)
-    yield from dotted(OmegaConf.to_container(file.config, resolve=False), package)
-    for default in file.defaults_list:
-        if isinstance(default, GroupDefault) and isinstance(default.value, str) and not default.override:
-            group = default.group.lstrip("/")
-            place = default.package or group.replace("/", ".")
-            whole = group if default.group.startswith("/") else f"{path.rpartition('/')[0]}/{group}"
-            under = "" if place == "_global_" else f"{package}.{place}"
-            yield from [under] if under else []
-            yield from keys_of(loader, f"{whole}/{default.value}", under)
-
-
 def so_have(group: str, options: Sequence[str]) -> str:
     """ "This option has it", for the first options of a group."""
     return "".join(f"; {group}={option} has it" for option in options[:3]) + ("; so have others" if options[3:] else "")
-
-
-def dotted(tree: Any, parent: str = "") -> Iterator[str]:
-    """The names of all nodes and values of nested mappings and lists, a.b.c and a.b.0."""
-    pairs = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()
-    for name, part in pairs:
-        key = f"{parent}.{name}" if parent else str(name)
-        yield key
-        yield from dotted(part, key)
 
 
 def no_key(key: str, names: Sequence[str], what: str = "key", word: str = "") -> str:
@@ -278,7 +255,8 @@ def no_key(key: str, names: Sequence[str], what: str = "key", word: str = "") ->
     word = word or key
     names = [name for name in names if not name.endswith("_") and not word.startswith(f"{name}.")]
     last = {name for name in names if name.rpartition(".")[2] == word.rpartition(".")[2]}
-    close = [*difflib.get_close_matches(word, names, 3, 0.65), *sorted(last)]
+    known = [name for name in SYNONYMS.get(word.lower(), ()) if name in names]
+    close = [*known, *difflib.get_close_matches(word, names, 3, 0.65), *sorted(last)]
     nearest = ", ".join(list(dict.fromkeys(close))[:3])
     return f"there is no {what} {key}" + (f"; nearest: {nearest}" if nearest else "")
 

@@ -8,7 +8,7 @@ from contextlib import suppress
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
-__all__ = ["CLASSES", "quote_odd", "quoted", "unreadable"]
+__all__ = ["CLASSES", "literal", "quote_odd", "quoted", "unreadable"]
 
 PATHS = {"dataset.path", "dataset.root", "checkpoint", "resume", "output_root", "name"}  # values that may hold anything
 PLAIN = re.compile(r"[\w./:+-]+", re.ASCII)  # values that need no quotes
@@ -78,6 +78,8 @@ def unreadable(override: str, error: Exception) -> str:
     key, equals, value = override.partition("=")
     if not equals and not override.startswith("~"):
         return f"cannot read {override!r}: write {override}=<value>"
+    if key != key.strip():
+        return f"cannot read {override!r}: no spaces around =, write {key.strip()}={value.strip()}"
     flat = value[:1] + value[-1:] == "[]" and not ELEMENT.sub("", value[1:-1]).strip(" ,")
     elements = [match[0].strip() for match in ELEMENT.finditer(value)] if flat else []
     odd = [element for element in elements if not readable(f"{key}=[{element}]")]

@@ -8,7 +8,7 @@ from hydra.core.config_loader import ConfigLoader
 from hydra.core.default_element import GroupDefault
 from omegaconf import OmegaConf
 
-from .mistakes import dotted, keys_of
+from .config_files import dotted, keys_of
 
 __all__ = ["lacking", "unfit"]
 

@@ -11,9 +11,10 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from .class_names import resolve_labels, shadowed_class
-from .commands import Sweep, leave, one_line_errors, record_job, run_command, tidy, typed
+from .commands import leave, one_line_errors, run_command, tidy, typed
 from .configuration import ConfigError, build, check_whole, config_dir, run_parent, takes, telling
 from .interrupts import Interrupts, Stopped
+from .multiruns import Sweep, record_job
 from .runs import BusyError, WriteError, claim_version, only_writer, remove_leftovers, strict_json
 
 __all__ = ["main", "sample"]

@@ -192,11 +192,22 @@ def pictured(job: dict) -> list:
 
 
 def claim_beside(folders: Sequence[Path]) -> Path:
-    """Makes and returns the folder of a sweep: beside its runs, or beside their folders where they are of several names."""
-    parent, ends = folders[0].parent, [folders[0].name, folders[-1].name]
-    if any(folder.parent != parent for folder in folders):
-        parent, ends = parent.parent, [f"{folder.parent.name}_{folder.name}" for folder in (folders[0], folders[-1])]
-    return claim_name(parent, "sweep_" + "-".join(ends))
+    """Makes and returns the folder of a sweep: beside its runs, or beside their folders where they are of several names.
+
+    It is named by the lowest and the highest version, whichever run came first where they went side by side.
+    """
+    parent, last = folders[0].parent, folders[-1].parent
+
+    def version(folder: Path) -> tuple[int, str]:
+        return len(folder.name), folder.name
+
+    ends = [
+        min((folder for folder in folders if folder.parent == parent), key=version),
+        max((folder for folder in folders if folder.parent == last), key=version),
+    ]
+    if all(folder.parent == parent for folder in folders):
+        return claim_name(parent, "sweep_" + "-".join(folder.name for folder in ends))
+    return claim_name(parent.parent, "sweep_" + "-".join(f"{folder.parent.name}_{folder.name}" for folder in ends))
 
 
 def claim_name(parent: Path, name: str) -> Path:

@@ -6,14 +6,12 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import hydra
-from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
 from .commands import leave, one_line_errors, run_command, typed
-from .configuration import ConfigError, build, check_whole, config_dir, run_parent, telling
+from .configuration import ConfigError, build, check_whole, config_dir, needs_null, run_parent, telling
 from .interrupts import Stopped
 from .runs import WriteError, claim_version, only_writer, remove_leftovers, write_atomically, writing
 
@@ -272,16 +270,6 @@ def check_label_dropout(cfg: DictConfig) -> None:
         raise ConfigError(
             f"objective.p_uncond={cfg.objective.p_uncond} follows the root's p_uncond={p_uncond}: set that one"
         )
-
-
-def needs_null(node: Any) -> bool:
-    """Whether a guidance, or one of those that a node is composed of, needs training to drop labels."""
-    if isinstance(node, list):
-        return any(map(needs_null, node))
-    if not isinstance(node, dict):
-        return False
-    own = "_target_" in node and getattr(get_object(node["_target_"]), "needs_null", False)
-    return bool(own) or any(map(needs_null, node.values()))
 
 
 @hydra.main(version_base="1.3", config_path=config_dir(), config_name="train")

@@ -16,6 +16,7 @@ import torch
 
 from .annotations import bases, completed, describe, element, fits, named, parameters, takes_callable
 from .archives import CheckpointError
+from .own_modules import importing
 
 __all__ = ["ROLES", "construct", "vet", "vet_values"]
 
@@ -141,7 +142,7 @@ def vet_value(value: Any, where: str, hint: Any, trust: Sequence[str]) -> None:
         for index, part in enumerate(value):
             vet_value(part, f"{where}.{index}", element(hint), trust)
     elif not fits(value, hint):
-        raise CheckpointError(f"{where} must be {describe(hint, where)}, got {value!r}")
+        raise CheckpointError(f"{where} must be {describe(hint)}, got {value!r}")
 
 
 def plain(value: Any) -> bool:
@@ -172,7 +173,8 @@ def resolve(target: str, where: str) -> Any:
     """What a dotted name says."""
     module, _, name = target.rpartition(".")
     try:
-        return getattr(import_module(module), name)
+        with importing(target):
+            return getattr(import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
         raise CheckpointError(f"{where} names {target}, which does not exist here") from error
 

@@ -17,7 +17,7 @@ INJECTED = {  # handed over by the caller, for a role or for one of its members
     "objective": ["backbone", "schedule"], "guidance": ["denoiser"], "oracle": ["schedule"],
     "diffguide.oracles.empirical.Empirical": ["data", "labels"],
 }  # fmt: skip
-NO_COMPONENTS = {"label_dropout", "experiment"}
+NO_COMPONENTS = {"experiment"}
 COMPONENTS = sorted(path for path in FOLDER.rglob("*/*.yaml") if path.relative_to(FOLDER).parts[0] not in NO_COMPONENTS)
 
 

@@ -9,10 +9,12 @@ import diffguide
 
 PACKAGE = Path(diffguide.__file__).parent
 ORDER = [  # a module imports only from its own line or an earlier one
-    {"runs", "progress", "interrupts", "schedules", "datasets", "backbones", "engine", "class_names", "learning_rates"},
-    {"annotations", "mistakes", "quoting", "recipes", "shards"},
+    {"runs", "progress", "interrupts", "schedules", "datasets", "backbones", "engine", "class_names", "learning_rates",
+     "own_modules"},  # fmt: skip
+    {"annotations", "config_files", "key_comments", "mistakes", "options", "plugins", "quoting", "recipes", "shards"},
     {"vectors"},
-    {"parameterizations", "randomness", "images", "trajectories", "journal", "configuration", "commands", "archives"},
+    {"parameterizations", "randomness", "images", "trajectories", "journal", "configuration", "commands", "archives",
+     "arguments", "stray_words", "option_help", "multiruns"},
     {"denoisers", "energies", "joint_energy", "preconditioned", "decoders", "batches", "vetting", "classifiers"},
     {"noisy_energies"},
     {"objectives", "guidance", "samplers", "oracles", "inspection"},
@@ -25,7 +27,7 @@ ORDER = [  # a module imports only from its own line or an earlier one
 RANK = {module: rank for rank, line in enumerate(ORDER) for module in line}
 ALONE = {
     "backbones", "datasets", "schedules", "runs", "progress", "interrupts", "engine", "annotations", "class_names",
-    "quoting", "learning_rates",
+    "config_files", "quoting", "own_modules", "learning_rates",
 }  # fmt: skip
 SIBLINGS = [("samplers", "objectives"), ("samplers", "guidance"), ("guidance", "samplers"), ("guidance", "objectives")]
 HYDRA = {
@@ -36,11 +38,10 @@ HYDRA = {
     "resume",
     "configuration",
     "commands",
-    "mistakes",
-    "quoting",
-    "recipes",
     "alternatives",
-}
+    "arguments", "config_files", "key_comments", "mistakes", "multiruns", "option_help", "plugins",
+    "quoting", "recipes", "stray_words",
+}  # fmt: skip
 
 
 def imports(path: Path) -> set[str]:

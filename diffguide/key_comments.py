@@ -1,0 +1,58 @@
+"""The comments of the configuration files, by key: every key and every default has one, behind it on its line."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import yaml
+from hydra.core.config_loader import ConfigLoader
+
+__all__ = ["Described", "describe_file"]
+
+COMMENT = re.compile(r"[\s,\]}]*#\s*(.*)")
+
+
+class Described(NamedTuple):
+    """A configuration file: what the comments above it say, and those of its keys and of its defaults.
+
+    says: without the line of Hydra's package.
+    keys: a.b -> comment, relative to the file.
+    defaults: sampler/grid, /sampler@inner as they are written -> (option, comment).
+    """
+
+    says: str
+    keys: dict[str, str]
+    defaults: dict[str, tuple[str | None, str]]
+
+
+def describe_file(loader: ConfigLoader, name: str) -> Described:
+    """The comments of a file, guidance/cfg."""
+    source = loader.repository.load_config(name).path.removeprefix("file://")
+    text = Path(source, f"{name.removesuffix('.yaml')}.yaml").read_text(encoding="utf-8")
+    lines = text.splitlines()
+    count = next((row for row, line in enumerate(lines) if line and not line.startswith("#")), len(lines))
+    above = [line.lstrip("# ") for line in lines[:count] if not line.startswith("# @package")]
+    root, keys, defaults = yaml.compose(text, yaml.CSafeLoader), {}, {}
+    for path, value, comment in commented(root, lines) if isinstance(root, yaml.MappingNode) else ():
+        if path[0] != "defaults":
+            keys[".".join(path)] = comment
+        elif len(path) == 2 and isinstance(value, yaml.ScalarNode):
+            defaults[path[1].removeprefix("override ")] = None if value.tag.endswith(":null") else value.value, comment
+    return Described(" ".join(above), keys, defaults)
+
+
+def commented(node: yaml.MappingNode, lines: list[str], above: tuple[str, ...] = ()) -> Iterator:
+    """(path, node, comment) of every key of a mapping and of the mappings in it; of a list of defaults, as its keys."""
+    for key, value in node.value:
+        path = (*above, key.value)
+        mark = key.end_mark if isinstance(value, yaml.CollectionNode) and not value.flow_style else value.end_mark
+        rest = lines[mark.line][mark.column :].lstrip(":") if mark.line < len(lines) else ""
+        found = COMMENT.fullmatch(rest)
+        yield path, value, found[1] if found else ""
+        if isinstance(value, yaml.MappingNode):
+            yield from commented(value, lines, path)
+        elif path == ("defaults",):
+            for part in value.value:
+                if isinstance(part, yaml.MappingNode):
+                    yield from commented(part, lines, path)
