@@ -19,15 +19,17 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseException
 from yaml import YAMLError
 
 from . import mistakes, recipes
 from .configuration import ConfigError, config_dir, telling
 from .interrupts import Stopped
+from .old_keys import ROLES, stated
 from .quoting import quote_odd, quoted
 from .runs import only_writer, remove_leftovers
+from .spelling import respelled
 
 __all__ = ["Sweep", "leave", "one_line_errors", "record_job", "run_command", "tidy", "typed"]
 
@@ -48,6 +50,7 @@ def one_line_errors(name: str, cfg: DictConfig) -> Iterator[None]:
     with nullcontext() if users is None else variables({FULL: users or None, USERS: None}):
         try:
             check_composed(cfg)
+            state(cfg)
             yield
         except ConfigError as error:
             if os.environ.get(FULL) == "1":
@@ -87,6 +90,16 @@ def check_composed(cfg: DictConfig) -> None:
                 OmegaConf.select(cfg, key)
         except OmegaConfBaseException as error:
             raise ConfigError(f"{key}: {str(error).splitlines()[0]}; give {key}=<value>") from error
+
+
+def state(cfg: DictConfig) -> None:
+    """Writes into a composed configuration what a file of the user's, of an earlier version, leaves out or names otherwise."""
+    for role in ROLES & set(cfg):
+        if OmegaConf.is_dict(cfg[role]) and "_target_" in cfg[role]:
+            raw = OmegaConf.to_container(cfg[role], resolve=False)
+            if (now := stated(raw)) != raw:
+                with open_dict(cfg):
+                    cfg[role] = now
 
 
 @contextmanager
@@ -168,7 +181,7 @@ def run_command(
     """
     warnings.filterwarnings("ignore", r"`torch\.jit", FutureWarning)  # torch warns of what torch itself calls
     saved = sys.argv
-    sys.argv = [name if argv is not None else saved[0], *quote_odd(saved[1:] if argv is None else argv)]
+    sys.argv = [name if argv is not None else saved[0], *respelled(quote_odd(saved[1:] if argv is None else argv))]
     try:
         if os.environ.get(FULL) == "1":
             return command()
@@ -204,8 +217,6 @@ def mistake_of(flags: Namespace, config_name: str) -> str | None:
     loader = mistakes.loader_of(flags.config_path or config_dir(), flags.config_dir and abspath(flags.config_dir))
     with suppress(*TOLD):
         found = mistakes.find(flags.overrides, loader, flags.config_name or config_name, flags.multirun)
-        if found and " no key " in found and any(text.startswith("resume=") for text in flags.overrides):
-            found += "; keys of an option of the resumed run need that option said again, objective=jem for those of objective"
         return found
 
 

@@ -13,6 +13,7 @@ from torch.nn.modules import module as registration
 
 from .archives import CheckpointError, printable, shorten
 from .denoisers import Classifier, Denoiser
+from .provenance import check_record
 from .vetting import LARGEST, vet_values
 
 __all__ = ["at_most", "check_facts", "check_finite", "check_model", "compare"]
@@ -40,6 +41,11 @@ def check_facts(metadata: dict[str, Any]) -> None:
         raise CheckpointError(f"images must be a whole number of at least 0, got {metadata.get('images')!r}")
     if not whole(metadata.get("restores", 0), 0, LARGEST):
         raise CheckpointError(f"restores must be a whole number of at least 0, got {metadata['restores']!r}")
+    if metadata.get("data") is not None:
+        try:
+            check_record(metadata["data"])
+        except ValueError as error:
+            raise CheckpointError(str(error)) from error
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise CheckpointError(f"class_names must be a list of texts, got {names!r}")
     metadata["class_names"] = [shorten(printable(name), 200) for name in names]

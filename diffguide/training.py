@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from . import checkpoints
-from .batches import Batches, loader
+from . import checkpoints, provenance
+from .batches import Batches, fetch, loader
 from .datasets import Dataset, Split, Stream
 from .interrupts import Interrupts, Stopped
 from .journal import Journal, Meter
@@ -29,6 +29,7 @@ from .watch import Watch
 __all__ = ["Diverged", "Training"]
 
 VALIDATION, RESTORED = 3, 4  # purposes of a folded seed, beside those of `batches`
+MOST = 2000  # training examples whose loss stands in for the held-out one, where nothing validates
 AGREE = 8  # steps between the moments at which several processes ask each other for signals
 
 
@@ -113,7 +114,7 @@ class Training:
         self, fabric, objective: Objective, data: Dataset, folder: Path, seed: int, config: dict,
         draw: Callable[[Objective, Path], None], resume: Path | None = None, note: dict | None = None,
     ) -> Objective:  # fmt: skip
-        """Trains and returns the averaged objective; writes metrics.jsonl, checkpoints/ and samples/ into `folder`.
+        """Trains and returns the averaged objective; writes metrics.jsonl, data.json, checkpoints/ and samples/ into `folder`.
 
         A run that diverges goes back to its last checkpoint, and on with another seed, as often as its objective says. How
         often it did so is in every checkpoint, and a line {images, restores} in metrics.jsonl.
@@ -168,13 +169,17 @@ class Training:
             meter.restore(state.sums, fabric)
             fabric.strategy.precision.load_state_dict(state.precision)
         journal.cut(images, note, restores)
+        if main:
+            provenance.write(folder / provenance.FILE, data)
         drawn = fold(seed, RESTORED, restores) if restores else seed
         batches = Batches(data, drawn, fabric, self.batch_size, self.share(fabric.world_size), images)
         parts, watch = iter(batches), Watch(0 if fabric.device.type == "cpu" else 1)
         progress = Progress(
             "training", self.images, "images", images, silent=not main, log=partial(append_text, folder / "log.txt")
         )
-        started = time.monotonic()
+        started, record = time.monotonic(), provenance.record(data)
+        if data.held_out[0] != "validation":
+            progress.say("no example validates: held-out losses are of training examples")
 
         def save(totals: dict[str, Tensor], loss: float | None) -> None:
             if not main:
@@ -182,7 +187,7 @@ class Training:
             journal.flush()
             names = list(data.class_names) if objective.model.num_classes else []
             facts = {"images": images, "validation_loss": loss, "class_names": names, "shape": list(data.shape)}
-            facts |= {"restores": restores} if restores else {}
+            facts |= {"data": record} | ({"restores": restores} if restores else {})
             training = checkpoints.TrainingState(facts, totals, fabric.strategy.precision.state_dict())
             checkpoints.save(folder / "checkpoints", objective, ema.module, optimizer, config, training)
             checkpoints.prune(folder / "checkpoints", self.keep)
@@ -263,14 +268,19 @@ def agreed(fabric, interrupts: Interrupts, step: int) -> int:
 
 @torch.no_grad()
 def held_out(objective: Objective, data: Dataset, seed: int, device: torch.device, batch_size: int) -> Loss:
-    """The loss of each example of the validation split, with noise that is the same every time."""
-    rng = torch.Generator(device).manual_seed(fold(seed, VALIDATION))
-    split, losses = data.validation, []
+    """The loss of each example of the validation split, with noise that is the same every time.
+
+    Where nothing validates, of training examples, evenly spread and 2000 at most.
+    """
+    rng, losses = torch.Generator(device).manual_seed(fold(seed, VALIDATION)), []
+    name, split = data.held_out
+    count = len(split.y)
+    rows = torch.arange(0, count, 1 if name == "validation" else -(-count // MOST))
     if isinstance(split, Stream):
-        rows = [part.tolist() for part in torch.arange(len(split)).split(batch_size)]
-        batches = loader(split, data.workers, rows, torch.device(device))
+        parts = [part.tolist() for part in rows.split(batch_size)]
+        batches = loader(split, data.workers, parts, torch.device(device))
     else:
-        batches = zip(*(field.split(batch_size) for field in Split(*split)))
+        batches = zip(*(field.split(batch_size) for field in (Split(*split) if len(rows) == count else fetch(split, rows))))
     for x, y in batches:
         losses.append(objective(data.view(x.to(device)), y.to(device), rng))
     per_example, terms, log_snr = zip(*losses)

@@ -9,23 +9,26 @@ import diffguide
 
 PACKAGE = Path(diffguide.__file__).parent
 ORDER = [  # a module imports only from its own line or an earlier one
-    {"runs", "progress", "interrupts", "schedules", "datasets", "backbones", "engine"},
+    {"runs", "progress", "interrupts", "schedules", "datasets", "backbones", "engine", "old_keys"},
+    {"spelling"},
     {"annotations", "mistakes", "quoting", "recipes", "shards"},
     {"vectors"},
     {"parameterizations", "randomness", "images", "trajectories", "journal", "configuration", "commands", "archives"},
+    {"provenance"},
     {"denoisers", "energies", "joint_energy", "preconditioned", "decoders", "batches", "vetting", "classifiers"},
     {"noisy_energies"},
     {"objectives", "guidance", "samplers", "oracles", "inspection"},
     {"checkpoints", "evaluation"},
     {"sources", "guides"},
+    {"retyped"},
     {"resume", "training", "watch", "sampling", "results", "sweeps", "tradeoff", "curves", "tables"},
-    {"dry_run", "subjects"},
+    {"dry_run", "subjects", "training_data"},
     {"train", "sample", "evaluate"},
 ]
 RANK = {module: rank for rank, line in enumerate(ORDER) for module in line}
 ALONE = {
     "backbones", "datasets", "schedules", "runs", "progress", "interrupts", "engine", "annotations", "mistakes",
-    "quoting",
+    "quoting", "old_keys",
 }  # fmt: skip
 SIBLINGS = [("samplers", "objectives"), ("samplers", "guidance"), ("guidance", "samplers"), ("guidance", "objectives")]
 HYDRA = {
@@ -39,6 +42,9 @@ HYDRA = {
     "mistakes",
     "quoting",
     "recipes",
+    "retyped",
+    "spelling",
+    "training_data",
 }
 
 
