@@ -26,7 +26,7 @@ from yaml import YAMLError
 from . import mistakes, recipes
 from .configuration import ConfigError, config_dir, telling
 from .interrupts import Stopped
-from .old_keys import ROLES, stated
+from .old_keys import stated
 from .quoting import quote_odd, quoted
 from .runs import only_writer, remove_leftovers
 from .spelling import respelled
@@ -94,12 +94,11 @@ def check_composed(cfg: DictConfig) -> None:
 
 def state(cfg: DictConfig) -> None:
     """Writes into a composed configuration what a file of the user's, of an earlier version, leaves out or names otherwise."""
-    for role in ROLES & set(cfg):
-        if OmegaConf.is_dict(cfg[role]) and "_target_" in cfg[role]:
-            raw = OmegaConf.to_container(cfg[role], resolve=False)
-            if (now := stated(raw)) != raw:
-                with open_dict(cfg):
-                    cfg[role] = now
+    raw = OmegaConf.to_container(cfg, resolve=False)
+    with open_dict(cfg):
+        for key, node in raw.items():
+            if isinstance(node, dict) and (now := stated(node)) != node:
+                cfg[key] = now
 
 
 @contextmanager

@@ -4,10 +4,9 @@ A run keeps what it was: where a saved node lacks a key that its class has got s
 the class did then. New runs state every such key.
 """
 
-from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["ROLES", "renamed", "renamed_key", "stated", "updated"]
+__all__ = ["renamed_key", "stated", "updated"]
 
 FOLDER = "diffguide.datasets.image_folder.ImageFolder"
 DOWNLOADS = [f"diffguide.datasets.downloads.{name}" for name in ("MNIST", "FashionMNIST", "CIFAR10", "CIFAR100")]
@@ -19,34 +18,32 @@ ADDED: dict[str, dict[str, tuple[Any, Any]]] = {  # class: key: what it did befo
     },
 }
 RENAMED: dict[str, dict[str, str]] = {target: {"root": "path"} for target in DOWNLOADS}
-ROLES = {"dataset"}  # nodes that have such keys
 
 
 def renamed_key(key: str) -> str:
     """A dotted key as it was typed, by its name of today."""
-    role, _, name = key.partition(".")
+    parent, _, name = key.rpartition(".")
     names = {before: now for names in RENAMED.values() for before, now in names.items()}
-    return f"{role}.{names[name]}" if role in ROLES and name in names else key
+    return f"{parent}.{names[name]}" if parent.split(".")[-1] == "dataset" and name in names else key
 
 
-def renamed(node: Mapping[str, Any]) -> dict[str, Any]:
-    """A node with the keys of today."""
-    names = RENAMED.get(str(node.get("_target_")), {})
-    return {names.get(key, key): value for key, value in node.items()}
+def completed(value: Any, column: int) -> Any:
+    """A configuration with today's keys in all its nodes, and those that they lack from a column of ADDED."""
+    if isinstance(value, list):
+        return [completed(part, column) for part in value]
+    if not isinstance(value, dict):
+        return value
+    target = str(value.get("_target_"))
+    names, added = RENAMED.get(target, {}), ADDED.get(target, {})
+    node = {names.get(key, key): completed(part, column) for key, part in value.items()}
+    return node | {key: pair[column] for key, pair in added.items() if key not in node}
 
 
-def completed(node: Mapping[str, Any], column: int) -> dict[str, Any]:
-    """A node with today's keys, and those that it lacks from a column of ADDED."""
-    values = ADDED.get(str(node.get("_target_")), {})
-    return renamed(node) | {key: pair[column] for key, pair in values.items() if key not in node}
+def updated(config: Any) -> Any:
+    """A saved configuration, or one node of it, as this version would have written it."""
+    return completed(config, 0)
 
 
-def updated(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A saved configuration as this version would have written it."""
-    return {key: completed(value, 0) if key in ROLES and isinstance(value, dict) else value
-            for key, value in config.items()}  # fmt: skip
-
-
-def stated(node: Mapping[str, Any]) -> dict[str, Any]:
-    """A node of a new run, in which a file of the user's may leave out what the class has a default for."""
-    return completed(node, 1)
+def stated(config: Any) -> Any:
+    """A configuration of a new run, in which a file of the user's may leave out what a class has a default for."""
+    return completed(config, 1)

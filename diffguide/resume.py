@@ -182,7 +182,7 @@ def read_start(folder: Path, path: Path, saved: dict[str, Any], merged: DictConf
         header = json.loads(path.read_text(encoding="utf-8"))
         if "oracle" in merged:
             today = OmegaConf.to_container(merged)
-            began, now = ({key: nodes[key] for key in TRUTH if key in nodes} for nodes in (header, today))
+            began, now = ({key: nodes[key] for key in TRUTH if key in nodes} for nodes in (updated(header), today))
             if began != json.loads(strict_json(now)):
                 raise ValueError("its oracle, schedule and dataset are not those of config.yaml")
             return Begun(folder, None, header)

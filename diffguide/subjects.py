@@ -2,19 +2,21 @@
 
 import hashlib
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
 
-from . import checkpoints
+from . import checkpoints, provenance
 from .configuration import ConfigError, build
 from .datasets import Dataset, Split
 from .evaluation.metric import Subject
 from .randomness import fold
-from .resume import trusted
+from .retyped import again, trusted
 from .runs import strict_json
 from .sources import Exact
 from .vetting import construct
@@ -70,16 +72,24 @@ def dataset(
     Raises:
         ConfigError: data that are not there, or are not like those that the model was trained on.
     """
-    node = OmegaConf.to_container(cfg.dataset, resolve=True) if "dataset" in cfg else loaded.config["dataset"]
-    key = strict_json(node)
+    own, seen = loaded.config["dataset"], loaded.facts.get("data")
+    choice = HydraConfig.get().runtime.choices.get("dataset")
+    node, placed = again(cfg, "dataset", choice if isinstance(choice, str) else None, own), own
+    if node == own:
+        placed = provenance.located(own, seen)
+    key = strict_json([node, node == own and seen])  # of two checkpoints the data may lie in two places
     try:
         if key not in built:
-            built[key] = build(cfg, "dataset") if "dataset" in cfg else construct(node, "dataset", trusted(cfg))
+            if node == own or "_target_" not in cfg.dataset:
+                built[key] = construct(placed if node == own else node, "dataset", trusted(cfg))
+            else:
+                built[key] = build({"dataset": node}, "dataset")
     except ConfigError:
         raise
     except (ValueError, OSError) as error:
         raise ConfigError(
-            f"{error}; these are the data of the checkpoint, give others with dataset=<option>"
+            f"{error}; these are the data of the checkpoint: say where they lie now, dataset.path=<folder>, or give others "
+            "with dataset=<option>"
         ) from error
     data = built[key]
     shape, names = loaded.facts["shape"], loaded.facts["class_names"]
@@ -87,7 +97,28 @@ def dataset(
         raise ConfigError(f"dataset: its examples are of shape {list(data.shape)}, and the model's of {list(shape)}")
     if names and data.class_names and list(data.class_names) != list(names):
         raise ConfigError(f"dataset: its classes are {shown(data.class_names)}, and the model's are {shown(names)}")
+    if node == own or "_target_" not in cfg.dataset:
+        compare(data, seen, None if node == own else node.get("path"))
     return data, node
+
+
+def compare(data: Dataset, seen: dict[str, Any] | None, path: str | None) -> None:
+    """Holds data against the record of those that a checkpoint was trained on; says what differs on stderr.
+
+    Arguments:
+        path: where the checkpoint's own data are said to lie now, None = where they lay.
+
+    Raises:
+        ConfigError: others lie there.
+    """
+    if (changed := provenance.changes(seen, data)) is None:
+        return
+    if path is not None:
+        raise ConfigError(
+            f"dataset.path={path} does not hold the data of this checkpoint: {provenance.described(changed)}; to measure on "
+            "others, choose them with dataset=<option> too"
+        )
+    print(f"the data have changed since the training: {provenance.described(changed)}", file=sys.stderr)
 
 
 def shown(names: Sequence[str], most: int = 6) -> str:

@@ -92,7 +92,8 @@ def write_tradeoff(path: Path, jobs: Sequence[dict], runs: Sequence[Run], column
         raise NoTradeoff("some runs are of an oracle, and some of a checkpoint")
     else:
         files = [header["checkpoint"] for header in headers]
-        columns = tradeoff.against_data(runs, files, jobs[0]["shape"], jobs[0]["class_names"])
+        moved = jobs[0].get("moved")
+        columns = tradeoff.against_data(runs, files, jobs[0]["shape"], jobs[0]["class_names"], moved)
         panels, facts = tradeoff.of_data(columns), columns[0]
         note = f"{facts['compared']} samples a run against {facts['reference']}, as {facts['features']}"
     tradeoff.write_tradeoff(path, panels, runs, columns, note)

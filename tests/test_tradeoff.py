@@ -17,6 +17,7 @@ from small_checkpoint import CONFIG, change, put
 from diffguide import tradeoff
 from diffguide.datasets import Digits
 from diffguide.sample import main
+from diffguide.old_keys import updated
 from diffguide.sources import at_hand
 from diffguide.sweeps import claim_beside, described, run_of
 from diffguide.tradeoff import NoTradeoff, Panel, Run, figure_of, of_oracle
@@ -152,7 +153,7 @@ def test_data_come_from_files_that_are_here():
     node = {"_target_": "diffguide.datasets.digits.Digits", "channels": 1, "size": 8, "num_classes": 10}
     assert torch.equal(at_hand(node).validation.y, torch.from_numpy(load_digits().target[1000:1350]))
     with pytest.raises(ValueError, match="dataset.path is data, where MNIST cannot be read"):
-        at_hand(MNIST)
+        at_hand(updated(MNIST))
 
 
 def run(method: str, scale: str) -> Run:
