@@ -44,11 +44,11 @@ def trained(
         digest = checkpoints.sha256(file)
     except checkpoints.CheckpointError as error:
         raise ConfigError(f"checkpoint: {error}") from error
-    data, node = dataset(cfg, loaded, built)
+    run = file.parent.parent if file.parent.name == "checkpoints" else file
+    data, node = dataset(cfg, loaded, built, provenance.seen(run, loaded.facts))
     subject = subject_of(
         cfg, loaded.model, data, cfg.split, cfg.n, device, checkpoint=file, config=loaded.config | {"dataset": node}
     )
-    run = file.parent.parent if file.parent.name == "checkpoints" else file
     return subject, {
         "model": "/".join(run.parts[-2:]), "checkpoint": str(file), "checkpoint_sha256": digest, "weights": cfg.weights,
         "images": loaded.facts["images"], "split": cfg.split, "dataset": node,
@@ -65,25 +65,25 @@ def but_for_seed(config: dict[str, Any]) -> str:
 
 
 def dataset(
-    cfg: DictConfig, loaded: checkpoints.Loaded, built: dict[str, Dataset]
+    cfg: DictConfig, loaded: checkpoints.Loaded, built: dict[str, Dataset], seen: dict[str, Any] | None
 ) -> tuple[Dataset, dict[str, Any]]:  # fmt: skip
     """The data set to measure on, and its node: the chosen one, or that of the checkpoint.
+
+    Arguments:
+        built: data sets by their nodes; a new one is added.
+        seen: the record of the data that the checkpoint was trained on.
 
     Raises:
         ConfigError: data that are not there, or are not like those that the model was trained on.
     """
-    own, seen = loaded.config["dataset"], loaded.facts.get("data")
+    own = loaded.config["dataset"]
     choice = HydraConfig.get().runtime.choices.get("dataset")
-    node, placed = again(cfg, "dataset", choice if isinstance(choice, str) else None, own), own
-    if node == own:
-        placed = provenance.located(own, seen)
-    key = strict_json([node, node == own and seen])  # of two checkpoints the data may lie in two places
+    node = again(cfg, "dataset", choice if isinstance(choice, str) else None, own)
+    placed, typed = provenance.located(own, seen) if node == own else node, "_target_" in cfg.get("dataset", {})
+    key = strict_json(placed)
     try:
         if key not in built:
-            if node == own or "_target_" not in cfg.dataset:
-                built[key] = construct(placed if node == own else node, "dataset", trusted(cfg))
-            else:
-                built[key] = build({"dataset": node}, "dataset")
+            built[key] = build({"dataset": placed}, "dataset") if typed else construct(placed, "dataset", trusted(cfg))
     except ConfigError:
         raise
     except (ValueError, OSError) as error:
@@ -97,7 +97,7 @@ def dataset(
         raise ConfigError(f"dataset: its examples are of shape {list(data.shape)}, and the model's of {list(shape)}")
     if names and data.class_names and list(data.class_names) != list(names):
         raise ConfigError(f"dataset: its classes are {shown(data.class_names)}, and the model's are {shown(names)}")
-    if node == own or "_target_" not in cfg.dataset:
+    if node == own or not typed:
         compare(data, seen, None if node == own else node.get("path"))
     return data, node
 

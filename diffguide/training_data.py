@@ -2,6 +2,7 @@
 
 import copy
 import sys
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, open_dict
@@ -30,6 +31,11 @@ def open_data(cfg: DictConfig, resumed: Resumed | None) -> tuple[Dataset, dict[s
     placed = copy.deepcopy(cfg)
     with open_dict(placed):
         placed.dataset = cfg.dataset if moved else provenance.located(cfg.dataset, resumed.data)
+    path = placed.dataset.get("path")
+    if isinstance(path, str) and "download" not in placed.dataset and not Path(path).expanduser().exists():
+        lay = (resumed.data or {}).get("path") or path
+        raise ConfigError(f"resume: {'dataset.path is' if moved else 'its data lay in'} {path if moved else lay}, which does "
+                          "not exist: say where they lie now, dataset.path=<folder>")  # fmt: skip
     data, note = build(placed, "dataset"), resumed.note
     if resumed.class_names and resumed.class_names != data.class_names:
         raise ConfigError(
