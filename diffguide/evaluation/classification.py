@@ -104,7 +104,8 @@ def write_accuracy(path: Path, classifier: Classifier, data: Dataset, seed: int,
     axis = figure.subplots()
     axis.semilogx(LEVELS, found, marker="o")
     axis.axhline(1 / classifier.num_classes, color="0.6", linestyle="--", label="by chance")
-    axis.set(xlabel="noise level sigma / alpha", ylabel="held-out accuracy" if split == "validation" else "accuracy on training examples", ylim=(0, 1))
+    measured = "held-out accuracy" if split == "validation" else "accuracy on training examples"
+    axis.set(xlabel="noise level sigma / alpha", ylabel=measured, ylim=(0, 1))
     axis.legend()
     write_atomically(path, lambda temporary: figure.savefig(temporary, format="png", dpi=100))
 
