@@ -22,6 +22,7 @@ from .archives import CheckpointError, below
 from .denoisers import Denoiser, Energy
 from .inspection import at_most, check_facts, check_finite, check_model, compare
 from .objectives import Objective
+from .old_keys import updated
 from .vetting import construct, vet, vet_values
 
 __all__ = ["CheckpointError", "Loaded", "TrainingState", "find", "load", "load_training_state", "prune", "read", "save",
@@ -140,6 +141,7 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         if "config" in metadata:
             check_facts(metadata)
+            metadata["config"] = updated(metadata["config"])
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
     return tensors, metadata

@@ -17,7 +17,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseException
 from yaml import YAMLError
 
@@ -27,9 +27,11 @@ from .config_files import dotted, loader_of, quick_listing
 from .configuration import ConfigError, config_dir, telling
 from .interrupts import Stopped
 from .multiruns import record_job, remove_notes
+from .old_keys import stated
 from .own_modules import searching
 from .quoting import quote_odd, quoted
 from .runs import only_writer, remove_leftovers
+from .spelling import respelled
 
 __all__ = ["leave", "one_line_errors", "run_command", "tidy", "typed"]
 
@@ -50,6 +52,7 @@ def one_line_errors(name: str, cfg: DictConfig) -> Iterator[None]:
         try:
             with searching(targets(OmegaConf.to_container(cfg)), own_folders()):
                 check_composed(cfg)
+                state(cfg)
                 yield
         except ConfigError as error:
             if os.environ.get(FULL) == "1":
@@ -104,6 +107,15 @@ def check_composed(cfg: DictConfig) -> None:
             raise ConfigError(f"{key}: {str(error).splitlines()[0]}; give {key}=<value>") from error
 
 
+def state(cfg: DictConfig) -> None:
+    """Writes into a composed configuration what a file of the user's, of an earlier version, leaves out or names otherwise."""
+    raw = OmegaConf.to_container(cfg, resolve=False)
+    with open_dict(cfg):
+        for key, node in raw.items():
+            if isinstance(node, dict) and (now := stated(node)) != node:
+                cfg[key] = now
+
+
 @contextmanager
 def variables(values: dict[str, str | None]) -> Iterator[None]:
     """Sets environment variables, None = absent, and puts them back."""
@@ -155,7 +167,7 @@ def run_command(
     """
     warnings.filterwarnings("ignore", r"`torch\.jit", FutureWarning)  # torch warns of what torch itself calls
     saved, config_name = sys.argv, config_name or name.removeprefix("diffguide-")
-    words = quote_odd(saved[1:] if argv is None else argv)
+    words = respelled(quote_odd(saved[1:] if argv is None else argv))
     sys.argv = [name if argv is not None else saved[0], *words]
     try:
         if os.environ.get(FULL) == "1":
@@ -219,6 +231,4 @@ def mistake_of(words: Sequence[str], config_name: str) -> str | None:
         flags, _ = read_flags(words)
         overrides = [word for word in flags.overrides if "=" in word or not flags.help]
         found = mistakes.find(overrides, loader_for(flags), flags.config_name or config_name, flags.multirun)
-        if found and " no key " in found and any(text.startswith("resume=") for text in flags.overrides):
-            found += "; keys of an option of the resumed run need that option said again, objective=jem for those of objective"
         return found

@@ -57,7 +57,8 @@ def evaluate(cfg: DictConfig) -> None:
     ]  # all can, before one does
     folders = []
     for path, run in zip(paths(cfg), runs):
-        folders.append(measure(OmegaConf.merge(cfg, {"checkpoint": path}), engine, run, begun))
+        measured = {"checkpoint": path} | ({"dataset": run.identity["dataset"]} if "dataset" in cfg else {})
+        folders.append(measure(OmegaConf.merge(cfg, measured), engine, run, begun))
         print(folders[-1])
     record_job({"folders": list(map(str, folders))})
     if len(folders) > 1 and HydraConfig.get().mode != RunMode.MULTIRUN:

@@ -14,6 +14,7 @@ from torch.nn.modules import module as registration
 from .archives import CheckpointError, printable, shorten
 from .denoisers import Classifier, Denoiser
 from .learning_rates import Extension
+from .provenance import check_record
 from .vetting import LARGEST, vet_values
 
 __all__ = ["at_most", "check_facts", "check_finite", "check_model", "compare"]
@@ -43,6 +44,8 @@ def check_facts(metadata: dict[str, Any]) -> None:
         raise CheckpointError(f"restores must be a whole number of at least 0, got {metadata['restores']!r}")
     try:
         Extension.read(metadata)
+        if metadata.get("data") is not None:
+            check_record(metadata["data"])
     except ValueError as error:
         raise CheckpointError(str(error)) from error
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):

@@ -199,7 +199,7 @@ class Composition:
             return f"{key} is there already: write {override.input_line.lstrip('+')}, without +"
         read = re.compile(rf"\$\{{[^}}]*\b{re.escape(root)}\b")
         texts = [str(self.tree), *(other.input_line for other in job)]
-        return None if root in self.tree or any(map(read.search, texts)) else self.no_key(key)
+        return None if root in {*self.tree, *self.choices} or any(map(read.search, texts)) else self.no_key(key)
 
     def no_key(self, key: str) -> str:
         """A sentence about a key that is not there, and about the options and commands that have it."""

@@ -10,24 +10,20 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import AliasEvent, YAMLError, parse
 
-from . import checkpoints
-from .commands import typed
+from . import checkpoints, provenance
 from .configuration import ConfigError
+from .old_keys import updated
+from .retyped import ROLES, inherit, refusal, trusted
 from .runs import strict_json
 from .shards import START
 
-__all__ = ["Begun", "Resumed", "find", "find_evaluation", "find_samples", "inherit", "saved_config"]
+__all__ = ["Begun", "Resumed", "find", "find_evaluation", "find_samples", "inherit", "saved_config", "trusted"]
 
-ROLES = (  # nodes of a configuration that are built
-    "oracle", "dataset", "backbone", "schedule", "objective", "guidance", "sampler", "metric", "training", "engine",
-)  # fmt: skip
 FIXED = ("name", "output_root", "dataset", "backbone", "schedule", "objective", "training", "seed", "p_uncond")
-TODAYS = {"dry_run"}  # what is never taken from a run
 FREE = {  # of training: how long, how often, how fast; recorded where it changes
     "images", "learning_rate", "warmup_images", "max_grad_norm", "ema_images", "accumulate", "log_images",
     "validation_images", "checkpoint_images", "sample_images", "keep", "extend", "extend_rate",
@@ -43,11 +39,16 @@ LONGEST = 10**6  # characters of a config.yaml
 
 
 class Resumed(NamedTuple):
-    """folder: of the run; checkpoint: to continue from, None = it had none yet; note: for metrics.jsonl, what changes."""
+    """folder: of the run; checkpoint: to continue from, None = it had none yet; note: for metrics.jsonl, what changes.
+
+    data: the record of the data that the checkpoint has seen, None = it has none; class_names: of those data.
+    """
 
     folder: Path
     checkpoint: Path | None
     note: dict[str, Any] | None
+    data: dict[str, Any] | None = None
+    class_names: tuple[str, ...] = ()
 
 
 class Begun(NamedTuple):
@@ -56,11 +57,6 @@ class Begun(NamedTuple):
     folder: Path
     file: Path | None
     header: dict[str, Any] | None
-
-
-def refusal(message: str) -> ConfigError:
-    """One printable line, however long what a foreign file makes us say."""
-    return ConfigError(str(checkpoints.CheckpointError(f"resume: {message}")))
 
 
 def saved_config(folder: Path, today: dict[str, Any], optional: Collection[str]) -> dict[str, Any]:
@@ -94,54 +90,7 @@ def saved_config(folder: Path, today: dict[str, Any], optional: Collection[str])
     for key in ROLES:
         if key in config and not isinstance(config[key], dict):
             raise refusal(f"{path} has no node {key}, but {config[key]!r}")
-    return config
-
-
-def trusted(cfg: DictConfig) -> list[str]:
-    """The names in trust=[...].
-
-    Raises:
-        ConfigError: it is no list of texts.
-    """
-    names = OmegaConf.to_container(cfg, resolve=True)["trust"] or []
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise ConfigError(f"trust must be a list of dotted names, trust=[my.module.Net], got {names!r}")
-    return names
-
-
-def inherit(cfg: DictConfig, saved: dict[str, Any]) -> DictConfig:
-    """The saved configuration, with every key that this command line sets as it is composed today.
-
-    Raises:
-        ConfigError: a key that the run does not have, or a node that may not be built from a file.
-    """
-    overrides = OverridesParser.create().parse_overrides(typed())
-    keys = [override.key_or_group.replace("/", ".") for override in overrides]
-    resolved = OmegaConf.create(OmegaConf.to_container(cfg, resolve=True))
-    if "experiment" in keys:  # a recipe sets keys everywhere: then the command line has to say it all
-        return resolved
-    merged = OmegaConf.create(saved)
-    for key in ("resume", "trust", *TODAYS.intersection(resolved), *keys):
-        value = OmegaConf.select(resolved, key)
-        parent, _, name = key.rpartition(".")
-        node = OmegaConf.select(merged, parent) if parent else merged
-        if node is None or not OmegaConf.is_dict(node):
-            raise refusal(f"this run has no {parent}, so {key} cannot be set")
-        if value is None and name not in (OmegaConf.select(resolved, parent) if parent else resolved):
-            node.pop(name, None)  # deleted with ~
-        else:
-            node[name] = value
-    if "training" in merged:
-        merged.training.optimizer = OmegaConf.select(resolved, "training.optimizer")
-    for role in ROLES:
-        if role in merged and merged[role] != resolved.get(role):
-            node = OmegaConf.to_container(merged[role])
-            node.pop("optimizer", None)
-            try:
-                checkpoints.vet(node, role, trusted(cfg))
-            except checkpoints.CheckpointError as error:
-                raise refusal(str(error)) from error
-    return merged
+    return updated(config)
 
 
 def find(cfg: DictConfig) -> tuple[DictConfig, Resumed]:
@@ -167,7 +116,7 @@ def find(cfg: DictConfig) -> tuple[DictConfig, Resumed]:
     for config in (saved, *([metadata["config"]] if metadata else [])):
         compare(config, today, folder)
     if metadata is None:
-        return merged, Resumed(folder, None, None)
+        return merged, Resumed(folder, None, None, provenance.read(folder))
     if metadata["images"] >= merged.training.images:
         raise ConfigError(f"resume: {folder} has its {metadata['images']} images; ask for more training.images")
     before, after = metadata["config"]["training"], today["training"]
@@ -177,7 +126,8 @@ def find(cfg: DictConfig) -> tuple[DictConfig, Resumed]:
     if "training.images" not in changed and (idle := [key for key in changed if key.startswith("training.extend")]):
         raise refusal(f"{idle[0]} says what a change of training.images does, and this run has {after['images']} as before")
     note = {"images": metadata["images"], "changed": dict(sorted(changed.items()))} if changed else None
-    return merged, Resumed(folder, files[-1], note)
+    seen = provenance.seen(folder, metadata)
+    return merged, Resumed(folder, files[-1], note, seen, tuple(metadata["class_names"]))
 
 
 def find_samples(cfg: DictConfig) -> tuple[DictConfig, Begun]:
@@ -234,7 +184,7 @@ def read_start(folder: Path, path: Path, saved: dict[str, Any], merged: DictConf
         header = json.loads(path.read_text(encoding="utf-8"))
         if "oracle" in merged:
             today = OmegaConf.to_container(merged)
-            began, now = ({key: nodes[key] for key in TRUTH if key in nodes} for nodes in (header, today))
+            began, now = ({key: nodes[key] for key in TRUTH if key in nodes} for nodes in (updated(header), today))
             if began != json.loads(strict_json(now)):
                 raise ValueError("its oracle, schedule and dataset are not those of config.yaml")
             return Begun(folder, None, header)
@@ -272,6 +222,8 @@ def compare(saved: dict[str, Any], today: dict[str, Any], folder: Path) -> None:
     """Raises ConfigError where this command would compute something else than the run did."""
     for key in FIXED:
         nodes = [config.get(key) for config in (saved, today)]
+        if key == "dataset":  # which may have moved: what they hold is compared when they are read
+            nodes = [{name: value for name, value in node.items() if name != "path"} for node in nodes]
         if key == "training":
             nodes = [{name: value for name, value in node.items() if name not in FREE} for node in nodes]
         if nodes[0] != nodes[1]:

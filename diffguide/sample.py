@@ -8,6 +8,7 @@ from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from .class_names import resolve_labels, shadowed_class
@@ -34,7 +35,9 @@ def sample(cfg: DictConfig) -> None:
 
         cfg, begun = find_samples(cfg)
     check(cfg)
-    cfg = OmegaConf.masked_copy(cfg, [key for key in cfg if "oracle" in cfg or key != "schedule"])  # the rest is unused
+    moved = {} if "oracle" in cfg else OmegaConf.to_container(cfg.get("dataset", OmegaConf.create()))
+    unused = () if "oracle" in cfg else ("schedule", "dataset")
+    cfg = OmegaConf.masked_copy(cfg, [key for key in cfg if key not in unused])
     engine = build(cfg, "engine")
     if begun is not None and begun.header is None:
         if engine.is_global_zero:
@@ -70,7 +73,7 @@ def sample(cfg: DictConfig) -> None:
                 shutil.rmtree(folder, ignore_errors=True)  # nothing to resume
             raise ConfigError(str(error)) from error
     behind = plan.behind and plan.behind.plain()
-    facts = {"shape": list(plan.shape), "class_names": plan.class_names, "behind": behind, "figures": figures}
+    facts = {"shape": list(plan.shape), "class_names": plan.class_names, "behind": behind, "figures": figures, "moved": moved}
     record_job({"folder": str(folder), **facts, "header": header})
     if figures:
         print(", ".join(f"{name} {value:.4g}" for name, value in figures.items()), file=sys.stderr)
@@ -104,7 +107,11 @@ def check(cfg: DictConfig) -> None:
         )
     check_model(cfg)
     if "oracle" not in cfg and "dataset" in cfg:
-        raise ConfigError("dataset is of oracle=empirical, a checkpoint needs none to be sampled: leave it out")
+        if HydraConfig.get().mode != RunMode.MULTIRUN or list(cfg.dataset) != ["path"]:
+            raise ConfigError(
+                "dataset is of oracle=empirical, a checkpoint needs none to be sampled: leave it out; dataset.path says where "
+                "the data of a checkpoint lie now, for the trade-off of a sweep (-m)"
+            )
 
 
 def check_model(cfg: DictConfig) -> None:

@@ -8,14 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
 
-from . import checkpoints
+from . import checkpoints, provenance
 from .configuration import ConfigError, build
 from .datasets import Dataset, Split
 from .evaluation.metric import Subject
 from .randomness import fold
-from .resume import trusted
+from .retyped import again, trusted
 from .runs import strict_json
 from .sources import Exact
 from .vetting import construct
@@ -45,11 +46,11 @@ def trained(
         raise ConfigError(f"checkpoint: {error}") from error
     if note := checkpoints.untrained(loaded):
         print(f"{file}: {note}", file=sys.stderr)
-    data, node = dataset(cfg, loaded, built)
+    run = file.parent.parent if file.parent.name == "checkpoints" else file
+    data, node = dataset(cfg, loaded, built, provenance.seen(run, loaded.facts))
     subject = subject_of(
         cfg, loaded.model, data, cfg.split, cfg.n, device, checkpoint=file, config=loaded.config | {"dataset": node}
     )
-    run = file.parent.parent if file.parent.name == "checkpoints" else file
     return subject, {
         "model": "/".join(run.parts[-2:]), "checkpoint": str(file), "checkpoint_sha256": digest, "weights": cfg.weights,
         "images": loaded.facts["images"], "split": cfg.split, "dataset": node,
@@ -66,23 +67,31 @@ def but_for_seed(config: dict[str, Any]) -> str:
 
 
 def dataset(
-    cfg: DictConfig, loaded: checkpoints.Loaded, built: dict[str, Dataset]
+    cfg: DictConfig, loaded: checkpoints.Loaded, built: dict[str, Dataset], seen: dict[str, Any] | None
 ) -> tuple[Dataset, dict[str, Any]]:  # fmt: skip
     """The data set to measure on, and its node: the chosen one, or that of the checkpoint.
+
+    Arguments:
+        built: data sets by their nodes; a new one is added.
+        seen: the record of the data that the checkpoint was trained on.
 
     Raises:
         ConfigError: data that are not there, or are not like those that the model was trained on.
     """
-    node = OmegaConf.to_container(cfg.dataset, resolve=True) if "dataset" in cfg else loaded.config["dataset"]
-    key = strict_json(node)
+    own = loaded.config["dataset"]
+    choice = HydraConfig.get().runtime.choices.get("dataset")
+    node = again(cfg, "dataset", choice if isinstance(choice, str) else None, own)
+    placed, typed = provenance.located(own, seen) if node == own else node, "_target_" in cfg.get("dataset", {})
+    key = strict_json(placed)
     try:
         if key not in built:
-            built[key] = build(cfg, "dataset") if "dataset" in cfg else construct(node, "dataset", trusted(cfg))
+            built[key] = build({"dataset": placed}, "dataset") if typed else construct(placed, "dataset", trusted(cfg))
     except ConfigError:
         raise
     except (ValueError, OSError) as error:
         raise ConfigError(
-            f"{error}; these are the data of the checkpoint, give others with dataset=<option>"
+            f"{error}; these are the data of the checkpoint: say where they lie now, dataset.path=<folder>, or give others "
+            "with dataset=<option>"
         ) from error
     data = built[key]
     shape, names = loaded.facts["shape"], loaded.facts["class_names"]
@@ -90,7 +99,28 @@ def dataset(
         raise ConfigError(f"dataset: its examples are of shape {list(data.shape)}, and the model's of {list(shape)}")
     if names and data.class_names and list(data.class_names) != list(names):
         raise ConfigError(f"dataset: its classes are {shown(data.class_names)}, and the model's are {shown(names)}")
+    if node == own or not typed:
+        compare(data, seen, None if node == own else node.get("path"))
     return data, node
+
+
+def compare(data: Dataset, seen: dict[str, Any] | None, path: str | None) -> None:
+    """Holds data against the record of those that a checkpoint was trained on; says what differs on stderr.
+
+    Arguments:
+        path: where the checkpoint's own data are said to lie now, None = where they lay.
+
+    Raises:
+        ConfigError: others lie there.
+    """
+    if (changed := provenance.changes(seen, data)) is None:
+        return
+    if path is not None:
+        raise ConfigError(
+            f"dataset.path={path} does not hold the data of this checkpoint: {provenance.described(changed)}; to measure on "
+            "others, choose them with dataset=<option> too"
+        )
+    print(f"the data have changed since the training: {provenance.described(changed)}", file=sys.stderr)
 
 
 def shown(names: Sequence[str], most: int = 6) -> str:

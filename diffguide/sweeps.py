@@ -111,7 +111,7 @@ def write_pictures(
         raise NoTradeoff("some runs are of an oracle, and some of a checkpoint")
     else:
         files = [header["checkpoint"] for header in headers]
-        columns = tradeoff.against_data(runs, files, jobs[0]["shape"], jobs[0]["class_names"])
+        columns = tradeoff.against_data(runs, files, jobs[0]["shape"], jobs[0]["class_names"], jobs[0].get("moved"))
         panels, drawn, facts = tradeoff.of_data(columns), over_data(columns), columns[0]
         note = f"{facts['compared']} samples a run against {facts['reference']}, as {facts['features']}"
         tell(runs, columns)

@@ -1,7 +1,7 @@
 """Fidelity against diversity over the runs of a sweep: what is measured once at its end, and the picture of it."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +15,8 @@ from .curves import HOLLOW, OPEN
 from .datasets import Dataset
 from .evaluation.judge import Judge
 from .evaluation.quality import LEAST_PRECISION, count_repeated, density_coverage, precision_recall
+from .old_keys import updated
+from .provenance import changes, check_record, described, located
 from .randomness import fold
 from .runs import write_atomically
 from .shards import read_rows
@@ -94,8 +96,9 @@ def drawn(n: int, count: int, purpose: int) -> Tensor:
 
 
 def against_data(
-    runs: Sequence[Run], checkpoints: Sequence[str], shape: Sequence[int], class_names: Sequence[str]
-) -> list[dict[str, Any]]:
+    runs: Sequence[Run], checkpoints: Sequence[str], shape: Sequence[int], class_names: Sequence[str],
+    moved: Mapping[str, str] | None = None,
+) -> list[dict[str, Any]]:  # fmt: skip
     """Columns of each run: precision, recall, density, coverage and agreed labels against its model's validation split.
 
     Features are pixels, or coordinates of vectors, after the data set's own preprocessing. All runs are compared with as
@@ -106,19 +109,21 @@ def against_data(
         checkpoints: file of each.
         shape: of a sample.
         class_names: one per class, as the runs have them.
+        moved: {path: where the data of the checkpoints lie now}, if elsewhere than they lay.
 
     Raises:
         NoTradeoff: too few samples, or no data.
     """
     count = enough(min(len(run.labels) for run in runs))
     try:
-        data = training_set(checkpoints)
+        data = training_set(checkpoints, moved or {})
         if list(data.shape) != list(shape):
             raise NoTradeoff(f"the data set has examples of shape {list(data.shape)}, and the samples {list(shape)}")
-        held, y = fetch(data.validation, drawn(len(data.validation.y), MOST, REAL))
+        name, split = data.held_out
+        held, y = fetch(split, drawn(len(split.y), MOST, REAL))
         real = data.view(held).flatten(1).double()
         if len(real) <= WIDER:
-            raise NoTradeoff(f"the data set has {len(real)} validation examples, and more than {WIDER} are needed")
+            raise NoTradeoff(f"the data set has {len(real)} {name} examples, and more than {WIDER} are needed")
         judge = judge_of(data) if bool((y >= 0).all()) and known(data, class_names, runs) else None
     except NoTradeoff:
         raise
@@ -126,7 +131,7 @@ def against_data(
         reason = " ".join(str(error).split())
         raise NoTradeoff(f"the data that the model was trained on cannot be read here ({reason})") from error
     facts = {"compared": count, "compared_real": len(real), "features": "coordinates" if len(shape) == 1 else "pixels",
-             "reference": f"{len(real)} validation examples"}  # fmt: skip
+             "reference": f"{len(real)} {name if name == 'validation' else 'training'} examples"}  # fmt: skip
     repeated, real_agreed = count_repeated(real), None if judge is None else judge.agreed(real, y)
     columns = []
     for run in runs:
@@ -142,16 +147,27 @@ def against_data(
     return columns
 
 
-def training_set(checkpoints: Sequence[str]) -> Dataset:
+def training_set(checkpoints: Sequence[str], moved: Mapping[str, str]) -> Dataset:
     """The one data set that these checkpoints were trained on.
+
+    Arguments:
+        checkpoints: files.
+        moved: {path: where the data lie now}, {} = where they lay.
 
     Raises:
         ValueError: there are several, or it is not at hand.
     """
-    nodes = [archives.read_metadata(Path(file))["config"].get("dataset") for file in dict.fromkeys(checkpoints)]
+    facts = [archives.read_metadata(Path(file)) for file in dict.fromkeys(checkpoints)]
+    nodes = [updated(fact["config"]).get("dataset") for fact in facts]
     if any(node != nodes[0] for node in nodes):
         raise NoTradeoff("the runs are of models of different data")
-    return at_hand(nodes[0])
+    seen = facts[0].get("data")
+    if seen is not None:
+        check_record(seen)
+    data = at_hand(located(nodes[0] or {}, seen) | moved)
+    if moved and (changed := changes(seen, data)):
+        raise NoTradeoff(f"dataset.path={moved['path']} does not hold the data of the checkpoint: {described(changed)}")
+    return data
 
 
 def known(data: Dataset, class_names: Sequence[str], runs: Sequence[Run]) -> bool:

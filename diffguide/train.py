@@ -32,6 +32,7 @@ def train(cfg: DictConfig) -> None:
     from .resume import trusted
     from .samplers import SamplingError
     from .training import Diverged
+    from .training_data import open_data, tell
 
     resumed = None
     if cfg.resume is not None:
@@ -48,7 +49,7 @@ def train(cfg: DictConfig) -> None:
     if launched_outside():
         engine.launch()
     with engine.rank_zero_first():  # who downloads what is missing
-        data = build(cfg, "dataset")
+        data, note = open_data(cfg, resumed)
     torch.manual_seed(cfg.seed)
     with at_most(MOST, f"it would have more than {MOST} layers and tensors; make it smaller"):
         backbone = build(cfg, "backbone")
@@ -91,9 +92,8 @@ def train(cfg: DictConfig) -> None:
             try_out(objective, guided, times, data)
         except SamplingError as error:
             raise ConfigError(str(error)) from error
-    if data.unreadable and engine.is_global_zero:
-        shown = ", ".join(f"{path} ({reason})" for path, reason in data.unreadable[:3])
-        print(f"{len(data.unreadable)} images cannot be read and are left out: {shown}", file=sys.stderr)
+    if engine.is_global_zero:
+        tell(data, note)
     if cfg.compile:
         backbone.compile()
     full = "the device's memory is full: raise training.accumulate, lower training.batch_size, or backbone.checkpointing=true"
@@ -152,7 +152,7 @@ def train(cfg: DictConfig) -> None:
     with ExitStack() as held:
         folder = claim(engine, parent, config, resumed, held)
         try:
-            training.run(engine, objective, data, folder, cfg.seed, config, draw, *(resumed or (None,) * 3)[1:])
+            training.run(engine, objective, data, folder, cfg.seed, config, draw, resumed and resumed.checkpoint, note)
         except Stopped as stopped:
             if not engine.is_global_zero:
                 return  # a code other than 0 would make Fabric's launcher kill the first rank

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from . import checkpoints
-from .batches import Batches, loader
-from .datasets import Dataset, Split, Stream
+from . import checkpoints, provenance
+from .batches import Batches
+from .datasets import Dataset
+from .held_out import held_out_loss
 from .interrupts import Interrupts, Stopped
 from .journal import Journal, Meter
 from .learning_rates import EXTEND, Plan, resumed
@@ -29,7 +30,7 @@ from .watch import Watch
 
 __all__ = ["Diverged", "Training"]
 
-VALIDATION, RESTORED = 3, 4  # purposes of a folded seed, beside those of `batches`
+RESTORED = 4  # purpose of a folded seed, beside those of `batches` and `held_out`
 AGREE = 8  # steps between the moments at which several processes ask each other for signals
 
 
@@ -121,7 +122,7 @@ class Training:
         self, fabric, objective: Objective, data: Dataset, folder: Path, seed: int, config: dict,
         draw: Callable[[Objective, Path], None], resume: Path | None = None, note: dict | None = None,
     ) -> Objective:  # fmt: skip
-        """Trains and returns the averaged objective; writes metrics.jsonl, checkpoints/ and samples/ into `folder`.
+        """Trains and returns the averaged objective; writes metrics.jsonl, data.json, checkpoints/ and samples/ into `folder`.
 
         A run that diverges goes back to its last checkpoint, and on with another seed, as often as its objective says. How
         often it did so is in every checkpoint, and a line {images, restores} in metrics.jsonl.
@@ -178,6 +179,8 @@ class Training:
             meter.restore(state.sums, fabric)
             fabric.strategy.precision.load_state_dict(state.precision)
         journal.cut(images, note, restores)
+        if main:
+            provenance.write(folder / provenance.FILE, data)
         drawn = fold(seed, RESTORED, restores) if restores else seed
         batches = Batches(data, drawn, fabric, self.batch_size, self.share(fabric.world_size), images)
         parts, watch = iter(batches), Watch(0 if fabric.device.type == "cpu" else 1)
@@ -186,7 +189,9 @@ class Training:
         )
         if change:
             progress.say(change)
-        started = time.monotonic()
+        started, record = time.monotonic(), provenance.record(data)
+        if data.held_out[0] != "validation":
+            progress.say("no example validates: held-out losses are of training examples")
 
         def save(totals: dict[str, Tensor], loss: float | None) -> None:
             if not main:
@@ -194,7 +199,7 @@ class Training:
             journal.flush()
             names = list(data.class_names) if objective.model.num_classes else []
             facts = {"images": images, "validation_loss": loss, "class_names": names, "shape": list(data.shape)}
-            facts |= {"restores": restores} if restores else {}
+            facts |= {"data": record} | ({"restores": restores} if restores else {})
             facts |= {"extension": plan.extension._asdict()} if plan.extension else {}
             training = checkpoints.TrainingState(facts, totals, fabric.strategy.precision.state_dict())
             checkpoints.save(folder / "checkpoints", objective, ema.module, optimizer, config, training)
@@ -225,7 +230,7 @@ class Training:
                 with meter.paused():  # the rate is that of training
                     loss = None
                     if (due(self.validation_images) or due(self.checkpoint_images)) and main:
-                        held = held_out(ema.module, data, seed, fabric.device, min(self.batch_size, 500))
+                        held = held_out_loss(ema.module, data, seed, fabric.device, min(self.batch_size, 500))
                         loss = float(held.per_example.mean())
                         journal.write({"images": images, "validation_loss": loss, **objective.figures(held)})
                         progress.say(f"{images} images: held-out loss {loss:.4f}")
@@ -272,20 +277,3 @@ def agreed(fabric, interrupts: Interrupts, step: int) -> int:
     if step % AGREE:
         return 0
     return int(fabric.all_reduce(torch.tensor(float(interrupts.number), device=fabric.device), reduce_op="max"))
-
-
-@torch.no_grad()
-def held_out(objective: Objective, data: Dataset, seed: int, device: torch.device, batch_size: int) -> Loss:
-    """The loss of each example of the validation split, with noise that is the same every time."""
-    rng = torch.Generator(device).manual_seed(fold(seed, VALIDATION))
-    split, losses = data.validation, []
-    if isinstance(split, Stream):
-        rows = [part.tolist() for part in torch.arange(len(split)).split(batch_size)]
-        batches = loader(split, data.workers, rows, torch.device(device))
-    else:
-        batches = zip(*(field.split(batch_size) for field in Split(*split)))
-    for x, y in batches:
-        losses.append(objective(data.view(x.to(device)), y.to(device), rng))
-    per_example, terms, log_snr = zip(*losses)
-    terms = {name: torch.cat([part[name] for part in terms]) for name in terms[0]}
-    return Loss(torch.cat(per_example), terms, None if log_snr[0] is None else torch.cat(log_snr))

@@ -30,8 +30,13 @@ def numbers(split: Split | Stream) -> list[int]:
     return [int(image[0, 0, 0]) + 256 * int(image[1, 0, 0]) for image in x]
 
 
-def place(relative: str) -> float:
-    """The hash of a path as the documentation states it."""
+def place(file: Path) -> float:
+    """The hash of a file's contents as the documentation states it."""
+    return int(hashlib.sha256(file.read_bytes()).hexdigest(), 16) / 2**256
+
+
+def path_place(relative: str) -> float:
+    """The hash of a path, which decided before."""
     return int(hashlib.sha256(unicodedata.normalize("NFC", relative).encode()).hexdigest(), 16) / 2**256
 
 

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, features
 
-from diffguide.datasets.decoding import Unreadable, is_image, read_header, read_image, square, stored
+from diffguide.datasets.decoding import Unreadable, is_image, read_header, read_image, square, stored, suffixes
+from diffguide.datasets.ranges import Whites, find_whites
 
 RNG = np.random.default_rng(0)
 GREY = RNG.integers(0, 256, (6, 9), dtype=np.uint8)
@@ -224,6 +225,12 @@ def broken(kind: str, path: Path) -> None:
         Image.fromarray(RNG.normal(size=(4, 4)).astype(np.float32)).save(path)
     elif kind == "wide.tif":
         Image.fromarray(np.array([[0, 70000]], dtype=np.int32)).save(path)
+    elif kind == "between.tif":
+        Image.fromarray(np.array([[0.5, 1.3]], dtype=np.float32)).save(path)
+    elif kind == "nan.tif":
+        Image.fromarray(np.array([[0.5, np.nan]], dtype=np.float32)).save(path)
+    elif kind == "page.png":
+        Image.fromarray(RGB).save(path, format="EPS")
     elif kind == "gone.png":
         path.symlink_to(path.parent / "nowhere.png")
     else:
@@ -232,8 +239,9 @@ def broken(kind: str, path: Path) -> None:
 
 REASONS = {
     "truncated.jpg": "truncated", "broken.png": "broken", "empty.gif": "no image that Pillow can identify",
-    "text.png": "no image that Pillow can identify", "float.tif": "floating-point pixels", "gone.png": "No such file",
-    "wide.tif": "grey values beyond 0..65535",
+    "text.png": "no image that Pillow can identify", "float.tif": "grey values beyond 0..65535", "gone.png": "No such file",
+    "wide.tif": "grey values beyond 0..65535", "between.tif": "floating-point values up to 1.3", "nan.tif": "grey values",
+    "page.png": "no image that Pillow can identify",
 }  # fmt: skip
 
 
@@ -245,7 +253,7 @@ def test_what_is_no_image_is_unreadable_with_its_reason(kind, tmp_path):
     assert "\n" not in str(raised.value)
 
 
-@pytest.mark.parametrize("kind", ["empty.gif", "text.png", "float.tif", "gone.png"])
+@pytest.mark.parametrize("kind", ["empty.gif", "text.png", "page.png", "gone.png"])
 def test_headers_show_what_is_no_image(kind, tmp_path):
     broken(kind, tmp_path / kind)
     with pytest.raises(Unreadable, match=REASONS[kind]):
@@ -261,5 +269,64 @@ def test_decompression_bombs_are_unreadable(tmp_path, monkeypatch):
 
 
 def test_suffixes_decide_what_is_an_image():
-    assert all(is_image(Path(name)) for name in ("a.PNG", "b.jpeg", "c d.Jpg", "e.webp", "f.pgm", "g.tar.gif"))
-    assert not any(is_image(Path(name)) for name in ("a.txt", "png", "b.pdf", "c.npy", "d.png.json", "e.ico"))
+    """Pillow's own list, without films, documents that need another program, and formats of which it knows the header."""
+    assert all(is_image(Path(name)) for name in ("a.PNG", "b.jpeg", "c d.Jpg", "e.webp", "f.pgm", "g.tar.gif", "h.ico"))
+    names = ("a.txt", "png", "b.pdf", "c.npy", "d.png.json", "e.eps", "f.ps", "g.mpg", "h.wmf", "i.h5", "j.grib", "k.svg")
+    assert not any(is_image(Path(name)) for name in names)
+    assert is_image(Path("a.PNG"), [".png"]) and not is_image(Path("a.gif"), [".png"])
+
+
+WRITTEN = {  # suffix: how Pillow writes such a file, and how far a pixel may be off
+    ".jfif": ("JPEG", dict(quality=100, subsampling=0), 6), ".jpe": ("JPEG", dict(quality=100, subsampling=0), 6),
+    ".mpo": ("MPO", dict(quality=100, subsampling=0), 6), ".apng": ("PNG", dict(save_all=True), 0),
+    ".pnm": ("PPM", {}, 0), ".ico": ("ICO", dict(sizes=[(9, 6)]), 0), ".tga": ("TGA", {}, 0), ".dib": ("DIB", {}, 0),
+    ".sgi": ("SGI", {}, 0), ".pcx": ("PCX", {}, 0), ".dds": ("DDS", {}, 0),
+}  # fmt: skip
+WRITTEN |= {".jp2": ("JPEG2000", dict(irreversible=False, num_resolutions=1), 0)} if features.check("jpg_2000") else {}
+WRITTEN |= {".avif": ("AVIF", dict(quality=100, subsampling="4:4:4"), 8)} if ".avif" in suffixes() else {}
+WRITTEN |= {".qoi": ("QOI", {}, 0)} if "QOI" in Image.SAVE else {}
+
+
+@pytest.mark.parametrize("suffix", sorted(WRITTEN))
+def test_what_pillow_decodes_is_read(suffix, tmp_path):
+    kind, save, slack = WRITTEN[suffix]
+    path = tmp_path / f"a{suffix.upper()}"
+    picture = Image.fromarray(np.kron(RGB[:3, :4] // 2 + 60, np.ones((2, 2, 1), np.uint8))[:, :9])
+    picture = picture.resize((9, 6), Image.Resampling.NEAREST)
+    picture.save(path, format=kind, **save)
+    assert is_image(path) and read_header(path)[1:] == (9, 6)
+    found = np.asarray(read_image(path, 3)).astype(int)
+    assert np.abs(found - np.asarray(picture).astype(int)).max() <= slack
+
+
+def test_animations_are_read_by_their_first_frame(tmp_path):
+    frames = [Image.new("RGB", (4, 4), colour) for colour in ("red", "lime", "blue")]
+    for name in ("a.apng", "a.gif", "a.webp"):
+        frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:], **({"lossless": True} if "w" in name else {}))
+        assert np.asarray(read_image(tmp_path / name, 3))[0, 0].tolist() == [255, 0, 0]
+
+
+VALUES = np.array([[0, 51, 255], [102, 204, 153]])
+
+
+@pytest.mark.parametrize("u, white", [
+    (VALUES.astype(np.int32), 255), (VALUES.astype(np.uint16), 255), (VALUES.astype(np.float32), 255),
+    ((VALUES * 257).astype(np.int32), 65535), ((VALUES * 257).astype(np.uint16), 65535),
+    ((VALUES * 257).astype(np.float32), 65535), ((VALUES / 255).astype(np.float32), 1),
+    ((VALUES > 102).astype(np.int32), 1), ((VALUES > 102).astype(np.uint16), 1),
+])  # fmt: skip
+def test_wide_values_fill_the_range_that_they_fit_in(u, white, tmp_path):
+    Image.fromarray(u).save(tmp_path / "a.tif")
+    found = np.asarray(read_image(tmp_path / "a.tif", 1))
+    np.testing.assert_array_equal(found, np.round(u.astype(np.float64) * 255 / white))
+
+
+def test_a_folder_shares_one_white(tmp_path):
+    """A dark picture beside a bright one stays dark, and its file alone would not be."""
+    dark, bright = VALUES.astype(np.int32), VALUES.astype(np.int32) * 257
+    whites = find_whites(["I", "L", "I;16", "I"], [dark.max(), None, 300, bright.max()].__getitem__)
+    assert whites == Whites(whole=65535)
+    Image.fromarray(dark).save(tmp_path / "dark.tif")
+    np.testing.assert_array_equal(np.asarray(read_image(tmp_path / "dark.tif", 1, whites=whites)), np.round(dark / 257))
+    assert find_whites(["F", "F"], [0.25, 1.0].__getitem__) == Whites(floating=1)
+    assert find_whites(["F", "I"], [1.3, 7].__getitem__) == Whites(whole=255)  # of 1.3 every file says that it is unknown

@@ -22,7 +22,7 @@ FACTS = {MNIST: (1, 28, 10), FashionMNIST: (1, 28, 10), CIFAR10: (3, 32, 10), CI
 def build(kind, root: Path, **changes):
     channels, size, num_classes = FACTS[kind]
     facts = dict(channels=channels, size=size, num_classes=num_classes)
-    return kind(**dict(root=str(root), download=False, **facts, flip=False, validation=4) | changes)
+    return kind(**dict(path=str(root), download=False, **facts, flip=False, validation=4) | changes)
 
 
 @pytest.fixture(autouse=True)
@@ -89,6 +89,13 @@ def test_idx_files(kind, first, tmp_path):
     assert data.shape == (1, 28, 28) and not data.flip and build(kind, tmp_path, flip=True).flip
 
 
+def test_no_example_need_validate(tmp_path):
+    write_idx(tmp_path / "MNIST" / "raw")
+    data = build(MNIST, tmp_path, validation=0)
+    assert [len(split.y) for split in (data.train, data.validation, data.test)] == [12, 0, 5]
+    assert data.held_out == ("train", data.train) and "held-out losses are of training examples" in data.sheet()[3]
+
+
 @pytest.mark.parametrize("kind", [CIFAR10, CIFAR100])
 def test_cifar_batches(kind, tmp_path, monkeypatch):
     arrays = write_batches(kind, tmp_path, monkeypatch)
@@ -110,7 +117,7 @@ def test_missing_files_are_told_in_a_sentence(kind, download, reason, tmp_path):
     message = refusal(kind, tmp_path / "data", download=download)
     place = tmp_path / "data" / (f"{kind.__name__}/raw" if "MNIST" in kind.__name__ else "")
     archives = "the four *-ubyte.gz" if "MNIST" in kind.__name__ else f"cifar-{kind.__name__[5:]}-python.tar.gz"
-    assert message.startswith(f"dataset.root is {tmp_path / 'data'}, where {kind.__name__} cannot be read (")
+    assert message.startswith(f"dataset.path is {tmp_path / 'data'}, where {kind.__name__} cannot be read (")
     assert reason in message and f"or put {archives} into {place}, where dataset.download=true unpacks" in message
 
 
@@ -139,8 +146,8 @@ def test_damaged_files_and_blocked_folders_are_told(tmp_path):
 
 @pytest.mark.parametrize("changes, said", [
     ({"channels": 3}, "dataset.channels is 3, but MNIST has 1"), ({"size": 32}, "dataset.size is 32, but MNIST has 28"),
-    ({"num_classes": 0}, "dataset.num_classes is 0, but MNIST has 10"), ({"validation": 0}, "dataset.validation is 0"),
-    ({"validation": 12}, "dataset.validation is 12, but must be at least 1 and below the 12 training examples"),
+    ({"num_classes": 0}, "dataset.num_classes is 0, but MNIST has 10"), ({"validation": -1}, "dataset.validation is -1"),
+    ({"validation": 12}, "dataset.validation is 12, but must be at least 0 and below the 12 training examples"),
 ])  # fmt: skip
 def test_other_facts_are_refused(changes, said, tmp_path):
     write_idx(tmp_path / "MNIST" / "raw")

@@ -10,24 +10,27 @@ import diffguide
 PACKAGE = Path(diffguide.__file__).parent
 ORDER = [  # a module imports only from its own line or an earlier one
     {"runs", "progress", "interrupts", "schedules", "datasets", "backbones", "engine", "class_names", "learning_rates",
-     "own_modules"},  # fmt: skip
+     "own_modules", "old_keys"},  # fmt: skip
+    {"spelling"},
     {"annotations", "config_files", "key_comments", "mistakes", "options", "plugins", "quoting", "recipes", "shards"},
     {"vectors"},
     {"parameterizations", "randomness", "images", "trajectories", "journal", "configuration", "commands", "archives",
      "arguments", "stray_words", "option_help", "multiruns"},
+    {"provenance"},
     {"denoisers", "energies", "joint_energy", "preconditioned", "decoders", "batches", "vetting", "classifiers"},
     {"noisy_energies"},
     {"objectives", "guidance", "samplers", "oracles", "inspection"},
     {"checkpoints", "evaluation"},
     {"sources", "guides"},
-    {"resume", "training", "watch", "sampling", "results", "sweeps", "tradeoff", "curves", "tables"},
-    {"dry_run", "subjects", "alternatives"},
+    {"retyped"},
+    {"resume", "training", "watch", "sampling", "results", "sweeps", "tradeoff", "curves", "tables", "held_out"},
+    {"dry_run", "subjects", "alternatives", "training_data"},
     {"train", "sample", "evaluate"},
 ]
 RANK = {module: rank for rank, line in enumerate(ORDER) for module in line}
 ALONE = {
     "backbones", "datasets", "schedules", "runs", "progress", "interrupts", "engine", "annotations", "class_names",
-    "config_files", "quoting", "own_modules", "learning_rates",
+    "config_files", "quoting", "own_modules", "learning_rates", "old_keys",
 }  # fmt: skip
 SIBLINGS = [("samplers", "objectives"), ("samplers", "guidance"), ("guidance", "samplers"), ("guidance", "objectives")]
 HYDRA = {
@@ -38,7 +41,7 @@ HYDRA = {
     "resume",
     "configuration",
     "commands",
-    "alternatives",
+    "alternatives", "retyped", "spelling", "training_data",
     "arguments", "config_files", "key_comments", "mistakes", "multiruns", "option_help", "plugins",
     "quoting", "recipes", "stray_words",
 }  # fmt: skip

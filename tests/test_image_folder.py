@@ -5,12 +5,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from image_files import folder_of, numbers, paint, place, refusal, split_of
+from image_files import folder_of, numbers, paint, path_place, place, refusal, split_of
 from omegaconf import OmegaConf
 
 from diffguide.configuration import ConfigError, build, config_dir
 from diffguide.datasets import Split
-from diffguide.datasets.folders import uniform
+from diffguide.datasets.splits import content_hash, copies, path_hash, uniform
 
 NAMES = ["café au lait", "dog, small", "k=v", "日本"]
 
@@ -44,45 +44,134 @@ def expected_split(u: float, validation: float, test: float) -> str:
     return "validation" if u < validation else "test" if u >= 1 - test else "train"
 
 
-def test_splits_are_decided_by_the_path_alone(tmp_path):
+@pytest.mark.parametrize("split_by", ["contents", "path"])
+def test_splits_are_decided_by_each_file_alone(tmp_path, split_by):
+    def u(i: int) -> float:
+        return path_place(f"{i}.png") if split_by == "path" else place(tmp_path / f"{i}.png")
+
     for i in range(40):
         paint(tmp_path / f"{i}.png", i)
-    before = split_of(folder_of(tmp_path))
-    assert before == {i: expected_split(place(f"{i}.png"), 0.25, 0.25) for i in range(40)}
+    before = split_of(folder_of(tmp_path, split_by=split_by))
+    assert before == {i: expected_split(u(i), 0.25, 0.25) for i in range(40)}
     for i in range(40, 90):
         paint(tmp_path / ("deep" if i % 2 else "") / f"{i}.png", i)
-    after = split_of(folder_of(tmp_path))
+    after = split_of(folder_of(tmp_path, split_by=split_by))
     assert len(after) == 90 and {number: after[number] for number in before} == before
     assert sorted(set(after.values())) == ["test", "train", "validation"]
-    other = split_of(folder_of(tmp_path, validation=0.1))
+    other = split_of(folder_of(tmp_path, validation=0.1, split_by=split_by))
     assert [i for i in other if other[i] == "test"] == [i for i in after if after[i] == "test"]
 
 
 def test_the_hash_is_uniform_and_the_same_for_both_forms_of_an_accent():
-    u = np.array([uniform(f"cat/{i}.png") for i in range(4000)])
+    u = np.array([uniform(path_hash(f"cat/{i}.png")) for i in range(4000)])
     assert u.min() >= 0 and u.max() < 1
     assert np.abs(np.histogram(u, bins=8, range=(0, 1))[0] - 500).max() < 4.5 * np.sqrt(4000 * 7 / 64)
-    assert uniform("caf\u00e9.png") == uniform("cafe\u0301.png") == pytest.approx(place("café.png"), abs=1e-14)
+    accents = [uniform(path_hash(name)) for name in ("caf\u00e9.png", "cafe\u0301.png")]
+    assert accents[0] == accents[1] == pytest.approx(path_place("café.png"), abs=1e-14)
 
 
-def test_at_least_one_image_validates(tmp_path):
+def test_copies_fall_into_one_split(tmp_path):
+    """Also under another class and with another name; before, some validated and others trained."""
+    for i in range(60):
+        for name in (f"a/{i}.png", f"a/copy {i}.png", f"b/{i}.png"):
+            paint(tmp_path / name, i)
+    for memory in (0, 1e9):
+        data = folder_of(tmp_path, num_classes=2, memory=memory)
+        splits = [numbers(split) for split in (data.train, data.validation, data.test)]
+        assert all(splits) and sum(map(len, splits)) == 180
+        assert not set(splits[0]) & set(splits[1]) and not (set(splits[0]) | set(splits[1])) & set(splits[2])
+        line = "copies: 180 files in 60 groups of identical files; 0 groups across splits, 60 groups across classes ("
+        assert any(text.startswith(line) for text in data.sheet())
+    old = folder_of(tmp_path, num_classes=2, split_by="path")
+    places = [path_place(name) for i in range(60) for name in (f"a/{i}.png", f"a/copy {i}.png", f"b/{i}.png")]
+    sides = [expected_split(u, 0.25, 0.25) for u in places]
+    parted = sum(len(set(sides[3 * i : 3 * i + 3])) > 1 for i in range(60))
+    leaked = sum(side == "validation" and "train" in sides[k // 3 * 3 : k // 3 * 3 + 3] for k, side in enumerate(sides))
+    lines = [line for line in old.sheet() if line.startswith("copies: ")]
+    assert f"; {parted} groups across splits (" in lines[0] and parted > 20
+    seen = f"copies: {leaked} of {sides.count('validation')} validation images are identical to training images"
+    assert lines[1] == seen and leaked > 10
+
+
+def test_large_files_are_hashed_by_their_parts_and_compared_whole(tmp_path):
+    """64 blocks of 16 KiB; what lies between them is seen where files are compared."""
+    content = np.random.default_rng(0).integers(0, 256, 3 * 2**20, dtype=np.uint8)
+    for name, at in (("a", None), ("b", None), ("between", 20_000), ("end", -1)):
+        changed = content.copy()
+        if at is not None:
+            changed[at] ^= 1
+        (tmp_path / name).write_bytes(changed.tobytes())
+    hashes = {name: content_hash(tmp_path / name) for name in ("a", "b", "between", "end")}
+    assert hashes["a"] == hashes["b"] == hashes["between"] != hashes["end"]
+    assert copies(hashes, tmp_path) == [["a", "b"]]
+
+
+def test_no_image_validates_where_none_is_wanted(tmp_path):
     for i in range(6):
         paint(tmp_path / f"{i}.png", i)
     for memory in (0, 1e9):
         data = folder_of(tmp_path, validation=0.0, test=0.0, memory=memory)
-        assert numbers(data.validation) == [min(range(6), key=lambda i: place(f"{i}.png"))]
-        assert len(data.train.y) == 5 and len(data.test.y) == 0
+        assert [len(split.y) for split in (data.train, data.validation, data.test)] == [6, 0, 0]
+        assert data.held_out == ("train", data.train)
+        assert "no example validates: held-out losses are of training examples" in data.sheet()
+        one = folder_of(tmp_path, validation=1e-9, test=0.0, memory=memory)  # a share above 0 is at least one image
+        assert numbers(one.validation) == [min(range(6), key=lambda i: place(tmp_path / f"{i}.png"))]
+        old = folder_of(tmp_path, validation=0.0, test=0.0, memory=memory, split_by="path")
+        assert numbers(old.validation) == [min(range(6), key=lambda i: path_place(f"{i}.png"))]
 
 
-def test_hidden_files_and_loops_of_links_are_skipped(tmp_path):
-    for name in ("a.png", ".hidden.png", ".cache/b.png", "notes.txt.d/c.PNG"):
+def test_a_class_needs_one_training_image_and_no_more(tmp_path):
+    for k in range(8):
+        paint(tmp_path / f"single {k}" / "a.png", k)
+    data = folder_of(tmp_path, num_classes=8, validation=0.5, test=0.2)
+    assert sorted(numbers(data.train)) == list(range(8)) and not len(data.validation.y) and not len(data.test.y)
+    for i in range(20):
+        paint(tmp_path / "many" / f"{i}.png", 100 + i)
+    data = folder_of(tmp_path, num_classes=9, validation=0.5, test=0.2)
+    assert set(range(8)) < set(numbers(data.train)) and len(data.validation.y) > 3
+    many = [100 + i for i in range(20) if place(tmp_path / "many" / f"{i}.png") < 0.5]
+    assert sorted(numbers(data.validation)) == many
+    least = folder_of(tmp_path, num_classes=9, validation=1e-9, test=0.0)  # of those that leave their class an image
+    smallest = min(range(20), key=lambda i: place(tmp_path / "many" / f"{i}.png"))
+    assert numbers(least.validation) == [100 + smallest]
+    paint(tmp_path / "one" / "a.png", 1)
+    assert numbers(folder_of(tmp_path / "one").train) == [1]
+
+
+def test_whole_numbers_are_in_their_order(tmp_path):
+    for k in range(1, 13):
+        paint(tmp_path / "all" / str(k) / "a.png", k)
+    new, old = (folder_of(tmp_path / "all", num_classes=12, class_order=order) for order in ("numbers", "names"))
+    assert new.class_names == tuple(map(str, range(1, 13)))
+    assert old.class_names == ("1", "10", "11", "12", *map(str, range(2, 10)))
+    for data in (new, old):
+        assert [int(data.class_names[label]) for label in data.train.y.tolist()] == numbers(data.train)
+    for name, number in (("10", 1), ("9", 2), ("-1", 3), ("007", 4)):
+        paint(tmp_path / "odd" / name / "a.png", number)
+    assert folder_of(tmp_path / "odd", num_classes=4).class_names == ("-1", "007", "9", "10")
+    paint(tmp_path / "odd" / "x" / "a.png", 5)
+    assert folder_of(tmp_path / "odd", num_classes=5).class_names == ("-1", "007", "10", "9", "x")
+
+
+def test_hidden_files_and_loops_of_links_are_passed_over_and_counted(tmp_path):
+    for name in ("a.png", ".hidden.png", ".cache/deep/b.png", "notes.txt.d/c.PNG"):
         paint(tmp_path / "x" / name, len(name))
-    (tmp_path / "x" / "notes.txt").write_text("no image")
+    for name in ("notes.txt", "e.heic", "f.HEIC", ".DS_Store", "README"):
+        (tmp_path / "x" / name).write_text("no image")
     (tmp_path / "x" / "loop").symlink_to(tmp_path / "x")
     paint(tmp_path / "elsewhere" / "d.png", 77)
     (tmp_path / "x" / "link").symlink_to(tmp_path / "elsewhere")
-    data = folder_of(tmp_path / "x", validation=0.0, test=0.0)
-    assert sorted(numbers(data.train) + numbers(data.validation)) == [5, 17, 77]
+    data = folder_of(tmp_path / "x")
+    assert sorted(number for number in split_of(data)) == [5, 17, 77]
+    expected = (
+        "not read: 3 hidden, 2 of them pictures (.cache/deep/b.png, .hidden.png, ...); 2 .heic (e.heic, f.HEIC); "
+        "1 .txt (notes.txt); 1 links back to a folder that holds them (loop); 1 no ending (README)"
+    )
+    assert data.sheet()[-1] == data.warnings()[-1] == expected
+    fewer = folder_of(tmp_path / "x", suffixes=[".PNG", ".gif"])
+    assert split_of(fewer) == split_of(data)
+    paint(tmp_path / "x" / "more.gif", 0)
+    assert "1 .gif (more.gif)" in folder_of(tmp_path / "x", suffixes=[".png"]).sheet()[-1]
 
 
 def test_folders_without_images_are_refused(tmp_path, monkeypatch):
@@ -92,6 +181,7 @@ def test_folders_without_images_are_refused(tmp_path, monkeypatch):
     assert f"{tmp_path / 'a.txt'}, which is a file" in refusal(tmp_path / "a.txt")
     for folder in (tmp_path / "empty folder", tmp_path):
         assert f"dataset.path is {folder}, which holds no image (png," in refusal(folder)
+    assert "; it holds 1 .txt: " in refusal(tmp_path)
 
     def deny(folder):
         raise PermissionError(13, "Permission denied", str(folder))
@@ -110,15 +200,6 @@ def test_other_classes_are_refused(animals, tmp_path):
     assert "no class folders with images, its images (1) lie" in refusal(tmp_path / "flat", num_classes=3)
 
 
-def test_too_few_images_are_refused(tmp_path):
-    paint(tmp_path / "one" / "a.png", 1)
-    assert "no image is left to train on (1 are usable" in refusal(tmp_path / "one")
-    inside = next(f"b/{i}.png" for i in range(100) if place(f"b/{i}.png") < 0.25)
-    for name in (inside, *(f"a/{i}.png" for i in range(9))):
-        paint(tmp_path / "two" / name, 1)
-    assert "no image of class b falls into the training split" in refusal(tmp_path / "two", num_classes=2)
-
-
 @pytest.mark.parametrize("changes, said", [
     ({"channels": 4}, "dataset.channels is 4"), ({"size": 0}, "dataset.size is 0"), ({"workers": -1}, "dataset.workers is -1"),
     ({"num_classes": -2}, "dataset.num_classes is -2"), ({"resize": 3}, "dataset.resize is 3, but must be at least"),
@@ -127,6 +208,8 @@ def test_too_few_images_are_refused(tmp_path):
     ({"size": 4097, "channels": 1}, "dataset.size is 4097, but must be at most 4096"),
     ({"resize": 2**14 + 1}, "dataset.resize is 16385, but must be at most 16384"),
     ({"test": float("nan")}, "dataset.test nan"), ({"memory": -1.0}, "dataset.memory is -1.0"),
+    ({"class_order": "size"}, "dataset.class_order is size"), ({"split_by": "name"}, "dataset.split_by is name"),
+    ({"suffixes": ["png"]}, "dataset.suffixes has png, which is no ending of a picture that Pillow reads; write it with its"),
 ])  # fmt: skip
 def test_arguments_out_of_range_are_refused(changes, said, animals):
     assert said in refusal(animals, **changes)

@@ -23,16 +23,20 @@ def spoil(path: Path) -> None:
 def test_unreadable_files_are_left_out_and_named(tmp_path):
     for i in range(8):
         paint(tmp_path / f"{i}.png", i)
-    first = next(f"{i}.jpg" for i in range(1000) if place(f"{i}.jpg") < 0.01)  # before all others in memory
+    first = "first.jpg"
     for name in ("cut.jpg", first):
         spoil(tmp_path / name)
+    with open(tmp_path / first, "ab") as file:  # until it comes before all others in memory
+        while place(tmp_path / first) > min(place(path) for path in tmp_path.glob("?.png")):
+            file.write(b"\0")
+            file.flush()
     (tmp_path / "empty.gif").write_bytes(b"")
     (tmp_path / "text.png").write_text("text")
     data = folder_of(tmp_path)
     assert sorted(split_of(data)) == list(range(8))
     assert {str(path) for path, _ in data.unreadable} == {"cut.jpg", first, "empty.gif", "text.png"}
     line = data.sheet()[-1]
-    assert line.startswith("unreadable: 4 files left out: empty.gif (no image that Pillow can identify), ")
+    assert line.startswith("unreadable: 4 files left out: ") and "text.png (no image that Pillow can identify), " in line
     assert "image file is truncated" in line and line.endswith("), ...")
     streamed = folder_of(tmp_path, memory=0)
     assert {str(path) for path, _ in streamed.unreadable} == {"empty.gif", "text.png"}  # the headers say no more
@@ -84,7 +88,7 @@ def test_streams_go_through_worker_processes(varied):
 def test_a_file_that_fails_later_is_replaced_and_told_once(tmp_path, capfd):
     for i in range(10):
         paint(tmp_path / f"{i}.png", i)
-    data = folder_of(tmp_path, validation=0.0, test=0.0, memory=0)
+    data = folder_of(tmp_path, validation=1e-9, test=0.0, memory=0)
     order = numbers(data.train)
     for number in (order[2], order[-1]):
         (tmp_path / f"{number}.png").write_bytes(b"gone bad")
@@ -114,16 +118,30 @@ def test_stretching_keeps_what_cutting_loses(tmp_path):
         assert squeezed.float().sub(torch.tensor([35, 135, 135, 35])).abs().max() < 20
 
 
+def test_wide_files_share_one_white_in_memory_and_streamed(tmp_path):
+    """Whole numbers of 32 bits up to 255, which were black; the sheet says what is white."""
+    u = np.arange(16, dtype=np.int32).reshape(4, 4)
+    for i in range(4):
+        Image.fromarray(u * (5 + 4 * i)).save(tmp_path / f"{i}.tif")
+    Image.fromarray((u / 15).astype(np.float32)).save(tmp_path / "share.tif")
+    for memory in (0, 1e9):
+        data = folder_of(tmp_path, channels=1, validation=0.0, test=0.0, memory=memory)
+        found = sorted(x[0].flatten().tolist() for x, _ in (zip(*data.train) if memory else data.train))
+        assert found == sorted([(u * factor).flatten().tolist() for factor in (5, 9, 13, 17, 17)])
+        assert "grey of more than 8 bits: 4 images, white is 255, the range that all their values fit in" in data.sheet()
+        assert "floating-point grey: 1 images, white is 1, the range that all their values fit in" in data.sheet()
+
+
 def test_the_sheet_says_what_is_there(tmp_path):
     for i, size in enumerate([(3, 5), (8, 6), (10, 10)]):
         Image.new("L", size, i).save(tmp_path / f"{i}.png")
     Image.new("RGB", (20, 7), (9, 9, 9)).save(tmp_path / "x.bmp")
-    lines = folder_of(tmp_path, validation=0.0, test=0.0).sheet()
+    lines = folder_of(tmp_path, validation=1e-9, test=0.0).sheet()
     assert lines == [
         "train: 3 examples", "validation: 1 examples", "test: 0 examples",
         "original sizes, smallest / median / largest: 3 x 5 / 10 x 10 / 20 x 7 pixels", "modes: 3 grey, 1 RGB",
         "stored: 3 x 4 x 4, 0.0 MB, in memory", "enlarged: 1 images have a side below 4 pixels",
-        "all images are grey: dataset.channels=1 would do",
+        "all images are grey: dataset.channels=1 would do", "copies: no two files are identical",
     ]  # fmt: skip
     streamed = folder_of(tmp_path, validation=0.0, test=0.0, memory=0).sheet()
     assert "stored: 3 x 4 x 4, 0.0 MB, read as needed by 2 workers (above dataset.memory)" in streamed

@@ -252,6 +252,9 @@ def test_files(tmp_path):
     array = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3) * 3
     Image.fromarray(array).save(tmp_path / "a.png")
     np.testing.assert_allclose(FilePicture(str(tmp_path / "a.png"), False).values, array.transpose(2, 0, 1) / 127.5 - 1)
+    deep = (array[..., 0].astype(np.int32) * 257).astype(np.uint16)  # 16 bits, which were clipped to white
+    Image.fromarray(deep).save(tmp_path / "deep.png")
+    np.testing.assert_allclose(FilePicture(str(tmp_path / "deep.png"), False).values[0], array[..., 0] / 127.5 - 1)
     known = np.random.default_rng(0).random((4, 6)) > 0.5
     Image.fromarray(known.astype(np.uint8) * 255).save(tmp_path / "mask.png")
     np.savez(tmp_path / "mask.npz", known.astype(float))

@@ -17,6 +17,7 @@ from small_checkpoint import CONFIG, change, put
 from diffguide import curves, tradeoff
 from diffguide.datasets import Digits
 from diffguide.sample import main
+from diffguide.old_keys import updated
 from diffguide.sources import at_hand
 from diffguide.evaluation.metric import Panel as PlotPanel
 from diffguide.evaluation.metric import Plot
@@ -141,7 +142,7 @@ MNIST = {"_target_": "diffguide.datasets.downloads.MNIST", "root": "data", "down
 FOREIGN = {"_target_": "subprocess.Popen", "args": ["touch", "canary"]}
 GONE = {
     "moved": (NOWHERE, "cannot be read here (dataset.path is moved/away"),
-    "not downloaded": (MNIST, "cannot be read here (dataset.root is data, where MNIST cannot be read"),
+    "not downloaded": (MNIST, "cannot be read here (dataset.path is data, where MNIST cannot be read"),
     "not ours": (FOREIGN, "cannot be read here (dataset names subprocess.Popen, which is not diffguide's"),
 }
 
@@ -197,8 +198,8 @@ def test_data_come_from_files_that_are_here():
     """At hand is what a seed or scikit-learn makes; `download` is off whatever the checkpoint says."""
     node = {"_target_": "diffguide.datasets.digits.Digits", "channels": 1, "size": 8, "num_classes": 10}
     assert torch.equal(at_hand(node).validation.y, torch.from_numpy(load_digits().target[1000:1350]))
-    with pytest.raises(ValueError, match="dataset.root is data, where MNIST cannot be read"):
-        at_hand(MNIST)
+    with pytest.raises(ValueError, match="dataset.path is data, where MNIST cannot be read"):
+        at_hand(updated(MNIST))
 
 
 def run(method: str, scale: str) -> Run:

@@ -11,6 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .fingerprints import Fingerprint, of_tensors
+
 __all__ = ["Dataset", "Split", "Stream", "check_facts"]
 
 
@@ -46,7 +48,7 @@ class Dataset:
     """Three splits of one data set, and its facts.
 
     Arguments:
-        train, validation, test: choices are made on validation; test is touched once.
+        train, validation, test: choices are made on validation, which may be empty; test is touched once.
         class_names: one name per class, none = no classes.
         size: side of what the network sees, pixels, at most the stored side: training sees random windows of that side,
             everything else the central one. None = as stored.
@@ -56,6 +58,7 @@ class Dataset:
     Attributes:
         shape: of one example as the network sees it.
         unreadable: (path, reason) of files that were left out.
+        folder: where the data lie, None = they come with the program.
         synthetic: whether the examples are drawn from a seed: such a data set reads no file and may be built for a stranger.
 
     Raises:
@@ -63,6 +66,7 @@ class Dataset:
     """
 
     unreadable: Sequence[tuple[Path, str]] = ()
+    folder: Path | None = None
     synthetic = False
 
     def __init__(
@@ -104,10 +108,33 @@ class Dataset:
         """Lines for a reader: what is in the data."""
         splits = {"train": self.train, "validation": self.validation, "test": self.test}
         lines = [f"{name}: {len(split.y)} examples" for name, split in splits.items()]
+        if not len(self.validation.y):
+            lines.append("no example validates: held-out losses are of training examples")
         members = [split.y[split.y >= 0].bincount(minlength=len(self.class_names)) for split in splits.values()]
         for index, (name, *counts) in enumerate(zip(self.class_names, *(counts.tolist() for counts in members))):
             lines.append(f"class {index} {name}: " + " / ".join(map(str, counts)))
         return lines
+
+    def warnings(self) -> list[str]:
+        """Lines for whoever trains: what of the data is not used."""
+        if not self.unreadable:
+            return []
+        first = ", ".join(f"{path} ({reason})" for path, reason in self.unreadable[:3])
+        return [f"{len(self.unreadable)} images cannot be read and are left out: {first}"]
+
+    @property
+    def held_out(self) -> tuple[str, Split | Stream]:
+        """What choices are made on, and its name: the validation split, or, where it is empty, the training split."""
+        return ("validation", self.validation) if len(self.validation.y) else ("train", self.train)
+
+    def fingerprint(self) -> Fingerprint:
+        """What tells these data from others: the hash of labels and examples in memory.
+
+        Of what is drawn from a seed the labels alone: the last bits of the draws are each processor's own.
+        """
+        splits = self.train, self.validation, self.test
+        held = [split.x for split in splits if isinstance(split, Split) and not self.synthetic]
+        return of_tensors([*(split.y for split in splits), *held], sum(len(split.y) for split in splits))
 
 
 def check_facts(name: str, stated: dict[str, int | None], found: dict[str, int | None]) -> None:

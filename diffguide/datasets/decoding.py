@@ -1,28 +1,33 @@
 """From an image file, whatever its kind, to the square of bytes that a data set stores.
 
-Pillow's conversions are used where they are right and replaced where they are not: 16-bit grey is divided down (Pillow
-clips it), transparent pixels are laid over white (Pillow shows the colour hidden under them), the camera's orientation is
-applied. Of an animation the first frame counts; colour profiles are ignored.
+What is read: every suffix that Pillow knows for a picture format that it decodes by itself. Left out are formats that
+need another program (EPS and PostScript, Windows metafiles), films (MPEG), and those of which Pillow knows the header alone.
+
+Pillow's conversions are used where they are right and replaced where they are not: grey of more than 8 bits is divided down
+(`ranges`; Pillow clips it), transparent pixels are laid over white (Pillow shows the colour hidden under them), the camera's
+orientation is applied. Of an animation the first frame counts; colour profiles are ignored.
 """
 
 import os
 import stat
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-__all__ = ["Header", "Unreadable", "is_image", "read_header", "read_image", "square", "stored"]
+from .ranges import Unreadable, Whites, extent, scaled, wide
 
-KINDS = frozenset((".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"))
+__all__ = ["Header", "Unreadable", "is_image", "read_extent", "read_header", "read_image", "square", "stored", "suffixes"]
+
+FOREIGN = {"EPS", "MPEG", "PDF", "WMF"}  # another program's work: Ghostscript's, a film player's, Windows'
+OPENED_AS = {"MPO": "JPEG"}  # a format that Pillow registers for writing, and reads with the reader of another
 GAP = 4  # a file may first be reduced coarsely to this many times the side that is wanted; the rest is done finely
-
-
-class Unreadable(Exception):
-    """A file that is no image, a damaged one, or one whose range of values is unknown; the message is the reason."""
 
 
 class Header(NamedTuple):
@@ -33,51 +38,86 @@ class Header(NamedTuple):
     height: int
 
 
-def is_image(path: Path) -> bool:
-    """Whether a file's name has the ending of an image that this Pillow can read, in any case."""
-    return path.suffix.lower() in KINDS and path.suffix.lower() in Image.registered_extensions()
+@cache
+def formats() -> frozenset[str]:
+    """The picture formats, by Pillow's names, that this Pillow decodes by itself."""
+    Image.init()
+    stubs = {
+        name
+        for name, (reader, _) in Image.OPEN.items()
+        if isinstance(reader, type) and issubclass(reader, ImageFile.StubImageFile)
+    }
+    return frozenset(Image.OPEN) - stubs - FOREIGN
+
+
+@cache
+def suffixes() -> frozenset[str]:
+    """The endings of files that are read, in lower case."""
+    known = Image.registered_extensions()
+    return frozenset(suffix for suffix, name in known.items() if OPENED_AS.get(name, name) in formats())
+
+
+def is_image(path: Path, wanted: Sequence[str] | None = None) -> bool:
+    """Whether a file's name has the ending of a picture that this Pillow can read, in any case.
+
+    Arguments:
+        wanted: the endings that count, in lower case; None = all.
+    """
+    suffix = path.suffix.lower()
+    return suffix in suffixes() and (wanted is None or suffix in wanted)
 
 
 def read_header(path: Path) -> Header:
     """The header of a file, without its pixels.
 
     Raises:
-        Unreadable: no regular file, no image, or one with floating-point pixels.
+        Unreadable: no regular file, or no image.
+    """
+    with opened(path) as image:
+        return Header(image.mode, *image.size)
+
+
+def read_extent(path: Path) -> float:
+    """The largest grey value of a file of a wide mode; as `ranges.extent`."""
+    with opened(path) as image:
+        image.load()
+        return extent(image)
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[Image.Image]:
+    """The image in a file, whatever its name says, in one of the `formats`.
+
+    Raises:
+        Unreadable: no regular file, no image, or whatever Pillow says while it is read.
     """
     try:
         check_regular(path)
-        with Image.open(path) as image:
-            check_mode(image.mode)
-            return Header(image.mode, *image.size)
+        with Image.open(path, formats=sorted(formats())) as image:
+            yield image
     except Unreadable:
         raise
     except Exception as error:  # on broken files Pillow raises OSError, SyntaxError, struct.error and what not
-        raise Unreadable(reason(error)) from error
+        raise Unreadable(reason(error)) from error  # and one file in a million must not end a training run
 
 
-def read_image(path: Path, channels: int, side: int | None = None) -> Image.Image:
+def read_image(path: Path, channels: int, side: int | None = None, whites: Whites = Whites()) -> Image.Image:
     """The image in a file, upright and opaque, 8 bits per channel.
 
     Arguments:
         channels: 1 (grey) or 3 (RGB).
         side: pixels that the shorter side will be resized to: a JPEG that is much larger is decoded at a half, a quarter
             or an eighth of its size, never below four times this. None = decoded whole.
+        whites: what is white, where the depth does not say it.
 
     Raises:
-        Unreadable: no regular file, no image, a damaged one, floating-point pixels, or whole numbers beyond 16 bits.
+        Unreadable: no regular file, no image, a damaged one, or grey values whose range is unknown.
     """
-    try:
-        check_regular(path)
-        with Image.open(path) as image:
-            check_mode(image.mode)
-            if side is not None:
-                image.draft(None, (GAP * side, GAP * side))
-            image.load()
-            return to_bytes(ImageOps.exif_transpose(image), channels)
-    except Unreadable:
-        raise
-    except Exception as error:  # as above, and one file in a million must not end a training run
-        raise Unreadable(reason(error)) from error
+    with opened(path) as image:
+        if side is not None:
+            image.draft(None, (GAP * side, GAP * side))
+        image.load()
+        return to_bytes(ImageOps.exif_transpose(image), channels, whites)
 
 
 def check_regular(path: Path) -> None:
@@ -86,32 +126,16 @@ def check_regular(path: Path) -> None:
         raise Unreadable("no regular file")
 
 
-def check_mode(mode: str) -> None:
-    """Raises Unreadable for modes whose pixels have no stated range."""
-    if mode == "F":
-        raise Unreadable("floating-point pixels, whose range is unknown; save it with 8 or 16 bits")
-
-
-def to_bytes(image: Image.Image, channels: int) -> Image.Image:
+def to_bytes(image: Image.Image, channels: int, whites: Whites = Whites()) -> Image.Image:
     """An image of any mode with 8 bits per channel, on white where it is transparent: grey (1) or RGB (3)."""
-    if image.mode.startswith("I"):
-        image = from_16_bits(image)
+    if wide(image.mode):
+        image = scaled(image, whites)
     elif image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     elif image.mode not in ("1", "L"):
         image = image.convert("RGB")
     return image.convert("L" if channels == 1 else "RGB")
-
-
-def from_16_bits(image: Image.Image) -> Image.Image:
-    """Whole-numbered grey u in 0..65535 as bytes round(u / 257); the value marked as transparent becomes white."""
-    u = numpy.asarray(image).astype(numpy.int64)
-    if u.min() < 0 or u.max() > 65535:
-        raise Unreadable("grey values beyond 0..65535, whose range is unknown; save it with 8 or 16 bits")
-    if "transparency" in image.info:
-        u = numpy.where(u == image.info["transparency"], 65535, u)
-    return Image.fromarray(((u + 128) // 257).astype(numpy.uint8))
 
 
 def square(image: Image.Image, side: int, stretch: bool) -> Image.Image:
@@ -128,13 +152,13 @@ def square(image: Image.Image, side: int, stretch: bool) -> Image.Image:
     return image.resize((side, side), Image.Resampling.LANCZOS, box, reducing_gap=GAP)
 
 
-def stored(path: Path, channels: int, side: int, stretch: bool) -> Tensor:
+def stored(path: Path, channels: int, side: int, stretch: bool, whites: Whites = Whites()) -> Tensor:
     """What a data set keeps of a file: uint8 [channels, side, side].
 
     Raises:
         Unreadable: as `read_image`.
     """
-    pixels = numpy.array(square(read_image(path, channels, side), side, stretch))
+    pixels = numpy.array(square(read_image(path, channels, side, whites), side, stretch))
     return torch.from_numpy(pixels).reshape(side, side, channels).permute(2, 0, 1).contiguous()
 
 

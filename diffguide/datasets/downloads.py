@@ -17,33 +17,33 @@ class Downloaded(Dataset):
     """A data set of torchvision's, as bytes in memory.
 
     Arguments:
-        root: folder where the files lie or are downloaded to.
+        path: folder where the files lie or are downloaded to.
         download: whether to download them where they are missing.
         channels, size, num_classes, values: facts, checked against the data; values = 256 of a byte.
         flip: whether training mirrors every second image, left to right.
-        validation: number of training examples, the last ones, that validate.
+        validation: number of training examples, the last ones, that validate; 0 = none.
 
     Raises:
         ValueError: no files, no network, other facts, or too many examples to validate.
     """
 
     name: str  # of torchvision's class
-    place: str  # where in `root` its archives are looked for before anything is downloaded
+    place: str  # where in `path` its archives are looked for before anything is downloaded
     archives: str
 
     def __init__(
-        self, root: str, download: bool, channels: int, size: int, num_classes: int, flip: bool, validation: int,
+        self, path: str, download: bool, channels: int, size: int, num_classes: int, flip: bool, validation: int,
         values: int = 256,
     ):  # fmt: skip
         from torchvision import datasets  # seconds to import
 
-        known, folder = getattr(datasets, self.name), Path(root).expanduser()
+        known, folder = getattr(datasets, self.name), Path(path).expanduser()
         try:
             train, test = (known(str(folder), train=train, download=download) for train in (True, False))
         except (OSError, RuntimeError, ValueError, AssertionError, HTTPException) as error:
             reason = " ".join(str(error).split()) or "a damaged file"
             raise ValueError(
-                f"dataset.root is {root}, where {self.name} cannot be read ({reason}): say dataset.download=true with a "
+                f"dataset.path is {path}, where {self.name} cannot be read ({reason}): say dataset.download=true with a "
                 f"network, or put {self.archives} into {folder / self.place}, where dataset.download=true unpacks without"
             ) from error
         x, test_x = (torch.as_tensor(part.data) for part in (train, test))
@@ -52,12 +52,13 @@ class Downloaded(Dataset):
         found = {"channels": x.shape[1], "size": x.shape[2], "num_classes": len(train.classes), "values": 256}
         stated = {"channels": channels, "size": size, "num_classes": num_classes, "values": values}
         check_facts(self.name, stated, found)
-        if not 1 <= validation < len(x):
+        if not 0 <= validation < len(x):
             raise ValueError(
-                f"dataset.validation is {validation}, but must be at least 1 and below the {len(x)} training examples"
+                f"dataset.validation is {validation}, but must be at least 0 and below the {len(x)} training examples"
             )
         cut = len(x) - validation
         splits = Split(x[:cut], y[:cut]), Split(x[cut:], y[cut:]), Split(test_x, test_y)
+        self.folder = folder
         super().__init__(*splits, class_names=train.classes, flip=flip)
 
 

@@ -1,62 +1,15 @@
-"""What lies in a folder of images: the files, the classes, and the number that puts each file into a split."""
+"""The classes of a folder of images: its first-level folders, their names and their order."""
 
-import hashlib
-import os
+import re
 import unicodedata
-from collections.abc import Iterator
 from pathlib import Path
 
-from .decoding import is_image
+from .listing import shown
 
-__all__ = ["class_of", "find_classes", "list_images", "shown", "uniform"]
+__all__ = ["class_of", "find_classes"]
 
+WHOLE = re.compile("-?[0-9]+")
 UNFIT = ("Cc", "Cs", "Zl", "Zp")  # Unicode's categories: control characters, bytes that are no UTF-8, ends of lines
-
-
-def shown(name: str) -> str:
-    """A name as it may be shown and written: what a terminal might obey, or no UTF-8 can hold, is written out, as \\x1b."""
-    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in name)
-
-
-def list_images(folder: Path) -> list[str]:
-    """The images below a folder, as POSIX paths inside it, in no order.
-
-    Raises:
-        ValueError: no folder there, or no image inside.
-    """
-    if not folder.exists():
-        raise ValueError(f"dataset.path is {folder}, which does not exist: give the folder that holds your images")
-    if not folder.is_dir():
-        raise ValueError(f"dataset.path is {folder}, which is a file: give the folder that holds your images")
-
-    def below(folder: Path, above: frozenset[str]) -> Iterator[Path]:
-        for name in os.listdir(folder):
-            path = folder / name
-            if name.startswith("."):
-                continue
-            if not path.is_dir():
-                yield from [path] if is_image(path) else []
-            elif (real := os.path.realpath(path)) not in above:  # a link to a folder above would never end
-                yield from below(path, above | {real})
-
-    try:
-        files = [path.relative_to(folder).as_posix() for path in below(folder, frozenset({os.path.realpath(folder)}))]
-    except OSError as error:
-        raise ValueError(
-            f"dataset.path is {folder}, where {shown(error.filename)} cannot be listed: {error.strerror}"
-        ) from error
-    if not files:
-        raise ValueError(
-            f"dataset.path is {folder}, which holds no image (png, jpg, webp, bmp, gif, tif, ppm, pgm): give the folder "
-            "that holds your images"
-        )
-    return files
-
-
-def uniform(file: str) -> float:
-    """A number in [0, 1) that depends on the path alone: SHA-256 of its NFC form, so that it is one on every system."""
-    digest = hashlib.sha256(unicodedata.normalize("NFC", file).encode("utf-8", "surrogateescape")).digest()
-    return int.from_bytes(digest[:6], "big") / 2**48
 
 
 def class_of(file: str) -> str:
@@ -64,15 +17,25 @@ def class_of(file: str) -> str:
     return unicodedata.normalize("NFC", file.partition("/")[0])
 
 
-def find_classes(folder: Path, files: list[str], num_classes: int) -> tuple[str, ...]:
+def in_order(names: set[str], class_order: str) -> list[str]:
+    """The names sorted: as numbers, where all are whole numbers and `class_order` is so, or letter by letter."""
+    if class_order == "numbers" and all(WHOLE.fullmatch(name) for name in names):
+        return sorted(names, key=lambda name: (int(name), name))
+    return sorted(names)
+
+
+def find_classes(folder: Path, files: list[str], num_classes: int, class_order: str = "numbers") -> tuple[str, ...]:
     """The names of the class folders, sorted; none where num_classes is 0.
+
+    Arguments:
+        class_order: `numbers` = 1, 2, 10 where all names are whole numbers; `names` = 1, 10, 2, letter by letter.
 
     Raises:
         ValueError: another number of them, a name that cannot be written into a picture, or images beside them.
     """
     if num_classes == 0:
         return ()
-    names = sorted({class_of(file) for file in files if "/" in file})
+    names = in_order({class_of(file) for file in files if "/" in file}, class_order)
     flat = sorted(file for file in files if "/" not in file)
     if not names:
         raise ValueError(

@@ -2,7 +2,6 @@
 
 import math
 import sys
-from collections import Counter
 from collections.abc import Callable, Sequence
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
@@ -11,16 +10,19 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from . import decoding
 from .base import Dataset, Split, Stream, check_facts
-from .decoding import Header, Unreadable, read_header, stored
-from .folders import class_of, find_classes, list_images, shown, uniform
+from .decoding import Unreadable, read_extent, read_header, stored
+from .fingerprints import Fingerprint, of_files
+from .folders import class_of, find_classes
+from .listing import list_files, shown
+from .ranges import Whites, find_whites
+from .sheets import describe, describe_copies
+from .splits import TEST, TRAIN, VALIDATION, assign, content_hash, copies, path_hash, uniform
 
 __all__ = ["ImageFolder", "ImageStream"]
 
 Found = TypeVar("Found")
-GREY = {"1": "black and white", "L": "grey", "LA": "grey with transparency", "I": "grey of more than 8 bits"}
-GREY |= dict.fromkeys(("I;16", "I;16B", "I;16L"), "16-bit grey")
-COLOUR = {"P": "palette", "RGB": "RGB", "RGBA": "RGB with transparency"}
 BIGGEST, WIDEST = 2**24, 2**14  # numbers in one example; pixels along a side that is stored
 FEW = 3  # how many are named where there may be many
 
@@ -33,18 +35,22 @@ class ImageStream(Stream):
     Arguments:
         files: one per example.
         y: class indices [N].
-        channels, side, stretch: as `decoding.stored`.
+        channels, side, stretch, whites: as `decoding.stored`.
     """
 
-    def __init__(self, files: Sequence[str], y: Tensor, channels: int, side: int, stretch: bool):
-        self.files, self.y, self.channels, self.side, self.stretch = files, y, channels, side, stretch
+    def __init__(
+        self, files: Sequence[str], y: Tensor, channels: int, side: int, stretch: bool, whites: Whites = Whites()
+    ):  # fmt: skip
+        self.files, self.y, self.stored_as = files, y, (channels, side, stretch, whites)
         self.told = torch.zeros(len(y), dtype=torch.bool).share_memory_()  # one note for all worker processes
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        if not 0 <= index < len(self):
+            raise IndexError(index)  # which ends a loop over the stream
         for step in range(len(self)):
             row = (index + step) % len(self)
             try:
-                return stored(Path(self.files[row]), self.channels, self.side, self.stretch), int(self.y[row])
+                return stored(Path(self.files[row]), *self.stored_as), int(self.y[row])
             except Unreadable as error:
                 if not self.told[row]:
                     self.told[row] = True
@@ -56,9 +62,10 @@ class ImageStream(Stream):
 class ImageFolder(Dataset):
     """The images below a folder. A class is a first-level sub-folder, in the order of their names.
 
-    A hash u of an image's path inside the folder, uniform in [0, 1), decides which split it is in: u < validation
-    validates, u >= 1 - test tests, the rest trains. So it stays there whatever else comes into the folder. Where no u is
-    that small, the image with the smallest one validates. Hidden files and folders are skipped, links are followed.
+    A hash u of a file's contents, uniform in [0, 1), decides which split it is in: u < validation validates, u >= 1 - test
+    tests, the rest trains (`splits.assign`). So an image stays there whatever else comes into the folder, and copies are in
+    one split. A class whose only image would validate trains on it. Hidden files and folders are counted and not read,
+    links are followed.
 
     Arguments:
         path: the folder.
@@ -68,9 +75,14 @@ class ImageFolder(Dataset):
         resize: side of the stored square, pixels, at most 2^14; above `size` training sees random windows; None = size.
         stretch: whether images are squeezed to the square; otherwise their central square is taken.
         flip: whether training mirrors every second image, left to right.
-        validation, test: shares of the images, in [0, 1).
+        validation, test: shares of the images, in [0, 1); 0 = none.
         memory: bytes of decoded images up to which the set is kept in memory.
         workers: processes that read ahead where it is not.
+        suffixes: endings of the files that are read, with their dots; None = of all pictures that Pillow decodes.
+        class_order: `numbers` = class folders that are all whole numbers are in the order of the numbers; `names` = letter
+            by letter, 1, 10, 2.
+        split_by: what u is a hash of: `contents`, or, as runs before had it, `path`, where copies may part, and an image
+            validates at validation=0 too.
 
     Attributes:
         unreadable: (path inside the folder, reason) of the files that were left out, both as they may be shown.
@@ -81,34 +93,54 @@ class ImageFolder(Dataset):
 
     def __init__(
         self, path: str, channels: int, size: int, num_classes: int, resize: int | None, stretch: bool, flip: bool,
-        validation: float, test: float, memory: float, workers: int, values: int = 256,
+        validation: float, test: float, memory: float, workers: int, suffixes: Sequence[str] | None = None,
+        class_order: str = "numbers", split_by: str = "contents", values: int = 256,
     ):  # fmt: skip
         check_facts("image_folder", {"values": values}, {"values": 256})
         side = size if resize is None else resize
         check_arguments(channels, size, num_classes, side, validation, test, memory, workers)
+        check_choices(suffixes, class_order, split_by)
         self.folder, self.unreadable = Path(path).expanduser(), []
-        u = {file: uniform(file) for file in list_images(self.folder)}
-        files = sorted(u, key=lambda file: (u[file], file))  # the splits are cuts of this order
-        class_names = find_classes(self.folder, files, num_classes)
+        self.listing = list_files(self.folder, suffixes and [suffix.lower() for suffix in suffixes])
+        self.hashes = self.hashed(self.listing.files)
+        keys = {file: path_hash(file) if split_by == "path" else self.hashes[file] or path_hash(file) for file in self.hashes}
+        files = sorted(keys, key=lambda file: (uniform(keys[file]), file))
+        class_names = find_classes(self.folder, files, num_classes, class_order)
 
         headers = self.readable(files, lambda file: read_header(self.folder / file))
         files, x = list(headers), None
+        whites = find_whites(
+            [headers[file].mode for file in files], lambda number: read_extent(self.folder / files[number])
+        )
+        stored_as = channels, side, stretch, whites
         if len(files) * channels * side**2 <= memory:
-            files, x = self.decode(files, channels, side, stretch)
-        low = max(1, sum(u[file] < validation for file in files))
-        high = max(low, sum(u[file] < 1 - test for file in files))
-        self.check_enough(files, files[low:high], class_names)
+            files, x = self.decode(files, *stored_as)
+        self.check_enough(files, class_names)
+        classes = [class_of(file) if class_names else "" for file in files]
+        split = assign([keys[file] for file in files], classes, validation, test, always=split_by == "path")
 
         index = {name: number for number, name in enumerate(class_names)}
-        y = torch.tensor([index[class_of(file)] if index else -1 for file in files])
-        cuts = slice(low, high), slice(0, low), slice(high, len(files))
-        if x is None:
-            paths = [str(self.folder / file) for file in files]
-            splits = [ImageStream(paths[cut], y[cut], channels, side, stretch) for cut in cuts]
-        else:
-            splits = [Split(x[cut], y[cut]) for cut in cuts]
+        y, place = torch.tensor([index.get(name, -1) for name in classes]), torch.tensor(split)
+        splits = []
+        for rows in ((place == part).nonzero()[:, 0] for part in (TRAIN, VALIDATION, TEST)):
+            paths = [str(self.folder / files[row]) for row in rows.tolist()]
+            splits.append(ImageStream(paths, y[rows], *stored_as) if x is None else Split(x[rows], y[rows]))
         super().__init__(*splits, class_names=class_names, size=size, flip=flip, workers=workers)
-        self.notes = describe([headers[file] for file in files], channels, side, x, workers)
+        self.notes = describe([headers[file] for file in files], channels, side, x, workers, whites)
+        groups = copies({file: self.hashes[file] for file in files}, self.folder)
+        self.notes += describe_copies(groups, dict(zip(files, split)), bool(class_names))
+
+    def hashed(self, files: Sequence[str]) -> dict[str, str]:
+        """The `content_hash` of each file; "" where it cannot be read."""
+
+        def attempt(file: str) -> str:
+            try:
+                return content_hash(self.folder / file)
+            except (Unreadable, OSError):
+                return ""
+
+        with ThreadPool() as pool:
+            return dict(zip(files, pool.imap(attempt, files, chunksize=16)))
 
     def readable(self, files: Sequence[str], read: Callable[[str], Found]) -> dict[str, Found]:
         """What `read` finds in each file that it can read, in their order; the others are noted."""
@@ -125,50 +157,48 @@ class ImageFolder(Dataset):
         self.unreadable += [(Path(shown(file)), shown(str(error))) for file, error in failed.items()]
         return {file: result for file, result in found.items() if file not in failed}
 
-    def decode(self, files: list[str], channels: int, side: int, stretch: bool) -> tuple[list[str], Tensor]:
+    def decode(
+        self, files: list[str], channels: int, side: int, stretch: bool, whites: Whites
+    ) -> tuple[list[str], Tensor]:  # fmt: skip
         """The files that can be decoded, and their bytes [N, channels, side, side]."""
         x = torch.empty(len(files), channels, side, side, dtype=torch.uint8)
         row = {file: number for number, file in enumerate(files)}
 
         def fill(file: str) -> None:
-            x[row[file]] = stored(self.folder / file, channels, side, stretch)
+            x[row[file]] = stored(self.folder / file, channels, side, stretch, whites)
 
         kept = list(self.readable(files, fill))
         return kept, x if len(kept) == len(files) else x[[row[file] for file in kept]]
 
-    def check_enough(self, files: list[str], train: list[str], class_names: tuple[str, ...]) -> None:
-        """Raises ValueError where too few files are left, in all, of a class, or to train on."""
+    def check_enough(self, files: list[str], class_names: tuple[str, ...]) -> None:
+        """Raises ValueError where too few files are left, in all or of a class."""
         total, lost = len(files) + len(self.unreadable), ""
         if self.unreadable:
             lost = f"; {len(self.unreadable)} of {total} files cannot be read: {self.first_unreadable()}"
         if len(self.unreadable) > len(files):
             raise ValueError(f"dataset.path is {self.folder}, where most files are unusable{lost}")
-        present, trained = {class_of(file) for file in files}, {class_of(file) for file in train}
+        present = {class_of(file) for file in files}
         for name in class_names:
             if name not in present:
                 raise ValueError(f"dataset.path is {self.folder}, whose class {name} has no usable image{lost}")
-        if not train:
-            raise ValueError(
-                f"dataset.path is {self.folder}, where no image is left to train on ({len(files)} are usable, one or more "
-                f"validate): add images, or lower dataset.validation and dataset.test{lost}"
-            )
-        for name in class_names:
-            if name not in trained:
-                raise ValueError(
-                    f"dataset.path is {self.folder}, where no image of class {name} falls into the training split: add "
-                    f"images, or lower dataset.validation and dataset.test{lost}"
-                )
 
     def first_unreadable(self) -> str:
         """The first of the files that were left out, with reasons."""
         return ", ".join(f"{file} ({reason})" for file, reason in self.unreadable[:FEW])
 
     def sheet(self) -> list[str]:
-        lines = super().sheet() + self.notes
+        lines = super().sheet() + self.notes + self.listing.lines()
         if self.unreadable:
             more = ", ..." if len(self.unreadable) > FEW else ""
             lines.append(f"unreadable: {len(self.unreadable)} files left out: {self.first_unreadable()}{more}")
         return lines
+
+    def warnings(self) -> list[str]:
+        return super().warnings() + self.listing.lines()
+
+    def fingerprint(self) -> Fingerprint:
+        """The hash of the files' paths inside the folder and contents."""
+        return of_files(self.hashes)
 
 
 def check_arguments(
@@ -195,24 +225,16 @@ def check_arguments(
         raise ValueError(f"dataset.memory is {memory}, but must be a number of bytes, 0 to keep nothing in memory")
 
 
-def describe(headers: Sequence[Header], channels: int, side: int, x: Tensor | None, workers: int) -> list[str]:
-    """Lines on the usable files: sizes, modes, how they are kept."""
-    sizes = sorted(((width, height) for _, width, height in headers), key=lambda size: (size[0] * size[1], size))
-    three = " / ".join(f"{width} x {height}" for width, height in (sizes[0], sizes[len(sizes) // 2], sizes[-1]))
-    modes = Counter((GREY | COLOUR).get(mode, mode) for mode, _, _ in headers)
-    small = sum(min(size) < side for size in sizes)
-    bytes_ = len(headers) * channels * side**2
-    kept = "in memory" if x is not None else f"read as needed by {workers} workers (above dataset.memory)"
-    lines = [
-        f"original sizes, smallest / median / largest: {three} pixels",
-        "modes: " + ", ".join(f"{count} {name}" for name, count in modes.most_common()),
-        f"stored: {channels} x {side} x {side}, {bytes_ / 1e6:.1f} MB, {kept}",
-    ]
-    if small:
-        lines.append(f"enlarged: {small} images have a side below {side} pixels")
-    grey = all(mode in GREY for mode, _, _ in headers)
-    if x is not None:
-        grey = all(bool((part == part[:, :1]).all()) for part in x.split(100))
-    if channels == 3 and grey:
-        lines.append("all images are grey: dataset.channels=1 would do")
-    return lines
+def check_choices(suffixes: Sequence[str] | None, class_order: str, split_by: str) -> None:
+    """Raises ValueError for a choice that there is not."""
+    for name, value, known in (
+        ("class_order", class_order, ("numbers", "names")),
+        ("split_by", split_by, ("contents", "path")),
+    ):
+        if value not in known:
+            raise ValueError(f"dataset.{name} is {value}, but must be {known[0]} or {known[1]}")
+    readable = decoding.suffixes()
+    for suffix in suffixes or ():
+        if suffix.lower() not in readable:
+            near = "; write it with its dot" if f".{suffix.lower()}" in readable else ""
+            raise ValueError(f"dataset.suffixes has {suffix}, which is no ending of a picture that Pillow reads{near}")

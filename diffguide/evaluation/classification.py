@@ -90,18 +90,22 @@ def accuracies(classifier: Classifier, x_0: Tensor, y: Tensor, noise_levels: Seq
 def write_accuracy(path: Path, classifier: Classifier, data: Dataset, seed: int, device: torch.device) -> None:
     """Writes a PNG: accuracy on the validation split, of 1000 examples at most, against the noise level.
 
+    Where nothing validates, on the training split, and the axis says so.
+
     Raises:
         WriteError: the disk is full, the folder is gone, ...
     """
     from matplotlib.figure import Figure
 
-    x, y = fetch(data.validation, torch.arange(min(len(data.validation.y), MOST)))
+    split, held = data.held_out
+    x, y = fetch(held, torch.arange(min(len(held.y), MOST)))
     found = accuracies(classifier, data.view(x).to(device), y.to(device), LEVELS, seed)
     figure = Figure(figsize=(5, 3.5), layout="constrained")
     axis = figure.subplots()
     axis.semilogx(LEVELS, found, marker="o")
     axis.axhline(1 / classifier.num_classes, color="0.6", linestyle="--", label="by chance")
-    axis.set(xlabel="noise level sigma / alpha", ylabel="held-out accuracy", ylim=(0, 1))
+    measured = "held-out accuracy" if split == "validation" else "accuracy on training examples"
+    axis.set(xlabel="noise level sigma / alpha", ylabel=measured, ylim=(0, 1))
     axis.legend()
     write_atomically(path, lambda temporary: figure.savefig(temporary, format="png", dpi=100))
 

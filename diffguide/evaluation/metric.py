@@ -134,6 +134,9 @@ class Subject:
         if split not in SPLITS:
             raise ValueError(f"split must be train, validation or test, got {split!r}")
         available = len(getattr(data, split).y)
+        if not available:
+            held = [f"split={name}" for name in SPLITS if len(getattr(data, name).y)]
+            raise ValueError(f"the {split} split of these data is empty (dataset.{split}=0): take {' or '.join(held)}")
         if n is not None and not 1 <= n <= available:
             raise ValueError(f"n must be 1 to {available}, the examples of the {split} split, or null for all, got {n}")
         if batch_size < 1:

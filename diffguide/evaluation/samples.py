@@ -94,9 +94,11 @@ class Quality(Metric):
                 "diffguide-sample -m measures those"
             )
         if subject.split == "train":
+            held = [split for split in ("validation", "test") if len(getattr(subject.data, split).y)]
+            instead = " or ".join(held) or "data that hold some back, for these have neither validation nor test examples"
             raise ValueError(
                 "metric=quality: split=train is what the model was trained on, and coverage and copies must be measured "
-                "against what it has not seen: take validation or test (metric.reference=train is what FD is taken to)"
+                f"against what it has not seen: take {instead} (metric.reference=train is what FD is taken to)"
             )
         self.features.check(subject.data)
         width, size = self.features.width(subject.shape), len(getattr(subject.data, self.reference).y)

@@ -9,8 +9,11 @@ import torch
 from torch import Tensor
 
 from ...datasets.base import Dataset, Split
+from ...datasets.decoding import Unreadable, read_header, read_image
 
 __all__ = ["Box", "FileMask", "FilePicture", "Mask", "Picture", "RandomMask", "TestPicture"]
+
+GREY = ("1", "L", "LA", "F", "I", "I;16", "I;16B", "I;16L", "I;16N")  # Pillow's modes without colours
 
 
 def read(path: str, channels: int | None) -> Tensor:
@@ -29,10 +32,12 @@ def read(path: str, channels: int | None) -> Tensor:
     from PIL import Image
 
     try:
-        with Image.open(path) as image:
-            grey = channels == 1 if channels else image.mode in ("L", "1")
-            array = numpy.array(image.convert("L" if grey else "RGB"))
-    except OSError as error:
+        if channels == 1:  # of a mask, what is transparent counts by its colour
+            with Image.open(path) as image:
+                array = numpy.array(image.convert("L"))
+        else:
+            array = numpy.array(read_image(Path(path), 1 if read_header(Path(path)).mode in GREY else 3))
+    except (OSError, Unreadable) as error:
         raise ValueError(f"path must name an .npz or an image, got {path}: {error}") from error
     array = array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
     return torch.from_numpy(array.copy()).double() / 127.5 - 1

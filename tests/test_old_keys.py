@@ -1,0 +1,61 @@
+"""What runs before wrote, read as today's configurations: the table of old keys, on the command line and in saved runs."""
+
+import inspect
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from diffguide.configuration import config_dir
+from diffguide.datasets import CIFAR10, MNIST, ImageFolder
+from diffguide.old_keys import ADDED, RENAMED, renamed_key, stated, updated
+from diffguide.spelling import respelled
+
+FOLDER, MNIST_ = "diffguide.datasets.image_folder.ImageFolder", "diffguide.datasets.downloads.MNIST"
+
+
+def test_what_a_new_run_states_is_the_default_of_class_and_file():
+    yaml = OmegaConf.to_container(OmegaConf.load(Path(config_dir()) / "dataset/image_folder.yaml"))
+    signature = inspect.signature(ImageFolder).parameters
+    assert set(ADDED) == {FOLDER}
+    for key, (_, now) in ADDED[FOLDER].items():
+        assert yaml[key] == signature[key].default == now
+
+
+def test_renamed_arguments_are_those_of_today():
+    assert {MNIST_, "diffguide.datasets.downloads.CIFAR10"} < set(RENAMED)
+    for kind in (MNIST, CIFAR10):
+        assert "path" in inspect.signature(kind).parameters and "root" not in inspect.signature(kind).parameters
+
+
+def test_saved_nodes_get_what_their_class_did_and_new_ones_what_it_does():
+    saved = {"dataset": {"_target_": FOLDER, "path": "x", "split_by": "contents"}, "seed": 3,
+             "guidance": {"picture": [{"dataset": {"_target_": MNIST_, "root": "data"}}]}}  # fmt: skip
+    before, now = updated(saved), stated(saved)
+    assert before["dataset"]["class_order"] == "names" and now["dataset"]["class_order"] == "numbers"
+    assert before["dataset"]["split_by"] == now["dataset"]["split_by"] == "contents"  # what it says itself
+    assert before["guidance"]["picture"][0]["dataset"] == {"_target_": MNIST_, "path": "data"} and before["seed"] == 3
+    assert updated(before) == before and stated(now) == now
+
+
+@pytest.mark.parametrize("typed, spelled", [
+    ("dataset.root=x", "dataset.path=x"), ("~dataset.root", "~dataset.path"), ("++dataset.root=a=b", "++dataset.path=a=b"),
+    ("guidance.picture.dataset.root=x", "guidance.picture.dataset.path=x"), ("output_root=x", "output_root=x"),
+    ("--config-dir=root", "--config-dir=root"), ("guidance.root=x", "guidance.root=x"), ("-m", "-m"),
+])  # fmt: skip
+def test_keys_are_respelled_as_they_are_called_today(typed, spelled):
+    assert respelled([typed]) == [spelled]
+
+
+def test_keys_of_a_run_are_forced():
+    assert respelled(["resume=r", "dataset.path=x", "training.images=3"]) == [
+        "resume=r", "++dataset.path=x", "training.images=3"]  # fmt: skip
+    assert respelled(["checkpoint=r", "dataset.path=x", "metric.n=1"]) == [
+        "checkpoint=r", "++dataset.path=x", "metric.n=1"]  # fmt: skip
+    for line in (["dataset.path=x"], ["resume=r", "dataset=digits", "dataset.path=x"], ["resume=null", "dataset.path=x"],
+                 ["resume=r", "+dataset.path=x"], ["resume=r", "sampler/grid=karras", "~dataset.path"]):  # fmt: skip
+        assert respelled(line) == line
+
+
+def test_a_name_of_today_in_a_renamed_place():
+    assert renamed_key("dataset.root") == "dataset.path" and renamed_key("root") == "root"
