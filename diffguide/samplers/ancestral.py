@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor
 
+from ..decompositions import symmetric_root
 from ..denoisers import Denoiser, ExactDenoiser, Prediction, capable
 from ..randomness import Noise
 from ..schedules import Schedule
@@ -172,6 +173,5 @@ class ExactDDPM(Sampler):
         covariance = from_x_0**2 * capable(denoiser, ExactDenoiser).covariance(x, t, y)
         covariance = covariance + small.to(covariance) * torch.eye(covariance.shape[-1]).to(covariance)
         z = noise.increment(t, s).to(covariance).flatten(1)
-        variances, axes = torch.linalg.eigh(covariance)  # not Cholesky: a law of single points has directions of none
-        drawn = axes @ (variances.clamp(min=0).sqrt() * z)[..., None]
+        drawn = symmetric_root(covariance) @ z[..., None]
         return mean + drawn.reshape(mean.shape).to(mean)
