@@ -80,6 +80,10 @@ class Denoiser:
         """Whether a step of the run from t, 0-d, leaves x where it is: the first steps of CFG-Zero*."""
         return False
 
+    def moving(self) -> "Denoiser":
+        """The same run after its still steps, at whatever level it is asked (churn and restarts go up again)."""
+        return self
+
     def embed(self, y: Condition) -> Embedding:
         """The condition as vectors, which the network takes in its place, where it has a network."""
         raise NotImplementedError
@@ -221,6 +225,11 @@ class DenoiserWrapper(Denoiser):
 
     def still(self, t: Tensor) -> bool:
         return self.denoiser.still(t)
+
+    def moving(self) -> "DenoiserWrapper":
+        fresh = copy.copy(self)
+        fresh.denoiser = self.denoiser.moving()
+        return fresh
 
     def embed(self, y: Condition) -> Embedding:
         return self.denoiser.embed(y)

@@ -8,10 +8,11 @@ import pytest
 import torch
 from all_samplers import SAMPLERS, every_sampler
 from closed_forms import ExactMixture, Mixture, two_classes
+from exact_models import oracle
 from potential_laws import Towards
 from scipy.integrate import solve_ivp
 
-from diffguide.denoisers import EvaluationCounter, SamplingError
+from diffguide.denoisers import EvaluationCounter
 from diffguide.guidance import ClassifierFree
 from diffguide.guidance.potentials import PotentialGuidance
 from diffguide.guidance.rules import CFGZero
@@ -78,15 +79,15 @@ ODE = ["heun", "dpm2", "dpmpp_2s", "dpmpp_2m", "dpmpp_3m", "unipc-2", "unipc-3",
 def test_the_error_falls_with_the_steps_and_is_no_larger_than_eulers(name):
     """Against SciPy on the exact flow, five components, uniform grid, with one still step of n."""
     schedule, law = Flow(math.inf, -math.inf), five()
-    x = torch.randn(64, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    y = torch.arange(64) % 2
+    x = torch.randn(32, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    y = torch.arange(32) % 2
     exact = torch.from_numpy(exact_end(law, x.numpy(), y.numpy()))
 
     def error(name: str, n: int) -> float:
         end = SAMPLERS[name](n)(zero(schedule, 1, law), x, UniformT()(schedule, n), y)
         return float((end - exact).square().mean().sqrt())
 
-    found, euler = ([error(each, n) for n in (10, 20, 40, 80)] for each in (name, "euler"))
+    found, euler = ([error(each, n) for n in (10, 20, 40)] for each in (name, "euler"))
     assert all(later < earlier for earlier, later in pairwise(found))
     assert all(own <= 1.05 * plain for own, plain in zip(found, euler))
 
@@ -108,26 +109,26 @@ def test_outside_the_interval_nothing_is_still():
 def test_a_still_rule_inside_another_guidance():
     """The step is still as a whole: what is around moves x after it."""
     schedule, seen = SCHEDULES["flow"], []
-    guided = PotentialGuidance(zero(schedule, 1), Towards(0.3, 1.0), 2.0, EVERYWHERE)
+    law = oracle(two_classes(), schedule)
+    guided = PotentialGuidance(ClassifierFree(law, SCALE, EVERYWHERE, CFGZero(1)), Towards(0.3, 1.0), 2.0, EVERYWHERE)
     Heun(4, UniformT())(guided, points(schedule), UniformT()(schedule, 4), Y, on_step=lambda k, at: seen.append(at))
     assert torch.equal(seen[0], points(schedule)) and not torch.equal(seen[1], seen[0])
 
 
 def test_what_goes_up_again():
-    """No repetition of a still step; a restart into one is refused, below it is as without."""
+    """No repetition of a still step; a walk back up into its levels moves like any other, as it does without still steps."""
     schedule, seen = SCHEDULES["flow"], []
     times = UniformT()(schedule, 5)
     TimeTravel(DDIM(5, UniformT(), 0.0), 2, EVERYWHERE)(
         zero(schedule, 1), points(schedule), times, Y, noise(schedule), lambda k, at: seen.append(at)
     )
     assert torch.equal(seen[0], points(schedule))
-    with pytest.raises(SamplingError, match="intervals must lie below the guidance's first steps"):
-        Restart(Heun(5, UniformT()), [[0.5, 9.0, 2, 1]])(zero(schedule, 1), points(schedule), times, Y, noise(schedule))
-    ends = [
-        Restart(Heun(5, UniformT()), [[0.5, 1.5, 2, 1]])(zero(schedule, k), points(schedule), u, Y, noise(schedule))
-        for k, u in ((1, times), (0, times[1:]))
-    ]
-    torch.testing.assert_close(*ends, rtol=1e-9, atol=1e-9)
+    for high in (1.5, 9.0):  # within the steps that move, and above them
+        ends = [
+            Restart(Heun(5, UniformT()), [[0.5, high, 2, 1]])(zero(schedule, k), points(schedule), u, Y, noise(schedule))
+            for k, u in ((1, times), (0, times[1:]))
+        ]
+        torch.testing.assert_close(*ends, rtol=1e-9, atol=1e-9)
 
 
 def test_an_inversion_leaves_x_where_ddim_does():

@@ -81,6 +81,11 @@ class Contrast(DenoiserWrapper):
         own = self.rule.still(t, self.memory) and bool(self.inside(t))
         return own or super().still(t)
 
+    def moving(self) -> "Contrast":
+        fresh = super().moving()
+        fresh.memory = self.rule.moving(self.memory)
+        return fresh
+
     def inside(self, t: Tensor) -> Tensor:
         """Whether guidance acts at t, in the shape of t."""
         low, high = self.interval

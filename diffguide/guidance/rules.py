@@ -47,6 +47,10 @@ class Rule:
         """Whether a step of the run from t (0-d) is to leave x where it is."""
         return False
 
+    def moving(self, memory: Any) -> Any:
+        """The memory of the run after its still steps."""
+        return memory
+
     def alone(self, side: Prediction, x_t: Tensor, t: Tensor, schedule: Schedule, memory: Any) -> Prediction:
         """What the rule makes of one side by itself."""
         return side
@@ -242,6 +246,9 @@ class CFGZero(Rule):
 
     def still(self, t: Tensor, memory: float | None) -> bool:
         return memory is not None and self.zero_init_steps > 0 and float(t) > memory
+
+    def moving(self, memory: float | None) -> None:
+        return None
 
     def alone(self, side, x_t, t, schedule, memory) -> Prediction:
         if memory is None or not self.zero_init_steps:

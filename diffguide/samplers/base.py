@@ -125,9 +125,12 @@ class Sampler:
         if self.stochastic and noise is None:
             raise ValueError(f"{type(self).__name__} draws noise: pass noise=Noise(seeds, shape, schedule)")
         denoiser = denoiser.start(noise, times)
-        memory: dict = {}
+        memory, resting = {}, not isinstance(denoiser, Energy)
         for index, (t, s) in enumerate(zip(times[:-1], times[1:]), start=1):
-            x = self.advance(denoiser, x, t, s, y, noise, memory)
+            if resting and not denoiser.still(t):
+                denoiser, resting = denoiser.moving(), False
+            if not resting:
+                x = self.advance(denoiser, x, t, s, y, noise, memory)
             if on_step is not None:
                 on_step(index, x)
         return x
@@ -135,13 +138,7 @@ class Sampler:
     def advance(
         self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, y: Tensor | None, noise: Noise | None, memory: dict
     ) -> Tensor:
-        """A step of a run: x itself where the guidance holds it still, else the step as far as it can be trusted."""
-        return x if denoiser.still(t) else self.trusted_step(denoiser, x, t, s, y, noise, memory)
-
-    def trusted_step(
-        self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, y: Tensor | None, noise: Noise | None, memory: dict
-    ) -> Tensor:
-        """`step`, but of first order where the noise falls too far, or in rows whose correction is too long; see `trust`."""
+        """The step of a run: `step`, but of first order where the noise falls too far or a row's correction is too long."""
         schedule = denoiser.schedule
         if self.widest < math.inf and fall(schedule, t, s) > self.widest:
             memory.clear()  # values from before a wide step say nothing about the next one

@@ -9,7 +9,7 @@ from torch import Tensor
 from ..denoisers import Denoiser
 from ..randomness import Noise
 from .ancestral import transition_variance
-from .base import Sampler, SamplingError
+from .base import Sampler
 from .grids import along_log_snr, karras_levels, snap
 
 __all__ = ["Restart"]
@@ -113,11 +113,6 @@ class Restart(Sampler):
     def visit(self, denoiser: Denoiser, x: Tensor, times: Tensor, y: Tensor | None, noise: Visit) -> Tensor:
         """x at times[-1], up to times[0] and back."""
         schedule, top, s = denoiser.schedule, times[0], times[-1]
-        if denoiser.still(top):
-            raise SamplingError(
-                f"intervals must lie below the guidance's first steps, which hold x still, got one up to noise level "
-                f"{float(schedule.noise_level(top)):.4g}: lower it, or take guidance.rule.zero_init_steps=0"
-            )
         ratio = schedule.alpha_sigma(top)[0] / schedule.alpha_sigma(s)[0]
         x = ratio * x + transition_variance(schedule, top, s).sqrt() * noise.normal(top, -1)
         memory: dict = {}

@@ -50,11 +50,6 @@ class SGLD(Sampler):
     def begin(self, denoiser: Denoiser | Energy, times: Tensor, noise: Noise) -> Tensor:
         return (2 * torch.special.ndtr(noise.normal(times[0], 0).double()) - 1).to(noise.dtype)
 
-    def advance(
-        self, denoiser: Denoiser | Energy, x: Tensor, t: Tensor, s: Tensor, y: Tensor | None, noise: Noise, memory: dict
-    ) -> Tensor:
-        return self.step(denoiser, x, t, s, y, noise, memory)  # times are no noise levels here
-
     def step(
         self, denoiser: Denoiser | Energy, x: Tensor, t: Tensor, s: Tensor, y: Tensor | None, noise: Noise, memory: dict
     ) -> Tensor:
