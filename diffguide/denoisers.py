@@ -261,7 +261,11 @@ class DenoiserWrapper(Denoiser):
 
 
 class EvaluationCounter(DenoiserWrapper):
-    """Counts evaluations, one per row (two conditions of B images are 2 B): of the network, and apart of potentials."""
+    """Counts evaluations, one per row (two conditions of B images are 2 B): of the network, and apart of potentials.
+
+    Attributes:
+        evaluations, potential_evaluations: so far.
+    """
 
     transparent = True
 

@@ -11,6 +11,7 @@ from ..randomness import Noise
 from ..schedules import Schedule
 from .base import Sampler
 from .grids import Grid
+from .trust import WIDEST
 
 __all__ = ["DDIM", "DDPM", "Euler", "EulerAncestral", "ExactDDPM", "posterior_variance", "transition_variance"]
 
@@ -119,7 +120,8 @@ class DDPM(Sampler):
     """Ancestral sampling: the mean of q(x_s | x_t, x_0), with a fixed variance.
 
     Ho et al. 2020, arXiv 2006.11239, algorithm 2; Nichol & Dhariwal 2021, arXiv 2102.09672, eq. 15 for the mixture.
-    The step to t = 0 always takes the posterior variance: nothing removes noise after it.
+    The step to t = 0 always takes the posterior variance: nothing removes noise after it. So does one over which the noise
+    level falls more than WIDEST times (`trust`): the transition's variance is then that of the level it comes from.
 
     Arguments:
         steps, grid: as for every sampler.
@@ -128,6 +130,7 @@ class DDPM(Sampler):
 
     order = 1
     stochastic = True
+    widest = WIDEST
 
     def __init__(self, steps: int, grid: Grid, variance: float):
         super().__init__(steps, grid)
@@ -144,6 +147,12 @@ class DDPM(Sampler):
         if self.variance and s > 0:
             variance = small ** (1 - self.variance) * transition_variance(denoiser.schedule, t, s) ** self.variance
         return jump(move(prediction, denoiser.schedule, s, small), variance, noise, t, s)
+
+    def first_order(
+        self, prediction: Prediction, schedule: Schedule, t: Tensor, s: Tensor, noise: Noise | None
+    ) -> Tensor:
+        small = posterior_variance(schedule, t, s)
+        return jump(move(prediction, schedule, s, small), small, noise, t, s)
 
 
 class ExactDDPM(Sampler):

@@ -19,7 +19,7 @@ from ..denoisers import (
 from ..randomness import Noise
 from ..schedules import Schedule
 from .grids import Grid
-from .trust import FirstPrediction, fall, trusted
+from .trust import FirstPrediction, OneIncrement, fall, trusted
 
 __all__ = ["Sampler", "SamplingError"]
 
@@ -145,7 +145,7 @@ class Sampler:
             return self.first_order(denoiser(x, t, y), schedule, t, s, noise)
         if not self.corrects:
             return self.step(denoiser, x, t, s, y, noise, memory)
-        first = FirstPrediction(denoiser)
+        first, noise = FirstPrediction(denoiser), None if noise is None else OneIncrement(noise)
         x = self.step(first, x, t, s, y, noise, memory)
         if first.prediction is None or not math.isfinite(fall(schedule, t, s)):
             return x
