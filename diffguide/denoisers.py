@@ -76,6 +76,14 @@ class Denoiser:
         """A fresh denoiser for one run over `times`; where nothing is remembered, the denoiser itself."""
         return self
 
+    def still(self, t: Tensor) -> bool:
+        """Whether a step of the run from t, 0-d, leaves x where it is: the first steps of CFG-Zero*."""
+        return False
+
+    def moving(self) -> "Denoiser":
+        """The same run after its still steps, at whatever level it is asked (churn and restarts go up again)."""
+        return self
+
     def embed(self, y: Condition) -> Embedding:
         """The condition as vectors, which the network takes in its place, where it has a network."""
         raise NotImplementedError
@@ -215,6 +223,14 @@ class DenoiserWrapper(Denoiser):
     residual_blocks = property(lambda self: self.denoiser.residual_blocks if self.transparent else ())
     compiled = property(lambda self: self.denoiser.compiled)
 
+    def still(self, t: Tensor) -> bool:
+        return self.denoiser.still(t)
+
+    def moving(self) -> "DenoiserWrapper":
+        fresh = copy.copy(self)
+        fresh.denoiser = self.denoiser.moving()
+        return fresh
+
     def embed(self, y: Condition) -> Embedding:
         return self.denoiser.embed(y)
 
@@ -245,7 +261,11 @@ class DenoiserWrapper(Denoiser):
 
 
 class EvaluationCounter(DenoiserWrapper):
-    """Counts evaluations, one per row (two conditions of B images are 2 B): of the network, and apart of potentials."""
+    """Counts evaluations, one per row (two conditions of B images are 2 B): of the network, and apart of potentials.
+
+    Attributes:
+        evaluations, potential_evaluations: so far.
+    """
 
     transparent = True
 
@@ -253,13 +273,8 @@ class EvaluationCounter(DenoiserWrapper):
         super().__init__(denoiser)
         self.count = [0, 0]  # a list, so that the copies which `start` makes count together
 
-    @property
-    def evaluations(self) -> int:
-        return self.count[0]
-
-    @property
-    def potential_evaluations(self) -> int:
-        return self.count[1]
+    evaluations = property(lambda self: self.count[0])
+    potential_evaluations = property(lambda self: self.count[1])
 
     def counted(self, other: Denoiser) -> "EvaluationCounter":
         counter = EvaluationCounter(other)

@@ -11,6 +11,7 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+from all_samplers import published
 from closed_forms import ExactMixture, two_classes
 from test_diffusers import ABAR, CONFIG, FLOAT32, SCHEDULE, TRAILING, eps, noise_level, scale, start, uniform
 
@@ -135,7 +136,7 @@ def test_trajectory(name, n, monkeypatch):
         expected.append(state)
         noise.step = step
 
-    make(n)(MODEL, x, torch.tensor(times, dtype=torch.float64), noise=noise, on_step=on_step)
+    published(make(n))(MODEL, x, torch.tensor(times, dtype=torch.float64), noise=noise, on_step=on_step)
     module = sys.modules[type(scheduler).__mro__[1 if type(scheduler).__module__ == __name__ else 0].__module__]
     monkeypatch.setattr(module, "randn_tensor", noise.theirs)
     scheduler.set_timesteps(n)

@@ -56,3 +56,21 @@ def test_a_level_per_row_is_the_level_of_the_row(rule):
 def test_numbers_out_of_range(make, sentence):
     with pytest.raises(ValueError, match=sentence):
         make()
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
+def test_a_row_that_is_not_finite_stops_no_other(rule, value):
+    """It stays so itself, and the other rows are bit for bit those of a batch without it."""
+    schedule = SCHEDULES["vp"]
+    x_t, strong, weak = sides(schedule)
+    others, scale = [0, 2], torch.tensor(0.6).double()
+    expected = rule(*(Prediction(*(f[others] for f in s)) for s in (strong, weak)), scale, x_t[others], TIME, schedule, None)
+    for broken in (strong, weak):
+        x_0, eps = (field.clone() for field in broken)
+        x_0[1], eps[1] = value, -value
+        pair = (Prediction(x_0, eps) if side is broken else side for side in (strong, weak))
+        found = rule(*pair, scale, x_t, TIME, schedule, None)
+        for field, own in zip(found, expected):
+            assert torch.equal(field[others], own)
+        assert not bool(found.x_0[1].isfinite().all())

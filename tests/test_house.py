@@ -10,7 +10,7 @@ import diffguide
 PACKAGE = Path(diffguide.__file__).parent
 ORDER = [  # a module imports only from its own line or an earlier one
     {"runs", "progress", "interrupts", "schedules", "datasets", "backbones", "engine", "class_names", "learning_rates",
-     "own_modules", "old_keys"},  # fmt: skip
+     "own_modules", "old_keys", "decompositions"},  # fmt: skip
     {"spelling"},
     {"annotations", "config_files", "key_comments", "mistakes", "options", "plugins", "quoting", "recipes", "shards"},
     {"vectors"},

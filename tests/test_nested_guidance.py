@@ -203,5 +203,4 @@ def test_first_steps_of_cfg_zero_inside_a_contrast():
     outer = ClassifierFree(inner, 1.5, EVERYWHERE)
     sampler, seen = DDIM(4, UniformT(), eta=0.0), []
     sampler(outer, x, sampler.times(outer), y, on_step=lambda k, at: seen.append(at))
-    angle = [torch.atan2(*reversed(COSINE.alpha_sigma(time))) for time in sampler.times(outer)[:2]]
-    torch.testing.assert_close(seen[0], x * float(torch.cos(angle[1] - angle[0])), rtol=1e-9, atol=1e-9)
+    assert torch.equal(seen[0], x) and not torch.equal(seen[1], x)

@@ -7,7 +7,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from all_samplers import SAMPLERS
+from all_samplers import SAMPLERS, published
 from closed_forms import ExactMixture, gaussian, karras_levels, two_classes
 from scipy.integrate import solve_ivp
 
@@ -99,7 +99,7 @@ def runge_kutta(levels, middles) -> float:
     ids=["dpm2", "dpmpp_2s", "lms-2", "ipndm-2"],
 )
 def test_finite_steps_on_a_gaussian(make, expected):
-    sampler, denoiser = make(), ExactMixture(gaussian([0.0], [[VARIANCE]]), EDM(LOW, HIGH))
+    sampler, denoiser = published(make()), ExactMixture(gaussian([0.0], [[VARIANCE]]), EDM(LOW, HIGH))
     x = torch.tensor([[1.0], [-80.0]], dtype=torch.float64)
     factor = expected(karras_levels(13, 0.002, 80.0, 7.0))
     torch.testing.assert_close(sampler(denoiser, x, sampler.times(denoiser)), factor * x, rtol=1e-10, atol=0)
@@ -109,7 +109,7 @@ def test_the_first_steps_of_pndm_on_a_gaussian():
     schedule, times = EDM(LOW, HIGH), torch.tensor([0.6, 0.5, 0.4, 0.2], dtype=torch.float64)
     levels, middles = (schedule.noise_level(t).tolist() for t in (times, (times[1:] + times[:-1]) / 2))
     denoiser = ExactMixture(gaussian([0.0], [[VARIANCE]]), schedule)
-    found = PNDM(3, UniformT())(denoiser, torch.ones(1, 1, dtype=torch.float64), times)
+    found = published(PNDM(3, UniformT()))(denoiser, torch.ones(1, 1, dtype=torch.float64), times)
     assert float(found) == pytest.approx(runge_kutta(levels, middles), rel=1e-10)
 
 

@@ -22,6 +22,7 @@ from diffguide.schedules import (
     Schedule,
     Sigmoid,
     SigmoidBeta,
+    SquaredCosine,
     SubVP,
     ZeroTerminalSNR,
     linear,
@@ -36,6 +37,7 @@ interior = torch.linspace(0.00345, 0.99712, 331, dtype=torch.float64)
 WITH_ENDS = {
     "cosine": Cosine, "flow": Flow, "linear": Linear, "edm": EDM, "ve": VE, "tre": TRE, "scaled_linear": ScaledLinear,
     "sigmoid": lambda high, low: Sigmoid(high, low, -3.0, 3.0, 1.0), "sigmoid_beta": SigmoidBeta,
+    "squaredcos_cap_v2": SquaredCosine,
     "vp": lambda high, low: VP(high, low, 0.1, 20.0), "sub_vp": lambda high, low: SubVP(high, low, 0.1, 20.0),
     "monotone": lambda high, low: Monotone(high, low, False, 16),
 }  # fmt: skip

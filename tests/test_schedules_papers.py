@@ -20,6 +20,7 @@ from diffguide.schedules import (
     ScaledLinear,
     Sigmoid,
     SigmoidBeta,
+    SquaredCosine,
     SubVP,
     ZeroTerminalSNR,
 )  # fmt: skip
@@ -131,6 +132,30 @@ def test_the_betas_are_those_of_diffusers(make, name, start, end):
     betas = beta_schedule(name, start, end)
     np.testing.assert_allclose(1 - alpha[1:] ** 2 / alpha[:-1] ** 2, betas[1:], rtol=2e-6, atol=1e-9)
     np.testing.assert_allclose(1 - alpha[0] ** 2, betas[0], rtol=2e-6)
+
+
+@pytest.mark.parametrize("steps", [10, 1000])
+def test_squaredcos_cap_v2_is_that_of_diffusers(steps):
+    """abar_k at t = k / T, elementwise, within the float32 of theirs; and the paper's formula in float64."""
+    schedule = SquaredCosine(12.0, None, steps, 0.008, 0.999)
+    times = torch.arange(1, steps + 1, dtype=torch.float64) / steps
+    found = (schedule.alpha_sigma(times)[0] ** 2).numpy()
+    np.testing.assert_allclose(found, DDPMScheduler(steps, beta_schedule="squaredcos_cap_v2").alphas_cumprod, rtol=3e-5)
+    f = np.cos((np.arange(steps + 1) / steps + 0.008) / 1.008 * np.pi / 2) ** 2
+    np.testing.assert_allclose(found, np.cumprod(1 - np.minimum(1 - f[1:] / f[:-1], 0.999)), rtol=1e-9)
+
+
+def test_how_far_the_default_cosine_is_from_squaredcos_cap_v2():
+    """What the README's table of conventions says."""
+    times = torch.linspace(0.01, 0.99, 981, dtype=torch.float64)
+    difference = SquaredCosine(12.0).log_snr(times) - Cosine(12.0, -10.0).log_snr(times)
+    assert float(difference.abs().max()) == pytest.approx(0.72, abs=0.005)
+
+
+@pytest.mark.parametrize("options", [{"offset": -0.1}, {"beta_max": 1.0}, {"steps": 1}, {"log_snr_max": 9.0}])
+def test_squaredcos_cap_v2_refuses(options):
+    with pytest.raises(ValueError, match=next(iter(options))):
+        SquaredCosine(**{"log_snr_max": 12.0} | options)
 
 
 @pytest.mark.parametrize("make, start, end", [(Linear, 1e-4, 0.02), (ScaledLinear, 0.00085, 0.012)])

@@ -6,7 +6,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from all_samplers import SAMPLERS
+from all_samplers import SAMPLERS, published
 from closed_forms import ExactMixture, two_classes
 from scipy.integrate import quad
 from scipy.stats import kstest, norm
@@ -77,7 +77,7 @@ def test_dpmpp_2m_sde_is_k_diffusions(schedule, eta, s_noise):
             scaled = scaled - 0.5 * math.expm1(-h - eta * h) * (h / h_before) * (now - before)
         scaled = scaled + n[k + 1] * math.sqrt(-math.expm1(-2 * eta * h)) * s_noise * z[k]
         before, h_before = now, h
-    sampler, noise = DPMpp2MSDE(9, UniformT(), eta, s_noise), GivenNoise(torch.from_numpy(z))
+    sampler, noise = published(DPMpp2MSDE(9, UniformT(), eta, s_noise)), GivenNoise(torch.from_numpy(z))
     found = sampler(ExactMixture(mixture, schedule), x, times, noise=noise)
     np.testing.assert_allclose(found, alpha[-1] * scaled, rtol=1e-9, atol=1e-9)
 
@@ -105,7 +105,8 @@ def test_dpmpp_3m_sde_is_the_integral_of_a_parabola(schedule, eta):
         nodes = lam[k::-1][:3]
         expected = advanced(expected, nodes, values, lam[k], lam[k + 1], math.sqrt(eta), scales, z[k])
     noise = GivenNoise(torch.from_numpy(z))
-    found = DPMpp3MSDE(7, UniformLogSNR(), eta, 1.0)(ExactMixture(mixture, schedule), x, times, noise=noise)
+    sampler = published(DPMpp3MSDE(7, UniformLogSNR(), eta, 1.0))
+    found = sampler(ExactMixture(mixture, schedule), x, times, noise=noise)
     np.testing.assert_allclose(found, expected, rtol=1e-8, atol=1e-8)
 
 
@@ -130,7 +131,7 @@ def test_sa_solver_is_algorithm_1(predictor, corrector):
         before, drawn, count = state, left.pop(0) if tau else 0.0, min(predictor, k + 1)
         state = advanced(before, nodes[:count], values[:count], lam[k], lam[k + 1], tau, scales[k : k + 2], drawn)
     assert 2 < len(left) < 7
-    sampler = SASolver(9, UniformLogSNR(), predictor, corrector, 0.8, 0.05, 5.0)
+    sampler = published(SASolver(9, UniformLogSNR(), predictor, corrector, 0.8, 0.05, 5.0))
     found = sampler(ExactMixture(mixture, schedule), x, times, noise=GivenNoise(torch.from_numpy(z)))
     np.testing.assert_allclose(found, state, rtol=1e-8, atol=1e-8)
 

@@ -7,6 +7,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 from affine import terminal_law
+from all_samplers import published
 from closed_forms import ExactMixture, gaussian, karras_levels
 
 from diffguide.denoisers import EvaluationCounter
@@ -100,7 +101,7 @@ def test_the_law_of_ddpm(schedule, variance):
 def test_euler_maruyama_on_flow_is_sit(diffusion, scale):
     """x - dt v + dt w / 2 score + sqrt(w dt) z with v = eps - x_0: arXiv 2401.08740, eq. 5; the last step is the ODE's."""
     schedule = Flow(math.inf, -math.inf)
-    sampler = EulerMaruyama(40, UniformT(), diffusion(scale))
+    sampler = published(EulerMaruyama(40, UniformT(), diffusion(scale)))
     times, found = law_of(sampler, schedule)
     law, dt = (0.0, 1.0), 1 / 40
     for k, t in enumerate(times[:-1].tolist(), start=1):
@@ -114,7 +115,7 @@ def test_euler_maruyama_on_flow_is_sit(diffusion, scale):
 
 @every_schedule
 def test_euler_maruyama_with_the_forward_coefficient(schedule):
-    times, found = law_of(EulerMaruyama(60, UniformT(), ForwardDiffusion(1.0)), schedule)
+    times, found = law_of(published(EulerMaruyama(60, UniformT(), ForwardDiffusion(1.0))), schedule)
     law = 0.0, float(schedule.alpha_sigma(times[0])[1]) ** 2
     for k, ((a, s), (a_next, s_next)) in enumerate(scales(schedule, times), start=1):
         g_squared = s**2 - (a / a_next) ** 2 * s_next**2 if k < 60 else 0.0
@@ -202,7 +203,7 @@ def test_restart_takes_the_ends_of_the_grid():
     """Which in float64 are 0.002 and 80 up to rounding; with a learned schedule nobody is asked for gradients."""
     for schedule, low, high in ((EDM(LOW, HIGH), 0.002, 80.0), (Monotone(13.3, -5.0, False, 8), 0.1, 5.0)):
         denoiser = EvaluationCounter(ExactMixture(gaussian([M], [[L]]), schedule))
-        sampler = Restart(Heun(5, Karras(7.0, None, None)), [[low, high, 3, 1]])
+        sampler = Restart(published(Heun(5, Karras(7.0, None, None))), [[low, high, 3, 1]])
         with warnings.catch_warnings(action="error"):
             x = next(generate(denoiser, sampler, [0], None, (1,), 1))
         assert denoiser.evaluations == 2 * (5 + 3) and bool(x.isfinite())

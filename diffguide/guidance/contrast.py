@@ -77,6 +77,15 @@ class Contrast(DenoiserWrapper):
         fresh.memory = self.rule.start(times)
         return fresh
 
+    def still(self, t: Tensor) -> bool:
+        own = self.rule.still(t, self.memory) and bool(self.inside(t))
+        return own or super().still(t)
+
+    def moving(self) -> "Contrast":
+        fresh = super().moving()
+        fresh.memory = self.rule.moving(self.memory)
+        return fresh
+
     def inside(self, t: Tensor) -> Tensor:
         """Whether guidance acts at t, in the shape of t."""
         low, high = self.interval

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from ..decompositions import leading_right_vector
 from ..denoisers import Denoiser, Prediction
 from .rules import Rule, beside, inner, mixed, moved, norm
 
@@ -93,7 +94,7 @@ class TCFG(Rule):
 
     def __call__(self, strong, weak, scale, x_t, t, schedule, memory) -> Prediction:
         rows = torch.stack([strong.eps, weak.eps], dim=1).flatten(2).double()
-        leading = torch.linalg.svd(rows, full_matrices=False).Vh[:, 0]
+        leading = leading_right_vector(rows)
         kept = (rows[:, 1] * leading).sum(1, keepdim=True) * leading
         change = kept.reshape(weak.eps.shape).to(weak.eps) - weak.eps
         level = beside(schedule.noise_level(t), x_t)

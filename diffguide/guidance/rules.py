@@ -43,6 +43,14 @@ class Rule:
         """The memory of one run over `times`; a rule that is called outside a run has the memory None."""
         return None
 
+    def still(self, t: Tensor, memory: Any) -> bool:
+        """Whether a step of the run from t (0-d) is to leave x where it is."""
+        return False
+
+    def moving(self, memory: Any) -> Any:
+        """The memory of the run after its still steps."""
+        return memory
+
     def alone(self, side: Prediction, x_t: Tensor, t: Tensor, schedule: Schedule, memory: Any) -> Prediction:
         """What the rule makes of one side by itself."""
         return side
@@ -211,13 +219,14 @@ class CFGZero(Rule):
     """u = s weak + scale (strong - s weak) for the velocities, s = <strong, weak> / |weak|^2; u = 0 in the first steps.
 
     Fan et al., "CFG-Zero*: Improved Classifier-Free Guidance for Flow Matching Models", 2025, arXiv 2503.18886,
-    algorithm 1.
+    algorithm 1. A step of velocity 0 is a whole step: samplers leave x where it is, x_s = x_t, and begin after it, whatever
+    they evaluate within a step and remember of it (`still`). Whoever asks for a prediction there gets one that does not move.
 
     Arguments:
         zero_init_steps: steps of the sampler's grid whose velocity is 0; about 4 % of them in the paper, at least 0.
 
     Raises:
-        ValueError: a number out of range.
+        ValueError: a number out of range; from `start`, a run of no more steps, which would not move at all.
     """
 
     def __init__(self, zero_init_steps: int):
@@ -227,7 +236,19 @@ class CFGZero(Rule):
 
     def start(self, times: Tensor) -> float:
         """The time above which the velocity is 0."""
-        return float(times[min(self.zero_init_steps, len(times) - 1)])
+        steps = len(times) - 1
+        if self.zero_init_steps >= steps:
+            raise ValueError(
+                f"zero_init_steps must be below the sampler's steps, got {self.zero_init_steps} of {steps}: nothing would "
+                f"move; take sampler.steps={self.zero_init_steps + 1} at least, or guidance.rule.zero_init_steps=0"
+            )
+        return float(times[self.zero_init_steps])
+
+    def still(self, t: Tensor, memory: float | None) -> bool:
+        return memory is not None and self.zero_init_steps > 0 and float(t) > memory
+
+    def moving(self, memory: float | None) -> None:
+        return None
 
     def alone(self, side, x_t, t, schedule, memory) -> Prediction:
         if memory is None or not self.zero_init_steps:

@@ -5,11 +5,13 @@ import math
 import torch
 from torch import Tensor
 
+from ..decompositions import symmetric_root
 from ..denoisers import Denoiser, ExactDenoiser, Prediction, capable
 from ..randomness import Noise
 from ..schedules import Schedule
 from .base import Sampler
 from .grids import Grid
+from .trust import WIDEST
 
 __all__ = ["DDIM", "DDPM", "Euler", "EulerAncestral", "ExactDDPM", "posterior_variance", "transition_variance"]
 
@@ -118,7 +120,8 @@ class DDPM(Sampler):
     """Ancestral sampling: the mean of q(x_s | x_t, x_0), with a fixed variance.
 
     Ho et al. 2020, arXiv 2006.11239, algorithm 2; Nichol & Dhariwal 2021, arXiv 2102.09672, eq. 15 for the mixture.
-    The step to t = 0 always takes the posterior variance: nothing removes noise after it.
+    The step to t = 0 always takes the posterior variance: nothing removes noise after it. So does one over which the noise
+    level falls more than WIDEST times (`trust`): the transition's variance is then that of the level it comes from.
 
     Arguments:
         steps, grid: as for every sampler.
@@ -127,6 +130,7 @@ class DDPM(Sampler):
 
     order = 1
     stochastic = True
+    widest = WIDEST
 
     def __init__(self, steps: int, grid: Grid, variance: float):
         super().__init__(steps, grid)
@@ -143,6 +147,12 @@ class DDPM(Sampler):
         if self.variance and s > 0:
             variance = small ** (1 - self.variance) * transition_variance(denoiser.schedule, t, s) ** self.variance
         return jump(move(prediction, denoiser.schedule, s, small), variance, noise, t, s)
+
+    def first_order(
+        self, prediction: Prediction, schedule: Schedule, t: Tensor, s: Tensor, noise: Noise | None
+    ) -> Tensor:
+        small = posterior_variance(schedule, t, s)
+        return jump(move(prediction, schedule, s, small), small, noise, t, s)
 
 
 class ExactDDPM(Sampler):
@@ -172,6 +182,5 @@ class ExactDDPM(Sampler):
         covariance = from_x_0**2 * capable(denoiser, ExactDenoiser).covariance(x, t, y)
         covariance = covariance + small.to(covariance) * torch.eye(covariance.shape[-1]).to(covariance)
         z = noise.increment(t, s).to(covariance).flatten(1)
-        variances, axes = torch.linalg.eigh(covariance)  # not Cholesky: a law of single points has directions of none
-        drawn = axes @ (variances.clamp(min=0).sqrt() * z)[..., None]
+        drawn = symmetric_root(covariance) @ z[..., None]
         return mean + drawn.reshape(mean.shape).to(mean)

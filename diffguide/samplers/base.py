@@ -1,13 +1,25 @@
 """What every sampler shares: one loop over a decreasing grid of times."""
 
+import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from ..denoisers import Denoiser, DenoiserWrapper, Energy, ExactDenoiser, LogDensity, SamplingError, capable
+from ..denoisers import (
+    Denoiser,
+    DenoiserWrapper,
+    Energy,
+    ExactDenoiser,
+    LogDensity,
+    Prediction,
+    SamplingError,
+    capable,
+)
 from ..randomness import Noise
+from ..schedules import Schedule
 from .grids import Grid
+from .trust import FirstPrediction, OneIncrement, fall, trusted
 
 __all__ = ["Sampler", "SamplingError"]
 
@@ -35,6 +47,8 @@ class Sampler:
         off_grid: whether the denoiser is evaluated at times that are not on the grid.
         at_data: whether x lives at the data's own level all the way, so that the times only count steps.
         needs: the protocol that a model must have.
+        corrects: whether a step is one of first order and a correction, which is left out where it is too long (`trust`).
+        widest: factor by which the noise level may fall in a step that is not of first order.
     """
 
     order: int
@@ -42,6 +56,8 @@ class Sampler:
     off_grid = False
     at_data = False
     needs = Denoiser
+    corrects = False
+    widest = math.inf
 
     def __init__(self, steps: int, grid: Grid):
         if not isinstance(steps, int) or not 1 <= steps <= MOST:
@@ -109,17 +125,47 @@ class Sampler:
         if self.stochastic and noise is None:
             raise ValueError(f"{type(self).__name__} draws noise: pass noise=Noise(seeds, shape, schedule)")
         denoiser = denoiser.start(noise, times)
-        memory: dict = {}
+        memory, resting = {}, not isinstance(denoiser, Energy)
         for index, (t, s) in enumerate(zip(times[:-1], times[1:]), start=1):
-            x = self.step(denoiser, x, t, s, y, noise, memory)
+            if resting and not denoiser.still(t):
+                denoiser, resting = denoiser.moving(), False
+            if not resting:
+                x = self.advance(denoiser, x, t, s, y, noise, memory)
             if on_step is not None:
                 on_step(index, x)
         return x
 
+    def advance(
+        self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, y: Tensor | None, noise: Noise | None, memory: dict
+    ) -> Tensor:
+        """The step of a run: `step`, but of first order where the noise falls too far or a row's correction is too long."""
+        schedule = denoiser.schedule
+        if self.widest < math.inf and fall(schedule, t, s) > self.widest:
+            memory.clear()  # values from before a wide step say nothing about the next one
+            return self.first_order(denoiser(x, t, y), schedule, t, s, noise)
+        if not self.corrects:
+            return self.step(denoiser, x, t, s, y, noise, memory)
+        first, noise = FirstPrediction(denoiser), None if noise is None else OneIncrement(noise)
+        x = self.step(first, x, t, s, y, noise, memory)
+        if first.prediction is None or not math.isfinite(fall(schedule, t, s)):
+            return x
+        plain = self.first_order(first.prediction, schedule, t, s, noise)
+        x = trusted(x, plain, first.prediction, schedule, t, s)
+        if "arrived" in memory:  # what the next step corrects
+            memory["arrived"] = x
+        return x
+
+    def first_order(
+        self, prediction: Prediction, schedule: Schedule, t: Tensor, s: Tensor, noise: Noise | None
+    ) -> Tensor:
+        """The method's own step of first order from the prediction at t; DDIM's for methods of the ODE."""
+        alpha, sigma = schedule.alpha_sigma(s)
+        return alpha * prediction.x_0 + sigma * prediction.eps
+
     def step(
         self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, y: Tensor | None, noise: Noise | None, memory: dict
     ) -> Tensor:
-        """x at time s from x at time t > s; `memory` belongs to this run."""
+        """The method as published: x at time s from x at time t > s; `memory` belongs to this run."""
         raise NotImplementedError
 
 

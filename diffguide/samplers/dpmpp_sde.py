@@ -15,13 +15,14 @@ import numpy
 import torch
 from torch import Tensor
 
-from ..denoisers import Denoiser
+from ..denoisers import Denoiser, Prediction
 from ..randomness import Noise
 from ..schedules import Schedule
 from .ancestral import noise_factor
 from .base import Sampler
 from .grids import Grid
 from .multistep import integrals
+from .trust import WIDEST
 
 __all__ = ["DPMpp2MSDE", "DPMpp3MSDE", "SASolver"]
 
@@ -51,6 +52,13 @@ def integrate(
     return result
 
 
+def begun(prediction: Prediction, schedule: Schedule, t: Tensor, s: Tensor, eta: float) -> Tensor:
+    """The mean of x_s by the prediction at t alone."""
+    alpha, sigma = schedule.alpha_sigma(t)
+    x = alpha * prediction.x_0 + sigma * prediction.eps
+    return integrate(schedule, t, s, x, [half_log_snr(schedule, t)], [prediction.x_0], eta)
+
+
 class StochasticDPMpp(Sampler):
     """Base of the two: (eta, s_noise) and one evaluation a step.
 
@@ -63,11 +71,19 @@ class StochasticDPMpp(Sampler):
         ValueError: eta or s_noise out of range.
     """
 
+    corrects = True
+    widest = WIDEST
+
     def __init__(self, steps: int, grid: Grid, eta: float, s_noise: float):
         super().__init__(steps, grid)
         if not 0 <= eta < math.inf:
             raise ValueError(f"eta must be finite and at least 0, got {eta}")
         self.eta, self.s_noise, self.stochastic = float(eta), noise_factor(s_noise), eta > 0
+
+    def first_order(
+        self, prediction: Prediction, schedule: Schedule, t: Tensor, s: Tensor, noise: Noise | None
+    ) -> Tensor:
+        return begun(prediction, schedule, t, s, self.eta) + self.added(schedule, t, s, noise)
 
     def added(self, schedule: Schedule, t: Tensor, s: Tensor, noise: Noise | None) -> Tensor | float:
         """s_noise sigma_s sqrt(1 - e^(-2 eta h)) z."""
@@ -92,10 +108,8 @@ class DPMpp2MSDE(StochasticDPMpp):
         self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, y: Tensor | None, noise: Noise | None, memory: dict
     ) -> Tensor:
         schedule, prediction = denoiser.schedule, denoiser(x, t, y)
-        alpha, sigma = schedule.alpha_sigma(t)
         h = half_log_snr(schedule, s) - half_log_snr(schedule, t)
-        x = alpha * prediction.x_0 + sigma * prediction.eps
-        mean = integrate(schedule, t, s, x, [half_log_snr(schedule, t)], [prediction.x_0], self.eta)
+        mean = begun(prediction, schedule, t, s, self.eta)
         if memory and math.isfinite(h):
             gain = schedule.alpha_sigma(s)[0] * -math.expm1(-(1 + self.eta) * h) * (h / (2 * memory["h"]))
             mean = mean + gain * (prediction.x_0 - memory["x_0"])
@@ -151,6 +165,8 @@ class SASolver(Sampler):
     """
 
     stochastic = True
+    corrects = True
+    widest = WIDEST
 
     def __init__(
         self, steps: int, grid: Grid, predictor_order: int, corrector_order: int, tau: float, tau_min: float,
@@ -186,15 +202,26 @@ class SASolver(Sampler):
         before = memory.pop("before", None)
         nodes, values = remember(memory, half_log_snr(schedule, t), prediction.x_0, self.order)
         if before is not None:
-            at, start, eta, added, predicted = before
+            at, start, eta, added = before
             count = self.corrector_order
             corrected = integrate(schedule, at, t, start, nodes[:count], values[:count], eta) + added
-            x = x + (corrected - predicted)  # what a guide re-noised or another sampler did since stays
-        eta, (alpha, sigma) = self.eta(schedule, t), schedule.alpha_sigma(s)
-        loudness = decay(half_log_snr(schedule, s) - half_log_snr(schedule, t), eta)[1]
-        added = (sigma * loudness) * noise.increment(t, s) if sigma > 0 and loudness > 0 else torch.zeros_like(x)
+            x = x + (corrected - memory["arrived"])  # what a guide re-noised or another sampler did since stays
+        eta = self.eta(schedule, t)
+        added = self.added(schedule, t, s, noise, x)
         count = self.predictor_order
         predicted = integrate(schedule, t, s, x, nodes[:count], values[:count], eta) + added
         if self.corrector_order and math.isfinite(nodes[0]):
-            memory["before"] = (t, x, eta, added, predicted)
+            memory["before"], memory["arrived"] = (t, x, eta, added), predicted
         return predicted
+
+    def first_order(
+        self, prediction: Prediction, schedule: Schedule, t: Tensor, s: Tensor, noise: Noise | None
+    ) -> Tensor:
+        mean = begun(prediction, schedule, t, s, self.eta(schedule, t))
+        return mean + self.added(schedule, t, s, noise, mean)
+
+    def added(self, schedule: Schedule, t: Tensor, s: Tensor, noise: Noise | None, x: Tensor) -> Tensor:
+        """sigma_s sqrt(1 - e^(-2 tau^2 h)) z, in the shape of x."""
+        sigma = schedule.alpha_sigma(s)[1]
+        loudness = decay(half_log_snr(schedule, s) - half_log_snr(schedule, t), self.eta(schedule, t))[1]
+        return (sigma * loudness) * noise.increment(t, s) if sigma > 0 and loudness > 0 else torch.zeros_like(x)

@@ -10,6 +10,7 @@ from ..randomness import Noise
 from .ancestral import noise_factor
 from .base import Sampler
 from .grids import Grid
+from .trust import WIDEST
 
 __all__ = ["CHURN", "Heun"]
 
@@ -34,6 +35,8 @@ class Heun(Sampler):
     """
 
     order = 2
+    corrects = True
+    widest = WIDEST
 
     def __init__(
         self, steps: int, grid: Grid, churn: float = 0.0, churn_min: float = 0.0, churn_max: float = math.inf,

@@ -9,6 +9,7 @@ from .ancestral import move
 from .base import Sampler
 from .grids import Grid
 from .heun import CHURN
+from .trust import WIDEST
 
 __all__ = ["AnnealedLangevin", "LangevinPC", "langevin"]
 
@@ -64,7 +65,7 @@ class LangevinPC(Sampler):
     def step(
         self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, y: Tensor | None, noise: Noise | None, memory: dict
     ) -> Tensor:
-        x = self.inner.step(denoiser, x, t, s, y, noise, memory)
+        x = self.inner.advance(denoiser, x, t, s, y, noise, memory)
         if denoiser.schedule.alpha_sigma(s)[1] > 0:
             for draw in range(CHURN + 1, CHURN + 1 + self.corrections):
                 x = langevin(denoiser, x, s, y, noise.normal(s, draw), 2 * self.snr**2)
@@ -92,6 +93,7 @@ class AnnealedLangevin(Sampler):
 
     order = 1
     stochastic = True
+    widest = WIDEST
 
     def __init__(self, steps: int, grid: Grid, corrections: int, step_size: float | None):
         super().__init__(steps, grid)

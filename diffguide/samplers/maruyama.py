@@ -11,6 +11,7 @@ from ..schedules import Schedule
 from .ancestral import transition_variance
 from .base import Sampler
 from .grids import Grid
+from .trust import WIDEST
 
 __all__ = ["Diffusion", "EulerMaruyama", "ForwardDiffusion", "SigmaDiffusion", "SineDiffusion"]
 
@@ -73,6 +74,7 @@ class EulerMaruyama(Sampler):
 
     order = 1
     stochastic = True
+    widest = WIDEST
 
     def __init__(self, steps: int, grid: Grid, diffusion: Diffusion):
         super().__init__(steps, grid)

@@ -21,6 +21,7 @@ from ..randomness import Noise
 from ..schedules import Schedule
 from .base import Sampler
 from .grids import Grid
+from .trust import WIDEST
 
 __all__ = ["ADAMS_BASHFORTH", "IPNDM", "LMS", "Level", "Multistep", "accumulate", "integrals"]
 
@@ -90,6 +91,8 @@ class Multistep(Sampler):
     """
 
     highest: int
+    corrects = True
+    widest = WIDEST
 
     def __init__(self, steps: int, grid: Grid, order: int):
         super().__init__(steps, grid)

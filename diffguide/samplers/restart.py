@@ -88,7 +88,7 @@ class Restart(Sampler):
     def step(
         self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, y: Tensor | None, noise: Noise | None, memory: dict
     ) -> Tensor:
-        x = self.inner.step(denoiser, x, t, s, y, noise, memory)
+        x = self.inner.advance(denoiser, x, t, s, y, noise, memory)
         above, here, visit = denoiser.schedule.noise_level(t), denoiser.schedule.noise_level(s), 0
         for low, high, steps, repeats in self.intervals:
             if here <= low * (1 + NEAR) < above:
@@ -117,5 +117,5 @@ class Restart(Sampler):
         x = ratio * x + transition_variance(schedule, top, s).sqrt() * noise.normal(top, -1)
         memory: dict = {}
         for t, u in pairwise(times):
-            x = self.inner.step(denoiser, x, t, u, y, noise, memory)
+            x = self.inner.advance(denoiser, x, t, u, y, noise, memory)
         return x

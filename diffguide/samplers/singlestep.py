@@ -9,6 +9,7 @@ from ..schedules import Schedule
 from .ancestral import move
 from .base import Sampler
 from .multistep import ADAMS_BASHFORTH, accumulate
+from .trust import WIDEST
 
 __all__ = ["DPM2", "DPMpp2S", "PNDM"]
 
@@ -27,6 +28,8 @@ class Midpoint(Sampler):
 
     order = 2
     off_grid = True
+    corrects = True
+    widest = WIDEST
 
     def step(
         self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, y: Tensor | None, noise: Noise | None, memory: dict
@@ -93,6 +96,8 @@ class PNDM(Sampler):
 
     order = 2
     off_grid = True
+    corrects = True
+    widest = WIDEST
 
     def step(
         self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, y: Tensor | None, noise: Noise | None, memory: dict

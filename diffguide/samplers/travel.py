@@ -64,7 +64,7 @@ class TimeTravel(Sampler):
     def step(
         self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, y: Tensor | None, noise: Noise | None, memory: dict
     ) -> Tensor:
-        x = self.inner.step(denoiser, x, t, s, y, noise, memory)
+        x = self.inner.advance(denoiser, x, t, s, y, noise, memory)
         schedule = denoiser.schedule
         alpha, sigma = schedule.alpha_sigma(s)
         if self.travels(schedule.noise_level(t)) and sigma > 0:
@@ -73,6 +73,6 @@ class TimeTravel(Sampler):
             for number in range(self.repeats):
                 again = Visit(noise, number)
                 memory.clear()
-                x = self.inner.step(denoiser, ratio * x + spread * again.normal(t, -1), t, s, y, again, memory)
+                x = self.inner.advance(denoiser, ratio * x + spread * again.normal(t, -1), t, s, y, again, memory)
             memory.clear()
         return x

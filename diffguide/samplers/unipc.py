@@ -41,12 +41,13 @@ class UniPC(ExponentialMultistep):
         here = self.variable(start)
         if history:
             (base, before), *older = history
-            corrected = self.weights(schedule, [base, here, *(u for u, _ in older)], start)
-            ratio = end.sigma / start.sigma
-            change = [ratio * (c - p) for c, p in zip(corrected, [0.0, 0.0, *memory["weights"][1:]])]
-            accumulate(x, change, [before, prediction.x_0, *(value for _, value in older)])
+            weights = self.weights(schedule, [base, here, *(u for u, _ in older)], start)
+            values = [before, prediction.x_0, *(value for _, value in older)]
+            corrected = accumulate(memory["plain"], weights, values)
+            x = x + (end.sigma / start.sigma) * (corrected - memory["arrived"])
         history.insert(0, (here, prediction.x_0))
         nodes, values = zip(*history[: self.order])
-        memory["weights"] = self.weights(schedule, list(nodes), end)
         del history[self.order :]
-        return accumulate(x, memory["weights"], values)
+        memory["plain"] = x.clone()
+        memory["arrived"] = accumulate(x, self.weights(schedule, list(nodes), end), values)
+        return memory["arrived"]

@@ -2,7 +2,7 @@
 
 from .base import Schedule, as_time, linear, sub_variance_preserving, variance_exploding, variance_preserving
 from .curves import TRE, Cosine, Flow, Sigmoid
-from .discrete import Linear, ScaledLinear, SigmoidBeta
+from .discrete import Linear, ScaledLinear, SigmoidBeta, SquaredCosine
 from .learned import Monotone
 from .none import NoSchedule
 from .sde import EDM, VE, VP, SubVP
@@ -10,6 +10,6 @@ from .wrappers import ResolutionShift, ZeroTerminalSNR
 
 __all__ = [
     "EDM", "TRE", "VE", "VP", "Cosine", "Flow", "Linear", "Monotone", "NoSchedule", "ResolutionShift", "ScaledLinear",
-    "Schedule", "Sigmoid", "SigmoidBeta", "SubVP", "ZeroTerminalSNR", "as_time", "linear", "sub_variance_preserving",
-    "variance_exploding", "variance_preserving",
+    "Schedule", "Sigmoid", "SigmoidBeta", "SquaredCosine", "SubVP", "ZeroTerminalSNR", "as_time", "linear",
+    "sub_variance_preserving", "variance_exploding", "variance_preserving",
 ]  # fmt: skip

@@ -1,12 +1,14 @@
 """Discrete betas as continuous curves: abar_k = prod_{i <= k} (1 - beta_i) at t = k / T, log abar linear between."""
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from .base import TruncatedCurve
 
-__all__ = ["Linear", "ScaledLinear", "SigmoidBeta"]
+__all__ = ["Linear", "ScaledLinear", "SigmoidBeta", "SquaredCosine"]
 
 
 class DiscreteBetas(TruncatedCurve):
@@ -29,7 +31,11 @@ class DiscreteBetas(TruncatedCurve):
             raise ValueError(f"the betas must satisfy 0 < beta_start <= beta_end < 1, got {beta_start} and {beta_end}")
         if steps < 2:
             raise ValueError(f"steps must be at least 2, got {steps}")
-        log_abar = torch.cumsum(torch.log1p(-self.betas(beta_start, beta_end, steps)), 0)
+        self.connect(self.betas(beta_start, beta_end, steps), log_snr_max, log_snr_min)
+
+    def connect(self, betas: Tensor, log_snr_max: float, log_snr_min: float | None) -> None:
+        """Lays the curve through beta_1 .. beta_T, float64."""
+        log_abar = torch.cumsum(torch.log1p(-betas), 0)
         first, last = (float(k - torch.log(-torch.expm1(k))) for k in (log_abar[0], log_abar[-1]))
         if not log_snr_max > first:
             raise ValueError(f"log_snr_max must be above the log-SNR of the first step, {first:.4g}, got {log_snr_max}")
@@ -99,3 +105,34 @@ class SigmoidBeta(DiscreteBetas):
 
     def betas(self, start: float, end: float, steps: int) -> Tensor:
         return start + (end - start) * torch.linspace(-6, 6, steps, dtype=torch.float64).sigmoid()
+
+
+class SquaredCosine(DiscreteBetas):
+    """beta_k = min(1 - f(k / T) / f((k - 1) / T), beta_max), f(u) = cos^2(pi / 2 (u + offset) / (1 + offset)).
+
+    Nichol & Dhariwal, "Improved Denoising Diffusion Probabilistic Models", 2021, arXiv 2102.09672, eq. 17, with its clipped
+    betas: diffusers' squaredcos_cap_v2, elementwise. `Cosine` is its continuous form, with finite ends in place of offset and
+    clipping: from t = 0.01 to 0.99 the log-SNRs differ by up to 0.72, beyond by more.
+
+    Arguments:
+        log_snr_max: log-SNR at t = 0, above that of the first step (10.09).
+        log_snr_min: log-SNR at t = 1; None = what the betas give, -19.83.
+        steps: number of betas T, at least 2.
+        offset: s of the paper, at least 0.
+        beta_max: largest beta, in (0, 1).
+
+    Raises:
+        ValueError: a number out of range; ends that the betas do not reach.
+    """
+
+    def __init__(
+        self, log_snr_max: float, log_snr_min: float | None = None, steps: int = 1000, offset: float = 0.008,
+        beta_max: float = 0.999,
+    ):  # fmt: skip
+        if not (0 <= offset < math.inf and 0 < beta_max < 1):
+            raise ValueError(f"offset must be at least 0 and beta_max in (0, 1), got {offset} and {beta_max}")
+        if steps < 2:
+            raise ValueError(f"steps must be at least 2, got {steps}")
+        u = torch.linspace(0, 1, steps + 1, dtype=torch.float64)
+        f = torch.cos(math.pi / 2 * (u + offset) / (1 + offset)) ** 2
+        self.connect((1 - f[1:] / f[:-1]).clamp(max=beta_max), log_snr_max, log_snr_min)
