@@ -122,7 +122,11 @@ def may_be(label, name: str) -> bool:
 @cache
 def readings(name: str) -> frozenset[tuple[type, str]]:
     """(type, repr) of the values that an unquoted name becomes: in YAML, in Hydra's grammar, and as a decimal number."""
-    values = [{"true": True, "false": False, "null": None}[name.lower()]] if name.lower() in ("true", "false", "null") else []
+    values = (
+        [{"true": True, "false": False, "null": None}[name.lower()]]
+        if name.lower() in ("true", "false", "null")
+        else []
+    )
     with suppress(yaml.YAMLError, ValueError):  # a name that is no YAML, or a date that is none
         values.append(yaml.safe_load(name))
     if name.isascii():

@@ -12,7 +12,18 @@ from typing import Any
 from hydra.errors import CompactHydraException, InstantiationException
 from omegaconf import MISSING, DictConfig, OmegaConf
 
-from .annotations import completed, describe, element, fits, named, parameters, required, stored, takes_callable, takes_node
+from .annotations import (
+    completed,
+    describe,
+    element,
+    fits,
+    named,
+    parameters,
+    required,
+    stored,
+    takes_callable,
+    takes_node,
+)
 from .mistakes import no_key
 from .options import choice_for
 from .own_modules import hint as module_hint
@@ -160,7 +171,9 @@ def imported(name: str, where: str) -> Callable:
         module, _, last = name.rpartition(".")
         near = difflib.get_close_matches(last, vars(sys.modules[module]), 3) if module in sys.modules else []
         nearest = f"; nearest: {', '.join(near)}" if near else ""
-        raise ConfigError(f"{where}: cannot import {name}: {' '.join(str(error).split())}{nearest}{module_hint(name)}") from error
+        raise ConfigError(
+            f"{where}: cannot import {name}: {' '.join(str(error).split())}{nearest}{module_hint(name)}"
+        ) from error
     finally:
         log.disabled = before
     if not callable(target):

@@ -79,7 +79,9 @@ def shorter(
         if found[-1][0] <= LONG:
             break
     if not found or min(found)[0] >= seconds:
-        return ["more than an hour, and no smaller backbone fits these data: a smaller training.images makes it shorter"]
+        return [
+            "more than an hour, and no smaller backbone fits these data: a smaller training.images makes it shorter"
+        ]
     shortest, name, count = min(found)
     return [f"more than an hour: backbone={name} ({count:,} parameters) would take about {duration(shortest)}"]
 

@@ -16,9 +16,9 @@ from omegaconf import DictConfig, OmegaConf
 from .commands import leave, one_line_errors, run_command, tidy
 from .configuration import ConfigError, build, check_whole, config_dir, run_parent
 from .interrupts import Interrupts, Stopped
+from .model_choice import build_oracle, check_model
 from .multiruns import Sweep, record_job
 from .runs import WriteError, claim_version, only_writer, remove_leftovers, strict_json
-from .sample import check_model, exact
 
 __all__ = ["evaluate", "main"]
 
@@ -111,10 +111,10 @@ def prepare(cfg: DictConfig, engine, path: str | Path | None, built: dict[str, A
     from .resume import trusted
 
     if "oracle" in cfg:
-        subject, identity = subjects.exact(cfg, exact(cfg, engine.device), engine.device)
+        (subject, identity), note = subjects.exact(cfg, build_oracle(cfg, engine.device), engine.device), None
         name = HydraConfig.get().runtime.choices["oracle"]
     else:
-        subject, identity = subjects.trained(cfg, path, engine.device, built)
+        subject, note, identity = subjects.trained(cfg, path, engine.device, built)
         name = subject.config["name"]
     try:
         node = OmegaConf.to_container(cfg.metric, resolve=True)
@@ -128,6 +128,8 @@ def prepare(cfg: DictConfig, engine, path: str | Path | None, built: dict[str, A
         metric.check(subject)
     except ValueError as error:
         raise ConfigError(str(error)) from error
+    if note:
+        print(note, file=sys.stderr)
     identity["guides"] = {guide.key: guide.identity() for guide in guides}
     return Run(subject, metric, identity, name)
 

@@ -107,8 +107,12 @@ def resumed(today: Plan, facts: Mapping[str, Any], extend: str, extend_rate: flo
     plan = former.extended(images, today.length, extend, extend_rate)
     former = former._replace(peak=said["learning_rate"], warmup_images=said["warmup_images"])
     rates = [former.at(images), plan.at(images)]
-    return plan, {"extend": extend, "learning_rates": rates}, (
-        f"training.images was {former.length} and is {plan.length}: after {images} images the learning rate goes from "
-        f"{rates[0]:.3g} to {rates[1]:.3g}, and ends at {plan.at(plan.length):.3g} "
-        f"(training.extend={extend}; the others: {', '.join(name for name in EXTEND if name != extend)})"
+    return (
+        plan,
+        {"extend": extend, "learning_rates": rates},
+        (
+            f"training.images was {former.length} and is {plan.length}: after {images} images the learning rate goes from "
+            f"{rates[0]:.3g} to {rates[1]:.3g}, and ends at {plan.at(plan.length):.3g} "
+            f"(training.extend={extend}; the others: {', '.join(name for name in EXTEND if name != extend)})"
+        ),
     )

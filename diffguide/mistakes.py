@@ -7,10 +7,9 @@ every override against the groups, their options and the keys of the configurati
 import difflib
 import itertools
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -113,7 +112,9 @@ def wrong_option(override: Override, loader: ConfigLoader) -> str | None:
     if value is None:
         return f"{group} takes an option, got null: leave it out, or choose one of {shown}"
     if group == "dataset" and str(value) not in options and Path(str(value)).is_dir():
-        return f"there is no option {group}={value}: for a folder of images say dataset=image_folder dataset.path={value}"
+        return (
+            f"there is no option {group}={value}: for a folder of images say dataset=image_folder dataset.path={value}"
+        )
     if str(value) not in options:
         return no_key(f"{group}={value}", options, "option", str(value)) + f"; options: {shown}"
     return None
@@ -228,7 +229,9 @@ class Composition:
         having = []
         for file, command in files.items():
             with suppress(HydraException):
-                if key in dotted(OmegaConf.to_container(self.loader.repository.load_config(file).config, resolve=False)):
+                if key in dotted(
+                    OmegaConf.to_container(self.loader.repository.load_config(file).config, resolve=False)
+                ):
                     having.append(command)
         return f"; {' and '.join(having)} {'have' if len(having) > 1 else 'has'} it" if having else ""
 

@@ -46,7 +46,9 @@ class Sweep(Callback):
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:  # the signatures are Hydra's
         folder = Path(config.hydra.sweep.dir)
-        if not folder.is_absolute() and folder.parent.name == SWEEPS:  # as our files say: it belongs to the runs' folder
+        if (
+            not folder.is_absolute() and folder.parent.name == SWEEPS
+        ):  # as our files say: it belongs to the runs' folder
             folder = output_root(config).expanduser().absolute() / SWEEPS / folder.name
             with read_write(config):
                 config.hydra.sweep.dir = str(folder)

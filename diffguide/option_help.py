@@ -136,7 +136,9 @@ class Page:
         for option in self.loader.get_group_options(group):
             with suppress(HydraException):
                 chosen = "*" if option == self.choices[place] else " "
-                yield from self.line(f"{place}={option}", describe_file(self.loader, f"{group}/{option}").says, f"{chosen} ")
+                yield from self.line(
+                    f"{place}={option}", describe_file(self.loader, f"{group}/{option}").says, f"{chosen} "
+                )
 
     def chosen(self, place: str) -> Iterator[str]:
         """An option that is asked for: what its file says, and its keys."""

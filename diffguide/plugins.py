@@ -30,7 +30,9 @@ def wrong_plugin(override: Override, loader: ConfigLoader) -> str | None:
     if not options:
         groups = [f"hydra/{name}" for name in loader.list_groups("hydra")]
         near = difflib.get_close_matches(group, groups, 1)
-        return f"there is no group {group}" + (f"; nearest: {near[0]}" if near else f"; Hydra's are {', '.join(groups)}")
+        return f"there is no group {group}" + (
+            f"; nearest: {near[0]}" if near else f"; Hydra's are {', '.join(groups)}"
+        )
     if value in options:
         return None
     packages = PACKAGES.get(group, {})

@@ -91,7 +91,10 @@ class Heartbeat:
     """
 
     def __init__(self, beat: Callable[[], None], every: float = 1.0):
-        self.stopped, self.thread = threading.Event(), threading.Thread(target=self.run, args=(beat, every), daemon=True)
+        self.stopped, self.thread = (
+            threading.Event(),
+            threading.Thread(target=self.run, args=(beat, every), daemon=True),
+        )
         self.thread.start()
 
     def run(self, beat: Callable[[], None], every: float) -> None:

@@ -92,7 +92,9 @@ def unreadable(override: str, error: Exception) -> str:
         reason = f"{key} has a character that a key cannot have"
     elif "Exception" in reason:  # Hydra's own, of a character that it knows nowhere outside quotes
         reason = "a character that a value has in quotes alone"
-    return f"cannot read {override!r}: {reason}; a list is key=[a,b], and a value with spaces or commas is key=\"'a, b'\""
+    return (
+        f"cannot read {override!r}: {reason}; a list is key=[a,b], and a value with spaces or commas is key=\"'a, b'\""
+    )
 
 
 def in_shell(text: str) -> str:

@@ -124,7 +124,9 @@ def find(cfg: DictConfig) -> tuple[DictConfig, Resumed]:
         f"training.{key}": [before.get(key), after.get(key)] for key in FREE if before.get(key) != after.get(key)
     }
     if "training.images" not in changed and (idle := [key for key in changed if key.startswith("training.extend")]):
-        raise refusal(f"{idle[0]} says what a change of training.images does, and this run has {after['images']} as before")
+        raise refusal(
+            f"{idle[0]} says what a change of training.images does, and this run has {after['images']} as before"
+        )
     note = {"images": metadata["images"], "changed": dict(sorted(changed.items()))} if changed else None
     seen = provenance.seen(folder, metadata)
     return merged, Resumed(folder, files[-1], note, seen, tuple(metadata["class_names"]))

@@ -66,7 +66,10 @@ def is_own(group: str, option: str, node: Mapping[str, Any]) -> bool:
     unlike = {}
     for name in loader.get_group_options(group):
         file = loader.repository.load_config(f"{group}/{name}")
-        if file is not None and (found := differing(OmegaConf.to_container(file.config, resolve=False), node)) is not None:
+        if (
+            file is not None
+            and (found := differing(OmegaConf.to_container(file.config, resolve=False), node)) is not None
+        ):
             unlike[name] = found
     return option in unlike and unlike[option] == min(unlike.values())
 

@@ -12,15 +12,15 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from .class_names import resolve_labels, shadowed_class
-from .commands import leave, one_line_errors, run_command, tidy, typed
-from .configuration import ConfigError, build, check_whole, config_dir, run_parent, takes, telling
+from .commands import leave, one_line_errors, run_command, tidy
+from .configuration import ConfigError, build, check_whole, config_dir, run_parent, telling
 from .interrupts import Interrupts, Stopped
+from .model_choice import build_oracle, check_model, model_of
 from .multiruns import Sweep, record_job
 from .runs import BusyError, WriteError, claim_version, only_writer, remove_leftovers, strict_json
 
 __all__ = ["main", "sample"]
 
-PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")  # what autocast gives; weights stay float32
 MOST = 10**7  # samples of a run, whose labels are a list
 
 
@@ -73,7 +73,13 @@ def sample(cfg: DictConfig) -> None:
                 shutil.rmtree(folder, ignore_errors=True)  # nothing to resume
             raise ConfigError(str(error)) from error
     behind = plan.behind and plan.behind.plain()
-    facts = {"shape": list(plan.shape), "class_names": plan.class_names, "behind": behind, "figures": figures, "moved": moved}
+    facts = {
+        "shape": list(plan.shape),
+        "class_names": plan.class_names,
+        "behind": behind,
+        "figures": figures,
+        "moved": moved,
+    }
     record_job({"folder": str(folder), **facts, "header": header})
     if figures:
         print(", ".join(f"{name} {value:.4g}" for name, value in figures.items()), file=sys.stderr)
@@ -114,35 +120,6 @@ def check(cfg: DictConfig) -> None:
             )
 
 
-def check_model(cfg: DictConfig) -> None:
-    """What goes with a checkpoint, what with an oracle, and what with neither.
-
-    Raises:
-        ConfigError: both, keys of the one beside the other, or values that no weights and no precision have.
-    """
-    said = {text.lstrip("+~").split("=")[0].split(".")[0] for text in typed()}
-    if "oracle" in cfg:
-        if cfg.checkpoint is not None:
-            raise ConfigError("checkpoint and oracle are two models: give one of them, and leave the other out")
-        for key in said & ({"weights"} if cfg.resume is not None else {"weights", "trust"}):
-            raise ConfigError(f"{key} is of a checkpoint, and an oracle has nothing that was trained: leave it out")
-        if cfg.engine.precision != PRECISIONS[0]:
-            raise ConfigError(
-                f"engine.precision={cfg.engine.precision} is of networks; an oracle computes in float64: leave it out"
-            )
-    elif "schedule" in said:
-        raise ConfigError("schedule is of an oracle, a checkpoint has the one that it was trained with: leave it out")
-    if cfg.weights not in ("ema", "objective"):
-        raise ConfigError(f"weights must be ema (averaged) or objective (as trained), got {cfg.weights!r}")
-    if cfg.engine.precision not in PRECISIONS:
-        raise ConfigError(f"engine.precision must be one of {', '.join(PRECISIONS)}, got {cfg.engine.precision}")
-
-
-def model_of(cfg: DictConfig) -> str:
-    """What a message calls the model."""
-    return "this oracle" if "oracle" in cfg else "this checkpoint"
-
-
 def prepare(cfg: DictConfig, engine, file: Path | None):
     """What to sample; file None = the checkpoint's one that `checkpoint` means.
 
@@ -150,13 +127,13 @@ def prepare(cfg: DictConfig, engine, file: Path | None):
         ConfigError: a model, guidance, sampler and labels that do not go together.
     """
     from . import checkpoints, sampling, sources
-    from .denoisers import counter_of
+    from .counters import counter_of
     from .evaluation.probe import check_conditioning
     from .guides import check_guides, check_steered, with_guides
     from .resume import trusted
 
     if "oracle" in cfg:
-        source = exact(cfg, engine.device)
+        source = build_oracle(cfg, engine.device)
     else:
         try:
             file = checkpoints.find(file or cfg.checkpoint)
@@ -196,30 +173,6 @@ def prepare(cfg: DictConfig, engine, file: Path | None):
     behind = source.backdrop(labels or [-1]) if len(source.shape) == 1 else None
     seeds = range(cfg.seed, cfg.seed + cfg.n)
     return sampling.Plan(source, guided, counter, sampler, seeds, labels, behind, guides)
-
-
-def exact(cfg: DictConfig, device):
-    """The oracle of a configuration, as a source: with its schedule, and its data where it is made of data.
-
-    Raises:
-        ConfigError: an oracle, schedule and data that do not go together.
-    """
-    from .sources import Exact, in_memory
-
-    nodes = [key for key in ("oracle", "schedule", "dataset") if key in cfg]
-    handed = {"schedule": build(cfg, "schedule")}
-    if "dataset" in cfg:
-        if not takes(cfg, "oracle", "data"):
-            raise ConfigError(
-                f"dataset is of oracle=empirical, and {cfg.oracle._target_} is no law of data: leave it out"
-            )
-        data = build(cfg, "dataset")
-        handed |= in_memory(data)
-    oracle = build(cfg, "oracle", handed=handed)
-    if "dataset" in cfg and cfg.oracle.get("class_names") is None:
-        oracle.class_names = data.class_names[: oracle.num_classes]
-    whole = OmegaConf.to_container(cfg, resolve=True)
-    return Exact(oracle, {key: whole[key] for key in nodes}, device)
 
 
 def claim(

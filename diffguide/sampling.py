@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from . import __version__, images, trajectories
-from .denoisers import Denoiser, DenoiserWrapper, Energy, EnergyCounter, EvaluationCounter
+from .counters import EnergyCounter, EvaluationCounter
+from .denoisers import Denoiser, DenoiserWrapper, Energy
 from .guidance import Unguided
 from .guides import Guide
 from .interrupts import Interrupts, Stopped
@@ -114,7 +115,9 @@ class Stream:
 
         def on_step(step: int, x: Tensor) -> None:
             self.film.on_step(step, x)
-            made = min(done + world * len(x) * step // steps, total)  # the others do as much; so many steps are so many images
+            made = min(
+                done + world * len(x) * step // steps, total
+            )  # the others do as much; so many steps are so many images
             progress.advance(max(made - progress.count, 0))
             progress.show(evaluations=world * self.plan.counter.evaluations)
 

@@ -103,7 +103,9 @@ class Names:
         name, equals, value = words[place].lstrip("-").partition("=")
         after = words[place + 1 : place + 2]
         if not equals:
-            value = after[0] if after and "=" not in after[0] and (after[0][:1] != "-" or NUMBER.match(after[0])) else None
+            value = (
+                after[0] if after and "=" not in after[0] and (after[0][:1] != "-" or NUMBER.match(after[0])) else None
+            )
         key = self.key(name)
         if key is not None:
             return f"cannot read {words[place]}: keys have no dashes, {self.write(key, value)}"
@@ -158,7 +160,9 @@ class Names:
             return f"cannot read {word!r}: write --{word}"
         if Path(word).exists() or "/" in word or "\\" in word or word.endswith((".safetensors", ".yaml")):
             return f"cannot read {word!r}: a path needs its key, {meant_path(word, self.command)}"
-        groups = [group for group in self.composed.choices if word in self.loader.get_group_options(group.split("@")[0])]
+        groups = [
+            group for group in self.composed.choices if word in self.loader.get_group_options(group.split("@")[0])
+        ]
         if groups:
             return f"cannot read {word!r}: write {' or '.join(f'{group}={word}' for group in groups[:3])}"
         if before and before[0].count("=") == 1 and not before[0].endswith("="):

@@ -29,8 +29,8 @@ DRAWN, MOST, EXACT = 2000, 10**7, 5  # exact samples where nobody says n, and at
 
 def trained(
     cfg: DictConfig, path: str | Path, device: torch.device, built: dict[str, Dataset]
-) -> tuple[Subject, dict[str, Any]]:  # fmt: skip
-    """The model of a checkpoint on its data, and what identifies both in metrics.json.
+) -> tuple[Subject, str | None, dict[str, Any]]:  # fmt: skip
+    """The model of a checkpoint on its data, why its figures mean nothing, if so, and what identifies both in metrics.json.
 
     Arguments:
         built: data sets by their nodes; a new one is added.
@@ -44,14 +44,13 @@ def trained(
         digest = checkpoints.sha256(file)
     except checkpoints.CheckpointError as error:
         raise ConfigError(f"checkpoint: {error}") from error
-    if note := checkpoints.untrained(loaded):
-        print(f"{file}: {note}", file=sys.stderr)
     run = file.parent.parent if file.parent.name == "checkpoints" else file
     data, node = dataset(cfg, loaded, built, provenance.seen(run, loaded.facts))
     subject = subject_of(
         cfg, loaded.model, data, cfg.split, cfg.n, device, checkpoint=file, config=loaded.config | {"dataset": node}
     )
-    return subject, {
+    note = checkpoints.untrained(loaded)
+    return subject, note and f"{file}: {note}", {
         "model": "/".join(run.parts[-2:]), "checkpoint": str(file), "checkpoint_sha256": digest, "weights": cfg.weights,
         "images": loaded.facts["images"], "split": cfg.split, "dataset": node,
         "training_seed": loaded.config.get("seed"), "configuration": but_for_seed(loaded.config),

@@ -126,7 +126,10 @@ def tell(runs: Sequence[Run], columns: Sequence[dict]) -> None:
     """Says on stderr what must be known beside the figures of runs, `notes_on`."""
     notes: dict[str, list[str]] = {}
     for run, column in zip(runs, columns):
-        samples, real = (column["repeated_samples"], column["compared"]), (column["repeated_real"], column["compared_real"])
+        samples, real = (
+            (column["repeated_samples"], column["compared"]),
+            (column["repeated_real"], column["compared_real"]),
+        )
         for note in notes_on(column["precision"], samples, real):
             notes.setdefault(note, []).append(run.folder.name)
     for note, names in notes.items():
@@ -152,16 +155,16 @@ def over_data(columns: Sequence[dict]) -> list[Panel]:
     return panels
 
 
-def write_curves(
-    path: Path, panels: Sequence[Panel], runs: Sequence[Run], columns: Sequence[dict], axis: str
-) -> None:
+def write_curves(path: Path, panels: Sequence[Panel], runs: Sequence[Run], columns: Sequence[dict], axis: str) -> None:
     """Draws figures over the swept number, a line per method."""
     lines: dict[str, list[dict]] = {}
     for run, column in sorted(zip(runs, columns), key=lambda pair: tradeoff.place(pair[0].number)):
         lines.setdefault(run.method, []).append(column | {axis: tradeoff.place(run.number)})
     places = [row[axis] for rows in lines.values() for row in rows]
     wide = min(places) > 0 and max(places) >= WIDE * min(places)
-    curves.write(path, Plot("curves", axis, axis, wide, panels), lines if len(lines) > 1 else {"": [*lines.values()][0]})
+    curves.write(
+        path, Plot("curves", axis, axis, wide, panels), lines if len(lines) > 1 else {"": [*lines.values()][0]}
+    )
 
 
 def write_table(

@@ -29,7 +29,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from diffguide.configuration import config_dir
-from diffguide.denoisers import EvaluationCounter
+from diffguide.counters import EvaluationCounter
 from diffguide.oracles import GaussianMixture
 from diffguide.samplers import generate
 from diffguide.schedules import Cosine

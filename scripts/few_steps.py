@@ -195,7 +195,9 @@ def main() -> None:
     text = io.StringIO()
     csv.writer(text).writerows([Run._fields, *found])
     arguments.output.mkdir(parents=True, exist_ok=True)
-    write_atomically(arguments.output / "few_steps.csv", lambda path: path.write_text(text.getvalue(), encoding="utf-8"))
+    write_atomically(
+        arguments.output / "few_steps.csv", lambda path: path.write_text(text.getvalue(), encoding="utf-8")
+    )
     print(arguments.output)
 
 

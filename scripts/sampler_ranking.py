@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from diffguide.denoisers import EvaluationCounter
+from diffguide.counters import EvaluationCounter
 from diffguide.oracles import AutoguidanceTree
 from diffguide.randomness import Noise
 from diffguide.runs import write_atomically

@@ -104,8 +104,14 @@ def test_attention_lies_where_it_is_asked():
 @pytest.mark.parametrize(
     "make, sentence",
     [
-        (lambda: unet(size=9, attention=[]), "halve the image 1 times, but its side is 9 pixels: take a size of 8 or 10 "),
-        (lambda: unet(size=28, multipliers=[1, 1, 1, 1], attention=[]), "side is 28 pixels: take a size of 24 or 32 pixels"),
+        (
+            lambda: unet(size=9, attention=[]),
+            "halve the image 1 times, but its side is 9 pixels: take a size of 8 or 10 ",
+        ),
+        (
+            lambda: unet(size=28, multipliers=[1, 1, 1, 1], attention=[]),
+            "side is 28 pixels: take a size of 24 or 32 pixels",
+        ),
         (lambda: unet(attention=[16]), r"attention=\[16\]: the sides of this network are \[8, 4\]; unet_28"),
         (lambda: unet(head_channels=5), "head_channels must divide 16 channels where attention is asked, got 5"),
         (lambda: UNet(2, None, 4, None, 8, [1, 2], 1, [4], 8, 0.0), "has vectors: take backbone=mlp"),

@@ -17,7 +17,15 @@ def folders(tmp_path_factory):
     """All of them in one sweep, but for tre, whose sampler has steps of its own; the others' pictures are made in two."""
     at = tmp_path_factory.mktemp("bare")
     with chdir(at):
-        train(["-m", f"objective={','.join(OBJECTIVES)}", "name=${hydra:runtime.choices.objective}", "sampler.steps=2", *SHORT])
+        train(
+            [
+                "-m",
+                f"objective={','.join(OBJECTIVES)}",
+                "name=${hydra:runtime.choices.objective}",
+                "sampler.steps=2",
+                *SHORT,
+            ]
+        )
         train(["objective=tre", "name=tre", *SHORT])
     return at / "outputs/train"
 

@@ -10,7 +10,7 @@ from closed_forms import ExactMixture, two_classes
 from networks import batch, every_network, lively, mlp, same_rows
 
 from diffguide.backbones.conditions import Embedding, joined, without
-from diffguide.denoisers import EvaluationCounter
+from diffguide.counters import EvaluationCounter
 from diffguide.guidance import CADS, ClassifierFree
 from diffguide.guidance.cads import DRAW
 from diffguide.parameterizations import V

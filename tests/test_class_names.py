@@ -69,7 +69,9 @@ def test_the_words_of_labels_are_words():
     assert shadowed_class(["all"], names) is None and shadowed_class(3, names) is None
 
 
-@pytest.mark.parametrize("label", [-1, 3, "3", "1", "ca", True, 1.0, None, {"index": 3}, {"index": True}, {"indx": 1}, {}])
+@pytest.mark.parametrize(
+    "label", [-1, 3, "3", "1", "ca", True, 1.0, None, {"index": 3}, {"index": True}, {"indx": 1}, {}]
+)
 def test_what_is_no_class_is_refused(label):
     with pytest.raises(ValueError, match="no class|index must be"):
         class_index(label, ["cat", "dog", "owl"])
@@ -78,7 +80,9 @@ def test_what_is_no_class_is_refused(label):
 def test_several():
     assert class_indices({"index": [10, 3]}, TWELVE) == [10, 3] and class_indices({"index": 10}, TWELVE) == [10]
     assert class_indices(["10", {"index": 10}, 0], TWELVE) == [1, 10, 0]
-    assert resolve_labels({"index": [10, 3]}, 3, TWELVE) == [10, 3, 10] and resolve_labels({"index": 4}, 1, TWELVE) == [4]
+    assert resolve_labels({"index": [10, 3]}, 3, TWELVE) == [10, 3, 10] and resolve_labels({"index": 4}, 1, TWELVE) == [
+        4
+    ]
     with pytest.raises(ValueError, match="index"):
         class_indices({"index": [12]}, TWELVE)
 
@@ -103,7 +107,13 @@ def test_labels_on_the_command_line(tmp_path, command):
 def test_guidance_on_the_command_line(guidance, wrap, tmp_path, command):
     """By name and by index: the same samples."""
     key = "guidance.condition" + "s" * (guidance == "compose")
-    common = ["oracle=cfg_figure", "oracle.class_names=['10','2','1']", "sampler.steps=2", "n=2", f"guidance={guidance}"]
+    common = [
+        "oracle=cfg_figure",
+        "oracle.class_names=['10','2','1']",
+        "sampler.steps=2",
+        "n=2",
+        f"guidance={guidance}",
+    ]
     common += ["guidance.weights=[1]"] * (guidance == "compose")
 
     def samples(argument: str, value: str) -> numpy.ndarray:
@@ -112,7 +122,9 @@ def test_guidance_on_the_command_line(guidance, wrap, tmp_path, command):
         return numpy.load(tmp_path / done.folder / "samples.npz")["arr_0"]
 
     zero, one, two = (samples(f"{key}.index", str(index)) for index in range(3))
-    assert (samples(key, "10") == zero).all() and (samples(key, "'2'") == one).all() and (samples(key, "'1'") == two).all()
+    assert (
+        (samples(key, "10") == zero).all() and (samples(key, "'2'") == one).all() and (samples(key, "'1'") == two).all()
+    )
     assert (zero != one).any() and (one != two).any()
     done = command(sample, *common, f"{key}={wrap.format('2')}", at=tmp_path)
     assert done.code == 1 and len(done.err.splitlines()) == 1

@@ -10,7 +10,8 @@ from networks import lively, mlp, unet
 
 from diffguide.backbones import Embedding
 from diffguide.classifiers import NoisyClassifier
-from diffguide.denoisers import Classifier, DenoiserWrapper, EvaluationCounter
+from diffguide.counters import EvaluationCounter
+from diffguide.denoisers import Classifier, DenoiserWrapper
 from diffguide.guidance import ClassifierFree, ClassifierGuidance
 from diffguide.guidance.classifier import at_equal_log_snr
 from diffguide.oracles import GaussianMixture

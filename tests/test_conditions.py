@@ -9,7 +9,7 @@ from networks import batch, every_network, lively, mlp, same_rows
 from diffguide.backbones import Embedding
 from diffguide.backbones.base import ConditionEmbedding
 from diffguide.backbones.conditions import joined, without, without_rows
-from diffguide.denoisers import EvaluationCounter
+from diffguide.counters import EvaluationCounter
 from diffguide.guidance import ClassifierFree, Unguided
 from diffguide.objectives import Denoising
 from diffguide.objectives.base import drop_condition

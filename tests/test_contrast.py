@@ -9,7 +9,7 @@ from all_samplers import SAMPLERS, every_sampler
 from closed_forms import ExactMixture
 from two_class_points import COSINE, EVERYWHERE, either_time, exact, t, x, y
 
-from diffguide.denoisers import EvaluationCounter
+from diffguide.counters import EvaluationCounter
 from diffguide.guidance import ClassifierFree
 from diffguide.guidance.projections import APG, TCFG
 from diffguide.guidance.ramps import Constant, CosineRamp, LinearRamp, PowerRamp, Table

@@ -97,7 +97,9 @@ def test_what_changed_is_told_and_stands_in_the_metrics(at, command):
     assert again.code == 0 and notes(at) == [changed] and "have changed" not in again.err, again.err
     (at / "pictures/2/new.png").unlink()
     measured = command(evaluate, *MEASURED, at=at)
-    assert measured.code == 0 and "changed since the training: 1 files removed (2/new.png)" in measured.err, measured.err
+    assert measured.code == 0 and "changed since the training: 1 files removed (2/new.png)" in measured.err, (
+        measured.err
+    )
 
 
 def test_data_that_moved(at, command):
@@ -178,7 +180,9 @@ def test_a_run_from_before_keeps_its_split_and_its_order(tmp_path, command):
     strip(at / RUN)
     measured = command(evaluate, *MEASURED, at=at)
     record = json.loads((at / measured.folder / "metrics.json").read_text())
-    validating = [f"{name}/{i}.png" for name in ("1", "2", "10") for i in range(14) if path_place(f"{name}/{i}.png") < 0.2]
+    validating = [
+        f"{name}/{i}.png" for name in ("1", "2", "10") for i in range(14) if path_place(f"{name}/{i}.png") < 0.2
+    ]
     assert record["n"] == len(validating) and record["dataset"]["split_by"] == "path", measured.err
 
 

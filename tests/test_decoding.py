@@ -271,7 +271,20 @@ def test_decompression_bombs_are_unreadable(tmp_path, monkeypatch):
 def test_suffixes_decide_what_is_an_image():
     """Pillow's own list, without films, documents that need another program, and formats of which it knows the header."""
     assert all(is_image(Path(name)) for name in ("a.PNG", "b.jpeg", "c d.Jpg", "e.webp", "f.pgm", "g.tar.gif", "h.ico"))
-    names = ("a.txt", "png", "b.pdf", "c.npy", "d.png.json", "e.eps", "f.ps", "g.mpg", "h.wmf", "i.h5", "j.grib", "k.svg")
+    names = (
+        "a.txt",
+        "png",
+        "b.pdf",
+        "c.npy",
+        "d.png.json",
+        "e.eps",
+        "f.ps",
+        "g.mpg",
+        "h.wmf",
+        "i.h5",
+        "j.grib",
+        "k.svg",
+    )
     assert not any(is_image(Path(name)) for name in names)
     assert is_image(Path("a.PNG"), [".png"]) and not is_image(Path("a.gif"), [".png"])
 
@@ -302,7 +315,9 @@ def test_what_pillow_decodes_is_read(suffix, tmp_path):
 def test_animations_are_read_by_their_first_frame(tmp_path):
     frames = [Image.new("RGB", (4, 4), colour) for colour in ("red", "lime", "blue")]
     for name in ("a.apng", "a.gif", "a.webp"):
-        frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:], **({"lossless": True} if "w" in name else {}))
+        frames[0].save(
+            tmp_path / name, save_all=True, append_images=frames[1:], **({"lossless": True} if "w" in name else {})
+        )
         assert np.asarray(read_image(tmp_path / name, 3))[0, 0].tolist() == [255, 0, 0]
 
 
@@ -329,4 +344,6 @@ def test_a_folder_shares_one_white(tmp_path):
     Image.fromarray(dark).save(tmp_path / "dark.tif")
     np.testing.assert_array_equal(np.asarray(read_image(tmp_path / "dark.tif", 1, whites=whites)), np.round(dark / 257))
     assert find_whites(["F", "F"], [0.25, 1.0].__getitem__) == Whites(floating=1)
-    assert find_whites(["F", "I"], [1.3, 7].__getitem__) == Whites(whole=255)  # of 1.3 every file says that it is unknown
+    assert find_whites(["F", "I"], [1.3, 7].__getitem__) == Whites(
+        whole=255
+    )  # of 1.3 every file says that it is unknown

@@ -8,7 +8,8 @@ from closed_forms import ExactMixture, two_classes
 from torch import nn
 
 from diffguide.backbones import MLP
-from diffguide.denoisers import Denoiser, DenoiserWrapper, EvaluationCounter
+from diffguide.counters import EvaluationCounter
+from diffguide.denoisers import Denoiser, DenoiserWrapper
 from diffguide.guidance import ClassifierFree, Unguided
 from diffguide.parameterizations import EDM, X0, Eps, Flow, V
 from diffguide.preconditioned import Preconditioned

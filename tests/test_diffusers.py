@@ -102,7 +102,9 @@ def start() -> torch.Tensor:
 
 def ours(sampler, times, x: torch.Tensor) -> list[torch.Tensor]:
     states = []
-    published(sampler)(MODEL, x, torch.tensor(times, dtype=torch.float64), on_step=lambda _, state: states.append(state))
+    published(sampler)(
+        MODEL, x, torch.tensor(times, dtype=torch.float64), on_step=lambda _, state: states.append(state)
+    )
     return states
 
 

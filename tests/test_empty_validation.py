@@ -12,9 +12,9 @@ from diffguide.datasets import Dataset, Split, Stream
 from diffguide.evaluate import main as evaluate
 from diffguide.evaluation.classification import write_accuracy
 from diffguide.evaluation.metric import Subject
+from diffguide.held_out import held_out_loss
 from diffguide.sample import main as sample
 from diffguide.train import main
-from diffguide.held_out import held_out_loss
 
 TINY = ["backbone.channels=4", "backbone.multipliers=[1]", "backbone.attention=[]", "backbone.blocks=1", "sampler.steps=2",
         "training.batch_size=4", "training.images=8", "dataset.size=8", "dataset.channels=1"]  # fmt: skip

@@ -8,7 +8,8 @@ import torch
 from closed_forms import ExactMixture, gaussian, two_classes
 from two_class_points import COSINE, EVERYWHERE, either_time, exact, t, x, y
 
-from diffguide.denoisers import Denoiser, EvaluationCounter, Prediction
+from diffguide.counters import EvaluationCounter
+from diffguide.denoisers import Denoiser, Prediction
 from diffguide.guidance import ClassifierFree, Unguided
 from diffguide.samplers import DDIM, DDPM, DPMpp2M, Heun
 from diffguide.samplers.grids import Karras, UniformLogSNR

@@ -9,22 +9,46 @@ import diffguide
 
 PACKAGE = Path(diffguide.__file__).parent
 ORDER = [  # a module imports only from its own line or an earlier one
-    {"runs", "progress", "interrupts", "schedules", "datasets", "backbones", "engine", "class_names", "learning_rates",
-     "own_modules", "old_keys", "decompositions"},  # fmt: skip
+    {
+        "runs",
+        "progress",
+        "interrupts",
+        "schedules",
+        "datasets",
+        "backbones",
+        "engine",
+        "class_names",
+        "learning_rates",
+        "own_modules",
+        "old_keys",
+        "decompositions",
+    },  # fmt: skip
     {"spelling"},
     {"annotations", "config_files", "key_comments", "mistakes", "options", "plugins", "quoting", "recipes", "shards"},
     {"vectors"},
-    {"parameterizations", "randomness", "images", "trajectories", "journal", "configuration", "commands", "archives",
-     "arguments", "stray_words", "option_help", "multiruns"},
+    {
+        "parameterizations",
+        "randomness",
+        "images",
+        "trajectories",
+        "journal",
+        "configuration",
+        "commands",
+        "archives",
+        "arguments",
+        "stray_words",
+        "option_help",
+        "multiruns",
+    },
     {"provenance"},
     {"denoisers", "energies", "joint_energy", "preconditioned", "decoders", "batches", "vetting", "classifiers"},
-    {"noisy_energies"},
+    {"noisy_energies", "counters"},
     {"objectives", "guidance", "samplers", "oracles", "inspection"},
     {"checkpoints", "evaluation"},
     {"sources", "guides"},
     {"retyped"},
     {"resume", "training", "watch", "sampling", "results", "sweeps", "tradeoff", "curves", "tables", "held_out"},
-    {"dry_run", "subjects", "alternatives", "training_data"},
+    {"dry_run", "subjects", "alternatives", "training_data", "model_choice"},
     {"train", "sample", "evaluate"},
 ]
 RANK = {module: rank for rank, line in enumerate(ORDER) for module in line}
@@ -41,7 +65,7 @@ HYDRA = {
     "resume",
     "configuration",
     "commands",
-    "alternatives", "retyped", "spelling", "training_data",
+    "model_choice", "alternatives", "retyped", "spelling", "training_data",
     "arguments", "config_files", "key_comments", "mistakes", "multiruns", "option_help", "plugins",
     "quoting", "recipes", "stray_words",
 }  # fmt: skip

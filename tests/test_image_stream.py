@@ -36,7 +36,9 @@ def test_unreadable_files_are_left_out_and_named(tmp_path):
     assert sorted(split_of(data)) == list(range(8))
     assert {str(path) for path, _ in data.unreadable} == {"cut.jpg", first, "empty.gif", "text.png"}
     line = data.sheet()[-1]
-    assert line.startswith("unreadable: 4 files left out: ") and "text.png (no image that Pillow can identify), " in line
+    assert (
+        line.startswith("unreadable: 4 files left out: ") and "text.png (no image that Pillow can identify), " in line
+    )
     assert "image file is truncated" in line and line.endswith("), ...")
     streamed = folder_of(tmp_path, memory=0)
     assert {str(path) for path, _ in streamed.unreadable} == {"empty.gif", "text.png"}  # the headers say no more
@@ -128,7 +130,9 @@ def test_wide_files_share_one_white_in_memory_and_streamed(tmp_path):
         data = folder_of(tmp_path, channels=1, validation=0.0, test=0.0, memory=memory)
         found = sorted(x[0].flatten().tolist() for x, _ in (zip(*data.train) if memory else data.train))
         assert found == sorted([(u * factor).flatten().tolist() for factor in (5, 9, 13, 17, 17)])
-        assert "grey of more than 8 bits: 4 images, white is 255, the range that all their values fit in" in data.sheet()
+        assert (
+            "grey of more than 8 bits: 4 images, white is 255, the range that all their values fit in" in data.sheet()
+        )
         assert "floating-point grey: 1 images, white is 1, the range that all their values fit in" in data.sheet()
 
 

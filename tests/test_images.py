@@ -50,12 +50,16 @@ def test_contact_sheet_has_a_column_per_run(tmp_path):
     assert all((long[17 * k : 17 * k + 17] < 128).any() for k in range(4))
 
 
-@pytest.mark.parametrize("side, shown", [(8, 56), (16, 64), (20, 60), (28, 56), (32, 64), (56, 56), (64, 64), (128, 128)])
+@pytest.mark.parametrize(
+    "side, shown", [(8, 56), (16, 64), (20, 60), (28, 56), (32, 64), (56, 56), (64, 64), (128, 128)]
+)
 def test_small_pictures_are_at_least_56_pixels_a_side(side, shown):
     assert grid([[numpy.zeros((side, side, 3), numpy.uint8)]], [], []).size == (shown + 6, shown + 6)
 
 
-@pytest.mark.parametrize("classes, shown, each, left", [(12, 12, 8, ""), (40, 40, 4, ""), (52, 40, 4, "12 of 52 classes")])
+@pytest.mark.parametrize(
+    "classes, shown, each, left", [(12, 12, 8, ""), (40, 40, 4, ""), (52, 40, 4, "12 of 52 classes")]
+)
 def test_a_training_picture_shows_every_class_up_to_forty(classes, shown, each, left, tmp_path, monkeypatch):
     labels, grids = training_labels(classes, vectors=False), []
     assert labels == [label for label in range(shown) for _ in range(each)]
@@ -71,12 +75,17 @@ def test_a_training_picture_shows_every_class_up_to_forty(classes, shown, each, 
 def test_other_training_pictures():
     assert training_labels(0, vectors=False) == [-1] * 80 and len(training_labels(4, vectors=True)) == 1000
     assert layout([0, 0], ["a", "b"]).note == ""  # a run of one class leaves out no other one
-    assert layout(list(range(45)), [f"c{k}" for k in range(45)]).note == "5 of 45 classes are left out: c40, c41, c42, c43, c44"
+    assert (
+        layout(list(range(45)), [f"c{k}" for k in range(45)]).note
+        == "5 of 45 classes are left out: c40, c41, c42, c43, c44"
+    )
 
 
 def test_a_note_stands_below_a_grid():
     pictures = [[numpy.zeros((8, 8, 1), numpy.uint8)] * 4]
-    plain, noted = (numpy.asarray(grid(pictures, [], [], note).convert("L")) for note in ("", "two of them are left out, here"))
+    plain, noted = (
+        numpy.asarray(grid(pictures, [], [], note).convert("L")) for note in ("", "two of them are left out, here")
+    )
     assert noted.shape[1] == plain.shape[1] and (noted[: len(plain)] == plain).all()
     assert len(noted) - len(plain) in (17, 34) and (noted[len(plain) :] < 128).any()
 

@@ -9,7 +9,8 @@ from exact_models import oracle
 from networks import lively, mlp
 from potential_laws import Towards
 
-from diffguide.denoisers import EvaluationCounter, SamplingError
+from diffguide.counters import EvaluationCounter
+from diffguide.denoisers import SamplingError
 from diffguide.guidance import CADS, Auto, ClassifierFree, ClassifierGuidance, Compose, Negative, Nested, Unguided
 from diffguide.guidance.potentials import MPGD, PotentialGuidance
 from diffguide.guidance.projections import APG, TCFG

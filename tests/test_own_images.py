@@ -105,7 +105,9 @@ def test_a_long_dry_run_shows_the_sheet_first_and_names_a_smaller_backbone(tmp_p
     long = ["--config-dir", str(tmp_path / "mine"), "dry_run=true", "dataset=gmm2d", "training.images=10000000000"]
     done = command(main, *long, "backbone=wide", at=tmp_path)
     assert done.code == 0, done.err
-    places = [done.err.index(text) for text in ("the network sees", "timing 4/4 steps", "parameters: ", "backbone=mlp (")]
+    places = [
+        done.err.index(text) for text in ("the network sees", "timing 4/4 steps", "parameters: ", "backbone=mlp (")
+    ]
     assert places == sorted(places) and "more than an hour" in done.err
     done = command(main, *long, "backbone=mlp", "backbone.width=8", at=tmp_path)
     assert done.code == 0 and "no smaller backbone" in done.err, done.err

@@ -73,7 +73,13 @@ def test_a_module_beside_the_configuration(at, command):
 
 
 def test_a_module_named_on_the_command_line(at, command):
-    typed = ["guidance=cfg", "guidance._target_=half_guide.Half", "~guidance.interval", "~guidance.rule", "~guidance.ramp"]
+    typed = [
+        "guidance=cfg",
+        "guidance._target_=half_guide.Half",
+        "~guidance.interval",
+        "~guidance.rule",
+        "~guidance.ramp",
+    ]
     done = command(sample, *typed, "oracle=gmm2d", "n=2", "sampler.steps=2", at=at)
     assert done.code == 0, done.err
 
@@ -139,7 +145,9 @@ if __name__ == "__main__":
         print(queue.get(timeout=60))
         process.join()
 """
-    (at / "readers.py").write_text("import besides\nclass Reader:\n    def share(self):\n        return besides.SHARE\n")
+    (at / "readers.py").write_text(
+        "import besides\nclass Reader:\n    def share(self):\n        return besides.SHARE\n"
+    )
     (at / "elsewhere").mkdir()
     (at / "elsewhere/program.py").write_text(code)
     done = subprocess.run([sys.executable, "program.py"], cwd=at / "elsewhere", capture_output=True, text=True)

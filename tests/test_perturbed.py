@@ -25,7 +25,7 @@ from torch import nn
 
 from diffguide.backbones import unet as unet_file
 from diffguide.backbones.conditions import Embedding
-from diffguide.denoisers import EvaluationCounter
+from diffguide.counters import EvaluationCounter
 from diffguide.guidance import PAG, SEG, SLG, ClassifierFree, Nested, Unguided
 from diffguide.guidance.projections import APG
 

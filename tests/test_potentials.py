@@ -10,7 +10,8 @@ from closed_forms import ExactMixture, two_classes
 from exact_models import oracle
 from potential_laws import COSINE, EVERYWHERE, VE, T, Towards, White, points
 
-from diffguide.denoisers import EvaluationCounter, SamplingError
+from diffguide.counters import EvaluationCounter
+from diffguide.denoisers import SamplingError
 from diffguide.guidance import ClassifierFree
 from diffguide.guidance.potentials import (
     LGD,

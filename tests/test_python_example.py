@@ -42,5 +42,7 @@ def test_bytes_do_not_depend_on_the_type_of_the_images():
     x = torch.linspace(-1.2, 1.2, 4 * 3 * 16).reshape(4, 3, 4, 4)
     for dtype in (torch.bfloat16, torch.float16, torch.float32, torch.float64):
         stored = x.to(dtype)
-        expected = numpy.clip(numpy.round((stored.float().numpy() + 1) * numpy.float32(127.5)), 0, 255).astype(numpy.uint8)
+        expected = numpy.clip(numpy.round((stored.float().numpy() + 1) * numpy.float32(127.5)), 0, 255).astype(
+            numpy.uint8
+        )
         assert numpy.array_equal(diffguide.to_uint8(stored), expected.transpose(0, 2, 3, 1))

@@ -92,7 +92,9 @@ def test_indices_of_several_jobs():
     assert [parse(f"labels={value}").value() for value in values] == [{"index": [1]}, {"index": [2, 3]}]
 
 
-@pytest.mark.parametrize("typed, element", [("labels=[a,b&c]", "b&c"), ("labels=['true',x;y]", "x;y"), ("labels=[~]", "~")])
+@pytest.mark.parametrize(
+    "typed, element", [("labels=[a,b&c]", "b&c"), ("labels=['true',x;y]", "x;y"), ("labels=[~]", "~")]
+)
 def test_what_needs_quotes_is_named_with_its_key(typed, element):
     """What is told can be typed, through the shell and Hydra's grammar."""
     with pytest.raises(HydraException) as raised:

@@ -126,7 +126,9 @@ def test_repeats_and_noise_stand_beside_the_figures(digits, law, tmp_path):
     folder = stored(tmp_path / "noise", noise, torch.arange(100) % 10, {})
     found = measured(quality(samples=folder), Subject(law, digits, split="test"))
     recall = found.figures["recall_pixels"]
-    assert recall.value == 1 and not recall.meaningful and found.figures["precision_pixels"] == (0, 0, 100, "share", True)
+    assert (
+        recall.value == 1 and not recall.meaningful and found.figures["precision_pixels"] == (0, 0, 100, "share", True)
+    )
     assert len(found.notes) == 1 and found.notes[0].startswith("precision is 0: ")
     record = {
         "metric": "quality", "model": "digits", "split": "test", "n": 447, "seconds": 1.0, "curve": [], "plots": [],

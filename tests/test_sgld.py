@@ -12,7 +12,7 @@ import torch
 from closed_forms import ExactMixture, two_classes
 from joint_energies import COVARIANCES, LABELS, MEANS, TRUTH, WEIGHTS, MixtureLogits, exact
 
-from diffguide.denoisers import EnergyCounter, EvaluationCounter
+from diffguide.counters import EnergyCounter, EvaluationCounter
 from diffguide.guidance import Unguided
 from diffguide.joint_energy import JointEnergy
 from diffguide.oracles import GaussianMixture

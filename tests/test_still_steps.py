@@ -12,7 +12,7 @@ from exact_models import oracle
 from potential_laws import Towards
 from scipy.integrate import solve_ivp
 
-from diffguide.denoisers import EvaluationCounter
+from diffguide.counters import EvaluationCounter
 from diffguide.guidance import ClassifierFree
 from diffguide.guidance.potentials import PotentialGuidance
 from diffguide.guidance.rules import CFGZero
@@ -22,7 +22,12 @@ from diffguide.samplers.grids import UniformT
 from diffguide.schedules import EDM, Cosine, Flow, SubVP
 
 EVERYWHERE, SCALE = (0.0, math.inf), 1.5
-SCHEDULES = {"flow": Flow(12.0, -12.0), "vp": Cosine(12.0, -10.0), "ve": EDM(12.4, -8.7), "sub_vp": SubVP(18.2, None, 0.1, 20.0)}
+SCHEDULES = {
+    "flow": Flow(12.0, -12.0),
+    "vp": Cosine(12.0, -10.0),
+    "ve": EDM(12.4, -8.7),
+    "sub_vp": SubVP(18.2, None, 0.1, 20.0),
+}
 Y = torch.arange(12) % 2
 
 
@@ -72,7 +77,20 @@ def exact_end(law: Mixture, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return solve_ivp(slope, (1, 0), x.ravel(), method="DOP853", rtol=1e-9, atol=1e-9).y[:, -1].reshape(x.shape)
 
 
-ODE = ["heun", "dpm2", "dpmpp_2s", "dpmpp_2m", "dpmpp_3m", "unipc-2", "unipc-3", "deis", "deis_log_rho", "lms", "ipndm", "pndm"]
+ODE = [
+    "heun",
+    "dpm2",
+    "dpmpp_2s",
+    "dpmpp_2m",
+    "dpmpp_3m",
+    "unipc-2",
+    "unipc-3",
+    "deis",
+    "deis_log_rho",
+    "lms",
+    "ipndm",
+    "pndm",
+]
 
 
 @pytest.mark.parametrize("name", ODE)
@@ -125,7 +143,9 @@ def test_what_goes_up_again():
     assert torch.equal(seen[0], points(schedule))
     for high in (1.5, 9.0):  # within the steps that move, and above them
         ends = [
-            Restart(Heun(5, UniformT()), [[0.5, high, 2, 1]])(zero(schedule, k), points(schedule), u, Y, noise(schedule))
+            Restart(Heun(5, UniformT()), [[0.5, high, 2, 1]])(
+                zero(schedule, k), points(schedule), u, Y, noise(schedule)
+            )
             for k, u in ((1, times), (0, times[1:]))
         ]
         torch.testing.assert_close(*ends, rtol=1e-9, atol=1e-9)
@@ -134,5 +154,7 @@ def test_what_goes_up_again():
 def test_an_inversion_leaves_x_where_ddim_does():
     schedule = SCHEDULES["flow"]
     times = UniformT()(schedule, 5)
-    with_still, without = (DDIMInversion(3)(zero(schedule, k), points(schedule), u, Y) for k, u in ((1, times), (0, times[1:])))
+    with_still, without = (
+        DDIMInversion(3)(zero(schedule, k), points(schedule), u, Y) for k, u in ((1, times), (0, times[1:]))
+    )
     torch.testing.assert_close(with_still, without, rtol=1e-9, atol=1e-9)

@@ -92,7 +92,11 @@ def test_flags_stand_anywhere(at, command, line):
 
 
 def test_a_multirun_wherever_it_is_said(tmp_path, command):
-    for words in (["-m", "oracle=gmm2d", "seed=0,1"], ["oracle=gmm2d", "-m", "seed=0,1"], ["oracle=gmm2d", "seed=0,1", "-m"]):
+    for words in (
+        ["-m", "oracle=gmm2d", "seed=0,1"],
+        ["oracle=gmm2d", "-m", "seed=0,1"],
+        ["oracle=gmm2d", "seed=0,1", "-m"],
+    ):
         done = command(sample, *words, "n=2", "sampler.steps=2", at=tmp_path)
         assert done.code == 0 and "sweep" in str(done.folder), done.err
 
@@ -100,7 +104,12 @@ def test_a_multirun_wherever_it_is_said(tmp_path, command):
 def test_flags_are_written_as_they_were_read():
     words = ["seed=1", "-i", "defaults", "--config-dir", "a b", "-m", "~x"]
     flags, arranged = read_flags(words)
-    assert flags.multirun and flags.info == "defaults" and flags.config_dir == "a b" and flags.overrides == ["seed=1", "~x"]
+    assert (
+        flags.multirun
+        and flags.info == "defaults"
+        and flags.config_dir == "a b"
+        and flags.overrides == ["seed=1", "~x"]
+    )
     assert read_flags(arranged) == (flags, arranged) and arranged[-2:] == ["seed=1", "~x"]
     assert list(strays(words)) == [] and list(strays(["--config-dir", "a b", "a", "x=-3", "--cfg=job"])) == [2]
     with pytest.raises(ConfigError, match="expected one argument"):

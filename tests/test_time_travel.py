@@ -10,7 +10,7 @@ from closed_forms import gaussian
 from exact_models import oracle
 from potential_laws import COSINE, Towards
 
-from diffguide.denoisers import EvaluationCounter
+from diffguide.counters import EvaluationCounter
 from diffguide.guidance.potentials import LGD, MPGD
 from diffguide.randomness import Noise
 from diffguide.samplers import DDIM, DDPM, DPMpp2M, ExactDDPM, Restart, TimeTravel

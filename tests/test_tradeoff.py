@@ -16,11 +16,11 @@ from small_checkpoint import CONFIG, change, put
 
 from diffguide import curves, tradeoff
 from diffguide.datasets import Digits
-from diffguide.sample import main
-from diffguide.old_keys import updated
-from diffguide.sources import at_hand
 from diffguide.evaluation.metric import Panel as PlotPanel
 from diffguide.evaluation.metric import Plot
+from diffguide.old_keys import updated
+from diffguide.sample import main
+from diffguide.sources import at_hand
 from diffguide.sweeps import axis_of, claim_beside, described, run_of
 from diffguide.tradeoff import NoTradeoff, Panel, Run, figure_of, of_oracle
 
@@ -80,7 +80,9 @@ def test_a_trained_model_is_held_against_its_validation_split(at, command):
         )
         assert (row["compared"], row["features"], row["reference"]) == ("30", "pixels", "350 validation examples")
     assert size(at / done.folder / "tradeoff.png")[0] > 900  # two panels
-    assert {(row["repeated_samples"], row["repeated_real"], row["compared_real"]) for row in rows} == {("0", "0", "350")}
+    assert {(row["repeated_samples"], row["repeated_real"], row["compared_real"]) for row in rows} == {
+        ("0", "0", "350")
+    }
     for row in rows:
         assert row["recall_meaningful"] == str(float(row["precision"]) >= 0.05)
     assert ("recall is not meaningful" in done.err) == any(float(row["precision"]) < 0.05 for row in rows)

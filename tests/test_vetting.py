@@ -79,7 +79,11 @@ def test_every_network_is_seen_without_memory(name):
     shape = [2] if vectors else [3, side, side]
     facts = [f"dataset.channels={shape[0]}", f"dataset.size={'null' if vectors else side}"]
     facts += OBJECTIVES.get(name.removesuffix("_28").removesuffix("_32"), [])
-    facts += ["backbone.attention=[]"] if name in ("unet", "unet_encoder", "unet_levels", "unet_joint", "unet_twice_differentiable") else []
+    facts += (
+        ["backbone.attention=[]"]
+        if name in ("unet", "unet_encoder", "unet_levels", "unet_joint", "unet_twice_differentiable")
+        else []
+    )
     with initialize_config_dir(config_dir(), version_base="1.3"):
         cfg = compose("train", ["name=x", f"backbone={name}", *facts])
     objective = assemble(OmegaConf.to_container(cfg, resolve=True), (), "meta")

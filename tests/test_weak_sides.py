@@ -8,7 +8,8 @@ import torch
 from closed_forms import ExactMixture, Mixture, two_classes
 from two_class_points import COSINE, EVERYWHERE, either_time, exact, t, x
 
-from diffguide.denoisers import Classifier, EvaluationCounter, Prediction
+from diffguide.counters import EvaluationCounter
+from diffguide.denoisers import Classifier, Prediction
 from diffguide.guidance import Auto, ClassifierFree, Compose, Negative, Nested
 from diffguide.guidance.projections import APG
 from diffguide.guidance.rules import CFGPlusPlus, Linear

@@ -9,7 +9,8 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
 from diffguide.configuration import config_dir
-from diffguide.denoisers import Denoiser, DenoiserWrapper, EvaluationCounter, Prediction
+from diffguide.counters import EvaluationCounter
+from diffguide.denoisers import Denoiser, DenoiserWrapper, Prediction
 from diffguide.evaluation.weighting import Bell, Even, Exact, Piecewise, UniformTime
 from diffguide.evaluation.zero_shot import Budget, ZeroShot
 from diffguide.schedules import Cosine, Flow

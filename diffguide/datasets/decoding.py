@@ -23,7 +23,17 @@ from torch import Tensor
 
 from .ranges import Unreadable, Whites, extent, scaled, wide
 
-__all__ = ["Header", "Unreadable", "is_image", "read_extent", "read_header", "read_image", "square", "stored", "suffixes"]
+__all__ = [
+    "Header",
+    "Unreadable",
+    "is_image",
+    "read_extent",
+    "read_header",
+    "read_image",
+    "square",
+    "stored",
+    "suffixes",
+]
 
 FOREIGN = {"EPS", "MPEG", "PDF", "WMF"}  # another program's work: Ghostscript's, a film player's, Windows'
 OPENED_AS = {"MPO": "JPEG"}  # a format that Pillow registers for writing, and reads with the reader of another

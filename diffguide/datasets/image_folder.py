@@ -103,7 +103,10 @@ class ImageFolder(Dataset):
         self.folder, self.unreadable = Path(path).expanduser(), []
         self.listing = list_files(self.folder, suffixes and [suffix.lower() for suffix in suffixes])
         self.hashes = self.hashed(self.listing.files)
-        keys = {file: path_hash(file) if split_by == "path" else self.hashes[file] or path_hash(file) for file in self.hashes}
+        keys = {
+            file: path_hash(file) if split_by == "path" else self.hashes[file] or path_hash(file)
+            for file in self.hashes
+        }
         files = sorted(keys, key=lambda file: (uniform(keys[file]), file))
         class_names = find_classes(self.folder, files, num_classes, class_order)
 

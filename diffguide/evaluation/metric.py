@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from ..batches import fetch
+from ..counters import EnergyCounter, EvaluationCounter, capable, counter_of
 from ..datasets import Dataset
-from ..denoisers import Classifier, Denoiser, Energy, EnergyCounter, EvaluationCounter, LogDensity, capable, counter_of
+from ..denoisers import Classifier, Denoiser, Energy, LogDensity
 from ..energies import LevelClassifier
 from ..randomness import Noise, fold
 from .parts import MetricError, Parts

@@ -95,7 +95,9 @@ class Quality(Metric):
             )
         if subject.split == "train":
             held = [split for split in ("validation", "test") if len(getattr(subject.data, split).y)]
-            instead = " or ".join(held) or "data that hold some back, for these have neither validation nor test examples"
+            instead = (
+                " or ".join(held) or "data that hold some back, for these have neither validation nor test examples"
+            )
             raise ValueError(
                 "metric=quality: split=train is what the model was trained on, and coverage and copies must be measured "
                 f"against what it has not seen: take {instead} (metric.reference=train is what FD is taken to)"
@@ -223,9 +225,7 @@ class Drawn:
             subject.progress(made, count, "samples")  # where a signal stops it
 
         seeds = range(subject.seed + rows.start, subject.seed + rows.stop)
-        (x,) = generate(
-            self.guided, metric.sampler, seeds, labels, subject.shape, len(rows), subject.device, on_step
-        )
+        (x,) = generate(self.guided, metric.sampler, seeds, labels, subject.shape, len(rows), subject.device, on_step)
         if lost := int((~x.flatten(1).isfinite().all(1)).sum()):
             raise MetricError(
                 f"{lost} of the {len(rows)} samples from {first} on are not finite: a smaller guidance scale or more "

@@ -5,8 +5,9 @@ import math
 import torch
 from torch import Tensor
 
+from ..counters import capable
 from ..decompositions import symmetric_root
-from ..denoisers import Denoiser, ExactDenoiser, Prediction, capable
+from ..denoisers import Denoiser, ExactDenoiser, Prediction
 from ..randomness import Noise
 from ..schedules import Schedule
 from .base import Sampler

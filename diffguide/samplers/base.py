@@ -6,16 +6,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..denoisers import (
-    Denoiser,
-    DenoiserWrapper,
-    Energy,
-    ExactDenoiser,
-    LogDensity,
-    Prediction,
-    SamplingError,
-    capable,
-)
+from ..counters import capable
+from ..denoisers import Denoiser, DenoiserWrapper, Energy, ExactDenoiser, LogDensity, Prediction, SamplingError
 from ..randomness import Noise
 from ..schedules import Schedule
 from .grids import Grid

@@ -5,7 +5,8 @@ import math
 import torch
 from torch import Tensor
 
-from ..denoisers import Denoiser, Energy, LogDensity, capable
+from ..counters import capable
+from ..denoisers import Denoiser, Energy, LogDensity
 from ..energies import langevin_step
 from ..randomness import Noise
 from .base import MOST, Sampler
