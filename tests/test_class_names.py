@@ -8,9 +8,12 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 from small_checkpoint import save
 
+import diffguide
 from diffguide.class_names import class_index, class_indices, resolve_labels, shadowed_class
+from diffguide.guidance.weak import Compose, Negative
 from diffguide.quoting import quote_odd
 from diffguide.sample import main as sample
+from diffguide.train import main as train
 
 TWELVE = sorted(map(str, range(1, 13)))  # 1, 10, 11, 12, 2, ...: what a run of folders 1 to 12 may have
 NAMES = ["true", "on", "null", "None", "1e3", "007", "1_000", "0x10", ".5", "2024-01-01", "-5", "nan", "12:30", "üml"]
@@ -129,3 +132,13 @@ def test_guidance_on_the_command_line(guidance, wrap, tmp_path, command):
     done = command(sample, *common, f"{key}={wrap.format('2')}", at=tmp_path)
     assert done.code == 1 and len(done.err.splitlines()) == 1
     assert all(text in done.err for text in (f"{key.split('.')[1]}.index={wrap.format('2')}", "'1'"))
+
+
+def test_names_are_known_wherever_a_model_is(tmp_path, command):
+    """Loaded in Python, and before it is trained."""
+    model = diffguide.load(save(tmp_path, class_names=["10", "2", "1", "3"]))
+    everywhere = (0.0, float("inf"))
+    assert Negative(model, "1", 2.0, everywhere).condition == Negative(model, {"index": 2}, 2.0, everywhere).condition == 2
+    assert Compose(model, [10, 0], [1.0, 1.0], 2.0, everywhere).conditions == [0, 0]
+    done = command(train, "dry_run=true", "guidance=negative", "guidance.condition=cat", at=tmp_path)
+    assert done.code == 1 and "names: 0, 1, 2" in done.err, done.err
