@@ -28,7 +28,7 @@ TRAIN = {
     "recipe": (["experiment=gmm3d"], "there is no option experiment=gmm3d; nearest: gmm2d"),
     "option as a key, of a group within itself": (
         ["sampler=restart", "sampler.inner=heun"],
-        "an option: sampler@sampler.inner=",
+        "an option: sampler@sampler.inner=heun)",
     ),
     "option that does not go with a recipe": (
         ["experiment=vdm_digits", "schedule=edm"],

@@ -282,7 +282,7 @@ REFUSED = {
     "a text for a number": (["objective.levels.stratified=abc"], "objective.levels.stratified must be true or false"),
     "infinity as in YAML": (["guidance.interval=[0,.inf]"], "on the command line infinity is inf"),
     "no list": (["backbone.attention=4"], "backbone.attention must be a list, each a whole number, got 4"),
-    "option as a key": (["sampler.grid=karras"], "an option: sampler/grid=<name>"),
+    "option as a key": (["sampler.grid=karras"], "an option: sampler/grid=karras)"),
     "grid outside": (["sampler.grid.noise_level_max=1e9"], "grid=karras needs finite positive noise levels"),
     "hidden p_uncond": (["objective.p_uncond=0.5"], "set that one"),
     "images for the MLP": (["backbone=mlp"], "does not fit the data, whose examples are [1, 8, 8]"),
