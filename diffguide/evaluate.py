@@ -216,7 +216,8 @@ class Bar:
             self.turn(total, unit)
             self.progress.advance(done - self.progress.count)
             evaluations = self.subject.evaluations
-            self.progress.show(**({} if evaluations is None else {"evaluations": evaluations}))
+            if total > 1 or self.progress.bar is not None:  # one thing was named when it began
+                self.progress.show(**({} if evaluations is None else {"evaluations": evaluations}))
             self.since = time.monotonic()
         if self.interrupts.number:
             raise Stopped(self.interrupts.number, f"{done} of {total} {unit}")

@@ -70,10 +70,10 @@ class Progress:
             self.log(line)
 
     def beat(self) -> None:
-        """That it still runs: the clock beside the bar, or a line if the last one is old enough."""
+        """That it still runs: the clock beside the bar, or a line if the last one is twice as old as lines are."""
         if self.bar is not None:
             self.bar.refresh()
-        elif time.monotonic() - self.last >= self.every and not self.silent:
+        elif time.monotonic() - self.last >= 2 * self.every and not self.silent:
             self.last = time.monotonic()
             self.say(f"{self.title} {self.count}/{self.total} {self.unit}, {self.last - self.started:.0f} s so far")
 

@@ -155,11 +155,11 @@ BRINGS = {  # what an objective alone must have beside it: network, schedule, gu
     "cdm_mse": ("unet_levels", None, None, "ddim"), "classifier": ("unet_encoder", None, "none", None),
     "energy": ("unet_joint", None, None, None), "jem": ("convnet", "none", "none", "sgld"),
     "nce": ("unet_levels", None, None, None), "tre": ("unet_levels", None, None, "ddim_10"),
-    "vdm": (None, "monotone", None, None), "sliced": ("unet_twice_differentiable", None, None, None),
+    "sliced": ("unet_twice_differentiable", None, None, None),
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", [*BRINGS, "eps"])
+@pytest.mark.parametrize("name", [*BRINGS, "eps", "vdm"])
 def test_an_objective_brings_what_it_needs(name):
     """Typed values win, and so does what an experiment chooses; label dropout follows the guidance."""
     groups, default = ("backbone", "schedule", "guidance", "sampler"), composed("objective=v")
