@@ -18,8 +18,8 @@ from .backbones.perturbations import Perturbation
 from .schedules import Schedule
 
 __all__ = [
-    "Prediction", "Denoiser", "ExactDenoiser", "LogDensity", "Energy", "Classifier", "DenoiserWrapper",
-    "EnergyCounter", "EvaluationCounter", "SamplingError", "capable", "counter_of",
+    "Classifier", "Denoiser", "DenoiserWrapper", "Energy", "EnergyCounter", "EvaluationCounter", "ExactDenoiser",
+    "LogDensity", "Prediction", "SamplingError", "capable", "counter_of",
 ]  # fmt: skip
 
 
@@ -65,9 +65,7 @@ class Denoiser:
     attention_layers: Sequence[int] = ()
     residual_blocks: Sequence[int] = ()
 
-    @property
-    def conditional(self) -> bool:
-        return self.num_classes > 0
+    conditional = property(lambda self: self.num_classes > 0)
 
     def __call__(self, x_t: Tensor, t: Tensor, y: Condition | None = None) -> Prediction:
         raise NotImplementedError
@@ -81,7 +79,7 @@ class Denoiser:
         return False
 
     def moving(self) -> "Denoiser":
-        """The same run after its still steps, at whatever level it is asked (churn and restarts go up again)."""
+        """The same run after its still steps, at whatever level it is asked: churn and restarts go up again."""
         return self
 
     def embed(self, y: Condition) -> Embedding:
@@ -247,11 +245,7 @@ class DenoiserWrapper(Denoiser):
         self.denoiser.count_evaluations(rows)
 
     def steers(self, times: Tensor, labelled: bool) -> bool:
-        """Whether it may change anything at some of these times, [N] float64 on the CPU.
-
-        Arguments:
-            labelled: whether there are rows with a condition.
-        """
+        """Whether it may change anything at some of these times, [N] float64 on the CPU; labelled: some rows have a condition."""
         return True
 
     def start(self, noise, times: Tensor) -> "DenoiserWrapper":
@@ -261,11 +255,7 @@ class DenoiserWrapper(Denoiser):
 
 
 class EvaluationCounter(DenoiserWrapper):
-    """Counts evaluations, one per row (two conditions of B images are 2 B): of the network, and apart of potentials.
-
-    Attributes:
-        evaluations, potential_evaluations: so far.
-    """
+    """Counts evaluations, one per row (two conditions of B images are 2 B): of the network, and apart of potentials."""
 
     transparent = True
 
