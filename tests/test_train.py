@@ -70,7 +70,7 @@ def gmm_run(home) -> Path:
 
 
 def test_run_folder(digits_run):
-    wanted = [".lock", "checkpoints", "config.yaml", "log.txt", "metrics.jsonl", "samples"]
+    wanted = [".lock", "checkpoints", "config.yaml", "data.json", "log.txt", "metrics.jsonl", "samples"]
     assert sorted(path.name for path in digits_run.iterdir()) == wanted
     assert "training 16000/16000 images" in (digits_run / "log.txt").read_text()
     assert [path.name for path in (digits_run / "samples").iterdir()] == ["0000016000.png"]
