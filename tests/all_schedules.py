@@ -35,7 +35,7 @@ SCHEDULES = {
     "scaled_linear": ScaledLinear(9.0, None, 0.00085, 0.012, 1000),
     "sigmoid_beta": SigmoidBeta(12.0, None, 1e-4, 0.02, 1000),
     "squaredcos_cap_v2": SquaredCosine(12.0, None, 1000, 0.008, 0.999),
-    "squaredcos_cap_v2-cut": SquaredCosine(11.0, -9.0, 400, 0.0, 0.9),
+    "squaredcos_cap_v2-cut": SquaredCosine(12.5, -9.0, 400, 0.0, 0.9),
     "vp": VP(12.0, None, 0.1, 20.0),
     "sub_vp": SubVP(18.2, None, 0.1, 20.0),
     "sub_vp-exact-data": SubVP(math.inf, -9.0, 0.1, 20.0),

@@ -72,7 +72,7 @@ def test_the_line_is_sorted():
 
 
 def test_energy_distance_of_scipy():
-    """SciPy's is the root of half of it, on the line, and takes sets of different sizes too."""
+    """SciPy's is its root, on the line, and takes sets of different sizes too."""
     for n, m in ((200, 200), (150, 70)):
         x, y = normal(n, 1, 0), 0.3 + 2 * normal(m, 1, 1)
         assert energy_distance(x, y) == pytest.approx(scipy_energy(x[:, 0], y[:, 0]) ** 2, rel=1e-9)

@@ -183,3 +183,12 @@ def test_a_list_is_of_times_or_of_levels(lists):
 def test_discrete_grids_refuse(make, sentence):
     with pytest.raises(ValueError, match=sentence):
         make()
+
+
+@pytest.mark.parametrize("offset", [0, 1, 500])
+def test_one_step_of_leading_has_nothing_to_remove(offset):
+    """It would begin at the lowest index, with pure noise where the model expects data; two begin half-way."""
+    with pytest.raises(ValueError, match="grid=leading needs at least 2 steps"):
+        Leading(1000, offset)(SCHEDULES["linear"], 1)
+    assert Leading(1000, 999)(SCHEDULES["linear"], 1).tolist() == [1.0, 0.0]
+    assert Leading(1000, 0)(SCHEDULES["linear"], 2).tolist() == [0.501, 0.001, 0.0]

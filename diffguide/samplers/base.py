@@ -11,7 +11,7 @@ from ..denoisers import Denoiser, DenoiserWrapper, Energy, ExactDenoiser, LogDen
 from ..randomness import Noise
 from ..schedules import Schedule
 from .grids import Grid
-from .trust import FirstPrediction, OneIncrement, fall, trusted
+from .trust import NARROW, FirstPrediction, OneIncrement, fall, trusted
 
 __all__ = ["Sampler", "SamplingError"]
 
@@ -132,15 +132,14 @@ class Sampler:
     ) -> Tensor:
         """The step of a run: `step`, but of first order where the noise falls too far or a row's correction is too long."""
         schedule = denoiser.schedule
-        if self.widest < math.inf and fall(schedule, t, s) > self.widest:
+        ratio = fall(schedule, t, s) if self.widest < math.inf else 1.0
+        if ratio > self.widest:
             memory.clear()  # values from before a wide step say nothing about the next one
             return self.first_order(denoiser(x, t, y), schedule, t, s, noise)
-        if not self.corrects:
+        if not self.corrects or ratio <= NARROW:
             return self.step(denoiser, x, t, s, y, noise, memory)
         first, noise = FirstPrediction(denoiser), None if noise is None else OneIncrement(noise)
         x = self.step(first, x, t, s, y, noise, memory)
-        if first.prediction is None or not math.isfinite(fall(schedule, t, s)):
-            return x
         plain = self.first_order(first.prediction, schedule, t, s, noise)
         x = trusted(x, plain, first.prediction, schedule, t, s)
         if "arrived" in memory:  # what the next step corrects

@@ -46,6 +46,9 @@ class Leading(DiscreteGrid):
     Arguments:
         timesteps: T, the length of the discrete schedule.
         offset: of every index, at least 0; 0 for DDPM, 1 for Stable Diffusion.
+
+    Raises:
+        ValueError: from a call: one step, which would begin at index `offset`, where there is hardly any noise to remove.
     """
 
     def __init__(self, timesteps: int, offset: int):
@@ -55,6 +58,11 @@ class Leading(DiscreteGrid):
         self.offset = offset
 
     def indices(self, steps: int) -> Tensor:
+        if steps == 1 and self.offset + 1 < self.timesteps:
+            raise ValueError(
+                f"grid=leading needs at least 2 steps: one would begin at index {self.offset} of {self.timesteps}, where there "
+                "is hardly any noise to remove; take sampler/grid=trailing"
+            )
         return torch.arange(steps - 1, -1, -1, dtype=torch.float64) * (self.timesteps // steps) + self.offset
 
 
