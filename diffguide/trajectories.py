@@ -64,7 +64,8 @@ class Film:
 
     def projected(self, x: Tensor) -> numpy.ndarray:
         """Vectors along the axes, float32."""
-        return (x.cpu().numpy() @ self.axes).astype(numpy.float32)
+        with numpy.errstate(invalid="ignore"):  # a run that explodes is filmed to its end
+            return (x.cpu().numpy() @ self.axes).astype(numpy.float32)
 
     def taken(self) -> numpy.ndarray | None:
         """The batch's frames [frames, shown, H, W, C] (vectors: [frames, shown, 2 or 1]), None = none of it is in the film."""

@@ -44,9 +44,6 @@ TRAIN = {
         ["experiment=cdm_gmm2d", "objective.values=17"], "objective: values=17: the data are not of so many values",
     ),
     "values of other data": (["objective=tre", *LEVELS, "sampler.steps=10", "objective.values=256"], "take 17 for digits"),
-    "key of a resumed run's option": (
-        ["resume=outputs/train/digits/v001", "objective.max_gap=9"], "keys of an option of the resumed run need that option",
-    ),
     "label dropout of an energy": (
         ["experiment=jem_digits", "p_uncond=0.1"], "which drops no label: leave it, or take guidance=cfg",
     ),

@@ -29,7 +29,9 @@ def test_help_is_quick_and_lists_the_groups(name, tmp_path):
         done = run(SCRIPTS / name, "--help", at=tmp_path)
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         used.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
-    assert done.returncode == 0 and f"guidance: {', '.join(GUIDANCE)}" in done.stdout and name in done.stdout
+    assert done.returncode == 0 and name in done.stdout
+    options = {"diffguide-eval": ["quality", "zero_shot", "likelihood"]}.get(name, GUIDANCE)
+    assert set(options) <= set(done.stdout.replace(",", " ").split())
     assert min(used) < 1.0  # processor seconds; 0.5 s by the clock where nothing else runs; torch alone takes more
 
 

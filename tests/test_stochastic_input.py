@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from all_samplers import published
 from closed_forms import ExactMixture, two_classes
 
 from diffguide.denoisers import ExactDenoiser
@@ -87,7 +88,7 @@ def test_restart_keeps_to_the_levels_of_a_model():
             seen.append(float(t))
             return super().__call__(x_t, t, y)
 
-    sampler, denoiser = Restart(Heun(10, UniformT()), [[0.3, 2.0, 3, 2]]), Levels(two_classes(), schedule)
+    sampler, denoiser = Restart(published(Heun(10, UniformT())), [[0.3, 2.0, 3, 2]]), Levels(two_classes(), schedule)
     sampler(denoiser, torch.randn(4, 2), sampler.times(denoiser), noise=Noise(range(4), (2,), schedule))
     assert len(seen) == 20 + 12
     crowded = Restart(Heun(10, UniformT()), [[0.3, 0.5, 20, 2]])
