@@ -63,6 +63,8 @@ def build(cfg: DictConfig, key: str, *args: Any, handed: Mapping[str, Any] | Non
 
     node = OmegaConf.to_container(cfg[key], resolve=True) if OmegaConf.is_config(cfg[key]) else cfg[key]
     check_types(node, key, len(args), handed or ())
+    if args and node.get("_partial_"):
+        raise ConfigError(f"{key}._partial_: leave it out, the first argument of {node.get('_target_')} is given here")
     try:
         if handed is None:
             return instantiate(cfg[key], *args, _convert_="all")
