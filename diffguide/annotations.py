@@ -6,8 +6,6 @@ import typing
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from .class_names import ClassLabel
-
 __all__ = [
     "bases", "completed", "describe", "element", "fits", "named", "parameters", "required", "stored",
     "takes_callable", "takes_node",
@@ -112,8 +110,6 @@ def fits(value: Any, hint: Any) -> bool:
 
 def describe(hint: Any, node: str = "a node with a _target_") -> str:
     """An annotation in words; `node` says what an object of the user's is in the configuration."""
-    if hint == ClassLabel:
-        return "a class, by name or index"
     if len(parts(hint)) > 1:
         return " or ".join(dict.fromkeys(describe(part, node) for part in parts(hint)))
     if typing.get_origin(hint) is Sequence:

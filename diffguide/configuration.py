@@ -12,6 +12,7 @@ from typing import Any
 from hydra.errors import CompactHydraException, InstantiationException
 from omegaconf import MISSING, DictConfig, OmegaConf
 
+from .class_names import ClassLabel
 from .annotations import (
     completed,
     describe,
@@ -209,6 +210,8 @@ def check_value(value: Any, where: str, hint: Any) -> None:
 
 def wanted(hint: Any, where: str, value: Any = None) -> str:
     """An annotation in words, and how an option for it, or a node, is said on the command line."""
+    if hint == ClassLabel:
+        return "a class, by name or index"
     if not takes_node(named(hint) or element(hint) or hint) or stored(hint):
         return describe(hint)
     choice, options = choice_for(hint, where, config_dir()) or (None, [])
