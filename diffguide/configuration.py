@@ -12,7 +12,6 @@ from typing import Any
 from hydra.errors import CompactHydraException, InstantiationException
 from omegaconf import MISSING, DictConfig, OmegaConf
 
-from .class_names import ClassLabel
 from .annotations import (
     completed,
     describe,
@@ -25,6 +24,7 @@ from .annotations import (
     takes_callable,
     takes_node,
 )
+from .class_names import ClassLabel
 from .mistakes import no_key
 from .options import choice_for
 from .own_modules import hint as module_hint
