@@ -91,7 +91,7 @@ def class_index(
 
     if isinstance(label, Mapping):
         if [*label] != ["index"] or not is_index(label["index"], count):
-            raise ValueError(f"{argument}.index must be 0 to {count - 1}, got {dict(label)!r}")
+            raise ValueError(f"{argument}.index must be 0 to {count - 1}, got {label.get('index', dict(label))!r}")
         return label["index"]
     named = [index for index, name in enumerate(class_names) if may_be(label, name)]
     found = {*named, *([label] if is_index(label, count) else [])}

@@ -24,6 +24,7 @@ from .annotations import (
     takes_callable,
     takes_node,
 )
+from .class_names import ClassLabel
 from .mistakes import no_key
 from .options import choice_for
 from .own_modules import hint as module_hint
@@ -63,6 +64,8 @@ def build(cfg: DictConfig, key: str, *args: Any, handed: Mapping[str, Any] | Non
 
     node = OmegaConf.to_container(cfg[key], resolve=True) if OmegaConf.is_config(cfg[key]) else cfg[key]
     check_types(node, key, len(args), handed or ())
+    if args and node.get("_partial_"):
+        raise ConfigError(f"{key}._partial_: leave it out, the first argument of {node.get('_target_')} is given here")
     try:
         if handed is None:
             return instantiate(cfg[key], *args, _convert_="all")
@@ -207,6 +210,8 @@ def check_value(value: Any, where: str, hint: Any) -> None:
 
 def wanted(hint: Any, where: str, value: Any = None) -> str:
     """An annotation in words, and how an option for it, or a node, is said on the command line."""
+    if hint == ClassLabel:
+        return "a class, by name or index"
     if not takes_node(named(hint) or element(hint) or hint) or stored(hint):
         return describe(hint)
     choice, options = choice_for(hint, where, config_dir()) or (None, [])

@@ -37,7 +37,8 @@ def rehearse(
     Raises:
         WriteError: a folder that cannot be written.
     """
-    lines = [*data.sheet(), f"the network sees: {list(data.shape)}"]
+    mirrored = ", every second one mirrored in training (dataset.flip=false: none)" if data.flip else ""
+    lines = [*data.sheet(), f"the network sees: {list(data.shape)}{mirrored}"]
     print(*lines, sep="\n", file=sys.stderr, flush=True)  # before what takes its time
     about, seconds = cost(engine, objective, data, training, seed)
     if seconds > LONG:

@@ -172,7 +172,7 @@ def grid(rows: list[list[numpy.ndarray]], names: list[str], titles: list[str], n
     """
     height, width = rows[0][0].shape[:2]
     factor = math.ceil(CELL / max(height, width))
-    font = ImageFont.load_default(size=14)
+    font = lettering()
     measure = partial(ImageDraw.Draw(Image.new("RGB", (1, 1))).textlength, font=font)
     margin = max((int(measure(name)) for name in names), default=0)
     margin += 2 * GAP if margin else GAP
@@ -195,6 +195,13 @@ def grid(rows: list[list[numpy.ndarray]], names: list[str], titles: list[str], n
     if below:
         draw.text((GAP, top + len(rows) * step_y), "\n".join(below), "black", font)
     return sheet
+
+
+def lettering() -> ImageFont.FreeTypeFont:
+    """The letters of names and titles: matplotlib's, for Pillow's own font has no accents, Greek or Cyrillic."""
+    from matplotlib import get_data_path
+
+    return ImageFont.truetype(Path(get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", 13)
 
 
 def broken(text: str, width: float, measure: Callable[[str], float]) -> list[str]:

@@ -103,7 +103,7 @@ def test_labels_on_the_command_line(tmp_path, command):
     assert done.code == 1 and len(done.err.splitlines()) == 1
     assert all(text in done.err for text in ("labels: ", "labels=['2']", "labels.index=[2]"))  # index 2 is class 2, ...
     done = command(sample, *common, "labels.index=[4]", at=tmp_path)
-    assert done.code == 1 and "labels.index must be 0 to 3" in done.err and len(done.err.splitlines()) == 1
+    assert done.code == 1 and "labels.index must be 0 to 3, got 4" in done.err and len(done.err.splitlines()) == 1
 
 
 @pytest.mark.parametrize("guidance, wrap", [("negative", "{}"), ("compose", "[{}]")])

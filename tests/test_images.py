@@ -37,6 +37,13 @@ def test_one_row_per_class_in_order(tmp_path):
     assert shades == [128, 255, 0]
 
 
+def test_names_with_accents_greek_and_cyrillic_have_letters():
+    """No two of them look alike, as they would if a font had none of them; nor like the box for a missing letter."""
+    blank = numpy.zeros((8, 8, 1), dtype=numpy.uint8)
+    drawn = {grid([[blank]], [name], []).crop((0, 0, 10, 62)).tobytes() for name in "üéøλжч\uffff"}
+    assert len(drawn) == 7
+
+
 def test_contact_sheet_has_a_column_per_run(tmp_path):
     columns = [(f"scale {k}", numpy.full((2, 8, 8, 1), 64 * k, dtype=numpy.uint8)) for k in range(3)]
     contact_sheet(tmp_path / "sheet.png", columns, [[0, 1]] * 3, ["0", "1"])

@@ -40,6 +40,7 @@ def own(*arguments: str) -> list[str]:
 def test_own_images_train_resume_and_sample(folder, command, memory):
     done = command(main, *own(f"dataset.memory={memory}"), at=folder)
     assert done.code == 0 and "1 images cannot be read and are left out: cats/broken.jpg" in done.err, done.err
+    assert f"resume={done.folder} training.images=" in done.err  # 32 images lie within the warm-up
     loaded = checkpoints.load(folder / done.folder)
     assert loaded.facts["class_names"] == ["cats", "dögs", "o, wls"] and loaded.facts["shape"] == [3, 16, 16]
     whole = (folder / done.folder / "checkpoints/0000000032.safetensors").read_bytes()
@@ -59,6 +60,8 @@ def test_a_dry_run_looks_and_trains_nothing(folder, command):
     assert [path.name for path in (folder / "outputs").iterdir()] == ["dry_run"]
     sheet = (folder / done.folder / "data_sheet.txt").read_text()
     assert all(line in done.err for line in sheet.splitlines())
+    mirrored = [line for line in sheet.splitlines() if "dataset.flip=false" in line]
+    assert [line.startswith("the network sees") for line in mirrored] == [True]
     counts = [
         re.search(rf"class {k} {name}: (\d+) / (\d+)", sheet) for k, name in enumerate(["cats", "dögs", "o, wls"])
     ]

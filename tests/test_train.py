@@ -281,6 +281,8 @@ REFUSED = {
     "not finite": (["training.learning_rate=inf"], "learning_rate must be a positive number"),
     "a text for a number": (["objective.levels.stratified=abc"], "objective.levels.stratified must be true or false"),
     "infinity as in YAML": (["guidance.interval=[0,.inf]"], "on the command line infinity is inf"),
+    "guidance completed twice": (["+guidance._partial_=true"], "guidance._partial_: leave it out"),
+    "no class to avoid": (["guidance=negative"], "guidance.condition must be given (a class, by name or index"),
     "no list": (["backbone.attention=4"], "backbone.attention must be a list, each a whole number, got 4"),
     "option as a key": (["sampler.grid=karras"], "an option: sampler/grid=karras)"),
     "grid outside": (["sampler.grid.noise_level_max=1e9"], "grid=karras needs finite positive noise levels"),

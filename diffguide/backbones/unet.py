@@ -3,6 +3,7 @@
 Dhariwal & Nichol, "Diffusion Models Beat GANs on Image Synthesis", 2021, arXiv 2105.05233, section 3.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -61,7 +62,8 @@ class Attention(nn.Module):
         super().__init__()
         if channels % head_channels:
             raise ValueError(
-                f"head_channels must divide {channels} channels where attention is asked, got {head_channels}"
+                f"head_channels must divide {channels} channels where attention is asked, got {head_channels}; "
+                f"backbone.head_channels={math.gcd(channels, head_channels)} does"
             )
         self.heads, self.double_differentiable = channels // head_channels, double_differentiable
         self.norm, self.qkv = normalise(channels), nn.Conv2d(channels, 3 * channels, 1)
