@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from affine import terminal_law
+from all_samplers import published
 from closed_forms import ExactMixture, gaussian, karras_levels, two_classes
 
 from diffguide.denoisers import ExactDenoiser
@@ -128,7 +129,8 @@ def test_heun_with_churn_is_algorithm_2(churn, low, high, s_noise):
         def normal(self, level, draw):
             return self.left.pop(0)
 
-    sampler, denoiser = Heun(N, Karras(7.0, 0.002, None), churn, low, high, s_noise), ExactMixture(mixture, schedule)
+    sampler = published(Heun(N, Karras(7.0, 0.002, None), churn, low, high, s_noise))
+    denoiser = ExactMixture(mixture, schedule)
     found = sampler(denoiser, torch.from_numpy(x), sampler.times(denoiser), noise=Given())
     np.testing.assert_allclose(found, expected, rtol=1e-8, atol=1e-8)
 
