@@ -245,7 +245,7 @@ class DenoiserWrapper(Denoiser):
         self.denoiser.count_evaluations(rows)
 
     def steers(self, times: Tensor, labelled: bool) -> bool:
-        """Whether it may change anything at some of these times, [N] float64 on the CPU; labelled: some rows have a condition."""
+        """Whether it may change anything at some of these times, [N] float64 on the CPU; labelled: some rows have labels."""
         return True
 
     def start(self, noise, times: Tensor) -> "DenoiserWrapper":

@@ -65,7 +65,9 @@ def test_a_row_that_is_not_finite_stops_no_other(rule, value):
     schedule = SCHEDULES["vp"]
     x_t, strong, weak = sides(schedule)
     others, scale = [0, 2], torch.tensor(0.6).double()
-    expected = rule(*(Prediction(*(f[others] for f in s)) for s in (strong, weak)), scale, x_t[others], TIME, schedule, None)
+    expected = rule(
+        *(Prediction(*(f[others] for f in s)) for s in (strong, weak)), scale, x_t[others], TIME, schedule, None
+    )
     for broken in (strong, weak):
         x_0, eps = (field.clone() for field in broken)
         x_0[1], eps[1] = value, -value

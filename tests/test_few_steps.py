@@ -14,7 +14,7 @@ from diffguide.denoisers import EvaluationCounter
 from diffguide.evaluation.distances import wasserstein
 from diffguide.guidance import ClassifierFree
 from diffguide.randomness import Noise
-from diffguide.samplers import DPM2, DDIM, AnnealedLangevin, DPMpp2M, Euler, Heun, UniPC
+from diffguide.samplers import DDIM, DPM2, AnnealedLangevin, DPMpp2M, Euler, Heun, UniPC
 from diffguide.samplers.grids import Karras, UniformLogSNR, UniformT
 from diffguide.samplers.trust import LONGEST, WIDEST, fall
 from diffguide.schedules import EDM, Cosine, Flow

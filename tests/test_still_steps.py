@@ -22,7 +22,12 @@ from diffguide.samplers.grids import UniformT
 from diffguide.schedules import EDM, Cosine, Flow, SubVP
 
 EVERYWHERE, SCALE = (0.0, math.inf), 1.5
-SCHEDULES = {"flow": Flow(12.0, -12.0), "vp": Cosine(12.0, -10.0), "ve": EDM(12.4, -8.7), "sub_vp": SubVP(18.2, None, 0.1, 20.0)}
+SCHEDULES = {
+    "flow": Flow(12.0, -12.0),
+    "vp": Cosine(12.0, -10.0),
+    "ve": EDM(12.4, -8.7),
+    "sub_vp": SubVP(18.2, None, 0.1, 20.0),
+}
 Y = torch.arange(12) % 2
 
 
@@ -72,7 +77,20 @@ def exact_end(law: Mixture, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return solve_ivp(slope, (1, 0), x.ravel(), method="DOP853", rtol=1e-9, atol=1e-9).y[:, -1].reshape(x.shape)
 
 
-ODE = ["heun", "dpm2", "dpmpp_2s", "dpmpp_2m", "dpmpp_3m", "unipc-2", "unipc-3", "deis", "deis_log_rho", "lms", "ipndm", "pndm"]
+ODE = [
+    "heun",
+    "dpm2",
+    "dpmpp_2s",
+    "dpmpp_2m",
+    "dpmpp_3m",
+    "unipc-2",
+    "unipc-3",
+    "deis",
+    "deis_log_rho",
+    "lms",
+    "ipndm",
+    "pndm",
+]
 
 
 @pytest.mark.parametrize("name", ODE)
@@ -85,7 +103,9 @@ def test_the_error_falls_with_the_steps_and_is_no_larger_than_eulers(name):
 
     def error(name: str, n: int) -> float:
         end = SAMPLERS[name](n)(zero(schedule, 1, law), x, UniformT()(schedule, n), y)
-        return float((end - exact).norm(dim=1).sort().values[:-3].square().mean().sqrt())  # but of those that change modes
+        return float(
+            (end - exact).norm(dim=1).sort().values[:-3].square().mean().sqrt()
+        )  # but of those that change modes
 
     found, euler = ([error(each, n) for n in (10, 20, 40)] for each in (name, "euler"))
     assert all(later < earlier for earlier, later in pairwise(found))
@@ -125,7 +145,9 @@ def test_what_goes_up_again():
     assert torch.equal(seen[0], points(schedule))
     for high in (1.5, 9.0):  # within the steps that move, and above them
         ends = [
-            Restart(Heun(5, UniformT()), [[0.5, high, 2, 1]])(zero(schedule, k), points(schedule), u, Y, noise(schedule))
+            Restart(Heun(5, UniformT()), [[0.5, high, 2, 1]])(
+                zero(schedule, k), points(schedule), u, Y, noise(schedule)
+            )
             for k, u in ((1, times), (0, times[1:]))
         ]
         torch.testing.assert_close(*ends, rtol=1e-9, atol=1e-9)
@@ -134,5 +156,7 @@ def test_what_goes_up_again():
 def test_an_inversion_leaves_x_where_ddim_does():
     schedule = SCHEDULES["flow"]
     times = UniformT()(schedule, 5)
-    with_still, without = (DDIMInversion(3)(zero(schedule, k), points(schedule), u, Y) for k, u in ((1, times), (0, times[1:])))
+    with_still, without = (
+        DDIMInversion(3)(zero(schedule, k), points(schedule), u, Y) for k, u in ((1, times), (0, times[1:]))
+    )
     torch.testing.assert_close(with_still, without, rtol=1e-9, atol=1e-9)
