@@ -34,7 +34,7 @@ from diffguide.oracles import Oracle
 from diffguide.randomness import Noise
 from diffguide.runs import write_atomically
 from diffguide.samplers import Dopri5, Euler, Sampler
-from diffguide.samplers.grids import Grid, UniformT
+from diffguide.samplers.grids import UniformT
 
 LAWS, SCHEDULES = ["gmm2d", "highdim", "cfg_figure", "anisotropic"], ["edm", "cosine", "flow", "linear", "ve"]
 LEFT_OUT = {"sgld": "a chain without noise levels", "dopri5": "chooses its own steps"}

@@ -12,7 +12,7 @@ from exact_models import oracle
 from potential_laws import Towards
 from scipy.integrate import solve_ivp
 
-from diffguide.denoisers import EvaluationCounter
+from diffguide.denoisers import EvaluationCounter, SamplingError
 from diffguide.guidance import ClassifierFree
 from diffguide.guidance.potentials import PotentialGuidance
 from diffguide.guidance.rules import CFGZero
@@ -114,7 +114,7 @@ def test_the_error_falls_with_the_steps_and_is_no_larger_than_eulers(name):
 
 def test_a_run_must_have_a_step_that_moves():
     schedule = SCHEDULES["flow"]
-    with pytest.raises(ValueError, match="zero_init_steps must be below the sampler's steps, got 3 of 3"):
+    with pytest.raises(SamplingError, match="zero_init_steps must be below the sampler's steps, got 3 of 3"):
         Heun(3, UniformT())(zero(schedule, 3), points(schedule), UniformT()(schedule, 3), Y)
 
 
