@@ -63,9 +63,10 @@ class Film:
             self.frames.append(images.to_uint8(x) if self.axes is None else self.projected(x))
 
     def projected(self, x: Tensor) -> numpy.ndarray:
-        """Vectors along the axes, float32."""
-        with numpy.errstate(invalid="ignore"):  # a run that explodes is filmed to its end
-            return (x.cpu().numpy() @ self.axes).astype(numpy.float32)
+        """Vectors along the axes, float32; nan where they are not finite."""
+        values = x.cpu().numpy()
+        finite = numpy.isfinite(values).all(1, keepdims=True)
+        return (numpy.where(finite, values, numpy.nan) @ self.axes).astype(numpy.float32)
 
     def taken(self) -> numpy.ndarray | None:
         """The batch's frames [frames, shown, H, W, C] (vectors: [frames, shown, 2 or 1]), None = none of it is in the film."""

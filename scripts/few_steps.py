@@ -8,7 +8,7 @@ configs/sampler. A run is measured by the Wasserstein-2 distance of its samples 
 dopri5, where guidance=cfg has a scale other than 1: no other law is known there), beside its floor, the distance of two
 exact sets, and by its largest |value|. The table holds, over all laws, schedules, grids and scales, the worst ratio to
 Euler's distance on the same grid (to the floor where that is larger), a mean over seeds, the largest |value| of all, and
-where the worst was. few_steps.csv holds every run. Nothing here is trained. About ten minutes on one core for the whole of one grid.
+where the worst was. few_steps.csv holds every run. Nothing here is trained. About ten minutes on one core.
 """
 
 import argparse
@@ -34,7 +34,7 @@ from diffguide.oracles import Oracle
 from diffguide.randomness import Noise
 from diffguide.runs import write_atomically
 from diffguide.samplers import Dopri5, Euler, Sampler
-from diffguide.samplers.grids import Grid, UniformT
+from diffguide.samplers.grids import UniformT
 
 LAWS, SCHEDULES = ["gmm2d", "highdim", "cfg_figure", "anisotropic"], ["edm", "cosine", "flow", "linear", "ve"]
 LEFT_OUT = {"sgld": "a chain without noise levels", "dopri5": "chooses its own steps"}
@@ -115,7 +115,7 @@ def build(name: str, steps: int, grid: str) -> Sampler:
 
 
 def runs(arguments: argparse.Namespace) -> Iterator[Run]:
-    """Every run, and on stderr nothing; a combination that is refused is left out and named once."""
+    """Every run; a combination that is refused is left out and named once."""
     samplers = {
         (name, steps, grid): build(name, steps, grid)
         for name in arguments.samplers for steps in arguments.steps for grid in arguments.grids
@@ -142,15 +142,11 @@ def runs(arguments: argparse.Namespace) -> Iterator[Run]:
 def measured(problem: Problem, sampler: Sampler, seed: int) -> tuple[float, float, float, float]:
     """Distance, floor, Euler's distance on the same grid, largest |value|."""
     truth, other = (part.flatten(1) for part in problem.sets(seed))
-    euler = Euler(sampler.steps, own_grid(sampler))
+    euler = Euler(sampler.steps, sampler.grid)
     x, e = (problem.sample(each, seed).flatten(1).double() for each in (sampler, euler))
     finite = bool(x.isfinite().all())
     distances = wasserstein(x, truth) if finite else float("inf"), wasserstein(other, truth), wasserstein(e, truth)
     return *distances, float(x.abs().max())
-
-
-def own_grid(sampler: Sampler) -> Grid:
-    return sampler.grid
 
 
 def table(found: Sequence[Run], steps: Sequence[int]) -> list[str]:

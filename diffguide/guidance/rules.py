@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..denoisers import Denoiser, Prediction
+from ..denoisers import Denoiser, Prediction, SamplingError
 from ..schedules import Schedule
 
 __all__ = ["CFGPlusPlus", "CFGZero", "Linear", "Mambo", "Rescale", "Rule", "Threshold"]
@@ -226,7 +226,8 @@ class CFGZero(Rule):
         zero_init_steps: steps of the sampler's grid whose velocity is 0; about 4 % of them in the paper, at least 0.
 
     Raises:
-        ValueError: a number out of range; from `start`, a run of no more steps, which would not move at all.
+        ValueError: a number out of range.
+        SamplingError: from `start`, a run of no more steps, which would not move at all.
     """
 
     def __init__(self, zero_init_steps: int):
@@ -238,7 +239,7 @@ class CFGZero(Rule):
         """The time above which the velocity is 0."""
         steps = len(times) - 1
         if self.zero_init_steps >= steps:
-            raise ValueError(
+            raise SamplingError(
                 f"zero_init_steps must be below the sampler's steps, got {self.zero_init_steps} of {steps}: nothing would "
                 f"move; take sampler.steps={self.zero_init_steps + 1} at least, or guidance.rule.zero_init_steps=0"
             )
