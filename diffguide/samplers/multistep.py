@@ -134,8 +134,8 @@ class LMS(Multistep):
     """w_j = alpha_s int l_j(rho) drho: the Adams-Bashforth methods in sigma / alpha, with steps of any size.
 
     k-diffusion's LMS for the ODE of Karras et al. 2022, arXiv 2206.00364, eq. 4; the same as rho-AB of Zhang & Chen,
-    "Fast Sampling of Diffusion Models with Exponential Integrator", 2022, arXiv 2204.13902. Order 1 to 4. As published it goes to sigma = 0
-    with its full order; a run takes that step, as every wide one, at first order (`trust`).
+    "Fast Sampling of Diffusion Models with Exponential Integrator", 2022, arXiv 2204.13902. Order 1 to 4. As
+    published it goes to sigma = 0 with its full order; a run takes that step, as every wide one, at first order (`trust`).
     """
 
     highest = 4
