@@ -134,8 +134,8 @@ class LMS(Multistep):
     """w_j = alpha_s int l_j(rho) drho: the Adams-Bashforth methods in sigma / alpha, with steps of any size.
 
     k-diffusion's LMS for the ODE of Karras et al. 2022, arXiv 2206.00364, eq. 4; the same as rho-AB of Zhang & Chen,
-    "Fast Sampling of Diffusion Models with Exponential Integrator", 2022, arXiv 2204.13902. Order 1 to 4. To sigma = 0 it
-    goes with its full order.
+    "Fast Sampling of Diffusion Models with Exponential Integrator", 2022, arXiv 2204.13902. Order 1 to 4. As
+    published it goes to sigma = 0 with its full order; a run takes that step, as every wide one, at first order (`trust`).
     """
 
     highest = 4
@@ -148,7 +148,7 @@ class IPNDM(Multistep):
     """w_j = alpha_s (rho_s - rho_t) b_j with the Adams-Bashforth weights b_j of equal steps, whatever the steps are.
 
     Zhang & Chen 2022, arXiv 2204.13902: PNDM (Liu et al., arXiv 2202.09778) without its Runge-Kutta start. Order 1 to 4 is
-    reached where the grid is uniform in sigma / alpha, elsewhere at most 2. To sigma = 0 it goes with its full order.
+    reached where the grid is uniform in sigma / alpha, elsewhere at most 2. To sigma = 0 as `LMS`.
     """
 
     highest = 4
