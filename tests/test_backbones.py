@@ -113,7 +113,10 @@ def test_attention_lies_where_it_is_asked():
             "side is 28 pixels: take a size of 24 or 32 pixels",
         ),
         (lambda: unet(attention=[16]), r"attention=\[16\]: the sides of this network are \[8, 4\]; unet_28"),
-        (lambda: unet(head_channels=5), "head_channels must divide 16 channels where attention is asked, got 5; .*=1 does"),
+        (
+            lambda: unet(head_channels=5),
+            "head_channels must divide 16 channels where attention is asked, got 5; .*=1 does",
+        ),
         (lambda: UNet(2, None, 4, None, 8, [1, 2], 1, [4], 8, 0.0), "has vectors: take backbone=mlp"),
         (lambda: unet(dropout=1.0), r"dropout must be in \[0, 1\), got 1"),
         (lambda: mlp(layers=0), "needs 1 layer, .* got layers=0"),

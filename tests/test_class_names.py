@@ -138,7 +138,9 @@ def test_names_are_known_wherever_a_model_is(tmp_path, command):
     """Loaded in Python, and before it is trained."""
     model = diffguide.load(save(tmp_path, class_names=["10", "2", "1", "3"]))
     everywhere = (0.0, float("inf"))
-    assert Negative(model, "1", 2.0, everywhere).condition == Negative(model, {"index": 2}, 2.0, everywhere).condition == 2
+    assert (
+        Negative(model, "1", 2.0, everywhere).condition == Negative(model, {"index": 2}, 2.0, everywhere).condition == 2
+    )
     assert Compose(model, [10, 0], [1.0, 1.0], 2.0, everywhere).conditions == [0, 0]
     done = command(train, "dry_run=true", "guidance=negative", "guidance.condition=cat", at=tmp_path)
     assert done.code == 1 and "names: 0, 1, 2" in done.err, done.err

@@ -221,7 +221,9 @@ class Drawn:
         labels = None if self.classes is None else self.classes[rows.start : rows.stop]
 
         def on_step(step: int, x: Tensor) -> None:
-            made = first + len(rows) * (step - 1) // max(metric.sampler.steps, step)  # the batch is made when it is kept
+            made = first + len(rows) * (step - 1) // max(
+                metric.sampler.steps, step
+            )  # the batch is made when it is kept
             subject.progress(made, count, "samples")  # where a signal stops it
 
         seeds = range(subject.seed + rows.start, subject.seed + rows.stop)
