@@ -139,7 +139,8 @@ def readings(name: str) -> frozenset[tuple[type, str]]:
 
 def choices(class_names: Sequence[str], count: int) -> str:
     """What a message offers in place of an unknown class."""
-    shown = ", ".join(map(str, class_names[:SHOWN])) + (", ..." if len(class_names) > SHOWN else "")
+    names = [repr(name) if "," in name or name != name.strip() or not name else name for name in class_names[:SHOWN]]
+    shown = ", ".join(names) + (", ..." if len(class_names) > SHOWN else "")
     known = f", or names: {shown}" if class_names else "; the names of its classes are not known here"
     return f"indices 0 to {count - 1}{known}"
 

@@ -184,12 +184,14 @@ def meant_path(word: str, command: str) -> str:
     path = Path(word).expanduser()
     run = path.parent.parent if path.suffix == ".safetensors" and path.parent.name == "checkpoints" else path
     if path.suffix in (".yaml", ".yml"):
-        return f"--config-dir {shlex.quote(str(path.parent))} for a folder with files of your own, guidance/mine.yaml, and guidance=mine"
+        folder = shlex.quote(str(path.parent))
+        return f"--config-dir {folder} for a folder with files of your own, guidance/mine.yaml, and guidance=mine"
     if command == "train":
         if (run / "checkpoints").is_dir():
             return f"{quoted(f'resume={run}')} to continue a run"
         if not path.is_dir():
-            return f"{quoted(f'resume={word}')} for a run to continue, dataset=image_folder {quoted(f'dataset.path={word}')} for images"
+            resume, images = quoted(f"resume={word}"), quoted(f"dataset.path={word}")
+            return f"{resume} for a run to continue, dataset=image_folder {images} for images"
         classes = sum(part.is_dir() for part in path.iterdir())
         return (
             f"dataset=image_folder {quoted(f'dataset.path={word}')} dataset.num_classes={classes} for a folder of images"

@@ -172,8 +172,8 @@ def train(cfg: DictConfig) -> None:
         print(f"samples: {pictures[-1] if pictures else 'none'}", file=sys.stderr)
         if training.images < training.warmup_images:
             print(
-                f"the run ended within its warm-up of {training.warmup_images} images, so its model makes noise: go on with "
-                f"resume={folder} training.images={20 * training.warmup_images} or so",
+                f"the run ended within its warm-up of {training.warmup_images} images, and its weights have hardly left their "
+                f"random start: go on with resume={folder} training.images={20 * training.warmup_images} or so",
                 file=sys.stderr,
             )
         print(folder)

@@ -112,7 +112,10 @@ def test_attention_lies_where_it_is_asked():
             lambda: unet(size=28, multipliers=[1, 1, 1, 1], attention=[]),
             "side is 28 pixels: take a size of 24 or 32 pixels",
         ),
-        (lambda: unet(attention=[16]), r"attention=\[16\]: the sides of this network are \[8, 4\]; unet_28"),
+        (
+            lambda: unet(attention=[16]),
+            r"attention=\[16\]: .* \[8, 4\]; unet_28.*backbone.attention=\[8\] fits",
+        ),
         (
             lambda: unet(head_channels=5),
             "head_channels must divide 16 channels where attention is asked, got 5; .*=1 does",

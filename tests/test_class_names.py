@@ -144,3 +144,8 @@ def test_names_are_known_wherever_a_model_is(tmp_path, command):
     assert Compose(model, [10, 0], [1.0, 1.0], 2.0, everywhere).conditions == [0, 0]
     done = command(train, "dry_run=true", "guidance=negative", "guidance.condition=cat", at=tmp_path)
     assert done.code == 1 and "names: 0, 1, 2" in done.err, done.err
+
+
+def test_offered_names_with_commas_or_spaces_are_in_quotes():
+    with pytest.raises(ValueError, match=r"names: cat, 'a, b', ' c', ''$"):
+        class_index("dog", ["cat", "a, b", " c", ""])

@@ -182,8 +182,8 @@ def test_a_stream_has_the_shape_and_the_sheet_of_its_examples():
         "train: 3 examples",
         "validation: 1 examples",
         "test: 2 examples",
-        "class 0 a: 1 / 0 / 1",
-        "class 1 b: 2 / 1 / 0",
+        "class 0 a: 1 train / 0 validation / 1 test",
+        "class 1 b: 2 train / 1 validation / 0 test",
     ]
     assert data.sheet() == lines
 

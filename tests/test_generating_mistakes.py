@@ -25,7 +25,7 @@ from diffguide.train import main as train
 
 LEVELS = ["backbone=unet_levels", "guidance=none", "sampler=ddim"]
 TRAIN = {
-    "another network": (["objective=cdm", "backbone=unet"], "this UNet answers in the shape of the data; take backbone=unet_levels"),
+    "another network": (["objective=cdm", "backbone=unet"], "in the shape of the data; take backbone=unet_levels"),
     "another network of a joint energy": (
         ["objective=jem", "backbone=unet"], "take backbone=convnet for images",
     ),

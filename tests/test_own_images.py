@@ -63,7 +63,8 @@ def test_a_dry_run_looks_and_trains_nothing(folder, command):
     mirrored = [line for line in sheet.splitlines() if "dataset.flip=false" in line]
     assert [line.startswith("the network sees") for line in mirrored] == [True]
     counts = [
-        re.search(rf"class {k} {name}: (\d+) / (\d+)", sheet) for k, name in enumerate(["cats", "dögs", "o, wls"])
+        re.search(rf"class {k} {name}: (\d+) train / (\d+) validation", sheet)
+        for k, name in enumerate(["cats", "dögs", "o, wls"])
     ]
     assert [int(found[1]) + int(found[2]) for found in counts] == [10, 11, 12]
     assert (

@@ -3,6 +3,7 @@
 Dhariwal & Nichol, "Diffusion Models Beat GANs on Image Synthesis", 2021, arXiv 2105.05233, section 4.3.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -79,7 +80,10 @@ class UNetEncoder(Backbone):
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout must be in [0, 1), got {dropout}")
         if channels * multipliers[-1] % head_channels:
-            raise ValueError(f"head_channels must divide {channels * multipliers[-1]} channels, got {head_channels}")
+            raise ValueError(
+                f"head_channels must divide {channels * multipliers[-1]} channels, got {head_channels}; "
+                f"backbone.head_channels={math.gcd(channels * multipliers[-1], head_channels)} does"
+            )
         self.out_features = out_features
         self.noise_conditioned, self.checkpointing = noise_conditioned, checkpointing
         embedding = 4 * channels

@@ -102,7 +102,10 @@ def sides_of(size: int, levels: int, attention: Sequence[int], advice: str = "")
     check_halvings(size, levels)
     sides = [size // 2**level for level in range(levels)]
     if any(side not in sides for side in attention):
-        raise ValueError(f"attention={list(attention)}: the sides of this network are {sides}{advice}")
+        fitting = sorted({min(sides, key=lambda side: abs(side - wanted)) for wanted in attention}, reverse=True)
+        raise ValueError(
+            f"attention={list(attention)}: the sides of this network are {sides}{advice}; backbone.attention={fitting} fits"
+        )
     return sides
 
 

@@ -112,7 +112,8 @@ class Dataset:
             lines.append("no example validates: held-out losses are of training examples")
         members = [split.y[split.y >= 0].bincount(minlength=len(self.class_names)) for split in splits.values()]
         for index, (name, *counts) in enumerate(zip(self.class_names, *(counts.tolist() for counts in members))):
-            lines.append(f"class {index} {name}: " + " / ".join(map(str, counts)))
+            shares = " / ".join(f"{count} {split}" for count, split in zip(counts, splits))
+            lines.append(f"class {index} {name}: {shares}")
         return lines
 
     def warnings(self) -> list[str]:

@@ -21,7 +21,7 @@ import torch
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from .ranges import Unreadable, Whites, extent, scaled, wide
+from .ranges import FROM_FILE, Unreadable, Whites, extent, scaled, wide
 
 __all__ = [
     "Header",
@@ -111,7 +111,7 @@ def opened(path: Path) -> Iterator[Image.Image]:
         raise Unreadable(reason(error)) from error  # and one file in a million must not end a training run
 
 
-def read_image(path: Path, channels: int, side: int | None = None, whites: Whites = Whites()) -> Image.Image:
+def read_image(path: Path, channels: int, side: int | None = None, whites: Whites = FROM_FILE) -> Image.Image:
     """The image in a file, upright and opaque, 8 bits per channel.
 
     Arguments:
@@ -136,7 +136,7 @@ def check_regular(path: Path) -> None:
         raise Unreadable("no regular file")
 
 
-def to_bytes(image: Image.Image, channels: int, whites: Whites = Whites()) -> Image.Image:
+def to_bytes(image: Image.Image, channels: int, whites: Whites = FROM_FILE) -> Image.Image:
     """An image of any mode with 8 bits per channel, on white where it is transparent: grey (1) or RGB (3)."""
     if wide(image.mode):
         image = scaled(image, whites)
@@ -162,7 +162,7 @@ def square(image: Image.Image, side: int, stretch: bool) -> Image.Image:
     return image.resize((side, side), Image.Resampling.LANCZOS, box, reducing_gap=GAP)
 
 
-def stored(path: Path, channels: int, side: int, stretch: bool, whites: Whites = Whites()) -> Tensor:
+def stored(path: Path, channels: int, side: int, stretch: bool, whites: Whites = FROM_FILE) -> Tensor:
     """What a data set keeps of a file: uint8 [channels, side, side].
 
     Raises:

@@ -16,7 +16,7 @@ from .decoding import Unreadable, read_extent, read_header, stored
 from .fingerprints import Fingerprint, of_files
 from .folders import class_of, find_classes
 from .listing import list_files, shown
-from .ranges import Whites, find_whites
+from .ranges import FROM_FILE, Whites, find_whites
 from .sheets import describe, describe_copies
 from .splits import TEST, TRAIN, VALIDATION, assign, content_hash, copies, path_hash, uniform
 
@@ -39,7 +39,7 @@ class ImageStream(Stream):
     """
 
     def __init__(
-        self, files: Sequence[str], y: Tensor, channels: int, side: int, stretch: bool, whites: Whites = Whites()
+        self, files: Sequence[str], y: Tensor, channels: int, side: int, stretch: bool, whites: Whites = FROM_FILE
     ):  # fmt: skip
         self.files, self.y, self.stored_as = files, y, (channels, side, stretch, whites)
         self.told = torch.zeros(len(y), dtype=torch.bool).share_memory_()  # one note for all worker processes

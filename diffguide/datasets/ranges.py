@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy
 from PIL import Image
 
-__all__ = ["Unreadable", "Whites", "extent", "find_whites", "scaled", "wide"]
+__all__ = ["FROM_FILE", "Unreadable", "Whites", "extent", "find_whites", "scaled", "wide"]
 
 LEVELS = (1, 255, 65535)
 LEAST = 0.25  # of white that fractions must reach: 1.3 is neither a share of white nor one of 255 levels
@@ -26,6 +26,9 @@ class Whites(NamedTuple):
 
     whole: int | None = None
     floating: int | None = None
+
+
+FROM_FILE = Whites()
 
 
 def wide(mode: str) -> str | None:
@@ -94,7 +97,7 @@ def find_whites(modes: Sequence[str], measure: Callable[[int], float]) -> Whites
     return Whites(**found)
 
 
-def scaled(image: Image.Image, whites: Whites = Whites()) -> Image.Image:
+def scaled(image: Image.Image, whites: Whites = FROM_FILE) -> Image.Image:
     """A loaded image of a wide mode as bytes round(255 u / white); the value marked as transparent becomes white.
 
     Raises:
