@@ -56,9 +56,9 @@ class Progress:
         if time.monotonic() - self.last >= self.every or self.count >= self.total:
             self.last = time.monotonic()
             rate = (self.count - self.first) / max(self.last - self.started, 1e-9)
-            left = f" {max(self.total - self.count, 0) / rate:.0f} s left" if rate > 0 else ""
-            line = f"{self.title} {self.count}/{self.total} {self.unit}, {rate:.0f}/s, {text}{left}"
-            self.say(line, shown=self.bar is None)
+            left = f"{max(self.total - self.count, 0) / rate:.0f} s left" if rate > 0 else ""
+            parts = (f"{self.title} {self.count}/{self.total} {self.unit}", f"{rate:.0f}/s", text, left)
+            self.say(", ".join(filter(None, parts)), shown=self.bar is None)
 
     def say(self, line: str, shown: bool = True) -> None:
         """A line of its own that does not break the bar, for the log and, where `shown`, for stderr."""

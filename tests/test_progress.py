@@ -1,5 +1,6 @@
 """What the commands say while they work, and of a model that has hardly begun to learn."""
 
+import re
 import time
 
 import pytest
@@ -80,3 +81,12 @@ def test_a_measurement_that_says_nothing_is_heard_of(capfd, monkeypatch):
 def wait_for(condition) -> None:
     while not condition():
         time.sleep(0.001)
+
+
+def test_a_line_of_progress_separates_its_parts(capsys):
+    """Rate, figures and time left stand apart; before, a loss and the seconds ran together."""
+    progress = Progress("training", 4, "images", every=0.0)
+    progress.advance(2)
+    progress.show(loss=0.7598)
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("training 2/4 images, ") and re.search(r"/s, loss 0\.7598, \d+ s left$", line), line

@@ -8,8 +8,9 @@ from .density_ratio import DensityRatio
 from .energy import EnergyDenoising
 from .jem import JEM
 from .sliced import Sliced
+from .variational import Variational
 
 __all__ = [
     "CDM", "Classifying", "Denoising", "DensityRatio", "Diverged", "EnergyDenoising", "JEM", "Loss", "Objective",
-    "Sliced",
+    "Sliced", "Variational",
 ]  # fmt: skip
