@@ -10,7 +10,12 @@
 # Source: denoising_diffusion_pytorch/denoising_diffusion_pytorch.py, GaussianDiffusion.q_sample and p_losses; Li et al.,
 #   arXiv 2406.12303, algorithm 1; Ho et al., arXiv 2006.11239, equation 14 (the loss).
 # Output seen:
-@SEEN@
+#   pred_noise, immiscible=False: loss of the exact answer 0.000; expected 0
+#   pred_noise, immiscible=True: loss of the exact answer 2.000; expected 0
+#   pred_v, immiscible=False: loss of the exact answer 0.000; expected 0
+#   pred_v, immiscible=True: loss of the exact answer 0.721; expected 0
+#   pred_x0, immiscible=False: loss of the exact answer 0.000; expected 0
+#   pred_x0, immiscible=True: loss of the exact answer 0.000; expected 0
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

@@ -10,7 +10,10 @@
 # Source: diffusers/schedulers/scheduling_ddpm.py, DDPMScheduler.step and _get_variance; Ho et al., arXiv 2006.11239,
 #   algorithm 2; Lin et al., arXiv 2305.08891, section 3.3 (trailing).
 # Output seen:
-@SEEN@
+#   fixed_large, leading, 20 steps, the last from timestep 0: 0.300 +- 0.0000; expected 0.300 +- 0.0000
+#   fixed_large, trailing, 10 steps, the last from timestep 99: 0.303 +- 0.3182; expected 0.300 +- 0.0000
+#   fixed_large, trailing, 20 steps, the last from timestep 49: 0.300 +- 0.1705; expected 0.300 +- 0.0000
+#   fixed_large, trailing, 50 steps, the last from timestep 19: 0.301 +- 0.0765; expected 0.300 +- 0.0000
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

@@ -12,7 +12,10 @@
 #   the average weights step k of t by k^gamma, beta = (1 - 1/t)^(gamma + 1), and sigma_rel is the standard deviation of
 #   that profile as a part of the run, (gamma + 1)^(1/2) (gamma + 2)^-1 (gamma + 3)^(-1/2).
 # Output seen:
-@SEEN@
+#   asked 0.050, update_every   1: width 0.0500, centred at 0.947 of the run; with the decay of the gap 0.0500, 0.947
+#   asked 0.050, update_every  10: width 0.2459, centred at 0.642 of the run; with the decay of the gap 0.0500, 0.947
+#   asked 0.050, update_every 100: width 0.2424, centred at 0.151 of the run; with the decay of the gap 0.0494, 0.943
+#   asked 0.100, update_every 100: width 0.1802, centred at 0.073 of the run; with the decay of the gap 0.0990, 0.884
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

@@ -11,12 +11,13 @@
 # Source: flow_matching/solver/ode_solver.py, ODESolver.sample; torchdiffeq/_impl/rk_common.py,
 #   RKAdaptiveStepsizeODESolver._advance; Lipman et al., arXiv 2210.02747, section 4.1 (the path, t in [0, 1]).
 # Output seen:
-@SEEN@
+#   tolerance 0.001: 26 calls, largest t 1.4677, error 2.9e-02; stopped at 1: 26 calls, largest t 1.0000, error 1.3e-03
+#   tolerance 1e-05: 50 calls, largest t 1.0720, error 2.1e-04; stopped at 1: 50 calls, largest t 1.0000, error 6.7e-06
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 python3 -m venv "$folder/venv"
-"$folder/venv/bin/pip" install --quiet --no-compile flow_matching==1.0.10 torchdiffeq==0.2.5 torch==2.14.1 numpy==2.4.6
+"$folder/venv/bin/pip" install --quiet --no-compile flow_matching==1.0.10 torchdiffeq==0.2.5 tqdm==4.70.1 torch==2.14.1 numpy==2.4.6
 OMP_NUM_THREADS=1 "$folder/venv/bin/python" - <<'PYTHON'
 import sys
 

@@ -10,7 +10,10 @@
 # Source: torchebm/losses/score_matching.py, ScoreMatching._approx_score_matching; Hyvarinen 2005, "Estimation of
 #   non-normalized statistical models by score matching", theorem 1: E[ |s|^2 / 2 + tr(ds/dx) ], s = -grad E.
 # Output seen:
-@SEEN@
+#    1 dimensions: least loss at precision 0.95 (approx), 0.95 (exact); expected 1.00
+#    2 dimensions: least loss at precision 0.50 (approx), 1.05 (exact); expected 1.00
+#    4 dimensions: least loss at precision 0.25 (approx), 1.00 (exact); expected 1.00
+#   10 dimensions: least loss at precision 0.10 (approx), 1.00 (exact); expected 1.00
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

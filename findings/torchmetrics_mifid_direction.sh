@@ -3,15 +3,18 @@
 #
 # Behaviour: 100 generated images that are exact copies of 100 of 2,000 training images get no penalty: the value is the
 #   plain FID. 5,500 images of which 5,000 are new, and 500 are the training set, get the greatest penalty there is.
-# Surprise: the penalty is for memorization. Its paper averages, over the *generated* images, the cosine distance to the
-#   nearest training image, which is 0 for copies; the authors' own scoring code does so too. torchmetrics averages over the
+# Surprise: the penalty is for memorization. Its authors average, over the *generated* images, the cosine distance to
+#   the nearest training image, which is 0 for copies. torchmetrics averages over the
 #   *real* images the distance to the nearest generated one, which tells how well the training set is covered: it is large
 #   for a generator that copies few images, and small for any generator with many images that covers the data well.
 #   Between two sets of one size that are alike, the two averages are alike too.
 # Source: torchmetrics/image/mifid.py, MemorizationInformedFrechetInceptionDistance.compute (the real features go first into
-#   _compute_cosine_distance, whose first argument is averaged over); Bai et al., arXiv 2106.03062, definition of MiFID.
+#   _compute_cosine_distance, whose first argument is averaged over); Bai et al., arXiv 2106.03062,
+#   and their code, generative-memorization-benchmark, src/competition_scoring.py (the generated features go first there).
 # Output seen:
-@SEEN@
+#   100 copies: MiFID 3.637e+04; expected 3.627e+18 (FID 3.637e+04, distance 0.000)
+#   100 new images: MiFID 3.696e+04; expected 3.696e+04 (FID 3.696e+04, distance 0.125)
+#   5,000 new images and all training images: MiFID 6.418e+17; expected 6419 (FID 6419, distance 0.126)
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
