@@ -211,17 +211,21 @@ class Composition:
         if not inside:
             return sentence + self.elsewhere(key)
         for package in inside:
-            place = places[package]
-            group, option = place.partition("@")[0], self.choices[place]
-            said = sentence.replace(key, f"{key} with {place}={'null' if option is None else option}", 1)
-            others, own = self.options(group), f"{group.replace('/', '.')}.{key.removeprefix(f'{package}.')}"
+            place, group, others, own = self.choice_at(places[package], package, key)
             if having := [name for name in others if own in others[name]]:
-                return said + so_have(place, having)
-        near = difflib.get_close_matches(own, {name for keys in others.values() for name in keys}, 1, 0.8)
-        if "@" in place or "nearest" in sentence:
-            near = []
+                return sentence.replace(key, f"{key} with {place}", 1) + so_have(places[package], having)
+        place, group, others, own = self.choice_at(places[inside[0]], inside[0], key)
+        said, near = sentence.replace(key, f"{key} with {place}", 1), []
+        if "@" not in place and "nearest" not in sentence:
+            near = difflib.get_close_matches(own, {name for keys in others.values() for name in keys}, 1, 0.8)
         having = [f"{name} has {found}" for found in near for name, keys in others.items() if found in keys]
         return said + "".join(f"; {group}={text}" for text in having[:3])
+
+    def choice_at(self, place: str, package: str, key: str) -> tuple[str, str, dict[str, list[str]], str]:
+        """Of a choice above a key: place=option, the group, the keys of its options, and the key as it is named there."""
+        group, option = place.partition("@")[0], self.choices[place]
+        own = f"{group.replace('/', '.')}.{key.removeprefix(f'{package}.')}"
+        return f"{place}={'null' if option is None else option}", group, self.options(group), own
 
     def elsewhere(self, key: str) -> str:
         """The other commands that have a key, if any."""
