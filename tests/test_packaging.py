@@ -77,7 +77,8 @@ def test_own_files_come_by_config_dir_and_a_local_configs_folder_is_ignored(tmp_
 
 
 def test_the_top_level_is_what_it_should_be():
-    wanted = {"pyproject.toml", "configs", "diffguide", "scripts", "tests", "outputs", "README.md", "LICENSE"}
+    folders = {"configs", "diffguide", "findings", "outputs", "scripts", "tests"}
+    wanted = {"pyproject.toml", "README.md", "LICENSE"} | folders
     listed = {path.name for path in CHECKOUT.iterdir() if not path.name.startswith(".")}
     assert listed - {"build", "dist"} == wanted
 
