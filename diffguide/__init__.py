@@ -15,13 +15,14 @@ denoiser from noise to data. `diffguide.load(path)` gives the denoiser of a chec
 bytes, as the command does.
 """
 
-__version__ = "0.1.0"
+from .version import __version__
+
 __all__ = ["load", "to_uint8", "__version__"]
 
 
 def load(path, weights: str = "ema", device="cpu", trust=()):
-    """The trained model in a checkpoint file or run folder, in evaluation mode; see `diffguide.checkpoints.load`."""
-    from .checkpoints import load as load_checkpoint  # torch takes seconds to import, and `--help` should not
+    """The trained model in a checkpoint file or run folder, in evaluation mode; see `diffguide.checkpoints.store.load`."""
+    from .checkpoints.store import load as load_checkpoint  # torch takes seconds to import, and `--help` should not
 
     return load_checkpoint(path, weights=weights, device=device, trust=trust).model
 
@@ -36,6 +37,6 @@ def to_uint8(x):
 
     Returns a numpy array [N, H, W, C], uint8.
     """
-    from .images import to_uint8 as convert
+    from .figures.image_grids import to_uint8 as convert
 
     return convert(x)

@@ -13,12 +13,12 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from .commands import leave, one_line_errors, run_command, tidy
-from .configuration import ConfigError, build, check_whole, config_dir, run_parent
-from .interrupts import Interrupts, Stopped
-from .model_choice import build_oracle, check_model
-from .multiruns import Sweep, record_job
-from .runs import WriteError, claim_version, only_writer, remove_leftovers, strict_json
+from .cli.model_choice import build_oracle, check_model
+from .cli.multirun import Sweep, record_job
+from .cli.runner import leave, one_line_errors, run_command, tidy
+from .config.build import ConfigError, build, check_whole, config_dir, run_parent
+from .files.run_folders import WriteError, claim_version, only_writer, remove_leftovers, strict_json
+from .runtime.signals import Interrupts, Stopped
 
 __all__ = ["evaluate", "main"]
 
@@ -38,7 +38,7 @@ def evaluate(cfg: DictConfig) -> None:
     """One metric of one checkpoint, or of several: prints each folder that it wrote, a table's last, on stdout."""
     begun = None
     if cfg.resume is not None:
-        from .resume import find_evaluation
+        from .cli.resume import find_evaluation
 
         cfg, begun = find_evaluation(cfg)
     check(cfg)
@@ -62,7 +62,7 @@ def evaluate(cfg: DictConfig) -> None:
         print(folders[-1])
     record_job({"folders": list(map(str, folders))})
     if len(folders) > 1 and HydraConfig.get().mode != RunMode.MULTIRUN:
-        from .tables import write_comparison
+        from .figures.tables import write_comparison
 
         print(write_comparison([{"folder": str(folder), "overrides": {}} for folder in folders]))
 
@@ -106,9 +106,9 @@ def prepare(cfg: DictConfig, engine, path: str | Path | None, built: dict[str, A
     Raises:
         ConfigError: a model, data and metric that do not go together.
     """
-    from . import subjects
-    from .guides import check_guides, with_guides
-    from .resume import trusted
+    from .checkpoints.references import check_guides, with_guides
+    from .cli import evaluation_subjects as subjects
+    from .cli.resume import trusted
 
     if "oracle" in cfg:
         (subject, identity), note = subjects.exact(cfg, build_oracle(cfg, engine.device), engine.device), None
@@ -143,11 +143,11 @@ def measure(cfg: DictConfig, engine, run: Run, begun) -> Path:
     """
     import torch
 
-    from . import tables
-    from .denoisers import SamplingError
     from .evaluation.parts import MetricError, Parts
-    from .sampling import versions
-    from .shards import START
+    from .figures import tables
+    from .files.shards import START
+    from .models.protocols import SamplingError
+    from .sampling.run import versions
 
     def fill(folder: Path) -> None:
         OmegaConf.save(cfg, folder / "config.yaml", resolve=True)
@@ -205,7 +205,7 @@ class Bar:
     """
 
     def __init__(self, title: str, subject, interrupts: Interrupts):
-        from .progress import Heartbeat
+        from .runtime.progress import Heartbeat
 
         self.title, self.subject, self.interrupts = title, subject, interrupts
         self.progress, self.counts, self.since = None, None, time.monotonic()
@@ -224,7 +224,7 @@ class Bar:
 
     def turn(self, total: int, unit: str) -> None:
         """To a stage, which may be the one that runs."""
-        from .progress import Progress
+        from .runtime.progress import Progress
 
         if self.counts != (total, unit):
             if self.progress is not None:
@@ -250,7 +250,7 @@ class Bar:
 def remove_parts(folder: Path) -> None:
     """What a finished run needs no more: the parts it was made of, and the mark of its beginning, which is the last."""
     from .evaluation.parts import Parts
-    from .shards import START
+    from .files.shards import START
 
     Parts(folder / "parts").remove()
     (folder / START).unlink(missing_ok=True)
@@ -260,7 +260,7 @@ class Comparison(Sweep):
     """After a multirun: one table and its plots, in a folder beside the runs."""
 
     def finish(self, jobs: list[dict]) -> None:
-        from .tables import write_comparison
+        from .figures.tables import write_comparison
 
         if jobs:
             runs = [{"folder": folder, "overrides": job["overrides"]} for job in jobs for folder in job["folders"]]

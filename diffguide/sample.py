@@ -12,12 +12,12 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from .class_names import resolve_labels, shadowed_class
-from .commands import leave, one_line_errors, run_command, tidy
-from .configuration import ConfigError, build, check_whole, config_dir, run_parent, telling
-from .interrupts import Interrupts, Stopped
-from .model_choice import build_oracle, check_model, model_of
-from .multiruns import Sweep, record_job
-from .runs import BusyError, WriteError, claim_version, only_writer, remove_leftovers, strict_json
+from .cli.model_choice import build_oracle, check_model, model_of
+from .cli.multirun import Sweep, record_job
+from .cli.runner import leave, one_line_errors, run_command, tidy
+from .config.build import ConfigError, build, check_whole, config_dir, run_parent, telling
+from .files.run_folders import BusyError, WriteError, claim_version, only_writer, remove_leftovers, strict_json
+from .runtime.signals import Interrupts, Stopped
 
 __all__ = ["main", "sample"]
 
@@ -26,12 +26,14 @@ MOST = 10**7  # samples of a run, whose labels are a list
 
 def sample(cfg: DictConfig) -> None:
     """One sampling run: prints the folder it wrote as its last line on stdout."""
-    from . import results, sampling, trajectories
-    from .shards import ShardError, Shards
+    from .figures import trajectories
+    from .files.shards import ShardError, Shards
+    from .sampling import outputs as results
+    from .sampling import run as sampling
 
     begun = None
     if cfg.resume is not None:
-        from .resume import find_samples
+        from .cli.resume import find_samples
 
         cfg, begun = find_samples(cfg)
     check(cfg)
@@ -126,11 +128,13 @@ def prepare(cfg: DictConfig, engine, file: Path | None):
     Raises:
         ConfigError: a model, guidance, sampler and labels that do not go together.
     """
-    from . import checkpoints, sampling, sources
-    from .counters import counter_of
+    from .checkpoints import store as checkpoints
+    from .checkpoints.references import check_guides, check_steered, with_guides
+    from .cli.resume import trusted
     from .evaluation.probe import check_conditioning
-    from .guides import check_guides, check_steered, with_guides
-    from .resume import trusted
+    from .models.evaluation_counters import counter_of
+    from .sampling import run as sampling
+    from .sampling import sources
 
     if "oracle" in cfg:
         source = build_oracle(cfg, engine.device)
@@ -183,8 +187,8 @@ def claim(
     Raises:
         ConfigError: a folder that cannot be written, or that another process is writing.
     """
-    from . import sampling
-    from .shards import START
+    from .files.shards import START
+    from .sampling import run as sampling
 
     def fill(folder: Path) -> None:
         OmegaConf.save(cfg, folder / "config.yaml", resolve=True)
@@ -232,7 +236,7 @@ class ContactSheet(Sweep):
     """After a multirun: one picture with a column per run and one table, in a folder beside the runs."""
 
     def finish(self, jobs: list[dict]) -> None:
-        from .sweeps import write_sweep
+        from .sampling.sweep import write_sweep
 
         if jobs:
             print(write_sweep(jobs))

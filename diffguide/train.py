@@ -10,10 +10,10 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from .commands import leave, one_line_errors, run_command, typed
-from .configuration import ConfigError, build, check_whole, config_dir, needs_null, run_parent, telling
-from .interrupts import Stopped
-from .runs import WriteError, claim_version, only_writer, remove_leftovers, write_atomically, writing
+from .cli.runner import leave, one_line_errors, run_command, typed
+from .config.build import ConfigError, build, check_whole, config_dir, needs_null, run_parent, telling
+from .files.run_folders import WriteError, claim_version, only_writer, remove_leftovers, write_atomically, writing
+from .runtime.signals import Stopped
 
 __all__ = ["main", "train"]
 
@@ -24,19 +24,19 @@ def train(cfg: DictConfig) -> None:
     """One training run: prints the folder it wrote as its last line on stdout."""
     import torch
 
-    from . import checkpoints
-    from .denoisers import Denoiser, Energy
-    from .engine import end_others, launched_outside
-    from .guides import check_guides, check_steered, with_guides
-    from .inspection import at_most
-    from .resume import trusted
+    from .checkpoints import store as checkpoints
+    from .checkpoints.references import check_guides, check_steered, with_guides
+    from .checkpoints.validation import at_most
+    from .cli.resume import trusted
+    from .cli.training_data import open_data, tell
+    from .models.protocols import Denoiser, Energy
+    from .runtime.engine import end_others, launched_outside
     from .samplers import SamplingError
-    from .training import Diverged
-    from .training_data import open_data, tell
+    from .training.loop import Diverged
 
     resumed = None
     if cfg.resume is not None:
-        from .resume import find
+        from .cli.resume import find
 
         cfg, resumed = find(cfg)
     check_whole(cfg, "seed", 0)
@@ -98,8 +98,8 @@ def train(cfg: DictConfig) -> None:
         backbone.compile()
     full = "the device's memory is full: raise training.accumulate, lower training.batch_size, or backbone.checkpointing=true"
     if cfg.dry_run:
-        from .alternatives import smaller_backbones
-        from .dry_run import rehearse
+        from .cli.alternatives import smaller_backbones
+        from .training.dry_run import rehearse
 
         if not engine.is_global_zero:
             return
@@ -117,7 +117,7 @@ def train(cfg: DictConfig) -> None:
 
         Of a classifier, which makes none, its held-out accuracy against the noise level.
         """
-        from .evaluation.classification import write_accuracy
+        from .evaluation.classification.metric import write_accuracy
 
         if classifier:
             return write_accuracy(path, averaged.model, data, cfg.seed, engine.device)
@@ -129,7 +129,7 @@ def train(cfg: DictConfig) -> None:
             print(f"no samples: {error}", file=sys.stderr)
 
     def picture(averaged, path: Path) -> None:
-        from .images import sample_picture, training_labels
+        from .figures.image_grids import sample_picture, training_labels
         from .samplers import generate
 
         guided = guide(averaged.model, engine.device)
@@ -217,7 +217,7 @@ def probe(objective, data) -> None:
     """
     import torch
 
-    from .batches import fetch
+    from .datasets.base import fetch
 
     model = objective.model
     classes = model.num_classes

@@ -28,8 +28,8 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from diffguide.configuration import config_dir
-from diffguide.counters import EvaluationCounter
+from diffguide.config.build import config_dir
+from diffguide.models.evaluation_counters import EvaluationCounter
 from diffguide.oracles import GaussianMixture
 from diffguide.samplers import generate
 from diffguide.schedules import Cosine

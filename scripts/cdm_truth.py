@@ -20,12 +20,12 @@ from pathlib import Path
 import torch
 
 import diffguide
-from diffguide.configuration import config_dir
+from diffguide.config.build import config_dir
 from diffguide.datasets import Dataset
-from diffguide.evaluation.density_error import DensityError
-from diffguide.evaluation.level_metric import LevelAccuracy
+from diffguide.evaluation.classification.level_metric import LevelAccuracy
+from diffguide.evaluation.likelihood.density_error import DensityError
 from diffguide.evaluation.metric import Subject
-from diffguide.runs import write_atomically
+from diffguide.files.run_folders import write_atomically
 from diffguide.train import main as train
 
 COLUMNS = "abs_error", "abs_error_all_levels", "excess", "excess_ratios", "entropy"

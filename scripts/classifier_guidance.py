@@ -17,7 +17,7 @@ import torch
 
 import diffguide
 from diffguide.datasets import Digits
-from diffguide.evaluation.classification import accuracies
+from diffguide.evaluation.classification.metric import accuracies
 from diffguide.sample import main as sample
 from diffguide.train import main as train
 

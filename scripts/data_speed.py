@@ -21,12 +21,13 @@ import numpy
 import torch
 from PIL import Image
 
-from diffguide import objectives, parameterizations, schedules
+from diffguide import objectives, schedules
 from diffguide.backbones import UNet
-from diffguide.batches import Batches
 from diffguide.datasets import Dataset, ImageFolder, Split
+from diffguide.models import parameterizations
 from diffguide.objectives.levels import UniformTime
 from diffguide.objectives.weights import Uniform
+from diffguide.training.batches import Batches
 
 BATCH = 64
 

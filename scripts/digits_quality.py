@@ -16,8 +16,8 @@ import numpy
 import torch
 
 from diffguide.datasets import Digits
-from diffguide.evaluation.judge import Judge
-from diffguide.evaluation.quality import distance_ratio, precision_recall
+from diffguide.evaluation.quality.label_agreement import Judge
+from diffguide.evaluation.quality.precision_recall import distance_ratio, precision_recall
 
 
 def main(folders: list[str]) -> None:

@@ -26,13 +26,13 @@ from hydra.utils import instantiate
 from omegaconf import open_dict
 from torch import Tensor
 
-from diffguide.configuration import config_dir
-from diffguide.denoisers import Denoiser, ExactDenoiser
-from diffguide.evaluation.distances import wasserstein
+from diffguide.config.build import config_dir
+from diffguide.evaluation.quality.distances import wasserstein
+from diffguide.files.run_folders import write_atomically
 from diffguide.guidance import ClassifierFree
+from diffguide.models.protocols import Denoiser, ExactDenoiser
 from diffguide.oracles import Oracle
 from diffguide.randomness import Noise
-from diffguide.runs import write_atomically
 from diffguide.samplers import Dopri5, Euler, Sampler
 from diffguide.samplers.grids import UniformT
 

@@ -16,11 +16,11 @@ from PIL import Image
 from torch import Tensor
 
 import diffguide
-from diffguide import checkpoints
-from diffguide.configuration import build, config_dir
-from diffguide.denoisers import Denoiser
+from diffguide.checkpoints import store as checkpoints
+from diffguide.config.build import build, config_dir
+from diffguide.files.run_folders import write_atomically
+from diffguide.models.protocols import Denoiser
 from diffguide.oracles import GaussianMixture
-from diffguide.runs import write_atomically
 from diffguide.samplers import Sampler, generate
 from diffguide.samplers.grids import Karras
 from diffguide.train import main as train

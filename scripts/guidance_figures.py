@@ -25,14 +25,14 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from diffguide.datasets import Digits
-from diffguide.denoisers import Classifier, Denoiser, DenoiserWrapper
-from diffguide.evaluation.judge import Judge
-from diffguide.evaluation.quality import PrecisionRecall, precision_recall
+from diffguide.evaluation.quality.label_agreement import Judge
+from diffguide.evaluation.quality.precision_recall import PrecisionRecall, precision_recall
+from diffguide.figures.image_grids import grid, to_uint8
+from diffguide.files.run_folders import write_atomically
 from diffguide.guidance import ClassifierFree, ClassifierGuidance
 from diffguide.guidance.projections import APG
 from diffguide.guidance.rules import CFGPlusPlus
-from diffguide.images import grid, to_uint8
-from diffguide.runs import write_atomically
+from diffguide.models.protocols import Classifier, Denoiser, DenoiserWrapper
 from diffguide.samplers import DPMpp2M, Heun
 
 # the figure of classifier-free guidance

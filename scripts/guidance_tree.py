@@ -8,9 +8,9 @@ from figure_files import EVERYWHERE, KARRAS, exact, kept, samples, trained, writ
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from diffguide.denoisers import Denoiser
-from diffguide.evaluation.distances import energy_distance
+from diffguide.evaluation.quality.distances import energy_distance
 from diffguide.guidance import Auto, ClassifierFree
+from diffguide.models.protocols import Denoiser
 from diffguide.oracles import GaussianMixture
 from diffguide.samplers import Heun
 

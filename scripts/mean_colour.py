@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy
 import torch
 
-from diffguide import checkpoints
-from diffguide.batches import fetch
+from diffguide.checkpoints import store as checkpoints
+from diffguide.training.batches import fetch
 
 CHANNELS = {1: ["grey"], 3: ["red", "green", "blue"]}
 

@@ -16,10 +16,10 @@ from pathlib import Path
 
 import torch
 
-from diffguide.counters import EvaluationCounter
+from diffguide.files.run_folders import write_atomically
+from diffguide.models.evaluation_counters import EvaluationCounter
 from diffguide.oracles import AutoguidanceTree
 from diffguide.randomness import Noise
-from diffguide.runs import write_atomically
 from diffguide.samplers import (
     DEIS,
     DPM2,

@@ -18,8 +18,8 @@ import torch
 
 import diffguide
 from diffguide.evaluation.denoising import excess
+from diffguide.files.run_folders import write_atomically
 from diffguide.oracles import GMM2DLaw
-from diffguide.runs import write_atomically
 from diffguide.train import main as train
 
 EDGES = list(range(-10, 11, 2))

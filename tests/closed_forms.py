@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from scipy.special import logsumexp
 
-from diffguide.denoisers import Denoiser, Prediction
+from diffguide.models.protocols import Denoiser, Prediction
 
 
 class Mixture:

@@ -5,7 +5,7 @@ import math
 import torch
 
 from diffguide.backbones import Backbone
-from diffguide.energies import LevelClassifier
+from diffguide.models.level_classifier import LevelClassifier
 from diffguide.oracles import GMM2DLaw
 from diffguide.schedules import TRE
 

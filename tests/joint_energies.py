@@ -6,7 +6,7 @@ import torch
 from closed_forms import Mixture
 
 from diffguide.backbones import Backbone
-from diffguide.joint_energy import JointEnergy
+from diffguide.models.joint_energy import JointEnergy
 
 WEIGHTS, LABELS = [0.5, 0.2, 0.3], [0, 1, 1]
 MEANS = [[0.6, -0.4], [-0.7, 0.2], [0.1, 0.8]]

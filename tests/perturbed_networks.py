@@ -13,8 +13,8 @@ from torch import nn
 from diffguide.backbones import dit as dit_file
 from diffguide.backbones import unet as unet_file
 from diffguide.backbones.perturbations import BlurredQueries, IdentityAttention
-from diffguide.parameterizations import V
-from diffguide.preconditioned import Preconditioned
+from diffguide.models.parameterizations import V
+from diffguide.models.preconditioned import Preconditioned
 from diffguide.schedules import Cosine
 
 COSINE = Cosine(12.0, -10.0)

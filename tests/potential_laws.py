@@ -4,9 +4,9 @@ import math
 
 import torch
 
-from diffguide.denoisers import Denoiser, Prediction
 from diffguide.guidance.potentials import Potential
 from diffguide.guidance.potentials.pictures import Picture
+from diffguide.models.protocols import Denoiser, Prediction
 from diffguide.schedules import EDM, Cosine
 
 EVERYWHERE = (0.0, math.inf)

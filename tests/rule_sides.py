@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from diffguide.denoisers import Prediction
+from diffguide.models.protocols import Prediction
 from diffguide.schedules import EDM, Cosine, Flow
 
 SCHEDULES = {"vp": Cosine(12.0, -10.0), "ve": EDM(12.4, -8.7), "flow": Flow(12.0, -12.0)}

@@ -7,8 +7,9 @@ from typing import NamedTuple
 
 import torch
 
-from diffguide import archives, checkpoints
-from diffguide.vetting import construct
+from diffguide.checkpoints import store as checkpoints
+from diffguide.checkpoints.allowlist import construct
+from diffguide.files import safetensors as archives
 
 CONFIG = {
     "name": "small",
@@ -24,7 +25,7 @@ CONFIG = {
     "schedule": {"_target_": "diffguide.schedules.curves.Cosine", "log_snr_max": 12.0, "log_snr_min": -10.0},
     "objective": {
         "_target_": "diffguide.objectives.denoising.Denoising",
-        "parameterization": {"_target_": "diffguide.parameterizations.V"},
+        "parameterization": {"_target_": "diffguide.models.parameterizations.V"},
         "weight": {"_target_": "diffguide.objectives.weights.Uniform"},
         "levels": {"_target_": "diffguide.objectives.levels.UniformTime", "stratified": True},
         "p_uncond": 0.1,

@@ -8,8 +8,8 @@ import torch
 from small_checkpoint import change, save
 
 import diffguide
-from diffguide import archives
-from diffguide.checkpoints import CheckpointError
+from diffguide.checkpoints.store import CheckpointError
+from diffguide.files import safetensors as archives
 
 
 @pytest.fixture(scope="module")

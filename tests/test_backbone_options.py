@@ -9,8 +9,8 @@ import torch
 from networks import batch, dit, every_network, lively, mlp, unet
 
 from diffguide.backbones import Embedding
-from diffguide.parameterizations import V
-from diffguide.preconditioned import Preconditioned
+from diffguide.models.parameterizations import V
+from diffguide.models.preconditioned import Preconditioned
 from diffguide.schedules import Cosine
 
 attentive = pytest.mark.parametrize("make", [unet, dit], ids=["unet", "dit"])

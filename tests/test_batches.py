@@ -4,9 +4,9 @@ from typing import NamedTuple
 
 import torch
 
-from diffguide.batches import Batches, DataOrder
 from diffguide.datasets import Dataset, Split, Stream
 from diffguide.randomness import normal
+from diffguide.training.batches import Batches, DataOrder
 
 FLOAT = torch.float32
 

@@ -10,11 +10,11 @@ from closed_forms import ExactMixture, two_classes
 from networks import batch, every_network, lively, mlp, same_rows
 
 from diffguide.backbones.conditions import Embedding, joined, without
-from diffguide.counters import EvaluationCounter
 from diffguide.guidance import CADS, ClassifierFree
 from diffguide.guidance.cads import DRAW
-from diffguide.parameterizations import V
-from diffguide.preconditioned import Preconditioned
+from diffguide.models.evaluation_counters import EvaluationCounter
+from diffguide.models.parameterizations import V
+from diffguide.models.preconditioned import Preconditioned
 from diffguide.randomness import Noise
 from diffguide.samplers import DDIM, Heun
 from diffguide.samplers.adaptive import Dopri5

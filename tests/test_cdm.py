@@ -17,12 +17,12 @@ from test_configs import composed
 
 import diffguide
 from diffguide.backbones import MLP, UNetLevels
-from diffguide.configuration import build
-from diffguide.energies import LevelClassifier
+from diffguide.config.build import build
 from diffguide.evaluate import main as evaluate
 from diffguide.guidance import ClassifierFree, ClassifierGuidance
 from diffguide.guidance.potentials import Brightness, PotentialGuidance
 from diffguide.guidance.projections import APG
+from diffguide.models.level_classifier import LevelClassifier
 from diffguide.objectives import CDM
 from diffguide.oracles import GMM2DLaw
 from diffguide.randomness import Noise

@@ -10,8 +10,8 @@ import torch
 from small_checkpoint import change, drop, put, save, small
 
 import diffguide
-from diffguide import checkpoints
-from diffguide.checkpoints import CheckpointError
+from diffguide.checkpoints import store as checkpoints
+from diffguide.checkpoints.store import CheckpointError
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,8 @@ from small_checkpoint import save
 
 import diffguide
 from diffguide.class_names import class_index, class_indices, resolve_labels, shadowed_class
+from diffguide.config.quoting import quote_odd
 from diffguide.guidance.weak import Compose, Negative
-from diffguide.quoting import quote_odd
 from diffguide.sample import main as sample
 from diffguide.train import main as train
 

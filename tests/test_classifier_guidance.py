@@ -9,14 +9,14 @@ from closed_forms import two_classes
 from networks import lively, mlp, unet
 
 from diffguide.backbones import Embedding
-from diffguide.classifiers import NoisyClassifier
-from diffguide.counters import EvaluationCounter
-from diffguide.denoisers import Classifier, DenoiserWrapper
 from diffguide.guidance import ClassifierFree, ClassifierGuidance
 from diffguide.guidance.classifier import at_equal_log_snr
+from diffguide.models.evaluation_counters import EvaluationCounter
+from diffguide.models.noisy_classifier import NoisyClassifier
+from diffguide.models.parameterizations import V
+from diffguide.models.preconditioned import Preconditioned
+from diffguide.models.protocols import Classifier, DenoiserWrapper
 from diffguide.oracles import GaussianMixture
-from diffguide.parameterizations import V
-from diffguide.preconditioned import Preconditioned
 from diffguide.randomness import Noise
 from diffguide.samplers import DDPM
 from diffguide.samplers.ancestral import posterior_variance

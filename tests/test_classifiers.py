@@ -11,9 +11,9 @@ from networks import lively, mlp, unet
 
 import diffguide
 from diffguide.backbones import UNetEncoder
-from diffguide.classifiers import NoisyClassifier
 from diffguide.datasets import Digits
-from diffguide.evaluation.classification import accuracies
+from diffguide.evaluation.classification.metric import accuracies
+from diffguide.models.noisy_classifier import NoisyClassifier
 from diffguide.objectives import Classifying
 from diffguide.objectives.base import Loss
 from diffguide.objectives.levels import UniformTime

@@ -8,9 +8,9 @@ import safetensors.torch
 import torch
 from potential_laws import COSINE, EVERYWHERE, T, White, points
 
-from diffguide.denoisers import SamplingError
 from diffguide.guidance.potentials import PotentialGuidance
 from diffguide.guidance.potentials.clip import MEAN, STD, ClipEncoder, ClipPotential, PretrainedClip
+from diffguide.models.protocols import SamplingError
 from diffguide.randomness import Noise
 from diffguide.samplers import DDIM
 from diffguide.samplers.grids import UniformT

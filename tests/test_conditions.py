@@ -9,14 +9,14 @@ from networks import batch, every_network, lively, mlp, same_rows
 from diffguide.backbones import Embedding
 from diffguide.backbones.base import ConditionEmbedding
 from diffguide.backbones.conditions import joined, without, without_rows
-from diffguide.counters import EvaluationCounter
 from diffguide.guidance import ClassifierFree, Unguided
+from diffguide.models.evaluation_counters import EvaluationCounter
+from diffguide.models.parameterizations import V
+from diffguide.models.preconditioned import Preconditioned
 from diffguide.objectives import Denoising
 from diffguide.objectives.base import drop_condition
 from diffguide.objectives.levels import UniformTime
 from diffguide.objectives.weights import Uniform
-from diffguide.parameterizations import V
-from diffguide.preconditioned import Preconditioned
 from diffguide.samplers import DDIM, generate
 from diffguide.samplers.grids import UniformT
 from diffguide.schedules import Cosine

@@ -10,7 +10,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
-from diffguide.configuration import build, config_dir
+from diffguide.config.build import build, config_dir
 
 FOLDER = Path(config_dir())
 INJECTED = {  # handed over by the caller, for a role or for one of its members

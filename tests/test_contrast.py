@@ -9,11 +9,11 @@ from all_samplers import SAMPLERS, every_sampler
 from closed_forms import ExactMixture
 from two_class_points import COSINE, EVERYWHERE, either_time, exact, t, x, y
 
-from diffguide.counters import EvaluationCounter
 from diffguide.guidance import ClassifierFree
 from diffguide.guidance.projections import APG, TCFG
 from diffguide.guidance.ramps import Constant, CosineRamp, LinearRamp, PowerRamp, Table
 from diffguide.guidance.rules import CFGPlusPlus, CFGZero, Linear, Mambo, Rescale, Threshold
+from diffguide.models.evaluation_counters import EvaluationCounter
 from diffguide.randomness import Noise
 from diffguide.samplers import DDIM, Heun
 from diffguide.samplers.grids import UniformLogSNR, UniformT

@@ -11,7 +11,8 @@ from omegaconf import OmegaConf
 from PIL import Image
 from small_checkpoint import change
 
-from diffguide import checkpoints, provenance
+from diffguide.checkpoints import data_record as provenance
+from diffguide.checkpoints import store as checkpoints
 from diffguide.evaluate import main as evaluate
 from diffguide.train import main
 

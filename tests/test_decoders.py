@@ -8,7 +8,7 @@ import torch
 from scipy.special import logsumexp
 from scipy.stats import norm
 
-from diffguide.decoders import Discretized, Gaussian
+from diffguide.models.decoders import Discretized, Gaussian
 
 
 def by_hand(x: np.ndarray, eps: np.ndarray, log_snr: float, values: int) -> np.ndarray:

@@ -5,9 +5,9 @@ import pytest
 import torch
 from closed_forms import two_classes
 
-from diffguide.decompositions import leading_right_vector, symmetric_root
 from diffguide.oracles import GaussianMixture
 from diffguide.randomness import Noise
+from diffguide.runtime.linear_algebra import leading_right_vector, symmetric_root
 from diffguide.samplers import ExactDDPM
 from diffguide.samplers.grids import UniformT
 from diffguide.schedules import Cosine

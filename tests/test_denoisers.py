@@ -8,11 +8,11 @@ from closed_forms import ExactMixture, two_classes
 from torch import nn
 
 from diffguide.backbones import MLP
-from diffguide.counters import EvaluationCounter
-from diffguide.denoisers import Denoiser, DenoiserWrapper
 from diffguide.guidance import ClassifierFree, Unguided
-from diffguide.parameterizations import EDM, X0, Eps, Flow, V
-from diffguide.preconditioned import Preconditioned
+from diffguide.models.evaluation_counters import EvaluationCounter
+from diffguide.models.parameterizations import EDM, X0, Eps, Flow, V
+from diffguide.models.preconditioned import Preconditioned
+from diffguide.models.protocols import Denoiser, DenoiserWrapper
 from diffguide.schedules import EDM as EDMSchedule
 from diffguide.schedules import Cosine
 from diffguide.schedules import Flow as FlowSchedule

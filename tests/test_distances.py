@@ -9,8 +9,8 @@ from scipy.stats import energy_distance as scipy_energy
 from scipy.stats import wasserstein_distance
 
 from diffguide.evaluation import covariance_error, energy_distance, mean_error, sliced_wasserstein, wasserstein
-from diffguide.evaluation.distances import deviation_ratio, directions
-from diffguide.evaluation.truth import REPETITIONS, compare, subset
+from diffguide.evaluation.quality.distances import deviation_ratio, directions
+from diffguide.evaluation.quality.oracle_distances import REPETITIONS, compare, subset
 from diffguide.oracles import Empirical, GaussianMixture
 from diffguide.schedules import EDM
 

@@ -156,5 +156,5 @@ def test_other_facts_are_refused(changes, said, tmp_path):
 
 def test_importing_the_data_sets_imports_nothing_heavy():
     heavy = ["torchvision", "sklearn", "scipy", "matplotlib"]
-    code = f"import sys, diffguide.checkpoints; print([name for name in {heavy} if name in sys.modules])"
+    code = f"import sys, diffguide.checkpoints.store; print([name for name in {heavy} if name in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"

@@ -8,16 +8,16 @@ import torch
 from scipy.integrate import quad
 
 from diffguide.backbones import MLP
-from diffguide.decoders import Discretized, Gaussian
-from diffguide.denoisers import Denoiser, Prediction
-from diffguide.evaluation.elbo import Control, elbo, pieces, squared_error, tuned
-from diffguide.evaluation.flow_ode import ExactTrace, FixedGrid, flow_log_density
-from diffguide.evaluation.gaussian import GaussianFit
-from diffguide.evaluation.likelihood import Decoded
+from diffguide.evaluation.likelihood.control_variate import GaussianFit
+from diffguide.evaluation.likelihood.dequantization import Decoded
+from diffguide.evaluation.likelihood.elbo import Control, elbo, pieces, squared_error, tuned
+from diffguide.evaluation.likelihood.flow_ode import ExactTrace, FixedGrid, flow_log_density
+from diffguide.models.decoders import Discretized, Gaussian
+from diffguide.models.parameterizations import Eps
+from diffguide.models.protocols import Denoiser, Prediction
 from diffguide.objectives.levels import UniformTime
 from diffguide.objectives.variational import Variational
 from diffguide.oracles import Empirical, GaussianMixture, GMM2DLaw
-from diffguide.parameterizations import Eps
 from diffguide.randomness import Noise
 from diffguide.schedules import EDM, VE, Cosine, Flow, SubVP
 

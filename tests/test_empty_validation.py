@@ -7,14 +7,14 @@ import pytest
 import torch
 from PIL import Image
 
-from diffguide import checkpoints
+from diffguide.checkpoints import store as checkpoints
 from diffguide.datasets import Dataset, Split, Stream
 from diffguide.evaluate import main as evaluate
-from diffguide.evaluation.classification import write_accuracy
+from diffguide.evaluation.classification.metric import write_accuracy
 from diffguide.evaluation.metric import Subject
-from diffguide.held_out import held_out_loss
 from diffguide.sample import main as sample
 from diffguide.train import main
+from diffguide.training.held_out import held_out_loss
 
 TINY = ["backbone.channels=4", "backbone.multipliers=[1]", "backbone.attention=[]", "backbone.blocks=1", "sampler.steps=2",
         "training.batch_size=4", "training.images=8", "dataset.size=8", "dataset.channels=1"]  # fmt: skip
@@ -98,9 +98,9 @@ def test_the_held_out_loss_is_of_evenly_spread_training_examples(kind, count, as
 
 def test_the_accuracy_of_a_classifier_is_of_training_examples(tmp_path, monkeypatch):
     seen = []
-    monkeypatch.setattr("diffguide.evaluation.classification.accuracies",
+    monkeypatch.setattr("diffguide.evaluation.classification.metric.accuracies",
                         lambda classifier, x, *rest: seen.append(x) or [0.5] * 9)  # fmt: skip
-    monkeypatch.setattr("diffguide.evaluation.classification.LEVELS", range(1, 10))
+    monkeypatch.setattr("diffguide.evaluation.classification.metric.LEVELS", range(1, 10))
     x, y = torch.randn(6, 1, 4, 4), torch.zeros(6, dtype=torch.long)
     data = Dataset(Split(x, y), Split(x[:0], y[:0]), Split(x[:0], y[:0]), ["a", "b"])
     classifier = type("Classifier", (), {"num_classes": 2})()

@@ -9,8 +9,8 @@ from closed_forms import Mixture
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from diffguide.backbones import MLP, Backbone
-from diffguide.energies import LevelClassifier, gradient
-from diffguide.noisy_energies import NoisyJointEnergy
+from diffguide.models.level_classifier import LevelClassifier, gradient
+from diffguide.models.noisy_joint_energy import NoisyJointEnergy
 from diffguide.objectives import CDM, DensityRatio
 from diffguide.oracles import GaussianMixture
 from diffguide.schedules import TRE, VE, Flow, Linear

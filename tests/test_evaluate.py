@@ -15,13 +15,14 @@ from PIL import Image
 from small_checkpoint import CONFIG, FACTS, change, put, save
 
 import diffguide
-from diffguide import checkpoints, tables
-from diffguide.configuration import config_dir
+from diffguide.checkpoints import store as checkpoints
+from diffguide.config.build import config_dir
 from diffguide.datasets import GMM2D
 from diffguide.evaluate import main
-from diffguide.evaluation.classification import Classification
+from diffguide.evaluation.classification.metric import Classification
 from diffguide.evaluation.denoising import DenoisingError
 from diffguide.evaluation.metric import Subject
+from diffguide.figures import tables
 
 DATA = CONFIG["dataset"] | {"validation": 60, "test": 30}
 GENERATOR = CONFIG | {"dataset": DATA}

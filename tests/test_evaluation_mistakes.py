@@ -7,21 +7,21 @@ import numpy
 import pytest
 import torch
 
-from diffguide import tables
 from diffguide.datasets import Dataset, Digits, Split
 from diffguide.evaluate import main
-from diffguide.evaluation.features import Pixels
-from diffguide.evaluation.flow_ode import FixedGrid, Hutchinson
-from diffguide.evaluation.likelihood import Decoded
-from diffguide.evaluation.likelihoods import ELBO, FlowODE, Likelihoods
-from diffguide.evaluation.local import splits_of
+from diffguide.evaluation.classification.weighting import Bell, Piecewise
+from diffguide.evaluation.classification.zero_shot_metric import ZeroShotClassifier
+from diffguide.evaluation.likelihood.dequantization import Decoded
+from diffguide.evaluation.likelihood.flow_ode import FixedGrid, Hutchinson
+from diffguide.evaluation.likelihood.metrics import ELBO, FlowODE, Likelihoods
 from diffguide.evaluation.metric import Subject
-from diffguide.evaluation.samples import Quality, Stored
-from diffguide.evaluation.weighting import Bell, Piecewise
-from diffguide.evaluation.zero_shot_metric import ZeroShotClassifier
+from diffguide.evaluation.quality.features import Pixels
+from diffguide.evaluation.quality.local import splits_of
+from diffguide.evaluation.quality.metric import Quality, Stored
+from diffguide.figures import tables
+from diffguide.files.run_folders import WriteError, claim_version
 from diffguide.guidance import Unguided
 from diffguide.oracles import Empirical
-from diffguide.runs import WriteError, claim_version
 from diffguide.samplers import DDIM
 from diffguide.samplers.grids import UniformLogSNR
 from diffguide.schedules import Cosine

@@ -6,9 +6,9 @@ import pytest
 import torch
 from rule_sides import SCHEDULES, TIME, numbers, sides
 
-from diffguide.denoisers import Prediction
 from diffguide.guidance.projections import APG, FDG, TCFG
 from diffguide.guidance.rules import CFGPlusPlus, CFGZero, Linear, Mambo, Rescale, Threshold
+from diffguide.models.protocols import Prediction
 
 RULES = {
     "linear": Linear(), "rescale": Rescale(0.7), "apg": APG(0.0, 5.0, 0.0), "cfg_zero": CFGZero(0), "tcfg": TCFG(),

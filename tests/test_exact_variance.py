@@ -9,7 +9,7 @@ from affine import terminal_law
 from all_samplers import published
 from closed_forms import ExactMixture, gaussian, karras_levels, two_classes
 
-from diffguide.denoisers import ExactDenoiser
+from diffguide.models.protocols import ExactDenoiser
 from diffguide.oracles import Empirical
 from diffguide.randomness import Noise
 from diffguide.samplers import ExactDDPM, Heun, generate

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import diffguide
-from diffguide.denoisers import Denoiser, Prediction
 from diffguide.evaluation.denoising import excess
+from diffguide.models.protocols import Denoiser, Prediction
 from diffguide.oracles import AutoguidanceTree, GaussianMixture, GMM2DLaw
 from diffguide.samplers import DEIS, IPNDM, LMS, DPMpp2M, DPMpp3M, Heun, UniPC
 from diffguide.samplers.grids import Karras

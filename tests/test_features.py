@@ -6,14 +6,14 @@ import pytest
 import torch
 from torch.nn import functional
 
-from diffguide import archives
 from diffguide.datasets import GMM2D, Dataset, Digits, Split
-from diffguide.evaluation import local, pretrained
-from diffguide.evaluation.features import Pixels, resized
-from diffguide.evaluation.local import Local, LocalNetwork, accuracy, learn, shifted, splits_of
 from diffguide.evaluation.metric import MetricError
-from diffguide.evaluation.pretrained import CLIP, DINOv2, Inception
-from diffguide.images import quantised, to_uint8
+from diffguide.evaluation.quality import local, pretrained
+from diffguide.evaluation.quality.features import Pixels, resized
+from diffguide.evaluation.quality.local import Local, LocalNetwork, accuracy, learn, shifted, splits_of
+from diffguide.evaluation.quality.pretrained import CLIP, DINOv2, Inception
+from diffguide.figures.image_grids import quantised, to_uint8
+from diffguide.files import safetensors as archives
 
 CPU = torch.device("cpu")
 

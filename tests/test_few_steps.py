@@ -10,9 +10,9 @@ import torch
 from all_samplers import SAMPLERS, every_sampler, published
 from closed_forms import ExactMixture, Mixture, two_classes
 
-from diffguide.counters import EvaluationCounter
-from diffguide.evaluation.distances import wasserstein
+from diffguide.evaluation.quality.distances import wasserstein
 from diffguide.guidance import ClassifierFree
+from diffguide.models.evaluation_counters import EvaluationCounter
 from diffguide.randomness import Noise
 from diffguide.samplers import DDIM, DPM2, AnnealedLangevin, DPMpp2M, Euler, Heun, UniPC
 from diffguide.samplers.grids import Karras, UniformLogSNR, UniformT

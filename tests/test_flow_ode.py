@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from diffguide.denoisers import SamplingError
-from diffguide.evaluation.flow_ode import Adaptive, ExactTrace, FixedGrid, Hutchinson, flow_log_density
+from diffguide.evaluation.likelihood.flow_ode import Adaptive, ExactTrace, FixedGrid, Hutchinson, flow_log_density
+from diffguide.models.protocols import SamplingError
 from diffguide.oracles import GaussianMixture, GMM2DLaw
 from diffguide.randomness import Noise
 from diffguide.schedules import EDM, VE, Cosine, Flow, SubVP

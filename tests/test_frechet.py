@@ -7,9 +7,9 @@ import pytest
 import torch
 from scipy.linalg import sqrtm
 
-from diffguide.evaluation.frechet import Moments, frechet_distance, halves, jackknife, merged, rescaled
-from diffguide.evaluation.kernels import inception_score, kernel_distance, squared_mmd
-from diffguide.evaluation.quality import precision_recall
+from diffguide.evaluation.quality.frechet import Moments, frechet_distance, halves, jackknife, merged, rescaled
+from diffguide.evaluation.quality.kid import inception_score, kernel_distance, squared_mmd
+from diffguide.evaluation.quality.precision_recall import precision_recall
 
 
 def normal(n: int, width: int, seed: int) -> torch.Tensor:

@@ -8,8 +8,8 @@ from closed_forms import ExactMixture, two_classes
 from torch import nn
 
 from diffguide.backbones import UNet
-from diffguide.parameterizations import V
-from diffguide.preconditioned import Preconditioned
+from diffguide.models.parameterizations import V
+from diffguide.models.preconditioned import Preconditioned
 from diffguide.randomness import Noise
 from diffguide.samplers import Euler, generate
 from diffguide.samplers.grids import Karras, UniformT

@@ -9,15 +9,15 @@ from networks import mlp
 
 from diffguide.class_names import class_index
 from diffguide.datasets import Dataset, Split
-from diffguide.energies import LevelClassifier
 from diffguide.evaluation.auto import Auto
-from diffguide.evaluation.classification import Classification
+from diffguide.evaluation.classification.metric import Classification
+from diffguide.evaluation.classification.ood import OOD, ConfidenceScore, DensityScore
 from diffguide.evaluation.denoising import DenoisingError
-from diffguide.evaluation.likelihood import Decoded
-from diffguide.evaluation.likelihoods import ELBO, ExactDensity
+from diffguide.evaluation.likelihood.dequantization import Decoded
+from diffguide.evaluation.likelihood.metrics import ELBO, ExactDensity
 from diffguide.evaluation.metric import Subject
-from diffguide.evaluation.ood import OOD, ConfidenceScore, DensityScore
 from diffguide.guidance import ClassifierFree
+from diffguide.models.level_classifier import LevelClassifier
 from diffguide.samplers import DDIM, SGLD
 from diffguide.samplers.grids import UniformT
 from diffguide.schedules import Cosine

@@ -8,9 +8,9 @@ import torch
 from closed_forms import ExactMixture, gaussian, two_classes
 from two_class_points import COSINE, EVERYWHERE, either_time, exact, t, x, y
 
-from diffguide.counters import EvaluationCounter
-from diffguide.denoisers import Denoiser, Prediction
 from diffguide.guidance import ClassifierFree, Unguided
+from diffguide.models.evaluation_counters import EvaluationCounter
+from diffguide.models.protocols import Denoiser, Prediction
 from diffguide.samplers import DDIM, DDPM, DPMpp2M, Heun
 from diffguide.samplers.grids import Karras, UniformLogSNR
 from diffguide.schedules import EDM, Flow

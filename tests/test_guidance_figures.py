@@ -12,8 +12,8 @@ from short_run import SMALL
 
 import diffguide
 from diffguide.backbones import UNetEncoder
-from diffguide.classifiers import NoisyClassifier
 from diffguide.guidance import Auto, ClassifierFree
+from diffguide.models.noisy_classifier import NoisyClassifier
 
 sys.path.append(str(Path(__file__).parents[1] / "scripts"))
 

@@ -9,12 +9,12 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from small_checkpoint import save
 
-from diffguide.configuration import ConfigError, build, config_dir
+from diffguide.checkpoints.allowlist import vet
+from diffguide.config.build import ConfigError, build, config_dir
 from diffguide.guidance.projections import APG
 from diffguide.guidance.rules import CFGPlusPlus
 from diffguide.sample import main
 from diffguide.schedules import Cosine
-from diffguide.vetting import vet
 
 
 def exact() -> ExactMixture:

@@ -12,9 +12,9 @@ import torch
 from omegaconf import OmegaConf
 
 import diffguide
-from diffguide.guides import with_guides
+from diffguide.checkpoints.references import with_guides
+from diffguide.files.shards import START
 from diffguide.sample import main as sample
-from diffguide.shards import START
 from diffguide.train import main as train
 
 SMALL = ["training.images=64", "training.batch_size=32", "training.checkpoint_images=32", "sampler.steps=2"]
@@ -65,8 +65,8 @@ def test_a_generator_without_classes_is_steered_by_the_classifiers(at, command):
 
 def test_what_is_written_is_the_library_call(at, command):
     """The same samples from `diffguide.load` and `ClassifierGuidance`."""
+    from diffguide.figures.image_grids import to_uint8
     from diffguide.guidance import ClassifierGuidance
-    from diffguide.images import to_uint8
     from diffguide.samplers import Heun, generate
     from diffguide.samplers.grids import Karras
 
@@ -83,9 +83,9 @@ def test_what_is_written_is_the_library_call(at, command):
 
 def test_classifier_cfg_apg_and_an_interval_in_one_run(at, command):
     """What is written is the nest by hand; training for it drops labels, as its inner part needs."""
+    from diffguide.figures.image_grids import to_uint8
     from diffguide.guidance import ClassifierFree, ClassifierGuidance
     from diffguide.guidance.projections import APG
-    from diffguide.images import to_uint8
     from diffguide.samplers import Heun, generate
     from diffguide.samplers.grids import Karras
 

@@ -9,10 +9,10 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from diffguide.config_files import dotted, loader_of
-from diffguide.configuration import config_dir
+from diffguide.config.build import config_dir
+from diffguide.config.files import dotted, loader_of
+from diffguide.config.key_comments import describe_file
 from diffguide.evaluate import main as evaluate
-from diffguide.key_comments import describe_file
 from diffguide.sample import main as sample
 from diffguide.train import main as train
 

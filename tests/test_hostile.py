@@ -12,8 +12,8 @@ import torch
 from small_checkpoint import CONFIG, change, change_header, drop, put, save
 
 import diffguide
-from diffguide import checkpoints
-from diffguide.checkpoints import CheckpointError
+from diffguide.checkpoints import store as checkpoints
+from diffguide.checkpoints.store import CheckpointError
 from diffguide.sample import main
 
 EVIL = "diffguide_evil"  # a module that lies on the path, and leaves a trace when it is imported
@@ -52,12 +52,12 @@ NODES = {
     "a module that runs when it is imported": put("config.backbone", {"_target_": f"{EVIL}.Net"}),
     "a built-in": put("config.backbone", {"_target_": "builtins.eval", "source": "open('canary', 'w')"}),
     "another package's class": put("config.backbone", {"_target_": "torch.nn.Linear", "in_features": 1}),
-    "through an attribute": put("config.backbone", {"_target_": "diffguide.archives.torch.load", "f": "x"}),
+    "through an attribute": put("config.backbone", {"_target_": "diffguide.files.safetensors.torch.load", "f": "x"}),
     "through a module's module": put(
-        "config.schedule", {"_target_": "diffguide.checkpoints.hashlib.new", "name": "md5"}
+        "config.schedule", {"_target_": "diffguide.checkpoints.store.hashlib.new", "name": "md5"}
     ),
     "a function of ours": put("config.schedule", {"_target_": "diffguide.schedules.base.linear", "log_snr": 1.0}),
-    "a constant of ours": put("config.schedule", {"_target_": "diffguide.archives.KEY"}),
+    "a constant of ours": put("config.schedule", {"_target_": "diffguide.files.safetensors.KEY"}),
     "a module of ours": put("config.schedule", {"_target_": "diffguide.schedules"}),
     "another role": put("config.backbone", CONFIG["dataset"]),
     "a re-export": put("config.schedule", {"_target_": "diffguide.objectives.denoising.Schedule"}),

@@ -8,7 +8,7 @@ import torch
 from image_files import folder_of, numbers, paint, path_place, place, refusal, split_of
 from omegaconf import OmegaConf
 
-from diffguide.configuration import ConfigError, build, config_dir
+from diffguide.config.build import ConfigError, build, config_dir
 from diffguide.datasets import Split
 from diffguide.datasets.splits import content_hash, copies, path_hash, uniform
 

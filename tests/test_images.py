@@ -5,8 +5,16 @@ import pytest
 import torch
 from PIL import Image
 
-from diffguide import images
-from diffguide.images import contact_rows, contact_sheet, grid, layout, sample_picture, to_uint8, training_labels
+from diffguide.figures import image_grids as images
+from diffguide.figures.image_grids import (
+    contact_rows,
+    contact_sheet,
+    grid,
+    layout,
+    sample_picture,
+    to_uint8,
+    training_labels,
+)
 
 
 def test_uint8_is_exact_on_grey_values():

@@ -8,9 +8,9 @@ from closed_forms import gaussian
 from exact_models import oracle
 from potential_laws import COSINE, EVERYWHERE, VE, Given, Towards, White, points
 
-from diffguide.denoisers import SamplingError
 from diffguide.guidance.potentials import DPS, MPGD, Deblur, Inpaint, PiGDM, PotentialGuidance, RePaint, SuperResolution
 from diffguide.guidance.potentials.pictures import Box, FileMask, FilePicture, RandomMask
+from diffguide.models.protocols import SamplingError
 from diffguide.randomness import Noise
 from diffguide.samplers import DDIM, DDPM, DPMpp2M, Heun, TimeTravel
 from diffguide.samplers.adaptive import Dopri5

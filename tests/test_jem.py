@@ -14,8 +14,8 @@ from small_checkpoint import small
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from diffguide import checkpoints
 from diffguide.backbones import Backbone
+from diffguide.checkpoints import store as checkpoints
 from diffguide.objectives import JEM, Diverged
 from diffguide.randomness import normal, uniform
 from diffguide.schedules import Cosine, NoSchedule

@@ -7,9 +7,9 @@ from joint_energies import TRUTH, exact
 from networks import lively, mlp, unet
 
 from diffguide.backbones import ConvNet
-from diffguide.denoisers import Denoiser, Energy
-from diffguide.energies import langevin_step
-from diffguide.joint_energy import JointEnergy
+from diffguide.models.joint_energy import JointEnergy
+from diffguide.models.level_classifier import langevin_step
+from diffguide.models.protocols import Denoiser, Energy
 
 X = torch.randn(40, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 Y = torch.arange(40) % 3 - 1  # -1 = the sum over classes

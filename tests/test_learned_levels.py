@@ -9,13 +9,13 @@ import torch
 from scipy import stats
 from small_checkpoint import CONFIG, FACTS, small
 
-from diffguide import checkpoints
 from diffguide.backbones import MLP
+from diffguide.checkpoints import store as checkpoints
+from diffguide.models.parameterizations import X0, V
 from diffguide.objectives import Denoising
 from diffguide.objectives.levels import LogNormal, UniformLogSNR, UniformTime
 from diffguide.objectives.resampling import LossSecondMoment
 from diffguide.objectives.weights import LearnedUncertainty, Likelihood, Uniform
-from diffguide.parameterizations import X0, V
 from diffguide.randomness import Share
 from diffguide.schedules import Cosine, Monotone
 

@@ -7,11 +7,11 @@ import shutil
 import pytest
 from short_run import RUN
 
-from diffguide import checkpoints
-from diffguide.archives import CheckpointError
-from diffguide.inspection import check_facts
-from diffguide.learning_rates import EXTEND, Extension, Plan
+from diffguide.checkpoints import store as checkpoints
+from diffguide.checkpoints.validation import check_facts
+from diffguide.files.safetensors import CheckpointError
 from diffguide.train import main
+from diffguide.training.learning_rates import EXTEND, Extension, Plan
 
 PLAN = Plan(peak=0.004, warmup_images=3000, batch_size=128, length=60000)
 

@@ -8,17 +8,17 @@ from exact_levels import SCHEDULE, exact_levels
 
 from diffguide.backbones import MLP
 from diffguide.datasets import GMM2D, Dataset, Mixture, Split
-from diffguide.denoisers import Prediction
-from diffguide.energies import LevelClassifier
-from diffguide.evaluation.classification import Classification
+from diffguide.evaluation.classification.level_metric import LevelAccuracy
+from diffguide.evaluation.classification.metric import Classification
 from diffguide.evaluation.denoising import DenoisingError, law_of
-from diffguide.evaluation.density_error import DensityError
-from diffguide.evaluation.flow_ode import ExactTrace, FixedGrid
-from diffguide.evaluation.level_metric import LevelAccuracy
-from diffguide.evaluation.level_steps import LevelSteps
-from diffguide.evaluation.likelihood import Decoded, Uniform
-from diffguide.evaluation.likelihoods import ELBO, ExactDensity, FlowODE, Likelihoods
+from diffguide.evaluation.likelihood.density_error import DensityError
+from diffguide.evaluation.likelihood.dequantization import Decoded, Uniform
+from diffguide.evaluation.likelihood.discrete_ode import LevelSteps
+from diffguide.evaluation.likelihood.flow_ode import ExactTrace, FixedGrid
+from diffguide.evaluation.likelihood.metrics import ELBO, ExactDensity, FlowODE, Likelihoods
 from diffguide.evaluation.metric import Subject
+from diffguide.models.level_classifier import LevelClassifier
+from diffguide.models.protocols import Prediction
 from diffguide.oracles import GaussianMixture, GMM2DLaw
 from diffguide.schedules import TRE
 

@@ -7,16 +7,16 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
-from diffguide.configuration import config_dir
+from diffguide.config.build import config_dir
 from diffguide.datasets import GMM2D, Digits
 from diffguide.datasets.base import Dataset, Split
-from diffguide.decoders import Discretized
-from diffguide.denoisers import DenoiserWrapper
-from diffguide.evaluation.elbo import elbo, pieces
-from diffguide.evaluation.flow_ode import ExactTrace, FixedGrid, Hutchinson, flow_log_density
-from diffguide.evaluation.likelihood import Decoded, Uniform, bits_offset, likelihood
-from diffguide.evaluation.likelihoods import ELBO, ExactDensity, FlowODE, Likelihoods
+from diffguide.evaluation.likelihood.dequantization import Decoded, Uniform, bits_offset, likelihood
+from diffguide.evaluation.likelihood.elbo import elbo, pieces
+from diffguide.evaluation.likelihood.flow_ode import ExactTrace, FixedGrid, Hutchinson, flow_log_density
+from diffguide.evaluation.likelihood.metrics import ELBO, ExactDensity, FlowODE, Likelihoods
 from diffguide.evaluation.metric import Subject
+from diffguide.models.decoders import Discretized
+from diffguide.models.protocols import DenoiserWrapper
 from diffguide.objectives.variational import Variational
 from diffguide.oracles import Empirical, GaussianMixture, GMM2DLaw
 from diffguide.randomness import Noise

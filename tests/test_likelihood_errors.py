@@ -5,13 +5,13 @@ import torch
 
 from diffguide.datasets import GMM2D
 from diffguide.datasets.base import Dataset, Split
-from diffguide.decoders import Discretized, Gaussian
-from diffguide.denoisers import DenoiserWrapper
-from diffguide.evaluation.elbo import Control, elbo, pieces
-from diffguide.evaluation.gaussian import GaussianFit
-from diffguide.evaluation.likelihood import Decoded, Uniform
-from diffguide.evaluation.likelihoods import ELBO, ExactDensity, Likelihoods
+from diffguide.evaluation.likelihood.control_variate import GaussianFit
+from diffguide.evaluation.likelihood.dequantization import Decoded, Uniform
+from diffguide.evaluation.likelihood.elbo import Control, elbo, pieces
+from diffguide.evaluation.likelihood.metrics import ELBO, ExactDensity, Likelihoods
 from diffguide.evaluation.metric import Subject
+from diffguide.models.decoders import Discretized, Gaussian
+from diffguide.models.protocols import DenoiserWrapper
 from diffguide.oracles import GaussianMixture, GMM2DLaw
 from diffguide.randomness import Noise
 from diffguide.schedules import VE, Cosine, Flow

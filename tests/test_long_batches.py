@@ -13,15 +13,15 @@ from small_checkpoint import CONFIG, save
 
 from diffguide.datasets import GMM2D, Dataset, Split
 from diffguide.evaluate import main
-from diffguide.evaluation.flow_ode import Adaptive, ExactTrace, FixedGrid
-from diffguide.evaluation.likelihood import Decoded
-from diffguide.evaluation.likelihoods import ELBO, FlowODE
+from diffguide.evaluation.classification.weighting import Bell, Exact
+from diffguide.evaluation.classification.zero_shot_metric import ZeroShotClassifier
+from diffguide.evaluation.likelihood.dequantization import Decoded
+from diffguide.evaluation.likelihood.flow_ode import Adaptive, ExactTrace, FixedGrid
+from diffguide.evaluation.likelihood.metrics import ELBO, FlowODE
 from diffguide.evaluation.metric import Subject
 from diffguide.evaluation.parts import Parts
-from diffguide.evaluation.weighting import Bell, Exact
-from diffguide.evaluation.zero_shot_metric import ZeroShotClassifier
 from diffguide.oracles import GMM2DLaw
-from diffguide.progress import Progress
+from diffguide.runtime.progress import Progress
 from diffguide.schedules import Cosine
 
 SCHEDULE = Cosine(12.0, -10.0)

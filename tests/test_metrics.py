@@ -8,15 +8,15 @@ import torch
 from closed_forms import two_classes
 
 from diffguide.datasets import GMM2D, Dataset, Split, Tree
-from diffguide.denoisers import Classifier, Denoiser, LogDensity, Prediction
 from diffguide.evaluation.auto import Auto
-from diffguide.evaluation.calibration import calibration_error
-from diffguide.evaluation.classification import Classification
+from diffguide.evaluation.classification.calibration import calibration_error
+from diffguide.evaluation.classification.metric import Classification
 from diffguide.evaluation.denoising import DenoisingError, law_of
-from diffguide.evaluation.likelihood import Uniform
-from diffguide.evaluation.likelihoods import ExactDensity
+from diffguide.evaluation.likelihood.dequantization import Uniform
+from diffguide.evaluation.likelihood.metrics import ExactDensity
 from diffguide.evaluation.metric import Metric, Subject, mean
 from diffguide.evaluation.parts import MetricError, Parts
+from diffguide.models.protocols import Classifier, Denoiser, LogDensity, Prediction
 from diffguide.oracles import GaussianMixture, GMM2DLaw
 from diffguide.schedules import Cosine, Flow
 

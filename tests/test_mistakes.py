@@ -11,11 +11,14 @@ from pathlib import Path
 import pytest
 from small_checkpoint import save
 
-from diffguide import annotations, mistakes, results, training
-from diffguide.config_files import loader_of
-from diffguide.configuration import config_dir
+from diffguide.config import diagnose as mistakes
+from diffguide.config.build import config_dir
+from diffguide.config.files import loader_of
+from diffguide.nodes import type_checks as annotations
 from diffguide.sample import main as sample
+from diffguide.sampling import outputs as results
 from diffguide.train import main as train
+from diffguide.training import loop as training
 
 SCRIPTS = Path(sysconfig.get_path("scripts"))
 TRAIN = {

@@ -7,7 +7,7 @@ import pytest
 
 from diffguide.evaluate import main as evaluate
 from diffguide.sample import main as sample
-from diffguide.sweeps import claim_beside
+from diffguide.sampling.sweep import claim_beside
 from diffguide.train import main as train
 
 TINY = ["oracle=gmm2d", "n=8", "sampler.steps=2"]

@@ -9,15 +9,15 @@ from exact_models import oracle
 from networks import lively, mlp
 from potential_laws import Towards
 
-from diffguide.counters import EvaluationCounter
-from diffguide.denoisers import SamplingError
 from diffguide.guidance import CADS, Auto, ClassifierFree, ClassifierGuidance, Compose, Negative, Nested, Unguided
 from diffguide.guidance.potentials import MPGD, PotentialGuidance
 from diffguide.guidance.projections import APG, TCFG
 from diffguide.guidance.ramps import LinearRamp
 from diffguide.guidance.rules import CFGPlusPlus, CFGZero, Linear, Mambo, Rescale, Threshold
-from diffguide.parameterizations import V
-from diffguide.preconditioned import Preconditioned
+from diffguide.models.evaluation_counters import EvaluationCounter
+from diffguide.models.parameterizations import V
+from diffguide.models.preconditioned import Preconditioned
+from diffguide.models.protocols import SamplingError
 from diffguide.randomness import Noise
 from diffguide.samplers import DDIM, Heun
 from diffguide.samplers.grids import UniformLogSNR, UniformT

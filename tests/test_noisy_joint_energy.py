@@ -13,7 +13,7 @@ from torch import nn
 from diffguide.backbones import MLP, Backbone, UNetEncoder, UNetJoint
 from diffguide.evaluate import main as evaluate
 from diffguide.guidance import ClassifierFree
-from diffguide.noisy_energies import NoisyJointEnergy
+from diffguide.models.noisy_joint_energy import NoisyJointEnergy
 from diffguide.objectives import EnergyDenoising
 from diffguide.objectives.levels import UniformTime
 from diffguide.objectives.weights import LearnedUncertainty, Uniform, UniformEps

@@ -9,11 +9,11 @@ from scipy import stats
 from scipy.integrate import cumulative_trapezoid
 
 from diffguide.backbones import MLP, Backbone, DiT, UNet
+from diffguide.models.parameterizations import EDM, X0, Eps, Flow, V
 from diffguide.objectives import Denoising
 from diffguide.objectives.base import drop_condition
 from diffguide.objectives.levels import LogNormal, UniformTime
 from diffguide.objectives.weights import MinSNR, Uniform
-from diffguide.parameterizations import EDM, X0, Eps, Flow, V
 from diffguide.schedules import EDM as EDMSchedule
 from diffguide.schedules import Cosine, Linear
 from diffguide.schedules import Flow as FlowSchedule

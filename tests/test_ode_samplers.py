@@ -11,7 +11,7 @@ from all_samplers import SAMPLERS, published
 from closed_forms import ExactMixture, gaussian, karras_levels, two_classes
 from scipy.integrate import solve_ivp
 
-from diffguide.counters import EvaluationCounter
+from diffguide.models.evaluation_counters import EvaluationCounter
 from diffguide.samplers import (
     DDIM,
     DPM2,

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from diffguide.configuration import config_dir
+from diffguide.cli.spelling import respelled
+from diffguide.config.build import config_dir
 from diffguide.datasets import CIFAR10, MNIST, ImageFolder
-from diffguide.old_keys import ADDED, RENAMED, renamed_key, stated, updated
-from diffguide.spelling import respelled
+from diffguide.nodes.old_names import ADDED, RENAMED, renamed_key, stated, updated
 
 FOLDER, MNIST_ = "diffguide.datasets.image_folder.ImageFolder", "diffguide.datasets.downloads.MNIST"
 

@@ -12,9 +12,9 @@ from sklearn.metrics import roc_auc_score
 from diffguide.backbones import ConvNet
 from diffguide.datasets import Dataset, Split
 from diffguide.evaluate import main as evaluate
+from diffguide.evaluation.classification.ood import OF_IMAGES, OOD, ConfidenceScore, DensityScore, SlopeScore, auroc
 from diffguide.evaluation.metric import Subject
-from diffguide.evaluation.ood import OF_IMAGES, OOD, ConfidenceScore, DensityScore, SlopeScore, auroc
-from diffguide.joint_energy import JointEnergy
+from diffguide.models.joint_energy import JointEnergy
 from diffguide.sample import main as sample
 
 SCORES = [DensityScore(), ConfidenceScore(), SlopeScore()]

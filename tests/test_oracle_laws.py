@@ -10,7 +10,7 @@ from exact_models import SCHEDULES, time_of
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from diffguide.configuration import config_dir
+from diffguide.config.build import config_dir
 from diffguide.datasets import GMM2D
 from diffguide.oracles import AutoguidanceTree, HighDimensional
 

@@ -9,15 +9,15 @@ from networks import lively, unet
 from omegaconf import OmegaConf
 from torch import nn
 
-from diffguide.archives import CheckpointError
-from diffguide.configuration import ConfigError, build
-from diffguide.denoisers import SamplingError
+from diffguide.checkpoints.allowlist import vet
+from diffguide.config.build import ConfigError, build
+from diffguide.files.safetensors import CheckpointError
 from diffguide.guidance.ordinary import ExportedProgram, ImageNetwork, OrdinaryGuidance, TorchScript, Torchvision
+from diffguide.models.parameterizations import V
+from diffguide.models.preconditioned import Preconditioned
+from diffguide.models.protocols import SamplingError
 from diffguide.oracles import GaussianMixture
-from diffguide.parameterizations import V
-from diffguide.preconditioned import Preconditioned
 from diffguide.schedules import EDM, Cosine
-from diffguide.vetting import vet
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")  # files of older programs stay readable
 EVERYWHERE = (0.0, math.inf)
@@ -232,7 +232,7 @@ def test_from_the_configuration(tmp_path):
     """The file of guidance=ordinary; a foreign configuration may not run a file's program, and a path must be there."""
     from hydra import compose, initialize_config_dir
 
-    from diffguide.configuration import config_dir
+    from diffguide.config.build import config_dir
 
     torch.jit.save(torch.jit.script(small(3)), tmp_path / "scripted.pt")
     path = tmp_path / "scripted.pt"

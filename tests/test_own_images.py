@@ -7,9 +7,9 @@ import numpy
 import pytest
 from PIL import Image
 
-from diffguide import checkpoints
 from diffguide.backbones import UNet
-from diffguide.configuration import config_dir
+from diffguide.checkpoints import store as checkpoints
+from diffguide.config.build import config_dir
 from diffguide.sample import main as sample
 from diffguide.train import main
 

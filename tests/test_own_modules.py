@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from diffguide import own_modules
+from diffguide.nodes import user_modules as own_modules
 from diffguide.sample import main as sample
 from diffguide.train import main as train
 

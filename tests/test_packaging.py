@@ -40,7 +40,11 @@ def test_help_is_quick_and_lists_the_groups(name, tmp_path):
 
 def test_the_whole_configuration_is_shown(tmp_path):
     done = run(SCRIPTS / "diffguide-train", "--cfg", "job", "--resolve", "objective=eps", at=tmp_path)
-    assert done.returncode == 0 and "diffguide.parameterizations.Eps" in done.stdout and "p_uncond: 0.1" in done.stdout
+    assert (
+        done.returncode == 0
+        and "diffguide.models.parameterizations.Eps" in done.stdout
+        and "p_uncond: 0.1" in done.stdout
+    )
     assert list(tmp_path.iterdir()) == []
 
 

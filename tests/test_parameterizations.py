@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from diffguide.parameterizations import EDM, X0, Eps, Flow, Rows, Score, V
+from diffguide.models.parameterizations import EDM, X0, Eps, Flow, Rows, Score, V
 from diffguide.schedules import linear, sub_variance_preserving, variance_exploding, variance_preserving
 
 ALL = {"x0": X0(), "eps": Eps(), "score": Score(), "v": V(), "flow": Flow(), "edm": EDM(0.5), "edm-0.3": EDM(0.3)}

@@ -25,9 +25,9 @@ from torch import nn
 
 from diffguide.backbones import unet as unet_file
 from diffguide.backbones.conditions import Embedding
-from diffguide.counters import EvaluationCounter
 from diffguide.guidance import PAG, SEG, SLG, ClassifierFree, Nested, Unguided
 from diffguide.guidance.projections import APG
+from diffguide.models.evaluation_counters import EvaluationCounter
 
 EVERYWHERE = (0.0, math.inf)
 either_time = pytest.mark.parametrize("t", [t, torch.linspace(0.2, 0.9, 5).double()], ids=["0-d", "[B]"])

@@ -11,12 +11,12 @@ from hydra.utils import get_class
 from perturbed_networks import attentive, denoiser, network
 from small_checkpoint import CONFIG, FACTS
 
-from diffguide import checkpoints
-from diffguide.configuration import ConfigError, build, config_dir
+from diffguide.checkpoints import store as checkpoints
+from diffguide.checkpoints.allowlist import construct
+from diffguide.config.build import ConfigError, build, config_dir
 from diffguide.guidance import PAG, SEG, SLG
 from diffguide.sample import main
 from diffguide.train import main as train
-from diffguide.vetting import construct
 
 FILES = {"pag": (PAG, []), "seg": (SEG, []), "slg": (SLG, ["guidance.layers=[3]"])}  # and what must be said beside
 every_file = pytest.mark.parametrize("name, kind, said", [(name, *row) for name, row in FILES.items()], ids=FILES)

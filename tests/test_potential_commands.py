@@ -10,16 +10,16 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from diffguide.configuration import build, config_dir
+from diffguide.checkpoints.allowlist import CheckpointError, vet
+from diffguide.config.build import build, config_dir
 from diffguide.datasets.digits import Digits
-from diffguide.denoisers import SamplingError
 from diffguide.guidance.potentials.inverse import Inpaint
 from diffguide.guidance.potentials.pictures import Box, FileMask, FilePicture, TestPicture
+from diffguide.models.protocols import SamplingError
 from diffguide.oracles import Empirical
 from diffguide.sample import main
 from diffguide.schedules import EDM
 from diffguide.train import main as train
-from diffguide.vetting import CheckpointError, vet
 
 FILES = ["potential", "potential_of_x_t", "mpgd", "freedom", "universal", "lgd", "tfg", "dps", "repaint", "inpaint",
          "super_resolution", "deblur"]  # fmt: skip

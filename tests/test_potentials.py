@@ -10,8 +10,6 @@ from closed_forms import ExactMixture, two_classes
 from exact_models import oracle
 from potential_laws import COSINE, EVERYWHERE, VE, T, Towards, White, points
 
-from diffguide.counters import EvaluationCounter
-from diffguide.denoisers import SamplingError
 from diffguide.guidance import ClassifierFree
 from diffguide.guidance.potentials import (
     LGD,
@@ -24,6 +22,8 @@ from diffguide.guidance.potentials import (
     PotentialGuidance,
     UniversalGuidance,
 )
+from diffguide.models.evaluation_counters import EvaluationCounter
+from diffguide.models.protocols import SamplingError
 from diffguide.randomness import Noise
 from diffguide.samplers import DDIM, Heun
 from diffguide.samplers.grids import UniformT

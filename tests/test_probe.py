@@ -6,9 +6,9 @@ from networks import lively, mlp
 from torch import nn
 
 from diffguide.evaluation.probe import check_conditioning, conditioning
+from diffguide.models.parameterizations import V
+from diffguide.models.preconditioned import Preconditioned
 from diffguide.oracles import GaussianMixture
-from diffguide.parameterizations import V
-from diffguide.preconditioned import Preconditioned
 from diffguide.sample import main
 from diffguide.schedules import EDM, Cosine
 

@@ -6,12 +6,13 @@ import time
 import pytest
 from short_run import RUN
 
-from diffguide import checkpoints, evaluate
-from diffguide.checkpoints import Loaded, untrained
+from diffguide import evaluate
+from diffguide.checkpoints import store as checkpoints
+from diffguide.checkpoints.store import Loaded, untrained
 from diffguide.evaluate import Bar
 from diffguide.evaluate import main as evaluate_main
-from diffguide.interrupts import Interrupts
-from diffguide.progress import Progress
+from diffguide.runtime.progress import Progress
+from diffguide.runtime.signals import Interrupts
 from diffguide.sample import main as sample
 
 
@@ -64,8 +65,8 @@ class Asked:
 def test_a_measurement_that_says_nothing_is_heard_of(capfd, monkeypatch):
     """Before its first word, and within a stage; each stage is named when it begins."""
     monkeypatch.setattr(evaluate, "PATIENCE", 0.0)
-    monkeypatch.setattr("diffguide.progress.Heartbeat.__init__.__defaults__", (0.001,))
-    monkeypatch.setattr("diffguide.progress.Progress.__init__.__defaults__", (0, 0.0, False, None))
+    monkeypatch.setattr("diffguide.runtime.progress.Heartbeat.__init__.__defaults__", (0.001,))
+    monkeypatch.setattr("diffguide.runtime.progress.Progress.__init__.__defaults__", (0, 0.0, False, None))
     with Interrupts() as interrupts:
         bar = Bar("slow", Asked(), interrupts)
         wait_for(lambda: bar.progress is not None)

@@ -9,7 +9,7 @@ import torch
 from small_checkpoint import change
 
 import diffguide
-from diffguide.checkpoints import find
+from diffguide.checkpoints.store import find
 from diffguide.sample import main as sample
 
 README = Path(__file__).parent.parent / "README.md"

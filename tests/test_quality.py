@@ -8,9 +8,10 @@ import torch
 from sklearn.datasets import load_digits
 from sklearn.svm import SVC
 
-from diffguide.evaluation import comparison, quality
-from diffguide.evaluation.judge import Judge
-from diffguide.evaluation.quality import (
+from diffguide.evaluation.quality import figures as comparison
+from diffguide.evaluation.quality import precision_recall as quality
+from diffguide.evaluation.quality.label_agreement import Judge
+from diffguide.evaluation.quality.precision_recall import (
     LEAST_PRECISION,
     count_repeated,
     density_coverage,

@@ -6,7 +6,7 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
-from diffguide.quoting import quote_odd, quoted, unreadable
+from diffguide.config.quoting import quote_odd, quoted, unreadable
 
 NAMES = [
     "plain/v001", "my images", "a=b", "a, b", "ü/ö", "it's", "back\\slash", "back\\", "both\\'", '"quoted"', "[a]{b}",

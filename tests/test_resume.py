@@ -21,11 +21,12 @@ from omegaconf import OmegaConf
 from safetensors.torch import save_file
 from short_run import RUN, SHORT, SMALL
 
-from diffguide import archives, checkpoints
-from diffguide.learning_rates import Plan
+from diffguide.checkpoints import store as checkpoints
+from diffguide.files import safetensors as archives
 from diffguide.sample import main as sample
 from diffguide.train import main
-from diffguide.training import Training
+from diffguide.training.learning_rates import Plan
+from diffguide.training.loop import Training
 
 TRAIN = Path(sysconfig.get_path("scripts")) / "diffguide-train"
 CLOCK = {"images_per_second", "seconds", "data_wait"}
@@ -184,7 +185,10 @@ def test_a_process_that_gets_sigterm_leaves_with_143(tmp_path):
 
 
 def test_a_second_process_on_a_run_is_refused(unfinished, tmp_path, command):
-    code = "import sys, pathlib; from diffguide.runs import only_writer\nwith only_writer(pathlib.Path(sys.argv[1])): input()"
+    code = (
+        "import sys, pathlib; from diffguide.files.run_folders import only_writer\n"
+        "with only_writer(pathlib.Path(sys.argv[1])): input()"
+    )
     holder = start(tmp_path, "-c", code, str(RUN), program=sys.executable, stdin=subprocess.PIPE)
     wait_for(lambda: str(holder.pid) in (unfinished / ".lock").read_text(), holder)
     before = {path: path.read_bytes() for path in unfinished.rglob("*") if path.is_file()}

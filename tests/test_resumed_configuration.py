@@ -8,7 +8,7 @@ import pytest
 from omegaconf import OmegaConf
 from short_run import RUN
 
-from diffguide import checkpoints
+from diffguide.checkpoints import store as checkpoints
 from diffguide.train import main
 
 

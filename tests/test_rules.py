@@ -11,9 +11,9 @@ from diffusers.guiders import magnitude_aware_guidance as diffusers_mambo
 from diffusers.guiders import tangential_classifier_free_guidance as diffusers_tcfg
 from rule_sides import SCHEDULES, SHAPE, TIME, every_schedule, numbers, sides
 
-from diffguide.denoisers import Prediction
 from diffguide.guidance.projections import APG, FDG, TCFG
 from diffguide.guidance.rules import CFGPlusPlus, CFGZero, Mambo, Rescale, Threshold
+from diffguide.models.protocols import Prediction
 from diffguide.schedules import Flow
 
 INF = math.inf

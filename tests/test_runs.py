@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from diffguide.runs import WriteError, claim_version, write_atomically, write_together
+from diffguide.files.run_folders import WriteError, claim_version, write_atomically, write_together
 
 
 def fill(folder):

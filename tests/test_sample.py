@@ -13,15 +13,15 @@ from PIL import Image
 from short_run import SMALL
 
 import diffguide
-from diffguide import checkpoints
+from diffguide.checkpoints import store as checkpoints
 from diffguide.class_names import resolve_labels
-from diffguide.denoisers import Denoiser
 from diffguide.guidance import ClassifierFree
+from diffguide.models.protocols import Denoiser
 from diffguide.sample import main
 from diffguide.samplers import DDIM, DDPM, DPMpp2M, Euler, Heun, generate
 from diffguide.samplers.grids import Karras, UniformLogSNR, UniformT
+from diffguide.sampling.sources import training_data
 from diffguide.schedules import EDM
-from diffguide.sources import training_data
 from diffguide.train import main as train
 
 KARRAS = Karras(rho=7.0, noise_level_min=None, noise_level_max=None)

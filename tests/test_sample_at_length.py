@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from diffguide.sample import main
-from diffguide.sampling import Stream
+from diffguide.sampling.run import Stream
 
 SCRIPTS = Path(sysconfig.get_path("scripts"))
 SAMPLE = SCRIPTS / "diffguide-sample"
@@ -90,7 +90,7 @@ if where == "shard":
     numpy.savez = half(numpy.savez, int(when))
 elif where == "archive":
     import diffguide.results
-    diffguide.results.write_archive = half(diffguide.results.write_archive, int(when))
+    diffguide.sampling.outputs.write_archive = half(diffguide.sampling.outputs.write_archive, int(when))
 else:
     images.save = half(lambda path, picture: picture.save(path), int(when))
 main(sys.argv[2:])

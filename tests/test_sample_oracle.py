@@ -13,10 +13,10 @@ import torch
 from omegaconf import OmegaConf
 from PIL import Image
 
-from diffguide import results
 from diffguide.datasets.gmm2d import GMM2D
 from diffguide.sample import main
-from diffguide.sampling import Stream
+from diffguide.sampling import outputs as results
+from diffguide.sampling.run import Stream
 
 GMM = ["oracle=gmm2d", "n=200", "sampler.steps=6", "batch_size=50"]
 

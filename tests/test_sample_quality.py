@@ -9,27 +9,33 @@ from pathlib import Path
 import pytest
 import torch
 
-from diffguide import tables
 from diffguide.datasets import GMM2D, Dataset, Digits, Split
 from diffguide.evaluate import main as evaluate
-from diffguide.evaluation import comparison
-from diffguide.evaluation.features import Features, Pixels
-from diffguide.evaluation.frechet import Moments, frechet_distance
-from diffguide.evaluation.kernels import squared_mmd
-from diffguide.evaluation.local import Local, splits_of
 from diffguide.evaluation.metric import Measured, MetricError, Subject
 from diffguide.evaluation.parts import Parts
-from diffguide.evaluation.quality import copies, density_coverage, distance_ratio, precision_recall, two_nearest
-from diffguide.evaluation.samples import Quality
+from diffguide.evaluation.quality import figures as comparison
+from diffguide.evaluation.quality.features import Features, Pixels
+from diffguide.evaluation.quality.frechet import Moments, frechet_distance
+from diffguide.evaluation.quality.kid import squared_mmd
+from diffguide.evaluation.quality.local import Local, splits_of
+from diffguide.evaluation.quality.metric import Quality
+from diffguide.evaluation.quality.precision_recall import (
+    copies,
+    density_coverage,
+    distance_ratio,
+    precision_recall,
+    two_nearest,
+)
+from diffguide.figures import tables
+from diffguide.files.shards import write_archive
 from diffguide.guidance import Unguided
 from diffguide.guidance.contrast import ClassifierFree
-from diffguide.interrupts import Stopped
 from diffguide.oracles import Empirical, GMM2DLaw
+from diffguide.runtime.signals import Stopped
 from diffguide.sample import main as sample
 from diffguide.samplers import DDIM
 from diffguide.samplers.grids import UniformLogSNR
 from diffguide.schedules import Cosine
-from diffguide.shards import write_archive
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from diffguide.sample import main
-from diffguide.sampling import Stream
+from diffguide.sampling.run import Stream
 
 MODEL = Path("outputs/train/digits/v001")
 RUN = Path("outputs/sample/digits/v001")
@@ -197,7 +197,7 @@ def test_a_pipe_in_a_run_is_told(stopped, command, name):
 
 
 def test_a_second_process_on_a_run_is_refused(stopped, command):
-    code = "import sys; from pathlib import Path; from diffguide.runs import only_writer\n"
+    code = "import sys; from pathlib import Path; from diffguide.files.run_folders import only_writer\n"
     code += "with only_writer(Path(sys.argv[1])): print(flush=True); input()"
     holder = subprocess.Popen(
         [sys.executable, "-c", code, RUN], cwd=stopped, stdin=subprocess.PIPE, stdout=subprocess.PIPE

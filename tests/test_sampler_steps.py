@@ -8,7 +8,7 @@ import torch
 from all_samplers import every_sampler
 from closed_forms import ExactMixture, two_classes
 
-from diffguide.denoisers import Denoiser, Prediction
+from diffguide.models.protocols import Denoiser, Prediction
 from diffguide.randomness import Noise
 from diffguide.samplers import DPMpp2MSDE, DPMpp3MSDE, SASolver
 from diffguide.samplers.grids import UniformT

@@ -10,7 +10,7 @@ from all_samplers import SAMPLERS, every_sampler, published
 from closed_forms import ExactMixture, Mixture, gaussian, karras_levels, two_classes
 from scipy.integrate import solve_ivp
 
-from diffguide.denoisers import DenoiserWrapper, Prediction
+from diffguide.models.protocols import DenoiserWrapper, Prediction
 from diffguide.randomness import Noise
 from diffguide.samplers import DDIM, DDPM, DPMpp2M, Euler, Heun, generate
 from diffguide.samplers.grids import Karras, UniformLogSNR, UniformT

@@ -12,15 +12,15 @@ import torch
 from closed_forms import ExactMixture, two_classes
 from joint_energies import COVARIANCES, LABELS, MEANS, TRUTH, WEIGHTS, MixtureLogits, exact
 
-from diffguide.counters import EnergyCounter, EvaluationCounter
 from diffguide.guidance import Unguided
-from diffguide.joint_energy import JointEnergy
+from diffguide.models.evaluation_counters import EnergyCounter, EvaluationCounter
+from diffguide.models.joint_energy import JointEnergy
 from diffguide.oracles import GaussianMixture
 from diffguide.randomness import Noise
 from diffguide.sample import main as sample
 from diffguide.samplers import SGLD, Heun, generate
 from diffguide.samplers.grids import UniformT
-from diffguide.sampling import Stream
+from diffguide.sampling.run import Stream
 from diffguide.schedules import Cosine
 from diffguide.train import main as train
 

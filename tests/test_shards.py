@@ -6,7 +6,7 @@ import zipfile
 import numpy
 import pytest
 
-from diffguide.shards import START, ShardError, Shards, read_rows, write_archive
+from diffguide.files.shards import START, ShardError, Shards, read_rows, write_archive
 
 KINDS = {
     "grey": numpy.random.default_rng(0).integers(0, 256, (23, 8, 8, 1)).astype(numpy.uint8),

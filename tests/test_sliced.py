@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from diffguide.backbones import MLP, Backbone, UNet
+from diffguide.models.parameterizations import Eps, Flow, V
 from diffguide.objectives import Denoising, Sliced
 from diffguide.objectives.levels import NoiseLevels, UniformTime
 from diffguide.objectives.resampling import LossSecondMoment
 from diffguide.objectives.weights import Uniform
-from diffguide.parameterizations import Eps, Flow, V
 from diffguide.schedules import Cosine, Monotone
 
 COSINE = Cosine(6.0, -5.0)

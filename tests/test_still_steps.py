@@ -12,11 +12,11 @@ from exact_models import oracle
 from potential_laws import Towards
 from scipy.integrate import solve_ivp
 
-from diffguide.counters import EvaluationCounter
-from diffguide.denoisers import SamplingError
 from diffguide.guidance import ClassifierFree
 from diffguide.guidance.potentials import PotentialGuidance
 from diffguide.guidance.rules import CFGZero
+from diffguide.models.evaluation_counters import EvaluationCounter
+from diffguide.models.protocols import SamplingError
 from diffguide.randomness import Noise
 from diffguide.samplers import DDIM, DDIMInversion, Heun, Restart, TimeTravel
 from diffguide.samplers.grids import UniformT

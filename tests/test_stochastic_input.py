@@ -7,8 +7,8 @@ import torch
 from all_samplers import published
 from closed_forms import ExactMixture, two_classes
 
-from diffguide.denoisers import ExactDenoiser
 from diffguide.guidance import ClassifierFree
+from diffguide.models.protocols import ExactDenoiser
 from diffguide.randomness import Noise
 from diffguide.samplers import (
     AnnealedLangevin,

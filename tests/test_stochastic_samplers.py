@@ -10,7 +10,7 @@ from affine import terminal_law
 from all_samplers import published
 from closed_forms import ExactMixture, gaussian, karras_levels
 
-from diffguide.counters import EvaluationCounter
+from diffguide.models.evaluation_counters import EvaluationCounter
 from diffguide.samplers import (
     DDPM,
     AnnealedLangevin,

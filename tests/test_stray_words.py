@@ -7,13 +7,13 @@ from omegaconf import OmegaConf
 from small_checkpoint import save
 
 import diffguide
-from diffguide.annotations import parameters
-from diffguide.arguments import read_flags
-from diffguide.configuration import ConfigError, config_dir
+from diffguide.cli.arguments import read_flags
+from diffguide.cli.stray_words import strays
+from diffguide.config.build import ConfigError, config_dir
+from diffguide.config.options import choice_for
 from diffguide.evaluate import main as evaluate
-from diffguide.options import choice_for
+from diffguide.nodes.type_checks import parameters
 from diffguide.sample import main as sample
-from diffguide.stray_words import strays
 from diffguide.train import main as train
 
 MAINS = {"train": train, "sample": sample, "eval": evaluate}

@@ -10,8 +10,8 @@ from closed_forms import gaussian
 from exact_models import oracle
 from potential_laws import COSINE, Towards
 
-from diffguide.counters import EvaluationCounter
 from diffguide.guidance.potentials import LGD, MPGD
+from diffguide.models.evaluation_counters import EvaluationCounter
 from diffguide.randomness import Noise
 from diffguide.samplers import DDIM, DDPM, DPMpp2M, ExactDDPM, Restart, TimeTravel
 from diffguide.samplers.grids import UniformLogSNR, UniformT

@@ -14,15 +14,16 @@ from sklearn.neighbors import NearestNeighbors
 from sklearn.svm import SVC
 from small_checkpoint import CONFIG, change, put
 
-from diffguide import curves, tradeoff
 from diffguide.datasets import Digits
 from diffguide.evaluation.metric import Panel as PlotPanel
-from diffguide.evaluation.metric import Plot
-from diffguide.old_keys import updated
+from diffguide.figures import curves
+from diffguide.figures.plot_spec import Plot
+from diffguide.nodes.old_names import updated
 from diffguide.sample import main
-from diffguide.sources import at_hand
-from diffguide.sweeps import axis_of, claim_beside, described, run_of
-from diffguide.tradeoff import NoTradeoff, Panel, Run, figure_of, of_oracle
+from diffguide.sampling import tradeoff
+from diffguide.sampling.sources import at_hand
+from diffguide.sampling.sweep import axis_of, claim_beside, described, run_of
+from diffguide.sampling.tradeoff import NoTradeoff, Panel, Run, figure_of, of_oracle
 
 MODEL = "outputs/train/digits/v001"
 DIGITS = [f"checkpoint={MODEL}", "guidance=mpgd", "sampler=ddim", "sampler.steps=2"]  # towards brightness

@@ -16,11 +16,12 @@ from safetensors.torch import load_file
 from sklearn.svm import SVC
 
 import diffguide
-from diffguide import objectives, parameterizations, schedules
+from diffguide import objectives, schedules
 from diffguide.backbones import MLP
 from diffguide.datasets import Digits
 from diffguide.evaluate import main as evaluate
 from diffguide.guidance import ClassifierFree
+from diffguide.models import parameterizations
 from diffguide.objectives import Loss
 from diffguide.objectives.levels import UniformTime
 from diffguide.objectives.weights import Uniform
@@ -28,8 +29,8 @@ from diffguide.sample import main as sample
 from diffguide.samplers import DDIM, DDPM, DPMpp2M, Heun, generate
 from diffguide.samplers.grids import Karras, UniformLogSNR, UniformT
 from diffguide.train import main
-from diffguide.training import Diverged, Training
-from diffguide.watch import Watch
+from diffguide.training.divergence import Watch
+from diffguide.training.loop import Diverged, Training
 
 TINY = [
     "backbone.channels=8",
@@ -224,7 +225,7 @@ def test_a_full_device_memory_is_told(tmp_path, command, monkeypatch, arguments)
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(Training, "step", full)
-    monkeypatch.setattr("diffguide.dry_run.cost", full)
+    monkeypatch.setattr("diffguide.training.dry_run.cost", full)
     done = command(main, *TINY, *arguments, at=tmp_path)
     assert done.code == 1 and "raise training.accumulate" in done.err and "Traceback" not in done.err
 
@@ -318,7 +319,7 @@ def test_bad_input_is_told(tmp_path, command, arguments, message):
 def test_own_guidance_trains(tmp_path, command, monkeypatch):
     """As the README describes it: a class that wraps a denoiser, and a file that names it."""
     (tmp_path / "my_guidance.py").write_text(
-        "from diffguide.denoisers import DenoiserWrapper\n"
+        "from diffguide.models.protocols import DenoiserWrapper\n"
         "class Mine(DenoiserWrapper):\n"
         "    def __call__(self, x_t, t, y=None):\n"
         "        return self.denoiser(x_t, t, y)\n"

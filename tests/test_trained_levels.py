@@ -11,9 +11,9 @@ from joint_energies import TRUTH
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from diffguide.backbones import MLP
-from diffguide.energies import LevelClassifier
-from diffguide.evaluation.weighting import Bell, Exact
-from diffguide.evaluation.zero_shot import Budget, ZeroShot
+from diffguide.evaluation.classification.weighting import Bell, Exact
+from diffguide.evaluation.classification.zero_shot import Budget, ZeroShot
+from diffguide.models.level_classifier import LevelClassifier
 from diffguide.objectives import CDM
 from diffguide.oracles import GMM2DLaw
 from diffguide.schedules import TRE

@@ -7,10 +7,10 @@ import pytest
 import torch
 from PIL import Image, ImageSequence
 
-from diffguide.images import layout, write_grid
+from diffguide.figures.image_grids import layout, write_grid
+from diffguide.figures.trajectories import Film, shown_samples, write_images
 from diffguide.sample import main
 from diffguide.schedules import EDM, Cosine
-from diffguide.trajectories import Film, shown_samples, write_images
 
 MODEL = "checkpoint=outputs/train/digits/v001"
 DIGITS = [str(k) for k in range(10)]

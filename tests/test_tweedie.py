@@ -7,8 +7,8 @@ from all_schedules import SCHEDULES
 from closed_forms import two_classes
 
 from diffguide.backbones import Backbone
-from diffguide.parameterizations import EDM, X0, Eps, Flow, Score, V
-from diffguide.preconditioned import Preconditioned
+from diffguide.models.parameterizations import EDM, X0, Eps, Flow, Score, V
+from diffguide.models.preconditioned import Preconditioned
 
 PARAMETERIZATIONS = {"x0": X0(), "eps": Eps(), "score": Score(), "v": V(), "flow": Flow(), "edm": EDM(0.5)}
 MIXTURE = two_classes()

@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from diffguide.backbones import MLP, Backbone
-from diffguide.decoders import Discretized, Gaussian
+from diffguide.models.decoders import Discretized, Gaussian
+from diffguide.models.parameterizations import X0, Eps, V
 from diffguide.objectives.levels import LogitNormal, LogNormal, UniformLogSNR, UniformTime
 from diffguide.objectives.resampling import LossSecondMoment
 from diffguide.objectives.variational import Variational
-from diffguide.parameterizations import X0, Eps, V
 from diffguide.schedules import VE, Cosine, Flow, Monotone
 
 VARIANCES = torch.tensor([0.3, 2.0], dtype=torch.float64)

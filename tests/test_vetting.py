@@ -7,12 +7,12 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from small_checkpoint import CONFIG
 
-from diffguide.archives import CheckpointError
-from diffguide.checkpoints import assemble
-from diffguide.configuration import config_dir
-from diffguide.inspection import check_model
-from diffguide.sources import training_data
-from diffguide.vetting import ROLES, construct, vet
+from diffguide.checkpoints.allowlist import ROLES, construct, vet
+from diffguide.checkpoints.store import assemble
+from diffguide.checkpoints.validation import check_model
+from diffguide.config.build import config_dir
+from diffguide.files.safetensors import CheckpointError
+from diffguide.sampling.sources import training_data
 
 FOLDER = Path(config_dir())
 GRID = {"_target_": "diffguide.samplers.grids.UniformT"}
@@ -94,7 +94,7 @@ def test_every_network_is_seen_without_memory(name):
 
 
 REFUSED = {
-    "engine: another function": ("engine", {"_target_": "diffguide.runs.claim_version", "parent": "x"}),
+    "engine: another function": ("engine", {"_target_": "diffguide.files.run_folders.claim_version", "parent": "x"}),
     "engine: a class": ("engine", {"_target_": "lightning_fabric.Fabric"}),
     "sampler: a grid": ("sampler", GRID),
     "grid: a sampler": ("grid", {"_target_": "diffguide.samplers.heun.Heun", "steps": 2, "grid": GRID}),
@@ -104,7 +104,7 @@ REFUSED = {
         {"_target_": "diffguide.samplers.heun.Heun", "steps": 2, "grid": {"_target_": "os.system"}},
     ),
     "guidance: what it wraps": ("guidance", {"_target_": "diffguide.guidance.contrast.Unguided", "denoiser": GRID}),
-    "training: partial": ("training", {"_target_": "diffguide.training.Training", "_partial_": True}),
+    "training: partial": ("training", {"_target_": "diffguide.training.loop.Training", "_partial_": True}),
     "dataset: numbers beyond 2^62": ("dataset", {"_target_": "diffguide.datasets.gmm2d.GMM2D", "seed": 2**63}),
     "dataset: an interpolation": ("dataset", {"_target_": "diffguide.datasets.gmm2d.GMM2D", "seed": "${oc.env:HOME}"}),
     "a deep node": (
@@ -133,7 +133,7 @@ def test_nodes_in_lists_are_built_where_the_constructor_asks_for_objects(tmp_pat
     monkeypatch.syspath_prepend(tmp_path)
     several, trust = {"_target_": "my_samplers.Several", "grids": [GRID, GRID]}, ["my_samplers.Several"]
     assert [type(grid).__name__ for grid in construct(several, "grid", trust).grids] == ["UniformT"] * 2
-    for stranger in ({"_target_": "os.getcwd"}, {"_target_": "diffguide.parameterizations.V"}, "text"):
+    for stranger in ({"_target_": "os.getcwd"}, {"_target_": "diffguide.models.parameterizations.V"}, "text"):
         with pytest.raises(CheckpointError, match=r"grid\.grids"):
             vet(several | {"grids": [GRID, stranger]}, "grid", trust)
 

@@ -8,11 +8,11 @@ import torch
 from closed_forms import ExactMixture, Mixture, two_classes
 from two_class_points import COSINE, EVERYWHERE, either_time, exact, t, x
 
-from diffguide.counters import EvaluationCounter
-from diffguide.denoisers import Classifier, Prediction
 from diffguide.guidance import Auto, ClassifierFree, Compose, Negative, Nested
 from diffguide.guidance.projections import APG
 from diffguide.guidance.rules import CFGPlusPlus, Linear
+from diffguide.models.evaluation_counters import EvaluationCounter
+from diffguide.models.protocols import Classifier, Prediction
 from diffguide.samplers import Heun
 from diffguide.samplers.grids import UniformLogSNR
 from diffguide.schedules import EDM, Cosine, Flow

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from diffguide.evaluation.weighting import Bell, Even, Exact, Piecewise, UniformTime
+from diffguide.evaluation.classification.weighting import Bell, Even, Exact, Piecewise, UniformTime
 from diffguide.schedules import Cosine, Flow
 
 U = (torch.arange(20000, dtype=torch.float64) + 0.5) / 20000

@@ -9,6 +9,8 @@ from all_schedules import FINITE
 from scipy import stats
 
 from diffguide.backbones import Backbone
+from diffguide.models.parameterizations import EDM as EDMParameterization
+from diffguide.models.parameterizations import X0, Eps, Flow, Score, V
 from diffguide.objectives import Denoising
 from diffguide.objectives.levels import LogitNormal, LogNormal, UniformLogSNR, UniformTime
 from diffguide.objectives.resampling import LossSecondMoment
@@ -22,8 +24,6 @@ from diffguide.objectives.weights import (
     Uniform,
     UniformEps,
 )
-from diffguide.parameterizations import EDM as EDMParameterization
-from diffguide.parameterizations import X0, Eps, Flow, Score, V
 from diffguide.schedules import Cosine, variance_exploding
 from diffguide.schedules import Flow as FlowSchedule
 

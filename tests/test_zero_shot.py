@@ -8,11 +8,11 @@ from exact_models import oracle
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
-from diffguide.configuration import config_dir
-from diffguide.counters import EvaluationCounter
-from diffguide.denoisers import Denoiser, DenoiserWrapper, Prediction
-from diffguide.evaluation.weighting import Bell, Even, Exact, Piecewise, UniformTime
-from diffguide.evaluation.zero_shot import Budget, ZeroShot
+from diffguide.config.build import config_dir
+from diffguide.evaluation.classification.weighting import Bell, Even, Exact, Piecewise, UniformTime
+from diffguide.evaluation.classification.zero_shot import Budget, ZeroShot
+from diffguide.models.evaluation_counters import EvaluationCounter
+from diffguide.models.protocols import Denoiser, DenoiserWrapper, Prediction
 from diffguide.schedules import Cosine, Flow
 
 SCHEDULE = Cosine(14.0, -14.0)

@@ -9,18 +9,18 @@ from closed_forms import Mixture
 from exact_models import oracle
 from small_checkpoint import CONFIG, save
 
+from diffguide.checkpoints.allowlist import construct
 from diffguide.datasets import Dataset, Split
-from diffguide.denoisers import DenoiserWrapper, Prediction
-from diffguide.evaluation.calibration import calibration_error
+from diffguide.evaluation.classification.calibration import calibration_error
+from diffguide.evaluation.classification.weighting import Bell, Exact
+from diffguide.evaluation.classification.zero_shot import Budget, ZeroShot
+from diffguide.evaluation.classification.zero_shot_metric import ZeroShotClassifier
 from diffguide.evaluation.metric import EXAMPLE, Subject
 from diffguide.evaluation.parts import MetricError, Parts
-from diffguide.evaluation.weighting import Bell, Exact
-from diffguide.evaluation.zero_shot import Budget, ZeroShot
-from diffguide.evaluation.zero_shot_metric import ZeroShotClassifier
+from diffguide.models.protocols import DenoiserWrapper, Prediction
 from diffguide.oracles import GaussianMixture
 from diffguide.randomness import fold
 from diffguide.schedules import Cosine, Flow
-from diffguide.vetting import construct
 
 SCHEDULE, NAMES = Cosine(14.0, -14.0), ("a", "b", "c")
 LAW = Mixture([0.5, 0.3, 0.2], [[1.0, 0.0], [-1.0, 0.5], [0.0, -1.0]], [0.3 * np.eye(2)] * 3, [0, 1, 2])

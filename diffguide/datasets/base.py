@@ -147,3 +147,11 @@ def check_facts(name: str, stated: dict[str, int | None], found: dict[str, int |
     for fact, value in found.items():
         if stated[fact] != value:
             raise ValueError(f"dataset.{fact} is {stated[fact]}, but {name} has {value}")
+
+
+def fetch(split: Split | Stream, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Some stored examples (x, y) of a split, read here and now."""
+    if isinstance(split, Split):
+        return split.x[rows], split.y[rows]
+    x, y = zip(*(split[row] for row in rows.tolist()))
+    return torch.stack(x), torch.tensor(y)

@@ -1,7 +1,7 @@
 """The metric of whoever asks for none."""
 
-from ..denoisers import Classifier, Denoiser
-from .density import Density
+from ..models.protocols import Classifier, Denoiser
+from .likelihood.base import Density
 from .metric import Measured, Metric, Subject
 
 __all__ = ["Auto"]

@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from ..datasets import GMM2D, Dataset, Mixture, Tree
-from ..denoisers import Denoiser
+from ..figures.plot_spec import Panel, Plot
+from ..models.protocols import Denoiser
 from ..oracles import AutoguidanceTree, GaussianMixture, GMM2DLaw, Oracle
 from ..randomness import fold
 from ..schedules import Schedule
-from .metric import Figure, Measured, Metric, Panel, Plot, Subject, mean
+from .metric import Figure, Measured, Metric, Subject, mean
 
 __all__ = ["DenoisingError", "excess", "law_of", "squared_errors"]
 

@@ -15,15 +15,16 @@ import numpy
 import torch
 from torch import Tensor
 
-from ..batches import fetch
-from ..counters import EnergyCounter, EvaluationCounter, capable, counter_of
 from ..datasets import Dataset
-from ..denoisers import Classifier, Denoiser, Energy, LogDensity
-from ..energies import LevelClassifier
+from ..datasets.base import fetch
+from ..figures.plot_spec import Plot
+from ..models.evaluation_counters import EnergyCounter, EvaluationCounter, capable, counter_of
+from ..models.level_classifier import LevelClassifier
+from ..models.protocols import Classifier, Denoiser, Energy, LogDensity
 from ..randomness import Noise, fold
 from .parts import MetricError, Parts
 
-__all__ = ["Figure", "Measured", "Metric", "MetricError", "Panel", "Plot", "Subject", "mean"]
+__all__ = ["Figure", "Measured", "Metric", "MetricError", "Subject", "mean"]
 
 SPLITS = ("train", "validation", "test")
 SUBSET, EXAMPLE = 1, 2  # purposes of the seed
@@ -51,31 +52,6 @@ class Figure(NamedTuple):
     n: int
     unit: str
     meaningful: bool = True
-
-
-class Panel(NamedTuple):
-    """One axis of a plot: a column of the curve against its x; the column <column>_se, where there is one, is a band.
-
-    A point whose column <column>_meaningful is false is drawn hollow.
-
-    reference: a horizontal line (label, height), None = none.
-    logarithmic: whether its own axis is.
-    """
-
-    column: str
-    label: str
-    reference: tuple[str, float] | None = None
-    logarithmic: bool = False
-
-
-class Plot(NamedTuple):
-    """A picture of the curve, <name>.png; several models are several lines in it."""
-
-    name: str
-    x: str
-    label: str
-    logarithmic: bool
-    panels: Sequence[Panel]
 
 
 class Measured(NamedTuple):

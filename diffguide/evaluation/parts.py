@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy
 
-from ..runs import write_atomically
+from ..files.run_folders import write_atomically
 
 __all__ = ["MetricError", "Parts"]
 

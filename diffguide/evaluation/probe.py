@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
-from ..denoisers import Denoiser
+from ..models.protocols import Denoiser
 
 __all__ = ["check_conditioning", "conditioning"]
 

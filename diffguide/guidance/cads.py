@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..backbones.conditions import Condition
-from ..denoisers import Denoiser, Prediction
+from ..models.protocols import Denoiser, Prediction
 from ..randomness import Noise
 from .contrast import CONSTANT, LINEAR, ClassifierFree
 from .potentials.base import per_sample

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..backbones.conditions import Condition, Embedding
-from ..denoisers import Classifier, Denoiser, DenoiserWrapper, Prediction
+from ..models.protocols import Classifier, Denoiser, DenoiserWrapper, Prediction
 from ..schedules import Schedule
 
 __all__ = ["ClassGuidance", "ClassifierGuidance", "at_equal_log_snr"]

@@ -1,6 +1,6 @@
 """Networks that torch.compile made have no gradients of gradients."""
 
-from ..denoisers import Denoiser, SamplingError
+from ..models.protocols import Denoiser, SamplingError
 
 __all__ = ["check_uncompiled"]
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..backbones.conditions import Condition, joined, without
-from ..denoisers import Denoiser, DenoiserWrapper, Prediction
+from ..models.protocols import Denoiser, DenoiserWrapper, Prediction
 from .ramps import Constant, Ramp
 from .rules import Linear, Rule, beside
 

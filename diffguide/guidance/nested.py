@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from torch import Tensor
 
 from ..backbones.conditions import Condition
-from ..denoisers import Denoiser, DenoiserWrapper, Prediction
+from ..models.protocols import Denoiser, DenoiserWrapper, Prediction
 
 __all__ = ["Nested"]
 

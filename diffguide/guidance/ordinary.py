@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..denoisers import Denoiser, Prediction, SamplingError
+from ..models.protocols import Denoiser, Prediction, SamplingError
 from .classifier import ClassGuidance, chosen, moved
 from .compiled import check_uncompiled
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..backbones.conditions import Condition, joined
 from ..backbones.perturbations import BlurredQueries, IdentityAttention, Perturbation, SkippedBlocks
-from ..denoisers import Denoiser, DenoiserWrapper, Prediction
+from ..models.protocols import Denoiser, DenoiserWrapper, Prediction
 from .contrast import CONSTANT, LINEAR, Contrast
 from .potentials.base import with_class
 from .ramps import Ramp

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ..decompositions import leading_right_vector
-from ..denoisers import Denoiser, Prediction
+from ..models.protocols import Denoiser, Prediction
+from ..runtime.linear_algebra import leading_right_vector
 from .rules import Rule, beside, inner, mixed, moved, norm
 
 __all__ = ["APG", "FDG", "TCFG"]

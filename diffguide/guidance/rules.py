@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..denoisers import Denoiser, Prediction, SamplingError
+from ..models.protocols import Denoiser, Prediction, SamplingError
 from ..schedules import Schedule
 
 __all__ = ["CFGPlusPlus", "CFGZero", "Linear", "Mambo", "Rescale", "Rule", "Threshold"]

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..backbones.conditions import Condition, Embedding, joined
 from ..class_names import ClassLabel, ClassLabels, class_index, class_indices
-from ..denoisers import Denoiser, Prediction
+from ..models.protocols import Denoiser, Prediction
 from ..schedules import Schedule
 from .contrast import CONSTANT, LINEAR, Contrast, check_null
 from .ramps import Ramp

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from ..backbones import Backbone
 from ..backbones.conditions import Condition
-from ..decoders import of_values
-from ..energies import LevelClassifier, ratio
+from ..models.decoders import of_values
+from ..models.level_classifier import LevelClassifier, ratio
 from ..randomness import Share, normal, uniform
 from ..schedules import Schedule
 from .base import Loss, Objective, check_dropout, check_weights, drop_condition

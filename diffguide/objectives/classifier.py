@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..backbones import Backbone
-from ..classifiers import NoisyClassifier
+from ..models.noisy_classifier import NoisyClassifier
 from ..randomness import Share, normal
 from ..schedules import Schedule
 from .base import Loss, Objective

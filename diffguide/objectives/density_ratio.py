@@ -6,7 +6,7 @@ from torch.nn import functional
 
 from ..backbones import Backbone
 from ..backbones.conditions import Condition, joined
-from ..energies import LevelClassifier
+from ..models.level_classifier import LevelClassifier
 from ..randomness import Share, normal
 from ..schedules import Schedule
 from .base import Loss, Objective, check_dropout, drop_condition

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from ..backbones import Backbone
-from ..noisy_energies import NoisyJointEnergy
+from ..models.noisy_joint_energy import NoisyJointEnergy
 from ..randomness import Share, normal
 from ..schedules import Schedule
 from .base import Loss, Objective, check_dropout, check_weights, drop_condition

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from ..backbones import Backbone
-from ..energies import langevin_step
-from ..joint_energy import JointEnergy, chosen
+from ..models.joint_energy import JointEnergy, chosen
+from ..models.level_classifier import langevin_step
 from ..randomness import Share, normal, uniform
 from ..schedules import NoSchedule, Schedule
 from .base import Diverged, Loss, Objective

@@ -5,9 +5,9 @@ from torch import Tensor
 
 from ..backbones import Backbone
 from ..backbones.conditions import Condition
-from ..energies import check_twice_differentiable
-from ..parameterizations import Parameterization
-from ..preconditioned import Preconditioned
+from ..models.level_classifier import check_twice_differentiable
+from ..models.parameterizations import Parameterization
+from ..models.preconditioned import Preconditioned
 from ..randomness import Share, normal
 from ..schedules import Schedule
 from .base import Loss, Objective, check_dropout, drop_condition

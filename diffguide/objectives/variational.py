@@ -8,9 +8,9 @@ from torch import Tensor
 
 from ..backbones import Backbone
 from ..backbones.conditions import Condition
-from ..decoders import Decoder
-from ..parameterizations import Parameterization
-from ..preconditioned import Preconditioned
+from ..models.decoders import Decoder
+from ..models.parameterizations import Parameterization
+from ..models.preconditioned import Preconditioned
 from ..randomness import Share, normal
 from ..schedules import Schedule
 from .base import Loss, Objective, check_dropout, drop_condition

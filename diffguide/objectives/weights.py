@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from ..parameterizations import Rows
+from ..models.parameterizations import Rows
 
 __all__ = [
     "EDM", "LearnedUncertainty", "Likelihood", "MinSNR", "P2", "SoftMinSNR", "Uniform", "UniformEps", "Weight",

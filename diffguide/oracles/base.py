@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..backbones.conditions import Condition, Embedding
-from ..denoisers import Classifier, ExactDenoiser, LogDensity, Prediction
+from ..models.protocols import Classifier, ExactDenoiser, LogDensity, Prediction
 from ..schedules import Schedule
 
 __all__ = ["Oracle"]

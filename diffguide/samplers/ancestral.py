@@ -5,10 +5,10 @@ import math
 import torch
 from torch import Tensor
 
-from ..counters import capable
-from ..decompositions import symmetric_root
-from ..denoisers import Denoiser, ExactDenoiser, Prediction
+from ..models.evaluation_counters import capable
+from ..models.protocols import Denoiser, ExactDenoiser, Prediction
 from ..randomness import Noise
+from ..runtime.linear_algebra import symmetric_root
 from ..schedules import Schedule
 from .base import Sampler
 from .grids import Grid

@@ -6,8 +6,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..counters import capable
-from ..denoisers import Denoiser, DenoiserWrapper, Energy, ExactDenoiser, LogDensity, Prediction, SamplingError
+from ..models.evaluation_counters import capable
+from ..models.protocols import Denoiser, DenoiserWrapper, Energy, ExactDenoiser, LogDensity, Prediction, SamplingError
 from ..randomness import Noise
 from ..schedules import Schedule
 from .grids import Grid

@@ -8,7 +8,7 @@ import math
 import numpy
 from torch import Tensor
 
-from ..denoisers import Prediction
+from ..models.protocols import Prediction
 from ..schedules import Schedule
 from .grids import Grid
 from .multistep import Level, Multistep, integrals

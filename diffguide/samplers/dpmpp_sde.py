@@ -15,7 +15,7 @@ import numpy
 import torch
 from torch import Tensor
 
-from ..denoisers import Denoiser, Prediction
+from ..models.protocols import Denoiser, Prediction
 from ..randomness import Noise
 from ..schedules import Schedule
 from .ancestral import noise_factor

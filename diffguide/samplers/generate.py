@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..backbones import Embedding
-from ..denoisers import Denoiser, Energy
+from ..models.protocols import Denoiser, Energy
 from ..randomness import Noise
 from .base import Sampler
 

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from ..denoisers import Denoiser
+from ..models.protocols import Denoiser
 from ..randomness import Noise
 from .ancestral import noise_factor
 from .base import Sampler

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from ..backbones.conditions import Condition
-from ..denoisers import Denoiser
+from ..models.protocols import Denoiser
 from .ancestral import move
 
 __all__ = ["DDIMInversion"]

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ..denoisers import Denoiser
+from ..models.protocols import Denoiser
 from ..randomness import Noise
 from .ancestral import move
 from .base import Sampler

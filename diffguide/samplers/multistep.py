@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy
 from torch import Tensor
 
-from ..denoisers import Denoiser, Prediction
+from ..models.protocols import Denoiser, Prediction
 from ..randomness import Noise
 from ..schedules import Schedule
 from .base import Sampler

@@ -6,7 +6,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from ..denoisers import Denoiser
+from ..models.protocols import Denoiser
 from ..randomness import Noise
 from .ancestral import transition_variance
 from .base import Sampler

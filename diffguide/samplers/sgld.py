@@ -5,9 +5,9 @@ import math
 import torch
 from torch import Tensor
 
-from ..counters import capable
-from ..denoisers import Denoiser, Energy, LogDensity
-from ..energies import langevin_step
+from ..models.evaluation_counters import capable
+from ..models.level_classifier import langevin_step
+from ..models.protocols import Denoiser, Energy, LogDensity
 from ..randomness import Noise
 from .base import MOST, Sampler
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ..denoisers import Denoiser, Prediction
+from ..models.protocols import Denoiser, Prediction
 from ..randomness import Noise
 from ..schedules import Schedule
 from .ancestral import move

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from ..denoisers import Denoiser
+from ..models.protocols import Denoiser
 from ..randomness import Noise
 from .ancestral import transition_variance
 from .base import Sampler

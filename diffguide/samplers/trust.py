@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from ..backbones.conditions import Condition
-from ..denoisers import DenoiserWrapper, Prediction
+from ..models.protocols import DenoiserWrapper, Prediction
 from ..schedules import Schedule
 
 __all__ = ["LONGEST", "NARROW", "WIDEST", "FirstPrediction", "OneIncrement", "fall", "trusted"]

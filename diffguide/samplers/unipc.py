@@ -4,7 +4,7 @@ import math
 
 from torch import Tensor
 
-from ..denoisers import Denoiser
+from ..models.protocols import Denoiser
 from ..randomness import Noise
 from .dpmpp import ExponentialMultistep
 from .multistep import Level, accumulate

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ...backbones.conditions import Condition, Embedding
-from ...denoisers import Denoiser, DenoiserWrapper, LogDensity, Prediction, SamplingError
+from ...models.protocols import Denoiser, DenoiserWrapper, LogDensity, Prediction, SamplingError
 from ..compiled import check_uncompiled
 from .values import LogPotential, Potential, evaluated, gradient, made
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ...backbones.conditions import Condition
-from ...denoisers import SamplingError
+from ...models.protocols import SamplingError
 from .base import per_sample
 from .training_free import DRAWS, whole
 from .values import Potential

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ...backbones.conditions import Condition
-from ...denoisers import SamplingError
+from ...models.protocols import SamplingError
 from ...randomness import normal
 from .pictures import Mask, Picture
 from .values import Potential

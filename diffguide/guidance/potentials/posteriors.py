@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ...backbones.conditions import Condition
-from ...denoisers import Denoiser, Prediction, SamplingError
+from ...models.protocols import Denoiser, Prediction, SamplingError
 from .base import Steered, over_rows, per_sample
 from .inverse import Inpaint, LinearProblem
 from .training_free import DRAWS

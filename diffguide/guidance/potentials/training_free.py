@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ...backbones.conditions import Condition
-from ...denoisers import Denoiser, Prediction
+from ...models.protocols import Denoiser, Prediction
 from .base import Steered, over_rows, per_sample
 from .steps import EvenSteps, StepWeights
 from .values import LogPotential

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ...backbones.conditions import Condition
-from ...denoisers import SamplingError
+from ...models.protocols import SamplingError
 
 __all__ = ["LogPotential", "Potential", "evaluated", "gradient", "made", "name_of"]
 

@@ -1,0 +1,1 @@
+"""Checkpoints: reading and writing them, validating what they hold, allowing what they may build."""

@@ -1,0 +1,210 @@
+"""What a saved configuration may build: diffguide's own classes in their places, and what the caller trusts by name.
+
+A file from somebody else names classes. Each name must belong to a module that lies in this package, which is seen before
+anything is imported; must resolve to a class that states this very name (an attribute of a module, a function or another
+name of a class does not); and the class must be one for its place: the class of its role at the top, below it the one
+with which the constructor annotates the argument.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from ..files.safetensors import CheckpointError
+from ..nodes.type_checks import bases, completed, describe, element, fits, named, parameters, takes_callable
+from ..nodes.user_modules import importing
+
+__all__ = ["ROLES", "construct", "vet", "vet_values"]
+
+PACKAGE = Path(__file__).resolve().parents[1]
+WIDEST = 2**20  # of a number that says how large something is: steps, channels, blocks
+LARGEST = 2**62  # of any other whole number
+DEEPEST, MOST = 16, 2**14  # nesting and number of values of a configuration
+
+
+class Role(NamedTuple):
+    """What a top-level node may be.
+
+    Arguments:
+        base: dotted name of the class that its class must derive from, or of the one function that it may name. A name,
+            because some of these modules import this one.
+        given: how many of its first arguments are handed over by position, never by the file.
+        largest: bound on its whole numbers.
+    """
+
+    base: str
+    given: int = 0
+    largest: int = LARGEST
+
+
+ROLES = {
+    "backbone": Role("diffguide.backbones.base.Backbone", 0, WIDEST),
+    "schedule": Role("diffguide.schedules.base.Schedule", 0, WIDEST),
+    "objective": Role("diffguide.objectives.base.Objective", 2, WIDEST),
+    "dataset": Role("diffguide.datasets.base.Dataset"),
+    "oracle": Role("diffguide.oracles.base.Oracle"),
+    "guidance": Role("diffguide.models.protocols.DenoiserWrapper", 1),
+    "sampler": Role("diffguide.samplers.base.Sampler"),
+    "metric": Role("diffguide.evaluation.metric.Metric"),
+    "grid": Role("diffguide.samplers.grids.Grid"),
+    "training": Role("diffguide.training.loop.Training"),
+    "engine": Role("diffguide.runtime.engine.fabric"),
+}
+
+
+def vet(node: Any, role: str, trust: Sequence[str] = ()) -> Any:
+    """The class (or function) that a node of a saved configuration names, if the node, and all in it, may be built.
+
+    Raises:
+        CheckpointError: a target that is neither diffguide's own for its place nor trusted, an argument that it does not
+            take, a value of another type, whatever could reach further: interpolations, `_partial_`, `_args_`, ...
+    """
+    if isinstance(trust, str) or not all(isinstance(name, str) for name in trust):  # `in` would find parts of a text
+        raise CheckpointError(f"trust must be a list of dotted names of classes, got {trust!r}")
+    base, given, largest = ROLES[role]
+    vet_values(node, role, largest)
+    module, _, name = base.rpartition(".")
+    return vet_node(node, role, (getattr(import_module(module), name),), given, trust)
+
+
+def vet_values(value: Any, where: str, largest: int = LARGEST) -> None:
+    """Refuses what no configuration of ours holds, whoever reads it.
+
+    Raises:
+        CheckpointError: interpolations, YAML tags, keys that Hydra would obey, whole numbers beyond `largest`, too much
+            or too deep nesting.
+    """
+    for count, (key, part, depth) in enumerate(walk(value, where, 0)):
+        if count > MOST or depth > DEEPEST:
+            raise CheckpointError(f"{where} is nested too deep or holds too much to be a configuration")
+        if isinstance(part, dict):
+            for name in part:
+                if not isinstance(name, str) or name in ("hydra", "defaults") or "${" in name:
+                    raise CheckpointError(f"{key} has the key {name!r}, which no saved configuration has")
+        elif isinstance(part, str) and ("${" in part or part.lstrip().startswith("!!")):
+            raise CheckpointError(f"{key} holds an interpolation or a YAML tag: {part!r}")
+        elif isinstance(part, int) and not -largest <= part <= largest:
+            raise CheckpointError(f"{key} is {str(part)[:24]}, which is out of all proportion")
+
+
+def walk(value: Any, key: str, depth: int) -> Iterator[tuple[str, Any, int]]:
+    """(key, value, depth) of a value and of everything in it; stops one below the deepest."""
+    yield key, value, depth
+    if depth > DEEPEST:
+        return
+    named = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for name, part in named:
+        yield from walk(part, f"{key}.{name}", depth + 1)
+
+
+def vet_node(
+    node: Any, where: str, base: tuple[Any, ...], given: int, trust: Sequence[str], partial: bool = False
+) -> Any:
+    """`vet` of one node whose target must be, or derive from, one of `base`; `partial` = it may be called later."""
+    if not isinstance(node, dict) or not isinstance(node.get("_target_"), str):
+        raise CheckpointError(f"{where} has no _target_")
+    target = node["_target_"]
+    resolved = resolve(target, where) if target in trust else resolve_own(target, where, base)
+    if getattr(resolved, "foreign", False) and target not in trust:
+        raise CheckpointError(
+            f"{where} names {target}, which runs the program in a file; if you trust it, say trust=[{target}]"
+        )
+    taken = parameters(resolved)
+    if taken is not None:
+        taken = dict(list(taken.items())[given:])
+    for key, value in node.items():
+        if key == "_target_" or (partial and key == "_partial_" and value is True):
+            continue
+        if key.startswith("_") or (taken is not None and key not in taken):
+            raise CheckpointError(f"{where}.{key} is not an argument of {target}")
+        vet_value(value, f"{where}.{key}", Any if taken is None else taken[key], trust)
+    return resolved
+
+
+def vet_value(value: Any, where: str, hint: Any, trust: Sequence[str]) -> None:
+    """`vet` of an argument, which may be a node, or a list or mapping of nodes, where its annotation asks for objects."""
+    if isinstance(value, dict) and (rest := completed(hint)) is not None:
+        vet_node(value, where, (rest[1],), rest[0], trust, partial=True)
+    elif isinstance(value, dict) and named(hint) is not None and "_target_" not in value:
+        for name, part in value.items():
+            if name.startswith("_"):
+                raise CheckpointError(f"{where}.{name} is not an argument of a mapping")
+            vet_value(part, f"{where}.{name}", named(hint), trust)
+    elif isinstance(value, dict):
+        if not bases(hint) and hint is not Any:
+            raise CheckpointError(f"{where} is a node, and none is taken from a file there")
+        vet_node(value, where, bases(hint), 0, trust, takes_callable(hint))
+    elif isinstance(value, list) and element(hint) is not None and not (plain(value) and fits(value, hint)):
+        for index, part in enumerate(value):
+            vet_value(part, f"{where}.{index}", element(hint), trust)
+    elif not fits(value, hint):
+        raise CheckpointError(f"{where} must be {describe(hint)}, got {value!r}")
+
+
+def plain(value: Any) -> bool:
+    """Whether there is no node in a value: then its type is all that there is to it."""
+    return not any(isinstance(part, dict) for _, part, _ in walk(value, "", 0))
+
+
+def resolve_own(target: str, where: str, base: tuple[Any, ...]) -> Any:
+    """The class or function of diffguide that a name says, without importing anything that is not ours."""
+    package, *inner, _ = target.split(".") if target.count(".") else ("", "")
+    if package != "diffguide" or not all(part.isidentifier() for part in target.split(".")):
+        raise CheckpointError(
+            f"{where} names {target}, which is not diffguide's; if you trust it, say trust=[{target}]"
+        )
+    path = PACKAGE.joinpath(*inner)
+    if not (path.with_name(f"{path.name}.py").is_file() or (path / "__init__.py").is_file()):
+        raise CheckpointError(f"{where} names {target}, which does not exist here")
+    resolved = resolve(target, where)
+    states = f"{getattr(resolved, '__module__', None)}.{getattr(resolved, '__qualname__', None)}"
+    classes = tuple(part for part in base if isinstance(part, type))
+    if states != target or not (resolved in base or (isinstance(resolved, type) and issubclass(resolved, classes))):
+        wanted = " or ".join(part.__name__ for part in base) or "object"
+        raise CheckpointError(f"{where} names {target}, which is no {wanted} of diffguide")
+    return resolved
+
+
+def resolve(target: str, where: str) -> Any:
+    """What a dotted name says."""
+    module, _, name = target.rpartition(".")
+    try:
+        with importing(target):
+            return getattr(import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise CheckpointError(f"{where} names {target}, which does not exist here") from error
+
+
+def construct(node: Any, role: str, trust: Sequence[str], *args: Any, device: str = "cpu") -> Any:
+    """The object that a node of a saved configuration describes, if it may be built.
+
+    Arguments:
+        args: handed to its constructor by position.
+        device: `meta` = shapes without memory, where the class is diffguide's own.
+
+    Raises:
+        CheckpointError: as `vet`.
+    """
+    vet(node, role, trust)
+    return build(node, args, device)
+
+
+def build(node: dict, args: Sequence[Any], device: str) -> Any:
+    """The object of a node that was vetted."""
+    target = node["_target_"]
+    arguments = {key: built(value) for key, value in node.items() if key != "_target_"}
+    with torch.device("meta") if device == "meta" and target.startswith("diffguide.") else nullcontext():
+        return resolve(target, "node")(*args, **arguments)
+
+
+def built(value: Any) -> Any:
+    """An argument with the nodes in it built."""
+    if isinstance(value, dict) and "_target_" in value:
+        return build(value, (), "cpu")
+    if isinstance(value, dict):
+        return {name: built(part) for name, part in value.items()}
+    return [built(part) for part in value] if isinstance(value, list) else value

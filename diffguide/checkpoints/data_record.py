@@ -1,0 +1,113 @@
+"""Where the data of a run lay and what they were: recorded in the run folder and its checkpoints, and held against today's.
+
+A checkpoint says {sha256, count, path} of its data; data.json in the run folder lists the files too, so that what was
+added, removed or replaced can be named.
+"""
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..datasets import Dataset
+from ..datasets.fingerprints import Fingerprint, difference
+from ..files.run_folders import strict_json, write_atomically
+from ..files.safetensors import printable
+
+__all__ = ["FILE", "changes", "check_record", "described", "located", "read", "record", "seen", "write"]
+
+FILE = "data.json"
+LONGEST, LARGEST = 4096, 2**28  # characters of a path, bytes of a data.json
+
+
+def record(data: Dataset) -> dict[str, Any]:
+    """What a checkpoint says of its data: their hash, their number, and the absolute path of their folder, if any."""
+    found = data.fingerprint()
+    path = None if data.folder is None else os.path.abspath(data.folder)
+    return {"sha256": found.sha256, "count": found.count, "path": path}
+
+
+def write(path: Path, data: Dataset) -> None:
+    """Writes the record with the list of files.
+
+    Raises:
+        WriteError: the disk is full, the folder is gone, ...
+    """
+    text = strict_json(record(data) | {"files": data.fingerprint().files}, indent=1) + "\n"
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def check_record(value: Any) -> None:
+    """Holds what a file says of its data against what `record` makes.
+
+    Raises:
+        ValueError: it says something else.
+    """
+    fitting = (
+        isinstance(value, dict)
+        and isinstance(value.get("sha256"), str)
+        and re.fullmatch("[0-9a-f]{64}", value["sha256"])
+        and isinstance(value.get("count"), int)
+        and isinstance(value.get("path"), str | None)
+        and len(value["path"] or "") <= LONGEST
+        and "\0" not in (value["path"] or "")
+    )
+    if not fitting:
+        raise ValueError("data must hold a sha256, a count and a path")
+
+
+def read(folder: Path) -> dict[str, Any] | None:
+    """The record in a run folder; None where there is none, or none that we wrote."""
+    path = folder / FILE
+    try:
+        if not path.is_file() or path.stat().st_size > LARGEST:
+            return None
+        found = json.loads(path.read_text(encoding="utf-8"))
+        check_record(found)
+    except (OSError, ValueError, RecursionError):
+        return None
+    return found
+
+
+def seen(folder: Path, metadata: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The record of a run's newest checkpoint, with the list of files where the run folder's is of the same data.
+
+    The path is that of the run folder: the run may have been continued with data that had moved.
+    """
+    own, beside = metadata.get("data"), read(folder)
+    if own is None or beside is None:
+        return own
+    same = own["sha256"] == beside["sha256"]
+    return own | {"path": beside["path"]} | ({"files": beside.get("files")} if same else {})
+
+
+def listed(before: Mapping[str, Any]) -> Fingerprint:
+    """The fingerprint in a record, with its files if they are plain texts."""
+    files = before.get("files")
+    plain = isinstance(files, dict) and all(isinstance(value, str) for value in files.values())
+    return Fingerprint(before["sha256"], before["count"], files if plain else None)
+
+
+def changes(before: Mapping[str, Any] | None, data: Dataset) -> dict[str, Any] | None:
+    """What of the data is no more what a record says; None where nothing is, or there is no record."""
+    return None if before is None else difference(listed(before), data.fingerprint())
+
+
+def described(changed: Mapping[str, Any]) -> str:
+    """Changes in words: 2 files added (a.png, b.png), 1 replaced (c.png)."""
+    if "examples" in changed:
+        before, now = changed["examples"]
+        return f"other contents, {before} examples or files then, {now} now"
+    parts = []
+    for kind, part in changed.items():
+        names = ", ".join(map(printable, part["first"])) + (", ..." if part["count"] > len(part["first"]) else "")
+        parts.append(f"{part['count']} files {kind} ({names})")
+    return ", ".join(parts)
+
+
+def located(node: Mapping[str, Any], before: Mapping[str, Any] | None) -> dict[str, Any]:
+    """A saved data set's node with the path where its data lie: the recorded one, or, if that is gone, the one typed."""
+    path = before and before["path"]
+    return dict(node) | ({"path": path} if path and "path" in node and os.path.exists(path) else {})

@@ -1,0 +1,142 @@
+"""What a checkpoint says, held against itself: its facts, its tensors, and the network that its configuration describes."""
+
+import math
+import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules import module as registration
+
+from ..files.safetensors import CheckpointError, printable, shorten
+from ..models.protocols import Classifier, Denoiser
+from .allowlist import LARGEST, vet_values
+from .data_record import check_record
+from .extension import Extension
+
+__all__ = ["at_most", "check_facts", "check_finite", "check_model", "compare"]
+
+PARTS = ("dataset", "backbone", "schedule", "objective")  # of a saved configuration
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+BIGGEST = 2**24  # numbers in one example, 3 x 2364 x 2364
+
+
+def check_facts(metadata: dict[str, Any]) -> None:
+    """What a file says beside its tensors; makes the names of its classes printable.
+
+    Raises:
+        CheckpointError: facts that are missing, of another type, out of proportion, or that disagree.
+    """
+    config, names, shape = metadata["config"], metadata.get("class_names"), metadata.get("shape")
+    vet_values(config, "config")
+    for part in PARTS:
+        if not isinstance(config, dict) or not isinstance(config.get(part), dict):
+            raise CheckpointError(f"its configuration lacks the node {part}")
+    if not isinstance(config.get("name"), str) or not re.fullmatch(r"[^/\0]{1,200}", config["name"]):
+        raise CheckpointError(f"its configuration has no name that a folder could have: {config.get('name')!r}")
+    config["name"] = printable(config["name"])
+    if not whole(metadata.get("images"), 0, LARGEST):
+        raise CheckpointError(f"images must be a whole number of at least 0, got {metadata.get('images')!r}")
+    if not whole(metadata.get("restores", 0), 0, LARGEST):
+        raise CheckpointError(f"restores must be a whole number of at least 0, got {metadata['restores']!r}")
+    try:
+        Extension.read(metadata)
+        if metadata.get("data") is not None:
+            check_record(metadata["data"])
+    except ValueError as error:
+        raise CheckpointError(str(error)) from error
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise CheckpointError(f"class_names must be a list of texts, got {names!r}")
+    metadata["class_names"] = [shorten(printable(name), 200) for name in names]
+    if not isinstance(shape, list) or not 1 <= len(shape) <= 4 or not all(whole(side, 1, BIGGEST) for side in shape):
+        raise CheckpointError(f"shape must be a list of one to four sizes, got {shape!r}")
+    if math.prod(shape) > BIGGEST:
+        raise CheckpointError(f"shape {shape} is that of no example: more than 2^24 numbers")
+    channels, size = config["dataset"].get("channels"), config["dataset"].get("size")
+    stated = [channels, *([size, size] if whole(size, 1, BIGGEST) else shape[1:])]
+    if whole(channels, 1, BIGGEST) and shape != stated:
+        raise CheckpointError(f"shape {shape} is not that of its data: dataset.channels and dataset.size say {stated}")
+
+
+def whole(value: Any, least: int, largest: int) -> bool:
+    """Whether a value is a whole number in a range; true and false are none."""
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= largest
+
+
+@contextmanager
+def at_most(count: int, message: str) -> Iterator[None]:
+    """Stops building where more than `count` modules and tensors are registered: ten numbers can ask for a billion layers.
+
+    Raises:
+        CheckpointError: then, with the message.
+    """
+    thread, registered = threading.get_ident(), 0
+
+    def register(module: nn.Module, name: str, part: Any) -> None:
+        nonlocal registered
+        if threading.get_ident() == thread:
+            registered += 1
+            if registered > count:
+                raise CheckpointError(message)
+
+    hooks = [
+        registration.register_module_module_registration_hook(register),
+        registration.register_module_parameter_registration_hook(register),
+        registration.register_module_buffer_registration_hook(register),
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def compare(held: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
+    """Holds a file's tensors against those of the module that they are for.
+
+    Raises:
+        CheckpointError: one is missing, has no place, is of another shape or type, or holds NaN or infinity.
+    """
+    for names, what in ((wanted.keys() - held.keys(), "lacks"), (held.keys() - wanted.keys(), "has no place for")):
+        if names:
+            raise CheckpointError(f"the network {what} {len(names)} tensors, for one {min(names)}")
+    for name, value in held.items():
+        like = wanted[name]
+        if value.shape != like.shape:
+            raise CheckpointError(f"{name} has the shape {list(value.shape)}, its network needs {list(like.shape)}")
+        if value.dtype != like.dtype and not (value.dtype in FLOATS and like.dtype in FLOATS):
+            raise CheckpointError(f"{name} is of type {value.dtype}, its network needs {like.dtype}")
+        check_finite(value, name)
+
+
+def check_finite(value: Tensor, name: str) -> None:
+    """Raises CheckpointError where a tensor of numbers holds NaN or infinity."""
+    if value.dtype in FLOATS and not value.isfinite().all():
+        raise CheckpointError(f"{name} holds NaN or infinity: that training had diverged")
+
+
+def check_model(model: nn.Module, facts: dict[str, Any]) -> None:
+    """Holds what a file says of its data against its network, by one call without memory.
+
+    Raises:
+        CheckpointError: another number of classes, or examples of a shape that the network does not take.
+    """
+    classes, names, shape = model.num_classes, facts["class_names"], facts["shape"]
+    if len(names) != classes:
+        raise CheckpointError(f"it names {len(names)} classes, its network has {classes}")
+    if not isinstance(model, Denoiser | Classifier) or not any(value.is_meta for value in model.parameters()):
+        return  # trusted networks are real, and may not be callable without memory
+    x, t = torch.empty(1, *shape, device="meta"), torch.tensor(0.5, dtype=torch.float64)
+    try:
+        if isinstance(model, Denoiser):
+            fitting = model(x, t, None).x_0.shape == x.shape
+        else:
+            fitting = model.log_prob(x, t).shape == (1, classes)
+    except (RuntimeError, ValueError) as error:
+        raise CheckpointError(f"its network does not take examples of its shape {shape}: {error}") from error
+    if not fitting:
+        wanted = "the shape of its examples" if isinstance(model, Denoiser) else "one number per class"
+        raise CheckpointError(f"its network does not answer in {wanted}, for examples of shape {shape}")

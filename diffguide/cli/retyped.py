@@ -1,0 +1,176 @@
+"""Options and keys that are typed again for a run that has its own: the run's values are their defaults."""
+
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
+
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from ..checkpoints import store as checkpoints
+from ..config.build import ConfigError
+from ..config.diagnose import dotted, no_key
+from .runner import typed
+
+__all__ = ["ROLES", "again", "inherit", "overridden", "refusal", "trusted", "value_of"]
+
+
+ROLES = (  # nodes of a configuration that are built
+    "oracle", "dataset", "backbone", "schedule", "objective", "guidance", "sampler", "metric", "training", "engine",
+)  # fmt: skip
+TODAYS = {"dry_run"}  # what is never taken from a run
+
+
+def refusal(message: str) -> ConfigError:
+    """One printable line, however long what a foreign file makes us say."""
+    return ConfigError(str(checkpoints.CheckpointError(f"resume: {message}")))
+
+
+def trusted(cfg: DictConfig) -> list[str]:
+    """The names in trust=[...].
+
+    Raises:
+        ConfigError: it is no list of texts.
+    """
+    names = value_of(cfg, "trust") or []
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ConfigError(f"trust must be a list of dotted names, trust=[my.module.Net], got {names!r}")
+    return names
+
+
+def overridden() -> dict[str, bool]:
+    """The keys and groups of this command line, dotted, and whether each was forced (++)."""
+    overrides = OverridesParser.create().parse_overrides(typed())
+    return {override.key_or_group.replace("/", "."): override.is_force_add() for override in overrides}
+
+
+def value_of(cfg: DictConfig, key: str) -> Any:
+    """A value of the composed configuration, plain and resolved; None where there is none.
+
+    Raises:
+        ConfigError: it refers to a key that has no value.
+    """
+    try:
+        value = OmegaConf.select(cfg, key)
+        return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{key}: {str(error).splitlines()[0]}; give {key}=<value>") from error
+
+
+def is_own(group: str, option: str, node: Mapping[str, Any]) -> bool:
+    """Whether an option is the one that a run's node was made from: no option of its group has more values of the node."""
+    loader = GlobalHydra.instance().config_loader()
+    unlike = {}
+    for name in loader.get_group_options(group):
+        file = loader.repository.load_config(f"{group}/{name}")
+        if (
+            file is not None
+            and (found := differing(OmegaConf.to_container(file.config, resolve=False), node)) is not None
+        ):
+            unlike[name] = found
+    return option in unlike and unlike[option] == min(unlike.values())
+
+
+def differing(option: Mapping[str, Any], node: Mapping[str, Any]) -> int | None:
+    """How many values of an option's file differ from a node; None where they are of different classes."""
+    if option.get("_target_") != node.get("_target_"):
+        return None
+    count = 0
+    for key, value in option.items():
+        if isinstance(value, dict):
+            inner = differing(value, node[key]) if isinstance(node.get(key), dict) else None
+            count += len(value) if inner is None else inner
+        elif not (isinstance(value, str) and (value == "???" or "${" in value)):
+            count += node.get(key) != value
+    return count
+
+
+def again(cfg: DictConfig, group: str, choice: str | None, node: Mapping[str, Any]) -> dict[str, Any]:
+    """The node of a group for a run that has its own: that one, with the keys that this command line sets.
+
+    Where the command line takes another option of the group, or has a whole node (of a resumed run), that one.
+
+    Arguments:
+        cfg: as the command line composes it.
+        choice: the option that was typed, None = none.
+        node: of the run.
+
+    Raises:
+        ConfigError: a key that the node does not have.
+    """
+    if group not in cfg:
+        return dict(node)
+    whole = "_target_" in cfg[group] if choice is None else not is_own(group, choice, node)
+    if whole:
+        return value_of(cfg, group)
+    merged = OmegaConf.create(dict(node))
+    for key in overridden():
+        if key.startswith(f"{group}."):
+            parent, _, name = key.removeprefix(f"{group}.").rpartition(".")
+            place = OmegaConf.select(merged, parent) if parent else merged
+            if not OmegaConf.is_dict(place) or name not in place:
+                raise ConfigError(unknown(key, group, node))
+            place[name] = value_of(cfg, key)
+    return OmegaConf.to_container(merged)
+
+
+def unknown(key: str, group: str, node: Mapping[str, Any]) -> str:
+    """A sentence about a key that a run's node does not have."""
+    return f"{no_key(key, list(dotted(dict(node), group)))}; {group} of this run is {node.get('_target_')}"
+
+
+def inherit(cfg: DictConfig, saved: dict[str, Any]) -> DictConfig:
+    """The saved configuration, with every key that this command line sets as it is composed today.
+
+    An option that is typed again takes the run's values; another option of its group takes its own.
+
+    Raises:
+        ConfigError: a key that the run does not have, or a node that may not be built from a file.
+    """
+    keys = overridden()
+    if "experiment" in keys:  # a recipe sets keys everywhere: then the command line has to say it all
+        return OmegaConf.create({key: value_of(cfg, key) for key in cfg})
+    choices = HydraConfig.get().runtime.choices
+    for role in set(ROLES) & set(keys) & set(saved):
+        if isinstance(choices.get(role), str) and is_own(role, choices[role], saved[role]):
+            del keys[role]
+    merged = OmegaConf.create(saved)
+    for key in ("resume", "trust", *TODAYS.intersection(cfg), *keys):
+        value = value_of(cfg, key)
+        parent, _, name = key.rpartition(".")
+        node = OmegaConf.select(merged, parent) if parent else merged
+        if node is None or not OmegaConf.is_dict(node):
+            raise refusal(f"this run has no {parent}, so {key} cannot be set")
+        if keys.get(key) and name not in node:
+            root = key.partition(".")[0]
+            raise refusal(unknown(key, root, OmegaConf.to_container(merged[root])))
+        if value is None and name not in (OmegaConf.select(cfg, parent) if parent else cfg):
+            node.pop(name, None)  # deleted with ~
+        else:
+            node[name] = value
+    if "training" in merged:
+        merged.training.optimizer = value_of(cfg, "training.optimizer")
+    vet_others(cfg, merged)
+    return merged
+
+
+def vet_others(cfg: DictConfig, merged: DictConfig) -> None:
+    """Raises ConfigError for a node that is not as this command line composes it, and may not be built from a file."""
+    for role in set(ROLES) & set(merged):
+        if merged[role] != composed(cfg, role):
+            node = OmegaConf.to_container(merged[role])
+            node.pop("optimizer", None)
+            try:
+                checkpoints.vet(node, role, trusted(cfg))
+            except checkpoints.CheckpointError as error:
+                raise refusal(str(error)) from error
+
+
+def composed(cfg: DictConfig, role: str) -> Any:
+    """A node as the command line composes it; None where it has none, or one that is not complete."""
+    with suppress(ConfigError):
+        return value_of(cfg, role)
+    return None

@@ -1,0 +1,1 @@
+"""From configuration files to objects: composition, type checks, diagnosis of mistakes."""

@@ -1,0 +1,1 @@
+"""Classification: zero-shot, noise-level classifiers, calibration, out-of-distribution detection."""

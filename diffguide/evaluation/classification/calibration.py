@@ -1,0 +1,34 @@
+"""Whether a classifier is right as often as it says."""
+
+import torch
+from torch import Tensor
+
+from ...randomness import fold
+
+__all__ = ["calibration_error"]
+
+BOOTSTRAP, RESAMPLES = 4, 200  # purpose of the seed; resamples of the standard error
+
+
+def calibration_error(confidence: Tensor, correct: Tensor, bins: int, seed: int) -> tuple[float, float]:
+    """ECE = sum_m |B_m| / N * |mean of correct in B_m - mean of confidence in B_m|, and its bootstrap standard error.
+
+    Naeini, Cooper, Hauskrecht 2015; Guo, Pleiss, Sun, Weinberger, "On Calibration of Modern Neural Networks", 2017, arXiv
+    1706.04599, section 2. B_m are the examples with a confidence in ((m - 1) / M, m / M]. A perfectly calibrated classifier
+    has an ECE above 0 too, of the order of sqrt(M / N).
+
+    Arguments:
+        confidence: the largest probability of each example, [N] in (0, 1].
+        correct: 1 where its class is the true one, else 0, [N].
+        bins: M.
+        seed: of the resamples.
+    """
+    confidence, correct = confidence.double(), correct.double()
+    place = (confidence * bins).ceil().long().clamp(1, bins) - 1
+    gaps = torch.zeros(len(place), bins, dtype=torch.float64)
+    gaps[torch.arange(len(place)), place] = correct - confidence
+    rng = torch.Generator().manual_seed(fold(seed, BOOTSTRAP))
+    resamples = torch.stack([
+        gaps[torch.randint(len(place), (len(place),), generator=rng)].sum(0) for _ in range(RESAMPLES)
+    ])  # fmt: skip
+    return float(gaps.mean(0).abs().sum()), float((resamples / len(place)).abs().sum(1).std())

@@ -1,0 +1,225 @@
+"""Out of distribution: does a model's density, confidence or slope tell its data from what they are not?"""
+
+import math
+from collections.abc import Sequence
+
+import numpy
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from ...datasets import Dataset
+from ...datasets.base import fetch
+from ...models.level_classifier import gradient
+from ...models.protocols import Classifier, LogDensity
+from ...randomness import Noise, fold
+from ..metric import PROTOCOLS, Figure, Measured, Metric, Subject
+
+__all__ = ["OOD", "ConfidenceScore", "DensityScore", "Score", "SlopeScore", "auroc"]
+
+OTHER = 6  # purpose of the seed: which examples of another data set
+
+
+def auroc(inside: Tensor, outside: Tensor, paired: bool) -> tuple[float, float]:
+    """P(inside > outside) + P(inside = outside) / 2 and its standard error.
+
+    DeLong, DeLong, Clarke-Pearson, "Comparing the Areas under Two or More Correlated Receiver Operating Characteristic
+    Curves", 1988, eq. 5: from the spread of every example's share of the other side that it beats.
+
+    Arguments:
+        inside, outside: scores [N] and [M], at least two each.
+        paired: whether outside[i] was made of inside[i], so that the two are not independent.
+    """
+    beaten = share(inside, outside)  # of each inside, the outside below it
+    beaten_by = 1 - share(outside, inside)
+    value = float(beaten.mean())
+    if paired:
+        return value, float((beaten + beaten_by).std()) / math.sqrt(len(inside))
+    return value, math.sqrt(float(beaten.var()) / len(inside) + float(beaten_by.var()) / len(outside))
+
+
+def share(of: Tensor, others: Tensor) -> Tensor:
+    """The share of others [M] below each of [N], equal ones as halves; float64."""
+    ordered = others.double().sort().values
+    low, high = (torch.searchsorted(ordered, of.double(), right=right) for right in (False, True))
+    return (low + high).double() / (2 * len(others))
+
+
+class Score:
+    """A number of every example that is larger where a model is at home.
+
+    Attributes:
+        name: in the names of figures.
+        needs: the protocol that a model must have.
+    """
+
+    name: str
+    needs: type
+
+    def __call__(self, model, t: Tensor | None, x: Tensor) -> Tensor:
+        """Scores [B] of x [B, ...]; t None for a model without noise levels, else that of the data."""
+        raise NotImplementedError
+
+
+class DensityScore(Score):
+    """log p(x), up to a constant."""
+
+    name, needs = "density", LogDensity
+
+    def __call__(self, model, t: Tensor | None, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            return model.log_density(x, t, None)
+
+
+class ConfidenceScore(Score):
+    """max_y p(y | x): Hendrycks & Gimpel 2017, arXiv 1610.02136; its logarithm, so that none is rounded to 1."""
+
+    name, needs = "confidence", Classifier
+
+    def __call__(self, model, t: Tensor | None, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            log_prob = model.log_prob(x, t).double()
+        best, place = log_prob.max(1)
+        rest = log_prob.scatter(1, place[:, None], -math.inf).logsumexp(1)
+        return best - rest  # the log-odds, which grow with p
+
+
+class SlopeScore(Score):
+    """-|grad log p(x)|: small slopes where there is mass and not only density, Grathwohl et al. 2020, section 5.3.3."""
+
+    name, needs = "slope", LogDensity
+
+    def __call__(self, model, t: Tensor | None, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            _, slope = gradient(lambda x: model.log_density(x, t, None), x)
+        return -slope.flatten(1).norm(dim=1)
+
+
+def uniform_noise(x: Tensor, noise: Noise) -> Tensor:
+    """Uniform in [-1, 1]."""
+    return (2 * torch.special.ndtr(noise.normal(0.0, 0).double()) - 1).to(x)
+
+
+def constant(x: Tensor, noise: Noise) -> Tensor:
+    """The mean of an example, everywhere."""
+    return x.flatten(1).mean(1).reshape(-1, *[1] * (x.ndim - 1)).expand_as(x)
+
+
+def inverted(x: Tensor, noise: Noise) -> Tensor:
+    """-x: a negative."""
+    return -x
+
+
+def blurred(x: Tensor, noise: Noise) -> Tensor:
+    """An image whose pixels are means of 3 x 3."""
+    return functional.avg_pool2d(functional.pad(x, [1] * 4, mode="replicate"), 3, stride=1)
+
+
+def mirrored(x: Tensor, noise: Noise) -> Tensor:
+    """An image, left to right."""
+    return x.flip(-1)
+
+
+MADE = {"noise": uniform_noise, "constant": constant, "inverted": inverted}  # of an example, and what is random
+OF_IMAGES = {"blurred": blurred, "mirrored": mirrored}
+
+
+class OOD(Metric):
+    """AUROC of a split against noise, constants, negatives, blurred and mirrored images, and another data set.
+
+    0.5 = the score tells nothing, 1 = every example of the split has a higher score, below 0.5 = it is fooled. Grathwohl et
+    al. 2020, arXiv 1912.03263, section 5.3; that a density can be fooled: Nalisnick et al. 2019, arXiv 1810.09136. A model
+    with noise levels is asked at the data, t = 0. Figures auroc_<score>_<against>, with DeLong's standard error.
+
+    Arguments:
+        scores: what is asked of the model.
+        other: a data set of the same shape, whose split of the same name is told apart too; None = none.
+    """
+
+    name = "ood"
+
+    def __init__(self, scores: Sequence[Score], other: Dataset | None):
+        if not scores:
+            raise ValueError("scores must hold at least one score")
+        self.scores, self.other = list(scores), other
+
+    def check(self, subject: Subject) -> None:
+        super().check(subject)
+        for score in self.scores:
+            if subject.able(score.needs) is None:
+                raise ValueError(
+                    f"metric=ood needs {PROTOCOLS[score.needs]} for the score {score.name}; this checkpoint holds a "
+                    f"{subject.holds}"
+                )
+            if score.needs is Classifier and not subject.model.num_classes:
+                raise ValueError(
+                    f"metric=ood needs classes for the score {score.name}; this {subject.holds} has none: take the others "
+                    "alone, metric.scores=[{_target_:diffguide.evaluation.classification.ood.DensityScore}]"
+                )
+            if score.needs is LogDensity and getattr(subject.model, "num_classes", 0) and not subject.model.has_null:
+                raise ValueError(
+                    "metric=ood needs log p(x), so a model that was trained without labels too (p_uncond above 0); this "
+                    f"{subject.holds} never was"
+                )
+        if self.other is not None and tuple(self.other.shape) != tuple(subject.shape):
+            raise ValueError(
+                f"metric.other: its examples are of shape {list(self.other.shape)}, and the model's of {list(subject.shape)}"
+            )
+        if subject.n < 2:
+            raise ValueError(f"metric=ood needs at least 2 examples of the {subject.split} split, got {subject.n}")
+
+    def measure(self, subject: Subject) -> Measured:
+        made = MADE | (OF_IMAGES if len(subject.shape) == 3 else {})
+        parts = []
+        for first in subject.firsts:
+
+            def compute() -> dict[str, numpy.ndarray]:
+                x, _ = subject.batch(first)
+                noise = subject.noise(first)
+                sets = {"data": x} | {name: make(x, noise) for name, make in made.items()}
+                return {f"{kind}_{name}": value for name, x in sets.items() for kind, value in self.answers(subject, x)}
+
+            parts.append(subject.parts.part(f"{first:010d}", compute))
+            subject.progress(min(first + subject.batch_size, subject.n), subject.n, "examples")
+        found = {name: torch.from_numpy(numpy.concatenate([part[name] for part in parts])) for name in parts[0]}
+        found |= self.of_other(subject)
+        figures = {}
+        against = [*made, *([] if self.other is None else ["other"])]
+        for score in self.scores:
+            for name in against:
+                inside, outside = found[f"{score.name}_data"], found[f"{score.name}_{name}"]
+                value, error = auroc(inside, outside, paired=name != "other")
+                figures[f"auroc_{score.name}_{name}"] = Figure(value, error, len(inside) + len(outside), "share")
+        facts = {
+            "against": against, "scores": [score.name for score in self.scores],
+            "at": "the data, without noise" if subject.able(self.scores[0].needs).schedule is None else "t = 0",
+            "other": None if self.other is None else type(self.other).__name__,
+        }  # fmt: skip
+        means = {name: float(value.mean()) for name, value in found.items()}
+        return Measured(figures, facts, details={"mean_scores": means})
+
+    def answers(self, subject: Subject, x: Tensor) -> list[tuple[str, numpy.ndarray]]:
+        """Every score of x, float64."""
+        result = []
+        for score in self.scores:
+            model = subject.able(score.needs)
+            t = None if model.schedule is None else torch.tensor(0.0, dtype=torch.float64)
+            result.append((score.name, score(model, t, x).double().cpu().numpy()))
+        return result
+
+    def of_other(self, subject: Subject) -> dict[str, Tensor]:
+        """The scores of as many examples of the other data set, drawn from the seed, or of all that it has."""
+        if self.other is None:
+            return {}
+        split = getattr(self.other, subject.split)
+        rng = torch.Generator().manual_seed(fold(subject.seed, OTHER))
+        rows, parts = torch.randperm(len(split.y), generator=rng)[: subject.n].sort().values, []
+        for first in range(0, len(rows), subject.batch_size):
+
+            def compute() -> dict[str, numpy.ndarray]:
+                x = self.other.view(fetch(split, rows[first : first + subject.batch_size])[0]).to(subject.device)
+                return {f"{kind}_other": value for kind, value in self.answers(subject, x)}
+
+            parts.append(subject.parts.part(f"other_{first:010d}", compute))
+            subject.progress(min(first + subject.batch_size, len(rows)), len(rows), "other examples")
+        return {name: torch.from_numpy(numpy.concatenate([part[name] for part in parts])) for name in parts[0]}

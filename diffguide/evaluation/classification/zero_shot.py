@@ -1,0 +1,241 @@
+"""A conditional denoiser as a classifier: the class under which it predicts the noise of an image best.
+
+For a denoiser that is E[eps | x_t, y], with w = 1 over all log-SNRs (I-MMSE; Kingma et al. 2021, arXiv 2107.00630, eq. 17-18),
+
+    log p(x | y) - log p(x | y') = 1/2 int w(log_snr) (E||eps - eps_y'||^2 - E||eps - eps_y||^2) d log_snr.
+
+Li et al., "Your Diffusion Model is Secretly a Zero-Shot Classifier", 2023, arXiv 2303.16203; Clark & Jaini, "Text-to-Image
+Diffusion Models are Zero-Shot Classifiers", 2023, arXiv 2303.15233; Chen et al., "Robust Classification via a Single
+Diffusion Model", 2023, arXiv 2305.15241.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ...models.protocols import Denoiser
+from ...randomness import Noise, fold
+from ..likelihood.elbo import legal
+from ..parts import MetricError
+from .weighting import Spacing, Weighting
+
+__all__ = ["Answers", "Budget", "ZeroShot"]
+
+LEVELS = 1  # purpose of an image's seed beside its noise
+GOLDEN = (math.sqrt(5) - 1) / 2  # every prefix of its multiples modulo 1 is spread evenly
+MARKS = tuple(digit * 10**power for power in range(6) for digit in (1, 2, 5))  # evaluations at which answers are noted
+
+
+class Budget:
+    """How many evaluations each class of an image gets: the same for all, or more for those that lead.
+
+    Stages as in Li et al. 2023, arXiv 2303.16203 (its adaptive evaluation); the margin is a paired test on top.
+
+    Arguments:
+        evaluations: of a class that stays to the end, at least 1.
+        stages: [evaluations, keep]: after so many evaluations of each remaining class at most so many classes remain.
+        margin: of a class whose mean lies more than so many standard errors of its paired differences behind the leader's
+            the stage keeps nothing; None = only their number counts. An image with one class left is finished.
+
+    Attributes:
+        stages: those that are reached; the others wait for a larger budget.
+
+    Raises:
+        ValueError: numbers below 1, stages that do not increase in evaluations and decrease in classes, a margin below 0
+            or without stages.
+    """
+
+    def __init__(self, evaluations: int, stages: Sequence[Sequence[int]], margin: float | None):
+        if evaluations < 1:
+            raise ValueError(f"evaluations must be at least 1, got {evaluations}")
+        stages = [tuple(stage) for stage in stages]
+        ends = [0, *(stage[0] for stage in stages)]
+        if any(len(stage) != 2 or stage[1] < 1 for stage in stages) or any(a >= b for a, b in zip(ends, ends[1:])):
+            raise ValueError(
+                "stages must be pairs [evaluations, keep] with evaluations that increase, all at least 1, got "
+                f"{[list(stage) for stage in stages]}"
+            )
+        if any(a[1] < b[1] for a, b in zip(stages, stages[1:])):
+            raise ValueError(f"stages must not keep more than an earlier one, got {[list(stage) for stage in stages]}")
+        if margin is not None and (not stages or not margin >= 0):
+            raise ValueError(f"margin must be at least 0 and needs stages, got {margin:g} and {len(stages)} stages")
+        if margin is not None and stages[0][0] < 2:
+            raise ValueError(
+                f"a margin needs a standard error: the first stage must be after 2 evaluations or more, got {stages[0][0]}"
+            )
+        self.evaluations, self.margin = int(evaluations), margin
+        self.stages = [stage for stage in stages if stage[0] < evaluations]
+
+    def segments(self) -> list[tuple[int, int, int | None]]:
+        """(first, last + 1, classes that are kept then or None) of evaluations between which answers are noted."""
+        keep = dict(self.stages)
+        ends = sorted({mark for mark in MARKS if mark < self.evaluations} | set(keep) | {self.evaluations})
+        return [(first, last, keep.get(last)) for first, last in zip([0, *ends], ends)]
+
+    def remaining(self, logits: Tensor, errors: Tensor, keep: int) -> Tensor:
+        """Which classes a stage keeps, [B, C], of logits [B, C] from the errors [B, C, k] of k evaluations."""
+        place = logits.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+        remains = place < keep
+        if self.margin is not None:
+            leader = logits.argmax(1, keepdim=True)
+            behind = errors - errors.gather(1, leader[..., None].expand(-1, -1, errors.shape[2]))
+            allowed = self.margin * behind.std(2) / math.sqrt(errors.shape[2])
+            remains &= logits >= logits.gather(1, leader) - allowed
+        return remains
+
+    def most(self, classes: int) -> float:
+        """The largest number of evaluations an image can need, per class: what remains at each stage, over all classes."""
+        spent, remaining, first = 0, classes, 0
+        for last, keep in [*self.stages, (self.evaluations, 1)]:
+            spent, remaining, first = spent + remaining * (last - first), min(remaining, keep), last
+        return spent / classes
+
+
+class Answers(NamedTuple):
+    """What the classifier says of N images.
+
+    log_prob: [N, C] normalised log-probabilities, float64.
+    evaluations: [N] of the network for each image, all classes together.
+    running: [M, N] the class that leads after each mark.
+    spent: [M, N] evaluations by then.
+    """
+
+    log_prob: Tensor
+    evaluations: Tensor
+    running: Tensor
+    spent: Tensor
+
+    @classmethod
+    def joined(cls, parts: Sequence["Answers"]) -> "Answers":
+        """Of all images, from those of some at a time."""
+        log_prob, evaluations, running, spent = zip(*parts)
+        return cls(torch.cat(log_prob), torch.cat(evaluations), torch.cat(running, 1), torch.cat(spent, 1))
+
+
+class ZeroShot:
+    """log p(y | x) = -1/(2 T) int w(log_snr) E||eps - eps_hat(x_t, y)||^2 d log_snr + log p(y) + const.
+
+    All classes of an image get the same (log_snr, eps), so that what they share cancels (arXiv 2303.16203, "variance
+    reduction via difference testing"). The log-SNRs of an image are multiples of the golden ratio modulo 1 from a start of
+    its own, through the quantile function of the spacing: evenly spread after any number of evaluations. Everything random
+    about an image is a function of its seed.
+
+    A class that is dropped keeps its distance from the leader of that stage, so that all classes have a probability.
+
+    Arguments:
+        weighting: w.
+        spacing: where the integral is evaluated.
+        budget: how often.
+        temperature: T, positive; 1 = the likelihood as the network states it.
+        chunk: network evaluations in one batch; the answers do not depend on it.
+
+    Raises:
+        ValueError: a temperature or a chunk that is not positive.
+    """
+
+    def __init__(self, weighting: Weighting, spacing: Spacing, budget: Budget, temperature: float, chunk: int):
+        if not 0 < temperature < math.inf:
+            raise ValueError(f"temperature must be a positive number, got {temperature:g}")
+        if chunk < 1:
+            raise ValueError(f"chunk must be at least 1, got {chunk}")
+        self.weighting, self.spacing, self.budget = weighting, spacing, budget
+        self.temperature, self.chunk = float(temperature), int(chunk)
+
+    @torch.no_grad()
+    def __call__(
+        self, denoiser: Denoiser, x_0: Tensor, seeds: Sequence[int], prior: Tensor | None = None,
+        progress: Callable[[float], None] | None = None,
+    ) -> Answers:  # fmt: skip
+        """The answers for images x_0 [N, ...], on the denoiser's device.
+
+        Arguments:
+            seeds: one non-negative integer per image.
+            prior: p(y), [C] positive; None = all classes alike.
+            progress: called with the share of the evaluations that is done, of as many images as fill a chunk.
+
+        Raises:
+            ValueError: a denoiser with fewer than two classes, a prior that is not one, a schedule on which the weighting
+                has no support.
+            MetricError: predictions that are not finite.
+        """
+        classes = denoiser.num_classes
+        if classes < 2:
+            raise ValueError(f"a zero-shot classifier needs a denoiser of two classes or more, got {classes}")
+        prior = torch.full((classes,), 1 / classes) if prior is None else prior.detach().cpu()
+        if prior.shape != (classes,) or not bool((prior > 0).all()) or not bool(prior.isfinite().all()):
+            raise ValueError(
+                f"prior must be a positive probability for each of {classes} classes, got {prior.tolist()}"
+            )
+        log_prior, images, parts = prior.double().log().log_softmax(0), self.images(classes), []
+        for first in range(0, len(x_0), images):
+            rows = slice(first, first + images)
+            parts.append(self.part(denoiser, x_0[rows], list(seeds[rows]), log_prior, progress))
+        return Answers.joined(parts)
+
+    def images(self, classes: int) -> int:
+        """How many images are classified side by side: as many as fill a chunk with one evaluation of every class."""
+        return max(1, self.chunk // classes)
+
+    def part(
+        self, denoiser: Denoiser, x_0: Tensor, seeds: Sequence[int], log_prior: Tensor,
+        progress: Callable[[float], None] | None,
+    ) -> Answers:  # fmt: skip
+        """The answers for the few images whose errors are held at once."""
+        shape = len(x_0), len(log_prior)
+        errors = torch.zeros(*shape, self.budget.evaluations, dtype=torch.float64)
+        alive, count = torch.ones(shape, dtype=torch.bool), torch.zeros(shape, dtype=torch.float64)
+        dropped, running, spent = [], [], []
+        for first, last, keep in self.budget.segments():
+            asked = alive & (alive.sum(1, keepdim=True) > 1)
+            errors[..., first:last] = self.errors(denoiser, x_0, seeds, asked, first, last, progress)
+            count += asked * (last - first)
+            logits = log_prior - errors.sum(2) / count
+            contest = logits.masked_fill(~alive, -torch.inf)
+            leader = contest.argmax(1, keepdim=True)
+            running.append(leader[:, 0])
+            spent.append(count.sum(1))
+            if keep is not None:
+                remains = alive & self.budget.remaining(contest, errors[..., :last], keep)
+                dropped.append((alive & ~remains, leader, logits.gather(1, leader) - logits))
+                alive = remains
+        for gone, leader, gap in reversed(dropped):
+            logits = torch.where(gone, logits.gather(1, leader) - gap, logits)
+        return Answers(logits.log_softmax(1), spent[-1], torch.stack(running), torch.stack(spent))
+
+    def errors(
+        self, denoiser: Denoiser, x_0: Tensor, seeds: Sequence[int], asked: Tensor, first: int, last: int,
+        progress: Callable[[float], None] | None,
+    ) -> Tensor:  # fmt: skip
+        """w / q ||eps - eps_hat(x_t, y)||^2 / (2 T) [B, C, last - first] of these evaluations, 0 where not asked."""
+        schedule, result = denoiser.schedule, torch.zeros(*asked.shape, last - first, dtype=torch.float64)
+        low, high = self.weighting.support(schedule)
+        image, label = asked.nonzero(as_tuple=True)
+        if not len(image):
+            return result
+        owners, owner = image.unique(return_inverse=True)
+        seeds = [seeds[row] for row in owners.tolist()]
+        start = torch.tensor([fold(seed, LEVELS) / 2**63 for seed in seeds], dtype=torch.float64)
+        noise = Noise(seeds, x_0.shape[1:], schedule, x_0.device, x_0.dtype)
+        for entries in torch.arange(len(image) * (last - first)).split(self.chunk):
+            k, pair = entries // len(image), entries % len(image)
+            draws = torch.stack([noise.normal(0.0, first + draw) for draw in range(int(k[0]), int(k[-1]) + 1)])
+            eps = draws[k - k[0], owner[pair]]
+            log_snr, density = self.spacing((start[owner[pair]] + GOLDEN * (first + k)) % 1, low, high)
+            t = legal(schedule.t_of(log_snr).clamp(0, 1), denoiser.levels)
+            alpha, sigma = (scale.to(x_0) for scale in schedule.alpha_sigma(t, x_0.ndim))
+            x_t = alpha * x_0[image[pair]] + sigma * eps
+            eps_hat = denoiser(x_t, t.to(x_0.device), label[pair].to(x_0.device)).eps
+            error = (eps - eps_hat).square().flatten(1).sum(1).cpu().double()
+            weight = self.weighting(log_snr, schedule) / (2 * self.temperature * density)
+            result[image[pair], label[pair], k] = weight * error
+            if progress is not None:
+                progress((first + int(k[-1]) + 1) / self.budget.evaluations)
+        if not bool(result.isfinite().all()):
+            raise MetricError(
+                "the model predicts noise that is not finite for examples of this data: its training diverged, or they are "
+                "not scaled as its own"
+            )
+        return result

@@ -1,0 +1,168 @@
+"""How well a conditional denoiser classifies, and with how many evaluations."""
+
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy
+import torch
+from torch import Tensor
+
+from ...figures.plot_spec import Panel, Plot
+from ...models.protocols import Denoiser
+from ...randomness import fold
+from ..metric import EXAMPLE, Figure, Measured, Metric, Subject, mean
+from .calibration import calibration_error
+from .weighting import Spacing, Weighting
+from .zero_shot import Answers, Budget, ZeroShot
+
+__all__ = ["ZeroShotClassifier"]
+
+
+class ZeroShotClassifier(Metric):
+    """Accuracy, NLL and calibration of p(y | x) from the conditional bounds, and accuracy against evaluations.
+
+    Li et al. 2023, arXiv 2303.16203; see `ZeroShot` for the equation. Evaluations are network calls per image divided by the
+    number of classes, their mean over images.
+
+    Arguments:
+        weighting: over log-SNR; exact is the likelihood's.
+        spacing: where the integral is evaluated; changes the noise of the answers, not what they estimate.
+        evaluations: of a class that stays to the end.
+        stages: [evaluations, keep], see `Budget`.
+        margin: standard errors behind the leader at which a stage drops a class, None = whatever keeps its number.
+        temperature: of the softmax.
+        class_frequencies: whether p(y) is the share of the class in the training split, or the same for all.
+        bins: of confidence, for the calibration error, 1 to 1000.
+        chunk: network evaluations in one batch; changes no figure.
+
+    Raises:
+        ValueError: as `Budget` and `ZeroShot`, or no bins.
+    """
+
+    name = "zero_shot"
+    needs = (Denoiser,)
+    conditional = True
+    labels = True
+
+    def __init__(
+        self, weighting: Weighting, spacing: Spacing, evaluations: int, stages: Sequence[Sequence[int]],
+        margin: float | None, temperature: float, class_frequencies: bool, bins: int, chunk: int,
+    ):  # fmt: skip
+        if not 1 <= bins <= 1000:
+            raise ValueError(f"bins must be 1 to 1000, got {bins}")
+        self.budget = Budget(evaluations, stages, margin)
+        self.classifier = ZeroShot(weighting, spacing, self.budget, temperature, chunk)
+        self.class_frequencies, self.bins = bool(class_frequencies), int(bins)
+
+    def check(self, subject: Subject) -> None:
+        super().check(subject)
+        model = subject.model
+        if model.num_classes < 2:
+            raise ValueError(f"metric=zero_shot needs two classes or more, and this {subject.holds} has one")
+        if model.class_names and list(model.class_names) != list(subject.class_names):
+            raise ValueError(
+                f"metric=zero_shot needs data of the model's classes: it has {', '.join(map(str, model.class_names))}, "
+                f"and the data have {', '.join(map(str, subject.class_names))}"
+            )
+        if model.remembers:
+            raise ValueError(
+                "metric=zero_shot needs a denoiser without memory, whose answer depends on x_t, t and y alone"
+            )
+        low, high = self.classifier.weighting.support(model.schedule)
+        density = self.classifier.spacing(torch.tensor([0.0, 0.5, 1.0], dtype=torch.float64), low, high)[1]
+        if not bool((density > 0).all() and density.isfinite().all()):
+            raise ValueError(
+                f"metric.spacing lies outside the log-SNR {low:g} to {high:g} of metric.weighting: take a centre within, or "
+                "metric/spacing=even"
+            )
+        self.prior(subject)
+
+    def prior(self, subject: Subject) -> Tensor:
+        """p(y), [C].
+
+        Raises:
+            ValueError: a class that the training split has no example of, where its frequency is asked for.
+        """
+        classes = subject.model.num_classes
+        if not self.class_frequencies:
+            return torch.full((classes,), 1 / classes, dtype=torch.float64)
+        y = subject.data.train.y
+        members = y[y >= 0].bincount(minlength=classes).double()
+        if not bool((members > 0).all()):
+            raise ValueError(
+                "metric.class_frequencies=true needs training examples of every class, and "
+                f"{subject.class_names[int(members.argmin())]} has none"
+            )
+        return members / members.sum()
+
+    def measure(self, subject: Subject) -> Measured:
+        prior, y = self.prior(subject), subject.labels
+        classes = len(prior)
+        answers = self.answers(subject, prior)
+        right = (answers.running == y).double()
+        given = answers.log_prob.gather(1, y[:, None])[:, 0]
+        confidence, answer = answers.log_prob.max(1)
+        ece, ece_error = calibration_error(confidence.exp(), right[-1], self.bins, subject.seed)
+        cost = mean(answers.evaluations, "per class and image")
+        low, high = self.classifier.weighting.support(subject.model.schedule)
+        pairs = Counter((int(a), int(b)) for a, b in zip(y, answer) if a != b)
+        names = subject.class_names
+        return Measured(
+            figures={
+                "accuracy": mean(right[-1], "share"),
+                "nll": mean(-given, "nats"),
+                "ece": Figure(ece, ece_error, len(y), "share"),
+                "evaluations": cost._replace(
+                    value=cost.value / classes, standard_error=cost.standard_error and cost.standard_error / classes
+                ),
+            },
+            facts={
+                "most_evaluations": self.budget.most(classes),
+                "stages": [list(stage) for stage in self.budget.stages],
+                "temperature": self.classifier.temperature,
+                "prior": prior.tolist(),
+                "log_snr": [low, high],
+                "bins": self.bins,
+            },
+            curve=[
+                {"evaluations": float(spent.mean()) / classes, "accuracy": found.value, "accuracy_se": found.standard_error}
+                for spent, found in zip(answers.spent, (mean(row, "share") for row in right))
+            ],
+            plots=[
+                Plot("accuracy", "evaluations", "network evaluations per class and image", True,
+                     [Panel("accuracy", "accuracy", ("by chance", 1 / classes))]),
+            ],
+            details={
+                "confusions": [{"class": names[a], "answer": names[b], "n": n} for (a, b), n in pairs.most_common()],
+                "recall": {names[c]: float(right[-1][y == c].mean()) for c in y.unique().tolist()},
+            },
+            arrays={
+                "posteriors": {
+                    "row": subject.rows.numpy(), "label": y.numpy(), "answer": answer.numpy(),
+                    "posterior": answers.log_prob.exp().numpy(), "classes": numpy.array(names),
+                },
+            },
+        )  # fmt: skip
+
+    def answers(self, subject: Subject, prior: Tensor) -> Answers:
+        """Of every example, by as many images as fill a chunk."""
+        parts, images = [], self.classifier.images(len(prior))
+        for first in subject.firsts:
+            x, _ = subject.batch(first)
+            rows = subject.rows[first : first + len(x)].tolist()
+            for place in range(0, len(x), images):
+                seeds = [fold(subject.seed, EXAMPLE, row) for row in rows[place : place + images]]
+                few = x[place : place + images]
+
+                def tell(share: float, done=first + place, few=few):
+                    subject.progress(done + int(share * len(few)), subject.n, "images")
+
+                def compute(few=few, seeds=seeds, tell=tell):
+                    tell(0.0)
+                    found = self.classifier(subject.model, few, seeds, prior, tell)
+                    return {name: value.numpy() for name, value in found._asdict().items()}
+
+                arrays = subject.parts.part(f"{first + place:08d}", compute)
+                parts.append(Answers(**{name: torch.from_numpy(value) for name, value in arrays.items()}))
+                tell(1.0)
+        return Answers.joined(parts)

@@ -1,0 +1,1 @@
+"""Log-likelihoods: the bound, the probability-flow ODE, exact densities."""

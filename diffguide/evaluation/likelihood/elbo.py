@@ -1,0 +1,220 @@
+"""The variational bound of any denoiser on log p(x), in its three parts.
+
+Kingma, Salimans, Poole, Ho, "Variational Diffusion Models", 2021, arXiv 2107.00630, eq. 11 to 18:
+
+    -log p(x) <= KL(q(x_1 | x) || N(0, sigma_1^2 I)) - E log p(x | z_0) + 1/2 int E||eps - eps_hat(x_t)||^2 d log_snr
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ...backbones.conditions import Condition
+from ...models.decoders import Decoder
+from ...models.protocols import Denoiser
+from ...randomness import Noise
+from ...schedules import Schedule
+from .control_variate import GaussianFit
+
+__all__ = ["Bound", "Control", "Piece", "elbo", "legal", "pieces", "reconstruction", "tuned"]
+
+
+class Bound(NamedTuple):
+    """A bound on -log p(x) in nats, [B] float64 each.
+
+    Fields:
+        prior: KL(q(x_1 | x) || N(0, sigma_1^2 I)), exact.
+        reconstruction: -E log p(x | z_0).
+        diffusion: what the denoiser pays at the noise levels between.
+        noise: standard error of their sum that comes from the finite number of draws.
+        terms: the pieces of the diffusion term, [K, B]; their running sums are those of later starts.
+        evaluations: of the denoiser, for each example.
+    """
+
+    prior: Tensor
+    reconstruction: Tensor
+    diffusion: Tensor
+    noise: Tensor
+    terms: Tensor
+    evaluations: int
+
+    @property
+    def nats(self) -> Tensor:
+        return self.prior + self.reconstruction + self.diffusion
+
+
+class Piece(NamedTuple):
+    """A part of the diffusion term: E weight ||eps - eps_hat||^2, log_snr uniform from low to high, float64, 0-d each.
+
+    Where low = high it is one step of a discrete chain. `end` is the log-SNR of the cleaner latent that it leads to.
+    """
+
+    low: Tensor
+    high: Tensor
+    weight: Tensor
+    end: Tensor
+
+    def known(self, fit: GaussianFit, x: Tensor) -> Tensor:
+        """What the piece is for the Gaussian's denoiser, [B]."""
+        if self.low == self.high:
+            return self.weight * fit.mean_error(x, self.low)
+        return self.weight * fit.integral(x, self.low, self.high) / (self.high - self.low)
+
+
+class Control(NamedTuple):
+    """How much of the Gaussian's error is taken off that of the denoiser, a coefficient per piece, [K]."""
+
+    fit: GaussianFit
+    coefficients: Tensor
+
+
+def pieces(
+    schedule: Schedule, levels: int | None, times: Tensor | None = None, log_snr_max: float | None = None
+) -> list[Piece]:
+    """The diffusion term as a sum, from noise to data: strata of log-SNR in continuous time, or the steps of a discrete chain.
+
+    Continuous: 1/2 int E||eps - eps_hat||^2 d log_snr (eq. 18). Discrete, for steps t -> s: sum_t 1/2 (SNR_s / SNR_t - 1)
+    E||eps - eps_hat(x_t)||^2 (eq. 13 and 14), the bound of the ancestral sampler with those times.
+
+    Arguments:
+        levels: strata of equal width, for continuous time.
+        times: 1 = t_T > ... > t_0, float64, in place of `levels`.
+        log_snr_max: where z_0 lies and the decoder takes over, for continuous time; None = the schedule's.
+
+    Raises:
+        ValueError: infinite ends, a log_snr_max beyond the schedule's, levels below 1.
+    """
+    ends = schedule.log_snr_min, start_of(schedule, log_snr_max)
+    if times is not None:
+        log_snr = schedule.log_snr(times).detach().cpu()
+        return [Piece(t, t, torch.expm1(s - t) / 2, s) for t, s in zip(log_snr[:-1], log_snr[1:])]
+    if levels is None or levels < 1:
+        raise ValueError(f"levels must be at least 1, got {levels}")
+    edges = torch.linspace(*ends, levels + 1, dtype=torch.float64)
+    return [Piece(low, high, (high - low) / 2, high) for low, high in zip(edges[:-1], edges[1:])]
+
+
+def start_of(schedule: Schedule, log_snr_max: float | None) -> float:
+    """The log-SNR of z_0, from which a likelihood starts.
+
+    Raises:
+        ValueError: it does not lie within the schedule, or an end is infinite.
+    """
+    low, high = schedule.log_snr_min, schedule.log_snr_max
+    start = high if log_snr_max is None else float(log_snr_max)
+    if math.isinf(low) or math.isinf(high) and start == high:
+        raise ValueError(
+            f"a likelihood needs finite ends, this schedule has log-SNR {low:g} to {high:g}: at an infinite one its "
+            "integral has no value; take a finite schedule.log_snr_min, and a finite log_snr_max there or of the metric"
+        )
+    if not low < start <= high:
+        raise ValueError(f"log_snr_max must lie within the schedule's {low:g} to {high:g}, got {start:g}")
+    return start
+
+
+def draw(piece: Piece, index: int, replicate: int, noise: Noise) -> tuple[Tensor, Tensor]:
+    """log_snr [B] float64 and eps [B, ...] of one evaluation: functions of each example's seed, the piece, the replicate.
+
+    No model and no condition enters: two models, or two classes, are compared with common random numbers.
+    """
+    place = torch.special.ndtr(noise.of((1,)).normal(index, 2 * replicate).double()[:, 0])
+    log_snr = piece.low.to(place) + (piece.high - piece.low).to(place) * place
+    return log_snr, noise.normal(index, 2 * replicate + 1)
+
+
+def squared_error(denoiser: Denoiser, x: Tensor, y: Condition | None, log_snr: Tensor, eps: Tensor) -> Tensor:
+    """||eps - eps_hat(alpha x + sigma eps)||^2, [B] float64."""
+    alpha, sigma = (scale.to(x) for scale in denoiser.schedule.scales(log_snr, x.ndim))
+    t = legal(denoiser.schedule.t_of(log_snr).clamp(0, 1), denoiser.levels)
+    return (eps - denoiser(alpha * x + sigma * eps, t, y).eps).double().square().flatten(1).sum(1)
+
+
+def legal(t: Tensor, levels: Tensor | None) -> Tensor:
+    """The nearest of the times at which a model may be asked: t_of(log_snr(t)) is t up to rounding alone."""
+    return t if levels is None else levels.to(t.device)[(t[:, None] - levels.to(t.device)).abs().argmin(1)]
+
+
+@torch.no_grad()
+def tuned(
+    fit: GaussianFit, denoiser: Denoiser, x: Tensor, y: Condition | None, noise: Noise, terms: Sequence[Piece],
+    progress: Callable[[float], None] | None = None,
+) -> Control:  # fmt: skip
+    """The coefficient of every piece by regression over two draws for each of some *other* examples than those measured.
+
+    With coefficients that do not know the draws they are used on, the estimate stays unbiased, and an example's does not
+    depend on which others are measured with it.
+
+    Arguments:
+        x, y, noise: of the pilot examples, e.g. 64 of the training split.
+        progress: called with the share of the work that is done, after every piece.
+    """
+    coefficients = []
+    for index, piece in enumerate(terms):
+        draws = [draw(piece, index, replicate, noise) for replicate in (0, 1)]
+        own, control = (
+            error(draws[0]) - error(draws[1])
+            for error in (lambda d: squared_error(denoiser, x, y, *d), lambda d: fit.error(x, d[1], d[0]))
+        )
+        coefficients.append((own * control).sum() / control.square().sum().clamp(min=1e-12))
+        if progress is not None:
+            progress((index + 1) / len(terms))
+    return Control(fit, torch.stack(coefficients))
+
+
+def reconstruction(x: Tensor, decoder: Decoder, log_snr: Tensor, samples: Sequence[Tensor]) -> Tensor:
+    """-log p(x | z_0 = alpha x + sigma eps) for each eps [B, ...] of the samples, [R, B] float64."""
+    if not decoder.values:  # a Gaussian's mean over eps is its value where each eps_i^2 is its mean, 1
+        samples = [torch.ones_like(x)] * len(samples)
+    return torch.stack([-decoder.log_prob(x, eps, log_snr).double() for eps in samples])
+
+
+@torch.no_grad()
+def elbo(
+    denoiser: Denoiser, x: Tensor, y: Condition | None, decoder: Decoder, noise: Noise, terms: Sequence[Piece],
+    replicates: int, draws: int, control: Control | None, progress: Callable[[float], None] | None = None,
+) -> Bound:  # fmt: skip
+    """The bound on -log p(x | y), an unbiased estimate for every example.
+
+    With a `Discretized` decoder it bounds the probability of discrete data, with a `Gaussian` one a density. Everything
+    ends at finite ends: beyond z_0 the decoder takes over, and beyond log_snr_min the prior N(0, sigma_1^2 I), from which
+    samplers start; both are terms of the bound, and nothing is neglected.
+
+    Arguments:
+        x: [B, ...] in [-1, 1], on the denoiser's device.
+        y: condition, None = of no row.
+        decoder: p(x | z_0).
+        noise: one seed per example, in the shape and dtype of x.
+        terms: from `pieces`; one evaluation each per replicate.
+        replicates: independent repetitions, at least 2; from them the noise of the estimate is known.
+        draws: of eps for the reconstruction, at least 2, which costs no evaluation.
+        control: from `tuned` with the same pieces; None = none.
+        progress: called with the share of the work that is done, after every evaluation.
+
+    Raises:
+        ValueError: fewer than two replicates or draws, or data that are not the decoder's.
+    """
+    if replicates < 2 or draws < 2:
+        raise ValueError(f"an error estimate needs replicates and draws of at least 2, got {replicates} and {draws}")
+    decoder.check(x)
+    prior = 0.5 * math.exp(terms[0].low) * x.double().square().flatten(1).sum(1)
+    codes = reconstruction(x, decoder, terms[-1].end, [noise.normal(len(terms), k) for k in range(draws)])
+    samples = []
+    for replicate in range(replicates):
+        parts = []
+        for index, piece in enumerate(terms):
+            log_snr, eps = draw(piece, index, replicate, noise)
+            part = piece.weight.to(prior) * squared_error(denoiser, x, y, log_snr, eps)
+            if control is not None:
+                same = piece.weight.to(prior) * control.fit.error(x, eps, log_snr)
+                part = part - control.coefficients[index] * (same - piece.known(control.fit, x))
+            parts.append(part)
+            if progress is not None:
+                progress((replicate * len(terms) + index + 1) / (replicates * len(terms)))
+        samples.append(torch.stack(parts))
+    samples = torch.stack(samples)  # [R, K, B]
+    mean = samples.mean(0)
+    variance = samples.sum(1).var(0) / replicates + codes.var(0) / draws
+    return Bound(prior, codes.mean(0), mean.sum(0), variance.sqrt(), mean, replicates * len(terms))

@@ -1,0 +1,1 @@
+"""Sample quality: features, distances, precision and recall, copies, label agreement."""

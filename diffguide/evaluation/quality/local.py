@@ -1,0 +1,199 @@
+"""Features of a small classifier that is trained here, on the data set's own training split: no download, half a minute."""
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ...datasets import Dataset
+from ...datasets.base import fetch
+from ...figures.image_grids import quantised
+from ...files import safetensors as archives
+from ...files.run_folders import WriteError
+from ..metric import MetricError
+from .features import Extracted, Features
+
+__all__ = ["Local", "LocalNetwork", "accuracy", "learn", "splits_of"]
+
+VERSION = 1  # of network and recipe: it goes up with every change that changes features
+WIDTH, LEAST, MOST = 64, 8, 64  # features; sides of images
+BATCH, RATE, DECAY, SMOOTHING, DROPOUT, NOISE = 100, 2e-3, 0.05, 0.1, 0.3, 0.1
+AT_ONCE = 500  # images of an evaluation
+RECIPE = {
+    "version": VERSION, "width": WIDTH, "batch": BATCH, "rate": RATE, "decay": DECAY, "smoothing": SMOOTHING,
+    "dropout": DROPOUT, "noise": NOISE,
+}  # fmt: skip
+
+
+class LocalNetwork(nn.Module):
+    """Convolutions down to 4 x 4 pixels, then 64 features, then one logit per class.
+
+    Arguments:
+        channels, size: of the images, side 8 to 64 pixels.
+        classes: K.
+    """
+
+    def __init__(self, channels: int, size: int, classes: int):
+        super().__init__()
+        width = 32
+        layers = [nn.Conv2d(channels, width, 3, padding=1), nn.GroupNorm(8, width), nn.SiLU()]
+        while size >= LEAST:
+            outputs, size = min(2 * width, 128), (size + 1) // 2
+            layers += [nn.Conv2d(width, outputs, 3, stride=2, padding=1), nn.GroupNorm(8, outputs), nn.SiLU()]
+            width = outputs
+        self.trunk = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(16 * width, WIDTH))
+        self.head = nn.Sequential(nn.SiLU(), nn.Dropout(DROPOUT), nn.Linear(WIDTH, classes))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(features [B, 64], logits [B, K]) of images in [-1, 1]."""
+        features = self.trunk(x)
+        return features, self.head(features)
+
+
+def learn(
+    images: Tensor, y: Tensor, classes: int, steps: int, seed: int, device: torch.device | str = "cpu",
+    progress: Callable[[int, int, str], None] | None = None,
+) -> LocalNetwork:  # fmt: skip
+    """The network, trained to tell the classes of images: AdamW, cosine decay, shifts by up to an eighth of the side, noise.
+
+    It is a function of its arguments (and of the device's arithmetic); the global generators are left as they are.
+
+    Arguments:
+        images: bytes [N, C, H, W].
+        y: classes [N], 0 to classes - 1.
+        steps: of 100 images.
+        progress: progress(done, total, unit).
+    """
+    devices = [device] if torch.device(device).type == "cuda" else []
+    with torch.random.fork_rng(devices):
+        torch.manual_seed(seed)
+        network = LocalNetwork(images.shape[1], images.shape[2], classes).to(device).train()
+        rng = torch.Generator().manual_seed(seed)
+        optimizer = torch.optim.AdamW(network.parameters(), lr=RATE, weight_decay=DECAY)
+        decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+        for step in range(steps):
+            if progress is not None:
+                progress(step, steps, "steps of the classifier")
+            rows = torch.randint(len(images), (min(BATCH, len(images)),), generator=rng)
+            x = shifted(images[rows].float() / 127.5 - 1, rng)
+            x = (x + NOISE * torch.randn(x.shape, generator=rng)).to(device)
+            logits = network(x)[1]
+            loss = functional.cross_entropy(logits, y[rows].to(device), label_smoothing=SMOOTHING)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            decay.step()
+        return network.eval().requires_grad_(False)
+
+
+def shifted(x: Tensor, rng: torch.Generator) -> Tensor:
+    """Each image moved by up to an eighth of its side, both ways; the border repeats."""
+    side, most = x.shape[2], x.shape[2] // 8
+    corner = torch.randint(2 * most + 1, (len(x), 2), generator=rng)
+    rows, columns = (part + torch.arange(side) for part in corner.T[:, :, None])
+    padded = functional.pad(x, [most] * 4, mode="replicate")
+    batch = torch.arange(len(x))[:, None, None]
+    return padded[batch, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+@torch.no_grad()
+def accuracy(network: LocalNetwork, images: Tensor, y: Tensor, device: torch.device | str = "cpu") -> float:
+    """The share of images (bytes) whose class y the network names."""
+    parts = [network(part.to(device).float() / 127.5 - 1)[1].argmax(1).cpu() for part in images.split(AT_ONCE)]
+    return float((torch.cat(parts) == y).double().mean())
+
+
+def splits_of(data: Dataset, split: str, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """The bytes and classes of examples of a split, as a network sees them; all of them, or some rows."""
+    stored = getattr(data, split)
+    x, y = fetch(stored, torch.arange(len(stored.y)) if rows is None else rows)
+    return quantised(data.view(x)), y
+
+
+class Local(Features):
+    """The 64 features before the last layer of `LocalNetwork`, trained on the training split and kept in a cache.
+
+    Arguments:
+        steps: of training, 100 images each; at least 1.
+        seed: of weights and batches.
+        cache: folder for trained networks, null = none; a file's name is a hash of data, recipe and version.
+
+    Raises:
+        ValueError: no steps, or a negative seed.
+    """
+
+    name, classifies = "local", True
+    network: LocalNetwork | None = None
+
+    def __init__(self, steps: int, seed: int, cache: str | None):
+        if steps < 1 or seed < 0:
+            raise ValueError(f"steps must be at least 1 and seed at least 0, got {steps} and {seed}")
+        self.steps, self.seed, self.cache = steps, seed, None if cache is None else Path(cache).expanduser()
+        self.digest: str | None = None
+
+    def check(self, data: Dataset) -> None:
+        shape = data.shape
+        if len(shape) != 3 or shape[1] != shape[2] or not LEAST <= shape[1] <= MOST:
+            raise ValueError(
+                f"metric.features=local needs square images of {LEAST} to {MOST} pixels a side, and these are "
+                f"{list(shape)}: take metric/features=inception, dinov2, clip or pixels"
+            )
+        known = data.train.y[data.train.y >= 0]
+        if len(known.unique()) < 2:
+            raise ValueError(
+                "metric.features=local learns from classes, and the training split has fewer than two: take "
+                "metric/features=inception, dinov2, clip or pixels"
+            )
+
+    def width(self, shape: Sequence[int]) -> int:
+        return WIDTH
+
+    def prepare(self, data: Dataset, device: torch.device, progress: Callable[[int, int, str], None]) -> None:
+        images, y = splits_of(data, "train")
+        images, y = images[y >= 0], y[y >= 0]
+        self.device, classes = device, len(data.class_names)
+        recipe = RECIPE | {"steps": self.steps, "seed": self.seed, "classes": classes, "shape": list(data.shape)}
+        whole = hashlib.sha256(json.dumps(recipe).encode())
+        for part in (images, y):
+            whole.update(part.contiguous().numpy())
+        self.digest = whole.hexdigest()
+        path = None if self.cache is None else self.cache / f"local-{self.digest[:16]}.safetensors"
+        if path is not None and path.exists():
+            self.network = self.restored(path, classes, data.shape).to(device)
+            return
+        self.network = learn(images, y, classes, self.steps, self.seed, device, progress)
+        if path is not None:
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                archives.write(path, self.network.state_dict(), recipe | {"data": self.digest})
+            except (OSError, WriteError) as error:
+                raise MetricError(f"metric.features.cache={self.cache}: {error}; null = no cache") from error
+
+    def restored(self, path: Path, classes: int, shape: Sequence[int]) -> LocalNetwork:
+        """The network of a file.
+
+        Raises:
+            MetricError: a file that is damaged, or of something else.
+        """
+        network = LocalNetwork(shape[0], shape[1], classes)
+        try:
+            tensors, facts = archives.read(path)
+            if facts.get("data") != self.digest:
+                raise ValueError("it is of other data")
+            network.load_state_dict(tensors)
+        except (ValueError, RuntimeError) as error:
+            raise MetricError(f"the cached features {path} cannot be read ({error}): remove the file") from error
+        return network.eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> Extracted:
+        features, logits = self.network(images.to(self.device).float() / 127.5 - 1)
+        return Extracted(features.cpu(), logits.cpu())
+
+    def facts(self) -> dict[str, Any]:
+        return super().facts() | RECIPE | {"steps": self.steps, "seed": self.seed, "hash": self.digest}

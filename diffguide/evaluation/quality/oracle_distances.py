@@ -1,0 +1,151 @@
+"""Samples of an oracle against exact samples of it: distances, moments and log-densities, each with its floor."""
+
+import math
+import statistics
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...oracles import Oracle
+from ...randomness import fold
+from .distances import (
+    covariance_error,
+    deviation_ratio,
+    directions,
+    energy_distance,
+    mean_error,
+    sliced_wasserstein,
+    wasserstein,
+)
+
+__all__ = ["compare", "figures", "subset"]
+
+REPETITIONS = 5  # pairs of exact sets
+DIRECTIONS = 64
+MOST = {
+    "wasserstein_2": 1000,
+    "sliced_wasserstein_2": 20000,
+    "energy_distance": 2000,
+}  # samples: cubic, n log n, squared
+NUMBERS = 2**22  # in a set of samples that is held
+END = torch.tensor(0.0, dtype=torch.float64)  # t, where samplers end
+SUBSET, FRAMES, EXACT, NOISE = 1, 2, 3, 4  # purposes of the seed
+
+
+def generator(*words: int) -> torch.Generator:
+    """Randomness of one purpose."""
+    return torch.Generator().manual_seed(fold(*words))
+
+
+def subset(n: int, dimensions: int, seed: int) -> list[int]:
+    """The samples that are compared, ascending: all, or as many drawn from a seed as need be held.
+
+    Not the first ones, nor every k-th: with labels in turn or class by class those would be of a few classes.
+    """
+    count = min(n, max(MOST.values()), max(1, NUMBERS // dimensions))
+    return torch.randperm(n, generator=generator(seed, SUBSET))[:count].sort().values.tolist()
+
+
+def compare(
+    oracle: Oracle, x: Tensor, labels: Sequence[int], class_names: Sequence[str], seed: int,
+    stored: Callable[[Tensor], Tensor],
+) -> dict[str, Any]:  # fmt: skip
+    """How far samples are from the oracle's law with the same labels.
+
+    Every distance is the mean over 5 exact sets; `floor` is the same between 5 pairs of exact sets of the same size and
+    labels, `floor_std` their standard deviation. A sampler is as good as exact where the distance is its floor, within a
+    few floor_std. Moments are held against the 5 sets together. All in units of x; moments in the truth's deviations.
+    Vectors that are not finite (`not_finite` of them) have no distance: nan.
+
+    Arguments:
+        oracle: on the CPU.
+        x: samples [n, ...] as they are stored.
+        labels: class per sample, -1 = no condition.
+        class_names: one per class.
+        seed: of the exact sets; their draws have nothing in common with the noise of samples of this seed.
+        stored: what storing does to exact samples [n, ...], so that like is compared with like.
+    """
+    y = torch.tensor(labels)
+    draws = (oracle.sample(len(x), generator(seed, EXACT, k), y)[0] for k in range(2 * REPETITIONS))
+    sets = [stored(x_0).double() for x_0 in draws]
+    x, flat = x.double(), [part.flatten(1) for part in sets]
+    first, second, own = flat[:REPETITIONS], flat[REPETITIONS:], x.flatten(1)
+    frames = directions(own.shape[1], DIRECTIONS, generator(seed, FRAMES))
+    distances = {
+        "wasserstein_2": wasserstein,
+        "sliced_wasserstein_2": lambda a, b: sliced_wasserstein(a, b, frames),
+        "energy_distance": energy_distance,
+    }
+    order = torch.randperm(len(x), generator=generator(seed, SUBSET))
+    classes = {} if bool((y < 0).any()) else {label: str(class_names[label]) for label in y.unique().tolist()}
+    result: dict[str, Any] = (
+        {} if x.ndim > 2 else {"not_finite": int((~own.isfinite().all(1)).sum())}
+    )  # bytes always are
+    for name, distance in distances.items():
+        rows = order[: MOST[name]]
+        result[name] = measured(distance, own, first, second, rows)
+        result[name]["per_class"] = {
+            named: measured(distance, own, first, second, rows[y[rows] == label])
+            for label, named in classes.items()
+            if bool((y[rows] == label).any())
+        }
+    result["sliced_wasserstein_2"]["directions"] = len(frames)
+    truth = torch.cat(second)
+    result["moments"] = {
+        name: {"error": error(own, truth)} | spread([error(part, truth) for part in first])
+        for name, error in {"mean": mean_error, "covariance": covariance_error}.items()
+    }
+    whole = y.repeat(REPETITIONS)
+    result["deviation"] = {"ratio": deviation_ratio(own, truth, y, whole)} | exact(
+        [deviation_ratio(part, truth, y, whole) for part in first]
+    )
+    if x.ndim > 2:  # images are stored as bytes, which have no density
+        return result
+    with suppress(ValueError):  # examples alone have none either, where the schedule ends without noise
+        noised = [at_the_end(oracle, part, generator(seed, NOISE, k)) for k, part in enumerate(sets[:REPETITIONS])]
+        known = exact([log_density(oracle, part, y) for part in noised])
+        result["log_density"] = {"samples": log_density(oracle, x, y)} | known
+    return result
+
+
+def measured(distance, x: Tensor, first: Sequence[Tensor], second: Sequence[Tensor], rows: Tensor) -> dict[str, Any]:
+    """The distance of these rows of x from those of the exact sets, beside that between the exact sets."""
+    finite = bool(x[rows].isfinite().all())
+    own = statistics.mean(distance(x[rows], part[rows]) for part in first) if finite else math.nan
+    return {"distance": own} | spread([distance(a[rows], b[rows]) for a, b in zip(first, second)]) | {"n": len(rows)}
+
+
+def spread(values: Sequence[float]) -> dict[str, Any]:
+    """What exact samples have."""
+    return {"floor": statistics.mean(values), "floor_std": statistics.stdev(values), "repetitions": len(values)}
+
+
+def exact(values: Sequence[float]) -> dict[str, float]:
+    """What exact samples have, of a figure that is not zero for them."""
+    every = torch.tensor(values, dtype=torch.float64)  # of which statistics.stdev takes no nan
+    return {"exact": every.mean().item(), "exact_std": every.std().item()}
+
+
+def at_the_end(oracle: Oracle, x_0: Tensor, rng: torch.Generator) -> Tensor:
+    """alpha x_0 + sigma eps at t = 0, float64: exact samples with the noise that the schedule leaves where samplers end."""
+    alpha, sigma = oracle.schedule.alpha_sigma(END)
+    return alpha * x_0 + sigma * torch.randn(x_0.shape, generator=rng, dtype=torch.float64)
+
+
+def log_density(oracle: Oracle, x: Tensor, y: Tensor) -> float:
+    """mean log p(x | y) at t = 0, the data end of the oracle's schedule, where samplers end."""
+    return oracle.log_density(x, END, y).mean().item()
+
+
+def figures(metrics: dict[str, Any]) -> dict[str, float]:
+    """The few numbers of `compare` that a table or a line on a screen has room for."""
+    shown = {}
+    for name in MOST:
+        shown |= {name: metrics[name]["distance"], f"{name}_floor": metrics[name]["floor"]}
+    shown |= {f"{name}_error": part["error"] for name, part in metrics["moments"].items()}
+    shown["deviation_ratio"] = metrics["deviation"]["ratio"]
+    density = metrics.get("log_density")
+    return shown | ({"log_density": density["samples"], "log_density_exact": density["exact"]} if density else {})

@@ -1,0 +1,186 @@
+"""Features of networks that others trained: Inception through torch-fidelity, DINOv2 and CLIP through transformers."""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+
+import torch
+from torch import Tensor
+
+from ...datasets import Dataset
+from .features import IMAGENET, Extracted, Features, as_rgb, resized
+
+__all__ = ["CLIP", "DINOv2", "Inception"]
+
+WEIGHTS = "weights-inception-2015-12-05-6726825d.pth"
+PLACE = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{WEIGHTS}"
+SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
+CLIP_COLOURS = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+
+
+class Inception(Features):
+    """The 2048 features of Inception-v3 of 2015-12-05, which the FID of papers is stated in; logits of 1008 classes.
+
+    torch-fidelity's conversion, which resizes to 299 x 299 as TensorFlow 1 did. Only the published weights go by this name: the
+    file is held against their SHA-256 before it is read.
+
+    Arguments:
+        weights: the file weights-inception-2015-12-05-6726825d.pth; null = torch's cache, to which it is downloaded.
+
+    Raises:
+        ValueError: torch-fidelity is not installed, no file, another file, or no network to download it.
+    """
+
+    name, resize, classifies = "inception", "TensorFlow 1 bilinear to 299", True
+
+    def __init__(self, weights: str | None):
+        try:
+            from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+        except ImportError:
+            raise ValueError("inception needs torch-fidelity: pip install 'diffguide[fid]'") from None
+        file = published(weights)
+        self.network = FeatureExtractorInceptionV3(
+            "inception-v3-compat", ["2048", "logits_unbiased"], feature_extractor_weights_path=str(file)
+        )
+
+    def check(self, data: Dataset) -> None:
+        of_images(self.name, data)
+
+    def width(self, shape: Sequence[int]) -> int:
+        return 2048
+
+    def prepare(self, data: Dataset, device: torch.device, progress: Callable[[int, int, str], None]) -> None:
+        self.device = device
+        self.network.to(device)
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> Extracted:
+        features, logits = self.network(as_rgb(images).to(self.device))
+        return Extracted(features.float().cpu(), logits.float().cpu())
+
+    def facts(self) -> dict[str, Any]:
+        return super().facts() | {"weights": WEIGHTS}
+
+
+def published(weights: str | None) -> Path:
+    """The file of the published Inception weights.
+
+    Raises:
+        ValueError: it is not there, or another one.
+    """
+    file = Path(torch.hub.get_dir()) / "checkpoints" / WEIGHTS if weights is None else Path(weights).expanduser()
+    if weights is None and not file.is_file():
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(PLACE, str(file), SHA256[:8])
+        except (URLError, OSError, RuntimeError) as error:
+            raise ValueError(
+                f"weights: {WEIGHTS} cannot be downloaded ({error}); say where it lies, "
+                "metric.features.weights=<file>, or take metric/features=local"
+            ) from error
+    if not file.is_file():
+        raise ValueError(f"weights: there is no file {weights}")
+    with open(file, "rb") as opened:
+        found = hashlib.file_digest(opened, "sha256").hexdigest()
+    if found != SHA256:
+        raise ValueError(f"weights: {file} is not {WEIGHTS}: its SHA-256 begins with {found[:8]}, not {SHA256[:8]}")
+    return file
+
+
+class Transformer(Features):
+    """A vision model of `transformers`, in evaluation mode.
+
+    Arguments:
+        model: a local folder, or a name on the hub, which `transformers` then downloads.
+
+    Raises:
+        ValueError: `transformers` is not installed, or there is no such model.
+    """
+
+    kind: str  # of transformers' class
+    colours: Sequence[Sequence[float]]
+
+    def __init__(self, model: str):
+        try:
+            import transformers
+        except ImportError:
+            raise ValueError(f"{self.name} needs transformers: pip install 'diffguide[clip]'") from None
+        try:
+            network = getattr(transformers, self.kind).from_pretrained(model, use_safetensors=True)  # never a pickle
+            self.network = network.eval().requires_grad_(False)
+        except (OSError, ValueError) as error:
+            raise ValueError(f"model: there is no {self.kind} {model}: {str(error).splitlines()[0]}") from error
+        self.model, self.side = model, self.network.config.image_size
+
+    def check(self, data: Dataset) -> None:
+        of_images(self.name, data)
+
+    def prepare(self, data: Dataset, device: torch.device, progress: Callable[[int, int, str], None]) -> None:
+        self.device = device
+        self.network.to(device)
+
+    def facts(self) -> dict[str, Any]:
+        return {"resize": f"bicubic with antialiasing to {self.side}", "model": self.model}
+
+
+class DINOv2(Transformer):
+    """The class token of DINOv2's last layer, normalised by it: the features of FD-DINOv2.
+
+    Stein et al., "Exposing flaws of generative model evaluation metrics", 2023, arXiv 2306.04675, section 3: ViT-L/14 at 224
+    pixels, resized bicubically with antialiasing.
+
+    Arguments:
+        model: a local folder, or a name on the hub: facebook/dinov2-large for comparison with papers.
+        side: of the images that it sees, pixels; a multiple of the model's patches.
+
+    Raises:
+        ValueError: as `Transformer`, or a side of no whole number of patches.
+    """
+
+    name, kind, colours = "dinov2", "Dinov2Model", IMAGENET
+
+    def __init__(self, model: str, side: int):
+        super().__init__(model)
+        patch = self.network.config.patch_size
+        if side < patch or side % patch:
+            raise ValueError(f"side must be a multiple of the model's patches of {patch} pixels, got {side}")
+        self.side = side
+
+    def width(self, shape: Sequence[int]) -> int:
+        return self.network.config.hidden_size
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> Extracted:
+        seen = resized(images.to(self.device), self.side, *self.colours)
+        return Extracted(self.network(pixel_values=seen).last_hidden_state[:, 0].float().cpu())
+
+
+class CLIP(Transformer):
+    """CLIP's image embedding, not normalised: the features of CLIP-FID.
+
+    Kynkaanniemi et al., "The Role of ImageNet Classes in Frechet Inception Distance", 2022, arXiv 2203.06026, appendix A.
+
+    Arguments:
+        model: a local folder, or a name on the hub: openai/clip-vit-base-patch32 for comparison with papers.
+
+    Raises:
+        ValueError: as `Transformer`.
+    """
+
+    name, kind, colours = "clip", "CLIPVisionModelWithProjection", CLIP_COLOURS
+
+    def width(self, shape: Sequence[int]) -> int:
+        return self.network.config.projection_dim
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> Extracted:
+        seen = resized(images.to(self.device), self.side, *self.colours)
+        return Extracted(self.network(pixel_values=seen).image_embeds.float().cpu())
+
+
+def of_images(name: str, data: Dataset) -> None:
+    """Raises ValueError where data are no images of 1 or 3 channels."""
+    if len(data.shape) != 3 or data.shape[0] not in (1, 3):
+        raise ValueError(f"metric.features={name} sees images of 1 or 3 channels, and these are {list(data.shape)}")

@@ -1,0 +1,1 @@
+"""Pictures and tables: image grids, scatter plots, curves, trajectories."""

@@ -1,0 +1,76 @@
+"""Pictures of a metric's curve: a panel per column, a line per model, a band of one standard error."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..files.run_folders import write_atomically
+from .plot_spec import Plot
+
+__all__ = ["HOLLOW", "LEAST_PRECISION", "OPEN", "figure", "write"]
+
+LEAST_PRECISION = 0.05  # with fewer samples among the real examples recall says nothing
+HOLLOW = f"not meaningful: precision below {LEAST_PRECISION}"
+OPEN = {"marker": "o", "markersize": 7, "markerfacecolor": "white", "linestyle": "none"}  # how such a point looks
+TICKS = 8  # of a logarithmic axis: as many values stand there themselves
+COLORS = 10  # that differ well; more lines run through a colour map
+
+
+def figure(plot: Plot, lines: Mapping[str, Sequence[Mapping[str, Any]]]):
+    """A matplotlib figure.
+
+    Arguments:
+        plot: what is drawn against what.
+        lines: curve per name; one without a name needs no legend. A panel whose column no curve has is left out.
+    """
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    panels = [panel for panel in plot.panels if any(panel.column in row for curve in lines.values() for row in curve)]
+    drawn = Figure(figsize=(4.5 * len(panels) + 0.5, 3.8), layout="constrained")
+    axes = drawn.subplots(1, len(panels), squeeze=False)[0]
+    shades = matplotlib.colormaps["viridis"]
+    for axis, panel in zip(axes, panels):
+        for index, (name, curve) in enumerate(lines.items()):
+            color = f"C{index}" if len(lines) <= COLORS else shades(index / (len(lines) - 1))
+            rows = [row for row in curve if number(row.get(panel.column)) and number(row.get(plot.x))]
+            x, y = ([row[column] for row in rows] for column in (plot.x, panel.column))
+            errors = [row.get(f"{panel.column}_se") for row in rows]
+            axis.plot(x, y, marker=".", color=color, label=name)
+            if hollow := [row for row in rows if row.get(f"{panel.column}_meaningful") is False]:
+                places = [[row[column] for row in hollow] for column in (plot.x, panel.column)]
+                axis.plot(*places, color=color, label=HOLLOW, **OPEN)
+            if any(map(number, errors)):
+                spread = [error if number(error) else 0.0 for error in errors]
+                low, high = ([a + sign * b for a, b in zip(y, spread)] for sign in (-1, 1))
+                axis.fill_between(x, low, high, color=color, alpha=0.25, linewidth=0)
+        axis.margins(y=0.08)
+        if panel.reference is not None:
+            label, height = panel.reference
+            axis.axhline(height, color="0.6", linestyle="--")
+            axis.annotate(label, (0.02, height), xycoords=("axes fraction", "data"), color="0.4", va="bottom", size=8)
+        scales = ["log" if logarithmic else "linear" for logarithmic in (plot.logarithmic, panel.logarithmic)]
+        axis.set(xlabel=plot.label, ylabel=panel.label, xscale=scales[0], yscale=scales[1])
+        places = sorted({row[plot.x] for curve in lines.values() for row in curve if number(row.get(plot.x))})
+        if plot.logarithmic and len(places) <= TICKS:  # 2, 4, 8 in place of 2 x 10^0
+            axis.set_xticks(places, [f"{place:g}" for place in places])
+            axis.set_xticks([], minor=True)
+    entries = {name: handle for axis in axes for handle, name in zip(*axis.get_legend_handles_labels()) if name}
+    if entries:
+        drawn.legend(entries.values(), entries, loc="outside lower center", ncols=2, fontsize=8)
+    return drawn
+
+
+def number(value: Any) -> bool:
+    """Whether a value of a curve can be drawn: JSON has infinities as texts."""
+    return isinstance(value, int | float)
+
+
+def write(path: Path, plot: Plot, lines: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+    """Writes `figure` as a PNG.
+
+    Raises:
+        WriteError: the disk is full, the folder is gone, ...
+    """
+    drawn = figure(plot, lines)
+    write_atomically(path, lambda temporary: drawn.savefig(temporary, format="png", dpi=100))

@@ -1,0 +1,134 @@
+"""Pictures of vectors: scatter plots in a plane, histograms on a line, over the data or the exact law."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy
+from torch import Tensor
+
+from ..files.run_folders import write_atomically
+
+__all__ = ["Backdrop", "backdrop", "draw", "figure_of", "write_scatter"]
+
+POINTS = 5000  # of the data, at most
+BINS = 80
+
+
+class Backdrop(NamedTuple):
+    """What vectors are shown in and over.
+
+    Arguments:
+        axes: what is shown of a vector x [D] is x @ axes, [D, 2]; [1, 1] for numbers.
+        names: of the axes.
+        points: data or exact samples [M, 2] or [M, 1], shown; M may be 0.
+        curve: on a line, (x, exact density) [G, 2]; G may be 0.
+        label: of the points in the legend.
+    """
+
+    axes: numpy.ndarray
+    names: list[str]
+    points: numpy.ndarray
+    curve: numpy.ndarray
+    label: str
+
+    def plain(self) -> list:
+        """Plain values, for JSON."""
+        return [part.tolist() if isinstance(part, numpy.ndarray) else part for part in self]
+
+    @classmethod
+    def restored(cls, plain: list) -> "Backdrop":
+        """From `plain`."""
+        axes, names, points, curve, label = plain
+        width = len(names)
+        axes, points = (numpy.reshape(part, (-1, width)) for part in (axes, points))
+        return cls(axes, names, points, numpy.reshape(curve, (-1, 2)), label)
+
+
+def backdrop(
+    x: Tensor | None, dimensions: int, curve: numpy.ndarray | None = None, label: str = "data"
+) -> Backdrop:  # fmt: skip
+    """A backdrop of data x [M, D]: as it is up to the plane, beyond it along its two first principal axes.
+
+    Where there is no data, the first two coordinates.
+    """
+    shown = min(2, dimensions)
+    axes, names = numpy.eye(dimensions, shown), [f"x[{k}]" for k in range(shown)]
+    data = numpy.zeros((0, dimensions)) if x is None else x.double().cpu().numpy()
+    if dimensions > 2 and len(data) > 1 and numpy.ptp(data, axis=0).any():
+        from sklearn.decomposition import PCA
+
+        found = PCA(n_components=2, random_state=0).fit(data)
+        axes = found.components_.T
+        axes = axes * numpy.sign(axes[abs(axes).argmax(0), [0, 1]])  # of the two signs, always the same one
+        shares = 100 * found.explained_variance_ratio_
+        names = [f"principal axis {k} ({share:.0f} % of the variance)" for k, share in enumerate(shares, start=1)]
+    return Backdrop(axes, names, data[:POINTS] @ axes, numpy.zeros((0, 2)) if curve is None else curve, label)
+
+
+def write_scatter(
+    path: Path, panels: Sequence[tuple[str, numpy.ndarray, Sequence[int]]], class_names: Sequence[str], behind: Backdrop
+) -> None:
+    """Writes a PNG with a panel per (title, vectors [N, D], labels).
+
+    Raises:
+        WriteError: the disk is full, the folder is gone, ...
+    """
+    shown = [(title, x @ behind.axes, labels) for title, x, labels in panels]
+    figure = figure_of(shown, class_names, behind)
+    write_atomically(path, lambda temporary: figure.savefig(temporary, format="png", dpi=100, bbox_inches="tight"))
+
+
+def figure_of(panels: Sequence[tuple[str, numpy.ndarray, Sequence[int]]], class_names: Sequence[str], behind: Backdrop):
+    """A figure of (title, x [N, 2] or [N, 1] along the axes of the backdrop, labels), a panel each, of common axes.
+
+    The points of a scatter plot are its axes' last collections, one per class in ascending order.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4.5 * len(panels) + 1, 4.5), layout="constrained")
+    axes = figure.subplots(1, len(panels), squeeze=False, sharex=True, sharey=True)[0]
+    low, high = span([x for _, x, _ in panels], behind)
+    for axis, (title, x, labels) in zip(axes, panels):
+        draw(axis, x, labels, class_names, behind, (low, high))
+        axis.set_title(title)
+    axes[-1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5), markerscale=3)
+    return figure
+
+
+def span(parts: Sequence[numpy.ndarray], behind: Backdrop) -> tuple[float, float]:
+    """The part of a line that histograms show: all that there is."""
+    first = numpy.concatenate([*(x[:, 0] for x in parts), behind.points[:, 0], behind.curve[:, 0]])
+    first = first[numpy.isfinite(first)]
+    low, high = (float(first.min()), float(first.max())) if len(first) else (0.0, 1.0)
+    return (low, high) if low < high else (low - 0.5, high + 0.5)
+
+
+def draw(
+    axis, x: numpy.ndarray, labels: Sequence[int], class_names: Sequence[str], behind: Backdrop,
+    limits: tuple[float, float],
+) -> None:  # fmt: skip
+    """One panel: a scatter plot of equal axes over the data in grey, or a histogram, classes stacked, under the density.
+
+    Arguments:
+        limits: of the histogram's bins.
+    """
+    labels = numpy.asarray(labels)
+    present = numpy.unique(labels).tolist()
+    names = ["no condition" if label < 0 else f"class {class_names[label]}" for label in present]
+    colors, parts = [f"C{label % 10}" for label in present], [x[labels == label] for label in present]
+    if x.shape[1] == 1:
+        edges, parts = numpy.linspace(*limits, BINS + 1), [part[numpy.isfinite(part[:, 0])] for part in parts]
+        weights = [numpy.full(len(part), 1 / (len(x) * (edges[1] - edges[0]))) for part in parts]
+        axis.hist([part[:, 0] for part in parts], edges, weights=weights, stacked=True, color=colors, label=names)
+        if len(behind.curve):
+            axis.plot(*behind.curve.T, color="black", linewidth=1, label="exact density")
+        elif len(behind.points):
+            axis.hist(behind.points[:, 0], edges, density=True, histtype="step", color="0.5", label=behind.label)
+        axis.set(xlabel=behind.names[0], ylabel="density", xlim=limits)
+        return
+    if len(behind.points):
+        axis.scatter(*behind.points.T, s=2, color="0.8", label=behind.label, linewidths=0)
+    for part, color, name in zip(parts, colors, names):
+        axis.scatter(*part.T, s=4, color=color, label=name, linewidths=0)
+    axis.set(xlabel=behind.names[0], ylabel=behind.names[1], aspect="equal")

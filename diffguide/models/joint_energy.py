@@ -1,0 +1,54 @@
+"""Class logits as an energy: a classifier that is a density, without noise levels."""
+
+import torch
+from torch import Tensor, nn
+
+from ..backbones import Backbone
+from .noisy_classifier import check_outputs
+from .protocols import Classifier, Energy
+
+__all__ = ["JointEnergy"]
+
+
+class JointEnergy(nn.Module, Energy, Classifier):
+    """log p(x, y) = f(x)[y], log p(x) = logsumexp f(x), both up to one constant; log p(y | x) = log softmax f(x).
+
+    Grathwohl, Wang, Jacobsen, Duvenaud, Norouzi, Swersky, "Your Classifier is Secretly an Energy Based Model and You Should
+    Treat it Like One", 2020, arXiv 1912.03263, eq. 5 to 7.
+
+    Arguments:
+        backbone: network (x, None, None) -> f [B, number of classes], without noise input.
+
+    Raises:
+        ValueError: a backbone with noise input, one that is told a condition, or one without an output per class.
+    """
+
+    normalized, has_null = False, True
+
+    def __init__(self, backbone: Backbone):
+        super().__init__()
+        check_outputs(backbone, "a joint energy", "convnet")
+        if backbone.noise_conditioned:
+            raise ValueError("a joint energy knows no noise levels: set backbone.noise_conditioned=false")
+        self.backbone, self.num_classes = backbone, backbone.out_features
+
+    def logits(self, x: Tensor) -> Tensor:
+        """f(x), [B, num_classes], float32 at least."""
+        x = x.to(torch.promote_types(x.dtype, torch.float32))
+        return self.backbone(x, None, None).to(x.dtype)
+
+    def log_density(self, x: Tensor, t: Tensor | None = None, y: Tensor | None = None) -> Tensor:
+        """log p(x, y), log p(x) in rows with y = -1 and for y None, up to one constant: [B] nats; t says nothing."""
+        return chosen(self.logits(x), y)
+
+    def log_prob(self, x_t: Tensor, t: Tensor | None = None) -> Tensor:
+        """log p(y | x), [B, num_classes]; t says nothing."""
+        return self.logits(x_t).log_softmax(1)
+
+
+def chosen(logits: Tensor, y: Tensor | None) -> Tensor:
+    """logits[y] of every row, [B], and their logsumexp where y is -1 or None."""
+    whole = logits.logsumexp(1)
+    if y is None:
+        return whole
+    return torch.where(y < 0, whole, logits.gather(1, y.clamp(min=0)[:, None])[:, 0])

@@ -1,0 +1,223 @@
+"""Log-densities whose gradient denoises: energy models that every sampler, guidance and metric takes.
+
+    eps_hat = -sigma grad_x log p_t(x),    x_0_hat = (x + sigma^2 grad_x log p_t(x)) / alpha    (Tweedie)
+
+The gradient's own graph follows the grad mode at entry: an objective and a potential that differentiates through the
+network have it, a sampler, which runs under no_grad, keeps none from one step to the next.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ..backbones import Backbone
+from ..backbones.conditions import Condition
+from ..schedules import Schedule, as_time
+from .protocols import Classifier, Denoiser, LogDensity, Prediction
+
+__all__ = ["LevelClassifier", "gradient", "langevin_step"]
+
+NOISE = 0.02  # how far the scales of the noisiest level may lie from those of N(0, I)
+
+
+def gradient(function: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
+    """(function(x), its gradient), for a function of [B, ...] that answers [B], each row of its own.
+
+    With gradients enabled at entry both can be differentiated again, with respect to parameters and to x.
+    """
+    graph = torch.is_grad_enabled()
+    x = x if graph and x.requires_grad else x.detach().requires_grad_()
+    with torch.enable_grad():
+        value = function(x)
+        (slope,) = torch.autograd.grad(value.sum(), x, create_graph=graph)
+    return (value if graph else value.detach()), slope
+
+
+def langevin_step(
+    log_density: Callable[[Tensor], Tensor], x: Tensor, step_size: float, noise_scale: float, z: Tensor
+) -> Tensor:  # fmt: skip
+    """x + step_size grad log p(x) + noise_scale z, of which no graph is kept.
+
+    With noise_scale = sqrt(2 step_size) its chain has the law p in the limit of small steps (unadjusted Langevin; Welling &
+    Teh, "Bayesian Learning via Stochastic Gradient Langevin Dynamics", 2011, eq. 4); with less noise it is colder.
+
+    Arguments:
+        log_density: of x [B, ...], [B], each row of its own.
+        z: standard normal, in the shape of x.
+    """
+    with torch.no_grad():
+        _, slope = gradient(log_density, x)
+        return x + step_size * slope + noise_scale * z
+
+
+def check_twice_differentiable(backbone: Backbone, what: str) -> None:
+    """
+    Raises:
+        ValueError: a network whose input gradient cannot be trained.
+    """
+    if any(getattr(part, "double_differentiable", True) is False for part in backbone.modules()):
+        raise ValueError(f"{what} differentiates attention twice: set backbone.double_differentiable=true")
+
+
+class LevelClassifier(nn.Module, Denoiser, LogDensity, Classifier):
+    """log p(k | x) of the noise level k that x came from: a denoiser, a density and, given y, a classifier of y.
+
+        log p_k(x) = f(x)[k] - f(x)[T + 1] + log N(x; 0, I) - log(P(k) / P(T + 1))
+        E[eps | x_k = x] = sigma_k (x - grad_x (f(x)[k] - f(x)[T + 1]))
+
+    Levels k = 0..T have the times k / T of the schedule, level T + 1 is N(0, I) and has no time. The logits f are the
+    network's outputs summed up to k, so that each output is a log-ratio of neighbouring levels.
+
+    Yadin, Elata, Michaeli, "Classification Diffusion Models: Revitalizing Density Ratio Estimation", 2024, arXiv
+    2402.10095, theorem 3.1 and eq. 11, 14.
+
+    Arguments:
+        backbone: network (x, None, y) -> [B, steps + 2], without noise input.
+        schedule: noise schedule that ends in N(0, I), with a finite log_snr_min.
+        steps: T, at least 0; 0 = data and noise alone, which has a density and no samples.
+        has_null: whether training dropped the condition, so that y = -1 means something.
+        prior: P(k) in training, [steps + 2] numbers above 0, in any unit; None = uniform.
+
+    Raises:
+        ValueError: a backbone with noise input or another number of outputs, a schedule that does not end in N(0, I), steps
+            or a prior out of range; from calls: a time that is no level.
+    """
+
+    normalized = True
+
+    def __init__(
+        self, backbone: Backbone, schedule: Schedule, steps: int, has_null: bool, prior: Sequence[float] | None = None
+    ):
+        super().__init__()
+        if steps < 0:
+            raise ValueError(f"steps must be at least 0, got {steps}")
+        if backbone.out_features != steps + 2:
+            raise ValueError(
+                f"a classifier of {steps + 2} noise levels needs a network with so many outputs, and this "
+                f"{type(backbone).__name__} "
+                + (f"has {backbone.out_features}" if backbone.out_features else "answers in the shape of the data")
+                + "; take backbone=unet_levels for images, backbone=mlp_levels for vectors"
+            )
+        if backbone.noise_conditioned:
+            raise ValueError(
+                "a classifier of the noise level must not be told it: set backbone.noise_conditioned=false"
+            )
+        if schedule.learned:
+            raise ValueError(f"a classifier of the noise level needs a fixed schedule, got {type(schedule).__name__}")
+        if schedule.zero_terminal_snr:
+            raise ValueError("a classifier of the noise level needs a finite schedule.log_snr_min, such as -10")
+        alpha, sigma = (
+            float(part) for part in schedule.alpha_sigma(torch.tensor(1.0, dtype=torch.float64, device="cpu"))
+        )
+        if alpha > NOISE or abs(sigma - 1) > NOISE:
+            raise ValueError(
+                f"a classifier of the noise level needs a schedule that ends in N(0, I), and {type(schedule).__name__} ends "
+                f"at alpha = {alpha:.3g}, sigma = {sigma:.3g}: take schedule=linear, tre, cosine or flow, with "
+                f"schedule.log_snr_min=-10"
+            )
+        check_twice_differentiable(backbone, "a classifier of the noise level")
+        prior = [1.0] * (steps + 2) if prior is None else list(prior)
+        if len(prior) != steps + 2 or not all(0 < part < math.inf for part in prior):
+            raise ValueError(f"prior must be {steps + 2} finite numbers above 0, one per level, got {prior}")
+        self.backbone, self.schedule, self.steps = backbone, schedule, steps
+        self.num_classes, self.has_null = backbone.num_classes, bool(has_null) or not backbone.conditional
+        self.prior = [part / sum(prior) for part in prior]
+        self.levels = torch.arange(steps, -1, -1, dtype=torch.float64, device="cpu") / max(steps, 1)
+
+    @property
+    def conditional(self) -> bool:
+        return self.backbone.conditional
+
+    @property
+    def compiled(self) -> bool:
+        return self.backbone.compiled
+
+    def logits(self, x: Tensor, y: Condition | None = None) -> Tensor:
+        """f(x), [B, steps + 2], float32 at least."""
+        x = x.to(torch.promote_types(x.dtype, torch.float32))
+        return self.backbone(x, None, y).to(x.dtype).cumsum(1)
+
+    def index(self, t: Tensor | None) -> Tensor:
+        """The level k of a time, in the shape of t; None = 0.
+
+        Raises:
+            ValueError: a time that is no level.
+        """
+        if t is None:
+            return torch.tensor(0)
+        place = as_time(t) * self.steps
+        k = place.round()
+        if t.device.type == "cpu" and bool(((place - k).abs() > 1e-6).any()):
+            wrong = float(t.reshape(-1)[(place - k).abs().reshape(-1).argmax()])
+            raise ValueError(
+                f"this model knows the noise levels t = k / {self.steps} alone, and t = {wrong:.6g} is none"
+            )
+        return k.long()
+
+    def log_ratio(self, x: Tensor, k: Tensor, y: Condition | None = None) -> Tensor:
+        """f(x)[k] - f(x)[T + 1] = log P(k) p_k(x) / (P(T + 1) N(x; 0, I)), [B]; k 0-d or [B]."""
+        return ratio(self.logits(x, y), k)
+
+    def log_density(self, x: Tensor, t: Tensor | None, y: Condition | None = None) -> Tensor:
+        """log p_t(x | y) in nats, [B], in one forward pass; t None = the clean level."""
+        k = self.index(t)
+        value = self.log_ratio(x, k.to(x.device), y)
+        prior = torch.tensor(self.prior, dtype=torch.float64, device=k.device)
+        normal = -0.5 * (x.to(value).square() + math.log(2 * math.pi)).flatten(1).sum(1)
+        return value + normal - (prior[k] / prior[-1]).log().to(value)
+
+    def log_prob(self, x_t: Tensor, t: Tensor | None) -> Tensor:
+        """log p(y | x_t) under equally frequent classes, [B, num_classes]: one forward pass per class."""
+        classes = range(self.num_classes)
+        y = [torch.full((len(x_t),), label, device=x_t.device) for label in classes]
+        return torch.stack([self.log_density(x_t, t, label) for label in y], dim=1).log_softmax(1)
+
+    def forward(self, x_t: Tensor, t: Tensor, y: Condition | None = None) -> Prediction:
+        k = self.index(t)
+        x_t = x_t.to(torch.promote_types(x_t.dtype, torch.float32))
+        _, slope = gradient(lambda x: self.log_ratio(x, k.to(x.device), y), x_t)
+        return self.read(x_t, slope, k)
+
+    def read(self, x: Tensor, slope: Tensor, k: Tensor) -> Prediction:
+        """The estimates that the gradient of `log_ratio` means at levels k: the score is slope - x."""
+        alpha, sigma = self.scales(k, x.ndim)
+        kept, moved = ((1 - sigma**2) / alpha).to(x), (sigma**2 / alpha).to(x)
+        return Prediction(kept * x + moved * slope, sigma.to(x) * (x - slope))
+
+    def level_at(self, place: Tensor) -> Tensor:
+        """The levels whose share of the prior holds places in [0, 1), in their shape."""
+        edges = torch.tensor(self.prior, dtype=torch.float64, device=place.device).cumsum(0)
+        return torch.searchsorted(edges, place, right=True).clamp(max=self.steps + 1)
+
+    def posterior(self, x_0: Tensor, eps: Tensor, k: Tensor) -> Tensor:
+        """log P(j | x, x_0) of every level j, [B, steps + 2] float64, for x = alpha_k x_0 + sigma_k eps, levels k [B].
+
+            P(j | x, x_0) ~ P(j) N(x; alpha_j x_0, sigma_j^2 I)
+
+        With x known as such a sum ||x - alpha_j x_0||^2 is one too, and no difference of large numbers.
+        """
+        x_0, eps = as_time(x_0.flatten(1)), as_time(eps.flatten(1))  # float64, where the device has it
+        k = k.to(x_0.device)
+        alpha, sigma = self.scales(torch.arange(self.steps + 2, device=k.device), 1)
+        shift, own = alpha[k][:, None] - alpha, sigma[k][:, None]
+        squares = [(a * b).sum(1, keepdim=True) for a, b in ((x_0, x_0), (x_0, eps), (eps, eps))]
+        distance = shift**2 * squares[0] + 2 * shift * own * squares[1] + own**2 * squares[2]
+        prior = torch.tensor(self.prior, dtype=torch.float64, device=k.device).log()
+        joint = prior - x_0.shape[1] * sigma.log() - 0.5 * distance / sigma**2
+        drawn = torch.nn.functional.one_hot(k, self.steps + 2).bool()
+        joint = joint.where(sigma > 0, -math.inf)  # exact data know where they are from, and nothing else is exact data
+        return torch.where(own > 0, joint, torch.where(drawn, 0.0, -math.inf)).log_softmax(1)
+
+    def scales(self, k: Tensor, ndim: int) -> tuple[Tensor, Tensor]:
+        """alpha_k and sigma_k as `Schedule.alpha_sigma` shapes them; 0 and 1 at level T + 1."""
+        k = as_time(k)
+        alpha, sigma = self.schedule.alpha_sigma((k / max(self.steps, 1)).clamp(max=1), ndim)
+        reference = (k > self.steps).reshape(alpha.shape)
+        return torch.where(reference, 0.0, alpha), torch.where(reference, 1.0, sigma)
+
+
+def ratio(logits: Tensor, k: Tensor) -> Tensor:
+    """logits[k] - logits[-1] of every row, [B]; k 0-d or [B]."""
+    return logits.gather(1, k.expand(len(logits))[:, None])[:, 0] - logits[:, -1]

@@ -1,0 +1,60 @@
+"""Classifiers of noisy data: log p(y | x_t) at every noise level."""
+
+import torch
+from torch import Tensor, nn
+
+from ..backbones import Backbone
+from ..schedules import Schedule
+from .protocols import Classifier
+
+__all__ = ["NoisyClassifier", "check_outputs"]
+
+
+def check_outputs(backbone: Backbone, what: str, of_images: str) -> None:
+    """
+    Arguments:
+        what: is built on the backbone.
+        of_images: the option that would do for images.
+
+    Raises:
+        ValueError: a network without one output per class, or one that is told a condition.
+    """
+    if not backbone.out_features or backbone.conditional:
+        name = type(backbone).__name__
+        found = "is told a condition" if backbone.out_features else "answers in the shape of the data"
+        raise ValueError(
+            f"{what} needs a network with one output per class that is told no condition, and this {name} {found}; "
+            f"take backbone={of_images} for images, backbone=mlp_classifier for vectors"
+        )
+
+
+class NoisyClassifier(nn.Module, Classifier):
+    """log p(y | x_t) = log softmax F(x_t / sqrt(alpha^2 + sigma^2), log_snr).
+
+    Sohl-Dickstein et al. 2015, arXiv 1503.03585, section 2.5; Dhariwal & Nichol 2021, arXiv 2105.05233, section 4. The
+    network sees the data scaled as a variance-preserving schedule would have it, and the log-SNR: never t.
+
+    Arguments:
+        backbone: module (x, log_snr [B] or None, None) -> F [B, number of classes].
+        schedule: the noise schedule.
+
+    Raises:
+        ValueError: a backbone that answers in the shape of the data, or that is told a condition.
+    """
+
+    def __init__(self, backbone: Backbone, schedule: Schedule):
+        super().__init__()
+        check_outputs(backbone, "a classifier", "unet_encoder")
+        self.backbone, self.schedule, self.num_classes = backbone, schedule, backbone.out_features
+
+    def log_prob(self, x_t: Tensor, t: Tensor) -> Tensor:
+        """log p(y | x_t), [B, num_classes], float32 at least."""
+        return self.log_prob_at(x_t, self.schedule.log_snr(t))
+
+    def log_prob_at(self, x_t: Tensor, log_snr: Tensor) -> Tensor:
+        """`log_prob` at a log-SNR of the schedule, float64."""
+        x_t = x_t.to(torch.promote_types(x_t.dtype, torch.float32))
+        alpha, sigma = self.schedule.scales(log_snr, x_t.ndim)
+        level = log_snr.to(x_t).expand(len(x_t)) if self.backbone.noise_conditioned else None
+        logits = self.backbone((alpha**2 + sigma**2).rsqrt().to(x_t) * x_t, level, None)
+        return logits.to(x_t.dtype).log_softmax(1)

@@ -1,0 +1,80 @@
+"""Configurations of earlier versions, read as this version writes them: moved and renamed classes, renamed and new keys.
+
+A run keeps what it was: where a saved node lacks a key that its class has gained since, the key gets the value that says
+what the class did then. New runs state every such key.
+"""
+
+from typing import Any
+
+__all__ = ["renamed_key", "stated", "updated"]
+
+MODULES = {  # before: now
+    "diffguide.parameterizations": "diffguide.models.parameterizations",
+    "diffguide.decoders": "diffguide.models.decoders",
+    "diffguide.training": "diffguide.training.loop",
+    "diffguide.engine": "diffguide.runtime.engine",
+    "diffguide.evaluation.likelihoods": "diffguide.evaluation.likelihood.metrics",
+    "diffguide.evaluation.likelihood": "diffguide.evaluation.likelihood.dequantization",
+    "diffguide.evaluation.density": "diffguide.evaluation.likelihood.base",
+    "diffguide.evaluation.flow_ode": "diffguide.evaluation.likelihood.flow_ode",
+    "diffguide.evaluation.level_steps": "diffguide.evaluation.likelihood.discrete_ode",
+    "diffguide.evaluation.density_error": "diffguide.evaluation.likelihood.density_error",
+    "diffguide.evaluation.samples": "diffguide.evaluation.quality.metric",
+    "diffguide.evaluation.features": "diffguide.evaluation.quality.features",
+    "diffguide.evaluation.local": "diffguide.evaluation.quality.local",
+    "diffguide.evaluation.pretrained": "diffguide.evaluation.quality.pretrained",
+    "diffguide.evaluation.classification": "diffguide.evaluation.classification.metric",
+    "diffguide.evaluation.zero_shot": "diffguide.evaluation.classification.zero_shot",
+    "diffguide.evaluation.zero_shot_metric": "diffguide.evaluation.classification.zero_shot_metric",
+    "diffguide.evaluation.weighting": "diffguide.evaluation.classification.weighting",
+    "diffguide.evaluation.ood": "diffguide.evaluation.classification.ood",
+    "diffguide.evaluation.level_metric": "diffguide.evaluation.classification.level_metric",
+}
+FOLDER = "diffguide.datasets.image_folder.ImageFolder"
+DOWNLOADS = [f"diffguide.datasets.downloads.{name}" for name in ("MNIST", "FashionMNIST", "CIFAR10", "CIFAR100")]
+ADDED: dict[str, dict[str, tuple[Any, Any]]] = {  # class: key: what it did before, and what a new run does
+    FOLDER: {
+        "suffixes": ([".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"], None),
+        "class_order": ("names", "numbers"),
+        "split_by": ("path", "contents"),
+    },
+}
+RENAMED: dict[str, dict[str, str]] = {target: {"root": "path"} for target in DOWNLOADS}
+
+
+def renamed_key(key: str) -> str:
+    """A dotted key as it was typed, by its name of today."""
+    parent, _, name = key.rpartition(".")
+    names = {before: now for names in RENAMED.values() for before, now in names.items()}
+    return f"{parent}.{names[name]}" if parent.split(".")[-1] == "dataset" and name in names else key
+
+
+def current_name(target: str) -> str:
+    """The dotted name of a class or function as this version has it."""
+    module, _, name = target.rpartition(".")
+    return f"{MODULES[module]}.{name}" if module in MODULES else target
+
+
+def completed(value: Any, column: int) -> Any:
+    """A configuration with today's keys in all its nodes, and those that they lack from a column of ADDED."""
+    if isinstance(value, list):
+        return [completed(part, column) for part in value]
+    if not isinstance(value, dict):
+        return value
+    target = value.get("_target_")
+    if isinstance(target, str):
+        target = current_name(target)
+        value = value | {"_target_": target}
+    names, added = RENAMED.get(str(target), {}), ADDED.get(str(target), {})
+    node = {names.get(key, key): completed(part, column) for key, part in value.items()}
+    return node | {key: pair[column] for key, pair in added.items() if key not in node}
+
+
+def updated(config: Any) -> Any:
+    """A saved configuration, or one node of it, as this version would have written it."""
+    return completed(config, 0)
+
+
+def stated(config: Any) -> Any:
+    """A configuration of a new run, in which a file of the user's may leave out what a class has a default for."""
+    return completed(config, 1)

@@ -1,0 +1,1 @@
+"""What a run stands on: devices and precision, signals, progress, linear algebra that survives a bad matrix."""

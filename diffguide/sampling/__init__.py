@@ -1,0 +1,1 @@
+"""Sampling runs: what is sampled, how, and what is written."""

@@ -1,0 +1,83 @@
+"""The learning rate over a run, and what becomes of it when a run is made longer.
+
+After n images of a run that was planned for L it is peak w(n) s(n), with the warm-up w(n) = min(1, (n + batch) / warmup_images)
+and half a cosine, s(n) = (1 + cos(pi n / L)) / 2. When the length changes to L after b images, `training.extend` says how it
+goes on:
+
+    as_if_planned   s(n) = (1 + cos(pi n / L)) / 2                   as in a run that was planned for L from the start
+    constant        s(n) = s_b                                       to the end, without a fall
+    decay_again     s(n) = s_b (1 + cos(pi (n - b) / (L - b))) / 2   from s_b down to 0 over the images that were added
+
+s_b = max(extend_rate, s(b) of the former plan): a run that was stopped early does not fall by a jump. These cosines are
+SGDR's (Loshchilov and Hutter 2017, arXiv 1608.03983, equation 5).
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from ..checkpoints.extension import EXTEND, Extension
+
+__all__ = ["Plan", "resumed"]
+
+
+class Plan(NamedTuple):
+    """The learning rate of every step of a run.
+
+    Arguments:
+        peak: learning rate after warm-up.
+        warmup_images: linear rise at the start.
+        batch_size: images per step.
+        length: of the run, L, images.
+        extension: since the length was changed, if it was.
+    """
+
+    peak: float
+    warmup_images: int
+    batch_size: int
+    length: int
+    extension: Extension | None = None
+
+    def part(self, images: int) -> float:
+        """s(images), in units of the peak."""
+        begun, start = (0, 1.0) if self.extension is None else (self.extension.images, self.extension.start)
+        if self.extension is not None and self.extension.extend == "constant":
+            return start
+        return start * (0.5 + 0.5 * math.cos(math.pi * min((images - begun) / (self.length - begun), 1)))
+
+    def at(self, images: int) -> float:
+        """The learning rate of the step that follows so many images."""
+        return self.peak * min(1.0, (images + self.batch_size) / max(self.warmup_images, 1)) * self.part(images)
+
+    def extended(self, images: int, length: int, extend: str, extend_rate: float) -> "Plan":
+        """The plan of a run that is another number of images long, from `images` on."""
+        start = max(extend_rate, self.part(images))
+        return self._replace(
+            length=length, extension=None if extend == "as_if_planned" else Extension(images, extend, start)
+        )
+
+
+def resumed(today: Plan, facts: Mapping[str, Any], extend: str, extend_rate: float) -> tuple[Plan, dict[str, Any], str]:
+    """The plan of a run that goes on from a checkpoint; what metrics.jsonl notes, and a line says, of a changed length.
+
+    Arguments:
+        today: without an extension.
+        facts: of the checkpoint, whose configuration states the length that the run had.
+        extend, extend_rate: of `training`.
+    """
+    images, said = facts["images"], facts["config"]["training"]
+    former = today._replace(length=said["images"], extension=Extension.read(facts))
+    if former.length == today.length:
+        return former, {}, ""
+    plan = former.extended(images, today.length, extend, extend_rate)
+    former = former._replace(peak=said["learning_rate"], warmup_images=said["warmup_images"])
+    rates = [former.at(images), plan.at(images)]
+    return (
+        plan,
+        {"extend": extend, "learning_rates": rates},
+        (
+            f"training.images was {former.length} and is {plan.length}: after {images} images the learning rate goes from "
+            f"{rates[0]:.3g} to {rates[1]:.3g}, and ends at {plan.at(plan.length):.3g} "
+            f"(training.extend={extend}; the others: {', '.join(name for name in EXTEND if name != extend)})"
+        ),
+    )
