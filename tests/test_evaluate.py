@@ -23,6 +23,7 @@ from diffguide.evaluation.classification.metric import Classification
 from diffguide.evaluation.denoising import DenoisingError
 from diffguide.evaluation.metric import Subject
 from diffguide.figures import tables
+from diffguide.files.run_folders import sha256
 
 DATA = CONFIG["dataset"] | {"validation": 60, "test": 30}
 GENERATOR = CONFIG | {"dataset": DATA}
@@ -88,7 +89,7 @@ def test_a_denoiser_is_measured_as_the_library_measures_it(at, command):
     assert (found["split"], found["n"], found["seed"], found["images"]) == ("validation", 60, 3, 7)
     assert found["evaluations"] == subject.evaluations == 3 * (60 + 20) and found["seconds"] > 0
     file = checkpoints.find(at / SMALL)
-    assert Path(found["checkpoint"]).name == file.name and found["checkpoint_sha256"] == checkpoints.sha256(file)
+    assert Path(found["checkpoint"]).name == file.name and found["checkpoint_sha256"] == sha256(file)
     assert found["dataset"] == DATA and found["versions"]["torch"] == torch.__version__
     (row,) = table(folder)
     assert float(row["mse_eps"]) == found["figures"]["mse_eps"]["value"] and row["n"] == "60"

@@ -131,7 +131,7 @@ def test_processes_find_the_module(at, method):
     """Readers of data get objects of the user's classes: whose module, and what that imported, they find as well."""
     code = f"""
 import multiprocessing, sys
-from diffguide import own_modules
+from diffguide.nodes import user_modules as own_modules
 def look(value, queue):
     queue.put((type(value).__module__, value.share()))
 if __name__ == "__main__":

@@ -75,7 +75,8 @@ def wait_for(condition, process: subprocess.Popen) -> None:
 
 HALF = """
 import os, signal, sys, numpy
-from diffguide import images, shards
+from diffguide.figures import image_grids as images
+from diffguide.files import shards
 from diffguide.sample import main
 def half(whole, when, calls=[]):
     def write(path, *arguments, **named):
@@ -89,7 +90,7 @@ where, when = sys.argv[1].split("-")
 if where == "shard":
     numpy.savez = half(numpy.savez, int(when))
 elif where == "archive":
-    import diffguide.results
+    import diffguide.sampling.outputs
     diffguide.sampling.outputs.write_archive = half(diffguide.sampling.outputs.write_archive, int(when))
 else:
     images.save = half(lambda path, picture: picture.save(path), int(when))
@@ -245,7 +246,7 @@ SECOND_RANK = """
 import errno, os, signal, sys
 import numpy
 from diffguide.sample import main
-from diffguide.sampling import Stream
+from diffguide.sampling.run import Stream
 draw, savez = Stream.draw, numpy.savez
 def full(path, **arrays):
     raise OSError(errno.ENOSPC, "No space left on device")

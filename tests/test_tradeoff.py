@@ -15,8 +15,8 @@ from sklearn.svm import SVC
 from small_checkpoint import CONFIG, change, put
 
 from diffguide.datasets import Digits
-from diffguide.evaluation.metric import Panel as PlotPanel
 from diffguide.figures import curves
+from diffguide.figures.plot_spec import Panel as PlotPanel
 from diffguide.figures.plot_spec import Plot
 from diffguide.nodes.old_names import updated
 from diffguide.sample import main

@@ -17,7 +17,7 @@ from yaml import AliasEvent, YAMLError, parse
 from ..checkpoints import data_record as provenance
 from ..checkpoints import store as checkpoints
 from ..config.build import ConfigError
-from ..files.run_folders import strict_json
+from ..files.run_folders import sha256, strict_json
 from ..files.shards import START
 from ..nodes.old_names import updated
 from .retyped import ROLES, inherit, refusal, trusted
@@ -195,7 +195,7 @@ def read_start(folder: Path, path: Path, saved: dict[str, Any], merged: DictConf
         if not re.fullmatch("[0-9a-f]{64}", expected):
             raise ValueError("its checkpoint_sha256 is not 64 hexadecimal digits")
         file = checkpoints.find(merged.checkpoint if merged.checkpoint != saved["checkpoint"] else file)
-        found = checkpoints.sha256(file)
+        found = sha256(file)
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         if isinstance(error, checkpoints.CheckpointError):
             raise ConfigError(f"checkpoint: {error}") from error

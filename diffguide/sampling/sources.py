@@ -14,6 +14,7 @@ from ..checkpoints import store as checkpoints
 from ..checkpoints.allowlist import construct, vet
 from ..datasets.base import Dataset, Split
 from ..figures.scatter import POINTS, Backdrop, backdrop
+from ..files.run_folders import sha256
 from ..models.protocols import Denoiser, Energy
 from ..oracles import Oracle
 
@@ -77,7 +78,7 @@ class Checkpoint(Source):
     def identity(self) -> dict[str, Any]:
         return {
             "checkpoint": str(self.file),
-            "checkpoint_sha256": checkpoints.sha256(self.file),
+            "checkpoint_sha256": sha256(self.file),
             "weights": self.weights,
         }
 
