@@ -15,7 +15,7 @@ from diffguide.backbones import UNetEncoder
 from diffguide.guidance import Auto, ClassifierFree
 from diffguide.models.noisy_classifier import NoisyClassifier
 
-sys.path.append(str(Path(__file__).parents[1] / "scripts"))
+sys.path.append(str(Path(__file__).parents[2] / "scripts"))
 
 import figure_files  # noqa: E402
 import guidance_figures  # noqa: E402

@@ -12,7 +12,7 @@ import diffguide
 from diffguide.checkpoints.store import find
 from diffguide.sample import main as sample
 
-README = Path(__file__).parent.parent / "README.md"
+README = Path(__file__).parents[2] / "README.md"
 
 
 def blur(tensors: dict, metadata: dict) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 import diffguide
 
-CHECKOUT = Path(__file__).resolve().parent.parent
+CHECKOUT = Path(__file__).resolve().parents[2]
 SCRIPTS = Path(sysconfig.get_path("scripts"))
 GROUPS = {"diffguide-train": "guidance", "diffguide-sample": "guidance", "diffguide-eval": "metric"}
 
