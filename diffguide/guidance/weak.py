@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..backbones.conditions import Condition, Embedding, joined
+from ..backbones.conditions import Condition, Embedding, concatenate_conditions
 from ..class_names import ClassLabel, ClassLabels, class_index, class_indices
 from ..models.protocols import Denoiser, Prediction
 from ..schedules import Schedule
@@ -26,7 +26,9 @@ def check_classes(denoiser: Denoiser, guidance: str) -> None:
 def batched(denoiser: Denoiser, x_t: Tensor, t: Tensor, conditions: Sequence[Condition]) -> list[Prediction]:
     """One prediction per condition, by one call."""
     times = len(conditions)
-    whole = denoiser(torch.cat([x_t] * times), torch.cat([t] * times) if t.ndim else t, joined(conditions))
+    whole = denoiser(
+        torch.cat([x_t] * times), torch.cat([t] * times) if t.ndim else t, concatenate_conditions(conditions)
+    )
     return [Prediction(*fields) for fields in zip(*(field.chunk(times) for field in whole))]
 
 
@@ -45,7 +47,7 @@ class Negative(Contrast):
         ValueError: a model without classes, or without this one; as `Contrast`.
     """
 
-    by_condition = True
+    uses_condition = True
 
     def __init__(
         self, denoiser: Denoiser, condition: ClassLabel, scale: float, interval: Sequence[float], rule: Rule = LINEAR,
@@ -163,8 +165,8 @@ class Auto(Contrast):
         return self.denoiser.compiled or self.guide.compiled
 
     @property
-    def remembers(self) -> bool:
-        return super().remembers or self.guide.remembers
+    def stateful(self) -> bool:
+        return super().stateful or self.guide.stateful
 
     def start(self, noise, times: Tensor) -> "Auto":
         fresh = super().start(noise, times)

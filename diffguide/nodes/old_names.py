@@ -30,6 +30,9 @@ MODULES = {  # before: now
     "diffguide.evaluation.ood": "diffguide.evaluation.classification.ood",
     "diffguide.evaluation.level_metric": "diffguide.evaluation.classification.level_metric",
 }
+CLASSES = {  # full names of classes and functions, in today's modules: before: now
+    "diffguide.runtime.engine.fabric": "diffguide.runtime.engine.build_fabric",
+}
 FOLDER = "diffguide.datasets.image_folder.ImageFolder"
 DOWNLOADS = [f"diffguide.datasets.downloads.{name}" for name in ("MNIST", "FashionMNIST", "CIFAR10", "CIFAR100")]
 ADDED: dict[str, dict[str, tuple[Any, Any]]] = {  # class: key: what it did before, and what a new run does
@@ -52,7 +55,8 @@ def renamed_key(key: str) -> str:
 def current_name(target: str) -> str:
     """The dotted name of a class or function as this version has it."""
     module, _, name = target.rpartition(".")
-    return f"{MODULES[module]}.{name}" if module in MODULES else target
+    moved = f"{MODULES.get(module, module)}.{name}"
+    return CLASSES.get(moved, moved)
 
 
 def completed(value: Any, column: int) -> Any:
