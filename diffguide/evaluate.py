@@ -211,7 +211,7 @@ class Bar:
 
         self.title, self.subject, self.interrupts = title, subject, interrupts
         self.progress, self.counts, self.since = None, None, time.monotonic()
-        self.lock, self.heartbeat = Lock(), Heartbeat(self.beat)
+        self.lock, self.heartbeat = Lock(), Heartbeat(self.show_alive)
 
     def __call__(self, done: int, total: int, unit: str) -> None:
         with self.lock:
@@ -234,12 +234,12 @@ class Bar:
             self.counts, self.progress = (total, unit), Progress(self.title, total, unit)
             self.progress.started = self.since  # the first batch was done since then
             if self.progress.bar is None:
-                self.progress.say(f"{self.title}: {unit}" if total == 1 else f"{self.title}: {total} {unit}")
+                self.progress.write_line(f"{self.title}: {unit}" if total == 1 else f"{self.title}: {total} {unit}")
 
-    def beat(self) -> None:
+    def show_alive(self) -> None:
         with self.lock:
             if self.progress is not None:
-                self.progress.beat()
+                self.progress.show_alive()
             elif time.monotonic() - self.since >= PATIENCE:
                 self.turn(self.subject.n, "examples")
 

@@ -59,7 +59,7 @@ def sample(cfg: DictConfig) -> None:
             trajectories.choose_trajectories(plan.classes, plan.class_names, plan.shape) if cfg.trajectory else None
         )
         interrupts = held.enter_context(Interrupts(silent=not engine.is_global_zero))
-        missing = engine.broadcast(shards.missing())
+        missing = engine.broadcast(shards.missing_batches())
         try:
             stream = sampling.Stream(engine, plan, shards, folder / "images" if cfg.png else None, filmed)
             stream.run(missing, interrupts)
@@ -73,7 +73,7 @@ def sample(cfg: DictConfig) -> None:
         except (WriteError, ShardError) as error:
             if not engine.is_global_zero:
                 return
-            if begun is None and len(shards.missing()) == len(shards.firsts):
+            if begun is None and len(shards.missing_batches()) == len(shards.firsts):
                 shutil.rmtree(folder, ignore_errors=True)  # nothing to resume
             raise ConfigError(str(error)) from error
     background = plan.background and plan.background.to_json()
@@ -161,7 +161,7 @@ def prepare(cfg: DictConfig, engine, file: Path | None):
         source.class_names = named[0] if named else [str(index) for index in range(guided.num_classes)]
     with telling("sampler"):
         sampler.times(guided)
-    if source.oracle is None and getattr(guided, "by_condition", False):
+    if source.oracle is None and getattr(guided, "uses_condition", False):
         with telling("guidance"):
             check_conditioning(source.model, source.shape, engine.device)
     with telling("labels"):

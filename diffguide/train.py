@@ -232,11 +232,11 @@ def probe(objective, data) -> None:
         key = "num_classes" if model.backbone.num_classes else "out_features"  # classes in, or classes out
         raise ConfigError(f"backbone.{key} is {classes}, but the data have {len(data.class_names)} (0 = unconditional)")
     with telling("objective"):
-        objective.check(data.view(fetch_examples(data.train, torch.arange(min(256, len(data.train.y))))[0]))
+        objective.check(data.preprocess(fetch_examples(data.train, torch.arange(min(256, len(data.train.y))))[0]))
     x, y = fetch_examples(data.train, torch.tensor([0, 0]))
     try:
         with torch.no_grad():
-            objective(data.view(x), y, torch.Generator().manual_seed(0))
+            objective(data.preprocess(x), y, torch.Generator().manual_seed(0))
     except (RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ConfigError(

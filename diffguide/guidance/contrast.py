@@ -175,7 +175,7 @@ class ClassifierFree(Contrast):
         ValueError: a denoiser without condition or without a null condition; as `Contrast`.
     """
 
-    needs_null = by_condition = True
+    needs_null = uses_condition = True
 
     def __init__(
         self, denoiser: Denoiser, scale: float, interval: Sequence[float], rule: Rule = LINEAR, ramp: Ramp = CONSTANT

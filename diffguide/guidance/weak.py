@@ -90,7 +90,7 @@ class Compose(Contrast):
         ValueError: no such classes, another number of weights, a model without null condition; as `Contrast`.
     """
 
-    needs_null = by_condition = True
+    needs_null = uses_condition = True
     conditional = embeds = False
 
     def __init__(

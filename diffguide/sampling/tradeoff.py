@@ -121,7 +121,7 @@ def against_data(
             raise NoTradeoff(f"the data set has examples of shape {list(data.shape)}, and the samples {list(shape)}")
         name, split = data.held_out
         held, y = fetch_examples(split, drawn(len(split.y), MOST, REAL))
-        real = data.view(held).flatten(1).double()
+        real = data.preprocess(held).flatten(1).double()
         if len(real) <= WIDER:
             raise NoTradeoff(f"the data set has {len(real)} {name} examples, and more than {WIDER} are needed")
         judge = judge_of(data) if bool((y >= 0).all()) and known(data, class_names, runs) else None
@@ -178,7 +178,7 @@ def known(data: Dataset, class_names: Sequence[str], runs: Sequence[Run]) -> boo
 def judge_of(data: Dataset) -> Judge | None:
     """A judge that learned from the training split; None where there is one class."""
     x, y = fetch_examples(data.train, drawn(len(data.train.y), TAUGHT, TRAIN))
-    return Judge(data.view(x).flatten(1), y) if len(y[y >= 0].unique()) > 1 else None
+    return Judge(data.preprocess(x).flatten(1), y) if len(y[y >= 0].unique()) > 1 else None
 
 
 def enough(count: int) -> int:

@@ -100,7 +100,7 @@ def write_accuracy(path: Path, classifier: Classifier, data: Dataset, seed: int,
 
     split, held = data.held_out
     x, y = fetch_examples(held, torch.arange(min(len(held.y), MOST)))
-    found = accuracies(classifier, data.view(x).to(device), y.to(device), LEVELS, seed)
+    found = accuracies(classifier, data.preprocess(x).to(device), y.to(device), LEVELS, seed)
     figure = Figure(figsize=(5, 3.5), layout="constrained")
     axis = figure.subplots()
     axis.semilogx(LEVELS, found, marker="o")

@@ -217,7 +217,7 @@ class OOD(Metric):
         for first in range(0, len(rows), subject.batch_size):
 
             def compute() -> dict[str, numpy.ndarray]:
-                x = self.other.view(fetch_examples(split, rows[first : first + subject.batch_size])[0]).to(
+                x = self.other.preprocess(fetch_examples(split, rows[first : first + subject.batch_size])[0]).to(
                     subject.device
                 )
                 return {f"{kind}_other": value for kind, value in self.answers(subject, x)}

@@ -205,7 +205,7 @@ class Real:
 
     def batch(self, first: int) -> tuple[Tensor, Tensor]:
         x, y = fetch_examples(getattr(self.data, self.split), self.rows[first : first + self.batch_size])
-        return quantize(self.data.view(x)), y
+        return quantize(self.data.preprocess(x)), y
 
 
 class Drawn:
