@@ -24,7 +24,7 @@ from .retyped import again, trusted
 
 __all__ = ["exact", "trained"]
 
-CONTINUOUS = {"values": 0}  # what is said of exact samples
+CONTINUOUS = {"quantization_levels": 0}  # what is said of exact samples
 DRAWN, MOST, EXACT = 2000, 10**7, 5  # exact samples where nobody says n, and at most; purpose of the seed
 
 

@@ -95,9 +95,9 @@ class ImageFolder(Dataset):
     def __init__(
         self, path: str, channels: int, size: int, num_classes: int, resize: int | None, stretch: bool, flip: bool,
         validation: float, test: float, memory: float, workers: int, suffixes: Sequence[str] | None = None,
-        class_order: str = "numbers", split_by: str = "contents", values: int = 256,
+        class_order: str = "numbers", split_by: str = "contents", quantization_levels: int = 256,
     ):  # fmt: skip
-        check_dataset_facts("image_folder", {"values": values}, {"values": 256})
+        check_dataset_facts("image_folder", {"quantization_levels": quantization_levels}, {"quantization_levels": 256})
         side = size if resize is None else resize
         check_arguments(channels, size, num_classes, side, validation, test, memory, workers)
         check_choices(suffixes, class_order, split_by)

@@ -31,22 +31,22 @@ class CDM(Objective):
         schedule: noise schedule that ends in N(0, I).
         levels: T + 2, at least 3; 1002 in the paper.
         ce_weight, mse_weight: of the two terms, at least 0, not both 0; 0.001 and 1 in the paper, for images.
-        values: K values of an element of the data, 2 / (K - 1) apart in [-1, 1], which are spread over the space between them
-            by uniform noise, so that they have a density; 0 = continuous data, taken as they are.
+        quantization_levels: K values of an element of the data, 2 / (K - 1) apart in [-1, 1], dequantized by uniform noise
+            so that they have a density; 0 = continuous data, taken as they are.
         prior: P(k), [levels] numbers above 0, in any unit; None = uniform.
         soft_targets: whether the cross-entropy is held against P(k | x, x_0), which is known, in place of the one level that
             was drawn: the same mean, less variance.
         p_uncond: probability, per example, of training without its condition; in [0, 1].
 
     Raises:
-        ValueError: p_uncond, weights, values or levels out of range; a backbone or schedule that `LevelClassifier` refuses.
+        ValueError: a number out of range; a backbone or schedule that `LevelClassifier` refuses.
     """
 
     compilable = False
 
     def __init__(
-        self, backbone: Backbone, schedule: Schedule, levels: int, ce_weight: float, mse_weight: float, values: int,
-        prior: Sequence[float] | None, soft_targets: bool, p_uncond: float,
+        self, backbone: Backbone, schedule: Schedule, levels: int, ce_weight: float, mse_weight: float,
+        quantization_levels: int, prior: Sequence[float] | None, soft_targets: bool, p_uncond: float,
     ):  # fmt: skip
         super().__init__()
         check_dropout(p_uncond)
@@ -55,18 +55,22 @@ class CDM(Objective):
                 f"levels must be at least 3, got {levels}; objective=nce has no level between data and noise"
             )
         check_weights(ce_weight, mse_weight)
-        check_values(values)
+        check_quantization(quantization_levels)
         self.model = LevelClassifier(backbone, schedule, levels - 2, p_uncond > 0, prior)
-        self.ce_weight, self.mse_weight, self.values = float(ce_weight), float(mse_weight), values
+        self.ce_weight, self.mse_weight, self.quantization_levels = (
+            float(ce_weight),
+            float(mse_weight),
+            quantization_levels,
+        )
         self.soft_targets = soft_targets
         self.p_uncond = float(p_uncond)
 
     def check(self, x_0: Tensor) -> None:
-        check_spread(x_0, self.values)
+        check_spread(x_0, self.quantization_levels)
 
     def forward(self, x_0: Tensor, y: Condition | None, rng: torch.Generator | Share) -> Loss:
         k = self.draw_levels(len(x_0), rng)
-        x_0 = dequantized(x_0, self.values, rng)
+        x_0 = dequantized(x_0, self.quantization_levels, rng)
         eps = normal(x_0.shape, rng, x_0.dtype)
         y = drop_condition(y, self.p_uncond, rng)
         log_prob, ce, mse, hit = level_terms(self.model, x_0, y, k, eps, self.mse_weight > 0)
@@ -117,35 +121,35 @@ def level_terms(
     return log_prob, ce, torch.where(told, error, math.nan), (log_prob.argmax(1) == k).to(ce)
 
 
-def dequantized(x_0: Tensor, values: int, rng: torch.Generator | Share) -> Tensor:
+def dequantized(x_0: Tensor, quantization_levels: int, rng: torch.Generator | Share) -> Tensor:
     """Data of K values in [-1, 1] with uniform noise as wide as their distance, 2 / (K - 1); of 0 values as they are.
 
     Theis, van den Oord, Bethge, "A note on the evaluation of generative models", 2016, arXiv 1511.01844, section 3.1.
     """
-    return spread(x_0, uniform(x_0.shape, rng, x_0.dtype), values) if values else x_0
+    return spread(x_0, uniform(x_0.shape, rng, x_0.dtype), quantization_levels) if quantization_levels else x_0
 
 
-def spread(x_0: Tensor, u: Tensor, values: int) -> Tensor:
+def spread(x_0: Tensor, u: Tensor, quantization_levels: int) -> Tensor:
     """x_0 + (u - 1/2) 2 / (K - 1), u uniform in [0, 1]."""
-    return x_0 + (u - 0.5) * (2 / (values - 1))
+    return x_0 + (u - 0.5) * (2 / (quantization_levels - 1))
 
 
-def check_values(values: int) -> None:
+def check_quantization(quantization_levels: int) -> None:
     """
     Raises:
         ValueError: a number K that `dequantized` does not take.
     """
-    if values < 0 or values == 1:
-        raise ValueError(f"values must be 0 (continuous data, taken as they are) or at least 2, got {values}")
+    if quantization_levels < 0 or quantization_levels == 1:
+        raise ValueError(f"quantization_levels must be 0 (continuous data) or at least 2, got {quantization_levels}")
 
 
-def check_spread(x_0: Tensor, values: int) -> None:
+def check_spread(x_0: Tensor, quantization_levels: int) -> None:
     """
     Raises:
         ValueError: data that are not of the K values which `dequantized` is to spread; K = 0 takes any.
     """
-    if values and not is_quantized(x_0, values):
+    if quantization_levels and not is_quantized(x_0, quantization_levels):
         raise ValueError(
-            f"values={values}: the data are not of so many values equally spaced in [-1, 1]; take 17 for digits, 256 for "
-            "bytes, 0 for continuous data"
+            f"quantization_levels={quantization_levels}: the data do not have that many values equally spaced in [-1, 1]: use "
+            "17 for digits, 256 for bytes, 0 for continuous data"
         )

@@ -10,7 +10,7 @@ from ..models.level_classifier import LevelClassifier
 from ..randomness import Share, normal
 from ..schedules import Schedule
 from .base import Loss, Objective, check_dropout, drop_condition
-from .cdm import check_spread, check_values, dequantized
+from .cdm import check_quantization, check_spread, dequantized
 from .levels import places
 
 __all__ = ["DensityRatio"]
@@ -31,31 +31,31 @@ class DensityRatio(Objective):
         backbone: network (x, None, y) -> [B, levels].
         schedule: noise schedule that ends in N(0, I).
         levels: T + 2, at least 2: the data, T levels of noise, and N(0, I).
-        values: K values of an element of the data, spread by uniform noise as for `CDM`; 0 = continuous data.
+        quantization_levels: K values of an element of the data, spread by uniform noise as for `CDM`; 0 = continuous data.
         p_uncond: probability, per example, of training without its condition; in [0, 1].
 
     Raises:
-        ValueError: p_uncond, values or levels out of range; a backbone or schedule that `LevelClassifier` refuses.
+        ValueError: a number out of range; a backbone or schedule that `LevelClassifier` refuses.
     """
 
     compilable = False  # guidance and the flow's divergence differentiate its gradient
 
-    def __init__(self, backbone: Backbone, schedule: Schedule, levels: int, values: int, p_uncond: float):
+    def __init__(self, backbone: Backbone, schedule: Schedule, levels: int, quantization_levels: int, p_uncond: float):
         super().__init__()
         check_dropout(p_uncond)
         if levels < 2:
             raise ValueError(f"levels must be at least 2 (the data and N(0, I)), got {levels}")
-        check_values(values)
+        check_quantization(quantization_levels)
         self.model = LevelClassifier(backbone, schedule, levels - 2, p_uncond > 0)
-        self.values, self.p_uncond = values, float(p_uncond)
+        self.quantization_levels, self.p_uncond = quantization_levels, float(p_uncond)
 
     def check(self, x_0: Tensor) -> None:
-        check_spread(x_0, self.values)
+        check_spread(x_0, self.quantization_levels)
 
     def forward(self, x_0: Tensor, y: Condition | None, rng: torch.Generator | Share) -> Loss:
         model, pairs = self.model, self.model.steps + 1
         k = (places(len(x_0), rng, True) * pairs).long().clamp(max=pairs - 1)
-        x_0 = dequantized(x_0, self.values, rng)
+        x_0 = dequantized(x_0, self.quantization_levels, rng)
         eps = normal(x_0.shape, rng, x_0.dtype)
         y = drop_condition(y, self.p_uncond, rng)
         x = []

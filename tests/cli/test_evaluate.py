@@ -247,7 +247,7 @@ def test_other_data_of_the_same_kind(at, command, monkeypatch):
     assert done.code == 0, done.err
     assert metrics(at / done.folder)["n"] == 40 and OmegaConf.load(at / done.folder / "config.yaml").dataset.train == 10
     assert told[0]["train"] == 10 and metrics(at / done.folder)["dataset"] == told[0]
-    assert command(main, "oracle=gmm2d", *FEW, "n=5", at=at).code == 0 and told[1] == {"values": 0}
+    assert command(main, "oracle=gmm2d", *FEW, "n=5", at=at).code == 0 and told[1] == {"quantization_levels": 0}
 
 
 def test_a_run_of_the_training_command(tiny_run, tmp_path, command):

@@ -76,7 +76,7 @@ class LevelAccuracy(ToldClasses):
 
     def values(self, subject: Subject) -> int:
         """Of an element of the data, which training spread; 0 = it took them as they are."""
-        return int((subject.config.get("objective") or {}).get("values") or 0)
+        return int((subject.config.get("objective") or {}).get("quantization_levels") or 0)
 
     def answers(self, subject: Subject, model: LevelClassifier, first: int) -> dict[str, numpy.ndarray]:
         """Of a batch, [b, draws] each."""

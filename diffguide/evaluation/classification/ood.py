@@ -217,9 +217,8 @@ class OOD(Metric):
         for first in range(0, len(rows), subject.batch_size):
 
             def compute() -> dict[str, numpy.ndarray]:
-                x = self.other.preprocess(fetch_examples(split, rows[first : first + subject.batch_size])[0]).to(
-                    subject.device
-                )
+                x, _ = fetch_examples(split, rows[first : first + subject.batch_size])
+                x = self.other.preprocess(x).to(subject.device)
                 return {f"{kind}_other": value for kind, value in self.answers(subject, x)}
 
             parts.append(subject.parts.part(f"other_{first:010d}", compute))

@@ -107,9 +107,8 @@ class ELBO(Density):
         tell(0)
         train, schedule = subject.data.train, subject.model.schedule
         order = torch.randperm(len(train.y), generator=torch.Generator().manual_seed(fold(subject.seed, PILOT)))
-        fit = GaussianFit.to_data(subject.data.preprocess(fetch_examples(train, order[:FIT])[0]), self.floor).to(
-            subject.device
-        )
+        x = subject.data.preprocess(fetch_examples(train, order[:FIT])[0])
+        fit = GaussianFit.to_data(x, self.floor).to(subject.device)
         rows = order[: self.pilot]
         x, y = fetch_examples(train, rows)
         x, y = subject.data.preprocess(x).to(subject.device), y.to(subject.device) if self.given(subject) else None
@@ -215,7 +214,7 @@ class ExactDensity(OfPoints):
             raise ValueError(
                 f"metric={self.name}: the log-density of this {subject.holds} is known up to a constant only"
             )
-        spread = (subject.config.get("objective") or {}).get("values")
+        spread = (subject.config.get("objective") or {}).get("quantization_levels")
         if not self.values_of(subject) or not isinstance(self.dequantization, Decoded):
             return
         node = f"metric/dequantization@{self.key}.dequantization" if self.key != "metric" else "metric/dequantization"
