@@ -162,7 +162,7 @@ def write_curves(path: Path, panels: Sequence[Panel], runs: Sequence[Run], colum
         lines.setdefault(run.method, []).append(column | {axis: tradeoff.place(run.number)})
     places = [row[axis] for rows in lines.values() for row in rows]
     wide = min(places) > 0 and max(places) >= WIDE * min(places)
-    curves.write_curves(
+    curves.write_curve_figure(
         path, Plot("curves", axis, axis, wide, panels), lines if len(lines) > 1 else {"": [*lines.values()][0]}
     )
 

@@ -179,7 +179,9 @@ def test_states_and_configurations_have_no_mean(at, command):
 def test_lines_are_named_by_what_differs(tmp_path, monkeypatch):
     """Models, states of one model, what was swept; and what is equal is not said."""
     drawn = {}
-    monkeypatch.setattr(tables.curves, "write_curves", lambda path, plot, lines: drawn.update({path.stem: list(lines)}))
+    monkeypatch.setattr(
+        tables.curves, "write_curve_figure", lambda path, plot, lines: drawn.update({path.stem: list(lines)})
+    )
 
     def names(*runs: tuple[str, int, str]) -> list[str]:
         folders = []

@@ -141,7 +141,7 @@ def test_figures_of_two_units_share_neither_a_column_nor_an_axis(tmp_path, monke
     """Bits of images and nats of vectors; a panel that only one of them has is drawn all the same."""
     folders, drawn = [], {}
     monkeypatch.setattr(
-        tables.curves, "write_curves", lambda path, plot, lines: drawn.update({path.name: (plot, list(lines))})
+        tables.curves, "write_curve_figure", lambda path, plot, lines: drawn.update({path.name: (plot, list(lines))})
     )
     for model, unit, more in (("a", "bits/dim", ["excess"]), ("b", "nats/dim", []), ("c", "bits/dim", [])):
         panels = [{"column": name, "label": unit, "reference": None} for name in ["nll", *more]]
