@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from hydra.errors import CompactHydraException, InstantiationException
 from omegaconf import MISSING, DictConfig, OmegaConf
@@ -31,7 +31,17 @@ from ..runtime.errors import InputError
 from .diagnose import no_key
 from .options import choice_for
 
-__all__ = ["ConfigError", "build", "check_whole", "config_dir", "needs_null", "run_parent", "takes", "telling"]
+__all__ = [
+    "ConfigError",
+    "build",
+    "check_whole",
+    "config_dir",
+    "needs_null",
+    "run_parent",
+    "takes",
+    "telling",
+    "to_dict",
+]
 
 
 TOO_LARGE = (
@@ -55,7 +65,12 @@ def config_dir() -> str:
     raise RuntimeError(f"diffguide: no configs/train.yaml in or beside {here}")
 
 
-def build(cfg: DictConfig, key: str, *args: Any, handed: Mapping[str, Any] | None = None) -> Any:
+def to_dict(node: DictConfig) -> dict[str, Any]:
+    """A configuration node as a plain dictionary with every interpolation resolved."""
+    return cast(dict[str, Any], OmegaConf.to_container(node, resolve=True))
+
+
+def build(cfg: DictConfig | Mapping[str, Any], key: str, *args: Any, handed: Mapping[str, Any] | None = None) -> Any:
     """The object that the node `cfg[key]` describes, with `args` handed to its constructor by position, `handed` by name.
 
     Raises:

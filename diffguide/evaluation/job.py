@@ -27,7 +27,8 @@ __all__ = ["Device", "EvaluationJob", "remove_parts"]
 class Device(Protocol):
     """What a measurement needs of Fabric."""
 
-    device: torch.device
+    @property
+    def device(self) -> torch.device: ...
 
     def autocast(self) -> AbstractContextManager[None]: ...
 

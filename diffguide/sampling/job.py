@@ -12,6 +12,7 @@ from ..evaluation.probe import check_conditioning
 from ..figures import trajectories
 from ..files.run_folders import BusyError, WriteError, claim_version, only_writer, remove_leftovers, strict_json
 from ..files.shards import START, ShardError, Shards
+from ..models.protocols import Denoiser
 from ..runtime.engine import Fabric
 from ..runtime.errors import InputError, input_errors
 from ..runtime.signals import Interrupts, Stopped
@@ -120,8 +121,8 @@ class SamplingJob:
         if self.engine.is_global_zero:
             try:
                 if folder is None:
-                    header = self.new_header()
-                    folder = claim_version(self.parent, lambda path: self.fill(path, header))
+                    header = new = self.new_header()
+                    folder = claim_version(self.parent, lambda path: self.fill(path, new))
                 held.enter_context(only_writer(folder))
                 if (folder / "samples.npz").exists():
                     raise BusyError(f"{folder} was finished by another process")
@@ -132,10 +133,11 @@ class SamplingJob:
                     remove_leftovers(part)
             except OSError as error:
                 refusal = f"{'resume' if self.folder else 'output_root'}: {error}"
-        folder, header, file, refusal = self.engine.broadcast((folder, header, file, refusal))
+        shared: Any = self.engine.broadcast((folder, header, file, refusal))
+        folder, header, file, refusal = shared
         if refusal is not None:
             raise InputError(refusal) if self.engine.is_global_zero else SystemExit(0)
-        return folder, header, file
+        return shared[:3]
 
     def references(self) -> dict[str, Any]:
         """The trained models beside the source, for the manifest."""
@@ -172,13 +174,14 @@ def preflight(job: SamplingJob) -> None:
     """
     plan = job.plan
     if job.png and len(plan.shape) == 1:
-        model = "this oracle" if plan.source.oracle is not None else "this checkpoint"
-        raise InputError(f"png=true needs images; {model} makes vectors of shape {list(plan.shape)}")
-    if plan.source.oracle is None and getattr(plan.guided, "by_condition", False):
+        maker = "this oracle" if plan.source.oracle is not None else "this checkpoint"
+        raise InputError(f"png=true needs images; {maker} makes vectors of shape {list(plan.shape)}")
+    model = plan.source.model
+    if plan.source.oracle is None and isinstance(model, Denoiser) and getattr(plan.guided, "by_condition", False):
         with input_errors("guidance"):
-            check_conditioning(plan.source.model, plan.source.shape, job.engine.device)
+            check_conditioning(model, plan.source.shape, job.engine.device)
     if job.folder is not None:
-        now, then = job.references() or None, job.header.get("guides")
+        now, then = job.references() or None, (job.header or {}).get("guides")
         if now != then:
             raise InputError(f"resume: {job.folder} was guided by {then}, and it would now be by {now}")
     for note in job.notes:

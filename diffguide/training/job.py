@@ -140,7 +140,8 @@ class TrainingJob:
         Raises:
             InputError: a folder that cannot be written, or that another process is writing.
         """
-        folder, refusal = None, None
+        folder: Path | None = None
+        refusal: str | None = None
         if self.engine.is_global_zero:
             try:
                 folder = self.folder or claim_version(self.parent, self.write_config)
@@ -150,17 +151,21 @@ class TrainingJob:
                         self.write_config(folder)
             except OSError as error:
                 refusal = f"{'resume' if self.folder else 'output_root'}: {error}"
-        folder, refusal = self.engine.broadcast((folder, refusal))
+        shared: Any = self.engine.broadcast((folder, refusal))
+        folder, refusal = shared
         if refusal is not None:
             raise InputError(refusal) if self.engine.is_global_zero else SystemExit(1)
-        return folder
+        return shared[0]
 
     def write_config(self, folder: Path) -> None:
         """Writes config.yaml and makes the folders beside it."""
-        write_atomically(folder / "config.yaml", lambda path: path.write_text(self.config_yaml, encoding="utf-8"))
+        write_atomically(folder / "config.yaml", self.fill_config)
         for part in ("checkpoints", "samples"):
             (folder / part).mkdir(exist_ok=True)
             remove_leftovers(folder / part)
+
+    def fill_config(self, path: Path) -> None:
+        path.write_text(self.config_yaml, encoding="utf-8")
 
     def report(self, folder: Path) -> None:
         """Says on stderr where the samples are, and that a run within its warm-up has learned nothing yet."""
