@@ -1,5 +1,7 @@
 """What is sampled or measured: a checkpoint, or an oracle in its place."""
 
+from typing import Any
+
 from omegaconf import DictConfig
 
 from ..config.build import ConfigError, build, takes, to_dict
@@ -56,5 +58,5 @@ def build_oracle(cfg: DictConfig, device):
     if "dataset" in cfg and cfg.oracle.get("class_names") is None:
         oracle.class_names = data.class_names[: oracle.num_classes]
     config = to_dict(cfg)
-    nodes = {key: config[key] for key in ("oracle", "schedule", "dataset") if key in config}
+    nodes: dict[str, Any] = {key: config[key] for key in ("oracle", "schedule", "dataset") if key in config}
     return Exact(oracle, nodes, device)
