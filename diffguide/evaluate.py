@@ -124,7 +124,7 @@ def prepare(cfg: DictConfig, engine, path: str | Path | None, built: dict[str, A
         raise ConfigError(str(error)) from error
     metric = build({"metric": node}, "metric")
     try:
-        metric = metric.of(subject)
+        metric = metric.resolve(subject)
         metric.check(subject)
     except ValueError as error:
         raise ConfigError(str(error)) from error
@@ -147,7 +147,7 @@ def measure(cfg: DictConfig, engine, run: Run, begun) -> Path:
     from .figures import tables
     from .files.shards import START
     from .models.protocols import SamplingError
-    from .sampling.run import versions
+    from .sampling.run import library_versions
 
     def fill(folder: Path) -> None:
         OmegaConf.save(cfg, folder / "config.yaml", resolve=True)
@@ -175,7 +175,7 @@ def measure(cfg: DictConfig, engine, run: Run, begun) -> Path:
                 "n": subject.n, "seed": subject.seed,
                 "evaluations": subject.evaluations, "seconds": time.monotonic() - started + parts.seconds,
                 **run.identity, "precision": precision, "device": str(engine.device),
-                "batch_size": subject.batch_size, "versions": versions(), "curve": list(measured.curve),
+                "batch_size": subject.batch_size, "versions": library_versions(), "curve": list(measured.curve),
                 "details": dict(measured.details), "plots": [tables.plain(plot) for plot in measured.plots],
                 "notes": list(measured.notes),
             }  # fmt: skip

@@ -54,16 +54,16 @@ def sample(cfg: DictConfig) -> None:
         folder, header, newest = claim(engine, cfg, plan.source, begun, held, plan.guides)
         if newest != plan.source.file:  # another checkpoint came between the starts of two processes
             plan = prepare(cfg, engine, newest)
-        shards = Shards(folder / "shards", cfg.n, cfg.batch_size, sampling.kind(plan.shape))
+        shards = Shards(folder / "shards", cfg.n, cfg.batch_size, sampling.storage_spec(plan.shape))
         filmed = trajectories.shown_samples(plan.classes, plan.class_names, plan.shape) if cfg.trajectory else None
         interrupts = held.enter_context(Interrupts(silent=not engine.is_global_zero))
         missing = engine.broadcast(shards.missing())
         try:
-            stream = sampling.Stream(engine, plan, shards, folder / "images" if cfg.png else None, filmed)
+            stream = sampling.SampleWriter(engine, plan, shards, folder / "images" if cfg.png else None, filmed)
             stream.run(missing, interrupts)
             if not engine.is_global_zero:
                 return
-            header, figures = results.merge(plan, shards, folder, header, filmed, interrupts)
+            header, figures = results.finalize_run(plan, shards, folder, header, filmed, interrupts)
         except Stopped as stopped:
             if not engine.is_global_zero:  # a code other than 0 would make Fabric's observer kill the first rank
                 return
@@ -141,7 +141,7 @@ def prepare(cfg: DictConfig, engine, file: Path | None):
     else:
         try:
             file = checkpoints.find(file or cfg.checkpoint)
-            source = sources.Checkpoint(file, cfg.weights, engine.device, trusted(cfg))
+            source = sources.CheckpointSource(file, cfg.weights, engine.device, trusted(cfg))
         except checkpoints.CheckpointError as error:
             raise ConfigError(f"checkpoint: {error}") from error
     counter = counter_of(source.model)
@@ -170,13 +170,17 @@ def prepare(cfg: DictConfig, engine, file: Path | None):
         raise ConfigError(
             f"labels=null needs a model that dropped labels in training (guidance=cfg); {which} never did"
         )
-    notes = (source.note, sampling.idle(guided, sampler, labels is not None), shadowed_class(asked, source.class_names))
+    notes = (
+        source.note,
+        sampling.explain_no_op_guidance(guided, sampler, labels is not None),
+        shadowed_class(asked, source.class_names),
+    )
     for note in notes:
         if note and engine.is_global_zero:
             print(note, file=sys.stderr)
     behind = source.backdrop(labels or [-1]) if len(source.shape) == 1 else None
     seeds = range(cfg.seed, cfg.seed + cfg.n)
-    return sampling.Plan(source, guided, counter, sampler, seeds, labels, behind, guides)
+    return sampling.SamplingPlan(source, guided, counter, sampler, seeds, labels, behind, guides)
 
 
 def claim(
@@ -208,7 +212,8 @@ def claim(
                     "sampler": OmegaConf.to_container(cfg.sampler, resolve=True),
                     "precision": cfg.engine.precision if source.oracle is None else str(source.dtype)[6:],
                     "device": str(engine.device),
-                    "network_evaluations": None, "potential_evaluations": None, "n": cfg.n, "versions": sampling.versions(),
+                    "network_evaluations": None, "potential_evaluations": None, "n": cfg.n,
+                    "versions": sampling.library_versions(),
                 }  # fmt: skip
                 default = HydraConfig.get().runtime.choices["oracle"] if source.file is None else source.config["name"]
                 folder = claim_version(run_parent(cfg, "sample", cfg.name or default), fill)

@@ -99,13 +99,13 @@ def train(cfg: DictConfig) -> None:
     full = "the device's memory is full: raise training.accumulate, lower training.batch_size, or backbone.checkpointing=true"
     if cfg.dry_run:
         from .cli.alternatives import smaller_backbones
-        from .training.dry_run import rehearse
+        from .training.dry_run import write_dry_run
 
         if not engine.is_global_zero:
             return
         smaller = partial(smaller_backbones, "train", objective, data)
         try:
-            print(rehearse(engine, objective, data, training, cfg.seed, parent, smaller))
+            print(write_dry_run(engine, objective, data, training, cfg.seed, parent, smaller))
         except torch.OutOfMemoryError as error:
             raise ConfigError(full) from error
         except WriteError as error:

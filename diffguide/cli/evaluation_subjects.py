@@ -16,10 +16,10 @@ from ..checkpoints import store as checkpoints
 from ..checkpoints.allowlist import construct
 from ..config.build import ConfigError, build
 from ..datasets import Dataset, Split
-from ..evaluation.metric import Subject
+from ..evaluation.metric import EvalContext
 from ..files.run_folders import sha256, strict_json
 from ..randomness import fold
-from ..sampling.sources import Exact
+from ..sampling.sources import OracleSource
 from .retyped import again, trusted
 
 __all__ = ["exact", "trained"]
@@ -30,7 +30,7 @@ DRAWN, MOST, EXACT = 2000, 10**7, 5  # exact samples where nobody says n, and at
 
 def trained(
     cfg: DictConfig, path: str | Path, device: torch.device, built: dict[str, Dataset]
-) -> tuple[Subject, str | None, dict[str, Any]]:  # fmt: skip
+) -> tuple[EvalContext, str | None, dict[str, Any]]:  # fmt: skip
     """The model of a checkpoint on its data, why its figures mean nothing, if so, and what identifies both in metrics.json.
 
     Arguments:
@@ -128,7 +128,7 @@ def shown(names: Sequence[str], most: int = 6) -> str:
     return f"{', '.join(names[:most])}{', ...' if len(names) > most else ''} ({len(names)})"
 
 
-def exact(cfg: DictConfig, source: Exact, device: torch.device) -> tuple[Subject, dict[str, Any]]:
+def exact(cfg: DictConfig, source: OracleSource, device: torch.device) -> tuple[EvalContext, dict[str, Any]]:
     """An oracle on exact samples of its law, or, where it is made of data, on a split of them; and its identity.
 
     Raises:
@@ -151,9 +151,11 @@ def exact(cfg: DictConfig, source: Exact, device: torch.device) -> tuple[Subject
 def subject_of(
     cfg: DictConfig, model: Any, data: Dataset, split: str, n: int | None, device: torch.device,
     checkpoint: Path | None = None, config: dict[str, Any] | None = None,
-) -> Subject:  # fmt: skip
+) -> EvalContext:  # fmt: skip
     """A subject, told in one line where there is none."""
     try:
-        return Subject(model, data, split, n, cfg.seed, cfg.batch_size, device, checkpoint=checkpoint, config=config)
+        return EvalContext(
+            model, data, split, n, cfg.seed, cfg.batch_size, device, checkpoint=checkpoint, config=config
+        )
     except ValueError as error:
         raise ConfigError(str(error)) from error

@@ -45,7 +45,7 @@ def build_oracle(cfg: DictConfig, device):
     Raises:
         ConfigError: an oracle, schedule and data that do not go together.
     """
-    from ..sampling.sources import Exact, in_memory
+    from ..sampling.sources import OracleSource, training_tensors
 
     nodes = [key for key in ("oracle", "schedule", "dataset") if key in cfg]
     handed = {"schedule": build(cfg, "schedule")}
@@ -55,9 +55,9 @@ def build_oracle(cfg: DictConfig, device):
                 f"dataset is of oracle=empirical, and {cfg.oracle._target_} is no law of data: leave it out"
             )
         data = build(cfg, "dataset")
-        handed |= in_memory(data)
+        handed |= training_tensors(data)
     oracle = build(cfg, "oracle", handed=handed)
     if "dataset" in cfg and cfg.oracle.get("class_names") is None:
         oracle.class_names = data.class_names[: oracle.num_classes]
     whole = OmegaConf.to_container(cfg, resolve=True)
-    return Exact(oracle, {key: whole[key] for key in nodes}, device)
+    return OracleSource(oracle, {key: whole[key] for key in nodes}, device)
