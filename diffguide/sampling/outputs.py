@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from ..evaluation.quality import oracle_distances as truth
+from ..figures import image_grids as images
+from ..figures import scatter as vectors
+from ..figures import trajectories
 from ..files.run_folders import strict_json, write_atomically
 from ..files.shards import ASKED, Shards, write_archive
 from ..guidance import Unguided
 from ..runtime.signals import Interrupts, Stopped
-from ..figures import image_grids as images
-from ..figures import scatter as vectors
-from ..figures import trajectories
 from .run import SamplingPlan
 
 __all__ = ["finalize_run", "write_metrics"]
