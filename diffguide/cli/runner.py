@@ -29,6 +29,7 @@ from ..config.quoting import quote_odd, quoted
 from ..files.run_folders import only_writer, remove_leftovers
 from ..nodes.old_names import stated
 from ..nodes.user_modules import searching
+from ..runtime.errors import InputError
 from ..runtime.signals import Stopped
 from . import help as option_help
 from . import stray_words
@@ -57,7 +58,9 @@ def one_line_errors(name: str, cfg: DictConfig) -> Iterator[None]:
                 check_composed(cfg)
                 state(cfg)
                 yield
-        except ConfigError as error:
+        except Stopped as stopped:
+            leave(name, stopped)
+        except InputError as error:
             if os.environ.get(FULL) == "1":
                 raise
             print(f"{name}: {error}", file=sys.stderr)
@@ -137,10 +140,11 @@ def variables(values: dict[str, str | None]) -> Iterator[None]:
         put(before)
 
 
-def leave(name: str, folder: Path, stopped: Stopped) -> NoReturn:
+def leave(name: str, stopped: Stopped) -> NoReturn:
     """Ends a command that a signal stopped: how to go on on stderr, the run folder on stdout, the code that a shell expects."""
-    print(f"{stopped.name} after {stopped}; continue with: {name} {quoted(f'resume={folder}')}", file=sys.stderr)
-    print(folder)
+    resume = quoted(f"resume={stopped.folder}")
+    print(f"{stopped.name} after {stopped}; continue with: {name} {resume}", file=sys.stderr)
+    print(stopped.folder)
     raise SystemExit(stopped.code) from stopped
 
 
@@ -154,7 +158,7 @@ def tidy(folder: Path, has: str, remove: Callable[[], None]) -> None:
 
 
 def run_command(
-    command: Callable[[], None], name: str, argv: Sequence[str] | None, config_name: str | None = None
+    command: Callable[[], None], name: str, argv: Sequence[str] | None = None, config_name: str | None = None
 ) -> None:  # fmt: skip
     """Runs a Hydra entry point on `argv` (None = the process's own arguments), as the console script does.
 

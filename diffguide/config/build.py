@@ -27,6 +27,7 @@ from ..nodes.type_checks import (
 )
 from ..nodes.user_modules import hint as module_hint
 from ..nodes.user_modules import importing
+from ..runtime.errors import InputError
 from .diagnose import no_key
 from .options import choice_for
 
@@ -41,7 +42,7 @@ TOO_LARGE = (
 NO_MEMORY = "what it asks for does not fit into memory; make it smaller"
 
 
-class ConfigError(CompactHydraException, ValueError):
+class ConfigError(CompactHydraException, InputError):
     """A mistake of the user's, told in one sentence: what, where, what would be right."""
 
 

@@ -3,6 +3,7 @@
 import signal
 import sys
 import threading
+from pathlib import Path
 from types import FrameType
 
 __all__ = ["Interrupts", "Stopped"]
@@ -11,7 +12,14 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Stopped(Exception):
-    """The work has stopped at a signal, and everything is saved. code: the exit code that a shell expects, 128 + signal."""
+    """The work has stopped at a signal, and everything is saved.
+
+    Attributes:
+        code: the exit code that a shell expects, 128 + signal.
+        folder: of the run that resumes it, once it is known.
+    """
+
+    folder: Path | None = None
 
     def __init__(self, number: int, where: str):
         super().__init__(where)

@@ -214,7 +214,11 @@ def test_classes_as_the_data_have_them(digits, law):
     drawn = torch.tensor(metric.sample_labels(subject, law))
     counts, expected = drawn.bincount(minlength=10), 3 * digits.train.y.bincount()
     assert float(((counts - expected) ** 2 / expected).sum()) < 27.9  # chi-squared of 9 at 0.001
-    assert metric.sample_labels(subject, law) == drawn.tolist() != metric.sample_labels(EvalContext(law, digits, seed=2), law)
+    assert (
+        metric.sample_labels(subject, law)
+        == drawn.tolist()
+        != metric.sample_labels(EvalContext(law, digits, seed=2), law)
+    )
 
 
 def test_what_was_stopped_is_continued(digits, law, tmp_path):
