@@ -99,9 +99,9 @@ def build_job(
     try:
         node = to_dict(cfg.metric)
         node, guides = with_guides(node, "metric", engine.device, trusted(cfg))
-        check_guides(guides, target.subject.shape, target.subject.class_names)
-        metric = build({"metric": node}, "metric").of(target.subject)
-        metric.check(target.subject)
+        check_guides(guides, target.context.shape, target.context.class_names)
+        metric = build({"metric": node}, "metric").resolve(target.context)
+        metric.check(target.context)
     except ConfigError:
         raise
     except ValueError as error:
@@ -109,7 +109,7 @@ def build_job(
     if target.note:
         print(target.note, file=sys.stderr)
     return EvaluationJob(
-        subject=target.subject,
+        context=target.context,
         metric=metric,
         identity=target.identity | {"guides": {guide.key: guide.identity() for guide in guides}},
         engine=engine,

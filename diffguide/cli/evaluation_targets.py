@@ -16,10 +16,10 @@ from ..checkpoints import store as checkpoints
 from ..checkpoints.allowlist import construct
 from ..config.build import ConfigError, build
 from ..datasets import Dataset, Split
-from ..evaluation.metric import Subject
+from ..evaluation.metric import EvalContext
 from ..files.run_folders import sha256, strict_json
 from ..randomness import fold
-from ..sampling.sources import Exact
+from ..sampling.sources import OracleSource
 from .retyped import again, trusted
 
 __all__ = ["Target", "checkpoint_target", "oracle_target"]
@@ -34,13 +34,13 @@ class Target(NamedTuple):
     """A model on data.
 
     Arguments:
-        subject: to measure.
+        context: to measure.
         identity: what identifies model and data in metrics.json.
         name: of the run, where none is given.
         note: why its figures mean nothing, None where they may.
     """
 
-    subject: Subject
+    context: EvalContext
     identity: dict[str, Any]
     name: str
     note: str | None = None
@@ -64,7 +64,7 @@ def checkpoint_target(cfg: DictConfig, path: str | Path, device: torch.device, o
     run = file.parent.parent if file.parent.name == "checkpoints" else file
     data, node = open_data(cfg, loaded, opened, provenance.seen(run, loaded.facts))
     config = loaded.config | {"dataset": node}
-    subject = build_subject(cfg, loaded.model, data, cfg.split, cfg.n, device, checkpoint=file, config=config)
+    context = build_context(cfg, loaded.model, data, cfg.split, cfg.n, device, checkpoint=file, config=config)
     identity = {
         "model": "/".join(run.parts[-2:]),
         "checkpoint": str(file),
@@ -77,7 +77,7 @@ def checkpoint_target(cfg: DictConfig, path: str | Path, device: torch.device, o
         "configuration": hash_without_seed(loaded.config),
     }
     note = checkpoints.untrained(loaded)
-    return Target(subject, identity, loaded.config["name"], note and f"{file}: {note}")
+    return Target(context, identity, loaded.config["name"], note and f"{file}: {note}")
 
 
 def hash_without_seed(config: Mapping[str, Any]) -> str:
@@ -164,7 +164,7 @@ def list_names(names: Sequence[str]) -> str:
     return f"{', '.join(names[:MAX_SHOWN_NAMES])}{more} ({len(names)})"
 
 
-def oracle_target(cfg: DictConfig, source: Exact, device: torch.device) -> Target:
+def oracle_target(cfg: DictConfig, source: OracleSource, device: torch.device) -> Target:
     """An oracle on exact samples of its law, or, where it is made of data, on a split of them.
 
     Raises:
@@ -174,8 +174,8 @@ def oracle_target(cfg: DictConfig, source: Exact, device: torch.device) -> Targe
     name = str(HydraConfig.get().runtime.choices.get("oracle"))
     if "dataset" in cfg:
         config = {"dataset": source.nodes["dataset"]}
-        subject = build_subject(cfg, source.model, build(cfg, "dataset"), cfg.split, cfg.n, device, config=config)
-        return Target(subject, identity | {"split": cfg.split}, name)
+        context = build_context(cfg, source.model, build(cfg, "dataset"), cfg.split, cfg.n, device, config=config)
+        return Target(context, identity | {"split": cfg.split}, name)
     if cfg.n is not None and cfg.n > MAX_EXACT_SAMPLES:
         raise ConfigError(f"n must be at most 10^7 exact samples, got {cfg.n}")
     assert source.oracle is not None
@@ -183,11 +183,11 @@ def oracle_target(cfg: DictConfig, source: Exact, device: torch.device) -> Targe
     x, y = source.oracle.sample(cfg.n or DEFAULT_EXACT_SAMPLES, rng)
     split = Split(x.to(source.dtype), y.cpu())
     data = Dataset(split, split, split, class_names=source.class_names)
-    subject = build_subject(cfg, source.model, data, "test", None, device, config={"dataset": CONTINUOUS})
-    return Target(subject, identity | {"split": "exact samples"}, name)
+    context = build_context(cfg, source.model, data, "test", None, device, config={"dataset": CONTINUOUS})
+    return Target(context, identity | {"split": "exact samples"}, name)
 
 
-def build_subject(
+def build_context(
     cfg: DictConfig,
     model: Any,
     data: Dataset,
@@ -196,9 +196,9 @@ def build_subject(
     device: torch.device,
     checkpoint: Path | None = None,
     config: dict[str, Any] | None = None,
-) -> Subject:
-    """A subject; its ValueError as a ConfigError."""
+) -> EvalContext:
+    """A context; its ValueError as a ConfigError."""
     try:
-        return Subject(model, data, split, n, cfg.seed, cfg.batch_size, device, checkpoint=checkpoint, config=config)
+        return EvalContext(model, data, split, n, cfg.seed, cfg.batch_size, device, checkpoint=checkpoint, config=config)
     except ValueError as error:
         raise ConfigError(str(error)) from error

@@ -44,7 +44,7 @@ def build_oracle(cfg: DictConfig, device):
     Raises:
         ConfigError: an oracle, schedule and data that do not go together.
     """
-    from ..sampling.sources import Exact, in_memory
+    from ..sampling.sources import OracleSource, training_tensors
 
     arguments = {"schedule": build(cfg, "schedule")}
     if "dataset" in cfg:
@@ -53,10 +53,10 @@ def build_oracle(cfg: DictConfig, device):
                 f"dataset belongs to oracle=empirical, and {cfg.oracle._target_} takes no data: remove it"
             )
         data = build(cfg, "dataset")
-        arguments |= in_memory(data)
+        arguments |= training_tensors(data)
     oracle = build(cfg, "oracle", handed=arguments)
     if "dataset" in cfg and cfg.oracle.get("class_names") is None:
         oracle.class_names = data.class_names[: oracle.num_classes]
     config = to_dict(cfg)
     nodes: dict[str, Any] = {key: config[key] for key in ("oracle", "schedule", "dataset") if key in config}
-    return Exact(oracle, nodes, device)
+    return OracleSource(oracle, nodes, device)

@@ -16,7 +16,7 @@ from ..models.evaluation_counters import counter_of
 from ..runtime.engine import Fabric
 from ..sampling import run as sampling
 from ..sampling.job import SamplingJob
-from ..sampling.sources import Checkpoint, Source
+from ..sampling.sources import CheckpointSource, SampleSource
 from .guidance import GuidanceBuilder
 from .model_choice import build_oracle, check_model
 from .resume import find_samples
@@ -65,9 +65,11 @@ def build_sampling_job(cfg: DictConfig) -> SamplingJob | None:
     )
 
 
-def default_name(source: Source) -> str:
+def default_name(source: SampleSource) -> str:
     """The name of a run that is given none: its training run's, or its oracle's."""
-    return source.config["name"] if isinstance(source, Checkpoint) else HydraConfig.get().runtime.choices["oracle"]
+    return (
+        source.config["name"] if isinstance(source, CheckpointSource) else HydraConfig.get().runtime.choices["oracle"]
+    )
 
 
 def check_settings(cfg: DictConfig) -> None:
@@ -109,7 +111,7 @@ def check_checkpoint(cfg: DictConfig) -> None:
         )
 
 
-def build_plan(cfg: DictConfig, engine: Fabric, file: Path | None) -> sampling.Plan:
+def build_plan(cfg: DictConfig, engine: Fabric, file: Path | None) -> sampling.SamplingPlan:
     """What to sample; file None = the checkpoint that `checkpoint` means.
 
     Raises:
@@ -133,15 +135,15 @@ def build_plan(cfg: DictConfig, engine: Fabric, file: Path | None) -> sampling.P
         )
     background = source.backdrop(labels or [-1]) if len(source.shape) == 1 else None
     seeds = range(cfg.seed, cfg.seed + cfg.n)
-    return sampling.Plan(source, guided, counter, sampler, seeds, labels, background, builder.references)
+    return sampling.SamplingPlan(source, guided, counter, sampler, seeds, labels, background, builder.references)
 
 
-def build_source(cfg: DictConfig, engine: Fabric, file: Path | None) -> Source:
+def build_source(cfg: DictConfig, engine: Fabric, file: Path | None) -> SampleSource:
     """The oracle or the checkpoint to sample."""
     if "oracle" in cfg:
         return build_oracle(cfg, engine.device)
     try:
-        return Checkpoint(checkpoints.find(file or cfg.checkpoint), cfg.weights, engine.device, trusted(cfg))
+        return CheckpointSource(checkpoints.find(file or cfg.checkpoint), cfg.weights, engine.device, trusted(cfg))
     except checkpoints.CheckpointError as error:
         raise ConfigError(f"checkpoint: {error}") from error
 
@@ -154,11 +156,11 @@ def classes_of(builder: GuidanceBuilder, count: int) -> list[str]:
     return [str(index) for index in range(count)]
 
 
-def notes(plan: sampling.Plan, labels: Any) -> list[str]:
+def notes(plan: sampling.SamplingPlan, labels: Any) -> list[str]:
     """What a user should know before the samples are made."""
     lines = (
         plan.source.note,
-        sampling.idle(plan.guided, plan.sampler, plan.labels is not None),
+        sampling.explain_no_op_guidance(plan.guided, plan.sampler, plan.labels is not None),
         shadowed_class(labels, plan.source.class_names),
     )
     return [line for line in lines if line]

@@ -5,7 +5,7 @@ from threading import Lock
 
 from ..runtime.progress import Heartbeat, Progress
 from ..runtime.signals import Interrupts, Stopped
-from .metric import Subject
+from .metric import EvalContext
 
 __all__ = ["Bar"]
 
@@ -16,14 +16,14 @@ class Bar:
     """Progress bar, or lines where stderr is no terminal; it restarts when the unit changes.
 
     A heartbeat keeps the clock running while the measurement does not report. Until it first does, the examples of the
-    subject are what is counted.
+    context are what is counted.
 
     Raises:
         Stopped: from a call, if a signal has arrived.
     """
 
-    def __init__(self, title: str, subject: Subject, interrupts: Interrupts):
-        self.title, self.subject, self.interrupts = title, subject, interrupts
+    def __init__(self, title: str, context: EvalContext, interrupts: Interrupts):
+        self.title, self.context, self.interrupts = title, context, interrupts
         self.progress: Progress | None = None
         self.counts: tuple[int, str] | None = None
         self.since = time.monotonic()
@@ -33,7 +33,7 @@ class Bar:
         with self.lock:
             progress = self.start_stage(total, unit)
             progress.advance(done - progress.count)
-            evaluations = self.subject.evaluations
+            evaluations = self.context.evaluations
             if total > 1 or progress.bar is not None:  # one thing was named when it began
                 progress.show(**({} if evaluations is None else {"evaluations": evaluations}))
             self.since = time.monotonic()
@@ -58,7 +58,7 @@ class Bar:
             if self.progress is not None:
                 self.progress.beat()
             elif time.monotonic() - self.since >= SILENT_SECONDS:
-                self.start_stage(self.subject.n, "examples")
+                self.start_stage(self.context.n, "examples")
 
     def close(self) -> None:
         self.heartbeat.stop()

@@ -18,7 +18,7 @@ from ..runtime.errors import InputError
 from ..runtime.signals import Interrupts, Stopped
 from ..runtime.versions import versions
 from .bar import Bar
-from .metric import Measured, Metric, Subject
+from .metric import EvalContext, Metric, MetricResult
 from .parts import MetricError, Parts
 
 __all__ = ["Device", "EvaluationJob", "remove_parts"]
@@ -38,8 +38,8 @@ class EvaluationJob:
     """A metric of a checkpoint or an oracle; nothing is written before `run`.
 
     Arguments:
-        subject: the model on its data.
-        metric: what to measure, checked against the subject.
+        context: the model on its data.
+        metric: what to measure, checked against the context.
         identity: what identifies both in metrics.json.
         engine: launched Fabric, of one process.
         parent: folder of the run's versions.
@@ -48,7 +48,7 @@ class EvaluationJob:
         folder: of the run to resume, None = a new run.
     """
 
-    subject: Subject
+    context: EvalContext
     metric: Metric
     identity: Mapping[str, Any]
     engine: Device
@@ -68,13 +68,13 @@ class EvaluationJob:
             folder = self.claim_folder(held)
             interrupts = held.enter_context(Interrupts())
             parts = Parts(folder / "parts")
-            bar = Bar(self.metric.name, self.subject, interrupts)
+            bar = Bar(self.metric.name, self.context, interrupts)
             held.callback(bar.close)
-            self.subject.begin(parts, bar)
+            self.context.begin(parts, bar)
             try:
                 started = time.monotonic()
                 with self.engine.autocast():
-                    measured = self.metric.measure(self.subject)
+                    measured = self.metric.measure(self.context)
                 bar.close()
                 self.write(folder, measured, time.monotonic() - started + parts.seconds)
             except Stopped as stopped:
@@ -83,7 +83,7 @@ class EvaluationJob:
             except (WriteError, MetricError, SamplingError) as error:
                 raise InputError(f"metric={self.metric.name}: {error}") from error
             except torch.OutOfMemoryError as error:
-                lower = f"lower batch_size, now {self.subject.batch_size}"
+                lower = f"lower batch_size, now {self.context.batch_size}"
                 raise InputError(f"the device's memory is full: {lower}") from error
         return folder
 
@@ -102,20 +102,20 @@ class EvaluationJob:
         (folder / "config.yaml").write_text(self.config_yaml, encoding="utf-8")
         (folder / START).write_text(strict_json(self.identity) + "\n", encoding="utf-8")
 
-    def write(self, folder: Path, measured: Measured, seconds: float) -> None:
+    def write(self, folder: Path, measured: MetricResult, seconds: float) -> None:
         """Writes metrics.json and what belongs to it, and shows the table and the notes on stderr."""
-        subject = self.subject
+        context = self.context
         record = {
             "metric": self.metric.name,
             "figures": {name: part._asdict() for name, part in measured.figures.items()},
-            "n": subject.n,
-            "seed": subject.seed,
-            "evaluations": subject.evaluations,
+            "n": context.n,
+            "seed": context.seed,
+            "evaluations": context.evaluations,
             "seconds": seconds,
             **self.identity,
             "precision": self.precision,
             "device": str(self.engine.device),
-            "batch_size": subject.batch_size,
+            "batch_size": context.batch_size,
             "versions": versions(),
             "curve": list(measured.curve),
             "details": dict(measured.details),

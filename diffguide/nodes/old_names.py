@@ -30,6 +30,11 @@ MODULES = {  # before: now
     "diffguide.evaluation.ood": "diffguide.evaluation.classification.ood",
     "diffguide.evaluation.level_metric": "diffguide.evaluation.classification.level_metric",
 }
+CLASSES = {  # before, in the module of today: now
+    "diffguide.evaluation.likelihood.dequantization.Uniform": "UniformDequantization",
+    "diffguide.evaluation.likelihood.dequantization.Decoded": "DecoderDequantization",
+    "diffguide.evaluation.classification.weighting.UniformTime": "UniformTimeWeighting",
+}
 FOLDER = "diffguide.datasets.image_folder.ImageFolder"
 DOWNLOADS = [f"diffguide.datasets.downloads.{name}" for name in ("MNIST", "FashionMNIST", "CIFAR10", "CIFAR100")]
 ADDED: dict[str, dict[str, tuple[Any, Any]]] = {  # class: key: what it did before, and what a new run does
@@ -52,7 +57,8 @@ def renamed_key(key: str) -> str:
 def current_name(target: str) -> str:
     """The dotted name of a class or function as this version has it."""
     module, _, name = target.rpartition(".")
-    return f"{MODULES[module]}.{name}" if module in MODULES else target
+    module = MODULES.get(module, module)
+    return f"{module}.{CLASSES.get(f'{module}.{name}', name)}" if module else target
 
 
 def completed(value: Any, column: int) -> Any:

@@ -18,7 +18,7 @@ from ..runtime.errors import InputError, input_errors
 from ..runtime.signals import Interrupts, Stopped
 from ..runtime.versions import versions
 from . import outputs
-from .run import Plan, Stream, kind
+from .run import SampleWriter, SamplingPlan, storage_spec
 
 __all__ = ["Sampled", "SamplingJob", "preflight"]
 
@@ -51,8 +51,8 @@ class SamplingJob:
         header: of the run to resume.
     """
 
-    plan: Plan
-    replan: Callable[[Path], Plan]
+    plan: SamplingPlan
+    replan: Callable[[Path], SamplingPlan]
     engine: Fabric
     parent: Path
     batch_size: int
@@ -89,7 +89,7 @@ class SamplingJob:
             if newest != self.plan.source.file:  # another checkpoint came between the starts of two processes
                 self.plan = self.replan(newest)
             plan, main = self.plan, self.engine.is_global_zero
-            shards = Shards(folder / "shards", self.n, self.batch_size, kind(plan.shape))
+            shards = Shards(folder / "shards", self.n, self.batch_size, storage_spec(plan.shape))
             filmed = None
             if self.trajectory:
                 filmed = trajectories.shown_samples(plan.classes, plan.class_names, plan.shape)
@@ -97,9 +97,9 @@ class SamplingJob:
             missing = self.engine.broadcast(shards.missing())
             try:
                 singles = folder / "images" if self.png else None
-                Stream(self.engine, plan, shards, singles, filmed).run(missing, interrupts)
+                SampleWriter(self.engine, plan, shards, singles, filmed).run(missing, interrupts)
                 if main:
-                    return Sampled(folder, *outputs.merge(plan, shards, folder, header, filmed, interrupts))
+                    return Sampled(folder, *outputs.finalize_run(plan, shards, folder, header, filmed, interrupts))
             except Stopped as stopped:
                 if main:  # a code other than 0 would make Fabric's observer kill the first rank
                     stopped.folder = folder

@@ -18,7 +18,7 @@ from ..runtime.engine import Fabric, end_others, launched_outside
 from ..runtime.errors import InputError
 from ..runtime.signals import Stopped
 from ..samplers import Sampler, SamplingError
-from .dry_run import rehearse
+from .dry_run import write_dry_run
 from .loop import Training
 from .pictures import TrainingPictures
 
@@ -90,16 +90,16 @@ class TrainingJob:
         if self.compiled:
             self.objective.model.backbone.compile()
         try:
-            return self.rehearse() if self.dry_run else self.train()
+            return self.write_dry_run() if self.dry_run else self.train()
         except torch.OutOfMemoryError as error:
             raise InputError(OUT_OF_MEMORY) from error
 
-    def rehearse(self) -> Path | None:
+    def write_dry_run(self) -> Path | None:
         """The dry run: what is in the data, what the network sees, what the training would cost."""
         if not self.engine.is_global_zero:
             return None
         try:
-            return rehearse(
+            return write_dry_run(
                 self.engine, self.objective, self.data, self.training, self.seed, self.parent, self.smaller_objectives
             )
         except WriteError as error:

@@ -230,7 +230,7 @@ def test_an_unforeseen_exception_is_not_swallowed(at, command, monkeypatch):
             raise error
 
         monkeypatch.setattr(training.Training, "run", broken)
-        monkeypatch.setattr(results, "merge", broken)
+        monkeypatch.setattr(results, "finalize_run", broken)
 
     for error in (RuntimeError("ours"), ValueError("ours"), OSError("ours"), KeyError("ours")):
         fail(error)
