@@ -30,6 +30,22 @@ MODULES = {  # before: now
     "diffguide.evaluation.ood": "diffguide.evaluation.classification.ood",
     "diffguide.evaluation.level_metric": "diffguide.evaluation.classification.level_metric",
 }
+CLASSES = {  # before: now
+    "diffguide.guidance.ordinary.ExportedProgram": "diffguide.guidance.clean_classifier.ExportedProgram",
+    "diffguide.guidance.ordinary.OrdinaryGuidance": "diffguide.guidance.clean_classifier.CleanClassifierGuidance",
+    "diffguide.guidance.ordinary.TorchScript": "diffguide.guidance.clean_classifier.TorchScript",
+    "diffguide.guidance.ordinary.Torchvision": "diffguide.guidance.clean_classifier.Torchvision",
+    "diffguide.guidance.potentials.base.NoisedPotentialGuidance": (
+        "diffguide.guidance.potentials.base.NoisyPotentialGuidance"
+    ),
+    "diffguide.guidance.weak.Auto": "diffguide.guidance.autoguidance.Autoguidance",
+    "diffguide.guidance.weak.Compose": "diffguide.guidance.composition.Composition",
+    "diffguide.guidance.weak.Negative": "diffguide.guidance.composition.NegativeCondition",
+    "diffguide.objectives.classifier.Classifying": "diffguide.objectives.classifier.ClassifierObjective",
+    "diffguide.objectives.energy.EnergyDenoising": "diffguide.objectives.energy.EnergyObjective",
+    "diffguide.samplers.grids.Levels": "diffguide.samplers.grids.ModelLevels",
+    "diffguide.samplers.grids.Listed": "diffguide.samplers.grids.CustomGrid",
+}
 FOLDER = "diffguide.datasets.image_folder.ImageFolder"
 DOWNLOADS = [f"diffguide.datasets.downloads.{name}" for name in ("MNIST", "FashionMNIST", "CIFAR10", "CIFAR100")]
 ADDED: dict[str, dict[str, tuple[Any, Any]]] = {  # class: key: what it did before, and what a new run does
@@ -51,6 +67,8 @@ def renamed_key(key: str) -> str:
 
 def current_name(target: str) -> str:
     """The dotted name of a class or function as this version has it."""
+    if target in CLASSES:
+        return CLASSES[target]
     module, _, name = target.rpartition(".")
     return f"{MODULES[module]}.{name}" if module in MODULES else target
 
