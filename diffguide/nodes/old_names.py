@@ -30,10 +30,24 @@ MODULES = {  # before: now
     "diffguide.evaluation.ood": "diffguide.evaluation.classification.ood",
     "diffguide.evaluation.level_metric": "diffguide.evaluation.classification.level_metric",
 }
-CLASSES = {  # before, in the module of today: now
-    "diffguide.evaluation.likelihood.dequantization.Uniform": "UniformDequantization",
-    "diffguide.evaluation.likelihood.dequantization.Decoded": "DecoderDequantization",
-    "diffguide.evaluation.classification.weighting.UniformTime": "UniformTimeWeighting",
+CLASSES = {  # before: now
+    "diffguide.evaluation.likelihood.Uniform": "diffguide.evaluation.likelihood.dequantization.UniformDequantization",
+    "diffguide.evaluation.likelihood.Decoded": "diffguide.evaluation.likelihood.dequantization.DecoderDequantization",
+    "diffguide.evaluation.weighting.UniformTime": "diffguide.evaluation.classification.weighting.UniformTimeWeighting",
+    "diffguide.guidance.ordinary.ExportedProgram": "diffguide.guidance.clean_classifier.ExportedProgram",
+    "diffguide.guidance.ordinary.OrdinaryGuidance": "diffguide.guidance.clean_classifier.CleanClassifierGuidance",
+    "diffguide.guidance.ordinary.TorchScript": "diffguide.guidance.clean_classifier.TorchScript",
+    "diffguide.guidance.ordinary.Torchvision": "diffguide.guidance.clean_classifier.Torchvision",
+    "diffguide.guidance.potentials.base.NoisedPotentialGuidance": (
+        "diffguide.guidance.potentials.base.NoisyPotentialGuidance"
+    ),
+    "diffguide.guidance.weak.Auto": "diffguide.guidance.autoguidance.Autoguidance",
+    "diffguide.guidance.weak.Compose": "diffguide.guidance.composition.Composition",
+    "diffguide.guidance.weak.Negative": "diffguide.guidance.composition.NegativeCondition",
+    "diffguide.objectives.classifier.Classifying": "diffguide.objectives.classifier.ClassifierObjective",
+    "diffguide.objectives.energy.EnergyDenoising": "diffguide.objectives.energy.EnergyObjective",
+    "diffguide.samplers.grids.Levels": "diffguide.samplers.grids.ModelLevels",
+    "diffguide.samplers.grids.Listed": "diffguide.samplers.grids.CustomGrid",
 }
 FOLDER = "diffguide.datasets.image_folder.ImageFolder"
 DOWNLOADS = [f"diffguide.datasets.downloads.{name}" for name in ("MNIST", "FashionMNIST", "CIFAR10", "CIFAR100")]
@@ -57,8 +71,7 @@ def renamed_key(key: str) -> str:
 def current_name(target: str) -> str:
     """The dotted name of a class or function as this version has it."""
     module, _, name = target.rpartition(".")
-    module = MODULES.get(module, module)
-    return f"{module}.{CLASSES.get(f'{module}.{name}', name)}" if module else target
+    return CLASSES.get(target) or (f"{MODULES[module]}.{name}" if module in MODULES else target)
 
 
 def completed(value: Any, column: int) -> Any:

@@ -31,7 +31,7 @@ CLASSIFIER = GENERATOR | {
     "name": "judge",
     "backbone": CONFIG["backbone"] | {"out_features": 4, "num_classes": 0},
     "objective": {
-        "_target_": "diffguide.objectives.classifier.Classifying",
+        "_target_": "diffguide.objectives.classifier.ClassifierObjective",
         "levels": {"_target_": "diffguide.objectives.levels.UniformTime", "stratified": True},
     },
 }

@@ -21,7 +21,7 @@ from diffguide.sample import main
 from diffguide.schedules import EDM
 from diffguide.train import main as train
 
-FILES = ["potential", "potential_of_x_t", "mpgd", "freedom", "universal", "lgd", "tfg", "dps", "repaint", "inpaint",
+FILES = ["potential", "noisy_potential", "mpgd", "freedom", "universal", "lgd", "tfg", "dps", "repaint", "inpaint",
          "super_resolution", "deblur"]  # fmt: skip
 DIGITS = ["oracle=empirical", "n=6", "sampler.steps=10"]
 
