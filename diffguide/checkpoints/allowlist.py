@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 
 from ..files.safetensors import CheckpointError
+from ..nodes.old_names import current_name
 from ..nodes.type_checks import bases, completed, describe, element, fits, named, parameters, takes_callable
 from ..nodes.user_modules import importing
 
@@ -65,6 +66,7 @@ def vet(node: Any, role: str, trust: Sequence[str] = ()) -> Any:
     """
     if isinstance(trust, str) or not all(isinstance(name, str) for name in trust):  # `in` would find parts of a text
         raise CheckpointError(f"trust must be a list of dotted names of classes, got {trust!r}")
+    trust = [*trust, *map(current_name, trust)]  # classes of this package may be trusted by their old names
     base, given, largest = ROLES[role]
     vet_values(node, role, largest)
     module, _, name = base.rpartition(".")
