@@ -15,7 +15,7 @@ from .class_names import resolve_labels, shadowed_class
 from .cli.model_choice import build_oracle, check_model, model_of
 from .cli.multirun import Sweep, record_job
 from .cli.runner import leave, one_line_errors, run_command, tidy
-from .config.build import ConfigError, build, check_whole, config_dir, run_parent, telling
+from .config.build import ConfigError, build, check_whole, config_dir, config_errors, run_parent
 from .files.run_folders import BusyError, WriteError, claim_version, only_writer, remove_leftovers, strict_json
 from .runtime.signals import Interrupts, Stopped
 
@@ -157,12 +157,12 @@ def prepare(cfg: DictConfig, engine, file: Path | None):
     if not source.class_names and guided.num_classes:  # a generator without classes, steered by what has them
         named = [guide.class_names for guide in guides if len(guide.class_names) == guided.num_classes]
         source.class_names = named[0] if named else [str(index) for index in range(guided.num_classes)]
-    with telling("sampler"):
+    with config_errors("sampler"):
         sampler.times(guided)
     if source.oracle is None and getattr(guided, "by_condition", False):
-        with telling("guidance"):
+        with config_errors("guidance"):
             check_conditioning(source.model, source.shape, engine.device)
-    with telling("labels"):
+    with config_errors("labels"):
         asked = OmegaConf.to_container(cfg, resolve=True)["labels"]
         labels = resolve_labels(asked, cfg.n, source.class_names)
     if labels is None and not guided.has_null:

@@ -11,7 +11,7 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 
 from .cli.runner import leave, one_line_errors, run_command, typed
-from .config.build import ConfigError, build, check_whole, config_dir, needs_null, run_parent, telling
+from .config.build import ConfigError, build, check_whole, config_dir, config_errors, needs_null, run_parent
 from .files.run_folders import WriteError, claim_version, only_writer, remove_leftovers, write_atomically, writing
 from .runtime.signals import Stopped
 
@@ -80,10 +80,10 @@ def train(cfg: DictConfig) -> None:
 
     guidance = OmegaConf.to_container(cfg.guidance, resolve=True)
     if sampled:
-        with telling("sampler"):  # everything that cannot be is told before anything is written
+        with config_errors("sampler"):  # everything that cannot be is told before anything is written
             guided = guide(objective.model, "cpu")
             times = sampler.times(guided)
-    with telling("training"):
+    with config_errors("training"):
         share = training.share(engine.world_size)
         training.make_optimizer(objective)
     probe(objective, data)
@@ -224,7 +224,7 @@ def probe(objective, data) -> None:
     if classes not in (0, len(data.class_names)):
         key = "num_classes" if model.backbone.num_classes else "out_features"  # classes in, or classes out
         raise ConfigError(f"backbone.{key} is {classes}, but the data have {len(data.class_names)} (0 = unconditional)")
-    with telling("objective"):
+    with config_errors("objective"):
         objective.check(data.view(fetch(data.train, torch.arange(min(256, len(data.train.y))))[0]))
     x, y = fetch(data.train, torch.tensor([0, 0]))
     try:

@@ -48,15 +48,15 @@ def build_oracle(cfg: DictConfig, device):
     from ..sampling.sources import Exact, in_memory
 
     nodes = [key for key in ("oracle", "schedule", "dataset") if key in cfg]
-    handed = {"schedule": build(cfg, "schedule")}
+    kwargs = {"schedule": build(cfg, "schedule")}
     if "dataset" in cfg:
         if not takes(cfg, "oracle", "data"):
             raise ConfigError(
                 f"dataset is of oracle=empirical, and {cfg.oracle._target_} is no law of data: leave it out"
             )
         data = build(cfg, "dataset")
-        handed |= in_memory(data)
-    oracle = build(cfg, "oracle", handed=handed)
+        kwargs |= in_memory(data)
+    oracle = build(cfg, "oracle", kwargs=kwargs)
     if "dataset" in cfg and cfg.oracle.get("class_names") is None:
         oracle.class_names = data.class_names[: oracle.num_classes]
     whole = OmegaConf.to_container(cfg, resolve=True)

@@ -24,7 +24,7 @@ from yaml import YAMLError
 
 from ..config import diagnose as mistakes
 from ..config import experiments as recipes
-from ..config.build import ConfigError, config_dir, telling
+from ..config.build import ConfigError, config_dir, config_errors
 from ..config.files import dotted, loader_of, quick_listing
 from ..config.quoting import quote_odd, quoted
 from ..files.run_folders import only_writer, remove_leftovers
@@ -147,7 +147,7 @@ def leave(name: str, folder: Path, stopped: Stopped) -> NoReturn:
 
 def tidy(folder: Path, has: str, remove: Callable[[], None]) -> None:
     """Says that a finished run `has` everything, and removes what a process that was killed then may have left."""
-    with telling("resume"), only_writer(folder):
+    with config_errors("resume"), only_writer(folder):
         remove_leftovers(folder)
         remove()
     print(f"nothing is left to do: {folder} has {has}", file=sys.stderr)
