@@ -54,7 +54,7 @@ def build_oracle(cfg: DictConfig, device):
             )
         data = build(cfg, "dataset")
         arguments |= training_tensors(data)
-    oracle = build(cfg, "oracle", handed=arguments)
+    oracle = build(cfg, "oracle", kwargs=arguments)
     if "dataset" in cfg and cfg.oracle.get("class_names") is None:
         oracle.class_names = data.class_names[: oracle.num_classes]
     config = to_dict(cfg)

@@ -1,7 +1,7 @@
 """Continuing a run: its own configuration, with what this command line changes, where it may.
 
 The configuration comes from the run folder, so `resume=<run>` alone continues it; what of it does not equal what the
-command line composes today is built only if it is diffguide's own (`checkpoints.vet`). The optimiser is always today's.
+command line composes today is built only if it is diffguide's own (`validate_config`). The optimiser is always today's.
 """
 
 import json
@@ -80,7 +80,7 @@ def saved_config(folder: Path, today: dict[str, Any], optional: Collection[str])
         if any(isinstance(event, AliasEvent) for event in parse(text)):  # a few lines of them may mean gigabytes
             raise refusal(f"{path} is not what diffguide writes: it has aliases")
         config = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
-        checkpoints.vet_values(config, "config.yaml")
+        checkpoints.validate_values(config, "config.yaml")
     except ConfigError:
         raise
     except (OmegaConfBaseException, YAMLError, OSError, ValueError, RecursionError) as error:

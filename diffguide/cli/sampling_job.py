@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from ..checkpoints import store as checkpoints
 from ..class_names import resolve_labels, shadowed_class
-from ..config.build import ConfigError, build, check_whole, run_parent, telling, to_dict
+from ..config.build import ConfigError, build, check_whole, run_parent, config_errors, to_dict
 from ..files.shards import Shards
 from ..models.evaluation_counters import counter_of
 from ..runtime.engine import Fabric
@@ -124,9 +124,9 @@ def build_plan(cfg: DictConfig, engine: Fabric, file: Path | None) -> sampling.S
     guided, sampler = builder(source.model, engine.device, counter), build(cfg, "sampler")
     if not source.class_names and guided.num_classes:  # a generator without classes, steered by what has them
         source.class_names = classes_of(builder, guided.num_classes)
-    with telling("sampler"):
+    with config_errors("sampler"):
         sampler.times(guided)
-    with telling("labels"):
+    with config_errors("labels"):
         labels = resolve_labels(to_dict(cfg)["labels"], cfg.n, source.class_names)
     if labels is None and not guided.has_null:
         which = "this one" if not source.model.has_null else "the guide"

@@ -1,14 +1,24 @@
 """Configurations of earlier versions, read as this version writes them: moved and renamed classes, renamed and new keys.
 
+OPTIONS and RENAMED also hold for what is typed: an old name works for one version after it was renamed.
+
 A run keeps what it was: where a saved node lacks a key that its class has gained since, the key gets the value that says
 what the class did then. New runs state every such key.
 """
 
 from typing import Any
 
-__all__ = ["renamed_key", "stated", "updated"]
+__all__ = ["current_name", "renamed_key", "stated", "updated"]
 
-MODULES = {  # before: now
+OPTIONS = {  # group: old option: new option
+    "guidance": {
+        "auto": "autoguidance",
+        "ordinary": "clean_classifier",
+        "potential_of_x_t": "noisy_potential",
+    },
+}
+CLASSES: dict[str, str] = {}  # old dotted name of a class or function: new one; read before MODULES
+MODULES = {  # old module: new module
     "diffguide.parameterizations": "diffguide.models.parameterizations",
     "diffguide.decoders": "diffguide.models.decoders",
     "diffguide.training": "diffguide.training.loop",

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..checkpoints import store as checkpoints
-from ..checkpoints.allowlist import construct, vet
+from ..checkpoints.allowlist import construct, validate_config
 from ..datasets.base import Dataset, Split
 from ..figures.scatter import POINTS, Backdrop, backdrop
 from ..files.run_folders import sha256
@@ -145,7 +145,9 @@ def training_data(config: dict) -> Tensor | None:
     """
     try:
         return (
-            construct(config["dataset"], "dataset", ()).train.x if vet(config["dataset"], "dataset").synthetic else None
+            construct(config["dataset"], "dataset", ()).train.x
+            if validate_config(config["dataset"], "dataset").synthetic
+            else None
         )
     except (TypeError, ValueError):  # a node that is not ours (CheckpointError), or does not fit
         return None
@@ -157,5 +159,5 @@ def load_local_dataset(node: dict | None) -> Dataset:
     Raises:
         ValueError: a node that is not ours, or files that are gone.
     """
-    vet(node, "dataset")
+    validate_config(node, "dataset")
     return construct(node | ({"download": False} if "download" in node else {}), "dataset", ())
