@@ -17,7 +17,7 @@ from ..checkpoints.allowlist import construct
 from ..config.build import ConfigError, build
 from ..datasets import Dataset, Split
 from ..evaluation.metric import EvalContext
-from ..files.run_folders import sha256, strict_json
+from ..files.run_folders import hash_file, strict_json
 from ..randomness import fold
 from ..sampling.sources import OracleSource
 from .retyped import again, trusted
@@ -58,7 +58,7 @@ def checkpoint_target(cfg: DictConfig, path: str | Path, device: torch.device, o
     try:
         file = checkpoints.find(path)
         loaded = checkpoints.load(file, cfg.weights, device, trusted(cfg))
-        digest = sha256(file)
+        digest = hash_file(file)
     except checkpoints.CheckpointError as error:
         raise ConfigError(f"checkpoint: {error}") from error
     run = file.parent.parent if file.parent.name == "checkpoints" else file
@@ -199,6 +199,8 @@ def build_context(
 ) -> EvalContext:
     """A context; its ValueError as a ConfigError."""
     try:
-        return EvalContext(model, data, split, n, cfg.seed, cfg.batch_size, device, checkpoint=checkpoint, config=config)
+        return EvalContext(
+            model, data, split, n, cfg.seed, cfg.batch_size, device, checkpoint=checkpoint, config=config
+        )
     except ValueError as error:
         raise ConfigError(str(error)) from error

@@ -9,10 +9,10 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from ..checkpoints import store as checkpoints
-from ..class_names import resolve_labels, shadowed_class
-from ..config.build import ConfigError, build, check_whole, run_parent, config_errors, to_dict
+from ..class_names import explain_shadowed_class, resolve_labels
+from ..config.build import ConfigError, build, check_whole, config_errors, run_parent, to_dict
 from ..files.shards import Shards
-from ..models.evaluation_counters import counter_of
+from ..models.evaluation_counters import count_evaluations
 from ..runtime.engine import Fabric
 from ..sampling import run as sampling
 from ..sampling.job import SamplingJob
@@ -118,7 +118,7 @@ def build_plan(cfg: DictConfig, engine: Fabric, file: Path | None) -> sampling.S
         ConfigError: a model, guidance, sampler and labels that do not go together.
     """
     source = build_source(cfg, engine, file)
-    counter = counter_of(source.model)
+    counter = count_evaluations(source.model)
     node = to_dict(cfg.guidance)
     builder = GuidanceBuilder(node, trusted(cfg), source.shape, source.class_names)
     guided, sampler = builder(source.model, engine.device, counter), build(cfg, "sampler")
@@ -133,7 +133,7 @@ def build_plan(cfg: DictConfig, engine: Fabric, file: Path | None) -> sampling.S
         raise ConfigError(
             f"labels=null needs a model that dropped labels in training (guidance=cfg); {which} never did"
         )
-    background = source.backdrop(labels or [-1]) if len(source.shape) == 1 else None
+    background = source.background(labels or [-1]) if len(source.shape) == 1 else None
     seeds = range(cfg.seed, cfg.seed + cfg.n)
     return sampling.SamplingPlan(source, guided, counter, sampler, seeds, labels, background, builder.references)
 
@@ -161,6 +161,6 @@ def notes(plan: sampling.SamplingPlan, labels: Any) -> list[str]:
     lines = (
         plan.source.note,
         sampling.explain_no_op_guidance(plan.guided, plan.sampler, plan.labels is not None),
-        shadowed_class(labels, plan.source.class_names),
+        explain_shadowed_class(labels, plan.source.class_names),
     )
     return [line for line in lines if line]

@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from ..checkpoints.validation import at_most
 from ..config.build import ConfigError, build, check_whole, needs_null, run_parent, to_dict
 from ..objectives import Objective
-from ..runtime.engine import launched_outside
+from ..runtime.engine import launched_by_torchrun
 from ..training.job import TrainingJob
 from ..training.loop import Training
 from .arguments import typed
@@ -35,7 +35,7 @@ def build_training_job(cfg: DictConfig) -> TrainingJob:
     check_settings(cfg)
     parent = run_parent(cfg, "dry_run" if cfg.dry_run else "train", cfg.name)
     training, engine = build(cfg, "training"), build(cfg, "engine")
-    if launched_outside():
+    if launched_by_torchrun():
         engine.launch()
     with engine.rank_zero_first():  # who downloads what is missing
         data, note = open_data(cfg, resumed)

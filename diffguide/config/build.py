@@ -16,7 +16,17 @@ from .errors import ConfigError, config_errors
 from .files import config_dir
 from .type_checks import check_types, import_callable
 
-__all__ = ["ConfigError", "build", "check_whole", "config_dir", "config_errors", "needs_null", "run_parent", "takes", "to_dict"]
+__all__ = [
+    "ConfigError",
+    "build",
+    "check_whole",
+    "config_dir",
+    "config_errors",
+    "needs_null",
+    "run_parent",
+    "takes",
+    "to_dict",
+]
 
 TOO_LARGE = ("can't allocate memory", "Storage size calculation overflowed", "out of memory")  # torch's RuntimeErrors
 NO_MEMORY = "what it asks for does not fit into memory; make it smaller"

@@ -17,7 +17,6 @@ OPTIONS = {  # group: old option: new option
         "potential_of_x_t": "noisy_potential",
     },
 }
-CLASSES: dict[str, str] = {}  # old dotted name of a class or function: new one; read before MODULES
 MODULES = {  # old module: new module
     "diffguide.parameterizations": "diffguide.models.parameterizations",
     "diffguide.decoders": "diffguide.models.decoders",
@@ -40,7 +39,7 @@ MODULES = {  # old module: new module
     "diffguide.evaluation.ood": "diffguide.evaluation.classification.ood",
     "diffguide.evaluation.level_metric": "diffguide.evaluation.classification.level_metric",
 }
-CLASSES = {  # before: now
+CLASSES = {  # old dotted name of a class or function: new one; read before MODULES
     "diffguide.evaluation.likelihood.Uniform": "diffguide.evaluation.likelihood.dequantization.UniformDequantization",
     "diffguide.evaluation.likelihood.Decoded": "diffguide.evaluation.likelihood.dequantization.DecoderDequantization",
     "diffguide.evaluation.weighting.UniformTime": "diffguide.evaluation.classification.weighting.UniformTimeWeighting",
@@ -58,6 +57,7 @@ CLASSES = {  # before: now
     "diffguide.objectives.energy.EnergyDenoising": "diffguide.objectives.energy.EnergyObjective",
     "diffguide.samplers.grids.Levels": "diffguide.samplers.grids.ModelLevels",
     "diffguide.samplers.grids.Listed": "diffguide.samplers.grids.CustomGrid",
+    "diffguide.engine.fabric": "diffguide.runtime.engine.build_fabric",
 }
 FOLDER = "diffguide.datasets.image_folder.ImageFolder"
 DOWNLOADS = [f"diffguide.datasets.downloads.{name}" for name in ("MNIST", "FashionMNIST", "CIFAR10", "CIFAR100")]
