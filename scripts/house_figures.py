@@ -45,6 +45,7 @@ from pathlib import Path
 import diffguide
 from diffguide.backbones import UNet
 package, plain, chains = str(Path(diffguide.__file__).parent), UNet.forward, collections.Counter()
+job, words = sys.argv[1], sys.argv[2:]
 def traced(self, *arguments, **options):
     names, frame = [], sys._getframe(1)
     while frame is not None:
@@ -52,17 +53,16 @@ def traced(self, *arguments, **options):
         if code.co_filename.startswith(package) and code.co_name not in ("<listcomp>", "<genexpr>", "<dictcomp>"):
             names.append(f"{Path(code.co_filename).stem}.{code.co_name}")
         frame = frame.f_back
-    if self.training or sys.argv[1] == "sample":
+    if self.training or job == "sample":
         chains[" > ".join(reversed(names))] += 1
     return plain(self, *arguments, **options)
 UNet.forward = traced
-main = __import__(f"diffguide.{sys.argv[1]}", fromlist=["main"]).main
+main = __import__(f"diffguide.{job}", fromlist=["main"]).main
 try:
-    main(sys.argv[2:])
+    main(words)
 except SystemExit as left:
     assert not left.code, left.code
-through = "generate.generate" if sys.argv[1] == "sample" else "train.main"
-print("CHAIN", next(chain for chain, _ in chains.most_common() if through in chain))
+print("CHAIN", chains.most_common(1)[0][0])
 """
 
 
