@@ -178,11 +178,11 @@ class DenoiserWrapper(Denoiser):
 
     Attributes:
         needs_null: whether training for it must drop the condition of some examples.
-        by_condition: whether it compares conditions, and so does nothing where a model ignores them.
-        transparent: whether it shows the law of what it wraps, so that whatever else that knows holds for both.
+        uses_condition: whether it compares conditions, and so does nothing where a model ignores them.
+        passthrough: whether it shows the law of what it wraps, so that whatever else that knows holds for both.
     """
 
-    needs_null = by_condition = False
+    needs_null = uses_condition = False
     passthrough = False
 
     def __init__(self, denoiser: Denoiser):
