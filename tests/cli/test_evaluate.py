@@ -21,7 +21,7 @@ from diffguide.datasets import GMM2D
 from diffguide.evaluate import main
 from diffguide.evaluation.classification.metric import Classification
 from diffguide.evaluation.denoising import DenoisingError
-from diffguide.evaluation.metric import Subject
+from diffguide.evaluation.metric import EvalContext
 from diffguide.figures import tables
 from diffguide.files.run_folders import hash_file
 
@@ -31,7 +31,7 @@ CLASSIFIER = GENERATOR | {
     "name": "judge",
     "backbone": CONFIG["backbone"] | {"out_features": 4, "num_classes": 0},
     "objective": {
-        "_target_": "diffguide.objectives.classifier.Classifying",
+        "_target_": "diffguide.objectives.classifier.ClassifierObjective",
         "levels": {"_target_": "diffguide.objectives.levels.UniformTime", "stratified": True},
     },
 }
@@ -81,7 +81,7 @@ def test_a_denoiser_is_measured_as_the_library_measures_it(at, command):
     assert str(done.folder) == "outputs/evaluate/small/v001"
     folder = at / done.folder
     assert {path.name for path in folder.iterdir()} == FILES | {"denoising.png"}
-    subject = Subject(diffguide.load(at / SMALL), data(), seed=3, batch_size=250)
+    subject = EvalContext(diffguide.load(at / SMALL), data(), seed=3, batch_size=250)
     expected, found = DenoisingError(3, True, 20).measure(subject), metrics(folder)
     assert found["figures"] == {name: part._asdict() for name, part in expected.figures.items()}
     assert found["curve"] == json.loads(json.dumps(expected.curve))
@@ -109,7 +109,7 @@ def test_who_asks_for_no_metric_gets_what_the_model_can_answer(at, command):
     assert str(done.folder) == "outputs/evaluate/judge/v001"
     levels = OmegaConf.load(Path(config_dir()) / "metric/classification.yaml").noise_levels
     model = diffguide.load(at / JUDGE, weights="objective")
-    expected = Classification(list(levels), 15).measure(Subject(model, data(), "test", 20))
+    expected = Classification(list(levels), 15).measure(EvalContext(model, data(), "test", 20))
     found = metrics(at / done.folder)
     for name, part in expected.figures.items():
         assert found["figures"][name]["value"] == pytest.approx(part.value, rel=1e-6)
@@ -311,8 +311,8 @@ def test_a_signal_stops_after_a_batch(stopped, at, command, monkeypatch):
     """What was done is kept, and the message says how to go on."""
     assert sorted(path.name for path in (at / stopped / "parts").iterdir()) == ["0000000000.npz", "0000000020.npz"]
     assert not (at / stopped / "metrics.json").exists()
-    batch = Subject.batch
-    monkeypatch.setattr(Subject, "batch", lambda *args: (os.kill(os.getpid(), signal.SIGINT), batch(*args))[1])
+    batch = EvalContext.batch
+    monkeypatch.setattr(EvalContext, "batch", lambda *args: (os.kill(os.getpid(), signal.SIGINT), batch(*args))[1])
     done = command(main, f"resume={stopped}", at=at)
     assert (
         done.code == 130
@@ -322,8 +322,8 @@ def test_a_signal_stops_after_a_batch(stopped, at, command, monkeypatch):
 
 def test_an_evaluation_that_is_continued_is_the_same(stopped, at, command, monkeypatch):
     whole = command(main, f"checkpoint={SMALL}", *FEW, "batch_size=20", at=at)
-    batch, read = Subject.batch, []
-    monkeypatch.setattr(Subject, "batch", lambda self, first: (read.append(first), batch(self, first))[1])
+    batch, read = EvalContext.batch, []
+    monkeypatch.setattr(EvalContext, "batch", lambda self, first: (read.append(first), batch(self, first))[1])
     done = command(main, f"resume={stopped}", at=at)
     assert done.code == 0 and str(done.folder) == stopped, done.err
     assert read == [40]

@@ -11,7 +11,7 @@ from small_checkpoint import save
 import diffguide
 from diffguide.class_names import class_index, class_indices, explain_shadowed_class, resolve_labels
 from diffguide.config.quoting import quote_odd
-from diffguide.guidance.weak import Compose, Negative
+from diffguide.guidance.composition import Composition, NegativeCondition
 from diffguide.sample import main as sample
 from diffguide.train import main as train
 
@@ -142,9 +142,11 @@ def test_names_are_known_wherever_a_model_is(tmp_path, command):
     model = diffguide.load(save(tmp_path, class_names=["10", "2", "1", "3"]))
     everywhere = (0.0, float("inf"))
     assert (
-        Negative(model, "1", 2.0, everywhere).condition == Negative(model, {"index": 2}, 2.0, everywhere).condition == 2
+        NegativeCondition(model, "1", 2.0, everywhere).condition
+        == NegativeCondition(model, {"index": 2}, 2.0, everywhere).condition
+        == 2
     )
-    assert Compose(model, [10, 0], [1.0, 1.0], 2.0, everywhere).conditions == [0, 0]
+    assert Composition(model, [10, 0], [1.0, 1.0], 2.0, everywhere).conditions == [0, 0]
     done = command(train, "dry_run=true", "guidance=negative", "guidance.condition=cat", at=tmp_path)
     assert done.code == 1 and "names: 0, 1, 2" in done.err, done.err
 
