@@ -55,14 +55,20 @@ ADDED: dict[str, dict[str, tuple[Any, Any]]] = {  # class: key: what it did befo
         "split_by": ("path", "contents"),
     },
 }
-RENAMED: dict[str, dict[str, str]] = {target: {"root": "path"} for target in DOWNLOADS}
+RENAMED: dict[str, dict[str, str]] = {target: {"root": "path"} for target in DOWNLOADS} | {
+    f"diffguide.objectives.{name}": {"values": "quantization_levels"}
+    for name in ("cdm.CDM", "density_ratio.DensityRatio")
+}
 
 
 def renamed_key(key: str) -> str:
     """A dotted key as it was typed, by its name of today."""
     parent, _, name = key.rpartition(".")
-    names = {before: now for names in RENAMED.values() for before, now in names.items()}
-    return f"{parent}.{names[name]}" if parent.split(".")[-1] == "dataset" and name in names else key
+    package = f"diffguide.{parent.split('.')[-1]}s."
+    names = {
+        before: now for target, names in RENAMED.items() if target.startswith(package) for before, now in names.items()
+    }
+    return f"{parent}.{names[name]}" if name in names else key
 
 
 def current_name(target: str) -> str:

@@ -109,6 +109,12 @@ class Schedule(nn.Module):
         """
         return self.log_snr(t), self.rate(t)
 
+    def scale_gradients(self, factor: Tensor, *parts: Tensor) -> None:
+        """Multiplies the gradients [B] that reach a learned curve through `parts` by a factor [B]."""
+        for part in parts:
+            if part.requires_grad:
+                part.register_hook(lambda gradient: gradient * factor.to(gradient))
+
     def alpha_sigma(self, t, ndim: int = 1) -> tuple[Tensor, Tensor]:
         """(alpha_t, sigma_t) in float64: 0-d for a 0-d t; for t of shape [B] shaped [B, 1, ...] with `ndim` dimensions."""
         return self.scales(self.log_snr(t), ndim)

@@ -213,7 +213,7 @@ class ExactDensity(OfPoints):
             raise ValueError(
                 f"metric={self.name}: the log-density of this {subject.holds} is known up to a constant only"
             )
-        spread = (subject.config.get("objective") or {}).get("values")
+        spread = (subject.config.get("objective") or {}).get("quantization_levels")
         if not self.values_of(subject) or not isinstance(self.dequantization, Decoded):
             return
         node = f"metric/dequantization@{self.key}.dequantization" if self.key != "metric" else "metric/dequantization"
