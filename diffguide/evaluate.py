@@ -17,7 +17,7 @@ from .cli.model_choice import build_oracle, check_model
 from .cli.multirun import Sweep, record_job
 from .cli.runner import leave, one_line_errors, run_command, tidy
 from .config.build import ConfigError, build, check_whole, config_dir, run_parent
-from .files.run_folders import WriteError, claim_version, only_writer, remove_leftovers, strict_json
+from .files.run_folders import WriteError, create_version_dir, lock_run_dir, remove_leftovers, strict_json
 from .runtime.signals import Interrupts, Stopped
 
 __all__ = ["evaluate", "main"]
@@ -145,20 +145,22 @@ def measure(cfg: DictConfig, engine, run: Run, begun) -> Path:
 
     from .evaluation.parts import MetricError, Parts
     from .figures import tables
-    from .files.shards import START
+    from .files.shards import START_FILE
     from .models.protocols import SamplingError
     from .sampling.run import versions
 
     def fill(folder: Path) -> None:
         OmegaConf.save(cfg, folder / "config.yaml", resolve=True)
-        (folder / START).write_text(strict_json(run.identity) + "\n", encoding="utf-8")
+        (folder / START_FILE).write_text(strict_json(run.identity) + "\n", encoding="utf-8")
 
     subject, metric = run.subject, run.metric
     precision = "float64" if "oracle" in cfg else cfg.engine.precision
     with ExitStack() as held:
         try:
-            folder = begun.folder if begun else claim_version(run_parent(cfg, "evaluate", cfg.name or run.name), fill)
-            held.enter_context(only_writer(folder))
+            folder = (
+                begun.folder if begun else create_version_dir(run_parent(cfg, "evaluate", cfg.name or run.name), fill)
+            )
+            held.enter_context(lock_run_dir(folder))
             remove_leftovers(folder)
         except OSError as error:
             raise ConfigError(f"{'resume' if begun else 'output_root'}: {error}") from error
@@ -176,7 +178,7 @@ def measure(cfg: DictConfig, engine, run: Run, begun) -> Path:
                 "evaluations": subject.evaluations, "seconds": time.monotonic() - started + parts.seconds,
                 **run.identity, "precision": precision, "device": str(engine.device),
                 "batch_size": subject.batch_size, "versions": versions(), "curve": list(measured.curve),
-                "details": dict(measured.details), "plots": [tables.plain(plot) for plot in measured.plots],
+                "details": dict(measured.details), "plots": [tables.plot_to_json(plot) for plot in measured.plots],
                 "notes": list(measured.notes),
             }  # fmt: skip
             assert not measured.facts.keys() & record.keys(), "a fact of a metric hides what every run says"
@@ -209,7 +211,7 @@ class Bar:
 
         self.title, self.subject, self.interrupts = title, subject, interrupts
         self.progress, self.counts, self.since = None, None, time.monotonic()
-        self.lock, self.heartbeat = Lock(), Heartbeat(self.beat)
+        self.lock, self.heartbeat = Lock(), Heartbeat(self.show_alive)
 
     def __call__(self, done: int, total: int, unit: str) -> None:
         with self.lock:
@@ -232,12 +234,12 @@ class Bar:
             self.counts, self.progress = (total, unit), Progress(self.title, total, unit)
             self.progress.started = self.since  # the first batch was done since then
             if self.progress.bar is None:
-                self.progress.say(f"{self.title}: {unit}" if total == 1 else f"{self.title}: {total} {unit}")
+                self.progress.write_line(f"{self.title}: {unit}" if total == 1 else f"{self.title}: {total} {unit}")
 
-    def beat(self) -> None:
+    def show_alive(self) -> None:
         with self.lock:
             if self.progress is not None:
-                self.progress.beat()
+                self.progress.show_alive()
             elif time.monotonic() - self.since >= PATIENCE:
                 self.turn(self.subject.n, "examples")
 
@@ -250,10 +252,10 @@ class Bar:
 def remove_parts(folder: Path) -> None:
     """What a finished run needs no more: the parts it was made of, and the mark of its beginning, which is the last."""
     from .evaluation.parts import Parts
-    from .files.shards import START
+    from .files.shards import START_FILE
 
     Parts(folder / "parts").remove()
-    (folder / START).unlink(missing_ok=True)
+    (folder / START_FILE).unlink(missing_ok=True)
 
 
 class Comparison(Sweep):

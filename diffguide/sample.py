@@ -11,12 +11,12 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from .class_names import resolve_labels, shadowed_class
+from .class_names import explain_shadowed_class, resolve_labels
 from .cli.model_choice import build_oracle, check_model, model_of
 from .cli.multirun import Sweep, record_job
 from .cli.runner import leave, one_line_errors, run_command, tidy
 from .config.build import ConfigError, build, check_whole, config_dir, run_parent, telling
-from .files.run_folders import BusyError, WriteError, claim_version, only_writer, remove_leftovers, strict_json
+from .files.run_folders import BusyError, WriteError, create_version_dir, lock_run_dir, remove_leftovers, strict_json
 from .runtime.signals import Interrupts, Stopped
 
 __all__ = ["main", "sample"]
@@ -55,9 +55,11 @@ def sample(cfg: DictConfig) -> None:
         if newest != plan.source.file:  # another checkpoint came between the starts of two processes
             plan = prepare(cfg, engine, newest)
         shards = Shards(folder / "shards", cfg.n, cfg.batch_size, sampling.kind(plan.shape))
-        filmed = trajectories.shown_samples(plan.classes, plan.class_names, plan.shape) if cfg.trajectory else None
+        filmed = (
+            trajectories.choose_trajectories(plan.classes, plan.class_names, plan.shape) if cfg.trajectory else None
+        )
         interrupts = held.enter_context(Interrupts(silent=not engine.is_global_zero))
-        missing = engine.broadcast(shards.missing())
+        missing = engine.broadcast(shards.missing_batches())
         try:
             stream = sampling.Stream(engine, plan, shards, folder / "images" if cfg.png else None, filmed)
             stream.run(missing, interrupts)
@@ -71,14 +73,14 @@ def sample(cfg: DictConfig) -> None:
         except (WriteError, ShardError) as error:
             if not engine.is_global_zero:
                 return
-            if begun is None and len(shards.missing()) == len(shards.firsts):
+            if begun is None and len(shards.missing_batches()) == len(shards.firsts):
                 shutil.rmtree(folder, ignore_errors=True)  # nothing to resume
             raise ConfigError(str(error)) from error
-    behind = plan.behind and plan.behind.plain()
+    background = plan.background and plan.background.to_json()
     facts = {
         "shape": list(plan.shape),
         "class_names": plan.class_names,
-        "behind": behind,
+        "background": background,
         "figures": figures,
         "moved": moved,
     }
@@ -132,7 +134,7 @@ def prepare(cfg: DictConfig, engine, file: Path | None):
     from .checkpoints.references import check_guides, check_steered, with_guides
     from .cli.resume import trusted
     from .evaluation.probe import check_conditioning
-    from .models.evaluation_counters import counter_of
+    from .models.evaluation_counters import count_evaluations
     from .sampling import run as sampling
     from .sampling import sources
 
@@ -144,7 +146,7 @@ def prepare(cfg: DictConfig, engine, file: Path | None):
             source = sources.Checkpoint(file, cfg.weights, engine.device, trusted(cfg))
         except checkpoints.CheckpointError as error:
             raise ConfigError(f"checkpoint: {error}") from error
-    counter = counter_of(source.model)
+    counter = count_evaluations(source.model)
     try:
         node = OmegaConf.to_container(cfg.guidance, resolve=True)
         node, guides = with_guides(node, "guidance", engine.device, trusted(cfg))
@@ -159,7 +161,7 @@ def prepare(cfg: DictConfig, engine, file: Path | None):
         source.class_names = named[0] if named else [str(index) for index in range(guided.num_classes)]
     with telling("sampler"):
         sampler.times(guided)
-    if source.oracle is None and getattr(guided, "by_condition", False):
+    if source.oracle is None and getattr(guided, "uses_condition", False):
         with telling("guidance"):
             check_conditioning(source.model, source.shape, engine.device)
     with telling("labels"):
@@ -170,13 +172,17 @@ def prepare(cfg: DictConfig, engine, file: Path | None):
         raise ConfigError(
             f"labels=null needs a model that dropped labels in training (guidance=cfg); {which} never did"
         )
-    notes = (source.note, sampling.idle(guided, sampler, labels is not None), shadowed_class(asked, source.class_names))
+    notes = (
+        source.note,
+        sampling.idle(guided, sampler, labels is not None),
+        explain_shadowed_class(asked, source.class_names),
+    )
     for note in notes:
         if note and engine.is_global_zero:
             print(note, file=sys.stderr)
-    behind = source.backdrop(labels or [-1]) if len(source.shape) == 1 else None
+    background = source.background(labels or [-1]) if len(source.shape) == 1 else None
     seeds = range(cfg.seed, cfg.seed + cfg.n)
-    return sampling.Plan(source, guided, counter, sampler, seeds, labels, behind, guides)
+    return sampling.Plan(source, guided, counter, sampler, seeds, labels, background, guides)
 
 
 def claim(
@@ -187,13 +193,13 @@ def claim(
     Raises:
         ConfigError: a folder that cannot be written, or that another process is writing.
     """
-    from .files.shards import START
+    from .files.shards import START_FILE
     from .sampling import run as sampling
 
     def fill(folder: Path) -> None:
         OmegaConf.save(cfg, folder / "config.yaml", resolve=True)
         (folder / "shards").mkdir()
-        (folder / "shards" / START).write_text(strict_json(header) + "\n", encoding="utf-8")
+        (folder / "shards" / START_FILE).write_text(strict_json(header) + "\n", encoding="utf-8")
 
     stored = {"guides": {guide.key: guide.identity() for guide in guides}} if guides else {}
     folder, header, file, refusal = None, begun and begun.header, source.file, None
@@ -211,10 +217,10 @@ def claim(
                     "network_evaluations": None, "potential_evaluations": None, "n": cfg.n, "versions": sampling.versions(),
                 }  # fmt: skip
                 default = HydraConfig.get().runtime.choices["oracle"] if source.file is None else source.config["name"]
-                folder = claim_version(run_parent(cfg, "sample", cfg.name or default), fill)
+                folder = create_version_dir(run_parent(cfg, "sample", cfg.name or default), fill)
             else:
                 folder = begun.folder
-            held.enter_context(only_writer(folder))
+            held.enter_context(lock_run_dir(folder))
             if (folder / "samples.npz").exists():
                 raise BusyError(f"{folder} was finished by another process")
             (folder / "shards").mkdir(exist_ok=True)

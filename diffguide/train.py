@@ -12,7 +12,14 @@ from omegaconf import DictConfig, OmegaConf
 
 from .cli.runner import leave, one_line_errors, run_command, typed
 from .config.build import ConfigError, build, check_whole, config_dir, needs_null, run_parent, telling
-from .files.run_folders import WriteError, claim_version, only_writer, remove_leftovers, write_atomically, writing
+from .files.run_folders import (
+    WriteError,
+    convert_write_errors,
+    create_version_dir,
+    lock_run_dir,
+    remove_leftovers,
+    write_atomically,
+)
 from .runtime.signals import Stopped
 
 __all__ = ["main", "train"]
@@ -30,7 +37,7 @@ def train(cfg: DictConfig) -> None:
     from .cli.resume import trusted
     from .cli.training_data import open_data, tell
     from .models.protocols import Denoiser, Energy
-    from .runtime.engine import end_others, launched_outside
+    from .runtime.engine import kill_launched_processes, launched_by_torchrun
     from .samplers import SamplingError
     from .training.loop import Diverged
 
@@ -46,7 +53,7 @@ def train(cfg: DictConfig) -> None:
     check_label_dropout(cfg)
     parent = run_parent(cfg, "dry_run" if cfg.dry_run else "train", cfg.name)
     training, engine = build(cfg, "training"), build(cfg, "engine")
-    if launched_outside():
+    if launched_by_torchrun():
         engine.launch()
     with engine.rank_zero_first():  # who downloads what is missing
         data, note = open_data(cfg, resumed)
@@ -129,17 +136,17 @@ def train(cfg: DictConfig) -> None:
             print(f"no samples: {error}", file=sys.stderr)
 
     def picture(averaged, path: Path) -> None:
-        from .figures.image_grids import sample_picture, training_labels
+        from .figures.image_grids import choose_training_labels, write_samples
         from .samplers import generate
 
         guided = guide(averaged.model, engine.device)
-        labels = training_labels(guided.num_classes, vectors=len(data.shape) == 1)
+        labels = choose_training_labels(guided.num_classes, vectors=len(data.shape) == 1)
         batches = generate(
             guided, sampler, range(len(labels)), labels, data.shape, min(250, max(share, 8)), engine.device
         )
         background = data.train.x if len(data.shape) == 1 else None
         x = torch.cat([x.float().cpu() for x in batches])
-        sample_picture(path, x, labels, data.class_names, background, whole=True)
+        write_samples(path, x, labels, data.class_names, background, whole=True)
 
     config = OmegaConf.to_container(cfg, resolve=True) | {"resume": None}
     facts = {"images": 0, "class_names": list(data.class_names), "shape": list(data.shape)}
@@ -147,7 +154,7 @@ def train(cfg: DictConfig) -> None:
         checkpoints.check_facts(copy.deepcopy({"config": config, **facts}))
     except checkpoints.CheckpointError as error:
         raise ConfigError(f"what this trains could not be loaded again: {error}") from error
-    if not launched_outside():
+    if not launched_by_torchrun():
         engine.launch()
     with ExitStack() as held:
         folder = claim(engine, parent, config, resumed, held)
@@ -158,14 +165,14 @@ def train(cfg: DictConfig) -> None:
                 return  # a code other than 0 would make Fabric's launcher kill the first rank
             leave("diffguide-train", folder, stopped)
         except Diverged as error:
-            end_others(engine)
+            kill_launched_processes(engine)
             files = checkpoints.kept(folder / "checkpoints")
             left = f"the last good checkpoint is {files[-1]}" if files else "there is no checkpoint yet"
             raise ConfigError(f"training: {error}; {left}; a smaller training.learning_rate may help") from error
         except torch.OutOfMemoryError as error:
             raise ConfigError(full) from error
         except (WriteError, SamplingError, checkpoints.CheckpointError) as error:
-            end_others(engine)
+            kill_launched_processes(engine)
             raise ConfigError(str(error)) from error
     if engine.is_global_zero:
         pictures = sorted((folder / "samples").glob("*.png"))
@@ -196,10 +203,10 @@ def claim(engine, parent: Path, config: dict, resumed, held: ExitStack) -> Path:
     folder, refusal = None, None
     if engine.is_global_zero:
         try:
-            folder = resumed.folder if resumed else claim_version(parent, write_config)
-            held.enter_context(only_writer(folder))
+            folder = resumed.folder if resumed else create_version_dir(parent, write_config)
+            held.enter_context(lock_run_dir(folder))
             if resumed:
-                with writing(folder / "config.yaml"):
+                with convert_write_errors(folder / "config.yaml"):
                     write_config(folder)
         except OSError as error:
             refusal = f"{'resume' if resumed else 'output_root'}: {error}"
@@ -217,7 +224,7 @@ def probe(objective, data) -> None:
     """
     import torch
 
-    from .datasets.base import fetch
+    from .datasets.base import fetch_examples
 
     model = objective.model
     classes = model.num_classes
@@ -225,11 +232,11 @@ def probe(objective, data) -> None:
         key = "num_classes" if model.backbone.num_classes else "out_features"  # classes in, or classes out
         raise ConfigError(f"backbone.{key} is {classes}, but the data have {len(data.class_names)} (0 = unconditional)")
     with telling("objective"):
-        objective.check(data.view(fetch(data.train, torch.arange(min(256, len(data.train.y))))[0]))
-    x, y = fetch(data.train, torch.tensor([0, 0]))
+        objective.check(data.preprocess(fetch_examples(data.train, torch.arange(min(256, len(data.train.y))))[0]))
+    x, y = fetch_examples(data.train, torch.tensor([0, 0]))
     try:
         with torch.no_grad():
-            objective(data.view(x), y, torch.Generator().manual_seed(0))
+            objective(data.preprocess(x), y, torch.Generator().manual_seed(0))
     except (RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ConfigError(

@@ -52,7 +52,7 @@ ROLES = {
     "metric": Role("diffguide.evaluation.metric.Metric"),
     "grid": Role("diffguide.samplers.grids.Grid"),
     "training": Role("diffguide.training.loop.Training"),
-    "engine": Role("diffguide.runtime.engine.fabric"),
+    "engine": Role("diffguide.runtime.engine.build_fabric"),
 }
 
 

@@ -17,7 +17,7 @@ from ..checkpoints.allowlist import construct
 from ..config.build import ConfigError, build
 from ..datasets import Dataset, Split
 from ..evaluation.metric import Subject
-from ..files.run_folders import sha256, strict_json
+from ..files.run_folders import hash_file, strict_json
 from ..randomness import fold
 from ..sampling.sources import Exact
 from .retyped import again, trusted
@@ -42,7 +42,7 @@ def trained(
     try:
         file = checkpoints.find(path)
         loaded = checkpoints.load(file, cfg.weights, device, trusted(cfg))
-        digest = sha256(file)
+        digest = hash_file(file)
     except checkpoints.CheckpointError as error:
         raise ConfigError(f"checkpoint: {error}") from error
     run = file.parent.parent if file.parent.name == "checkpoints" else file

@@ -17,8 +17,8 @@ from yaml import AliasEvent, YAMLError, parse
 from ..checkpoints import data_record as provenance
 from ..checkpoints import store as checkpoints
 from ..config.build import ConfigError
-from ..files.run_folders import sha256, strict_json
-from ..files.shards import START
+from ..files.run_folders import hash_file, strict_json
+from ..files.shards import START_FILE
 from ..nodes.old_names import updated
 from .retyped import ROLES, inherit, refusal, trusted
 
@@ -135,12 +135,12 @@ def find(cfg: DictConfig) -> tuple[DictConfig, Resumed]:
 
 def find_samples(cfg: DictConfig) -> tuple[DictConfig, Begun]:
     """The configuration and the beginning of the sampling run to continue; as `find_begun`."""
-    return find_begun(cfg, "outputs/sample/digits/v001", "samples.npz", f"shards/{START}", "sampled")
+    return find_begun(cfg, "outputs/sample/digits/v001", "samples.npz", f"shards/{START_FILE}", "sampled")
 
 
 def find_evaluation(cfg: DictConfig) -> tuple[DictConfig, Begun]:
     """The configuration and the beginning of the evaluation to continue; as `find_begun`."""
-    return find_begun(cfg, "outputs/evaluate/digits/v001", "metrics.json", START, "evaluated")
+    return find_begun(cfg, "outputs/evaluate/digits/v001", "metrics.json", START_FILE, "evaluated")
 
 
 def find_begun(cfg: DictConfig, example: str, last: str, start: str, done: str) -> tuple[DictConfig, Begun]:
@@ -195,7 +195,7 @@ def read_start(folder: Path, path: Path, saved: dict[str, Any], merged: DictConf
         if not re.fullmatch("[0-9a-f]{64}", expected):
             raise ValueError("its checkpoint_sha256 is not 64 hexadecimal digits")
         file = checkpoints.find(merged.checkpoint if merged.checkpoint != saved["checkpoint"] else file)
-        found = sha256(file)
+        found = hash_file(file)
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         if isinstance(error, checkpoints.CheckpointError):
             raise ConfigError(f"checkpoint: {error}") from error

@@ -26,7 +26,7 @@ from ..config import experiments as recipes
 from ..config.build import ConfigError, config_dir, telling
 from ..config.files import dotted, loader_of, quick_listing
 from ..config.quoting import quote_odd, quoted
-from ..files.run_folders import only_writer, remove_leftovers
+from ..files.run_folders import lock_run_dir, remove_leftovers
 from ..nodes.old_names import stated
 from ..nodes.user_modules import searching
 from ..runtime.signals import Stopped
@@ -146,7 +146,7 @@ def leave(name: str, folder: Path, stopped: Stopped) -> NoReturn:
 
 def tidy(folder: Path, has: str, remove: Callable[[], None]) -> None:
     """Says that a finished run `has` everything, and removes what a process that was killed then may have left."""
-    with telling("resume"), only_writer(folder):
+    with telling("resume"), lock_run_dir(folder):
         remove_leftovers(folder)
         remove()
     print(f"nothing is left to do: {folder} has {has}", file=sys.stderr)

@@ -53,8 +53,8 @@ class Autoguidance(Contrast):
         return self.denoiser.compiled or self.guide.compiled
 
     @property
-    def remembers(self) -> bool:
-        return super().remembers or self.guide.remembers
+    def stateful(self) -> bool:
+        return super().stateful or self.guide.stateful
 
     def start(self, noise, times: Tensor) -> "Autoguidance":
         fresh = super().start(noise, times)

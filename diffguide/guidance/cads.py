@@ -42,7 +42,7 @@ class CADS(ClassifierFree):
             which brings the noise, or with a level for each row.
     """
 
-    remembers = True
+    stateful = True
 
     def __init__(
         self, denoiser: Denoiser, scale: float, interval: Sequence[float], strength: float, clean: float, noisy: float,

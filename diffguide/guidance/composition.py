@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..backbones.conditions import Condition, Embedding, joined
+from ..backbones.conditions import Condition, Embedding, concatenate_conditions
 from ..class_names import ClassLabel, ClassLabels, class_index, class_indices
 from ..models.protocols import Denoiser, Prediction
 from .contrast import CONSTANT, LINEAR, Contrast, check_null
@@ -25,7 +25,9 @@ def check_classes(denoiser: Denoiser, guidance: str) -> None:
 def batched(denoiser: Denoiser, x_t: Tensor, t: Tensor, conditions: Sequence[Condition]) -> list[Prediction]:
     """One prediction per condition, by one call."""
     times = len(conditions)
-    whole = denoiser(torch.cat([x_t] * times), torch.cat([t] * times) if t.ndim else t, joined(conditions))
+    whole = denoiser(
+        torch.cat([x_t] * times), torch.cat([t] * times) if t.ndim else t, concatenate_conditions(conditions)
+    )
     return [Prediction(*fields) for fields in zip(*(field.chunk(times) for field in whole))]
 
 
@@ -44,7 +46,7 @@ class NegativeCondition(Contrast):
         ValueError: a model without classes, or without this one; as `Contrast`.
     """
 
-    by_condition = True
+    uses_condition = True
 
     def __init__(
         self, denoiser: Denoiser, condition: ClassLabel, scale: float, interval: Sequence[float], rule: Rule = LINEAR,
@@ -87,7 +89,7 @@ class Composition(Contrast):
         ValueError: no such classes, another number of weights, a model without null condition; as `Contrast`.
     """
 
-    needs_null = by_condition = True
+    needs_null = uses_condition = True
     conditional = embeds = False
 
     def __init__(

@@ -30,7 +30,7 @@ MODULES = {  # before: now
     "diffguide.evaluation.ood": "diffguide.evaluation.classification.ood",
     "diffguide.evaluation.level_metric": "diffguide.evaluation.classification.level_metric",
 }
-CLASSES = {  # before: now
+CLASSES = {  # full names of classes and functions, in today's modules: before: now
     "diffguide.guidance.ordinary.ExportedProgram": "diffguide.guidance.clean_classifier.ExportedProgram",
     "diffguide.guidance.ordinary.OrdinaryGuidance": "diffguide.guidance.clean_classifier.CleanClassifierGuidance",
     "diffguide.guidance.ordinary.TorchScript": "diffguide.guidance.clean_classifier.TorchScript",
@@ -45,6 +45,7 @@ CLASSES = {  # before: now
     "diffguide.objectives.energy.EnergyDenoising": "diffguide.objectives.energy.EnergyObjective",
     "diffguide.samplers.grids.Levels": "diffguide.samplers.grids.ModelLevels",
     "diffguide.samplers.grids.Listed": "diffguide.samplers.grids.CustomGrid",
+    "diffguide.runtime.engine.fabric": "diffguide.runtime.engine.build_fabric",
 }
 FOLDER = "diffguide.datasets.image_folder.ImageFolder"
 DOWNLOADS = [f"diffguide.datasets.downloads.{name}" for name in ("MNIST", "FashionMNIST", "CIFAR10", "CIFAR100")]
@@ -73,10 +74,9 @@ def renamed_key(key: str) -> str:
 
 def current_name(target: str) -> str:
     """The dotted name of a class or function as this version has it."""
-    if target in CLASSES:
-        return CLASSES[target]
     module, _, name = target.rpartition(".")
-    return f"{MODULES[module]}.{name}" if module in MODULES else target
+    moved = f"{MODULES.get(module, module)}.{name}"
+    return CLASSES.get(moved, moved)
 
 
 def completed(value: Any, column: int) -> Any:

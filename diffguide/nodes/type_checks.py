@@ -50,7 +50,7 @@ def bases(hint: Any) -> tuple[type, ...]:
 
 def stored(hint: Any) -> bool:
     """Whether an annotation asks for a model that a training run may have stored, so that its folder can stand for it."""
-    return any(getattr(base, "stored", False) is True for base in bases(hint))
+    return any(getattr(base, "loadable", False) is True for base in bases(hint))
 
 
 def takes_node(hint: Any) -> bool:

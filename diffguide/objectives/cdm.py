@@ -8,8 +8,8 @@ from torch import Tensor
 
 from ..backbones import Backbone
 from ..backbones.conditions import Condition
-from ..models.decoders import of_values
-from ..models.level_classifier import LevelClassifier, ratio
+from ..models.decoders import is_quantized
+from ..models.level_classifier import LevelClassifier, level_log_ratio
 from ..randomness import Share, normal, uniform
 from ..schedules import Schedule
 from .base import Loss, Objective, check_dropout, check_weights, drop_condition
@@ -120,7 +120,7 @@ def level_terms(
         x = (alpha * x_0 + sigma * eps).requires_grad_()
         logits = model.logits(x, y)
         (slope,) = torch.autograd.grad(
-            ratio(logits, k).sum(), x, create_graph=through and learning, retain_graph=learning
+            level_log_ratio(logits, k).sum(), x, create_graph=through and learning, retain_graph=learning
         )
     log_prob = (logits if learning else logits.detach()).log_softmax(1)
     defined = (k <= model.steps) & (sigma.flatten() > 0)
@@ -160,7 +160,7 @@ def check_quantized(x_0: Tensor, quantization_levels: int) -> None:
     Raises:
         ValueError: data that do not have these K values; K = 0 takes any.
     """
-    if quantization_levels and not of_values(x_0, quantization_levels):
+    if quantization_levels and not is_quantized(x_0, quantization_levels):
         raise ValueError(
             f"quantization_levels={quantization_levels}: the data do not lie on so many equally spaced values in [-1, 1]; "
             "take 17 for digits, 256 for bytes, 0 for continuous data"

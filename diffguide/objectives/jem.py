@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..backbones import Backbone
 from ..backbones.conditions import Condition
-from ..models.joint_energy import JointEnergy, chosen
+from ..models.joint_energy import JointEnergy, joint_log_density
 from ..models.level_classifier import langevin_step
 from ..randomness import Share, normal, uniform
 from ..schedules import NoSchedule, Schedule
@@ -101,7 +101,7 @@ class JEM(Objective):
         logits = model.logits(x)
         log_prob = logits.log_softmax(1)
         ce = -label_log_prob(log_prob, labels) * (labels >= 0).to(logits)
-        energy = -chosen(logits, classes)
+        energy = -joint_log_density(logits, classes)
         terms = {"ce": ce.detach(), "accuracy": (log_prob.argmax(1) == labels).to(ce), "energy_data": energy.detach()}
         if not learning:
             return Loss(ce, terms)

@@ -13,8 +13,8 @@ from torch import Tensor
 from ..checkpoints import store as checkpoints
 from ..checkpoints.allowlist import construct, vet
 from ..datasets.base import Dataset, Split
-from ..figures.scatter import POINTS, Backdrop, backdrop
-from ..files.run_folders import sha256
+from ..figures.scatter import MAX_DATA_POINTS, ScatterBackground, build_background
+from ..files.run_folders import hash_file
 from ..models.protocols import Denoiser, Energy
 from ..oracles import Oracle
 
@@ -46,7 +46,7 @@ class Source:
         """What decides the samples beside guidance, sampler, seeds and labels: entries of the manifest's header."""
         raise NotImplementedError
 
-    def backdrop(self, labels: Sequence[int]) -> Backdrop:
+    def background(self, labels: Sequence[int]) -> ScatterBackground:
         """What samples with these labels are drawn over, where they are vectors."""
         raise NotImplementedError
 
@@ -78,12 +78,12 @@ class Checkpoint(Source):
     def identity(self) -> dict[str, Any]:
         return {
             "checkpoint": str(self.file),
-            "checkpoint_sha256": sha256(self.file),
+            "checkpoint_sha256": hash_file(self.file),
             "weights": self.weights,
         }
 
-    def backdrop(self, labels: Sequence[int]) -> Backdrop:
-        return backdrop(training_data(self.config), self.shape[0])
+    def background(self, labels: Sequence[int]) -> ScatterBackground:
+        return build_background(training_data(self.config), self.shape[0])
 
 
 class Exact(Source):
@@ -104,13 +104,13 @@ class Exact(Source):
     def identity(self) -> dict[str, Any]:
         return self.nodes
 
-    def backdrop(self, labels: Sequence[int]) -> Backdrop:
+    def background(self, labels: Sequence[int]) -> ScatterBackground:
         """Exact samples with classes drawn from these labels, and on a line their density."""
         rng = torch.Generator().manual_seed(0)
-        y = torch.tensor(labels)[torch.randint(len(labels), (POINTS,), generator=rng)]
-        x = self.oracle.sample(POINTS, rng, y)[0]
+        y = torch.tensor(labels)[torch.randint(len(labels), (MAX_DATA_POINTS,), generator=rng)]
+        x = self.oracle.sample(MAX_DATA_POINTS, rng, y)[0]
         curve = self.curve(x, labels) if self.shape[0] == 1 else None
-        return backdrop(x, self.shape[0], curve, "exact samples")
+        return build_background(x, self.shape[0], curve, "exact samples")
 
     def curve(self, x: Tensor, labels: Sequence[int]) -> numpy.ndarray:
         """(x, p(x)) [G, 2] over the range of samples x [M, 1] and a little more: classes weighted as they occur in labels."""
@@ -128,7 +128,7 @@ def in_memory(data: Dataset) -> dict[str, Tensor]:
     """The training examples as a network sees them, `data` [N, ...] in [-1, 1], and their `labels` [N]; windows central."""
     split = data.train
     x = split.x if isinstance(split, Split) else torch.stack([split[k][0] for k in range(len(split))])
-    return {"data": data.view(x), "labels": split.y}
+    return {"data": data.preprocess(x), "labels": split.y}
 
 
 def training_data(config: dict) -> Tensor | None:

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from ..checkpoints.data_record import changes, check_record, described, located
 from ..datasets import Dataset
-from ..datasets.base import fetch
+from ..datasets.base import fetch_examples
 from ..evaluation.quality.label_agreement import Judge
 from ..evaluation.quality.precision_recall import count_repeated, density_coverage, precision_recall
-from ..figures.curves import HOLLOW, LEAST_PRECISION, OPEN
+from ..figures.curves import HOLLOW_LABEL, HOLLOW_STYLE, MIN_PRECISION
 from ..files import safetensors as archives
 from ..files.run_folders import write_atomically
 from ..files.shards import read_rows
@@ -120,8 +120,8 @@ def against_data(
         if list(data.shape) != list(shape):
             raise NoTradeoff(f"the data set has examples of shape {list(data.shape)}, and the samples {list(shape)}")
         name, split = data.held_out
-        held, y = fetch(split, drawn(len(split.y), MOST, REAL))
-        real = data.view(held).flatten(1).double()
+        held, y = fetch_examples(split, drawn(len(split.y), MOST, REAL))
+        real = data.preprocess(held).flatten(1).double()
         if len(real) <= WIDER:
             raise NoTradeoff(f"the data set has {len(real)} {name} examples, and more than {WIDER} are needed")
         judge = judge_of(data) if bool((y >= 0).all()) and known(data, class_names, runs) else None
@@ -177,8 +177,8 @@ def known(data: Dataset, class_names: Sequence[str], runs: Sequence[Run]) -> boo
 
 def judge_of(data: Dataset) -> Judge | None:
     """A judge that learned from the training split; None where there is one class."""
-    x, y = fetch(data.train, drawn(len(data.train.y), TAUGHT, TRAIN))
-    return Judge(data.view(x).flatten(1), y) if len(y[y >= 0].unique()) > 1 else None
+    x, y = fetch_examples(data.train, drawn(len(data.train.y), TAUGHT, TRAIN))
+    return Judge(data.preprocess(x).flatten(1), y) if len(y[y >= 0].unique()) > 1 else None
 
 
 def enough(count: int) -> int:
@@ -197,7 +197,7 @@ def measured(real: Tensor, x: Tensor) -> dict[str, float]:
     if not bool(x.isfinite().all()):
         return dict.fromkeys(("precision", "recall", "density", "coverage"), math.nan) | {"recall_meaningful": False}
     found = {**precision_recall(real, x, BALL)._asdict(), **density_coverage(real, x, WIDER)._asdict()}
-    return found | {"recall_meaningful": found["precision"] >= LEAST_PRECISION}
+    return found | {"recall_meaningful": found["precision"] >= MIN_PRECISION}
 
 
 def write_tradeoff(
@@ -244,7 +244,7 @@ def figure_of(panels: Sequence[Panel], runs: Sequence[Run], columns: Sequence[di
                     text = runs[index].number
                     axis.annotate(text, point, (4, 4), textcoords="offset points", fontsize=8, color=color)
                     if columns[index].get(f"{panel.x}_meaningful") is False:
-                        axis.plot(*point, color=color, label=HOLLOW, **OPEN)
+                        axis.plot(*point, color=color, label=HOLLOW_LABEL, **HOLLOW_STYLE)
         for level, name in panel.lines:
             axis.axhline(level, color="0.4", linestyle="--", linewidth=1, label=name)
         if panel.best is not None:

@@ -10,7 +10,8 @@ from .sde import EDM, VE, VP, SubVP
 from .wrappers import ResolutionShift, ZeroTerminalSNR
 
 __all__ = [
-    "EDM", "EVERYWHERE", "Interval", "TRE", "VE", "VP", "Cosine", "Flow", "Linear", "Monotone", "NoSchedule", "ResolutionShift", "ScaledLinear",
+    "EDM", "EVERYWHERE", "Interval",
+    "TRE", "VE", "VP", "Cosine", "Flow", "Linear", "Monotone", "NoSchedule", "ResolutionShift", "ScaledLinear",
     "Schedule", "Sigmoid", "SigmoidBeta", "SquaredCosine", "SubVP", "ZeroTerminalSNR", "as_time", "linear",
     "sub_variance_preserving", "variance_exploding", "variance_preserving",
 ]  # fmt: skip

@@ -19,7 +19,7 @@ from ..checkpoints import data_record as provenance
 from ..checkpoints import store as checkpoints
 from ..checkpoints.extension import EXTEND
 from ..datasets import Dataset
-from ..files.metrics_log import Journal, Meter
+from ..files.metrics_log import Meter, MetricsLog
 from ..files.run_folders import append_text
 from ..objectives import Diverged, Loss, Objective
 from ..randomness import fold
@@ -156,7 +156,9 @@ class Training:
                 images = int(resume.stem)
                 note = {"images": images, "restores": restores}
                 line = f"{error}: back to {images} images, restore {restores} of at most {objective.max_restores}"
-                Progress("training", self.images, "images", log=partial(append_text, folder / "log.txt")).say(line)
+                Progress("training", self.images, "images", log=partial(append_text, folder / "log.txt")).write_line(
+                    line
+                )
 
     def attempt(
         self, fabric, objective: Objective, data: Dataset, folder: Path, seed: int, config: dict,
@@ -171,7 +173,7 @@ class Training:
         optimizer.zero_grad()  # a step that diverged leaves its gradient
         ema = AveragedModel(objective).eval().requires_grad_(False)
         main, images, meter, plan, change = fabric.is_global_zero, 0, Meter(), self.plan(), ""
-        journal = Journal(folder / "metrics.jsonl", silent=not main)
+        journal = MetricsLog(folder / "metrics.jsonl", silent=not main)
         if resume is not None:
             state = checkpoints.load_training_state(resume, objective, ema.module, optimizer)
             images = state.facts["images"]
@@ -180,7 +182,7 @@ class Training:
             ema.n_averaged.fill_(images // self.batch_size)
             meter.restore(state.sums, fabric)
             fabric.strategy.precision.load_state_dict(state.precision)
-        journal.cut(images, note, restores)
+        journal.truncate(images, note, restores)
         if main:
             provenance.write(folder / provenance.FILE, data)
         drawn = fold(seed, RESTORED, restores) if restores else seed
@@ -190,10 +192,10 @@ class Training:
             "training", self.images, "images", images, silent=not main, log=partial(append_text, folder / "log.txt")
         )
         if change:
-            progress.say(change)
+            progress.write_line(change)
         started, record = time.monotonic(), provenance.record(data)
         if data.held_out[0] != "validation":
-            progress.say("no example validates: held-out losses are of training examples")
+            progress.write_line("no example validates: held-out losses are of training examples")
 
         def save(totals: dict[str, Tensor], loss: float | None) -> None:
             if not main:
@@ -229,13 +231,13 @@ class Training:
                     journal.write({"images": images, **means, **figures, **timing})
                     progress.show(loss=means["loss"])
                     meter.reset()
-                with meter.paused():  # the rate is that of training
+                with meter.pause():  # the rate is that of training
                     loss = None
                     if (due(self.validation_images) or due(self.checkpoint_images)) and main:
                         held = held_out_loss(ema.module, data, seed, fabric.device, min(self.batch_size, 500))
                         loss = float(held.per_example.mean())
                         journal.write({"images": images, "validation_loss": loss, **objective.figures(held)})
-                        progress.say(f"{images} images: held-out loss {loss:.4f}")
+                        progress.write_line(f"{images} images: held-out loss {loss:.4f}")
                         if not math.isfinite(loss):
                             raise Diverged(f"the held-out loss is {loss} after {images} images")
                     if due(self.sample_images) and main:

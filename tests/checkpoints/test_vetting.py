@@ -94,7 +94,10 @@ def test_every_network_is_seen_without_memory(name):
 
 
 REFUSED = {
-    "engine: another function": ("engine", {"_target_": "diffguide.files.run_folders.claim_version", "parent": "x"}),
+    "engine: another function": (
+        "engine",
+        {"_target_": "diffguide.files.run_folders.create_version_dir", "parent": "x"},
+    ),
     "engine: a class": ("engine", {"_target_": "lightning_fabric.Fabric"}),
     "sampler: a grid": ("sampler", GRID),
     "grid: a sampler": ("grid", {"_target_": "diffguide.samplers.heun.Heun", "steps": 2, "grid": GRID}),

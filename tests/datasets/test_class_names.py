@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 from small_checkpoint import save
 
 import diffguide
-from diffguide.class_names import class_index, class_indices, resolve_labels, shadowed_class
+from diffguide.class_names import class_index, class_indices, explain_shadowed_class, resolve_labels
 from diffguide.config.quoting import quote_odd
 from diffguide.guidance.composition import Composition, NegativeCondition
 from diffguide.sample import main as sample
@@ -68,8 +68,11 @@ def test_the_words_of_labels_are_words():
     assert resolve_labels(["balanced"], 1, names) == [1] and resolve_labels(["null"], 1, names) == [2]
     assert resolve_labels([None], 1, names) == [2]
     for word, said in {None: "null", "all": "all", "balanced": "balanced"}.items():
-        assert f"labels=['{said}']" in shadowed_class(word, names) and shadowed_class(word, ["cat"]) is None
-    assert shadowed_class(["all"], names) is None and shadowed_class(3, names) is None
+        assert (
+            f"labels=['{said}']" in explain_shadowed_class(word, names)
+            and explain_shadowed_class(word, ["cat"]) is None
+        )
+    assert explain_shadowed_class(["all"], names) is None and explain_shadowed_class(3, names) is None
 
 
 @pytest.mark.parametrize(

@@ -186,9 +186,9 @@ def test_nested_says_what_its_parts_need():
         (lambda d: MPGD(d, Towards(0.0, 1.0), 0.1, EVERYWHERE)),
     )
     both = Nested(LAW, {"pull": plain, "free": free, "push": plain})
-    assert both.by_condition and both.needs_null and not Nested(LAW, {"pull": plain}).by_condition
-    assert NegativeCondition(LAW, 1, 2.0, EVERYWHERE).by_condition and not Unguided(LAW).by_condition
-    assert not Nested.needs_null and not ClassifierGuidance.by_condition
+    assert both.uses_condition and both.needs_null and not Nested(LAW, {"pull": plain}).uses_condition
+    assert NegativeCondition(LAW, 1, 2.0, EVERYWHERE).uses_condition and not Unguided(LAW).uses_condition
+    assert not Nested.needs_null and not ClassifierGuidance.uses_condition
 
 
 def test_a_compiled_network_is_not_differentiated():

@@ -127,9 +127,9 @@ def test_auto_starts_its_guide():
     sampler = Heun(5, UniformLogSNR())
     times = sampler.times(auto)
     first, again = (sampler(auto, x, times, y.clamp(min=0)) for _ in range(2))
-    assert auto.remembers and torch.equal(first, again)
+    assert auto.stateful and torch.equal(first, again)
     plain = Autoguidance(exact(), ClassifierFree(blurred(), 2.0, EVERYWHERE, APG(0.0, math.inf, 0.0)), 2.0, EVERYWHERE)
-    assert not plain.remembers and float((sampler(plain, x, times, y.clamp(min=0)) - first).abs().max()) > 1e-6
+    assert not plain.stateful and float((sampler(plain, x, times, y.clamp(min=0)) - first).abs().max()) > 1e-6
 
 
 def test_nested_from_inside_out():
@@ -155,7 +155,7 @@ def test_nested_memories_belong_to_a_run():
     }
     nested, sampler = Nested(exact(), parts), Heun(5, UniformLogSNR())
     times = sampler.times(nested)
-    assert nested.remembers
+    assert nested.stateful
     assert torch.equal(*(sampler(nested, x, times, y.clamp(min=0)) for _ in range(2)))
 
 

@@ -6,7 +6,7 @@ import math
 import torch
 from torch import Tensor
 
-from ...datasets.base import fetch
+from ...datasets.base import fetch_examples
 from ...figures.plot_spec import Panel, Plot
 from ...models.decoders import Discretized, Gaussian
 from ...models.protocols import Denoiser, LogDensity
@@ -107,10 +107,12 @@ class ELBO(Density):
         tell(0)
         train, schedule = subject.data.train, subject.model.schedule
         order = torch.randperm(len(train.y), generator=torch.Generator().manual_seed(fold(subject.seed, PILOT)))
-        fit = GaussianFit.to_data(subject.data.view(fetch(train, order[:FIT])[0]), self.floor).to(subject.device)
+        fit = GaussianFit.to_data(subject.data.preprocess(fetch_examples(train, order[:FIT])[0]), self.floor).to(
+            subject.device
+        )
         rows = order[: self.pilot]
-        x, y = fetch(train, rows)
-        x, y = subject.data.view(x).to(subject.device), y.to(subject.device) if self.given(subject) else None
+        x, y = fetch_examples(train, rows)
+        x, y = subject.data.preprocess(x).to(subject.device), y.to(subject.device) if self.given(subject) else None
         seeds = [fold(subject.seed, PILOT, row) for row in rows.tolist()]
         noise = Noise(seeds, subject.shape, schedule, subject.device, x.dtype)
         return tuned(fit, subject.model, x, y, noise, terms, lambda share: tell(round(share * len(terms))))

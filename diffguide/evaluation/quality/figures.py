@@ -9,7 +9,7 @@ import numpy
 import torch
 from torch import Tensor
 
-from ...figures.curves import LEAST_PRECISION
+from ...figures.curves import MIN_PRECISION
 from ...randomness import fold
 from ..metric import Figure, MetricError, Subject
 from . import frechet
@@ -195,7 +195,7 @@ class Comparison:
         for name, value in shares.items():
             n = len(x) if name in ("precision", "density") else len(real)
             figure = Figure(value, None, n, "1") if name == "density" else share(value, n)
-            doubtful = name == "recall" and shares["precision"] < LEAST_PRECISION
+            doubtful = name == "recall" and shares["precision"] < MIN_PRECISION
             found.figures[f"{name}{self.suffix}"] = figure._replace(meaningful=not doubtful)
         if self.metric.reference != self.subject.split:
             others = self.reference.features[self.drawn(len(self.reference.y))[: len(x)]]

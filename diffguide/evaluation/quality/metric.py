@@ -11,9 +11,9 @@ import numpy
 import torch
 from torch import Tensor
 
-from ...datasets.base import fetch
-from ...figures.image_grids import quantised
-from ...files.run_folders import sha256
+from ...datasets.base import fetch_examples
+from ...figures.image_grids import quantize
+from ...files.run_folders import hash_file
 from ...files.shards import read_rows
 from ...guidance import Unguided
 from ...models.protocols import Denoiser, DenoiserWrapper, Energy
@@ -204,8 +204,8 @@ class Real:
         self.data, self.split, self.rows, self.batch_size = subject.data, split, rows, subject.batch_size
 
     def batch(self, first: int) -> tuple[Tensor, Tensor]:
-        x, y = fetch(getattr(self.data, self.split), self.rows[first : first + self.batch_size])
-        return quantised(self.data.view(x)), y
+        x, y = fetch_examples(getattr(self.data, self.split), self.rows[first : first + self.batch_size])
+        return quantize(self.data.preprocess(x)), y
 
 
 class Drawn:
@@ -233,7 +233,7 @@ class Drawn:
                 f"{lost} of the {len(rows)} samples from {first} on are not finite: a smaller guidance scale or more "
                 "sampler steps may help"
             )
-        return quantised(x.float()).cpu(), torch.tensor(labels or [-1] * len(rows))
+        return quantize(x.float()).cpu(), torch.tensor(labels or [-1] * len(rows))
 
     def facts(self) -> dict[str, Any]:
         sampler = self.metric.sampler
@@ -279,7 +279,7 @@ class Stored:
                 f"{classes} classes (-1 = no label)"
             )
         theirs = self.header.get("checkpoint_sha256")
-        if subject.checkpoint is not None and theirs != (ours := sha256(subject.checkpoint)):
+        if subject.checkpoint is not None and theirs != (ours := hash_file(subject.checkpoint)):
             raise ValueError(
                 f"metric.samples={folder} was sampled from a checkpoint with SHA-256 {str(theirs)[:12]}, and this one has "
                 f"{ours[:12]}"

@@ -98,7 +98,7 @@ class PotentialGuidanceBase(DenoiserWrapper):
         level = self.schedule.noise_level(t)
         return (self.interval[0] < level) & (level <= self.interval[1])
 
-    def steers(self, times: Tensor, labelled: bool) -> bool:
+    def acts_at(self, times: Tensor, labelled: bool) -> bool:
         return bool(self.acts(times).any()) and (labelled or not getattr(self.potential, "of_class", False))
 
     def rows(self, t: Tensor, y: Condition | None, x: Tensor) -> Tensor | None:
