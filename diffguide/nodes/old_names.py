@@ -83,7 +83,7 @@ RENAMED: dict[str, dict[str, str]] = {
 }  # class: before: now
 for target in DOWNLOADS:
     RENAMED[target]["root"] = "path"
-TYPED = {  # node: key as it was typed before: now
+RENAMED_KEYS = {  # node: key as it was typed before: now
     "dataset": {"root": "path", "values": "quantization_levels"},
     "objective": {"values": "quantization_levels"},
     "decoder": {"values": "quantization_levels"},
@@ -93,7 +93,7 @@ TYPED = {  # node: key as it was typed before: now
 def renamed_key(key: str) -> str:
     """A dotted key as it was typed, by its name of today."""
     parent, _, name = key.rpartition(".")
-    now = TYPED.get(parent.rpartition(".")[2], {}).get(name)
+    now = RENAMED_KEYS.get(parent.rpartition(".")[2], {}).get(name)
     return f"{parent}.{now}" if now else key
 
 
