@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ..backbones.conditions import Condition
+from ..models.evaluation_counters import EvaluationCounter
 from ..models.protocols import Denoiser, Prediction
 from ..schedules import Schedule
 from .contrast import CONSTANT, LINEAR, Contrast
@@ -44,7 +45,7 @@ class Autoguidance(Contrast):
         if guide.levels is not None and (denoiser.levels is None or not torch.equal(guide.levels, denoiser.levels)):
             raise ValueError("the guide knows only its own noise levels, and the model has others; take another guide")
         check_reach(guide.schedule, *self.levels_guided())
-        self.guide = denoiser.counted(guide)
+        self.guide = guide if denoiser.tally is None else EvaluationCounter(guide, denoiser.tally)
 
     embeds = False  # two networks have two tables of classes
 

@@ -55,6 +55,7 @@ class SGLD(Sampler):
         self, denoiser: Denoiser | Energy, x: Tensor, t: Tensor, s: Tensor, y: Tensor | None, noise: Noise, memory: dict
     ) -> Tensor:
         model, level = as_protocol(denoiser, LogDensity), None if denoiser.schedule is None else torch.zeros_like(t)
-        denoiser.count_evaluations(len(x))
+        if denoiser.tally is not None:
+            denoiser.tally.evaluations += len(x)
         z = noise.normal(t, 1)
         return langevin_step(lambda x: model.log_density(x, level, y), x, self.step_size, self.noise_scale, z)

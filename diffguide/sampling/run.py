@@ -15,8 +15,7 @@ from ..figures.scatter import ScatterBackground
 from ..files.run_folders import WriteError
 from ..files.shards import Shards
 from ..guidance import Unguided
-from ..models.evaluation_counters import EnergyCounter, EvaluationCounter
-from ..models.protocols import Denoiser, DenoiserWrapper, Energy
+from ..models.protocols import Denoiser, DenoiserWrapper, Energy, Tally
 from ..runtime.progress import Progress
 from ..runtime.signals import Interrupts, Stopped
 from ..samplers import Sampler, SamplingError, generate
@@ -50,7 +49,7 @@ def explain_no_op_guidance(guided: Denoiser | Energy, sampler: Sampler, labelled
 
 
 class SamplingPlan(NamedTuple):
-    """What a run samples: a source; guided, counter (inside it), sampler; seeds, labels (None = no condition).
+    """What a run samples: a source; guided, tally of its evaluations, sampler; seeds, labels (None = no condition).
 
     background: what vectors are drawn over, None = the samples are images.
     guides: trained models that the guidance has beside the source.
@@ -58,7 +57,7 @@ class SamplingPlan(NamedTuple):
 
     source: SampleSource
     guided: Denoiser | Energy
-    counter: EvaluationCounter | EnergyCounter
+    tally: Tally
     sampler: Sampler
     seeds: range
     labels: list[int] | None
@@ -121,7 +120,7 @@ class SampleWriter:
                 done + world * len(x) * step // steps, total
             )  # the others do as much; so many steps are so many images
             progress.advance(max(made - progress.count, 0))
-            progress.show(evaluations=world * self.plan.counter.evaluations)
+            progress.show(evaluations=world * self.plan.tally.evaluations)
 
         for start in range(0, len(missing), world):
             turn, failure = missing[start : start + world], None
@@ -139,8 +138,8 @@ class SampleWriter:
 
     def draw(self, first: int, on_step: Callable[[int, Tensor], None]) -> None:
         """Samples one batch and writes it, the shard last: where it is, everything of the batch is."""
-        plan, counter = self.plan, self.plan.counter
-        before, asked_before = counter.evaluations, counter.potential_evaluations
+        plan, tally = self.plan, self.plan.tally
+        before, asked_before = tally.evaluations, tally.potential_evaluations
         part = slice(first, first + self.shards.count(first))
         self.film.start(first, self.shards.count(first))
         labels = None if plan.labels is None else plan.labels[part]
@@ -159,8 +158,8 @@ class SampleWriter:
         array = x.numpy() if x.ndim == 2 else images.to_uint8(x)
         if self.singles is not None:
             images.write_pngs(self.singles, first, array)
-        asked = counter.potential_evaluations - asked_before
-        self.shards.write(first, array, counter.evaluations - before, self.film.stack_frames(), asked)
+        asked = tally.potential_evaluations - asked_before
+        self.shards.write(first, array, tally.evaluations - before, self.film.stack_frames(), asked)
 
     def agreed(self, failure: str | None, interrupts: Interrupts) -> int:
         """The signal that some rank has got, 0 for none; all ranks wait for each other, and learn of one's failure.

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ...backbones.conditions import Condition, Embedding
+from ...models.evaluation_counters import count_potential
 from ...models.protocols import Denoiser, DenoiserWrapper, LogDensity, Prediction, SamplingError
 from ..compiled import check_uncompiled
 from .values import LogPotential, Potential, evaluated, gradient, made
@@ -135,7 +136,7 @@ class PotentialGuidanceBase(DenoiserWrapper):
 
     def asked(self, x: Tensor, y: Condition | None) -> Tensor:
         """f(x, y), [B], which counts."""
-        self.denoiser.count_potential(len(x))
+        count_potential(self.denoiser, len(x))
         return evaluated(self.potential, x, y)
 
     def through(self, x_t: Tensor, t: Tensor, y: Condition | None, graph: bool) -> tuple[Prediction, Tensor]:
