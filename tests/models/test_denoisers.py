@@ -123,7 +123,9 @@ every_wrapper = pytest.mark.parametrize("wrap", WRAPPERS, ids=["wrapper", "ungui
 @every_wrapper
 def test_wrappers_forward_facts(wrap):
     inner, outer = Remembering(), wrap(Remembering())
-    assert outer.info == inner.info and all(getattr(outer, name) is value for name, value in inner.info._asdict().items())
+    assert outer.info == inner.info and all(
+        getattr(outer, name) is value for name, value in inner.info._asdict().items()
+    )
 
 
 @every_wrapper
