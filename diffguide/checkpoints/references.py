@@ -12,7 +12,7 @@ from ..files import safetensors as archives
 from ..files.run_folders import hash_file
 from ..guidance import Unguided
 from ..models.protocols import Energy
-from ..nodes.type_checks import parameters, stored
+from ..nodes.annotations import is_stored_model, parameter_hints
 from . import store as checkpoints
 from .allowlist import resolve
 
@@ -52,7 +52,7 @@ def with_guides(node: Any, key: str, device, trust: Sequence[str]) -> tuple[Any,
         return node, []
     hints, result, guides = hints_of(node), {}, []
     for name, value in node.items():
-        if isinstance(value, str) and value != "???" and stored(hints.get(name)):
+        if isinstance(value, str) and value != "???" and is_stored_model(hints.get(name)):
             guide = find(value, f"{key}.{name}")
             result[name] = {
                 "_target_": "diffguide.load",
@@ -70,7 +70,7 @@ def with_guides(node: Any, key: str, device, trust: Sequence[str]) -> tuple[Any,
 def hints_of(node: dict) -> dict[str, Any]:
     """The annotations of what a node calls; none where that cannot be seen, which building it tells."""
     try:
-        return parameters(resolve(node["_target_"], "")) or {}
+        return parameter_hints(resolve(node["_target_"], "")) or {}
     except Exception:  # whatever importing a user's module may raise
         return {}
 

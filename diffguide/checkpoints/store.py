@@ -22,11 +22,11 @@ from ..models.protocols import Denoiser, Energy
 from ..nodes.old_names import updated
 from ..objectives import Objective
 from ..version import __version__
-from .allowlist import construct, vet, vet_values
+from .allowlist import construct, validate_config, validate_values
 from .validation import at_most, check_facts, check_finite, check_model, compare
 
 __all__ = ["CheckpointError", "Loaded", "TrainingState", "find", "load", "load_training_state", "prune", "read", "save",
-           "untrained", "check_facts", "vet", "vet_values"]  # fmt: skip
+           "untrained", "check_facts", "validate_config", "validate_values"]  # fmt: skip
 
 
 class TrainingState(NamedTuple):

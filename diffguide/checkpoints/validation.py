@@ -14,7 +14,7 @@ from torch.nn.modules import module as registration
 from ..files.safetensors import CheckpointError
 from ..files.text import escape_unprintable, shorten
 from ..models.protocols import Classifier, Denoiser
-from .allowlist import LARGEST, vet_values
+from .allowlist import LARGEST, validate_values
 from .data_record import check_record
 from .extension import Extension
 
@@ -32,7 +32,7 @@ def check_facts(metadata: dict[str, Any]) -> None:
         CheckpointError: facts that are missing, of another type, out of proportion, or that disagree.
     """
     config, names, shape = metadata["config"], metadata.get("class_names"), metadata.get("shape")
-    vet_values(config, "config")
+    validate_values(config, "config")
     for part in PARTS:
         if not isinstance(config, dict) or not isinstance(config.get(part), dict):
             raise CheckpointError(f"its configuration lacks the node {part}")

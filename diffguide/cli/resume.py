@@ -1,7 +1,7 @@
 """Continuing a run: its own configuration, with what this command line changes, where it may.
 
 The configuration comes from the run folder, so `resume=<run>` alone continues it; what of it does not equal what the
-command line composes today is built only if it is diffguide's own (`checkpoints.vet`). The optimiser is always today's.
+command line composes today is built only if it is diffguide's own (`validate_config`). The optimiser is always today's.
 """
 
 import json
@@ -53,7 +53,7 @@ class Resumed(NamedTuple):
 
 
 class Begun(NamedTuple):
-    """folder: of a run; file: its checkpoint, None = an oracle; header: its START file, None = it is finished."""
+    """folder: of a run; file: its checkpoint, None = an oracle; header: its START_FILE file, None = it is finished."""
 
     folder: Path
     file: Path | None
@@ -80,7 +80,7 @@ def saved_config(folder: Path, today: dict[str, Any], optional: Collection[str])
         if any(isinstance(event, AliasEvent) for event in parse(text)):  # a few lines of them may mean gigabytes
             raise refusal(f"{path} is not what diffguide writes: it has aliases")
         config = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
-        checkpoints.vet_values(config, "config.yaml")
+        checkpoints.validate_values(config, "config.yaml")
     except ConfigError:
         raise
     except (OmegaConfBaseException, YAMLError, OSError, ValueError, RecursionError) as error:
@@ -176,7 +176,7 @@ def unchanged(folder: Path, saved: dict[str, Any], merged: DictConfig, done: str
 
 
 def read_start(folder: Path, path: Path, saved: dict[str, Any], merged: DictConfig, done: str) -> Begun:
-    """What the START file of a run says; its checkpoint, or its law, must be today's.
+    """What the START_FILE file of a run says; its checkpoint, or its law, must be today's.
 
     Raises:
         ConfigError: it is not there, says something else, or the checkpoint has changed.

@@ -19,12 +19,12 @@ from .folders import class_folder, find_classes
 from .listing import list_files
 from .ranges import FROM_FILE, WhiteLevels, find_whites
 from .sheets import describe_copies, describe_files
-from .splits import TEST, TRAIN, VALIDATION, assign_splits, content_hash, find_copies, path_hash, unit_hash
+from .splits import TEST, TRAIN, VALIDATION, assign_splits, content_hash, group_copies, path_hash, unit_hash
 
 __all__ = ["ImageFolder", "ImageStream"]
 
 Result = TypeVar("Found")
-MAX_EXAMPLE_SIZE, MAX_SIDE = 2**24, 2**14  # numbers in one example; pixels along a side that is stored
+MAX_EXAMPLE_SIZE, MAX_STORED_SIDE = 2**24, 2**14  # numbers in one example; pixels along a side that is stored
 MAX_NAMED_UNREADABLE = 3  # how many are named where there may be many
 
 
@@ -95,9 +95,9 @@ class ImageFolder(Dataset):
     def __init__(
         self, path: str, channels: int, size: int, num_classes: int, resize: int | None, stretch: bool, flip: bool,
         validation: float, test: float, memory: float, workers: int, suffixes: Sequence[str] | None = None,
-        class_order: str = "numbers", split_by: str = "contents", values: int = 256,
+        class_order: str = "numbers", split_by: str = "contents", quantization_levels: int = 256,
     ):  # fmt: skip
-        check_dataset_facts("image_folder", {"values": values}, {"values": 256})
+        check_dataset_facts("image_folder", {"quantization_levels": quantization_levels}, {"quantization_levels": 256})
         side = size if resize is None else resize
         check_arguments(channels, size, num_classes, side, validation, test, memory, workers)
         check_choices(suffixes, class_order, split_by)
@@ -131,7 +131,7 @@ class ImageFolder(Dataset):
             splits.append(ImageStream(paths, y[rows], *storage) if x is None else Split(x[rows], y[rows]))
         super().__init__(*splits, class_names=class_names, size=size, flip=flip, workers=workers)
         self.notes = describe_files([headers[file] for file in files], channels, side, x, workers, whites)
-        groups = find_copies({file: self.hashes[file] for file in files}, self.folder)
+        groups = group_copies({file: self.hashes[file] for file in files}, self.folder)
         self.notes += describe_copies(groups, dict(zip(files, split)), bool(class_names))
 
     def hash_files(self, files: Sequence[str]) -> dict[str, str]:
@@ -221,8 +221,8 @@ def check_arguments(
     if channels * size**2 > MAX_EXAMPLE_SIZE:
         most = math.isqrt(MAX_EXAMPLE_SIZE // channels)
         raise ValueError(f"dataset.size is {size}, but must be at most {most}: an example has at most 2^24 numbers")
-    if side > MAX_SIDE:
-        raise ValueError(f"dataset.resize is {side}, but must be at most {MAX_SIDE}")
+    if side > MAX_STORED_SIDE:
+        raise ValueError(f"dataset.resize is {side}, but must be at most {MAX_STORED_SIDE}")
     if not (0 <= validation and 0 <= test and validation + test < 1):
         raise ValueError(
             f"dataset.validation is {validation} and dataset.test {test}, but they are shares and sum to less than 1"

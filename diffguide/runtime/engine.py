@@ -5,7 +5,7 @@ import os
 from lightning_fabric import Fabric
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 
-__all__ = ["kill_launched_processes", "build_fabric", "launched_by_torchrun"]
+__all__ = ["Fabric", "build_fabric", "kill_launched_processes", "launched_by_torchrun"]
 
 
 def launched_by_torchrun() -> bool:

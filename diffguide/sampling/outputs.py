@@ -15,13 +15,13 @@ from ..files.run_folders import strict_json, write_atomically
 from ..files.shards import POTENTIAL_EVALUATIONS, Shards, write_archive
 from ..guidance import Unguided
 from ..runtime.signals import Interrupts, Stopped
-from .run import Plan
+from .run import SamplingPlan
 
-__all__ = ["merge", "write_metrics"]
+__all__ = ["finalize_run", "write_metrics"]
 
 
-def merge(
-    plan: Plan, shards: Shards, folder: Path, header: dict, filmed: images.GridLayout | None,
+def finalize_run(
+    plan: SamplingPlan, shards: Shards, folder: Path, header: dict, filmed: images.GridLayout | None,
     interrupts: Interrupts,
 ) -> tuple[dict, dict[str, float]]:  # fmt: skip
     """Writes manifest.jsonl, grid.png, trajectory.gif, of an oracle metrics.json, and samples.npz.
@@ -63,7 +63,7 @@ def merge(
 
     write_atomically(folder / "manifest.jsonl", write_manifest)
     if background is not None:
-        x = picked(shards, range(min(shards.n, images.MAX_CONTACT_POINTS)))
+        x = pick_samples(shards, range(min(shards.n, images.MAX_CONTACT_POINTS)))
         vectors.write_scatter(folder / "grid.png", [("", x, labels[: len(x)])], plan.class_names, background)
     else:
         shown = images.lay_out_grid(labels, plan.class_names)
@@ -80,27 +80,27 @@ def merge(
     return header, figures
 
 
-def picked(shards: Shards, indices: Iterable[int]) -> numpy.ndarray:
+def pick_samples(shards: Shards, indices: Iterable[int]) -> numpy.ndarray:
     """Single samples, in ascending order of their indices."""
     return numpy.stack([sample for _, sample in sorted(shards.read_samples(indices).items())])
 
 
-def write_metrics(path: Path, plan: Plan, shards: Shards, header: dict) -> dict[str, float]:
+def write_metrics(path: Path, plan: SamplingPlan, shards: Shards, header: dict) -> dict[str, float]:
     """Writes metrics.json: the samples against exact ones with the same labels (`truth.compare`); returns its figures.
 
     Images are compared as bytes, which is how they are stored: exact ones are rounded likewise.
     """
     seed, guided = plan.seeds.start, not isinstance(plan.guided, Unguided)
-    indices = truth.subset(shards.n, int(numpy.prod(plan.shape)), seed)
-    x, labels = torch.from_numpy(picked(shards, indices)), [plan.classes[index] for index in indices]
+    indices = truth.select_compared(shards.n, int(numpy.prod(plan.shape)), seed)
+    x, labels = torch.from_numpy(pick_samples(shards, indices)), [plan.classes[index] for index in indices]
     vector = len(plan.shape) == 1
-    metrics = truth.compare(
+    metrics = truth.compare_with_oracle(
         plan.source.oracle,
         x if vector else from_bytes(x),
         labels,
         plan.class_names,
         seed,
-        Tensor.float if vector else rounded,
+        Tensor.float if vector else round_to_bytes,
     )
     law = "; their law is the unguided one, which guidance leaves on purpose" if guided else ""
     facts = {
@@ -111,7 +111,7 @@ def write_metrics(path: Path, plan: Plan, shards: Shards, header: dict) -> dict[
     }  # fmt: skip
     text = strict_json(facts | metrics, indent=2) + "\n"
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
-    return truth.figures(metrics)
+    return truth.table_figures(metrics)
 
 
 def from_bytes(x: Tensor) -> Tensor:
@@ -119,6 +119,6 @@ def from_bytes(x: Tensor) -> Tensor:
     return x.permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
-def rounded(x: Tensor) -> Tensor:
+def round_to_bytes(x: Tensor) -> Tensor:
     """Images as they are stored."""
     return from_bytes(torch.from_numpy(images.to_uint8(x)))

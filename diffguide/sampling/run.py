@@ -1,6 +1,5 @@
 """What a sampling run samples, and how it gets there: in batches, each on the disk when it is done."""
 
-import platform
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,15 +20,14 @@ from ..models.protocols import Denoiser, DenoiserWrapper, Energy
 from ..runtime.progress import Progress
 from ..runtime.signals import Interrupts, Stopped
 from ..samplers import Sampler, SamplingError, generate
-from ..version import __version__
-from .sources import Source
+from .sources import SampleSource
 
-__all__ = ["Plan", "Stream", "idle", "kind", "versions"]
+__all__ = ["SampleWriter", "SamplingPlan", "explain_no_op_guidance", "storage_spec"]
 
 FAILED = 1000  # more than any signal's number; the rank that failed is added
 
 
-def idle(guided: Denoiser | Energy, sampler: Sampler, labelled: bool) -> str | None:
+def explain_no_op_guidance(guided: Denoiser | Energy, sampler: Sampler, labelled: bool) -> str | None:
     """Why guidance can change nothing in a run; None where it can, and where it is none.
 
     Arguments:
@@ -51,14 +49,14 @@ def idle(guided: Denoiser | Energy, sampler: Sampler, labelled: bool) -> str | N
     return None
 
 
-class Plan(NamedTuple):
+class SamplingPlan(NamedTuple):
     """What a run samples: a source; guided, counter (inside it), sampler; seeds, labels (None = no condition).
 
     background: what vectors are drawn over, None = the samples are images.
     guides: trained models that the guidance has beside the source.
     """
 
-    source: Source
+    source: SampleSource
     guided: Denoiser | Energy
     counter: EvaluationCounter | EnergyCounter
     sampler: Sampler
@@ -85,7 +83,7 @@ class Plan(NamedTuple):
         return self.sampler.times(self.guided)
 
 
-class Stream:
+class SampleWriter:
     """Samples batches into shards, this rank's part of every round; batch i is the same whoever samples it.
 
     Arguments:
@@ -96,7 +94,9 @@ class Stream:
         filmed: what a trajectory shows, None = there is none.
     """
 
-    def __init__(self, engine, plan: Plan, shards: Shards, singles: Path | None, filmed: images.GridLayout | None):
+    def __init__(
+        self, engine, plan: SamplingPlan, shards: Shards, singles: Path | None, filmed: images.GridLayout | None
+    ):
         self.engine, self.plan, self.shards, self.singles = engine, plan, shards, singles
         shown = () if filmed is None else filmed.indices
         axes = None if plan.background is None else plan.background.axes
@@ -177,11 +177,6 @@ class Stream:
         return number
 
 
-def kind(shape: Sequence[int]) -> tuple[str, tuple[int, ...]]:
+def storage_spec(shape: Sequence[int]) -> tuple[str, tuple[int, ...]]:
     """How a sample is stored, dtype and shape: an image [C, H, W] as bytes [H, W, C], a vector [D] as it is."""
     return ("float32", tuple(shape)) if len(shape) == 1 else ("uint8", (*shape[1:], shape[0]))
-
-
-def versions() -> dict[str, str]:
-    """Of what decides the bits of an image."""
-    return {"diffguide": __version__, "torch": torch.__version__, "python": platform.python_version()}

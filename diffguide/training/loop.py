@@ -26,14 +26,14 @@ from ..randomness import fold
 from ..runtime.progress import Progress
 from ..runtime.signals import Interrupts, Stopped
 from .batches import Batches
-from .divergence import Watch
+from .divergence import DivergenceWatch
 from .held_out import held_out_loss
-from .learning_rates import Plan, resumed
+from .learning_rates import LearningRatePlan, resume_plan
 
 __all__ = ["Diverged", "Training"]
 
-RESTORED = 4  # purpose of a folded seed, beside those of `batches` and `held_out`
-AGREE = 8  # steps between the moments at which several processes ask each other for signals
+ROLLBACK_PURPOSE = 4  # purpose of a folded seed, beside those of `batches` and `held_out`
+SIGNAL_STEPS = 8  # steps between the moments at which several processes ask each other for signals
 
 
 class Training:
@@ -88,9 +88,9 @@ class Training:
         self.checkpoint_images, self.sample_images = checkpoint_images, sample_images
         self.optimizer, self.extend, self.extend_rate = optimizer, extend, extend_rate
 
-    def plan(self) -> Plan:
+    def plan(self) -> LearningRatePlan:
         """The learning rate of a run that was never made longer."""
-        return Plan(self.learning_rate, self.warmup_images, self.batch_size, self.images)
+        return LearningRatePlan(self.learning_rate, self.warmup_images, self.batch_size, self.images)
 
     def ema_decay_at(self, images: int) -> float:
         """The decay per step at a half-life of min(ema_images, images / 10)."""
@@ -177,7 +177,7 @@ class Training:
         if resume is not None:
             state = checkpoints.load_training_state(resume, objective, ema.module, optimizer)
             images = state.facts["images"]
-            plan, changed, change = resumed(plan, state.facts, self.extend, self.extend_rate)
+            plan, changed, change = resume_plan(plan, state.facts, self.extend, self.extend_rate)
             note = {"images": images, **(note or {}), **changed} if changed else note
             ema.n_averaged.fill_(images // self.batch_size)
             meter.restore(state.sums, fabric)
@@ -185,9 +185,9 @@ class Training:
         journal.truncate(images, note, restores)
         if main:
             provenance.write(folder / provenance.FILE, data)
-        drawn = fold(seed, RESTORED, restores) if restores else seed
+        drawn = fold(seed, ROLLBACK_PURPOSE, restores) if restores else seed
         batches = Batches(data, drawn, fabric, self.batch_size, self.share(fabric.world_size), images)
-        parts, watch = iter(batches), Watch(0 if fabric.device.type == "cpu" else 1)
+        parts, watch = iter(batches), DivergenceWatch(0 if fabric.device.type == "cpu" else 1)
         progress = Progress(
             "training", self.images, "images", images, silent=not main, log=partial(append_text, folder / "log.txt")
         )
@@ -214,7 +214,7 @@ class Training:
         with Interrupts(silent=not main) as interrupts:
             while images < self.images:
                 for group in optimizer.param_groups:
-                    group["lr"] = plan.at(images)
+                    group["lr"] = plan.rate_at(images)
                 norm = self.step(fabric, module, optimizer, parts, images, meter, watch)
                 before, images = images, images + self.batch_size
                 ema.multi_avg_fn = get_ema_multi_avg_fn(self.ema_decay_at(images))
@@ -226,7 +226,7 @@ class Training:
 
                 if due(self.log_images):
                     means, timing = meter.read(fabric, batches)
-                    figures = {"learning_rate": plan.at(before), "grad_norm": float(norm)}
+                    figures = {"learning_rate": plan.rate_at(before), "grad_norm": float(norm)}
                     timing["seconds"] = time.monotonic() - started
                     journal.write({"images": images, **means, **figures, **timing})
                     progress.show(loss=means["loss"])
@@ -242,7 +242,7 @@ class Training:
                             raise Diverged(f"the held-out loss is {loss} after {images} images")
                     if due(self.sample_images) and main:
                         draw(ema.module, folder / "samples" / f"{images:010d}.png")
-                    stop = agreed(fabric, interrupts, images // self.batch_size)
+                    stop = any_signal(fabric, interrupts, images // self.batch_size)
                     if due(self.checkpoint_images) or stop:
                         watch.flush()
                         if not all(value.isfinite().all() for value in objective.state_dict().values()):
@@ -256,7 +256,7 @@ class Training:
         fabric.barrier()
         return ema.module
 
-    def step(self, fabric, module, optimizer, parts, images: int, meter: Meter, watch: Watch) -> Tensor:
+    def step(self, fabric, module, optimizer, parts, images: int, meter: Meter, watch: DivergenceWatch) -> Tensor:
         """One optimiser step from a number of images on; returns the gradient's norm before clipping."""
         losses = []
         for micro, (x_0, y, rng) in zip(range(self.accumulate), parts):
@@ -267,17 +267,17 @@ class Training:
             meter.add({"loss": losses[-1].per_example, **loss.terms})
         norm = fabric.clip_gradients(module, optimizer, max_norm=self.max_grad_norm, error_if_nonfinite=False)
         scaled = bool(fabric.strategy.precision.state_dict())  # a gradient scaler meets infinities, and skips the step
-        watch.look(images, images // self.batch_size, losses, None if scaled else norm)
+        watch.check(images, images // self.batch_size, losses, None if scaled else norm)
         optimizer.step()
         optimizer.zero_grad()
         module.module.finish_step(fabric.all_gather)
         return norm
 
 
-def agreed(fabric, interrupts: Interrupts, step: int) -> int:
+def any_signal(fabric, interrupts: Interrupts, step: int) -> int:
     """The signal that any process has got, 0 for none; several processes ask each other every few steps."""
     if fabric.world_size == 1:
         return interrupts.number
-    if step % AGREE:
+    if step % SIGNAL_STEPS:
         return 0
     return int(fabric.all_reduce(torch.tensor(float(interrupts.number), device=fabric.device), reduce_op="max"))

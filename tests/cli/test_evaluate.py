@@ -21,7 +21,7 @@ from diffguide.datasets import GMM2D
 from diffguide.evaluate import main
 from diffguide.evaluation.classification.metric import Classification
 from diffguide.evaluation.denoising import DenoisingError
-from diffguide.evaluation.metric import Subject
+from diffguide.evaluation.metric import EvalContext
 from diffguide.figures import tables
 from diffguide.files.run_folders import hash_file
 
@@ -81,7 +81,7 @@ def test_a_denoiser_is_measured_as_the_library_measures_it(at, command):
     assert str(done.folder) == "outputs/evaluate/small/v001"
     folder = at / done.folder
     assert {path.name for path in folder.iterdir()} == FILES | {"denoising.png"}
-    subject = Subject(diffguide.load(at / SMALL), data(), seed=3, batch_size=250)
+    subject = EvalContext(diffguide.load(at / SMALL), data(), seed=3, batch_size=250)
     expected, found = DenoisingError(3, True, 20).measure(subject), metrics(folder)
     assert found["figures"] == {name: part._asdict() for name, part in expected.figures.items()}
     assert found["curve"] == json.loads(json.dumps(expected.curve))
@@ -109,7 +109,7 @@ def test_who_asks_for_no_metric_gets_what_the_model_can_answer(at, command):
     assert str(done.folder) == "outputs/evaluate/judge/v001"
     levels = OmegaConf.load(Path(config_dir()) / "metric/classification.yaml").noise_levels
     model = diffguide.load(at / JUDGE, weights="objective")
-    expected = Classification(list(levels), 15).measure(Subject(model, data(), "test", 20))
+    expected = Classification(list(levels), 15).measure(EvalContext(model, data(), "test", 20))
     found = metrics(at / done.folder)
     for name, part in expected.figures.items():
         assert found["figures"][name]["value"] == pytest.approx(part.value, rel=1e-6)
@@ -179,7 +179,9 @@ def test_states_and_configurations_have_no_mean(at, command):
 def test_lines_are_named_by_what_differs(tmp_path, monkeypatch):
     """Models, states of one model, what was swept; and what is equal is not said."""
     drawn = {}
-    monkeypatch.setattr(tables.curves, "write_curves", lambda path, plot, lines: drawn.update({path.stem: list(lines)}))
+    monkeypatch.setattr(
+        tables.curves, "write_curve_figure", lambda path, plot, lines: drawn.update({path.stem: list(lines)})
+    )
 
     def names(*runs: tuple[str, int, str]) -> list[str]:
         folders = []
@@ -247,7 +249,7 @@ def test_other_data_of_the_same_kind(at, command, monkeypatch):
     assert done.code == 0, done.err
     assert metrics(at / done.folder)["n"] == 40 and OmegaConf.load(at / done.folder / "config.yaml").dataset.train == 10
     assert told[0]["train"] == 10 and metrics(at / done.folder)["dataset"] == told[0]
-    assert command(main, "oracle=gmm2d", *FEW, "n=5", at=at).code == 0 and told[1] == {"values": 0}
+    assert command(main, "oracle=gmm2d", *FEW, "n=5", at=at).code == 0 and told[1] == {"quantization_levels": 0}
 
 
 def test_a_run_of_the_training_command(tiny_run, tmp_path, command):
@@ -309,8 +311,8 @@ def test_a_signal_stops_after_a_batch(stopped, at, command, monkeypatch):
     """What was done is kept, and the message says how to go on."""
     assert sorted(path.name for path in (at / stopped / "parts").iterdir()) == ["0000000000.npz", "0000000020.npz"]
     assert not (at / stopped / "metrics.json").exists()
-    batch = Subject.batch
-    monkeypatch.setattr(Subject, "batch", lambda *args: (os.kill(os.getpid(), signal.SIGINT), batch(*args))[1])
+    batch = EvalContext.batch
+    monkeypatch.setattr(EvalContext, "batch", lambda *args: (os.kill(os.getpid(), signal.SIGINT), batch(*args))[1])
     done = command(main, f"resume={stopped}", at=at)
     assert (
         done.code == 130
@@ -320,8 +322,8 @@ def test_a_signal_stops_after_a_batch(stopped, at, command, monkeypatch):
 
 def test_an_evaluation_that_is_continued_is_the_same(stopped, at, command, monkeypatch):
     whole = command(main, f"checkpoint={SMALL}", *FEW, "batch_size=20", at=at)
-    batch, read = Subject.batch, []
-    monkeypatch.setattr(Subject, "batch", lambda self, first: (read.append(first), batch(self, first))[1])
+    batch, read = EvalContext.batch, []
+    monkeypatch.setattr(EvalContext, "batch", lambda self, first: (read.append(first), batch(self, first))[1])
     done = command(main, f"resume={stopped}", at=at)
     assert done.code == 0 and str(done.folder) == stopped, done.err
     assert read == [40]

@@ -44,7 +44,7 @@ TRAIN = {
         ["experiment=cdm_gmm2d", "objective.quantization_levels=17"], "objective: quantization_levels=17: ",
     ),
     "values of other data": (
-        ["objective=tre", *LEVELS, "sampler.steps=10", "objective.quantization_levels=256"], "take 17 for digits"),
+        ["objective=tre", *LEVELS, "sampler.steps=10", "objective.values=256"], "take 17 for digits"),
     "label dropout of an energy": (
         ["experiment=jem_digits", "p_uncond=0.1"], "which drops no label: leave it, or take guidance=cfg",
     ),

@@ -25,7 +25,7 @@ from diffguide.checkpoints import store as checkpoints
 from diffguide.files import safetensors as archives
 from diffguide.sample import main as sample
 from diffguide.train import main
-from diffguide.training.learning_rates import Plan
+from diffguide.training.learning_rates import LearningRatePlan
 from diffguide.training.loop import Training
 
 TRAIN = Path(sysconfig.get_path("scripts")) / "diffguide-train"
@@ -243,7 +243,7 @@ def test_changed_amounts_are_recorded(unfinished, tmp_path, command):
 ])  # fmt: skip
 def test_a_run_that_diverges_stops_and_keeps_its_good_checkpoints(tmp_path, command, monkeypatch, every, good, message):
     """A third step that leads out of all numbers."""
-    monkeypatch.setattr(Plan, "at", lambda self, images, *_: 1e-3 if images < 64 else 1e30)
+    monkeypatch.setattr(LearningRatePlan, "rate_at", lambda self, images, *_: 1e-3 if images < 64 else 1e30)
     done = command(main, *SHORT, f"training.checkpoint_images={every}", "training.validation_images=320", at=tmp_path)
     assert done.code == 1 and message in done.err and "Traceback" not in done.err, done.err
     assert [int(path.stem) for path in checkpoints.kept(tmp_path / RUN / "checkpoints")] == good

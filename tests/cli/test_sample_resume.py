@@ -18,7 +18,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from diffguide.sample import main
-from diffguide.sampling.run import Stream
+from diffguide.sampling.run import SampleWriter
 
 MODEL = Path("outputs/train/digits/v001")
 RUN = Path("outputs/sample/digits/v001")
@@ -36,9 +36,9 @@ def stopped_run(tiny_run, tmp_path_factory) -> Path:
             os.kill(os.getpid(), signal.SIGTERM)
         draw(self, first, on_step)
 
-    draw = Stream.draw
+    draw = SampleWriter.draw
     with pytest.MonkeyPatch.context() as patch, chdir(folder), pytest.raises(SystemExit) as left:
-        patch.setattr(Stream, "draw", interrupted)
+        patch.setattr(SampleWriter, "draw", interrupted)
         main(LONG)
     assert left.value.code == 143
     return folder
@@ -239,14 +239,14 @@ def test_a_full_disk_is_told_and_the_run_goes_on_later(stopped, command, monkeyp
 
 def test_the_line_that_says_how_to_go_on_can_be_typed(stopped, command, monkeypatch):
     """Of a run whose folder has a name that a shell and Hydra would take apart."""
-    draw = Stream.draw
+    draw = SampleWriter.draw
 
     def interrupted(self, first, on_step):
         os.kill(os.getpid(), signal.SIGTERM)
         draw(self, first, on_step)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Stream, "draw", interrupted)
+        patch.setattr(SampleWriter, "draw", interrupted)
         done = command(main, *LONG, "name='it is, (odd)'", at=stopped)
     program, *arguments = shlex.split(done.err.splitlines()[-1].partition("continue with: ")[2])
     assert program == "diffguide-sample" and "odd" in arguments[0]

@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 
 from diffguide.config.build import ConfigError, build, config_dir
 from diffguide.datasets import Split
-from diffguide.datasets.splits import content_hash, find_copies, path_hash, unit_hash
+from diffguide.datasets.splits import content_hash, group_copies, path_hash, unit_hash
 
 NAMES = ["café au lait", "dog, small", "k=v", "日本"]
 
@@ -103,7 +103,7 @@ def test_large_files_are_hashed_by_their_parts_and_compared_whole(tmp_path):
         (tmp_path / name).write_bytes(changed.tobytes())
     hashes = {name: content_hash(tmp_path / name) for name in ("a", "b", "between", "end")}
     assert hashes["a"] == hashes["b"] == hashes["between"] != hashes["end"]
-    assert find_copies(hashes, tmp_path) == [["a", "b"]]
+    assert group_copies(hashes, tmp_path) == [["a", "b"]]
 
 
 def test_no_image_validates_where_none_is_wanted(tmp_path):

@@ -9,7 +9,7 @@ from networks import lively, unet
 from omegaconf import OmegaConf
 from torch import nn
 
-from diffguide.checkpoints.allowlist import vet
+from diffguide.checkpoints.allowlist import validate_config
 from diffguide.config.build import ConfigError, build
 from diffguide.files.safetensors import CheckpointError
 from diffguide.guidance.clean_classifier import (
@@ -261,8 +261,8 @@ def test_from_the_configuration(tmp_path):
     assert other.guidance.network.name == "resnet18"
     node = OmegaConf.to_container(cfg.guidance)
     with pytest.raises(CheckpointError, match="runs the program in a file; if you trust it, say trust="):
-        vet(node, "guidance")
-    vet(node, "guidance", ["diffguide.guidance.clean_classifier.TorchScript"])
+        validate_config(node, "guidance")
+    validate_config(node, "guidance", ["diffguide.guidance.clean_classifier.TorchScript"])
     cfg.guidance.network.path = str(tmp_path / "none.pt")
     with pytest.raises(ConfigError, match="there is no TorchScript file"):
         build(cfg, "guidance", generator())

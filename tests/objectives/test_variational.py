@@ -207,7 +207,7 @@ def test_classes_are_told_or_dropped(p_uncond, expected):
     (lambda: objective(network(), Monotone(6, -5, True, 8), levels=LogNormal(0, 1)), "learned .*drawn in time.* LogNormal"),
     (lambda: objective(network(), levels=UniformLogSNR(True), steps=3), "a bound of 3 steps needs .* UniformLogSNR"),
     (lambda: Variational(network(), COSINE, Gaussian(), Eps(), UniformTime(True), None, 1.5), "p_uncond must be in"),
-    (lambda: objective(network(), decoder=Discretized(17))(data(3).float(), None, generator()), "check dataset.values"),
+    (lambda: objective(network(), decoder=Discretized(17))(data(3).float(), None, generator()), "dataset.quantization_levels"),
 ])  # fmt: skip
 def test_mistakes(make, sentence):
     with pytest.raises(ValueError, match=sentence):

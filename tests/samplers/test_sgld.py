@@ -20,7 +20,7 @@ from diffguide.randomness import Noise
 from diffguide.sample import main as sample
 from diffguide.samplers import SGLD, Heun, generate
 from diffguide.samplers.grids import UniformT
-from diffguide.sampling.run import Stream
+from diffguide.sampling.run import SampleWriter
 from diffguide.schedules import Cosine
 from diffguide.train import main as train
 
@@ -116,9 +116,9 @@ def test_by_the_command(jem_run, tmp_path, command):
             os.kill(os.getpid(), signal.SIGTERM)
         draw(self, first, on_step)
 
-    draw = Stream.draw
+    draw = SampleWriter.draw
     with pytest.MonkeyPatch.context() as patch, chdir(tmp_path):
-        patch.setattr(Stream, "draw", interrupted)
+        patch.setattr(SampleWriter, "draw", interrupted)
         stopped = command(sample, *arguments, "batch_size=5", at=tmp_path)
     assert stopped.code == 143
     again = command(sample, f"resume={stopped.folder}", at=tmp_path)
