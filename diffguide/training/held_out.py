@@ -31,7 +31,7 @@ def held_out_loss(objective: Objective, data: Dataset, seed: int, device: torch.
         kept = Split(*split) if len(rows) == count else fetch_examples(split, rows)
         batches = zip(*(field.split(batch_size) for field in kept))
     for x, y in batches:
-        losses.append(objective(data.view(x.to(device)), y.to(device), rng))
+        losses.append(objective(data.preprocess(x.to(device)), y.to(device), rng))
     per_example, terms, log_snr = zip(*losses)
     terms = {name: torch.cat([part[name] for part in terms]) for name in terms[0]}
     return Loss(torch.cat(per_example), terms, None if log_snr[0] is None else torch.cat(log_snr))

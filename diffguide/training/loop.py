@@ -156,7 +156,9 @@ class Training:
                 images = int(resume.stem)
                 note = {"images": images, "restores": restores}
                 line = f"{error}: back to {images} images, restore {restores} of at most {objective.max_restores}"
-                Progress("training", self.images, "images", log=partial(append_text, folder / "log.txt")).say(line)
+                Progress("training", self.images, "images", log=partial(append_text, folder / "log.txt")).write_line(
+                    line
+                )
 
     def attempt(
         self, fabric, objective: Objective, data: Dataset, folder: Path, seed: int, config: dict,
@@ -180,7 +182,7 @@ class Training:
             ema.n_averaged.fill_(images // self.batch_size)
             meter.restore(state.sums, fabric)
             fabric.strategy.precision.load_state_dict(state.precision)
-        journal.cut(images, note, restores)
+        journal.truncate(images, note, restores)
         if main:
             provenance.write(folder / provenance.FILE, data)
         drawn = fold(seed, ROLLBACK_PURPOSE, restores) if restores else seed
@@ -190,10 +192,10 @@ class Training:
             "training", self.images, "images", images, silent=not main, log=partial(append_text, folder / "log.txt")
         )
         if change:
-            progress.say(change)
+            progress.write_line(change)
         started, record = time.monotonic(), provenance.record(data)
         if data.held_out[0] != "validation":
-            progress.say("no example validates: held-out losses are of training examples")
+            progress.write_line("no example validates: held-out losses are of training examples")
 
         def save(totals: dict[str, Tensor], loss: float | None) -> None:
             if not main:
@@ -229,13 +231,13 @@ class Training:
                     journal.write({"images": images, **means, **figures, **timing})
                     progress.show(loss=means["loss"])
                     meter.reset()
-                with meter.paused():  # the rate is that of training
+                with meter.pause():  # the rate is that of training
                     loss = None
                     if (due(self.validation_images) or due(self.checkpoint_images)) and main:
                         held = held_out_loss(ema.module, data, seed, fabric.device, min(self.batch_size, 500))
                         loss = float(held.per_example.mean())
                         journal.write({"images": images, "validation_loss": loss, **objective.figures(held)})
-                        progress.say(f"{images} images: held-out loss {loss:.4f}")
+                        progress.write_line(f"{images} images: held-out loss {loss:.4f}")
                         if not math.isfinite(loss):
                             raise Diverged(f"the held-out loss is {loss} after {images} images")
                     if due(self.sample_images) and main:

@@ -170,11 +170,11 @@ def test_values_are_spread_as_in_training():
 
     model = exact_levels(4, EXACT_DATA)
     model.__class__ = Looking
-    LevelAccuracy(6, True, 3).measure(EvalContext(model, Cut(), config={"objective": {"values": 3}}))
+    LevelAccuracy(6, True, 3).measure(EvalContext(model, Cut(), config={"objective": {"quantization_levels": 3}}))
     whole = torch.cat(seen)
     assert not (whole == whole.round()).any()
     seen.clear()
-    LevelAccuracy(6, True, 3).measure(EvalContext(model, Cut(), config={"objective": {"values": 0}}))
+    LevelAccuracy(6, True, 3).measure(EvalContext(model, Cut(), config={"objective": {"quantization_levels": 0}}))
     assert (torch.cat(seen) == torch.cat(seen).round()).all(1).float().mean() > 0.1  # the clean level
 
 

@@ -76,7 +76,7 @@ class LevelAccuracy(ClassConditionalMetric):
 
     def quantization_levels(self, context: EvalContext) -> int:
         """Of an element of the data, which training spread; 0 = it took them as they are."""
-        return int((context.config.get("objective") or {}).get("values") or 0)
+        return int((context.config.get("objective") or {}).get("quantization_levels") or 0)
 
     def measure_batch(self, context: EvalContext, model: LevelClassifier, first: int) -> dict[str, numpy.ndarray]:
         """Of a batch, [b, draws] each."""
