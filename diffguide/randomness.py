@@ -75,15 +75,15 @@ class Share(NamedTuple):
 
 def normal(shape: Sequence[int], rng: torch.Generator | Share, dtype: torch.dtype) -> Tensor:
     """Standard normals [B, ...], a row per example; of this share's rows where rng is a `Share`."""
-    return draw(torch.randn, shape, rng, dtype)
+    return draw_rows(torch.randn, shape, rng, dtype)
 
 
 def uniform(shape: Sequence[int], rng: torch.Generator | Share, dtype: torch.dtype) -> Tensor:
     """Uniform numbers in [0, 1), [B, ...] a row per example; shape () is one number for the whole batch."""
-    return draw(torch.rand, shape, rng, dtype)
+    return draw_rows(torch.rand, shape, rng, dtype)
 
 
-def draw(sample, shape: Sequence[int], rng: torch.Generator | Share, dtype: torch.dtype) -> Tensor:
+def draw_rows(sample, shape: Sequence[int], rng: torch.Generator | Share, dtype: torch.dtype) -> Tensor:
     """sample(shape) from rng, on its device; rows of the whole batch's draw where rng is a `Share`."""
     if not isinstance(rng, Share) or not len(shape):
         generator = rng.generator if isinstance(rng, Share) else rng
@@ -113,7 +113,7 @@ class Noise:
         self.path: dict[int, Tensor] = {}  # values at the nodes that bracket the last query
 
     def normal(self, level: Tensor | float, draw: int) -> Tensor:
-        """Independent standard normals [B, *shape] for one use: the `draw`-th at time `level`."""
+        """Independent standard normals [B, *shape] for one use: the `draw_rows`-th at time `level`."""
         return self._draw(NORMAL, level, draw)
 
     def of(self, shape: Sequence[int]) -> "Noise":

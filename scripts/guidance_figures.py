@@ -27,7 +27,7 @@ from torch import Tensor
 from diffguide.datasets import Digits
 from diffguide.evaluation.quality.label_agreement import LabelClassifier
 from diffguide.evaluation.quality.precision_recall import PrecisionRecall, precision_recall
-from diffguide.figures.image_grids import grid, to_uint8
+from diffguide.figures.image_grids import draw_grid, to_uint8
 from diffguide.files.run_folders import write_atomically
 from diffguide.guidance import ClassifierFree, ClassifierGuidance
 from diffguide.guidance.projections import APG
@@ -124,7 +124,9 @@ def draw_sheet(path: Path, cells: dict[tuple[str, float], numpy.ndarray]) -> Non
     names, scales = (list(dict.fromkeys(part)) for part in zip(*cells))
     rows = [[cell(cells[name, scale][list(SHOWN)]) for scale in scales] for name in names]
     titles = [name + ", scale / 8" * (name == "CFG++") for name in names]
-    write_atomically(path, partial(grid(rows, titles, [f"scale {scale:g}" for scale in scales]).save, format="PNG"))
+    write_atomically(
+        path, partial(draw_grid(rows, titles, [f"scale {scale:g}" for scale in scales]).save, format="PNG")
+    )
 
 
 def cell(pictures: numpy.ndarray, columns: int = 2, factor: int = 5, gap: int = 2) -> numpy.ndarray:

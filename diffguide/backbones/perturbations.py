@@ -80,13 +80,13 @@ class BlurredQueries(Perturbation):
     def queries(self, index: int, q: Tensor, grid: tuple[int, int]) -> Tensor:
         if index not in self.layers:
             return q
-        rows, columns = (smoothing(side, self.blur, q) for side in grid)
+        rows, columns = (blur_matrix(side, self.blur, q) for side in grid)
         blurred = columns @ q.unflatten(2, grid)  # [B, heads, rows, columns, d]
         blurred = (rows @ blurred.transpose(2, 3)).transpose(2, 3)
         return self.instead(q, blurred.flatten(2, 3))
 
 
-def smoothing(side: int, blur: float, like: Tensor) -> Tensor:
+def blur_matrix(side: int, blur: float, like: Tensor) -> Tensor:
     """[side, side]: what each place of a line takes of all of them, rows of sum 1; on the device and in the dtype of `like`."""
     exact = {"device": like.device, "dtype": torch.promote_types(like.dtype, torch.float32)}
     if blur == math.inf:

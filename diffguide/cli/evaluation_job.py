@@ -2,16 +2,16 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from ..checkpoints.references import check_guides, with_guides
-from ..config.build import ConfigError, build, check_whole, run_parent
+from ..config.build import ConfigError, build, check_whole, run_parent, to_dict
 from ..datasets import Dataset
 from ..evaluation.job import EvaluationJob, remove_parts
 from ..runtime.engine import Fabric
-from . import evaluation_subjects as subjects
+from .evaluation_targets import checkpoint_target, oracle_target
 from .model_choice import build_oracle, check_model
 from .resume import Begun, find_evaluation
 from .retyped import trusted
@@ -28,7 +28,9 @@ def build_evaluation_jobs(cfg: DictConfig) -> list[EvaluationJob]:
     """
     cfg, begun = (cfg, None) if cfg.resume is None else find_evaluation(cfg)
     check_settings(cfg)
-    cfg = OmegaConf.masked_copy(cfg, [key for key in cfg if "oracle" in cfg or key != "schedule"])  # the rest is unused
+    cfg = OmegaConf.masked_copy(
+        cfg, [str(key) for key in cfg if "oracle" in cfg or key != "schedule"]
+    )  # the rest is unused
     if begun is not None and begun.header is None:
         tidy(begun.folder, "its figures", lambda: remove_parts(begun.folder))
         return []
@@ -68,13 +70,13 @@ def check_settings(cfg: DictConfig) -> None:
     check_model(cfg)
 
 
-def checkpoint_paths(cfg: DictConfig) -> list:
+def checkpoint_paths(cfg: DictConfig) -> list[Any]:
     """The checkpoints, one or several; [None] beside an oracle."""
-    return OmegaConf.to_container(cfg.checkpoint) if OmegaConf.is_list(cfg.checkpoint) else [cfg.checkpoint]
+    return list(cfg.checkpoint) if OmegaConf.is_list(cfg.checkpoint) else [cfg.checkpoint]
 
 
 def build_job(
-    cfg: DictConfig, engine: Fabric, path: str | None, begun: Begun | None, opened: dict[str, Dataset]
+    cfg: DictConfig, engine: Fabric, path: str | Path | None, begun: Begun | None, opened: dict[str, Dataset]
 ) -> EvaluationJob:
     """One measurement, of a checkpoint or of an oracle (path None).
 
@@ -84,36 +86,34 @@ def build_job(
     Raises:
         ConfigError: a model, data and metric that do not go together.
     """
-    measured = {"checkpoint": path}
-    if "oracle" in cfg:
-        subject, identity = subjects.exact(cfg, build_oracle(cfg, engine.device), engine.device)
-        note, precision, name = None, "float64", HydraConfig.get().runtime.choices.get("oracle")
+    measured: dict[str, Any] = {"checkpoint": path}
+    if path is None:
+        target, precision = oracle_target(cfg, build_oracle(cfg, engine.device), engine.device), "float64"
     else:
-        file = begun.file if begun else path
-        subject, note, identity = subjects.trained(cfg, file, engine.device, opened)
-        precision, name = cfg.engine.precision, subject.config["name"]
+        target, precision = (
+            checkpoint_target(cfg, begun.file if begun and begun.file else path, engine.device, opened),
+            cfg.engine.precision,
+        )
         if "dataset" in cfg:
-            measured["dataset"] = identity["dataset"]
+            measured["dataset"] = target.identity["dataset"]
     try:
-        node = OmegaConf.to_container(cfg.metric, resolve=True)
+        node = to_dict(cfg.metric)
         node, guides = with_guides(node, "metric", engine.device, trusted(cfg))
-        check_guides(guides, subject.shape, subject.class_names)
+        check_guides(guides, target.context.shape, target.context.class_names)
+        metric = build({"metric": node}, "metric").resolve(target.context)
+        metric.check(target.context)
+    except ConfigError:
+        raise
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    metric = build({"metric": node}, "metric")
-    try:
-        metric = metric.resolve(subject)
-        metric.check(subject)
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
-    if note:
-        print(note, file=sys.stderr)
+    if target.note:
+        print(target.note, file=sys.stderr)
     return EvaluationJob(
-        context=subject,
+        context=target.context,
         metric=metric,
-        identity=identity | {"guides": {guide.key: guide.identity() for guide in guides}},
+        identity=target.identity | {"guides": {guide.key: guide.identity() for guide in guides}},
         engine=engine,
-        parent=begun.folder.parent if begun else run_parent(cfg, "evaluate", cfg.name or name),
+        parent=begun.folder.parent if begun else run_parent(cfg, "evaluate", cfg.name or target.name),
         config_yaml=OmegaConf.to_yaml(OmegaConf.merge(cfg, measured), resolve=True),
         precision=precision,
         folder=begun and begun.folder,

@@ -1,7 +1,7 @@
 """Continuing a run: its own configuration, with what this command line changes, where it may.
 
 The configuration comes from the run folder, so `resume=<run>` alone continues it; what of it does not equal what the
-command line composes today is built only if it is diffguide's own (`checkpoints.vet`). The optimiser is always today's.
+command line composes today is built only if it is diffguide's own (`validate_config`). The optimiser is always today's.
 """
 
 import json
@@ -17,8 +17,8 @@ from yaml import AliasEvent, YAMLError, parse
 from ..checkpoints import data_record as provenance
 from ..checkpoints import store as checkpoints
 from ..config.build import ConfigError
-from ..files.run_folders import sha256, strict_json
-from ..files.shards import START
+from ..files.run_folders import hash_file, strict_json
+from ..files.shards import START_FILE
 from ..nodes.old_names import updated
 from .retyped import ROLES, inherit, refusal, trusted
 
@@ -53,7 +53,7 @@ class Resumed(NamedTuple):
 
 
 class Begun(NamedTuple):
-    """folder: of a run; file: its checkpoint, None = an oracle; header: its START file, None = it is finished."""
+    """folder: of a run; file: its checkpoint, None = an oracle; header: its START_FILE file, None = it is finished."""
 
     folder: Path
     file: Path | None
@@ -80,7 +80,7 @@ def saved_config(folder: Path, today: dict[str, Any], optional: Collection[str])
         if any(isinstance(event, AliasEvent) for event in parse(text)):  # a few lines of them may mean gigabytes
             raise refusal(f"{path} is not what diffguide writes: it has aliases")
         config = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
-        checkpoints.vet_values(config, "config.yaml")
+        checkpoints.validate_values(config, "config.yaml")
     except ConfigError:
         raise
     except (OmegaConfBaseException, YAMLError, OSError, ValueError, RecursionError) as error:
@@ -135,12 +135,12 @@ def find(cfg: DictConfig) -> tuple[DictConfig, Resumed]:
 
 def find_samples(cfg: DictConfig) -> tuple[DictConfig, Begun]:
     """The configuration and the beginning of the sampling run to continue; as `find_begun`."""
-    return find_begun(cfg, "outputs/sample/digits/v001", "samples.npz", f"shards/{START}", "sampled")
+    return find_begun(cfg, "outputs/sample/digits/v001", "samples.npz", f"shards/{START_FILE}", "sampled")
 
 
 def find_evaluation(cfg: DictConfig) -> tuple[DictConfig, Begun]:
     """The configuration and the beginning of the evaluation to continue; as `find_begun`."""
-    return find_begun(cfg, "outputs/evaluate/digits/v001", "metrics.json", START, "evaluated")
+    return find_begun(cfg, "outputs/evaluate/digits/v001", "metrics.json", START_FILE, "evaluated")
 
 
 def find_begun(cfg: DictConfig, example: str, last: str, start: str, done: str) -> tuple[DictConfig, Begun]:
@@ -176,7 +176,7 @@ def unchanged(folder: Path, saved: dict[str, Any], merged: DictConfig, done: str
 
 
 def read_start(folder: Path, path: Path, saved: dict[str, Any], merged: DictConfig, done: str) -> Begun:
-    """What the START file of a run says; its checkpoint, or its law, must be today's.
+    """What the START_FILE file of a run says; its checkpoint, or its law, must be today's.
 
     Raises:
         ConfigError: it is not there, says something else, or the checkpoint has changed.
@@ -195,7 +195,7 @@ def read_start(folder: Path, path: Path, saved: dict[str, Any], merged: DictConf
         if not re.fullmatch("[0-9a-f]{64}", expected):
             raise ValueError("its checkpoint_sha256 is not 64 hexadecimal digits")
         file = checkpoints.find(merged.checkpoint if merged.checkpoint != saved["checkpoint"] else file)
-        found = sha256(file)
+        found = hash_file(file)
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         if isinstance(error, checkpoints.CheckpointError):
             raise ConfigError(f"checkpoint: {error}") from error

@@ -164,7 +164,7 @@ def vet_others(cfg: DictConfig, merged: DictConfig) -> None:
             node = OmegaConf.to_container(merged[role])
             node.pop("optimizer", None)
             try:
-                checkpoints.vet(node, role, trusted(cfg))
+                checkpoints.validate_config(node, role, trusted(cfg))
             except checkpoints.CheckpointError as error:
                 raise refusal(str(error)) from error
 

@@ -8,6 +8,7 @@ import warnings
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
+from itertools import pairwise
 from os.path import abspath
 from pathlib import Path
 from typing import Any, NoReturn
@@ -23,10 +24,10 @@ from yaml import YAMLError
 
 from ..config import diagnose as mistakes
 from ..config import experiments as recipes
-from ..config.build import ConfigError, config_dir, telling
+from ..config.build import ConfigError, config_dir, config_errors
 from ..config.files import dotted, loader_of, quick_listing
 from ..config.quoting import quote_odd, quoted
-from ..files.run_folders import only_writer, remove_leftovers
+from ..files.run_folders import lock_run_dir, remove_leftovers
 from ..nodes.old_names import stated
 from ..nodes.user_modules import searching
 from ..runtime.errors import InputError
@@ -35,7 +36,7 @@ from . import help as option_help
 from . import stray_words
 from .arguments import read_flags, typed
 from .multirun import record_job, remove_notes
-from .spelling import respelled
+from .spelling import rename_options, respelled
 
 __all__ = ["leave", "one_line_errors", "run_command", "tidy", "typed"]
 
@@ -150,7 +151,7 @@ def leave(name: str, stopped: Stopped) -> NoReturn:
 
 def tidy(folder: Path, has: str, remove: Callable[[], None]) -> None:
     """Says that a finished run `has` everything, and removes what a process that was killed then may have left."""
-    with telling("resume"), only_writer(folder):
+    with config_errors("resume"), lock_run_dir(folder):
         remove_leftovers(folder)
         remove()
     print(f"nothing is left to do: {folder} has {has}", file=sys.stderr)
@@ -175,6 +176,7 @@ def run_command(
     warnings.filterwarnings("ignore", r"`torch\.jit", FutureWarning)  # torch warns of what torch itself calls
     saved, config_name = sys.argv, config_name or name.removeprefix("diffguide-")
     words = respelled(quote_odd(saved[1:] if argv is None else argv))
+    words = rename_options(words, [config_dir(), *own_config_dirs(words)])
     sys.argv = [name if argv is not None else saved[0], *words]
     try:
         if os.environ.get(FULL) == "1":
@@ -184,6 +186,12 @@ def run_command(
     finally:
         sys.argv = saved
         remove_notes()
+
+
+def own_config_dirs(words: Sequence[str]) -> list[str]:
+    """The folders behind --config-dir, read before the flags are, which may be wrong."""
+    spaced = [folder for flag, folder in pairwise(words) if flag in ("--config-dir", "-cd")]
+    return spaced + [word.partition("=")[2] for word in words if word.startswith("--config-dir=")]
 
 
 def run_words(command: Callable[[], None], words: Sequence[str], config_name: str) -> None:

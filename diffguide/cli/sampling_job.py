@@ -9,10 +9,10 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from ..checkpoints import store as checkpoints
-from ..class_names import resolve_labels, shadowed_class
-from ..config.build import ConfigError, build, check_whole, run_parent, telling
+from ..class_names import explain_shadowed_class, resolve_labels
+from ..config.build import ConfigError, build, check_whole, config_errors, run_parent, to_dict
 from ..files.shards import Shards
-from ..models.evaluation_counters import counter_of
+from ..models.evaluation_counters import count_evaluations
 from ..runtime.engine import Fabric
 from ..sampling import run as sampling
 from ..sampling.job import SamplingJob
@@ -36,9 +36,9 @@ def build_sampling_job(cfg: DictConfig) -> SamplingJob | None:
     """
     cfg, begun = (cfg, None) if cfg.resume is None else find_samples(cfg)
     check_settings(cfg)
-    moved = {} if "oracle" in cfg else OmegaConf.to_container(cfg.get("dataset", OmegaConf.create()))
+    moved = {} if "oracle" in cfg else to_dict(cfg.get("dataset", OmegaConf.create()))
     unused = () if "oracle" in cfg else ("schedule", "dataset")
-    cfg = OmegaConf.masked_copy(cfg, [key for key in cfg if key not in unused])
+    cfg = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key not in unused])
     engine = build(cfg, "engine")
     if begun is not None and begun.header is None:
         if engine.is_global_zero:
@@ -46,7 +46,7 @@ def build_sampling_job(cfg: DictConfig) -> SamplingJob | None:
             tidy(begun.folder, "all its samples", shards.remove)
         return None
     replan = partial(build_plan, cfg, engine)
-    plan, config = replan(begun and begun.file), OmegaConf.to_container(cfg, resolve=True)
+    plan, config = replan(begun and begun.file), to_dict(cfg)
     precision = config["engine"]["precision"] if plan.source.oracle is None else str(plan.source.dtype)[6:]
     return SamplingJob(
         plan=plan,
@@ -118,22 +118,22 @@ def build_plan(cfg: DictConfig, engine: Fabric, file: Path | None) -> sampling.S
         ConfigError: a model, guidance, sampler and labels that do not go together.
     """
     source = build_source(cfg, engine, file)
-    counter = counter_of(source.model)
-    node = OmegaConf.to_container(cfg.guidance, resolve=True)
+    counter = count_evaluations(source.model)
+    node = to_dict(cfg.guidance)
     builder = GuidanceBuilder(node, trusted(cfg), source.shape, source.class_names)
     guided, sampler = builder(source.model, engine.device, counter), build(cfg, "sampler")
     if not source.class_names and guided.num_classes:  # a generator without classes, steered by what has them
         source.class_names = classes_of(builder, guided.num_classes)
-    with telling("sampler"):
+    with config_errors("sampler"):
         sampler.times(guided)
-    with telling("labels"):
-        labels = resolve_labels(OmegaConf.to_container(cfg, resolve=True)["labels"], cfg.n, source.class_names)
+    with config_errors("labels"):
+        labels = resolve_labels(to_dict(cfg)["labels"], cfg.n, source.class_names)
     if labels is None and not guided.has_null:
         which = "this one" if not source.model.has_null else "the guide"
         raise ConfigError(
             f"labels=null needs a model that dropped labels in training (guidance=cfg); {which} never did"
         )
-    background = source.backdrop(labels or [-1]) if len(source.shape) == 1 else None
+    background = source.background(labels or [-1]) if len(source.shape) == 1 else None
     seeds = range(cfg.seed, cfg.seed + cfg.n)
     return sampling.SamplingPlan(source, guided, counter, sampler, seeds, labels, background, builder.references)
 
@@ -161,6 +161,6 @@ def notes(plan: sampling.SamplingPlan, labels: Any) -> list[str]:
     lines = (
         plan.source.note,
         sampling.explain_no_op_guidance(plan.guided, plan.sampler, plan.labels is not None),
-        shadowed_class(labels, plan.source.class_names),
+        explain_shadowed_class(labels, plan.source.class_names),
     )
     return [line for line in lines if line]

@@ -1,4 +1,4 @@
-"""The data set of a training run, and of one that is resumed what has changed in it since."""
+"""The data set of a training run; for a resumed run, also what has changed in it since."""
 
 import copy
 from pathlib import Path

@@ -8,16 +8,16 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from ..checkpoints.validation import at_most
-from ..config.build import ConfigError, build, check_whole, needs_null, run_parent
+from ..config.build import ConfigError, build, check_whole, needs_null, run_parent, to_dict
 from ..objectives import Objective
-from ..runtime.engine import launched_outside
+from ..runtime.engine import launched_by_torchrun
 from ..training.job import TrainingJob
 from ..training.loop import Training
-from .alternatives import smaller_backbones
 from .arguments import typed
 from .guidance import GuidanceBuilder
 from .resume import find
 from .retyped import trusted
+from .smaller_backbones import smaller_backbones
 from .training_data import open_data
 
 __all__ = ["build_training_job"]
@@ -35,7 +35,7 @@ def build_training_job(cfg: DictConfig) -> TrainingJob:
     check_settings(cfg)
     parent = run_parent(cfg, "dry_run" if cfg.dry_run else "train", cfg.name)
     training, engine = build(cfg, "training"), build(cfg, "engine")
-    if launched_outside():
+    if launched_by_torchrun():
         engine.launch()
     with engine.rank_zero_first():  # who downloads what is missing
         data, note = open_data(cfg, resumed)
@@ -45,7 +45,7 @@ def build_training_job(cfg: DictConfig) -> TrainingJob:
     objective = build(cfg, "objective", backbone, build(cfg, "schedule"))
     sampler = build(cfg, "sampler")
     check_objective(objective, training, engine.world_size, cfg.compile)
-    config = OmegaConf.to_container(cfg, resolve=True) | {"resume": None}
+    config = to_dict(cfg) | {"resume": None}
     return TrainingJob(
         parent=parent,
         seed=cfg.seed,
@@ -76,7 +76,7 @@ def check_settings(cfg: DictConfig) -> None:
     for key in ("compile", "dry_run"):
         if not isinstance(cfg[key], bool):
             raise ConfigError(f"{key} must be true or false, got {cfg[key]!r}")
-    check_label_dropout(OmegaConf.to_container(cfg, resolve=True))
+    check_label_dropout(to_dict(cfg))
 
 
 def check_label_dropout(config: Mapping[str, Any]) -> None:

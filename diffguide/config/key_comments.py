@@ -8,9 +8,10 @@ from typing import NamedTuple
 import yaml
 from hydra.core.config_loader import ConfigLoader
 
-__all__ = ["Described", "describe_file"]
+__all__ = ["Described", "describe_file", "describe_text"]
 
 COMMENT = re.compile(r"[\s,\]}]*#\s*(.*)")
+CONTINUATION = re.compile(r"\s{8,}#\s*(.*)")
 
 
 class Described(NamedTuple):
@@ -29,7 +30,11 @@ class Described(NamedTuple):
 def describe_file(loader: ConfigLoader, name: str) -> Described:
     """The comments of a file, guidance/cfg."""
     source = loader.repository.load_config(name).path.removeprefix("file://")
-    text = Path(source, f"{name.removesuffix('.yaml')}.yaml").read_text(encoding="utf-8")
+    return describe_text(Path(source, f"{name.removesuffix('.yaml')}.yaml").read_text(encoding="utf-8"))
+
+
+def describe_text(text: str) -> Described:
+    """The comments of the text of a configuration file."""
     lines = text.splitlines()
     count = next((row for row, line in enumerate(lines) if line and not line.startswith("#")), len(lines))
     above = [line.lstrip("# ") for line in lines[:count] if not line.startswith("# @package")]
@@ -49,10 +54,18 @@ def commented(node: yaml.MappingNode, lines: list[str], above: tuple[str, ...] =
         mark = key.end_mark if isinstance(value, yaml.CollectionNode) and not value.flow_style else value.end_mark
         rest = lines[mark.line][mark.column :].lstrip(":") if mark.line < len(lines) else ""
         found = COMMENT.fullmatch(rest)
-        yield path, value, found[1] if found else ""
+        yield path, value, " ".join([found[1], *continued(lines[mark.line + 1 :])]) if found else ""
         if isinstance(value, yaml.MappingNode):
             yield from commented(value, lines, path)
         elif path == ("defaults",):
             for part in value.value:
                 if isinstance(part, yaml.MappingNode):
                     yield from commented(part, lines, path)
+
+
+def continued(lines: list[str]) -> Iterator[str]:
+    """The lines that go on with a comment: indented, and nothing but comment."""
+    for line in lines:
+        if not (found := CONTINUATION.fullmatch(line)):
+            return
+        yield found[1]

@@ -11,9 +11,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .fingerprints import Fingerprint, of_tensors
+from .fingerprints import Fingerprint, fingerprint_tensors
 
-__all__ = ["Dataset", "Split", "Stream", "check_facts"]
+__all__ = ["Dataset", "Split", "Stream", "check_dataset_facts"]
 
 
 class Split(NamedTuple):
@@ -135,10 +135,10 @@ class Dataset:
         """
         splits = self.train, self.validation, self.test
         held = [split.x for split in splits if isinstance(split, Split) and not self.synthetic]
-        return of_tensors([*(split.y for split in splits), *held], sum(len(split.y) for split in splits))
+        return fingerprint_tensors([*(split.y for split in splits), *held], sum(len(split.y) for split in splits))
 
 
-def check_facts(name: str, stated: dict[str, int | None], found: dict[str, int | None]) -> None:
+def check_dataset_facts(name: str, stated: dict[str, int | None], found: dict[str, int | None]) -> None:
     """Compares what the configuration states about the data with the data.
 
     Raises:
@@ -149,7 +149,7 @@ def check_facts(name: str, stated: dict[str, int | None], found: dict[str, int |
             raise ValueError(f"dataset.{fact} is {stated[fact]}, but {name} has {value}")
 
 
-def fetch(split: Split | Stream, rows: Tensor) -> tuple[Tensor, Tensor]:
+def fetch_examples(split: Split | Stream, rows: Tensor) -> tuple[Tensor, Tensor]:
     """Some stored examples (x, y) of a split, read here and now."""
     if isinstance(split, Split):
         return split.x[rows], split.y[rows]

@@ -5,7 +5,7 @@ Alpaydin & Kaynak, "Optical Recognition of Handwritten Digits", UCI Machine Lear
 
 import torch
 
-from .base import Dataset, Split, check_facts
+from .base import Dataset, Split, check_dataset_facts
 
 __all__ = ["Digits"]
 
@@ -27,6 +27,6 @@ class Digits(Dataset):
         y = torch.from_numpy(labels).long()
         found = {"channels": x.shape[1], "size": x.shape[2], "num_classes": int(y.max()) + 1, "values": 17}
         stated = {"channels": channels, "size": size, "num_classes": num_classes, "values": values}
-        check_facts("digits", stated, found)
+        check_dataset_facts("digits", stated, found)
         cuts = slice(0, 1000), slice(1000, 1350), slice(1350, 1797)
         super().__init__(*(Split(x[cut], y[cut]) for cut in cuts), class_names=tuple("0123456789"))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from .base import Dataset, Split, check_facts
+from .base import Dataset, Split, check_dataset_facts
 
 __all__ = ["CIFAR10", "CIFAR100", "FashionMNIST", "MNIST"]
 
@@ -51,7 +51,7 @@ class Downloaded(Dataset):
         y, test_y = (torch.as_tensor(part.targets, dtype=torch.long) for part in (train, test))
         found = {"channels": x.shape[1], "size": x.shape[2], "num_classes": len(train.classes), "values": 256}
         stated = {"channels": channels, "size": size, "num_classes": num_classes, "values": values}
-        check_facts(self.name, stated, found)
+        check_dataset_facts(self.name, stated, found)
         if not 0 <= validation < len(x):
             raise ValueError(
                 f"dataset.validation is {validation}, but must be at least 0 and below the {len(x)} training examples"

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from .base import Dataset, Split, check_facts
+from .base import Dataset, Split, check_dataset_facts
 
 __all__ = ["GMM2D"]
 
@@ -29,7 +29,7 @@ class GMM2D(Dataset):
     ):  # fmt: skip
         found = {"channels": 2, "size": None, "num_classes": 4, "values": 0}
         stated = {"channels": channels, "size": size, "num_classes": num_classes, "values": values}
-        check_facts("gmm2d", stated, found)
+        check_dataset_facts("gmm2d", stated, found)
         if min(train, validation, test) < 1 or max(train, validation, test) > 10**7 or seed < 0:
             raise ValueError(
                 f"gmm2d needs 1 to 10^7 points per split and seed >= 0, got {train}, {validation}, {test}, seed {seed}"

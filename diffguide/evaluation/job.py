@@ -11,8 +11,8 @@ from typing import Any, Protocol
 import torch
 
 from ..figures import tables
-from ..files.run_folders import WriteError, claim_version, only_writer, remove_leftovers, strict_json
-from ..files.shards import START
+from ..files.run_folders import WriteError, create_version_dir, lock_run_dir, remove_leftovers, strict_json
+from ..files.shards import START_FILE
 from ..models.protocols import SamplingError
 from ..runtime.errors import InputError
 from ..runtime.signals import Interrupts, Stopped
@@ -27,7 +27,8 @@ __all__ = ["Device", "EvaluationJob", "remove_parts"]
 class Device(Protocol):
     """What a measurement needs of Fabric."""
 
-    device: torch.device
+    @property
+    def device(self) -> torch.device: ...
 
     def autocast(self) -> AbstractContextManager[None]: ...
 
@@ -89,8 +90,8 @@ class EvaluationJob:
     def claim_folder(self, held: ExitStack) -> Path:
         """The run folder, locked until `held` closes."""
         try:
-            folder = self.folder or claim_version(self.parent, self.fill)
-            held.enter_context(only_writer(folder))
+            folder = self.folder or create_version_dir(self.parent, self.fill)
+            held.enter_context(lock_run_dir(folder))
             remove_leftovers(folder)
             return folder
         except OSError as error:
@@ -99,7 +100,7 @@ class EvaluationJob:
     def fill(self, folder: Path) -> None:
         """Writes what a new run folder begins with."""
         (folder / "config.yaml").write_text(self.config_yaml, encoding="utf-8")
-        (folder / START).write_text(strict_json(self.identity) + "\n", encoding="utf-8")
+        (folder / START_FILE).write_text(strict_json(self.identity) + "\n", encoding="utf-8")
 
     def write(self, folder: Path, measured: MetricResult, seconds: float) -> None:
         """Writes metrics.json and what belongs to it, and shows the table and the notes on stderr."""
@@ -118,7 +119,7 @@ class EvaluationJob:
             "versions": versions(),
             "curve": list(measured.curve),
             "details": dict(measured.details),
-            "plots": [tables.plain(plot) for plot in measured.plots],
+            "plots": [tables.plot_to_json(plot) for plot in measured.plots],
             "notes": list(measured.notes),
         }
         assert not measured.facts.keys() & record.keys(), "a fact of a metric hides what every run says"
@@ -131,4 +132,4 @@ class EvaluationJob:
 def remove_parts(folder: Path) -> None:
     """Removes what a finished run no longer needs: its parts, and last the mark of its beginning."""
     Parts(folder / "parts").remove()
-    (folder / START).unlink(missing_ok=True)
+    (folder / START_FILE).unlink(missing_ok=True)

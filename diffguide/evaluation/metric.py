@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from ..datasets import Dataset
-from ..datasets.base import fetch
+from ..datasets.base import fetch_examples
 from ..figures.plot_spec import Plot
-from ..models.evaluation_counters import EnergyCounter, EvaluationCounter, capable, counter_of
+from ..models.evaluation_counters import EnergyCounter, EvaluationCounter, as_protocol, count_evaluations
 from ..models.level_classifier import LevelClassifier
 from ..models.protocols import Classifier, Denoiser, Energy, LogDensity
 from ..randomness import Noise, fold
@@ -121,7 +121,7 @@ class EvalContext:
         classes = getattr(model, "num_classes", 0)
         if classes and data.class_names and classes != len(data.class_names):
             raise ValueError(f"the model has {classes} classes, and the data have {len(data.class_names)}")
-        self.counter = counter_of(model) if isinstance(model, Denoiser | Energy) else None
+        self.counter = count_evaluations(model) if isinstance(model, Denoiser | Energy) else None
         self.model, self.data, self.split, self.seed = self.counter or model, data, split, seed
         self.batch_size, self.device = batch_size, torch.device(device)
         self.begin(parts or Parts(None), progress or (lambda done, total, unit: None))
@@ -150,7 +150,7 @@ class EvalContext:
 
     def batch(self, first: int) -> tuple[Tensor, Tensor]:
         """Examples as a network sees them, float32 in [-1, 1] [b, ...], and classes [b], on the device."""
-        x, y = fetch(getattr(self.data, self.split), self.rows[first : first + self.batch_size])
+        x, y = fetch_examples(getattr(self.data, self.split), self.rows[first : first + self.batch_size])
         return self.data.view(x).to(self.device), y.to(self.device)
 
     def noise(self, first: int, dtype: torch.dtype = torch.float32) -> Noise:
@@ -162,7 +162,7 @@ class EvalContext:
     def as_protocol(self, protocol: type) -> Any:
         """The model, where it has a protocol (Denoiser, LogDensity, Classifier), or None."""
         if isinstance(self.model, Denoiser | Energy):
-            return capable(self.model, protocol)
+            return as_protocol(self.model, protocol)
         return self.model if isinstance(self.model, protocol) else None
 
     @property

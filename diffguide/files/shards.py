@@ -13,10 +13,10 @@ import numpy
 
 from .run_folders import write_atomically
 
-__all__ = ["ASKED", "START", "ShardError", "Shards", "read_rows", "write_archive"]
+__all__ = ["POTENTIAL_EVALUATIONS", "START_FILE", "ShardError", "Shards", "read_rows", "write_archive"]
 
-ASKED = "potential_evaluations"
-START = "start.json"  # beside the shards: the header of the manifest, as it was when the run began
+POTENTIAL_EVALUATIONS = "potential_evaluations"
+START_FILE = "start.json"  # beside the shards: the header of the manifest, as it was when the run began
 
 
 class ShardError(ValueError):
@@ -49,7 +49,7 @@ class Shards:
         return min(self.batch_size, self.n - first)
 
     def write(
-        self, first: int, samples: numpy.ndarray, evaluations: int, frames: numpy.ndarray | None, asked: int = 0
+        self, first: int, samples: numpy.ndarray, evaluations: int, frames: numpy.ndarray | None, potential_evaluations: int = 0
     ) -> None:  # fmt: skip
         """Writes a batch.
 
@@ -57,13 +57,17 @@ class Shards:
             first: index of its first sample.
             samples: [b, ...].
             evaluations: of the network, for the whole batch.
-            asked: evaluations of classifiers and other potentials, for the whole batch.
+            potential_evaluations: of classifiers and other potentials, for the whole batch.
             frames: what the trajectory shows of it [frames, shown, ...], None = it shows nothing of this batch.
 
         Raises:
             WriteError: the disk is full, the folder is gone, ...
         """
-        arrays = {"samples": samples, "evaluations": numpy.int64(evaluations), ASKED: numpy.int64(asked)}
+        arrays = {
+            "samples": samples,
+            "evaluations": numpy.int64(evaluations),
+            POTENTIAL_EVALUATIONS: numpy.int64(potential_evaluations),
+        }
         arrays |= {} if frames is None else {"frames": frames}
         write_atomically(self.path(first), lambda path: numpy.savez(path, **arrays))
 
@@ -101,7 +105,7 @@ class Shards:
             return samples
 
     def evaluations(self, name: str = "evaluations") -> int:
-        """Network evaluations of all batches together, or those of potentials (`ASKED`)."""
+        """Network evaluations of all batches together, or those of potentials (`POTENTIAL_EVALUATIONS`)."""
         total = 0
         for first in self.firsts:
             with self.opened(first) as arrays:
@@ -143,7 +147,7 @@ class Shards:
 
     def remove(self) -> None:
         """Removes every batch and the start file, and the folder where nothing else is in it."""
-        for path in (*map(self.path, self.firsts), self.folder / START):
+        for path in (*map(self.path, self.firsts), self.folder / START_FILE):
             path.unlink(missing_ok=True)
         with suppress(OSError):
             self.folder.rmdir()

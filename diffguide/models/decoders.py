@@ -9,12 +9,12 @@ import math
 import torch
 from torch import Tensor
 
-__all__ = ["Decoder", "Discretized", "Gaussian", "of_values"]
+__all__ = ["Decoder", "Discretized", "Gaussian", "is_quantized"]
 
-REACH = 20.0  # in units of sigma_0: a value that far off has a share below e^-60 for every eps within 7
+MAX_OFFSET = 20.0  # in units of sigma_0: a value that far off has a share below e^-60 for every eps within 7
 
 
-def of_values(x: Tensor, values: int) -> bool:
+def is_quantized(x: Tensor, values: int) -> bool:
     """Whether the elements of x are among K values 2 k / (K - 1) - 1, k = 0 ... K - 1, to a thousandth of their distance."""
     place = (x.double() + 1) / 2 * (values - 1)
     return bool(place.sub(place.round()).abs().max() <= 1e-3 and x.abs().max() <= 1 + 1e-4)
@@ -64,7 +64,7 @@ class Discretized(Decoder):
         self.values = values
 
     def check(self, x: Tensor) -> None:
-        if not of_values(x, self.values):
+        if not is_quantized(x, self.values):
             raise ValueError(
                 f"the data are not of the {self.values} values from -1 to 1 that the discretised decoder was built for: "
                 "check dataset.values"
@@ -75,7 +75,7 @@ class Discretized(Decoder):
         step = torch.exp(log_snr / 2).to(x) * spacing  # between neighbours, in units of sigma_0
         index = ((x + 1) / spacing).round()
         others = torch.zeros_like(x)
-        for k in range(1, min(self.values - 1, math.ceil(REACH / max(float(step.detach()), 1e-30))) + 1):
+        for k in range(1, min(self.values - 1, math.ceil(MAX_OFFSET / max(float(step.detach()), 1e-30))) + 1):
             s = k * step
             above, below = torch.exp(s * eps - s**2 / 2), torch.exp(-s * eps - s**2 / 2)
             others = others + torch.where(index + k < self.values, above, 0) + torch.where(index >= k, below, 0)

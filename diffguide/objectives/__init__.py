@@ -2,15 +2,15 @@
 
 from .base import Diverged, Loss, Objective
 from .cdm import CDM
-from .classifier import Classifying
+from .classifier import ClassifierObjective
 from .denoising import Denoising
 from .density_ratio import DensityRatio
-from .energy import EnergyDenoising
+from .energy import EnergyObjective
 from .jem import JEM
 from .sliced import Sliced
 from .variational import Variational
 
 __all__ = [
-    "CDM", "Classifying", "Denoising", "DensityRatio", "Diverged", "EnergyDenoising", "JEM", "Loss", "Objective",
+    "CDM", "ClassifierObjective", "Denoising", "DensityRatio", "Diverged", "EnergyObjective", "JEM", "Loss", "Objective",
     "Sliced", "Variational",
 ]  # fmt: skip

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..backbones.conditions import Condition, without_rows
+from ..backbones.conditions import Condition, remove_condition
 from ..randomness import Share, uniform
 
 __all__ = ["Diverged", "Loss", "Objective", "check_dropout", "check_weights", "drop_condition"]
@@ -117,4 +117,4 @@ def drop_condition(y: Condition | None, probability: float, rng: torch.Generator
     """
     if y is None or probability == 0:
         return y
-    return without_rows(y, uniform((len(y),), rng, torch.float32) < probability)
+    return remove_condition(y, uniform((len(y),), rng, torch.float32) < probability)

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from ..backbones import Backbone
 from ..backbones.conditions import Condition
-from ..models.decoders import of_values
-from ..models.level_classifier import LevelClassifier, ratio
+from ..models.decoders import is_quantized
+from ..models.level_classifier import LevelClassifier, level_log_ratio
 from ..randomness import Share, normal, uniform
 from ..schedules import Schedule
 from .base import Loss, Objective, check_dropout, check_weights, drop_condition
@@ -108,7 +108,7 @@ def level_terms(
         x = (alpha * x_0 + sigma * eps).requires_grad_()
         logits = model.logits(x, y)
         (slope,) = torch.autograd.grad(
-            ratio(logits, k).sum(), x, create_graph=through and learning, retain_graph=learning
+            level_log_ratio(logits, k).sum(), x, create_graph=through and learning, retain_graph=learning
         )
     log_prob, x = (logits if learning else logits.detach()).log_softmax(1), x.detach()
     told = (k <= model.steps) & (sigma.flatten() > 0)
@@ -144,7 +144,7 @@ def check_spread(x_0: Tensor, values: int) -> None:
     Raises:
         ValueError: data that are not of the K values which `dequantized` is to spread; K = 0 takes any.
     """
-    if values and not of_values(x_0, values):
+    if values and not is_quantized(x_0, values):
         raise ValueError(
             f"values={values}: the data are not of so many values equally spaced in [-1, 1]; take 17 for digits, 256 for "
             "bytes, 0 for continuous data"

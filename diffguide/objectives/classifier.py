@@ -14,12 +14,12 @@ from ..schedules import Schedule
 from .base import Loss, Objective
 from .levels import NoiseLevels
 
-__all__ = ["BANDS", "Classifying"]
+__all__ = ["BANDS", "ClassifierObjective"]
 
 BANDS = (0.0, 0.1, 0.3, 1.0, 3.0, 10.0, math.inf)  # edges in noise level sigma / alpha, for the report
 
 
-class Classifying(Objective):
+class ClassifierObjective(Objective):
     """-log p(y | x_t) with x_t = alpha x_0 + sigma eps: cross-entropy over all noise levels.
 
     Dhariwal & Nichol 2021, arXiv 2105.05233, section 4.3.

@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..backbones import Backbone
-from ..backbones.conditions import Condition, joined
+from ..backbones.conditions import Condition, concatenate_conditions
 from ..models.level_classifier import LevelClassifier
 from ..randomness import Share, normal
 from ..schedules import Schedule
@@ -62,7 +62,7 @@ class DensityRatio(Objective):
         for level in (k, k + 1):
             alpha, sigma = (part.to(x_0) for part in model.scales(level, x_0.ndim))
             x.append(alpha * x_0 + sigma * eps)
-        logits = model.logits(torch.cat(x), None if y is None else joined([y, y]))
+        logits = model.logits(torch.cat(x), None if y is None else concatenate_conditions([y, y]))
         place = torch.cat([k, k])[:, None]
         near, far = (logits.gather(1, place) - logits.gather(1, place + 1))[:, 0].chunk(2)
         loss = (functional.softplus(-near) + functional.softplus(far)) / 2

@@ -11,10 +11,10 @@ from .base import Loss, Objective, check_dropout, check_weights, drop_condition
 from .levels import NoiseLevels
 from .weights import LearnedUncertainty, Weight
 
-__all__ = ["EnergyDenoising"]
+__all__ = ["EnergyObjective"]
 
 
-class EnergyDenoising(Objective):
+class EnergyObjective(Objective):
     """mse_weight weight(log_snr) ||F - F*||^2 / D + ce_weight CE,  CE = -log p(y | x_t),  x_t = alpha x_0 + sigma eps.
 
     The energy's gradient is read as a velocity F, whose target is F* = (alpha eps - sigma x_0) / sqrt(alpha^2 + sigma^2): that

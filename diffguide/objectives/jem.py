@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..backbones import Backbone
-from ..models.joint_energy import JointEnergy, chosen
+from ..models.joint_energy import JointEnergy, joint_log_density
 from ..models.level_classifier import langevin_step
 from ..randomness import Share, normal, uniform
 from ..schedules import NoSchedule, Schedule
@@ -94,7 +94,7 @@ class JEM(Objective):
         log_prob = logits.log_softmax(1)
         labelled = (y >= 0).to(logits)
         ce = -log_prob.gather(1, y.clamp(min=0)[:, None])[:, 0] * labelled
-        energy = -chosen(logits, classes)
+        energy = -joint_log_density(logits, classes)
         terms = {"ce": ce.detach(), "accuracy": (log_prob.argmax(1) == y).to(ce), "energy_data": energy.detach()}
         if not learning:
             return Loss(ce, terms)

@@ -26,7 +26,7 @@ from .base import Oracle
 __all__ = ["GaussianMixture", "ReverseKernel"]
 
 
-LARGEST = 1e30  # of a number: samples fit into float32, and squared distances into float64
+MAX_MAGNITUDE = 1e30  # of a number: samples fit into float32, and squared distances into float64
 
 
 class ReverseKernel(NamedTuple):
@@ -37,7 +37,7 @@ class ReverseKernel(NamedTuple):
     covariances: Tensor
 
 
-def numbers(value: object, name: str) -> Tensor:
+def to_numbers(value: object, name: str) -> Tensor:
     """A list, array or tensor as finite float64 numbers on the CPU."""
     try:
         value = value.detach().cpu() if isinstance(value, Tensor) else numpy.array(value, dtype=float)
@@ -46,12 +46,12 @@ def numbers(value: object, name: str) -> Tensor:
         raise ValueError(f"{name} must be numbers in lists of equal lengths: {error}") from error
     if not bool(result.isfinite().all()):
         raise ValueError(f"{name} must be finite")
-    if not bool((result.abs() <= LARGEST).all()):
-        raise ValueError(f"{name} must be at most {LARGEST:g} in size, got {result.abs().max():g}")
+    if not bool((result.abs() <= MAX_MAGNITUDE).all()):
+        raise ValueError(f"{name} must be at most {MAX_MAGNITUDE:g} in size, got {result.abs().max():g}")
     return result
 
 
-def spectrum(covariances: Tensor, count: int, dimension: int) -> tuple[Tensor, Tensor | None]:
+def eigendecompose(covariances: Tensor, count: int, dimension: int) -> tuple[Tensor, Tensor | None]:
     """Eigenvalues [1 or K, 1 or D] of the covariances, and their eigenvectors [1 or K, D, D], None where not needed.
 
     Raises:
@@ -104,13 +104,13 @@ class GaussianMixture(Oracle):
         labels: Sequence[int], schedule: Schedule, class_names: Sequence[str] | None = None,
     ):  # fmt: skip
         weights, means, covariances = (
-            numbers(value, name)
+            to_numbers(value, name)
             for value, name in ((weights, "weights"), (means, "means"), (covariances, "covariances"))
         )
         if means.ndim != 2 or weights.shape != means.shape[:1] or not means.numel():
             raise ValueError(f"means must be [K, D] for weights [K], got {list(means.shape)} and {list(weights.shape)}")
         count, dimension = means.shape
-        values, vectors = spectrum(covariances, count, dimension)
+        values, vectors = eigendecompose(covariances, count, dimension)
         super().__init__((dimension,), weights, torch.as_tensor(labels, device="cpu"), schedule, class_names)
         self.means = means
         own = self.labels == torch.arange(self.num_classes)[:, None]

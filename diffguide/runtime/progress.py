@@ -10,7 +10,9 @@ from tqdm import tqdm
 
 __all__ = ["Heartbeat", "Progress"]
 
-REDRAWN = 0.1  # seconds between two pictures of a bar: who counts evaluations may show its figures 1000 times a second
+REDRAW_SECONDS = (
+    0.1  # seconds between two pictures of a bar: who counts evaluations may show its figures 1000 times a second
+)
 
 
 class Progress:
@@ -50,7 +52,7 @@ class Progress:
             return
         text = " ".join(f"{name} {value:.4g}" for name, value in figures.items())
         if self.bar is not None:
-            fresh = time.monotonic() - self.drawn >= REDRAWN
+            fresh = time.monotonic() - self.drawn >= REDRAW_SECONDS
             self.bar.set_postfix_str(text, refresh=fresh)
             self.drawn = time.monotonic() if fresh else self.drawn
         if time.monotonic() - self.last >= self.every or self.count >= self.total:

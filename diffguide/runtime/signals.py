@@ -5,6 +5,7 @@ import sys
 import threading
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 __all__ = ["Interrupts", "Stopped"]
 
@@ -36,7 +37,8 @@ class Interrupts:
     """
 
     def __init__(self, silent: bool = False):
-        self.number, self.silent, self.before = 0, silent, {}
+        self.number, self.silent = 0, silent
+        self.before: dict[int, Any] = {}
 
     def __enter__(self) -> "Interrupts":
         if threading.current_thread() is threading.main_thread():

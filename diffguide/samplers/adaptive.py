@@ -64,7 +64,7 @@ class Dopri5(Sampler):
         self.max_evaluations, self.noise_level_min = max_evaluations, float(noise_level_min)
 
     def times(self, denoiser: Denoiser) -> Tensor:
-        if denoiser.remembers:
+        if denoiser.stateful:
             raise ValueError(
                 "Dopri5 evaluates every sample at its own time, and this guidance needs all of them at one (it has momentum, "
                 "or draws noise): take guidance.rule.momentum=0, another guidance, or another sampler"

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from ..models.evaluation_counters import capable
+from ..models.evaluation_counters import as_protocol
 from ..models.protocols import Denoiser, ExactDenoiser, Prediction
 from ..randomness import Noise
 from ..runtime.linear_algebra import symmetric_root
@@ -180,7 +180,7 @@ class ExactDDPM(Sampler):
         schedule, small = denoiser.schedule, posterior_variance(denoiser.schedule, t, s)
         mean = move(denoiser(x, t, y), schedule, s, small)
         from_x_0 = -schedule.alpha_sigma(s)[0] * torch.expm1(schedule.log_snr(t) - schedule.log_snr(s))
-        covariance = from_x_0**2 * capable(denoiser, ExactDenoiser).covariance(x, t, y)
+        covariance = from_x_0**2 * as_protocol(denoiser, ExactDenoiser).covariance(x, t, y)
         covariance = covariance + small.to(covariance) * torch.eye(covariance.shape[-1]).to(covariance)
         z = noise.increment(t, s).to(covariance).flatten(1)
         drawn = symmetric_root(covariance) @ z[..., None]

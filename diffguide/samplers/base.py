@@ -6,7 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..models.evaluation_counters import capable
+from ..models.evaluation_counters import as_protocol
 from ..models.protocols import Denoiser, DenoiserWrapper, Energy, ExactDenoiser, LogDensity, Prediction, SamplingError
 from ..randomness import Noise
 from ..schedules import Schedule
@@ -81,7 +81,7 @@ class Sampler:
         Raises:
             ValueError: a model that lacks what the sampler needs.
         """
-        if capable(denoiser, self.needs) is None:
+        if as_protocol(denoiser, self.needs) is None:
             lacks = "which this model does not have"
             if isinstance(denoiser, Energy):
                 lacks = "and this model is an energy without noise levels: take sampler=sgld"
@@ -119,8 +119,8 @@ class Sampler:
         denoiser = denoiser.start(noise, times)
         memory, resting = {}, not isinstance(denoiser, Energy)
         for index, (t, s) in enumerate(zip(times[:-1], times[1:]), start=1):
-            if resting and not denoiser.still(t):
-                denoiser, resting = denoiser.moving(), False
+            if resting and not denoiser.skips_step(t):
+                denoiser, resting = denoiser.without_skipped_steps(), False
             if not resting:
                 x = self.advance(denoiser, x, t, s, y, noise, memory)
             if on_step is not None:

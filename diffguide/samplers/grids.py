@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..schedules import Schedule
 
-__all__ = ["Grid", "UniformT", "UniformLogSNR", "Karras", "Quadratic", "Listed", "Levels", "snap"]
+__all__ = ["Grid", "UniformT", "UniformLogSNR", "Karras", "Quadratic", "CustomGrid", "ModelLevels", "snap"]
 
 
 def snap(times: Tensor, levels: Tensor | None) -> Tensor:
@@ -144,7 +144,7 @@ class Karras(Grid):
         return torch.cat([times, times.new_zeros(1)]) if jump else times
 
 
-class Listed(Grid):
+class CustomGrid(Grid):
     """The user's own list, of times or of noise levels sigma / alpha, first to last.
 
     Arguments:
@@ -188,7 +188,7 @@ class Listed(Grid):
         return along_log_snr(schedule, log_snr)
 
 
-class Levels(Grid):
+class ModelLevels(Grid):
     """The model's own noise levels, every one or as many as there are steps, at equal distances in their order.
 
     Raises:

@@ -57,7 +57,7 @@ class DDIMInversion:
         denoiser = denoiser.start(None, times)
         upwards = times.flip(0)
         for s, t in zip(upwards[:-1], upwards[1:]):
-            if denoiser.still(t):  # so DDIM leaves x there
+            if denoiser.skips_step(t):  # so DDIM leaves x there
                 continue
             arrived, x = x, move(denoiser(x, s, y), denoiser.schedule, t, 0.0)
             ratio = denoiser.schedule.alpha_sigma(t)[0] / denoiser.schedule.alpha_sigma(s)[0]

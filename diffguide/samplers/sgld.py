@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from ..models.evaluation_counters import capable
+from ..models.evaluation_counters import as_protocol
 from ..models.level_classifier import langevin_step
 from ..models.protocols import Denoiser, Energy, LogDensity
 from ..randomness import Noise
@@ -54,7 +54,7 @@ class SGLD(Sampler):
     def step(
         self, denoiser: Denoiser | Energy, x: Tensor, t: Tensor, s: Tensor, y: Tensor | None, noise: Noise, memory: dict
     ) -> Tensor:
-        model, level = capable(denoiser, LogDensity), None if denoiser.schedule is None else torch.zeros_like(t)
+        model, level = as_protocol(denoiser, LogDensity), None if denoiser.schedule is None else torch.zeros_like(t)
         denoiser.count_evaluations(len(x))
         z = noise.normal(t, 1)
         return langevin_step(lambda x: model.log_density(x, level, y), x, self.step_size, self.noise_scale, z)

@@ -39,7 +39,7 @@ def fall(schedule: Schedule, t: Tensor, s: Tensor) -> float:
 class FirstPrediction(DenoiserWrapper):
     """A denoiser that keeps what it said first: the prediction that a step begins with."""
 
-    transparent = True
+    passthrough = True
     prediction: Prediction | None = None
 
     def __call__(self, x_t: Tensor, t: Tensor, y: Condition | None = None) -> Prediction:

@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 
 from ..evaluation.probe import check_conditioning
 from ..figures import trajectories
-from ..files.run_folders import BusyError, WriteError, claim_version, only_writer, remove_leftovers, strict_json
-from ..files.shards import START, ShardError, Shards
+from ..files.run_folders import BusyError, WriteError, create_version_dir, lock_run_dir, remove_leftovers, strict_json
+from ..files.shards import START_FILE, ShardError, Shards
+from ..models.protocols import Denoiser
 from ..runtime.engine import Fabric
 from ..runtime.errors import InputError, input_errors
 from ..runtime.signals import Interrupts, Stopped
@@ -67,7 +68,7 @@ class SamplingJob:
     @property
     def facts(self) -> dict[str, Any]:
         """What the end of a sweep needs to know of this run."""
-        background = self.plan.behind and self.plan.behind.plain()
+        background = self.plan.background and self.plan.background.to_json()
         names = self.plan.class_names
         return {"shape": list(self.plan.shape), "class_names": names, "behind": background, "moved": dict(self.moved)}
 
@@ -91,7 +92,7 @@ class SamplingJob:
             shards = Shards(folder / "shards", self.n, self.batch_size, storage_spec(plan.shape))
             filmed = None
             if self.trajectory:
-                filmed = trajectories.shown_samples(plan.classes, plan.class_names, plan.shape)
+                filmed = trajectories.choose_trajectories(plan.classes, plan.class_names, plan.shape)
             interrupts = held.enter_context(Interrupts(silent=not main))
             missing = self.engine.broadcast(shards.missing())
             try:
@@ -120,9 +121,9 @@ class SamplingJob:
         if self.engine.is_global_zero:
             try:
                 if folder is None:
-                    header = self.new_header()
-                    folder = claim_version(self.parent, lambda path: self.fill(path, header))
-                held.enter_context(only_writer(folder))
+                    header = new = self.new_header()
+                    folder = create_version_dir(self.parent, lambda path: self.fill(path, new))
+                held.enter_context(lock_run_dir(folder))
                 if (folder / "samples.npz").exists():
                     raise BusyError(f"{folder} was finished by another process")
                 (folder / "shards").mkdir(exist_ok=True)
@@ -132,10 +133,11 @@ class SamplingJob:
                     remove_leftovers(part)
             except OSError as error:
                 refusal = f"{'resume' if self.folder else 'output_root'}: {error}"
-        folder, header, file, refusal = self.engine.broadcast((folder, header, file, refusal))
+        shared: Any = self.engine.broadcast((folder, header, file, refusal))
+        folder, header, file, refusal = shared
         if refusal is not None:
             raise InputError(refusal) if self.engine.is_global_zero else SystemExit(0)
-        return folder, header, file
+        return shared[:3]
 
     def references(self) -> dict[str, Any]:
         """The trained models beside the source, for the manifest."""
@@ -161,7 +163,7 @@ class SamplingJob:
         """Writes what a new run folder begins with."""
         (folder / "config.yaml").write_text(self.config_yaml, encoding="utf-8")
         (folder / "shards").mkdir()
-        (folder / "shards" / START).write_text(strict_json(header) + "\n", encoding="utf-8")
+        (folder / "shards" / START_FILE).write_text(strict_json(header) + "\n", encoding="utf-8")
 
 
 def preflight(job: SamplingJob) -> None:
@@ -172,13 +174,14 @@ def preflight(job: SamplingJob) -> None:
     """
     plan = job.plan
     if job.png and len(plan.shape) == 1:
-        model = "this oracle" if plan.source.oracle is not None else "this checkpoint"
-        raise InputError(f"png=true needs images; {model} makes vectors of shape {list(plan.shape)}")
-    if plan.source.oracle is None and getattr(plan.guided, "by_condition", False):
+        maker = "this oracle" if plan.source.oracle is not None else "this checkpoint"
+        raise InputError(f"png=true needs images; {maker} makes vectors of shape {list(plan.shape)}")
+    model = plan.source.model
+    if plan.source.oracle is None and isinstance(model, Denoiser) and getattr(plan.guided, "uses_condition", False):
         with input_errors("guidance"):
-            check_conditioning(plan.source.model, plan.source.shape, job.engine.device)
+            check_conditioning(model, plan.source.shape, job.engine.device)
     if job.folder is not None:
-        now, then = job.references() or None, job.header.get("guides")
+        now, then = job.references() or None, (job.header or {}).get("guides")
         if now != then:
             raise InputError(f"resume: {job.folder} was guided by {then}, and it would now be by {now}")
     for note in job.notes:

@@ -12,7 +12,7 @@ from ..figures import image_grids as images
 from ..figures import scatter as vectors
 from ..figures import trajectories
 from ..files.run_folders import strict_json, write_atomically
-from ..files.shards import ASKED, Shards, write_archive
+from ..files.shards import POTENTIAL_EVALUATIONS, Shards, write_archive
 from ..guidance import Unguided
 from ..runtime.signals import Interrupts, Stopped
 from .run import SamplingPlan
@@ -21,7 +21,7 @@ __all__ = ["finalize_run", "write_metrics"]
 
 
 def finalize_run(
-    plan: SamplingPlan, shards: Shards, folder: Path, header: dict, filmed: images.Layout | None,
+    plan: SamplingPlan, shards: Shards, folder: Path, header: dict, filmed: images.GridLayout | None,
     interrupts: Interrupts,
 ) -> tuple[dict, dict[str, float]]:  # fmt: skip
     """Writes manifest.jsonl, grid.png, trajectory.gif, of an oracle metrics.json, and samples.npz.
@@ -42,10 +42,10 @@ def finalize_run(
         ShardError: a shard is damaged.
         WriteError: a file could not be written.
     """
-    labels, behind = plan.classes, plan.behind
+    labels, background = plan.classes, plan.background
     header = header | {
         "network_evaluations": shards.evaluations() / shards.n,
-        ASKED: shards.evaluations(ASKED) / shards.n,
+        POTENTIAL_EVALUATIONS: shards.evaluations(POTENTIAL_EVALUATIONS) / shards.n,
     }
 
     def write_manifest(path: Path) -> None:
@@ -62,18 +62,18 @@ def finalize_run(
             yield shards.samples(first)
 
     write_atomically(folder / "manifest.jsonl", write_manifest)
-    if behind is not None:
-        x = pick_samples(shards, range(min(shards.n, images.POINTS)))
-        vectors.write_scatter(folder / "grid.png", [("", x, labels[: len(x)])], plan.class_names, behind)
+    if background is not None:
+        x = pick_samples(shards, range(min(shards.n, images.MAX_CONTACT_POINTS)))
+        vectors.write_scatter(folder / "grid.png", [("", x, labels[: len(x)])], plan.class_names, background)
     else:
-        shown = images.layout(labels, plan.class_names)
+        shown = images.lay_out_grid(labels, plan.class_names)
         images.write_grid(folder / "grid.png", shown, shards.pick(shown.indices))
     if filmed is not None:
         frames, path = shards.frames(filmed.indices), folder / "trajectory.gif"
-        if behind is not None:
-            trajectories.write_vectors(path, frames, labels, plan.class_names, behind)
+        if background is not None:
+            trajectories.write_vector_gif(path, frames, labels, plan.class_names, background)
         else:
-            trajectories.write_images(path, filmed, frames)
+            trajectories.write_image_gif(path, filmed, frames)
     figures = {} if plan.source.oracle is None else write_metrics(folder / "metrics.json", plan, shards, header)
     write_atomically(folder / "samples.npz", lambda path: write_archive(path, parts(), labels))
     shards.remove()
@@ -107,7 +107,7 @@ def write_metrics(path: Path, plan: SamplingPlan, shards: Shards, header: dict) 
         "reference": f"exact samples of the oracle, same labels{law}", "n": shards.n, "compared": len(indices),
         "seed": seed, "guidance": header["guidance"], "sampler": header["sampler"], "steps": plan.sampler.steps,
         "network_evaluations": header["network_evaluations"],
-        ASKED: header[ASKED],
+        POTENTIAL_EVALUATIONS: header[POTENTIAL_EVALUATIONS],
     }  # fmt: skip
     text = strict_json(facts | metrics, indent=2) + "\n"
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))

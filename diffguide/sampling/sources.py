@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from ..checkpoints import store as checkpoints
-from ..checkpoints.allowlist import construct, vet
+from ..checkpoints.allowlist import construct, validate_config
 from ..datasets.base import Dataset, Split
-from ..figures.scatter import POINTS, Backdrop, backdrop
-from ..files.run_folders import sha256
+from ..figures.scatter import MAX_DATA_POINTS, ScatterBackground, build_background
+from ..files.run_folders import hash_file
 from ..models.protocols import Denoiser, Energy
 from ..oracles import Oracle
 
@@ -53,7 +53,7 @@ class SampleSource:
         """What decides the samples beside guidance, sampler, seeds and labels: entries of the manifest's header."""
         raise NotImplementedError
 
-    def backdrop(self, labels: Sequence[int]) -> Backdrop:
+    def background(self, labels: Sequence[int]) -> ScatterBackground:
         """What samples with these labels are drawn over, where they are vectors."""
         raise NotImplementedError
 
@@ -85,12 +85,12 @@ class CheckpointSource(SampleSource):
     def identity(self) -> dict[str, Any]:
         return {
             "checkpoint": str(self.file),
-            "checkpoint_sha256": sha256(self.file),
+            "checkpoint_sha256": hash_file(self.file),
             "weights": self.weights,
         }
 
-    def backdrop(self, labels: Sequence[int]) -> Backdrop:
-        return backdrop(training_data(self.config), self.shape[0])
+    def background(self, labels: Sequence[int]) -> ScatterBackground:
+        return build_background(training_data(self.config), self.shape[0])
 
 
 class OracleSource(SampleSource):
@@ -111,13 +111,13 @@ class OracleSource(SampleSource):
     def identity(self) -> dict[str, Any]:
         return self.nodes
 
-    def backdrop(self, labels: Sequence[int]) -> Backdrop:
+    def background(self, labels: Sequence[int]) -> ScatterBackground:
         """Exact samples with classes drawn from these labels, and on a line their density."""
         rng = torch.Generator().manual_seed(0)
-        y = torch.tensor(labels)[torch.randint(len(labels), (POINTS,), generator=rng)]
-        x = self.oracle.sample(POINTS, rng, y)[0]
+        y = torch.tensor(labels)[torch.randint(len(labels), (MAX_DATA_POINTS,), generator=rng)]
+        x = self.oracle.sample(MAX_DATA_POINTS, rng, y)[0]
         curve = self.density_curve(x, labels) if self.shape[0] == 1 else None
-        return backdrop(x, self.shape[0], curve, "exact samples")
+        return build_background(x, self.shape[0], curve, "exact samples")
 
     def density_curve(self, x: Tensor, labels: Sequence[int]) -> numpy.ndarray:
         """(x, p(x)) [G, 2] over the range of samples x [M, 1] and a little more: classes weighted as they occur in labels."""
@@ -145,7 +145,9 @@ def training_data(config: dict) -> Tensor | None:
     """
     try:
         return (
-            construct(config["dataset"], "dataset", ()).train.x if vet(config["dataset"], "dataset").synthetic else None
+            construct(config["dataset"], "dataset", ()).train.x
+            if validate_config(config["dataset"], "dataset").synthetic
+            else None
         )
     except (TypeError, ValueError):  # a node that is not ours (CheckpointError), or does not fit
         return None
@@ -157,5 +159,5 @@ def load_local_dataset(node: dict | None) -> Dataset:
     Raises:
         ValueError: a node that is not ours, or files that are gone.
     """
-    vet(node, "dataset")
+    validate_config(node, "dataset")
     return construct(node | ({"download": False} if "download" in node else {}), "dataset", ())

@@ -14,8 +14,8 @@ from ..evaluation.quality.precision_recall import quality_notes
 from ..figures import curves
 from ..figures import image_grids as images
 from ..figures.plot_spec import Panel, Plot
-from ..figures.scatter import Backdrop
-from ..files.run_folders import claim_beside, short, write_atomically
+from ..figures.scatter import ScatterBackground
+from ..files.run_folders import create_sweep_dir, shorten_path, write_atomically
 from ..files.shards import read_rows
 from . import tradeoff
 from .tradeoff import NoTradeoff, SweepRun
@@ -34,9 +34,9 @@ def write_sweep(jobs: list[dict]) -> Path:
 
     Arguments:
         jobs: per run `folder`, `overrides`, `shape`, `class_names`, the manifest's `header`, what vectors are drawn over
-            (`behind`) and the `figures` of an oracle's metrics.
+            (`background`) and the `figures` of an oracle's metrics.
     """
-    folder = claim_beside([Path(job["folder"]) for job in jobs])
+    folder = create_sweep_dir([Path(job["folder"]) for job in jobs])
     keys = list(dict.fromkeys(key for job in jobs for key in job["overrides"]))
     varying = [key for key in keys if len({job["overrides"].get(key) for job in jobs}) > 1]
     axis = find_axis(jobs, varying)
@@ -48,14 +48,14 @@ def write_sweep(jobs: list[dict]) -> Path:
     write_table(folder / "sweep.csv", jobs, runs, varying, columns)
     if common:
         shape = tuple(jobs[0]["shape"])
-        rows = images.contact_rows(runs[0].labels[: min(len(run.labels) for run in runs)], shape)
+        rows = images.choose_contact_rows(runs[0].labels[: min(len(run.labels) for run in runs)], shape)
         titles = [
             describe_overrides(job["overrides"], varying, "\n") or run.folder.name for job, run in zip(jobs, runs)
         ]
         sheet = [(title, read_rows(run.folder / "samples.npz", rows)) for title, run in zip(titles, runs)]
-        behind = jobs[0]["behind"] and Backdrop.restored(jobs[0]["behind"])
+        background = jobs[0]["background"] and ScatterBackground.from_json(jobs[0]["background"])
         shown = [[run.labels[row] for row in rows] for run in runs]
-        images.contact_sheet(folder / "contact_sheet.png", sheet, shown, jobs[0]["class_names"], behind)
+        images.write_contact_sheet(folder / "contact_sheet.png", sheet, shown, jobs[0]["class_names"], background)
     try:  # the last: it may read a large data set, and whoever stops it has the rest
         if not common:
             raise NoTradeoff("the runs are of different data")
@@ -96,7 +96,7 @@ def describe_overrides(overrides: Mapping[str, str], keys: Sequence[str], betwee
     """The values of some keys, each by the last part of its name where no other key ends so."""
     last = {key: re.split("[./@]", key)[-1] for key in keys}
     names = {key: key if list(last.values()).count(name) > 1 else name for key, name in last.items()}
-    return between.join(f"{names[key]} {short(overrides.get(key, ''))}" for key in keys)
+    return between.join(f"{names[key]} {shorten_path(overrides.get(key, ''))}" for key in keys)
 
 
 def write_pictures(
@@ -170,7 +170,7 @@ def write_curves(
         lines.setdefault(run.method, []).append(column | {axis: tradeoff.axis_position(run.number)})
     places = [row[axis] for rows in lines.values() for row in rows]
     wide = min(places) > 0 and max(places) >= LOG_AXIS_RATIO * min(places)
-    curves.write(
+    curves.write_curves(
         path, Plot("curves", axis, axis, wide, panels), lines if len(lines) > 1 else {"": [*lines.values()][0]}
     )
 
@@ -198,5 +198,5 @@ def write_table(
 
 def picture_key(job: dict) -> list:
     """What runs must share to be shown in one picture: shape and classes, and of vectors the law that is drawn under them."""
-    law = [job["header"].get(key) for key in ("oracle", "dataset")] if job["behind"] else []
+    law = [job["header"].get(key) for key in ("oracle", "dataset")] if job["background"] else []
     return [list(job["shape"]), list(job["class_names"]), law]

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from ..checkpoints.data_record import changes, check_record, described, located
 from ..datasets import Dataset
-from ..datasets.base import fetch
+from ..datasets.base import fetch_examples
 from ..evaluation.quality.label_agreement import LabelClassifier
 from ..evaluation.quality.precision_recall import count_repeated, density_coverage, precision_recall
-from ..figures.curves import HOLLOW, LEAST_PRECISION, OPEN
+from ..figures.curves import HOLLOW_LABEL, HOLLOW_STYLE, MIN_PRECISION
 from ..files import safetensors as archives
 from ..files.run_folders import write_atomically
 from ..files.shards import read_rows
@@ -132,7 +132,7 @@ def compare_with_data(
         if list(data.shape) != list(shape):
             raise NoTradeoff(f"the data set has examples of shape {list(data.shape)}, and the samples {list(shape)}")
         name, split = data.held_out
-        held, y = fetch(split, sample_rows(len(split.y), MAX_COMPARED, REAL_PURPOSE))
+        held, y = fetch_examples(split, sample_rows(len(split.y), MAX_COMPARED, REAL_PURPOSE))
         real = data.view(held).flatten(1).double()
         if len(real) <= DC_NEIGHBOURS:
             raise NoTradeoff(f"the data set has {len(real)} {name} examples, and more than {DC_NEIGHBOURS} are needed")
@@ -196,7 +196,7 @@ def labels_match(data: Dataset, class_names: Sequence[str], runs: Sequence[Sweep
 
 def train_label_classifier(data: Dataset) -> LabelClassifier | None:
     """A judge that learned from the training split; None where there is one class."""
-    x, y = fetch(data.train, sample_rows(len(data.train.y), MAX_LABEL_EXAMPLES, TRAIN_PURPOSE))
+    x, y = fetch_examples(data.train, sample_rows(len(data.train.y), MAX_LABEL_EXAMPLES, TRAIN_PURPOSE))
     return LabelClassifier(data.view(x).flatten(1), y) if len(y[y >= 0].unique()) > 1 else None
 
 
@@ -216,7 +216,7 @@ def measured(real: Tensor, x: Tensor) -> dict[str, float]:
     if not bool(x.isfinite().all()):
         return dict.fromkeys(("precision", "recall", "density", "coverage"), math.nan) | {"recall_meaningful": False}
     found = {**precision_recall(real, x, PR_NEIGHBOURS)._asdict(), **density_coverage(real, x, DC_NEIGHBOURS)._asdict()}
-    return found | {"recall_meaningful": found["precision"] >= LEAST_PRECISION}
+    return found | {"recall_meaningful": found["precision"] >= MIN_PRECISION}
 
 
 def write_tradeoff(
@@ -265,7 +265,7 @@ def tradeoff_figure(
                     text = runs[index].number
                     axis.annotate(text, point, (4, 4), textcoords="offset points", fontsize=8, color=color)
                     if columns[index].get(f"{panel.x}_meaningful") is False:
-                        axis.plot(*point, color=color, label=HOLLOW, **OPEN)
+                        axis.plot(*point, color=color, label=HOLLOW_LABEL, **HOLLOW_STYLE)
         for level, name in panel.lines:
             axis.axhline(level, color="0.4", linestyle="--", linewidth=1, label=name)
         if panel.best is not None:

@@ -10,9 +10,9 @@ from pathlib import Path
 import torch
 
 from ..datasets import Dataset, Split
-from ..datasets.base import fetch
-from ..figures.image_grids import ROWS, sample_picture
-from ..files.run_folders import claim_version
+from ..datasets.base import fetch_examples
+from ..figures.image_grids import MAX_ROWS, write_samples
+from ..files.run_folders import create_version_dir
 from ..objectives import Objective
 from ..runtime.progress import Progress
 from .batches import Batches
@@ -51,7 +51,7 @@ def write_dry_run(
         (folder / "data_sheet.txt").write_text("".join(line + "\n" for line in lines), encoding="utf-8")
         write_training_examples(folder / "contact_sheet.png", data, seed)
 
-    folder = claim_version(parent, fill)
+    folder = create_version_dir(parent, fill)
     print(*about, f"what the network sees: {folder / 'contact_sheet.png'}", sep="\n", file=sys.stderr)
     return folder
 
@@ -59,13 +59,13 @@ def write_dry_run(
 def write_training_examples(path: Path, data: Dataset, seed: int) -> None:
     """Training examples as the network sees them, mirrored and cut at random: a row per class, of forty at most."""
     y, classes = data.train.y, len(data.class_names)
-    shown = range(min(classes, ROWS)) if classes else [-1]
+    shown = range(min(classes, MAX_ROWS)) if classes else [-1]
     rows = torch.cat([(y == index).nonzero()[: SHEET_COLUMNS if classes else SHEET_COLUMNS**2, 0] for index in shown])
     if len(data.shape) == 1:
         rows = torch.arange(min(len(y), 2000))
-    x, y = fetch(data.train, rows)
+    x, y = fetch_examples(data.train, rows)
     chance = torch.rand(len(rows), 3, generator=torch.Generator().manual_seed(seed))
-    sample_picture(path, data.view(x, chance), y.tolist(), data.class_names, whole=True)
+    write_samples(path, data.view(x, chance), y.tolist(), data.class_names, whole=True)
 
 
 def suggest_smaller(
@@ -92,7 +92,7 @@ def suggest_smaller(
 def time_step(engine, objective: Objective, data: Dataset, seed: int) -> float:
     """Seconds of a step of a few images, forward and back; the first one of two is not counted."""
     objective = copy.deepcopy(objective).to(engine.device).train()
-    x, y = fetch(data.train, torch.arange(PROBE_IMAGES) % len(data.train.y))
+    x, y = fetch_examples(data.train, torch.arange(PROBE_IMAGES) % len(data.train.y))
     x, y, rng = data.view(x).to(engine.device), y.to(engine.device), torch.Generator(engine.device).manual_seed(seed)
 
     def step() -> None:

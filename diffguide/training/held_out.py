@@ -3,7 +3,7 @@
 import torch
 
 from ..datasets import Dataset, Split, Stream
-from ..datasets.base import fetch
+from ..datasets.base import fetch_examples
 from ..objectives import Loss, Objective
 from ..randomness import fold
 from .batches import make_loader
@@ -28,7 +28,7 @@ def held_out_loss(objective: Objective, data: Dataset, seed: int, device: torch.
         parts = [part.tolist() for part in rows.split(batch_size)]
         batches = make_loader(split, data.workers, parts, torch.device(device))
     else:
-        kept = Split(*split) if len(rows) == count else fetch(split, rows)
+        kept = Split(*split) if len(rows) == count else fetch_examples(split, rows)
         batches = zip(*(field.split(batch_size) for field in kept))
     for x, y in batches:
         losses.append(objective(data.view(x.to(device)), y.to(device), rng))

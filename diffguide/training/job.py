@@ -11,10 +11,17 @@ import torch
 
 from ..checkpoints import store as checkpoints
 from ..datasets import Dataset
-from ..files.run_folders import WriteError, claim_version, only_writer, remove_leftovers, write_atomically, writing
+from ..files.run_folders import (
+    WriteError,
+    convert_write_errors,
+    create_version_dir,
+    lock_run_dir,
+    remove_leftovers,
+    write_atomically,
+)
 from ..models.protocols import Denoiser, Energy
 from ..objectives import Diverged, Objective
-from ..runtime.engine import Fabric, end_others, launched_outside
+from ..runtime.engine import Fabric, kill_launched_processes, launched_by_torchrun
 from ..runtime.errors import InputError
 from ..runtime.signals import Stopped
 from ..samplers import Sampler, SamplingError
@@ -106,7 +113,7 @@ class TrainingJob:
             raise InputError(f"output_root: {error}") from error
 
     def train(self) -> Path | None:
-        if not launched_outside():
+        if not launched_by_torchrun():
             self.engine.launch()
         pictures = TrainingPictures(self)
         with ExitStack() as held:
@@ -122,12 +129,12 @@ class TrainingJob:
                 stopped.folder = folder
                 raise
             except Diverged as error:
-                end_others(self.engine)
+                kill_launched_processes(self.engine)
                 files = checkpoints.kept(folder / "checkpoints")
                 left = f"the last good checkpoint is {files[-1]}" if files else "there is no checkpoint yet"
                 raise InputError(f"training: {error}; {left}; a smaller training.learning_rate may help") from error
             except (WriteError, SamplingError, checkpoints.CheckpointError) as error:
-                end_others(self.engine)
+                kill_launched_processes(self.engine)
                 raise InputError(str(error)) from error
         if not self.engine.is_global_zero:
             return None
@@ -140,27 +147,32 @@ class TrainingJob:
         Raises:
             InputError: a folder that cannot be written, or that another process is writing.
         """
-        folder, refusal = None, None
+        folder: Path | None = None
+        refusal: str | None = None
         if self.engine.is_global_zero:
             try:
-                folder = self.folder or claim_version(self.parent, self.write_config)
-                held.enter_context(only_writer(folder))
+                folder = self.folder or create_version_dir(self.parent, self.write_config)
+                held.enter_context(lock_run_dir(folder))
                 if self.folder:
-                    with writing(folder / "config.yaml"):
+                    with convert_write_errors(folder / "config.yaml"):
                         self.write_config(folder)
             except OSError as error:
                 refusal = f"{'resume' if self.folder else 'output_root'}: {error}"
-        folder, refusal = self.engine.broadcast((folder, refusal))
+        shared: Any = self.engine.broadcast((folder, refusal))
+        folder, refusal = shared
         if refusal is not None:
             raise InputError(refusal) if self.engine.is_global_zero else SystemExit(1)
-        return folder
+        return shared[0]
 
     def write_config(self, folder: Path) -> None:
         """Writes config.yaml and makes the folders beside it."""
-        write_atomically(folder / "config.yaml", lambda path: path.write_text(self.config_yaml, encoding="utf-8"))
+        write_atomically(folder / "config.yaml", self.fill_config)
         for part in ("checkpoints", "samples"):
             (folder / part).mkdir(exist_ok=True)
             remove_leftovers(folder / part)
+
+    def fill_config(self, path: Path) -> None:
+        path.write_text(self.config_yaml, encoding="utf-8")
 
     def report(self, folder: Path) -> None:
         """Says on stderr where the samples are, and that a run within its warm-up has learned nothing yet."""

@@ -19,7 +19,7 @@ from ..checkpoints import data_record as provenance
 from ..checkpoints import store as checkpoints
 from ..checkpoints.extension import EXTEND
 from ..datasets import Dataset
-from ..files.metrics_log import Journal, Meter
+from ..files.metrics_log import Meter, MetricsLog
 from ..files.run_folders import append_text
 from ..objectives import Diverged, Loss, Objective
 from ..randomness import fold
@@ -171,7 +171,7 @@ class Training:
         optimizer.zero_grad()  # a step that diverged leaves its gradient
         ema = AveragedModel(objective).eval().requires_grad_(False)
         main, images, meter, plan, change = fabric.is_global_zero, 0, Meter(), self.plan(), ""
-        journal = Journal(folder / "metrics.jsonl", silent=not main)
+        journal = MetricsLog(folder / "metrics.jsonl", silent=not main)
         if resume is not None:
             state = checkpoints.load_training_state(resume, objective, ema.module, optimizer)
             images = state.facts["images"]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..evaluation.classification.metric import write_accuracy
-from ..figures.image_grids import sample_picture, training_labels
+from ..figures.image_grids import choose_training_labels, write_samples
 from ..models.protocols import Denoiser, Energy
 from ..objectives import Objective
 from ..samplers import SamplingError, generate
@@ -40,9 +40,9 @@ class TrainingPictures:
     def draw_samples(self, model: Denoiser | Energy, path: Path) -> None:
         job, data = self.job, self.job.data
         guided = job.guided(model, job.engine.device)
-        labels = training_labels(guided.num_classes, vectors=len(data.shape) == 1)
+        labels = choose_training_labels(guided.num_classes, vectors=len(data.shape) == 1)
         batch_size = min(250, max(job.training.share(job.engine.world_size), 8))
         batches = generate(guided, job.sampler, range(len(labels)), labels, data.shape, batch_size, job.engine.device)
         background = data.train.x if len(data.shape) == 1 else None
         x = torch.cat([batch.float().cpu() for batch in batches])
-        sample_picture(path, x, labels, data.class_names, background, whole=True)
+        write_samples(path, x, labels, data.class_names, background, whole=True)

@@ -7,7 +7,7 @@ import torch
 
 from ..checkpoints import store as checkpoints
 from ..checkpoints.data_record import described
-from ..datasets.base import fetch
+from ..datasets.base import fetch_examples
 from ..models.protocols import Denoiser
 from ..randomness import Noise
 from ..runtime.errors import InputError, input_errors
@@ -53,8 +53,8 @@ def check_network(job: TrainingJob) -> None:
         )
     rows = torch.arange(min(CHECKED_EXAMPLES, len(data.train.y)))
     with input_errors("objective"):
-        job.objective.check(data.view(fetch(data.train, rows)[0]))
-    x, y = fetch(data.train, torch.tensor([0, 0]))
+        job.objective.check(data.view(fetch_examples(data.train, rows)[0]))
+    x, y = fetch_examples(data.train, torch.tensor([0, 0]))
     try:
         with torch.no_grad():
             job.objective(data.view(x), y, torch.Generator().manual_seed(0))

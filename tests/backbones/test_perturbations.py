@@ -10,7 +10,7 @@ from diffusers.hooks.smoothed_energy_guidance_utils import _gaussian_blur_2d
 from networks import dit, mlp, unet
 from perturbed_networks import ATTENTION, ROWS, log_snr, network, replaced, same, without_branches, x, y
 
-from diffguide.backbones.perturbations import BlurredQueries, IdentityAttention, SkippedBlocks, smoothing
+from diffguide.backbones.perturbations import BlurredQueries, IdentityAttention, SkippedBlocks, blur_matrix
 
 LAYERS = {"unet": (unet, [0]), "unet up": (unet, [2, 3]), "dit": (dit, [1]), "dit all": (dit, [0, 1])}
 every_layer = pytest.mark.parametrize("make, layers", LAYERS.values(), ids=LAYERS)
@@ -67,7 +67,7 @@ def test_the_blur_is_that_of_the_paper(side, blur):
     """As diffusers has the authors' code; it mixes up the branches of its threshold, which is below every blur here."""
     q = torch.randn(2, side**2, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     size = math.ceil(6 * blur) + 1 - math.ceil(6 * blur) % 2
-    expected, weights = _gaussian_blur_2d(q.clone(), size, blur, -1.0), smoothing(side, blur, q)
+    expected, weights = _gaussian_blur_2d(q.clone(), size, blur, -1.0), blur_matrix(side, blur, q)
     found = torch.einsum("ij,kl,bjld->bikd", weights, weights, q.unflatten(1, (side, side))).flatten(1, 2)
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)  # their kernel is computed in float32
     torch.testing.assert_close(weights.sum(1), torch.ones(side).double(), rtol=1e-14, atol=1e-14)

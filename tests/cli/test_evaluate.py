@@ -23,7 +23,7 @@ from diffguide.evaluation.classification.metric import Classification
 from diffguide.evaluation.denoising import DenoisingError
 from diffguide.evaluation.metric import EvalContext
 from diffguide.figures import tables
-from diffguide.files.run_folders import sha256
+from diffguide.files.run_folders import hash_file
 
 DATA = CONFIG["dataset"] | {"validation": 60, "test": 30}
 GENERATOR = CONFIG | {"dataset": DATA}
@@ -31,7 +31,7 @@ CLASSIFIER = GENERATOR | {
     "name": "judge",
     "backbone": CONFIG["backbone"] | {"out_features": 4, "num_classes": 0},
     "objective": {
-        "_target_": "diffguide.objectives.classifier.Classifying",
+        "_target_": "diffguide.objectives.classifier.ClassifierObjective",
         "levels": {"_target_": "diffguide.objectives.levels.UniformTime", "stratified": True},
     },
 }
@@ -89,7 +89,7 @@ def test_a_denoiser_is_measured_as_the_library_measures_it(at, command):
     assert (found["split"], found["n"], found["seed"], found["images"]) == ("validation", 60, 3, 7)
     assert found["evaluations"] == subject.evaluations == 3 * (60 + 20) and found["seconds"] > 0
     file = checkpoints.find(at / SMALL)
-    assert Path(found["checkpoint"]).name == file.name and found["checkpoint_sha256"] == sha256(file)
+    assert Path(found["checkpoint"]).name == file.name and found["checkpoint_sha256"] == hash_file(file)
     assert found["dataset"] == DATA and found["versions"]["torch"] == torch.__version__
     (row,) = table(folder)
     assert float(row["mse_eps"]) == found["figures"]["mse_eps"]["value"] and row["n"] == "60"
@@ -138,7 +138,7 @@ def test_several_checkpoints_make_one_table(at, command, monkeypatch):
     lines = (folder / "table.md").read_text().splitlines()
     assert len(lines) == 5 and "| mean ± standard deviation over 2 seeds |" in lines[-1]
     values = torch.tensor([found["figures"]["mse_x_0"]["value"] for found in own], dtype=torch.float64)
-    shown = tables.shown({"value": float(values.mean()), "standard_error": float(values.std())})
+    shown = tables.format_figure({"value": float(values.mean()), "standard_error": float(values.std())})
     assert f"| {shown} |" in lines[-1]
     assert Image.open(folder / "denoising.png").size[0] > 800
     config = OmegaConf.load(at / runs[1] / "config.yaml")
@@ -179,7 +179,7 @@ def test_states_and_configurations_have_no_mean(at, command):
 def test_lines_are_named_by_what_differs(tmp_path, monkeypatch):
     """Models, states of one model, what was swept; and what is equal is not said."""
     drawn = {}
-    monkeypatch.setattr(tables.curves, "write", lambda path, plot, lines: drawn.update({path.stem: list(lines)}))
+    monkeypatch.setattr(tables.curves, "write_curves", lambda path, plot, lines: drawn.update({path.stem: list(lines)}))
 
     def names(*runs: tuple[str, int, str]) -> list[str]:
         folders = []
@@ -224,7 +224,7 @@ def test_one_row_of_two_metrics_with_figures_of_one_name():
     def record(metric: str, *figures: str) -> dict:
         return {"metric": metric, "figures": dict.fromkeys(figures, {"unit": "1"})}
 
-    named = tables.named([record("a", "nll", "accuracy"), record("b", "nll"), record("b", "nll")])
+    named = tables.name_columns([record("a", "nll", "accuracy"), record("b", "nll"), record("b", "nll")])
     assert named == {("a", "nll", "1"): "a_nll", ("a", "accuracy", "1"): "accuracy", ("b", "nll", "1"): "b_nll"}
 
 
@@ -233,7 +233,7 @@ def test_one_row_of_two_metrics_with_figures_of_one_name():
     ("inf", None, "inf"), (0.5, "nan", "0.5"), (0.000123456, 0.0000051, "0.0001235 ± 0.0000051"),
 ])  # fmt: skip
 def test_figures_are_shown_to_the_digits_that_are_known(value, error, text):
-    assert tables.shown({"value": value, "standard_error": error}) == text
+    assert tables.format_figure({"value": value, "standard_error": error}) == text
 
 
 def test_other_data_of_the_same_kind(at, command, monkeypatch):

@@ -19,7 +19,7 @@ from diffguide.evaluation.quality.features import Pixels
 from diffguide.evaluation.quality.local import load_images
 from diffguide.evaluation.quality.metric import Quality, StoredSamples
 from diffguide.figures import tables
-from diffguide.files.run_folders import WriteError, claim_version
+from diffguide.files.run_folders import WriteError, create_version_dir
 from diffguide.guidance import Unguided
 from diffguide.oracles import Empirical
 from diffguide.samplers import DDIM
@@ -134,14 +134,14 @@ def test_a_decoder_of_other_values_is_no_fault_of_the_backbone(command, tmp_path
 def test_a_file_is_no_folder(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(WriteError, match="cannot write .*v001: Not a directory"):
-        claim_version(tmp_path / "file/run", lambda folder: None)
+        create_version_dir(tmp_path / "file/run", lambda folder: None)
 
 
 def test_figures_of_two_units_share_neither_a_column_nor_an_axis(tmp_path, monkeypatch):
     """Bits of images and nats of vectors; a panel that only one of them has is drawn all the same."""
     folders, drawn = [], {}
     monkeypatch.setattr(
-        tables.curves, "write", lambda path, plot, lines: drawn.update({path.name: (plot, list(lines))})
+        tables.curves, "write_curves", lambda path, plot, lines: drawn.update({path.name: (plot, list(lines))})
     )
     for model, unit, more in (("a", "bits/dim", ["excess"]), ("b", "nats/dim", []), ("c", "bits/dim", [])):
         panels = [{"column": name, "label": unit, "reference": None} for name in ["nll", *more]]

@@ -201,7 +201,7 @@ def test_a_second_process_on_a_run_is_refused(unfinished, tmp_path, command):
 
 def test_the_last_checkpoints_and_the_best_are_kept(tmp_path):
     for images, loss in [(1, 0.5), (2, 0.3), (3, 0.4), (4, 0.3), (5, None), (6, 0.9), (7, 0.8)]:
-        metadata = {archives.KEY: json.dumps({"validation_loss": loss, "images": images})}
+        metadata = {archives.METADATA_KEY: json.dumps({"validation_loss": loss, "images": images})}
         for kind in ("safetensors", "optimizer.safetensors"):
             save_file({"x": torch.zeros(1)}, tmp_path / f"{images:010d}.{kind}", metadata)
     checkpoints.prune(tmp_path, 2)

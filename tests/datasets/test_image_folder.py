@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 
 from diffguide.config.build import ConfigError, build, config_dir
 from diffguide.datasets import Split
-from diffguide.datasets.splits import content_hash, copies, path_hash, uniform
+from diffguide.datasets.splits import content_hash, find_copies, path_hash, unit_hash
 
 NAMES = ["café au lait", "dog, small", "k=v", "日本"]
 
@@ -63,10 +63,10 @@ def test_splits_are_decided_by_each_file_alone(tmp_path, split_by):
 
 
 def test_the_hash_is_uniform_and_the_same_for_both_forms_of_an_accent():
-    u = np.array([uniform(path_hash(f"cat/{i}.png")) for i in range(4000)])
+    u = np.array([unit_hash(path_hash(f"cat/{i}.png")) for i in range(4000)])
     assert u.min() >= 0 and u.max() < 1
     assert np.abs(np.histogram(u, bins=8, range=(0, 1))[0] - 500).max() < 4.5 * np.sqrt(4000 * 7 / 64)
-    accents = [uniform(path_hash(name)) for name in ("caf\u00e9.png", "cafe\u0301.png")]
+    accents = [unit_hash(path_hash(name)) for name in ("caf\u00e9.png", "cafe\u0301.png")]
     assert accents[0] == accents[1] == pytest.approx(path_place("café.png"), abs=1e-14)
 
 
@@ -103,7 +103,7 @@ def test_large_files_are_hashed_by_their_parts_and_compared_whole(tmp_path):
         (tmp_path / name).write_bytes(changed.tobytes())
     hashes = {name: content_hash(tmp_path / name) for name in ("a", "b", "between", "end")}
     assert hashes["a"] == hashes["b"] == hashes["between"] != hashes["end"]
-    assert copies(hashes, tmp_path) == [["a", "b"]]
+    assert find_copies(hashes, tmp_path) == [["a", "b"]]
 
 
 def test_no_image_validates_where_none_is_wanted(tmp_path):
@@ -195,7 +195,7 @@ def test_other_classes_are_refused(animals, tmp_path):
     expected = f"dataset.num_classes is 10, but {animals} has 4 classes ({shown}): say dataset.num_classes=4"
     assert refusal(animals, num_classes=10) == expected
     paint(animals / "zebra.png", 1)
-    assert "zebra.png lies beside the class folders: move it" in refusal(animals, num_classes=4)
+    assert "zebra.png is not in a class folder: move it" in refusal(animals, num_classes=4)
     paint(tmp_path / "flat" / "1.png", 1)
     assert "no class folders with images, its images (1) lie" in refusal(tmp_path / "flat", num_classes=3)
 

@@ -19,7 +19,7 @@ from diffguide.evaluation.quality.local import (
     train_local_network,
 )
 from diffguide.evaluation.quality.pretrained import CLIP, DINOv2, Inception
-from diffguide.figures.image_grids import quantised, to_uint8
+from diffguide.figures.image_grids import quantize, to_uint8
 from diffguide.files import safetensors as archives
 
 CPU = torch.device("cpu")
@@ -44,7 +44,7 @@ def of(x: torch.Tensor, y: torch.Tensor, classes: int = 2) -> Dataset:
 
 def test_bytes_are_those_of_sample_files():
     x = 1.3 * torch.linspace(-1, 1, 2 * 3 * 4 * 5).reshape(2, 3, 4, 5)
-    assert quantised(x).permute(0, 2, 3, 1).numpy().tolist() == to_uint8(x).tolist()
+    assert quantize(x).permute(0, 2, 3, 1).numpy().tolist() == to_uint8(x).tolist()
 
 
 def test_pixels_are_pixels():
@@ -115,8 +115,8 @@ def test_the_cache_is_of_data_and_recipe(digits, tmp_path, monkeypatch):
         prepared(*arguments)
     assert len(counted) == 4 and len(list((tmp_path / "cache").iterdir())) == 4
     path = tmp_path / "cache" / f"local-{first.digest[:16]}.safetensors"
-    tensors, facts = archives.read(path)
-    archives.write(path, tensors, facts | {"data": "0" * 64})
+    tensors, facts = archives.read_sealed(path)
+    archives.write_sealed(path, tensors, facts | {"data": "0" * 64})
     with pytest.raises(MetricError, match="it is of other data.*remove the file"):
         prepared()
     path.write_bytes(b"torn")

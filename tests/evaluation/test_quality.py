@@ -12,7 +12,7 @@ from diffguide.evaluation.quality import figures as comparison
 from diffguide.evaluation.quality import precision_recall as quality
 from diffguide.evaluation.quality.label_agreement import LabelClassifier
 from diffguide.evaluation.quality.precision_recall import (
-    LEAST_PRECISION,
+    MIN_PRECISION,
     count_repeated,
     density_coverage,
     distance_ratio,
@@ -154,8 +154,8 @@ def test_repeats_and_noise_are_told():
     assert count_repeated(torch.tensor([[1, 2], [2, 1], [1, 2]], dtype=torch.uint8)) == 1
     noise = 100 * torch.randn(200, 2, generator=rng, dtype=torch.float64)
     wide = precision_recall(real, noise, 3)
-    assert wide.precision < LEAST_PRECISION and wide.recall > 0.9
+    assert wide.precision < MIN_PRECISION and wide.recall > 0.9
     notes = quality_notes(wide.precision, (150, 200), (0, 200))
     assert len(notes) == 2 and "150 of 200 samples" in notes[0] and "recall is not meaningful" in notes[1]
-    assert quality_notes(LEAST_PRECISION, (0, 200), (0, 200)) == []
+    assert quality_notes(MIN_PRECISION, (0, 200), (0, 200)) == []
     assert "precision, density and coverage" in quality_notes(0.5, (0, 200), (3, 200))[0]

@@ -140,7 +140,7 @@ class Broken(DenoiserWrapper):
 
 
 class Moving(DenoiserWrapper):
-    remembers = True
+    stateful = True
 
 
 def test_what_cannot_be_classified_is_refused():

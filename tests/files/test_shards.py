@@ -6,7 +6,7 @@ import zipfile
 import numpy
 import pytest
 
-from diffguide.files.shards import START, ShardError, Shards, read_rows, write_archive
+from diffguide.files.shards import START_FILE, ShardError, Shards, read_rows, write_archive
 
 KINDS = {
     "grey": numpy.random.default_rng(0).integers(0, 256, (23, 8, 8, 1)).astype(numpy.uint8),
@@ -99,7 +99,7 @@ def test_removing_leaves_what_is_not_ours(tmp_path):
     (tmp_path / "shards").mkdir()
     shards = Shards(tmp_path / "shards", 10, 5)
     (tmp_path / "shards/notes.txt").write_text("mine")
-    (tmp_path / "shards" / START).write_text("{}")
+    (tmp_path / "shards" / START_FILE).write_text("{}")
     shards.write(5, numpy.zeros((5, 2)), 0, None)
     shards.remove()
     assert [path.name for path in (tmp_path / "shards").iterdir()] == ["notes.txt"]

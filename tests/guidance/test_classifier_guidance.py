@@ -114,7 +114,7 @@ def run(denoiser, make, steps=6) -> torch.Tensor:
 
 @every_sampler
 def test_every_sampler_is_reached(make):
-    """Steered samples are those of classifier-free guidance, and far from those without."""
+    """Guided samples are those of classifier-free guidance, and far from those without."""
     model = exact()
     plain, guided = (run(ClassifierGuidance(Unconditional(model), model, w, EVERYWHERE), make) for w in (0.0, 3.0))
     free = run(ClassifierFree(model, 3.0, EVERYWHERE), make)

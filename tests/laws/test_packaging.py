@@ -82,7 +82,7 @@ def test_own_files_come_by_config_dir_and_a_local_configs_folder_is_ignored(tmp_
 
 def test_the_top_level_is_what_it_should_be():
     folders = {"configs", "diffguide", "findings", "outputs", "scripts", "tests"}
-    wanted = {"pyproject.toml", "README.md", "LICENSE"} | folders
+    wanted = {"pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md", "CITATION.cff"} | folders
     listed = {path.name for path in CHECKOUT.iterdir() if not path.name.startswith(".")}
     assert listed - {"build", "dist"} == wanted
 

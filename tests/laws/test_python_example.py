@@ -1,10 +1,11 @@
-"""The README's example from Python: it runs as it stands, and makes the bytes of the command."""
+"""The Python examples in the READMEs run as they stand; the one of sampling makes the bytes of the command."""
 
 import re
 from contextlib import chdir
 from pathlib import Path
 
 import numpy
+import pytest
 import torch
 from small_checkpoint import change
 
@@ -12,7 +13,51 @@ import diffguide
 from diffguide.checkpoints.store import find
 from diffguide.sample import main as sample
 
-README = Path(__file__).parents[2] / "README.md"
+CHECKOUT = Path(__file__).resolve().parents[2]
+SMALLER = {"STEPS = 500": "STEPS = 3", "range(2000)": "range(200)"}  # what a test may shrink
+
+
+def run_examples(page: str, smaller: dict[str, str] | None = None) -> dict:
+    """Executes the Python blocks of a page, one after the other, in one namespace, which is returned."""
+    blocks = re.findall(r"```python\n(.*?)```", (CHECKOUT / page).read_text(encoding="utf-8"), re.DOTALL)
+    assert blocks
+    names: dict = {"__name__": page}
+    for block in blocks:
+        for text, short in (smaller or {}).items():
+            block = block.replace(text, short)
+        exec(compile(block, page, "exec"), names)
+    return names
+
+
+def test_the_front_page_trains_and_samples():
+    text = (CHECKOUT / "README.md").read_text(encoding="utf-8")
+    assert "STEPS = 500" in text
+    names = run_examples("README.md", SMALLER)
+    assert names["images"].shape == (10, 8, 8, 1) and names["images"].dtype == numpy.uint8
+    assert names["guided"].has_null and names["step"] == 2
+
+
+@pytest.mark.parametrize("page", ["diffguide/README.md", "diffguide/oracles/README.md"])
+def test_examples_run(page, capsys):
+    names = run_examples(page, SMALLER)
+    assert names["x"].isfinite().all() and capsys.readouterr().out
+
+
+def test_the_sampler_of_the_example_is_of_second_order():
+    """Its own table says so; against the flow of a Gaussian, x_s = x_t sqrt(var_s / var_t)."""
+    names = run_examples("diffguide/README.md", SMALLER)
+    schedule = names["Cosine"]()
+    law = names["GaussianMixture"]([1.0], [[0.0]], 0.25, labels=[0], schedule=schedule)
+    errors = []
+    for steps in (20, 40, 80):
+        sampler = names["Midpoint"](steps=steps)
+        times = sampler.times(law)
+        alpha, sigma = schedule.alpha_sigma(times)
+        scale = (0.25 * alpha**2 + sigma**2).sqrt()
+        x = sampler(law, scale[:1, None].clone(), times)
+        errors.append(float((x[0, 0] / scale[-1] - 1).abs()))
+    slopes = [numpy.log2(errors[i] / errors[i + 1]) for i in range(2)]
+    assert slopes[-1] == pytest.approx(2, abs=0.2)
 
 
 def blur(tensors: dict, metadata: dict) -> None:
@@ -25,10 +70,8 @@ def blur(tensors: dict, metadata: dict) -> None:
 def test_the_example_makes_what_the_command_writes(at, command):
     file = find(at / "outputs/train/digits/v001")
     change(file, file, blur)  # 64 images teach no network to look at classes
-    example = re.search(r"## From Python\n+```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)[1]
-    made: dict = {}
     with chdir(at):
-        exec(example, made)
+        made = run_examples("diffguide/sampling/README.md")
     done = command(sample, "checkpoint=outputs/train/digits/v001", "guidance=cfg", "guidance.scale=3", "n=10", at=at)
     assert done.code == 0, done.err
     with numpy.load(at / done.folder / "samples.npz") as arrays:

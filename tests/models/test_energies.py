@@ -9,7 +9,7 @@ from closed_forms import Mixture
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from diffguide.backbones import MLP, Backbone
-from diffguide.models.level_classifier import LevelClassifier, gradient
+from diffguide.models.level_classifier import LevelClassifier, value_and_gradient
 from diffguide.models.noisy_joint_energy import NoisyJointEnergy
 from diffguide.objectives import CDM, DensityRatio
 from diffguide.oracles import GaussianMixture
@@ -106,7 +106,7 @@ def test_the_gradient_trains_and_follows_the_grad_mode():
     x, t = torch.randn(3, 2, dtype=torch.float64), torch.tensor(0.5, dtype=torch.float64)
     with torch.no_grad():
         assert not model(x, t).x_0.requires_grad
-        found = gradient(lambda x: x @ torch.ones(2, dtype=torch.float64, requires_grad=True), x)
+        found = value_and_gradient(lambda x: x @ torch.ones(2, dtype=torch.float64, requires_grad=True), x)
         assert not any(part.requires_grad for part in found)  # nor does it hold a graph for the time of a step
     model.requires_grad_(False)
     assert torch.autograd.gradcheck(

@@ -28,7 +28,7 @@ from diffguide.oracles import GMM2DLaw
 from diffguide.randomness import Noise
 from diffguide.sample import main as sample
 from diffguide.samplers import DDIM
-from diffguide.samplers.grids import Levels, Listed, UniformT
+from diffguide.samplers.grids import CustomGrid, ModelLevels, UniformT
 from diffguide.schedules import TRE, Cosine
 from diffguide.train import main as train
 
@@ -65,9 +65,9 @@ def test_samplers_stay_on_its_levels_or_are_refused(name):
 
 def test_a_list_off_its_levels_is_refused():
     with pytest.raises(ValueError, match="level"):
-        DDIM(2, Listed([1.0, 0.51, 0.0], None), 0.0).times(still())
-    assert DDIM(2, Listed([1.0, 0.5, 0.0], None), 0.0).times(still()).tolist() == [1.0, 0.5, 0.0]
-    assert DDIM(T, Levels(), 0.0).times(still()).tolist() == [k / T for k in range(T, -1, -1)]
+        DDIM(2, CustomGrid([1.0, 0.51, 0.0], None), 0.0).times(still())
+    assert DDIM(2, CustomGrid([1.0, 0.5, 0.0], None), 0.0).times(still()).tolist() == [1.0, 0.5, 0.0]
+    assert DDIM(T, ModelLevels(), 0.0).times(still()).tolist() == [k / T for k in range(T, -1, -1)]
 
 
 def test_exact_logits_sample_and_are_guided_as_the_oracle():

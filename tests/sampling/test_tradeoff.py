@@ -22,7 +22,7 @@ from diffguide.nodes.old_names import updated
 from diffguide.sample import main
 from diffguide.sampling import tradeoff
 from diffguide.sampling.sources import load_local_dataset
-from diffguide.sampling.sweep import claim_beside, describe_overrides, find_axis, load_run
+from diffguide.sampling.sweep import create_sweep_dir, describe_overrides, find_axis, load_run
 from diffguide.sampling.tradeoff import NoTradeoff, SweepRun, TradeoffPanel, oracle_panels, tradeoff_figure
 
 MODEL = "outputs/train/digits/v001"
@@ -105,7 +105,7 @@ def test_repeated_samples_are_counted_and_told(at, command):
 
 def test_a_sweep_over_steps_is_a_curve_over_steps(tmp_path, command, monkeypatch):
     drawn = {}
-    monkeypatch.setattr(curves, "write", lambda path, plot, lines: drawn.update({path.name: (plot, lines)}))
+    monkeypatch.setattr(curves, "write_curves", lambda path, plot, lines: drawn.update({path.name: (plot, lines)}))
     done = command(main, "-m", "oracle=gmm2d", "n=20", "sampler=heun,euler", "sampler.steps=16,2,4", at=tmp_path)
     assert done.code == 0 and size(tmp_path / done.folder / "tradeoff.png")[0] > 400, done.err
     plot, lines = drawn["curves.png"]
@@ -119,13 +119,13 @@ def test_a_sweep_over_steps_is_a_curve_over_steps(tmp_path, command, monkeypatch
 
 def test_points_that_say_nothing_are_hollow():
     rows = [{"n": 2.0, "recall": 1.0, "recall_meaningful": False}, {"n": 4.0, "recall": 0.5, "recall_meaningful": True}]
-    (axis,) = curves.figure(Plot("c", "n", "n", True, [PlotPanel("recall", "recall")]), {"": rows}).axes
-    hollow = [line for line in axis.lines if line.get_label() == curves.HOLLOW]
-    assert [line.get_xydata().tolist() for line in hollow] == [[[2, 1]]] and "0.05" in curves.HOLLOW
+    (axis,) = curves.draw_curves(Plot("c", "n", "n", True, [PlotPanel("recall", "recall")]), {"": rows}).axes
+    hollow = [line for line in axis.lines if line.get_label() == curves.HOLLOW_LABEL]
+    assert [line.get_xydata().tolist() for line in hollow] == [[[2, 1]]] and "0.05" in curves.HOLLOW_LABEL
     assert [text.get_text() for text in axis.get_xticklabels()] == ["2", "4"]
     columns = [{"recall": row["recall"], "precision": k / 10, "recall_meaningful": k > 0} for k, row in enumerate(rows)]
     figure = tradeoff_figure(tradeoff.data_panels(columns), [run("a", "2"), run("a", "4")], columns, "note")
-    hollow = [line for line in figure.axes[0].lines if line.get_label() == curves.HOLLOW]
+    hollow = [line for line in figure.axes[0].lines if line.get_label() == curves.HOLLOW_LABEL]
     assert [line.get_xydata().tolist() for line in hollow] == [[[1, 0]]]
 
 
@@ -277,7 +277,7 @@ def test_where_a_sweep_lies(tmp_path):
     """Beside runs of one name; of several names, beside those names, both ends named."""
     digits, tree = [tmp_path / "digits" / f"v00{k}" for k in (1, 2)], tmp_path / "tree/v003"
     digits[0].parent.mkdir()
-    assert claim_beside(digits) == tmp_path / "digits/sweep_v001-v002"
-    assert claim_beside(digits) == tmp_path / "digits/sweep_v001-v002_2"
-    assert claim_beside([*digits, tree]) == tmp_path / "sweep_digits_v001-tree_v003"
-    assert claim_beside([digits[0], tree, digits[1]]) == tmp_path / "sweep_digits_v001-digits_v002"
+    assert create_sweep_dir(digits) == tmp_path / "digits/sweep_v001-v002"
+    assert create_sweep_dir(digits) == tmp_path / "digits/sweep_v001-v002_2"
+    assert create_sweep_dir([*digits, tree]) == tmp_path / "sweep_digits_v001-tree_v003"
+    assert create_sweep_dir([digits[0], tree, digits[1]]) == tmp_path / "sweep_digits_v001-digits_v002"

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ...datasets import Dataset
-from ...datasets.base import fetch
+from ...datasets.base import fetch_examples
 from ...figures.plot_spec import Panel, Plot
 from ...files.run_folders import write_atomically
 from ...models.protocols import Classifier
@@ -101,7 +101,7 @@ def write_accuracy(path: Path, classifier: Classifier, data: Dataset, seed: int,
     from matplotlib.figure import Figure
 
     split, held = data.held_out
-    x, y = fetch(held, torch.arange(min(len(held.y), MAX_EXAMPLES)))
+    x, y = fetch_examples(held, torch.arange(min(len(held.y), MAX_EXAMPLES)))
     found = accuracies(classifier, data.view(x).to(device), y.to(device), PLOT_LEVELS, seed)
     figure = Figure(figsize=(5, 3.5), layout="constrained")
     axis = figure.subplots()

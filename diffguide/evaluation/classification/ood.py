@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from ...datasets import Dataset
-from ...datasets.base import fetch
-from ...models.level_classifier import gradient
+from ...datasets.base import fetch_examples
+from ...models.level_classifier import value_and_gradient
 from ...models.protocols import Classifier, LogDensity
 from ...randomness import Noise, fold
 from ..metric import PROTOCOLS, EvalContext, Figure, Metric, MetricResult
@@ -91,7 +91,7 @@ class SlopeScore(OODScore):
 
     def __call__(self, model, t: Tensor | None, x: Tensor) -> Tensor:
         with torch.no_grad():
-            _, slope = gradient(lambda x: model.log_density(x, t, None), x)
+            _, slope = value_and_gradient(lambda x: model.log_density(x, t, None), x)
         return -slope.flatten(1).norm(dim=1)
 
 
@@ -221,7 +221,9 @@ class OOD(Metric):
         for first in range(0, len(rows), context.batch_size):
 
             def compute() -> dict[str, numpy.ndarray]:
-                x = self.other.view(fetch(split, rows[first : first + context.batch_size])[0]).to(context.device)
+                x = self.other.view(fetch_examples(split, rows[first : first + context.batch_size])[0]).to(
+                    context.device
+                )
                 return {f"{kind}_other": value for kind, value in self.score(context, x)}
 
             parts.append(context.parts.part(f"other_{first:010d}", compute))

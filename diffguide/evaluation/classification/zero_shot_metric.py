@@ -64,7 +64,7 @@ class ZeroShotClassifier(Metric):
                 f"metric=zero_shot needs data of the model's classes: it has {', '.join(map(str, model.class_names))}, "
                 f"and the data have {', '.join(map(str, context.class_names))}"
             )
-        if model.remembers:
+        if model.stateful:
             raise ValueError(
                 "metric=zero_shot needs a denoiser without memory, whose answer depends on x_t, t and y alone"
             )

@@ -104,7 +104,7 @@ class Density(Metric):
                 ) from error
         model = context.model
         inner = model.denoiser if context.counter is model else model
-        if isinstance(inner, DenoiserWrapper) and not inner.transparent:
+        if isinstance(inner, DenoiserWrapper) and not inner.passthrough:
             raise ValueError(
                 f"metric={self.name}: guidance ({type(inner).__name__}) has no likelihood; measure the model"
             )

@@ -6,7 +6,7 @@ import math
 import torch
 from torch import Tensor
 
-from ...datasets.base import fetch
+from ...datasets.base import fetch_examples
 from ...figures.plot_spec import Panel, Plot
 from ...models.decoders import Discretized, Gaussian
 from ...models.protocols import Denoiser, LogDensity
@@ -107,11 +107,10 @@ class ELBO(Density):
         tell(0)
         train, schedule = context.data.train, context.model.schedule
         order = torch.randperm(len(train.y), generator=torch.Generator().manual_seed(fold(context.seed, PILOT_PURPOSE)))
-        fit = GaussianFit.to_data(context.data.view(fetch(train, order[:FIT_EXAMPLES])[0]), self.floor).to(
-            context.device
-        )
+        x = context.data.view(fetch_examples(train, order[:FIT_EXAMPLES])[0])
+        fit = GaussianFit.to_data(x, self.floor).to(context.device)
         rows = order[: self.pilot]
-        x, y = fetch(train, rows)
+        x, y = fetch_examples(train, rows)
         x, y = context.data.view(x).to(context.device), y.to(context.device) if self.uses_labels(context) else None
         seeds = [fold(context.seed, PILOT_PURPOSE, row) for row in rows.tolist()]
         noise = Noise(seeds, context.shape, schedule, context.device, x.dtype)

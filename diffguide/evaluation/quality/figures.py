@@ -9,7 +9,7 @@ import numpy
 import torch
 from torch import Tensor
 
-from ...figures.curves import LEAST_PRECISION
+from ...figures.curves import MIN_PRECISION
 from ...randomness import fold
 from ..metric import EvalContext, Figure, MetricError
 from . import frechet
@@ -203,7 +203,7 @@ class QualityComparison:
         for name, value in shares.items():
             n = len(x) if name in ("precision", "density") else len(real)
             figure = Figure(value, None, n, "1") if name == "density" else binomial_share(value, n)
-            doubtful = name == "recall" and shares["precision"] < LEAST_PRECISION
+            doubtful = name == "recall" and shares["precision"] < MIN_PRECISION
             found.figures[f"{name}{self.suffix}"] = figure._replace(meaningful=not doubtful)
         if self.metric.reference != self.context.split:
             others = self.reference.features[self.sample_rows(len(self.reference.y))[: len(x)]]

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ...datasets import Dataset
-from ...datasets.base import fetch
-from ...figures.image_grids import quantised
+from ...datasets.base import fetch_examples
+from ...figures.image_grids import quantize
 from ...files import safetensors as archives
 from ...files.run_folders import WriteError
 from ..metric import MetricError
@@ -111,8 +111,8 @@ def network_accuracy(network: LocalNetwork, images: Tensor, y: Tensor, device: t
 def load_images(data: Dataset, split: str, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """The bytes and classes of examples of a split, as a network sees them; all of them, or some rows."""
     stored = getattr(data, split)
-    x, y = fetch(stored, torch.arange(len(stored.y)) if rows is None else rows)
-    return quantised(data.view(x)), y
+    x, y = fetch_examples(stored, torch.arange(len(stored.y)) if rows is None else rows)
+    return quantize(data.view(x)), y
 
 
 class Local(Features):
@@ -170,7 +170,7 @@ class Local(Features):
         if path is not None:
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
-                archives.write(path, self.network.state_dict(), recipe | {"data": self.digest})
+                archives.write_sealed(path, self.network.state_dict(), recipe | {"data": self.digest})
             except (OSError, WriteError) as error:
                 raise MetricError(f"metric.features.cache={self.cache}: {error}; null = no cache") from error
 
@@ -182,7 +182,7 @@ class Local(Features):
         """
         network = LocalNetwork(shape[0], shape[1], classes)
         try:
-            tensors, facts = archives.read(path)
+            tensors, facts = archives.read_sealed(path)
             if facts.get("data") != self.digest:
                 raise ValueError("it is of other data")
             network.load_state_dict(tensors)

@@ -11,9 +11,9 @@ import numpy
 import torch
 from torch import Tensor
 
-from ...datasets.base import fetch
-from ...figures.image_grids import quantised
-from ...files.run_folders import sha256
+from ...datasets.base import fetch_examples
+from ...figures.image_grids import quantize
+from ...files.run_folders import hash_file
 from ...files.shards import read_rows
 from ...guidance import Unguided
 from ...models.protocols import Denoiser, DenoiserWrapper, Energy
@@ -208,8 +208,8 @@ class RealImages:
         self.data, self.split, self.rows, self.batch_size = context.data, split, rows, context.batch_size
 
     def batch(self, first: int) -> tuple[Tensor, Tensor]:
-        x, y = fetch(getattr(self.data, self.split), self.rows[first : first + self.batch_size])
-        return quantised(self.data.view(x)), y
+        x, y = fetch_examples(getattr(self.data, self.split), self.rows[first : first + self.batch_size])
+        return quantize(self.data.view(x)), y
 
 
 class NewSamples:
@@ -237,7 +237,7 @@ class NewSamples:
                 f"{lost} of the {len(rows)} samples from {first} on are not finite: a smaller guidance scale or more "
                 "sampler steps may help"
             )
-        return quantised(x.float()).cpu(), torch.tensor(labels or [-1] * len(rows))
+        return quantize(x.float()).cpu(), torch.tensor(labels or [-1] * len(rows))
 
     def facts(self) -> dict[str, Any]:
         sampler = self.metric.sampler
@@ -283,7 +283,7 @@ class StoredSamples:
                 f"{classes} classes (-1 = no label)"
             )
         theirs = self.header.get("checkpoint_sha256")
-        if context.checkpoint is not None and theirs != (ours := sha256(context.checkpoint)):
+        if context.checkpoint is not None and theirs != (ours := hash_file(context.checkpoint)):
             raise ValueError(
                 f"metric.samples={folder} was sampled from a checkpoint with SHA-256 {str(theirs)[:12]}, and this one has "
                 f"{ours[:12]}"

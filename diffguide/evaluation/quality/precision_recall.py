@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ...figures.curves import LEAST_PRECISION
+from ...figures.curves import MIN_PRECISION
 
 __all__ = [
     "DensityCoverage", "PrecisionRecall", "find_copies", "count_repeated", "density_coverage",
@@ -147,9 +147,9 @@ def quality_notes(precision: float, samples: tuple[int, int], real: tuple[int, i
                 f"{repeated} of {count} {what} repeat another one exactly: their neighbours are their copies, which lowers "
                 f"{spoiled}"
             )
-    if precision < LEAST_PRECISION:
+    if precision < MIN_PRECISION:
         notes.append(
-            f"precision is {precision:.3g}: with less than {LEAST_PRECISION} of the samples among the real examples recall is "
+            f"precision is {precision:.3g}: with less than {MIN_PRECISION} of the samples among the real examples recall is "
             "not meaningful (it may be 1 for noise)"
         )
     return notes
