@@ -70,7 +70,12 @@ class SamplingJob:
         """What the end of a sweep needs to know of this run."""
         background = self.plan.background and self.plan.background.to_json()
         names = self.plan.class_names
-        return {"shape": list(self.plan.shape), "class_names": names, "behind": background, "moved": dict(self.moved)}
+        return {
+            "shape": list(self.plan.shape),
+            "class_names": names,
+            "background": background,
+            "moved": dict(self.moved),
+        }
 
     @property
     def n(self) -> int:

@@ -31,6 +31,7 @@ from diffguide.samplers.grids import Karras, UniformLogSNR, UniformT
 from diffguide.train import main
 from diffguide.training.divergence import DivergenceWatch
 from diffguide.training.loop import Diverged, Training
+from diffguide.training.state import TrainingRun
 
 TINY = [
     "backbone.channels=8",
@@ -224,7 +225,7 @@ def test_a_full_device_memory_is_told(tmp_path, command, monkeypatch, arguments)
     def full(*_):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(Training, "step", full)
+    monkeypatch.setattr(TrainingRun, "update", full)
     monkeypatch.setattr("diffguide.training.dry_run.estimate_cost", full)
     done = command(main, *TINY, *arguments, at=tmp_path)
     assert done.code == 1 and "raise training.accumulate" in done.err and "Traceback" not in done.err

@@ -200,4 +200,4 @@ def test_experiments_compose(path):
         assert shape_of(cfg, backbone)[1] == (backbone.out_features or cfg.dataset.channels)
     assert training.batch_size % training.accumulate == 0
     assert (cfg.p_uncond > 0) == (cfg.guidance._target_.endswith("ClassifierFree"))
-    assert training.plan().at(training.images // 2) < training.learning_rate
+    assert training.plan().rate_at(training.images // 2) < training.learning_rate
