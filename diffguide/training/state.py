@@ -109,7 +109,7 @@ class TrainingRun:
                 with convert_write_errors(folder / part):
                     (folder / part).mkdir(parents=True, exist_ok=True)
             provenance.write(folder / provenance.FILE, self.data)
-        self.metrics.cut(self.images, note and dict(note), self.rollbacks)
+        self.metrics.truncate(self.images, note and dict(note), self.rollbacks)
 
     def open_batches(self) -> Batches:
         """The batches from here on; in another order and with other noise after going back."""
