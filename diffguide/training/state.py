@@ -12,7 +12,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ..checkpoints import data_record as provenance
@@ -22,7 +21,7 @@ from ..files.metrics_log import Meter, MetricsLog
 from ..files.run_folders import append_text, convert_write_errors
 from ..objectives import Diverged, Loss, Objective
 from ..randomness import fold
-from ..runtime.engine import Fabric
+from ..runtime.engine import Fabric, gather_objects
 from ..runtime.progress import Progress
 from ..runtime.signals import Interrupts, Stopped
 from .batches import Batches
@@ -200,12 +199,10 @@ class TrainingRun:
 
     def agree_on_signal(self, interrupts: Interrupts) -> int:
         """The signal that any process has got, 0 for none; several processes ask each other every few steps."""
-        engine = self.engine
-        if engine.world_size == 1:
-            return interrupts.number
-        if self.images // self.training.batch_size % SIGNAL_STEPS:
+        step = self.images // self.training.batch_size
+        if self.engine.world_size > 1 and step % SIGNAL_STEPS:
             return 0
-        return int(engine.all_reduce(torch.tensor(float(interrupts.number), device=engine.device), reduce_op="max"))
+        return max(gather_objects(self.engine, interrupts.number))
 
     def save(self, loss: float | None) -> None:
         """Writes a checkpoint on the first rank, where there is a folder and a configuration."""

@@ -31,14 +31,14 @@ def stopped_run(tiny_run, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("stopped")
     shutil.copytree(tiny_run, folder / MODEL)
 
-    def interrupted(self, first, on_step):
+    def interrupted(self, first):
         if first == 16:
             os.kill(os.getpid(), signal.SIGTERM)
-        draw(self, first, on_step)
+        return begin(self, first)
 
-    draw = SampleWriter.draw
+    begin = SampleWriter.begin_batch
     with pytest.MonkeyPatch.context() as patch, chdir(folder), pytest.raises(SystemExit) as left:
-        patch.setattr(SampleWriter, "draw", interrupted)
+        patch.setattr(SampleWriter, "begin_batch", interrupted)
         main(LONG)
     assert left.value.code == 143
     return folder
@@ -197,8 +197,8 @@ def test_a_pipe_in_a_run_is_told(stopped, command, name):
 
 
 def test_a_second_process_on_a_run_is_refused(stopped, command):
-    code = "import sys; from pathlib import Path; from diffguide.files.run_folders import only_writer\n"
-    code += "with only_writer(Path(sys.argv[1])): print(flush=True); input()"
+    code = "import sys; from pathlib import Path; from diffguide.files.run_folders import lock_run_dir\n"
+    code += "with lock_run_dir(Path(sys.argv[1])): print(flush=True); input()"
     holder = subprocess.Popen(
         [sys.executable, "-c", code, RUN], cwd=stopped, stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
@@ -239,14 +239,14 @@ def test_a_full_disk_is_told_and_the_run_goes_on_later(stopped, command, monkeyp
 
 def test_the_line_that_says_how_to_go_on_can_be_typed(stopped, command, monkeypatch):
     """Of a run whose folder has a name that a shell and Hydra would take apart."""
-    draw = SampleWriter.draw
+    begin = SampleWriter.begin_batch
 
-    def interrupted(self, first, on_step):
+    def interrupted(self, first):
         os.kill(os.getpid(), signal.SIGTERM)
-        draw(self, first, on_step)
+        return begin(self, first)
 
     with monkeypatch.context() as patch:
-        patch.setattr(SampleWriter, "draw", interrupted)
+        patch.setattr(SampleWriter, "begin_batch", interrupted)
         done = command(main, *LONG, "name='it is, (odd)'", at=stopped)
     program, *arguments = shlex.split(done.err.splitlines()[-1].partition("continue with: ")[2])
     assert program == "diffguide-sample" and "odd" in arguments[0]
