@@ -10,12 +10,16 @@ from functools import cache
 
 import yaml
 
-__all__ = ["ClassLabel", "ClassLabels", "class_index", "class_indices", "resolve_labels", "shadowed_class"]
+__all__ = ["ClassLabel", "ClassLabels", "class_index", "class_indices", "resolve_labels", "explain_shadowed_class"]
 
 ClassLabel = int | float | str | bool | None | Mapping[str, int]  # a name, an index, or {index: 3}
 ClassLabels = Sequence[ClassLabel] | Mapping[str, int | Sequence[int]]  # several, or {index: [3, 5]}
-WORDS = {"balanced": "takes the classes in turn", "all": "goes class by class", None: "is no condition"}  # of labels
-SHOWN = 12  # names in a message
+LABEL_KEYWORDS = {
+    "balanced": "takes the classes in turn",
+    "all": "goes class by class",
+    None: "is no condition",
+}  # of labels
+MAX_NAMES_SHOWN = 12  # names in a message
 
 
 def resolve_labels(labels, n: int, class_names: Sequence[str]) -> list[int] | None:
@@ -43,13 +47,13 @@ def resolve_labels(labels, n: int, class_names: Sequence[str]) -> list[int] | No
     return [chosen[i % len(chosen)] for i in range(n)]
 
 
-def shadowed_class(labels, class_names: Sequence[str]) -> str | None:
+def explain_shadowed_class(labels, class_names: Sequence[str]) -> str | None:
     """How to name the class that is called as a word of `labels` is, where that word was said; None where there is none."""
-    if isinstance(labels, list | Mapping) or labels not in WORDS:
+    if isinstance(labels, list | Mapping) or labels not in LABEL_KEYWORDS:
         return None
     named = [name for name in class_names if (labels is None and name == "null") or name == labels]
     word = "null" if labels is None else labels
-    return f"labels={word} {WORDS[labels]}; the class of that name is \"labels=['{word}']\"" if named else None
+    return f"labels={word} {LABEL_KEYWORDS[labels]}; the class of that name is \"labels=['{word}']\"" if named else None
 
 
 def class_indices(
@@ -93,7 +97,7 @@ def class_index(
         if [*label] != ["index"] or not is_index(label["index"], count):
             raise ValueError(f"{argument}.index must be 0 to {count - 1}, got {label.get('index', dict(label))!r}")
         return label["index"]
-    named = [index for index, name in enumerate(class_names) if may_be(label, name)]
+    named = [index for index, name in enumerate(class_names) if may_mean(label, name)]
     found = {*named, *([label] if is_index(label, count) else [])}
     if len(found) == 1:
         return found.pop()
@@ -106,7 +110,9 @@ def class_index(
         if is_index(label, count) and label not in named:
             ways.append(f"{by_index(label)} is class {class_names[label]!r}, of index {label}")
         raise ValueError(f"{label!r} may mean {len(found)} classes: {'; '.join(ways)}")
-    raise ValueError(f"there is no class {label!r}; {choices(class_names, count)}{tip(label, by_index, count)}")
+    raise ValueError(
+        f"there is no class {label!r}; {describe_choices(class_names, count)}{suggest_label(label, by_index, count)}"
+    )
 
 
 def is_index(label, count: int) -> bool:
@@ -114,13 +120,13 @@ def is_index(label, count: int) -> bool:
     return isinstance(label, int) and not isinstance(label, bool) and 0 <= label < count
 
 
-def may_be(label, name: str) -> bool:
+def may_mean(label, name: str) -> bool:
     """Whether a value is a class's name, or what is left of that name when it was written without quotes."""
-    return name == label if isinstance(label, str) else (type(label), repr(label)) in readings(name)
+    return name == label if isinstance(label, str) else (type(label), repr(label)) in parse_unquoted(name)
 
 
 @cache
-def readings(name: str) -> frozenset[tuple[type, str]]:
+def parse_unquoted(name: str) -> frozenset[tuple[type, str]]:
     """(type, repr) of the values that an unquoted name becomes: in YAML, in Hydra's grammar, and as a decimal number."""
     values = (
         [{"true": True, "false": False, "null": None}[name.lower()]]
@@ -137,15 +143,18 @@ def readings(name: str) -> frozenset[tuple[type, str]]:
     return frozenset((type(value), repr(value)) for value in values if not isinstance(value, str))
 
 
-def choices(class_names: Sequence[str], count: int) -> str:
+def describe_choices(class_names: Sequence[str], count: int) -> str:
     """What a message offers in place of an unknown class."""
-    names = [repr(name) if "," in name or name != name.strip() or not name else name for name in class_names[:SHOWN]]
-    shown = ", ".join(names) + (", ..." if len(class_names) > SHOWN else "")
+    names = [
+        repr(name) if "," in name or name != name.strip() or not name else name
+        for name in class_names[:MAX_NAMES_SHOWN]
+    ]
+    shown = ", ".join(names) + (", ..." if len(class_names) > MAX_NAMES_SHOWN else "")
     known = f", or names: {shown}" if class_names else "; the names of its classes are not known here"
     return f"indices 0 to {count - 1}{known}"
 
 
-def tip(label, by_index: Callable[[int], str], count: int) -> str:
+def suggest_label(label, by_index: Callable[[int], str], count: int) -> str:
     """What a message says of values that often mean something else."""
     if label == -1:
         return "; labels=null is no condition"

@@ -24,7 +24,7 @@ from diffguide.config.build import config_dir
 from diffguide.datasets import Dataset
 from diffguide.evaluation.classification.level_metric import LevelAccuracy
 from diffguide.evaluation.likelihood.density_error import DensityError
-from diffguide.evaluation.metric import Subject
+from diffguide.evaluation.metric import EvalContext
 from diffguide.files.run_folders import write_atomically
 from diffguide.train import main as train
 
@@ -50,7 +50,7 @@ def row(data: str, objective: str, seed: int, options: list[str], output: Path) 
     )  # fmt: skip
     seconds = time.perf_counter() - started
     model = diffguide.load(max((output / "train" / name).iterdir()))
-    subject = Subject(model, data_of(data), "test", seed=seed)
+    subject = EvalContext(model, data_of(data), "test", seed=seed)
     found = DensityError(max(model.steps, 1), 1000, False).measure(subject)
     columns = list(dict.fromkeys(column for line in found.curve for column in line))
     with open(output / f"{name}.csv", "w", newline="") as file:

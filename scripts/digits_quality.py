@@ -16,14 +16,14 @@ import numpy
 import torch
 
 from diffguide.datasets import Digits
-from diffguide.evaluation.quality.label_agreement import Judge
+from diffguide.evaluation.quality.label_agreement import LabelClassifier
 from diffguide.evaluation.quality.precision_recall import distance_ratio, precision_recall
 
 
 def main(folders: list[str]) -> None:
     data = Digits(channels=1, size=8, num_classes=10)
     train, validation = data.train.x.flatten(1), data.validation.x.flatten(1)
-    judge = Judge(train, data.train.y)
+    judge = LabelClassifier(train, data.train.y)
     print(f"{'samples':44} {'n':>5} {'agreed':>7} {'distance':>8} {'recall':>6}")
     for folder in folders:
         with numpy.load(Path(folder) / "samples.npz") as arrays:
@@ -31,7 +31,7 @@ def main(folders: list[str]) -> None:
         x = x.flatten(1).double() / 127.5 - 1
         rounded = ((x + 1) * 8).round() / 8 - 1
         distance, recall = distance_ratio(rounded, train, validation), precision_recall(validation, x, 3).recall
-        print(f"{folder:44} {len(x):5} {judge.agreed(x, y):7.1%} {distance:8.3f} {recall:6.3f}")
+        print(f"{folder:44} {len(x):5} {judge.accuracy(x, y):7.1%} {distance:8.3f} {recall:6.3f}")
     recall = precision_recall(validation, train, 3).recall
     print(f"{'(the 1000 training digits)':44} {1000:5} {'':7} {1:8.3f} {recall:6.3f}")
 

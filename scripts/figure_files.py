@@ -65,7 +65,7 @@ def exact(*overrides: str) -> GaussianMixture:
     """The oracle that `diffguide-sample` has with these overrides."""
     with initialize_config_dir(config_dir(), version_base="1.3"):
         cfg = compose("sample", list(overrides))
-    return build(cfg, "oracle", handed={"schedule": build(cfg, "schedule")})
+    return build(cfg, "oracle", kwargs={"schedule": build(cfg, "schedule")})
 
 
 def write_picture(path: Path, figure: Figure) -> None:

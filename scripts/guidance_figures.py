@@ -25,9 +25,9 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from diffguide.datasets import Digits
-from diffguide.evaluation.quality.label_agreement import Judge
+from diffguide.evaluation.quality.label_agreement import LabelClassifier
 from diffguide.evaluation.quality.precision_recall import PrecisionRecall, precision_recall
-from diffguide.figures.image_grids import grid, to_uint8
+from diffguide.figures.image_grids import draw_grid, to_uint8
 from diffguide.files.run_folders import write_atomically
 from diffguide.guidance import ClassifierFree, ClassifierGuidance
 from diffguide.guidance.projections import APG
@@ -105,14 +105,14 @@ def digits(folder: Path) -> None:
 def draw_digits(folder: Path, guided: dict[tuple[str, float], Denoiser], n: int, steps: int) -> None:
     """digits.csv, a row per method and scale; digits.png, the same seeds everywhere; digits_trade_off.png."""
     data, labels = Digits(channels=1, size=8, num_classes=10), [index % 10 for index in range(n)]
-    real, judge = data.validation.x.flatten(1), Judge(data.train.x.flatten(1), data.train.y)
+    real, judge = data.validation.x.flatten(1), LabelClassifier(data.train.x.flatten(1), data.train.y)
     rows, cells = [], {}
     for (name, scale), denoiser in guided.items():
         path = folder / f"samples/digits/{name}_{scale:g}.npy"
         draw = partial(samples, denoiser, DPMpp2M(steps, KARRAS), labels, data.shape)
         pictures = kept(path, lambda: torch.from_numpy(to_uint8(draw())))
         cells[name, scale], x = pictures.numpy(), pictures.flatten(1) / 127.5 - 1
-        fidelity = {"agreed_labels": judge.agreed(x, labels)} | precision_recall(real, x, k=3)._asdict()
+        fidelity = {"agreed_labels": judge.accuracy(x, labels)} | precision_recall(real, x, k=3)._asdict()
         rows.append({"method": name, "scale": scale} | fidelity)
     write_table(folder / "digits.csv", rows)
     draw_sheet(folder / "digits.png", cells)
@@ -124,7 +124,9 @@ def draw_sheet(path: Path, cells: dict[tuple[str, float], numpy.ndarray]) -> Non
     names, scales = (list(dict.fromkeys(part)) for part in zip(*cells))
     rows = [[cell(cells[name, scale][list(SHOWN)]) for scale in scales] for name in names]
     titles = [name + ", scale / 8" * (name == "CFG++") for name in names]
-    write_atomically(path, partial(grid(rows, titles, [f"scale {scale:g}" for scale in scales]).save, format="PNG"))
+    write_atomically(
+        path, partial(draw_grid(rows, titles, [f"scale {scale:g}" for scale in scales]).save, format="PNG")
+    )
 
 
 def cell(pictures: numpy.ndarray, columns: int = 2, factor: int = 5, gap: int = 2) -> numpy.ndarray:

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from diffguide.evaluation.quality.distances import energy_distance
-from diffguide.guidance import Auto, ClassifierFree
+from diffguide.guidance import Autoguidance, ClassifierFree
 from diffguide.models.protocols import Denoiser
 from diffguide.oracles import GaussianMixture
 from diffguide.samplers import Heun
@@ -29,7 +29,7 @@ def tree(folder: Path) -> None:
     good, bad = trained(folder, "tree", "experiment=tree"), trained(folder, "tree_bad", "experiment=tree", *SHORT)
     guided: dict[tuple[str, float], Denoiser] = {("no guidance", 1.0): good}
     guided |= {("CFG", scale): ClassifierFree(good, scale, EVERYWHERE) for scale in TREE_SCALES}
-    guided |= {("autoguidance", scale): Auto(good, bad, scale, EVERYWHERE) for scale in TREE_SCALES}
+    guided |= {("autoguidance", scale): Autoguidance(good, bad, scale, EVERYWHERE) for scale in TREE_SCALES}
     draw_tree(folder, law, guided, n=10000, steps=32)
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 import diffguide
-from diffguide.evaluation.denoising import excess
+from diffguide.evaluation.denoising import relative_excess_risk
 from diffguide.files.run_folders import write_atomically
 from diffguide.oracles import GMM2DLaw
 from diffguide.train import main as train
@@ -39,7 +39,7 @@ def row(objective: str, images: int, seed: int, output: Path) -> list[float]:
          f"seed={seed}", f"name={objective}", f"output_root={output}"]
     )  # fmt: skip
     denoiser = diffguide.load(max((output / "train" / objective).iterdir()))
-    return excess(denoiser, GMM2DLaw(denoiser.schedule), EDGES, 4096, seed=1)
+    return relative_excess_risk(denoiser, GMM2DLaw(denoiser.schedule), EDGES, 4096, seed=1)
 
 
 def main() -> None:

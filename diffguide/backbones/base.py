@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .conditions import Condition, Embedded, Embedding
+from .conditions import ClassEmbedding, Condition, Embedding
 from .perturbations import Perturbation
 
-__all__ = ["Backbone", "ConditionEmbedding", "check_halvings", "sides_around", "zero"]
+__all__ = ["Backbone", "ConditionEmbedding", "check_halvings", "nearest_sizes", "zero_init"]
 
 
 class Backbone(nn.Module):
@@ -67,11 +67,11 @@ def check_halvings(size: int, levels: int) -> None:
     if size % 2 ** (levels - 1):
         raise ValueError(
             f"{levels} multipliers halve the image {levels - 1} times, but its side is {size} pixels: take a size of "
-            f"{sides_around(size, 2 ** (levels - 1))}, or fewer multipliers"
+            f"{nearest_sizes(size, 2 ** (levels - 1))}, or fewer multipliers"
         )
 
 
-def sides_around(size: int, divisor: int) -> str:
+def nearest_sizes(size: int, divisor: int) -> str:
     """The nearest sides, in pixels, below and above `size` that a number divides."""
     below = size // divisor * divisor
     return f"{below} or {below + divisor} pixels" if below else f"{divisor} pixels"
@@ -122,7 +122,7 @@ class ConditionEmbedding(nn.Module):
         """[B, features]; h [B, ...] says the number of rows, and the dtype where neither noise nor condition do."""
         embedding = self.noise_embedding(h, log_snr)
         if self.classes is not None:
-            if isinstance(y, Embedded):
+            if isinstance(y, ClassEmbedding):
                 return embedding + torch.where(y.keep[:, None], y.vectors, self.classes.weight[0])
             if isinstance(y, Embedding):
                 raise ValueError(
@@ -134,9 +134,9 @@ class ConditionEmbedding(nn.Module):
             return embedding + self.linear(self.vectors(h, y))
         return embedding
 
-    def embed(self, y: Tensor) -> Embedded:
+    def embed(self, y: Tensor) -> ClassEmbedding:
         """The rows of class indices [B], -1 = none."""
-        return Embedded(self.classes(y + 1), y >= 0)
+        return ClassEmbedding(self.classes(y + 1), y >= 0)
 
     def noise_embedding(self, h: Tensor, log_snr: Tensor | None) -> Tensor:
         if self.noise is None:
@@ -161,7 +161,7 @@ class ConditionEmbedding(nn.Module):
         return torch.where(y.keep[:, None], y.vectors.to(self.null.dtype), self.null)
 
 
-def zero(layer: nn.Module) -> nn.Module:
+def zero_init(layer: nn.Module) -> nn.Module:
     """The layer with all parameters 0, so that a block starts as the identity."""
     for parameter in layer.parameters():
         nn.init.zeros_(parameter)

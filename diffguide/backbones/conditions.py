@@ -9,7 +9,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["Condition", "Embedded", "Embedding", "joined", "without", "without_rows"]
+__all__ = [
+    "Condition",
+    "ClassEmbedding",
+    "Embedding",
+    "concatenate_conditions",
+    "remove_condition",
+]
 
 
 class Embedding:
@@ -48,26 +54,23 @@ class Embedding:
         return type(self)(self.vectors.to(device), self.keep.to(device))
 
 
-class Embedded(Embedding):
+class ClassEmbedding(Embedding):
     """Class indices as a network embeds them, rows of its own table: it takes them in place of the indices."""
 
 
 Condition = Tensor | Embedding
 
 
-def without_rows(y: Condition, dropped: Tensor) -> Condition:
-    """y without its condition in the rows where dropped [B] is True."""
+def remove_condition(y: Condition, rows: Tensor | None = None) -> Condition:
+    """y without its condition in the rows where `rows` [B] is True; None = in every row."""
+    if rows is None:
+        rows = torch.ones(len(y), dtype=torch.bool, device=y.device)
     if isinstance(y, Embedding):
-        return type(y)(y.vectors, y.keep & ~dropped)
-    return torch.where(dropped, -1, y)
+        return type(y)(y.vectors, y.keep & ~rows)
+    return torch.where(rows, -1, y)
 
 
-def without(y: Condition) -> Condition:
-    """y without its condition in any row."""
-    return without_rows(y, torch.ones(len(y), dtype=torch.bool, device=y.device))
-
-
-def joined(parts: Sequence[Condition]) -> Condition:
+def concatenate_conditions(parts: Sequence[Condition]) -> Condition:
     """The rows of conditions of one kind, one after the other."""
     if isinstance(parts[0], Embedding):
         return type(parts[0])(*(torch.cat(field) for field in zip(*((part.vectors, part.keep) for part in parts))))

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from .attention import attention
-from .base import Backbone, ConditionEmbedding, sides_around, zero
+from .base import Backbone, ConditionEmbedding, nearest_sizes, zero_init
 from .conditions import Condition
 from .fourier import FourierFeatures
 from .perturbations import Perturbation
@@ -18,7 +18,7 @@ from .perturbations import Perturbation
 __all__ = ["DiT"]
 
 
-def positions(side: int, width: int) -> Tensor:
+def position_encoding(side: int, width: int) -> Tensor:
     """[side^2, width], row by row: half of the features for the column, half for the row of a patch, sines then cosines.
 
     Wavelengths from 2 pi to 2 pi * 10000 patches (arXiv 1706.03762, section 3.5, for each axis).
@@ -31,12 +31,12 @@ def positions(side: int, width: int) -> Tensor:
     return torch.cat([column, row], dim=2).flatten(0, 1).float()
 
 
-def norm(width: int) -> nn.LayerNorm:
+def layer_norm(width: int) -> nn.LayerNorm:
     """Layer normalisation without its own scale and shift, which the conditioning vector brings."""
     return nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
 
 
-class Block(nn.Module):
+class DiTBlock(nn.Module):
     """h = h + gate attend(norm(h) (1 + scale) + shift), then the same with an MLP in place of attention.
 
     The six vectors are linear in the conditioning vector and start at 0: the block starts as the identity (adaLN-Zero).
@@ -48,7 +48,7 @@ class Block(nn.Module):
         super().__init__()
         self.index, self.grid, hidden = index, (side, side), int(width * mlp_ratio)
         self.heads, self.double_differentiable = heads, double_differentiable
-        self.norm_attention, self.norm_mlp, self.dropout = norm(width), norm(width), nn.Dropout(dropout)
+        self.norm_attention, self.norm_mlp, self.dropout = layer_norm(width), layer_norm(width), nn.Dropout(dropout)
         self.qkv, self.projection = nn.Linear(width, 3 * width), nn.Linear(width, width)
         self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU(approximate="tanh"), nn.Linear(hidden, width))
         self.modulation = nn.Linear(width, 6 * width)
@@ -56,10 +56,10 @@ class Block(nn.Module):
     def attend(self, h: Tensor, perturbation: Perturbation | None) -> Tensor:
         q, k, v = self.qkv(h).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # each [B, heads, N, d]
         if perturbation is not None:
-            q = perturbation.queries(self.index, q, self.grid)
+            q = perturbation.replace_queries(self.index, q, self.grid)
         h = attention(q, k, v, self.double_differentiable)
         if perturbation is not None:
-            h = perturbation.attended(self.index, v, h)
+            h = perturbation.replace_attention(self.index, v, h)
         return self.projection(h.transpose(1, 2).flatten(2))
 
     def forward(self, x: Tensor, embedding: Tensor, perturbation: Perturbation | None = None) -> Tensor:
@@ -67,7 +67,7 @@ class Block(nn.Module):
         attended = self.attend(self.norm_attention(x) * (1 + scale_a) + shift_a, perturbation)
         h = x + gate_a * self.dropout(attended)
         h = h + gate_m * self.dropout(self.mlp(self.norm_mlp(h) * (1 + scale_m) + shift_m))
-        return h if perturbation is None else perturbation.passed(self.index, x, h)
+        return h if perturbation is None else perturbation.replace_output(self.index, x, h)
 
 
 class DiT(Backbone):
@@ -101,7 +101,7 @@ class DiT(Backbone):
         if size is None:
             raise ValueError("the transformer needs images, and this dataset has vectors: take backbone=mlp")
         if patch < 1 or size % patch:
-            sizes = f": take a size of {sides_around(size, patch)}, or another patch" if patch > 0 else ""
+            sizes = f": take a size of {nearest_sizes(size, patch)}, or another patch" if patch > 0 else ""
             raise ValueError(f"patch must divide the side of the images, {size} pixels, got {patch}{sizes}")
         if heads < 1 or width < 4 or width % 4 or width % heads:
             raise ValueError(f"width must be a multiple of 4 and of heads={heads}, got {width}")
@@ -115,13 +115,13 @@ class DiT(Backbone):
         self.embedding = ConditionEmbedding(width, num_classes, condition_features, noise_conditioned)
         self.features = FourierFeatures(fourier)
         self.patches = nn.Conv2d(self.features.channels(in_channels), width, patch, stride=patch)
-        self.register_buffer("positions", positions(size // patch, width), persistent=False)
+        self.register_buffer("positions", position_encoding(size // patch, width), persistent=False)
         self.blocks = nn.ModuleList(
-            Block(index, size // patch, width, heads, mlp_ratio, dropout, double_differentiable)
+            DiTBlock(index, size // patch, width, heads, mlp_ratio, dropout, double_differentiable)
             for index in range(depth)
         )
         self.attention_layers = self.residual_blocks = [size // patch] * depth
-        self.norm_out, self.modulation_out = norm(width), nn.Linear(width, 2 * width)
+        self.norm_out, self.modulation_out = layer_norm(width), nn.Linear(width, 2 * width)
         self.linear_out = nn.Linear(width, patch * patch * self.out_channels)
         self.initialise()
 
@@ -137,7 +137,7 @@ class DiT(Backbone):
                 nn.init.xavier_uniform_(layer.weight.flatten(1))  # a view: patches are a linear layer too
                 nn.init.zeros_(layer.bias)
         for layer in (*(block.modulation for block in self.blocks), self.modulation_out, self.linear_out):
-            zero(layer)
+            zero_init(layer)
 
     def forward(
         self, x: Tensor, log_snr: Tensor | None, y: Condition | None = None, perturbation: Perturbation | None = None

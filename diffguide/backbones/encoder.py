@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from .attention import attention
-from .base import Backbone, ConditionEmbedding, zero
+from .base import Backbone, ConditionEmbedding, zero_init
 from .conditions import Condition
-from .unet import Attention, Block, ResidualBlock, normalise, sides_of
+from .unet import Attention, ResidualBlock, UNetBlock, group_norm, level_sides
 
 __all__ = ["AttentionPooling", "UNetEncoder"]
 
@@ -29,7 +29,7 @@ class AttentionPooling(nn.Module):
         self.heads, self.double_differentiable = channels // head_channels, double_differentiable
         self.position = nn.Parameter(torch.randn(side**2 + 1, channels) / channels**0.5)
         self.query, self.key_value = nn.Linear(channels, channels), nn.Linear(channels, 2 * channels)
-        self.linear = zero(nn.Linear(channels, outputs))
+        self.linear = zero_init(nn.Linear(channels, outputs))
 
     def forward(self, h: Tensor) -> Tensor:
         """[B, outputs] of h [B, C, H, W]."""
@@ -76,7 +76,7 @@ class UNetEncoder(Backbone):
                 f"the encoder needs one multiplier, 4 channels, 1 block and 1 channel per head at least, got "
                 f"multipliers={list(multipliers)}, channels={channels}, blocks={blocks}, head_channels={head_channels}"
             )
-        sides = sides_of(size, len(multipliers), attention)
+        sides = level_sides(size, len(multipliers), attention)
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout must be in [0, 1), got {dropout}")
         if channels * multipliers[-1] % head_channels:
@@ -89,11 +89,11 @@ class UNetEncoder(Backbone):
         embedding = 4 * channels
         self.embedding = ConditionEmbedding(embedding, 0, 0, noise_conditioned)
 
-        def block(inputs: int, outputs: int, side: int, resample: nn.Module | None = None) -> Block:
+        def block(inputs: int, outputs: int, side: int, resample: nn.Module | None = None) -> UNetBlock:
             layers = [ResidualBlock(inputs, outputs, embedding, dropout, resample)]
             if side in attention and resample is None:
                 layers.append(Attention(outputs, head_channels, double_differentiable))
-            return Block(layers)
+            return UNetBlock(layers)
 
         width = channels * multipliers[0]
         self.conv_in = nn.Conv2d(in_channels, width, 3, padding=1)
@@ -104,7 +104,7 @@ class UNetEncoder(Backbone):
             for _ in range(blocks):
                 self.down.append(block(width, channels * multipliers[level], side))
                 width = channels * multipliers[level]
-        self.norm_out = normalise(width)
+        self.norm_out = group_norm(width)
         self.pooling = AttentionPooling(sides[-1], width, head_channels, out_features, double_differentiable)
 
     def forward(self, x: Tensor, log_snr: Tensor | None, y: Condition | None = None) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from .attention import attention
-from .base import Backbone, ConditionEmbedding, check_halvings, zero
+from .base import Backbone, ConditionEmbedding, check_halvings, zero_init
 from .conditions import Condition
 from .fourier import FourierFeatures
 from .perturbations import Perturbation
@@ -19,7 +19,7 @@ from .perturbations import Perturbation
 __all__ = ["UNet"]
 
 
-def normalise(channels: int) -> nn.GroupNorm:
+def group_norm(channels: int) -> nn.GroupNorm:
     """Group normalisation with up to 32 groups of at least 4 channels."""
     groups = min(32, channels // 4)
     while channels % groups:
@@ -36,19 +36,19 @@ class ResidualBlock(nn.Module):
     def __init__(self, inputs: int, outputs: int, embedding: int, dropout: float, resample: nn.Module | None = None):
         super().__init__()
         self.resample = resample or nn.Identity()
-        self.norm_in, self.conv_in = normalise(inputs), nn.Conv2d(inputs, outputs, 3, padding=1)
+        self.norm_in, self.conv_in = group_norm(inputs), nn.Conv2d(inputs, outputs, 3, padding=1)
         self.modulation = nn.Linear(embedding, 2 * outputs)
-        self.norm_out, self.dropout = normalise(outputs), nn.Dropout(dropout)
-        self.conv_out = zero(nn.Conv2d(outputs, outputs, 3, padding=1))
+        self.norm_out, self.dropout = group_norm(outputs), nn.Dropout(dropout)
+        self.conv_out = zero_init(nn.Conv2d(outputs, outputs, 3, padding=1))
         self.skip = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         h = self.conv_in(self.resample(functional.silu(self.norm_in(x))))
         scale, shift = self.modulation(embedding)[:, :, None, None].chunk(2, dim=1)
         h = torch.addcmul(shift, self.norm_out(h), 1 + scale)
-        return self.short(x) + self.conv_out(self.dropout(functional.silu(h)))
+        return self.shortcut(x) + self.conv_out(self.dropout(functional.silu(h)))
 
-    def short(self, x: Tensor) -> Tensor:
+    def shortcut(self, x: Tensor) -> Tensor:
         """The short cut."""
         return self.skip(self.resample(x))
 
@@ -66,22 +66,22 @@ class Attention(nn.Module):
                 f"backbone.head_channels={math.gcd(channels, head_channels)} does"
             )
         self.heads, self.double_differentiable = channels // head_channels, double_differentiable
-        self.norm, self.qkv = normalise(channels), nn.Conv2d(channels, 3 * channels, 1)
-        self.projection = zero(nn.Conv2d(channels, channels, 1))
+        self.norm, self.qkv = group_norm(channels), nn.Conv2d(channels, 3 * channels, 1)
+        self.projection = zero_init(nn.Conv2d(channels, channels, 1))
 
     def forward(self, x: Tensor, perturbation: Perturbation | None = None) -> Tensor:
         batch, channels, height, width = x.shape
         qkv = self.qkv(self.norm(x)).reshape(batch, 3, self.heads, channels // self.heads, height * width)
         q, k, v = qkv.transpose(-1, -2).unbind(1)  # [B, heads, H W, head_channels]
         if perturbation is not None:
-            q = perturbation.queries(self.index, q, (height, width))
+            q = perturbation.replace_queries(self.index, q, (height, width))
         h = attention(q, k, v, self.double_differentiable)
         if perturbation is not None:
-            h = perturbation.attended(self.index, v, h)
+            h = perturbation.replace_attention(self.index, v, h)
         return x + self.projection(h.transpose(-1, -2).reshape(x.shape))
 
 
-class Block(nn.ModuleList):
+class UNetBlock(nn.ModuleList):
     """One residual block and the attention behind it, if any."""
 
     index: int  # among the blocks of its network
@@ -90,10 +90,10 @@ class Block(nn.ModuleList):
         h = self[0](x, embedding)
         if len(self) > 1:
             h = self[1](h, perturbation)
-        return h if perturbation is None else perturbation.passed(self.index, self[0].short(x), h)
+        return h if perturbation is None else perturbation.replace_output(self.index, self[0].shortcut(x), h)
 
 
-def sides_of(size: int, levels: int, attention: Sequence[int], advice: str = "") -> list[int]:
+def level_sides(size: int, levels: int, attention: Sequence[int], advice: str = "") -> list[int]:
     """The sides of an image, in pixels, on the levels of a network, each half of the one before.
 
     Raises:
@@ -149,7 +149,7 @@ class UNet(Backbone):
                 f"the U-Net needs one multiplier, 4 channels, 1 block and 1 channel per head at least, got "
                 f"multipliers={list(multipliers)}, channels={channels}, blocks={blocks}, head_channels={head_channels}"
             )
-        sides = sides_of(
+        sides = level_sides(
             size, len(multipliers), attention, "; unet_28, unet_32, unet_64 and unet_128 are made for larger images"
         )
         if not 0 <= dropout < 1:
@@ -162,8 +162,8 @@ class UNet(Backbone):
 
         def block(
             inputs: int, outputs: int, side: int, resample: nn.Module | None = None, attend: bool = True
-        ) -> Block:
-            made = Block([ResidualBlock(inputs, outputs, embedding, dropout, resample)])
+        ) -> UNetBlock:
+            made = UNetBlock([ResidualBlock(inputs, outputs, embedding, dropout, resample)])
             made.index = len(self.residual_blocks)
             self.residual_blocks.append(side)
             if attend and side in attention:
@@ -192,8 +192,8 @@ class UNet(Backbone):
                 width = widths[level]
             if level:
                 self.up.append(block(width, width, 2 * side, nn.Upsample(scale_factor=2), attend=False))
-        self.norm_out = normalise(width)
-        self.conv_out = zero(nn.Conv2d(width, in_channels if out_features is None else out_features, 3, padding=1))
+        self.norm_out = group_norm(width)
+        self.conv_out = zero_init(nn.Conv2d(width, in_channels if out_features is None else out_features, 3, padding=1))
         self.blocks = blocks
         self.layout = torch.channels_last if channels_last else torch.contiguous_format
         self.to(memory_format=self.layout)

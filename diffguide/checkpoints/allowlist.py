@@ -15,10 +15,12 @@ from typing import Any, NamedTuple
 import torch
 
 from ..files.safetensors import CheckpointError
-from ..nodes.type_checks import bases, completed, describe, element, fits, named, parameters, takes_callable
+from ..nodes.annotations import describe_hint, fits
+from ..nodes.old_names import current_name
 from ..nodes.user_modules import importing
+from ..nodes.walk import Place, call_hints, walk_node
 
-__all__ = ["ROLES", "construct", "vet", "vet_values"]
+__all__ = ["ROLES", "construct", "validate_config", "validate_values"]
 
 PACKAGE = Path(__file__).resolve().parents[1]
 WIDEST = 2**20  # of a number that says how large something is: steps, channels, blocks
@@ -52,11 +54,11 @@ ROLES = {
     "metric": Role("diffguide.evaluation.metric.Metric"),
     "grid": Role("diffguide.samplers.grids.Grid"),
     "training": Role("diffguide.training.loop.Training"),
-    "engine": Role("diffguide.runtime.engine.fabric"),
+    "engine": Role("diffguide.runtime.engine.build_fabric"),
 }
 
 
-def vet(node: Any, role: str, trust: Sequence[str] = ()) -> Any:
+def validate_config(node: Any, role: str, trust: Sequence[str] = ()) -> Any:
     """The class (or function) that a node of a saved configuration names, if the node, and all in it, may be built.
 
     Raises:
@@ -65,13 +67,16 @@ def vet(node: Any, role: str, trust: Sequence[str] = ()) -> Any:
     """
     if isinstance(trust, str) or not all(isinstance(name, str) for name in trust):  # `in` would find parts of a text
         raise CheckpointError(f"trust must be a list of dotted names of classes, got {trust!r}")
+    trust = [*trust, *map(current_name, trust)]  # classes of this package may be trusted by their old names
     base, given, largest = ROLES[role]
-    vet_values(node, role, largest)
+    validate_values(node, role, largest)
     module, _, name = base.rpartition(".")
-    return vet_node(node, role, (getattr(import_module(module), name),), given, trust)
+    base_class = getattr(import_module(module), name)
+    walk_node(node, role, Place((base_class,), given), TrustCheck(trust))
+    return resolve(node["_target_"], role)
 
 
-def vet_values(value: Any, where: str, largest: int = LARGEST) -> None:
+def validate_values(value: Any, where: str, largest: int = LARGEST) -> None:
     """Refuses what no configuration of ours holds, whoever reads it.
 
     Raises:
@@ -101,53 +106,47 @@ def walk(value: Any, key: str, depth: int) -> Iterator[tuple[str, Any, int]]:
         yield from walk(part, f"{key}.{name}", depth + 1)
 
 
-def vet_node(
-    node: Any, where: str, base: tuple[Any, ...], given: int, trust: Sequence[str], partial: bool = False
-) -> Any:
-    """`vet` of one node whose target must be, or derive from, one of `base`; `partial` = it may be called later."""
-    if not isinstance(node, dict) or not isinstance(node.get("_target_"), str):
-        raise CheckpointError(f"{where} has no _target_")
-    target = node["_target_"]
-    resolved = resolve(target, where) if target in trust else resolve_own(target, where, base)
-    if getattr(resolved, "foreign", False) and target not in trust:
-        raise CheckpointError(
-            f"{where} names {target}, which runs the program in a file; if you trust it, say trust=[{target}]"
-        )
-    taken = parameters(resolved)
-    if taken is not None:
-        taken = dict(list(taken.items())[given:])
-    for key, value in node.items():
-        if key == "_target_" or (partial and key == "_partial_" and value is True):
-            continue
-        if key.startswith("_") or (taken is not None and key not in taken):
-            raise CheckpointError(f"{where}.{key} is not an argument of {target}")
-        vet_value(value, f"{where}.{key}", Any if taken is None else taken[key], trust)
-    return resolved
+class TrustCheck:
+    """A `Visitor` that raises CheckpointError where a node may not be built, or a value is of another type.
 
+    Arguments:
+        trust: dotted names of classes outside diffguide that may be built.
+    """
 
-def vet_value(value: Any, where: str, hint: Any, trust: Sequence[str]) -> None:
-    """`vet` of an argument, which may be a node, or a list or mapping of nodes, where its annotation asks for objects."""
-    if isinstance(value, dict) and (rest := completed(hint)) is not None:
-        vet_node(value, where, (rest[1],), rest[0], trust, partial=True)
-    elif isinstance(value, dict) and named(hint) is not None and "_target_" not in value:
-        for name, part in value.items():
+    def __init__(self, trust: Sequence[str]):
+        self.trust = trust
+
+    def enter(self, node: Any, where: str, place: Place) -> dict[str, Any] | None:
+        if not isinstance(node, dict) or not isinstance(node.get("_target_"), str):
+            raise CheckpointError(f"{where} has no _target_")
+        if place.classes == ():
+            raise CheckpointError(f"{where} is a node, and none is taken from a file there")
+        target = node["_target_"]
+        trusted = target in self.trust
+        resolved = resolve(target, where) if trusted else resolve_own(target, where, place.classes or ())
+        if getattr(resolved, "foreign", False) and not trusted:
+            raise CheckpointError(
+                f"{where} names {target}, which runs the program in a file; if you trust it, say trust=[{target}]"
+            )
+        hints = call_hints(resolved, place)
+        for key, value in node.items():
+            if key == "_target_" or (key == "_partial_" and value is True and place.partial is not False):
+                continue
+            if key.startswith("_") or (hints is not None and key not in hints):
+                raise CheckpointError(f"{where}.{key} is not an argument of {target}")
+        return hints
+
+    def enter_mapping(self, mapping: dict[str, Any], where: str) -> None:
+        for name in mapping:
             if name.startswith("_"):
                 raise CheckpointError(f"{where}.{name} is not an argument of a mapping")
-            vet_value(part, f"{where}.{name}", named(hint), trust)
-    elif isinstance(value, dict):
-        if not bases(hint) and hint is not Any:
-            raise CheckpointError(f"{where} is a node, and none is taken from a file there")
-        vet_node(value, where, bases(hint), 0, trust, takes_callable(hint))
-    elif isinstance(value, list) and element(hint) is not None and not (plain(value) and fits(value, hint)):
-        for index, part in enumerate(value):
-            vet_value(part, f"{where}.{index}", element(hint), trust)
-    elif not fits(value, hint):
-        raise CheckpointError(f"{where} must be {describe(hint)}, got {value!r}")
 
-
-def plain(value: Any) -> bool:
-    """Whether there is no node in a value: then its type is all that there is to it."""
-    return not any(isinstance(part, dict) for _, part, _ in walk(value, "", 0))
+    def visit(self, value: Any, where: str, hint: Any) -> None:
+        if isinstance(value, dict):
+            why = "is a node, and none is taken from a file there" if "_target_" in value else "has no _target_"
+            raise CheckpointError(f"{where} {why}")
+        if not fits(value, hint):
+            raise CheckpointError(f"{where} must be {describe_hint(hint)}, got {value!r}")
 
 
 def resolve_own(target: str, where: str, base: tuple[Any, ...]) -> Any:
@@ -187,9 +186,9 @@ def construct(node: Any, role: str, trust: Sequence[str], *args: Any, device: st
         device: `meta` = shapes without memory, where the class is diffguide's own.
 
     Raises:
-        CheckpointError: as `vet`.
+        CheckpointError: as `validate_config`.
     """
-    vet(node, role, trust)
+    validate_config(node, role, trust)
     return build(node, args, device)
 
 

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from ..datasets import Dataset
-from ..datasets.fingerprints import Fingerprint, difference
+from ..datasets.fingerprints import Fingerprint, compare_fingerprints
 from ..files.run_folders import strict_json, write_atomically
-from ..files.safetensors import printable
+from ..files.text import escape_unprintable
 
 __all__ = ["FILE", "changes", "check_record", "described", "located", "read", "record", "seen", "write"]
 
@@ -92,7 +92,7 @@ def listed(before: Mapping[str, Any]) -> Fingerprint:
 
 def changes(before: Mapping[str, Any] | None, data: Dataset) -> dict[str, Any] | None:
     """What of the data is no more what a record says; None where nothing is, or there is no record."""
-    return None if before is None else difference(listed(before), data.fingerprint())
+    return None if before is None else compare_fingerprints(listed(before), data.fingerprint())
 
 
 def described(changed: Mapping[str, Any]) -> str:
@@ -102,7 +102,9 @@ def described(changed: Mapping[str, Any]) -> str:
         return f"other contents, {before} examples or files then, {now} now"
     parts = []
     for kind, part in changed.items():
-        names = ", ".join(map(printable, part["first"])) + (", ..." if part["count"] > len(part["first"]) else "")
+        names = ", ".join(map(escape_unprintable, part["first"])) + (
+            ", ..." if part["count"] > len(part["first"]) else ""
+        )
         parts.append(f"{part['count']} files {kind} ({names})")
     return ", ".join(parts)
 

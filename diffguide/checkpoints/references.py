@@ -1,6 +1,6 @@
 """Trained models that stand in a configuration as the folder of their run: guidance.classifier=outputs/train/... .
 
-Where a constructor asks for a model (a `Denoiser`, a `Classifier`: what has `stored`) and the configuration has a text, the
+Where a constructor asks for a model (a `Denoiser`, a `Classifier`: what has `loadable`) and the configuration has a text, the
 text is a run folder or a checkpoint file. It is loaded as any checkpoint: only diffguide's own classes and what is trusted.
 """
 
@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..files import safetensors as archives
-from ..files.run_folders import sha256
+from ..files.run_folders import hash_file
 from ..guidance import Unguided
 from ..models.protocols import Energy
-from ..nodes.type_checks import parameters, stored
+from ..nodes.annotations import is_stored_model, parameter_hints
 from . import store as checkpoints
 from .allowlist import resolve
 
@@ -52,7 +52,7 @@ def with_guides(node: Any, key: str, device, trust: Sequence[str]) -> tuple[Any,
         return node, []
     hints, result, guides = hints_of(node), {}, []
     for name, value in node.items():
-        if isinstance(value, str) and value != "???" and stored(hints.get(name)):
+        if isinstance(value, str) and value != "???" and is_stored_model(hints.get(name)):
             guide = find(value, f"{key}.{name}")
             result[name] = {
                 "_target_": "diffguide.load",
@@ -70,7 +70,7 @@ def with_guides(node: Any, key: str, device, trust: Sequence[str]) -> tuple[Any,
 def hints_of(node: dict) -> dict[str, Any]:
     """The annotations of what a node calls; none where that cannot be seen, which building it tells."""
     try:
-        return parameters(resolve(node["_target_"], "")) or {}
+        return parameter_hints(resolve(node["_target_"], "")) or {}
     except Exception:  # whatever importing a user's module may raise
         return {}
 
@@ -83,7 +83,7 @@ def find(path: str, key: str) -> Guide:
         if "config" not in facts:
             raise checkpoints.CheckpointError(f"{file} holds no configuration, so it is no checkpoint")
         checkpoints.check_facts(facts)
-        return Guide(key, file, sha256(file), facts["shape"], facts["class_names"])
+        return Guide(key, file, hash_file(file), facts["shape"], facts["class_names"])
     except (checkpoints.CheckpointError, OSError) as error:
         raise checkpoints.CheckpointError(f"{key}: {error}") from error
 

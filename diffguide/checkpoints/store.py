@@ -17,16 +17,16 @@ import torch
 from torch import Tensor, nn
 
 from ..files import safetensors as archives
-from ..files.safetensors import CheckpointError, below
+from ..files.safetensors import CheckpointError, select_prefix
 from ..models.protocols import Denoiser, Energy
 from ..nodes.old_names import updated
 from ..objectives import Objective
 from ..version import __version__
-from .allowlist import construct, vet, vet_values
+from .allowlist import construct, validate_config, validate_values
 from .validation import at_most, check_facts, check_finite, check_model, compare
 
 __all__ = ["CheckpointError", "Loaded", "TrainingState", "find", "load", "load_training_state", "prune", "read", "save",
-           "untrained", "check_facts", "vet", "vet_values"]  # fmt: skip
+           "untrained", "check_facts", "validate_config", "validate_values"]  # fmt: skip
 
 
 class TrainingState(NamedTuple):
@@ -117,11 +117,11 @@ def save(
             target[f"{index}.{name}"] = value
     counts = [len(group["params"]) for group in state["param_groups"]]
     extra = {"state": plain, "parameters": counts, "precision": training.precision}
-    archives.write(folder / f"{stem}.optimizer.safetensors", tensors, extra)
+    archives.write_sealed(folder / f"{stem}.optimizer.safetensors", tensors, extra)
     tensors = {f"objective.{name}": value for name, value in objective.state_dict().items()}
     tensors |= {f"ema.{name}": value for name, value in ema.state_dict().items()}
     path = folder / f"{stem}.safetensors"
-    archives.write(path, tensors, {"version": __version__, "config": config, **training.facts})
+    archives.write_sealed(path, tensors, {"version": __version__, "config": config, **training.facts})
     return path
 
 
@@ -131,7 +131,7 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     Raises:
         CheckpointError: not readable, not ours, changed since it was written, or saying what no run of ours says.
     """
-    tensors, metadata = archives.read(path)
+    tensors, metadata = archives.read_sealed(path)
     try:
         if "config" in metadata:
             check_facts(metadata)
@@ -164,7 +164,7 @@ def load(
             raise CheckpointError("it holds no configuration; the weights of a checkpoint are in <images>.safetensors")
         if strangers := sorted(name for name in tensors if not name.startswith(("objective.", "ema."))):
             raise CheckpointError(f"it holds {strangers[0]}, which belongs to neither objective nor ema")
-        config, held = metadata["config"], below(tensors, weights)
+        config, held = metadata["config"], select_prefix(tensors, weights)
         with at_most(16 * len(held) + 256, "its configuration describes a far larger network than its tensors are"):
             sketch = assemble(config, trust, "meta")
         compare(held, sketch.state_dict())
@@ -218,22 +218,22 @@ def load_training_state(
     memory, saved = read(beside)
     try:
         for name, module in {"objective": objective, "ema": ema}.items():
-            compare(below(tensors, name), module.state_dict())
+            compare(select_prefix(tensors, name), module.state_dict())
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
     try:
-        sums, precision = below(memory, "sums"), saved.get("precision")
+        sums, precision = select_prefix(memory, "sums"), saved.get("precision")
         check_numbers(precision, "precision")
         if sums and ("count" not in sums or any(value.ndim or not value.isfinite() for value in sums.values())):
             raise CheckpointError("its sums must be finite numbers, count among them")
-        of_objective = below(memory, "memory")
+        of_objective = select_prefix(memory, "memory")
         memory = {name: value for name, value in memory.items() if not name.startswith(("sums.", "memory."))}
         state = optimizer_state(memory, saved, optimizer)
         objective.remember(of_objective, metadata["shape"])
     except ValueError as error:
         raise CheckpointError(f"{beside}: {error}") from error
     for name, module in {"objective": objective, "ema": ema}.items():
-        module.load_state_dict(below(tensors, name))
+        module.load_state_dict(select_prefix(tensors, name))
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     return TrainingState(metadata, sums, precision)
 

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as registration
 
-from ..files.safetensors import CheckpointError, printable, shorten
+from ..files.safetensors import CheckpointError
+from ..files.text import escape_unprintable, shorten
 from ..models.protocols import Classifier, Denoiser
-from .allowlist import LARGEST, vet_values
+from .allowlist import LARGEST, validate_values
 from .data_record import check_record
 from .extension import Extension
 
@@ -31,13 +32,13 @@ def check_facts(metadata: dict[str, Any]) -> None:
         CheckpointError: facts that are missing, of another type, out of proportion, or that disagree.
     """
     config, names, shape = metadata["config"], metadata.get("class_names"), metadata.get("shape")
-    vet_values(config, "config")
+    validate_values(config, "config")
     for part in PARTS:
         if not isinstance(config, dict) or not isinstance(config.get(part), dict):
             raise CheckpointError(f"its configuration lacks the node {part}")
     if not isinstance(config.get("name"), str) or not re.fullmatch(r"[^/\0]{1,200}", config["name"]):
         raise CheckpointError(f"its configuration has no name that a folder could have: {config.get('name')!r}")
-    config["name"] = printable(config["name"])
+    config["name"] = escape_unprintable(config["name"])
     if not whole(metadata.get("images"), 0, LARGEST):
         raise CheckpointError(f"images must be a whole number of at least 0, got {metadata.get('images')!r}")
     if not whole(metadata.get("restores", 0), 0, LARGEST):
@@ -50,7 +51,7 @@ def check_facts(metadata: dict[str, Any]) -> None:
         raise CheckpointError(str(error)) from error
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise CheckpointError(f"class_names must be a list of texts, got {names!r}")
-    metadata["class_names"] = [shorten(printable(name), 200) for name in names]
+    metadata["class_names"] = [shorten(escape_unprintable(name), 200) for name in names]
     if not isinstance(shape, list) or not 1 <= len(shape) <= 4 or not all(whole(side, 1, BIGGEST) for side in shape):
         raise CheckpointError(f"shape must be a list of one to four sizes, got {shape!r}")
     if math.prod(shape) > BIGGEST:

@@ -17,7 +17,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, read_write
 
 from ..config.quoting import literal
-from ..files.run_folders import WriteError, writing
+from ..files.run_folders import WriteError, convert_write_errors
 from .arguments import typed
 
 __all__ = ["Sweep", "record_job", "remove_notes"]
@@ -56,7 +56,7 @@ class Sweep(Callback):
         notes = folder / NOTES
         MADE.extend(path for path in (folder, *folder.parents) if not path.exists())
         BEGUN.append(folder)
-        with left_with_code(config.hydra.help.app_name), writing(notes):
+        with left_with_code(config.hydra.help.app_name), convert_write_errors(notes):
             shutil.rmtree(notes, ignore_errors=True)  # of a multirun that was killed
             notes.mkdir(parents=True)
 

@@ -8,6 +8,7 @@ import warnings
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
+from itertools import pairwise
 from os.path import abspath
 from pathlib import Path
 from typing import Any, NoReturn
@@ -23,18 +24,19 @@ from yaml import YAMLError
 
 from ..config import diagnose as mistakes
 from ..config import experiments as recipes
-from ..config.build import ConfigError, config_dir, telling
+from ..config.build import ConfigError, config_dir, config_errors
 from ..config.files import dotted, loader_of, quick_listing
 from ..config.quoting import quote_odd, quoted
-from ..files.run_folders import only_writer, remove_leftovers
+from ..files.run_folders import lock_run_dir, remove_leftovers
 from ..nodes.old_names import stated
 from ..nodes.user_modules import searching
+from ..runtime.errors import InputError
 from ..runtime.signals import Stopped
 from . import help as option_help
 from . import stray_words
 from .arguments import read_flags, typed
 from .multirun import record_job, remove_notes
-from .spelling import respelled
+from .spelling import rename_options, respelled
 
 __all__ = ["leave", "one_line_errors", "run_command", "tidy", "typed"]
 
@@ -57,7 +59,9 @@ def one_line_errors(name: str, cfg: DictConfig) -> Iterator[None]:
                 check_composed(cfg)
                 state(cfg)
                 yield
-        except ConfigError as error:
+        except Stopped as stopped:
+            leave(name, stopped)
+        except InputError as error:
             if os.environ.get(FULL) == "1":
                 raise
             print(f"{name}: {error}", file=sys.stderr)
@@ -137,16 +141,17 @@ def variables(values: dict[str, str | None]) -> Iterator[None]:
         put(before)
 
 
-def leave(name: str, folder: Path, stopped: Stopped) -> NoReturn:
+def leave(name: str, stopped: Stopped) -> NoReturn:
     """Ends a command that a signal stopped: how to go on on stderr, the run folder on stdout, the code that a shell expects."""
-    print(f"{stopped.name} after {stopped}; continue with: {name} {quoted(f'resume={folder}')}", file=sys.stderr)
-    print(folder)
+    resume = quoted(f"resume={stopped.folder}")
+    print(f"{stopped.name} after {stopped}; continue with: {name} {resume}", file=sys.stderr)
+    print(stopped.folder)
     raise SystemExit(stopped.code) from stopped
 
 
 def tidy(folder: Path, has: str, remove: Callable[[], None]) -> None:
     """Says that a finished run `has` everything, and removes what a process that was killed then may have left."""
-    with telling("resume"), only_writer(folder):
+    with config_errors("resume"), lock_run_dir(folder):
         remove_leftovers(folder)
         remove()
     print(f"nothing is left to do: {folder} has {has}", file=sys.stderr)
@@ -154,7 +159,7 @@ def tidy(folder: Path, has: str, remove: Callable[[], None]) -> None:
 
 
 def run_command(
-    command: Callable[[], None], name: str, argv: Sequence[str] | None, config_name: str | None = None
+    command: Callable[[], None], name: str, argv: Sequence[str] | None = None, config_name: str | None = None
 ) -> None:  # fmt: skip
     """Runs a Hydra entry point on `argv` (None = the process's own arguments), as the console script does.
 
@@ -171,6 +176,7 @@ def run_command(
     warnings.filterwarnings("ignore", r"`torch\.jit", FutureWarning)  # torch warns of what torch itself calls
     saved, config_name = sys.argv, config_name or name.removeprefix("diffguide-")
     words = respelled(quote_odd(saved[1:] if argv is None else argv))
+    words = rename_options(words, [config_dir(), *own_config_dirs(words)])
     sys.argv = [name if argv is not None else saved[0], *words]
     try:
         if os.environ.get(FULL) == "1":
@@ -180,6 +186,12 @@ def run_command(
     finally:
         sys.argv = saved
         remove_notes()
+
+
+def own_config_dirs(words: Sequence[str]) -> list[str]:
+    """The folders behind --config-dir, read before the flags are, which may be wrong."""
+    spaced = [folder for flag, folder in pairwise(words) if flag in ("--config-dir", "-cd")]
+    return spaced + [word.partition("=")[2] for word in words if word.startswith("--config-dir=")]
 
 
 def run_words(command: Callable[[], None], words: Sequence[str], config_name: str) -> None:

@@ -14,12 +14,13 @@ from pathlib import Path
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from hydra.errors import ConfigCompositionException, HydraException, OverrideParseException
+from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from ..nodes.old_names import OPTIONS
 from .files import all_groups, dotted, keys_of
 from .plugins import wrong_plugin
 from .quoting import CLASSES, unreadable
@@ -273,6 +274,10 @@ def brief(error: BaseException) -> str:
     text = str(error)
     if isinstance(error, ConfigCompositionException) and error.__cause__ is not None:
         text = f"{text}\n{error.__cause__}"
+    if isinstance(error, MissingConfigException):
+        group, _, option = (error.missing_cfg_file or "").rpartition("/")
+        if new := OPTIONS.get(group, {}).get(option):
+            text = f"{text.splitlines()[0]}\n{group}/{option} is now {group}/{new}"
     text = re.split(r"\n(?:Config s|S)earch path:", text)[0]
     lines = [line.strip() for line in text.splitlines() if line.strip() and not NOISE.fullmatch(line)]
     return "; ".join(line.rstrip(".") for line in lines)[:600] or type(error).__name__

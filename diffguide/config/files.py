@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
@@ -12,7 +13,16 @@ from hydra.core.default_element import GroupDefault
 from hydra.core.object_type import ObjectType
 from omegaconf import OmegaConf
 
-__all__ = ["all_groups", "dotted", "keys_of", "loader_of", "quick_listing"]
+__all__ = ["all_groups", "config_dir", "dotted", "keys_of", "loader_of", "quick_listing"]
+
+
+def config_dir() -> str:
+    """The folder of the YAML files: inside the package from a wheel, beside it in a checkout or editable install."""
+    here = Path(__file__).resolve().parent
+    for candidate in (here.parent / "configs", here.parent.parent / "configs"):
+        if (candidate / "train.yaml").is_file():
+            return str(candidate)
+    raise RuntimeError(f"diffguide: no configs/train.yaml in or beside {here}")
 
 
 def loader_of(main: str, own: str | None) -> ConfigLoader:

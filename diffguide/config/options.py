@@ -7,26 +7,28 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from ..nodes.type_checks import bases, completed, named
+from ..nodes.annotations import callable_result, object_types, value_hint
+from .files import config_dir
 
 __all__ = ["choice_for"]
 
 TARGET = re.compile(r"^_target_: (\S+)", re.MULTILINE)  # of a file; its inner nodes are indented
 
 
-def choice_for(hint: Any, where: str, folder: str | Path) -> tuple[str, list[str]] | None:
+def choice_for(hint: Any, where: str) -> tuple[str, list[str]] | None:
     """What chooses an option for an argument on the command line, schedule@schedule.schedule, and the options; or None.
 
     Arguments:
         hint: annotation of the argument.
         where: its key.
-        folder: of our configuration files.
     """
-    wanted = bases(hint) or tuple(filter(None, [(completed(named(hint) or hint) or (0, None))[1]]))
+    later = callable_result(value_hint(hint) or hint)
+    wanted = object_types(hint) or ((later[1],) if later else ())
     if not wanted:
         return None
+    folder = Path(config_dir())
     fitting = [
-        group for group in groups(Path(folder)) if any(issubclass(target, wanted) for target in targets(folder, group))
+        group for group in groups(folder) if any(issubclass(target, wanted) for target in targets(folder, group))
     ]
 
     def rank(group: str) -> tuple[bool, bool, int]:
@@ -36,7 +38,7 @@ def choice_for(hint: Any, where: str, folder: str | Path) -> tuple[str, list[str
         return None
     group = min(fitting, key=rank)
     place = group if group.replace("/", ".") == where else f"{group}@{where}"
-    return place, sorted(path.stem for path in Path(folder, group).glob("*.yaml"))
+    return place, sorted(path.stem for path in folder.joinpath(group).glob("*.yaml"))
 
 
 def groups(folder: Path) -> Iterator[str]:
@@ -46,9 +48,9 @@ def groups(folder: Path) -> Iterator[str]:
             yield path.relative_to(folder).as_posix()
 
 
-def targets(folder: str | Path, group: str) -> Iterator[type]:
+def targets(folder: Path, group: str) -> Iterator[type]:
     """The classes that the options of a group build."""
-    for path in sorted(Path(folder, group).glob("*.yaml")):
+    for path in sorted(folder.joinpath(group).glob("*.yaml")):
         with suppress(Exception):  # an extra that is not installed
             module, _, name = TARGET.search(path.read_text(encoding="utf-8"))[1].rpartition(".")
             if isinstance(target := getattr(import_module(module), name), type):

@@ -11,9 +11,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .fingerprints import Fingerprint, of_tensors
+from .fingerprints import Fingerprint, fingerprint_tensors
 
-__all__ = ["Dataset", "Split", "Stream", "check_facts"]
+__all__ = ["Dataset", "Split", "Stream", "check_dataset_facts"]
 
 
 class Split(NamedTuple):
@@ -78,9 +78,9 @@ class Dataset:
         first = train.x[0] if isinstance(train, Split) else train[0][0]
         if size is not None and size > min(first.shape[1:]):
             raise ValueError(f"dataset.size is {size}, but the images are stored as {list(first.shape)}")
-        self.shape = tuple(self.view(first[None]).shape[1:])
+        self.shape = tuple(self.preprocess(first[None]).shape[1:])
 
-    def view(self, x: Tensor, chance: Tensor | None = None) -> Tensor:
+    def preprocess(self, x: Tensor, chance: Tensor | None = None) -> Tensor:
         """What the network sees of stored examples x [B, ...]: float32, bytes u as u / 127.5 - 1, on the device of x.
 
         Arguments:
@@ -104,7 +104,7 @@ class Dataset:
         x = x.gather(2, rows[:, None, :, None].expand(-1, x.shape[1], -1, width))
         return x.gather(3, columns[:, None, None, :].expand(-1, x.shape[1], self.size, -1))
 
-    def sheet(self) -> list[str]:
+    def summary(self) -> list[str]:
         """Lines for a reader: what is in the data."""
         splits = {"train": self.train, "validation": self.validation, "test": self.test}
         lines = [f"{name}: {len(split.y)} examples" for name, split in splits.items()]
@@ -135,10 +135,10 @@ class Dataset:
         """
         splits = self.train, self.validation, self.test
         held = [split.x for split in splits if isinstance(split, Split) and not self.synthetic]
-        return of_tensors([*(split.y for split in splits), *held], sum(len(split.y) for split in splits))
+        return fingerprint_tensors([*(split.y for split in splits), *held], sum(len(split.y) for split in splits))
 
 
-def check_facts(name: str, stated: dict[str, int | None], found: dict[str, int | None]) -> None:
+def check_dataset_facts(name: str, stated: dict[str, int | None], found: dict[str, int | None]) -> None:
     """Compares what the configuration states about the data with the data.
 
     Raises:
@@ -149,7 +149,7 @@ def check_facts(name: str, stated: dict[str, int | None], found: dict[str, int |
             raise ValueError(f"dataset.{fact} is {stated[fact]}, but {name} has {value}")
 
 
-def fetch(split: Split | Stream, rows: Tensor) -> tuple[Tensor, Tensor]:
+def fetch_examples(split: Split | Stream, rows: Tensor) -> tuple[Tensor, Tensor]:
     """Some stored examples (x, y) of a split, read here and now."""
     if isinstance(split, Split):
         return split.x[rows], split.y[rows]

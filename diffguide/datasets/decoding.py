@@ -21,23 +21,25 @@ import torch
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from .ranges import FROM_FILE, Unreadable, Whites, extent, scaled, wide
+from .ranges import FROM_FILE, Unreadable, WhiteLevels, max_grey, to_8_bit, wide_field
 
 __all__ = [
     "Header",
     "Unreadable",
     "is_image",
-    "read_extent",
+    "read_max_grey",
     "read_header",
     "read_image",
-    "square",
-    "stored",
-    "suffixes",
+    "resize_square",
+    "read_square",
+    "readable_suffixes",
 ]
 
-FOREIGN = {"EPS", "MPEG", "PDF", "WMF"}  # another program's work: Ghostscript's, a film player's, Windows'
-OPENED_AS = {"MPO": "JPEG"}  # a format that Pillow registers for writing, and reads with the reader of another
-GAP = 4  # a file may first be reduced coarsely to this many times the side that is wanted; the rest is done finely
+EXTERNAL_FORMATS = {"EPS", "MPEG", "PDF", "WMF"}  # another program's work: Ghostscript's, a film player's, Windows'
+READER_FORMATS = {"MPO": "JPEG"}  # a format that Pillow registers for writing, and reads with the reader of another
+REDUCING_GAP = (
+    4  # a file may first be reduced coarsely to this many times the side that is wanted; the rest is done finely
+)
 
 
 class Header(NamedTuple):
@@ -49,7 +51,7 @@ class Header(NamedTuple):
 
 
 @cache
-def formats() -> frozenset[str]:
+def readable_formats() -> frozenset[str]:
     """The picture formats, by Pillow's names, that this Pillow decodes by itself."""
     Image.init()
     stubs = {
@@ -57,14 +59,14 @@ def formats() -> frozenset[str]:
         for name, (reader, _) in Image.OPEN.items()
         if isinstance(reader, type) and issubclass(reader, ImageFile.StubImageFile)
     }
-    return frozenset(Image.OPEN) - stubs - FOREIGN
+    return frozenset(Image.OPEN) - stubs - EXTERNAL_FORMATS
 
 
 @cache
-def suffixes() -> frozenset[str]:
+def readable_suffixes() -> frozenset[str]:
     """The endings of files that are read, in lower case."""
     known = Image.registered_extensions()
-    return frozenset(suffix for suffix, name in known.items() if OPENED_AS.get(name, name) in formats())
+    return frozenset(suffix for suffix, name in known.items() if READER_FORMATS.get(name, name) in readable_formats())
 
 
 def is_image(path: Path, wanted: Sequence[str] | None = None) -> bool:
@@ -74,7 +76,7 @@ def is_image(path: Path, wanted: Sequence[str] | None = None) -> bool:
         wanted: the endings that count, in lower case; None = all.
     """
     suffix = path.suffix.lower()
-    return suffix in suffixes() and (wanted is None or suffix in wanted)
+    return suffix in readable_suffixes() and (wanted is None or suffix in wanted)
 
 
 def read_header(path: Path) -> Header:
@@ -83,35 +85,35 @@ def read_header(path: Path) -> Header:
     Raises:
         Unreadable: no regular file, or no image.
     """
-    with opened(path) as image:
+    with open_image(path) as image:
         return Header(image.mode, *image.size)
 
 
-def read_extent(path: Path) -> float:
-    """The largest grey value of a file of a wide mode; as `ranges.extent`."""
-    with opened(path) as image:
+def read_max_grey(path: Path) -> float:
+    """The largest grey value of a file of a wide mode; as `ranges.max_grey`."""
+    with open_image(path) as image:
         image.load()
-        return extent(image)
+        return max_grey(image)
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[Image.Image]:
-    """The image in a file, whatever its name says, in one of the `formats`.
+def open_image(path: Path) -> Iterator[Image.Image]:
+    """The image in a file, whatever its name says, in one of the `readable_formats`.
 
     Raises:
         Unreadable: no regular file, no image, or whatever Pillow says while it is read.
     """
     try:
         check_regular(path)
-        with Image.open(path, formats=sorted(formats())) as image:
+        with Image.open(path, formats=sorted(readable_formats())) as image:
             yield image
     except Unreadable:
         raise
     except Exception as error:  # on broken files Pillow raises OSError, SyntaxError, struct.error and what not
-        raise Unreadable(reason(error)) from error  # and one file in a million must not end a training run
+        raise Unreadable(describe_error(error)) from error  # and one file in a million must not end a training run
 
 
-def read_image(path: Path, channels: int, side: int | None = None, whites: Whites = FROM_FILE) -> Image.Image:
+def read_image(path: Path, channels: int, side: int | None = None, whites: WhiteLevels = FROM_FILE) -> Image.Image:
     """The image in a file, upright and opaque, 8 bits per channel.
 
     Arguments:
@@ -123,9 +125,9 @@ def read_image(path: Path, channels: int, side: int | None = None, whites: White
     Raises:
         Unreadable: no regular file, no image, a damaged one, or grey values whose range is unknown.
     """
-    with opened(path) as image:
+    with open_image(path) as image:
         if side is not None:
-            image.draft(None, (GAP * side, GAP * side))
+            image.draft(None, (REDUCING_GAP * side, REDUCING_GAP * side))
         image.load()
         return to_bytes(ImageOps.exif_transpose(image), channels, whites)
 
@@ -136,10 +138,10 @@ def check_regular(path: Path) -> None:
         raise Unreadable("no regular file")
 
 
-def to_bytes(image: Image.Image, channels: int, whites: Whites = FROM_FILE) -> Image.Image:
+def to_bytes(image: Image.Image, channels: int, whites: WhiteLevels = FROM_FILE) -> Image.Image:
     """An image of any mode with 8 bits per channel, on white where it is transparent: grey (1) or RGB (3)."""
-    if wide(image.mode):
-        image = scaled(image, whites)
+    if wide_field(image.mode):
+        image = to_8_bit(image, whites)
     elif image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
@@ -148,7 +150,7 @@ def to_bytes(image: Image.Image, channels: int, whites: Whites = FROM_FILE) -> I
     return image.convert("L" if channels == 1 else "RGB")
 
 
-def square(image: Image.Image, side: int, stretch: bool) -> Image.Image:
+def resize_square(image: Image.Image, side: int, stretch: bool) -> Image.Image:
     """An image as a square of `side` pixels, antialiased: its central square, or all of it squeezed (`stretch`)."""
     width, height = image.size
     if stretch:
@@ -159,20 +161,20 @@ def square(image: Image.Image, side: int, stretch: bool) -> Image.Image:
         if short == side:  # only cut, no pixel is touched
             left, top = int(left), int(top)
         box = (left, top, left + short, top + short)
-    return image.resize((side, side), Image.Resampling.LANCZOS, box, reducing_gap=GAP)
+    return image.resize((side, side), Image.Resampling.LANCZOS, box, reducing_gap=REDUCING_GAP)
 
 
-def stored(path: Path, channels: int, side: int, stretch: bool, whites: Whites = FROM_FILE) -> Tensor:
+def read_square(path: Path, channels: int, side: int, stretch: bool, whites: WhiteLevels = FROM_FILE) -> Tensor:
     """What a data set keeps of a file: uint8 [channels, side, side].
 
     Raises:
         Unreadable: as `read_image`.
     """
-    pixels = numpy.array(square(read_image(path, channels, side, whites), side, stretch))
+    pixels = numpy.array(resize_square(read_image(path, channels, side, whites), side, stretch))
     return torch.from_numpy(pixels).reshape(side, side, channels).permute(2, 0, 1).contiguous()
 
 
-def reason(error: Exception) -> str:
+def describe_error(error: Exception) -> str:
     """An exception in a few words."""
     if isinstance(error, UnidentifiedImageError):
         return "no image that Pillow can identify"

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["Fingerprint", "difference", "of_files", "of_tensors"]
+__all__ = ["Fingerprint", "compare_fingerprints", "fingerprint_files", "fingerprint_tensors"]
 
-LISTED, NAMED = 100_000, 3  # files up to which each is recorded; files that are named
+MAX_LISTED_FILES, MAX_NAMED_FILES = 100_000, 3  # files up to which each is recorded; files that are named
 
 
 class Fingerprint(NamedTuple):
@@ -26,7 +26,7 @@ class Fingerprint(NamedTuple):
     files: Mapping[str, str] | None = None
 
 
-def of_tensors(tensors: Sequence[Tensor], count: int) -> Fingerprint:
+def fingerprint_tensors(tensors: Sequence[Tensor], count: int) -> Fingerprint:
     """The hash of types, shapes and bytes."""
     total = hashlib.sha256()
     for tensor in tensors:
@@ -35,17 +35,17 @@ def of_tensors(tensors: Sequence[Tensor], count: int) -> Fingerprint:
     return Fingerprint(total.hexdigest(), count)
 
 
-def of_files(files: Mapping[str, str]) -> Fingerprint:
+def fingerprint_files(files: Mapping[str, str]) -> Fingerprint:
     """The hash of a list of files.
 
     Arguments:
         files: hash of each by its path inside the folder.
     """
     total = hashlib.sha256(json.dumps(sorted(files.items())).encode()).hexdigest()
-    return Fingerprint(total, len(files), dict(sorted(files.items())) if len(files) <= LISTED else None)
+    return Fingerprint(total, len(files), dict(sorted(files.items())) if len(files) <= MAX_LISTED_FILES else None)
 
 
-def difference(before: Fingerprint, now: Fingerprint) -> dict[str, Any] | None:
+def compare_fingerprints(before: Fingerprint, now: Fingerprint) -> dict[str, Any] | None:
     """What changed, for a reader of JSON: counts of added, removed and replaced files, and the first of each.
 
     None where nothing did; only the number of examples where one of the two lists no files.
@@ -60,4 +60,4 @@ def difference(before: Fingerprint, now: Fingerprint) -> dict[str, Any] | None:
         "removed": [file for file in old if file not in new],
         "replaced": [file for file in new if file in old and new[file] != old[file]],
     }
-    return {kind: {"count": len(files), "first": files[:NAMED]} for kind, files in changed.items() if files}
+    return {kind: {"count": len(files), "first": files[:MAX_NAMED_FILES]} for kind, files in changed.items() if files}

@@ -4,22 +4,27 @@ import re
 import unicodedata
 from pathlib import Path
 
-from .listing import shown
+from ..files.text import escape_unprintable
 
-__all__ = ["class_of", "find_classes"]
+__all__ = ["class_folder", "find_classes"]
 
-WHOLE = re.compile("-?[0-9]+")
-UNFIT = ("Cc", "Cs", "Zl", "Zp")  # Unicode's categories: control characters, bytes that are no UTF-8, ends of lines
+WHOLE_NUMBER = re.compile("-?[0-9]+")
+UNPRINTABLE_CATEGORIES = (
+    "Cc",
+    "Cs",
+    "Zl",
+    "Zp",
+)  # Unicode's categories: control characters, bytes that are no UTF-8, ends of lines
 
 
-def class_of(file: str) -> str:
+def class_folder(file: str) -> str:
     """The first folder of a path."""
     return unicodedata.normalize("NFC", file.partition("/")[0])
 
 
-def in_order(names: set[str], class_order: str) -> list[str]:
+def sort_names(names: set[str], class_order: str) -> list[str]:
     """The names sorted: as numbers, where all are whole numbers and `class_order` is so, or letter by letter."""
-    if class_order == "numbers" and all(WHOLE.fullmatch(name) for name in names):
+    if class_order == "numbers" and all(WHOLE_NUMBER.fullmatch(name) for name in names):
         return sorted(names, key=lambda name: (int(name), name))
     return sorted(names)
 
@@ -35,7 +40,7 @@ def find_classes(folder: Path, files: list[str], num_classes: int, class_order: 
     """
     if num_classes == 0:
         return ()
-    names = in_order({class_of(file) for file in files if "/" in file}, class_order)
+    names = sort_names({class_folder(file) for file in files if "/" in file}, class_order)
     flat = sorted(file for file in files if "/" not in file)
     if not names:
         raise ValueError(
@@ -43,15 +48,15 @@ def find_classes(folder: Path, files: list[str], num_classes: int, class_order: 
             "lie side by side: say dataset.num_classes=0"
         )
     for name in names:
-        if any(unicodedata.category(letter) in UNFIT for letter in name):
+        if any(unicodedata.category(letter) in UNPRINTABLE_CATEGORIES for letter in name):
             raise ValueError(
-                f"dataset.path is {folder}, whose class folder '{shown(name)}' has control characters, or bytes that are no "
-                "UTF-8, in its name: rename it"
+                f"dataset.path is {folder}, where the name of the class folder '{escape_unprintable(name)}' has control "
+                "characters or is not UTF-8: rename it"
             )
     if flat:
         raise ValueError(
-            f"dataset.path is {folder}, where {shown(flat[0])} lies beside the class folders: move it into one of them, or say "
-            "dataset.num_classes=0 to use all images without classes"
+            f"dataset.path is {folder}, where {escape_unprintable(flat[0])} is not in a class folder: move it into one, or "
+            "set dataset.num_classes=0 to use all images without classes"
         )
     if len(names) != num_classes:
         some = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")

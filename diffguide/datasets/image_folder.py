@@ -10,21 +10,22 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from ..files.text import escape_unprintable
 from . import decoding
-from .base import Dataset, Split, Stream, check_facts
-from .decoding import Unreadable, read_extent, read_header, stored
-from .fingerprints import Fingerprint, of_files
-from .folders import class_of, find_classes
-from .listing import list_files, shown
-from .ranges import FROM_FILE, Whites, find_whites
-from .sheets import describe, describe_copies
-from .splits import TEST, TRAIN, VALIDATION, assign, content_hash, copies, path_hash, uniform
+from .base import Dataset, Split, Stream, check_dataset_facts
+from .decoding import Unreadable, read_header, read_max_grey, read_square
+from .fingerprints import Fingerprint, fingerprint_files
+from .folders import class_folder, find_classes
+from .listing import list_files
+from .ranges import FROM_FILE, WhiteLevels, find_whites
+from .sheets import describe_copies, describe_files
+from .splits import TEST, TRAIN, VALIDATION, assign_splits, content_hash, group_copies, path_hash, unit_hash
 
 __all__ = ["ImageFolder", "ImageStream"]
 
-Found = TypeVar("Found")
-BIGGEST, WIDEST = 2**24, 2**14  # numbers in one example; pixels along a side that is stored
-FEW = 3  # how many are named where there may be many
+Result = TypeVar("Found")
+MAX_EXAMPLE_SIZE, MAX_STORED_SIDE = 2**24, 2**14  # numbers in one example; pixels along a side that is stored
+MAX_NAMED_UNREADABLE = 3  # how many are named where there may be many
 
 
 class ImageStream(Stream):
@@ -35,14 +36,14 @@ class ImageStream(Stream):
     Arguments:
         files: one per example.
         y: class indices [N].
-        channels, side, stretch, whites: as `decoding.stored`.
+        channels, side, stretch, whites: as `decoding.read_square`.
     """
 
     def __init__(
-        self, files: Sequence[str], y: Tensor, channels: int, side: int, stretch: bool, whites: Whites = FROM_FILE
+        self, files: Sequence[str], y: Tensor, channels: int, side: int, stretch: bool, whites: WhiteLevels = FROM_FILE
     ):  # fmt: skip
-        self.files, self.y, self.stored_as = files, y, (channels, side, stretch, whites)
-        self.told = torch.zeros(len(y), dtype=torch.bool).share_memory_()  # one note for all worker processes
+        self.files, self.y, self.storage = files, y, (channels, side, stretch, whites)
+        self.reported = torch.zeros(len(y), dtype=torch.bool).share_memory_()  # one note for all worker processes
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         if not 0 <= index < len(self):
@@ -50,12 +51,12 @@ class ImageStream(Stream):
         for step in range(len(self)):
             row = (index + step) % len(self)
             try:
-                return stored(Path(self.files[row]), *self.stored_as), int(self.y[row])
+                return read_square(Path(self.files[row]), *self.storage), int(self.y[row])
             except Unreadable as error:
-                if not self.told[row]:
-                    self.told[row] = True
-                    print(shown(f"{self.files[row]} is left out: {error}"), file=sys.stderr, flush=True)
-        first = shown(self.files[0])
+                if not self.reported[row]:
+                    self.reported[row] = True
+                    print(escape_unprintable(f"{self.files[row]} is left out: {error}"), file=sys.stderr, flush=True)
+        first = escape_unprintable(self.files[0])
         raise RuntimeError(f"none of these {len(self)} images can be read any more, the first is {first}")
 
 
@@ -63,8 +64,8 @@ class ImageFolder(Dataset):
     """The images below a folder. A class is a first-level sub-folder, in the order of their names.
 
     A hash u of a file's contents, uniform in [0, 1), decides which split it is in: u < validation validates, u >= 1 - test
-    tests, the rest trains (`splits.assign`). So an image stays there whatever else comes into the folder, and copies are in
-    one split. A class whose only image would validate trains on it. Hidden files and folders are counted and not read,
+    tests, the rest trains (`splits.assign_splits`). So an image stays there whatever else comes into the folder, and copies
+    are in one split. A class whose only image would validate trains on it. Hidden files and folders are counted and not read,
     links are followed.
 
     Arguments:
@@ -94,46 +95,46 @@ class ImageFolder(Dataset):
     def __init__(
         self, path: str, channels: int, size: int, num_classes: int, resize: int | None, stretch: bool, flip: bool,
         validation: float, test: float, memory: float, workers: int, suffixes: Sequence[str] | None = None,
-        class_order: str = "numbers", split_by: str = "contents", values: int = 256,
+        class_order: str = "numbers", split_by: str = "contents", quantization_levels: int = 256,
     ):  # fmt: skip
-        check_facts("image_folder", {"values": values}, {"values": 256})
+        check_dataset_facts("image_folder", {"quantization_levels": quantization_levels}, {"quantization_levels": 256})
         side = size if resize is None else resize
         check_arguments(channels, size, num_classes, side, validation, test, memory, workers)
         check_choices(suffixes, class_order, split_by)
         self.folder, self.unreadable = Path(path).expanduser(), []
         self.listing = list_files(self.folder, suffixes and [suffix.lower() for suffix in suffixes])
-        self.hashes = self.hashed(self.listing.files)
+        self.hashes = self.hash_files(self.listing.files)
         keys = {
             file: path_hash(file) if split_by == "path" else self.hashes[file] or path_hash(file)
             for file in self.hashes
         }
-        files = sorted(keys, key=lambda file: (uniform(keys[file]), file))
+        files = sorted(keys, key=lambda file: (unit_hash(keys[file]), file))
         class_names = find_classes(self.folder, files, num_classes, class_order)
 
-        headers = self.readable(files, lambda file: read_header(self.folder / file))
+        headers = self.read_files(files, lambda file: read_header(self.folder / file))
         files, x = list(headers), None
         whites = find_whites(
-            [headers[file].mode for file in files], lambda number: read_extent(self.folder / files[number])
+            [headers[file].mode for file in files], lambda number: read_max_grey(self.folder / files[number])
         )
-        stored_as = channels, side, stretch, whites
+        storage = channels, side, stretch, whites
         if len(files) * channels * side**2 <= memory:
-            files, x = self.decode(files, *stored_as)
+            files, x = self.decode(files, *storage)
         self.check_enough(files, class_names)
-        classes = [class_of(file) if class_names else "" for file in files]
-        split = assign([keys[file] for file in files], classes, validation, test, always=split_by == "path")
+        classes = [class_folder(file) if class_names else "" for file in files]
+        split = assign_splits([keys[file] for file in files], classes, validation, test, always=split_by == "path")
 
         index = {name: number for number, name in enumerate(class_names)}
         y, place = torch.tensor([index.get(name, -1) for name in classes]), torch.tensor(split)
         splits = []
         for rows in ((place == part).nonzero()[:, 0] for part in (TRAIN, VALIDATION, TEST)):
             paths = [str(self.folder / files[row]) for row in rows.tolist()]
-            splits.append(ImageStream(paths, y[rows], *stored_as) if x is None else Split(x[rows], y[rows]))
+            splits.append(ImageStream(paths, y[rows], *storage) if x is None else Split(x[rows], y[rows]))
         super().__init__(*splits, class_names=class_names, size=size, flip=flip, workers=workers)
-        self.notes = describe([headers[file] for file in files], channels, side, x, workers, whites)
-        groups = copies({file: self.hashes[file] for file in files}, self.folder)
+        self.notes = describe_files([headers[file] for file in files], channels, side, x, workers, whites)
+        groups = group_copies({file: self.hashes[file] for file in files}, self.folder)
         self.notes += describe_copies(groups, dict(zip(files, split)), bool(class_names))
 
-    def hashed(self, files: Sequence[str]) -> dict[str, str]:
+    def hash_files(self, files: Sequence[str]) -> dict[str, str]:
         """The `content_hash` of each file; "" where it cannot be read."""
 
         def attempt(file: str) -> str:
@@ -145,10 +146,10 @@ class ImageFolder(Dataset):
         with ThreadPool() as pool:
             return dict(zip(files, pool.imap(attempt, files, chunksize=16)))
 
-    def readable(self, files: Sequence[str], read: Callable[[str], Found]) -> dict[str, Found]:
+    def read_files(self, files: Sequence[str], read: Callable[[str], Result]) -> dict[str, Result]:
         """What `read` finds in each file that it can read, in their order; the others are noted."""
 
-        def attempt(file: str) -> Found | Unreadable:
+        def attempt(file: str) -> Result | Unreadable:
             try:
                 return read(file)
             except Unreadable as error:
@@ -157,51 +158,53 @@ class ImageFolder(Dataset):
         with ThreadPool() as pool:
             found = dict(zip(files, pool.imap(attempt, files, chunksize=16)))
         failed = {file: error for file, error in found.items() if isinstance(error, Unreadable)}
-        self.unreadable += [(Path(shown(file)), shown(str(error))) for file, error in failed.items()]
+        self.unreadable += [
+            (Path(escape_unprintable(file)), escape_unprintable(str(error))) for file, error in failed.items()
+        ]
         return {file: result for file, result in found.items() if file not in failed}
 
     def decode(
-        self, files: list[str], channels: int, side: int, stretch: bool, whites: Whites
+        self, files: list[str], channels: int, side: int, stretch: bool, whites: WhiteLevels
     ) -> tuple[list[str], Tensor]:  # fmt: skip
         """The files that can be decoded, and their bytes [N, channels, side, side]."""
         x = torch.empty(len(files), channels, side, side, dtype=torch.uint8)
         row = {file: number for number, file in enumerate(files)}
 
         def fill(file: str) -> None:
-            x[row[file]] = stored(self.folder / file, channels, side, stretch, whites)
+            x[row[file]] = read_square(self.folder / file, channels, side, stretch, whites)
 
-        kept = list(self.readable(files, fill))
+        kept = list(self.read_files(files, fill))
         return kept, x if len(kept) == len(files) else x[[row[file] for file in kept]]
 
     def check_enough(self, files: list[str], class_names: tuple[str, ...]) -> None:
         """Raises ValueError where too few files are left, in all or of a class."""
         total, lost = len(files) + len(self.unreadable), ""
         if self.unreadable:
-            lost = f"; {len(self.unreadable)} of {total} files cannot be read: {self.first_unreadable()}"
+            lost = f"; {len(self.unreadable)} of {total} files cannot be read: {self.describe_unreadable()}"
         if len(self.unreadable) > len(files):
             raise ValueError(f"dataset.path is {self.folder}, where most files are unusable{lost}")
-        present = {class_of(file) for file in files}
+        present = {class_folder(file) for file in files}
         for name in class_names:
             if name not in present:
                 raise ValueError(f"dataset.path is {self.folder}, whose class {name} has no usable image{lost}")
 
-    def first_unreadable(self) -> str:
+    def describe_unreadable(self) -> str:
         """The first of the files that were left out, with reasons."""
-        return ", ".join(f"{file} ({reason})" for file, reason in self.unreadable[:FEW])
+        return ", ".join(f"{file} ({reason})" for file, reason in self.unreadable[:MAX_NAMED_UNREADABLE])
 
-    def sheet(self) -> list[str]:
-        lines = super().sheet() + self.notes + self.listing.lines()
+    def summary(self) -> list[str]:
+        lines = super().summary() + self.notes + self.listing.describe()
         if self.unreadable:
-            more = ", ..." if len(self.unreadable) > FEW else ""
-            lines.append(f"unreadable: {len(self.unreadable)} files left out: {self.first_unreadable()}{more}")
+            more = ", ..." if len(self.unreadable) > MAX_NAMED_UNREADABLE else ""
+            lines.append(f"unreadable: {len(self.unreadable)} files left out: {self.describe_unreadable()}{more}")
         return lines
 
     def warnings(self) -> list[str]:
-        return super().warnings() + self.listing.lines()
+        return super().warnings() + self.listing.describe()
 
     def fingerprint(self) -> Fingerprint:
         """The hash of the files' paths inside the folder and contents."""
-        return of_files(self.hashes)
+        return fingerprint_files(self.hashes)
 
 
 def check_arguments(
@@ -215,11 +218,11 @@ def check_arguments(
             raise ValueError(f"dataset.{name} is {value}, but must be at least {least}")
     if side < size:
         raise ValueError(f"dataset.resize is {side}, but must be at least dataset.size={size}, or null for that")
-    if channels * size**2 > BIGGEST:
-        most = math.isqrt(BIGGEST // channels)
+    if channels * size**2 > MAX_EXAMPLE_SIZE:
+        most = math.isqrt(MAX_EXAMPLE_SIZE // channels)
         raise ValueError(f"dataset.size is {size}, but must be at most {most}: an example has at most 2^24 numbers")
-    if side > WIDEST:
-        raise ValueError(f"dataset.resize is {side}, but must be at most {WIDEST}")
+    if side > MAX_STORED_SIDE:
+        raise ValueError(f"dataset.resize is {side}, but must be at most {MAX_STORED_SIDE}")
     if not (0 <= validation and 0 <= test and validation + test < 1):
         raise ValueError(
             f"dataset.validation is {validation} and dataset.test {test}, but they are shares and sum to less than 1"
@@ -236,7 +239,7 @@ def check_choices(suffixes: Sequence[str] | None, class_order: str, split_by: st
     ):
         if value not in known:
             raise ValueError(f"dataset.{name} is {value}, but must be {known[0]} or {known[1]}")
-    readable = decoding.suffixes()
+    readable = decoding.readable_suffixes()
     for suffix in suffixes or ():
         if suffix.lower() not in readable:
             near = "; write it with its dot" if f".{suffix.lower()}" in readable else ""

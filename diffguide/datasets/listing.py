@@ -6,17 +6,16 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
+from ..files.text import escape_unprintable
 from .decoding import is_image
 
-__all__ = ["Listing", "list_files", "shown"]
+__all__ = ["Listing", "list_files"]
 
-EXAMPLES, LONGEST = 3, 10_000  # of what is not read: how many are named; how many hidden files are looked at
+MAX_NAMED_SKIPPED, MAX_HIDDEN = (
+    3,
+    10_000,
+)  # of what is not read: how many are named; how many hidden files are looked at
 HIDDEN, LOOP = "hidden", "links back to a folder that holds them"
-
-
-def shown(name: str) -> str:
-    """A name as it may be shown and written: what a terminal might obey, or no UTF-8 can hold, is written out, as \\x1b."""
-    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in name)
 
 
 class Listing:
@@ -37,7 +36,7 @@ class Listing:
     def __init__(self, folder: Path, wanted: Sequence[str] | None = None):
         self.folder, self.wanted = folder, wanted
         self.files: list[str] = []
-        self.passed_over: dict[str, list[str]] = {}
+        self.skipped_paths: dict[str, list[str]] = {}
         self.walk(folder, frozenset({os.path.realpath(folder)}))
 
     def walk(self, folder: Path, above: frozenset[str]) -> None:
@@ -45,15 +44,15 @@ class Listing:
         for name in os.listdir(folder):
             path = folder / name
             if name.startswith("."):
-                for file in islice(below(path), LONGEST):
-                    self.pass_over(HIDDEN, file)
+                for file in islice(walk_hidden(path), MAX_HIDDEN):
+                    self.skip(HIDDEN, file)
             elif not path.is_dir():
                 if is_image(path, self.wanted):
                     self.files.append(self.inside(path))
                 else:
-                    self.pass_over(path.suffix.lower() or "no ending", path)
+                    self.skip(path.suffix.lower() or "no ending", path)
             elif (real := os.path.realpath(path)) in above:
-                self.pass_over(LOOP, path)
+                self.skip(LOOP, path)
             else:
                 self.walk(path, above | {real})
 
@@ -61,29 +60,29 @@ class Listing:
         """A path as it is called inside the folder."""
         return path.relative_to(self.folder).as_posix()
 
-    def pass_over(self, kind: str, path: Path) -> None:
+    def skip(self, kind: str, path: Path) -> None:
         """Notes something that is not read."""
-        self.passed_over.setdefault(kind, []).append(self.inside(path))
+        self.skipped_paths.setdefault(kind, []).append(self.inside(path))
 
-    def lines(self) -> list[str]:
+    def describe(self) -> list[str]:
         """What is not read, for a reader: a line with the number of each kind and the first names."""
         parts = []
-        for kind, paths in sorted(self.passed_over.items(), key=lambda item: (-len(item[1]), item[0])):
+        for kind, paths in sorted(self.skipped_paths.items(), key=lambda item: (-len(item[1]), item[0])):
             pictures = [path for path in paths if is_image(Path(path))]
-            first = sorted(pictures or paths)[:EXAMPLES]
-            names = ", ".join(map(shown, first)) + (", ..." if len(paths) > len(first) else "")
-            count = f"{len(paths)} or more" if kind == HIDDEN and len(paths) >= LONGEST else str(len(paths))
+            first = sorted(pictures or paths)[:MAX_NAMED_SKIPPED]
+            names = ", ".join(map(escape_unprintable, first)) + (", ..." if len(paths) > len(first) else "")
+            count = f"{len(paths)} or more" if kind == HIDDEN and len(paths) >= MAX_HIDDEN else str(len(paths))
             held = f", {len(pictures)} of them pictures" if kind == HIDDEN and pictures else ""
-            parts.append(f"{count} {shown(kind)}{held} ({names})")
+            parts.append(f"{count} {escape_unprintable(kind)}{held} ({names})")
         return ["not read: " + "; ".join(parts)] if parts else []
 
-    def endings(self) -> str:
+    def describe_endings(self) -> str:
         """The endings of what is not read, the commonest first."""
-        counts = Counter({kind: len(paths) for kind, paths in self.passed_over.items()})
-        return ", ".join(f"{count} {shown(kind)}" for kind, count in counts.most_common(EXAMPLES))
+        counts = Counter({kind: len(paths) for kind, paths in self.skipped_paths.items()})
+        return ", ".join(f"{count} {escape_unprintable(kind)}" for kind, count in counts.most_common(MAX_NAMED_SKIPPED))
 
 
-def below(path: Path) -> Iterator[Path]:
+def walk_hidden(path: Path) -> Iterator[Path]:
     """A hidden file, or the files in a hidden folder; what cannot be listed is left out."""
     if not path.is_dir():
         yield path
@@ -105,10 +104,10 @@ def list_files(folder: Path, wanted: Sequence[str] | None = None) -> Listing:
         listing = Listing(folder, wanted)
     except OSError as error:
         raise ValueError(
-            f"dataset.path is {folder}, where {shown(error.filename)} cannot be listed: {error.strerror}"
+            f"dataset.path is {folder}, where {escape_unprintable(error.filename)} cannot be listed: {error.strerror}"
         ) from error
     if not listing.files:
-        other = f"; it holds {listing.endings()}" if listing.passed_over else ""
+        other = f"; it holds {listing.describe_endings()}" if listing.skipped_paths else ""
         raise ValueError(
             f"dataset.path is {folder}, which holds no image (png, jpg, webp, tif, ... whatever Pillow reads){other}: give "
             "the folder that holds your images"

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import torch
 
-from .base import Dataset, check_facts
-from .tree import Components, drawn
+from .base import Dataset, check_dataset_facts
+from .tree import Components, draw_examples
 
 __all__ = ["Mixture"]
 
@@ -59,7 +59,7 @@ class Mixture(Dataset):
                 "definite matrices and K classes from 0 on without a gap"
             )
         found = {"channels": length, "size": None, "num_classes": max(labels) + 1}
-        check_facts("this mixture", {"channels": channels, "size": size, "num_classes": num_classes}, found)
+        check_dataset_facts("this mixture", {"channels": channels, "size": size, "num_classes": num_classes}, found)
         self.law, rng = law, torch.Generator().manual_seed(seed)
         names = tuple(map(str, range(num_classes)))
-        super().__init__(*(drawn(law, n, rng) for n in (train, validation, test)), class_names=names)
+        super().__init__(*(draw_examples(law, n, rng) for n in (train, validation, test)), class_names=names)

@@ -2,7 +2,7 @@
 
 import torch
 
-from .base import Dataset, Split, check_facts
+from .base import Dataset, Split, check_dataset_facts
 
 __all__ = ["PhotoPatches"]
 
@@ -14,7 +14,7 @@ class PhotoPatches(Dataset):
     that no pixel is in two splits. Their places are uniform, a function of `seed` alone; the photographs alternate.
 
     Arguments:
-        channels, size, num_classes, values: the facts 3, 32, 2 and 256, checked.
+        channels, size, num_classes, quantization_levels: the facts 3, 32, 2 and 256, checked.
         train, validation, test: number of crops in each split.
         seed: of the places.
         flip: whether training mirrors every second crop, left to right.
@@ -22,13 +22,18 @@ class PhotoPatches(Dataset):
 
     def __init__(
         self, channels: int, size: int, num_classes: int, train: int, validation: int, test: int, seed: int, flip: bool,
-        values: int = 256,
+        quantization_levels: int = 256,
     ):  # fmt: skip
         from sklearn.datasets import load_sample_images  # a second to import
 
-        found = {"channels": 3, "size": 32, "num_classes": 2, "values": 256}
-        stated = {"channels": channels, "size": size, "num_classes": num_classes, "values": values}
-        check_facts("photo_patches", stated, found)
+        found = {"channels": 3, "size": 32, "num_classes": 2, "quantization_levels": 256}
+        stated = {
+            "channels": channels,
+            "size": size,
+            "num_classes": num_classes,
+            "quantization_levels": quantization_levels,
+        }
+        check_dataset_facts("photo_patches", stated, found)
         if min(train, validation, test) < 1 or seed < 0:
             raise ValueError(
                 f"photo_patches needs a crop per split and seed >= 0, got {train}, {validation}, {test}, seed {seed}"
@@ -37,13 +42,13 @@ class PhotoPatches(Dataset):
         width, rng = photos.shape[3], torch.Generator().manual_seed(seed)
         edges = 0, width * 70 // 100, width * 85 // 100, width
         splits = [
-            crops(photos[..., left:right], size, n, rng)
+            cut_crops(photos[..., left:right], size, n, rng)
             for left, right, n in zip(edges, edges[1:], (train, validation, test))
         ]
         super().__init__(*splits, class_names=("china", "flower"), flip=flip)
 
 
-def crops(photos: torch.Tensor, size: int, n: int, rng: torch.Generator) -> Split:
+def cut_crops(photos: torch.Tensor, size: int, n: int, rng: torch.Generator) -> Split:
     """n crops of photos [K, C, H, W] at uniform places, the photos in turn."""
     windows = photos.unfold(2, size, 1).unfold(3, size, 1)  # a view [K, C, rows, columns, size, size]
     y = torch.arange(n) % len(photos)

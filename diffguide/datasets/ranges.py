@@ -11,32 +11,32 @@ from typing import NamedTuple
 import numpy
 from PIL import Image
 
-__all__ = ["FROM_FILE", "Unreadable", "Whites", "extent", "find_whites", "scaled", "wide"]
+__all__ = ["FROM_FILE", "Unreadable", "WhiteLevels", "max_grey", "find_whites", "to_8_bit", "wide_field"]
 
-LEVELS = (1, 255, 65535)
-LEAST = 0.25  # of white that fractions must reach: 1.3 is neither a share of white nor one of 255 levels
+WHITE_LEVELS = (1, 255, 65535)
+MIN_WHITE_SHARE = 0.25  # of white that fractions must reach: 1.3 is neither a share of white nor one of 255 levels
 
 
 class Unreadable(Exception):
     """A file that is no image, a damaged one, or one whose range of values is unknown; the message is the reason."""
 
 
-class Whites(NamedTuple):
+class WhiteLevels(NamedTuple):
     """The value shown as white of whole numbers of more than 8 bits, and of floating-point ones; None = the file decides."""
 
     whole: int | None = None
     floating: int | None = None
 
 
-FROM_FILE = Whites()
+FROM_FILE = WhiteLevels()
 
 
-def wide(mode: str) -> str | None:
-    """The field of `Whites` that pixels of one of Pillow's modes follow; None where 8 bits say what white is."""
+def wide_field(mode: str) -> str | None:
+    """The field of `WhiteLevels` that pixels of one of Pillow's modes follow; None where 8 bits say what white is."""
     return "floating" if mode == "F" else "whole" if mode.startswith("I") else None
 
 
-def extent(image: Image.Image) -> float:
+def max_grey(image: Image.Image) -> float:
     """The largest grey value of a loaded image of a wide mode, the value marked as transparent left out.
 
     Raises:
@@ -46,12 +46,12 @@ def extent(image: Image.Image) -> float:
     if "transparency" in image.info and not isinstance(image.info["transparency"], bytes):
         u = u[u != image.info["transparency"]]
     low, high = (float(u.min()), float(u.max())) if u.size else (0.0, 0.0)
-    if not (low >= 0 and high <= LEVELS[-1]):
+    if not (low >= 0 and high <= WHITE_LEVELS[-1]):
         raise Unreadable("grey values beyond 0..65535, whose range is unknown; save it with 8 or 16 bits")
     return high
 
 
-def white_of(extents: Iterable[float], floating: bool) -> int:
+def white_level(extents: Iterable[float], floating: bool) -> int:
     """The smallest of 1, 255 and 65535 that no value exceeds.
 
     Arguments:
@@ -61,50 +61,50 @@ def white_of(extents: Iterable[float], floating: bool) -> int:
     Raises:
         Unreadable: fractions that fill none of the ranges.
     """
-    top, enough = 0.0, LEAST * LEVELS[-1] if floating else LEVELS[-2]
+    top, enough = 0.0, MIN_WHITE_SHARE * WHITE_LEVELS[-1] if floating else WHITE_LEVELS[-2]
     for value in extents:
         top = max(top, value)
         if top > enough:
             break
-    white = next(level for level in LEVELS if top <= level)
-    if floating and white > 1 and top < LEAST * white:
+    white = next(level for level in WHITE_LEVELS if top <= level)
+    if floating and white > 1 and top < MIN_WHITE_SHARE * white:
         raise Unreadable(f"floating-point values up to {top:.4g}, a range that is unknown; save it with 8 or 16 bits")
     return white
 
 
-def find_whites(modes: Sequence[str], measure: Callable[[int], float]) -> Whites:
+def find_whites(modes: Sequence[str], measure: Callable[[int], float]) -> WhiteLevels:
     """What white is in files of one folder.
 
     Arguments:
         modes: Pillow's mode of each file.
-        measure: the `extent` of the file of a number; where it raises Unreadable the file does not count.
+        measure: the `max_grey` of the file of a number; where it raises Unreadable the file does not count.
     """
 
     def extents(field: str) -> Iterable[float]:
         for number, mode in enumerate(modes):
-            if wide(mode) == field:
+            if wide_field(mode) == field:
                 try:
                     yield measure(number)
                 except Unreadable:
                     continue
 
     found = {}
-    for field in {wide(mode) for mode in modes} - {None}:
+    for field in {wide_field(mode) for mode in modes} - {None}:
         try:
-            found[field] = white_of(extents(field), field == "floating")
+            found[field] = white_level(extents(field), field == "floating")
         except Unreadable:
             continue  # every such file says so when it is read
-    return Whites(**found)
+    return WhiteLevels(**found)
 
 
-def scaled(image: Image.Image, whites: Whites = FROM_FILE) -> Image.Image:
+def to_8_bit(image: Image.Image, whites: WhiteLevels = FROM_FILE) -> Image.Image:
     """A loaded image of a wide mode as bytes round(255 u / white); the value marked as transparent becomes white.
 
     Raises:
         Unreadable: values whose range is unknown.
     """
-    floating, top = image.mode == "F", extent(image)
-    white = (whites.floating if floating else whites.whole) or white_of([top], floating)
+    floating, top = image.mode == "F", max_grey(image)
+    white = (whites.floating if floating else whites.whole) or white_level([top], floating)
     if top > white:
         raise Unreadable(f"grey values up to {top:.4g}, and white is {white} in this folder; save it with 8 or 16 bits")
     u = numpy.asarray(image).astype(numpy.float64)

@@ -5,29 +5,29 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
+from ..files.text import escape_unprintable
 from .decoding import Header
-from .folders import class_of
-from .listing import shown
-from .ranges import Whites, wide
+from .folders import class_folder
+from .ranges import WhiteLevels, wide_field
 from .splits import TRAIN, VALIDATION
 
-__all__ = ["describe", "describe_copies"]
+__all__ = ["describe_files", "describe_copies"]
 
-GREY = {
+GREY_MODES = {
     "1": "black and white", "L": "grey", "LA": "grey with transparency", "I": "grey of more than 8 bits",
     "F": "floating-point grey",
 }  # fmt: skip
-GREY |= dict.fromkeys(("I;16", "I;16B", "I;16L", "I;16N"), "16-bit grey")
-COLOUR = {"P": "palette", "RGB": "RGB", "RGBA": "RGB with transparency"}
+GREY_MODES |= dict.fromkeys(("I;16", "I;16B", "I;16L", "I;16N"), "16-bit grey")
+COLOR_MODES = {"P": "palette", "RGB": "RGB", "RGBA": "RGB with transparency"}
 
 
-def describe(
-    headers: Sequence[Header], channels: int, side: int, x: Tensor | None, workers: int, whites: Whites
+def describe_files(
+    headers: Sequence[Header], channels: int, side: int, x: Tensor | None, workers: int, whites: WhiteLevels
 ) -> list[str]:  # fmt: skip
     """Lines on the usable files: sizes, modes, what white is, how they are kept."""
     sizes = sorted(((width, height) for _, width, height in headers), key=lambda size: (size[0] * size[1], size))
     three = " / ".join(f"{width} x {height}" for width, height in (sizes[0], sizes[len(sizes) // 2], sizes[-1]))
-    modes = Counter((GREY | COLOUR).get(mode, mode) for mode, _, _ in headers)
+    modes = Counter((GREY_MODES | COLOR_MODES).get(mode, mode) for mode, _, _ in headers)
     small = sum(min(size) < side for size in sizes)
     bytes_ = len(headers) * channels * side**2
     kept = "in memory" if x is not None else f"read as needed by {workers} workers (above dataset.memory)"
@@ -35,14 +35,14 @@ def describe(
         f"original sizes, smallest / median / largest: {three} pixels",
         "modes: " + ", ".join(f"{count} {name}" for name, count in modes.most_common()),
     ]
-    fields = Counter(wide(mode) for mode, _, _ in headers)
+    fields = Counter(wide_field(mode) for mode, _, _ in headers)
     for field, name in {"whole": "grey of more than 8 bits", "floating": "floating-point grey"}.items():
         if fields[field] and (white := getattr(whites, field)) is not None:
             lines.append(f"{name}: {fields[field]} images, white is {white}, the range that all their values fit in")
     lines.append(f"stored: {channels} x {side} x {side}, {bytes_ / 1e6:.1f} MB, {kept}")
     if small:
         lines.append(f"enlarged: {small} images have a side below {side} pixels")
-    grey = all(mode in GREY for mode, _, _ in headers)
+    grey = all(mode in GREY_MODES for mode, _, _ in headers)
     if x is not None:
         grey = all(bool((part == part[:, :1]).all()) for part in x.split(100))
     if channels == 3 and grey:
@@ -62,9 +62,9 @@ def describe_copies(groups: Sequence[Sequence[str]], split: Mapping[str, int], c
         return ["copies: no two files are identical"]
     across = {
         "splits": [group for group in groups if len({split[file] for file in group}) > 1],
-        "classes": [group for group in groups if classes and len({class_of(file) for file in group}) > 1],
+        "classes": [group for group in groups if classes and len({class_folder(file) for file in group}) > 1],
     }
-    parts = [f"{len(found)} groups across {what}" + example(found) for what, found in across.items()]
+    parts = [f"{len(found)} groups across {what}" + format_example(found) for what, found in across.items()]
     lines = [f"copies: {sum(map(len, groups))} files in {len(groups)} groups of identical files; {', '.join(parts)}"]
     placed = defaultdict(list)
     for file, place in split.items():
@@ -75,6 +75,8 @@ def describe_copies(groups: Sequence[Sequence[str]], split: Mapping[str, int], c
     return lines
 
 
-def example(groups: Sequence[Sequence[str]]) -> str:
+def format_example(groups: Sequence[Sequence[str]]) -> str:
     """The first of some groups, in brackets."""
-    return f" ({' = '.join(map(shown, groups[0][:2]))}{', ...' if len(groups) > 1 else ''})" if groups else ""
+    return (
+        f" ({' = '.join(map(escape_unprintable, groups[0][:2]))}{', ...' if len(groups) > 1 else ''})" if groups else ""
+    )

@@ -13,10 +13,10 @@ from pathlib import Path
 
 from .decoding import check_regular
 
-__all__ = ["TEST", "TRAIN", "VALIDATION", "assign", "content_hash", "copies", "path_hash", "uniform"]
+__all__ = ["TEST", "TRAIN", "VALIDATION", "assign_splits", "content_hash", "group_copies", "path_hash", "unit_hash"]
 
 TRAIN, VALIDATION, TEST = range(3)
-WHOLE, BLOCKS = 2**20, 64  # bytes up to which all of a file is hashed; blocks of a larger one
+MAX_WHOLE_BYTES, HASHED_BLOCKS = 2**20, 64  # bytes up to which all of a file is hashed; blocks of a larger one
 
 
 def content_hash(path: Path) -> str:
@@ -32,18 +32,18 @@ def content_hash(path: Path) -> str:
     check_regular(path)
     with open(path, "rb") as file:
         length = os.fstat(file.fileno()).st_size
-        if length <= WHOLE:
+        if length <= MAX_WHOLE_BYTES:
             return hashlib.sha256(file.read()).hexdigest()
-        size, found = WHOLE // BLOCKS, hashlib.sha256(str(length).encode())
-        for block in range(BLOCKS):
-            file.seek(block * (length - size) // (BLOCKS - 1))
+        size, found = MAX_WHOLE_BYTES // HASHED_BLOCKS, hashlib.sha256(str(length).encode())
+        for block in range(HASHED_BLOCKS):
+            file.seek(block * (length - size) // (HASHED_BLOCKS - 1))
             found.update(file.read(size))
         return found.hexdigest()
 
 
-def same(one: Path, other: Path) -> bool:
+def same_contents(one: Path, other: Path) -> bool:
     """Whether two files of equal `content_hash` are identical, byte for byte."""
-    if os.path.getsize(one) <= WHOLE:
+    if os.path.getsize(one) <= MAX_WHOLE_BYTES:
         return True
     with open(one, "rb") as first, open(other, "rb") as second:
         return hashlib.file_digest(first, "sha256").digest() == hashlib.file_digest(second, "sha256").digest()
@@ -54,17 +54,17 @@ def path_hash(file: str) -> str:
     return hashlib.sha256(unicodedata.normalize("NFC", file).encode("utf-8", "surrogateescape")).hexdigest()
 
 
-def uniform(digest: str) -> float:
+def unit_hash(digest: str) -> float:
     """A number in [0, 1), the first 48 bits of a hash."""
     return int(digest[:12], 16) / 2**48
 
 
-def assign(
+def assign_splits(
     keys: Sequence[str], classes: Sequence[str], validation: float, test: float, always: bool = False
 ) -> list[int]:  # fmt: skip
     """The split of each file.
 
-    u = `uniform` of a file's key: u < validation validates, u >= 1 - test tests, the rest trains. A class whose images all
+    u = `unit_hash` of a file's key: u < validation validates, u >= 1 - test tests, the rest trains. A class whose images all
     do otherwise trains on the one nearest to that. Where no u is below a share above 0, the smallest validates of those
     that leave their classes a training image; where there is none, nothing validates.
 
@@ -74,7 +74,7 @@ def assign(
         validation, test: shares in [0, 1).
         always: whether an image validates at validation=0 too.
     """
-    u = {key: uniform(key) for key in keys}
+    u = {key: unit_hash(key) for key in keys}
     split = {key: VALIDATION if u[key] < validation else TEST if u[key] >= 1 - test else TRAIN for key in u}
     members, of = defaultdict(set), defaultdict(set)
     for key, name in zip(keys, classes):
@@ -96,7 +96,7 @@ def assign(
     return [split[key] for key in keys]
 
 
-def copies(keys: Mapping[str, str], folder: Path) -> list[list[str]]:
+def group_copies(keys: Mapping[str, str], folder: Path) -> list[list[str]]:
     """Groups of two and more identical files of a folder, by path.
 
     Arguments:
@@ -108,7 +108,7 @@ def copies(keys: Mapping[str, str], folder: Path) -> list[list[str]]:
     groups = []
     for key, files in alike.items():
         while key and len(files) > 1:
-            group = [file for file in files if file == files[0] or same(folder / files[0], folder / file)]
+            group = [file for file in files if file == files[0] or same_contents(folder / files[0], folder / file)]
             files = [file for file in files if file not in group]
             groups.append(sorted(group))
     return sorted(group for group in groups if len(group) > 1)

@@ -7,9 +7,9 @@ import numpy
 import torch
 from torch import Tensor
 
-from .base import Dataset, Split, check_facts
+from .base import Dataset, Split, check_dataset_facts
 
-__all__ = ["Components", "Tree", "grown"]
+__all__ = ["Components", "Tree", "grow_trees"]
 
 ORIGIN = numpy.array([0.0030, 0.0325])
 STRETCH = numpy.array([1.3136, 1.3844])  # of the coordinates, which makes the whole about as wide as high
@@ -24,7 +24,7 @@ class Components(NamedTuple):
     labels: numpy.ndarray
 
 
-def grown(depth: int, seed: int) -> Components:
+def grow_trees(depth: int, seed: int) -> Components:
     """The two trees, class A before class B, depth first; every branch is eight Gaussians along a line.
 
     Arguments:
@@ -32,12 +32,12 @@ def grown(depth: int, seed: int) -> Components:
         seed: of lengths and angles, 0 to 2^32 - 1.
     """
     rng = numpy.random.RandomState(seed)
-    trees = [branches(rng, depth, 0, ORIGIN, math.radians(angle)) for angle in (45, 225)]
+    trees = [grow_branch(rng, depth, 0, ORIGIN, math.radians(angle)) for angle in (45, 225)]
     labels = [label for label, tree in enumerate(trees) for _ in tree]
     return Components(*(numpy.stack(part) for part in zip(*trees[0], *trees[1])), numpy.array(labels))
 
 
-def branches(
+def grow_branch(
     rng: numpy.random.RandomState, depth: int, generation: int, root: numpy.ndarray, angle: float
 ) -> list[tuple[float, numpy.ndarray, numpy.ndarray]]:
     """(weight, mean, covariance) of the components of a branch, then of those that leave it."""
@@ -51,7 +51,7 @@ def branches(
     if generation + 1 < depth:
         for side in (1, -1):
             turn = side * 0.7**generation * (1 + 0.2 * rng.randn())
-            found += branches(rng, depth, generation + 1, root + length * along, angle + turn)
+            found += grow_branch(rng, depth, generation + 1, root + length * along, angle + turn)
     return found
 
 
@@ -76,17 +76,17 @@ class Tree(Dataset):
         self, channels: int, size: int | None, num_classes: int, train: int, validation: int, test: int, seed: int
     ):
         found = {"channels": 2, "size": None, "num_classes": 2}
-        check_facts("tree", {"channels": channels, "size": size, "num_classes": num_classes}, found)
+        check_dataset_facts("tree", {"channels": channels, "size": size, "num_classes": num_classes}, found)
         if min(train, validation, test) < 1 or max(train, validation, test) > 10**7 or seed < 0:
             raise ValueError(
                 f"tree needs 1 to 10^7 points per split and seed >= 0, got {train}, {validation}, {test}, seed {seed}"
             )
-        law = Components(*(torch.from_numpy(part) for part in grown(depth=7, seed=2)))
+        law = Components(*(torch.from_numpy(part) for part in grow_trees(depth=7, seed=2)))
         rng = torch.Generator().manual_seed(seed)
-        super().__init__(*(drawn(law, n, rng) for n in (train, validation, test)), class_names=("A", "B"))
+        super().__init__(*(draw_examples(law, n, rng) for n in (train, validation, test)), class_names=("A", "B"))
 
 
-def drawn(law: Components, n: int, rng: torch.Generator) -> Split:
+def draw_examples(law: Components, n: int, rng: torch.Generator) -> Split:
     """n labelled points of a mixture, whose fields are tensors."""
     component = torch.multinomial(law.weights, n, replacement=True, generator=rng)
     z = torch.randn(n, law.means.shape[1], 1, generator=rng, dtype=torch.float64)

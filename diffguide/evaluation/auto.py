@@ -2,7 +2,7 @@
 
 from ..models.protocols import Classifier, Denoiser
 from .likelihood.base import Density
-from .metric import Measured, Metric, Subject
+from .metric import EvalContext, Metric, MetricResult
 
 __all__ = ["Auto"]
 
@@ -22,14 +22,14 @@ class Auto(Metric):
         self.classifier, self.density, self.denoiser = classifier, density, denoiser
         density.key = "metric.density"
 
-    def of(self, subject: Subject) -> Metric:
-        if subject.able(Denoiser) is None and subject.able(Classifier):
+    def resolve(self, context: EvalContext) -> Metric:
+        if context.as_protocol(Denoiser) is None and context.as_protocol(Classifier):
             return self.classifier
-        levels = subject.model.levels
+        levels = context.model.levels
         return self.density if levels is not None and len(levels) < 2 else self.denoiser
 
-    def check(self, subject: Subject) -> None:
-        self.of(subject).check(subject)
+    def check(self, context: EvalContext) -> None:
+        self.resolve(context).check(context)
 
-    def measure(self, subject: Subject) -> Measured:
-        return self.of(subject).measure(subject)
+    def measure(self, context: EvalContext) -> MetricResult:
+        return self.resolve(context).measure(context)

@@ -13,21 +13,21 @@ from ..models.protocols import Denoiser
 from ..oracles import AutoguidanceTree, GaussianMixture, GMM2DLaw, Oracle
 from ..randomness import fold
 from ..schedules import Schedule
-from .metric import Figure, Measured, Metric, Subject, mean
+from .metric import EvalContext, Figure, Metric, MetricResult, mean
 
-__all__ = ["DenoisingError", "excess", "law_of", "squared_errors"]
+__all__ = ["DenoisingError", "relative_excess_risk", "law_of", "squared_errors"]
 
 LAWS = {  # of data sets that are drawn from one
     GMM2D: lambda data, schedule: GMM2DLaw(schedule),
     Tree: lambda data, schedule: AutoguidanceTree(7, 2, schedule),
     Mixture: lambda data, schedule: GaussianMixture(*data.law, schedule),
 }
-WIDEST = 20.0  # log-SNR at which an infinite end of a schedule is cut
-EXACT, REPETITIONS = 3, 5  # purpose of the seed; independent estimates of the excess, for its standard error
+MAX_LOG_SNR = 20.0  # log-SNR at which an infinite end of a schedule is cut
+EXACT_PURPOSE, NUM_ESTIMATES = 3, 5  # purpose of the seed; independent estimates of the excess, for its standard error
 
 
 @torch.no_grad()
-def excess(
+def relative_excess_risk(
     denoiser: Denoiser, oracle: Oracle, edges: Sequence[float], n: int, seed: int, conditional: bool = True, levels: int = 8,
     device: torch.device | str = "cpu",
 ) -> list[float]:  # fmt: skip
@@ -112,7 +112,7 @@ class DenoisingError(Metric):
 
     The mean over them is the integral over log-SNR by its length: half of the sum over D of the first, times the length, is
     the diffusion term of the likelihood bound (Kingma et al. 2021, arXiv 2107.00630, eq. 15), here by a few levels. Where
-    the data are drawn from a known law there is also the excess over the best possible error (`excess`), 0 = perfect.
+    the data are drawn from a known law there is also the `relative_excess_risk`, 0 = perfect.
 
     Arguments:
         levels: noise levels, the middles of equal parts of the schedule's range of log-SNR, 1 to 1000; an infinite end is
@@ -129,37 +129,39 @@ class DenoisingError(Metric):
     def __init__(self, levels: int, conditional: bool, exact: int):
         if not 1 <= levels <= 1000:
             raise ValueError(f"levels must be 1 to 1000, got {levels}")
-        if exact != 0 and exact < 2 * REPETITIONS:
+        if exact != 0 and exact < 2 * NUM_ESTIMATES:
             raise ValueError(
-                f"exact must be 0 (no excess) or at least {2 * REPETITIONS} examples per level, got {exact}"
+                f"exact must be 0 (no excess) or at least {2 * NUM_ESTIMATES} examples per level, got {exact}"
             )
-        self.levels, self.told_classes, self.exact = levels, conditional, exact
+        self.levels, self.give_labels, self.exact = levels, conditional, exact
 
-    def check(self, subject: Subject) -> None:
-        super().check(subject)
-        if not self.told_classes and not subject.model.has_null:
+    def check(self, context: EvalContext) -> None:
+        super().check(context)
+        if not self.give_labels and not context.model.has_null:
             raise ValueError(
                 "metric.conditional=false needs a model that dropped labels in training (guidance=cfg); this one never did"
             )
-        told = self.told_classes and subject.model.num_classes
-        if told and not subject.model.has_null and bool((subject.labels < 0).any()):
+        told = self.give_labels and context.model.num_classes
+        if told and not context.model.has_null and bool((context.labels < 0).any()):
             raise ValueError(
-                f"metric.conditional=true: the {subject.split} split has examples without a class, and this model never "
+                f"metric.conditional=true: the {context.split} split has examples without a class, and this model never "
                 "dropped a label in training"
             )
 
-    def measure(self, subject: Subject) -> Measured:
-        edges, schedule = self.edges(subject.model.schedule), subject.model.schedule
+    def measure(self, context: EvalContext) -> MetricResult:
+        edges, schedule = self.edges(context.model.schedule), context.model.schedule
         middles = [(low + high) / 2 for low, high in zip(edges, edges[1:])]
         kept = list(range(self.levels))
-        if subject.model.levels is not None:  # the nearest of its own, each once
-            middles = [float(schedule.log_snr(time_of(subject.model, middle))) for middle in middles]
+        if context.model.levels is not None:  # the nearest of its own, each once
+            middles = [float(schedule.log_snr(time_of(context.model, middle))) for middle in middles]
             kept = [k for k, middle in enumerate(middles) if middle not in middles[:k]]
             middles = [middles[k] for k in kept]
-        errors = torch.cat([self.errors(subject, first, middles) for first in subject.firsts], dim=2)
+        errors = torch.cat([self.errors(context, first, middles) for first in context.firsts], dim=2)
         x_0, eps = errors
         curve = [
-            {"log_snr": log_snr, "noise_level": math.exp(-log_snr / 2)} | columns("mse_x_0", a) | columns("mse_eps", b)
+            {"log_snr": log_snr, "noise_level": math.exp(-log_snr / 2)}
+            | mean_columns("mse_x_0", a)
+            | mean_columns("mse_eps", b)
             for log_snr, a, b in zip(middles, x_0, eps)
         ]
         figures = {
@@ -170,64 +172,66 @@ class DenoisingError(Metric):
             Panel("mse_eps", "E |eps - eps_hat|^2 / D", ("answering 0", 1.0)),
             Panel("mse_x_0", "E |x_0 - x_0_hat|^2 / D"),
         ]
-        law = law_of(subject.data, subject.model.schedule) if self.exact else None
+        law = law_of(context.data, context.model.schedule) if self.exact else None
         if law is not None:
-            ratios = self.ratios(subject, law, edges)[:, kept]
+            ratios = self.ratios(context, law, edges)[:, kept]
             for row, ratio in zip(curve, ratios.T.tolist()):
-                row |= {"excess": statistics.mean(ratio), "excess_se": statistics.stdev(ratio) / REPETITIONS**0.5}
+                row |= {"excess": statistics.mean(ratio), "excess_se": statistics.stdev(ratio) / NUM_ESTIMATES**0.5}
             figures["excess"] = mean(ratios.mean(1), "share of the smallest error")._replace(
-                n=self.exact // REPETITIONS * REPETITIONS
+                n=self.exact // NUM_ESTIMATES * NUM_ESTIMATES
             )
             panels.append(Panel("excess", "excess over the smallest error"))
-        own = "" if subject.model.levels is None else " of the model's own, the nearest to levels"
+        own = "" if context.model.levels is None else " of the model's own, the nearest to levels"
         facts = {
             "weighting": f"mean over {len(kept)} levels{own} uniform in log-SNR from {edges[0]:g} to {edges[-1]:g}",
-            "conditional": bool(self.told(subject)),
+            "conditional": bool(self.uses_labels(context)),
             "law": None if law is None else type(law).__name__,
         }
         plot = Plot("denoising", "noise_level", "noise level sigma / alpha", True, panels)
-        return Measured(figures, facts, curve, [plot])
+        return MetricResult(figures, facts, curve, [plot])
 
     def edges(self, schedule: Schedule) -> list[float]:
         """Of the parts of the range of log-SNR, ascending."""
-        low, high = max(schedule.log_snr_min, -WIDEST), min(schedule.log_snr_max, WIDEST)
+        low, high = max(schedule.log_snr_min, -MAX_LOG_SNR), min(schedule.log_snr_max, MAX_LOG_SNR)
         return [low + (high - low) * k / self.levels for k in range(self.levels)] + [high]
 
-    def told(self, subject: Subject) -> bool:
+    def uses_labels(self, context: EvalContext) -> bool:
         """Whether the model is told classes."""
-        return self.told_classes and subject.model.num_classes > 0
+        return self.give_labels and context.model.num_classes > 0
 
-    def errors(self, subject: Subject, first: int, middles: Sequence[float]) -> Tensor:
+    def errors(self, context: EvalContext, first: int, middles: Sequence[float]) -> Tensor:
         """Squared errors of a batch, of x_0 and of eps, [2, levels, b]."""
 
         def compute() -> dict:
-            x_0, y = subject.batch(first)
-            noise, found = subject.noise(first), []
+            x_0, y = context.batch(first)
+            noise, found = context.noise(first), []
             for log_snr in middles:
-                t = time_of(subject.model, log_snr)
+                t = time_of(context.model, log_snr)
                 eps = noise.normal(t, 0)
-                found.append(torch.stack(squared_errors(subject.model, x_0, y if self.told(subject) else None, t, eps)))
+                found.append(
+                    torch.stack(squared_errors(context.model, x_0, y if self.uses_labels(context) else None, t, eps))
+                )
             return {"errors": torch.stack(found, dim=1).numpy()}
 
-        found = torch.from_numpy(subject.parts.part(f"{first:010d}", compute)["errors"])
-        subject.progress(first + found.shape[2], subject.n, "examples")
+        found = torch.from_numpy(context.parts.part(f"{first:010d}", compute)["errors"])
+        context.progress(first + found.shape[2], context.n, "examples")
         return found
 
-    def ratios(self, subject: Subject, law: Oracle, edges: Sequence[float]) -> Tensor:
+    def ratios(self, context: EvalContext, law: Oracle, edges: Sequence[float]) -> Tensor:
         """The excess at each level by independent exact examples, [repetitions, levels]."""
         return torch.tensor(
             [
-                excess(
-                    subject.model, law, edges, self.exact // REPETITIONS, fold(subject.seed, EXACT, k),
-                    self.told(subject), 1, subject.device,
+                relative_excess_risk(
+                    context.model, law, edges, self.exact // NUM_ESTIMATES, fold(context.seed, EXACT_PURPOSE, k),
+                    self.uses_labels(context), 1, context.device,
                 )
-                for k in range(REPETITIONS)
+                for k in range(NUM_ESTIMATES)
             ],
             dtype=torch.float64,
         )  # fmt: skip
 
 
-def columns(name: str, values: Tensor) -> dict[str, float | None]:
+def mean_columns(name: str, values: Tensor) -> dict[str, float | None]:
     """The mean of values [N] and its standard error, as two columns."""
     figure: Figure = mean(values, "")
     return {name: figure.value, f"{name}_se": figure.standard_error}

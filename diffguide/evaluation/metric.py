@@ -1,9 +1,9 @@
 """What a metric is: a question to a trained model, answered on a split of its data by figures with their errors.
 
-    metric.check(subject)              # one sentence where the model or the data cannot answer
-    measured = metric.measure(subject)  # figures, what they rest on, a curve, plots of it
+    metric.check(context)              # one sentence where the model or the data cannot answer
+    measured = metric.measure(context)  # figures, what they rest on, a curve, plots of it
 
-A metric is built from configs/metric/<name>.yaml and knows nothing of commands, files and devices: those are its subject's.
+A metric is built from configs/metric/<name>.yaml and knows nothing of commands, files and devices: those are its context's.
 """
 
 import math
@@ -16,18 +16,18 @@ import torch
 from torch import Tensor
 
 from ..datasets import Dataset
-from ..datasets.base import fetch
+from ..datasets.base import fetch_examples
 from ..figures.plot_spec import Plot
-from ..models.evaluation_counters import EnergyCounter, EvaluationCounter, capable, counter_of
+from ..models.evaluation_counters import EnergyCounter, EvaluationCounter, as_protocol, count_evaluations
 from ..models.level_classifier import LevelClassifier
 from ..models.protocols import Classifier, Denoiser, Energy, LogDensity
 from ..randomness import Noise, fold
 from .parts import MetricError, Parts
 
-__all__ = ["Figure", "Measured", "Metric", "MetricError", "Subject", "mean"]
+__all__ = ["Figure", "MetricResult", "Metric", "MetricError", "EvalContext", "mean"]
 
 SPLITS = ("train", "validation", "test")
-SUBSET, EXAMPLE = 1, 2  # purposes of the seed
+SUBSET_PURPOSE, EXAMPLE_PURPOSE = 1, 2  # purposes of the seed
 PROTOCOLS = {
     Denoiser: "a denoiser",
     LogDensity: "a log-density",
@@ -44,7 +44,7 @@ class Figure(NamedTuple):
         standard_error: of the estimate, in its unit; None = not known.
         n: examples or samples that it rests on.
         unit: nats, bits/dim, share, ...
-        meaningful: whether it says anything, see the notes of `Measured` where not.
+        meaningful: whether it says anything, see the notes of `MetricResult` where not.
     """
 
     value: float
@@ -54,7 +54,7 @@ class Figure(NamedTuple):
     meaningful: bool = True
 
 
-class Measured(NamedTuple):
+class MetricResult(NamedTuple):
     """What a metric found: plain numbers, texts, lists and mappings.
 
     Arguments:
@@ -76,7 +76,7 @@ class Measured(NamedTuple):
     notes: Sequence[str] = ()
 
 
-class Subject:
+class EvalContext:
     """A model and the examples that it is measured on.
 
     Arguments:
@@ -121,12 +121,12 @@ class Subject:
         classes = getattr(model, "num_classes", 0)
         if classes and data.class_names and classes != len(data.class_names):
             raise ValueError(f"the model has {classes} classes, and the data have {len(data.class_names)}")
-        self.counter = counter_of(model) if isinstance(model, Denoiser | Energy) else None
+        self.counter = count_evaluations(model) if isinstance(model, Denoiser | Energy) else None
         self.model, self.data, self.split, self.seed = self.counter or model, data, split, seed
         self.batch_size, self.device = batch_size, torch.device(device)
         self.begin(parts or Parts(None), progress or (lambda done, total, unit: None))
         self.checkpoint, self.config = checkpoint, dict(config or {})
-        order = torch.randperm(available, generator=torch.Generator().manual_seed(fold(seed, SUBSET)))
+        order = torch.randperm(available, generator=torch.Generator().manual_seed(fold(seed, SUBSET_PURPOSE)))
         self.rows = order[: available if n is None else n].sort().values
         self.class_names, self.shape = data.class_names, data.shape
 
@@ -150,23 +150,23 @@ class Subject:
 
     def batch(self, first: int) -> tuple[Tensor, Tensor]:
         """Examples as a network sees them, float32 in [-1, 1] [b, ...], and classes [b], on the device."""
-        x, y = fetch(getattr(self.data, self.split), self.rows[first : first + self.batch_size])
-        return self.data.view(x).to(self.device), y.to(self.device)
+        x, y = fetch_examples(getattr(self.data, self.split), self.rows[first : first + self.batch_size])
+        return self.data.preprocess(x).to(self.device), y.to(self.device)
 
     def noise(self, first: int, dtype: torch.dtype = torch.float32) -> Noise:
         """The noise of a batch: example i's is a function of the seed and its place in the split, whatever n and batch."""
         rows = self.rows[first : first + self.batch_size].tolist()
-        seeds = [fold(self.seed, EXAMPLE, row) for row in rows]
+        seeds = [fold(self.seed, EXAMPLE_PURPOSE, row) for row in rows]
         return Noise(seeds, self.shape, getattr(self.model, "schedule", None), self.device, dtype)
 
-    def able(self, protocol: type) -> Any:
+    def as_protocol(self, protocol: type) -> Any:
         """The model, where it has a protocol (Denoiser, LogDensity, Classifier), or None."""
         if isinstance(self.model, Denoiser | Energy):
-            return capable(self.model, protocol)
+            return as_protocol(self.model, protocol)
         return self.model if isinstance(self.model, protocol) else None
 
     @property
-    def holds(self) -> str:
+    def model_name(self) -> str:
         """What the model is called in a message."""
         if isinstance(self.counter, EnergyCounter):
             return type(self.counter.energy).__name__
@@ -199,36 +199,36 @@ class Metric:
     conditional: ClassVar[bool] = False
     labels: ClassVar[bool] = False
 
-    def of(self, subject: Subject) -> "Metric":
+    def resolve(self, context: EvalContext) -> "Metric":
         """The metric itself, or the one that it stands for with such a model."""
         return self
 
-    def check(self, subject: Subject) -> None:
-        """Whether the question can be answered; a metric with more conditions adds them after super().check(subject).
+    def check(self, context: EvalContext) -> None:
+        """Whether the question can be answered; a metric with more conditions adds them after super().check(context).
 
         Raises:
             ValueError: it cannot, in one sentence.
         """
         for protocol in self.needs:
             wanted = PROTOCOLS[protocol] + (" with classes" if self.conditional else "")
-            if subject.able(protocol) is None:
-                raise ValueError(f"metric={self.name} needs {wanted}; this checkpoint holds a {subject.holds}")
-            if protocol is Denoiser and subject.model.levels is not None and len(subject.model.levels) < 2:
+            if context.as_protocol(protocol) is None:
+                raise ValueError(f"metric={self.name} needs {wanted}; this checkpoint holds a {context.model_name}")
+            if protocol is Denoiser and context.model.levels is not None and len(context.model.levels) < 2:
                 raise ValueError(
-                    f"metric={self.name} needs noise levels, and this {subject.holds} knows the data's own alone "
+                    f"metric={self.name} needs noise levels, and this {context.model_name} knows the data's own alone "
                     "(objective=nce): take metric=log_density, or metric=classification where there are classes"
                 )
-        if self.conditional and not subject.model.num_classes:
-            raise ValueError(f"metric={self.name} needs a model with classes; this {subject.holds} has none")
-        if self.labels and not (subject.class_names and bool((subject.labels >= 0).all())):
-            raise ValueError(f"metric={self.name} needs labels, and the {subject.split} split has examples without one")
+        if self.conditional and not context.model.num_classes:
+            raise ValueError(f"metric={self.name} needs a model with classes; this {context.model_name} has none")
+        if self.labels and not (context.class_names and bool((context.labels >= 0).all())):
+            raise ValueError(f"metric={self.name} needs labels, and the {context.split} split has examples without one")
 
-    def measure(self, subject: Subject) -> Measured:
+    def measure(self, context: EvalContext) -> MetricResult:
         """The answer.
 
         Raises:
             MetricError: a measurement that was begun and cannot end; in one sentence.
-            Stopped: from subject.progress, at a signal; what subject.parts keeps is not computed again by `resume`.
+            Stopped: from context.progress, at a signal; what context.parts keeps is not computed again by `resume`.
         """
         raise NotImplementedError
 

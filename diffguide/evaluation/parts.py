@@ -11,7 +11,7 @@ from ..files.run_folders import write_atomically
 
 __all__ = ["MetricError", "Parts"]
 
-EVALUATIONS, SECONDS = "_evaluations", "_seconds"  # of every part, beside its own arrays
+EVALUATIONS_KEY, SECONDS_KEY = "_evaluations", "_seconds"  # of every part, beside its own arrays
 
 
 class MetricError(ValueError):
@@ -21,8 +21,8 @@ class MetricError(ValueError):
 class Parts:
     """One `<name>.npz` per finished part, whole or absent, without pickle.
 
-        arrays = subject.parts.part(f"{first:010d}", lambda: {"nll": compute(first)})
-        subject.progress(first + len(arrays["nll"]), subject.n, "examples")  # here, where the part is kept
+        arrays = context.parts.part(f"{first:010d}", lambda: {"nll": compute(first)})
+        context.progress(first + len(arrays["nll"]), context.n, "examples")  # here, where the part is kept
 
     Arguments:
         folder: where they lie, made when the first is written; None = nothing is kept.
@@ -50,7 +50,10 @@ class Parts:
             return self.read(path)
         before, started = self.count(), time.monotonic()
         arrays = compute()
-        spent = {EVALUATIONS: numpy.int64(self.count() - before), SECONDS: numpy.float64(time.monotonic() - started)}
+        spent = {
+            EVALUATIONS_KEY: numpy.int64(self.count() - before),
+            SECONDS_KEY: numpy.float64(time.monotonic() - started),
+        }
         self.folder.mkdir(exist_ok=True)
         write_atomically(path, lambda temporary: numpy.savez(temporary, **arrays, **spent))
         return arrays
@@ -60,8 +63,8 @@ class Parts:
         try:
             with numpy.load(path, allow_pickle=False) as file:
                 arrays = dict(file)
-            self.restored += int(arrays.pop(EVALUATIONS))
-            self.seconds += float(arrays.pop(SECONDS))
+            self.restored += int(arrays.pop(EVALUATIONS_KEY))
+            self.seconds += float(arrays.pop(SECONDS_KEY))
         except Exception as error:  # whatever NumPy and zipfile may say to such a file
             raise MetricError(f"the part {path} is damaged: remove it and resume the run") from error
         return arrays

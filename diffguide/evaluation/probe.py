@@ -6,13 +6,13 @@ import torch
 
 from ..models.protocols import Denoiser
 
-__all__ = ["check_conditioning", "conditioning"]
+__all__ = ["check_conditioning", "label_effect"]
 
-LEVELS = (3.0, 1.0, 0.3)  # noise levels sigma / alpha, where the class of an image is open
+PROBE_LEVELS = (3.0, 1.0, 0.3)  # noise levels sigma / alpha, where the class of an image is open
 
 
 @torch.no_grad()
-def conditioning(denoiser: Denoiser, shape: Sequence[int], device: torch.device | str = "cpu") -> float:
+def label_effect(denoiser: Denoiser, shape: Sequence[int], device: torch.device | str = "cpu") -> float:
     """How much the class moves the prediction of the noise, the largest over noise levels:
 
         rms(eps(x_t, y) - eps(x_t, y')) / rms(eps(x_t, y)),  y' the next class; where there is one class, none.
@@ -25,7 +25,7 @@ def conditioning(denoiser: Denoiser, shape: Sequence[int], device: torch.device 
     rng, schedule, found = torch.Generator().manual_seed(0), denoiser.schedule, []
     y = torch.arange(min(denoiser.num_classes, 16), device=device)
     other = (y + 1) % denoiser.num_classes if denoiser.num_classes > 1 else torch.full_like(y, -1)
-    for level in LEVELS:
+    for level in PROBE_LEVELS:
         log_snr = -2 * torch.tensor(level, dtype=torch.float64).log()
         t = schedule.t_of(log_snr.clamp(schedule.log_snr_min, schedule.log_snr_max)).clamp(0, 1)
         if denoiser.levels is not None:
@@ -43,7 +43,7 @@ def check_conditioning(denoiser: Denoiser, shape: Sequence[int], device: torch.d
     Raises:
         ValueError: a model with classes whose answer is the same for all of them.
     """
-    if denoiser.num_classes and not (moved := conditioning(denoiser, shape, device)) > 1e-6:
+    if denoiser.num_classes and not (moved := label_effect(denoiser, shape, device)) > 1e-6:
         raise ValueError(
             f"this model has {denoiser.num_classes} classes and ignores them: another class moves its prediction by "
             f"{moved:.1g} of its size, so guidance would do nothing; it never saw labels, or its network does not use y"

@@ -7,16 +7,21 @@ from typing import Any
 from ..files.run_folders import write_atomically
 from .plot_spec import Plot
 
-__all__ = ["HOLLOW", "LEAST_PRECISION", "OPEN", "figure", "write"]
+__all__ = ["HOLLOW_LABEL", "MIN_PRECISION", "HOLLOW_STYLE", "draw_curves", "write_curve_figure"]
 
-LEAST_PRECISION = 0.05  # with fewer samples among the real examples recall says nothing
-HOLLOW = f"not meaningful: precision below {LEAST_PRECISION}"
-OPEN = {"marker": "o", "markersize": 7, "markerfacecolor": "white", "linestyle": "none"}  # how such a point looks
-TICKS = 8  # of a logarithmic axis: as many values stand there themselves
-COLORS = 10  # that differ well; more lines run through a colour map
+MIN_PRECISION = 0.05  # with fewer samples among the real examples recall says nothing
+HOLLOW_LABEL = f"not meaningful: precision below {MIN_PRECISION}"
+HOLLOW_STYLE = {
+    "marker": "o",
+    "markersize": 7,
+    "markerfacecolor": "white",
+    "linestyle": "none",
+}  # how such a point looks
+MAX_VALUE_TICKS = 8  # of a logarithmic axis: as many values stand there themselves
+MAX_CYCLE_COLORS = 10  # that differ well; more lines run through a colour map
 
 
-def figure(plot: Plot, lines: Mapping[str, Sequence[Mapping[str, Any]]]):
+def draw_curves(plot: Plot, lines: Mapping[str, Sequence[Mapping[str, Any]]]):
     """A matplotlib figure.
 
     Arguments:
@@ -32,16 +37,16 @@ def figure(plot: Plot, lines: Mapping[str, Sequence[Mapping[str, Any]]]):
     shades = matplotlib.colormaps["viridis"]
     for axis, panel in zip(axes, panels):
         for index, (name, curve) in enumerate(lines.items()):
-            color = f"C{index}" if len(lines) <= COLORS else shades(index / (len(lines) - 1))
-            rows = [row for row in curve if number(row.get(panel.column)) and number(row.get(plot.x))]
+            color = f"C{index}" if len(lines) <= MAX_CYCLE_COLORS else shades(index / (len(lines) - 1))
+            rows = [row for row in curve if is_number(row.get(panel.column)) and is_number(row.get(plot.x))]
             x, y = ([row[column] for row in rows] for column in (plot.x, panel.column))
             errors = [row.get(f"{panel.column}_se") for row in rows]
             axis.plot(x, y, marker=".", color=color, label=name)
             if hollow := [row for row in rows if row.get(f"{panel.column}_meaningful") is False]:
                 places = [[row[column] for row in hollow] for column in (plot.x, panel.column)]
-                axis.plot(*places, color=color, label=HOLLOW, **OPEN)
-            if any(map(number, errors)):
-                spread = [error if number(error) else 0.0 for error in errors]
+                axis.plot(*places, color=color, label=HOLLOW_LABEL, **HOLLOW_STYLE)
+            if any(map(is_number, errors)):
+                spread = [error if is_number(error) else 0.0 for error in errors]
                 low, high = ([a + sign * b for a, b in zip(y, spread)] for sign in (-1, 1))
                 axis.fill_between(x, low, high, color=color, alpha=0.25, linewidth=0)
         axis.margins(y=0.08)
@@ -51,8 +56,8 @@ def figure(plot: Plot, lines: Mapping[str, Sequence[Mapping[str, Any]]]):
             axis.annotate(label, (0.02, height), xycoords=("axes fraction", "data"), color="0.4", va="bottom", size=8)
         scales = ["log" if logarithmic else "linear" for logarithmic in (plot.logarithmic, panel.logarithmic)]
         axis.set(xlabel=plot.label, ylabel=panel.label, xscale=scales[0], yscale=scales[1])
-        places = sorted({row[plot.x] for curve in lines.values() for row in curve if number(row.get(plot.x))})
-        if plot.logarithmic and len(places) <= TICKS:  # 2, 4, 8 in place of 2 x 10^0
+        places = sorted({row[plot.x] for curve in lines.values() for row in curve if is_number(row.get(plot.x))})
+        if plot.logarithmic and len(places) <= MAX_VALUE_TICKS:  # 2, 4, 8 in place of 2 x 10^0
             axis.set_xticks(places, [f"{place:g}" for place in places])
             axis.set_xticks([], minor=True)
     entries = {name: handle for axis in axes for handle, name in zip(*axis.get_legend_handles_labels()) if name}
@@ -61,16 +66,16 @@ def figure(plot: Plot, lines: Mapping[str, Sequence[Mapping[str, Any]]]):
     return drawn
 
 
-def number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
     """Whether a value of a curve can be drawn: JSON has infinities as texts."""
     return isinstance(value, int | float)
 
 
-def write(path: Path, plot: Plot, lines: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
-    """Writes `figure` as a PNG.
+def write_curve_figure(path: Path, plot: Plot, lines: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+    """Writes `draw_curves` as a PNG.
 
     Raises:
         WriteError: the disk is full, the folder is gone, ...
     """
-    drawn = figure(plot, lines)
+    drawn = draw_curves(plot, lines)
     write_atomically(path, lambda temporary: drawn.savefig(temporary, format="png", dpi=100))

@@ -14,34 +14,47 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from ..files.run_folders import write_atomically, write_together
-from .scatter import Backdrop, backdrop, write_scatter
+from .scatter import ScatterBackground, build_background, write_scatter
 
 __all__ = [
-    "Layout", "contact_rows", "contact_sheet", "grid", "layout", "quantised", "sample_picture", "save", "save_singles",
-    "to_uint8", "training_labels", "write_grid",
-]  # fmt: skip
+    "GridLayout",
+    "choose_contact_rows",
+    "choose_training_labels",
+    "draw_grid",
+    "lay_out_grid",
+    "quantize",
+    "to_uint8",
+    "write_contact_sheet",
+    "write_grid",
+    "write_png",
+    "write_pngs",
+    "write_samples",
+]
 
-CELL = 56  # pixels a side that a small image is enlarged to at least
-GAP = 3
-COLUMNS = 20  # most columns of a grid; samples.npz holds all samples
-ROWS = 40  # most classes
-SAMPLED, VECTORS = 160, 2500  # most samples of all classes in a picture of a training run, of images and of vectors
-NAMED = 12  # most classes that a note names
-LINE = 17  # pixels of a line of text
-POINTS = 20000  # most vectors of a scatter plot
+MIN_CELL = 56  # pixels a side that a small image is enlarged to at least
+CELL_GAP = 3
+MAX_COLUMNS = 20  # most columns of a grid; samples.npz holds all samples
+MAX_ROWS = 40  # most classes
+MAX_TRAINING_IMAGES, MAX_TRAINING_VECTORS = (
+    160,
+    2500,
+)  # most samples of all classes in a picture of a training run, of images and of vectors
+MAX_OMITTED_NAMES = 12  # most classes that a note names
+LINE_HEIGHT = 17  # pixels of a line of text
+MAX_CONTACT_POINTS = 20000  # most vectors of a scatter plot
 
 
-def quantised(x: Tensor) -> Tensor:
+def quantize(x: Tensor) -> Tensor:
     """The bytes of images in [-1, 1], of the same shape: round(127.5 (x + 1)), clipped, in float32 whatever they come in."""
     return ((x.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
 def to_uint8(x: Tensor) -> numpy.ndarray:
-    """`quantised` images [N, C, H, W] as an array [N, H, W, C], which is how they are written."""
-    return quantised(x).permute(0, 2, 3, 1).cpu().numpy()
+    """`quantize` images [N, C, H, W] as an array [N, H, W, C], which is how they are written."""
+    return quantize(x).permute(0, 2, 3, 1).cpu().numpy()
 
 
-class Layout(NamedTuple):
+class GridLayout(NamedTuple):
     """rows: which samples a grid shows, by index; names: of its rows, [] = none; note: what it leaves out, "" = nothing."""
 
     rows: list[list[int]]
@@ -53,7 +66,7 @@ class Layout(NamedTuple):
         return [index for row in self.rows for index in row]
 
 
-def layout(labels: Sequence[int], class_names: Sequence[str], most: int = ROWS * COLUMNS) -> Layout:
+def lay_out_grid(labels: Sequence[int], class_names: Sequence[str], most: int = MAX_ROWS * MAX_COLUMNS) -> GridLayout:
     """A row per class with its first samples, or only rows where nothing has a class.
 
     Arguments:
@@ -62,39 +75,39 @@ def layout(labels: Sequence[int], class_names: Sequence[str], most: int = ROWS *
         most: samples shown at most; every row loses its last ones first.
     """
     if max(labels) < 0:
-        count = min(len(labels), most, ROWS * COLUMNS)
-        width = min(COLUMNS, math.ceil(math.sqrt(count)))
-        return Layout([list(range(i, min(i + width, count))) for i in range(0, count, width)], [])
+        count = min(len(labels), most, MAX_ROWS * MAX_COLUMNS)
+        width = min(MAX_COLUMNS, math.ceil(math.sqrt(count)))
+        return GridLayout([list(range(i, min(i + width, count))) for i in range(0, count, width)], [])
     present = sorted(set(labels))
-    members: dict[int, list[int]] = {label: [] for label in present[: min(ROWS, most)]}
+    members: dict[int, list[int]] = {label: [] for label in present[: min(MAX_ROWS, most)]}
     for index, label in enumerate(labels):
-        if label in members and len(members[label]) < COLUMNS:
+        if label in members and len(members[label]) < MAX_COLUMNS:
             members[label].append(index)
-    width = max(w for w in range(1, COLUMNS + 1) if sum(min(len(row), w) for row in members.values()) <= most)
+    width = max(w for w in range(1, MAX_COLUMNS + 1) if sum(min(len(row), w) for row in members.values()) <= most)
     names = ["" if label < 0 else str(class_names[label]) for label in members]
-    note = left_out([class_names[label] for label in present if label not in members], len(present))
-    return Layout([row[:width] for row in members.values()], names, note)
+    note = describe_omitted([class_names[label] for label in present if label not in members], len(present))
+    return GridLayout([row[:width] for row in members.values()], names, note)
 
 
-def left_out(names: Sequence[str], total: int) -> str:
+def describe_omitted(names: Sequence[str], total: int) -> str:
     """What a picture says of the classes that it has no room for, "" where there are none."""
-    shown = ", ".join(map(str, names[:NAMED])) + (", ..." if len(names) > NAMED else "")
+    shown = ", ".join(map(str, names[:MAX_OMITTED_NAMES])) + (", ..." if len(names) > MAX_OMITTED_NAMES else "")
     return f"{len(names)} of {total} classes are left out: {shown}" if names else ""
 
 
-def training_labels(classes: int, vectors: bool) -> list[int]:
+def choose_training_labels(classes: int, vectors: bool) -> list[int]:
     """The labels of a picture of a training run: eight samples of each class, fewer where there are many; at most 40 classes.
 
     Arguments:
         classes: 0 = samples without condition.
         vectors: whether samples are vectors, of which 250 of a class are shown.
     """
-    most, each = (VECTORS, 250) if vectors else (SAMPLED, 8)
-    shown = list(range(min(classes, ROWS))) or [-1] * 10
+    most, each = (MAX_TRAINING_VECTORS, 250) if vectors else (MAX_TRAINING_IMAGES, 8)
+    shown = list(range(min(classes, MAX_ROWS))) or [-1] * 10
     return [label for label in shown for _ in range(min(each, most // len(shown)))]
 
 
-def sample_picture(
+def write_samples(
     path: Path, x: Tensor, labels: Sequence[int], class_names: Sequence[str], background: Tensor | None = None,
     whole: bool = False,
 ) -> None:  # fmt: skip
@@ -107,19 +120,19 @@ def sample_picture(
         background: data [M, D] to draw the vectors over.
         whole: whether it is to show every class, and says which it does not.
     """
-    shown, classes = Layout([], []) if x.ndim == 2 else layout(labels, class_names), set(labels)
+    shown, classes = GridLayout([], []) if x.ndim == 2 else lay_out_grid(labels, class_names), set(labels)
     if whole and max(labels) >= 0:
         others = [name for index, name in enumerate(class_names) if index not in classes]
-        shown = shown._replace(note=left_out(others, len(class_names)))
+        shown = shown._replace(note=describe_omitted(others, len(class_names)))
     if x.ndim == 2:
-        write_scatter(path, [(shown.note, x.numpy(), labels)], class_names, backdrop(background, x.shape[1]))
+        write_scatter(path, [(shown.note, x.numpy(), labels)], class_names, build_background(background, x.shape[1]))
     else:
         write_grid(path, shown, to_uint8(x))
 
 
-def contact_sheet(
+def write_contact_sheet(
     path: Path, columns: Sequence[tuple[str, numpy.ndarray]], labels: Sequence[Sequence[int]],
-    class_names: Sequence[str], behind: Backdrop | None = None,
+    class_names: Sequence[str], background: ScatterBackground | None = None,
 ) -> None:  # fmt: skip
     """Writes a PNG with a column per run of a sweep, the same sample (seed) along each row.
 
@@ -129,19 +142,19 @@ def contact_sheet(
         columns: (title, samples) per run: uint8 [R, H, W, C], or vectors [R, D].
         labels: per run, of these samples.
         class_names: one per class.
-        behind: what vectors are drawn over.
+        background: what vectors are drawn over.
     """
     if columns[0][1].ndim == 2:
         panels = [(title, x, own) for (title, x), own in zip(columns, labels)]
-        write_scatter(path, panels, class_names, behind or backdrop(None, columns[0][1].shape[1]))
+        write_scatter(path, panels, class_names, background or build_background(None, columns[0][1].shape[1]))
         return
     classes = [set(row) for row in zip(*labels)]
     names = ["" if len(row) > 1 or -1 in row else str(class_names[row.pop()]) for row in classes]
     rows = [list(pictures) for pictures in zip(*(x for _, x in columns))]
-    save(path, grid(rows, names, [title for title, _ in columns]))
+    write_png(path, draw_grid(rows, names, [title for title, _ in columns]))
 
 
-def contact_rows(labels: Sequence[int], shape: Sequence[int]) -> list[int]:
+def choose_contact_rows(labels: Sequence[int], shape: Sequence[int]) -> list[int]:
     """The samples that a contact sheet shows, by index: two of each class, at most 20; of vectors the first ones.
 
     Arguments:
@@ -149,63 +162,63 @@ def contact_rows(labels: Sequence[int], shape: Sequence[int]) -> list[int]:
         shape: of one sample.
     """
     if len(shape) == 1:
-        return list(range(min(len(labels), POINTS)))
-    each = 2 if max(labels) >= 0 else COLUMNS
+        return list(range(min(len(labels), MAX_CONTACT_POINTS)))
+    each = 2 if max(labels) >= 0 else MAX_COLUMNS
     seen: Counter[int] = Counter()
     rows = []
     for index, label in enumerate(labels):
-        if seen[label] < each and len(rows) < COLUMNS:
+        if seen[label] < each and len(rows) < MAX_COLUMNS:
             rows.append(index)
         seen[label] += 1
     return rows
 
 
-def write_grid(path: Path, shown: Layout, pictures: Mapping[int, numpy.ndarray] | numpy.ndarray) -> None:
+def write_grid(path: Path, shown: GridLayout, pictures: Mapping[int, numpy.ndarray] | numpy.ndarray) -> None:
     """Writes a PNG of uint8 [H, W, C] pictures by index."""
-    save(path, grid([[pictures[index] for index in row] for row in shown.rows], shown.names, [], shown.note))
+    write_png(path, draw_grid([[pictures[index] for index in row] for row in shown.rows], shown.names, [], shown.note))
 
 
-def grid(rows: list[list[numpy.ndarray]], names: list[str], titles: list[str], note: str = "") -> Image.Image:
+def draw_grid(rows: list[list[numpy.ndarray]], names: list[str], titles: list[str], note: str = "") -> Image.Image:
     """Rows of uint8 [H, W, C] pictures, names at the left, titles of any number of lines on top, a note below.
 
     Pictures below 56 pixels a side are enlarged by a whole factor to at least that. Titles wider than a picture are broken.
     """
     height, width = rows[0][0].shape[:2]
-    factor = math.ceil(CELL / max(height, width))
-    font = lettering()
+    factor = math.ceil(MIN_CELL / max(height, width))
+    font = load_font()
     measure = partial(ImageDraw.Draw(Image.new("RGB", (1, 1))).textlength, font=font)
     margin = max((int(measure(name)) for name in names), default=0)
-    margin += 2 * GAP if margin else GAP
-    titles = [broken(title, width * factor, measure) for title in titles]
+    margin += 2 * CELL_GAP if margin else CELL_GAP
+    titles = [wrap_text(title, width * factor, measure) for title in titles]
     widest = max((int(measure(line)) for title in titles for line in title), default=0)
-    step_x, step_y = max(width * factor, widest + 2 * GAP) + GAP, height * factor + GAP
-    top = GAP + LINE * max(map(len, titles), default=0)
+    step_x, step_y = max(width * factor, widest + 2 * CELL_GAP) + CELL_GAP, height * factor + CELL_GAP
+    top = CELL_GAP + LINE_HEIGHT * max(map(len, titles), default=0)
     across = margin + max(len(row) for row in rows) * step_x
-    below = broken(note, across - 2 * GAP, measure) if note else []
-    sheet = Image.new("RGB", (across, top + len(rows) * step_y + LINE * len(below)), "white")
+    below = wrap_text(note, across - 2 * CELL_GAP, measure) if note else []
+    sheet = Image.new("RGB", (across, top + len(rows) * step_y + LINE_HEIGHT * len(below)), "white")
     draw = ImageDraw.Draw(sheet)
     for column, title in enumerate(titles):
-        middle = (margin + column * step_x + (step_x - GAP) / 2, top / 2)
+        middle = (margin + column * step_x + (step_x - CELL_GAP) / 2, top / 2)
         draw.text(middle, "\n".join(title), "black", font, anchor="mm", align="center")
     for y, (row, name) in enumerate(zip(rows, names or [""] * len(rows))):
-        draw.text((GAP, top + y * step_y + height * factor / 2), name, "black", font, anchor="lm")
+        draw.text((CELL_GAP, top + y * step_y + height * factor / 2), name, "black", font, anchor="lm")
         for column, pixels in enumerate(row):
-            image = single(pixels).resize((width * factor, height * factor), Image.Resampling.NEAREST)
-            sheet.paste(image, (margin + column * step_x + (step_x - GAP - width * factor) // 2, top + y * step_y))
+            image = to_image(pixels).resize((width * factor, height * factor), Image.Resampling.NEAREST)
+            sheet.paste(image, (margin + column * step_x + (step_x - CELL_GAP - width * factor) // 2, top + y * step_y))
     if below:
-        draw.text((GAP, top + len(rows) * step_y), "\n".join(below), "black", font)
+        draw.text((CELL_GAP, top + len(rows) * step_y), "\n".join(below), "black", font)
     return sheet
 
 
-def lettering() -> ImageFont.FreeTypeFont:
+def load_font() -> ImageFont.FreeTypeFont:
     """The letters of names and titles: matplotlib's, for Pillow's own font has no accents, Greek or Cyrillic."""
     from matplotlib import get_data_path
 
     return ImageFont.truetype(Path(get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", 13)
 
 
-def broken(text: str, width: float, measure: Callable[[str], float]) -> list[str]:
-    """The lines of a text, those that are too wide broken behind spaces, underscores, slashes and commas."""
+def wrap_text(text: str, width: float, measure: Callable[[str], float]) -> list[str]:
+    """The lines of a text, those that are too wide broken background spaces, underscores, slashes and commas."""
     lines: list[str] = []
     for line in text.split("\n"):
         lines.append("")
@@ -216,12 +229,12 @@ def broken(text: str, width: float, measure: Callable[[str], float]) -> list[str
     return [line.rstrip() for line in lines]
 
 
-def single(pixels: numpy.ndarray) -> Image.Image:
+def to_image(pixels: numpy.ndarray) -> Image.Image:
     """One picture of uint8 [H, W, C]; grey stays grey."""
     return Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels)
 
 
-def save(path: Path, picture: Image.Image) -> None:
+def write_png(path: Path, picture: Image.Image) -> None:
     """Writes a PNG.
 
     Raises:
@@ -230,13 +243,13 @@ def save(path: Path, picture: Image.Image) -> None:
     write_atomically(path, partial(picture.save, format="PNG"))
 
 
-def save_singles(folder: Path, first: int, pictures: numpy.ndarray) -> None:
+def write_pngs(folder: Path, first: int, pictures: numpy.ndarray) -> None:
     """Writes a PNG `<index>.png` of each of uint8 [N, H, W, C], from index `first` on.
 
     Raises:
         WriteError: the disk is full, the folder is gone, ...
     """
     write_together({
-        folder / f"{index:06d}.png": partial(single(pixels).save, format="PNG")
+        folder / f"{index:06d}.png": partial(to_image(pixels).save, format="PNG")
         for index, pixels in enumerate(pictures, start=first)
     })  # fmt: skip

@@ -9,13 +9,13 @@ from torch import Tensor
 
 from ..files.run_folders import write_atomically
 
-__all__ = ["Backdrop", "backdrop", "draw", "figure_of", "write_scatter"]
+__all__ = ["ScatterBackground", "build_background", "draw_panel", "draw_scatter", "write_scatter"]
 
-POINTS = 5000  # of the data, at most
+MAX_DATA_POINTS = 5000  # of the data, at most
 BINS = 80
 
 
-class Backdrop(NamedTuple):
+class ScatterBackground(NamedTuple):
     """What vectors are shown in and over.
 
     Arguments:
@@ -32,23 +32,23 @@ class Backdrop(NamedTuple):
     curve: numpy.ndarray
     label: str
 
-    def plain(self) -> list:
-        """Plain values, for JSON."""
+    def to_json(self) -> list:
+        """The fields as plain values, for JSON."""
         return [part.tolist() if isinstance(part, numpy.ndarray) else part for part in self]
 
     @classmethod
-    def restored(cls, plain: list) -> "Backdrop":
-        """From `plain`."""
-        axes, names, points, curve, label = plain
+    def from_json(cls, fields: list) -> "ScatterBackground":
+        """From what `to_json` returned."""
+        axes, names, points, curve, label = fields
         width = len(names)
         axes, points = (numpy.reshape(part, (-1, width)) for part in (axes, points))
         return cls(axes, names, points, numpy.reshape(curve, (-1, 2)), label)
 
 
-def backdrop(
+def build_background(
     x: Tensor | None, dimensions: int, curve: numpy.ndarray | None = None, label: str = "data"
-) -> Backdrop:  # fmt: skip
-    """A backdrop of data x [M, D]: as it is up to the plane, beyond it along its two first principal axes.
+) -> ScatterBackground:  # fmt: skip
+    """The background for data x [M, D]: as they are for D <= 2, projected on the first two principal axes for D > 2.
 
     Where there is no data, the first two coordinates.
     """
@@ -63,24 +63,33 @@ def backdrop(
         axes = axes * numpy.sign(axes[abs(axes).argmax(0), [0, 1]])  # of the two signs, always the same one
         shares = 100 * found.explained_variance_ratio_
         names = [f"principal axis {k} ({share:.0f} % of the variance)" for k, share in enumerate(shares, start=1)]
-    return Backdrop(axes, names, data[:POINTS] @ axes, numpy.zeros((0, 2)) if curve is None else curve, label)
+    return ScatterBackground(
+        axes, names, data[:MAX_DATA_POINTS] @ axes, numpy.zeros((0, 2)) if curve is None else curve, label
+    )
 
 
 def write_scatter(
-    path: Path, panels: Sequence[tuple[str, numpy.ndarray, Sequence[int]]], class_names: Sequence[str], behind: Backdrop
+    path: Path,
+    panels: Sequence[tuple[str, numpy.ndarray, Sequence[int]]],
+    class_names: Sequence[str],
+    background: ScatterBackground,
 ) -> None:
     """Writes a PNG with a panel per (title, vectors [N, D], labels).
 
     Raises:
         WriteError: the disk is full, the folder is gone, ...
     """
-    shown = [(title, x @ behind.axes, labels) for title, x, labels in panels]
-    figure = figure_of(shown, class_names, behind)
+    shown = [(title, x @ background.axes, labels) for title, x, labels in panels]
+    figure = draw_scatter(shown, class_names, background)
     write_atomically(path, lambda temporary: figure.savefig(temporary, format="png", dpi=100, bbox_inches="tight"))
 
 
-def figure_of(panels: Sequence[tuple[str, numpy.ndarray, Sequence[int]]], class_names: Sequence[str], behind: Backdrop):
-    """A figure of (title, x [N, 2] or [N, 1] along the axes of the backdrop, labels), a panel each, of common axes.
+def draw_scatter(
+    panels: Sequence[tuple[str, numpy.ndarray, Sequence[int]]],
+    class_names: Sequence[str],
+    background: ScatterBackground,
+):
+    """A figure of (title, x [N, 2] or [N, 1] along the axes of the background, labels), a panel each, of common axes.
 
     The points of a scatter plot are its axes' last collections, one per class in ascending order.
     """
@@ -88,24 +97,24 @@ def figure_of(panels: Sequence[tuple[str, numpy.ndarray, Sequence[int]]], class_
 
     figure = Figure(figsize=(4.5 * len(panels) + 1, 4.5), layout="constrained")
     axes = figure.subplots(1, len(panels), squeeze=False, sharex=True, sharey=True)[0]
-    low, high = span([x for _, x, _ in panels], behind)
+    low, high = histogram_range([x for _, x, _ in panels], background)
     for axis, (title, x, labels) in zip(axes, panels):
-        draw(axis, x, labels, class_names, behind, (low, high))
+        draw_panel(axis, x, labels, class_names, background, (low, high))
         axis.set_title(title)
     axes[-1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5), markerscale=3)
     return figure
 
 
-def span(parts: Sequence[numpy.ndarray], behind: Backdrop) -> tuple[float, float]:
+def histogram_range(parts: Sequence[numpy.ndarray], background: ScatterBackground) -> tuple[float, float]:
     """The part of a line that histograms show: all that there is."""
-    first = numpy.concatenate([*(x[:, 0] for x in parts), behind.points[:, 0], behind.curve[:, 0]])
+    first = numpy.concatenate([*(x[:, 0] for x in parts), background.points[:, 0], background.curve[:, 0]])
     first = first[numpy.isfinite(first)]
     low, high = (float(first.min()), float(first.max())) if len(first) else (0.0, 1.0)
     return (low, high) if low < high else (low - 0.5, high + 0.5)
 
 
-def draw(
-    axis, x: numpy.ndarray, labels: Sequence[int], class_names: Sequence[str], behind: Backdrop,
+def draw_panel(
+    axis, x: numpy.ndarray, labels: Sequence[int], class_names: Sequence[str], background: ScatterBackground,
     limits: tuple[float, float],
 ) -> None:  # fmt: skip
     """One panel: a scatter plot of equal axes over the data in grey, or a histogram, classes stacked, under the density.
@@ -121,14 +130,16 @@ def draw(
         edges, parts = numpy.linspace(*limits, BINS + 1), [part[numpy.isfinite(part[:, 0])] for part in parts]
         weights = [numpy.full(len(part), 1 / (len(x) * (edges[1] - edges[0]))) for part in parts]
         axis.hist([part[:, 0] for part in parts], edges, weights=weights, stacked=True, color=colors, label=names)
-        if len(behind.curve):
-            axis.plot(*behind.curve.T, color="black", linewidth=1, label="exact density")
-        elif len(behind.points):
-            axis.hist(behind.points[:, 0], edges, density=True, histtype="step", color="0.5", label=behind.label)
-        axis.set(xlabel=behind.names[0], ylabel="density", xlim=limits)
+        if len(background.curve):
+            axis.plot(*background.curve.T, color="black", linewidth=1, label="exact density")
+        elif len(background.points):
+            axis.hist(
+                background.points[:, 0], edges, density=True, histtype="step", color="0.5", label=background.label
+            )
+        axis.set(xlabel=background.names[0], ylabel="density", xlim=limits)
         return
-    if len(behind.points):
-        axis.scatter(*behind.points.T, s=2, color="0.8", label=behind.label, linewidths=0)
+    if len(background.points):
+        axis.scatter(*background.points.T, s=2, color="0.8", label=background.label, linewidths=0)
     for part, color, name in zip(parts, colors, names):
         axis.scatter(*part.T, s=4, color=color, label=name, linewidths=0)
-    axis.set(xlabel=behind.names[0], ylabel=behind.names[1], aspect="equal")
+    axis.set(xlabel=background.names[0], ylabel=background.names[1], aspect="equal")

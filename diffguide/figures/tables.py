@@ -12,22 +12,22 @@ from typing import Any
 
 import numpy
 
-from ..files.run_folders import claim_beside, short, strict_json, write_atomically, write_together
+from ..files.run_folders import create_sweep_dir, shorten_path, strict_json, write_atomically, write_together
 from . import curves
 from .plot_spec import Panel, Plot
 
-__all__ = ["plain", "write_comparison", "write_run"]
+__all__ = ["plot_to_json", "write_comparison", "write_run"]
 
-SAME = ("images", "weights", "split", "dataset", "n")  # of rows that are repetitions of each other
+REPETITION_KEYS = ("images", "weights", "split", "dataset", "n")  # of rows that are repetitions of each other
 
 
-def plain(plot: Plot) -> dict[str, Any]:
+def plot_to_json(plot: Plot) -> dict[str, Any]:
     """A plot as JSON has it."""
     return plot._asdict() | {"panels": [panel._asdict() for panel in plot.panels]}
 
 
-def restored(plot: dict[str, Any]) -> Plot:
-    """What `plain` wrote."""
+def plot_from_json(plot: dict[str, Any]) -> Plot:
+    """What `plot_to_json` wrote."""
     return Plot(**plot | {"panels": [Panel(**panel) for panel in plot["panels"]]})
 
 
@@ -46,15 +46,16 @@ def write_run(
     if record["curve"]:
         columns = list(dict.fromkeys(column for row in record["curve"] for column in row))
         rows = [[row.get(column) for column in columns] for row in record["curve"]]
-        write_text(folder / "curve.csv", as_csv([columns, *rows]))
-    for plot in map(restored, record["plots"]):
-        curves.write(folder / f"{plot.name}.png", plot, {"": record["curve"]})
+        write_text(folder / "curve.csv", to_csv([columns, *rows]))
+    for plot in map(plot_from_json, record["plots"]):
+        curves.write_curve_figure(folder / f"{plot.name}.png", plot, {"": record["curve"]})
     for name, values in (arrays or {}).items():
         write_atomically(folder / f"{name}.npz", lambda temporary: numpy.savez(temporary, **values))
     write_text(folder / "metrics.json", strict_json(record, indent=2) + "\n")
     width = max(map(len, record["figures"]), default=0)
     return "".join(
-        f"{name:<{width}}  {shown(part)} {part['unit']} (n = {part['n']})\n" for name, part in record["figures"].items()
+        f"{name:<{width}}  {format_figure(part)} {part['unit']} (n = {part['n']})\n"
+        for name, part in record["figures"].items()
     )
 
 
@@ -67,11 +68,11 @@ def write_comparison(runs: Sequence[dict[str, Any]]) -> Path:
         runs: per run its `folder`, and the `overrides` that were typed.
     """
     folders = [Path(run["folder"]) for run in runs]
-    folder = claim_beside(folders)
+    folder = create_sweep_dir(folders)
     records = [json.loads((path / "metrics.json").read_text(encoding="utf-8")) for path in folders]
     keys = dict.fromkeys(key for run in runs for key in run["overrides"] if key not in ("checkpoint", "metric"))
     varying = [key for key in keys if len({run["overrides"].get(key) for run in runs}) > 1]
-    varied = [{key: short(run["overrides"].get(key, "")) for key in varying} for run in runs]
+    varied = [{key: shorten_path(run["overrides"].get(key, "")) for key in varying} for run in runs]
     write_tables(folder, records, varied)
     models = [record["model"] for record in records]
     states = {(record["model"], record.get("images")) for record in records}
@@ -83,19 +84,19 @@ def write_comparison(runs: Sequence[dict[str, Any]]) -> Path:
             title = [f"{record['model']} at {record.get('images')} images", *title]
         elif len(states) > 1 or not title:
             title = [record["model"], *title]
-        for plot in map(restored, record["plots"]):
+        for plot in map(plot_from_json, record["plots"]):
             for number in itertools.count(1):  # nats and bits have a picture each
                 name = plot.name if number == 1 else f"{plot.name}_{number}"
-                if (both := joined(plots.get(name, plot), plot)) is not None:
+                if (both := merge_plots(plots.get(name, plot), plot)) is not None:
                     break
             plots[name] = both
             lines.setdefault(name, {})[", ".join(title)] = record["curve"]
     for name, plot in plots.items():
-        curves.write(folder / f"{name}.png", plot, lines[name])
+        curves.write_curve_figure(folder / f"{name}.png", plot, lines[name])
     return folder
 
 
-def joined(one: Plot, other: Plot) -> Plot | None:
+def merge_plots(one: Plot, other: Plot) -> Plot | None:
     """A plot with the panels of both; None where they draw a column in two ways."""
     panels = {panel.column: panel for panel in one.panels}
     if any(panels.get(panel.column, panel) != panel for panel in other.panels):
@@ -106,7 +107,7 @@ def joined(one: Plot, other: Plot) -> Plot | None:
 def write_tables(folder: Path, records: Sequence[dict[str, Any]], varied: Sequence[dict[str, str]]) -> None:
     """Writes table.csv, every number in full, and table.md, to the digits that the standard errors leave."""
     rows: dict[tuple, dict[str, Any]] = {}
-    names = named(records)
+    names = name_columns(records)
     for record, own in zip(records, varied):
         key = (record["model"], record.get("checkpoint"), record.get("weights"), record["split"], *own.values())
         row = rows.setdefault(key, {"record": record, "varied": own, "figures": {}, "n": [], "seconds": 0.0})
@@ -133,36 +134,36 @@ def write_tables(folder: Path, records: Sequence[dict[str, Any]], varied: Sequen
             values = (part["value"], part["standard_error"], part.get("meaningful", True)) if part else ("", "", "")
             numbers += values[: len(ends[name])]
         whole.append([record.get("checkpoint", ""), *own, *numbers, row["seconds"]])
-        brief.append([*own, *(shown(part) if part else "" for part in parts)])
-    if repeated(list(rows.values())):
+        brief.append([*own, *(format_figure(part) if part else "" for part in parts)])
+    if differ_in_seed_only(list(rows.values())):
         label = [f"mean ± standard deviation over {len(rows)} seeds", *[""] * (len(keys) + len(facts) - 1)]
-        brief.append([*label, *(summary([row["figures"].get(name) for row in rows.values()]) for name in columns)])
+        brief.append([*label, *(summarize([row["figures"].get(name) for row in rows.values()]) for name in columns)])
     write_together({
-        folder / "table.csv": lambda path: path.write_text(as_csv(whole), encoding="utf-8"),
-        folder / "table.md": lambda path: path.write_text(as_markdown(brief), encoding="utf-8"),
+        folder / "table.csv": lambda path: path.write_text(to_csv(whole), encoding="utf-8"),
+        folder / "table.md": lambda path: path.write_text(to_markdown(brief), encoding="utf-8"),
     })  # fmt: skip
 
 
-def repeated(rows: Sequence[dict[str, Any]]) -> bool:
+def differ_in_seed_only(rows: Sequence[dict[str, Any]]) -> bool:
     """Whether rows differ in the seed, of the training or of the measurement, and in nothing else: then they have a mean."""
     seeds, others = set(), set()
     for row in rows:
         record, own = row["record"], {key: value for key, value in row["varied"].items() if key != "seed"}
         seeds.add((record.get("training_seed"), record.get("seed")))
-        others.add(strict_json([record.get("configuration", record["model"]), *map(record.get, SAME), own]))
+        others.add(strict_json([record.get("configuration", record["model"]), *map(record.get, REPETITION_KEYS), own]))
     return len(seeds) == len(rows) > 1 and len(others) == 1
 
 
-def summary(figures: Sequence[dict[str, Any] | None]) -> str:
+def summarize(figures: Sequence[dict[str, Any] | None]) -> str:
     """Mean and standard deviation of a column; nothing where a row has no number."""
     values = [figure["value"] for figure in figures if figure and isinstance(figure["value"], int | float)]
     if len(values) < max(2, len(figures)):
         return ""
-    return shown({"value": statistics.fmean(values), "standard_error": statistics.stdev(values)})
+    return format_figure({"value": statistics.fmean(values), "standard_error": statistics.stdev(values)})
 
 
-def named(records: Iterable[dict[str, Any]]) -> dict[tuple[str, str, str], str]:
-    """(metric, figure, unit) -> column: the figure's name, behind that of its metric where another one has such a figure
+def name_columns(records: Iterable[dict[str, Any]]) -> dict[tuple[str, str, str], str]:
+    """(metric, figure, unit) -> column: the figure's name, background that of its metric where another one has such a figure
     too, before its unit where other data have it in another one."""
     units: dict[tuple[str, str], dict[str, None]] = {}
     for record in records:
@@ -176,7 +177,7 @@ def named(records: Iterable[dict[str, Any]]) -> dict[tuple[str, str, str], str]:
     }
 
 
-def shown(figure: dict[str, Any]) -> str:
+def format_figure(figure: dict[str, Any]) -> str:
     """value ± standard error, to two digits of the latter; and whether it says nothing."""
     value, error = figure["value"], figure["standard_error"]
     mark = "" if figure.get("meaningful", True) else " (not meaningful)"
@@ -188,14 +189,14 @@ def shown(figure: dict[str, Any]) -> str:
     return f"{value:.{digits}f} ± {error:.{digits}f}{mark}"
 
 
-def as_csv(rows: Iterable[Sequence[Any]]) -> str:
+def to_csv(rows: Iterable[Sequence[Any]]) -> str:
     """Comma-separated values, nothing for None."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(rows)
     return text.getvalue()
 
 
-def as_markdown(rows: Sequence[Sequence[Any]]) -> str:
+def to_markdown(rows: Sequence[Sequence[Any]]) -> str:
     """A table, the first row its head."""
     lines = [" | ".join(str(part).replace("|", "\\|") for part in row) for row in rows]
     head, *rest = (f"| {line} |" for line in lines)

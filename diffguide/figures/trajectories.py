@@ -12,23 +12,27 @@ from ..schedules import Schedule
 from . import image_grids as images
 from . import scatter as vectors
 
-__all__ = ["Film", "shown_samples", "write_images", "write_vectors"]
+__all__ = ["TrajectoryRecorder", "choose_trajectories", "write_image_gif", "write_vector_gif"]
 
-FRAMES = 60  # of a GIF, at most
-SAMPLES = 80  # images of a GIF, at most,
-PIXELS = 2**20  # and fewer where they have more pixels than this together: a frame for every step has to be kept
-POINTS = 2000  # vectors of a GIF, at most
-MILLISECONDS, HELD = 100, 2000  # that a frame stays, and the last one
+MAX_FRAMES = 60  # of a GIF, at most
+MAX_GIF_IMAGES = 80  # images of a GIF, at most,
+MAX_GIF_PIXELS = (
+    2**20
+)  # and fewer where they have more pixels than this together: a frame for every step has to be kept
+MAX_GIF_VECTORS = 2000  # vectors of a GIF, at most
+FRAME_MILLISECONDS, LAST_FRAME_MILLISECONDS = 100, 2000  # that a frame stays, and the last one
 
 
-def shown_samples(labels: Sequence[int], class_names: Sequence[str], shape: Sequence[int]) -> images.Layout:
+def choose_trajectories(labels: Sequence[int], class_names: Sequence[str], shape: Sequence[int]) -> images.GridLayout:
     """What a GIF shows of samples of a shape: the first ones of grid.png, row by row; of vectors the first 2000."""
     if len(shape) == 1:
-        return images.Layout([list(range(min(len(labels), POINTS)))], [])
-    return images.layout(labels, class_names, max(1, min(SAMPLES, PIXELS // (shape[-1] * shape[-2]))))
+        return images.GridLayout([list(range(min(len(labels), MAX_GIF_VECTORS)))], [])
+    return images.lay_out_grid(
+        labels, class_names, max(1, min(MAX_GIF_IMAGES, MAX_GIF_PIXELS // (shape[-1] * shape[-2])))
+    )
 
 
-class Film:
+class TrajectoryRecorder:
     """Keeps frames of a batch while it is sampled: x_t / sqrt(alpha_t^2 + sigma_t^2), and at the end the result.
 
     So scaled, noise has variance 1 at every t, whatever the normalisation of the schedule.
@@ -46,7 +50,7 @@ class Film:
         self.axes = axes
         self.shown, self.rows, self.frames = set(shown), [], []
         steps = len(times) - 1
-        kept = {round(k) for k in numpy.linspace(1, steps, min(steps, FRAMES)).tolist()}
+        kept = {round(k) for k in numpy.linspace(1, steps, min(steps, MAX_FRAMES)).tolist()}
         size = [1.0] * len(times)
         if schedule is not None:
             alpha, sigma = (part.double() for part in schedule.alpha_sigma(times))
@@ -61,34 +65,36 @@ class Film:
         """x [b, ...] after a step, counted from 1."""
         if self.rows and step in self.size:
             x = x[self.rows].float() / self.size[step]
-            self.frames.append(images.to_uint8(x) if self.axes is None else self.projected(x))
+            self.frames.append(images.to_uint8(x) if self.axes is None else self.project(x))
 
-    def projected(self, x: Tensor) -> numpy.ndarray:
+    def project(self, x: Tensor) -> numpy.ndarray:
         """Vectors along the axes, float32; nan where they are not finite."""
         values = x.cpu().numpy()
         finite = numpy.isfinite(values).all(1, keepdims=True)
         return (numpy.where(finite, values, numpy.nan) @ self.axes).astype(numpy.float32)
 
-    def taken(self) -> numpy.ndarray | None:
+    def stack_frames(self) -> numpy.ndarray | None:
         """The batch's frames [frames, shown, H, W, C] (vectors: [frames, shown, 2 or 1]), None = none of it is in the film."""
         return numpy.stack(self.frames) if self.rows else None
 
 
-def write_images(path: Path, shown: images.Layout, frames: Mapping[int, numpy.ndarray]) -> None:
+def write_image_gif(path: Path, shown: images.GridLayout, frames: Mapping[int, numpy.ndarray]) -> None:
     """Writes a GIF of grids; frames are [frames, H, W, C] per sample. Grey pixels are exact, of colours 256 a frame."""
     count = len(frames[shown.rows[0][0]])
 
     def sheet(k: int) -> Image.Image:
-        picture = images.grid([[frames[index][k] for index in row] for row in shown.rows], shown.names, [], shown.note)
+        picture = images.draw_grid(
+            [[frames[index][k] for index in row] for row in shown.rows], shown.names, [], shown.note
+        )
         grey = frames[shown.rows[0][0]].shape[-1] == 1
         return picture.convert("L") if grey else picture.quantize(256)
 
-    write(path, [sheet(k) for k in range(count)])
+    write_gif(path, [sheet(k) for k in range(count)])
 
 
-def write_vectors(
+def write_vector_gif(
     path: Path, frames: Mapping[int, numpy.ndarray], labels: Sequence[int], class_names: Sequence[str],
-    behind: vectors.Backdrop,
+    background: vectors.ScatterBackground,
 ) -> None:  # fmt: skip
     """Writes a GIF of scatter plots with fixed axes, or of histograms; frames are [frames, 2] or [frames, 1] per sample."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -96,9 +102,9 @@ def write_vectors(
     indices = sorted(frames)
     labels = numpy.asarray([labels[index] for index in indices])
     points = numpy.stack([frames[index] for index in indices], axis=1)
-    figure = vectors.figure_of([("", points[-1], labels)], class_names, behind)
+    figure = vectors.draw_scatter([("", points[-1], labels)], class_names, background)
     axis, canvas = figure.axes[0], FigureCanvasAgg(figure)
-    limits = [extent(points[..., k]) for k in range(points.shape[-1])]
+    limits = [axis_limits(points[..., k]) for k in range(points.shape[-1])]
     present = numpy.unique(labels)
     clouds = axis.collections[-len(present) :]
     pictures = []
@@ -106,7 +112,7 @@ def write_vectors(
         if len(limits) == 1:
             top = axis.get_ylim()
             axis.clear()
-            vectors.draw(axis, frame, labels, class_names, behind, limits[0])
+            vectors.draw_panel(axis, frame, labels, class_names, background, limits[0])
             axis.set_ylim(top)
         else:
             axis.set(xlim=limits[0], ylim=limits[1])
@@ -115,10 +121,10 @@ def write_vectors(
         canvas.draw()
         figure.set_layout_engine("none")  # found once: the axes must not move
         pictures.append(Image.fromarray(numpy.asarray(canvas.buffer_rgba())[..., :3]).quantize(64))
-    write(path, pictures)
+    write_gif(path, pictures)
 
 
-def extent(values: numpy.ndarray) -> tuple[float, float]:
+def axis_limits(values: numpy.ndarray) -> tuple[float, float]:
     """An axis that shows all values that are finite, and a little more."""
     finite = values[numpy.isfinite(values)].astype(float)
     low, high = (finite.min(), finite.max()) if len(finite) else (0.0, 1.0)
@@ -126,9 +132,9 @@ def extent(values: numpy.ndarray) -> tuple[float, float]:
     return low - margin, high + margin
 
 
-def write(path: Path, pictures: Sequence[Image.Image]) -> None:
+def write_gif(path: Path, pictures: Sequence[Image.Image]) -> None:
     """Writes a GIF that repeats; without Pillow's optimisation, which shifts grey levels of frames that lack some."""
-    durations = [MILLISECONDS] * (len(pictures) - 1) + [HELD]
+    durations = [FRAME_MILLISECONDS] * (len(pictures) - 1) + [LAST_FRAME_MILLISECONDS]
 
     def save(temporary: Path) -> None:
         first, *others = pictures

@@ -10,9 +10,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .run_folders import append_line, write_atomically, writing
+from .run_folders import append_json, convert_write_errors, write_atomically
 
-__all__ = ["Journal", "Meter"]
+__all__ = ["MetricsLog", "Meter"]
 
 
 class Meter:
@@ -52,14 +52,14 @@ class Meter:
             self.count = int(self.sums.pop("count"))
 
     @contextmanager
-    def paused(self) -> Iterator[None]:
+    def pause(self) -> Iterator[None]:
         """What happens inside does not count as time."""
         started = time.monotonic()
         yield
         self.since += time.monotonic() - started
 
 
-class Journal:
+class MetricsLog:
     """The file metrics.jsonl of a run, written by one process.
 
     Arguments:
@@ -73,15 +73,15 @@ class Journal:
     def write(self, record: dict) -> None:
         """One line."""
         if not self.silent:
-            append_line(self.path, record)
+            append_json(self.path, record)
 
     def flush(self) -> None:
         """Everything written so far reaches the disk."""
         if not self.silent and self.path.exists():
-            with writing(self.path), open(self.path, "rb+") as file:
+            with convert_write_errors(self.path), open(self.path, "rb+") as file:
                 os.fsync(file.fileno())
 
-    def cut(self, images: int, note: dict | None = None, restores: int = 0) -> None:
+    def truncate(self, images: int, note: dict | None = None, restores: int = 0) -> None:
         """Drops what lies after a checkpoint, a line torn by a kill included; `note` becomes the last line if it is not.
 
         Arguments:
@@ -90,7 +90,7 @@ class Journal:
         if self.silent:
             return
         kept = []
-        with writing(self.path):
+        with convert_write_errors(self.path):
             lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines() if self.path.exists() else []
         for line in lines:
             try:

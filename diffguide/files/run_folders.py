@@ -22,24 +22,24 @@ except ImportError:  # Windows has none: there, two processes on one run are not
 __all__ = [
     "BusyError",
     "WriteError",
-    "append_line",
+    "append_json",
     "append_text",
-    "claim_beside",
-    "claim_version",
-    "only_writer",
+    "create_sweep_dir",
+    "create_version_dir",
+    "lock_run_dir",
     "remove_leftovers",
-    "sha256",
-    "short",
+    "hash_file",
+    "shorten_path",
     "strict_json",
     "write_atomically",
     "write_together",
-    "writing",
+    "convert_write_errors",
 ]
 
-VERSION = re.compile(r"v(\d{3,})")
+VERSION_PATTERN = re.compile(r"v(\d{3,})")
 UMASK = os.umask(0)  # can only be read by setting it
 os.umask(UMASK)
-LEFTOVER = re.compile(r"\..+\.\d+(\.\w+)?")  # what write_atomically names its temporary files
+LEFTOVER_PATTERN = re.compile(r"\..+\.\d+(\.\w+)?")  # what write_atomically names its temporary files
 
 
 class WriteError(OSError):
@@ -51,7 +51,7 @@ class BusyError(OSError):
 
 
 @contextmanager
-def writing(path: Path) -> Iterator[None]:
+def convert_write_errors(path: Path) -> Iterator[None]:
     """Names the path in every error of the operating system: disk full, read-only folder, folder removed meanwhile.
 
     Raises:
@@ -67,12 +67,12 @@ def writing(path: Path) -> Iterator[None]:
         raise WriteError(f"cannot write {path}: {reason}") from error
 
 
-def versions(parent: Path) -> list[int]:
+def list_versions(parent: Path) -> list[int]:
     """The version numbers below a folder, ascending."""
-    return sorted(int(match[1]) for path in parent.iterdir() if (match := VERSION.fullmatch(path.name)))
+    return sorted(int(match[1]) for path in parent.iterdir() if (match := VERSION_PATTERN.fullmatch(path.name)))
 
 
-def claim_version(parent: Path, fill: Callable[[Path], None]) -> Path:
+def create_version_dir(parent: Path, fill: Callable[[Path], None]) -> Path:
     """Makes and returns the next of parent/v001, v002, ...: a folder that appears with what `fill` puts into it.
 
     It is filled under a temporary name and renamed, which fails where the name is taken: two processes never share a
@@ -84,14 +84,14 @@ def claim_version(parent: Path, fill: Callable[[Path], None]) -> Path:
     Raises:
         WriteError: a parent that cannot be written.
     """
-    with writing(parent / "v001"):
+    with convert_write_errors(parent / "v001"):
         parent.mkdir(parents=True, exist_ok=True)
         temporary = parent / f".v.{os.getpid()}.{threading.get_ident()}"
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir()
         try:
             fill(temporary)
-            number = max(versions(parent), default=0) + 1
+            number = max(list_versions(parent), default=0) + 1
             while True:
                 folder = parent / f"v{number:03d}"
                 if not folder.exists():  # renaming replaces an empty folder
@@ -108,7 +108,7 @@ def claim_version(parent: Path, fill: Callable[[Path], None]) -> Path:
 
 
 @contextmanager
-def only_writer(folder: Path) -> Iterator[None]:
+def lock_run_dir(folder: Path) -> Iterator[None]:
     """Holds the lock on a run folder; the operating system frees it however this process ends.
 
     A record lock, which processes that read data ahead do not inherit: one that outlives a killed run holds nothing.
@@ -117,7 +117,7 @@ def only_writer(folder: Path) -> Iterator[None]:
         BusyError: another process holds it.
         WriteError: a folder that cannot be written.
     """
-    with writing(folder / ".lock"):
+    with convert_write_errors(folder / ".lock"):
         descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
     try:
         try:
@@ -153,14 +153,14 @@ def write_together(writes: Mapping[Path, Callable[[Path], None]]) -> None:
     temporaries = {path: path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}") for path in writes}
     try:
         for path, write in writes.items():
-            with writing(path):
+            with convert_write_errors(path):
                 write(temporaries[path])
         for path, temporary in temporaries.items():
-            with writing(path):
+            with convert_write_errors(path):
                 with open(temporary, "rb+") as file:
                     os.fsync(file.fileno())
         for path, temporary in temporaries.items():
-            with writing(path):
+            with convert_write_errors(path):
                 os.chmod(temporary, 0o666 & ~UMASK)  # safetensors makes files that only their owner can read
                 os.replace(temporary, path)
     except BaseException:
@@ -169,7 +169,7 @@ def write_together(writes: Mapping[Path, Callable[[Path], None]]) -> None:
                 temporary.unlink(missing_ok=True)
         raise
     for path in {path.parent: path for path in writes}.values():
-        with writing(path):
+        with convert_write_errors(path):
             descriptor = os.open(path.parent, os.O_RDONLY)  # the renames themselves must reach the disk too
             try:
                 os.fsync(descriptor)
@@ -180,7 +180,7 @@ def write_together(writes: Mapping[Path, Callable[[Path], None]]) -> None:
 def remove_leftovers(folder: Path) -> None:
     """Removes the temporary files of a process that was killed while it wrote; for the holder of the lock."""
     for path in folder.iterdir():
-        if LEFTOVER.fullmatch(path.name) and path.is_file():
+        if LEFTOVER_PATTERN.fullmatch(path.name) and path.is_file():
             path.unlink()
 
 
@@ -190,11 +190,11 @@ def append_text(path: Path, line: str) -> None:
     Raises:
         WriteError: the disk is full, the folder is gone, ...
     """
-    with writing(path), open(path, "a", encoding="utf-8") as file:
+    with convert_write_errors(path), open(path, "a", encoding="utf-8") as file:
         file.write(line + "\n")
 
 
-def append_line(path: Path, record: dict) -> None:
+def append_json(path: Path, record: dict) -> None:
     """Appends one JSON line in a single write.
 
     Raises:
@@ -220,7 +220,7 @@ def strict_json(value: Any, indent: int | None = None) -> str:
     return json.dumps(finite(value), allow_nan=False, indent=indent)
 
 
-def claim_beside(folders: Sequence[Path]) -> Path:
+def create_sweep_dir(folders: Sequence[Path]) -> Path:
     """Makes and returns the folder of a sweep: beside its runs, or beside their folders where they are of several names.
 
     It is named by the lowest and the highest version, whichever run came first where they went side by side.
@@ -235,11 +235,13 @@ def claim_beside(folders: Sequence[Path]) -> Path:
         max((folder for folder in folders if folder.parent == last), key=version),
     ]
     if all(folder.parent == parent for folder in folders):
-        return claim_name(parent, "sweep_" + "-".join(folder.name for folder in ends))
-    return claim_name(parent.parent, "sweep_" + "-".join(f"{folder.parent.name}_{folder.name}" for folder in ends))
+        return create_numbered_dir(parent, "sweep_" + "-".join(folder.name for folder in ends))
+    return create_numbered_dir(
+        parent.parent, "sweep_" + "-".join(f"{folder.parent.name}_{folder.name}" for folder in ends)
+    )
 
 
-def claim_name(parent: Path, name: str) -> Path:
+def create_numbered_dir(parent: Path, name: str) -> Path:
     """Makes and returns parent/name, or parent/name_2, ... where that is taken."""
     for number in itertools.count(1):
         with suppress(FileExistsError):
@@ -247,12 +249,12 @@ def claim_name(parent: Path, name: str) -> Path:
             return folder
 
 
-def short(value: str) -> str:
+def shorten_path(value: str) -> str:
     """A path by its last two parts, anything else as it is."""
     return "/".join(Path(value).parts[-2:])
 
 
-def sha256(path: Path) -> str:
+def hash_file(path: Path) -> str:
     """The hash of a file, hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

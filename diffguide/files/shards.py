@@ -13,10 +13,10 @@ import numpy
 
 from .run_folders import write_atomically
 
-__all__ = ["ASKED", "START", "ShardError", "Shards", "read_rows", "write_archive"]
+__all__ = ["POTENTIAL_EVALUATIONS", "START_FILE", "ShardError", "Shards", "read_rows", "write_archive"]
 
-ASKED = "potential_evaluations"
-START = "start.json"  # beside the shards: the header of the manifest, as it was when the run began
+POTENTIAL_EVALUATIONS = "potential_evaluations"
+START_FILE = "start.json"  # beside the shards: the header of the manifest, as it was when the run began
 
 
 class ShardError(ValueError):
@@ -30,17 +30,17 @@ class Shards:
         folder: where they lie.
         n: number of samples.
         batch_size: samples per shard; the last one has what is left.
-        kind: dtype and shape of one sample, which every shard is held against; None = against nothing.
+        storage_spec: dtype and shape of one sample, which every shard is held against; None = against nothing.
     """
 
-    def __init__(self, folder: Path, n: int, batch_size: int, kind: tuple[str, tuple[int, ...]] | None = None):
-        self.folder, self.n, self.batch_size, self.kind = folder, n, batch_size, kind
+    def __init__(self, folder: Path, n: int, batch_size: int, storage_spec: tuple[str, tuple[int, ...]] | None = None):
+        self.folder, self.n, self.batch_size, self.storage_spec = folder, n, batch_size, storage_spec
         self.firsts = range(0, n, batch_size)
 
     def path(self, first: int) -> Path:
         return self.folder / f"{first:010d}.npz"
 
-    def missing(self) -> list[int]:
+    def missing_batches(self) -> list[int]:
         """The first index of every batch that is not there."""
         return [first for first in self.firsts if not self.path(first).exists()]
 
@@ -49,7 +49,7 @@ class Shards:
         return min(self.batch_size, self.n - first)
 
     def write(
-        self, first: int, samples: numpy.ndarray, evaluations: int, frames: numpy.ndarray | None, asked: int = 0
+        self, first: int, samples: numpy.ndarray, evaluations: int, frames: numpy.ndarray | None, potential_evaluations: int = 0
     ) -> None:  # fmt: skip
         """Writes a batch.
 
@@ -57,18 +57,22 @@ class Shards:
             first: index of its first sample.
             samples: [b, ...].
             evaluations: of the network, for the whole batch.
-            asked: evaluations of classifiers and other potentials, for the whole batch.
+            potential_evaluations: of classifiers and other potentials, for the whole batch.
             frames: what the trajectory shows of it [frames, shown, ...], None = it shows nothing of this batch.
 
         Raises:
             WriteError: the disk is full, the folder is gone, ...
         """
-        arrays = {"samples": samples, "evaluations": numpy.int64(evaluations), ASKED: numpy.int64(asked)}
+        arrays = {
+            "samples": samples,
+            "evaluations": numpy.int64(evaluations),
+            POTENTIAL_EVALUATIONS: numpy.int64(potential_evaluations),
+        }
         arrays |= {} if frames is None else {"frames": frames}
         write_atomically(self.path(first), lambda path: numpy.savez(path, **arrays))
 
     @contextmanager
-    def opened(self, first: int) -> Iterator[Any]:
+    def open(self, first: int) -> Iterator[Any]:
         """The arrays of a batch by name; each is read when it is asked for.
 
         Raises:
@@ -86,36 +90,36 @@ class Shards:
 
     def check(self, array: numpy.ndarray, counts: tuple[int, ...], shape: tuple[int, ...]) -> None:
         """Raises ValueError where an array is not [*counts, *shape], or not of the samples' dtype."""
-        if (array.dtype, array.shape) != (self.kind[0], counts + shape):
-            wanted = f"{self.kind[0]} {[*counts, *shape]}"
+        if (array.dtype, array.shape) != (self.storage_spec[0], counts + shape):
+            wanted = f"{self.storage_spec[0]} {[*counts, *shape]}"
             raise ValueError(f"it holds {array.dtype} {list(array.shape)} instead of {wanted}")
 
     def samples(self, first: int) -> numpy.ndarray:
         """The samples of a batch."""
-        with self.opened(first) as arrays:
+        with self.open(first) as arrays:
             samples = arrays["samples"]
             if len(samples) != self.count(first):
                 raise ValueError(f"it has {len(samples)} samples instead of {self.count(first)}")
-            if self.kind is not None:
-                self.check(samples, (self.count(first),), self.kind[1])
+            if self.storage_spec is not None:
+                self.check(samples, (self.count(first),), self.storage_spec[1])
             return samples
 
     def evaluations(self, name: str = "evaluations") -> int:
-        """Network evaluations of all batches together, or those of potentials (`ASKED`)."""
+        """Network evaluations of all batches together, or those of potentials (`POTENTIAL_EVALUATIONS`)."""
         total = 0
         for first in self.firsts:
-            with self.opened(first) as arrays:
+            with self.open(first) as arrays:
                 evaluations = arrays[name]
                 if evaluations.shape != () or evaluations.dtype.kind not in "iu" or evaluations < 0:
                     raise ValueError(f"its {name} are {evaluations.dtype} {list(evaluations.shape)}, no whole number")
                 total += int(evaluations)
         return total
 
-    def pick(self, indices: Iterable[int]) -> dict[int, numpy.ndarray]:
+    def read_samples(self, indices: Iterable[int]) -> dict[int, numpy.ndarray]:
         """Single samples by index."""
         return {
             index: samples[index - first]
-            for first, members in self.grouped(indices).items()
+            for first, members in self.group_by_batch(indices).items()
             for samples in [self.samples(first)]
             for index in members
         }
@@ -123,18 +127,18 @@ class Shards:
     def frames(self, indices: Iterable[int]) -> dict[int, numpy.ndarray]:
         """The trajectory's frames [frames, ...] of single samples by index: all those that it shows."""
         found, count = {}, None
-        for first, members in self.grouped(indices).items():
-            with self.opened(first) as arrays:
+        for first, members in self.group_by_batch(indices).items():
+            with self.open(first) as arrays:
                 frames = arrays["frames"]
                 count = len(frames) if count is None else count
-                if self.kind is not None:
-                    shape = self.kind[1]
+                if self.storage_spec is not None:
+                    shape = self.storage_spec[1]
                     shape = shape if len(shape) > 1 else (min(2, *shape),)  # of vectors two coordinates are shown
                     self.check(frames, (count, len(members)), shape)
                 found |= {index: part for index, part in zip(members, numpy.moveaxis(frames, 1, 0))}
         return found
 
-    def grouped(self, indices: Iterable[int]) -> dict[int, list[int]]:
+    def group_by_batch(self, indices: Iterable[int]) -> dict[int, list[int]]:
         """Indices, ascending, by the batch that they are in."""
         groups: dict[int, list[int]] = {}
         for index in sorted(indices):
@@ -143,7 +147,7 @@ class Shards:
 
     def remove(self) -> None:
         """Removes every batch and the start file, and the folder where nothing else is in it."""
-        for path in (*map(self.path, self.firsts), self.folder / START):
+        for path in (*map(self.path, self.firsts), self.folder / START_FILE):
             path.unlink(missing_ok=True)
         with suppress(OSError):
             self.folder.rmdir()

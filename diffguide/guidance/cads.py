@@ -42,7 +42,7 @@ class CADS(ClassifierFree):
             which brings the noise, or with a level for each row.
     """
 
-    remembers = True
+    stateful = True
 
     def __init__(
         self, denoiser: Denoiser, scale: float, interval: Sequence[float], strength: float, clean: float, noisy: float,
@@ -52,7 +52,7 @@ class CADS(ClassifierFree):
         if not denoiser.embeds:
             raise ValueError(
                 "guidance=cads puts noise on what a network makes of its condition, and this model has no network, or "
-                "several: list cads before guidance=auto"
+                "several: list cads before guidance=autoguidance"
             )
         if not 0 <= strength < math.inf:
             raise ValueError(f"strength must be at least 0, got {strength}")

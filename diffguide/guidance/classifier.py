@@ -71,7 +71,7 @@ class ClassGuidance(DenoiserWrapper):
         level = self.schedule.noise_level(t)
         return (low < level) & (level <= high)
 
-    def steers(self, times: Tensor, labelled: bool) -> bool:
+    def acts_at(self, times: Tensor, labelled: bool) -> bool:
         return labelled and bool(self.inside(times).any())
 
     def scale_at(self, t: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..backbones.conditions import Condition, joined, without
+from ..backbones.conditions import Condition, concatenate_conditions, remove_condition
 from ..models.protocols import Denoiser, DenoiserWrapper, Prediction
 from .ramps import Constant, Ramp
 from .rules import Linear, Rule, beside
@@ -22,7 +22,7 @@ LINEAR, CONSTANT = Linear(), Constant()
 class Unguided(DenoiserWrapper):
     """The conditional denoiser as it is."""
 
-    transparent = True
+    passthrough = True
 
     def __call__(self, x_t: Tensor, t: Tensor, y: Condition | None = None) -> Prediction:
         return self.denoiser(x_t, t, y)
@@ -64,8 +64,8 @@ class Contrast(DenoiserWrapper):
             ramp.check(low, high)
 
     @property
-    def remembers(self) -> bool:
-        return self.rule.remembers or self.denoiser.remembers
+    def stateful(self) -> bool:
+        return self.rule.stateful or self.denoiser.stateful
 
     def levels_guided(self) -> tuple[float, float]:
         """The noise levels of the schedule that lie in the interval, lowest and highest; lowest >= highest = none does."""
@@ -77,13 +77,13 @@ class Contrast(DenoiserWrapper):
         fresh.memory = self.rule.start(times)
         return fresh
 
-    def still(self, t: Tensor) -> bool:
-        own = self.rule.still(t, self.memory) and bool(self.inside(t))
-        return own or super().still(t)
+    def skips_step(self, t: Tensor) -> bool:
+        own = self.rule.skips_step(t, self.memory) and bool(self.inside(t))
+        return own or super().skips_step(t)
 
-    def moving(self) -> "Contrast":
-        fresh = super().moving()
-        fresh.memory = self.rule.moving(self.memory)
+    def without_skipped_steps(self) -> "Contrast":
+        fresh = super().without_skipped_steps()
+        fresh.memory = self.rule.without_skipped_steps(self.memory)
         return fresh
 
     def inside(self, t: Tensor) -> Tensor:
@@ -92,7 +92,7 @@ class Contrast(DenoiserWrapper):
         level = self.schedule.noise_level(t)
         return (low < level) & (level <= high)
 
-    def steers(self, times: Tensor, labelled: bool) -> bool:
+    def acts_at(self, times: Tensor, labelled: bool) -> bool:
         return bool(self.inside(times).any())
 
     def scale_at(self, t: Tensor) -> Tensor:
@@ -129,7 +129,7 @@ class Contrast(DenoiserWrapper):
 
     def by_row(self, x_t: Tensor, t: Tensor, y: Condition | None) -> Prediction:
         """With t [B]: both sides everywhere, and of each row what its level asks for."""
-        if self.rule.remembers:
+        if self.rule.stateful:
             raise ValueError(
                 f"the rule {type(self.rule).__name__} remembers from level to level, so all samples must be at one noise "
                 "level: take another rule, or a sampler with one grid for all"
@@ -175,7 +175,7 @@ class ClassifierFree(Contrast):
         ValueError: a denoiser without condition or without a null condition; as `Contrast`.
     """
 
-    needs_null = by_condition = True
+    needs_null = uses_condition = True
 
     def __init__(
         self, denoiser: Denoiser, scale: float, interval: Sequence[float], rule: Rule = LINEAR, ramp: Ramp = CONSTANT
@@ -183,16 +183,20 @@ class ClassifierFree(Contrast):
         check_null(denoiser, "cfg")
         super().__init__(denoiser, scale, interval, rule, ramp)
 
-    def steers(self, times: Tensor, labelled: bool) -> bool:
-        return labelled and super().steers(times, labelled)
+    def acts_at(self, times: Tensor, labelled: bool) -> bool:
+        return labelled and super().acts_at(times, labelled)
 
     def sides(self, x_t: Tensor, t: Tensor, y: Condition | None) -> tuple[Prediction, Prediction]:
         if y is None:
             side = self.denoiser(x_t, t, None)
             return side, side
-        both = self.denoiser(torch.cat([x_t, x_t]), torch.cat([t, t]) if t.ndim else t, joined([y, without(y)]))
+        both = self.denoiser(
+            torch.cat([x_t, x_t]),
+            torch.cat([t, t]) if t.ndim else t,
+            concatenate_conditions([y, remove_condition(y)]),
+        )
         strong, weak = zip(*(field.chunk(2) for field in both))
         return Prediction(*strong), Prediction(*weak)
 
     def weak(self, x_t: Tensor, t: Tensor, y: Condition | None) -> Prediction:
-        return self.denoiser(x_t, t, None if y is None else without(y))
+        return self.denoiser(x_t, t, None if y is None else remove_condition(y))

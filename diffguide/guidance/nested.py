@@ -30,11 +30,11 @@ class Nested(DenoiserWrapper):
             denoiser = part(denoiser)
             self.parts.append(denoiser)
             self.needs_null = self.needs_null or denoiser.needs_null
-            self.by_condition = self.by_condition or denoiser.by_condition
+            self.uses_condition = self.uses_condition or denoiser.uses_condition
         super().__init__(denoiser)
 
-    def steers(self, times: Tensor, labelled: bool) -> bool:
-        return any(part.steers(times, labelled) for part in self.parts)
+    def acts_at(self, times: Tensor, labelled: bool) -> bool:
+        return any(part.acts_at(times, labelled) for part in self.parts)
 
     def __call__(self, x_t: Tensor, t: Tensor, y: Condition | None = None) -> Prediction:
         return self.denoiser(x_t, t, y)

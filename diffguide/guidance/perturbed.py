@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..backbones.conditions import Condition, joined
+from ..backbones.conditions import Condition, concatenate_conditions
 from ..backbones.perturbations import BlurredQueries, IdentityAttention, Perturbation, SkippedBlocks
 from ..models.protocols import Denoiser, DenoiserWrapper, Prediction
 from .contrast import CONSTANT, LINEAR, Contrast
@@ -57,10 +57,10 @@ class Perturbed(Contrast):
             side = self.denoiser(x_t, t, y)
             return side, side
         batch = len(x_t)
-        both = self.denoiser.perturbed(
+        both = self.denoiser.predict_perturbed(
             torch.cat([x_t, x_t[rows]]), torch.cat([t, t[rows]]) if t.ndim else t,
-            None if y is None else joined([y, y[rows]]),
-            self.perturbation.on(torch.arange(batch + len(rows), device=x_t.device) >= batch),
+            None if y is None else concatenate_conditions([y, y[rows]]),
+            self.perturbation.for_rows(torch.arange(batch + len(rows), device=x_t.device) >= batch),
         )  # fmt: skip
         strong = Prediction(*(field[:batch] for field in both))
         return strong, Prediction(*(side.index_copy(0, rows, field[batch:]) for side, field in zip(strong, both)))
@@ -68,7 +68,7 @@ class Perturbed(Contrast):
     def weak(self, x_t: Tensor, t: Tensor, y: Condition | None) -> Prediction:
         nowhere = torch.zeros(len(x_t), dtype=torch.bool, device=x_t.device)
         rows = nowhere.index_fill(0, self.guided(x_t, y), True)
-        return self.denoiser.perturbed(x_t, t, y, self.perturbation.on(rows))
+        return self.denoiser.predict_perturbed(x_t, t, y, self.perturbation.for_rows(rows))
 
 
 class PAG(Perturbed):
@@ -165,7 +165,7 @@ def attention_layers(denoiser: Denoiser, layers: Sequence[int] | None, guidance:
 def check_places(denoiser: Denoiser, sides: Sequence[int], layers: Sequence[int], guidance: str, of: str) -> None:
     """Raises ValueError where a denoiser shows no place that could be perturbed, or not those that are asked for."""
     if not sides:
-        while isinstance(denoiser, DenoiserWrapper) and denoiser.transparent:
+        while isinstance(denoiser, DenoiserWrapper) and denoiser.passthrough:
             denoiser = denoiser.denoiser
         if isinstance(denoiser, DenoiserWrapper):
             raise ValueError(

@@ -59,7 +59,7 @@ class APG(Rule):
         self.eta, self.norm_threshold, self.momentum = float(eta), float(norm_threshold), float(momentum)
 
     @property
-    def remembers(self) -> bool:
+    def stateful(self) -> bool:
         return self.momentum != 0
 
     def start(self, times: Tensor) -> Momentum:
@@ -67,7 +67,7 @@ class APG(Rule):
 
     def __call__(self, strong, weak, scale, x_t, t, schedule, memory) -> Prediction:
         d = strong.x_0 - weak.x_0
-        if self.remembers and memory is not None:
+        if self.stateful and memory is not None:
             before = memory.arrive(t, len(d))
             d = d if before is None else d + self.momentum * before
             memory.leave(d)

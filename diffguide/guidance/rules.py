@@ -23,12 +23,12 @@ class Rule:
     """How the two sides make one prediction.
 
     Attributes:
-        remembers: whether a level depends on the levels before it, so that all samples must be at one level.
+        stateful: whether a level depends on the levels before it, so that all samples must be at one level.
         strong_at_1: whether scale 1 is `alone(strong)`, so that the weak side is not needed there.
         weak_at_0: whether scale 0 is `alone(weak)`, so that the strong side is not needed there.
     """
 
-    remembers = False
+    stateful = False
     strong_at_1 = True
     weak_at_0 = False
 
@@ -43,11 +43,11 @@ class Rule:
         """The memory of one run over `times`; a rule that is called outside a run has the memory None."""
         return None
 
-    def still(self, t: Tensor, memory: Any) -> bool:
+    def skips_step(self, t: Tensor, memory: Any) -> bool:
         """Whether a step of the run from t (0-d) is to leave x where it is."""
         return False
 
-    def moving(self, memory: Any) -> Any:
+    def without_skipped_steps(self, memory: Any) -> Any:
         """The memory of the run after its still steps."""
         return memory
 
@@ -220,7 +220,7 @@ class CFGZero(Rule):
 
     Fan et al., "CFG-Zero*: Improved Classifier-Free Guidance for Flow Matching Models", 2025, arXiv 2503.18886,
     algorithm 1. A step of velocity 0 is a whole step: samplers leave x where it is, x_s = x_t, and begin after it, whatever
-    they evaluate within a step and remember of it (`still`). Whoever asks for a prediction there gets one that does not move.
+    they evaluate within a step and remember of it (`skips_step`). A prediction there is one that does not move.
 
     Arguments:
         zero_init_steps: steps of the sampler's grid whose velocity is 0; about 4 % of them in the paper, at least 0.
@@ -245,10 +245,10 @@ class CFGZero(Rule):
             )
         return float(times[self.zero_init_steps])
 
-    def still(self, t: Tensor, memory: float | None) -> bool:
+    def skips_step(self, t: Tensor, memory: float | None) -> bool:
         return memory is not None and self.zero_init_steps > 0 and float(t) > memory
 
-    def moving(self, memory: float | None) -> None:
+    def without_skipped_steps(self, memory: float | None) -> None:
         return None
 
     def alone(self, side, x_t, t, schedule, memory) -> Prediction:

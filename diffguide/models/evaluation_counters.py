@@ -1,12 +1,16 @@
 """Counters of evaluations: what a run or a measurement costs, whatever is wrapped around its model."""
 
+from typing import TypeVar
+
 from torch import Tensor
 
 from ..backbones.conditions import Condition
 from ..backbones.perturbations import Perturbation
 from .protocols import Denoiser, DenoiserWrapper, Energy, Prediction
 
-__all__ = ["EnergyCounter", "EvaluationCounter", "capable", "counter_of"]
+__all__ = ["EnergyCounter", "EvaluationCounter", "as_protocol", "count_evaluations"]
+
+Protocol = TypeVar("Protocol")
 
 
 class EnergyCounter(Energy):
@@ -37,7 +41,7 @@ class EvaluationCounter(DenoiserWrapper):
         evaluations, potential_evaluations: so far.
     """
 
-    transparent = True
+    passthrough = True
 
     def __init__(self, denoiser: Denoiser):
         super().__init__(denoiser)
@@ -61,19 +65,19 @@ class EvaluationCounter(DenoiserWrapper):
         self.count[0] += len(x_t)
         return self.denoiser(x_t, t, y)
 
-    def perturbed(self, x_t: Tensor, t: Tensor, y: Condition | None, perturbation: Perturbation) -> Prediction:
+    def predict_perturbed(self, x_t: Tensor, t: Tensor, y: Condition | None, perturbation: Perturbation) -> Prediction:
         self.count[0] += len(x_t)
-        return self.denoiser.perturbed(x_t, t, y, perturbation)
+        return self.denoiser.predict_perturbed(x_t, t, y, perturbation)
 
 
-def counter_of(model: Denoiser | Energy) -> EvaluationCounter | EnergyCounter:
+def count_evaluations(model: Denoiser | Energy) -> EvaluationCounter | EnergyCounter:
     """The model, with its evaluations counted."""
     return EnergyCounter(model) if isinstance(model, Energy) else EvaluationCounter(model)
 
 
-def capable(denoiser: Denoiser | Energy, protocol: type) -> Denoiser | Energy | None:
+def as_protocol(denoiser: Denoiser | Energy, protocol: type[Protocol]) -> Protocol | None:
     """The model itself, or the one whose law it shows, where it has a protocol; None where it has not."""
-    while isinstance(denoiser, DenoiserWrapper) and denoiser.transparent and not isinstance(denoiser, protocol):
+    while isinstance(denoiser, DenoiserWrapper) and denoiser.passthrough and not isinstance(denoiser, protocol):
         denoiser = denoiser.denoiser
     if isinstance(denoiser, EnergyCounter) and not isinstance(denoiser, protocol):
         denoiser = denoiser.energy

@@ -39,14 +39,14 @@ class JointEnergy(nn.Module, Energy, Classifier):
 
     def log_density(self, x: Tensor, t: Tensor | None = None, y: Tensor | None = None) -> Tensor:
         """log p(x, y), log p(x) in rows with y = -1 and for y None, up to one constant: [B] nats; t says nothing."""
-        return chosen(self.logits(x), y)
+        return joint_log_density(self.logits(x), y)
 
     def log_prob(self, x_t: Tensor, t: Tensor | None = None) -> Tensor:
         """log p(y | x), [B, num_classes]; t says nothing."""
         return self.logits(x_t).log_softmax(1)
 
 
-def chosen(logits: Tensor, y: Tensor | None) -> Tensor:
+def joint_log_density(logits: Tensor, y: Tensor | None) -> Tensor:
     """logits[y] of every row, [B], and their logsumexp where y is -1 or None."""
     whole = logits.logsumexp(1)
     if y is None:

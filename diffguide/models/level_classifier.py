@@ -17,12 +17,12 @@ from ..backbones.conditions import Condition
 from ..schedules import Schedule, as_time
 from .protocols import Classifier, Denoiser, LogDensity, Prediction
 
-__all__ = ["LevelClassifier", "gradient", "langevin_step"]
+__all__ = ["LevelClassifier", "value_and_gradient", "langevin_step"]
 
-NOISE = 0.02  # how far the scales of the noisiest level may lie from those of N(0, I)
+TERMINAL_TOLERANCE = 0.02  # how far the scales of the noisiest level may lie from those of N(0, I)
 
 
-def gradient(function: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
+def value_and_gradient(function: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
     """(function(x), its gradient), for a function of [B, ...] that answers [B], each row of its own.
 
     With gradients enabled at entry both can be differentiated again, with respect to parameters and to x.
@@ -48,7 +48,7 @@ def langevin_step(
         z: standard normal, in the shape of x.
     """
     with torch.no_grad():
-        _, slope = gradient(log_density, x)
+        _, slope = value_and_gradient(log_density, x)
         return x + step_size * slope + noise_scale * z
 
 
@@ -111,7 +111,7 @@ class LevelClassifier(nn.Module, Denoiser, LogDensity, Classifier):
         alpha, sigma = (
             float(part) for part in schedule.alpha_sigma(torch.tensor(1.0, dtype=torch.float64, device="cpu"))
         )
-        if alpha > NOISE or abs(sigma - 1) > NOISE:
+        if alpha > TERMINAL_TOLERANCE or abs(sigma - 1) > TERMINAL_TOLERANCE:
             raise ValueError(
                 f"a classifier of the noise level needs a schedule that ends in N(0, I), and {type(schedule).__name__} ends "
                 f"at alpha = {alpha:.3g}, sigma = {sigma:.3g}: take schedule=linear, tre, cosine or flow, with "
@@ -158,7 +158,7 @@ class LevelClassifier(nn.Module, Denoiser, LogDensity, Classifier):
 
     def log_ratio(self, x: Tensor, k: Tensor, y: Condition | None = None) -> Tensor:
         """f(x)[k] - f(x)[T + 1] = log P(k) p_k(x) / (P(T + 1) N(x; 0, I)), [B]; k 0-d or [B]."""
-        return ratio(self.logits(x, y), k)
+        return level_log_ratio(self.logits(x, y), k)
 
     def log_density(self, x: Tensor, t: Tensor | None, y: Condition | None = None) -> Tensor:
         """log p_t(x | y) in nats, [B], in one forward pass; t None = the clean level."""
@@ -177,7 +177,7 @@ class LevelClassifier(nn.Module, Denoiser, LogDensity, Classifier):
     def forward(self, x_t: Tensor, t: Tensor, y: Condition | None = None) -> Prediction:
         k = self.index(t)
         x_t = x_t.to(torch.promote_types(x_t.dtype, torch.float32))
-        _, slope = gradient(lambda x: self.log_ratio(x, k.to(x.device), y), x_t)
+        _, slope = value_and_gradient(lambda x: self.log_ratio(x, k.to(x.device), y), x_t)
         return self.read(x_t, slope, k)
 
     def read(self, x: Tensor, slope: Tensor, k: Tensor) -> Prediction:
@@ -218,6 +218,6 @@ class LevelClassifier(nn.Module, Denoiser, LogDensity, Classifier):
         return torch.where(reference, 0.0, alpha), torch.where(reference, 1.0, sigma)
 
 
-def ratio(logits: Tensor, k: Tensor) -> Tensor:
+def level_log_ratio(logits: Tensor, k: Tensor) -> Tensor:
     """logits[k] - logits[-1] of every row, [B]; k 0-d or [B]."""
     return logits.gather(1, k.expand(len(logits))[:, None])[:, 0] - logits[:, -1]

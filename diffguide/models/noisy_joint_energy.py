@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from ..backbones import Backbone
 from ..schedules import Schedule
-from .joint_energy import chosen
-from .level_classifier import check_twice_differentiable, gradient
+from .joint_energy import joint_log_density
+from .level_classifier import check_twice_differentiable, value_and_gradient
 from .noisy_classifier import check_outputs
 from .parameterizations import Rows, V
 from .protocols import Classifier, Denoiser, LogDensity, Prediction
@@ -78,14 +78,14 @@ class NoisyJointEnergy(nn.Module, Denoiser, LogDensity, Classifier):
     def potential(self, parts: tuple[Tensor, Tensor], log_snr: Tensor, y: Tensor | None) -> Tensor:
         """u + (sigma / alpha) log sum exp (alpha / s) l, [B]; (alpha / s) l[y] in place of the sum in rows with a class."""
         u, logits = parts
-        return u + (-log_snr / 2).exp().to(u) * chosen(logits, y)
+        return u + (-log_snr / 2).exp().to(u) * joint_log_density(logits, y)
 
     def log_density(self, x: Tensor, t: Tensor | None, y: Tensor | None = None) -> Tensor:
         """log p_t(x, y), or log p_t(x) in rows without class, [B] nats, up to one constant per level; t None = 0."""
         log_snr = self.schedule.log_snr(0.0 if t is None else t)
         z = self.scaled(x, log_snr)
         u, logits = self.parts(z, log_snr)
-        return (log_snr / 2).exp().to(u) * u + chosen(logits, y) - z.square().flatten(1).sum(1) / 2
+        return (log_snr / 2).exp().to(u) * u + joint_log_density(logits, y) - z.square().flatten(1).sum(1) / 2
 
     def log_prob(self, x_t: Tensor, t: Tensor | None) -> Tensor:
         """log p(y | x_t), [B, num_classes]; t None = 0."""
@@ -95,7 +95,7 @@ class NoisyJointEnergy(nn.Module, Denoiser, LogDensity, Classifier):
     def forward(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Prediction:
         log_snr = self.schedule.log_snr(t)
         z = self.scaled(x_t, log_snr)
-        _, slope = gradient(lambda z: self.potential(self.parts(z, log_snr), log_snr, y), z)
+        _, slope = value_and_gradient(lambda z: self.potential(self.parts(z, log_snr), log_snr, y), z)
         rows = self.rows(log_snr, z)
         x_t = x_t.to(z.dtype)
         return Prediction(rows.c_skip * x_t - rows.c_out * slope, rows.e_skip * x_t - rows.e_out * slope)

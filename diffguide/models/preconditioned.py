@@ -86,7 +86,7 @@ class Preconditioned(nn.Module, Denoiser):
     def forward(self, x_t: Tensor, t: Tensor, y: Condition | None = None) -> Prediction:
         return self.read(x_t, *self.output(x_t, t, y))
 
-    def perturbed(self, x_t: Tensor, t: Tensor, y: Condition | None, perturbation: Perturbation) -> Prediction:
+    def predict_perturbed(self, x_t: Tensor, t: Tensor, y: Condition | None, perturbation: Perturbation) -> Prediction:
         return self.read(x_t, *self.output(x_t, t, y, perturbation))
 
     def read(self, x_t: Tensor, output: Tensor, rows: Rows) -> Prediction:

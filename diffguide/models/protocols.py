@@ -44,21 +44,21 @@ class Denoiser:
         has_null: whether a row without condition (y = -1) was trained.
         class_names: one per class, () where nobody said them.
         shape: of one example, None where nobody said it.
-        remembers: whether a level depends on more than itself (momentum, noise), so that all samples must be at one.
+        stateful: whether a level depends on more than itself (momentum, noise), so that all samples must be at one.
         embeds: whether `embed` says what the network makes of a condition.
-        attention_layers, residual_blocks: of the network, as a backbone lists them: where `perturbed` can change it.
+        attention_layers, residual_blocks: of the network, as a backbone lists them: where `predict_perturbed` can change it.
         compiled: whether torch.compile made its network, which then has no gradients of gradients.
-        stored: whether a configuration may name the folder of a training run where it needs such a model.
+        loadable: whether a configuration may name the folder of a training run where it needs such a model.
     """
 
-    stored = True
+    loadable = True
     schedule: Schedule
     levels: Tensor | None = None
     num_classes: int = 0
     has_null: bool = False
     class_names: Sequence[str] = ()
     shape: Sequence[int] | None = None
-    remembers: bool = False
+    stateful: bool = False
     embeds: bool = False
     compiled: bool = False
     attention_layers: Sequence[int] = ()
@@ -75,11 +75,11 @@ class Denoiser:
         """A fresh denoiser for one run over `times`; where nothing is remembered, the denoiser itself."""
         return self
 
-    def still(self, t: Tensor) -> bool:
+    def skips_step(self, t: Tensor) -> bool:
         """Whether a step of the run from t, 0-d, leaves x where it is: the first steps of CFG-Zero*."""
         return False
 
-    def moving(self) -> "Denoiser":
+    def without_skipped_steps(self) -> "Denoiser":
         """The same run after its still steps, at whatever level it is asked (churn and restarts go up again)."""
         return self
 
@@ -87,7 +87,7 @@ class Denoiser:
         """The condition as vectors, which the network takes in its place, where it has a network."""
         raise NotImplementedError
 
-    def perturbed(self, x_t: Tensor, t: Tensor, y: Condition | None, perturbation: Perturbation) -> Prediction:
+    def predict_perturbed(self, x_t: Tensor, t: Tensor, y: Condition | None, perturbation: Perturbation) -> Prediction:
         """The prediction of the same network, changed in some of its layers and in some rows, where it has such layers."""
         raise NotImplementedError
 
@@ -164,7 +164,7 @@ class Classifier:
         schedule: the noise schedule that t refers to; a model without noise levels has none.
     """
 
-    stored = True
+    loadable = True
     schedule: Schedule
     num_classes: int = 0
 
@@ -178,12 +178,12 @@ class DenoiserWrapper(Denoiser):
 
     Attributes:
         needs_null: whether training for it must drop the condition of some examples.
-        by_condition: whether it compares conditions, and so does nothing where a model ignores them.
-        transparent: whether it shows the law of what it wraps, so that whatever else that knows holds for both.
+        uses_condition: whether it compares conditions, and so does nothing where a model ignores them.
+        passthrough: whether it shows the law of what it wraps, so that whatever else that knows holds for both.
     """
 
-    needs_null = by_condition = False
-    transparent = False
+    needs_null = uses_condition = False
+    passthrough = False
 
     def __init__(self, denoiser: Denoiser):
         self.denoiser = denoiser
@@ -195,25 +195,25 @@ class DenoiserWrapper(Denoiser):
     has_null = property(lambda self: self.denoiser.has_null)
     class_names = property(lambda self: self.denoiser.class_names)
     shape = property(lambda self: self.denoiser.shape)
-    remembers = property(lambda self: self.denoiser.remembers)
+    stateful = property(lambda self: self.denoiser.stateful)
     embeds = property(lambda self: self.denoiser.embeds)
-    attention_layers = property(lambda self: self.denoiser.attention_layers if self.transparent else ())
-    residual_blocks = property(lambda self: self.denoiser.residual_blocks if self.transparent else ())
+    attention_layers = property(lambda self: self.denoiser.attention_layers if self.passthrough else ())
+    residual_blocks = property(lambda self: self.denoiser.residual_blocks if self.passthrough else ())
     compiled = property(lambda self: self.denoiser.compiled)
 
-    def still(self, t: Tensor) -> bool:
-        return self.denoiser.still(t)
+    def skips_step(self, t: Tensor) -> bool:
+        return self.denoiser.skips_step(t)
 
-    def moving(self) -> "DenoiserWrapper":
+    def without_skipped_steps(self) -> "DenoiserWrapper":
         fresh = copy.copy(self)
-        fresh.denoiser = self.denoiser.moving()
+        fresh.denoiser = self.denoiser.without_skipped_steps()
         return fresh
 
     def embed(self, y: Condition) -> Embedding:
         return self.denoiser.embed(y)
 
-    def perturbed(self, x_t: Tensor, t: Tensor, y: Condition | None, perturbation: Perturbation) -> Prediction:
-        return self.denoiser.perturbed(x_t, t, y, perturbation)
+    def predict_perturbed(self, x_t: Tensor, t: Tensor, y: Condition | None, perturbation: Perturbation) -> Prediction:
+        return self.denoiser.predict_perturbed(x_t, t, y, perturbation)
 
     def counted(self, other: Denoiser) -> Denoiser:
         return self.denoiser.counted(other)
@@ -224,7 +224,7 @@ class DenoiserWrapper(Denoiser):
     def count_evaluations(self, rows: int) -> None:
         self.denoiser.count_evaluations(rows)
 
-    def steers(self, times: Tensor, labelled: bool) -> bool:
+    def acts_at(self, times: Tensor, labelled: bool) -> bool:
         """Whether it may change anything at some of these times, [N] float64 on the CPU.
 
         Arguments:

@@ -1,14 +1,23 @@
 """Configurations of earlier versions, read as this version writes them: moved and renamed classes, renamed and new keys.
 
+OPTIONS and RENAMED also hold for what is typed: an old name works for one version after it was renamed.
+
 A run keeps what it was: where a saved node lacks a key that its class has gained since, the key gets the value that says
 what the class did then. New runs state every such key.
 """
 
 from typing import Any
 
-__all__ = ["renamed_key", "stated", "updated"]
+__all__ = ["current_name", "renamed_key", "stated", "updated"]
 
-MODULES = {  # before: now
+OPTIONS = {  # group: old option: new option
+    "guidance": {
+        "auto": "autoguidance",
+        "ordinary": "clean_classifier",
+        "potential_of_x_t": "noisy_potential",
+    },
+}
+MODULES = {  # old module: new module
     "diffguide.parameterizations": "diffguide.models.parameterizations",
     "diffguide.decoders": "diffguide.models.decoders",
     "diffguide.training": "diffguide.training.loop",
@@ -30,6 +39,26 @@ MODULES = {  # before: now
     "diffguide.evaluation.ood": "diffguide.evaluation.classification.ood",
     "diffguide.evaluation.level_metric": "diffguide.evaluation.classification.level_metric",
 }
+CLASSES = {  # old dotted name of a class or function: new one; read before MODULES
+    "diffguide.evaluation.likelihood.Uniform": "diffguide.evaluation.likelihood.dequantization.UniformDequantization",
+    "diffguide.evaluation.likelihood.Decoded": "diffguide.evaluation.likelihood.dequantization.DecoderDequantization",
+    "diffguide.evaluation.weighting.UniformTime": "diffguide.evaluation.classification.weighting.UniformTimeWeighting",
+    "diffguide.guidance.ordinary.ExportedProgram": "diffguide.guidance.clean_classifier.ExportedProgram",
+    "diffguide.guidance.ordinary.OrdinaryGuidance": "diffguide.guidance.clean_classifier.CleanClassifierGuidance",
+    "diffguide.guidance.ordinary.TorchScript": "diffguide.guidance.clean_classifier.TorchScript",
+    "diffguide.guidance.ordinary.Torchvision": "diffguide.guidance.clean_classifier.Torchvision",
+    "diffguide.guidance.potentials.base.NoisedPotentialGuidance": (
+        "diffguide.guidance.potentials.base.NoisyPotentialGuidance"
+    ),
+    "diffguide.guidance.weak.Auto": "diffguide.guidance.autoguidance.Autoguidance",
+    "diffguide.guidance.weak.Compose": "diffguide.guidance.composition.Composition",
+    "diffguide.guidance.weak.Negative": "diffguide.guidance.composition.NegativeCondition",
+    "diffguide.objectives.classifier.Classifying": "diffguide.objectives.classifier.ClassifierObjective",
+    "diffguide.objectives.energy.EnergyDenoising": "diffguide.objectives.energy.EnergyObjective",
+    "diffguide.samplers.grids.Levels": "diffguide.samplers.grids.ModelLevels",
+    "diffguide.samplers.grids.Listed": "diffguide.samplers.grids.CustomGrid",
+    "diffguide.engine.fabric": "diffguide.runtime.engine.build_fabric",
+}
 FOLDER = "diffguide.datasets.image_folder.ImageFolder"
 DOWNLOADS = [f"diffguide.datasets.downloads.{name}" for name in ("MNIST", "FashionMNIST", "CIFAR10", "CIFAR100")]
 ADDED: dict[str, dict[str, tuple[Any, Any]]] = {  # class: key: what it did before, and what a new run does
@@ -39,20 +68,39 @@ ADDED: dict[str, dict[str, tuple[Any, Any]]] = {  # class: key: what it did befo
         "split_by": ("path", "contents"),
     },
 }
-RENAMED: dict[str, dict[str, str]] = {target: {"root": "path"} for target in DOWNLOADS}
+QUANTIZED = [
+    FOLDER,
+    *DOWNLOADS,
+    "diffguide.datasets.digits.Digits",
+    "diffguide.datasets.gmm2d.GMM2D",
+    "diffguide.datasets.photo_patches.PhotoPatches",
+    "diffguide.objectives.cdm.CDM",
+    "diffguide.objectives.density_ratio.DensityRatio",
+    "diffguide.models.decoders.Discretized",
+]
+RENAMED: dict[str, dict[str, str]] = {
+    target: {"values": "quantization_levels"} for target in QUANTIZED
+}  # class: before: now
+for target in DOWNLOADS:
+    RENAMED[target]["root"] = "path"
+RENAMED_KEYS = {  # node: key as it was typed before: now
+    "dataset": {"root": "path", "values": "quantization_levels"},
+    "objective": {"values": "quantization_levels"},
+    "decoder": {"values": "quantization_levels"},
+}
 
 
 def renamed_key(key: str) -> str:
     """A dotted key as it was typed, by its name of today."""
     parent, _, name = key.rpartition(".")
-    names = {before: now for names in RENAMED.values() for before, now in names.items()}
-    return f"{parent}.{names[name]}" if parent.split(".")[-1] == "dataset" and name in names else key
+    now = RENAMED_KEYS.get(parent.rpartition(".")[2], {}).get(name)
+    return f"{parent}.{now}" if now else key
 
 
 def current_name(target: str) -> str:
     """The dotted name of a class or function as this version has it."""
     module, _, name = target.rpartition(".")
-    return f"{MODULES[module]}.{name}" if module in MODULES else target
+    return CLASSES.get(target) or (f"{MODULES[module]}.{name}" if module in MODULES else target)
 
 
 def completed(value: Any, column: int) -> Any:

@@ -3,7 +3,7 @@
 import torch
 
 from ..datasets.gmm2d import GMM2D
-from ..datasets.tree import grown
+from ..datasets.tree import grow_trees
 from ..schedules import Schedule
 from .mixture import GaussianMixture
 
@@ -76,4 +76,4 @@ class AutoguidanceTree(GaussianMixture):
     def __init__(self, depth: int, seed: int, schedule: Schedule):
         if not 1 <= depth <= 10 or not 0 <= seed < 2**32:
             raise ValueError(f"depth must be 1 to 10 and seed 0 to 2^32 - 1, got {depth} and {seed}")
-        super().__init__(*grown(depth, seed), schedule, class_names=["A", "B"])
+        super().__init__(*grow_trees(depth, seed), schedule, class_names=["A", "B"])

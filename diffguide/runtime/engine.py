@@ -5,21 +5,21 @@ import os
 from lightning_fabric import Fabric
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 
-__all__ = ["end_others", "fabric", "launched_outside"]
+__all__ = ["Fabric", "build_fabric", "kill_launched_processes", "launched_by_torchrun"]
 
 
-def launched_outside() -> bool:
+def launched_by_torchrun() -> bool:
     """Whether torchrun started this process, so that its siblings are there already."""
     return "TORCHELASTIC_RUN_ID" in os.environ
 
 
-def end_others(fabric: Fabric) -> None:
+def kill_launched_processes(fabric: Fabric) -> None:
     """Ends the processes that this one has launched, for a failure that they cannot know of: they wait for it for ever."""
     for process in getattr(fabric.strategy.launcher, "procs", []):
         process.kill()
 
 
-def fabric(accelerator: str, devices: int | str, num_nodes: int, strategy: str, precision: str) -> Fabric:
+def build_fabric(accelerator: str, devices: int | str, num_nodes: int, strategy: str, precision: str) -> Fabric:
     """A Fabric, not yet launched. Under torchrun the number of processes is torchrun's.
 
     Arguments:
@@ -34,7 +34,7 @@ def fabric(accelerator: str, devices: int | str, num_nodes: int, strategy: str, 
     """
     if precision in ("16", "bf16"):  # which Fabric takes, and grumbles
         raise ValueError(f"precision must be one of 32-true, 16-mixed, bf16-mixed, bf16-true, 64-true, got {precision}")
-    if launched_outside():  # Fabric's own count would start independent single runs here
+    if launched_by_torchrun():  # Fabric's own count would start independent single runs here
         devices = int(os.environ["LOCAL_WORLD_SIZE"])
         num_nodes = int(os.environ["WORLD_SIZE"]) // devices
     try:
@@ -45,6 +45,6 @@ def fabric(accelerator: str, devices: int | str, num_nodes: int, strategy: str, 
         asked = f"accelerator={accelerator} devices={devices} strategy={strategy} precision={precision}"
         raise ValueError(f"this machine cannot provide {asked}: {error}") from error
     cores = os.cpu_count() or 1
-    if not launched_outside() and found.device.type == "cpu" and found.world_size > cores * num_nodes:
+    if not launched_by_torchrun() and found.device.type == "cpu" and found.world_size > cores * num_nodes:
         raise ValueError(f"devices={devices} are more processes than the {cores} cores of this machine")
     return found

@@ -9,7 +9,7 @@ from torch import Tensor
 __all__ = ["leading_right_vector", "symmetric_root"]
 
 
-def set_aside(matrices: Tensor) -> tuple[Tensor, Tensor]:
+def mask_nonfinite(matrices: Tensor) -> tuple[Tensor, Tensor]:
     """The matrices [B, M, N] with zeros in place of those that are not finite, and 1 or nan for each, [B, 1]."""
     finite = matrices.isfinite().flatten(1).all(1)[:, None]
     mark = torch.where(finite, torch.ones_like(matrices[:, 0, :1]), torch.nan)
@@ -18,7 +18,7 @@ def set_aside(matrices: Tensor) -> tuple[Tensor, Tensor]:
 
 def leading_right_vector(matrices: Tensor) -> Tensor:
     """The right-singular vector of the largest singular value of each matrix [B, M, N]: [B, N], nan where it is not finite."""
-    matrices, mark = set_aside(matrices)
+    matrices, mark = mask_nonfinite(matrices)
     return torch.linalg.svd(matrices, full_matrices=False).Vh[:, 0] * mark
 
 
@@ -27,6 +27,6 @@ def symmetric_root(covariances: Tensor) -> Tensor:
 
     By eigenvectors, not Cholesky: a law of single points has directions of no variance.
     """
-    covariances, mark = set_aside(covariances)
+    covariances, mark = mask_nonfinite(covariances)
     variances, axes = torch.linalg.eigh(covariances)
     return axes * (variances.clamp(min=0).sqrt() * mark)[:, None]

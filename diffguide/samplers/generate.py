@@ -1,11 +1,11 @@
 """Many samples, in batches, each a function of its own seed."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
-from ..backbones import Embedding
+from ..backbones.conditions import Condition, Embedding
 from ..models.protocols import Denoiser, Energy
 from ..randomness import Noise
 from .base import Sampler
@@ -14,13 +14,19 @@ __all__ = ["generate"]
 
 
 def generate(
-    denoiser: Denoiser | Energy, sampler: Sampler, seeds: Sequence[int], labels: Sequence[int] | Embedding | None,
-    shape: Sequence[int], batch_size: int, device: torch.device | str = "cpu", on_step=None,
+    denoiser: Denoiser | Energy,
+    sampler: Sampler,
+    seeds: Sequence[int],
+    labels: Sequence[int] | Embedding | None,
+    shape: Sequence[int],
+    batch_size: int,
+    device: torch.device | str = "cpu",
+    on_step: Callable[[int, Tensor], None] | None = None,
     dtype: torch.dtype = torch.float32,
-) -> Iterator[Tensor]:  # fmt: skip
+) -> Iterator[Tensor]:
     """Yields batches x [b, *shape] at the end of the sampler's grid, in the denoiser's precision.
 
-    Nothing is clipped: images may leave [-1, 1] a little. `diffguide.to_uint8` clips and rounds them as the command does.
+    Images lie nominally in [-1, 1] and are not clipped; `diffguide.to_uint8` clips and rounds them as the command does.
 
     Arguments:
         denoiser: what to sample, guided or not; an energy where the sampler takes one.
@@ -37,6 +43,9 @@ def generate(
     for first in range(0, len(seeds), batch_size):
         part = slice(first, first + batch_size)
         noise = Noise(seeds[part], shape, denoiser.schedule, device, dtype)
-        y = None if labels is None else labels[part]
-        y = y.to(device) if isinstance(y, Embedding) else y if y is None else torch.tensor(y, device=device)
+        y: Condition | None = None
+        if isinstance(labels, Embedding):
+            y = labels[part].to(device)
+        elif labels is not None:
+            y = torch.tensor(labels[part], device=device)
         yield sampler(denoiser, sampler.begin(denoiser, times, noise), times, y, noise, on_step)

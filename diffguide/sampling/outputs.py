@@ -12,16 +12,16 @@ from ..figures import image_grids as images
 from ..figures import scatter as vectors
 from ..figures import trajectories
 from ..files.run_folders import strict_json, write_atomically
-from ..files.shards import ASKED, Shards, write_archive
+from ..files.shards import POTENTIAL_EVALUATIONS, Shards, write_archive
 from ..guidance import Unguided
 from ..runtime.signals import Interrupts, Stopped
-from .run import Plan
+from .run import SamplingPlan
 
-__all__ = ["merge", "write_metrics"]
+__all__ = ["finalize_run", "write_metrics"]
 
 
-def merge(
-    plan: Plan, shards: Shards, folder: Path, header: dict, filmed: images.Layout | None,
+def finalize_run(
+    plan: SamplingPlan, shards: Shards, folder: Path, header: dict, filmed: images.GridLayout | None,
     interrupts: Interrupts,
 ) -> tuple[dict, dict[str, float]]:  # fmt: skip
     """Writes manifest.jsonl, grid.png, trajectory.gif, of an oracle metrics.json, and samples.npz.
@@ -42,10 +42,10 @@ def merge(
         ShardError: a shard is damaged.
         WriteError: a file could not be written.
     """
-    labels, behind = plan.classes, plan.behind
+    labels, background = plan.classes, plan.background
     header = header | {
         "network_evaluations": shards.evaluations() / shards.n,
-        ASKED: shards.evaluations(ASKED) / shards.n,
+        POTENTIAL_EVALUATIONS: shards.evaluations(POTENTIAL_EVALUATIONS) / shards.n,
     }
 
     def write_manifest(path: Path) -> None:
@@ -62,56 +62,56 @@ def merge(
             yield shards.samples(first)
 
     write_atomically(folder / "manifest.jsonl", write_manifest)
-    if behind is not None:
-        x = picked(shards, range(min(shards.n, images.POINTS)))
-        vectors.write_scatter(folder / "grid.png", [("", x, labels[: len(x)])], plan.class_names, behind)
+    if background is not None:
+        x = pick_samples(shards, range(min(shards.n, images.MAX_CONTACT_POINTS)))
+        vectors.write_scatter(folder / "grid.png", [("", x, labels[: len(x)])], plan.class_names, background)
     else:
-        shown = images.layout(labels, plan.class_names)
-        images.write_grid(folder / "grid.png", shown, shards.pick(shown.indices))
+        shown = images.lay_out_grid(labels, plan.class_names)
+        images.write_grid(folder / "grid.png", shown, shards.read_samples(shown.indices))
     if filmed is not None:
         frames, path = shards.frames(filmed.indices), folder / "trajectory.gif"
-        if behind is not None:
-            trajectories.write_vectors(path, frames, labels, plan.class_names, behind)
+        if background is not None:
+            trajectories.write_vector_gif(path, frames, labels, plan.class_names, background)
         else:
-            trajectories.write_images(path, filmed, frames)
+            trajectories.write_image_gif(path, filmed, frames)
     figures = {} if plan.source.oracle is None else write_metrics(folder / "metrics.json", plan, shards, header)
     write_atomically(folder / "samples.npz", lambda path: write_archive(path, parts(), labels))
     shards.remove()
     return header, figures
 
 
-def picked(shards: Shards, indices: Iterable[int]) -> numpy.ndarray:
+def pick_samples(shards: Shards, indices: Iterable[int]) -> numpy.ndarray:
     """Single samples, in ascending order of their indices."""
-    return numpy.stack([sample for _, sample in sorted(shards.pick(indices).items())])
+    return numpy.stack([sample for _, sample in sorted(shards.read_samples(indices).items())])
 
 
-def write_metrics(path: Path, plan: Plan, shards: Shards, header: dict) -> dict[str, float]:
+def write_metrics(path: Path, plan: SamplingPlan, shards: Shards, header: dict) -> dict[str, float]:
     """Writes metrics.json: the samples against exact ones with the same labels (`truth.compare`); returns its figures.
 
     Images are compared as bytes, which is how they are stored: exact ones are rounded likewise.
     """
     seed, guided = plan.seeds.start, not isinstance(plan.guided, Unguided)
-    indices = truth.subset(shards.n, int(numpy.prod(plan.shape)), seed)
-    x, labels = torch.from_numpy(picked(shards, indices)), [plan.classes[index] for index in indices]
+    indices = truth.select_compared(shards.n, int(numpy.prod(plan.shape)), seed)
+    x, labels = torch.from_numpy(pick_samples(shards, indices)), [plan.classes[index] for index in indices]
     vector = len(plan.shape) == 1
-    metrics = truth.compare(
+    metrics = truth.compare_with_oracle(
         plan.source.oracle,
         x if vector else from_bytes(x),
         labels,
         plan.class_names,
         seed,
-        Tensor.float if vector else rounded,
+        Tensor.float if vector else round_to_bytes,
     )
     law = "; their law is the unguided one, which guidance leaves on purpose" if guided else ""
     facts = {
         "reference": f"exact samples of the oracle, same labels{law}", "n": shards.n, "compared": len(indices),
         "seed": seed, "guidance": header["guidance"], "sampler": header["sampler"], "steps": plan.sampler.steps,
         "network_evaluations": header["network_evaluations"],
-        ASKED: header[ASKED],
+        POTENTIAL_EVALUATIONS: header[POTENTIAL_EVALUATIONS],
     }  # fmt: skip
     text = strict_json(facts | metrics, indent=2) + "\n"
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
-    return truth.figures(metrics)
+    return truth.table_figures(metrics)
 
 
 def from_bytes(x: Tensor) -> Tensor:
@@ -119,6 +119,6 @@ def from_bytes(x: Tensor) -> Tensor:
     return x.permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
-def rounded(x: Tensor) -> Tensor:
+def round_to_bytes(x: Tensor) -> Tensor:
     """Images as they are stored."""
     return from_bytes(torch.from_numpy(images.to_uint8(x)))

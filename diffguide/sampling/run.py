@@ -1,6 +1,5 @@
 """What a sampling run samples, and how it gets there: in batches, each on the disk when it is done."""
 
-import platform
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ from torch import Tensor
 from ..checkpoints.references import Guide
 from ..figures import image_grids as images
 from ..figures import trajectories
-from ..figures.scatter import Backdrop
+from ..figures.scatter import ScatterBackground
 from ..files.run_folders import WriteError
 from ..files.shards import Shards
 from ..guidance import Unguided
@@ -21,15 +20,14 @@ from ..models.protocols import Denoiser, DenoiserWrapper, Energy
 from ..runtime.progress import Progress
 from ..runtime.signals import Interrupts, Stopped
 from ..samplers import Sampler, SamplingError, generate
-from ..version import __version__
-from .sources import Source
+from .sources import SampleSource
 
-__all__ = ["Plan", "Stream", "idle", "kind", "versions"]
+__all__ = ["SampleWriter", "SamplingPlan", "explain_no_op_guidance", "storage_spec"]
 
 FAILED = 1000  # more than any signal's number; the rank that failed is added
 
 
-def idle(guided: Denoiser | Energy, sampler: Sampler, labelled: bool) -> str | None:
+def explain_no_op_guidance(guided: Denoiser | Energy, sampler: Sampler, labelled: bool) -> str | None:
     """Why guidance can change nothing in a run; None where it can, and where it is none.
 
     Arguments:
@@ -40,31 +38,31 @@ def idle(guided: Denoiser | Energy, sampler: Sampler, labelled: bool) -> str | N
     times = sampler.times(guided)
     between = sampler.off_grid or hasattr(sampler, "inner")  # restarts walk levels of their own
     asked = torch.linspace(float(times[0]), float(times[-1]), 1000).double() if between else times[:-1]
-    if not guided.steers(asked, True):
+    if not guided.acts_at(asked, True):
         levels = guided.schedule.noise_level(asked)
         return (
             f"guidance acts nowhere: its interval holds none of the noise levels {float(levels.max()):.4g} to "
             f"{float(levels.min()):.4g} where this sampler evaluates the model"
         )
-    if not guided.steers(asked, labelled):
+    if not guided.acts_at(asked, labelled):
         return "guidance acts nowhere: it steers samples that have a class, and labels=null gives none"
     return None
 
 
-class Plan(NamedTuple):
+class SamplingPlan(NamedTuple):
     """What a run samples: a source; guided, counter (inside it), sampler; seeds, labels (None = no condition).
 
-    behind: what vectors are drawn over, None = the samples are images.
+    background: what vectors are drawn over, None = the samples are images.
     guides: trained models that the guidance has beside the source.
     """
 
-    source: Source
+    source: SampleSource
     guided: Denoiser | Energy
     counter: EvaluationCounter | EnergyCounter
     sampler: Sampler
     seeds: range
     labels: list[int] | None
-    behind: Backdrop | None
+    background: ScatterBackground | None
     guides: Sequence[Guide] = ()
 
     @property
@@ -85,7 +83,7 @@ class Plan(NamedTuple):
         return self.sampler.times(self.guided)
 
 
-class Stream:
+class SampleWriter:
     """Samples batches into shards, this rank's part of every round; batch i is the same whoever samples it.
 
     Arguments:
@@ -96,12 +94,14 @@ class Stream:
         filmed: what a trajectory shows, None = there is none.
     """
 
-    def __init__(self, engine, plan: Plan, shards: Shards, singles: Path | None, filmed: images.Layout | None):
+    def __init__(
+        self, engine, plan: SamplingPlan, shards: Shards, singles: Path | None, filmed: images.GridLayout | None
+    ):
         self.engine, self.plan, self.shards, self.singles = engine, plan, shards, singles
         shown = () if filmed is None else filmed.indices
-        axes = None if plan.behind is None else plan.behind.axes
+        axes = None if plan.background is None else plan.background.axes
         schedule = None if plan.sampler.at_data else plan.guided.schedule
-        self.film = trajectories.Film(shown, plan.times, schedule, axes)
+        self.film = trajectories.TrajectoryRecorder(shown, plan.times, schedule, axes)
 
     def run(self, missing: Sequence[int], interrupts: Interrupts) -> None:
         """Samples the batches with these first indices.
@@ -158,9 +158,9 @@ class Stream:
             )
         array = x.numpy() if x.ndim == 2 else images.to_uint8(x)
         if self.singles is not None:
-            images.save_singles(self.singles, first, array)
+            images.write_pngs(self.singles, first, array)
         asked = counter.potential_evaluations - asked_before
-        self.shards.write(first, array, counter.evaluations - before, self.film.taken(), asked)
+        self.shards.write(first, array, counter.evaluations - before, self.film.stack_frames(), asked)
 
     def agreed(self, failure: str | None, interrupts: Interrupts) -> int:
         """The signal that some rank has got, 0 for none; all ranks wait for each other, and learn of one's failure.
@@ -177,11 +177,6 @@ class Stream:
         return number
 
 
-def kind(shape: Sequence[int]) -> tuple[str, tuple[int, ...]]:
+def storage_spec(shape: Sequence[int]) -> tuple[str, tuple[int, ...]]:
     """How a sample is stored, dtype and shape: an image [C, H, W] as bytes [H, W, C], a vector [D] as it is."""
     return ("float32", tuple(shape)) if len(shape) == 1 else ("uint8", (*shape[1:], shape[0]))
-
-
-def versions() -> dict[str, str]:
-    """Of what decides the bits of an image."""
-    return {"diffguide": __version__, "torch": torch.__version__, "python": platform.python_version()}

@@ -11,19 +11,26 @@ import torch
 from torch import Tensor
 
 from ..checkpoints import store as checkpoints
-from ..checkpoints.allowlist import construct, vet
+from ..checkpoints.allowlist import construct, validate_config
 from ..datasets.base import Dataset, Split
-from ..figures.scatter import POINTS, Backdrop, backdrop
-from ..files.run_folders import sha256
+from ..figures.scatter import MAX_DATA_POINTS, ScatterBackground, build_background
+from ..files.run_folders import hash_file
 from ..models.protocols import Denoiser, Energy
 from ..oracles import Oracle
 
-__all__ = ["Checkpoint", "Exact", "Source", "at_hand", "in_memory", "training_data"]
+__all__ = [
+    "CheckpointSource",
+    "OracleSource",
+    "SampleSource",
+    "load_local_dataset",
+    "training_tensors",
+    "training_data",
+]
 
-GRID = 500  # points of an exact density
+DENSITY_POINTS = 500  # points of an exact density
 
 
-class Source:
+class SampleSource:
     """
     Attributes:
         model: on the device, sampled in the precision `dtype`.
@@ -46,12 +53,12 @@ class Source:
         """What decides the samples beside guidance, sampler, seeds and labels: entries of the manifest's header."""
         raise NotImplementedError
 
-    def backdrop(self, labels: Sequence[int]) -> Backdrop:
+    def background(self, labels: Sequence[int]) -> ScatterBackground:
         """What samples with these labels are drawn over, where they are vectors."""
         raise NotImplementedError
 
 
-class Checkpoint(Source):
+class CheckpointSource(SampleSource):
     """A model that was trained.
 
     Arguments:
@@ -78,15 +85,15 @@ class Checkpoint(Source):
     def identity(self) -> dict[str, Any]:
         return {
             "checkpoint": str(self.file),
-            "checkpoint_sha256": sha256(self.file),
+            "checkpoint_sha256": hash_file(self.file),
             "weights": self.weights,
         }
 
-    def backdrop(self, labels: Sequence[int]) -> Backdrop:
-        return backdrop(training_data(self.config), self.shape[0])
+    def background(self, labels: Sequence[int]) -> ScatterBackground:
+        return build_background(training_data(self.config), self.shape[0])
 
 
-class Exact(Source):
+class OracleSource(SampleSource):
     """An oracle: float64, or float32 where the device has none.
 
     Arguments:
@@ -104,31 +111,31 @@ class Exact(Source):
     def identity(self) -> dict[str, Any]:
         return self.nodes
 
-    def backdrop(self, labels: Sequence[int]) -> Backdrop:
+    def background(self, labels: Sequence[int]) -> ScatterBackground:
         """Exact samples with classes drawn from these labels, and on a line their density."""
         rng = torch.Generator().manual_seed(0)
-        y = torch.tensor(labels)[torch.randint(len(labels), (POINTS,), generator=rng)]
-        x = self.oracle.sample(POINTS, rng, y)[0]
-        curve = self.curve(x, labels) if self.shape[0] == 1 else None
-        return backdrop(x, self.shape[0], curve, "exact samples")
+        y = torch.tensor(labels)[torch.randint(len(labels), (MAX_DATA_POINTS,), generator=rng)]
+        x = self.oracle.sample(MAX_DATA_POINTS, rng, y)[0]
+        curve = self.density_curve(x, labels) if self.shape[0] == 1 else None
+        return build_background(x, self.shape[0], curve, "exact samples")
 
-    def curve(self, x: Tensor, labels: Sequence[int]) -> numpy.ndarray:
+    def density_curve(self, x: Tensor, labels: Sequence[int]) -> numpy.ndarray:
         """(x, p(x)) [G, 2] over the range of samples x [M, 1] and a little more: classes weighted as they occur in labels."""
         low, high = x.min().item(), x.max().item()
-        line = torch.linspace(low - 0.1 * (high - low), high + 0.1 * (high - low), GRID, dtype=torch.float64)
+        line = torch.linspace(low - 0.1 * (high - low), high + 0.1 * (high - low), DENSITY_POINTS, dtype=torch.float64)
         t = torch.tensor(0.0, dtype=torch.float64)
         density = sum(
-            count / len(labels) * self.oracle.log_density(line[:, None], t, torch.full((GRID,), label)).exp()
+            count / len(labels) * self.oracle.log_density(line[:, None], t, torch.full((DENSITY_POINTS,), label)).exp()
             for label, count in Counter(labels).items()
         )
         return torch.stack([line, density], dim=1).numpy()
 
 
-def in_memory(data: Dataset) -> dict[str, Tensor]:
+def training_tensors(data: Dataset) -> dict[str, Tensor]:
     """The training examples as a network sees them, `data` [N, ...] in [-1, 1], and their `labels` [N]; windows central."""
     split = data.train
     x = split.x if isinstance(split, Split) else torch.stack([split[k][0] for k in range(len(split))])
-    return {"data": data.view(x), "labels": split.y}
+    return {"data": data.preprocess(x), "labels": split.y}
 
 
 def training_data(config: dict) -> Tensor | None:
@@ -138,17 +145,19 @@ def training_data(config: dict) -> Tensor | None:
     """
     try:
         return (
-            construct(config["dataset"], "dataset", ()).train.x if vet(config["dataset"], "dataset").synthetic else None
+            construct(config["dataset"], "dataset", ()).train.x
+            if validate_config(config["dataset"], "dataset").synthetic
+            else None
         )
     except (TypeError, ValueError):  # a node that is not ours (CheckpointError), or does not fit
         return None
 
 
-def at_hand(node: dict | None) -> Dataset:
+def load_local_dataset(node: dict | None) -> Dataset:
     """The data set of a checkpoint's `dataset` node, of ours and from files that lie here: nothing is downloaded.
 
     Raises:
         ValueError: a node that is not ours, or files that are gone.
     """
-    vet(node, "dataset")
+    validate_config(node, "dataset")
     return construct(node | ({"download": False} if "download" in node else {}), "dataset", ())

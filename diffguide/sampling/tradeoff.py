@@ -11,25 +11,37 @@ from torch import Tensor
 
 from ..checkpoints.data_record import changes, check_record, described, located
 from ..datasets import Dataset
-from ..datasets.base import fetch
-from ..evaluation.quality.label_agreement import Judge
+from ..datasets.base import fetch_examples
+from ..evaluation.quality.label_agreement import LabelClassifier
 from ..evaluation.quality.precision_recall import count_repeated, density_coverage, precision_recall
-from ..figures.curves import HOLLOW, LEAST_PRECISION, OPEN
+from ..figures.curves import HOLLOW_LABEL, HOLLOW_STYLE, MIN_PRECISION
 from ..files import safetensors as archives
 from ..files.run_folders import write_atomically
 from ..files.shards import read_rows
 from ..nodes.old_names import updated
 from ..randomness import fold
-from .sources import at_hand
+from .sources import load_local_dataset
 
 __all__ = [
-    "NoTradeoff", "Panel", "Run", "against_data", "figure_of", "of_data", "of_oracle", "place", "write_tradeoff",
-]  # fmt: skip
+    "NoTradeoff",
+    "SweepRun",
+    "TradeoffPanel",
+    "compare_with_data",
+    "data_panels",
+    "oracle_panels",
+    "write_tradeoff",
+]
 
-FEWEST = 20  # samples of a run: fewer say nothing of a law
-MOST, TAUGHT = 1000, 2000  # samples and real examples that are compared, real examples that teach the judge
-BALL, WIDER = 3, 5  # neighbours of precision and recall, of density and coverage, as their papers have them
-SAMPLES, REAL, TRAIN = range(3)  # purposes of the seed
+MIN_SAMPLES = 20  # samples of a run: fewer say nothing of a law
+MAX_COMPARED, MAX_LABEL_EXAMPLES = (
+    1000,
+    2000,
+)  # samples and real examples that are compared, real examples that teach the judge
+PR_NEIGHBOURS, DC_NEIGHBOURS = (
+    3,
+    5,
+)  # neighbours of precision and recall, of density and coverage, as their papers have them
+SAMPLES_PURPOSE, REAL_PURPOSE, TRAIN_PURPOSE = range(3)  # purposes of the seed
 MARKERS = "osD^vP*X"
 
 
@@ -37,7 +49,7 @@ class NoTradeoff(ValueError):
     """Why there is no picture: one sentence."""
 
 
-class Run(NamedTuple):
+class SweepRun(NamedTuple):
     """A run of a sweep: its folder, the label of each sample (-1 = none), its curve, and the swept number that is its place
     on it, "" = none."""
 
@@ -47,7 +59,7 @@ class Run(NamedTuple):
     number: str
 
 
-class Panel(NamedTuple):
+class TradeoffPanel(NamedTuple):
     """One pair of axes.
 
     Arguments:
@@ -66,7 +78,7 @@ class Panel(NamedTuple):
     log: bool = False
 
 
-def of_oracle(columns: Sequence[dict[str, Any]]) -> list[Panel]:
+def oracle_panels(columns: Sequence[dict[str, Any]]) -> list[TradeoffPanel]:
     """The panel of runs of one oracle, from the figures of their metrics.json.
 
     Fidelity is the energy distance: it has a floor and no size of sample beyond which it says nothing. Diversity is the
@@ -76,27 +88,27 @@ def of_oracle(columns: Sequence[dict[str, Any]]) -> list[Panel]:
     floor = float(numpy.mean([column["energy_distance_floor"] for column in columns]))
     names = ("standard deviation within classes / exact (diversity)", "energy distance (fidelity: low)")
     lines = [(floor, "exact samples")]
-    return [Panel("deviation_ratio", "energy_distance", names, lines, best=1.0, log=True)]
+    return [TradeoffPanel("deviation_ratio", "energy_distance", names, lines, best=1.0, log=True)]
 
 
-def of_data(columns: Sequence[dict[str, Any]]) -> list[Panel]:
+def data_panels(columns: Sequence[dict[str, Any]]) -> list[TradeoffPanel]:
     """The panels of runs that were held against real examples."""
     diversity = "recall (diversity)"
-    panels = [Panel("recall", "precision", (diversity, "precision (fidelity)"))]
+    panels = [TradeoffPanel("recall", "precision", (diversity, "precision (fidelity)"))]
     if all("agreed_labels" in column for column in columns):
         lines = [(columns[0]["agreed_labels_of_real"], "real examples")]
-        panels.append(Panel("recall", "agreed_labels", (diversity, "agreed labels (fidelity)"), lines))
+        panels.append(TradeoffPanel("recall", "agreed_labels", (diversity, "agreed labels (fidelity)"), lines))
     return panels
 
 
-def drawn(n: int, count: int, purpose: int) -> Tensor:
+def sample_rows(n: int, count: int, purpose: int) -> Tensor:
     """`count` rows of n at most, ascending, the same ones for every run of n."""
     rng = torch.Generator().manual_seed(fold(0, purpose))
     return torch.randperm(n, generator=rng)[:count].sort().values
 
 
-def against_data(
-    runs: Sequence[Run], checkpoints: Sequence[str], shape: Sequence[int], class_names: Sequence[str],
+def compare_with_data(
+    runs: Sequence[SweepRun], checkpoints: Sequence[str], shape: Sequence[int], class_names: Sequence[str],
     moved: Mapping[str, str] | None = None,
 ) -> list[dict[str, Any]]:  # fmt: skip
     """Columns of each run: precision, recall, density, coverage and agreed labels against its model's validation split.
@@ -114,17 +126,19 @@ def against_data(
     Raises:
         NoTradeoff: too few samples, or no data.
     """
-    count = enough(min(len(run.labels) for run in runs))
+    count = check_count(min(len(run.labels) for run in runs))
     try:
         data = training_set(checkpoints, moved or {})
         if list(data.shape) != list(shape):
             raise NoTradeoff(f"the data set has examples of shape {list(data.shape)}, and the samples {list(shape)}")
         name, split = data.held_out
-        held, y = fetch(split, drawn(len(split.y), MOST, REAL))
-        real = data.view(held).flatten(1).double()
-        if len(real) <= WIDER:
-            raise NoTradeoff(f"the data set has {len(real)} {name} examples, and more than {WIDER} are needed")
-        judge = judge_of(data) if bool((y >= 0).all()) and known(data, class_names, runs) else None
+        held, y = fetch_examples(split, sample_rows(len(split.y), MAX_COMPARED, REAL_PURPOSE))
+        real = data.preprocess(held).flatten(1).double()
+        if len(real) <= DC_NEIGHBOURS:
+            raise NoTradeoff(f"the data set has {len(real)} {name} examples, and more than {DC_NEIGHBOURS} are needed")
+        label_classifier = (
+            train_label_classifier(data) if bool((y >= 0).all()) and labels_match(data, class_names, runs) else None
+        )
     except NoTradeoff:
         raise
     except (OSError, TypeError, ValueError) as error:
@@ -132,16 +146,21 @@ def against_data(
         raise NoTradeoff(f"the data that the model was trained on cannot be read here ({reason})") from error
     facts = {"compared": count, "compared_real": len(real), "features": "coordinates" if len(shape) == 1 else "pixels",
              "reference": f"{len(real)} {name if name == 'validation' else 'training'} examples"}  # fmt: skip
-    repeated, real_agreed = count_repeated(real), None if judge is None else judge.agreed(real, y)
+    repeated, real_agreed = (
+        count_repeated(real),
+        None if label_classifier is None else label_classifier.accuracy(real, y),
+    )
     columns = []
     for run in runs:
-        rows = drawn(len(run.labels), count, SAMPLES)
+        rows = sample_rows(len(run.labels), count, SAMPLES_PURPOSE)
         x = torch.from_numpy(read_rows(run.folder / "samples.npz", rows.tolist()))
         x = x.double() if len(shape) == 1 else (x.permute(0, 3, 1, 2).double() / 127.5 - 1).flatten(1)
         figures = measured(real, x) | {"repeated_samples": count_repeated(x), "repeated_real": repeated}
-        if judge is not None:
+        if label_classifier is not None:
             finite = bool(x.isfinite().all())
-            figures["agreed_labels"] = judge.agreed(x, torch.tensor(run.labels)[rows]) if finite else math.nan
+            figures["agreed_labels"] = (
+                label_classifier.accuracy(x, torch.tensor(run.labels)[rows]) if finite else math.nan
+            )
             figures["agreed_labels_of_real"] = real_agreed
         columns.append(figures | facts)
     return columns
@@ -164,62 +183,64 @@ def training_set(checkpoints: Sequence[str], moved: Mapping[str, str]) -> Datase
     seen = facts[0].get("data")
     if seen is not None:
         check_record(seen)
-    data = at_hand(located(nodes[0] or {}, seen) | moved)
+    data = load_local_dataset(located(nodes[0] or {}, seen) | moved)
     if moved and (changed := changes(seen, data)):
         raise NoTradeoff(f"dataset.path={moved['path']} does not hold the data of the checkpoint: {described(changed)}")
     return data
 
 
-def known(data: Dataset, class_names: Sequence[str], runs: Sequence[Run]) -> bool:
+def labels_match(data: Dataset, class_names: Sequence[str], runs: Sequence[SweepRun]) -> bool:
     """Whether every sample has a class, and it is one of the data's."""
     return list(data.class_names) == list(class_names) and all(min(run.labels) >= 0 for run in runs)
 
 
-def judge_of(data: Dataset) -> Judge | None:
+def train_label_classifier(data: Dataset) -> LabelClassifier | None:
     """A judge that learned from the training split; None where there is one class."""
-    x, y = fetch(data.train, drawn(len(data.train.y), TAUGHT, TRAIN))
-    return Judge(data.view(x).flatten(1), y) if len(y[y >= 0].unique()) > 1 else None
+    x, y = fetch_examples(data.train, sample_rows(len(data.train.y), MAX_LABEL_EXAMPLES, TRAIN_PURPOSE))
+    return LabelClassifier(data.preprocess(x).flatten(1), y) if len(y[y >= 0].unique()) > 1 else None
 
 
-def enough(count: int) -> int:
+def check_count(count: int) -> int:
     """How many samples of each run are compared.
 
     Raises:
         NoTradeoff: too few.
     """
-    if count < FEWEST:
-        raise NoTradeoff(f"fidelity and diversity need at least {FEWEST} samples a run, got n={count}")
-    return min(count, MOST)
+    if count < MIN_SAMPLES:
+        raise NoTradeoff(f"fidelity and diversity need at least {MIN_SAMPLES} samples a run, got n={count}")
+    return min(count, MAX_COMPARED)
 
 
 def measured(real: Tensor, x: Tensor) -> dict[str, float]:
     """The measures that need no labels, and whether recall says anything; nan for samples that are not finite."""
     if not bool(x.isfinite().all()):
         return dict.fromkeys(("precision", "recall", "density", "coverage"), math.nan) | {"recall_meaningful": False}
-    found = {**precision_recall(real, x, BALL)._asdict(), **density_coverage(real, x, WIDER)._asdict()}
-    return found | {"recall_meaningful": found["precision"] >= LEAST_PRECISION}
+    found = {**precision_recall(real, x, PR_NEIGHBOURS)._asdict(), **density_coverage(real, x, DC_NEIGHBOURS)._asdict()}
+    return found | {"recall_meaningful": found["precision"] >= MIN_PRECISION}
 
 
 def write_tradeoff(
-    path: Path, panels: Sequence[Panel], runs: Sequence[Run], columns: Sequence[dict[str, Any]], note: str
+    path: Path, panels: Sequence[TradeoffPanel], runs: Sequence[SweepRun], columns: Sequence[dict[str, Any]], note: str
 ) -> None:
-    """Writes `figure_of` as a PNG.
+    """Writes `tradeoff_figure` as a PNG.
 
     Raises:
         NoTradeoff: too few samples, or no run with finite figures.
         WriteError: the disk is full, the folder is gone, ...
     """
-    enough(min(len(run.labels) for run in runs))
+    check_count(min(len(run.labels) for run in runs))
     for panel in panels:
         if not any(math.isfinite(column[panel.x]) and math.isfinite(column[panel.y]) for column in columns):
             raise NoTradeoff(f"{panel.x} and {panel.y} are finite in no run")
-    figure = figure_of(panels, runs, columns, note)
+    figure = tradeoff_figure(panels, runs, columns, note)
     write_atomically(
         path, lambda temporary: figure.savefig(temporary, format="png", dpi=110, bbox_inches="tight", pad_inches=0.05)
     )
 
 
-def figure_of(panels: Sequence[Panel], runs: Sequence[Run], columns: Sequence[dict[str, Any]], note: str):
+def tradeoff_figure(
+    panels: Sequence[TradeoffPanel], runs: Sequence[SweepRun], columns: Sequence[dict[str, Any]], note: str
+):
     """A curve per method through its runs in the order of their numbers, each marked with its own; hollow where diversity
     says nothing.
 
@@ -232,7 +253,7 @@ def figure_of(panels: Sequence[Panel], runs: Sequence[Run], columns: Sequence[di
     figure = Figure(figsize=(4.8 * len(panels) + 0.6, 4.4), layout="constrained")
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
     methods: dict[str, list[int]] = {}
-    for index in sorted(range(len(runs)), key=lambda index: place(runs[index].number)):
+    for index in sorted(range(len(runs)), key=lambda index: axis_position(runs[index].number)):
         methods.setdefault(runs[index].method, []).append(index)
     for axis, panel in zip(axes, panels):
         for number, (method, members) in enumerate(methods.items()):
@@ -244,7 +265,7 @@ def figure_of(panels: Sequence[Panel], runs: Sequence[Run], columns: Sequence[di
                     text = runs[index].number
                     axis.annotate(text, point, (4, 4), textcoords="offset points", fontsize=8, color=color)
                     if columns[index].get(f"{panel.x}_meaningful") is False:
-                        axis.plot(*point, color=color, label=HOLLOW, **OPEN)
+                        axis.plot(*point, color=color, label=HOLLOW_LABEL, **HOLLOW_STYLE)
         for level, name in panel.lines:
             axis.axhline(level, color="0.4", linestyle="--", linewidth=1, label=name)
         if panel.best is not None:
@@ -257,7 +278,7 @@ def figure_of(panels: Sequence[Panel], runs: Sequence[Run], columns: Sequence[di
     return figure
 
 
-def place(number: str) -> float:
+def axis_position(number: str) -> float:
     """Where a run comes on its curve."""
     try:
         return float(number)

@@ -10,7 +10,7 @@ from .base import Schedule, as_time, variance_preserving
 __all__ = ["ResolutionShift", "ZeroTerminalSNR"]
 
 
-def fixed(schedule: Schedule) -> Schedule:
+def require_fixed(schedule: Schedule) -> Schedule:
     """The schedule, if nothing in it is learned: what a wrapper computes from it at the start stays true."""
     if schedule.learned:
         raise ValueError(f"schedule must be a fixed one, got {type(schedule).__name__}, which is learned")
@@ -35,7 +35,7 @@ class ResolutionShift(Schedule):
             if not 0 < value < math.inf:
                 raise ValueError(f"{name} must be a positive number, got {value:g}")
         shift = 2 * math.log(reference / resolution)
-        super().__init__(fixed(schedule).log_snr_max + shift, schedule.log_snr_min + shift)
+        super().__init__(require_fixed(schedule).log_snr_max + shift, schedule.log_snr_min + shift)
         self.schedule, self.shift, self.normalisation = schedule, shift, schedule.normalisation
 
     def log_snr(self, t) -> Tensor:
@@ -62,13 +62,13 @@ class ZeroTerminalSNR(Schedule):
     def __init__(self, schedule: Schedule, first: float):
         if not 0 <= first < 1:
             raise ValueError(f"first must be in [0, 1), got {first:g}")
-        if fixed(schedule).normalisation is not variance_preserving:
+        if require_fixed(schedule).normalisation is not variance_preserving:
             raise ValueError(f"schedule must be variance preserving, got {type(schedule).__name__}")
-        (kept, lost), (last, _) = (side(schedule.log_snr(t)) for t in (float(first), 1.0))
+        (kept, lost), (last, _) = (signal_and_rest(schedule.log_snr(t)) for t in (float(first), 1.0))
         self.first, self.last = float(first), float(last)
         self.factor = float(kept / (kept - last))
         self.excess = float(last * lost / kept)  # what the noise's part loses: 1 - a' = factor (1 - a - excess)
-        if not side(schedule.log_snr(0.0))[1] >= self.excess:
+        if not signal_and_rest(schedule.log_snr(0.0))[1] >= self.excess:
             highest = 2 * math.log1p(-self.excess) - math.log(self.excess * (2 - self.excess))
             raise ValueError(
                 f"log_snr_max of the schedule must be at most {highest:.4g} with first={first:g}, or the rescaled signal "
@@ -80,7 +80,7 @@ class ZeroTerminalSNR(Schedule):
 
     def rescaled(self, log_snr: Tensor) -> Tensor:
         """The log-SNR that takes the place of one of the inner schedule."""
-        alpha, lost = side(log_snr)
+        alpha, lost = signal_and_rest(log_snr)
         alpha, lost = self.factor * (alpha - self.last), self.factor * (lost - self.excess)
         return 2 * torch.log(alpha) - torch.log(lost) - torch.log1p(alpha)
 
@@ -90,18 +90,18 @@ class ZeroTerminalSNR(Schedule):
         return torch.where(t == 1, self.log_snr_min, inside)
 
     def t_of(self, log_snr) -> Tensor:
-        alpha, lost = side(as_time(log_snr))
+        alpha, lost = signal_and_rest(as_time(log_snr))
         alpha, lost = alpha / self.factor + self.last, lost / self.factor + self.excess
         return self.schedule.t_of(2 * torch.log(alpha) - torch.log(lost) - torch.log1p(alpha))
 
     def rate(self, t) -> Tensor:
         """By the chain rule through a = sqrt(sigmoid(log_snr)), da = a (1 - a^2) / 2 dlog_snr."""
-        (before, lost), (after, left) = side(self.schedule.log_snr(t)), side(self.log_snr(t))
+        (before, lost), (after, left) = signal_and_rest(self.schedule.log_snr(t)), signal_and_rest(self.log_snr(t))
         gain = self.factor * before * lost * (1 + before) / (after * left * (1 + after))
         return gain * self.schedule.rate(t)
 
 
-def side(log_snr: Tensor) -> tuple[Tensor, Tensor]:
+def signal_and_rest(log_snr: Tensor) -> tuple[Tensor, Tensor]:
     """(a, 1 - a) for a = sqrt(abar), both to the last digit."""
     alpha, sigma = variance_preserving(log_snr)
     return alpha, sigma**2 / (1 + alpha)

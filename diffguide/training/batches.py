@@ -11,11 +11,11 @@ from torch.utils.data import DataLoader
 from ..datasets import Dataset, Split, Stream
 from ..randomness import Share, fold, uniform
 
-__all__ = ["Batches", "DataOrder", "loader"]
+__all__ = ["Batches", "DataOrder", "make_loader"]
 
-ORDER, NOISE, LAYERS = range(3)  # purposes of a folded seed
+ORDER_PURPOSE, NOISE_PURPOSE, LAYERS_PURPOSE = range(3)  # purposes of a folded seed
 OBJECTIVE, VIEW = range(2)  # who uses a step's noise
-AHEAD = 4  # batches that each worker reads ahead
+PREFETCH = 4  # batches that each worker reads ahead
 
 
 class DataOrder:
@@ -30,7 +30,7 @@ class DataOrder:
         while count:
             epoch, offset = divmod(position, self.length)
             if epoch != self.epoch:
-                rng = torch.Generator().manual_seed(fold(self.seed, ORDER, epoch))
+                rng = torch.Generator().manual_seed(fold(self.seed, ORDER_PURPOSE, epoch))
                 self.epoch, self.permutation = epoch, torch.randperm(self.length, generator=rng)
             parts.append(self.permutation[offset : offset + count])
             position, count = position + len(parts[-1]), count - len(parts[-1])
@@ -62,7 +62,7 @@ class Batches:
         self.waited = 0.0
         self.generators = [torch.Generator(self.device) for _ in (OBJECTIVE, VIEW)]
 
-    def shares(self) -> Iterator[tuple[int, int, Tensor]]:
+    def micro_batches(self) -> Iterator[tuple[int, int, Tensor]]:
         """(images before the step, row in the batch, indices) of each micro-batch."""
         order, images = DataOrder(len(self.data.train.y), self.seed), self.images
         while True:
@@ -72,27 +72,29 @@ class Batches:
             images += self.batch_size
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Share]]:
-        for (images, first, _), (x, y) in zip(self.shares(), self.raw()):
+        for (images, first, _), (x, y) in zip(self.micro_batches(), self.stored()):
             step = images // self.batch_size
             objective, view = (
-                Share(generator.manual_seed(fold(self.seed, NOISE, user, step)), first, self.batch_size)
+                Share(generator.manual_seed(fold(self.seed, NOISE_PURPOSE, user, step)), first, self.batch_size)
                 for user, generator in enumerate(self.generators)
             )
             torch.manual_seed(
-                fold(self.seed, LAYERS, self.rank, step, first // self.share % (self.local // self.share))
+                fold(self.seed, LAYERS_PURPOSE, self.rank, step, first // self.share % (self.local // self.share))
             )
-            yield self.data.view(x, uniform((len(y), 3), view, torch.float32)), y, objective
+            yield self.data.preprocess(x, uniform((len(y), 3), view, torch.float32)), y, objective
 
-    def raw(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def stored(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Stored examples and their labels, on the device."""
         train = self.data.train
         if isinstance(train, Stream):
             batches = iter(
-                loader(train, self.data.workers, (rows.tolist() for _, _, rows in self.shares()), self.device)
+                make_loader(
+                    train, self.data.workers, (rows.tolist() for _, _, rows in self.micro_batches()), self.device
+                )
             )
         else:
             resident = Split(*(tensor.to(self.device) for tensor in train))
-            batches = (tuple(part[rows.to(self.device)] for part in resident) for _, _, rows in self.shares())
+            batches = (tuple(part[rows.to(self.device)] for part in resident) for _, _, rows in self.micro_batches())
         while True:
             started = time.monotonic()
             x, y = (part.to(self.device, non_blocking=True) for part in next(batches))
@@ -100,10 +102,10 @@ class Batches:
             yield x, y
 
 
-def loader(stream: Stream, workers: int, indices: Iterable[list[int]], device: torch.device) -> DataLoader:
+def make_loader(stream: Stream, workers: int, indices: Iterable[list[int]], device: torch.device) -> DataLoader:
     """Batches (x, y) of a stream at given indices, read ahead by worker processes."""
     workers = min(workers, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else workers)
     return DataLoader(
-        stream, batch_sampler=indices, num_workers=workers, prefetch_factor=AHEAD if workers else None,
+        stream, batch_sampler=indices, num_workers=workers, prefetch_factor=PREFETCH if workers else None,
         pin_memory=device.type == "cuda", generator=torch.Generator(),
     )  # fmt: skip

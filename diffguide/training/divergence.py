@@ -7,10 +7,10 @@ from torch import Tensor
 
 from ..objectives import Diverged, Loss
 
-__all__ = ["Watch"]
+__all__ = ["DivergenceWatch"]
 
 
-class Watch:
+class DivergenceWatch:
     """Stops a run whose loss or gradient is not finite.
 
     Arguments:
@@ -20,19 +20,19 @@ class Watch:
     def __init__(self, lag: int):
         self.lag, self.waiting = lag, deque()
 
-    def look(self, images: int, step: int, losses: list[Loss], norm: Tensor | None) -> None:
+    def check(self, images: int, step: int, losses: list[Loss], norm: Tensor | None) -> None:
         """Notes a step, and judges the one that is `lag` steps old."""
         finite = torch.stack([loss.per_example.isfinite().all() for loss in losses]).all()
         self.waiting.append((finite if norm is None else finite & norm.isfinite(), images, step, losses))
         if len(self.waiting) > self.lag:
-            self.judge(*self.waiting.popleft())
+            self.raise_if_not_finite(*self.waiting.popleft())
 
     def flush(self) -> None:
         """Judges what is left."""
         while self.waiting:
-            self.judge(*self.waiting.popleft())
+            self.raise_if_not_finite(*self.waiting.popleft())
 
-    def judge(self, finite: Tensor, images: int, step: int, losses: list[Loss]) -> None:
+    def raise_if_not_finite(self, finite: Tensor, images: int, step: int, losses: list[Loss]) -> None:
         if finite:
             return
         bad = torch.cat([~loss.per_example.isfinite() for loss in losses])

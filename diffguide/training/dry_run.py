@@ -10,23 +10,24 @@ from pathlib import Path
 import torch
 
 from ..datasets import Dataset, Split
-from ..datasets.base import fetch
-from ..figures.image_grids import ROWS, sample_picture
-from ..files.run_folders import claim_version
+from ..datasets.base import fetch_examples
+from ..figures.image_grids import MAX_ROWS, write_samples
+from ..files.run_folders import create_version_dir
 from ..objectives import Objective
 from ..runtime.progress import Progress
 from .batches import Batches
 
-__all__ = ["rehearse"]
+__all__ = ["write_dry_run"]
 
-EACH = 10  # examples in a row of the contact sheet
-STEPS, SECONDS = 3, 15.0  # most steps that are timed after the first, and for how long; a slow first one counts itself
-FEW = 8  # images whose activations are measured, and with which a smaller network is timed
-LONG = 3600.0  # seconds of a training from which on a smaller network is named
-TRIED = 4  # smaller networks that are timed, the largest first
+SHEET_COLUMNS = 10  # examples in a row of the contact sheet
+TIMED_STEPS = 3  # at most, after the first, which counts only where it is slow
+TIMED_SECONDS = 15.0  # no further step is timed after so long
+PROBE_IMAGES = 8  # images whose activations are measured, and with which a smaller network is timed
+LONG_TRAINING = 3600.0  # seconds of a training from which on a smaller network is named
+MAX_ALTERNATIVES = 4  # smaller networks that are timed, the largest first
 
 
-def rehearse(
+def write_dry_run(
     engine, objective: Objective, data: Dataset, training, seed: int, parent: Path,
     smaller: Callable[[], Iterable[tuple[str, Objective]]] = tuple,
 ) -> Path:  # fmt: skip
@@ -39,35 +40,35 @@ def rehearse(
         WriteError: a folder that cannot be written.
     """
     mirrored = ", every second one mirrored in training (dataset.flip=false: none)" if data.flip else ""
-    lines = [*data.sheet(), f"the network sees: {list(data.shape)}{mirrored}"]
+    lines = [*data.summary(), f"the network sees: {list(data.shape)}{mirrored}"]
     print(*lines, sep="\n", file=sys.stderr, flush=True)  # before what takes its time
-    about, seconds = cost(engine, objective, data, training, seed)
-    if seconds > LONG:
-        about += shorter(engine, objective, data, training, seed, seconds, smaller)
+    about, seconds = estimate_cost(engine, objective, data, training, seed)
+    if seconds > LONG_TRAINING:
+        about += suggest_smaller(engine, objective, data, training, seed, seconds, smaller)
     lines += about
 
     def fill(folder: Path) -> None:
         (folder / "data_sheet.txt").write_text("".join(line + "\n" for line in lines), encoding="utf-8")
-        contact_sheet(folder / "contact_sheet.png", data, seed)
+        write_training_examples(folder / "contact_sheet.png", data, seed)
 
-    folder = claim_version(parent, fill)
+    folder = create_version_dir(parent, fill)
     print(*about, f"what the network sees: {folder / 'contact_sheet.png'}", sep="\n", file=sys.stderr)
     return folder
 
 
-def contact_sheet(path: Path, data: Dataset, seed: int) -> None:
+def write_training_examples(path: Path, data: Dataset, seed: int) -> None:
     """Training examples as the network sees them, mirrored and cut at random: a row per class, of forty at most."""
     y, classes = data.train.y, len(data.class_names)
-    shown = range(min(classes, ROWS)) if classes else [-1]
-    rows = torch.cat([(y == index).nonzero()[: EACH if classes else EACH**2, 0] for index in shown])
+    shown = range(min(classes, MAX_ROWS)) if classes else [-1]
+    rows = torch.cat([(y == index).nonzero()[: SHEET_COLUMNS if classes else SHEET_COLUMNS**2, 0] for index in shown])
     if len(data.shape) == 1:
         rows = torch.arange(min(len(y), 2000))
-    x, y = fetch(data.train, rows)
+    x, y = fetch_examples(data.train, rows)
     chance = torch.rand(len(rows), 3, generator=torch.Generator().manual_seed(seed))
-    sample_picture(path, data.view(x, chance), y.tolist(), data.class_names, whole=True)
+    write_samples(path, data.preprocess(x, chance), y.tolist(), data.class_names, whole=True)
 
 
-def shorter(
+def suggest_smaller(
     engine, objective: Objective, data: Dataset, training, seed: int, seconds: float,
     smaller: Callable[[], Iterable[tuple[str, Objective]]],
 ) -> list[str]:  # fmt: skip
@@ -75,24 +76,28 @@ def shorter(
 
     A training takes in proportion to one step of a few images.
     """
-    own, found = pace(engine, objective, data, seed), []
-    for name, other in itertools.islice(smaller(), TRIED):
-        found.append((seconds * pace(engine, other, data, seed) / own, name, count_parameters(other)))
-        if found[-1][0] <= LONG:
+    own, found = time_step(engine, objective, data, seed), []
+    for name, other in itertools.islice(smaller(), MAX_ALTERNATIVES):
+        found.append((seconds * time_step(engine, other, data, seed) / own, name, count_parameters(other)))
+        if found[-1][0] <= LONG_TRAINING:
             break
     if not found or min(found)[0] >= seconds:
         return [
             "more than an hour, and no smaller backbone fits these data: a smaller training.images makes it shorter"
         ]
     shortest, name, count = min(found)
-    return [f"more than an hour: backbone={name} ({count:,} parameters) would take about {duration(shortest)}"]
+    return [f"more than an hour: backbone={name} ({count:,} parameters) would take about {format_duration(shortest)}"]
 
 
-def pace(engine, objective: Objective, data: Dataset, seed: int) -> float:
+def time_step(engine, objective: Objective, data: Dataset, seed: int) -> float:
     """Seconds of a step of a few images, forward and back; the first one of two is not counted."""
     objective = copy.deepcopy(objective).to(engine.device).train()
-    x, y = fetch(data.train, torch.arange(FEW) % len(data.train.y))
-    x, y, rng = data.view(x).to(engine.device), y.to(engine.device), torch.Generator(engine.device).manual_seed(seed)
+    x, y = fetch_examples(data.train, torch.arange(PROBE_IMAGES) % len(data.train.y))
+    x, y, rng = (
+        data.preprocess(x).to(engine.device),
+        y.to(engine.device),
+        torch.Generator(engine.device).manual_seed(seed),
+    )
 
     def step() -> None:
         with engine.autocast():
@@ -100,14 +105,14 @@ def pace(engine, objective: Objective, data: Dataset, seed: int) -> float:
         if engine.device.type == "cuda":
             torch.cuda.synchronize()
 
-    return [timed(step) for _ in range(2)][1]
+    return [seconds_of(step) for _ in range(2)][1]
 
 
 def count_parameters(objective: Objective) -> int:
     return sum(parameter.numel() for parameter in objective.parameters())
 
 
-def cost(engine, objective: Objective, data: Dataset, training, seed: int) -> tuple[list[str], float]:
+def estimate_cost(engine, objective: Objective, data: Dataset, training, seed: int) -> tuple[list[str], float]:
     """Parameters, memory and time in words, and seconds, from a few steps of a copy that is thrown away."""
     objective = copy.deepcopy(objective).to(engine.device).train()
     optimizer, share = training.make_optimizer(objective), training.share(engine.world_size)
@@ -130,12 +135,12 @@ def cost(engine, objective: Objective, data: Dataset, training, seed: int) -> tu
 
     x, y, rng = next(parts)
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor), engine.autocast():
-        objective(x[:FEW], y[:FEW], rng)
+        objective(x[:PROBE_IMAGES], y[:PROBE_IMAGES], rng)
     weights = {tensor.data_ptr(): tensor.nbytes for tensor in objective.state_dict().values()}
-    activations = sum(size for place, size in saved.items() if place not in weights) * share / min(share, FEW)
-    progress, times = Progress("timing", STEPS + 1, "steps"), []
-    while not times or (len(times) <= STEPS and sum(times) < SECONDS):
-        times.append(timed(step))
+    activations = sum(size for place, size in saved.items() if place not in weights) * share / min(share, PROBE_IMAGES)
+    progress, times = Progress("timing", TIMED_STEPS + 1, "steps"), []
+    while not times or (len(times) <= TIMED_STEPS and sum(times) < TIMED_SECONDS):
+        times.append(seconds_of(step))
         progress.advance(1)
         progress.show()
     progress.close()
@@ -145,26 +150,27 @@ def cost(engine, objective: Objective, data: Dataset, training, seed: int) -> tu
     kept = 3 * sum(weights.values()) + sum(value.nbytes for value in state)
     resident = sum(part.nbytes for part in data.train) if isinstance(data.train, Split) else 0
     rate = training.batch_size / min(times)
-    peak = f", measured peak {size(torch.cuda.max_memory_allocated())}" if cuda else ""
+    peak = f", measured peak {format_bytes(torch.cuda.max_memory_allocated())}" if cuda else ""
     seconds = training.images / rate
     lines = [
         f"parameters: {count_parameters(objective):,}",
-        f"memory per device: about {size(kept + activations + resident)} (weights, gradients, average and optimiser "
-        f"{size(kept)}; activations of {share} images {size(activations)}; data {size(resident)}){peak}",
-        f"time: about {duration(seconds)} for {training.images} images at {rate:.3g} images/s on "
+        f"memory per device: about {format_bytes(kept + activations + resident)} (weights, gradients, average and "
+        f"optimiser {format_bytes(kept)}; activations of {share} images {format_bytes(activations)}; data "
+        f"{format_bytes(resident)}){peak}",
+        f"time: about {format_duration(seconds)} for {training.images} images at {rate:.3g} images/s on "
         f"{engine.world_size} x {engine.device.type}, without held-out losses and sample grids",
     ]
     return lines, seconds
 
 
-def timed(step) -> float:
+def seconds_of(step) -> float:
     """Seconds of a call."""
     started = time.monotonic()
     step()
     return time.monotonic() - started
 
 
-def size(count: float) -> str:
+def format_bytes(count: float) -> str:
     """Bytes for a reader."""
     for unit in ("B", "kB", "MB", "GB"):
         if count < 1000:
@@ -173,7 +179,7 @@ def size(count: float) -> str:
     return f"{count:.3g} TB"
 
 
-def duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """Seconds for a reader."""
     for unit, length in (("days", 86400), ("hours", 3600), ("minutes", 60)):
         if seconds >= 2 * length:

@@ -3,10 +3,10 @@
 import torch
 
 from ..datasets import Dataset, Split, Stream
-from ..datasets.base import fetch
+from ..datasets.base import fetch_examples
 from ..objectives import Loss, Objective
 from ..randomness import fold
-from .batches import loader
+from .batches import make_loader
 
 __all__ = ["held_out_loss"]
 
@@ -26,12 +26,12 @@ def held_out_loss(objective: Objective, data: Dataset, seed: int, device: torch.
     rows = torch.arange(0, count, 1 if name == "validation" else -(-count // MAX_TRAINING_EXAMPLES))
     if isinstance(split, Stream):
         parts = [part.tolist() for part in rows.split(batch_size)]
-        batches = loader(split, data.workers, parts, torch.device(device))
+        batches = make_loader(split, data.workers, parts, torch.device(device))
     else:
-        kept = Split(*split) if len(rows) == count else fetch(split, rows)
+        kept = Split(*split) if len(rows) == count else fetch_examples(split, rows)
         batches = zip(*(field.split(batch_size) for field in kept))
     for x, y in batches:
-        losses.append(objective(data.view(x.to(device)), y.to(device), rng))
+        losses.append(objective(data.preprocess(x.to(device)), y.to(device), rng))
     per_example, terms, log_snr = zip(*losses)
     terms = {name: torch.cat([part[name] for part in terms]) for name in terms[0]}
     return Loss(torch.cat(per_example), terms, None if log_snr[0] is None else torch.cat(log_snr))

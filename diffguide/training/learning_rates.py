@@ -18,10 +18,10 @@ from typing import Any, NamedTuple
 
 from ..checkpoints.extension import EXTEND, Extension
 
-__all__ = ["Plan", "resumed"]
+__all__ = ["LearningRatePlan", "resume_plan"]
 
 
-class Plan(NamedTuple):
+class LearningRatePlan(NamedTuple):
     """The learning rate of every step of a run.
 
     Arguments:
@@ -38,26 +38,28 @@ class Plan(NamedTuple):
     length: int
     extension: Extension | None = None
 
-    def part(self, images: int) -> float:
+    def factor(self, images: int) -> float:
         """s(images), in units of the peak."""
         begun, start = (0, 1.0) if self.extension is None else (self.extension.images, self.extension.start)
         if self.extension is not None and self.extension.extend == "constant":
             return start
         return start * (0.5 + 0.5 * math.cos(math.pi * min((images - begun) / (self.length - begun), 1)))
 
-    def at(self, images: int) -> float:
+    def rate_at(self, images: int) -> float:
         """The learning rate of the step that follows so many images."""
-        return self.peak * min(1.0, (images + self.batch_size) / max(self.warmup_images, 1)) * self.part(images)
+        return self.peak * min(1.0, (images + self.batch_size) / max(self.warmup_images, 1)) * self.factor(images)
 
-    def extended(self, images: int, length: int, extend: str, extend_rate: float) -> "Plan":
+    def extend_to(self, images: int, length: int, extend: str, extend_rate: float) -> "LearningRatePlan":
         """The plan of a run that is another number of images long, from `images` on."""
-        start = max(extend_rate, self.part(images))
+        start = max(extend_rate, self.factor(images))
         return self._replace(
             length=length, extension=None if extend == "as_if_planned" else Extension(images, extend, start)
         )
 
 
-def resumed(today: Plan, facts: Mapping[str, Any], extend: str, extend_rate: float) -> tuple[Plan, dict[str, Any], str]:
+def resume_plan(
+    today: LearningRatePlan, facts: Mapping[str, Any], extend: str, extend_rate: float
+) -> tuple[LearningRatePlan, dict[str, Any], str]:
     """The plan of a run that goes on from a checkpoint; what metrics.jsonl notes, and a line says, of a changed length.
 
     Arguments:
@@ -69,15 +71,15 @@ def resumed(today: Plan, facts: Mapping[str, Any], extend: str, extend_rate: flo
     former = today._replace(length=said["images"], extension=Extension.read(facts))
     if former.length == today.length:
         return former, {}, ""
-    plan = former.extended(images, today.length, extend, extend_rate)
+    plan = former.extend_to(images, today.length, extend, extend_rate)
     former = former._replace(peak=said["learning_rate"], warmup_images=said["warmup_images"])
-    rates = [former.at(images), plan.at(images)]
+    rates = [former.rate_at(images), plan.rate_at(images)]
     return (
         plan,
         {"extend": extend, "learning_rates": rates},
         (
             f"training.images was {former.length} and is {plan.length}: after {images} images the learning rate goes from "
-            f"{rates[0]:.3g} to {rates[1]:.3g}, and ends at {plan.at(plan.length):.3g} "
+            f"{rates[0]:.3g} to {rates[1]:.3g}, and ends at {plan.rate_at(plan.length):.3g} "
             f"(training.extend={extend}; the others: {', '.join(name for name in EXTEND if name != extend)})"
         ),
     )

@@ -8,7 +8,7 @@ from networks import batch, every_network, lively, mlp, same_rows
 
 from diffguide.backbones import Embedding
 from diffguide.backbones.base import ConditionEmbedding
-from diffguide.backbones.conditions import joined, without, without_rows
+from diffguide.backbones.conditions import concatenate_conditions, remove_condition
 from diffguide.guidance import ClassifierFree, Unguided
 from diffguide.models.evaluation_counters import EvaluationCounter
 from diffguide.models.parameterizations import V
@@ -55,12 +55,22 @@ def test_an_embedding_is_refused(bad):
 
 def test_indices_and_embeddings_drop_and_join_alike():
     classes, dropped = torch.arange(6), ~keep
-    assert without_rows(classes, dropped).tolist() == [0, -1, 2, 3, -1, 5] and without(classes).tolist() == [-1] * 6
-    y = without_rows(Embedding(vectors), dropped)
-    assert torch.equal(y.vectors, vectors) and torch.equal(y.keep, keep) and not without(y).keep.any()
-    assert without_rows(y, torch.tensor([True] + [False] * 5)).keep.tolist() == [False, False, True, True, False, True]
-    assert joined([classes, classes[:2]]).tolist() == [0, 1, 2, 3, 4, 5, 0, 1]
-    both = joined([y, Embedding(vectors[:2])])
+    assert (
+        remove_condition(classes, dropped).tolist() == [0, -1, 2, 3, -1, 5]
+        and remove_condition(classes).tolist() == [-1] * 6
+    )
+    y = remove_condition(Embedding(vectors), dropped)
+    assert torch.equal(y.vectors, vectors) and torch.equal(y.keep, keep) and not remove_condition(y).keep.any()
+    assert remove_condition(y, torch.tensor([True] + [False] * 5)).keep.tolist() == [
+        False,
+        False,
+        True,
+        True,
+        False,
+        True,
+    ]
+    assert concatenate_conditions([classes, classes[:2]]).tolist() == [0, 1, 2, 3, 4, 5, 0, 1]
+    both = concatenate_conditions([y, Embedding(vectors[:2])])
     assert torch.equal(both.vectors, torch.cat([vectors, vectors[:2]])) and both.keep.tolist() == [*keep.tolist(), 1, 1]
 
 
@@ -94,7 +104,7 @@ def test_a_row_without_condition_does_not_see_its_vector(make, shape, other):
         gradients.append(torch.autograd.grad(outputs[-1].square().sum(), list(network.parameters())))
     assert torch.equal(*outputs) and all(torch.equal(*pair) for pair in zip(*gradients))
     assert network.embedding.null.numel() == 5 and outputs[0].isfinite().all()
-    nothing = network(x, log_snr, without(Embedding(vectors)))
+    nothing = network(x, log_snr, remove_condition(Embedding(vectors)))
     assert torch.equal(nothing, network(x, log_snr, None))
     assert same_rows(nothing, outputs[0]).tolist() == (~keep).tolist()
 

@@ -57,7 +57,7 @@ NODES = {
         "config.schedule", {"_target_": "diffguide.checkpoints.store.hashlib.new", "name": "md5"}
     ),
     "a function of ours": put("config.schedule", {"_target_": "diffguide.schedules.base.linear", "log_snr": 1.0}),
-    "a constant of ours": put("config.schedule", {"_target_": "diffguide.files.safetensors.KEY"}),
+    "a constant of ours": put("config.schedule", {"_target_": "diffguide.files.safetensors.METADATA_KEY"}),
     "a module of ours": put("config.schedule", {"_target_": "diffguide.schedules"}),
     "another role": put("config.backbone", CONFIG["dataset"]),
     "a re-export": put("config.schedule", {"_target_": "diffguide.objectives.denoising.Schedule"}),

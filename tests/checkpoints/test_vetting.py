@@ -7,7 +7,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from small_checkpoint import CONFIG
 
-from diffguide.checkpoints.allowlist import ROLES, construct, vet
+from diffguide.checkpoints.allowlist import ROLES, construct, validate_config
 from diffguide.checkpoints.store import assemble
 from diffguide.checkpoints.validation import check_model
 from diffguide.config.build import config_dir
@@ -30,11 +30,11 @@ def test_all_that_a_run_saves_may_be_built(saved):
     assert set(ROLES) - {"grid", "oracle", "metric"} == {role for role, node in saved.items() if isinstance(node, dict)}
     training = {key: value for key, value in saved["training"].items() if key != "optimizer"}
     for role in ROLES.keys() - {"grid", "training", "oracle", "metric"}:
-        assert vet(saved[role], role).__name__ == saved[role]["_target_"].rpartition(".")[2]
-    assert vet(training, "training").__name__ == "Training"
-    assert vet(saved["sampler"]["grid"], "grid").__name__ == "Karras"
+        assert validate_config(saved[role], role).__name__ == saved[role]["_target_"].rpartition(".")[2]
+    assert validate_config(training, "training").__name__ == "Training"
+    assert validate_config(saved["sampler"]["grid"], "grid").__name__ == "Karras"
     with pytest.raises(CheckpointError, match="training.optimizer is a node, and none is taken from a file"):
-        vet(saved["training"], "training")
+        validate_config(saved["training"], "training")
 
 
 OPTIONS = sorted(path for path in FOLDER.rglob("*/*.yaml") if path.parent.name in ROLES)
@@ -52,7 +52,7 @@ def test_every_option_may_be_built(path):
         return {key: part for key, part in parts.items() if part != "???" and "${" not in str(part)}
 
     plain = own(OmegaConf.to_container(OmegaConf.load(path)))
-    vet(plain, path.parent.name)
+    validate_config(plain, path.parent.name)
 
 
 @pytest.mark.parametrize("inside", [{"_target_": "os.system", "command": "touch canary"}, {"a": 1}, "text", None])
@@ -61,7 +61,7 @@ def test_lists_in_lists_hold_numbers_alone(inside):
     node = OmegaConf.to_container(OmegaConf.load(FOLDER / "oracle/anisotropic.yaml"))
     node["covariances"][2] = [[0.2, inside], [0.0, 0.2]]
     with pytest.raises(CheckpointError, match="oracle.covariances"):
-        vet(node, "oracle")
+        validate_config(node, "oracle")
 
 
 OBJECTIVES = {  # of the networks that do not regress noise
@@ -94,7 +94,10 @@ def test_every_network_is_seen_without_memory(name):
 
 
 REFUSED = {
-    "engine: another function": ("engine", {"_target_": "diffguide.files.run_folders.claim_version", "parent": "x"}),
+    "engine: another function": (
+        "engine",
+        {"_target_": "diffguide.files.run_folders.create_version_dir", "parent": "x"},
+    ),
     "engine: a class": ("engine", {"_target_": "lightning_fabric.Fabric"}),
     "sampler: a grid": ("sampler", GRID),
     "grid: a sampler": ("grid", {"_target_": "diffguide.samplers.heun.Heun", "steps": 2, "grid": GRID}),
@@ -119,7 +122,7 @@ REFUSED = {
 @pytest.mark.parametrize("role, node", REFUSED.values(), ids=REFUSED)
 def test_anything_else_is_refused(role, node):
     with pytest.raises(CheckpointError, match=role):
-        vet(node, role)
+        validate_config(node, role)
 
 
 def test_nodes_in_lists_are_built_where_the_constructor_asks_for_objects(tmp_path, monkeypatch):
@@ -135,7 +138,7 @@ def test_nodes_in_lists_are_built_where_the_constructor_asks_for_objects(tmp_pat
     assert [type(grid).__name__ for grid in construct(several, "grid", trust).grids] == ["UniformT"] * 2
     for stranger in ({"_target_": "os.getcwd"}, {"_target_": "diffguide.models.parameterizations.V"}, "text"):
         with pytest.raises(CheckpointError, match=r"grid\.grids"):
-            vet(several | {"grids": [GRID, stranger]}, "grid", trust)
+            validate_config(several | {"grids": [GRID, stranger]}, "grid", trust)
 
 
 def test_a_data_set_that_reads_files_is_not_built():

@@ -11,7 +11,7 @@ from diffguide.checkpoints import store as checkpoints
 from diffguide.datasets import Dataset, Split, Stream
 from diffguide.evaluate import main as evaluate
 from diffguide.evaluation.classification.metric import write_accuracy
-from diffguide.evaluation.metric import Subject
+from diffguide.evaluation.metric import EvalContext
 from diffguide.sample import main as sample
 from diffguide.train import main
 from diffguide.training.held_out import held_out_loss
@@ -93,14 +93,14 @@ def test_the_held_out_loss_is_of_evenly_spread_training_examples(kind, count, as
     assert held_out_loss(Mean(), kept, 0, torch.device("cpu"), 400).per_example.tolist() == [0, 1, 2, 3, 4]
     with pytest.raises(ValueError, match=r"the test split of these data is empty .dataset.test=0.: take split=train or "
                                          "split=validation"):  # fmt: skip
-        Subject(None, kept, "test")
+        EvalContext(None, kept, "test")
 
 
 def test_the_accuracy_of_a_classifier_is_of_training_examples(tmp_path, monkeypatch):
     seen = []
     monkeypatch.setattr("diffguide.evaluation.classification.metric.accuracies",
                         lambda classifier, x, *rest: seen.append(x) or [0.5] * 9)  # fmt: skip
-    monkeypatch.setattr("diffguide.evaluation.classification.metric.LEVELS", range(1, 10))
+    monkeypatch.setattr("diffguide.evaluation.classification.metric.PLOT_LEVELS", range(1, 10))
     x, y = torch.randn(6, 1, 4, 4), torch.zeros(6, dtype=torch.long)
     data = Dataset(Split(x, y), Split(x[:0], y[:0]), Split(x[:0], y[:0]), ["a", "b"])
     classifier = type("Classifier", (), {"num_classes": 2})()

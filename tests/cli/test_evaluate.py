@@ -21,9 +21,9 @@ from diffguide.datasets import GMM2D
 from diffguide.evaluate import main
 from diffguide.evaluation.classification.metric import Classification
 from diffguide.evaluation.denoising import DenoisingError
-from diffguide.evaluation.metric import Subject
+from diffguide.evaluation.metric import EvalContext
 from diffguide.figures import tables
-from diffguide.files.run_folders import sha256
+from diffguide.files.run_folders import hash_file
 
 DATA = CONFIG["dataset"] | {"validation": 60, "test": 30}
 GENERATOR = CONFIG | {"dataset": DATA}
@@ -31,7 +31,7 @@ CLASSIFIER = GENERATOR | {
     "name": "judge",
     "backbone": CONFIG["backbone"] | {"out_features": 4, "num_classes": 0},
     "objective": {
-        "_target_": "diffguide.objectives.classifier.Classifying",
+        "_target_": "diffguide.objectives.classifier.ClassifierObjective",
         "levels": {"_target_": "diffguide.objectives.levels.UniformTime", "stratified": True},
     },
 }
@@ -81,7 +81,7 @@ def test_a_denoiser_is_measured_as_the_library_measures_it(at, command):
     assert str(done.folder) == "outputs/evaluate/small/v001"
     folder = at / done.folder
     assert {path.name for path in folder.iterdir()} == FILES | {"denoising.png"}
-    subject = Subject(diffguide.load(at / SMALL), data(), seed=3, batch_size=250)
+    subject = EvalContext(diffguide.load(at / SMALL), data(), seed=3, batch_size=250)
     expected, found = DenoisingError(3, True, 20).measure(subject), metrics(folder)
     assert found["figures"] == {name: part._asdict() for name, part in expected.figures.items()}
     assert found["curve"] == json.loads(json.dumps(expected.curve))
@@ -89,7 +89,7 @@ def test_a_denoiser_is_measured_as_the_library_measures_it(at, command):
     assert (found["split"], found["n"], found["seed"], found["images"]) == ("validation", 60, 3, 7)
     assert found["evaluations"] == subject.evaluations == 3 * (60 + 20) and found["seconds"] > 0
     file = checkpoints.find(at / SMALL)
-    assert Path(found["checkpoint"]).name == file.name and found["checkpoint_sha256"] == sha256(file)
+    assert Path(found["checkpoint"]).name == file.name and found["checkpoint_sha256"] == hash_file(file)
     assert found["dataset"] == DATA and found["versions"]["torch"] == torch.__version__
     (row,) = table(folder)
     assert float(row["mse_eps"]) == found["figures"]["mse_eps"]["value"] and row["n"] == "60"
@@ -109,7 +109,7 @@ def test_who_asks_for_no_metric_gets_what_the_model_can_answer(at, command):
     assert str(done.folder) == "outputs/evaluate/judge/v001"
     levels = OmegaConf.load(Path(config_dir()) / "metric/classification.yaml").noise_levels
     model = diffguide.load(at / JUDGE, weights="objective")
-    expected = Classification(list(levels), 15).measure(Subject(model, data(), "test", 20))
+    expected = Classification(list(levels), 15).measure(EvalContext(model, data(), "test", 20))
     found = metrics(at / done.folder)
     for name, part in expected.figures.items():
         assert found["figures"][name]["value"] == pytest.approx(part.value, rel=1e-6)
@@ -138,7 +138,7 @@ def test_several_checkpoints_make_one_table(at, command, monkeypatch):
     lines = (folder / "table.md").read_text().splitlines()
     assert len(lines) == 5 and "| mean ± standard deviation over 2 seeds |" in lines[-1]
     values = torch.tensor([found["figures"]["mse_x_0"]["value"] for found in own], dtype=torch.float64)
-    shown = tables.shown({"value": float(values.mean()), "standard_error": float(values.std())})
+    shown = tables.format_figure({"value": float(values.mean()), "standard_error": float(values.std())})
     assert f"| {shown} |" in lines[-1]
     assert Image.open(folder / "denoising.png").size[0] > 800
     config = OmegaConf.load(at / runs[1] / "config.yaml")
@@ -179,7 +179,9 @@ def test_states_and_configurations_have_no_mean(at, command):
 def test_lines_are_named_by_what_differs(tmp_path, monkeypatch):
     """Models, states of one model, what was swept; and what is equal is not said."""
     drawn = {}
-    monkeypatch.setattr(tables.curves, "write", lambda path, plot, lines: drawn.update({path.stem: list(lines)}))
+    monkeypatch.setattr(
+        tables.curves, "write_curve_figure", lambda path, plot, lines: drawn.update({path.stem: list(lines)})
+    )
 
     def names(*runs: tuple[str, int, str]) -> list[str]:
         folders = []
@@ -224,7 +226,7 @@ def test_one_row_of_two_metrics_with_figures_of_one_name():
     def record(metric: str, *figures: str) -> dict:
         return {"metric": metric, "figures": dict.fromkeys(figures, {"unit": "1"})}
 
-    named = tables.named([record("a", "nll", "accuracy"), record("b", "nll"), record("b", "nll")])
+    named = tables.name_columns([record("a", "nll", "accuracy"), record("b", "nll"), record("b", "nll")])
     assert named == {("a", "nll", "1"): "a_nll", ("a", "accuracy", "1"): "accuracy", ("b", "nll", "1"): "b_nll"}
 
 
@@ -233,7 +235,7 @@ def test_one_row_of_two_metrics_with_figures_of_one_name():
     ("inf", None, "inf"), (0.5, "nan", "0.5"), (0.000123456, 0.0000051, "0.0001235 ± 0.0000051"),
 ])  # fmt: skip
 def test_figures_are_shown_to_the_digits_that_are_known(value, error, text):
-    assert tables.shown({"value": value, "standard_error": error}) == text
+    assert tables.format_figure({"value": value, "standard_error": error}) == text
 
 
 def test_other_data_of_the_same_kind(at, command, monkeypatch):
@@ -247,7 +249,7 @@ def test_other_data_of_the_same_kind(at, command, monkeypatch):
     assert done.code == 0, done.err
     assert metrics(at / done.folder)["n"] == 40 and OmegaConf.load(at / done.folder / "config.yaml").dataset.train == 10
     assert told[0]["train"] == 10 and metrics(at / done.folder)["dataset"] == told[0]
-    assert command(main, "oracle=gmm2d", *FEW, "n=5", at=at).code == 0 and told[1] == {"values": 0}
+    assert command(main, "oracle=gmm2d", *FEW, "n=5", at=at).code == 0 and told[1] == {"quantization_levels": 0}
 
 
 def test_a_run_of_the_training_command(tiny_run, tmp_path, command):
@@ -309,8 +311,8 @@ def test_a_signal_stops_after_a_batch(stopped, at, command, monkeypatch):
     """What was done is kept, and the message says how to go on."""
     assert sorted(path.name for path in (at / stopped / "parts").iterdir()) == ["0000000000.npz", "0000000020.npz"]
     assert not (at / stopped / "metrics.json").exists()
-    batch = Subject.batch
-    monkeypatch.setattr(Subject, "batch", lambda *args: (os.kill(os.getpid(), signal.SIGINT), batch(*args))[1])
+    batch = EvalContext.batch
+    monkeypatch.setattr(EvalContext, "batch", lambda *args: (os.kill(os.getpid(), signal.SIGINT), batch(*args))[1])
     done = command(main, f"resume={stopped}", at=at)
     assert (
         done.code == 130
@@ -320,8 +322,8 @@ def test_a_signal_stops_after_a_batch(stopped, at, command, monkeypatch):
 
 def test_an_evaluation_that_is_continued_is_the_same(stopped, at, command, monkeypatch):
     whole = command(main, f"checkpoint={SMALL}", *FEW, "batch_size=20", at=at)
-    batch, read = Subject.batch, []
-    monkeypatch.setattr(Subject, "batch", lambda self, first: (read.append(first), batch(self, first))[1])
+    batch, read = EvalContext.batch, []
+    monkeypatch.setattr(EvalContext, "batch", lambda self, first: (read.append(first), batch(self, first))[1])
     done = command(main, f"resume={stopped}", at=at)
     assert done.code == 0 and str(done.folder) == stopped, done.err
     assert read == [40]
@@ -335,11 +337,11 @@ def test_an_evaluation_that_is_continued_is_the_same(stopped, at, command, monke
 
 
 @pytest.mark.parametrize("arguments, message", {
-    "another n": (["n=50"], "was evaluated with n=None, and this command has 50: leave it out"),
-    "another metric": (["metric=classification"], "was evaluated with metric._target_="),
-    "another seed": (["seed=1"], "was evaluated with seed=0"),
+    "another n": (["n=50"], "n (None -> 50)"),
+    "another metric": (["metric=classification"], "drop metric=classification"),
+    "another seed": (["seed=1"], "seed (0 -> 1)"),
     "another model": ([f"checkpoint={OTHER}"], "was evaluated from a checkpoint with SHA-256"),
-    "other data": (["dataset=gmm2d"], "was evaluated with dataset=None"),
+    "other data": (["dataset=gmm2d"], "dataset (None -> "),
     "a training run": ([f"resume={SMALL}"], "is no run folder"),
     "nowhere": (["resume=nowhere"], "no run at nowhere: give a folder such as outputs/evaluate/"),
 }.values())  # fmt: skip

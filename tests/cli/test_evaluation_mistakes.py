@@ -11,15 +11,15 @@ from diffguide.datasets import Dataset, Digits, Split
 from diffguide.evaluate import main
 from diffguide.evaluation.classification.weighting import Bell, Piecewise
 from diffguide.evaluation.classification.zero_shot_metric import ZeroShotClassifier
-from diffguide.evaluation.likelihood.dequantization import Decoded
+from diffguide.evaluation.likelihood.dequantization import DecoderDequantization
 from diffguide.evaluation.likelihood.flow_ode import FixedGrid, Hutchinson
 from diffguide.evaluation.likelihood.metrics import ELBO, FlowODE, Likelihoods
-from diffguide.evaluation.metric import Subject
+from diffguide.evaluation.metric import EvalContext
 from diffguide.evaluation.quality.features import Pixels
-from diffguide.evaluation.quality.local import splits_of
-from diffguide.evaluation.quality.metric import Quality, Stored
+from diffguide.evaluation.quality.local import load_images
+from diffguide.evaluation.quality.metric import Quality, StoredSamples
 from diffguide.figures import tables
-from diffguide.files.run_folders import WriteError, claim_version
+from diffguide.files.run_folders import WriteError, create_version_dir
 from diffguide.guidance import Unguided
 from diffguide.oracles import Empirical
 from diffguide.samplers import DDIM
@@ -29,11 +29,11 @@ from diffguide.train import main as train
 
 
 @pytest.fixture(scope="module")
-def subject() -> Subject:
+def subject() -> EvalContext:
     """The exact denoiser of a few digits."""
     digits = Digits(1, 8, 10)
     schedule = Cosine(log_snr_max=12.0, log_snr_min=-10.0)
-    return Subject(Empirical(digits.train.x[:20], digits.train.y[:20], schedule, 0.1, digits.class_names), digits)
+    return EvalContext(Empirical(digits.train.x[:20], digits.train.y[:20], schedule, 0.1, digits.class_names), digits)
 
 
 @pytest.mark.parametrize("edit, message", [
@@ -44,12 +44,12 @@ def subject() -> Subject:
 ], ids=["another manifest", "fewer images than labels", "unknown classes", "floats"])  # fmt: skip
 def test_runs_that_diffguide_sample_did_not_write(subject, tmp_path, edit, message):
     """One sentence before anything is computed; of fewer images than labels the last ones would be read from elsewhere."""
-    images = splits_of(subject.data, "train", torch.arange(100))[0].permute(0, 2, 3, 1)
+    images = load_images(subject.data, "train", torch.arange(100))[0].permute(0, 2, 3, 1)
     header, x, y = edit({}, images, torch.arange(100) % 10)
     (tmp_path / "manifest.jsonl").write_text(json.dumps(header) + "\n")
     numpy.savez(tmp_path / "samples.npz", arr_0=x.numpy(), arr_1=y.numpy())
     with pytest.raises(ValueError, match=message):
-        Stored(Path(tmp_path), 100, subject)
+        StoredSamples(Path(tmp_path), 100, subject)
 
 
 def test_an_inception_score_has_a_sample_in_every_split():
@@ -69,12 +69,12 @@ def test_quality_of_images_without_classes(subject):
     oracle.num_classes = 0
     sampler = DDIM(grid=UniformLogSNR(), steps=2, eta=0.0)
     metric = Quality(Unguided, sampler, Pixels(), 80, None, "balanced", "train", 2, 40, 2, 80, False)
-    metric.check(Subject(oracle, data))
+    metric.check(EvalContext(oracle, data))
 
 
 def likelihoods(floor: float = 0.001, values: int | None = 17, log_snr_max: float | None = None) -> Likelihoods:
     """The metric with a bound of one evaluation and an ODE of one step."""
-    ode = FlowODE(Hutchinson(1), FixedGrid(1), Decoded(), 1, None, values, None)
+    ode = FlowODE(Hutchinson(1), FixedGrid(1), DecoderDequantization(), 1, None, values, None)
     return Likelihoods(ELBO(1, None, 2, 2, 0, floor, None, values, log_snr_max), ode, None)
 
 
@@ -125,7 +125,7 @@ def test_evaluations_lie_where_the_weight_is(subject):
 
 def test_a_decoder_of_other_values_is_no_fault_of_the_backbone(command, tmp_path):
     """Black corners are on every grid of values: more than one example is looked at."""
-    done = command(train, "experiment=vdm_digits", "objective.decoder.values=16", at=tmp_path)
+    done = command(train, "experiment=vdm_digits", "objective.decoder.quantization_levels=16", at=tmp_path)
     assert done.code == 1 and done.err.startswith("diffguide-train: objective: the data are not of the 16 values"), (
         done.err
     )
@@ -134,14 +134,14 @@ def test_a_decoder_of_other_values_is_no_fault_of_the_backbone(command, tmp_path
 def test_a_file_is_no_folder(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(WriteError, match="cannot write .*v001: Not a directory"):
-        claim_version(tmp_path / "file/run", lambda folder: None)
+        create_version_dir(tmp_path / "file/run", lambda folder: None)
 
 
 def test_figures_of_two_units_share_neither_a_column_nor_an_axis(tmp_path, monkeypatch):
     """Bits of images and nats of vectors; a panel that only one of them has is drawn all the same."""
     folders, drawn = [], {}
     monkeypatch.setattr(
-        tables.curves, "write", lambda path, plot, lines: drawn.update({path.name: (plot, list(lines))})
+        tables.curves, "write_curve_figure", lambda path, plot, lines: drawn.update({path.name: (plot, list(lines))})
     )
     for model, unit, more in (("a", "bits/dim", ["excess"]), ("b", "nats/dim", []), ("c", "bits/dim", [])):
         panels = [{"column": name, "label": unit, "reference": None} for name in ["nll", *more]]

@@ -15,10 +15,10 @@ from diffguide.datasets import GMM2D, Dataset, Split
 from diffguide.evaluate import main
 from diffguide.evaluation.classification.weighting import Bell, Exact
 from diffguide.evaluation.classification.zero_shot_metric import ZeroShotClassifier
-from diffguide.evaluation.likelihood.dequantization import Decoded
+from diffguide.evaluation.likelihood.dequantization import DecoderDequantization
 from diffguide.evaluation.likelihood.flow_ode import Adaptive, ExactTrace, FixedGrid
 from diffguide.evaluation.likelihood.metrics import ELBO, FlowODE
-from diffguide.evaluation.metric import Subject
+from diffguide.evaluation.metric import EvalContext
 from diffguide.evaluation.parts import Parts
 from diffguide.oracles import GMM2DLaw
 from diffguide.runtime.progress import Progress
@@ -34,20 +34,20 @@ class Interrupted(Exception):
 
 
 def flow(solver) -> FlowODE:
-    return FlowODE(ExactTrace(2), solver, Decoded(), 1, None, 0, None)
+    return FlowODE(ExactTrace(2), solver, DecoderDequantization(), 1, None, 0, None)
 
 
-def plane() -> Subject:
+def plane() -> EvalContext:
     data = GMM2D(2, None, 4, train=50, validation=12, test=5, seed=0)
-    return Subject(GMM2DLaw(SCHEDULE), data, batch_size=8)
+    return EvalContext(GMM2DLaw(SCHEDULE), data, batch_size=8)
 
 
-def three() -> Subject:
+def three() -> EvalContext:
     """Three classes, so that the zero-shot classifier takes six images at a time."""
     law = Mixture([0.5, 0.3, 0.2], [[1.0, 0.0], [-1.0, 0.5], [0.0, -1.0]], [0.3 * np.eye(2)] * 3, [0, 1, 2])
     x, y = law.sample(12, np.random.default_rng(0))
     split = Split(torch.from_numpy(x).float(), torch.from_numpy(y))
-    return Subject(oracle(law, SCHEDULE), Dataset(split, split, split, class_names=("0", "1", "2")), batch_size=6)
+    return EvalContext(oracle(law, SCHEDULE), Dataset(split, split, split, class_names=("0", "1", "2")), batch_size=6)
 
 
 def told(metric, subject) -> list[tuple[int, int, str, int]]:

@@ -14,7 +14,7 @@ from small_checkpoint import save
 from diffguide.config import diagnose as mistakes
 from diffguide.config.build import config_dir
 from diffguide.config.files import loader_of
-from diffguide.nodes import type_checks as annotations
+from diffguide.nodes import annotations
 from diffguide.sample import main as sample
 from diffguide.sampling import outputs as results
 from diffguide.train import main as train
@@ -230,7 +230,7 @@ def test_an_unforeseen_exception_is_not_swallowed(at, command, monkeypatch):
             raise error
 
         monkeypatch.setattr(training.Training, "run", broken)
-        monkeypatch.setattr(results, "merge", broken)
+        monkeypatch.setattr(results, "finalize_run", broken)
 
     for error in (RuntimeError("ours"), ValueError("ours"), OSError("ours"), KeyError("ours")):
         fail(error)
@@ -334,6 +334,9 @@ def test_what_hydra_says_beside_is_left_out():
 def test_annotations():
     assert annotations.fits(1, float) and not annotations.fits(True, float) and not annotations.fits(1.0, int)
     assert annotations.fits(None, int | None) and not annotations.fits("1", int | None)
-    assert annotations.bases(mistakes.Override | None) == (mistakes.Override,) and annotations.bases(int | None) == ()
-    assert annotations.parameters(lambda **anything: 0) is None
-    assert list(annotations.parameters(mistakes.Composition)) == ["loader", "config_name", "chosen"]
+    assert (
+        annotations.object_types(mistakes.Override | None) == (mistakes.Override,)
+        and annotations.object_types(int | None) == ()
+    )
+    assert annotations.parameter_hints(lambda **anything: 0) is None
+    assert list(annotations.parameter_hints(mistakes.Composition)) == ["loader", "config_name", "chosen"]

@@ -7,7 +7,7 @@ import pytest
 
 from diffguide.evaluate import main as evaluate
 from diffguide.sample import main as sample
-from diffguide.sampling.sweep import claim_beside
+from diffguide.sampling.sweep import create_sweep_dir
 from diffguide.train import main as train
 
 TINY = ["oracle=gmm2d", "n=8", "sampler.steps=2"]
@@ -63,9 +63,9 @@ def test_jobs_are_in_the_order_of_their_numbers(tmp_path):
     """Whichever run ended first, and took the lower version."""
     digits = [tmp_path / f"digits/v{number:03d}" for number in (3, 1, 1000, 2)]
     digits[0].parent.mkdir()
-    assert claim_beside(digits) == tmp_path / "digits/sweep_v001-v1000"
+    assert create_sweep_dir(digits) == tmp_path / "digits/sweep_v001-v1000"
     names = [tmp_path / name for name in ("b/v002", "a/v004", "b/v001", "a/v003")]
-    assert claim_beside(names) == tmp_path / "sweep_b_v001-a_v004"
+    assert create_sweep_dir(names) == tmp_path / "sweep_b_v001-a_v004"
 
 
 def test_what_is_unforeseen_at_the_end_keeps_its_traceback(tmp_path, command, monkeypatch):

@@ -10,7 +10,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from diffguide.checkpoints.allowlist import CheckpointError, vet
+from diffguide.checkpoints.allowlist import CheckpointError, validate_config
 from diffguide.config.build import build, config_dir
 from diffguide.datasets.digits import Digits
 from diffguide.guidance.potentials.inverse import Inpaint
@@ -21,7 +21,7 @@ from diffguide.sample import main
 from diffguide.schedules import EDM
 from diffguide.train import main as train
 
-FILES = ["potential", "potential_of_x_t", "mpgd", "freedom", "universal", "lgd", "tfg", "dps", "repaint", "inpaint",
+FILES = ["potential", "noisy_potential", "mpgd", "freedom", "universal", "lgd", "tfg", "dps", "repaint", "inpaint",
          "super_resolution", "deblur"]  # fmt: skip
 DIGITS = ["oracle=empirical", "n=6", "sampler.steps=10"]
 
@@ -233,12 +233,12 @@ def test_what_a_run_says_may_be_resumed(tmp_path, monkeypatch):
     (tmp_path / "mine.py").write_text(MINE)
     monkeypatch.syspath_prepend(tmp_path)
     for name in ("potential", "tfg", "dps", "inpaint"):
-        vet(OmegaConf.to_container(composed("sample", f"guidance={name}").guidance), "guidance")
+        validate_config(OmegaConf.to_container(composed("sample", f"guidance={name}").guidance), "guidance")
     node = OmegaConf.to_container(
         composed("sample", "guidance=mpgd", "guidance.potential._target_=mine.right").guidance
     )
     with pytest.raises(CheckpointError, match=r"mine.right, which is not diffguide's; .*trust=\[mine.right\]"):
-        vet(node, "guidance")
-    vet(node, "guidance", ["mine.right"])
+        validate_config(node, "guidance")
+    validate_config(node, "guidance", ["mine.right"])
     with pytest.raises(CheckpointError, match="_partial_"):
-        vet({**node, "_partial_": True}, "guidance", ["mine.right"])
+        validate_config({**node, "_partial_": True}, "guidance", ["mine.right"])

@@ -25,8 +25,8 @@ from diffguide.checkpoints import store as checkpoints
 from diffguide.files import safetensors as archives
 from diffguide.sample import main as sample
 from diffguide.train import main
-from diffguide.training.learning_rates import Plan
-from diffguide.training.loop import Training
+from diffguide.training.learning_rates import LearningRatePlan
+from diffguide.training.state import TrainingRun
 
 TRAIN = Path(sysconfig.get_path("scripts")) / "diffguide-train"
 CLOCK = {"images_per_second", "seconds", "data_wait"}
@@ -153,7 +153,7 @@ def test_a_run_without_a_checkpoint_starts_over(short_run, unfinished, tmp_path,
 
 def test_signals_save_and_the_resumed_run_is_the_same(short_run, tmp_path, command, monkeypatch):
     """SIGTERM in the fourth step, Ctrl-C in the third of the resumed run, then to the end."""
-    step, calls, arguments = Training.step, [], SHORT
+    step, calls, arguments = TrainingRun.update, [], SHORT
     for number, when, images in ((signal.SIGTERM, 4, 128), (signal.SIGINT, 3, 224)):
 
         def interrupted(*all, number=number, when=when):
@@ -162,7 +162,7 @@ def test_signals_save_and_the_resumed_run_is_the_same(short_run, tmp_path, comma
                 os.kill(os.getpid(), number)
             return step(*all)
 
-        monkeypatch.setattr(Training, "step", interrupted)
+        monkeypatch.setattr(TrainingRun, "update", interrupted)
         done = command(main, *arguments, at=tmp_path)
         assert done.code == 128 + number and done.folder == RUN and "Traceback" not in done.err
         ending = f"{number.name} after {images} of 320 images; continue with: diffguide-train resume={RUN}"
@@ -201,7 +201,7 @@ def test_a_second_process_on_a_run_is_refused(unfinished, tmp_path, command):
 
 def test_the_last_checkpoints_and_the_best_are_kept(tmp_path):
     for images, loss in [(1, 0.5), (2, 0.3), (3, 0.4), (4, 0.3), (5, None), (6, 0.9), (7, 0.8)]:
-        metadata = {archives.KEY: json.dumps({"validation_loss": loss, "images": images})}
+        metadata = {archives.METADATA_KEY: json.dumps({"validation_loss": loss, "images": images})}
         for kind in ("safetensors", "optimizer.safetensors"):
             save_file({"x": torch.zeros(1)}, tmp_path / f"{images:010d}.{kind}", metadata)
     checkpoints.prune(tmp_path, 2)
@@ -243,7 +243,7 @@ def test_changed_amounts_are_recorded(unfinished, tmp_path, command):
 ])  # fmt: skip
 def test_a_run_that_diverges_stops_and_keeps_its_good_checkpoints(tmp_path, command, monkeypatch, every, good, message):
     """A third step that leads out of all numbers."""
-    monkeypatch.setattr(Plan, "at", lambda self, images, *_: 1e-3 if images < 64 else 1e30)
+    monkeypatch.setattr(LearningRatePlan, "rate_at", lambda self, images, *_: 1e-3 if images < 64 else 1e30)
     done = command(main, *SHORT, f"training.checkpoint_images={every}", "training.validation_images=320", at=tmp_path)
     assert done.code == 1 and message in done.err and "Traceback" not in done.err, done.err
     assert [int(path.stem) for path in checkpoints.kept(tmp_path / RUN / "checkpoints")] == good

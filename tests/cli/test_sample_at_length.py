@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from diffguide.sample import main
-from diffguide.sampling.run import Stream
+from diffguide.sampling.run import SampleWriter
 
 SCRIPTS = Path(sysconfig.get_path("scripts"))
 SAMPLE = SCRIPTS / "diffguide-sample"
@@ -155,7 +155,7 @@ def test_killed_while_the_shards_are_removed(at, whole, command):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signals_stop_after_the_batch_and_the_resumed_run_is_the_same(at, whole, command, monkeypatch, number):
     """In the third batch, and once more in the second of the resumed run."""
-    draw, arguments = Stream.draw, LONG
+    draw, arguments = SampleWriter.draw, LONG
     for when, samples in ((3, 48), (2, 80)):
         calls = []
 
@@ -165,7 +165,7 @@ def test_signals_stop_after_the_batch_and_the_resumed_run_is_the_same(at, whole,
                 os.kill(os.getpid(), number)
             draw(self, first, on_step)
 
-        monkeypatch.setattr(Stream, "draw", interrupted)
+        monkeypatch.setattr(SampleWriter, "draw", interrupted)
         done = command(main, *arguments, at=at)
         assert done.code == 128 + number and done.folder == RUN and "Traceback" not in done.err
         ending = f"{number.name} after {samples} of 300 samples; continue with: diffguide-sample resume={RUN}"
@@ -177,14 +177,14 @@ def test_signals_stop_after_the_batch_and_the_resumed_run_is_the_same(at, whole,
 
 
 def test_a_signal_at_the_end_stops_before_the_archive(at, whole, command, monkeypatch):
-    draw = Stream.draw
+    draw = SampleWriter.draw
 
     def interrupted(self, first, on_step):
         if first == 288:
             os.kill(os.getpid(), signal.SIGTERM)
         draw(self, first, on_step)
 
-    monkeypatch.setattr(Stream, "draw", interrupted)
+    monkeypatch.setattr(SampleWriter, "draw", interrupted)
     done = command(main, *LONG, at=at)
     assert done.code == 143 and "SIGTERM after all 300 samples, before they were merged; continue with" in done.err
     monkeypatch.undo()
@@ -215,14 +215,14 @@ def test_two_processes_write_what_one_writes(at, whole):
 
 @pytest.mark.slow
 def test_torchrun_resumes_the_run_of_one_process(at, whole, command, monkeypatch):
-    draw = Stream.draw
+    draw = SampleWriter.draw
 
     def interrupted(self, first, on_step):
         if first == 64:
             os.kill(os.getpid(), signal.SIGTERM)
         draw(self, first, on_step)
 
-    monkeypatch.setattr(Stream, "draw", interrupted)
+    monkeypatch.setattr(SampleWriter, "draw", interrupted)
     assert command(main, *LONG, at=at).code == 143
     for name in shards(at / RUN)[1:3]:  # what is there need not be a beginning
         (at / RUN / "shards" / name).unlink()
@@ -279,13 +279,13 @@ def test_what_befalls_the_second_process_ends_both(at, n, code, ending):
 
 def test_all_processes_sample_the_first_ones_checkpoint(at, command, monkeypatch):
     """One that starts later may find a newer checkpoint: it takes what it is told."""
-    from diffguide import sample as module
+    from diffguide.sampling.job import SamplingJob
 
     few = ["n=4", "sampler.steps=2", "trajectory=true"]
     (older,) = (at / MODEL / "checkpoints").glob("0*32.safetensors")
     expected = contents(at / command(main, f"checkpoint={older.relative_to(at)}", *few, at=at).folder)
-    claim = module.claim
-    monkeypatch.setattr(module, "claim", lambda *all: (*claim(*all)[:2], older.relative_to(at)))
+    claim = SamplingJob.claim_folder
+    monkeypatch.setattr(SamplingJob, "claim_folder", lambda *all: (*claim(*all)[:2], older.relative_to(at)))
     found = contents(at / command(main, f"checkpoint={MODEL}", *few, at=at).folder)
     assert found["samples.npz"] == expected["samples.npz"] and found["trajectory.gif"] == expected["trajectory.gif"]
     monkeypatch.undo()

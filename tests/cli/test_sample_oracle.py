@@ -16,7 +16,7 @@ from PIL import Image
 from diffguide.datasets.gmm2d import GMM2D
 from diffguide.sample import main
 from diffguide.sampling import outputs as results
-from diffguide.sampling.run import Stream
+from diffguide.sampling.run import SampleWriter
 
 GMM = ["oracle=gmm2d", "n=200", "sampler.steps=6", "batch_size=50"]
 
@@ -84,12 +84,12 @@ def test_guidance_leaves_the_law_and_the_file_says_so(tmp_path, command):
 
 def test_double_precision(tmp_path, command, monkeypatch):
     """Noise, steps and answers are float64, and only what is stored is float32."""
-    kinds, step = set(), Stream.draw
+    kinds, step = set(), SampleWriter.draw
 
     def draw(self, first, on_step):
         step(self, first, lambda index, x: (kinds.add(x.dtype), on_step(index, x)))
 
-    monkeypatch.setattr(Stream, "draw", draw)
+    monkeypatch.setattr(SampleWriter, "draw", draw)
     assert command(main, "oracle=gmm2d", "n=8", "sampler=ddpm", "sampler.steps=3", at=tmp_path).code == 0
     assert kinds == {torch.float64}
 
@@ -175,7 +175,7 @@ def test_one_law_has_a_common_picture(tmp_path, command):
 def test_a_run_that_is_continued_is_the_same_run(tmp_path, command, monkeypatch):
     """After SIGTERM, and after a death between metrics.json and samples.npz."""
     whole = command(main, *GMM, "name=whole", at=tmp_path)
-    draw = Stream.draw
+    draw = SampleWriter.draw
 
     def interrupted(self, first, on_step):
         if first == 100:
@@ -183,7 +183,7 @@ def test_a_run_that_is_continued_is_the_same_run(tmp_path, command, monkeypatch)
         draw(self, first, on_step)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Stream, "draw", interrupted)
+        patch.setattr(SampleWriter, "draw", interrupted)
         stopped = command(main, *GMM, "name=stopped", at=tmp_path)
     assert stopped.code == 143 and not (tmp_path / stopped.folder / "metrics.json").exists()
     assert command(main, f"resume={stopped.folder}", at=tmp_path).code == 0
@@ -208,9 +208,9 @@ def begun(tmp_path, command, monkeypatch) -> Path:
         os.kill(os.getpid(), signal.SIGTERM)
         draw(self, first, on_step)
 
-    draw = Stream.draw
+    draw = SampleWriter.draw
     with monkeypatch.context() as patch:
-        patch.setattr(Stream, "draw", interrupted)
+        patch.setattr(SampleWriter, "draw", interrupted)
         return command(main, *GMM, at=tmp_path).folder
 
 

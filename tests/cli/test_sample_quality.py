@@ -11,18 +11,18 @@ import torch
 
 from diffguide.datasets import GMM2D, Dataset, Digits, Split
 from diffguide.evaluate import main as evaluate
-from diffguide.evaluation.metric import Measured, MetricError, Subject
+from diffguide.evaluation.metric import EvalContext, MetricError, MetricResult
 from diffguide.evaluation.parts import Parts
 from diffguide.evaluation.quality import figures as comparison
 from diffguide.evaluation.quality.features import Features, Pixels
 from diffguide.evaluation.quality.frechet import Moments, frechet_distance
 from diffguide.evaluation.quality.kid import squared_mmd
-from diffguide.evaluation.quality.local import Local, splits_of
+from diffguide.evaluation.quality.local import Local, load_images
 from diffguide.evaluation.quality.metric import Quality
 from diffguide.evaluation.quality.precision_recall import (
-    copies,
     density_coverage,
     distance_ratio,
+    find_copies,
     precision_recall,
     two_nearest,
 )
@@ -58,7 +58,7 @@ def quality(**changed) -> Quality:
     return Quality(**arguments | changed)
 
 
-def measured(metric: Quality, subject: Subject) -> Measured:
+def measured(metric: Quality, subject: EvalContext) -> MetricResult:
     metric.check(subject)
     return metric.measure(subject)
 
@@ -73,7 +73,7 @@ def stored(folder: Path, images: torch.Tensor, y: torch.Tensor, header: dict) ->
 
 def test_a_generator_that_learned_by_heart(digits, law):
     """All of its samples are copies, of the class that was asked for, at next to no distance; and the floor is known."""
-    subject = Subject(law, digits, n=200, seed=3, batch_size=64)
+    subject = EvalContext(law, digits, n=200, seed=3, batch_size=64)
     metric = quality(sampler=DDIM(grid=UniformLogSNR(), steps=30, eta=0.0))
     found = measured(metric, subject)
     figures = {name: figure.value for name, figure in found.figures.items()}
@@ -91,13 +91,13 @@ def test_a_generator_that_learned_by_heart(digits, law):
 def test_figures_are_those_of_the_library(digits, law, tmp_path):
     """Of given samples: every figure again from the bytes, in one go."""
     rng = torch.Generator().manual_seed(0)
-    u, y = splits_of(digits, "train", torch.randperm(1000, generator=rng)[:100])
+    u, y = load_images(digits, "train", torch.randperm(1000, generator=rng)[:100])
     u = (u.float() + 20 * torch.randn(u.shape, generator=rng)).clamp(0, 255).to(torch.uint8)
     folder = stored(tmp_path / "run", u, y, {"guidance": {"scale": 3}})
-    subject = Subject(law, digits, split="test", batch_size=33)
+    subject = EvalContext(law, digits, split="test", batch_size=33)
     found = measured(quality(samples=folder), subject)
     x, real, held = (
-        part.flatten(1).double() / 255 for part in (u, *(splits_of(digits, s)[0] for s in ("train", "test")))
+        part.flatten(1).double() / 255 for part in (u, *(load_images(digits, s)[0] for s in ("train", "test")))
     )
     sets = [Moments(64).add(part) for part in (x, real)]
     values = {name: figure.value for name, figure in found.figures.items()}
@@ -115,22 +115,22 @@ def test_figures_are_those_of_the_library(digits, law, tmp_path):
     assert found.figures["precision_pixels"].standard_error == pytest.approx(math.sqrt(share * (1 - share) / 100))
     assert found.figures["coverage_pixels"].n == 447 and found.figures["density_pixels"].standard_error is None
     assert found.facts["guidance"] == {"scale": 3} and found.facts["sampled"] == folder
-    two = two_nearest(u.flatten(1), splits_of(digits, "train")[0].flatten(1).split(300))
-    assert values["copies"] == float(copies(two).double().mean())
-    pixels = (part.flatten(1) for part in (u, splits_of(digits, "train")[0], splits_of(digits, "test")[0]))
+    two = two_nearest(u.flatten(1), load_images(digits, "train")[0].flatten(1).split(300))
+    assert values["copies"] == float(find_copies(two).double().mean())
+    pixels = (part.flatten(1) for part in (u, load_images(digits, "train")[0], load_images(digits, "test")[0]))
     assert 0 < values["distance_ratio"] < 1 and values["distance_ratio"] == pytest.approx(distance_ratio(*pixels))
 
 
 def test_repeats_and_noise_stand_beside_the_figures(digits, law, tmp_path):
     """In facts, notes, tables; of samples that are four copies each, and of pure noise."""
-    u, y = splits_of(digits, "train", torch.arange(25))
+    u, y = load_images(digits, "train", torch.arange(25))
     folder = stored(tmp_path / "four", u.repeat(4, 1, 1, 1), y.repeat(4), {})
-    found = measured(quality(samples=folder), Subject(law, digits, split="test", batch_size=33))
+    found = measured(quality(samples=folder), EvalContext(law, digits, split="test", batch_size=33))
     assert found.facts["repeated"] == {"samples": 75, "held_out": 0} and found.figures["recall_pixels"].value == 0
     assert [note.split(" samples")[0] for note in found.notes] == ["75 of 100"]
     noise = 255 * torch.randint(2, (100, 1, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     folder = stored(tmp_path / "noise", noise, torch.arange(100) % 10, {})
-    found = measured(quality(samples=folder), Subject(law, digits, split="test"))
+    found = measured(quality(samples=folder), EvalContext(law, digits, split="test"))
     recall = found.figures["recall_pixels"]
     assert (
         recall.value == 1 and not recall.meaningful and found.figures["precision_pixels"] == (0, 0, 100, "share", True)
@@ -154,7 +154,12 @@ def test_two_nearest_in_batches():
     x, train = torch.randn(9, 5, generator=rng).double(), torch.randn(23, 5, generator=rng).double()
     expected = torch.cdist(x, train).sort(1).values[:, :2]
     assert torch.allclose(two_nearest(x, train.split([1, 20, 2])), expected, rtol=1e-9)
-    assert copies(torch.tensor([[1.0, 2.9], [1.0, 3.1], [0.0, 0.0], [0.1, 0.2]])).tolist() == [False, True, True, False]
+    assert find_copies(torch.tensor([[1.0, 2.9], [1.0, 3.1], [0.0, 0.0], [0.1, 0.2]])).tolist() == [
+        False,
+        True,
+        True,
+        False,
+    ]
 
 
 class Named(Features):
@@ -176,7 +181,7 @@ class Named(Features):
 @pytest.mark.parametrize("name, fd, kid", [("inception", "fid", "kid"), ("dinov2", "fd_dinov2", "kid_dinov2")])
 def test_figures_carry_the_name_of_their_features(digits, law, name, fd, kid):
     """fid is inception's alone; where there are logits there is an inception score."""
-    found = measured(quality(features=Named(name), compared=20), Subject(law, digits, n=100))
+    found = measured(quality(features=Named(name), compared=20), EvalContext(law, digits, n=100))
     end = "" if name == "inception" else f"_{name}"
     expected = {fd, f"{fd}_halves", f"{fd}_floor", kid, f"is{end}", "copies", "distance_ratio"}
     expected |= {f"{part}{end}" for part in ("precision", "recall", "density", "coverage", "agreed_labels")}
@@ -187,8 +192,8 @@ def test_figures_carry_the_name_of_their_features(digits, law, name, fd, kid):
 
 def test_the_classification_accuracy_score(digits, law, tmp_path):
     """Samples with the classes of real examples teach a classifier those; samples with false classes teach it others."""
-    u, y = splits_of(digits, "train", torch.arange(600))
-    subject, metric = Subject(law, digits, n=100), partial(quality, count=600, features=Local(40, 0, str(tmp_path)))
+    u, y = load_images(digits, "train", torch.arange(600))
+    subject, metric = EvalContext(law, digits, n=100), partial(quality, count=600, features=Local(40, 0, str(tmp_path)))
     right = measured(metric(samples=stored(tmp_path / "a", u, y, {}), classification=True), subject)
     wrong = measured(metric(samples=stored(tmp_path / "b", u, (y + 1) % 10, {}), classification=True), subject)
     assert right.figures["cas"].value > 0.8 and wrong.figures["cas"].value < 0.1
@@ -199,22 +204,26 @@ def test_the_classification_accuracy_score(digits, law, tmp_path):
 
 def test_without_classes_there_are_no_figures_of_them(digits, law):
     """metric.labels=null: samples of no class."""
-    found = measured(quality(labels=None, classification=True), Subject(law, digits, n=50))
+    found = measured(quality(labels=None, classification=True), EvalContext(law, digits, n=50))
     assert "cas" not in found.figures and "agreed_labels_pixels" not in found.figures and found.facts["labels"] is None
 
 
 def test_classes_as_the_data_have_them(digits, law):
     """Drawn from the reference split, the same ones for the same seed."""
-    metric, subject = quality(labels="data", count=3000), Subject(law, digits, seed=1)
-    drawn = torch.tensor(metric.told(subject, law))
+    metric, subject = quality(labels="data", count=3000), EvalContext(law, digits, seed=1)
+    drawn = torch.tensor(metric.sample_labels(subject, law))
     counts, expected = drawn.bincount(minlength=10), 3 * digits.train.y.bincount()
     assert float(((counts - expected) ** 2 / expected).sum()) < 27.9  # chi-squared of 9 at 0.001
-    assert metric.told(subject, law) == drawn.tolist() != metric.told(Subject(law, digits, seed=2), law)
+    assert (
+        metric.sample_labels(subject, law)
+        == drawn.tolist()
+        != metric.sample_labels(EvalContext(law, digits, seed=2), law)
+    )
 
 
 def test_what_was_stopped_is_continued(digits, law, tmp_path):
     """Within a batch of samples; then those that were made are not made again, and every figure is the same."""
-    subject, whole = (Subject(law, digits, n=60, batch_size=40) for _ in range(2))
+    subject, whole = (EvalContext(law, digits, n=60, batch_size=40) for _ in range(2))
     calls = []
 
     def stop(done, total, unit):
@@ -227,7 +236,7 @@ def test_what_was_stopped_is_continued(digits, law, tmp_path):
         quality().measure(subject)
     kept = {path.name for path in (tmp_path / "parts").iterdir()}
     assert "samples_0000000000.npz" in kept and "samples_0000000040.npz" not in kept
-    again = Subject(law, digits, n=60, batch_size=40, parts=Parts(tmp_path / "parts"))
+    again = EvalContext(law, digits, n=60, batch_size=40, parts=Parts(tmp_path / "parts"))
     found, expected = quality().measure(again), quality().measure(whole)
     assert found.figures == expected.figures and found.details == expected.details
     assert again.counter.evaluations == 60 * 4 and again.evaluations == whole.evaluations == 100 * 4
@@ -240,7 +249,7 @@ def test_samples_that_are_not_finite_are_told(digits, law):
             return found._replace(x_0=found.x_0 * math.nan)
 
     with pytest.raises(MetricError, match="100 of the 100 samples from 0 on are not finite: a smaller guidance scale"):
-        measured(quality(guidance=Broken), Subject(law, digits, n=50))
+        measured(quality(guidance=Broken), EvalContext(law, digits, n=50))
 
 
 def test_held_out_examples_that_are_training_examples_are_told(digits, law):
@@ -248,12 +257,12 @@ def test_held_out_examples_that_are_training_examples_are_told(digits, law):
     shared = Split(torch.cat([digits.validation.x[:80], digits.train.x[:20]]), torch.zeros(100, dtype=torch.long))
     data = Dataset(digits.train, shared, digits.test, digits.class_names)
     with pytest.raises(MetricError, match="20 of the 100 validation examples are training examples too"):
-        measured(quality(), Subject(law, data))
-    assert comparison.check_overlap(Subject(law, digits, n=100)).shape == (100, 2)
+        measured(quality(), EvalContext(law, data))
+    assert comparison.check_overlap(EvalContext(law, digits, n=100)).shape == (100, 2)
 
 
-def vectors() -> Subject:
-    return Subject(GMM2DLaw(Cosine(log_snr_max=12.0, log_snr_min=-10.0)), GMM2D(2, None, 4, 500, 50, 50, 0))
+def vectors() -> EvalContext:
+    return EvalContext(GMM2DLaw(Cosine(log_snr_max=12.0, log_snr_min=-10.0)), GMM2D(2, None, 4, 500, 50, 50, 0))
 
 
 REFUSED = {
@@ -272,15 +281,15 @@ def test_what_it_cannot_answer(digits, law, changed, subject, message, monkeypat
         monkeypatch.setattr(Named, "width", lambda self, shape: 400)
         changed = changed | {"reference": "validation"}
     with pytest.raises(ValueError, match=message):
-        quality(**changed).check(subject() if callable(subject) else Subject(law, digits, **subject))
+        quality(**changed).check(subject() if callable(subject) else EvalContext(law, digits, **subject))
 
 
 def test_a_model_without_a_null_condition_needs_labels(digits, law, monkeypatch):
     monkeypatch.setattr(Empirical, "has_null", False)
     with pytest.raises(ValueError, match="metric.labels=null needs a model that dropped labels"):
-        quality(labels=None).check(Subject(law, digits))
+        quality(labels=None).check(EvalContext(law, digits))
     with pytest.raises(ValueError, match="cfg"):
-        quality(guidance=partial(ClassifierFree, scale=2.0, interval=(0.0, math.inf))).check(Subject(law, digits))
+        quality(guidance=partial(ClassifierFree, scale=2.0, interval=(0.0, math.inf))).check(EvalContext(law, digits))
 
 
 @pytest.mark.parametrize("changed, message", [
@@ -296,15 +305,15 @@ def test_values_out_of_range(changed, message):
 
 def test_runs_that_are_not_of_this_model(digits, law, tmp_path):
     """Other images, too few of them, or another checkpoint."""
-    u, y = splits_of(digits, "train", torch.arange(70))
-    subject = Subject(law, digits)
+    u, y = load_images(digits, "train", torch.arange(70))
+    subject = EvalContext(law, digits)
     with pytest.raises(ValueError, match="has 70 samples, fewer than metric.count=100"):
         quality(samples=stored(tmp_path / "a", u, y, {})).check(subject)
     wide = torch.zeros(100, 3, 8, 8, dtype=torch.uint8)
     with pytest.raises(ValueError, match="has images \\[8, 8, 3\\], and the model makes \\[8, 8, 1\\]"):
         quality(samples=stored(tmp_path / "b", wide, torch.zeros(100).long(), {})).check(subject)
     (tmp_path / "model").write_bytes(b"")
-    known = Subject(law, digits, checkpoint=tmp_path / "model")
+    known = EvalContext(law, digits, checkpoint=tmp_path / "model")
     folder = stored(tmp_path / "c", u.repeat(2, 1, 1, 1), y.repeat(2), {"checkpoint_sha256": "f" * 64})
     with pytest.raises(ValueError, match="from a checkpoint with SHA-256 ffffffffffff, and this one has e3b0c44298fc"):
         quality(samples=folder).check(known)

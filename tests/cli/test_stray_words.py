@@ -12,7 +12,7 @@ from diffguide.cli.stray_words import strays
 from diffguide.config.build import ConfigError, config_dir
 from diffguide.config.options import choice_for
 from diffguide.evaluate import main as evaluate
-from diffguide.nodes.type_checks import parameters
+from diffguide.nodes.annotations import parameter_hints
 from diffguide.sample import main as sample
 from diffguide.train import main as train
 
@@ -154,5 +154,5 @@ def test_the_hint_for_a_node_is_what_chooses_it():
         above, _, last = package.rpartition(".")
         if "_target_" not in OmegaConf.select(cfg, above):  # a mapping of parts
             above, _, last = above.rpartition(".")
-        hint = parameters(get_class(OmegaConf.select(cfg, above)._target_))[last]
-        assert choice_for(hint, package, config_dir())[0] == place
+        hint = parameter_hints(get_class(OmegaConf.select(cfg, above)._target_))[last]
+        assert choice_for(hint, package)[0] == place

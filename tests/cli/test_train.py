@@ -29,8 +29,9 @@ from diffguide.sample import main as sample
 from diffguide.samplers import DDIM, DDPM, DPMpp2M, Heun, generate
 from diffguide.samplers.grids import Karras, UniformLogSNR, UniformT
 from diffguide.train import main
-from diffguide.training.divergence import Watch
+from diffguide.training.divergence import DivergenceWatch
 from diffguide.training.loop import Diverged, Training
+from diffguide.training.state import TrainingRun
 
 TINY = [
     "backbone.channels=8",
@@ -187,9 +188,9 @@ def test_learning_rate_warms_up_and_falls():
     amounts = dict.fromkeys(["images", "log_images", "validation_images", "checkpoint_images", "sample_images"], 1000)
     training = Training(**amounts, keep=1, batch_size=10, learning_rate=1.0, warmup_images=100, accumulate=1, max_grad_norm=1.0,
                         ema_images=50, optimizer=torch.optim.SGD)  # fmt: skip
-    assert training.plan().at(0) == pytest.approx(0.1)
-    assert training.plan().at(500) == pytest.approx(0.5)
-    assert training.plan().at(990) < 1e-3
+    assert training.plan().rate_at(0) == pytest.approx(0.1)
+    assert training.plan().rate_at(500) == pytest.approx(0.5)
+    assert training.plan().rate_at(990) < 1e-3
     assert training.ema_decay_at(100) == 0.5 and training.ema_decay_at(900) == pytest.approx(0.5**0.2)
 
 
@@ -198,23 +199,23 @@ def a_loss(*values: float) -> Loss:
 
 
 def test_a_watch_names_the_noise_levels_of_what_is_not_finite():
-    watch, fine = Watch(lag=0), torch.tensor(1.0)
-    watch.look(0, 0, [a_loss(1.0, 2.0)], fine)
+    watch, fine = DivergenceWatch(lag=0), torch.tensor(1.0)
+    watch.check(0, 0, [a_loss(1.0, 2.0)], fine)
     with pytest.raises(Diverged, match=r"the loss of 2 of 3 examples is not finite at step 4 \(32 images\)") as told:
-        watch.look(32, 4, [a_loss(1.0, math.nan), a_loss(math.inf)], fine)
+        watch.check(32, 4, [a_loss(1.0, math.nan), a_loss(math.inf)], fine)
     assert str(told.value).endswith("noise level sigma/alpha 0.1353, 0.3679")  # exp(-log_snr / 2)
     with pytest.raises(Diverged, match="the loss's gradient is not finite at step 5"):
-        watch.look(40, 5, [a_loss(1.0)], torch.tensor(math.inf))
-    watch.look(48, 6, [a_loss(1.0)], None)  # a gradient scaler's infinities are its own affair
+        watch.check(40, 5, [a_loss(1.0)], torch.tensor(math.inf))
+    watch.check(48, 6, [a_loss(1.0)], None)  # a gradient scaler's infinities are its own affair
 
 
 def test_a_watch_that_lags_is_late_but_not_blind():
-    watch, fine = Watch(lag=1), torch.tensor(1.0)
-    watch.look(0, 0, [a_loss(math.nan)], fine)
+    watch, fine = DivergenceWatch(lag=1), torch.tensor(1.0)
+    watch.check(0, 0, [a_loss(math.nan)], fine)
     with pytest.raises(Diverged, match="step 0"):
-        watch.look(8, 1, [a_loss(1.0)], fine)
-    watch = Watch(lag=1)
-    watch.look(8, 1, [a_loss(math.nan)], fine)
+        watch.check(8, 1, [a_loss(1.0)], fine)
+    watch = DivergenceWatch(lag=1)
+    watch.check(8, 1, [a_loss(math.nan)], fine)
     with pytest.raises(Diverged, match="step 1"):
         watch.flush()  # before a checkpoint
 
@@ -224,8 +225,8 @@ def test_a_full_device_memory_is_told(tmp_path, command, monkeypatch, arguments)
     def full(*_):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(Training, "step", full)
-    monkeypatch.setattr("diffguide.training.dry_run.cost", full)
+    monkeypatch.setattr(TrainingRun, "update", full)
+    monkeypatch.setattr("diffguide.training.dry_run.estimate_cost", full)
     done = command(main, *TINY, *arguments, at=tmp_path)
     assert done.code == 1 and "raise training.accumulate" in done.err and "Traceback" not in done.err
 
@@ -267,7 +268,7 @@ def test_a_multirun_has_a_folder_per_job(tmp_path, command):
 
 
 REFUSED = {
-    "p_uncond without guidance": (["guidance=none", "p_uncond=0.15"], "take guidance=cfg"),
+    "p_uncond without guidance": (["guidance=none", "p_uncond=0.15"], "guidance=cfg"),
     "p_uncond appended": (["guidance=none", "+p_uncond=0.15"], "p_uncond"),
     "p_uncond too large": (["p_uncond=1.5"], "p_uncond must be in (0, 1]"),
     "p_uncond zero": (["p_uncond=0"], "p_uncond must be in (0, 1]"),

@@ -9,7 +9,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from small_checkpoint import save
 
-from diffguide.checkpoints.allowlist import vet
+from diffguide.checkpoints.allowlist import validate_config
 from diffguide.config.build import ConfigError, build, config_dir
 from diffguide.guidance.projections import APG
 from diffguide.guidance.rules import CFGPlusPlus
@@ -72,7 +72,7 @@ def test_a_composed_file_is_nodes_by_name():
         "_target_": "diffguide.guidance.nested.Nested",
         "parts": {"cfg": part("apg", scale=3.0), "outer": part("cfgpp", scale=0.5)},
     }
-    vet(nested, "guidance")  # as when a run is resumed
+    validate_config(nested, "guidance")  # as when a run is resumed
     guided = build(OmegaConf.create({"guidance": nested}), "guidance", exact())
     inner = guided.denoiser.denoiser
     assert type(guided.denoiser.rule) is CFGPlusPlus and type(inner.rule) is APG and inner.scale == 3.0
@@ -101,12 +101,12 @@ def test_mistakes_in_a_composed_file(wrong, sentence):
 ])  # fmt: skip
 def test_what_a_composed_file_of_somebody_else_may_not_build(wrong, sentence):
     with pytest.raises(ValueError, match=sentence):
-        vet({"_target_": "diffguide.guidance.nested.Nested", "parts": {"cfg": wrong}}, "guidance")
+        validate_config({"_target_": "diffguide.guidance.nested.Nested", "parts": {"cfg": wrong}}, "guidance")
 
 
 def test_a_guidance_by_itself_is_not_completed_later():
     with pytest.raises(ValueError, match="_partial_ is not an argument"):
-        vet(part("cfg"), "guidance")
+        validate_config(part("cfg"), "guidance")
 
 
 OWN = """

@@ -9,9 +9,9 @@ from omegaconf import OmegaConf
 from small_checkpoint import save
 
 import diffguide
-from diffguide.class_names import class_index, class_indices, resolve_labels, shadowed_class
+from diffguide.class_names import class_index, class_indices, explain_shadowed_class, resolve_labels
 from diffguide.config.quoting import quote_odd
-from diffguide.guidance.weak import Compose, Negative
+from diffguide.guidance.composition import Composition, NegativeCondition
 from diffguide.sample import main as sample
 from diffguide.train import main as train
 
@@ -68,8 +68,11 @@ def test_the_words_of_labels_are_words():
     assert resolve_labels(["balanced"], 1, names) == [1] and resolve_labels(["null"], 1, names) == [2]
     assert resolve_labels([None], 1, names) == [2]
     for word, said in {None: "null", "all": "all", "balanced": "balanced"}.items():
-        assert f"labels=['{said}']" in shadowed_class(word, names) and shadowed_class(word, ["cat"]) is None
-    assert shadowed_class(["all"], names) is None and shadowed_class(3, names) is None
+        assert (
+            f"labels=['{said}']" in explain_shadowed_class(word, names)
+            and explain_shadowed_class(word, ["cat"]) is None
+        )
+    assert explain_shadowed_class(["all"], names) is None and explain_shadowed_class(3, names) is None
 
 
 @pytest.mark.parametrize(
@@ -139,9 +142,11 @@ def test_names_are_known_wherever_a_model_is(tmp_path, command):
     model = diffguide.load(save(tmp_path, class_names=["10", "2", "1", "3"]))
     everywhere = (0.0, float("inf"))
     assert (
-        Negative(model, "1", 2.0, everywhere).condition == Negative(model, {"index": 2}, 2.0, everywhere).condition == 2
+        NegativeCondition(model, "1", 2.0, everywhere).condition
+        == NegativeCondition(model, {"index": 2}, 2.0, everywhere).condition
+        == 2
     )
-    assert Compose(model, [10, 0], [1.0, 1.0], 2.0, everywhere).conditions == [0, 0]
+    assert Composition(model, [10, 0], [1.0, 1.0], 2.0, everywhere).conditions == [0, 0]
     done = command(train, "dry_run=true", "guidance=negative", "guidance.condition=cat", at=tmp_path)
     assert done.code == 1 and "names: 0, 1, 2" in done.err, done.err
 

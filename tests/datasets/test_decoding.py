@@ -8,8 +8,16 @@ import numpy as np
 import pytest
 from PIL import Image, features
 
-from diffguide.datasets.decoding import Unreadable, is_image, read_header, read_image, square, stored, suffixes
-from diffguide.datasets.ranges import Whites, find_whites
+from diffguide.datasets.decoding import (
+    Unreadable,
+    is_image,
+    read_header,
+    read_image,
+    read_square,
+    readable_suffixes,
+    resize_square,
+)
+from diffguide.datasets.ranges import WhiteLevels, find_whites
 
 RNG = np.random.default_rng(0)
 GREY = RNG.integers(0, 256, (6, 9), dtype=np.uint8)
@@ -170,34 +178,34 @@ def lanczos(pixels: np.ndarray, side: int) -> np.ndarray:
 def test_resizing_is_lanczos(side):
     pixels = RNG.integers(60, 190, (12, 12), dtype=np.uint8)  # no clipping between the two passes
     expected = lanczos(lanczos(pixels.astype(float), side).T, side).T
-    found = np.asarray(square(Image.fromarray(pixels), side, stretch=False))
+    found = np.asarray(resize_square(Image.fromarray(pixels), side, stretch=False))
     assert np.abs(found - expected.clip(0, 255)).max() <= 1.1  # rounded twice
 
 
 def test_resizing_is_antialiased():
     board = (np.indices((250, 250)).sum(0) % 2 * 255).astype(np.uint8)
-    small = np.asarray(square(Image.fromarray(board), 24, stretch=False)).astype(int)
+    small = np.asarray(resize_square(Image.fromarray(board), 24, stretch=False)).astype(int)
     assert np.abs(small - 127.5).max() <= 8  # any single pixel is 127.5 away
 
 
 def test_the_central_square_is_kept_or_everything_squeezed():
     image = Image.fromarray(RGB)  # 6 rows, 9 columns
-    np.testing.assert_array_equal(np.asarray(square(image, 6, stretch=False)), RGB[:, 1:7])
-    np.testing.assert_array_equal(np.asarray(square(image.transpose(Image.Transpose.TRANSPOSE), 6, False)),
+    np.testing.assert_array_equal(np.asarray(resize_square(image, 6, stretch=False)), RGB[:, 1:7])
+    np.testing.assert_array_equal(np.asarray(resize_square(image.transpose(Image.Transpose.TRANSPOSE), 6, False)),
                                   RGB.transpose(1, 0, 2)[1:7])  # fmt: skip
     wide = np.repeat(RNG.integers(60, 190, (6, 1), dtype=np.uint8), 12, axis=1)
     wide[:, 6:] = 255 - wide[:, 6:]
-    squeezed = np.asarray(square(Image.fromarray(wide), 6, stretch=True))
+    squeezed = np.asarray(resize_square(Image.fromarray(wide), 6, stretch=True))
     np.testing.assert_array_equal(squeezed[:, [0, 5]], wide[:, [0, 11]])  # both ends are there
     assert squeezed.shape == (6, 6)
 
 
 def test_what_is_stored_is_bytes_with_channels_first(tmp_path):
     Image.fromarray(RGB).save(tmp_path / "a.png")
-    x = stored(tmp_path / "a.png", 3, 6, stretch=False)
+    x = read_square(tmp_path / "a.png", 3, 6, stretch=False)
     assert x.shape == (3, 6, 6) and x.is_contiguous()
     np.testing.assert_array_equal(x.numpy(), RGB[:, 1:7].transpose(2, 0, 1))
-    assert stored(tmp_path / "a.png", 1, 4, stretch=True).shape == (1, 4, 4)
+    assert read_square(tmp_path / "a.png", 1, 4, stretch=True).shape == (1, 4, 4)
 
 
 def test_large_jpegs_are_decoded_small_and_look_the_same(tmp_path):
@@ -208,7 +216,7 @@ def test_large_jpegs_are_decoded_small_and_look_the_same(tmp_path):
     halves = {None: (1000, 800), 200: (1000, 800), 100: (500, 400), 50: (250, 200), 25: (125, 100)}
     assert {side: read_image(path, 3, side).size for side in halves} == halves
     for side in (25, 90):
-        small = stored(path, 3, side, stretch=False).numpy().transpose(1, 2, 0)
+        small = read_square(path, 3, side, stretch=False).numpy().transpose(1, 2, 0)
         whole = lanczos(lanczos(pixels[:, 100:900].astype(float), side).transpose(1, 0, 2), side).transpose(1, 0, 2)
         assert np.abs(small - whole).max() <= 2.5
 
@@ -296,7 +304,7 @@ WRITTEN = {  # suffix: how Pillow writes such a file, and how far a pixel may be
     ".sgi": ("SGI", {}, 0), ".pcx": ("PCX", {}, 0), ".dds": ("DDS", {}, 0),
 }  # fmt: skip
 WRITTEN |= {".jp2": ("JPEG2000", dict(irreversible=False, num_resolutions=1), 0)} if features.check("jpg_2000") else {}
-WRITTEN |= {".avif": ("AVIF", dict(quality=100, subsampling="4:4:4"), 8)} if ".avif" in suffixes() else {}
+WRITTEN |= {".avif": ("AVIF", dict(quality=100, subsampling="4:4:4"), 8)} if ".avif" in readable_suffixes() else {}
 WRITTEN |= {".qoi": ("QOI", {}, 0)} if "QOI" in Image.SAVE else {}
 
 
@@ -340,10 +348,10 @@ def test_a_folder_shares_one_white(tmp_path):
     """A dark picture beside a bright one stays dark, and its file alone would not be."""
     dark, bright = VALUES.astype(np.int32), VALUES.astype(np.int32) * 257
     whites = find_whites(["I", "L", "I;16", "I"], [dark.max(), None, 300, bright.max()].__getitem__)
-    assert whites == Whites(whole=65535)
+    assert whites == WhiteLevels(whole=65535)
     Image.fromarray(dark).save(tmp_path / "dark.tif")
     np.testing.assert_array_equal(np.asarray(read_image(tmp_path / "dark.tif", 1, whites=whites)), np.round(dark / 257))
-    assert find_whites(["F", "F"], [0.25, 1.0].__getitem__) == Whites(floating=1)
-    assert find_whites(["F", "I"], [1.3, 7].__getitem__) == Whites(
+    assert find_whites(["F", "F"], [0.25, 1.0].__getitem__) == WhiteLevels(floating=1)
+    assert find_whites(["F", "I"], [1.3, 7].__getitem__) == WhiteLevels(
         whole=255
     )  # of 1.3 every file says that it is unknown

@@ -10,7 +10,7 @@ from scipy.stats import wasserstein_distance
 
 from diffguide.evaluation import covariance_error, energy_distance, mean_error, sliced_wasserstein, wasserstein
 from diffguide.evaluation.quality.distances import deviation_ratio, directions
-from diffguide.evaluation.quality.oracle_distances import REPETITIONS, compare, subset
+from diffguide.evaluation.quality.oracle_distances import NUM_EXACT_SETS, compare_with_oracle, select_compared
 from diffguide.oracles import Empirical, GaussianMixture
 from diffguide.schedules import EDM
 
@@ -144,10 +144,10 @@ def test_exact_samples_lie_at_their_floor(pair):
     """Wherever a distance has a floor, over all and per class; and they have the law's log-density."""
     labels = [k % 2 for k in range(400)]
     x = pair.sample(400, torch.Generator().manual_seed(9), torch.tensor(labels))[0]
-    found = compare(pair, x, labels, pair.class_names, 0, plain)
+    found = compare_with_oracle(pair, x, labels, pair.class_names, 0, plain)
     for name in ("wasserstein_2", "sliced_wasserstein_2", "energy_distance"):
         for part in (found[name], *found[name]["per_class"].values()):
-            assert part["distance"] < 2 * part["floor"] and part["repetitions"] == REPETITIONS
+            assert part["distance"] < 2 * part["floor"] and part["repetitions"] == NUM_EXACT_SETS
         assert found[name]["per_class"].keys() == {"0", "1"} and found[name]["per_class"]["1"]["n"] == 200
     assert found["moments"]["mean"]["error"] < 0.1 and found["moments"]["covariance"]["error"] < 0.1
     exact = math.log(1 / (2 * math.pi * 0.01)) - 1  # minus the entropy of a Gaussian of two dimensions
@@ -161,7 +161,7 @@ def test_exact_log_density_is_that_of_the_end_of_the_schedule():
     data = torch.tensor([[-2.0, 0.0], [2.0, 0.0]], dtype=torch.float64)
     oracle, labels = Empirical(data, torch.tensor([0, 1]), EDM(9.0, -8.0), 0.0), [k % 2 for k in range(400)]
     x = oracle.sample(400, torch.Generator().manual_seed(9), torch.tensor(labels))[0]
-    found = compare(oracle, x, labels, oracle.class_names, 0, plain)["log_density"]
+    found = compare_with_oracle(oracle, x, labels, oracle.class_names, 0, plain)["log_density"]
     assert found["exact"] == pytest.approx(-math.log(2 * math.pi) + 9 - 1, abs=0.1)
     assert found["samples"] == pytest.approx(-math.log(2 * math.pi) + 9, abs=1e-6)  # of the points themselves
 
@@ -169,36 +169,36 @@ def test_exact_log_density_is_that_of_the_end_of_the_schedule():
 def test_a_wrong_class_is_far_away(pair):
     """Samples of class 1 that say class 0 are 4 away; with the labels swapped all over only the classes show it."""
     x = pair.sample(300, torch.Generator().manual_seed(9), torch.ones(300).long())[0]
-    assert compare(pair, x, [0] * 300, pair.class_names, 0, plain)["wasserstein_2"]["distance"] == pytest.approx(
-        4, rel=0.02
-    )
+    assert compare_with_oracle(pair, x, [0] * 300, pair.class_names, 0, plain)["wasserstein_2"][
+        "distance"
+    ] == pytest.approx(4, rel=0.02)
     labels = [k % 2 for k in range(300)]
     x = pair.sample(300, torch.Generator().manual_seed(9), 1 - torch.tensor(labels))[0]
-    found = compare(pair, x, labels, pair.class_names, 0, plain)["wasserstein_2"]
+    found = compare_with_oracle(pair, x, labels, pair.class_names, 0, plain)["wasserstein_2"]
     assert found["distance"] < 2 * found["floor"]
     assert all(part["distance"] == pytest.approx(4, rel=0.02) for part in found["per_class"].values())
 
 
 def test_no_labels_have_no_classes_and_the_laws_own_shares(pair):
     x = pair.sample(300, torch.Generator().manual_seed(9))[0]
-    found = compare(pair, x, [-1] * 300, pair.class_names, 0, plain)
+    found = compare_with_oracle(pair, x, [-1] * 300, pair.class_names, 0, plain)
     assert found["wasserstein_2"]["per_class"] == {} and found["moments"]["mean"]["error"] < 0.15
     even = pair.sample(300, torch.Generator().manual_seed(9), torch.arange(300) % 2)[0]  # halves in place of 1 : 3
-    assert compare(pair, even, [-1] * 300, pair.class_names, 0, plain)["moments"]["mean"]["error"] > 0.4
+    assert compare_with_oracle(pair, even, [-1] * 300, pair.class_names, 0, plain)["moments"]["mean"]["error"] > 0.4
 
 
 def test_what_is_not_finite_has_no_distance(pair):
     x = normal(50, 2, 0)
     x[3, 1] = math.inf
-    found = compare(pair, x, [0, 1] * 25, pair.class_names, 0, plain)
+    found = compare_with_oracle(pair, x, [0, 1] * 25, pair.class_names, 0, plain)
     assert found["not_finite"] == 1 and math.isnan(found["wasserstein_2"]["distance"])
     assert found["wasserstein_2"]["floor"] > 0 and found["wasserstein_2"]["per_class"]["0"]["distance"] > 1
 
 
 def test_a_subset_has_all_classes():
     """Labels in turn or in blocks: the samples that are compared have them in the same shares."""
-    chosen = torch.tensor(subset(100000, 2, 0))
+    chosen = torch.tensor(select_compared(100000, 2, 0))
     assert len(chosen) == 20000 and len(chosen.unique()) == 20000 and bool((chosen[1:] > chosen[:-1]).all())
     for labels in (chosen % 4, chosen // 25000):
         assert (labels.bincount() / 20000).tolist() == pytest.approx([0.25] * 4, abs=0.02)
-    assert subset(7, 2, 0) == list(range(7)) and len(subset(10**6, 3072, 0)) == 1365
+    assert select_compared(7, 2, 0) == list(range(7)) and len(select_compared(10**6, 3072, 0)) == 1365

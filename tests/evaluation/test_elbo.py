@@ -9,8 +9,8 @@ from scipy.integrate import quad
 
 from diffguide.backbones import MLP
 from diffguide.evaluation.likelihood.control_variate import GaussianFit
-from diffguide.evaluation.likelihood.dequantization import Decoded
-from diffguide.evaluation.likelihood.elbo import Control, elbo, pieces, squared_error, tuned
+from diffguide.evaluation.likelihood.dequantization import DecoderDequantization
+from diffguide.evaluation.likelihood.elbo import Control, elbo, fit_control, pieces, squared_error
 from diffguide.evaluation.likelihood.flow_ode import ExactTrace, FixedGrid, flow_log_density
 from diffguide.models.decoders import Discretized, Gaussian
 from diffguide.models.parameterizations import Eps
@@ -167,7 +167,7 @@ def test_the_control_variate_changes_the_noise_alone():
     schedule = SCHEDULES["cosine"]
     law, terms = GMM2DLaw(schedule), pieces(schedule, 32)
     fit = GaussianFit.to_data(points(law, 2000, seed=1), floor=1e-3)
-    control = tuned(fit, law, points(law, 64, seed=2), None, noise_of(range(9000, 9064), schedule), terms)
+    control = fit_control(fit, law, points(law, 64, seed=2), None, noise_of(range(9000, 9064), schedule), terms)
     x = points(law, 600)
     with_control, without = (
         elbo(law, x, None, Gaussian(), noise_of(range(600), schedule), terms, 2, 2, used) for used in (control, None)
@@ -229,7 +229,7 @@ def test_probabilities_of_discrete_data_sum_to_one_at_most():
     probability = mean.exp()
     assert probability.sum() < 1 + 3 * (probability * error).square().sum().sqrt() < 1.2
     assert (probability.log() - torch.tensor(shares).log()).abs().max() < 4 * error.max() + 0.02
-    point, correction = Decoded()(x, 5, 12.0, noise, 0)
+    point, correction = DecoderDequantization()(x, 5, 12.0, noise, 0)
     flow = flow_log_density(law, point, None, ExactTrace(1), FixedGrid(128), None).log_density + correction
     flow = flow.reshape(5, 64).mean(1).exp()
     assert flow.sum() < 1.01 and (flow.log() - torch.tensor(shares).log()).abs().max() < 0.05
@@ -244,7 +244,7 @@ def test_the_training_objective_estimates_the_same(steps):
         Cosine(7.0, -4.0),
         4000,
     )
-    objective = Variational(network, schedule, Eps(), Discretized(17), UniformTime(True), steps, 0.0)
+    objective = Variational(network, schedule, Discretized(17), Eps(), UniformTime(True), steps, 0.0)
     x = torch.tensor([[0.25, -1.0]])
     with torch.no_grad():
         loss = objective(x.expand(n, 2), None, torch.Generator().manual_seed(0))
@@ -262,7 +262,7 @@ def test_bound_flow_and_exact_density_agree_on_a_mixture():
     schedule, n = SCHEDULES["cosine"], 1000
     law, terms = GMM2DLaw(schedule), pieces(schedule, 128)
     fit = GaussianFit.to_data(points(law, 2000, seed=1), floor=1e-3)
-    control = tuned(fit, law, points(law, 64, seed=2), None, noise_of(range(9000, 9064), schedule), terms)
+    control = fit_control(fit, law, points(law, 64, seed=2), None, noise_of(range(9000, 9064), schedule), terms)
     x = points(law, n)
     exact = -law.log_density(x, None) / 2
     bound = elbo(law, x, None, Gaussian(), noise_of(range(n), schedule), terms, 8, 2, control).nats / 2

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import diffguide
-from diffguide.evaluation.denoising import excess
+from diffguide.evaluation.denoising import relative_excess_risk
 from diffguide.models.protocols import Denoiser, Prediction
 from diffguide.oracles import AutoguidanceTree, GaussianMixture, GMM2DLaw
 from diffguide.samplers import DEIS, IPNDM, LMS, DPMpp2M, DPMpp3M, Heun, UniPC
@@ -35,7 +35,9 @@ def gaussian():
 
 
 def test_the_perfect_denoiser_has_none(gaussian):
-    assert excess(Off(gaussian, 0.0), gaussian, [-8, 0, 8], 100, seed=0) == pytest.approx([0, 0], abs=1e-10)
+    assert relative_excess_risk(Off(gaussian, 0.0), gaussian, [-8, 0, 8], 100, seed=0) == pytest.approx(
+        [0, 0], abs=1e-10
+    )
 
 
 def test_a_constant_error_has_the_closed_form(gaussian):
@@ -44,13 +46,15 @@ def test_a_constant_error_has_the_closed_form(gaussian):
     for low, high in ((-4, 0), (0, 6)):
         snr = [math.exp(low + (high - low) * (k + 0.5) / 8) for k in range(8)]
         expected.append(sum(0.1**2 / (0.25 / (r * 0.25 + 1)) for r in snr) / 8)
-    assert excess(Off(gaussian, 0.1), gaussian, [-4, 0, 6], 20000, seed=0) == pytest.approx(expected, rel=0.03)
+    assert relative_excess_risk(Off(gaussian, 0.1), gaussian, [-4, 0, 6], 20000, seed=0) == pytest.approx(
+        expected, rel=0.03
+    )
 
 
 @pytest.mark.parametrize("edges", [[0, 0], [2, 1], [-13, 0], [0, 13]])
 def test_bands_that_are_none_are_refused(gaussian, edges):
     with pytest.raises(ValueError, match="edges must increase within the schedule's log-SNR -12 to 12"):
-        excess(gaussian, gaussian, edges, 10, seed=0)
+        relative_excess_risk(gaussian, gaussian, edges, 10, seed=0)
 
 
 def test_training_finds_the_truth(tmp_path):
@@ -63,7 +67,9 @@ def test_training_finds_the_truth(tmp_path):
              "training.sample_images=100000", f"output_root={tmp_path}", f"name={objective}"]
         )  # fmt: skip
         denoiser = diffguide.load(tmp_path / f"train/{objective}/v001")
-        found[objective] = excess(denoiser, GMM2DLaw(denoiser.schedule), [-8, -4, -2, 0, 4, 8], 2000, seed=0)
+        found[objective] = relative_excess_risk(
+            denoiser, GMM2DLaw(denoiser.schedule), [-8, -4, -2, 0, 4, 8], 2000, seed=0
+        )
     assert max(found["v"]) < 0.15, found
     assert max(found["eps"][3:]) < 0.15, found
     assert found["eps"][0] > 1, found

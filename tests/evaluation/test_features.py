@@ -9,10 +9,17 @@ from torch.nn import functional
 from diffguide.datasets import GMM2D, Dataset, Digits, Split
 from diffguide.evaluation.metric import MetricError
 from diffguide.evaluation.quality import local, pretrained
-from diffguide.evaluation.quality.features import Pixels, resized
-from diffguide.evaluation.quality.local import Local, LocalNetwork, accuracy, learn, shifted, splits_of
+from diffguide.evaluation.quality.features import Pixels, preprocess
+from diffguide.evaluation.quality.local import (
+    Local,
+    LocalNetwork,
+    load_images,
+    network_accuracy,
+    shift_at_random,
+    train_local_network,
+)
 from diffguide.evaluation.quality.pretrained import CLIP, DINOv2, Inception
-from diffguide.figures.image_grids import quantised, to_uint8
+from diffguide.figures.image_grids import quantize, to_uint8
 from diffguide.files import safetensors as archives
 
 CPU = torch.device("cpu")
@@ -37,7 +44,7 @@ def of(x: torch.Tensor, y: torch.Tensor, classes: int = 2) -> Dataset:
 
 def test_bytes_are_those_of_sample_files():
     x = 1.3 * torch.linspace(-1, 1, 2 * 3 * 4 * 5).reshape(2, 3, 4, 5)
-    assert quantised(x).permute(0, 2, 3, 1).numpy().tolist() == to_uint8(x).tolist()
+    assert quantize(x).permute(0, 2, 3, 1).numpy().tolist() == to_uint8(x).tolist()
 
 
 def test_pixels_are_pixels():
@@ -51,19 +58,19 @@ def test_the_local_classifier_knows_digits(digits):
     features = Local(80, 0, None)
     features.check(digits)
     features.prepare(digits, CPU, silent)
-    u, y = splits_of(digits, "validation")
+    u, y = load_images(digits, "validation")
     found = features(u)
     assert found.features.shape == (350, 64) and found.logits.shape == (350, 10) and features.width(digits.shape) == 64
     assert torch.equal(features.network.head(found.features), found.logits)
-    assert accuracy(features.network, u, y) == float((found.logits.argmax(1) == y).double().mean()) > 0.95
+    assert network_accuracy(features.network, u, y) == float((found.logits.argmax(1) == y).double().mean()) > 0.95
 
 
 def test_learning_is_a_function_of_its_arguments(digits):
     """And leaves the global generator as it was."""
-    u, y = splits_of(digits, "train", torch.arange(200))
+    u, y = load_images(digits, "train", torch.arange(200))
     torch.manual_seed(5)
     before = torch.random.get_rng_state()
-    first, again, other = (learn(u, y, 10, 3, seed) for seed in (0, 0, 1))
+    first, again, other = (train_local_network(u, y, 10, 3, seed) for seed in (0, 0, 1))
     assert torch.equal(before, torch.random.get_rng_state())
     same, different = (
         [torch.equal(a, b) for a, b in zip(first.parameters(), net.parameters())] for net in (again, other)
@@ -75,7 +82,7 @@ def test_learning_is_a_function_of_its_arguments(digits):
 def test_shifts_move_whole_images():
     """By at most an eighth of the side, both ways, and the border repeats."""
     x = torch.arange(64.0).reshape(1, 1, 8, 8).repeat(200, 1, 1, 1)
-    moved = shifted(x, torch.Generator().manual_seed(0))
+    moved = shift_at_random(x, torch.Generator().manual_seed(0))
     padded = functional.pad(x[:1], [1] * 4, mode="replicate")[0, 0]
     every = {tuple(padded[i : i + 8, j : j + 8].flatten().tolist()) for i in range(3) for j in range(3)}
     assert {tuple(part.flatten().tolist()) for part in moved} == every
@@ -89,8 +96,8 @@ def test_the_local_network_sees_small_images(channels, size):
 
 def test_the_cache_is_of_data_and_recipe(digits, tmp_path, monkeypatch):
     """A second run reads it; other steps, seeds or data do not; a damaged file is told."""
-    counted, taught = [], local.learn
-    monkeypatch.setattr(local, "learn", lambda *arguments: (counted.append(1), taught(*arguments))[1])
+    counted, taught = [], local.train_local_network
+    monkeypatch.setattr(local, "train_local_network", lambda *arguments: (counted.append(1), taught(*arguments))[1])
 
     def prepared(steps: int = 2, seed: int = 0, data: Dataset = digits) -> Local:
         features = Local(steps, seed, str(tmp_path / "cache"))
@@ -108,8 +115,8 @@ def test_the_cache_is_of_data_and_recipe(digits, tmp_path, monkeypatch):
         prepared(*arguments)
     assert len(counted) == 4 and len(list((tmp_path / "cache").iterdir())) == 4
     path = tmp_path / "cache" / f"local-{first.digest[:16]}.safetensors"
-    tensors, facts = archives.read(path)
-    archives.write(path, tensors, facts | {"data": "0" * 64})
+    tensors, facts = archives.read_sealed(path)
+    archives.write_sealed(path, tensors, facts | {"data": "0" * 64})
     with pytest.raises(MetricError, match="it is of other data.*remove the file"):
         prepared()
     path.write_bytes(b"torn")
@@ -183,7 +190,9 @@ def test_inception_is_asked_as_torch_fidelity_is(tmp_path, monkeypatch):
             return torch.ones(len(x), 2048), torch.zeros(len(x), 1008)
 
     monkeypatch.setattr(module, "FeatureExtractorInceptionV3", Network)
-    monkeypatch.setattr(pretrained, "SHA256", "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855")
+    monkeypatch.setattr(
+        pretrained, "WEIGHTS_SHA256", "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+    )
     (tmp_path / "weights.pth").write_bytes(b"")
     features = Inception(str(tmp_path / "weights.pth"))
     data = of(images(4, 1, 8), torch.tensor([0, 1, 0, 1]))
@@ -233,7 +242,7 @@ def test_clip_is_the_embedding_before_it_is_normalised(tmp_path):
     features.prepare(None, CPU, silent)
     u = images(2, 3, 16)
     with torch.no_grad():
-        expected = network(resized(u, 16, *pretrained.CLIP_COLOURS)).image_embeds
+        expected = network(preprocess(u, 16, *pretrained.CLIP_COLOURS)).image_embeds
     assert torch.allclose(features(u).features, expected, atol=1e-5)
     assert features.width((3, 16, 16)) == 12 and features(images(1, 1, 9)).features.shape == (1, 12)
     torch.save(network.state_dict(), tmp_path / "clip/pytorch_model.bin")
@@ -247,7 +256,7 @@ def test_images_are_resized_between_black_and_white():
     """Bicubic curves beyond the ends are cut; a constant image stays one; images of the right side are left alone."""
     step = torch.zeros(1, 1, 8, 8, dtype=torch.uint8)
     step[..., 4:] = 255
-    x = resized(step, 20, (0.0,) * 3, (1.0,) * 3)
+    x = preprocess(step, 20, (0.0,) * 3, (1.0,) * 3)
     assert x.shape == (1, 3, 20, 20) and 0 <= float(x.min()) and float(x.max()) <= 1 and len(x.unique()) > 3
-    assert torch.allclose(resized(step[..., :2, 4:6], 5, (0.5,) * 3, (0.25,) * 3), torch.full((1, 3, 5, 5), 2.0))
+    assert torch.allclose(preprocess(step[..., :2, 4:6], 5, (0.5,) * 3, (0.25,) * 3), torch.full((1, 3, 5, 5), 2.0))
     assert json.dumps(Pixels().facts()) == '{"resize": "none"}'

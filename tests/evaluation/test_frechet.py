@@ -7,7 +7,14 @@ import pytest
 import torch
 from scipy.linalg import sqrtm
 
-from diffguide.evaluation.quality.frechet import Moments, frechet_distance, halves, jackknife, merged, rescaled
+from diffguide.evaluation.quality.frechet import (
+    Moments,
+    distance_of_halves,
+    frechet_distance,
+    jackknife,
+    merge_moments,
+    rescale_floor,
+)
 from diffguide.evaluation.quality.kid import inception_score, kernel_distance, squared_mmd
 from diffguide.evaluation.quality.precision_recall import precision_recall
 
@@ -133,14 +140,14 @@ def sample(seed: int) -> torch.Tensor:
 
 def test_halves_are_the_bias_of_finite_sets():
     """d (1/n + 1/m) (1 + (d + 1) / 4) for unit Gaussians: .168 for halves of 1000, .084 rescaled to twice 2000."""
-    value, spread, half = halves(groups(normal(2000, 16, 3)), 0)
+    value, spread, half = distance_of_halves(groups(normal(2000, 16, 3)), 0)
     assert half == 1000 and value == pytest.approx(0.168, rel=0.1) and 0 < spread < 0.03
-    assert rescaled(value, half, 2000, 2000) == pytest.approx(value / 2)
-    assert rescaled(value, half, 500, 10**12) == pytest.approx(value, rel=1e-6)
+    assert rescale_floor(value, half, 2000, 2000) == pytest.approx(value / 2)
+    assert rescale_floor(value, half, 500, 10**12) == pytest.approx(value, rel=1e-6)
     first, second = (
         frechet_distance(moments(normal(2000, 16, seed)), moments(normal(2000, 16, seed + 1))) for seed in (5, 7)
     )
-    assert (first + second) / 2 == pytest.approx(rescaled(value, half, 2000, 2000), rel=0.15)
+    assert (first + second) / 2 == pytest.approx(rescale_floor(value, half, 2000, 2000), rel=0.15)
 
 
 def kids(shift: float) -> torch.Tensor:
@@ -183,5 +190,5 @@ def test_what_cannot_be_answered_is_told(call, message):
 
 def test_groups_in_any_order_are_the_whole():
     x = mixed(95, 5, 2)
-    assert merged(groups(x)).n == 95
-    assert torch.allclose(merged(groups(x)[::-1]).covariance, moments(x).covariance, rtol=1e-12)
+    assert merge_moments(groups(x)).n == 95
+    assert torch.allclose(merge_moments(groups(x)[::-1]).covariance, moments(x).covariance, rtol=1e-12)

@@ -12,11 +12,11 @@ from diffguide.evaluation.classification.level_metric import LevelAccuracy
 from diffguide.evaluation.classification.metric import Classification
 from diffguide.evaluation.denoising import DenoisingError, law_of
 from diffguide.evaluation.likelihood.density_error import DensityError
-from diffguide.evaluation.likelihood.dequantization import Decoded, Uniform
+from diffguide.evaluation.likelihood.dequantization import DecoderDequantization, UniformDequantization
 from diffguide.evaluation.likelihood.discrete_ode import LevelSteps
 from diffguide.evaluation.likelihood.flow_ode import ExactTrace, FixedGrid
 from diffguide.evaluation.likelihood.metrics import ELBO, ExactDensity, FlowODE, Likelihoods
-from diffguide.evaluation.metric import Subject
+from diffguide.evaluation.metric import EvalContext
 from diffguide.models.level_classifier import LevelClassifier
 from diffguide.models.protocols import Prediction
 from diffguide.oracles import GaussianMixture, GMM2DLaw
@@ -29,20 +29,26 @@ def plane(n: int = 200) -> GMM2D:
     return GMM2D(2, None, 4, 10, n, 20, 0)
 
 
-def subject(model, n: int = 200, **config) -> Subject:
-    return Subject(model, plane(n), config=config)
+def context(model, n: int = 200, **config) -> EvalContext:
+    return EvalContext(model, plane(n), config=config)
 
 
 def density(**changes) -> ExactDensity:
-    options = {"dequantization": Uniform(), "draws": 2, "conditional": False, "values": 0, "log_snr_max": None}
+    options = {
+        "dequantization": UniformDequantization(),
+        "draws": 2,
+        "conditional": False,
+        "values": 0,
+        "log_snr_max": None,
+    }
     return ExactDensity(**options | changes)
 
 
 def test_the_error_of_a_density_is_its_offset():
-    exact = DensityError(4, 200, False).measure(subject(exact_levels(12)))
+    exact = DensityError(4, 200, False).measure(context(exact_levels(12)))
     assert exact.figures["abs_error"].value < 1e-4 and exact.figures["abs_error_all_levels"].value < 1e-4
     assert abs(exact.figures["excess"].value) < 1e-6 and len(exact.curve) == 5
-    off = DensityError(4, 200, False).measure(subject(exact_levels(12, offset=-0.3)))
+    off = DensityError(4, 200, False).measure(context(exact_levels(12, offset=-0.3)))
     assert off.figures["abs_error"].value == pytest.approx(0.3, abs=1e-4)
     assert off.curve[0]["error"] == pytest.approx(-0.3, abs=1e-4)
     assert off.figures["abs_error_all_levels"].value < 1e-4
@@ -54,7 +60,7 @@ def test_the_error_of_a_density_is_its_offset():
 
 def test_the_excess_is_that_of_the_slope():
     """A score that is off by c along one axis of two: the error of eps grows by sigma^2 c^2 / 2."""
-    found = DensityError(100, 50, False).measure(subject(exact_levels(4, slope=0.5))).curve
+    found = DensityError(100, 50, False).measure(context(exact_levels(4, slope=0.5))).curve
     assert [row["time"] for row in found] == [0, 0.25, 0.5, 0.75, 1]
     law, t = GMM2DLaw(SCHEDULE), torch.tensor(0.5, dtype=torch.float64)
     alpha, sigma = SCHEDULE.alpha_sigma(t)
@@ -69,7 +75,7 @@ def test_the_excess_is_that_of_the_slope():
 def test_the_density_in_one_pass(schedule):
     data = plane()
     for conditional in (False, True):
-        found = density(conditional=conditional).measure(subject(exact_levels(6, schedule))).figures
+        found = density(conditional=conditional).measure(context(exact_levels(6, schedule))).figures
         (figure,) = found.values()
         x, y = data.validation
         t = torch.tensor(0.0, dtype=torch.float64)
@@ -81,10 +87,10 @@ def test_the_density_in_one_pass(schedule):
 
 def test_a_start_is_one_of_its_levels():
     metric = density(log_snr_max=2.3)
-    start = metric.start(subject(exact_levels(10)))
+    start = metric.start_log_snr(context(exact_levels(10)))
     levels = [float(SCHEDULE.log_snr(k / 10)) for k in range(11)]
     assert start == min(levels, key=lambda level: abs(float(SCHEDULE.t_of(level) - SCHEDULE.t_of(2.3))))
-    (figure,) = metric.measure(subject(exact_levels(10))).figures.values()
+    (figure,) = metric.measure(context(exact_levels(10))).figures.values()
     alpha, t = math.sqrt(1 / (1 + math.exp(-start))), SCHEDULE.t_of(start)
     truth = GMM2DLaw(SCHEDULE).log_density(alpha * plane().validation.x.double(), t) / 2 + math.log(alpha)
     assert figure.value == pytest.approx(-float(truth.mean()), abs=1e-5)
@@ -92,24 +98,24 @@ def test_a_start_is_one_of_its_levels():
 
 def test_the_flow_from_level_to_level():
     """Bound and ODE of a model with exact logits are those of its law, up to the distance of the levels."""
-    flow = FlowODE(ExactTrace(2), LevelSteps(), Uniform(), 1, False, 0, None)
+    flow = FlowODE(ExactTrace(2), LevelSteps(), UniformDequantization(), 1, False, 0, None)
     bound = ELBO(8, None, 2, 2, 0, 0.001, False, 0, None)
-    measured = Likelihoods(bound, flow, density()).measure(subject(exact_levels(24), 4))
+    measured = Likelihoods(bound, flow, density()).measure(context(exact_levels(24), 4))
     fine, lowest = measured.figures, measured.facts["nll_elbo"]["lowest_of_curve"]["nll_elbo"]
     assert abs(fine["nll_ode_minus_exact"].value) < 0.01
     assert (
         0 < lowest - fine["nll_exact"].value < 1
     )  # the chain's last step is long, a decoder from before it does better
-    coarse = Likelihoods(None, flow, density()).measure(subject(exact_levels(12), 4)).figures
-    later = FlowODE(ExactTrace(2), LevelSteps(), Uniform(), 1, False, 0, 2.3)  # from its level that is nearest to there
-    part = Likelihoods(None, later, density(log_snr_max=2.3)).measure(subject(exact_levels(12), 4)).figures
+    coarse = Likelihoods(None, flow, density()).measure(context(exact_levels(12), 4)).figures
+    later = FlowODE(ExactTrace(2), LevelSteps(), UniformDequantization(), 1, False, 0, 2.3)
+    part = Likelihoods(None, later, density(log_snr_max=2.3)).measure(context(exact_levels(12), 4)).figures
     assert abs(part["nll_ode_minus_exact"].value) < 0.02
     assert 2.5 < coarse["nll_ode_minus_exact"].value / fine["nll_ode_minus_exact"].value < 8
 
 
 def test_levels_are_told_apart_as_bayes_does():
     model = exact_levels(8, EXACT_DATA)
-    found = LevelAccuracy(20, True, 9).measure(subject(model, 400))
+    found = LevelAccuracy(20, True, 9).measure(context(model, 400))
     law, rng = GMM2DLaw(EXACT_DATA), torch.Generator().manual_seed(0)
     costs, right, errors = [], [], []
     for k in range(10):  # by other draws, with the oracle's own posterior over levels
@@ -140,7 +146,7 @@ def test_levels_are_told_apart_as_bayes_does():
 def test_guessing_follows_the_levels_frequencies():
     """In the plots too: of levels 1 : 2 : 1 : 4 it is right half of the time, with 1.75 bits."""
     model = LevelClassifier(MLP(2, 4, 4, 8, 1, 4, 0.5, False), SCHEDULE, 2, True, [1, 2, 1, 4])
-    found = LevelAccuracy(2, False, 4).measure(subject(model, 20))
+    found = LevelAccuracy(2, False, 4).measure(context(model, 20))
     lines = {panel.column: panel.reference[1] for panel in found.plots[0].panels}
     assert lines == pytest.approx({"cross_entropy": 1.75 * math.log(2), "accuracy": 0.5, "mse_eps": 1.0})
 
@@ -164,17 +170,17 @@ def test_values_are_spread_as_in_training():
 
     model = exact_levels(4, EXACT_DATA)
     model.__class__ = Looking
-    LevelAccuracy(6, True, 3).measure(Subject(model, Cut(), config={"objective": {"values": 3}}))
+    LevelAccuracy(6, True, 3).measure(EvalContext(model, Cut(), config={"objective": {"quantization_levels": 3}}))
     whole = torch.cat(seen)
     assert not (whole == whole.round()).any()
     seen.clear()
-    LevelAccuracy(6, True, 3).measure(Subject(model, Cut(), config={"objective": {"values": 0}}))
+    LevelAccuracy(6, True, 3).measure(EvalContext(model, Cut(), config={"objective": {"quantization_levels": 0}}))
     assert (torch.cat(seen) == torch.cat(seen).round()).all(1).float().mean() > 0.1  # the clean level
 
 
 def test_denoising_at_its_own_levels():
     for schedule, last in ((SCHEDULE, 0), (EXACT_DATA, 1)):  # without noise there is nothing to find
-        found = DenoisingError(15, True, 10).measure(subject(exact_levels(3, schedule), 20))
+        found = DenoisingError(15, True, 10).measure(context(exact_levels(3, schedule), 20))
         levels = [float(schedule.log_snr(k / 3)) for k in range(3, last - 1, -1)]
         assert [row["log_snr"] for row in found.curve] == pytest.approx(levels)
         assert found.figures["excess"].value == pytest.approx(0, abs=1e-6)
@@ -183,15 +189,15 @@ def test_denoising_at_its_own_levels():
 
 def test_classes_by_bayes_at_its_own_levels():
     model, levels = exact_levels(5), [0.1, 0.2, 0.3, 1.0, 100.0]
-    found = Classification(levels, 5).measure(subject(model, 120))
+    found = Classification(levels, 5).measure(context(model, 120))
     own = [math.exp(-float(SCHEDULE.log_snr(k / 5)) / 2) for k in range(6)]
     nearest = []
     for level in levels:
         t = float(SCHEDULE.t_of(max(-2 * math.log(level), -10.0)))
         nearest.append(own[round(5 * t)])
     assert [row["noise_level"] for row in found.curve] == pytest.approx(nearest)
-    expected = Classification(nearest, 5).measure(subject(GMM2DLaw(SCHEDULE), 120)) if len(set(nearest)) == 5 else None
-    whole = Classification(sorted(set(nearest)), 5).measure(subject(GMM2DLaw(SCHEDULE), 120))
+    expected = Classification(nearest, 5).measure(context(GMM2DLaw(SCHEDULE), 120)) if len(set(nearest)) == 5 else None
+    whole = Classification(sorted(set(nearest)), 5).measure(context(GMM2DLaw(SCHEDULE), 120))
     assert found.figures["nll"].value == pytest.approx((expected or whole).figures["nll"].value, abs=1e-5)
     assert found.curve[-1]["nll"] == pytest.approx(whole.curve[-1]["nll"], abs=1e-5)
     assert 0 < found.facts["seconds_per_image_and_level"] < 1
@@ -242,31 +248,31 @@ class Smooth(GMM2DLaw):
         return super().__call__(x_t, t, y)
 
 
-def discrete(model, **objective) -> Subject:
-    return Subject(model, Cut(), config={"objective": objective})
+def discrete(model, **objective) -> EvalContext:
+    return EvalContext(model, Cut(), config={"objective": objective})
 
 
 def flow(solver) -> FlowODE:
-    return FlowODE(ExactTrace(2), solver, Uniform(), 1, False, 0, None)
+    return FlowODE(ExactTrace(2), solver, UniformDequantization(), 1, False, 0, None)
 
 
 def decoded() -> ExactDensity:
-    return density(dequantization=Decoded(), values=3)
+    return density(dequantization=DecoderDequantization(), values=3)
 
 
 LEVELS, CONTINUOUS, CLEAN = exact_levels(4), GMM2DLaw(SCHEDULE), exact_levels(4, EXACT_DATA)
 UNIFORM = "take metric/dequantization=uniform"
 REFUSED = {
-    "ode between": (flow(FixedGrid(2)), subject(LEVELS), "take metric/solver=levels"),
-    "ode of levels": (flow(LevelSteps()), subject(CONTINUOUS), "take metric/solver=fixed_grid"),
-    "no classes": (Classification([1.0], 5), subject(exact_levels(4, classes=0)), "needs a model with classes"),
+    "ode between": (flow(FixedGrid(2)), context(LEVELS), "take metric/solver=levels"),
+    "ode of levels": (flow(LevelSteps()), context(CONTINUOUS), "take metric/solver=fixed_grid"),
+    "no classes": (Classification([1.0], 5), context(exact_levels(4, classes=0)), "needs a model with classes"),
     "no levels": (
         LevelAccuracy(2, True, 2),
-        subject(CONTINUOUS),
+        context(CONTINUOUS),
         r"needs a classifier of noise levels \(objective=cdm\)",
     ),
     "no law": (DensityError(2, 10, True), discrete(LEVELS), "needs data of a known law"),
-    "up to a constant": (DensityError(2, 10, True), subject(Smooth(SCHEDULE)), "up to a constant only"),
+    "up to a constant": (DensityError(2, 10, True), context(Smooth(SCHEDULE)), "up to a constant only"),
     "values that were spread": (decoded(), discrete(LEVELS, values=3), f"{UNIFORM}, or a lower"),
     "no noise": (decoded(), discrete(CLEAN), f"t = 0 has none: {UNIFORM}"),
     "bound of exact data": (ELBO(8, None, 2, 2, 0, 0.001, False, 3, None), discrete(CLEAN), "finite ends"),

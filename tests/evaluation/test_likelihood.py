@@ -1,4 +1,4 @@
-"""Units, dequantisation, and the metrics elbo, ode, log_density and likelihood on a subject."""
+"""Units, dequantisation, and the metrics elbo, ode, log_density and likelihood on a context."""
 
 import math
 
@@ -10,11 +10,16 @@ from hydra.utils import instantiate
 from diffguide.config.build import config_dir
 from diffguide.datasets import GMM2D, Digits
 from diffguide.datasets.base import Dataset, Split
-from diffguide.evaluation.likelihood.dequantization import Decoded, Uniform, bits_offset, likelihood
+from diffguide.evaluation.likelihood.dequantization import (
+    DecoderDequantization,
+    UniformDequantization,
+    bits_offset,
+    estimate_likelihood,
+)
 from diffguide.evaluation.likelihood.elbo import elbo, pieces
 from diffguide.evaluation.likelihood.flow_ode import ExactTrace, FixedGrid, Hutchinson, flow_log_density
 from diffguide.evaluation.likelihood.metrics import ELBO, ExactDensity, FlowODE, Likelihoods
-from diffguide.evaluation.metric import Subject
+from diffguide.evaluation.metric import EvalContext
 from diffguide.models.decoders import Discretized
 from diffguide.models.protocols import DenoiserWrapper
 from diffguide.objectives.variational import Variational
@@ -33,14 +38,19 @@ def bound(**changes) -> ELBO:
 
 
 def flow(**changes) -> FlowODE:
-    options = dict(trace=ExactTrace(2), solver=FixedGrid(16), dequantization=Decoded(), draws=2, conditional=None)
+    options = dict(
+        trace=ExactTrace(2), solver=FixedGrid(16), dequantization=DecoderDequantization(), draws=2, conditional=None
+    )
     options |= dict(values=0, log_snr_max=None)
     return FlowODE(**(options | changes))
 
 
 def exact(**changes) -> ExactDensity:
     return ExactDensity(
-        **(dict(dequantization=Decoded(), draws=2, conditional=None, values=0, log_snr_max=None) | changes)
+        **(
+            dict(dequantization=DecoderDequantization(), draws=2, conditional=None, values=0, log_snr_max=None)
+            | changes
+        )
     )
 
 
@@ -65,36 +75,36 @@ def test_offsets():
 def test_figures():
     """-log p of 4 examples in 2 dimensions: means, bits, standard errors of the mean."""
     parts = {"density": torch.tensor([1.0, 2.0, 3.0, 6.0]), "rest": torch.tensor([1.0, 0.0, 1.0, 0.0])}
-    found = likelihood(parts, 2, torch.full((4,), 0.4))
+    found = estimate_likelihood(parts, 2, torch.full((4,), 0.4))
     nats = torch.tensor([1.0, 1.0, 2.0, 3.0])
     assert found.nats_per_dim == pytest.approx(1.75) and found.bits_per_dim == pytest.approx(1.75 / math.log(2))
     assert found.standard_error == pytest.approx(float(nats.std()) / 2 / math.log(2))
     assert found.noise == pytest.approx(0.4 / 2 / 2 / math.log(2))  # one of four, in two dimensions
     assert found.parts == {"density": 1.5, "rest": 0.25} and found.n == 4
-    one = likelihood({"density": torch.tensor([1.0])}, 2, None)
+    one = estimate_likelihood({"density": torch.tensor([1.0])}, 2, None)
     assert one.noise is None and one.standard_error is None
 
 
 def test_digits_numbers(digits):
     """The full-covariance Gaussian under uniform dequantisation has 2.967 bits/dim on the test block."""
     noise, test = Noise(range(447), (1, 8, 8), SCHEDULE), Noise(range(1000, 2000), (1, 8, 8), SCHEDULE)
-    train = Uniform()(digits.train.x, 17, 12.0, test, 0)[0].flatten(1).double()
-    point, correction = Uniform()(digits.test.x, 17, 12.0, noise, 0)
+    train = UniformDequantization()(digits.train.x, 17, 12.0, test, 0)[0].flatten(1).double()
+    point, correction = UniformDequantization()(digits.test.x, 17, 12.0, noise, 0)
     assert (point - digits.test.x).abs().max() <= 1 / 16 and point.max() > 1  # bins reach over the ends
     law = GaussianMixture([1.0], [train.mean(0).tolist()], [train.T.cov(correction=0).tolist()], [0], SCHEDULE)
     parts = {"density": -law.log_density(point.flatten(1), None), "dequantisation": -correction}
-    assert likelihood(parts, 64, None).bits_per_dim == pytest.approx(2.967, abs=0.02)
-    assert likelihood({"dequantisation": -correction}, 64, None).bits_per_dim == pytest.approx(3)
+    assert estimate_likelihood(parts, 64, None).bits_per_dim == pytest.approx(2.967, abs=0.02)
+    assert estimate_likelihood({"dequantisation": -correction}, 64, None).bits_per_dim == pytest.approx(3)
     flat = -64 * math.log(8 / 17)  # a density of 8/17 on each of the 17 bins of width 1/8
     parts["density"] = torch.full((447,), flat).double()
-    assert likelihood(parts, 64, None).bits_per_dim == pytest.approx(math.log2(17))
+    assert estimate_likelihood(parts, 64, None).bits_per_dim == pytest.approx(math.log2(17))
 
 
 def test_decoded_points():
     """x + s_0 eps, with the decoder's and the noise's log-densities, as they are written in the paper."""
     x = torch.tensor([[-1.0, 0.5], [0.0, 1.0]]).double()
     noise = Noise([3, 4], (2,), SCHEDULE, dtype=torch.float64)
-    point, correction = Decoded()(x, 5, 4.0, noise, 1)
+    point, correction = DecoderDequantization()(x, 5, 4.0, noise, 1)
     s = math.exp(-2)
     eps = (point - x) / s
     grid = torch.linspace(-1, 1, 5).double()
@@ -102,7 +112,7 @@ def test_decoded_points():
     decoded = normal.log_prob(x[..., None])[..., 0] - normal.log_prob(grid).logsumexp(-1)
     expected = (decoded - torch.distributions.Normal(0, 1).log_prob(eps) + math.log(s)).sum(1)
     torch.testing.assert_close(correction, expected, rtol=0, atol=1e-10)
-    assert eps.abs().max() < 5 and not torch.equal(Decoded()(x, 5, 4.0, noise, 2)[0], point)
+    assert eps.abs().max() < 5 and not torch.equal(DecoderDequantization()(x, 5, 4.0, noise, 2)[0], point)
 
 
 # metrics
@@ -110,16 +120,16 @@ def test_decoded_points():
 
 def test_continuous_data_all_three_ways(plane):
     """On the law of the data: figures equal those of the library's functions, example by example, in nats/dim."""
-    subject = Subject(GMM2DLaw(SCHEDULE), plane, n=20, seed=3, batch_size=8)
+    context = EvalContext(GMM2DLaw(SCHEDULE), plane, n=20, seed=3, batch_size=8)
     metric = Likelihoods(bound(conditional=False), flow(), exact())
-    metric.check(subject)
-    measured = metric.measure(subject)
+    metric.check(context)
+    measured = metric.measure(context)
     names = ["nll_elbo", "nll_ode_given_class", "nll_exact_given_class"]
     assert list(measured.figures) == [*names, "nll_ode_given_class_minus_exact_given_class"]
     gap = measured.figures.pop("nll_ode_given_class_minus_exact_given_class")
     one, other = (measured.figures[name].value for name in names[1:])
     assert gap.value == pytest.approx(one - other, abs=1e-9) and gap.standard_error < 0.02 and gap.unit == "nats/dim"
-    x, y = plane.validation.x[subject.rows], plane.validation.y[subject.rows]
+    x, y = plane.validation.x[context.rows], plane.validation.y[context.rows]
     truth = -GMM2DLaw(SCHEDULE).log_density(x.double(), None, y) / 2
     figure = measured.figures["nll_exact_given_class"]
     assert figure.value == pytest.approx(float(truth.mean()), abs=2e-3) and figure.n == 20 and figure.unit == "nats/dim"
@@ -132,15 +142,15 @@ def test_continuous_data_all_three_ways(plane):
     assert facts["evaluations_per_example"] == 16 and facts["offset_bits_per_dim"] == 0
     assert not facts["given_class"] and measured.facts["nll_ode_given_class"]["given_class"]
     # 16 evaluations of 20 examples and 16 pilots of 16, 64 of the ODE, which has one draw where nothing is drawn
-    assert subject.evaluations == 20 * 16 + 16 * 16 + 20 * 64
+    assert context.evaluations == 20 * 16 + 16 * 16 + 20 * 64
 
 
 def test_batches_change_nothing(plane):
     values = []
     for size in (30, 7):
-        subject = Subject(GMM2DLaw(SCHEDULE), plane, batch_size=size)
+        context = EvalContext(GMM2DLaw(SCHEDULE), plane, batch_size=size)
         metric = Likelihoods(bound(levels=24), flow(trace=Hutchinson(1)), None)
-        measured = metric.measure(subject)
+        measured = metric.measure(context)
         values.append([figure.value for figure in measured.figures.values()])
         elbo_, ode, gap = measured.figures.values()
         assert gap.value == pytest.approx(elbo_.value - ode.value) and 0 < gap.standard_error < elbo_.standard_error
@@ -151,8 +161,8 @@ def test_the_pilot_tunes_the_bound(plane):
     """Less noise, stated as such, with the same mean; other examples do not matter."""
     errors, values = [], []
     for pilot in (0, 16):
-        subject = Subject(GMM2DLaw(SCHEDULE), plane)
-        measured = bound(pilot=pilot, levels=24).measure(subject)
+        context = EvalContext(GMM2DLaw(SCHEDULE), plane)
+        measured = bound(pilot=pilot, levels=24).measure(context)
         errors.append(measured.facts["nll_elbo_given_class"]["drawing_error_bits_per_dim"])
         values.append(measured.figures["nll_elbo_given_class"].value)
     assert errors[1] < 0.7 * errors[0] and abs(values[1] - values[0]) < 4 * errors[0]
@@ -166,23 +176,23 @@ def smoothed(digits) -> Empirical:
 
 def test_discrete_data(digits, smoothed):
     """Bound and ODE through the discretised decoder, uniform dequantisation with its 3 bits, in bits/dim; K from the run."""
-    config = {"dataset": {"values": 17}}
-    subject = Subject(smoothed, digits, n=6, config=config)
+    config = {"dataset": {"quantization_levels": 17}}
+    context = EvalContext(smoothed, digits, n=6, config=config)
     metrics = {
         "elbo": bound(values=None, conditional=False, pilot=0, levels=48),
         "ode": flow(values=None, conditional=False, trace=Hutchinson(8), solver=FixedGrid(24)),
-        "exact": exact(values=17, conditional=False, dequantization=Uniform()),
+        "exact": exact(values=17, conditional=False, dequantization=UniformDequantization()),
         "decoded": exact(values=17, conditional=False),
     }
     figures, facts = {}, {}
     for name, metric in metrics.items():
-        metric.check(subject)
-        measured = metric.measure(subject)
+        metric.check(context)
+        measured = metric.measure(context)
         (figures[name],), (facts[name],) = measured.figures.values(), measured.facts.values()
         assert figures[name].unit == "bits/dim" and facts[name]["values"] == 17
     assert facts["elbo"]["dequantisation"] == "discretised decoder" and facts["ode"]["draws"] == 2
     assert facts["exact"]["offset_bits_per_dim"] == 3 and facts["ode"]["offset_bits_per_dim"] == 0
-    x, noise = digits.validation.x[subject.rows], subject.noise(0)
+    x, noise = digits.validation.x[context.rows], context.noise(0)
     found = elbo(smoothed, x, None, Discretized(17), noise, pieces(SCHEDULE, 48), 2, 4, None)
     assert figures["elbo"].value == pytest.approx(float(found.nats.mean()) / 64 / math.log(2))
     for name in ("elbo", "ode"):
@@ -191,24 +201,24 @@ def test_discrete_data(digits, smoothed):
     # this law knows nothing of a grid: uniform noise fills its bins, while the start's noise of 0.0025 does not
     bins = math.log2(2 / 16) - math.log2(math.exp(-6) * math.sqrt(2 * math.pi * math.e))
     assert figures["decoded"].value - figures["exact"].value == pytest.approx(bins, abs=0.05)
-    later = exact(values=17, conditional=False, log_snr_max=6.0).measure(subject).figures["nll_exact"]
+    later = exact(values=17, conditional=False, log_snr_max=6.0).measure(context).figures["nll_exact"]
     assert -0.4 < later.value - figures["exact"].value < 0.05  # noise of 0.05 does, and needs no edges
 
 
 def test_the_curve_of_starts(digits, smoothed):
     """Each row is the bound of a z_0 there: the last that of the figure, another one that of the metric which starts there."""
-    subject = Subject(smoothed, digits, n=4, config={"dataset": {"values": 17}})
-    measured = bound(values=None, pilot=0, levels=44, draws=2).measure(subject)
+    context = EvalContext(smoothed, digits, n=4, config={"dataset": {"quantization_levels": 17}})
+    measured = bound(values=None, pilot=0, levels=44, draws=2).measure(context)
     curve, column = measured.curve, "nll_elbo_given_class"
     assert len(curve) == 22 and [row["log_snr_max"] for row in curve[-2:]] == pytest.approx([11.0, 12.0])
     assert curve[-1][column] == pytest.approx(measured.figures[column].value)
     assert curve[-1][f"{column}_se"] == pytest.approx(measured.figures[column].standard_error)
-    earlier = bound(values=None, pilot=0, levels=32, draws=2, log_snr_max=6.0).measure(subject).figures[column].value
+    earlier = bound(values=None, pilot=0, levels=32, draws=2, log_snr_max=6.0).measure(context).figures[column].value
     row = next(row for row in curve if row["log_snr_max"] == pytest.approx(6.0))
     assert row[column] == pytest.approx(earlier, abs=0.2) and earlier < measured.figures[column].value - 2
     assert measured.plots[0].panels[0].column == column
     assert measured.facts[column]["lowest_of_curve"] == min(curve, key=lambda row: row[column]) != curve[-1]
-    assert Likelihoods(bound(), None, None).measure(Subject(smoothed, digits, n=4)).curve
+    assert Likelihoods(bound(), None, None).measure(EvalContext(smoothed, digits, n=4)).curve
 
 
 class Guided(DenoiserWrapper):
@@ -220,10 +230,10 @@ def test_what_cannot_be_answered(plane, digits):
 
     def message(metric, model, data=plane, **options) -> str:
         with pytest.raises(ValueError) as caught:
-            metric.check(Subject(model, data, **options))
+            metric.check(EvalContext(model, data, **options))
         return str(caught.value)
 
-    bound(values=None).check(Subject(law, plane))  # vectors are continuous
+    bound(values=None).check(EvalContext(law, plane))  # vectors are continuous
     assert "guidance (Guided) has no likelihood" in message(bound(), Guided(law))
     assert "finite ends" in message(bound(), GMM2DLaw(Flow(math.inf, -math.inf)))
     assert "finite ends" in message(flow(), GMM2DLaw(Flow(12.0, -math.inf)))
@@ -232,22 +242,22 @@ def test_what_cannot_be_answered(plane, digits):
     never = GMM2DLaw(SCHEDULE)
     never.has_null = False
     assert "never was: take metric.conditional=true" in message(bound(conditional=False), never)
-    bound().check(Subject(never, plane))
+    bound().check(EvalContext(never, plane))
     discrete = GMM2DLaw(SCHEDULE)
     discrete.levels = torch.linspace(1, 0.1, 10, dtype=torch.float64)
     assert "has discrete noise levels" in message(flow(), discrete)
     assert "discrete noise levels" in message(Likelihoods(bound(), flow(), exact()), discrete)
-    assert bound().measure(Subject(discrete, plane, n=4)).facts["nll_elbo_given_class"]["levels"] == 10
+    assert bound().measure(EvalContext(discrete, plane, n=4)).facts["nll_elbo_given_class"]["levels"] == 10
     unlabelled = Dataset(plane.train, plane.validation._replace(y=torch.full((30,), -1)), plane.test, plane.class_names)
     assert "has examples without label" in message(bound(), law, unlabelled)
-    bound(conditional=False).check(Subject(law, unlabelled))
+    bound(conditional=False).check(EvalContext(law, unlabelled))
     plain = GaussianMixture([1.0], [[0.0, 0.0]], 1.0, [0], SCHEDULE)
     plain.num_classes = 0
     assert "needs a model with classes" in message(bound(conditional=True), plain)
     law.normalized = False
     assert "known up to a constant only" in message(exact(), law)
     assert "states no log-density" in message(Likelihoods(None, None, exact()), law)
-    assert list(Likelihoods(bound(), None, exact()).measure(Subject(law, plane, n=4)).figures) == [
+    assert list(Likelihoods(bound(), None, exact()).measure(EvalContext(law, plane, n=4)).figures) == [
         "nll_elbo_given_class"
     ]
     grey = Split(digits.train.x + 0.01, digits.train.y)
@@ -263,11 +273,11 @@ def test_the_bound_is_that_of_the_training(plane):
     node = {"_target_": f"{Variational.__module__}.{Variational.__qualname__}", "steps": 5}
 
     def measured(config, **changes):
-        subject = Subject(GMM2DLaw(SCHEDULE), plane, n=3, config=config)
-        bound(pilot=0, **changes).check(subject)
-        found = bound(pilot=0, **changes).measure(subject)
+        context = EvalContext(GMM2DLaw(SCHEDULE), plane, n=3, config=config)
+        bound(pilot=0, **changes).check(context)
+        found = bound(pilot=0, **changes).measure(context)
         facts = found.facts["nll_elbo_given_class"]
-        assert subject.evaluations == 3 * 2 * facts["levels"]
+        assert context.evaluations == 3 * 2 * facts["levels"]
         return found.figures["nll_elbo_given_class"].value, facts["steps"], facts["steps_of"], facts["levels"]
 
     trained = {"objective": node}
@@ -285,7 +295,7 @@ def test_estimates_of_different_starts_have_no_difference(plane):
     """They are densities of latents with different noise."""
     for start, count in ((None, 6), (12.0, 6), (5.0, 4)):
         metric = Likelihoods(bound(log_snr_max=start), flow(), exact())
-        measured = metric.measure(Subject(GMM2DLaw(SCHEDULE), plane, n=4))
+        measured = metric.measure(EvalContext(GMM2DLaw(SCHEDULE), plane, n=4))
         assert len(measured.figures) == count, start
     assert "nll_ode_given_class_minus_exact_given_class" in measured.figures
 
@@ -310,7 +320,7 @@ def test_parts_are_kept(plane, tmp_path):
     from diffguide.evaluation.parts import Parts
 
     first, second = (
-        Subject(GMM2DLaw(SCHEDULE), plane, batch_size=8, parts=Parts(tmp_path / "parts")) for _ in range(2)
+        EvalContext(GMM2DLaw(SCHEDULE), plane, batch_size=8, parts=Parts(tmp_path / "parts")) for _ in range(2)
     )
     one, other = bound().measure(first), bound().measure(second)
     assert one.figures == other.figures and second.counter.evaluations == 0 < first.counter.evaluations
@@ -329,4 +339,4 @@ def test_files():
         and isinstance(ode.trace, ExactTrace)
         and isinstance(density, ExactDensity)
     )
-    assert isinstance(alone.dequantization, Uniform) and type(alone.solver).__name__ == "Adaptive"
+    assert isinstance(alone.dequantization, UniformDequantization) and type(alone.solver).__name__ == "Adaptive"

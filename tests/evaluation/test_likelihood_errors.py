@@ -6,10 +6,10 @@ import torch
 from diffguide.datasets import GMM2D
 from diffguide.datasets.base import Dataset, Split
 from diffguide.evaluation.likelihood.control_variate import GaussianFit
-from diffguide.evaluation.likelihood.dequantization import Decoded, Uniform
+from diffguide.evaluation.likelihood.dequantization import DecoderDequantization, UniformDequantization
 from diffguide.evaluation.likelihood.elbo import Control, elbo, pieces
 from diffguide.evaluation.likelihood.metrics import ELBO, ExactDensity, Likelihoods
-from diffguide.evaluation.metric import Subject
+from diffguide.evaluation.metric import EvalContext
 from diffguide.models.decoders import Discretized, Gaussian
 from diffguide.models.protocols import DenoiserWrapper
 from diffguide.oracles import GaussianMixture, GMM2DLaw
@@ -41,10 +41,10 @@ def test_the_error_of_the_reconstruction_is_its_spread():
     assert float(found.noise.square().mean() / found.nats.var()) == pytest.approx(1, abs=0.15)
 
 
-@pytest.mark.parametrize("way", [Decoded(), Uniform()], ids=["decoded", "uniform"])
+@pytest.mark.parametrize("way", [DecoderDequantization(), UniformDequantization()], ids=["decoded", "uniform"])
 def test_the_error_of_dequantisation_is_its_spread(way):
     """Of density and correction together, over draws that are not the same."""
-    found = ExactDensity(way, 3, False, 5, None).examples(Subject(LAW, repeated(2000), batch_size=2000))
+    found = ExactDensity(way, 3, False, 5, None).nll_of_examples(EvalContext(LAW, repeated(2000), batch_size=2000))
     nats = found["density"] + found["dequantisation"]
     assert float(nats.std()) > 1e-3
     assert float(found["noise"].square().mean() / nats.var()) == pytest.approx(1, abs=0.15)
@@ -52,8 +52,10 @@ def test_the_error_of_dequantisation_is_its_spread(way):
 
 @pytest.mark.parametrize("values, unit", [(5, "bits/dim"), (0, "nats/dim")])
 def test_figures_differences_and_curve_have_one_unit(values, unit):
-    metric = Likelihoods(bound(values=values, draws=5), None, ExactDensity(Decoded(), 2, False, values, None))
-    measured = metric.measure(Subject(LAW, repeated(50)))
+    metric = Likelihoods(
+        bound(values=values, draws=5), None, ExactDensity(DecoderDequantization(), 2, False, values, None)
+    )
+    measured = metric.measure(EvalContext(LAW, repeated(50)))
     one, other, gap = measured.figures.values()
     assert {figure.unit for figure in measured.figures.values()} == {unit}
     assert gap.value == pytest.approx(one.value - other.value, rel=1e-9)
@@ -64,11 +66,11 @@ def test_figures_differences_and_curve_have_one_unit(values, unit):
 def test_the_control_variate_is_of_the_training_split():
     """Examples of the split that are not measured change nothing."""
     plane = GMM2D(2, None, 4, train=200, validation=40, test=10, seed=0)
-    rows = Subject(GMM2DLaw(SCHEDULE), plane, n=10).rows
+    rows = EvalContext(GMM2DLaw(SCHEDULE), plane, n=10).rows
     x = 5 * plane.validation.x
     x[rows] = plane.validation.x[rows]
     other = Dataset(plane.train, plane.validation._replace(x=x), plane.test, class_names=plane.class_names)
-    one, two = (bound().measure(Subject(GMM2DLaw(SCHEDULE), data, n=10)) for data in (plane, other))
+    one, two = (bound().measure(EvalContext(GMM2DLaw(SCHEDULE), data, n=10)) for data in (plane, other))
     assert one.figures == two.figures
 
 
@@ -93,4 +95,4 @@ def test_a_model_of_legal_times_is_asked_at_them(schedule):
     torch.testing.assert_close(found, own, rtol=1e-8, atol=1e-8)
     law.levels = model.levels
     with pytest.raises(ValueError, match="metric.steps=4: this GMM2DLaw has noise levels of its own"):
-        bound(steps=4).check(Subject(law, GMM2D(2, None, 4, train=20, validation=20, test=10, seed=0)))
+        bound(steps=4).check(EvalContext(law, GMM2D(2, None, 4, train=20, validation=20, test=10, seed=0)))

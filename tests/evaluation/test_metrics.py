@@ -1,4 +1,4 @@
-"""Metrics as a library has them: subjects, the errors of denoisers, the answers of classifiers, calibration."""
+"""Metrics as a library has them: contexts, the errors of denoisers, the answers of classifiers, calibration."""
 
 import math
 
@@ -12,9 +12,9 @@ from diffguide.evaluation.auto import Auto
 from diffguide.evaluation.classification.calibration import calibration_error
 from diffguide.evaluation.classification.metric import Classification
 from diffguide.evaluation.denoising import DenoisingError, law_of
-from diffguide.evaluation.likelihood.dequantization import Uniform
+from diffguide.evaluation.likelihood.dequantization import UniformDequantization
 from diffguide.evaluation.likelihood.metrics import ExactDensity
-from diffguide.evaluation.metric import Metric, Subject, mean
+from diffguide.evaluation.metric import EvalContext, Metric, mean
 from diffguide.evaluation.parts import MetricError, Parts
 from diffguide.models.protocols import Classifier, Denoiser, LogDensity, Prediction
 from diffguide.oracles import GaussianMixture, GMM2DLaw
@@ -51,7 +51,7 @@ class Off(Denoiser):
 def test_errors_of_the_perfect_denoiser_are_the_posterior_variances(schedule):
     """Of N(0, v): E |eps - E eps|^2 = a^2 v / (a^2 v + s^2) and E |x_0 - E x_0|^2 = v s^2 / (a^2 v + s^2) per value."""
     law = GaussianMixture([1.0], [[0.0] * 3], 0.25, [0], schedule)
-    measured = DenoisingError(6, False, 0).measure(Subject(law, gaussian_data(4000)))
+    measured = DenoisingError(6, False, 0).measure(EvalContext(law, gaussian_data(4000)))
     low, high = schedule.log_snr_min, schedule.log_snr_max
     middles = [low + (high - low) * (k + 0.5) / 6 for k in range(6)]
     assert [row["log_snr"] for row in measured.curve] == pytest.approx(middles)
@@ -74,9 +74,9 @@ def test_where_the_law_is_known_the_excess_is_found():
     """0 for the oracle; of an error that is constant, its square over the posterior variance, within the standard error."""
     law = GMM2DLaw(COSINE)
     metric = DenoisingError(3, True, 5000)
-    exact = metric.measure(Subject(law, plane()))
+    exact = metric.measure(EvalContext(law, plane()))
     assert exact.facts["law"] == "GMM2DLaw" and exact.figures["excess"].value == pytest.approx(0, abs=1e-9)
-    off = metric.measure(Subject(Off(law, 0.1), plane(4000)))
+    off = metric.measure(EvalContext(Off(law, 0.1), plane(4000)))
     for row in off.curve:  # x_0 - x_0_hat = (x_0 - E x_0) + 0.1, whose cross term is 0 in the mean
         variance = row["mse_x_0"] - 0.01
         if row["log_snr"] < 6:
@@ -88,10 +88,10 @@ def test_the_tree_has_its_law():
     """The one that it is drawn from: the oracle's errors on these data are those on its own samples."""
     tree = Tree(2, None, 2, 10, 300, 10, 0)
     law = law_of(tree, COSINE)
-    measured = DenoisingError(2, True, 0).measure(Subject(law, tree)).figures["mse_x_0"]
+    measured = DenoisingError(2, True, 0).measure(EvalContext(law, tree)).figures["mse_x_0"]
     x, y = law.sample(300, torch.Generator().manual_seed(1))
     own = Dataset(*[Split(x.float(), y)] * 3, class_names=law.class_names)
-    expected = DenoisingError(2, True, 0).measure(Subject(law, own)).figures["mse_x_0"]
+    expected = DenoisingError(2, True, 0).measure(EvalContext(law, own)).figures["mse_x_0"]
     assert measured.value == pytest.approx(expected.value, abs=5 * expected.standard_error)
     assert law_of(gaussian_data(3), COSINE) is None
 
@@ -102,9 +102,9 @@ def test_answers_are_those_of_bayes():
     x, y = mixture.sample(300, numpy.random.default_rng(0))
     data = Dataset(*[Split(torch.from_numpy(x).float(), torch.from_numpy(y))] * 3, class_names=("a", "b"))
     oracle = GaussianMixture(mixture.weights, mixture.means, mixture.covariances, mixture.labels.tolist(), COSINE)
-    metric, subject = Classification([0.1, 1.0, 4.0], 15), Subject(oracle, data, batch_size=70)
-    measured = metric.measure(subject)
-    eps = torch.cat([subject.noise(first).normal(0.0, 0) for first in subject.firsts]).double().numpy()
+    metric, context = Classification([0.1, 1.0, 4.0], 15), EvalContext(oracle, data, batch_size=70)
+    measured = metric.measure(context)
+    eps = torch.cat([context.noise(first).normal(0.0, 0) for first in context.firsts]).double().numpy()
     prior = numpy.log([mixture.weights[mixture.labels == c].sum() for c in (0, 1)])
     for row in measured.curve:
         alpha, sigma = (float(s) for s in COSINE.scales(torch.tensor(-2 * math.log(row["noise_level"])).double()))
@@ -147,14 +147,14 @@ def test_figures_do_not_depend_on_the_batch_and_an_example_not_on_the_others():
     """Examples are drawn from the seed, all different; example i has the same noise among few and among many."""
     law = GMM2DLaw(COSINE)
     metric = DenoisingError(4, True, 0)
-    whole, parted = (metric.measure(Subject(law, plane(), n=50, batch_size=size)) for size in (50, 7))
+    whole, parted = (metric.measure(EvalContext(law, plane(), n=50, batch_size=size)) for size in (50, 7))
     for name, figure in whole.figures.items():
         assert parted.figures[name][:3] == pytest.approx(figure[:3], rel=1e-5)
-    few, many = Subject(law, plane(), n=20), Subject(law, plane())
+    few, many = EvalContext(law, plane(), n=20), EvalContext(law, plane())
     assert len(set(few.rows.tolist())) == 20 and few.rows.tolist() != list(range(20))
     picked = many.noise(0).normal(0.5, 0)[few.rows[few.rows < 256]]
     assert torch.equal(few.noise(0).normal(0.5, 0)[few.rows < 256], picked)
-    assert not torch.equal(Subject(law, plane(), seed=1).noise(0).normal(0.5, 0), many.noise(0).normal(0.5, 0))
+    assert not torch.equal(EvalContext(law, plane(), seed=1).noise(0).normal(0.5, 0), many.noise(0).normal(0.5, 0))
 
 
 def test_a_mean_has_its_standard_error():
@@ -167,17 +167,17 @@ def test_a_mean_has_its_standard_error():
 def test_parts_are_computed_once(tmp_path):
     law, calls = GMM2DLaw(COSINE), []
 
-    def measure(folder) -> Subject:
-        subject = Subject(law, plane(), n=30, batch_size=10, parts=Parts(folder))
-        for first in subject.firsts:
+    def measure(folder) -> EvalContext:
+        context = EvalContext(law, plane(), n=30, batch_size=10, parts=Parts(folder))
+        for first in context.firsts:
 
             def compute():
                 calls.append(first)
-                x, _ = subject.batch(first)
-                return {"x_0": subject.model(x, torch.tensor(0.5).double()).x_0.numpy()}
+                x, _ = context.batch(first)
+                return {"x_0": context.model(x, torch.tensor(0.5).double()).x_0.numpy()}
 
-            assert subject.parts.part(f"{first}", compute)["x_0"].shape == (10, 2)
-        return subject
+            assert context.parts.part(f"{first}", compute)["x_0"].shape == (10, 2)
+        return context
 
     first, second = measure(tmp_path / "parts"), measure(tmp_path / "parts")
     assert calls == [0, 10, 20] and first.evaluations == second.evaluations == 30
@@ -212,17 +212,17 @@ REFUSED = {
 @pytest.mark.parametrize("metric, model, data, sentence", REFUSED.values(), ids=REFUSED)
 def test_what_a_metric_cannot_answer(metric, model, data, sentence):
     with pytest.raises(ValueError, match=sentence):
-        metric.check(Subject(model, data))
+        metric.check(EvalContext(model, data))
 
 
 def test_a_model_that_never_dropped_a_label_is_told_them():
     law = GMM2DLaw(COSINE)
     law.has_null = False
     with pytest.raises(ValueError, match="metric.conditional=false needs a model that dropped labels"):
-        DenoisingError(3, False, 0).check(Subject(law, plane()))
+        DenoisingError(3, False, 0).check(EvalContext(law, plane()))
     with pytest.raises(ValueError, match="has examples without a class, and this model never dropped"):
-        DenoisingError(3, True, 0).check(Subject(law, UNLABELLED))
-    DenoisingError(3, True, 0).check(Subject(law, plane()))
+        DenoisingError(3, True, 0).check(EvalContext(law, UNLABELLED))
+    DenoisingError(3, True, 0).check(EvalContext(law, plane()))
 
 
 @pytest.mark.parametrize("changed, sentence", [
@@ -232,12 +232,12 @@ def test_a_model_that_never_dropped_a_label_is_told_them():
 ])  # fmt: skip
 def test_what_a_subject_cannot_be(changed, sentence):
     with pytest.raises(ValueError, match=sentence):
-        Subject(GMM2DLaw(COSINE), plane(), **changed)
+        EvalContext(GMM2DLaw(COSINE), plane(), **changed)
 
 
 def test_other_classes_are_refused():
     with pytest.raises(ValueError, match="the model has 1 classes, and the data have 4"):
-        Subject(GaussianMixture([1.0], [[0.0, 0.0]], 0.25, [0], COSINE), plane())
+        EvalContext(GaussianMixture([1.0], [[0.0, 0.0]], 0.25, [0], COSINE), plane())
 
 
 @pytest.mark.parametrize("build, sentence", [
@@ -258,8 +258,8 @@ def test_arguments_out_of_range_are_refused(build, sentence):
 def test_auto_asks_what_can_be_answered():
     """A model that is both is asked as a denoiser."""
     classifier, denoiser = Classification([1.0], 15), DenoisingError(3, True, 0)
-    auto = Auto(classifier, ExactDensity(Uniform(), 1, None, 0, None), denoiser)
-    assert auto.of(Subject(Only(), plane())) is classifier
-    assert auto.of(Subject(GMM2DLaw(COSINE), plane())) is denoiser
+    auto = Auto(classifier, ExactDensity(UniformDequantization(), 1, None, 0, None), denoiser)
+    assert auto.resolve(EvalContext(Only(), plane())) is classifier
+    assert auto.resolve(EvalContext(GMM2DLaw(COSINE), plane())) is denoiser
     with pytest.raises(ValueError, match="needs labels"):
-        auto.check(Subject(Only(), UNLABELLED))
+        auto.check(EvalContext(Only(), UNLABELLED))

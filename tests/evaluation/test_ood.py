@@ -12,8 +12,15 @@ from sklearn.metrics import roc_auc_score
 from diffguide.backbones import ConvNet
 from diffguide.datasets import Dataset, Split
 from diffguide.evaluate import main as evaluate
-from diffguide.evaluation.classification.ood import OF_IMAGES, OOD, ConfidenceScore, DensityScore, SlopeScore, auroc
-from diffguide.evaluation.metric import Subject
+from diffguide.evaluation.classification.ood import (
+    IMAGE_PERTURBATIONS,
+    OOD,
+    ConfidenceScore,
+    DensityScore,
+    SlopeScore,
+    auroc,
+)
+from diffguide.evaluation.metric import EvalContext
 from diffguide.models.joint_energy import JointEnergy
 from diffguide.sample import main as sample
 
@@ -46,11 +53,11 @@ def test_the_area_and_its_error():
 
 def test_scores_of_exact_logits_are_the_closed_forms():
     data = dataset(0)
-    subject = Subject(exact(), data, "test", n=200, batch_size=70)
+    context = EvalContext(exact(), data, "test", n=200, batch_size=70)
     metric = OOD(SCORES, dataset(1, spread=1.5))
-    metric.check(subject)
-    measured = metric.measure(subject)
-    x = data.test.x[subject.rows].double().numpy()
+    metric.check(context)
+    measured = metric.measure(context)
+    x = data.test.x[context.rows].double().numpy()
     sides = {"data": x, "inverted": -x, "constant": np.repeat(x.mean(1, keepdims=True), 2, 1)}
 
     def density(x):
@@ -73,20 +80,20 @@ def test_scores_of_exact_logits_are_the_closed_forms():
     assert measured.figures["auroc_density_noise"].value > 0.6
     assert measured.figures["auroc_density_other"].value > 0.6
     assert measured.figures["auroc_density_other"].n == 400 and measured.facts["against"][-1] == "other"
-    again = metric.measure(Subject(exact(), data, "test", n=200, batch_size=200))
+    again = metric.measure(EvalContext(exact(), data, "test", n=200, batch_size=200))
     assert again.figures == measured.figures  # whatever the batch
 
 
 def test_what_is_made_of_images():
     x = torch.arange(16.0).reshape(1, 1, 4, 4)
-    blurred, mirrored = (make(x, None) for make in OF_IMAGES.values())
+    blurred, mirrored = (make(x, None) for make in IMAGE_PERTURBATIONS.values())
     assert blurred.shape == x.shape and blurred[0, 0, 1, 1] == x[0, 0, :3, :3].mean()
     assert blurred[0, 0, 0, 0] == (0 * 4 + 1 * 2 + 4 * 2 + 5) / 9 and torch.equal(mirrored.flip(-1), x)
     images = torch.rand(20, 1, 8, 8)
     network = JointEnergy(ConvNet(1, 2, 8, 4, [1, 2], 8, False))
     split = Split(images, torch.arange(20) % 2)
-    subject = Subject(network, Dataset(split, split, split, class_names=("a", "b")), "test")
-    names = {name.removeprefix("auroc_slope_") for name in OOD([SlopeScore()], None).measure(subject).figures}
+    context = EvalContext(network, Dataset(split, split, split, class_names=("a", "b")), "test")
+    names = {name.removeprefix("auroc_slope_") for name in OOD([SlopeScore()], None).measure(context).figures}
     assert names == {"noise", "constant", "inverted", "blurred", "mirrored"}
 
 
@@ -95,7 +102,7 @@ def test_what_it_cannot_be_asked():
         OOD([], None)
     wide = Dataset(*[Split(torch.zeros(5, 3), torch.zeros(5).long())] * 3, class_names=("a", "b"))
     with pytest.raises(ValueError, match=r"metric.other: its examples are of shape \[3\], and the model's of \[2\]"):
-        OOD(SCORES, wide).check(Subject(exact(), dataset(0)))
+        OOD(SCORES, wide).check(EvalContext(exact(), dataset(0)))
 
 
 def test_by_the_command(jem_run, tmp_path, command):

@@ -5,7 +5,7 @@ import torch
 from networks import lively, mlp
 from torch import nn
 
-from diffguide.evaluation.probe import check_conditioning, conditioning
+from diffguide.evaluation.probe import check_conditioning, label_effect
 from diffguide.models.parameterizations import V
 from diffguide.models.preconditioned import Preconditioned
 from diffguide.oracles import GaussianMixture
@@ -16,7 +16,7 @@ COSINE = Cosine(12.0, -10.0)
 
 
 def test_a_network_that_listens(schedule=COSINE):
-    assert conditioning(Preconditioned(lively(mlp()), schedule, V(), True), (2,)) > 0.01
+    assert label_effect(Preconditioned(lively(mlp()), schedule, V(), True), (2,)) > 0.01
     check_conditioning(Preconditioned(lively(mlp()), EDM(12.4, -8.7), V(), True), (2,))
     check_conditioning(Preconditioned(lively(mlp(num_classes=0)), schedule, V(), True), (2,))  # it promised nothing
 
@@ -38,7 +38,7 @@ def test_the_size_is_that_of_the_difference():
         eps = sigma * (x - alpha * means) / (alpha**2 * 0.25 + sigma**2)
         difference = sigma * alpha * 0.8 / (alpha**2 * 0.25 + sigma**2)
         found.append(difference / float(eps.square().mean().sqrt()))
-    assert conditioning(model, (1,)) == pytest.approx(max(found), rel=1e-5)
+    assert label_effect(model, (1,)) == pytest.approx(max(found), rel=1e-5)
 
 
 def test_sampling_with_guidance_asks_first(tiny_run, at, command):

@@ -10,15 +10,15 @@ from sklearn.svm import SVC
 
 from diffguide.evaluation.quality import figures as comparison
 from diffguide.evaluation.quality import precision_recall as quality
-from diffguide.evaluation.quality.label_agreement import Judge
+from diffguide.evaluation.quality.label_agreement import LabelClassifier
 from diffguide.evaluation.quality.precision_recall import (
-    LEAST_PRECISION,
+    MIN_PRECISION,
     count_repeated,
     density_coverage,
     distance_ratio,
     nearest,
-    notes_on,
     precision_recall,
+    quality_notes,
     squared_radii,
 )
 
@@ -49,7 +49,7 @@ def by_hand(real: list, samples: list, k: int) -> tuple[float, float, float, flo
 @pytest.mark.parametrize("cells", [1, 150, 2**22], ids=["row by row", "slabs with a rest", "at once"])
 def test_they_are_what_the_papers_write(monkeypatch, k, cells):
     """Sets of different sizes and laws, however the table of distances is cut."""
-    monkeypatch.setattr(quality, "CELLS", cells)
+    monkeypatch.setattr(quality, "MAX_CELLS", cells)
     real, samples = normal(41, 0), 0.6 * normal(37, 1) + 0.8
     found = (*precision_recall(real, samples, k), *density_coverage(real, samples, k))
     expected = by_hand(real.tolist(), samples.tolist(), k)
@@ -57,7 +57,7 @@ def test_they_are_what_the_papers_write(monkeypatch, k, cells):
     assert len({round(value, 6) for value in expected}) == 4 and 0 < min(
         expected
     )  # four different figures, none trivial
-    slabs = [slab.shape for slab in quality.tables(real, samples)]
+    slabs = [slab.shape for slab in quality.distance_tables(real, samples)]
     assert max(math.prod(shape) for shape in slabs) <= max(cells, 37) and sum(rows for rows, _ in slabs) == 41
 
 
@@ -122,24 +122,24 @@ def test_the_judge_of_the_digits():
     """The machine that is known on these data, SVC(C=10, gamma=0.064): 96.0 % of the test block; noise is agreed by chance."""
     images, labels = load_digits(return_X_y=True)
     x, y = torch.from_numpy(images / 8 - 1), torch.from_numpy(labels)
-    judge = Judge(x[:1000], y[:1000])
+    judge = LabelClassifier(x[:1000], y[:1000])
     known = SVC(C=10, gamma=0.064).fit(x[:1000], y[:1000])
     blurred = x[1350:] + 0.5 * normal(447, 0, 64)
-    assert judge.agreed(x[1350:], y[1350:]) == known.score(x[1350:], y[1350:]) == pytest.approx(0.960, abs=0.004)
-    assert judge.agreed(blurred, y[1350:]) == pytest.approx(known.score(blurred, y[1350:]), abs=0.003)
-    assert judge.agreed(x[1350:], (y[1350:] + 1) % 10) < 0.03
+    assert judge.accuracy(x[1350:], y[1350:]) == known.score(x[1350:], y[1350:]) == pytest.approx(0.960, abs=0.004)
+    assert judge.accuracy(blurred, y[1350:]) == pytest.approx(known.score(blurred, y[1350:]), abs=0.003)
+    assert judge.accuracy(x[1350:], (y[1350:] + 1) % 10) < 0.03
     unlabelled = y[:1000].where(torch.arange(1000) < 500, -1)
-    assert judge.agreed(x[1350:], y[1350:]) > Judge(x[:1000], unlabelled).agreed(x[1350:], y[1350:])
+    assert judge.accuracy(x[1350:], y[1350:]) > LabelClassifier(x[:1000], unlabelled).accuracy(x[1350:], y[1350:])
     with pytest.raises(ValueError, match="at least two classes, got 1"):
-        Judge(x[:9], torch.zeros(9, dtype=torch.int64))
+        LabelClassifier(x[:9], torch.zeros(9, dtype=torch.int64))
 
 
 def test_the_error_of_precision_is_binomial_where_the_real_examples_stay():
     """Over 100 sets of samples; with other real examples each time it would be 1.6 times as much."""
     real = normal(200, 1000, 8)
     values = torch.tensor([precision_recall(real, normal(300, seed, 8), 3).precision for seed in range(100)])
-    share = comparison.share(float(values.mean()), 300)
-    assert share.standard_error == pytest.approx(float(values.std()), rel=0.25)
+    binomial_share = comparison.binomial_share(float(values.mean()), 300)
+    assert binomial_share.standard_error == pytest.approx(float(values.std()), rel=0.25)
 
 
 def test_repeats_and_noise_are_told():
@@ -154,8 +154,8 @@ def test_repeats_and_noise_are_told():
     assert count_repeated(torch.tensor([[1, 2], [2, 1], [1, 2]], dtype=torch.uint8)) == 1
     noise = 100 * torch.randn(200, 2, generator=rng, dtype=torch.float64)
     wide = precision_recall(real, noise, 3)
-    assert wide.precision < LEAST_PRECISION and wide.recall > 0.9
-    notes = notes_on(wide.precision, (150, 200), (0, 200))
+    assert wide.precision < MIN_PRECISION and wide.recall > 0.9
+    notes = quality_notes(wide.precision, (150, 200), (0, 200))
     assert len(notes) == 2 and "150 of 200 samples" in notes[0] and "recall is not meaningful" in notes[1]
-    assert notes_on(LEAST_PRECISION, (0, 200), (0, 200)) == []
-    assert "precision, density and coverage" in notes_on(0.5, (0, 200), (3, 200))[0]
+    assert quality_notes(MIN_PRECISION, (0, 200), (0, 200)) == []
+    assert "precision, density and coverage" in quality_notes(0.5, (0, 200), (3, 200))[0]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from diffguide.evaluation.classification.weighting import Bell, Even, Exact, Piecewise, UniformTime
+from diffguide.evaluation.classification.weighting import Bell, Even, Exact, Piecewise, UniformTimeWeighting
 from diffguide.schedules import Cosine, Flow
 
 U = (torch.arange(20000, dtype=torch.float64) + 0.5) / 20000
@@ -28,8 +28,8 @@ def test_spacings_agree_about_an_integral(spacing):
 
 def test_uniform_time_is_the_mean_over_times():
     schedule = Cosine(10.0, -8.0)
-    log_snr, density = Even()(U, *UniformTime().support(schedule))
-    weight = UniformTime()(log_snr, schedule)
+    log_snr, density = Even()(U, *UniformTimeWeighting().support(schedule))
+    weight = UniformTimeWeighting()(log_snr, schedule)
     assert float(weight.mean()) == pytest.approx(1, rel=1e-4)
     of_t = torch.linspace(0, 1, 20001, dtype=torch.float64)[1:-1]
     mean = float(torch.sigmoid(schedule.log_snr(of_t)).mean())
@@ -47,7 +47,7 @@ def test_piecewise_is_linear_between_its_points():
 
 
 def test_what_has_no_support_is_refused():
-    for weighting in (Exact(), UniformTime()):
+    for weighting in (Exact(), UniformTimeWeighting()):
         with pytest.raises(ValueError, match="finite ends, got log_snr_max inf and log_snr_min -inf"):
             weighting.support(Flow(torch.inf, -torch.inf))
     with pytest.raises(ValueError, match="lie outside the schedule's log-SNR -8 to 10"):

@@ -9,7 +9,7 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
 from diffguide.config.build import config_dir
-from diffguide.evaluation.classification.weighting import Bell, Even, Exact, Piecewise, UniformTime
+from diffguide.evaluation.classification.weighting import Bell, Even, Exact, Piecewise, UniformTimeWeighting
 from diffguide.evaluation.classification.zero_shot import Budget, ZeroShot
 from diffguide.models.evaluation_counters import EvaluationCounter
 from diffguide.models.protocols import Denoiser, DenoiserWrapper, Prediction
@@ -100,7 +100,7 @@ def test_uniform_time_is_another_classifier():
     """And not the same one on every schedule: on the cosine it weighs the middle up, by more than any sampling error."""
     law = two_classes()
     x = examples(law, 40, 0.6)
-    answers = classifier(UniformTime(), evaluations=300)(oracle(law, SCHEDULE), x, range(40))
+    answers = classifier(UniformTimeWeighting(), evaluations=300)(oracle(law, SCHEDULE), x, range(40))
     assert np.abs(answers.log_prob[:, 0].sub(answers.log_prob[:, 1]).numpy() - log_ratio(law, x)).mean() > 5
 
 
@@ -148,11 +148,11 @@ def test_elimination_answers_as_the_full_evaluation_within_its_budget():
     counter = EvaluationCounter(oracle(law, SCHEDULE))
     ask = classifier(evaluations=80, stages=[[10, 3], [30, 2]])
     few = ask(counter, x, range(50))
-    assert counter.evaluations == 50 * (4 * 10 + 3 * 20 + 2 * 50) == 50 * 4 * ask.budget.most(4)
+    assert counter.evaluations == 50 * (4 * 10 + 3 * 20 + 2 * 50) == 50 * 4 * ask.budget.max_evaluations(4)
     assert few.evaluations.tolist() == [200] * 50
     full = classifier(evaluations=80)(oracle(law, SCHEDULE), x, range(50))
     assert torch.equal(few.log_prob.argmax(1), full.log_prob.argmax(1))
-    assert Budget(10, [[2, 5]], None).most(3) == 10  # a stage may keep more classes than there are
+    assert Budget(10, [[2, 5]], None).max_evaluations(3) == 10  # a stage may keep more classes than there are
     exact = oracle(law, SCHEDULE).log_prob(x, None).argmax(1)
     assert (few.log_prob.argmax(1) == exact).double().mean() > 0.95
 
@@ -210,7 +210,7 @@ def test_margin_ends_what_is_clear():
     assert torch.equal(answers.log_prob.argmax(1), full.log_prob.argmax(1))
     assert counter.evaluations == int(answers.evaluations.sum())
     spent = answers.evaluations / 4
-    assert 10 <= float(spent.min()) < 20 and float(spent.mean()) < 30 < ask.budget.most(4)
+    assert 10 <= float(spent.min()) < 20 and float(spent.mean()) < 30 < ask.budget.max_evaluations(4)
     leaders = classifier(evaluations=60, stages=stages, margin=0.0)(oracle(law, SCHEDULE), x, range(40))
     assert leaders.evaluations.tolist() == [40] * 40
 

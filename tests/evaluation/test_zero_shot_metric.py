@@ -15,7 +15,7 @@ from diffguide.evaluation.classification.calibration import calibration_error
 from diffguide.evaluation.classification.weighting import Bell, Exact
 from diffguide.evaluation.classification.zero_shot import Budget, ZeroShot
 from diffguide.evaluation.classification.zero_shot_metric import ZeroShotClassifier
-from diffguide.evaluation.metric import EXAMPLE, Subject
+from diffguide.evaluation.metric import EXAMPLE_PURPOSE, EvalContext
 from diffguide.evaluation.parts import MetricError, Parts
 from diffguide.models.protocols import DenoiserWrapper, Prediction
 from diffguide.oracles import GaussianMixture
@@ -41,11 +41,11 @@ def data(names=NAMES, unlabelled: bool = False) -> Dataset:
 
 
 def test_figures_are_those_of_the_answers():
-    subject = Subject(oracle(LAW, SCHEDULE), data(), seed=4, batch_size=33)
-    measured, y = metric().measure(subject), subject.labels
-    seeds = [fold(4, EXAMPLE, row) for row in range(60)]
+    context = EvalContext(oracle(LAW, SCHEDULE), data(), seed=4, batch_size=33)
+    measured, y = metric().measure(context), context.labels
+    seeds = [fold(4, EXAMPLE_PURPOSE, row) for row in range(60)]
     ask = ZeroShot(Exact(), Bell(0.0, 2.5), Budget(20, [[6, 2]], None), 2.0, 1000)
-    expected = ask(oracle(LAW, SCHEDULE), subject.data.validation.x, seeds)
+    expected = ask(oracle(LAW, SCHEDULE), context.data.validation.x, seeds)
     log_prob, answer = expected.log_prob, expected.log_prob.argmax(1)
     right = answer == y
     figures = {name: figure.value for name, figure in measured.figures.items()}
@@ -54,7 +54,7 @@ def test_figures_are_those_of_the_answers():
     assert figures["nll"] == pytest.approx(-float(log_prob[torch.arange(60), y].mean()), rel=1e-4)
     assert figures["ece"] == pytest.approx(calibration_error(log_prob.exp().amax(1), right, 15, 4)[0], abs=1e-4)
     assert figures["evaluations"] == measured.facts["most_evaluations"] == (3 * 6 + 2 * 14) / 3
-    assert subject.evaluations == 60 * (3 * 6 + 2 * 14)
+    assert context.evaluations == 60 * (3 * 6 + 2 * 14)
     wrong = {(NAMES[a], NAMES[b]): int(((y == a) & (answer == b)).sum()) for a in range(3) for b in range(3) if a != b}
     found = {(row["class"], row["answer"]): row["n"] for row in measured.details["confusions"]}
     assert found == {pair: n for pair, n in wrong.items() if n} and sum(found.values()) == int((~right).sum())
@@ -90,7 +90,7 @@ def test_posteriors_are_written_with_their_rows(tmp_path, command):
 
 
 def test_the_curve_ends_at_the_figure_and_never_costs_less():
-    measured = metric(evaluations=40, stages=((5, 2), (12, 2))).measure(Subject(oracle(LAW, SCHEDULE), data()))
+    measured = metric(evaluations=40, stages=((5, 2), (12, 2))).measure(EvalContext(oracle(LAW, SCHEDULE), data()))
     spent = [row["evaluations"] for row in measured.curve]
     assert spent == sorted(set(spent)) and spent[0] == 1
     assert spent[-1] == measured.figures["evaluations"].value == measured.facts["most_evaluations"]
@@ -100,27 +100,27 @@ def test_the_curve_ends_at_the_figure_and_never_costs_less():
 
 
 def test_frequencies_of_the_training_split_are_the_prior():
-    subject = Subject(oracle(LAW, SCHEDULE), data())
-    counts = subject.data.train.y.bincount()
-    measured = metric(class_frequencies=True, stages=()).measure(subject)
+    context = EvalContext(oracle(LAW, SCHEDULE), data())
+    counts = context.data.train.y.bincount()
+    measured = metric(class_frequencies=True, stages=()).measure(context)
     assert measured.facts["prior"] == pytest.approx((counts / counts.sum()).tolist(), rel=1e-6)
-    plain = metric(stages=()).measure(subject)
+    plain = metric(stages=()).measure(context)
     assert plain.facts["prior"] == pytest.approx([1 / 3] * 3)
     assert plain.figures["nll"].value != measured.figures["nll"].value
 
 
 def test_neither_batches_nor_chunks_nor_a_subset_change_an_answer():
-    whole = Subject(oracle(LAW, SCHEDULE), data(), batch_size=250)
-    expected = metric().answers(whole, torch.full((3,), 1 / 3)).log_prob
+    whole = EvalContext(oracle(LAW, SCHEDULE), data(), batch_size=250)
+    expected = metric().classify(whole, torch.full((3,), 1 / 3)).log_prob
     for batch_size, chunk, n in ((7, 100, None), (250, 4, None), (10, 31, 25)):
-        subject = Subject(oracle(LAW, SCHEDULE), data(), batch_size=batch_size, n=n)
-        found = metric(chunk=chunk).answers(subject, torch.full((3,), 1 / 3)).log_prob
-        torch.testing.assert_close(found, expected[subject.rows], rtol=1e-4, atol=1e-4)
+        context = EvalContext(oracle(LAW, SCHEDULE), data(), batch_size=batch_size, n=n)
+        found = metric(chunk=chunk).classify(context, torch.full((3,), 1 / 3)).log_prob
+        torch.testing.assert_close(found, expected[context.rows], rtol=1e-4, atol=1e-4)
 
 
 def test_what_is_kept_is_not_computed_again(tmp_path):
     first, second = (
-        Subject(oracle(LAW, SCHEDULE), data(), batch_size=20, parts=Parts(tmp_path / "parts")) for _ in range(2)
+        EvalContext(oracle(LAW, SCHEDULE), data(), batch_size=20, parts=Parts(tmp_path / "parts")) for _ in range(2)
     )
     expected, done = metric(chunk=30).measure(first), []
     second.progress = lambda *now: done.append(now)
@@ -140,7 +140,7 @@ class Broken(DenoiserWrapper):
 
 
 class Moving(DenoiserWrapper):
-    remembers = True
+    stateful = True
 
 
 def test_what_cannot_be_classified_is_refused():
@@ -158,12 +158,12 @@ def test_what_cannot_be_classified_is_refused():
         (named, data(unlabelled=True), "needs labels"),
     ):
         with pytest.raises(ValueError, match=message):
-            metric().check(Subject(model, examples))
+            metric().check(EvalContext(model, examples))
     with pytest.raises(ValueError, match="training examples of every class, and b has none"):
-        metric(class_frequencies=True).check(Subject(named, unseen))
-    metric().check(Subject(named, data()))
+        metric(class_frequencies=True).check(EvalContext(named, unseen))
+    metric().check(EvalContext(named, data()))
     with pytest.raises(MetricError, match="not finite"):
-        metric().measure(Subject(Broken(named), data()))
+        metric().measure(EvalContext(Broken(named), data()))
     with pytest.raises(ValueError, match="bins must be 1 to 1000, got 0"):
         ZeroShotClassifier(Exact(), Bell(0.0, 2.0), 10, [], None, 1.0, False, 0, 10)
 

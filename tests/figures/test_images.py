@@ -7,13 +7,13 @@ from PIL import Image
 
 from diffguide.figures import image_grids as images
 from diffguide.figures.image_grids import (
-    contact_rows,
-    contact_sheet,
-    grid,
-    layout,
-    sample_picture,
+    choose_contact_rows,
+    choose_training_labels,
+    draw_grid,
+    lay_out_grid,
     to_uint8,
-    training_labels,
+    write_contact_sheet,
+    write_samples,
 )
 
 
@@ -28,7 +28,7 @@ def test_values_outside_are_clipped_not_wrapped():
 
 def test_small_images_are_enlarged_by_whole_factors_without_tint(tmp_path):
     x = torch.rand(6, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    sample_picture(tmp_path / "grid.png", x, [0, 1, 2, 0, 1, 2], ["zero", "one", "two"])
+    write_samples(tmp_path / "grid.png", x, [0, 1, 2, 0, 1, 2], ["zero", "one", "two"])
     picture = numpy.asarray(Image.open(tmp_path / "grid.png").convert("RGB"))
     assert (picture[..., 0] == picture[..., 2]).all()  # grey stays grey
     first = numpy.kron(to_uint8(x)[0, :, :, 0], numpy.ones((7, 7), dtype=numpy.uint8))
@@ -38,7 +38,7 @@ def test_small_images_are_enlarged_by_whole_factors_without_tint(tmp_path):
 
 def test_one_row_per_class_in_order(tmp_path):
     levels = torch.tensor([-1.0, 0.0, 1.0, -1.0]).reshape(4, 1, 1, 1).expand(4, 3, 56, 56)
-    sample_picture(tmp_path / "grid.png", levels, [2, 0, 1, 2], ["a", "b", "c"])
+    write_samples(tmp_path / "grid.png", levels, [2, 0, 1, 2], ["a", "b", "c"])
     picture = numpy.asarray(Image.open(tmp_path / "grid.png").convert("L"))
     column = picture[:, -80]  # through the first column of pictures
     shades = [column[3 + 59 * row + 28] for row in range(3)]
@@ -48,17 +48,17 @@ def test_one_row_per_class_in_order(tmp_path):
 def test_names_with_accents_greek_and_cyrillic_have_letters():
     """No two of them look alike, as they would if a font had none of them; nor like the box for a missing letter."""
     blank = numpy.zeros((8, 8, 1), dtype=numpy.uint8)
-    drawn = {grid([[blank]], [name], []).crop((0, 0, 10, 62)).tobytes() for name in "üéøλжч\uffff"}
+    drawn = {draw_grid([[blank]], [name], []).crop((0, 0, 10, 62)).tobytes() for name in "üéøλжч\uffff"}
     assert len(drawn) == 7
 
 
 def test_contact_sheet_has_a_column_per_run(tmp_path):
     columns = [(f"scale {k}", numpy.full((2, 8, 8, 1), 64 * k, dtype=numpy.uint8)) for k in range(3)]
-    contact_sheet(tmp_path / "sheet.png", columns, [[0, 1]] * 3, ["0", "1"])
+    write_contact_sheet(tmp_path / "sheet.png", columns, [[0, 1]] * 3, ["0", "1"])
     picture = numpy.asarray(Image.open(tmp_path / "sheet.png").convert("L"))
     assert {0, 64, 128} <= set(picture[picture.shape[0] - 20].tolist())
     whole = [(f"{title}\nguidance dpmpp_2m_sde", x) for title, x in columns]
-    contact_sheet(tmp_path / "long.png", whole, [[0, 1]] * 3, ["0", "1"])
+    write_contact_sheet(tmp_path / "long.png", whole, [[0, 1]] * 3, ["0", "1"])
     long = numpy.asarray(Image.open(tmp_path / "long.png").convert("L"))
     assert long.shape[0] == picture.shape[0] + 3 * 17  # guidance, dpmpp_, 2m_sde below each other
     assert long.shape[1] < 1.2 * picture.shape[1]  # and hardly any room between the columns
@@ -69,29 +69,31 @@ def test_contact_sheet_has_a_column_per_run(tmp_path):
     "side, shown", [(8, 56), (16, 64), (20, 60), (28, 56), (32, 64), (56, 56), (64, 64), (128, 128)]
 )
 def test_small_pictures_are_at_least_56_pixels_a_side(side, shown):
-    assert grid([[numpy.zeros((side, side, 3), numpy.uint8)]], [], []).size == (shown + 6, shown + 6)
+    assert draw_grid([[numpy.zeros((side, side, 3), numpy.uint8)]], [], []).size == (shown + 6, shown + 6)
 
 
 @pytest.mark.parametrize(
     "classes, shown, each, left", [(12, 12, 8, ""), (40, 40, 4, ""), (52, 40, 4, "12 of 52 classes")]
 )
 def test_a_training_picture_shows_every_class_up_to_forty(classes, shown, each, left, tmp_path, monkeypatch):
-    labels, grids = training_labels(classes, vectors=False), []
+    labels, grids = choose_training_labels(classes, vectors=False), []
     assert labels == [label for label in range(shown) for _ in range(each)]
-    monkeypatch.setattr(images, "save", lambda path, picture: grids.append(picture))
-    monkeypatch.setattr(images, "grid", lambda *arguments: arguments)
+    monkeypatch.setattr(images, "write_png", lambda path, picture: grids.append(picture))
+    monkeypatch.setattr(images, "draw_grid", lambda *arguments: arguments)
     names = [f"c{k}" for k in range(classes)]
-    sample_picture(tmp_path / "t.png", torch.zeros(len(labels), 1, 8, 8), labels, names, whole=True)
+    write_samples(tmp_path / "t.png", torch.zeros(len(labels), 1, 8, 8), labels, names, whole=True)
     ((rows, row_names, _, note),) = grids
     assert len(rows) == shown and row_names == names[:shown] and note.startswith(left) and bool(note) == bool(left)
     assert all(name in note for name in names[40:])
 
 
 def test_other_training_pictures():
-    assert training_labels(0, vectors=False) == [-1] * 80 and len(training_labels(4, vectors=True)) == 1000
-    assert layout([0, 0], ["a", "b"]).note == ""  # a run of one class leaves out no other one
     assert (
-        layout(list(range(45)), [f"c{k}" for k in range(45)]).note
+        choose_training_labels(0, vectors=False) == [-1] * 80 and len(choose_training_labels(4, vectors=True)) == 1000
+    )
+    assert lay_out_grid([0, 0], ["a", "b"]).note == ""  # a run of one class leaves out no other one
+    assert (
+        lay_out_grid(list(range(45)), [f"c{k}" for k in range(45)]).note
         == "5 of 45 classes are left out: c40, c41, c42, c43, c44"
     )
 
@@ -99,29 +101,29 @@ def test_other_training_pictures():
 def test_a_note_stands_below_a_grid():
     pictures = [[numpy.zeros((8, 8, 1), numpy.uint8)] * 4]
     plain, noted = (
-        numpy.asarray(grid(pictures, [], [], note).convert("L")) for note in ("", "two of them are left out, here")
+        numpy.asarray(draw_grid(pictures, [], [], note).convert("L")) for note in ("", "two of them are left out, here")
     )
     assert noted.shape[1] == plain.shape[1] and (noted[: len(plain)] == plain).all()
     assert len(noted) - len(plain) in (17, 34) and (noted[len(plain) :] < 128).any()
 
 
 def test_a_contact_sheet_shows_two_of_each_class():
-    assert contact_rows([0, 0, 0, 1, 2, 1, 1, 0], (1, 8, 8)) == [0, 1, 3, 4, 5]
-    assert contact_rows([-1] * 50, (1, 8, 8)) == list(range(20))
-    assert contact_rows([0, 1] * 20000, (2,)) == list(range(20000))
+    assert choose_contact_rows([0, 0, 0, 1, 2, 1, 1, 0], (1, 8, 8)) == [0, 1, 3, 4, 5]
+    assert choose_contact_rows([-1] * 50, (1, 8, 8)) == list(range(20))
+    assert choose_contact_rows([0, 1] * 20000, (2,)) == list(range(20000))
 
 
 def test_a_grid_shows_the_first_of_each_class():
     names = ["a", "b", "c"]
-    assert layout([2, 0, 0, 2, -1, 0], names).rows == [[4], [1, 2, 5], [0, 3]]
-    assert layout([2, 0, 0, 2, -1, 0], names).names == ["", "a", "c"]
-    assert layout([2, 0, 0, 2, -1, 0], names, most=5).rows == [[4], [1, 2], [0, 3]]
-    assert layout([1] * 100, names) == ([list(range(20))], ["b"], "")
-    assert layout([-1] * 11, names).rows == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10]]
-    assert len(layout([-1] * 2000, names).indices) == 800
-    assert len(layout(list(range(1000)), list(range(1000))).rows) == 40
+    assert lay_out_grid([2, 0, 0, 2, -1, 0], names).rows == [[4], [1, 2, 5], [0, 3]]
+    assert lay_out_grid([2, 0, 0, 2, -1, 0], names).names == ["", "a", "c"]
+    assert lay_out_grid([2, 0, 0, 2, -1, 0], names, most=5).rows == [[4], [1, 2], [0, 3]]
+    assert lay_out_grid([1] * 100, names) == ([list(range(20))], ["b"], "")
+    assert lay_out_grid([-1] * 11, names).rows == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10]]
+    assert len(lay_out_grid([-1] * 2000, names).indices) == 800
+    assert len(lay_out_grid(list(range(1000)), list(range(1000))).rows) == 40
 
 
 def test_vectors_become_a_scatter_plot(tmp_path):
-    sample_picture(tmp_path / "plot.png", torch.randn(50, 2), [0, 1] * 25, ["0", "1"], torch.randn(100, 2))
+    write_samples(tmp_path / "plot.png", torch.randn(50, 2), [0, 1] * 25, ["0", "1"], torch.randn(100, 2))
     assert Image.open(tmp_path / "plot.png").size[0] > 300

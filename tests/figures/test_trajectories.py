@@ -7,8 +7,8 @@ import pytest
 import torch
 from PIL import Image, ImageSequence
 
-from diffguide.figures.image_grids import layout, write_grid
-from diffguide.figures.trajectories import Film, shown_samples, write_images
+from diffguide.figures.image_grids import lay_out_grid, write_grid
+from diffguide.figures.trajectories import TrajectoryRecorder, choose_trajectories, write_image_gif
 from diffguide.sample import main
 from diffguide.schedules import EDM, Cosine
 
@@ -36,48 +36,48 @@ def test_the_film_ends_with_the_grid(at, command, labels, n):
 
 
 def test_a_film_of_many_samples_shows_the_first_of_each_class():
-    assert shown_samples([k % 10 for k in range(50000)], DIGITS, (1, 8, 8)).indices == [
+    assert choose_trajectories([k % 10 for k in range(50000)], DIGITS, (1, 8, 8)).indices == [
         10 * k + digit for digit in range(10) for k in range(8)
     ]
-    by_class = shown_samples([k // 5000 for k in range(50000)], DIGITS, (1, 8, 8))
+    by_class = choose_trajectories([k // 5000 for k in range(50000)], DIGITS, (1, 8, 8))
     assert [row[0] for row in by_class.rows] == [5000 * k for k in range(10)] and len(by_class.indices) == 80
-    assert len(shown_samples([0] * 20 + [1] * 60, DIGITS, (3, 256, 256)).indices) == 16  # few large ones
-    assert len(shown_samples([0] * 5, DIGITS, (3, 4096, 4096)).indices) == 1
-    assert shown_samples([0, 1] * 5000, DIGITS, (2,)).indices == list(range(2000))
+    assert len(choose_trajectories([0] * 20 + [1] * 60, DIGITS, (3, 256, 256)).indices) == 16  # few large ones
+    assert len(choose_trajectories([0] * 5, DIGITS, (3, 4096, 4096)).indices) == 1
+    assert choose_trajectories([0, 1] * 5000, DIGITS, (2,)).indices == list(range(2000))
 
 
 @pytest.mark.parametrize("schedule", [Cosine(12.0, -12.0), EDM(9.0, -9.0)], ids=["vp", "ve"])
 def test_noise_has_variance_one_in_every_frame(schedule):
     """x_t of data and noise of variance 1: so the frame's values have too, VE's sigma of 90 notwithstanding."""
     times = torch.linspace(1, 0, 8, dtype=torch.float64)
-    film, generator = Film(range(4000), times, schedule, numpy.eye(2)), torch.Generator().manual_seed(0)
+    film, generator = TrajectoryRecorder(range(4000), times, schedule, numpy.eye(2)), torch.Generator().manual_seed(0)
     x_0, eps = torch.randn(2, 4000, 2, generator=generator, dtype=torch.float64)
     film.start(0, 4000)
     for step, t in enumerate(times[1:], start=1):
         alpha, sigma = schedule.alpha_sigma(t)
         film.on_step(step, alpha * x_0 + sigma * eps)
-    deviations = film.taken().std(axis=(1, 2))
+    deviations = film.stack_frames().std(axis=(1, 2))
     assert deviations == pytest.approx(numpy.ones(7), abs=0.03)
 
 
 def test_a_film_is_thinned_evenly_and_keeps_the_end():
-    film = Film([3, 12], torch.linspace(1, 0, 1001, dtype=torch.float64), EDM(9.0, -9.0), numpy.eye(2))
+    film = TrajectoryRecorder([3, 12], torch.linspace(1, 0, 1001, dtype=torch.float64), EDM(9.0, -9.0), numpy.eye(2))
     film.start(10, 5)
     for step in range(1, 1001):
         film.on_step(step, torch.full((5, 2), float(step)))
-    taken = film.taken()
+    taken = film.stack_frames()
     assert taken.shape == (60, 1, 2) and taken[-1, 0, 0] == 1000
     film.start(5, 5)  # a batch of which nothing is shown
     film.on_step(1000, torch.zeros(5, 2))
-    assert film.taken() is None
+    assert film.stack_frames() is None
 
 
 def test_grey_levels_are_exact_where_frames_lack_some(tmp_path):
     """Pillow's optimised palettes shift them."""
     pictures = numpy.random.default_rng(0).integers(0, 100, (6, 3, 8, 8, 1)).astype(numpy.uint8) * 2
     pictures[:, 0] = 0
-    shown = layout([0, 1, 2] * 2, DIGITS)
-    write_images(tmp_path / "film.gif", shown, dict(enumerate(pictures)))
+    shown = lay_out_grid([0, 1, 2] * 2, DIGITS)
+    write_image_gif(tmp_path / "film.gif", shown, dict(enumerate(pictures)))
     for k, frame in enumerate(frames(tmp_path / "film.gif")):
         write_grid(tmp_path / "grid.png", shown, pictures[:, k])
         assert numpy.array_equal(frame, numpy.asarray(Image.open(tmp_path / "grid.png").convert("RGB")))
@@ -87,8 +87,8 @@ def test_colours_are_close(tmp_path):
     ramp = numpy.linspace(0, 255, 64).astype(numpy.uint8).reshape(8, 8)
     picture = numpy.stack([ramp, ramp.T, numpy.full_like(ramp, 90)], axis=-1)
     pictures = numpy.stack([numpy.stack([255 - picture, picture])] * 2)
-    shown = layout([-1, -1], [])
-    write_images(tmp_path / "film.gif", shown, dict(enumerate(pictures)))
+    shown = lay_out_grid([-1, -1], [])
+    write_image_gif(tmp_path / "film.gif", shown, dict(enumerate(pictures)))
     write_grid(tmp_path / "grid.png", shown, pictures[:, 1])
     grid = numpy.asarray(Image.open(tmp_path / "grid.png").convert("RGB")).astype(int)
     assert numpy.abs(frames(tmp_path / "film.gif")[-1] - grid).max() < 16

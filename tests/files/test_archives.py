@@ -71,12 +71,12 @@ def test_a_sealed_file_is_what_was_sealed(tmp_path):
         "b": torch.ones(2, 3, dtype=torch.bfloat16),
         "c": torch.zeros(0, dtype=torch.bool),
     }
-    archives.write(tmp_path / "1", tensors, {"x": float("inf"), "names": ("é", "inf")})
-    back, metadata = archives.read(tmp_path / "1")
+    archives.write_sealed(tmp_path / "1", tensors, {"x": float("inf"), "names": ("é", "inf")})
+    back, metadata = archives.read_sealed(tmp_path / "1")
     assert back.keys() == tensors.keys() and all(torch.equal(back[name], tensors[name]) for name in tensors)
-    assert metadata["x"] == float("inf") and metadata["format"] == archives.FORMAT
+    assert metadata["x"] == float("inf") and metadata["format"] == archives.FORMAT_VERSION
     plain = json.loads(json.dumps({"format": 2, "x": "inf", "names": ["é", "inf"]}))
-    seals = {archives.digest(change, plain) for change in (
+    seals = {archives.compute_digest(change, plain) for change in (
         tensors, tensors | {"a": torch.tensor([3.0])}, tensors | {"a": torch.tensor(3)}, tensors | {"a": torch.tensor(3.5)},
         tensors | {"b": torch.ones(3, 2, dtype=torch.bfloat16)}, {**tensors, "d": torch.zeros(0)},
     )}  # fmt: skip

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from diffguide.files.run_folders import WriteError, claim_version, write_atomically, write_together
+from diffguide.files.run_folders import WriteError, create_version_dir, write_atomically, write_together
 
 
 def fill(folder):
@@ -14,15 +14,15 @@ def fill(folder):
 
 
 def test_versions_count_up_and_skip_gaps(tmp_path):
-    assert claim_version(tmp_path / "a", fill).name == "v001"
+    assert create_version_dir(tmp_path / "a", fill).name == "v001"
     (tmp_path / "a" / "v007").mkdir()
     (tmp_path / "a" / "v9x").mkdir()
-    assert claim_version(tmp_path / "a", fill).name == "v008"
+    assert create_version_dir(tmp_path / "a", fill).name == "v008"
 
 
 def test_no_version_is_claimed_twice(tmp_path):
     with ThreadPoolExecutor(8) as pool:
-        folders = list(pool.map(lambda _: claim_version(tmp_path, fill), range(64)))
+        folders = list(pool.map(lambda _: create_version_dir(tmp_path, fill), range(64)))
     assert sorted(folder.name for folder in folders) == [f"v{i:03d}" for i in range(1, 65)]
 
 

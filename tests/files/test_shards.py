@@ -6,7 +6,7 @@ import zipfile
 import numpy
 import pytest
 
-from diffguide.files.shards import START, ShardError, Shards, read_rows, write_archive
+from diffguide.files.shards import START_FILE, ShardError, Shards, read_rows, write_archive
 
 KINDS = {
     "grey": numpy.random.default_rng(0).integers(0, 256, (23, 8, 8, 1)).astype(numpy.uint8),
@@ -26,7 +26,7 @@ def test_the_archive_is_what_numpy_writes_of_the_whole(tmp_path, x):
     assert (tmp_path / "own.npz").read_bytes() == (tmp_path / "numpys.npz").read_bytes()
     assert numpy.array_equal(read_rows(tmp_path / "own.npz", [22, 0, 7]), x[[0, 7, 22]])
     assert shards.evaluations() == 5 * 7
-    picked = shards.pick([22, 3, 5])
+    picked = shards.read_samples([22, 3, 5])
     assert list(picked) == [3, 5, 22] and all(numpy.array_equal(picked[index], x[index]) for index in picked)
 
 
@@ -46,7 +46,7 @@ def test_merging_holds_one_shard_in_memory(tmp_path):
 
 def test_which_batches_are_missing(tmp_path):
     shards = Shards(tmp_path, 23, 5)
-    assert shards.missing() == [0, 5, 10, 15, 20] and [shards.count(first) for first in shards.firsts] == [
+    assert shards.missing_batches() == [0, 5, 10, 15, 20] and [shards.count(first) for first in shards.firsts] == [
         5,
         5,
         5,
@@ -55,7 +55,7 @@ def test_which_batches_are_missing(tmp_path):
     ]
     shards.write(10, numpy.zeros((5, 2)), 0, None)
     (tmp_path / ".0000000015.77.npz").write_bytes(b"half")
-    assert shards.missing() == [0, 5, 15, 20]
+    assert shards.missing_batches() == [0, 5, 15, 20]
 
 
 def test_frames_of_single_samples(tmp_path):
@@ -99,7 +99,7 @@ def test_removing_leaves_what_is_not_ours(tmp_path):
     (tmp_path / "shards").mkdir()
     shards = Shards(tmp_path / "shards", 10, 5)
     (tmp_path / "shards/notes.txt").write_text("mine")
-    (tmp_path / "shards" / START).write_text("{}")
+    (tmp_path / "shards" / START_FILE).write_text("{}")
     shards.write(5, numpy.zeros((5, 2)), 0, None)
     shards.remove()
     assert [path.name for path in (tmp_path / "shards").iterdir()] == ["notes.txt"]

@@ -9,7 +9,7 @@ import torch
 from closed_forms import ExactMixture, two_classes
 from networks import batch, every_network, lively, mlp, same_rows
 
-from diffguide.backbones.conditions import Embedding, joined, without
+from diffguide.backbones.conditions import Embedding, concatenate_conditions, remove_condition
 from diffguide.guidance import CADS, ClassifierFree
 from diffguide.guidance.cads import DRAW
 from diffguide.models.evaluation_counters import EvaluationCounter
@@ -46,7 +46,7 @@ def test_the_embedded_condition_is_the_condition(make, shape):
     network, (data, log_snr, classes) = lively(make()), batch(6, *shape)
     embedded = network.embed(classes)
     assert same_rows(network(data, log_snr, embedded), network(data, log_snr, classes)).all()
-    twice = joined([embedded, without(embedded)])[2:]
+    twice = concatenate_conditions([embedded, remove_condition(embedded)])[2:]
     expected = network(
         torch.cat([data, data])[2:], log_snr.repeat(2)[2:], torch.cat([classes, torch.full((6,), -1)])[2:]
     )

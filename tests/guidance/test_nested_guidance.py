@@ -9,7 +9,16 @@ from exact_models import oracle
 from networks import lively, mlp
 from potential_laws import Towards
 
-from diffguide.guidance import CADS, Auto, ClassifierFree, ClassifierGuidance, Compose, Negative, Nested, Unguided
+from diffguide.guidance import (
+    CADS,
+    Autoguidance,
+    ClassifierFree,
+    ClassifierGuidance,
+    Composition,
+    NegativeCondition,
+    Nested,
+    Unguided,
+)
 from diffguide.guidance.potentials import MPGD, PotentialGuidance
 from diffguide.guidance.projections import APG, TCFG
 from diffguide.guidance.ramps import LinearRamp
@@ -125,8 +134,8 @@ def begun(guided, seeds=range(6)):
 
 
 @pytest.mark.parametrize("outer", [
-    lambda d: ClassifierFree(d, 1.5, EVERYWHERE), lambda d: Negative(d, 1, 1.5, EVERYWHERE),
-    lambda d: Compose(d, [0, 2], [1.0, -0.5], 1.5, EVERYWHERE),
+    lambda d: ClassifierFree(d, 1.5, EVERYWHERE), lambda d: NegativeCondition(d, 1, 1.5, EVERYWHERE),
+    lambda d: Composition(d, [0, 2], [1.0, -0.5], 1.5, EVERYWHERE),
 ], ids=["cfg", "negative", "compose"])  # fmt: skip
 def test_noise_on_the_condition_inside_a_contrast(outer):
     """The outer one's conditions come as one batch: each sample has its noise in all of them."""
@@ -141,7 +150,7 @@ def test_noise_on_the_condition_inside_a_contrast(outer):
 def test_noise_on_the_condition_around_a_negative_one():
     """The unwanted class is embedded too, without noise."""
     model = network()
-    inner = Negative(model, 1, 1.5, EVERYWHERE)
+    inner = NegativeCondition(model, 1, 1.5, EVERYWHERE)
     found = begun(noised(inner, 1.0))(x, t, y)
     vectors = begun(noised(model, 1.0)).noised(t, y)
     strong, weak = model(x, t, vectors), model(x, t, torch.ones(6, dtype=torch.long))
@@ -149,10 +158,11 @@ def test_noise_on_the_condition_around_a_negative_one():
 
 
 @pytest.mark.parametrize("make, sentence", [
-    (lambda: noised(Compose(network(), [0], [1.0], 2.0, EVERYWHERE)), "needs a conditional model"),
-    (lambda: noised(Auto(network(), network(1), 2.0, EVERYWHERE)), "has no network, or several"),
-    (lambda: ClassifierFree(Compose(network(), [0], [1.0], 2.0, EVERYWHERE), 2.0, EVERYWHERE), "needs a conditional model"),
-    (lambda: Negative(Compose(network(), [0], [1.0], 2.0, EVERYWHERE), 0, 2.0, EVERYWHERE), "needs a model with classes"),
+    (lambda: noised(Composition(network(), [0], [1.0], 2.0, EVERYWHERE)), "needs a conditional model"),
+    (lambda: noised(Autoguidance(network(), network(1), 2.0, EVERYWHERE)), "has no network, or several"),
+    (lambda: ClassifierFree(Composition(network(), [0], [1.0], 2.0, EVERYWHERE), 2.0, EVERYWHERE), "needs a conditional model"),
+    (lambda: NegativeCondition(Composition(network(), [0], [1.0], 2.0, EVERYWHERE), 0, 2.0, EVERYWHERE),
+     "needs a model with classes"),
 ])  # fmt: skip
 def test_what_would_be_ignored_is_refused(make, sentence):
     """A condition that the inner guidance does not read, or reads by another table, is no contrast."""
@@ -163,8 +173,8 @@ def test_what_would_be_ignored_is_refused(make, sentence):
 def test_auto_needs_both_to_know_the_null_condition():
     """A guide that never dropped its label cannot be asked without one."""
     guide = Preconditioned(lively(mlp()).double(), COSINE, V(), has_null=False)
-    auto = Auto(network(), guide, 2.0, EVERYWHERE)
-    assert not auto.has_null and Auto(network(), network(1), 2.0, EVERYWHERE).has_null
+    auto = Autoguidance(network(), guide, 2.0, EVERYWHERE)
+    assert not auto.has_null and Autoguidance(network(), network(1), 2.0, EVERYWHERE).has_null
     with pytest.raises(ValueError, match="never dropped its label"):
         ClassifierFree(auto, 2.0, EVERYWHERE)
 
@@ -176,9 +186,9 @@ def test_nested_says_what_its_parts_need():
         (lambda d: MPGD(d, Towards(0.0, 1.0), 0.1, EVERYWHERE)),
     )
     both = Nested(LAW, {"pull": plain, "free": free, "push": plain})
-    assert both.by_condition and both.needs_null and not Nested(LAW, {"pull": plain}).by_condition
-    assert Negative(LAW, 1, 2.0, EVERYWHERE).by_condition and not Unguided(LAW).by_condition
-    assert not Nested.needs_null and not ClassifierGuidance.by_condition
+    assert both.uses_condition and both.needs_null and not Nested(LAW, {"pull": plain}).uses_condition
+    assert NegativeCondition(LAW, 1, 2.0, EVERYWHERE).uses_condition and not Unguided(LAW).uses_condition
+    assert not Nested.needs_null and not ClassifierGuidance.uses_condition
 
 
 def test_a_compiled_network_is_not_differentiated():
@@ -189,7 +199,7 @@ def test_a_compiled_network_is_not_differentiated():
         compiled,
         EvaluationCounter(compiled),
         ClassifierFree(compiled, 2.0, EVERYWHERE),
-        Auto(model, compiled, 2.0, EVERYWHERE),
+        Autoguidance(model, compiled, 2.0, EVERYWHERE),
     ]
     for denoiser in wrapped:
         with pytest.raises(SamplingError, match="went through torch.compile: sample it uncompiled"):

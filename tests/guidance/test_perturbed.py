@@ -162,7 +162,7 @@ def test_layers_are_counted_in_the_order_of_computation():
         assert PAG(denoiser(backbone), 2.0, EVERYWHERE, None, True).perturbation.layers == tuple(coarsest)
         if make is unet:
             assert sides(backbone, unet_file.Attention) == places
-            assert sides(backbone, unet_file.Block) == backbone.residual_blocks
+            assert sides(backbone, unet_file.UNetBlock) == backbone.residual_blocks
     assert backbone.residual_blocks == [4, 4, 4] and network(mlp).residual_blocks == [1, 1]
 
 

@@ -17,7 +17,7 @@ from diffguide.guidance.potentials import (
     TFG,
     Brightness,
     FreeDoM,
-    NoisedPotentialGuidance,
+    NoisyPotentialGuidance,
     PotentialDensity,
     PotentialGuidance,
     UniversalGuidance,
@@ -69,7 +69,7 @@ def test_bayes_through_the_network(schedule, w):
 def test_bayes_on_x_t(schedule):
     """The law N(m, v) times exp f is Gaussian: its score is what the guided eps says."""
     alpha, sigma, *_ = closed(schedule)
-    found = NoisedPotentialGuidance(white(schedule), near(), 1.0, EVERYWHERE)(x, T)
+    found = NoisyPotentialGuidance(white(schedule), near(), 1.0, EVERYWHERE)(x, T)
     total = alpha**2 * VARIANCE + sigma**2
     precision = 1 / total + 1 / WIDTH**2
     mean = (alpha * MEAN.numpy() / total + POINT.numpy() / WIDTH**2) / precision
@@ -188,7 +188,7 @@ class Wavy(Brightness):
 
 METHODS = {
     "potential": lambda d, f=None, w=0.7, i=EVERYWHERE: PotentialGuidance(d, f or Wavy(), w, i),
-    "noised": lambda d, f=None, w=0.7, i=EVERYWHERE: NoisedPotentialGuidance(d, f or Wavy(), w, i),
+    "noised": lambda d, f=None, w=0.7, i=EVERYWHERE: NoisyPotentialGuidance(d, f or Wavy(), w, i),
     "mpgd": lambda d, f=None, w=0.7, i=EVERYWHERE: MPGD(d, f or Wavy(), w, i),
     "freedom": lambda d, f=None, w=0.7, i=EVERYWHERE: FreeDoM(d, f or Wavy(), w, i),
     "universal": lambda d, f=None, w=0.7, i=EVERYWHERE: UniversalGuidance(d, f or Wavy(), w, i, 2, 0.1),
@@ -350,7 +350,7 @@ def test_a_density_is_tilted():
     assert not density.normalized and PotentialDensity(LAW, near_2(), 0.0).normalized
     x = points_2.clone().requires_grad_()
     (score,) = torch.autograd.grad(density.log_density(x, T, y).sum(), x)
-    guided = NoisedPotentialGuidance(LAW, Towards(0.4, 0.7), 2.0, EVERYWHERE)(points_2, T, y)
+    guided = NoisyPotentialGuidance(LAW, Towards(0.4, 0.7), 2.0, EVERYWHERE)(points_2, T, y)
     torch.testing.assert_close(-guided.eps / COSINE.alpha_sigma(T)[1], score)
     wavy = PotentialDensity(LAW, Wavy(), 1.0)
     assert torch.equal(wavy.log_density(points_2, T, y)[y < 0], LAW.log_density(points_2, T, y)[y < 0])

@@ -8,7 +8,7 @@ import torch
 from closed_forms import ExactMixture, Mixture, two_classes
 from two_class_points import COSINE, EVERYWHERE, either_time, exact, t, x
 
-from diffguide.guidance import Auto, ClassifierFree, Compose, Negative, Nested
+from diffguide.guidance import Autoguidance, ClassifierFree, Composition, NegativeCondition, Nested
 from diffguide.guidance.projections import APG
 from diffguide.guidance.rules import CFGPlusPlus, Linear
 from diffguide.models.evaluation_counters import EvaluationCounter
@@ -51,17 +51,17 @@ UNWANTED = torch.ones(8, dtype=torch.long)
 def test_negative(t, condition, facts):
     counter = EvaluationCounter(exact(**facts))
     strong, weak = exact()(x, t, y), exact()(x, t, UNWANTED)
-    same(Negative(counter, condition, 3.0, EVERYWHERE)(x, t, y), extrapolated(strong, weak, 3.0))
+    same(NegativeCondition(counter, condition, 3.0, EVERYWHERE)(x, t, y), extrapolated(strong, weak, 3.0))
     assert counter.evaluations == 16
-    same(Negative(exact(**facts), condition, 1.0, EVERYWHERE)(x, t, y), strong, 0)
-    same(Negative(exact(**facts), condition, 0.0, EVERYWHERE)(x, t, y), weak, 0)
-    same(Negative(exact(**facts), condition, 3.0, EVERYWHERE)(x, t), extrapolated(exact()(x, t), weak, 3.0))
+    same(NegativeCondition(exact(**facts), condition, 1.0, EVERYWHERE)(x, t, y), strong, 0)
+    same(NegativeCondition(exact(**facts), condition, 0.0, EVERYWHERE)(x, t, y), weak, 0)
+    same(NegativeCondition(exact(**facts), condition, 3.0, EVERYWHERE)(x, t), extrapolated(exact()(x, t), weak, 3.0))
 
 
 def test_negative_evaluates_what_is_needed():
     for scale in (0.0, 1.0):
         counter = EvaluationCounter(exact())
-        Negative(counter, 1, scale, EVERYWHERE)(x, t, y)
+        NegativeCondition(counter, 1, scale, EVERYWHERE)(x, t, y)
         assert counter.evaluations == 8
 
 
@@ -70,19 +70,19 @@ def test_compose(t):
     """weak + w sum_i w_i (D_i - weak): class 0 and not class 1."""
     zero, one, none = (exact()(x, t, torch.full((8,), c)) for c in (0, 1, -1))
     counter = EvaluationCounter(exact())
-    found = Compose(counter, [0, 1], [1.5, -0.5], 2.0, EVERYWHERE)(x, t, y)
+    found = Composition(counter, [0, 1], [1.5, -0.5], 2.0, EVERYWHERE)(x, t, y)
     expected = [n + 2.0 * (1.5 * (a - n) - 0.5 * (b - n)) for a, b, n in zip(zero, one, none)]
     same(found, Prediction(*expected))
     assert counter.evaluations == 24
-    same(Compose(exact(), [0, 1], [1.5, -0.5], 0.0, EVERYWHERE)(x, t, y), none, 1e-13)
-    same(Compose(exact(), [0], [1.0], 3.0, EVERYWHERE)(x, t, y), extrapolated(zero, none, 3.0))
-    same(Compose(exact(), [0], [1.0], 1.0, EVERYWHERE)(x, t, y), zero, 1e-13)
+    same(Composition(exact(), [0, 1], [1.5, -0.5], 0.0, EVERYWHERE)(x, t, y), none, 1e-13)
+    same(Composition(exact(), [0], [1.0], 3.0, EVERYWHERE)(x, t, y), extrapolated(zero, none, 3.0))
+    same(Composition(exact(), [0], [1.0], 1.0, EVERYWHERE)(x, t, y), zero, 1e-13)
 
 
 def test_compose_evaluates_what_is_needed():
     for scale, weights, evaluations in ((0.0, [1.0], 8), (1.0, [1.0], 8), (1.0, [0.5], 16), (2.0, [1.0], 16)):
         counter = EvaluationCounter(exact())
-        Compose(counter, [0], weights, scale, EVERYWHERE)(x, t, y)
+        Composition(counter, [0], weights, scale, EVERYWHERE)(x, t, y)
         assert counter.evaluations == evaluations
 
 
@@ -106,37 +106,37 @@ def test_auto(t, guide_schedule):
     """On every schedule of the guide: evaluated at equal log-SNR, with x rescaled."""
     strong, weak = exact()(x, t, y), blurred()(x, t, y)
     for scale in (0.0, 1.0, 2.5):
-        found = Auto(exact(), blurred(guide_schedule), scale, EVERYWHERE)(x, t, y)
+        found = Autoguidance(exact(), blurred(guide_schedule), scale, EVERYWHERE)(x, t, y)
         same(found, extrapolated(strong, weak, scale), 1e-8)
-    same(Auto(exact(), blurred(guide_schedule), 1.0, EVERYWHERE)(x, t, y), strong, 0)
+    same(Autoguidance(exact(), blurred(guide_schedule), 1.0, EVERYWHERE)(x, t, y), strong, 0)
 
 
 def test_auto_counts_both_networks_and_needs_no_condition():
     counter = EvaluationCounter(exact())
-    auto = Auto(counter, blurred(), 2.0, EVERYWHERE)
+    auto = Autoguidance(counter, blurred(), 2.0, EVERYWHERE)
     same(auto(x, t), extrapolated(exact()(x, t), blurred()(x, t), 2.0))
     assert counter.evaluations == 16
-    Auto(counter, blurred(), 1.0, EVERYWHERE)(x, t)
+    Autoguidance(counter, blurred(), 1.0, EVERYWHERE)(x, t)
     assert counter.evaluations == 24
 
 
 def test_auto_starts_its_guide():
     """A guide with momentum has its own, of this run."""
     inner = ClassifierFree(blurred(), 2.0, EVERYWHERE, APG(0.0, math.inf, -0.5))
-    auto = Auto(exact(), inner, 2.0, EVERYWHERE)
+    auto = Autoguidance(exact(), inner, 2.0, EVERYWHERE)
     sampler = Heun(5, UniformLogSNR())
     times = sampler.times(auto)
     first, again = (sampler(auto, x, times, y.clamp(min=0)) for _ in range(2))
-    assert auto.remembers and torch.equal(first, again)
-    plain = Auto(exact(), ClassifierFree(blurred(), 2.0, EVERYWHERE, APG(0.0, math.inf, 0.0)), 2.0, EVERYWHERE)
-    assert not plain.remembers and float((sampler(plain, x, times, y.clamp(min=0)) - first).abs().max()) > 1e-6
+    assert auto.stateful and torch.equal(first, again)
+    plain = Autoguidance(exact(), ClassifierFree(blurred(), 2.0, EVERYWHERE, APG(0.0, math.inf, 0.0)), 2.0, EVERYWHERE)
+    assert not plain.stateful and float((sampler(plain, x, times, y.clamp(min=0)) - first).abs().max()) > 1e-6
 
 
 def test_nested_from_inside_out():
     """CFG++ around autoguidance: the parts in their order, counted together."""
     counter = EvaluationCounter(exact())
     parts = {
-        "auto": lambda d: Auto(d, blurred(), 2.0, EVERYWHERE),
+        "auto": lambda d: Autoguidance(d, blurred(), 2.0, EVERYWHERE),
         "cfgpp": lambda d: ClassifierFree(d, 0.4, EVERYWHERE, CFGPlusPlus()),
     }
     nested, classes = Nested(counter, parts), y.clamp(min=0)
@@ -151,28 +151,28 @@ def test_nested_from_inside_out():
 def test_nested_memories_belong_to_a_run():
     parts = {
         "apg": lambda d: ClassifierFree(d, 2.0, EVERYWHERE, APG(0.0, math.inf, -0.5)),
-        "auto": lambda d: Auto(d, blurred(), 1.5, EVERYWHERE),
+        "auto": lambda d: Autoguidance(d, blurred(), 1.5, EVERYWHERE),
     }
     nested, sampler = Nested(exact(), parts), Heun(5, UniformLogSNR())
     times = sampler.times(nested)
-    assert nested.remembers
+    assert nested.stateful
     assert torch.equal(*(sampler(nested, x, times, y.clamp(min=0)) for _ in range(2)))
 
 
 @pytest.mark.parametrize("make, sentence", [
-    (lambda: Negative(exact(), 2, 2.0, EVERYWHERE), "there is no class 2; indices 0 to 1; the names .* are not known"),
-    (lambda: Negative(exact(class_names=["a", "b"]), "c", 2.0, EVERYWHERE), "there is no class 'c'; .* or names: a, b"),
-    (lambda: Negative(exact(num_classes=0), 0, 2.0, EVERYWHERE), "negative needs a model with classes"),
-    (lambda: Compose(exact(), [0], [1.0, 2.0], 2.0, EVERYWHERE), r"must be as many, .* got \[0\] and \[1.0, 2.0\]"),
-    (lambda: Compose(exact(has_null=False), [0], [1.0], 2.0, EVERYWHERE), "guidance=compose needs .* never dropped"),
-    (lambda: Auto(exact(), exact(num_classes=3), 2.0, EVERYWHERE), "the guide has 3 classes, the model 2"),
-    (lambda: Auto(exact(shape=[2]), exact(shape=[1, 8, 8]), 2.0, EVERYWHERE),
+    (lambda: NegativeCondition(exact(), 2, 2.0, EVERYWHERE), "there is no class 2; indices 0 to 1; the names .* are not known"),
+    (lambda: NegativeCondition(exact(class_names=["a", "b"]), "c", 2.0, EVERYWHERE), "no class 'c'; .* or names: a, b"),
+    (lambda: NegativeCondition(exact(num_classes=0), 0, 2.0, EVERYWHERE), "negative needs a model with classes"),
+    (lambda: Composition(exact(), [0], [1.0, 2.0], 2.0, EVERYWHERE), r"must be as many, .* got \[0\] and \[1.0, 2.0\]"),
+    (lambda: Composition(exact(has_null=False), [0], [1.0], 2.0, EVERYWHERE), "guidance=compose needs .* never dropped"),
+    (lambda: Autoguidance(exact(), exact(num_classes=3), 2.0, EVERYWHERE), "the guide has 3 classes, the model 2"),
+    (lambda: Autoguidance(exact(shape=[2]), exact(shape=[1, 8, 8]), 2.0, EVERYWHERE),
      r"the guide makes data of shape \[1, 8, 8\], the model of shape \[2\]"),
-    (lambda: Auto(exact(), exact(Cosine(8.0, -10.0)), 2.0, EVERYWHERE),
+    (lambda: Autoguidance(exact(), exact(Cosine(8.0, -10.0)), 2.0, EVERYWHERE),
      "the guide knows noise levels 0.0183156 to 148.413, guidance acts from 0.00247875 to 148.413: narrow"),
-    (lambda: Auto(exact(), exact(Cosine(8.0, -10.0)), 2.0, (0.001, 0.01)), "they share none, take another guide"),
-    (lambda: Auto(exact(), Classifier(), 2.0, EVERYWHERE), "guide must be a generator of the same data, got a Classifier"),
-    (lambda: Auto(exact(), exact(levels=torch.tensor([1.0, 0.5])), 2.0, EVERYWHERE), "knows only its own noise levels"),
+    (lambda: Autoguidance(exact(), exact(Cosine(8.0, -10.0)), 2.0, (0.001, 0.01)), "they share none, take another guide"),
+    (lambda: Autoguidance(exact(), Classifier(), 2.0, EVERYWHERE), "guide must be a generator of the same data, got a Classif"),
+    (lambda: Autoguidance(exact(), exact(levels=torch.tensor([1.0, 0.5])), 2.0, EVERYWHERE), "knows only its own noise levels"),
     (lambda: Nested(exact(), {}), "parts is empty"),
 ])  # fmt: skip
 def test_what_cannot_work_is_refused(make, sentence):
@@ -181,7 +181,7 @@ def test_what_cannot_work_is_refused(make, sentence):
 
 
 def test_a_guide_may_know_less_where_guidance_does_not_act():
-    auto = Auto(exact(), blurred(Cosine(8.0, -10.0)), 2.0, (0.1, 100.0))
+    auto = Autoguidance(exact(), blurred(Cosine(8.0, -10.0)), 2.0, (0.1, 100.0))
     early = torch.tensor(0.02, dtype=torch.float64)
     same(auto(x, early, y), exact()(x, early, y), 0)
 
@@ -189,15 +189,15 @@ def test_a_guide_may_know_less_where_guidance_does_not_act():
 def test_the_interval_that_a_guide_asks_for_is_taken():
     guide = exact(Cosine(8.0, -9.3))
     with pytest.raises(ValueError) as told:
-        Auto(exact(), guide, 2.0, EVERYWHERE)
+        Autoguidance(exact(), guide, 2.0, EVERYWHERE)
     said = str(told.value).partition("guidance.interval=[")[2].rstrip("]").split(",")
-    Auto(exact(), guide, 2.0, [float(level) for level in said])
+    Autoguidance(exact(), guide, 2.0, [float(level) for level in said])
 
 
 def test_both_models_must_know_no_condition():
-    assert Auto(exact(), exact(), 2.0, EVERYWHERE).has_null
+    assert Autoguidance(exact(), exact(), 2.0, EVERYWHERE).has_null
     for facts in ({}, {"has_null": False}), ({"has_null": False}, {}):
-        assert not Auto(*(exact(**part) for part in facts), 2.0, EVERYWHERE).has_null
+        assert not Autoguidance(*(exact(**part) for part in facts), 2.0, EVERYWHERE).has_null
 
 
 def test_linear_is_the_default():

@@ -64,9 +64,9 @@ def save(folder: Path, config: dict = CONFIG, **facts) -> Path:
 
 def change(source: Path, path: Path, edit) -> Path:
     """A copy, sealed anew, of which `edit` changed tensors and metadata in place."""
-    tensors, metadata = archives.read(source)
+    tensors, metadata = archives.read_sealed(source)
     edit(tensors, metadata)
-    archives.write(path, tensors, metadata)
+    archives.write_sealed(path, tensors, metadata)
     return path
 
 

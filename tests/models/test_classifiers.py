@@ -7,26 +7,18 @@ import numpy
 import pytest
 import torch
 from closed_forms import two_classes
-from networks import lively, mlp, unet
+from networks import encoder, lively, mlp, unet
 
 import diffguide
-from diffguide.backbones import UNetEncoder
 from diffguide.datasets import Digits
 from diffguide.evaluation.classification.metric import accuracies
 from diffguide.models.noisy_classifier import NoisyClassifier
-from diffguide.objectives import Classifying
+from diffguide.objectives import ClassifierObjective
 from diffguide.objectives.base import Loss
 from diffguide.objectives.levels import UniformTime
 from diffguide.schedules import EDM, Cosine
 from diffguide.schedules.learned import Monotone
 from diffguide.train import main as train
-
-
-def encoder(out_features=3, **changed) -> UNetEncoder:
-    options = {"in_channels": 1, "size": 8, "channels": 8, "multipliers": [1, 2], "blocks": 1, "attention": [4]}
-    options |= {"head_channels": 8, "dropout": 0.1, "noise_conditioned": True, "double_differentiable": True}
-    return UNetEncoder(out_features=out_features, checkpointing=False, **options | changed)
-
 
 COSINE = Cosine(12.0, -10.0)
 
@@ -100,14 +92,14 @@ def test_other_networks_are_refused(network, sentence):
 def test_a_learned_schedule_is_refused():
     schedule = Monotone(log_snr_max=10.0, log_snr_min=-8.0, width=16, learned_ends=False)
     with pytest.raises(ValueError, match="cannot train a learned schedule"):
-        Classifying(mlp(out_features=3, num_classes=0), schedule, UniformTime(True))
+        ClassifierObjective(mlp(out_features=3, num_classes=0), schedule, UniformTime(True))
 
 
 def test_the_loss_is_the_cross_entropy_at_the_drawn_levels():
     """Its mean at the optimum is the conditional entropy of y given x_t, here of a mixture with the exact classifier."""
     mixture, rng = two_classes(), numpy.random.default_rng(0)
     x_0, y = (torch.from_numpy(part) for part in mixture.sample(512, rng))
-    objective = Classifying(mlp(out_features=2, num_classes=0), COSINE, UniformTime(True))
+    objective = ClassifierObjective(mlp(out_features=2, num_classes=0), COSINE, UniformTime(True))
     log_density = lambda x, a, s, c: mixture.log_density(x, a, s, numpy.full(len(x), c))  # noqa: E731
 
     def exact(x_t, log_snr):
@@ -124,7 +116,7 @@ def test_the_loss_is_the_cross_entropy_at_the_drawn_levels():
 
 
 def test_figures_are_means_over_bands_of_noise():
-    objective = Classifying(mlp(out_features=2, num_classes=0), COSINE, UniformTime(True))
+    objective = ClassifierObjective(mlp(out_features=2, num_classes=0), COSINE, UniformTime(True))
     levels = torch.tensor([0.05, 0.09, 0.2, 5.0, 20.0], dtype=torch.float64)
     right = torch.tensor([1.0, 0.0, 1.0, 0.0, 1.0])
     found = objective.figures(Loss(right, {"accuracy": right}, -2 * levels.log()))

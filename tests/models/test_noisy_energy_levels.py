@@ -3,7 +3,7 @@
 import torch
 
 from diffguide.backbones import MLP
-from diffguide.objectives import EnergyDenoising
+from diffguide.objectives import EnergyObjective
 from diffguide.objectives.resampling import LossSecondMoment
 from diffguide.objectives.weights import Uniform
 from diffguide.schedules import Cosine
@@ -13,7 +13,7 @@ def test_levels_that_learn_from_the_loss():
     """They see each step's losses, of training alone, and weigh them back."""
     torch.manual_seed(0)
     levels = LossSecondMoment(2, 4, 0.1, True)
-    made = EnergyDenoising(MLP(2, 3, 0, 8, 1, 4, 0.5), Cosine(12.0, -10.0), Uniform(), levels, 1.0, 0.5, 0.3).train()
+    made = EnergyObjective(MLP(2, 3, 0, 8, 1, 4, 0.5), Cosine(12.0, -10.0), Uniform(), levels, 1.0, 0.5, 0.3).train()
     x, y, rng = torch.randn(8, 2), torch.arange(8) % 3, torch.Generator()
 
     def losses() -> torch.Tensor:

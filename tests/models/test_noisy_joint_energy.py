@@ -14,7 +14,7 @@ from diffguide.backbones import MLP, Backbone, UNetEncoder, UNetJoint
 from diffguide.evaluate import main as evaluate
 from diffguide.guidance import ClassifierFree
 from diffguide.models.noisy_joint_energy import NoisyJointEnergy
-from diffguide.objectives import EnergyDenoising
+from diffguide.objectives import EnergyObjective
 from diffguide.objectives.levels import UniformTime
 from diffguide.objectives.weights import LearnedUncertainty, Uniform, UniformEps
 from diffguide.oracles import GaussianMixture
@@ -167,9 +167,9 @@ def test_no_graph_is_kept_from_step_to_step():
     assert counts[2] == counts[8]
 
 
-def objective(backbone=None, schedule=None, **changed) -> EnergyDenoising:
+def objective(backbone=None, schedule=None, **changed) -> EnergyObjective:
     given = {"weight": Uniform(), "levels": UniformTime(True), "mse_weight": 1.0, "ce_weight": 0.5, "p_uncond": 0.5}
-    return EnergyDenoising(backbone or mlp(), schedule or SCHEDULES["cosine"], **given | changed)
+    return EnergyObjective(backbone or mlp(), schedule or SCHEDULES["cosine"], **given | changed)
 
 
 def test_the_loss_is_that_of_the_models_own_answers():

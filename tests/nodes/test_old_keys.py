@@ -9,6 +9,7 @@ from omegaconf import OmegaConf
 from diffguide.cli.spelling import respelled
 from diffguide.config.build import config_dir
 from diffguide.datasets import CIFAR10, MNIST, ImageFolder
+from diffguide.nodes import old_names
 from diffguide.nodes.old_names import ADDED, RENAMED, renamed_key, stated, updated
 
 FOLDER, MNIST_ = "diffguide.datasets.image_folder.ImageFolder", "diffguide.datasets.downloads.MNIST"
@@ -59,3 +60,11 @@ def test_keys_of_a_run_are_forced():
 
 def test_a_name_of_today_in_a_renamed_place():
     assert renamed_key("dataset.root") == "dataset.path" and renamed_key("root") == "root"
+
+
+def test_a_renamed_class_of_a_moved_module(monkeypatch):
+    monkeypatch.setitem(old_names.CLASSES, "diffguide.training.Loop", "diffguide.training.loop.Training")
+    saved = {"a": {"_target_": "diffguide.training.Loop"}, "b": [{"_target_": "diffguide.training.Training"}]}
+    now = {"_target_": "diffguide.training.loop.Training"}
+    assert updated(saved | {"trust": ["diffguide.training.Loop"]}) == {
+        "a": now, "b": [now], "trust": ["diffguide.training.Loop"]}  # fmt: skip

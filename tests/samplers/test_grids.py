@@ -8,7 +8,7 @@ import torch
 from closed_forms import karras_levels
 
 from diffguide.samplers.discrete_grids import Leading, Linspace, Trailing
-from diffguide.samplers.grids import Grid, Karras, Levels, Listed, Quadratic, UniformLogSNR, UniformT, snap
+from diffguide.samplers.grids import CustomGrid, Grid, Karras, ModelLevels, Quadratic, UniformLogSNR, UniformT, snap
 from diffguide.schedules import EDM, Cosine, Flow, Linear
 
 LOW, HIGH = -2 * math.log(0.002), -2 * math.log(80)
@@ -110,20 +110,20 @@ def test_quadratic_grid_is_quadratic():
 
 def test_a_list_is_taken_as_it_is():
     """Times, or noise levels; the schedule's own ends are those exactly; a level of 0 where the schedule has exact data."""
-    times = Listed([1.0, 0.5, 0.1], None)(Linear(12.0), 2)
+    times = CustomGrid([1.0, 0.5, 0.1], None)(Linear(12.0), 2)
     assert times.tolist() == [1.0, 0.5, 0.1] and times.dtype == torch.float64
-    levels = Listed(None, [80.0, 3.0, 0.1, 0.002])(EDM(LOW, HIGH), 3)
+    levels = CustomGrid(None, [80.0, 3.0, 0.1, 0.002])(EDM(LOW, HIGH), 3)
     np.testing.assert_allclose(EDM(LOW, HIGH).noise_level(levels), [80.0, 3.0, 0.1, 0.002], rtol=1e-12)
     assert levels[0] == 1 and levels[-1] == 0
-    assert Listed(None, [80.0, 1.0, 0.0])(EXACT_EDM, 2)[-1] == 0
+    assert CustomGrid(None, [80.0, 1.0, 0.0])(EXACT_EDM, 2)[-1] == 0
     legal = torch.linspace(0, 1, 11, dtype=torch.float64)
-    np.testing.assert_allclose(Listed([1, 0.3, 0.0], None)(Linear(12.0), 2, legal), [1, 0.3, 0])
+    np.testing.assert_allclose(CustomGrid([1, 0.3, 0.0], None)(Linear(12.0), 2, legal), [1, 0.3, 0])
 
 
 def test_levels_are_the_models_own():
     legal = torch.tensor([0.0, 0.1, 0.15, 0.4, 0.9, 1.0], dtype=torch.float64)
-    assert Levels()(Linear(12.0), 5, legal).tolist() == [1.0, 0.9, 0.4, 0.15, 0.1, 0.0]
-    assert Levels()(Linear(12.0), 2, legal).tolist() == [1.0, 0.4, 0.0]
+    assert ModelLevels()(Linear(12.0), 5, legal).tolist() == [1.0, 0.9, 0.4, 0.15, 0.1, 0.0]
+    assert ModelLevels()(Linear(12.0), 2, legal).tolist() == [1.0, 0.4, 0.0]
 
 
 class Broken(Grid):
@@ -140,18 +140,18 @@ class Broken(Grid):
         (Broken(1.0, 0.2, 0.4), 2, "a grid must decrease strictly, this one goes from 0.2 to 0.4"),
         (Broken(1.0, math.nan, 0.4), 2, "must decrease strictly, this one goes from 1 to nan"),
         (Broken(1.1, 0.2, 0.0), 2, "must lie within t = 1 to 0, this one goes from 1.1 to 0"),
-        (Listed([1.0, 0.5, 0.5], None), 2, "a grid must decrease strictly, this one goes from 0.5 to 0.5"),
-        (Listed([1.0, 0.5, -0.1], None), 2, "must lie within t = 1 to 0, this one goes from 1 to -0.1"),
-        (Listed(None, [80.0, 1.0, 0.001]), 2, "noise level 0.001 is outside the schedule's 0.002 to 80"),
-        (Listed(None, [80.0, 1.0, 0.0]), 2, "noise level 0 is outside the schedule's 0.002 to 80"),
-        (Listed(None, [80.0, -1.0]), 1, "noise level -1 is outside"),
-        (Listed(None, [1.0, 2.0]), 1, "a grid must decrease strictly"),
-        (Listed([1.0, 0.5, 0.0], None), 4, "a list of 3 is 2 steps, not 4: set sampler.steps to it"),
+        (CustomGrid([1.0, 0.5, 0.5], None), 2, "a grid must decrease strictly, this one goes from 0.5 to 0.5"),
+        (CustomGrid([1.0, 0.5, -0.1], None), 2, "must lie within t = 1 to 0, this one goes from 1 to -0.1"),
+        (CustomGrid(None, [80.0, 1.0, 0.001]), 2, "noise level 0.001 is outside the schedule's 0.002 to 80"),
+        (CustomGrid(None, [80.0, 1.0, 0.0]), 2, "noise level 0 is outside the schedule's 0.002 to 80"),
+        (CustomGrid(None, [80.0, -1.0]), 1, "noise level -1 is outside"),
+        (CustomGrid(None, [1.0, 2.0]), 1, "a grid must decrease strictly"),
+        (CustomGrid([1.0, 0.5, 0.0], None), 4, "set sampler.steps=2, got 4"),
         (Linspace(1000), 1, "grid=linspace needs at least 2 steps"),
         (Linspace(1000), 1001, "1001 steps do not fit into timesteps=1000 of the discrete schedule"),
         (Trailing(10), 11, "11 steps do not fit into timesteps=10"),
         (Leading(1000, 1), 1000, "must lie within t = 1 to 0, this one goes from 1.001 to 0"),
-        (Levels(), 3, "grid=levels needs a model with noise levels of its own"),
+        (ModelLevels(), 3, "grid=levels needs a model with noise levels of its own"),
     ],
 )
 def test_what_a_grid_refuses(grid, steps, sentence):
@@ -161,16 +161,16 @@ def test_what_a_grid_refuses(grid, steps, sentence):
 
 def test_a_list_must_be_on_the_levels_of_the_model():
     legal = torch.linspace(0, 1, 11, dtype=torch.float64)
-    with pytest.raises(ValueError, match="t = 0.33 is no level of this model; the nearest free one is 0.3"):
-        Listed([1.0, 0.33, 0.0], None)(Linear(12.0), 2, legal)
+    with pytest.raises(ValueError, match="t = 0.33 is not a level .* 0.3"):
+        CustomGrid([1.0, 0.33, 0.0], None)(Linear(12.0), 2, legal)
     with pytest.raises(ValueError, match="6 steps need 7 distinct noise levels, this model has 5"):
-        Levels()(Linear(12.0), 6, legal[::2][:5])
+        ModelLevels()(Linear(12.0), 6, legal[::2][:5])
 
 
 @pytest.mark.parametrize("lists", [(None, None), ([1.0, 0.0], [80.0, 1.0])])
 def test_a_list_is_of_times_or_of_levels(lists):
-    with pytest.raises(ValueError, match="give either times or noise_levels"):
-        Listed(*lists)
+    with pytest.raises(ValueError, match="set exactly one of times and noise_levels"):
+        CustomGrid(*lists)
 
 
 @pytest.mark.parametrize(

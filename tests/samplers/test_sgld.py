@@ -20,7 +20,7 @@ from diffguide.randomness import Noise
 from diffguide.sample import main as sample
 from diffguide.samplers import SGLD, Heun, generate
 from diffguide.samplers.grids import UniformT
-from diffguide.sampling.run import Stream
+from diffguide.sampling.run import SampleWriter
 from diffguide.schedules import Cosine
 from diffguide.train import main as train
 
@@ -116,9 +116,9 @@ def test_by_the_command(jem_run, tmp_path, command):
             os.kill(os.getpid(), signal.SIGTERM)
         draw(self, first, on_step)
 
-    draw = Stream.draw
+    draw = SampleWriter.draw
     with pytest.MonkeyPatch.context() as patch, chdir(tmp_path):
-        patch.setattr(Stream, "draw", interrupted)
+        patch.setattr(SampleWriter, "draw", interrupted)
         stopped = command(sample, *arguments, "batch_size=5", at=tmp_path)
     assert stopped.code == 143
     again = command(sample, f"resume={stopped.folder}", at=tmp_path)
@@ -130,7 +130,7 @@ def test_by_the_command(jem_run, tmp_path, command):
 @pytest.mark.parametrize("arguments, sentence", [
     (["sampler=heun"], "sampler: Heun needs a denoiser, and this model is an energy without noise levels: take sampler=sgld"),
     (["sampler=sgld", "guidance=cfg"], "a JointEnergy is an energy, which follows its labels by itself: take guidance=none"),
-    (["sampler=sgld", "guidance=potential_of_x_t", "guidance/potential=brightness"], "take guidance=none"),
+    (["sampler=sgld", "guidance=noisy_potential", "guidance/potential=brightness"], "take guidance=none"),
     (["sampler=sgld", "sampler.step_size=0"], "sampler: step_size must be a number above 0"),
 ])  # fmt: skip
 def test_mistakes_are_told_in_one_line(jem_run, tmp_path, command, arguments, sentence):
@@ -142,7 +142,7 @@ def test_mistakes_are_told_in_one_line(jem_run, tmp_path, command, arguments, se
 @pytest.mark.parametrize("arguments, sentence", [
     (["sampler=heun"], "sampler: Heun needs a denoiser, and this model is an energy"),
     (["guidance=cfg"], "take guidance=none"),
-    (["schedule=cosine"], "objective=jem has no noise levels, and Cosine gives some: take schedule=none"),
+    (["schedule=cosine"], "got Cosine: take schedule=none"),
     (["compile=true"], "compile must be false with objective JEM, which differentiates its network by its input"),
     (["training.accumulate=2"], "training.accumulate and engine.devices must be 1 with objective JEM"),
     (["backbone=unet_encoder"], "set backbone.noise_conditioned=false"),

@@ -21,9 +21,9 @@ from diffguide.figures.plot_spec import Plot
 from diffguide.nodes.old_names import updated
 from diffguide.sample import main
 from diffguide.sampling import tradeoff
-from diffguide.sampling.sources import at_hand
-from diffguide.sampling.sweep import axis_of, claim_beside, described, run_of
-from diffguide.sampling.tradeoff import NoTradeoff, Panel, Run, figure_of, of_oracle
+from diffguide.sampling.sources import load_local_dataset
+from diffguide.sampling.sweep import create_sweep_dir, describe_overrides, find_axis, load_run
+from diffguide.sampling.tradeoff import NoTradeoff, SweepRun, TradeoffPanel, oracle_panels, tradeoff_figure
 
 MODEL = "outputs/train/digits/v001"
 DIGITS = [f"checkpoint={MODEL}", "guidance=mpgd", "sampler=ddim", "sampler.steps=2"]  # towards brightness
@@ -92,20 +92,22 @@ def test_a_trained_model_is_held_against_its_validation_split(at, command):
 def test_repeated_samples_are_counted_and_told(at, command):
     """Every sample four times: the published recall is 0, and the sweep says why."""
     done = command(main, "-m", *DIGITS, "n=40", "guidance.scale=0,0.1", at=at)
-    runs = [Run(at / folder, [0] * 40, "", scale) for folder, scale in zip(done.out.split(), ("0", "0.1"))]
+    runs = [SweepRun(at / folder, [0] * 40, "", scale) for folder, scale in zip(done.out.split(), ("0", "0.1"))]
     for run in runs:
         file = run.folder / "samples.npz"
         with numpy.load(file) as arrays:
             x, y = arrays["arr_0"], arrays["arr_1"]
         numpy.savez(file, numpy.repeat(x[:10], 4, axis=0), y)
     (file,) = (at / MODEL / "checkpoints").glob("0*64.safetensors")
-    columns = tradeoff.against_data(runs, [str(file)] * 2, (1, 8, 8), list("0123456789"))
+    columns = tradeoff.compare_with_data(runs, [str(file)] * 2, (1, 8, 8), list("0123456789"))
     assert [(column["repeated_samples"], column["recall"]) for column in columns] == [(30, 0.0)] * 2
 
 
 def test_a_sweep_over_steps_is_a_curve_over_steps(tmp_path, command, monkeypatch):
     drawn = {}
-    monkeypatch.setattr(curves, "write", lambda path, plot, lines: drawn.update({path.name: (plot, lines)}))
+    monkeypatch.setattr(
+        curves, "write_curve_figure", lambda path, plot, lines: drawn.update({path.name: (plot, lines)})
+    )
     done = command(main, "-m", "oracle=gmm2d", "n=20", "sampler=heun,euler", "sampler.steps=16,2,4", at=tmp_path)
     assert done.code == 0 and size(tmp_path / done.folder / "tradeoff.png")[0] > 400, done.err
     plot, lines = drawn["curves.png"]
@@ -119,13 +121,13 @@ def test_a_sweep_over_steps_is_a_curve_over_steps(tmp_path, command, monkeypatch
 
 def test_points_that_say_nothing_are_hollow():
     rows = [{"n": 2.0, "recall": 1.0, "recall_meaningful": False}, {"n": 4.0, "recall": 0.5, "recall_meaningful": True}]
-    (axis,) = curves.figure(Plot("c", "n", "n", True, [PlotPanel("recall", "recall")]), {"": rows}).axes
-    hollow = [line for line in axis.lines if line.get_label() == curves.HOLLOW]
-    assert [line.get_xydata().tolist() for line in hollow] == [[[2, 1]]] and "0.05" in curves.HOLLOW
+    (axis,) = curves.draw_curves(Plot("c", "n", "n", True, [PlotPanel("recall", "recall")]), {"": rows}).axes
+    hollow = [line for line in axis.lines if line.get_label() == curves.HOLLOW_LABEL]
+    assert [line.get_xydata().tolist() for line in hollow] == [[[2, 1]]] and "0.05" in curves.HOLLOW_LABEL
     assert [text.get_text() for text in axis.get_xticklabels()] == ["2", "4"]
     columns = [{"recall": row["recall"], "precision": k / 10, "recall_meaningful": k > 0} for k, row in enumerate(rows)]
-    figure = figure_of(tradeoff.of_data(columns), [run("a", "2"), run("a", "4")], columns, "note")
-    hollow = [line for line in figure.axes[0].lines if line.get_label() == curves.HOLLOW]
+    figure = tradeoff_figure(tradeoff.data_panels(columns), [run("a", "2"), run("a", "4")], columns, "note")
+    hollow = [line for line in figure.axes[0].lines if line.get_label() == curves.HOLLOW_LABEL]
     assert [line.get_xydata().tolist() for line in hollow] == [[[1, 0]]]
 
 
@@ -167,7 +169,7 @@ def test_whoever_stops_the_measuring_has_the_rest(at, command, monkeypatch):
     def stopped(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(tradeoff, "against_data", stopped)
+    monkeypatch.setattr(tradeoff, "compare_with_data", stopped)
     done = command(main, "-m", *DIGITS, "n=20", "guidance.scale=0,0.1", at=at)
     (folder,) = (at / "outputs/sample/digits").glob("sweep_*")
     assert done.code == 130 and len(table(folder)) == 2 and (folder / "contact_sheet.png").is_file()
@@ -194,26 +196,29 @@ def test_data_that_do_not_fit_are_told(at):
         ((2,), [files["few"]], "has 5 validation examples, and more than 5 are needed"),
     ):
         with pytest.raises(NoTradeoff, match=sentence):
-            tradeoff.against_data([run("", "1")] * len(used), used, shape, list("0123"))
+            tradeoff.compare_with_data([run("", "1")] * len(used), used, shape, list("0123"))
 
 
 def test_data_come_from_files_that_are_here():
     """At hand is what a seed or scikit-learn makes; `download` is off whatever the checkpoint says."""
     node = {"_target_": "diffguide.datasets.digits.Digits", "channels": 1, "size": 8, "num_classes": 10}
-    assert torch.equal(at_hand(node).validation.y, torch.from_numpy(load_digits().target[1000:1350]))
+    assert torch.equal(load_local_dataset(node).validation.y, torch.from_numpy(load_digits().target[1000:1350]))
     with pytest.raises(ValueError, match="dataset.path is data, where MNIST cannot be read"):
-        at_hand(updated(MNIST))
+        load_local_dataset(updated(MNIST))
 
 
-def run(method: str, scale: str) -> Run:
-    return Run(Path("v001"), [0] * 20, method, scale)
+def run(method: str, scale: str) -> SweepRun:
+    return SweepRun(Path("v001"), [0] * 20, method, scale)
 
 
 def test_a_curve_per_method_in_the_order_of_its_scales():
     runs = [run("apg", "4"), run("linear", "10"), run("apg", "1"), run("linear", "2"), run("linear", "lost")]
     columns = [{"a": float(k), "b": 10.0 * k} for k in range(4)] + [{"a": float("nan"), "b": 1.0}]
-    panels = [Panel("a", "b", ("wide", "good"), [(7.0, "real")], best=0.5), Panel("b", "a", ("w", "g"), log=True)]
-    first, second = figure_of(panels, runs, columns, "note").axes
+    panels = [
+        TradeoffPanel("a", "b", ("wide", "good"), [(7.0, "real")], best=0.5),
+        TradeoffPanel("b", "a", ("w", "g"), log=True),
+    ]
+    first, second = tradeoff_figure(panels, runs, columns, "note").axes
     lines = {line.get_label(): line for line in first.lines}
     assert lines["apg"].get_xydata().tolist() == [[2, 20], [0, 0]]
     assert lines["linear"].get_xydata()[:2].tolist() == [[3, 30], [1, 10]]
@@ -233,17 +238,17 @@ def test_a_curve_per_method_in_the_order_of_its_scales():
 def test_figures_that_are_nowhere_finite_are_told(tmp_path):
     lost = [{"deviation_ratio": float("nan"), "energy_distance": float("nan"), "energy_distance_floor": 0.1}]
     with pytest.raises(NoTradeoff, match="deviation_ratio and energy_distance are finite in no run"):
-        tradeoff.write_tradeoff(tmp_path / "t.png", of_oracle(lost), [run("", "1")], lost, "")
+        tradeoff.write_tradeoff(tmp_path / "t.png", oracle_panels(lost), [run("", "1")], lost, "")
 
 
 def test_what_a_method_is_called():
     """Options by the last part of their names, in full where two end alike."""
     overrides = {"guidance/rule": "apg", "guidance.interval": "[0.3,2]", "sampler/grid@guidance.ramp": "linear",
                  "checkpoint": "/far/away/outputs/train/digits/v002", "a.scale": "1", "b.scale": "2"}  # fmt: skip
-    assert described(overrides, list(overrides)[:3]) == "rule apg interval [0.3,2] ramp linear"
-    assert described(overrides, ["a.scale", "guidance.interval"], "\n") == "scale 1\ninterval [0.3,2]"
-    assert described(overrides, ["checkpoint"]) == "checkpoint digits/v002"
-    assert described(overrides, ["a.scale", "b.scale"]) == "a.scale 1 b.scale 2"
+    assert describe_overrides(overrides, list(overrides)[:3]) == "rule apg interval [0.3,2] ramp linear"
+    assert describe_overrides(overrides, ["a.scale", "guidance.interval"], "\n") == "scale 1\ninterval [0.3,2]"
+    assert describe_overrides(overrides, ["checkpoint"]) == "checkpoint digits/v002"
+    assert describe_overrides(overrides, ["a.scale", "b.scale"]) == "a.scale 1 b.scale 2"
 
 
 @pytest.mark.parametrize("varying, method, number", [
@@ -267,14 +272,14 @@ def test_which_number_a_curve_follows(tmp_path, varying, method, number):
                  "guidance.rule.rescale": "0.7"}  # fmt: skip
     header = {"guidance": {"_target_": "diffguide.guidance.nested.Nested"}}
     job = {"folder": str(tmp_path), "overrides": overrides, "header": header}
-    assert run_of(job, varying, axis_of([job], varying)) == Run(tmp_path, [1, -1], method, number)
+    assert load_run(job, varying, find_axis([job], varying)) == SweepRun(tmp_path, [1, -1], method, number)
 
 
 def test_where_a_sweep_lies(tmp_path):
     """Beside runs of one name; of several names, beside those names, both ends named."""
     digits, tree = [tmp_path / "digits" / f"v00{k}" for k in (1, 2)], tmp_path / "tree/v003"
     digits[0].parent.mkdir()
-    assert claim_beside(digits) == tmp_path / "digits/sweep_v001-v002"
-    assert claim_beside(digits) == tmp_path / "digits/sweep_v001-v002_2"
-    assert claim_beside([*digits, tree]) == tmp_path / "sweep_digits_v001-tree_v003"
-    assert claim_beside([digits[0], tree, digits[1]]) == tmp_path / "sweep_digits_v001-digits_v002"
+    assert create_sweep_dir(digits) == tmp_path / "digits/sweep_v001-v002"
+    assert create_sweep_dir(digits) == tmp_path / "digits/sweep_v001-v002_2"
+    assert create_sweep_dir([*digits, tree]) == tmp_path / "sweep_digits_v001-tree_v003"
+    assert create_sweep_dir([digits[0], tree, digits[1]]) == tmp_path / "sweep_digits_v001-digits_v002"

@@ -12,7 +12,7 @@ from short_run import SMALL
 
 import diffguide
 from diffguide.backbones import UNetEncoder
-from diffguide.guidance import Auto, ClassifierFree
+from diffguide.guidance import Autoguidance, ClassifierFree
 from diffguide.models.noisy_classifier import NoisyClassifier
 
 sys.path.append(str(Path(__file__).parents[2] / "scripts"))
@@ -80,7 +80,7 @@ def test_tree(law, tmp_path, monkeypatch):
     guided = {
         ("no guidance", 1.0): law,
         ("CFG", 2.0): ClassifierFree(law, 2.0, figure_files.EVERYWHERE),
-        ("autoguidance", 2.0): Auto(law, bad, 2.0, figure_files.EVERYWHERE),
+        ("autoguidance", 2.0): Autoguidance(law, bad, 2.0, figure_files.EVERYWHERE),
     }
     guidance_tree.draw_tree(tmp_path, law, guided, n=60, steps=3)
     rows = table(tmp_path / "tree.csv")

@@ -11,9 +11,9 @@ from diffguide.checkpoints import store as checkpoints
 from diffguide.checkpoints.validation import check_facts
 from diffguide.files.safetensors import CheckpointError
 from diffguide.train import main
-from diffguide.training.learning_rates import EXTEND, Extension, Plan
+from diffguide.training.learning_rates import EXTEND, Extension, LearningRatePlan
 
-PLAN = Plan(peak=0.004, warmup_images=3000, batch_size=128, length=60000)
+PLAN = LearningRatePlan(peak=0.004, warmup_images=3000, batch_size=128, length=60000)
 
 
 def half_cosine(part: float) -> float:
@@ -23,7 +23,7 @@ def half_cosine(part: float) -> float:
 @pytest.mark.parametrize("images", [0, 2816, 2944, 30080, 59904, 60032])
 def test_a_run_warms_up_and_falls(images):
     expected = 0.004 * min(1, (images + 128) / 3000) * half_cosine(min(1, images / 60000))
-    assert PLAN.at(images) == pytest.approx(expected, rel=1e-12, abs=1e-18)
+    assert PLAN.rate_at(images) == pytest.approx(expected, rel=1e-12, abs=1e-18)
 
 
 LONGER = {  # after 60,032 of what were 60,000 images, to 120,000
@@ -35,23 +35,23 @@ LONGER = {  # after 60,032 of what were 60,000 images, to 120,000
 
 @pytest.mark.parametrize("extend", EXTEND)
 def test_a_longer_run_has_the_rate_of_its_formula(extend):
-    plan = PLAN.extended(60032, 120000, extend, extend_rate=0.25)
+    plan = PLAN.extend_to(60032, 120000, extend, extend_rate=0.25)
     for images in (60032, 75008, 90112, 119936, 120000):
-        assert plan.at(images) == pytest.approx(LONGER[extend](images), rel=1e-12, abs=1e-18)
+        assert plan.rate_at(images) == pytest.approx(LONGER[extend](images), rel=1e-12, abs=1e-18)
 
 
 @pytest.mark.parametrize("extend", ["constant", "decay_again"])
 def test_a_run_that_was_stopped_early_goes_on_from_its_own_rate(extend):
     """Even in the warm-up; and twice: the second extension begins where the first one had come to."""
     for images in (1024, 20096):
-        plan = PLAN.extended(images, 120000, extend, extend_rate=0.25)
-        assert plan.at(images) == pytest.approx(PLAN.at(images), rel=1e-12)
-    again = plan.extended(30080, 200000, extend, extend_rate=0.25)
+        plan = PLAN.extend_to(images, 120000, extend, extend_rate=0.25)
+        assert plan.rate_at(images) == pytest.approx(PLAN.rate_at(images), rel=1e-12)
+    again = plan.extend_to(30080, 200000, extend, extend_rate=0.25)
     first = 1.0 if extend == "constant" else half_cosine((30080 - 20096) / (120000 - 20096))
-    assert again.at(30080) == pytest.approx(0.004 * half_cosine(20096 / 60000) * first, rel=1e-12)
-    ended = plan.extended(120064, 200000, extend, extend_rate=0.25)
+    assert again.rate_at(30080) == pytest.approx(0.004 * half_cosine(20096 / 60000) * first, rel=1e-12)
+    ended = plan.extend_to(120064, 200000, extend, extend_rate=0.25)
     start = half_cosine(20096 / 60000) if extend == "constant" else 0.25
-    assert ended.at(120064) == pytest.approx(0.004 * start, rel=1e-12)
+    assert ended.rate_at(120064) == pytest.approx(0.004 * start, rel=1e-12)
 
 
 def rates(run) -> dict[int, float]:

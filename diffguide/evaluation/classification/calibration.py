@@ -7,7 +7,7 @@ from ...randomness import fold
 
 __all__ = ["calibration_error"]
 
-BOOTSTRAP, RESAMPLES = 4, 200  # purpose of the seed; resamples of the standard error
+BOOTSTRAP_PURPOSE, NUM_RESAMPLES = 4, 200  # purpose of the seed; resamples of the standard error
 
 
 def calibration_error(confidence: Tensor, correct: Tensor, bins: int, seed: int) -> tuple[float, float]:
@@ -27,8 +27,8 @@ def calibration_error(confidence: Tensor, correct: Tensor, bins: int, seed: int)
     place = (confidence * bins).ceil().long().clamp(1, bins) - 1
     gaps = torch.zeros(len(place), bins, dtype=torch.float64)
     gaps[torch.arange(len(place)), place] = correct - confidence
-    rng = torch.Generator().manual_seed(fold(seed, BOOTSTRAP))
+    rng = torch.Generator().manual_seed(fold(seed, BOOTSTRAP_PURPOSE))
     resamples = torch.stack([
-        gaps[torch.randint(len(place), (len(place),), generator=rng)].sum(0) for _ in range(RESAMPLES)
+        gaps[torch.randint(len(place), (len(place),), generator=rng)].sum(0) for _ in range(NUM_RESAMPLES)
     ])  # fmt: skip
     return float(gaps.mean(0).abs().sum()), float((resamples / len(place)).abs().sum(1).std())

@@ -8,13 +8,13 @@ from ...figures.plot_spec import Panel, Plot
 from ...models.level_classifier import LevelClassifier
 from ...objectives.cdm import level_terms, spread
 from ...randomness import Noise
-from ..metric import Measured, Subject, mean
-from ..told import ToldClasses
+from ..class_conditional import ClassConditionalMetric
+from ..metric import EvalContext, MetricResult, mean
 
 __all__ = ["LevelAccuracy"]
 
 
-class LevelAccuracy(ToldClasses):
+class LevelAccuracy(ClassConditionalMetric):
     """Cross-entropy, accuracy and squared error of eps of a classifier of noise levels, over the levels of its training.
 
     The three columns of Yadin, Elata, Michaeli 2024, arXiv 2402.10095, table 1. Guessing has the cross-entropy ln(T + 2) and
@@ -39,9 +39,9 @@ class LevelAccuracy(ToldClasses):
         super().__init__(conditional)
         self.draws, self.bands = draws, bands
 
-    def measure(self, subject: Subject) -> Measured:
-        model = subject.able(LevelClassifier)
-        parts = [self.answers(subject, model, first) for first in subject.firsts]
+    def measure(self, context: EvalContext) -> MetricResult:
+        model = context.as_protocol(LevelClassifier)
+        parts = [self.measure_batch(context, model, first) for first in context.firsts]
         k, ce, accuracy, mse = (
             torch.from_numpy(numpy.concatenate([part[name] for part in parts]))
             for name in ("k", "ce", "accuracy", "mse")
@@ -55,8 +55,8 @@ class LevelAccuracy(ToldClasses):
         }
         guessing = {"cross_entropy": float(-(seen * seen.log()).sum()), "accuracy": float(seen.max())}
         facts = {
-            "levels": model.steps + 2, "draws": self.draws, "given_class": self.told(subject), "values": self.values(subject),
-            "guessing": guessing,
+            "levels": model.steps + 2, "draws": self.draws, "given_class": self.uses_labels(context),
+            "values": self.quantization_levels(context), "guessing": guessing,
         }  # fmt: skip
         curve, columns, levels = [], {"cross_entropy": ce, "accuracy": accuracy}, model.steps + 2
         edges = torch.linspace(0, levels, min(self.bands, levels) + 1).round().long().tolist()
@@ -72,27 +72,30 @@ class LevelAccuracy(ToldClasses):
             Panel("accuracy", "accuracy", ("guessing", guessing["accuracy"])),
             Panel("mse_eps", "E |eps - eps_hat|^2 / D", ("answering 0", 1.0)),
         ]
-        return Measured(figures, facts, curve, [Plot("levels", "level", "noise level k", False, panels)])
+        return MetricResult(figures, facts, curve, [Plot("levels", "level", "noise level k", False, panels)])
 
-    def values(self, subject: Subject) -> int:
+    def quantization_levels(self, context: EvalContext) -> int:
         """Of an element of the data, which training spread; 0 = it took them as they are."""
-        return int((subject.config.get("objective") or {}).get("values") or 0)
+        return int((context.config.get("objective") or {}).get("quantization_levels") or 0)
 
-    def answers(self, subject: Subject, model: LevelClassifier, first: int) -> dict[str, numpy.ndarray]:
+    def measure_batch(self, context: EvalContext, model: LevelClassifier, first: int) -> dict[str, numpy.ndarray]:
         """Of a batch, [b, draws] each."""
 
         def compute() -> dict[str, numpy.ndarray]:
-            (x_0, y), noise = subject.batch(first), subject.noise(first)
-            y = y if self.told(subject) else None
-            drawn = [self.drawn(model, x_0, y, noise, draw, self.values(subject)) for draw in range(self.draws)]
+            (x_0, y), noise = context.batch(first), context.noise(first)
+            y = y if self.uses_labels(context) else None
+            drawn = [
+                self.measure_draw(model, x_0, y, noise, draw, self.quantization_levels(context))
+                for draw in range(self.draws)
+            ]
             return {name: torch.stack([part[name] for part in drawn], 1).cpu().numpy() for name in drawn[0]}
 
-        found = subject.parts.part(f"{first:010d}", compute)
-        subject.progress(min(first + subject.batch_size, subject.n), subject.n, "examples")
+        found = context.parts.part(f"{first:010d}", compute)
+        context.progress(min(first + context.batch_size, context.n), context.n, "examples")
         return found
 
     @torch.no_grad()
-    def drawn(
+    def measure_draw(
         self, model: LevelClassifier, x_0: Tensor, y: Tensor | None, noise: Noise, draw: int, values: int
     ) -> dict[str, Tensor]:  # fmt: skip
         """One level of each example."""

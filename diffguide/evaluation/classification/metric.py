@@ -11,21 +11,21 @@ import torch
 from torch import Tensor
 
 from ...datasets import Dataset
-from ...datasets.base import fetch
+from ...datasets.base import fetch_examples
 from ...figures.plot_spec import Panel, Plot
 from ...files.run_folders import write_atomically
 from ...models.protocols import Classifier
-from ..metric import Figure, Measured, Metric, Subject, mean
+from ..metric import EvalContext, Figure, Metric, MetricResult, mean
 from .calibration import calibration_error
 
-__all__ = ["Answers", "Classification", "accuracies", "answers", "write_accuracy"]
+__all__ = ["ClassifierAnswers", "Classification", "accuracies", "classify", "write_accuracy"]
 
-MOST, AT_ONCE = 1000, 250  # examples of a picture, of a batch
-DATA = (0.0,)  # the one noise level of a model that knows none
-LEVELS = (0.03, 0.1, 0.2, 0.4, 0.7, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0)  # noise levels sigma / alpha
+MAX_EXAMPLES, CLASSIFY_BATCH = 1000, 250  # examples of a picture, of a batch
+DATA_LEVEL = (0.0,)  # the one noise level of a model that knows none
+PLOT_LEVELS = (0.03, 0.1, 0.2, 0.4, 0.7, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0)  # noise levels sigma / alpha
 
 
-class Answers(NamedTuple):
+class ClassifierAnswers(NamedTuple):
     """What a classifier says of N examples at L noise levels, each [L, N] float64.
 
     nll: -log p(y | x_t) of the true class, nats. confidence: the largest p. correct: 1 where the largest is the true class.
@@ -36,7 +36,7 @@ class Answers(NamedTuple):
     correct: Tensor
 
 
-def place(classifier: Classifier, noise_level: float) -> tuple[Tensor, Tensor]:
+def nearest_time(classifier: Classifier, noise_level: float) -> tuple[Tensor, Tensor]:
     """Time and log-SNR of a noise level; beyond the schedule's ends they are its ends', between legal times the nearest's."""
     schedule, levels = classifier.schedule, getattr(classifier, "levels", None)
     log_snr = -2 * torch.tensor(noise_level, dtype=torch.float64).log()
@@ -49,29 +49,31 @@ def place(classifier: Classifier, noise_level: float) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def answers(classifier: Classifier, x_0: Tensor, y: Tensor, noise_levels: Sequence[float], eps: Tensor) -> Answers:
+def classify(
+    classifier: Classifier, x_0: Tensor, y: Tensor, noise_levels: Sequence[float], eps: Tensor
+) -> ClassifierAnswers:
     """The classifier's answers to x_0 noised by the same eps at every level.
 
     Arguments:
         x_0, eps: [N, ...], on the classifier's device.
         y: classes [N].
-        noise_levels: sigma / alpha; see `place` for those that it does not know; DATA of one without schedule.
+        noise_levels: sigma / alpha; see `nearest_time` for those that it does not know; DATA of one without schedule.
     """
     found = []
     for level in noise_levels:
-        x_t, t = noised(classifier, x_0, eps, level)
-        log_prob = torch.cat([classifier.log_prob(part, t) for part in x_t.split(AT_ONCE)]).cpu().double()
+        x_t, t = add_noise(classifier, x_0, eps, level)
+        log_prob = torch.cat([classifier.log_prob(part, t) for part in x_t.split(CLASSIFY_BATCH)]).cpu().double()
         confidence, answer = log_prob.max(1)
         true = y.cpu()
         found.append([-log_prob.gather(1, true[:, None])[:, 0], confidence.exp(), (answer == true).double()])
-    return Answers(*(torch.stack(part) for part in zip(*found)))
+    return ClassifierAnswers(*(torch.stack(part) for part in zip(*found)))
 
 
-def noised(classifier: Classifier, x_0: Tensor, eps: Tensor, level: float) -> tuple[Tensor, Tensor | None]:
+def add_noise(classifier: Classifier, x_0: Tensor, eps: Tensor, level: float) -> tuple[Tensor, Tensor | None]:
     """x_t and t at a noise level; the data themselves, and None, where there is no schedule."""
     if classifier.schedule is None:
         return x_0, None
-    t, log_snr = place(classifier, level)
+    t, log_snr = nearest_time(classifier, level)
     alpha, sigma = classifier.schedule.scales(log_snr)
     return float(alpha) * x_0 + float(sigma) * eps, t
 
@@ -85,7 +87,7 @@ def accuracies(classifier: Classifier, x_0: Tensor, y: Tensor, noise_levels: Seq
         noise_levels: sigma / alpha; those beyond the ends of its schedule are moved there.
     """
     eps = torch.randn(x_0.shape, generator=torch.Generator().manual_seed(seed)).to(x_0)
-    return answers(classifier, x_0, y, noise_levels, eps).correct.mean(1).tolist()
+    return classify(classifier, x_0, y, noise_levels, eps).correct.mean(1).tolist()
 
 
 def write_accuracy(path: Path, classifier: Classifier, data: Dataset, seed: int, device: torch.device) -> None:
@@ -99,11 +101,11 @@ def write_accuracy(path: Path, classifier: Classifier, data: Dataset, seed: int,
     from matplotlib.figure import Figure
 
     split, held = data.held_out
-    x, y = fetch(held, torch.arange(min(len(held.y), MOST)))
-    found = accuracies(classifier, data.view(x).to(device), y.to(device), LEVELS, seed)
+    x, y = fetch_examples(held, torch.arange(min(len(held.y), MAX_EXAMPLES)))
+    found = accuracies(classifier, data.preprocess(x).to(device), y.to(device), PLOT_LEVELS, seed)
     figure = Figure(figsize=(5, 3.5), layout="constrained")
     axis = figure.subplots()
-    axis.semilogx(LEVELS, found, marker="o")
+    axis.semilogx(PLOT_LEVELS, found, marker="o")
     axis.axhline(1 / classifier.num_classes, color="0.6", linestyle="--", label="by chance")
     measured = "held-out accuracy" if split == "validation" else "accuracy on training examples"
     axis.set(xlabel="noise level sigma / alpha", ylabel=measured, ylim=(0, 1))
@@ -136,29 +138,29 @@ class Classification(Metric):
             raise ValueError(f"bins must be 1 to 1000, got {bins}")
         self.noise_levels, self.bins = list(noise_levels), bins
 
-    def check(self, subject: Subject) -> None:
-        super().check(subject)
-        if not subject.able(Classifier).num_classes:
-            raise ValueError(f"metric=classification needs a model with classes; this {subject.holds} has none")
+    def check(self, context: EvalContext) -> None:
+        super().check(context)
+        if not context.as_protocol(Classifier).num_classes:
+            raise ValueError(f"metric=classification needs a model with classes; this {context.model_name} has none")
 
-    def measure(self, subject: Subject) -> Measured:
-        found, seconds = zip(*(self.answers(subject, first) for first in subject.firsts))
+    def measure(self, context: EvalContext) -> MetricResult:
+        found, seconds = zip(*(self.classify_batch(context, first) for first in context.firsts))
         nll, confidence, correct = (torch.from_numpy(numpy.concatenate(part, axis=1)) for part in zip(*found))
-        curve, levels = [], self.levels(subject)
+        curve, levels = [], self.levels(context)
         for level, *values in zip(levels, nll, confidence, correct):
             row: dict[str, float | None] = {"noise_level": level}
-            for name, figure in self.figures(*values, subject.seed).items():
+            for name, figure in self.level_figures(*values, context.seed).items():
                 row |= {name: figure.value, f"{name}_se": figure.standard_error}
             curve.append(row)
-        figures = self.figures(nll[0], confidence[0], correct[0], subject.seed)
-        if levels != DATA:
+        figures = self.level_figures(nll[0], confidence[0], correct[0], context.seed)
+        if levels != DATA_LEVEL:
             figures["accuracy_all_levels"] = mean(correct.mean(0), "share")
             figures["nll_all_levels"] = mean(nll.mean(0), "nats")
-        classes = subject.class_names
-        of_class = {name: correct[0][subject.labels == label] for label, name in enumerate(classes)}
+        classes = context.class_names
+        of_class = {name: correct[0][context.labels == label] for label, name in enumerate(classes)}
         details = {"accuracy_per_class": {name: float(part.mean()) for name, part in of_class.items() if len(part)}}
-        at = "the data, without noise" if levels == DATA else f"noise level {levels[0]:g} where no other is said"
-        cost = sum(seconds) / subject.n / len(levels)
+        at = "the data, without noise" if levels == DATA_LEVEL else f"noise level {levels[0]:g} where no other is said"
+        cost = sum(seconds) / context.n / len(levels)
         facts = {"at": at, "bins": self.bins, "seconds_per_image_and_level": cost}
         panels = [
             Panel("accuracy", "accuracy", ("by chance", 1 / len(classes))),
@@ -166,31 +168,31 @@ class Classification(Metric):
             Panel("ece", f"calibration error, {self.bins} bins"),
         ]
         plot = Plot("classification", "noise_level", "noise level sigma / alpha", True, panels)
-        return Measured(figures, facts, curve, [] if levels == DATA else [plot], details)
+        return MetricResult(figures, facts, curve, [] if levels == DATA_LEVEL else [plot], details)
 
-    def levels(self, subject: Subject) -> Sequence[float]:
+    def levels(self, context: EvalContext) -> Sequence[float]:
         """The noise levels that the model knows."""
-        classifier = subject.able(Classifier)
+        classifier = context.as_protocol(Classifier)
         if getattr(classifier, "levels", None) is not None:
-            return [math.exp(-float(place(classifier, level)[1]) / 2) for level in self.noise_levels]
-        return DATA if classifier.schedule is None else self.noise_levels
+            return [math.exp(-float(nearest_time(classifier, level)[1]) / 2) for level in self.noise_levels]
+        return DATA_LEVEL if classifier.schedule is None else self.noise_levels
 
-    def answers(self, subject: Subject, first: int) -> tuple[Answers, float]:
+    def classify_batch(self, context: EvalContext, first: int) -> tuple[ClassifierAnswers, float]:
         """Of a batch, and the seconds that they took."""
 
         def compute() -> dict[str, numpy.ndarray]:
-            (x_0, y), eps = subject.batch(first), subject.noise(first).normal(0.0, 0)
+            (x_0, y), eps = context.batch(first), context.noise(first).normal(0.0, 0)
             started = time.perf_counter()
-            found = answers(subject.able(Classifier), x_0, y, self.levels(subject), eps)
+            found = classify(context.as_protocol(Classifier), x_0, y, self.levels(context), eps)
             seconds = time.perf_counter() - started
             return {name: part.numpy() for name, part in found._asdict().items()} | {"took": numpy.array(seconds)}
 
-        parts = subject.parts.part(f"{first:010d}", compute)
-        found = Answers(**{name: parts[name] for name in Answers._fields})
-        subject.progress(first + found.nll.shape[1], subject.n, "examples")
+        parts = context.parts.part(f"{first:010d}", compute)
+        found = ClassifierAnswers(**{name: parts[name] for name in ClassifierAnswers._fields})
+        context.progress(first + found.nll.shape[1], context.n, "examples")
         return found, float(parts["took"])
 
-    def figures(self, nll: Tensor, confidence: Tensor, correct: Tensor, seed: int) -> dict[str, Figure]:
+    def level_figures(self, nll: Tensor, confidence: Tensor, correct: Tensor, seed: int) -> dict[str, Figure]:
         """At one level."""
         value, error = calibration_error(confidence, correct, self.bins, seed)
         return {

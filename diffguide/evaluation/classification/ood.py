@@ -9,15 +9,15 @@ from torch import Tensor
 from torch.nn import functional
 
 from ...datasets import Dataset
-from ...datasets.base import fetch
-from ...models.level_classifier import gradient
+from ...datasets.base import fetch_examples
+from ...models.level_classifier import value_and_gradient
 from ...models.protocols import Classifier, LogDensity
 from ...randomness import Noise, fold
-from ..metric import PROTOCOLS, Figure, Measured, Metric, Subject
+from ..metric import PROTOCOLS, EvalContext, Figure, Metric, MetricResult
 
-__all__ = ["OOD", "ConfidenceScore", "DensityScore", "Score", "SlopeScore", "auroc"]
+__all__ = ["OOD", "ConfidenceScore", "DensityScore", "OODScore", "SlopeScore", "auroc"]
 
-OTHER = 6  # purpose of the seed: which examples of another data set
+OTHER_PURPOSE = 6  # purpose of the seed: which examples of another data set
 
 
 def auroc(inside: Tensor, outside: Tensor, paired: bool) -> tuple[float, float]:
@@ -30,22 +30,22 @@ def auroc(inside: Tensor, outside: Tensor, paired: bool) -> tuple[float, float]:
         inside, outside: scores [N] and [M], at least two each.
         paired: whether outside[i] was made of inside[i], so that the two are not independent.
     """
-    beaten = share(inside, outside)  # of each inside, the outside below it
-    beaten_by = 1 - share(outside, inside)
+    beaten = fraction_below(inside, outside)  # of each inside, the outside below it
+    beaten_by = 1 - fraction_below(outside, inside)
     value = float(beaten.mean())
     if paired:
         return value, float((beaten + beaten_by).std()) / math.sqrt(len(inside))
     return value, math.sqrt(float(beaten.var()) / len(inside) + float(beaten_by.var()) / len(outside))
 
 
-def share(of: Tensor, others: Tensor) -> Tensor:
+def fraction_below(of: Tensor, others: Tensor) -> Tensor:
     """The share of others [M] below each of [N], equal ones as halves; float64."""
     ordered = others.double().sort().values
     low, high = (torch.searchsorted(ordered, of.double(), right=right) for right in (False, True))
     return (low + high).double() / (2 * len(others))
 
 
-class Score:
+class OODScore:
     """A number of every example that is larger where a model is at home.
 
     Attributes:
@@ -61,7 +61,7 @@ class Score:
         raise NotImplementedError
 
 
-class DensityScore(Score):
+class DensityScore(OODScore):
     """log p(x), up to a constant."""
 
     name, needs = "density", LogDensity
@@ -71,7 +71,7 @@ class DensityScore(Score):
             return model.log_density(x, t, None)
 
 
-class ConfidenceScore(Score):
+class ConfidenceScore(OODScore):
     """max_y p(y | x): Hendrycks & Gimpel 2017, arXiv 1610.02136; its logarithm, so that none is rounded to 1."""
 
     name, needs = "confidence", Classifier
@@ -84,14 +84,14 @@ class ConfidenceScore(Score):
         return best - rest  # the log-odds, which grow with p
 
 
-class SlopeScore(Score):
+class SlopeScore(OODScore):
     """-|grad log p(x)|: small slopes where there is mass and not only density, Grathwohl et al. 2020, section 5.3.3."""
 
     name, needs = "slope", LogDensity
 
     def __call__(self, model, t: Tensor | None, x: Tensor) -> Tensor:
         with torch.no_grad():
-            _, slope = gradient(lambda x: model.log_density(x, t, None), x)
+            _, slope = value_and_gradient(lambda x: model.log_density(x, t, None), x)
         return -slope.flatten(1).norm(dim=1)
 
 
@@ -100,28 +100,32 @@ def uniform_noise(x: Tensor, noise: Noise) -> Tensor:
     return (2 * torch.special.ndtr(noise.normal(0.0, 0).double()) - 1).to(x)
 
 
-def constant(x: Tensor, noise: Noise) -> Tensor:
+def make_constant(x: Tensor, noise: Noise) -> Tensor:
     """The mean of an example, everywhere."""
     return x.flatten(1).mean(1).reshape(-1, *[1] * (x.ndim - 1)).expand_as(x)
 
 
-def inverted(x: Tensor, noise: Noise) -> Tensor:
+def invert(x: Tensor, noise: Noise) -> Tensor:
     """-x: a negative."""
     return -x
 
 
-def blurred(x: Tensor, noise: Noise) -> Tensor:
+def blur_box(x: Tensor, noise: Noise) -> Tensor:
     """An image whose pixels are means of 3 x 3."""
     return functional.avg_pool2d(functional.pad(x, [1] * 4, mode="replicate"), 3, stride=1)
 
 
-def mirrored(x: Tensor, noise: Noise) -> Tensor:
+def mirror(x: Tensor, noise: Noise) -> Tensor:
     """An image, left to right."""
     return x.flip(-1)
 
 
-MADE = {"noise": uniform_noise, "constant": constant, "inverted": inverted}  # of an example, and what is random
-OF_IMAGES = {"blurred": blurred, "mirrored": mirrored}
+PERTURBATIONS = {
+    "noise": uniform_noise,
+    "constant": make_constant,
+    "inverted": invert,
+}  # of an example, and what is random
+IMAGE_PERTURBATIONS = {"blurred": blur_box, "mirrored": mirror}
 
 
 class OOD(Metric):
@@ -138,51 +142,51 @@ class OOD(Metric):
 
     name = "ood"
 
-    def __init__(self, scores: Sequence[Score], other: Dataset | None):
+    def __init__(self, scores: Sequence[OODScore], other: Dataset | None):
         if not scores:
             raise ValueError("scores must hold at least one score")
         self.scores, self.other = list(scores), other
 
-    def check(self, subject: Subject) -> None:
-        super().check(subject)
+    def check(self, context: EvalContext) -> None:
+        super().check(context)
         for score in self.scores:
-            if subject.able(score.needs) is None:
+            if context.as_protocol(score.needs) is None:
                 raise ValueError(
                     f"metric=ood needs {PROTOCOLS[score.needs]} for the score {score.name}; this checkpoint holds a "
-                    f"{subject.holds}"
+                    f"{context.model_name}"
                 )
-            if score.needs is Classifier and not subject.model.num_classes:
+            if score.needs is Classifier and not context.model.num_classes:
                 raise ValueError(
-                    f"metric=ood needs classes for the score {score.name}; this {subject.holds} has none: take the others "
+                    f"metric=ood needs classes for the score {score.name}; this {context.model_name} has none: take the others "
                     "alone, metric.scores=[{_target_:diffguide.evaluation.classification.ood.DensityScore}]"
                 )
-            if score.needs is LogDensity and getattr(subject.model, "num_classes", 0) and not subject.model.has_null:
+            if score.needs is LogDensity and getattr(context.model, "num_classes", 0) and not context.model.has_null:
                 raise ValueError(
                     "metric=ood needs log p(x), so a model that was trained without labels too (p_uncond above 0); this "
-                    f"{subject.holds} never was"
+                    f"{context.model_name} never was"
                 )
-        if self.other is not None and tuple(self.other.shape) != tuple(subject.shape):
+        if self.other is not None and tuple(self.other.shape) != tuple(context.shape):
             raise ValueError(
-                f"metric.other: its examples are of shape {list(self.other.shape)}, and the model's of {list(subject.shape)}"
+                f"metric.other: its examples are of shape {list(self.other.shape)}, and the model's of {list(context.shape)}"
             )
-        if subject.n < 2:
-            raise ValueError(f"metric=ood needs at least 2 examples of the {subject.split} split, got {subject.n}")
+        if context.n < 2:
+            raise ValueError(f"metric=ood needs at least 2 examples of the {context.split} split, got {context.n}")
 
-    def measure(self, subject: Subject) -> Measured:
-        made = MADE | (OF_IMAGES if len(subject.shape) == 3 else {})
+    def measure(self, context: EvalContext) -> MetricResult:
+        made = PERTURBATIONS | (IMAGE_PERTURBATIONS if len(context.shape) == 3 else {})
         parts = []
-        for first in subject.firsts:
+        for first in context.firsts:
 
             def compute() -> dict[str, numpy.ndarray]:
-                x, _ = subject.batch(first)
-                noise = subject.noise(first)
+                x, _ = context.batch(first)
+                noise = context.noise(first)
                 sets = {"data": x} | {name: make(x, noise) for name, make in made.items()}
-                return {f"{kind}_{name}": value for name, x in sets.items() for kind, value in self.answers(subject, x)}
+                return {f"{kind}_{name}": value for name, x in sets.items() for kind, value in self.score(context, x)}
 
-            parts.append(subject.parts.part(f"{first:010d}", compute))
-            subject.progress(min(first + subject.batch_size, subject.n), subject.n, "examples")
+            parts.append(context.parts.part(f"{first:010d}", compute))
+            context.progress(min(first + context.batch_size, context.n), context.n, "examples")
         found = {name: torch.from_numpy(numpy.concatenate([part[name] for part in parts])) for name in parts[0]}
-        found |= self.of_other(subject)
+        found |= self.score_other(context)
         figures = {}
         against = [*made, *([] if self.other is None else ["other"])]
         for score in self.scores:
@@ -192,34 +196,36 @@ class OOD(Metric):
                 figures[f"auroc_{score.name}_{name}"] = Figure(value, error, len(inside) + len(outside), "share")
         facts = {
             "against": against, "scores": [score.name for score in self.scores],
-            "at": "the data, without noise" if subject.able(self.scores[0].needs).schedule is None else "t = 0",
+            "at": "the data, without noise" if context.as_protocol(self.scores[0].needs).schedule is None else "t = 0",
             "other": None if self.other is None else type(self.other).__name__,
         }  # fmt: skip
         means = {name: float(value.mean()) for name, value in found.items()}
-        return Measured(figures, facts, details={"mean_scores": means})
+        return MetricResult(figures, facts, details={"mean_scores": means})
 
-    def answers(self, subject: Subject, x: Tensor) -> list[tuple[str, numpy.ndarray]]:
+    def score(self, context: EvalContext, x: Tensor) -> list[tuple[str, numpy.ndarray]]:
         """Every score of x, float64."""
         result = []
         for score in self.scores:
-            model = subject.able(score.needs)
+            model = context.as_protocol(score.needs)
             t = None if model.schedule is None else torch.tensor(0.0, dtype=torch.float64)
             result.append((score.name, score(model, t, x).double().cpu().numpy()))
         return result
 
-    def of_other(self, subject: Subject) -> dict[str, Tensor]:
+    def score_other(self, context: EvalContext) -> dict[str, Tensor]:
         """The scores of as many examples of the other data set, drawn from the seed, or of all that it has."""
         if self.other is None:
             return {}
-        split = getattr(self.other, subject.split)
-        rng = torch.Generator().manual_seed(fold(subject.seed, OTHER))
-        rows, parts = torch.randperm(len(split.y), generator=rng)[: subject.n].sort().values, []
-        for first in range(0, len(rows), subject.batch_size):
+        split = getattr(self.other, context.split)
+        rng = torch.Generator().manual_seed(fold(context.seed, OTHER_PURPOSE))
+        rows, parts = torch.randperm(len(split.y), generator=rng)[: context.n].sort().values, []
+        for first in range(0, len(rows), context.batch_size):
 
             def compute() -> dict[str, numpy.ndarray]:
-                x = self.other.view(fetch(split, rows[first : first + subject.batch_size])[0]).to(subject.device)
-                return {f"{kind}_other": value for kind, value in self.answers(subject, x)}
+                x = self.other.preprocess(fetch_examples(split, rows[first : first + context.batch_size])[0]).to(
+                    context.device
+                )
+                return {f"{kind}_other": value for kind, value in self.score(context, x)}
 
-            parts.append(subject.parts.part(f"other_{first:010d}", compute))
-            subject.progress(min(first + subject.batch_size, len(rows)), len(rows), "other examples")
+            parts.append(context.parts.part(f"other_{first:010d}", compute))
+            context.progress(min(first + context.batch_size, len(rows)), len(rows), "other examples")
         return {name: torch.from_numpy(numpy.concatenate([part[name] for part in parts])) for name in parts[0]}

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ...schedules import Schedule
 
-__all__ = ["Bell", "Even", "Exact", "Piecewise", "Spacing", "UniformTime", "Weighting"]
+__all__ = ["Bell", "Even", "Exact", "Piecewise", "Spacing", "UniformTimeWeighting", "Weighting"]
 
 
 class Weighting:
@@ -48,7 +48,7 @@ class Exact(Weighting):
         return torch.ones_like(log_snr)
 
 
-class UniformTime(Weighting):
+class UniformTimeWeighting(Weighting):
     """w = (log_snr_max - log_snr_min) / |d log_snr / dt|: every time alike, of mean 1 over log-SNR.
 
     Li et al. 2023, arXiv 2303.16203, whose logits, the mean squared error over times, are those of temperature

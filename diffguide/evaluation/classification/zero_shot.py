@@ -18,14 +18,14 @@ from torch import Tensor
 
 from ...models.protocols import Denoiser
 from ...randomness import Noise, fold
-from ..likelihood.elbo import legal
+from ..likelihood.elbo import nearest_level
 from ..parts import MetricError
 from .weighting import Spacing, Weighting
 
-__all__ = ["Answers", "Budget", "ZeroShot"]
+__all__ = ["ZeroShotAnswers", "Budget", "ZeroShot"]
 
-LEVELS = 1  # purpose of an image's seed beside its noise
-GOLDEN = (math.sqrt(5) - 1) / 2  # every prefix of its multiples modulo 1 is spread evenly
+LEVEL_PURPOSE = 1  # purpose of an image's seed beside its noise
+GOLDEN_RATIO = (math.sqrt(5) - 1) / 2  # every prefix of its multiples modulo 1 is spread evenly
 MARKS = tuple(digit * 10**power for power in range(6) for digit in (1, 2, 5))  # evaluations at which answers are noted
 
 
@@ -86,7 +86,7 @@ class Budget:
             remains &= logits >= logits.gather(1, leader) - allowed
         return remains
 
-    def most(self, classes: int) -> float:
+    def max_evaluations(self, classes: int) -> float:
         """The largest number of evaluations an image can need, per class: what remains at each stage, over all classes."""
         spent, remaining, first = 0, classes, 0
         for last, keep in [*self.stages, (self.evaluations, 1)]:
@@ -94,7 +94,7 @@ class Budget:
         return spent / classes
 
 
-class Answers(NamedTuple):
+class ZeroShotAnswers(NamedTuple):
     """What the classifier says of N images.
 
     log_prob: [N, C] normalised log-probabilities, float64.
@@ -109,7 +109,7 @@ class Answers(NamedTuple):
     spent: Tensor
 
     @classmethod
-    def joined(cls, parts: Sequence["Answers"]) -> "Answers":
+    def concatenate(cls, parts: Sequence["ZeroShotAnswers"]) -> "ZeroShotAnswers":
         """Of all images, from those of some at a time."""
         log_prob, evaluations, running, spent = zip(*parts)
         return cls(torch.cat(log_prob), torch.cat(evaluations), torch.cat(running, 1), torch.cat(spent, 1))
@@ -148,7 +148,7 @@ class ZeroShot:
     def __call__(
         self, denoiser: Denoiser, x_0: Tensor, seeds: Sequence[int], prior: Tensor | None = None,
         progress: Callable[[float], None] | None = None,
-    ) -> Answers:  # fmt: skip
+    ) -> ZeroShotAnswers:  # fmt: skip
         """The answers for images x_0 [N, ...], on the denoiser's device.
 
         Arguments:
@@ -169,20 +169,20 @@ class ZeroShot:
             raise ValueError(
                 f"prior must be a positive probability for each of {classes} classes, got {prior.tolist()}"
             )
-        log_prior, images, parts = prior.double().log().log_softmax(0), self.images(classes), []
+        log_prior, images, parts = prior.double().log().log_softmax(0), self.chunk_images(classes), []
         for first in range(0, len(x_0), images):
             rows = slice(first, first + images)
-            parts.append(self.part(denoiser, x_0[rows], list(seeds[rows]), log_prior, progress))
-        return Answers.joined(parts)
+            parts.append(self.classify_chunk(denoiser, x_0[rows], list(seeds[rows]), log_prior, progress))
+        return ZeroShotAnswers.concatenate(parts)
 
-    def images(self, classes: int) -> int:
+    def chunk_images(self, classes: int) -> int:
         """How many images are classified side by side: as many as fill a chunk with one evaluation of every class."""
         return max(1, self.chunk // classes)
 
-    def part(
+    def classify_chunk(
         self, denoiser: Denoiser, x_0: Tensor, seeds: Sequence[int], log_prior: Tensor,
         progress: Callable[[float], None] | None,
-    ) -> Answers:  # fmt: skip
+    ) -> ZeroShotAnswers:  # fmt: skip
         """The answers for the few images whose errors are held at once."""
         shape = len(x_0), len(log_prior)
         errors = torch.zeros(*shape, self.budget.evaluations, dtype=torch.float64)
@@ -203,7 +203,7 @@ class ZeroShot:
                 alive = remains
         for gone, leader, gap in reversed(dropped):
             logits = torch.where(gone, logits.gather(1, leader) - gap, logits)
-        return Answers(logits.log_softmax(1), spent[-1], torch.stack(running), torch.stack(spent))
+        return ZeroShotAnswers(logits.log_softmax(1), spent[-1], torch.stack(running), torch.stack(spent))
 
     def errors(
         self, denoiser: Denoiser, x_0: Tensor, seeds: Sequence[int], asked: Tensor, first: int, last: int,
@@ -217,14 +217,14 @@ class ZeroShot:
             return result
         owners, owner = image.unique(return_inverse=True)
         seeds = [seeds[row] for row in owners.tolist()]
-        start = torch.tensor([fold(seed, LEVELS) / 2**63 for seed in seeds], dtype=torch.float64)
+        start = torch.tensor([fold(seed, LEVEL_PURPOSE) / 2**63 for seed in seeds], dtype=torch.float64)
         noise = Noise(seeds, x_0.shape[1:], schedule, x_0.device, x_0.dtype)
         for entries in torch.arange(len(image) * (last - first)).split(self.chunk):
             k, pair = entries // len(image), entries % len(image)
             draws = torch.stack([noise.normal(0.0, first + draw) for draw in range(int(k[0]), int(k[-1]) + 1)])
             eps = draws[k - k[0], owner[pair]]
-            log_snr, density = self.spacing((start[owner[pair]] + GOLDEN * (first + k)) % 1, low, high)
-            t = legal(schedule.t_of(log_snr).clamp(0, 1), denoiser.levels)
+            log_snr, density = self.spacing((start[owner[pair]] + GOLDEN_RATIO * (first + k)) % 1, low, high)
+            t = nearest_level(schedule.t_of(log_snr).clamp(0, 1), denoiser.levels)
             alpha, sigma = (scale.to(x_0) for scale in schedule.alpha_sigma(t, x_0.ndim))
             x_t = alpha * x_0[image[pair]] + sigma * eps
             eps_hat = denoiser(x_t, t.to(x_0.device), label[pair].to(x_0.device)).eps

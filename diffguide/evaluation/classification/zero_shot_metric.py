@@ -10,10 +10,10 @@ from torch import Tensor
 from ...figures.plot_spec import Panel, Plot
 from ...models.protocols import Denoiser
 from ...randomness import fold
-from ..metric import EXAMPLE, Figure, Measured, Metric, Subject, mean
+from ..metric import EXAMPLE_PURPOSE, EvalContext, Figure, Metric, MetricResult, mean
 from .calibration import calibration_error
 from .weighting import Spacing, Weighting
-from .zero_shot import Answers, Budget, ZeroShot
+from .zero_shot import Budget, ZeroShot, ZeroShotAnswers
 
 __all__ = ["ZeroShotClassifier"]
 
@@ -54,17 +54,17 @@ class ZeroShotClassifier(Metric):
         self.classifier = ZeroShot(weighting, spacing, self.budget, temperature, chunk)
         self.class_frequencies, self.bins = bool(class_frequencies), int(bins)
 
-    def check(self, subject: Subject) -> None:
-        super().check(subject)
-        model = subject.model
+    def check(self, context: EvalContext) -> None:
+        super().check(context)
+        model = context.model
         if model.num_classes < 2:
-            raise ValueError(f"metric=zero_shot needs two classes or more, and this {subject.holds} has one")
-        if model.class_names and list(model.class_names) != list(subject.class_names):
+            raise ValueError(f"metric=zero_shot needs two classes or more, and this {context.model_name} has one")
+        if model.class_names and list(model.class_names) != list(context.class_names):
             raise ValueError(
                 f"metric=zero_shot needs data of the model's classes: it has {', '.join(map(str, model.class_names))}, "
-                f"and the data have {', '.join(map(str, subject.class_names))}"
+                f"and the data have {', '.join(map(str, context.class_names))}"
             )
-        if model.remembers:
+        if model.stateful:
             raise ValueError(
                 "metric=zero_shot needs a denoiser without memory, whose answer depends on x_t, t and y alone"
             )
@@ -75,39 +75,39 @@ class ZeroShotClassifier(Metric):
                 f"metric.spacing lies outside the log-SNR {low:g} to {high:g} of metric.weighting: take a centre within, or "
                 "metric/spacing=even"
             )
-        self.prior(subject)
+        self.prior(context)
 
-    def prior(self, subject: Subject) -> Tensor:
+    def prior(self, context: EvalContext) -> Tensor:
         """p(y), [C].
 
         Raises:
             ValueError: a class that the training split has no example of, where its frequency is asked for.
         """
-        classes = subject.model.num_classes
+        classes = context.model.num_classes
         if not self.class_frequencies:
             return torch.full((classes,), 1 / classes, dtype=torch.float64)
-        y = subject.data.train.y
+        y = context.data.train.y
         members = y[y >= 0].bincount(minlength=classes).double()
         if not bool((members > 0).all()):
             raise ValueError(
                 "metric.class_frequencies=true needs training examples of every class, and "
-                f"{subject.class_names[int(members.argmin())]} has none"
+                f"{context.class_names[int(members.argmin())]} has none"
             )
         return members / members.sum()
 
-    def measure(self, subject: Subject) -> Measured:
-        prior, y = self.prior(subject), subject.labels
+    def measure(self, context: EvalContext) -> MetricResult:
+        prior, y = self.prior(context), context.labels
         classes = len(prior)
-        answers = self.answers(subject, prior)
+        answers = self.classify(context, prior)
         right = (answers.running == y).double()
         given = answers.log_prob.gather(1, y[:, None])[:, 0]
         confidence, answer = answers.log_prob.max(1)
-        ece, ece_error = calibration_error(confidence.exp(), right[-1], self.bins, subject.seed)
+        ece, ece_error = calibration_error(confidence.exp(), right[-1], self.bins, context.seed)
         cost = mean(answers.evaluations, "per class and image")
-        low, high = self.classifier.weighting.support(subject.model.schedule)
+        low, high = self.classifier.weighting.support(context.model.schedule)
         pairs = Counter((int(a), int(b)) for a, b in zip(y, answer) if a != b)
-        names = subject.class_names
-        return Measured(
+        names = context.class_names
+        return MetricResult(
             figures={
                 "accuracy": mean(right[-1], "share"),
                 "nll": mean(-given, "nats"),
@@ -117,7 +117,7 @@ class ZeroShotClassifier(Metric):
                 ),
             },
             facts={
-                "most_evaluations": self.budget.most(classes),
+                "most_evaluations": self.budget.max_evaluations(classes),
                 "stages": [list(stage) for stage in self.budget.stages],
                 "temperature": self.classifier.temperature,
                 "prior": prior.tolist(),
@@ -138,31 +138,31 @@ class ZeroShotClassifier(Metric):
             },
             arrays={
                 "posteriors": {
-                    "row": subject.rows.numpy(), "label": y.numpy(), "answer": answer.numpy(),
+                    "row": context.rows.numpy(), "label": y.numpy(), "answer": answer.numpy(),
                     "posterior": answers.log_prob.exp().numpy(), "classes": numpy.array(names),
                 },
             },
         )  # fmt: skip
 
-    def answers(self, subject: Subject, prior: Tensor) -> Answers:
+    def classify(self, context: EvalContext, prior: Tensor) -> ZeroShotAnswers:
         """Of every example, by as many images as fill a chunk."""
-        parts, images = [], self.classifier.images(len(prior))
-        for first in subject.firsts:
-            x, _ = subject.batch(first)
-            rows = subject.rows[first : first + len(x)].tolist()
+        parts, images = [], self.classifier.chunk_images(len(prior))
+        for first in context.firsts:
+            x, _ = context.batch(first)
+            rows = context.rows[first : first + len(x)].tolist()
             for place in range(0, len(x), images):
-                seeds = [fold(subject.seed, EXAMPLE, row) for row in rows[place : place + images]]
+                seeds = [fold(context.seed, EXAMPLE_PURPOSE, row) for row in rows[place : place + images]]
                 few = x[place : place + images]
 
                 def tell(share: float, done=first + place, few=few):
-                    subject.progress(done + int(share * len(few)), subject.n, "images")
+                    context.progress(done + int(share * len(few)), context.n, "images")
 
                 def compute(few=few, seeds=seeds, tell=tell):
                     tell(0.0)
-                    found = self.classifier(subject.model, few, seeds, prior, tell)
+                    found = self.classifier(context.model, few, seeds, prior, tell)
                     return {name: value.numpy() for name, value in found._asdict().items()}
 
-                arrays = subject.parts.part(f"{first + place:08d}", compute)
-                parts.append(Answers(**{name: torch.from_numpy(value) for name, value in arrays.items()}))
+                arrays = context.parts.part(f"{first + place:08d}", compute)
+                parts.append(ZeroShotAnswers(**{name: torch.from_numpy(value) for name, value in arrays.items()}))
                 tell(1.0)
-        return Answers.joined(parts)
+        return ZeroShotAnswers.concatenate(parts)

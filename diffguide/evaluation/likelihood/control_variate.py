@@ -5,7 +5,7 @@ from torch import Tensor
 
 __all__ = ["GaussianFit"]
 
-LARGEST = 2048  # values of an example whose covariance is decomposed; beyond, the variances alone are kept
+MAX_FULL_COVARIANCE = 2048  # values of an example whose covariance is decomposed; beyond, the variances alone are kept
 
 
 class GaussianFit:
@@ -42,7 +42,7 @@ class GaussianFit:
             raise ValueError(f"floor must be a positive variance, got {floor}")
         x = x.flatten(1).double()
         mean = x.mean(0)
-        if x.shape[1] > LARGEST:
+        if x.shape[1] > MAX_FULL_COVARIANCE:
             return cls(mean, x.var(0, correction=0) + floor, None)
         x = x - mean
         values, vectors = torch.linalg.eigh(x.mT @ x / len(x))
@@ -53,18 +53,18 @@ class GaussianFit:
         vectors = None if self.vectors is None else self.vectors.to(device)
         return GaussianFit(self.mean.to(device), self.values.to(device), vectors)
 
-    def turned(self, x: Tensor) -> Tensor:
+    def rotate(self, x: Tensor) -> Tensor:
         return x if self.vectors is None else x @ self.vectors
 
     def error(self, x: Tensor, eps: Tensor, log_snr: Tensor) -> Tensor:
         """||eps - eps_hat||^2, [B] float64, at x_t = alpha x + sigma eps; x, eps [B, ...], log_snr [B]."""
-        d, e = (self.turned(part) for part in (x.flatten(1).double() - self.mean, eps.flatten(1).double()))
+        d, e = (self.rotate(part) for part in (x.flatten(1).double() - self.mean, eps.flatten(1).double()))
         g = log_snr.exp()[:, None]
         return ((g * self.values * e - g.sqrt() * d) / (1 + g * self.values)).square().sum(1)
 
     def mean_error(self, x: Tensor, log_snr: Tensor) -> Tensor:
         """E_eps ||eps - eps_hat||^2, [B] float64, at one log_snr, 0-d."""
-        g, d = log_snr.exp(), self.turned(x.flatten(1).double() - self.mean)
+        g, d = log_snr.exp(), self.rotate(x.flatten(1).double() - self.mean)
         return (g * (g * self.values**2 + d**2) / (1 + g * self.values) ** 2).sum(1)
 
     def integral(self, x: Tensor, low: Tensor, high: Tensor) -> Tensor:
@@ -72,6 +72,6 @@ class GaussianFit:
 
         sum_i  log((1 + g_1 l_i) / (1 + g_0 l_i)) + (d_i^2 - l_i) (g_1 - g_0) / ((1 + g_0 l_i) (1 + g_1 l_i)).
         """
-        g_0, g_1, d = low.exp(), high.exp(), self.turned(x.flatten(1).double() - self.mean)
+        g_0, g_1, d = low.exp(), high.exp(), self.rotate(x.flatten(1).double() - self.mean)
         below, above = 1 + g_0 * self.values, 1 + g_1 * self.values
         return ((above / below).log() + (d**2 - self.values) * (g_1 - g_0) / (below * above)).sum(1)

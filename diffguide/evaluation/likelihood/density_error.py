@@ -6,17 +6,17 @@ from ...figures.plot_spec import Panel, Plot
 from ...models.protocols import Denoiser, LogDensity
 from ...oracles import Oracle
 from ...randomness import fold
+from ..class_conditional import ClassConditionalMetric
 from ..denoising import law_of
-from ..metric import Figure, Measured, Subject, mean
-from ..told import ToldClasses
+from ..metric import EvalContext, Figure, MetricResult, mean
 
 __all__ = ["DensityError"]
 
-TRUTH = 13  # purpose of the seed
-MOST = 4000  # examples at a time
+LAW_PURPOSE = 13  # purpose of the seed
+MAX_BATCH = 4000  # examples at a time
 
 
-class DensityError(ToldClasses):
+class DensityError(ClassConditionalMetric):
     """E |log p_t(x) - log p_t*(x)| in nats, of fresh exact examples of the law that the data are drawn from.
 
     abs_error is that of the data themselves, t = 0. excess is the model's squared error of eps over that of the exact
@@ -40,18 +40,18 @@ class DensityError(ToldClasses):
         super().__init__(conditional)
         self.levels, self.exact = levels, exact
 
-    def check(self, subject: Subject) -> None:
-        super().check(subject)
-        if not subject.able(LogDensity).normalized:
+    def check(self, context: EvalContext) -> None:
+        super().check(context)
+        if not context.as_protocol(LogDensity).normalized:
             raise ValueError(
-                f"metric={self.name}: the log-density of this {subject.holds} is known up to a constant only"
+                f"metric={self.name}: the log-density of this {context.model_name} is known up to a constant only"
             )
-        if law_of(subject.data, subject.model.schedule) is None:
+        if law_of(context.data, context.model.schedule) is None:
             raise ValueError(f"metric={self.name} needs data of a known law, such as dataset=gmm2d or anisotropic")
 
-    def times(self, subject: Subject) -> list[torch.Tensor]:
+    def times(self, context: EvalContext) -> list[torch.Tensor]:
         """Those with noise, ascending."""
-        levels = subject.model.levels
+        levels = context.model.levels
         if levels is None:
             return list(torch.linspace(0, 1, self.levels + 1, dtype=torch.float64)[1:])
         rising = levels[levels > 0].sort().values
@@ -61,23 +61,23 @@ class DensityError(ToldClasses):
         return list(rising[torch.linspace(len(rising) / count - 1, len(rising) - 1, count).round().long()])
 
     @torch.no_grad()
-    def measure(self, subject: Subject) -> Measured:
-        law = law_of(subject.data, subject.model.schedule)
-        times = [torch.tensor(0.0, dtype=torch.float64), *self.times(subject)]
-        denoises = subject.able(Denoiser) is not None and len(times) > 1
+    def measure(self, context: EvalContext) -> MetricResult:
+        law = law_of(context.data, context.model.schedule)
+        times = [torch.tensor(0.0, dtype=torch.float64), *self.times(context)]
+        denoises = context.as_protocol(Denoiser) is not None and len(times) > 1
         curve, excess, least, errors = [], [], [], []
         for place, t in enumerate(times):
             n = self.exact if place else 20 * self.exact
-            error, own, best = (torch.cat(part) for part in zip(*self.batches(subject, law, t, n, place)))
+            error, own, best = (torch.cat(part) for part in zip(*self.batches(context, law, t, n, place)))
             figure, signed = mean(error.abs(), "nats"), mean(error, "nats")
-            row = {"time": float(t), "log_snr": float(subject.model.schedule.log_snr(t))}
+            row = {"time": float(t), "log_snr": float(context.model.schedule.log_snr(t))}
             row |= {"abs_error": figure.value, "abs_error_se": figure.standard_error, "error": signed.value}
             if place and denoises:
                 excess, least = [*excess, own.mean()], [*least, best.mean()]
                 row |= {"excess": float(excess[-1] / least[-1])}
             errors, curve = [*errors, error.abs()], [*curve, row]
-            subject.progress(place + 1, len(times), "noise levels")
-        entropy = self.entropy(subject, law)
+            context.progress(place + 1, len(times), "noise levels")
+        entropy = self.entropy(context, law)
         own = mean(errors[0], "nats")
         noisy = {"abs_error_all_levels": mean(torch.stack(errors[1:]).mean(0), "nats")} if len(times) > 1 else {}
         figures = {"abs_error": own, **noisy, "entropy": entropy}
@@ -86,32 +86,32 @@ class DensityError(ToldClasses):
             share = Figure(float(sum(excess) / sum(least)), None, self.exact, "share of the smallest error")
             figures |= {"excess": share, "excess_ratios": share._replace(value=float(ratios.mean()))}
         facts = {
-            "law": type(law).__name__, "levels": len(times) - 1, "given_class": self.told(subject),
-            "entropy_is": "-E log p(x given its class)" if self.told(subject) else "-E log p(x)",
+            "law": type(law).__name__, "levels": len(times) - 1, "given_class": self.uses_labels(context),
+            "entropy_is": "-E log p(x given its class)" if self.uses_labels(context) else "-E log p(x)",
         }  # fmt: skip
         panels = [
             Panel("abs_error", "E |log p - exact|, nats"),
             Panel("excess", "excess over the smallest error of eps"),
         ]
-        return Measured(figures, facts, curve, [Plot("density_error", "time", "time t", False, panels)])
+        return MetricResult(figures, facts, curve, [Plot("density_error", "time", "time t", False, panels)])
 
-    def batches(self, subject: Subject, law: Oracle, t: torch.Tensor, n: int, place: int):
+    def batches(self, context: EvalContext, law: Oracle, t: torch.Tensor, n: int, place: int):
         """(log p - log p*, squared distance of eps from the exact one, squared error of that one) of each, by batches."""
-        rng = torch.Generator().manual_seed(fold(subject.seed, TRUTH, place))
+        rng = torch.Generator().manual_seed(fold(context.seed, LAW_PURPOSE, place))
         alpha, sigma = law.schedule.alpha_sigma(t)
-        for first in range(0, n, MOST):
-            x_0, y = law.sample(min(MOST, n - first), rng)
+        for first in range(0, n, MAX_BATCH):
+            x_0, y = law.sample(min(MAX_BATCH, n - first), rng)
             noise = torch.randn(x_0.shape, generator=rng, dtype=torch.float64)
-            x, y = alpha * x_0 + sigma * noise, y if self.told(subject) else None
-            shown, told = x.float().to(subject.device), None if y is None else y.to(subject.device)
-            found = subject.able(LogDensity).log_density(shown, t, told).double().cpu()
+            x, y = alpha * x_0 + sigma * noise, y if self.uses_labels(context) else None
+            shown, told = x.float().to(context.device), None if y is None else y.to(context.device)
+            found = context.as_protocol(LogDensity).log_density(shown, t, told).double().cpu()
             own = best = torch.zeros(len(x), dtype=torch.float64)
-            if place and subject.able(Denoiser) is not None:
-                exact, eps = law(x, t, y).eps, subject.model(shown, t, told).eps.double().cpu()
+            if place and context.as_protocol(Denoiser) is not None:
+                exact, eps = law(x, t, y).eps, context.model(shown, t, told).eps.double().cpu()
                 own, best = ((a - b).square().flatten(1).mean(1) for a, b in ((eps, exact), (noise, exact)))
             yield found - law.log_density(x, t, y), own, best
 
-    def entropy(self, subject: Subject, law: Oracle) -> Figure:
+    def entropy(self, context: EvalContext, law: Oracle) -> Figure:
         """Of the law without noise, nats."""
-        x, y = law.sample(20 * self.exact, torch.Generator().manual_seed(fold(subject.seed, TRUTH)))
-        return mean(-law.log_density(x, None, y if self.told(subject) else None), "nats")
+        x, y = law.sample(20 * self.exact, torch.Generator().manual_seed(fold(context.seed, LAW_PURPOSE)))
+        return mean(-law.log_density(x, None, y if self.uses_labels(context) else None), "nats")

@@ -2,7 +2,7 @@
 
 For data of K values in [-1, 1], 2 / (K - 1) apart, every figure is a bound on -log2 P(x) / D of the discrete data; for
 continuous data (K = 0) it is -log p(x) / D in nats. For K values log P(x) >= E log p(z) + correction, where z is x with
-noise: `Uniform` within the value's bin, `Decoded` as much as the likelihood starts with.
+noise: `UniformDequantization` within the value's bin, `DecoderDequantization` as much as the likelihood starts with.
 """
 
 import math
@@ -14,10 +14,17 @@ from torch import Tensor
 from ...models.decoders import Discretized, Gaussian
 from ...randomness import Noise
 
-__all__ = ["Decoded", "Dequantization", "Likelihood", "Uniform", "bits_offset", "likelihood"]
+__all__ = [
+    "DecoderDequantization",
+    "Dequantization",
+    "LikelihoodEstimate",
+    "UniformDequantization",
+    "bits_offset",
+    "estimate_likelihood",
+]
 
 
-class Likelihood(NamedTuple):
+class LikelihoodEstimate(NamedTuple):
     """The likelihood of N examples.
 
     Fields:
@@ -46,7 +53,9 @@ def bits_offset(values: int) -> float:
     return math.log2((values - 1) / 2) if values else 0.0
 
 
-def likelihood(parts: dict[str, Tensor], dimensions: int, noise: Tensor | None, offset: float = 0.0) -> Likelihood:
+def estimate_likelihood(
+    parts: dict[str, Tensor], dimensions: int, noise: Tensor | None, offset: float = 0.0
+) -> LikelihoodEstimate:
     """The figures of examples whose nats are the sum of the parts, [N] each.
 
     Arguments:
@@ -59,7 +68,7 @@ def likelihood(parts: dict[str, Tensor], dimensions: int, noise: Tensor | None, 
     error = float(nats.std()) / math.sqrt(n) / bits if n > 1 else None
     drawn = None if noise is None else float(noise.double().square().sum().sqrt()) / n / dimensions / bits
     means = {name: float(part.double().mean()) / dimensions for name, part in parts.items()}
-    return Likelihood(float(nats.mean()), float(nats.mean()) / bits, error, drawn, n, dimensions, means, offset)
+    return LikelihoodEstimate(float(nats.mean()), float(nats.mean()) / bits, error, drawn, n, dimensions, means, offset)
 
 
 class Dequantization:
@@ -86,7 +95,7 @@ class Dequantization:
         return 0.0
 
 
-class Uniform(Dequantization):
+class UniformDequantization(Dequantization):
     """z = x + u, u uniform in the bin [-1/(K - 1), 1/(K - 1)), correction D log(2 / (K - 1)).
 
     Theis, van den Oord, Bethge, "A note on the evaluation of generative models", 2016, arXiv 1511.01844, section 3.1.
@@ -104,7 +113,7 @@ class Uniform(Dequantization):
         return bits_offset(values)
 
 
-class Decoded(Dequantization):
+class DecoderDequantization(Dequantization):
     """z = z_0 / alpha_0 = x + s_0 eps, correction log p(x | z_0) - log N(z; x, s_0^2 I), p the discretised decoder.
 
     The bound's own first step, so that it and the ODE differ in what lies between alone. Tight where the model knows that

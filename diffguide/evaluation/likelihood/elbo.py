@@ -19,7 +19,7 @@ from ...randomness import Noise
 from ...schedules import Schedule
 from .control_variate import GaussianFit
 
-__all__ = ["Bound", "Control", "Piece", "elbo", "legal", "pieces", "reconstruction", "tuned"]
+__all__ = ["Bound", "Control", "Piece", "elbo", "nearest_level", "pieces", "reconstruction", "fit_control"]
 
 
 class Bound(NamedTuple):
@@ -57,7 +57,7 @@ class Piece(NamedTuple):
     weight: Tensor
     end: Tensor
 
-    def known(self, fit: GaussianFit, x: Tensor) -> Tensor:
+    def gaussian_value(self, fit: GaussianFit, x: Tensor) -> Tensor:
         """What the piece is for the Gaussian's denoiser, [B]."""
         if self.low == self.high:
             return self.weight * fit.mean_error(x, self.low)
@@ -87,7 +87,7 @@ def pieces(
     Raises:
         ValueError: infinite ends, a log_snr_max beyond the schedule's, levels below 1.
     """
-    ends = schedule.log_snr_min, start_of(schedule, log_snr_max)
+    ends = schedule.log_snr_min, start_log_snr(schedule, log_snr_max)
     if times is not None:
         log_snr = schedule.log_snr(times).detach().cpu()
         return [Piece(t, t, torch.expm1(s - t) / 2, s) for t, s in zip(log_snr[:-1], log_snr[1:])]
@@ -97,7 +97,7 @@ def pieces(
     return [Piece(low, high, (high - low) / 2, high) for low, high in zip(edges[:-1], edges[1:])]
 
 
-def start_of(schedule: Schedule, log_snr_max: float | None) -> float:
+def start_log_snr(schedule: Schedule, log_snr_max: float | None) -> float:
     """The log-SNR of z_0, from which a likelihood starts.
 
     Raises:
@@ -115,7 +115,7 @@ def start_of(schedule: Schedule, log_snr_max: float | None) -> float:
     return start
 
 
-def draw(piece: Piece, index: int, replicate: int, noise: Noise) -> tuple[Tensor, Tensor]:
+def draw_noise(piece: Piece, index: int, replicate: int, noise: Noise) -> tuple[Tensor, Tensor]:
     """log_snr [B] float64 and eps [B, ...] of one evaluation: functions of each example's seed, the piece, the replicate.
 
     No model and no condition enters: two models, or two classes, are compared with common random numbers.
@@ -128,17 +128,17 @@ def draw(piece: Piece, index: int, replicate: int, noise: Noise) -> tuple[Tensor
 def squared_error(denoiser: Denoiser, x: Tensor, y: Condition | None, log_snr: Tensor, eps: Tensor) -> Tensor:
     """||eps - eps_hat(alpha x + sigma eps)||^2, [B] float64."""
     alpha, sigma = (scale.to(x) for scale in denoiser.schedule.scales(log_snr, x.ndim))
-    t = legal(denoiser.schedule.t_of(log_snr).clamp(0, 1), denoiser.levels)
+    t = nearest_level(denoiser.schedule.t_of(log_snr).clamp(0, 1), denoiser.levels)
     return (eps - denoiser(alpha * x + sigma * eps, t, y).eps).double().square().flatten(1).sum(1)
 
 
-def legal(t: Tensor, levels: Tensor | None) -> Tensor:
+def nearest_level(t: Tensor, levels: Tensor | None) -> Tensor:
     """The nearest of the times at which a model may be asked: t_of(log_snr(t)) is t up to rounding alone."""
     return t if levels is None else levels.to(t.device)[(t[:, None] - levels.to(t.device)).abs().argmin(1)]
 
 
 @torch.no_grad()
-def tuned(
+def fit_control(
     fit: GaussianFit, denoiser: Denoiser, x: Tensor, y: Condition | None, noise: Noise, terms: Sequence[Piece],
     progress: Callable[[float], None] | None = None,
 ) -> Control:  # fmt: skip
@@ -153,7 +153,7 @@ def tuned(
     """
     coefficients = []
     for index, piece in enumerate(terms):
-        draws = [draw(piece, index, replicate, noise) for replicate in (0, 1)]
+        draws = [draw_noise(piece, index, replicate, noise) for replicate in (0, 1)]
         own, control = (
             error(draws[0]) - error(draws[1])
             for error in (lambda d: squared_error(denoiser, x, y, *d), lambda d: fit.error(x, d[1], d[0]))
@@ -166,7 +166,7 @@ def tuned(
 
 def reconstruction(x: Tensor, decoder: Decoder, log_snr: Tensor, samples: Sequence[Tensor]) -> Tensor:
     """-log p(x | z_0 = alpha x + sigma eps) for each eps [B, ...] of the samples, [R, B] float64."""
-    if not decoder.values:  # a Gaussian's mean over eps is its value where each eps_i^2 is its mean, 1
+    if not decoder.quantization_levels:  # a Gaussian's mean over eps is its value where each eps_i^2 is its mean, 1
         samples = [torch.ones_like(x)] * len(samples)
     return torch.stack([-decoder.log_prob(x, eps, log_snr).double() for eps in samples])
 
@@ -190,7 +190,7 @@ def elbo(
         terms: from `pieces`; one evaluation each per replicate.
         replicates: independent repetitions, at least 2; from them the noise of the estimate is known.
         draws: of eps for the reconstruction, at least 2, which costs no evaluation.
-        control: from `tuned` with the same pieces; None = none.
+        control: from `fit_control` with the same pieces; None = none.
         progress: called with the share of the work that is done, after every evaluation.
 
     Raises:
@@ -205,11 +205,11 @@ def elbo(
     for replicate in range(replicates):
         parts = []
         for index, piece in enumerate(terms):
-            log_snr, eps = draw(piece, index, replicate, noise)
+            log_snr, eps = draw_noise(piece, index, replicate, noise)
             part = piece.weight.to(prior) * squared_error(denoiser, x, y, log_snr, eps)
             if control is not None:
                 same = piece.weight.to(prior) * control.fit.error(x, eps, log_snr)
-                part = part - control.coefficients[index] * (same - piece.known(control.fit, x))
+                part = part - control.coefficients[index] * (same - piece.gaussian_value(control.fit, x))
             parts.append(part)
             if progress is not None:
                 progress((replicate * len(terms) + index + 1) / (replicates * len(terms)))

@@ -19,7 +19,7 @@ from torch import Tensor
 from ...backbones.conditions import Condition
 from ...models.protocols import Denoiser, SamplingError
 from ...randomness import Noise
-from .elbo import legal, start_of
+from .elbo import nearest_level, start_log_snr
 
 __all__ = ["Adaptive", "ExactTrace", "FixedGrid", "FlowDensity", "Hutchinson", "Solver", "Trace", "flow_log_density"]
 
@@ -237,12 +237,12 @@ def flow_log_density(
         ValueError: infinite ends, a start beyond the schedule, or what the trace or the solver say.
     """
     schedule, (batch, *shape) = denoiser.schedule, x.shape
-    size, ends = math.prod(shape), (-start_of(schedule, log_snr_max) / 2, -schedule.log_snr_min / 2)
+    size, ends = math.prod(shape), (-start_log_snr(schedule, log_snr_max) / 2, -schedule.log_snr_min / 2)
     vectors, factor = trace.vectors(x, noise, index)
     per_root = 1 / math.sqrt(size)  # the log-density's column counts in an error norm as much as all of the others
 
     def slope(u: Tensor, state: Tensor) -> Tensor:
-        t = legal(schedule.t_of(-2 * u).clamp(0, 1), denoiser.levels)
+        t = nearest_level(schedule.t_of(-2 * u).clamp(0, 1), denoiser.levels)
         scale = torch.hypot(*schedule.scales(-2 * u, 2))
         with torch.enable_grad():
             v = state[:, :-1].detach().requires_grad_()

@@ -6,25 +6,25 @@ import math
 import torch
 from torch import Tensor
 
-from ...datasets.base import fetch
+from ...datasets.base import fetch_examples
 from ...figures.plot_spec import Panel, Plot
 from ...models.decoders import Discretized, Gaussian
 from ...models.protocols import Denoiser, LogDensity
 from ...randomness import Noise, fold
-from ..metric import Measured, Metric, Subject, mean
-from .base import Answer, Arrays, Density, OfPoints, Within, parts_of
+from ..metric import EvalContext, Metric, MetricResult, mean
+from .base import Answer, Arrays, Density, PointDensity, Within, nll_parts
 from .control_variate import GaussianFit
-from .dequantization import Decoded, Dequantization
-from .elbo import Control, Piece, elbo, pieces, reconstruction, tuned
+from .dequantization import DecoderDequantization, Dequantization
+from .elbo import Control, Piece, elbo, fit_control, pieces, reconstruction
 from .flow_ode import Solver, Trace, flow_log_density
 
 __all__ = ["ELBO", "ExactDensity", "FlowODE", "Likelihoods"]
 
-FIT, PILOT = 10000, 11  # training examples for the Gaussian; a purpose of the seed
+FIT_EXAMPLES, PILOT_PURPOSE = 10000, 11  # training examples for the Gaussian; a purpose of the seed
 VARIATIONAL = "diffguide.objectives.variational.Variational"  # the objective whose `steps` are those of a bound
 
 
-def starts(terms: list[Piece]) -> list[int]:
+def start_indices(terms: list[Piece]) -> list[int]:
     """The pieces behind which z_0 might lie as well: at most 32, evenly spread, the last one among them."""
     return list(range(len(terms) - 1, -1, -math.ceil(len(terms) / 32)))[::-1]
 
@@ -66,64 +66,68 @@ class ELBO(Density):
         self.levels, self.steps, self.replicates = levels, steps, replicates
         self.draws, self.pilot, self.floor = draws, pilot, float(floor)
 
-    def check(self, subject: Subject) -> None:
-        super().check(subject)
-        if self.steps is not None and subject.model.levels is not None:
+    def check(self, context: EvalContext) -> None:
+        super().check(context)
+        if self.steps is not None and context.model.levels is not None:
             raise ValueError(
-                f"{self.key}.steps={self.steps}: this {subject.holds} has noise levels of its own, and is asked there: "
+                f"{self.key}.steps={self.steps}: this {context.model_name} has noise levels of its own, and is asked there: "
                 "leave null"
             )
-        if self.log_snr_max is not None and subject.model.levels is not None:
+        if self.log_snr_max is not None and context.model.levels is not None:
             raise ValueError(f"a bound of discrete levels ends where they do: leave {self.key}.log_snr_max null")
-        if self.log_snr_max is not None and self.steps_of(subject):
+        if self.log_snr_max is not None and self.steps_of(context):
             instead = f", or take {self.key}.steps=0 for continuous time" if self.steps is None else ""
             raise ValueError(
                 f"a bound of discrete steps ends where they do: leave {self.key}.log_snr_max null{instead}"
             )
 
-    def steps_of(self, subject: Subject) -> int:
+    def steps_of(self, context: EvalContext) -> int:
         """T; 0 = continuous time, or levels of the model's own."""
-        if self.steps is not None or subject.model.levels is not None:
+        if self.steps is not None or context.model.levels is not None:
             return self.steps or 0
-        objective = subject.config.get("objective") or {}
+        objective = context.config.get("objective") or {}
         return objective.get("steps") or 0 if objective.get("_target_") == VARIATIONAL else 0
 
-    def terms(self, subject: Subject) -> list[Piece]:
-        times = subject.model.levels
-        if steps := self.steps_of(subject):
+    def terms(self, context: EvalContext) -> list[Piece]:
+        times = context.model.levels
+        if steps := self.steps_of(context):
             times = torch.linspace(1, 0, steps + 1, dtype=torch.float64)
         elif times is not None:
             times = torch.cat([times[times > 0].cpu(), torch.zeros(1, dtype=torch.float64)])
-        return pieces(subject.model.schedule, self.levels, times, self.log_snr_max)
+        return pieces(context.model.schedule, self.levels, times, self.log_snr_max)
 
-    def control(self, subject: Subject, terms: list[Piece]) -> Control | None:
+    def control(self, context: EvalContext, terms: list[Piece]) -> Control | None:
         """Fitted and tuned on the training split."""
         if not self.pilot:
             return None
 
         def tell(done: int) -> None:
-            subject.progress(done, len(terms), "levels of the pilot run")
+            context.progress(done, len(terms), "levels of the pilot run")
 
         tell(0)
-        train, schedule = subject.data.train, subject.model.schedule
-        order = torch.randperm(len(train.y), generator=torch.Generator().manual_seed(fold(subject.seed, PILOT)))
-        fit = GaussianFit.to_data(subject.data.view(fetch(train, order[:FIT])[0]), self.floor).to(subject.device)
+        train, schedule = context.data.train, context.model.schedule
+        order = torch.randperm(len(train.y), generator=torch.Generator().manual_seed(fold(context.seed, PILOT_PURPOSE)))
+        x = context.data.preprocess(fetch_examples(train, order[:FIT_EXAMPLES])[0])
+        fit = GaussianFit.to_data(x, self.floor).to(context.device)
         rows = order[: self.pilot]
-        x, y = fetch(train, rows)
-        x, y = subject.data.view(x).to(subject.device), y.to(subject.device) if self.given(subject) else None
-        seeds = [fold(subject.seed, PILOT, row) for row in rows.tolist()]
-        noise = Noise(seeds, subject.shape, schedule, subject.device, x.dtype)
-        return tuned(fit, subject.model, x, y, noise, terms, lambda share: tell(round(share * len(terms))))
+        x, y = fetch_examples(train, rows)
+        x, y = (
+            context.data.preprocess(x).to(context.device),
+            y.to(context.device) if self.uses_labels(context) else None,
+        )
+        seeds = [fold(context.seed, PILOT_PURPOSE, row) for row in rows.tolist()]
+        noise = Noise(seeds, context.shape, schedule, context.device, x.dtype)
+        return fit_control(fit, context.model, x, y, noise, terms, lambda share: tell(round(share * len(terms))))
 
-    def nats(self, subject: Subject) -> Answer:
-        terms, values = self.terms(subject), self.values_of(subject)
-        decoder, control = Discretized(values) if values else Gaussian(), self.control(subject, terms)
+    def nll_fn(self, context: EvalContext) -> Answer:
+        terms, values = self.terms(context), self.num_values(context)
+        decoder, control = Discretized(values) if values else Gaussian(), self.control(context, terms)
 
         def bound(x: Tensor, y: Tensor | None, noise: Noise, within: Within) -> Arrays:
-            found = elbo(subject.model, x, y, decoder, noise, terms, self.replicates, self.draws, control, within)
+            found = elbo(context.model, x, y, decoder, noise, terms, self.replicates, self.draws, control, within)
             samples = [noise.normal(len(terms), k) for k in (0, 1)]
-            codes = [reconstruction(x, decoder, terms[k].end, samples).mean(0) for k in starts(terms)]
-            later = found.prior + found.terms.cumsum(0)[starts(terms)] + torch.stack(codes)
+            codes = [reconstruction(x, decoder, terms[k].end, samples).mean(0) for k in start_indices(terms)]
+            later = found.prior + found.terms.cumsum(0)[start_indices(terms)] + torch.stack(codes)
             later[-1] = found.nats  # the same bound, with all of its draws
             parts = {name: getattr(found, name) for name in ("prior", "reconstruction", "diffusion", "noise")}
             return parts | {"starts": later.mT}
@@ -131,30 +135,30 @@ class ELBO(Density):
         return bound
 
     def curve(
-        self, subject: Subject, later: Tensor, column: str, unit: str
+        self, context: EvalContext, later: Tensor, column: str, unit: str
     ) -> tuple[list[dict[str, float]], list[Plot]]:
-        terms, rows = self.terms(subject), []
-        for k, nats in zip(starts(terms), later.mT):
+        terms, rows = self.terms(context), []
+        for k, nats in zip(start_indices(terms), later.mT):
             found = mean(nats, unit)
             rows.append({"log_snr_max": float(terms[k].end), column: found.value, f"{column}_se": found.standard_error})
         return rows, [Plot("elbo_start", "log_snr_max", "log-SNR of z_0", False, [Panel(column, unit)])]
 
-    def facts(self, subject: Subject) -> dict[str, object]:
-        count, steps = len(self.terms(subject)), self.steps_of(subject)
+    def facts(self, context: EvalContext) -> dict[str, object]:
+        count, steps = len(self.terms(context)), self.steps_of(context)
         return {
             "estimate": "variational bound", "steps": steps or None, "levels": count,
             "steps_of": "the model's objective" if steps and self.steps is None else "the metric",
             "replicates": self.replicates, "pilot": self.pilot, "evaluations_per_example": count * self.replicates,
-            "dequantisation": "discretised decoder" if self.values_of(subject) else "none: continuous, Gaussian decoder",
+            "dequantisation": "discretised decoder" if self.num_values(context) else "none: continuous, Gaussian decoder",
         }  # fmt: skip
 
 
-class FlowODE(OfPoints):
+class FlowODE(PointDensity):
     """log p by the probability-flow ODE. Song et al. 2021, arXiv 2011.13456, eq. 39.
 
     Arguments:
         trace, solver: how the divergence and the ODE are computed.
-        dequantization, draws: see `OfPoints`; every draw is a whole ODE, with other probes.
+        dequantization, draws: see `PointDensity`; every draw is a whole ODE, with other probes.
         conditional, values, log_snr_max: see `Density`.
 
     Raises:
@@ -170,35 +174,35 @@ class FlowODE(OfPoints):
         super().__init__(dequantization, draws, conditional, values, log_snr_max)
         self.trace, self.solver, self.random = trace, solver, trace.random
 
-    def check(self, subject: Subject) -> None:
-        super().check(subject)
-        self.trace.check(math.prod(subject.shape))
-        if (subject.model.levels is not None) != self.solver.at_levels:
+    def check(self, context: EvalContext) -> None:
+        super().check(context)
+        self.trace.check(math.prod(context.shape))
+        if (context.model.levels is not None) != self.solver.at_levels:
             node = f"metric/solver@{self.key}.solver" if self.key != "metric" else "metric/solver"
             raise ValueError(
-                f"{self.key}.solver is for models of discrete noise levels; this {subject.holds} has continuous time: take "
-                f"{node}=fixed_grid"
+                f"{self.key}.solver is for models of discrete noise levels; this {context.model_name} has continuous time: "
+                f"take {node}=fixed_grid"
                 if self.solver.at_levels
-                else f"this {subject.holds} has discrete noise levels, which {self.key}.solver leaves: take {node}=levels"
+                else f"this {context.model_name} has discrete noise levels, which {self.key}.solver leaves: take {node}=levels"
             )
 
     def log_density(
-        self, subject: Subject, x: Tensor, y: Tensor | None, noise: Noise, index: int, within: Within
+        self, context: EvalContext, x: Tensor, y: Tensor | None, noise: Noise, index: int, within: Within
     ) -> Tensor:
         return flow_log_density(
-            subject.model, x, y, self.trace, self.solver, noise, index, self.start(subject), within
+            context.model, x, y, self.trace, self.solver, noise, index, self.start_log_snr(context), within
         ).log_density
 
-    def facts(self, subject: Subject) -> dict[str, object]:
+    def facts(self, context: EvalContext) -> dict[str, object]:
         own = {"estimate": "probability-flow ODE", "trace": self.trace.text, "solver": self.solver.text}
-        return own | super().facts(subject)
+        return own | super().facts(context)
 
 
-class ExactDensity(OfPoints):
+class ExactDensity(PointDensity):
     """log p of a model that states it, normalised: of z_0 = x_t / alpha, as the ODE has it.
 
     Arguments:
-        dequantization, draws: see `OfPoints`.
+        dequantization, draws: see `PointDensity`.
         conditional, values, log_snr_max: see `Density`.
 
     Raises:
@@ -207,40 +211,40 @@ class ExactDensity(OfPoints):
 
     name, part, needs = "log_density", "exact", (LogDensity,)
 
-    def check(self, subject: Subject) -> None:
-        super().check(subject)
-        if not subject.able(LogDensity).normalized:
+    def check(self, context: EvalContext) -> None:
+        super().check(context)
+        if not context.as_protocol(LogDensity).normalized:
             raise ValueError(
-                f"metric={self.name}: the log-density of this {subject.holds} is known up to a constant only"
+                f"metric={self.name}: the log-density of this {context.model_name} is known up to a constant only"
             )
-        spread = (subject.config.get("objective") or {}).get("values")
-        if not self.values_of(subject) or not isinstance(self.dequantization, Decoded):
+        spread = (context.config.get("objective") or {}).get("quantization_levels")
+        if not self.num_values(context) or not isinstance(self.dequantization, DecoderDequantization):
             return
         node = f"metric/dequantization@{self.key}.dequantization" if self.key != "metric" else "metric/dequantization"
-        if math.isinf(self.start(subject)):
+        if math.isinf(self.start_log_snr(context)):
             raise ValueError(f"{self.key}.dequantization=decoded needs noise, and t = 0 has none: take {node}=uniform")
         if spread and self.log_snr_max is None:
             raise ValueError(
-                f"{self.key}.dequantization=decoded asks at values, and this {subject.holds} was trained on values spread by "
-                f"uniform noise: take {node}=uniform, or a lower {self.key}.log_snr_max"
+                f"{self.key}.dequantization=decoded asks at values, and this {context.model_name} was trained on values spread "
+                f"by uniform noise: take {node}=uniform, or a lower {self.key}.log_snr_max"
             )
 
-    def start(self, subject: Subject) -> float:
+    def start_log_snr(self, context: EvalContext) -> float:
         """Of a model of discrete levels the first, exact data too: it states their density."""
-        known = self.log_snr_max is None and subject.model.levels is not None
-        return subject.model.schedule.log_snr_max if known else super().start(subject)
+        known = self.log_snr_max is None and context.model.levels is not None
+        return context.model.schedule.log_snr_max if known else super().start_log_snr(context)
 
     def log_density(
-        self, subject: Subject, x: Tensor, y: Tensor | None, noise: Noise, index: int, within: Within
+        self, context: EvalContext, x: Tensor, y: Tensor | None, noise: Noise, index: int, within: Within
     ) -> Tensor:
-        schedule, levels = subject.model.schedule, subject.model.levels
-        t = schedule.t_of(torch.tensor(self.start(subject), dtype=torch.float64)).clamp(0, 1)
+        schedule, levels = context.model.schedule, context.model.levels
+        t = schedule.t_of(torch.tensor(self.start_log_snr(context), dtype=torch.float64)).clamp(0, 1)
         t = t if levels is None else levels[(levels - t).abs().argmin()]
         alpha = float(schedule.alpha_sigma(t)[0])
-        return subject.able(LogDensity).log_density(alpha * x, t, y) + x[0].numel() * math.log(alpha)
+        return context.as_protocol(LogDensity).log_density(alpha * x, t, y) + x[0].numel() * math.log(alpha)
 
-    def facts(self, subject: Subject) -> dict[str, object]:
-        return {"estimate": "the model's own log-density"} | super().facts(subject)
+    def facts(self, context: EvalContext) -> dict[str, object]:
+        return {"estimate": "the model's own log-density"} | super().facts(context)
 
 
 class Likelihoods(Metric):
@@ -268,33 +272,35 @@ class Likelihoods(Metric):
         if not self.members:
             raise ValueError("metric=likelihood needs one of metric.elbo, metric.ode, metric.exact, and all are null")
 
-    def answering(self, subject: Subject) -> list[Density]:
+    def applicable(self, context: EvalContext) -> list[Density]:
         """Those that this model can be asked."""
-        density = subject.able(LogDensity)
+        density = context.as_protocol(LogDensity)
         exact = density is not None and density.normalized
         return [member for member in self.members if exact or not isinstance(member, ExactDensity)]
 
-    def check(self, subject: Subject) -> None:
-        super().check(subject)
-        if not self.answering(subject):
-            raise ValueError(f"metric.elbo and metric.ode are null, and this {subject.holds} states no log-density")
-        for member in self.answering(subject):
-            member.check(subject)
+    def check(self, context: EvalContext) -> None:
+        super().check(context)
+        if not self.applicable(context):
+            raise ValueError(
+                f"metric.elbo and metric.ode are null, and this {context.model_name} states no log-density"
+            )
+        for member in self.applicable(context):
+            member.check(context)
 
-    def measure(self, subject: Subject) -> Measured:
+    def measure(self, context: EvalContext) -> MetricResult:
         figures, facts, curve, plots, found = {}, {}, [], [], []
-        for member in self.answering(subject):
-            examples = member.examples(subject)
-            measured = member.told(subject, examples)
+        for member in self.applicable(context):
+            examples = member.nll_of_examples(context)
+            measured = member.summarize(context, examples)
             (name,) = measured.figures
-            law = measured.figures[name].unit, name.endswith("_given_class"), member.start(subject)
-            found.append((name, law, sum(parts_of(examples).values())))
+            law = measured.figures[name].unit, name.endswith("_given_class"), member.start_log_snr(context)
+            found.append((name, law, sum(nll_parts(examples).values())))
             figures |= measured.figures
             facts |= measured.facts
             curve, plots = [*curve, *measured.curve], [*plots, *measured.plots]
         for (name, law, nats), (other, same, others) in itertools.combinations(found, 2):
             if law == same:
                 unit = law[0]
-                scale = (math.log(2) if unit == "bits/dim" else 1.0) * math.prod(subject.shape)
+                scale = (math.log(2) if unit == "bits/dim" else 1.0) * math.prod(context.shape)
                 figures[f"{name}_minus_{other.removeprefix('nll_')}"] = mean((nats - others) / scale, unit)
-        return Measured(figures, facts, curve, plots)
+        return MetricResult(figures, facts, curve, plots)

@@ -19,7 +19,7 @@ __all__ = [
     "wasserstein",
 ]
 
-CELLS = 2**22  # of a table of pairwise distances, at a time
+MAX_CELLS = 2**22  # of a table of pairwise distances, at a time
 
 
 def wasserstein(x: Tensor, y: Tensor) -> float:
@@ -68,7 +68,7 @@ def sliced_wasserstein(x: Tensor, y: Tensor, directions: Tensor) -> float:
     """
     if len(x) != len(y):
         raise ValueError(f"sorting pairs sets of one size, got {len(x)} and {len(y)}")
-    parts = directions.split(max(1, CELLS // len(x)))
+    parts = directions.split(max(1, MAX_CELLS // len(x)))
     return math.sqrt(sum(
         ((x @ u.mT).sort(0).values - (y @ u.mT).sort(0).values).square().mean(0).sum().item() for u in parts
     ) / len(directions))  # fmt: skip
@@ -90,7 +90,7 @@ def energy_distance(x: Tensor, y: Tensor) -> float:
 
 def mean_distance(x: Tensor, y: Tensor) -> float:
     """mean_ij |x_i - y_j|, a slab of the table at a time."""
-    slabs = x.split(max(1, CELLS // len(y)))
+    slabs = x.split(max(1, MAX_CELLS // len(y)))
     return sum(torch.cdist(slab, y).sum().item() for slab in slabs) / (len(x) * len(y))
 
 
@@ -123,11 +123,11 @@ def deviation_ratio(x: Tensor, truth: Tensor, y: Tensor, y_truth: Tensor) -> flo
     Returns:
         nan where every sample is the only one of its class, or the truth does not vary.
     """
-    own, exact = within(x, y), within(truth, y_truth)
+    own, exact = within_class_variance(x, y), within_class_variance(truth, y_truth)
     return math.sqrt(own / exact) if exact > 0 else math.nan
 
 
-def within(x: Tensor, y: Tensor) -> float:
+def within_class_variance(x: Tensor, y: Tensor) -> float:
     """The variance within classes."""
     classes, index = y.unique(return_inverse=True)
     sums = torch.zeros(len(classes), x.shape[1], dtype=x.dtype).index_add_(0, index, x)

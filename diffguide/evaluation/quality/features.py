@@ -16,12 +16,12 @@ from torch.nn import functional
 
 from ...datasets import Dataset
 
-__all__ = ["Extracted", "Features", "Pixels", "as_rgb", "resized"]
+__all__ = ["FeatureOutput", "Features", "Pixels", "as_rgb", "preprocess"]
 
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean and deviation of channels in [0, 1]
 
 
-class Extracted(NamedTuple):
+class FeatureOutput(NamedTuple):
     """features [B, D] float32; logits [B, K] of a classifier, None where there is none."""
 
     features: Tensor
@@ -54,7 +54,7 @@ class Features:
     def prepare(self, data: Dataset, device: torch.device, progress: Callable[[int, int, str], None]) -> None:
         """Before the first call: learns what is to be learned, moves to the device."""
 
-    def __call__(self, images: Tensor) -> Extracted:
+    def __call__(self, images: Tensor) -> FeatureOutput:
         """Of bytes [B, C, H, W], on the device of `prepare`; the answer is on the CPU."""
         raise NotImplementedError
 
@@ -68,7 +68,7 @@ def as_rgb(images: Tensor) -> Tensor:
     return images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images
 
 
-def resized(images: Tensor, side: int, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+def preprocess(images: Tensor, side: int, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """(resize(u / 255) - mean) / std, bicubic with antialiasing, clipped to [0, 1] as bytes would be; [B, 3, side, side]."""
     x = as_rgb(images).float() / 255
     if list(x.shape[2:]) != [side, side]:
@@ -85,5 +85,5 @@ class Pixels(Features):
     def width(self, shape: Sequence[int]) -> int:
         return torch.Size(shape).numel()
 
-    def __call__(self, images: Tensor) -> Extracted:
-        return Extracted(images.flatten(1).float().cpu() / 255)
+    def __call__(self, images: Tensor) -> FeatureOutput:
+        return FeatureOutput(images.flatten(1).float().cpu() / 255)

@@ -9,35 +9,38 @@ import numpy
 import torch
 from torch import Tensor
 
-from ...figures.curves import LEAST_PRECISION
+from ...figures.curves import MIN_PRECISION
 from ...randomness import fold
-from ..metric import Figure, MetricError, Subject
+from ..metric import EvalContext, Figure, MetricError
 from . import frechet
 from .frechet import Moments
 from .kid import inception_score, kernel_distance
-from .label_agreement import Judge
-from .local import LEAST, MOST, Local, accuracy, learn, splits_of
+from .label_agreement import LabelClassifier
+from .local import MAX_SIDE, MIN_SIDE, Local, load_images, network_accuracy, train_local_network
 from .precision_recall import (
-    copies,
     count_repeated,
     density_coverage,
-    notes_on,
+    find_copies,
     precision_recall,
+    quality_notes,
     two_nearest,
 )
 
-__all__ = ["Comparison", "Found", "Gathered", "check_overlap", "small"]
+__all__ = ["QualityComparison", "QualityResult", "FeatureSet", "check_overlap", "is_small"]
 
-GROUPS = 10  # of samples, for the error of the Frechet distance; of real examples, for halves
-BALL, WIDER = 3, 5  # neighbours of precision and recall, of density and coverage, as their papers have them
-TAUGHT = 2000  # real examples that teach the judge of labels
-STEPS = 300  # of the classifier of samples, where the features have none of their own
-ROWS = 5000  # training examples at a time
-SAME = 0.1  # share of held-out examples that are training examples from which on nothing is held out
-DIVISION, SUBSETS, DRAWN, SHUFFLE = range(10, 14)  # purposes of the seed
+NUM_GROUPS = 10  # of samples, for the error of the Frechet distance; of real examples, for halves
+PR_NEIGHBOURS, DC_NEIGHBOURS = (
+    3,
+    5,
+)  # neighbours of precision and recall, of density and coverage, as their papers have them
+MAX_LABEL_EXAMPLES = 2000  # real examples that teach the judge of labels
+CAS_STEPS = 300  # of the classifier of samples, where the features have none of their own
+CHUNK_ROWS = 5000  # training examples at a time
+MAX_OVERLAP = 0.1  # share of held-out examples that are training examples from which on nothing is held out
+DIVISION_PURPOSE, SUBSETS_PURPOSE, ROWS_PURPOSE, SHUFFLE_PURPOSE = range(10, 14)  # purposes of the seed
 
 
-class Gathered(NamedTuple):
+class FeatureSet(NamedTuple):
     """features [N, D] float32, classes [N] (-1 = none), logits [N, K] of a classifier, bytes [N, C, H, W]; None = not kept.
 
     digests: [N, 16] uint8, equal where the bytes of two images are.
@@ -50,8 +53,8 @@ class Gathered(NamedTuple):
     digests: Tensor
 
 
-class Found(NamedTuple):
-    """What `Measured` holds of it."""
+class QualityResult(NamedTuple):
+    """What `MetricResult` holds of it."""
 
     figures: dict[str, Figure]
     facts: dict[str, Any]
@@ -59,197 +62,204 @@ class Found(NamedTuple):
     notes: list[str]
 
 
-def small(shape: Sequence[int]) -> bool:
+def is_small(shape: Sequence[int]) -> bool:
     """Whether images are square and of 8 to 64 pixels a side: then pixels are compared, and classifiers trained."""
-    return len(shape) == 3 and shape[1] == shape[2] and LEAST <= shape[1] <= MOST
+    return len(shape) == 3 and shape[1] == shape[2] and MIN_SIDE <= shape[1] <= MAX_SIDE
 
 
-def training_pixels(subject: Subject) -> Iterator[Tensor]:
+def training_pixels(context: EvalContext) -> Iterator[Tensor]:
     """The training examples as bytes [b, D], some at a time."""
-    for rows in torch.arange(len(subject.data.train.y)).split(ROWS):
-        yield splits_of(subject.data, "train", rows)[0].flatten(1)
+    for rows in torch.arange(len(context.data.train.y)).split(CHUNK_ROWS):
+        yield load_images(context.data, "train", rows)[0].flatten(1)
 
 
-def check_overlap(subject: Subject) -> Tensor | None:
+def check_overlap(context: EvalContext) -> Tensor | None:
     """`two_nearest` training examples of the held-out ones, in pixels, [n, 2]; None where images are too large to look.
 
     Raises:
         MetricError: a tenth of them are training examples.
     """
-    if not small(subject.shape):
+    if not is_small(context.shape):
         return None
-    images = splits_of(subject.data, subject.split, subject.rows)[0]
-    two = two_nearest(images.flatten(1), training_pixels(subject))
-    if (same := int((two[:, 0] == 0).sum())) > SAME * subject.n:
+    images = load_images(context.data, context.split, context.rows)[0]
+    two = two_nearest(images.flatten(1), training_pixels(context))
+    if (same := int((two[:, 0] == 0).sum())) > MAX_OVERLAP * context.n:
         raise MetricError(
-            f"{same} of the {subject.n} {subject.split} examples are training examples too, so coverage and copies would "
+            f"{same} of the {context.n} {context.split} examples are training examples too, so coverage and copies would "
             "mean nothing: give another split or dataset=<option>"
         )
     return two
 
 
-class Comparison:
+class QualityComparison:
     """Every figure that the sets allow.
 
     Arguments:
         metric: the `Quality` that asks.
-        subject: whose samples these are.
+        context: whose samples these are.
         samples, reference, held_out: what is compared.
     """
 
-    def __init__(self, metric: Any, subject: Subject, samples: Gathered, reference: Gathered, held_out: Gathered):
-        self.metric, self.subject, self.features = metric, subject, metric.features
+    def __init__(
+        self, metric: Any, context: EvalContext, samples: FeatureSet, reference: FeatureSet, held_out: FeatureSet
+    ):
+        self.metric, self.context, self.features = metric, context, metric.features
         self.samples, self.reference, self.held_out = samples, reference, held_out
         name = self.features.name
         self.suffix, self.distance = ("", "fid") if name == "inception" else (f"_{name}", f"fd_{name}")
-        self.count, self.classes = len(samples.y), len(subject.class_names)
+        self.count, self.classes = len(samples.y), len(context.class_names)
 
-    def figures(self, usual: Tensor | None) -> Found:
+    def figures(self, usual: Tensor | None) -> QualityResult:
         """All of them; `usual` is what `check_overlap` answers."""
-        found = Found({}, {}, {}, [])
+        found = QualityResult({}, {}, {}, [])
         stages = {
             "Frechet distance": self.frechet, "KID": self.kernel, "inception score": self.score,
-            "precision and recall, density and coverage": self.neighbours, "agreed labels": self.agreed,
-            "classification accuracy score": self.accuracy,
+            "precision and recall, density and coverage": self.neighbours, "agreed labels": self.label_accuracy,
+            "classification accuracy score": self.cas,
         }  # fmt: skip
         if usual is not None:
-            stages["near copies"] = partial(self.memory, usual=usual)
+            stages["near copies"] = partial(self.near_copies, usual=usual)
         for what, add in stages.items():
-            self.subject.progress(0, 1, what)
+            self.context.progress(0, 1, what)
             add(found)
-            self.subject.progress(1, 1, what)
+            self.context.progress(1, 1, what)
         return found
 
-    def memory(self, found: Found, usual: Tensor) -> None:
+    def near_copies(self, found: QualityResult, usual: Tensor) -> None:
         """Near copies of training examples, and how far the nearest one is: `quality.distance_ratio`, 0 = copies, 1 = new."""
-        rows = self.drawn(self.count)
-        two = two_nearest(self.samples.images[rows].flatten(1), training_pixels(self.subject))
-        found.figures["copies"] = share(float(copies(two).double().mean()), len(rows))
-        found.details["copies_of_real"] = float(copies(usual).double().mean())
+        rows = self.sample_rows(self.count)
+        two = two_nearest(self.samples.images[rows].flatten(1), training_pixels(self.context))
+        found.figures["copies"] = binomial_share(float(find_copies(two).double().mean()), len(rows))
+        found.details["copies_of_real"] = float(find_copies(usual).double().mean())
         ratio = two[:, 0].quantile(0.5) / usual[:, 0].quantile(0.5)
         found.figures["distance_ratio"] = Figure(float(ratio), None, len(rows), "1")
 
-    def order(self, count: int, purpose: int) -> Tensor:
+    def shuffled_rows(self, count: int, purpose: int) -> Tensor:
         """Rows in an order that is a function of the seed."""
-        return torch.randperm(count, generator=torch.Generator().manual_seed(fold(self.subject.seed, purpose)))
+        return torch.randperm(count, generator=torch.Generator().manual_seed(fold(self.context.seed, purpose)))
 
-    def drawn(self, count: int) -> Tensor:
+    def sample_rows(self, count: int) -> Tensor:
         """Rows that are compared with each other, at most `compared`."""
-        return self.order(count, DRAWN)[: self.metric.compared]
+        return self.shuffled_rows(count, ROWS_PURPOSE)[: self.metric.compared]
 
     def groups(self, features: Tensor, purpose: int) -> list[Moments]:
         """Moments of ten random parts."""
-        order = self.order(len(features), purpose)
-        groups = [Moments(features.shape[1]) for _ in range(GROUPS)]
+        order = self.shuffled_rows(len(features), purpose)
+        groups = [Moments(features.shape[1]) for _ in range(NUM_GROUPS)]
         for index, group in enumerate(groups):
-            for rows in order[index::GROUPS].split(ROWS):
+            for rows in order[index::NUM_GROUPS].split(CHUNK_ROWS):
                 group.add(features[rows])
         return groups
 
-    def frechet(self, found: Found) -> None:
+    def frechet(self, found: QualityResult) -> None:
         """The distance, and what sets of one law and of these sizes would have: halves of the reference, by 1/n."""
-        parts, real = self.groups(self.samples.features, DIVISION), self.groups(self.reference.features, DIVISION)
-        n, m, whole = self.count, len(self.reference.y), frechet.merged(real)
+        parts, real = (
+            self.groups(self.samples.features, DIVISION_PURPOSE),
+            self.groups(self.reference.features, DIVISION_PURPOSE),
+        )
+        n, m, whole = self.count, len(self.reference.y), frechet.merge_moments(real)
         value, error = frechet.jackknife(parts, whole)
-        floor, spread, half = frechet.halves(real, fold(self.subject.seed, DIVISION))
-        factor = frechet.rescaled(1.0, half, n, m)
+        floor, spread, half = frechet.distance_of_halves(real, fold(self.context.seed, DIVISION_PURPOSE))
+        factor = frechet.rescale_floor(1.0, half, n, m)
         found.figures[self.distance] = Figure(value, error, n, "squared features")
         found.figures[f"{self.distance}_halves"] = Figure(floor, spread, half, "squared features")
         found.figures[f"{self.distance}_floor"] = Figure(floor * factor, spread * factor, min(n, m), "squared features")
-        if self.metric.reference != self.subject.split and self.subject.n > self.features.width(self.subject.shape):
+        if self.metric.reference != self.context.split and self.context.n > self.features.width(self.context.shape):
             held = Moments(self.held_out.features.shape[1]).add(self.held_out.features)
             found.details[f"{self.distance}_of_held_out"] = frechet.frechet_distance(held, whole)
-        found.facts["frechet_error"] = f"jackknife over {GROUPS} groups of samples, the reference held fixed"
+        found.facts["frechet_error"] = f"jackknife over {NUM_GROUPS} groups of samples, the reference held fixed"
 
-    def kernel(self, found: Found) -> None:
+    def kernel(self, found: QualityResult) -> None:
         """KID."""
         x, y = self.samples.features, self.reference.features
         size = max(2, min(self.metric.subset_size, min(len(x), len(y)) // 2))
-        value, error = kernel_distance(x, y, self.metric.subsets, size, fold(self.subject.seed, SUBSETS))
+        value, error = kernel_distance(x, y, self.metric.subsets, size, fold(self.context.seed, SUBSETS_PURPOSE))
         found.figures[f"kid{self.suffix}"] = Figure(value, error, self.count, "squared kernel distance")
         found.facts["kid"] = f"{self.metric.subsets} subsets of {size}, (x . y / {x.shape[1]} + 1)^3, unbiased"
 
-    def score(self, found: Found) -> None:
+    def score(self, found: QualityResult) -> None:
         """The inception score, and that of the held-out examples."""
         if self.samples.logits is None:
             return
-        shuffled = self.samples.logits[self.order(self.count, SHUFFLE)]
+        shuffled = self.samples.logits[self.shuffled_rows(self.count, SHUFFLE_PURPOSE)]
         value, error = inception_score(shuffled, self.metric.splits)
         found.figures[f"is{self.suffix}"] = Figure(value, error, self.count, "classes")
         found.facts["is"] = f"{self.metric.splits} splits"
-        if self.subject.n >= self.metric.splits:
-            real = self.held_out.logits[self.order(self.subject.n, SHUFFLE)]
+        if self.context.n >= self.metric.splits:
+            real = self.held_out.logits[self.shuffled_rows(self.context.n, SHUFFLE_PURPOSE)]
             found.details[f"is{self.suffix}_of_real"] = inception_score(real, self.metric.splits).value
 
-    def neighbours(self, found: Found) -> None:
+    def neighbours(self, found: QualityResult) -> None:
         """Precision, recall, density and coverage; of as many reference examples too, which are as good as it gets."""
-        rows, drawn = self.drawn(self.subject.n), self.drawn(self.count)
+        rows, drawn = self.sample_rows(self.context.n), self.sample_rows(self.count)
         real, x = self.held_out.features[rows], self.samples.features[drawn]
         repeated = [count_repeated(digests) for digests in (self.samples.digests[drawn], self.held_out.digests[rows])]
         found.facts["compared"] = f"{len(x)} samples, {len(real)} held-out examples"
-        found.facts["neighbours"] = {"precision_recall": BALL, "density_coverage": WIDER}
+        found.facts["neighbours"] = {"precision_recall": PR_NEIGHBOURS, "density_coverage": DC_NEIGHBOURS}
         found.facts["shares_error"] = "binomial over the set that it is a share of, the other set held fixed"
         found.facts["repeated"] = {"samples": repeated[0], "held_out": repeated[1]}
-        shares = nearness(real, x)
-        found.notes.extend(notes_on(shares["precision"], (repeated[0], len(x)), (repeated[1], len(real))))
+        shares = neighbour_shares(real, x)
+        found.notes.extend(quality_notes(shares["precision"], (repeated[0], len(x)), (repeated[1], len(real))))
         for name, value in shares.items():
             n = len(x) if name in ("precision", "density") else len(real)
-            figure = Figure(value, None, n, "1") if name == "density" else share(value, n)
-            doubtful = name == "recall" and shares["precision"] < LEAST_PRECISION
+            figure = Figure(value, None, n, "1") if name == "density" else binomial_share(value, n)
+            doubtful = name == "recall" and shares["precision"] < MIN_PRECISION
             found.figures[f"{name}{self.suffix}"] = figure._replace(meaningful=not doubtful)
-        if self.metric.reference != self.subject.split:
-            others = self.reference.features[self.drawn(len(self.reference.y))[: len(x)]]
-            own = {f"{name}{self.suffix}_of_real": value for name, value in nearness(real, others).items()}
+        if self.metric.reference != self.context.split:
+            others = self.reference.features[self.sample_rows(len(self.reference.y))[: len(x)]]
+            own = {f"{name}{self.suffix}_of_real": value for name, value in neighbour_shares(real, others).items()}
             found.details.update(own, neighbours_of_real=len(others))
 
-    def agreed(self, found: Found) -> None:
+    def label_accuracy(self, found: QualityResult) -> None:
         """Whether a support vector machine on features of reference examples names the classes that were asked for."""
-        rows = self.order(len(self.reference.y), DRAWN)[:TAUGHT]
+        rows = self.shuffled_rows(len(self.reference.y), ROWS_PURPOSE)[:MAX_LABEL_EXAMPLES]
         x, y = self.reference.features[rows], self.reference.y[rows]
-        if not self.labelled(self.samples.y) or len(y[y >= 0].unique()) < 2:
+        if not self.has_labels(self.samples.y) or len(y[y >= 0].unique()) < 2:
             return
-        judge, rows = Judge(x, y), self.drawn(self.count)
-        agreed = judge.agreed(self.samples.features[rows], self.samples.y[rows])
-        found.figures[f"agreed_labels{self.suffix}"] = share(agreed, len(rows))
-        if self.labelled(self.held_out.y) and self.metric.reference != self.subject.split:
-            real = judge.agreed(self.held_out.features, self.held_out.y)
+        label_classifier, rows = LabelClassifier(x, y), self.sample_rows(self.count)
+        agreed = label_classifier.accuracy(self.samples.features[rows], self.samples.y[rows])
+        found.figures[f"agreed_labels{self.suffix}"] = binomial_share(agreed, len(rows))
+        if self.has_labels(self.held_out.y) and self.metric.reference != self.context.split:
+            real = label_classifier.accuracy(self.held_out.features, self.held_out.y)
             found.details[f"agreed_labels{self.suffix}_of_real"] = real
 
-    def accuracy(self, found: Found) -> None:
+    def cas(self, found: QualityResult) -> None:
         """The classification accuracy score: a classifier that saw samples alone names the classes of real examples.
 
         Ravuri & Vinyals, "Classification Accuracy Score for Conditional Generative Models", 2019, arXiv 1905.10887.
         """
         sets = self.samples.y, self.held_out.y
-        if not self.metric.classification or self.samples.images is None or not all(map(self.labelled, sets)):
+        if not self.metric.classification or self.samples.images is None or not all(map(self.has_labels, sets)):
             return
-        images, y = splits_of(self.subject.data, self.subject.split, self.subject.rows)
+        images, y = load_images(self.context.data, self.context.split, self.context.rows)
         local = self.features if isinstance(self.features, Local) else None
-        steps, device = local.steps if local else STEPS, self.subject.device
+        steps, device = local.steps if local else CAS_STEPS, self.context.device
 
         def compute() -> dict[str, numpy.ndarray]:
-            network = learn(
-                self.samples.images, self.samples.y, self.classes, steps, self.subject.seed, device,
-                self.subject.progress,
+            network = train_local_network(
+                self.samples.images, self.samples.y, self.classes, steps, self.context.seed, device,
+                self.context.progress,
             )  # fmt: skip
-            return {"accuracy": numpy.float64(accuracy(network, images, y, device))}
+            return {"accuracy": numpy.float64(network_accuracy(network, images, y, device))}
 
-        found.figures["cas"] = share(float(self.subject.parts.part("cas", compute)["accuracy"]), self.subject.n)
+        found.figures["cas"] = binomial_share(
+            float(self.context.parts.part("cas", compute)["accuracy"]), self.context.n
+        )
         found.facts["cas"] = f"the classifier of local features, {steps} steps on {self.count} samples"
         if local is not None:
-            found.details["cas_of_real"] = accuracy(local.network, images, y, device)
+            found.details["cas_of_real"] = network_accuracy(local.network, images, y, device)
 
-    def labelled(self, y: Tensor) -> bool:
+    def has_labels(self, y: Tensor) -> bool:
         """Whether every row has a class, and there are several."""
         return bool((y >= 0).all()) and len(y.unique()) > 1 and self.classes > 1
 
 
-def nearness(real: Tensor, x: Tensor) -> dict[str, float]:
+def neighbour_shares(real: Tensor, x: Tensor) -> dict[str, float]:
     """Precision, recall, density, coverage of x."""
-    return {**precision_recall(real, x, BALL)._asdict(), **density_coverage(real, x, WIDER)._asdict()}
+    return {**precision_recall(real, x, PR_NEIGHBOURS)._asdict(), **density_coverage(real, x, DC_NEIGHBOURS)._asdict()}
 
 
-def share(value: float, n: int) -> Figure:
+def binomial_share(value: float, n: int) -> Figure:
     """A share of n, with its binomial error: what the set it is a share of would vary by, the other one held fixed.
 
     Where both are drawn anew, precision, recall and coverage vary by up to 1.6 times as much.

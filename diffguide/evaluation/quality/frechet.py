@@ -6,9 +6,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["Moments", "frechet_distance", "halves", "jackknife", "merged", "rescaled"]
+__all__ = ["Moments", "frechet_distance", "distance_of_halves", "jackknife", "merge_moments", "rescale_floor"]
 
-REPETITIONS = 16  # divisions into random halves
+NUM_DIVISIONS = 16  # divisions into random halves
 
 
 class Moments:
@@ -69,17 +69,17 @@ def frechet_distance(x: Moments, y: Moments) -> float:
     Heusel et al., "GANs Trained by a Two Time-Scale Update Rule", 2017, arXiv 1706.08500, eq. 6. The last trace is the sum
     of the singular values of R_x R_y, R R = C: no matrix is squared, so that nothing is lost where C is singular.
 
-    It is biased upwards by finite sets, by about c (1/n + 1/m): compare sets of equal sizes, and see `halves`.
+    It is biased upwards by finite sets, by about c (1/n + 1/m): compare sets of equal sizes, and see `distance_of_halves`.
 
     Raises:
         ValueError: fewer than two examples in a set, or other widths.
     """
     if x.mean.shape != y.mean.shape:
         raise ValueError(f"features must be of one width, got {len(x.mean)} and {len(y.mean)}")
-    return between(x, y, y.root)
+    return distance_given_root(x, y, y.root)
 
 
-def between(x: Moments, y: Moments, root: Tensor) -> float:
+def distance_given_root(x: Moments, y: Moments, root: Tensor) -> float:
     """`frechet_distance` where the root of y is known already."""
     traces = x.covariance.trace() + y.covariance.trace() - 2 * torch.linalg.svdvals(x.root @ root).sum()
     return max(0.0, float((x.mean - y.mean).square().sum() + traces))
@@ -100,8 +100,8 @@ def jackknife(groups: Sequence[Moments], reference: Moments) -> tuple[float, flo
     root, without = reference.root, []
     for left in range(len(groups)):
         rest = [group for index, group in enumerate(groups) if index != left]
-        without.append(between(merged(rest), reference, root))
-    return between(merged(groups), reference, root), jackknife_error(without)
+        without.append(distance_given_root(merge_moments(rest), reference, root))
+    return distance_given_root(merge_moments(groups), reference, root), jackknife_error(without)
 
 
 def jackknife_error(without: Sequence[float]) -> float:
@@ -110,12 +110,12 @@ def jackknife_error(without: Sequence[float]) -> float:
     return math.sqrt((count - 1) / count * sum((value - mean) ** 2 for value in without))
 
 
-def merged(groups: Sequence[Moments]) -> Moments:
+def merge_moments(groups: Sequence[Moments]) -> Moments:
     """Of all examples together."""
     return sum(groups[1:], groups[0])
 
 
-def halves(groups: Sequence[Moments], seed: int) -> tuple[float, float, int]:
+def distance_of_halves(groups: Sequence[Moments], seed: int) -> tuple[float, float, int]:
     """(distance, standard error, examples in a half) between random halves of real examples, the mean over 16 divisions.
 
     It is what the bias of finite sets alone makes of two sets of one law. The divisions share their examples; the error
@@ -126,14 +126,14 @@ def halves(groups: Sequence[Moments], seed: int) -> tuple[float, float, int]:
         seed: of the divisions.
     """
     rng, found = torch.Generator().manual_seed(seed), []
-    for _ in range(REPETITIONS):
+    for _ in range(NUM_DIVISIONS):
         order = torch.randperm(len(groups), generator=rng).tolist()
-        first, second = (merged([groups[index] for index in order[k::2]]) for k in range(2))
+        first, second = (merge_moments([groups[index] for index in order[k::2]]) for k in range(2))
         found.append(frechet_distance(first, second))
     found = torch.tensor(found, dtype=torch.float64)
     return float(found.mean()), float(found.std()), sum(group.n for group in groups) // 2
 
 
-def rescaled(floor: float, half: int, n: int, m: int) -> float:
+def rescale_floor(floor: float, half: int, n: int, m: int) -> float:
     """The part of a distance that sets of n and m examples make by being finite: floor (1/n + 1/m) / (2/half)."""
     return floor * (1 / n + 1 / m) * half / 2

@@ -16,7 +16,7 @@ class Estimate(NamedTuple):
     error: float | None
 
 
-def kernel(x: Tensor, y: Tensor) -> Tensor:
+def polynomial_kernel(x: Tensor, y: Tensor) -> Tensor:
     """k(x, y) = (x . y / D + 1)^3, [n, m]."""
     return (x @ y.mT / x.shape[1] + 1) ** 3
 
@@ -33,9 +33,9 @@ def squared_mmd(x: Tensor, y: Tensor) -> float:
     own = (
         (table.sum() - table.trace()) / (len(part) * (len(part) - 1))
         for part in (x, y)
-        for table in [kernel(part, part)]
+        for table in [polynomial_kernel(part, part)]
     )
-    return float(sum(own) - 2 * kernel(x, y).mean())
+    return float(sum(own) - 2 * polynomial_kernel(x, y).mean())
 
 
 def kernel_distance(x: Tensor, y: Tensor, subsets: int, size: int, seed: int) -> Estimate:

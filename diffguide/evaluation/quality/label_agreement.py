@@ -6,14 +6,14 @@ import numpy
 import torch
 from torch import Tensor
 
-from .precision_recall import tables
+from .precision_recall import distance_tables
 
-__all__ = ["Judge"]
+__all__ = ["LabelClassifier"]
 
-SLACK, WIDTH = 10.0, 2.3212  # on the digits gamma is then 0.064, with which it knows 96.0 % of the test block
+SVM_C, KERNEL_WIDTH = 10.0, 2.3212  # on the digits gamma is then 0.064, with which it knows 96.0 % of the test block
 
 
-class Judge:
+class LabelClassifier:
     """A support vector machine of Gaussian kernels exp(-gamma |x - x'|^2), gamma = 2.3212 / (D Var[x]), and C = 10.
 
     Cortes & Vapnik, "Support-Vector Networks", 1995. Meant for some thousands of examples: it holds a table of all pairs.
@@ -32,13 +32,13 @@ class Judge:
         x, y = x[y >= 0].double(), y[y >= 0]
         if len(y.unique()) < 2:
             raise ValueError(f"a judge needs examples of at least two classes, got {len(y.unique())}")
-        self.x, self.gamma = x, WIDTH / (x.shape[1] * x.var(correction=0).item())
-        self.machine = SVC(C=SLACK, kernel="precomputed").fit(self.kernel(x), y.numpy())
+        self.x, self.gamma = x, KERNEL_WIDTH / (x.shape[1] * x.var(correction=0).item())
+        self.machine = SVC(C=SVM_C, kernel="precomputed").fit(self.kernel(x), y.numpy())
 
     def kernel(self, x: Tensor) -> numpy.ndarray:
         """exp(-gamma |x - x'|^2) to the examples it learned from, [n, N]; for wide images in a fraction of libsvm's time."""
-        return torch.cat([slab.mul(-self.gamma).exp() for slab in tables(x, self.x)]).numpy()
+        return torch.cat([slab.mul(-self.gamma).exp() for slab in distance_tables(x, self.x)]).numpy()
 
-    def agreed(self, x: Tensor, y: Tensor | Sequence[int]) -> float:
+    def accuracy(self, x: Tensor, y: Tensor | Sequence[int]) -> float:
         """The share of x [n, D] whose class is y [n], in [0, 1]."""
         return float((self.machine.predict(self.kernel(x.double())) == numpy.asarray(y)).mean())

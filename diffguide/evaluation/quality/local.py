@@ -11,22 +11,22 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ...datasets import Dataset
-from ...datasets.base import fetch
-from ...figures.image_grids import quantised
+from ...datasets.base import fetch_examples
+from ...figures.image_grids import quantize
 from ...files import safetensors as archives
 from ...files.run_folders import WriteError
 from ..metric import MetricError
-from .features import Extracted, Features
+from .features import FeatureOutput, Features
 
-__all__ = ["Local", "LocalNetwork", "accuracy", "learn", "splits_of"]
+__all__ = ["Local", "LocalNetwork", "network_accuracy", "train_local_network", "load_images"]
 
-VERSION = 1  # of network and recipe: it goes up with every change that changes features
-WIDTH, LEAST, MOST = 64, 8, 64  # features; sides of images
-BATCH, RATE, DECAY, SMOOTHING, DROPOUT, NOISE = 100, 2e-3, 0.05, 0.1, 0.3, 0.1
-AT_ONCE = 500  # images of an evaluation
+RECIPE_VERSION = 1  # of network and recipe: it goes up with every change that changes features
+NUM_FEATURES, MIN_SIDE, MAX_SIDE = 64, 8, 64  # features; sides of images
+BATCH, RATE, DECAY, SMOOTHING, DROPOUT, PIXEL_NOISE = 100, 2e-3, 0.05, 0.1, 0.3, 0.1
+EVAL_BATCH = 500  # images of an evaluation
 RECIPE = {
-    "version": VERSION, "width": WIDTH, "batch": BATCH, "rate": RATE, "decay": DECAY, "smoothing": SMOOTHING,
-    "dropout": DROPOUT, "noise": NOISE,
+    "version": RECIPE_VERSION, "width": NUM_FEATURES, "batch": BATCH, "rate": RATE, "decay": DECAY, "smoothing": SMOOTHING,
+    "dropout": DROPOUT, "noise": PIXEL_NOISE,
 }  # fmt: skip
 
 
@@ -42,12 +42,12 @@ class LocalNetwork(nn.Module):
         super().__init__()
         width = 32
         layers = [nn.Conv2d(channels, width, 3, padding=1), nn.GroupNorm(8, width), nn.SiLU()]
-        while size >= LEAST:
+        while size >= MIN_SIDE:
             outputs, size = min(2 * width, 128), (size + 1) // 2
             layers += [nn.Conv2d(width, outputs, 3, stride=2, padding=1), nn.GroupNorm(8, outputs), nn.SiLU()]
             width = outputs
-        self.trunk = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(16 * width, WIDTH))
-        self.head = nn.Sequential(nn.SiLU(), nn.Dropout(DROPOUT), nn.Linear(WIDTH, classes))
+        self.trunk = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(16 * width, NUM_FEATURES))
+        self.head = nn.Sequential(nn.SiLU(), nn.Dropout(DROPOUT), nn.Linear(NUM_FEATURES, classes))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(features [B, 64], logits [B, K]) of images in [-1, 1]."""
@@ -55,7 +55,7 @@ class LocalNetwork(nn.Module):
         return features, self.head(features)
 
 
-def learn(
+def train_local_network(
     images: Tensor, y: Tensor, classes: int, steps: int, seed: int, device: torch.device | str = "cpu",
     progress: Callable[[int, int, str], None] | None = None,
 ) -> LocalNetwork:  # fmt: skip
@@ -80,8 +80,8 @@ def learn(
             if progress is not None:
                 progress(step, steps, "steps of the classifier")
             rows = torch.randint(len(images), (min(BATCH, len(images)),), generator=rng)
-            x = shifted(images[rows].float() / 127.5 - 1, rng)
-            x = (x + NOISE * torch.randn(x.shape, generator=rng)).to(device)
+            x = shift_at_random(images[rows].float() / 127.5 - 1, rng)
+            x = (x + PIXEL_NOISE * torch.randn(x.shape, generator=rng)).to(device)
             logits = network(x)[1]
             loss = functional.cross_entropy(logits, y[rows].to(device), label_smoothing=SMOOTHING)
             optimizer.zero_grad()
@@ -91,7 +91,7 @@ def learn(
         return network.eval().requires_grad_(False)
 
 
-def shifted(x: Tensor, rng: torch.Generator) -> Tensor:
+def shift_at_random(x: Tensor, rng: torch.Generator) -> Tensor:
     """Each image moved by up to an eighth of its side, both ways; the border repeats."""
     side, most = x.shape[2], x.shape[2] // 8
     corner = torch.randint(2 * most + 1, (len(x), 2), generator=rng)
@@ -102,17 +102,17 @@ def shifted(x: Tensor, rng: torch.Generator) -> Tensor:
 
 
 @torch.no_grad()
-def accuracy(network: LocalNetwork, images: Tensor, y: Tensor, device: torch.device | str = "cpu") -> float:
+def network_accuracy(network: LocalNetwork, images: Tensor, y: Tensor, device: torch.device | str = "cpu") -> float:
     """The share of images (bytes) whose class y the network names."""
-    parts = [network(part.to(device).float() / 127.5 - 1)[1].argmax(1).cpu() for part in images.split(AT_ONCE)]
+    parts = [network(part.to(device).float() / 127.5 - 1)[1].argmax(1).cpu() for part in images.split(EVAL_BATCH)]
     return float((torch.cat(parts) == y).double().mean())
 
 
-def splits_of(data: Dataset, split: str, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def load_images(data: Dataset, split: str, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """The bytes and classes of examples of a split, as a network sees them; all of them, or some rows."""
     stored = getattr(data, split)
-    x, y = fetch(stored, torch.arange(len(stored.y)) if rows is None else rows)
-    return quantised(data.view(x)), y
+    x, y = fetch_examples(stored, torch.arange(len(stored.y)) if rows is None else rows)
+    return quantize(data.preprocess(x)), y
 
 
 class Local(Features):
@@ -138,9 +138,9 @@ class Local(Features):
 
     def check(self, data: Dataset) -> None:
         shape = data.shape
-        if len(shape) != 3 or shape[1] != shape[2] or not LEAST <= shape[1] <= MOST:
+        if len(shape) != 3 or shape[1] != shape[2] or not MIN_SIDE <= shape[1] <= MAX_SIDE:
             raise ValueError(
-                f"metric.features=local needs square images of {LEAST} to {MOST} pixels a side, and these are "
+                f"metric.features=local needs square images of {MIN_SIDE} to {MAX_SIDE} pixels a side, and these are "
                 f"{list(shape)}: take metric/features=inception, dinov2, clip or pixels"
             )
         known = data.train.y[data.train.y >= 0]
@@ -151,10 +151,10 @@ class Local(Features):
             )
 
     def width(self, shape: Sequence[int]) -> int:
-        return WIDTH
+        return NUM_FEATURES
 
     def prepare(self, data: Dataset, device: torch.device, progress: Callable[[int, int, str], None]) -> None:
-        images, y = splits_of(data, "train")
+        images, y = load_images(data, "train")
         images, y = images[y >= 0], y[y >= 0]
         self.device, classes = device, len(data.class_names)
         recipe = RECIPE | {"steps": self.steps, "seed": self.seed, "classes": classes, "shape": list(data.shape)}
@@ -164,17 +164,17 @@ class Local(Features):
         self.digest = whole.hexdigest()
         path = None if self.cache is None else self.cache / f"local-{self.digest[:16]}.safetensors"
         if path is not None and path.exists():
-            self.network = self.restored(path, classes, data.shape).to(device)
+            self.network = self.load_cached(path, classes, data.shape).to(device)
             return
-        self.network = learn(images, y, classes, self.steps, self.seed, device, progress)
+        self.network = train_local_network(images, y, classes, self.steps, self.seed, device, progress)
         if path is not None:
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
-                archives.write(path, self.network.state_dict(), recipe | {"data": self.digest})
+                archives.write_sealed(path, self.network.state_dict(), recipe | {"data": self.digest})
             except (OSError, WriteError) as error:
                 raise MetricError(f"metric.features.cache={self.cache}: {error}; null = no cache") from error
 
-    def restored(self, path: Path, classes: int, shape: Sequence[int]) -> LocalNetwork:
+    def load_cached(self, path: Path, classes: int, shape: Sequence[int]) -> LocalNetwork:
         """The network of a file.
 
         Raises:
@@ -182,7 +182,7 @@ class Local(Features):
         """
         network = LocalNetwork(shape[0], shape[1], classes)
         try:
-            tensors, facts = archives.read(path)
+            tensors, facts = archives.read_sealed(path)
             if facts.get("data") != self.digest:
                 raise ValueError("it is of other data")
             network.load_state_dict(tensors)
@@ -191,9 +191,9 @@ class Local(Features):
         return network.eval().requires_grad_(False)
 
     @torch.no_grad()
-    def __call__(self, images: Tensor) -> Extracted:
+    def __call__(self, images: Tensor) -> FeatureOutput:
         features, logits = self.network(images.to(self.device).float() / 127.5 - 1)
-        return Extracted(features.cpu(), logits.cpu())
+        return FeatureOutput(features.cpu(), logits.cpu())
 
     def facts(self) -> dict[str, Any]:
         return super().facts() | RECIPE | {"steps": self.steps, "seed": self.seed, "hash": self.digest}

@@ -11,22 +11,22 @@ import numpy
 import torch
 from torch import Tensor
 
-from ...datasets.base import fetch
-from ...figures.image_grids import quantised
-from ...files.run_folders import sha256
+from ...datasets.base import fetch_examples
+from ...figures.image_grids import quantize
+from ...files.run_folders import hash_file
 from ...files.shards import read_rows
 from ...guidance import Unguided
 from ...models.protocols import Denoiser, DenoiserWrapper, Energy
 from ...randomness import fold
 from ...samplers import Sampler, generate
-from ..metric import SPLITS, Measured, Metric, MetricError, Subject
+from ..metric import SPLITS, EvalContext, Metric, MetricError, MetricResult
 from ..probe import check_conditioning
 from .features import Features
-from .figures import Comparison, Gathered, check_overlap, small
+from .figures import FeatureSet, QualityComparison, check_overlap, is_small
 
 __all__ = ["Quality"]
 
-LABELS = 7  # purpose of the seed
+LABEL_PURPOSE = 7  # purpose of the seed
 
 
 class Quality(Metric):
@@ -78,23 +78,25 @@ class Quality(Metric):
         self.asked, self.reference, self.subsets, self.subset_size = labels, reference, subsets, subset_size
         self.splits, self.compared, self.classification = splits, compared, classification
 
-    def check(self, subject: Subject) -> None:
-        super().check(subject)
-        alone = isinstance(subject.model, Energy)
-        if subject.able(Denoiser) is None and not alone:
-            raise ValueError(f"metric=quality needs a denoiser or an energy; this checkpoint holds a {subject.holds}")
+    def check(self, context: EvalContext) -> None:
+        super().check(context)
+        alone = isinstance(context.model, Energy)
+        if context.as_protocol(Denoiser) is None and not alone:
+            raise ValueError(
+                f"metric=quality needs a denoiser or an energy; this checkpoint holds a {context.model_name}"
+            )
         if alone and getattr(self.guidance, "func", self.guidance) is not Unguided:
             raise ValueError(
-                f"metric.guidance steers a denoiser, and a {subject.holds} is an energy, which follows its labels by itself: "
-                "take guidance@metric.guidance=none"
+                f"metric.guidance steers a denoiser, and a {context.model_name} is an energy, which follows its labels by "
+                "itself: take guidance@metric.guidance=none"
             )
-        if len(subject.shape) != 3:
+        if len(context.shape) != 3:
             raise ValueError(
-                f"metric=quality compares images, and this model makes vectors of shape {list(subject.shape)}: a sweep of "
+                f"metric=quality compares images, and this model makes vectors of shape {list(context.shape)}: a sweep of "
                 "diffguide-sample -m measures those"
             )
-        if subject.split == "train":
-            held = [split for split in ("validation", "test") if len(getattr(subject.data, split).y)]
+        if context.split == "train":
+            held = [split for split in ("validation", "test") if len(getattr(context.data, split).y)]
             instead = (
                 " or ".join(held) or "data that hold some back, for these have neither validation nor test examples"
             )
@@ -102,93 +104,95 @@ class Quality(Metric):
                 "metric=quality: split=train is what the model was trained on, and coverage and copies must be measured "
                 f"against what it has not seen: take {instead} (metric.reference=train is what FD is taken to)"
             )
-        self.features.check(subject.data)
-        width, size = self.features.width(subject.shape), len(getattr(subject.data, self.reference).y)
+        self.features.check(context.data)
+        width, size = self.features.width(context.shape), len(getattr(context.data, self.reference).y)
         for number, what, key in ((self.count, "samples", "count"), (size, f"{self.reference} examples", "reference")):
             if number <= width:
                 raise ValueError(
                     f"metric.{key}: {number} {what} are too few for {width} features of {self.features.name}, whose "
                     f"covariance needs more than {width}"
                 )
-        if subject.n < 10:
-            raise ValueError(f"metric=quality needs at least 10 examples of the {subject.split} split, got {subject.n}")
+        if context.n < 10:
+            raise ValueError(f"metric=quality needs at least 10 examples of the {context.split} split, got {context.n}")
         if self.folder is not None:
-            Stored(self.folder, self.count, subject)
+            StoredSamples(self.folder, self.count, context)
             return
-        guided = self.guided(subject)
+        guided = self.guide(context)
         try:
             self.sampler.times(guided)
         except ValueError as error:
             raise ValueError(f"metric.sampler: {error}") from error
         if getattr(guided, "needs_null", False):
-            check_conditioning(subject.counter.denoiser, subject.shape, subject.device)  # which counts nothing
-        if self.told(subject, guided) is None and not guided.has_null:
+            check_conditioning(context.counter.denoiser, context.shape, context.device)  # which counts nothing
+        if self.sample_labels(context, guided) is None and not guided.has_null:
             raise ValueError(
                 "metric.labels=null needs a model that dropped labels in training (guidance=cfg); this one never did"
             )
 
-    def guided(self, subject: Subject) -> Denoiser | Energy:
+    def guide(self, context: EvalContext) -> Denoiser | Energy:
         """What is sampled: the model with its guidance, an energy as it is."""
-        return subject.model if isinstance(subject.model, Energy) else self.guidance(subject.model)
+        return context.model if isinstance(context.model, Energy) else self.guidance(context.model)
 
-    def told(self, subject: Subject, guided: Denoiser | Energy) -> list[int] | None:
+    def sample_labels(self, context: EvalContext, guided: Denoiser | Energy) -> list[int] | None:
         """The class of every new sample, None = no condition."""
         if self.asked is None or not guided.num_classes:
             return None
         if self.asked == "balanced":
             return [index % guided.num_classes for index in range(self.count)]
-        y = getattr(subject.data, self.reference).y
+        y = getattr(context.data, self.reference).y
         if not bool((y >= 0).all()):
             raise ValueError(f"metric.labels=data: the {self.reference} split has examples without a class")
-        rng = torch.Generator().manual_seed(fold(subject.seed, LABELS))
+        rng = torch.Generator().manual_seed(fold(context.seed, LABEL_PURPOSE))
         return y[torch.randint(len(y), (self.count,), generator=rng)].tolist()
 
-    def measure(self, subject: Subject) -> Measured:
-        with torch.autocast(subject.device.type, enabled=False):
-            self.features.prepare(subject.data, subject.device, subject.progress)
-        everything = torch.arange(len(getattr(subject.data, self.reference).y))
+    def measure(self, context: EvalContext) -> MetricResult:
+        with torch.autocast(context.device.type, enabled=False):
+            self.features.prepare(context.data, context.device, context.progress)
+        everything = torch.arange(len(getattr(context.data, self.reference).y))
         reference, held_out = (
-            self.gathered(subject, name, len(rows), Real(subject, split, rows).batch)
+            self.gather_features(context, name, len(rows), RealImages(context, split, rows).batch)
             for name, split, rows in (
                 ("reference", self.reference, everything),
-                ("held-out", subject.split, subject.rows),
+                ("held-out", context.split, context.rows),
             )
         )
-        of_held_out = check_overlap(subject)
-        source: Drawn | Stored = (
-            Drawn(self, subject) if self.folder is None else Stored(self.folder, self.count, subject)
+        of_held_out = check_overlap(context)
+        source: NewSamples | StoredSamples = (
+            NewSamples(self, context) if self.folder is None else StoredSamples(self.folder, self.count, context)
         )
-        samples = self.gathered(subject, "samples", self.count, source.batch, small(subject.shape))
-        with torch.autocast(subject.device.type, enabled=False):
-            found = Comparison(self, subject, samples, reference, held_out).figures(of_held_out)
+        samples = self.gather_features(context, "samples", self.count, source.batch, is_small(context.shape))
+        with torch.autocast(context.device.type, enabled=False):
+            found = QualityComparison(self, context, samples, reference, held_out).figures(of_held_out)
         facts = {
             "features": {"name": self.features.name, **self.features.facts()}, "samples": self.count,
             **source.facts(), "reference": f"{len(reference.y)} {self.reference} examples",
-            "held_out": f"{subject.n} {subject.split} examples", **found.facts,
+            "held_out": f"{context.n} {context.split} examples", **found.facts,
         }  # fmt: skip
-        return Measured(found.figures, facts, details=found.details, notes=found.notes)
+        return MetricResult(found.figures, facts, details=found.details, notes=found.notes)
 
-    def gathered(
-        self, subject: Subject, what: str, count: int, batch: Callable[[int], tuple[Tensor, Tensor]],
+    def gather_features(
+        self, context: EvalContext, what: str, count: int, batch: Callable[[int], tuple[Tensor, Tensor]],
         keep_images: bool = False,
-    ) -> Gathered:  # fmt: skip
+    ) -> FeatureSet:  # fmt: skip
         """The features of what comes in batches; each batch is kept when it is done."""
         parts, unit = [], what if what == "samples" else f"{what} examples"
-        for first in range(0, count, subject.batch_size):
-            subject.progress(first, count, unit)
+        for first in range(0, count, context.batch_size):
+            context.progress(first, count, unit)
 
             def compute() -> dict[str, numpy.ndarray]:
                 images, y = batch(first)
-                with torch.autocast(subject.device.type, enabled=False):
+                with torch.autocast(context.device.type, enabled=False):
                     features, logits = self.features(images)
                 arrays = {"y": y.numpy(), "features": features.numpy(), "digests": digests(images)}
                 arrays |= {"images": images.numpy()} if keep_images else {}
                 return arrays | ({} if logits is None else {"logits": logits.numpy()})
 
-            parts.append(subject.parts.part(f"{what}_{first:010d}", compute))
-        subject.progress(count, count, unit)
+            parts.append(context.parts.part(f"{what}_{first:010d}", compute))
+        context.progress(count, count, unit)
         joined = {name: torch.from_numpy(numpy.concatenate([part[name] for part in parts])) for name in parts[0]}
-        return Gathered(joined["features"], joined["y"], joined.get("logits"), joined.get("images"), joined["digests"])
+        return FeatureSet(
+            joined["features"], joined["y"], joined.get("logits"), joined.get("images"), joined["digests"]
+        )
 
 
 def digests(images: Tensor) -> numpy.ndarray:
@@ -197,61 +201,61 @@ def digests(images: Tensor) -> numpy.ndarray:
     return numpy.frombuffer(whole, dtype=numpy.uint8).reshape(len(images), 16)
 
 
-class Real:
+class RealImages:
     """Examples of a split as bytes [B, C, H, W], with their classes."""
 
-    def __init__(self, subject: Subject, split: str, rows: Tensor):
-        self.data, self.split, self.rows, self.batch_size = subject.data, split, rows, subject.batch_size
+    def __init__(self, context: EvalContext, split: str, rows: Tensor):
+        self.data, self.split, self.rows, self.batch_size = context.data, split, rows, context.batch_size
 
     def batch(self, first: int) -> tuple[Tensor, Tensor]:
-        x, y = fetch(getattr(self.data, self.split), self.rows[first : first + self.batch_size])
-        return quantised(self.data.view(x)), y
+        x, y = fetch_examples(getattr(self.data, self.split), self.rows[first : first + self.batch_size])
+        return quantize(self.data.preprocess(x)), y
 
 
-class Drawn:
-    """New samples: sample i has the seed of the subject + i, as that of `diffguide-sample seed=...` has."""
+class NewSamples:
+    """New samples: sample i has the seed of the context + i, as that of `diffguide-sample seed=...` has."""
 
-    def __init__(self, metric: Quality, subject: Subject):
-        self.metric, self.subject, self.guided = metric, subject, metric.guided(subject)
-        self.classes = metric.told(subject, self.guided)
+    def __init__(self, metric: Quality, context: EvalContext):
+        self.metric, self.context, self.guide = metric, context, metric.guide(context)
+        self.classes = metric.sample_labels(context, self.guide)
 
     def batch(self, first: int) -> tuple[Tensor, Tensor]:
-        metric, subject, count = self.metric, self.subject, self.metric.count
-        rows = range(first, min(first + subject.batch_size, count))
+        metric, context, count = self.metric, self.context, self.metric.count
+        rows = range(first, min(first + context.batch_size, count))
         labels = None if self.classes is None else self.classes[rows.start : rows.stop]
 
         def on_step(step: int, x: Tensor) -> None:
             made = first + len(rows) * (step - 1) // max(
                 metric.sampler.steps, step
             )  # the batch is made when it is kept
-            subject.progress(made, count, "samples")  # where a signal stops it
+            context.progress(made, count, "samples")  # where a signal stops it
 
-        seeds = range(subject.seed + rows.start, subject.seed + rows.stop)
-        (x,) = generate(self.guided, metric.sampler, seeds, labels, subject.shape, len(rows), subject.device, on_step)
+        seeds = range(context.seed + rows.start, context.seed + rows.stop)
+        (x,) = generate(self.guide, metric.sampler, seeds, labels, context.shape, len(rows), context.device, on_step)
         if lost := int((~x.flatten(1).isfinite().all(1)).sum()):
             raise MetricError(
                 f"{lost} of the {len(rows)} samples from {first} on are not finite: a smaller guidance scale or more "
                 "sampler steps may help"
             )
-        return quantised(x.float()).cpu(), torch.tensor(labels or [-1] * len(rows))
+        return quantize(x.float()).cpu(), torch.tensor(labels or [-1] * len(rows))
 
     def facts(self) -> dict[str, Any]:
         sampler = self.metric.sampler
         return {
-            "guidance": type(self.guided).__name__, "sampler": type(sampler).__name__, "steps": sampler.steps,
+            "guidance": type(self.guide).__name__, "sampler": type(sampler).__name__, "steps": sampler.steps,
             "labels": self.metric.asked if self.classes else None, "sampled": "here",
         }  # fmt: skip
 
 
-class Stored:
+class StoredSamples:
     """The first samples of a run of `diffguide-sample`.
 
     Raises:
         ValueError: no finished run, one of another checkpoint or shape, or with fewer samples.
     """
 
-    def __init__(self, folder: Path, count: int, subject: Subject):
-        self.folder, self.count, self.batch_size = folder, count, subject.batch_size
+    def __init__(self, folder: Path, count: int, context: EvalContext):
+        self.folder, self.count, self.batch_size = folder, count, context.batch_size
         self.file = folder / "samples.npz"
         try:
             with open(folder / "manifest.jsonl", encoding="utf-8") as lines:
@@ -263,8 +267,8 @@ class Stored:
             raise ValueError(
                 f"metric.samples={folder} is no finished run of diffguide-sample: it needs its manifest.jsonl and samples.npz"
             ) from error
-        shape, classes = ends.shape[1:], len(subject.class_names)
-        channels, *sides = subject.shape
+        shape, classes = ends.shape[1:], len(context.class_names)
+        channels, *sides = context.shape
         if shape != (*sides, channels):
             raise ValueError(
                 f"metric.samples={folder} has images {list(shape)}, and the model makes {[*sides, channels]}"
@@ -279,7 +283,7 @@ class Stored:
                 f"{classes} classes (-1 = no label)"
             )
         theirs = self.header.get("checkpoint_sha256")
-        if subject.checkpoint is not None and theirs != (ours := sha256(subject.checkpoint)):
+        if context.checkpoint is not None and theirs != (ours := hash_file(context.checkpoint)):
             raise ValueError(
                 f"metric.samples={folder} was sampled from a checkpoint with SHA-256 {str(theirs)[:12]}, and this one has "
                 f"{ours[:12]}"

@@ -21,35 +21,35 @@ from .distances import (
     wasserstein,
 )
 
-__all__ = ["compare", "figures", "subset"]
+__all__ = ["compare_with_oracle", "table_figures", "select_compared"]
 
-REPETITIONS = 5  # pairs of exact sets
-DIRECTIONS = 64
-MOST = {
+NUM_EXACT_SETS = 5  # pairs of exact sets
+NUM_DIRECTIONS = 64
+MAX_SAMPLES_OF = {
     "wasserstein_2": 1000,
     "sliced_wasserstein_2": 20000,
     "energy_distance": 2000,
 }  # samples: cubic, n log n, squared
-NUMBERS = 2**22  # in a set of samples that is held
+MAX_NUMBERS = 2**22  # in a set of samples that is held
 END = torch.tensor(0.0, dtype=torch.float64)  # t, where samplers end
-SUBSET, FRAMES, EXACT, NOISE = 1, 2, 3, 4  # purposes of the seed
+COMPARED_PURPOSE, DIRECTIONS_PURPOSE, EXACT_SETS_PURPOSE, END_NOISE_PURPOSE = 1, 2, 3, 4  # purposes of the seed
 
 
-def generator(*words: int) -> torch.Generator:
+def seeded_generator(*words: int) -> torch.Generator:
     """Randomness of one purpose."""
     return torch.Generator().manual_seed(fold(*words))
 
 
-def subset(n: int, dimensions: int, seed: int) -> list[int]:
+def select_compared(n: int, dimensions: int, seed: int) -> list[int]:
     """The samples that are compared, ascending: all, or as many drawn from a seed as need be held.
 
     Not the first ones, nor every k-th: with labels in turn or class by class those would be of a few classes.
     """
-    count = min(n, max(MOST.values()), max(1, NUMBERS // dimensions))
-    return torch.randperm(n, generator=generator(seed, SUBSET))[:count].sort().values.tolist()
+    count = min(n, max(MAX_SAMPLES_OF.values()), max(1, MAX_NUMBERS // dimensions))
+    return torch.randperm(n, generator=seeded_generator(seed, COMPARED_PURPOSE))[:count].sort().values.tolist()
 
 
-def compare(
+def compare_with_oracle(
     oracle: Oracle, x: Tensor, labels: Sequence[int], class_names: Sequence[str], seed: int,
     stored: Callable[[Tensor], Tensor],
 ) -> dict[str, Any]:  # fmt: skip
@@ -69,81 +69,92 @@ def compare(
         stored: what storing does to exact samples [n, ...], so that like is compared with like.
     """
     y = torch.tensor(labels)
-    draws = (oracle.sample(len(x), generator(seed, EXACT, k), y)[0] for k in range(2 * REPETITIONS))
+    draws = (
+        oracle.sample(len(x), seeded_generator(seed, EXACT_SETS_PURPOSE, k), y)[0] for k in range(2 * NUM_EXACT_SETS)
+    )
     sets = [stored(x_0).double() for x_0 in draws]
     x, flat = x.double(), [part.flatten(1) for part in sets]
-    first, second, own = flat[:REPETITIONS], flat[REPETITIONS:], x.flatten(1)
-    frames = directions(own.shape[1], DIRECTIONS, generator(seed, FRAMES))
+    first, second, own = flat[:NUM_EXACT_SETS], flat[NUM_EXACT_SETS:], x.flatten(1)
+    frames = directions(own.shape[1], NUM_DIRECTIONS, seeded_generator(seed, DIRECTIONS_PURPOSE))
     distances = {
         "wasserstein_2": wasserstein,
         "sliced_wasserstein_2": lambda a, b: sliced_wasserstein(a, b, frames),
         "energy_distance": energy_distance,
     }
-    order = torch.randperm(len(x), generator=generator(seed, SUBSET))
+    order = torch.randperm(len(x), generator=seeded_generator(seed, COMPARED_PURPOSE))
     classes = {} if bool((y < 0).any()) else {label: str(class_names[label]) for label in y.unique().tolist()}
     result: dict[str, Any] = (
         {} if x.ndim > 2 else {"not_finite": int((~own.isfinite().all(1)).sum())}
     )  # bytes always are
     for name, distance in distances.items():
-        rows = order[: MOST[name]]
-        result[name] = measured(distance, own, first, second, rows)
+        rows = order[: MAX_SAMPLES_OF[name]]
+        result[name] = distance_and_floor(distance, own, first, second, rows)
         result[name]["per_class"] = {
-            named: measured(distance, own, first, second, rows[y[rows] == label])
+            named: distance_and_floor(distance, own, first, second, rows[y[rows] == label])
             for label, named in classes.items()
             if bool((y[rows] == label).any())
         }
     result["sliced_wasserstein_2"]["directions"] = len(frames)
     truth = torch.cat(second)
     result["moments"] = {
-        name: {"error": error(own, truth)} | spread([error(part, truth) for part in first])
+        name: {"error": error(own, truth)} | floor_statistics([error(part, truth) for part in first])
         for name, error in {"mean": mean_error, "covariance": covariance_error}.items()
     }
-    whole = y.repeat(REPETITIONS)
-    result["deviation"] = {"ratio": deviation_ratio(own, truth, y, whole)} | exact(
+    whole = y.repeat(NUM_EXACT_SETS)
+    result["deviation"] = {"ratio": deviation_ratio(own, truth, y, whole)} | exact_statistics(
         [deviation_ratio(part, truth, y, whole) for part in first]
     )
     if x.ndim > 2:  # images are stored as bytes, which have no density
         return result
     with suppress(ValueError):  # examples alone have none either, where the schedule ends without noise
-        noised = [at_the_end(oracle, part, generator(seed, NOISE, k)) for k, part in enumerate(sets[:REPETITIONS])]
-        known = exact([log_density(oracle, part, y) for part in noised])
-        result["log_density"] = {"samples": log_density(oracle, x, y)} | known
+        noised = [
+            noise_at_end(oracle, part, seeded_generator(seed, END_NOISE_PURPOSE, k))
+            for k, part in enumerate(sets[:NUM_EXACT_SETS])
+        ]
+        known = exact_statistics([mean_log_density(oracle, part, y) for part in noised])
+        result["log_density"] = {"samples": mean_log_density(oracle, x, y)} | known
     return result
 
 
-def measured(distance, x: Tensor, first: Sequence[Tensor], second: Sequence[Tensor], rows: Tensor) -> dict[str, Any]:
+def distance_and_floor(
+    distance, x: Tensor, first: Sequence[Tensor], second: Sequence[Tensor], rows: Tensor
+) -> dict[str, Any]:
     """The distance of these rows of x from those of the exact sets, beside that between the exact sets."""
     finite = bool(x[rows].isfinite().all())
     own = statistics.mean(distance(x[rows], part[rows]) for part in first) if finite else math.nan
-    return {"distance": own} | spread([distance(a[rows], b[rows]) for a, b in zip(first, second)]) | {"n": len(rows)}
+    return (
+        {"distance": own}
+        | floor_statistics([distance(a[rows], b[rows]) for a, b in zip(first, second)])
+        | {"n": len(rows)}
+    )
 
 
-def spread(values: Sequence[float]) -> dict[str, Any]:
+def floor_statistics(values: Sequence[float]) -> dict[str, Any]:
     """What exact samples have."""
     return {"floor": statistics.mean(values), "floor_std": statistics.stdev(values), "repetitions": len(values)}
 
 
-def exact(values: Sequence[float]) -> dict[str, float]:
+def exact_statistics(values: Sequence[float]) -> dict[str, float]:
     """What exact samples have, of a figure that is not zero for them."""
     every = torch.tensor(values, dtype=torch.float64)  # of which statistics.stdev takes no nan
     return {"exact": every.mean().item(), "exact_std": every.std().item()}
 
 
-def at_the_end(oracle: Oracle, x_0: Tensor, rng: torch.Generator) -> Tensor:
+def noise_at_end(oracle: Oracle, x_0: Tensor, rng: torch.Generator) -> Tensor:
     """alpha x_0 + sigma eps at t = 0, float64: exact samples with the noise that the schedule leaves where samplers end."""
     alpha, sigma = oracle.schedule.alpha_sigma(END)
     return alpha * x_0 + sigma * torch.randn(x_0.shape, generator=rng, dtype=torch.float64)
 
 
-def log_density(oracle: Oracle, x: Tensor, y: Tensor) -> float:
+def mean_log_density(oracle: Oracle, x: Tensor, y: Tensor) -> float:
     """mean log p(x | y) at t = 0, the data end of the oracle's schedule, where samplers end."""
     return oracle.log_density(x, END, y).mean().item()
 
 
-def figures(metrics: dict[str, Any]) -> dict[str, float]:
-    """The few numbers of `compare` that a table or a line on a screen has room for."""
+def table_figures(metrics: dict[str, Any]) -> dict[str, float]:
+    """The few numbers of `compare_with_oracle` that a table or a line on a screen has room for."""
     shown = {}
-    for name in MOST:
+    for name in MAX_SAMPLES_OF:
         shown |= {name: metrics[name]["distance"], f"{name}_floor": metrics[name]["floor"]}
     shown |= {f"{name}_error": part["error"] for name, part in metrics["moments"].items()}
     shown["deviation_ratio"] = metrics["deviation"]["ratio"]

@@ -11,16 +11,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ...figures.curves import LEAST_PRECISION
+from ...figures.curves import MIN_PRECISION
 
 __all__ = [
-    "DensityCoverage", "PrecisionRecall", "copies", "count_repeated", "density_coverage",
-    "distance_ratio", "nearest", "notes_on", "precision_recall", "squared_radii", "tables", "two_nearest",
+    "DensityCoverage", "PrecisionRecall", "find_copies", "count_repeated", "density_coverage",
+    "distance_ratio", "nearest", "quality_notes", "precision_recall", "squared_radii", "distance_tables", "two_nearest",
 ]  # fmt: skip
 
-CELLS = 2**22  # of a table of distances, at a time
-SQUARED = 1024  # rows that are squared at a time
-COPY = 3.0  # times as far away is the second training example from a copy of the first
+MAX_CELLS = 2**22  # of a table of distances, at a time
+SQUARED_ROWS = 1024  # rows that are squared at a time
+COPY_RATIO = 3.0  # times as far away is the second training example from a copy of the first
 
 
 class PrecisionRecall(NamedTuple):
@@ -55,9 +55,9 @@ def precision_recall(real: Tensor, samples: Tensor, k: int) -> PrecisionRecall:
     Raises:
         ValueError: too few rows for k, other widths, or features that are not finite.
     """
-    real, samples = checked(real, samples)
+    real, samples = check_features(real, samples)
     precision, recall = (
-        torch.cat([(slab <= radii).any(1) for slab in tables(points, centres)]).double().mean().item()
+        torch.cat([(slab <= radii).any(1) for slab in distance_tables(points, centres)]).double().mean().item()
         for points, centres in ((samples, real), (real, samples))
         for radii in [squared_radii(centres, k)]
     )
@@ -78,9 +78,9 @@ def density_coverage(real: Tensor, samples: Tensor, k: int) -> DensityCoverage:
     Raises:
         ValueError: too few rows for k, other widths, or features that are not finite.
     """
-    real, samples = checked(real, samples)
+    real, samples = check_features(real, samples)
     radii, inside, covered = squared_radii(real, k), 0, torch.zeros(len(real), dtype=torch.bool, device=real.device)
-    for slab in tables(samples, real):
+    for slab in distance_tables(samples, real):
         within = slab <= radii
         inside, covered = inside + int(within.sum()), covered | within.any(0)
     return DensityCoverage(inside / (k * len(samples)), covered.double().mean().item())
@@ -95,7 +95,7 @@ def distance_ratio(samples: Tensor, train: Tensor, held_out: Tensor) -> float:
     Raises:
         ValueError: other widths, features that are not finite, or held-out examples of which half are training examples.
     """
-    own, usual = (nearest(*checked(train, x)[::-1]).quantile(0.5).item() for x in (samples, held_out))
+    own, usual = (nearest(*check_features(train, x)[::-1]).quantile(0.5).item() for x in (samples, held_out))
     if usual == 0:
         raise ValueError(
             "half of the held-out examples are training examples: there is no usual distance to compare with"
@@ -107,13 +107,13 @@ def two_nearest(x: Tensor, train: Iterable[Tensor]) -> Tensor:
     """The distances of each row of x [n, D] to the two nearest training examples, which come in batches [b, D]; [n, 2]."""
     two = torch.full((len(x), 2), torch.inf, dtype=torch.float64)
     for part in train:
-        slabs = tables(x.double(), part.double())
+        slabs = distance_tables(x.double(), part.double())
         found = torch.cat([slab.topk(min(2, len(part)), dim=1, largest=False).values for slab in slabs])
         two = torch.cat([two, found], dim=1).topk(2, dim=1, largest=False).values
     return two.sqrt()
 
 
-def copies(two: Tensor) -> Tensor:
+def find_copies(two: Tensor) -> Tensor:
     """Whether each sample is a near copy, 3 |s - NN_1(s)| < |s - NN_2(s)|, or is equal to a training example, [n] bool.
 
     Yoon, Choi, Kwon & Ryu, "Diffusion Probabilistic Models Generalize when They Fail to Memorize", 2023, section 3. What is
@@ -123,7 +123,7 @@ def copies(two: Tensor) -> Tensor:
         two: `two_nearest` of the samples' pixels.
     """
     first, second = two.T
-    return (COPY * first < second) | (first == 0)
+    return (COPY_RATIO * first < second) | (first == 0)
 
 
 def count_repeated(x: Tensor) -> int:
@@ -131,7 +131,7 @@ def count_repeated(x: Tensor) -> int:
     return len(x) - len({row.tobytes() for row in x.flatten(1).contiguous().cpu().numpy()})
 
 
-def notes_on(precision: float, samples: tuple[int, int], real: tuple[int, int]) -> list[str]:
+def quality_notes(precision: float, samples: tuple[int, int], real: tuple[int, int]) -> list[str]:
     """What has to be said beside precision, recall, density and coverage: a sentence each.
 
     Arguments:
@@ -147,9 +147,9 @@ def notes_on(precision: float, samples: tuple[int, int], real: tuple[int, int]) 
                 f"{repeated} of {count} {what} repeat another one exactly: their neighbours are their copies, which lowers "
                 f"{spoiled}"
             )
-    if precision < LEAST_PRECISION:
+    if precision < MIN_PRECISION:
         notes.append(
-            f"precision is {precision:.3g}: with less than {LEAST_PRECISION} of the samples among the real examples recall is "
+            f"precision is {precision:.3g}: with less than {MIN_PRECISION} of the samples among the real examples recall is "
             "not meaningful (it may be 1 for noise)"
         )
     return notes
@@ -157,7 +157,7 @@ def notes_on(precision: float, samples: tuple[int, int], real: tuple[int, int]) 
 
 def nearest(x: Tensor, others: Tensor) -> Tensor:
     """The distance of each row of x [n, D] to the nearest of others [m, D], [n]."""
-    return torch.cat([slab.amin(1) for slab in tables(x.double(), others.double())]).sqrt()
+    return torch.cat([slab.amin(1) for slab in distance_tables(x.double(), others.double())]).sqrt()
 
 
 def squared_radii(x: Tensor, k: int) -> Tensor:
@@ -168,17 +168,17 @@ def squared_radii(x: Tensor, k: int) -> Tensor:
     """
     if not 1 <= k < len(x):
         raise ValueError(f"k={k} neighbours of a point need k of at least 1 and more than k points, got {len(x)}")
-    return torch.cat([slab.topk(k + 1, dim=1, largest=False).values[:, k] for slab in tables(x, x)])
+    return torch.cat([slab.topk(k + 1, dim=1, largest=False).values[:, k] for slab in distance_tables(x, x)])
 
 
-def tables(x: Tensor, others: Tensor) -> Iterator[Tensor]:
+def distance_tables(x: Tensor, others: Tensor) -> Iterator[Tensor]:
     """|x_i - y_j|^2, some rows i at a time, [b, m]; exact where the products are, as on a lattice."""
-    squares = torch.cat([part.square().sum(1) for part in others.split(SQUARED)])
-    for part in x.split(max(1, CELLS // len(others))):
+    squares = torch.cat([part.square().sum(1) for part in others.split(SQUARED_ROWS)])
+    for part in x.split(max(1, MAX_CELLS // len(others))):
         yield torch.addmm(part.square().sum(1)[:, None] + squares, part, others.mT, alpha=-2).clamp_(min=0)
 
 
-def checked(real: Tensor, samples: Tensor) -> tuple[Tensor, Tensor]:
+def check_features(real: Tensor, samples: Tensor) -> tuple[Tensor, Tensor]:
     """Both as float64.
 
     Raises:

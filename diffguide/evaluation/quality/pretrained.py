@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from ...datasets import Dataset
-from .features import IMAGENET, Extracted, Features, as_rgb, resized
+from .features import IMAGENET, FeatureOutput, Features, as_rgb, preprocess
 
 __all__ = ["CLIP", "DINOv2", "Inception"]
 
 WEIGHTS = "weights-inception-2015-12-05-6726825d.pth"
-PLACE = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{WEIGHTS}"
-SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
+WEIGHTS_URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{WEIGHTS}"
+WEIGHTS_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 CLIP_COLOURS = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
@@ -40,13 +40,13 @@ class Inception(Features):
             from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
         except ImportError:
             raise ValueError("inception needs torch-fidelity: pip install 'diffguide[fid]'") from None
-        file = published(weights)
+        file = find_inception_weights(weights)
         self.network = FeatureExtractorInceptionV3(
             "inception-v3-compat", ["2048", "logits_unbiased"], feature_extractor_weights_path=str(file)
         )
 
     def check(self, data: Dataset) -> None:
-        of_images(self.name, data)
+        check_images(self.name, data)
 
     def width(self, shape: Sequence[int]) -> int:
         return 2048
@@ -56,15 +56,15 @@ class Inception(Features):
         self.network.to(device)
 
     @torch.no_grad()
-    def __call__(self, images: Tensor) -> Extracted:
+    def __call__(self, images: Tensor) -> FeatureOutput:
         features, logits = self.network(as_rgb(images).to(self.device))
-        return Extracted(features.float().cpu(), logits.float().cpu())
+        return FeatureOutput(features.float().cpu(), logits.float().cpu())
 
     def facts(self) -> dict[str, Any]:
         return super().facts() | {"weights": WEIGHTS}
 
 
-def published(weights: str | None) -> Path:
+def find_inception_weights(weights: str | None) -> Path:
     """The file of the published Inception weights.
 
     Raises:
@@ -74,7 +74,7 @@ def published(weights: str | None) -> Path:
     if weights is None and not file.is_file():
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
-            torch.hub.download_url_to_file(PLACE, str(file), SHA256[:8])
+            torch.hub.download_url_to_file(WEIGHTS_URL, str(file), WEIGHTS_SHA256[:8])
         except (URLError, OSError, RuntimeError) as error:
             raise ValueError(
                 f"weights: {WEIGHTS} cannot be downloaded ({error}); say where it lies, "
@@ -84,8 +84,10 @@ def published(weights: str | None) -> Path:
         raise ValueError(f"weights: there is no file {weights}")
     with open(file, "rb") as opened:
         found = hashlib.file_digest(opened, "sha256").hexdigest()
-    if found != SHA256:
-        raise ValueError(f"weights: {file} is not {WEIGHTS}: its SHA-256 begins with {found[:8]}, not {SHA256[:8]}")
+    if found != WEIGHTS_SHA256:
+        raise ValueError(
+            f"weights: {file} is not {WEIGHTS}: its SHA-256 begins with {found[:8]}, not {WEIGHTS_SHA256[:8]}"
+        )
     return file
 
 
@@ -99,7 +101,7 @@ class Transformer(Features):
         ValueError: `transformers` is not installed, or there is no such model.
     """
 
-    kind: str  # of transformers' class
+    transformers_class: str  # of transformers' class
     colours: Sequence[Sequence[float]]
 
     def __init__(self, model: str):
@@ -108,14 +110,18 @@ class Transformer(Features):
         except ImportError:
             raise ValueError(f"{self.name} needs transformers: pip install 'diffguide[clip]'") from None
         try:
-            network = getattr(transformers, self.kind).from_pretrained(model, use_safetensors=True)  # never a pickle
+            network = getattr(transformers, self.transformers_class).from_pretrained(
+                model, use_safetensors=True
+            )  # never a pickle
             self.network = network.eval().requires_grad_(False)
         except (OSError, ValueError) as error:
-            raise ValueError(f"model: there is no {self.kind} {model}: {str(error).splitlines()[0]}") from error
+            raise ValueError(
+                f"model: there is no {self.transformers_class} {model}: {str(error).splitlines()[0]}"
+            ) from error
         self.model, self.side = model, self.network.config.image_size
 
     def check(self, data: Dataset) -> None:
-        of_images(self.name, data)
+        check_images(self.name, data)
 
     def prepare(self, data: Dataset, device: torch.device, progress: Callable[[int, int, str], None]) -> None:
         self.device = device
@@ -139,7 +145,7 @@ class DINOv2(Transformer):
         ValueError: as `Transformer`, or a side of no whole number of patches.
     """
 
-    name, kind, colours = "dinov2", "Dinov2Model", IMAGENET
+    name, transformers_class, colours = "dinov2", "Dinov2Model", IMAGENET
 
     def __init__(self, model: str, side: int):
         super().__init__(model)
@@ -152,9 +158,9 @@ class DINOv2(Transformer):
         return self.network.config.hidden_size
 
     @torch.no_grad()
-    def __call__(self, images: Tensor) -> Extracted:
-        seen = resized(images.to(self.device), self.side, *self.colours)
-        return Extracted(self.network(pixel_values=seen).last_hidden_state[:, 0].float().cpu())
+    def __call__(self, images: Tensor) -> FeatureOutput:
+        seen = preprocess(images.to(self.device), self.side, *self.colours)
+        return FeatureOutput(self.network(pixel_values=seen).last_hidden_state[:, 0].float().cpu())
 
 
 class CLIP(Transformer):
@@ -169,18 +175,18 @@ class CLIP(Transformer):
         ValueError: as `Transformer`.
     """
 
-    name, kind, colours = "clip", "CLIPVisionModelWithProjection", CLIP_COLOURS
+    name, transformers_class, colours = "clip", "CLIPVisionModelWithProjection", CLIP_COLOURS
 
     def width(self, shape: Sequence[int]) -> int:
         return self.network.config.projection_dim
 
     @torch.no_grad()
-    def __call__(self, images: Tensor) -> Extracted:
-        seen = resized(images.to(self.device), self.side, *self.colours)
-        return Extracted(self.network(pixel_values=seen).image_embeds.float().cpu())
+    def __call__(self, images: Tensor) -> FeatureOutput:
+        seen = preprocess(images.to(self.device), self.side, *self.colours)
+        return FeatureOutput(self.network(pixel_values=seen).image_embeds.float().cpu())
 
 
-def of_images(name: str, data: Dataset) -> None:
+def check_images(name: str, data: Dataset) -> None:
     """Raises ValueError where data are no images of 1 or 3 channels."""
     if len(data.shape) != 3 or data.shape[0] not in (1, 3):
         raise ValueError(f"metric.features={name} sees images of 1 or 3 channels, and these are {list(data.shape)}")

@@ -15,8 +15,8 @@ from ..compiled import check_uncompiled
 from .values import LogPotential, Potential, evaluated, gradient, made
 
 __all__ = [
-    "Brightness", "LogPotential", "NoisedPotentialGuidance", "Potential", "PotentialDensity", "PotentialGuidance",
-    "Steered",
+    "Brightness", "LogPotential", "NoisyPotentialGuidance", "Potential", "PotentialDensity", "PotentialGuidance",
+    "PotentialGuidanceBase",
 ]  # fmt: skip
 
 
@@ -54,7 +54,7 @@ def with_class(y: Condition) -> Tensor:
     return y.keep if isinstance(y, Embedding) else y >= 0
 
 
-class Steered(DenoiserWrapper):
+class PotentialGuidanceBase(DenoiserWrapper):
     """A denoiser that a log-potential steers: where it acts, in which rows, with which gradients.
 
     Arguments:
@@ -87,7 +87,7 @@ class Steered(DenoiserWrapper):
         """Whether it leaves the denoiser as it is."""
         return self.scale == 0
 
-    def start(self, noise, times: Tensor) -> "Steered":
+    def start(self, noise, times: Tensor) -> "PotentialGuidanceBase":
         fresh = super().start(noise, times)
         if isinstance(self.potential, Potential):
             fresh.potential = self.potential.start(noise, times)
@@ -98,7 +98,7 @@ class Steered(DenoiserWrapper):
         level = self.schedule.noise_level(t)
         return (self.interval[0] < level) & (level <= self.interval[1])
 
-    def steers(self, times: Tensor, labelled: bool) -> bool:
+    def acts_at(self, times: Tensor, labelled: bool) -> bool:
         return bool(self.acts(times).any()) and (labelled or not getattr(self.potential, "of_class", False))
 
     def rows(self, t: Tensor, y: Condition | None, x: Tensor) -> Tensor | None:
@@ -170,7 +170,7 @@ class Steered(DenoiserWrapper):
         )
 
 
-class PotentialGuidance(Steered):
+class PotentialGuidance(PotentialGuidanceBase):
     """Bayes' rule with exp f(x0_hat) for p(y | x_t): x_0 + w (sigma^2 / alpha) g, eps - w sigma g, g = grad_{x_t} f.
 
     The gradient goes through the network. Chung et al., "Diffusion Posterior Sampling", 2023, arXiv 2209.14687, theorem 1
@@ -185,7 +185,7 @@ class PotentialGuidance(Steered):
         interval: (lo, hi] in noise level sigma / alpha.
 
     Raises:
-        ValueError: see `Steered`.
+        ValueError: see `PotentialGuidanceBase`.
     """
 
     def guided(self, x_t: Tensor, t: Tensor, y: Condition | None, graph: bool) -> tuple[Prediction, Prediction]:
@@ -193,7 +193,7 @@ class PotentialGuidance(Steered):
         return prediction, self.bayes(prediction, t, gradient)
 
 
-class NoisedPotentialGuidance(Steered):
+class NoisyPotentialGuidance(PotentialGuidanceBase):
     """Bayes' rule with exp f(x_t): the potential sees the noised data, and the network is not differentiated.
 
     Song et al. 2021, arXiv 2011.13456, eq. 14. It is exact where f is log p(y | x_t) of noised data.
@@ -205,7 +205,7 @@ class NoisedPotentialGuidance(Steered):
         interval: (lo, hi] in noise level sigma / alpha.
 
     Raises:
-        ValueError: see `Steered`.
+        ValueError: see `PotentialGuidanceBase`.
     """
 
     def guided(self, x_t: Tensor, t: Tensor, y: Condition | None, graph: bool) -> tuple[Prediction, Prediction]:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ...backbones.conditions import Condition
 from ...models.protocols import Denoiser, Prediction, SamplingError
-from .base import Steered, over_rows, per_sample
+from .base import PotentialGuidanceBase, over_rows, per_sample
 from .inverse import Inpaint, LinearProblem
 from .training_free import DRAWS
 from .values import made, name_of
@@ -26,7 +26,7 @@ def checked(guidance: str, potential: object, kind: type) -> None:
         )
 
 
-class DPS(Steered):
+class DPS(PotentialGuidanceBase):
     """x_0 - zeta grad_{x_t} |y - A x0_hat| / alpha, eps as it is: every step moves x by -zeta times a unit-free gradient.
 
     Chung, Kim, McCann, Klasky, Ye, "Diffusion Posterior Sampling for General Noisy Inverse Problems", 2023, arXiv
@@ -42,7 +42,7 @@ class DPS(Steered):
         interval: (lo, hi] in noise level sigma / alpha.
 
     Raises:
-        ValueError: see `Steered`; a potential that is no linear inverse problem.
+        ValueError: see `PotentialGuidanceBase`; a potential that is no linear inverse problem.
     """
 
     def __init__(self, denoiser: Denoiser, potential: LinearProblem, scale: float, interval: Sequence[float]):
@@ -58,7 +58,7 @@ class DPS(Steered):
         return prediction, Prediction(prediction.x_0 + shift, prediction.eps)
 
 
-class PiGDM(Steered):
+class PiGDM(PotentialGuidanceBase):
     """Bayes' rule with p(y | x_t) = N(y; A x0_hat, r^2 A A^T + s^2), r^2 = v n^2 / (v + n^2), n = sigma / alpha.
 
     Song, Vahdat, Mardani, Kautz, "Pseudoinverse-Guided Diffusion Models for Inverse Problems", ICLR 2023,
@@ -72,7 +72,7 @@ class PiGDM(Steered):
         data_variance: v, of the data around what is known of them; positive, 1 in the paper.
 
     Raises:
-        ValueError: see `Steered`; a potential that is no linear inverse problem; a variance out of range.
+        ValueError: see `PotentialGuidanceBase`; a potential that is no linear inverse problem; a variance out of range.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class PiGDM(Steered):
         return prediction, self.bayes(prediction, t, gradient)
 
 
-class RePaint(Steered):
+class RePaint(PotentialGuidanceBase):
     """Known values are those of the measurement, noised to every level: x_t[m] = alpha y + sigma z.
 
     Lugmayr et al., "RePaint: Inpainting using Denoising Diffusion Probabilistic Models", 2022, arXiv 2201.09865, eq. 8: the
@@ -109,8 +109,8 @@ class RePaint(Steered):
             (ddim, ddpm); otherwise each sample keeps its z, and every solver of the ODE sees a smooth path.
 
     Raises:
-        ValueError: see `Steered`; a potential that is no inpainting problem. Later: fresh noise under a sampler whose rows
-            are at levels of their own (dopri5).
+        ValueError: see `PotentialGuidanceBase`; a potential that is no inpainting problem. Later: fresh noise under a sampler
+            whose rows are at levels of their own (dopri5).
     """
 
     noise, top, visits = None, None, None

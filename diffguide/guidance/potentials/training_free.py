@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ...backbones.conditions import Condition
 from ...models.protocols import Denoiser, Prediction
-from .base import Steered, over_rows, per_sample
+from .base import PotentialGuidanceBase, over_rows, per_sample
 from .steps import EvenSteps, StepWeights
 from .values import LogPotential
 
@@ -35,7 +35,7 @@ def whole(name: str, value: int, least: int) -> int:
     return value
 
 
-class MPGD(Steered):
+class MPGD(PotentialGuidanceBase):
     """x_0 + w grad_{x_0} f(x0_hat), eps as it is: a gradient step on the clean estimate, no gradient of the network.
 
     He et al., "Manifold Preserving Guided Diffusion", 2024, arXiv 2311.16424, algorithm 1 (without its autoencoder), whose
@@ -48,7 +48,7 @@ class MPGD(Steered):
         interval: (lo, hi] in noise level sigma / alpha.
 
     Raises:
-        ValueError: see `Steered`.
+        ValueError: see `PotentialGuidanceBase`.
     """
 
     def guided(self, x_t: Tensor, t: Tensor, y: Condition | None, graph: bool) -> tuple[Prediction, Prediction]:
@@ -57,7 +57,7 @@ class MPGD(Steered):
         return prediction, Prediction(prediction.x_0 + shift, prediction.eps)
 
 
-class FreeDoM(Steered):
+class FreeDoM(PotentialGuidanceBase):
     """x_0 + w grad_{x_t} f(x0_hat), eps as it is: x_s moves by alpha w grad, with the step rho_t = w alpha_t.
 
     Yu et al., "FreeDoM: Training-Free Energy-Guided Conditional Diffusion Model", 2023, arXiv 2303.09833, algorithm 1, with
@@ -70,7 +70,7 @@ class FreeDoM(Steered):
         interval: (lo, hi] in noise level sigma / alpha.
 
     Raises:
-        ValueError: see `Steered`.
+        ValueError: see `PotentialGuidanceBase`.
     """
 
     def guided(self, x_t: Tensor, t: Tensor, y: Condition | None, graph: bool) -> tuple[Prediction, Prediction]:
@@ -78,7 +78,7 @@ class FreeDoM(Steered):
         return prediction, Prediction(prediction.x_0 + self.scale * gradient, prediction.eps)
 
 
-class UniversalGuidance(Steered):
+class UniversalGuidance(PotentialGuidanceBase):
     """Forward guidance through the network, and m gradient steps on x_0 (backward guidance), both told to eps.
 
         x_0 + w (sigma^2 / alpha) g + D,  eps - w sigma g - (alpha / sigma) D,  D from D + backward_rate grad f(x0_hat + D)
@@ -95,7 +95,7 @@ class UniversalGuidance(Steered):
         backward_rate: length of such a step, times the gradient; positive.
 
     Raises:
-        ValueError: see `Steered`; steps or a rate out of range.
+        ValueError: see `PotentialGuidanceBase`; steps or a rate out of range.
     """
 
     def __init__(
@@ -124,7 +124,13 @@ class UniversalGuidance(Steered):
 
 
 def climbed(
-    guidance: Steered, x_0: Tensor, t: Tensor, y: Condition | None, steps: int, rate: Tensor | float, graph: bool
+    guidance: PotentialGuidanceBase,
+    x_0: Tensor,
+    t: Tensor,
+    y: Condition | None,
+    steps: int,
+    rate: Tensor | float,
+    graph: bool,
 ) -> Tensor:
     """x_0 after `steps` steps of gradient ascent on the log-potential."""
     for _ in range(steps):
@@ -132,7 +138,7 @@ def climbed(
     return x_0
 
 
-class Smoothed(Steered):
+class Smoothed(PotentialGuidanceBase):
     """f~(x_0) = log (1/n) sum_i exp f(x_0 + r z_i): a potential smoothed by n noised copies of x0_hat.
 
     The z_i are drawn once per sample and run: f~ is then a smooth function of x_t and t, which every solver can follow.
@@ -180,7 +186,7 @@ class LGD(Smoothed):
         copies: n, evaluations of the potential; at least 1.
 
     Raises:
-        ValueError: see `Steered`; a number of copies out of range.
+        ValueError: see `PotentialGuidanceBase`; a number of copies out of range.
     """
 
     def __init__(
@@ -220,7 +226,7 @@ class TFG(Smoothed):
         rho_steps, mu_steps: how rho and mu are shared out among the steps of a run.
 
     Raises:
-        ValueError: see `Steered`; a step, count or width out of range.
+        ValueError: see `PotentialGuidanceBase`; a step, count or width out of range.
     """
 
     def __init__(

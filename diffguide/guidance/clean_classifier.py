@@ -17,7 +17,7 @@ from ..models.protocols import Denoiser, Prediction, SamplingError
 from .classifier import ClassGuidance, chosen, moved
 from .compiled import check_uncompiled
 
-__all__ = ["ExportedProgram", "ImageNetwork", "OrdinaryGuidance", "TorchScript", "Torchvision"]
+__all__ = ["ExportedProgram", "ImageNetwork", "CleanClassifierGuidance", "TorchScript", "Torchvision"]
 
 
 class ImageNetwork(nn.Module):
@@ -140,7 +140,7 @@ class Torchvision(ImageNetwork):
         self.network.eval().requires_grad_(False)
 
 
-class OrdinaryGuidance(ClassGuidance):
+class CleanClassifierGuidance(ClassGuidance):
     """The score moved by w grad log p(y | x_0 = x0_hat(x_t)), p = softmax f((resize((x0_hat + 1) / 2) - mean) / std).
 
     Through the denoiser the gradient is that with respect to x_t (Bansal et al., "Universal Guidance for Diffusion

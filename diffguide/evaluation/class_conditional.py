@@ -1,11 +1,11 @@
 """Base of the metrics that may or may not tell a model the examples' classes."""
 
-from .metric import Metric, Subject
+from .metric import EvalContext, Metric
 
-__all__ = ["ToldClasses"]
+__all__ = ["ClassConditionalMetric"]
 
 
-class ToldClasses(Metric):
+class ClassConditionalMetric(Metric):
     """
     Arguments:
         conditional: whether a model with classes is told those of the examples.
@@ -15,15 +15,15 @@ class ToldClasses(Metric):
     """
 
     def __init__(self, conditional: bool):
-        self.told_classes = conditional
+        self.give_labels = conditional
 
-    def check(self, subject: Subject) -> None:
-        super().check(subject)
-        if not self.told_classes and subject.model.num_classes and not subject.model.has_null:
+    def check(self, context: EvalContext) -> None:
+        super().check(context)
+        if not self.give_labels and context.model.num_classes and not context.model.has_null:
             raise ValueError(
                 "metric.conditional=false needs a model that dropped labels in training (p_uncond above 0); this one never did"
             )
 
-    def told(self, subject: Subject) -> bool:
+    def uses_labels(self, context: EvalContext) -> bool:
         """Whether the model is told classes."""
-        return self.told_classes and subject.model.num_classes > 0
+        return self.give_labels and context.model.num_classes > 0

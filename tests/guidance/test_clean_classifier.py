@@ -9,10 +9,16 @@ from networks import lively, unet
 from omegaconf import OmegaConf
 from torch import nn
 
-from diffguide.checkpoints.allowlist import vet
+from diffguide.checkpoints.allowlist import validate_config
 from diffguide.config.build import ConfigError, build
 from diffguide.files.safetensors import CheckpointError
-from diffguide.guidance.ordinary import ExportedProgram, ImageNetwork, OrdinaryGuidance, TorchScript, Torchvision
+from diffguide.guidance.clean_classifier import (
+    CleanClassifierGuidance,
+    ExportedProgram,
+    ImageNetwork,
+    TorchScript,
+    Torchvision,
+)
 from diffguide.models.parameterizations import V
 from diffguide.models.preconditioned import Preconditioned
 from diffguide.models.protocols import SamplingError
@@ -39,9 +45,11 @@ class Linear(ImageNetwork):
         return self.linear(x.flatten(1))
 
 
-def steering(denoiser, scale=2.0, network=None, through=True, interval=EVERYWHERE, **changed) -> OrdinaryGuidance:
+def steering(
+    denoiser, scale=2.0, network=None, through=True, interval=EVERYWHERE, **changed
+) -> CleanClassifierGuidance:
     options = {"num_classes": 3, "channels": 1, "size": None, "mean": [0.5], "std": [0.5]} | changed
-    return OrdinaryGuidance(
+    return CleanClassifierGuidance(
         denoiser, network or Linear(), **options, scale=scale, through_denoiser=through, interval=interval
     )
 
@@ -229,7 +237,7 @@ def test_a_network_is_asked_in_its_own_precision():
 
 
 def test_from_the_configuration(tmp_path):
-    """The file of guidance=ordinary; a foreign configuration may not run a file's program, and a path must be there."""
+    """The file of guidance=clean_classifier; a foreign configuration may not run a file's program, and a path must be there."""
     from hydra import compose, initialize_config_dir
 
     from diffguide.config.build import config_dir
@@ -244,15 +252,17 @@ def test_from_the_configuration(tmp_path):
         "guidance.std=[0.5]",
     ]
     with initialize_config_dir(config_dir(), version_base="1.3"):
-        cfg = compose("sample", ["guidance=ordinary", f"guidance.network.path={path}", *facts])
-        other = compose("sample", ["guidance=ordinary", "guidance/network=torchvision", "guidance.num_classes=3"])
+        cfg = compose("sample", ["guidance=clean_classifier", f"guidance.network.path={path}", *facts])
+        other = compose(
+            "sample", ["guidance=clean_classifier", "guidance/network=torchvision", "guidance.num_classes=3"]
+        )
     built = build(cfg, "guidance", generator())
     assert isinstance(built.network, TorchScript) and built.scale == 1.0
     assert other.guidance.network.name == "resnet18"
     node = OmegaConf.to_container(cfg.guidance)
     with pytest.raises(CheckpointError, match="runs the program in a file; if you trust it, say trust="):
-        vet(node, "guidance")
-    vet(node, "guidance", ["diffguide.guidance.ordinary.TorchScript"])
+        validate_config(node, "guidance")
+    validate_config(node, "guidance", ["diffguide.guidance.clean_classifier.TorchScript"])
     cfg.guidance.network.path = str(tmp_path / "none.pt")
     with pytest.raises(ConfigError, match="there is no TorchScript file"):
         build(cfg, "guidance", generator())

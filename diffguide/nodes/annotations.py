@@ -1,4 +1,4 @@
-"""Values held against the annotations of what they are for: the types of a configuration are those of its constructors."""
+"""What a constructor's annotations allow: the types of a configuration are those of its constructors."""
 
 import inspect
 import types
@@ -7,14 +7,23 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 __all__ = [
-    "bases", "completed", "describe", "element", "fits", "named", "parameters", "required", "stored",
-    "takes_callable", "takes_node",
-]  # fmt: skip
+    "callable_result",
+    "describe_hint",
+    "element_hint",
+    "fits",
+    "is_stored_model",
+    "object_types",
+    "parameter_hints",
+    "required_names",
+    "takes_callable",
+    "takes_node",
+    "value_hint",
+]
 
 NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", types.NoneType: "null"}
 
 
-def parameters(target: Callable) -> dict[str, Any] | None:
+def parameter_hints(target: Callable) -> dict[str, Any] | None:
     """Name -> annotation (Any where there is none) of what a class or function takes; None where it takes any name.
 
     Names that only a position can reach, and `self`, are left out.
@@ -27,45 +36,45 @@ def parameters(target: Callable) -> dict[str, Any] | None:
     kinds = {parameter.kind for parameter in signature.parameters.values()}
     if inspect.Parameter.VAR_KEYWORD in kinds:
         return None
-    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    return {name: hints.get(name, Any) for name, part in signature.parameters.items() if part.kind in named}
+    by_name = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return {name: hints.get(name, Any) for name, part in signature.parameters.items() if part.kind in by_name}
 
 
-def required(target: Callable, names: Sequence[str]) -> list[str]:
+def required_names(target: Callable, names: Sequence[str]) -> list[str]:
     """Those of the parameters `names` that a class or function has no default for."""
     signature = inspect.signature(target).parameters
     return [name for name in names if signature[name].default is inspect.Parameter.empty]
 
 
-def parts(hint: Any) -> tuple[Any, ...]:
+def union_members(hint: Any) -> tuple[Any, ...]:
     """The members of a union; any other annotation alone."""
     return typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
 
 
-def bases(hint: Any) -> tuple[type, ...]:
+def object_types(hint: Any) -> tuple[type, ...]:
     """The classes whose objects an annotation asks for, () where it asks for plain values."""
     plain = {*NAMES, Any, object}
-    return tuple(part for part in parts(hint) if isinstance(part, type) and part not in plain)
+    return tuple(part for part in union_members(hint) if isinstance(part, type) and part not in plain)
 
 
-def stored(hint: Any) -> bool:
+def is_stored_model(hint: Any) -> bool:
     """Whether an annotation asks for a model that a training run may have stored, so that its folder can stand for it."""
-    return any(getattr(base, "stored", False) is True for base in bases(hint))
+    return any(getattr(base, "loadable", False) is True for base in object_types(hint))
 
 
 def takes_node(hint: Any) -> bool:
     """Whether an annotation asks for an object or a callable."""
-    return bool(bases(hint)) or takes_callable(hint)
+    return bool(object_types(hint)) or takes_callable(hint)
 
 
 def takes_callable(hint: Any) -> bool:
     """Whether an annotation lets any callable pass, so that a node may say `_partial_`."""
-    return any(typing.get_origin(part) is Callable for part in parts(hint))
+    return any(typing.get_origin(part) is Callable for part in union_members(hint))
 
 
-def completed(hint: Any) -> tuple[int, type] | None:
+def callable_result(hint: Any) -> tuple[int, type] | None:
     """(n, class) of Callable[[n arguments], class] alone: a node that is completed later, by its first n arguments."""
-    for part in () if bases(hint) else parts(hint):
+    for part in () if object_types(hint) else union_members(hint):
         if typing.get_origin(part) is Callable and isinstance(typing.get_args(part)[0], list):
             given, result = typing.get_args(part)
             if isinstance(result, type):
@@ -73,17 +82,17 @@ def completed(hint: Any) -> tuple[int, type] | None:
     return None
 
 
-def element(hint: Any) -> Any:
+def element_hint(hint: Any) -> Any:
     """What a list must hold to fit an annotation; None where it takes no list."""
-    for part in parts(hint):
+    for part in union_members(hint):
         if typing.get_origin(part) is Sequence:
             return typing.get_args(part)[0]
     return Any if hint is Any else None
 
 
-def named(hint: Any) -> Any:
+def value_hint(hint: Any) -> Any:
     """What the values of a mapping must be to fit an annotation; None where it takes no mapping."""
-    for part in parts(hint):
+    for part in union_members(hint):
         if typing.get_origin(part) is Mapping:
             return typing.get_args(part)[1]
     return None
@@ -93,9 +102,9 @@ def fits(value: Any, hint: Any) -> bool:
     """Whether a value from YAML or JSON is of an annotated type; true and false are no numbers."""
     if hint is Any:
         return True
-    if len(parts(hint)) > 1:
-        return any(fits(value, part) for part in parts(hint))
-    if stored(hint):
+    if len(union_members(hint)) > 1:
+        return any(fits(value, part) for part in union_members(hint))
+    if is_stored_model(hint):
         return isinstance(value, str)  # the folder of a run, which the entry point loads
     if typing.get_origin(hint) is Sequence:
         return isinstance(value, list) and all(fits(part, typing.get_args(hint)[0]) for part in value)
@@ -108,14 +117,14 @@ def fits(value: Any, hint: Any) -> bool:
     return hint in NAMES and isinstance(value, hint)
 
 
-def describe(hint: Any, node: str = "a node with a _target_") -> str:
+def describe_hint(hint: Any, node: str = "a node with a _target_") -> str:
     """An annotation in words; `node` says what an object of the user's is in the configuration."""
-    if len(parts(hint)) > 1:
-        return " or ".join(dict.fromkeys(describe(part, node) for part in parts(hint)))
+    if len(union_members(hint)) > 1:
+        return " or ".join(dict.fromkeys(describe_hint(part, node) for part in union_members(hint)))
     if typing.get_origin(hint) is Sequence:
-        return f"a list, each {describe(typing.get_args(hint)[0], node)}"
+        return f"a list, each {describe_hint(typing.get_args(hint)[0], node)}"
     if typing.get_origin(hint) is Mapping:
-        return f"names, each with {describe(typing.get_args(hint)[1], node)}"
-    if stored(hint):
+        return f"names, each with {describe_hint(typing.get_args(hint)[1], node)}"
+    if is_stored_model(hint):
         return "the folder of a training run such as outputs/train/digits/v001"
     return NAMES.get(hint, node)

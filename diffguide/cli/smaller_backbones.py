@@ -11,9 +11,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ..config.build import ConfigError, build
 from ..datasets import Dataset
-from ..datasets.base import fetch
+from ..datasets.base import fetch_examples
 from ..objectives import Objective
-from .runner import typed
+from .arguments import typed
 
 __all__ = ["smaller_backbones"]
 
@@ -38,14 +38,14 @@ def smaller_backbones(config_name: str, objective: Objective, data: Dataset) -> 
                 sizes[name] = count(build(cfg, "backbone")), cfg
         except (ConfigError, HydraException, OmegaConfBaseException, NotImplementedError):
             continue  # an option for other data
-    x, y = fetch(data.train, torch.tensor([0, 0]))
+    x, y = fetch_examples(data.train, torch.tensor([0, 0]))
     for name, (size, cfg) in sorted(sizes.items(), key=lambda item: -item[1][0]):
         if size >= most:
             continue
         try:
             other = build(cfg, "objective", build(cfg, "backbone"), build(cfg, "schedule"))
             with torch.no_grad():
-                other(data.view(x), y, torch.Generator().manual_seed(0))
+                other(data.preprocess(x), y, torch.Generator().manual_seed(0))
         except (ConfigError, RuntimeError, ValueError):
             continue
         yield name, other
