@@ -105,7 +105,7 @@ class Noise:
     """
 
     def __init__(
-        self, seeds: Sequence[int], shape: Sequence[int], schedule: Schedule, device: torch.device | str = "cpu",
+        self, seeds: Sequence[int], shape: Sequence[int], schedule: Schedule | None, device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32, depth: int = 20,
     ):  # fmt: skip
         self.states = fold_in(numpy.zeros(len(seeds), dtype=numpy.uint64), numpy.asarray(seeds, dtype=numpy.uint64))
@@ -150,6 +150,7 @@ class Noise:
         return values.reshape(-1, *self.shape).to(self.dtype).to(self.device)
 
     def _node(self, t: Tensor | float) -> int:
+        assert self.schedule is not None
         level = float(self.schedule.noise_level(as_time(t)))
         return round(2 / math.pi * math.atan(level) * 2**self.depth)
 

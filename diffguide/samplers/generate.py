@@ -1,26 +1,33 @@
 """Many samples, in batches, each a function of its own seed."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from ..backbones import Embedding
+from ..backbones.conditions import Condition
 from ..models.protocols import Denoiser, Energy
 from ..randomness import Noise
 from .base import Sampler
 
-__all__ = ["generate"]
+__all__ = ["generate", "initial_state"]
 
 
 def generate(
-    denoiser: Denoiser | Energy, sampler: Sampler, seeds: Sequence[int], labels: Sequence[int] | Embedding | None,
-    shape: Sequence[int], batch_size: int, device: torch.device | str = "cpu", on_step=None,
+    denoiser: Denoiser | Energy,
+    sampler: Sampler,
+    seeds: Sequence[int],
+    labels: Sequence[int] | Embedding | None,
+    shape: Sequence[int],
+    batch_size: int,
+    device: torch.device | str = "cpu",
+    on_step: Callable[[int, Tensor], None] | None = None,
     dtype: torch.dtype = torch.float32,
-) -> Iterator[Tensor]:  # fmt: skip
+) -> Iterator[Tensor]:
     """Yields batches x [b, *shape] at the end of the sampler's grid, in the denoiser's precision.
 
-    Nothing is clipped: images may leave [-1, 1] a little. `diffguide.to_uint8` clips and rounds them as the command does.
+    Images lie nominally in [-1, 1] and are not clipped; `diffguide.to_uint8` clips and rounds them as the command does.
 
     Arguments:
         denoiser: what to sample, guided or not; an energy where the sampler takes one.
@@ -36,7 +43,19 @@ def generate(
     times = sampler.times(denoiser)
     for first in range(0, len(seeds), batch_size):
         part = slice(first, first + batch_size)
-        noise = Noise(seeds[part], shape, denoiser.schedule, device, dtype)
         y = None if labels is None else labels[part]
-        y = y.to(device) if isinstance(y, Embedding) else y if y is None else torch.tensor(y, device=device)
-        yield sampler(denoiser, sampler.begin(denoiser, times, noise), times, y, noise, on_step)
+        x, y, noise = initial_state(denoiser, sampler, times, seeds[part], y, shape, device, dtype)
+        yield sampler(denoiser, x, times, y, noise, on_step)
+
+
+def initial_state(
+    denoiser: Denoiser | Energy, sampler: Sampler, times: Tensor, seeds: Sequence[int],
+    labels: Sequence[int] | Embedding | None, shape: Sequence[int], device: torch.device | str, dtype: torch.dtype,
+) -> tuple[Tensor, Condition | None, Noise]:  # fmt: skip
+    """What a sampler starts a batch from: x [b, *shape] at times[0], the condition on the device, the noise of its steps."""
+    noise = Noise(seeds, shape, denoiser.schedule, device, dtype)
+    if isinstance(labels, Embedding):
+        y: Condition | None = labels.to(device)
+    else:
+        y = None if labels is None else torch.tensor(labels, device=device)
+    return sampler.begin(denoiser, times, noise), y, noise
