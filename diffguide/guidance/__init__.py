@@ -9,22 +9,41 @@ from .composition import Composition, NegativeCondition
 from .contrast import ClassifierFree, Contrast, Unguided
 from .nested import Nested
 from .perturbed import PAG, SEG, SLG
+from .projections import APG, FDG, TCFG
+from .ramps import Constant, CosineRamp, LinearRamp, PowerRamp, Ramp, TableRamp
+from .rules import CFGPlusPlus, CFGZero, Linear, Mambo, Rescale, Rule, Threshold
 
 __all__ = [
+    "APG",
     "CADS",
+    "FDG",
     "PAG",
     "SEG",
     "SLG",
+    "TCFG",
     "Autoguidance",
+    "CFGPlusPlus",
+    "CFGZero",
     "ClassifierFree",
     "ClassifierGuidance",
     "CleanClassifierGuidance",
     "Composition",
+    "Constant",
     "Contrast",
+    "CosineRamp",
     "ExportedProgram",
     "ImageNetwork",
+    "Linear",
+    "LinearRamp",
+    "Mambo",
     "NegativeCondition",
     "Nested",
+    "PowerRamp",
+    "Ramp",
+    "Rescale",
+    "Rule",
+    "TableRamp",
+    "Threshold",
     "TorchScript",
     "Torchvision",
     "Unguided",

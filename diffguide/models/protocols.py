@@ -9,12 +9,13 @@ fields agree, x_t = alpha_t x_0 + sigma_t eps, unless a method re-noises with an
 
 import copy
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from torch import Tensor
 
 from ..backbones.conditions import Condition, Embedding
 from ..backbones.perturbations import Perturbation
+from ..randomness import Noise
 from ..schedules import Schedule
 
 __all__ = [
@@ -71,7 +72,7 @@ class Denoiser:
     def __call__(self, x_t: Tensor, t: Tensor, y: Condition | None = None) -> Prediction:
         raise NotImplementedError
 
-    def start(self, noise, times: Tensor) -> "Denoiser":
+    def start(self, noise: Noise | None, times: Tensor) -> Self:
         """A fresh denoiser for one run over `times`; where nothing is remembered, the denoiser itself."""
         return self
 
@@ -79,7 +80,7 @@ class Denoiser:
         """Whether a step of the run from t, 0-d, leaves x where it is: the first steps of CFG-Zero*."""
         return False
 
-    def without_skipped_steps(self) -> "Denoiser":
+    def without_skipped_steps(self) -> Self:
         """The same run after its still steps, at whatever level it is asked (churn and restarts go up again)."""
         return self
 
@@ -149,7 +150,7 @@ class Energy(LogDensity):
     class_names: Sequence[str] = ()
     shape: Sequence[int] | None = None
 
-    def start(self, noise, times: Tensor) -> "Energy":
+    def start(self, noise: Noise | None, times: Tensor) -> Self:
         """An energy remembers nothing: itself."""
         return self
 
@@ -204,7 +205,7 @@ class DenoiserWrapper(Denoiser):
     def skips_step(self, t: Tensor) -> bool:
         return self.denoiser.skips_step(t)
 
-    def without_skipped_steps(self) -> "DenoiserWrapper":
+    def without_skipped_steps(self) -> Self:
         fresh = copy.copy(self)
         fresh.denoiser = self.denoiser.without_skipped_steps()
         return fresh
@@ -232,7 +233,7 @@ class DenoiserWrapper(Denoiser):
         """
         return True
 
-    def start(self, noise, times: Tensor) -> "DenoiserWrapper":
+    def start(self, noise: Noise | None, times: Tensor) -> Self:
         fresh = copy.copy(self)
         fresh.denoiser = self.denoiser.start(noise, times)
         return fresh

@@ -50,6 +50,7 @@ CLASSES = {  # old dotted name of a class or function: new one; read before MODU
     "diffguide.guidance.potentials.base.NoisedPotentialGuidance": (
         "diffguide.guidance.potentials.base.NoisyPotentialGuidance"
     ),
+    "diffguide.guidance.ramps.Table": "diffguide.guidance.ramps.TableRamp",
     "diffguide.guidance.weak.Auto": "diffguide.guidance.autoguidance.Autoguidance",
     "diffguide.guidance.weak.Compose": "diffguide.guidance.composition.Composition",
     "diffguide.guidance.weak.Negative": "diffguide.guidance.composition.NegativeCondition",
