@@ -8,7 +8,7 @@ from torch import Tensor
 from ...backbones.conditions import Condition
 from ...models.protocols import SamplingError
 from ...randomness import normal
-from .pictures import DEFAULT_BOX, Mask, Picture
+from .pictures import DEFAULT_BOX, Mask, Picture, TestPicture
 from .values import Potential
 
 __all__ = ["Deblur", "Inpaint", "LinearProblem", "SuperResolution"]
@@ -18,7 +18,7 @@ class LinearProblem(Potential):
     """log N(y; A x_0, s^2) up to a constant: every row of a batch has the same measurement y.
 
     Arguments:
-        picture: a clean picture to measure, or a measurement.
+        picture: a clean picture to measure, or a measurement; None = `TestPicture()`.
         noise: s, standard deviation of the measurement noise, in the units of the data; positive.
         seed: of the measurement noise (simulated measurement only).
 
@@ -26,11 +26,12 @@ class LinearProblem(Potential):
         ValueError: noise that is not positive, a negative seed; a picture that A does not take.
     """
 
-    def __init__(self, picture: Picture, noise: float = 0.05, seed: int = 0):
+    def __init__(self, picture: Picture | None = None, noise: float = 0.05, seed: int = 0):
         if not 0 < noise < math.inf:
             raise ValueError(f"noise must be a positive standard deviation, got {noise}")
         if seed < 0:
             raise ValueError(f"seed must be at least 0, got {seed}")
+        picture = TestPicture() if picture is None else picture
         self.noise = float(noise)
         self.prepare(picture.values)
         if picture.measured:
@@ -98,7 +99,7 @@ class Inpaint(LinearProblem):
         ValueError: see `LinearProblem`; a mask that does not fit the picture.
     """
 
-    def __init__(self, picture: Picture, mask: Mask = DEFAULT_BOX, noise: float = 0.05, seed: int = 0):
+    def __init__(self, picture: Picture | None = None, mask: Mask = DEFAULT_BOX, noise: float = 0.05, seed: int = 0):
         self.mask = mask
         super().__init__(picture, noise, seed)
 
@@ -137,7 +138,7 @@ class SuperResolution(LinearProblem):
         ValueError: see `LinearProblem`; a factor out of range.
     """
 
-    def __init__(self, picture: Picture, factor: int = 2, noise: float = 0.05, seed: int = 0):
+    def __init__(self, picture: Picture | None = None, factor: int = 2, noise: float = 0.05, seed: int = 0):
         if factor < 2:
             raise ValueError(f"factor must be at least 2 pixels, got {factor}")
         self.factor = factor
@@ -163,7 +164,7 @@ class Deblur(LinearProblem):
         ValueError: see `LinearProblem`; a width out of range.
     """
 
-    def __init__(self, picture: Picture, width: float = 1.0, noise: float = 0.05, seed: int = 0):
+    def __init__(self, picture: Picture | None = None, width: float = 1.0, noise: float = 0.05, seed: int = 0):
         if not 0 < width < math.inf:
             raise ValueError(f"width must be a positive number of pixels, got {width}")
         self.width = float(width)

@@ -40,7 +40,7 @@ class DPS(PotentialGuidanceBase):
 
     Arguments:
         denoiser: one whose prediction can be differentiated.
-        potential: the inverse problem.
+        potential: the inverse problem; None = `Inpaint()`.
         scale: zeta, per step; 0 = off; 0.3 to 1 in the paper, with 1000 steps.
         interval: (lo, hi] in noise level sigma / alpha.
 
@@ -51,10 +51,11 @@ class DPS(PotentialGuidanceBase):
     def __init__(
         self,
         denoiser: Denoiser,
-        potential: LinearProblem,
+        potential: LinearProblem | None = None,
         scale: float = 0.5,
         interval: Sequence[float] = EVERYWHERE,
     ):
+        potential = Inpaint() if potential is None else potential
         check_potential("guidance=dps", potential, LinearProblem)
         super().__init__(denoiser, potential, scale, interval)
         self.problem = potential
@@ -76,7 +77,7 @@ class PiGDM(PotentialGuidanceBase):
 
     Arguments:
         denoiser: one whose prediction can be differentiated.
-        potential: the inverse problem.
+        potential: the inverse problem; None = `Inpaint()`.
         scale: w; 0 = off, 1 = Bayes.
         interval: (lo, hi] in noise level sigma / alpha.
         data_variance: v, prior variance of the data; positive, 1 in the paper.
@@ -88,11 +89,12 @@ class PiGDM(PotentialGuidanceBase):
     def __init__(
         self,
         denoiser: Denoiser,
-        potential: LinearProblem,
+        potential: LinearProblem | None = None,
         scale: float = 1.0,
         interval: Sequence[float] = EVERYWHERE,
         data_variance: float = 1.0,
     ):
+        potential = Inpaint() if potential is None else potential
         check_potential("pseudo-inverse guidance", potential, LinearProblem)
         super().__init__(denoiser, potential, scale, interval)
         self.problem = potential
@@ -118,7 +120,7 @@ class RePaint(PotentialGuidanceBase):
 
     Arguments:
         denoiser: any.
-        potential: an inpainting problem.
+        potential: an inpainting problem; None = `Inpaint()`.
         interval: (lo, hi] in noise level sigma / alpha; below lo the known values are free.
         fresh: whether z is drawn anew at every level, as in the paper, for samplers of one evaluation per step (ddim, ddpm);
             otherwise each sample keeps its z, and every ODE solver gets a smooth path.
@@ -133,8 +135,13 @@ class RePaint(PotentialGuidanceBase):
     visits: Counter[float]
 
     def __init__(
-        self, denoiser: Denoiser, potential: Inpaint, interval: Sequence[float] = EVERYWHERE, fresh: bool = True
+        self,
+        denoiser: Denoiser,
+        potential: Inpaint | None = None,
+        interval: Sequence[float] = EVERYWHERE,
+        fresh: bool = True,
     ):
+        potential = Inpaint() if potential is None else potential
         check_potential("guidance=repaint", potential, Inpaint)
         super().__init__(denoiser, potential, 1.0, interval)
         self.problem, self.fresh = potential, fresh
