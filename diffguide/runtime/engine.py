@@ -1,11 +1,13 @@
 """Devices, processes and precision: the only module that knows Lightning Fabric."""
 
 import os
+from typing import Any
 
+import torch
 from lightning_fabric import Fabric
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 
-__all__ = ["Fabric", "build_fabric", "kill_launched_processes", "launched_by_torchrun"]
+__all__ = ["Fabric", "build_fabric", "gather_objects", "kill_launched_processes", "launched_by_torchrun"]
 
 
 def launched_by_torchrun() -> bool:
@@ -17,6 +19,15 @@ def kill_launched_processes(fabric: Fabric) -> None:
     """Ends the processes that this one has launched, for a failure that they cannot know of: they wait for it for ever."""
     for process in getattr(fabric.strategy.launcher, "procs", []):
         process.kill()
+
+
+def gather_objects(fabric: Fabric, value: Any) -> list[Any]:
+    """The value of every process, by rank; any object that pickles."""
+    if fabric.world_size == 1:
+        return [value]
+    values = [None] * fabric.world_size
+    torch.distributed.all_gather_object(values, value)
+    return values
 
 
 def build_fabric(accelerator: str, devices: int | str, num_nodes: int, strategy: str, precision: str) -> Fabric:

@@ -5,12 +5,13 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from ..backbones.conditions import Condition, Embedding
+from ..backbones import Embedding
+from ..backbones.conditions import Condition
 from ..models.protocols import Denoiser, Energy
 from ..randomness import Noise
 from .base import Sampler
 
-__all__ = ["generate"]
+__all__ = ["generate", "initial_state"]
 
 
 def generate(
@@ -42,10 +43,19 @@ def generate(
     times = sampler.times(denoiser)
     for first in range(0, len(seeds), batch_size):
         part = slice(first, first + batch_size)
-        noise = Noise(seeds[part], shape, denoiser.schedule, device, dtype)
-        y: Condition | None = None
-        if isinstance(labels, Embedding):
-            y = labels[part].to(device)
-        elif labels is not None:
-            y = torch.tensor(labels[part], device=device)
-        yield sampler(denoiser, sampler.begin(denoiser, times, noise), times, y, noise, on_step)
+        y = None if labels is None else labels[part]
+        x, y, noise = initial_state(denoiser, sampler, times, seeds[part], y, shape, device, dtype)
+        yield sampler(denoiser, x, times, y, noise, on_step)
+
+
+def initial_state(
+    denoiser: Denoiser | Energy, sampler: Sampler, times: Tensor, seeds: Sequence[int],
+    labels: Sequence[int] | Embedding | None, shape: Sequence[int], device: torch.device | str, dtype: torch.dtype,
+) -> tuple[Tensor, Condition | None, Noise]:  # fmt: skip
+    """What a sampler starts a batch from: x [b, *shape] at times[0], the condition on the device, the noise of its steps."""
+    noise = Noise(seeds, shape, denoiser.schedule, device, dtype)
+    if isinstance(labels, Embedding):
+        y: Condition | None = labels.to(device)
+    else:
+        y = None if labels is None else torch.tensor(labels, device=device)
+    return sampler.begin(denoiser, times, noise), y, noise

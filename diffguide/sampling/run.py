@@ -1,13 +1,14 @@
 """What a sampling run samples, and how it gets there: in batches, each on the disk when it is done."""
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from ..backbones.conditions import Condition
 from ..checkpoints.references import Guide
 from ..figures import image_grids as images
 from ..figures import trajectories
@@ -16,14 +17,15 @@ from ..files.run_folders import WriteError
 from ..files.shards import Shards
 from ..models.evaluation_counters import EnergyCounter, EvaluationCounter
 from ..models.protocols import Denoiser, DenoiserWrapper, Energy
+from ..randomness import Noise
+from ..runtime.engine import Fabric, gather_objects
 from ..runtime.progress import Progress
 from ..runtime.signals import Interrupts, Stopped
-from ..samplers import Sampler, SamplingError, generate
+from ..samplers import Sampler, SamplingError
+from ..samplers.generate import initial_state
 from .sources import SampleSource
 
 __all__ = ["SampleWriter", "SamplingPlan", "explain_no_op_guidance", "storage_spec"]
-
-FAILED = 1000  # more than any signal's number; the rank that failed is added
 
 
 def explain_no_op_guidance(guided: Denoiser | Energy, sampler: Sampler, labelled: bool) -> str | None:
@@ -83,10 +85,10 @@ class SamplingPlan(NamedTuple):
 
 
 class SampleWriter:
-    """Samples batches into shards, this rank's part of every round; batch i is the same whoever samples it.
+    """Samples batches into shards, this rank's part of every round; a batch is the same whichever rank samples it.
 
     Arguments:
-        engine: launched Fabric; its processes share the folder, and need no network between them but for a word a round.
+        engine: launched Fabric; its processes share the folder, and exchange one message a round.
         plan: what to sample.
         shards: where to.
         singles: folder for one PNG per sample, None = none.
@@ -94,13 +96,14 @@ class SampleWriter:
     """
 
     def __init__(
-        self, engine, plan: SamplingPlan, shards: Shards, singles: Path | None, filmed: images.GridLayout | None
+        self, engine: Fabric, plan: SamplingPlan, shards: Shards, singles: Path | None, filmed: images.GridLayout | None
     ):
         self.engine, self.plan, self.shards, self.singles = engine, plan, shards, singles
+        self.times = plan.times
         shown = () if filmed is None else filmed.indices
         axes = None if plan.background is None else plan.background.axes
         schedule = None if plan.sampler.at_data else plan.guided.schedule
-        self.film = trajectories.TrajectoryRecorder(shown, plan.times, schedule, axes)
+        self.film = trajectories.TrajectoryRecorder(shown, self.times, schedule, axes)
 
     def run(self, missing: Sequence[int], interrupts: Interrupts) -> None:
         """Samples the batches with these first indices.
@@ -109,46 +112,50 @@ class SampleWriter:
             Stopped: some rank got a signal; every batch that was begun is written.
             WriteError: some rank could not write, or its sampler could not go on; on every rank.
         """
-        world, rank, steps = self.engine.world_size, self.engine.global_rank, len(self.plan.times) - 1
-        total = self.shards.n
-        done = total - sum(map(self.shards.count, missing))
-        progress = Progress("sampling", total, "images", done, silent=not self.engine.is_global_zero)
-
-        def on_step(step: int, x: Tensor) -> None:
-            self.film.on_step(step, x)
-            made = min(
-                done + world * len(x) * step // steps, total
-            )  # the others do as much; so many steps are so many images
-            progress.advance(max(made - progress.count, 0))
-            progress.show(evaluations=world * self.plan.counter.evaluations)
-
+        plan, world, rank = self.plan, self.engine.world_size, self.engine.global_rank
+        self.done = self.shards.n - sum(map(self.shards.count, missing))
+        self.progress = Progress("sampling", self.shards.n, "images", self.done, silent=not self.engine.is_global_zero)
         for start in range(0, len(missing), world):
             turn, failure = missing[start : start + world], None
             try:
                 if rank < len(turn):
-                    self.draw(turn[rank], on_step)
+                    with self.engine.autocast():
+                        x, y, noise = self.begin_batch(turn[rank])
+                        x = plan.sampler(plan.guided, x, self.times, y, noise, self.on_step)
+                    self.write_batch(turn[rank], x.float().cpu())
             except (WriteError, SamplingError) as error:
                 failure = str(error)
-            number = self.agreed(failure, interrupts)
-            done += sum(map(self.shards.count, turn))
-            if number and done < total:
-                progress.close()
-                raise Stopped(number, f"{done} of {total} samples")
-        progress.close()
+            signals, failures = zip(*gather_objects(self.engine, (interrupts.number, failure)))
+            if any(failures):
+                raise WriteError(next(filter(None, failures)))
+            self.done += sum(map(self.shards.count, turn))
+            if any(signals) and self.done < self.shards.n:
+                self.progress.close()
+                raise Stopped(max(signals), f"{self.done} of {self.shards.n} samples")
+        self.progress.close()
 
-    def draw(self, first: int, on_step: Callable[[int, Tensor], None]) -> None:
-        """Samples one batch and writes it, the shard last: where it is, everything of the batch is."""
-        plan, counter = self.plan, self.plan.counter
-        before, asked_before = counter.evaluations, counter.potential_evaluations
-        part = slice(first, first + self.shards.count(first))
-        self.film.start(first, self.shards.count(first))
+    def begin_batch(self, first: int) -> tuple[Tensor, Condition | None, Noise]:
+        """The noise that a batch starts from, its condition, and the source of its further noise."""
+        plan, count = self.plan, self.shards.count(first)
+        self.film.start(first, count)
+        self.counts = plan.counter.evaluations, plan.counter.potential_evaluations
+        part = slice(first, first + count)
         labels = None if plan.labels is None else plan.labels[part]
-        with self.engine.autocast():
-            (x,) = generate(
-                plan.guided, plan.sampler, plan.seeds[part], labels, plan.shape, self.shards.batch_size,
-                self.engine.device, on_step, plan.source.dtype,
-            )  # fmt: skip
-        x = x.float().cpu()
+        source, device = plan.source, self.engine.device
+        return initial_state(
+            plan.guided, plan.sampler, self.times, plan.seeds[part], labels, source.shape, device, source.dtype
+        )
+
+    def on_step(self, step: int, x: Tensor) -> None:
+        """Records a step for the trajectory, and shows the progress: all ranks do as much, and steps count as images."""
+        self.film.on_step(step, x)
+        world, steps = self.engine.world_size, len(self.times) - 1
+        images_so_far = min(self.done + world * len(x) * step // steps, self.shards.n)
+        self.progress.advance(max(images_so_far - self.progress.count, 0))
+        self.progress.show(evaluations=world * self.plan.counter.evaluations)
+
+    def write_batch(self, first: int, x: Tensor) -> None:
+        """Writes a batch, the shard last: where it is, everything of the batch is."""
         lost = int((~x.flatten(1).isfinite().all(1)).sum())
         if lost and x.ndim > 2:  # bytes do not show it; vectors do, and metrics.json counts them
             print(
@@ -158,22 +165,9 @@ class SampleWriter:
         array = x.numpy() if x.ndim == 2 else images.to_uint8(x)
         if self.singles is not None:
             images.write_pngs(self.singles, first, array)
-        asked = counter.potential_evaluations - asked_before
-        self.shards.write(first, array, counter.evaluations - before, self.film.stack_frames(), asked)
-
-    def agreed(self, failure: str | None, interrupts: Interrupts) -> int:
-        """The signal that some rank has got, 0 for none; all ranks wait for each other, and learn of one's failure.
-
-        Raises:
-            WriteError: one could not write or go on.
-        """
-        number = FAILED + self.engine.global_rank if failure else interrupts.number
-        if self.engine.world_size > 1:
-            word = torch.tensor(float(number), device=self.engine.device)
-            number = int(self.engine.all_reduce(word, reduce_op="max"))
-        if number >= FAILED:
-            raise WriteError(self.engine.broadcast(failure, src=number - FAILED))
-        return number
+        counter, (network, potential) = self.plan.counter, self.counts
+        network, potential = counter.evaluations - network, counter.potential_evaluations - potential
+        self.shards.write(first, array, network, self.film.stack_frames(), potential)
 
 
 def storage_spec(shape: Sequence[int]) -> tuple[str, tuple[int, ...]]:

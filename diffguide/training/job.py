@@ -120,8 +120,8 @@ class TrainingJob:
             folder = self.claim_folder(held)
             try:
                 self.training.run(
-                    self.engine, self.objective, self.data, folder, self.seed, dict(self.config), pictures,
-                    self.checkpoint, self.note,
+                    self.objective, self.data, folder, self.seed, self.engine, self.config, pictures, self.checkpoint,
+                    self.note,
                 )  # fmt: skip
             except Stopped as stopped:
                 if not self.engine.is_global_zero:

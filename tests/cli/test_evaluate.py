@@ -337,11 +337,11 @@ def test_an_evaluation_that_is_continued_is_the_same(stopped, at, command, monke
 
 
 @pytest.mark.parametrize("arguments, message", {
-    "another n": (["n=50"], "was evaluated with n=None, and this command has 50: leave it out"),
-    "another metric": (["metric=classification"], "was evaluated with metric._target_="),
-    "another seed": (["seed=1"], "was evaluated with seed=0"),
+    "another n": (["n=50"], "n (None -> 50)"),
+    "another metric": (["metric=classification"], "drop metric=classification"),
+    "another seed": (["seed=1"], "seed (0 -> 1)"),
     "another model": ([f"checkpoint={OTHER}"], "was evaluated from a checkpoint with SHA-256"),
-    "other data": (["dataset=gmm2d"], "was evaluated with dataset=None"),
+    "other data": (["dataset=gmm2d"], "dataset (None -> "),
     "a training run": ([f"resume={SMALL}"], "is no run folder"),
     "nowhere": (["resume=nowhere"], "no run at nowhere: give a folder such as outputs/evaluate/"),
 }.values())  # fmt: skip

@@ -13,9 +13,9 @@ from diffguide.evaluation.auto import Auto
 from diffguide.evaluation.classification.metric import Classification
 from diffguide.evaluation.classification.ood import OOD, ConfidenceScore, DensityScore
 from diffguide.evaluation.denoising import DenoisingError
-from diffguide.evaluation.likelihood.dequantization import Decoded
+from diffguide.evaluation.likelihood.dequantization import DecoderDequantization
 from diffguide.evaluation.likelihood.metrics import ELBO, ExactDensity
-from diffguide.evaluation.metric import Subject
+from diffguide.evaluation.metric import EvalContext
 from diffguide.guidance import ClassifierFree
 from diffguide.models.level_classifier import LevelClassifier
 from diffguide.samplers import DDIM, SGLD
@@ -43,8 +43,7 @@ TRAIN = {
     "values of continuous data": (
         ["experiment=cdm_gmm2d", "objective.quantization_levels=17"], "objective: quantization_levels=17: ",
     ),
-    "values of other data": (
-        ["objective=tre", *LEVELS, "sampler.steps=10", "objective.values=256"], "take 17 for digits"),
+    "values of other data": (["objective=tre", *LEVELS, "sampler.steps=10", "objective.values=256"], "take 17 for digits"),
     "label dropout of an energy": (
         ["experiment=jem_digits", "p_uncond=0.1"], "which drops no label: leave it, or take guidance=cfg",
     ),
@@ -77,8 +76,8 @@ def ratio() -> LevelClassifier:
     return LevelClassifier(mlp(out_features=2, num_classes=0, noise_conditioned=False), Cosine(12.0, -10.0), 0, False)
 
 
-def plane(model, values: int = 0) -> Subject:
-    return Subject(
+def plane(model, values: int = 0) -> EvalContext:
+    return EvalContext(
         model,
         Dataset(*[Split(torch.full((20, 2), -1.0), torch.arange(20) % 4)] * 3, class_names=tuple("0123")),
         config={"objective": {"quantization_levels": values}},
@@ -86,12 +85,15 @@ def plane(model, values: int = 0) -> Subject:
 
 
 def test_a_model_of_one_level_is_asked_for_its_density_alone():
-    bound, density = ELBO(4, None, 2, 2, 8, 1e-3, None, 0, None), ExactDensity(Decoded(), 2, None, 17, None)
+    bound, density = (
+        ELBO(4, None, 2, 2, 8, 1e-3, None, 0, None),
+        ExactDensity(DecoderDequantization(), 2, None, 17, None),
+    )
     for metric in (bound, DenoisingError(3, True, 0)):
         with pytest.raises(ValueError, match="needs noise levels.*objective=nce.*: take metric=log_density"):
             metric.check(plane(ratio()))
     auto = Auto(Classification([1.0], 15), density, DenoisingError(3, True, 0))
-    assert auto.of(plane(ratio())) is density and auto.of(plane(exact_levels(4))) is auto.denoiser
+    assert auto.resolve(plane(ratio())) is density and auto.resolve(plane(exact_levels(4))) is auto.denoiser
     with pytest.raises(ValueError, match="metric/dequantization@metric.density.dequantization=uniform"):
         auto.check(plane(ratio(), 17))
 

@@ -26,7 +26,7 @@ from diffguide.files import safetensors as archives
 from diffguide.sample import main as sample
 from diffguide.train import main
 from diffguide.training.learning_rates import LearningRatePlan
-from diffguide.training.loop import Training
+from diffguide.training.state import TrainingRun
 
 TRAIN = Path(sysconfig.get_path("scripts")) / "diffguide-train"
 CLOCK = {"images_per_second", "seconds", "data_wait"}
@@ -153,7 +153,7 @@ def test_a_run_without_a_checkpoint_starts_over(short_run, unfinished, tmp_path,
 
 def test_signals_save_and_the_resumed_run_is_the_same(short_run, tmp_path, command, monkeypatch):
     """SIGTERM in the fourth step, Ctrl-C in the third of the resumed run, then to the end."""
-    step, calls, arguments = Training.step, [], SHORT
+    step, calls, arguments = TrainingRun.update, [], SHORT
     for number, when, images in ((signal.SIGTERM, 4, 128), (signal.SIGINT, 3, 224)):
 
         def interrupted(*all, number=number, when=when):
@@ -162,7 +162,7 @@ def test_signals_save_and_the_resumed_run_is_the_same(short_run, tmp_path, comma
                 os.kill(os.getpid(), number)
             return step(*all)
 
-        monkeypatch.setattr(Training, "step", interrupted)
+        monkeypatch.setattr(TrainingRun, "update", interrupted)
         done = command(main, *arguments, at=tmp_path)
         assert done.code == 128 + number and done.folder == RUN and "Traceback" not in done.err
         ending = f"{number.name} after {images} of 320 images; continue with: diffguide-train resume={RUN}"

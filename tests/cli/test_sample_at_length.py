@@ -155,17 +155,17 @@ def test_killed_while_the_shards_are_removed(at, whole, command):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signals_stop_after_the_batch_and_the_resumed_run_is_the_same(at, whole, command, monkeypatch, number):
     """In the third batch, and once more in the second of the resumed run."""
-    draw, arguments = SampleWriter.draw, LONG
+    begin, arguments = SampleWriter.begin_batch, LONG
     for when, samples in ((3, 48), (2, 80)):
         calls = []
 
-        def interrupted(self, first, on_step):
+        def interrupted(self, first):
             calls.append(first)
             if len(calls) == when:
                 os.kill(os.getpid(), number)
-            draw(self, first, on_step)
+            return begin(self, first)
 
-        monkeypatch.setattr(SampleWriter, "draw", interrupted)
+        monkeypatch.setattr(SampleWriter, "begin_batch", interrupted)
         done = command(main, *arguments, at=at)
         assert done.code == 128 + number and done.folder == RUN and "Traceback" not in done.err
         ending = f"{number.name} after {samples} of 300 samples; continue with: diffguide-sample resume={RUN}"
@@ -177,14 +177,14 @@ def test_signals_stop_after_the_batch_and_the_resumed_run_is_the_same(at, whole,
 
 
 def test_a_signal_at_the_end_stops_before_the_archive(at, whole, command, monkeypatch):
-    draw = SampleWriter.draw
+    begin = SampleWriter.begin_batch
 
-    def interrupted(self, first, on_step):
+    def interrupted(self, first):
         if first == 288:
             os.kill(os.getpid(), signal.SIGTERM)
-        draw(self, first, on_step)
+        return begin(self, first)
 
-    monkeypatch.setattr(SampleWriter, "draw", interrupted)
+    monkeypatch.setattr(SampleWriter, "begin_batch", interrupted)
     done = command(main, *LONG, at=at)
     assert done.code == 143 and "SIGTERM after all 300 samples, before they were merged; continue with" in done.err
     monkeypatch.undo()
@@ -215,14 +215,14 @@ def test_two_processes_write_what_one_writes(at, whole):
 
 @pytest.mark.slow
 def test_torchrun_resumes_the_run_of_one_process(at, whole, command, monkeypatch):
-    draw = SampleWriter.draw
+    begin = SampleWriter.begin_batch
 
-    def interrupted(self, first, on_step):
+    def interrupted(self, first):
         if first == 64:
             os.kill(os.getpid(), signal.SIGTERM)
-        draw(self, first, on_step)
+        return begin(self, first)
 
-    monkeypatch.setattr(SampleWriter, "draw", interrupted)
+    monkeypatch.setattr(SampleWriter, "begin_batch", interrupted)
     assert command(main, *LONG, at=at).code == 143
     for name in shards(at / RUN)[1:3]:  # what is there need not be a beginning
         (at / RUN / "shards" / name).unlink()
@@ -246,18 +246,18 @@ SECOND_RANK = """
 import errno, os, signal, sys
 import numpy
 from diffguide.sample import main
-from diffguide.sampling.run import Stream
-draw, savez = Stream.draw, numpy.savez
+from diffguide.sampling.run import SampleWriter
+begin, savez = SampleWriter.begin_batch, numpy.savez
 def full(path, **arrays):
     raise OSError(errno.ENOSPC, "No space left on device")
-def disturbed(self, first, on_step):
+def disturbed(self, first):
     if first == 48 and sys.argv[1] == "n=299":
         numpy.savez = full
     if first == 48 and sys.argv[1] == "n=300":
         os.kill(os.getpid(), signal.SIGTERM)
-    draw(self, first, on_step)
+    return begin(self, first)
 if os.environ.get("LOCAL_RANK") == "1":
-    Stream.draw = disturbed
+    SampleWriter.begin_batch = disturbed
 main()
 """
 

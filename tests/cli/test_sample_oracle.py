@@ -84,12 +84,13 @@ def test_guidance_leaves_the_law_and_the_file_says_so(tmp_path, command):
 
 def test_double_precision(tmp_path, command, monkeypatch):
     """Noise, steps and answers are float64, and only what is stored is float32."""
-    kinds, step = set(), SampleWriter.draw
+    kinds, on_step = set(), SampleWriter.on_step
 
-    def draw(self, first, on_step):
-        step(self, first, lambda index, x: (kinds.add(x.dtype), on_step(index, x)))
+    def note(self, step, x):
+        kinds.add(x.dtype)
+        on_step(self, step, x)
 
-    monkeypatch.setattr(SampleWriter, "draw", draw)
+    monkeypatch.setattr(SampleWriter, "on_step", note)
     assert command(main, "oracle=gmm2d", "n=8", "sampler=ddpm", "sampler.steps=3", at=tmp_path).code == 0
     assert kinds == {torch.float64}
 
@@ -175,15 +176,15 @@ def test_one_law_has_a_common_picture(tmp_path, command):
 def test_a_run_that_is_continued_is_the_same_run(tmp_path, command, monkeypatch):
     """After SIGTERM, and after a death between metrics.json and samples.npz."""
     whole = command(main, *GMM, "name=whole", at=tmp_path)
-    draw = SampleWriter.draw
+    begin = SampleWriter.begin_batch
 
-    def interrupted(self, first, on_step):
+    def interrupted(self, first):
         if first == 100:
             os.kill(os.getpid(), signal.SIGTERM)
-        draw(self, first, on_step)
+        return begin(self, first)
 
     with monkeypatch.context() as patch:
-        patch.setattr(SampleWriter, "draw", interrupted)
+        patch.setattr(SampleWriter, "begin_batch", interrupted)
         stopped = command(main, *GMM, "name=stopped", at=tmp_path)
     assert stopped.code == 143 and not (tmp_path / stopped.folder / "metrics.json").exists()
     assert command(main, f"resume={stopped.folder}", at=tmp_path).code == 0
@@ -204,13 +205,13 @@ def test_a_run_that_is_continued_is_the_same_run(tmp_path, command, monkeypatch)
 def begun(tmp_path, command, monkeypatch) -> Path:
     """A run of which one batch is done."""
 
-    def interrupted(self, first, on_step):
+    def interrupted(self, first):
         os.kill(os.getpid(), signal.SIGTERM)
-        draw(self, first, on_step)
+        return begin(self, first)
 
-    draw = SampleWriter.draw
+    begin = SampleWriter.begin_batch
     with monkeypatch.context() as patch:
-        patch.setattr(SampleWriter, "draw", interrupted)
+        patch.setattr(SampleWriter, "begin_batch", interrupted)
         return command(main, *GMM, at=tmp_path).folder
 
 

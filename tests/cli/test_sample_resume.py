@@ -31,14 +31,14 @@ def stopped_run(tiny_run, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("stopped")
     shutil.copytree(tiny_run, folder / MODEL)
 
-    def interrupted(self, first, on_step):
+    def interrupted(self, first):
         if first == 16:
             os.kill(os.getpid(), signal.SIGTERM)
-        draw(self, first, on_step)
+        return begin(self, first)
 
-    draw = SampleWriter.draw
+    begin = SampleWriter.begin_batch
     with pytest.MonkeyPatch.context() as patch, chdir(folder), pytest.raises(SystemExit) as left:
-        patch.setattr(SampleWriter, "draw", interrupted)
+        patch.setattr(SampleWriter, "begin_batch", interrupted)
         main(LONG)
     assert left.value.code == 143
     return folder
@@ -59,16 +59,16 @@ def everything(run: Path) -> dict[Path, bytes]:
 
 
 NOT_RESUMED = {
-    "another n": (["n=400"], "was sampled with n=48, and this command has 400: leave it out"),
-    "another seed": (["seed=1"], "was sampled with seed=0, and this command has 1"),
-    "another batch": (["batch_size=32"], "batch_size=16, and this command has 32"),
-    "other labels": (["labels=all"], "labels=balanced, and this command has all"),
-    "other weights": (["weights=objective"], "weights=ema, and"),
-    "another sampler": (["sampler.steps=7"], "sampler.steps=6, and this command has 7"),
-    "another guidance": (["guidance=cfg"], "guidance._target_=diffguide.guidance.contrast.Unguided"),
-    "another precision": (["engine.precision=bf16-mixed"], "engine.precision=32-true, and this command has bf16-mixed"),
-    "single pictures": (["png=true"], "png=False, and this command has True"),
-    "another name": (["name=other"], "name=None, and this command has other"),
+    "another n": (["n=400"], "n (48 -> 400)"),
+    "another seed": (["seed=1"], "seed (0 -> 1)"),
+    "another batch": (["batch_size=32"], "batch_size (16 -> 32)"),
+    "other labels": (["labels=all"], "labels (balanced -> all)"),
+    "other weights": (["weights=objective"], "weights (ema -> objective)"),
+    "another sampler": (["sampler.steps=7"], "sampler.steps (6 -> 7)"),
+    "another guidance": (["guidance=cfg"], "guidance (Unguided -> ClassifierFree)"),
+    "another precision": (["engine.precision=bf16-mixed"], "engine.precision (32-true -> bf16-mixed)"),
+    "single pictures": (["png=true"], "png (False -> True)"),
+    "another name": (["name=other"], "name (None -> other)"),
     "nowhere": (["resume=nowhere"], "no run at nowhere: give a folder such as outputs/sample/"),
     "a training run": ([f"resume={MODEL}"], "does not have the keys of this command"),
     "a number": (["resume=3"], "no run at 3: give a folder such as outputs/sample/"),
@@ -197,8 +197,8 @@ def test_a_pipe_in_a_run_is_told(stopped, command, name):
 
 
 def test_a_second_process_on_a_run_is_refused(stopped, command):
-    code = "import sys; from pathlib import Path; from diffguide.files.run_folders import only_writer\n"
-    code += "with only_writer(Path(sys.argv[1])): print(flush=True); input()"
+    code = "import sys; from pathlib import Path; from diffguide.files.run_folders import lock_run_dir\n"
+    code += "with lock_run_dir(Path(sys.argv[1])): print(flush=True); input()"
     holder = subprocess.Popen(
         [sys.executable, "-c", code, RUN], cwd=stopped, stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
@@ -239,14 +239,14 @@ def test_a_full_disk_is_told_and_the_run_goes_on_later(stopped, command, monkeyp
 
 def test_the_line_that_says_how_to_go_on_can_be_typed(stopped, command, monkeypatch):
     """Of a run whose folder has a name that a shell and Hydra would take apart."""
-    draw = SampleWriter.draw
+    begin = SampleWriter.begin_batch
 
-    def interrupted(self, first, on_step):
+    def interrupted(self, first):
         os.kill(os.getpid(), signal.SIGTERM)
-        draw(self, first, on_step)
+        return begin(self, first)
 
     with monkeypatch.context() as patch:
-        patch.setattr(SampleWriter, "draw", interrupted)
+        patch.setattr(SampleWriter, "begin_batch", interrupted)
         done = command(main, *LONG, "name='it is, (odd)'", at=stopped)
     program, *arguments = shlex.split(done.err.splitlines()[-1].partition("continue with: ")[2])
     assert program == "diffguide-sample" and "odd" in arguments[0]

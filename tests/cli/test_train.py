@@ -31,6 +31,7 @@ from diffguide.samplers.grids import Karras, UniformLogSNR, UniformT
 from diffguide.train import main
 from diffguide.training.divergence import DivergenceWatch
 from diffguide.training.loop import Diverged, Training
+from diffguide.training.state import TrainingRun
 
 TINY = [
     "backbone.channels=8",
@@ -187,9 +188,9 @@ def test_learning_rate_warms_up_and_falls():
     amounts = dict.fromkeys(["images", "log_images", "validation_images", "checkpoint_images", "sample_images"], 1000)
     training = Training(**amounts, keep=1, batch_size=10, learning_rate=1.0, warmup_images=100, accumulate=1, max_grad_norm=1.0,
                         ema_images=50, optimizer=torch.optim.SGD)  # fmt: skip
-    assert training.plan().at(0) == pytest.approx(0.1)
-    assert training.plan().at(500) == pytest.approx(0.5)
-    assert training.plan().at(990) < 1e-3
+    assert training.plan().rate_at(0) == pytest.approx(0.1)
+    assert training.plan().rate_at(500) == pytest.approx(0.5)
+    assert training.plan().rate_at(990) < 1e-3
     assert training.ema_decay_at(100) == 0.5 and training.ema_decay_at(900) == pytest.approx(0.5**0.2)
 
 
@@ -224,7 +225,7 @@ def test_a_full_device_memory_is_told(tmp_path, command, monkeypatch, arguments)
     def full(*_):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(Training, "step", full)
+    monkeypatch.setattr(TrainingRun, "update", full)
     monkeypatch.setattr("diffguide.training.dry_run.estimate_cost", full)
     done = command(main, *TINY, *arguments, at=tmp_path)
     assert done.code == 1 and "raise training.accumulate" in done.err and "Traceback" not in done.err

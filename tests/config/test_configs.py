@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
+from composing import composed
 from omegaconf import DictConfig, OmegaConf
 
 from diffguide.config.build import build, config_dir
@@ -88,12 +88,6 @@ def test_the_schedule_inside_another_is_chosen(name, inner):
     cfg = composed(f"schedule={name}", f"schedule@schedule.schedule={inner}", "schedule.schedule.log_snr_max=9.5")
     schedule = build(cfg, "schedule")
     assert type(schedule.schedule).__name__.lower() == inner.replace("_", "") and schedule.schedule.log_snr_max == 9.5
-
-
-def composed(*overrides: str) -> DictConfig:
-    """The configuration of `diffguide-train` with these overrides."""
-    with initialize_config_dir(str(FOLDER), version_base="1.3"):
-        return compose("train", list(overrides))
 
 
 def built(cfg: DictConfig) -> torch.nn.Module:
@@ -200,4 +194,4 @@ def test_experiments_compose(path):
         assert shape_of(cfg, backbone)[1] == (backbone.out_features or cfg.dataset.channels)
     assert training.batch_size % training.accumulate == 0
     assert (cfg.p_uncond > 0) == (cfg.guidance._target_.endswith("ClassifierFree"))
-    assert training.plan().at(training.images // 2) < training.learning_rate
+    assert training.plan().rate_at(training.images // 2) < training.learning_rate

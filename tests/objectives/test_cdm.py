@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 from all_samplers import SAMPLERS
+from composing import composed
 from exact_levels import SCHEDULE, exact_levels
 from networks import lively
 from omegaconf import OmegaConf
 from small_checkpoint import CONFIG, save
-from test_configs import composed
 
 import diffguide
 from diffguide.backbones import MLP, UNetLevels

@@ -223,7 +223,7 @@ def test_a_buffer_of_another_shape_is_refused(jem_run, tmp_path, command):
     run = shutil.copytree(jem_run, tmp_path / "outputs/train/jem_digits/v001")
     beside = run / "checkpoints/0000000320.optimizer.safetensors"
     tensors, facts = checkpoints.read(beside)
-    checkpoints.archives.write(beside, tensors | {"memory.buffer": torch.zeros(7, 1, 8, 8)}, facts)
+    checkpoints.archives.write_sealed(beside, tensors | {"memory.buffer": torch.zeros(7, 1, 8, 8)}, facts)
     done = command(main, "resume=outputs/train/jem_digits/v001", "training.images=640", at=tmp_path)
     assert done.code == 1 and "replay buffer is {'buffer': [7, 1, 8, 8]}" in done.err and "Traceback" not in done.err
     with pytest.raises(ValueError, match="buffer, which Denoising"):

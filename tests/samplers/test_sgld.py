@@ -111,14 +111,14 @@ def test_by_the_command(jem_run, tmp_path, command):
     whole = np.load(folder / "samples.npz")["arr_0"]
     assert whole.shape == (12, 8, 8, 1) and whole.std() > 10
 
-    def interrupted(self, first, on_step):
+    def interrupted(self, first):
         if first == 5:
             os.kill(os.getpid(), signal.SIGTERM)
-        draw(self, first, on_step)
+        return begin(self, first)
 
-    draw = SampleWriter.draw
+    begin = SampleWriter.begin_batch
     with pytest.MonkeyPatch.context() as patch, chdir(tmp_path):
-        patch.setattr(SampleWriter, "draw", interrupted)
+        patch.setattr(SampleWriter, "begin_batch", interrupted)
         stopped = command(sample, *arguments, "batch_size=5", at=tmp_path)
     assert stopped.code == 143
     again = command(sample, f"resume={stopped.folder}", at=tmp_path)

@@ -1,0 +1,250 @@
+"""What changes during a training run: weights and their average, optimiser, position in the data, sums for the log.
+
+Everything random is a function of a position (`batches`), so that a resumed run needs no generator state. A step leaves
+behind, in this order: a line of metrics, the held-out loss, a sample grid, and last the checkpoint. So whatever a
+checkpoint stands for is complete, and whatever came after the newest one is done again.
+"""
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from ..checkpoints import data_record as provenance
+from ..checkpoints import store as checkpoints
+from ..datasets import Dataset
+from ..files.metrics_log import Meter, MetricsLog
+from ..files.run_folders import append_text, convert_write_errors
+from ..objectives import Diverged, Loss, Objective
+from ..randomness import fold
+from ..runtime.engine import Fabric, gather_objects
+from ..runtime.progress import Progress
+from ..runtime.signals import Interrupts, Stopped
+from .batches import Batches
+from .divergence import DivergenceWatch
+from .held_out import held_out_loss
+from .learning_rates import resume_plan
+
+if TYPE_CHECKING:
+    from .loop import Training
+
+__all__ = ["TrainingRun"]
+
+ROLLBACK_PURPOSE = 4  # purpose of a folded seed, beside those of `batches` and `held_out`
+SIGNAL_STEPS = 8  # steps between the moments at which several processes ask each other for signals
+
+
+class TrainingRun:
+    """The state of `Training.run`, from the start or from a checkpoint on.
+
+    Arguments:
+        training: the settings.
+        rollbacks: how often the run has gone back so far.
+
+    The others are those of `Training.run`.
+
+    Attributes:
+        images: images seen.
+        module: the objective as Fabric wraps it.
+        averaged: the objective with averaged weights.
+        batches: endless iterator over micro-batches.
+    """
+
+    def __init__(
+        self, training: "Training", objective: Objective, data: Dataset, folder: Path | None, seed: int, engine: Fabric,
+        config: Mapping[str, Any] | None, draw: Callable[[Objective, Path], None] | None, resume: Path | None,
+        note: Mapping[str, Any] | None, rollbacks: int = 0,
+    ):  # fmt: skip
+        self.training, self.objective, self.data, self.folder = training, objective, data, folder
+        self.seed, self.engine, self.config, self.draw = seed, engine, config, draw
+        self.main, self.rollbacks = engine.is_global_zero, rollbacks
+        self.module, self.optimizer = engine.setup(objective, training.make_optimizer(objective))
+        self.optimizer.zero_grad()  # a step that diverged leaves its gradient
+        self.ema = AveragedModel(objective).eval().requires_grad_(False)
+        averaged = self.ema.module
+        assert isinstance(averaged, Objective)
+        self.averaged = averaged
+        self.meter, self.losses = Meter(), list[Loss]()
+        self.images, self.plan, self.data_record = 0, training.plan(), provenance.record(data)
+        notice = ""
+        if resume is not None:
+            note, notice = self.restore(resume, note)
+        self.open_files(note)
+        self.source = self.open_batches()
+        self.batches = iter(self.source)
+        if notice:
+            self.progress.write_line(notice)
+        if data.held_out[0] != "validation":
+            self.progress.write_line("no example validates: held-out losses are of training examples")
+        self.watch = DivergenceWatch(lag=0 if engine.device.type == "cpu" else 1)
+        self.started = time.monotonic()
+        if resume is None and objective.max_restores:
+            self.save(None)  # to go back to before the first interval has passed
+
+    def restore(self, checkpoint: Path, note: Mapping[str, Any] | None) -> tuple[Mapping[str, Any] | None, str]:
+        """Fills everything from a checkpoint; returns the note for metrics.jsonl, and a line about a changed run length."""
+        training, engine = self.training, self.engine
+        state = checkpoints.load_training_state(checkpoint, self.objective, self.averaged, self.optimizer)
+        self.images, self.rollbacks = state.facts["images"], self.rollbacks or state.facts.get("restores", 0)
+        self.plan, changed, notice = resume_plan(self.plan, state.facts, training.extend, training.extend_rate)
+        self.ema.n_averaged.fill_(self.images // training.batch_size)
+        self.meter.restore(state.sums, engine)
+        engine.strategy.precision.load_state_dict(state.precision)
+        return ({"images": self.images, **(note or {}), **changed} if changed else note), notice
+
+    def open_files(self, note: Mapping[str, Any] | None) -> None:
+        """Opens metrics.jsonl and log.txt, and writes data.json; none of them without a folder."""
+        folder, training = self.folder, self.training
+        log = None if folder is None else partial(append_text, folder / "log.txt")
+        self.progress = Progress("training", training.images, "images", self.images, silent=not self.main, log=log)
+        path = Path() if folder is None else folder / "metrics.jsonl"
+        self.metrics = MetricsLog(path, silent=not self.main or folder is None)
+        if folder is not None and self.main:
+            for part in ("checkpoints", "samples"):
+                with convert_write_errors(folder / part):
+                    (folder / part).mkdir(parents=True, exist_ok=True)
+            provenance.write(folder / provenance.FILE, self.data)
+        self.metrics.truncate(self.images, note and dict(note), self.rollbacks)
+
+    def open_batches(self) -> Batches:
+        """The batches from here on; in another order and with other noise after going back."""
+        training, engine = self.training, self.engine
+        seed = fold(self.seed, ROLLBACK_PURPOSE, self.rollbacks) if self.rollbacks else self.seed
+        return Batches(self.data, seed, engine, training.batch_size, training.share(engine.world_size), self.images)
+
+    def add(self, loss: Loss) -> None:
+        """Notes the loss of a micro-batch."""
+        self.losses.append(Loss(loss.per_example.detach(), loss.terms, loss.log_snr))
+        self.meter.add({"loss": self.losses[-1].per_example, **loss.terms})
+
+    def update(self) -> None:
+        """One optimiser step by the gradient of the losses that were added, and one of the average."""
+        training, engine = self.training, self.engine
+        self.norm = engine.clip_gradients(
+            self.module, self.optimizer, max_norm=training.max_grad_norm, error_if_nonfinite=False
+        )
+        scaled = bool(engine.strategy.precision.state_dict())  # a gradient scaler skips steps that are not finite
+        step = self.images // training.batch_size
+        self.watch.check(self.images, step, self.losses, None if scaled else self.norm)
+        self.losses = []
+        self.rate = self.plan.rate_at(self.images)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.rate
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.objective.finish_step(engine.all_gather)
+        self.images += training.batch_size
+        self.ema.multi_avg_fn = get_ema_multi_avg_fn(training.ema_decay_at(self.images))
+        self.ema.update_parameters(self.objective)
+        self.progress.advance(training.batch_size)
+
+    def is_due(self, every: int) -> bool:
+        """Whether the last step passed a multiple of so many images, or was the last of all."""
+        before = self.images - self.training.batch_size
+        return self.images // every > before // every or self.images >= self.training.images
+
+    def write(self, interrupts: Interrupts) -> None:
+        """Writes whatever is due after a step.
+
+        Raises:
+            Diverged: a held-out loss or weights that are not finite.
+            Stopped: a signal came, and a checkpoint was written.
+        """
+        training = self.training
+        if self.is_due(training.log_images):
+            self.write_metrics()
+        with self.meter.pause():  # the rate is that of training
+            loss = None
+            if self.main and (self.is_due(training.validation_images) or self.is_due(training.checkpoint_images)):
+                loss = self.validate()
+            if self.is_due(training.sample_images) and self.main and self.draw and self.folder:
+                self.draw(self.averaged, self.folder / "samples" / f"{self.images:010d}.png")
+            stop = self.agree_on_signal(interrupts)
+            if self.is_due(training.checkpoint_images) or stop:
+                self.watch.flush()
+                if not all(value.isfinite().all() for value in self.objective.state_dict().values()):
+                    raise Diverged(f"the weights are not finite after {self.images} images")
+                self.save(loss)
+        if stop and self.images < training.images:
+            self.close()
+            raise Stopped(stop, f"{self.images} of {training.images} images")
+
+    def write_metrics(self) -> None:
+        """Writes the means since the last line."""
+        means, timing = self.meter.read(self.engine, self.source)
+        figures = {"learning_rate": self.rate, "grad_norm": float(self.norm)}
+        timing["seconds"] = time.monotonic() - self.started
+        self.metrics.write({"images": self.images, **means, **figures, **timing})
+        self.progress.show(loss=means["loss"])
+        self.meter.reset()
+
+    def validate(self) -> float:
+        """The held-out loss of the averaged weights; writes it.
+
+        Raises:
+            Diverged: it is not finite.
+        """
+        batch_size = min(self.training.batch_size, 500)
+        losses = held_out_loss(self.averaged, self.data, self.seed, self.engine.device, batch_size)
+        loss = float(losses.per_example.mean())
+        self.metrics.write({"images": self.images, "validation_loss": loss, **self.objective.figures(losses)})
+        self.progress.write_line(f"{self.images} images: held-out loss {loss:.4f}")
+        if not math.isfinite(loss):
+            raise Diverged(f"the held-out loss is {loss} after {self.images} images")
+        return loss
+
+    def agree_on_signal(self, interrupts: Interrupts) -> int:
+        """The signal that any process has got, 0 for none; several processes ask each other every few steps."""
+        step = self.images // self.training.batch_size
+        if self.engine.world_size > 1 and step % SIGNAL_STEPS:
+            return 0
+        return max(gather_objects(self.engine, interrupts.number))
+
+    def save(self, loss: float | None) -> None:
+        """Writes a checkpoint on the first rank, where there is a folder and a configuration."""
+        totals = self.meter.totals(self.engine)
+        if not self.main or self.folder is None or self.config is None:
+            return
+        self.metrics.flush()
+        facts: dict[str, Any] = {
+            "images": self.images,
+            "validation_loss": loss,
+            "class_names": list(self.data.class_names) if self.objective.model.num_classes else [],
+            "shape": list(self.data.shape),
+            "data": self.data_record,
+        }
+        if self.rollbacks:
+            facts["restores"] = self.rollbacks
+        if self.plan.extension:
+            facts["extension"] = self.plan.extension._asdict()
+        state = checkpoints.TrainingState(facts, totals, self.engine.strategy.precision.state_dict())
+        folder = self.folder / "checkpoints"
+        checkpoints.save(folder, self.objective, self.averaged, self.optimizer, dict(self.config), state)
+        checkpoints.prune(folder, self.training.keep)
+
+    def roll_back(self, error: Diverged) -> "TrainingRun":
+        """The run from its last checkpoint on, with another seed.
+
+        Raises:
+            Diverged: there is no checkpoint, or the objective allows no further one.
+        """
+        files = [] if self.folder is None else checkpoints.kept(self.folder / "checkpoints")
+        allowed = self.objective.max_restores
+        if self.rollbacks >= allowed or not files:
+            after = f", after {self.rollbacks} restores" if self.rollbacks else ""
+            raise Diverged(f"{error}{after}") from error
+        rollbacks, images = self.rollbacks + 1, int(files[-1].stem)
+        self.progress.write_line(f"{error}: back to {images} images, restore {rollbacks} of at most {allowed}")
+        self.progress.close()
+        return TrainingRun(
+            self.training, self.objective, self.data, self.folder, self.seed, self.engine, self.config, self.draw,
+            files[-1], {"images": images, "restores": rollbacks}, rollbacks,
+        )  # fmt: skip
+
+    def close(self) -> None:
+        self.progress.close()
+        self.engine.barrier()
