@@ -18,7 +18,7 @@ from torch import Tensor
 from ..datasets import Dataset
 from ..datasets.base import fetch_examples
 from ..figures.plot_spec import Plot
-from ..models.evaluation_counters import EnergyCounter, EvaluationCounter, as_protocol, count_evaluations
+from ..models.evaluation_counters import as_protocol, count_evaluations
 from ..models.level_classifier import LevelClassifier
 from ..models.protocols import Classifier, Denoiser, Energy, LogDensity
 from ..randomness import Noise, fold
@@ -121,8 +121,10 @@ class EvalContext:
         classes = getattr(model, "num_classes", 0)
         if classes and data.class_names and classes != len(data.class_names):
             raise ValueError(f"the model has {classes} classes, and the data have {len(data.class_names)}")
-        self.counter = count_evaluations(model) if isinstance(model, Denoiser | Energy) else None
-        self.model, self.data, self.split, self.seed = self.counter or model, data, split, seed
+        self.uncounted, self.tally = model, None
+        if isinstance(model, Denoiser | Energy):
+            model, self.tally = count_evaluations(model)
+        self.model, self.data, self.split, self.seed = model, data, split, seed
         self.batch_size, self.device = batch_size, torch.device(device)
         self.begin(parts or Parts(None), progress or (lambda done, total, unit: None))
         self.checkpoint, self.config = checkpoint, dict(config or {})
@@ -132,7 +134,7 @@ class EvalContext:
 
     def begin(self, parts: Parts, progress: Callable[[int, int, str], None]) -> None:
         """Where a measurement keeps its parts and says how far it is."""
-        self.parts, self.progress, parts.counter = parts, progress, self.counter
+        self.parts, self.progress, parts.tally = parts, progress, self.tally
 
     @property
     def n(self) -> int:
@@ -168,9 +170,7 @@ class EvalContext:
     @property
     def model_name(self) -> str:
         """What the model is called in a message."""
-        if isinstance(self.counter, EnergyCounter):
-            return type(self.counter.energy).__name__
-        return type(self.model if self.counter is None else self.counter.denoiser).__name__
+        return type(self.uncounted).__name__
 
     @property
     def evaluations(self) -> int | None:
@@ -178,10 +178,10 @@ class EvalContext:
 
         None for other models, and for an energy that no sampler asked.
         """
-        if self.counter is None:
+        if self.tally is None:
             return None
-        count = self.counter.evaluations + self.parts.restored
-        return count if count or isinstance(self.counter, EvaluationCounter) else None
+        count = self.tally.evaluations + self.parts.restored
+        return count if count or isinstance(self.model, Denoiser) else None
 
 
 class Metric:

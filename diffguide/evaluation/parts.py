@@ -28,13 +28,13 @@ class Parts:
         folder: where they lie, made when the first is written; None = nothing is kept.
 
     Attributes:
-        counter: what counts evaluations, None = they are not counted.
+        tally: of the evaluations, None = they are not counted.
         restored: evaluations of the parts that were there.
         seconds: that these took.
     """
 
     def __init__(self, folder: Path | None):
-        self.folder, self.counter, self.restored, self.seconds = folder, None, 0, 0.0
+        self.folder, self.tally, self.restored, self.seconds = folder, None, 0, 0.0
 
     def part(self, name: str, compute: Callable[[], dict[str, numpy.ndarray]]) -> dict[str, numpy.ndarray]:
         """The arrays of a part: from the disk where they are there, else computed, and kept.
@@ -70,7 +70,7 @@ class Parts:
         return arrays
 
     def count(self) -> int:
-        return 0 if self.counter is None else self.counter.evaluations
+        return 0 if self.tally is None else self.tally.evaluations
 
     def remove(self) -> None:
         """Removes all of them, and the folder where nothing else is in it."""

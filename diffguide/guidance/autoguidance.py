@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ..backbones.conditions import Condition
+from ..models.evaluation_counters import EvaluationCounter
 from ..models.protocols import Denoiser, Prediction
 from ..randomness import Noise
 from ..schedules import EVERYWHERE, Schedule
@@ -52,7 +53,7 @@ class Autoguidance(Contrast):
                 "the guide knows only its own noise levels, which the model does not have; take another guide"
             )
         check_reach(guide.schedule, *self.guided_range())
-        self.guide = denoiser.counted(guide)
+        self.guide = guide if denoiser.tally is None else EvaluationCounter(guide, denoiser.tally)
 
     embeds = False  # two networks have two tables of classes
     compiled = property(lambda self: self.denoiser.compiled or self.guide.compiled)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..backbones.conditions import Condition, Embedding
+from ..models.evaluation_counters import count_potential
 from ..models.protocols import Classifier, Denoiser, Prediction
 from ..schedules import EVERYWHERE, Schedule, broadcast_rows
 from .base import ScaledGuidance
@@ -141,6 +142,6 @@ class ClassifierGuidance(ClassGuidance):
         further = torch.is_grad_enabled() and x_t.requires_grad
         with torch.enable_grad():
             x = x_t if further else x_t.detach().requires_grad_()
-            self.denoiser.count_potential(len(x))
+            count_potential(self.denoiser, len(x))
             log_prob = self.classifier.log_prob(*match_log_snr(x, t, self.schedule, self.classifier.schedule))
             return torch.autograd.grad(sum_label_log_prob(log_prob, y), x, create_graph=further)[0]

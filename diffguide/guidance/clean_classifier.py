@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ..models.evaluation_counters import count_potential
 from ..models.protocols import Denoiser, Prediction, SamplingError
 from ..schedules import EVERYWHERE
 from .base import check_uncompiled
@@ -238,7 +239,7 @@ class CleanClassifierGuidance(ClassGuidance):
             if not self.through_denoiser:
                 source = prediction.x_0 if further else prediction.x_0.detach().requires_grad_()
                 prediction = Prediction(source, prediction.eps)
-            self.denoiser.count_potential(len(x_t))
+            count_potential(self.denoiser, len(x_t))
             value = sum_label_log_prob(self.log_prob(prediction.x_0), y)
             gradient = torch.autograd.grad(value, source, create_graph=further)[0]
         if not further:

@@ -240,7 +240,7 @@ def test_what_was_stopped_is_continued(digits, law, tmp_path):
     again = EvalContext(law, digits, n=60, batch_size=40, parts=Parts(tmp_path / "parts"))
     found, expected = quality().measure(again), quality().measure(whole)
     assert found.figures == expected.figures and found.details == expected.details
-    assert again.counter.evaluations == 60 * 4 and again.evaluations == whole.evaluations == 100 * 4
+    assert again.tally.evaluations == 60 * 4 and again.evaluations == whole.evaluations == 100 * 4
 
 
 def test_samples_that_are_not_finite_are_told(digits, law):

@@ -80,7 +80,7 @@ def test_what_is_below_clean_is_classifier_free_guidance():
     guided, t = CADS(counter, 3.0, EVERYWHERE, psi=1.0, **LEVELS), time_of(0.4)
     for found, expected in zip(guided(x, t, y), ClassifierFree(network, 3.0, EVERYWHERE)(x, t, y)):
         assert torch.equal(found, expected)
-    assert counter.evaluations == 8
+    assert counter.tally.evaluations == 8
 
 
 def test_what_is_outside_the_interval_is_the_conditional():

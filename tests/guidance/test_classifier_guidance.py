@@ -198,8 +198,8 @@ def test_only_what_is_needed_is_asked(t):
         classifier, counter = Seen(model), EvaluationCounter(model)
         found = ClassifierGuidance(counter, classifier, scale, interval)(x, t, label)
         assert torch.equal(found.x_0, model(x, t, label).x_0) and torch.equal(found.eps, model(x, t, label).eps)
-        assert counter.evaluations == 8 and (classifier.calls == 0 or t.ndim == 1)
-        assert counter.potential_evaluations == 8 * classifier.calls
+        assert counter.tally.evaluations == 8 and (classifier.calls == 0 or t.ndim == 1)
+        assert counter.tally.potential_evaluations == 8 * classifier.calls
 
 
 def test_the_interval_acts_row_by_row():

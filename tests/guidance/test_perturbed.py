@@ -70,7 +70,7 @@ def test_contrast(monkeypatch, kind, options, make, layers, t, labels):
         calls, counter = Calls(backbone), EvaluationCounter(denoiser(backbone))
         found = kind(counter, scale=scale, layers=layers, unconditional=True, **options)(x, t, labels)
         same(found, [b + scale * (a - b) for a, b in zip(strong, weak)], 1e-11)
-        assert calls.count == 1 and (t.ndim or counter.evaluations == rows)
+        assert calls.count == 1 and (t.ndim or counter.tally.evaluations == rows)
 
 
 @every_guidance
@@ -80,7 +80,7 @@ def test_outside_the_interval_nothing_weak_is_evaluated(kind, options):
         counter, scale=3.0, interval=(0.0, float(COSINE.noise_level(t)) / 2), layers=[0], unconditional=True, **options
     )
     same(guided(x, t, y), counter.denoiser(x, t, y), 0)
-    assert counter.evaluations == 5
+    assert counter.tally.evaluations == 5
 
 
 @either_time
@@ -93,7 +93,7 @@ def test_rows_without_label_are_left_where_asked(monkeypatch, t):
         guided = PAG(counter, scale, EVERYWHERE, [1], False)
         keep = guided_rows[:, None, None, None]
         same(guided(x, t, y), [torch.where(keep, b + scale * (a - b), a) for a, b in zip(strong, weak)], 1e-11)
-        assert t.ndim or counter.evaluations == evaluations
+        assert t.ndim or counter.tally.evaluations == evaluations
         same(guided(x, t, None), denoiser(backbone)(x, t, None))
     unlabelled = network(num_classes=0)
     found = PAG(denoiser(unlabelled), 3.0, EVERYWHERE, [1], False)(x, t)
@@ -109,7 +109,7 @@ def test_conditions_that_are_vectors(monkeypatch):
     counter = EvaluationCounter(denoiser(backbone))
     found = PAG(counter, 2.0, EVERYWHERE, [0], False)(x, t, condition)
     same(found, [torch.where(ROWS[:, None, None, None], 2 * a - b, a) for a, b in zip(strong, weak)], 1e-11)
-    assert counter.evaluations == 8
+    assert counter.tally.evaluations == 8
 
 
 DIFFUSERS = {
@@ -129,7 +129,7 @@ def test_the_sum_with_classifier_free_guidance(monkeypatch, kind, options, guide
     inner = kind(counter, scale=1 + s / g, layers=[1], unconditional=False, **options)
     found = ClassifierFree(inner, g, EVERYWHERE)(x, t, labels)
     same(found, [guider(g, s).forward(a, b, c).pred for a, b, c in zip(strong, null, weak)], 1e-10)
-    assert counter.evaluations == 15
+    assert counter.tally.evaluations == 15
     alone = kind(counter, scale=s, layers=[1], unconditional=True, **options)(x, t, labels)
     same(alone, [guider(1.0, s).forward(a, None, c).pred for a, c in zip(strong, weak)], 1e-10)
 
@@ -147,7 +147,7 @@ def test_inside_another_guidance_both_of_its_sides_are_guided(monkeypatch):
     free = ClassifierFree(denoiser(backbone), 3.0, EVERYWHERE)(x, t, labels)
     perturbed = [b + 3 * (a - b) for a, b in zip(*weak)]
     same(Nested(counter, parts)(x, t, labels), [b + 2 * (a - b) for a, b in zip(free, perturbed)], 1e-10)
-    assert counter.evaluations == 20
+    assert counter.tally.evaluations == 20
     cut = PAG(denoiser(backbone), 2.0, EVERYWHERE, [1], True, rule=APG(1.0, 1e-3, 0.0))(x, t, labels)
     assert float((cut.x_0 - denoiser(backbone)(x, t, labels).x_0).flatten(1).norm(dim=1).max()) < 1.01e-3
 

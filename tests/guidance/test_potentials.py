@@ -273,8 +273,8 @@ def test_evaluations(name, potential_calls):
     """One of the network for each, and of the potential as many as the method's steps and copies."""
     counter, potential = EvaluationCounter(LAW), near_2()
     begun(METHODS[name](counter, potential))(points_2, T, y)
-    assert (counter.evaluations, potential.calls) == (6, potential_calls)
-    assert counter.potential_evaluations == 6 * potential_calls
+    assert (counter.tally.evaluations, potential.calls) == (6, potential_calls)
+    assert counter.tally.potential_evaluations == 6 * potential_calls
 
 
 def near_2():

@@ -52,7 +52,7 @@ def test_negative(t, condition, facts):
     counter = EvaluationCounter(exact(**facts))
     strong, weak = exact()(x, t, y), exact()(x, t, UNWANTED)
     same(NegativeCondition(counter, condition, 3.0, EVERYWHERE)(x, t, y), extrapolated(strong, weak, 3.0))
-    assert counter.evaluations == 16
+    assert counter.tally.evaluations == 16
     same(NegativeCondition(exact(**facts), condition, 1.0, EVERYWHERE)(x, t, y), strong, 0)
     same(NegativeCondition(exact(**facts), condition, 0.0, EVERYWHERE)(x, t, y), weak, 0)
     same(NegativeCondition(exact(**facts), condition, 3.0, EVERYWHERE)(x, t), extrapolated(exact()(x, t), weak, 3.0))
@@ -62,7 +62,7 @@ def test_negative_evaluates_what_is_needed():
     for scale in (0.0, 1.0):
         counter = EvaluationCounter(exact())
         NegativeCondition(counter, 1, scale, EVERYWHERE)(x, t, y)
-        assert counter.evaluations == 8
+        assert counter.tally.evaluations == 8
 
 
 @either_time
@@ -73,7 +73,7 @@ def test_compose(t):
     found = Composition(counter, [0, 1], [1.5, -0.5], 2.0, EVERYWHERE)(x, t, y)
     expected = [n + 2.0 * (1.5 * (a - n) - 0.5 * (b - n)) for a, b, n in zip(zero, one, none)]
     same(found, Prediction(*expected))
-    assert counter.evaluations == 24
+    assert counter.tally.evaluations == 24
     same(Composition(exact(), [0, 1], [1.5, -0.5], 0.0, EVERYWHERE)(x, t, y), none, 1e-13)
     same(Composition(exact(), [0], [1.0], 3.0, EVERYWHERE)(x, t, y), extrapolated(zero, none, 3.0))
     same(Composition(exact(), [0], [1.0], 1.0, EVERYWHERE)(x, t, y), zero, 1e-13)
@@ -83,7 +83,7 @@ def test_compose_evaluates_what_is_needed():
     for scale, weights, evaluations in ((0.0, [1.0], 8), (1.0, [1.0], 8), (1.0, [0.5], 16), (2.0, [1.0], 16)):
         counter = EvaluationCounter(exact())
         Composition(counter, [0], weights, scale, EVERYWHERE)(x, t, y)
-        assert counter.evaluations == evaluations
+        assert counter.tally.evaluations == evaluations
 
 
 def test_the_scores_of_classes_compose_to_the_unconditional():
@@ -115,9 +115,9 @@ def test_auto_counts_both_networks_and_needs_no_condition():
     counter = EvaluationCounter(exact())
     auto = Autoguidance(counter, blurred(), 2.0, EVERYWHERE)
     same(auto(x, t), extrapolated(exact()(x, t), blurred()(x, t), 2.0))
-    assert counter.evaluations == 16
+    assert counter.tally.evaluations == 16
     Autoguidance(counter, blurred(), 1.0, EVERYWHERE)(x, t)
-    assert counter.evaluations == 24
+    assert counter.tally.evaluations == 24
 
 
 def test_auto_starts_its_guide():
@@ -144,7 +144,7 @@ def test_nested_from_inside_out():
         extrapolated(exact()(x, t, c), blurred()(x, t, c), 2.0) for c in (classes, torch.full_like(classes, -1))
     )
     same(nested(x, t, classes), Prediction(extrapolated(strong, weak, 0.4).x_0, weak.eps))
-    assert counter.evaluations == 32 and nested.has_null and nested.num_classes == 2 and nested.needs_null
+    assert counter.tally.evaluations == 32 and nested.has_null and nested.num_classes == 2 and nested.needs_null
     assert not Nested(exact(), {"auto": parts["auto"]}).needs_null
 
 

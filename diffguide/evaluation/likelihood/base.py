@@ -104,8 +104,7 @@ class Density(Metric):
                     f"metric={self.name}: the data are not of {values} values equally spaced in [-1, 1]: set {self.key}.values "
                     "(17 for digits, 256 for bytes, 0 for continuous data)"
                 ) from error
-        model = context.model
-        inner = model.denoiser if context.counter is model else model
+        model, inner = context.model, context.uncounted
         if isinstance(inner, DenoiserWrapper) and not inner.passthrough:
             raise ValueError(
                 f"metric={self.name}: guidance ({type(inner).__name__}) has no likelihood; measure the model"

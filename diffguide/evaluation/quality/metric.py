@@ -123,7 +123,7 @@ class Quality(Metric):
         except ValueError as error:
             raise ValueError(f"metric.sampler: {error}") from error
         if getattr(guided, "needs_null", False):
-            check_conditioning(context.counter.denoiser, context.shape, context.device)  # which counts nothing
+            check_conditioning(context.uncounted, context.shape, context.device)  # which counts nothing
         if self.sample_labels(context, guided) is None and not guided.has_null:
             raise ValueError(
                 "metric.labels=null needs a model that dropped labels in training (guidance=cfg); this one never did"

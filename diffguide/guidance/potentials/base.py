@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ...backbones.conditions import Condition
+from ...models.evaluation_counters import count_potential
 from ...models.protocols import Denoiser, LogDensity, Prediction, SamplingError
 from ...randomness import Noise
 from ...schedules import EVERYWHERE, broadcast_rows
@@ -119,7 +120,7 @@ class PotentialGuidanceBase(ScaledGuidance):
 
     def evaluate(self, x: Tensor, y: Condition | None) -> Tensor:
         """f(x, y), [B]; counted."""
-        self.denoiser.count_potential(len(x))
+        count_potential(self.denoiser, len(x))
         return evaluate(self.potential, x, y)
 
     def differentiate_network(
