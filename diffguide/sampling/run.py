@@ -16,7 +16,7 @@ from ..figures.scatter import ScatterBackground
 from ..files.run_folders import WriteError
 from ..files.shards import Shards
 from ..models.evaluation_counters import EvaluationCounter
-from ..models.protocols import Denoiser, DenoiserWrapper, Energy
+from ..models.protocols import Denoiser, DenoiserWrapper, Energy, Tally
 from ..randomness import Noise
 from ..runtime.engine import Fabric, gather_objects
 from ..runtime.progress import Progress
