@@ -14,7 +14,7 @@ from .contrast import CONSTANT_RAMP, LINEAR_RULE, Contrast, check_null
 from .ramps import Ramp
 from .rules import Rule
 
-__all__ = ["Composition", "NegativeCondition"]
+__all__ = ["ClassComposition", "NegativeCondition"]
 
 
 def check_classes(denoiser: Denoiser, guidance: str) -> None:
@@ -78,7 +78,7 @@ class NegativeCondition(Contrast):
         return self.denoiser(x_t, t, self.unwanted(x_t))
 
 
-class Composition(Contrast):
+class ClassComposition(Contrast):
     """Strong: weak + sum_i w_i (D(x_t, c_i) - weak); weak: the same network without condition.
 
     Conjunction (AND) of conditions, or negation (NOT, a negative weight). Liu, Li, Du, Torralba, Tenenbaum, "Compositional

@@ -12,9 +12,9 @@ from potential_laws import Towards
 from diffguide.guidance import (
     CADS,
     Autoguidance,
+    ClassComposition,
     ClassifierFree,
     ClassifierGuidance,
-    Composition,
     NegativeCondition,
     Nested,
     Unguided,
@@ -135,7 +135,7 @@ def begun(guided, seeds=range(6)):
 
 @pytest.mark.parametrize("outer", [
     lambda d: ClassifierFree(d, 1.5, EVERYWHERE), lambda d: NegativeCondition(d, 1, 1.5, EVERYWHERE),
-    lambda d: Composition(d, [0, 2], [1.0, -0.5], 1.5, EVERYWHERE),
+    lambda d: ClassComposition(d, [0, 2], [1.0, -0.5], 1.5, EVERYWHERE),
 ], ids=["cfg", "negative", "compose"])  # fmt: skip
 def test_noise_on_the_condition_inside_a_contrast(outer):
     """The outer one's conditions come as one batch: each sample has its noise in all of them."""
@@ -158,10 +158,10 @@ def test_noise_on_the_condition_around_a_negative_one():
 
 
 @pytest.mark.parametrize("make, sentence", [
-    (lambda: noised(Composition(network(), [0], [1.0], 2.0, EVERYWHERE)), "needs a conditional model"),
+    (lambda: noised(ClassComposition(network(), [0], [1.0], 2.0, EVERYWHERE)), "needs a conditional model"),
     (lambda: noised(Autoguidance(network(), network(1), 2.0, EVERYWHERE)), "has none, or several"),
-    (lambda: ClassifierFree(Composition(network(), [0], [1.0], 2.0, EVERYWHERE), 2.0, EVERYWHERE), "needs a conditional model"),
-    (lambda: NegativeCondition(Composition(network(), [0], [1.0], 2.0, EVERYWHERE), 0, 2.0, EVERYWHERE),
+    (lambda: ClassifierFree(ClassComposition(network(), [0], [1.0], 2.0, EVERYWHERE), 2.0, EVERYWHERE), "needs a conditional model"),
+    (lambda: NegativeCondition(ClassComposition(network(), [0], [1.0], 2.0, EVERYWHERE), 0, 2.0, EVERYWHERE),
      "needs a model with classes"),
 ])  # fmt: skip
 def test_what_would_be_ignored_is_refused(make, sentence):

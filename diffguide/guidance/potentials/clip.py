@@ -10,7 +10,7 @@ from ...backbones.conditions import Condition
 from ...models.protocols import SamplingError
 from ...randomness import Noise
 from ..base import repeat_noise
-from .values import SMOOTHING_DRAW, Potential, check_count
+from .values import SMOOTHING_DRAW, Potential, check_whole_number
 
 __all__ = ["ClipEncoder", "ClipPotential", "PretrainedClip"]
 
@@ -100,7 +100,7 @@ class ClipPotential(Potential):
             raise ValueError('prompt must be a text: prompt="a photograph of ..."')
         if not 0 < smallest <= 1:
             raise ValueError(f"smallest must be above 0 and at most 1, got {smallest}")
-        self.crops, self.smallest = check_count("crops", crops, 0), float(smallest)
+        self.crops, self.smallest = check_whole_number("crops", crops, 0), float(smallest)
         self.encoder = PretrainedClip() if encoder is None else encoder
         self.wanted = self.encoder.text(prompt)
 

@@ -14,7 +14,7 @@ from ...datasets.digits import Digits
 
 __all__ = ["DEFAULT_BOX", "Box", "FileMask", "FilePicture", "Mask", "Picture", "RandomMask", "TestPicture"]
 
-GREY_MODES = ("1", "L", "LA", "F", "I", "I;16", "I;16B", "I;16L", "I;16N")  # Pillow's modes without colours
+GREYSCALE_MODES = ("1", "L", "LA", "F", "I", "I;16", "I;16B", "I;16L", "I;16N")  # Pillow's modes without colours
 
 
 def read_array(path: str, channels: int | None) -> Tensor:
@@ -37,7 +37,7 @@ def read_array(path: str, channels: int | None) -> Tensor:
             with Image.open(path) as image:
                 array = numpy.array(image.convert("L"))
         else:
-            array = numpy.array(read_image(Path(path), 1 if read_header(Path(path)).mode in GREY_MODES else 3))
+            array = numpy.array(read_image(Path(path), 1 if read_header(Path(path)).mode in GREYSCALE_MODES else 3))
     except (OSError, Unreadable) as error:
         raise ValueError(f"path must name an .npz or an image, got {path}: {error}") from error
     array = array[None] if array.ndim == 2 else array.transpose(2, 0, 1)

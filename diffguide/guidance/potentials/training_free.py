@@ -18,7 +18,7 @@ from ...schedules import EVERYWHERE
 from ..base import per_row_float, repeat_noise
 from .base import BRIGHTNESS, PotentialGuidanceBase
 from .steps import INCREASING_STEPS, StepWeights
-from .values import SMOOTHING_DRAW, LogPotential, check_count
+from .values import SMOOTHING_DRAW, LogPotential, check_whole_number
 
 __all__ = ["FreeDoM", "LGD", "MPGD", "SmoothedPotentialGuidance", "TFG", "UniversalGuidance"]
 
@@ -116,7 +116,7 @@ class UniversalGuidance(PotentialGuidanceBase):
         super().__init__(denoiser, potential, scale, interval)
         if not 0 < backward_rate < math.inf:
             raise ValueError(f"backward_rate must be positive, got {backward_rate}")
-        self.backward_steps = check_count("backward_steps", backward_steps, 0)
+        self.backward_steps = check_whole_number("backward_steps", backward_steps, 0)
         self.backward_rate = float(backward_rate)
 
     @property
@@ -209,7 +209,7 @@ class LGD(SmoothedPotentialGuidance):
         copies: int = 8,
     ):
         super().__init__(denoiser, potential, scale, interval)
-        self.copies = check_count("copies", copies, 1)
+        self.copies = check_whole_number("copies", copies, 1)
 
     def width(self, t: Tensor) -> Tensor:
         return torch.sigmoid(-self.schedule.log_snr(t)).sqrt()
@@ -264,7 +264,10 @@ class TFG(SmoothedPotentialGuidance):
             if not 0 <= value < math.inf:
                 raise ValueError(f"{name} must be a finite number of at least 0, got {value}")
         self.rho, self.mu, self.smoothing = float(rho), float(mu), float(smoothing)
-        self.iterations, self.copies = check_count("iterations", iterations, 0), check_count("copies", copies, 0)
+        self.iterations, self.copies = (
+            check_whole_number("iterations", iterations, 0),
+            check_whole_number("copies", copies, 0),
+        )
         self.rho_steps, self.mu_steps = rho_steps, mu_steps
 
     def start(self, noise: Noise | None, times: Tensor) -> Self:

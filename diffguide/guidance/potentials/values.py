@@ -18,7 +18,7 @@ __all__ = [
     "LogPotential",
     "Potential",
     "build_potential",
-    "check_count",
+    "check_whole_number",
     "compute_gradient",
     "evaluate",
     "name_of",
@@ -81,7 +81,7 @@ def module_of(potential: LogPotential) -> str:
     return getattr(potential, "__module__", None) or type(potential).__module__
 
 
-def describe_error(error: Exception, module: str) -> str:
+def describe_user_error(error: Exception, module: str) -> str:
     """An exception in one line, with its last line number in a module."""
     file = getattr(sys.modules.get(module), "__file__", None)
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
@@ -105,7 +105,7 @@ def evaluate(potential: LogPotential, x: Tensor, y: Condition | None) -> Tensor:
         if module.startswith("diffguide."):
             raise
         raise SamplingError(
-            f"guidance.potential: {name} raised {describe_error(error, module)}, for x {list(x.shape)}"
+            f"guidance.potential: {name} raised {describe_user_error(error, module)}, for x {list(x.shape)}"
         ) from error
     if not isinstance(value, Tensor) or value.shape != (len(x),):
         found = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
@@ -143,7 +143,7 @@ def compute_gradient(potential: LogPotential, value: Tensor, x: Tensor, graph: b
     return result
 
 
-def check_count(name: str, value: int, least: int) -> int:
+def check_whole_number(name: str, value: int, least: int) -> int:
     """A whole number from `least` to 1000.
 
     Raises:
