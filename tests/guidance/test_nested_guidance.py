@@ -160,7 +160,7 @@ def test_noise_on_the_condition_around_a_negative_one():
 @pytest.mark.parametrize("make, sentence", [
     (lambda: noised(ClassComposition(network(), [0], [1.0], 2.0, EVERYWHERE)), "needs a conditional model"),
     (lambda: noised(Autoguidance(network(), network(1), 2.0, EVERYWHERE)), "has none, or several"),
-    (lambda: ClassifierFree(ClassComposition(network(), [0], [1.0], 2.0, EVERYWHERE), 2.0, EVERYWHERE), "needs a conditional model"),
+    (lambda: ClassifierFree(ClassComposition(network(), [0], [1.0])), "needs a conditional model"),
     (lambda: NegativeCondition(ClassComposition(network(), [0], [1.0], 2.0, EVERYWHERE), 0, 2.0, EVERYWHERE),
      "needs a model with classes"),
 ])  # fmt: skip
