@@ -19,7 +19,7 @@ from .schedules import Schedule, as_time
 
 __all__ = ["Noise", "Share", "fold", "normal", "uniform"]
 
-GOLDEN = numpy.uint64(0x9E3779B97F4A7C15)
+GOLDEN_GAMMA = numpy.uint64(0x9E3779B97F4A7C15)
 NORMAL, PATH, SHORT = 1, 2, 3  # purposes, so that independent draws and the Brownian path never share a number
 
 
@@ -35,7 +35,7 @@ def scramble(z: numpy.ndarray) -> numpy.ndarray:
 def fold_in(state: numpy.ndarray, word: int | numpy.ndarray) -> numpy.ndarray:
     """A new uint64 state from a state and a 64-bit word; broadcasts."""
     word = numpy.array(word, dtype=numpy.uint64, ndmin=1)  # NumPy warns of overflow in scalars, where it is meant
-    return scramble((state ^ scramble(word + GOLDEN)) * numpy.uint64(2) + GOLDEN)
+    return scramble((state ^ scramble(word + GOLDEN_GAMMA)) * numpy.uint64(2) + GOLDEN_GAMMA)
 
 
 def fold(*words: int) -> int:
@@ -48,7 +48,7 @@ def fold(*words: int) -> int:
 
 def normals(state: numpy.ndarray, size: int) -> Tensor:
     """Standard normals [..., size] in float32, a function of each uint64 in `state` [...]."""
-    counters = numpy.arange(1, (size + 1) // 2 + 1, dtype=numpy.uint64) * GOLDEN
+    counters = numpy.arange(1, (size + 1) // 2 + 1, dtype=numpy.uint64) * GOLDEN_GAMMA
     bits = scramble(state[..., None] + counters)
     halves = bits.astype("<u8", copy=False).view("<u4")  # low, high, low, ... on every machine
     angle, radius = (torch.from_numpy(halves[..., k::2].astype(numpy.float32)) for k in (0, 1))
@@ -105,7 +105,7 @@ class Noise:
     """
 
     def __init__(
-        self, seeds: Sequence[int], shape: Sequence[int], schedule: Schedule, device: torch.device | str = "cpu",
+        self, seeds: Sequence[int], shape: Sequence[int], schedule: Schedule | None, device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32, depth: int = 20,
     ):  # fmt: skip
         self.states = fold_in(numpy.zeros(len(seeds), dtype=numpy.uint64), numpy.asarray(seeds, dtype=numpy.uint64))
@@ -150,6 +150,7 @@ class Noise:
         return values.reshape(-1, *self.shape).to(self.dtype).to(self.device)
 
     def _node(self, t: Tensor | float) -> int:
+        assert self.schedule is not None
         level = float(self.schedule.noise_level(as_time(t)))
         return round(2 / math.pi * math.atan(level) * 2**self.depth)
 

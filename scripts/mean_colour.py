@@ -34,7 +34,7 @@ def data(run: Path) -> tuple[numpy.ndarray, numpy.ndarray]:
     config = checkpoints.load(header["checkpoint"]).config
     dataset = checkpoints.construct(config["dataset"], "dataset", ())
     x, y = fetch(dataset.train, torch.arange(len(dataset.train.y)))
-    return ((dataset.view(x) + 1) * 127.5).permute(0, 2, 3, 1).numpy(), y.numpy()
+    return ((dataset.preprocess(x) + 1) * 127.5).permute(0, 2, 3, 1).numpy(), y.numpy()
 
 
 def main() -> None:

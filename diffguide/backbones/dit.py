@@ -56,10 +56,10 @@ class DiTBlock(nn.Module):
     def attend(self, h: Tensor, perturbation: Perturbation | None) -> Tensor:
         q, k, v = self.qkv(h).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # each [B, heads, N, d]
         if perturbation is not None:
-            q = perturbation.queries(self.index, q, self.grid)
+            q = perturbation.replace_queries(self.index, q, self.grid)
         h = attention(q, k, v, self.double_differentiable)
         if perturbation is not None:
-            h = perturbation.attended(self.index, v, h)
+            h = perturbation.replace_attention(self.index, v, h)
         return self.projection(h.transpose(1, 2).flatten(2))
 
     def forward(self, x: Tensor, embedding: Tensor, perturbation: Perturbation | None = None) -> Tensor:
@@ -67,7 +67,7 @@ class DiTBlock(nn.Module):
         attended = self.attend(self.norm_attention(x) * (1 + scale_a) + shift_a, perturbation)
         h = x + gate_a * self.dropout(attended)
         h = h + gate_m * self.dropout(self.mlp(self.norm_mlp(h) * (1 + scale_m) + shift_m))
-        return h if perturbation is None else perturbation.passed(self.index, x, h)
+        return h if perturbation is None else perturbation.replace_output(self.index, x, h)
 
 
 class DiT(Backbone):

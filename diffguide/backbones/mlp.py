@@ -82,5 +82,5 @@ class MLP(Backbone):
         embedding = functional.silu(self.embedding(h, log_snr, y))
         for index, layer in enumerate(self.layers):
             short, h = h, layer(h, embedding)
-            h = h if perturbation is None else perturbation.passed(index, short, h)
+            h = h if perturbation is None else perturbation.replace_output(index, short, h)
         return self.linear_out(functional.silu(self.norm_out(h)))

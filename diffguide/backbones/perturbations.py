@@ -29,25 +29,25 @@ class Perturbation:
     def __init__(self, layers: Sequence[int]):
         self.layers = tuple(layers)
 
-    def on(self, rows: Tensor) -> "Perturbation":
+    def for_rows(self, rows: Tensor) -> "Perturbation":
         """The same for these rows [B]."""
         fresh = copy.copy(self)
         fresh.rows = rows
         return fresh
 
-    def instead(self, old: Tensor, new: Tensor) -> Tensor:
+    def replace_rows(self, old: Tensor, new: Tensor) -> Tensor:
         """new in the rows that are changed, old elsewhere; both [B, ...]."""
         return torch.where(self.rows.reshape(-1, *[1] * (old.ndim - 1)), new, old)
 
-    def queries(self, index: int, q: Tensor, grid: tuple[int, int]) -> Tensor:
+    def replace_queries(self, index: int, q: Tensor, grid: tuple[int, int]) -> Tensor:
         """What attention layer `index` takes for its queries q [B, heads, N, d], N = the places of a grid, row by row."""
         return q
 
-    def attended(self, index: int, v: Tensor, h: Tensor) -> Tensor:
+    def replace_attention(self, index: int, v: Tensor, h: Tensor) -> Tensor:
         """What attention layer `index` goes on with for h = softmax(q k^T / sqrt(d)) v, all [B, heads, N, d]."""
         return h
 
-    def passed(self, index: int, short: Tensor, h: Tensor) -> Tensor:
+    def replace_output(self, index: int, short: Tensor, h: Tensor) -> Tensor:
         """What follows block `index`, which made h; `short` is what it makes where its branches add nothing."""
         return h
 
@@ -58,8 +58,8 @@ class IdentityAttention(Perturbation):
     Ahn et al., "Self-Rectifying Diffusion Sampling with Perturbed-Attention Guidance", 2024, arXiv 2403.17377, section 4.
     """
 
-    def attended(self, index: int, v: Tensor, h: Tensor) -> Tensor:
-        return self.instead(h, v) if index in self.layers else h
+    def replace_attention(self, index: int, v: Tensor, h: Tensor) -> Tensor:
+        return self.replace_rows(h, v) if index in self.layers else h
 
 
 class BlurredQueries(Perturbation):
@@ -77,13 +77,13 @@ class BlurredQueries(Perturbation):
         super().__init__(layers)
         self.blur = blur
 
-    def queries(self, index: int, q: Tensor, grid: tuple[int, int]) -> Tensor:
+    def replace_queries(self, index: int, q: Tensor, grid: tuple[int, int]) -> Tensor:
         if index not in self.layers:
             return q
         rows, columns = (blur_matrix(side, self.blur, q) for side in grid)
         blurred = columns @ q.unflatten(2, grid)  # [B, heads, rows, columns, d]
         blurred = (rows @ blurred.transpose(2, 3)).transpose(2, 3)
-        return self.instead(q, blurred.flatten(2, 3))
+        return self.replace_rows(q, blurred.flatten(2, 3))
 
 
 def blur_matrix(side: int, blur: float, like: Tensor) -> Tensor:
@@ -106,5 +106,5 @@ class SkippedBlocks(Perturbation):
     The short cut is the identity, but where a block of the U-Net changes the width (a linear map) or the resolution.
     """
 
-    def passed(self, index: int, short: Tensor, h: Tensor) -> Tensor:
-        return self.instead(h, short) if index in self.layers else h
+    def replace_output(self, index: int, short: Tensor, h: Tensor) -> Tensor:
+        return self.replace_rows(h, short) if index in self.layers else h

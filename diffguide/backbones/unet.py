@@ -46,9 +46,9 @@ class ResidualBlock(nn.Module):
         h = self.conv_in(self.resample(functional.silu(self.norm_in(x))))
         scale, shift = self.modulation(embedding)[:, :, None, None].chunk(2, dim=1)
         h = torch.addcmul(shift, self.norm_out(h), 1 + scale)
-        return self.short(x) + self.conv_out(self.dropout(functional.silu(h)))
+        return self.shortcut(x) + self.conv_out(self.dropout(functional.silu(h)))
 
-    def short(self, x: Tensor) -> Tensor:
+    def shortcut(self, x: Tensor) -> Tensor:
         """The short cut."""
         return self.skip(self.resample(x))
 
@@ -74,10 +74,10 @@ class Attention(nn.Module):
         qkv = self.qkv(self.norm(x)).reshape(batch, 3, self.heads, channels // self.heads, height * width)
         q, k, v = qkv.transpose(-1, -2).unbind(1)  # [B, heads, H W, head_channels]
         if perturbation is not None:
-            q = perturbation.queries(self.index, q, (height, width))
+            q = perturbation.replace_queries(self.index, q, (height, width))
         h = attention(q, k, v, self.double_differentiable)
         if perturbation is not None:
-            h = perturbation.attended(self.index, v, h)
+            h = perturbation.replace_attention(self.index, v, h)
         return x + self.projection(h.transpose(-1, -2).reshape(x.shape))
 
 
@@ -90,7 +90,7 @@ class UNetBlock(nn.ModuleList):
         h = self[0](x, embedding)
         if len(self) > 1:
             h = self[1](h, perturbation)
-        return h if perturbation is None else perturbation.passed(self.index, self[0].short(x), h)
+        return h if perturbation is None else perturbation.replace_output(self.index, self[0].shortcut(x), h)
 
 
 def level_sides(size: int, levels: int, attention: Sequence[int], advice: str = "") -> list[int]:

@@ -1,6 +1,6 @@
 """Trained models that stand in a configuration as the folder of their run: guidance.classifier=outputs/train/... .
 
-Where a constructor asks for a model (a `Denoiser`, a `Classifier`: what has `stored`) and the configuration has a text, the
+Where a constructor asks for a model (a `Denoiser`, a `Classifier`: what has `loadable`) and the configuration has a text, the
 text is a run folder or a checkpoint file. It is loaded as any checkpoint: only diffguide's own classes and what is trusted.
 """
 

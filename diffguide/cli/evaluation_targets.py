@@ -24,7 +24,7 @@ from .retyped import again, trusted
 
 __all__ = ["Target", "checkpoint_target", "oracle_target"]
 
-CONTINUOUS = {"values": 0}  # the dataset node of exact samples, which have no grey levels
+CONTINUOUS = {"quantization_levels": 0}  # the dataset node of exact samples, which have no grey levels
 DEFAULT_EXACT_SAMPLES, MAX_EXACT_SAMPLES = 2000, 10**7
 EXACT_SAMPLES = 5  # purpose of the seed
 MAX_SHOWN_NAMES = 6

@@ -16,27 +16,18 @@ from yaml import AliasEvent, YAMLError, parse
 
 from ..checkpoints import data_record as provenance
 from ..checkpoints import store as checkpoints
+from ..checkpoints.allowlist import ROLES
 from ..config.build import ConfigError
 from ..files.run_folders import hash_file, strict_json
 from ..files.shards import START_FILE
 from ..nodes.old_names import updated
-from .retyped import ROLES, inherit, refusal, trusted
+from .resume_policy import GENERATION, TRAINING, check_unchanged, refusal, training_changes
+from .retyped import inherit, trusted
 
 __all__ = ["Begun", "Resumed", "find", "find_evaluation", "find_samples", "inherit", "saved_config", "trusted"]
 
-FIXED = ("name", "output_root", "dataset", "backbone", "schedule", "objective", "training", "seed", "p_uncond")
-FREE = {  # of training: how long, how often, how fast; recorded where it changes
-    "images", "learning_rate", "warmup_images", "max_grad_norm", "ema_images", "accumulate", "log_images",
-    "validation_images", "checkpoint_images", "sample_images", "keep", "extend", "extend_rate",
-}  # fmt: skip
-ANYTIME = (
-    "resume",
-    "trust",
-    "checkpoint",
-    "engine",
-)  # but for training: what may change, within what `unchanged` holds
-TRUTH = ("oracle", "schedule", "dataset")  # what a sampling run has in place of a checkpoint
-LONGEST = 10**6  # characters of a config.yaml
+ORACLE_KEYS = ("oracle", "schedule", "dataset")  # what a run of an oracle has in place of a checkpoint
+MAX_CONFIG_CHARACTERS = 10**6
 
 
 class Resumed(NamedTuple):
@@ -74,7 +65,7 @@ def saved_config(folder: Path, today: dict[str, Any], optional: Collection[str])
     if not path.is_file():
         raise refusal(f"{folder} is no run folder such as outputs/train/digits/v001: it has no config.yaml")
     try:
-        if path.stat().st_size > LONGEST:
+        if path.stat().st_size > MAX_CONFIG_CHARACTERS:
             raise refusal(f"{path} is not what diffguide writes: it is too long")
         text = path.read_text(encoding="utf-8")
         if any(isinstance(event, AliasEvent) for event in parse(text)):  # a few lines of them may mean gigabytes
@@ -102,7 +93,7 @@ def find(cfg: DictConfig) -> tuple[DictConfig, Resumed]:
     """
     folder = run_folder(cfg, "outputs/train/digits/v001")
     saved = saved_config(folder, OmegaConf.to_container(cfg), ["p_uncond", "ce_weight"])
-    merged = inherit(cfg, saved)
+    merged = inherit(cfg, saved, TRAINING)
     if merged.dry_run:
         raise ConfigError("dry_run looks at a run that is yet to begin: leave resume out")
     today = OmegaConf.to_container(merged)
@@ -115,20 +106,17 @@ def find(cfg: DictConfig) -> tuple[DictConfig, Resumed]:
         except checkpoints.CheckpointError as error:
             raise refusal(f"{error}; with {files[-1]} moved away the run continues from the one before") from error
     for config in (saved, *([metadata["config"]] if metadata else [])):
-        compare(config, today, folder)
+        check_unchanged(folder, config, today, TRAINING)
     if metadata is None:
         return merged, Resumed(folder, None, None, provenance.read(folder))
     if metadata["images"] >= merged.training.images:
         raise ConfigError(f"resume: {folder} has its {metadata['images']} images; ask for more training.images")
-    before, after = metadata["config"]["training"], today["training"]
-    changed = {
-        f"training.{key}": [before.get(key), after.get(key)] for key in FREE if before.get(key) != after.get(key)
-    }
+    changed = training_changes(metadata["config"]["training"], today["training"])
     if "training.images" not in changed and (idle := [key for key in changed if key.startswith("training.extend")]):
         raise refusal(
-            f"{idle[0]} says what a change of training.images does, and this run has {after['images']} as before"
+            f"{idle[0]} says what a change of training.images does, and this run has {merged.training.images} as before"
         )
-    note = {"images": metadata["images"], "changed": dict(sorted(changed.items()))} if changed else None
+    note = {"images": metadata["images"], "changed": changed} if changed else None
     seen = provenance.seen(folder, metadata)
     return merged, Resumed(folder, files[-1], note, seen, tuple(metadata["class_names"]))
 
@@ -156,23 +144,12 @@ def find_begun(cfg: DictConfig, example: str, last: str, start: str, done: str) 
         ConfigError: nothing there, or a change of what decides the result; the checkpoint may lie elsewhere, if it is the same.
     """
     folder = run_folder(cfg, example)
-    saved = saved_config(folder, OmegaConf.to_container(cfg), TRUTH)
-    merged = inherit(cfg, saved)
-    unchanged(folder, saved, merged, done)
+    saved = saved_config(folder, OmegaConf.to_container(cfg), ORACLE_KEYS)
+    merged = inherit(cfg, saved, GENERATION)
+    check_unchanged(folder, saved, OmegaConf.to_container(merged), GENERATION)
     if (folder / last).exists():
         return merged, Begun(folder, None, None)
     return merged, read_start(folder, folder / start, saved, merged, done)
-
-
-def unchanged(folder: Path, saved: dict[str, Any], merged: DictConfig, done: str) -> None:
-    """Raises ConfigError where this command would compute something else than the run, which was `done` so."""
-    configs = saved, OmegaConf.to_container(merged)
-    before, after = ({key: value for key, value in config.items() if key not in ANYTIME} for config in configs)
-    before["engine.precision"], after["engine.precision"] = (config["engine"]["precision"] for config in configs)
-    for key in {**before, **after}:
-        if before.get(key) != after.get(key):
-            where, one, other = difference(key, before.get(key), after.get(key))
-            raise refusal(f"{folder} was {done} with {where}={one}, and this command has {other}: leave it out")
 
 
 def read_start(folder: Path, path: Path, saved: dict[str, Any], merged: DictConfig, done: str) -> Begun:
@@ -187,7 +164,9 @@ def read_start(folder: Path, path: Path, saved: dict[str, Any], merged: DictConf
         header = json.loads(path.read_text(encoding="utf-8"))
         if "oracle" in merged:
             today = OmegaConf.to_container(merged)
-            began, now = ({key: nodes[key] for key in TRUTH if key in nodes} for nodes in (updated(header), today))
+            began, now = (
+                {key: nodes[key] for key in ORACLE_KEYS if key in nodes} for nodes in (updated(header), today)
+            )
             if began != json.loads(strict_json(now)):
                 raise ValueError("its oracle, schedule and dataset are not those of config.yaml")
             return Begun(folder, None, header)
@@ -219,28 +198,3 @@ def run_folder(cfg: DictConfig, example: str) -> Path:
     if not folder.exists():
         raise ConfigError(f"resume: no run at {folder}: give a folder such as {example}")
     return folder
-
-
-def compare(saved: dict[str, Any], today: dict[str, Any], folder: Path) -> None:
-    """Raises ConfigError where this command would compute something else than the run did."""
-    for key in FIXED:
-        nodes = [config.get(key) for config in (saved, today)]
-        if key == "dataset":  # which may have moved: what they hold is compared when they are read
-            nodes = [{name: value for name, value in node.items() if name != "path"} for node in nodes]
-        if key == "training":
-            nodes = [{name: value for name, value in node.items() if name not in FREE} for node in nodes]
-        if nodes[0] != nodes[1]:
-            where, before, after = difference(key, *nodes)
-            hint = "leave it out"
-            if where.startswith("training.optimizer"):
-                hint = "repeat it, for an optimiser is never taken from a file"
-            raise refusal(f"{folder} was trained with {where}={before}, and this command has {after}: {hint}")
-
-
-def difference(key: str, before: Any, after: Any) -> tuple[str, Any, Any]:
-    """The first place at which two nodes differ, and both values there."""
-    if isinstance(before, dict) and isinstance(after, dict):
-        for name in [*before, *after]:
-            if before.get(name) != after.get(name):
-                return difference(f"{key}.{name}", before.get(name), after.get(name))
-    return key, before, after

@@ -10,23 +10,14 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from ..checkpoints import store as checkpoints
+from ..checkpoints.allowlist import ROLES, validate_config
 from ..config.build import ConfigError
 from ..config.diagnose import dotted, no_key
-from .runner import typed
+from ..files.safetensors import CheckpointError
+from .arguments import typed
+from .resume_policy import refusal, today_keys
 
-__all__ = ["ROLES", "again", "inherit", "overridden", "refusal", "trusted", "value_of"]
-
-
-ROLES = (  # nodes of a configuration that are built
-    "oracle", "dataset", "backbone", "schedule", "objective", "guidance", "sampler", "metric", "training", "engine",
-)  # fmt: skip
-TODAYS = {"dry_run"}  # what is never taken from a run
-
-
-def refusal(message: str) -> ConfigError:
-    """One printable line, however long what a foreign file makes us say."""
-    return ConfigError(str(checkpoints.CheckpointError(f"resume: {message}")))
+__all__ = ["again", "inherit", "overridden", "trusted", "value_of"]
 
 
 def trusted(cfg: DictConfig) -> list[str]:
@@ -122,10 +113,13 @@ def unknown(key: str, group: str, node: Mapping[str, Any]) -> str:
     return f"{no_key(key, list(dotted(dict(node), group)))}; {group} of this run is {node.get('_target_')}"
 
 
-def inherit(cfg: DictConfig, saved: dict[str, Any]) -> DictConfig:
+def inherit(cfg: DictConfig, saved: dict[str, Any], policy: Mapping[str, str]) -> DictConfig:
     """The saved configuration, with every key that this command line sets as it is composed today.
 
     An option that is typed again takes the run's values; another option of its group takes its own.
+
+    Arguments:
+        policy: table of `resume_policy`, whose keys of today are never taken from the run.
 
     Raises:
         ConfigError: a key that the run does not have, or a node that may not be built from a file.
@@ -134,11 +128,11 @@ def inherit(cfg: DictConfig, saved: dict[str, Any]) -> DictConfig:
     if "experiment" in keys:  # a recipe sets keys everywhere: then the command line has to say it all
         return OmegaConf.create({key: value_of(cfg, key) for key in cfg})
     choices = HydraConfig.get().runtime.choices
-    for role in set(ROLES) & set(keys) & set(saved):
+    for role in ROLES.keys() & keys.keys() & saved.keys():
         if isinstance(choices.get(role), str) and is_own(role, choices[role], saved[role]):
             del keys[role]
     merged = OmegaConf.create(saved)
-    for key in ("resume", "trust", *TODAYS.intersection(cfg), *keys):
+    for key in (*(key for key in today_keys(policy) if key in cfg), *keys):
         value = value_of(cfg, key)
         parent, _, name = key.rpartition(".")
         node = OmegaConf.select(merged, parent) if parent else merged
@@ -159,13 +153,13 @@ def inherit(cfg: DictConfig, saved: dict[str, Any]) -> DictConfig:
 
 def vet_others(cfg: DictConfig, merged: DictConfig) -> None:
     """Raises ConfigError for a node that is not as this command line composes it, and may not be built from a file."""
-    for role in set(ROLES) & set(merged):
+    for role in ROLES.keys() & merged.keys():
         if merged[role] != composed(cfg, role):
             node = OmegaConf.to_container(merged[role])
             node.pop("optimizer", None)
             try:
-                checkpoints.validate_config(node, role, trusted(cfg))
-            except checkpoints.CheckpointError as error:
+                validate_config(node, role, trusted(cfg))
+            except CheckpointError as error:
                 raise refusal(str(error)) from error
 
 

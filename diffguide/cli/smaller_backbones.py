@@ -45,7 +45,7 @@ def smaller_backbones(config_name: str, objective: Objective, data: Dataset) -> 
         try:
             other = build(cfg, "objective", build(cfg, "backbone"), build(cfg, "schedule"))
             with torch.no_grad():
-                other(data.view(x), y, torch.Generator().manual_seed(0))
+                other(data.preprocess(x), y, torch.Generator().manual_seed(0))
         except (ConfigError, RuntimeError, ValueError):
             continue
         yield name, other

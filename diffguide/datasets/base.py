@@ -78,9 +78,9 @@ class Dataset:
         first = train.x[0] if isinstance(train, Split) else train[0][0]
         if size is not None and size > min(first.shape[1:]):
             raise ValueError(f"dataset.size is {size}, but the images are stored as {list(first.shape)}")
-        self.shape = tuple(self.view(first[None]).shape[1:])
+        self.shape = tuple(self.preprocess(first[None]).shape[1:])
 
-    def view(self, x: Tensor, chance: Tensor | None = None) -> Tensor:
+    def preprocess(self, x: Tensor, chance: Tensor | None = None) -> Tensor:
         """What the network sees of stored examples x [B, ...]: float32, bytes u as u / 127.5 - 1, on the device of x.
 
         Arguments:
@@ -104,7 +104,7 @@ class Dataset:
         x = x.gather(2, rows[:, None, :, None].expand(-1, x.shape[1], -1, width))
         return x.gather(3, columns[:, None, None, :].expand(-1, x.shape[1], self.size, -1))
 
-    def sheet(self) -> list[str]:
+    def summary(self) -> list[str]:
         """Lines for a reader: what is in the data."""
         splits = {"train": self.train, "validation": self.validation, "test": self.test}
         lines = [f"{name}: {len(split.y)} examples" for name, split in splits.items()]

@@ -16,17 +16,22 @@ class Digits(Dataset):
     The blocks are in the order of the file, so that the test block holds other writers. No flips: digits are not symmetric.
 
     Arguments:
-        channels, size, num_classes, values: the facts 1, 8, 10 and 17 (grey values), checked against the data.
+        channels, size, num_classes, quantization_levels: the facts 1, 8, 10 and 17 (grey values), checked against the data.
     """
 
-    def __init__(self, channels: int, size: int, num_classes: int, values: int = 17):
+    def __init__(self, channels: int, size: int, num_classes: int, quantization_levels: int = 17):
         from sklearn.datasets import load_digits  # a second to import
 
         images, labels = load_digits(return_X_y=True)
         x = torch.from_numpy(images).float().reshape(-1, 1, 8, 8) / 8 - 1
         y = torch.from_numpy(labels).long()
-        found = {"channels": x.shape[1], "size": x.shape[2], "num_classes": int(y.max()) + 1, "values": 17}
-        stated = {"channels": channels, "size": size, "num_classes": num_classes, "values": values}
+        found = {"channels": x.shape[1], "size": x.shape[2], "num_classes": int(y.max()) + 1, "quantization_levels": 17}
+        stated = {
+            "channels": channels,
+            "size": size,
+            "num_classes": num_classes,
+            "quantization_levels": quantization_levels,
+        }
         check_dataset_facts("digits", stated, found)
         cuts = slice(0, 1000), slice(1000, 1350), slice(1350, 1797)
         super().__init__(*(Split(x[cut], y[cut]) for cut in cuts), class_names=tuple("0123456789"))

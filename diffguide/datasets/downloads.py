@@ -19,7 +19,7 @@ class Downloaded(Dataset):
     Arguments:
         path: folder where the files lie or are downloaded to.
         download: whether to download them where they are missing.
-        channels, size, num_classes, values: facts, checked against the data; values = 256 of a byte.
+        channels, size, num_classes, quantization_levels: facts, checked against the data; quantization_levels = 256 for bytes.
         flip: whether training mirrors every second image, left to right.
         validation: number of training examples, the last ones, that validate; 0 = none.
 
@@ -33,7 +33,7 @@ class Downloaded(Dataset):
 
     def __init__(
         self, path: str, download: bool, channels: int, size: int, num_classes: int, flip: bool, validation: int,
-        values: int = 256,
+        quantization_levels: int = 256,
     ):  # fmt: skip
         from torchvision import datasets  # seconds to import
 
@@ -49,8 +49,18 @@ class Downloaded(Dataset):
         x, test_x = (torch.as_tensor(part.data) for part in (train, test))
         x, test_x = (x[:, None] if x.ndim == 3 else x.permute(0, 3, 1, 2).contiguous() for x in (x, test_x))
         y, test_y = (torch.as_tensor(part.targets, dtype=torch.long) for part in (train, test))
-        found = {"channels": x.shape[1], "size": x.shape[2], "num_classes": len(train.classes), "values": 256}
-        stated = {"channels": channels, "size": size, "num_classes": num_classes, "values": values}
+        found = {
+            "channels": x.shape[1],
+            "size": x.shape[2],
+            "num_classes": len(train.classes),
+            "quantization_levels": 256,
+        }
+        stated = {
+            "channels": channels,
+            "size": size,
+            "num_classes": num_classes,
+            "quantization_levels": quantization_levels,
+        }
         check_dataset_facts(self.name, stated, found)
         if not 0 <= validation < len(x):
             raise ValueError(

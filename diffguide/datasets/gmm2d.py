@@ -16,7 +16,8 @@ class GMM2D(Dataset):
     Component k lies at the angle 2 pi k / 8 and has class k // 2. The draws are a function of `seed` alone.
 
     Arguments:
-        channels, size, num_classes, values: the facts 2 (length of a vector), None (no image), 4 and 0 (continuous), checked.
+        channels, size, num_classes, quantization_levels: the facts 2 (length of a vector), None (no image), 4 and 0
+            (continuous), checked.
         train, validation, test: number of points in each split, 1 to 10^7.
         seed: of the draws.
     """
@@ -25,10 +26,15 @@ class GMM2D(Dataset):
 
     def __init__(
         self, channels: int, size: int | None, num_classes: int, train: int, validation: int, test: int, seed: int,
-        values: int = 0,
+        quantization_levels: int = 0,
     ):  # fmt: skip
-        found = {"channels": 2, "size": None, "num_classes": 4, "values": 0}
-        stated = {"channels": channels, "size": size, "num_classes": num_classes, "values": values}
+        found = {"channels": 2, "size": None, "num_classes": 4, "quantization_levels": 0}
+        stated = {
+            "channels": channels,
+            "size": size,
+            "num_classes": num_classes,
+            "quantization_levels": quantization_levels,
+        }
         check_dataset_facts("gmm2d", stated, found)
         if min(train, validation, test) < 1 or max(train, validation, test) > 10**7 or seed < 0:
             raise ValueError(

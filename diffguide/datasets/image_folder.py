@@ -19,12 +19,12 @@ from .folders import class_folder, find_classes
 from .listing import list_files
 from .ranges import FROM_FILE, WhiteLevels, find_whites
 from .sheets import describe_copies, describe_files
-from .splits import TEST, TRAIN, VALIDATION, assign_splits, content_hash, find_copies, path_hash, unit_hash
+from .splits import TEST, TRAIN, VALIDATION, assign_splits, content_hash, group_copies, path_hash, unit_hash
 
 __all__ = ["ImageFolder", "ImageStream"]
 
 Result = TypeVar("Found")
-MAX_EXAMPLE_SIZE, MAX_SIDE = 2**24, 2**14  # numbers in one example; pixels along a side that is stored
+MAX_EXAMPLE_SIZE, MAX_STORED_SIDE = 2**24, 2**14  # numbers in one example; pixels along a side that is stored
 MAX_NAMED_UNREADABLE = 3  # how many are named where there may be many
 
 
@@ -42,8 +42,8 @@ class ImageStream(Stream):
     def __init__(
         self, files: Sequence[str], y: Tensor, channels: int, side: int, stretch: bool, whites: WhiteLevels = FROM_FILE
     ):  # fmt: skip
-        self.files, self.y, self.stored_as = files, y, (channels, side, stretch, whites)
-        self.told = torch.zeros(len(y), dtype=torch.bool).share_memory_()  # one note for all worker processes
+        self.files, self.y, self.storage = files, y, (channels, side, stretch, whites)
+        self.reported = torch.zeros(len(y), dtype=torch.bool).share_memory_()  # one note for all worker processes
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         if not 0 <= index < len(self):
@@ -51,10 +51,10 @@ class ImageStream(Stream):
         for step in range(len(self)):
             row = (index + step) % len(self)
             try:
-                return read_square(Path(self.files[row]), *self.stored_as), int(self.y[row])
+                return read_square(Path(self.files[row]), *self.storage), int(self.y[row])
             except Unreadable as error:
-                if not self.told[row]:
-                    self.told[row] = True
+                if not self.reported[row]:
+                    self.reported[row] = True
                     print(escape_unprintable(f"{self.files[row]} is left out: {error}"), file=sys.stderr, flush=True)
         first = escape_unprintable(self.files[0])
         raise RuntimeError(f"none of these {len(self)} images can be read any more, the first is {first}")
@@ -95,15 +95,15 @@ class ImageFolder(Dataset):
     def __init__(
         self, path: str, channels: int, size: int, num_classes: int, resize: int | None, stretch: bool, flip: bool,
         validation: float, test: float, memory: float, workers: int, suffixes: Sequence[str] | None = None,
-        class_order: str = "numbers", split_by: str = "contents", values: int = 256,
+        class_order: str = "numbers", split_by: str = "contents", quantization_levels: int = 256,
     ):  # fmt: skip
-        check_dataset_facts("image_folder", {"values": values}, {"values": 256})
+        check_dataset_facts("image_folder", {"quantization_levels": quantization_levels}, {"quantization_levels": 256})
         side = size if resize is None else resize
         check_arguments(channels, size, num_classes, side, validation, test, memory, workers)
         check_choices(suffixes, class_order, split_by)
         self.folder, self.unreadable = Path(path).expanduser(), []
         self.listing = list_files(self.folder, suffixes and [suffix.lower() for suffix in suffixes])
-        self.hashes = self.hashed(self.listing.files)
+        self.hashes = self.hash_files(self.listing.files)
         keys = {
             file: path_hash(file) if split_by == "path" else self.hashes[file] or path_hash(file)
             for file in self.hashes
@@ -111,14 +111,14 @@ class ImageFolder(Dataset):
         files = sorted(keys, key=lambda file: (unit_hash(keys[file]), file))
         class_names = find_classes(self.folder, files, num_classes, class_order)
 
-        headers = self.readable(files, lambda file: read_header(self.folder / file))
+        headers = self.read_files(files, lambda file: read_header(self.folder / file))
         files, x = list(headers), None
         whites = find_whites(
             [headers[file].mode for file in files], lambda number: read_max_grey(self.folder / files[number])
         )
-        stored_as = channels, side, stretch, whites
+        storage = channels, side, stretch, whites
         if len(files) * channels * side**2 <= memory:
-            files, x = self.decode(files, *stored_as)
+            files, x = self.decode(files, *storage)
         self.check_enough(files, class_names)
         classes = [class_folder(file) if class_names else "" for file in files]
         split = assign_splits([keys[file] for file in files], classes, validation, test, always=split_by == "path")
@@ -128,13 +128,13 @@ class ImageFolder(Dataset):
         splits = []
         for rows in ((place == part).nonzero()[:, 0] for part in (TRAIN, VALIDATION, TEST)):
             paths = [str(self.folder / files[row]) for row in rows.tolist()]
-            splits.append(ImageStream(paths, y[rows], *stored_as) if x is None else Split(x[rows], y[rows]))
+            splits.append(ImageStream(paths, y[rows], *storage) if x is None else Split(x[rows], y[rows]))
         super().__init__(*splits, class_names=class_names, size=size, flip=flip, workers=workers)
         self.notes = describe_files([headers[file] for file in files], channels, side, x, workers, whites)
-        groups = find_copies({file: self.hashes[file] for file in files}, self.folder)
+        groups = group_copies({file: self.hashes[file] for file in files}, self.folder)
         self.notes += describe_copies(groups, dict(zip(files, split)), bool(class_names))
 
-    def hashed(self, files: Sequence[str]) -> dict[str, str]:
+    def hash_files(self, files: Sequence[str]) -> dict[str, str]:
         """The `content_hash` of each file; "" where it cannot be read."""
 
         def attempt(file: str) -> str:
@@ -146,7 +146,7 @@ class ImageFolder(Dataset):
         with ThreadPool() as pool:
             return dict(zip(files, pool.imap(attempt, files, chunksize=16)))
 
-    def readable(self, files: Sequence[str], read: Callable[[str], Result]) -> dict[str, Result]:
+    def read_files(self, files: Sequence[str], read: Callable[[str], Result]) -> dict[str, Result]:
         """What `read` finds in each file that it can read, in their order; the others are noted."""
 
         def attempt(file: str) -> Result | Unreadable:
@@ -173,14 +173,14 @@ class ImageFolder(Dataset):
         def fill(file: str) -> None:
             x[row[file]] = read_square(self.folder / file, channels, side, stretch, whites)
 
-        kept = list(self.readable(files, fill))
+        kept = list(self.read_files(files, fill))
         return kept, x if len(kept) == len(files) else x[[row[file] for file in kept]]
 
     def check_enough(self, files: list[str], class_names: tuple[str, ...]) -> None:
         """Raises ValueError where too few files are left, in all or of a class."""
         total, lost = len(files) + len(self.unreadable), ""
         if self.unreadable:
-            lost = f"; {len(self.unreadable)} of {total} files cannot be read: {self.first_unreadable()}"
+            lost = f"; {len(self.unreadable)} of {total} files cannot be read: {self.describe_unreadable()}"
         if len(self.unreadable) > len(files):
             raise ValueError(f"dataset.path is {self.folder}, where most files are unusable{lost}")
         present = {class_folder(file) for file in files}
@@ -188,19 +188,19 @@ class ImageFolder(Dataset):
             if name not in present:
                 raise ValueError(f"dataset.path is {self.folder}, whose class {name} has no usable image{lost}")
 
-    def first_unreadable(self) -> str:
+    def describe_unreadable(self) -> str:
         """The first of the files that were left out, with reasons."""
         return ", ".join(f"{file} ({reason})" for file, reason in self.unreadable[:MAX_NAMED_UNREADABLE])
 
-    def sheet(self) -> list[str]:
-        lines = super().sheet() + self.notes + self.listing.lines()
+    def summary(self) -> list[str]:
+        lines = super().summary() + self.notes + self.listing.describe()
         if self.unreadable:
             more = ", ..." if len(self.unreadable) > MAX_NAMED_UNREADABLE else ""
-            lines.append(f"unreadable: {len(self.unreadable)} files left out: {self.first_unreadable()}{more}")
+            lines.append(f"unreadable: {len(self.unreadable)} files left out: {self.describe_unreadable()}{more}")
         return lines
 
     def warnings(self) -> list[str]:
-        return super().warnings() + self.listing.lines()
+        return super().warnings() + self.listing.describe()
 
     def fingerprint(self) -> Fingerprint:
         """The hash of the files' paths inside the folder and contents."""
@@ -221,8 +221,8 @@ def check_arguments(
     if channels * size**2 > MAX_EXAMPLE_SIZE:
         most = math.isqrt(MAX_EXAMPLE_SIZE // channels)
         raise ValueError(f"dataset.size is {size}, but must be at most {most}: an example has at most 2^24 numbers")
-    if side > MAX_SIDE:
-        raise ValueError(f"dataset.resize is {side}, but must be at most {MAX_SIDE}")
+    if side > MAX_STORED_SIDE:
+        raise ValueError(f"dataset.resize is {side}, but must be at most {MAX_STORED_SIDE}")
     if not (0 <= validation and 0 <= test and validation + test < 1):
         raise ValueError(
             f"dataset.validation is {validation} and dataset.test {test}, but they are shares and sum to less than 1"

@@ -64,7 +64,7 @@ class Listing:
         """Notes something that is not read."""
         self.skipped_paths.setdefault(kind, []).append(self.inside(path))
 
-    def lines(self) -> list[str]:
+    def describe(self) -> list[str]:
         """What is not read, for a reader: a line with the number of each kind and the first names."""
         parts = []
         for kind, paths in sorted(self.skipped_paths.items(), key=lambda item: (-len(item[1]), item[0])):
@@ -76,7 +76,7 @@ class Listing:
             parts.append(f"{count} {escape_unprintable(kind)}{held} ({names})")
         return ["not read: " + "; ".join(parts)] if parts else []
 
-    def endings(self) -> str:
+    def describe_endings(self) -> str:
         """The endings of what is not read, the commonest first."""
         counts = Counter({kind: len(paths) for kind, paths in self.skipped_paths.items()})
         return ", ".join(f"{count} {escape_unprintable(kind)}" for kind, count in counts.most_common(MAX_NAMED_SKIPPED))
@@ -107,7 +107,7 @@ def list_files(folder: Path, wanted: Sequence[str] | None = None) -> Listing:
             f"dataset.path is {folder}, where {escape_unprintable(error.filename)} cannot be listed: {error.strerror}"
         ) from error
     if not listing.files:
-        other = f"; it holds {listing.endings()}" if listing.skipped_paths else ""
+        other = f"; it holds {listing.describe_endings()}" if listing.skipped_paths else ""
         raise ValueError(
             f"dataset.path is {folder}, which holds no image (png, jpg, webp, tif, ... whatever Pillow reads){other}: give "
             "the folder that holds your images"

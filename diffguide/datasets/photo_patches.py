@@ -14,7 +14,7 @@ class PhotoPatches(Dataset):
     that no pixel is in two splits. Their places are uniform, a function of `seed` alone; the photographs alternate.
 
     Arguments:
-        channels, size, num_classes, values: the facts 3, 32, 2 and 256, checked.
+        channels, size, num_classes, quantization_levels: the facts 3, 32, 2 and 256, checked.
         train, validation, test: number of crops in each split.
         seed: of the places.
         flip: whether training mirrors every second crop, left to right.
@@ -22,12 +22,17 @@ class PhotoPatches(Dataset):
 
     def __init__(
         self, channels: int, size: int, num_classes: int, train: int, validation: int, test: int, seed: int, flip: bool,
-        values: int = 256,
+        quantization_levels: int = 256,
     ):  # fmt: skip
         from sklearn.datasets import load_sample_images  # a second to import
 
-        found = {"channels": 3, "size": 32, "num_classes": 2, "values": 256}
-        stated = {"channels": channels, "size": size, "num_classes": num_classes, "values": values}
+        found = {"channels": 3, "size": 32, "num_classes": 2, "quantization_levels": 256}
+        stated = {
+            "channels": channels,
+            "size": size,
+            "num_classes": num_classes,
+            "quantization_levels": quantization_levels,
+        }
         check_dataset_facts("photo_patches", stated, found)
         if min(train, validation, test) < 1 or seed < 0:
             raise ValueError(

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from .decoding import check_regular
 
-__all__ = ["TEST", "TRAIN", "VALIDATION", "assign_splits", "content_hash", "find_copies", "path_hash", "unit_hash"]
+__all__ = ["TEST", "TRAIN", "VALIDATION", "assign_splits", "content_hash", "group_copies", "path_hash", "unit_hash"]
 
 TRAIN, VALIDATION, TEST = range(3)
 MAX_WHOLE_BYTES, HASHED_BLOCKS = 2**20, 64  # bytes up to which all of a file is hashed; blocks of a larger one
@@ -96,7 +96,7 @@ def assign_splits(
     return [split[key] for key in keys]
 
 
-def find_copies(keys: Mapping[str, str], folder: Path) -> list[list[str]]:
+def group_copies(keys: Mapping[str, str], folder: Path) -> list[list[str]]:
     """Groups of two and more identical files of a folder, by path.
 
     Arguments:

@@ -49,14 +49,14 @@ class Bar:
         self.counts, self.progress = (total, unit), Progress(self.title, total, unit)
         self.progress.started = self.since  # the first batch was done since then
         if self.progress.bar is None:
-            self.progress.say(f"{self.title}: {unit}" if total == 1 else f"{self.title}: {total} {unit}")
+            self.progress.write_line(f"{self.title}: {unit}" if total == 1 else f"{self.title}: {total} {unit}")
         return self.progress
 
     def beat(self) -> None:
         """Shows that the measurement still runs."""
         with self.lock:
             if self.progress is not None:
-                self.progress.beat()
+                self.progress.show_alive()
             elif time.monotonic() - self.since >= SILENT_SECONDS:
                 self.start_stage(self.context.n, "examples")
 

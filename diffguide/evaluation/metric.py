@@ -151,7 +151,7 @@ class EvalContext:
     def batch(self, first: int) -> tuple[Tensor, Tensor]:
         """Examples as a network sees them, float32 in [-1, 1] [b, ...], and classes [b], on the device."""
         x, y = fetch_examples(getattr(self.data, self.split), self.rows[first : first + self.batch_size])
-        return self.data.view(x).to(self.device), y.to(self.device)
+        return self.data.preprocess(x).to(self.device), y.to(self.device)
 
     def noise(self, first: int, dtype: torch.dtype = torch.float32) -> Noise:
         """The noise of a batch: example i's is a function of the seed and its place in the split, whatever n and batch."""

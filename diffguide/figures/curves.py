@@ -7,7 +7,7 @@ from typing import Any
 from ..files.run_folders import write_atomically
 from .plot_spec import Plot
 
-__all__ = ["HOLLOW_LABEL", "MIN_PRECISION", "HOLLOW_STYLE", "draw_curves", "write_curves"]
+__all__ = ["HOLLOW_LABEL", "MIN_PRECISION", "HOLLOW_STYLE", "draw_curves", "write_curve_figure"]
 
 MIN_PRECISION = 0.05  # with fewer samples among the real examples recall says nothing
 HOLLOW_LABEL = f"not meaningful: precision below {MIN_PRECISION}"
@@ -71,7 +71,7 @@ def is_number(value: Any) -> bool:
     return isinstance(value, int | float)
 
 
-def write_curves(path: Path, plot: Plot, lines: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+def write_curve_figure(path: Path, plot: Plot, lines: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
     """Writes `draw_curves` as a PNG.
 
     Raises:

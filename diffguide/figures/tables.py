@@ -48,7 +48,7 @@ def write_run(
         rows = [[row.get(column) for column in columns] for row in record["curve"]]
         write_text(folder / "curve.csv", to_csv([columns, *rows]))
     for plot in map(plot_from_json, record["plots"]):
-        curves.write_curves(folder / f"{plot.name}.png", plot, {"": record["curve"]})
+        curves.write_curve_figure(folder / f"{plot.name}.png", plot, {"": record["curve"]})
     for name, values in (arrays or {}).items():
         write_atomically(folder / f"{name}.npz", lambda temporary: numpy.savez(temporary, **values))
     write_text(folder / "metrics.json", strict_json(record, indent=2) + "\n")
@@ -92,7 +92,7 @@ def write_comparison(runs: Sequence[dict[str, Any]]) -> Path:
             plots[name] = both
             lines.setdefault(name, {})[", ".join(title)] = record["curve"]
     for name, plot in plots.items():
-        curves.write_curves(folder / f"{name}.png", plot, lines[name])
+        curves.write_curve_figure(folder / f"{name}.png", plot, lines[name])
     return folder
 
 

@@ -52,7 +52,7 @@ class Meter:
             self.count = int(self.sums.pop("count"))
 
     @contextmanager
-    def paused(self) -> Iterator[None]:
+    def pause(self) -> Iterator[None]:
         """What happens inside does not count as time."""
         started = time.monotonic()
         yield
@@ -81,7 +81,7 @@ class MetricsLog:
             with convert_write_errors(self.path), open(self.path, "rb+") as file:
                 os.fsync(file.fileno())
 
-    def cut(self, images: int, note: dict | None = None, restores: int = 0) -> None:
+    def truncate(self, images: int, note: dict | None = None, restores: int = 0) -> None:
         """Drops what lies after a checkpoint, a line torn by a kill included; `note` becomes the last line if it is not.
 
         Arguments:

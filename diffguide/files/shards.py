@@ -30,17 +30,17 @@ class Shards:
         folder: where they lie.
         n: number of samples.
         batch_size: samples per shard; the last one has what is left.
-        kind: dtype and shape of one sample, which every shard is held against; None = against nothing.
+        storage_spec: dtype and shape of one sample, which every shard is held against; None = against nothing.
     """
 
-    def __init__(self, folder: Path, n: int, batch_size: int, kind: tuple[str, tuple[int, ...]] | None = None):
-        self.folder, self.n, self.batch_size, self.kind = folder, n, batch_size, kind
+    def __init__(self, folder: Path, n: int, batch_size: int, storage_spec: tuple[str, tuple[int, ...]] | None = None):
+        self.folder, self.n, self.batch_size, self.storage_spec = folder, n, batch_size, storage_spec
         self.firsts = range(0, n, batch_size)
 
     def path(self, first: int) -> Path:
         return self.folder / f"{first:010d}.npz"
 
-    def missing(self) -> list[int]:
+    def missing_batches(self) -> list[int]:
         """The first index of every batch that is not there."""
         return [first for first in self.firsts if not self.path(first).exists()]
 
@@ -72,7 +72,7 @@ class Shards:
         write_atomically(self.path(first), lambda path: numpy.savez(path, **arrays))
 
     @contextmanager
-    def opened(self, first: int) -> Iterator[Any]:
+    def open(self, first: int) -> Iterator[Any]:
         """The arrays of a batch by name; each is read when it is asked for.
 
         Raises:
@@ -90,36 +90,36 @@ class Shards:
 
     def check(self, array: numpy.ndarray, counts: tuple[int, ...], shape: tuple[int, ...]) -> None:
         """Raises ValueError where an array is not [*counts, *shape], or not of the samples' dtype."""
-        if (array.dtype, array.shape) != (self.kind[0], counts + shape):
-            wanted = f"{self.kind[0]} {[*counts, *shape]}"
+        if (array.dtype, array.shape) != (self.storage_spec[0], counts + shape):
+            wanted = f"{self.storage_spec[0]} {[*counts, *shape]}"
             raise ValueError(f"it holds {array.dtype} {list(array.shape)} instead of {wanted}")
 
     def samples(self, first: int) -> numpy.ndarray:
         """The samples of a batch."""
-        with self.opened(first) as arrays:
+        with self.open(first) as arrays:
             samples = arrays["samples"]
             if len(samples) != self.count(first):
                 raise ValueError(f"it has {len(samples)} samples instead of {self.count(first)}")
-            if self.kind is not None:
-                self.check(samples, (self.count(first),), self.kind[1])
+            if self.storage_spec is not None:
+                self.check(samples, (self.count(first),), self.storage_spec[1])
             return samples
 
     def evaluations(self, name: str = "evaluations") -> int:
         """Network evaluations of all batches together, or those of potentials (`POTENTIAL_EVALUATIONS`)."""
         total = 0
         for first in self.firsts:
-            with self.opened(first) as arrays:
+            with self.open(first) as arrays:
                 evaluations = arrays[name]
                 if evaluations.shape != () or evaluations.dtype.kind not in "iu" or evaluations < 0:
                     raise ValueError(f"its {name} are {evaluations.dtype} {list(evaluations.shape)}, no whole number")
                 total += int(evaluations)
         return total
 
-    def pick(self, indices: Iterable[int]) -> dict[int, numpy.ndarray]:
+    def read_samples(self, indices: Iterable[int]) -> dict[int, numpy.ndarray]:
         """Single samples by index."""
         return {
             index: samples[index - first]
-            for first, members in self.grouped(indices).items()
+            for first, members in self.group_by_batch(indices).items()
             for samples in [self.samples(first)]
             for index in members
         }
@@ -127,18 +127,18 @@ class Shards:
     def frames(self, indices: Iterable[int]) -> dict[int, numpy.ndarray]:
         """The trajectory's frames [frames, ...] of single samples by index: all those that it shows."""
         found, count = {}, None
-        for first, members in self.grouped(indices).items():
-            with self.opened(first) as arrays:
+        for first, members in self.group_by_batch(indices).items():
+            with self.open(first) as arrays:
                 frames = arrays["frames"]
                 count = len(frames) if count is None else count
-                if self.kind is not None:
-                    shape = self.kind[1]
+                if self.storage_spec is not None:
+                    shape = self.storage_spec[1]
                     shape = shape if len(shape) > 1 else (min(2, *shape),)  # of vectors two coordinates are shown
                     self.check(frames, (count, len(members)), shape)
                 found |= {index: part for index, part in zip(members, numpy.moveaxis(frames, 1, 0))}
         return found
 
-    def grouped(self, indices: Iterable[int]) -> dict[int, list[int]]:
+    def group_by_batch(self, indices: Iterable[int]) -> dict[int, list[int]]:
         """Indices, ascending, by the batch that they are in."""
         groups: dict[int, list[int]] = {}
         for index in sorted(indices):

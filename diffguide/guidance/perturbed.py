@@ -60,7 +60,7 @@ class Perturbed(Contrast):
         both = self.denoiser.predict_perturbed(
             torch.cat([x_t, x_t[rows]]), torch.cat([t, t[rows]]) if t.ndim else t,
             None if y is None else concatenate_conditions([y, y[rows]]),
-            self.perturbation.on(torch.arange(batch + len(rows), device=x_t.device) >= batch),
+            self.perturbation.for_rows(torch.arange(batch + len(rows), device=x_t.device) >= batch),
         )  # fmt: skip
         strong = Prediction(*(field[:batch] for field in both))
         return strong, Prediction(*(side.index_copy(0, rows, field[batch:]) for side, field in zip(strong, both)))
@@ -68,7 +68,7 @@ class Perturbed(Contrast):
     def weak(self, x_t: Tensor, t: Tensor, y: Condition | None) -> Prediction:
         nowhere = torch.zeros(len(x_t), dtype=torch.bool, device=x_t.device)
         rows = nowhere.index_fill(0, self.guided(x_t, y), True)
-        return self.denoiser.predict_perturbed(x_t, t, y, self.perturbation.on(rows))
+        return self.denoiser.predict_perturbed(x_t, t, y, self.perturbation.for_rows(rows))
 
 
 class PAG(Perturbed):

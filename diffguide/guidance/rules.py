@@ -23,7 +23,7 @@ class Rule:
     """How the two sides make one prediction.
 
     Attributes:
-        remembers: whether a level depends on the levels before it, so that all samples must be at one level.
+        stateful: whether a level depends on the levels before it, so that all samples must be at one level.
         strong_at_1: whether scale 1 is `alone(strong)`, so that the weak side is not needed there.
         weak_at_0: whether scale 0 is `alone(weak)`, so that the strong side is not needed there.
     """

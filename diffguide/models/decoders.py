@@ -14,9 +14,9 @@ __all__ = ["Decoder", "Discretized", "Gaussian", "is_quantized"]
 MAX_OFFSET = 20.0  # in units of sigma_0: a value that far off has a share below e^-60 for every eps within 7
 
 
-def is_quantized(x: Tensor, values: int) -> bool:
+def is_quantized(x: Tensor, quantization_levels: int) -> bool:
     """Whether the elements of x are among K values 2 k / (K - 1) - 1, k = 0 ... K - 1, to a thousandth of their distance."""
-    place = (x.double() + 1) / 2 * (values - 1)
+    place = (x.double() + 1) / 2 * (quantization_levels - 1)
     return bool(place.sub(place.round()).abs().max() <= 1e-3 and x.abs().max() <= 1 + 1e-4)
 
 
@@ -24,10 +24,10 @@ class Decoder:
     """Base of the decoders.
 
     Attributes:
-        values: number of values that an element of x can have, 0 = a continuum, where log_prob is a density.
+        quantization_levels: number of values that an element of x can have, 0 = a continuum, where log_prob is a density.
     """
 
-    values: int = 0
+    quantization_levels: int = 0
 
     def check(self, x: Tensor) -> None:
         """Raises ValueError where data x are not what it decodes."""
@@ -49,36 +49,38 @@ class Discretized(Decoder):
     (alpha_0 / sigma_0) (v - x_i), the share of every other value against that of x_i is exp(s_v eps_i - s_v^2 / 2).
 
     Arguments:
-        values: K values v = 2 k / (K - 1) - 1, k = 0 ... K - 1: 17 for the digits, 256 for bytes.
+        quantization_levels: K values v = 2 k / (K - 1) - 1, k = 0 ... K - 1: 17 for the digits, 256 for bytes.
 
     Raises:
         ValueError: fewer than 2 values.
     """
 
-    def __init__(self, values: int):
-        if values < 2:
+    def __init__(self, quantization_levels: int):
+        if quantization_levels < 2:
             raise ValueError(
-                f"a discretised decoder needs data of 2 values at least, got values={values}; continuous data take the "
-                "Gaussian one (objective/decoder=gaussian)"
+                f"quantization_levels must be at least 2, got {quantization_levels}: for continuous data use "
+                "objective/decoder=gaussian"
             )
-        self.values = values
+        self.quantization_levels = quantization_levels
 
     def check(self, x: Tensor) -> None:
-        if not is_quantized(x, self.values):
+        if not is_quantized(x, self.quantization_levels):
             raise ValueError(
-                f"the data are not of the {self.values} values from -1 to 1 that the discretised decoder was built for: "
-                "check dataset.values"
+                f"the data do not have the decoder's {self.quantization_levels} equally spaced values in [-1, 1]: check "
+                "dataset.quantization_levels"
             )
 
     def log_prob(self, x: Tensor, eps: Tensor, log_snr: Tensor) -> Tensor:
-        spacing = 2 / (self.values - 1)
+        spacing = 2 / (self.quantization_levels - 1)
         step = torch.exp(log_snr / 2).to(x) * spacing  # between neighbours, in units of sigma_0
         index = ((x + 1) / spacing).round()
         others = torch.zeros_like(x)
-        for k in range(1, min(self.values - 1, math.ceil(MAX_OFFSET / max(float(step.detach()), 1e-30))) + 1):
+        reach = math.ceil(MAX_OFFSET / max(float(step.detach()), 1e-30))
+        for k in range(1, min(self.quantization_levels - 1, reach) + 1):
             s = k * step
-            above, below = torch.exp(s * eps - s**2 / 2), torch.exp(-s * eps - s**2 / 2)
-            others = others + torch.where(index + k < self.values, above, 0) + torch.where(index >= k, below, 0)
+            above = torch.where(index + k < self.quantization_levels, torch.exp(s * eps - s**2 / 2), 0)
+            below = torch.where(index >= k, torch.exp(-s * eps - s**2 / 2), 0)
+            others = others + above + below
         return -torch.log1p(others).flatten(1).sum(1)
 
 

@@ -1,5 +1,7 @@
 """Counters of evaluations: what a run or a measurement costs, whatever is wrapped around its model."""
 
+from typing import TypeVar
+
 from torch import Tensor
 
 from ..backbones.conditions import Condition
@@ -7,6 +9,8 @@ from ..backbones.perturbations import Perturbation
 from .protocols import Denoiser, DenoiserWrapper, Energy, Prediction
 
 __all__ = ["EnergyCounter", "EvaluationCounter", "as_protocol", "count_evaluations"]
+
+Protocol = TypeVar("Protocol")
 
 
 class EnergyCounter(Energy):
@@ -71,7 +75,7 @@ def count_evaluations(model: Denoiser | Energy) -> EvaluationCounter | EnergyCou
     return EnergyCounter(model) if isinstance(model, Energy) else EvaluationCounter(model)
 
 
-def as_protocol(denoiser: Denoiser | Energy, protocol: type) -> Denoiser | Energy | None:
+def as_protocol(denoiser: Denoiser | Energy, protocol: type[Protocol]) -> Protocol | None:
     """The model itself, or the one whose law it shows, where it has a protocol; None where it has not."""
     while isinstance(denoiser, DenoiserWrapper) and denoiser.passthrough and not isinstance(denoiser, protocol):
         denoiser = denoiser.denoiser

@@ -44,14 +44,14 @@ class Denoiser:
         has_null: whether a row without condition (y = -1) was trained.
         class_names: one per class, () where nobody said them.
         shape: of one example, None where nobody said it.
-        remembers: whether a level depends on more than itself (momentum, noise), so that all samples must be at one.
+        stateful: whether a level depends on more than itself (momentum, noise), so that all samples must be at one.
         embeds: whether `embed` says what the network makes of a condition.
         attention_layers, residual_blocks: of the network, as a backbone lists them: where `predict_perturbed` can change it.
         compiled: whether torch.compile made its network, which then has no gradients of gradients.
-        stored: whether a configuration may name the folder of a training run where it needs such a model.
+        loadable: whether a configuration may name the folder of a training run where it needs such a model.
     """
 
-    stored = True
+    loadable = True
     schedule: Schedule
     levels: Tensor | None = None
     num_classes: int = 0
@@ -164,7 +164,7 @@ class Classifier:
         schedule: the noise schedule that t refers to; a model without noise levels has none.
     """
 
-    stored = True
+    loadable = True
     schedule: Schedule
     num_classes: int = 0
 

@@ -59,7 +59,7 @@ def object_types(hint: Any) -> tuple[type, ...]:
 
 def is_stored_model(hint: Any) -> bool:
     """Whether an annotation asks for a model that a training run may have stored, so that its folder can stand for it."""
-    return any(getattr(base, "stored", False) is True for base in object_types(hint))
+    return any(getattr(base, "loadable", False) is True for base in object_types(hint))
 
 
 def takes_node(hint: Any) -> bool:

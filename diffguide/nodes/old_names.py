@@ -68,14 +68,33 @@ ADDED: dict[str, dict[str, tuple[Any, Any]]] = {  # class: key: what it did befo
         "split_by": ("path", "contents"),
     },
 }
-RENAMED: dict[str, dict[str, str]] = {target: {"root": "path"} for target in DOWNLOADS}
+QUANTIZED = [
+    FOLDER,
+    *DOWNLOADS,
+    "diffguide.datasets.digits.Digits",
+    "diffguide.datasets.gmm2d.GMM2D",
+    "diffguide.datasets.photo_patches.PhotoPatches",
+    "diffguide.objectives.cdm.CDM",
+    "diffguide.objectives.density_ratio.DensityRatio",
+    "diffguide.models.decoders.Discretized",
+]
+RENAMED: dict[str, dict[str, str]] = {
+    target: {"values": "quantization_levels"} for target in QUANTIZED
+}  # class: before: now
+for target in DOWNLOADS:
+    RENAMED[target]["root"] = "path"
+RENAMED_KEYS = {  # node: key as it was typed before: now
+    "dataset": {"root": "path", "values": "quantization_levels"},
+    "objective": {"values": "quantization_levels"},
+    "decoder": {"values": "quantization_levels"},
+}
 
 
 def renamed_key(key: str) -> str:
     """A dotted key as it was typed, by its name of today."""
     parent, _, name = key.rpartition(".")
-    names = {before: now for names in RENAMED.values() for before, now in names.items()}
-    return f"{parent}.{names[name]}" if parent.split(".")[-1] == "dataset" and name in names else key
+    now = RENAMED_KEYS.get(parent.rpartition(".")[2], {}).get(name)
+    return f"{parent}.{now}" if now else key
 
 
 def current_name(target: str) -> str:

@@ -1,4 +1,4 @@
-"""Objectives: how a backbone becomes something trained. objective(x_0, y, rng) -> Loss; `objective.model` survives."""
+"""Objectives: how a backbone is trained. objective(x_0, y, rng) -> Loss; `objective.model` is what training yields."""
 
 from .base import Diverged, Loss, Objective
 from .cdm import CDM
@@ -7,10 +7,37 @@ from .denoising import Denoising
 from .density_ratio import DensityRatio
 from .energy import EnergyObjective
 from .jem import JEM
+from .levels import LogitNormal, LogNormal, NoiseLevels, UniformLogSNR, UniformTime
+from .resampling import LossSecondMoment
 from .sliced import Sliced
 from .variational import Variational
+from .weights import EDM, P2, LearnedUncertainty, Likelihood, MinSNR, SoftMinSNR, Uniform, UniformEps, Weight
 
 __all__ = [
-    "CDM", "ClassifierObjective", "Denoising", "DensityRatio", "Diverged", "EnergyObjective", "JEM", "Loss", "Objective",
-    "Sliced", "Variational",
-]  # fmt: skip
+    "CDM",
+    "EDM",
+    "JEM",
+    "P2",
+    "ClassifierObjective",
+    "Denoising",
+    "DensityRatio",
+    "Diverged",
+    "EnergyObjective",
+    "LearnedUncertainty",
+    "Likelihood",
+    "LogNormal",
+    "LogitNormal",
+    "Loss",
+    "LossSecondMoment",
+    "MinSNR",
+    "NoiseLevels",
+    "Objective",
+    "Sliced",
+    "SoftMinSNR",
+    "Uniform",
+    "UniformEps",
+    "UniformLogSNR",
+    "UniformTime",
+    "Variational",
+    "Weight",
+]

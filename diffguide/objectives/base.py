@@ -1,4 +1,4 @@
-"""The contract of every objective, and the label dropout they share."""
+"""The contract of every objective, label dropout, and shared checks."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -9,17 +9,28 @@ from torch import Tensor, nn
 from ..backbones.conditions import Condition, remove_condition
 from ..randomness import Share, uniform
 
-__all__ = ["Diverged", "Loss", "Objective", "check_dropout", "check_weights", "drop_condition"]
+__all__ = [
+    "Diverged",
+    "Loss",
+    "Objective",
+    "check_dropout",
+    "check_weights",
+    "drop_condition",
+    "label_log_prob",
+    "require_labels",
+]
 
 
 class Diverged(ValueError):
-    """Training that came to nothing: a loss or gradient that is not finite, energies that run away; the message says where."""
+    """Training diverged: a loss or gradient that is not finite, or energies that drift apart; the message says where."""
 
 
 class Loss(NamedTuple):
-    """per_example [B], to be averaged and differentiated; terms: its named parts, detached, each [B], for the log.
+    """The loss of a batch.
 
-    log_snr [B]: the noise level of each example, for messages; None where there is none.
+    per_example: [B], to be averaged and differentiated.
+    terms: named parts for the log, detached, [B] each.
+    log_snr: noise level of each example for messages, [B]; None without noise levels.
     """
 
     per_example: Tensor
@@ -30,15 +41,14 @@ class Loss(NamedTuple):
 class Objective(nn.Module):
     """objective(x_0, y, rng) -> Loss: x_0 [B, ...] in [-1, 1]; y [B] class indices, an Embedding or None; rng on its device.
 
-    Its random numbers come from `randomness.normal` and `uniform`, so that rng may be the share of a divided batch.
+    Random numbers come from `randomness.normal` and `uniform`, so that rng may be the `Share` of a divided batch.
 
     Attributes:
-        model: what survives training (a denoiser, a classifier, an energy). Everything that the model owns is
-            registered there and nowhere else.
-        compilable: whether the backbone may go through torch.compile, which has no gradients of gradients, and computes those
-            by the input with those by all parameters.
+        model: what training yields (a denoiser, a classifier, an energy); the only place where its parts are registered.
+        compilable: whether torch.compile may compile the backbone. It supports no gradients of gradients, and computes
+            input gradients together with those of all parameters.
         divisible: whether a batch may be divided among devices and micro-steps.
-        max_restores: how often a run that diverged goes back to its last checkpoint, and on from there with other randomness.
+        max_restores: how often a diverged run restarts from its last checkpoint, with new randomness.
     """
 
     model: nn.Module
@@ -52,11 +62,11 @@ class Objective(nn.Module):
     def check(self, x_0: Tensor) -> None:
         """
         Raises:
-            ValueError: examples [B, ...] that it cannot learn from; most can from all.
+            ValueError: examples [B, ...] that this objective cannot train on.
         """
 
     def figures(self, loss: Loss) -> dict[str, float]:
-        """What metrics.jsonl says of a held-out split beside its mean loss; most have nothing to say.
+        """Figures of a held-out split for metrics.jsonl, beside the mean loss.
 
         Arguments:
             loss: of all examples of the split.
@@ -64,36 +74,36 @@ class Objective(nn.Module):
         return {}
 
     def finish_step(self, gather: Callable[[Tensor], Tensor]) -> None:
-        """After every optimiser step, on every device, for what an objective learns beside its gradient.
+        """Called after every optimiser step on every device, for state that is not updated by gradients.
 
         Arguments:
-            gather: stacks a tensor of every device, as Fabric's `all_gather` does; one device may return it as it is.
+            gather: stacks a tensor over the devices, as Fabric's `all_gather`; a single device may return it unchanged.
 
         Raises:
-            Diverged: training that came to nothing.
+            Diverged: training diverged.
         """
 
     def memory(self) -> dict[str, Tensor]:
-        """What training goes on from beside parameters and buffers, for its checkpoint; most have none."""
+        """State for the checkpoint beside parameters and buffers."""
         return {}
 
     def remember(self, memory: dict[str, Tensor], shape: Sequence[int]) -> None:
-        """Goes on from the `memory` of a checkpoint.
+        """Restores the `memory` of a checkpoint.
 
         Arguments:
             shape: of one example.
 
         Raises:
-            ValueError: a memory that is not this objective's.
+            ValueError: the memory of another objective.
         """
         if memory:
-            raise ValueError(f"it holds {min(memory)}, which {type(self).__name__} has no use for")
+            raise ValueError(f"the checkpoint holds {min(memory)}, which {type(self).__name__} does not use")
 
 
 def check_dropout(p_uncond: float) -> None:
     """
     Raises:
-        ValueError: a probability of training without condition that is none.
+        ValueError: p_uncond is no probability.
     """
     if not 0 <= p_uncond <= 1:
         raise ValueError(f"p_uncond must be in [0, 1], got {p_uncond}")
@@ -102,7 +112,7 @@ def check_dropout(p_uncond: float) -> None:
 def check_weights(ce_weight: float, mse_weight: float) -> None:
     """
     Raises:
-        ValueError: weights of a cross-entropy and a squared error that leave nothing to learn, or its opposite.
+        ValueError: a negative or infinite weight, or both weights 0.
     """
     if not (ce_weight >= 0 and mse_weight >= 0 and 0 < ce_weight + mse_weight < float("inf")):
         raise ValueError(
@@ -111,10 +121,26 @@ def check_weights(ce_weight: float, mse_weight: float) -> None:
 
 
 def drop_condition(y: Condition | None, probability: float, rng: torch.Generator | Share) -> Condition | None:
-    """y without its condition (-1, or keep=False) in every row independently with the given probability.
+    """Drops the condition (-1, or keep=False) of each row independently with the given probability.
 
     Ho & Salimans, "Classifier-Free Diffusion Guidance", 2022, arXiv 2207.12598, algorithm 1.
     """
     if y is None or probability == 0:
         return y
     return remove_condition(y, uniform((len(y),), rng, torch.float32) < probability)
+
+
+def require_labels(y: Condition | None) -> Tensor:
+    """The class labels [B] of a batch.
+
+    Raises:
+        ValueError: no condition, or an embedding.
+    """
+    if not isinstance(y, Tensor):
+        raise ValueError(f"this objective needs class labels [B], got {type(y).__name__}; take a data set with classes")
+    return y
+
+
+def label_log_prob(log_prob: Tensor, y: Tensor) -> Tensor:
+    """log p(y | .) of each row [B] from log-probabilities [B, K]; class 0 stands in for y = -1."""
+    return log_prob.gather(1, y.clamp(min=0)[:, None])[:, 0]

@@ -8,15 +8,16 @@ import torch
 from torch import Tensor
 
 from ..backbones import Backbone
+from ..backbones.conditions import Condition
 from ..models.noisy_classifier import NoisyClassifier
 from ..randomness import Share, normal
 from ..schedules import Schedule
-from .base import Loss, Objective
-from .levels import NoiseLevels
+from .base import Loss, Objective, require_labels
+from .levels import UNIFORM_TIME, NoiseLevels
 
-__all__ = ["BANDS", "ClassifierObjective"]
+__all__ = ["REPORTED_BANDS", "ClassifierObjective"]
 
-BANDS = (0.0, 0.1, 0.3, 1.0, 3.0, 10.0, math.inf)  # edges in noise level sigma / alpha, for the report
+REPORTED_BANDS = (0.0, 0.1, 0.3, 1.0, 3.0, 10.0, math.inf)  # edges in noise level sigma / alpha
 
 
 class ClassifierObjective(Objective):
@@ -26,42 +27,45 @@ class ClassifierObjective(Objective):
 
     Arguments:
         backbone: network (x, log_snr, None) -> F [B, number of classes].
-        schedule: noise schedule; the generators that it is to steer may have another.
+        schedule: noise schedule; the generators that the classifier guides may have another.
         levels: distribution of the noise level.
 
     Raises:
         ValueError: a backbone without one output per class, levels that the schedule's ends do not allow, or a learned
-            schedule: the loss would be lowered by one that avoids noise.
+            schedule, which would lower the loss by avoiding noise.
     """
 
-    def __init__(self, backbone: Backbone, schedule: Schedule, levels: NoiseLevels):
+    model: NoisyClassifier
+
+    def __init__(self, backbone: Backbone, schedule: Schedule, levels: NoiseLevels = UNIFORM_TIME):
         super().__init__()
         levels.check(schedule)
         if schedule.learned:
             raise ValueError(
-                f"a classifier cannot train a learned schedule ({type(schedule).__name__}), whose noise it would turn off; "
-                "take a fixed one such as schedule=cosine"
+                f"a classifier cannot train a learned schedule ({type(schedule).__name__}), which would learn to add no "
+                "noise; take a fixed one such as schedule=cosine"
             )
         self.model, self.levels = NoisyClassifier(backbone, schedule), levels
 
-    def forward(self, x_0: Tensor, y: Tensor, rng: torch.Generator | Share) -> Loss:
-        schedule = self.model.schedule
+    def forward(self, x_0: Tensor, y: Condition | None, rng: torch.Generator | Share) -> Loss:
+        schedule, labels = self.model.schedule, require_labels(y)
         t, _ = self.levels(schedule, len(x_0), rng)
         log_snr = schedule.log_snr(t)
         alpha, sigma = (a.to(x_0) for a in schedule.scales(log_snr, x_0.ndim))
         eps = normal(x_0.shape, rng, x_0.dtype)
         log_prob = self.model.log_prob_at(alpha * x_0 + sigma * eps, log_snr)
-        ce = -log_prob.gather(1, y[:, None])[:, 0]
+        ce = -log_prob.gather(1, labels[:, None])[:, 0]
         if self.training and torch.is_grad_enabled():
             self.levels.observe(t, ce, rng)
-        accuracy = (log_prob.argmax(1) == y).to(ce)
+        accuracy = (log_prob.argmax(1) == labels).to(ce)
         return Loss(self.levels.importance(t).to(ce) * ce, {"ce": ce.detach(), "accuracy": accuracy}, log_snr)
 
     def figures(self, loss: Loss) -> dict[str, float]:
-        """The accuracy over all levels, and in each band of noise levels (lo, hi] that any example fell into."""
+        """The accuracy over all levels, and in each non-empty band of noise levels (lo, hi]."""
+        assert loss.log_snr is not None
         accuracy, level = loss.terms["accuracy"].cpu(), torch.exp(-0.5 * loss.log_snr.cpu())
         found = {"accuracy": float(accuracy.mean())}
-        for low, high in itertools.pairwise(BANDS):
+        for low, high in itertools.pairwise(REPORTED_BANDS):
             inside = (low < level) & (level <= high)
             if inside.any():
                 found[f"accuracy_{low:g}_{high:g}"] = float(accuracy[inside].mean())

@@ -1,4 +1,4 @@
-"""Regression on noised data: every objective of the eps, x0, v, flow and EDM kind is this class with another table."""
+"""Regression on noised data: eps, x0, v, flow and EDM are this class with another parameterization and weight."""
 
 from collections.abc import Callable
 
@@ -7,16 +7,18 @@ from torch import Tensor
 
 from ..backbones import Backbone
 from ..backbones.conditions import Condition
-from ..models.parameterizations import Parameterization
+from ..models.parameterizations import Parameterization, V
 from ..models.preconditioned import Preconditioned
 from ..randomness import Share, normal
 from ..schedules import Schedule
 from .base import Loss, Objective, check_dropout, drop_condition
-from .levels import NoiseLevels
+from .levels import UNIFORM_TIME, NoiseLevels
 from .resampling import LossSecondMoment
-from .weights import LearnedUncertainty, Likelihood, Weight
+from .weights import UNIFORM_WEIGHT, LearnedUncertainty, Likelihood, Weight
 
-__all__ = ["Denoising"]
+__all__ = ["V_PREDICTION", "Denoising"]
+
+V_PREDICTION = V()
 
 
 class Denoising(Objective):
@@ -31,22 +33,29 @@ class Denoising(Objective):
         parameterization: what the network predicts.
         weight: weight over noise levels on the network's own error.
         levels: distribution of the noise level.
-        p_uncond: probability, per example, of training without its condition; in [0, 1].
+        p_uncond: probability of dropping the condition of an example; in [0, 1].
 
-    A learned schedule is trained to make the bound's estimate less noisy: the gradient that reaches it is that of the
-    squared loss (Kingma et al. 2021, arXiv 2107.00630, appendix I.2). The mean of the bound does not depend
-    on it; any other weighted loss would be lowered by a schedule that avoids the difficult levels.
+    A learned schedule is trained to reduce the variance of the bound's estimate, by the gradient of the squared loss
+    (Kingma et al. 2021, arXiv 2107.00630, appendix I.2). The mean of the bound does not depend on the schedule; any other
+    weighted loss would be lowered by a schedule that avoids the difficult levels.
 
     Raises:
-        ValueError: p_uncond out of range, a parameterization or levels that the schedule's ends do not allow, or a
-            learned schedule with learned ends, another weight than the likelihood's, or without effect on the levels;
-            a learned uncertainty where levels follow the losses.
+        ValueError: p_uncond out of range; a parameterization or levels that the schedule's ends do not allow; a learned
+            schedule with learned ends, with a weight other than the likelihood's, or with levels that do not depend on
+            it; a learned uncertainty with levels that follow the losses.
     """
 
+    model: Preconditioned
+
     def __init__(
-        self, backbone: Backbone, schedule: Schedule, parameterization: Parameterization, weight: Weight,
-        levels: NoiseLevels, p_uncond: float,
-    ):  # fmt: skip
+        self,
+        backbone: Backbone,
+        schedule: Schedule,
+        parameterization: Parameterization = V_PREDICTION,
+        weight: Weight = UNIFORM_WEIGHT,
+        levels: NoiseLevels = UNIFORM_TIME,
+        p_uncond: float = 0.0,
+    ):
         super().__init__()
         check_dropout(p_uncond)
         levels.check(schedule)
@@ -62,8 +71,8 @@ class Denoising(Objective):
             )
         if isinstance(weight, LearnedUncertainty) and isinstance(levels, LossSecondMoment):
             raise ValueError(
-                "weight learned_uncertainty cannot be used with levels loss_second_moment: it makes the losses of all levels "
-                "alike, and below 0 in part; take levels=uniform_t or another weight"
+                "weight learned_uncertainty cannot be used with levels loss_second_moment: it equalizes the losses of all "
+                "levels and makes some negative; take levels=uniform_t or another weight"
             )
         self.model = Preconditioned(backbone, schedule, parameterization, has_null=p_uncond > 0)
         self.weight, self.levels, self.p_uncond = weight, levels, float(p_uncond)
@@ -75,13 +84,11 @@ class Denoising(Objective):
         eps = normal(x_0.shape, rng, x_0.dtype)
         error, rows = self.model.error(x_0, eps, log_snr, drop_condition(y, self.p_uncond, rng))
         error = error.square().flatten(1).mean(1)
-        weighted = self.weight.weighted(error, log_snr, rows, density)
+        weighted = self.weight.weigh(error, log_snr, rows, density)
         if self.training and torch.is_grad_enabled():
             self.levels.observe(t, weighted, rng)
         loss = self.levels.importance(t).to(weighted) * weighted
-        for part in (log_snr, density):
-            if part.requires_grad:  # the schedule is learned, by the gradient of the square
-                part.register_hook(lambda gradient: gradient * (2 * loss.detach()).to(gradient))
+        schedule.scale_gradients(2 * loss.detach(), log_snr, density)  # a learned one minimizes the squared loss
         return Loss(loss, {"mse": error.detach()}, log_snr.detach())
 
     def finish_step(self, gather: Callable[[Tensor], Tensor]) -> None:

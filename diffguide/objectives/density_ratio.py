@@ -10,8 +10,8 @@ from ..models.level_classifier import LevelClassifier
 from ..randomness import Share, normal
 from ..schedules import Schedule
 from .base import Loss, Objective, check_dropout, drop_condition
-from .cdm import check_spread, check_values, dequantized
-from .levels import places
+from .cdm import check_quantization_levels, check_quantized, dequantize
+from .levels import draw_uniform
 
 __all__ = ["DensityRatio"]
 
@@ -19,43 +19,53 @@ __all__ = ["DensityRatio"]
 class DensityRatio(Objective):
     """(softplus(-r_k(x_k)) + softplus(r_k(x_(k + 1)))) / 2,  r_k = f_k - f_(k + 1) -> log p_k - log p_(k + 1).
 
-    x_k = alpha_k x_0 + sigma_k eps and x_(k + 1) come from the same x_0 and eps; k is one of the levels 0..T, drawn evenly,
-    and level T + 1 is eps itself. The best loss is log 2 - JS(p_k, p_(k + 1)). The sum of the ratios from k on is
-    log p_k - log N(0, I): of two levels (data and noise alone) this is noise-contrastive estimation, whose one classifier is
-    soon always right where the two are far apart, and learns no more; of several, telescoping density-ratio estimation.
+    x_k = alpha_k x_0 + sigma_k eps and x_(k + 1) share x_0 and eps; k is uniform over the levels 0..T, and level T + 1 is
+    eps itself. The best loss is log 2 - JS(p_k, p_(k + 1)). The sum of the ratios from k on is log p_k - log N(0, I).
+
+    Two levels (data and noise) are noise-contrastive estimation: where the two are far apart its one classifier is soon
+    always right and stops learning. More levels are telescoping density-ratio estimation.
 
     Gutmann & Hyvaerinen, "Noise-contrastive estimation", 2010; Rhodes, Xu, Gutmann, "Telescoping Density-Ratio Estimation",
-    2020, arXiv 2006.12204, eq. 5 to 9; there every example is seen at all levels in every step, here at one pair.
+    2020, arXiv 2006.12204, eq. 5 to 9. There a step sees every example at all levels, here at one pair.
 
     Arguments:
         backbone: network (x, None, y) -> [B, levels].
         schedule: noise schedule that ends in N(0, I).
         levels: T + 2, at least 2: the data, T levels of noise, and N(0, I).
-        values: K values of an element of the data, spread by uniform noise as for `CDM`; 0 = continuous data.
-        p_uncond: probability, per example, of training without its condition; in [0, 1].
+        quantization_levels: K values of a data element, dequantized as by `CDM`; 0 = continuous data.
+        p_uncond: probability of dropping the condition of an example; in [0, 1].
 
     Raises:
-        ValueError: p_uncond, values or levels out of range; a backbone or schedule that `LevelClassifier` refuses.
+        ValueError: p_uncond, quantization_levels or levels out of range; a backbone or schedule that `LevelClassifier`
+            rejects.
     """
 
     compilable = False  # guidance and the flow's divergence differentiate its gradient
+    model: LevelClassifier
 
-    def __init__(self, backbone: Backbone, schedule: Schedule, levels: int, values: int, p_uncond: float):
+    def __init__(
+        self,
+        backbone: Backbone,
+        schedule: Schedule,
+        levels: int = 12,
+        quantization_levels: int = 0,
+        p_uncond: float = 0.0,
+    ):
         super().__init__()
         check_dropout(p_uncond)
         if levels < 2:
             raise ValueError(f"levels must be at least 2 (the data and N(0, I)), got {levels}")
-        check_values(values)
+        check_quantization_levels(quantization_levels)
         self.model = LevelClassifier(backbone, schedule, levels - 2, p_uncond > 0)
-        self.values, self.p_uncond = values, float(p_uncond)
+        self.quantization_levels, self.p_uncond = quantization_levels, float(p_uncond)
 
     def check(self, x_0: Tensor) -> None:
-        check_spread(x_0, self.values)
+        check_quantized(x_0, self.quantization_levels)
 
     def forward(self, x_0: Tensor, y: Condition | None, rng: torch.Generator | Share) -> Loss:
         model, pairs = self.model, self.model.steps + 1
-        k = (places(len(x_0), rng, True) * pairs).long().clamp(max=pairs - 1)
-        x_0 = dequantized(x_0, self.values, rng)
+        k = (draw_uniform(len(x_0), rng, True) * pairs).long().clamp(max=pairs - 1)
+        x_0 = dequantize(x_0, self.quantization_levels, rng)
         eps = normal(x_0.shape, rng, x_0.dtype)
         y = drop_condition(y, self.p_uncond, rng)
         x = []
@@ -70,5 +80,5 @@ class DensityRatio(Objective):
         return Loss(loss, {"accuracy": accuracy.detach()})
 
     def figures(self, loss: Loss) -> dict[str, float]:
-        """The share of the points that the classifiers know the level of: near 1 they learn no more of the ratio."""
+        """The mean accuracy of the classifiers: near 1 they stop learning the ratio."""
         return {"accuracy": float(loss.terms["accuracy"].mean())}

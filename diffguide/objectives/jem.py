@@ -1,16 +1,18 @@
-"""Joint energy models: training class logits as an energy, by Langevin chains from a replay buffer."""
+"""Joint energy models: class logits trained as an energy, by Langevin chains from a replay buffer."""
 
 import math
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from ..backbones import Backbone
+from ..backbones.conditions import Condition
 from ..models.joint_energy import JointEnergy, joint_log_density
 from ..models.level_classifier import langevin_step
 from ..randomness import Share, normal, uniform
 from ..schedules import NoSchedule, Schedule
-from .base import Diverged, Loss, Objective
+from .base import Diverged, Loss, Objective, label_log_prob, require_labels
 
 __all__ = ["JEM"]
 
@@ -19,47 +21,60 @@ class JEM(Objective):
     """ce_weight CE + ml_weight (E(x) - E(x')) + energy_l2 (E(x)^2 + E(x')^2), x' the ends of Langevin chains on the energy.
 
     Grathwohl, Wang, Jacobsen, Duvenaud, Norouzi, Swersky, "Your Classifier is Secretly an Energy Based Model and You Should
-    Treat it Like One", 2020, arXiv 1912.03263, algorithm 1: the second term's gradient is that of -log p, if the chains have
-    arrived. E = -f(x)[y] where conditional, with chains of p(x | y) for the batch's classes; else E = -logsumexp f(x), with
-    chains of p(x). They go on from a buffer (Tieleman 2008; Du & Mordatch 2019, arXiv 1903.08689, with the penalty too) or
-    begin anew, uniform in [-1, 1]. The held-out loss is the cross-entropy.
+    Treat it Like One", 2020, arXiv 1912.03263, algorithm 1. If the chains have converged, the gradient of the second term is
+    that of -log p. Conditional: E = -f(x)[y], with chains of p(x | y) for the batch's classes; else E = -logsumexp f(x), with
+    chains of p(x). Chains continue from a replay buffer (Tieleman 2008; Du & Mordatch 2019, arXiv 1903.08689, as is the
+    penalty) or restart uniform in [-1, 1]. The held-out loss is the cross-entropy.
 
     Arguments:
         backbone: network (x, None, None) -> f [B, number of classes], without noise input.
         schedule: NoSchedule, or None: there are no noise levels.
-        ce_weight, ml_weight, energy_l2: of the terms, at least 0, the first two not both 0; without ml_weight no chain is
-            run: a plain classifier, to compare with.
+        ce_weight, ml_weight, energy_l2: of the terms, at least 0, the first two not both 0; ml_weight = 0 runs no chains and
+            trains a plain classifier.
         conditional: whether the energy is that of (x, y).
         steps: of a chain per training step, at least 1.
-        step_size, noise_scale: as of `samplers.SGLD`.
+        step_size, noise_scale: as in `samplers.SGLD`.
         size: chains in the buffer, at least the number of classes.
-        reinit: probability of a new chain, in [0, 1]; 1 = every one (short-run chains, Nijkamp et al. 2019, arXiv 1904.09770).
+        reinit: probability of restarting a chain, in [0, 1]; 1 = always (short-run chains, Nijkamp et al. 2019, arXiv
+            1904.09770).
         noise: standard deviation of the noise on the data, at least 0.
-        max_gap: between the mean energies of a batch's data and samples, above 0.
-        max_restores: how often a run that diverged goes back to its last checkpoint, at least 0.
+        max_gap: largest difference of the mean energies of data and samples, above 0.
+        max_restores: how often a diverged run restarts from its last checkpoint, at least 0.
 
     Raises:
-        ValueError: a number out of range, a schedule, a backbone that `JointEnergy` refuses; from remember: a buffer of
+        ValueError: a number out of range, a schedule, a backbone that `JointEnergy` rejects; from remember: a buffer of
             another size or shape.
         Diverged: from finish_step, energies further apart than max_gap.
     """
 
     compilable = divisible = False
+    model: JointEnergy
 
     def __init__(
-        self, backbone: Backbone, schedule: Schedule | None, ce_weight: float, ml_weight: float, energy_l2: float,
-        conditional: bool, steps: int, step_size: float, noise_scale: float | None, size: int, reinit: float,
-        noise: float, max_gap: float, max_restores: int,
-    ):  # fmt: skip
+        self,
+        backbone: Backbone,
+        schedule: Schedule | None = None,
+        ce_weight: float = 1.0,
+        ml_weight: float = 1.0,
+        energy_l2: float = 0.1,
+        conditional: bool = True,
+        steps: int = 40,
+        step_size: float = 1.0,
+        noise_scale: float | None = 0.01,
+        size: int = 10000,
+        reinit: float = 0.05,
+        noise: float = 0.03,
+        max_gap: float = 50.0,
+        max_restores: int = 5,
+    ):
         super().__init__()
         if schedule is not None and not isinstance(schedule, NoSchedule):
-            raise ValueError(
-                f"objective=jem has no noise levels, and {type(schedule).__name__} gives some: take schedule=none"
-            )
-        weights = {"ce_weight": ce_weight, "ml_weight": ml_weight, "energy_l2": energy_l2, "noise": noise}
-        for name, value in weights.items():
-            if not 0 <= value < math.inf:
-                raise ValueError(f"{name} must be a number of at least 0, got {value}")
+            raise ValueError(f"objective=jem has no noise levels, got {type(schedule).__name__}: take schedule=none")
+        self.model = JointEnergy(backbone)
+        check_at_least(0, ce_weight=ce_weight, ml_weight=ml_weight, energy_l2=energy_l2, noise=noise)
+        check_at_least(1, steps=steps)
+        check_at_least(self.model.num_classes, size=size)
+        check_at_least(0, max_restores=max_restores)
         if not ce_weight and not ml_weight:
             raise ValueError("one of ce_weight and ml_weight must be above 0: else nothing is learned")
         if not 0 < step_size < math.inf or (noise_scale is not None and not 0 <= noise_scale < math.inf):
@@ -70,97 +85,96 @@ class JEM(Objective):
             raise ValueError(f"reinit must be in [0, 1], got {reinit}")
         if not max_gap > 0:
             raise ValueError(f"max_gap must be above 0, got {max_gap}")
-        self.model = JointEnergy(backbone)
-        for name, value, least in (
-            ("steps", steps, 1),
-            ("size", size, self.model.num_classes),
-            ("max_restores", max_restores, 0),
-        ):
-            if value < least:
-                raise ValueError(f"{name} must be at least {least}, got {value}")
         self.ce_weight, self.ml_weight, self.energy_l2 = float(ce_weight), float(ml_weight), float(energy_l2)
         self.conditional, self.steps, self.step_size = conditional, steps, float(step_size)
         self.noise_scale = math.sqrt(2 * step_size) if noise_scale is None else float(noise_scale)
         self.size, self.reinit, self.noise = size, float(reinit), float(noise)
         self.max_gap, self.max_restores = float(max_gap), max_restores
-        self.buffer: Tensor | None = None  # [size, ...], of no state_dict: row i is of class i modulo their number
+        self.buffer: Tensor | None = None  # [size, ...], in no state_dict; row i is of class i modulo num_classes
         self.gap: Tensor | None = None
 
-    def forward(self, x_0: Tensor, y: Tensor, rng: torch.Generator | Share) -> Loss:
-        model, classes = self.model, y if self.conditional else None
+    def forward(self, x_0: Tensor, y: Condition | None, rng: torch.Generator | Share) -> Loss:
+        model, labels = self.model, require_labels(y)
+        classes = labels if self.conditional else None
         learning = self.training and torch.is_grad_enabled()
         x = x_0 + self.noise * normal(x_0.shape, rng, x_0.dtype) if learning else x_0
         logits = model.logits(x)
         log_prob = logits.log_softmax(1)
-        labelled = (y >= 0).to(logits)
-        ce = -log_prob.gather(1, y.clamp(min=0)[:, None])[:, 0] * labelled
+        ce = -label_log_prob(log_prob, labels) * (labels >= 0).to(logits)
         energy = -joint_log_density(logits, classes)
-        terms = {"ce": ce.detach(), "accuracy": (log_prob.argmax(1) == y).to(ce), "energy_data": energy.detach()}
+        terms = {"ce": ce.detach(), "accuracy": (log_prob.argmax(1) == labels).to(ce), "energy_data": energy.detach()}
         if not learning:
             return Loss(ce, terms)
         if not self.ml_weight:
             return Loss(self.ce_weight * ce + self.energy_l2 * energy.square(), terms)
-        of_samples = -model.log_density(self.draw(x, y, rng), None, classes)
+        of_samples = -model.log_density(self.draw_samples(x, labels, rng), None, classes)
         self.gap = (energy.detach().mean() - of_samples.detach().mean()).abs()
         size = self.energy_l2 * (energy.square() + of_samples.square())
         terms["energy_samples"] = of_samples.detach()
         return Loss(self.ce_weight * ce + self.ml_weight * (energy - of_samples) + size, terms)
 
-    def draw(self, x: Tensor, y: Tensor, rng: torch.Generator | Share) -> Tensor:
-        """The ends of chains, one for each of x [B, ...], which take their places in the buffer."""
+    def draw_samples(self, x: Tensor, y: Tensor, rng: torch.Generator | Share) -> Tensor:
+        """Ends of chains, one for each of x [B, ...]; they replace their starts in the buffer."""
         if self.buffer is None:
             generator = rng.generator if isinstance(rng, Share) else rng
             start = torch.rand((self.size, *x.shape[1:]), generator=generator, device=rng.device)
             self.buffer = 2 * start - 1
         self.buffer = self.buffer.to(x)
-        rows = self.rows(y, rng)
+        rows = self.draw_rows(y, rng)
         new = (uniform((len(x),), rng, torch.float32) < self.reinit).reshape(-1, *[1] * (x.ndim - 1))
         samples = torch.where(new, 2 * uniform(x.shape, rng, x.dtype) - 1, self.buffer[rows])
         classes, learning = y if self.conditional else None, self.model.training
-        self.model.eval()  # a chain is one of the energy, not of its dropout
+        self.model.eval()  # chains sample the energy without dropout
         for _ in range(self.steps):
             z = normal(x.shape, rng, x.dtype)
             samples = langevin_step(
                 lambda x: self.model.log_density(x, None, classes), samples, self.step_size, self.noise_scale, z
             )
         self.model.train(learning)
-        self.keep(rows, samples)
+        self.store(self.buffer, rows, samples)
         return samples
 
-    def rows(self, y: Tensor, rng: torch.Generator | Share) -> Tensor:
-        """A place in the buffer for every example, [B]: where chains are conditional, one of its class."""
+    def draw_rows(self, y: Tensor, rng: torch.Generator | Share) -> Tensor:
+        """A random buffer row for every example, [B]; of its class, where chains are conditional."""
         u, classes = uniform((len(y),), rng, torch.float64), self.model.num_classes
         anywhere = (u * self.size).long()
         if not self.conditional:
             return anywhere
         return torch.where(y < 0, anywhere, (u * (self.size // classes)).long() * classes + y)
 
-    def keep(self, rows: Tensor, samples: Tensor) -> None:
-        """Puts samples into the buffer; the last of those for one place stays, on every device."""
+    def store(self, buffer: Tensor, rows: Tensor, samples: Tensor) -> None:
+        """Writes samples into the buffer; of several for one row the last wins, on every device."""
         order = torch.arange(len(rows), device=rows.device)
         last = torch.full((self.size,), -1, device=rows.device).scatter_reduce(0, rows, order, "amax")
         places = (last >= 0).nonzero()[:, 0]
-        self.buffer[places] = samples[last[places]]
+        buffer[places] = samples[last[places]]
 
     def figures(self, loss: Loss) -> dict[str, float]:
-        """Accuracy and log-loss; their mean energy says how far they are from what is sampled."""
+        """Accuracy, log-loss and mean energy; the energy shows how far the data are from the samples."""
         found = {"accuracy": loss.terms["accuracy"], "nll": loss.terms["ce"], "energy": loss.terms["energy_data"]}
         return {name: float(value.mean()) for name, value in found.items()}
 
-    def finish_step(self, gather) -> None:
+    def finish_step(self, gather: Callable[[Tensor], Tensor]) -> None:
         if self.gap is not None and self.gap > self.max_gap:
             raise Diverged(
-                f"the mean energies of data and samples lie {float(self.gap):.4g} apart, more than "
+                f"the mean energies of data and samples differ by {float(self.gap):.4g}, more than "
                 f"objective.max_gap={self.max_gap:g}"
             )
 
     def memory(self) -> dict[str, Tensor]:
         return {} if self.buffer is None else {"buffer": self.buffer}
 
-    def remember(self, memory: dict[str, Tensor], shape: list[int]) -> None:
+    def remember(self, memory: dict[str, Tensor], shape: Sequence[int]) -> None:
         found = {name: [*value.shape] for name, value in memory.items()}
         if found not in ({}, {"buffer": [self.size, *shape]}):
-            raise ValueError(f"its replay buffer is {found}, and this objective has one of {[self.size, *shape]}")
+            raise ValueError(f"the replay buffer is {found}, this objective needs one of {[self.size, *shape]}")
         if not all(value.is_floating_point() and value.isfinite().all() for value in memory.values()):
-            raise ValueError("its replay buffer holds what is no finite number")
+            raise ValueError("the replay buffer holds numbers that are not finite")
         self.buffer = memory["buffer"].clone() if memory else None
+
+
+def check_at_least(least: int, **numbers: float) -> None:
+    """Raises ValueError for a number below `least`, or not finite."""
+    for name, value in numbers.items():
+        if not least <= value < math.inf:
+            raise ValueError(f"{name} must be at least {least} and finite, got {value}")

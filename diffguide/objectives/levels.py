@@ -1,8 +1,8 @@
 """Noise-level distributions: which times an objective trains on.
 
-levels(schedule, n, rng) -> (t [n], density [n]), both float64 on the device of rng; density is that of log_snr(t) with
-respect to log-SNR, the quantity that importance weights and the likelihood weight divide by. Where draws that leave the
-schedule are moved to its ends, their density there is infinite.
+levels(schedule, n, rng) -> (t [n], density [n]), both float64 on the device of rng. The density is that of log_snr(t) with
+respect to log-SNR; importance weights and the likelihood weight divide by it. Draws beyond the schedule are clamped to its
+ends, where their density is infinite.
 """
 
 import math
@@ -14,36 +14,36 @@ from torch import Tensor
 from ..randomness import Share, normal, uniform
 from ..schedules import Schedule
 
-__all__ = ["LogNormal", "LogitNormal", "NoiseLevels", "UniformLogSNR", "UniformTime"]
+__all__ = ["UNIFORM_TIME", "LogNormal", "LogitNormal", "NoiseLevels", "UniformLogSNR", "UniformTime", "draw_uniform"]
 
 
 class NoiseLevels:
     """Base of the noise-level distributions.
 
     Attributes:
-        in_time: whether t is drawn, whatever the curve; else log_snr is.
+        in_time: whether t is drawn, independent of the curve, instead of log_snr.
     """
 
     in_time = True
 
     def check(self, schedule: Schedule) -> None:
-        """Raises ValueError where it cannot be used with a schedule."""
+        """Raises ValueError for a schedule that the distribution cannot be used with."""
 
     def __call__(self, schedule: Schedule, n: int, rng: torch.Generator | Share) -> tuple[Tensor, Tensor]:
         raise NotImplementedError
 
     def importance(self, t: Tensor) -> Tensor:
-        """[n], what the losses are multiplied by: 1, unless other times are drawn than the density says."""
+        """Factors of the losses, [n]: 1, unless times are drawn from another density than the stated one."""
         return torch.ones_like(t)
 
     def observe(self, t: Tensor, loss: Tensor, rng: torch.Generator | Share) -> None:
-        """Takes note of the losses [n] of times in a training step, before `importance`; most do not."""
+        """Records the losses [n] of times in a training step, before `importance`."""
 
     def finish_step(self, gather: Callable[[Tensor], Tensor]) -> None:
-        """Learns from what was noted since the last step; `gather` stacks a tensor of every device."""
+        """Updates the distribution from the recorded losses; `gather` stacks a tensor over the devices."""
 
 
-def places(n: int, rng: torch.Generator | Share, stratified: bool) -> Tensor:
+def draw_uniform(n: int, rng: torch.Generator | Share, stratified: bool) -> Tensor:
     """n numbers uniform on [0, 1), float64; stratified: (u + i / n) mod 1 with one u for the whole batch."""
     if not stratified:
         return uniform((n,), rng, torch.float64)
@@ -56,20 +56,23 @@ class UniformTime(NoiseLevels):
     """t uniform on [0, 1], density 1 / |d log_snr / dt|.
 
     Arguments:
-        stratified: whether the n times share one offset, t_i = (u + i / n) mod 1: each still uniform, their spread even
-            (Kingma et al. 2021, arXiv 2107.00630, appendix I.1).
+        stratified: whether the n times share one offset, t_i = (u + i / n) mod 1: each is uniform, and they are evenly
+            spread (Kingma et al. 2021, arXiv 2107.00630, appendix I.1).
     """
 
-    def __init__(self, stratified: bool):
+    def __init__(self, stratified: bool = True):
         self.stratified = bool(stratified)
 
     def __call__(self, schedule: Schedule, n: int, rng: torch.Generator | Share) -> tuple[Tensor, Tensor]:
-        t = places(n, rng, self.stratified)
+        t = draw_uniform(n, rng, self.stratified)
         return t, 1 / schedule.rate(t).abs()
 
 
+UNIFORM_TIME = UniformTime()
+
+
 class UniformLogSNR(NoiseLevels):
-    """log_snr uniform between the ends of the schedule, whatever its curve.
+    """log_snr uniform between the ends of the schedule, independent of its curve.
 
     Kingma & Gao 2023, arXiv 2303.00848, section 2.
 
@@ -79,7 +82,7 @@ class UniformLogSNR(NoiseLevels):
 
     in_time = False
 
-    def __init__(self, stratified: bool):
+    def __init__(self, stratified: bool = True):
         self.stratified = bool(stratified)
 
     def check(self, schedule: Schedule) -> None:
@@ -92,7 +95,7 @@ class UniformLogSNR(NoiseLevels):
 
     def __call__(self, schedule: Schedule, n: int, rng: torch.Generator | Share) -> tuple[Tensor, Tensor]:
         high, low = schedule.log_snr_max, schedule.log_snr_min
-        log_snr = high + (low - high) * places(n, rng, self.stratified)
+        log_snr = high + (low - high) * draw_uniform(n, rng, self.stratified)
         return schedule.t_of(log_snr).clamp(0, 1), torch.full_like(log_snr, 1 / (high - low))
 
 
@@ -107,7 +110,7 @@ class LogNormal(NoiseLevels):
 
     in_time = False
 
-    def __init__(self, mean: float, std: float):
+    def __init__(self, mean: float = -1.2, std: float = 1.2):
         if not std > 0:
             raise ValueError(f"std must be positive, got {std}")
         self.mean, self.std = float(mean), float(std)
@@ -122,7 +125,7 @@ class LogNormal(NoiseLevels):
 
 
 class LogitNormal(NoiseLevels):
-    """log(t / (1 - t)) normal: the times of Stable Diffusion 3, most of them in the middle; natural with schedule=flow.
+    """log(t / (1 - t)) normal: the times of Stable Diffusion 3, most in the middle; suits schedule=flow.
 
     Esser et al., "Scaling Rectified Flow Transformers for High-Resolution Image Synthesis", 2024, arXiv 2403.03206, eq. 19.
 
@@ -130,7 +133,7 @@ class LogitNormal(NoiseLevels):
         mean, std: of the logit of t; 0 and 1 in the paper, a positive mean for more noise.
     """
 
-    def __init__(self, mean: float, std: float):
+    def __init__(self, mean: float = 0.0, std: float = 1.0):
         if not std > 0:
             raise ValueError(f"std must be positive, got {std}")
         self.mean, self.std = float(mean), float(std)

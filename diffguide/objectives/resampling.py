@@ -1,4 +1,4 @@
-"""Noise levels that are drawn where the loss is large."""
+"""Importance sampling of noise levels by their losses."""
 
 from collections.abc import Callable
 
@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from ..randomness import Share
 from ..schedules import Schedule
-from .levels import NoiseLevels, places
+from .levels import NoiseLevels, draw_uniform
 
 __all__ = ["LossSecondMoment"]
 
@@ -16,20 +16,23 @@ class LossSecondMoment(nn.Module, NoiseLevels):
     """t drawn with p(t) ~ sqrt(E[L_t^2]), losses multiplied by 1 / p(t): the mean of uniform t, with less variance.
 
     Nichol & Dhariwal, "Improved Denoising Diffusion Probabilistic Models", 2021, arXiv 2102.09672, eq. 18, over bins of
-    time in place of discrete steps. Times are uniform until every bin has its history, and in evaluation. The density
-    that it returns is that of uniform t, which is what the weights are for.
+    time in place of discrete steps. Times are uniform until every bin has its history, and in evaluation. The returned
+    density is that of uniform t, for which the weights are defined.
 
-    The memory lies in buffers: it is saved with the objective and the same on every device. A step's losses enter it
-    together, in the order of the whole batch, whichever way devices and micro-steps share the batch.
+    The losses lie in buffers: they are saved with the objective and equal on every device. A step adds its losses in the
+    order of the whole batch, however devices and micro-steps share the batch.
 
     Arguments:
-        bins: parts into which time is cut, at least 1.
-        history: latest losses that each bin remembers, at least 1; 10 in the paper.
-        floor: share of the times that stays uniform, in (0, 1]; 0.001 in the paper's code.
+        bins: of time, at least 1.
+        history: latest losses kept per bin, at least 1; 10 in the paper.
+        floor: share of uniform times, in (0, 1]; 0.001 in the paper's code.
         stratified: as for `UniformTime`.
     """
 
-    def __init__(self, bins: int, history: int, floor: float, stratified: bool):
+    squares: Tensor
+    count: Tensor
+
+    def __init__(self, bins: int = 100, history: int = 10, floor: float = 0.001, stratified: bool = True):
         super().__init__()
         for name, value in {"bins": bins, "history": history}.items():
             if value < 1:
@@ -50,13 +53,14 @@ class LossSecondMoment(nn.Module, NoiseLevels):
         return torch.where(known, self.floor + (1 - self.floor) * learned, 1.0)
 
     def bin(self, t: Tensor) -> Tensor:
+        """The bin of each time."""
         bins = len(self.count)
         return (t * bins).long().clamp(0, bins - 1)
 
     def __call__(self, schedule: Schedule, n: int, rng: torch.Generator | Share) -> tuple[Tensor, Tensor]:
         share = self.shares() / len(self.count)
         above = share.cumsum(0)
-        place = places(n, rng, self.stratified) * above[-1]
+        place = draw_uniform(n, rng, self.stratified) * above[-1]
         k = torch.searchsorted(above, place, right=True).clamp(max=len(share) - 1)
         t = (k + ((place - above[k] + share[k]) / share[k]).clamp(0, 1)) / len(share)
         return t, 1 / schedule.rate(t).abs()

@@ -1,4 +1,4 @@
-"""Score matching without the noise's own value: by the divergence of the score, estimated along random directions."""
+"""Sliced score matching: the divergence of the score, estimated along random directions."""
 
 import torch
 from torch import Tensor
@@ -11,7 +11,8 @@ from ..models.preconditioned import Preconditioned
 from ..randomness import Share, normal
 from ..schedules import Schedule
 from .base import Loss, Objective, check_dropout, drop_condition
-from .levels import NoiseLevels
+from .denoising import V_PREDICTION
+from .levels import UNIFORM_TIME, NoiseLevels
 from .resampling import LossSecondMoment
 
 __all__ = ["Sliced"]
@@ -21,18 +22,18 @@ class Sliced(Objective):
     """sigma^2 (v . grad_x (v . s) + ||s||^2 / 2) / D  at x_t = alpha x_0 + sigma eps,  s = -eps_hat / sigma,  v ~ N(0, I).
 
     Song, Garg, Shi, Ermon, "Sliced Score Matching", 2019, arXiv 1905.07868, eq. 8 (the variance-reduced form), over noise
-    levels weighted by sigma^2. Its mean is that of ||eps_hat - eps||^2 / (2 D) minus 1/2, so it trains the same network
-    as the eps objective with half its gradient, with more noise and two passes back in place of one; it exists
-    for comparison. D is the number of elements of one example.
+    levels weighted by sigma^2. Its mean is that of ||eps_hat - eps||^2 / (2 D) minus 1/2: half the expected gradient of the
+    eps objective, with more variance and two backward passes instead of one. It exists for comparison. D is the number of
+    elements of one example.
 
     Arguments:
-        backbone: network (x, log_snr, y) -> F in the shape of x, twice differentiable: double_differentiable: true where
-            it has attention, and not compiled.
-        schedule: noise schedule, a fixed one.
+        backbone: network (x, log_snr, y) -> F in the shape of x, twice differentiable: not compiled, and with
+            double_differentiable: true where it has attention.
+        schedule: noise schedule, not a learned one.
         parameterization: what the network predicts.
         levels: distribution of the noise level.
         slices: directions v per example, at least 1.
-        p_uncond: probability, per example, of training without its condition; in [0, 1].
+        p_uncond: probability of dropping the condition of an example; in [0, 1].
 
     Raises:
         ValueError: p_uncond or slices out of range, a learned schedule, levels that learn from their losses, attention
@@ -41,17 +42,24 @@ class Sliced(Objective):
 
     compilable = False
 
+    model: Preconditioned
+
     def __init__(
-        self, backbone: Backbone, schedule: Schedule, parameterization: Parameterization, levels: NoiseLevels, slices: int,
-        p_uncond: float,
-    ):  # fmt: skip
+        self,
+        backbone: Backbone,
+        schedule: Schedule,
+        parameterization: Parameterization = V_PREDICTION,
+        levels: NoiseLevels = UNIFORM_TIME,
+        slices: int = 1,
+        p_uncond: float = 0.0,
+    ):
         super().__init__()
         check_dropout(p_uncond)
         if slices < 1:
             raise ValueError(f"slices must be at least 1, got {slices}")
         levels.check(schedule)
         if isinstance(levels, LossSecondMoment):
-            raise ValueError("levels must not be LossSecondMoment: the sliced loss is below 0 where it is best")
+            raise ValueError("levels must not be LossSecondMoment: the sliced loss may be negative")
         if schedule.learned:
             raise ValueError(f"sliced score matching needs a fixed schedule, got {type(schedule).__name__}")
         check_twice_differentiable(backbone, "sliced score matching")

@@ -1,4 +1,4 @@
-"""Variational diffusion models: training on the bound itself."""
+"""Variational diffusion models: training on the variational bound."""
 
 import math
 from collections.abc import Callable
@@ -9,14 +9,16 @@ from torch import Tensor
 from ..backbones import Backbone
 from ..backbones.conditions import Condition
 from ..models.decoders import Decoder
-from ..models.parameterizations import Parameterization
+from ..models.parameterizations import Eps, Parameterization
 from ..models.preconditioned import Preconditioned
 from ..randomness import Share, normal
 from ..schedules import Schedule
 from .base import Loss, Objective, check_dropout, drop_condition
-from .levels import NoiseLevels
+from .levels import UNIFORM_TIME, NoiseLevels
 
 __all__ = ["Variational"]
+
+EPS_PREDICTION = Eps()
 
 
 class Variational(Objective):
@@ -30,28 +32,36 @@ class Variational(Objective):
     Kingma, Salimans, Poole, Ho, "Variational Diffusion Models", 2021, arXiv 2107.00630, eq. 11, 13-18. There p(z_1) is
     N(0, I), which differs by terms of e^(2 log_snr(1)).
 
-    In continuous time the bound does not depend on the curve between the ends. A learned schedule gets there the
-    gradient of the squared diffusion term, which makes the estimate less noisy (appendix I.2); learned ends, and the
-    whole of a learned schedule in T steps, get that of the bound.
+    In continuous time the bound does not depend on the curve between the ends: there a learned schedule follows the
+    gradient of the squared diffusion term, which reduces the variance of the estimate (appendix I.2). Learned ends, and a
+    learned schedule in T steps, follow the gradient of the bound.
 
     Arguments:
         backbone: network (x, log_snr, y) -> F in the shape of x.
         schedule: noise schedule with finite ends.
-        parameterization: what the network predicts.
         decoder: p(x | z_0).
+        parameterization: what the network predicts.
         levels: distribution of the noise level.
         steps: T, at least 1; None = continuous time.
-        p_uncond: probability, per example, of training without its condition; in [0, 1].
+        p_uncond: probability of dropping the condition of an example; in [0, 1].
 
     Raises:
         ValueError: p_uncond or steps out of range, infinite ends, levels that the schedule's ends do not allow, a learned
-            schedule with levels that are not drawn in time; from `forward`: data that the decoder does not decode.
+            schedule with levels that are not drawn in time; from `forward`: data that the decoder does not take.
     """
 
+    model: Preconditioned
+
     def __init__(
-        self, backbone: Backbone, schedule: Schedule, parameterization: Parameterization, decoder: Decoder,
-        levels: NoiseLevels, steps: int | None, p_uncond: float,
-    ):  # fmt: skip
+        self,
+        backbone: Backbone,
+        schedule: Schedule,
+        decoder: Decoder,
+        parameterization: Parameterization = EPS_PREDICTION,
+        levels: NoiseLevels = UNIFORM_TIME,
+        steps: int | None = None,
+        p_uncond: float = 0.0,
+    ):
         super().__init__()
         check_dropout(p_uncond)
         if steps is not None and steps < 1:
@@ -70,8 +80,9 @@ class Variational(Objective):
                 f"{what} needs levels that are drawn in time, such as objective/levels=uniform_t; got {type(levels).__name__}"
             )
         self.model = Preconditioned(backbone, schedule, parameterization, has_null=p_uncond > 0)
-        self.decoder, self.levels, self.steps, self.p_uncond = decoder, levels, steps, float(p_uncond)
-        self.checked = False  # whether the decoder has seen data
+        self.decoder, self.levels = decoder, levels
+        self.steps, self.p_uncond = steps, float(p_uncond)
+        self.checked = False  # whether the decoder has checked data
 
     def check(self, x_0: Tensor) -> None:
         self.decoder.check(x_0)
@@ -83,14 +94,14 @@ class Variational(Objective):
         schedule = self.model.schedule
         t, density = self.levels(schedule, len(x_0), rng)
 
-        def of_the_square(gradient: Tensor) -> Tensor:
+        def square_gradient(gradient: Tensor) -> Tensor:
             return gradient * (2 * diffusion.detach()).to(gradient)
 
-        log_snr, rate = schedule.log_snr_and_rate(t, None if self.steps else of_the_square)
+        log_snr, rate = schedule.log_snr_and_rate(t, None if self.steps else square_gradient)
         in_time = (density * rate.abs()).detach()  # the density of t
         weight = rate.abs() / (2 * in_time)
         if self.steps:
-            k = (torch.floor(t * self.steps) + 1).clamp(max=self.steps)  # the step that t, which was drawn, lies in
+            k = (torch.floor(t * self.steps) + 1).clamp(max=self.steps)  # the step that holds the drawn t
             log_snr = schedule.log_snr(k / self.steps)
             weight = self.steps * torch.expm1(schedule.log_snr((k - 1) / self.steps) - log_snr) / (2 * in_time)
         eps = normal(x_0.shape, rng, x_0.dtype)
@@ -107,7 +118,8 @@ class Variational(Objective):
         }
         terms = {name: value / math.log(2) for name, value in terms.items()}
         parts = {name: value.detach() for name, value in terms.items()}
-        return Loss(sum(terms.values()), parts | {"mse": error.detach()}, log_snr.detach())
+        total = terms["prior"] + terms["reconstruction"] + terms["diffusion"]
+        return Loss(total, parts | {"mse": error.detach()}, log_snr.detach())
 
     def finish_step(self, gather: Callable[[Tensor], Tensor]) -> None:
         self.levels.finish_step(gather)

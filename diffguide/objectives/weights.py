@@ -13,8 +13,17 @@ from torch import Tensor, nn
 from ..models.parameterizations import Rows
 
 __all__ = [
-    "EDM", "LearnedUncertainty", "Likelihood", "MinSNR", "P2", "SoftMinSNR", "Uniform", "UniformEps", "Weight",
-]  # fmt: skip
+    "EDM",
+    "P2",
+    "UNIFORM_WEIGHT",
+    "LearnedUncertainty",
+    "Likelihood",
+    "MinSNR",
+    "SoftMinSNR",
+    "Uniform",
+    "UniformEps",
+    "Weight",
+]
 
 
 class Weight:
@@ -23,17 +32,18 @@ class Weight:
     def __call__(self, log_snr: Tensor, rows: Rows, density: Tensor) -> Tensor:
         raise NotImplementedError
 
-    def weighted(self, error: Tensor, log_snr: Tensor, rows: Rows, density: Tensor) -> Tensor:
-        """The loss [B] of the squared errors [B]; in their dtype."""
+    def weigh(self, error: Tensor, log_snr: Tensor, rows: Rows, density: Tensor) -> Tensor:
+        """The loss [B] from squared errors [B], in their dtype."""
         return self(log_snr, rows, density).to(error) * error
 
 
-def squared(row: Tensor) -> Tensor:
-    """A row's square, [B] for rows that are broadcast over the data."""
+def square_row(row: Tensor) -> Tensor:
+    """The square of a row, [B] for rows that broadcast over the data."""
     return row.reshape(-1) ** 2
 
 
 def check_positive(name: str, value: float) -> float:
+    """Raises ValueError for a number that is not positive and finite."""
     if not 0 < value < math.inf:
         raise ValueError(f"{name} must be a positive number, got {value:g}")
     return float(value)
@@ -46,12 +56,15 @@ class Uniform(Weight):
         return torch.ones_like(log_snr)
 
 
+UNIFORM_WEIGHT = Uniform()
+
+
 class UniformEps(Weight):
     """1 on the error of eps, whatever the network predicts: L_simple (arXiv 2006.11239, eq. 14), which is sigma^2 on the
     error of the score (Song et al. 2021, arXiv 2011.13456, eq. 7)."""
 
     def __call__(self, log_snr: Tensor, rows: Rows, density: Tensor) -> Tensor:
-        return squared(rows.e_out)
+        return square_row(rows.e_out)
 
 
 class MinSNR(Weight):
@@ -59,31 +72,31 @@ class MinSNR(Weight):
     2023, arXiv 2303.09556, eq. 8.
 
     Arguments:
-        gamma: ceiling of the signal-to-noise ratio, positive; 5 in the paper.
+        gamma: upper bound of the signal-to-noise ratio, positive; 5 in the paper.
     """
 
-    def __init__(self, gamma: float):
+    def __init__(self, gamma: float = 5.0):
         if not gamma > 0:
             raise ValueError(f"gamma must be positive, got {gamma}")
         self.gamma = float(gamma)
 
     def __call__(self, log_snr: Tensor, rows: Rows, density: Tensor) -> Tensor:
-        return torch.exp(log_snr).clamp(max=self.gamma) * squared(rows.c_out)
+        return torch.exp(log_snr).clamp(max=self.gamma) * square_row(rows.c_out)
 
 
 class SoftMinSNR(Weight):
-    """1 / (1 / SNR + 1 / gamma) on the error of x_0: MinSNR without its corner. Crowson et al., "Scalable High-Resolution
+    """1 / (1 / SNR + 1 / gamma) on the error of x_0: a smooth MinSNR. Crowson et al., "Scalable High-Resolution
     Pixel-Space Image Synthesis with Hourglass Diffusion Transformers", 2024, arXiv 2401.11605, section 3.4.
 
     Arguments:
-        gamma: ceiling of the weight, positive; 4 in the paper.
+        gamma: upper bound of the weight, positive; 4 in the paper.
     """
 
-    def __init__(self, gamma: float):
+    def __init__(self, gamma: float = 4.0):
         self.gamma = check_positive("gamma", gamma)
 
     def __call__(self, log_snr: Tensor, rows: Rows, density: Tensor) -> Tensor:
-        return squared(rows.c_out) / (torch.exp(-log_snr) + 1 / self.gamma)
+        return square_row(rows.c_out) / (torch.exp(-log_snr) + 1 / self.gamma)
 
 
 class P2(Weight):
@@ -91,15 +104,15 @@ class P2(Weight):
     arXiv 2204.00227, eq. 8.
 
     Arguments:
-        gamma: how strongly the cleanest levels are weighed down, positive; 0.5 or 1 in the paper.
-        k: keeps the weight of the noisiest levels finite, positive; 1 in the paper.
+        gamma: how strongly low noise levels are down-weighted, positive; 0.5 or 1 in the paper.
+        k: bounds the weight at high noise levels, positive; 1 in the paper.
     """
 
-    def __init__(self, gamma: float, k: float):
+    def __init__(self, gamma: float = 1.0, k: float = 1.0):
         self.gamma, self.k = check_positive("gamma", gamma), check_positive("k", k)
 
     def __call__(self, log_snr: Tensor, rows: Rows, density: Tensor) -> Tensor:
-        return squared(rows.e_out) / (self.k + torch.exp(log_snr)) ** self.gamma
+        return square_row(rows.e_out) / (self.k + torch.exp(log_snr)) ** self.gamma
 
 
 class EDM(Weight):
@@ -110,11 +123,11 @@ class EDM(Weight):
         sigma_data: standard deviation d of the data, positive; 0.5 in the paper.
     """
 
-    def __init__(self, sigma_data: float):
+    def __init__(self, sigma_data: float = 0.5):
         self.sigma_data = check_positive("sigma_data", sigma_data)
 
     def __call__(self, log_snr: Tensor, rows: Rows, density: Tensor) -> Tensor:
-        return (self.sigma_data**-2 + torch.exp(log_snr)) * squared(rows.c_out)
+        return (self.sigma_data**-2 + torch.exp(log_snr)) * square_row(rows.c_out)
 
 
 class Likelihood(Weight):
@@ -126,22 +139,25 @@ class Likelihood(Weight):
     """
 
     def __call__(self, log_snr: Tensor, rows: Rows, density: Tensor) -> Tensor:
-        return squared(rows.e_out) / (2 * density)
+        return square_row(rows.e_out) / (2 * density)
 
 
 class LearnedUncertainty(nn.Module, Weight):
-    """weight / exp(u(log_snr)) * error + u(log_snr): each level's loss divided by what is learned of its size.
+    """weight / exp(u(log_snr)) * error + u(log_snr): the loss of each level divided by a learned estimate of its size.
 
     Karras, Aittala, Lehtinen, Hellsten, Aila, Laine, "Analyzing and Improving the Training Dynamics of Diffusion Models",
-    2024, arXiv 2312.02696, eq. 21 and appendix B.3: u is linear in Fourier features of log(sigma / alpha) / 4. It starts
-    at u = 0 and serves training only.
+    2024, arXiv 2312.02696, eq. 21 and appendix B.3: u is linear in Fourier features of log(sigma / alpha) / 4,
+    0 at first, and used in training only.
 
     Arguments:
-        weight: what would weigh the error without it.
+        weight: the weight without it, not learned.
         features: Fourier features, at least 1; 128 in the paper.
     """
 
-    def __init__(self, weight: Weight, features: int):
+    frequency: Tensor
+    phase: Tensor
+
+    def __init__(self, weight: Weight = UNIFORM_WEIGHT, features: int = 128):
         super().__init__()
         if features < 1:
             raise ValueError(f"features must be at least 1, got {features}")
@@ -158,6 +174,6 @@ class LearnedUncertainty(nn.Module, Weight):
         features = math.sqrt(2) * torch.cos(place * self.frequency + self.phase)
         return features @ self.coefficients / math.sqrt(len(self.coefficients))
 
-    def weighted(self, error: Tensor, log_snr: Tensor, rows: Rows, density: Tensor) -> Tensor:
+    def weigh(self, error: Tensor, log_snr: Tensor, rows: Rows, density: Tensor) -> Tensor:
         u = self.uncertainty(log_snr).to(error)
-        return self.weight.weighted(error, log_snr, rows, density) * torch.exp(-u) + u
+        return self.weight.weigh(error, log_snr, rows, density) * torch.exp(-u) + u

@@ -96,19 +96,19 @@ class Oracle(ExactDenoiser, LogDensity, Classifier):
             x_0, pull = self.moments(x, alpha, sigma, y)
             return x_0, sigma * pull
 
-        return Prediction(*(field.reshape(x_t.shape) for field in self.by_blocks(parts, x_t, y, *self.scales(t))))
+        return Prediction(*(field.reshape(x_t.shape) for field in self.map_blocks(parts, x_t, y, *self.scales(t))))
 
     def score(self, x_t: Tensor, t: Tensor | None, y: Condition | None = None) -> Tensor:
         """grad_x log p_t(x | y), in the shape of x_t."""
-        return -self.by_blocks(self.moments, x_t, y, *self.scales(t))[1].reshape(x_t.shape)
+        return -self.map_blocks(self.moments, x_t, y, *self.scales(t))[1].reshape(x_t.shape)
 
     def log_density(self, x: Tensor, t: Tensor | None, y: Condition | None = None) -> Tensor:
         """log p_t(x | y) in nats, [B]; t None = log p_0."""
-        return self.by_blocks(self.density, x, y, *self.scales(t))[0]
+        return self.map_blocks(self.density, x, y, *self.scales(t))[0]
 
     def log_prob(self, x_t: Tensor, t: Tensor | None) -> Tensor:
         """log p(y | x_t), [B, num_classes]."""
-        return self.by_blocks(self.class_densities, x_t, None, *self.scales(t))[0].log_softmax(1)
+        return self.map_blocks(self.class_densities, x_t, None, *self.scales(t))[0].log_softmax(1)
 
     def level_log_prob(self, x: Tensor, times: Tensor, prior: Tensor | None = None) -> Tensor:
         """log q(t | x) = log P(t) p_t(x) / sum_u P(u) p_u(x), [B, L]: which noise level x came from.
@@ -121,7 +121,7 @@ class Oracle(ExactDenoiser, LogDensity, Classifier):
         log_joint = torch.stack([self.log_density(exact, t) for t in times.cpu()], dim=1)
         if prior is not None:
             log_joint = log_joint + prior.to(log_joint).log()
-        return self.answer(log_joint.log_softmax(1), x)
+        return self.cast_like(log_joint.log_softmax(1), x)
 
     def sample(self, n: int, rng: torch.Generator, y: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """n exact draws of the clean law and their labels: x_0 [n, ...] float64, [n].
@@ -158,33 +158,33 @@ class Oracle(ExactDenoiser, LogDensity, Classifier):
         transition = -(sigma**2) * torch.expm1(ratio.reshape(-1, 1).to(self.device))
         return alpha, sigma, *self.scales(s), transition
 
-    def answer(self, result: Tensor, x: Tensor) -> Tensor:
+    def cast_like(self, result: Tensor, x: Tensor) -> Tensor:
         """A float64 result as it is handed back: in the dtype of x, float32 at least, on its device."""
         return result.to(torch.promote_types(x.dtype, torch.float32)).to(x.device)
 
-    def by_blocks(
+    def map_blocks(
         self, function: Callable[..., tuple[Tensor, ...]], x: Tensor, y: Condition | None, *levels: Tensor,
         width: int | None = None,
     ) -> list[Tensor]:  # fmt: skip
         """function(x, *levels, y) by blocks of rows, joined; `width` = numbers per row in its largest working array."""
         if tuple(x.shape[1:]) != self.shape:
             raise ValueError(f"this oracle's examples are of shape {list(self.shape)}, got a batch {list(x.shape)}")
-        y = self.indices(y, len(x))
+        y = self.to_indices(y, len(x))
         exact = x.to(self.device).double().flatten(1)
-        rows = max(1, self.block // (width or self.width_of_row))
+        rows = max(1, self.block // (width or self.row_size))
         results = []
         for first in range(0, max(len(x), 1), rows):
             part = slice(first, first + rows)
             inner = (level if len(level) == 1 else level[part] for level in levels)
             results.append(function(exact[part], *inner, None if y is None else y[part]))
-        return [self.answer(torch.cat(field), x) for field in zip(*results)]
+        return [self.cast_like(torch.cat(field), x) for field in zip(*results)]
 
     @property
-    def width_of_row(self) -> int:
+    def row_size(self) -> int:
         """Numbers per row in the largest working array."""
         raise NotImplementedError
 
-    def indices(self, y: Condition | None, n: int) -> Tensor | None:
+    def to_indices(self, y: Condition | None, n: int) -> Tensor | None:
         """The condition as class indices [n] on the oracle's device."""
         if y is None:
             return None
@@ -196,7 +196,7 @@ class Oracle(ExactDenoiser, LogDensity, Classifier):
             )
         return y.to(self.device).long()
 
-    def by_class(self, log_joint: Tensor, labels: Tensor) -> Tensor:
+    def sum_by_class(self, log_joint: Tensor, labels: Tensor) -> Tensor:
         """log of the sum over the components of each class, [b, num_classes]."""
         index = labels.expand_as(log_joint)
         top = log_joint.new_full((len(log_joint), self.num_classes), torch.finfo(log_joint.dtype).min)

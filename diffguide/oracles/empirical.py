@@ -52,21 +52,21 @@ class Empirical(Oracle):
         self.data, self.width = data.flatten(1), float(width)
         self.to(data.device)
         self.squares = self.log_weights.new_empty(len(data))  # |y_k|^2
-        for part in self.parts(1):
-            self.squares[part] = self.view(part).square().sum(1)
+        for part in self.chunks(1):
+            self.squares[part] = self.examples(part).square().sum(1)
         if not bool(self.squares.isfinite().all()):
             raise ValueError("data must be finite")
 
     @property
-    def width_of_row(self) -> int:
+    def row_size(self) -> int:
         return 2**12  # 256 rows a block, against which a chunk of the data is multiplied
 
-    def view(self, part: slice | Tensor) -> Tensor:
+    def examples(self, part: slice | Tensor) -> Tensor:
         """Some examples, [n, D] float64."""
         data = self.data[part]
         return data.double() / 127.5 - 1 if data.dtype == torch.uint8 else data.double()
 
-    def parts(self, rows: int) -> list[slice]:
+    def chunks(self, rows: int) -> list[slice]:
         """The examples in chunks, for `rows` points at once."""
         size = max(1, self.block // max(rows, self.data.shape[1]))
         return [slice(first, first + size) for first in range(0, len(self.data), size)]
@@ -78,7 +78,7 @@ class Empirical(Oracle):
             raise ValueError("an oracle of width 0 has no density at sigma = 0; take width > 0 or a time t > 0")
         return v
 
-    def given(self, log_joint: Tensor, y: Tensor | None, part: slice) -> Tensor:
+    def condition_on(self, log_joint: Tensor, y: Tensor | None, part: slice) -> Tensor:
         """log pi_k p_k(x) of a chunk -> log pi(k | y) p_k(x), -inf for those of other classes."""
         if y is None:
             return log_joint
@@ -92,11 +92,11 @@ class Empirical(Oracle):
         v = self.variance(alpha, sigma)
         log_volume = 0.5 * x.shape[1] * (2 * math.pi * v).log()
         norm = x.square().sum(1, keepdim=True)
-        for part in self.parts(len(x)):
-            data = self.view(part)
+        for part in self.chunks(len(x)):
+            data = self.examples(part)
             distance = norm - 2 * alpha * (x @ data.mT) + alpha**2 * self.squares[part]
             log_joint = self.log_weights[part] - 0.5 * distance / v - log_volume
-            yield part, data, self.given(log_joint, y, part)
+            yield part, data, self.condition_on(log_joint, y, part)
 
     def statistics(self, x: Tensor, alpha: Tensor, sigma: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor]:
         """mean [b, D] and log p_t(x | y) [b, 1], in one pass with a running maximum."""
@@ -121,11 +121,11 @@ class Empirical(Oracle):
     def class_densities(self, x: Tensor, alpha: Tensor, sigma: Tensor, y: None) -> tuple[Tensor]:
         top = x.new_full((len(x), self.num_classes), torch.finfo(x.dtype).min)
         for part, _, log_joint in self.sweep(x, alpha, sigma, None):
-            top = torch.logaddexp(top, self.by_class(log_joint, self.labels[part]))
+            top = torch.logaddexp(top, self.sum_by_class(log_joint, self.labels[part]))
         return (top,)
 
     def draw(self, component: Tensor, z: Tensor) -> Tensor:
-        return self.view(component) + self.width * z
+        return self.examples(component) + self.width * z
 
     def covariance(self, x_t: Tensor, t: Tensor, y: Condition | None = None) -> Tensor:
         """Cov[x_0 | x_t, y] = (sigma^2 h^2 / v) I + (sigma^2 / v)^2 sum_k r_k (y_k - mean)(y_k - mean)^T, [B, D, D]."""
@@ -140,7 +140,7 @@ class Empirical(Oracle):
             gain = (sigma**2 / self.variance(alpha, sigma))[..., None]
             return (gain * self.width**2 * torch.eye(x.shape[1]).to(x) + gain**2 * spread,)
 
-        return self.by_blocks(parts, x_t, y, *self.scales(t))[0]
+        return self.map_blocks(parts, x_t, y, *self.scales(t))[0]
 
     def sample_reverse(
         self, x_t: Tensor, t: Tensor, s: Tensor | None, y: Condition | None, choice: Tensor, z: Tensor
@@ -157,11 +157,11 @@ class Empirical(Oracle):
             for _, _, log_joint in self.sweep(x, alpha, sigma, y):
                 mass = below + (log_joint - log_density).exp().cumsum(1)
                 k, below = k + (mass <= choice).sum(1, keepdim=True), mass[:, -1:]
-            chosen = self.view(k[:, 0].clamp(max=len(self.data) - 1))
+            chosen = self.examples(k[:, 0].clamp(max=len(self.data) - 1))
             after, before = ((a * self.width) ** 2 + b**2 for a, b in ((alpha_s, sigma_s), (alpha, sigma)))
             gain = alpha / alpha_s * after / before
             return (alpha_s * chosen + gain * (x - alpha * chosen) + (after * transition / before).sqrt() * z,)
 
         choice, z = (value.to(self.device).double().flatten(1) for value in (choice[:, None], z))
-        result = self.by_blocks(parts, x_t, y, *self.reverse_scales(t, s), choice, z)[0]
+        result = self.map_blocks(parts, x_t, y, *self.reverse_scales(t, s), choice, z)[0]
         return result.reshape(x_t.shape)

@@ -129,7 +129,7 @@ class GaussianMixture(Oracle):
             self.readout = readout.flatten(1).mT.contiguous()
 
     @property
-    def width_of_row(self) -> int:
+    def row_size(self) -> int:
         return self.means.numel()
 
     def coordinates(self, x: Tensor) -> Tensor:
@@ -138,7 +138,7 @@ class GaussianMixture(Oracle):
             return (x @ self.vectors.flatten(1)).unflatten(1, self.vectors.shape[1:])
         return (x if self.frame is None else x @ self.frame)[..., None]
 
-    def plain(self, x: Tensor) -> Tensor:
+    def from_shared_frame(self, x: Tensor) -> Tensor:
         """Shared coordinates [..., E] back to x [..., D]."""
         return x if self.frame is None else x @ self.frame.mT
 
@@ -162,30 +162,30 @@ class GaussianMixture(Oracle):
         if self.vectors is not None:
             pull, spread = (h.flatten(1) @ self.readout).chunk(2, dim=1)
         else:
-            pull, spread = self.plain(h.sum(2)), self.plain((self.values * h).sum(2))
+            pull, spread = self.from_shared_frame(h.sum(2)), self.from_shared_frame((self.values * h).sum(2))
         return r @ self.means + alpha * spread, pull
 
     def density(self, x: Tensor, alpha: Tensor, sigma: Tensor, y: Tensor | None) -> tuple[Tensor]:
         return (self.terms(x, alpha, sigma, y)[1].logsumexp(1),)
 
     def class_densities(self, x: Tensor, alpha: Tensor, sigma: Tensor, y: None) -> tuple[Tensor]:
-        return (self.by_class(self.terms(x, alpha, sigma, None)[1], self.labels),)
+        return (self.sum_by_class(self.terms(x, alpha, sigma, None)[1], self.labels),)
 
     def draw(self, component: Tensor, z: Tensor) -> Tensor:
         deviation = self.values.mT[component].sqrt() * z
-        return self.means[component] + self.turned(component, deviation)
+        return self.means[component] + self.rotate(component, deviation)
 
-    def turned(self, component: Tensor, z: Tensor) -> Tensor:
+    def rotate(self, component: Tensor, z: Tensor) -> Tensor:
         """Coordinates z [n, E] in the eigenvectors of the components [n], back to [n, D]."""
         if self.vectors is None:
-            return self.plain(z)
+            return self.from_shared_frame(z)
         return torch.einsum("den,ne->nd", self.vectors[:, :, component], z)
 
     def covariance(self, x_t: Tensor, t: Tensor, y: Condition | None = None) -> Tensor:
         """Cov[x_0 | x_t, y], [B, D, D]."""
         width = self.centres.numel() if self.vectors is None else self.vectors.numel()
         width += self.shape[0] ** 2
-        return self.by_blocks(self.covariances, x_t, y, *self.scales(t), width=width)[0]
+        return self.map_blocks(self.covariances, x_t, y, *self.scales(t), width=width)[0]
 
     def covariances(self, x: Tensor, alpha: Tensor, sigma: Tensor, y: Tensor | None) -> tuple[Tensor]:
         g, log_joint = self.terms(x, alpha, sigma, y)
@@ -225,7 +225,10 @@ class GaussianMixture(Oracle):
         def parts(x, alpha, sigma, alpha_s, sigma_s, transition, y):
             r, offset, variances = self.reverse_parts(x, alpha, sigma, alpha_s, sigma_s, transition, y)
             if self.vectors is None:
-                shift, matrices = self.plain(offset.mT), torch.diag_embed(variances.mT.expand(-1, -1, *self.shape))
+                shift, matrices = (
+                    self.from_shared_frame(offset.mT),
+                    torch.diag_embed(variances.mT.expand(-1, -1, *self.shape)),
+                )
                 matrices = matrices if self.frame is None else self.frame @ matrices @ self.frame.mT
             else:
                 shift = torch.einsum("dek,bek->bkd", self.vectors, offset)
@@ -233,7 +236,7 @@ class GaussianMixture(Oracle):
             return r, alpha_s[..., None] * self.means + shift, matrices
 
         levels = self.reverse_scales(t, s)
-        r, means, matrices = self.by_blocks(parts, x_t, y, *levels, width=self.means.numel() * self.shape[0])
+        r, means, matrices = self.map_blocks(parts, x_t, y, *levels, width=self.means.numel() * self.shape[0])
         return ReverseKernel(r, means, matrices[:1] if all(len(level) == 1 for level in levels) else matrices)
 
     def sample_reverse(
@@ -251,8 +254,8 @@ class GaussianMixture(Oracle):
             k = torch.searchsorted(mass, choice * mass[:, -1:], right=True).clamp(max=r.shape[1] - 1)
             index = k[..., None].expand(-1, offset.shape[1], -1)
             deviation = variances.expand_as(offset).gather(2, index)[..., 0].sqrt() * z
-            step = self.turned(k[:, 0], offset.gather(2, index)[..., 0] + deviation)
+            step = self.rotate(k[:, 0], offset.gather(2, index)[..., 0] + deviation)
             return (alpha_s * self.means[k[:, 0]] + step,)
 
         choice, z = (value.to(self.device).double().flatten(1) for value in (choice[:, None], z))
-        return self.by_blocks(parts, x_t, y, *self.reverse_scales(t, s), choice, z)[0]
+        return self.map_blocks(parts, x_t, y, *self.reverse_scales(t, s), choice, z)[0]

@@ -60,9 +60,9 @@ class Progress:
             rate = (self.count - self.first) / max(self.last - self.started, 1e-9)
             left = f"{max(self.total - self.count, 0) / rate:.0f} s left" if rate > 0 else ""
             parts = (f"{self.title} {self.count}/{self.total} {self.unit}", f"{rate:.0f}/s", text, left)
-            self.say(", ".join(filter(None, parts)), shown=self.bar is None)
+            self.write_line(", ".join(filter(None, parts)), shown=self.bar is None)
 
-    def say(self, line: str, shown: bool = True) -> None:
+    def write_line(self, line: str, shown: bool = True) -> None:
         """A line of its own that does not break the bar, for the log and, where `shown`, for stderr."""
         if self.silent:
             return
@@ -71,13 +71,15 @@ class Progress:
         if self.log is not None:
             self.log(line)
 
-    def beat(self) -> None:
+    def show_alive(self) -> None:
         """That it still runs: the clock beside the bar, or a line if the last one is twice as old as lines are."""
         if self.bar is not None:
             self.bar.refresh()
         elif time.monotonic() - self.last >= 2 * self.every and not self.silent:
             self.last = time.monotonic()
-            self.say(f"{self.title} {self.count}/{self.total} {self.unit}, {self.last - self.started:.0f} s so far")
+            self.write_line(
+                f"{self.title} {self.count}/{self.total} {self.unit}, {self.last - self.started:.0f} s so far"
+            )
 
     def close(self) -> None:
         if self.bar is not None:

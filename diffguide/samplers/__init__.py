@@ -1,16 +1,18 @@
-"""Samplers: sampler(denoiser, x, times, y, noise, on_step) -> x, and the grids of times they walk."""
+"""Samplers: sampler(denoiser, x, times, y, noise, on_step) -> x, and the grids of times they follow."""
 
 from .adaptive import Dopri5
 from .ancestral import DDIM, DDPM, Euler, EulerAncestral, ExactDDPM
 from .base import Sampler, SamplingError
 from .deis import DEIS, LogRhoDEIS
+from .discrete_grids import Leading, Linspace, Trailing
 from .dpmpp import DPMpp2M, DPMpp3M
 from .dpmpp_sde import DPMpp2MSDE, DPMpp3MSDE, SASolver
 from .generate import generate
+from .grids import CustomGrid, Grid, Karras, ModelLevels, Quadratic, UniformLogSNR, UniformT
 from .heun import Heun
 from .inversion import DDIMInversion
 from .langevin import AnnealedLangevin, LangevinPC
-from .maruyama import EulerMaruyama
+from .maruyama import EulerMaruyama, ForwardDiffusion, SigmaDiffusion, SineDiffusion
 from .multistep import IPNDM, LMS
 from .restart import Restart
 from .sgld import SGLD
@@ -19,7 +21,47 @@ from .travel import TimeTravel
 from .unipc import UniPC
 
 __all__ = [
-    "AnnealedLangevin", "DDIM", "DDIMInversion", "DDPM", "DEIS", "DPM2", "DPMpp2M", "DPMpp2MSDE", "DPMpp2S", "DPMpp3M",
-    "DPMpp3MSDE", "Dopri5", "Euler", "EulerAncestral", "EulerMaruyama", "ExactDDPM", "Heun", "IPNDM", "LMS", "LangevinPC",
-    "LogRhoDEIS", "PNDM", "Restart", "SASolver", "SGLD", "Sampler", "SamplingError", "TimeTravel", "UniPC", "generate",
-]  # fmt: skip
+    "DDIM",
+    "DDPM",
+    "DEIS",
+    "DPM2",
+    "IPNDM",
+    "LMS",
+    "PNDM",
+    "SGLD",
+    "AnnealedLangevin",
+    "CustomGrid",
+    "DDIMInversion",
+    "DPMpp2M",
+    "DPMpp2MSDE",
+    "DPMpp2S",
+    "DPMpp3M",
+    "DPMpp3MSDE",
+    "Dopri5",
+    "Euler",
+    "EulerAncestral",
+    "EulerMaruyama",
+    "ExactDDPM",
+    "ForwardDiffusion",
+    "Grid",
+    "Heun",
+    "Karras",
+    "LangevinPC",
+    "Leading",
+    "Linspace",
+    "LogRhoDEIS",
+    "ModelLevels",
+    "Quadratic",
+    "Restart",
+    "SASolver",
+    "Sampler",
+    "SamplingError",
+    "SigmaDiffusion",
+    "SineDiffusion",
+    "TimeTravel",
+    "Trailing",
+    "UniPC",
+    "UniformLogSNR",
+    "UniformT",
+    "generate",
+]

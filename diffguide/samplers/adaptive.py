@@ -1,20 +1,23 @@
-"""Dormand and Prince's adaptive Runge-Kutta method, through torchode, with an error control of its own for every sample."""
+"""Dormand and Prince's adaptive Runge-Kutta method, through torchode, with error control per sample."""
 
 import math
 
 import torch
 from torch import Tensor
 
-from ..models.protocols import Denoiser
-from ..randomness import Noise
-from .ancestral import move
-from .base import Sampler, SamplingError
-from .grids import Grid
+from ..backbones.conditions import Condition
+from ..models.protocols import Denoiser, Energy
+from ..schedules import broadcast_rows
+from .ancestral import renoise
+from .base import Memory, Sampler, SamplingError
+from .grids import UNIFORM_T, Grid
+from .noise import StepNoise
 
 __all__ = ["Dopri5"]
 
-FIRST = 3  # evaluations: where to start, and torchode's choice of a first step
-PER_STEP = 6  # for every step tried; the seventh stage is reused
+FIRST_EVALUATIONS = 3  # at the start, and for torchode's choice of a first step
+EVALUATIONS_PER_STEP = 6  # of every attempted step; the seventh stage is reused
+MIN_EVALUATIONS = FIRST_EVALUATIONS + EVALUATIONS_PER_STEP
 
 
 class Dopri5(Sampler):
@@ -23,14 +26,14 @@ class Dopri5(Sampler):
     The probability-flow ODE in the angle of Salimans & Ho, 2022, arXiv 2202.00512, where it defines v: z has the same law
     on every schedule, and both ends are finite and regular, pure noise (alpha = 0) included. The method is Dormand &
     Prince's 5(4), 1980. Every sample has its own steps (Lienen & Guennemann, "torchode", 2022, arXiv 2210.12375), so it
-    does not depend on its batch; the batch is evaluated as a whole until its slowest sample is done, so it costs what that
-    sample costs. The state is float64, which the device must have.
+    does not depend on its batch; the whole batch is evaluated until its slowest sample is done. The state is float64, which
+    the device must support.
 
-    Evaluates at t [B], off the grid. Guidance that re-noises with another eps (CFG++) has no ODE: its slope is followed, its
-    jumps are not. At sigma = 0 no denoiser is evaluated: there the last piece, from `noise_level_min`, is one DDIM step.
+    Evaluates at t [B], off the grid. Guidance that changes eps (CFG++) has no ODE: its slope is followed, its jumps are
+    not. No denoiser is evaluated at sigma = 0: the last piece, from `noise_level_min`, is one DDIM step.
 
     Arguments:
-        steps, grid: times where the solution is stopped at, each exact up to the tolerance; 1 step is the whole way.
+        steps, grid: times at which the solution stops, each exact up to the tolerance; 1 step is the whole way.
         atol: absolute tolerance per step, positive, in units of the data (whose range is -1 to 1).
         rtol: relative tolerance per step, positive or 0; the RMS over a sample of error / (atol + rtol |z|) is at most 1.
         max_evaluations: of the denoiser, in one run; at least 9.
@@ -45,15 +48,23 @@ class Dopri5(Sampler):
     off_grid = True
 
     def __init__(
-        self, steps: int, grid: Grid, atol: float, rtol: float, max_evaluations: int, noise_level_min: float
-    ):  # fmt: skip
+        self,
+        steps: int = 1,
+        grid: Grid = UNIFORM_T,
+        atol: float = 1e-5,
+        rtol: float = 1e-5,
+        max_evaluations: int = 1000,
+        noise_level_min: float = 0.002,
+    ):
         super().__init__(steps, grid)
         if not 0 < atol < math.inf:
             raise ValueError(f"atol must be positive, got {atol}")
         if not 0 <= rtol < math.inf:
             raise ValueError(f"rtol must be positive or 0, got {rtol}")
-        if not isinstance(max_evaluations, int) or max_evaluations < FIRST + PER_STEP:
-            raise ValueError(f"max_evaluations must be at least {FIRST + PER_STEP}, got {max_evaluations!r}")
+        if not isinstance(max_evaluations, int) or max_evaluations < FIRST_EVALUATIONS + EVALUATIONS_PER_STEP:
+            raise ValueError(
+                f"max_evaluations must be at least {FIRST_EVALUATIONS + EVALUATIONS_PER_STEP}, got {max_evaluations!r}"
+            )
         if not 0 < noise_level_min < math.inf:
             raise ValueError(f"noise_level_min must be positive, got {noise_level_min}")
         try:
@@ -63,23 +74,24 @@ class Dopri5(Sampler):
         self.torchode, self.atol, self.rtol = torchode, float(atol), float(rtol)
         self.max_evaluations, self.noise_level_min = max_evaluations, float(noise_level_min)
 
-    def times(self, denoiser: Denoiser) -> Tensor:
-        if denoiser.stateful:
+    def times(self, denoiser: Denoiser | Energy) -> Tensor:
+        if isinstance(denoiser, Denoiser) and denoiser.stateful:
             raise ValueError(
-                "Dopri5 evaluates every sample at its own time, and this guidance needs all of them at one (it has momentum, "
-                "or draws noise): take guidance.rule.momentum=0, another guidance, or another sampler"
+                "Dopri5 evaluates every sample at its own time, this guidance needs all samples at one time (it has "
+                "momentum, or draws noise): take guidance.rule.momentum=0, another guidance, or another sampler"
             )
         times = super().times(denoiser)
+        assert denoiser.schedule is not None
         top = float(denoiser.schedule.noise_level(times[0]))
         if denoiser.schedule.noise_level(times[-1]) == 0 and self.noise_level_min >= top:
             raise ValueError(
                 f"noise_level_min must be below the noise level where sampling starts, {top:.6g}, got "
-                f"{self.noise_level_min:g}: all would be one DDIM step"
+                f"{self.noise_level_min:g}: the run would be one DDIM step"
             )
         return times
 
     def step(
-        self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, y: Tensor | None, noise: Noise | None, memory: dict
+        self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, y: Condition | None, noise: StepNoise, memory: Memory
     ) -> Tensor:
         schedule, end = denoiser.schedule, s
         if schedule.noise_level(s) == 0:
@@ -87,30 +99,32 @@ class Dopri5(Sampler):
         if end < t:
             x = self.solve(denoiser, x, t, end, y, memory)
             t = end
-        return x if end == s else move(denoiser(x, t, y), schedule, s, 0.0)
+        return x if end == s else renoise(denoiser(x, t, y), schedule, s, 0.0)
 
-    def solve(self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, y: Tensor | None, memory: dict) -> Tensor:
+    def solve(self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, y: Condition | None, memory: Memory) -> Tensor:
         """x at s, by torchode in z and phi."""
         torchode, schedule, shape = self.torchode, denoiser.schedule, x.shape
         (alpha, sigma), (alpha_s, sigma_s) = schedule.alpha_sigma(t), schedule.alpha_sigma(s)
         start, end = (torch.atan2(b, a).to(x.device).expand(len(x)) for a, b in ((alpha, sigma), (alpha_s, sigma_s)))
         left = self.max_evaluations - memory.get("evaluations", 0)
-        if left < FIRST + PER_STEP:
+        if left < MIN_EVALUATIONS:
             raise self.exhausted()
         prediction = denoiser(x, t, y)
-        dtype = prediction.x_0.dtype  # of the model; in the state rounding would decide over steps
+        dtype = prediction.x_0.dtype  # of the model; rounding of a float32 state would decide about steps
 
         def slope(phi: Tensor, z: Tensor) -> Tensor:
             times = schedule.t_of(-2 * phi.tan().log()).clamp(float(s), float(t))
             scale = torch.hypot(*schedule.alpha_sigma(times, len(shape)))
             x_0, eps = denoiser((scale * z.reshape(shape)).to(dtype), times, y)
-            phi = phi.reshape(-1, *[1] * (len(shape) - 1))
+            phi = broadcast_rows(phi, len(shape))
             return (phi.cos() * eps - phi.sin() * x_0).flatten(1)
 
         z = (alpha * prediction.x_0.double() + sigma * prediction.eps) / torch.hypot(alpha, sigma)
         term = torchode.ODETerm(slope)
         control = torchode.IntegralController(atol=self.atol, rtol=self.rtol, term=term)
-        solver = torchode.AutoDiffAdjoint(torchode.Dopri5(term), control, max_steps=(left - FIRST) // PER_STEP)
+        solver = torchode.AutoDiffAdjoint(
+            torchode.Dopri5(term), control, max_steps=(left - FIRST_EVALUATIONS) // EVALUATIONS_PER_STEP
+        )
         problem = torchode.InitialValueProblem(y0=z.flatten(1), t_start=start, t_end=end)
         solution = solver.to(x.device).solve(problem)
         memory["evaluations"] = memory.get("evaluations", 0) + 1 + int(solution.stats["n_f_evals"].max())
@@ -126,5 +140,5 @@ class Dopri5(Sampler):
     def exhausted(self) -> SamplingError:
         return SamplingError(
             f"sampler=dopri5 needs more than max_evaluations={self.max_evaluations} evaluations for atol={self.atol:g} "
-            f"and rtol={self.rtol:g}: raise the one or the others"
+            f"and rtol={self.rtol:g}: raise max_evaluations or the tolerances"
         )

@@ -1,18 +1,19 @@
-"""DDIM and DDPM: one update, x_s = alpha_s x_0 + sqrt(sigma_s^2 - v) eps + sqrt(v) z, with another variance v."""
+"""DDIM and DDPM: x_s = alpha_s x_0 + sqrt(sigma_s^2 - v) eps + sqrt(v) z, which differ in the variance v."""
 
 import math
 
 import torch
 from torch import Tensor
 
+from ..backbones.conditions import Condition
 from ..models.evaluation_counters import as_protocol
 from ..models.protocols import Denoiser, ExactDenoiser, Prediction
-from ..randomness import Noise
 from ..runtime.linear_algebra import symmetric_root
 from ..schedules import Schedule
-from .base import Sampler
-from .grids import Grid
-from .trust import WIDEST
+from .base import Memory, Sampler
+from .grids import KARRAS, UNIFORM_T, Grid
+from .noise import StepNoise
+from .trust import MAX_FALL
 
 __all__ = ["DDIM", "DDPM", "Euler", "EulerAncestral", "ExactDDPM", "posterior_variance", "transition_variance"]
 
@@ -29,23 +30,19 @@ def posterior_variance(schedule: Schedule, t: Tensor, s: Tensor) -> Tensor:
     return -(schedule.normalisation(log_snr)[1] ** 2) * torch.expm1(schedule.log_snr(t) - log_snr)
 
 
-def move(prediction: Prediction, schedule: Schedule, s: Tensor, variance: Tensor | float) -> Tensor:
+def renoise(prediction: Prediction, schedule: Schedule, s: Tensor, variance: Tensor | float) -> Tensor:
     """alpha_s x_0 + sqrt(sigma_s^2 - variance) eps: the mean of x_s."""
     alpha, sigma = schedule.alpha_sigma(s)
     return alpha * prediction.x_0 + (sigma**2 - variance).clamp(min=0).sqrt() * prediction.eps
 
 
-def jump(mean: Tensor, variance: Tensor, noise: Noise, t: Tensor, s: Tensor) -> Tensor:
+def add_noise(mean: Tensor, variance: Tensor, noise: StepNoise, t: Tensor, s: Tensor) -> Tensor:
     """mean + sqrt(variance) z; exact data (sigma_s = 0) needs no z."""
     return mean + variance.sqrt() * noise.increment(t, s) if variance > 0 else mean
 
 
-def noise_factor(s_noise: float) -> float:
-    """A factor of added noise, finite and at least 0.
-
-    Raises:
-        ValueError: any other number.
-    """
+def check_noise_factor(s_noise: float) -> float:
+    """The factor; raises ValueError unless it is finite and at least 0."""
     if not 0 <= s_noise < math.inf:
         raise ValueError(f"s_noise must be a finite factor of at least 0, got {s_noise}")
     return float(s_noise)
@@ -61,31 +58,31 @@ class DDIM(Sampler):
 
     order = 1
 
-    def __init__(self, steps: int, grid: Grid, eta: float):
+    def __init__(self, steps: int = 50, grid: Grid = UNIFORM_T, eta: float = 0.0):
         super().__init__(steps, grid)
         if not 0 <= eta <= 1:
             raise ValueError(f"eta must be in [0, 1], got {eta}")
         self.eta, self.stochastic = float(eta), eta > 0
 
     def step(
-        self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, y: Tensor | None, noise: Noise | None, memory: dict
+        self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, y: Condition | None, noise: StepNoise, memory: Memory
     ) -> Tensor:
         prediction = denoiser(x, t, y)
         if not self.stochastic:
-            return move(prediction, denoiser.schedule, s, 0.0)
+            return renoise(prediction, denoiser.schedule, s, 0.0)
         variance = self.eta**2 * posterior_variance(denoiser.schedule, t, s)
-        return jump(move(prediction, denoiser.schedule, s, variance), variance, noise, t, s)
+        return add_noise(renoise(prediction, denoiser.schedule, s, variance), variance, noise, t, s)
 
 
 class Euler(DDIM):
     """Euler's method for d(x / alpha) = eps d(sigma / alpha), which is DDIM with eta = 0 (arXiv 2010.02502, eq. 14)."""
 
-    def __init__(self, steps: int, grid: Grid):
+    def __init__(self, steps: int = 50, grid: Grid = KARRAS):
         super().__init__(steps, grid, eta=0.0)
 
 
 class EulerAncestral(Sampler):
-    """An Euler step down to sigma_down, and noise of sigma_up back up to sigma_s: DDIM's update with louder noise.
+    """An Euler step down to sigma_down, and noise of sigma_up back up to sigma_s: DDIM's update with more noise.
 
         sigma_up = eta sqrt(n_s^2 (n_t^2 - n_s^2) / n_t^2),  sigma_down = sqrt(n_s^2 - sigma_up^2),  n = sigma / alpha
 
@@ -104,25 +101,25 @@ class EulerAncestral(Sampler):
     order = 1
     stochastic = True
 
-    def __init__(self, steps: int, grid: Grid, eta: float, s_noise: float):
+    def __init__(self, steps: int = 50, grid: Grid = KARRAS, eta: float = 1.0, s_noise: float = 1.0):
         super().__init__(steps, grid)
         if not 0 <= eta <= 1:
             raise ValueError(f"eta must be in [0, 1], got {eta}")
-        self.eta, self.s_noise = float(eta), noise_factor(s_noise)
+        self.eta, self.s_noise = float(eta), check_noise_factor(s_noise)
 
     def step(
-        self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, y: Tensor | None, noise: Noise | None, memory: dict
+        self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, y: Condition | None, noise: StepNoise, memory: Memory
     ) -> Tensor:
         up = self.eta**2 * posterior_variance(denoiser.schedule, t, s)
-        return jump(move(denoiser(x, t, y), denoiser.schedule, s, up), self.s_noise**2 * up, noise, t, s)
+        return add_noise(renoise(denoiser(x, t, y), denoiser.schedule, s, up), self.s_noise**2 * up, noise, t, s)
 
 
 class DDPM(Sampler):
     """Ancestral sampling: the mean of q(x_s | x_t, x_0), with a fixed variance.
 
     Ho et al. 2020, arXiv 2006.11239, algorithm 2; Nichol & Dhariwal 2021, arXiv 2102.09672, eq. 15 for the mixture.
-    The step to t = 0 always takes the posterior variance: nothing removes noise after it. So does one over which the noise
-    level falls more than WIDEST times (`trust`): the transition's variance is then that of the level it comes from.
+    The step to t = 0 always takes the posterior variance, since nothing removes noise after it. So does a step over which
+    the noise level falls by more than MAX_FALL (`trust`), where the transition's variance is that of the level before.
 
     Arguments:
         steps, grid: as for every sampler.
@@ -131,29 +128,27 @@ class DDPM(Sampler):
 
     order = 1
     stochastic = True
-    widest = WIDEST
+    max_fall = MAX_FALL
 
-    def __init__(self, steps: int, grid: Grid, variance: float):
+    def __init__(self, steps: int = 250, grid: Grid = UNIFORM_T, variance: float = 0.0):
         super().__init__(steps, grid)
         if not 0 <= variance <= 1:
             raise ValueError(f"variance must be in [0, 1], from fixed small to fixed large, got {variance}")
         self.variance = float(variance)
 
     def step(
-        self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, y: Tensor | None, noise: Noise | None, memory: dict
+        self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, y: Condition | None, noise: StepNoise, memory: Memory
     ) -> Tensor:
         prediction = denoiser(x, t, y)
         small = posterior_variance(denoiser.schedule, t, s)
         variance = small
         if self.variance and s > 0:
             variance = small ** (1 - self.variance) * transition_variance(denoiser.schedule, t, s) ** self.variance
-        return jump(move(prediction, denoiser.schedule, s, small), variance, noise, t, s)
+        return add_noise(renoise(prediction, denoiser.schedule, s, small), variance, noise, t, s)
 
-    def first_order(
-        self, prediction: Prediction, schedule: Schedule, t: Tensor, s: Tensor, noise: Noise | None
-    ) -> Tensor:
+    def first_order(self, prediction: Prediction, schedule: Schedule, t: Tensor, s: Tensor, noise: StepNoise) -> Tensor:
         small = posterior_variance(schedule, t, s)
-        return jump(move(prediction, schedule, s, small), small, noise, t, s)
+        return add_noise(renoise(prediction, schedule, s, small), small, noise, t, s)
 
 
 class ExactDDPM(Sampler):
@@ -161,8 +156,8 @@ class ExactDDPM(Sampler):
 
         Cov[x_s | x_t] = Var[x_s | x_t, x_0] I + c^2 Cov[x_0 | x_t],  c = alpha_s (1 - SNR_t / SNR_s)
 
-    What the fixed variances leave out is the second term, the spread of x_0. On Gaussian data a step of any length is
-    exact, the one to t = 0 included; what it draws there is the data's own spread. Bao, Li, Zhu, Zhang, "Analytic-DPM",
+    The fixed variances ignore the second term, the variance of x_0. On Gaussian data a step of any length is exact, also
+    the one to t = 0, which draws from the posterior of x_0. Bao, Li, Zhu, Zhang, "Analytic-DPM",
     2022, arXiv 2201.06503, eq. 8, with the covariance in full in place of its mean over dimensions.
 
     Arguments:
@@ -173,14 +168,18 @@ class ExactDDPM(Sampler):
     stochastic = True
     needs = ExactDenoiser
 
+    def __init__(self, steps: int = 50, grid: Grid = UNIFORM_T):
+        super().__init__(steps, grid)
+
     def step(
-        self, denoiser: ExactDenoiser, x: Tensor, t: Tensor, s: Tensor, y: Tensor | None, noise: Noise | None,
-        memory: dict,
-    ) -> Tensor:  # fmt: skip
-        schedule, small = denoiser.schedule, posterior_variance(denoiser.schedule, t, s)
-        mean = move(denoiser(x, t, y), schedule, s, small)
+        self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, y: Condition | None, noise: StepNoise, memory: Memory
+    ) -> Tensor:
+        schedule, exact = denoiser.schedule, as_protocol(denoiser, ExactDenoiser)
+        assert exact is not None
+        small = posterior_variance(schedule, t, s)
+        mean = renoise(denoiser(x, t, y), schedule, s, small)
         from_x_0 = -schedule.alpha_sigma(s)[0] * torch.expm1(schedule.log_snr(t) - schedule.log_snr(s))
-        covariance = from_x_0**2 * as_protocol(denoiser, ExactDenoiser).covariance(x, t, y)
+        covariance = from_x_0**2 * exact.covariance(x, t, y)
         covariance = covariance + small.to(covariance) * torch.eye(covariance.shape[-1]).to(covariance)
         z = noise.increment(t, s).to(covariance).flatten(1)
         drawn = symmetric_root(covariance) @ z[..., None]

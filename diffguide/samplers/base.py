@@ -1,62 +1,66 @@
-"""What every sampler shares: one loop over a decreasing grid of times."""
+"""The base of all samplers: one loop over a decreasing grid of times."""
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..backbones.conditions import Condition
 from ..models.evaluation_counters import as_protocol
 from ..models.protocols import Denoiser, DenoiserWrapper, Energy, ExactDenoiser, LogDensity, Prediction, SamplingError
 from ..randomness import Noise
 from ..schedules import Schedule
 from .grids import Grid
-from .trust import NARROW, FirstPrediction, OneIncrement, fall, trusted
+from .noise import NoNoise, SharedIncrement, StepNoise
+from .trust import MAX_UNCHECKED_FALL, FirstPrediction, limit_corrections, noise_fall
 
-__all__ = ["Sampler", "SamplingError"]
+__all__ = ["MAX_STEPS", "Memory", "Sampler", "SamplingError"]
 
-WORDS = {
+PROTOCOL_NAMES: dict[type, str] = {
     Denoiser: "a denoiser",
     ExactDenoiser: "the exact covariance of x_0 given x_t (an oracle, unguided)",
     LogDensity: "a log-density (objective=jem, energy, cdm, nce or tre, an oracle; unguided)",
 }
-MOST = 10**5  # steps: grids and frames are lists of them
+MAX_STEPS = 10**5
+Memory = dict[str, Any]  # what the steps of a run remember
 
 
 class Sampler:
     """sampler(denoiser, x, times, y, noise, on_step) -> x at times[-1].
 
-    A step starts from alpha_t pred.x_0 + sigma_t pred.eps, never from x_t: the two are equal unless a guidance method
-    re-noises with another eps, which only so reaches every solver.
+    A step starts from alpha_t pred.x_0 + sigma_t pred.eps, never from x_t: the two are equal unless guidance changes eps;
+    otherwise guidance that changes eps (CFG++) would be ignored by solvers that start from x_t.
 
     Arguments:
         steps: number of steps, 1 to 10^5.
         grid: where the times lie.
 
     Attributes:
-        order: of convergence, of the deterministic solution.
+        order: of convergence of the deterministic solution.
         stochastic: whether steps draw noise.
         off_grid: whether the denoiser is evaluated at times that are not on the grid.
-        at_data: whether x lives at the data's own level all the way, so that the times only count steps.
-        needs: the protocol that a model must have.
-        corrects: whether a step is one of first order and a correction, which is left out where it is too long (`trust`).
-        widest: factor by which the noise level may fall in a step that is not of first order.
+        at_data: whether x stays at the data's noise level, so that the times only count steps.
+        needs: the protocol that a model must implement.
+        corrects: whether a step is one of first order and a correction, which is dropped where it is too long (`trust`).
+        max_fall: factor by which the noise level may fall in a step that is not of first order.
     """
 
     order: int
     stochastic = False
     off_grid = False
     at_data = False
-    needs = Denoiser
+    needs: type = Denoiser
     corrects = False
-    widest = math.inf
+    max_fall = math.inf
 
     def __init__(self, steps: int, grid: Grid):
-        if not isinstance(steps, int) or not 1 <= steps <= MOST:
+        if not isinstance(steps, int) or not 1 <= steps <= MAX_STEPS:
             raise ValueError(f"steps must be a whole number from 1 to 10^5, got {steps!r}")
         self.steps, self.grid = steps, grid
 
-    def times(self, denoiser: Denoiser) -> Tensor:
+    def times(self, denoiser: Denoiser | Energy) -> Tensor:
         """The grid for a denoiser, decreasing, float64 [steps + 1] on the CPU.
 
         Raises:
@@ -64,9 +68,10 @@ class Sampler:
                 sampler needs.
         """
         self.check(denoiser)
+        assert isinstance(denoiser, Denoiser)
         if denoiser.levels is not None and len(denoiser.levels) < 2:
             raise ValueError(
-                f"{type(self).__name__} needs noise levels, and this model knows the data's own alone (objective=nce): take "
+                f"{type(self).__name__} needs noise levels, this model has only that of the data (objective=nce): take "
                 "sampler=sgld"
             )
         if self.off_grid and denoiser.levels is not None:
@@ -82,22 +87,28 @@ class Sampler:
             ValueError: a model that lacks what the sampler needs.
         """
         if as_protocol(denoiser, self.needs) is None:
-            lacks = "which this model does not have"
+            reason = "which this model does not have"
             if isinstance(denoiser, Energy):
-                lacks = "and this model is an energy without noise levels: take sampler=sgld"
-            elif isinstance(innermost(denoiser), self.needs):
-                lacks = "which this model has and its guidance hides: take guidance=none"
-            raise ValueError(f"{type(self).__name__} needs {WORDS[self.needs]}, {lacks}")
+                reason = "and this model is an energy without noise levels: take sampler=sgld"
+            elif isinstance(unwrap(denoiser), self.needs):
+                reason = "which this model has and its guidance hides: take guidance=none"
+            raise ValueError(f"{type(self).__name__} needs {PROTOCOL_NAMES[self.needs]}, {reason}")
 
-    def begin(self, denoiser: Denoiser, times: Tensor, noise: Noise) -> Tensor:
-        """The noise [B, ...] at times[0] that samples are made of."""
+    def begin(self, denoiser: Denoiser | Energy, times: Tensor, noise: Noise) -> Tensor:
+        """The noise [B, ...] at times[0] where sampling starts."""
+        assert denoiser.schedule is not None
         return denoiser.schedule.alpha_sigma(times[0])[1] * noise.normal(times[0], 0)
 
     @torch.no_grad()
     def __call__(
-        self, denoiser: Denoiser, x: Tensor, times: Tensor, y: Tensor | None = None, noise: Noise | None = None,
+        self,
+        denoiser: Denoiser | Energy,
+        x: Tensor,
+        times: Tensor,
+        y: Condition | None = None,
+        noise: Noise | None = None,
         on_step: Callable[[int, Tensor], None] | None = None,
-    ) -> Tensor:  # fmt: skip
+    ) -> Tensor:
         """Walks x [B, ...], which lives at times[0], to times[-1].
 
         Arguments:
@@ -112,55 +123,61 @@ class Sampler:
         """
         if times.dtype != torch.float64 or times.device.type != "cpu":
             raise ValueError(f"times must be float64 on the CPU, got {times.dtype} on {times.device}")
-        if times.ndim != 1 or len(times) < 2 or not bool((times[1:] < times[:-1]).all()):
-            raise ValueError(f"times must decrease strictly, got {times.tolist()}")
+        check_decreasing(times)
         if self.stochastic and noise is None:
             raise ValueError(f"{type(self).__name__} draws noise: pass noise=Noise(seeds, shape, schedule)")
-        denoiser = denoiser.start(noise, times)
-        memory, resting = {}, not isinstance(denoiser, Energy)
+        source: StepNoise = NoNoise() if noise is None else noise
+        run: Denoiser = denoiser.start(noise, times)  # type: ignore[assignment]  # SGLD alone steps an energy
+        memory: Memory = {}
+        resting = not isinstance(denoiser, Energy)
         for index, (t, s) in enumerate(zip(times[:-1], times[1:]), start=1):
-            if resting and not denoiser.skips_step(t):
-                denoiser, resting = denoiser.without_skipped_steps(), False
+            if resting and not run.skips_step(t):
+                run, resting = run.without_skipped_steps(), False
             if not resting:
-                x = self.advance(denoiser, x, t, s, y, noise, memory)
+                x = self.advance(run, x, t, s, y, source, memory)
             if on_step is not None:
                 on_step(index, x)
         return x
 
     def advance(
-        self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, y: Tensor | None, noise: Noise | None, memory: dict
+        self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, y: Condition | None, noise: StepNoise, memory: Memory
     ) -> Tensor:
-        """The step of a run: `step`, but of first order where the noise falls too far or a row's correction is too long."""
+        """The step of a run: `step`, or one of first order where the noise falls too far or a correction is too long."""
         schedule = denoiser.schedule
-        ratio = fall(schedule, t, s) if self.widest < math.inf else 1.0
-        if ratio > self.widest:
+        ratio = noise_fall(schedule, t, s) if self.max_fall < math.inf else 1.0
+        if ratio > self.max_fall:
             memory.clear()  # values from before a wide step say nothing about the next one
             return self.first_order(denoiser(x, t, y), schedule, t, s, noise)
-        if not self.corrects or ratio <= NARROW:
+        if not self.corrects or ratio <= MAX_UNCHECKED_FALL:
             return self.step(denoiser, x, t, s, y, noise, memory)
-        first, noise = FirstPrediction(denoiser), None if noise is None else OneIncrement(noise)
-        x = self.step(first, x, t, s, y, noise, memory)
-        plain = self.first_order(first.prediction, schedule, t, s, noise)
-        x = trusted(x, plain, first.prediction, schedule, t, s)
+        first, shared = FirstPrediction(denoiser), SharedIncrement(noise)
+        x = self.step(first, x, t, s, y, shared, memory)
+        assert first.prediction is not None
+        plain = self.first_order(first.prediction, schedule, t, s, shared)
+        x = limit_corrections(x, plain, first.prediction, schedule, t, s)
         if "arrived" in memory:  # what the next step corrects
             memory["arrived"] = x
         return x
 
-    def first_order(
-        self, prediction: Prediction, schedule: Schedule, t: Tensor, s: Tensor, noise: Noise | None
-    ) -> Tensor:
-        """The method's own step of first order from the prediction at t; DDIM's for methods of the ODE."""
+    def first_order(self, prediction: Prediction, schedule: Schedule, t: Tensor, s: Tensor, noise: StepNoise) -> Tensor:
+        """The method's step of first order from the prediction at t; DDIM for methods of the ODE."""
         alpha, sigma = schedule.alpha_sigma(s)
         return alpha * prediction.x_0 + sigma * prediction.eps
 
     def step(
-        self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, y: Tensor | None, noise: Noise | None, memory: dict
+        self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, y: Condition | None, noise: StepNoise, memory: Memory
     ) -> Tensor:
         """The method as published: x at time s from x at time t > s; `memory` belongs to this run."""
         raise NotImplementedError
 
 
-def innermost(denoiser: Denoiser | Energy) -> Denoiser | Energy:
+def check_decreasing(times: Tensor) -> None:
+    """Raises ValueError for times that do not decrease strictly, or fewer than two."""
+    if times.ndim != 1 or len(times) < 2 or not bool((times[1:] < times[:-1]).all()):
+        raise ValueError(f"times must decrease strictly, got {times.tolist()}")
+
+
+def unwrap(denoiser: Denoiser | Energy) -> Denoiser | Energy:
     """The model that guidance is wrapped around; itself where there is none."""
     while isinstance(denoiser, DenoiserWrapper):
         denoiser = denoiser.denoiser

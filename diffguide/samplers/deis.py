@@ -8,6 +8,7 @@ import numpy
 import torch
 
 from ..schedules import Schedule
+from .grids import UNIFORM_LOG_SNR, UNIFORM_T, Grid
 from .multistep import Level, Multistep, integrals
 
 __all__ = ["DEIS", "LogRhoDEIS"]
@@ -19,7 +20,10 @@ class DEIS(Multistep):
     Its tAB(r) with a polynomial of degree r is order r + 1 here. Order 1 to 4. A step to sigma = 0 is DDIM.
     """
 
-    highest = 4
+    max_order = 4
+
+    def __init__(self, steps: int = 20, grid: Grid = UNIFORM_T, order: int = 3):
+        super().__init__(steps, grid, order)
 
     def variable(self, level: Level) -> float:
         return level.t
@@ -28,8 +32,8 @@ class DEIS(Multistep):
         if end.sigma == 0:
             return []
 
-        def kernel(t: numpy.ndarray) -> numpy.ndarray:
-            t = torch.from_numpy(t)
+        def kernel(times: numpy.ndarray) -> numpy.ndarray:
+            t = torch.from_numpy(times)
             return (-end.alpha / 2 * schedule.noise_level(t) * schedule.rate(t)).numpy()
 
         return integrals(nodes, nodes[0], end.t, kernel)
@@ -41,7 +45,10 @@ class LogRhoDEIS(Multistep):
     Order 1 to 4, counted as for `DEIS`. A step to sigma = 0 is DDIM.
     """
 
-    highest = 4
+    max_order = 4
+
+    def __init__(self, steps: int = 20, grid: Grid = UNIFORM_LOG_SNR, order: int = 3):
+        super().__init__(steps, grid, order)
 
     def variable(self, level: Level) -> float:
         return -level.log_snr / 2

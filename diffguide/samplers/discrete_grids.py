@@ -21,10 +21,10 @@ class DiscreteGrid(Grid):
         timesteps: T, the length of the discrete schedule, at least 1.
 
     Raises:
-        ValueError: no such T; from a call: more steps than T, or an index beyond T - 1.
+        ValueError: T below 1; from a call: more steps than T, or an index beyond T - 1.
     """
 
-    def __init__(self, timesteps: int):
+    def __init__(self, timesteps: int = 1000):
         if not timesteps >= 1:
             raise ValueError(f"timesteps must be at least 1, the length of the discrete schedule, got {timesteps}")
         self.timesteps = timesteps
@@ -48,10 +48,10 @@ class Leading(DiscreteGrid):
         offset: of every index, at least 0; 0 for DDPM, 1 for Stable Diffusion.
 
     Raises:
-        ValueError: from a call: one step, which would begin at index `offset`, where there is hardly any noise to remove.
+        ValueError: from a call: one step, which would begin at index `offset`, with hardly any noise to remove.
     """
 
-    def __init__(self, timesteps: int, offset: int):
+    def __init__(self, timesteps: int = 1000, offset: int = 0):
         super().__init__(timesteps)
         if not offset >= 0:
             raise ValueError(f"offset must be at least 0, got {offset}")

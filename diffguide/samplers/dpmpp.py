@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..models.protocols import Prediction
 from ..schedules import Schedule
-from .grids import Grid
+from .grids import UNIFORM_LOG_SNR, Grid
 from .multistep import Level, Multistep, integrals
 
 __all__ = ["DPMpp2M", "DPMpp3M", "ExponentialMultistep"]
@@ -46,9 +46,9 @@ class DPMpp2M(ExponentialMultistep):
     and one to sigma = 0 are of first order, which is DDIM.
     """
 
-    highest = 2
+    max_order = 2
 
-    def __init__(self, steps: int, grid: Grid):
+    def __init__(self, steps: int = 20, grid: Grid = UNIFORM_LOG_SNR):
         super().__init__(steps, grid, order=2)
 
 
@@ -60,7 +60,7 @@ class DPMpp3M(ExponentialMultistep):
     integral says. The first two steps are DDIM and 2M; one to sigma = 0 is DDIM.
     """
 
-    highest = 3
+    max_order = 3
 
-    def __init__(self, steps: int, grid: Grid):
+    def __init__(self, steps: int = 20, grid: Grid = UNIFORM_LOG_SNR):
         super().__init__(steps, grid, order=3)

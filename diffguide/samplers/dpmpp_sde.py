@@ -15,14 +15,15 @@ import numpy
 import torch
 from torch import Tensor
 
+from ..backbones.conditions import Condition
 from ..models.protocols import Denoiser, Prediction
-from ..randomness import Noise
-from ..schedules import Schedule
-from .ancestral import noise_factor
-from .base import Sampler
-from .grids import Grid
+from ..schedules import Interval, Schedule
+from .ancestral import check_noise_factor
+from .base import Memory, Sampler
+from .grids import KARRAS, UNIFORM_LOG_SNR, Grid
 from .multistep import integrals
-from .trust import WIDEST
+from .noise import StepNoise
+from .trust import MAX_FALL
 
 __all__ = ["DPMpp2MSDE", "DPMpp3MSDE", "SASolver"]
 
@@ -32,7 +33,7 @@ def half_log_snr(schedule: Schedule, t: Tensor) -> float:
     return float(schedule.log_snr(t)) / 2
 
 
-def decay(h: float, eta: float) -> tuple[float, float]:
+def decay_factors(h: float, eta: float) -> tuple[float, float]:
     """e^(-eta h) and sqrt(1 - e^(-2 eta h)), for an infinite h too."""
     return (math.exp(-eta * h), math.sqrt(-math.expm1(-2 * eta * h))) if eta else (1.0, 0.0)
 
@@ -40,10 +41,10 @@ def decay(h: float, eta: float) -> tuple[float, float]:
 def integrate(
     schedule: Schedule, t: Tensor, s: Tensor, x: Tensor, nodes: list[float], values: list[Tensor], eta: float
 ) -> Tensor:
-    """The mean of x_s from x_t by x_0 interpolated between (nodes, values), eta = tau^2; the newest alone where it must be."""
+    """The mean of x_s from x_t by x_0 from (nodes, values), eta = tau^2; the newest alone if lambda is infinite."""
     start, end = half_log_snr(schedule, t), half_log_snr(schedule, s)
     (alpha, sigma), count = schedule.alpha_sigma(s), len(nodes) if math.isfinite(end - start) else 1
-    result = (sigma / schedule.alpha_sigma(t)[1] * decay(end - start, eta)[0]) * x
+    result = (sigma / schedule.alpha_sigma(t)[1] * decay_factors(end - start, eta)[0]) * x
     weights = [-math.expm1(-(1 + eta) * (end - start))]
     if count > 1:
         weights = integrals(nodes, start, end, lambda u: (1 + eta) * numpy.exp((1 + eta) * (u - end)))
@@ -52,7 +53,7 @@ def integrate(
     return result
 
 
-def begun(prediction: Prediction, schedule: Schedule, t: Tensor, s: Tensor, eta: float) -> Tensor:
+def first_order_mean(prediction: Prediction, schedule: Schedule, t: Tensor, s: Tensor, eta: float) -> Tensor:
     """The mean of x_s by the prediction at t alone."""
     alpha, sigma = schedule.alpha_sigma(t)
     x = alpha * prediction.x_0 + sigma * prediction.eps
@@ -72,26 +73,24 @@ class StochasticDPMpp(Sampler):
     """
 
     corrects = True
-    widest = WIDEST
+    max_fall = MAX_FALL
 
-    def __init__(self, steps: int, grid: Grid, eta: float, s_noise: float):
+    def __init__(self, steps: int = 50, grid: Grid = UNIFORM_LOG_SNR, eta: float = 1.0, s_noise: float = 1.0):
         super().__init__(steps, grid)
         if not 0 <= eta < math.inf:
             raise ValueError(f"eta must be finite and at least 0, got {eta}")
-        self.eta, self.s_noise, self.stochastic = float(eta), noise_factor(s_noise), eta > 0
+        self.eta, self.s_noise, self.stochastic = float(eta), check_noise_factor(s_noise), eta > 0
 
-    def first_order(
-        self, prediction: Prediction, schedule: Schedule, t: Tensor, s: Tensor, noise: Noise | None
-    ) -> Tensor:
-        return begun(prediction, schedule, t, s, self.eta) + self.added(schedule, t, s, noise)
+    def first_order(self, prediction: Prediction, schedule: Schedule, t: Tensor, s: Tensor, noise: StepNoise) -> Tensor:
+        return first_order_mean(prediction, schedule, t, s, self.eta) + self.added(schedule, t, s, noise)
 
-    def added(self, schedule: Schedule, t: Tensor, s: Tensor, noise: Noise | None) -> Tensor | float:
+    def added(self, schedule: Schedule, t: Tensor, s: Tensor, noise: StepNoise) -> Tensor | float:
         """s_noise sigma_s sqrt(1 - e^(-2 eta h)) z."""
         sigma = schedule.alpha_sigma(s)[1]
         if not self.stochastic or sigma == 0:
             return 0.0
         h = half_log_snr(schedule, s) - half_log_snr(schedule, t)
-        return (self.s_noise * sigma * decay(h, self.eta)[1]) * noise.increment(t, s)
+        return (self.s_noise * sigma * decay_factors(h, self.eta)[1]) * noise.increment(t, s)
 
 
 class DPMpp2MSDE(StochasticDPMpp):
@@ -105,11 +104,11 @@ class DPMpp2MSDE(StochasticDPMpp):
     order = 2
 
     def step(
-        self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, y: Tensor | None, noise: Noise | None, memory: dict
+        self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, y: Condition | None, noise: StepNoise, memory: Memory
     ) -> Tensor:
         schedule, prediction = denoiser.schedule, denoiser(x, t, y)
         h = half_log_snr(schedule, s) - half_log_snr(schedule, t)
-        mean = begun(prediction, schedule, t, s, self.eta)
+        mean = first_order_mean(prediction, schedule, t, s, self.eta)
         if memory and math.isfinite(h):
             gain = schedule.alpha_sigma(s)[0] * -math.expm1(-(1 + self.eta) * h) * (h / (2 * memory["h"]))
             mean = mean + gain * (prediction.x_0 - memory["x_0"])
@@ -127,7 +126,7 @@ class DPMpp3MSDE(StochasticDPMpp):
     order = 3
 
     def step(
-        self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, y: Tensor | None, noise: Noise | None, memory: dict
+        self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, y: Condition | None, noise: StepNoise, memory: Memory
     ) -> Tensor:
         schedule, prediction = denoiser.schedule, denoiser(x, t, y)
         alpha, sigma = schedule.alpha_sigma(t)
@@ -136,8 +135,8 @@ class DPMpp3MSDE(StochasticDPMpp):
         return integrate(schedule, t, s, x, nodes, values, self.eta) + self.added(schedule, t, s, noise)
 
 
-def remember(memory: dict, node: float, value: Tensor, count: int) -> tuple[list[float], list[Tensor]]:
-    """The newest `count` nodes and values, this one first; what was seen at alpha = 0 has no lambda and is not kept."""
+def remember(memory: Memory, node: float, value: Tensor, count: int) -> tuple[list[float], list[Tensor]]:
+    """The newest `count` nodes and values, this one first; a value at alpha = 0 has no lambda and is not kept."""
     nodes, values = [node, *memory.get("nodes", [])][:count], [value, *memory.get("values", [])][:count]
     if math.isfinite(node):
         memory.update(nodes=nodes[: count - 1], values=values[: count - 1])
@@ -166,12 +165,18 @@ class SASolver(Sampler):
 
     stochastic = True
     corrects = True
-    widest = WIDEST
+    max_fall = MAX_FALL
 
     def __init__(
-        self, steps: int, grid: Grid, predictor_order: int, corrector_order: int, tau: float, tau_min: float,
-        tau_max: float,
-    ):  # fmt: skip
+        self,
+        steps: int = 30,
+        grid: Grid = KARRAS,
+        predictor_order: int = 3,
+        corrector_order: int = 3,
+        tau: float = 1.0,
+        tau_min: float = 0.05,
+        tau_max: float = 1.0,
+    ):
         super().__init__(steps, grid)
         if predictor_order not in (1, 2, 3, 4) or corrector_order not in (0, 1, 2, 3, 4):
             raise ValueError(
@@ -180,21 +185,16 @@ class SASolver(Sampler):
             )
         if not 0 <= tau < math.inf:
             raise ValueError(f"tau must be finite and at least 0, got {tau}")
-        if not 0 <= tau_min < tau_max:
-            raise ValueError(
-                f"tau_min and tau_max must be noise levels with 0 <= tau_min < tau_max, got {tau_min} and {tau_max}: "
-                "an empty interval"
-            )
         self.predictor_order, self.corrector_order = predictor_order, corrector_order
-        self.tau, self.tau_min, self.tau_max = float(tau), float(tau_min), float(tau_max)
+        self.tau, self.interval = float(tau), Interval.of([tau_min, tau_max], "tau_min and tau_max")
         self.order = max(predictor_order, corrector_order)
 
     def eta(self, schedule: Schedule, t: Tensor) -> float:
         """tau(t)^2."""
-        return self.tau**2 if self.tau_min < schedule.noise_level(t) <= self.tau_max else 0.0
+        return self.tau**2 if self.interval.contains(schedule.noise_level(t)) else 0.0
 
     def step(
-        self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, y: Tensor | None, noise: Noise | None, memory: dict
+        self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, y: Condition | None, noise: StepNoise, memory: Memory
     ) -> Tensor:
         schedule, prediction = denoiser.schedule, denoiser(x, t, y)
         alpha, sigma = schedule.alpha_sigma(t)
@@ -205,7 +205,7 @@ class SASolver(Sampler):
             at, start, eta, added = before
             count = self.corrector_order
             corrected = integrate(schedule, at, t, start, nodes[:count], values[:count], eta) + added
-            x = x + (corrected - memory["arrived"])  # what a guide re-noised or another sampler did since stays
+            x = x + (corrected - memory["arrived"])  # keeps what guidance or another sampler changed since
         eta = self.eta(schedule, t)
         added = self.added(schedule, t, s, noise, x)
         count = self.predictor_order
@@ -214,14 +214,12 @@ class SASolver(Sampler):
             memory["before"], memory["arrived"] = (t, x, eta, added), predicted
         return predicted
 
-    def first_order(
-        self, prediction: Prediction, schedule: Schedule, t: Tensor, s: Tensor, noise: Noise | None
-    ) -> Tensor:
-        mean = begun(prediction, schedule, t, s, self.eta(schedule, t))
+    def first_order(self, prediction: Prediction, schedule: Schedule, t: Tensor, s: Tensor, noise: StepNoise) -> Tensor:
+        mean = first_order_mean(prediction, schedule, t, s, self.eta(schedule, t))
         return mean + self.added(schedule, t, s, noise, mean)
 
-    def added(self, schedule: Schedule, t: Tensor, s: Tensor, noise: Noise | None, x: Tensor) -> Tensor:
+    def added(self, schedule: Schedule, t: Tensor, s: Tensor, noise: StepNoise, x: Tensor) -> Tensor:
         """sigma_s sqrt(1 - e^(-2 tau^2 h)) z, in the shape of x."""
         sigma = schedule.alpha_sigma(s)[1]
-        loudness = decay(half_log_snr(schedule, s) - half_log_snr(schedule, t), self.eta(schedule, t))[1]
-        return (sigma * loudness) * noise.increment(t, s) if sigma > 0 and loudness > 0 else torch.zeros_like(x)
+        factor = decay_factors(half_log_snr(schedule, s) - half_log_snr(schedule, t), self.eta(schedule, t))[1]
+        return (sigma * factor) * noise.increment(t, s) if sigma > 0 and factor > 0 else torch.zeros_like(x)

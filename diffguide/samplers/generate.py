@@ -1,6 +1,6 @@
 """Many samples, in batches, each a function of its own seed."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -15,13 +15,19 @@ __all__ = ["generate", "initial_state"]
 
 
 def generate(
-    denoiser: Denoiser | Energy, sampler: Sampler, seeds: Sequence[int], labels: Sequence[int] | Embedding | None,
-    shape: Sequence[int], batch_size: int, device: torch.device | str = "cpu", on_step=None,
+    denoiser: Denoiser | Energy,
+    sampler: Sampler,
+    seeds: Sequence[int],
+    labels: Sequence[int] | Embedding | None,
+    shape: Sequence[int],
+    batch_size: int,
+    device: torch.device | str = "cpu",
+    on_step: Callable[[int, Tensor], None] | None = None,
     dtype: torch.dtype = torch.float32,
-) -> Iterator[Tensor]:  # fmt: skip
+) -> Iterator[Tensor]:
     """Yields batches x [b, *shape] at the end of the sampler's grid, in the denoiser's precision.
 
-    Nothing is clipped: images may leave [-1, 1] a little. `diffguide.to_uint8` clips and rounds them as the command does.
+    Images lie nominally in [-1, 1] and are not clipped; `diffguide.to_uint8` clips and rounds them as the command does.
 
     Arguments:
         denoiser: what to sample, guided or not; an energy where the sampler takes one.

@@ -8,11 +8,25 @@ from torch import Tensor
 
 from ..schedules import Schedule
 
-__all__ = ["Grid", "UniformT", "UniformLogSNR", "Karras", "Quadratic", "CustomGrid", "ModelLevels", "snap"]
+__all__ = [
+    "KARRAS",
+    "UNIFORM_LOG_SNR",
+    "UNIFORM_T",
+    "CustomGrid",
+    "Grid",
+    "Karras",
+    "ModelLevels",
+    "Quadratic",
+    "UniformLogSNR",
+    "UniformT",
+    "find_times",
+    "karras_levels",
+    "snap",
+]
 
 
 def snap(times: Tensor, levels: Tensor | None) -> Tensor:
-    """The times moved to the nearest distinct legal levels; as they are where every time is legal (None).
+    """Moves times to the nearest distinct legal levels; None = every time is legal.
 
     Raises:
         ValueError: more times than levels.
@@ -33,8 +47,8 @@ def snap(times: Tensor, levels: Tensor | None) -> Tensor:
     return levels[index]
 
 
-def checked(times: Tensor) -> Tensor:
-    """The times, if they decrease strictly within the schedule."""
+def check_grid(times: Tensor) -> Tensor:
+    """The times; raises ValueError if they do not decrease strictly within [0, 1]."""
     if not bool((times[1:] < times[:-1]).all()):
         k = int((~(times[1:] < times[:-1])).nonzero()[0])
         raise ValueError(f"a grid must decrease strictly, this one goes from {times[k]:.6g} to {times[k + 1]:.6g}")
@@ -50,7 +64,7 @@ def karras_levels(high: float, low: float, count: int, rho: float) -> Tensor:
 
 
 class Grid:
-    """Base of the grids; a subclass says where continuous times lie.
+    """Base of the grids; a subclass defines the continuous times.
 
     Raises:
         ValueError: from a call: times that do not decrease strictly or leave [0, 1], or a number of steps that the grid
@@ -58,14 +72,15 @@ class Grid:
     """
 
     def __call__(self, schedule: Schedule, steps: int, levels: Tensor | None = None) -> Tensor:
-        return snap(checked(self.continuous(schedule, steps)), levels)
+        return snap(check_grid(self.continuous(schedule, steps)), levels)
 
     def continuous(self, schedule: Schedule, steps: int) -> Tensor:
+        """Times for a model without levels of its own, decreasing, float64 [steps + 1]."""
         raise NotImplementedError
 
 
-def along_log_snr(schedule: Schedule, log_snr: Tensor) -> Tensor:
-    """The times of log-SNRs from noise to data, the two ends exactly where they are the schedule's own."""
+def find_times(schedule: Schedule, log_snr: Tensor) -> Tensor:
+    """The times of log-SNRs; the ends of the schedule are hit exactly."""
     times = schedule.t_of(log_snr)
     times = torch.where(log_snr == schedule.log_snr_max, 0.0, times)
     return torch.where(log_snr == schedule.log_snr_min, 1.0, times)
@@ -76,6 +91,9 @@ class UniformT(Grid):
 
     def continuous(self, schedule: Schedule, steps: int) -> Tensor:
         return torch.linspace(1, 0, steps + 1, dtype=torch.float64)
+
+
+UNIFORM_T = UniformT()
 
 
 class Quadratic(Grid):
@@ -100,7 +118,10 @@ class UniformLogSNR(Grid):
                 "as sampler/grid=uniform_t, or a finite schedule.log_snr_min and log_snr_max"
             )
         log_snr = torch.linspace(low, high, steps + 1, dtype=torch.float64)
-        return along_log_snr(schedule, log_snr)
+        return find_times(schedule, log_snr)
+
+
+UNIFORM_LOG_SNR = UniformLogSNR()
 
 
 class Karras(Grid):
@@ -118,16 +139,16 @@ class Karras(Grid):
         ValueError: levels that do not lie within the schedule, or an infinite end without a level in its place.
     """
 
-    def __init__(self, rho: float, noise_level_min: float | None, noise_level_max: float | None):
-        if not 0.1 <= rho < math.inf:  # levels to the power 10 are numbers still
+    def __init__(self, rho: float = 7.0, noise_level_min: float | None = None, noise_level_max: float | None = None):
+        if not 0.1 <= rho < math.inf:  # levels to the power 10 are still finite
             raise ValueError(f"rho must be at least 0.1 and finite, got {rho}")
         self.rho, self.noise_level_min, self.noise_level_max = float(rho), noise_level_min, noise_level_max
 
     def continuous(self, schedule: Schedule, steps: int) -> Tensor:
-        ends = math.exp(-schedule.log_snr_max / 2), math.exp(-schedule.log_snr_min / 2)
+        ends = schedule.noise_level_range
         low = ends[0] if self.noise_level_min is None else float(self.noise_level_min)
         high = ends[1] if self.noise_level_max is None else float(self.noise_level_max)
-        # a level that is an end up to rounding is that end
+        # a level that equals an end up to rounding is that end
         low, high = (end if math.isclose(level, end) else level for level, end in zip((low, high), ends))
         if not ends[0] <= low < high <= ends[1] or not 0 < low or not math.isfinite(high):
             raise ValueError(
@@ -140,39 +161,46 @@ class Karras(Grid):
             log_snr[0] = schedule.log_snr_min
         if not jump:
             log_snr[-1] = schedule.log_snr_max
-        times = along_log_snr(schedule, log_snr)
+        times = find_times(schedule, log_snr)
         return torch.cat([times, times.new_zeros(1)]) if jump else times
 
 
+KARRAS = Karras()
+
+
 class CustomGrid(Grid):
-    """The user's own list, of times or of noise levels sigma / alpha, first to last.
+    """A given list of times or of noise levels sigma / alpha, first to last.
 
     Arguments:
-        times: strictly decreasing within 1 to 0, one more than the sampler has steps; None = give noise_levels.
-        noise_levels: strictly decreasing within the schedule's; None = give times.
+        times: strictly decreasing within 1 to 0, one more than the sampler has steps; None = use noise_levels.
+        noise_levels: strictly decreasing within the schedule's range; None = use times.
 
     Raises:
-        ValueError: both lists or none, one of another length, or one that does not decrease, leaves the schedule, or names
+        ValueError: both lists or none, one of another length, or one that does not decrease, leaves the schedule, or has
             a level that the model does not have.
     """
 
-    def __init__(self, times: Sequence[float] | None, noise_levels: Sequence[float] | None):
+    def __init__(self, times: Sequence[float] | None = None, noise_levels: Sequence[float] | None = None):
         if (times is None) == (noise_levels is None):
-            raise ValueError("give either times or noise_levels, a decreasing list, and leave the other null")
+            raise ValueError("set exactly one of times and noise_levels to a decreasing list")
         self.times, self.noise_levels = times, noise_levels
 
     def __call__(self, schedule: Schedule, steps: int, levels: Tensor | None = None) -> Tensor:
-        times = checked(self.continuous(schedule, steps))
+        times = check_grid(self.continuous(schedule, steps))
         snapped = snap(times, levels)
         if not torch.allclose(snapped, times, rtol=0, atol=1e-9):
             k = int((snapped - times).abs().argmax())
-            raise ValueError(f"t = {times[k]:.6g} is no level of this model; the nearest free one is {snapped[k]:.6g}")
+            raise ValueError(
+                f"t = {times[k]:.6g} is not a level of this model; the nearest free one is {snapped[k]:.6g}"
+            )
         return snapped
 
     def continuous(self, schedule: Schedule, steps: int) -> Tensor:
         given = torch.tensor(self.noise_levels if self.times is None else self.times, dtype=torch.float64)
         if len(given) != steps + 1:
-            raise ValueError(f"a list of {len(given)} is {len(given) - 1} steps, not {steps}: set sampler.steps to it")
+            raise ValueError(
+                f"a list of {len(given)} makes {len(given) - 1} steps: set sampler.steps={len(given) - 1}, got {steps}"
+            )
         if self.times is not None:
             return given
         log_snr = -2 * given.log()
@@ -181,15 +209,15 @@ class CustomGrid(Grid):
             log_snr = torch.where(near, end, log_snr)
         outside = (log_snr.isnan() | (log_snr > schedule.log_snr_max) | (log_snr < schedule.log_snr_min)).nonzero()
         if len(outside):
-            low, high = (math.exp(-end / 2) for end in (schedule.log_snr_max, schedule.log_snr_min))
+            low, high = schedule.noise_level_range
             raise ValueError(
                 f"noise level {given[outside[0, 0]]:.6g} is outside the schedule's {low:.4g} to {high:.4g}"
             )
-        return along_log_snr(schedule, log_snr)
+        return find_times(schedule, log_snr)
 
 
 class ModelLevels(Grid):
-    """The model's own noise levels, every one or as many as there are steps, at equal distances in their order.
+    """The model's own noise levels: all, or as many as there are steps, evenly spaced in their order.
 
     Raises:
         ValueError: a model without levels of its own, or with fewer than the steps need.
@@ -197,7 +225,7 @@ class ModelLevels(Grid):
 
     def __call__(self, schedule: Schedule, steps: int, levels: Tensor | None = None) -> Tensor:
         if levels is None:
-            raise ValueError("grid=levels needs a model with noise levels of its own, this one has every level")
+            raise ValueError("grid=levels needs a model with noise levels of its own, this one is continuous")
         levels = levels.sort(descending=True).values
         index = torch.linspace(0, len(levels) - 1, steps + 1, dtype=torch.float64).round().long()
         return snap(levels[index], levels)

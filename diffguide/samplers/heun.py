@@ -5,16 +5,18 @@ import math
 import torch
 from torch import Tensor
 
+from ..backbones.conditions import Condition
 from ..models.protocols import Denoiser
-from ..randomness import Noise
-from .ancestral import noise_factor
-from .base import Sampler
-from .grids import Grid
-from .trust import WIDEST
+from ..schedules import Interval, Schedule
+from .ancestral import check_noise_factor
+from .base import Memory, Sampler
+from .grids import KARRAS, Grid
+from .noise import StepNoise
+from .trust import MAX_FALL
 
-__all__ = ["CHURN", "Heun"]
+__all__ = ["CHURN_DRAW", "Heun"]
 
-CHURN = 1  # the draw of churn at its level; 0 is the noise that a run starts from
+CHURN_DRAW = 1  # of the noise at a level; 0 is where a run starts
 
 
 class Heun(Sampler):
@@ -36,29 +38,29 @@ class Heun(Sampler):
 
     order = 2
     corrects = True
-    widest = WIDEST
+    max_fall = MAX_FALL
 
     def __init__(
-        self, steps: int, grid: Grid, churn: float = 0.0, churn_min: float = 0.0, churn_max: float = math.inf,
+        self,
+        steps: int = 18,
+        grid: Grid = KARRAS,
+        churn: float = 0.0,
+        churn_min: float = 0.0,
+        churn_max: float = math.inf,
         s_noise: float = 1.0,
-    ):  # fmt: skip
+    ):
         super().__init__(steps, grid)
         if not 0 <= churn < math.inf:
             raise ValueError(f"churn must be finite and at least 0, got {churn}")
-        if not 0 <= churn_min < churn_max:
-            raise ValueError(
-                f"churn_min and churn_max must be noise levels with 0 <= churn_min < churn_max, got {churn_min} and "
-                f"{churn_max}: an empty interval"
-            )
-        self.churn, self.churn_min, self.churn_max = float(churn), float(churn_min), float(churn_max)
-        self.s_noise, self.stochastic, self.off_grid = noise_factor(s_noise), churn > 0, churn > 0
+        self.churn, self.interval = float(churn), Interval.of([churn_min, churn_max], "churn_min and churn_max")
+        self.s_noise, self.stochastic, self.off_grid = check_noise_factor(s_noise), churn > 0, churn > 0
 
     def step(
-        self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, y: Tensor | None, noise: Noise | None, memory: dict
+        self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, y: Condition | None, noise: StepNoise, memory: Memory
     ) -> Tensor:
         schedule = denoiser.schedule
         if self.stochastic:
-            x, t = self.churned(schedule, x, t, noise)
+            x, t = self.add_churn(schedule, x, t, noise)
         alpha, sigma = schedule.alpha_sigma(s)
         prediction = denoiser(x, t, y)
         euler = alpha * prediction.x_0 + sigma * prediction.eps
@@ -68,13 +70,13 @@ class Heun(Sampler):
         corrected = denoiser(euler, s, y)
         return euler + (alpha * change / 2) * (corrected.eps - prediction.eps)
 
-    def churned(self, schedule, x: Tensor, t: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
-        """x and its time after noise was added; as they were outside the interval and at the schedule's end."""
+    def add_churn(self, schedule: Schedule, x: Tensor, t: Tensor, noise: StepNoise) -> tuple[Tensor, Tensor]:
+        """x and its time with noise added; unchanged outside the interval and at the schedule's end."""
         level, end = schedule.noise_level(t), schedule.noise_level(1.0)
-        if not self.churn_min <= level <= self.churn_max or level >= end:
+        if not self.interval.low <= level <= self.interval.high or level >= end:
             return x, t
         higher = torch.minimum(level * (1 + min(self.churn / self.steps, math.sqrt(2) - 1)), end)
         time = torch.ones_like(t) if higher == end else schedule.t_of(-2 * higher.log())
         alpha = schedule.alpha_sigma(time)[0]
-        added = self.s_noise * (higher**2 - level**2).sqrt() * noise.normal(t, CHURN)
+        added = self.s_noise * (higher**2 - level**2).sqrt() * noise.normal(t, CHURN_DRAW)
         return (alpha / schedule.alpha_sigma(t)[0]) * x + alpha * added, time

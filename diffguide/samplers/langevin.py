@@ -3,25 +3,27 @@
 import torch
 from torch import Tensor
 
-from ..models.protocols import Denoiser
-from ..randomness import Noise
-from .ancestral import move
-from .base import Sampler
-from .grids import Grid
-from .heun import CHURN
-from .trust import WIDEST
+from ..backbones.conditions import Condition
+from ..models.protocols import Denoiser, Energy
+from .ancestral import DDPM, renoise
+from .base import Memory, Sampler
+from .grids import UNIFORM_LOG_SNR, Grid
+from .heun import CHURN_DRAW
+from .noise import StepNoise
+from .trust import MAX_FALL
 
 __all__ = ["AnnealedLangevin", "LangevinPC", "langevin"]
 
 
-def langevin(denoiser: Denoiser, x: Tensor, t: Tensor, y: Tensor | None, z: Tensor, step: float) -> Tensor:
+def langevin(denoiser: Denoiser, x: Tensor, t: Tensor, y: Condition | None, z: Tensor, step: float) -> Tensor:
     """x + e score + sqrt(2 e) z with e = step sigma_t^2, in fields: alpha x_0 + sigma ((1 - step) eps + sqrt(2 step) z)."""
     alpha, sigma = denoiser.schedule.alpha_sigma(t)
     prediction = denoiser(x, t, y)
     return alpha * prediction.x_0 + (sigma * (1 - step)) * prediction.eps + (sigma * (2 * step) ** 0.5) * z
 
 
-def corrections_checked(corrections: int) -> int:
+def check_corrections(corrections: int) -> int:
+    """The number; raises ValueError unless it is from 1 to 10^4."""
     if not 1 <= corrections <= 10**4:
         raise ValueError(f"corrections must be 1 to 10^4 Langevin steps per level, got {corrections}")
     return corrections
@@ -33,12 +35,12 @@ class LangevinPC(Sampler):
         x <- x + e score + sqrt(2 e) z,  e = 2 (snr sigma)^2
 
     Song et al., "Score-Based Generative Modeling through SDEs", 2021, arXiv 2011.13456, algorithms 2 to 5. There the
-    step size comes from the norms of score and noise, averaged over a batch, so that a sample depends on its neighbours;
-    here |score| is put at its expectation |z| / sigma. As a predictor, ddpm is their ancestral
-    sampling (variance 0 for VE, 1 for VP) and euler_maruyama with diffusion=forward their reverse diffusion.
+    step size comes from the norms of score and noise, averaged over a batch, so that a sample depends on its batch; here
+    |score| is replaced by its expectation |z| / sigma. As a predictor, ddpm is their ancestral sampling (variance 0
+    for VE, 1 for VP), euler_maruyama with diffusion=forward their reverse diffusion.
 
     Arguments:
-        inner: the predictor, which brings steps and grid.
+        inner: the predictor, with its steps and grid; None = `DDPM()`.
         corrections: Langevin steps per level, 1 to 10^4.
         snr: of a Langevin step, in (0, 1); 0.16 in the paper for VE, 0.17 for VP.
 
@@ -48,7 +50,8 @@ class LangevinPC(Sampler):
 
     stochastic = True
 
-    def __init__(self, inner: Sampler, corrections: int, snr: float):
+    def __init__(self, inner: Sampler | None = None, corrections: int = 1, snr: float = 0.16):
+        inner = DDPM() if inner is None else inner
         super().__init__(inner.steps, inner.grid)
         if not 0 < snr < 1:
             raise ValueError(f"snr must be above 0 and below 1, got {snr}")
@@ -56,24 +59,24 @@ class LangevinPC(Sampler):
             raise ValueError(
                 f"inner must be a sampler without Langevin steps, got {type(inner).__name__}: set its corrections instead"
             )
-        self.inner, self.corrections, self.snr = inner, corrections_checked(corrections), float(snr)
+        self.inner, self.corrections, self.snr = inner, check_corrections(corrections), float(snr)
         self.order, self.off_grid, self.needs = inner.order, inner.off_grid, inner.needs
 
-    def times(self, denoiser: Denoiser) -> Tensor:
+    def times(self, denoiser: Denoiser | Energy) -> Tensor:
         return self.inner.times(denoiser)
 
     def step(
-        self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, y: Tensor | None, noise: Noise | None, memory: dict
+        self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, y: Condition | None, noise: StepNoise, memory: Memory
     ) -> Tensor:
         x = self.inner.advance(denoiser, x, t, s, y, noise, memory)
         if denoiser.schedule.alpha_sigma(s)[1] > 0:
-            for draw in range(CHURN + 1, CHURN + 1 + self.corrections):
+            for draw in range(CHURN_DRAW + 1, CHURN_DRAW + 1 + self.corrections):
                 x = langevin(denoiser, x, s, y, noise.normal(s, draw), 2 * self.snr**2)
         return x
 
 
 class AnnealedLangevin(Sampler):
-    """Langevin steps at every noise level in turn, x / alpha carried from one level to the next as it is.
+    """Langevin steps at every noise level in turn; x / alpha is kept from one level to the next.
 
         x <- x + e score + sqrt(2 e) z,  e = step_size sigma^2
 
@@ -84,8 +87,8 @@ class AnnealedLangevin(Sampler):
     Arguments:
         steps, grid: as for every sampler; the paper's levels are a geometric sequence (grid=uniform_log_snr).
         corrections: Langevin steps per level, 1 to 10^4; 100 in the paper.
-        step_size: e / sigma^2, in (0, 1); None = technique 4 of Song & Ermon 2020, arXiv 2006.09011: what comes nearest
-            to turning noise of the level before into noise of this level.
+        step_size: e / sigma^2, in (0, 1); None = technique 4 of Song & Ermon 2020, arXiv 2006.09011: what best
+            turns noise of the previous level into noise of this level.
 
     Raises:
         ValueError: step_size or corrections out of range.
@@ -93,31 +96,33 @@ class AnnealedLangevin(Sampler):
 
     order = 1
     stochastic = True
-    widest = WIDEST
+    max_fall = MAX_FALL
 
-    def __init__(self, steps: int, grid: Grid, corrections: int, step_size: float | None):
+    def __init__(
+        self, steps: int = 50, grid: Grid = UNIFORM_LOG_SNR, corrections: int = 5, step_size: float | None = None
+    ):
         super().__init__(steps, grid)
         if step_size is not None and not 0 < step_size < 1:
             raise ValueError(f"step_size must be above 0 and below 1, or null for technique 4, got {step_size}")
-        self.corrections, self.step_size = corrections_checked(corrections), step_size
+        self.corrections, self.step_size = check_corrections(corrections), step_size
 
     def step(
-        self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, y: Tensor | None, noise: Noise | None, memory: dict
+        self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, y: Condition | None, noise: StepNoise, memory: Memory
     ) -> Tensor:
         schedule = denoiser.schedule
         (alpha_t, _), (alpha, sigma) = schedule.alpha_sigma(t), schedule.alpha_sigma(s)
         if sigma == 0 or alpha_t == 0:
-            return move(denoiser(x, t, y), schedule, s, 0.0)
+            return renoise(denoiser(x, t, y), schedule, s, 0.0)
         x = (alpha / alpha_t) * x
         size = self.step_size
         if size is None:
-            size = technique_4(float(schedule.noise_level(t) / schedule.noise_level(s)), self.corrections)
-        for draw in range(CHURN + 1, CHURN + 1 + self.corrections):
+            size = select_step_size(float(schedule.noise_level(t) / schedule.noise_level(s)), self.corrections)
+        for draw in range(CHURN_DRAW + 1, CHURN_DRAW + 1 + self.corrections):
             x = langevin(denoiser, x, s, y, noise.normal(s, draw), size)
         return x
 
 
-def technique_4(ratio: float, corrections: int) -> float:
+def select_step_size(ratio: float, corrections: int) -> float:
     """The step size in [1e-5, 1) for which noise of `ratio` times the level ends nearest to the level.
 
     (1 - r)^(2 T) (ratio^2 - u) + u = 1, u = 2 / (2 - r) the variance of the chain's own law (arXiv 2006.09011, eq. 7).

@@ -5,13 +5,14 @@ import math
 import torch
 from torch import Tensor
 
+from ..backbones.conditions import Condition
 from ..models.protocols import Denoiser
-from ..randomness import Noise
 from ..schedules import Schedule
 from .ancestral import transition_variance
-from .base import Sampler
-from .grids import Grid
-from .trust import WIDEST
+from .base import Memory, Sampler
+from .grids import UNIFORM_T, Grid
+from .noise import StepNoise
+from .trust import MAX_FALL
 
 __all__ = ["Diffusion", "EulerMaruyama", "ForwardDiffusion", "SigmaDiffusion", "SineDiffusion"]
 
@@ -26,7 +27,7 @@ class Diffusion:
         ValueError: a scale out of range.
     """
 
-    def __init__(self, scale: float):
+    def __init__(self, scale: float = 1.0):
         if not 0 <= scale < math.inf:
             raise ValueError(f"scale of the diffusion must be finite and at least 0, got {scale}")
         self.scale = float(scale)
@@ -41,6 +42,9 @@ class SigmaDiffusion(Diffusion):
 
     def variance(self, schedule: Schedule, t: Tensor, s: Tensor) -> Tensor:
         return self.scale * schedule.alpha_sigma(t)[1] * (t - s)
+
+
+SIGMA_DIFFUSION = SigmaDiffusion()
 
 
 class SineDiffusion(Diffusion):
@@ -74,14 +78,14 @@ class EulerMaruyama(Sampler):
 
     order = 1
     stochastic = True
-    widest = WIDEST
+    max_fall = MAX_FALL
 
-    def __init__(self, steps: int, grid: Grid, diffusion: Diffusion):
+    def __init__(self, steps: int = 250, grid: Grid = UNIFORM_T, diffusion: Diffusion = SIGMA_DIFFUSION):
         super().__init__(steps, grid)
         self.diffusion = diffusion
 
     def step(
-        self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, y: Tensor | None, noise: Noise | None, memory: dict
+        self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, y: Condition | None, noise: StepNoise, memory: Memory
     ) -> Tensor:
         alpha, sigma = denoiser.schedule.alpha_sigma(s)
         prediction = denoiser(x, t, y)

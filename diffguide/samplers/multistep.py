@@ -16,16 +16,17 @@ from typing import NamedTuple
 import numpy
 from torch import Tensor
 
+from ..backbones.conditions import Condition
 from ..models.protocols import Denoiser, Prediction
-from ..randomness import Noise
 from ..schedules import Schedule
-from .base import Sampler
-from .grids import Grid
-from .trust import WIDEST
+from .base import Memory, Sampler
+from .grids import KARRAS, Grid
+from .noise import StepNoise
+from .trust import MAX_FALL
 
 __all__ = ["ADAMS_BASHFORTH", "IPNDM", "LMS", "Level", "Multistep", "accumulate", "integrals"]
 
-POINTS, MASSES = numpy.polynomial.legendre.leggauss(24)  # exact to rounding for a cubic times e^u over steps of 20
+QUADRATURE_POINTS, QUADRATURE_WEIGHTS = numpy.polynomial.legendre.leggauss(24)  # exact for cubic times e^u, 20 wide
 ADAMS_BASHFORTH = [  # weights of the newest value first, in steps of equal size
     [1.0],
     [3 / 2, -1 / 2],
@@ -36,8 +37,8 @@ ADAMS_BASHFORTH = [  # weights of the newest value first, in steps of equal size
 
 def integrals(nodes: Sequence[float], start: float, end: float, kernel: Callable) -> list[float]:
     """w_j = int_start^end kernel(u) l_j(u) du, where l_j is 1 at nodes[j] and 0 at the others; Gauss-Legendre, float64."""
-    u = start + (end - start) / 2 * (POINTS + 1)
-    mass = kernel(u) * MASSES * ((end - start) / 2)
+    u = start + (end - start) / 2 * (QUADRATURE_POINTS + 1)
+    mass = kernel(u) * QUADRATURE_WEIGHTS * ((end - start) / 2)
     one = numpy.ones_like(u)
     return [
         float(mass @ math.prod(((u - other) / (node - other) for other in nodes if other != node), start=one))
@@ -71,7 +72,7 @@ class Level(NamedTuple):
     def noise_level(self) -> float:
         return math.exp(-self.log_snr / 2)
 
-    def renoised(self, prediction: Prediction) -> Tensor:
+    def renoise(self, prediction: Prediction) -> Tensor:
         """alpha x_0 + sigma eps, DDIM's x at this level."""
         return (self.alpha * prediction.x_0).add_(prediction.eps, alpha=self.sigma)
 
@@ -90,15 +91,15 @@ class Multistep(Sampler):
         ValueError: an order that is not implemented.
     """
 
-    highest: int
+    max_order: int
     corrects = True
-    widest = WIDEST
+    max_fall = MAX_FALL
 
     def __init__(self, steps: int, grid: Grid, order: int):
         super().__init__(steps, grid)
-        if type(order) is not int or not 1 <= order <= self.highest:
+        if type(order) is not int or not 1 <= order <= self.max_order:
             raise ValueError(
-                f"order must be a whole number from 1 to {self.highest} for {type(self).__name__}, got {order!r}"
+                f"order must be a whole number from 1 to {self.max_order} for {type(self).__name__}, got {order!r}"
             )
         self.order = order
 
@@ -115,12 +116,12 @@ class Multistep(Sampler):
         raise NotImplementedError
 
     def step(
-        self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, y: Tensor | None, noise: Noise | None, memory: dict
+        self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, y: Condition | None, noise: StepNoise, memory: Memory
     ) -> Tensor:
         schedule, history = denoiser.schedule, memory.setdefault("history", [])
         start, end = Level.at(schedule, t), Level.at(schedule, s)
         prediction = denoiser(x, t, y)
-        x = end.renoised(prediction)
+        x = end.renoise(prediction)
         if start.log_snr > -math.inf:
             history.insert(0, (self.variable(start), self.value(prediction)))
         if len(history) > 1:
@@ -138,7 +139,10 @@ class LMS(Multistep):
     published it goes to sigma = 0 with its full order; a run takes that step, as every wide one, at first order (`trust`).
     """
 
-    highest = 4
+    max_order = 4
+
+    def __init__(self, steps: int = 30, grid: Grid = KARRAS, order: int = 4):
+        super().__init__(steps, grid, order)
 
     def weights(self, schedule: Schedule, nodes: list[float], end: Level) -> list[float]:
         return integrals(nodes, nodes[0], end.noise_level, lambda _: end.alpha)
@@ -151,7 +155,10 @@ class IPNDM(Multistep):
     reached where the grid is uniform in sigma / alpha, elsewhere at most 2. To sigma = 0 as `LMS`.
     """
 
-    highest = 4
+    max_order = 4
+
+    def __init__(self, steps: int = 30, grid: Grid = KARRAS, order: int = 4):
+        super().__init__(steps, grid, order)
 
     def weights(self, schedule: Schedule, nodes: list[float], end: Level) -> list[float]:
         scale = end.alpha * (end.noise_level - nodes[0])

@@ -1,4 +1,4 @@
-"""Restart: jumps back up to more noise within chosen intervals, and walks them down again."""
+"""Restart sampling: noise is added back within given intervals of noise levels, and removed again."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -6,31 +6,17 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from ..models.protocols import Denoiser
-from ..randomness import Noise
+from ..backbones.conditions import Condition
+from ..models.protocols import Denoiser, Energy
 from .ancestral import transition_variance
-from .base import Sampler
-from .grids import along_log_snr, karras_levels, snap
+from .base import Memory, Sampler
+from .grids import find_times, karras_levels, snap
+from .heun import Heun
+from .noise import StepNoise, VisitNoise
 
 __all__ = ["Restart"]
 
-DRAWS = 2**20  # draws that one visit may use, so that no two visits share any; visits of visits have DRAWS^2
-NEAR = 1e-9  # relative: a level that is one of the grid's up to rounding is that level
-
-
-class Visit:
-    """The noise of one walk down an interval: independent of the main walk's and of every other visit's, also of those
-    within a visit."""
-
-    def __init__(self, noise: "Noise | Visit", number: int):
-        self.noise, self.depth = noise, noise.depth + 1 if isinstance(noise, Visit) else 1
-        self.offset = (number + 1) * DRAWS**self.depth
-
-    def normal(self, level: Tensor, draw: int) -> Tensor:
-        return self.noise.normal(level, self.offset + 1 + draw)
-
-    def increment(self, t: Tensor, s: Tensor) -> Tensor:
-        return self.noise.normal(t, self.offset - 1)
+LEVEL_TOLERANCE = 1e-9  # relative: a level that equals one of the grid's up to rounding is that level
 
 
 class Restart(Sampler):
@@ -39,11 +25,11 @@ class Restart(Sampler):
         x_high = (alpha_high / alpha_low) x_low + sqrt(Var[x_high | x_low]) z, then the inner sampler back to x_low
 
     Xu, Deng, Cheng, Tian, Liu, Jaakkola, "Restart Sampling for Improving Generative Processes", 2023, arXiv 2306.14878,
-    algorithm 1, whose {i: [N, K, t_min, t_max]} is an interval [t_min, t_max, N, K] here. A restart happens at the first
-    grid time at or below the lower end, and comes back to it. A walk down has Karras' levels with exponent 7.
+    algorithm 1, whose {i: [N, K, t_min, t_max]} is an interval [t_min, t_max, N, K] here. A restart begins and ends at the
+    first grid time at or below the lower end; its way down has Karras' levels with exponent 7.
 
     Arguments:
-        inner: the sampler, Heun's method in the paper; brings steps and grid.
+        inner: the sampler, Heun's method in the paper, with its steps and grid; None = `Heun()`.
         intervals: [low, high, steps, repeats] each: noise levels sigma / alpha with 0 < low < high, and whole numbers of
             at least 1.
 
@@ -54,16 +40,17 @@ class Restart(Sampler):
 
     stochastic = True
 
-    def __init__(self, inner: Sampler, intervals: Sequence[Sequence[float]]):
+    def __init__(self, inner: Sampler | None = None, intervals: Sequence[Sequence[float]] = ((0.06, 0.3, 2, 3),)):
+        inner = Heun() if inner is None else inner
         super().__init__(inner.steps, inner.grid)
-        if isinstance(inner, Restart):  # one list says it all
+        if isinstance(inner, Restart):
             raise ValueError("inner must not be a Restart: list all of its intervals in one")
         for interval in intervals:
             if len(interval) != 4:
                 raise ValueError(f"intervals must be [low, high, steps, repeats] each, got {list(interval)}")
             low, high, *counts = interval
             if not 0 < low < high:
-                raise ValueError(f"intervals must be noise levels with 0 < low < high, got the empty {low} to {high}")
+                raise ValueError(f"intervals must be noise levels with 0 < low < high, got {low} to {high}")
             if any(not 1 <= count <= 1000 or count != int(count) for count in counts):
                 raise ValueError(f"intervals must have whole steps and repeats from 1 to 1000, got {counts}")
         if not intervals:
@@ -75,27 +62,28 @@ class Restart(Sampler):
         self.order, self.off_grid, self.needs = inner.order, inner.off_grid, inner.needs
 
     @torch.no_grad()
-    def times(self, denoiser: Denoiser) -> Tensor:
+    def times(self, denoiser: Denoiser | Energy) -> Tensor:
         times = self.inner.times(denoiser)
-        first, last = (float(denoiser.schedule.noise_level(t)) for t in (times[0], times[-1]))
+        assert denoiser.schedule is not None
+        last, first = denoiser.schedule.noise_level(times[[-1, 0]]).tolist()
         for low, high, _, _ in self.intervals:
-            if not last * (1 - NEAR) <= low < high <= first * (1 + NEAR):
+            if not last * (1 - LEVEL_TOLERANCE) <= low < high <= first * (1 + LEVEL_TOLERANCE):
                 raise ValueError(
                     f"intervals must lie within the grid's noise levels {last:.4g} to {first:.4g}, got {low:g} to {high:g}"
                 )
         return times
 
     def step(
-        self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, y: Tensor | None, noise: Noise | None, memory: dict
+        self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, y: Condition | None, noise: StepNoise, memory: Memory
     ) -> Tensor:
         x = self.inner.advance(denoiser, x, t, s, y, noise, memory)
         above, here, visit = denoiser.schedule.noise_level(t), denoiser.schedule.noise_level(s), 0
         for low, high, steps, repeats in self.intervals:
-            if here <= low * (1 + NEAR) < above:
+            if here <= low * (1 + LEVEL_TOLERANCE) < above:
                 times = self.walk(denoiser, s, high, steps)
                 for number in range(visit, visit + repeats):
-                    x = self.visit(denoiser, x, times, y, Visit(noise, number))
-                memory.clear()  # what a multistep sampler remembered is of another path
+                    x = self.visit(denoiser, x, times, y, VisitNoise(noise, number))
+                memory.clear()  # values of another path
             visit += repeats
         return x
 
@@ -103,19 +91,19 @@ class Restart(Sampler):
         """Times from the noise level `high` down to s itself."""
         schedule = denoiser.schedule
         levels = karras_levels(high, float(schedule.noise_level(s)), steps + 1, 7.0)
-        times = along_log_snr(schedule, -2 * levels.log()).clamp(max=1)
+        times = find_times(schedule, -2 * levels.log()).clamp(max=1)
         if denoiser.levels is not None:
             legal = denoiser.levels[denoiser.levels >= s]
             top = legal[(legal - times[0]).abs().argmin()]
             times = snap(times, legal[legal <= top])
         return torch.cat([times[:-1], s[None]])
 
-    def visit(self, denoiser: Denoiser, x: Tensor, times: Tensor, y: Tensor | None, noise: Visit) -> Tensor:
+    def visit(self, denoiser: Denoiser, x: Tensor, times: Tensor, y: Condition | None, noise: VisitNoise) -> Tensor:
         """x at times[-1], up to times[0] and back."""
         schedule, top, s = denoiser.schedule, times[0], times[-1]
         ratio = schedule.alpha_sigma(top)[0] / schedule.alpha_sigma(s)[0]
         x = ratio * x + transition_variance(schedule, top, s).sqrt() * noise.normal(top, -1)
-        memory: dict = {}
+        memory: Memory = {}
         for t, u in pairwise(times):
             x = self.inner.advance(denoiser, x, t, u, y, noise, memory)
         return x

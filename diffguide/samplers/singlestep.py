@@ -3,18 +3,20 @@
 import torch
 from torch import Tensor
 
+from ..backbones.conditions import Condition
 from ..models.protocols import Denoiser, Prediction
-from ..randomness import Noise
 from ..schedules import Schedule
-from .ancestral import move
-from .base import Sampler
+from .ancestral import renoise
+from .base import Memory, Sampler
+from .grids import UNIFORM_LOG_SNR, Grid
 from .multistep import ADAMS_BASHFORTH, accumulate
-from .trust import WIDEST
+from .noise import StepNoise
+from .trust import MAX_FALL
 
 __all__ = ["DPM2", "DPMpp2S", "PNDM"]
 
 
-def between(schedule: Schedule, t: Tensor, s: Tensor) -> Tensor | None:
+def find_middle(schedule: Schedule, t: Tensor, s: Tensor) -> Tensor | None:
     """The time in the middle of two in log-SNR; None where an end of the step is infinite in it."""
     middle = (schedule.log_snr(t) + schedule.log_snr(s)) / 2
     return schedule.t_of(middle) if torch.isfinite(middle) else None
@@ -29,17 +31,20 @@ class Midpoint(Sampler):
     order = 2
     off_grid = True
     corrects = True
-    widest = WIDEST
+    max_fall = MAX_FALL
+
+    def __init__(self, steps: int = 20, grid: Grid = UNIFORM_LOG_SNR):
+        super().__init__(steps, grid)
 
     def step(
-        self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, y: Tensor | None, noise: Noise | None, memory: dict
+        self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, y: Condition | None, noise: StepNoise, memory: Memory
     ) -> Tensor:
-        schedule, middle = denoiser.schedule, between(denoiser.schedule, t, s)
+        schedule, middle = denoiser.schedule, find_middle(denoiser.schedule, t, s)
         prediction = denoiser(x, t, y)
-        x = move(prediction, schedule, s, 0.0)
+        x = renoise(prediction, schedule, s, 0.0)
         if middle is None:
             return x
-        corrected = denoiser(move(prediction, schedule, middle, 0.0), middle, y)
+        corrected = denoiser(renoise(prediction, schedule, middle, 0.0), middle, y)
         weights = [0.0, self.correction(schedule, t, s)]
         return accumulate(x, weights, [self.value(prediction), self.value(corrected)])
 
@@ -86,7 +91,7 @@ class PNDM(Sampler):
     """Three pseudo Runge-Kutta steps, then the pseudo linear multistep method of four values.
 
     Liu et al., "Pseudo Numerical Methods for Diffusion Models on Manifolds", 2022, arXiv 2202.09778, section 3: every
-    move is DDIM's, phi(e, r) = alpha_r x_0 + sigma_r eps + alpha_r (rho_r - rho_t) (e - eps) with rho = sigma / alpha, and
+    renoise is DDIM's, phi(e, r) = alpha_r x_0 + sigma_r eps + alpha_r (rho_r - rho_t) (e - eps) with rho = sigma / alpha, and
     e the classical weights of equal steps. Order 2 (4 where the grid is uniform in rho and rho linear in t).
 
     Four evaluations in each of the first three steps, at t, twice half-way in time (off the grid) and at s; then one. So n
@@ -97,10 +102,13 @@ class PNDM(Sampler):
     order = 2
     off_grid = True
     corrects = True
-    widest = WIDEST
+    max_fall = MAX_FALL
+
+    def __init__(self, steps: int = 41, grid: Grid = UNIFORM_LOG_SNR):
+        super().__init__(steps, grid)
 
     def step(
-        self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, y: Tensor | None, noise: Noise | None, memory: dict
+        self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, y: Condition | None, noise: StepNoise, memory: Memory
     ) -> Tensor:
         schedule, history = denoiser.schedule, memory.setdefault("history", [])
         prediction, start = denoiser(x, t, y), schedule.noise_level(t)
@@ -108,17 +116,17 @@ class PNDM(Sampler):
         def phi(weights: list[float], e: list[Tensor], r: Tensor) -> Tensor:
             """x at r by a mean of directions, the first of which is eps at t."""
             scale = float(schedule.alpha_sigma(r)[0] * (schedule.noise_level(r) - start))
-            return accumulate(move(prediction, schedule, r, 0.0), [scale * weight for weight in weights], e)
+            return accumulate(renoise(prediction, schedule, r, 0.0), [scale * weight for weight in weights], e)
 
         if torch.isinf(start):
-            return move(prediction, schedule, s, 0.0)
+            return renoise(prediction, schedule, s, 0.0)
         history.insert(0, prediction.eps)
         if len(history) == 4:
             x = phi(ADAMS_BASHFORTH[3], history, s)
             history.pop()
             return x
         if schedule.noise_level(s) == 0:
-            return move(prediction, schedule, s, 0.0)
+            return renoise(prediction, schedule, s, 0.0)
         middle, e = (t + s) / 2, [prediction.eps]
         for r in (middle, middle, s):
             e.append(denoiser(phi([0.0, 1.0][: len(e)], [e[0], e[-1]], r), r, y).eps)

@@ -4,10 +4,13 @@ import math
 
 from torch import Tensor
 
+from ..backbones.conditions import Condition
 from ..models.protocols import Denoiser
-from ..randomness import Noise
+from .base import Memory
 from .dpmpp import ExponentialMultistep
+from .grids import UNIFORM_LOG_SNR, Grid
 from .multistep import Level, accumulate
+from .noise import StepNoise
 
 __all__ = ["UniPC"]
 
@@ -27,15 +30,18 @@ class UniPC(ExponentialMultistep):
         order: p, 1 to 3; the corrector has order p + 1.
     """
 
-    highest = 3
+    max_order = 3
+
+    def __init__(self, steps: int = 20, grid: Grid = UNIFORM_LOG_SNR, order: int = 3):
+        super().__init__(steps, grid, order)
 
     def step(
-        self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, y: Tensor | None, noise: Noise | None, memory: dict
+        self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, y: Condition | None, noise: StepNoise, memory: Memory
     ) -> Tensor:
         schedule, history = denoiser.schedule, memory.setdefault("history", [])
         start, end = Level.at(schedule, t), Level.at(schedule, s)
         prediction = denoiser(x, t, y)
-        x = end.renoised(prediction)
+        x = end.renoise(prediction)
         if math.isinf(start.log_snr):
             return x
         here = self.variable(start)
@@ -46,8 +52,8 @@ class UniPC(ExponentialMultistep):
             corrected = accumulate(memory["plain"], weights, values)
             x = x + (end.sigma / start.sigma) * (corrected - memory["arrived"])
         history.insert(0, (here, prediction.x_0))
-        nodes, values = zip(*history[: self.order])
         del history[self.order :]
         memory["plain"] = x.clone()
-        memory["arrived"] = accumulate(x, self.weights(schedule, list(nodes), end), values)
+        weights = self.weights(schedule, [node for node, _ in history], end)
+        memory["arrived"] = accumulate(x, weights, [value for _, value in history])
         return memory["arrived"]

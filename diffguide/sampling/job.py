@@ -99,7 +99,7 @@ class SamplingJob:
             if self.trajectory:
                 filmed = trajectories.choose_trajectories(plan.classes, plan.class_names, plan.shape)
             interrupts = held.enter_context(Interrupts(silent=not main))
-            missing = self.engine.broadcast(shards.missing())
+            missing = self.engine.broadcast(shards.missing_batches())
             try:
                 singles = folder / "images" if self.png else None
                 SampleWriter(self.engine, plan, shards, singles, filmed).run(missing, interrupts)
@@ -111,7 +111,7 @@ class SamplingJob:
                     raise
             except (WriteError, ShardError) as error:
                 if main:
-                    if self.folder is None and len(shards.missing()) == len(shards.firsts):
+                    if self.folder is None and len(shards.missing_batches()) == len(shards.firsts):
                         shutil.rmtree(folder, ignore_errors=True)  # nothing to resume
                     raise InputError(str(error)) from error
         return None

@@ -67,7 +67,7 @@ def finalize_run(
         vectors.write_scatter(folder / "grid.png", [("", x, labels[: len(x)])], plan.class_names, background)
     else:
         shown = images.lay_out_grid(labels, plan.class_names)
-        images.write_grid(folder / "grid.png", shown, shards.pick(shown.indices))
+        images.write_grid(folder / "grid.png", shown, shards.read_samples(shown.indices))
     if filmed is not None:
         frames, path = shards.frames(filmed.indices), folder / "trajectory.gif"
         if background is not None:
@@ -82,7 +82,7 @@ def finalize_run(
 
 def pick_samples(shards: Shards, indices: Iterable[int]) -> numpy.ndarray:
     """Single samples, in ascending order of their indices."""
-    return numpy.stack([sample for _, sample in sorted(shards.pick(indices).items())])
+    return numpy.stack([sample for _, sample in sorted(shards.read_samples(indices).items())])
 
 
 def write_metrics(path: Path, plan: SamplingPlan, shards: Shards, header: dict) -> dict[str, float]:

@@ -135,7 +135,7 @@ def training_tensors(data: Dataset) -> dict[str, Tensor]:
     """The training examples as a network sees them, `data` [N, ...] in [-1, 1], and their `labels` [N]; windows central."""
     split = data.train
     x = split.x if isinstance(split, Split) else torch.stack([split[k][0] for k in range(len(split))])
-    return {"data": data.view(x), "labels": split.y}
+    return {"data": data.preprocess(x), "labels": split.y}
 
 
 def training_data(config: dict) -> Tensor | None:

@@ -170,7 +170,7 @@ def write_curves(
         lines.setdefault(run.method, []).append(column | {axis: tradeoff.axis_position(run.number)})
     places = [row[axis] for rows in lines.values() for row in rows]
     wide = min(places) > 0 and max(places) >= LOG_AXIS_RATIO * min(places)
-    curves.write_curves(
+    curves.write_curve_figure(
         path, Plot("curves", axis, axis, wide, panels), lines if len(lines) > 1 else {"": [*lines.values()][0]}
     )
 

@@ -133,7 +133,7 @@ def compare_with_data(
             raise NoTradeoff(f"the data set has examples of shape {list(data.shape)}, and the samples {list(shape)}")
         name, split = data.held_out
         held, y = fetch_examples(split, sample_rows(len(split.y), MAX_COMPARED, REAL_PURPOSE))
-        real = data.view(held).flatten(1).double()
+        real = data.preprocess(held).flatten(1).double()
         if len(real) <= DC_NEIGHBOURS:
             raise NoTradeoff(f"the data set has {len(real)} {name} examples, and more than {DC_NEIGHBOURS} are needed")
         label_classifier = (
@@ -197,7 +197,7 @@ def labels_match(data: Dataset, class_names: Sequence[str], runs: Sequence[Sweep
 def train_label_classifier(data: Dataset) -> LabelClassifier | None:
     """A judge that learned from the training split; None where there is one class."""
     x, y = fetch_examples(data.train, sample_rows(len(data.train.y), MAX_LABEL_EXAMPLES, TRAIN_PURPOSE))
-    return LabelClassifier(data.view(x).flatten(1), y) if len(y[y >= 0].unique()) > 1 else None
+    return LabelClassifier(data.preprocess(x).flatten(1), y) if len(y[y >= 0].unique()) > 1 else None
 
 
 def check_count(count: int) -> int:

@@ -1,15 +1,25 @@
 """Noise schedules: a curve log_snr(t) and a normalisation. `base` has the contract; every other file has schedules."""
 
-from .base import Schedule, as_time, linear, sub_variance_preserving, variance_exploding, variance_preserving
+from .base import (
+    Schedule,
+    as_time,
+    broadcast_rows,
+    linear,
+    sub_variance_preserving,
+    variance_exploding,
+    variance_preserving,
+)
 from .curves import TRE, Cosine, Flow, Sigmoid
 from .discrete import Linear, ScaledLinear, SigmoidBeta, SquaredCosine
+from .interval import EVERYWHERE, Interval
 from .learned import Monotone
 from .none import NoSchedule
 from .sde import EDM, VE, VP, SubVP
 from .wrappers import ResolutionShift, ZeroTerminalSNR
 
 __all__ = [
-    "EDM", "TRE", "VE", "VP", "Cosine", "Flow", "Linear", "Monotone", "NoSchedule", "ResolutionShift", "ScaledLinear",
-    "Schedule", "Sigmoid", "SigmoidBeta", "SquaredCosine", "SubVP", "ZeroTerminalSNR", "as_time", "linear",
+    "EDM", "EVERYWHERE", "Interval",
+    "TRE", "VE", "VP", "Cosine", "Flow", "Linear", "Monotone", "NoSchedule", "ResolutionShift", "ScaledLinear",
+    "Schedule", "Sigmoid", "SigmoidBeta", "SquaredCosine", "SubVP", "ZeroTerminalSNR", "as_time", "broadcast_rows", "linear",
     "sub_variance_preserving", "variance_exploding", "variance_preserving",
 ]  # fmt: skip

@@ -23,6 +23,7 @@ __all__ = [
     "Schedule",
     "TruncatedCurve",
     "as_time",
+    "broadcast_rows",
     "linear",
     "sub_variance_preserving",
     "variance_exploding",
@@ -35,6 +36,11 @@ def as_time(t) -> Tensor:
     if not isinstance(t, Tensor):
         return torch.tensor(t, dtype=torch.float64)
     return (t.cpu() if t.device.type == "mps" else t).double()
+
+
+def broadcast_rows(value: Tensor, ndim: int) -> Tensor:
+    """A number per row [B] as [B, 1, ...] with `ndim` dimensions; a 0-d number stays 0-d."""
+    return value.reshape(value.shape + (1,) * (ndim - 1 if value.ndim else 0))
 
 
 def variance_preserving(log_snr: Tensor) -> tuple[Tensor, Tensor]:
@@ -109,6 +115,12 @@ class Schedule(nn.Module):
         """
         return self.log_snr(t), self.rate(t)
 
+    def scale_gradients(self, factor: Tensor, *parts: Tensor) -> None:
+        """Multiplies the gradients [B] that reach a learned curve through `parts` by a factor [B]."""
+        for part in parts:
+            if part.requires_grad:
+                part.register_hook(lambda gradient: gradient * factor.to(gradient))
+
     def alpha_sigma(self, t, ndim: int = 1) -> tuple[Tensor, Tensor]:
         """(alpha_t, sigma_t) in float64: 0-d for a 0-d t; for t of shape [B] shaped [B, 1, ...] with `ndim` dimensions."""
         return self.scales(self.log_snr(t), ndim)
@@ -116,12 +128,16 @@ class Schedule(nn.Module):
     def scales(self, log_snr: Tensor, ndim: int = 1) -> tuple[Tensor, Tensor]:
         """(alpha, sigma) at a log-SNR, shaped as `alpha_sigma` shapes them."""
         alpha, sigma = self.normalisation(log_snr)
-        shape = alpha.shape + (1,) * (ndim - 1 if alpha.ndim else 0)
-        return alpha.reshape(shape), sigma.reshape(shape)
+        return broadcast_rows(alpha, ndim), broadcast_rows(sigma, ndim)
 
     def noise_level(self, t) -> Tensor:
         """sigma_t / alpha_t, the sigma of Karras et al., the same quantity for every schedule."""
         return torch.exp(-self.log_snr(t) / 2)
+
+    @property
+    def noise_level_range(self) -> tuple[float, float]:
+        """The lowest and the highest noise level sigma / alpha."""
+        return math.exp(-self.log_snr_max / 2), math.exp(-self.log_snr_min / 2)
 
 
 class TruncatedCurve(Schedule):

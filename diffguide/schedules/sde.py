@@ -38,7 +38,7 @@ class IntegratedBeta(TruncatedCurve):
         """dB / du."""
         return self.beta_min + (self.beta_max - self.beta_min) * u
 
-    def time(self, integral: Tensor) -> Tensor:
+    def inverse_integral(self, integral: Tensor) -> Tensor:
         """u where B(u) is `integral`: the root of the quadratic, in the form in which nothing cancels."""
         rise = 2 * (self.beta_max - self.beta_min)
         return 2 * integral / (self.beta_min + torch.sqrt(self.beta_min**2 + rise * integral))
@@ -56,7 +56,7 @@ class VP(IntegratedBeta):
         return -integral - torch.log(-torch.expm1(-integral))
 
     def inverse_curve(self, log_snr: Tensor) -> Tensor:
-        return self.time(-logsigmoid(log_snr))
+        return self.inverse_integral(-logsigmoid(log_snr))
 
     def slope(self, u: Tensor) -> Tensor:
         return self.beta(u) / torch.expm1(-self.integral(u))
@@ -75,7 +75,7 @@ class SubVP(IntegratedBeta):
         return -integral - 2 * torch.log(-torch.expm1(-integral))
 
     def inverse_curve(self, log_snr: Tensor) -> Tensor:
-        return self.time(2 * torch.asinh(torch.exp(-log_snr / 2) / 2))  # sigma / alpha = 2 sinh(B / 2)
+        return self.inverse_integral(2 * torch.asinh(torch.exp(-log_snr / 2) / 2))  # sigma / alpha = 2 sinh(B / 2)
 
     def slope(self, u: Tensor) -> Tensor:
         return -self.beta(u) / torch.tanh(self.integral(u) / 2)

@@ -81,7 +81,7 @@ class Batches:
             )
             micro = first // self.share % (self.local // self.share)
             torch.manual_seed(fold(self.seed, LAYERS_PURPOSE, self.rank, step, micro))
-            yield self.data.view(x, uniform((len(y), 3), view, torch.float32)), y, objective
+            yield self.data.preprocess(x, uniform((len(y), 3), view, torch.float32)), y, objective
 
     def stored(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Stored examples and their labels, on the device; counts the seconds until they are there."""

@@ -42,7 +42,7 @@ def write_dry_run(
         WriteError: a folder that cannot be written.
     """
     mirrored = ", every second one mirrored in training (dataset.flip=false: none)" if data.flip else ""
-    lines = [*data.sheet(), f"the network sees: {list(data.shape)}{mirrored}"]
+    lines = [*data.summary(), f"the network sees: {list(data.shape)}{mirrored}"]
     print(*lines, sep="\n", file=sys.stderr, flush=True)  # before what takes its time
     about, seconds = estimate_cost(engine, objective, data, training, seed)
     if seconds > LONG_TRAINING:
@@ -67,7 +67,7 @@ def write_training_examples(path: Path, data: Dataset, seed: int) -> None:
         rows = torch.arange(min(len(y), 2000))
     x, y = fetch_examples(data.train, rows)
     chance = torch.rand(len(rows), 3, generator=torch.Generator().manual_seed(seed))
-    write_samples(path, data.view(x, chance), y.tolist(), data.class_names, whole=True)
+    write_samples(path, data.preprocess(x, chance), y.tolist(), data.class_names, whole=True)
 
 
 def suggest_smaller(
@@ -93,7 +93,11 @@ def time_step(engine: Fabric, objective: Objective, data: Dataset, seed: int) ->
     """Seconds of the second of two training steps of a few images."""
     objective = copy.deepcopy(objective).to(engine.device).train()
     x, y = fetch_examples(data.train, torch.arange(PROBE_IMAGES) % len(data.train.y))
-    x, y, rng = data.view(x).to(engine.device), y.to(engine.device), torch.Generator(engine.device).manual_seed(seed)
+    x, y, rng = (
+        data.preprocess(x).to(engine.device),
+        y.to(engine.device),
+        torch.Generator(engine.device).manual_seed(seed),
+    )
 
     def step() -> None:
         with engine.autocast():

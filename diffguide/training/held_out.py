@@ -25,7 +25,8 @@ def held_out_loss(objective: Objective, data: Dataset, seed: int, device: torch.
     """
     rng = torch.Generator(device).manual_seed(fold(seed, VALIDATION_NOISE))
     losses = [
-        objective(data.view(x.to(device)), y.to(device), rng) for x, y in held_out_batches(data, device, batch_size)
+        objective(data.preprocess(x.to(device)), y.to(device), rng)
+        for x, y in held_out_batches(data, device, batch_size)
     ]
     terms = {name: torch.cat([loss.terms[name] for loss in losses]) for name in losses[0].terms}
     log_snr = None if losses[0].log_snr is None else torch.cat([loss.log_snr for loss in losses])

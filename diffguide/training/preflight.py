@@ -53,11 +53,11 @@ def check_network(job: TrainingJob) -> None:
         )
     rows = torch.arange(min(CHECKED_EXAMPLES, len(data.train.y)))
     with input_errors("objective"):
-        job.objective.check(data.view(fetch_examples(data.train, rows)[0]))
+        job.objective.check(data.preprocess(fetch_examples(data.train, rows)[0]))
     x, y = fetch_examples(data.train, torch.tensor([0, 0]))
     try:
         with torch.no_grad():
-            job.objective(data.view(x), y, torch.Generator().manual_seed(0))
+            job.objective(data.preprocess(x), y, torch.Generator().manual_seed(0))
     except (RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise InputError(f"backbone does not fit the data, whose examples are {list(data.shape)}: {reason}") from error

@@ -78,9 +78,9 @@ class TrainingRun:
         self.source = self.open_batches()
         self.batches = iter(self.source)
         if notice:
-            self.progress.say(notice)
+            self.progress.write_line(notice)
         if data.held_out[0] != "validation":
-            self.progress.say("no example validates: held-out losses are of training examples")
+            self.progress.write_line("no example validates: held-out losses are of training examples")
         self.watch = DivergenceWatch(lag=0 if engine.device.type == "cpu" else 1)
         self.started = time.monotonic()
         if resume is None and objective.max_restores:
@@ -109,7 +109,7 @@ class TrainingRun:
                 with convert_write_errors(folder / part):
                     (folder / part).mkdir(parents=True, exist_ok=True)
             provenance.write(folder / provenance.FILE, self.data)
-        self.metrics.cut(self.images, dict(note) if note else None, self.rollbacks)
+        self.metrics.truncate(self.images, dict(note) if note else None, self.rollbacks)
 
     def open_batches(self) -> Batches:
         """The batches from here on; in another order and with other noise after going back."""
@@ -166,7 +166,7 @@ class TrainingRun:
         training = self.training
         if self.is_due(training.log_images):
             self.write_metrics()
-        with self.meter.paused():  # the rate is that of training
+        with self.meter.pause():  # the rate is that of training
             loss = None
             if self.main and (self.is_due(training.validation_images) or self.is_due(training.checkpoint_images)):
                 loss = self.validate()
@@ -201,7 +201,7 @@ class TrainingRun:
         losses = held_out_loss(self.averaged, self.data, self.seed, self.engine.device, batch_size)
         loss = float(losses.per_example.mean())
         self.metrics.write({"images": self.images, "validation_loss": loss, **self.objective.figures(losses)})
-        self.progress.say(f"{self.images} images: held-out loss {loss:.4f}")
+        self.progress.write_line(f"{self.images} images: held-out loss {loss:.4f}")
         if not math.isfinite(loss):
             raise Diverged(f"the held-out loss is {loss} after {self.images} images")
         return loss
@@ -247,7 +247,7 @@ class TrainingRun:
             after = f", after {self.rollbacks} restores" if self.rollbacks else ""
             raise Diverged(f"{error}{after}") from error
         rollbacks, images = self.rollbacks + 1, int(files[-1].stem)
-        self.progress.say(f"{error}: back to {images} images, restore {rollbacks} of at most {allowed}")
+        self.progress.write_line(f"{error}: back to {images} images, restore {rollbacks} of at most {allowed}")
         self.progress.close()
         return TrainingRun(
             self.training, self.objective, self.data, self.folder, self.seed, self.engine, self.config, self.draw,

@@ -21,7 +21,7 @@ every_layer = pytest.mark.parametrize("make, layers", LAYERS.values(), ids=LAYER
 def test_attention_is_perturbed_in_its_rows(monkeypatch, make, layers, kind, options, formula):
     backbone = network(make)
     plain = backbone(x, log_snr, y)
-    found = backbone(x, log_snr, y, kind(layers, *options).on(ROWS))
+    found = backbone(x, log_snr, y, kind(layers, *options).for_rows(ROWS))
     replaced(monkeypatch, layers, formula)
     expected = backbone(x, log_snr, y)
     same(found[~ROWS, None], plain[~ROWS, None])
@@ -40,7 +40,7 @@ def test_blocks_are_skipped_in_their_rows(make, layers):
     backbone = network(make)
     data = x if make is not mlp else x[:, 0, 0, :2]
     plain, expected = backbone(data, log_snr, y), without_branches(backbone, layers)(data, log_snr, y)
-    found = backbone(data, log_snr, y, SkippedBlocks(layers).on(ROWS))
+    found = backbone(data, log_snr, y, SkippedBlocks(layers).for_rows(ROWS))
     same(found[~ROWS, None], plain[~ROWS, None])
     same(found[ROWS, None], expected[ROWS, None])
     assert float((expected - plain).abs().flatten(1).amax(1).min()) > 1e-4
@@ -58,7 +58,7 @@ def test_identity_attention_is_the_value_projection():
     out = (
         layer.projection.weight[:, :, 0, 0].numpy() @ (value @ normal + offset) + layer.projection.bias[:, None].numpy()
     )
-    found = layer(h, IdentityAttention([layer.index]).on(torch.ones(5, dtype=torch.bool)))
+    found = layer(h, IdentityAttention([layer.index]).for_rows(torch.ones(5, dtype=torch.bool)))
     torch.testing.assert_close(found, h + torch.from_numpy(out).reshape(h.shape), rtol=1e-12, atol=1e-12)
 
 
@@ -77,7 +77,7 @@ def test_the_blur_is_that_of_the_paper(side, blur):
 def test_a_blur_of_0_is_the_network(make):
     backbone = network(make)
     everywhere = torch.ones(5, dtype=torch.bool)
-    found = backbone(x, log_snr, y, BlurredQueries(range(len(backbone.attention_layers)), 0.0).on(everywhere))
+    found = backbone(x, log_snr, y, BlurredQueries(range(len(backbone.attention_layers)), 0.0).for_rows(everywhere))
     assert torch.equal(found, backbone(x, log_snr, y))
 
 
@@ -86,9 +86,9 @@ def test_an_unperturbed_network_stays_as_it_is(make):
     """To the last bit, by all three in no row; copies and checkpointing know the layers too."""
     backbone, data = network(make), x if make is not mlp else x[:, 0, 0, :2]
     for perturbation in (IdentityAttention([0]), BlurredQueries([0], 1.0), SkippedBlocks([0])):
-        found = backbone(data, log_snr, y, perturbation.on(torch.zeros(5, dtype=torch.bool)))
+        found = backbone(data, log_snr, y, perturbation.for_rows(torch.zeros(5, dtype=torch.bool)))
         assert torch.equal(found, backbone(data, log_snr, y))
-    again, changed = copy.deepcopy(backbone).requires_grad_(), SkippedBlocks([1]).on(ROWS)
+    again, changed = copy.deepcopy(backbone).requires_grad_(), SkippedBlocks([1]).for_rows(ROWS)
     again.checkpointing = True
     same([again(data, log_snr, y, changed).detach()], [backbone(data, log_snr, y, changed)])
 
@@ -103,6 +103,6 @@ def test_compiled_is_eager(make, perturbation):
     backbone = network(make)
     compiled = torch.compile(backbone, backend="aot_eager", fullgraph=True)
     for rows in (ROWS, ~ROWS):
-        changed = perturbation.on(rows)
+        changed = perturbation.for_rows(rows)
         with torch.compiler.set_stance("default" if rows is ROWS else "fail_on_recompile"):
             same([compiled(x, log_snr, y, changed)], [backbone(x, log_snr, y, changed)], 1e-10)

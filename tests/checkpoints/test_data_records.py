@@ -136,12 +136,12 @@ def test_a_relative_path_is_found_from_elsewhere(at, command):
 
 @pytest.mark.parametrize("options, words", [
     (["dataset.pth=x"], ["no key dataset.pth", "dataset.path"]),
-    (["dataset=digits"], ["trained with dataset._target_"]),
-    (["dataset=image_folder", "dataset.num_classes=4"], ["trained with dataset.num_classes=3, and this command has 4"]),
-    (["dataset.validation=0.5"], ["trained with dataset.validation=0.05, and this command has 0.5"]),
-    (["dataset=mnist"], ["trained with dataset._target_"]),
-    (["backbone.channels=5"], ["trained with backbone.channels=4, and this command has 5"]),
-    (["objective=eps"], ["trained with objective.parameterization._target_"]),
+    (["dataset=digits"], ["cannot change dataset", "drop dataset=digits"]),
+    (["dataset=image_folder", "dataset.num_classes=4"], ["dataset.num_classes (3 -> 4)"]),
+    (["dataset.validation=0.5"], ["dataset.validation (0.05 -> 0.5)"]),
+    (["dataset=mnist"], ["cannot change dataset", "drop dataset=mnist"]),
+    (["backbone.channels=5"], ["backbone.channels (4 -> 5)"]),
+    (["objective=eps"], ["objective.parameterization (V -> Eps)"]),
 ])  # fmt: skip
 def test_other_options_are_refused_in_a_line(at, command, options, words):
     refused(command(main, f"resume={RUN}", "training.images=12", *options, at=at), *words)

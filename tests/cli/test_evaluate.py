@@ -179,7 +179,9 @@ def test_states_and_configurations_have_no_mean(at, command):
 def test_lines_are_named_by_what_differs(tmp_path, monkeypatch):
     """Models, states of one model, what was swept; and what is equal is not said."""
     drawn = {}
-    monkeypatch.setattr(tables.curves, "write_curves", lambda path, plot, lines: drawn.update({path.stem: list(lines)}))
+    monkeypatch.setattr(
+        tables.curves, "write_curve_figure", lambda path, plot, lines: drawn.update({path.stem: list(lines)})
+    )
 
     def names(*runs: tuple[str, int, str]) -> list[str]:
         folders = []
@@ -247,7 +249,7 @@ def test_other_data_of_the_same_kind(at, command, monkeypatch):
     assert done.code == 0, done.err
     assert metrics(at / done.folder)["n"] == 40 and OmegaConf.load(at / done.folder / "config.yaml").dataset.train == 10
     assert told[0]["train"] == 10 and metrics(at / done.folder)["dataset"] == told[0]
-    assert command(main, "oracle=gmm2d", *FEW, "n=5", at=at).code == 0 and told[1] == {"values": 0}
+    assert command(main, "oracle=gmm2d", *FEW, "n=5", at=at).code == 0 and told[1] == {"quantization_levels": 0}
 
 
 def test_a_run_of_the_training_command(tiny_run, tmp_path, command):
@@ -335,11 +337,11 @@ def test_an_evaluation_that_is_continued_is_the_same(stopped, at, command, monke
 
 
 @pytest.mark.parametrize("arguments, message", {
-    "another n": (["n=50"], "was evaluated with n=None, and this command has 50: leave it out"),
-    "another metric": (["metric=classification"], "was evaluated with metric._target_="),
-    "another seed": (["seed=1"], "was evaluated with seed=0"),
+    "another n": (["n=50"], "n (None -> 50)"),
+    "another metric": (["metric=classification"], "drop metric=classification"),
+    "another seed": (["seed=1"], "seed (0 -> 1)"),
     "another model": ([f"checkpoint={OTHER}"], "was evaluated from a checkpoint with SHA-256"),
-    "other data": (["dataset=gmm2d"], "was evaluated with dataset=None"),
+    "other data": (["dataset=gmm2d"], "dataset (None -> "),
     "a training run": ([f"resume={SMALL}"], "is no run folder"),
     "nowhere": (["resume=nowhere"], "no run at nowhere: give a folder such as outputs/evaluate/"),
 }.values())  # fmt: skip

@@ -125,7 +125,7 @@ def test_evaluations_lie_where_the_weight_is(subject):
 
 def test_a_decoder_of_other_values_is_no_fault_of_the_backbone(command, tmp_path):
     """Black corners are on every grid of values: more than one example is looked at."""
-    done = command(train, "experiment=vdm_digits", "objective.decoder.values=16", at=tmp_path)
+    done = command(train, "experiment=vdm_digits", "objective.decoder.quantization_levels=16", at=tmp_path)
     assert done.code == 1 and done.err.startswith("diffguide-train: objective: the data are not of the 16 values"), (
         done.err
     )
@@ -141,7 +141,7 @@ def test_figures_of_two_units_share_neither_a_column_nor_an_axis(tmp_path, monke
     """Bits of images and nats of vectors; a panel that only one of them has is drawn all the same."""
     folders, drawn = [], {}
     monkeypatch.setattr(
-        tables.curves, "write_curves", lambda path, plot, lines: drawn.update({path.name: (plot, list(lines))})
+        tables.curves, "write_curve_figure", lambda path, plot, lines: drawn.update({path.name: (plot, list(lines))})
     )
     for model, unit, more in (("a", "bits/dim", ["excess"]), ("b", "nats/dim", []), ("c", "bits/dim", [])):
         panels = [{"column": name, "label": unit, "reference": None} for name in ["nll", *more]]

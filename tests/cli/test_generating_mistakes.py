@@ -41,7 +41,7 @@ TRAIN = {
     "more steps than levels": (["objective=tre", *LEVELS, "sampler.steps=18"], "take sampler.steps=10 at most"),
     "sampler off the levels": (["objective=cdm", *LEVELS, "sampler=dpm2"], "take sampler=ddim, heun without churn, or another"),
     "values of continuous data": (
-        ["experiment=cdm_gmm2d", "objective.values=17"], "objective: values=17: the data are not of so many values",
+        ["experiment=cdm_gmm2d", "objective.quantization_levels=17"], "objective: quantization_levels=17: ",
     ),
     "values of other data": (["objective=tre", *LEVELS, "sampler.steps=10", "objective.values=256"], "take 17 for digits"),
     "label dropout of an energy": (
@@ -80,7 +80,7 @@ def plane(model, values: int = 0) -> EvalContext:
     return EvalContext(
         model,
         Dataset(*[Split(torch.full((20, 2), -1.0), torch.arange(20) % 4)] * 3, class_names=tuple("0123")),
-        config={"objective": {"values": values}},
+        config={"objective": {"quantization_levels": values}},
     )
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
+from composing import composed
 from omegaconf import DictConfig, OmegaConf
 
 from diffguide.config.build import build, config_dir
@@ -88,12 +88,6 @@ def test_the_schedule_inside_another_is_chosen(name, inner):
     cfg = composed(f"schedule={name}", f"schedule@schedule.schedule={inner}", "schedule.schedule.log_snr_max=9.5")
     schedule = build(cfg, "schedule")
     assert type(schedule.schedule).__name__.lower() == inner.replace("_", "") and schedule.schedule.log_snr_max == 9.5
-
-
-def composed(*overrides: str) -> DictConfig:
-    """The configuration of `diffguide-train` with these overrides."""
-    with initialize_config_dir(str(FOLDER), version_base="1.3"):
-        return compose("train", list(overrides))
 
 
 def built(cfg: DictConfig) -> torch.nn.Module:

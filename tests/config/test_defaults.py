@@ -1,55 +1,133 @@
 """A constructor's defaults are those of its YAML file: `Heun()` in a notebook is sampler=heun on the command line."""
 
+import functools
 import inspect
+import re
 from collections import defaultdict
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from diffguide.config.build import config_dir
 
+ROOT = Path(config_dir())
+FALLBACK = re.compile(r"\$\{oc\.select:\w+,(.*)\}")
+
+
+def place(found: dict[str, Any], package: str, value: Any) -> None:
+    """Merges a value into a nested dictionary at a dotted key."""
+    for key in filter(None, package.split(".")):
+        found = found.setdefault(key, {})
+    for key, part in value.items():
+        if isinstance(part, dict) and isinstance(found.get(key), dict):
+            place(found[key], "", part)
+        else:
+            found[key] = part
+
+
+def composed(path: Path) -> Any:
+    """A YAML file with the options that its defaults list composes into it; overrides of other groups are left out."""
+    node = yaml.safe_load(path.read_text())
+    if not isinstance(node, dict):
+        return node
+    found: dict[str, Any] = {}
+    for entry in node.pop("defaults", []):
+        (group, option), *_ = entry.items() if isinstance(entry, dict) else [("", entry)]
+        group, _, package = group.partition("@")
+        if option in ("_self_", None) or group.startswith("override ") or package == "_global_":
+            continue
+        folder = ROOT / group[1:] if group.startswith("/") else path.parent / group
+        place(found, package or group.rpartition("/")[2], composed(folder / f"{option}.yaml"))
+    place(found, "", node)
+    return found
+
 
 def constructors() -> dict[str, list[dict[str, Any]]]:
-    """The nodes of every class of diffguide that a YAML file states at its top, by dotted name."""
+    """The nodes of every class of diffguide that a YAML file builds, by dotted name."""
     nodes = defaultdict(list)
-    for path in sorted(Path(config_dir()).rglob("*.yaml")):
+    for path in sorted(ROOT.rglob("*.yaml")):
         node = yaml.safe_load(path.read_text())
         if isinstance(node, dict) and str(node.get("_target_")).startswith("diffguide."):
-            nodes[node["_target_"]].append(node)
-    nodes["diffguide.training.loop.Training"].append(
-        yaml.safe_load((Path(config_dir()) / "train.yaml").read_text())["training"]
-    )
+            nodes[node["_target_"]].append(composed(path))
+    nodes["diffguide.training.loop.Training"].append(yaml.safe_load((ROOT / "train.yaml").read_text())["training"])
     return nodes
 
 
 def plain(value: Any) -> Any:
-    """A value with lists for tuples, as YAML has them."""
-    return [plain(part) for part in value] if isinstance(value, tuple | list) else value
-
-
-def literal(value: Any) -> bool:
-    """Whether a YAML value states itself, rather than a fact of another node, a node, or that it must be given."""
+    """A value with lists for tuples, and with the fallbacks of optional interpolations, as YAML has them."""
     if isinstance(value, dict):
-        return "_target_" not in value and all(map(literal, value.values()))
+        return {key: plain(part) for key, part in value.items()}
+    if isinstance(value, tuple | list):
+        return [plain(part) for part in value]
+    optional = FALLBACK.fullmatch(value) if isinstance(value, str) else None
+    return yaml.safe_load(optional[1]) if optional else value
+
+
+def known(value: Any) -> bool:
+    """Whether a YAML value states itself, rather than a fact of another node or that it must be given."""
+    if isinstance(value, dict):
+        return all(map(known, value.values()))
+    if isinstance(value, list):
+        return all(map(known, value))
     return not (isinstance(value, str) and ("${" in value or value == "???"))
+
+
+def imported(target: str) -> Any:
+    module, _, name = target.rpartition(".")
+    return getattr(import_module(module), name)
+
+
+def built(value: Any) -> Any:
+    """A YAML value with the objects that its nodes build."""
+    if isinstance(value, list):
+        return [built(part) for part in value]
+    if not isinstance(value, dict):
+        return value
+    arguments = {key: built(part) for key, part in value.items() if not key.startswith("_")}
+    if "_target_" not in value:
+        return arguments
+    target = imported(value["_target_"])
+    if value.get("_partial_") and not value["_target_"].startswith("diffguide."):
+        return functools.partial(target, **arguments)
+    return target(**arguments)
+
+
+def same(one: Any, other: Any) -> bool:
+    """Whether two values are of one type and hold the same."""
+    one, other = plain(one), plain(other)
+    if isinstance(one, bool) != isinstance(other, bool):
+        return False
+    if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, functools.partial) and isinstance(other, functools.partial):
+        return one.func is other.func and same(one.keywords, other.keywords)
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(map(same, one, other))
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(same(part, other[key]) for key, part in one.items())
+    if type(one) is type(other) and type(one).__module__.startswith("diffguide."):
+        return same(vars(one), vars(other))
+    return bool(one == other)
 
 
 def differences(target: str, node: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
     """key: (default of the constructor, value of the file), where they differ."""
-    module, _, name = target.rpartition(".")
-    taken = inspect.signature(getattr(import_module(module), name)).parameters
+    constructor = imported(target)
+    taken = inspect.signature(constructor).parameters
     found = {}
-    for key, value in node.items():
-        if key.startswith("_") or key == "defaults" or key not in taken:
+    for key, value in plain(node).items():
+        if key.startswith("_") or key not in taken or not known(value):
             continue
         default = taken[key].default
-        if literal(value):
-            if plain(default) != value or isinstance(default, bool) != isinstance(value, bool):
-                found[key] = (default, value)
-        elif isinstance(value, dict) and default is inspect.Parameter.empty:
+        if default is None and isinstance(value, dict) and "_target_" in value:  # what None stands for is built inside
+            if any(part.default is inspect.Parameter.empty for part in taken.values()):
+                continue
+            default = getattr(constructor(), key)
+        if not same(default, built(value)):
             found[key] = (default, value)
     return found
 

@@ -125,27 +125,27 @@ def stored(size: int | None = None, flip: bool = False, x: torch.Tensor = BYTES)
 
 
 def test_bytes_become_floats_in_plus_minus_one():
-    x = stored().view(BYTES)
+    x = stored().preprocess(BYTES)
     assert x.dtype == torch.float32 and stored().shape == (3, 7, 7)
     np.testing.assert_allclose(x.numpy(), BYTES.numpy() / 127.5 - 1, atol=1e-6)
     floats = torch.randn(2, 3, 7, 7)
-    assert torch.equal(stored(x=floats).view(floats), floats), "floats are shown as they are"
+    assert torch.equal(stored(x=floats).preprocess(floats), floats), "floats are shown as they are"
 
 
 def test_everything_but_training_sees_the_central_window():
     data = stored(size=4, flip=True)
     assert data.shape == (3, 4, 4)
-    assert torch.equal(data.view(BYTES), stored().view(BYTES)[:, :, 1:5, 1:5])
-    assert torch.equal(stored(size=3).view(BYTES), stored().view(BYTES)[:, :, 2:5, 2:5])
+    assert torch.equal(data.preprocess(BYTES), stored().preprocess(BYTES)[:, :, 1:5, 1:5])
+    assert torch.equal(stored(size=3).preprocess(BYTES), stored().preprocess(BYTES)[:, :, 2:5, 2:5])
 
 
 @pytest.mark.parametrize("mirror", [0.2, 0.7])
 def test_training_sees_windows_by_chance(mirror):
     """7 - 4 + 1 = 4 places in each direction: the quarters of [0, 1)."""
-    whole, data = stored().view(BYTES), stored(size=4, flip=True)
+    whole, data = stored().preprocess(BYTES), stored(size=4, flip=True)
     for row, u in enumerate((0.0, 0.26, 0.5, 0.999999)):
         for column, v in enumerate((0.24, 0.49, 0.74, 0.75)):
-            seen = data.view(BYTES, torch.tensor([[mirror, u, v], [0.9, 0.0, 0.0]]))
+            seen = data.preprocess(BYTES, torch.tensor([[mirror, u, v], [0.9, 0.0, 0.0]]))
             expected = whole[0, :, row : row + 4, column : column + 4]
             assert torch.equal(seen[0], expected.flip(-1) if mirror < 0.5 else expected)
             assert torch.equal(seen[1], whole[1, :, :4, :4])
@@ -153,14 +153,14 @@ def test_training_sees_windows_by_chance(mirror):
 
 def test_mirroring_is_left_to_right_and_only_where_asked_for():
     chance = torch.tensor([[0.0, 0.0, 0.0], [0.5, 0.0, 0.0]])
-    whole = stored().view(BYTES)
-    assert torch.equal(stored(flip=True).view(BYTES, chance), torch.stack([whole[0].flip(2), whole[1]]))
-    assert torch.equal(stored(flip=False).view(BYTES, chance), whole)
+    whole = stored().preprocess(BYTES)
+    assert torch.equal(stored(flip=True).preprocess(BYTES, chance), torch.stack([whole[0].flip(2), whole[1]]))
+    assert torch.equal(stored(flip=False).preprocess(BYTES, chance), whole)
 
 
 def test_vectors_are_neither_cut_nor_mirrored():
     vectors, chance = torch.randn(2, 5), torch.zeros(2, 3)
-    assert torch.equal(stored(flip=True, x=vectors).view(vectors, chance), vectors)
+    assert torch.equal(stored(flip=True, x=vectors).preprocess(vectors, chance), vectors)
 
 
 def test_a_window_larger_than_what_is_stored_is_refused():
@@ -185,7 +185,7 @@ def test_a_stream_has_the_shape_and_the_sheet_of_its_examples():
         "class 0 a: 1 train / 0 validation / 1 test",
         "class 1 b: 2 train / 1 validation / 0 test",
     ]
-    assert data.sheet() == lines
+    assert data.summary() == lines
 
 
 def patches(**changes) -> PhotoPatches:

@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 
 from diffguide.config.build import ConfigError, build, config_dir
 from diffguide.datasets import Split
-from diffguide.datasets.splits import content_hash, find_copies, path_hash, unit_hash
+from diffguide.datasets.splits import content_hash, group_copies, path_hash, unit_hash
 
 NAMES = ["café au lait", "dog, small", "k=v", "日本"]
 
@@ -81,13 +81,13 @@ def test_copies_fall_into_one_split(tmp_path):
         assert all(splits) and sum(map(len, splits)) == 180
         assert not set(splits[0]) & set(splits[1]) and not (set(splits[0]) | set(splits[1])) & set(splits[2])
         line = "copies: 180 files in 60 groups of identical files; 0 groups across splits, 60 groups across classes ("
-        assert any(text.startswith(line) for text in data.sheet())
+        assert any(text.startswith(line) for text in data.summary())
     old = folder_of(tmp_path, num_classes=2, split_by="path")
     places = [path_place(name) for i in range(60) for name in (f"a/{i}.png", f"a/copy {i}.png", f"b/{i}.png")]
     sides = [expected_split(u, 0.25, 0.25) for u in places]
     parted = sum(len(set(sides[3 * i : 3 * i + 3])) > 1 for i in range(60))
     leaked = sum(side == "validation" and "train" in sides[k // 3 * 3 : k // 3 * 3 + 3] for k, side in enumerate(sides))
-    lines = [line for line in old.sheet() if line.startswith("copies: ")]
+    lines = [line for line in old.summary() if line.startswith("copies: ")]
     assert f"; {parted} groups across splits (" in lines[0] and parted > 20
     seen = f"copies: {leaked} of {sides.count('validation')} validation images are identical to training images"
     assert lines[1] == seen and leaked > 10
@@ -103,7 +103,7 @@ def test_large_files_are_hashed_by_their_parts_and_compared_whole(tmp_path):
         (tmp_path / name).write_bytes(changed.tobytes())
     hashes = {name: content_hash(tmp_path / name) for name in ("a", "b", "between", "end")}
     assert hashes["a"] == hashes["b"] == hashes["between"] != hashes["end"]
-    assert find_copies(hashes, tmp_path) == [["a", "b"]]
+    assert group_copies(hashes, tmp_path) == [["a", "b"]]
 
 
 def test_no_image_validates_where_none_is_wanted(tmp_path):
@@ -113,7 +113,7 @@ def test_no_image_validates_where_none_is_wanted(tmp_path):
         data = folder_of(tmp_path, validation=0.0, test=0.0, memory=memory)
         assert [len(split.y) for split in (data.train, data.validation, data.test)] == [6, 0, 0]
         assert data.held_out == ("train", data.train)
-        assert "no example validates: held-out losses are of training examples" in data.sheet()
+        assert "no example validates: held-out losses are of training examples" in data.summary()
         one = folder_of(tmp_path, validation=1e-9, test=0.0, memory=memory)  # a share above 0 is at least one image
         assert numbers(one.validation) == [min(range(6), key=lambda i: place(tmp_path / f"{i}.png"))]
         old = folder_of(tmp_path, validation=0.0, test=0.0, memory=memory, split_by="path")
@@ -167,11 +167,11 @@ def test_hidden_files_and_loops_of_links_are_passed_over_and_counted(tmp_path):
         "not read: 3 hidden, 2 of them pictures (.cache/deep/b.png, .hidden.png, ...); 2 .heic (e.heic, f.HEIC); "
         "1 .txt (notes.txt); 1 links back to a folder that holds them (loop); 1 no ending (README)"
     )
-    assert data.sheet()[-1] == data.warnings()[-1] == expected
+    assert data.summary()[-1] == data.warnings()[-1] == expected
     fewer = folder_of(tmp_path / "x", suffixes=[".PNG", ".gif"])
     assert split_of(fewer) == split_of(data)
     paint(tmp_path / "x" / "more.gif", 0)
-    assert "1 .gif (more.gif)" in folder_of(tmp_path / "x", suffixes=[".png"]).sheet()[-1]
+    assert "1 .gif (more.gif)" in folder_of(tmp_path / "x", suffixes=[".png"]).summary()[-1]
 
 
 def test_folders_without_images_are_refused(tmp_path, monkeypatch):

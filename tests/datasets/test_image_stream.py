@@ -35,7 +35,7 @@ def test_unreadable_files_are_left_out_and_named(tmp_path):
     data = folder_of(tmp_path)
     assert sorted(split_of(data)) == list(range(8))
     assert {str(path) for path, _ in data.unreadable} == {"cut.jpg", first, "empty.gif", "text.png"}
-    line = data.sheet()[-1]
+    line = data.summary()[-1]
     assert (
         line.startswith("unreadable: 4 files left out: ") and "text.png (no image that Pillow can identify), " in line
     )
@@ -131,27 +131,27 @@ def test_wide_files_share_one_white_in_memory_and_streamed(tmp_path):
         found = sorted(x[0].flatten().tolist() for x, _ in (zip(*data.train) if memory else data.train))
         assert found == sorted([(u * factor).flatten().tolist() for factor in (5, 9, 13, 17, 17)])
         assert (
-            "grey of more than 8 bits: 4 images, white is 255, the range that all their values fit in" in data.sheet()
+            "grey of more than 8 bits: 4 images, white is 255, the range that all their values fit in" in data.summary()
         )
-        assert "floating-point grey: 1 images, white is 1, the range that all their values fit in" in data.sheet()
+        assert "floating-point grey: 1 images, white is 1, the range that all their values fit in" in data.summary()
 
 
 def test_the_sheet_says_what_is_there(tmp_path):
     for i, size in enumerate([(3, 5), (8, 6), (10, 10)]):
         Image.new("L", size, i).save(tmp_path / f"{i}.png")
     Image.new("RGB", (20, 7), (9, 9, 9)).save(tmp_path / "x.bmp")
-    lines = folder_of(tmp_path, validation=1e-9, test=0.0).sheet()
+    lines = folder_of(tmp_path, validation=1e-9, test=0.0).summary()
     assert lines == [
         "train: 3 examples", "validation: 1 examples", "test: 0 examples",
         "original sizes, smallest / median / largest: 3 x 5 / 10 x 10 / 20 x 7 pixels", "modes: 3 grey, 1 RGB",
         "stored: 3 x 4 x 4, 0.0 MB, in memory", "enlarged: 1 images have a side below 4 pixels",
         "all images are grey: dataset.channels=1 would do", "copies: no two files are identical",
     ]  # fmt: skip
-    streamed = folder_of(tmp_path, validation=0.0, test=0.0, memory=0).sheet()
+    streamed = folder_of(tmp_path, validation=0.0, test=0.0, memory=0).summary()
     assert "stored: 3 x 4 x 4, 0.0 MB, read as needed by 2 workers (above dataset.memory)" in streamed
     assert "all images are grey: dataset.channels=1 would do" not in streamed  # the headers cannot tell it of RGB
-    assert "all images are grey: dataset.channels=1 would do" not in folder_of(tmp_path, channels=1).sheet()
+    assert "all images are grey: dataset.channels=1 would do" not in folder_of(tmp_path, channels=1).summary()
     paint(tmp_path / "colour.png", 200)
     for i in range(150):
         Image.new("L", (4, 4), i).save(tmp_path / f"more {i}.png")
-    assert "all images are grey: dataset.channels=1 would do" not in folder_of(tmp_path).sheet()
+    assert "all images are grey: dataset.channels=1 would do" not in folder_of(tmp_path).summary()

@@ -35,7 +35,7 @@ def test_names_of_unreadable_files_are_written_out(tmp_path, command):
         (tmp_path / "x" / f"{name}.png").write_bytes(b"no picture")
     data = folder_of(tmp_path / "x")
     assert sorted(str(path) for path, _ in data.unreadable) == sorted(f"{name}.png" for name in ODD.values())
-    assert all(line.isprintable() and line.isascii() for line in data.sheet())
+    assert all(line.isprintable() and line.isascii() for line in data.summary())
     done = command(main, "dry_run=true", "dataset=image_folder", "dataset.path=x", "dataset.num_classes=0", "dataset.size=8",
                    "guidance=none", "backbone.channels=8", "backbone.head_channels=8", "backbone.attention=[]",
                    "training.batch_size=8", at=tmp_path)  # fmt: skip

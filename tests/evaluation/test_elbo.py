@@ -244,7 +244,7 @@ def test_the_training_objective_estimates_the_same(steps):
         Cosine(7.0, -4.0),
         4000,
     )
-    objective = Variational(network, schedule, Eps(), Discretized(17), UniformTime(True), steps, 0.0)
+    objective = Variational(network, schedule, Discretized(17), Eps(), UniformTime(True), steps, 0.0)
     x = torch.tensor([[0.25, -1.0]])
     with torch.no_grad():
         loss = objective(x.expand(n, 2), None, torch.Generator().manual_seed(0))

@@ -170,11 +170,11 @@ def test_values_are_spread_as_in_training():
 
     model = exact_levels(4, EXACT_DATA)
     model.__class__ = Looking
-    LevelAccuracy(6, True, 3).measure(EvalContext(model, Cut(), config={"objective": {"values": 3}}))
+    LevelAccuracy(6, True, 3).measure(EvalContext(model, Cut(), config={"objective": {"quantization_levels": 3}}))
     whole = torch.cat(seen)
     assert not (whole == whole.round()).any()
     seen.clear()
-    LevelAccuracy(6, True, 3).measure(EvalContext(model, Cut(), config={"objective": {"values": 0}}))
+    LevelAccuracy(6, True, 3).measure(EvalContext(model, Cut(), config={"objective": {"quantization_levels": 0}}))
     assert (torch.cat(seen) == torch.cat(seen).round()).all(1).float().mean() > 0.1  # the clean level
 
 
@@ -273,7 +273,7 @@ REFUSED = {
     ),
     "no law": (DensityError(2, 10, True), discrete(LEVELS), "needs data of a known law"),
     "up to a constant": (DensityError(2, 10, True), context(Smooth(SCHEDULE)), "up to a constant only"),
-    "values that were spread": (decoded(), discrete(LEVELS, values=3), f"{UNIFORM}, or a lower"),
+    "values that were spread": (decoded(), discrete(LEVELS, quantization_levels=3), f"{UNIFORM}, or a lower"),
     "no noise": (decoded(), discrete(CLEAN), f"t = 0 has none: {UNIFORM}"),
     "bound of exact data": (ELBO(8, None, 2, 2, 0, 0.001, False, 3, None), discrete(CLEAN), "finite ends"),
 }

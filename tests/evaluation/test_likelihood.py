@@ -176,7 +176,7 @@ def smoothed(digits) -> Empirical:
 
 def test_discrete_data(digits, smoothed):
     """Bound and ODE through the discretised decoder, uniform dequantisation with its 3 bits, in bits/dim; K from the run."""
-    config = {"dataset": {"values": 17}}
+    config = {"dataset": {"quantization_levels": 17}}
     context = EvalContext(smoothed, digits, n=6, config=config)
     metrics = {
         "elbo": bound(values=None, conditional=False, pilot=0, levels=48),
@@ -207,7 +207,7 @@ def test_discrete_data(digits, smoothed):
 
 def test_the_curve_of_starts(digits, smoothed):
     """Each row is the bound of a z_0 there: the last that of the figure, another one that of the metric which starts there."""
-    context = EvalContext(smoothed, digits, n=4, config={"dataset": {"values": 17}})
+    context = EvalContext(smoothed, digits, n=4, config={"dataset": {"quantization_levels": 17}})
     measured = bound(values=None, pilot=0, levels=44, draws=2).measure(context)
     curve, column = measured.curve, "nll_elbo_given_class"
     assert len(curve) == 22 and [row["log_snr_max"] for row in curve[-2:]] == pytest.approx([11.0, 12.0])

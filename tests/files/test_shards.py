@@ -26,7 +26,7 @@ def test_the_archive_is_what_numpy_writes_of_the_whole(tmp_path, x):
     assert (tmp_path / "own.npz").read_bytes() == (tmp_path / "numpys.npz").read_bytes()
     assert numpy.array_equal(read_rows(tmp_path / "own.npz", [22, 0, 7]), x[[0, 7, 22]])
     assert shards.evaluations() == 5 * 7
-    picked = shards.pick([22, 3, 5])
+    picked = shards.read_samples([22, 3, 5])
     assert list(picked) == [3, 5, 22] and all(numpy.array_equal(picked[index], x[index]) for index in picked)
 
 
@@ -46,7 +46,7 @@ def test_merging_holds_one_shard_in_memory(tmp_path):
 
 def test_which_batches_are_missing(tmp_path):
     shards = Shards(tmp_path, 23, 5)
-    assert shards.missing() == [0, 5, 10, 15, 20] and [shards.count(first) for first in shards.firsts] == [
+    assert shards.missing_batches() == [0, 5, 10, 15, 20] and [shards.count(first) for first in shards.firsts] == [
         5,
         5,
         5,
@@ -55,7 +55,7 @@ def test_which_batches_are_missing(tmp_path):
     ]
     shards.write(10, numpy.zeros((5, 2)), 0, None)
     (tmp_path / ".0000000015.77.npz").write_bytes(b"half")
-    assert shards.missing() == [0, 5, 15, 20]
+    assert shards.missing_batches() == [0, 5, 15, 20]
 
 
 def test_frames_of_single_samples(tmp_path):

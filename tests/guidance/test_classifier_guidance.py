@@ -6,7 +6,7 @@ import pytest
 import torch
 from all_samplers import SAMPLERS, every_sampler
 from closed_forms import two_classes
-from networks import lively, mlp, unet
+from networks import encoder, lively, mlp, unet
 
 from diffguide.backbones import Embedding
 from diffguide.guidance import ClassifierFree, ClassifierGuidance
@@ -171,8 +171,6 @@ def test_one_step_of_adm_and_ours():
 @pytest.mark.parametrize("make, shape", [(mlp, (2,)), (None, (1, 8, 8))], ids=["mlp", "encoder"])
 def test_the_gradient_is_that_of_the_network(make, shape):
     """Against differences of log p(y | x_t), with rows without a class left alone."""
-    from test_classifiers import encoder
-
     network = lively(mlp(out_features=3, num_classes=0) if make else encoder()).double()
     classifier, y = NoisyClassifier(network, SCHEDULES["edm"]), torch.tensor([0, -1, 2, 1])
     rng = torch.Generator().manual_seed(1)

@@ -56,7 +56,7 @@ SAMPLERS = {
 
 def published(sampler):
     """The sampler with its method as the paper has it, in steps of any width: no step of first order in its place."""
-    sampler.widest, sampler.corrects = math.inf, False
+    sampler.max_fall, sampler.corrects = math.inf, False
     return sampler
 
 

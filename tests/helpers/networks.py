@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from diffguide.backbones import MLP, DiT, UNet
+from diffguide.backbones import MLP, DiT, UNet, UNetEncoder
 
 
 def unet(in_channels=1, size=8, out_features=None, num_classes=3, **changed) -> UNet:
@@ -41,3 +41,9 @@ def same_rows(a, b, atol=1e-6):
 
 NETWORKS = {"unet": (unet, (1, 8, 8)), "dit": (dit, (1, 8, 8)), "mlp": (mlp, (2,))}
 every_network = pytest.mark.parametrize("make, shape", NETWORKS.values(), ids=NETWORKS)
+
+
+def encoder(out_features=3, **changed) -> UNetEncoder:
+    options = {"in_channels": 1, "size": 8, "channels": 8, "multipliers": [1, 2], "blocks": 1, "attention": [4]}
+    options |= {"head_channels": 8, "dropout": 0.1, "noise_conditioned": True, "double_differentiable": True}
+    return UNetEncoder(out_features=out_features, checkpointing=False, **options | changed)

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -91,3 +92,12 @@ def test_version_is_stated_once():
     from importlib.metadata import version
 
     assert version("diffguide") == diffguide.__version__
+
+
+def test_the_wheel_ships_the_configuration_and_the_types(tmp_path):
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", tmp_path, CHECKOUT]
+    subprocess.run(command, check=True, capture_output=True, timeout=120)
+    with zipfile.ZipFile(next(tmp_path.glob("*.whl"))) as wheel:
+        names = set(wheel.namelist())
+    assert {"diffguide/py.typed", "diffguide/configs/train.yaml", "diffguide/configs/guidance/cfg.yaml"} <= names
+    assert not [name for name in names if name.startswith(("tests/", "scripts/", "outputs/"))]

@@ -7,10 +7,9 @@ import numpy
 import pytest
 import torch
 from closed_forms import two_classes
-from networks import lively, mlp, unet
+from networks import encoder, lively, mlp, unet
 
 import diffguide
-from diffguide.backbones import UNetEncoder
 from diffguide.datasets import Digits
 from diffguide.evaluation.classification.metric import accuracies
 from diffguide.models.noisy_classifier import NoisyClassifier
@@ -20,13 +19,6 @@ from diffguide.objectives.levels import UniformTime
 from diffguide.schedules import EDM, Cosine
 from diffguide.schedules.learned import Monotone
 from diffguide.train import main as train
-
-
-def encoder(out_features=3, **changed) -> UNetEncoder:
-    options = {"in_channels": 1, "size": 8, "channels": 8, "multipliers": [1, 2], "blocks": 1, "attention": [4]}
-    options |= {"head_channels": 8, "dropout": 0.1, "noise_conditioned": True, "double_differentiable": True}
-    return UNetEncoder(out_features=out_features, checkpointing=False, **options | changed)
-
 
 COSINE = Cosine(12.0, -10.0)
 

@@ -60,7 +60,7 @@ def test_data_of_other_values_are_refused():
     Discretized(256).check(torch.arange(256).float() / 127.5 - 1)
     Gaussian().check(torch.randn(9))
     for x in (torch.tensor([0.1]), torch.tensor([1.125])):
-        with pytest.raises(ValueError, match="not of the 17 values from -1 to 1 .* check dataset.values"):
+        with pytest.raises(ValueError, match="17 .* check dataset.quantization_levels"):
             Discretized(17).check(x)
-    with pytest.raises(ValueError, match="2 values at least, got values=0; continuous data take the Gaussian one"):
+    with pytest.raises(ValueError, match="quantization_levels must be at least 2, got 0.*objective/decoder=gaussian"):
         Discretized(0)

@@ -151,14 +151,14 @@ def test_a_level_that_is_none_is_refused():
         ({"prior": [1.0, 2.0]}, "22 finite numbers above 0"),
         ({"prior": [0.0] * 22}, "22 finite numbers above 0"),
         ({"ce_weight": 0.0, "mse_weight": 0.0}, "not both 0"),
-        ({"values": 1}, "values must be 0"),
+        ({"quantization_levels": 1}, "quantization_levels must be 0"),
         ({"p_uncond": 1.5}, "p_uncond"),
     ],
 )
 def test_bad_input(change, message):
     given = {
         "backbone": network(), "schedule": TRE(12.0, -10.0), "levels": T + 2, "ce_weight": 1.0, "mse_weight": 1.0,
-        "values": 0, "prior": None, "soft_targets": True, "p_uncond": 0.0,
+        "quantization_levels": 0, "prior": None, "soft_targets": True, "p_uncond": 0.0,
     }  # fmt: skip
     with pytest.raises(ValueError, match=message):
         CDM(**given | change)
@@ -209,9 +209,9 @@ def test_values_that_the_data_are_not_of(made):
     """Spread by 1 / 8, data of 256 values or of a continuum would have a density that is no one's."""
     made.check(torch.arange(-8, 9).reshape(1, 17) / 8)
     for wrong in (torch.arange(256) / 127.5 - 1, torch.randn(9, generator=torch.Generator().manual_seed(0))):
-        with pytest.raises(ValueError, match="values=17: the data are not of so many values .* 0 for continuous data"):
+        with pytest.raises(ValueError, match="quantization_levels=17: .* take 17 for digits"):
             made.check(wrong[:, None])
-    made.values = 0
+    made.quantization_levels = 0
     made.check(torch.randn(9, 2))
 
 

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 from all_samplers import SAMPLERS
+from composing import composed
 from exact_levels import SCHEDULE, exact_levels
 from networks import lively
 from omegaconf import OmegaConf
 from small_checkpoint import CONFIG, save
-from test_configs import composed
 
 import diffguide
 from diffguide.backbones import MLP, UNetLevels
@@ -149,7 +149,8 @@ def test_the_network_answers_per_image():
 
 
 OBJECTIVE = {
-    "_target_": "diffguide.objectives.cdm.CDM", "levels": 8, "ce_weight": 1.0, "mse_weight": 1.0, "values": 0, "prior": None,
+    "_target_": "diffguide.objectives.cdm.CDM", "levels": 8, "ce_weight": 1.0, "mse_weight": 1.0,
+    "quantization_levels": 0, "prior": None,
     "soft_targets": True, "p_uncond": 0.1,
 }  # fmt: skip
 SAVED = CONFIG | {
@@ -224,7 +225,7 @@ def test_recipes_and_their_ablation():
         for name in ("cdm", "cdm_ce", "cdm_mse"):
             cfg = composed(f"experiment={experiment}", f"objective={name}")
             node = OmegaConf.to_container(cfg.objective, resolve=True)
-            assert node["values"] == values and node["levels"] == 102
+            assert node["quantization_levels"] == values and node["levels"] == 102
             found[name] = node["ce_weight"], node["mse_weight"]
             assert cfg.backbone.out_features == 102
         assert found == {"cdm": (ce, 1.0), "cdm_ce": (1.0, 0.0), "cdm_mse": (0.0, 1.0)}

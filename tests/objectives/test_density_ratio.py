@@ -167,7 +167,7 @@ def test_dequantised_data():
     ("change", "message"),
     [
         ({"levels": 1}, r"levels must be at least 2 \(the data and N\(0, I\)\), got 1"),
-        ({"values": 1}, "values must be 0"),
+        ({"quantization_levels": 1}, "quantization_levels must be 0"),
         ({"p_uncond": -0.1}, "p_uncond"),
         ({"backbone": MLP(2, 3, 0, 8, 1, 0, 1.0, noise_conditioned=False)}, "6 noise levels needs .* this MLP has 3"),
         ({"backbone": MLP(2, 6, 0, 8, 1, 0, 1.0)}, "set backbone.noise_conditioned=false"),
@@ -175,7 +175,7 @@ def test_dequantised_data():
     ],
 )
 def test_bad_input(change, message):
-    given = {"backbone": Seen(6), "schedule": SCHEDULE, "levels": 6, "values": 0, "p_uncond": 0.0}
+    given = {"backbone": Seen(6), "schedule": SCHEDULE, "levels": 6, "quantization_levels": 0, "p_uncond": 0.0}
     with pytest.raises(ValueError, match=message):
         DensityRatio(**given | change)
 
@@ -201,7 +201,8 @@ def test_noise_contrastive_estimation_by_commands(command, tmp_path):
 def test_telescoping_ratios_of_images_by_commands(command, tmp_path):
     small = ["backbone.channels=8", "backbone.head_channels=8", "backbone.head=8", "backbone.blocks=1"]
     trained = command(
-        train, "objective=tre", "backbone=unet_levels", "objective.values=${dataset.values}", "sampler.steps=4", *small,
+        train, "objective=tre", "backbone=unet_levels", "objective.quantization_levels=${dataset.quantization_levels}",
+        "sampler.steps=4", *small,
         "training.images=256", "training.checkpoint_images=256", at=tmp_path,
     )  # fmt: skip
     assert trained.code == 0, trained.err

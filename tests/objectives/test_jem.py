@@ -89,16 +89,16 @@ def test_without_its_second_term_it_is_a_plain_classifier():
 
 def test_places_in_the_buffer():
     objective, y = jem(size=62), torch.arange(3000) % 3
-    rows = objective.rows(y, rng())
+    rows = objective.draw_rows(y, rng())
     assert torch.equal(rows % 3, y) and set(rows.tolist()) == set(range(60))
-    assert set(jem(size=62, conditional=False).rows(y, rng()).tolist()) == set(range(62))
+    assert set(jem(size=62, conditional=False).draw_rows(y, rng()).tolist()) == set(range(62))
     new = jem(reinit=1.0, steps=1, noise_scale=0.0, step_size=1e-9)
-    samples = new.draw(X, Y, rng())
+    samples = new.draw_samples(X, Y, rng())
     assert (
         samples.abs().max() <= 1 and not (samples[:, None] == 2 * torch.rand(60, 2, generator=rng()) - 1).all(2).any()
     )
     old = jem(reinit=0.0, steps=1, noise_scale=0.0, step_size=1e-9)
-    begun = old.draw(X, Y, rng())
+    begun = old.draw_samples(X, Y, rng())
     assert (begun[:, None].sub(2 * torch.rand(60, 2, generator=rng()) - 1).abs().amax(2) < 1e-6).any(1).all()
 
 
@@ -166,8 +166,8 @@ def test_it_learns_the_density_and_the_classes():
 
 
 @pytest.mark.parametrize(("change", "message"), [
-    ({"schedule": Cosine(12.0, -10.0)}, "objective=jem has no noise levels, and Cosine gives some: take schedule=none"),
-    ({"ce_weight": -1.0}, "ce_weight must be a number of at least 0"), ({"noise": -0.1}, "noise must be"),
+    ({"schedule": Cosine(12.0, -10.0)}, "got Cosine: take schedule=none"),
+    ({"ce_weight": -1.0}, "ce_weight must be at least 0"), ({"noise": -0.1}, "noise must be"),
     ({"ce_weight": 0.0, "ml_weight": 0.0}, "one of ce_weight and ml_weight must be above 0"),
     ({"step_size": 0.0}, "step_size must be above 0"), ({"noise_scale": -1.0}, "noise_scale at least 0 or null"),
     ({"reinit": 1.5}, r"reinit must be in \[0, 1\]"), ({"max_gap": 0.0}, "max_gap must be above 0"),
@@ -180,12 +180,10 @@ def test_bad_input(change, message):
     assert jem(schedule=NoSchedule()).noise_scale == 0.1 and jem(noise_scale=None).noise_scale == 0.1**0.5
 
 
-def test_energies_that_lie_apart():
+def test_diverging_energies_are_detected():
     objective = jem(max_gap=1e-6)
     objective(X, Y, rng())
-    with pytest.raises(
-        Diverged, match="the mean energies of data and samples lie .* apart, more than objective.max_gap=1e-06"
-    ):
+    with pytest.raises(Diverged, match="more than objective.max_gap=1e-06"):
         objective.finish_step(lambda tensor: tensor)
 
 
@@ -214,9 +212,9 @@ def test_a_resumed_run_is_the_same_run(jem_run, tmp_path, command):
 def test_a_buffer_of_another_shape_is_refused(jem_run, tmp_path, command):
     objective = jem()
     for memory in ({"buffer": torch.zeros(59, 2)}, {"buffer": torch.zeros(60, 3)}, {"other": torch.zeros(60, 2)}):
-        with pytest.raises(ValueError, match=r"its replay buffer is .*, and this objective has one of \[60, 2\]"):
+        with pytest.raises(ValueError, match=r"replay buffer .* needs one of \[60, 2\]"):
             objective.remember(memory, [2])
-    with pytest.raises(ValueError, match="no finite number"):
+    with pytest.raises(ValueError, match="not finite"):
         objective.remember({"buffer": torch.full((60, 2), torch.nan)}, [2])
     objective.remember({"buffer": torch.ones(60, 2)}, [2])
     assert torch.equal(objective.memory()["buffer"], torch.ones(60, 2))
@@ -225,12 +223,10 @@ def test_a_buffer_of_another_shape_is_refused(jem_run, tmp_path, command):
     run = shutil.copytree(jem_run, tmp_path / "outputs/train/jem_digits/v001")
     beside = run / "checkpoints/0000000320.optimizer.safetensors"
     tensors, facts = checkpoints.read(beside)
-    checkpoints.archives.write(beside, tensors | {"memory.buffer": torch.zeros(7, 1, 8, 8)}, facts)
+    checkpoints.archives.write_sealed(beside, tensors | {"memory.buffer": torch.zeros(7, 1, 8, 8)}, facts)
     done = command(main, "resume=outputs/train/jem_digits/v001", "training.images=640", at=tmp_path)
-    assert (
-        done.code == 1 and "its replay buffer is {'buffer': [7, 1, 8, 8]}" in done.err and "Traceback" not in done.err
-    )
-    with pytest.raises(ValueError, match="it holds buffer, which Denoising has no use for"):
+    assert done.code == 1 and "replay buffer is {'buffer': [7, 1, 8, 8]}" in done.err and "Traceback" not in done.err
+    with pytest.raises(ValueError, match="buffer, which Denoising"):
         small().objective.remember({"buffer": torch.zeros(1)}, [2])
 
 

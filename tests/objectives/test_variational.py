@@ -53,7 +53,7 @@ def network(**changed) -> MLP:
 
 def objective(backbone, schedule=COSINE, decoder=None, levels=None, steps=None, parameterization=None) -> Variational:
     levels, decoder = levels or UniformTime(True), decoder or Gaussian()
-    return Variational(backbone, schedule, parameterization or Eps(), decoder, levels, steps, 0.0)
+    return Variational(backbone, schedule, decoder, parameterization or Eps(), levels, steps, 0.0)
 
 
 def mean_and_error(values: torch.Tensor) -> tuple[float, float]:
@@ -193,7 +193,7 @@ class Listening(Null):
 @pytest.mark.parametrize("p_uncond, expected", [(0.0, {0, 1}), (0.4, {-1, 0, 1}), (1.0, {-1})])
 def test_classes_are_told_or_dropped(p_uncond, expected):
     backbone = Listening(2, None, 2, 8, 1, 0, 1.0).double()
-    method = Variational(backbone, COSINE, Eps(), Gaussian(), UniformTime(True), None, p_uncond)
+    method = Variational(backbone, COSINE, Gaussian(), Eps(), UniformTime(True), None, p_uncond)
     y = torch.arange(400) % 2
     method(data(400), y, generator())
     assert set(backbone.told.tolist()) == expected and method.model.has_null == (p_uncond > 0)
@@ -206,8 +206,8 @@ def test_classes_are_told_or_dropped(p_uncond, expected):
     (lambda: objective(network(), Cosine(math.inf, -10.0)), "needs a schedule with finite ends, got log_snr_max inf"),
     (lambda: objective(network(), Monotone(6, -5, True, 8), levels=LogNormal(0, 1)), "learned .*drawn in time.* LogNormal"),
     (lambda: objective(network(), levels=UniformLogSNR(True), steps=3), "a bound of 3 steps needs .* UniformLogSNR"),
-    (lambda: Variational(network(), COSINE, Eps(), Gaussian(), UniformTime(True), None, 1.5), "p_uncond must be in"),
-    (lambda: objective(network(), decoder=Discretized(17))(data(3).float(), None, generator()), "check dataset.values"),
+    (lambda: Variational(network(), COSINE, Gaussian(), Eps(), UniformTime(True), None, 1.5), "p_uncond must be in"),
+    (lambda: objective(network(), decoder=Discretized(17))(data(3).float(), None, generator()), "dataset.quantization_levels"),
 ])  # fmt: skip
 def test_mistakes(make, sentence):
     with pytest.raises(ValueError, match=sentence):

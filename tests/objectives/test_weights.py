@@ -172,14 +172,14 @@ def test_learned_uncertainty_is_equation_21():
     weight, rows = LearnedUncertainty(MinSNR(5.0), 16), rows_of("x0")
     error = torch.linspace(0.5, 2, 61, dtype=torch.float64)
     inner = MinSNR(5.0)(log_snr, rows, density) * error
-    torch.testing.assert_close(weight.weighted(error, log_snr, rows, density), inner, rtol=0, atol=0)
+    torch.testing.assert_close(weight.weigh(error, log_snr, rows, density), inner, rtol=0, atol=0)
     weight.coefficients.data.normal_(generator=generator(3))
     frequency, phase, k = (
         part.detach().double().numpy() for part in (weight.frequency, weight.phase, weight.coefficients)
     )
     place = -log_snr.numpy()[:, None] / 8  # log(sigma / alpha) / 4
     u = np.sqrt(2) * np.cos(place * frequency + phase) @ k / 4
-    found = weight.weighted(error, log_snr, rows, density).detach()
+    found = weight.weigh(error, log_snr, rows, density).detach()
     np.testing.assert_allclose(found, inner.numpy() * np.exp(-u) + u, rtol=1e-4, atol=1e-4)
 
 
@@ -194,7 +194,7 @@ def test_learned_uncertainty_learns_the_logarithm_of_the_loss():
         noise = torch.randn(61, 32, generator=rng, dtype=torch.float64).square().mean(1)
         error = 10 ** (-log_snr / 9) * noise
         optimiser.zero_grad()
-        weight.weighted(error, log_snr, rows_of("eps"), density).mean().backward()
+        weight.weigh(error, log_snr, rows_of("eps"), density).mean().backward()
         optimiser.step()
     expected = -log_snr / 9 * math.log(10)
     assert float((weight.uncertainty(log_snr).detach() - expected).abs().mean()) < 0.1

@@ -16,7 +16,7 @@ from diffguide.models.evaluation_counters import EvaluationCounter
 from diffguide.randomness import Noise
 from diffguide.samplers import DDIM, DPM2, AnnealedLangevin, DPMpp2M, Euler, Heun, UniPC
 from diffguide.samplers.grids import Karras, UniformLogSNR, UniformT
-from diffguide.samplers.trust import LONGEST, WIDEST, fall
+from diffguide.samplers.trust import MAX_CORRECTION, MAX_FALL, noise_fall
 from diffguide.schedules import EDM, Cosine, Flow
 
 KARRAS = Karras(7.0, None, None)
@@ -108,15 +108,15 @@ def test_a_wide_step_is_ddims_and_costs_one_evaluation(name):
     """Whatever the memory holds; a step just within the bound is the method's own."""
     x, counter = 0.3 * torch.randn(N, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64), None
     for factor, wide in ((1.01, True), (0.99, False)):
-        times = levels(1.2, 1.1, 1.0, 1.0 / (factor * WIDEST))
+        times = levels(1.2, 1.1, 1.0, 1.0 / (factor * MAX_FALL))
         counter, states = EvaluationCounter(ExactMixture(two_classes(), SCHEDULES["edm"])), []
         SAMPLERS[name](3)(counter, x, times, on_step=lambda k, at: states.append((at, counter.evaluations)))
         (before, spent), (found, total) = states[-2:]
         ddim = DDIM(1, UniformT(), 0.0)(counter, before, times[-2:])
         assert torch.equal(found, ddim) == wide
         assert not wide or total - spent == N
-    assert fall(SCHEDULES["edm"], *levels(8.0, 2.0)) == pytest.approx(4.0, rel=1e-9)
-    assert fall(Flow(math.inf, -math.inf), *torch.tensor([1.0, 0.5]).double()) == math.inf
+    assert noise_fall(SCHEDULES["edm"], *levels(8.0, 2.0)) == pytest.approx(4.0, rel=1e-9)
+    assert noise_fall(Flow(math.inf, -math.inf), *torch.tensor([1.0, 0.5]).double()) == math.inf
 
 
 @pytest.mark.parametrize("make", [Heun, DPM2, DPMpp2M, lambda steps, grid: UniPC(steps, grid, order=3)])
@@ -135,8 +135,10 @@ def test_corrections_too_long_are_left_out_row_by_row(make):
         plain = alpha * first.x_0 + sigma * first.eps
         x = sampler.advance(denoiser, before, t, s, None, None, memory)
         share = (own - plain).norm(dim=1) / (schedule.noise_level(t) - schedule.noise_level(s)) / first.eps.norm(dim=1)
-        torch.testing.assert_close(x, torch.where((share <= LONGEST)[:, None], own, plain), rtol=1e-12, atol=1e-12)
-        seen |= set((share <= LONGEST).tolist())
+        torch.testing.assert_close(
+            x, torch.where((share <= MAX_CORRECTION)[:, None], own, plain), rtol=1e-12, atol=1e-12
+        )
+        seen |= set((share <= MAX_CORRECTION).tolist())
     assert seen == {True, False}
 
 
@@ -166,4 +168,4 @@ def test_runs_of_usual_length_have_no_wide_step(make, grid):
     """18 steps of Heun, 10 of DPM-Solver++(2M)."""
     for schedule in SCHEDULES.values():
         times = grid(schedule, 18 if make is Heun else 10)
-        assert all(fall(schedule, t, s) <= WIDEST for t, s in zip(times[:-1], times[1:]))
+        assert all(noise_fall(schedule, t, s) <= MAX_FALL for t, s in zip(times[:-1], times[1:]))

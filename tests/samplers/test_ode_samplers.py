@@ -142,9 +142,7 @@ def test_inversion_is_undone_by_ddim(y):
 
 def test_inversion_refuses_exact_data_and_rising_times():
     denoiser, x = ExactMixture(two_classes(), EDM(math.inf, HIGH)), torch.zeros(1, 2, dtype=torch.float64)
-    with pytest.raises(
-        ValueError, match="times must end above sigma = 0 for an inversion, got t = 0: leave out the last"
-    ):
+    with pytest.raises(ValueError, match="times must end above sigma = 0 for an inversion, got t = 0: "):
         DDIMInversion()(denoiser, x, torch.tensor([0.5, 0.0], dtype=torch.float64))
     with pytest.raises(ValueError, match="times must decrease strictly"):
         DDIMInversion()(denoiser, x, torch.tensor([0.1, 0.5], dtype=torch.float64))

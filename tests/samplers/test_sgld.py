@@ -142,7 +142,7 @@ def test_mistakes_are_told_in_one_line(jem_run, tmp_path, command, arguments, se
 @pytest.mark.parametrize("arguments, sentence", [
     (["sampler=heun"], "sampler: Heun needs a denoiser, and this model is an energy"),
     (["guidance=cfg"], "take guidance=none"),
-    (["schedule=cosine"], "objective=jem has no noise levels, and Cosine gives some: take schedule=none"),
+    (["schedule=cosine"], "got Cosine: take schedule=none"),
     (["compile=true"], "compile must be false with objective JEM, which differentiates its network by its input"),
     (["training.accumulate=2"], "training.accumulate and engine.devices must be 1 with objective JEM"),
     (["backbone=unet_encoder"], "set backbone.noise_conditioned=false"),

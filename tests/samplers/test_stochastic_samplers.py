@@ -22,7 +22,7 @@ from diffguide.samplers import (
     generate,
 )
 from diffguide.samplers.grids import Karras, UniformLogSNR, UniformT
-from diffguide.samplers.langevin import technique_4
+from diffguide.samplers.langevin import select_step_size
 from diffguide.samplers.maruyama import ForwardDiffusion, SigmaDiffusion, SineDiffusion
 from diffguide.schedules import EDM, Cosine, Flow, Linear, Monotone
 
@@ -164,7 +164,7 @@ def test_the_law_of_annealed_langevin():
 def test_technique_4_turns_one_level_into_the_next():
     """Where data has no spread: noise of 1.5 times the level, after T steps, is noise of the level but for 1 %."""
     for corrections in (5, 30):
-        r, variance = technique_4(1.5, corrections), 1.5**2
+        r, variance = select_step_size(1.5, corrections), 1.5**2
         for _ in range(corrections):
             variance = (1 - r) ** 2 * variance + 2 * r
         assert 0 < r < 1 and variance == pytest.approx(1, abs=0.3 if corrections == 5 else 0.06)

@@ -105,7 +105,9 @@ def test_repeated_samples_are_counted_and_told(at, command):
 
 def test_a_sweep_over_steps_is_a_curve_over_steps(tmp_path, command, monkeypatch):
     drawn = {}
-    monkeypatch.setattr(curves, "write_curves", lambda path, plot, lines: drawn.update({path.name: (plot, lines)}))
+    monkeypatch.setattr(
+        curves, "write_curve_figure", lambda path, plot, lines: drawn.update({path.name: (plot, lines)})
+    )
     done = command(main, "-m", "oracle=gmm2d", "n=20", "sampler=heun,euler", "sampler.steps=16,2,4", at=tmp_path)
     assert done.code == 0 and size(tmp_path / done.folder / "tradeoff.png")[0] > 400, done.err
     plot, lines = drawn["curves.png"]

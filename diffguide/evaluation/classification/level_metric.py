@@ -6,7 +6,7 @@ from torch import Tensor
 
 from ...figures.plot_spec import Panel, Plot
 from ...models.level_classifier import LevelClassifier
-from ...objectives.cdm import level_terms, spread
+from ...objectives.cdm import add_uniform_noise, level_terms
 from ...randomness import Noise
 from ..class_conditional import ClassConditionalMetric
 from ..metric import EvalContext, MetricResult, mean
@@ -76,7 +76,7 @@ class LevelAccuracy(ClassConditionalMetric):
 
     def quantization_levels(self, context: EvalContext) -> int:
         """Of an element of the data, which training spread; 0 = it took them as they are."""
-        return int((context.config.get("objective") or {}).get("values") or 0)
+        return int((context.config.get("objective") or {}).get("quantization_levels") or 0)
 
     def measure_batch(self, context: EvalContext, model: LevelClassifier, first: int) -> dict[str, numpy.ndarray]:
         """Of a batch, [b, draws] each."""
@@ -102,6 +102,6 @@ class LevelAccuracy(ClassConditionalMetric):
         place = torch.special.ndtr(noise.of((1,)).normal(0.0, 0).double()[:, 0])
         k = model.level_at((place + draw / self.draws) % 1)
         if values:
-            x_0 = spread(x_0, torch.special.ndtr(noise.normal(1.0, 3 * draw + 1).double()).to(x_0), values)
+            x_0 = add_uniform_noise(x_0, torch.special.ndtr(noise.normal(1.0, 3 * draw + 1).double()).to(x_0), values)
         _, ce, mse, hit = level_terms(model, x_0, y, k, noise.normal(1.0, 3 * draw + 2))
         return {"k": k, "ce": ce.double(), "accuracy": hit.double(), "mse": mse.double()}

@@ -102,7 +102,7 @@ def write_accuracy(path: Path, classifier: Classifier, data: Dataset, seed: int,
 
     split, held = data.held_out
     x, y = fetch_examples(held, torch.arange(min(len(held.y), MAX_EXAMPLES)))
-    found = accuracies(classifier, data.view(x).to(device), y.to(device), PLOT_LEVELS, seed)
+    found = accuracies(classifier, data.preprocess(x).to(device), y.to(device), PLOT_LEVELS, seed)
     figure = Figure(figsize=(5, 3.5), layout="constrained")
     axis = figure.subplots()
     axis.semilogx(PLOT_LEVELS, found, marker="o")

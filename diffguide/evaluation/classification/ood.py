@@ -221,7 +221,7 @@ class OOD(Metric):
         for first in range(0, len(rows), context.batch_size):
 
             def compute() -> dict[str, numpy.ndarray]:
-                x = self.other.view(fetch_examples(split, rows[first : first + context.batch_size])[0]).to(
+                x = self.other.preprocess(fetch_examples(split, rows[first : first + context.batch_size])[0]).to(
                     context.device
                 )
                 return {f"{kind}_other": value for kind, value in self.score(context, x)}

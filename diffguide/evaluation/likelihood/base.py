@@ -29,8 +29,8 @@ class Density(Metric):
     Arguments:
         conditional: true: log p(x given its class); false: log p(x), for which a conditional model must have been trained
             with p_uncond > 0; None: the first where the model has classes.
-        values: K values of an element, 2 / (K - 1) apart in [-1, 1]; 0 = continuous; None = dataset.values of the run,
-            and 0 for vectors.
+        values: K values of an element, 2 / (K - 1) apart in [-1, 1]; 0 = continuous; None = the run's
+            dataset.quantization_levels, and 0 for vectors.
         log_snr_max: log-SNR of z_0, where the likelihood starts; None = the schedule's.
 
     Attributes:
@@ -60,7 +60,9 @@ class Density(Metric):
         Raises:
             ValueError: nobody said it.
         """
-        values = (context.config.get("dataset") or {}).get("values") if self.values is None else self.values
+        values = (
+            (context.config.get("dataset") or {}).get("quantization_levels") if self.values is None else self.values
+        )
         if values is None and len(context.shape) == 1:  # vectors are continuous
             values = 0
         if values is None:

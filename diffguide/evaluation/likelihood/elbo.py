@@ -166,7 +166,7 @@ def fit_control(
 
 def reconstruction(x: Tensor, decoder: Decoder, log_snr: Tensor, samples: Sequence[Tensor]) -> Tensor:
     """-log p(x | z_0 = alpha x + sigma eps) for each eps [B, ...] of the samples, [R, B] float64."""
-    if not decoder.values:  # a Gaussian's mean over eps is its value where each eps_i^2 is its mean, 1
+    if not decoder.quantization_levels:  # a Gaussian's mean over eps is its value where each eps_i^2 is its mean, 1
         samples = [torch.ones_like(x)] * len(samples)
     return torch.stack([-decoder.log_prob(x, eps, log_snr).double() for eps in samples])
 

@@ -107,11 +107,14 @@ class ELBO(Density):
         tell(0)
         train, schedule = context.data.train, context.model.schedule
         order = torch.randperm(len(train.y), generator=torch.Generator().manual_seed(fold(context.seed, PILOT_PURPOSE)))
-        x = context.data.view(fetch_examples(train, order[:FIT_EXAMPLES])[0])
+        x = context.data.preprocess(fetch_examples(train, order[:FIT_EXAMPLES])[0])
         fit = GaussianFit.to_data(x, self.floor).to(context.device)
         rows = order[: self.pilot]
         x, y = fetch_examples(train, rows)
-        x, y = context.data.view(x).to(context.device), y.to(context.device) if self.uses_labels(context) else None
+        x, y = (
+            context.data.preprocess(x).to(context.device),
+            y.to(context.device) if self.uses_labels(context) else None,
+        )
         seeds = [fold(context.seed, PILOT_PURPOSE, row) for row in rows.tolist()]
         noise = Noise(seeds, context.shape, schedule, context.device, x.dtype)
         return fit_control(fit, context.model, x, y, noise, terms, lambda share: tell(round(share * len(terms))))
@@ -214,7 +217,7 @@ class ExactDensity(PointDensity):
             raise ValueError(
                 f"metric={self.name}: the log-density of this {context.model_name} is known up to a constant only"
             )
-        spread = (context.config.get("objective") or {}).get("values")
+        spread = (context.config.get("objective") or {}).get("quantization_levels")
         if not self.num_values(context) or not isinstance(self.dequantization, DecoderDequantization):
             return
         node = f"metric/dequantization@{self.key}.dequantization" if self.key != "metric" else "metric/dequantization"

@@ -112,7 +112,7 @@ def load_images(data: Dataset, split: str, rows: Tensor | None = None) -> tuple[
     """The bytes and classes of examples of a split, as a network sees them; all of them, or some rows."""
     stored = getattr(data, split)
     x, y = fetch_examples(stored, torch.arange(len(stored.y)) if rows is None else rows)
-    return quantize(data.view(x)), y
+    return quantize(data.preprocess(x)), y
 
 
 class Local(Features):

@@ -209,7 +209,7 @@ class RealImages:
 
     def batch(self, first: int) -> tuple[Tensor, Tensor]:
         x, y = fetch_examples(getattr(self.data, self.split), self.rows[first : first + self.batch_size])
-        return quantize(self.data.view(x)), y
+        return quantize(self.data.preprocess(x)), y
 
 
 class NewSamples:

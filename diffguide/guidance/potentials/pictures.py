@@ -101,7 +101,7 @@ class TestPicture(Picture):
             raise ValueError(f"index must be below {len(rows)}, the number of test examples{what}, got {index}")
         row = int(rows[index])
         stored = split.x[row] if isinstance(split, Split) else split[row][0]
-        self.values = dataset.view(stored[None])[0].double()
+        self.values = dataset.preprocess(stored[None])[0].double()
 
 
 class Mask:

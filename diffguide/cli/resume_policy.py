@@ -1,0 +1,97 @@
+"""What a resumed run may change: one table of keys for each kind of run, and one comparison."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from ..checkpoints.store import CheckpointError
+from ..config.build import ConfigError
+from .arguments import typed
+
+__all__ = ["GENERATION", "TRAINING", "check_unchanged", "refusal", "training_changes", "today_keys"]
+
+FIXED, FREE, TODAY = "fixed", "free", "today"
+"""fixed: decided what was computed; free: may change; today: never taken from the run."""
+RATES_AND_LENGTHS = (
+    "images", "learning_rate", "warmup_images", "max_grad_norm", "ema_images", "accumulate", "log_images",
+    "validation_images", "checkpoint_images", "sample_images", "keep", "extend", "extend_rate",
+)  # fmt: skip
+TRAINING = {  # a key without an entry follows its parent, "" is the root
+    "": FREE,
+    **dict.fromkeys(("name", "output_root", "seed", "p_uncond"), FIXED),
+    **dict.fromkeys(("dataset", "backbone", "schedule", "objective", "training"), FIXED),
+    **{f"training.{name}": FREE for name in RATES_AND_LENGTHS},
+    "dataset.path": FREE,  # the data may have moved: their contents are compared when they are read
+    **dict.fromkeys(("resume", "trust", "dry_run"), TODAY),
+}
+GENERATION = {  # of sampling and evaluation
+    "": FIXED,
+    **dict.fromkeys(("checkpoint", "engine"), FREE),  # the checkpoint may have moved: its hash is compared
+    "engine.precision": FIXED,
+    **dict.fromkeys(("resume", "trust"), TODAY),
+}
+
+
+def today_keys(policy: Mapping[str, str]) -> list[str]:
+    """The keys that are never taken from a run."""
+    return [key for key, rule in policy.items() if rule == TODAY]
+
+
+def rule_of(key: str, policy: Mapping[str, str]) -> str:
+    """The rule of a dotted key: its own, or that of the nearest parent that has one."""
+    while key not in policy:
+        key = key.rpartition(".")[0]
+    return policy[key]
+
+
+def differences(before: Any, after: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """(key, value before, value after) of every value that differs, lists as a whole; None where there is none."""
+    if isinstance(before, dict) and isinstance(after, dict):
+        for name in {**before, **after}:
+            place = f"{key}.{name}" if key else str(name)
+            if name in before and name in after:
+                yield from differences(before[name], after[name], place)
+            else:
+                yield place, before.get(name), after.get(name)
+    elif before != after:
+        yield key, before, after
+
+
+def training_changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """The free keys of the node `training` that differ, sorted: {key: [before, after]}."""
+    changed = {key: [old, new] for key, old, new in differences(before, after, "training")}
+    return {key: changed[key] for key in sorted(changed) if rule_of(key, TRAINING) == FREE}
+
+
+def check_unchanged(
+    folder: Path, before: Mapping[str, Any], after: Mapping[str, Any], policy: Mapping[str, str]
+) -> None:
+    """Raises ConfigError for the first fixed key with another value than in the run in `folder`."""
+    for key, old, new in differences(before, after):
+        if rule_of(key, policy) == FIXED:
+            words = [
+                word for word in typed() if key_of(word) == "experiment" or f"{key}.".startswith(f"{key_of(word)}.")
+            ]
+            hint = f"drop {words[-1].lstrip('+~')}" if words else f"{folder / 'config.yaml'} was edited"
+            if key.startswith("training.optimizer"):
+                hint = "repeat it, for an optimiser is never taken from a file"
+            raise refusal(
+                f"cannot change {key.removesuffix('._target_')} ({short(old)} -> {short(new)}) of {folder}: {hint}"
+            )
+
+
+def key_of(override: str) -> str:
+    """The dotted key or group of an override as it was typed."""
+    return override.lstrip("+~").partition("=")[0].partition("@")[0].replace("/", ".")
+
+
+def short(value: Any) -> str:
+    """A value in a message: a class of ours without its module, a node by its class."""
+    if isinstance(value, dict):
+        return short(value.get("_target_", "..."))
+    return value.rpartition(".")[2] if isinstance(value, str) and value.startswith("diffguide.") else str(value)
+
+
+def refusal(message: str) -> ConfigError:
+    """An error of `resume` in one printable line, however long what a foreign file makes us say."""
+    return ConfigError(str(CheckpointError(f"resume: {message}")))

@@ -1,0 +1,12 @@
+"""Configurations composed as the commands compose them."""
+
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
+
+from diffguide.config.build import config_dir
+
+
+def composed(*overrides: str) -> DictConfig:
+    """The configuration of `diffguide-train` with these overrides."""
+    with initialize_config_dir(config_dir(), version_base="1.3"):
+        return compose("train", list(overrides))
