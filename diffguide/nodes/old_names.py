@@ -42,6 +42,7 @@ MODULES = {  # old module: new module
 CLASSES = {  # old dotted name of a class or function: new one; read before MODULES
     "diffguide.evaluation.likelihood.Uniform": "diffguide.evaluation.likelihood.dequantization.UniformDequantization",
     "diffguide.evaluation.likelihood.Decoded": "diffguide.evaluation.likelihood.dequantization.DecoderDequantization",
+    "diffguide.evaluation.likelihoods.Likelihoods": "diffguide.evaluation.likelihood.comparison.Likelihoods",
     "diffguide.evaluation.weighting.UniformTime": "diffguide.evaluation.classification.weighting.UniformTimeWeighting",
     "diffguide.guidance.ordinary.ExportedProgram": "diffguide.guidance.clean_classifier.ExportedProgram",
     "diffguide.guidance.ordinary.OrdinaryGuidance": "diffguide.guidance.clean_classifier.CleanClassifierGuidance",

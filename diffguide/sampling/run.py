@@ -15,6 +15,7 @@ from ..figures import trajectories
 from ..figures.scatter import ScatterBackground
 from ..files.run_folders import WriteError
 from ..files.shards import Shards
+from ..models.evaluation_counters import EvaluationCounter
 from ..models.protocols import Denoiser, DenoiserWrapper, Energy, Tally
 from ..randomness import Noise
 from ..runtime.engine import Fabric, gather_objects
