@@ -7,18 +7,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from typing import Any
 
-from hydra.core.config_loader import ConfigLoader
-from hydra.core.hydra_config import HydraConfig
-from hydra.core.utils import setup_globals
-from hydra.errors import HydraException
-from hydra.types import RunMode
 from omegaconf import OmegaConf
+from yaml import YAMLError
 
 from ..config.build import ConfigError
 from ..config.diagnose import no_key
+from ..config.files import ConfigFiles, plain
 from ..config.key_comments import Described, describe_file
 
-__all__ = ["text"]
+__all__ = ["format_value", "help_text"]
 
 RECIPES = "experiment"
 NARROW, WIDE = 80, 120  # columns of a page
@@ -27,19 +24,17 @@ TYPED = 38  # columns of what is typed, before what it means
 REFERENCE = re.compile(r"\$\{(?:[\w.]+:)?(?:\$\{)?(?:runtime\.choices\.)?([\w.]+).*\}")  # its first name
 
 
-def text(loader: ConfigLoader, config_name: str, words: Sequence[str], resolve: bool = False) -> str:
+def help_text(files: ConfigFiles, words: Sequence[str], resolve: bool = False) -> str:
     """The help of a command, or of what is asked for.
 
     Arguments:
-        loader: reads the configuration files.
-        config_name: the primary configuration.
         words: behind --help: options, group=option, whose keys are shown; keys; groups, whose options are shown.
         resolve: whether values that follow others are shown as what they are.
 
     Raises:
         ConfigError: a word that is neither.
     """
-    page = Page(loader, config_name, [word for word in words if "=" in word], resolve)
+    page = Page(files, [word for word in words if "=" in word], resolve)
     lines = [line for word in words for line in page.about(word)] if words else page.whole()
     return "\n".join(lines).strip("\n") + "\n"
 
@@ -47,19 +42,17 @@ def text(loader: ConfigLoader, config_name: str, words: Sequence[str], resolve: 
 class Page:
     """The help of one composed configuration."""
 
-    def __init__(self, loader: ConfigLoader, config_name: str, overrides: Sequence[str], resolve: bool):
-        self.loader, self.name = loader, config_name
-        setup_globals()  # resolvers of Hydra's
-        config = loader.load_configuration(config_name, list(overrides), RunMode.RUN)
-        HydraConfig.instance().set_config(config)
+    def __init__(self, files: ConfigFiles, overrides: Sequence[str], resolve: bool):
+        self.files = files
+        config = files.compose(overrides)
         self.app = config.hydra.help.app_name
         choices = {name: option for name, option in config.hydra.runtime.choices.items() if "hydra/" not in name}
-        tree = OmegaConf.to_container(config, resolve=False)
+        tree = plain(config)
         if resolve:
             tree = {key: OmegaConf.select(config, key) for key in tree if key != "hydra"}
             tree = OmegaConf.to_container(OmegaConf.create(tree), resolve=True)
         self.tree = {key: value for key, value in tree.items() if key != "hydra"}
-        self.main = describe_file(loader, config_name)
+        self.main = describe_file(files.path(files.name))
         places = [RECIPES, *self.main.defaults]  # in the order of the file, options of options behind
         rank = {name: places.index(name) if name in places else len(places) for name in choices}
         self.choices = {name: choices[name] for name in sorted(choices, key=rank.__getitem__)}
@@ -75,7 +68,7 @@ class Page:
     def describe_choice(self, place: str, option: str) -> None:
         """Takes over the comments of the file that a choice names."""
         group, package = place.partition("@")[0], package_of(place)
-        file = describe_file(self.loader, f"{group}/{option}")
+        file = describe_file(self.files.path(f"{group}/{option}"))
         own = {f"{package}.{key}" if package else key: said for key, said in file.keys.items() if said}
         self.comments |= own
         self.describe_defaults(file, group, package)
@@ -133,24 +126,26 @@ class Page:
         """The options of a group, each with what its file says."""
         yield from self.line(place, self.reasons.get(package_of(place), ""), "")
         group = place.partition("@")[0]
-        for option in self.loader.get_group_options(group):
-            with suppress(HydraException):
+        for option in self.files.options(group):
+            with suppress(YAMLError):
                 chosen = "*" if option == self.choices[place] else " "
                 yield from self.line(
-                    f"{place}={option}", describe_file(self.loader, f"{group}/{option}").says, f"{chosen} "
+                    f"{place}={option}", describe_file(self.files.path(f"{group}/{option}")).says, f"{chosen} "
                 )
 
     def chosen(self, place: str) -> Iterator[str]:
         """An option that is asked for: what its file says, and its keys."""
         group, option = place.partition("@")[0], self.choices[place]
-        yield from self.line(f"{place}={shown(option)}", describe_file(self.loader, f"{group}/{option}").says, "")
+        yield from self.line(
+            f"{place}={format_value(option)}", describe_file(self.files.path(f"{group}/{option}")).says, ""
+        )
         yield from self.keys(package_of(place), self.tree_at(package_of(place)), "  ", top=True)
 
     def group(self, place: str, indent: str = "") -> Iterator[str]:
         """A group: what it decides, its options, and the keys of the one that is chosen."""
         group, option, package = place.partition("@")[0], self.choices[place], package_of(place)
-        yield from self.line(f"{place}={shown(option)}", self.reasons.get(package, ""), indent)
-        others = [name for name in self.loader.get_group_options(group) if name != option]
+        yield from self.line(f"{place}={format_value(option)}", self.reasons.get(package, ""), indent)
+        others = [name for name in self.files.options(group) if name != option]
         listed = f"any other {group}" if "@" in place and len(others) > MANY else ", ".join(others)
         if others:
             yield from self.wrapped(f"or {listed}", f"{indent}    ")
@@ -159,13 +154,13 @@ class Page:
 
     def recipe(self) -> Iterator[str]:
         """What an experiment says, chooses and sets."""
-        file = describe_file(self.loader, f"{RECIPES}/{self.choices[RECIPES]}")
+        file = describe_file(self.files.path(f"{RECIPES}/{self.choices[RECIPES]}"))
         yield from self.line(f"{RECIPES}={self.choices[RECIPES]}", file.says, "")
         for name, (option, said) in file.defaults.items():
             yield from self.line(f"{name.strip('/')}={option}", said or self.reasons.get(name.strip("/"), ""), "  ")
         for key in file.keys:
             if not isinstance(value := self.tree_at(key), dict):
-                yield from self.line(f"{key}={shown(value)}", self.comments.get(key, ""), "  ")
+                yield from self.line(f"{key}={format_value(value)}", self.comments.get(key, ""), "  ")
 
     def tree_at(self, key: str) -> Any:
         """The composed value of a key."""
@@ -182,7 +177,9 @@ class Page:
             return
         said = self.comments.get(key, "")
         if not isinstance(value, dict):
-            yield from self.line(f"{key}={shown(value)}", ("must be given: " if value == "???" else "") + said, indent)
+            yield from self.line(
+                f"{key}={format_value(value)}", ("must be given: " if value == "???" else "") + said, indent
+            )
             return
         if said and not top:
             target = str(value.get("_target_", "")).rpartition(".")[2]
@@ -215,12 +212,12 @@ def package_of(place: str) -> str:
     return "" if package == "_global_" else package if at else group.replace("/", ".")
 
 
-def shown(value: Any) -> str:
+def format_value(value: Any) -> str:
     """A value as it is typed; what follows another key as <that key>."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, list):
-        return f"[{','.join(map(shown, value))}]"
+        return f"[{','.join(map(format_value, value))}]"
     if isinstance(value, dict):
         return f"{{{str(value.get('_target_', '...')).rpartition('.')[2]}}}"
     if isinstance(value, str):

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
@@ -12,7 +11,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ..checkpoints.allowlist import ROLES, validate_config
 from ..config.build import ConfigError
-from ..config.diagnose import dotted, no_key
+from ..config.diagnose import no_key
+from ..config.files import ConfigFiles, dotted
 from ..files.safetensors import CheckpointError
 from .arguments import typed
 from .resume_policy import refusal, today_keys
@@ -53,26 +53,20 @@ def value_of(cfg: DictConfig, key: str) -> Any:
 
 def is_own(group: str, option: str, node: Mapping[str, Any]) -> bool:
     """Whether an option is the one that a run's node was made from: no option of its group has more values of the node."""
-    loader = GlobalHydra.instance().config_loader()
-    unlike = {}
-    for name in loader.get_group_options(group):
-        file = loader.repository.load_config(f"{group}/{name}")
-        if (
-            file is not None
-            and (found := differing(OmegaConf.to_container(file.config, resolve=False), node)) is not None
-        ):
-            unlike[name] = found
+    files = ConfigFiles.of_this_run()
+    counts = {name: count_differences(files.read(f"{group}/{name}").tree, node) for name in files.options(group)}
+    unlike = {name: count for name, count in counts.items() if count is not None}
     return option in unlike and unlike[option] == min(unlike.values())
 
 
-def differing(option: Mapping[str, Any], node: Mapping[str, Any]) -> int | None:
+def count_differences(option: Mapping[str, Any], node: Mapping[str, Any]) -> int | None:
     """How many values of an option's file differ from a node; None where they are of different classes."""
     if option.get("_target_") != node.get("_target_"):
         return None
     count = 0
     for key, value in option.items():
         if isinstance(value, dict):
-            inner = differing(value, node[key]) if isinstance(node.get(key), dict) else None
+            inner = count_differences(value, node[key]) if isinstance(node.get(key), dict) else None
             count += len(value) if inner is None else inner
         elif not (isinstance(value, str) and (value == "???" or "${" in value)):
             count += node.get(key) != value

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import yaml
-from hydra.core.config_loader import ConfigLoader
 
 __all__ = ["Described", "describe_file"]
 
@@ -26,10 +25,9 @@ class Described(NamedTuple):
     defaults: dict[str, tuple[str | None, str]]
 
 
-def describe_file(loader: ConfigLoader, name: str) -> Described:
-    """The comments of a file, guidance/cfg."""
-    source = loader.repository.load_config(name).path.removeprefix("file://")
-    text = Path(source, f"{name.removesuffix('.yaml')}.yaml").read_text(encoding="utf-8")
+def describe_file(path: Path | None) -> Described:
+    """The comments of a configuration file; none where there is no file."""
+    text = path.read_text(encoding="utf-8") if path else ""
     lines = text.splitlines()
     count = next((row for row, line in enumerate(lines) if line and not line.startswith("#")), len(lines))
     above = [line.lstrip("# ") for line in lines[:count] if not line.startswith("# @package")]
