@@ -164,7 +164,7 @@ class Page:
 
     def tree_at(self, key: str) -> Any:
         """The composed value of a key."""
-        value = self.tree
+        value: Any = self.tree
         for name in key.split("."):
             value = value.get(name) if isinstance(value, dict) else None
         return value

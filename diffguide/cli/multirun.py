@@ -16,6 +16,7 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, read_write
 
+from ..config.files import plain
 from ..config.quoting import literal
 from ..files.run_folders import WriteError, writing
 from .arguments import typed
@@ -88,7 +89,7 @@ def left_with_code(name: str) -> Iterator[None]:
 
 def output_root(config: DictConfig) -> Path:
     """The folder of all runs; of several, the first."""
-    for text in OmegaConf.to_container(config.hydra.overrides.task):
+    for text in plain(config.hydra.overrides.task):
         if text.lstrip("+").startswith("output_root="):
             with suppress(HydraException):
                 parser = OverridesParser.create()

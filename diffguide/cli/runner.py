@@ -13,12 +13,12 @@ from typing import Any, NoReturn
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, open_dict
 
 from ..config.build import ConfigError, config_dir, config_errors
 from ..config.composed import check_composed
 from ..config.diagnose import explain
-from ..config.files import ConfigFiles
+from ..config.files import ConfigFiles, plain
 from ..config.quoting import quote_odd, quoted
 from ..files.run_folders import only_writer, remove_leftovers
 from ..nodes.old_names import stated
@@ -49,7 +49,7 @@ def one_line_errors(name: str, cfg: DictConfig) -> Iterator[None]:
     COMPOSING.close()
     hydra = HydraConfig.get()
     try:
-        with searching(targets(OmegaConf.to_container(cfg)), own_folders()):
+        with searching(targets(plain(cfg)), own_folders()):
             check_composed(cfg, hydra.runtime.choices, typed(), ConfigFiles.of_this_run())
             state_added_keys(cfg)
             yield
@@ -86,9 +86,8 @@ def own_folders() -> list[str]:
 
 def state_added_keys(cfg: DictConfig) -> None:
     """Writes into a composed configuration what a file of the user's, of an earlier version, leaves out or names otherwise."""
-    raw = OmegaConf.to_container(cfg, resolve=False)
     with open_dict(cfg):
-        for key, node in raw.items():
+        for key, node in plain(cfg).items():
             if isinstance(node, dict) and (now := stated(node)) != node:
                 cfg[key] = now
 

@@ -31,16 +31,20 @@ def describe_file(path: Path | None) -> Described:
     lines = text.splitlines()
     count = next((row for row, line in enumerate(lines) if line and not line.startswith("#")), len(lines))
     above = [line.lstrip("# ") for line in lines[:count] if not line.startswith("# @package")]
-    root, keys, defaults = yaml.compose(text, yaml.CSafeLoader), {}, {}
-    for path, value, comment in commented(root, lines) if isinstance(root, yaml.MappingNode) else ():
-        if path[0] != "defaults":
-            keys[".".join(path)] = comment
-        elif len(path) == 2 and isinstance(value, yaml.ScalarNode):
-            defaults[path[1].removeprefix("override ")] = None if value.tag.endswith(":null") else value.value, comment
+    root = yaml.compose(text, yaml.CSafeLoader)
+    keys: dict[str, str] = {}
+    defaults: dict[str, tuple[str | None, str]] = {}
+    for place, value, comment in commented_keys(root, lines) if isinstance(root, yaml.MappingNode) else ():
+        if place[0] != "defaults":
+            keys[".".join(place)] = comment
+        elif len(place) == 2 and isinstance(value, yaml.ScalarNode):
+            defaults[place[1].removeprefix("override ")] = None if value.tag.endswith(":null") else value.value, comment
     return Described(" ".join(above), keys, defaults)
 
 
-def commented(node: yaml.MappingNode, lines: list[str], above: tuple[str, ...] = ()) -> Iterator:
+def commented_keys(
+    node: yaml.MappingNode, lines: list[str], above: tuple[str, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], yaml.Node, str]]:
     """(path, node, comment) of every key of a mapping and of the mappings in it; of a list of defaults, as its keys."""
     for key, value in node.value:
         path = (*above, key.value)
@@ -49,8 +53,8 @@ def commented(node: yaml.MappingNode, lines: list[str], above: tuple[str, ...] =
         found = COMMENT.fullmatch(rest)
         yield path, value, found[1] if found else ""
         if isinstance(value, yaml.MappingNode):
-            yield from commented(value, lines, path)
+            yield from commented_keys(value, lines, path)
         elif path == ("defaults",):
             for part in value.value:
                 if isinstance(part, yaml.MappingNode):
-                    yield from commented(part, lines, path)
+                    yield from commented_keys(part, lines, path)

@@ -52,6 +52,7 @@ def targets(folder: Path, group: str) -> Iterator[type]:
     """The classes that the options of a group build."""
     for path in sorted(folder.joinpath(group).glob("*.yaml")):
         with suppress(Exception):  # an extra that is not installed
-            module, _, name = TARGET.search(path.read_text(encoding="utf-8"))[1].rpartition(".")
-            if isinstance(target := getattr(import_module(module), name), type):
-                yield target
+            for target in TARGET.findall(path.read_text(encoding="utf-8")):
+                module, _, name = target.rpartition(".")
+                if isinstance(target := getattr(import_module(module), name), type):
+                    yield target
