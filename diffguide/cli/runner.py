@@ -19,7 +19,7 @@ from ..config.build import ConfigError, config_dir, config_errors
 from ..config.composed import check_composed
 from ..config.diagnose import explain
 from ..config.files import ConfigFiles, plain
-from ..config.quoting import quote_odd, quoted
+from ..config.quoting import quote, quote_odd
 from ..files.run_folders import only_writer, remove_leftovers
 from ..nodes.old_names import stated
 from ..nodes.user_modules import searching
@@ -94,7 +94,7 @@ def state_added_keys(cfg: DictConfig) -> None:
 
 def leave(name: str, folder: Path, stopped: Stopped) -> NoReturn:
     """Ends a command that a signal stopped: how to go on on stderr, the run folder on stdout, the code that a shell expects."""
-    print(f"{stopped.name} after {stopped}; continue with: {name} {quoted(f'resume={folder}')}", file=sys.stderr)
+    print(f"{stopped.name} after {stopped}; continue with: {name} {quote(f'resume={folder}')}", file=sys.stderr)
     print(folder)
     raise SystemExit(stopped.code) from stopped
 

@@ -3,17 +3,13 @@
 import re
 import shlex
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException
-
 from ..config.diagnose import SYNONYMS, Names
 from ..config.files import ConfigFiles
-from ..config.quoting import PATHS, quoted
+from ..config.quoting import PATHS, parse_override, quote
 from .arguments import FLAGS
 
 __all__ = ["explain_stray_word"]
@@ -150,11 +146,9 @@ def explain_alone(words: Sequence[str], place: int, names: Names) -> str:
 
 def typable(override: str) -> str:
     """`key=value` as a shell takes it: a number stays one, and a list; a text that Hydra would trip over is quoted for it."""
-    with suppress(HydraException):
-        key = override.partition("=")[0]
-        if key in PATHS or not OverridesParser.create().parse_override(override).is_sweep_override():
-            return shlex.quote(override)
-    return quoted(override)
+    parsed = parse_override(override)
+    plain = parsed and (override.partition("=")[0] in PATHS or not parsed.is_sweep_override())
+    return shlex.quote(override) if plain else quote(override)
 
 
 def explain_path(word: str, command: str) -> str:
@@ -164,16 +158,16 @@ def explain_path(word: str, command: str) -> str:
     if path.suffix in (".yaml", ".yml"):
         folder = shlex.quote(str(path.parent))
         return f"--config-dir {folder} for a folder with files of your own, guidance/mine.yaml, and guidance=mine"
-    images = f"dataset=image_folder {quoted(f'dataset.path={word}')}"
+    images = f"dataset=image_folder {quote(f'dataset.path={word}')}"
     if command == "train" and (run / "checkpoints").is_dir():
-        return f"{quoted(f'resume={run}')} to continue a run"
+        return f"{quote(f'resume={run}')} to continue a run"
     if command == "train" and path.is_dir():
         classes = sum(part.is_dir() for part in path.iterdir())
         unconditional = "" if classes else " guidance=none"
         return f"{images} dataset.num_classes={classes}{unconditional} for a folder of images"
     if command == "train":
-        return f"{quoted(f'resume={word}')} for a run to continue, {images} for images"
+        return f"{quote(f'resume={word}')} for a run to continue, {images} for images"
     begun = {"sample": ("shards", "samples.npz"), "evaluate": ("parts", "metrics.json", "begun.json")}.get(command, ())
     if any((path / name).exists() for name in begun):
-        return f"{quoted(f'resume={word}')} to continue a run of this command"
-    return f"{quoted(f'checkpoint={word}')} for a trained model"
+        return f"{quote(f'resume={word}')} to continue a run of this command"
+    return f"{quote(f'checkpoint={word}')} for a trained model"

@@ -10,7 +10,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig
@@ -19,7 +18,7 @@ from yaml import YAMLError
 
 from ..nodes.old_names import OPTIONS
 from .files import ConfigFiles, dotted, plain
-from .quoting import unreadable
+from .quoting import explain_unreadable, parse_override
 
 __all__ = ["Names", "REPORTED", "SYNONYMS", "explain", "no_key", "parse_words", "wrong_choice"]
 
@@ -58,7 +57,7 @@ KEY = re.compile(r"'([^']+)'")  # of the override that Hydra's message is about
 def explain(error: BaseException, words: Sequence[str], files: ConfigFiles) -> str | None:
     """A sentence about an exception that composing a command line raised; None where it is not the user's mistake."""
     if isinstance(error, OverrideParseException):
-        return unreadable(error.override, error)
+        return explain_unreadable(error.override, error)
     if several := SEVERAL.match(str(error)):
         return explain_several(several[1], files)
     for override in parse_words(words):
@@ -101,10 +100,7 @@ def explain_several(word: str, files: ConfigFiles) -> str:
 
 def parse_words(words: Iterable[str]) -> Iterator[Override]:
     """The overrides of a command line that can be read."""
-    parser = OverridesParser.create()
-    for word in words:
-        with suppress(HydraException):
-            yield parser.parse_override(word)
+    return filter(None, map(parse_override, words))
 
 
 def wrong_choice(override: Override, files: ConfigFiles) -> str | None:
