@@ -56,7 +56,7 @@ class Page:
         config = files.compose(overrides)
         self.app = config.hydra.help.app_name
         choices = {place: option for place, option in config.hydra.runtime.choices.items() if "hydra/" not in place}
-        keys = [key for key in config if key != "hydra"]
+        keys = [str(key) for key in config if key != "hydra"]
         self.tree = plain(OmegaConf.masked_copy(config, keys))
         if resolve:
             self.tree = OmegaConf.to_container(OmegaConf.create({key: config[key] for key in keys}), resolve=True)

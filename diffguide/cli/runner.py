@@ -7,7 +7,6 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stderr
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -24,11 +23,11 @@ from ..files.run_folders import only_writer, remove_leftovers
 from ..nodes.old_names import stated
 from ..nodes.user_modules import searching
 from ..runtime.signals import Stopped
-from . import help as option_help
-from . import stray_words
 from .arguments import files_of, read_flags, typed
+from .help import help_text
 from .multirun import record_job, remove_notes
 from .spelling import rename_options, respelled
+from .stray_words import explain_stray_word
 
 __all__ = ["leave", "one_line_errors", "run_command", "tidy", "typed"]
 
@@ -126,44 +125,36 @@ def run_command(
     warnings.filterwarnings("ignore", r"`torch\.jit", FutureWarning)  # torch warns of what torch itself calls
     saved, config_name = sys.argv, config_name or name.removeprefix("diffguide-")
     words = respelled(quote_odd(saved[1:] if argv is None else argv))
-    words = rename_options(words, [config_dir(), *own_config_dirs(words)])
     sys.argv = [name if argv is not None else saved[0], *words]
     try:
-        if os.environ.get(FULL) == "1":
-            run_words(command, words, config_name)
-        else:
+        if os.environ.get(FULL) != "1":
             report_errors(command, words, name, config_name)
+        elif read_words(words, config_name):
+            command()
     finally:
         sys.argv = saved
         remove_notes()
 
 
-def own_config_dirs(words: Sequence[str]) -> list[str]:
-    """The folders behind --config-dir, read before the flags are, which may be wrong."""
-    spaced = [folder for flag, folder in pairwise(words) if flag in ("--config-dir", "-cd")]
-    return spaced + [word.partition("=")[2] for word in words if word.startswith("--config-dir=")]
-
-
-def run_words(command: Callable[[], None], words: Sequence[str], config_name: str) -> None:
-    """Runs a Hydra entry point, or prints the help that is asked for.
+def read_words(words: Sequence[str], config_name: str) -> bool:
+    """Sets the process's arguments for Hydra; False where help was asked for, which is printed.
 
     Raises:
         ConfigError: words that are neither a flag nor key=value.
     """
     try:
-        flags, sys.argv[1:] = read_flags(words)
+        files = files_of(read_flags(words)[0], config_name)
     except ConfigError as error:
         files = ConfigFiles(config_name, [config_dir()])
-        raise ConfigError(stray_words.explain_stray_word(words, files) or f"{error}; see --help") from error
-    files = files_of(flags, config_name)
+        raise ConfigError(explain_stray_word(words, files) or f"{error}; see --help") from error
+    words = rename_options(words, files.folders)
+    flags, sys.argv[1:] = read_flags(words)
     if flags.help:
-        print(option_help.help_text(files, flags.overrides, flags.resolve), end="", flush=True)
-        return
-    if mistake := stray_words.explain_stray_word(words, files):
+        print(help_text(files, flags.overrides, flags.resolve), end="", flush=True)
+        return False
+    if mistake := explain_stray_word(words, files):
         raise ConfigError(mistake)
-    command()
-    if UNFORESEEN:
-        raise UNFORESEEN.pop()
+    return True
 
 
 def report_errors(command: Callable[[], None], words: Sequence[str], name: str, config_name: str) -> None:
@@ -171,11 +162,16 @@ def report_errors(command: Callable[[], None], words: Sequence[str], name: str, 
 
     Hydra prints a mistake and exits: its message is replaced by ours, about the exception that it exits for.
     """
-    held = io.StringIO()
-    COMPOSING.callback(lambda: sys.stderr.write(held.getvalue()))
-    COMPOSING.enter_context(redirect_stderr(held))
+    held = None
     try:
-        run_words(command, words, config_name)
+        if not read_words(words, config_name):
+            return
+        held = io.StringIO()
+        COMPOSING.callback(lambda: sys.stderr.write(held.getvalue()))
+        COMPOSING.enter_context(redirect_stderr(held))
+        command()
+        if UNFORESEEN:
+            raise UNFORESEEN.pop()
     except KeyboardInterrupt:
         print(f"{name}: interrupted", file=sys.stderr)
         raise SystemExit(130) from None
@@ -185,10 +181,12 @@ def report_errors(command: Callable[[], None], words: Sequence[str], name: str, 
     except (Exception, SystemExit) as raised:
         hydras = isinstance(raised, SystemExit) and raised.__cause__ is None
         error = raised.__context__ if hydras else raised
-        if sys.stderr is not held or not isinstance(error, Exception):
+        began = held is not None and sys.stderr is not held
+        if began or not isinstance(error, Exception):
             raise
-        held.seek(held.truncate(0))
-        mistake = explain_error(error, words, config_name)
+        if held is not None:
+            held.seek(held.truncate(0))
+        mistake = explain_error(error, config_name)
         if mistake is None:
             raise error from None
         print(f"{name}: {' '.join(mistake.split())}", file=sys.stderr)
@@ -197,10 +195,10 @@ def report_errors(command: Callable[[], None], words: Sequence[str], name: str, 
         COMPOSING.close()
 
 
-def explain_error(error: Exception, words: Sequence[str], config_name: str) -> str | None:
+def explain_error(error: Exception, config_name: str) -> str | None:
     """A sentence about what was raised before the task began; None where it is not the user's mistake."""
     if isinstance(error, ConfigError):
         return str(error)
-    flags, _ = read_flags(words)
+    flags, _ = read_flags(sys.argv[1:])
     overrides = [word for word in flags.overrides if "=" in word or not flags.help]
     return explain(error, overrides, files_of(flags, config_name))
