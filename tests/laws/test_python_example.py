@@ -57,7 +57,7 @@ def test_the_sampler_of_the_example_is_of_second_order():
     law = names["GaussianMixture"]([1.0], [[0.0]], 0.25, labels=[0], schedule=schedule)
 
     def error(steps: int) -> float:
-        sampler = names["Midpoint"](steps=steps)
+        sampler = names["Midpoint"](steps=steps, grid=names["Karras"]())
         times = sampler.times(law)
         alpha, sigma = schedule.alpha_sigma(times)
         std = (0.25 * alpha**2 + sigma**2).sqrt()
