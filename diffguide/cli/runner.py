@@ -54,8 +54,8 @@ def one_line_errors(name: str, cfg: DictConfig) -> Iterator[None]:
             state_added_keys(cfg)
             yield
     except Stopped as stopped:
-            leave(name, stopped)
-        except InputError as error:
+        leave(name, stopped)
+    except InputError as error:
         if os.environ.get(FULL) == "1":
             raise
         print(f"{name}: {error}", file=sys.stderr)
