@@ -13,7 +13,7 @@ from ..checkpoints.allowlist import ROLES, validate_config
 from ..config.build import ConfigError
 from ..config.diagnose import no_key
 from ..config.files import ConfigFiles, dotted, plain
-from ..files.safetensors import CheckpointError, printable
+from ..files.safetensors import CheckpointError, escape_unprintable
 from .arguments import typed
 from .resume_policy import refusal, today_keys
 
@@ -140,7 +140,7 @@ def set_keys(merged: DictConfig, cfg: DictConfig, keys: Mapping[str, bool]) -> N
             root = key.partition(".")[0]
             known = list(dotted(plain(merged[root]), root))
             raise ConfigError(
-                f"{no_key(key, known)}; {root} of this run is {printable(str(merged[root].get('_target_')))}"
+                f"{no_key(key, known)}; {root} of this run is {escape_unprintable(str(merged[root].get('_target_')))}"
             )
         if value is None and name not in (OmegaConf.select(cfg, parent) if parent else cfg):
             node.pop(name, None)
