@@ -1,31 +1,38 @@
-"""The metric of whoever asks for none."""
+"""The default metric."""
 
 from ..models.protocols import Classifier, Denoiser
+from .classification.metric import Classification
+from .denoising import DenoisingError
 from .likelihood.base import Density
+from .likelihood.metrics import ExactDensity
 from .metric import EvalContext, Metric, MetricResult
 
 __all__ = ["Auto"]
 
 
 class Auto(Metric):
-    """What the model can answer.
+    """Chooses the metric by the model.
 
     Arguments:
-        classifier: of a model that classifies and does not denoise.
-        density: of one that knows the data's own noise level alone.
-        denoiser: of every other model.
+        classifier: for a model that classifies and does not denoise.
+        density: for a model of the data without noise.
+        denoiser: for every other model.
     """
 
     name = "auto"
 
-    def __init__(self, classifier: Metric, density: Density, denoiser: Metric):
-        self.classifier, self.density, self.denoiser = classifier, density, denoiser
-        density.key = "metric.density"
+    def __init__(
+        self, classifier: Metric | None = None, density: Density | None = None, denoiser: Metric | None = None
+    ):
+        self.classifier = classifier or Classification()
+        self.density = density or ExactDensity()
+        self.denoiser = denoiser or DenoisingError()
+        self.density.key = "metric.density"
 
     def resolve(self, context: EvalContext) -> Metric:
         if context.as_protocol(Denoiser) is None and context.as_protocol(Classifier):
             return self.classifier
-        levels = context.model.levels
+        levels = context.levels
         return self.density if levels is not None and len(levels) < 2 else self.denoiser
 
     def check(self, context: EvalContext) -> None:

@@ -1,4 +1,4 @@
-"""Base of the metrics that may or may not tell a model the examples' classes."""
+"""Base of the metrics that can give a model the labels of the examples, or withhold them."""
 
 from .metric import EvalContext, Metric
 
@@ -8,22 +8,22 @@ __all__ = ["ClassConditionalMetric"]
 class ClassConditionalMetric(Metric):
     """
     Arguments:
-        conditional: whether a model with classes is told those of the examples.
+        conditional: whether a model with classes gets the labels of the examples.
 
     Raises:
-        ValueError: from check: none are told to a model that never dropped them in training.
+        ValueError: from check: labels are withheld from a model that never dropped them in training, or some are missing.
     """
 
-    def __init__(self, conditional: bool):
+    def __init__(self, conditional: bool = True):
         self.give_labels = conditional
 
     def check(self, context: EvalContext) -> None:
         super().check(context)
-        if not self.give_labels and context.model.num_classes and not context.model.has_null:
+        if not self.give_labels and context.num_classes and not context.has_null:
             raise ValueError(
-                "metric.conditional=false needs a model that dropped labels in training (p_uncond above 0); this one never did"
+                "metric.conditional=false needs a model that dropped labels in training (p_uncond above 0); this one did not"
             )
 
     def uses_labels(self, context: EvalContext) -> bool:
-        """Whether the model is told classes."""
-        return self.give_labels and context.model.num_classes > 0
+        """Whether the model gets labels."""
+        return self.give_labels and context.num_classes > 0

@@ -1,15 +1,15 @@
-"""What a metric is: a question to a trained model, answered on a split of its data by figures with their errors.
+"""Metrics of a trained model on a split of its data: figures with standard errors.
 
-    metric.check(context)              # one sentence where the model or the data cannot answer
-    measured = metric.measure(context)  # figures, what they rest on, a curve, plots of it
+    metric.check(context)             # ValueError if the model or the data do not support the metric
+    result = metric.measure(context)  # figures, facts, a curve, plots of it
 
-A metric is built from configs/metric/<name>.yaml and knows nothing of commands, files and devices: those are its context's.
+A metric knows nothing of commands, files and devices: the context does.
 """
 
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import numpy
 import torch
@@ -20,12 +20,14 @@ from ..datasets.base import fetch_examples
 from ..figures.plot_spec import Plot
 from ..models.evaluation_counters import as_protocol, count_evaluations
 from ..models.level_classifier import LevelClassifier
-from ..models.protocols import Classifier, Denoiser, Energy, LogDensity
+from ..models.protocols import Classifier, Denoiser, Energy, LogDensity, Tally
 from ..randomness import Noise, fold
+from ..schedules import Schedule
 from .parts import MetricError, Parts
 
 __all__ = ["Figure", "MetricResult", "Metric", "MetricError", "EvalContext", "mean"]
 
+T = TypeVar("T")
 SPLITS = ("train", "validation", "test")
 SUBSET_PURPOSE, EXAMPLE_PURPOSE = 1, 2  # purposes of the seed
 PROTOCOLS = {
@@ -44,7 +46,7 @@ class Figure(NamedTuple):
         standard_error: of the estimate, in its unit; None = not known.
         n: examples or samples that it rests on.
         unit: nats, bits/dim, share, ...
-        meaningful: whether it says anything, see the notes of `MetricResult` where not.
+        meaningful: False = it says nothing, for a reason in the notes of `MetricResult`.
     """
 
     value: float
@@ -55,16 +57,16 @@ class Figure(NamedTuple):
 
 
 class MetricResult(NamedTuple):
-    """What a metric found: plain numbers, texts, lists and mappings.
+    """The result of a metric: plain numbers, texts, lists and mappings.
 
     Arguments:
-        figures: by name, for a row of a table; names carry what they depend on (fd_local, likelihood_elbo).
-        facts: what else must be known to repeat and to read them: seeds, features, reference split, decoder, ...
-        curve: rows of one table, {column: value}, None = not known: per noise level, per budget, ...
+        figures: by name, for a row of a table; the name states what a figure depends on (fd_local, nll_elbo).
+        facts: whatever else is needed to repeat and read them: seeds, features, reference split, decoder, ...
+        curve: rows of a table, {column: value}, None = unknown: per noise level, per budget, ...
         plots: of the curve.
-        details: more numbers for metrics.json alone, a confusion matrix or the like.
-        arrays: what is known of single examples, <name>.npz each: {name: {array: its values}}, no objects.
-        notes: sentences that a reader of the figures needs, told on stderr too.
+        details: further numbers for metrics.json only, such as a confusion matrix.
+        arrays: results of single examples, written as <name>.npz: {name: {array: values}}, no objects.
+        notes: sentences that a reader of the figures needs; also printed on stderr.
     """
 
     figures: dict[str, Figure]
@@ -77,29 +79,28 @@ class MetricResult(NamedTuple):
 
 
 class EvalContext:
-    """A model and the examples that it is measured on.
+    """A model and the examples to measure it on.
 
     Arguments:
         model: on `device`, in evaluation mode.
         data: its data set.
         split: train, validation or test.
-        n: examples, drawn from the seed without replacement; None = the whole split.
-        seed: of that draw, and of all that a metric draws.
-        batch_size: examples at a time; changes no figure.
-        device: where the model lives.
-        parts: what is kept against a kill; None = nothing.
-        progress: progress(done, total, unit), to be called where the work may be stopped: that is where a signal stops it, so
-            after a part is kept and, where a part takes long, within it.
-        checkpoint: the model's file, None = there is none.
-        config: of the run that trained it, with the node `dataset` of the data here; {} = not known.
+        n: number of examples, drawn without replacement; None = the whole split.
+        seed: of that draw, and of whatever a metric draws.
+        batch_size: examples per batch; changes no figure.
+        device: where the model is.
+        parts: keeps finished parts of the work on disk, None = nothing is kept.
+        progress: progress(done, total, unit). A signal stops the work in this call, so a metric calls it after a part is
+            kept, and within a part that takes long.
+        checkpoint: file of the model, None = none.
+        config: of the run that trained the model, with the `dataset` node of these data; {} = unknown.
 
     Attributes:
-        rows: of the split, ascending, [N].
+        rows: indices of the examples in the split, ascending, [N].
         class_names, shape: of the data.
 
     Raises:
-        ValueError: an unknown split, more examples than it has, data of another number of classes than the
-            model's.
+        ValueError: an unknown split, more examples than it has, or a model and data with different numbers of classes.
     """
 
     def __init__(
@@ -121,7 +122,8 @@ class EvalContext:
         classes = getattr(model, "num_classes", 0)
         if classes and data.class_names and classes != len(data.class_names):
             raise ValueError(f"the model has {classes} classes, and the data have {len(data.class_names)}")
-        self.uncounted, self.tally = model, None
+        self.uncounted: Any = model
+        self.tally: Tally | None = None
         if isinstance(model, Denoiser | Energy):
             model, self.tally = count_evaluations(model)
         self.model, self.data, self.split, self.seed = model, data, split, seed
@@ -133,7 +135,7 @@ class EvalContext:
         self.class_names, self.shape = data.class_names, data.shape
 
     def begin(self, parts: Parts, progress: Callable[[int, int, str], None]) -> None:
-        """Where a measurement keeps its parts and says how far it is."""
+        """Sets where a measurement keeps its parts and reports its progress."""
         self.parts, self.progress, parts.tally = parts, progress, self.tally
 
     @property
@@ -142,12 +144,12 @@ class EvalContext:
 
     @property
     def firsts(self) -> range:
-        """The position among `rows` at which each batch begins."""
+        """The position in `rows` where each batch begins."""
         return range(0, self.n, self.batch_size)
 
     @property
     def labels(self) -> Tensor:
-        """The class of every example, [N] on the CPU; -1 = none."""
+        """The class of each example, [N] on the CPU; -1 = no class."""
         return getattr(self.data, self.split).y[self.rows]
 
     def batch(self, first: int) -> tuple[Tensor, Tensor]:
@@ -155,28 +157,69 @@ class EvalContext:
         x, y = fetch_examples(getattr(self.data, self.split), self.rows[first : first + self.batch_size])
         return self.data.preprocess(x).to(self.device), y.to(self.device)
 
+    def compute(self, batch: Callable[[int], dict[str, numpy.ndarray]]) -> dict[str, list[numpy.ndarray]]:
+        """The arrays of every batch, by name: batch(first) -> arrays. Each is kept when it is done, and not computed again."""
+        found: dict[str, list[numpy.ndarray]] = {}
+        for first in self.firsts:
+            for name, array in self.parts.part(f"{first:010d}", lambda: batch(first)).items():
+                found.setdefault(name, []).append(array)
+            self.progress(min(first + self.batch_size, self.n), self.n, "examples")
+        return found
+
     def noise(self, first: int, dtype: torch.dtype = torch.float32) -> Noise:
-        """The noise of a batch: example i's is a function of the seed and its place in the split, whatever n and batch."""
+        """The noise of a batch: that of an example is a function of the seed and its row in the split alone."""
         rows = self.rows[first : first + self.batch_size].tolist()
         seeds = [fold(self.seed, EXAMPLE_PURPOSE, row) for row in rows]
         return Noise(seeds, self.shape, getattr(self.model, "schedule", None), self.device, dtype)
 
-    def as_protocol(self, protocol: type) -> Any:
-        """The model, where it has a protocol (Denoiser, LogDensity, Classifier), or None."""
+    def as_protocol(self, protocol: type[T]) -> T | None:
+        """The model, if it has a protocol (Denoiser, LogDensity, Classifier), else None."""
         if isinstance(self.model, Denoiser | Energy):
             return as_protocol(self.model, protocol)
         return self.model if isinstance(self.model, protocol) else None
 
+    def require(self, protocol: type[T]) -> T:
+        """The model, which must have a protocol; `Metric.check` is where a lack of it is reported."""
+        model = self.as_protocol(protocol)
+        assert model is not None, f"a {self.model_name} is no {protocol.__name__}"
+        return model
+
+    @property
+    def denoiser(self) -> Denoiser:
+        """The model as a denoiser whose evaluations are counted."""
+        return self.require(Denoiser)
+
+    @property
+    def schedule(self) -> Schedule:
+        """The noise schedule of a model that has one."""
+        schedule = self.model.schedule
+        assert isinstance(schedule, Schedule)
+        return schedule
+
+    @property
+    def levels(self) -> Tensor | None:
+        """The only legal times of a model with discrete noise levels, None = any time."""
+        return getattr(self.model, "levels", None)
+
+    @property
+    def num_classes(self) -> int:
+        return getattr(self.model, "num_classes", 0)
+
+    @property
+    def has_null(self) -> bool:
+        """Whether the model was trained without labels too."""
+        return getattr(self.model, "has_null", False)
+
     @property
     def model_name(self) -> str:
-        """What the model is called in a message."""
+        """The class of the model, for messages."""
         return type(self.uncounted).__name__
 
     @property
     def evaluations(self) -> int | None:
-        """Evaluations of the denoiser so far, one per row, with those of parts that were kept; of an energy its sampler's.
+        """Evaluations so far, one per row, those of kept parts included: of a denoiser, or by the sampler of an energy.
 
-        None for other models, and for an energy that no sampler asked.
+        None for other models, and for an energy that no sampler has evaluated.
         """
         if self.tally is None:
             return None
@@ -191,7 +234,7 @@ class Metric:
         name: its option, metric=<name>.
         needs: protocols that the model must have.
         conditional: whether the model must have classes.
-        labels: whether every example must have a class.
+        labels: whether each example must have a class.
     """
 
     name: ClassVar[str]
@@ -200,35 +243,37 @@ class Metric:
     labels: ClassVar[bool] = False
 
     def resolve(self, context: EvalContext) -> "Metric":
-        """The metric itself, or the one that it stands for with such a model."""
+        """The metric to measure with this model: itself, unless it chooses among others."""
         return self
 
     def check(self, context: EvalContext) -> None:
-        """Whether the question can be answered; a metric with more conditions adds them after super().check(context).
+        """Checks that model and data support the metric; subclasses call super().check(context) first.
 
         Raises:
-            ValueError: it cannot, in one sentence.
+            ValueError: they do not; says why and what would be right.
         """
         for protocol in self.needs:
             wanted = PROTOCOLS[protocol] + (" with classes" if self.conditional else "")
             if context.as_protocol(protocol) is None:
                 raise ValueError(f"metric={self.name} needs {wanted}; this checkpoint holds a {context.model_name}")
-            if protocol is Denoiser and context.model.levels is not None and len(context.model.levels) < 2:
+            if protocol is Denoiser and context.levels is not None and len(context.levels) < 2:
                 raise ValueError(
-                    f"metric={self.name} needs noise levels, and this {context.model_name} knows the data's own alone "
-                    "(objective=nce): take metric=log_density, or metric=classification where there are classes"
+                    f"metric={self.name} needs noise levels, and this {context.model_name} only has that of the data "
+                    "(objective=nce): use metric=log_density, or metric=classification if it has classes"
                 )
-        if self.conditional and not context.model.num_classes:
+        if self.conditional and not context.num_classes:
             raise ValueError(f"metric={self.name} needs a model with classes; this {context.model_name} has none")
         if self.labels and not (context.class_names and bool((context.labels >= 0).all())):
-            raise ValueError(f"metric={self.name} needs labels, and the {context.split} split has examples without one")
+            raise ValueError(
+                f"metric={self.name} needs labels, and the {context.split} split has examples without a label"
+            )
 
     def measure(self, context: EvalContext) -> MetricResult:
-        """The answer.
+        """Measures the model.
 
         Raises:
-            MetricError: a measurement that was begun and cannot end; in one sentence.
-            Stopped: from context.progress, at a signal; what context.parts keeps is not computed again by `resume`.
+            MetricError: a measurement that cannot be finished.
+            Stopped: from context.progress, at a signal; `resume` does not repeat what context.parts keeps.
         """
         raise NotImplementedError
 

@@ -1,4 +1,4 @@
-"""Does a network listen to its condition? One that does not makes samples of no class, and guidance does nothing."""
+"""Checks that a conditional model uses its class label; without that, guidance does nothing."""
 
 from collections.abc import Sequence
 
@@ -8,19 +8,19 @@ from ..models.protocols import Denoiser
 
 __all__ = ["check_conditioning", "label_effect"]
 
-PROBE_LEVELS = (3.0, 1.0, 0.3)  # noise levels sigma / alpha, where the class of an image is open
+PROBE_LEVELS = (3.0, 1.0, 0.3)  # noise levels sigma / alpha at which the class of an image matters
 
 
 @torch.no_grad()
 def label_effect(denoiser: Denoiser, shape: Sequence[int], device: torch.device | str = "cpu") -> float:
-    """How much the class moves the prediction of the noise, the largest over noise levels:
+    """How much the class changes the predicted noise, the maximum over noise levels:
 
-        rms(eps(x_t, y) - eps(x_t, y')) / rms(eps(x_t, y)),  y' the next class; where there is one class, none.
+        rms(eps(x_t, y) - eps(x_t, y')) / rms(eps(x_t, y)),  y' the next class, or no class if there is only one.
 
     Arguments:
-        denoiser: with classes; a model of legal times is asked at the nearest.
+        denoiser: with classes; one with discrete levels is evaluated at the nearest.
         shape: of one example.
-        device: where it lives.
+        device: where the denoiser is.
     """
     rng, schedule, found = torch.Generator().manual_seed(0), denoiser.schedule, []
     y = torch.arange(min(denoiser.num_classes, 16), device=device)
@@ -38,13 +38,13 @@ def label_effect(denoiser: Denoiser, shape: Sequence[int], device: torch.device 
 
 
 def check_conditioning(denoiser: Denoiser, shape: Sequence[int], device: torch.device | str = "cpu") -> None:
-    """Holds a conditional model against its promise.
+    """Checks that a model with classes uses its class label.
 
     Raises:
-        ValueError: a model with classes whose answer is the same for all of them.
+        ValueError: its prediction is the same for all classes.
     """
     if denoiser.num_classes and not (moved := label_effect(denoiser, shape, device)) > 1e-6:
         raise ValueError(
-            f"this model has {denoiser.num_classes} classes and ignores them: another class moves its prediction by "
-            f"{moved:.1g} of its size, so guidance would do nothing; it never saw labels, or its network does not use y"
+            f"this model has {denoiser.num_classes} classes and ignores them: another class changes its prediction by "
+            f"{moved:.1g} of its size, so guidance would do nothing; it was trained without labels, or does not use y"
         )

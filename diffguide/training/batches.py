@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader
 
 from ..datasets import Dataset, Split, Stream
 from ..randomness import Share, fold, uniform
+from ..runtime.engine import Fabric
 
 __all__ = ["Batches", "DataOrder", "make_loader"]
 
@@ -40,13 +41,13 @@ class DataOrder:
 class Batches:
     """This device's share of every batch, in micro-batches, and the randomness that belongs to it.
 
-    Iterating from `images` on yields, without end, (x, y, rng): what the network sees [share, ...], class indices, the
-    share's part of the step's random numbers. The layers' own generators (dropout) are seeded on the way.
+    An endless iterator over (x, y, rng), from `images` on: what the network sees [share, ...], class indices [share], and
+    this share of the step's random numbers. It also seeds the global generators, which dropout layers draw from.
 
     Arguments:
-        data: whose training split is shown; a `Split` lives on the device, a `Stream` is read ahead by workers.
+        data: its training split is shown; a `Split` lives on the device, a `Stream` is read ahead by worker processes.
         seed: of order and noise.
-        fabric: launched Fabric; its rank takes its part of each batch.
+        engine: launched Fabric; each rank takes its part of every batch.
         batch_size: images per optimiser step, over all devices.
         share: images per device and micro-step.
         images: images seen before the first step.
@@ -55,10 +56,10 @@ class Batches:
         waited: seconds spent waiting for data.
     """
 
-    def __init__(self, data: Dataset, seed: int, fabric, batch_size: int, share: int, images: int = 0):
+    def __init__(self, data: Dataset, seed: int, engine: Fabric, batch_size: int, share: int, images: int = 0):
         self.data, self.seed, self.batch_size, self.share, self.images = data, seed, batch_size, share, images
-        self.device, self.rank = torch.device(fabric.device), fabric.global_rank
-        self.local = batch_size // fabric.world_size
+        self.device, self.rank = torch.device(engine.device), engine.global_rank
+        self.local = batch_size // engine.world_size
         self.waited = 0.0
         self.generators = [torch.Generator(self.device) for _ in (OBJECTIVE, VIEW)]
 
@@ -78,34 +79,41 @@ class Batches:
                 Share(generator.manual_seed(fold(self.seed, NOISE_PURPOSE, user, step)), first, self.batch_size)
                 for user, generator in enumerate(self.generators)
             )
-            torch.manual_seed(
-                fold(self.seed, LAYERS_PURPOSE, self.rank, step, first // self.share % (self.local // self.share))
-            )
+            micro = first // self.share % (self.local // self.share)
+            torch.manual_seed(fold(self.seed, LAYERS_PURPOSE, self.rank, step, micro))
             yield self.data.preprocess(x, uniform((len(y), 3), view, torch.float32)), y, objective
 
     def stored(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Stored examples and their labels, on the device."""
+        """Stored examples and their labels, on the device; counts the seconds until they are there."""
         train = self.data.train
-        if isinstance(train, Stream):
-            batches = iter(
-                make_loader(
-                    train, self.data.workers, (rows.tolist() for _, _, rows in self.micro_batches()), self.device
-                )
-            )
-        else:
-            resident = Split(*(tensor.to(self.device) for tensor in train))
-            batches = (tuple(part[rows.to(self.device)] for part in resident) for _, _, rows in self.micro_batches())
+        batches = self.read_stream(train) if isinstance(train, Stream) else self.index_split(train)
         while True:
             started = time.monotonic()
-            x, y = (part.to(self.device, non_blocking=True) for part in next(batches))
+            x, y = next(batches)
+            x, y = x.to(self.device, non_blocking=True), y.to(self.device, non_blocking=True)
             self.waited += time.monotonic() - started
             yield x, y
+
+    def read_stream(self, train: Stream) -> Iterator[tuple[Tensor, Tensor]]:
+        indices = (rows.tolist() for _, _, rows in self.micro_batches())
+        return iter(make_loader(train, self.data.workers, indices, self.device))
+
+    def index_split(self, train: Split) -> Iterator[tuple[Tensor, Tensor]]:
+        x, y = train.x.to(self.device), train.y.to(self.device)
+        for _, _, rows in self.micro_batches():
+            rows = rows.to(self.device)
+            yield x[rows], y[rows]
 
 
 def make_loader(stream: Stream, workers: int, indices: Iterable[list[int]], device: torch.device) -> DataLoader:
     """Batches (x, y) of a stream at given indices, read ahead by worker processes."""
-    workers = min(workers, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else workers)
+    if hasattr(os, "sched_getaffinity"):
+        workers = min(workers, len(os.sched_getaffinity(0)))
     return DataLoader(
-        stream, batch_sampler=indices, num_workers=workers, prefetch_factor=PREFETCH if workers else None,
-        pin_memory=device.type == "cuda", generator=torch.Generator(),
-    )  # fmt: skip
+        stream,
+        batch_sampler=indices,
+        num_workers=workers,
+        prefetch_factor=PREFETCH if workers else None,
+        pin_memory=device.type == "cuda",
+        generator=torch.Generator(),
+    )

@@ -1,4 +1,4 @@
-"""dry_run=true: what is in the data, what the network will see, what the run will cost. Nothing is trained."""
+"""dry_run=true: shows the data and what the network sees of them, and estimates the cost. Nothing is trained."""
 
 import copy
 import itertools
@@ -14,8 +14,10 @@ from ..datasets.base import fetch_examples
 from ..figures.image_grids import MAX_ROWS, write_samples
 from ..files.run_folders import create_version_dir
 from ..objectives import Objective
+from ..runtime.engine import Fabric
 from ..runtime.progress import Progress
 from .batches import Batches
+from .loop import Training
 
 __all__ = ["write_dry_run"]
 
@@ -28,13 +30,13 @@ MAX_ALTERNATIVES = 4  # smaller networks that are timed, the largest first
 
 
 def write_dry_run(
-    engine, objective: Objective, data: Dataset, training, seed: int, parent: Path,
+    engine: Fabric, objective: Objective, data: Dataset, training: Training, seed: int, parent: Path,
     smaller: Callable[[], Iterable[tuple[str, Objective]]] = tuple,
 ) -> Path:  # fmt: skip
     """Writes data_sheet.txt and contact_sheet.png into a version folder below `parent`, which it returns.
 
     Arguments:
-        smaller: names and objectives of smaller networks, the largest first; asked where the training would take long.
+        smaller: names and objectives of smaller networks, the largest first; called if the training would take long.
 
     Raises:
         WriteError: a folder that cannot be written.
@@ -69,28 +71,26 @@ def write_training_examples(path: Path, data: Dataset, seed: int) -> None:
 
 
 def suggest_smaller(
-    engine, objective: Objective, data: Dataset, training, seed: int, seconds: float,
+    engine: Fabric, objective: Objective, data: Dataset, training: Training, seed: int, seconds: float,
     smaller: Callable[[], Iterable[tuple[str, Objective]]],
 ) -> list[str]:  # fmt: skip
-    """The largest smaller network whose training takes no hour, or the fastest of those that were tried; in a sentence.
+    """A line naming the largest smaller network that trains within an hour, or the fastest of those that were timed.
 
-    A training takes in proportion to one step of a few images.
+    The training time is taken to be proportional to that of one step of a few images.
     """
-    own, found = time_step(engine, objective, data, seed), []
+    own, found = time_step(engine, objective, data, seed), list[tuple[float, str, int]]()
     for name, other in itertools.islice(smaller(), MAX_ALTERNATIVES):
         found.append((seconds * time_step(engine, other, data, seed) / own, name, count_parameters(other)))
         if found[-1][0] <= LONG_TRAINING:
             break
     if not found or min(found)[0] >= seconds:
-        return [
-            "more than an hour, and no smaller backbone fits these data: a smaller training.images makes it shorter"
-        ]
+        return ["more than an hour, and no smaller backbone fits these data: use a smaller training.images"]
     shortest, name, count = min(found)
     return [f"more than an hour: backbone={name} ({count:,} parameters) would take about {format_duration(shortest)}"]
 
 
-def time_step(engine, objective: Objective, data: Dataset, seed: int) -> float:
-    """Seconds of a step of a few images, forward and back; the first one of two is not counted."""
+def time_step(engine: Fabric, objective: Objective, data: Dataset, seed: int) -> float:
+    """Seconds of the second of two training steps of a few images."""
     objective = copy.deepcopy(objective).to(engine.device).train()
     x, y = fetch_examples(data.train, torch.arange(PROBE_IMAGES) % len(data.train.y))
     x, y, rng = (
@@ -112,11 +112,14 @@ def count_parameters(objective: Objective) -> int:
     return sum(parameter.numel() for parameter in objective.parameters())
 
 
-def estimate_cost(engine, objective: Objective, data: Dataset, training, seed: int) -> tuple[list[str], float]:
-    """Parameters, memory and time in words, and seconds, from a few steps of a copy that is thrown away."""
+def estimate_cost(
+    engine: Fabric, objective: Objective, data: Dataset, training: Training, seed: int
+) -> tuple[list[str], float]:
+    """Lines about parameters, memory and time, and the seconds of the training, measured on a copy for a few steps."""
     objective = copy.deepcopy(objective).to(engine.device).train()
     optimizer, share = training.make_optimizer(objective), training.share(engine.world_size)
-    parts, saved = iter(Batches(data, seed, engine, training.batch_size, share)), {}
+    parts = iter(Batches(data, seed, engine, training.batch_size, share))
+    saved: dict[int, int] = {}  # bytes of what is kept for the backward pass, by address
     cuda = engine.device.type == "cuda"
 
     def note(tensor: torch.Tensor) -> torch.Tensor:
@@ -138,16 +141,14 @@ def estimate_cost(engine, objective: Objective, data: Dataset, training, seed: i
         objective(x[:PROBE_IMAGES], y[:PROBE_IMAGES], rng)
     weights = {tensor.data_ptr(): tensor.nbytes for tensor in objective.state_dict().values()}
     activations = sum(size for place, size in saved.items() if place not in weights) * share / min(share, PROBE_IMAGES)
-    progress, times = Progress("timing", TIMED_STEPS + 1, "steps"), []
+    progress, times = Progress("timing", TIMED_STEPS + 1, "steps"), list[float]()
     while not times or (len(times) <= TIMED_STEPS and sum(times) < TIMED_SECONDS):
         times.append(seconds_of(step))
         progress.advance(1)
         progress.show()
     progress.close()
-    state = [
-        value for values in optimizer.state.values() for value in values.values() if isinstance(value, torch.Tensor)
-    ]
-    kept = 3 * sum(weights.values()) + sum(value.nbytes for value in state)
+    state = itertools.chain.from_iterable(values.values() for values in optimizer.state.values())
+    kept = 3 * sum(weights.values()) + sum(value.nbytes for value in state if isinstance(value, torch.Tensor))
     resident = sum(part.nbytes for part in data.train) if isinstance(data.train, Split) else 0
     rate = training.batch_size / min(times)
     peak = f", measured peak {format_bytes(torch.cuda.max_memory_allocated())}" if cuda else ""
@@ -163,7 +164,7 @@ def estimate_cost(engine, objective: Objective, data: Dataset, training, seed: i
     return lines, seconds
 
 
-def seconds_of(step) -> float:
+def seconds_of(step: Callable[[], None]) -> float:
     """Seconds of a call."""
     started = time.monotonic()
     step()

@@ -1,8 +1,11 @@
 """The loss on examples that choices are made on."""
 
-import torch
+from collections.abc import Iterable
 
-from ..datasets import Dataset, Split, Stream
+import torch
+from torch import Tensor
+
+from ..datasets import Dataset, Stream
 from ..datasets.base import fetch_examples
 from ..objectives import Loss, Objective
 from ..randomness import fold
@@ -16,22 +19,27 @@ MAX_TRAINING_EXAMPLES = 2000  # where nothing validates
 
 @torch.no_grad()
 def held_out_loss(objective: Objective, data: Dataset, seed: int, device: torch.device, batch_size: int) -> Loss:
-    """The loss of each example of the validation split, with noise that is the same every time.
+    """The loss of each example of the validation split, with the same noise every time.
 
-    Where nothing validates, of training examples, evenly spread and 2000 at most.
+    Without validation examples, of at most 2000 training examples, evenly spread.
     """
-    rng, losses = torch.Generator(device).manual_seed(fold(seed, VALIDATION_NOISE)), []
+    rng = torch.Generator(device).manual_seed(fold(seed, VALIDATION_NOISE))
+    losses = [
+        objective(data.preprocess(x.to(device)), y.to(device), rng)
+        for x, y in held_out_batches(data, device, batch_size)
+    ]
+    terms = {name: torch.cat([loss.terms[name] for loss in losses]) for name in losses[0].terms}
+    log_snr = None if losses[0].log_snr is None else torch.cat([loss.log_snr for loss in losses])
+    return Loss(torch.cat([loss.per_example for loss in losses]), terms, log_snr)
+
+
+def held_out_batches(data: Dataset, device: torch.device, batch_size: int) -> Iterable[tuple[Tensor, Tensor]]:
+    """Stored examples and their classes."""
     name, split = data.held_out
     count = len(split.y)
     rows = torch.arange(0, count, 1 if name == "validation" else -(-count // MAX_TRAINING_EXAMPLES))
     if isinstance(split, Stream):
         parts = [part.tolist() for part in rows.split(batch_size)]
-        batches = make_loader(split, data.workers, parts, torch.device(device))
-    else:
-        kept = Split(*split) if len(rows) == count else fetch_examples(split, rows)
-        batches = zip(*(field.split(batch_size) for field in kept))
-    for x, y in batches:
-        losses.append(objective(data.preprocess(x.to(device)), y.to(device), rng))
-    per_example, terms, log_snr = zip(*losses)
-    terms = {name: torch.cat([part[name] for part in terms]) for name in terms[0]}
-    return Loss(torch.cat(per_example), terms, None if log_snr[0] is None else torch.cat(log_snr))
+        return make_loader(split, data.workers, parts, torch.device(device))
+    x, y = split if len(rows) == count else fetch_examples(split, rows)
+    return zip(x.split(batch_size), y.split(batch_size))

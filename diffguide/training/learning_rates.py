@@ -1,15 +1,14 @@
-"""The learning rate over a run, and what becomes of it when a run is made longer.
+"""The learning rate over a run, and how it continues when the run is extended.
 
 After n images of a run that was planned for L it is peak w(n) s(n), with the warm-up w(n) = min(1, (n + batch) / warmup_images)
-and half a cosine, s(n) = (1 + cos(pi n / L)) / 2. When the length changes to L after b images, `training.extend` says how it
-goes on:
+and half a cosine, s(n) = (1 + cos(pi n / L)) / 2. When the length changes to L after b images, `training.extend` selects:
 
     as_if_planned   s(n) = (1 + cos(pi n / L)) / 2                   as in a run that was planned for L from the start
     constant        s(n) = s_b                                       to the end, without a fall
     decay_again     s(n) = s_b (1 + cos(pi (n - b) / (L - b))) / 2   from s_b down to 0 over the images that were added
 
-s_b = max(extend_rate, s(b) of the former plan): a run that was stopped early does not fall by a jump. These cosines are
-SGDR's (Loshchilov and Hutter 2017, arXiv 1608.03983, equation 5).
+s_b = max(extend_rate, s(b) of the former plan), so that the rate of a run that was stopped early does not drop. The cosines
+are those of SGDR (Loshchilov and Hutter 2017, arXiv 1608.03983, equation 5).
 """
 
 import math
@@ -40,9 +39,11 @@ class LearningRatePlan(NamedTuple):
 
     def factor(self, images: int) -> float:
         """s(images), in units of the peak."""
-        begun, start = (0, 1.0) if self.extension is None else (self.extension.images, self.extension.start)
-        if self.extension is not None and self.extension.extend == "constant":
-            return start
+        begun, start = 0, 1.0
+        if self.extension is not None:
+            begun, start = self.extension.images, self.extension.start
+            if self.extension.extend == "constant":
+                return start
         return start * (0.5 + 0.5 * math.cos(math.pi * min((images - begun) / (self.length - begun), 1)))
 
     def rate_at(self, images: int) -> float:
@@ -50,36 +51,33 @@ class LearningRatePlan(NamedTuple):
         return self.peak * min(1.0, (images + self.batch_size) / max(self.warmup_images, 1)) * self.factor(images)
 
     def extend_to(self, images: int, length: int, extend: str, extend_rate: float) -> "LearningRatePlan":
-        """The plan of a run that is another number of images long, from `images` on."""
+        """The plan of a run whose length changes after `images` images."""
         start = max(extend_rate, self.factor(images))
-        return self._replace(
-            length=length, extension=None if extend == "as_if_planned" else Extension(images, extend, start)
-        )
+        extension = None if extend == "as_if_planned" else Extension(images, extend, start)
+        return self._replace(length=length, extension=extension)
 
 
 def resume_plan(
     today: LearningRatePlan, facts: Mapping[str, Any], extend: str, extend_rate: float
 ) -> tuple[LearningRatePlan, dict[str, Any], str]:
-    """The plan of a run that goes on from a checkpoint; what metrics.jsonl notes, and a line says, of a changed length.
+    """The plan of a run resumed from a checkpoint; where its length changed, a note for metrics.jsonl and a line for the log.
 
     Arguments:
         today: without an extension.
         facts: of the checkpoint, whose configuration states the length that the run had.
-        extend, extend_rate: of `training`.
+        extend, extend_rate: of `Training`.
     """
-    images, said = facts["images"], facts["config"]["training"]
-    former = today._replace(length=said["images"], extension=Extension.read(facts))
+    images, before = facts["images"], facts["config"]["training"]
+    former = today._replace(length=before["images"], extension=Extension.read(facts))
     if former.length == today.length:
         return former, {}, ""
     plan = former.extend_to(images, today.length, extend, extend_rate)
-    former = former._replace(peak=said["learning_rate"], warmup_images=said["warmup_images"])
+    former = former._replace(peak=before["learning_rate"], warmup_images=before["warmup_images"])
     rates = [former.rate_at(images), plan.rate_at(images)]
-    return (
-        plan,
-        {"extend": extend, "learning_rates": rates},
-        (
-            f"training.images was {former.length} and is {plan.length}: after {images} images the learning rate goes from "
-            f"{rates[0]:.3g} to {rates[1]:.3g}, and ends at {plan.rate_at(plan.length):.3g} "
-            f"(training.extend={extend}; the others: {', '.join(name for name in EXTEND if name != extend)})"
-        ),
+    others = ", ".join(name for name in EXTEND if name != extend)
+    line = (
+        f"training.images was {former.length} and is {plan.length}: after {images} images the learning rate goes from "
+        f"{rates[0]:.3g} to {rates[1]:.3g}, and ends at {plan.rate_at(plan.length):.3g} "
+        f"(training.extend={extend}; the others: {others})"
     )
+    return plan, {"extend": extend, "learning_rates": rates}, line

@@ -139,7 +139,8 @@ class Training:
         if engine is None:
             engine = build_fabric("auto", 1, 1, "auto", "32-true")
             engine.launch()
-        run = TrainingRun(self, objective, data, folder and Path(folder), seed, engine, config, draw, resume, note)
+        path = None if folder is None else Path(folder)
+        run = TrainingRun(self, objective, data, path, seed, engine, config, draw, resume, note)
         with Interrupts(silent=not engine.is_global_zero) as interrupts:
             while run.images < self.images:
                 try:

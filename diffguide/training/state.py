@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ..checkpoints import data_record as provenance
@@ -108,7 +109,7 @@ class TrainingRun:
                 with convert_write_errors(folder / part):
                     (folder / part).mkdir(parents=True, exist_ok=True)
             provenance.write(folder / provenance.FILE, self.data)
-        self.metrics.truncate(self.images, note and dict(note), self.rollbacks)
+        self.metrics.truncate(self.images, dict(note) if note else None, self.rollbacks)
 
     def open_batches(self) -> Batches:
         """The batches from here on; in another order and with other noise after going back."""
@@ -124,9 +125,11 @@ class TrainingRun:
     def update(self) -> None:
         """One optimiser step by the gradient of the losses that were added, and one of the average."""
         training, engine = self.training, self.engine
-        self.norm = engine.clip_gradients(
+        norm = engine.clip_gradients(
             self.module, self.optimizer, max_norm=training.max_grad_norm, error_if_nonfinite=False
         )
+        assert norm is not None  # it is for a maximum of the norm
+        self.norm = norm
         scaled = bool(engine.strategy.precision.state_dict())  # a gradient scaler skips steps that are not finite
         step = self.images // training.batch_size
         self.watch.check(self.images, step, self.losses, None if scaled else self.norm)
@@ -136,11 +139,17 @@ class TrainingRun:
             group["lr"] = self.rate
         self.optimizer.step()
         self.optimizer.zero_grad()
-        self.objective.finish_step(engine.all_gather)
+        self.objective.finish_step(self.gather)
         self.images += training.batch_size
         self.ema.multi_avg_fn = get_ema_multi_avg_fn(training.ema_decay_at(self.images))
         self.ema.update_parameters(self.objective)
         self.progress.advance(training.batch_size)
+
+    def gather(self, tensor: Tensor) -> Tensor:
+        """A tensor of every rank, stacked; of a single rank as it is."""
+        gathered = self.engine.all_gather(tensor)
+        assert isinstance(gathered, Tensor)
+        return gathered
 
     def is_due(self, every: int) -> bool:
         """Whether the last step passed a multiple of so many images, or was the last of all."""

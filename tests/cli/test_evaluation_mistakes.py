@@ -11,9 +11,10 @@ from diffguide.datasets import Dataset, Digits, Split
 from diffguide.evaluate import main
 from diffguide.evaluation.classification.weighting import Bell, Piecewise
 from diffguide.evaluation.classification.zero_shot_metric import ZeroShotClassifier
+from diffguide.evaluation.likelihood.comparison import Likelihoods
 from diffguide.evaluation.likelihood.dequantization import DecoderDequantization
 from diffguide.evaluation.likelihood.flow_ode import FixedGrid, Hutchinson
-from diffguide.evaluation.likelihood.metrics import ELBO, FlowODE, Likelihoods
+from diffguide.evaluation.likelihood.metrics import ELBO, FlowODE
 from diffguide.evaluation.metric import EvalContext
 from diffguide.evaluation.quality.features import Pixels
 from diffguide.evaluation.quality.local import load_images

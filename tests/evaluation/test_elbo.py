@@ -274,13 +274,13 @@ def test_bound_flow_and_exact_density_agree_on_a_mixture():
 
 def test_what_it_refuses():
     schedule, x = SCHEDULES["cosine"], torch.zeros(2, 2).double()
-    with pytest.raises(ValueError, match="finite ends, this schedule has log-SNR -inf to inf"):
+    with pytest.raises(ValueError, match="finite ends.*-inf to inf.*schedule.log_snr_min"):
         pieces(Flow(math.inf, -math.inf), 8)
     with pytest.raises(ValueError, match="levels must be at least 1, got 0"):
         pieces(schedule, 0)
     with pytest.raises(ValueError, match="replicates and draws of at least 2, got 1 and 2"):
         elbo(gaussian(schedule), x, None, Gaussian(), noise_of(range(2), schedule), pieces(schedule, 2), 1, 2, None)
-    with pytest.raises(ValueError, match="not of the 5 values"):
+    with pytest.raises(ValueError, match="5 equally spaced values"):
         elbo(
             gaussian(schedule),
             x + 0.1,

@@ -11,11 +11,12 @@ from diffguide.datasets import GMM2D, Dataset, Mixture, Split
 from diffguide.evaluation.classification.level_metric import LevelAccuracy
 from diffguide.evaluation.classification.metric import Classification
 from diffguide.evaluation.denoising import DenoisingError, law_of
+from diffguide.evaluation.likelihood.comparison import Likelihoods
 from diffguide.evaluation.likelihood.density_error import DensityError
 from diffguide.evaluation.likelihood.dequantization import DecoderDequantization, UniformDequantization
 from diffguide.evaluation.likelihood.discrete_ode import LevelSteps
 from diffguide.evaluation.likelihood.flow_ode import ExactTrace, FixedGrid
-from diffguide.evaluation.likelihood.metrics import ELBO, ExactDensity, FlowODE, Likelihoods
+from diffguide.evaluation.likelihood.metrics import ELBO, ExactDensity, FlowODE
 from diffguide.evaluation.metric import EvalContext
 from diffguide.models.level_classifier import LevelClassifier
 from diffguide.models.protocols import Prediction

@@ -143,7 +143,7 @@ def test_the_quality_of_its_samples(jem_run, tmp_path, command):
     ("elbo", "metric=elbo needs a denoiser; this checkpoint holds a JointEnergy"),
     ("ode", "needs a denoiser; this checkpoint holds a JointEnergy"),
     ("likelihood", "needs a denoiser; this checkpoint holds a JointEnergy"),
-    ("log_density", "metric=log_density needs a normalised density, and a JointEnergy states its own up to a constant"),
+    ("log_density", "metric=log_density needs a normalised density"),
     ("zero_shot", "metric=zero_shot needs a denoiser with classes; this checkpoint holds a JointEnergy"),
     ("denoising", "needs a denoiser; this checkpoint holds a JointEnergy"),
     ("quality", "metric.sampler: Heun needs a denoiser, and this model is an energy without noise levels: take sampler=sgld"),

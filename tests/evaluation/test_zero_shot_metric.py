@@ -154,7 +154,7 @@ def test_what_cannot_be_classified_is_refused():
         (other, data(), "needs data of the model's classes: it has a, b, d, and the data have a, b, c"),
         (single, data(("a",)), "needs two classes or more"),
         (Moving(named), data(), "without memory"),
-        (endless, data(("0", "1", "2")), "finite ends.*take metric/weighting=window"),
+        (endless, data(("0", "1", "2")), "finite ends.*metric/weighting=window"),
         (named, data(unlabelled=True), "needs labels"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -8,7 +8,7 @@ from closed_forms import ExactMixture, two_classes
 from torch import nn
 
 from diffguide.backbones import MLP
-from diffguide.guidance import ClassifierFree, Unguided
+from diffguide.guidance import ClassifierFree
 from diffguide.models.evaluation_counters import EvaluationCounter
 from diffguide.models.parameterizations import EDM, X0, Eps, Flow, V
 from diffguide.models.preconditioned import Preconditioned
@@ -116,8 +116,8 @@ class Remembering(Denoiser):
         return fresh
 
 
-WRAPPERS = [DenoiserWrapper, Unguided, EvaluationCounter, lambda inner: ClassifierFree(inner, 2.0, (0.0, math.inf))]
-every_wrapper = pytest.mark.parametrize("wrap", WRAPPERS, ids=["wrapper", "unguided", "counter", "cfg"])
+WRAPPERS = [DenoiserWrapper, EvaluationCounter, lambda inner: ClassifierFree(inner, 2.0, (0.0, math.inf))]
+every_wrapper = pytest.mark.parametrize("wrap", WRAPPERS, ids=["wrapper", "counter", "cfg"])
 
 
 @every_wrapper

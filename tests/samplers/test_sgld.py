@@ -156,7 +156,7 @@ def test_mistakes_of_training_are_told_in_one_line(tmp_path, command, arguments,
 def test_it_is_no_classifier_of_noisy_data_and_has_a_rehearsal(jem_run, tiny_run, tmp_path, command):
     guidance = ["guidance=classifier", f"guidance.classifier={jem_run}", "n=1"]
     done = command(sample, f"checkpoint={tiny_run}", *guidance, at=tmp_path)
-    assert done.code == 1 and "a JointEnergy knows no noise levels" in done.err and "Traceback" not in done.err
+    assert done.code == 1 and "a JointEnergy has no noise levels" in done.err and "Traceback" not in done.err
     done = command(train, "experiment=jem_digits", "dry_run=true", at=tmp_path)
     assert done.code == 0 and "parameters: 159,626" in done.err, done.err
 

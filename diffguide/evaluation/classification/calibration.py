@@ -1,4 +1,4 @@
-"""Whether a classifier is right as often as it says."""
+"""The calibration error of a classifier."""
 
 import torch
 from torch import Tensor
@@ -7,19 +7,20 @@ from ...randomness import fold
 
 __all__ = ["calibration_error"]
 
-BOOTSTRAP_PURPOSE, NUM_RESAMPLES = 4, 200  # purpose of the seed; resamples of the standard error
+BOOTSTRAP_PURPOSE = 4  # purpose of the seed
+NUM_RESAMPLES = 200  # for the standard error
 
 
 def calibration_error(confidence: Tensor, correct: Tensor, bins: int, seed: int) -> tuple[float, float]:
     """ECE = sum_m |B_m| / N * |mean of correct in B_m - mean of confidence in B_m|, and its bootstrap standard error.
 
     Naeini, Cooper, Hauskrecht 2015; Guo, Pleiss, Sun, Weinberger, "On Calibration of Modern Neural Networks", 2017, arXiv
-    1706.04599, section 2. B_m are the examples with a confidence in ((m - 1) / M, m / M]. A perfectly calibrated classifier
-    has an ECE above 0 too, of the order of sqrt(M / N).
+    1706.04599, section 2. B_m are the examples with a confidence in ((m - 1) / M, m / M]. The ECE of a perfectly calibrated
+    classifier is above 0 too, of the order of sqrt(M / N).
 
     Arguments:
         confidence: the largest probability of each example, [N] in (0, 1].
-        correct: 1 where its class is the true one, else 0, [N].
+        correct: 1 if its class is the true one, else 0, [N].
         bins: M.
         seed: of the resamples.
     """

@@ -1,4 +1,4 @@
-"""How well a classifier of noisy data knows the class, level by level; one that knows no noise levels, at the data."""
+"""Accuracy, log-loss and calibration of a classifier per noise level; of one without noise levels on the data."""
 
 import math
 import time
@@ -20,15 +20,16 @@ from .calibration import calibration_error
 
 __all__ = ["ClassifierAnswers", "Classification", "accuracies", "classify", "write_accuracy"]
 
-MAX_EXAMPLES, CLASSIFY_BATCH = 1000, 250  # examples of a picture, of a batch
-DATA_LEVEL = (0.0,)  # the one noise level of a model that knows none
+MAX_EXAMPLES = 1000  # of a picture
+CLASSIFY_BATCH = 250
+DATA_LEVEL = (0.0,)  # the one noise level of a model without noise levels
 PLOT_LEVELS = (0.03, 0.1, 0.2, 0.4, 0.7, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0)  # noise levels sigma / alpha
 
 
 class ClassifierAnswers(NamedTuple):
-    """What a classifier says of N examples at L noise levels, each [L, N] float64.
+    """The answers of a classifier for N examples at L noise levels, each [L, N] float64.
 
-    nll: -log p(y | x_t) of the true class, nats. confidence: the largest p. correct: 1 where the largest is the true class.
+    nll: -log p(y | x_t) of the true class, nats. confidence: the largest p. correct: 1 if that is of the true class, else 0.
     """
 
     nll: Tensor
@@ -37,7 +38,7 @@ class ClassifierAnswers(NamedTuple):
 
 
 def nearest_time(classifier: Classifier, noise_level: float) -> tuple[Tensor, Tensor]:
-    """Time and log-SNR of a noise level; beyond the schedule's ends they are its ends', between legal times the nearest's."""
+    """Time and log-SNR of a noise level, clamped to the range of the schedule; of discrete levels the nearest."""
     schedule, levels = classifier.schedule, getattr(classifier, "levels", None)
     log_snr = -2 * torch.tensor(noise_level, dtype=torch.float64).log()
     log_snr = log_snr.clamp(schedule.log_snr_min, schedule.log_snr_max)
@@ -52,12 +53,12 @@ def nearest_time(classifier: Classifier, noise_level: float) -> tuple[Tensor, Te
 def classify(
     classifier: Classifier, x_0: Tensor, y: Tensor, noise_levels: Sequence[float], eps: Tensor
 ) -> ClassifierAnswers:
-    """The classifier's answers to x_0 noised by the same eps at every level.
+    """The answers of a classifier for x_0 with the same eps at every noise level.
 
     Arguments:
-        x_0, eps: [N, ...], on the classifier's device.
+        x_0, eps: [N, ...], on the device of the classifier.
         y: classes [N].
-        noise_levels: sigma / alpha; see `nearest_time` for those that it does not know; DATA of one without schedule.
+        noise_levels: sigma / alpha, see `nearest_time`; DATA_LEVEL for a classifier without schedule.
     """
     found = []
     for level in noise_levels:
@@ -70,7 +71,7 @@ def classify(
 
 
 def add_noise(classifier: Classifier, x_0: Tensor, eps: Tensor, level: float) -> tuple[Tensor, Tensor | None]:
-    """x_t and t at a noise level; the data themselves, and None, where there is no schedule."""
+    """x_t and t at a noise level; x_0 and None for a classifier without schedule."""
     if classifier.schedule is None:
         return x_0, None
     t, log_snr = nearest_time(classifier, level)
@@ -79,21 +80,21 @@ def add_noise(classifier: Classifier, x_0: Tensor, eps: Tensor, level: float) ->
 
 
 def accuracies(classifier: Classifier, x_0: Tensor, y: Tensor, noise_levels: Sequence[float], seed: int) -> list[float]:
-    """The share of examples whose class the classifier names at each noise level, one noise per example, the same at all.
+    """The accuracy at each noise level, with the same noise of an example at all of them.
 
     Arguments:
-        x_0: [N, ...] in [-1, 1], on the classifier's device.
+        x_0: [N, ...] in [-1, 1], on the device of the classifier.
         y: classes [N].
-        noise_levels: sigma / alpha; those beyond the ends of its schedule are moved there.
+        noise_levels: sigma / alpha, clamped to the range of the schedule.
     """
     eps = torch.randn(x_0.shape, generator=torch.Generator().manual_seed(seed)).to(x_0)
     return classify(classifier, x_0, y, noise_levels, eps).correct.mean(1).tolist()
 
 
 def write_accuracy(path: Path, classifier: Classifier, data: Dataset, seed: int, device: torch.device) -> None:
-    """Writes a PNG: accuracy on the validation split, of 1000 examples at most, against the noise level.
+    """Writes a PNG: accuracy against the noise level, on at most 1000 validation examples.
 
-    Where nothing validates, on the training split, and the axis says so.
+    Without validation examples training examples are used, and the label of the axis says so.
 
     Raises:
         WriteError: the disk is full, the folder is gone, ...
@@ -114,14 +115,14 @@ def write_accuracy(path: Path, classifier: Classifier, data: Dataset, seed: int,
 
 
 class Classification(Metric):
-    """Accuracy, log-loss and calibration of a classifier, level by level, with the same noise at every level.
+    """Accuracy, log-loss and calibration of a classifier per noise level, with the same noise at every level.
 
     nll = -E log p(y | x_t) in nats, a proper score; ece = the expected calibration error (`calibration_error`). A classifier
-    without noise levels is asked about the data themselves, once.
+    without noise levels is evaluated on the data.
 
     Arguments:
-        noise_levels: sigma / alpha, ascending, above 0; those beyond the ends of the classifier's schedule are moved there,
-            and a model of discrete noise levels is asked at the nearest of its own.
+        noise_levels: sigma / alpha, ascending, above 0; clamped to the range of the schedule, and for a model with discrete
+            levels the nearest of those.
         bins: of confidence, for the calibration error, 1 to 1000.
 
     Raises:
@@ -130,7 +131,7 @@ class Classification(Metric):
 
     name, needs, labels = "classification", (Classifier,), True
 
-    def __init__(self, noise_levels: Sequence[float], bins: int):
+    def __init__(self, noise_levels: Sequence[float] = PLOT_LEVELS, bins: int = 15):
         ends = [0.0, *noise_levels, math.inf]
         if not noise_levels or not all(low < high for low, high in zip(ends, ends[1:])):
             raise ValueError(f"noise_levels must be finite numbers above 0 that ascend, got {list(noise_levels)}")
@@ -140,16 +141,18 @@ class Classification(Metric):
 
     def check(self, context: EvalContext) -> None:
         super().check(context)
-        if not context.as_protocol(Classifier).num_classes:
+        if not context.require(Classifier).num_classes:
             raise ValueError(f"metric=classification needs a model with classes; this {context.model_name} has none")
 
     def measure(self, context: EvalContext) -> MetricResult:
-        found, seconds = zip(*(self.classify_batch(context, first) for first in context.firsts))
-        nll, confidence, correct = (torch.from_numpy(numpy.concatenate(part, axis=1)) for part in zip(*found))
+        batches = context.compute(lambda first: self.classify_batch(context, first))
+        nll, confidence, correct = (
+            torch.from_numpy(numpy.concatenate(batches[name], axis=1)) for name in ClassifierAnswers._fields
+        )
         curve, levels = [], self.levels(context)
-        for level, *values in zip(levels, nll, confidence, correct):
+        for index, level in enumerate(levels):
             row: dict[str, float | None] = {"noise_level": level}
-            for name, figure in self.level_figures(*values, context.seed).items():
+            for name, figure in self.level_figures(nll[index], confidence[index], correct[index], context.seed).items():
                 row |= {name: figure.value, f"{name}_se": figure.standard_error}
             curve.append(row)
         figures = self.level_figures(nll[0], confidence[0], correct[0], context.seed)
@@ -160,7 +163,7 @@ class Classification(Metric):
         of_class = {name: correct[0][context.labels == label] for label, name in enumerate(classes)}
         details = {"accuracy_per_class": {name: float(part.mean()) for name, part in of_class.items() if len(part)}}
         at = "the data, without noise" if levels == DATA_LEVEL else f"noise level {levels[0]:g} where no other is said"
-        cost = sum(seconds) / context.n / len(levels)
+        cost = sum(map(float, batches["took"])) / context.n / len(levels)
         facts = {"at": at, "bins": self.bins, "seconds_per_image_and_level": cost}
         panels = [
             Panel("accuracy", "accuracy", ("by chance", 1 / len(classes))),
@@ -171,29 +174,22 @@ class Classification(Metric):
         return MetricResult(figures, facts, curve, [] if levels == DATA_LEVEL else [plot], details)
 
     def levels(self, context: EvalContext) -> Sequence[float]:
-        """The noise levels that the model knows."""
-        classifier = context.as_protocol(Classifier)
+        """The noise levels at which the model is evaluated."""
+        classifier = context.require(Classifier)
         if getattr(classifier, "levels", None) is not None:
             return [math.exp(-float(nearest_time(classifier, level)[1]) / 2) for level in self.noise_levels]
         return DATA_LEVEL if classifier.schedule is None else self.noise_levels
 
-    def classify_batch(self, context: EvalContext, first: int) -> tuple[ClassifierAnswers, float]:
-        """Of a batch, and the seconds that they took."""
-
-        def compute() -> dict[str, numpy.ndarray]:
-            (x_0, y), eps = context.batch(first), context.noise(first).normal(0.0, 0)
-            started = time.perf_counter()
-            found = classify(context.as_protocol(Classifier), x_0, y, self.levels(context), eps)
-            seconds = time.perf_counter() - started
-            return {name: part.numpy() for name, part in found._asdict().items()} | {"took": numpy.array(seconds)}
-
-        parts = context.parts.part(f"{first:010d}", compute)
-        found = ClassifierAnswers(**{name: parts[name] for name in ClassifierAnswers._fields})
-        context.progress(first + found.nll.shape[1], context.n, "examples")
-        return found, float(parts["took"])
+    def classify_batch(self, context: EvalContext, first: int) -> dict[str, numpy.ndarray]:
+        """The answers for a batch, and the seconds that they took."""
+        (x_0, y), eps = context.batch(first), context.noise(first).normal(0.0, 0)
+        started = time.perf_counter()
+        answers = classify(context.require(Classifier), x_0, y, self.levels(context), eps)
+        seconds = time.perf_counter() - started
+        return {name: part.numpy() for name, part in answers._asdict().items()} | {"took": numpy.array(seconds)}
 
     def level_figures(self, nll: Tensor, confidence: Tensor, correct: Tensor, seed: int) -> dict[str, Figure]:
-        """At one level."""
+        """The figures of one noise level."""
         value, error = calibration_error(confidence, correct, self.bins, seed)
         return {
             "accuracy": mean(correct, "share"),

@@ -1,7 +1,8 @@
-"""Out of distribution: does a model's density, confidence or slope tell its data from what they are not?"""
+"""Out-of-distribution detection: AUROC of density, confidence or slope between the data and other inputs."""
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy
 import torch
@@ -17,36 +18,36 @@ from ..metric import PROTOCOLS, EvalContext, Figure, Metric, MetricResult
 
 __all__ = ["OOD", "ConfidenceScore", "DensityScore", "OODScore", "SlopeScore", "auroc"]
 
-OTHER_PURPOSE = 6  # purpose of the seed: which examples of another data set
+OTHER_PURPOSE = 6  # purpose of the seed: the examples of another data set
 
 
 def auroc(inside: Tensor, outside: Tensor, paired: bool) -> tuple[float, float]:
     """P(inside > outside) + P(inside = outside) / 2 and its standard error.
 
     DeLong, DeLong, Clarke-Pearson, "Comparing the Areas under Two or More Correlated Receiver Operating Characteristic
-    Curves", 1988, eq. 5: from the spread of every example's share of the other side that it beats.
+    Curves", 1988, eq. 5: from the variance, over examples, of the fraction of the other set below them.
 
     Arguments:
         inside, outside: scores [N] and [M], at least two each.
-        paired: whether outside[i] was made of inside[i], so that the two are not independent.
+        paired: whether outside[i] was made from inside[i], so that they are not independent.
     """
-    beaten = fraction_below(inside, outside)  # of each inside, the outside below it
-    beaten_by = 1 - fraction_below(outside, inside)
-    value = float(beaten.mean())
+    below = fraction_below(inside, outside)
+    above = 1 - fraction_below(outside, inside)
+    value = float(below.mean())
     if paired:
-        return value, float((beaten + beaten_by).std()) / math.sqrt(len(inside))
-    return value, math.sqrt(float(beaten.var()) / len(inside) + float(beaten_by.var()) / len(outside))
+        return value, float((below + above).std()) / math.sqrt(len(inside))
+    return value, math.sqrt(float(below.var()) / len(inside) + float(above.var()) / len(outside))
 
 
 def fraction_below(of: Tensor, others: Tensor) -> Tensor:
-    """The share of others [M] below each of [N], equal ones as halves; float64."""
+    """The fraction of others [M] below each of [N], with half of those equal to it; float64."""
     ordered = others.double().sort().values
     low, high = (torch.searchsorted(ordered, of.double(), right=right) for right in (False, True))
     return (low + high).double() / (2 * len(others))
 
 
 class OODScore:
-    """A number of every example that is larger where a model is at home.
+    """A score of each example that is larger for data like those of the training.
 
     Attributes:
         name: in the names of figures.
@@ -54,10 +55,10 @@ class OODScore:
     """
 
     name: str
-    needs: type
+    needs: type[LogDensity] | type[Classifier]
 
-    def __call__(self, model, t: Tensor | None, x: Tensor) -> Tensor:
-        """Scores [B] of x [B, ...]; t None for a model without noise levels, else that of the data."""
+    def __call__(self, model: Any, t: Tensor | None, x: Tensor) -> Tensor:
+        """Scores [B] of x [B, ...]; t is None for a model without noise levels."""
         raise NotImplementedError
 
 
@@ -72,7 +73,7 @@ class DensityScore(OODScore):
 
 
 class ConfidenceScore(OODScore):
-    """max_y p(y | x): Hendrycks & Gimpel 2017, arXiv 1610.02136; its logarithm, so that none is rounded to 1."""
+    """max_y p(y | x): Hendrycks & Gimpel 2017, arXiv 1610.02136; as log-odds, so that none is rounded to 1."""
 
     name, needs = "confidence", Classifier
 
@@ -81,11 +82,11 @@ class ConfidenceScore(OODScore):
             log_prob = model.log_prob(x, t).double()
         best, place = log_prob.max(1)
         rest = log_prob.scatter(1, place[:, None], -math.inf).logsumexp(1)
-        return best - rest  # the log-odds, which grow with p
+        return best - rest
 
 
 class SlopeScore(OODScore):
-    """-|grad log p(x)|: small slopes where there is mass and not only density, Grathwohl et al. 2020, section 5.3.3."""
+    """-|grad log p(x)|: small where there is mass and not only density, Grathwohl et al. 2020, section 5.3.3."""
 
     name, needs = "slope", LogDensity
 
@@ -101,22 +102,22 @@ def uniform_noise(x: Tensor, noise: Noise) -> Tensor:
 
 
 def make_constant(x: Tensor, noise: Noise) -> Tensor:
-    """The mean of an example, everywhere."""
+    """The mean of an example in every element."""
     return x.flatten(1).mean(1).reshape(-1, *[1] * (x.ndim - 1)).expand_as(x)
 
 
 def invert(x: Tensor, noise: Noise) -> Tensor:
-    """-x: a negative."""
+    """-x: the negative of an image."""
     return -x
 
 
 def blur_box(x: Tensor, noise: Noise) -> Tensor:
-    """An image whose pixels are means of 3 x 3."""
+    """An image blurred by means over 3 x 3 pixels."""
     return functional.avg_pool2d(functional.pad(x, [1] * 4, mode="replicate"), 3, stride=1)
 
 
 def mirror(x: Tensor, noise: Noise) -> Tensor:
-    """An image, left to right."""
+    """An image, flipped left to right."""
     return x.flip(-1)
 
 
@@ -124,25 +125,27 @@ PERTURBATIONS = {
     "noise": uniform_noise,
     "constant": make_constant,
     "inverted": invert,
-}  # of an example, and what is random
+}  # (example, noise) -> input
 IMAGE_PERTURBATIONS = {"blurred": blur_box, "mirrored": mirror}
 
 
 class OOD(Metric):
     """AUROC of a split against noise, constants, negatives, blurred and mirrored images, and another data set.
 
-    0.5 = the score tells nothing, 1 = every example of the split has a higher score, below 0.5 = it is fooled. Grathwohl et
-    al. 2020, arXiv 1912.03263, section 5.3; that a density can be fooled: Nalisnick et al. 2019, arXiv 1810.09136. A model
-    with noise levels is asked at the data, t = 0. Figures auroc_<score>_<against>, with DeLong's standard error.
+    1 = each example of the split has a higher score, 0.5 = chance, below 0.5 = the score is misled. Grathwohl et al. 2020,
+    arXiv 1912.03263, section 5.3; on misled densities: Nalisnick et al. 2019, arXiv 1810.09136. A model with noise levels is
+    evaluated at t = 0. Figures auroc_<score>_<against>, with DeLong's standard error.
 
     Arguments:
-        scores: what is asked of the model.
-        other: a data set of the same shape, whose split of the same name is told apart too; None = none.
+        scores: what to score examples by; None = density, confidence and slope.
+        other: a data set of the same shape, whose split of the same name is compared too; None = none.
     """
 
     name = "ood"
 
-    def __init__(self, scores: Sequence[OODScore], other: Dataset | None):
+    def __init__(self, scores: Sequence[OODScore] | None = None, other: Dataset | None = None):
+        if scores is None:
+            scores = DensityScore(), ConfidenceScore(), SlopeScore()
         if not scores:
             raise ValueError("scores must hold at least one score")
         self.scores, self.other = list(scores), other
@@ -155,15 +158,15 @@ class OOD(Metric):
                     f"metric=ood needs {PROTOCOLS[score.needs]} for the score {score.name}; this checkpoint holds a "
                     f"{context.model_name}"
                 )
-            if score.needs is Classifier and not context.model.num_classes:
+            if score.needs is Classifier and not context.num_classes:
                 raise ValueError(
-                    f"metric=ood needs classes for the score {score.name}; this {context.model_name} has none: take the others "
-                    "alone, metric.scores=[{_target_:diffguide.evaluation.classification.ood.DensityScore}]"
+                    f"metric=ood needs classes for the score {score.name}; this {context.model_name} has none: use the others, "
+                    "metric.scores=[{_target_:diffguide.evaluation.classification.ood.DensityScore}]"
                 )
-            if score.needs is LogDensity and getattr(context.model, "num_classes", 0) and not context.model.has_null:
+            if score.needs is LogDensity and context.num_classes and not context.has_null:
                 raise ValueError(
-                    "metric=ood needs log p(x), so a model that was trained without labels too (p_uncond above 0); this "
-                    f"{context.model_name} never was"
+                    "metric=ood needs log p(x), so a model that dropped labels in training (p_uncond above 0); this "
+                    f"{context.model_name} did not"
                 )
         if self.other is not None and tuple(self.other.shape) != tuple(context.shape):
             raise ValueError(
@@ -173,59 +176,64 @@ class OOD(Metric):
             raise ValueError(f"metric=ood needs at least 2 examples of the {context.split} split, got {context.n}")
 
     def measure(self, context: EvalContext) -> MetricResult:
-        made = PERTURBATIONS | (IMAGE_PERTURBATIONS if len(context.shape) == 3 else {})
-        parts = []
-        for first in context.firsts:
+        perturbations = PERTURBATIONS | (IMAGE_PERTURBATIONS if len(context.shape) == 3 else {})
 
-            def compute() -> dict[str, numpy.ndarray]:
-                x, _ = context.batch(first)
-                noise = context.noise(first)
-                sets = {"data": x} | {name: make(x, noise) for name, make in made.items()}
-                return {f"{kind}_{name}": value for name, x in sets.items() for kind, value in self.score(context, x)}
+        def score_batch(first: int) -> dict[str, numpy.ndarray]:
+            (x, _), noise = context.batch(first), context.noise(first)
+            sets = {"data": x} | {name: perturb(x, noise) for name, perturb in perturbations.items()}
+            return {f"{kind}_{name}": value for name, x in sets.items() for kind, value in self.score(context, x)}
 
-            parts.append(context.parts.part(f"{first:010d}", compute))
-            context.progress(min(first + context.batch_size, context.n), context.n, "examples")
-        found = {name: torch.from_numpy(numpy.concatenate([part[name] for part in parts])) for name in parts[0]}
-        found |= self.score_other(context)
+        found = join(context.compute(score_batch)) | self.score_other(context)
         figures = {}
-        against = [*made, *([] if self.other is None else ["other"])]
+        against = [*perturbations, *([] if self.other is None else ["other"])]
         for score in self.scores:
             for name in against:
                 inside, outside = found[f"{score.name}_data"], found[f"{score.name}_{name}"]
                 value, error = auroc(inside, outside, paired=name != "other")
                 figures[f"auroc_{score.name}_{name}"] = Figure(value, error, len(inside) + len(outside), "share")
         facts = {
-            "against": against, "scores": [score.name for score in self.scores],
-            "at": "the data, without noise" if context.as_protocol(self.scores[0].needs).schedule is None else "t = 0",
+            "against": against,
+            "scores": [score.name for score in self.scores],
+            "at": "the data, without noise" if self.model_of(context, self.scores[0]).schedule is None else "t = 0",
             "other": None if self.other is None else type(self.other).__name__,
-        }  # fmt: skip
+        }
         means = {name: float(value.mean()) for name, value in found.items()}
         return MetricResult(figures, facts, details={"mean_scores": means})
+
+    def model_of(self, context: EvalContext, score: OODScore) -> Any:
+        """The model as a score needs it: a density or a classifier, with a schedule or None."""
+        return context.require(score.needs)
 
     def score(self, context: EvalContext, x: Tensor) -> list[tuple[str, numpy.ndarray]]:
         """Every score of x, float64."""
         result = []
         for score in self.scores:
-            model = context.as_protocol(score.needs)
+            model = self.model_of(context, score)
             t = None if model.schedule is None else torch.tensor(0.0, dtype=torch.float64)
             result.append((score.name, score(model, t, x).double().cpu().numpy()))
         return result
 
     def score_other(self, context: EvalContext) -> dict[str, Tensor]:
-        """The scores of as many examples of the other data set, drawn from the seed, or of all that it has."""
-        if self.other is None:
+        """The scores of as many examples of the other data set, or of all if it has fewer."""
+        other = self.other
+        if other is None:
             return {}
-        split = getattr(self.other, context.split)
+        split = getattr(other, context.split)
         rng = torch.Generator().manual_seed(fold(context.seed, OTHER_PURPOSE))
-        rows, parts = torch.randperm(len(split.y), generator=rng)[: context.n].sort().values, []
+        rows = torch.randperm(len(split.y), generator=rng)[: context.n].sort().values
+        found: dict[str, list[numpy.ndarray]] = {}
         for first in range(0, len(rows), context.batch_size):
 
-            def compute() -> dict[str, numpy.ndarray]:
-                x = self.other.preprocess(fetch_examples(split, rows[first : first + context.batch_size])[0]).to(
-                    context.device
-                )
+            def score_batch() -> dict[str, numpy.ndarray]:
+                examples, _ = fetch_examples(split, rows[first : first + context.batch_size])
+                x = other.preprocess(examples).to(context.device)
                 return {f"{kind}_other": value for kind, value in self.score(context, x)}
 
-            parts.append(context.parts.part(f"other_{first:010d}", compute))
+            for name, scores in context.parts.part(f"other_{first:010d}", score_batch).items():
+                found.setdefault(name, []).append(scores)
             context.progress(min(first + context.batch_size, len(rows)), len(rows), "other examples")
-        return {name: torch.from_numpy(numpy.concatenate([part[name] for part in parts])) for name in parts[0]}
+        return join(found)
+
+
+def join(batches: dict[str, list[numpy.ndarray]]) -> dict[str, Tensor]:
+    return {name: torch.from_numpy(numpy.concatenate(arrays)) for name, arrays in batches.items()}

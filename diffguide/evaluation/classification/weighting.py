@@ -1,7 +1,7 @@
-"""Weights over log-SNR in an integral of squared errors, and the places where that integral is evaluated.
+"""Weights over log-SNR in an integral of squared errors, and the log-SNRs at which the integral is evaluated.
 
 The integral of w(log_snr) E||eps - eps_hat||^2 over log-SNR is the mean of (w / q) ||eps - eps_hat||^2 over log-SNRs of
-density q, whatever q is: a weighting says which integral, a spacing only how noisy its estimate is.
+density q, for any q: the weighting defines the integral, the spacing only changes the noise of its estimate.
 """
 
 import itertools
@@ -16,19 +16,19 @@ __all__ = ["Bell", "Even", "Exact", "Piecewise", "Spacing", "UniformTimeWeightin
 
 
 class Weighting:
-    """Base of the weights. Weight 1 is a nat per unit of log-SNR and of half a squared error."""
+    """Base of the weights. Weight 1 is one nat per unit of log-SNR and of half a squared error."""
 
     def support(self, schedule: Schedule) -> tuple[float, float]:
         """The log-SNRs (low, high) between which the weight is not 0.
 
         Raises:
-            ValueError: none, or infinitely many.
+            ValueError: an empty or infinite range.
         """
         low, high = schedule.log_snr_min, schedule.log_snr_max
         if not -torch.inf < low < high < torch.inf:
             raise ValueError(
                 f"weighting {type(self).__name__} needs a schedule with finite ends, got log_snr_max {high:g} and "
-                f"log_snr_min {low:g}, where eps says nothing about the class; take metric/weighting=window"
+                f"log_snr_min {low:g}, where eps says nothing about the class; use metric/weighting=window"
             )
         return low, high
 
@@ -40,8 +40,8 @@ class Weighting:
 class Exact(Weighting):
     """w = 1: half the integral is the difference of two log-likelihoods, so that temperature 1 is Bayes' rule.
 
-    Kingma et al. 2021, arXiv 2107.00630, eq. 17-18; exact where the denoiser is E[eps | x_t, y] and the schedule's ends
-    hold (almost) everything and (almost) nothing of x_0.
+    Kingma et al. 2021, arXiv 2107.00630, eq. 17-18; exact if the denoiser is E[eps | x_t, y] and the ends of the schedule
+    keep (almost) all and (almost) nothing of x_0.
     """
 
     def __call__(self, log_snr: Tensor, schedule: Schedule) -> Tensor:
@@ -49,10 +49,10 @@ class Exact(Weighting):
 
 
 class UniformTimeWeighting(Weighting):
-    """w = (log_snr_max - log_snr_min) / |d log_snr / dt|: every time alike, of mean 1 over log-SNR.
+    """w = (log_snr_max - log_snr_min) / |d log_snr / dt|: uniform in time, with mean 1 over log-SNR.
 
-    Li et al. 2023, arXiv 2303.16203, whose logits, the mean squared error over times, are those of temperature
-    (log_snr_max - log_snr_min) / 2. Not the likelihood: another schedule of the same network is another classifier.
+    Li et al. 2023, arXiv 2303.16203; their logits, the mean squared error over times, are those of temperature
+    (log_snr_max - log_snr_min) / 2. It is not the likelihood: the same network with another schedule classifies differently.
     """
 
     def __call__(self, log_snr: Tensor, schedule: Schedule) -> Tensor:
@@ -61,19 +61,17 @@ class UniformTimeWeighting(Weighting):
 
 
 class Piecewise(Weighting):
-    """w linear between given points, 0 outside: a window of log-SNR, or weights of one's own.
-
-    Clark & Jaini 2023, arXiv 2303.15233, weigh the noise levels so.
+    """w linear between given points, 0 outside, as of Clark & Jaini 2023, arXiv 2303.15233.
 
     Arguments:
         log_snrs: increasing, at least 2.
         weights: w there, at least 0; 1 is the likelihood's.
 
     Raises:
-        ValueError: other lengths, an order that does not increase, weights below 0 or all 0.
+        ValueError: different lengths, log-SNRs that do not increase, weights below 0 or all 0.
     """
 
-    def __init__(self, log_snrs: Sequence[float], weights: Sequence[float]):
+    def __init__(self, log_snrs: Sequence[float] = (-6.0, 6.0), weights: Sequence[float] = (1.0, 1.0)):
         places, weights = list(map(float, log_snrs)), list(map(float, weights))
         if (
             len(places) < 2
@@ -109,7 +107,7 @@ class Spacing:
     """Base of the densities q over log-SNR from which the integral is estimated."""
 
     def __call__(self, u: Tensor, low: float, high: float) -> tuple[Tensor, Tensor]:
-        """(log_snr, q(log_snr)) float64: u in [0, 1] through the quantile function of q on [low, high]."""
+        """(log_snr, q(log_snr)) float64, the quantiles of q on [low, high] for u in [0, 1]."""
         raise NotImplementedError
 
 
@@ -121,11 +119,10 @@ class Even(Spacing):
 
 
 class Bell(Spacing):
-    """q logistic around a centre, cut to [low, high]: most evaluations where classes differ.
+    """q logistic around a centre, truncated to [low, high]: most evaluations where classes differ.
 
-    The predicted noises of two classes differ by about exp(-|log_snr| / 2) far from the level at which classes become
-    visible (alpha / sigma times the distance of the means there, sigma / alpha times that of the scores here), and so does
-    q for a width of 2: the estimate's noise is then about the same at every level.
+    Far from the level at which classes become visible the predicted noises of two classes differ by about
+    exp(-|log_snr| / 2), and so does q for a width of 2: the noise of the estimate is then about the same at every level.
 
     Arguments:
         centre: log-SNR.
@@ -135,7 +132,7 @@ class Bell(Spacing):
         ValueError: a width that is not positive, a centre that is not finite.
     """
 
-    def __init__(self, centre: float, width: float):
+    def __init__(self, centre: float = 2.0, width: float = 2.0):
         if not 0 < width < torch.inf:
             raise ValueError(f"spacing.width must be a positive number, got {width:g}")
         if not -torch.inf < centre < torch.inf:

@@ -1,4 +1,4 @@
-"""A conditional denoiser as a classifier: the class under which it predicts the noise of an image best.
+"""A conditional denoiser as a classifier: the class whose condition predicts the noise of an image best.
 
 For a denoiser that is E[eps | x_t, y], with w = 1 over all log-SNRs (I-MMSE; Kingma et al. 2021, arXiv 2107.00630, eq. 17-18),
 
@@ -20,63 +20,65 @@ from ...models.protocols import Denoiser
 from ...randomness import Noise, fold
 from ..likelihood.elbo import nearest_level
 from ..parts import MetricError
-from .weighting import Spacing, Weighting
+from .weighting import Bell, Piecewise, Spacing, Weighting
 
 __all__ = ["ZeroShotAnswers", "Budget", "ZeroShot"]
 
 LEVEL_PURPOSE = 1  # purpose of an image's seed beside its noise
-GOLDEN_RATIO = (math.sqrt(5) - 1) / 2  # every prefix of its multiples modulo 1 is spread evenly
-MARKS = tuple(digit * 10**power for power in range(6) for digit in (1, 2, 5))  # evaluations at which answers are noted
+STAGES = ((8, 4), (16, 3), (32, 2), (64, 2), (128, 2), (256, 2))  # (evaluations, classes that remain after them)
+GOLDEN_RATIO = (math.sqrt(5) - 1) / 2  # its first k multiples modulo 1 are evenly spread for any k
+MARKS = tuple(
+    digit * 10**power for power in range(6) for digit in (1, 2, 5)
+)  # evaluations at which answers are recorded
 
 
 class Budget:
-    """How many evaluations each class of an image gets: the same for all, or more for those that lead.
+    """The number of evaluations that each class of an image gets: the same for all, or more for the leading ones.
 
-    Stages as in Li et al. 2023, arXiv 2303.16203 (its adaptive evaluation); the margin is a paired test on top.
+    Stages as in the adaptive evaluation of Li et al. 2023, arXiv 2303.16203; the margin adds a paired test.
 
     Arguments:
-        evaluations: of a class that stays to the end, at least 1.
+        evaluations: of a class that is never dropped, at least 1.
         stages: [evaluations, keep]: after so many evaluations of each remaining class at most so many classes remain.
-        margin: of a class whose mean lies more than so many standard errors of its paired differences behind the leader's
-            the stage keeps nothing; None = only their number counts. An image with one class left is finished.
+        margin: a stage drops classes whose mean is more than so many standard errors of the paired differences below the
+            leader's; None = only their number counts. An image with one remaining class is finished.
 
     Attributes:
-        stages: those that are reached; the others wait for a larger budget.
+        stages: those within the budget.
 
     Raises:
         ValueError: numbers below 1, stages that do not increase in evaluations and decrease in classes, a margin below 0
             or without stages.
     """
 
-    def __init__(self, evaluations: int, stages: Sequence[Sequence[int]], margin: float | None):
+    def __init__(self, evaluations: int = 400, stages: Sequence[Sequence[int]] = STAGES, margin: float | None = 3.0):
         if evaluations < 1:
             raise ValueError(f"evaluations must be at least 1, got {evaluations}")
-        stages = [tuple(stage) for stage in stages]
-        ends = [0, *(stage[0] for stage in stages)]
-        if any(len(stage) != 2 or stage[1] < 1 for stage in stages) or any(a >= b for a, b in zip(ends, ends[1:])):
+        given = [list(stage) for stage in stages]
+        ends = [0, *(stage[0] for stage in given)]
+        if any(len(stage) != 2 or stage[1] < 1 for stage in given) or any(a >= b for a, b in zip(ends, ends[1:])):
             raise ValueError(
-                "stages must be pairs [evaluations, keep] with evaluations that increase, all at least 1, got "
-                f"{[list(stage) for stage in stages]}"
+                f"stages must be pairs [evaluations, keep] with evaluations that increase, all at least 1, got {given}"
             )
-        if any(a[1] < b[1] for a, b in zip(stages, stages[1:])):
-            raise ValueError(f"stages must not keep more than an earlier one, got {[list(stage) for stage in stages]}")
+        if any(a[1] < b[1] for a, b in zip(given, given[1:])):
+            raise ValueError(f"stages must not keep more than an earlier one, got {given}")
         if margin is not None and (not stages or not margin >= 0):
             raise ValueError(f"margin must be at least 0 and needs stages, got {margin:g} and {len(stages)} stages")
-        if margin is not None and stages[0][0] < 2:
+        if margin is not None and given[0][0] < 2:
             raise ValueError(
-                f"a margin needs a standard error: the first stage must be after 2 evaluations or more, got {stages[0][0]}"
+                f"a margin needs a standard error: the first stage must be after 2 evaluations or more, got {given[0][0]}"
             )
         self.evaluations, self.margin = int(evaluations), margin
-        self.stages = [stage for stage in stages if stage[0] < evaluations]
+        self.stages = [(last, keep) for last, keep in given if last < evaluations]
 
     def segments(self) -> list[tuple[int, int, int | None]]:
-        """(first, last + 1, classes that are kept then or None) of evaluations between which answers are noted."""
+        """(first, last + 1, classes to keep then or None) of the evaluations between which answers are recorded."""
         keep = dict(self.stages)
         ends = sorted({mark for mark in MARKS if mark < self.evaluations} | set(keep) | {self.evaluations})
         return [(first, last, keep.get(last)) for first, last in zip([0, *ends], ends)]
 
     def remaining(self, logits: Tensor, errors: Tensor, keep: int) -> Tensor:
-        """Which classes a stage keeps, [B, C], of logits [B, C] from the errors [B, C, k] of k evaluations."""
+        """The classes that a stage keeps, [B, C], by logits [B, C] and the errors [B, C, k] of k evaluations."""
         place = logits.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
         remains = place < keep
         if self.margin is not None:
@@ -87,20 +89,22 @@ class Budget:
         return remains
 
     def max_evaluations(self, classes: int) -> float:
-        """The largest number of evaluations an image can need, per class: what remains at each stage, over all classes."""
+        """The largest number of evaluations that an image can need, per class."""
         spent, remaining, first = 0, classes, 0
         for last, keep in [*self.stages, (self.evaluations, 1)]:
-            spent, remaining, first = spent + remaining * (last - first), min(remaining, keep), last
+            spent += remaining * (last - first)
+            remaining = min(remaining, keep)
+            first = last
         return spent / classes
 
 
 class ZeroShotAnswers(NamedTuple):
-    """What the classifier says of N images.
+    """The answers for N images.
 
     log_prob: [N, C] normalised log-probabilities, float64.
-    evaluations: [N] of the network for each image, all classes together.
-    running: [M, N] the class that leads after each mark.
-    spent: [M, N] evaluations by then.
+    evaluations: [N] network evaluations of each image, over all classes.
+    running: [M, N] the leading class after each mark.
+    spent: [M, N] evaluations until then.
     """
 
     log_prob: Tensor
@@ -110,7 +114,7 @@ class ZeroShotAnswers(NamedTuple):
 
     @classmethod
     def concatenate(cls, parts: Sequence["ZeroShotAnswers"]) -> "ZeroShotAnswers":
-        """Of all images, from those of some at a time."""
+        """The answers for the images of all parts."""
         log_prob, evaluations, running, spent = zip(*parts)
         return cls(torch.cat(log_prob), torch.cat(evaluations), torch.cat(running, 1), torch.cat(spent, 1))
 
@@ -118,30 +122,34 @@ class ZeroShotAnswers(NamedTuple):
 class ZeroShot:
     """log p(y | x) = -1/(2 T) int w(log_snr) E||eps - eps_hat(x_t, y)||^2 d log_snr + log p(y) + const.
 
-    All classes of an image get the same (log_snr, eps), so that what they share cancels (arXiv 2303.16203, "variance
-    reduction via difference testing"). The log-SNRs of an image are multiples of the golden ratio modulo 1 from a start of
-    its own, through the quantile function of the spacing: evenly spread after any number of evaluations. Everything random
-    about an image is a function of its seed.
+    All classes of an image get the same (log_snr, eps), so that their common part cancels (arXiv 2303.16203, "variance
+    reduction via difference testing"). The log-SNRs of an image are quantiles of the spacing at multiples of the golden
+    ratio modulo 1, from a random start: evenly spread after any number of evaluations. Everything random about an image is a
+    function of its seed.
 
-    A class that is dropped keeps its distance from the leader of that stage, so that all classes have a probability.
+    A dropped class keeps its distance from the leader of that stage, so that all classes have a probability.
 
     Arguments:
-        weighting: w.
-        spacing: where the integral is evaluated.
-        budget: how often.
-        temperature: T, positive; 1 = the likelihood as the network states it.
+        weighting: w; None = 1 for log-SNRs from -6 to 6.
+        spacing: of the log-SNRs at which the integral is evaluated; None = `Bell()`.
+        budget: number of evaluations; None = `Budget()`.
+        temperature: T, positive; 1 = the likelihood that the network states.
         chunk: network evaluations in one batch; the answers do not depend on it.
 
     Raises:
         ValueError: a temperature or a chunk that is not positive.
     """
 
-    def __init__(self, weighting: Weighting, spacing: Spacing, budget: Budget, temperature: float, chunk: int):
+    def __init__(
+        self, weighting: Weighting | None = None, spacing: Spacing | None = None, budget: Budget | None = None,
+        temperature: float = 1.0, chunk: int = 640,
+    ):  # fmt: skip
         if not 0 < temperature < math.inf:
             raise ValueError(f"temperature must be a positive number, got {temperature:g}")
         if chunk < 1:
             raise ValueError(f"chunk must be at least 1, got {chunk}")
-        self.weighting, self.spacing, self.budget = weighting, spacing, budget
+        self.weighting, self.spacing = weighting or Piecewise(), spacing or Bell()
+        self.budget = budget or Budget()
         self.temperature, self.chunk = float(temperature), int(chunk)
 
     @torch.no_grad()
@@ -149,16 +157,15 @@ class ZeroShot:
         self, denoiser: Denoiser, x_0: Tensor, seeds: Sequence[int], prior: Tensor | None = None,
         progress: Callable[[float], None] | None = None,
     ) -> ZeroShotAnswers:  # fmt: skip
-        """The answers for images x_0 [N, ...], on the denoiser's device.
+        """The answers for images x_0 [N, ...], on the device of the denoiser.
 
         Arguments:
             seeds: one non-negative integer per image.
-            prior: p(y), [C] positive; None = all classes alike.
-            progress: called with the share of the evaluations that is done, of as many images as fill a chunk.
+            prior: p(y), [C] positive; None = uniform.
+            progress: called with the fraction of the evaluations done, of as many images as fill a chunk.
 
         Raises:
-            ValueError: a denoiser with fewer than two classes, a prior that is not one, a schedule on which the weighting
-                has no support.
+            ValueError: a denoiser with fewer than two classes, an invalid prior, a schedule without support of the weighting.
             MetricError: predictions that are not finite.
         """
         classes = denoiser.num_classes
@@ -176,14 +183,14 @@ class ZeroShot:
         return ZeroShotAnswers.concatenate(parts)
 
     def chunk_images(self, classes: int) -> int:
-        """How many images are classified side by side: as many as fill a chunk with one evaluation of every class."""
+        """The number of images classified at once: as many as fill a chunk with one evaluation of each class."""
         return max(1, self.chunk // classes)
 
     def classify_chunk(
         self, denoiser: Denoiser, x_0: Tensor, seeds: Sequence[int], log_prior: Tensor,
         progress: Callable[[float], None] | None,
     ) -> ZeroShotAnswers:  # fmt: skip
-        """The answers for the few images whose errors are held at once."""
+        """The answers for images that are classified at once."""
         shape = len(x_0), len(log_prior)
         errors = torch.zeros(*shape, self.budget.evaluations, dtype=torch.float64)
         alive, count = torch.ones(shape, dtype=torch.bool), torch.zeros(shape, dtype=torch.float64)
@@ -235,7 +242,7 @@ class ZeroShot:
                 progress((first + int(k[-1]) + 1) / self.budget.evaluations)
         if not bool(result.isfinite().all()):
             raise MetricError(
-                "the model predicts noise that is not finite for examples of this data: its training diverged, or they are "
-                "not scaled as its own"
+                "the model predicts noise that is not finite for these data: its training diverged, or they are scaled "
+                "differently from its own"
             )
         return result

@@ -1,4 +1,4 @@
-"""How well a conditional denoiser classifies, and with how many evaluations."""
+"""Accuracy of a conditional denoiser as a classifier, and its cost."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from ...randomness import fold
 from ..metric import EXAMPLE_PURPOSE, EvalContext, Figure, Metric, MetricResult, mean
 from .calibration import calibration_error
 from .weighting import Spacing, Weighting
-from .zero_shot import Budget, ZeroShot, ZeroShotAnswers
+from .zero_shot import STAGES, Budget, ZeroShot, ZeroShotAnswers
 
 __all__ = ["ZeroShotClassifier"]
 
@@ -25,13 +25,13 @@ class ZeroShotClassifier(Metric):
     number of classes, their mean over images.
 
     Arguments:
-        weighting: over log-SNR; exact is the likelihood's.
-        spacing: where the integral is evaluated; changes the noise of the answers, not what they estimate.
-        evaluations: of a class that stays to the end.
+        weighting: over log-SNR, None = 1 from -6 to 6; `Exact` is that of the likelihood.
+        spacing: of the log-SNRs at which the integral is evaluated, None = `Bell()`; changes only the noise of the answers.
+        evaluations: of a class that is never dropped.
         stages: [evaluations, keep], see `Budget`.
-        margin: standard errors behind the leader at which a stage drops a class, None = whatever keeps its number.
+        margin: standard errors below the leader at which a stage drops a class, None = only their number counts.
         temperature: of the softmax.
-        class_frequencies: whether p(y) is the share of the class in the training split, or the same for all.
+        class_frequencies: whether p(y) is the frequency of the class in the training split, or the same for all.
         bins: of confidence, for the calibration error, 1 to 1000.
         chunk: network evaluations in one batch; changes no figure.
 
@@ -45,8 +45,9 @@ class ZeroShotClassifier(Metric):
     labels = True
 
     def __init__(
-        self, weighting: Weighting, spacing: Spacing, evaluations: int, stages: Sequence[Sequence[int]],
-        margin: float | None, temperature: float, class_frequencies: bool, bins: int, chunk: int,
+        self, weighting: Weighting | None = None, spacing: Spacing | None = None, evaluations: int = 400,
+        stages: Sequence[Sequence[int]] = STAGES, margin: float | None = 3.0, temperature: float = 1.0,
+        class_frequencies: bool = False, bins: int = 15, chunk: int = 640,
     ):  # fmt: skip
         if not 1 <= bins <= 1000:
             raise ValueError(f"bins must be 1 to 1000, got {bins}")
@@ -56,7 +57,7 @@ class ZeroShotClassifier(Metric):
 
     def check(self, context: EvalContext) -> None:
         super().check(context)
-        model = context.model
+        model = context.denoiser
         if model.num_classes < 2:
             raise ValueError(f"metric=zero_shot needs two classes or more, and this {context.model_name} has one")
         if model.class_names and list(model.class_names) != list(context.class_names):
@@ -66,13 +67,13 @@ class ZeroShotClassifier(Metric):
             )
         if model.stateful:
             raise ValueError(
-                "metric=zero_shot needs a denoiser without memory, whose answer depends on x_t, t and y alone"
+                "metric=zero_shot needs a denoiser without memory, whose prediction depends on x_t, t and y only"
             )
-        low, high = self.classifier.weighting.support(model.schedule)
+        low, high = self.classifier.weighting.support(context.schedule)
         density = self.classifier.spacing(torch.tensor([0.0, 0.5, 1.0], dtype=torch.float64), low, high)[1]
         if not bool((density > 0).all() and density.isfinite().all()):
             raise ValueError(
-                f"metric.spacing lies outside the log-SNR {low:g} to {high:g} of metric.weighting: take a centre within, or "
+                f"metric.spacing lies outside the log-SNR {low:g} to {high:g} of metric.weighting: use a centre within, or "
                 "metric/spacing=even"
             )
         self.prior(context)
@@ -81,9 +82,9 @@ class ZeroShotClassifier(Metric):
         """p(y), [C].
 
         Raises:
-            ValueError: a class that the training split has no example of, where its frequency is asked for.
+            ValueError: class_frequencies=true, and a class without training examples.
         """
-        classes = context.model.num_classes
+        classes = context.num_classes
         if not self.class_frequencies:
             return torch.full((classes,), 1 / classes, dtype=torch.float64)
         y = context.data.train.y
@@ -104,7 +105,7 @@ class ZeroShotClassifier(Metric):
         confidence, answer = answers.log_prob.max(1)
         ece, ece_error = calibration_error(confidence.exp(), right[-1], self.bins, context.seed)
         cost = mean(answers.evaluations, "per class and image")
-        low, high = self.classifier.weighting.support(context.model.schedule)
+        low, high = self.classifier.weighting.support(context.schedule)
         pairs = Counter((int(a), int(b)) for a, b in zip(y, answer) if a != b)
         names = context.class_names
         return MetricResult(
@@ -145,7 +146,7 @@ class ZeroShotClassifier(Metric):
         )  # fmt: skip
 
     def classify(self, context: EvalContext, prior: Tensor) -> ZeroShotAnswers:
-        """Of every example, by as many images as fill a chunk."""
+        """The answers for all examples, computed for as many images at once as fill a chunk."""
         parts, images = [], self.classifier.chunk_images(len(prior))
         for first in context.firsts:
             x, _ = context.batch(first)
@@ -159,7 +160,7 @@ class ZeroShotClassifier(Metric):
 
                 def compute(few=few, seeds=seeds, tell=tell):
                     tell(0.0)
-                    found = self.classifier(context.model, few, seeds, prior, tell)
+                    found = self.classifier(context.denoiser, few, seeds, prior, tell)
                     return {name: value.numpy() for name, value in found._asdict().items()}
 
                 arrays = context.parts.part(f"{first + place:08d}", compute)

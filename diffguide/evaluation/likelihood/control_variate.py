@@ -1,20 +1,20 @@
-"""The Gaussian of a data set as a control variate: its denoiser's error at any draw, and the mean of that in closed form."""
+"""The Gaussian of a data set as a control variate: the error of its denoiser, and the mean of that in closed form."""
 
 import torch
 from torch import Tensor
 
 __all__ = ["GaussianFit"]
 
-MAX_FULL_COVARIANCE = 2048  # values of an example whose covariance is decomposed; beyond, the variances alone are kept
+MAX_FULL_COVARIANCE = 2048  # values of an example; above, only the variances are kept
 
 
 class GaussianFit:
-    """N(m, C) and what its exact denoiser does to one example x: for its noise eps at g = exp(log_snr), in C's eigenvectors,
+    """N(m, C) and the error of its exact denoiser for one example x with noise eps at g = exp(log_snr), in eigenvectors of C:
 
         eps_i - eps_hat_i = (g l_i eps_i - sqrt(g) d_i) / (1 + g l_i),    d = U^T (x - m),  l the eigenvalues of C,
         E (eps_i - eps_hat_i)^2 = g (g l_i^2 + d_i^2) / (1 + g l_i)^2,
 
-    the same for every normalisation of the schedule; over log_snr both integrals are closed forms.
+    for every normalisation of the schedule. The integrals of both over log_snr are closed forms.
 
     Guo, Shamai, Verdu, "Mutual information and MMSE in Gaussian channels", 2005, eq. 13, with x held fixed.
 
@@ -32,8 +32,8 @@ class GaussianFit:
         """The mean and covariance of x [N, ...]; above 2048 values an example the covariance's diagonal.
 
         Arguments:
-            floor: variance added in every direction, in units of x squared, positive: data may lie in a plane, and an
-                example beside it is then no catastrophe.
+            floor: variance added in every direction, in units of x squared, positive, so that an example outside a plane
+                that holds the data has a moderate error.
 
         Raises:
             ValueError: a floor that is not positive.
@@ -58,7 +58,7 @@ class GaussianFit:
 
     def error(self, x: Tensor, eps: Tensor, log_snr: Tensor) -> Tensor:
         """||eps - eps_hat||^2, [B] float64, at x_t = alpha x + sigma eps; x, eps [B, ...], log_snr [B]."""
-        d, e = (self.rotate(part) for part in (x.flatten(1).double() - self.mean, eps.flatten(1).double()))
+        d, e = self.rotate(x.flatten(1).double() - self.mean), self.rotate(eps.flatten(1).double())
         g = log_snr.exp()[:, None]
         return ((g * self.values * e - g.sqrt() * d) / (1 + g * self.values)).square().sum(1)
 

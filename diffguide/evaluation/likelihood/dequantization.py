@@ -1,10 +1,11 @@
-"""Likelihood in one unit: how the bound, the flow and the exact density of a model on data become bits per dimension.
+"""Likelihood in one unit: bits per dimension of the bound, the flow and the exact density of a model.
 
 For data of K values in [-1, 1], 2 / (K - 1) apart, every figure is a bound on -log2 P(x) / D of the discrete data; for
-continuous data (K = 0) it is -log p(x) / D in nats. For K values log P(x) >= E log p(z) + correction, where z is x with
-noise: `UniformDequantization` within the value's bin, `DecoderDequantization` as much as the likelihood starts with.
+continuous data (K = 0) it is -log p(x) / D in nats. For K values log P(x) >= E log p(z) + correction, where z is x plus
+noise: `UniformDequantization` within the bin of a value, `DecoderDequantization` as much as there is at the start.
 """
 
+import functools
 import math
 from typing import NamedTuple
 
@@ -30,12 +31,12 @@ class LikelihoodEstimate(NamedTuple):
     Fields:
         nats_per_dim: mean of -log p(x) / D; for discrete data of -log P(x) / D, a bound on it.
         bits_per_dim: the same divided by log 2.
-        standard_error: of bits_per_dim, from the spread over examples: std / sqrt(N); None of one.
-        noise: the share of it (bits/dim) that more draws for the same examples would remove; None = not known.
+        standard_error: of bits_per_dim, std over examples / sqrt(N); None for a single one.
+        noise: the part of it (bits/dim) that more draws for the same examples would remove; None = unknown.
         n: examples.
         dimensions: D.
         parts: nats/dim whose sum is nats_per_dim.
-        offset: bits/dim that discrete data of K values add to a density in [-1, 1]; 0 where a decoder does it.
+        offset: bits/dim that K discrete values add to a density in [-1, 1]; 0 if a decoder does it.
     """
 
     nats_per_dim: float
@@ -56,14 +57,14 @@ def bits_offset(values: int) -> float:
 def estimate_likelihood(
     parts: dict[str, Tensor], dimensions: int, noise: Tensor | None, offset: float = 0.0
 ) -> LikelihoodEstimate:
-    """The figures of examples whose nats are the sum of the parts, [N] each.
+    """The likelihood of examples whose nats are the sum of the parts, [N] each.
 
     Arguments:
         dimensions: D, values of an example.
-        noise: standard error of every example's nats that comes from its draws, [N].
-        offset: as in the fields; already in the parts.
+        noise: standard error of the nats of each example due to its draws, [N].
+        offset: as in the fields; included in the parts.
     """
-    nats = sum(part.double() for part in parts.values()) / dimensions
+    nats = functools.reduce(torch.add, (part.double() for part in parts.values())) / dimensions
     n, bits = len(nats), math.log(2)
     error = float(nats.std()) / math.sqrt(n) / bits if n > 1 else None
     drawn = None if noise is None else float(noise.double().square().sum().sqrt()) / n / dimensions / bits
@@ -72,10 +73,10 @@ def estimate_likelihood(
 
 
 class Dequantization:
-    """Base of the ways from discrete data to a density: log P(x) >= E [ log p(point) + correction ].
+    """Base of the dequantizations: log P(x) >= E [ log p(point) + correction ] for discrete data x.
 
     Attributes:
-        text: what it is, for whoever reads the figure.
+        text: description, for metrics.json.
     """
 
     text: str
@@ -85,13 +86,13 @@ class Dequantization:
 
         Arguments:
             x: data of `values` values in [-1, 1].
-            log_snr_max: where the likelihood starts.
+            log_snr_max: of the start.
             noise: one seed per example; `index` counts the draws.
         """
         raise NotImplementedError
 
     def offset(self, values: int) -> float:
-        """What it adds to every example, in bits/dim; 0 where that depends on the draw."""
+        """What it adds to every example, in bits/dim; 0 if that depends on the draw."""
         return 0.0
 
 
@@ -116,8 +117,8 @@ class UniformDequantization(Dequantization):
 class DecoderDequantization(Dequantization):
     """z = z_0 / alpha_0 = x + s_0 eps, correction log p(x | z_0) - log N(z; x, s_0^2 I), p the discretised decoder.
 
-    The bound's own first step, so that it and the ODE differ in what lies between alone. Tight where the model knows that
-    data are discrete, or where s_0 is as wide as the bins: else log_snr_max is better lower. Zheng, Lu, Chen, Zhu, "Improved
+    The first step of the bound, so that bound and ODE differ only in what follows. Tight if the model knows that data are
+    discrete, or if s_0 is as wide as the bins; otherwise use a lower log_snr_max. Zheng, Lu, Chen, Zhu, "Improved
     Techniques for Maximum Likelihood Estimation for Diffusion ODEs", 2023, arXiv 2305.03935, section 4.
     """
 

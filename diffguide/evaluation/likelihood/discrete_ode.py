@@ -1,4 +1,4 @@
-"""The probability-flow ODE of a model that answers at discrete noise levels alone."""
+"""The probability-flow ODE of a model with discrete noise levels."""
 
 import math
 from collections.abc import Sequence
@@ -13,10 +13,10 @@ __all__ = ["LevelSteps"]
 
 
 class LevelSteps(Solver):
-    """Heun's rule from each noise level that a model knows to the next one, along the angle atan(sigma / alpha).
+    """Heun's rule from each noise level of a model to the next, along the angle atan(sigma / alpha).
 
-    For models of discrete levels, which answer nowhere between: two evaluations per level, an error of second order in their
-    distance, which cannot be made smaller.
+    For models that cannot be evaluated between their levels: two evaluations per level, and an error of second order in
+    their distance.
     """
 
     text, at_levels = "Heun's rule from level to level", True

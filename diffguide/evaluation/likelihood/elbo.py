@@ -1,4 +1,4 @@
-"""The variational bound of any denoiser on log p(x), in its three parts.
+"""The variational bound of any denoiser on log p(x), in three parts.
 
 Kingma, Salimans, Poole, Ho, "Variational Diffusion Models", 2021, arXiv 2107.00630, eq. 11 to 18:
 
@@ -28,10 +28,10 @@ class Bound(NamedTuple):
     Fields:
         prior: KL(q(x_1 | x) || N(0, sigma_1^2 I)), exact.
         reconstruction: -E log p(x | z_0).
-        diffusion: what the denoiser pays at the noise levels between.
-        noise: standard error of their sum that comes from the finite number of draws.
-        terms: the pieces of the diffusion term, [K, B]; their running sums are those of later starts.
-        evaluations: of the denoiser, for each example.
+        diffusion: the weighted error of the denoiser at the noise levels between.
+        noise: standard error of their sum due to the finite number of draws.
+        terms: the pieces of the diffusion term, [K, B]; their running sums belong to later starts.
+        evaluations: of the denoiser, per example.
     """
 
     prior: Tensor
@@ -49,7 +49,7 @@ class Bound(NamedTuple):
 class Piece(NamedTuple):
     """A part of the diffusion term: E weight ||eps - eps_hat||^2, log_snr uniform from low to high, float64, 0-d each.
 
-    Where low = high it is one step of a discrete chain. `end` is the log-SNR of the cleaner latent that it leads to.
+    With low = high it is one step of a discrete chain. `end` is the log-SNR of the cleaner latent.
     """
 
     low: Tensor
@@ -58,14 +58,14 @@ class Piece(NamedTuple):
     end: Tensor
 
     def gaussian_value(self, fit: GaussianFit, x: Tensor) -> Tensor:
-        """What the piece is for the Gaussian's denoiser, [B]."""
+        """The piece for the denoiser of the Gaussian, [B]."""
         if self.low == self.high:
             return self.weight * fit.mean_error(x, self.low)
         return self.weight * fit.integral(x, self.low, self.high) / (self.high - self.low)
 
 
 class Control(NamedTuple):
-    """How much of the Gaussian's error is taken off that of the denoiser, a coefficient per piece, [K]."""
+    """The coefficient, per piece, of the error of the Gaussian that is subtracted from that of the denoiser, [K]."""
 
     fit: GaussianFit
     coefficients: Tensor
@@ -74,7 +74,7 @@ class Control(NamedTuple):
 def pieces(
     schedule: Schedule, levels: int | None, times: Tensor | None = None, log_snr_max: float | None = None
 ) -> list[Piece]:
-    """The diffusion term as a sum, from noise to data: strata of log-SNR in continuous time, or the steps of a discrete chain.
+    """The diffusion term as a sum, from noise to data: strata of log-SNR, or steps of a discrete chain.
 
     Continuous: 1/2 int E||eps - eps_hat||^2 d log_snr (eq. 18). Discrete, for steps t -> s: sum_t 1/2 (SNR_s / SNR_t - 1)
     E||eps - eps_hat(x_t)||^2 (eq. 13 and 14), the bound of the ancestral sampler with those times.
@@ -82,10 +82,10 @@ def pieces(
     Arguments:
         levels: strata of equal width, for continuous time.
         times: 1 = t_T > ... > t_0, float64, in place of `levels`.
-        log_snr_max: where z_0 lies and the decoder takes over, for continuous time; None = the schedule's.
+        log_snr_max: of z_0, where the decoder starts, for continuous time; None = that of the schedule.
 
     Raises:
-        ValueError: infinite ends, a log_snr_max beyond the schedule's, levels below 1.
+        ValueError: infinite ends, a log_snr_max outside the schedule, levels below 1.
     """
     ends = schedule.log_snr_min, start_log_snr(schedule, log_snr_max)
     if times is not None:
@@ -98,17 +98,17 @@ def pieces(
 
 
 def start_log_snr(schedule: Schedule, log_snr_max: float | None) -> float:
-    """The log-SNR of z_0, from which a likelihood starts.
+    """The log-SNR of z_0, where a likelihood starts.
 
     Raises:
-        ValueError: it does not lie within the schedule, or an end is infinite.
+        ValueError: outside the schedule, or an infinite end.
     """
     low, high = schedule.log_snr_min, schedule.log_snr_max
     start = high if log_snr_max is None else float(log_snr_max)
     if math.isinf(low) or math.isinf(high) and start == high:
         raise ValueError(
-            f"a likelihood needs finite ends, this schedule has log-SNR {low:g} to {high:g}: at an infinite one its "
-            "integral has no value; take a finite schedule.log_snr_min, and a finite log_snr_max there or of the metric"
+            f"a likelihood needs finite ends, and this schedule has log-SNR {low:g} to {high:g}: use a finite "
+            "schedule.log_snr_min, and a finite log_snr_max of the schedule or of the metric"
         )
     if not low < start <= high:
         raise ValueError(f"log_snr_max must lie within the schedule's {low:g} to {high:g}, got {start:g}")
@@ -116,9 +116,9 @@ def start_log_snr(schedule: Schedule, log_snr_max: float | None) -> float:
 
 
 def draw_noise(piece: Piece, index: int, replicate: int, noise: Noise) -> tuple[Tensor, Tensor]:
-    """log_snr [B] float64 and eps [B, ...] of one evaluation: functions of each example's seed, the piece, the replicate.
+    """log_snr [B] float64 and eps [B, ...] of one evaluation: functions of the seed of an example, piece and replicate.
 
-    No model and no condition enters: two models, or two classes, are compared with common random numbers.
+    They depend on neither model nor condition: two models, or two classes, are compared with common random numbers.
     """
     place = torch.special.ndtr(noise.of((1,)).normal(index, 2 * replicate).double()[:, 0])
     log_snr = piece.low.to(place) + (piece.high - piece.low).to(place) * place
@@ -133,7 +133,7 @@ def squared_error(denoiser: Denoiser, x: Tensor, y: Condition | None, log_snr: T
 
 
 def nearest_level(t: Tensor, levels: Tensor | None) -> Tensor:
-    """The nearest of the times at which a model may be asked: t_of(log_snr(t)) is t up to rounding alone."""
+    """The nearest legal time of a model: t_of(log_snr(t)) equals t only up to rounding."""
     return t if levels is None else levels.to(t.device)[(t[:, None] - levels.to(t.device)).abs().argmin(1)]
 
 
@@ -142,22 +142,22 @@ def fit_control(
     fit: GaussianFit, denoiser: Denoiser, x: Tensor, y: Condition | None, noise: Noise, terms: Sequence[Piece],
     progress: Callable[[float], None] | None = None,
 ) -> Control:  # fmt: skip
-    """The coefficient of every piece by regression over two draws for each of some *other* examples than those measured.
+    """The coefficient of every piece by regression over two draws for *other* examples than those measured.
 
-    With coefficients that do not know the draws they are used on, the estimate stays unbiased, and an example's does not
-    depend on which others are measured with it.
+    The coefficients are independent of the draws they are used on, so the estimate stays unbiased, and that of an example
+    does not depend on the others.
 
     Arguments:
         x, y, noise: of the pilot examples, e.g. 64 of the training split.
-        progress: called with the share of the work that is done, after every piece.
+        progress: called with the fraction of the work done, after every piece.
     """
     coefficients = []
     for index, piece in enumerate(terms):
         draws = [draw_noise(piece, index, replicate, noise) for replicate in (0, 1)]
-        own, control = (
-            error(draws[0]) - error(draws[1])
-            for error in (lambda d: squared_error(denoiser, x, y, *d), lambda d: fit.error(x, d[1], d[0]))
-        )
+        first, second = (squared_error(denoiser, x, y, log_snr, eps) for log_snr, eps in draws)
+        own = first - second
+        first, second = (fit.error(x, eps, log_snr) for log_snr, eps in draws)
+        control = first - second
         coefficients.append((own * control).sum() / control.square().sum().clamp(min=1e-12))
         if progress is not None:
             progress((index + 1) / len(terms))
@@ -166,7 +166,7 @@ def fit_control(
 
 def reconstruction(x: Tensor, decoder: Decoder, log_snr: Tensor, samples: Sequence[Tensor]) -> Tensor:
     """-log p(x | z_0 = alpha x + sigma eps) for each eps [B, ...] of the samples, [R, B] float64."""
-    if not decoder.quantization_levels:  # a Gaussian's mean over eps is its value where each eps_i^2 is its mean, 1
+    if not decoder.quantization_levels:  # the mean of a Gaussian log-density over eps is its value at eps_i^2 = 1
         samples = [torch.ones_like(x)] * len(samples)
     return torch.stack([-decoder.log_prob(x, eps, log_snr).double() for eps in samples])
 
@@ -178,30 +178,30 @@ def elbo(
 ) -> Bound:  # fmt: skip
     """The bound on -log p(x | y), an unbiased estimate for every example.
 
-    With a `Discretized` decoder it bounds the probability of discrete data, with a `Gaussian` one a density. Everything
-    ends at finite ends: beyond z_0 the decoder takes over, and beyond log_snr_min the prior N(0, sigma_1^2 I), from which
-    samplers start; both are terms of the bound, and nothing is neglected.
+    With a `Discretized` decoder it bounds the probability of discrete data, with a `Gaussian` one a density. The decoder
+    covers noise below that of z_0, and the prior N(0, sigma_1^2 I), from which samplers start, noise above log_snr_min: no
+    part of the bound is neglected.
 
     Arguments:
-        x: [B, ...] in [-1, 1], on the denoiser's device.
-        y: condition, None = of no row.
+        x: [B, ...] in [-1, 1], on the device of the denoiser.
+        y: condition, None = no row has one.
         decoder: p(x | z_0).
         noise: one seed per example, in the shape and dtype of x.
         terms: from `pieces`; one evaluation each per replicate.
-        replicates: independent repetitions, at least 2; from them the noise of the estimate is known.
-        draws: of eps for the reconstruction, at least 2, which costs no evaluation.
+        replicates: independent repetitions, at least 2, for the noise of the estimate.
+        draws: of eps for the reconstruction, at least 2; they cost no evaluation.
         control: from `fit_control` with the same pieces; None = none.
-        progress: called with the share of the work that is done, after every evaluation.
+        progress: called with the fraction of the work done, after every evaluation.
 
     Raises:
-        ValueError: fewer than two replicates or draws, or data that are not the decoder's.
+        ValueError: fewer than two replicates or draws, or data that the decoder does not allow.
     """
     if replicates < 2 or draws < 2:
         raise ValueError(f"an error estimate needs replicates and draws of at least 2, got {replicates} and {draws}")
     decoder.check(x)
     prior = 0.5 * math.exp(terms[0].low) * x.double().square().flatten(1).sum(1)
     codes = reconstruction(x, decoder, terms[-1].end, [noise.normal(len(terms), k) for k in range(draws)])
-    samples = []
+    repetitions = []
     for replicate in range(replicates):
         parts = []
         for index, piece in enumerate(terms):
@@ -213,8 +213,8 @@ def elbo(
             parts.append(part)
             if progress is not None:
                 progress((replicate * len(terms) + index + 1) / (replicates * len(terms)))
-        samples.append(torch.stack(parts))
-    samples = torch.stack(samples)  # [R, K, B]
+        repetitions.append(torch.stack(parts))
+    samples = torch.stack(repetitions)  # [R, K, B]
     mean = samples.mean(0)
     variance = samples.sum(1).var(0) / replicates + codes.var(0) / draws
     return Bound(prior, codes.mean(0), mean.sum(0), variance.sqrt(), mean, replicates * len(terms))

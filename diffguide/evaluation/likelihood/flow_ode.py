@@ -1,12 +1,12 @@
-"""log p(x) of any denoiser by its probability-flow ODE, the continuous change of variables.
+"""log p(x) of any denoiser by its probability-flow ODE, with the continuous change of variables.
 
 Song et al., "Score-Based Generative Modeling through Stochastic Differential Equations", 2021, arXiv 2011.13456, eq. 39;
 Chen et al., "Neural Ordinary Differential Equations", 2018, arXiv 1806.07366, theorem 1. In z = x_t / alpha and the noise
-level s = sigma / alpha, the same for every schedule:
+level s = sigma / alpha, for every schedule:
 
     dz / ds = eps_hat,    log p_0(z_0) = log N(z_1; 0, s_1^2 I) + int div_z eps_hat ds.
 
-It is integrated over u = log s, in v = z / sqrt(1 + s^2), which has the size of the data at every level.
+The integration variable is u = log s, the state v = z / sqrt(1 + s^2), which has the scale of the data at every level.
 """
 
 import math
@@ -27,28 +27,28 @@ Slope = Callable[[Tensor, Tensor], Tensor]
 
 
 class FlowDensity(NamedTuple):
-    """log p_0 in nats, [B] float64, and the number of evaluations of the denoiser, the slowest example's."""
+    """log p_0 in nats, [B] float64, and the evaluations of the denoiser, of the slowest example."""
 
     log_density: Tensor
     evaluations: int
 
 
 class Trace:
-    """Base of the ways to a divergence: sum_k <p_k, J p_k> times a number, for vectors p_k that span the space or sample it.
+    """Base of the traces: c sum_k <p_k, J p_k>, for vectors p_k that span the space or sample it.
 
     Attributes:
-        random: whether the vectors are drawn.
-        text: what it is, for whoever reads the figure.
+        random: whether the vectors are random.
+        text: description, for metrics.json.
     """
 
     random = False
     text = "exact"
 
     def check(self, size: int) -> None:
-        """Raises ValueError where examples of so many values cost more than was allowed."""
+        """Raises ValueError if examples of so many values cost more than is allowed."""
 
     def vectors(self, x: Tensor, noise: Noise | None, index: int) -> tuple[Tensor, float]:
-        """p [P, 1 or B, D], the same along the whole way of an example, and the number; `index` counts the draws."""
+        """p [P, 1 or B, D], constant along the path of an example, and c; `index` counts the draws."""
         raise NotImplementedError
 
 
@@ -56,19 +56,19 @@ class ExactTrace(Trace):
     """div eps = sum_i d eps_i / d x_i: one backward pass for each of the D values of an example.
 
     Arguments:
-        largest: D at most, so that nobody waits for a million backward passes without having said so.
+        largest: maximum of D, so that a million backward passes must be asked for.
 
     Raises:
         ValueError: from check and from a call: examples with more values.
     """
 
-    def __init__(self, largest: int):
+    def __init__(self, largest: int = 256):
         self.largest = largest
 
     def check(self, size: int) -> None:
         if size > self.largest:
             raise ValueError(
-                f"an exact trace is a backward pass for each of {size} values, and trace.largest allows {self.largest}: take "
+                f"an exact trace is a backward pass for each of {size} values, and trace.largest is {self.largest}: use "
                 "metric/trace=hutchinson, or a larger trace.largest"
             )
 
@@ -79,9 +79,9 @@ class ExactTrace(Trace):
 
 
 class Hutchinson(Trace):
-    """div eps = E <p, J p> over random signs p: unbiased, exact where J is diagonal.
+    """div eps = E <p, J p> over random signs p: unbiased, exact for a diagonal J.
 
-    Its variance is twice the sum of squares of what stands off the diagonal of (J + J^T) / 2.
+    Its variance is twice the sum of squares of the off-diagonal elements of (J + J^T) / 2.
 
     Hutchinson, 1989; Grathwohl et al., "FFJORD", 2019, arXiv 1810.01367. The signs are functions of an example's seed.
 
@@ -94,14 +94,14 @@ class Hutchinson(Trace):
 
     random = True
 
-    def __init__(self, probes: int):
+    def __init__(self, probes: int = 4):
         if probes < 1:
             raise ValueError(f"probes must be at least 1, got {probes}")
         self.probes, self.text = probes, f"Hutchinson, {probes} sign probes per example"
 
     def vectors(self, x: Tensor, noise: Noise | None, index: int) -> tuple[Tensor, float]:
         if noise is None:
-            raise ValueError("a Hutchinson trace draws its probes: give it noise, one seed per example")
+            raise ValueError("a Hutchinson trace has random probes: pass noise, one seed per example")
         normals = torch.stack([noise.normal(k, 2 * index) for k in range(self.probes)])
         return torch.where(normals > 0, 1.0, -1.0).to(x).flatten(2), 1 / self.probes
 
@@ -110,8 +110,8 @@ class Solver:
     """Base of the ODE solvers of a likelihood.
 
     Attributes:
-        text: what it is, for whoever reads the figure.
-        at_levels: whether it asks at the given levels alone.
+        text: description, for metrics.json.
+        at_levels: whether it evaluates the slope only at the given levels.
     """
 
     text: str
@@ -120,10 +120,10 @@ class Solver:
     def __call__(
         self, slope: Slope, state: Tensor, start: float, end: float, levels: Sequence[float] = ()
     ) -> tuple[Tensor, int]:
-        """The state [B, N] float64 at `end`, and the evaluations that took, the slowest example's.
+        """The state [B, N] float64 at `end`, and the evaluations of the slowest example.
 
         Arguments:
-            levels: where alone the slope is known, from start to end; none = everywhere.
+            levels: the only places where the slope is defined, from start to end; () = everywhere.
         """
         raise NotImplementedError
 
@@ -131,7 +131,7 @@ class Solver:
 class FixedGrid(Solver):
     """The classical Runge-Kutta method of order 4 in equal steps of the log-SNR.
 
-    An example's result does not know its batch. How good it is shows a second run with twice the steps: the error falls by 16.
+    The result of an example does not depend on its batch. Twice the steps divide the error by 16.
 
     Arguments:
         steps: at least 1, four evaluations each.
@@ -140,7 +140,7 @@ class FixedGrid(Solver):
         ValueError: no step.
     """
 
-    def __init__(self, steps: int):
+    def __init__(self, steps: int = 64):
         if steps < 1:
             raise ValueError(f"steps must be at least 1, got {steps}")
         self.steps, self.text = steps, f"Runge-Kutta 4, {steps} equal steps of the log-SNR"
@@ -160,13 +160,13 @@ class FixedGrid(Solver):
 
 
 class Adaptive(Solver):
-    """Dormand and Prince's 5(4) with an error control of its own for every example, by torchode (the extra `ode`).
+    """Dormand and Prince's 5(4) with an error control per example, by torchode (the extra `ode`).
 
     Lienen & Guennemann, "torchode", 2022, arXiv 2210.12375.
 
     Arguments:
-        atol: absolute tolerance per step, positive, of the state (whose size is that of the data) and of the log-density
-            in nats per dimension.
+        atol: absolute tolerance per step, positive, of the state (on the scale of the data) and of the log-density in nats
+            per dimension.
         rtol: relative tolerance per step, positive or 0.
         max_evaluations: of the denoiser, for one batch; at least 9.
 
@@ -175,7 +175,7 @@ class Adaptive(Solver):
         SamplingError: from a call: more evaluations needed, or numbers that are not finite.
     """
 
-    def __init__(self, atol: float, rtol: float, max_evaluations: int):
+    def __init__(self, atol: float = 1e-5, rtol: float = 1e-5, max_evaluations: int = 5000):
         if not 0 < atol < math.inf or not 0 <= rtol < math.inf or max_evaluations < 9:
             raise ValueError(
                 "metric/solver=adaptive needs atol above 0, rtol of at least 0 and max_evaluations of at least 9, got "
@@ -200,13 +200,60 @@ class Adaptive(Solver):
         solution = solver.solve(torchode.InitialValueProblem(y0=state, t_start=begin, t_end=stop))
         statuses = solution.status.unique().tolist()
         if torchode.status_codes.INFINITE_NORM in statuses:
-            raise SamplingError("the probability-flow ODE met numbers that are not finite: is this model trained?")
+            raise SamplingError("the probability-flow ODE reached numbers that are not finite: is this model trained?")
         if statuses != [torchode.status_codes.SUCCESS]:
             raise SamplingError(
                 f"the probability-flow ODE needs more than max_evaluations={self.max_evaluations} evaluations for "
-                f"atol={self.atol:g} and rtol={self.rtol:g}: raise the one or the others"
+                f"atol={self.atol:g} and rtol={self.rtol:g}: raise it or the tolerances"
             )
         return solution.ys[:, -1], int(solution.stats["n_f_evals"].max())
+
+
+class FlowSlope:
+    """slope(u, state): the derivative of the state (v, log-density) [B, D + 1] over u = log s.
+
+    Arguments:
+        denoiser, y: of the data of shape [B, *shape] and a dtype.
+        vectors, factor: of the trace.
+        ends: of u, from data to noise, for the progress.
+    """
+
+    def __init__(
+        self, denoiser: Denoiser, y: Condition | None, shape: torch.Size, dtype: torch.dtype, vectors: Tensor,
+        factor: float, ends: tuple[float, float], progress: Callable[[float], None] | None,
+    ):  # fmt: skip
+        self.denoiser, self.y, self.shape, self.dtype = denoiser, y, shape[1:], dtype
+        self.vectors, self.factor, self.ends, self.progress = vectors, factor, ends, progress
+        self.size = math.prod(self.shape)
+        self.scale = 1 / math.sqrt(self.size)  # the log-density's column counts in an error norm as much as all others
+
+    def __call__(self, u: Tensor, state: Tensor) -> Tensor:
+        x_0, eps, divergence = self.predict(u, state)
+        phi = u.exp().atan()[:, None]
+        if self.progress is not None:
+            low, high = self.ends
+            self.progress(min(1.0, (float(u.min()) - low) / (high - low)))
+        velocity = phi.sin() * phi.cos() * (phi.cos() * eps - phi.sin() * x_0)  # dv / du
+        growth = (
+            self.factor * phi.sin() * divergence[:, None] - self.size * phi.sin() ** 2
+        )  # of the volume of v, not of z
+        return torch.cat([velocity, self.scale * growth], dim=1)
+
+    def predict(self, u: Tensor, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """x_0 and eps [B, D], and the divergence of eps over v [B], float64."""
+        schedule = self.denoiser.schedule
+        t = nearest_level(schedule.t_of(-2 * u).clamp(0, 1), self.denoiser.levels)
+        scale = torch.hypot(*schedule.scales(-2 * u, 2))
+        with torch.enable_grad():
+            v = state[:, :-1].detach().requires_grad_()
+            x_0, eps = self.denoiser((scale * v).to(self.dtype).unflatten(1, self.shape), t, self.y)
+            eps = eps.flatten(1)
+            divergence = torch.zeros(len(state), dtype=state.dtype, device=state.device)
+            for k, vector in enumerate(self.vectors):
+                last = k + 1 == len(self.vectors)
+                (product,) = torch.autograd.grad(eps, v, vector.expand_as(eps).to(eps), retain_graph=not last)
+                divergence += (product * vector).sum(1)
+        return x_0.detach().flatten(1).double(), eps.detach().double(), divergence
 
 
 @torch.no_grad()
@@ -216,62 +263,37 @@ def flow_log_density(
 ) -> FlowDensity:  # fmt: skip
     """log p_0(x | y) in nats, the density at x of z_0 = x_0 + s_0 eps, where s_0 is the noise level of the start.
 
-    The ODE starts where the schedule does, or later: what it knows is the law of data with that little noise (0.0025 on
-    schedule=cosine). For discrete data see `likelihood.Uniform` and `likelihood.Decoded`. It ends in the law
-    N(0, sigma_1^2 I) from which samplers start, so that the density is that of their samples, by the ODE.
-
-    First derivatives of the network are all it takes: compiled networks and fused attention will do.
+    The ODE starts at the data end of the schedule, or later: its law is that of data with so little noise (0.0025 for
+    schedule=cosine). For discrete data see `UniformDequantization` and `DecoderDequantization`. It ends in N(0, sigma_1^2 I),
+    from which samplers start, so that the density is that of samples of the ODE. It needs first derivatives only, so
+    compiled networks and fused attention work.
 
     Arguments:
-        x: [B, ...], on the denoiser's device; the denoiser is evaluated in its dtype, the state is float64.
-        y: condition, None = of no row.
-        trace, solver: how the divergence and the ODE are computed.
-        noise: one seed per example, in the shape of x; None where the trace needs none.
+        x: [B, ...], on the device of the denoiser, which is evaluated in its dtype; the state is float64.
+        y: condition, None = no row has one.
+        trace, solver: of the divergence and the ODE.
+        noise: one seed per example, in the shape of x; None if the trace needs none.
         index: of the draw, for other probes of the same examples.
-        log_snr_max: where the ODE starts, s_0 = exp(-log_snr_max / 2); None = at the schedule's end, t = 0. For a model of
-            discrete levels one of theirs.
-        progress: called after every evaluation with the share of the way at which it was, the slowest example's; trial
-            steps of an adaptive solver come back.
+        log_snr_max: where the ODE starts, s_0 = exp(-log_snr_max / 2); None = the end of the schedule, t = 0. For a model
+            with discrete levels one of them.
+        progress: called after each evaluation with the fraction of the path done, of the slowest example; it falls when an
+            adaptive solver repeats a step.
 
     Raises:
-        ValueError: infinite ends, a start beyond the schedule, or what the trace or the solver say.
+        ValueError: infinite ends, a start outside the schedule, or an error of the trace or the solver.
     """
-    schedule, (batch, *shape) = denoiser.schedule, x.shape
-    size, ends = math.prod(shape), (-start_log_snr(schedule, log_snr_max) / 2, -schedule.log_snr_min / 2)
+    schedule, size = denoiser.schedule, x[0].numel()
+    ends = -start_log_snr(schedule, log_snr_max) / 2, -schedule.log_snr_min / 2
     vectors, factor = trace.vectors(x, noise, index)
-    per_root = 1 / math.sqrt(size)  # the log-density's column counts in an error norm as much as all of the others
-
-    def slope(u: Tensor, state: Tensor) -> Tensor:
-        t = nearest_level(schedule.t_of(-2 * u).clamp(0, 1), denoiser.levels)
-        scale = torch.hypot(*schedule.scales(-2 * u, 2))
-        with torch.enable_grad():
-            v = state[:, :-1].detach().requires_grad_()
-            x_0, eps = denoiser((scale * v).to(x.dtype).unflatten(1, shape), t, y)
-            eps = eps.flatten(1)
-            divergence = torch.zeros(batch, dtype=state.dtype, device=state.device)
-            for k, vector in enumerate(vectors):
-                product = torch.autograd.grad(eps, v, vector.expand_as(eps).to(eps), retain_graph=k + 1 < len(vectors))[
-                    0
-                ]
-                divergence += (product * vector).sum(1)
-        phi = u.exp().atan()[:, None]
-        x_0, eps = x_0.detach().flatten(1).double(), eps.detach().double()
-        if progress is not None:
-            progress(min(1.0, (float(u.min()) - ends[0]) / (ends[1] - ends[0])))
-        way = phi.sin() * phi.cos() * (phi.cos() * eps - phi.sin() * x_0)  # dv / du
-        grown = (
-            factor * phi.sin() * divergence[:, None] - size * phi.sin() ** 2
-        )  # volume of v: that of z grows by itself
-        return torch.cat([way, per_root * grown], dim=1)
-
+    slope = FlowSlope(denoiser, y, x.shape, x.dtype, vectors, factor, ends, progress)
     start, end = (math.exp(u) for u in ends)
     v = x.double().flatten(1) / math.hypot(1, start)
     levels: Sequence[float] = ()
     if denoiser.levels is not None:
         rising = (-schedule.log_snr(denoiser.levels.cpu()).flip(0) / 2).tolist()
         levels = [u for u in rising if u >= ends[0] - 1e-9]
-    state, evaluations = solver(slope, torch.cat([v, v.new_zeros(batch, 1)], dim=1), *ends, levels)
+    state, evaluations = solver(slope, torch.cat([v, v.new_zeros(len(x), 1)], dim=1), *ends, levels)
     z = state[:, :-1] * math.hypot(1, end)
     prior = -0.5 * size * math.log(2 * math.pi * end**2) - 0.5 * (z / end).square().sum(1)
     volume = 0.5 * size * math.log((1 + end**2) / (1 + start**2))
-    return FlowDensity(prior + volume + state[:, -1] / per_root, evaluations)
+    return FlowDensity(prior + volume + state[:, -1] / slope.scale, evaluations)

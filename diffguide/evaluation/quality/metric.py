@@ -16,6 +16,7 @@ from ...figures.image_grids import quantize
 from ...files.run_folders import hash_file
 from ...files.shards import read_rows
 from ...guidance import Unguided
+from ...models.evaluation_counters import EvaluationCounter
 from ...models.protocols import Denoiser, DenoiserWrapper, Energy
 from ...randomness import fold
 from ...samplers import Sampler, generate
@@ -225,10 +226,8 @@ class NewSamples:
         labels = None if self.classes is None else self.classes[rows.start : rows.stop]
 
         def on_step(step: int, x: Tensor) -> None:
-            made = first + len(rows) * (step - 1) // max(
-                metric.sampler.steps, step
-            )  # the batch is made when it is kept
-            context.progress(made, count, "samples")  # where a signal stops it
+            done = first + len(rows) * (step - 1) // max(metric.sampler.steps, step)  # all of it once it is kept
+            context.progress(done, count, "samples")  # where a signal stops it
 
         seeds = range(context.seed + rows.start, context.seed + rows.stop)
         (x,) = generate(self.guide, metric.sampler, seeds, labels, context.shape, len(rows), context.device, on_step)
@@ -240,9 +239,10 @@ class NewSamples:
         return quantize(x.float()).cpu(), torch.tensor(labels or [-1] * len(rows))
 
     def facts(self) -> dict[str, Any]:
-        sampler = self.metric.sampler
+        sampler, guide = self.metric.sampler, self.guide
+        name = Unguided.__name__ if isinstance(guide, EvaluationCounter) else type(guide).__name__
         return {
-            "guidance": type(self.guide).__name__, "sampler": type(sampler).__name__, "steps": sampler.steps,
+            "guidance": name, "sampler": type(sampler).__name__, "steps": sampler.steps,
             "labels": self.metric.asked if self.classes else None, "sampled": "here",
         }  # fmt: skip
 
