@@ -150,9 +150,9 @@ class ConditionEmbedding(nn.Module):
         if log_snr is None:
             raise ValueError("this network needs log_snr [B]; noise_conditioned=false builds one that takes None")
         angles = log_snr.clamp(-20, 20)[:, None] * self.frequencies.view(torch.float32)
-        return self.noise(
-            torch.cat([angles.cos(), angles.sin()], dim=1).to(self.noise[0].get_parameter("weight").dtype)
-        )
+        first = self.noise[0]
+        assert isinstance(first, nn.Linear)
+        return self.noise(torch.cat([angles.cos(), angles.sin()], dim=1).to(first.weight.dtype))
 
     def vectors(self, h: Tensor, y: Condition | None) -> Tensor:
         """[B, D] with the null vector in every row without condition."""
