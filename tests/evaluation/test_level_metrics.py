@@ -262,10 +262,10 @@ def decoded() -> ExactDensity:
 
 
 LEVELS, CONTINUOUS, CLEAN = exact_levels(4), GMM2DLaw(SCHEDULE), exact_levels(4, EXACT_DATA)
-UNIFORM = "take metric/dequantization=uniform"
+UNIFORM = "metric/dequantization=uniform"
 REFUSED = {
-    "ode between": (flow(FixedGrid(2)), context(LEVELS), "take metric/solver=levels"),
-    "ode of levels": (flow(LevelSteps()), context(CONTINUOUS), "take metric/solver=fixed_grid"),
+    "ode between": (flow(FixedGrid(2)), context(LEVELS), "metric/solver=levels"),
+    "ode of levels": (flow(LevelSteps()), context(CONTINUOUS), "metric/solver=fixed_grid"),
     "no classes": (Classification([1.0], 5), context(exact_levels(4, classes=0)), "needs a model with classes"),
     "no levels": (
         LevelAccuracy(2, True, 2),
