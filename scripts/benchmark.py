@@ -91,7 +91,7 @@ def samplers(device: torch.device, rounds: int, names: list[str]) -> None:
         sampler = instantiate(cfg.sampler, _convert_="all")
         counter = EvaluationCounter(model)
         list(generate(counter, sampler, range(1), labels[:1], data.shape, 1, device))
-        calls = counter.evaluations
+        calls = counter.tally.evaluations
 
         @torch.no_grad()
         def bare():

@@ -73,9 +73,9 @@ def error(make, tree, x, exact, grid, evaluations: int) -> float | None:
     for steps in range(evaluations, 0, -1):
         sampler, counter = make(steps, grid), EvaluationCounter(tree)
         sampler(counter, x[:1], sampler.times(tree))
-        if counter.evaluations == evaluations:
+        if counter.tally.evaluations == evaluations:
             return float((sampler(tree, x, sampler.times(tree)) - exact).square().mean().sqrt())
-        if counter.evaluations < evaluations:
+        if counter.tally.evaluations < evaluations:
             return None
     return None
 

@@ -1,13 +1,17 @@
 """Networks: backbone(x, log_snr, y) -> F."""
 
 from .base import Backbone
-from .conditions import Embedding
+from .conditions import ClassEmbedding, Condition, Embedding
 from .convnet import ConvNet
 from .dit import DiT
 from .encoder import UNetEncoder
 from .joint import UNetJoint
 from .levels import UNetLevels
 from .mlp import MLP
+from .perturbations import BlurredQueries, IdentityAttention, Perturbation, SkippedBlocks
 from .unet import UNet
 
-__all__ = ["Backbone", "ConvNet", "DiT", "Embedding", "MLP", "UNet", "UNetEncoder", "UNetJoint", "UNetLevels"]
+__all__ = [
+    "MLP", "Backbone", "BlurredQueries", "ClassEmbedding", "Condition", "ConvNet", "DiT", "Embedding", "IdentityAttention",
+    "Perturbation", "SkippedBlocks", "UNet", "UNetEncoder", "UNetJoint", "UNetLevels",
+]  # fmt: skip

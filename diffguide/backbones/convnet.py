@@ -33,8 +33,8 @@ class ConvNet(Backbone):
     noise_conditioned = False
 
     def __init__(
-        self, in_channels: int, out_features: int, size: int, channels: int, multipliers: Sequence[int], width: int,
-        noise_conditioned: bool,
+        self, in_channels: int, out_features: int, size: int, channels: int = 32, multipliers: Sequence[int] = (1, 2, 4),
+        width: int = 128, noise_conditioned: bool = False,
     ):  # fmt: skip
         super().__init__()
         if out_features < 1:

@@ -92,10 +92,10 @@ class DiT(Backbone):
     """
 
     def __init__(
-        self, in_channels: int, out_features: int | None, num_classes: int, size: int | None, patch: int, width: int,
-        depth: int, heads: int, mlp_ratio: float, dropout: float, noise_conditioned: bool = True,
-        condition_features: int = 0, double_differentiable: bool = False, checkpointing: bool = False,
-        fourier: Sequence[int] = (),
+        self, in_channels: int, out_features: int | None = None, num_classes: int = 0, size: int | None = None,
+        patch: int = 2, width: int = 128, depth: int = 6, heads: int = 4, mlp_ratio: float = 4.0, dropout: float = 0.1,
+        noise_conditioned: bool = True, condition_features: int = 0, double_differentiable: bool = False,
+        checkpointing: bool = False, fourier: Sequence[int] = (),
     ):  # fmt: skip
         super().__init__()
         if size is None:

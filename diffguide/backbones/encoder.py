@@ -64,9 +64,9 @@ class UNetEncoder(Backbone):
     """
 
     def __init__(
-        self, in_channels: int, out_features: int, size: int, channels: int, multipliers: Sequence[int], blocks: int,
-        attention: Sequence[int], head_channels: int, dropout: float, noise_conditioned: bool,
-        double_differentiable: bool, checkpointing: bool,
+        self, in_channels: int, out_features: int, size: int, channels: int = 32, multipliers: Sequence[int] = (1, 2),
+        blocks: int = 2, attention: Sequence[int] = (4,), head_channels: int = 32, dropout: float = 0.1,
+        noise_conditioned: bool = True, double_differentiable: bool = False, checkpointing: bool = False,
     ):  # fmt: skip
         super().__init__()
         if out_features < 1:

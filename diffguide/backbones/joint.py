@@ -30,9 +30,9 @@ class UNetJoint(Backbone):
     """
 
     def __init__(
-        self, in_channels: int, out_features: int, head: int, size: int | None, channels: int, multipliers: Sequence[int],
-        blocks: int, attention: Sequence[int], head_channels: int, dropout: float, noise_conditioned: bool,
-        checkpointing: bool, fourier: Sequence[int],
+        self, in_channels: int, out_features: int, head: int = 128, size: int | None = None, channels: int = 32,
+        multipliers: Sequence[int] = (1, 2), blocks: int = 2, attention: Sequence[int] = (4,), head_channels: int = 32,
+        dropout: float = 0.1, noise_conditioned: bool = True, checkpointing: bool = False, fourier: Sequence[int] = (),
     ):  # fmt: skip
         super().__init__()
         if out_features < 1 or head < 1:

@@ -31,9 +31,10 @@ class UNetLevels(Backbone):
     """
 
     def __init__(
-        self, in_channels: int, out_features: int, head: int, num_classes: int, size: int | None, channels: int,
-        multipliers: Sequence[int], blocks: int, attention: Sequence[int], head_channels: int, dropout: float,
-        noise_conditioned: bool, condition_features: int, checkpointing: bool, fourier: Sequence[int],
+        self, in_channels: int, out_features: int, head: int = 64, num_classes: int = 0, size: int | None = None,
+        channels: int = 32, multipliers: Sequence[int] = (1, 2), blocks: int = 2, attention: Sequence[int] = (4,),
+        head_channels: int = 32, dropout: float = 0.1, noise_conditioned: bool = False, condition_features: int = 0,
+        checkpointing: bool = False, fourier: Sequence[int] = (),
     ):  # fmt: skip
         super().__init__()
         if out_features < 1 or head < 1:

@@ -46,8 +46,8 @@ class MLP(Backbone):
     """
 
     def __init__(
-        self, in_channels: int, out_features: int | None, num_classes: int, width: int, layers: int,
-        fourier_features: int, fourier_scale: float, noise_conditioned: bool = True, condition_features: int = 0,
+        self, in_channels: int, out_features: int | None = None, num_classes: int = 0, width: int = 128, layers: int = 4,
+        fourier_features: int = 32, fourier_scale: float = 0.5, noise_conditioned: bool = True, condition_features: int = 0,
     ):  # fmt: skip
         super().__init__()
         if layers < 1 or width < 2 or fourier_features < 0:

@@ -133,8 +133,9 @@ class UNet(Backbone):
     """
 
     def __init__(
-        self, in_channels: int, out_features: int | None, num_classes: int, size: int | None, channels: int,
-        multipliers: Sequence[int], blocks: int, attention: Sequence[int], head_channels: int, dropout: float,
+        self, in_channels: int, out_features: int | None = None, num_classes: int = 0, size: int | None = None,
+        channels: int = 32, multipliers: Sequence[int] = (1, 2), blocks: int = 2, attention: Sequence[int] = (4,),
+        head_channels: int = 32, dropout: float = 0.1,
         noise_conditioned: bool = True, condition_features: int = 0, double_differentiable: bool = False,
         checkpointing: bool = False, channels_last: bool = False, fourier: Sequence[int] = (),
     ):  # fmt: skip

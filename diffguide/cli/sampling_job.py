@@ -118,10 +118,10 @@ def build_plan(cfg: DictConfig, engine: Fabric, file: Path | None) -> sampling.S
         ConfigError: a model, guidance, sampler and labels that do not go together.
     """
     source = build_source(cfg, engine, file)
-    counter = count_evaluations(source.model)
+    model, tally = count_evaluations(source.model)
     node = to_dict(cfg.guidance)
     builder = GuidanceBuilder(node, trusted(cfg), source.shape, source.class_names)
-    guided, sampler = builder(source.model, engine.device, counter), build(cfg, "sampler")
+    guided, sampler = builder(source.model, engine.device, model), build(cfg, "sampler")
     if not source.class_names and guided.num_classes:  # a generator without classes, steered by what has them
         source.class_names = classes_of(builder, guided.num_classes)
     with config_errors("sampler"):
@@ -135,7 +135,7 @@ def build_plan(cfg: DictConfig, engine: Fabric, file: Path | None) -> sampling.S
         )
     background = source.background(labels or [-1]) if len(source.shape) == 1 else None
     seeds = range(cfg.seed, cfg.seed + cfg.n)
-    return sampling.SamplingPlan(source, guided, counter, sampler, seeds, labels, background, builder.references)
+    return sampling.SamplingPlan(source, guided, tally, sampler, seeds, labels, background, builder.references)
 
 
 def build_source(cfg: DictConfig, engine: Fabric, file: Path | None) -> SampleSource:

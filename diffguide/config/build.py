@@ -43,7 +43,7 @@ def build(cfg: DictConfig | Mapping[str, Any], key: str, *args: Any, kwargs: Map
     Raises:
         ConfigError: an argument of the wrong type, or what the constructor said, behind the name of the node.
     """
-    node = OmegaConf.to_container(cfg[key], resolve=True) if OmegaConf.is_config(cfg[key]) else cfg[key]
+    node: Any = OmegaConf.to_container(cfg[key], resolve=True) if OmegaConf.is_config(cfg[key]) else cfg[key]
     check_types(node, key, len(args), kwargs or ())
     if args and node.get("_partial_"):
         raise ConfigError(f"{key}._partial_: leave it out, the first argument of {node.get('_target_')} is given here")

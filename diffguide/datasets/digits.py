@@ -19,7 +19,7 @@ class Digits(Dataset):
         channels, size, num_classes, quantization_levels: the facts 1, 8, 10 and 17 (grey values), checked against the data.
     """
 
-    def __init__(self, channels: int, size: int, num_classes: int, quantization_levels: int = 17):
+    def __init__(self, channels: int = 1, size: int = 8, num_classes: int = 10, quantization_levels: int = 17):
         from sklearn.datasets import load_digits  # a second to import
 
         images, labels = load_digits(return_X_y=True)

@@ -32,8 +32,8 @@ class Downloaded(Dataset):
     archives: str
 
     def __init__(
-        self, path: str, download: bool, channels: int, size: int, num_classes: int, flip: bool, validation: int,
-        quantization_levels: int = 256,
+        self, path: str = "data", download: bool = True, channels: int = 1, size: int = 28, num_classes: int = 10,
+        flip: bool = False, validation: int = 5000, quantization_levels: int = 256,
     ):  # fmt: skip
         from torchvision import datasets  # seconds to import
 
@@ -92,9 +92,21 @@ class CIFAR10(Downloaded):
     name, place = "CIFAR10", ""
     archives = "cifar-10-python.tar.gz"
 
+    def __init__(
+        self, path: str = "data", download: bool = True, channels: int = 3, size: int = 32, num_classes: int = 10,
+        flip: bool = True, validation: int = 5000, quantization_levels: int = 256,
+    ):  # fmt: skip
+        super().__init__(path, download, channels, size, num_classes, flip, validation, quantization_levels)
 
-class CIFAR100(Downloaded):
+
+class CIFAR100(CIFAR10):
     """A hundred kinds of things, the fine labels, 32 x 32, RGB: Krizhevsky 2009, as CIFAR10."""
 
     name, place = "CIFAR100", ""
     archives = "cifar-100-python.tar.gz"
+
+    def __init__(
+        self, path: str = "data", download: bool = True, channels: int = 3, size: int = 32, num_classes: int = 100,
+        flip: bool = True, validation: int = 5000, quantization_levels: int = 256,
+    ):  # fmt: skip
+        super().__init__(path, download, channels, size, num_classes, flip, validation, quantization_levels)

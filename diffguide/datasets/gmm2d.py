@@ -25,8 +25,8 @@ class GMM2D(Dataset):
     radius, std, synthetic = 1.3, 0.15, True
 
     def __init__(
-        self, channels: int, size: int | None, num_classes: int, train: int, validation: int, test: int, seed: int,
-        quantization_levels: int = 0,
+        self, channels: int = 2, size: int | None = None, num_classes: int = 4, train: int = 20000, validation: int = 2000,
+        test: int = 2000, seed: int = 0, quantization_levels: int = 0,
     ):  # fmt: skip
         found = {"channels": 2, "size": None, "num_classes": 4, "quantization_levels": 0}
         stated = {

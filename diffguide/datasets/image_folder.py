@@ -93,8 +93,9 @@ class ImageFolder(Dataset):
     """
 
     def __init__(
-        self, path: str, channels: int, size: int, num_classes: int, resize: int | None, stretch: bool, flip: bool,
-        validation: float, test: float, memory: float, workers: int, suffixes: Sequence[str] | None = None,
+        self, path: str, channels: int = 3, size: int = 64, num_classes: int = 0, resize: int | None = None,
+        stretch: bool = False, flip: bool = True, validation: float = 0.05, test: float = 0.0, memory: float = 2.0e9,
+        workers: int = 2, suffixes: Sequence[str] | None = None,
         class_order: str = "numbers", split_by: str = "contents", quantization_levels: int = 256,
     ):  # fmt: skip
         check_dataset_facts("image_folder", {"quantization_levels": quantization_levels}, {"quantization_levels": 256})

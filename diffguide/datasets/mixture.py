@@ -7,7 +7,18 @@ import torch
 from .base import Dataset, check_dataset_facts
 from .tree import Components, draw_examples
 
-__all__ = ["Mixture"]
+__all__ = ["COVARIANCES", "LABELS", "MEANS", "WEIGHTS", "Mixture"]
+
+# two classes of thin, tilted Gaussians in the plane that cross each other: the anisotropic mixture
+WEIGHTS = (2.0, 1.0, 1.0, 2.0)
+MEANS = ((-0.5, 0.3), (0.7, 0.6), (0.5, -0.4), (-0.6, -0.6))
+COVARIANCES = (
+    ((0.18125, 0.17875), (0.17875, 0.18125)),
+    ((0.01, 0.0), (0.0, 0.36)),
+    ((0.185, -0.175), (-0.175, 0.185)),
+    ((0.36, 0.0), (0.0, 0.0025)),
+)
+LABELS = (0, 0, 1, 1)
 
 
 class Mixture(Dataset):
@@ -29,9 +40,9 @@ class Mixture(Dataset):
     synthetic = True
 
     def __init__(
-        self, channels: int, size: int | None, num_classes: int, weights: Sequence[float], means: Sequence[Sequence[float]],
-        covariances: Sequence[Sequence[Sequence[float]]], labels: Sequence[int], train: int, validation: int, test: int,
-        seed: int,
+        self, channels: int = 2, size: int | None = None, num_classes: int = 2, weights: Sequence[float] = WEIGHTS,
+        means: Sequence[Sequence[float]] = MEANS, covariances: Sequence[Sequence[Sequence[float]]] = COVARIANCES,
+        labels: Sequence[int] = LABELS, train: int = 20000, validation: int = 2000, test: int = 2000, seed: int = 0,
     ):  # fmt: skip
         if min(train, validation, test) < 1 or max(train, validation, test) > 10**7 or seed < 0:
             raise ValueError(

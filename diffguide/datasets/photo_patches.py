@@ -21,7 +21,8 @@ class PhotoPatches(Dataset):
     """
 
     def __init__(
-        self, channels: int, size: int, num_classes: int, train: int, validation: int, test: int, seed: int, flip: bool,
+        self, channels: int = 3, size: int = 32, num_classes: int = 2, train: int = 10000, validation: int = 1000,
+        test: int = 1000, seed: int = 0, flip: bool = True,
         quantization_levels: int = 256,
     ):  # fmt: skip
         from sklearn.datasets import load_sample_images  # a second to import

@@ -73,8 +73,9 @@ class Tree(Dataset):
     synthetic = True
 
     def __init__(
-        self, channels: int, size: int | None, num_classes: int, train: int, validation: int, test: int, seed: int
-    ):
+        self, channels: int = 2, size: int | None = None, num_classes: int = 2, train: int = 200000, validation: int = 2000,
+        test: int = 2000, seed: int = 0,
+    ):  # fmt: skip
         found = {"channels": 2, "size": None, "num_classes": 2}
         check_dataset_facts("tree", {"channels": channels, "size": size, "num_classes": num_classes}, found)
         if min(train, validation, test) < 1 or max(train, validation, test) > 10**7 or seed < 0:

@@ -18,9 +18,9 @@ from torch import Tensor
 from ..datasets import Dataset
 from ..datasets.base import fetch_examples
 from ..figures.plot_spec import Plot
-from ..models.evaluation_counters import EnergyCounter, EvaluationCounter, as_protocol, count_evaluations
+from ..models.evaluation_counters import as_protocol, count_evaluations
 from ..models.level_classifier import LevelClassifier
-from ..models.protocols import Classifier, Denoiser, Energy, LogDensity
+from ..models.protocols import Classifier, Denoiser, Energy, LogDensity, Tally
 from ..randomness import Noise, fold
 from ..schedules import Schedule
 from .parts import MetricError, Parts
@@ -122,10 +122,11 @@ class EvalContext:
         classes = getattr(model, "num_classes", 0)
         if classes and data.class_names and classes != len(data.class_names):
             raise ValueError(f"the model has {classes} classes, and the data have {len(data.class_names)}")
-        self.counter: EvaluationCounter | EnergyCounter | None = None
+        self.uncounted: Any = model
+        self.tally: Tally | None = None
         if isinstance(model, Denoiser | Energy):
-            self.counter = count_evaluations(model)
-        self.model, self.data, self.split, self.seed = self.counter or model, data, split, seed
+            model, self.tally = count_evaluations(model)
+        self.model, self.data, self.split, self.seed = model, data, split, seed
         self.batch_size, self.device = batch_size, torch.device(device)
         self.begin(parts or Parts(None), progress or (lambda done, total, unit: None))
         self.checkpoint, self.config = checkpoint, dict(config or {})
@@ -135,7 +136,7 @@ class EvalContext:
 
     def begin(self, parts: Parts, progress: Callable[[int, int, str], None]) -> None:
         """Sets where a measurement keeps its parts and reports its progress."""
-        self.parts, self.progress, parts.counter = parts, progress, self.counter
+        self.parts, self.progress, parts.tally = parts, progress, self.tally
 
     @property
     def n(self) -> int:
@@ -215,22 +216,15 @@ class EvalContext:
         return type(self.uncounted).__name__
 
     @property
-    def uncounted(self) -> Any:
-        """The model without the counter around it."""
-        if self.counter is None:
-            return self.model
-        return self.counter.energy if isinstance(self.counter, EnergyCounter) else self.counter.denoiser
-
-    @property
     def evaluations(self) -> int | None:
         """Evaluations so far, one per row, those of kept parts included: of a denoiser, or by the sampler of an energy.
 
         None for other models, and for an energy that no sampler has evaluated.
         """
-        if self.counter is None:
+        if self.tally is None:
             return None
-        count = self.counter.evaluations + self.parts.restored
-        return count if count or isinstance(self.counter, EvaluationCounter) else None
+        count = self.tally.evaluations + self.parts.restored
+        return count if count or isinstance(self.model, Denoiser) else None
 
 
 class Metric:

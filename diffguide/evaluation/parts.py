@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy
 
 from ..files.run_folders import write_atomically
-from ..models.evaluation_counters import EnergyCounter, EvaluationCounter
+from ..models.protocols import Tally
 
 __all__ = ["MetricError", "Parts"]
 
@@ -29,14 +29,14 @@ class Parts:
         folder: of the files, created with the first one; None = nothing is kept.
 
     Attributes:
-        counter: counts evaluations, None = they are not counted.
+        tally: of the evaluations, None = they are not counted.
         restored: evaluations of the parts that were read from files.
         seconds: that those took.
     """
 
     def __init__(self, folder: Path | None):
         self.folder, self.restored, self.seconds = folder, 0, 0.0
-        self.counter: EvaluationCounter | EnergyCounter | None = None
+        self.tally: Tally | None = None
 
     def part(self, name: str, compute: Callable[[], dict[str, numpy.ndarray]]) -> dict[str, numpy.ndarray]:
         """The arrays of a part: read from its file, or computed and written.
@@ -72,7 +72,7 @@ class Parts:
         return arrays
 
     def count(self) -> int:
-        return 0 if self.counter is None else self.counter.evaluations
+        return 0 if self.tally is None else self.tally.evaluations
 
     def remove(self) -> None:
         """Removes all parts, and the folder unless something else is in it."""

@@ -5,28 +5,17 @@ from .autoguidance import Autoguidance
 from .cads import CADS
 from .classifier import ClassifierGuidance
 from .clean_classifier import CleanClassifierGuidance, ExportedProgram, ImageNetwork, TorchScript, Torchvision
-from .composition import Composition, NegativeCondition
+from .composition import ClassComposition, NegativeCondition
 from .contrast import ClassifierFree, Contrast, Unguided
 from .nested import Nested
 from .perturbed import PAG, SEG, SLG
+from .projections import APG, FDG, TCFG
+from .ramps import Constant, CosineRamp, LinearRamp, PowerRamp, Ramp, TableRamp
+from .rules import CFGPlusPlus, CFGZero, Linear, Mambo, Rescale, Rule, Threshold
 
 __all__ = [
-    "CADS",
-    "PAG",
-    "SEG",
-    "SLG",
-    "Autoguidance",
-    "ClassifierFree",
-    "ClassifierGuidance",
-    "CleanClassifierGuidance",
-    "Composition",
-    "Contrast",
-    "ExportedProgram",
-    "ImageNetwork",
-    "NegativeCondition",
-    "Nested",
-    "TorchScript",
-    "Torchvision",
-    "Unguided",
-    "potentials",
-]
+    "APG", "CADS", "FDG", "PAG", "SEG", "SLG", "TCFG", "Autoguidance", "CFGPlusPlus", "CFGZero", "ClassifierFree",
+    "ClassifierGuidance", "CleanClassifierGuidance", "ClassComposition", "Constant", "Contrast", "CosineRamp",
+    "ExportedProgram", "ImageNetwork", "Linear", "LinearRamp", "Mambo", "NegativeCondition", "Nested", "PowerRamp",
+    "Ramp", "Rescale", "Rule", "TableRamp", "Threshold", "TorchScript", "Torchvision", "Unguided", "potentials",
+]  # fmt: skip

@@ -1,7 +1,8 @@
-"""Noise on the condition, so that the samples of one condition differ more."""
+"""Noise on the condition, for more diverse samples of one condition."""
 
 import math
 from collections.abc import Sequence
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -9,14 +10,15 @@ from torch import Tensor
 from ..backbones.conditions import Condition
 from ..models.protocols import Denoiser, Prediction
 from ..randomness import Noise
-from .contrast import CONSTANT, LINEAR, ClassifierFree
-from .potentials.base import per_sample
+from ..schedules import EVERYWHERE
+from .base import repeat_noise
+from .contrast import CONSTANT_RAMP, LINEAR_RULE, ClassifierFree
 from .ramps import LinearRamp, Ramp
 from .rules import Rule
 
 __all__ = ["CADS"]
 
-DRAW = 2**40  # of the condition's noise at its level, beyond what samplers count
+CONDITION_DRAW = 2**40  # of the noise at a level, beyond the draws of samplers
 
 
 class CADS(ClassifierFree):
@@ -24,35 +26,43 @@ class CADS(ClassifierFree):
 
         c' = sqrt(gamma) c + strength sqrt(1 - gamma) n,    n standard normal,
 
-    rescaled to the mean and standard deviation of c over its values; gamma goes from 0 at the noise level `noisy` to 1 at
-    `clean`, with the log-SNR. Sadat, Buhmann, Bradley, Hilliges, Weber, "CADS: Unleashing the Diversity of Diffusion Models
-    through Condition-Annealed Sampling", 2023, arXiv 2310.17347, whose gamma is linear in time. For classes the
-    embedding is the network's row of the class; what has no condition stays so.
+    rescaled to the mean and standard deviation of c over its values; gamma rises from 0 at the noise level `noisy` to 1 at
+    `clean`, linearly in the log-SNR. Sadat, Buhmann, Bradley, Hilliges, Weber, "CADS: Unleashing the Diversity of Diffusion
+    Models through Condition-Annealed Sampling", 2023, arXiv 2310.17347, whose gamma is linear in time. The embedding of a
+    class is the network's own. Rows without condition keep none.
 
     Arguments:
         denoiser: network with a condition, trained with the null condition.
         scale, interval, rule, ramp: as in `ClassifierFree`.
         strength: s of the paper, standard deviation of the noise, at least 0.
-        clean: noise level sigma / alpha at and below which the condition is left as it is, positive.
-        noisy: noise level at and above which it is all noise, above `clean`.
+        clean: noise level sigma / alpha at and below which the condition has no noise, positive.
+        noisy: noise level at and above which the condition is pure noise, above `clean`.
         psi: share of rescaling, in [0, 1].
 
     Raises:
-        ValueError: a number out of range, a denoiser that shows no embedding; as `ClassifierFree`. A call outside a run,
-            which brings the noise, or with a level for each row.
+        ValueError: a number out of range, a denoiser without an embedding; as `ClassifierFree`. A call outside a run, which
+            has no noise, or with one noise level per row.
     """
 
     stateful = True
 
     def __init__(
-        self, denoiser: Denoiser, scale: float, interval: Sequence[float], strength: float, clean: float, noisy: float,
-        psi: float, rule: Rule = LINEAR, ramp: Ramp = CONSTANT,
-    ):  # fmt: skip
+        self,
+        denoiser: Denoiser,
+        scale: float = 2.0,
+        interval: Sequence[float] = EVERYWHERE,
+        strength: float = 0.25,
+        clean: float = 6.0,
+        noisy: float = 60.0,
+        psi: float = 1.0,
+        rule: Rule = LINEAR_RULE,
+        ramp: Ramp = CONSTANT_RAMP,
+    ):
         super().__init__(denoiser, scale, interval, rule, ramp)
         if not denoiser.embeds:
             raise ValueError(
-                "guidance=cads puts noise on what a network makes of its condition, and this model has no network, or "
-                "several: list cads before guidance=autoguidance"
+                "guidance=cads adds noise to the embedding of the condition, and this model has none, or several: list cads "
+                "before guidance=autoguidance"
             )
         if not 0 <= strength < math.inf:
             raise ValueError(f"strength must be at least 0, got {strength}")
@@ -63,30 +73,30 @@ class CADS(ClassifierFree):
         self.strength, self.psi, self.gamma = float(strength), float(psi), LinearRamp(noisy, clean)
         self.noise: Noise | None = None
 
-    def start(self, noise: Noise | None, times: Tensor) -> "CADS":
+    def start(self, noise: Noise | None, times: Tensor) -> Self:
         fresh = super().start(noise, times)
         fresh.noise = noise
         return fresh
 
-    def by_row(self, x_t: Tensor, t: Tensor, y: Condition | None) -> Prediction:
-        raise ValueError("guidance=cads draws noise for each level, so all samples must be at one noise level")
+    def predict_rows(self, x_t: Tensor, t: Tensor, y: Condition | None) -> Prediction:
+        raise ValueError("guidance=cads draws noise per level: all samples must be at one noise level")
 
-    def sides(self, x_t: Tensor, t: Tensor, y: Condition | None) -> tuple[Prediction, Prediction]:
-        return super().sides(x_t, t, self.noised(t, y))
+    def predict_both(self, x_t: Tensor, t: Tensor, y: Condition | None) -> tuple[Prediction, Prediction]:
+        return super().predict_both(x_t, t, self.add_noise(t, y))
 
-    def strong(self, x_t: Tensor, t: Tensor, y: Condition | None) -> Prediction:
-        return super().strong(x_t, t, self.noised(t, y))
+    def predict_strong(self, x_t: Tensor, t: Tensor, y: Condition | None) -> Prediction:
+        return super().predict_strong(x_t, t, self.add_noise(t, y))
 
-    def noised(self, t: Tensor, y: Condition | None) -> Condition | None:
-        """The condition with noise, as vectors; as it is where gamma is 1, and outside the interval."""
+    def add_noise(self, t: Tensor, y: Condition | None) -> Condition | None:
+        """The embedded condition with noise; y itself where gamma is 1, and outside the interval."""
         gamma = float(self.gamma(-self.schedule.log_snr(t) / 2))
-        if y is None or gamma == 1 or not self.inside(t):
+        if y is None or gamma == 1 or not self.acts(t):
             return y
         if self.noise is None:
             raise ValueError("guidance=cads draws noise: start a run, sampler(denoiser, x, times, y, noise)")
         embedded = self.denoiser.embed(y)
         c = embedded.vectors
-        n = per_sample(self.noise.of(c.shape[1:]).normal(t, DRAW), c, "guidance=cads")
+        n = repeat_noise(self.noise.of(c.shape[1:]).normal(t, CONDITION_DRAW), c, "guidance=cads")
         changed = math.sqrt(gamma) * c + self.strength * math.sqrt(1 - gamma) * n
         mean, deviation = changed.mean(1, keepdim=True), changed.std(1, keepdim=True)
         rescaled = (changed - mean) / deviation * c.std(1, keepdim=True) + c.mean(1, keepdim=True)

@@ -1,6 +1,6 @@
-"""An ordinary classifier, of clean images, in the place of one of noisy images: it looks at the estimate x0_hat.
+"""Guidance by a classifier of clean images, applied to the predicted x_0.
 
-Its network comes from torchvision by name, or from a TorchScript or torch.export file of the user's.
+Its network comes from torchvision by name, or from a TorchScript or torch.export file.
 """
 
 import logging
@@ -13,19 +13,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ..models.evaluation_counters import count_potential
 from ..models.protocols import Denoiser, Prediction, SamplingError
-from .classifier import ClassGuidance, chosen, moved
-from .compiled import check_uncompiled
+from ..schedules import EVERYWHERE
+from .base import check_uncompiled
+from .classifier import ClassGuidance, shift_score, sum_label_log_prob
 
 __all__ = ["ExportedProgram", "ImageNetwork", "CleanClassifierGuidance", "TorchScript", "Torchvision"]
 
 
 class ImageNetwork(nn.Module):
-    """network(images [B, C, H, W], as it was trained on them) -> logits [B, num_classes].
+    """network(images [B, C, H, W], preprocessed as in its training) -> logits [B, num_classes].
 
     Attributes:
-        network: what answers, set by a subclass.
-        foreign: whether it runs a program that lies in a file; a foreign configuration may then not build it untrusted.
+        network: the network, set by a subclass.
+        foreign: whether it runs a program from a file; the configuration of a checkpoint may build it only if trusted.
     """
 
     network: Callable[[Tensor], Tensor]
@@ -35,11 +37,11 @@ class ImageNetwork(nn.Module):
         return self.network(x)
 
 
-def existing(path: str, what: str, key: str = "path") -> Path:
-    """The path of a file that a key names.
+def find_file(path: str, what: str, key: str = "path") -> Path:
+    """The file of a path.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is no such file; names the key.
     """
     file = Path(path).expanduser()
     if not file.is_file():
@@ -47,8 +49,8 @@ def existing(path: str, what: str, key: str = "path") -> Path:
     return file
 
 
-def first(error: Exception) -> str:
-    """The first sentence of what torch says."""
+def first_sentence(error: Exception) -> str:
+    """The first sentence of a message of torch."""
     return re.split(r"\.\s|\n", str(error).strip())[0]
 
 
@@ -66,11 +68,11 @@ class TorchScript(ImageNetwork):
 
     def __init__(self, path: str):
         super().__init__()
-        file = existing(path, "TorchScript file")
+        file = find_file(path, "TorchScript file")
         try:
             self.network = torch.jit.load(file, map_location="cpu").eval()
         except RuntimeError as error:
-            raise ValueError(f"path: {path} is no TorchScript file: {first(error)}") from error
+            raise ValueError(f"path: {path} is no TorchScript file: {first_sentence(error)}") from error
 
 
 class ExportedProgram(ImageNetwork):
@@ -89,42 +91,40 @@ class ExportedProgram(ImageNetwork):
 
     def __init__(self, path: str):
         super().__init__()
-        file = existing(path, "torch.export file")
+        file = find_file(path, "torch.export file")
         before = logging.root.manager.disable
-        logging.disable(logging.CRITICAL)  # torch would print what we tell, with its traceback
+        logging.disable(logging.CRITICAL)  # torch would print the error, with its traceback
         try:
             self.network = torch.export.load(file).module()
         except (RuntimeError, ValueError, AssertionError, BadZipFile) as error:
-            raise ValueError(
-                f"path: {path} is no torch.export file, whose name ends in .pt2: {first(error)}"
-            ) from error
+            raise ValueError(f"path: {path} is no torch.export file (.pt2): {first_sentence(error)}") from error
         finally:
             logging.disable(before)
 
 
 class Torchvision(ImageNetwork):
-    """A model of torchvision by its name, with weights from a local file of tensors; nothing is downloaded, nothing run.
+    """A model of torchvision by its name, with weights from a local file of tensors; nothing is downloaded, no code is run.
 
     Arguments:
-        name: such as resnet18, see `torchvision.models.list_models()`.
-        weights: its state dict, a .safetensors file. What `torch.save` wrote is a pickle, which is not read here.
+        weights: its state dict, a .safetensors file. Pickles of `torch.save` are not read.
+        name: of the model, see `torchvision.models.list_models()`.
         num_classes: length of its output.
 
     Raises:
         ValueError: no such model or file, or weights that are not this model's.
     """
 
-    def __init__(self, name: str, weights: str, num_classes: int):
+    def __init__(self, weights: str, name: str = "resnet18", num_classes: int = 1000):
         super().__init__()
         from safetensors import SafetensorError
         from safetensors.torch import load_file
         from torchvision.models import get_model
 
-        file = existing(weights, "file of weights", "weights")
+        file = find_file(weights, "file of weights", "weights")
         try:
-            self.network = get_model(name, weights=None, num_classes=num_classes)
+            network = get_model(name, weights=None, num_classes=num_classes)
         except (ValueError, TypeError) as error:
-            raise ValueError(f"name: torchvision makes no classifier {name!r}: {error}") from error
+            raise ValueError(f"name: torchvision has no classifier {name!r}: {error}") from error
         try:
             tensors = load_file(file)
         except (SafetensorError, OSError) as error:
@@ -133,19 +133,19 @@ class Torchvision(ImageNetwork):
                 f"safetensors.torch as s; s.save_file(torch.load('{weights}', weights_only=True), 'weights.safetensors')\""
             ) from error
         try:
-            self.network.load_state_dict(tensors)
+            network.load_state_dict(tensors)
         except RuntimeError as error:
             reason = " ".join(str(error).split())[:200]
             raise ValueError(f"weights: {weights} is not the state dict of torchvision's {name}: {reason}") from error
-        self.network.eval().requires_grad_(False)
+        self.network = network.eval().requires_grad_(False)
 
 
 class CleanClassifierGuidance(ClassGuidance):
-    """The score moved by w grad log p(y | x_0 = x0_hat(x_t)), p = softmax f((resize((x0_hat + 1) / 2) - mean) / std).
+    """The score plus w grad log p(y | x_0 = x0_hat(x_t)), p = softmax f((resize((x0_hat + 1) / 2) - mean) / std).
 
     Through the denoiser the gradient is that with respect to x_t (Bansal et al., "Universal Guidance for Diffusion
-    Models", 2023, arXiv 2302.07121, forward guidance), moved as in `ClassifierGuidance`. Otherwise it is that with respect
-    to x_0, with sigma^2 / (alpha^2 + sigma^2), the variance of x_0 given x_t for data of unit variance, in the place of the
+    Models", 2023, arXiv 2302.07121, forward guidance), added as in `ClassifierGuidance`. Otherwise it is that with respect
+    to x_0, with sigma^2 / (alpha^2 + sigma^2), the variance of x_0 given x_t for data of unit variance, instead of the
     denoiser's
 
         sigma^2 / alpha d x0_hat / d x_t = Cov[x_0 | x_t]:    x_0 + w sigma^2 / (alpha^2 + sigma^2) grad_x0 log p(y | x0_hat).
@@ -154,22 +154,31 @@ class CleanClassifierGuidance(ClassGuidance):
         denoiser: the generator, conditional or not.
         network: images -> logits.
         num_classes: length of its output; class k is class k of the generator.
-        channels: 1 or 3, that the network takes; grey images are repeated, colours averaged.
-        size: side of the network's images, pixels; null = those of the generator. Resized bilinearly, antialiased.
+        channels: of the network's images, 1 or 3; grey images are repeated, colours averaged.
+        size: side of the network's images in pixels; None = that of the generator. Resized bilinearly with antialiasing.
         mean, std: per channel of images in [0, 1], or one number for all.
         scale: w; 0 = off.
         through_denoiser: whether the gradient goes through the generator's network: exact for a linear log p
-            on Gaussian data, twice the time and more memory.
-        interval: (lo, hi) in noise level sigma / alpha: guidance acts where lo < sigma / alpha <= hi.
+            on Gaussian data, with twice the time and more memory.
+        interval: (lo, hi] in noise level sigma / alpha.
 
     Raises:
         ValueError: channels, size, mean or std out of range, and as `ClassGuidance`.
     """
 
     def __init__(
-        self, denoiser: Denoiser, network: ImageNetwork, num_classes: int, channels: int, size: int | None,
-        mean: Sequence[float], std: Sequence[float], scale: float, through_denoiser: bool, interval: Sequence[float],
-    ):  # fmt: skip
+        self,
+        denoiser: Denoiser,
+        network: ImageNetwork,
+        num_classes: int,
+        channels: int = 3,
+        size: int | None = 224,
+        mean: Sequence[float] = (0.485, 0.456, 0.406),
+        std: Sequence[float] = (0.229, 0.224, 0.225),
+        scale: float = 1.0,
+        through_denoiser: bool = True,
+        interval: Sequence[float] = EVERYWHERE,
+    ):
         super().__init__(denoiser, num_classes, scale, interval)
         if channels not in (1, 3) or (size is not None and size < 1):
             raise ValueError(f"channels must be 1 or 3 and size at least 1, got {channels} and {size}")
@@ -185,55 +194,56 @@ class CleanClassifierGuidance(ClassGuidance):
         """log p(y | x_0), [B, num_classes], of clean images in [-1, 1].
 
         Raises:
-            SamplingError: vectors, or a network that cannot take the images or answers in another shape.
+            SamplingError: vectors, or a network that rejects the images or returns another shape.
         """
         if x_0.ndim != 4:
             raise SamplingError(
-                f"an ordinary classifier takes images [B, C, H, W], and this model makes {list(x_0.shape)}"
+                f"guidance=clean_classifier needs images [B, C, H, W], and this model generates {list(x_0.shape)}"
             )
         x = (x_0 + 1) / 2
         if x.shape[1] != self.channels:
             x = x.mean(1, keepdim=True).expand(-1, self.channels, -1, -1)
         if self.size is not None and list(x.shape[2:]) != [self.size] * 2:
             x = functional.interpolate(x, (self.size, self.size), mode="bilinear", antialias=True)
-        logits = self.answer((x - self.mean.to(x)) / self.std.to(x))
+        logits = self.classify((x - self.mean.to(x)) / self.std.to(x))
         if logits.shape != (len(x_0), self.num_classes):
             raise SamplingError(
-                f"guidance.num_classes={self.num_classes} wants logits [{len(x_0)}, {self.num_classes}], and the network "
-                f"answers {list(logits.shape)}"
+                f"guidance.num_classes={self.num_classes} needs logits [{len(x_0)}, {self.num_classes}], and the network "
+                f"returns {list(logits.shape)}"
             )
         return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(1)
 
-    def answer(self, x: Tensor) -> Tensor:
-        """What the network says of images [B, C, H, W] that were prepared for it, in the precision of its weights."""
+    def classify(self, x: Tensor) -> Tensor:
+        """The network's logits for preprocessed images [B, C, H, W], in the precision of its weights."""
         weight = next(self.network.to(x.device).parameters(), x)
         try:
             return self.network(x.to(weight.dtype))
         except torch.OutOfMemoryError:
             raise
-        except (RuntimeError, AssertionError) as error:  # the last line is what torch says, above it is where
+        except (RuntimeError, AssertionError) as error:  # the last line is the message, those above the place
             reason = ([line for line in str(error).splitlines() if line.strip()] or [""])[-1].strip()
             raise SamplingError(
                 f"guidance.network cannot take images {list(x.shape)}, which guidance.channels and guidance.size decide: "
                 f"{reason}"
             ) from error
 
-    def steered(self, x_t: Tensor, t: Tensor, y: Tensor, scale: Tensor) -> Prediction:
+    def guide(self, x_t: Tensor, t: Tensor, y: Tensor, scale: Tensor) -> Prediction:
         scale, (alpha, sigma) = scale.to(x_t.device), self.schedule.alpha_sigma(t, x_t.ndim)
         further = torch.is_grad_enabled() and x_t.requires_grad
         if self.through_denoiser:
             check_uncompiled(self.denoiser)
         with torch.enable_grad():
             x = x_t if further else x_t.detach().requires_grad_(self.through_denoiser)
-            prediction = self.unguided(x, t, y)
+            prediction = self.predict_unguided(x, t, y)
             source = x
             if not self.through_denoiser:
                 source = prediction.x_0 if further else prediction.x_0.detach().requires_grad_()
                 prediction = Prediction(source, prediction.eps)
-            self.denoiser.count_potential(len(x_t))
-            gradient = torch.autograd.grad(chosen(self.log_prob(prediction.x_0), y), source, create_graph=further)[0]
+            count_potential(self.denoiser, len(x_t))
+            value = sum_label_log_prob(self.log_prob(prediction.x_0), y)
+            gradient = torch.autograd.grad(value, source, create_graph=further)[0]
         if not further:
             prediction, gradient = Prediction(*(field.detach() for field in prediction)), gradient.detach()
         if not self.through_denoiser:
             gradient = (alpha / (alpha**2 + sigma**2)).to(gradient) * gradient
-        return moved(prediction, scale * gradient, alpha, sigma)
+        return shift_score(prediction, scale * gradient, alpha, sigma)

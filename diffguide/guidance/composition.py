@@ -9,20 +9,21 @@ from torch import Tensor
 from ..backbones.conditions import Condition, Embedding, concatenate_conditions
 from ..class_names import ClassLabel, ClassLabels, class_index, class_indices
 from ..models.protocols import Denoiser, Prediction
-from .contrast import CONSTANT, LINEAR, Contrast, check_null
+from ..schedules import EVERYWHERE
+from .contrast import CONSTANT_RAMP, LINEAR_RULE, Contrast, check_null
 from .ramps import Ramp
 from .rules import Rule
 
-__all__ = ["Composition", "NegativeCondition"]
+__all__ = ["ClassComposition", "NegativeCondition"]
 
 
 def check_classes(denoiser: Denoiser, guidance: str) -> None:
-    """Raises ValueError where a denoiser cannot be told a class."""
+    """Raises ValueError for a denoiser without classes."""
     if denoiser.num_classes == 0 or not denoiser.conditional:
         raise ValueError(f"guidance={guidance} needs a model with classes, and this one has none")
 
 
-def batched(denoiser: Denoiser, x_t: Tensor, t: Tensor, conditions: Sequence[Condition]) -> list[Prediction]:
+def predict_batched(denoiser: Denoiser, x_t: Tensor, t: Tensor, conditions: Sequence[Condition]) -> list[Prediction]:
     """One prediction per condition, by one call."""
     times = len(conditions)
     whole = denoiser(
@@ -32,13 +33,13 @@ def batched(denoiser: Denoiser, x_t: Tensor, t: Tensor, conditions: Sequence[Con
 
 
 class NegativeCondition(Contrast):
-    """Weak: the same network with a condition that is not wanted, in every row.
+    """Weak: the same network with an unwanted condition, in every row.
 
     As the negative prompts of text-to-image models; Liu et al. 2022, arXiv 2206.01714, with two terms.
 
     Arguments:
         denoiser: with class indices for conditions.
-        condition: class that is not wanted, by name or index, see `class_index`.
+        condition: unwanted class, by name or index, see `class_index`.
         scale: 1 = off, 0 = the unwanted class, above 1 = away from it.
         interval, rule, ramp: as in `Contrast`.
 
@@ -49,39 +50,45 @@ class NegativeCondition(Contrast):
     uses_condition = True
 
     def __init__(
-        self, denoiser: Denoiser, condition: ClassLabel, scale: float, interval: Sequence[float], rule: Rule = LINEAR,
-        ramp: Ramp = CONSTANT,
-    ):  # fmt: skip
+        self,
+        denoiser: Denoiser,
+        condition: ClassLabel,
+        scale: float = 2.0,
+        interval: Sequence[float] = EVERYWHERE,
+        rule: Rule = LINEAR_RULE,
+        ramp: Ramp = CONSTANT_RAMP,
+    ):
         check_classes(denoiser, "negative")
         self.condition = class_index(condition, denoiser.class_names, "condition", denoiser.num_classes)
         super().__init__(denoiser, scale, interval, rule, ramp)
 
     def unwanted(self, x_t: Tensor) -> Tensor:
+        """The unwanted class in every row."""
         return torch.full((len(x_t),), self.condition, device=x_t.device)
 
-    def sides(self, x_t: Tensor, t: Tensor, y: Condition | None) -> tuple[Prediction, Prediction]:
-        unwanted = self.unwanted(x_t)
-        wanted = torch.full_like(unwanted, -1) if y is None else y
-        if isinstance(wanted, Embedding):  # as a guidance around this one embedded it
+    def predict_both(self, x_t: Tensor, t: Tensor, y: Condition | None) -> tuple[Prediction, Prediction]:
+        unwanted: Condition = self.unwanted(x_t)
+        wanted = torch.full((len(x_t),), -1, device=x_t.device) if y is None else y
+        if isinstance(wanted, Embedding):  # guidance around this one embedded it
             unwanted = self.denoiser.embed(unwanted)
-        strong, weak = batched(self.denoiser, x_t, t, [wanted, unwanted])
+        strong, weak = predict_batched(self.denoiser, x_t, t, [wanted, unwanted])
         return strong, weak
 
-    def weak(self, x_t: Tensor, t: Tensor, y: Condition | None) -> Prediction:
+    def predict_weak(self, x_t: Tensor, t: Tensor, y: Condition | None) -> Prediction:
         return self.denoiser(x_t, t, self.unwanted(x_t))
 
 
-class Composition(Contrast):
+class ClassComposition(Contrast):
     """Strong: weak + sum_i w_i (D(x_t, c_i) - weak); weak: the same network without condition.
 
-    Several conditions at once (AND), or not (NOT, a negative weight). Liu, Li, Du, Torralba, Tenenbaum, "Compositional
-    Visual Generation with Composable Diffusion Models", 2022, arXiv 2206.01714, section 4. The conditions take the
-    place of y in every row, and all are one batched call; y means nothing to what is around it.
+    Conjunction (AND) of conditions, or negation (NOT, a negative weight). Liu, Li, Du, Torralba, Tenenbaum, "Compositional
+    Visual Generation with Composable Diffusion Models", 2022, arXiv 2206.01714, section 4. The conditions replace y
+    in every row, in one batched call; guidance around this one cannot use y.
 
     Arguments:
         denoiser: with class indices for conditions, trained with the null condition.
         conditions: classes, by name or index, at least one, see `class_indices`.
-        weights: w_i, one for each; 1 = as it is, negative = NOT.
+        weights: w_i, one for each; 1 = plain, negative = NOT.
         scale: of the whole sum: 1 = the sum, 0 = unconditional.
         interval, rule, ramp: as in `Contrast`.
 
@@ -93,35 +100,42 @@ class Composition(Contrast):
     conditional = embeds = False
 
     def __init__(
-        self, denoiser: Denoiser, conditions: ClassLabels, weights: Sequence[float], scale: float,
-        interval: Sequence[float], rule: Rule = LINEAR, ramp: Ramp = CONSTANT,
-    ):  # fmt: skip
+        self,
+        denoiser: Denoiser,
+        conditions: ClassLabels,
+        weights: Sequence[float],
+        scale: float = 2.0,
+        interval: Sequence[float] = EVERYWHERE,
+        rule: Rule = LINEAR_RULE,
+        ramp: Ramp = CONSTANT_RAMP,
+    ):
         check_null(denoiser, "compose")
         check_classes(denoiser, "compose")
         self.conditions = class_indices(conditions, denoiser.class_names, "conditions", denoiser.num_classes)
         if not self.conditions or len(self.conditions) != len(weights) or not all(map(math.isfinite, weights)):
             raise ValueError(
-                f"conditions and weights must be as many, at least one of each, and the weights finite, got "
+                f"conditions and weights must have the same length, at least 1, and finite weights, got "
                 f"{conditions} and {list(weights)}"
             )
         self.weights = [float(weight) for weight in weights]
         super().__init__(denoiser, scale, interval, rule, ramp)
 
     def rows(self, x_t: Tensor, condition: int) -> Tensor:
+        """One class in every row."""
         return torch.full((len(x_t),), condition, device=x_t.device)
 
-    def sides(self, x_t: Tensor, t: Tensor, y: Condition | None) -> tuple[Prediction, Prediction]:
-        weak, *parts = batched(
+    def predict_both(self, x_t: Tensor, t: Tensor, y: Condition | None) -> tuple[Prediction, Prediction]:
+        weak, *parts = predict_batched(
             self.denoiser, x_t, t, [self.rows(x_t, condition) for condition in [-1, *self.conditions]]
         )
         terms = zip(weak, *parts)
         strong = (w + sum(weight * (c - w) for weight, c in zip(self.weights, cs)) for w, *cs in terms)
         return Prediction(*strong), weak
 
-    def strong(self, x_t: Tensor, t: Tensor, y: Condition | None) -> Prediction:
+    def predict_strong(self, x_t: Tensor, t: Tensor, y: Condition | None) -> Prediction:
         if self.weights == [1.0]:
             return self.denoiser(x_t, t, self.rows(x_t, self.conditions[0]))
-        return self.sides(x_t, t, y)[0]
+        return self.predict_both(x_t, t, y)[0]
 
-    def weak(self, x_t: Tensor, t: Tensor, y: Condition | None) -> Prediction:
+    def predict_weak(self, x_t: Tensor, t: Tensor, y: Condition | None) -> Prediction:
         return self.denoiser(x_t, t, self.rows(x_t, -1))

@@ -1,4 +1,4 @@
-"""Rules that take the difference of the sides apart: along and across the prediction, or by spatial frequency."""
+"""Rules that split the difference of the predictions: along and across x_0, or by spatial frequency."""
 
 import math
 
@@ -8,48 +8,51 @@ from torch.nn import functional
 
 from ..models.protocols import Denoiser, Prediction
 from ..runtime.linear_algebra import leading_right_vector
-from .rules import Rule, beside, inner, mixed, moved, norm
+from .base import per_row
+from .rules import Rule, inner, interpolate, norm, replace_x_0
 
 __all__ = ["APG", "FDG", "TCFG"]
 
 
 class Momentum:
-    """What one run carries from noise level to noise level: it advances when t falls, is computed again at equal t, and is
-    forgotten when t rises, or when other rows are asked for: a guidance around this one that begins to contrast evaluates
-    its conditions as one batch."""
+    """The memory of one run: it advances when t falls, is recomputed at equal t, and is reset when t rises or the number of
+    rows changes, since guidance around this one may begin to evaluate several conditions as one batch."""
 
-    def __init__(self):
-        self.t, self.before, self.now = math.inf, None, None
+    def __init__(self) -> None:
+        self.t = math.inf
+        self.before: Tensor | None = None
+        self.now: Tensor | None = None
 
     def arrive(self, t: Tensor, rows: int) -> Tensor | None:
-        """What the level before left of as many rows, None at the first."""
-        t = float(t)
-        if t != self.t:
-            self.t, self.before = t, self.now if t < self.t else None
+        """The value of the level before, None at the first level and for another number of rows."""
+        time = float(t)
+        if time != self.t:
+            self.before = self.now if time < self.t else None
+            self.t = time
         return self.before if self.before is not None and len(self.before) == rows else None
 
     def leave(self, value: Tensor) -> None:
-        """What this level hands on; a constant to the next one, whose gradient is with respect to its own x_t."""
+        """Stores the value of this level, detached: the next level's gradient is with respect to its own x_t."""
         self.now = value.detach()
 
 
 class APG(Rule):
-    """x_0 = strong.x_0 + (scale - 1) (across + eta along), of the difference d of the sides' x_0, along and across strong.x_0.
+    """x_0 = strong.x_0 + (scale - 1) (across + eta along), of the difference d of the two x_0, along and across strong.x_0.
 
-    d has momentum, d = strong.x_0 - weak.x_0 + momentum (d of the level before), and is shortened to norm_threshold before
-    it is taken apart. Sadat, Hilliges, Weber, "Eliminating Oversaturation and Artifacts of High Guidance Scales", 2024,
+    d has momentum, d = strong.x_0 - weak.x_0 + momentum (d of the level before), and is clipped to norm_threshold before
+    it is split. Sadat, Hilliges, Weber, "Eliminating Oversaturation and Artifacts of High Guidance Scales", 2024,
     arXiv 2410.02416, algorithm 1.
 
     Arguments:
         eta: share of the part along strong.x_0 that stays; 1 = all of it, 0 = none, as in the paper.
-        norm_threshold: largest |d| of a sample, positive, inf = no limit; it grows with the root of the number of values.
+        norm_threshold: largest |d| of a sample, positive, inf = no limit; scale it with the root of the number of values.
         momentum: in (-1, 1); 0 = none, -0.5 in the paper.
 
     Raises:
         ValueError: a number out of range.
     """
 
-    def __init__(self, eta: float, norm_threshold: float, momentum: float):
+    def __init__(self, eta: float = 0.0, norm_threshold: float = 15.0, momentum: float = -0.5):
         if not math.isfinite(eta):
             raise ValueError(f"eta must be a finite number, got {eta}")
         if not norm_threshold > 0:
@@ -57,10 +60,7 @@ class APG(Rule):
         if not -1 < momentum < 1:
             raise ValueError(f"momentum must be in (-1, 1), got {momentum}")
         self.eta, self.norm_threshold, self.momentum = float(eta), float(norm_threshold), float(momentum)
-
-    @property
-    def stateful(self) -> bool:
-        return self.momentum != 0
+        self.stateful = momentum != 0
 
     def start(self, times: Tensor) -> Momentum:
         return Momentum()
@@ -74,7 +74,7 @@ class APG(Rule):
         d = d / (norm(d) / self.norm_threshold).clamp(min=1)
         direction = strong.x_0 / norm(strong.x_0).clamp(min=torch.finfo(d.dtype).tiny)
         along = inner(d, direction) * direction
-        return moved(strong, strong.x_0 + (scale - 1) * (d - along + self.eta * along), t, schedule)
+        return replace_x_0(strong, strong.x_0 + (scale - 1) * (d - along + self.eta * along), t, schedule)
 
 
 class TCFG(Rule):
@@ -83,13 +83,13 @@ class TCFG(Rule):
     Kwon et al., "TCFG: Tangential Damping Classifier-free Guidance", 2025, arXiv 2503.18137.
 
     Raises:
-        ValueError: from `check`, a schedule of zero terminal SNR, where eps says nothing about x_0.
+        ValueError: from `check`, a schedule of zero terminal SNR, where eps does not determine x_0.
     """
 
     def check(self, denoiser: Denoiser, scale: float) -> None:
         if denoiser.schedule.zero_terminal_snr:
             raise ValueError(
-                "rule=tcfg compares the sides' eps, which says nothing at zero terminal SNR; take another rule"
+                "rule=tcfg compares the predicted eps, which is uninformative at zero terminal SNR; take another rule"
             )
 
     def __call__(self, strong, weak, scale, x_t, t, schedule, memory) -> Prediction:
@@ -97,25 +97,25 @@ class TCFG(Rule):
         leading = leading_right_vector(rows)
         kept = (rows[:, 1] * leading).sum(1, keepdim=True) * leading
         change = kept.reshape(weak.eps.shape).to(weak.eps) - weak.eps
-        level = beside(schedule.noise_level(t), x_t)
-        return mixed(strong, Prediction(weak.x_0 - level * change, weak.eps + change), scale)
+        level = per_row(schedule.noise_level(t), x_t)
+        return interpolate(strong, Prediction(weak.x_0 - level * change, weak.eps + change), scale)
 
 
 class FDG(Rule):
     """Linear with a scale for each of the two bands of a Laplacian pyramid: high gets `scale`, low 1 + (scale - 1) low.
 
     Sadat, Vontobel, Salehi, Weber, "Guidance in the Frequency Domain Enables High-Fidelity Sampling at Low CFG Scales",
-    2025, arXiv 2506.19713, with two levels. The low band is the image blurred, halved and enlarged again
-    (Burt & Adelson 1983), and is linear, so that it is taken of the difference of the sides.
+    2025, arXiv 2506.19713, with two levels. The low band is the image blurred, downsampled and upsampled
+    (Burt & Adelson 1983); it is linear, so it is computed from the difference of the predictions.
 
     Arguments:
-        low: factor of the guidance of low frequencies, at least 0; 1 = linear.
+        low: factor of the guidance at low frequencies, at least 0; 1 = linear.
 
     Raises:
-        ValueError: a number out of range; data that are no images.
+        ValueError: a number out of range; data that are not images.
     """
 
-    def __init__(self, low: float):
+    def __init__(self, low: float = 0.5):
         if not 0 <= low < math.inf:
             raise ValueError(f"low must be at least 0, got {low}")
         self.low = float(low)
@@ -127,21 +127,22 @@ class FDG(Rule):
     def __call__(self, strong, weak, scale, x_t, t, schedule, memory) -> Prediction:
         if x_t.ndim != 4:
             raise ValueError(f"rule=fdg needs images [B, C, H, W], got {list(x_t.shape)}")
-        return Prediction(*(self.split(s, s - w, scale) for s, w in zip(strong, weak)))
+        x_0 = self.combine(strong.x_0, strong.x_0 - weak.x_0, scale)
+        return Prediction(x_0, self.combine(strong.eps, strong.eps - weak.eps, scale))
 
-    def split(self, strong: Tensor, difference: Tensor, scale: Tensor) -> Tensor:
+    def combine(self, strong: Tensor, difference: Tensor, scale: Tensor) -> Tensor:
         low = low_band(difference)
         return strong + (scale - 1) * (difference - low + self.low * low)
 
 
 def low_band(x: Tensor) -> Tensor:
-    """x [B, C, H, W] blurred, halved, and enlarged to its size again."""
-    halved = functional.interpolate(blurred(x), scale_factor=0.5, mode="bilinear") if min(x.shape[2:]) > 1 else x
-    return blurred(functional.interpolate(halved, size=x.shape[2:], mode="bilinear"))
+    """x [B, C, H, W] blurred, downsampled by 2, and upsampled to its size."""
+    halved = functional.interpolate(blur(x), scale_factor=0.5, mode="bilinear") if min(x.shape[2:]) > 1 else x
+    return blur(functional.interpolate(halved, size=x.shape[2:], mode="bilinear"))
 
 
-def blurred(x: Tensor) -> Tensor:
-    """x with the kernel (1, 4, 6, 4, 1) / 16 along rows and columns; borders are repeated."""
+def blur(x: Tensor) -> Tensor:
+    """x convolved with (1, 4, 6, 4, 1) / 16 along rows and columns; borders are replicated."""
     weights = x.new_tensor([1.0, 4.0, 6.0, 4.0, 1.0]) / 16
     kernel = (weights[:, None] * weights).expand(x.shape[1], 1, 5, 5)
     return functional.conv2d(functional.pad(x, (2, 2, 2, 2), mode="replicate"), kernel, groups=x.shape[1])

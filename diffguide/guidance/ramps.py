@@ -1,9 +1,9 @@
-"""Ramps: how much of the guidance acts at each noise level.
+"""Ramps: the strength of guidance at each noise level.
 
-    scale at a level = 1 + (scale - 1) r(level),    r = 1 all of it, r = 0 none, the strong side alone
+    scale at a level = 1 + (scale - 1) r(level),    r = 1 full guidance, r = 0 the strong prediction alone
 
-(of CFG++: scale r, the unconditional model where r = 0, as its scale 0 is off). A ramp sees the level as the log noise
-level log(sigma / alpha), which is minus half the log-SNR.
+(for CFG++ scale r, the unconditional model at r = 0). The argument is the log noise level log(sigma / alpha), minus half
+the log-SNR.
 """
 
 import math
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["Constant", "CosineRamp", "LinearRamp", "PowerRamp", "Ramp", "Table"]
+__all__ = ["Constant", "CosineRamp", "LinearRamp", "PowerRamp", "Ramp", "TableRamp"]
 
 
 class Ramp:
@@ -22,7 +22,7 @@ class Ramp:
         raise NotImplementedError
 
     def check(self, low: float, high: float) -> None:
-        """Raises ValueError where the ramp says nothing about some noise level from low to high."""
+        """Raises ValueError if the ramp is undefined at a noise level from low to high."""
 
 
 class Constant(Ramp):
@@ -33,39 +33,39 @@ class Constant(Ramp):
 
 
 class LinearRamp(Ramp):
-    """r = u, where u goes from 0 to 1 with the log-SNR between two noise levels, and stays there beyond them.
+    """r = u: u rises from 0 to 1 linearly in the log-SNR between two noise levels, and is constant beyond them.
 
     Wang, Dufour et al., "Analysis of Classifier-Free Guidance Weight Schedulers", 2024, arXiv 2404.13040, whose
     schedules are in time; in log-SNR they mean the same on every noise schedule.
 
     Arguments:
-        start: noise level sigma / alpha where guidance begins, positive.
-        full: noise level where it is all there, positive; below `start`, or above.
+        start: noise level sigma / alpha where guidance starts, positive.
+        full: noise level of full guidance, positive; below or above `start`.
 
     Raises:
         ValueError: levels that are not positive and finite, or equal.
     """
 
-    def __init__(self, start: float, full: float):
+    def __init__(self, start: float = 80.0, full: float = 0.5):
         if not (0 < start < math.inf and 0 < full < math.inf and start != full):
             raise ValueError(
                 f"start and full must be two different positive noise levels sigma/alpha, got {start} and {full}"
             )
         self.start, self.full = math.log(start), math.log(full)
 
-    def way(self, log_level: Tensor) -> Tensor:
+    def progress(self, log_level: Tensor) -> Tensor:
         """u in [0, 1]."""
         return ((log_level - self.start) / (self.full - self.start)).clamp(0, 1)
 
     def __call__(self, log_level: Tensor) -> Tensor:
-        return self.way(log_level)
+        return self.progress(log_level)
 
 
 class CosineRamp(LinearRamp):
     """r = (1 - cos(pi u)) / 2, u as in `LinearRamp`; arXiv 2404.13040."""
 
     def __call__(self, log_level: Tensor) -> Tensor:
-        return (1 - torch.cos(math.pi * self.way(log_level))) / 2
+        return (1 - torch.cos(math.pi * self.progress(log_level))) / 2
 
 
 class PowerRamp(LinearRamp):
@@ -79,27 +79,27 @@ class PowerRamp(LinearRamp):
         ValueError: as `LinearRamp`, or an exponent that is not positive.
     """
 
-    def __init__(self, start: float, full: float, exponent: float):
+    def __init__(self, start: float = 80.0, full: float = 0.5, exponent: float = 2.0):
         super().__init__(start, full)
         if not 0 < exponent < math.inf:
             raise ValueError(f"exponent must be positive, got {exponent}")
         self.exponent = float(exponent)
 
     def __call__(self, log_level: Tensor) -> Tensor:
-        return self.way(log_level) ** self.exponent
+        return self.progress(log_level) ** self.exponent
 
 
-class Table(Ramp):
+class TableRamp(Ramp):
     """r from pairs (noise level, factor), linear in the log noise level between them.
 
     Arguments:
         pairs: [noise level sigma / alpha, factor] each, at least two, levels positive and strictly increasing.
 
     Raises:
-        ValueError: other pairs; from `check`, levels that the table does not reach.
+        ValueError: other pairs; from `check`, noise levels outside the table.
     """
 
-    def __init__(self, pairs: Sequence[Sequence[float]]):
+    def __init__(self, pairs: Sequence[Sequence[float]] = ((0.0001, 1.0), (1.0, 1.0), (1000.0, 0.0))):
         if len(pairs) < 2 or any(len(pair) != 2 for pair in pairs):
             raise ValueError(f"pairs must be at least two [noise level, factor], got {[list(pair) for pair in pairs]}")
         levels, factors = zip(*pairs)
@@ -116,8 +116,8 @@ class Table(Ramp):
         first, last = float(self.levels[0]), float(self.levels[-1])
         if not first * (1 - 1e-9) <= low < high <= last * (1 + 1e-9):
             raise ValueError(
-                f"the ramp's table has noise levels {first:.6g} to {last:.6g}, guidance acts from {low:.6g} to {high:.6g}: "
-                "extend the table, or narrow guidance.interval"
+                f"the ramp's pairs cover noise levels {first:.6g} to {last:.6g}, guidance acts from {low:.6g} to {high:.6g}: "
+                "extend pairs, or narrow guidance.interval"
             )
 
     def __call__(self, log_level: Tensor) -> Tensor:

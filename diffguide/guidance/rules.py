@@ -1,10 +1,10 @@
-"""Rules: what becomes of the strong and the weak side.
+"""Rules: how the strong and the weak prediction are combined.
 
     rule(strong, weak, scale, x_t, t, schedule, memory) -> Prediction
 
-A rule that changes x_0 by d changes eps by -(alpha / sigma) d, so that the two agree as far as the sides did: what a
-guidance further inside re-noises on purpose survives. Two rules compare the sides as velocities (`Velocity`): what the
-network of a flow or of v-prediction puts out, up to a factor that depends on the level alone.
+A rule that changes x_0 by d changes eps by -(alpha / sigma) d, so that the two still agree as far as before: a change of eps
+by guidance further inside survives. Two rules compare the predictions as velocities (`Velocity`): the output of a flow or
+v-prediction network, up to a factor that depends on the level alone.
 """
 
 import math
@@ -14,18 +14,19 @@ import torch
 from torch import Tensor
 
 from ..models.protocols import Denoiser, Prediction, SamplingError
-from ..schedules import Schedule
+from ..schedules import Schedule, broadcast_rows
+from .base import per_row
 
 __all__ = ["CFGPlusPlus", "CFGZero", "Linear", "Mambo", "Rescale", "Rule", "Threshold"]
 
 
 class Rule:
-    """How the two sides make one prediction.
+    """How two predictions are combined into one.
 
     Attributes:
         stateful: whether a level depends on the levels before it, so that all samples must be at one level.
-        strong_at_1: whether scale 1 is `alone(strong)`, so that the weak side is not needed there.
-        weak_at_0: whether scale 0 is `alone(weak)`, so that the strong side is not needed there.
+        strong_at_1: whether scale 1 is `finish(strong)`, so that the weak prediction is not evaluated there.
+        weak_at_0: whether scale 0 is `finish(weak)`, so that the strong prediction is not evaluated there.
     """
 
     stateful = False
@@ -33,14 +34,14 @@ class Rule:
     weak_at_0 = False
 
     def check(self, denoiser: Denoiser, scale: float) -> None:
-        """Raises ValueError where the rule cannot work with a denoiser or a scale."""
+        """Raises ValueError for a denoiser or a scale that the rule does not take."""
 
-    def ramped(self, scale: float, factor: Tensor) -> Tensor:
-        """The scale where a ramp lets `factor` of the guidance act; 1 is off."""
+    def apply_ramp(self, scale: float, factor: Tensor) -> Tensor:
+        """The scale times a ramp's factor of the guidance; 1 is off."""
         return 1 + (scale - 1) * factor
 
     def start(self, times: Tensor) -> Any:
-        """The memory of one run over `times`; a rule that is called outside a run has the memory None."""
+        """The memory of one run over `times`; None outside a run."""
         return None
 
     def skips_step(self, t: Tensor, memory: Any) -> bool:
@@ -51,8 +52,8 @@ class Rule:
         """The memory of the run after its still steps."""
         return memory
 
-    def alone(self, side: Prediction, x_t: Tensor, t: Tensor, schedule: Schedule, memory: Any) -> Prediction:
-        """What the rule makes of one side by itself."""
+    def finish(self, side: Prediction, x_t: Tensor, t: Tensor, schedule: Schedule, memory: Any) -> Prediction:
+        """The result for one prediction alone, where the scale needs no other."""
         return side
 
     def __call__(
@@ -67,35 +68,30 @@ class Rule:
         raise NotImplementedError
 
 
-def mixed(strong: Prediction, weak: Prediction, scale: Tensor) -> Prediction:
+def interpolate(strong: Prediction, weak: Prediction, scale: Tensor) -> Prediction:
     """weak + scale (strong - weak), in both fields."""
-    return Prediction(*(w + scale * (s - w) for s, w in zip(strong, weak)))
+    return Prediction(weak.x_0 + scale * (strong.x_0 - weak.x_0), weak.eps + scale * (strong.eps - weak.eps))
 
 
-def moved(side: Prediction, x_0: Tensor, t: Tensor, schedule: Schedule) -> Prediction:
-    """The side with another x_0, and eps moved with it."""
-    ratio = beside(torch.exp(schedule.log_snr(t) / 2), x_0)
+def replace_x_0(side: Prediction, x_0: Tensor, t: Tensor, schedule: Schedule) -> Prediction:
+    """The prediction with another x_0, and eps changed with it."""
+    ratio = per_row(torch.exp(schedule.log_snr(t) / 2), x_0)
     return Prediction(x_0, side.eps - ratio * (x_0 - side.x_0))
 
 
-def beside(value: Tensor, x: Tensor) -> Tensor:
-    """A number per level, 0-d or [B], shaped and cast to stand beside x [B, ...]."""
-    return value.to(x).reshape(-1, *[1] * (x.ndim - 1)) if value.ndim else value
-
-
-def over_sample(x: Tensor) -> list[int]:
+def sample_dims(x: Tensor) -> list[int]:
     """The dimensions of one sample."""
     return list(range(1, x.ndim))
 
 
 def inner(a: Tensor, b: Tensor) -> Tensor:
     """<a, b> per sample, [B, 1, ...]."""
-    return (a * b).sum(over_sample(a), keepdim=True)
+    return (a * b).sum(sample_dims(a), keepdim=True)
 
 
 def norm(a: Tensor) -> Tensor:
     """|a| per sample, [B, 1, ...]."""
-    return torch.linalg.vector_norm(a, dim=over_sample(a), keepdim=True)
+    return torch.linalg.vector_norm(a, dim=sample_dims(a), keepdim=True)
 
 
 class Velocity(NamedTuple):
@@ -113,19 +109,20 @@ class Velocity(NamedTuple):
     @classmethod
     def at(cls, t: Tensor, schedule: Schedule, x: Tensor) -> "Velocity":
         log_snr = schedule.log_snr(t).clamp(-32, 32)  # beyond, derivatives round to nothing
-        (alpha, sigma), (da, ds) = torch.func.jvp(schedule.normalisation, (log_snr,), (torch.ones_like(log_snr),))
+        scales, slopes = torch.func.jvp(schedule.normalisation, (log_snr,), (torch.ones_like(log_snr),))[:2]
+        (alpha, sigma), (da, ds) = scales, slopes
         determinant = alpha * ds - sigma * da
-        return cls(*(beside(value, x) for value in (alpha, sigma, da / determinant, ds / determinant)))
+        return cls(*(per_row(value, x) for value in (alpha, sigma, da / determinant, ds / determinant)))
 
     def of(self, side: Prediction) -> Tensor:
         return self.p * side.x_0 + self.q * side.eps
 
-    def moved(self, side: Prediction, change: Tensor) -> Prediction:
-        """The side with its velocity changed."""
+    def shift(self, side: Prediction, change: Tensor) -> Prediction:
+        """The prediction with its velocity changed."""
         return Prediction(side.x_0 - self.sigma * change, side.eps + self.alpha * change)
 
-    def still(self, x_t: Tensor) -> Prediction:
-        """What does not move x_t."""
+    def stop(self, x_t: Tensor) -> Prediction:
+        """The prediction of velocity 0 at x_t."""
         return Prediction(self.q * x_t, -self.p * x_t)
 
 
@@ -135,7 +132,7 @@ class Linear(Rule):
     weak_at_0 = True
 
     def __call__(self, strong, weak, scale, x_t, t, schedule, memory) -> Prediction:
-        return mixed(strong, weak, scale)
+        return interpolate(strong, weak, scale)
 
 
 class Threshold(Linear):
@@ -150,18 +147,18 @@ class Threshold(Linear):
         ValueError: a quantile out of range.
     """
 
-    def __init__(self, quantile: float):
+    def __init__(self, quantile: float = 0.995):
         if not 0 < quantile <= 1:
             raise ValueError(f"quantile must be in (0, 1], got {quantile}")
         self.quantile = float(quantile)
 
-    def alone(self, side, x_t, t, schedule, memory) -> Prediction:
+    def finish(self, side, x_t, t, schedule, memory) -> Prediction:
         size = side.x_0.abs().flatten(1).quantile(self.quantile, dim=1).clamp(min=1)
-        size = size.reshape(-1, *[1] * (side.x_0.ndim - 1))
-        return moved(side, side.x_0.clamp(-size, size) / size, t, schedule)
+        size = broadcast_rows(size, side.x_0.ndim)
+        return replace_x_0(side, side.x_0.clamp(-size, size) / size, t, schedule)
 
     def __call__(self, strong, weak, scale, x_t, t, schedule, memory) -> Prediction:
-        return self.alone(mixed(strong, weak, scale), x_t, t, schedule, memory)
+        return self.finish(interpolate(strong, weak, scale), x_t, t, schedule, memory)
 
 
 class Rescale(Rule):
@@ -171,31 +168,31 @@ class Rescale(Rule):
     x_0; the standard deviation is over the values of a sample.
 
     Arguments:
-        phi: in [0, 1]: 0 = linear, 1 = the strong side's standard deviation; 0.7 in the paper.
+        phi: in [0, 1]: 0 = linear, 1 = the standard deviation of the strong x_0; 0.7 in the paper.
 
     Raises:
         ValueError: phi out of range.
     """
 
-    def __init__(self, phi: float):
+    def __init__(self, phi: float = 0.7):
         if not 0 <= phi <= 1:
             raise ValueError(f"phi must be in [0, 1], got {phi}")
         self.phi = float(phi)
 
     def __call__(self, strong, weak, scale, x_t, t, schedule, memory) -> Prediction:
-        guided = mixed(strong, weak, scale)
-        wanted, found = (side.x_0.std(over_sample(x_t), keepdim=True, correction=0) for side in (strong, guided))
-        ratio = torch.where(found > 0, wanted / found, 1)  # a sample of equal values has nothing to rescale
-        return moved(guided, (self.phi * ratio + (1 - self.phi)) * guided.x_0, t, schedule)
+        guided = interpolate(strong, weak, scale)
+        wanted, found = (side.x_0.std(sample_dims(x_t), keepdim=True, correction=0) for side in (strong, guided))
+        ratio = torch.where(found > 0, wanted / found, 1)  # constant samples cannot be rescaled
+        return replace_x_0(guided, (self.phi * ratio + (1 - self.phi)) * guided.x_0, t, schedule)
 
 
 class CFGPlusPlus(Rule):
-    """x_0 = weak.x_0 + scale (strong.x_0 - weak.x_0), with the noise of the weak side: eps = weak.eps.
+    """x_0 = weak.x_0 + scale (strong.x_0 - weak.x_0), with the weak eps: eps = weak.eps.
 
     Chung et al., "CFG++: Manifold-constrained Classifier Free Guidance", 2024, arXiv 2406.08070, algorithm 2, where scale is
-    lambda: 0 = the weak side, 1 = x_0 of the strong one. The fields disagree on purpose: the x_0 that is estimated gets the
-    noise that the unconditional model sees. More steps guide more, as each moves x_t by its share. A ramp multiplies lambda;
-    outside the interval the strong side is left as it is, its own noise included.
+    lambda: 0 = the weak prediction, 1 = the strong x_0. x_0 and eps disagree on purpose: the guided x_0 is combined with the
+    unconditional noise. More steps guide more, since each moves x_t. A ramp multiplies lambda; outside the interval the
+    prediction is the strong one.
 
     Raises:
         ValueError: from `check`, a scale outside [0, 1].
@@ -208,29 +205,29 @@ class CFGPlusPlus(Rule):
         if not 0 <= scale <= 1:
             raise ValueError(f"scale must be in [0, 1] with rule=cfgpp, where it is lambda of CFG++, got {scale}")
 
-    def ramped(self, scale: float, factor: Tensor) -> Tensor:
+    def apply_ramp(self, scale: float, factor: Tensor) -> Tensor:
         return scale * factor
 
     def __call__(self, strong, weak, scale, x_t, t, schedule, memory) -> Prediction:
-        return Prediction(mixed(strong, weak, scale).x_0, weak.eps)
+        return Prediction(interpolate(strong, weak, scale).x_0, weak.eps)
 
 
 class CFGZero(Rule):
     """u = s weak + scale (strong - s weak) for the velocities, s = <strong, weak> / |weak|^2; u = 0 in the first steps.
 
     Fan et al., "CFG-Zero*: Improved Classifier-Free Guidance for Flow Matching Models", 2025, arXiv 2503.18886,
-    algorithm 1. A step of velocity 0 is a whole step: samplers leave x where it is, x_s = x_t, and begin after it, whatever
+    algorithm 1. A step of velocity 0 is a whole step: samplers keep x_s = x_t and start after it, whatever
     they evaluate within a step and remember of it (`skips_step`). A prediction there is one that does not move.
 
     Arguments:
-        zero_init_steps: steps of the sampler's grid whose velocity is 0; about 4 % of them in the paper, at least 0.
+        zero_init_steps: steps of the sampler's grid with velocity 0; about 4 % of them in the paper, at least 0.
 
     Raises:
         ValueError: a number out of range.
-        SamplingError: from `start`, a run of no more steps, which would not move at all.
+        SamplingError: from `start`, a run of no more steps than these.
     """
 
-    def __init__(self, zero_init_steps: int):
+    def __init__(self, zero_init_steps: int = 1):
         if not isinstance(zero_init_steps, int) or zero_init_steps < 0:
             raise ValueError(f"zero_init_steps must be a whole number of at least 0, got {zero_init_steps!r}")
         self.zero_init_steps = zero_init_steps
@@ -240,8 +237,8 @@ class CFGZero(Rule):
         steps = len(times) - 1
         if self.zero_init_steps >= steps:
             raise SamplingError(
-                f"zero_init_steps must be below the sampler's steps, got {self.zero_init_steps} of {steps}: nothing would "
-                f"move; take sampler.steps={self.zero_init_steps + 1} at least, or guidance.rule.zero_init_steps=0"
+                f"zero_init_steps must be below the sampler's steps, got {self.zero_init_steps} of {steps}: no step would "
+                f"remain; take sampler.steps={self.zero_init_steps + 1} at least, or guidance.rule.zero_init_steps=0"
             )
         return float(times[self.zero_init_steps])
 
@@ -251,25 +248,25 @@ class CFGZero(Rule):
     def without_skipped_steps(self, memory: float | None) -> None:
         return None
 
-    def alone(self, side, x_t, t, schedule, memory) -> Prediction:
+    def finish(self, side, x_t, t, schedule, memory) -> Prediction:
         if memory is None or not self.zero_init_steps:
             return side
-        still = Velocity.at(t, schedule, x_t).still(x_t)
-        return Prediction(*(torch.where(beside(t > memory, x_t).bool(), a, b) for a, b in zip(still, side)))
+        stopped, early = Velocity.at(t, schedule, x_t).stop(x_t), per_row(t > memory, x_t).bool()
+        return Prediction(torch.where(early, stopped.x_0, side.x_0), torch.where(early, stopped.eps, side.eps))
 
     def __call__(self, strong, weak, scale, x_t, t, schedule, memory) -> Prediction:
         velocity = Velocity.at(t, schedule, x_t)
         u_strong, u_weak = velocity.of(strong), velocity.of(weak)
         u_weak = inner(u_strong, u_weak) / inner(u_weak, u_weak).clamp(min=torch.finfo(u_weak.dtype).tiny) * u_weak
-        guided = velocity.moved(strong, (scale - 1) * (u_strong - u_weak))
-        return self.alone(guided, x_t, t, schedule, memory)
+        guided = velocity.shift(strong, (scale - 1) * (u_strong - u_weak))
+        return self.finish(guided, x_t, t, schedule, memory)
 
 
 class Mambo(Rule):
-    """Linear with the scale 1 + (scale - 1) exp(-damping |strong - weak| / |weak|), the sides compared as velocities.
+    """Linear with the scale 1 + (scale - 1) exp(-damping |strong - weak| / |weak|), for predictions as velocities.
 
-    MAMBO-G: "Magnitude-Aware Mitigation for Boosted Guidance", 2025, arXiv 2508.03442: where the sides differ much, early,
-    guidance would overshoot.
+    MAMBO-G: "Magnitude-Aware Mitigation for Boosted Guidance", 2025, arXiv 2508.03442: guidance would
+    overshoot at high noise levels, where the predictions differ much.
 
     Arguments:
         damping: alpha of the paper, at least 0; 0 = linear, 8 is diffusers' default.
@@ -278,7 +275,7 @@ class Mambo(Rule):
         ValueError: a number out of range.
     """
 
-    def __init__(self, damping: float):
+    def __init__(self, damping: float = 8.0):
         if not 0 <= damping < math.inf:
             raise ValueError(f"damping must be at least 0, got {damping}")
         self.damping = float(damping)
@@ -287,4 +284,4 @@ class Mambo(Rule):
         velocity = Velocity.at(t, schedule, x_t)
         u_strong, u_weak = velocity.of(strong), velocity.of(weak)
         ratio = norm(u_strong - u_weak) / norm(u_weak).clamp(min=torch.finfo(u_weak.dtype).tiny)
-        return mixed(strong, weak, 1 + (scale - 1) * torch.exp(-self.damping * ratio))
+        return interpolate(strong, weak, 1 + (scale - 1) * torch.exp(-self.damping * ratio))

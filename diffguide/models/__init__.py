@@ -1,1 +1,29 @@
 """How a network is read: denoisers, log-densities, classifiers, and what a network's output means."""
+
+from .decoders import Decoder, Discretized, Gaussian
+from .evaluation_counters import EvaluationCounter
+from .joint_energy import JointEnergy
+from .level_classifier import LevelClassifier
+from .noisy_classifier import NoisyClassifier
+from .noisy_joint_energy import NoisyJointEnergy
+from .parameterizations import EDM, X0, Eps, Flow, Parameterization, Rows, Score, V
+from .preconditioned import Preconditioned
+from .protocols import (
+    Classifier,
+    Denoiser,
+    DenoiserInfo,
+    DenoiserWrapper,
+    Energy,
+    ExactDenoiser,
+    LogDensity,
+    Prediction,
+    SamplingError,
+    Tally,
+)
+
+__all__ = [
+    "EDM", "X0", "Classifier", "Decoder", "Denoiser", "DenoiserInfo", "DenoiserWrapper", "Discretized", "Energy", "Eps",
+    "EvaluationCounter", "ExactDenoiser", "Flow", "Gaussian", "JointEnergy", "LevelClassifier", "LogDensity",
+    "NoisyClassifier", "NoisyJointEnergy", "Parameterization", "Preconditioned", "Prediction", "Rows", "SamplingError",
+    "Score", "Tally", "V",
+]  # fmt: skip

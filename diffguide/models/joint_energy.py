@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from ..backbones import Backbone
 from .noisy_classifier import check_outputs
+from .parameterizations import at_least_float32
 from .protocols import Classifier, Energy
 
 __all__ = ["JointEnergy"]
@@ -34,7 +35,7 @@ class JointEnergy(nn.Module, Energy, Classifier):
 
     def logits(self, x: Tensor) -> Tensor:
         """f(x), [B, num_classes], float32 at least."""
-        x = x.to(torch.promote_types(x.dtype, torch.float32))
+        x = at_least_float32(x)
         return self.backbone(x, None, None).to(x.dtype)
 
     def log_density(self, x: Tensor, t: Tensor | None = None, y: Tensor | None = None) -> Tensor:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ..backbones import Backbone
 from ..backbones.conditions import Condition
 from ..schedules import Schedule, as_time
+from .parameterizations import at_least_float32
 from .protocols import Classifier, Denoiser, LogDensity, Prediction
 
 __all__ = ["LevelClassifier", "value_and_gradient", "langevin_step"]
@@ -136,7 +137,7 @@ class LevelClassifier(nn.Module, Denoiser, LogDensity, Classifier):
 
     def logits(self, x: Tensor, y: Condition | None = None) -> Tensor:
         """f(x), [B, steps + 2], float32 at least."""
-        x = x.to(torch.promote_types(x.dtype, torch.float32))
+        x = at_least_float32(x)
         return self.backbone(x, None, y).to(x.dtype).cumsum(1)
 
     def index(self, t: Tensor | None) -> Tensor:
@@ -176,7 +177,7 @@ class LevelClassifier(nn.Module, Denoiser, LogDensity, Classifier):
 
     def forward(self, x_t: Tensor, t: Tensor, y: Condition | None = None) -> Prediction:
         k = self.index(t)
-        x_t = x_t.to(torch.promote_types(x_t.dtype, torch.float32))
+        x_t = at_least_float32(x_t)
         _, slope = value_and_gradient(lambda x: self.log_ratio(x, k.to(x.device), y), x_t)
         return self.read(x_t, slope, k)
 

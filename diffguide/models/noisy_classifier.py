@@ -1,10 +1,10 @@
 """Classifiers of noisy data: log p(y | x_t) at every noise level."""
 
-import torch
 from torch import Tensor, nn
 
 from ..backbones import Backbone
 from ..schedules import Schedule
+from .parameterizations import at_least_float32
 from .protocols import Classifier
 
 __all__ = ["NoisyClassifier", "check_outputs"]
@@ -53,7 +53,7 @@ class NoisyClassifier(nn.Module, Classifier):
 
     def log_prob_at(self, x_t: Tensor, log_snr: Tensor) -> Tensor:
         """`log_prob` at a log-SNR of the schedule, float64."""
-        x_t = x_t.to(torch.promote_types(x_t.dtype, torch.float32))
+        x_t = at_least_float32(x_t)
         alpha, sigma = self.schedule.scales(log_snr, x_t.ndim)
         level = log_snr.to(x_t).expand(len(x_t)) if self.backbone.noise_conditioned else None
         logits = self.backbone((alpha**2 + sigma**2).rsqrt().to(x_t) * x_t, level, None)

@@ -2,7 +2,6 @@
 
 import math
 
-import torch
 from torch import Tensor, nn
 
 from ..backbones import Backbone
@@ -10,7 +9,7 @@ from ..schedules import Schedule
 from .joint_energy import joint_log_density
 from .level_classifier import check_twice_differentiable, value_and_gradient
 from .noisy_classifier import check_outputs
-from .parameterizations import Rows, V
+from .parameterizations import Rows, V, at_least_float32
 from .protocols import Classifier, Denoiser, LogDensity, Prediction
 
 __all__ = ["NoisyJointEnergy"]
@@ -71,7 +70,7 @@ class NoisyJointEnergy(nn.Module, Denoiser, LogDensity, Classifier):
 
     def scaled(self, x: Tensor, log_snr: Tensor) -> Tensor:
         """z = x / s, float32 at least."""
-        x = x.to(torch.promote_types(x.dtype, torch.float32))
+        x = at_least_float32(x)
         alpha, sigma = self.schedule.scales(log_snr, x.ndim)
         return (alpha**2 + sigma**2).rsqrt().to(x) * x
 

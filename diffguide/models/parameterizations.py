@@ -13,9 +13,14 @@ log-SNR alone once x_t is divided by its own scale: a trained network is valid u
 
 from typing import NamedTuple
 
-from torch import Tensor, ones_like, zeros_like
+from torch import Tensor, float32, ones_like, promote_types, zeros_like
 
-__all__ = ["Rows", "Parameterization", "X0", "Eps", "Score", "V", "Flow", "EDM"]
+__all__ = ["Rows", "at_least_float32", "Parameterization", "X0", "Eps", "Score", "V", "Flow", "EDM"]
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """x in its own dtype, float32 where that is less."""
+    return x.to(promote_types(x.dtype, float32))
 
 
 class Rows(NamedTuple):

@@ -1,13 +1,14 @@
 """A network as a denoiser: what its output means."""
 
-import torch
+from operator import attrgetter
+
 from torch import Tensor, nn
 
 from ..backbones import Backbone
 from ..backbones.conditions import Condition, Embedding
 from ..backbones.perturbations import Perturbation
 from ..schedules import Schedule
-from .parameterizations import Parameterization, Rows
+from .parameterizations import Parameterization, Rows, at_least_float32
 from .protocols import Denoiser, Prediction
 
 __all__ = ["Preconditioned"]
@@ -46,28 +47,17 @@ class Preconditioned(nn.Module, Denoiser):
         return self.backbone.conditional
 
     embeds = conditional
-    attention_layers = property(lambda self: self.backbone.attention_layers)
-    residual_blocks = property(lambda self: self.backbone.residual_blocks)
-    compiled = property(lambda self: self.backbone.compiled)
+    attention_layers = property(attrgetter("backbone.attention_layers"))
+    residual_blocks = property(attrgetter("backbone.residual_blocks"))
+    compiled = property(attrgetter("backbone.compiled"))
 
     def embed(self, y: Condition) -> Embedding:
         return self.backbone.embed(y)
 
-    def output(
-        self, x_t: Tensor, t: Tensor, y: Condition | None = None, perturbation: Perturbation | None = None
-    ) -> tuple[Tensor, Rows]:
-        """The network's output F and the rows that read it, in the dtype of x_t, float32 at least."""
-        return self.output_at(x_t, self.schedule.log_snr(t), y, perturbation)
-
-    def output_at(
-        self, x_t: Tensor, log_snr: Tensor, y: Condition | None = None, perturbation: Perturbation | None = None
-    ) -> tuple[Tensor, Rows]:
-        """`output` at a log-SNR of the schedule, float64."""
-        x_t = x_t.to(torch.promote_types(x_t.dtype, torch.float32))
+    def inputs(self, x_t: Tensor, log_snr: Tensor) -> tuple[Rows, Tensor, Tensor | None]:
+        """The rows at a log-SNR, float64, and what the network takes there: c_in x_t and the log-SNR [B]."""
         rows = self.parameterization.rows(*self.schedule.scales(log_snr, x_t.ndim)).to(x_t)
-        level = log_snr.to(x_t).expand(len(x_t)) if self.backbone.noise_conditioned else None
-        changed = () if perturbation is None else (perturbation,)  # which a network of one's own need not know
-        return self.backbone(rows.c_in * x_t, level, y, *changed).to(x_t.dtype), rows
+        return rows, rows.c_in * x_t, log_snr.to(x_t).expand(len(x_t)) if self.backbone.noise_conditioned else None
 
     def error(self, x_0: Tensor, eps: Tensor, log_snr: Tensor, y: Condition | None) -> tuple[Tensor, Rows]:
         """F - F* at x_t = alpha x_0 + sigma eps, F* = p x_0 + q eps, and the rows that read F.
@@ -76,20 +66,23 @@ class Preconditioned(nn.Module, Denoiser):
             ValueError: an output of another shape than the data.
         """
         alpha, sigma = (a.to(x_0) for a in self.schedule.scales(log_snr, x_0.ndim))
-        output, rows = self.output_at(alpha * x_0 + sigma * eps, log_snr, y)
+        x_t = at_least_float32(alpha * x_0 + sigma * eps)
+        rows, *inputs = self.inputs(x_t, log_snr)
+        output = self.backbone(*inputs, y).to(x_t.dtype)
         if output.shape != x_0.shape:
             raise ValueError(
                 f"the network's output {list(output.shape)} must have the shape of the data {list(x_0.shape)}"
             )
         return output - (rows.p * x_0 + rows.q * eps), rows
 
-    def forward(self, x_t: Tensor, t: Tensor, y: Condition | None = None) -> Prediction:
-        return self.read(x_t, *self.output(x_t, t, y))
+    def forward(
+        self, x_t: Tensor, t: Tensor, y: Condition | None = None, perturbation: Perturbation | None = None
+    ) -> Prediction:
+        x_t = at_least_float32(x_t)
+        rows, *inputs = self.inputs(x_t, self.schedule.log_snr(t))
+        changes = () if perturbation is None else (perturbation,)  # a network of the user's may take none
+        output = self.backbone(*inputs, y, *changes).to(x_t.dtype)
+        return Prediction(rows.c_skip * x_t + rows.c_out * output, rows.e_skip * x_t + rows.e_out * output)
 
     def predict_perturbed(self, x_t: Tensor, t: Tensor, y: Condition | None, perturbation: Perturbation) -> Prediction:
-        return self.read(x_t, *self.output(x_t, t, y, perturbation))
-
-    def read(self, x_t: Tensor, output: Tensor, rows: Rows) -> Prediction:
-        """The estimates that the network's output means."""
-        x_t = x_t.to(output.dtype)
-        return Prediction(rows.c_skip * x_t + rows.c_out * output, rows.e_skip * x_t + rows.e_out * output)
+        return self(x_t, t, y, perturbation)

@@ -9,7 +9,7 @@ fields agree, x_t = alpha_t x_0 + sigma_t eps, unless a method re-noises with an
 
 import copy
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple, Self
 
 from torch import Tensor
 
@@ -18,8 +18,17 @@ from ..backbones.perturbations import Perturbation
 from ..schedules import Schedule
 
 __all__ = [
-    "Prediction", "Denoiser", "ExactDenoiser", "LogDensity", "Energy", "Classifier", "DenoiserWrapper", "SamplingError",
-]  # fmt: skip
+    "Classifier",
+    "Denoiser",
+    "DenoiserInfo",
+    "DenoiserWrapper",
+    "Energy",
+    "ExactDenoiser",
+    "LogDensity",
+    "Prediction",
+    "SamplingError",
+    "Tally",
+]
 
 
 class SamplingError(ValueError):
@@ -33,8 +42,15 @@ class Prediction(NamedTuple):
     eps: Tensor
 
 
-class Denoiser:
-    """Base of everything a sampler can sample.
+class Tally:
+    """Evaluations so far, one per row: of denoisers and energies, and apart those of classifiers and other potentials."""
+
+    evaluations = 0
+    potential_evaluations = 0
+
+
+class DenoiserInfo(NamedTuple):
+    """What a denoiser states of itself.
 
     Attributes:
         schedule: the noise schedule that t refers to.
@@ -42,16 +58,38 @@ class Denoiser:
         num_classes: number of classes, 0 where y is no class index.
         conditional: whether y means anything, be it a class index or an Embedding.
         has_null: whether a row without condition (y = -1) was trained.
-        class_names: one per class, () where nobody said them.
-        shape: of one example, None where nobody said it.
+        class_names: one per class, () where they are unknown.
+        shape: of one example, None where it is unknown.
         stateful: whether a level depends on more than itself (momentum, noise), so that all samples must be at one.
-        embeds: whether `embed` says what the network makes of a condition.
-        attention_layers, residual_blocks: of the network, as a backbone lists them: where `predict_perturbed` can change it.
+        embeds: whether `embed` is available.
         compiled: whether torch.compile made its network, which then has no gradients of gradients.
+        attention_layers, residual_blocks: of the network, as a backbone lists them, for `predict_perturbed`.
+    """
+
+    schedule: Schedule
+    levels: Tensor | None
+    num_classes: int
+    conditional: bool
+    has_null: bool
+    class_names: Sequence[str]
+    shape: Sequence[int] | None
+    stateful: bool
+    embeds: bool
+    compiled: bool
+    attention_layers: Sequence[int]
+    residual_blocks: Sequence[int]
+
+
+class Denoiser:
+    """Base of everything a sampler can sample. Its attributes are the fields of `DenoiserInfo`, and:
+
+    Attributes:
+        tally: where its evaluations are counted, None = nowhere.
         loadable: whether a configuration may name the folder of a training run where it needs such a model.
     """
 
     loadable = True
+    tally: Tally | None = None
     schedule: Schedule
     levels: Tensor | None = None
     num_classes: int = 0
@@ -68,19 +106,23 @@ class Denoiser:
     def conditional(self) -> bool:
         return self.num_classes > 0
 
+    @property
+    def info(self) -> DenoiserInfo:
+        return DenoiserInfo(*(getattr(self, name) for name in DenoiserInfo._fields))
+
     def __call__(self, x_t: Tensor, t: Tensor, y: Condition | None = None) -> Prediction:
         raise NotImplementedError
 
-    def start(self, noise, times: Tensor) -> "Denoiser":
-        """A fresh denoiser for one run over `times`; where nothing is remembered, the denoiser itself."""
+    def start(self, noise: Any, times: Tensor) -> Self:
+        """A fresh denoiser for one run over `times`; the denoiser itself where it keeps no state."""
         return self
 
     def skips_step(self, t: Tensor) -> bool:
-        """Whether a step of the run from t, 0-d, leaves x where it is: the first steps of CFG-Zero*."""
+        """Whether a step of the run from t, 0-d, leaves x unchanged: the first steps of CFG-Zero*."""
         return False
 
-    def without_skipped_steps(self) -> "Denoiser":
-        """The same run after its still steps, at whatever level it is asked (churn and restarts go up again)."""
+    def without_skipped_steps(self) -> Self:
+        """The same run after its skipped steps, at whatever level it is evaluated (churn and restarts go up again)."""
         return self
 
     def embed(self, y: Condition) -> Embedding:
@@ -88,18 +130,8 @@ class Denoiser:
         raise NotImplementedError
 
     def predict_perturbed(self, x_t: Tensor, t: Tensor, y: Condition | None, perturbation: Perturbation) -> Prediction:
-        """The prediction of the same network, changed in some of its layers and in some rows, where it has such layers."""
+        """The prediction of the same network, changed in some of its layers and in some rows."""
         raise NotImplementedError
-
-    def counted(self, other: "Denoiser") -> "Denoiser":
-        """Another denoiser, whose evaluations count as this one's, where somebody counts these."""
-        return other
-
-    def count_potential(self, rows: int) -> None:
-        """Says that a classifier or another log-potential was asked about so many rows, where somebody counts."""
-
-    def count_evaluations(self, rows: int) -> None:
-        """Says that its log-density was asked about so many rows, where somebody counts."""
 
 
 class ExactDenoiser(Denoiser):
@@ -140,21 +172,19 @@ class Energy(LogDensity):
 
     Attributes:
         schedule, levels: None, for there are no noise levels.
-        num_classes, has_null, class_names, shape: as of a `Denoiser`.
+        tally, num_classes, has_null, class_names, shape: as of a `Denoiser`.
     """
 
     schedule = levels = None
+    tally: Tally | None = None
     num_classes: int = 0
     has_null: bool = False
     class_names: Sequence[str] = ()
     shape: Sequence[int] | None = None
 
-    def start(self, noise, times: Tensor) -> "Energy":
-        """An energy remembers nothing: itself."""
+    def start(self, noise: Any, times: Tensor) -> Self:
+        """Itself: an energy keeps no state."""
         return self
-
-    def count_evaluations(self, rows: int) -> None:
-        """Says that it was asked about so many rows, where somebody counts."""
 
 
 class Classifier:
@@ -174,37 +204,24 @@ class Classifier:
 
 
 class DenoiserWrapper(Denoiser):
-    """A denoiser made of another one, whose facts it forwards. It starts what it wraps.
+    """A denoiser made of another one, whose `info` it forwards. It starts what it wraps.
 
     Attributes:
         needs_null: whether training for it must drop the condition of some examples.
-        uses_condition: whether it compares conditions, and so does nothing where a model ignores them.
-        passthrough: whether it shows the law of what it wraps, so that whatever else that knows holds for both.
+        uses_condition: whether it compares conditions, and so has no effect where a model ignores them.
+        passthrough: whether its predictions are those of what it wraps, so that whatever else that knows holds for both.
     """
 
     needs_null = uses_condition = False
     passthrough = False
 
     def __init__(self, denoiser: Denoiser):
-        self.denoiser = denoiser
-
-    schedule = property(lambda self: self.denoiser.schedule)
-    levels = property(lambda self: self.denoiser.levels)
-    num_classes = property(lambda self: self.denoiser.num_classes)
-    conditional = property(lambda self: self.denoiser.conditional)
-    has_null = property(lambda self: self.denoiser.has_null)
-    class_names = property(lambda self: self.denoiser.class_names)
-    shape = property(lambda self: self.denoiser.shape)
-    stateful = property(lambda self: self.denoiser.stateful)
-    embeds = property(lambda self: self.denoiser.embeds)
-    attention_layers = property(lambda self: self.denoiser.attention_layers if self.passthrough else ())
-    residual_blocks = property(lambda self: self.denoiser.residual_blocks if self.passthrough else ())
-    compiled = property(lambda self: self.denoiser.compiled)
+        self.denoiser, self.tally = denoiser, denoiser.tally
 
     def skips_step(self, t: Tensor) -> bool:
         return self.denoiser.skips_step(t)
 
-    def without_skipped_steps(self) -> "DenoiserWrapper":
+    def without_skipped_steps(self) -> Self:
         fresh = copy.copy(self)
         fresh.denoiser = self.denoiser.without_skipped_steps()
         return fresh
@@ -215,15 +232,6 @@ class DenoiserWrapper(Denoiser):
     def predict_perturbed(self, x_t: Tensor, t: Tensor, y: Condition | None, perturbation: Perturbation) -> Prediction:
         return self.denoiser.predict_perturbed(x_t, t, y, perturbation)
 
-    def counted(self, other: Denoiser) -> Denoiser:
-        return self.denoiser.counted(other)
-
-    def count_potential(self, rows: int) -> None:
-        self.denoiser.count_potential(rows)
-
-    def count_evaluations(self, rows: int) -> None:
-        self.denoiser.count_evaluations(rows)
-
     def acts_at(self, times: Tensor, labelled: bool) -> bool:
         """Whether it may change anything at some of these times, [N] float64 on the CPU.
 
@@ -232,7 +240,22 @@ class DenoiserWrapper(Denoiser):
         """
         return True
 
-    def start(self, noise, times: Tensor) -> "DenoiserWrapper":
+    def start(self, noise: Any, times: Tensor) -> Self:
         fresh = copy.copy(self)
         fresh.denoiser = self.denoiser.start(noise, times)
         return fresh
+
+
+def forward_attribute(name: str) -> property:
+    """An attribute of a wrapper, read from what it wraps; layers that only the inner network has stay hidden."""
+
+    def read(self: DenoiserWrapper) -> Any:
+        if name in ("attention_layers", "residual_blocks") and not self.passthrough:
+            return ()
+        return getattr(self.denoiser, name)
+
+    return property(read)
+
+
+for name in DenoiserInfo._fields:
+    setattr(DenoiserWrapper, name, forward_attribute(name))

@@ -51,8 +51,9 @@ CLASSES = {  # old dotted name of a class or function: new one; read before MODU
     "diffguide.guidance.potentials.base.NoisedPotentialGuidance": (
         "diffguide.guidance.potentials.base.NoisyPotentialGuidance"
     ),
+    "diffguide.guidance.ramps.Table": "diffguide.guidance.ramps.TableRamp",
     "diffguide.guidance.weak.Auto": "diffguide.guidance.autoguidance.Autoguidance",
-    "diffguide.guidance.weak.Compose": "diffguide.guidance.composition.Composition",
+    "diffguide.guidance.weak.Compose": "diffguide.guidance.composition.ClassComposition",
     "diffguide.guidance.weak.Negative": "diffguide.guidance.composition.NegativeCondition",
     "diffguide.objectives.classifier.Classifying": "diffguide.objectives.classifier.ClassifierObjective",
     "diffguide.objectives.energy.EnergyDenoising": "diffguide.objectives.energy.EnergyObjective",

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..backbones.conditions import Condition, Embedding
 from ..models.protocols import Classifier, ExactDenoiser, LogDensity, Prediction
-from ..schedules import Schedule
+from ..schedules import Cosine, Schedule
 
 __all__ = ["Oracle"]
 
@@ -22,7 +22,7 @@ class Oracle(ExactDenoiser, LogDensity, Classifier):
         shape: of one example.
         weights: pi_k, [K], any positive sum.
         labels: class of each component, [K].
-        schedule: the noise schedule that t refers to.
+        schedule: the noise schedule that t refers to; None = Cosine().
         class_names: one per class; None = the indices.
 
     Raises:
@@ -34,7 +34,7 @@ class Oracle(ExactDenoiser, LogDensity, Classifier):
     block = 2**16  # numbers in one working array: what fits into a core's cache
 
     def __init__(
-        self, shape: Sequence[int], weights: Tensor, labels: Tensor, schedule: Schedule,
+        self, shape: Sequence[int], weights: Tensor, labels: Tensor, schedule: Schedule | None,
         class_names: Sequence[str] | None,
     ):  # fmt: skip
         if not bool((weights >= 0).all()) or not 0 < float(weights.sum()) < torch.inf:
@@ -54,7 +54,8 @@ class Oracle(ExactDenoiser, LogDensity, Classifier):
         totals[-1] = 1.0  # y = -1: no condition
         if not bool((totals > 0).all()):
             raise ValueError(f"class {int(totals.argmin())} has no component of positive weight")
-        self.shape, self.schedule, self.labels = tuple(shape), schedule, labels.long()
+        self.schedule = Cosine() if schedule is None else schedule
+        self.shape, self.labels = tuple(shape), labels.long()
         self.class_names, self.num_classes = tuple(names), len(names)
         self.log_weights, self.log_totals = weights.log(), totals.log()
 

@@ -29,7 +29,7 @@ class Empirical(Oracle):
     Arguments:
         data: [N, ...], numbers in [-1, 1] of any dtype, or uint8 read as u / 127.5 - 1.
         labels: class of each example, [N], from 0.
-        schedule: the noise schedule that t refers to.
+        schedule: the noise schedule that t refers to; None = Cosine().
         width: h, standard deviation around each example, at least 0; 0 = the examples alone, for sigma > 0.
         class_names: one per class; None = the indices.
 
@@ -41,7 +41,12 @@ class Empirical(Oracle):
     block = 2**20
 
     def __init__(
-        self, data: Tensor, labels: Tensor, schedule: Schedule, width: float, class_names: Sequence[str] | None = None
+        self,
+        data: Tensor,
+        labels: Tensor,
+        schedule: Schedule | None = None,
+        width: float = 0.0,
+        class_names: Sequence[str] | None = None,
     ):
         if data.ndim < 2 or not data.numel():
             raise ValueError(f"data must be [N, ...] with at least one example, got {list(data.shape)}")

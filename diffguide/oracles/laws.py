@@ -14,10 +14,10 @@ class GMM2DLaw(GaussianMixture):
     """The law that the data set gmm2d is drawn from: eight Gaussians on a circle, class = neighbouring pair.
 
     Arguments:
-        schedule: the noise schedule that t refers to.
+        schedule: the noise schedule that t refers to; None = Cosine().
     """
 
-    def __init__(self, schedule: Schedule):
+    def __init__(self, schedule: Schedule | None = None):
         means = GMM2D.means()
         super().__init__([1.0] * len(means), means, GMM2D.std**2, GMM2D.labels(), schedule)
 
@@ -34,15 +34,16 @@ class HighDimensional(GaussianMixture):
         spread: standard deviation of every coordinate of the means, at least 0, below 1e15.
         std: standard deviation of every component, above 0, below 1e15.
         seed: of the means, 0 to 2^62.
-        schedule: the noise schedule that t refers to.
+        schedule: the noise schedule that t refers to; None = Cosine().
 
     Raises:
         ValueError: an argument outside its range.
     """
 
     def __init__(
-        self, dimensions: int, classes: int, components: int, spread: float, std: float, seed: int, schedule: Schedule
-    ):
+        self, dimensions: int = 64, classes: int = 8, components: int = 1, spread: float = 0.25, std: float = 0.5,
+        seed: int = 0, schedule: Schedule | None = None,
+    ):  # fmt: skip
         if min(dimensions, classes, components) < 1 or not 0 <= seed <= 2**62:
             raise ValueError(
                 f"dimensions, classes and components must be at least 1 and seed 0 to 2^62, got {dimensions}, "
@@ -67,13 +68,13 @@ class AutoguidanceTree(GaussianMixture):
     Arguments:
         depth: generations of branches, 1 to 10; the paper's 7 makes 2 * 127 * 8 = 2032 components.
         seed: of lengths and angles, 0 to 2^32 - 1; the paper's is 2.
-        schedule: the noise schedule that t refers to.
+        schedule: the noise schedule that t refers to; None = Cosine().
 
     Raises:
         ValueError: an argument outside its range.
     """
 
-    def __init__(self, depth: int, seed: int, schedule: Schedule):
+    def __init__(self, depth: int = 7, seed: int = 2, schedule: Schedule | None = None):
         if not 1 <= depth <= 10 or not 0 <= seed < 2**32:
             raise ValueError(f"depth must be 1 to 10 and seed 0 to 2^32 - 1, got {depth} and {seed}")
         super().__init__(*grow_trees(depth, seed), schedule, class_names=["A", "B"])

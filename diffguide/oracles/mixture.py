@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from ..backbones.conditions import Condition
+from ..datasets.mixture import COVARIANCES, LABELS, MEANS, WEIGHTS
 from ..schedules import Schedule
 from .base import Oracle
 
@@ -90,7 +91,7 @@ class GaussianMixture(Oracle):
         covariances: S_k as [K, D, D]; [K, D] diagonals; [K] or a number, variances of every coordinate. A first length of
             1 is shared by all. Everything but [K, D, D] costs O(K D) per point.
         labels: class of each component, [K], from 0.
-        schedule: the noise schedule that t refers to.
+        schedule: the noise schedule that t refers to; None = Cosine().
         class_names: one per class; None = the indices.
 
     Raises:
@@ -99,9 +100,9 @@ class GaussianMixture(Oracle):
     """
 
     def __init__(
-        self, weights: Sequence[float], means: Sequence[Sequence[float]],
-        covariances: float | Sequence[float] | Sequence[Sequence[float]] | Sequence[Sequence[Sequence[float]]],
-        labels: Sequence[int], schedule: Schedule, class_names: Sequence[str] | None = None,
+        self, weights: Sequence[float] = WEIGHTS, means: Sequence[Sequence[float]] = MEANS,
+        covariances: float | Sequence[float] | Sequence[Sequence[float]] | Sequence[Sequence[Sequence[float]]] = COVARIANCES,
+        labels: Sequence[int] = LABELS, schedule: Schedule | None = None, class_names: Sequence[str] | None = None,
     ):  # fmt: skip
         weights, means, covariances = (
             to_numbers(value, name)

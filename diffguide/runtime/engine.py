@@ -30,7 +30,13 @@ def gather_objects(fabric: Fabric, value: Any) -> list[Any]:
     return values
 
 
-def build_fabric(accelerator: str, devices: int | str, num_nodes: int, strategy: str, precision: str) -> Fabric:
+def build_fabric(
+    accelerator: str = "auto",
+    devices: int | str = 1,
+    num_nodes: int = 1,
+    strategy: str = "auto",
+    precision: str = "32-true",
+) -> Fabric:
     """A Fabric, not yet launched. Under torchrun the number of processes is torchrun's.
 
     Arguments:

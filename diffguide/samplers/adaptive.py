@@ -108,7 +108,7 @@ class Dopri5(Sampler):
         start, end = (torch.atan2(b, a).to(x.device).expand(len(x)) for a, b in ((alpha, sigma), (alpha_s, sigma_s)))
         left = self.max_evaluations - memory.get("evaluations", 0)
         if left < MIN_EVALUATIONS:
-            raise self.exhausted()
+            raise self.budget_error()
         prediction = denoiser(x, t, y)
         dtype = prediction.x_0.dtype  # of the model; rounding of a float32 state would decide about steps
 
@@ -134,10 +134,10 @@ class Dopri5(Sampler):
                 f"sampler=dopri5 met numbers that are not finite between t = {float(t):g} and {float(s):g}"
             )
         if states != [torchode.status_codes.SUCCESS]:
-            raise self.exhausted()
+            raise self.budget_error()
         return (torch.hypot(alpha_s, sigma_s) * solution.ys[:, -1].reshape(shape)).to(dtype)
 
-    def exhausted(self) -> SamplingError:
+    def budget_error(self) -> SamplingError:
         return SamplingError(
             f"sampler=dopri5 needs more than max_evaluations={self.max_evaluations} evaluations for atol={self.atol:g} "
             f"and rtol={self.rtol:g}: raise max_evaluations or the tolerances"

@@ -36,7 +36,7 @@ def renoise(prediction: Prediction, schedule: Schedule, s: Tensor, variance: Ten
     return alpha * prediction.x_0 + (sigma**2 - variance).clamp(min=0).sqrt() * prediction.eps
 
 
-def add_noise(mean: Tensor, variance: Tensor, noise: StepNoise, t: Tensor, s: Tensor) -> Tensor:
+def add_step_noise(mean: Tensor, variance: Tensor, noise: StepNoise, t: Tensor, s: Tensor) -> Tensor:
     """mean + sqrt(variance) z; exact data (sigma_s = 0) needs no z."""
     return mean + variance.sqrt() * noise.increment(t, s) if variance > 0 else mean
 
@@ -71,7 +71,7 @@ class DDIM(Sampler):
         if not self.stochastic:
             return renoise(prediction, denoiser.schedule, s, 0.0)
         variance = self.eta**2 * posterior_variance(denoiser.schedule, t, s)
-        return add_noise(renoise(prediction, denoiser.schedule, s, variance), variance, noise, t, s)
+        return add_step_noise(renoise(prediction, denoiser.schedule, s, variance), variance, noise, t, s)
 
 
 class Euler(DDIM):
@@ -111,7 +111,7 @@ class EulerAncestral(Sampler):
         self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, y: Condition | None, noise: StepNoise, memory: Memory
     ) -> Tensor:
         up = self.eta**2 * posterior_variance(denoiser.schedule, t, s)
-        return add_noise(renoise(denoiser(x, t, y), denoiser.schedule, s, up), self.s_noise**2 * up, noise, t, s)
+        return add_step_noise(renoise(denoiser(x, t, y), denoiser.schedule, s, up), self.s_noise**2 * up, noise, t, s)
 
 
 class DDPM(Sampler):
@@ -144,11 +144,11 @@ class DDPM(Sampler):
         variance = small
         if self.variance and s > 0:
             variance = small ** (1 - self.variance) * transition_variance(denoiser.schedule, t, s) ** self.variance
-        return add_noise(renoise(prediction, denoiser.schedule, s, small), variance, noise, t, s)
+        return add_step_noise(renoise(prediction, denoiser.schedule, s, small), variance, noise, t, s)
 
     def first_order(self, prediction: Prediction, schedule: Schedule, t: Tensor, s: Tensor, noise: StepNoise) -> Tensor:
         small = posterior_variance(schedule, t, s)
-        return add_noise(renoise(prediction, schedule, s, small), small, noise, t, s)
+        return add_step_noise(renoise(prediction, schedule, s, small), small, noise, t, s)
 
 
 class ExactDDPM(Sampler):

@@ -82,9 +82,9 @@ class StochasticDPMpp(Sampler):
         self.eta, self.s_noise, self.stochastic = float(eta), check_noise_factor(s_noise), eta > 0
 
     def first_order(self, prediction: Prediction, schedule: Schedule, t: Tensor, s: Tensor, noise: StepNoise) -> Tensor:
-        return first_order_mean(prediction, schedule, t, s, self.eta) + self.added(schedule, t, s, noise)
+        return first_order_mean(prediction, schedule, t, s, self.eta) + self.draw_noise(schedule, t, s, noise)
 
-    def added(self, schedule: Schedule, t: Tensor, s: Tensor, noise: StepNoise) -> Tensor | float:
+    def draw_noise(self, schedule: Schedule, t: Tensor, s: Tensor, noise: StepNoise) -> Tensor | float:
         """s_noise sigma_s sqrt(1 - e^(-2 eta h)) z."""
         sigma = schedule.alpha_sigma(s)[1]
         if not self.stochastic or sigma == 0:
@@ -113,7 +113,7 @@ class DPMpp2MSDE(StochasticDPMpp):
             gain = schedule.alpha_sigma(s)[0] * -math.expm1(-(1 + self.eta) * h) * (h / (2 * memory["h"]))
             mean = mean + gain * (prediction.x_0 - memory["x_0"])
         memory.update(x_0=prediction.x_0, h=h)
-        return mean + self.added(schedule, t, s, noise)
+        return mean + self.draw_noise(schedule, t, s, noise)
 
 
 class DPMpp3MSDE(StochasticDPMpp):
@@ -132,7 +132,7 @@ class DPMpp3MSDE(StochasticDPMpp):
         alpha, sigma = schedule.alpha_sigma(t)
         nodes, values = remember(memory, half_log_snr(schedule, t), prediction.x_0, 3)
         x = alpha * prediction.x_0 + sigma * prediction.eps
-        return integrate(schedule, t, s, x, nodes, values, self.eta) + self.added(schedule, t, s, noise)
+        return integrate(schedule, t, s, x, nodes, values, self.eta) + self.draw_noise(schedule, t, s, noise)
 
 
 def remember(memory: Memory, node: float, value: Tensor, count: int) -> tuple[list[float], list[Tensor]]:
@@ -207,7 +207,7 @@ class SASolver(Sampler):
             corrected = integrate(schedule, at, t, start, nodes[:count], values[:count], eta) + added
             x = x + (corrected - memory["arrived"])  # keeps what guidance or another sampler changed since
         eta = self.eta(schedule, t)
-        added = self.added(schedule, t, s, noise, x)
+        added = self.draw_noise(schedule, t, s, noise, x)
         count = self.predictor_order
         predicted = integrate(schedule, t, s, x, nodes[:count], values[:count], eta) + added
         if self.corrector_order and math.isfinite(nodes[0]):
@@ -216,9 +216,9 @@ class SASolver(Sampler):
 
     def first_order(self, prediction: Prediction, schedule: Schedule, t: Tensor, s: Tensor, noise: StepNoise) -> Tensor:
         mean = first_order_mean(prediction, schedule, t, s, self.eta(schedule, t))
-        return mean + self.added(schedule, t, s, noise, mean)
+        return mean + self.draw_noise(schedule, t, s, noise, mean)
 
-    def added(self, schedule: Schedule, t: Tensor, s: Tensor, noise: StepNoise, x: Tensor) -> Tensor:
+    def draw_noise(self, schedule: Schedule, t: Tensor, s: Tensor, noise: StepNoise, x: Tensor) -> Tensor:
         """sigma_s sqrt(1 - e^(-2 tau^2 h)) z, in the shape of x."""
         sigma = schedule.alpha_sigma(s)[1]
         factor = decay_factors(half_log_snr(schedule, s) - half_log_snr(schedule, t), self.eta(schedule, t))[1]

@@ -43,16 +43,22 @@ def generate(
     times = sampler.times(denoiser)
     for first in range(0, len(seeds), batch_size):
         part = slice(first, first + batch_size)
-        y = None if labels is None else labels[part]
-        x, y, noise = initial_state(denoiser, sampler, times, seeds[part], y, shape, device, dtype)
+        own = None if labels is None else labels[part]
+        x, y, noise = initial_state(denoiser, sampler, times, seeds[part], own, shape, device, dtype)
         yield sampler(denoiser, x, times, y, noise, on_step)
 
 
 def initial_state(
-    denoiser: Denoiser | Energy, sampler: Sampler, times: Tensor, seeds: Sequence[int],
-    labels: Sequence[int] | Embedding | None, shape: Sequence[int], device: torch.device | str, dtype: torch.dtype,
-) -> tuple[Tensor, Condition | None, Noise]:  # fmt: skip
-    """What a sampler starts a batch from: x [b, *shape] at times[0], the condition on the device, the noise of its steps."""
+    denoiser: Denoiser | Energy,
+    sampler: Sampler,
+    times: Tensor,
+    seeds: Sequence[int],
+    labels: Sequence[int] | Embedding | None,
+    shape: Sequence[int],
+    device: torch.device | str,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Condition | None, Noise]:
+    """The start of a batch: x [b, *shape] at times[0], the condition on the device, the noise of its steps."""
     noise = Noise(seeds, shape, denoiser.schedule, device, dtype)
     if isinstance(labels, Embedding):
         y: Condition | None = labels.to(device)

@@ -68,6 +68,7 @@ class SGLD(Sampler):
         model = as_protocol(denoiser, LogDensity)
         assert model is not None
         level = None if denoiser.schedule is None else torch.zeros_like(t)
-        denoiser.count_evaluations(len(x))
+        if denoiser.tally is not None:
+            denoiser.tally.evaluations += len(x)
         z = noise.normal(t, 1)
         return langevin_step(lambda x: model.log_density(x, level, y), x, self.step_size, self.noise_scale, z)

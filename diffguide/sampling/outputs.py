@@ -13,7 +13,7 @@ from ..figures import scatter as vectors
 from ..figures import trajectories
 from ..files.run_folders import strict_json, write_atomically
 from ..files.shards import POTENTIAL_EVALUATIONS, Shards, write_archive
-from ..guidance import Unguided
+from ..models.evaluation_counters import EvaluationCounter
 from ..runtime.signals import Interrupts, Stopped
 from .run import SamplingPlan
 
@@ -90,7 +90,7 @@ def write_metrics(path: Path, plan: SamplingPlan, shards: Shards, header: dict) 
 
     Images are compared as bytes, which is how they are stored: exact ones are rounded likewise.
     """
-    seed, guided = plan.seeds.start, not isinstance(plan.guided, Unguided)
+    seed, guided = plan.seeds.start, not isinstance(plan.guided, EvaluationCounter)
     indices = truth.select_compared(shards.n, int(numpy.prod(plan.shape)), seed)
     x, labels = torch.from_numpy(pick_samples(shards, indices)), [plan.classes[index] for index in indices]
     vector = len(plan.shape) == 1

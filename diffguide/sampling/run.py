@@ -15,9 +15,8 @@ from ..figures import trajectories
 from ..figures.scatter import ScatterBackground
 from ..files.run_folders import WriteError
 from ..files.shards import Shards
-from ..guidance import Unguided
-from ..models.evaluation_counters import EnergyCounter, EvaluationCounter
-from ..models.protocols import Denoiser, DenoiserWrapper, Energy
+from ..models.evaluation_counters import EvaluationCounter
+from ..models.protocols import Denoiser, DenoiserWrapper, Energy, Tally
 from ..randomness import Noise
 from ..runtime.engine import Fabric, gather_objects
 from ..runtime.progress import Progress
@@ -35,7 +34,7 @@ def explain_no_op_guidance(guided: Denoiser | Energy, sampler: Sampler, labelled
     Arguments:
         labelled: whether the samples have conditions.
     """
-    if not isinstance(guided, DenoiserWrapper) or isinstance(guided, Unguided):
+    if not isinstance(guided, DenoiserWrapper) or isinstance(guided, EvaluationCounter):
         return None
     times = sampler.times(guided)
     between = sampler.off_grid or hasattr(sampler, "inner")  # restarts walk levels of their own
@@ -52,7 +51,7 @@ def explain_no_op_guidance(guided: Denoiser | Energy, sampler: Sampler, labelled
 
 
 class SamplingPlan(NamedTuple):
-    """What a run samples: a source; guided, counter (inside it), sampler; seeds, labels (None = no condition).
+    """What a run samples: a source; guided, tally of its evaluations, sampler; seeds, labels (None = no condition).
 
     background: what vectors are drawn over, None = the samples are images.
     guides: trained models that the guidance has beside the source.
@@ -60,7 +59,7 @@ class SamplingPlan(NamedTuple):
 
     source: SampleSource
     guided: Denoiser | Energy
-    counter: EvaluationCounter | EnergyCounter
+    tally: Tally
     sampler: Sampler
     seeds: range
     labels: list[int] | None
@@ -139,7 +138,7 @@ class SampleWriter:
         """The noise that a batch starts from, its condition, and the source of its further noise."""
         plan, count = self.plan, self.shards.count(first)
         self.film.start(first, count)
-        self.counts = plan.counter.evaluations, plan.counter.potential_evaluations
+        self.counts = plan.tally.evaluations, plan.tally.potential_evaluations
         part = slice(first, first + count)
         labels = None if plan.labels is None else plan.labels[part]
         source, device = plan.source, self.engine.device
@@ -153,7 +152,7 @@ class SampleWriter:
         world, steps = self.engine.world_size, len(self.times) - 1
         images_so_far = min(self.done + world * len(x) * step // steps, self.shards.n)
         self.progress.advance(max(images_so_far - self.progress.count, 0))
-        self.progress.show(evaluations=world * self.plan.counter.evaluations)
+        self.progress.show(evaluations=world * self.plan.tally.evaluations)
 
     def write_batch(self, first: int, x: Tensor) -> None:
         """Writes a batch, the shard last: where it is, everything of the batch is."""
@@ -166,8 +165,8 @@ class SampleWriter:
         array = x.numpy() if x.ndim == 2 else images.to_uint8(x)
         if self.singles is not None:
             images.write_pngs(self.singles, first, array)
-        counter, (network, potential) = self.plan.counter, self.counts
-        network, potential = counter.evaluations - network, counter.potential_evaluations - potential
+        tally, (network, potential) = self.plan.tally, self.counts
+        network, potential = tally.evaluations - network, tally.potential_evaluations - potential
         self.shards.write(first, array, network, self.film.stack_frames(), potential)
 
 

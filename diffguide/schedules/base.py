@@ -143,7 +143,7 @@ class Schedule(nn.Module):
 class TruncatedCurve(Schedule):
     """A fixed curve over its own time u, cut to the part between the two ends and rescaled: u = start + (end - start) t."""
 
-    def __init__(self, log_snr_max: float, log_snr_min: float):
+    def __init__(self, log_snr_max: float = 12.0, log_snr_min: float = -10.0):
         super().__init__(log_snr_max, log_snr_min)
         self.start = float(self.inverse_curve(torch.tensor(self.log_snr_max, dtype=torch.float64)))
         self.end = float(self.inverse_curve(torch.tensor(self.log_snr_min, dtype=torch.float64)))

@@ -37,6 +37,9 @@ class Flow(TruncatedCurve):
 
     normalisation = staticmethod(linear)
 
+    def __init__(self, log_snr_max: float = 12.0, log_snr_min: float = -12.0):
+        super().__init__(log_snr_max, log_snr_min)
+
     def curve(self, u: Tensor) -> Tensor:
         return 2 * (torch.log1p(-u) - torch.log(u))
 
@@ -63,7 +66,14 @@ class Sigmoid(TruncatedCurve):
         tau: temperature, positive; lower is steeper in the middle.
     """
 
-    def __init__(self, log_snr_max: float, log_snr_min: float, start: float, end: float, tau: float):
+    def __init__(
+        self,
+        log_snr_max: float = 12.0,
+        log_snr_min: float = -10.0,
+        start: float = -3.0,
+        end: float = 3.0,
+        tau: float = 1.0,
+    ):
         if not start < end:
             raise ValueError(f"start must be below end, got {start:g} and {end:g}")
         if not tau > 0:

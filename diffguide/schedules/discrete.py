@@ -24,7 +24,7 @@ class DiscreteBetas(TruncatedCurve):
     """
 
     def __init__(
-        self, log_snr_max: float, log_snr_min: float | None = None, beta_start: float = 1e-4, beta_end: float = 0.02,
+        self, log_snr_max: float = 12.0, log_snr_min: float | None = None, beta_start: float = 1e-4, beta_end: float = 0.02,
         steps: int = 1000,
     ):  # fmt: skip
         if not 0 < beta_start <= beta_end < 1:
@@ -87,7 +87,7 @@ class ScaledLinear(DiscreteBetas):
     """
 
     def __init__(
-        self, log_snr_max: float, log_snr_min: float | None = None, beta_start: float = 0.00085, beta_end: float = 0.012,
+        self, log_snr_max: float = 9.0, log_snr_min: float | None = None, beta_start: float = 0.00085, beta_end: float = 0.012,
         steps: int = 1000,
     ):  # fmt: skip
         super().__init__(log_snr_max, log_snr_min, beta_start, beta_end, steps)
@@ -126,7 +126,7 @@ class SquaredCosine(DiscreteBetas):
     """
 
     def __init__(
-        self, log_snr_max: float, log_snr_min: float | None = None, steps: int = 1000, offset: float = 0.008,
+        self, log_snr_max: float = 12.0, log_snr_min: float | None = None, steps: int = 1000, offset: float = 0.008,
         beta_max: float = 0.999,
     ):  # fmt: skip
         if not (0 <= offset < math.inf and 0 < beta_max < 1):

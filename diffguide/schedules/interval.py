@@ -17,23 +17,18 @@ class Interval(NamedTuple("Interval", [("low", float), ("high", float)])):
     """
 
     def __new__(cls, low: float = 0.0, high: float = math.inf) -> "Interval":
-        if not 0 <= low < high:
-            raise ValueError(f"need noise levels sigma/alpha 0 <= low < high, got {low} and {high}")
-        return super().__new__(cls, float(low), float(high))
+        return cls.of((low, high))
 
     @classmethod
     def of(cls, pair: Sequence[float], name: str = "interval") -> "Interval":
         """The interval of a pair; `name` is what the caller calls it.
 
         Raises:
-            ValueError: no pair, or not 0 <= low < high.
+            ValueError: not a pair 0 <= low < high.
         """
-        if len(pair) != 2:
-            raise ValueError(f"{name} must be a pair of noise levels sigma/alpha, got {list(pair)}")
-        try:
-            return cls(*pair)
-        except ValueError as error:
-            raise ValueError(f"{name}: {error}") from None
+        if len(pair) != 2 or not 0 <= pair[0] < pair[1]:
+            raise ValueError(f"{name} must be noise levels sigma/alpha with 0 <= low < high, got {list(pair)}")
+        return super().__new__(cls, float(pair[0]), float(pair[1]))
 
     def contains(self, level: Tensor) -> Tensor:
         """Whether noise levels lie in the interval, in their shape."""

@@ -28,7 +28,9 @@ class Monotone(Schedule):
         width: hidden units, at least 1; 1024 in the paper.
     """
 
-    def __init__(self, log_snr_max: float, log_snr_min: float, learned_ends: bool, width: int):
+    def __init__(
+        self, log_snr_max: float = 13.3, log_snr_min: float = -5.0, learned_ends: bool = False, width: int = 1024
+    ):
         if width < 1:
             raise ValueError(f"width must be at least 1, got {width}")
         if math.isinf(log_snr_max) or math.isinf(log_snr_min):

@@ -20,7 +20,9 @@ class IntegratedBeta(TruncatedCurve):
         beta_min, beta_max: rates at u = 0 and 1, 0 < beta_min <= beta_max; 0.1 and 20 in the paper.
     """
 
-    def __init__(self, log_snr_max: float, log_snr_min: float | None, beta_min: float, beta_max: float):
+    def __init__(
+        self, log_snr_max: float = 12.0, log_snr_min: float | None = None, beta_min: float = 0.1, beta_max: float = 20.0
+    ):
         if not 0 < beta_min <= beta_max < math.inf:
             raise ValueError(f"the rates must satisfy 0 < beta_min <= beta_max, got {beta_min:g} and {beta_max:g}")
         self.beta_min, self.beta_max = float(beta_min), float(beta_max)
@@ -70,6 +72,11 @@ class SubVP(IntegratedBeta):
 
     normalisation = staticmethod(sub_variance_preserving)
 
+    def __init__(
+        self, log_snr_max: float = 18.2, log_snr_min: float | None = None, beta_min: float = 0.1, beta_max: float = 20.0
+    ):
+        super().__init__(log_snr_max, log_snr_min, beta_min, beta_max)
+
     def curve(self, u: Tensor) -> Tensor:
         integral = self.integral(u)
         return -integral - 2 * torch.log(-torch.expm1(-integral))
@@ -92,7 +99,7 @@ class VE(Schedule):
 
     normalisation = staticmethod(variance_exploding)
 
-    def __init__(self, log_snr_max: float, log_snr_min: float):
+    def __init__(self, log_snr_max: float = -2 * math.log(0.01), log_snr_min: float = -2 * math.log(50)):
         super().__init__(log_snr_max, log_snr_min)
         if math.isinf(self.log_snr_max) or math.isinf(self.log_snr_min):
             raise ValueError(
@@ -125,7 +132,9 @@ class EDM(Schedule):
 
     normalisation = staticmethod(variance_exploding)
 
-    def __init__(self, log_snr_max: float, log_snr_min: float, rho: float = 7.0):
+    def __init__(
+        self, log_snr_max: float = -2 * math.log(0.002), log_snr_min: float = -2 * math.log(80), rho: float = 7.0
+    ):
         super().__init__(log_snr_max, log_snr_min)
         if self.zero_terminal_snr:
             raise ValueError("log_snr_min must be finite for a variance-exploding schedule, got -inf")

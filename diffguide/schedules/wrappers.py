@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 
 from .base import Schedule, as_time, variance_preserving
+from .curves import Cosine
+from .discrete import Linear
 
 __all__ = ["ResolutionShift", "ZeroTerminalSNR"]
 
@@ -25,12 +27,13 @@ class ResolutionShift(Schedule):
     al., 2024, arXiv 2403.03206, eq. 23).
 
     Arguments:
-        schedule: what is shifted, a fixed one; it keeps its normalisation.
+        schedule: what is shifted, a fixed one; it keeps its normalisation; None = Cosine().
         resolution: side of the pictures, positive.
         reference: side of the pictures for which the schedule was made, positive; 64 in the paper.
     """
 
-    def __init__(self, schedule: Schedule, resolution: float, reference: float):
+    def __init__(self, schedule: Schedule | None = None, resolution: float = 64, reference: float = 64):
+        schedule = Cosine() if schedule is None else schedule
         for name, value in {"resolution": resolution, "reference": reference}.items():
             if not 0 < value < math.inf:
                 raise ValueError(f"{name} must be a positive number, got {value:g}")
@@ -55,11 +58,12 @@ class ZeroTerminalSNR(Schedule):
     algorithm 1. Networks that predict eps or the score cannot be used at t = 1.
 
     Arguments:
-        schedule: what is shifted and scaled: fixed, variance preserving.
+        schedule: what is shifted and scaled: fixed, variance preserving; None = Linear().
         first: the time f at which it stays, in [0, 1): 1 / T is the paper's first step of T discrete ones, 0 the end itself.
     """
 
-    def __init__(self, schedule: Schedule, first: float):
+    def __init__(self, schedule: Schedule | None = None, first: float = 0.001):
+        schedule = Linear() if schedule is None else schedule
         if not 0 <= first < 1:
             raise ValueError(f"first must be in [0, 1), got {first:g}")
         if require_fixed(schedule).normalisation is not variance_preserving:

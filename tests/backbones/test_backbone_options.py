@@ -63,7 +63,8 @@ def test_a_denoiser_serves_both_kinds(make, shape):
     for noise_conditioned in (False, True):
         network = lively(make(noise_conditioned=noise_conditioned))
         denoiser = Preconditioned(network, Cosine(12.0, -10.0), V(), has_null=True)
-        outputs = [denoiser.output(x, t, y)[0] for t in (*times, times[1].expand(4))]
+        levels = [denoiser.schedule.log_snr(t) for t in (*times, times[1].expand(4))]
+        outputs = [network(*denoiser.inputs(x, log_snr)[1:], y) for log_snr in levels]
         assert torch.equal(outputs[1], outputs[2])
         assert torch.equal(outputs[0], outputs[1]) != noise_conditioned
 

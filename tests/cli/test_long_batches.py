@@ -111,7 +111,7 @@ def test_a_stop_within_a_batch_loses_that_batch_alone(metric, make, tmp_path):
     again = make()
     again.begin(Parts(tmp_path / "parts"), lambda done, total, unit: None)
     assert metric.measure(again).figures == expected.figures
-    assert again.counter.evaluations < whole.counter.evaluations
+    assert again.tally.evaluations < whole.tally.evaluations
 
 
 def test_a_signal_is_heard_within_the_first_batch(tmp_path, command, monkeypatch):

@@ -125,7 +125,7 @@ def test_a_function_of_the_users_own(tmp_path, command, monkeypatch):
         main, "oracle=gmm2d", "guidance=potential", "guidance.potential._target_=mine.flat", "n=4", at=tmp_path
     )
     assert done.code == 1 and len(done.err.strip().splitlines()[-1]) < 400 and "Traceback" not in done.err
-    assert "flat must give one number per row, [4] for x [4, 2], got [4, 2]" in done.err
+    assert "flat must return one number per row, [4] for x [4, 2], got [4, 2]" in done.err
 
 
 LATE = """
@@ -143,7 +143,7 @@ def test_a_potential_that_fails_does_not_cost_a_training(tmp_path, command, monk
     monkeypatch.delitem(sys.modules, "mine", raising=False)
     said = ["experiment=gmm2d", "guidance=potential", "training.images=64", "training.batch_size=32", "sampler.steps=3"]
     done = command(train, *said, "guidance.potential._target_=mine.flat", at=tmp_path)
-    assert done.code == 1 and "guidance.potential: flat must give one number per row" in done.err
+    assert done.code == 1 and "guidance.potential: flat must return one number per row" in done.err
     assert not (tmp_path / "outputs").exists()
     done = command(train, *said, "guidance.potential._target_=mine.late", at=tmp_path)
     assert done.code == 0, done.err
@@ -216,7 +216,7 @@ def test_pictures_and_masks_that_do_not_fit(tmp_path):
 @pytest.mark.parametrize("chosen, sentence", [
     (["guidance=dps", "oracle=gmm2d"], "cannot measure [64, 2]"),
     (["guidance=dps", "guidance/potential=brightness"], "guidance=dps needs a potential that is LinearProblem, got Brightness"),
-    (["guidance=inpaint", "guidance.potential.mask.top=-1"], "guidance.potential.mask: a box has top and left from 0"),
+    (["guidance=inpaint", "guidance.potential.mask.top=-1"], "guidance.potential.mask: top and left must be at least 0"),
     (["guidance=repaint", "guidance/potential=deblur"], "guidance=repaint needs a potential that is Inpaint, got Deblur"),
     (["guidance=inpaint", "guidance.potential.noise=0"], "noise must be a positive standard deviation, got 0"),
     (["guidance=inpaint", "guidance/potential/picture=file"], "guidance.potential.picture.path must be given"),

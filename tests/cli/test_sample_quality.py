@@ -30,6 +30,7 @@ from diffguide.figures import tables
 from diffguide.files.shards import write_archive
 from diffguide.guidance import Unguided
 from diffguide.guidance.contrast import ClassifierFree
+from diffguide.models.protocols import DenoiserWrapper
 from diffguide.oracles import Empirical, GMM2DLaw
 from diffguide.runtime.signals import Stopped
 from diffguide.sample import main as sample
@@ -239,13 +240,13 @@ def test_what_was_stopped_is_continued(digits, law, tmp_path):
     again = EvalContext(law, digits, n=60, batch_size=40, parts=Parts(tmp_path / "parts"))
     found, expected = quality().measure(again), quality().measure(whole)
     assert found.figures == expected.figures and found.details == expected.details
-    assert again.counter.evaluations == 60 * 4 and again.evaluations == whole.evaluations == 100 * 4
+    assert again.tally.evaluations == 60 * 4 and again.evaluations == whole.evaluations == 100 * 4
 
 
 def test_samples_that_are_not_finite_are_told(digits, law):
-    class Broken(Unguided):
+    class Broken(DenoiserWrapper):
         def __call__(self, x_t, t, y=None):
-            found = super().__call__(x_t, t, y)
+            found = self.denoiser(x_t, t, y)
             return found._replace(x_0=found.x_0 * math.nan)
 
     with pytest.raises(MetricError, match="100 of the 100 samples from 0 on are not finite: a smaller guidance scale"):

@@ -133,7 +133,9 @@ def differences(target: str, node: dict[str, Any]) -> dict[str, tuple[Any, Any]]
         if default is None and isinstance(value, dict) and "_target_" in value:  # what None stands for is built inside
             if any(part.default is inspect.Parameter.empty for part in taken.values()):
                 continue
-            default = getattr(constructor(), key)
+            default = getattr(constructor(), key, None)
+            if default is None:  # it keeps no such object
+                continue
         if not same(default, built(value)):
             found[key] = (default, value)
     return found

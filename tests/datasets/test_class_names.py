@@ -11,7 +11,7 @@ from small_checkpoint import save
 import diffguide
 from diffguide.class_names import class_index, class_indices, explain_shadowed_class, resolve_labels
 from diffguide.config.quoting import quote_odd
-from diffguide.guidance.composition import Composition, NegativeCondition
+from diffguide.guidance.composition import ClassComposition, NegativeCondition
 from diffguide.sample import main as sample
 from diffguide.train import main as train
 
@@ -146,7 +146,7 @@ def test_names_are_known_wherever_a_model_is(tmp_path, command):
         == NegativeCondition(model, {"index": 2}, 2.0, everywhere).condition
         == 2
     )
-    assert Composition(model, [10, 0], [1.0, 1.0], 2.0, everywhere).conditions == [0, 0]
+    assert ClassComposition(model, [10, 0], [1.0, 1.0], 2.0, everywhere).conditions == [0, 0]
     done = command(train, "dry_run=true", "guidance=negative", "guidance.condition=cat", at=tmp_path)
     assert done.code == 1 and "names: 0, 1, 2" in done.err, done.err
 

@@ -68,4 +68,4 @@ def test_pipes_sockets_and_devices_are_named_and_not_opened(tmp_path, monkeypatc
     file = tmp_path / f"{int(data.train[0][0][0, 0, 0])}.png"
     file.unlink()
     os.mkfifo(file)  # while it trains
-    assert len(data.train[0][0]) == 3 and data.train.told[0]
+    assert len(data.train[0][0]) == 3 and data.train.reported[0]

@@ -275,7 +275,7 @@ REFUSED = {
     "no law": (DensityError(2, 10, True), discrete(LEVELS), "needs data of a known law"),
     "up to a constant": (DensityError(2, 10, True), context(Smooth(SCHEDULE)), "up to a constant only"),
     "values that were spread": (decoded(), discrete(LEVELS, quantization_levels=3), f"{UNIFORM}, or a lower"),
-    "no noise": (decoded(), discrete(CLEAN), f"t = 0 has none: {UNIFORM}"),
+    "no noise": (decoded(), discrete(CLEAN), f"t = 0 has none.*{UNIFORM}"),
     "bound of exact data": (ELBO(8, None, 2, 2, 0, 0.001, False, 3, None), discrete(CLEAN), "finite ends"),
 }
 

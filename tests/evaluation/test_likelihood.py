@@ -324,7 +324,7 @@ def test_parts_are_kept(plane, tmp_path):
         EvalContext(GMM2DLaw(SCHEDULE), plane, batch_size=8, parts=Parts(tmp_path / "parts")) for _ in range(2)
     )
     one, other = bound().measure(first), bound().measure(second)
-    assert one.figures == other.figures and second.counter.evaluations == 0 < first.counter.evaluations
+    assert one.figures == other.figures and second.tally.evaluations == 0 < first.tally.evaluations
 
 
 def test_files():

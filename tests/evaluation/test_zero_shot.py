@@ -148,7 +148,7 @@ def test_elimination_answers_as_the_full_evaluation_within_its_budget():
     counter = EvaluationCounter(oracle(law, SCHEDULE))
     ask = classifier(evaluations=80, stages=[[10, 3], [30, 2]])
     few = ask(counter, x, range(50))
-    assert counter.evaluations == 50 * (4 * 10 + 3 * 20 + 2 * 50) == 50 * 4 * ask.budget.max_evaluations(4)
+    assert counter.tally.evaluations == 50 * (4 * 10 + 3 * 20 + 2 * 50) == 50 * 4 * ask.budget.max_evaluations(4)
     assert few.evaluations.tolist() == [200] * 50
     full = classifier(evaluations=80)(oracle(law, SCHEDULE), x, range(50))
     assert torch.equal(few.log_prob.argmax(1), full.log_prob.argmax(1))
@@ -208,7 +208,7 @@ def test_margin_ends_what_is_clear():
     answers = ask(counter, x, range(40))
     full = classifier(evaluations=60)(oracle(law, SCHEDULE), x, range(40))
     assert torch.equal(answers.log_prob.argmax(1), full.log_prob.argmax(1))
-    assert counter.evaluations == int(answers.evaluations.sum())
+    assert counter.tally.evaluations == int(answers.evaluations.sum())
     spent = answers.evaluations / 4
     assert 10 <= float(spent.min()) < 20 and float(spent.mean()) < 30 < ask.budget.max_evaluations(4)
     leaders = classifier(evaluations=60, stages=stages, margin=0.0)(oracle(law, SCHEDULE), x, range(40))

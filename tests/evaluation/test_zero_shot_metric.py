@@ -128,7 +128,7 @@ def test_what_is_kept_is_not_computed_again(tmp_path):
     kept, again = (measured.arrays["posteriors"] for measured in (expected, found))
     assert found._replace(arrays={}) == expected._replace(arrays={}) and kept.keys() == again.keys()
     assert all((kept[name] == again[name]).all() for name in kept)
-    assert second.counter.evaluations == 0 and second.evaluations == first.evaluations
+    assert second.tally.evaluations == 0 and second.evaluations == first.evaluations
     assert done == [(10 * (k + 1), 60, "images") for k in range(6)]
 
 

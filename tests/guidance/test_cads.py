@@ -11,7 +11,7 @@ from networks import batch, every_network, lively, mlp, same_rows
 
 from diffguide.backbones.conditions import Embedding, concatenate_conditions, remove_condition
 from diffguide.guidance import CADS, ClassifierFree
-from diffguide.guidance.cads import DRAW
+from diffguide.guidance.cads import CONDITION_DRAW
 from diffguide.models.evaluation_counters import EvaluationCounter
 from diffguide.models.parameterizations import V
 from diffguide.models.preconditioned import Preconditioned
@@ -59,7 +59,7 @@ def test_the_formula(psi, scale):
     """In NumPy, and through the network by writing the noised row into its table of classes."""
     network, t, u = model(), time_of(0.5 * 16**0.75), 0.25  # a quarter of the way from noisy to clean
     guided = CADS(network, scale, EVERYWHERE, psi=psi, **LEVELS).start(noise(), torch.tensor([1.0, 0.0]))
-    found, n = guided(x, t, y), Noise(range(4), (16,), COSINE).normal(t, DRAW).double().numpy()
+    found, n = guided(x, t, y), Noise(range(4), (16,), COSINE).normal(t, CONDITION_DRAW).double().numpy()
     for row in range(4):
         other = copy.deepcopy(network)
         table = other.backbone.embedding.classes.weight.data
@@ -80,7 +80,7 @@ def test_what_is_below_clean_is_classifier_free_guidance():
     guided, t = CADS(counter, 3.0, EVERYWHERE, psi=1.0, **LEVELS), time_of(0.4)
     for found, expected in zip(guided(x, t, y), ClassifierFree(network, 3.0, EVERYWHERE)(x, t, y)):
         assert torch.equal(found, expected)
-    assert counter.evaluations == 8
+    assert counter.tally.evaluations == 8
 
 
 def test_what_is_outside_the_interval_is_the_conditional():
@@ -122,7 +122,7 @@ def test_numbers_out_of_range(changed, sentence):
 
 
 def test_what_cannot_work_is_refused():
-    with pytest.raises(ValueError, match="this model has no network"):
+    with pytest.raises(ValueError, match="guidance=cads .* this model has none"):
         CADS(ExactMixture(two_classes(), COSINE), 2.0, EVERYWHERE, psi=1.0, **LEVELS)
     guided = CADS(model(), 2.0, EVERYWHERE, psi=1.0, **LEVELS)
     with pytest.raises(ValueError, match="cads draws noise: start a run"):

@@ -10,7 +10,7 @@ from networks import encoder, lively, mlp, unet
 
 from diffguide.backbones import Embedding
 from diffguide.guidance import ClassifierFree, ClassifierGuidance
-from diffguide.guidance.classifier import at_equal_log_snr
+from diffguide.guidance.classifier import match_log_snr
 from diffguide.models.evaluation_counters import EvaluationCounter
 from diffguide.models.noisy_classifier import NoisyClassifier
 from diffguide.models.parameterizations import V
@@ -98,7 +98,7 @@ def test_equal_log_snr_keeps_x_0_and_eps():
     here, there, eps = Flow(12.0, -12.0), EDM(5.0, -5.0), torch.randn(8, 2, dtype=torch.float64)
     times = torch.tensor([1e-4, 0.2, 0.5, 0.6, 0.7, 0.8, 0.85, 1.0], dtype=torch.float64)
     (alpha, sigma) = here.alpha_sigma(times, 2)
-    moved, other = at_equal_log_snr(alpha * x + sigma * eps, times, here, there)
+    moved, other = match_log_snr(alpha * x + sigma * eps, times, here, there)
     (alpha, sigma), inside = there.alpha_sigma(other, 2), here.log_snr(times).abs() < 5
     torch.testing.assert_close(moved[inside], (alpha * x + sigma * eps)[inside], rtol=1e-9, atol=1e-9)
     assert inside.sum() == 6 and other[0] == 0 and other[-1] == 1
@@ -198,8 +198,8 @@ def test_only_what_is_needed_is_asked(t):
         classifier, counter = Seen(model), EvaluationCounter(model)
         found = ClassifierGuidance(counter, classifier, scale, interval)(x, t, label)
         assert torch.equal(found.x_0, model(x, t, label).x_0) and torch.equal(found.eps, model(x, t, label).eps)
-        assert counter.evaluations == 8 and (classifier.calls == 0 or t.ndim == 1)
-        assert counter.potential_evaluations == 8 * classifier.calls
+        assert counter.tally.evaluations == 8 and (classifier.calls == 0 or t.ndim == 1)
+        assert counter.tally.potential_evaluations == 8 * classifier.calls
 
 
 def test_the_interval_acts_row_by_row():
@@ -244,12 +244,12 @@ def facts(**changed):
 @pytest.mark.parametrize(
     "denoiser, classifier, scale, interval, sentence",
     [
-        (facts(num_classes=3), exact(), 1.0, EVERYWHERE, "knows 2 classes, and the model that it is to steer has 3"),
+        (facts(num_classes=3), exact(), 1.0, EVERYWHERE, "knows 2 classes, .* has 3"),
         (exact(), Unconditional(exact()), 1.0, EVERYWHERE, "must be one of noisy data .* got a Unconditional"),
         (exact(), exact(), math.nan, EVERYWHERE, "scale must be a finite number, got nan"),
-        (exact(), exact(), 1.0, (2.0, 1.0), "interval must be a pair 0 <= lo < hi"),
-        (exact(), exact(), 1.0, (0.0, 1.0, 2.0), "interval must be a pair 0 <= lo < hi"),
-        (exact(Flow(12.0, -math.inf)), exact(), 1.0, EVERYWHERE, "divides by alpha, and Flow holds no signal"),
+        (exact(), exact(), 1.0, (2.0, 1.0), "interval must be"),
+        (exact(), exact(), 1.0, (0.0, 1.0, 2.0), "interval must be"),
+        (exact(Flow(12.0, -math.inf)), exact(), 1.0, EVERYWHERE, "Flow has no signal"),
     ],
 )
 def test_what_cannot_work_is_refused(denoiser, classifier, scale, interval, sentence):

@@ -165,7 +165,7 @@ def test_torchvision_by_name(tmp_path):
     torch.manual_seed(0)
     network, path = squeezenet1_1(num_classes=3).eval(), str(tmp_path / "weights.safetensors")
     save_file(network.state_dict(), path)
-    loaded, image = Torchvision("squeezenet1_1", path, 3), torch.randn(2, 3, 32, 32)
+    loaded, image = Torchvision(path, "squeezenet1_1", 3), torch.randn(2, 3, 32, 32)
     torch.testing.assert_close(loaded(image), network(image))
     torch.save(network.state_dict(), tmp_path / "weights.pth")
     for name, weights, classes, sentence in (
@@ -176,11 +176,11 @@ def test_torchvision_by_name(tmp_path):
             "weights: .* is not the state dict of torchvision's squeezenet1_1: .* size mismatch",
         ),
         ("squeezenet1_1", "none.safetensors", 3, "weights: there is no file of weights at none"),
-        ("squeezenet9", path, 3, "name: torchvision makes no classifier 'squeezenet9'"),
+        ("squeezenet9", path, 3, "name: .* 'squeezenet9'"),
         ("squeezenet1_1", str(tmp_path / "weights.pth"), 3, "pickles are not read; convert it: python -c .*save_file"),
     ):
         with pytest.raises(ValueError, match=sentence):
-            Torchvision(name, weights, classes)
+            Torchvision(weights, name, classes)
 
 
 @pytest.mark.parametrize("kind", [TorchScript, ExportedProgram])
@@ -197,7 +197,7 @@ def test_other_files_are_refused(tmp_path, kind, capfd):
 @pytest.mark.parametrize(
     "changed, sentence",
     [
-        ({"num_classes": 4}, "the classifier knows 4 classes, and the model that it is to steer has 3"),
+        ({"num_classes": 4}, "knows 4 classes, .* has 3"),
         ({"channels": 2}, "channels must be 1 or 3"),
         ({"mean": [0.5, 0.5]}, "mean and std must be 1 or 1 numbers"),
         ({"std": [0.0]}, "std positive"),
@@ -212,12 +212,12 @@ def test_what_cannot_work_is_refused(changed, sentence):
 def test_a_compiled_generator_is_not_differentiated():
     model = generator()
     model.backbone.compile(backend="eager")
-    with pytest.raises(SamplingError, match="went through torch.compile: sample it uncompiled"):
+    with pytest.raises(SamplingError, match="sample it uncompiled"):
         steering(model)(x, t, y)
 
 
 def test_a_network_with_another_number_of_outputs_is_told():
-    with pytest.raises(SamplingError, match=r"num_classes=3 wants logits \[4, 3\], and the network answers \[4, 5\]"):
+    with pytest.raises(SamplingError, match=r"guidance.num_classes=3 .* \[4, 5\]"):
         steering(generator(), network=Linear(classes=5))(x, t, y)
 
 
@@ -226,7 +226,7 @@ def test_a_network_that_cannot_take_the_images_is_told():
     sentence = r"cannot take images \[3, 1, 8, 8\], which guidance.channels and guidance.size decide: .*mat1 and mat2"
     with pytest.raises(SamplingError, match=sentence):
         steering(generator(), network=Linear(side=9)).log_prob(x[:3])
-    with pytest.raises(SamplingError, match=r"takes images \[B, C, H, W\], and this model makes \[4, 2\]"):
+    with pytest.raises(SamplingError, match=r"needs images .* \[4, 2\]"):
         steering(generator()).log_prob(x[:, 0, 0, :2])
 
 

@@ -9,7 +9,7 @@ import torch
 from potential_laws import COSINE, EVERYWHERE, T, White, points
 
 from diffguide.guidance.potentials import PotentialGuidance
-from diffguide.guidance.potentials.clip import MEAN, STD, ClipEncoder, ClipPotential, PretrainedClip
+from diffguide.guidance.potentials.clip import CLIP_MEAN, CLIP_STD, ClipEncoder, ClipPotential, PretrainedClip
 from diffguide.models.protocols import SamplingError
 from diffguide.randomness import Noise
 from diffguide.samplers import DDIM
@@ -42,20 +42,20 @@ def encoder() -> ClipEncoder:
 def test_the_distance(encoder):
     """Half the squared angle between the unit vectors that CLIPModel itself gives, negative."""
     x = points(3, 3, SIDE, SIDE).clamp(-1, 1)
-    pixels = ((x + 1) / 2 - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
+    pixels = ((x + 1) / 2 - torch.tensor(CLIP_MEAN)[:, None, None]) / torch.tensor(CLIP_STD)[:, None, None]
     tokens = Tokens()(["a red house"], True, True, "pt")
     with torch.no_grad():
         out = encoder.model(pixel_values=pixels, **tokens)
     angle = np.arccos((out.image_embeds @ out.text_embeds.mT)[:, 0].numpy())
-    found = ClipPotential(encoder, "a red house", 0, 0.5)(x, None)
+    found = ClipPotential("a red house", encoder, 0, 0.5)(x, None)
     np.testing.assert_allclose(found, -(angle**2) / 2, rtol=1e-6)
-    assert not torch.allclose(found, ClipPotential(encoder, "a blue one", 0, 0.5)(x, None))
+    assert not torch.allclose(found, ClipPotential("a blue one", encoder, 0, 0.5)(x, None))
 
 
 @pytest.mark.parametrize("channels, crops", [(3, 0), (3, 2), (1, 2)])
 def test_the_gradient(encoder, channels, crops):
     """Against finite differences, through crops and resizing, of grey and of colour images smaller than the encoder's."""
-    potential = ClipPotential(encoder, "x", crops, 0.5)
+    potential = ClipPotential("x", encoder, crops, 0.5)
     potential = potential.start(
         Noise(range(2), (channels, 4, 4), COSINE, dtype=torch.float64), torch.tensor([1.0, 0.0])
     )
@@ -69,22 +69,22 @@ def test_crops(encoder):
     ramp = torch.linspace(-1, 1, 64, dtype=torch.float64).expand(1, 1, 64, 64)  # a column's value is its place
     for smallest in (0.3, 1.0):
         noise = Noise([5], (1, 64, 64), COSINE, dtype=torch.float64)
-        potential = ClipPotential(encoder, "x", 6, smallest).start(noise, torch.tensor([1.0, 0.0]))
-        views = [potential.view(ramp, window)[0, 0] for window in potential.windows]
+        potential = ClipPotential("x", encoder, 6, smallest).start(noise, torch.tensor([1.0, 0.0]))
+        views = [potential.crop(ramp, window)[0, 0] for window in potential.windows]
         sides = [float(view[0, -1] - view[0, 0]) / 2 * SIDE / (SIDE - 1) for view in views]
         assert all(view.shape == (SIDE, SIDE) and -1 <= view.min() and view.max() <= 1 for view in views)
         assert all(smallest - 0.05 <= side <= 1.05 for side in sides)
         assert smallest == 1.0 or max(sides) - min(sides) > 0.05
-    again = ClipPotential(encoder, "x", 6, 1.0).start(Noise([4, 5], (1, 64, 64), COSINE), torch.tensor([1.0, 0.0]))
+    again = ClipPotential("x", encoder, 6, 1.0).start(Noise([4, 5], (1, 64, 64), COSINE), torch.tensor([1.0, 0.0]))
     torch.testing.assert_close(again.windows[3][1:], potential.windows[3].float(), atol=1e-6, rtol=0)
 
 
 def test_guided_images_come_nearer_to_the_text(encoder):
     """The potential rises with the scale; the same seeds give the same images, alone and in a batch."""
-    law, sampler, whole = White(0.0, 0.3), DDIM(8, UniformT(), eta=0.0), ClipPotential(encoder, "x", 0, 0.5)
+    law, sampler, whole = White(0.0, 0.3), DDIM(8, UniformT(), eta=0.0), ClipPotential("x", encoder, 0, 0.5)
 
     def run(scale, seeds=(1, 2, 3)):
-        guided = PotentialGuidance(law, ClipPotential(encoder, "x", 2, 0.7), scale, EVERYWHERE)
+        guided = PotentialGuidance(law, ClipPotential("x", encoder, 2, 0.7), scale, EVERYWHERE)
         noise, times = Noise(seeds, (3, 8, 8), COSINE, dtype=torch.float64), sampler.times(guided)
         return sampler(guided, noise.normal(times[0], 0), times, None, noise)
 
@@ -95,16 +95,16 @@ def test_guided_images_come_nearer_to_the_text(encoder):
 
 
 def test_what_cannot_work_is_refused(encoder, tmp_path):
-    with pytest.raises(ValueError, match='prompt must say what to make: prompt="a photograph of ..."'):
-        ClipPotential(encoder, " ", 2, 0.5)
+    with pytest.raises(ValueError, match="prompt must be"):
+        ClipPotential(" ", encoder, 2, 0.5)
     with pytest.raises(ValueError, match="smallest must be above 0 and at most 1, got 0.0"):
-        ClipPotential(encoder, "x", 2, 0.0)
+        ClipPotential("x", encoder, 2, 0.0)
     with pytest.raises(ValueError, match="crops must be a whole number from 0 to 1000, got -1"):
-        ClipPotential(encoder, "x", -1, 0.5)
+        ClipPotential("x", encoder, -1, 0.5)
     with pytest.raises(ValueError, match=r"call start\(noise, times\) first"):
-        ClipPotential(encoder, "x", 2, 0.5)(points(2, 3, 8, 8), None)
-    with pytest.raises(SamplingError, match=r"CLIP sees images \[B, 1 or 3, H, W\], and this model makes \[2, 5\]"):
-        PotentialGuidance(White(0.0, 1.0), ClipPotential(encoder, "x", 0, 0.5), 1.0, EVERYWHERE)(points(2, 5), T)
+        ClipPotential("x", encoder, 2, 0.5)(points(2, 3, 8, 8), None)
+    with pytest.raises(SamplingError, match=r"CLIP needs images .* \[2, 5\]"):
+        PotentialGuidance(White(0.0, 1.0), ClipPotential("x", encoder, 0, 0.5), 1.0, EVERYWHERE)(points(2, 5), T)
     with pytest.raises(ValueError, match="there is no CLIP model"):
         PretrainedClip(str(tmp_path / "nothing"))
 

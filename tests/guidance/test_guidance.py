@@ -41,7 +41,7 @@ def test_unguided_is_the_conditional():
 def test_only_what_is_needed_is_evaluated(scale, interval, evaluations):
     counter = EvaluationCounter(exact())
     ClassifierFree(counter, scale, interval)(x, t, y)
-    assert counter.evaluations == evaluations
+    assert counter.tally.evaluations == evaluations
 
 
 @pytest.mark.parametrize("scale", [-0.5, 0.3, 2.3, 7.5])
@@ -113,7 +113,7 @@ def test_rows_without_a_class_are_not_touched(t):
 def test_no_condition_means_no_guidance(t):
     counter = EvaluationCounter(exact())
     assert_same(ClassifierFree(counter, 3.0, EVERYWHERE)(x, t, None), exact()(x, t))
-    assert counter.evaluations == 8
+    assert counter.tally.evaluations == 8
 
 
 class Pair(Denoiser):
@@ -204,7 +204,7 @@ def facts(**changed) -> ExactMixture:
     return denoiser
 
 
-INTERVAL = "interval must be a pair 0 <= lo < hi of noise levels sigma/alpha, got"
+INTERVAL = "interval must be noise levels .* got"
 
 
 @pytest.mark.parametrize(

@@ -294,9 +294,9 @@ def quarter() -> SuperResolution:
     (lambda: PiGDM(LAW, vector_problem(), 1.0, EVERYWHERE, 0.0), "data_variance must be positive"),
     (lambda: PiGDM(LAW, vector_problem(), 1.0, EVERYWHERE, 1.0)(points(2, 5), T), r"cannot measure \[2, 5\]"),
     (lambda: MPGD(LAW, quarter(), 1.0, EVERYWHERE)(points(2, 1, 8, 8), T),
-     r"has a measurement of shape \[1, 2, 3\], and measures what this model makes, \[1, 8, 8\], as \[1, 4, 4\]"),
+     r"has a measurement of shape \[1, 2, 3\], and measures .*\[1, 8, 8\], as \[1, 4, 4\]"),
     (lambda: repaint()(points(2, 4), T), r"call start\(noise, times\) first"),
-    (lambda: repaint().start(None, T), "the run must have noise"),
+    (lambda: repaint().start(None, T), "pass noise to the run"),
 ])  # fmt: skip
 def test_what_cannot_work_is_refused(make, sentence):
     with pytest.raises(ValueError, match=sentence):

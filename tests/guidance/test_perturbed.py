@@ -68,17 +68,19 @@ def test_contrast(monkeypatch, kind, options, make, layers, t, labels):
     assert float((strong.x_0 - weak.x_0).abs().amax((1, 2, 3)).min()) > 1e-4
     for scale, rows in ((1.0, 5), (0.0, 5), (3.0, 10), (-0.5, 10)):
         calls, counter = Calls(backbone), EvaluationCounter(denoiser(backbone))
-        found = kind(counter, scale, EVERYWHERE, layers=layers, unconditional=True, **options)(x, t, labels)
+        found = kind(counter, scale=scale, layers=layers, unconditional=True, **options)(x, t, labels)
         same(found, [b + scale * (a - b) for a, b in zip(strong, weak)], 1e-11)
-        assert calls.count == 1 and (t.ndim or counter.evaluations == rows)
+        assert calls.count == 1 and (t.ndim or counter.tally.evaluations == rows)
 
 
 @every_guidance
 def test_outside_the_interval_nothing_weak_is_evaluated(kind, options):
     counter = EvaluationCounter(denoiser(network()))
-    guided = kind(counter, 3.0, (0.0, float(COSINE.noise_level(t)) / 2), layers=[0], unconditional=True, **options)
+    guided = kind(
+        counter, scale=3.0, interval=(0.0, float(COSINE.noise_level(t)) / 2), layers=[0], unconditional=True, **options
+    )
     same(guided(x, t, y), counter.denoiser(x, t, y), 0)
-    assert counter.evaluations == 5
+    assert counter.tally.evaluations == 5
 
 
 @either_time
@@ -91,7 +93,7 @@ def test_rows_without_label_are_left_where_asked(monkeypatch, t):
         guided = PAG(counter, scale, EVERYWHERE, [1], False)
         keep = guided_rows[:, None, None, None]
         same(guided(x, t, y), [torch.where(keep, b + scale * (a - b), a) for a, b in zip(strong, weak)], 1e-11)
-        assert t.ndim or counter.evaluations == evaluations
+        assert t.ndim or counter.tally.evaluations == evaluations
         same(guided(x, t, None), denoiser(backbone)(x, t, None))
     unlabelled = network(num_classes=0)
     found = PAG(denoiser(unlabelled), 3.0, EVERYWHERE, [1], False)(x, t)
@@ -107,7 +109,7 @@ def test_conditions_that_are_vectors(monkeypatch):
     counter = EvaluationCounter(denoiser(backbone))
     found = PAG(counter, 2.0, EVERYWHERE, [0], False)(x, t, condition)
     same(found, [torch.where(ROWS[:, None, None, None], 2 * a - b, a) for a, b in zip(strong, weak)], 1e-11)
-    assert counter.evaluations == 8
+    assert counter.tally.evaluations == 8
 
 
 DIFFUSERS = {
@@ -124,11 +126,11 @@ def test_the_sum_with_classifier_free_guidance(monkeypatch, kind, options, guide
     strong, null = denoiser(backbone)(x, t, labels), denoiser(backbone)(x, t)
     weak = weak_of(kind, backbone, [1], x, t, labels, monkeypatch)
     counter = EvaluationCounter(denoiser(backbone))
-    inner = kind(counter, 1 + s / g, EVERYWHERE, layers=[1], unconditional=False, **options)
+    inner = kind(counter, scale=1 + s / g, layers=[1], unconditional=False, **options)
     found = ClassifierFree(inner, g, EVERYWHERE)(x, t, labels)
     same(found, [guider(g, s).forward(a, b, c).pred for a, b, c in zip(strong, null, weak)], 1e-10)
-    assert counter.evaluations == 15
-    alone = kind(counter, s, EVERYWHERE, layers=[1], unconditional=True, **options)(x, t, labels)
+    assert counter.tally.evaluations == 15
+    alone = kind(counter, scale=s, layers=[1], unconditional=True, **options)(x, t, labels)
     same(alone, [guider(1.0, s).forward(a, None, c).pred for a, c in zip(strong, weak)], 1e-10)
 
 
@@ -145,7 +147,7 @@ def test_inside_another_guidance_both_of_its_sides_are_guided(monkeypatch):
     free = ClassifierFree(denoiser(backbone), 3.0, EVERYWHERE)(x, t, labels)
     perturbed = [b + 3 * (a - b) for a, b in zip(*weak)]
     same(Nested(counter, parts)(x, t, labels), [b + 2 * (a - b) for a, b in zip(free, perturbed)], 1e-10)
-    assert counter.evaluations == 20
+    assert counter.tally.evaluations == 20
     cut = PAG(denoiser(backbone), 2.0, EVERYWHERE, [1], True, rule=APG(1.0, 1e-3, 0.0))(x, t, labels)
     assert float((cut.x_0 - denoiser(backbone)(x, t, labels).x_0).flatten(1).norm(dim=1).max()) < 1.01e-3
 
@@ -185,7 +187,7 @@ EXACT = ExactMixture(two_classes(), COSINE)
 
 @pytest.mark.parametrize("make, sentence", [
     (lambda: PAG(EXACT, 2.0, EVERYWHERE, None, True), "guidance=pag perturbs attention layers .* ExactMixture has none"),
-    (lambda: SLG(EXACT, 2.0, EVERYWHERE, [0], True), "guidance=slg perturbs residual blocks .* ExactMixture has none"),
+    (lambda: SLG(EXACT, [0]), "guidance=slg perturbs residual blocks .* ExactMixture has none"),
     (lambda: SEG(denoiser(network(mlp)), 2.0, EVERYWHERE, 1.0, None, True), "guidance=seg .* this MLP has none"),
     (lambda: PAG(denoiser(network(attention=[])), 2.0, EVERYWHERE, None, True), "this UNet has none"),
     (lambda: PAG(ClassifierFree(denoiser(network()), 2.0, EVERYWHERE), 2.0, EVERYWHERE, None, True),
@@ -193,10 +195,10 @@ EXACT = ExactMixture(two_classes(), COSINE)
     (lambda: SEG(PAG(denoiser(network()), 2.0, EVERYWHERE, None, True), 2.0, EVERYWHERE, 1.0, None, True), "around PAG"),
     (lambda: PAG(denoiser(network()), 2.0, EVERYWHERE, [4], True),
      r"attention layers 0 to 3 of this network, which lie on grids of side \[4, 4, 4, 4\], got \[4\]"),
-    (lambda: SLG(denoiser(network(dit)), 2.0, EVERYWHERE, [-1], True), r"residual blocks 0 to 1 .* got \[-1\]"),
+    (lambda: SLG(denoiser(network(dit)), [-1]), r"residual blocks 0 to 1 .* got \[-1\]"),
     (lambda: PAG(denoiser(network()), 2.0, EVERYWHERE, [], True), r"got \[\]"),
-    (lambda: SEG(denoiser(network()), 2.0, EVERYWHERE, -0.1, None, True), "blur must be at least 0 places"),
-    (lambda: SEG(denoiser(network()), 2.0, EVERYWHERE, math.nan, None, True), "blur must be at least 0 places"),
+    (lambda: SEG(denoiser(network()), 2.0, EVERYWHERE, -0.1, None, True), "blur must be at least 0"),
+    (lambda: SEG(denoiser(network()), 2.0, EVERYWHERE, math.nan, None, True), "blur must be at least 0"),
     (lambda: PAG(denoiser(network()), math.inf, EVERYWHERE, None, True), "scale must be a finite number"),
 ])  # fmt: skip
 def test_what_cannot_work_is_refused(make, sentence):

@@ -204,7 +204,7 @@ def test_threshold(schedule):
 def test_threshold_leaves_what_is_in_range():
     x_t, strong, weak = sides(SCHEDULES["vp"])
     small = Prediction(0.1 * strong.x_0, strong.eps)
-    found = Threshold(0.995).alone(small, x_t, TIME, SCHEDULES["vp"], None)
+    found = Threshold(0.995).finish(small, x_t, TIME, SCHEDULES["vp"], None)
     assert torch.equal(found.x_0, small.x_0) and torch.equal(found.eps, small.eps)
 
 

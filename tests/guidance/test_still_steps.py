@@ -52,7 +52,7 @@ def test_a_still_step_is_still_and_costs_nothing(make, schedule):
     sampler, counter, x, seen = make(6), EvaluationCounter(ExactMixture(two_classes(), schedule)), points(schedule), []
     guided = ClassifierFree(counter, SCALE, EVERYWHERE, CFGZero(2))
     times = UniformT()(schedule, 6)
-    end = sampler(guided, x, times, Y, noise(schedule), lambda k, at: seen.append((at, counter.evaluations)))
+    end = sampler(guided, x, times, Y, noise(schedule), lambda k, at: seen.append((at, counter.tally.evaluations)))
     assert all(torch.equal(at, x) and count == 0 for at, count in seen[:2])
     assert not torch.equal(seen[2][0], x) and seen[2][1] > 0
     rest = sampler(zero(schedule, 0), x, times[2:], Y, noise(schedule))

@@ -110,7 +110,7 @@ def test_a_wide_step_is_ddims_and_costs_one_evaluation(name):
     for factor, wide in ((1.01, True), (0.99, False)):
         times = levels(1.2, 1.1, 1.0, 1.0 / (factor * MAX_FALL))
         counter, states = EvaluationCounter(ExactMixture(two_classes(), SCHEDULES["edm"])), []
-        SAMPLERS[name](3)(counter, x, times, on_step=lambda k, at: states.append((at, counter.evaluations)))
+        SAMPLERS[name](3)(counter, x, times, on_step=lambda k, at: states.append((at, counter.tally.evaluations)))
         (before, spent), (found, total) = states[-2:]
         ddim = DDIM(1, UniformT(), 0.0)(counter, before, times[-2:])
         assert torch.equal(found, ddim) == wide

@@ -178,7 +178,7 @@ def test_dopri5_is_within_sixty_times_its_tolerance(schedule, tolerance, steps):
     )
     found = sampler(denoiser, torch.from_numpy(sigma * noise), times) / (last_alpha + last_sigma)
     assert np.abs(found.numpy() - exact).max() < 60 * tolerance
-    assert denoiser.evaluations < 12 * {1e-3: 60, 1e-5: 100, 1e-8: 220}[tolerance]
+    assert denoiser.tally.evaluations < 12 * {1e-3: 60, 1e-5: 100, 1e-8: 220}[tolerance]
 
 
 def test_dopri5_ends_at_exact_data_by_a_last_step():
@@ -231,7 +231,7 @@ def test_dopri5_stops_at_its_evaluations(steps):
         ValueError, match="dopri5 needs more than max_evaluations=30 evaluations for atol=1e-05 and rtol=1e-05"
     ):
         sampler(denoiser, torch.ones(1, 2, dtype=torch.float64), sampler.times(denoiser))
-    assert denoiser.evaluations <= 30
+    assert denoiser.tally.evaluations <= 30
 
 
 def test_dopri5_says_that_numbers_are_not_finite():
@@ -256,7 +256,7 @@ def test_evaluations_per_step(name):
     denoiser = EvaluationCounter(ExactMixture(two_classes(), Cosine(12.0, -10.0)))
     sampler = SAMPLERS[name](10)
     sampler(denoiser, torch.ones(1, 2, dtype=torch.float64), torch.linspace(0.9, 0.1, 11, dtype=torch.float64))
-    assert denoiser.evaluations == EVALUATIONS.get(name, 10)
+    assert denoiser.tally.evaluations == EVALUATIONS.get(name, 10)
 
 
 HISTORY = {

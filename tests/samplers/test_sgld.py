@@ -13,7 +13,7 @@ from closed_forms import ExactMixture, two_classes
 from joint_energies import COVARIANCES, LABELS, MEANS, TRUTH, WEIGHTS, MixtureLogits, exact
 
 from diffguide.guidance import Unguided
-from diffguide.models.evaluation_counters import EnergyCounter, EvaluationCounter
+from diffguide.models.evaluation_counters import count_evaluations
 from diffguide.models.joint_energy import JointEnergy
 from diffguide.oracles import GaussianMixture
 from diffguide.randomness import Noise
@@ -68,17 +68,17 @@ def test_it_samples_whatever_states_its_density_at_the_data_and_counts():
     schedule = Cosine(math.inf, -10.0)  # exact data at t = 0
     oracle = GaussianMixture(*law, torch.tensor(LABELS), schedule, None)
     sampler, labels = SGLD(10, 0.01, 0.05), [0, 1, -1, 0]
-    counters = EvaluationCounter(oracle), EnergyCounter(exact())
-    ours = [chains(model, sampler, 4, labels) for model in (Unguided(counters[0]), counters[1])]
+    (counter, first), (energy, second) = (count_evaluations(model) for model in (oracle, exact()))
+    ours = [chains(model, sampler, 4, labels) for model in (Unguided(counter), energy)]
     np.testing.assert_allclose(*ours, atol=1e-9)
-    assert [counter.evaluations for counter in counters] == [40, 40]
-    assert [counter.potential_evaluations for counter in counters] == [0, 0]
+    assert [tally.evaluations for tally in (first, second)] == [40, 40]
+    assert [tally.potential_evaluations for tally in (first, second)] == [0, 0]
 
 
 def test_what_it_cannot_sample_and_what_cannot_sample_an_energy():
     with pytest.raises(ValueError, match="SGLD needs a log-density .*, which this model does not have"):
         SGLD(5, 1.0, 0.01).times(ExactMixture(two_classes(), Cosine(12.0, -10.0)))
-    for model in (exact(), EnergyCounter(exact())):
+    for model in (exact(), count_evaluations(exact())[0]):
         with pytest.raises(ValueError, match="Heun needs a denoiser, and this model is an energy.*take sampler=sgld"):
             Heun(5, UniformT()).times(model)
 
@@ -156,7 +156,7 @@ def test_mistakes_of_training_are_told_in_one_line(tmp_path, command, arguments,
 def test_it_is_no_classifier_of_noisy_data_and_has_a_rehearsal(jem_run, tiny_run, tmp_path, command):
     guidance = ["guidance=classifier", f"guidance.classifier={jem_run}", "n=1"]
     done = command(sample, f"checkpoint={tiny_run}", *guidance, at=tmp_path)
-    assert done.code == 1 and "a JointEnergy knows no noise levels" in done.err and "Traceback" not in done.err
+    assert done.code == 1 and "a JointEnergy has no noise levels" in done.err and "Traceback" not in done.err
     done = command(train, "experiment=jem_digits", "dry_run=true", at=tmp_path)
     assert done.code == 0 and "parameters: 159,626" in done.err, done.err
 

@@ -207,7 +207,7 @@ def test_restart_takes_the_ends_of_the_grid():
         sampler = Restart(published(Heun(5, Karras(7.0, None, None))), [[low, high, 3, 1]])
         with warnings.catch_warnings(action="error"):
             x = next(generate(denoiser, sampler, [0], None, (1,), 1))
-        assert denoiser.evaluations == 2 * (5 + 3) and bool(x.isfinite())
+        assert denoiser.tally.evaluations == 2 * (5 + 3) and bool(x.isfinite())
 
 
 @pytest.mark.parametrize("inner", ["heun", "ddpm"])

@@ -13,6 +13,8 @@ from ...datasets.base import fetch_examples
 from ...figures.image_grids import quantize
 from ...files.run_folders import hash_file
 from ...files.shards import read_rows
+from ...guidance import Unguided
+from ...models.evaluation_counters import EvaluationCounter
 from ...samplers import generate
 from ..metric import EvalContext, MetricError
 
@@ -60,9 +62,10 @@ class NewSamples:
         return quantize(x.float()).cpu(), torch.tensor(labels or [-1] * len(rows))
 
     def facts(self) -> dict[str, Any]:
-        sampler = self.metric.sampler
+        sampler, guided = self.metric.sampler, self.guided
+        name = Unguided.__name__ if isinstance(guided, EvaluationCounter) else type(guided).__name__
         return {
-            "guidance": type(self.guided).__name__,
+            "guidance": name,
             "sampler": type(sampler).__name__,
             "steps": sampler.steps,
             "labels": self.metric.new_labels if self.classes else None,

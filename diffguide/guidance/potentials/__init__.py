@@ -1,12 +1,23 @@
-"""Potential guidance: the gradient of any log-potential f(x, y) -> [B] steers a denoiser, of x_t or of x0_hat."""
+"""Potential guidance: the gradient of any log-potential f(x, y) -> [B], of x_t or of x0_hat, guides a denoiser."""
 
-from .base import Brightness, NoisyPotentialGuidance, Potential, PotentialDensity, PotentialGuidance
+from .base import (
+    Brightness,
+    NoisyPotentialGuidance,
+    Potential,
+    PotentialDensity,
+    PotentialGuidance,
+    PotentialGuidanceBase,
+)
+from .clip import ClipPotential, PretrainedClip
 from .inverse import Deblur, Inpaint, LinearProblem, SuperResolution
+from .pictures import Box, FileMask, FilePicture, RandomMask, TestPicture
 from .posteriors import DPS, PiGDM, RePaint
+from .steps import DecreasingSteps, EvenSteps, IncreasingSteps
 from .training_free import LGD, MPGD, TFG, FreeDoM, UniversalGuidance
 
 __all__ = [
-    "Brightness", "DPS", "Deblur", "FreeDoM", "Inpaint", "LGD", "LinearProblem", "MPGD", "NoisyPotentialGuidance",
-    "PiGDM", "Potential", "PotentialDensity", "PotentialGuidance", "RePaint", "SuperResolution", "TFG",
-    "UniversalGuidance",
+    "DPS", "LGD", "MPGD", "TFG", "Box", "Brightness", "ClipPotential", "Deblur", "DecreasingSteps", "EvenSteps",
+    "FileMask", "FilePicture", "FreeDoM", "IncreasingSteps", "Inpaint", "LinearProblem", "NoisyPotentialGuidance",
+    "PiGDM", "Potential", "PotentialDensity", "PotentialGuidance", "PotentialGuidanceBase", "PretrainedClip",
+    "RandomMask", "RePaint", "SuperResolution", "TestPicture", "UniversalGuidance",
 ]  # fmt: skip

@@ -1,38 +1,42 @@
-"""CLIP as a potential: how near an image is to a text, through `transformers` (pip install 'diffguide[clip]')."""
+"""CLIP as a potential: the similarity of an image and a text, through `transformers` (pip install 'diffguide[clip]')."""
 
 import copy
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
 from ...backbones.conditions import Condition
 from ...models.protocols import SamplingError
-from .base import per_sample
-from .training_free import DRAWS, whole
-from .values import Potential
+from ...randomness import Noise
+from ..base import repeat_noise
+from .values import SMOOTHING_DRAW, Potential, check_whole_number
 
 __all__ = ["ClipEncoder", "ClipPotential", "PretrainedClip"]
 
-MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # of CLIP's training images
-CROPS = 2 * DRAWS  # the first of the draws that crops use
+CLIP_MEAN, CLIP_STD = (
+    (0.48145466, 0.4578275, 0.40821073),
+    (0.26862954, 0.26130258, 0.27577711),
+)  # of CLIP's training images
+CROP_DRAW = 2 * SMOOTHING_DRAW  # the first draw of crops
 
 
 class ClipEncoder:
     """Unit vectors of images and of a text, by a `transformers` CLIPModel.
 
     Arguments:
-        model: the CLIPModel; it is frozen here.
+        model: the CLIPModel; it gets frozen.
         tokenizer: its tokenizer: tokenizer(texts, padding=True, truncation=True, return_tensors="pt").
     """
 
-    def __init__(self, model: torch.nn.Module, tokenizer):
+    def __init__(self, model: Any, tokenizer: Any):
         self.model, self.tokenizer = model.eval().requires_grad_(False), tokenizer
         self.side = model.config.vision_config.image_size
 
     def images(self, x: Tensor) -> Tensor:
         """Unit vectors [B, E] of RGB images [B, 3, side, side] in [-1, 1]."""
         self.model.to(x.device)
-        mean, std = (torch.tensor(part).to(x)[:, None, None] for part in (MEAN, STD))
+        mean, std = (torch.tensor(part).to(x)[:, None, None] for part in (CLIP_MEAN, CLIP_STD))
         seen = ((x + 1) / 2 - mean) / std
         weight = self.model.visual_projection.weight
         features = self.model.visual_projection(
@@ -53,13 +57,13 @@ class PretrainedClip(ClipEncoder):
     """A CLIP model with its weights.
 
     Arguments:
-        name: a local folder, or a name on the hub, which `transformers` then downloads.
+        name: a local folder, or a name on the hub, which `transformers` downloads.
 
     Raises:
         ValueError: `transformers` is not installed, or there is no such model.
     """
 
-    def __init__(self, name: str):
+    def __init__(self, name: str = "openai/clip-vit-base-patch32"):
         try:
             from transformers import AutoTokenizer, CLIPModel
         except ImportError:
@@ -75,50 +79,53 @@ class ClipPotential(Potential):
     """f(x) = -mean over crops of d(crop(x), prompt), d = 2 arcsin^2(|u - v| / 2) for unit vectors: half the squared angle.
 
     The loss of CLIP-guided diffusion (Crowson; Nichol et al., "GLIDE", 2022, arXiv 2112.10741, section 2.4, with the
-    spherical distance in the place of the dot product). d is between 0 and pi^2 / 2 = 4.9, so scales are large: 100 to
-    1000. A crop is a square window, resized to the encoder's side; the crops of a sample are a function of its seed, the
-    same ones at every level.
+    spherical distance instead of the dot product). d is between 0 and pi^2 / 2 = 4.9, so scales are large: 100 to 1000. A
+    crop is a square window, resized to the encoder's input; the crops of a sample depend on its seed alone and are the same
+    at every noise level.
 
     Arguments:
-        encoder: of images and texts.
-        prompt: what to make.
-        crops: windows per image; 0 = the whole image alone.
+        prompt: text to generate.
+        encoder: of images and texts; None = `PretrainedClip()`.
+        crops: windows per image; 0 = the whole image only.
         smallest: side of the smallest window, as a part of the image's; in (0, 1].
 
     Raises:
-        ValueError: a count or side out of range, an empty prompt. Later: data that are no images of 1 or 3 channels.
+        ValueError: a count or side out of range, an empty prompt. Later: data that are not images of 1 or 3 channels.
     """
 
     windows: tuple[Tensor, ...] | None = None
 
-    def __init__(self, encoder: ClipEncoder, prompt: str, crops: int, smallest: float):
+    def __init__(self, prompt: str, encoder: ClipEncoder | None = None, crops: int = 8, smallest: float = 0.5):
         if not prompt.strip():
-            raise ValueError('prompt must say what to make: prompt="a photograph of ..."')
+            raise ValueError('prompt must be a text: prompt="a photograph of ..."')
         if not 0 < smallest <= 1:
             raise ValueError(f"smallest must be above 0 and at most 1, got {smallest}")
-        self.crops, self.smallest = whole("crops", crops, 0), float(smallest)
-        self.encoder, self.wanted = encoder, encoder.text(prompt)
+        self.crops, self.smallest = check_whole_number("crops", crops, 0), float(smallest)
+        self.encoder = PretrainedClip() if encoder is None else encoder
+        self.wanted = self.encoder.text(prompt)
 
-    def start(self, noise, times: Tensor) -> "ClipPotential":
-        if self.crops and noise is None:
-            raise ValueError("CLIP's crops are drawn with noise: the run must have some, or guidance.potential.crops=0")
+    def start(self, noise: Noise | None, times: Tensor) -> Self:
         fresh = copy.copy(self)
-        draws = (noise.normal(times[0], CROPS + i) for i in range(self.crops))
+        if not self.crops:
+            return fresh
+        if noise is None:
+            raise ValueError("CLIP's crops need noise: pass noise to the run, or set guidance.potential.crops=0")
+        draws = (noise.normal(times[0], CROP_DRAW + i) for i in range(self.crops))
         fresh.windows = tuple(torch.special.ndtr(draw.flatten(1)[:, :3]) for draw in draws)
         return fresh
 
     def __call__(self, x: Tensor, y: Condition | None) -> Tensor:
         if x.ndim != 4 or x.shape[1] not in (1, 3):
-            raise SamplingError(f"CLIP sees images [B, 1 or 3, H, W], and this model makes {list(x.shape)}")
+            raise SamplingError(f"CLIP needs images [B, 1 or 3, H, W], and this model generates {list(x.shape)}")
         if self.crops and self.windows is None:
-            raise ValueError("CLIP's crops are drawn for a run: call start(noise, times) first, or take crops=0")
+            raise ValueError("CLIP's crops are drawn per run: call start(noise, times) first, or take crops=0")
         whole_image = x.new_tensor([[0.5, 0.5, 1.0]]).expand(len(x), 3)
-        distances = [self.distance(self.view(x, window)) for window in self.windows or (whole_image,)]
+        distances = [self.distance(self.crop(x, window)) for window in self.windows or (whole_image,)]
         return -torch.stack(distances).mean(0)
 
-    def view(self, x: Tensor, window: Tensor) -> Tensor:
-        """The windows [B, 3] = (row, column, side), uniform numbers in [0, 1], of images, resized to the encoder's side."""
-        row, column, chance = per_sample(window, x, "CLIP").T
+    def crop(self, x: Tensor, window: Tensor) -> Tensor:
+        """Windows [B, 3] = (row, column, side), uniform in [0, 1], of images, resized to the encoder's input."""
+        row, column, chance = repeat_noise(window, x, "CLIP").T
         side = self.smallest + (1 - self.smallest) * chance
         zero, room = torch.zeros_like(side), 1 - side
         theta = torch.stack([side, zero, (2 * column - 1) * room, zero, side, (2 * row - 1) * room], 1).reshape(

@@ -8,7 +8,7 @@ from torch import Tensor
 from ...backbones.conditions import Condition
 from ...models.protocols import SamplingError
 from ...randomness import normal
-from .pictures import Mask, Picture
+from .pictures import DEFAULT_BOX, Mask, Picture, TestPicture
 from .values import Potential
 
 __all__ = ["Deblur", "Inpaint", "LinearProblem", "SuperResolution"]
@@ -18,19 +18,20 @@ class LinearProblem(Potential):
     """log N(y; A x_0, s^2) up to a constant: every row of a batch has the same measurement y.
 
     Arguments:
-        picture: the clean picture that is measured here, or a measurement that was made elsewhere.
-        noise: s, standard deviation of the measurement's noise, in the units of the data; positive.
-        seed: of that noise, where the picture is measured here.
+        picture: a clean picture to measure, or a measurement; None = `TestPicture()`.
+        noise: s, standard deviation of the measurement noise, in the units of the data; positive.
+        seed: of the measurement noise (simulated measurement only).
 
     Raises:
-        ValueError: noise that is not positive, a negative seed; a picture that A does not fit.
+        ValueError: noise that is not positive, a negative seed; a picture that A does not take.
     """
 
-    def __init__(self, picture: Picture, noise: float, seed: int):
+    def __init__(self, picture: Picture | None = None, noise: float = 0.05, seed: int = 0):
         if not 0 < noise < math.inf:
             raise ValueError(f"noise must be a positive standard deviation, got {noise}")
         if seed < 0:
             raise ValueError(f"seed must be at least 0, got {seed}")
+        picture = TestPicture() if picture is None else picture
         self.noise = float(noise)
         self.prepare(picture.values)
         if picture.measured:
@@ -38,17 +39,17 @@ class LinearProblem(Potential):
         else:
             clean = self.forward(picture.values[None])
             z = normal(clean.shape, torch.Generator().manual_seed(seed), torch.float64)
-            self.measurement = clean + self.noise * self.seen(z.to(clean))
+            self.measurement = clean + self.noise * self.project(z.to(clean))
 
     def prepare(self, values: Tensor) -> None:
-        """What A needs to know of the picture's shape."""
+        """Prepares A for the shape of the picture."""
 
     def forward(self, x: Tensor) -> Tensor:
         """A x of examples [B, ...]."""
         raise NotImplementedError
 
-    def seen(self, z: Tensor) -> Tensor:
-        """The part of z, in the shape of a measurement, that A x can reach."""
+    def project(self, z: Tensor) -> Tensor:
+        """The part of z [B, ...] in the range of A."""
         return z
 
     def solve(self, residual: Tensor, variance: Tensor | float) -> Tensor:
@@ -62,24 +63,24 @@ class LinearProblem(Potential):
             SamplingError: examples of another shape than the measurement.
         """
         try:
-            made = self.forward(x)
+            predicted = self.forward(x)
         except (RuntimeError, ValueError) as error:
             raise SamplingError(
                 f"guidance.potential: {type(self).__name__} cannot measure {list(x.shape)}: {error}"
             ) from error
-        if made.shape[1:] != self.measurement.shape[1:]:
+        if predicted.shape[1:] != self.measurement.shape[1:]:
             raise SamplingError(
                 f"guidance.potential: {type(self).__name__} has a measurement of shape {list(self.measurement.shape[1:])}, "
-                f"and measures what this model makes, {list(x.shape[1:])}, as {list(made.shape[1:])}"
+                f"and measures samples of this model, {list(x.shape[1:])}, as {list(predicted.shape[1:])}"
             )
-        return self.measurement.to(made) - made
+        return self.measurement.to(predicted) - predicted
 
     def distance(self, x: Tensor) -> Tensor:
         """|y - A x|, [B]."""
         return torch.linalg.vector_norm(self.residual(x).flatten(1), dim=1)
 
     def log_likelihood(self, x: Tensor, variance: Tensor | float) -> Tensor:
-        """-|y - A x|^2 / 2 in the metric (variance A A^T + s^2)^-1: log N(y; A x, .) up to what does not depend on x."""
+        """-|y - A x|^2 / 2 in the metric (variance A A^T + s^2)^-1: log N(y; A x, .) up to a constant in x."""
         residual = self.residual(x)
         return -0.5 * (residual * self.solve(residual, variance)).flatten(1).sum(1)
 
@@ -98,7 +99,7 @@ class Inpaint(LinearProblem):
         ValueError: see `LinearProblem`; a mask that does not fit the picture.
     """
 
-    def __init__(self, picture: Picture, mask: Mask, noise: float, seed: int):
+    def __init__(self, picture: Picture | None = None, mask: Mask = DEFAULT_BOX, noise: float = 0.05, seed: int = 0):
         self.mask = mask
         super().__init__(picture, noise, seed)
 
@@ -111,7 +112,7 @@ class Inpaint(LinearProblem):
         if not bool(self.known.any()):
             raise ValueError(f"the mask hides every value of a picture {list(values.shape)}: nothing is known")
 
-    def seen(self, z: Tensor) -> Tensor:
+    def project(self, z: Tensor) -> Tensor:
         return z * self.known.to(z)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -120,9 +121,7 @@ class Inpaint(LinearProblem):
         return x * self.known.to(x)
 
     def residual(self, x: Tensor) -> Tensor:
-        return super().residual(x) * self.known.to(
-            x
-        )  # a measurement made elsewhere holds anything where nothing is known
+        return super().residual(x) * self.known.to(x)  # unknown values of a given measurement are arbitrary
 
     def solve(self, residual: Tensor, variance: Tensor | float) -> Tensor:
         return residual / (variance + self.noise**2)
@@ -139,7 +138,7 @@ class SuperResolution(LinearProblem):
         ValueError: see `LinearProblem`; a factor out of range.
     """
 
-    def __init__(self, picture: Picture, factor: int, noise: float, seed: int):
+    def __init__(self, picture: Picture | None = None, factor: int = 2, noise: float = 0.05, seed: int = 0):
         if factor < 2:
             raise ValueError(f"factor must be at least 2 pixels, got {factor}")
         self.factor = factor
@@ -165,7 +164,7 @@ class Deblur(LinearProblem):
         ValueError: see `LinearProblem`; a width out of range.
     """
 
-    def __init__(self, picture: Picture, width: float, noise: float, seed: int):
+    def __init__(self, picture: Picture | None = None, width: float = 1.0, noise: float = 0.05, seed: int = 0):
         if not 0 < width < math.inf:
             raise ValueError(f"width must be a positive number of pixels, got {width}")
         self.width = float(width)
@@ -181,10 +180,10 @@ class Deblur(LinearProblem):
     def forward(self, x: Tensor) -> Tensor:
         if x.ndim != 4:
             raise ValueError(f"only images [C, H, W] are blurred, got {list(x.shape[1:])}")
-        return self.filtered(x, self.response(x))
+        return self.filter(x, self.response(x))
 
     def solve(self, residual: Tensor, variance: Tensor | float) -> Tensor:
-        return self.filtered(residual, 1 / (variance * self.response(residual) ** 2 + self.noise**2))
+        return self.filter(residual, 1 / (variance * self.response(residual) ** 2 + self.noise**2))
 
-    def filtered(self, x: Tensor, response: Tensor) -> Tensor:
+    def filter(self, x: Tensor, response: Tensor) -> Tensor:
         return torch.fft.irfft2(torch.fft.rfft2(x) * response, s=x.shape[2:])

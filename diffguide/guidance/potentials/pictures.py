@@ -1,4 +1,4 @@
-"""What an inverse problem is given: pictures, clean or already measured, and masks of what is known of them."""
+"""The data of inverse problems: pictures, clean or already measured, and masks of their known values."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,14 +10,15 @@ from torch import Tensor
 
 from ...datasets.base import Dataset, Split
 from ...datasets.decoding import Unreadable, read_header, read_image
+from ...datasets.digits import Digits
 
-__all__ = ["Box", "FileMask", "FilePicture", "Mask", "Picture", "RandomMask", "TestPicture"]
+__all__ = ["DEFAULT_BOX", "Box", "FileMask", "FilePicture", "Mask", "Picture", "RandomMask", "TestPicture"]
 
-GREY = ("1", "L", "LA", "F", "I", "I;16", "I;16B", "I;16L", "I;16N")  # Pillow's modes without colours
+GREYSCALE_MODES = ("1", "L", "LA", "F", "I", "I;16", "I;16B", "I;16L", "I;16N")  # Pillow's modes without colours
 
 
-def read(path: str, channels: int | None) -> Tensor:
-    """The numbers of a file: the only array of an .npz, as it is, or an image [C, H, W] as u / 127.5 - 1.
+def read_array(path: str, channels: int | None) -> Tensor:
+    """The values of a file: the only array of an .npz, or an image [C, H, W] as u / 127.5 - 1.
 
     Raises:
         ValueError: a file that cannot be read as either.
@@ -32,11 +33,11 @@ def read(path: str, channels: int | None) -> Tensor:
     from PIL import Image
 
     try:
-        if channels == 1:  # of a mask, what is transparent counts by its colour
+        if channels == 1:  # masks ignore transparency
             with Image.open(path) as image:
                 array = numpy.array(image.convert("L"))
         else:
-            array = numpy.array(read_image(Path(path), 1 if read_header(Path(path)).mode in GREY else 3))
+            array = numpy.array(read_image(Path(path), 1 if read_header(Path(path)).mode in GREYSCALE_MODES else 3))
     except (OSError, Unreadable) as error:
         raise ValueError(f"path must name an .npz or an image, got {path}: {error}") from error
     array = array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
@@ -48,7 +49,7 @@ class Picture:
 
     Attributes:
         values: float64, images in [-1, 1].
-        measured: whether it is a measurement already, and not what is to be measured.
+        measured: whether it is already a measurement.
     """
 
     values: Tensor
@@ -60,14 +61,14 @@ class FilePicture(Picture):
 
     Arguments:
         path: of the file.
-        measured: whether it holds the measurement itself, not a clean picture to be measured.
+        measured: whether it holds a measurement, not a clean picture.
 
     Raises:
-        ValueError: a file that cannot be read, or that holds numbers that are not finite, or no picture in [-1, 1].
+        ValueError: a file that cannot be read, values that are not finite, or a picture outside [-1, 1].
     """
 
-    def __init__(self, path: str, measured: bool):
-        self.values, self.measured = read(path, None), measured
+    def __init__(self, path: str, measured: bool = False):
+        self.values, self.measured = read_array(path, None), measured
         if not bool(self.values.isfinite().all()) or not self.values.numel():
             raise ValueError(f"{path} must hold finite numbers")
         if not measured and self.values.ndim == 3 and float(self.values.abs().max()) > 1.01:
@@ -79,17 +80,18 @@ class TestPicture(Picture):
     """A test example of a data set, the `index`-th of its class.
 
     Arguments:
-        dataset: where from.
+        dataset: None = `Digits()`.
         label: its class, from 0; None = any.
-        index: among those, from 0.
+        index: within the class, from 0.
 
     Raises:
-        ValueError: there is no such example.
+        ValueError: no such example.
     """
 
-    __test__ = False  # nothing for pytest to collect
+    __test__ = False  # pytest must not collect it
 
-    def __init__(self, dataset: Dataset, label: int | None, index: int):
+    def __init__(self, dataset: Dataset | None = None, label: int | None = 0, index: int = 0):
+        dataset = Digits() if dataset is None else dataset
         split = dataset.test
         rows = torch.arange(len(split.y)) if label is None else (split.y == label).nonzero()[:, 0]
         if not len(rows):
@@ -105,7 +107,7 @@ class TestPicture(Picture):
 
 
 class Mask:
-    """mask(shape) -> bool, True = known; of a shape that broadcasts over the picture's."""
+    """mask(shape) -> bool, True = known, broadcastable to the shape of the picture."""
 
     def __call__(self, shape: Sequence[int]) -> Tensor:
         raise NotImplementedError
@@ -119,12 +121,14 @@ class Box(Mask):
         height, width: its sides, pixels, at least 1.
 
     Raises:
-        ValueError: such numbers out of range; later: a rectangle that leaves the image, or no image.
+        ValueError: a number out of range; later: a rectangle outside the image, or no image.
     """
 
-    def __init__(self, top: int, left: int, height: int, width: int):
+    def __init__(self, top: int = 0, left: int = 0, height: int = 4, width: int = 8):
         if min(top, left) < 0 or min(height, width) < 1:
-            raise ValueError(f"a box has top and left from 0, sides from 1, got {[top, left, height, width]}")
+            raise ValueError(
+                f"top and left must be at least 0, height and width at least 1, got {[top, left, height, width]}"
+            )
         self.top, self.left, self.height, self.width = top, left, height, width
 
     def __call__(self, shape: Sequence[int]) -> Tensor:
@@ -138,18 +142,21 @@ class Box(Mask):
         return known
 
 
+DEFAULT_BOX = Box()
+
+
 class RandomMask(Mask):
     """Every pixel (of all channels), or every value of a vector, is unknown with a probability.
 
     Arguments:
         hidden: that probability, in (0, 1).
-        seed: of the choice, at least 0.
+        seed: of the mask, at least 0.
 
     Raises:
         ValueError: a probability or seed out of range.
     """
 
-    def __init__(self, hidden: float, seed: int):
+    def __init__(self, hidden: float = 0.5, seed: int = 0):
         if not 0 < hidden < 1 or seed < 0:
             raise ValueError(f"hidden must be in (0, 1) and seed at least 0, got {hidden} and {seed}")
         self.hidden, self.seed = float(hidden), seed
@@ -160,7 +167,7 @@ class RandomMask(Mask):
 
 
 class FileMask(Mask):
-    """A mask from an .npz with one array, or a grey image: known where it is above 0 (white, in an image).
+    """A mask from an .npz with one array, or a grey image: known where it is above 0 (white).
 
     Arguments:
         path: of the file.
@@ -170,7 +177,7 @@ class FileMask(Mask):
     """
 
     def __init__(self, path: str):
-        self.known = read(path, 1) > 0
+        self.known = read_array(path, 1) > 0
 
     def __call__(self, shape: Sequence[int]) -> Tensor:
         return self.known

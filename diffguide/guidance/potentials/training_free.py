@@ -1,42 +1,30 @@
-"""Guidance by potentials that were trained on clean data: universal guidance, MPGD, FreeDoM, LGD, and TFG, their union.
+"""Guidance by potentials of clean data: universal guidance, MPGD, FreeDoM, LGD, and TFG, which unifies them.
 
-Some move x_0 and keep eps: the step then re-noises along the network's own direction. With the DDIM step from t to s,
-x_0 + d and eps as it is move x_s by alpha_s d.
+Some change x_0 and keep eps: the step then follows the network's own direction. In a DDIM step from t to s, x_0 + d and
+unchanged eps shift x_s by alpha_s d.
 """
 
 import math
 from collections.abc import Sequence
+from typing import Self
 
 import torch
 from torch import Tensor
 
 from ...backbones.conditions import Condition
 from ...models.protocols import Denoiser, Prediction
-from .base import PotentialGuidanceBase, over_rows, per_sample
-from .steps import EvenSteps, StepWeights
-from .values import LogPotential
+from ...randomness import Noise
+from ...schedules import EVERYWHERE
+from ..base import per_row_float, repeat_noise
+from .base import BRIGHTNESS, PotentialGuidanceBase
+from .steps import INCREASING_STEPS, StepWeights
+from .values import SMOOTHING_DRAW, LogPotential, check_whole_number
 
-__all__ = ["FreeDoM", "LGD", "MPGD", "Smoothed", "TFG", "UniversalGuidance"]
-
-DRAWS = 2**36  # the first of the draws that smoothing uses: neither samplers nor their visits count so far
-
-
-EVEN = EvenSteps()
-
-
-def whole(name: str, value: int, least: int) -> int:
-    """A whole number from `least` to 1000.
-
-    Raises:
-        ValueError: any other number.
-    """
-    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= 1000:
-        raise ValueError(f"{name} must be a whole number from {least} to 1000, got {value!r}")
-    return value
+__all__ = ["FreeDoM", "LGD", "MPGD", "SmoothedPotentialGuidance", "TFG", "UniversalGuidance"]
 
 
 class MPGD(PotentialGuidanceBase):
-    """x_0 + w grad_{x_0} f(x0_hat), eps as it is: a gradient step on the clean estimate, no gradient of the network.
+    """x_0 + w grad_{x_0} f(x0_hat), eps unchanged: a gradient step on the clean estimate, no gradient of the network.
 
     He et al., "Manifold Preserving Guided Diffusion", 2024, arXiv 2311.16424, algorithm 1 (without its autoencoder), whose
     c_t is w.
@@ -51,14 +39,23 @@ class MPGD(PotentialGuidanceBase):
         ValueError: see `PotentialGuidanceBase`.
     """
 
-    def guided(self, x_t: Tensor, t: Tensor, y: Condition | None, graph: bool) -> tuple[Prediction, Prediction]:
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        potential: LogPotential = BRIGHTNESS,
+        scale: float = 0.1,
+        interval: Sequence[float] = EVERYWHERE,
+    ):
+        super().__init__(denoiser, potential, scale, interval)
+
+    def guide(self, x_t: Tensor, t: Tensor, y: Condition | None, graph: bool) -> tuple[Prediction, Prediction]:
         prediction = self.denoiser(x_t, t, y)
-        shift = self.scale * self.slope(prediction.x_0, t, y, graph)
+        shift = self.scale * self.differentiate(prediction.x_0, t, y, graph)
         return prediction, Prediction(prediction.x_0 + shift, prediction.eps)
 
 
 class FreeDoM(PotentialGuidanceBase):
-    """x_0 + w grad_{x_t} f(x0_hat), eps as it is: x_s moves by alpha w grad, with the step rho_t = w alpha_t.
+    """x_0 + w grad_{x_t} f(x0_hat), eps unchanged: x_s moves by alpha w grad, with the step rho_t = w alpha_t.
 
     Yu et al., "FreeDoM: Training-Free Energy-Guided Conditional Diffusion Model", 2023, arXiv 2303.09833, algorithm 1, with
     f = -energy. Its time travel is a sampler: sampler=time_travel.
@@ -73,13 +70,22 @@ class FreeDoM(PotentialGuidanceBase):
         ValueError: see `PotentialGuidanceBase`.
     """
 
-    def guided(self, x_t: Tensor, t: Tensor, y: Condition | None, graph: bool) -> tuple[Prediction, Prediction]:
-        prediction, gradient = self.through(x_t, t, y, graph)
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        potential: LogPotential = BRIGHTNESS,
+        scale: float = 0.2,
+        interval: Sequence[float] = EVERYWHERE,
+    ):
+        super().__init__(denoiser, potential, scale, interval)
+
+    def guide(self, x_t: Tensor, t: Tensor, y: Condition | None, graph: bool) -> tuple[Prediction, Prediction]:
+        prediction, gradient = self.differentiate_network(x_t, t, y, graph)
         return prediction, Prediction(prediction.x_0 + self.scale * gradient, prediction.eps)
 
 
 class UniversalGuidance(PotentialGuidanceBase):
-    """Forward guidance through the network, and m gradient steps on x_0 (backward guidance), both told to eps.
+    """Forward guidance through the network, and m gradient steps on x_0 (backward guidance), both consistent with eps.
 
         x_0 + w (sigma^2 / alpha) g + D,  eps - w sigma g - (alpha / sigma) D,  D from D + backward_rate grad f(x0_hat + D)
 
@@ -99,31 +105,36 @@ class UniversalGuidance(PotentialGuidanceBase):
     """
 
     def __init__(
-        self, denoiser: Denoiser, potential: LogPotential, scale: float, interval: Sequence[float], backward_steps: int,
-        backward_rate: float,
-    ):  # fmt: skip
+        self,
+        denoiser: Denoiser,
+        potential: LogPotential = BRIGHTNESS,
+        scale: float = 1.0,
+        interval: Sequence[float] = EVERYWHERE,
+        backward_steps: int = 1,
+        backward_rate: float = 0.01,
+    ):
         super().__init__(denoiser, potential, scale, interval)
         if not 0 < backward_rate < math.inf:
             raise ValueError(f"backward_rate must be positive, got {backward_rate}")
-        self.backward_steps = whole("backward_steps", backward_steps, 0)
+        self.backward_steps = check_whole_number("backward_steps", backward_steps, 0)
         self.backward_rate = float(backward_rate)
 
     @property
     def off(self) -> bool:
         return self.scale == 0 and self.backward_steps == 0
 
-    def guided(self, x_t: Tensor, t: Tensor, y: Condition | None, graph: bool) -> tuple[Prediction, Prediction]:
+    def guide(self, x_t: Tensor, t: Tensor, y: Condition | None, graph: bool) -> tuple[Prediction, Prediction]:
         if self.scale == 0:
             plain = guided = self.denoiser(x_t, t, y)
         else:
-            plain, gradient = self.through(x_t, t, y, graph)
-            guided = self.bayes(plain, t, gradient)
-        moved = climbed(self, plain.x_0, t, y, self.backward_steps, self.backward_rate, graph) - plain.x_0
+            plain, gradient = self.differentiate_network(x_t, t, y, graph)
+            guided = self.apply_bayes(plain, t, gradient)
+        moved = ascend(self, plain.x_0, t, y, self.backward_steps, self.backward_rate, graph) - plain.x_0
         alpha, sigma = self.scales(t, moved)
         return plain, Prediction(guided.x_0 + moved, guided.eps - alpha / sigma * moved)
 
 
-def climbed(
+def ascend(
     guidance: PotentialGuidanceBase,
     x_0: Tensor,
     t: Tensor,
@@ -134,26 +145,26 @@ def climbed(
 ) -> Tensor:
     """x_0 after `steps` steps of gradient ascent on the log-potential."""
     for _ in range(steps):
-        x_0 = x_0 + rate * guidance.slope(x_0, t, y, graph)
+        x_0 = x_0 + rate * guidance.differentiate(x_0, t, y, graph)
     return x_0
 
 
-class Smoothed(PotentialGuidanceBase):
+class SmoothedPotentialGuidance(PotentialGuidanceBase):
     """f~(x_0) = log (1/n) sum_i exp f(x_0 + r z_i): a potential smoothed by n noised copies of x0_hat.
 
-    The z_i are drawn once per sample and run: f~ is then a smooth function of x_t and t, which every solver can follow.
-    Subclasses say r, `width`.
+    The z_i are drawn once per sample and run, so that f~ is a smooth function of x_t and t for every solver. Subclasses
+    define r, `width`.
     """
 
     copies: int
     draws: tuple[Tensor, ...] | None = None
 
-    def start(self, noise, times: Tensor) -> "Smoothed":
+    def start(self, noise: Noise | None, times: Tensor) -> Self:
         fresh = super().start(noise, times)
         if self.copies and not self.off:
             if noise is None:
-                raise ValueError(f"{type(self).__name__} smooths with noise: the run must have some")
-            fresh.draws = tuple(noise.normal(times[0], DRAWS + i) for i in range(self.copies))
+                raise ValueError(f"{type(self).__name__} smooths with noise: pass noise to the run")
+            fresh.draws = tuple(noise.normal(times[0], SMOOTHING_DRAW + i) for i in range(self.copies))
         return fresh
 
     def width(self, t: Tensor) -> Tensor:
@@ -164,18 +175,18 @@ class Smoothed(PotentialGuidanceBase):
         if not self.copies:
             return super().value(x_0, t, y)
         if self.draws is None:
-            raise ValueError(f"{type(self).__name__} smooths with noise of a run: call start(noise, times) first")
-        r = over_rows(self.width(t), x_0)
-        drawn = (per_sample(z, x_0, type(self).__name__) for z in self.draws)
-        values = [self.asked(x_0 + r * z, y) for z in drawn]
+            raise ValueError(f"{type(self).__name__} draws noise per run: call start(noise, times) first")
+        r = per_row_float(self.width(t), x_0)
+        drawn = (repeat_noise(z, x_0, type(self).__name__) for z in self.draws)
+        values = [self.evaluate(x_0 + r * z, y) for z in drawn]
         return torch.stack(values).logsumexp(0) - math.log(self.copies)
 
 
-class LGD(Smoothed):
+class LGD(SmoothedPotentialGuidance):
     """Bayes' rule with log (1/n) sum_i exp f(x0_hat + r_t z_i), r_t = sigma / sqrt(alpha^2 + sigma^2), through the network.
 
     Song, Zhang, Yin, Mardani, Liu, Kautz, Chen, Vahdat, "Loss-Guided Diffusion Models for Plug-and-Play Controllable
-    Generation", ICML 2023 (LGD-MC): N(x0_hat, r_t^2) in the place of p(x_0 | x_t), exact for data N(m, I) as n
+    Generation", ICML 2023 (LGD-MC): N(x0_hat, r_t^2) instead of p(x_0 | x_t), exact for data N(m, I) as n
     grows.
 
     Arguments:
@@ -190,21 +201,26 @@ class LGD(Smoothed):
     """
 
     def __init__(
-        self, denoiser: Denoiser, potential: LogPotential, scale: float, interval: Sequence[float], copies: int
+        self,
+        denoiser: Denoiser,
+        potential: LogPotential = BRIGHTNESS,
+        scale: float = 1.0,
+        interval: Sequence[float] = EVERYWHERE,
+        copies: int = 8,
     ):
         super().__init__(denoiser, potential, scale, interval)
-        self.copies = whole("copies", copies, 1)
+        self.copies = check_whole_number("copies", copies, 1)
 
     def width(self, t: Tensor) -> Tensor:
         return torch.sigmoid(-self.schedule.log_snr(t)).sqrt()
 
-    def guided(self, x_t: Tensor, t: Tensor, y: Condition | None, graph: bool) -> tuple[Prediction, Prediction]:
-        prediction, gradient = self.through(x_t, t, y, graph)
-        return prediction, self.bayes(prediction, t, gradient)
+    def guide(self, x_t: Tensor, t: Tensor, y: Condition | None, graph: bool) -> tuple[Prediction, Prediction]:
+        prediction, gradient = self.differentiate_network(x_t, t, y, graph)
+        return prediction, self.apply_bayes(prediction, t, gradient)
 
 
-class TFG(Smoothed):
-    """x_0 + rho grad_{x_t} f~(x0_hat) / alpha + D, eps as it is: variance guidance and mean guidance of one smoothed f~.
+class TFG(SmoothedPotentialGuidance):
+    """x_0 + rho grad_{x_t} f~(x0_hat) / alpha + D, eps unchanged: variance guidance and mean guidance of one smoothed f~.
 
         D from 0 by `iterations` steps D + mu grad_{x_0} f~(x0_hat + D),  r_t = smoothing sigma_t / sqrt(alpha_t^2 + sigma_t^2)
 
@@ -221,30 +237,43 @@ class TFG(Smoothed):
         rho: step of the gradient through the network, at least 0, the mean over the steps of a run.
         mu: step of the gradient on x_0, at least 0, likewise.
         iterations: steps on x_0, at least 0.
-        copies: of x0_hat that f~ averages over; 0 = f itself.
+        copies: of x0_hat, over which f~ averages; 0 = f itself.
         smoothing: width of their noise at pure noise, at least 0.
-        rho_steps, mu_steps: how rho and mu are shared out among the steps of a run.
+        rho_steps, mu_steps: how rho and mu are distributed over the steps of a run.
 
     Raises:
         ValueError: see `PotentialGuidanceBase`; a step, count or width out of range.
     """
 
     def __init__(
-        self, denoiser: Denoiser, potential: LogPotential, scale: float, interval: Sequence[float], rho: float,
-        mu: float, iterations: int, copies: int, smoothing: float, rho_steps: StepWeights = EVEN,
-        mu_steps: StepWeights = EVEN,
-    ):  # fmt: skip
+        self,
+        denoiser: Denoiser,
+        potential: LogPotential = BRIGHTNESS,
+        scale: float = 1.0,
+        interval: Sequence[float] = EVERYWHERE,
+        rho: float = 0.1,
+        mu: float = 0.1,
+        iterations: int = 4,
+        copies: int = 4,
+        smoothing: float = 0.01,
+        rho_steps: StepWeights = INCREASING_STEPS,
+        mu_steps: StepWeights = INCREASING_STEPS,
+    ):
         super().__init__(denoiser, potential, scale, interval)
         for name, value in {"rho": rho, "mu": mu, "smoothing": smoothing}.items():
             if not 0 <= value < math.inf:
                 raise ValueError(f"{name} must be a finite number of at least 0, got {value}")
         self.rho, self.mu, self.smoothing = float(rho), float(mu), float(smoothing)
-        self.iterations, self.copies = whole("iterations", iterations, 0), whole("copies", copies, 0)
+        self.iterations, self.copies = (
+            check_whole_number("iterations", iterations, 0),
+            check_whole_number("copies", copies, 0),
+        )
         self.rho_steps, self.mu_steps = rho_steps, mu_steps
 
-    def start(self, noise, times: Tensor) -> "TFG":
+    def start(self, noise: Noise | None, times: Tensor) -> Self:
         fresh = super().start(noise, times)
-        fresh.rho_steps, fresh.mu_steps = (part.start(self.schedule, times) for part in (self.rho_steps, self.mu_steps))
+        fresh.rho_steps = self.rho_steps.start(self.schedule, times)
+        fresh.mu_steps = self.mu_steps.start(self.schedule, times)
         return fresh
 
     @property
@@ -254,15 +283,15 @@ class TFG(Smoothed):
     def width(self, t: Tensor) -> Tensor:
         return self.smoothing * torch.sigmoid(-self.schedule.log_snr(t)).sqrt()
 
-    def guided(self, x_t: Tensor, t: Tensor, y: Condition | None, graph: bool) -> tuple[Prediction, Prediction]:
+    def guide(self, x_t: Tensor, t: Tensor, y: Condition | None, graph: bool) -> tuple[Prediction, Prediction]:
         if self.rho == 0:
             plain = self.denoiser(x_t, t, y)
             x_0 = plain.x_0
         else:
-            plain, gradient = self.through(x_t, t, y, graph)
-            rho = self.scale * self.rho * over_rows(self.rho_steps(t), gradient)
+            plain, gradient = self.differentiate_network(x_t, t, y, graph)
+            rho = self.scale * self.rho * per_row_float(self.rho_steps(t), gradient)
             x_0 = plain.x_0 + rho / self.scales(t, gradient)[0] * gradient
         steps = self.iterations if self.mu else 0
-        mu = self.scale * self.mu * over_rows(self.mu_steps(t), x_0) if steps else 0.0
-        moved = climbed(self, plain.x_0, t, y, steps, mu, graph) - plain.x_0
+        mu = self.scale * self.mu * per_row_float(self.mu_steps(t), x_0) if steps else 0.0
+        moved = ascend(self, plain.x_0, t, y, steps, mu, graph) - plain.x_0
         return plain, Prediction(x_0 + moved, plain.eps)

@@ -1,24 +1,38 @@
-"""Log-potentials: what they are, where they come from, their values and gradients."""
+"""Log-potentials: their interface, their values and their gradients."""
 
 import functools
 import sys
 import traceback
 from collections.abc import Callable
+from typing import Self
 
 import torch
 from torch import Tensor
 
 from ...backbones.conditions import Condition
 from ...models.protocols import SamplingError
+from ...randomness import Noise
 
-__all__ = ["LogPotential", "Potential", "evaluated", "gradient", "made", "name_of"]
+__all__ = [
+    "SMOOTHING_DRAW",
+    "LogPotential",
+    "Potential",
+    "build_potential",
+    "check_whole_number",
+    "compute_gradient",
+    "evaluate",
+    "name_of",
+    "reads_class",
+]
+
+SMOOTHING_DRAW = 2**36  # the first draw of smoothing, beyond those of samplers and their visits
 
 
 class Potential:
-    """f(x, y) -> [B]: how well each row of x fits, in nats, up to a constant. Any callable of that form will do.
+    """f(x, y) -> [B]: a log-potential of each row of x, in nats, up to a constant. Any such callable will do.
 
     Attributes:
-        of_class: whether f reads y, so that a row without class (y = -1) is not guided.
+        of_class: whether f reads y; then a row without class (y = -1) is not guided.
     """
 
     of_class: bool = False
@@ -26,18 +40,18 @@ class Potential:
     def __call__(self, x: Tensor, y: Condition | None) -> Tensor:
         raise NotImplementedError
 
-    def start(self, noise, times: Tensor) -> "Potential":
-        """A fresh potential for one run, with the randomness that it needs; where it needs none, itself."""
+    def start(self, noise: Noise | None, times: Tensor) -> Self:
+        """A copy for one run with its random draws; itself if it draws nothing."""
         return self
 
 
 LogPotential = Potential | Callable[[Tensor, Condition | None], Tensor]
 
 
-def made(potential: LogPotential) -> LogPotential:
-    """A potential from a configuration: Hydra's `_partial_` of a function is called as it is, that of a class is built.
+def build_potential(potential: LogPotential) -> LogPotential:
+    """A potential from a configuration: Hydra's `_partial_` of a class is built, that of a function is called as it is.
 
-    So `guidance.potential._target_=mine.f` takes a function f(x, y) and a class of such callables alike.
+    So `guidance.potential._target_=mine.f` takes a function f(x, y) or a class of such callables.
     """
     if isinstance(potential, functools.partial) and isinstance(potential.func, type):
         try:
@@ -50,31 +64,36 @@ def made(potential: LogPotential) -> LogPotential:
     return potential
 
 
+def reads_class(potential: LogPotential) -> bool:
+    """Whether a potential reads y."""
+    return bool(getattr(potential, "of_class", False))
+
+
 def name_of(potential: LogPotential) -> str:
-    """What a message calls a potential."""
+    """The name of a potential in messages."""
     potential = potential.func if isinstance(potential, functools.partial) else potential
     return getattr(potential, "__name__", type(potential).__name__)
 
 
 def module_of(potential: LogPotential) -> str:
-    """Where a potential was written."""
+    """The module that defines a potential."""
     potential = potential.func if isinstance(potential, functools.partial) else potential
     return getattr(potential, "__module__", None) or type(potential).__module__
 
 
-def told(error: Exception, module: str) -> str:
-    """An exception in one line, with the last line of a module that it came through."""
+def describe_user_error(error: Exception, module: str) -> str:
+    """An exception in one line, with its last line number in a module."""
     file = getattr(sys.modules.get(module), "__file__", None)
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
     where = f" (line {lines[-1]} of {file})" if lines else ""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}{where}"
 
 
-def evaluated(potential: LogPotential, x: Tensor, y: Condition | None) -> Tensor:
+def evaluate(potential: LogPotential, x: Tensor, y: Condition | None) -> Tensor:
     """f(x, y), [B].
 
     Raises:
-        SamplingError: a value that is not [B], not finite, or not a function of x; what a user's own potential raised.
+        SamplingError: a value that is not [B], not finite, or not a function of x; an exception of a user's potential.
     """
     name = name_of(potential)
     try:
@@ -86,17 +105,17 @@ def evaluated(potential: LogPotential, x: Tensor, y: Condition | None) -> Tensor
         if module.startswith("diffguide."):
             raise
         raise SamplingError(
-            f"guidance.potential: {name} raised {told(error, module)}, for x {list(x.shape)}"
+            f"guidance.potential: {name} raised {describe_user_error(error, module)}, for x {list(x.shape)}"
         ) from error
     if not isinstance(value, Tensor) or value.shape != (len(x),):
         found = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
         raise SamplingError(
-            f"guidance.potential: {name} must give one number per row, [{len(x)}] for x {list(x.shape)}, got {found}"
+            f"guidance.potential: {name} must return one number per row, [{len(x)}] for x {list(x.shape)}, got {found}"
         )
     if not bool(value.isfinite().all()):
         where = int((~value.isfinite()).nonzero()[0])
         raise SamplingError(
-            f"guidance.potential: {name} gave {float(value[where].detach())} in row {where} for x {list(x.shape)} "
+            f"guidance.potential: {name} is {float(value[where].detach())} in row {where} for x {list(x.shape)} "
             f"between {float(x.detach().min()):.3g} and {float(x.detach().max()):.3g}; it must be finite everywhere"
         )
     if x.requires_grad and not value.requires_grad:
@@ -106,7 +125,7 @@ def evaluated(potential: LogPotential, x: Tensor, y: Condition | None) -> Tensor
     return value
 
 
-def gradient(potential: LogPotential, value: Tensor, x: Tensor, graph: bool) -> Tensor:
+def compute_gradient(potential: LogPotential, value: Tensor, x: Tensor, graph: bool) -> Tensor:
     """The gradient of a potential's value [B] with respect to x.
 
     Arguments:
@@ -122,3 +141,14 @@ def gradient(potential: LogPotential, value: Tensor, x: Tensor, graph: bool) -> 
             f"{float(x.detach().min()):.3g} and {float(x.detach().max()):.3g}"
         )
     return result
+
+
+def check_whole_number(name: str, value: int, least: int) -> int:
+    """A whole number from `least` to 1000.
+
+    Raises:
+        ValueError: any other number.
+    """
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= 1000:
+        raise ValueError(f"{name} must be a whole number from {least} to 1000, got {value!r}")
+    return value
