@@ -14,7 +14,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, open_dict
 
-from ..config.build import ConfigError, config_dir, config_errors
+from ..config.build import ConfigError, config_dir
 from ..config.composed import check_composed
 from ..config.diagnose import explain
 from ..config.files import ConfigFiles, plain
@@ -22,6 +22,7 @@ from ..config.quoting import quote, quote_odd
 from ..files.run_folders import only_writer, remove_leftovers
 from ..nodes.old_names import stated
 from ..nodes.user_modules import searching
+from ..runtime.errors import InputError, input_errors
 from ..runtime.signals import Stopped
 from .arguments import files_of, read_flags, typed
 from .help import help_text
@@ -52,7 +53,9 @@ def one_line_errors(name: str, cfg: DictConfig) -> Iterator[None]:
             check_composed(cfg, hydra.runtime.choices, typed(), ConfigFiles.of_this_run())
             state_added_keys(cfg)
             yield
-    except ConfigError as error:
+    except Stopped as stopped:
+        leave(name, stopped)
+    except InputError as error:
         if os.environ.get(FULL) == "1":
             raise
         print(f"{name}: {error}", file=sys.stderr)
@@ -91,16 +94,17 @@ def state_added_keys(cfg: DictConfig) -> None:
                 cfg[key] = now
 
 
-def leave(name: str, folder: Path, stopped: Stopped) -> NoReturn:
+def leave(name: str, stopped: Stopped) -> NoReturn:
     """Ends a command that a signal stopped: how to go on on stderr, the run folder on stdout, the code that a shell expects."""
-    print(f"{stopped.name} after {stopped}; continue with: {name} {quote(f'resume={folder}')}", file=sys.stderr)
-    print(folder)
+    resume = quote(f"resume={stopped.folder}")
+    print(f"{stopped.name} after {stopped}; continue with: {name} {resume}", file=sys.stderr)
+    print(stopped.folder)
     raise SystemExit(stopped.code) from stopped
 
 
 def tidy(folder: Path, has: str, remove: Callable[[], None]) -> None:
     """Says that a finished run `has` everything, and removes what a process that was killed then may have left."""
-    with config_errors("resume"), only_writer(folder):
+    with input_errors("resume"), only_writer(folder):
         remove_leftovers(folder)
         remove()
     print(f"nothing is left to do: {folder} has {has}", file=sys.stderr)
@@ -108,7 +112,7 @@ def tidy(folder: Path, has: str, remove: Callable[[], None]) -> None:
 
 
 def run_command(
-    command: Callable[[], None], name: str, argv: Sequence[str] | None, config_name: str | None = None
+    command: Callable[[], None], name: str, argv: Sequence[str] | None = None, config_name: str | None = None
 ) -> None:  # fmt: skip
     """Runs a Hydra entry point on `argv` (None = the process's own arguments), as the console script does.
 
@@ -197,7 +201,7 @@ def report_errors(command: Callable[[], None], words: Sequence[str], name: str, 
 
 def explain_error(error: Exception, config_name: str) -> str | None:
     """A sentence about what was raised before the task began; None where it is not the user's mistake."""
-    if isinstance(error, ConfigError):
+    if isinstance(error, InputError):
         return str(error)
     flags, _ = read_flags(sys.argv[1:])
     overrides = [word for word in flags.overrides if "=" in word or not flags.help]

@@ -1,7 +1,6 @@
-"""The data set of a training run, and of one that is resumed what has changed in it since."""
+"""The data set of a training run; for a resumed run, also what has changed in it since."""
 
 import copy
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from ..datasets import Dataset
 from .resume import Resumed
 from .retyped import overridden
 
-__all__ = ["open_data", "tell"]
+__all__ = ["open_data"]
 
 
 def open_data(cfg: DictConfig, resumed: Resumed | None) -> tuple[Dataset, dict[str, Any] | None]:
@@ -50,10 +49,3 @@ def open_data(cfg: DictConfig, resumed: Resumed | None) -> tuple[Dataset, dict[s
             f"{provenance.described(changed)}; leave it out if the data have not moved"
         )
     return data, (note or {"images": int(resumed.checkpoint.stem)}) | {"data": changed}
-
-
-def tell(data: Dataset, note: dict[str, Any] | None) -> None:
-    """Says on stderr what of the data is not used, and what of them changed since the checkpoint of a resumed run."""
-    changed = [f"the data have changed since: {provenance.described(note['data'])}"] if note and "data" in note else []
-    for line in [*data.warnings(), *changed]:
-        print(line, file=sys.stderr)

@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from hydra.errors import InstantiationException
 from hydra.utils import get_object, instantiate
@@ -12,17 +12,23 @@ from omegaconf import DictConfig, OmegaConf
 
 from ..nodes.annotations import fits, parameter_hints
 from ..nodes.user_modules import importing
-from .errors import ConfigError, config_errors
+from ..runtime.errors import input_errors
+from .errors import ConfigError
 from .files import config_dir
 from .type_checks import check_types, import_callable
 
-__all__ = ["ConfigError", "build", "check_whole", "config_dir", "config_errors", "needs_null", "run_parent", "takes"]
+__all__ = ["ConfigError", "build", "check_whole", "config_dir", "needs_null", "run_parent", "takes", "to_dict"]
 
 TOO_LARGE = ("can't allocate memory", "Storage size calculation overflowed", "out of memory")  # torch's RuntimeErrors
 NO_MEMORY = "what it asks for does not fit into memory; make it smaller"
 
 
-def build(cfg: DictConfig, key: str, *args: Any, kwargs: Mapping[str, Any] | None = None) -> Any:
+def to_dict(node: DictConfig) -> dict[str, Any]:
+    """A configuration node as a plain dictionary with every interpolation resolved."""
+    return cast(dict[str, Any], OmegaConf.to_container(node, resolve=True))
+
+
+def build(cfg: DictConfig | Mapping[str, Any], key: str, *args: Any, kwargs: Mapping[str, Any] | None = None) -> Any:
     """The object that the node `cfg[key]` describes, its constructor given `args` by position and `kwargs` by name.
 
     Raises:
@@ -36,7 +42,7 @@ def build(cfg: DictConfig, key: str, *args: Any, kwargs: Mapping[str, Any] | Non
         if kwargs is None:
             return instantiate(cfg[key], *args, _convert_="all")
         constructor = instantiate(cfg[key], *args, _convert_="all", _partial_=True)
-        with config_errors(key):
+        with input_errors(key):
             return constructor(**kwargs)  # not through Hydra, which would copy what it is given
     except (MemoryError, RuntimeError) as error:  # of what was called without Hydra
         if exceeds_memory(error):

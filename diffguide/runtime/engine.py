@@ -5,7 +5,7 @@ import os
 from lightning_fabric import Fabric
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 
-__all__ = ["end_others", "fabric", "launched_outside"]
+__all__ = ["Fabric", "end_others", "fabric", "launched_outside"]
 
 
 def launched_outside() -> bool:

@@ -3,7 +3,9 @@
 import signal
 import sys
 import threading
+from pathlib import Path
 from types import FrameType
+from typing import Any
 
 __all__ = ["Interrupts", "Stopped"]
 
@@ -11,7 +13,14 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Stopped(Exception):
-    """The work has stopped at a signal, and everything is saved. code: the exit code that a shell expects, 128 + signal."""
+    """The work has stopped at a signal, and everything is saved.
+
+    Attributes:
+        code: the exit code that a shell expects, 128 + signal.
+        folder: of the run that resumes it, once it is known.
+    """
+
+    folder: Path | None = None
 
     def __init__(self, number: int, where: str):
         super().__init__(where)
@@ -28,7 +37,8 @@ class Interrupts:
     """
 
     def __init__(self, silent: bool = False):
-        self.number, self.silent, self.before = 0, silent, {}
+        self.number, self.silent = 0, silent
+        self.before: dict[int, Any] = {}
 
     def __enter__(self) -> "Interrupts":
         if threading.current_thread() is threading.main_thread():

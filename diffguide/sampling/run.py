@@ -1,6 +1,5 @@
 """What a sampling run samples, and how it gets there: in batches, each on the disk when it is done."""
 
-import platform
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,10 +20,9 @@ from ..models.protocols import Denoiser, DenoiserWrapper, Energy
 from ..runtime.progress import Progress
 from ..runtime.signals import Interrupts, Stopped
 from ..samplers import Sampler, SamplingError, generate
-from ..version import __version__
 from .sources import Source
 
-__all__ = ["Plan", "Stream", "idle", "kind", "versions"]
+__all__ = ["Plan", "Stream", "idle", "kind"]
 
 FAILED = 1000  # more than any signal's number; the rank that failed is added
 
@@ -180,8 +178,3 @@ class Stream:
 def kind(shape: Sequence[int]) -> tuple[str, tuple[int, ...]]:
     """How a sample is stored, dtype and shape: an image [C, H, W] as bytes [H, W, C], a vector [D] as it is."""
     return ("float32", tuple(shape)) if len(shape) == 1 else ("uint8", (*shape[1:], shape[0]))
-
-
-def versions() -> dict[str, str]:
-    """Of what decides the bits of an image."""
-    return {"diffguide": __version__, "torch": torch.__version__, "python": platform.python_version()}

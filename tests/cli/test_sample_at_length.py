@@ -279,13 +279,13 @@ def test_what_befalls_the_second_process_ends_both(at, n, code, ending):
 
 def test_all_processes_sample_the_first_ones_checkpoint(at, command, monkeypatch):
     """One that starts later may find a newer checkpoint: it takes what it is told."""
-    from diffguide import sample as module
+    from diffguide.sampling.job import SamplingJob
 
     few = ["n=4", "sampler.steps=2", "trajectory=true"]
     (older,) = (at / MODEL / "checkpoints").glob("0*32.safetensors")
     expected = contents(at / command(main, f"checkpoint={older.relative_to(at)}", *few, at=at).folder)
-    claim = module.claim
-    monkeypatch.setattr(module, "claim", lambda *all: (*claim(*all)[:2], older.relative_to(at)))
+    claim = SamplingJob.claim_folder
+    monkeypatch.setattr(SamplingJob, "claim_folder", lambda *all: (*claim(*all)[:2], older.relative_to(at)))
     found = contents(at / command(main, f"checkpoint={MODEL}", *few, at=at).folder)
     assert found["samples.npz"] == expected["samples.npz"] and found["trajectory.gif"] == expected["trajectory.gif"]
     monkeypatch.undo()

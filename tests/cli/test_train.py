@@ -267,7 +267,7 @@ def test_a_multirun_has_a_folder_per_job(tmp_path, command):
 
 
 REFUSED = {
-    "p_uncond without guidance": (["guidance=none", "p_uncond=0.15"], "take guidance=cfg"),
+    "p_uncond without guidance": (["guidance=none", "p_uncond=0.15"], "guidance=cfg"),
     "p_uncond appended": (["guidance=none", "+p_uncond=0.15"], "p_uncond"),
     "p_uncond too large": (["p_uncond=1.5"], "p_uncond must be in (0, 1]"),
     "p_uncond zero": (["p_uncond=0"], "p_uncond must be in (0, 1]"),

@@ -9,7 +9,8 @@ import diffguide
 
 PACKAGE = Path(diffguide.__file__).parent
 FLOORS = [  # a package imports only from its own floor or a lower one
-    {"files", "runtime", "nodes", "class_names", "version"},
+    {"version"},
+    {"files", "runtime", "nodes", "class_names"},
     {"schedules"},
     {"randomness", "figures", "backbones", "datasets"},
     {"models"},

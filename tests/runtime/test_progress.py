@@ -6,11 +6,11 @@ import time
 import pytest
 from short_run import RUN
 
-from diffguide import evaluate
 from diffguide.checkpoints import store as checkpoints
 from diffguide.checkpoints.store import Loaded, untrained
-from diffguide.evaluate import Bar
 from diffguide.evaluate import main as evaluate_main
+from diffguide.evaluation import bar as evaluate
+from diffguide.evaluation.bar import Bar
 from diffguide.runtime.progress import Progress
 from diffguide.runtime.signals import Interrupts
 from diffguide.sample import main as sample
@@ -64,7 +64,7 @@ class Asked:
 
 def test_a_measurement_that_says_nothing_is_heard_of(capfd, monkeypatch):
     """Before its first word, and within a stage; each stage is named when it begins."""
-    monkeypatch.setattr(evaluate, "PATIENCE", 0.0)
+    monkeypatch.setattr(evaluate, "SILENT_SECONDS", 0.0)
     monkeypatch.setattr("diffguide.runtime.progress.Heartbeat.__init__.__defaults__", (0.001,))
     monkeypatch.setattr("diffguide.runtime.progress.Progress.__init__.__defaults__", (0, 0.0, False, None))
     with Interrupts() as interrupts:

@@ -13,7 +13,7 @@ from ..config.build import ConfigError, build
 from ..datasets import Dataset
 from ..datasets.base import fetch
 from ..objectives import Objective
-from .runner import typed
+from .arguments import typed
 
 __all__ = ["smaller_backbones"]
 

@@ -1,0 +1,21 @@
+"""Errors that the command line reports in one line."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+__all__ = ["InputError", "input_errors"]
+
+
+class InputError(ValueError):
+    """The input cannot be run. The message says what, where and what would be right; the command ends with code 1."""
+
+
+@contextmanager
+def input_errors(key: str) -> Iterator[None]:
+    """Turns a ValueError or OSError into an InputError that begins with a configuration key."""
+    try:
+        yield
+    except InputError:
+        raise
+    except (ValueError, OSError) as error:
+        raise InputError(f"{key}: {error}") from error

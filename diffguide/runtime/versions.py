@@ -1,0 +1,14 @@
+"""Versions of what decides the bits of a result."""
+
+import platform
+
+import torch
+
+from ..version import __version__
+
+__all__ = ["versions"]
+
+
+def versions() -> dict[str, str]:
+    """The versions of diffguide, torch and Python, for manifests and metrics.json."""
+    return {"diffguide": __version__, "torch": torch.__version__, "python": platform.python_version()}

@@ -1,0 +1,48 @@
+"""The pictures that training draws of its averaged model."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from ..evaluation.classification.metric import write_accuracy
+from ..figures.image_grids import sample_picture, training_labels
+from ..models.protocols import Denoiser, Energy
+from ..objectives import Objective
+from ..samplers import SamplingError, generate
+
+if TYPE_CHECKING:
+    from .job import TrainingJob
+
+__all__ = ["TrainingPictures"]
+
+
+class TrainingPictures:
+    """Callback of `Training.run`: samples of every class, with the same seeds each time.
+
+    A classifier makes no samples: its picture is its held-out accuracy against the noise level.
+    """
+
+    def __init__(self, job: "TrainingJob"):
+        self.job = job
+
+    def __call__(self, averaged: Objective, path: Path) -> None:
+        """Draws a picture of an averaged objective into a PNG file."""
+        if not isinstance(averaged.model, Denoiser | Energy):
+            write_accuracy(path, averaged.model, self.job.data, self.job.seed, self.job.engine.device)
+        elif self.job.generates:
+            try:
+                self.draw_samples(averaged.model, path)
+            except SamplingError as error:  # the training is worth more than its pictures
+                print(f"no samples: {error}", file=sys.stderr)
+
+    def draw_samples(self, model: Denoiser | Energy, path: Path) -> None:
+        job, data = self.job, self.job.data
+        guided = job.guided(model, job.engine.device)
+        labels = training_labels(guided.num_classes, vectors=len(data.shape) == 1)
+        batch_size = min(250, max(job.training.share(job.engine.world_size), 8))
+        batches = generate(guided, job.sampler, range(len(labels)), labels, data.shape, batch_size, job.engine.device)
+        background = data.train.x if len(data.shape) == 1 else None
+        x = torch.cat([batch.float().cpu() for batch in batches])
+        sample_picture(path, x, labels, data.class_names, background, whole=True)

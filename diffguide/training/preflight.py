@@ -1,0 +1,94 @@
+"""Checks of a training job that need its network and its data, made before anything is written."""
+
+import copy
+import sys
+
+import torch
+
+from ..checkpoints import store as checkpoints
+from ..checkpoints.data_record import described
+from ..datasets.base import fetch
+from ..models.protocols import Denoiser
+from ..randomness import Noise
+from ..runtime.errors import InputError, input_errors
+from ..samplers import SamplingError
+from .job import TrainingJob
+
+__all__ = ["preflight"]
+
+CHECKED_EXAMPLES = 256  # that the objective judges the data by
+
+
+def preflight(job: TrainingJob) -> None:
+    """Runs every check that calls the network, and says on stderr what is odd about the data.
+
+    Raises:
+        InputError: parts that do not fit each other; says what the network said.
+    """
+    guided, times = None, None
+    if job.generates:
+        with input_errors("sampler"):
+            guided = job.guided(job.objective.model, "cpu")
+            times = job.sampler.times(guided)
+    with input_errors("training"):
+        job.training.share(job.engine.world_size)
+        job.training.make_optimizer(job.objective)
+    check_network(job)
+    if guided is not None and isinstance(job.objective.model, Denoiser):
+        check_guidance(job, guided, times)
+    if job.engine.is_global_zero:
+        report_data(job)
+    if not job.dry_run:
+        check_record(job)
+
+
+def check_network(job: TrainingJob) -> None:
+    """One forward pass of two examples: the network must fit the data, and the objective its first examples."""
+    model, data = job.objective.model, job.data
+    classes = model.num_classes
+    if classes not in (0, len(data.class_names)):
+        key = "num_classes" if model.backbone.num_classes else "out_features"  # classes in, or classes out
+        raise InputError(
+            f"backbone.{key} is {classes}, but the data have {len(data.class_names)} classes (0 = unconditional)"
+        )
+    rows = torch.arange(min(CHECKED_EXAMPLES, len(data.train.y)))
+    with input_errors("objective"):
+        job.objective.check(data.view(fetch(data.train, rows)[0]))
+    x, y = fetch(data.train, torch.tensor([0, 0]))
+    try:
+        with torch.no_grad():
+            job.objective(data.view(x), y, torch.Generator().manual_seed(0))
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(f"backbone does not fit the data, whose examples are {list(data.shape)}: {reason}") from error
+
+
+def check_guidance(job: TrainingJob, guided: Denoiser, times: torch.Tensor) -> None:
+    """One evaluation of the guided model at the first level of the sampler, without dropout."""
+    noise = Noise(range(2), job.data.shape, guided.schedule)
+    y = torch.zeros(2, dtype=torch.long) if guided.num_classes else None
+    job.objective.eval()
+    try:
+        with torch.no_grad():
+            guided.start(noise, times)(noise.normal(times[0], 0), times[0], y)
+    except SamplingError as error:
+        raise InputError(str(error)) from error
+    job.objective.train()
+
+
+def report_data(job: TrainingJob) -> None:
+    """Says on stderr what of the data is not used, and what of them changed since the checkpoint of a resumed run."""
+    lines = list(job.data.warnings())
+    if job.note and "data" in job.note:
+        lines.append(f"the data have changed since: {described(job.note['data'])}")
+    for line in lines:
+        print(line, file=sys.stderr)
+
+
+def check_record(job: TrainingJob) -> None:
+    """What the checkpoints would state must be loadable again."""
+    facts = {"images": 0, "class_names": list(job.data.class_names), "shape": list(job.data.shape)}
+    try:
+        checkpoints.check_facts(copy.deepcopy({"config": dict(job.config), **facts}))
+    except checkpoints.CheckpointError as error:
+        raise InputError(f"what this trains could not be loaded again: {error}") from error
