@@ -5,9 +5,10 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
+from torch import nn
 
 from ..checkpoints import store as checkpoints
 from ..datasets import Dataset
@@ -95,7 +96,7 @@ class TrainingJob:
             Stopped: a signal came, and everything is saved; on rank 0 alone, with the run folder.
         """
         if self.compiled:
-            self.objective.model.backbone.compile()
+            cast(nn.Module, self.objective.model.backbone).compile()
         try:
             return self.write_dry_run() if self.dry_run else self.train()
         except torch.OutOfMemoryError as error:

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from ..datasets import Split
 from ..evaluation.classification.metric import write_accuracy
 from ..figures.image_grids import choose_training_labels, write_samples
-from ..models.protocols import Denoiser, Energy
+from ..models.protocols import Classifier, Denoiser, Energy
 from ..objectives import Objective
 from ..samplers import SamplingError, generate
 
@@ -29,9 +30,9 @@ class TrainingPictures:
 
     def __call__(self, averaged: Objective, path: Path) -> None:
         """Draws a picture of an averaged objective into a PNG file."""
-        if not isinstance(averaged.model, Denoiser | Energy):
+        if isinstance(averaged.model, Classifier) and not isinstance(averaged.model, Denoiser | Energy):
             write_accuracy(path, averaged.model, self.job.data, self.job.seed, self.job.engine.device)
-        elif self.job.generates:
+        elif self.job.generates and isinstance(averaged.model, Denoiser | Energy):
             try:
                 self.draw_samples(averaged.model, path)
             except SamplingError as error:  # the training is worth more than its pictures
@@ -43,6 +44,6 @@ class TrainingPictures:
         labels = choose_training_labels(guided.num_classes, vectors=len(data.shape) == 1)
         batch_size = min(250, max(job.training.share(job.engine.world_size), 8))
         batches = generate(guided, job.sampler, range(len(labels)), labels, data.shape, batch_size, job.engine.device)
-        background = data.train.x if len(data.shape) == 1 else None
+        background = data.train.x if len(data.shape) == 1 and isinstance(data.train, Split) else None
         x = torch.cat([batch.float().cpu() for batch in batches])
         write_samples(path, x, labels, data.class_names, background, whole=True)
