@@ -1,4 +1,4 @@
-"""What every network shares: the conditioning vector from the noise level and the condition, and checkpointing."""
+"""Shared by all networks: the conditioning vector from the noise level and the condition, and checkpointing."""
 
 from collections.abc import Sequence
 
@@ -122,7 +122,7 @@ class ConditionEmbedding(nn.Module):
         self.null = nn.Parameter(torch.zeros(condition_features)) if condition_features else None
 
     def forward(self, h: Tensor, log_snr: Tensor | None, y: Condition | None) -> Tensor:
-        """[B, features]; h [B, ...] says the number of rows, and the dtype where neither noise nor condition do."""
+        """[B, features]; h [B, ...] gives the number of rows, and the dtype where there is neither noise nor condition."""
         embedding = self.noise_embedding(h, log_snr)
         if self.classes is not None:
             if isinstance(y, ClassEmbedding):
