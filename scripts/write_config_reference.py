@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from diffguide.config.key_comments import describe_text
+from diffguide.config.key_comments import describe_file
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 PAGE = CONFIGS / "README.md"
@@ -53,8 +53,7 @@ def table_of_groups(configs: Path, groups: list[str]) -> Iterator[str]:
 
 def describe_option(path: Path) -> Iterator[str]:
     """What a file says, the class that it builds, and its keys."""
-    text = path.read_text(encoding="utf-8")
-    described, tree = describe_text(text), yaml.load(text, yaml.CSafeLoader) or {}
+    described, tree = describe_file(path), yaml.load(path.read_text(encoding="utf-8"), yaml.CSafeLoader) or {}
     target = tree.get("_target_")
     yield f"{sentence(described.says)}{f' Builds `{target}`.' if isinstance(target, str) else ''}"
     defaults = {name: pair for name, pair in described.defaults.items() if name.split("/")[0] != "hydra"}

@@ -36,7 +36,11 @@ def write(path: Path, data: Dataset) -> None:
         WriteError: the disk is full, the folder is gone, ...
     """
     text = strict_json(record(data) | {"files": data.fingerprint().files}, indent=1) + "\n"
-    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+    def write_text(temporary: Path) -> None:
+        temporary.write_text(text, encoding="utf-8")
+
+    write_atomically(path, write_text)
 
 
 def check_record(value: Any) -> None:

@@ -79,8 +79,11 @@ def kept(folder: Path) -> list[Path]:
 
 def lowest_loss(files: Sequence[Path]) -> Path | None:
     """The checkpoint with the lowest held-out loss, the newest of equals; None where none has one."""
-    losses = {file: archives.read_metadata(file).get("validation_loss") for file in files}
-    losses = {file: loss for file, loss in losses.items() if isinstance(loss, int | float)}
+    losses: dict[Path, float] = {}
+    for file in files:
+        loss = archives.read_metadata(file).get("validation_loss")
+        if isinstance(loss, int | float):
+            losses[file] = loss
     return min(reversed(losses), key=losses.__getitem__) if losses else None
 
 
@@ -108,15 +111,18 @@ def save(
         WriteError: the disk is full, the folder is read-only or gone, ...
     """
     stem = f"{training.facts['images']:010d}"
-    tensors, plain = {f"sums.{name}": value for name, value in training.sums.items()}, {}
+    tensors = {f"sums.{name}": value for name, value in training.sums.items()}
+    numbers: dict[str, float] = {}
     tensors |= {f"memory.{name}": value for name, value in objective.memory().items()}
     state = optimizer.state_dict()
     for index, values in state["state"].items():
         for name, value in values.items():
-            target = tensors if isinstance(value, torch.Tensor) else plain
-            target[f"{index}.{name}"] = value
+            if isinstance(value, torch.Tensor):
+                tensors[f"{index}.{name}"] = value
+            else:
+                numbers[f"{index}.{name}"] = value
     counts = [len(group["params"]) for group in state["param_groups"]]
-    extra = {"state": plain, "parameters": counts, "precision": training.precision}
+    extra = {"state": numbers, "parameters": counts, "precision": training.precision}
     archives.write_sealed(folder / f"{stem}.optimizer.safetensors", tensors, extra)
     tensors = {f"objective.{name}": value for name, value in objective.state_dict().items()}
     tensors |= {f"ema.{name}": value for name, value in ema.state_dict().items()}
@@ -222,8 +228,7 @@ def load_training_state(
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
     try:
-        sums, precision = select_prefix(memory, "sums"), saved.get("precision")
-        check_numbers(precision, "precision")
+        sums, precision = select_prefix(memory, "sums"), read_numbers(saved, "precision")
         if sums and ("count" not in sums or any(value.ndim or not value.isfinite() for value in sums.values())):
             raise CheckpointError("its sums must be finite numbers, count among them")
         of_objective = select_prefix(memory, "memory")
@@ -238,10 +243,12 @@ def load_training_state(
     return TrainingState(metadata, sums, precision)
 
 
-def check_numbers(value: Any, name: str) -> None:
-    """Raises CheckpointError where something is not a mapping to numbers."""
+def read_numbers(saved: dict[str, Any], name: str) -> dict[str, Any]:
+    """A mapping to numbers in the metadata of a file; raises CheckpointError where it is something else."""
+    value = saved.get(name)
     if not isinstance(value, dict) or not all(isinstance(part, int | float | None) for part in value.values()):
         raise CheckpointError(f"its {name} must be a mapping of numbers")
+    return value
 
 
 def optimizer_state(memory: dict[str, Tensor], saved: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict:
@@ -254,10 +261,8 @@ def optimizer_state(memory: dict[str, Tensor], saved: dict[str, Any], optimizer:
     counts = [len(group["params"]) for group in optimizer.param_groups]
     if saved.get("parameters") != counts:
         raise CheckpointError(f"it is of an optimiser of {saved.get('parameters')} parameters, this one has {counts}")
-    plain = saved.get("state")
-    check_numbers(plain, "state")
     state: dict[int, dict] = {}
-    for key, value in (plain | memory).items():
+    for key, value in (read_numbers(saved, "state") | memory).items():
         match = re.fullmatch(r"(\d{1,9})\.(\w+)", key, re.ASCII)
         if not match or int(match[1]) >= len(parameters):
             raise CheckpointError(f"{key!r} is no memory of one of {len(parameters)} parameters")

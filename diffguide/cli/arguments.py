@@ -2,35 +2,56 @@
 
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator, Sequence
+from os.path import abspath
+from typing import Any, NoReturn
 
-from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
 from ..config.build import ConfigError
+from ..config.files import ConfigFiles, config_dir
 from ..version import __version__
 
-__all__ = ["flag_parser", "read_flags", "typed"]
+__all__ = ["FLAGS", "files_of", "read_flags", "typed"]
+
+FLAGS: dict[tuple[str, ...], dict[str, Any]] = {  # Hydra's
+    ("--help", "-h"): {"action": "store_true"},
+    ("--hydra-help",): {"action": "store_true"},
+    ("--version",): {"action": "version", "version": f"diffguide {__version__}"},
+    ("--cfg", "-c"): {"choices": ["job", "hydra", "all"]},
+    ("--resolve",): {"action": "store_true"},
+    ("--package", "-p"): {},
+    ("--run", "-r"): {"action": "store_true"},
+    ("--multirun", "-m"): {"action": "store_true"},
+    ("--shell-completion", "-sc"): {"action": "store_true"},
+    ("--config-path", "-cp"): {},
+    ("--config-name", "-cn"): {},
+    ("--config-dir", "-cd"): {},
+    ("--experimental-rerun",): {},
+    ("--info", "-i"): {
+        "nargs": "?",
+        "const": "all",
+        "choices": ["all", "config", "defaults", "defaults-tree", "plugins", "searchpath"],
+    },
+}
+
+
+class FlagParser(ArgumentParser):
+    """A parser of FLAGS and overrides that raises ConfigError where argparse would print its usage."""
+
+    def __init__(self) -> None:
+        super().__init__(add_help=False)
+        for names, options in FLAGS.items():
+            self.add_argument(*names, **options)
+        self.add_argument("overrides", nargs="*")
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(message)
 
 
 def typed() -> list[str]:
     """The overrides of this job as they were typed; iterating over Hydra's list would resolve `${...}`."""
-    return OmegaConf.to_container(HydraConfig.get().overrides.task)
-
-
-def flag_parser() -> ArgumentParser:
-    """Hydra's parser of flags, which raises ConfigError in place of printing its usage, and knows our version."""
-    parser = get_args_parser()
-    for action in parser._actions:
-        if action.dest == "version":
-            action.version = f"diffguide {__version__}"
-    parser.error = refuse
-    return parser
-
-
-def refuse(message: str) -> None:
-    """What the parser of flags calls."""
-    raise ConfigError(message)
+    return [str(word) for word in OmegaConf.to_container(HydraConfig.get().overrides.task) or ()]
 
 
 def read_flags(words: Sequence[str]) -> tuple[Namespace, list[str]]:
@@ -40,15 +61,24 @@ def read_flags(words: Sequence[str]) -> tuple[Namespace, list[str]]:
         ConfigError: a flag that there is not, or without its value.
         SystemExit: after the version was printed.
     """
-    parser = flag_parser()
-    flags = parser.parse_intermixed_args(words)
-    return flags, [*written(parser, flags), *flags.overrides]
+    flags = FlagParser().parse_intermixed_args(words)
+    return flags, [*format_flags(flags), *flags.overrides]
 
 
-def written(parser: ArgumentParser, flags: Namespace) -> Iterator[str]:
+def format_flags(flags: Namespace) -> Iterator[str]:
     """The words that set these flags."""
-    for action in parser._actions:
-        value = getattr(flags, action.dest, None)
-        if action.option_strings and value not in (None, False):
-            yield action.option_strings[0]
+    for names in FLAGS:
+        value = getattr(flags, names[0].strip("-").replace("-", "_"), None)
+        if value not in (None, False):
+            yield names[0]
             yield from [] if value is True else [value]
+
+
+def files_of(flags: Namespace, config_name: str) -> ConfigFiles:
+    """The configuration files of a command line.
+
+    Arguments:
+        config_name: of the primary configuration, where no flag names another.
+    """
+    folders = [flags.config_path or config_dir(), *([flags.config_dir] if flags.config_dir else [])]
+    return ConfigFiles(flags.config_name or config_name, [abspath(folder) for folder in folders])

@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, read_write
 
-from ..config.quoting import literal
+from ..config.files import plain
+from ..config.quoting import literal, parse_override
 from ..files.run_folders import WriteError, convert_write_errors
 from .arguments import typed
 
@@ -88,14 +87,11 @@ def left_with_code(name: str) -> Iterator[None]:
 
 def output_root(config: DictConfig) -> Path:
     """The folder of all runs; of several, the first."""
-    for text in OmegaConf.to_container(config.hydra.overrides.task):
-        if text.lstrip("+").startswith("output_root="):
-            with suppress(HydraException):
-                parser = OverridesParser.create()
-                override = parser.parse_override(text)
-                if override.is_discrete_sweep():
-                    first = next(override.sweep_string_iterator())
-                    return Path(str(parser.parse_override(f"output_root={first}").value()))
+    for text in plain(config.hydra.overrides.task):
+        override = parse_override(text)
+        if override and override.key_or_group == "output_root" and override.is_discrete_sweep():
+            first = parse_override(f"output_root={next(override.sweep_string_iterator())}")
+            return Path(str(first.value() if first else "outputs"))
     root = OmegaConf.select(config, "output_root")
     return Path(root if isinstance(root, str) and root else "outputs")
 

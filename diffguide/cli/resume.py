@@ -18,6 +18,7 @@ from ..checkpoints import data_record as provenance
 from ..checkpoints import store as checkpoints
 from ..checkpoints.allowlist import ROLES
 from ..config.build import ConfigError
+from ..config.files import plain
 from ..files.run_folders import hash_file, strict_json
 from ..files.shards import START_FILE
 from ..nodes.old_names import updated
@@ -70,7 +71,7 @@ def saved_config(folder: Path, today: dict[str, Any], optional: Collection[str])
         text = path.read_text(encoding="utf-8")
         if any(isinstance(event, AliasEvent) for event in parse(text)):  # a few lines of them may mean gigabytes
             raise refusal(f"{path} is not what diffguide writes: it has aliases")
-        config = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+        config = plain(OmegaConf.load(path))
         checkpoints.validate_values(config, "config.yaml")
     except ConfigError:
         raise
@@ -92,11 +93,11 @@ def find(cfg: DictConfig) -> tuple[DictConfig, Resumed]:
         ConfigError: nothing there, nothing left to do, or a change of what was computed so far.
     """
     folder = run_folder(cfg, "outputs/train/digits/v001")
-    saved = saved_config(folder, OmegaConf.to_container(cfg), ["p_uncond", "ce_weight"])
+    saved = saved_config(folder, plain(cfg), ["p_uncond", "ce_weight"])
     merged = inherit(cfg, saved, TRAINING)
     if merged.dry_run:
         raise ConfigError("dry_run looks at a run that is yet to begin: leave resume out")
-    today = OmegaConf.to_container(merged)
+    today = plain(merged)
     files = checkpoints.kept(folder / "checkpoints") if (folder / "checkpoints").is_dir() else []
     metadata = None
     if files:
@@ -112,9 +113,9 @@ def find(cfg: DictConfig) -> tuple[DictConfig, Resumed]:
     if metadata["images"] >= merged.training.images:
         raise ConfigError(f"resume: {folder} has its {metadata['images']} images; ask for more training.images")
     changed = training_changes(metadata["config"]["training"], today["training"])
-    if "training.images" not in changed and (idle := [key for key in changed if key.startswith("training.extend")]):
+    if "training.images" not in changed and (unused := [key for key in changed if key.startswith("training.extend")]):
         raise refusal(
-            f"{idle[0]} says what a change of training.images does, and this run has {merged.training.images} as before"
+            f"{unused[0]} says what a change of training.images does, and this run has {merged.training.images} as before"
         )
     note = {"images": metadata["images"], "changed": changed} if changed else None
     seen = provenance.seen(folder, metadata)
@@ -144,9 +145,9 @@ def find_begun(cfg: DictConfig, example: str, last: str, start: str, done: str) 
         ConfigError: nothing there, or a change of what decides the result; the checkpoint may lie elsewhere, if it is the same.
     """
     folder = run_folder(cfg, example)
-    saved = saved_config(folder, OmegaConf.to_container(cfg), ORACLE_KEYS)
+    saved = saved_config(folder, plain(cfg), ORACLE_KEYS)
     merged = inherit(cfg, saved, GENERATION)
-    check_unchanged(folder, saved, OmegaConf.to_container(merged), GENERATION)
+    check_unchanged(folder, saved, plain(merged), GENERATION)
     if (folder / last).exists():
         return merged, Begun(folder, None, None)
     return merged, read_start(folder, folder / start, saved, merged, done)
@@ -163,7 +164,7 @@ def read_start(folder: Path, path: Path, saved: dict[str, Any], merged: DictConf
             raise FileNotFoundError("no such file")
         header = json.loads(path.read_text(encoding="utf-8"))
         if "oracle" in merged:
-            today = OmegaConf.to_container(merged)
+            today = plain(merged)
             began, now = (
                 {key: nodes[key] for key in ORACLE_KEYS if key in nodes} for nodes in (updated(header), today)
             )

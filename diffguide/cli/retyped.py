@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
@@ -12,8 +11,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ..checkpoints.allowlist import ROLES, validate_config
 from ..config.build import ConfigError
-from ..config.diagnose import dotted, no_key
-from ..files.safetensors import CheckpointError
+from ..config.diagnose import no_key
+from ..config.files import ConfigFiles, dotted, plain
+from ..files.safetensors import CheckpointError, escape_unprintable
 from .arguments import typed
 from .resume_policy import refusal, today_keys
 
@@ -35,7 +35,7 @@ def trusted(cfg: DictConfig) -> list[str]:
 def overridden() -> dict[str, bool]:
     """The keys and groups of this command line, dotted, and whether each was forced (++)."""
     overrides = OverridesParser.create().parse_overrides(typed())
-    return {override.key_or_group.replace("/", "."): override.is_force_add() for override in overrides}
+    return {str(override.key_or_group).replace("/", "."): override.is_force_add() for override in overrides}
 
 
 def value_of(cfg: DictConfig, key: str) -> Any:
@@ -53,26 +53,20 @@ def value_of(cfg: DictConfig, key: str) -> Any:
 
 def is_own(group: str, option: str, node: Mapping[str, Any]) -> bool:
     """Whether an option is the one that a run's node was made from: no option of its group has more values of the node."""
-    loader = GlobalHydra.instance().config_loader()
-    unlike = {}
-    for name in loader.get_group_options(group):
-        file = loader.repository.load_config(f"{group}/{name}")
-        if (
-            file is not None
-            and (found := differing(OmegaConf.to_container(file.config, resolve=False), node)) is not None
-        ):
-            unlike[name] = found
-    return option in unlike and unlike[option] == min(unlike.values())
+    files = ConfigFiles.of_this_run()
+    counts = {name: count_differences(files.read(f"{group}/{name}").tree, node) for name in files.options(group)}
+    same_class = {name: count for name, count in counts.items() if count is not None}
+    return option in same_class and same_class[option] == min(same_class.values())
 
 
-def differing(option: Mapping[str, Any], node: Mapping[str, Any]) -> int | None:
+def count_differences(option: Mapping[str, Any], node: Mapping[str, Any]) -> int | None:
     """How many values of an option's file differ from a node; None where they are of different classes."""
     if option.get("_target_") != node.get("_target_"):
         return None
     count = 0
     for key, value in option.items():
         if isinstance(value, dict):
-            inner = differing(value, node[key]) if isinstance(node.get(key), dict) else None
+            inner = count_differences(value, node[key]) if isinstance(node.get(key), dict) else None
             count += len(value) if inner is None else inner
         elif not (isinstance(value, str) and (value == "???" or "${" in value)):
             count += node.get(key) != value
@@ -94,23 +88,11 @@ def again(cfg: DictConfig, group: str, choice: str | None, node: Mapping[str, An
     """
     if group not in cfg:
         return dict(node)
-    whole = "_target_" in cfg[group] if choice is None else not is_own(group, choice, node)
-    if whole:
+    if "_target_" in cfg[group] if choice is None else not is_own(group, choice, node):
         return value_of(cfg, group)
-    merged = OmegaConf.create(dict(node))
-    for key in overridden():
-        if key.startswith(f"{group}."):
-            parent, _, name = key.removeprefix(f"{group}.").rpartition(".")
-            place = OmegaConf.select(merged, parent) if parent else merged
-            if not OmegaConf.is_dict(place) or name not in place:
-                raise ConfigError(unknown(key, group, node))
-            place[name] = value_of(cfg, key)
-    return OmegaConf.to_container(merged)
-
-
-def unknown(key: str, group: str, node: Mapping[str, Any]) -> str:
-    """A sentence about a key that a run's node does not have."""
-    return f"{no_key(key, list(dotted(dict(node), group)))}; {group} of this run is {node.get('_target_')}"
+    merged = OmegaConf.create({group: dict(node)})
+    set_keys(merged, cfg, {key: True for key in overridden() if key.startswith(f"{group}.")})
+    return plain(merged[group])
 
 
 def inherit(cfg: DictConfig, saved: dict[str, Any], policy: Mapping[str, str]) -> DictConfig:
@@ -126,45 +108,56 @@ def inherit(cfg: DictConfig, saved: dict[str, Any], policy: Mapping[str, str]) -
     """
     keys = overridden()
     if "experiment" in keys:  # a recipe sets keys everywhere: then the command line has to say it all
-        return OmegaConf.create({key: value_of(cfg, key) for key in cfg})
+        return OmegaConf.create({str(key): value_of(cfg, str(key)) for key in cfg})
     choices = HydraConfig.get().runtime.choices
     for role in ROLES.keys() & keys.keys() & saved.keys():
         if isinstance(choices.get(role), str) and is_own(role, choices[role], saved[role]):
             del keys[role]
     merged = OmegaConf.create(saved)
-    for key in (*(key for key in today_keys(policy) if key in cfg), *keys):
-        value = value_of(cfg, key)
-        parent, _, name = key.rpartition(".")
-        node = OmegaConf.select(merged, parent) if parent else merged
-        if node is None or not OmegaConf.is_dict(node):
-            raise refusal(f"this run has no {parent}, so {key} cannot be set")
-        if keys.get(key) and name not in node:
-            root = key.partition(".")[0]
-            raise refusal(unknown(key, root, OmegaConf.to_container(merged[root])))
-        if value is None and name not in (OmegaConf.select(cfg, parent) if parent else cfg):
-            node.pop(name, None)  # deleted with ~
-        else:
-            node[name] = value
+    set_keys(merged, cfg, {key: False for key in today_keys(policy) if key in cfg} | keys)
     if "training" in merged:
         merged.training.optimizer = value_of(cfg, "training.optimizer")
-    vet_others(cfg, merged)
+    validate_inherited(cfg, merged)
     return merged
 
 
-def vet_others(cfg: DictConfig, merged: DictConfig) -> None:
+def set_keys(merged: DictConfig, cfg: DictConfig, keys: Mapping[str, bool]) -> None:
+    """Sets keys of a run's configuration to their values on this command line, or deletes them where they were deleted.
+
+    Arguments:
+        keys: whether the run must have each.
+
+    Raises:
+        ConfigError: a key that the run does not have.
+    """
+    for key, required in keys.items():
+        value = value_of(cfg, key)
+        parent, _, name = key.rpartition(".")
+        node = OmegaConf.select(merged, parent) if parent else merged
+        if not isinstance(node, DictConfig):
+            raise refusal(f"this run has no {parent}, so {key} cannot be set")
+        if required and name not in node:
+            root = key.partition(".")[0]
+            known = list(dotted(plain(merged[root]), root))
+            raise ConfigError(
+                f"{no_key(key, known)}; {root} of this run is {escape_unprintable(str(merged[root].get('_target_')))}"
+            )
+        if value is None and name not in (OmegaConf.select(cfg, parent) if parent else cfg):
+            node.pop(name, None)
+        else:
+            node[name] = value
+
+
+def validate_inherited(cfg: DictConfig, merged: DictConfig) -> None:
     """Raises ConfigError for a node that is not as this command line composes it, and may not be built from a file."""
     for role in ROLES.keys() & merged.keys():
-        if merged[role] != composed(cfg, role):
-            node = OmegaConf.to_container(merged[role])
+        today = None
+        with suppress(ConfigError):  # incomplete without the run
+            today = value_of(cfg, role)
+        if merged[role] != today:
+            node = plain(merged[role])
             node.pop("optimizer", None)
             try:
                 validate_config(node, role, trusted(cfg))
             except CheckpointError as error:
                 raise refusal(str(error)) from error
-
-
-def composed(cfg: DictConfig, role: str) -> Any:
-    """A node as the command line composes it; None where it has none, or one that is not complete."""
-    with suppress(ConfigError):
-        return value_of(cfg, role)
-    return None

@@ -48,7 +48,8 @@ def rename_options(argv: Sequence[str], folders: Sequence[str | Path]) -> list[s
     def has_option(group: str, option: str) -> bool:
         return any(Path(folder, group, f"{option}.yaml").is_file() for folder in folders)
 
-    result, notices = [], {}
+    result = []
+    notices: dict[str, None] = {}  # in order, each once
     for text in argv:
         choice, equals, value = text.partition("=")
         group = choice.lstrip("+~").partition("@")[0]

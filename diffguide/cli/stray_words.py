@@ -3,201 +3,171 @@
 import re
 import shlex
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from itertools import takewhile
 from pathlib import Path
+from typing import Any
 
-from hydra.core.config_loader import ConfigLoader
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException
+from ..config.diagnose import SYNONYMS, Names
+from ..config.files import ConfigFiles
+from ..config.quoting import PATHS, parse_override, quote
+from .arguments import FLAGS
 
-from ..config.diagnose import SYNONYMS, Composition, composable, is_choice
-from ..config.files import all_groups
-from ..config.quoting import PATHS, quoted
-from .arguments import flag_parser
-
-__all__ = ["explain"]
+__all__ = ["explain_stray_word"]
 
 NUMBER = re.compile(r"-[\d.]")
 OPEN = {"[": "]", "{": "}", "(": ")"}
+SETTING = re.compile(r"(-*)([\w./-]+?)(\s*[=:]\s*|\s+|$)(\S*).*", re.DOTALL)  # dashes, name, what separates, value
 
 
-def explain(words: Sequence[str], loader: ConfigLoader, config_name: str) -> str | None:
-    """A sentence about the first such word; None where there is none, or nothing is known about it.
-
-    Arguments:
-        words: the command line.
-        loader: reads the configuration files.
-        config_name: the primary configuration, which is the command.
-    """
-    odd = next(strays(words), None)
-    if odd is None:
+def explain_stray_word(words: Sequence[str], files: ConfigFiles) -> str | None:
+    """A sentence about the first such word; None where there is none, or nothing is known about it."""
+    place = next(stray_places(words), None)
+    if place is None:
         return None
-    names = Names(words, loader, config_name)
-    if words[odd].startswith("-"):
-        return names.dashed(words, odd)
-    return names.cut(words, odd) or names.spaced(words, odd) or names.alone(words[odd], words[odd - 1 : odd])
+    names = Names(words, files)
+    if words[place].startswith("-"):
+        return explain_setting(words, place, names) or explain_flag(words[place], names)
+    return explain_cut(words, place) or explain_setting(words, place, names) or explain_alone(words, place, names)
 
 
-def strays(words: Sequence[str]) -> Iterator[int]:
-    """The places of words that are neither flags of Hydra's, with their values, nor overrides."""
-    parser, value = flag_parser(), False
-    options = {option: action for action in parser._actions for option in action.option_strings}
+def stray_places(words: Sequence[str]) -> Iterator[int]:
+    """The places of words that are neither flags, with their values, nor overrides."""
+    is_value = False
     for place, word in enumerate(words):
-        if value:
-            value = False
+        if is_value:
+            is_value = False
         elif len(word) > 1 and word[0] == "-" and not NUMBER.match(word):
-            flag = word.partition("=")[0]
-            known = [options[flag]] if flag in options else []
-            if not known and flag.startswith("--"):
-                known = [action for option, action in options.items() if option.startswith(flag)]
-            if not known:
+            options = find_flag(word.partition("=")[0])
+            if options is None:
                 yield place
-            elif known[0].nargs is None and "=" not in word:
-                value = True
-            elif known[0].nargs == "?" and words[place + 1 : place + 2] and words[place + 1] in known[0].choices:
-                value = True
-        elif word.partition("=")[0] == "" or ("=" not in word and not word.startswith("~")) or open_ended(word):
+            elif "action" not in options and "=" not in word:
+                is_value = "nargs" not in options or words[place + 1 : place + 2] in [
+                    [name] for name in options["choices"]
+                ]
+        elif word[:1] == "=" or ("=" not in word and not word.startswith("~")) or has_open_bracket(word):
             yield place
 
 
-def open_ended(word: str) -> bool:
+def find_flag(word: str) -> dict[str, Any] | None:
+    """What argparse knows about a flag, or the beginning of a long one."""
+    known = (
+        options for names, options in FLAGS.items() if word in names or (word[:2] == "--" and names[0].startswith(word))
+    )
+    return next(known, None)
+
+
+def has_open_bracket(word: str) -> bool:
     """Whether a bracket of a value is not closed, as where the shell cut a list at its spaces."""
     value = word.partition("=")[2]
     return not {"'", '"'} & set(value) and any(value.count(left) > value.count(right) for left, right in OPEN.items())
 
 
-class Names:
-    """The keys, groups and options that a command line may name."""
+def find_key(word: str, names: Names) -> str | None:
+    """The key or group that a word means: itself, or the last part of a key."""
+    for name in (word, word.replace("-", "_")):
+        last = sorted((known for known in names.all if known.rpartition(".")[2] == name), key=len)
+        for keys in ([name] if name in names.all else [], last):
+            if keys:
+                return keys[0]
+    return None
 
-    def __init__(self, words: Sequence[str], loader: ConfigLoader, config_name: str):
-        groups, parser, chosen = dict.fromkeys(all_groups(loader)), OverridesParser.create(), []
-        for word in words:
-            with suppress(HydraException):
-                override = parser.parse_override(word)
-                if not override.is_sweep_override() and is_choice(override, groups):
-                    chosen.append(word)
-        self.loader, self.command = loader, config_name
-        self.composed: Composition = composable(loader, config_name, chosen)
-        self.known = [*self.composed.tree, *self.composed.choices, *self.composed.keys]
 
-    def key(self, word: str) -> str | None:
-        """The key or group that a word means: itself, or the last part of a key."""
-        for name in (word, word.replace("-", "_")):
-            last = sorted((known for known in self.known if known.rpartition(".")[2] == name), key=len)
-            for found in ([name] if name in self.known else [], last):
-                if found:
-                    return found[0]
+def explain_setting(words: Sequence[str], place: int, names: Names) -> str | None:
+    """--n 10, --n=10, n: 10, n 10, n = 10, n= 10: a key and a value, but not key=value."""
+    start = place - 1 if place and words[place - 1].endswith("=") and "=" not in words[place] else place
+    after = takewhile(may_be_value, words[start + 1 : start + 3])
+    setting = SETTING.fullmatch(" ".join([words[start], *after]))
+    key = setting and find_key(setting[2], names)
+    if not setting or not key:
         return None
-
-    def write(self, key: str, value: str | None = None) -> str:
-        """What to type to set a key."""
-        node = self.composed.tree
+    dashes, name, between, value = setting.groups()
+    if not dashes and not between.strip() and find_key(value, names):
+        value = ""  # the next word is a key itself
+    if not dashes and not value and name not in names.all:
+        return None
+    if not value:
+        node = names.tree
         for part in key.split("."):
             node = node.get(part) if isinstance(node, dict) else None
-        if value is None:
-            return f"write {key}=true" if node is False else f"write {key}=<value>"
-        return f"write {typable(f'{key}={value}')}"
+        value = "true" if node is False else "<value>"
+    reason = "keys have no dashes, " if dashes else ""
+    way = f"{key}={value}"
+    return f"cannot read {words[place]!r}: {reason}write {way if value == '<value>' else typable(way)}"
 
-    def dashed(self, words: Sequence[str], place: int) -> str | None:
-        """--n 10, --n=10, -n 10, --batch-size 3."""
-        name, equals, value = words[place].lstrip("-").partition("=")
-        after = words[place + 1 : place + 2]
-        if not equals:
-            value = (
-                after[0] if after and "=" not in after[0] and (after[0][:1] != "-" or NUMBER.match(after[0])) else None
-            )
-        key = self.key(name)
-        if key is not None:
-            return f"cannot read {words[place]}: keys have no dashes, {self.write(key, value)}"
-        other = [key for key in SYNONYMS.get(name.replace("-", "_").lower(), ()) if key in self.known]
-        if not words[place].startswith("--") and not other:
-            return None
-        near = f"; nearest: {other[0]}" if other else "; see --help"
-        return f"unrecognized arguments: {words[place]}; keys have no dashes, key=value{near}"
 
-    def cut(self, words: Sequence[str], place: int) -> str | None:
-        """labels=[cat, dog] and dataset.path=my images without quotes: the shell has cut them at their spaces."""
-        whole = words[place]
-        if "=" in whole and open_ended(whole):
-            for word in words[place + 1 :]:
-                if "=" in word:
-                    break
-                whole += f" {word}"
-            if whole == words[place] or open_ended(whole):
-                return None if "=" in whole.partition("=")[2] else f"cannot read {whole!r}: a bracket is not closed"
-            key, _, value = whole.partition("=")
-            commas = re.sub(r",?\s+", ",", re.sub(r"\s*,\s*", ",", value))
-            way = typable(whole) if ", " in whole else typable(f"{key}={commas}")
-            return f"the shell cuts {whole!r} at its spaces: write {way}"
-        before = words[place - 1] if place else ""
-        key, equals, value = before.partition("=")
-        if "=" not in whole and equals and value and Path(f"{value} {whole}").exists():
-            return f"the shell cuts {key}={value} {whole} at its spaces: write {typable(f'{before} {whole}')}"
+def may_be_value(word: str) -> bool:
+    """Whether a word is neither a flag nor key=value; `=` and `=10` may follow a key."""
+    return "=" not in word[1:] and (word[:1] != "-" or NUMBER.match(word) is not None)
+
+
+def explain_flag(word: str, names: Names) -> str | None:
+    """A word with dashes that is no key here: what other programs call it."""
+    name = word.lstrip("-").partition("=")[0].replace("-", "_").lower()
+    others = [key for key in SYNONYMS.get(name, ()) if key in names.all]
+    if not word.startswith("--") and not others:
         return None
+    near = f"; nearest: {others[0]}" if others else "; see --help"
+    return f"unrecognized arguments: {word}; keys have no dashes, key=value{near}"
 
-    def spaced(self, words: Sequence[str], place: int) -> str | None:
-        """Spaces around =, a colon or a space in its place."""
-        word, before, after = words[place], words[place - 1] if place else "", list(words[place + 1 : place + 3])
-        if word.startswith("=") and self.key(before):
-            return f"no spaces around =: {self.write(self.key(before), word[1:] or (after or ['<value>'])[0])}"
-        if "=" not in word and before.endswith("=") and self.key(before[:-1]):
-            return f"no spaces around =: {self.write(self.key(before[:-1]), word)}"
-        name, colon, value = word.partition(":")
-        if (key := self.key(name)) is None:
-            return None
-        if after and after[0].startswith("="):
-            return f"no spaces around =: {self.write(key, after[0][1:] or (after[1:] or ['<value>'])[0])}"
-        bare = after[0] if after and "=" not in after[0] and not after[0].startswith("--") else None
-        if colon:
-            return f"cannot read {word!r}: a key and its value have = between them, {self.write(key, value or bare)}"
-        if bare is not None and self.key(bare) is None:
-            return f"cannot read {word!r}: a key and its value have = between them, {self.write(key, bare)}"
-        return f"cannot read {word!r}: {self.write(key)}" if name in self.known else None
 
-    def alone(self, word: str, before: Sequence[str]) -> str:
-        """A path, the name of an option, or anything else."""
-        if word in ("help", "version"):
-            return f"cannot read {word!r}: write --{word}"
-        if Path(word).exists() or "/" in word or "\\" in word or word.endswith((".safetensors", ".yaml")):
-            return f"cannot read {word!r}: a path needs its key, {meant_path(word, self.command)}"
-        groups = [
-            group for group in self.composed.choices if word in self.loader.get_group_options(group.split("@")[0])
-        ]
-        if groups:
-            return f"cannot read {word!r}: write {' or '.join(f'{group}={word}' for group in groups[:3])}"
-        if before and before[0].count("=") == 1 and not before[0].endswith("="):
-            return f"cannot read {word!r}: if it belongs to the word before, write {shlex.quote(f'{before[0]} {word}')}"
-        return f"cannot read {word!r}: every word is key=value, group=option or a flag, see --help"
+def explain_cut(words: Sequence[str], place: int) -> str | None:
+    """labels=[cat, dog] and dataset.path=my images without quotes: the shell has cut them at their spaces."""
+    whole = words[place]
+    if "=" in whole and has_open_bracket(whole):
+        for word in words[place + 1 :]:
+            if "=" in word:
+                break
+            whole += f" {word}"
+        if whole == words[place] or has_open_bracket(whole):
+            return None if "=" in whole.partition("=")[2] else f"cannot read {whole!r}: a bracket is not closed"
+        commas = re.sub(r",?\s+", ",", re.sub(r"\s*,\s*", ",", whole))
+        return f"the shell cuts {whole!r} at its spaces: write {typable(whole if ', ' in whole else commas)}"
+    before = words[place - 1] if place else ""
+    value = before.partition("=")[2]
+    if "=" not in whole and value and Path(f"{value} {whole}").exists():
+        return f"the shell cuts {before} {whole} at its spaces: write {typable(f'{before} {whole}')}"
+    return None
+
+
+def explain_alone(words: Sequence[str], place: int, names: Names) -> str:
+    """A path, the name of an option, or anything else."""
+    word, before = words[place], words[place - 1] if place else ""
+    if word in ("help", "version"):
+        return f"cannot read {word!r}: write --{word}"
+    if Path(word).exists() or "/" in word or "\\" in word or word.endswith((".safetensors", ".yaml")):
+        return f"cannot read {word!r}: a path needs its key, {explain_path(word, names.files.name)}"
+    groups = [place for place in names.choices if word in names.files.options(place.partition("@")[0])]
+    if groups:
+        return f"cannot read {word!r}: write {' or '.join(f'{group}={word}' for group in groups[:3])}"
+    if before.count("=") == 1 and not before.endswith("="):
+        return f"cannot read {word!r}: if it belongs to the word before, write {shlex.quote(f'{before} {word}')}"
+    return f"cannot read {word!r}: every word is key=value, group=option or a flag, see --help"
 
 
 def typable(override: str) -> str:
     """`key=value` as a shell takes it: a number stays one, and a list; a text that Hydra would trip over is quoted for it."""
-    key = override.partition("=")[0]
-    with suppress(HydraException):
-        if key in PATHS or not OverridesParser.create().parse_override(override).is_sweep_override():
-            return shlex.quote(override)
-    return quoted(override)
+    parsed = parse_override(override)
+    plain = parsed and (override.partition("=")[0] in PATHS or not parsed.is_sweep_override())
+    return shlex.quote(override) if plain else quote(override)
 
 
-def meant_path(word: str, command: str) -> str:
+def explain_path(word: str, command: str) -> str:
     """What a path is likely to be for, as it is to be typed."""
     path = Path(word).expanduser()
     run = path.parent.parent if path.suffix == ".safetensors" and path.parent.name == "checkpoints" else path
     if path.suffix in (".yaml", ".yml"):
         folder = shlex.quote(str(path.parent))
         return f"--config-dir {folder} for a folder with files of your own, guidance/mine.yaml, and guidance=mine"
-    if command == "train":
-        if (run / "checkpoints").is_dir():
-            return f"{quoted(f'resume={run}')} to continue a run"
-        if not path.is_dir():
-            resume, images = quoted(f"resume={word}"), quoted(f"dataset.path={word}")
-            return f"{resume} for a run to continue, dataset=image_folder {images} for images"
+    images = f"dataset=image_folder {quote(f'dataset.path={word}')}"
+    if command == "train" and (run / "checkpoints").is_dir():
+        return f"{quote(f'resume={run}')} to continue a run"
+    if command == "train" and path.is_dir():
         classes = sum(part.is_dir() for part in path.iterdir())
-        return (
-            f"dataset=image_folder {quoted(f'dataset.path={word}')} dataset.num_classes={classes} for a folder of images"
-            + (" guidance=none" if not classes else "")
-        )
+        unconditional = "" if classes else " guidance=none"
+        return f"{images} dataset.num_classes={classes}{unconditional} for a folder of images"
+    if command == "train":
+        return f"{quote(f'resume={word}')} for a run to continue, {images} for images"
     begun = {"sample": ("shards", "samples.npz"), "evaluate": ("parts", "metrics.json", "begun.json")}.get(command, ())
     if any((path / name).exists() for name in begun):
-        return f"{quoted(f'resume={word}')} to continue a run of this command"
-    return f"{quoted(f'checkpoint={word}')} for a trained model"
+        return f"{quote(f'resume={word}')} to continue a run of this command"
+    return f"{quote(f'checkpoint={word}')} for a trained model"

@@ -1,19 +1,17 @@
-"""What the configuration files hold: their groups, the options of each and the keys of these, read without composing."""
+"""The YAML files of a command line: their groups, the options of each and the keys of these, read without composing."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
-from hydra._internal.utils import create_config_search_path
-from hydra.core.config_loader import ConfigLoader
-from hydra.core.config_search_path import SearchPathQuery
-from hydra.core.default_element import GroupDefault
-from hydra.core.object_type import ObjectType
-from omegaconf import OmegaConf
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
 
-__all__ = ["all_groups", "config_dir", "dotted", "keys_of", "loader_of", "quick_listing"]
+from .quoting import literal
+
+__all__ = ["ConfigFile", "ConfigFiles", "config_dir", "dotted", "plain"]
 
 
 def config_dir() -> str:
@@ -25,52 +23,99 @@ def config_dir() -> str:
     raise RuntimeError(f"diffguide: no configs/train.yaml in or beside {here}")
 
 
-def loader_of(main: str, own: str | None) -> ConfigLoader:
-    """What reads the configuration files: the folder `main`, behind the user's own one, if any."""
-    path = create_config_search_path(main)
-    if own is not None:
-        path.prepend(provider="command-line", path=f"file://{own}", anchor=SearchPathQuery(provider="schema"))
-    return ConfigLoaderImpl(path)
+class ConfigFile(NamedTuple):
+    """A file as it is written.
+
+    tree: without its list of defaults.
+    choices: (group, place, option, whether it overrides another file's choice) of every entry of that list.
+    """
+
+    tree: dict[str, Any]
+    choices: list[tuple[str, str, str | None, bool]]
 
 
-@contextmanager
-def quick_listing() -> Iterator[None]:
-    """Lists options without copying Hydra's whole repository for each of a hundred groups: half of what --help takes."""
-    whole = ConfigLoaderImpl.get_group_options
+class ConfigFiles:
+    """The files of a command.
 
-    def listed(loader, group_name, results_filter=ObjectType.CONFIG, config_name=None, overrides=None):
-        if any("searchpath" in override for override in overrides or ()):  # options may lie elsewhere
-            return whole(loader, group_name, results_filter, config_name, overrides)
-        return loader.repository.get_group_options(group_name, results_filter)
+    Arguments:
+        name: of the primary configuration.
+        folders: absolute; our own one first, then the user's.
+    """
 
-    ConfigLoaderImpl.get_group_options = listed
-    try:
-        yield
-    finally:
-        ConfigLoaderImpl.get_group_options = whole
+    def __init__(self, name: str, folders: Sequence[str]):
+        self.name, self.folders = name, list(folders)
+
+    @classmethod
+    def of_this_run(cls) -> "ConfigFiles":
+        """The files that the running command was composed of."""
+        hydra = HydraConfig.get()
+        return cls(
+            str(hydra.job.config_name), [part.path for part in hydra.runtime.config_sources if part.schema == "file"]
+        )
+
+    def path(self, name: str) -> Path | None:
+        """The file of guidance/cfg, if there is one."""
+        paths = (Path(folder, f"{name.removesuffix('.yaml')}.yaml") for folder in self.folders)
+        return next((path for path in paths if path.is_file()), None)
+
+    @cached_property
+    def groups(self) -> list[str]:
+        """The names of all groups, sampler/grid and the like too."""
+        return sorted(
+            {
+                path.relative_to(folder).as_posix()
+                for folder in self.folders
+                for path in Path(folder).rglob("*")
+                if path.is_dir() and any(path.glob("*.yaml"))
+            }
+        )
+
+    def options(self, group: str) -> list[str]:
+        """The options of a group, sorted."""
+        return sorted({path.stem for folder in self.folders for path in Path(folder, group).glob("*.yaml")})
+
+    def read(self, name: str) -> ConfigFile:
+        """The content of guidance/cfg; empty where there is no such file.
+
+        Raises:
+            YAMLError, OmegaConfBaseException: a file of the user's that is no mapping.
+        """
+        path = self.path(name)
+        tree = dict(plain(OmegaConf.load(path))) if path else {}
+        choices = []
+        for entry in tree.pop("defaults", []):
+            for text, option in entry.items() if isinstance(entry, dict) else ():
+                choice = text.removeprefix("optional ").removeprefix("override ")
+                group, _, place = choice.partition("@")
+                place = place or group.strip("/").replace("/", ".")
+                group = group[1:] if group.startswith("/") else "/".join([*name.split("/")[:-1], group])
+                choices.append((group, place, option, text.startswith("override ")))
+        return ConfigFile(tree, choices)
+
+    def keys(self, group: str, option: str, package: str | None = None) -> Iterator[str]:
+        """The keys of an option and of the options that it chooses; composing it would take thirty times as long."""
+        package = group.replace("/", ".") if package is None else package
+        file = self.read(f"{group}/{option}")
+        yield from dotted(file.tree, package)
+        for inner, place, chosen, overrides in file.choices:
+            if isinstance(chosen, str) and not overrides:
+                under = "" if place == "_global_" else f"{package}.{place}"
+                yield from [under] if under else []
+                yield from self.keys(inner, chosen, under)
+
+    def compose(self, overrides: Sequence[str]) -> DictConfig:
+        """The configuration, Hydra's node included."""
+        own = ",".join(literal(f"file://{folder}") for folder in self.folders[1:])
+        searched = [f"hydra.searchpath=[{own}]"] if own else []
+        with initialize_config_dir(self.folders[0], version_base="1.3"):
+            config = compose(self.name, [*searched, *overrides], return_hydra_config=True)
+        HydraConfig.instance().set_config(config)  # for references such as ${hydra:runtime.choices.dataset}
+        return config
 
 
-def all_groups(loader: ConfigLoader, parent: str = "") -> Iterator[str]:
-    """The names of all groups, sampler/grid and the like too; Hydra's own left out."""
-    for name in loader.list_groups(parent):
-        if name != "hydra":
-            group = f"{parent}/{name}" if parent else name
-            yield group
-            yield from all_groups(loader, group)
-
-
-def keys_of(loader: ConfigLoader, path: str, package: str) -> Iterator[str]:
-    """The keys of a file and of the options that it chooses; composing it whole would take thirty times as long."""
-    file = loader.repository.load_config(path)
-    yield from dotted(OmegaConf.to_container(file.config, resolve=False), package)
-    for default in file.defaults_list:
-        if isinstance(default, GroupDefault) and isinstance(default.value, str) and not default.override:
-            group = default.group.lstrip("/")
-            place = default.package or group.replace("/", ".")
-            whole = group if default.group.startswith("/") else f"{path.rpartition('/')[0]}/{group}"
-            under = "" if place == "_global_" else f"{package}.{place}"
-            yield from [under] if under else []
-            yield from keys_of(loader, f"{whole}/{default.value}", under)
+def plain(config: Any) -> Any:
+    """A configuration node as plain containers, its references as they are written."""
+    return OmegaConf.to_container(config, resolve=False) if OmegaConf.is_config(config) else config
 
 
 def dotted(tree: Any, parent: str = "") -> Iterator[str]:

@@ -6,12 +6,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import yaml
-from hydra.core.config_loader import ConfigLoader
 
-__all__ = ["Described", "describe_file", "describe_text"]
+__all__ = ["Described", "describe_file"]
 
 COMMENT = re.compile(r"[\s,\]}]*#\s*(.*)")
-CONTINUATION = re.compile(r"\s{8,}#\s*(.*)")
 
 
 class Described(NamedTuple):
@@ -27,45 +25,36 @@ class Described(NamedTuple):
     defaults: dict[str, tuple[str | None, str]]
 
 
-def describe_file(loader: ConfigLoader, name: str) -> Described:
-    """The comments of a file, guidance/cfg."""
-    source = loader.repository.load_config(name).path.removeprefix("file://")
-    return describe_text(Path(source, f"{name.removesuffix('.yaml')}.yaml").read_text(encoding="utf-8"))
-
-
-def describe_text(text: str) -> Described:
-    """The comments of the text of a configuration file."""
+def describe_file(path: Path | None) -> Described:
+    """The comments of a configuration file; none where there is no file."""
+    text = path.read_text(encoding="utf-8") if path else ""
     lines = text.splitlines()
     count = next((row for row, line in enumerate(lines) if line and not line.startswith("#")), len(lines))
     above = [line.lstrip("# ") for line in lines[:count] if not line.startswith("# @package")]
-    root, keys, defaults = yaml.compose(text, yaml.CSafeLoader), {}, {}
-    for path, value, comment in commented(root, lines) if isinstance(root, yaml.MappingNode) else ():
-        if path[0] != "defaults":
-            keys[".".join(path)] = comment
-        elif len(path) == 2 and isinstance(value, yaml.ScalarNode):
-            defaults[path[1].removeprefix("override ")] = None if value.tag.endswith(":null") else value.value, comment
+    root = yaml.compose(text, yaml.CSafeLoader)
+    keys: dict[str, str] = {}
+    defaults: dict[str, tuple[str | None, str]] = {}
+    for place, value, comment in commented_keys(root, lines) if isinstance(root, yaml.MappingNode) else ():
+        if place[0] != "defaults":
+            keys[".".join(place)] = comment
+        elif len(place) == 2 and isinstance(value, yaml.ScalarNode):
+            defaults[place[1].removeprefix("override ")] = None if value.tag.endswith(":null") else value.value, comment
     return Described(" ".join(above), keys, defaults)
 
 
-def commented(node: yaml.MappingNode, lines: list[str], above: tuple[str, ...] = ()) -> Iterator:
+def commented_keys(
+    node: yaml.MappingNode, lines: list[str], above: tuple[str, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], yaml.Node, str]]:
     """(path, node, comment) of every key of a mapping and of the mappings in it; of a list of defaults, as its keys."""
     for key, value in node.value:
         path = (*above, key.value)
         mark = key.end_mark if isinstance(value, yaml.CollectionNode) and not value.flow_style else value.end_mark
         rest = lines[mark.line][mark.column :].lstrip(":") if mark.line < len(lines) else ""
         found = COMMENT.fullmatch(rest)
-        yield path, value, " ".join([found[1], *continued(lines[mark.line + 1 :])]) if found else ""
+        yield path, value, found[1] if found else ""
         if isinstance(value, yaml.MappingNode):
-            yield from commented(value, lines, path)
+            yield from commented_keys(value, lines, path)
         elif path == ("defaults",):
             for part in value.value:
                 if isinstance(part, yaml.MappingNode):
-                    yield from commented(part, lines, path)
-
-
-def continued(lines: list[str]) -> Iterator[str]:
-    """The lines that go on with a comment: indented, and nothing but comment."""
-    for line in lines:
-        if not (found := CONTINUATION.fullmatch(line)):
-            return
-        yield found[1]
+                    yield from commented_keys(part, lines, path)

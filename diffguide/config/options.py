@@ -4,11 +4,10 @@ import re
 from collections.abc import Iterator
 from contextlib import suppress
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 from ..nodes.annotations import callable_result, object_types, value_hint
-from .files import config_dir
+from .files import ConfigFiles, config_dir
 
 __all__ = ["choice_for"]
 
@@ -24,34 +23,24 @@ def choice_for(hint: Any, where: str) -> tuple[str, list[str]] | None:
     """
     later = callable_result(value_hint(hint) or hint)
     wanted = object_types(hint) or ((later[1],) if later else ())
-    if not wanted:
-        return None
-    folder = Path(config_dir())
-    fitting = [
-        group for group in groups(folder) if any(issubclass(target, wanted) for target in targets(folder, group))
-    ]
+    files = ConfigFiles("", [config_dir()])
 
     def rank(group: str) -> tuple[bool, bool, int]:
         return group.replace("/", ".") != where, group.split("/")[-1] != where.split(".")[-1], group.count("/")
 
-    if not fitting:
-        return None
-    group = min(fitting, key=rank)
-    place = group if group.replace("/", ".") == where else f"{group}@{where}"
-    return place, sorted(path.stem for path in folder.joinpath(group).glob("*.yaml"))
+    for group in sorted(files.groups, key=rank):
+        if wanted and any(issubclass(target, wanted) for target in option_classes(files, group)):
+            place = group if group.replace("/", ".") == where else f"{group}@{where}"
+            return place, files.options(group)
+    return None
 
 
-def groups(folder: Path) -> Iterator[str]:
-    """The groups, sampler/grid and the like too, that hold constructors."""
-    for path in sorted(path for path in folder.rglob("*") if path.is_dir()):
-        if any(path.glob("*.yaml")) and path.name != "experiment":
-            yield path.relative_to(folder).as_posix()
-
-
-def targets(folder: Path, group: str) -> Iterator[type]:
+def option_classes(files: ConfigFiles, group: str) -> Iterator[type]:
     """The classes that the options of a group build."""
-    for path in sorted(folder.joinpath(group).glob("*.yaml")):
-        with suppress(Exception):  # an extra that is not installed
-            module, _, name = TARGET.search(path.read_text(encoding="utf-8"))[1].rpartition(".")
-            if isinstance(target := getattr(import_module(module), name), type):
-                yield target
+    for option in files.options(group):
+        path = files.path(f"{group}/{option}")
+        for name in TARGET.findall(path.read_text(encoding="utf-8")) if path else ():
+            module, _, attribute = name.rpartition(".")
+            with suppress(Exception):  # an extra that is not installed
+                if isinstance(target := getattr(import_module(module), attribute), type):
+                    yield target

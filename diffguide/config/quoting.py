@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
-__all__ = ["CLASSES", "literal", "quote_odd", "quoted", "unreadable"]
+__all__ = ["PATHS", "explain_unreadable", "literal", "parse_override", "quote", "quote_odd"]
 
 PATHS = {"dataset.path", "dataset.root", "checkpoint", "resume", "output_root", "name"}  # values that may hold anything
 PLAIN = re.compile(r"[\w./:+-]+", re.ASCII)  # values that need no quotes
@@ -21,7 +22,14 @@ CLASSES = ("labels", "condition", "conditions")  # arguments that take classes b
 INDEX = re.compile(rf"(.*\b(?:{'|'.join(CLASSES)}))\.index=")
 
 
-def quoted(override: str) -> str:
+def parse_override(text: str) -> Override | None:
+    """What Hydra reads of `key=value`; None where it follows no grammar of Hydra's."""
+    with suppress(HydraException):
+        return OverridesParser.create().parse_override(text)
+    return None
+
+
+def quote(override: str) -> str:
     """`key=value` as one can type it into a shell, whatever characters the value has."""
     key, _, value = override.partition("=")
     plain = PLAIN.fullmatch(value) and reads_as_text(override, sweep=False)
@@ -43,37 +51,30 @@ def quote_odd(argv: Sequence[str]) -> list[str]:
         text = with_index(text)
         key, _, value = text.partition("=")
         if key in PATHS and value and value[0] not in "'\"":
-            text = text if reads_as_text(text, sweep) or is_list(text) else f"{key}={literal(value)}"
+            text = text if reads_as_text(text, sweep) else f"{key}={literal(value)}"
         elif not value.isascii():
             elements = MAPPING if "{" in value else LIST
-            ours = f"{key}={elements.sub(lambda match: in_quotes(match[0]), value)}"
-            with suppress(HydraException):  # what stays wrong is told as it was typed
-                OverridesParser.create().parse_override(ours)
-                text = ours
+            ours = f"{key}={elements.sub(lambda match: quote_element(match[0]), value)}"
+            text = ours if parse_override(ours) else text  # what stays wrong is reported as it was typed
         result.append(text)
     return result
 
 
-def in_quotes(element: str) -> str:
+def quote_element(element: str) -> str:
     """An element of a list as it is where it has quotes, else in quotes."""
     return element if element[0] in "'\"" else literal(element.strip())
 
 
 def with_index(override: str) -> str:
     """`labels.index=[10]` as Hydra takes it, `labels={index:[10]}`: a class by its index; anything else as it is."""
-    found = INDEX.match(override)
-    if found is None:
+    index, parsed = INDEX.match(override), parse_override(override)
+    if index is None or parsed is None:
         return override
-    values = [override[found.end() :]]
-    with suppress(HydraException):  # what is wrong is told as it was typed
-        parsed = OverridesParser.create().parse_override(override)
-        if parsed.is_discrete_sweep():
-            values = list(parsed.sweep_string_iterator())
-        return f"{found[1]}=" + ",".join(f"{{index:{value}}}" for value in values)
-    return override
+    values = parsed.sweep_string_iterator() if parsed.is_discrete_sweep() else [override[index.end() :]]
+    return f"{index[1]}=" + ",".join(f"{{index:{value}}}" for value in values)
 
 
-def unreadable(override: str, error: Exception) -> str:
+def explain_unreadable(override: str, error: Exception) -> str:
     """A sentence about an override that does not follow the grammar, `error` being what Hydra says: what to put in quotes."""
     key, equals, value = override.partition("=")
     if not equals and not override.startswith("~"):
@@ -82,13 +83,13 @@ def unreadable(override: str, error: Exception) -> str:
         return f"cannot read {override!r}: no spaces around =, write {key.strip()}={value.strip()}"
     flat = value[:1] + value[-1:] == "[]" and not ELEMENT.sub("", value[1:-1]).strip(" ,")
     elements = [match[0].strip() for match in ELEMENT.finditer(value)] if flat else []
-    odd = [element for element in elements if not readable(f"{key}=[{element}]")]
+    odd = [element for element in elements if parse_override(f"{key}=[{element}]") is None]
     whole = f"{key}=[{','.join(literal(element) if element in odd else element for element in elements)}]"
-    if odd and readable(whole):
-        return f"{key}: cannot read {odd[0]!r} in {value}: put it in quotes, {in_shell(whole)}"
+    if odd and parse_override(whole):
+        return f"{key}: cannot read {odd[0]!r} in {value}: put it in quotes, {quote_for_shell(whole)}"
     reason = [line for line in str(error).splitlines() if line.strip(" ^") and "https" not in line][-1]
     reason = reason.split(" expecting")[0].replace("'<EOF>'", "at its end")
-    if key.strip("+~") and not readable(f"{key}=1"):
+    if key.strip("+~") and parse_override(f"{key}=1") is None:
         reason = f"{key} has a character that a key cannot have"
     elif "Exception" in reason:  # Hydra's own, of a character that it knows nowhere outside quotes
         reason = "a character that a value has in quotes alone"
@@ -97,34 +98,17 @@ def unreadable(override: str, error: Exception) -> str:
     )
 
 
-def in_shell(text: str) -> str:
+def quote_for_shell(text: str) -> str:
     """A text in the quotes of a shell, double ones where they do."""
     return shlex.quote(text) if set(text) & set('"$`\\!') else f'"{text}"'
 
 
-def readable(override: str) -> bool:
-    """Whether an override follows the grammar."""
-    try:
-        OverridesParser.create().parse_override(override)
-    except HydraException:
-        return False
-    return True
-
-
 def reads_as_text(override: str, sweep: bool) -> bool:
-    """Whether Hydra takes a value as the text that was typed (or as null), and not as a number, a list, several values."""
-    try:
-        parsed = OverridesParser.create().parse_override(override)
-    except HydraException:
+    """Whether Hydra takes a path as the text that was typed, null, checkpoints of a list, or several values of a sweep."""
+    parsed = parse_override(override)
+    if parsed is None:
         return False
     if parsed.is_sweep_override():
         return sweep
-    return parsed.value() is None or parsed.value() == override.partition("=")[2]
-
-
-def is_list(override: str) -> bool:
-    """Whether Hydra reads several checkpoints."""
-    with suppress(HydraException):
-        parsed = OverridesParser.create().parse_override(override)
-        return override.startswith("checkpoint=[") and isinstance(parsed.value(), list)
-    return False
+    value, typed = parsed.value(), override.partition("=")[2]
+    return value is None or value == typed or (override.startswith("checkpoint=[") and isinstance(value, list))

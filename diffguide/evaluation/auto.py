@@ -30,7 +30,7 @@ class Auto(Metric):
         self.density.key = "metric.density"
 
     def resolve(self, context: EvalContext) -> Metric:
-        if context.as_protocol(Denoiser) is None and context.as_protocol(Classifier):
+        if context.as_protocol(Denoiser) is None and context.as_protocol(Classifier) is not None:
             return self.classifier
         levels = context.levels
         return self.density if levels is not None and len(levels) < 2 else self.denoiser

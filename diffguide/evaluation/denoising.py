@@ -20,10 +20,16 @@ from .metric import EvalContext, Figure, MetricResult, mean
 
 __all__ = ["DenoisingError", "relative_excess_risk", "law_of", "squared_errors"]
 
+
+def mixture_law(data: Mixture, schedule: Schedule) -> GaussianMixture:
+    weights, means, covariances, labels = (part.tolist() for part in data.law)
+    return GaussianMixture(weights, means, covariances, labels, schedule)
+
+
 LAWS: dict[type, Callable[[Any, Schedule], Oracle]] = {  # of data sets that are drawn from one
     GMM2D: lambda data, schedule: GMM2DLaw(schedule),
     Tree: lambda data, schedule: AutoguidanceTree(7, 2, schedule),
-    Mixture: lambda data, schedule: GaussianMixture(*data.law, schedule=schedule),
+    Mixture: mixture_law,
 }
 MAX_LOG_SNR = 20.0  # log-SNR at which an infinite end of a schedule is cut
 EXACT_PURPOSE, NUM_ESTIMATES = 3, 5  # purpose of the seed; independent estimates of the excess, for its standard error

@@ -28,7 +28,7 @@ def parameter_hints(target: Callable) -> dict[str, Any] | None:
 
     Names that only a position can reach, and `self`, are left out.
     """
-    call = target.__init__ if isinstance(target, type) else target
+    call: Any = target.__init__ if isinstance(target, type) else target  # type: ignore[misc] # of a class that is given
     try:
         signature, hints = inspect.signature(target), typing.get_type_hints(call)
     except (NameError, TypeError, ValueError):  # built-in without a signature, or annotations that cannot be evaluated

@@ -17,8 +17,9 @@ from diffguide.evaluation.likelihood.flow_ode import FixedGrid, Hutchinson
 from diffguide.evaluation.likelihood.metrics import ELBO, FlowODE
 from diffguide.evaluation.metric import EvalContext
 from diffguide.evaluation.quality.features import Pixels
+from diffguide.evaluation.quality.image_sources import StoredSamples
 from diffguide.evaluation.quality.local import load_images
-from diffguide.evaluation.quality.metric import Quality, StoredSamples
+from diffguide.evaluation.quality.metric import Quality
 from diffguide.figures import tables
 from diffguide.files.run_folders import WriteError, create_version_dir
 from diffguide.guidance import Unguided

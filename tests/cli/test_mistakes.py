@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from small_checkpoint import save
 
-from diffguide.config import diagnose as mistakes
 from diffguide.config.build import config_dir
-from diffguide.config.files import loader_of
+from diffguide.config.diagnose import Names, brief
+from diffguide.config.files import ConfigFiles
 from diffguide.nodes import annotations
 from diffguide.sample import main as sample
 from diffguide.sampling import outputs as results
@@ -81,11 +81,10 @@ TRAIN = {
     "empty value": (["training.images="], "training.images must be a whole number, got ''"),
     "trailing comma": (["schedule=edm,"], "cannot read 'schedule=edm,': mismatched input at its end; a list is key=[a,b]"),
     "space in a key": (["a b=3"], "a character that a key cannot have"),
-    "other package": (["objective@x=eps"], "there is no objective@x; write objective=eps"),
+    "other package": (["objective@x=eps"], "choice objective@x here; write objective=eps"),
     "misspelt part": (
         ["guidance=classifier_cfg", "guidance@guidance.parts.cgf=apg"],
-        "there is no guidance@guidance.parts.cgf; write guidance@guidance.parts.classifier=apg or "
-        "guidance@guidance.parts.cfg=apg or guidance=apg",
+        "choice guidance@guidance.parts.cgf here; write guidance@guidance.parts.cfg=apg",
     ),
     "option of a part": (
         ["guidance=classifier_cfg", "guidance/rule=apg"], "write guidance/rule@guidance.parts.cfg.rule=apg"
@@ -141,7 +140,7 @@ SAMPLE = {
     ),
     "grid of an inner sampler": (
         ["sampler/grid=uniform_t", "sampler=restart", "sampler.inner.steps=3"],
-        "sampler/grid is not chosen by itself here: write sampler/grid@sampler.inner.grid=uniform_t",
+        "choice sampler/grid here; write sampler/grid@sampler.inner.grid=uniform_t",
     ),
     "in a sweep": (["-m", "guidance.scale=1,2"], "guidance=cfg has it"),
     "key of a late option": (
@@ -310,33 +309,29 @@ def test_warnings_about_what_torch_itself_calls_are_not_shown(tmp_path, command)
 
 def test_keys_of_options_are_those_that_they_compose():
     """Read from the files, without composing: in both commands, for groups in groups and packages of other places."""
-    loader = loader_of(config_dir(), None)
-    found = mistakes.Composition(loader, "train", ())
+    files = ConfigFiles("train", [config_dir()])
     for group, names in {
         "guidance": ("clip", "dps", "cfg"),
         "sampler": ("restart",),
         "schedule": ("resolution_shift",),
     }.items():
-        options = found.options(group)
-        assert set(options) == set(loader.get_group_options(group))
+        options = Names([], files).options(group)
+        assert set(options) == set(files.options(group))
         for name in names:
-            composed = mistakes.Composition(loader, "train", (f"{group}={name}",)).keys
+            composed = Names([f"{group}={name}"], files).keys
             others = {"prompt"} & {*options[name]}
             assert {key for key in composed if key.startswith(f"{group}.")} | others == {*options[name]}
 
 
 def test_what_hydra_says_beside_is_left_out():
     error = ValueError("Cannot find it.\n\nConfig search path:\n\tprovider=main, path=x\n\tprovider=schema")
-    assert mistakes.brief(error) == "Cannot find it"
-    assert mistakes.brief(KeyError()) == "KeyError"
+    assert brief(error) == "Cannot find it"
+    assert brief(KeyError()) == "KeyError"
 
 
 def test_annotations():
     assert annotations.fits(1, float) and not annotations.fits(True, float) and not annotations.fits(1.0, int)
     assert annotations.fits(None, int | None) and not annotations.fits("1", int | None)
-    assert (
-        annotations.object_types(mistakes.Override | None) == (mistakes.Override,)
-        and annotations.object_types(int | None) == ()
-    )
+    assert annotations.object_types(Path | None) == (Path,) and annotations.object_types(int | None) == ()
     assert annotations.parameter_hints(lambda **anything: 0) is None
-    assert list(annotations.parameter_hints(mistakes.Composition)) == ["loader", "config_name", "chosen"]
+    assert list(annotations.parameter_hints(Names)) == ["words", "files"]

@@ -8,7 +8,7 @@ from small_checkpoint import save
 
 import diffguide
 from diffguide.cli.arguments import read_flags
-from diffguide.cli.stray_words import strays
+from diffguide.cli.stray_words import stray_places
 from diffguide.config.build import ConfigError, config_dir
 from diffguide.config.options import choice_for
 from diffguide.evaluate import main as evaluate
@@ -34,9 +34,9 @@ TOLD = {  # command line: what is to be typed in its place
     "sample checkpoint run": "write checkpoint=run",
     "sample checkpoint: run": "write checkpoint=run",
     "sample checkpoint:run": "write checkpoint=run",
-    "sample checkpoint = run": "no spaces around =: write checkpoint=run",
-    "sample checkpoint= run": "no spaces around =: write checkpoint=run",
-    "sample checkpoint =run": "no spaces around =: write checkpoint=run",
+    "sample checkpoint = run": "write checkpoint=run",
+    "sample checkpoint= run": "write checkpoint=run",
+    "sample checkpoint =run": "write checkpoint=run",
     "sample --n 10": "write n=10\n",
     "sample --n=10": "write n=10\n",
     "sample -n 10": "write n=10\n",
@@ -111,7 +111,9 @@ def test_flags_are_written_as_they_were_read():
         and flags.overrides == ["seed=1", "~x"]
     )
     assert read_flags(arranged) == (flags, arranged) and arranged[-2:] == ["seed=1", "~x"]
-    assert list(strays(words)) == [] and list(strays(["--config-dir", "a b", "a", "x=-3", "--cfg=job"])) == [2]
+    assert list(stray_places(words)) == [] and list(
+        stray_places(["--config-dir", "a b", "a", "x=-3", "--cfg=job"])
+    ) == [2]
     with pytest.raises(ConfigError, match="expected one argument"):
         read_flags(["--cfg"])
 

@@ -91,9 +91,15 @@ def built(value: Any) -> Any:
     if "_target_" not in value:
         return arguments
     target = imported(value["_target_"])
-    if value.get("_partial_") and not value["_target_"].startswith("diffguide."):
+    if value.get("_partial_") and (not value["_target_"].startswith("diffguide.") or lacks(target, arguments)):
         return functools.partial(target, **arguments)
     return target(**arguments)
+
+
+def lacks(target: Any, arguments: dict[str, Any]) -> bool:
+    """Whether a call needs further arguments."""
+    required = {name for name, part in inspect.signature(target).parameters.items() if part.default is part.empty}
+    return not required <= arguments.keys()
 
 
 def same(one: Any, other: Any) -> bool:
@@ -110,7 +116,8 @@ def same(one: Any, other: Any) -> bool:
     if isinstance(one, dict) and isinstance(other, dict):
         return one.keys() == other.keys() and all(same(part, other[key]) for key, part in one.items())
     if type(one) is type(other) and type(one).__module__.startswith("diffguide."):
-        return same(vars(one), vars(other))
+        one, other = ({key: part for key, part in vars(value).items() if key != "key"} for value in (one, other))
+        return same(one, other)  # a metric's key says where it stands
     return bool(one == other)
 
 

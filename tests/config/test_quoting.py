@@ -6,7 +6,7 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
-from diffguide.config.quoting import quote_odd, quoted, unreadable
+from diffguide.config.quoting import explain_unreadable, quote, quote_odd
 
 NAMES = [
     "plain/v001", "my images", "a=b", "a, b", "ü/ö", "it's", "back\\slash", "back\\", "both\\'", '"quoted"', "[a]{b}",
@@ -21,7 +21,7 @@ def parse(text: str):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_what_is_told_can_be_typed(name):
-    (typed,) = shlex.split(quoted(f"resume={name}"))
+    (typed,) = shlex.split(quote(f"resume={name}"))
     assert parse(typed).value() == name
 
 
@@ -99,7 +99,7 @@ def test_what_needs_quotes_is_named_with_its_key(typed, element):
     """What is told can be typed, through the shell and Hydra's grammar."""
     with pytest.raises(HydraException) as raised:
         parse(typed)
-    message = unreadable(typed, raised.value)
+    message = explain_unreadable(typed, raised.value)
     assert message.startswith("labels: ") and repr(element) in message and "\n" not in message
     (text,) = shlex.split(message.split("quotes, ")[1])
     assert element in parse(text).value()
@@ -110,5 +110,5 @@ def test_a_key_is_blamed_for_its_own_characters_alone():
     for typed in ("labels=it's", "läbels=3"):
         with pytest.raises(HydraException) as raised:
             parse(typed)
-        sentences.append(unreadable(typed, raised.value))
+        sentences.append(explain_unreadable(typed, raised.value))
     assert "a key cannot have" not in sentences[0] and "a key cannot have" in sentences[1]

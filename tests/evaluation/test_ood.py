@@ -147,7 +147,7 @@ def test_the_quality_of_its_samples(jem_run, tmp_path, command):
     ("zero_shot", "metric=zero_shot needs a denoiser with classes; this checkpoint holds a JointEnergy"),
     ("denoising", "needs a denoiser; this checkpoint holds a JointEnergy"),
     ("quality", "metric.sampler: Heun needs a denoiser, and this model is an energy without noise levels: take sampler=sgld"),
-    ("quality guidance@metric.guidance=cfg", "take guidance@metric.guidance=none"),
+    ("quality guidance@metric.guidance=cfg", "guidance@metric.guidance=none"),
 ])  # fmt: skip
 def test_what_a_joint_energy_does_not_answer(jem_run, tmp_path, command, metric, sentence):
     done = command(evaluate, f"checkpoint={jem_run}", *f"metric={metric}".split(), at=tmp_path)

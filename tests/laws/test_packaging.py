@@ -1,6 +1,7 @@
 """The commands as a newcomer meets them: installed scripts, quick help, every way of running them."""
 
 import os
+import re
 import resource
 import shutil
 import subprocess
@@ -10,8 +11,10 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
 
 import diffguide
+from diffguide.nodes import old_names
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 SCRIPTS = Path(sysconfig.get_path("scripts"))
@@ -92,6 +95,16 @@ def test_version_is_stated_once():
     from importlib.metadata import version
 
     assert version("diffguide") == diffguide.__version__
+    citation = yaml.safe_load((CHECKOUT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert str(citation["version"]) == diffguide.__version__ and {"cff-version", "message", "title"} <= {*citation}
+
+
+def test_the_changelog_names_what_was_renamed():
+    words = set(re.findall(r"\w+", (CHECKOUT / "CHANGELOG.md").read_text(encoding="utf-8")))
+    options = [pair for renamed in old_names.OPTIONS.values() for pair in renamed.items()]
+    classes = [(old.rpartition(".")[2], new.rpartition(".")[2]) for old, new in old_names.CLASSES.items()]
+    for old, new in [*options, *classes]:
+        assert old == new or {old, new} <= words, f"{old} -> {new}"
 
 
 def test_the_wheel_ships_the_configuration_and_the_types(tmp_path):

@@ -129,6 +129,9 @@ PERTURBATIONS = {
 IMAGE_PERTURBATIONS = {"blurred": blur_box, "mirrored": mirror}
 
 
+SCORES = (DensityScore(), ConfidenceScore(), SlopeScore())
+
+
 class OOD(Metric):
     """AUROC of a split against noise, constants, negatives, blurred and mirrored images, and another data set.
 
@@ -137,15 +140,13 @@ class OOD(Metric):
     evaluated at t = 0. Figures auroc_<score>_<against>, with DeLong's standard error.
 
     Arguments:
-        scores: what to score examples by; None = density, confidence and slope.
+        scores: what to score examples by.
         other: a data set of the same shape, whose split of the same name is compared too; None = none.
     """
 
     name = "ood"
 
-    def __init__(self, scores: Sequence[OODScore] | None = None, other: Dataset | None = None):
-        if scores is None:
-            scores = DensityScore(), ConfidenceScore(), SlopeScore()
+    def __init__(self, scores: Sequence[OODScore] = SCORES, other: Dataset | None = None):
         if not scores:
             raise ValueError("scores must hold at least one score")
         self.scores, self.other = list(scores), other

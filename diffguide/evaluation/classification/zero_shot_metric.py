@@ -53,6 +53,7 @@ class ZeroShotClassifier(Metric):
             raise ValueError(f"bins must be 1 to 1000, got {bins}")
         self.budget = Budget(evaluations, stages, margin)
         self.classifier = ZeroShot(weighting, spacing, self.budget, temperature, chunk)
+        self.weighting, self.spacing = self.classifier.weighting, self.classifier.spacing
         self.class_frequencies, self.bins = bool(class_frequencies), int(bins)
 
     def check(self, context: EvalContext) -> None:
@@ -69,8 +70,8 @@ class ZeroShotClassifier(Metric):
             raise ValueError(
                 "metric=zero_shot needs a denoiser without memory, whose prediction depends on x_t, t and y only"
             )
-        low, high = self.classifier.weighting.support(context.schedule)
-        density = self.classifier.spacing(torch.tensor([0.0, 0.5, 1.0], dtype=torch.float64), low, high)[1]
+        low, high = self.weighting.support(context.schedule)
+        density = self.spacing(torch.tensor([0.0, 0.5, 1.0], dtype=torch.float64), low, high)[1]
         if not bool((density > 0).all() and density.isfinite().all()):
             raise ValueError(
                 f"metric.spacing lies outside the log-SNR {low:g} to {high:g} of metric.weighting: use a centre within, or "
@@ -105,7 +106,7 @@ class ZeroShotClassifier(Metric):
         confidence, answer = answers.log_prob.max(1)
         ece, ece_error = calibration_error(confidence.exp(), right[-1], self.bins, context.seed)
         cost = mean(answers.evaluations, "per class and image")
-        low, high = self.classifier.weighting.support(context.schedule)
+        low, high = self.weighting.support(context.schedule)
         pairs = Counter((int(a), int(b)) for a, b in zip(y, answer) if a != b)
         names = context.class_names
         return MetricResult(

@@ -202,7 +202,12 @@ class Density(Metric):
         if starts is None:
             return MetricResult({name: figure}, {name: facts})
         rows, plots = self.curve(context, starts * scale / math.log(2) / size, name, unit)
-        facts["lowest_of_curve"] = min(rows, key=lambda row: row[name])
+
+        def nll(row: dict[str, float | None]) -> float:
+            value = row[name]
+            return math.inf if value is None else value
+
+        facts["lowest_of_curve"] = min(rows, key=nll)
         return MetricResult({name: figure}, {name: facts}, rows, plots)
 
 

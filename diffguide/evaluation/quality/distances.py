@@ -1,7 +1,7 @@
-"""Distances between two sets of samples. None is zero for two finite sets of one law: compare with the floor, the same
-distance between two independent exact sets of the same sizes (`truth.compare`).
+"""Distances between two sets of samples.
 
-All take x [n, D] and y [m, D], float64, and answer in Python floats.
+No distance is zero for two finite sets of one law: compare it with its floor, the distance between two independent exact
+sets of the same sizes (`oracle_distances`). All take x [n, D] and y [m, D], float64, and return a float.
 """
 
 import math
@@ -19,13 +19,13 @@ __all__ = [
     "wasserstein",
 ]
 
-MAX_CELLS = 2**22  # of a table of pairwise distances, at a time
+MAX_CELLS = 2**22  # of a table of pairwise distances that is held at once
 
 
 def wasserstein(x: Tensor, y: Tensor) -> float:
     """W_2(x, y) = sqrt(min over permutations p of mean_i |x_i - y_p(i)|^2), exactly, in units of x.
 
-    Peyre & Cuturi, "Computational Optimal Transport", 2019, arXiv 1803.00567, eq. 2.3. Time grows with n^3: 0.2 to
+    Peyre & Cuturi, "Computational Optimal Transport", 2019, arXiv 1803.00567, eq. 2.3. Time grows as n^3: 0.2 to
     2 s at n = 1000, most for sets of different widths.
 
     Arguments:
@@ -38,7 +38,7 @@ def wasserstein(x: Tensor, y: Tensor) -> float:
 
     if len(x) != len(y):
         raise ValueError(f"an assignment needs sets of one size, got {len(x)} and {len(y)}")
-    squares = torch.cdist(x - x.mean(0), y - y.mean(0)).square()  # a shift changes no assignment, but the time it takes
+    squares = torch.cdist(x - x.mean(0), y - y.mean(0)).square()  # a shift changes the time, not the assignment
     rows, columns = linear_sum_assignment(squares.numpy())
     return math.sqrt((x[rows] - y[columns]).square().sum(1).mean())
 
@@ -46,7 +46,7 @@ def wasserstein(x: Tensor, y: Tensor) -> float:
 def directions(dimensions: int, count: int, rng: torch.Generator) -> Tensor:
     """Unit vectors [m, D], uniform on the sphere, in orthonormal frames: m is `count` rounded up to a multiple of D.
 
-    Where D is above `count` they are `count` orthonormal vectors.
+    For D above `count` they are `count` orthonormal vectors.
     """
     width = min(dimensions, count)
     frames = torch.randn(math.ceil(count / width), dimensions, width, generator=rng, dtype=torch.float64)
@@ -56,8 +56,8 @@ def directions(dimensions: int, count: int, rng: torch.Generator) -> Tensor:
 def sliced_wasserstein(x: Tensor, y: Tensor, directions: Tensor) -> float:
     """SW_2(x, y) = sqrt(mean over directions u of W_2(x . u, y . u)^2): on a line the assignment is that of sorting.
 
-    Bonneel, Rabin, Peyre, Pfister, "Sliced and Radon Wasserstein Barycenters of Measures", 2015, eq. 9, the sphere's
-    integral as a mean, so that a shift by d gives |d| / sqrt(D) (exactly, with whole frames of `directions`).
+    Bonneel, Rabin, Peyre, Pfister, "Sliced and Radon Wasserstein Barycenters of Measures", 2015, eq. 9, with a mean over the
+    sphere, so that a shift by d gives |d| / sqrt(D) (exactly, with whole frames of `directions`).
 
     Arguments:
         x, y: [n, D] both.
@@ -77,25 +77,25 @@ def sliced_wasserstein(x: Tensor, y: Tensor, directions: Tensor) -> float:
 def energy_distance(x: Tensor, y: Tensor) -> float:
     """2 E|X - Y| - E|X - X'| - E|Y - Y'| of the two empirical laws, in units of x; its root is a metric.
 
-    Szekely & Rizzo, "Energy statistics", 2013, eq. 5: the V-statistic, means over all pairs, i = j included. So it is never
-    negative, and 0 for equal sets; two sets of one law give about (1/n + 1/m) E|X - X'|, which the floor shows.
+    Szekely & Rizzo, "Energy statistics", 2013, eq. 5: the V-statistic, means over all pairs, i = j included. It is never
+    negative, and 0 for equal sets; for two sets of one law it is about (1/n + 1/m) E|X - X'|, its floor.
 
     Arguments:
         x [n, D], y [m, D].
     """
-    centre = y.mean(0)  # cdist multiplies matrices: digits are lost far from the origin
+    centre = y.mean(0)  # cdist multiplies matrices, and loses digits far from the origin
     x, y = x - centre, y - centre
     return max(0.0, 2 * mean_distance(x, y) - mean_distance(x, x) - mean_distance(y, y))
 
 
 def mean_distance(x: Tensor, y: Tensor) -> float:
-    """mean_ij |x_i - y_j|, a slab of the table at a time."""
+    """mean_ij |x_i - y_j|."""
     slabs = x.split(max(1, MAX_CELLS // len(y)))
     return sum(torch.cdist(slab, y).sum().item() for slab in slabs) / (len(x) * len(y))
 
 
 def units(truth: Tensor) -> Tensor:
-    """The standard deviation of each coordinate [D]; coordinates that are constant get the largest of the others."""
+    """The standard deviation of each coordinate [D]; for constant coordinates the largest of the others."""
     std = truth.std(0, correction=0)
     return torch.where(std > 1e-6 * std.max(), std, std.max()).clamp(min=torch.finfo(std.dtype).tiny)
 
@@ -115,13 +115,11 @@ def covariance_error(x: Tensor, truth: Tensor) -> float:
 def deviation_ratio(x: Tensor, truth: Tensor, y: Tensor, y_truth: Tensor) -> float:
     """sqrt(V(x) / V(truth)), V = sum_i |x_i - mean of its class|^2 / (n - number of classes): below 1 = less diverse.
 
-    The variance within classes, over all coordinates, unbiased: it does not see classes that move as a whole.
+    The unbiased variance within classes, over all coordinates: a class that moves as a whole does not change it. nan if
+    every sample is the only one of its class, or the truth does not vary.
 
     Arguments:
         y, y_truth: class of each row of x and of truth; rows with the same number are one class.
-
-    Returns:
-        nan where every sample is the only one of its class, or the truth does not vary.
     """
     own, exact = within_class_variance(x, y), within_class_variance(truth, y_truth)
     return math.sqrt(own / exact) if exact > 0 else math.nan

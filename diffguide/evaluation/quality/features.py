@@ -1,8 +1,8 @@
-"""What samples are compared in: features of images, by name. A figure always carries the name of its features.
+"""Features of images, in which samples are compared. A figure always carries the name of its features.
 
-    features.check(data)                      # one sentence where it cannot see such data
-    features.prepare(data, device, progress)  # learns, or goes to the device
-    features(images) -> Extracted(features, logits)
+    features.check(data)                      # ValueError if they do not support such data
+    features.prepare(data, device, progress)  # trains, or moves to the device
+    features(images) -> FeatureOutput(features, logits)
 
 Images come as bytes, [B, C, H, W] uint8, quantised as a sample that is written to a file: u = round(127.5 (x + 1)).
 """
@@ -22,18 +22,18 @@ IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean and deviation of
 
 
 class FeatureOutput(NamedTuple):
-    """features [B, D] float32; logits [B, K] of a classifier, None where there is none."""
+    """features [B, D] float32; logits [B, K] of a classifier, None = there is none."""
 
     features: Tensor
     logits: Tensor | None = None
 
 
 class Features:
-    """Base of all of them.
+    """Base of the features.
 
     Attributes:
-        name: in the figures' names.
-        resize: what happens to the images before the network, in words.
+        name: in the names of figures.
+        resize: description of the resizing before the network.
         classifies: whether there are logits.
     """
 
@@ -44,27 +44,27 @@ class Features:
     def check(self, data: Dataset) -> None:
         """
         Raises:
-            ValueError: these features cannot see such data; in one sentence.
+            ValueError: the features do not support such data.
         """
 
     def width(self, shape: Sequence[int]) -> int:
-        """D, of images of a shape."""
+        """D, for images of a shape."""
         raise NotImplementedError
 
     def prepare(self, data: Dataset, device: torch.device, progress: Callable[[int, int, str], None]) -> None:
-        """Before the first call: learns what is to be learned, moves to the device."""
+        """Trains the features if needed, and moves them to the device; called before the first use."""
 
     def __call__(self, images: Tensor) -> FeatureOutput:
-        """Of bytes [B, C, H, W], on the device of `prepare`; the answer is on the CPU."""
+        """Features of bytes [B, C, H, W], computed on the device of `prepare`, returned on the CPU."""
         raise NotImplementedError
 
     def facts(self) -> dict[str, Any]:
-        """What tells these features from others of the name."""
+        """What distinguishes these features from others of the name."""
         return {"resize": self.resize}
 
 
 def as_rgb(images: Tensor) -> Tensor:
-    """Grey images with their one channel thrice."""
+    """Greyscale images with three equal channels; others unchanged."""
     return images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images
 
 
@@ -73,12 +73,12 @@ def preprocess(images: Tensor, side: int, mean: Sequence[float], std: Sequence[f
     x = as_rgb(images).float() / 255
     if list(x.shape[2:]) != [side, side]:
         x = functional.interpolate(x, (side, side), mode="bicubic", antialias=True).clamp(0, 1)
-    mean, std = (torch.tensor(part, device=x.device)[:, None, None] for part in (mean, std))
-    return (x - mean) / std
+    centre, scale = (torch.tensor(part, device=x.device)[:, None, None] for part in (mean, std))
+    return (x - centre) / scale
 
 
 class Pixels(Features):
-    """The pixels themselves, in [0, 1]: no network, and little meaning but for small grey images."""
+    """The pixels in [0, 1]: no network, and meaningful for small greyscale images only."""
 
     name = "pixels"
 

@@ -1,9 +1,9 @@
-"""The figures of samples against real examples, once the features of both are there."""
+"""The figures of samples against real examples, given the features of both."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy
 import torch
@@ -18,32 +18,32 @@ from .kid import inception_score, kernel_distance
 from .label_agreement import LabelClassifier
 from .local import MAX_SIDE, MIN_SIDE, Local, load_images, network_accuracy, train_local_network
 from .precision_recall import (
+    DC_NEIGHBOURS,
+    PR_NEIGHBOURS,
     count_repeated,
-    density_coverage,
     find_copies,
-    precision_recall,
+    neighbour_shares,
     quality_notes,
     two_nearest,
 )
 
+if TYPE_CHECKING:
+    from .metric import Quality
+
 __all__ = ["QualityComparison", "QualityResult", "FeatureSet", "check_overlap", "is_small"]
 
 NUM_GROUPS = 10  # of samples, for the error of the Frechet distance; of real examples, for halves
-PR_NEIGHBOURS, DC_NEIGHBOURS = (
-    3,
-    5,
-)  # neighbours of precision and recall, of density and coverage, as their papers have them
-MAX_LABEL_EXAMPLES = 2000  # real examples that teach the judge of labels
-CAS_STEPS = 300  # of the classifier of samples, where the features have none of their own
-CHUNK_ROWS = 5000  # training examples at a time
-MAX_OVERLAP = 0.1  # share of held-out examples that are training examples from which on nothing is held out
+MAX_LABEL_EXAMPLES = 2000  # real examples that train the classifier of labels
+CAS_STEPS = 300  # of the classifier of samples, unless the features are local
+CHUNK_ROWS = 5000  # training examples at once
+MAX_OVERLAP = 0.1  # of the held-out examples may be training examples
 DIVISION_PURPOSE, SUBSETS_PURPOSE, ROWS_PURPOSE, SHUFFLE_PURPOSE = range(10, 14)  # purposes of the seed
 
 
 class FeatureSet(NamedTuple):
     """features [N, D] float32, classes [N] (-1 = none), logits [N, K] of a classifier, bytes [N, C, H, W]; None = not kept.
 
-    digests: [N, 16] uint8, equal where the bytes of two images are.
+    digests: [N, 16] uint8 hashes of the bytes of images.
     """
 
     features: Tensor
@@ -54,7 +54,7 @@ class FeatureSet(NamedTuple):
 
 
 class QualityResult(NamedTuple):
-    """What `MetricResult` holds of it."""
+    """The fields of `MetricResult` that a comparison fills."""
 
     figures: dict[str, Figure]
     facts: dict[str, Any]
@@ -63,21 +63,21 @@ class QualityResult(NamedTuple):
 
 
 def is_small(shape: Sequence[int]) -> bool:
-    """Whether images are square and of 8 to 64 pixels a side: then pixels are compared, and classifiers trained."""
+    """Whether images are square, with 8 to 64 pixels a side: then pixels are compared, and classifiers trained."""
     return len(shape) == 3 and shape[1] == shape[2] and MIN_SIDE <= shape[1] <= MAX_SIDE
 
 
 def training_pixels(context: EvalContext) -> Iterator[Tensor]:
-    """The training examples as bytes [b, D], some at a time."""
+    """The training examples as bytes [b, D], in chunks."""
     for rows in torch.arange(len(context.data.train.y)).split(CHUNK_ROWS):
         yield load_images(context.data, "train", rows)[0].flatten(1)
 
 
 def check_overlap(context: EvalContext) -> Tensor | None:
-    """`two_nearest` training examples of the held-out ones, in pixels, [n, 2]; None where images are too large to look.
+    """`two_nearest` training examples of the held-out ones, in pixels, [n, 2]; None = the images are too large.
 
     Raises:
-        MetricError: a tenth of them are training examples.
+        MetricError: more than a tenth of them are training examples.
     """
     if not is_small(context.shape):
         return None
@@ -86,22 +86,22 @@ def check_overlap(context: EvalContext) -> Tensor | None:
     if (same := int((two[:, 0] == 0).sum())) > MAX_OVERLAP * context.n:
         raise MetricError(
             f"{same} of the {context.n} {context.split} examples are training examples too, so coverage and copies would "
-            "mean nothing: give another split or dataset=<option>"
+            "be meaningless: use another split or dataset=<option>"
         )
     return two
 
 
 class QualityComparison:
-    """Every figure that the sets allow.
+    """Computes every figure that the sets allow.
 
     Arguments:
-        metric: the `Quality` that asks.
-        context: whose samples these are.
+        metric: the settings.
+        context: of the model.
         samples, reference, held_out: what is compared.
     """
 
     def __init__(
-        self, metric: Any, context: EvalContext, samples: FeatureSet, reference: FeatureSet, held_out: FeatureSet
+        self, metric: "Quality", context: EvalContext, samples: FeatureSet, reference: FeatureSet, held_out: FeatureSet
     ):
         self.metric, self.context, self.features = metric, context, metric.features
         self.samples, self.reference, self.held_out = samples, reference, held_out
@@ -110,13 +110,20 @@ class QualityComparison:
         self.count, self.classes = len(samples.y), len(context.class_names)
 
     def figures(self, usual: Tensor | None) -> QualityResult:
-        """All of them; `usual` is what `check_overlap` answers."""
+        """All figures.
+
+        Arguments:
+            usual: from `check_overlap`.
+        """
         found = QualityResult({}, {}, {}, [])
-        stages = {
-            "Frechet distance": self.frechet, "KID": self.kernel, "inception score": self.score,
-            "precision and recall, density and coverage": self.neighbours, "agreed labels": self.label_accuracy,
+        stages: dict[str, Callable[[QualityResult], None]] = {
+            "Frechet distance": self.frechet,
+            "KID": self.kernel,
+            "inception score": self.score,
+            "precision and recall, density and coverage": self.neighbours,
+            "label accuracy": self.label_accuracy,
             "classification accuracy score": self.cas,
-        }  # fmt: skip
+        }
         if usual is not None:
             stages["near copies"] = partial(self.near_copies, usual=usual)
         for what, add in stages.items():
@@ -126,8 +133,9 @@ class QualityComparison:
         return found
 
     def near_copies(self, found: QualityResult, usual: Tensor) -> None:
-        """Near copies of training examples, and how far the nearest one is: `quality.distance_ratio`, 0 = copies, 1 = new."""
+        """Near copies of training examples, and the `distance_ratio` to the nearest, 0 = copies, 1 = new images."""
         rows = self.sample_rows(self.count)
+        assert self.samples.images is not None  # kept for images that `check_overlap` compares
         two = two_nearest(self.samples.images[rows].flatten(1), training_pixels(self.context))
         found.figures["copies"] = binomial_share(float(find_copies(two).double().mean()), len(rows))
         found.details["copies_of_real"] = float(find_copies(usual).double().mean())
@@ -135,11 +143,11 @@ class QualityComparison:
         found.figures["distance_ratio"] = Figure(float(ratio), None, len(rows), "1")
 
     def shuffled_rows(self, count: int, purpose: int) -> Tensor:
-        """Rows in an order that is a function of the seed."""
+        """Rows in a random order, a function of the seed."""
         return torch.randperm(count, generator=torch.Generator().manual_seed(fold(self.context.seed, purpose)))
 
     def sample_rows(self, count: int) -> Tensor:
-        """Rows that are compared with each other, at most `compared`."""
+        """Rows to compare, at most `compared`."""
         return self.shuffled_rows(count, ROWS_PURPOSE)[: self.metric.compared]
 
     def groups(self, features: Tensor, purpose: int) -> list[Moments]:
@@ -152,11 +160,9 @@ class QualityComparison:
         return groups
 
     def frechet(self, found: QualityResult) -> None:
-        """The distance, and what sets of one law and of these sizes would have: halves of the reference, by 1/n."""
-        parts, real = (
-            self.groups(self.samples.features, DIVISION_PURPOSE),
-            self.groups(self.reference.features, DIVISION_PURPOSE),
-        )
+        """The distance, and its floor for sets of one law and of these sizes, from halves of the reference."""
+        parts = self.groups(self.samples.features, DIVISION_PURPOSE)
+        real = self.groups(self.reference.features, DIVISION_PURPOSE)
         n, m, whole = self.count, len(self.reference.y), frechet.merge_moments(real)
         value, error = frechet.jackknife(parts, whole)
         floor, spread, half = frechet.distance_of_halves(real, fold(self.context.seed, DIVISION_PURPOSE))
@@ -185,12 +191,12 @@ class QualityComparison:
         value, error = inception_score(shuffled, self.metric.splits)
         found.figures[f"is{self.suffix}"] = Figure(value, error, self.count, "classes")
         found.facts["is"] = f"{self.metric.splits} splits"
-        if self.context.n >= self.metric.splits:
+        if self.context.n >= self.metric.splits and self.held_out.logits is not None:
             real = self.held_out.logits[self.shuffled_rows(self.context.n, SHUFFLE_PURPOSE)]
             found.details[f"is{self.suffix}_of_real"] = inception_score(real, self.metric.splits).value
 
     def neighbours(self, found: QualityResult) -> None:
-        """Precision, recall, density and coverage; of as many reference examples too, which are as good as it gets."""
+        """Precision, recall, density and coverage of samples, and of as many reference examples."""
         rows, drawn = self.sample_rows(self.context.n), self.sample_rows(self.count)
         real, x = self.held_out.features[rows], self.samples.features[drawn]
         repeated = [count_repeated(digests) for digests in (self.samples.digests[drawn], self.held_out.digests[rows])]
@@ -211,7 +217,7 @@ class QualityComparison:
             found.details.update(own, neighbours_of_real=len(others))
 
     def label_accuracy(self, found: QualityResult) -> None:
-        """Whether a support vector machine on features of reference examples names the classes that were asked for."""
+        """The fraction of samples that an SVM on features of reference examples assigns to the class they were sampled for."""
         rows = self.shuffled_rows(len(self.reference.y), ROWS_PURPOSE)[:MAX_LABEL_EXAMPLES]
         x, y = self.reference.features[rows], self.reference.y[rows]
         if not self.has_labels(self.samples.y) or len(y[y >= 0].unique()) < 2:
@@ -224,44 +230,41 @@ class QualityComparison:
             found.details[f"agreed_labels{self.suffix}_of_real"] = real
 
     def cas(self, found: QualityResult) -> None:
-        """The classification accuracy score: a classifier that saw samples alone names the classes of real examples.
+        """The classification accuracy score: the accuracy, on real examples, of a classifier trained on samples only.
 
         Ravuri & Vinyals, "Classification Accuracy Score for Conditional Generative Models", 2019, arXiv 1905.10887.
         """
-        sets = self.samples.y, self.held_out.y
-        if not self.metric.classification or self.samples.images is None or not all(map(self.has_labels, sets)):
+        samples, held_out = self.samples.images, self.held_out.y
+        if samples is None or not self.metric.classification:
+            return
+        if not self.has_labels(self.samples.y) or not self.has_labels(held_out):
             return
         images, y = load_images(self.context.data, self.context.split, self.context.rows)
         local = self.features if isinstance(self.features, Local) else None
         steps, device = local.steps if local else CAS_STEPS, self.context.device
 
         def compute() -> dict[str, numpy.ndarray]:
+            context = self.context
             network = train_local_network(
-                self.samples.images, self.samples.y, self.classes, steps, self.context.seed, device,
-                self.context.progress,
-            )  # fmt: skip
-            return {"accuracy": numpy.float64(network_accuracy(network, images, y, device))}
+                samples, self.samples.y, self.classes, steps, context.seed, device, context.progress
+            )
+            return {"accuracy": numpy.array(network_accuracy(network, images, y, device))}
 
         found.figures["cas"] = binomial_share(
             float(self.context.parts.part("cas", compute)["accuracy"]), self.context.n
         )
         found.facts["cas"] = f"the classifier of local features, {steps} steps on {self.count} samples"
-        if local is not None:
+        if local is not None and local.network is not None:
             found.details["cas_of_real"] = network_accuracy(local.network, images, y, device)
 
     def has_labels(self, y: Tensor) -> bool:
-        """Whether every row has a class, and there are several."""
+        """Whether every row has a class, and there is more than one."""
         return bool((y >= 0).all()) and len(y.unique()) > 1 and self.classes > 1
 
 
-def neighbour_shares(real: Tensor, x: Tensor) -> dict[str, float]:
-    """Precision, recall, density, coverage of x."""
-    return {**precision_recall(real, x, PR_NEIGHBOURS)._asdict(), **density_coverage(real, x, DC_NEIGHBOURS)._asdict()}
-
-
 def binomial_share(value: float, n: int) -> Figure:
-    """A share of n, with its binomial error: what the set it is a share of would vary by, the other one held fixed.
+    """A share of n with its binomial error, the standard deviation over sets of n with the other set fixed.
 
-    Where both are drawn anew, precision, recall and coverage vary by up to 1.6 times as much.
+    If both sets vary, that of precision, recall and coverage is up to 1.6 times as large.
     """
     return Figure(value, math.sqrt(value * (1 - value) / n), n, "share")

@@ -1,4 +1,4 @@
-"""The Frechet distance of two sets of features, from moments that are gathered batch by batch in float64."""
+"""The Frechet distance of two sets of features, from moments accumulated over batches in float64."""
 
 import math
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ class Moments:
         self.scatter = torch.zeros(width, width, dtype=torch.float64)
 
     def add(self, x: Tensor) -> "Moments":
-        """Itself, with features [b, D] more."""
+        """Adds features [b, D]; returns itself."""
         part, x = Moments(0), x.double()
         part.n, part.mean = len(x), x.mean(0)
         centred = x - part.mean
@@ -57,7 +57,7 @@ class Moments:
 
     @property
     def root(self) -> Tensor:
-        """R with R R = covariance, symmetric; of a singular covariance too."""
+        """R with R R = covariance, symmetric; a singular covariance has one too."""
         values, vectors = torch.linalg.eigh(self.covariance)
         return vectors * values.clamp(min=0).sqrt() @ vectors.mT
 
@@ -67,12 +67,12 @@ def frechet_distance(x: Moments, y: Moments) -> float:
 
     Dowson & Landau, "The Frechet distance between multivariate normal distributions", 1982, eq. 4; on features of a network:
     Heusel et al., "GANs Trained by a Two Time-Scale Update Rule", 2017, arXiv 1706.08500, eq. 6. The last trace is the sum
-    of the singular values of R_x R_y, R R = C: no matrix is squared, so that nothing is lost where C is singular.
+    of the singular values of R_x R_y, R R = C: no matrix is squared, so a singular C loses no digits.
 
-    It is biased upwards by finite sets, by about c (1/n + 1/m): compare sets of equal sizes, and see `distance_of_halves`.
+    Finite sets bias it upwards, by about c (1/n + 1/m): compare sets of equal sizes, and see `distance_of_halves`.
 
     Raises:
-        ValueError: fewer than two examples in a set, or other widths.
+        ValueError: fewer than two examples in a set, or different widths.
     """
     if x.mean.shape != y.mean.shape:
         raise ValueError(f"features must be of one width, got {len(x.mean)} and {len(y.mean)}")
@@ -80,7 +80,7 @@ def frechet_distance(x: Moments, y: Moments) -> float:
 
 
 def distance_given_root(x: Moments, y: Moments, root: Tensor) -> float:
-    """`frechet_distance` where the root of y is known already."""
+    """`frechet_distance`, given the root of y."""
     traces = x.covariance.trace() + y.covariance.trace() - 2 * torch.linalg.svdvals(x.root @ root).sum()
     return max(0.0, float((x.mean - y.mean).square().sum() + traces))
 
@@ -90,8 +90,8 @@ def jackknife(groups: Sequence[Moments], reference: Moments) -> tuple[float, flo
 
         sqrt((G - 1) / G sum_g (d_(-g) - mean d_(-g))^2)
 
-    Efron & Tibshirani, "An Introduction to the Bootstrap", 1993, eq. 11.5, with groups in the place of examples. It is the
-    error by the draw of the samples; the reference is held fixed.
+    Efron & Tibshirani, "An Introduction to the Bootstrap", 1993, eq. 11.5, with groups in place of examples. It is the error
+    due to the draw of the samples; the reference is fixed.
 
     Arguments:
         groups: of independent samples, at least two of about one size.
@@ -111,15 +111,15 @@ def jackknife_error(without: Sequence[float]) -> float:
 
 
 def merge_moments(groups: Sequence[Moments]) -> Moments:
-    """Of all examples together."""
+    """The moments of all examples together."""
     return sum(groups[1:], groups[0])
 
 
 def distance_of_halves(groups: Sequence[Moments], seed: int) -> tuple[float, float, int]:
     """(distance, standard error, examples in a half) between random halves of real examples, the mean over 16 divisions.
 
-    It is what the bias of finite sets alone makes of two sets of one law. The divisions share their examples; the error
-    is the standard deviation over them, not divided by their number.
+    It is the distance of two sets of one law due to the bias of finite sets. The divisions share their examples, so the
+    error is the standard deviation over them, not divided by their number.
 
     Arguments:
         groups: of examples, drawn at random; an even number, at least 4.
@@ -130,10 +130,10 @@ def distance_of_halves(groups: Sequence[Moments], seed: int) -> tuple[float, flo
         order = torch.randperm(len(groups), generator=rng).tolist()
         first, second = (merge_moments([groups[index] for index in order[k::2]]) for k in range(2))
         found.append(frechet_distance(first, second))
-    found = torch.tensor(found, dtype=torch.float64)
-    return float(found.mean()), float(found.std()), sum(group.n for group in groups) // 2
+    distances = torch.tensor(found, dtype=torch.float64)
+    return float(distances.mean()), float(distances.std()), sum(group.n for group in groups) // 2
 
 
 def rescale_floor(floor: float, half: int, n: int, m: int) -> float:
-    """The part of a distance that sets of n and m examples make by being finite: floor (1/n + 1/m) / (2/half)."""
+    """The bias of a distance between sets of n and m examples: floor (1/n + 1/m) / (2/half)."""
     return floor * (1 / n + 1 / m) * half / 2

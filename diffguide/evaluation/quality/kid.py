@@ -1,4 +1,4 @@
-"""KID: the squared distance of two sets of features in the space of a polynomial kernel. And the inception score."""
+"""KID, the squared distance of two sets of features by a polynomial kernel, and the inception score."""
 
 import math
 from typing import NamedTuple
@@ -10,7 +10,7 @@ __all__ = ["Estimate", "inception_score", "kernel_distance", "squared_mmd"]
 
 
 class Estimate(NamedTuple):
-    """A number and its standard error, None where it is not known."""
+    """A number and its standard error, None = unknown."""
 
     value: float
     error: float | None
@@ -30,25 +30,27 @@ def squared_mmd(x: Tensor, y: Tensor) -> float:
         x, y: features [n, D] and [m, D], n and m at least 2.
     """
     x, y = x.double(), y.double()
-    own = (
-        (table.sum() - table.trace()) / (len(part) * (len(part) - 1))
-        for part in (x, y)
-        for table in [polynomial_kernel(part, part)]
-    )
-    return float(sum(own) - 2 * polynomial_kernel(x, y).mean())
+    own = mean_kernel(x) + mean_kernel(y)
+    return float(own - 2 * polynomial_kernel(x, y).mean())
+
+
+def mean_kernel(x: Tensor) -> Tensor:
+    """mean_(i != j) k(x_i, x_j)."""
+    table = polynomial_kernel(x, x)
+    return (table.sum() - table.trace()) / (len(x) * (len(x) - 1))
 
 
 def kernel_distance(x: Tensor, y: Tensor, subsets: int, size: int, seed: int) -> Estimate:
-    """The mean of `squared_mmd` over random subsets of both sets, as KID is stated in the literature.
+    """The mean of `squared_mmd` over random subsets of both sets, as in the literature.
 
-    Its standard error takes account of the subsets' being drawn from one finite set: a subset of s examples of N varies,
-    given the set, by v (1 - s/N) where v is its variance over sets; the whole set by v s/N. With V the variance over the
-    subsets, V / (1 - s/N) (s/N) + V / subsets. For sets of one law, where the estimate is degenerate, that is too much by a
+    Its standard error accounts for subsets of one finite set: given the set, a subset of s of N examples has the variance
+    v (1 - s/N), where v is its variance over sets; that of the whole set is v s/N. With V the variance over the subsets it is
+    V / (1 - s/N) (s/N) + V / subsets. For sets of one law, where the estimate is degenerate, the error is too large by a
     factor of up to (N/s)^(1/2).
 
     Arguments:
         x, y: features [n, D] and [m, D].
-        subsets: of them, at least 1; at least 2 for an error, which is not known either where s is N.
+        subsets: number of subsets, at least 1; the error needs 2, and s < N.
         size: examples of each set in a subset, at least 2 and at most n and m.
         seed: of the subsets.
 
@@ -72,9 +74,8 @@ def inception_score(logits: Tensor, splits: int) -> Estimate:
     """exp mean_x KL(p(y | x) | mean_x p(y | x)), the mean over consecutive splits, with its error.
 
     Salimans et al., "Improved Techniques for Training GANs", 2016, arXiv 1606.03498, section 4; there 10 splits of 5000.
-    It grows with the size of a split, and is at most the number of classes. The error is that of the mean over the splits,
-    std / sqrt(splits) with splits - 1 in the std; what torch-fidelity and papers write behind the ± is the standard
-    deviation over the splits themselves, with splits in it and without the root.
+    It grows with the size of a split, and is at most the number of classes. The error is std / sqrt(splits), with splits - 1
+    in the std; torch-fidelity and papers state the standard deviation over the splits, with splits in it, without the root.
 
     Arguments:
         logits: [n, K], in an order that does not go by class.

@@ -1,4 +1,4 @@
-"""Features of a small classifier that is trained here, on the data set's own training split: no download, half a minute."""
+"""Features of a small classifier, trained on the training split of the data set in about half a minute."""
 
 import hashlib
 import json
@@ -20,8 +20,9 @@ from .features import FeatureOutput, Features
 
 __all__ = ["Local", "LocalNetwork", "network_accuracy", "train_local_network", "load_images"]
 
-RECIPE_VERSION = 1  # of network and recipe: it goes up with every change that changes features
-NUM_FEATURES, MIN_SIDE, MAX_SIDE = 64, 8, 64  # features; sides of images
+RECIPE_VERSION = 1  # of network and recipe: every change of features increases it
+NUM_FEATURES = 64
+MIN_SIDE, MAX_SIDE = 8, 64  # of images, pixels
 BATCH, RATE, DECAY, SMOOTHING, DROPOUT, PIXEL_NOISE = 100, 2e-3, 0.05, 0.1, 0.3, 0.1
 EVAL_BATCH = 500  # images of an evaluation
 RECIPE = {
@@ -31,7 +32,7 @@ RECIPE = {
 
 
 class LocalNetwork(nn.Module):
-    """Convolutions down to 4 x 4 pixels, then 64 features, then one logit per class.
+    """Convolutions down to 4 x 4 pixels, 64 features, and a logit per class.
 
     Arguments:
         channels, size: of the images, side 8 to 64 pixels.
@@ -59,9 +60,9 @@ def train_local_network(
     images: Tensor, y: Tensor, classes: int, steps: int, seed: int, device: torch.device | str = "cpu",
     progress: Callable[[int, int, str], None] | None = None,
 ) -> LocalNetwork:  # fmt: skip
-    """The network, trained to tell the classes of images: AdamW, cosine decay, shifts by up to an eighth of the side, noise.
+    """A network trained to classify images: AdamW, cosine decay, random shifts by up to an eighth of the side, noise.
 
-    It is a function of its arguments (and of the device's arithmetic); the global generators are left as they are.
+    It is a function of its arguments (and of the arithmetic of the device); global generators are not changed.
 
     Arguments:
         images: bytes [N, C, H, W].
@@ -92,36 +93,36 @@ def train_local_network(
 
 
 def shift_at_random(x: Tensor, rng: torch.Generator) -> Tensor:
-    """Each image moved by up to an eighth of its side, both ways; the border repeats."""
-    side, most = x.shape[2], x.shape[2] // 8
-    corner = torch.randint(2 * most + 1, (len(x), 2), generator=rng)
+    """Each image shifted by up to an eighth of its side in both directions; the border is replicated."""
+    side, shift = x.shape[2], x.shape[2] // 8
+    corner = torch.randint(2 * shift + 1, (len(x), 2), generator=rng)
     rows, columns = (part + torch.arange(side) for part in corner.T[:, :, None])
-    padded = functional.pad(x, [most] * 4, mode="replicate")
+    padded = functional.pad(x, [shift] * 4, mode="replicate")
     batch = torch.arange(len(x))[:, None, None]
     return padded[batch, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 
 @torch.no_grad()
 def network_accuracy(network: LocalNetwork, images: Tensor, y: Tensor, device: torch.device | str = "cpu") -> float:
-    """The share of images (bytes) whose class y the network names."""
+    """The accuracy of the network on images (bytes) of classes y."""
     parts = [network(part.to(device).float() / 127.5 - 1)[1].argmax(1).cpu() for part in images.split(EVAL_BATCH)]
     return float((torch.cat(parts) == y).double().mean())
 
 
 def load_images(data: Dataset, split: str, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """The bytes and classes of examples of a split, as a network sees them; all of them, or some rows."""
+    """Bytes and classes of the examples of a split, all or some rows, preprocessed as for a network."""
     stored = getattr(data, split)
     x, y = fetch_examples(stored, torch.arange(len(stored.y)) if rows is None else rows)
     return quantize(data.preprocess(x)), y
 
 
 class Local(Features):
-    """The 64 features before the last layer of `LocalNetwork`, trained on the training split and kept in a cache.
+    """The 64 features before the last layer of `LocalNetwork`, which is trained on the training split and cached.
 
     Arguments:
         steps: of training, 100 images each; at least 1.
         seed: of weights and batches.
-        cache: folder for trained networks, null = none; a file's name is a hash of data, recipe and version.
+        cache: folder for trained networks, None = no cache; a file is named by a hash of data, recipe and version.
 
     Raises:
         ValueError: no steps, or a negative seed.
@@ -130,7 +131,7 @@ class Local(Features):
     name, classifies = "local", True
     network: LocalNetwork | None = None
 
-    def __init__(self, steps: int, seed: int, cache: str | None):
+    def __init__(self, steps: int = 300, seed: int = 0, cache: str | None = "~/.cache/diffguide"):
         if steps < 1 or seed < 0:
             raise ValueError(f"steps must be at least 1 and seed at least 0, got {steps} and {seed}")
         self.steps, self.seed, self.cache = steps, seed, None if cache is None else Path(cache).expanduser()
@@ -141,13 +142,13 @@ class Local(Features):
         if len(shape) != 3 or shape[1] != shape[2] or not MIN_SIDE <= shape[1] <= MAX_SIDE:
             raise ValueError(
                 f"metric.features=local needs square images of {MIN_SIDE} to {MAX_SIDE} pixels a side, and these are "
-                f"{list(shape)}: take metric/features=inception, dinov2, clip or pixels"
+                f"{list(shape)}: use metric/features=inception, dinov2, clip or pixels"
             )
         known = data.train.y[data.train.y >= 0]
         if len(known.unique()) < 2:
             raise ValueError(
-                "metric.features=local learns from classes, and the training split has fewer than two: take "
-                "metric/features=inception, dinov2, clip or pixels"
+                "metric.features=local needs at least two classes in the training split: use metric/features=inception, "
+                "dinov2, clip or pixels"
             )
 
     def width(self, shape: Sequence[int]) -> int:
@@ -160,7 +161,7 @@ class Local(Features):
         recipe = RECIPE | {"steps": self.steps, "seed": self.seed, "classes": classes, "shape": list(data.shape)}
         whole = hashlib.sha256(json.dumps(recipe).encode())
         for part in (images, y):
-            whole.update(part.contiguous().numpy())
+            whole.update(part.contiguous().numpy().data)
         self.digest = whole.hexdigest()
         path = None if self.cache is None else self.cache / f"local-{self.digest[:16]}.safetensors"
         if path is not None and path.exists():
@@ -178,13 +179,13 @@ class Local(Features):
         """The network of a file.
 
         Raises:
-            MetricError: a file that is damaged, or of something else.
+            MetricError: a damaged file, or one of other data.
         """
         network = LocalNetwork(shape[0], shape[1], classes)
         try:
             tensors, facts = archives.read_sealed(path)
             if facts.get("data") != self.digest:
-                raise ValueError("it is of other data")
+                raise ValueError("it belongs to other data")
             network.load_state_dict(tensors)
         except (ValueError, RuntimeError) as error:
             raise MetricError(f"the cached features {path} cannot be read ({error}): remove the file") from error
@@ -192,6 +193,7 @@ class Local(Features):
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> FeatureOutput:
+        assert self.network is not None, "call prepare first"
         features, logits = self.network(images.to(self.device).float() / 127.5 - 1)
         return FeatureOutput(features.cpu(), logits.cpu())
 

@@ -2,7 +2,7 @@
 
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -21,29 +21,30 @@ from .distances import (
     wasserstein,
 )
 
-__all__ = ["compare_with_oracle", "table_figures", "select_compared"]
+__all__ = ["compare_with_oracle", "select_compared", "table_figures"]
 
-NUM_EXACT_SETS = 5  # pairs of exact sets
+NUM_EXACT_SETS = 5  # pairs of them
 NUM_DIRECTIONS = 64
-MAX_SAMPLES_OF = {
+MAX_SAMPLES_OF = {  # by cost: cubic, n log n, squared
     "wasserstein_2": 1000,
     "sliced_wasserstein_2": 20000,
     "energy_distance": 2000,
-}  # samples: cubic, n log n, squared
+}
 MAX_NUMBERS = 2**22  # in a set of samples that is held
 END = torch.tensor(0.0, dtype=torch.float64)  # t, where samplers end
 COMPARED_PURPOSE, DIRECTIONS_PURPOSE, EXACT_SETS_PURPOSE, END_NOISE_PURPOSE = 1, 2, 3, 4  # purposes of the seed
 
+Distance = Callable[[Tensor, Tensor], float]
+
 
 def seeded_generator(*words: int) -> torch.Generator:
-    """Randomness of one purpose."""
     return torch.Generator().manual_seed(fold(*words))
 
 
 def select_compared(n: int, dimensions: int, seed: int) -> list[int]:
-    """The samples that are compared, ascending: all, or as many drawn from a seed as need be held.
+    """The samples that are compared, ascending: all, or as many random ones as are needed at most.
 
-    Not the first ones, nor every k-th: with labels in turn or class by class those would be of a few classes.
+    Neither the first ones nor every k-th: with labels in turn or class by class those would be of a few classes.
     """
     count = min(n, max(MAX_SAMPLES_OF.values()), max(1, MAX_NUMBERS // dimensions))
     return torch.randperm(n, generator=seeded_generator(seed, COMPARED_PURPOSE))[:count].sort().values.tolist()
@@ -53,73 +54,81 @@ def compare_with_oracle(
     oracle: Oracle, x: Tensor, labels: Sequence[int], class_names: Sequence[str], seed: int,
     stored: Callable[[Tensor], Tensor],
 ) -> dict[str, Any]:  # fmt: skip
-    """How far samples are from the oracle's law with the same labels.
+    """Compares samples with the law of an oracle with the same labels.
 
     Every distance is the mean over 5 exact sets; `floor` is the same between 5 pairs of exact sets of the same size and
-    labels, `floor_std` their standard deviation. A sampler is as good as exact where the distance is its floor, within a
-    few floor_std. Moments are held against the 5 sets together. All in units of x; moments in the truth's deviations.
-    Vectors that are not finite (`not_finite` of them) have no distance: nan.
+    labels, `floor_std` their standard deviation. A sampler is exact if its distance is the floor, within a few floor_std.
+    Moments are compared with the 5 sets together. All in units of x; moments in standard deviations of the law. Vectors that
+    are not finite (`not_finite` of them) have the distance nan.
 
     Arguments:
         oracle: on the CPU.
         x: samples [n, ...] as they are stored.
         labels: class per sample, -1 = no condition.
         class_names: one per class.
-        seed: of the exact sets; their draws have nothing in common with the noise of samples of this seed.
-        stored: what storing does to exact samples [n, ...], so that like is compared with like.
+        seed: of the exact sets, which are independent of the noise of samples with this seed.
+        stored: what storing does to exact samples [n, ...], such as rounding.
     """
     y = torch.tensor(labels)
-    draws = (
-        oracle.sample(len(x), seeded_generator(seed, EXACT_SETS_PURPOSE, k), y)[0] for k in range(2 * NUM_EXACT_SETS)
-    )
-    sets = [stored(x_0).double() for x_0 in draws]
+    sets = []
+    for k in range(2 * NUM_EXACT_SETS):
+        exact, _ = oracle.sample(len(x), seeded_generator(seed, EXACT_SETS_PURPOSE, k), y)
+        sets.append(stored(exact).double())
     x, flat = x.double(), [part.flatten(1) for part in sets]
     first, second, own = flat[:NUM_EXACT_SETS], flat[NUM_EXACT_SETS:], x.flatten(1)
-    frames = directions(own.shape[1], NUM_DIRECTIONS, seeded_generator(seed, DIRECTIONS_PURPOSE))
-    distances = {
-        "wasserstein_2": wasserstein,
-        "sliced_wasserstein_2": lambda a, b: sliced_wasserstein(a, b, frames),
-        "energy_distance": energy_distance,
-    }
-    order = torch.randperm(len(x), generator=seeded_generator(seed, COMPARED_PURPOSE))
+    result: dict[str, Any] = {}
+    if x.ndim == 2:  # images are stored as bytes, which are always finite
+        result["not_finite"] = int((~own.isfinite().all(1)).sum())
     classes = {} if bool((y < 0).any()) else {label: str(class_names[label]) for label in y.unique().tolist()}
-    result: dict[str, Any] = (
-        {} if x.ndim > 2 else {"not_finite": int((~own.isfinite().all(1)).sum())}
-    )  # bytes always are
-    for name, distance in distances.items():
-        rows = order[: MAX_SAMPLES_OF[name]]
-        result[name] = distance_and_floor(distance, own, first, second, rows)
-        result[name]["per_class"] = {
-            named: distance_and_floor(distance, own, first, second, rows[y[rows] == label])
-            for label, named in classes.items()
-            if bool((y[rows] == label).any())
-        }
-    result["sliced_wasserstein_2"]["directions"] = len(frames)
+    result |= all_distances(own, first, second, y, classes, seed)
     truth = torch.cat(second)
     result["moments"] = {
         name: {"error": error(own, truth)} | floor_statistics([error(part, truth) for part in first])
         for name, error in {"mean": mean_error, "covariance": covariance_error}.items()
     }
-    whole = y.repeat(NUM_EXACT_SETS)
-    result["deviation"] = {"ratio": deviation_ratio(own, truth, y, whole)} | exact_statistics(
-        [deviation_ratio(part, truth, y, whole) for part in first]
-    )
-    if x.ndim > 2:  # images are stored as bytes, which have no density
+    repeated = y.repeat(NUM_EXACT_SETS)
+    ratios = [deviation_ratio(part, truth, y, repeated) for part in first]
+    result["deviation"] = {"ratio": deviation_ratio(own, truth, y, repeated)} | exact_statistics(ratios)
+    if x.ndim > 2:  # bytes have no density
         return result
-    with suppress(ValueError):  # examples alone have none either, where the schedule ends without noise
-        noised = [
+    with suppress(ValueError):  # nor has the law of single examples, if the schedule ends without noise
+        noisy = [
             noise_at_end(oracle, part, seeded_generator(seed, END_NOISE_PURPOSE, k))
             for k, part in enumerate(sets[:NUM_EXACT_SETS])
         ]
-        known = exact_statistics([mean_log_density(oracle, part, y) for part in noised])
-        result["log_density"] = {"samples": mean_log_density(oracle, x, y)} | known
+        exact_densities = exact_statistics([mean_log_density(oracle, part, y) for part in noisy])
+        result["log_density"] = {"samples": mean_log_density(oracle, x, y)} | exact_densities
+    return result
+
+
+def all_distances(
+    own: Tensor, first: Sequence[Tensor], second: Sequence[Tensor], y: Tensor, classes: Mapping[int, str], seed: int
+) -> dict[str, Any]:
+    """Every distance of samples [n, D] from exact sets, with its floor, over all classes and per class."""
+    frames = directions(own.shape[1], NUM_DIRECTIONS, seeded_generator(seed, DIRECTIONS_PURPOSE))
+    distances: dict[str, Distance] = {
+        "wasserstein_2": wasserstein,
+        "sliced_wasserstein_2": lambda a, b: sliced_wasserstein(a, b, frames),
+        "energy_distance": energy_distance,
+    }
+    order = torch.randperm(len(own), generator=seeded_generator(seed, COMPARED_PURPOSE))
+    result: dict[str, Any] = {}
+    for name, distance in distances.items():
+        rows = order[: MAX_SAMPLES_OF[name]]
+        result[name] = distance_and_floor(distance, own, first, second, rows)
+        result[name]["per_class"] = {
+            class_name: distance_and_floor(distance, own, first, second, rows[y[rows] == label])
+            for label, class_name in classes.items()
+            if bool((y[rows] == label).any())
+        }
+    result["sliced_wasserstein_2"]["directions"] = len(frames)
     return result
 
 
 def distance_and_floor(
-    distance, x: Tensor, first: Sequence[Tensor], second: Sequence[Tensor], rows: Tensor
+    distance: Distance, x: Tensor, first: Sequence[Tensor], second: Sequence[Tensor], rows: Tensor
 ) -> dict[str, Any]:
-    """The distance of these rows of x from those of the exact sets, beside that between the exact sets."""
+    """The distance of these rows of x from those of exact sets, and that between exact sets."""
     finite = bool(x[rows].isfinite().all())
     own = statistics.mean(distance(x[rows], part[rows]) for part in first) if finite else math.nan
     return (
@@ -130,18 +139,18 @@ def distance_and_floor(
 
 
 def floor_statistics(values: Sequence[float]) -> dict[str, Any]:
-    """What exact samples have."""
+    """The value for exact samples, of a figure that is 0 for a perfect sampler."""
     return {"floor": statistics.mean(values), "floor_std": statistics.stdev(values), "repetitions": len(values)}
 
 
 def exact_statistics(values: Sequence[float]) -> dict[str, float]:
-    """What exact samples have, of a figure that is not zero for them."""
-    every = torch.tensor(values, dtype=torch.float64)  # of which statistics.stdev takes no nan
+    """The value for exact samples, of any other figure."""
+    every = torch.tensor(values, dtype=torch.float64)  # statistics.stdev takes no nan
     return {"exact": every.mean().item(), "exact_std": every.std().item()}
 
 
 def noise_at_end(oracle: Oracle, x_0: Tensor, rng: torch.Generator) -> Tensor:
-    """alpha x_0 + sigma eps at t = 0, float64: exact samples with the noise that the schedule leaves where samplers end."""
+    """alpha x_0 + sigma eps at t = 0, float64: exact samples with the noise of the schedule where samplers end."""
     alpha, sigma = oracle.schedule.alpha_sigma(END)
     return alpha * x_0 + sigma * torch.randn(x_0.shape, generator=rng, dtype=torch.float64)
 
@@ -152,8 +161,8 @@ def mean_log_density(oracle: Oracle, x: Tensor, y: Tensor) -> float:
 
 
 def table_figures(metrics: dict[str, Any]) -> dict[str, float]:
-    """The few numbers of `compare_with_oracle` that a table or a line on a screen has room for."""
-    shown = {}
+    """The figures of `compare_with_oracle` for a table."""
+    shown: dict[str, float] = {}
     for name in MAX_SAMPLES_OF:
         shown |= {name: metrics[name]["distance"], f"{name}_floor": metrics[name]["floor"]}
     shown |= {f"{name}_error": part["error"] for name, part in metrics["moments"].items()}

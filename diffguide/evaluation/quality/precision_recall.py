@@ -1,8 +1,8 @@
-"""Fidelity, diversity and copies: sets of samples against sets of real examples, on features that the caller chooses.
+"""Precision, recall, density, coverage and near copies of a set of samples, against real examples, on given features.
 
-All take features [n, D], any floating dtype, and compute in float64, a slab of the table of distances at a time: 50,000
-examples of 2048 features need their own 1.6 GB and little more. Balls are closed, and their squares compared, so that ties
-between examples on a lattice, such as pixels of few grey values, are told exactly.
+All take features [n, D] of any floating dtype and compute in float64, a part of the table of distances at a time: 50,000
+examples of 2048 features need their own 1.6 GB and little more. Balls are closed and compared by squares, so that ties
+between examples on a lattice, such as pixels of few grey values, are exact.
 """
 
 from collections.abc import Iterable, Iterator
@@ -12,27 +12,39 @@ import torch
 from torch import Tensor
 
 from ...figures.curves import MIN_PRECISION
+from .distances import MAX_CELLS
 
 __all__ = [
-    "DensityCoverage", "PrecisionRecall", "find_copies", "count_repeated", "density_coverage",
-    "distance_ratio", "nearest", "quality_notes", "precision_recall", "squared_radii", "distance_tables", "two_nearest",
-]  # fmt: skip
+    "DensityCoverage",
+    "PrecisionRecall",
+    "count_repeated",
+    "density_coverage",
+    "distance_ratio",
+    "distance_tables",
+    "find_copies",
+    "nearest",
+    "neighbour_shares",
+    "precision_recall",
+    "quality_notes",
+    "squared_radii",
+    "two_nearest",
+]
 
-MAX_CELLS = 2**22  # of a table of distances, at a time
-SQUARED_ROWS = 1024  # rows that are squared at a time
-COPY_RATIO = 3.0  # times as far away is the second training example from a copy of the first
+PR_NEIGHBOURS, DC_NEIGHBOURS = 3, 5  # of precision and recall, of density and coverage, as in their papers
+SQUARED_ROWS = 1024  # rows that are squared at once
+COPY_RATIO = 3.0  # a copy is closer to a training example than to any other by this factor
 
 
 class PrecisionRecall(NamedTuple):
-    """The share of samples among the real examples, and of real examples among the samples; both in [0, 1]."""
+    """The fraction of samples among the real examples, and of real examples among the samples; both in [0, 1]."""
 
     precision: float
     recall: float
 
 
 class DensityCoverage(NamedTuple):
-    """How many real balls hold a sample, on average over k: 1 for one law, more where samples crowd; and the share of real
-    balls that hold one, in [0, 1]."""
+    """The mean number of real balls that hold a sample over k, 1 for one law, more for crowded samples; and the fraction of
+    real balls that hold a sample, in [0, 1]."""
 
     density: float
     coverage: float
@@ -44,71 +56,79 @@ def precision_recall(real: Tensor, samples: Tensor, k: int) -> PrecisionRecall:
     Kynkaanniemi, Karras, Laine, Lehtinen, Aila, "Improved Precision and Recall Metric for Assessing Generative Models", 2019,
     arXiv 1904.06991, eq. 1 and 2; there k = 3, and as many samples as real examples: recall grows with samples.
 
-    Two things it does not say. Samples of pure noise lie far from each other, so that their balls may hold every real example:
-    recall may be 1 where precision is 0 (`LEAST_PRECISION`). A row that occurs k + 1 times has a ball of radius 0: four
-    copies of every sample take recall to 0, four of every real example precision (`count_repeated`).
+    Two limits. Samples of pure noise are far apart, so their balls may hold every real example: recall may be 1 although
+    precision is 0 (`MIN_PRECISION`). A row that occurs k + 1 times has a ball of radius 0: four copies of every sample make
+    recall 0, and four of every real example make precision 0 (`count_repeated`).
 
     Arguments:
         real, samples: features [n, D] and [m, D].
         k: neighbours that make a ball, a point itself not counted; at least 1, below n and m.
 
     Raises:
-        ValueError: too few rows for k, other widths, or features that are not finite.
+        ValueError: too few rows for k, different widths, or features that are not finite.
     """
     real, samples = check_features(real, samples)
-    precision, recall = (
-        torch.cat([(slab <= radii).any(1) for slab in distance_tables(points, centres)]).double().mean().item()
-        for points, centres in ((samples, real), (real, samples))
-        for radii in [squared_radii(centres, k)]
-    )
-    return PrecisionRecall(precision, recall)
+    return PrecisionRecall(fraction_in_balls(samples, real, k), fraction_in_balls(real, samples, k))
+
+
+def fraction_in_balls(points: Tensor, centres: Tensor, k: int) -> float:
+    """The fraction of points within a ball of the centres, whose radii reach the k-th neighbour."""
+    radii = squared_radii(centres, k)
+    inside = [(table <= radii).any(1) for table in distance_tables(points, centres)]
+    return torch.cat(inside).double().mean().item()
 
 
 def density_coverage(real: Tensor, samples: Tensor, k: int) -> DensityCoverage:
     """sum_sr [s in B(r)] / (k m) and mean_r [some s in B(r)], B(r) = {z: |z - r| <= |r - NN_k(r)|}.
 
     Naeem, Oh, Uh, Choi, Yoo, "Reliable Fidelity and Diversity Metrics for Generative Models", 2020, arXiv 2002.09797, eq. 5
-    and 6; there k = 5, with which coverage is 0.97 for two sets of one law and of one size. Only real examples have
-    balls, so that a single sample far away changes little.
+    and 6; there k = 5, with which coverage is 0.97 for two sets of one law and one size. Only real examples have balls, so
+    that a single sample far away changes little.
 
     Arguments:
         real, samples: features [n, D] and [m, D].
         k: neighbours that make a ball, a point itself not counted; at least 1, below n.
 
     Raises:
-        ValueError: too few rows for k, other widths, or features that are not finite.
+        ValueError: too few rows for k, different widths, or features that are not finite.
     """
     real, samples = check_features(real, samples)
-    radii, inside, covered = squared_radii(real, k), 0, torch.zeros(len(real), dtype=torch.bool, device=real.device)
-    for slab in distance_tables(samples, real):
-        within = slab <= radii
-        inside, covered = inside + int(within.sum()), covered | within.any(0)
+    radii, inside = squared_radii(real, k), 0
+    covered = torch.zeros(len(real), dtype=torch.bool, device=real.device)
+    for table in distance_tables(samples, real):
+        within = table <= radii
+        inside += int(within.sum())
+        covered |= within.any(0)
     return DensityCoverage(inside / (k * len(samples)), covered.double().mean().item())
 
 
+def neighbour_shares(real: Tensor, samples: Tensor) -> dict[str, float]:
+    """Precision, recall, density and coverage, with the numbers of neighbours of their papers."""
+    shares = precision_recall(real, samples, PR_NEIGHBOURS)._asdict()
+    return shares | density_coverage(real, samples, DC_NEIGHBOURS)._asdict()
+
+
 def distance_ratio(samples: Tensor, train: Tensor, held_out: Tensor) -> float:
-    """median_s min_t |s - t| / median_h min_t |h - t|: 1 = as far from the training examples as new ones are, 0 = copies.
+    """median_s min_t |s - t| / median_h min_t |h - t|: 1 = as far from the training examples as held-out ones, 0 = copies.
 
     Arguments:
         samples, train, held_out: features [n, D], [m, D], [l, D].
 
     Raises:
-        ValueError: other widths, features that are not finite, or held-out examples of which half are training examples.
+        ValueError: different widths, features that are not finite, or held-out examples of which half are training examples.
     """
     own, usual = (nearest(*check_features(train, x)[::-1]).quantile(0.5).item() for x in (samples, held_out))
     if usual == 0:
-        raise ValueError(
-            "half of the held-out examples are training examples: there is no usual distance to compare with"
-        )
+        raise ValueError("half of the held-out examples are training examples: there is no distance to compare with")
     return own / usual
 
 
 def two_nearest(x: Tensor, train: Iterable[Tensor]) -> Tensor:
-    """The distances of each row of x [n, D] to the two nearest training examples, which come in batches [b, D]; [n, 2]."""
+    """The distances of each row of x [n, D] to the two nearest training examples, given in batches [b, D]; [n, 2]."""
     two = torch.full((len(x), 2), torch.inf, dtype=torch.float64)
     for part in train:
-        slabs = distance_tables(x.double(), part.double())
-        found = torch.cat([slab.topk(min(2, len(part)), dim=1, largest=False).values for slab in slabs])
+        tables = distance_tables(x.double(), part.double())
+        found = torch.cat([table.topk(min(2, len(part)), dim=1, largest=False).values for table in tables])
         two = torch.cat([two, found], dim=1).topk(2, dim=1, largest=False).values
     return two.sqrt()
 
@@ -116,23 +136,23 @@ def two_nearest(x: Tensor, train: Iterable[Tensor]) -> Tensor:
 def find_copies(two: Tensor) -> Tensor:
     """Whether each sample is a near copy, 3 |s - NN_1(s)| < |s - NN_2(s)|, or is equal to a training example, [n] bool.
 
-    Yoon, Choi, Kwon & Ryu, "Diffusion Probabilistic Models Generalize when They Fail to Memorize", 2023, section 3. What is
-    in the training set twice is told only where a sample equals it.
+    Yoon, Choi, Kwon & Ryu, "Diffusion Probabilistic Models Generalize when They Fail to Memorize", 2023, section 3. A copy of
+    an example that is in the training set twice is found only if it is exact.
 
     Arguments:
-        two: `two_nearest` of the samples' pixels.
+        two: `two_nearest` of the pixels of the samples.
     """
     first, second = two.T
     return (COPY_RATIO * first < second) | (first == 0)
 
 
 def count_repeated(x: Tensor) -> int:
-    """How many rows of x [n, ...] are equal to an earlier one, bit for bit."""
+    """The number of rows of x [n, ...] that equal an earlier one, bit for bit."""
     return len(x) - len({row.tobytes() for row in x.flatten(1).contiguous().cpu().numpy()})
 
 
 def quality_notes(precision: float, samples: tuple[int, int], real: tuple[int, int]) -> list[str]:
-    """What has to be said beside precision, recall, density and coverage: a sentence each.
+    """Sentences that a reader of precision, recall, density and coverage needs.
 
     Arguments:
         precision: of the samples.
@@ -144,20 +164,19 @@ def quality_notes(precision: float, samples: tuple[int, int], real: tuple[int, i
     ):  # fmt: skip
         if repeated:
             notes.append(
-                f"{repeated} of {count} {what} repeat another one exactly: their neighbours are their copies, which lowers "
+                f"{repeated} of {count} {what} repeat another one exactly: their nearest neighbours are copies, which lowers "
                 f"{spoiled}"
             )
     if precision < MIN_PRECISION:
         notes.append(
-            f"precision is {precision:.3g}: with less than {MIN_PRECISION} of the samples among the real examples recall is "
-            "not meaningful (it may be 1 for noise)"
+            f"precision is {precision:.3g}: with less than {MIN_PRECISION} recall is not meaningful (it may be 1 for noise)"
         )
     return notes
 
 
 def nearest(x: Tensor, others: Tensor) -> Tensor:
     """The distance of each row of x [n, D] to the nearest of others [m, D], [n]."""
-    return torch.cat([slab.amin(1) for slab in distance_tables(x.double(), others.double())]).sqrt()
+    return torch.cat([table.amin(1) for table in distance_tables(x.double(), others.double())]).sqrt()
 
 
 def squared_radii(x: Tensor, k: int) -> Tensor:
@@ -168,11 +187,11 @@ def squared_radii(x: Tensor, k: int) -> Tensor:
     """
     if not 1 <= k < len(x):
         raise ValueError(f"k={k} neighbours of a point need k of at least 1 and more than k points, got {len(x)}")
-    return torch.cat([slab.topk(k + 1, dim=1, largest=False).values[:, k] for slab in distance_tables(x, x)])
+    return torch.cat([table.topk(k + 1, dim=1, largest=False).values[:, k] for table in distance_tables(x, x)])
 
 
 def distance_tables(x: Tensor, others: Tensor) -> Iterator[Tensor]:
-    """|x_i - y_j|^2, some rows i at a time, [b, m]; exact where the products are, as on a lattice."""
+    """|x_i - y_j|^2 for some rows i at a time, [b, m]; exact if the products are, as on a lattice."""
     squares = torch.cat([part.square().sum(1) for part in others.split(SQUARED_ROWS)])
     for part in x.split(max(1, MAX_CELLS // len(others))):
         yield torch.addmm(part.square().sum(1)[:, None] + squares, part, others.mT, alpha=-2).clamp_(min=0)

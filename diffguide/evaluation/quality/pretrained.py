@@ -1,4 +1,4 @@
-"""Features of networks that others trained: Inception through torch-fidelity, DINOv2 and CLIP through transformers."""
+"""Features of pretrained networks: Inception through torch-fidelity, DINOv2 and CLIP through transformers."""
 
 import hashlib
 from collections.abc import Callable, Sequence
@@ -21,21 +21,21 @@ CLIP_COLOURS = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.2
 
 
 class Inception(Features):
-    """The 2048 features of Inception-v3 of 2015-12-05, which the FID of papers is stated in; logits of 1008 classes.
+    """The 2048 features of Inception-v3 of 2015-12-05, as for the FID of papers; logits of 1008 classes.
 
-    torch-fidelity's conversion, which resizes to 299 x 299 as TensorFlow 1 did. Only the published weights go by this name: the
-    file is held against their SHA-256 before it is read.
+    The conversion of torch-fidelity, which resizes to 299 x 299 as TensorFlow 1 did. Only the published weights are accepted:
+    their SHA-256 is checked before the file is read.
 
     Arguments:
-        weights: the file weights-inception-2015-12-05-6726825d.pth; null = torch's cache, to which it is downloaded.
+        weights: the file weights-inception-2015-12-05-6726825d.pth; None = download to the cache of torch.
 
     Raises:
-        ValueError: torch-fidelity is not installed, no file, another file, or no network to download it.
+        ValueError: torch-fidelity is not installed, the file is missing, is another one, or cannot be downloaded.
     """
 
     name, resize, classifies = "inception", "TensorFlow 1 bilinear to 299", True
 
-    def __init__(self, weights: str | None):
+    def __init__(self, weights: str | None = None):
         try:
             from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
         except ImportError:
@@ -68,7 +68,7 @@ def find_inception_weights(weights: str | None) -> Path:
     """The file of the published Inception weights.
 
     Raises:
-        ValueError: it is not there, or another one.
+        ValueError: it is missing, or another one.
     """
     file = Path(torch.hub.get_dir()) / "checkpoints" / WEIGHTS if weights is None else Path(weights).expanduser()
     if weights is None and not file.is_file():
@@ -77,8 +77,8 @@ def find_inception_weights(weights: str | None) -> Path:
             torch.hub.download_url_to_file(WEIGHTS_URL, str(file), WEIGHTS_SHA256[:8])
         except (URLError, OSError, RuntimeError) as error:
             raise ValueError(
-                f"weights: {WEIGHTS} cannot be downloaded ({error}); say where it lies, "
-                "metric.features.weights=<file>, or take metric/features=local"
+                f"weights: {WEIGHTS} cannot be downloaded ({error}); give the file, metric.features.weights=<file>, or use "
+                "metric/features=local"
             ) from error
     if not file.is_file():
         raise ValueError(f"weights: there is no file {weights}")
@@ -95,13 +95,13 @@ class Transformer(Features):
     """A vision model of `transformers`, in evaluation mode.
 
     Arguments:
-        model: a local folder, or a name on the hub, which `transformers` then downloads.
+        model: a local folder, or a name on the hub, from which `transformers` downloads it.
 
     Raises:
         ValueError: `transformers` is not installed, or there is no such model.
     """
 
-    transformers_class: str  # of transformers' class
+    transformers_class: str
     colours: Sequence[Sequence[float]]
 
     def __init__(self, model: str):
@@ -132,22 +132,22 @@ class Transformer(Features):
 
 
 class DINOv2(Transformer):
-    """The class token of DINOv2's last layer, normalised by it: the features of FD-DINOv2.
+    """The normalised class token of the last layer of DINOv2: the features of FD-DINOv2.
 
     Stein et al., "Exposing flaws of generative model evaluation metrics", 2023, arXiv 2306.04675, section 3: ViT-L/14 at 224
     pixels, resized bicubically with antialiasing.
 
     Arguments:
         model: a local folder, or a name on the hub: facebook/dinov2-large for comparison with papers.
-        side: of the images that it sees, pixels; a multiple of the model's patches.
+        side: to which images are resized, pixels; a multiple of the patch size.
 
     Raises:
-        ValueError: as `Transformer`, or a side of no whole number of patches.
+        ValueError: as `Transformer`, or a side that is no multiple of the patch size.
     """
 
     name, transformers_class, colours = "dinov2", "Dinov2Model", IMAGENET
 
-    def __init__(self, model: str, side: int):
+    def __init__(self, model: str = "facebook/dinov2-large", side: int = 224):
         super().__init__(model)
         patch = self.network.config.patch_size
         if side < patch or side % patch:
@@ -164,7 +164,7 @@ class DINOv2(Transformer):
 
 
 class CLIP(Transformer):
-    """CLIP's image embedding, not normalised: the features of CLIP-FID.
+    """The image embedding of CLIP, not normalised: the features of CLIP-FID.
 
     Kynkaanniemi et al., "The Role of ImageNet Classes in Frechet Inception Distance", 2022, arXiv 2203.06026, appendix A.
 
@@ -177,6 +177,9 @@ class CLIP(Transformer):
 
     name, transformers_class, colours = "clip", "CLIPVisionModelWithProjection", CLIP_COLOURS
 
+    def __init__(self, model: str = "openai/clip-vit-base-patch32"):
+        super().__init__(model)
+
     def width(self, shape: Sequence[int]) -> int:
         return self.network.config.projection_dim
 
@@ -187,6 +190,6 @@ class CLIP(Transformer):
 
 
 def check_images(name: str, data: Dataset) -> None:
-    """Raises ValueError where data are no images of 1 or 3 channels."""
+    """Raises ValueError unless data are images of 1 or 3 channels."""
     if len(data.shape) != 3 or data.shape[0] not in (1, 3):
-        raise ValueError(f"metric.features={name} sees images of 1 or 3 channels, and these are {list(data.shape)}")
+        raise ValueError(f"metric.features={name} needs images of 1 or 3 channels, and these are {list(data.shape)}")
