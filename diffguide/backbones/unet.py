@@ -127,10 +127,10 @@ class UNet(Backbone):
         attention: sides in pixels at which every block is followed by attention.
         head_channels: channels per attention head.
         dropout: probability in [0, 1).
-        noise_conditioned: whether the noise level comes in.
+        noise_conditioned: whether the noise level is an input.
         condition_features: length of the vectors of an Embedding, 0 = y is no Embedding.
-        double_differentiable: whether gradients of gradients are needed; slower attention.
-        checkpointing: whether blocks are computed again in the backward pass: less memory, a third more time.
+        double_differentiable: whether second derivatives are needed; slower attention.
+        checkpointing: whether blocks are recomputed in the backward pass: less memory, a third more time.
         channels_last: whether weights and activations lie in memory with the channels last: what matrix units prefer in half
             precision, and required by the fused attention kernels.
         fourier: exponents n of features sin(2^n pi x), cos(2^n pi x) beside x; none = x alone.

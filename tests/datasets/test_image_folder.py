@@ -197,7 +197,9 @@ def test_other_classes_are_refused(animals, tmp_path):
     paint(animals / "zebra.png", 1)
     assert "zebra.png is not in a class folder: move it" in refusal(animals, num_classes=4)
     paint(tmp_path / "flat" / "1.png", 1)
-    assert "no class folders with images, its images (1) are not in class folders" in refusal(tmp_path / "flat", num_classes=3)
+    assert "no class folders with images, its images (1) are not in class folders" in refusal(
+        tmp_path / "flat", num_classes=3
+    )
 
 
 @pytest.mark.parametrize("changes, said", [

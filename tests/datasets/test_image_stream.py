@@ -50,7 +50,9 @@ def test_a_class_whose_images_are_all_unreadable_is_refused(tmp_path):
     for i in range(8):
         paint(tmp_path / "good" / f"{i}.png", i)
     spoil(tmp_path / "bad" / "x.jpg")
-    assert "class bad has no readable image; 1 of 9 files cannot be read: bad/x.jpg (" in refusal(tmp_path, num_classes=2)
+    assert "class bad has no readable image; 1 of 9 files cannot be read: bad/x.jpg (" in refusal(
+        tmp_path, num_classes=2
+    )
 
 
 @pytest.fixture
