@@ -135,7 +135,7 @@ def lock_run_dir(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Lets `write` fill a temporary file beside `path`, flushes it to the disk and renames it: whole or absent.
 
     Raises:
@@ -144,7 +144,7 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     write_together({path: write})
 
 
-def write_together(writes: Mapping[Path, Callable[[Path], None]]) -> None:
+def write_together(writes: Mapping[Path, Callable[[Path], object]]) -> None:
     """`write_atomically` of many files. They go to the disk together: one by one, each would wait for it.
 
     Raises:
