@@ -7,6 +7,7 @@ have been the name of a class as well as an index. `class_index` looks at both, 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import cache
+from typing import Any, TypeGuard
 
 import yaml
 
@@ -61,9 +62,11 @@ def class_indices(
 ) -> list[int]:
     """The indices of several classes; `labels` is a list for `class_index`, or {index: [3, 5]}. As `class_index`."""
     if isinstance(labels, Mapping):
-        stated = labels["index"] if [*labels] == ["index"] else labels
-        labels = [{"index": index} for index in stated] if isinstance(stated, list | tuple) else [labels]
-    return [class_index(label, class_names, argument, count, several=True) for label in labels]
+        indices = labels["index"] if [*labels] == ["index"] else None
+        each: Sequence[Any] = [{"index": index} for index in indices] if isinstance(indices, list | tuple) else [labels]
+    else:
+        each = labels
+    return [class_index(label, class_names, argument, count, several=True) for label in each]
 
 
 def class_index(
@@ -98,7 +101,7 @@ def class_index(
             raise ValueError(f"{argument}.index must be 0 to {count - 1}, got {label.get('index', dict(label))!r}")
         return label["index"]
     named = [index for index, name in enumerate(class_names) if may_mean(label, name)]
-    found = {*named, *([label] if is_index(label, count) else [])}
+    found = {*named, label} if is_index(label, count) else set(named)
     if len(found) == 1:
         return found.pop()
     if found:
@@ -115,7 +118,7 @@ def class_index(
     )
 
 
-def is_index(label, count: int) -> bool:
+def is_index(label: object, count: int) -> TypeGuard[int]:
     """Whether a value is the index of one of `count` classes; true and false are none."""
     return isinstance(label, int) and not isinstance(label, bool) and 0 <= label < count
 
@@ -128,11 +131,8 @@ def may_mean(label, name: str) -> bool:
 @cache
 def parse_unquoted(name: str) -> frozenset[tuple[type, str]]:
     """(type, repr) of the values that an unquoted name becomes: in YAML, in Hydra's grammar, and as a decimal number."""
-    values = (
-        [{"true": True, "false": False, "null": None}[name.lower()]]
-        if name.lower() in ("true", "false", "null")
-        else []
-    )
+    words: dict[str, object] = {"true": True, "false": False, "null": None}
+    values = [words[name.lower()]] if name.lower() in words else []
     with suppress(yaml.YAMLError, ValueError):  # a name that is no YAML, or a date that is none
         values.append(yaml.safe_load(name))
     if name.isascii():

@@ -94,6 +94,9 @@ class ConditionEmbedding(nn.Module):
         ValueError: both classes and vectors, or a negative number of them.
     """
 
+    frequencies: Tensor
+    noise: nn.Sequential | None
+
     def __init__(self, features: int, num_classes: int, condition_features: int, noise_conditioned: bool):
         super().__init__()
         if num_classes < 0 or condition_features < 0:
@@ -136,6 +139,7 @@ class ConditionEmbedding(nn.Module):
 
     def embed(self, y: Tensor) -> ClassEmbedding:
         """The rows of class indices [B], -1 = none."""
+        assert self.classes is not None
         return ClassEmbedding(self.classes(y + 1), y >= 0)
 
     def noise_embedding(self, h: Tensor, log_snr: Tensor | None) -> Tensor:
@@ -146,10 +150,13 @@ class ConditionEmbedding(nn.Module):
         if log_snr is None:
             raise ValueError("this network needs log_snr [B]; noise_conditioned=false builds one that takes None")
         angles = log_snr.clamp(-20, 20)[:, None] * self.frequencies.view(torch.float32)
-        return self.noise(torch.cat([angles.cos(), angles.sin()], dim=1).to(self.noise[0].weight.dtype))
+        first = self.noise[0]
+        assert isinstance(first, nn.Linear)
+        return self.noise(torch.cat([angles.cos(), angles.sin()], dim=1).to(first.weight.dtype))
 
-    def vectors(self, h: Tensor, y: Embedding | None) -> Tensor:
+    def vectors(self, h: Tensor, y: Condition | None) -> Tensor:
         """[B, D] with the null vector in every row without condition."""
+        assert self.null is not None
         if y is None:
             return self.null.expand(len(h), -1)
         if not isinstance(y, Embedding) or y.vectors.shape[1] != len(self.null):

@@ -72,6 +72,8 @@ def remove_condition(y: Condition, rows: Tensor | None = None) -> Condition:
 
 def concatenate_conditions(parts: Sequence[Condition]) -> Condition:
     """The rows of conditions of one kind, one after the other."""
-    if isinstance(parts[0], Embedding):
-        return type(parts[0])(*(torch.cat(field) for field in zip(*((part.vectors, part.keep) for part in parts))))
-    return torch.cat(list(parts))
+    embeddings = [part for part in parts if isinstance(part, Embedding)]
+    if embeddings:
+        vectors, keep = ([getattr(part, name) for part in embeddings] for name in ("vectors", "keep"))
+        return type(embeddings[0])(torch.cat(vectors), torch.cat(keep))
+    return torch.cat([part for part in parts if isinstance(part, Tensor)])

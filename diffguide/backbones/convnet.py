@@ -61,5 +61,7 @@ class ConvNet(Backbone):
     def forward(self, x: Tensor, log_snr: Tensor | None, y: Condition | None = None) -> Tensor:
         if log_snr is not None:
             raise ValueError("this network takes no noise level: log_snr=None")
-        h = self.convolutions(x.to(self.linear[0].weight.dtype))
+        first = self.linear[0]
+        assert isinstance(first, nn.Linear)
+        h = self.convolutions(x.to(first.weight.dtype))
         return self.linear(torch.flatten(h, 1))

@@ -116,16 +116,17 @@ class DiT(Backbone):
         self.features = FourierFeatures(fourier)
         self.patches = nn.Conv2d(self.features.channels(in_channels), width, patch, stride=patch)
         self.register_buffer("positions", position_encoding(size // patch, width), persistent=False)
-        self.blocks = nn.ModuleList(
+        blocks = [
             DiTBlock(index, size // patch, width, heads, mlp_ratio, dropout, double_differentiable)
             for index in range(depth)
-        )
+        ]
+        self.blocks = nn.ModuleList(blocks)
         self.attention_layers = self.residual_blocks = [size // patch] * depth
         self.norm_out, self.modulation_out = layer_norm(width), nn.Linear(width, 2 * width)
         self.linear_out = nn.Linear(width, patch * patch * self.out_channels)
-        self.initialise()
+        self.initialise([*(block.modulation for block in blocks), self.modulation_out, self.linear_out])
 
-    def initialise(self) -> None:
+    def initialise(self, zeroed: Sequence[nn.Module]) -> None:
         """Xavier's uniform law for linear layers and patches; 0 for what makes every block the identity, and the output 0.
 
         The conditioning vector starts as in every network here, not at the N(0, 0.02^2) of the paper's code, with which the
@@ -135,8 +136,9 @@ class DiT(Backbone):
         for layer in self.modules():
             if isinstance(layer, nn.Linear | nn.Conv2d) and layer not in own:
                 nn.init.xavier_uniform_(layer.weight.flatten(1))  # a view: patches are a linear layer too
-                nn.init.zeros_(layer.bias)
-        for layer in (*(block.modulation for block in self.blocks), self.modulation_out, self.linear_out):
+                if layer.bias is not None:
+                    nn.init.zeros_(layer.bias)
+        for layer in zeroed:
             zero_init(layer)
 
     def forward(

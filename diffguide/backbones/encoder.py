@@ -90,7 +90,7 @@ class UNetEncoder(Backbone):
         self.embedding = ConditionEmbedding(embedding, 0, 0, noise_conditioned)
 
         def block(inputs: int, outputs: int, side: int, resample: nn.Module | None = None) -> UNetBlock:
-            layers = [ResidualBlock(inputs, outputs, embedding, dropout, resample)]
+            layers: list[nn.Module] = [ResidualBlock(inputs, outputs, embedding, dropout, resample)]
             if side in attention and resample is None:
                 layers.append(Attention(outputs, head_channels, double_differentiable))
             return UNetBlock(layers)

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from .base import Backbone, ConditionEmbedding
-from .conditions import Condition
+from .base import Backbone
+from .conditions import Condition, Embedding
 from .unet import UNet
 
 __all__ = ["UNetJoint"]
@@ -47,9 +47,8 @@ class UNetJoint(Backbone):
         nn.init.zeros_(self.linear.bias)
         self.out_features, self.noise_conditioned, self.checkpointing = out_features, noise_conditioned, checkpointing
 
-    @property
-    def embedding(self) -> ConditionEmbedding:
-        return self.trunk.embedding
+    def embed(self, y: Condition) -> Embedding:
+        return self.trunk.embed(y)
 
     def forward(self, x: Tensor, log_snr: Tensor | None, y: Condition | None = None) -> Tensor:
         w, h = self.trunk(x, log_snr, None).tensor_split([x.shape[1]], dim=1)

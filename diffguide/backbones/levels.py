@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from .base import Backbone, ConditionEmbedding
-from .conditions import Condition
+from .base import Backbone
+from .conditions import Condition, Embedding
 from .unet import UNet
 
 __all__ = ["UNetLevels"]
@@ -48,9 +48,8 @@ class UNetLevels(Backbone):
         self.out_features, self.num_classes, self.condition_features = out_features, num_classes, condition_features
         self.noise_conditioned, self.checkpointing = noise_conditioned, checkpointing
 
-    @property
-    def embedding(self) -> ConditionEmbedding:
-        return self.trunk.embedding
+    def embed(self, y: Condition) -> Embedding:
+        return self.trunk.embed(y)
 
     def forward(self, x: Tensor, log_snr: Tensor | None, y: Condition | None = None) -> Tensor:
         h = self.trunk(x, log_snr, y)

@@ -45,6 +45,8 @@ class MLP(Backbone):
         condition_features: length of the vectors of an Embedding, 0 = y is no Embedding.
     """
 
+    fourier: Tensor
+
     def __init__(
         self, in_channels: int, out_features: int | None = None, num_classes: int = 0, width: int = 128, layers: int = 4,
         fourier_features: int = 32, fourier_scale: float = 0.5, noise_conditioned: bool = True, condition_features: int = 0,

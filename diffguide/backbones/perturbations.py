@@ -88,14 +88,16 @@ class BlurredQueries(Perturbation):
 
 def blur_matrix(side: int, blur: float, like: Tensor) -> Tensor:
     """[side, side]: what each place of a line takes of all of them, rows of sum 1; on the device and in the dtype of `like`."""
-    exact = {"device": like.device, "dtype": torch.promote_types(like.dtype, torch.float32)}
+    exact = like.new_empty(0, dtype=torch.promote_types(like.dtype, torch.float32))
     if blur == math.inf:
-        return torch.full((side, side), 1 / side, **exact).to(like.dtype)
+        return exact.new_full((side, side), 1 / side).to(like.dtype)
     length = math.ceil(6 * blur) + 1 - math.ceil(6 * blur) % 2
     half = min(length, side + 1 - side % 2) // 2
-    distance = torch.arange(-half, half + 1, **exact)
+    distance = torch.arange(-half, half + 1, dtype=exact.dtype, device=exact.device)
     kernel = torch.exp(-((distance / max(blur, 1e-9)) ** 2) / 2)
-    mirrored = functional.pad(torch.eye(side, **exact)[None], (half, half), mode="reflect")[0]
+    mirrored = functional.pad(
+        torch.eye(side, dtype=exact.dtype, device=exact.device)[None], (half, half), mode="reflect"
+    )[0]
     return (mirrored.unfold(1, 2 * half + 1, 1) @ (kernel / kernel.sum())).T.to(like.dtype)
 
 

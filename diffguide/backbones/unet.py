@@ -87,10 +87,14 @@ class UNetBlock(nn.ModuleList):
     index: int  # among the blocks of its network
 
     def forward(self, x: Tensor, embedding: Tensor, perturbation: Perturbation | None = None) -> Tensor:
-        h = self[0](x, embedding)
-        if len(self) > 1:
-            h = self[1](h, perturbation)
-        return h if perturbation is None else perturbation.replace_output(self.index, self[0].shortcut(x), h)
+        residual, *attention = self
+        h = residual(x, embedding)
+        for layer in attention:
+            h = layer(h, perturbation)
+        if perturbation is None:
+            return h
+        assert isinstance(residual, ResidualBlock)
+        return perturbation.replace_output(self.index, residual.shortcut(x), h)
 
 
 def level_sides(size: int, levels: int, attention: Sequence[int], advice: str = "") -> list[int]:
@@ -159,18 +163,21 @@ class UNet(Backbone):
         self.noise_conditioned, self.checkpointing = noise_conditioned, checkpointing
         embedding = 4 * channels
         self.embedding = ConditionEmbedding(embedding, num_classes, condition_features, noise_conditioned)
-        self.attention_layers, self.residual_blocks = [], []
+        attention_layers: list[int] = []
+        residual_blocks: list[int] = []
+        self.attention_layers, self.residual_blocks = attention_layers, residual_blocks
 
         def block(
             inputs: int, outputs: int, side: int, resample: nn.Module | None = None, attend: bool = True
         ) -> UNetBlock:
             made = UNetBlock([ResidualBlock(inputs, outputs, embedding, dropout, resample)])
-            made.index = len(self.residual_blocks)
-            self.residual_blocks.append(side)
+            made.index = len(residual_blocks)
+            residual_blocks.append(side)
             if attend and side in attention:
-                made.append(Attention(outputs, head_channels, double_differentiable))
-                made[1].index = len(self.attention_layers)
-                self.attention_layers.append(side)
+                layer = Attention(outputs, head_channels, double_differentiable)
+                layer.index = len(attention_layers)
+                attention_layers.append(side)
+                made.append(layer)
             return made
 
         widths = [channels * multiplier for multiplier in multipliers]

@@ -26,7 +26,7 @@ def record(data: Dataset) -> dict[str, Any]:
     """What a checkpoint says of its data: their hash, their number, and the absolute path of their folder, if any."""
     found = data.fingerprint()
     path = None if data.folder is None else os.path.abspath(data.folder)
-    return {"sha256": found.sha256, "count": found.count, "path": path}
+    return {"sha256": found.sha256, "count": found.total, "path": path}
 
 
 def write(path: Path, data: Dataset) -> None:

@@ -14,7 +14,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, open_dict
 
-from ..config.build import ConfigError, config_dir, config_errors
+from ..config.build import ConfigError, config_dir
 from ..config.composed import check_composed
 from ..config.diagnose import explain
 from ..config.files import ConfigFiles, plain
@@ -22,7 +22,7 @@ from ..config.quoting import quote, quote_odd
 from ..files.run_folders import lock_run_dir, remove_leftovers
 from ..nodes.old_names import stated
 from ..nodes.user_modules import searching
-from ..runtime.errors import InputError
+from ..runtime.errors import InputError, input_errors
 from ..runtime.signals import Stopped
 from .arguments import files_of, read_flags, typed
 from .help import help_text
@@ -104,7 +104,7 @@ def leave(name: str, stopped: Stopped) -> NoReturn:
 
 def tidy(folder: Path, has: str, remove: Callable[[], None]) -> None:
     """Says that a finished run `has` everything, and removes what a process that was killed then may have left."""
-    with config_errors("resume"), lock_run_dir(folder):
+    with input_errors("resume"), lock_run_dir(folder):
         remove_leftovers(folder)
         remove()
     print(f"nothing is left to do: {folder} has {has}", file=sys.stderr)
@@ -201,7 +201,7 @@ def report_errors(command: Callable[[], None], words: Sequence[str], name: str, 
 
 def explain_error(error: Exception, config_name: str) -> str | None:
     """A sentence about what was raised before the task began; None where it is not the user's mistake."""
-    if isinstance(error, ConfigError):
+    if isinstance(error, InputError):
         return str(error)
     flags, _ = read_flags(sys.argv[1:])
     overrides = [word for word in flags.overrides if "=" in word or not flags.help]

@@ -10,10 +10,11 @@ from omegaconf import DictConfig, OmegaConf
 
 from ..checkpoints import store as checkpoints
 from ..class_names import explain_shadowed_class, resolve_labels
-from ..config.build import ConfigError, build, check_whole, config_errors, run_parent, to_dict
+from ..config.build import ConfigError, build, check_whole, run_parent, to_dict
 from ..files.shards import Shards
 from ..models.evaluation_counters import count_evaluations
 from ..runtime.engine import Fabric
+from ..runtime.errors import input_errors
 from ..sampling import run as sampling
 from ..sampling.job import SamplingJob
 from ..sampling.sources import CheckpointSource, SampleSource
@@ -124,9 +125,9 @@ def build_plan(cfg: DictConfig, engine: Fabric, file: Path | None) -> sampling.S
     guided, sampler = builder(source.model, engine.device, model), build(cfg, "sampler")
     if not source.class_names and guided.num_classes:  # a generator without classes, steered by what has them
         source.class_names = classes_of(builder, guided.num_classes)
-    with config_errors("sampler"):
+    with input_errors("sampler"):
         sampler.times(guided)
-    with config_errors("labels"):
+    with input_errors("labels"):
         labels = resolve_labels(to_dict(cfg)["labels"], cfg.n, source.class_names)
     if labels is None and not guided.has_null:
         which = "this one" if not source.model.has_null else "the guide"

@@ -12,21 +12,12 @@ from omegaconf import DictConfig, OmegaConf
 
 from ..nodes.annotations import fits, parameter_hints
 from ..nodes.user_modules import importing
-from .errors import ConfigError, config_errors
+from ..runtime.errors import input_errors
+from .errors import ConfigError
 from .files import config_dir
 from .type_checks import check_types, import_callable
 
-__all__ = [
-    "ConfigError",
-    "build",
-    "check_whole",
-    "config_dir",
-    "config_errors",
-    "needs_null",
-    "run_parent",
-    "takes",
-    "to_dict",
-]
+__all__ = ["ConfigError", "build", "check_whole", "config_dir", "needs_null", "run_parent", "takes", "to_dict"]
 
 TOO_LARGE = ("can't allocate memory", "Storage size calculation overflowed", "out of memory")  # torch's RuntimeErrors
 NO_MEMORY = "what it asks for does not fit into memory; make it smaller"
@@ -51,7 +42,7 @@ def build(cfg: DictConfig | Mapping[str, Any], key: str, *args: Any, kwargs: Map
         if kwargs is None:
             return instantiate(cfg[key], *args, _convert_="all")
         constructor = instantiate(cfg[key], *args, _convert_="all", _partial_=True)
-        with config_errors(key):
+        with input_errors(key):
             return constructor(**kwargs)  # not through Hydra, which would copy what it is given
     except (MemoryError, RuntimeError) as error:  # of what was called without Hydra
         if exceeds_memory(error):

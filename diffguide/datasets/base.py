@@ -4,7 +4,7 @@ They know nothing of diffusion. A split is a `Split`, whole in memory, or a `Str
 processes; training treats both alike.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -88,21 +88,22 @@ class Dataset:
                 mirrored, the central window.
         """
         if x.ndim == 4 and self.size is not None and self.size < max(x.shape[2:]):
-            x = self.window(x, chance)  # of bytes, a quarter of the traffic of floats
+            x = self.window(x, self.size, chance)  # of bytes, a quarter of the traffic of floats
         if x.ndim == 4 and self.flip and chance is not None:
             x = torch.where((chance[:, 0] < 0.5)[:, None, None, None], x.flip(-1), x)
         return x.float() / 127.5 - 1 if x.dtype == torch.uint8 else x
 
-    def window(self, x: Tensor, chance: Tensor | None) -> Tensor:
+    @staticmethod
+    def window(x: Tensor, size: int, chance: Tensor | None) -> Tensor:
         """A square window of side `size` of each image: at random places, or the central ones."""
         height, width = x.shape[2:]
-        room = torch.tensor([height - self.size, width - self.size], device=x.device)
+        room = torch.tensor([height - size, width - size], device=x.device)
         corner = room // 2 if chance is None else (chance[:, 1:] * (room + 1)).long()
         corner = corner.expand(len(x), 2)
-        side = torch.arange(self.size, device=x.device)
+        side = torch.arange(size, device=x.device)
         rows, columns = corner[:, :1] + side, corner[:, 1:] + side
         x = x.gather(2, rows[:, None, :, None].expand(-1, x.shape[1], -1, width))
-        return x.gather(3, columns[:, None, None, :].expand(-1, x.shape[1], self.size, -1))
+        return x.gather(3, columns[:, None, None, :].expand(-1, x.shape[1], size, -1))
 
     def summary(self) -> list[str]:
         """Lines for a reader: what is in the data."""
@@ -138,7 +139,7 @@ class Dataset:
         return fingerprint_tensors([*(split.y for split in splits), *held], sum(len(split.y) for split in splits))
 
 
-def check_dataset_facts(name: str, stated: dict[str, int | None], found: dict[str, int | None]) -> None:
+def check_dataset_facts(name: str, stated: Mapping[str, int | None], found: Mapping[str, int | None]) -> None:
     """Compares what the configuration states about the data with the data.
 
     Raises:

@@ -153,13 +153,12 @@ def to_bytes(image: Image.Image, channels: int, whites: WhiteLevels = FROM_FILE)
 def resize_square(image: Image.Image, side: int, stretch: bool) -> Image.Image:
     """An image as a square of `side` pixels, antialiased: its central square, or all of it squeezed (`stretch`)."""
     width, height = image.size
-    if stretch:
-        box = (0, 0, width, height)
-    else:
+    box = (0.0, 0.0, float(width), float(height))
+    if not stretch:
         short = min(width, height)
         left, top = (width - short) / 2, (height - short) / 2
         if short == side:  # only cut, no pixel is touched
-            left, top = int(left), int(top)
+            left, top = left // 1, top // 1
         box = (left, top, left + short, top + short)
     return image.resize((side, side), Image.Resampling.LANCZOS, box, reducing_gap=REDUCING_GAP)
 

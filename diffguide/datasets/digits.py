@@ -33,5 +33,5 @@ class Digits(Dataset):
             "quantization_levels": quantization_levels,
         }
         check_dataset_facts("digits", stated, found)
-        cuts = slice(0, 1000), slice(1000, 1350), slice(1350, 1797)
-        super().__init__(*(Split(x[cut], y[cut]) for cut in cuts), class_names=tuple("0123456789"))
+        splits = Split(x[:1000], y[:1000]), Split(x[1000:1350], y[1000:1350]), Split(x[1350:], y[1350:])
+        super().__init__(*splits, class_names=tuple("0123456789"))

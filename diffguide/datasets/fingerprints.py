@@ -17,12 +17,12 @@ class Fingerprint(NamedTuple):
     """
     Attributes:
         sha256: of everything, hexadecimal.
-        count: of examples, or of files.
+        total: number of examples, or of files.
         files: hash of each file by its path inside the folder; None = not of files, or too many to be listed.
     """
 
     sha256: str
-    count: int
+    total: int
     files: Mapping[str, str] | None = None
 
 
@@ -31,7 +31,7 @@ def fingerprint_tensors(tensors: Sequence[Tensor], count: int) -> Fingerprint:
     total = hashlib.sha256()
     for tensor in tensors:
         total.update(json.dumps([str(tensor.dtype), list(tensor.shape)]).encode())
-        total.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        total.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return Fingerprint(total.hexdigest(), count)
 
 
@@ -53,7 +53,7 @@ def compare_fingerprints(before: Fingerprint, now: Fingerprint) -> dict[str, Any
     if before.sha256 == now.sha256:
         return None
     if before.files is None or now.files is None:
-        return {"examples": [before.count, now.count]}
+        return {"examples": [before.total, now.total]}
     old, new = before.files, now.files
     changed = {
         "added": [file for file in new if file not in old],

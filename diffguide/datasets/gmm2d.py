@@ -41,7 +41,8 @@ class GMM2D(Dataset):
                 f"gmm2d needs 1 to 10^7 points per split and seed >= 0, got {train}, {validation}, {test}, seed {seed}"
             )
         rng = torch.Generator().manual_seed(seed)
-        super().__init__(*(self.draw(n, rng) for n in (train, validation, test)), class_names=tuple("0123"))
+        splits = self.draw(train, rng), self.draw(validation, rng), self.draw(test, rng)
+        super().__init__(*splits, class_names=tuple("0123"))
 
     @classmethod
     def means(cls) -> Tensor:

@@ -23,7 +23,7 @@ from .splits import TEST, TRAIN, VALIDATION, assign_splits, content_hash, group_
 
 __all__ = ["ImageFolder", "ImageStream"]
 
-Result = TypeVar("Found")
+Result = TypeVar("Result")
 MAX_EXAMPLE_SIZE, MAX_STORED_SIDE = 2**24, 2**14  # numbers in one example; pixels along a side that is stored
 MAX_NAMED_UNREADABLE = 3  # how many are named where there may be many
 
@@ -92,6 +92,9 @@ class ImageFolder(Dataset):
         ValueError: an argument out of its range, a folder without enough usable images, or one of other classes.
     """
 
+    folder: Path
+    unreadable: list[tuple[Path, str]]
+
     def __init__(
         self, path: str, channels: int = 3, size: int = 64, num_classes: int = 0, resize: int | None = None,
         stretch: bool = False, flip: bool = True, validation: float = 0.05, test: float = 0.0, memory: float = 2.0e9,
@@ -103,7 +106,8 @@ class ImageFolder(Dataset):
         check_arguments(channels, size, num_classes, side, validation, test, memory, workers)
         check_choices(suffixes, class_order, split_by)
         self.folder, self.unreadable = Path(path).expanduser(), []
-        self.listing = list_files(self.folder, suffixes and [suffix.lower() for suffix in suffixes])
+        folder = self.folder
+        self.listing = list_files(folder, suffixes and [suffix.lower() for suffix in suffixes])
         self.hashes = self.hash_files(self.listing.files)
         keys = {
             file: path_hash(file) if split_by == "path" else self.hashes[file] or path_hash(file)
@@ -112,10 +116,11 @@ class ImageFolder(Dataset):
         files = sorted(keys, key=lambda file: (unit_hash(keys[file]), file))
         class_names = find_classes(self.folder, files, num_classes, class_order)
 
-        headers = self.read_files(files, lambda file: read_header(self.folder / file))
-        files, x = list(headers), None
+        headers = self.read_files(files, lambda file: read_header(folder / file))
+        files = list(headers)
+        x: Tensor | None = None
         whites = find_whites(
-            [headers[file].mode for file in files], lambda number: read_max_grey(self.folder / files[number])
+            [headers[file].mode for file in files], lambda number: read_max_grey(folder / files[number])
         )
         storage = channels, side, stretch, whites
         if len(files) * channels * side**2 <= memory:
@@ -126,10 +131,14 @@ class ImageFolder(Dataset):
 
         index = {name: number for number, name in enumerate(class_names)}
         y, place = torch.tensor([index.get(name, -1) for name in classes]), torch.tensor(split)
-        splits = []
-        for rows in ((place == part).nonzero()[:, 0] for part in (TRAIN, VALIDATION, TEST)):
-            paths = [str(self.folder / files[row]) for row in rows.tolist()]
-            splits.append(ImageStream(paths, y[rows], *storage) if x is None else Split(x[rows], y[rows]))
+
+        def build(part: int) -> Split | ImageStream:
+            rows = (place == part).nonzero()[:, 0]
+            if x is not None:
+                return Split(x[rows], y[rows])
+            return ImageStream([str(folder / files[row]) for row in rows.tolist()], y[rows], *storage)
+
+        splits = build(TRAIN), build(VALIDATION), build(TEST)
         super().__init__(*splits, class_names=class_names, size=size, flip=flip, workers=workers)
         self.notes = describe_files([headers[file] for file in files], channels, side, x, workers, whites)
         groups = group_copies({file: self.hashes[file] for file in files}, self.folder)
@@ -158,11 +167,10 @@ class ImageFolder(Dataset):
 
         with ThreadPool() as pool:
             found = dict(zip(files, pool.imap(attempt, files, chunksize=16)))
-        failed = {file: error for file, error in found.items() if isinstance(error, Unreadable)}
-        self.unreadable += [
-            (Path(escape_unprintable(file)), escape_unprintable(str(error))) for file, error in failed.items()
-        ]
-        return {file: result for file, result in found.items() if file not in failed}
+        for file, result in found.items():
+            if isinstance(result, Unreadable):
+                self.unreadable.append((Path(escape_unprintable(file)), escape_unprintable(str(result))))
+        return {file: result for file, result in found.items() if not isinstance(result, Unreadable)}
 
     def decode(
         self, files: list[str], channels: int, side: int, stretch: bool, whites: WhiteLevels

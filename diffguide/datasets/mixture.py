@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 
 from .base import Dataset, check_dataset_facts
-from .tree import Components, draw_examples
+from .tree import Components, draw_splits
 
 __all__ = ["COVARIANCES", "LABELS", "MEANS", "WEIGHTS", "Mixture"]
 
@@ -48,29 +48,34 @@ class Mixture(Dataset):
             raise ValueError(
                 f"mixture needs 1 to 10^7 points per split and seed >= 0, got {train}, {validation}, {test}, seed {seed}"
             )
-        try:
-            law = Components(
-                *(torch.tensor(part, dtype=torch.float64) for part in (weights, means, covariances)),
-                torch.tensor(labels, dtype=torch.long),
-            )
-            positive = bool((law.weights > 0).all()) and bool(law.weights.isfinite().all())
-            count, length = law.means.shape
-            whole = law.weights.shape == law.labels.shape == (count,) and law.covariances.shape == (
-                count,
-                length,
-                length,
-            )
-            symmetric = whole and bool((law.covariances == law.covariances.mT).all()) and positive
-            factors = torch.linalg.cholesky(law.covariances) if symmetric else None
-        except (ValueError, TypeError, RuntimeError):  # ragged lists, or a matrix that is not positive definite
-            factors = None
-        if factors is None or sorted(set(labels)) != list(range(max(labels) + 1)):
+        law = read_components(weights, means, covariances, labels)
+        if law is None:
             raise ValueError(
                 "dataset.weights, means, covariances and labels must be K positive numbers, K vectors, K symmetric positive "
                 "definite matrices and K classes from 0 on without a gap"
             )
-        found = {"channels": length, "size": None, "num_classes": max(labels) + 1}
+        found = {"channels": law.means.shape[1], "size": None, "num_classes": int(law.labels.max()) + 1}
         check_dataset_facts("this mixture", {"channels": channels, "size": size, "num_classes": num_classes}, found)
         self.law, rng = law, torch.Generator().manual_seed(seed)
         names = tuple(map(str, range(num_classes)))
-        super().__init__(*(draw_examples(law, n, rng) for n in (train, validation, test)), class_names=names)
+        super().__init__(*draw_splits(law, train, validation, test, rng), class_names=names)
+
+
+def read_components(
+    weights: Sequence[float], means: Sequence[Sequence[float]], covariances: Sequence[Sequence[Sequence[float]]],
+    labels: Sequence[int],
+) -> Components | None:  # fmt: skip
+    """The numbers as tensors; None where they do not describe a mixture."""
+    try:
+        weight, mean, covariance = (torch.tensor(part, dtype=torch.float64) for part in (weights, means, covariances))
+        count, length = mean.shape
+        if weight.shape != (count,) or len(labels) != count or covariance.shape != (count, length, length):
+            return None
+        if not bool((weight > 0).all() and weight.isfinite().all() and (covariance == covariance.mT).all()):
+            return None
+        torch.linalg.cholesky(covariance)
+    except (ValueError, TypeError, RuntimeError):  # ragged lists, or a matrix that is not positive definite
+        return None
+    if sorted(set(labels)) != list(range(max(labels) + 1)):
+        return None
+    return Components(weight, mean, covariance, torch.tensor(labels, dtype=torch.long))

@@ -41,11 +41,12 @@ class PhotoPatches(Dataset):
             )
         photos = torch.stack([torch.tensor(photo) for photo in load_sample_images().images]).permute(0, 3, 1, 2)
         width, rng = photos.shape[3], torch.Generator().manual_seed(seed)
-        edges = 0, width * 70 // 100, width * 85 // 100, width
-        splits = [
-            cut_crops(photos[..., left:right], size, n, rng)
-            for left, right, n in zip(edges, edges[1:], (train, validation, test))
-        ]
+        edges = width * 70 // 100, width * 85 // 100
+        splits = (
+            cut_crops(photos[..., : edges[0]], size, train, rng),
+            cut_crops(photos[..., edges[0] : edges[1]], size, validation, rng),
+            cut_crops(photos[..., edges[1] :], size, test, rng),
+        )
         super().__init__(*splits, class_names=("china", "flower"), flip=flip)
 
 

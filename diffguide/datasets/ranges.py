@@ -88,8 +88,8 @@ def find_whites(modes: Sequence[str], measure: Callable[[int], float]) -> WhiteL
                 except Unreadable:
                     continue
 
-    found = {}
-    for field in {wide_field(mode) for mode in modes} - {None}:
+    found: dict[str, int] = {}
+    for field in {field for mode in modes if (field := wide_field(mode))}:
         try:
             found[field] = white_level(extents(field), field == "floating")
         except Unreadable:

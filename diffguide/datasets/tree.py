@@ -9,19 +9,19 @@ from torch import Tensor
 
 from .base import Dataset, Split, check_dataset_facts
 
-__all__ = ["Components", "Tree", "grow_trees"]
+__all__ = ["Components", "Tree", "draw_splits", "grow_trees"]
 
 ORIGIN = numpy.array([0.0030, 0.0325])
 STRETCH = numpy.array([1.3136, 1.3844])  # of the coordinates, which makes the whole about as wide as high
 
 
 class Components(NamedTuple):
-    """Gaussians: weights [K], any positive sum; means [K, 2]; covariances [K, 2, 2]; labels [K]. All but labels float64."""
+    """Gaussians: weights [K], any positive sum; means [K, D]; covariances [K, D, D]; labels [K]. All but labels float64."""
 
-    weights: numpy.ndarray
-    means: numpy.ndarray
-    covariances: numpy.ndarray
-    labels: numpy.ndarray
+    weights: Tensor
+    means: Tensor
+    covariances: Tensor
+    labels: Tensor
 
 
 def grow_trees(depth: int, seed: int) -> Components:
@@ -34,7 +34,8 @@ def grow_trees(depth: int, seed: int) -> Components:
     rng = numpy.random.RandomState(seed)
     trees = [grow_branch(rng, depth, 0, ORIGIN, math.radians(angle)) for angle in (45, 225)]
     labels = [label for label, tree in enumerate(trees) for _ in tree]
-    return Components(*(numpy.stack(part) for part in zip(*trees[0], *trees[1])), numpy.array(labels))
+    weights, means, covariances = (torch.from_numpy(numpy.stack(part)) for part in zip(*trees[0], *trees[1]))
+    return Components(weights, means, covariances, torch.tensor(labels))
 
 
 def grow_branch(
@@ -82,13 +83,19 @@ class Tree(Dataset):
             raise ValueError(
                 f"tree needs 1 to 10^7 points per split and seed >= 0, got {train}, {validation}, {test}, seed {seed}"
             )
-        law = Components(*(torch.from_numpy(part) for part in grow_trees(depth=7, seed=2)))
-        rng = torch.Generator().manual_seed(seed)
-        super().__init__(*(draw_examples(law, n, rng) for n in (train, validation, test)), class_names=("A", "B"))
+        law, rng = grow_trees(depth=7, seed=2), torch.Generator().manual_seed(seed)
+        super().__init__(*draw_splits(law, train, validation, test, rng), class_names=("A", "B"))
+
+
+def draw_splits(
+    law: Components, train: int, validation: int, test: int, rng: torch.Generator
+) -> tuple[Split, Split, Split]:
+    """The three splits of a mixture, drawn one after the other."""
+    return draw_examples(law, train, rng), draw_examples(law, validation, rng), draw_examples(law, test, rng)
 
 
 def draw_examples(law: Components, n: int, rng: torch.Generator) -> Split:
-    """n labelled points of a mixture, whose fields are tensors."""
+    """n labelled points of a mixture."""
     component = torch.multinomial(law.weights, n, replacement=True, generator=rng)
     z = torch.randn(n, law.means.shape[1], 1, generator=rng, dtype=torch.float64)
     x: Tensor = law.means[component] + (torch.linalg.cholesky(law.covariances)[component] @ z)[..., 0]

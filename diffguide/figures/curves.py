@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from ..files.run_folders import write_atomically
 from .plot_spec import Plot
@@ -66,7 +66,7 @@ def draw_curves(plot: Plot, lines: Mapping[str, Sequence[Mapping[str, Any]]]):
     return drawn
 
 
-def is_number(value: Any) -> bool:
+def is_number(value: Any) -> TypeGuard[float]:
     """Whether a value of a curve can be drawn: JSON has infinities as texts."""
     return isinstance(value, int | float)
 

@@ -165,7 +165,7 @@ def choose_contact_rows(labels: Sequence[int], shape: Sequence[int]) -> list[int
         return list(range(min(len(labels), MAX_CONTACT_POINTS)))
     each = 2 if max(labels) >= 0 else MAX_COLUMNS
     seen: Counter[int] = Counter()
-    rows = []
+    rows: list[int] = []
     for index, label in enumerate(labels):
         if seen[label] < each and len(rows) < MAX_COLUMNS:
             rows.append(index)
@@ -189,15 +189,15 @@ def draw_grid(rows: list[list[numpy.ndarray]], names: list[str], titles: list[st
     measure = partial(ImageDraw.Draw(Image.new("RGB", (1, 1))).textlength, font=font)
     margin = max((int(measure(name)) for name in names), default=0)
     margin += 2 * CELL_GAP if margin else CELL_GAP
-    titles = [wrap_text(title, width * factor, measure) for title in titles]
-    widest = max((int(measure(line)) for title in titles for line in title), default=0)
+    wrapped = [wrap_text(title, width * factor, measure) for title in titles]
+    widest = max((int(measure(line)) for title in wrapped for line in title), default=0)
     step_x, step_y = max(width * factor, widest + 2 * CELL_GAP) + CELL_GAP, height * factor + CELL_GAP
-    top = CELL_GAP + LINE_HEIGHT * max(map(len, titles), default=0)
+    top = CELL_GAP + LINE_HEIGHT * max(map(len, wrapped), default=0)
     across = margin + max(len(row) for row in rows) * step_x
     below = wrap_text(note, across - 2 * CELL_GAP, measure) if note else []
     sheet = Image.new("RGB", (across, top + len(rows) * step_y + LINE_HEIGHT * len(below)), "white")
     draw = ImageDraw.Draw(sheet)
-    for column, title in enumerate(titles):
+    for column, title in enumerate(wrapped):
         middle = (margin + column * step_x + (step_x - CELL_GAP) / 2, top / 2)
         draw.text(middle, "\n".join(title), "black", font, anchor="mm", align="center")
     for y, (row, name) in enumerate(zip(rows, names or [""] * len(rows))):

@@ -122,10 +122,10 @@ def draw_panel(
     Arguments:
         limits: of the histogram's bins.
     """
-    labels = numpy.asarray(labels)
-    present = numpy.unique(labels).tolist()
+    classes = numpy.asarray(labels)
+    present = numpy.unique(classes).tolist()
     names = ["no condition" if label < 0 else f"class {class_names[label]}" for label in present]
-    colors, parts = [f"C{label % 10}" for label in present], [x[labels == label] for label in present]
+    colors, parts = [f"C{label % 10}" for label in present], [x[classes == label] for label in present]
     if x.shape[1] == 1:
         edges, parts = numpy.linspace(*limits, BINS + 1), [part[numpy.isfinite(part[:, 0])] for part in parts]
         weights = [numpy.full(len(part), 1 / (len(x) * (edges[1] - edges[0]))) for part in parts]

@@ -2,7 +2,6 @@
 
 import csv
 import io
-import itertools
 import json
 import math
 import statistics
@@ -12,7 +11,8 @@ from typing import Any
 
 import numpy
 
-from ..files.run_folders import create_sweep_dir, shorten_path, strict_json, write_atomically, write_together
+from ..files.run_folders import create_sweep_dir, shorten_path, strict_json, write_together
+from ..files.shards import write_npz
 from . import curves
 from .plot_spec import Panel, Plot
 
@@ -50,7 +50,7 @@ def write_run(
     for plot in map(plot_from_json, record["plots"]):
         curves.write_curve_figure(folder / f"{plot.name}.png", plot, {"": record["curve"]})
     for name, values in (arrays or {}).items():
-        write_atomically(folder / f"{name}.npz", lambda temporary: numpy.savez(temporary, **values))
+        write_npz(folder / f"{name}.npz", values)
     write_text(folder / "metrics.json", strict_json(record, indent=2) + "\n")
     width = max(map(len, record["figures"]), default=0)
     return "".join(
@@ -77,7 +77,7 @@ def write_comparison(runs: Sequence[dict[str, Any]]) -> Path:
     models = [record["model"] for record in records]
     states = {(record["model"], record.get("images")) for record in records}
     lines: dict[str, dict[str, list]] = {}
-    plots = {}
+    plots: dict[str, Plot] = {}
     for record, own in zip(records, varied):
         title = [f"{key} {value}" for key, value in own.items()]
         if len(states) > len(set(models)):
@@ -85,10 +85,10 @@ def write_comparison(runs: Sequence[dict[str, Any]]) -> Path:
         elif len(states) > 1 or not title:
             title = [record["model"], *title]
         for plot in map(plot_from_json, record["plots"]):
-            for number in itertools.count(1):  # nats and bits have a picture each
-                name = plot.name if number == 1 else f"{plot.name}_{number}"
-                if (both := merge_plots(plots.get(name, plot), plot)) is not None:
-                    break
+            name, number = plot.name, 1
+            while (both := merge_plots(plots.get(name, plot), plot)) is None:  # nats and bits have a picture each
+                number += 1
+                name = f"{plot.name}_{number}"
             plots[name] = both
             lines.setdefault(name, {})[", ".join(title)] = record["curve"]
     for name, plot in plots.items():
@@ -128,13 +128,13 @@ def write_tables(folder: Path, records: Sequence[dict[str, Any]], varied: Sequen
     for row in rows.values():
         record, n = row["record"], "/".join(map(str, dict.fromkeys(row["n"])))
         parts = [row["figures"].get(name) for name in columns]
-        own = [*row["varied"].values(), *(record.get(fact, "") for fact in facts[:-1]), n]
-        numbers = []
+        stated = [*row["varied"].values(), *(record.get(fact, "") for fact in facts[:-1]), n]
+        numbers: list[Any] = []
         for name, part in zip(columns, parts):
             values = (part["value"], part["standard_error"], part.get("meaningful", True)) if part else ("", "", "")
             numbers += values[: len(ends[name])]
-        whole.append([record.get("checkpoint", ""), *own, *numbers, row["seconds"]])
-        brief.append([*own, *(format_figure(part) if part else "" for part in parts)])
+        whole.append([record.get("checkpoint", ""), *stated, *numbers, row["seconds"]])
+        brief.append([*stated, *(format_figure(part) if part else "" for part in parts)])
     if differ_in_seed_only(list(rows.values())):
         label = [f"mean ± standard deviation over {len(rows)} seeds", *[""] * (len(keys) + len(facts) - 1)]
         brief.append([*label, *(summarize([row["figures"].get(name) for row in rows.values()]) for name in columns)])

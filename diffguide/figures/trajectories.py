@@ -47,8 +47,9 @@ class TrajectoryRecorder:
     def __init__(
         self, shown: Sequence[int], times: Tensor, schedule: Schedule | None, axes: numpy.ndarray | None = None
     ):
-        self.axes = axes
-        self.shown, self.rows, self.frames = set(shown), [], []
+        self.axes, self.shown = axes, set(shown)
+        self.rows: list[int] = []
+        self.frames: list[numpy.ndarray] = []
         steps = len(times) - 1
         kept = {round(k) for k in numpy.linspace(1, steps, min(steps, MAX_FRAMES)).tolist()}
         size = [1.0] * len(times)
@@ -100,24 +101,24 @@ def write_vector_gif(
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     indices = sorted(frames)
-    labels = numpy.asarray([labels[index] for index in indices])
+    classes = [labels[index] for index in indices]
     points = numpy.stack([frames[index] for index in indices], axis=1)
-    figure = vectors.draw_scatter([("", points[-1], labels)], class_names, background)
+    figure = vectors.draw_scatter([("", points[-1], classes)], class_names, background)
     axis, canvas = figure.axes[0], FigureCanvasAgg(figure)
     limits = [axis_limits(points[..., k]) for k in range(points.shape[-1])]
-    present = numpy.unique(labels)
+    present = numpy.unique(classes)
     clouds = axis.collections[-len(present) :]
     pictures = []
     for frame in points:
         if len(limits) == 1:
             top = axis.get_ylim()
             axis.clear()
-            vectors.draw_panel(axis, frame, labels, class_names, background, limits[0])
+            vectors.draw_panel(axis, frame, classes, class_names, background, limits[0])
             axis.set_ylim(top)
         else:
             axis.set(xlim=limits[0], ylim=limits[1])
             for label, cloud in zip(present, clouds):
-                cloud.set_offsets(frame[labels == label])
+                cloud.set_offsets(frame[numpy.equal(classes, label)])
         canvas.draw()
         figure.set_layout_engine("none")  # found once: the axes must not move
         pictures.append(Image.fromarray(numpy.asarray(canvas.buffer_rgba())[..., :3]).quantize(64))

@@ -17,7 +17,7 @@ from typing import Any
 try:
     import fcntl
 except ImportError:  # Windows has none: there, two processes on one run are not told apart
-    fcntl = None
+    fcntl = None  # type: ignore[assignment]
 
 __all__ = [
     "BusyError",
@@ -72,7 +72,7 @@ def list_versions(parent: Path) -> list[int]:
     return sorted(int(match[1]) for path in parent.iterdir() if (match := VERSION_PATTERN.fullmatch(path.name)))
 
 
-def create_version_dir(parent: Path, fill: Callable[[Path], None]) -> Path:
+def create_version_dir(parent: Path, fill: Callable[[Path], object]) -> Path:
     """Makes and returns the next of parent/v001, v002, ...: a folder that appears with what `fill` puts into it.
 
     It is filled under a temporary name and renamed, which fails where the name is taken: two processes never share a
@@ -243,10 +243,14 @@ def create_sweep_dir(folders: Sequence[Path]) -> Path:
 
 def create_numbered_dir(parent: Path, name: str) -> Path:
     """Makes and returns parent/name, or parent/name_2, ... where that is taken."""
-    for number in itertools.count(1):
-        with suppress(FileExistsError):
-            (folder := parent / (name if number == 1 else f"{name}_{number}")).mkdir()
-            return folder
+    folder = parent / name
+    for number in itertools.count(2):
+        try:
+            folder.mkdir()
+            break
+        except FileExistsError:
+            folder = parent / f"{name}_{number}"
+    return folder
 
 
 def shorten_path(value: str) -> str:

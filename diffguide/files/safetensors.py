@@ -63,7 +63,7 @@ def compute_digest(tensors: dict[str, Tensor], metadata: dict) -> str:
     total = hashlib.sha256(json.dumps(metadata).encode())
     for name, value in sorted(tensors.items()):
         total.update(json.dumps([name, str(value.dtype), list(value.shape)]).encode())
-        total.update(value.reshape(-1).view(torch.uint8).numpy())
+        total.update(value.reshape(-1).view(torch.uint8).numpy().data)
     return total.hexdigest()
 
 

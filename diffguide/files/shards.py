@@ -4,7 +4,7 @@ import math
 import os
 import struct
 import zipfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import numpy
 
 from .run_folders import write_atomically
 
-__all__ = ["POTENTIAL_EVALUATIONS", "START_FILE", "ShardError", "Shards", "read_rows", "write_archive"]
+__all__ = ["POTENTIAL_EVALUATIONS", "START_FILE", "ShardError", "Shards", "read_rows", "write_archive", "write_npz"]
 
 POTENTIAL_EVALUATIONS = "potential_evaluations"
 START_FILE = "start.json"  # beside the shards: the header of the manifest, as it was when the run began
@@ -65,11 +65,12 @@ class Shards:
         """
         arrays = {
             "samples": samples,
-            "evaluations": numpy.int64(evaluations),
-            POTENTIAL_EVALUATIONS: numpy.int64(potential_evaluations),
+            "evaluations": numpy.asarray(evaluations, dtype=numpy.int64),
+            POTENTIAL_EVALUATIONS: numpy.asarray(potential_evaluations, dtype=numpy.int64),
         }
-        arrays |= {} if frames is None else {"frames": frames}
-        write_atomically(self.path(first), lambda path: numpy.savez(path, **arrays))
+        if frames is not None:
+            arrays["frames"] = frames
+        write_npz(self.path(first), arrays)
 
     @contextmanager
     def open(self, first: int) -> Iterator[Any]:
@@ -90,8 +91,9 @@ class Shards:
 
     def check(self, array: numpy.ndarray, counts: tuple[int, ...], shape: tuple[int, ...]) -> None:
         """Raises ValueError where an array is not [*counts, *shape], or not of the samples' dtype."""
-        if (array.dtype, array.shape) != (self.storage_spec[0], counts + shape):
-            wanted = f"{self.storage_spec[0]} {[*counts, *shape]}"
+        dtype, _ = self.storage_spec or (array.dtype, ())
+        if (array.dtype, array.shape) != (dtype, counts + shape):
+            wanted = f"{dtype} {[*counts, *shape]}"
             raise ValueError(f"it holds {array.dtype} {list(array.shape)} instead of {wanted}")
 
     def samples(self, first: int) -> numpy.ndarray:
@@ -126,7 +128,8 @@ class Shards:
 
     def frames(self, indices: Iterable[int]) -> dict[int, numpy.ndarray]:
         """The trajectory's frames [frames, ...] of single samples by index: all those that it shows."""
-        found, count = {}, None
+        found: dict[int, numpy.ndarray] = {}
+        count = None
         for first, members in self.group_by_batch(indices).items():
             with self.open(first) as arrays:
                 frames = arrays["frames"]
@@ -153,6 +156,15 @@ class Shards:
             self.folder.rmdir()
 
 
+def write_npz(path: Path, arrays: Mapping[str, numpy.ndarray]) -> None:
+    """Writes arrays by name as an .npz.
+
+    Raises:
+        WriteError: the disk is full, the folder is gone, ...
+    """
+    write_atomically(path, lambda temporary: numpy.savez(temporary, **arrays))  # type: ignore[arg-type]
+
+
 def write_archive(path: Path, parts: Iterator[numpy.ndarray], labels: Sequence[int]) -> None:
     """Writes what numpy.savez(path, samples, labels) would, byte for byte, with one part in memory at a time.
 
@@ -164,7 +176,6 @@ def write_archive(path: Path, parts: Iterator[numpy.ndarray], labels: Sequence[i
     Raises:
         ShardError: parts that differ, or do not have as many samples as there are labels.
     """
-    labels = numpy.asarray(labels, dtype=numpy.int64)
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
         with archive.open("arr_0.npy", "w", force_zip64=True) as file:
             count, kind = 0, None
@@ -183,7 +194,7 @@ def write_archive(path: Path, parts: Iterator[numpy.ndarray], labels: Sequence[i
             if count != len(labels):
                 raise ShardError(f"{count} samples for {len(labels)} labels")
         with archive.open("arr_1.npy", "w", force_zip64=True) as file:
-            numpy.lib.format.write_array(file, labels, allow_pickle=False)
+            numpy.lib.format.write_array(file, numpy.asarray(labels, dtype=numpy.int64), allow_pickle=False)
 
 
 def read_rows(path: Path, indices: Iterable[int]) -> numpy.ndarray:

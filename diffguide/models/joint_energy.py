@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from ..backbones import Backbone
+from ..backbones.conditions import Condition, Embedding
 from .noisy_classifier import check_outputs
 from .parameterizations import at_least_float32
 from .protocols import Classifier, Energy
@@ -11,7 +12,7 @@ from .protocols import Classifier, Energy
 __all__ = ["JointEnergy"]
 
 
-class JointEnergy(nn.Module, Energy, Classifier):
+class JointEnergy(nn.Module, Energy, Classifier):  # type: ignore[misc]  # without noise levels it has no schedule
     """log p(x, y) = f(x)[y], log p(x) = logsumexp f(x), both up to one constant; log p(y | x) = log softmax f(x).
 
     Grathwohl, Wang, Jacobsen, Duvenaud, Norouzi, Swersky, "Your Classifier is Secretly an Energy Based Model and You Should
@@ -38,7 +39,7 @@ class JointEnergy(nn.Module, Energy, Classifier):
         x = at_least_float32(x)
         return self.backbone(x, None, None).to(x.dtype)
 
-    def log_density(self, x: Tensor, t: Tensor | None = None, y: Tensor | None = None) -> Tensor:
+    def log_density(self, x: Tensor, t: Tensor | None = None, y: Condition | None = None) -> Tensor:
         """log p(x, y), log p(x) in rows with y = -1 and for y None, up to one constant: [B] nats; t says nothing."""
         return joint_log_density(self.logits(x), y)
 
@@ -47,8 +48,14 @@ class JointEnergy(nn.Module, Energy, Classifier):
         return self.logits(x_t).log_softmax(1)
 
 
-def joint_log_density(logits: Tensor, y: Tensor | None) -> Tensor:
-    """logits[y] of every row, [B], and their logsumexp where y is -1 or None."""
+def joint_log_density(logits: Tensor, y: Condition | None) -> Tensor:
+    """logits[y] of every row, [B], and their logsumexp where y is -1 or None.
+
+    Raises:
+        ValueError: an Embedding.
+    """
+    if isinstance(y, Embedding):
+        raise ValueError("the condition of an energy is class indices [B], not an Embedding")
     whole = logits.logsumexp(1)
     if y is None:
         return whole

@@ -47,8 +47,9 @@ class NoisyClassifier(nn.Module, Classifier):
         check_outputs(backbone, "a classifier", "unet_encoder")
         self.backbone, self.schedule, self.num_classes = backbone, schedule, backbone.out_features
 
-    def log_prob(self, x_t: Tensor, t: Tensor) -> Tensor:
+    def log_prob(self, x_t: Tensor, t: Tensor | None) -> Tensor:
         """log p(y | x_t), [B, num_classes], float32 at least."""
+        assert t is not None, "a classifier of noisy data needs a time"
         return self.log_prob_at(x_t, self.schedule.log_snr(t))
 
     def log_prob_at(self, x_t: Tensor, log_snr: Tensor) -> Tensor:

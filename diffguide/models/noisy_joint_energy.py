@@ -5,6 +5,7 @@ import math
 from torch import Tensor, nn
 
 from ..backbones import Backbone
+from ..backbones.conditions import Condition
 from ..schedules import Schedule
 from .joint_energy import joint_log_density
 from .level_classifier import check_twice_differentiable, value_and_gradient
@@ -74,12 +75,12 @@ class NoisyJointEnergy(nn.Module, Denoiser, LogDensity, Classifier):
         alpha, sigma = self.schedule.scales(log_snr, x.ndim)
         return (alpha**2 + sigma**2).rsqrt().to(x) * x
 
-    def potential(self, parts: tuple[Tensor, Tensor], log_snr: Tensor, y: Tensor | None) -> Tensor:
+    def potential(self, parts: tuple[Tensor, Tensor], log_snr: Tensor, y: Condition | None) -> Tensor:
         """u + (sigma / alpha) log sum exp (alpha / s) l, [B]; (alpha / s) l[y] in place of the sum in rows with a class."""
         u, logits = parts
         return u + (-log_snr / 2).exp().to(u) * joint_log_density(logits, y)
 
-    def log_density(self, x: Tensor, t: Tensor | None, y: Tensor | None = None) -> Tensor:
+    def log_density(self, x: Tensor, t: Tensor | None, y: Condition | None = None) -> Tensor:
         """log p_t(x, y), or log p_t(x) in rows without class, [B] nats, up to one constant per level; t None = 0."""
         log_snr = self.schedule.log_snr(0.0 if t is None else t)
         z = self.scaled(x, log_snr)
@@ -91,7 +92,7 @@ class NoisyJointEnergy(nn.Module, Denoiser, LogDensity, Classifier):
         log_snr = self.schedule.log_snr(0.0 if t is None else t)
         return self.parts(self.scaled(x_t, log_snr), log_snr)[1].log_softmax(1)
 
-    def forward(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Prediction:
+    def forward(self, x_t: Tensor, t: Tensor, y: Condition | None = None) -> Prediction:
         log_snr = self.schedule.log_snr(t)
         z = self.scaled(x_t, log_snr)
         _, slope = value_and_gradient(lambda z: self.potential(self.parts(z, log_snr), log_snr, y), z)

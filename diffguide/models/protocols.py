@@ -98,13 +98,16 @@ class Denoiser:
     shape: Sequence[int] | None = None
     stateful: bool = False
     embeds: bool = False
-    compiled: bool = False
     attention_layers: Sequence[int] = ()
     residual_blocks: Sequence[int] = ()
 
     @property
     def conditional(self) -> bool:
         return self.num_classes > 0
+
+    @property
+    def compiled(self) -> bool:
+        return False
 
     @property
     def info(self) -> DenoiserInfo:

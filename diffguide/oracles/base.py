@@ -31,6 +31,7 @@ class Oracle(ExactDenoiser, LogDensity, Classifier):
 
     normalized = True
     has_null = True
+    shape: Sequence[int]
     block = 2**16  # numbers in one working array: what fits into a core's cache
 
     def __init__(
@@ -148,7 +149,8 @@ class Oracle(ExactDenoiser, LogDensity, Classifier):
         """alpha and sigma, [1 or B, 1] on the oracle's device."""
         if t is None:
             return self.log_weights.new_ones(1, 1), self.log_weights.new_zeros(1, 1)
-        return tuple(part.reshape(-1, 1).to(self.device) for part in self.schedule.alpha_sigma(t))
+        alpha, sigma = (part.reshape(-1, 1).to(self.device) for part in self.schedule.alpha_sigma(t))
+        return alpha, sigma
 
     def reverse_scales(self, t: Tensor, s: Tensor | None) -> tuple[Tensor, ...]:
         """alpha_t, sigma_t, alpha_s, sigma_s and Var[x_t | x_s] = sigma_t^2 (1 - SNR_t / SNR_s), each [1 or B, 1]."""

@@ -18,8 +18,8 @@ class GMM2DLaw(GaussianMixture):
     """
 
     def __init__(self, schedule: Schedule | None = None):
-        means = GMM2D.means()
-        super().__init__([1.0] * len(means), means, GMM2D.std**2, GMM2D.labels(), schedule)
+        means = GMM2D.means().tolist()
+        super().__init__([1.0] * len(means), means, GMM2D.std**2, GMM2D.labels().tolist(), schedule)
 
 
 class HighDimensional(GaussianMixture):
@@ -53,8 +53,8 @@ class HighDimensional(GaussianMixture):
             raise ValueError(f"spread must be at least 0 and std above 0, both below 1e15, got {spread} and {std}")
         rng = torch.Generator().manual_seed(seed)
         means = spread * torch.randn(classes * components, dimensions, generator=rng, dtype=torch.float64)
-        labels = torch.arange(classes).repeat_interleave(components)
-        super().__init__(torch.ones(len(means)), means, std**2, labels, schedule)
+        labels = [label for label in range(classes) for _ in range(components)]
+        super().__init__([1.0] * len(labels), means.tolist(), std**2, labels, schedule)
 
 
 class AutoguidanceTree(GaussianMixture):
@@ -77,4 +77,5 @@ class AutoguidanceTree(GaussianMixture):
     def __init__(self, depth: int = 7, seed: int = 2, schedule: Schedule | None = None):
         if not 1 <= depth <= 10 or not 0 <= seed < 2**32:
             raise ValueError(f"depth must be 1 to 10 and seed 0 to 2^32 - 1, got {depth} and {seed}")
-        super().__init__(*grow_trees(depth, seed), schedule, class_names=["A", "B"])
+        weights, means, covariances, labels = (part.tolist() for part in grow_trees(depth, seed))
+        super().__init__(weights, means, covariances, labels, schedule, class_names=["A", "B"])

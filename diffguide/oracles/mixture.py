@@ -104,28 +104,27 @@ class GaussianMixture(Oracle):
         covariances: float | Sequence[float] | Sequence[Sequence[float]] | Sequence[Sequence[Sequence[float]]] = COVARIANCES,
         labels: Sequence[int] = LABELS, schedule: Schedule | None = None, class_names: Sequence[str] | None = None,
     ):  # fmt: skip
-        weights, means, covariances = (
-            to_numbers(value, name)
-            for value, name in ((weights, "weights"), (means, "means"), (covariances, "covariances"))
-        )
-        if means.ndim != 2 or weights.shape != means.shape[:1] or not means.numel():
-            raise ValueError(f"means must be [K, D] for weights [K], got {list(means.shape)} and {list(weights.shape)}")
-        count, dimension = means.shape
-        values, vectors = eigendecompose(covariances, count, dimension)
-        super().__init__((dimension,), weights, torch.as_tensor(labels, device="cpu"), schedule, class_names)
-        self.means = means
+        pi, mu, s = to_numbers(weights, "weights"), to_numbers(means, "means"), to_numbers(covariances, "covariances")
+        if mu.ndim != 2 or pi.shape != mu.shape[:1] or not mu.numel():
+            raise ValueError(f"means must be [K, D] for weights [K], got {list(mu.shape)} and {list(pi.shape)}")
+        count, dimension = mu.shape
+        values, vectors = eigendecompose(s, count, dimension)
+        super().__init__((dimension,), pi, torch.as_tensor(labels, device="cpu"), schedule, class_names)
+        self.means = mu
         own = self.labels == torch.arange(self.num_classes)[:, None]
         own = torch.cat([own, own.new_ones(1, count)])  # the last row is that of y = -1
         self.log_prior = torch.where(own, self.log_weights, -torch.inf) - self.log_totals[:, None]  # pi(k | y)
         # frame [D, D]: eigenvectors that all share; vectors [D, E, K]: those of each. Coordinates are [.., E, K]
-        shared = vectors is not None and len(vectors) == 1
-        self.frame = vectors[0] if shared else None
-        self.vectors = vectors.permute(1, 2, 0).contiguous() if vectors is not None and not shared else None
+        self.frame = self.vectors = None
+        if vectors is not None and len(vectors) == 1:
+            self.frame = vectors[0]
+        elif vectors is not None:
+            self.vectors = vectors.permute(1, 2, 0).contiguous()
         self.values = values.mT.contiguous().expand(-1, count).contiguous()  # [E or 1, K]
         if self.vectors is None:
-            self.centres = self.coordinates(means)[..., 0].mT.contiguous()  # [E, K]
+            self.centres = self.coordinates(mu)[..., 0].mT.contiguous()  # [E, K]
         else:
-            self.centres = torch.einsum("dek,kd->ek", self.vectors, means)
+            self.centres = torch.einsum("dek,kd->ek", self.vectors, mu)
             readout = torch.cat([self.vectors, self.values * self.vectors])  # for C^-1 (.) and for S C^-1 (.)
             self.readout = readout.flatten(1).mT.contiguous()
 

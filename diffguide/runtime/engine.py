@@ -56,7 +56,11 @@ def build_fabric(
         num_nodes = int(os.environ["WORLD_SIZE"]) // devices
     try:
         found = Fabric(
-            accelerator=accelerator, devices=devices, num_nodes=num_nodes, strategy=strategy, precision=precision
+            accelerator=accelerator,
+            devices=devices,
+            num_nodes=num_nodes,
+            strategy=strategy,
+            precision=precision,  # type: ignore[arg-type]  # Fabric checks the text itself
         )
     except (MisconfigurationException, RuntimeError, ValueError, TypeError, ImportError) as error:
         asked = f"accelerator={accelerator} devices={devices} strategy={strategy} precision={precision}"

@@ -78,21 +78,25 @@ class Sigmoid(TruncatedCurve):
             raise ValueError(f"start must be below end, got {start:g} and {end:g}")
         if not tau > 0:
             raise ValueError(f"tau must be positive, got {tau:g}")
-        self.half = float(end - start) / (2 * tau)
+        self.half_width = float(end - start) / (2 * tau)
         if not max(abs(start), abs(end)) / tau < 600:  # exp(300) squared is still a number
             raise ValueError(f"start / tau and end / tau must be within +-600, got {start / tau:g} and {end / tau:g}")
         self.offset = math.log(math.cosh(start / (2 * tau)) / math.cosh(end / (2 * tau)))
         super().__init__(log_snr_max, log_snr_min)
 
     def curve(self, u: Tensor) -> Tensor:
-        return torch.log(torch.sinh((1 - u) * self.half)) - torch.log(torch.sinh(u * self.half)) + self.offset
+        return (
+            torch.log(torch.sinh((1 - u) * self.half_width)) - torch.log(torch.sinh(u * self.half_width)) + self.offset
+        )
 
     def inverse_curve(self, log_snr: Tensor) -> Tensor:
         ratio = torch.exp(log_snr - self.offset)  # sinh((1 - u) h) / sinh(u h)
-        return torch.log1p(2 * math.sinh(self.half) / (ratio + math.exp(-self.half))) / (2 * self.half)
+        return torch.log1p(2 * math.sinh(self.half_width) / (ratio + math.exp(-self.half_width))) / (
+            2 * self.half_width
+        )
 
     def slope(self, u: Tensor) -> Tensor:
-        return -self.half * (1 / torch.tanh((1 - u) * self.half) + 1 / torch.tanh(u * self.half))
+        return -self.half_width * (1 / torch.tanh((1 - u) * self.half_width) + 1 / torch.tanh(u * self.half_width))
 
 
 class TRE(TruncatedCurve):

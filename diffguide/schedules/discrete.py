@@ -23,6 +23,8 @@ class DiscreteBetas(TruncatedCurve):
     A subclass defines `betas`.
     """
 
+    knots: Tensor  # log abar at t = k / T, k = 0..T, float64
+
     def __init__(
         self, log_snr_max: float = 12.0, log_snr_min: float | None = None, beta_start: float = 1e-4, beta_end: float = 0.02,
         steps: int = 1000,

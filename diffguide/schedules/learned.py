@@ -28,6 +28,9 @@ class Monotone(Schedule):
         width: hidden units, at least 1; 1024 in the paper.
     """
 
+    fixed_max: float
+    fixed_min: float
+
     def __init__(
         self, log_snr_max: float = 13.3, log_snr_min: float = -5.0, learned_ends: bool = False, width: int = 1024
     ):

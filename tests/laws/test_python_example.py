@@ -18,6 +18,7 @@ SMALLER = {
     "images=60_000": "images=256",
     "STEPS = 500": "STEPS = 3",
     "range(2000)": "range(200)",
+    "Heun()": "Heun(steps=2)",
 }  # what a test may shrink
 
 

@@ -84,7 +84,7 @@ def test_chunks_change_nothing(monkeypatch, width):
 
     whole = asked()
     monkeypatch.setattr(Empirical, "block", 12)  # one row, two examples
-    monkeypatch.setattr(Empirical, "width_of_row", 12)
+    monkeypatch.setattr(Empirical, "row_size", 12)
     assert len(exact.chunks(1)) == 20
     for one, other in zip(asked(), whole):
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-10)
