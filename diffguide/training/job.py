@@ -5,10 +5,9 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
-from torch import nn
 
 from ..checkpoints import store as checkpoints
 from ..datasets import Dataset
@@ -96,7 +95,9 @@ class TrainingJob:
             Stopped: a signal came, and everything is saved; on rank 0 alone, with the run folder.
         """
         if self.compiled:
-            cast(nn.Module, self.objective.model.backbone).compile()
+            backbone = self.objective.model.backbone
+            assert isinstance(backbone, torch.nn.Module)
+            backbone.compile()
         try:
             return self.write_dry_run() if self.dry_run else self.train()
         except torch.OutOfMemoryError as error:

@@ -30,13 +30,16 @@ class TrainingPictures:
 
     def __call__(self, averaged: Objective, path: Path) -> None:
         """Draws a picture of an averaged objective into a PNG file."""
-        if isinstance(averaged.model, Classifier) and not isinstance(averaged.model, Denoiser | Energy):
-            write_accuracy(path, averaged.model, self.job.data, self.job.seed, self.job.engine.device)
-        elif self.job.generates and isinstance(averaged.model, Denoiser | Energy):
+        model, job = averaged.model, self.job
+        if isinstance(model, Denoiser | Energy):
+            if not job.generates:
+                return
             try:
-                self.draw_samples(averaged.model, path)
+                self.draw_samples(model, path)
             except SamplingError as error:  # the training is worth more than its pictures
                 print(f"no samples: {error}", file=sys.stderr)
+        elif isinstance(model, Classifier):
+            write_accuracy(path, model, job.data, job.seed, job.engine.device)
 
     def draw_samples(self, model: Denoiser | Energy, path: Path) -> None:
         job, data = self.job, self.job.data

@@ -48,7 +48,9 @@ def check_network(job: TrainingJob) -> None:
     model: Any = job.objective.model
     data, classes = job.data, model.num_classes
     if classes not in (0, len(data.class_names)):
-        key = "num_classes" if model.backbone.num_classes else "out_features"  # classes in, or classes out
+        key = (
+            "num_classes" if getattr(model.backbone, "num_classes", 0) else "out_features"
+        )  # classes in, or classes out
         raise InputError(
             f"backbone.{key} is {classes}, but the data have {len(data.class_names)} classes (0 = unconditional)"
         )
