@@ -1,5 +1,35 @@
-"""Evaluation: how far samples are from the truth."""
+"""Metrics of trained models: likelihood, quality of samples, classification; and distances between sets of samples."""
 
+from .auto import Auto
+from .classification.level_metric import LevelAccuracy
+from .classification.metric import Classification
+from .classification.ood import OOD, ConfidenceScore, DensityScore, SlopeScore
+from .classification.weighting import Bell, Even, Exact, Piecewise, UniformTimeWeighting
+from .classification.zero_shot import Budget, ZeroShot
+from .classification.zero_shot_metric import ZeroShotClassifier
+from .denoising import DenoisingError, relative_excess_risk
+from .likelihood.comparison import Likelihoods
+from .likelihood.density_error import DensityError
+from .likelihood.dequantization import DecoderDequantization, UniformDequantization
+from .likelihood.discrete_ode import LevelSteps
+from .likelihood.flow_ode import Adaptive, ExactTrace, FixedGrid, Hutchinson, flow_log_density
+from .likelihood.metrics import ELBO, ExactDensity, FlowODE
+from .metric import EvalContext, Figure, Metric, MetricError, MetricResult
 from .quality.distances import covariance_error, energy_distance, mean_error, sliced_wasserstein, wasserstein
+from .quality.features import Features, Pixels
+from .quality.frechet import frechet_distance
+from .quality.label_agreement import LabelClassifier
+from .quality.local import Local
+from .quality.metric import Quality
+from .quality.precision_recall import density_coverage, precision_recall
+from .quality.pretrained import CLIP, DINOv2, Inception
 
-__all__ = ["covariance_error", "energy_distance", "mean_error", "sliced_wasserstein", "wasserstein"]
+__all__ = [
+    "Adaptive", "Auto", "Bell", "Budget", "CLIP", "Classification", "ConfidenceScore", "DINOv2", "DecoderDequantization",
+    "DenoisingError", "DensityError", "DensityScore", "ELBO", "EvalContext", "Even", "Exact", "ExactDensity", "ExactTrace",
+    "Features", "Figure", "FixedGrid", "FlowODE", "Hutchinson", "Inception", "LabelClassifier", "LevelAccuracy",
+    "LevelSteps", "Likelihoods", "Local", "Metric", "MetricError", "MetricResult", "OOD", "Piecewise", "Pixels", "Quality",
+    "SlopeScore", "UniformDequantization", "UniformTimeWeighting", "ZeroShot", "ZeroShotClassifier", "covariance_error",
+    "density_coverage", "energy_distance", "flow_log_density", "frechet_distance", "mean_error", "precision_recall",
+    "relative_excess_risk", "sliced_wasserstein", "wasserstein",
+]  # fmt: skip

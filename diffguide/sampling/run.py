@@ -1,4 +1,4 @@
-"""What a sampling run samples, and how it gets there: in batches, each on the disk when it is done."""
+"""Samples a plan in batches, each of which is written to disk when it is done."""
 
 import sys
 from collections.abc import Sequence
@@ -29,7 +29,7 @@ __all__ = ["SampleWriter", "SamplingPlan", "explain_no_op_guidance", "storage_sp
 
 
 def explain_no_op_guidance(guided: Denoiser | Energy, sampler: Sampler, labelled: bool) -> str | None:
-    """Why guidance can change nothing in a run; None where it can, and where it is none.
+    """Why guidance has no effect in a run; None if it has, or if there is no guidance.
 
     Arguments:
         labelled: whether the samples have conditions.
@@ -38,23 +38,28 @@ def explain_no_op_guidance(guided: Denoiser | Energy, sampler: Sampler, labelled
         return None
     times = sampler.times(guided)
     between = sampler.off_grid or hasattr(sampler, "inner")  # restarts walk levels of their own
-    asked = torch.linspace(float(times[0]), float(times[-1]), 1000).double() if between else times[:-1]
-    if not guided.acts_at(asked, True):
-        levels = guided.schedule.noise_level(asked)
+    evaluated = torch.linspace(float(times[0]), float(times[-1]), 1000).double() if between else times[:-1]
+    if not guided.acts_at(evaluated, True):
+        levels = guided.schedule.noise_level(evaluated)
         return (
-            f"guidance acts nowhere: its interval holds none of the noise levels {float(levels.max()):.4g} to "
-            f"{float(levels.min()):.4g} where this sampler evaluates the model"
+            f"guidance has no effect: its interval contains none of the noise levels {float(levels.max()):.4g} to "
+            f"{float(levels.min()):.4g} at which this sampler evaluates the model"
         )
-    if not guided.acts_at(asked, labelled):
-        return "guidance acts nowhere: it steers samples that have a class, and labels=null gives none"
+    if not guided.acts_at(evaluated, labelled):
+        return "guidance has no effect: it acts on samples with a class, and labels=null gives none"
     return None
 
 
 class SamplingPlan(NamedTuple):
-    """What a run samples: a source; guided, tally of its evaluations, sampler; seeds, labels (None = no condition).
+    """What a run samples.
 
-    background: what vectors are drawn over, None = the samples are images.
-    guides: trained models that the guidance has beside the source.
+    Arguments:
+        guided: the model of the source under guidance.
+        tally: of its evaluations.
+        seeds: one per sample.
+        labels: one per sample, None = no condition.
+        background: of the scatter plot of vectors, None = the samples are images.
+        guides: trained models of the guidance.
     """
 
     source: SampleSource

@@ -1,4 +1,4 @@
-"""What a sampling run samples: a checkpoint's model or an oracle, and what the run says and shows of it."""
+"""The models that a sampling run can sample: of a checkpoint, or an oracle."""
 
 import copy
 from collections import Counter
@@ -31,14 +31,15 @@ DENSITY_POINTS = 500  # points of an exact density
 
 
 class SampleSource:
-    """
+    """Base of the sources of samples.
+
     Attributes:
         model: on the device, sampled in the precision `dtype`.
         shape: of one sample.
         class_names: one per class.
-        file: the checkpoint's, None = there is none.
-        oracle: on the CPU, None = there is no truth to compare with.
-        note: why its samples mean nothing, None where they may.
+        file: of the checkpoint, None = there is none.
+        oracle: on the CPU, None = the law is unknown.
+        note: why its samples are meaningless, None = they are not.
     """
 
     model: Denoiser | Energy
@@ -50,32 +51,34 @@ class SampleSource:
     note: str | None = None
 
     def identity(self) -> dict[str, Any]:
-        """What decides the samples beside guidance, sampler, seeds and labels: entries of the manifest's header."""
+        """What determines the samples besides guidance, sampler, seeds and labels: entries of the header of the manifest."""
         raise NotImplementedError
 
     def background(self, labels: Sequence[int]) -> ScatterBackground:
-        """What samples with these labels are drawn over, where they are vectors."""
+        """The background of a scatter plot of samples with these labels."""
         raise NotImplementedError
 
 
 class CheckpointSource(SampleSource):
-    """A model that was trained.
+    """A trained model.
 
     Arguments:
         file: of the checkpoint.
         weights: ema or objective.
-        device: where the model goes.
+        device: of the model.
         trust: names of classes outside diffguide that the file may build.
 
     Raises:
-        CheckpointError: a file that is damaged, or may not be built.
+        CheckpointError: a damaged file, one that may not be built, or one without a generator.
     """
+
+    file: Path
 
     def __init__(self, file: Path, weights: str, device: torch.device, trust: Sequence[str]):
         loaded = checkpoints.load(file, weights, device, trust)
         if not isinstance(loaded.model, Denoiser | Energy):
             raise checkpoints.CheckpointError(
-                f"{file} holds a {type(loaded.model).__name__}, which makes no samples; it steers a generator: "
+                f"{file} holds a {type(loaded.model).__name__}, which cannot be sampled but can guide a generator: "
                 "checkpoint=<generator> guidance=classifier guidance.classifier=<this run>"
             )
         self.file, self.weights, self.config, self.model = file, weights, loaded.config, loaded.model
@@ -94,17 +97,20 @@ class CheckpointSource(SampleSource):
 
 
 class OracleSource(SampleSource):
-    """An oracle: float64, or float32 where the device has none.
+    """An oracle, in float64, or in float32 on devices without it.
 
     Arguments:
         oracle: on the CPU.
-        nodes: of the configuration that it was built from: oracle, schedule, and dataset where it is made of data.
-        device: where a copy of it goes to be sampled.
+        nodes: of the configuration that it was built from: oracle, schedule, and dataset if it is built from data.
+        device: of the copy that is sampled.
     """
+
+    oracle: Oracle
 
     def __init__(self, oracle: Oracle, nodes: dict[str, Any], device: torch.device):
         self.oracle, self.nodes = oracle, nodes
         self.model = oracle if device.type == "cpu" else copy.deepcopy(oracle).to(device)
+        assert oracle.shape is not None  # every oracle states it
         self.shape, self.class_names = oracle.shape, oracle.class_names
         self.dtype = torch.float32 if device.type == "mps" else torch.float64
 
@@ -112,7 +118,7 @@ class OracleSource(SampleSource):
         return self.nodes
 
     def background(self, labels: Sequence[int]) -> ScatterBackground:
-        """Exact samples with classes drawn from these labels, and on a line their density."""
+        """Exact samples with classes drawn from these labels; in one dimension their density too."""
         rng = torch.Generator().manual_seed(0)
         y = torch.tensor(labels)[torch.randint(len(labels), (MAX_DATA_POINTS,), generator=rng)]
         x = self.oracle.sample(MAX_DATA_POINTS, rng, y)[0]
@@ -120,44 +126,42 @@ class OracleSource(SampleSource):
         return build_background(x, self.shape[0], curve, "exact samples")
 
     def density_curve(self, x: Tensor, labels: Sequence[int]) -> numpy.ndarray:
-        """(x, p(x)) [G, 2] over the range of samples x [M, 1] and a little more: classes weighted as they occur in labels."""
+        """(x, p(x)) [G, 2] over the range of samples x [M, 1] and 10 % more, with classes as frequent as in labels."""
         low, high = x.min().item(), x.max().item()
         line = torch.linspace(low - 0.1 * (high - low), high + 0.1 * (high - low), DENSITY_POINTS, dtype=torch.float64)
         t = torch.tensor(0.0, dtype=torch.float64)
-        density = sum(
-            count / len(labels) * self.oracle.log_density(line[:, None], t, torch.full((DENSITY_POINTS,), label)).exp()
-            for label, count in Counter(labels).items()
-        )
+        density = torch.zeros_like(line)
+        for label, count in Counter(labels).items():
+            y = torch.full((DENSITY_POINTS,), label)
+            density += count / len(labels) * self.oracle.log_density(line[:, None], t, y).exp()
         return torch.stack([line, density], dim=1).numpy()
 
 
 def training_tensors(data: Dataset) -> dict[str, Tensor]:
-    """The training examples as a network sees them, `data` [N, ...] in [-1, 1], and their `labels` [N]; windows central."""
+    """The preprocessed training examples, `data` [N, ...] in [-1, 1], and their `labels` [N]."""
     split = data.train
     x = split.x if isinstance(split, Split) else torch.stack([split[k][0] for k in range(len(split))])
     return {"data": data.preprocess(x), "labels": split.y}
 
 
 def training_data(config: dict) -> Tensor | None:
-    """The vectors that a run with this `dataset` node was trained on, to draw samples over; None where they are not at hand.
+    """The vectors that a run with this `dataset` node was trained on, for a scatter plot; None = they are not available.
 
-    The node comes from a file, so only data sets that are drawn from a seed are built: others read files or download.
+    The node comes from a file, so only data sets drawn from a seed are built: others would read files or download.
     """
     try:
-        return (
-            construct(config["dataset"], "dataset", ()).train.x
-            if validate_config(config["dataset"], "dataset").synthetic
-            else None
-        )
-    except (TypeError, ValueError):  # a node that is not ours (CheckpointError), or does not fit
+        if not validate_config(config["dataset"], "dataset").synthetic:
+            return None
+        return construct(config["dataset"], "dataset", ()).train.x
+    except (TypeError, ValueError):  # a node that is not ours (CheckpointError), or arguments that do not fit
         return None
 
 
-def load_local_dataset(node: dict | None) -> Dataset:
-    """The data set of a checkpoint's `dataset` node, of ours and from files that lie here: nothing is downloaded.
+def load_local_dataset(node: dict[str, Any]) -> Dataset:
+    """The data set of a checkpoint's `dataset` node, from local files: nothing is downloaded.
 
     Raises:
-        ValueError: a node that is not ours, or files that are gone.
+        ValueError: a node that is not ours, or missing files.
     """
     validate_config(node, "dataset")
     return construct(node | ({"download": False} if "download" in node else {}), "dataset", ())

@@ -1,12 +1,11 @@
-"""What a sweep of sampling runs writes beside them: pictures with all runs in them, and one table."""
+"""Pictures and a table of all runs of a sampling sweep."""
 
-import csv
-import io
 import math
 import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy
 
@@ -15,49 +14,40 @@ from ..figures import curves
 from ..figures import image_grids as images
 from ..figures.plot_spec import Panel, Plot
 from ..figures.scatter import ScatterBackground
-from ..files.run_folders import create_sweep_dir, shorten_path, write_atomically
+from ..figures.tables import to_csv, write_text
+from ..files.run_folders import create_sweep_dir, shorten_path
 from ..files.shards import read_rows
 from . import tradeoff
 from .tradeoff import NoTradeoff, SweepRun
 
 __all__ = ["write_sweep"]
 
-LOG_AXIS_RATIO = 8  # times the least number is the largest one from which on their axis is logarithmic
+LOG_AXIS_RATIO = 8  # of the largest to the smallest number, from which on their axis is logarithmic
 COSTS = ["network_evaluations", "potential_evaluations"]  # of the manifest, per sample
 
 
-def write_sweep(jobs: list[dict]) -> Path:
-    """Writes contact_sheet.png, tradeoff.png, curves.png and sweep.csv of a sweep's runs into a folder beside them; returns it.
+def write_sweep(jobs: list[dict[str, Any]]) -> Path:
+    """Writes contact_sheet.png, tradeoff.png, curves.png and sweep.csv of a sweep into a folder beside its runs; returns it.
 
-    curves.png has the figures over the number that was swept, where one was. Where fidelity and diversity cannot be measured
-    there is neither of the last pictures, and a sentence on stderr says why.
+    curves.png has the figures over a swept number, if one was swept. If fidelity and diversity cannot be measured, the last
+    two pictures are skipped and a message on stderr explains why.
 
     Arguments:
-        jobs: per run `folder`, `overrides`, `shape`, `class_names`, the manifest's `header`, what vectors are drawn over
-            (`background`) and the `figures` of an oracle's metrics.
+        jobs: per run `folder`, `overrides`, `shape`, `class_names`, the `header` of the manifest, the `background` of scatter
+            plots and the `figures` of an oracle's metrics.
     """
     folder = create_sweep_dir([Path(job["folder"]) for job in jobs])
     keys = list(dict.fromkeys(key for job in jobs for key in job["overrides"]))
     varying = [key for key in keys if len({job["overrides"].get(key) for job in jobs}) > 1]
     axis = find_axis(jobs, varying)
     runs = [load_run(job, varying, axis) for job in jobs]
-    common = all(
-        picture_key(job) == picture_key(jobs[0]) for job in jobs
-    )  # runs of different data have no common picture
     columns = [dict(job["figures"]) for job in jobs]
     write_table(folder / "sweep.csv", jobs, runs, varying, columns)
-    if common:
-        shape = tuple(jobs[0]["shape"])
-        rows = images.choose_contact_rows(runs[0].labels[: min(len(run.labels) for run in runs)], shape)
-        titles = [
-            describe_overrides(job["overrides"], varying, "\n") or run.folder.name for job, run in zip(jobs, runs)
-        ]
-        sheet = [(title, read_rows(run.folder / "samples.npz", rows)) for title, run in zip(titles, runs)]
-        background = jobs[0]["background"] and ScatterBackground.from_json(jobs[0]["background"])
-        shown = [[run.labels[row] for row in rows] for run in runs]
-        images.write_contact_sheet(folder / "contact_sheet.png", sheet, shown, jobs[0]["class_names"], background)
-    try:  # the last: it may read a large data set, and whoever stops it has the rest
-        if not common:
+    same_data = all(picture_key(job) == picture_key(jobs[0]) for job in jobs)
+    if same_data:
+        write_sweep_sheet(folder / "contact_sheet.png", jobs, runs, varying)
+    try:  # last, since it may read a large data set
+        if not same_data:
             raise NoTradeoff("the runs are of different data")
         columns = write_pictures(folder, jobs, runs, columns, axis)
         write_table(folder / "sweep.csv", jobs, runs, varying, columns)
@@ -66,9 +56,21 @@ def write_sweep(jobs: list[dict]) -> Path:
     return folder
 
 
+def write_sweep_sheet(path: Path, jobs: Sequence[dict], runs: Sequence[SweepRun], varying: Sequence[str]) -> None:
+    """Writes a picture with a column per run."""
+    rows = images.choose_contact_rows(runs[0].labels[: min(len(run.labels) for run in runs)], tuple(jobs[0]["shape"]))
+    titles = [describe_overrides(job["overrides"], varying, "\n") or run.folder.name for job, run in zip(jobs, runs)]
+    sheet = [(title, read_rows(run.folder / "samples.npz", rows)) for title, run in zip(titles, runs)]
+    labels = [[run.labels[row] for row in rows] for run in runs]
+    background = jobs[0]["background"] and ScatterBackground.from_json(jobs[0]["background"])
+    images.write_contact_sheet(path, sheet, labels, jobs[0]["class_names"], background)
+
+
 def find_axis(jobs: Sequence[dict], varying: Sequence[str]) -> str | None:
-    """The swept key whose number is a run's place on its curve: the scale of the guidance, or of one part of it, else
-    sampler.steps, else the only other number; None where there is none, or several."""
+    """The swept key whose number is the position of a run on its curve; None if there is none, or several.
+
+    It is the scale of the guidance or of a single part of it, else sampler.steps, else the only other number.
+    """
     scales = [key for key in varying if key == "guidance.scale"] or [key for key in varying if key.endswith(".scale")]
     if len(scales) == 1:
         return scales[0]
@@ -83,7 +85,7 @@ def find_axis(jobs: Sequence[dict], varying: Sequence[str]) -> str | None:
 
 
 def load_run(job: dict, varying: Sequence[str], axis: str | None) -> SweepRun:
-    """A run, its method named by whatever varies beside the axis, or by its guidance where nothing does."""
+    """A run, whose method is named by whatever varies besides the axis, or by its guidance."""
     folder = Path(job["folder"])
     with numpy.load(folder / "samples.npz") as arrays:
         labels = arrays["arr_1"].tolist()
@@ -93,7 +95,7 @@ def load_run(job: dict, varying: Sequence[str], axis: str | None) -> SweepRun:
 
 
 def describe_overrides(overrides: Mapping[str, str], keys: Sequence[str], between: str = " ") -> str:
-    """The values of some keys, each by the last part of its name where no other key ends so."""
+    """The values of some keys, each named by its last part unless that is ambiguous."""
     last = {key: re.split("[./@]", key)[-1] for key in keys}
     names = {key: key if list(last.values()).count(name) > 1 else name for key, name in last.items()}
     return between.join(f"{names[key]} {shorten_path(overrides.get(key, ''))}" for key in keys)
@@ -102,14 +104,14 @@ def describe_overrides(overrides: Mapping[str, str], keys: Sequence[str], betwee
 def write_pictures(
     folder: Path, jobs: Sequence[dict], runs: Sequence[SweepRun], columns: list[dict], axis: str | None
 ) -> list[dict]:
-    """Measures what there is to be measured, draws tradeoff.png and curves.png, and returns the columns of the table.
+    """Measures fidelity and diversity, draws tradeoff.png and curves.png, and returns the columns of the table.
 
     Raises:
-        NoTradeoff: nothing to be measured.
+        NoTradeoff: they cannot be measured.
     """
     headers, n = [job["header"] for job in jobs], sorted({len(run.labels) for run in runs})
     if all("oracle" in header for header in headers):
-        panels, drawn = tradeoff.oracle_panels(columns), oracle_curves(columns)
+        panels, curve_panels = tradeoff.oracle_panels(columns)
         note = f"against exact samples of the oracle, n = {n[0]}" + (f" to {n[-1]}" if len(n) > 1 else "")
     elif any("oracle" in header for header in headers):
         raise NoTradeoff("some runs are of an oracle, and some of a checkpoint")
@@ -118,47 +120,27 @@ def write_pictures(
         columns = tradeoff.compare_with_data(
             runs, files, jobs[0]["shape"], jobs[0]["class_names"], jobs[0].get("moved")
         )
-        panels, drawn, facts = tradeoff.data_panels(columns), data_curves(columns), columns[0]
+        panels, curve_panels = tradeoff.data_panels(columns)
+        facts = columns[0]
         note = f"{facts['compared']} samples a run against {facts['reference']}, as {facts['features']}"
         print_notes(runs, columns)
     marked = f"; points: {axis}" if axis else ""
     tradeoff.write_tradeoff(folder / "tradeoff.png", panels, runs, columns, note + marked)
     if axis is not None:
-        write_curves(folder / "curves.png", drawn, runs, columns, axis)
+        write_curves(folder / "curves.png", curve_panels, runs, columns, axis)
     return columns
 
 
 def print_notes(runs: Sequence[SweepRun], columns: Sequence[dict]) -> None:
-    """Says on stderr what must be known beside the figures of runs, `quality_notes`."""
+    """Prints the `quality_notes` of runs on stderr."""
     notes: dict[str, list[str]] = {}
     for run, column in zip(runs, columns):
-        samples, real = (
-            (column["repeated_samples"], column["compared"]),
-            (column["repeated_real"], column["compared_real"]),
-        )
+        samples = column["repeated_samples"], column["compared"]
+        real = column["repeated_real"], column["compared_real"]
         for note in quality_notes(column["precision"], samples, real):
             notes.setdefault(note, []).append(run.folder.name)
     for note, names in notes.items():
         print(f"{', '.join(names)}: {note}", file=sys.stderr)
-
-
-def oracle_curves(columns: Sequence[dict]) -> list[Panel]:
-    """What is drawn over a swept number, of an oracle."""
-    floor = float(numpy.mean([column["energy_distance_floor"] for column in columns]))
-    return [
-        Panel("energy_distance", "energy distance", ("exact samples", floor), logarithmic=True),
-        Panel("deviation_ratio", "standard deviation within classes / exact", ("exact samples", 1.0)),
-    ]
-
-
-def data_curves(columns: Sequence[dict]) -> list[Panel]:
-    """What is drawn over a swept number, of a model that was trained."""
-    names = ["precision", "recall", "coverage"]
-    panels = [Panel(name, name) for name in names]
-    if all("agreed_labels" in column for column in columns):
-        real = ("real examples", columns[0]["agreed_labels_of_real"])
-        panels.append(Panel("agreed_labels", "agreed labels", real))
-    return panels
 
 
 def write_curves(
@@ -168,35 +150,31 @@ def write_curves(
     lines: dict[str, list[dict]] = {}
     for run, column in sorted(zip(runs, columns), key=lambda pair: tradeoff.axis_position(pair[0].number)):
         lines.setdefault(run.method, []).append(column | {axis: tradeoff.axis_position(run.number)})
-    places = [row[axis] for rows in lines.values() for row in rows]
-    wide = min(places) > 0 and max(places) >= LOG_AXIS_RATIO * min(places)
-    curves.write_curve_figure(
-        path, Plot("curves", axis, axis, wide, panels), lines if len(lines) > 1 else {"": [*lines.values()][0]}
-    )
+    numbers = [row[axis] for rows in lines.values() for row in rows]
+    logarithmic = min(numbers) > 0 and max(numbers) >= LOG_AXIS_RATIO * min(numbers)
+    if len(lines) == 1:  # needs no legend
+        lines = {"": next(iter(lines.values()))}
+    curves.write_curve_figure(path, Plot("curves", axis, axis, logarithmic, panels), lines)
 
 
 def write_table(
     path: Path, jobs: Sequence[dict], runs: Sequence[SweepRun], varying: Sequence[str], columns: list[dict]
 ) -> None:
-    """Writes a row per run: what varies, what it cost, its figures, and where it is."""
-    text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
+    """Writes a row per run: what varies, its cost, its figures, and its folder."""
     figures = list(dict.fromkeys(name for column in columns for name in column))
     model = ["checkpoint"] if all("checkpoint" in job["header"] for job in jobs) else []
     facts = ["n", *COSTS, *figures, *model, "folder"]
-    table.writerow([*varying, *(f"run_{fact}" if fact in varying else fact for fact in facts)])
+    rows: list[list[Any]] = [[*varying, *(f"run_{fact}" if fact in varying else fact for fact in facts)]]
     for job, run, column in zip(jobs, runs, columns):
-        values = [job["overrides"].get(key, "") for key in varying]
-        values += [
-            len(run.labels),
-            *(job["header"][cost] for cost in COSTS),
-            *(column.get(name, "") for name in figures),
-        ]
-        table.writerow([*values, *(job["header"][key] for key in model), job["folder"]])
-    write_atomically(path, lambda temporary: temporary.write_text(text.getvalue(), encoding="utf-8"))
+        header = job["header"]
+        swept = [job["overrides"].get(key, "") for key in varying]
+        costs = [header[cost] for cost in COSTS]
+        values = [column.get(name, "") for name in figures]
+        rows.append([*swept, len(run.labels), *costs, *values, *(header[key] for key in model), job["folder"]])
+    write_text(path, to_csv(rows))
 
 
 def picture_key(job: dict) -> list:
-    """What runs must share to be shown in one picture: shape and classes, and of vectors the law that is drawn under them."""
+    """What runs in one picture have in common: shape and classes, and for vectors the law in the background."""
     law = [job["header"].get(key) for key in ("oracle", "dataset")] if job["background"] else []
     return [list(job["shape"]), list(job["class_names"]), law]

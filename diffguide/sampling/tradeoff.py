@@ -1,4 +1,4 @@
-"""Fidelity against diversity over the runs of a sweep: what is measured once at its end, and the picture of it."""
+"""Fidelity against diversity over the runs of a sweep, measured once at its end, and a picture of it."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -13,8 +13,9 @@ from ..checkpoints.data_record import changes, check_record, described, located
 from ..datasets import Dataset
 from ..datasets.base import fetch_examples
 from ..evaluation.quality.label_agreement import LabelClassifier
-from ..evaluation.quality.precision_recall import count_repeated, density_coverage, precision_recall
+from ..evaluation.quality.precision_recall import DC_NEIGHBOURS, count_repeated, neighbour_shares
 from ..figures.curves import HOLLOW_LABEL, HOLLOW_STYLE, MIN_PRECISION
+from ..figures.plot_spec import Panel
 from ..files import safetensors as archives
 from ..files.run_folders import write_atomically
 from ..files.shards import read_rows
@@ -32,26 +33,20 @@ __all__ = [
     "write_tradeoff",
 ]
 
-MIN_SAMPLES = 20  # samples of a run: fewer say nothing of a law
-MAX_COMPARED, MAX_LABEL_EXAMPLES = (
-    1000,
-    2000,
-)  # samples and real examples that are compared, real examples that teach the judge
-PR_NEIGHBOURS, DC_NEIGHBOURS = (
-    3,
-    5,
-)  # neighbours of precision and recall, of density and coverage, as their papers have them
+MIN_SAMPLES = 20  # of a run
+MAX_COMPARED = 1000  # samples and real examples
+MAX_LABEL_EXAMPLES = 2000  # real examples that train the classifier of labels
 SAMPLES_PURPOSE, REAL_PURPOSE, TRAIN_PURPOSE = range(3)  # purposes of the seed
 MARKERS = "osD^vP*X"
 
 
 class NoTradeoff(ValueError):
-    """Why there is no picture: one sentence."""
+    """There is no picture; the message says why."""
 
 
 class SweepRun(NamedTuple):
-    """A run of a sweep: its folder, the label of each sample (-1 = none), its curve, and the swept number that is its place
-    on it, "" = none."""
+    """A run of a sweep: its folder, the label of each sample (-1 = none), the name of its curve, and the swept number that is
+    its position on the curve, "" = none."""
 
     folder: Path
     labels: list[int]
@@ -65,8 +60,8 @@ class TradeoffPanel(NamedTuple):
     Arguments:
         x, y: columns, diversity and fidelity.
         names: of the axes.
-        lines: (level, name) of dashed lines: what y is for real examples or exact samples.
-        best: what x is for them, None = it has no such value.
+        lines: (level, name) of dashed lines: y of real examples or exact samples.
+        best: their x, None = unknown.
         log: whether y is logarithmic.
     """
 
@@ -78,31 +73,38 @@ class TradeoffPanel(NamedTuple):
     log: bool = False
 
 
-def oracle_panels(columns: Sequence[dict[str, Any]]) -> list[TradeoffPanel]:
-    """The panel of runs of one oracle, from the figures of their metrics.json.
+def oracle_panels(columns: Sequence[dict[str, Any]]) -> tuple[list[TradeoffPanel], list[Panel]]:
+    """Panels of the trade-off and of the curves for runs of one oracle, from the figures of metrics.json.
 
-    Fidelity is the energy distance: it has a floor and no size of sample beyond which it says nothing. Diversity is the
-    standard deviation within classes, in units of the exact one: unlike the covariance error it tells too narrow from too
-    wide, and the distance between classes, which guidance grows, does not hide that every class is narrower.
+    Fidelity is the energy distance: it has a floor, and is meaningful for every number of samples. Diversity is the standard
+    deviation within classes, relative to that of the law: unlike the covariance error it distinguishes too narrow from too
+    wide, and the distance between classes, which guidance increases, does not hide that each class is narrower.
     """
     floor = float(numpy.mean([column["energy_distance_floor"] for column in columns]))
     names = ("standard deviation within classes / exact (diversity)", "energy distance (fidelity: low)")
     lines = [(floor, "exact samples")]
-    return [TradeoffPanel("deviation_ratio", "energy_distance", names, lines, best=1.0, log=True)]
+    curve_panels = [
+        Panel("energy_distance", "energy distance", ("exact samples", floor), logarithmic=True),
+        Panel("deviation_ratio", "standard deviation within classes / exact", ("exact samples", 1.0)),
+    ]
+    return [TradeoffPanel("deviation_ratio", "energy_distance", names, lines, best=1.0, log=True)], curve_panels
 
 
-def data_panels(columns: Sequence[dict[str, Any]]) -> list[TradeoffPanel]:
-    """The panels of runs that were held against real examples."""
+def data_panels(columns: Sequence[dict[str, Any]]) -> tuple[list[TradeoffPanel], list[Panel]]:
+    """Panels of the trade-off and of the curves for runs that were compared with real examples."""
     diversity = "recall (diversity)"
     panels = [TradeoffPanel("recall", "precision", (diversity, "precision (fidelity)"))]
+    curve_panels = [Panel(name, name) for name in ("precision", "recall", "coverage")]
     if all("agreed_labels" in column for column in columns):
-        lines = [(columns[0]["agreed_labels_of_real"], "real examples")]
-        panels.append(TradeoffPanel("recall", "agreed_labels", (diversity, "agreed labels (fidelity)"), lines))
-    return panels
+        real = columns[0]["agreed_labels_of_real"]
+        names = (diversity, "label accuracy, SVM (fidelity)")
+        panels.append(TradeoffPanel("recall", "agreed_labels", names, [(real, "real examples")]))
+        curve_panels.append(Panel("agreed_labels", "label accuracy, SVM", ("real examples", real)))
+    return panels, curve_panels
 
 
 def sample_rows(n: int, count: int, purpose: int) -> Tensor:
-    """`count` rows of n at most, ascending, the same ones for every run of n."""
+    """At most `count` of n rows, ascending, the same for every run of n."""
     rng = torch.Generator().manual_seed(fold(0, purpose))
     return torch.randperm(n, generator=rng)[:count].sort().values
 
@@ -111,59 +113,66 @@ def compare_with_data(
     runs: Sequence[SweepRun], checkpoints: Sequence[str], shape: Sequence[int], class_names: Sequence[str],
     moved: Mapping[str, str] | None = None,
 ) -> list[dict[str, Any]]:  # fmt: skip
-    """Columns of each run: precision, recall, density, coverage and agreed labels against its model's validation split.
+    """Columns of each run: precision, recall, density, coverage, label accuracy against the validation split of its model.
 
-    Features are pixels, or coordinates of vectors, after the data set's own preprocessing. All runs are compared with as
-    many samples, since recall grows with them. The data set is read where it lies; nothing is downloaded.
+    Features are pixels, or coordinates of vectors, after the preprocessing of the data set. All runs are compared with the
+    same number of samples, since recall grows with it. The data set is read from local files; nothing is downloaded.
 
     Arguments:
         runs: of one shape and one list of classes.
         checkpoints: file of each.
         shape: of a sample.
-        class_names: one per class, as the runs have them.
-        moved: {path: where the data of the checkpoints lie now}, if elsewhere than they lay.
+        class_names: one per class, of the runs.
+        moved: {path: where the data of the checkpoints are now}, {} = where they were.
 
     Raises:
         NoTradeoff: too few samples, or no data.
     """
     count = check_count(min(len(run.labels) for run in runs))
+    vectors = len(shape) == 1
     try:
         data = training_set(checkpoints, moved or {})
-        if list(data.shape) != list(shape):
-            raise NoTradeoff(f"the data set has examples of shape {list(data.shape)}, and the samples {list(shape)}")
-        name, split = data.held_out
-        held, y = fetch_examples(split, sample_rows(len(split.y), MAX_COMPARED, REAL_PURPOSE))
-        real = data.preprocess(held).flatten(1).double()
-        if len(real) <= DC_NEIGHBOURS:
-            raise NoTradeoff(f"the data set has {len(real)} {name} examples, and more than {DC_NEIGHBOURS} are needed")
-        label_classifier = (
-            train_label_classifier(data) if bool((y >= 0).all()) and labels_match(data, class_names, runs) else None
-        )
+        name, real, y = real_examples(data, shape)
+        classifier = None
+        if bool((y >= 0).all()) and labels_match(data, class_names, runs):
+            classifier = train_label_classifier(data)
     except NoTradeoff:
         raise
     except (OSError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise NoTradeoff(f"the data that the model was trained on cannot be read here ({reason})") from error
-    facts = {"compared": count, "compared_real": len(real), "features": "coordinates" if len(shape) == 1 else "pixels",
-             "reference": f"{len(real)} {name if name == 'validation' else 'training'} examples"}  # fmt: skip
-    repeated, real_agreed = (
-        count_repeated(real),
-        None if label_classifier is None else label_classifier.accuracy(real, y),
-    )
+    facts = {
+        "compared": count,
+        "compared_real": len(real),
+        "features": "coordinates" if vectors else "pixels",
+        "reference": f"{len(real)} {name if name == 'validation' else 'training'} examples",
+    }
+    repeated_real = count_repeated(real)
+    real_accuracy = None if classifier is None else classifier.accuracy(real, y)
     columns = []
     for run in runs:
         rows = sample_rows(len(run.labels), count, SAMPLES_PURPOSE)
         x = torch.from_numpy(read_rows(run.folder / "samples.npz", rows.tolist()))
-        x = x.double() if len(shape) == 1 else (x.permute(0, 3, 1, 2).double() / 127.5 - 1).flatten(1)
-        figures = measured(real, x) | {"repeated_samples": count_repeated(x), "repeated_real": repeated}
-        if label_classifier is not None:
-            finite = bool(x.isfinite().all())
-            figures["agreed_labels"] = (
-                label_classifier.accuracy(x, torch.tensor(run.labels)[rows]) if finite else math.nan
-            )
-            figures["agreed_labels_of_real"] = real_agreed
-        columns.append(figures | facts)
+        x = x.double() if vectors else (x.permute(0, 3, 1, 2).double() / 127.5 - 1).flatten(1)
+        column: dict[str, Any] = measure_samples(real, x)
+        column |= {"repeated_samples": count_repeated(x), "repeated_real": repeated_real}
+        if classifier is not None:
+            labels, finite = torch.tensor(run.labels)[rows], bool(x.isfinite().all())
+            column["agreed_labels"] = classifier.accuracy(x, labels) if finite else math.nan
+            column["agreed_labels_of_real"] = real_accuracy
+        columns.append(column | facts)
     return columns
+
+
+def real_examples(data: Dataset, shape: Sequence[int]) -> tuple[str, Tensor, Tensor]:
+    """The name of the held-out split, features [n, D] of at most 1000 of its examples, and their classes."""
+    if list(data.shape) != list(shape):
+        raise NoTradeoff(f"the data set has examples of shape {list(data.shape)}, and the samples {list(shape)}")
+    name, split = data.held_out
+    x, y = fetch_examples(split, sample_rows(len(split.y), MAX_COMPARED, REAL_PURPOSE))
+    if len(x) <= DC_NEIGHBOURS:
+        raise NoTradeoff(f"the data set has {len(x)} {name} examples, and more than {DC_NEIGHBOURS} are needed")
+    return name, data.preprocess(x).flatten(1).double(), y
 
 
 def training_set(checkpoints: Sequence[str], moved: Mapping[str, str]) -> Dataset:
@@ -171,10 +180,10 @@ def training_set(checkpoints: Sequence[str], moved: Mapping[str, str]) -> Datase
 
     Arguments:
         checkpoints: files.
-        moved: {path: where the data lie now}, {} = where they lay.
+        moved: {path: where the data are now}, {} = where they were.
 
     Raises:
-        ValueError: there are several, or it is not at hand.
+        ValueError: there are several, or it is not available.
     """
     facts = [archives.read_metadata(Path(file)) for file in dict.fromkeys(checkpoints)]
     nodes = [updated(fact["config"]).get("dataset") for fact in facts]
@@ -183,25 +192,25 @@ def training_set(checkpoints: Sequence[str], moved: Mapping[str, str]) -> Datase
     seen = facts[0].get("data")
     if seen is not None:
         check_record(seen)
-    data = load_local_dataset(located(nodes[0] or {}, seen) | moved)
+    data = load_local_dataset(located(nodes[0] or {}, seen) | dict(moved))
     if moved and (changed := changes(seen, data)):
         raise NoTradeoff(f"dataset.path={moved['path']} does not hold the data of the checkpoint: {described(changed)}")
     return data
 
 
 def labels_match(data: Dataset, class_names: Sequence[str], runs: Sequence[SweepRun]) -> bool:
-    """Whether every sample has a class, and it is one of the data's."""
+    """Whether every sample has a class, and the classes are those of the data."""
     return list(data.class_names) == list(class_names) and all(min(run.labels) >= 0 for run in runs)
 
 
 def train_label_classifier(data: Dataset) -> LabelClassifier | None:
-    """A judge that learned from the training split; None where there is one class."""
+    """A classifier of labels, trained on the training split; None if there is one class only."""
     x, y = fetch_examples(data.train, sample_rows(len(data.train.y), MAX_LABEL_EXAMPLES, TRAIN_PURPOSE))
     return LabelClassifier(data.preprocess(x).flatten(1), y) if len(y[y >= 0].unique()) > 1 else None
 
 
 def check_count(count: int) -> int:
-    """How many samples of each run are compared.
+    """The number of samples of each run to compare.
 
     Raises:
         NoTradeoff: too few.
@@ -211,12 +220,12 @@ def check_count(count: int) -> int:
     return min(count, MAX_COMPARED)
 
 
-def measured(real: Tensor, x: Tensor) -> dict[str, float]:
-    """The measures that need no labels, and whether recall says anything; nan for samples that are not finite."""
+def measure_samples(real: Tensor, x: Tensor) -> dict[str, float]:
+    """The figures that need no labels, and whether recall is meaningful; nan for samples that are not finite."""
     if not bool(x.isfinite().all()):
         return dict.fromkeys(("precision", "recall", "density", "coverage"), math.nan) | {"recall_meaningful": False}
-    found = {**precision_recall(real, x, PR_NEIGHBOURS)._asdict(), **density_coverage(real, x, DC_NEIGHBOURS)._asdict()}
-    return found | {"recall_meaningful": found["precision"] >= MIN_PRECISION}
+    shares = neighbour_shares(real, x)
+    return shares | {"recall_meaningful": shares["precision"] >= MIN_PRECISION}
 
 
 def write_tradeoff(
@@ -241,11 +250,10 @@ def write_tradeoff(
 def tradeoff_figure(
     panels: Sequence[TradeoffPanel], runs: Sequence[SweepRun], columns: Sequence[dict[str, Any]], note: str
 ):
-    """A curve per method through its runs in the order of their numbers, each marked with its own; hollow where diversity
-    says nothing.
+    """A curve per method through its runs in the order of their numbers, with a hollow marker for meaningless diversity.
 
     Arguments:
-        columns: of each run, what the panels name among them.
+        columns: of each run, with those that the panels name.
         note: what was compared with what.
     """
     from matplotlib.figure import Figure
@@ -279,7 +287,7 @@ def tradeoff_figure(
 
 
 def axis_position(number: str) -> float:
-    """Where a run comes on its curve."""
+    """The position of a run on its curve."""
     try:
         return float(number)
     except ValueError:

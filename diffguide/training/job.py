@@ -95,7 +95,9 @@ class TrainingJob:
             Stopped: a signal came, and everything is saved; on rank 0 alone, with the run folder.
         """
         if self.compiled:
-            self.objective.model.backbone.compile()
+            backbone = self.objective.model.backbone
+            assert isinstance(backbone, torch.nn.Module)
+            backbone.compile()
         try:
             return self.write_dry_run() if self.dry_run else self.train()
         except torch.OutOfMemoryError as error:

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from ..datasets import Split
 from ..evaluation.classification.metric import write_accuracy
 from ..figures.image_grids import choose_training_labels, write_samples
-from ..models.protocols import Denoiser, Energy
+from ..models.protocols import Classifier, Denoiser, Energy
 from ..objectives import Objective
 from ..samplers import SamplingError, generate
 
@@ -29,13 +30,16 @@ class TrainingPictures:
 
     def __call__(self, averaged: Objective, path: Path) -> None:
         """Draws a picture of an averaged objective into a PNG file."""
-        if not isinstance(averaged.model, Denoiser | Energy):
-            write_accuracy(path, averaged.model, self.job.data, self.job.seed, self.job.engine.device)
-        elif self.job.generates:
+        model, job = averaged.model, self.job
+        if isinstance(model, Denoiser | Energy):
+            if not job.generates:
+                return
             try:
-                self.draw_samples(averaged.model, path)
+                self.draw_samples(model, path)
             except SamplingError as error:  # the training is worth more than its pictures
                 print(f"no samples: {error}", file=sys.stderr)
+        elif isinstance(model, Classifier):
+            write_accuracy(path, model, job.data, job.seed, job.engine.device)
 
     def draw_samples(self, model: Denoiser | Energy, path: Path) -> None:
         job, data = self.job, self.job.data
@@ -43,6 +47,6 @@ class TrainingPictures:
         labels = choose_training_labels(guided.num_classes, vectors=len(data.shape) == 1)
         batch_size = min(250, max(job.training.share(job.engine.world_size), 8))
         batches = generate(guided, job.sampler, range(len(labels)), labels, data.shape, batch_size, job.engine.device)
-        background = data.train.x if len(data.shape) == 1 else None
+        background = data.train.x if len(data.shape) == 1 and isinstance(data.train, Split) else None
         x = torch.cat([batch.float().cpu() for batch in batches])
         write_samples(path, x, labels, data.class_names, background, whole=True)

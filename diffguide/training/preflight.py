@@ -2,13 +2,14 @@
 
 import copy
 import sys
+from typing import Any
 
 import torch
 
 from ..checkpoints import store as checkpoints
 from ..checkpoints.data_record import described
 from ..datasets.base import fetch_examples
-from ..models.protocols import Denoiser
+from ..models.protocols import Denoiser, Energy
 from ..randomness import Noise
 from ..runtime.errors import InputError, input_errors
 from ..samplers import SamplingError
@@ -25,16 +26,16 @@ def preflight(job: TrainingJob) -> None:
     Raises:
         InputError: parts that do not fit each other; says what the network said.
     """
-    guided, times = None, None
-    if job.generates:
+    model, guided, times = job.objective.model, None, None
+    if job.generates and isinstance(model, Denoiser | Energy):
         with input_errors("sampler"):
-            guided = job.guided(job.objective.model, "cpu")
+            guided = job.guided(model, "cpu")
             times = job.sampler.times(guided)
     with input_errors("training"):
         job.training.share(job.engine.world_size)
         job.training.make_optimizer(job.objective)
     check_network(job)
-    if guided is not None and isinstance(job.objective.model, Denoiser):
+    if isinstance(guided, Denoiser) and times is not None:
         check_guidance(job, guided, times)
     if job.engine.is_global_zero:
         report_data(job)
@@ -44,10 +45,12 @@ def preflight(job: TrainingJob) -> None:
 
 def check_network(job: TrainingJob) -> None:
     """One forward pass of two examples: the network must fit the data, and the objective its first examples."""
-    model, data = job.objective.model, job.data
-    classes = model.num_classes
+    model: Any = job.objective.model
+    data, classes = job.data, model.num_classes
     if classes not in (0, len(data.class_names)):
-        key = "num_classes" if model.backbone.num_classes else "out_features"  # classes in, or classes out
+        key = (
+            "num_classes" if getattr(model.backbone, "num_classes", 0) else "out_features"
+        )  # classes in, or classes out
         raise InputError(
             f"backbone.{key} is {classes}, but the data have {len(data.class_names)} classes (0 = unconditional)"
         )

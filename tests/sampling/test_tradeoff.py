@@ -126,7 +126,7 @@ def test_points_that_say_nothing_are_hollow():
     assert [line.get_xydata().tolist() for line in hollow] == [[[2, 1]]] and "0.05" in curves.HOLLOW_LABEL
     assert [text.get_text() for text in axis.get_xticklabels()] == ["2", "4"]
     columns = [{"recall": row["recall"], "precision": k / 10, "recall_meaningful": k > 0} for k, row in enumerate(rows)]
-    figure = tradeoff_figure(tradeoff.data_panels(columns), [run("a", "2"), run("a", "4")], columns, "note")
+    figure = tradeoff_figure(tradeoff.data_panels(columns)[0], [run("a", "2"), run("a", "4")], columns, "note")
     hollow = [line for line in figure.axes[0].lines if line.get_label() == curves.HOLLOW_LABEL]
     assert [line.get_xydata().tolist() for line in hollow] == [[[1, 0]]]
 
@@ -238,7 +238,7 @@ def test_a_curve_per_method_in_the_order_of_its_scales():
 def test_figures_that_are_nowhere_finite_are_told(tmp_path):
     lost = [{"deviation_ratio": float("nan"), "energy_distance": float("nan"), "energy_distance_floor": 0.1}]
     with pytest.raises(NoTradeoff, match="deviation_ratio and energy_distance are finite in no run"):
-        tradeoff.write_tradeoff(tmp_path / "t.png", oracle_panels(lost), [run("", "1")], lost, "")
+        tradeoff.write_tradeoff(tmp_path / "t.png", oracle_panels(lost)[0], [run("", "1")], lost, "")
 
 
 def test_what_a_method_is_called():
