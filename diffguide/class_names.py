@@ -1,7 +1,7 @@
-"""Which class a value means: its name or its index, wherever a class is asked for.
+"""Class labels by name or index.
 
-A text is a name. YAML and Hydra read other words than numbers: an unquoted 10, true, 1e3 or null is no text any more, and may
-have been the name of a class as well as an index. `class_index` looks at both, and refuses where they differ.
+A text is a name. YAML and Hydra parse unquoted words: 10, true, 1e3 or null is no text any more, and may have
+been a class name as well as an index. `class_index` looks at both, and raises where they differ.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -44,12 +44,12 @@ def resolve_labels(labels, n: int, class_names: Sequence[str]) -> list[int] | No
         return sorted(i % classes for i in range(n))
     chosen = class_indices(labels if isinstance(labels, list | Mapping) else [labels], class_names)
     if not chosen:
-        raise ValueError("the list is empty; give classes, balanced, all, or null for no condition")
+        raise ValueError("the list is empty; use classes, balanced, all, or null for no condition")
     return [chosen[i % len(chosen)] for i in range(n)]
 
 
 def explain_shadowed_class(labels, class_names: Sequence[str]) -> str | None:
-    """How to name the class that is called as a word of `labels` is, where that word was said; None where there is none."""
+    """A hint on how to name a class whose name is a keyword of `labels`, where that keyword was given; else None."""
     if isinstance(labels, list | Mapping) or labels not in LABEL_KEYWORDS:
         return None
     named = [name for name in class_names if (labels is None and name == "null") or name == labels]
@@ -79,7 +79,7 @@ def class_index(
         label: a text = the name; a number or another plain value = the class of that index, or the one whose name YAML
             or Hydra reads as this value (true, 1e3, 007, null); {"index": 3} = the index, whatever the names.
         class_names: one per class, () where they are not known.
-        argument: what the caller calls the value, for messages.
+        argument: the name of the argument, for messages.
         count: number of classes, None = as many as names.
         several: whether the argument is a list, for messages.
 
@@ -88,7 +88,7 @@ def class_index(
     """
     count = len(class_names) if count is None else count
     if not count:
-        raise ValueError(f"this model knows no classes, got {label!r}: leave {argument} out")
+        raise ValueError(f"this model has no classes, got {label!r}: remove {argument}")
 
     def by_name(name: str) -> str:
         return f"\"{argument}=['{name}']\"" if several else f"\"{argument}='{name}'\""
@@ -119,12 +119,12 @@ def class_index(
 
 
 def is_index(label: object, count: int) -> TypeGuard[int]:
-    """Whether a value is the index of one of `count` classes; true and false are none."""
+    """Whether a value is the index of one of `count` classes; booleans are not."""
     return isinstance(label, int) and not isinstance(label, bool) and 0 <= label < count
 
 
 def may_mean(label, name: str) -> bool:
-    """Whether a value is a class's name, or what is left of that name when it was written without quotes."""
+    """Whether a value is a class's name, or that name as parsed without quotes."""
     return name == label if isinstance(label, str) else (type(label), repr(label)) in parse_unquoted(name)
 
 
@@ -133,7 +133,7 @@ def parse_unquoted(name: str) -> frozenset[tuple[type, str]]:
     """(type, repr) of the values that an unquoted name becomes: in YAML, in Hydra's grammar, and as a decimal number."""
     words: dict[str, object] = {"true": True, "false": False, "null": None}
     values = [words[name.lower()]] if name.lower() in words else []
-    with suppress(yaml.YAMLError, ValueError):  # a name that is no YAML, or a date that is none
+    with suppress(yaml.YAMLError, ValueError):  # a name that is not valid YAML, or an invalid date
         values.append(yaml.safe_load(name))
     if name.isascii():
         for number in (int, float):
@@ -144,20 +144,20 @@ def parse_unquoted(name: str) -> frozenset[tuple[type, str]]:
 
 
 def describe_choices(class_names: Sequence[str], count: int) -> str:
-    """What a message offers in place of an unknown class."""
+    """The valid classes, for a message."""
     names = [
         repr(name) if "," in name or name != name.strip() or not name else name
         for name in class_names[:MAX_NAMES_SHOWN]
     ]
     shown = ", ".join(names) + (", ..." if len(class_names) > MAX_NAMES_SHOWN else "")
-    known = f", or names: {shown}" if class_names else "; the names of its classes are not known here"
+    known = f", or names: {shown}" if class_names else "; its class names are unknown"
     return f"indices 0 to {count - 1}{known}"
 
 
 def suggest_label(label, by_index: Callable[[int], str], count: int) -> str:
-    """What a message says of values that often mean something else."""
+    """The hint of a message for values that often mean something else."""
     if label == -1:
         return "; labels=null is no condition"
     if isinstance(label, str) and label.isdecimal() and is_index(int(label), count):
-        return f"; a text is a name, and {by_index(int(label))} the index"
+        return f"; a text is a name; {by_index(int(label))} is the index"
     return ""

@@ -14,7 +14,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, double_differentiable: bool) -> T
     Vaswani et al., "Attention Is All You Need", 2017, arXiv 1706.03762, eq. 1.
 
     Arguments:
-        double_differentiable: whether gradients of gradients are needed: the fused kernels have none, so that the
+        double_differentiable: whether second derivatives are needed: the fused kernels have none, so that the
             [B, heads, N, N] weights are written out instead.
     """
     if double_differentiable:

@@ -1,4 +1,4 @@
-"""What every network shares: the conditioning vector from the noise level and the condition, and checkpointing."""
+"""Shared by all networks: the conditioning vector from the noise level and the condition, and checkpointing."""
 
 from collections.abc import Sequence
 
@@ -24,9 +24,9 @@ class Backbone(nn.Module):
         num_classes: number of classes, 0 = y is no class index.
         out_features: length of F where it is one vector per example, 0 = F has the shape of x.
         condition_features: length of the vectors of an Embedding, 0 = y is no Embedding.
-        noise_conditioned: whether the noise level comes in; where not, log_snr is None.
+        noise_conditioned: whether the noise level is an input; where not, log_snr is None.
         embedding: what makes the conditioning vector.
-        checkpointing: whether blocks are computed again in the backward pass instead of being kept.
+        checkpointing: whether blocks are recomputed in the backward pass.
         attention_layers: of each attention that can be perturbed, in the order of computation, the side of its square grid
             of places.
         residual_blocks: the same of each block that can be skipped, behind it; 1 for vectors.
@@ -122,7 +122,7 @@ class ConditionEmbedding(nn.Module):
         self.null = nn.Parameter(torch.zeros(condition_features)) if condition_features else None
 
     def forward(self, h: Tensor, log_snr: Tensor | None, y: Condition | None) -> Tensor:
-        """[B, features]; h [B, ...] says the number of rows, and the dtype where neither noise nor condition do."""
+        """[B, features]; h [B, ...] gives the number of rows, and the dtype where there is neither noise nor condition."""
         embedding = self.noise_embedding(h, log_snr)
         if self.classes is not None:
             if isinstance(y, ClassEmbedding):

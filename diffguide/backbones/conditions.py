@@ -1,7 +1,7 @@
-"""What a condition can be, and what dropping and batching mean for each kind.
+"""Conditions: class indices or embeddings, and how to drop and batch them.
 
 A condition y is None (no condition in any row), class indices [B] with -1 for "no condition in this row", or an
-`Embedding`. Whoever drops or batches conditions does it through these functions and needs not know which it has.
+`Embedding`. These functions drop and batch both kinds.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ __all__ = [
 
 
 class Embedding:
-    """Vectors in place of class indices (of a text, of an image), which say themselves in which rows they hold.
+    """Condition vectors in place of class indices (of a text, of an image), with their own mask of rows.
 
     Arguments:
         vectors: [B, D].

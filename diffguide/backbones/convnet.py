@@ -27,7 +27,7 @@ class ConvNet(Backbone):
         noise_conditioned: false: no noise level comes in.
 
     Raises:
-        ValueError: no output, a width that is none, a side that cannot be halved so often, or noise_conditioned=true.
+        ValueError: no output, a width below 1, a side that cannot be halved so often, or noise_conditioned=true.
     """
 
     noise_conditioned = False
@@ -47,7 +47,7 @@ class ConvNet(Backbone):
         check_halvings(size, len(multipliers))
         if noise_conditioned:
             raise ValueError(
-                "noise_conditioned must be false: this network takes no noise level; backbone=unet_encoder does"
+                "noise_conditioned must be false: use backbone=unet_encoder for a network with noise input"
             )
         self.out_features = out_features
         widths = [in_channels, *(channels * multiplier for multiplier in multipliers)]

@@ -55,9 +55,9 @@ class UNetEncoder(Backbone):
         attention: sides, in pixels, at which blocks are followed by attention.
         head_channels: channels per attention head; divides the width at those sides and at the last level.
         dropout: probability in [0, 1).
-        noise_conditioned: whether the noise level comes in.
-        double_differentiable: whether gradients of gradients are needed; slower attention.
-        checkpointing: whether blocks are computed again in the backward pass: less memory, a third more time.
+        noise_conditioned: whether the noise level is an input.
+        double_differentiable: whether second derivatives are needed; slower attention.
+        checkpointing: whether blocks are recomputed in the backward pass: less memory, a third more time.
 
     Raises:
         ValueError: no output, sides that do not fit, or widths that heads do not divide.

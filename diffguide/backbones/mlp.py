@@ -41,7 +41,7 @@ class MLP(Backbone):
         layers: number of residual layers.
         fourier_features: number of rows of W; 0 = x alone.
         fourier_scale: standard deviation of W, in cycles per unit of x.
-        noise_conditioned: whether the noise level comes in.
+        noise_conditioned: whether the noise level is an input.
         condition_features: length of the vectors of an Embedding, 0 = y is no Embedding.
     """
 

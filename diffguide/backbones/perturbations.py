@@ -1,6 +1,7 @@
-"""What can be changed in a network that was trained, so that it becomes a worse one: in some layers, for some rows.
+"""Perturbations that make a trained network worse: in some layers, for some rows.
 
-A network that is called with a perturbation asks it at each of its places, by their index, what to go on with.
+A network called with a perturbation passes its intermediate values, with the index of the layer, to the perturbation's
+methods and continues with the results.
 """
 
 import copy
@@ -15,7 +16,7 @@ __all__ = ["BlurredQueries", "IdentityAttention", "Perturbation", "SkippedBlocks
 
 
 class Perturbation:
-    """Nothing changed, which subclasses change in some layers.
+    """Base of the perturbations: changes nothing.
 
     Arguments:
         layers: indices of the layers that are changed, in the order in which the network computes them.
@@ -40,15 +41,15 @@ class Perturbation:
         return torch.where(self.rows.reshape(-1, *[1] * (old.ndim - 1)), new, old)
 
     def replace_queries(self, index: int, q: Tensor, grid: tuple[int, int]) -> Tensor:
-        """What attention layer `index` takes for its queries q [B, heads, N, d], N = the places of a grid, row by row."""
+        """The queries of attention layer `index`, unperturbed q [B, heads, N, d], N = the places of a grid, row by row."""
         return q
 
     def replace_attention(self, index: int, v: Tensor, h: Tensor) -> Tensor:
-        """What attention layer `index` goes on with for h = softmax(q k^T / sqrt(d)) v, all [B, heads, N, d]."""
+        """The output of attention layer `index`, unperturbed h = softmax(q k^T / sqrt(d)) v, all [B, heads, N, d]."""
         return h
 
     def replace_output(self, index: int, short: Tensor, h: Tensor) -> Tensor:
-        """What follows block `index`, which made h; `short` is what it makes where its branches add nothing."""
+        """The output of block `index`, unperturbed h; `short` is its short cut alone."""
         return h
 
 
@@ -102,7 +103,7 @@ def blur_matrix(side: int, blur: float, like: Tensor) -> Tensor:
 
 
 class SkippedBlocks(Perturbation):
-    """Blocks are skipped: what their branches add is left out, and their short cut alone remains.
+    """Blocks are skipped: only their short cut remains.
 
     Hyung et al., "Spatiotemporal Skip Guidance for Enhanced Video Diffusion Sampling", 2024, arXiv 2411.18664: residual skip.
     The short cut is the identity, but where a block of the U-Net changes the width (a linear map) or the resolution.

@@ -1,4 +1,4 @@
-"""The U-Net of ADM: residual blocks with adaptive group normalisation, attention where asked.
+"""The U-Net of ADM: residual blocks with adaptive group normalisation, optional attention.
 
 Dhariwal & Nichol, "Diffusion Models Beat GANs on Image Synthesis", 2021, arXiv 2105.05233, section 3.
 """
@@ -62,7 +62,7 @@ class Attention(nn.Module):
         super().__init__()
         if channels % head_channels:
             raise ValueError(
-                f"head_channels must divide {channels} channels where attention is asked, got {head_channels}; "
+                f"head_channels must divide {channels} channels at the sides with attention, got {head_channels}; "
                 f"backbone.head_channels={math.gcd(channels, head_channels)} does"
             )
         self.heads, self.double_differentiable = channels // head_channels, double_differentiable
@@ -101,7 +101,7 @@ def level_sides(size: int, levels: int, attention: Sequence[int], advice: str = 
     """The sides of an image, in pixels, on the levels of a network, each half of the one before.
 
     Raises:
-        ValueError: a side that cannot be halved so often, or attention at a side that is none of them.
+        ValueError: a side that cannot be halved so often, or attention at another side.
     """
     check_halvings(size, levels)
     sides = [size // 2**level for level in range(levels)]
@@ -120,19 +120,19 @@ class UNet(Backbone):
         in_channels: channels of the images.
         out_features: channels of the output; None = in_channels.
         num_classes: number of classes, 0 = y is no class index.
-        size: side of the images, pixels; says where `attention` lies.
+        size: side of the images, pixels.
         channels: width at full resolution.
         multipliers: width of each resolution level in units of `channels`, finest first; each level halves the side.
         blocks: residual blocks per level on the way down (one more on the way up).
         attention: sides in pixels at which every block is followed by attention.
         head_channels: channels per attention head.
         dropout: probability in [0, 1).
-        noise_conditioned: whether the noise level comes in.
+        noise_conditioned: whether the noise level is an input.
         condition_features: length of the vectors of an Embedding, 0 = y is no Embedding.
-        double_differentiable: whether gradients of gradients are needed; slower attention.
-        checkpointing: whether blocks are computed again in the backward pass: less memory, a third more time.
+        double_differentiable: whether second derivatives are needed; slower attention.
+        checkpointing: whether blocks are recomputed in the backward pass: less memory, a third more time.
         channels_last: whether weights and activations lie in memory with the channels last: what matrix units prefer in half
-            precision, and what the fused attention kernels ask for (else attention is written out).
+            precision, and required by the fused attention kernels.
         fourier: exponents n of features sin(2^n pi x), cos(2^n pi x) beside x; none = x alone.
     """
 

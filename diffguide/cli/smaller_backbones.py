@@ -1,6 +1,7 @@
 """Backbone options that could stand in the chosen one's place."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from hydra.core.global_hydra import GlobalHydra
@@ -51,5 +52,6 @@ def smaller_backbones(config_name: str, objective: Objective, data: Dataset) -> 
         yield name, other
 
 
-def count(network: torch.nn.Module) -> int:
+def count(network: Any) -> int:
+    """The parameters of a network."""
     return sum(parameter.numel() for parameter in network.parameters())

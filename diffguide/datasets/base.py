@@ -1,7 +1,7 @@
-"""What every data set is: three splits, names, facts, and the way from a stored example to what a network sees.
+"""Base of the data sets: three splits, class names, facts, and the preprocessing of stored examples.
 
-They know nothing of diffusion. A split is a `Split`, whole in memory, or a `Stream`, read example by example by worker
-processes; training treats both alike.
+A split is a `Split`, whole in memory, or a `Stream`, read example by example by worker
+processes; training supports both.
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,7 +27,7 @@ class Split(NamedTuple):
 
 
 class Stream(torch.utils.data.Dataset):
-    """Examples that are read when they are asked for: stream[i] -> (uint8 [C, H, W], class index).
+    """Examples that are read on access: stream[i] -> (uint8 [C, H, W], class index).
 
     The class index that comes with an example is the one to use: where an example cannot be read another takes its place.
 
@@ -57,7 +57,7 @@ class Dataset:
 
     Attributes:
         shape: of one example as the network sees it.
-        unreadable: (path, reason) of files that were left out.
+        unreadable: (path, reason) of skipped files.
         folder: where the data lie, None = they come with the program.
         synthetic: whether the examples are drawn from a seed: such a data set reads no file and may be built for a stranger.
 
@@ -106,11 +106,11 @@ class Dataset:
         return x.gather(3, columns[:, None, None, :].expand(-1, x.shape[1], size, -1))
 
     def summary(self) -> list[str]:
-        """Lines for a reader: what is in the data."""
+        """Lines of the data sheet."""
         splits = {"train": self.train, "validation": self.validation, "test": self.test}
         lines = [f"{name}: {len(split.y)} examples" for name, split in splits.items()]
         if not len(self.validation.y):
-            lines.append("no example validates: held-out losses are of training examples")
+            lines.append("the validation split is empty: held-out losses are on training examples")
         members = [split.y[split.y >= 0].bincount(minlength=len(self.class_names)) for split in splits.values()]
         for index, (name, *counts) in enumerate(zip(self.class_names, *(counts.tolist() for counts in members))):
             shares = " / ".join(f"{count} {split}" for count, split in zip(counts, splits))
@@ -118,19 +118,19 @@ class Dataset:
         return lines
 
     def warnings(self) -> list[str]:
-        """Lines for whoever trains: what of the data is not used."""
+        """Lines for the log of a training run: which data are not used."""
         if not self.unreadable:
             return []
         first = ", ".join(f"{path} ({reason})" for path, reason in self.unreadable[:3])
-        return [f"{len(self.unreadable)} images cannot be read and are left out: {first}"]
+        return [f"{len(self.unreadable)} unreadable images are skipped: {first}"]
 
     @property
     def held_out(self) -> tuple[str, Split | Stream]:
-        """What choices are made on, and its name: the validation split, or, where it is empty, the training split."""
+        """The split for held-out losses and its name: validation, or train where that is empty."""
         return ("validation", self.validation) if len(self.validation.y) else ("train", self.train)
 
     def fingerprint(self) -> Fingerprint:
-        """What tells these data from others: the hash of labels and examples in memory.
+        """The hash of labels and examples in memory, which identifies the data.
 
         Of what is drawn from a seed the labels alone: the last bits of the draws are each processor's own.
         """

@@ -1,11 +1,11 @@
-"""From an image file, whatever its kind, to the square of bytes that a data set stores.
+"""From an image file to the square of bytes that a data set stores.
 
-What is read: every suffix that Pillow knows for a picture format that it decodes by itself. Left out are formats that
-need another program (EPS and PostScript, Windows metafiles), films (MPEG), and those of which Pillow knows the header alone.
+Every image format that Pillow decodes by itself is read. Skipped are formats that need another program (EPS and
+PostScript, Windows metafiles), films (MPEG), and those of which Pillow reads only the header.
 
 Pillow's conversions are used where they are right and replaced where they are not: grey of more than 8 bits is divided down
-(`ranges`; Pillow clips it), transparent pixels are laid over white (Pillow shows the colour hidden under them), the camera's
-orientation is applied. Of an animation the first frame counts; colour profiles are ignored.
+(`ranges`; Pillow clips it), transparent pixels are composited over white (Pillow shows the colour hidden under them), the
+camera's orientation is applied. Of an animation the first frame counts; colour profiles are ignored.
 """
 
 import os
@@ -43,7 +43,7 @@ REDUCING_GAP = (
 
 
 class Header(NamedTuple):
-    """What a file says about itself: Pillow's mode (L, RGB, P, ...), and its size as stored, pixels."""
+    """The header of an image file: Pillow's mode (L, RGB, P, ...), and its size as stored, pixels."""
 
     mode: str
     width: int
@@ -101,7 +101,7 @@ def open_image(path: Path) -> Iterator[Image.Image]:
     """The image in a file, whatever its name says, in one of the `readable_formats`.
 
     Raises:
-        Unreadable: no regular file, no image, or whatever Pillow says while it is read.
+        Unreadable: no regular file, no image, or any error of Pillow while it is read.
     """
     try:
         check_regular(path)
@@ -120,7 +120,7 @@ def read_image(path: Path, channels: int, side: int | None = None, whites: White
         channels: 1 (grey) or 3 (RGB).
         side: pixels that the shorter side will be resized to: a JPEG that is much larger is decoded at a half, a quarter
             or an eighth of its size, never below four times this. None = decoded whole.
-        whites: what is white, where the depth does not say it.
+        whites: the white level where the bit depth does not determine it.
 
     Raises:
         Unreadable: no regular file, no image, a damaged one, or grey values whose range is unknown.

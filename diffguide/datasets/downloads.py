@@ -43,7 +43,7 @@ class Downloaded(Dataset):
         except (OSError, RuntimeError, ValueError, AssertionError, HTTPException) as error:
             reason = " ".join(str(error).split()) or "a damaged file"
             raise ValueError(
-                f"dataset.path is {path}, where {self.name} cannot be read ({reason}): say dataset.download=true with a "
+                f"dataset.path is {path}, where {self.name} cannot be read ({reason}): set dataset.download=true with a "
                 f"network, or put {self.archives} into {folder / self.place}, where dataset.download=true unpacks without"
             ) from error
         x, test_x = (torch.as_tensor(part.data) for part in (train, test))

@@ -1,4 +1,4 @@
-"""What identifies the data of a run, whoever has them and wherever they lie, and what differs between two such records."""
+"""Fingerprints that identify the data of a run wherever they lie, and the difference of two of them."""
 
 import hashlib
 import json

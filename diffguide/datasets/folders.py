@@ -45,7 +45,7 @@ def find_classes(folder: Path, files: list[str], num_classes: int, class_order: 
     if not names:
         raise ValueError(
             f"dataset.num_classes is {num_classes}, but {folder} has no class folders with images, its images ({len(flat)}) "
-            "lie side by side: say dataset.num_classes=0"
+            "are not in class folders: set dataset.num_classes=0"
         )
     for name in names:
         if any(unicodedata.category(letter) in UNPRINTABLE_CATEGORIES for letter in name):
@@ -63,6 +63,6 @@ def find_classes(folder: Path, files: list[str], num_classes: int, class_order: 
         noun = "class" if len(names) == 1 else "classes"
         raise ValueError(
             f"dataset.num_classes is {num_classes}, but {folder} has {len(names)} {noun} ({some}): "
-            f"say dataset.num_classes={len(names)}"
+            f"set dataset.num_classes={len(names)}"
         )
     return tuple(names)

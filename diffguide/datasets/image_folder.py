@@ -29,7 +29,7 @@ MAX_NAMED_UNREADABLE = 3  # how many are named where there may be many
 
 
 class ImageStream(Stream):
-    """Image files, decoded when they are asked for.
+    """Image files, decoded on access.
 
     A file that cannot be decoded is named on stderr, once, and the next one that can be takes its place.
 
@@ -55,7 +55,7 @@ class ImageStream(Stream):
             except Unreadable as error:
                 if not self.reported[row]:
                     self.reported[row] = True
-                    print(escape_unprintable(f"{self.files[row]} is left out: {error}"), file=sys.stderr, flush=True)
+                    print(escape_unprintable(f"{self.files[row]} is skipped: {error}"), file=sys.stderr, flush=True)
         first = escape_unprintable(self.files[0])
         raise RuntimeError(f"none of these {len(self)} images can be read any more, the first is {first}")
 
@@ -86,7 +86,7 @@ class ImageFolder(Dataset):
             validates at validation=0 too.
 
     Attributes:
-        unreadable: (path inside the folder, reason) of the files that were left out, both as they may be shown.
+        unreadable: (path inside the folder, reason) of the skipped files, both escaped for printing.
 
     Raises:
         ValueError: an argument out of its range, a folder without enough usable images, or one of other classes.
@@ -191,21 +191,21 @@ class ImageFolder(Dataset):
         if self.unreadable:
             lost = f"; {len(self.unreadable)} of {total} files cannot be read: {self.describe_unreadable()}"
         if len(self.unreadable) > len(files):
-            raise ValueError(f"dataset.path is {self.folder}, where most files are unusable{lost}")
+            raise ValueError(f"dataset.path is {self.folder}, where most files cannot be read{lost}")
         present = {class_folder(file) for file in files}
         for name in class_names:
             if name not in present:
-                raise ValueError(f"dataset.path is {self.folder}, whose class {name} has no usable image{lost}")
+                raise ValueError(f"dataset.path is {self.folder}, where class {name} has no readable image{lost}")
 
     def describe_unreadable(self) -> str:
-        """The first of the files that were left out, with reasons."""
+        """The first skipped files, with reasons."""
         return ", ".join(f"{file} ({reason})" for file, reason in self.unreadable[:MAX_NAMED_UNREADABLE])
 
     def summary(self) -> list[str]:
         lines = super().summary() + self.notes + self.listing.describe()
         if self.unreadable:
             more = ", ..." if len(self.unreadable) > MAX_NAMED_UNREADABLE else ""
-            lines.append(f"unreadable: {len(self.unreadable)} files left out: {self.describe_unreadable()}{more}")
+            lines.append(f"unreadable: {len(self.unreadable)} files skipped: {self.describe_unreadable()}{more}")
         return lines
 
     def warnings(self) -> list[str]:
@@ -251,5 +251,5 @@ def check_choices(suffixes: Sequence[str] | None, class_order: str, split_by: st
     readable = decoding.readable_suffixes()
     for suffix in suffixes or ():
         if suffix.lower() not in readable:
-            near = "; write it with its dot" if f".{suffix.lower()}" in readable else ""
-            raise ValueError(f"dataset.suffixes has {suffix}, which is no ending of a picture that Pillow reads{near}")
+            near = "; write it with the dot" if f".{suffix.lower()}" in readable else ""
+            raise ValueError(f"dataset.suffixes has {suffix}, which is no image suffix that Pillow reads{near}")

@@ -83,7 +83,7 @@ class Listing:
 
 
 def walk_hidden(path: Path) -> Iterator[Path]:
-    """A hidden file, or the files in a hidden folder; what cannot be listed is left out."""
+    """A hidden file, or the files in a hidden folder; unlistable folders are skipped."""
     if not path.is_dir():
         yield path
     for folder, _, names in os.walk(path):

@@ -1,8 +1,8 @@
-"""Which value is white, where a file's depth does not say it: whole numbers of more than 8 bits, and floating-point ones.
+"""The white level of images of more than 8 bits and of floating-point images, which the bit depth does not determine.
 
-Files hold 8-bit values in 32 bits, masks in 16, and shares of white in floating point. What the largest value says is
-taken: white is the smallest of 1, 255 and 65535 that no value exceeds. A folder asks all its files together, so that one
-dark picture keeps its brightness beside the others. Below 0, above 65535, infinity and NaN are no grey values.
+Files hold 8-bit values in 32 bits, masks in 16, and shares of white in floating point. The largest value decides:
+white is the smallest of 1, 255 and 65535 that no value exceeds. It is decided once for a folder, so that one
+dark image keeps its brightness beside the others. Below 0, above 65535, infinity and NaN are no grey values.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -32,12 +32,12 @@ FROM_FILE = WhiteLevels()
 
 
 def wide_field(mode: str) -> str | None:
-    """The field of `WhiteLevels` that pixels of one of Pillow's modes follow; None where 8 bits say what white is."""
+    """The field of `WhiteLevels` that pixels of one of Pillow's modes follow; None for 8-bit modes."""
     return "floating" if mode == "F" else "whole" if mode.startswith("I") else None
 
 
 def max_grey(image: Image.Image) -> float:
-    """The largest grey value of a loaded image of a wide mode, the value marked as transparent left out.
+    """The largest grey value of a loaded image of a wide mode, without the value marked as transparent.
 
     Raises:
         Unreadable: a value below 0 or above 65535, NaN or infinity.
@@ -55,7 +55,7 @@ def white_level(extents: Iterable[float], floating: bool) -> int:
     """The smallest of 1, 255 and 65535 that no value exceeds.
 
     Arguments:
-        extents: the largest value of each file; no more are asked for than decide it.
+        extents: the largest value of each file; read only as far as needed.
         floating: whether the values may be fractions of white.
 
     Raises:
@@ -93,7 +93,7 @@ def find_whites(modes: Sequence[str], measure: Callable[[int], float]) -> WhiteL
         try:
             found[field] = white_level(extents(field), field == "floating")
         except Unreadable:
-            continue  # every such file says so when it is read
+            continue  # every such file is reported when it is read
     return WhiteLevels(**found)
 
 

@@ -1,4 +1,4 @@
-"""What a data sheet says about image files: sizes, modes, value ranges, copies, how they are kept."""
+"""The lines of a data sheet on image files: sizes, modes, value ranges, copies, storage."""
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
@@ -46,7 +46,7 @@ def describe_files(
     if x is not None:
         grey = all(bool((part == part[:, :1]).all()) for part in x.split(100))
     if channels == 3 and grey:
-        lines.append("all images are grey: dataset.channels=1 would do")
+        lines.append("all images are grey: set dataset.channels=1")
     return lines
 
 

@@ -1,4 +1,4 @@
-"""Which split a file falls into: a number made of its contents, or of its path, decides it alone.
+"""The split of a file: a function of a hash of its contents, or of its path, alone.
 
 A file's number does not change with what else comes into the folder, and copies of a file have the same number, so that no
 image trains under one name and validates under another.
@@ -66,7 +66,7 @@ def assign_splits(
 
     u = `unit_hash` of a file's key: u < validation validates, u >= 1 - test tests, the rest trains. A class whose images all
     do otherwise trains on the one nearest to that. Where no u is below a share above 0, the smallest validates of those
-    that leave their classes a training image; where there is none, nothing validates.
+    that leave their classes a training image; if there is none, the validation split stays empty.
 
     Arguments:
         keys: hash of each file; files with the same key fall into one split.

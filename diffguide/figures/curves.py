@@ -9,7 +9,7 @@ from .plot_spec import Plot
 
 __all__ = ["HOLLOW_LABEL", "MIN_PRECISION", "HOLLOW_STYLE", "draw_curves", "write_curve_figure"]
 
-MIN_PRECISION = 0.05  # with fewer samples among the real examples recall says nothing
+MIN_PRECISION = 0.05  # below it, recall is not meaningful
 HOLLOW_LABEL = f"not meaningful: precision below {MIN_PRECISION}"
 HOLLOW_STYLE = {
     "marker": "o",
@@ -26,7 +26,7 @@ def draw_curves(plot: Plot, lines: Mapping[str, Sequence[Mapping[str, Any]]]):
 
     Arguments:
         plot: what is drawn against what.
-        lines: curve per name; one without a name needs no legend. A panel whose column no curve has is left out.
+        lines: curve per name; one without a name needs no legend. A panel whose column no curve has is omitted.
     """
     import matplotlib
     from matplotlib.figure import Figure

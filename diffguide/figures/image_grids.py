@@ -55,7 +55,7 @@ def to_uint8(x: Tensor) -> numpy.ndarray:
 
 
 class GridLayout(NamedTuple):
-    """rows: which samples a grid shows, by index; names: of its rows, [] = none; note: what it leaves out, "" = nothing."""
+    """rows: which samples a grid shows, by index; names: of its rows, [] = none; note: which classes it omits, "" = none."""
 
     rows: list[list[int]]
     names: list[str]
@@ -90,9 +90,9 @@ def lay_out_grid(labels: Sequence[int], class_names: Sequence[str], most: int = 
 
 
 def describe_omitted(names: Sequence[str], total: int) -> str:
-    """What a picture says of the classes that it has no room for, "" where there are none."""
+    """The note on the classes that a picture omits, "" where there are none."""
     shown = ", ".join(map(str, names[:MAX_OMITTED_NAMES])) + (", ..." if len(names) > MAX_OMITTED_NAMES else "")
-    return f"{len(names)} of {total} classes are left out: {shown}" if names else ""
+    return f"{len(names)} of {total} classes are not shown: {shown}" if names else ""
 
 
 def choose_training_labels(classes: int, vectors: bool) -> list[int]:
@@ -118,7 +118,7 @@ def write_samples(
         labels: class per sample, -1 = no condition.
         class_names: one per class.
         background: data [M, D] to draw the vectors over.
-        whole: whether it is to show every class, and says which it does not.
+        whole: whether to note the classes that have no sample.
     """
     shown, classes = GridLayout([], []) if x.ndim == 2 else lay_out_grid(labels, class_names), set(labels)
     if whole and max(labels) >= 0:
@@ -142,7 +142,7 @@ def write_contact_sheet(
         columns: (title, samples) per run: uint8 [R, H, W, C], or vectors [R, D].
         labels: per run, of these samples.
         class_names: one per class.
-        background: what vectors are drawn over.
+        background: what is drawn below vectors.
     """
     if columns[0][1].ndim == 2:
         panels = [(title, x, own) for (title, x), own in zip(columns, labels)]

@@ -1,4 +1,4 @@
-"""What a picture of a curve shows: its axes and their labels, without the drawing."""
+"""The specification of a plot: its axes and their labels, without the drawing."""
 
 from collections.abc import Sequence
 from typing import NamedTuple

@@ -16,10 +16,10 @@ BINS = 80
 
 
 class ScatterBackground(NamedTuple):
-    """What vectors are shown in and over.
+    """The plane in which vectors are drawn, and what is drawn below them.
 
     Arguments:
-        axes: what is shown of a vector x [D] is x @ axes, [D, 2]; [1, 1] for numbers.
+        axes: a vector x [D] is drawn at x @ axes, [D, 2]; [1, 1] for numbers.
         names: of the axes.
         points: data or exact samples [M, 2] or [M, 1], shown; M may be 0.
         curve: on a line, (x, exact density) [G, 2]; G may be 0.
@@ -106,7 +106,7 @@ def draw_scatter(
 
 
 def histogram_range(parts: Sequence[numpy.ndarray], background: ScatterBackground) -> tuple[float, float]:
-    """The part of a line that histograms show: all that there is."""
+    """The range of all finite values, for histograms."""
     first = numpy.concatenate([*(x[:, 0] for x in parts), background.points[:, 0], background.curve[:, 0]])
     first = first[numpy.isfinite(first)]
     low, high = (float(first.min()), float(first.max())) if len(first) else (0.0, 1.0)

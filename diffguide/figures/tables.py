@@ -178,7 +178,7 @@ def name_columns(records: Iterable[dict[str, Any]]) -> dict[tuple[str, str, str]
 
 
 def format_figure(figure: dict[str, Any]) -> str:
-    """value ± standard error, to two digits of the latter; and whether it says nothing."""
+    """value ± standard error, to two digits of the latter; and whether it is ignored."""
     value, error = figure["value"], figure["standard_error"]
     mark = "" if figure.get("meaningful", True) else " (not meaningful)"
     if isinstance(value, str) or isinstance(error, str):  # inf, nan

@@ -1,4 +1,4 @@
-"""The way of a few samples from noise to data, as an animated GIF."""
+"""Trajectories of a few samples from noise to data, as an animated GIF."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,7 +24,7 @@ FRAME_MILLISECONDS, LAST_FRAME_MILLISECONDS = 100, 2000  # that a frame stays, a
 
 
 def choose_trajectories(labels: Sequence[int], class_names: Sequence[str], shape: Sequence[int]) -> images.GridLayout:
-    """What a GIF shows of samples of a shape: the first ones of grid.png, row by row; of vectors the first 2000."""
+    """The samples in a GIF: the first ones of grid.png, row by row; of vectors the first 2000."""
     if len(shape) == 1:
         return images.GridLayout([list(range(min(len(labels), MAX_GIF_VECTORS)))], [])
     return images.lay_out_grid(
@@ -41,7 +41,7 @@ class TrajectoryRecorder:
         shown: indices of the samples in the film.
         times: decreasing, [steps + 1]; a frame is what a step leaves, thinned evenly to 60, the last step included.
         schedule: whose times these are; None = of none, x lives at the data's own scale.
-        axes: what is shown of a vector x is x @ axes; None = images.
+        axes: a vector x is drawn at x @ axes; None = images.
     """
 
     def __init__(

@@ -16,7 +16,7 @@ from typing import Any
 
 try:
     import fcntl
-except ImportError:  # Windows has none: there, two processes on one run are not told apart
+except ImportError:  # Windows has none: there, nothing prevents two processes on one run
     fcntl = None  # type: ignore[assignment]
 
 __all__ = [

@@ -1,7 +1,7 @@
 """The file format: tensors and one JSON text in a safetensors file, sealed with a checksum over both; never pickle.
 
 The metadata key `diffguide` holds the text, whose last entry `sha256` is the hash of the rest of the text and of every
-tensor's name, type, shape and bytes. Any change of what a file says or holds is told when it is read.
+tensor's name, type, shape and bytes. A change of the metadata or of a tensor is detected on reading.
 """
 
 import hashlib
@@ -29,11 +29,11 @@ __all__ = [
 
 FORMAT_VERSION = 2
 METADATA_KEY = "diffguide"
-MAX_MESSAGE_LENGTH = 600  # characters of a message; what a foreign file makes us say stays readable
+MAX_MESSAGE_LENGTH = 600  # characters of a message, whatever a foreign file contains
 
 
 class CheckpointError(ValueError):
-    """A file that is missing, damaged, foreign or not to be trusted: one printable line, which says what would be right."""
+    """A file that is missing, damaged, foreign or not trusted. The message is one printable line."""
 
     def __init__(self, message: str):
         super().__init__(shorten(escape_unprintable(" ".join(message.split())), MAX_MESSAGE_LENGTH))
@@ -59,7 +59,7 @@ def write_sealed(path: Path, tensors: dict[str, Tensor], metadata: dict) -> None
 
 
 def compute_digest(tensors: dict[str, Tensor], metadata: dict) -> str:
-    """The hash of all that a file says and holds, hexadecimal."""
+    """The hash of metadata and tensors, hexadecimal."""
     total = hashlib.sha256(json.dumps(metadata).encode())
     for name, value in sorted(tensors.items()):
         total.update(json.dumps([name, str(value.dtype), list(value.shape)]).encode())

@@ -30,7 +30,7 @@ class Shards:
         folder: where they lie.
         n: number of samples.
         batch_size: samples per shard; the last one has what is left.
-        storage_spec: dtype and shape of one sample, which every shard is held against; None = against nothing.
+        storage_spec: dtype and shape of one sample, checked in every shard; None = unchecked.
     """
 
     def __init__(self, folder: Path, n: int, batch_size: int, storage_spec: tuple[str, tuple[int, ...]] | None = None):
@@ -74,7 +74,7 @@ class Shards:
 
     @contextmanager
     def open(self, first: int) -> Iterator[Any]:
-        """The arrays of a batch by name; each is read when it is asked for.
+        """The arrays of a batch by name, read on access.
 
         Raises:
             ShardError: a file that is damaged or holds something else than this batch.
@@ -85,9 +85,9 @@ class Shards:
                 raise ValueError("it is no file")
             with numpy.load(path, allow_pickle=False) as arrays:
                 yield arrays
-        except Exception as error:  # whatever NumPy and zipfile may say to such a file, and what is said of it below
+        except Exception as error:  # any error of NumPy and zipfile, and those raised by the caller
             reason = " ".join(str(error).split()) or type(error).__name__
-            raise ShardError(f"the shard {path} is damaged ({reason}): remove it and resume the run") from error
+            raise ShardError(f"the shard {path} is damaged ({reason}): delete it and resume the run") from error
 
     def check(self, array: numpy.ndarray, counts: tuple[int, ...], shape: tuple[int, ...]) -> None:
         """Raises ValueError where an array is not [*counts, *shape], or not of the samples' dtype."""
@@ -187,7 +187,7 @@ def write_archive(path: Path, parts: Iterator[numpy.ndarray], labels: Sequence[i
                     numpy.lib.format.write_array_header_1_0(file, header)
                 if kind != (part.dtype, part.shape[1:]):
                     raise ShardError(
-                        f"shards differ: {kind} and {part.dtype, part.shape[1:]}; remove them and resume the run"
+                        f"shards differ: {kind} and {part.dtype, part.shape[1:]}; delete them and resume the run"
                     )
                 count += len(part)
                 file.write(numpy.ascontiguousarray(part).data)
@@ -201,7 +201,7 @@ def read_rows(path: Path, indices: Iterable[int]) -> numpy.ndarray:
     """Rows of arr_0 in such an archive, in ascending order of their indices; the others are not read at all.
 
     Raises:
-        ValueError: an archive that is none, or without such a row.
+        ValueError: no such archive, or no such row.
     """
     with zipfile.ZipFile(path) as archive:
         offset = archive.getinfo("arr_0.npy").header_offset

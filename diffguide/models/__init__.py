@@ -1,4 +1,4 @@
-"""How a network is read: denoisers, log-densities, classifiers, and what a network's output means."""
+"""Models: denoisers, log-densities and classifiers on top of a network."""
 
 from .decoders import Decoder, Discretized, Gaussian
 from .evaluation_counters import EvaluationCounter

@@ -1,4 +1,4 @@
-"""Decoders p(x | z_0): what the least noisy latent z_0 = alpha_0 x + sigma_0 eps says of the data.
+"""Decoders p(x | z_0): the law of the data given the least noisy latent z_0 = alpha_0 x + sigma_0 eps.
 
 decoder.log_prob(x, eps, log_snr) -> [B] nats, log p(x | z_0) at that z_0. It depends on alpha_0 / sigma_0 alone, so that it
 holds for every normalisation. The variational bound needs its mean over eps, in training and in evaluation.
@@ -30,7 +30,7 @@ class Decoder:
     quantization_levels: int = 0
 
     def check(self, x: Tensor) -> None:
-        """Raises ValueError where data x are not what it decodes."""
+        """Raises ValueError for data x that it cannot decode."""
 
     def log_prob(self, x: Tensor, eps: Tensor, log_snr: Tensor) -> Tensor:
         """log p(x | z_0 = alpha_0 x + sigma_0 eps) in nats, [B]; gradients reach log_snr.

@@ -1,4 +1,4 @@
-"""Counting evaluations: what a run or a measurement costs, whatever is wrapped around its model."""
+"""Counting evaluations of a model and of potentials around it: the cost of a run or a measurement."""
 
 import copy
 from typing import TypeVar

@@ -98,12 +98,16 @@ class LevelClassifier(nn.Module, Denoiser, LogDensity, Classifier):
             raise ValueError(
                 f"a classifier of {steps + 2} noise levels needs a network with so many outputs, and this "
                 f"{type(backbone).__name__} "
-                + (f"has {backbone.out_features}" if backbone.out_features else "answers in the shape of the data")
+                + (
+                    f"has {backbone.out_features}"
+                    if backbone.out_features
+                    else "has an output in the shape of the data"
+                )
                 + "; take backbone=unet_levels for images, backbone=mlp_levels for vectors"
             )
         if backbone.noise_conditioned:
             raise ValueError(
-                "a classifier of the noise level must not be told it: set backbone.noise_conditioned=false"
+                "a classifier of the noise level takes no noise input: set backbone.noise_conditioned=false"
             )
         if schedule.learned:
             raise ValueError(f"a classifier of the noise level needs a fixed schedule, got {type(schedule).__name__}")
@@ -153,7 +157,7 @@ class LevelClassifier(nn.Module, Denoiser, LogDensity, Classifier):
         if t.device.type == "cpu" and bool(((place - k).abs() > 1e-6).any()):
             wrong = float(t.reshape(-1)[(place - k).abs().reshape(-1).argmax()])
             raise ValueError(
-                f"this model knows the noise levels t = k / {self.steps} alone, and t = {wrong:.6g} is none"
+                f"this model has the noise levels t = k / {self.steps}, and t = {wrong:.6g} is not one of them"
             )
         return k.long()
 
@@ -182,7 +186,7 @@ class LevelClassifier(nn.Module, Denoiser, LogDensity, Classifier):
         return self.read(x_t, slope, k)
 
     def read(self, x: Tensor, slope: Tensor, k: Tensor) -> Prediction:
-        """The estimates that the gradient of `log_ratio` means at levels k: the score is slope - x."""
+        """The estimates from the gradient of `log_ratio` at levels k: the score is slope - x."""
         alpha, sigma = self.scales(k, x.ndim)
         kept, moved = ((1 - sigma**2) / alpha).to(x), (sigma**2 / alpha).to(x)
         return Prediction(kept * x + moved * slope, sigma.to(x) * (x - slope))

@@ -17,13 +17,13 @@ def check_outputs(backbone: Backbone, what: str, of_images: str) -> None:
         of_images: the option that would do for images.
 
     Raises:
-        ValueError: a network without one output per class, or one that is told a condition.
+        ValueError: a network without one output per class, or one with a condition input.
     """
     if not backbone.out_features or backbone.conditional:
         name = type(backbone).__name__
-        found = "is told a condition" if backbone.out_features else "answers in the shape of the data"
+        found = "takes a condition" if backbone.out_features else "has an output in the shape of the data"
         raise ValueError(
-            f"{what} needs a network with one output per class that is told no condition, and this {name} {found}; "
+            f"{what} needs a network with one output per class and no condition input, and this {name} {found}; "
             f"take backbone={of_images} for images, backbone=mlp_classifier for vectors"
         )
 
@@ -39,7 +39,7 @@ class NoisyClassifier(nn.Module, Classifier):
         schedule: the noise schedule.
 
     Raises:
-        ValueError: a backbone that answers in the shape of the data, or that is told a condition.
+        ValueError: a backbone that has an output in the shape of the data, or one with a condition input.
     """
 
     def __init__(self, backbone: Backbone, schedule: Schedule):

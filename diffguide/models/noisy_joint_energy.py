@@ -35,7 +35,7 @@ class NoisyJointEnergy(nn.Module, Denoiser, LogDensity, Classifier):
         schedule: noise schedule with finite ends.
 
     Raises:
-        ValueError: a backbone without noise input, without one output per class, or that is told a condition; a schedule that
+        ValueError: a backbone without noise input, without one output per class, or with a condition input; a schedule that
             is learned or has an infinite end.
     """
 
@@ -47,7 +47,7 @@ class NoisyJointEnergy(nn.Module, Denoiser, LogDensity, Classifier):
         check_outputs(backbone, what, "unet_joint")
         if not backbone.noise_conditioned:
             raise ValueError(
-                f"{what} must be told the level: set backbone.noise_conditioned=true, or take backbone=unet_joint"
+                f"{what} takes the noise level as input: set backbone.noise_conditioned=true, or take backbone=unet_joint"
             )
         if schedule.learned:
             raise ValueError(f"{what} needs a fixed schedule, got {type(schedule).__name__}")
@@ -101,5 +101,5 @@ class NoisyJointEnergy(nn.Module, Denoiser, LogDensity, Classifier):
         return Prediction(rows.c_skip * x_t - rows.c_out * slope, rows.e_skip * x_t - rows.e_out * slope)
 
     def rows(self, log_snr: Tensor, like: Tensor) -> Rows:
-        """What the velocity, minus the gradient of `potential`, says of x_0 and eps."""
+        """The rows that read x_0 and eps from the velocity, minus the gradient of `potential`."""
         return V().rows(*self.schedule.scales(log_snr, like.ndim)).to(like)

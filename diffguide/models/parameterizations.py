@@ -1,4 +1,4 @@
-"""What a network's output F means: closed-form rows that turn it into x_0 and eps.
+"""Parameterizations of a network's output F: closed-form rows that turn it into x_0 and eps.
 
 For x_t = alpha x_0 + sigma eps every parameterization is a table of seven numbers per noise level:
 

@@ -1,4 +1,4 @@
-"""A network as a denoiser: what its output means."""
+"""A network as a denoiser."""
 
 from operator import attrgetter
 

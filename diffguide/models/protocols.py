@@ -1,4 +1,4 @@
-"""Denoisers: what every method of this library shows to a sampler.
+"""Denoisers: the interface of every method to a sampler.
 
     denoiser(x_t, t, y) -> Prediction(x_0, eps)
 
@@ -32,7 +32,7 @@ __all__ = [
 
 
 class SamplingError(ValueError):
-    """What a run that was begun cannot end, in its sampler or its guidance: it says why, and what to change."""
+    """A sampler or a guidance failed during a run. The message says why, and what to change."""
 
 
 class Prediction(NamedTuple):
@@ -207,12 +207,12 @@ class Classifier:
 
 
 class DenoiserWrapper(Denoiser):
-    """A denoiser made of another one, whose `info` it forwards. It starts what it wraps.
+    """A denoiser around another one, whose `info` it forwards and which it starts.
 
     Attributes:
         needs_null: whether training for it must drop the condition of some examples.
         uses_condition: whether it compares conditions, and so has no effect where a model ignores them.
-        passthrough: whether its predictions are those of what it wraps, so that whatever else that knows holds for both.
+        passthrough: whether its predictions are those of the wrapped denoiser, so that the protocols of that one hold for both.
     """
 
     needs_null = uses_condition = False
@@ -250,7 +250,7 @@ class DenoiserWrapper(Denoiser):
 
 
 def forward_attribute(name: str) -> property:
-    """An attribute of a wrapper, read from what it wraps; layers that only the inner network has stay hidden."""
+    """An attribute of a wrapper, read from the wrapped denoiser; () for the layers of one that is no passthrough."""
 
     def read(self: DenoiserWrapper) -> Any:
         if name in ("attention_layers", "residual_blocks") and not self.passthrough:

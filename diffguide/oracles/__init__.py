@@ -1,4 +1,4 @@
-"""Oracles: laws whose every conditional expectation is known, so that guidance and samplers are seen without training error."""
+"""Oracles: distributions with exact denoisers, so that errors in samples come from the sampler or the guidance alone."""
 
 from .base import Oracle
 from .empirical import Empirical

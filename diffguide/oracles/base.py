@@ -1,4 +1,4 @@
-"""What every oracle shares: components with class labels, levels, blocks of rows, the three protocols."""
+"""Base of the oracles: components with class labels, levels, blocks of rows, the three protocols."""
 
 from collections.abc import Callable, Sequence
 
@@ -16,7 +16,7 @@ class Oracle(ExactDenoiser, LogDensity, Classifier):
     """A mixture p_0 = sum_k pi_k p_k whose component k has class label(k), noised to x_t = alpha x_0 + sigma eps.
 
     Everything is computed in float64 and answered in the dtype of x_t, float32 at least, by blocks of rows; gradients
-    reach x_t. t is a 0-d tensor or [B]; where a density is asked for, t None means the clean law p_0.
+    reach x_t. t is a 0-d tensor or [B]; for a density, t None means the clean law p_0.
 
     Arguments:
         shape: of one example.
@@ -162,7 +162,7 @@ class Oracle(ExactDenoiser, LogDensity, Classifier):
         return alpha, sigma, *self.scales(s), transition
 
     def cast_like(self, result: Tensor, x: Tensor) -> Tensor:
-        """A float64 result as it is handed back: in the dtype of x, float32 at least, on its device."""
+        """A float64 result in the dtype of x, float32 at least, on its device."""
         return result.to(torch.promote_types(x.dtype, torch.float32)).to(x.device)
 
     def map_blocks(

@@ -1,4 +1,4 @@
-"""The exact denoiser of a finite data set: what a network that has learned its training set by heart would answer.
+"""The exact denoiser of a finite data set: the prediction of a network that has memorized its training set.
 
 Karras et al. 2022, arXiv 2206.00364, eq. 57 (width 0). With a width h, component k is N(y_k, h^2 I):
 
@@ -35,7 +35,7 @@ class Empirical(Oracle):
 
     Raises:
         ValueError: a negative width, data without examples, labels that do not fit, a class without an example; later: a
-            density asked for at h = 0 and sigma = 0.
+            density requested at h = 0 and sigma = 0.
     """
 
     block = 2**20

@@ -1,4 +1,4 @@
-"""Named mixtures whose numbers follow from a rule."""
+"""Named mixtures."""
 
 import torch
 

@@ -1,1 +1,1 @@
-"""What a run stands on: devices and precision, signals, progress, linear algebra that survives a bad matrix."""
+"""Devices and precision, signals, progress bars, linear algebra that tolerates matrices that are not finite."""

@@ -11,12 +11,12 @@ __all__ = ["Fabric", "build_fabric", "gather_objects", "kill_launched_processes"
 
 
 def launched_by_torchrun() -> bool:
-    """Whether torchrun started this process, so that its siblings are there already."""
+    """Whether torchrun started this process and its siblings."""
     return "TORCHELASTIC_RUN_ID" in os.environ
 
 
 def kill_launched_processes(fabric: Fabric) -> None:
-    """Ends the processes that this one has launched, for a failure that they cannot know of: they wait for it for ever."""
+    """Ends the processes that this one has launched, which would wait for ever after its failure."""
     for process in getattr(fabric.strategy.launcher, "procs", []):
         process.kill()
 
@@ -49,7 +49,7 @@ def build_fabric(
     Raises:
         ValueError: a device that is not there, more processes than cores, an unknown strategy or precision.
     """
-    if precision in ("16", "bf16"):  # which Fabric takes, and grumbles
+    if precision in ("16", "bf16"):  # which Fabric accepts with a warning
         raise ValueError(f"precision must be one of 32-true, 16-mixed, bf16-mixed, bf16-true, 64-true, got {precision}")
     if launched_by_torchrun():  # Fabric's own count would start independent single runs here
         devices = int(os.environ["LOCAL_WORLD_SIZE"])
@@ -63,9 +63,9 @@ def build_fabric(
             precision=precision,  # type: ignore[arg-type]  # Fabric checks the text itself
         )
     except (MisconfigurationException, RuntimeError, ValueError, TypeError, ImportError) as error:
-        asked = f"accelerator={accelerator} devices={devices} strategy={strategy} precision={precision}"
-        raise ValueError(f"this machine cannot provide {asked}: {error}") from error
+        options = f"accelerator={accelerator} devices={devices} strategy={strategy} precision={precision}"
+        raise ValueError(f"cannot create the engine with {options}: {error}") from error
     cores = os.cpu_count() or 1
     if not launched_by_torchrun() and found.device.type == "cpu" and found.world_size > cores * num_nodes:
-        raise ValueError(f"devices={devices} are more processes than the {cores} cores of this machine")
+        raise ValueError(f"devices={devices} exceeds the {cores} CPU cores of this machine")
     return found

@@ -1,4 +1,4 @@
-"""Decompositions of a batch of matrices in which one that is not finite stops no other.
+"""Decompositions of a batch of matrices in which a matrix that is not finite affects no other.
 
 LAPACK raises for the whole batch where one matrix holds nan or inf: one diverged sample would stop every other.
 """

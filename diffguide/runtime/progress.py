@@ -10,9 +10,7 @@ from tqdm import tqdm
 
 __all__ = ["Heartbeat", "Progress"]
 
-REDRAW_SECONDS = (
-    0.1  # seconds between two pictures of a bar: who counts evaluations may show its figures 1000 times a second
-)
+REDRAW_SECONDS = 0.1  # seconds between two redraws of a bar, whose figures may change 1000 times a second
 
 
 class Progress:
@@ -63,7 +61,7 @@ class Progress:
             self.write_line(", ".join(filter(None, parts)), shown=self.bar is None)
 
     def write_line(self, line: str, shown: bool = True) -> None:
-        """A line of its own that does not break the bar, for the log and, where `shown`, for stderr."""
+        """Writes a line to the log and, where `shown`, to stderr without breaking the bar."""
         if self.silent:
             return
         if shown:
@@ -72,7 +70,7 @@ class Progress:
             self.log(line)
 
     def show_alive(self) -> None:
-        """That it still runs: the clock beside the bar, or a line if the last one is twice as old as lines are."""
+        """Shows that the work still runs: refreshes the bar's clock, or writes a line if the last one is old."""
         if self.bar is not None:
             self.bar.refresh()
         elif time.monotonic() - self.last >= 2 * self.every and not self.silent:
@@ -87,10 +85,10 @@ class Progress:
 
 
 class Heartbeat:
-    """Calls a function again and again from a thread of its own, until it is stopped: for work that reports late.
+    """Calls a function periodically from its own thread until stopped: for work that reports rarely.
 
     Arguments:
-        beat: what is called.
+        beat: the function.
         every: seconds between two calls.
     """
 

@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C as a wish that the work grants at its next safe point."""
+"""Deferred handling of SIGINT and SIGTERM: the work stops at its next safe point."""
 
 import signal
 import sys
@@ -28,12 +28,12 @@ class Stopped(Exception):
 
 
 class Interrupts:
-    """with Interrupts() as interrupts: ... `interrupts.number` is the first signal that came, 0 while there is none.
+    """with Interrupts() as interrupts: ... `interrupts.number` is the first signal received, 0 = none.
 
-    The second one acts at once, as if nobody listened. Outside the main thread, where Python delivers none, it stays 0.
+    A second signal acts at once. Outside the main thread, where Python delivers no signals, it stays 0.
 
     Arguments:
-        silent: whether to say nothing when a signal comes (ranks other than 0).
+        silent: whether to print nothing on a signal (ranks other than 0).
     """
 
     def __init__(self, silent: bool = False):
@@ -54,4 +54,7 @@ class Interrupts:
         self.number = number
         self.__exit__()
         if not self.silent:
-            print(f"\n{signal.Signals(number).name}: saving, then stopping; once more stops at once", file=sys.stderr)
+            print(
+                f"\n{signal.Signals(number).name}: saving, then stopping; a second signal stops at once",
+                file=sys.stderr,
+            )

@@ -91,9 +91,7 @@ class SamplingJob:
         self.engine.launch()
         with ExitStack() as held:
             folder, header, newest = self.claim_folder(held)
-            if (
-                newest is not None and newest != self.plan.source.file
-            ):  # another checkpoint came between the starts of two processes
+            if newest is not None and newest != self.plan.source.file:  # it came between the starts
                 self.plan = self.replan(newest)
             plan, main = self.plan, self.engine.is_global_zero
             shards = Shards(folder / "shards", self.n, self.batch_size, storage_spec(plan.shape))

@@ -6,7 +6,7 @@ The log signal-to-noise ratio is the primitive, as in VDM (Kingma, Salimans, Poo
 
 and a normalisation says how large alpha and sigma are together. Time t lies in [0, 1], 0 = data, 1 = noise.
 
-The ends are finite unless asked otherwise: log_snr(0) = log_snr_max and log_snr(1) = log_snr_min, exactly. A fixed curve
+The ends are finite by default: log_snr(0) = log_snr_max and log_snr(1) = log_snr_min, exactly. A fixed curve
 is truncated to that range and rescaled in time, so nothing is clipped and no epsilon is added anywhere.
 
 All answers are float64 (t may be a Python number, a 0-d tensor or [B]); the constants are Python floats, so a schedule
@@ -91,7 +91,7 @@ class Schedule(nn.Module):
 
     @property
     def zero_terminal_snr(self) -> bool:
-        """Whether t = 1 holds no signal at all, where eps and the score say nothing about x_0."""
+        """Whether t = 1 holds no signal, so that eps and the score carry no information on x_0."""
         return self.log_snr_min == -math.inf
 
     def log_snr(self, t) -> Tensor:

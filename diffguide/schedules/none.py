@@ -8,10 +8,10 @@ __all__ = ["NoSchedule"]
 
 
 class NoSchedule(Schedule):
-    """What a model without noise levels is trained with (objective=jem): whoever asks it for one is told.
+    """The schedule of a model without noise levels (objective=jem).
 
     Raises:
-        ValueError: from everything that a schedule knows.
+        ValueError: from every method and property.
     """
 
     def __init__(self):
@@ -27,4 +27,4 @@ class NoSchedule(Schedule):
         return self.refuse()
 
     def refuse(self):
-        raise ValueError("schedule=none has no noise levels, and here they are needed: take schedule=cosine or another")
+        raise ValueError("schedule=none has no noise levels, and this needs them: use schedule=cosine or another")

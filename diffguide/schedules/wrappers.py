@@ -1,4 +1,4 @@
-"""Schedules made of another schedule."""
+"""Schedules that transform another schedule."""
 
 import math
 

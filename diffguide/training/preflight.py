@@ -2,6 +2,7 @@
 
 import copy
 import sys
+from typing import Any
 
 import torch
 
@@ -44,8 +45,8 @@ def preflight(job: TrainingJob) -> None:
 
 def check_network(job: TrainingJob) -> None:
     """One forward pass of two examples: the network must fit the data, and the objective its first examples."""
-    model, data = job.objective.model, job.data
-    classes = model.num_classes
+    model: Any = job.objective.model
+    data, classes = job.data, model.num_classes
     if classes not in (0, len(data.class_names)):
         key = (
             "num_classes" if getattr(model.backbone, "num_classes", 0) else "out_features"

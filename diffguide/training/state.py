@@ -80,7 +80,7 @@ class TrainingRun:
         if notice:
             self.progress.write_line(notice)
         if data.held_out[0] != "validation":
-            self.progress.write_line("no example validates: held-out losses are of training examples")
+            self.progress.write_line("the validation split is empty: held-out losses are on training examples")
         self.watch = DivergenceWatch(lag=0 if engine.device.type == "cpu" else 1)
         self.started = time.monotonic()
         if resume is None and objective.max_restores:

@@ -118,7 +118,7 @@ def test_attention_lies_where_it_is_asked():
         ),
         (
             lambda: unet(head_channels=5),
-            "head_channels must divide 16 channels where attention is asked, got 5; .*=1 does",
+            "head_channels must divide 16 channels at the sides with attention, got 5; .*=1 does",
         ),
         (lambda: UNet(2, None, 4, None, 8, [1, 2], 1, [4], 8, 0.0), "has vectors: take backbone=mlp"),
         (lambda: unet(dropout=1.0), r"dropout must be in \[0, 1\), got 1"),

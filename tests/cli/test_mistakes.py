@@ -106,8 +106,8 @@ TRAIN = {
     "key in every job": (["-m", "seed=1,2", "training.imges=3"], "there is no key training.imges"),
     "key of some jobs": (["-m", "guidance=cfg,none", "guidance.scale=2"], "no key guidance.scale with guidance=none"),
     "endless sweep": (["-m", "seed=interval(1,3)"], "does not support sweep type"),
-    "no such device": (["engine.accelerator=cuda"], "this machine cannot provide accelerator=cuda"),
-    "more processes than cores": (["engine.accelerator=cpu", "engine.devices=9999"], "are more processes than the"),
+    "no such device": (["engine.accelerator=cuda"], "cannot create the engine with accelerator=cuda"),
+    "more processes than cores": (["engine.accelerator=cpu", "engine.devices=9999"], "exceeds the"),
     "several values of a list": (["guidance.interval=0.1,5"], "write one list, guidance.interval=[0.1,5]"),
     "several options are no list": (["objective=eps,v"], "run them all with -m\n"),
     "a number as people write it": (["training.images=60,000"], "one number, training.images=60000"),
@@ -285,7 +285,9 @@ def test_real_processes(tmp_path):
 def test_an_interrupt_is_one_line(tmp_path):
     """Ctrl-C while a command starts: its first line of Python is long past, its first line of output is not."""
     code = (
-        "import time, diffguide.train as t; t.train = lambda cfg: (print('in', flush=True), time.sleep(60)); t.main([])"
+        "import time, diffguide.cli.training_job as job, diffguide.train as t\n"
+        "job.build_training_job = lambda cfg: (print('in', flush=True), time.sleep(60))\n"
+        "t.main([])"
     )
 
     def attentive():

@@ -39,7 +39,7 @@ def own(*arguments: str) -> list[str]:
 @pytest.mark.parametrize("memory", ["2.0e+9", "0"])
 def test_own_images_train_resume_and_sample(folder, command, memory):
     done = command(main, *own(f"dataset.memory={memory}"), at=folder)
-    assert done.code == 0 and "1 images cannot be read and are left out: cats/broken.jpg" in done.err, done.err
+    assert done.code == 0 and "1 unreadable images are skipped: cats/broken.jpg" in done.err, done.err
     assert f"resume={done.folder} training.images=" in done.err  # 32 images lie within the warm-up
     loaded = checkpoints.load(folder / done.folder)
     assert loaded.facts["class_names"] == ["cats", "dögs", "o, wls"] and loaded.facts["shape"] == [3, 16, 16]

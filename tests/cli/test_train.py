@@ -301,7 +301,7 @@ REFUSED = {
     "moments left out": (["training.optimizer.betas=[]"], "training: optimizer: "),
     "compile what": (["compile=abc"], "compile must be true or false"),
     "compile twice": (["compile=true", "objective=sliced", "backbone=mlp"], "compile must be false"),
-    "no such device": (["engine.accelerator=tpu"], "this machine cannot provide"),
+    "no such device": (["engine.accelerator=tpu"], "cannot create the engine with"),
     "misspelt key": (["training.imges=3"], "imges"),
     "misspelt option": (["objective=epss"], "epss"),
     "dry run into a file": (["dry_run=true", "output_root=/dev/null"], "output_root: "),

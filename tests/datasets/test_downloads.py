@@ -93,7 +93,7 @@ def test_no_example_need_validate(tmp_path):
     write_idx(tmp_path / "MNIST" / "raw")
     data = build(MNIST, tmp_path, validation=0)
     assert [len(split.y) for split in (data.train, data.validation, data.test)] == [12, 0, 5]
-    assert data.held_out == ("train", data.train) and "held-out losses are of training examples" in data.summary()[3]
+    assert data.held_out == ("train", data.train) and "held-out losses are on training examples" in data.summary()[3]
 
 
 @pytest.mark.parametrize("kind", [CIFAR10, CIFAR100])

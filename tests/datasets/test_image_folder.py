@@ -113,7 +113,7 @@ def test_no_image_validates_where_none_is_wanted(tmp_path):
         data = folder_of(tmp_path, validation=0.0, test=0.0, memory=memory)
         assert [len(split.y) for split in (data.train, data.validation, data.test)] == [6, 0, 0]
         assert data.held_out == ("train", data.train)
-        assert "no example validates: held-out losses are of training examples" in data.summary()
+        assert "the validation split is empty: held-out losses are on training examples" in data.summary()
         one = folder_of(tmp_path, validation=1e-9, test=0.0, memory=memory)  # a share above 0 is at least one image
         assert numbers(one.validation) == [min(range(6), key=lambda i: place(tmp_path / f"{i}.png"))]
         old = folder_of(tmp_path, validation=0.0, test=0.0, memory=memory, split_by="path")
@@ -192,12 +192,14 @@ def test_folders_without_images_are_refused(tmp_path, monkeypatch):
 
 def test_other_classes_are_refused(animals, tmp_path):
     shown = "café au lait, dog, small, k=v, 日本"
-    expected = f"dataset.num_classes is 10, but {animals} has 4 classes ({shown}): say dataset.num_classes=4"
+    expected = f"dataset.num_classes is 10, but {animals} has 4 classes ({shown}): set dataset.num_classes=4"
     assert refusal(animals, num_classes=10) == expected
     paint(animals / "zebra.png", 1)
     assert "zebra.png is not in a class folder: move it" in refusal(animals, num_classes=4)
     paint(tmp_path / "flat" / "1.png", 1)
-    assert "no class folders with images, its images (1) lie" in refusal(tmp_path / "flat", num_classes=3)
+    assert "no class folders with images, its images (1) are not in class folders" in refusal(
+        tmp_path / "flat", num_classes=3
+    )
 
 
 @pytest.mark.parametrize("changes, said", [
@@ -209,7 +211,7 @@ def test_other_classes_are_refused(animals, tmp_path):
     ({"resize": 2**14 + 1}, "dataset.resize is 16385, but must be at most 16384"),
     ({"test": float("nan")}, "dataset.test nan"), ({"memory": -1.0}, "dataset.memory is -1.0"),
     ({"class_order": "size"}, "dataset.class_order is size"), ({"split_by": "name"}, "dataset.split_by is name"),
-    ({"suffixes": ["png"]}, "dataset.suffixes has png, which is no ending of a picture that Pillow reads; write it with its"),
+    ({"suffixes": ["png"]}, "dataset.suffixes has png, which is no image suffix that Pillow reads; write it with the"),
 ])  # fmt: skip
 def test_arguments_out_of_range_are_refused(changes, said, animals):
     assert said in refusal(animals, **changes)

@@ -36,23 +36,23 @@ def test_unreadable_files_are_left_out_and_named(tmp_path):
     assert sorted(split_of(data)) == list(range(8))
     assert {str(path) for path, _ in data.unreadable} == {"cut.jpg", first, "empty.gif", "text.png"}
     line = data.summary()[-1]
-    assert (
-        line.startswith("unreadable: 4 files left out: ") and "text.png (no image that Pillow can identify), " in line
-    )
+    assert line.startswith("unreadable: 4 files skipped: ") and "text.png (no image that Pillow can identify), " in line
     assert "image file is truncated" in line and line.endswith("), ...")
     streamed = folder_of(tmp_path, memory=0)
     assert {str(path) for path, _ in streamed.unreadable} == {"empty.gif", "text.png"}  # the headers say no more
     for i in range(3, 8):
         (tmp_path / f"{i}.png").write_bytes(b"")
     message = refusal(tmp_path)
-    assert "most files are unusable; 9 of 12 files cannot be read: " in message and message.count("(") == 3
+    assert "most files cannot be read; 9 of 12 files cannot be read: " in message and message.count("(") == 3
 
 
 def test_a_class_whose_images_are_all_unreadable_is_refused(tmp_path):
     for i in range(8):
         paint(tmp_path / "good" / f"{i}.png", i)
     spoil(tmp_path / "bad" / "x.jpg")
-    assert "class bad has no usable image; 1 of 9 files cannot be read: bad/x.jpg (" in refusal(tmp_path, num_classes=2)
+    assert "class bad has no readable image; 1 of 9 files cannot be read: bad/x.jpg (" in refusal(
+        tmp_path, num_classes=2
+    )
 
 
 @pytest.fixture
@@ -99,7 +99,7 @@ def test_a_file_that_fails_later_is_replaced_and_told_once(tmp_path, capfd):
         assert found == [*order[:2], order[3], *order[3:-1], order[0]]
     told = capfd.readouterr().err.splitlines()
     assert sorted(told) == sorted(
-        f"{tmp_path / f'{number}.png'} is left out: no image that Pillow can identify"
+        f"{tmp_path / f'{number}.png'} is skipped: no image that Pillow can identify"
         for number in (order[2], order[-1])
     )
     for file in tmp_path.iterdir():
@@ -145,13 +145,13 @@ def test_the_sheet_says_what_is_there(tmp_path):
         "train: 3 examples", "validation: 1 examples", "test: 0 examples",
         "original sizes, smallest / median / largest: 3 x 5 / 10 x 10 / 20 x 7 pixels", "modes: 3 grey, 1 RGB",
         "stored: 3 x 4 x 4, 0.0 MB, in memory", "enlarged: 1 images have a side below 4 pixels",
-        "all images are grey: dataset.channels=1 would do", "copies: no two files are identical",
+        "all images are grey: set dataset.channels=1", "copies: no two files are identical",
     ]  # fmt: skip
     streamed = folder_of(tmp_path, validation=0.0, test=0.0, memory=0).summary()
     assert "stored: 3 x 4 x 4, 0.0 MB, read as needed by 2 workers (above dataset.memory)" in streamed
-    assert "all images are grey: dataset.channels=1 would do" not in streamed  # the headers cannot tell it of RGB
-    assert "all images are grey: dataset.channels=1 would do" not in folder_of(tmp_path, channels=1).summary()
+    assert "all images are grey: set dataset.channels=1" not in streamed  # the headers cannot tell it of RGB
+    assert "all images are grey: set dataset.channels=1" not in folder_of(tmp_path, channels=1).summary()
     paint(tmp_path / "colour.png", 200)
     for i in range(150):
         Image.new("L", (4, 4), i).save(tmp_path / f"more {i}.png")
-    assert "all images are grey: dataset.channels=1 would do" not in folder_of(tmp_path).summary()
+    assert "all images are grey: set dataset.channels=1" not in folder_of(tmp_path).summary()

@@ -41,7 +41,7 @@ def test_names_of_unreadable_files_are_written_out(tmp_path, command):
                    "training.batch_size=8", at=tmp_path)  # fmt: skip
     assert done.code == 0 and "Traceback" not in done.err, done.err
     sheet = (tmp_path / done.folder / "data_sheet.txt").read_text(encoding="utf-8")
-    assert "unreadable: 4 files left out: " in sheet and "\x1b" not in sheet
+    assert "unreadable: 4 files skipped: " in sheet and "\x1b" not in sheet
 
 
 def test_a_file_that_becomes_unreadable_is_written_out(tmp_path, capfd):

@@ -94,7 +94,7 @@ def test_other_training_pictures():
     assert lay_out_grid([0, 0], ["a", "b"]).note == ""  # a run of one class leaves out no other one
     assert (
         lay_out_grid(list(range(45)), [f"c{k}" for k in range(45)]).note
-        == "5 of 45 classes are left out: c40, c41, c42, c43, c44"
+        == "5 of 45 classes are not shown: c40, c41, c42, c43, c44"
     )
 
 

@@ -111,7 +111,7 @@ def test_removing_leaves_what_is_not_ours(tmp_path):
 def test_no_shard_is_a_pickle(tmp_path):
     shards = Shards(tmp_path, 1, 1)
     numpy.savez(shards.path(0), samples=numpy.array([print]), evaluations=1)
-    with pytest.raises(ShardError, match=r"0000000000\.npz is damaged.*remove it and resume the run"):
+    with pytest.raises(ShardError, match=r"0000000000\.npz is damaged.*delete it"):
         shards.samples(0)
     with zipfile.ZipFile(tmp_path / "0000000000.npz") as archive:
         assert "samples.npy" in archive.namelist()

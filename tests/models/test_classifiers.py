@@ -81,8 +81,8 @@ def test_the_network_sees_data_of_variance_preserving_size():
 
 
 @pytest.mark.parametrize("network, sentence", [
-    (unet(), "UNet answers in the shape of the data"), (mlp(num_classes=0), "MLP answers in the shape of the data"),
-    (mlp(out_features=3), "MLP is told a condition"),
+    (unet(), "UNet has an output in the shape of the data"), (mlp(num_classes=0), "MLP has an output in the shape of the data"),
+    (mlp(out_features=3), "MLP takes a condition"),
 ])  # fmt: skip
 def test_other_networks_are_refused(network, sentence):
     with pytest.raises(ValueError, match=sentence):

@@ -56,10 +56,10 @@ def test_it_knows_no_noise_levels_and_is_no_denoiser():
     ("backbone", "message"),
     [
         (mlp(out_features=3, num_classes=0), "set backbone.noise_conditioned=false"),
-        (mlp(out_features=3, num_classes=3, noise_conditioned=False), "this MLP is told a condition"),
+        (mlp(out_features=3, num_classes=3, noise_conditioned=False), "this MLP takes a condition"),
         (
             unet(num_classes=0, noise_conditioned=False),
-            "this UNet answers in the shape of the data; take backbone=convnet",
+            "this UNet has an output in the shape of the data; take backbone=convnet",
         ),
     ],
 )

@@ -259,9 +259,15 @@ def test_its_constant_is_one_number_per_level(trained, t):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"backbone": mlp(noise_conditioned=False)}, "must be told the level: set backbone.noise_conditioned=true"),
-        ({"backbone": MLP(2, None, 2, 8, 1, 0, 1.0)}, "answers in the shape of the data; take backbone=unet_joint"),
-        ({"backbone": MLP(2, 2, 2, 8, 1, 0, 1.0)}, "this MLP is told a condition"),
+        (
+            {"backbone": mlp(noise_conditioned=False)},
+            "takes the noise level as input: set backbone.noise_conditioned=true",
+        ),
+        (
+            {"backbone": MLP(2, None, 2, 8, 1, 0, 1.0)},
+            "has an output in the shape of the data; take backbone=unet_joint",
+        ),
+        ({"backbone": MLP(2, 2, 2, 8, 1, 0, 1.0)}, "this MLP takes a condition"),
         (
             {"backbone": UNetEncoder(1, 3, 8, 8, [1, 2], 1, [4], 8, 0.0, True, False, False)},
             "double_differentiable=true",
