@@ -1,13 +1,13 @@
-"""What the library costs on top of its networks: every row is a ratio to bare network work, alternating rounds, median.
+"""Overhead of the library over bare network work: medians of ratios, measured in alternating rounds.
 
     python scripts/benchmark.py [--device cuda] [--rounds 15] [--parts samplers levels] [--samplers ddim heun]
 
-Samplers: one run of 64 images with the default network against the same number of bare calls of that network on the same
-shapes (bar: 1.05 deterministic, 1.15 stochastic), and what the sampler takes beside a network that does nothing, which does
-not drift with the machine. Training: the loop's images/s, as metrics.jsonl has it, against bare
-forward, backward, clip and step of the same objective on the same batches (bar: 95 %). Start: seconds of --help. Oracle: one
-call (bar: 100 ms). A classifier of the noise level: its training and its sampling step against those of a plain denoiser of the
-same trunk, with a head of 64 channels, of 128 and of the paper's 512 (bar: 3 up to 128).
+Samplers: one run of 64 images with the default network, relative to as many bare calls of that network (bar: 1.05
+deterministic, 1.15 stochastic), and the time of the sampler with a network that does nothing, which does not drift with the
+machine. Training: images/s of metrics.jsonl, relative to bare forward, backward, clip and step of the same objective on the
+same batches (bar: 95 %). Start: seconds of --help. Oracle: one call (bar: 100 ms). Classifier of the noise level: its training
+and sampling steps relative to those of a plain denoiser with the same trunk, for heads of 64, 128 and 512 channels (bar: 3 up
+to 128; the paper has 512).
 """
 
 import argparse
@@ -56,7 +56,7 @@ def components(*overrides: str):
 
 
 def timed(work, device: torch.device) -> float:
-    """Seconds of one call, the device's queue included."""
+    """Seconds of one call, with the queue of the device."""
     if device.type == "cuda":
         torch.cuda.synchronize()
     started = time.perf_counter()
@@ -67,9 +67,9 @@ def timed(work, device: torch.device) -> float:
 
 
 def alternating(first, second, rounds: int) -> tuple[float, float, float]:
-    """Medians of two measurements taken in turn, and of their ratio pair by pair: a machine's speed drifts.
+    """Medians of two alternating measurements, and of their ratio per pair, since the speed of a machine drifts.
 
-    One round is not counted; every other pair is taken the other way round.
+    The first round is not counted; the order alternates.
     """
     pairs = []
     for k in range(rounds + 1):
@@ -160,7 +160,7 @@ def training(device: torch.device, rounds: int, steps: int = 20) -> None:
 
 
 def level_classifier(device: torch.device, rounds: int) -> None:
-    """objective=cdm, whose every answer is a gradient, against a plain denoiser of the same trunk: 64 images."""
+    """objective=cdm, whose prediction is a gradient, against a plain denoiser with the same trunk: 64 images."""
     _, data, plain = components("objective=eps")
     x, y = data.train.x[:BATCH].to(device), data.train.y[:BATCH].to(device)
     t = torch.tensor(0.5, dtype=torch.float64)

@@ -1,15 +1,14 @@
-"""Does a classifier of the noise level know the density? On mixtures whose density is known.
+"""The error of the log-density of a classifier of the noise level, on mixtures with known density.
 
     python scripts/cdm_truth.py [--datasets gmm2d anisotropic] [--seeds 0 1 2]
         [--objectives cdm cdm_ce cdm_mse tre nce] [--output outputs/cdm_truth]
 
-Trains experiment=cdm_gmm2d (three minutes on one core) for every data set and seed by diffguide-train and prints: the mean
-|log p - log p_exact| in nats at t = 0 and over all levels, over fresh exact samples (bar 0.10 on gmm2d at t = 0); the excess
-of the squared error of eps over that of the exact denoiser, averaged over the levels with noise (bar 3 %), and the mean of
-the ratios level by level; cross-entropy and accuracy of the levels (metric=levels); seconds of training. Beside them the
-entropy of the law. Its ablation are --objectives cdm_ce cdm_mse, the cross-entropy alone and the squared error alone; tre and
-nce, which it revives, know densities alone, nce those of the data alone.
-Every level's figures are in outputs/cdm_truth/<run>.csv.
+Trains experiment=cdm_gmm2d (three minutes on one core) for every data set and seed by diffguide-train. Prints the mean
+|log p - log p_exact| in nats at t = 0 and over all levels, on fresh exact samples (bar: 0.10 on gmm2d at t = 0); the excess of
+the squared error of eps over that of the exact denoiser, averaged over the levels with noise (bar: 3 %), and the mean of the
+ratios per level; cross-entropy and accuracy of the levels (metric=levels); seconds of training; and the entropy of the law.
+The ablations are --objectives cdm_ce cdm_mse, cross-entropy only and squared error only; tre and nce only have densities, nce
+only that of the data. The figures of every level are in outputs/cdm_truth/<run>.csv.
 """
 
 import argparse
@@ -32,7 +31,7 @@ COLUMNS = "abs_error", "abs_error_all_levels", "excess", "excess_ratios", "entro
 
 
 def data_of(name: str) -> Dataset:
-    """A data set with few examples: what is measured is drawn anew from its law."""
+    """A data set with few examples, since the metrics draw their own from its law."""
     from hydra import compose, initialize_config_dir
     from hydra.utils import instantiate
 
@@ -42,7 +41,7 @@ def data_of(name: str) -> Dataset:
 
 
 def row(data: str, objective: str, seed: int, options: list[str], output: Path) -> list[str]:
-    """The cells of one training run."""
+    """The cells of a training run."""
     name, started = f"{data}_{objective}_{seed}", time.perf_counter()
     train(
         ["experiment=cdm_gmm2d", f"dataset={data}", f"objective={objective}", f"seed={seed}", f"name={name}",

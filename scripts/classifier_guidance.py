@@ -1,10 +1,10 @@
-"""How good is the classifier of noisy digits, and how well does it steer a model that was never told a class?
+"""The accuracy of the classifier of noisy digits, and its guidance of a model trained without labels.
 
     python scripts/classifier_guidance.py [folder = outputs/proofs/classifier_guidance]
 
-Trains three classifiers (seeds 0, 1, 2) by experiment=digits_classifier and one generator without classes, the default
-digits model but for that; about ten minutes on one core. Prints the accuracy on the test block at several noise levels,
-then what `digits_quality.py` says of 1000 samples per scale: agreed labels, distance ratio, recall.
+Trains three classifiers (seeds 0, 1, 2) by experiment=digits_classifier, and one generator: the default digits model without
+classes; about ten minutes on one core. Prints the accuracy on the test block at several noise levels, then the figures of
+`digits_quality.py` for 1000 samples per scale: label accuracy, distance ratio, recall.
 """
 
 import sys
@@ -30,7 +30,7 @@ def newest(parent: Path) -> Path:
 
 
 def trained(folder: Path, name: str, *arguments: str) -> Path:
-    """The run of this name, which is trained where it is not there."""
+    """The run of this name, which is trained if needed."""
     parent = folder / "outputs/train" / name
     if not parent.exists():
         with chdir(folder):

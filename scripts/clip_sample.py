@@ -1,7 +1,7 @@
-"""CLIP guidance with real weights, where they lie on this machine: python scripts/clip_sample.py RUN CLIP_FOLDER [PROMPT]
+"""CLIP guidance with local weights: python scripts/clip_sample.py RUN CLIP_FOLDER [PROMPT]
 
-RUN is a training run of images (diffguide-train), CLIP_FOLDER what `CLIPModel.save_pretrained` wrote (or a snapshot of
-openai/clip-vit-base-patch32). Nothing is downloaded: where there is no such folder, it says so and ends.
+RUN is a training run on images (diffguide-train), CLIP_FOLDER the output of `CLIPModel.save_pretrained` (or a snapshot of
+openai/clip-vit-base-patch32). Nothing is downloaded: without such a folder the script ends with a message.
 """
 
 import sys

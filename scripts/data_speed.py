@@ -1,12 +1,12 @@
-"""Whether training waits for its data: the share of the time that steps spend on getting a batch.
+"""The share of training time that is spent waiting for data.
 
     python scripts/data_speed.py [--workers 2] [--images 4000] [--rate 200] [--seconds 20]
 
-resident: 50 000 images of 3 x 32 x 32 bytes, as CIFAR-10 has, live on the device; what indexing a batch of 128 takes against
-          one optimiser step of the default network at that size (bar: 1 %).
-stream:   JPEGs of 64 x 64 pixels in a temporary folder, read by workers as `dataset=image_folder dataset.memory=0` does; alone
-          (images/s, the start of the workers included), and behind steps that compute on one core for as long as a network
-          that takes 200 images/s, in batches of 64 (bar: the data are ready, waiting under 1 %).
+resident: 50 000 images of 3 x 32 x 32 bytes, like CIFAR-10, on the device; the time to index a batch of 128 relative to one
+          optimiser step of the default network at that size (bar: 1 %).
+stream:   JPEGs of 64 x 64 pixels in a temporary folder, read by workers as with `dataset=image_folder dataset.memory=0`:
+          alone (images/s, with the start of the workers), and with steps that compute on one core for as long as a network of
+          200 images/s, in batches of 64 (bar: waiting under 1 %).
 """
 
 import argparse
@@ -33,7 +33,7 @@ BATCH = 64
 
 
 class Alone(NamedTuple):
-    """What `Batches` asks of a Fabric, for one process."""
+    """What `Batches` needs of a Fabric, for one process."""
 
     device: torch.device
     global_rank: int = 0
@@ -41,7 +41,7 @@ class Alone(NamedTuple):
 
 
 def write_images(folder: Path, count: int) -> None:
-    """JPEGs in two classes, with the detail of a photograph: noise that is coarse and fine."""
+    """JPEGs in two classes, with noise as detailed as a photograph."""
     rng = numpy.random.default_rng(0)
     for name in ("a", "b"):
         (folder / name).mkdir()
@@ -52,7 +52,7 @@ def write_images(folder: Path, count: int) -> None:
 
 
 def waiting(batches: Batches, step, count: int) -> tuple[float, float]:
-    """(share of the time in which steps wait for their batch, images per second) over `count` steps after two warm ones."""
+    """(share of the time spent waiting for a batch, images per second) over `count` steps after two warm-up steps."""
     parts = iter(batches)
     for part in islice(parts, 2):
         step(*part)

@@ -1,12 +1,12 @@
-"""How good are samples of the digits? Agreed labels, copies, and missed modes, against the real splits.
+"""Label accuracy, copies and recall of samples of the digits, against the real splits.
 
     python scripts/digits_quality.py outputs/sample/digits/v001 [more sample folders]
 
-Agreed labels: share of samples whose label a support vector machine, trained on the 1000 training digits, shares.
-Distance ratio: median distance to the nearest training digit after rounding to the 17 grey values, over that of the
-validation block; well below 1 means copies. Recall: share of the validation block that lies nearer to some sample than
-that sample's third neighbour among the samples (Kynkaanniemi et al. 2019, arXiv 1904.06991, on pixels); the training
-digits in the samples' place give the last line.
+Label accuracy: fraction of samples that a support vector machine, trained on the 1000 training digits, assigns to their label.
+Distance ratio: median distance to the nearest training digit after rounding to the 17 grey values, over that of the validation
+block; well below 1 means copies. Recall: fraction of the validation block within the distance of some sample to its third
+neighbour among the samples (Kynkaanniemi et al. 2019, arXiv 1904.06991, on pixels). The last line is for the training digits
+as samples.
 """
 
 import sys
@@ -23,15 +23,15 @@ from diffguide.evaluation.quality.precision_recall import distance_ratio, precis
 def main(folders: list[str]) -> None:
     data = Digits(channels=1, size=8, num_classes=10)
     train, validation = data.train.x.flatten(1), data.validation.x.flatten(1)
-    judge = LabelClassifier(train, data.train.y)
-    print(f"{'samples':44} {'n':>5} {'agreed':>7} {'distance':>8} {'recall':>6}")
+    classifier = LabelClassifier(train, data.train.y)
+    print(f"{'samples':44} {'n':>5} {'labels':>7} {'distance':>8} {'recall':>6}")
     for folder in folders:
         with numpy.load(Path(folder) / "samples.npz") as arrays:
             x, y = (torch.from_numpy(arrays[name]) for name in ("arr_0", "arr_1"))
         x = x.flatten(1).double() / 127.5 - 1
         rounded = ((x + 1) * 8).round() / 8 - 1
         distance, recall = distance_ratio(rounded, train, validation), precision_recall(validation, x, 3).recall
-        print(f"{folder:44} {len(x):5} {judge.accuracy(x, y):7.1%} {distance:8.3f} {recall:6.3f}")
+        print(f"{folder:44} {len(x):5} {classifier.accuracy(x, y):7.1%} {distance:8.3f} {recall:6.3f}")
     recall = precision_recall(validation, train, 3).recall
     print(f"{'(the 1000 training digits)':44} {1000:5} {'':7} {1:8.3f} {recall:6.3f}")
 

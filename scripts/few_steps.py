@@ -1,14 +1,14 @@
-"""What few steps do: every sampler option at 1, 2, 3, 5 and 10 steps on laws that are known exactly, beside Euler's method.
+"""Every sampler option at 1, 2, 3, 5 and 10 steps on exactly known laws, compared with Euler's method.
 
     python scripts/few_steps.py [--laws gmm2d highdim] [--schedules edm flow] [--grids default trailing] [--scales 1 3]
         [--samplers heun dpm2] [--steps 1 2 3 5 10] [--seeds 0 1 2] [--n 256] [--output outputs/few_steps]
 
-Options are those of configs/oracle, configs/schedule, configs/sampler/grid ("default" = each sampler's own) and
-configs/sampler. A run is measured by the Wasserstein-2 distance of its samples from exact ones (from the flow's own, by
-dopri5, where guidance=cfg has a scale other than 1: no other law is known there), beside its floor, the distance of two
-exact sets, and by its largest |value|. The table holds, over all laws, schedules, grids and scales, the worst ratio to
-Euler's distance on the same grid (to the floor where that is larger), a mean over seeds, the largest |value| of all, and
-where the worst was. few_steps.csv holds every run. Nothing here is trained. About ten minutes on one core.
+Options are those of configs/oracle, configs/schedule, configs/sampler/grid ("default" = that of each sampler) and
+configs/sampler. The figures of a run are the Wasserstein-2 distance of its samples from exact ones (with guidance=cfg and a
+scale other than 1, from those of the flow by dopri5, since no other law is known), the floor, which is the distance of two
+exact sets, and the largest |value|. The table has the worst ratio, over laws, schedules, grids and scales, of the mean distance
+over seeds to that of Euler on the same grid (or to the floor, if that is larger), where it occurred, and the largest |value|.
+few_steps.csv has every run. Nothing is trained. About ten minutes on one core.
 """
 
 import argparse
@@ -58,8 +58,8 @@ class Run(NamedTuple):
 
     @property
     def ratio(self) -> float:
-        """To Euler's distance on the same grid, or to the floor where Euler's is below it: too narrow a law comes closer to
-        a finite exact set than another exact set does."""
+        """To the distance of Euler on the same grid, or to the floor if that is larger: a law that is too narrow is closer to
+        a finite exact set than another exact set is."""
         return self.wasserstein_2 / max(self.euler, self.floor)
 
 
@@ -80,7 +80,7 @@ class Problem:
         return Noise(range(first, first + len(self.y)), self.oracle.shape, self.oracle.schedule, dtype=torch.float64)
 
     def sets(self, seed: int) -> tuple[Tensor, Tensor]:
-        """Two sets of exact samples, which have nothing in common with the noise of any seed."""
+        """Two sets of exact samples, independent of the noise of any seed."""
         if seed not in self.exact:
             self.exact[seed] = tuple(self.drawn(10**6 + 2 * seed + k) for k in range(2))
         return self.exact[seed]
@@ -96,13 +96,13 @@ class Problem:
 
 
 def options() -> list[str]:
-    """The names in configs/sampler that can be compared at a number of steps."""
+    """The options of configs/sampler with a number of steps."""
     names = sorted(path.stem for path in (Path(config_dir()) / "sampler").glob("*.yaml"))
     return [name for name in names if name not in LEFT_OUT]
 
 
 def build(name: str, steps: int, grid: str) -> Sampler:
-    """An option of configs/sampler with so many steps, an inner sampler's where it has one."""
+    """An option of configs/sampler with so many steps, or with an inner sampler of so many."""
     overrides = ["oracle=gmm2d", f"sampler={name}"]
     cfg = compose("sample", overrides).sampler
     outer = "inner" in cfg
@@ -115,7 +115,7 @@ def build(name: str, steps: int, grid: str) -> Sampler:
 
 
 def runs(arguments: argparse.Namespace) -> Iterator[Run]:
-    """Every run; a combination that is refused is left out and named once."""
+    """Every run; combinations that raise an error are skipped and named once."""
     samplers = {
         (name, steps, grid): build(name, steps, grid)
         for name in arguments.samplers for steps in arguments.steps for grid in arguments.grids
@@ -136,11 +136,11 @@ def runs(arguments: argparse.Namespace) -> Iterator[Run]:
                     for seed, figures in zip(arguments.seeds, found):
                         yield Run(law, schedule, grid, scale, name, steps, seed, *figures)
     for line in sorted(refused):
-        print(f"refused: {line}")
+        print(f"skipped: {line}")
 
 
 def measured(problem: Problem, sampler: Sampler, seed: int) -> tuple[float, float, float, float]:
-    """Distance, floor, Euler's distance on the same grid, largest |value|."""
+    """Distance, floor, distance of Euler on the same grid, largest |value|."""
     truth, other = (part.flatten(1) for part in problem.sets(seed))
     euler = Euler(sampler.steps, sampler.grid)
     x, e = (problem.sample(each, seed).flatten(1).double() for each in (sampler, euler))
@@ -150,7 +150,7 @@ def measured(problem: Problem, sampler: Sampler, seed: int) -> tuple[float, floa
 
 
 def table(found: Sequence[Run], steps: Sequence[int]) -> list[str]:
-    """The worst ratio to Euler over the cases, and the largest |value|, a row per sampler."""
+    """A row per sampler: the worst ratio to Euler over the cases, and the largest |value|."""
     cells: dict = defaultdict(lambda: defaultdict(list))
     for run in found:
         cells[run.sampler, run.steps][run.law, run.schedule, run.grid, run.scale].append(run)

@@ -30,7 +30,7 @@ KARRAS = Karras(rho=7.0, noise_level_min=None, noise_level_max=None)
 
 
 def trained(folder: Path, name: str, *arguments: str) -> Denoiser:
-    """The model of the run of this name, which is trained, or trained to its end, where that was not done."""
+    """The model of the run of this name, which is trained or resumed if needed."""
     runs = sorted((folder / "outputs/train" / name).glob("v*"))
     with chdir(folder):
         if not runs:
@@ -41,13 +41,13 @@ def trained(folder: Path, name: str, *arguments: str) -> Denoiser:
 
 
 def finished(run: Path) -> bool:
-    """Whether a training run came to its end."""
+    """Whether a training run is complete."""
     files = checkpoints.kept(run / "checkpoints")
     return bool(files) and int(files[-1].stem) >= OmegaConf.load(run / "config.yaml").training.images
 
 
 def kept(path: Path, make: Callable[[], Tensor]) -> Tensor:
-    """What `make` makes, from the file where it was put before."""
+    """The output of `make`, or of an earlier call from its file."""
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         buffer = io.BytesIO()
@@ -57,19 +57,19 @@ def kept(path: Path, make: Callable[[], Tensor]) -> Tensor:
 
 
 def samples(denoiser: Denoiser, sampler: Sampler, labels: Sequence[int], shape: Sequence[int]) -> Tensor:
-    """A sample per label, of the seeds 0, 1, ..."""
+    """A sample per label, with the seeds 0, 1, ..."""
     return torch.cat(list(generate(denoiser, sampler, range(len(labels)), labels, shape, batch_size=1000)))
 
 
 def exact(*overrides: str) -> GaussianMixture:
-    """The oracle that `diffguide-sample` has with these overrides."""
+    """The oracle of `diffguide-sample` with these overrides."""
     with initialize_config_dir(config_dir(), version_base="1.3"):
         cfg = compose("sample", list(overrides))
     return build(cfg, "oracle", kwargs={"schedule": build(cfg, "schedule")})
 
 
 def write_picture(path: Path, figure: Figure) -> None:
-    """A PNG of few colours, which is a third of the size."""
+    """A PNG with a palette, a third of the size."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=100, bbox_inches="tight")
     picture = Image.open(buffer).convert("RGB").quantize(128, dither=Image.Dither.NONE)
@@ -77,7 +77,7 @@ def write_picture(path: Path, figure: Figure) -> None:
 
 
 def write_table(path: Path, rows: Sequence[dict[str, object]]) -> None:
-    """A CSV file; the same as a table on the screen."""
+    """Writes a CSV file, and prints it as a table."""
     text = io.StringIO()
     table = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     table.writeheader()

@@ -1,15 +1,15 @@
-"""The pictures of guidance, from nothing, in about a quarter of an hour on one core.
+"""The pictures of guidance, from scratch, in about a quarter of an hour on one core.
 
     python scripts/guidance_figures.py [folder = outputs/proofs/guidance_figures] [--parts three_gaussians tree digits]
 
-three_gaussians  Ho & Salimans 2022, arXiv 2207.12598, figure 2: what the scale does to three classes, exactly.
-tree             Karras et al. 2024, arXiv 2406.02507, figure 1: classifier-free guidance against guidance by a bad version
-                 of the model, pictured, and measured against the exact law.
+three_gaussians  Ho & Salimans 2022, arXiv 2207.12598, figure 2: the exact effect of the scale on three classes.
+tree             Karras et al. 2024, arXiv 2406.02507, figure 1: classifier-free guidance and autoguidance, as pictures and
+                 measured against the exact law.
 digits           classifier guidance (of the unconditional and of the conditional model), CFG, APG, CFG++ and CFG in an
-                 interval from scale 0 to 8, side by side, the same seeds in every column; agreed labels and precision
-                 against recall.
+                 interval at scales from 0 to 8, with the same seeds in every column; label accuracy, and precision against
+                 recall.
 
-What a folder already holds (models, samples, pictures) is not made again: a run that was stopped goes on.
+Models, samples and pictures that a folder already holds are not made again: a stopped run continues.
 """
 
 import argparse
@@ -41,7 +41,7 @@ GAUSSIAN_SCALES = (0.0, 1.0, 2.0, 3.0, 5.0)
 
 
 def three_gaussians(folder: Path, n: int = 1800, steps: int = 40) -> None:
-    """Samples of the exact guided ODE, a panel per scale, over the laws of the three classes."""
+    """Samples of the exact guided ODE, a panel per scale, over the laws of three classes."""
     law = exact("oracle=cfg_figure")
     labels = [index % law.num_classes for index in range(n)]
     panels = {
@@ -65,12 +65,12 @@ def three_gaussians(folder: Path, n: int = 1800, steps: int = 40) -> None:
 # the digits
 
 DIGIT_SCALES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0)
-INTERVAL = (0.3, 3.0)  # of noise levels, in which "interval" guides
+INTERVAL = (0.3, 3.0)  # of noise levels, for "interval"
 SHOWN = (2, 3, 5, 8)  # classes in a cell of the sheet
 
 
 class WithoutCondition(DenoiserWrapper):
-    """The unconditional half of a conditional model: what a classifier is to steer."""
+    """The unconditional part of a conditional model, for classifier guidance."""
 
     num_classes, conditional, has_null = 0, False, False
 
@@ -120,7 +120,7 @@ def draw_digits(folder: Path, guided: dict[tuple[str, float], Denoiser], n: int,
 
 
 def draw_sheet(path: Path, cells: dict[tuple[str, float], numpy.ndarray]) -> None:
-    """A row per method and a column per scale; a cell has a sample of each of `SHOWN`, of the same seeds everywhere."""
+    """A row per method and a column per scale; a cell has a sample of each class of `SHOWN`, with the same seeds."""
     names, scales = (list(dict.fromkeys(part)) for part in zip(*cells))
     rows = [[cell(cells[name, scale][list(SHOWN)]) for scale in scales] for name in names]
     titles = [name + ", scale / 8" * (name == "CFG++") for name in names]
@@ -130,7 +130,7 @@ def draw_sheet(path: Path, cells: dict[tuple[str, float], numpy.ndarray]) -> Non
 
 
 def cell(pictures: numpy.ndarray, columns: int = 2, factor: int = 5, gap: int = 2) -> numpy.ndarray:
-    """[N, H, W, 1] in lines of `columns`, each enlarged, white between them."""
+    """[N, H, W, 1] in rows of `columns`, enlarged, with white space between them."""
     margin = [(0, 0), (gap, gap), (gap, gap), (0, 0)]
     framed = numpy.pad(pictures.repeat(factor, 1).repeat(factor, 2), margin, constant_values=255)
     lines = framed.reshape(-1, columns, *framed.shape[1:])
@@ -138,7 +138,7 @@ def cell(pictures: numpy.ndarray, columns: int = 2, factor: int = 5, gap: int = 
 
 
 def draw_trade_off(path: Path, rows: Sequence[dict], real: PrecisionRecall) -> None:
-    """Agreed labels against the scale; precision against recall, and where the training digits stand."""
+    """Label accuracy against the scale; precision against recall, with those of the training digits."""
     figure = Figure(figsize=(11, 4.6), layout="constrained")
     agreement, trade_off = figure.subplots(1, 2, width_ratios=[2, 3])
     for index, name in enumerate(dict.fromkeys(row["method"] for row in rows)):
@@ -151,7 +151,7 @@ def draw_trade_off(path: Path, rows: Sequence[dict], real: PrecisionRecall) -> N
                 trade_off.annotate(f"{scale:g}", point, (4, 4), textcoords="offset points", size=8, color=f"C{index}")
     trade_off.plot(*real[::-1], "k*", markersize=10, label="training digits")
     trade_off.legend(loc="lower center")
-    agreement.set(xlabel="scale (CFG++: lambda = scale / 8)", ylabel="agreed labels")
+    agreement.set(xlabel="scale (CFG++: lambda = scale / 8)", ylabel="label accuracy")
     trade_off.set(xlabel="recall", ylabel="precision", title="numbers are scales")
     for axis in (agreement, trade_off):
         axis.grid(alpha=0.3)
@@ -168,7 +168,7 @@ PARTS = {
 
 
 def main(folder: Path, parts: Sequence[str]) -> None:
-    """Makes what is missing of these parts."""
+    """Makes whatever is missing of these parts."""
     folder.mkdir(parents=True, exist_ok=True)
     for part in parts:
         make, files = PARTS[part]

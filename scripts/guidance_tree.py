@@ -24,7 +24,7 @@ PER_BRANCH = 8  # components
 
 
 def tree(folder: Path) -> None:
-    """Trains a model and a bad version of it, guides by each method at each scale, measures, pictures."""
+    """Trains a model and a bad version of it, and measures and draws each method at each scale."""
     law = exact(*TREE)
     good, bad = trained(folder, "tree", "experiment=tree"), trained(folder, "tree_bad", "experiment=tree", *SHORT)
     guided: dict[tuple[str, float], Denoiser] = {("no guidance", 1.0): good}
@@ -58,10 +58,10 @@ def exact_samples(law: GaussianMixture, n: int, seed: int) -> Tensor:
 
 
 def tree_figures(law: GaussianMixture, x: Tensor, truth: Tensor) -> dict[str, float]:
-    """How far samples x [n, 2] of the class are from its exact law.
+    """The error of samples x [n, 2] of the class relative to its exact law.
 
-    outliers: share of samples less likely, log p(x | class), than 99 % of exact samples are; exactly 0.01 for the law.
-    thinned: the law's share of the branches that hold less than a quarter of the samples that it expects there.
+    outliers: fraction of samples with a lower log p(x | class) than 99 % of exact samples; 0.01 for the law.
+    thinned: probability of the branches with less than a quarter of their expected samples.
     misplaced: half the sum over branches of |share of the samples - share of the law|. Outliers are on no branch.
     energy_distance: from exact samples, of 4000 of each.
     """
@@ -79,13 +79,13 @@ def tree_figures(law: GaussianMixture, x: Tensor, truth: Tensor) -> dict[str, fl
 
 
 def branch_weights(law: GaussianMixture) -> Tensor:
-    """The law's share of each branch of the class, [branches]."""
+    """The probability of each branch of the class, [branches]."""
     weights = torch.where(law.labels == CLASS, law.log_weights.exp(), 0.0)
     return (weights / weights.sum()).reshape(-1, PER_BRANCH).sum(1)[law.labels[::PER_BRANCH] == CLASS]
 
 
 def branches_of(law: GaussianMixture, x: Tensor) -> Tensor:
-    """The likeliest branch of the class for each point, [n]."""
+    """The most probable branch of the class for each point, [n]."""
     scales = [part.reshape(1, 1) for part in law.schedule.alpha_sigma(END)]
     parts = [law.terms(part, *scales, torch.full((len(part),), CLASS))[1] for part in x.split(500)]
     own = torch.cat([part.reshape(len(part), -1, PER_BRANCH).logsumexp(2).argmax(1) for part in parts])
@@ -97,7 +97,7 @@ WHOLE, ZOOM = ((-0.55, 1.55), (-0.45, 1.4)), ((-0.55, 0.19), (0.32, 0.97))
 
 
 def draw_panels(path: Path, law: GaussianMixture, panels: Sequence[tuple[str, Tensor]]) -> None:
-    """The whole tree above, the part in the frame below, samples over the exact law."""
+    """Samples over the exact law: the whole tree above, the part in the frame below."""
     figure = Figure(figsize=(3.4 * len(panels), 6.4), layout="constrained")
     rows = figure.subplots(2, len(panels))
     for axes, ((left, right), (low, high)), shown, size in zip(rows, (WHOLE, ZOOM), (5000, 10000), (1.5, 5)):

@@ -1,10 +1,10 @@
-"""The mean colour of samples beside that of the data: the colour tint that users of small data sets complain of.
+"""The mean colour of samples and of the data, to detect a colour tint.
 
     python scripts/mean_colour.py outputs/sample/photo_patches/v001 ...
 
-Per channel, of images in 0..255: mean of the training split of the data set that the checkpoint was trained on, mean of the
-samples, their difference in percent of the data's mean with the standard error of the samples' mean (per class and combined,
-for labels=balanced). Bar: 2 %.
+Per channel, of images in 0..255: mean of the training split of the checkpoint, mean of the samples, and their difference in
+percent of the mean of the data, with the standard error of the mean of the samples (per class and combined, for
+labels=balanced). Bar: 2 %.
 """
 
 import argparse
@@ -29,7 +29,7 @@ def mean(x: numpy.ndarray, y: numpy.ndarray) -> tuple[numpy.ndarray, numpy.ndarr
 
 
 def data(run: Path) -> tuple[numpy.ndarray, numpy.ndarray]:
-    """The training split behind a sampling run, as bytes."""
+    """The training split of the checkpoint of a sampling run, as bytes."""
     header = json.loads((run / "manifest.jsonl").read_text().splitlines()[0])
     config = checkpoints.load(header["checkpoint"]).config
     dataset = checkpoints.construct(config["dataset"], "dataset", ())

@@ -1,23 +1,22 @@
-"""The one table: every objective of the library on the digits, trained, sampled and measured by the same commands.
+"""The table of objectives: each is trained on the digits, sampled and measured by the same commands.
 
     scripts/reproduce_digits.sh --seeds 1                  # about an hour on two cores
-    scripts/reproduce_digits.sh --seeds 3 --split test     # goes on where an earlier call stopped, row by row
+    scripts/reproduce_digits.sh --seeds 3 --split test     # continues an earlier call
     scripts/reproduce_digits.sh --rows vdm,cdm --folder outputs/mine --jobs 1 --without ode
 
-Rows and seeds run side by side, --jobs of them, each on its share of the cores. Each stage is one command of diffguide, run
-in <folder>, and is kept in <row>_<seed>.json there with its arguments and the folder that it wrote: a stage that is there
-with the same arguments is not run again, and a training that was interrupted is resumed. Both splits are asked of the same
-trained models and samples. Amounts are stated in `ROWS` and above it: training images, samples, examples; --images and
---examples lower them all, to see that it runs. Prints the table, and writes <split>.md and <split>.csv: means over the
-seeds, with the standard deviation over them where there are several.
+--jobs rows and seeds run in parallel and share the cores. Each stage is one command of diffguide, run in <folder>, and is
+recorded in <row>_<seed>.json with its arguments and its output folder: a stage recorded with the same arguments is skipped,
+and an interrupted training is resumed. Both splits use the same trained models and samples. `ROWS` states the numbers of
+training images, samples and examples; --images and --examples lower them for a quick check. Prints the table, and writes
+<split>.md and <split>.csv: means over the seeds, with their standard deviation if there are several.
 
 Columns: bits/dim by the variational bound, by the probability-flow ODE (of the first examples), and by the model's own
-log-density in one pass; accuracy on the split, and milliseconds that one image takes to be classified; share of agreed labels,
-FD (local features, to the training split), precision and recall of 1000 samples; seconds of training; network evaluations
+log-density in one pass; accuracy on the split, and milliseconds to classify one image; label accuracy, FD (local features,
+to the training split), precision and recall of 1000 samples; seconds of training; network evaluations
 per sample. Nothing was chosen on the test block.
 
-Beside the objectives stand their ablations: cdm_ce and cdm_mse (one term of the loss alone), energy_ce and jem_ce (the same
-network and images, cross-entropy alone), and the plain classifier of noisy images.
+Ablations: cdm_ce and cdm_mse (one term of the loss), energy_ce and jem_ce (the same network and images, cross-entropy only),
+and the plain classifier of noisy images.
 """
 
 import argparse
@@ -33,7 +32,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 SAMPLES, ODE = 1000, 100  # samples of a row, examples of an ODE
-BOUND = 6.0  # log-SNR of z_0: the noise that the decoder takes away, sigma = 0.4 grey values
+BOUND = 6.0  # log-SNR of z_0, where the decoder starts: sigma = 0.4 grey values
 
 
 class Row(NamedTuple):
@@ -89,7 +88,7 @@ ROWS = {
 }
 COLUMNS = {
     "elbo": ("bits/dim, bound", 3), "ode": ("bits/dim, ODE", 3), "log_density": ("bits/dim, one pass", 3),
-    "accuracy": ("accuracy", 3), "classify": ("ms to classify one", 1), "agreed": ("agreed labels", 3), "fd": ("FD", 2),
+    "accuracy": ("accuracy", 3), "classify": ("ms to classify one", 1), "agreed": ("label accuracy", 3), "fd": ("FD", 2),
     "precision": ("precision", 3), "recall": ("recall", 3), "seconds": ("seconds to train", 0),
     "evaluations": ("evaluations per sample", 0),
 }  # fmt: skip
@@ -109,7 +108,7 @@ class Stages:
         self.done = json.loads(self.path.read_text()) if self.path.exists() else {}
 
     def run(self, stage: str, command: str, *arguments: str, resume: tuple[str, ...] = ()) -> Path:
-        """The folder that a command wrote, now or in an earlier call; resume: in place of the arguments, to go on with it."""
+        """The output folder of a command, run now or earlier; resume: replaces the arguments to continue it."""
         if self.done.get(stage, {}).get("arguments") != list(arguments):
             print(f"{self.name}: {stage}", file=sys.stderr, flush=True)
             ran = subprocess.run(
@@ -125,7 +124,7 @@ class Stages:
         return (self.folder / self.done[stage]["folder"]).resolve()
 
     def train(self, *arguments: str) -> Path:
-        """The trained run; one that was interrupted goes on."""
+        """The training run; an interrupted one is resumed."""
         runs = sorted((self.folder / "outputs/train" / f"{self.name}_train").glob("v*"))
         if self.done.get("begun", {}).get("arguments") != list(arguments):
             self.keep("begun", {"arguments": list(arguments), "earlier": len(runs)})
@@ -141,13 +140,13 @@ class Stages:
 
 
 def measured(folder: Path, start: str) -> float:
-    """The figure of an evaluation whose name begins so."""
+    """The figure of an evaluation whose name has this beginning."""
     figures = json.loads((folder / "metrics.json").read_text())["figures"]
     return next(figure["value"] for name, figure in figures.items() if name.startswith(start))
 
 
 def seconds_of(run: Path) -> float:
-    """How long a run was trained: the seconds in its journal, over all the processes that went on with it."""
+    """The training time of a run, summed over the processes that continued it."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     seconds = [line["seconds"] for line in lines if "seconds" in line]
     return sum(now for now, after in zip(seconds, [*seconds[1:], 0.0]) if after < now)
@@ -186,7 +185,7 @@ def row(
 
 
 def cell(values: list[float], digits: int) -> str:
-    """Mean and, of several seeds, standard deviation; a dash where nothing was measured."""
+    """Mean and, for several seeds, standard deviation; a dash if nothing was measured."""
     if not values:
         return "-"
     mean = f"{statistics.mean(values):.{digits}f}"
@@ -229,7 +228,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def tell(path: Path, begun: dict[str, list[Future]]) -> None:
-    """Writes the table anew whenever its next row is there."""
+    """Writes the table again after every row."""
     table = []
     for name, runs in begun.items():
         found = [run.result() for run in runs]

@@ -1,11 +1,11 @@
-"""Which ODE sampler is best for how many evaluations? On the tree of the autoguidance paper, whose denoiser is exact.
+"""The error of every ODE sampler against its evaluations, on the tree of the autoguidance paper with its exact denoiser.
 
     python scripts/sampler_ranking.py [--n 512] [--grid karras] [--output outputs/sampler_ranking]
 
-From the same starts at noise level 5 (log-SNR -3.2), endpoint at 0.002: the root mean square over samples and coordinates of
-the distance to the exact flow's endpoint (dopri5, tolerance 1e-10), against network evaluations, 5 to 100. Writes
-ranking.csv and ranking.png and prints the table. Samplers of two evaluations a step get half the steps; a cell is empty
-where no number of steps needs that many.
+From the same starts at noise level 5 (log-SNR -3.2) to 0.002: the root mean square, over samples and coordinates, of the
+distance to the endpoint of the exact flow (dopri5, tolerance 1e-10), against 5 to 100 network evaluations. Writes ranking.csv
+and ranking.png and prints the table. Samplers with two evaluations per step get half the steps; a cell is empty if no number
+of steps needs that many evaluations.
 """
 
 import argparse
@@ -59,7 +59,7 @@ GRIDS = {"karras": Karras(7.0, None, None), "uniform_log_snr": UniformLogSNR()}
 
 
 def problem(n: int):
-    """The tree on a schedule that ends at the two levels, n starts from its exact law there, and where the flow takes them."""
+    """The tree on a schedule between the two levels, n exact starts, and the endpoints of the exact flow."""
     schedule = EDM(log_snr_max=-2 * math.log(LOW), log_snr_min=-2 * math.log(HIGH), rho=7.0)
     tree = AutoguidanceTree(depth=7, seed=2, schedule=schedule)
     x_0, _ = tree.sample(n, torch.Generator().manual_seed(0))
@@ -69,7 +69,7 @@ def problem(n: int):
 
 
 def error(make, tree, x, exact, grid, evaluations: int) -> float | None:
-    """The endpoint RMS of a sampler with exactly this many evaluations a sample; None where it has no such run."""
+    """The RMS error of a sampler at exactly this many evaluations per sample; None if no number of steps has that."""
     for steps in range(evaluations, 0, -1):
         sampler, counter = make(steps, grid), EvaluationCounter(tree)
         sampler(counter, x[:1], sampler.times(tree))
@@ -104,7 +104,7 @@ def main() -> None:
 
 
 def plot(path: Path, table: dict[str, list[float | None]], grid: str) -> None:
-    """Error against evaluations, both logarithmic."""
+    """Draws the error against evaluations, both logarithmic."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 5.5), layout="constrained")

@@ -1,13 +1,13 @@
-"""Does training find the truth? Each parameterization on the mixture `gmm2d`, against its exact denoiser.
+"""The excess error of each parameterization, trained on the mixture `gmm2d`, over its exact denoiser.
 
     python scripts/training_truth.py [--images 1200000] [--seed 0] [--output outputs/training_truth]
 
-Trains every objective for about a minute (one core) by diffguide-train, with noise levels uniform in log-SNR and weight 1
-on the network's own error (score: on that of eps, sigma^2 as in denoising score matching), and prints, per band of log-SNR,
-the excess E ||D - D_exact||^2 over the posterior variance, in percent: what training has left, on top of what no denoiser
-can know. Bar: 3 % in the bands where a parameterization is well conditioned, marked *: x0 below 2, eps and score above -2,
-v, flow and edm from -8 to 8. Far outside them the network's output is multiplied by a large factor to read x_0 (eps, score
-at much noise), or a small error of x_0 is large beside what noise still hides of it (x0 at little noise): the excess explodes.
+Trains every objective for about a minute (one core) by diffguide-train, with noise levels uniform in log-SNR and weight 1 on
+the error of the network (score: on that of eps, sigma^2 as in denoising score matching). Prints, per band of log-SNR, the
+excess E ||D - D_exact||^2 over the posterior variance, in percent. Bar: 3 % in the bands where a parameterization is well
+conditioned, marked *: x0 below 2, eps and score above -2, v, flow and edm from -8 to 8. Far outside, a large factor
+multiplies the output of the network to get x_0 (eps, score at much noise), or a small error of x_0 is large relative to the
+remaining uncertainty (x0 at little noise), and the excess explodes.
 """
 
 import argparse
@@ -33,7 +33,7 @@ RECIPE = [
 
 
 def row(objective: str, images: int, seed: int, output: Path) -> list[float]:
-    """The excess per band of one training run."""
+    """The excess per band of a training run."""
     train(
         [*RECIPE, f"objective={objective}", f"objective/weight={WEIGHTS[objective]}", f"training.images={images}",
          f"seed={seed}", f"name={objective}", f"output_root={output}"]

@@ -1,4 +1,4 @@
-"""Precision, recall, density, coverage, copies and agreed labels: against loops, closed forms and laws known beforehand."""
+"""Precision, recall, density, coverage, copies and label accuracy: against loops, closed forms and laws known beforehand."""
 
 import math
 
