@@ -85,10 +85,12 @@ RENAMED: dict[str, dict[str, str]] = {
 }  # class: before: now
 for target in DOWNLOADS:
     RENAMED[target]["root"] = "path"
+RENAMED["diffguide.training.loop.Training"] = {"keep": "keep_checkpoints"}
 RENAMED_KEYS = {  # node: key as it was typed before: now
     "dataset": {"root": "path", "values": "quantization_levels"},
     "objective": {"values": "quantization_levels"},
     "decoder": {"values": "quantization_levels"},
+    "training": {"keep": "keep_checkpoints"},
 }
 
 

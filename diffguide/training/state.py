@@ -233,7 +233,7 @@ class TrainingRun:
         state = checkpoints.TrainingState(facts, totals, self.engine.strategy.precision.state_dict())
         folder = self.folder / "checkpoints"
         checkpoints.save(folder, self.objective, self.averaged, self.optimizer, dict(self.config), state)
-        checkpoints.prune(folder, self.training.keep)
+        checkpoints.prune(folder, self.training.keep_checkpoints)
 
     def roll_back(self, error: Diverged) -> "TrainingRun":
         """The run from its last checkpoint on, with another seed.
