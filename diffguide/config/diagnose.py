@@ -199,23 +199,29 @@ class Names:
         packages = {place.partition("@")[2] or place.replace("/", "."): place for place in self.choices}
         inside = sorted((package for package in packages if key.startswith(f"{package}.")), key=len, reverse=True)
         for package in inside:
-            place = packages[package]
-            group, chosen = place.partition("@")[0], self.choices[place] or "null"
-            own = f"{group.replace('/', '.')}.{key.removeprefix(f'{package}.')}"
-            options = self.options(group)
-            having = [name for name, keys in options.items() if own in keys]
-            end = so_have(place, having)
-            if not having and package == inside[-1] and "nearest" not in sentence:
-                near = difflib.get_close_matches(own, {name for keys in options.values() for name in keys}, 1, 0.8)
-                others = [
-                    f"; {group}={name} has {key}" for key in near for name, keys in options.items() if key in keys
-                ]
-                end = "".join(others[:3])
-            if end or package == inside[-1]:
-                return sentence.replace(key, f"{key} with {place}={chosen}", 1) + end
+            options, own = self.options_above(packages[package], package, key)
+            if having := [name for name, keys in options.items() if own in keys]:
+                return self.with_place(sentence, key, packages[package]) + so_have(packages[package], having)
+        if inside:
+            options, own = self.options_above(packages[inside[0]], inside[0], key)
+            known = {name for keys in options.values() for name in keys}
+            near = [] if "nearest" in sentence else difflib.get_close_matches(own, known, 1, 0.8)
+            others = [
+                f"; {packages[inside[0]]}={name} has {near[0]}" for name in options if near and near[0] in options[name]
+            ]
+            return self.with_place(sentence, key, packages[inside[0]]) + "".join(others[:3])
         commands = {"train": "diffguide-train", "sample": "diffguide-sample", "evaluate": "diffguide-eval"}
         having = [command for file, command in commands.items() if key in dotted(self.files.read(file).tree)]
         return sentence + (f"; {' and '.join(having)} {'have' if len(having) > 1 else 'has'} it" if having else "")
+
+    def with_place(self, sentence: str, key: str, place: str) -> str:
+        """A sentence about a key that also names the choice above it."""
+        return sentence.replace(key, f"{key} with {place}={self.choices[place] or 'null'}", 1)
+
+    def options_above(self, place: str, package: str, key: str) -> tuple[dict[str, set[str]], str]:
+        """The options of a choice above a key with their keys, and the key as it is named there."""
+        group = place.partition("@")[0]
+        return self.options(group), f"{group.replace('/', '.')}.{key.removeprefix(f'{package}.')}"
 
     def options(self, group: str) -> dict[str, set[str]]:
         """The options of a group, short names first, which are the commonest, each with all keys that it leads to."""

@@ -49,9 +49,7 @@ class Autoguidance(Contrast):
             raise ValueError(f"guide must be a generator of the same data, got a {type(guide).__name__}")
         check_same_data(denoiser, guide)
         if guide.levels is not None and (denoiser.levels is None or not torch.equal(guide.levels, denoiser.levels)):
-            raise ValueError(
-                "the guide knows only its own noise levels, which the model does not have; take another guide"
-            )
+            raise ValueError("the guide has only its own noise levels, which the model lacks; take another guide")
         check_reach(guide.schedule, *self.guided_range())
         self.guide = guide if denoiser.tally is None else EvaluationCounter(guide, denoiser.tally)
 
@@ -103,6 +101,6 @@ def check_reach(schedule: Schedule, low: float, high: float) -> None:
         shared = [max(low, ends[0]), min(high, ends[1])]
         narrowed = f"guidance.interval=[{shared[0]:.7g},{shared[1]:.7g}]"
         raise ValueError(
-            f"the guide knows noise levels {ends[0]:.6g} to {ends[1]:.6g}, guidance acts from {low:.6g} to {high:.6g}: "
+            f"the guide has noise levels {ends[0]:.6g} to {ends[1]:.6g}, guidance acts from {low:.6g} to {high:.6g}: "
             + (f"narrow it, {narrowed}" if shared[0] < shared[1] else "they do not overlap, take another guide")
         )

@@ -51,7 +51,7 @@ class ClassGuidance(ScaledGuidance):
         super().__init__(denoiser, scale, interval)
         if denoiser.conditional and denoiser.num_classes != num_classes:
             own = f"{denoiser.num_classes} classes" if denoiser.num_classes else "embeddings for a condition"
-            raise ValueError(f"the classifier knows {num_classes} classes, and the model that it guides has {own}")
+            raise ValueError(f"the classifier has {num_classes} classes, and the model that it guides has {own}")
         if denoiser.schedule.zero_terminal_snr:
             raise ValueError(
                 f"{type(self).__name__} divides by alpha, and {type(denoiser.schedule).__name__} has no signal at t = 1 "

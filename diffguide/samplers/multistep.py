@@ -56,7 +56,7 @@ def accumulate(x: Tensor, weights: Sequence[float], values: Sequence[Tensor]) ->
 
 
 class Level(NamedTuple):
-    """A time and what the schedule says there, as numbers: coefficients are computed off the device, once per step."""
+    """A time and the schedule's values there, as numbers: coefficients are computed off the device, once per step."""
 
     t: float
     log_snr: float

@@ -61,7 +61,7 @@ class DPM2(Midpoint):
     """The midpoint rule for d(x / alpha) = eps d(sigma / alpha), the midpoint taken in log-SNR.
 
     DPM-Solver-2 of Lu et al., 2022, arXiv 2206.00927, algorithm 1 with r = 1/2; in sigma / alpha the middle is the
-    geometric mean, so it is also the DPM2 that Karras' notation knows. Two evaluations per step, the second off the grid;
+    geometric mean, so it is also k-diffusion's DPM2. Two evaluations per step, the second off the grid;
     one where the step ends at sigma = 0 or starts at alpha = 0.
     """
 

@@ -285,7 +285,7 @@ def test_real_processes(tmp_path):
 def test_an_interrupt_is_one_line(tmp_path):
     """Ctrl-C while a command starts: its first line of Python is long past, its first line of output is not."""
     code = (
-        "import time, diffguide.cli.training_job as job, diffguide.train as t\n"
+        "import time, diffguide.train as t, diffguide.cli.training_job as job\n"
         "job.build_training_job = lambda cfg: (print('in', flush=True), time.sleep(60))\n"
         "t.main([])"
     )

@@ -141,7 +141,6 @@ def differences(target: str, node: dict[str, Any]) -> dict[str, tuple[Any, Any]]
     return found
 
 
-@pytest.mark.xfail(reason="the defaults are being written", strict=False)
 @pytest.mark.parametrize("target", sorted(constructors()))
 def test_the_defaults_are_those_of_a_file(target):
     """Several files may build one class: one of them states its defaults."""

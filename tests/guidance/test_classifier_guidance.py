@@ -244,7 +244,7 @@ def facts(**changed):
 @pytest.mark.parametrize(
     "denoiser, classifier, scale, interval, sentence",
     [
-        (facts(num_classes=3), exact(), 1.0, EVERYWHERE, "knows 2 classes, .* has 3"),
+        (facts(num_classes=3), exact(), 1.0, EVERYWHERE, "has 2 classes, .* has 3"),
         (exact(), Unconditional(exact()), 1.0, EVERYWHERE, "must be one of noisy data .* got a Unconditional"),
         (exact(), exact(), math.nan, EVERYWHERE, "scale must be a finite number, got nan"),
         (exact(), exact(), 1.0, (2.0, 1.0), "interval must be"),

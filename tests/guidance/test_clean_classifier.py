@@ -197,7 +197,7 @@ def test_other_files_are_refused(tmp_path, kind, capfd):
 @pytest.mark.parametrize(
     "changed, sentence",
     [
-        ({"num_classes": 4}, "knows 4 classes, .* has 3"),
+        ({"num_classes": 4}, "has 4 classes, .* has 3"),
         ({"channels": 2}, "channels must be 1 or 3"),
         ({"mean": [0.5, 0.5]}, "mean and std must be 1 or 1 numbers"),
         ({"std": [0.0]}, "std positive"),

@@ -169,10 +169,10 @@ def test_nested_memories_belong_to_a_run():
     (lambda: Autoguidance(exact(shape=[2]), exact(shape=[1, 8, 8]), 2.0, EVERYWHERE),
      r"shape \[1, 8, 8\], the model of shape \[2\]"),
     (lambda: Autoguidance(exact(), exact(Cosine(8.0, -10.0)), 2.0, EVERYWHERE),
-     "the guide knows noise levels 0.0183156 to 148.413, guidance acts from 0.00247875 to 148.413: narrow"),
+     "noise levels 0.0183156 to 148.413, guidance acts from 0.00247875 to 148.413: narrow"),
     (lambda: Autoguidance(exact(), exact(Cosine(8.0, -10.0)), 2.0, (0.001, 0.01)), "take another guide"),
     (lambda: Autoguidance(exact(), Classifier(), 2.0, EVERYWHERE), "guide must be a generator of the same data, got a Classif"),
-    (lambda: Autoguidance(exact(), exact(levels=torch.tensor([1.0, 0.5])), 2.0, EVERYWHERE), "knows only its own noise levels"),
+    (lambda: Autoguidance(exact(), exact(levels=torch.tensor([1.0, 0.5])), 2.0, EVERYWHERE), "only its own noise levels"),
     (lambda: Nested(exact(), {}), "parts is empty"),
 ])  # fmt: skip
 def test_what_cannot_work_is_refused(make, sentence):

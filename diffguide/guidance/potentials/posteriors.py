@@ -30,7 +30,7 @@ def check_potential(guidance: str, potential: LogPotential, kind: type) -> None:
 
 
 class DPS(PotentialGuidanceBase):
-    """x_0 - zeta grad_{x_t} |y - A x0_hat| / alpha, eps as it is: every step moves x by -zeta times a unit-free gradient.
+    """x_0 - zeta grad_{x_t} |y - A x0_hat| / alpha, eps unchanged: every step shifts x by -zeta times a unit-free gradient.
 
     Chung, Kim, McCann, Klasky, Ye, "Diffusion Posterior Sampling for General Noisy Inverse Problems", 2023, arXiv
     2209.14687, algorithm 1 with a step divided by |y - A x0_hat|, as in the authors' code: the gradient of the residual's
