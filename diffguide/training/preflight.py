@@ -40,7 +40,7 @@ def preflight(job: TrainingJob) -> None:
     if job.engine.is_global_zero:
         report_data(job)
     if not job.dry_run:
-        check_record(job)
+        check_loadable(job)
 
 
 def check_network(job: TrainingJob) -> None:
@@ -88,7 +88,7 @@ def report_data(job: TrainingJob) -> None:
         print(line, file=sys.stderr)
 
 
-def check_record(job: TrainingJob) -> None:
+def check_loadable(job: TrainingJob) -> None:
     """What the checkpoints would state must be loadable again."""
     facts = {"images": 0, "class_names": list(job.data.class_names), "shape": list(job.data.shape)}
     try:
