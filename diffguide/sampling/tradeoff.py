@@ -9,7 +9,7 @@ import numpy
 import torch
 from torch import Tensor
 
-from ..checkpoints.data_record import changes, check_record, described, located
+from ..checkpoints.data_record import check_record, describe_changes, find_changes, locate_data
 from ..datasets import Dataset
 from ..datasets.base import fetch
 from ..evaluation.quality.label_agreement import Judge
@@ -164,9 +164,11 @@ def training_set(checkpoints: Sequence[str], moved: Mapping[str, str]) -> Datase
     seen = facts[0].get("data")
     if seen is not None:
         check_record(seen)
-    data = at_hand(located(nodes[0] or {}, seen) | moved)
-    if moved and (changed := changes(seen, data)):
-        raise NoTradeoff(f"dataset.path={moved['path']} does not hold the data of the checkpoint: {described(changed)}")
+    data = at_hand(locate_data(nodes[0] or {}, seen) | moved)
+    if moved and (changed := find_changes(seen, data)):
+        raise NoTradeoff(
+            f"dataset.path={moved['path']} does not hold the data of the checkpoint: {describe_changes(changed)}"
+        )
     return data
 
 

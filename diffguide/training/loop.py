@@ -148,7 +148,7 @@ class Training:
             try:
                 return self.attempt(fabric, objective, data, folder, seed, config, draw, resume, note, restores)
             except Diverged as error:
-                files = checkpoints.kept(folder / "checkpoints")
+                files = checkpoints.list_checkpoints(folder / "checkpoints")
                 if restores >= objective.max_restores or not files:
                     after = f", after {restores} restores" if restores else ""
                     raise Diverged(f"{error}{after}") from error
