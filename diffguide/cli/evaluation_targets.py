@@ -62,7 +62,7 @@ def checkpoint_target(cfg: DictConfig, path: str | Path, device: torch.device, o
     except checkpoints.CheckpointError as error:
         raise ConfigError(f"checkpoint: {error}") from error
     run = file.parent.parent if file.parent.name == "checkpoints" else file
-    data, node = open_data(cfg, loaded, opened, provenance.seen(run, loaded.facts))
+    data, node = open_data(cfg, loaded, opened, provenance.read_seen_data(run, loaded.facts))
     config = loaded.config | {"dataset": node}
     context = build_context(cfg, loaded.model, data, cfg.split, cfg.n, device, checkpoint=file, config=config)
     identity = {
@@ -76,7 +76,7 @@ def checkpoint_target(cfg: DictConfig, path: str | Path, device: torch.device, o
         "training_seed": loaded.config.get("seed"),
         "configuration": hash_without_seed(loaded.config),
     }
-    note = checkpoints.untrained(loaded)
+    note = checkpoints.explain_untrained(loaded)
     return Target(context, identity, loaded.config["name"], note and f"{file}: {note}")
 
 
@@ -102,7 +102,7 @@ def open_data(
     own = loaded.config["dataset"]
     choice = HydraConfig.get().runtime.choices.get("dataset")
     node = again(cfg, "dataset", choice if isinstance(choice, str) else None, own)
-    placed = provenance.located(own, seen) if node == own else node
+    placed = provenance.locate_data(own, seen) if node == own else node
     chosen = "_target_" in cfg.get("dataset", {})
     key = strict_json(placed)
     try:
@@ -148,14 +148,14 @@ def compare(data: Dataset, seen: dict[str, Any] | None, path: str | None) -> Non
     Raises:
         ConfigError: other data lie there.
     """
-    if (changed := provenance.changes(seen, data)) is None:
+    if (changed := provenance.find_changes(seen, data)) is None:
         return
     if path is not None:
         raise ConfigError(
-            f"dataset.path={path} does not hold the data of this checkpoint: {provenance.described(changed)}; to measure on "
-            "others, choose them with dataset=<option> too"
+            f"dataset.path={path} does not hold the data of this checkpoint: {provenance.describe_changes(changed)}; to "
+            "measure on others, choose them with dataset=<option> too"
         )
-    print(f"the data have changed since the training: {provenance.described(changed)}", file=sys.stderr)
+    print(f"the data have changed since the training: {provenance.describe_changes(changed)}", file=sys.stderr)
 
 
 def list_names(names: Sequence[str]) -> str:

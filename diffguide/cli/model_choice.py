@@ -4,7 +4,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from ..config.build import ConfigError, build, takes, to_dict
+from ..config.build import ConfigError, accepts_argument, build, to_dict
 from .arguments import typed
 
 __all__ = ["build_oracle", "check_model"]
@@ -48,7 +48,7 @@ def build_oracle(cfg: DictConfig, device):
 
     arguments = {"schedule": build(cfg, "schedule")}
     if "dataset" in cfg:
-        if not takes(cfg, "oracle", "data"):
+        if not accepts_argument(cfg, "oracle", "data"):
             raise ConfigError(
                 f"dataset belongs to oracle=empirical, and {cfg.oracle._target_} takes no data: remove it"
             )

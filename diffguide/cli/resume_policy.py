@@ -14,7 +14,7 @@ FIXED, FREE, TODAY = "fixed", "free", "today"
 """fixed: decided what was computed; free: may change; today: never taken from the run."""
 RATES_AND_LENGTHS = (
     "images", "learning_rate", "warmup_images", "max_grad_norm", "ema_images", "accumulate", "log_images",
-    "validation_images", "checkpoint_images", "sample_images", "keep", "extend", "extend_rate",
+    "validation_images", "checkpoint_images", "sample_images", "keep_checkpoints", "extend", "extend_rate",
 )  # fmt: skip
 TRAINING = {  # a key without an entry follows its parent, "" is the root
     "": FREE,

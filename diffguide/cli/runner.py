@@ -27,7 +27,7 @@ from ..runtime.signals import Stopped
 from .arguments import files_of, read_flags, typed
 from .help import help_text
 from .multirun import record_job, remove_notes
-from .spelling import rename_options, respelled
+from .spelling import rename_options, respell
 from .stray_words import explain_stray_word
 
 __all__ = ["leave", "one_line_errors", "run_command", "tidy", "typed"]
@@ -49,7 +49,7 @@ def one_line_errors(name: str, cfg: DictConfig) -> Iterator[None]:
     COMPOSING.close()
     hydra = HydraConfig.get()
     try:
-        with searching(targets(plain(cfg)), own_folders()):
+        with searching(find_targets(plain(cfg)), own_folders()):
             check_composed(cfg, hydra.runtime.choices, typed(), ConfigFiles.of_this_run())
             state_added_keys(cfg)
             yield
@@ -68,7 +68,7 @@ def one_line_errors(name: str, cfg: DictConfig) -> Iterator[None]:
         UNFORESEEN.append(error)
 
 
-def targets(tree: Any) -> Iterator[str]:
+def find_targets(tree: Any) -> Iterator[str]:
     """The dotted names in what was composed: ours, and those that the user typed or wrote into a file, trust among them.
 
     A saved configuration has not been read yet: what it names is not among them.
@@ -77,7 +77,7 @@ def targets(tree: Any) -> Iterator[str]:
         if key in ("_target_", "trust"):
             yield from (name for name in (part if isinstance(part, list) else [part]) if isinstance(name, str))
         elif isinstance(part, dict | list):
-            yield from targets(part)
+            yield from find_targets(part)
 
 
 def own_folders() -> list[str]:
@@ -128,7 +128,7 @@ def run_command(
     """
     warnings.filterwarnings("ignore", r"`torch\.jit", FutureWarning)  # torch warns of what torch itself calls
     saved, config_name = sys.argv, config_name or name.removeprefix("diffguide-")
-    words = respelled(quote_odd(saved[1:] if argv is None else argv))
+    words = respell(quote_odd(saved[1:] if argv is None else argv))
     sys.argv = [name if argv is not None else saved[0], *words]
     try:
         if os.environ.get(FULL) != "1":

@@ -49,7 +49,7 @@ def write_sweep(jobs: list[dict[str, Any]]) -> Path:
     try:  # last, since it may read a large data set
         if not same_data:
             raise NoTradeoff("the runs are of different data")
-        columns = write_pictures(folder, jobs, runs, columns, axis)
+        columns = write_comparisons(folder, jobs, runs, columns, axis)
         write_table(folder / "sweep.csv", jobs, runs, varying, columns)
     except NoTradeoff as reason:
         print(f"no tradeoff.png: {reason}", file=sys.stderr)
@@ -101,7 +101,7 @@ def describe_overrides(overrides: Mapping[str, str], keys: Sequence[str], betwee
     return between.join(f"{names[key]} {shorten_path(overrides.get(key, ''))}" for key in keys)
 
 
-def write_pictures(
+def write_comparisons(
     folder: Path, jobs: Sequence[dict], runs: Sequence[SweepRun], columns: list[dict], axis: str | None
 ) -> list[dict]:
     """Measures fidelity and diversity, draws tradeoff.png and curves.png, and returns the columns of the table.

@@ -9,10 +9,10 @@ import numpy
 import torch
 from torch import Tensor
 
-from ..checkpoints.data_record import changes, check_record, described, located
+from ..checkpoints.data_record import check_record, describe_changes, find_changes, locate_data
 from ..datasets import Dataset
 from ..datasets.base import fetch_examples
-from ..evaluation.quality.label_agreement import LabelClassifier
+from ..evaluation.quality.label_agreement import MAX_LABEL_EXAMPLES, LabelClassifier
 from ..evaluation.quality.precision_recall import DC_NEIGHBOURS, count_repeated, neighbour_shares
 from ..figures.curves import HOLLOW_LABEL, HOLLOW_STYLE, MIN_PRECISION
 from ..figures.plot_spec import Panel
@@ -35,7 +35,6 @@ __all__ = [
 
 MIN_SAMPLES = 20  # of a run
 MAX_COMPARED = 1000  # samples and real examples
-MAX_LABEL_EXAMPLES = 2000  # real examples that train the classifier of labels
 SAMPLES_PURPOSE, REAL_PURPOSE, TRAIN_PURPOSE = range(3)  # purposes of the seed
 MARKERS = "osD^vP*X"
 
@@ -129,7 +128,6 @@ def compare_with_data(
         NoTradeoff: too few samples, or no data.
     """
     count = check_count(min(len(run.labels) for run in runs))
-    vectors = len(shape) == 1
     try:
         data = training_set(checkpoints, moved or {})
         name, real, y = real_examples(data, shape)
@@ -144,24 +142,31 @@ def compare_with_data(
     facts = {
         "compared": count,
         "compared_real": len(real),
-        "features": "coordinates" if vectors else "pixels",
+        "features": "coordinates" if len(shape) == 1 else "pixels",
         "reference": f"{len(real)} {name if name == 'validation' else 'training'} examples",
     }
     repeated_real = count_repeated(real)
     real_accuracy = None if classifier is None else classifier.accuracy(real, y)
     columns = []
     for run in runs:
-        rows = sample_rows(len(run.labels), count, SAMPLES_PURPOSE)
-        x = torch.from_numpy(read_rows(run.folder / "samples.npz", rows.tolist()))
-        x = x.double() if vectors else (x.permute(0, 3, 1, 2).double() / 127.5 - 1).flatten(1)
+        x, labels = read_features(run, count)
         column: dict[str, Any] = measure_samples(real, x)
         column |= {"repeated_samples": count_repeated(x), "repeated_real": repeated_real}
         if classifier is not None:
-            labels, finite = torch.tensor(run.labels)[rows], bool(x.isfinite().all())
+            finite = bool(x.isfinite().all())
             column["agreed_labels"] = classifier.accuracy(x, labels) if finite else math.nan
             column["agreed_labels_of_real"] = real_accuracy
         columns.append(column | facts)
     return columns
+
+
+def read_features(run: SweepRun, count: int) -> tuple[Tensor, Tensor]:
+    """Features [count, D] of some samples of a run, and their labels."""
+    rows = sample_rows(len(run.labels), count, SAMPLES_PURPOSE)
+    x = torch.from_numpy(read_rows(run.folder / "samples.npz", rows.tolist()))
+    if x.ndim > 2:
+        x = x.permute(0, 3, 1, 2).double() / 127.5 - 1
+    return x.double().flatten(1), torch.tensor(run.labels)[rows]
 
 
 def real_examples(data: Dataset, shape: Sequence[int]) -> tuple[str, Tensor, Tensor]:
@@ -192,9 +197,11 @@ def training_set(checkpoints: Sequence[str], moved: Mapping[str, str]) -> Datase
     seen = facts[0].get("data")
     if seen is not None:
         check_record(seen)
-    data = load_local_dataset(located(nodes[0] or {}, seen) | dict(moved))
-    if moved and (changed := changes(seen, data)):
-        raise NoTradeoff(f"dataset.path={moved['path']} does not hold the data of the checkpoint: {described(changed)}")
+    data = load_local_dataset(locate_data(nodes[0] or {}, seen) | dict(moved))
+    if moved and (changed := find_changes(seen, data)):
+        raise NoTradeoff(
+            f"dataset.path={moved['path']} does not hold the data of the checkpoint: {describe_changes(changed)}"
+        )
     return data
 
 

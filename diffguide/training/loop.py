@@ -37,7 +37,7 @@ class Training:
         ema_images: half-life of the moving average of the weights; a tenth of the images seen, while that is shorter.
         log_images, validation_images, checkpoint_images, sample_images: interval between lines of metrics.jsonl, held-out
             losses, checkpoints, sample grids; each is also written at the end.
-        keep: newest checkpoints to keep, beside the one with the lowest held-out loss.
+        keep_checkpoints: number of newest checkpoints to keep, beside the one with the lowest held-out loss.
         optimizer: (parameters, lr=...) -> torch optimiser; AdamW by default.
         extend: what the learning rate does when a run is resumed with another number of images (`learning_rates`):
             decay_again, constant or as_if_planned.
@@ -50,13 +50,13 @@ class Training:
     def __init__(
         self, images: int = 60000, batch_size: int = 128, learning_rate: float = 0.004, warmup_images: int = 3000,
         accumulate: int = 1, max_grad_norm: float = 1.0, ema_images: int = 1800, log_images: int = 2000,
-        validation_images: int = 15000, checkpoint_images: int = 30000, sample_images: int = 30000, keep: int = 3,
+        validation_images: int = 15000, checkpoint_images: int = 30000, sample_images: int = 30000, keep_checkpoints: int = 3,
         optimizer: Callable[..., torch.optim.Optimizer] = ADAMW, extend: str = "decay_again", extend_rate: float = 0.5,
     ):  # fmt: skip
         counts = dict(
             images=images, batch_size=batch_size, accumulate=accumulate, ema_images=ema_images, log_images=log_images,
             validation_images=validation_images, checkpoint_images=checkpoint_images, sample_images=sample_images,
-            keep=keep,
+            keep_checkpoints=keep_checkpoints,
         )  # fmt: skip
         for name, count in counts.items():
             if not isinstance(count, int) or count < 1:
@@ -76,7 +76,7 @@ class Training:
         self.max_grad_norm, self.ema_images = max_grad_norm, ema_images
         self.log_images, self.validation_images = log_images, validation_images
         self.checkpoint_images, self.sample_images = checkpoint_images, sample_images
-        self.keep, self.optimizer = keep, optimizer
+        self.keep_checkpoints, self.optimizer = keep_checkpoints, optimizer
 
     def plan(self) -> LearningRatePlan:
         """The learning rates of a run whose length never changes."""

@@ -233,7 +233,7 @@ class TrainingRun:
         state = checkpoints.TrainingState(facts, totals, self.engine.strategy.precision.state_dict())
         folder = self.folder / "checkpoints"
         checkpoints.save(folder, self.objective, self.averaged, self.optimizer, dict(self.config), state)
-        checkpoints.prune(folder, self.training.keep)
+        checkpoints.prune(folder, self.training.keep_checkpoints)
 
     def roll_back(self, error: Diverged) -> "TrainingRun":
         """The run from its last checkpoint on, with another seed.
@@ -241,7 +241,7 @@ class TrainingRun:
         Raises:
             Diverged: there is no checkpoint, or the objective allows no further one.
         """
-        files = [] if self.folder is None else checkpoints.kept(self.folder / "checkpoints")
+        files = [] if self.folder is None else checkpoints.list_checkpoints(self.folder / "checkpoints")
         allowed = self.objective.max_restores
         if self.rollbacks >= allowed or not files:
             after = f", after {self.rollbacks} restores" if self.rollbacks else ""

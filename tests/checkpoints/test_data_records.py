@@ -64,7 +64,7 @@ def place(folder: Path) -> None:
     path = str(folder / "pictures")
     file = folder / RUN / "data.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"path": path}))
-    for weights in checkpoints.kept(folder / RUN / "checkpoints"):
+    for weights in checkpoints.list_checkpoints(folder / RUN / "checkpoints"):
 
         def put(tensors, metadata):
             metadata["data"]["path"] = path
@@ -201,7 +201,7 @@ def strip(run: Path) -> None:
         for key in added:
             del metadata["config"]["dataset"][key]
 
-    for file in checkpoints.kept(run / "checkpoints"):
+    for file in checkpoints.list_checkpoints(run / "checkpoints"):
         change(file, file, take)
 
 
@@ -211,7 +211,7 @@ def strip(run: Path) -> None:
 def test_a_record_that_is_none_is_refused_in_a_checkpoint_and_ignored_in_a_folder(record, at, tmp_path):
     (at / RUN / "data.json").write_text(json.dumps(record))
     assert provenance.read(at / RUN) is None
-    (file,) = checkpoints.kept(at / RUN / "checkpoints")
+    (file,) = checkpoints.list_checkpoints(at / RUN / "checkpoints")
     change(file, tmp_path / "other.safetensors", lambda tensors, metadata: metadata.update(data=record))
     with pytest.raises(checkpoints.CheckpointError, match="data must hold a sha256, a count and a path"):
         checkpoints.read(tmp_path / "other.safetensors")

@@ -53,7 +53,7 @@ def test_every_key_has_its_comment_and_every_group_is_of_the_command(tmp_path, c
     ("experiment=vdm_digits", ["objective=vdm", "schedule.learned_ends=true whether", "training.images=180000"], "seed"),
     ("schedule=edm", ["schedule.log_snr_max=12.429216196844383"], "seed"),
     ("guidance", ["* guidance=cfg classifier-free guidance", "guidance=none no guidance"], "scale=2"),
-    ("training", ["training.keep=3 newest checkpoints", "training.optimizer={AdamW} any torch optimiser"], "seed"),
+    ("training", ["training.keep_checkpoints=3 newest checkpoints", "training.optimizer={AdamW} any torch optimiser"], "seed"),
     ("sampler.steps", ["sampler.steps=18 steps from noise to data"], "churn"),
     ("seed=3", ["seed=3 of weights, data order and noise"], "training"),
     ("name", ["name=<dataset> of the run"], "seed"),

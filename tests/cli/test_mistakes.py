@@ -66,7 +66,7 @@ TRAIN = {
     "left out argument": (["~training.images"], "training.images must be given (a whole number)"),
     "left out what is not": (["~objectve"], "there is no key or group objectve; nearest: objective"),
     "several numbers for an option": (["engine=[1,2]"], "engine takes one option, got engine=[1,2]"),
-    "node for a value": (["training.keep={_target_:os.getcwd}"], "training.keep must be a whole number, got {"),
+    "node for a value": (["training.keep={_target_:os.getcwd}"], "training.keep_checkpoints must be a whole number, got {"),
     "target that is none": (["objective._target_=3"], "objective must be a node with a _target_"),
     "target that Hydra blocks": (
         ["objective.weight._target_=os.system", "+objective.weight._args_=[ls]"],

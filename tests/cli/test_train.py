@@ -186,7 +186,8 @@ def test_every_objective_with_every_schedule_and_sampler():
 
 def test_learning_rate_warms_up_and_falls():
     amounts = dict.fromkeys(["images", "log_images", "validation_images", "checkpoint_images", "sample_images"], 1000)
-    training = Training(**amounts, keep=1, batch_size=10, learning_rate=1.0, warmup_images=100, accumulate=1, max_grad_norm=1.0,
+    training = Training(**amounts, keep_checkpoints=1, batch_size=10, learning_rate=1.0, warmup_images=100, accumulate=1,
+                        max_grad_norm=1.0,
                         ema_images=50, optimizer=torch.optim.SGD)  # fmt: skip
     assert training.plan().rate_at(0) == pytest.approx(0.1)
     assert training.plan().rate_at(500) == pytest.approx(0.5)

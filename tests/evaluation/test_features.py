@@ -156,7 +156,7 @@ def test_values_out_of_range(steps, seed):
 def test_only_the_published_weights_are_inception(tmp_path, monkeypatch):
     """A file of another content, no file, and no network are told; nothing is put in the place of it."""
     pytest.importorskip("torch_fidelity")
-    other = tmp_path / pretrained.WEIGHTS
+    other = tmp_path / pretrained.INCEPTION_WEIGHTS
     other.write_bytes(b"something else")
     with pytest.raises(ValueError, match="its SHA-256 begins with .{8}, not 6726825d"):
         Inception(str(other))
@@ -164,7 +164,7 @@ def test_only_the_published_weights_are_inception(tmp_path, monkeypatch):
         Inception(str(tmp_path / "nowhere.pth"))
 
     def offline(url, path, prefix):
-        assert url.endswith(pretrained.WEIGHTS) and prefix == "6726825d"
+        assert url.endswith(pretrained.INCEPTION_WEIGHTS) and prefix == "6726825d"
         raise OSError("no network")
 
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))

@@ -184,7 +184,7 @@ class OOD(Metric):
             sets = {"data": x} | {name: perturb(x, noise) for name, perturb in perturbations.items()}
             return {f"{kind}_{name}": value for name, x in sets.items() for kind, value in self.score(context, x)}
 
-        found = join(context.compute(score_batch)) | self.score_other(context)
+        found = to_tensors(context.compute(score_batch)) | self.score_other(context)
         figures = {}
         against = [*perturbations, *([] if self.other is None else ["other"])]
         for score in self.scores:
@@ -233,8 +233,8 @@ class OOD(Metric):
             for name, scores in context.parts.part(f"other_{first:010d}", score_batch).items():
                 found.setdefault(name, []).append(scores)
             context.progress(min(first + context.batch_size, len(rows)), len(rows), "other examples")
-        return join(found)
+        return to_tensors(found)
 
 
-def join(batches: dict[str, list[numpy.ndarray]]) -> dict[str, Tensor]:
+def to_tensors(batches: dict[str, list[numpy.ndarray]]) -> dict[str, Tensor]:
     return {name: torch.from_numpy(numpy.concatenate(arrays)) for name, arrays in batches.items()}

@@ -15,7 +15,7 @@ from ..metric import EvalContext, Figure, MetricError
 from . import frechet
 from .frechet import Moments
 from .kid import inception_score, kernel_distance
-from .label_agreement import LabelClassifier
+from .label_agreement import MAX_LABEL_EXAMPLES, LabelClassifier
 from .local import MAX_SIDE, MIN_SIDE, Local, load_images, network_accuracy, train_local_network
 from .precision_recall import (
     DC_NEIGHBOURS,
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 __all__ = ["QualityComparison", "QualityResult", "FeatureSet", "check_overlap", "is_small"]
 
 NUM_GROUPS = 10  # of samples, for the error of the Frechet distance; of real examples, for halves
-MAX_LABEL_EXAMPLES = 2000  # real examples that train the classifier of labels
 CAS_STEPS = 300  # of the classifier of samples, unless the features are local
 CHUNK_ROWS = 5000  # training examples at once
 MAX_OVERLAP = 0.1  # of the held-out examples may be training examples

@@ -10,6 +10,7 @@ from .precision_recall import distance_tables
 
 __all__ = ["LabelClassifier"]
 
+MAX_LABEL_EXAMPLES = 2000  # real examples that train the classifier of a comparison
 SVM_C = 10.0
 KERNEL_WIDTH = 2.3212  # on the digits gamma is then 0.064, with 96.0 % accuracy on the test block
 

@@ -14,8 +14,8 @@ from .features import IMAGENET, FeatureOutput, Features, as_rgb, preprocess
 
 __all__ = ["CLIP", "DINOv2", "Inception"]
 
-WEIGHTS = "weights-inception-2015-12-05-6726825d.pth"
-WEIGHTS_URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{WEIGHTS}"
+INCEPTION_WEIGHTS = "weights-inception-2015-12-05-6726825d.pth"
+WEIGHTS_URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{INCEPTION_WEIGHTS}"
 WEIGHTS_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 CLIP_COLOURS = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
@@ -61,7 +61,7 @@ class Inception(Features):
         return FeatureOutput(features.float().cpu(), logits.float().cpu())
 
     def facts(self) -> dict[str, Any]:
-        return super().facts() | {"weights": WEIGHTS}
+        return super().facts() | {"weights": INCEPTION_WEIGHTS}
 
 
 def find_inception_weights(weights: str | None) -> Path:
@@ -70,15 +70,17 @@ def find_inception_weights(weights: str | None) -> Path:
     Raises:
         ValueError: it is missing, or another one.
     """
-    file = Path(torch.hub.get_dir()) / "checkpoints" / WEIGHTS if weights is None else Path(weights).expanduser()
+    file = (
+        Path(torch.hub.get_dir()) / "checkpoints" / INCEPTION_WEIGHTS if weights is None else Path(weights).expanduser()
+    )
     if weights is None and not file.is_file():
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
             torch.hub.download_url_to_file(WEIGHTS_URL, str(file), WEIGHTS_SHA256[:8])
         except (URLError, OSError, RuntimeError) as error:
             raise ValueError(
-                f"weights: {WEIGHTS} cannot be downloaded ({error}); give the file, metric.features.weights=<file>, or use "
-                "metric/features=local"
+                f"weights: {INCEPTION_WEIGHTS} cannot be downloaded ({error}); give the file, "
+                "metric.features.weights=<file>, or use metric/features=local"
             ) from error
     if not file.is_file():
         raise ValueError(f"weights: there is no file {weights}")
@@ -86,7 +88,7 @@ def find_inception_weights(weights: str | None) -> Path:
         found = hashlib.file_digest(opened, "sha256").hexdigest()
     if found != WEIGHTS_SHA256:
         raise ValueError(
-            f"weights: {file} is not {WEIGHTS}: its SHA-256 begins with {found[:8]}, not {WEIGHTS_SHA256[:8]}"
+            f"weights: {file} is not {INCEPTION_WEIGHTS}: its SHA-256 begins with {found[:8]}, not {WEIGHTS_SHA256[:8]}"
         )
     return file
 
