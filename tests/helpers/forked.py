@@ -4,11 +4,13 @@ A fresh interpreter takes seconds to import PyTorch; a fork of the server takes 
 signals, its locks, its files, its exit code) is the same; tests of the console scripts start fresh interpreters.
 """
 
+import atexit
 import multiprocessing
 import os
 import signal
 import time
 from collections.abc import Callable, Sequence
+from multiprocessing import forkserver
 from pathlib import Path
 
 PRELOADED = ["torch", "hydra.main", "hydra._internal.core_plugins.basic_launcher", "lightning_fabric.strategies",
@@ -18,6 +20,15 @@ PRELOADED = ["torch", "hydra.main", "hydra._internal.core_plugins.basic_launcher
              "diffguide.figures.trajectories", "pytest"]  # fmt: skip
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(PRELOADED)
+
+
+@atexit.register
+def stop_server() -> None:
+    """Ends what a failed test left, and waits for the server, so that its CPU time counts as that of the tests."""
+    for process in multiprocessing.active_children():
+        process.kill()
+        process.join()
+    forkserver._forkserver._stop()
 
 
 class Command:
