@@ -1,8 +1,6 @@
 """The configuration of diffguide-train as a typed job."""
 
-from collections.abc import Mapping
 from functools import partial
-from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
@@ -76,18 +74,18 @@ def check_settings(cfg: DictConfig) -> None:
     for key in ("compile", "dry_run"):
         if not isinstance(cfg[key], bool):
             raise ConfigError(f"{key} must be true or false, got {cfg[key]!r}")
-    check_label_dropout(to_dict(cfg))
+    check_label_dropout(cfg)
 
 
-def check_label_dropout(config: Mapping[str, Any]) -> None:
+def check_label_dropout(cfg: DictConfig) -> None:
     """Checks that p_uncond fits the guidance: it belongs to guidance that needs the null condition.
 
     Raises:
         ConfigError: p_uncond without such guidance, 0 with it, or an objective that was given another one.
     """
-    p_uncond = config.get("p_uncond", 0.0)
+    p_uncond = cfg.get("p_uncond", 0.0)
     given = any(override.split("=")[0].lstrip("+") == "p_uncond" for override in typed())
-    if not needs_null(config["guidance"]):
+    if not needs_null(to_dict(cfg.guidance)):
         if given or p_uncond:
             raise ConfigError(
                 f"p_uncond={p_uncond} has no effect with this guidance, which needs no unconditional model; remove it or use "
@@ -97,7 +95,7 @@ def check_label_dropout(config: Mapping[str, Any]) -> None:
         raise ConfigError(
             f"p_uncond must be in (0, 1] with this guidance, got {p_uncond}; use guidance=none to drop no labels"
         )
-    own = config["objective"].get("p_uncond", p_uncond)
+    own = cfg.objective.get("p_uncond", p_uncond)
     if own != p_uncond:
         raise ConfigError(f"objective.p_uncond={own} follows the root's p_uncond={p_uncond}: set that one")
 
