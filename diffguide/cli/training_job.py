@@ -13,10 +13,10 @@ from ..training.job import TrainingJob
 from ..training.loop import Training
 from .arguments import typed
 from .guidance import GuidanceBuilder
-from .resume import find
+from .resume import find_training
 from .retyped import trusted
 from .smaller_backbones import smaller_backbones
-from .training_data import open_data
+from .training_data import open_training_data
 
 __all__ = ["build_training_job"]
 
@@ -29,14 +29,14 @@ def build_training_job(cfg: DictConfig) -> TrainingJob:
     Raises:
         ConfigError: a value that is wrong by itself or beside another, or data that are not there.
     """
-    cfg, resumed = (cfg, None) if cfg.resume is None else find(cfg)
-    check_settings(cfg)
+    cfg, resumed = (cfg, None) if cfg.resume is None else find_training(cfg)
+    check_training_settings(cfg)
     parent = run_parent(cfg, "dry_run" if cfg.dry_run else "train", cfg.name)
     training, engine = build(cfg, "training"), build(cfg, "engine")
     if launched_by_torchrun():
         engine.launch()
     with engine.rank_zero_first():  # who downloads what is missing
-        data, note = open_data(cfg, resumed)
+        data, note = open_training_data(cfg, resumed)
     torch.manual_seed(cfg.seed)
     with at_most(MAX_MODULES, f"it would have more than {MAX_MODULES} layers and tensors; make it smaller"):
         backbone = build(cfg, "backbone")
@@ -64,7 +64,7 @@ def build_training_job(cfg: DictConfig) -> TrainingJob:
     )
 
 
-def check_settings(cfg: DictConfig) -> None:
+def check_training_settings(cfg: DictConfig) -> None:
     """Checks the values that belong to no component.
 
     Raises:
