@@ -134,9 +134,8 @@ def check_data(data: Dataset, facts: Mapping[str, Any]) -> None:
     if list(data.shape) != list(shape):
         raise ConfigError(f"dataset: its examples are of shape {list(data.shape)}, and the model's of {list(shape)}")
     if names and data.class_names and list(data.class_names) != list(names):
-        raise ConfigError(
-            f"dataset: its classes are {list_names(data.class_names)} ({len(data.class_names)}), and the model's are {list_names(names)} ({len(names)})"
-        )
+        own, learned = (f"{list_names(each)} ({len(each)})" for each in (data.class_names, names))
+        raise ConfigError(f"dataset: its classes are {own}, and the model's are {learned}")
 
 
 def check_same_data(data: Dataset, seen: dict[str, Any] | None, path: str | None) -> None:
