@@ -56,11 +56,11 @@ def waiting(batches: Batches, step, count: int) -> tuple[float, float]:
     parts = iter(batches)
     for part in islice(parts, 2):
         step(*part)
-    batches.waited, started = 0.0, time.perf_counter()
+    batches.wait_seconds, started = 0.0, time.perf_counter()
     for part in islice(parts, count):
         step(*part)
     seconds = time.perf_counter() - started
-    return batches.waited / seconds, count * batches.share / seconds
+    return batches.wait_seconds / seconds, count * batches.share / seconds
 
 
 def resident(device: torch.device, steps: int = 4) -> None:

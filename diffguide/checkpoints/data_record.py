@@ -22,7 +22,7 @@ __all__ = [
     "check_record",
     "describe_changes",
     "locate_data",
-    "read",
+    "read_record",
     "record",
     "read_seen_data",
     "write",
@@ -73,7 +73,7 @@ def check_record(value: Any) -> None:
         raise ValueError("data must hold a sha256, a count and a path")
 
 
-def read(folder: Path) -> dict[str, Any] | None:
+def read_record(folder: Path) -> dict[str, Any] | None:
     """The record in a run folder; None where there is none, or none that we wrote."""
     path = folder / FILE
     try:
@@ -91,7 +91,7 @@ def read_seen_data(folder: Path, metadata: Mapping[str, Any]) -> dict[str, Any] 
 
     The path is that of the run folder: the run may have been continued with data that had moved.
     """
-    own, beside = metadata.get("data"), read(folder)
+    own, beside = metadata.get("data"), read_record(folder)
     if own is None or beside is None:
         return own
     same = own["sha256"] == beside["sha256"]

@@ -7,12 +7,12 @@ from omegaconf import DictConfig
 from ..config.build import ConfigError, accepts_argument, build, to_dict
 from .arguments import typed
 
-__all__ = ["build_oracle", "check_model"]
+__all__ = ["build_oracle", "check_model_keys"]
 
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")  # what autocast gives; weights stay float32
 
 
-def check_model(cfg: DictConfig) -> None:
+def check_model_keys(cfg: DictConfig) -> None:
     """Checks that the keys of a command go with its model, a checkpoint or an oracle.
 
     Raises:

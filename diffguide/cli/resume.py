@@ -25,7 +25,7 @@ from ..nodes.old_names import updated
 from .resume_policy import GENERATION, TRAINING, check_unchanged, refusal, training_changes
 from .retyped import inherit, trusted
 
-__all__ = ["Begun", "Resumed", "find", "find_evaluation", "find_samples", "inherit", "saved_config", "trusted"]
+__all__ = ["Begun", "Resumed", "find_training", "find_evaluation", "find_samples", "inherit", "saved_config", "trusted"]
 
 ORACLE_KEYS = ("oracle", "schedule", "dataset")  # what a run of an oracle has in place of a checkpoint
 MAX_CONFIG_CHARACTERS = 10**6
@@ -86,7 +86,7 @@ def saved_config(folder: Path, today: dict[str, Any], optional: Collection[str])
     return updated(config)
 
 
-def find(cfg: DictConfig) -> tuple[DictConfig, Resumed]:
+def find_training(cfg: DictConfig) -> tuple[DictConfig, Resumed]:
     """The configuration and the newest checkpoint of the run to continue.
 
     Raises:
@@ -109,7 +109,7 @@ def find(cfg: DictConfig) -> tuple[DictConfig, Resumed]:
     for config in (saved, *([metadata["config"]] if metadata else [])):
         check_unchanged(folder, config, today, TRAINING)
     if metadata is None:
-        return merged, Resumed(folder, None, None, provenance.read(folder))
+        return merged, Resumed(folder, None, None, provenance.read_record(folder))
     if metadata["images"] >= merged.training.images:
         raise ConfigError(f"resume: {folder} has its {metadata['images']} images; ask for more training.images")
     changed = training_changes(metadata["config"]["training"], today["training"])

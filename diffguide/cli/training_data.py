@@ -12,10 +12,10 @@ from ..datasets import Dataset
 from .resume import Resumed
 from .retyped import overridden
 
-__all__ = ["open_data"]
+__all__ = ["open_training_data"]
 
 
-def open_data(cfg: DictConfig, resumed: Resumed | None) -> tuple[Dataset, dict[str, Any] | None]:
+def open_training_data(cfg: DictConfig, resumed: Resumed | None) -> tuple[Dataset, dict[str, Any] | None]:
     """The data set, and the line for metrics.jsonl that says what the resumed run changes, its data included.
 
     The data of a resumed run are read where they lay, wherever it is resumed from, or where dataset.path says; then they

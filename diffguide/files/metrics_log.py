@@ -41,8 +41,11 @@ class Meter:
         """The means over all devices, and what a clock says: images per second, share of the time spent on data."""
         totals = {name: float(value) for name, value in self.totals(fabric).items()}
         count, seconds = totals.pop("count"), time.monotonic() - self.since
-        timing = {"images_per_second": self.fresh * fabric.world_size / seconds, "data_wait": batches.waited / seconds}
-        batches.waited = 0.0
+        timing = {
+            "images_per_second": self.fresh * fabric.world_size / seconds,
+            "data_wait": batches.wait_seconds / seconds,
+        }
+        batches.wait_seconds = 0.0
         return {name: value / count for name, value in totals.items()}, timing
 
     def restore(self, totals: dict[str, Tensor], fabric) -> None:

@@ -53,14 +53,14 @@ class Batches:
         images: images seen before the first step.
 
     Attributes:
-        waited: seconds spent waiting for data.
+        wait_seconds: spent waiting for data.
     """
 
     def __init__(self, data: Dataset, seed: int, engine: Fabric, batch_size: int, share: int, images: int = 0):
         self.data, self.seed, self.batch_size, self.share, self.images = data, seed, batch_size, share, images
         self.device, self.rank = torch.device(engine.device), engine.global_rank
         self.local = batch_size // engine.world_size
-        self.waited = 0.0
+        self.wait_seconds = 0.0
         self.generators = [torch.Generator(self.device) for _ in (OBJECTIVE, VIEW)]
 
     def micro_batches(self) -> Iterator[tuple[int, int, Tensor]]:
@@ -73,7 +73,7 @@ class Batches:
             images += self.batch_size
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Share]]:
-        for (images, first, _), (x, y) in zip(self.micro_batches(), self.stored()):
+        for (images, first, _), (x, y) in zip(self.micro_batches(), self.load_batches()):
             step = images // self.batch_size
             objective, view = (
                 Share(generator.manual_seed(fold(self.seed, NOISE_PURPOSE, user, step)), first, self.batch_size)
@@ -83,7 +83,7 @@ class Batches:
             torch.manual_seed(fold(self.seed, LAYERS_PURPOSE, self.rank, step, micro))
             yield self.data.preprocess(x, uniform((len(y), 3), view, torch.float32)), y, objective
 
-    def stored(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def load_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Stored examples and their labels, on the device; counts the seconds until they are there."""
         train = self.data.train
         batches = self.read_stream(train) if isinstance(train, Stream) else self.index_split(train)
@@ -91,7 +91,7 @@ class Batches:
             started = time.monotonic()
             x, y = next(batches)
             x, y = x.to(self.device, non_blocking=True), y.to(self.device, non_blocking=True)
-            self.waited += time.monotonic() - started
+            self.wait_seconds += time.monotonic() - started
             yield x, y
 
     def read_stream(self, train: Stream) -> Iterator[tuple[Tensor, Tensor]]:

@@ -85,7 +85,7 @@ class LevelAccuracy(ClassConditionalMetric):
         return curve
 
     def quantization_levels(self, context: EvalContext) -> int:
-        """Of an element of the data, which training spread; 0 = it took them as they are."""
+        """Values of an element of the data, dequantised by uniform noise in training; 0 = continuous."""
         return int((context.config.get("objective") or {}).get("quantization_levels") or 0)
 
     def measure_batch(self, context: EvalContext, model: LevelClassifier, first: int) -> dict[str, numpy.ndarray]:
