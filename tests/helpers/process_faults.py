@@ -1,25 +1,25 @@
 """What happens to a process: for the `prepare` and the `main` of `forked.Command`."""
 
-import importlib
 import os
+import pkgutil
 import signal
-from functools import partial
 from pathlib import Path
 
 
-def kill_in_write(module: str, name: str, number: int) -> None:
-    """From now on, `module.name` writes half of its so-many-th file, and then comes SIGKILL."""
-    place = importlib.import_module(module)
-    calls: list[Path] = []
+def kill_in_write(place: str, name: str, number: int) -> None:
+    """From now on, the function `name` of a module or class writes half of its so-many-th file, and then comes SIGKILL."""
+    owner = pkgutil.resolve_name(place)
+    whole, calls = getattr(owner, name), []
 
-    def write(whole, *arguments, **options) -> None:
+    def write(*arguments, **options) -> None:
         whole(*arguments, **options)
-        calls.append(next(Path(part) for part in arguments if isinstance(part, str | Path)))
+        paths = [Path(part) for part in arguments if isinstance(part, str | Path)]
+        calls.extend(paths[:1])
         if len(calls) == number:
             os.truncate(calls[-1], os.path.getsize(calls[-1]) // 2)
             os.kill(os.getpid(), signal.SIGKILL)
 
-    setattr(place, name, partial(write, getattr(place, name)))
+    setattr(owner, name, write)
 
 
 def kill_in_removal(folder: str, number: int) -> None:
@@ -42,3 +42,10 @@ def hold_lock(arguments: list[str]) -> None:
 
     with lock_run_dir(Path(arguments[0])):
         signal.pause()
+
+
+def wait_in_the_building() -> None:
+    """From now on, a training says "in" where it would build its components, and waits."""
+    from diffguide.cli import training_job
+
+    training_job.build_training_job = lambda cfg: (print("in", flush=True), signal.pause())
