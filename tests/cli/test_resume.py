@@ -186,8 +186,8 @@ def test_a_process_that_gets_sigterm_leaves_with_143(tmp_path):
 
 def test_a_second_process_on_a_run_is_refused(unfinished, tmp_path, command):
     code = (
-        "import sys, pathlib; from diffguide.files.run_folders import only_writer\n"
-        "with only_writer(pathlib.Path(sys.argv[1])): input()"
+        "import sys, pathlib; from diffguide.files.run_folders import lock_run_dir\n"
+        "with lock_run_dir(pathlib.Path(sys.argv[1])): input()"
     )
     holder = start(tmp_path, "-c", code, str(RUN), program=sys.executable, stdin=subprocess.PIPE)
     wait_for(lambda: str(holder.pid) in (unfinished / ".lock").read_text(), holder)

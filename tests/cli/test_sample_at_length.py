@@ -93,7 +93,7 @@ elif where == "archive":
     import diffguide.sampling.outputs
     diffguide.sampling.outputs.write_archive = half(diffguide.sampling.outputs.write_archive, int(when))
 else:
-    images.save = half(lambda path, picture: picture.save(path), int(when))
+    images.write_png = half(lambda path, picture: picture.save(path), int(when))
 main(sys.argv[2:])
 """
 REMOVED = """
