@@ -28,12 +28,12 @@ def command(cfg: DictConfig) -> None:
     """One sampling run; the last line on stdout is the folder that it wrote."""
     with one_line_errors("diffguide-sample", cfg):
         from .cli.sampling_job import build_sampling_job
-        from .sampling.job import preflight
+        from .sampling.job import preflight_sampling
 
         job = build_sampling_job(cfg)
         if job is None:
             return
-        preflight(job)
+        preflight_sampling(job)
         sampled = job.run()
         if sampled is None:
             return

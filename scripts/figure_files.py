@@ -42,7 +42,7 @@ def trained(folder: Path, name: str, *arguments: str) -> Denoiser:
 
 def finished(run: Path) -> bool:
     """Whether a training run is complete."""
-    files = checkpoints.kept(run / "checkpoints")
+    files = checkpoints.list_checkpoints(run / "checkpoints")
     return bool(files) and int(files[-1].stem) >= OmegaConf.load(run / "config.yaml").training.images
 
 

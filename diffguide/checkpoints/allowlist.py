@@ -23,9 +23,10 @@ from ..nodes.walk import Place, call_hints, walk_node
 __all__ = ["ROLES", "construct", "validate_config", "validate_values"]
 
 PACKAGE = Path(__file__).resolve().parents[1]
-WIDEST = 2**20  # of a number that says how large something is: steps, channels, blocks
-LARGEST = 2**62  # of any other whole number
-DEEPEST, MOST = 16, 2**14  # nesting and number of values of a configuration
+MAX_SIZE = 2**20  # of a number that says how large something is: steps, channels, blocks
+MAX_INTEGER = 2**62  # of any other whole number
+MAX_DEPTH = 16  # nesting of a configuration
+MAX_VALUES = 2**14  # in a configuration
 
 
 class Role(NamedTuple):
@@ -40,13 +41,13 @@ class Role(NamedTuple):
 
     base: str
     given: int = 0
-    largest: int = LARGEST
+    largest: int = MAX_INTEGER
 
 
 ROLES = {
-    "backbone": Role("diffguide.backbones.base.Backbone", 0, WIDEST),
-    "schedule": Role("diffguide.schedules.base.Schedule", 0, WIDEST),
-    "objective": Role("diffguide.objectives.base.Objective", 2, WIDEST),
+    "backbone": Role("diffguide.backbones.base.Backbone", 0, MAX_SIZE),
+    "schedule": Role("diffguide.schedules.base.Schedule", 0, MAX_SIZE),
+    "objective": Role("diffguide.objectives.base.Objective", 2, MAX_SIZE),
     "dataset": Role("diffguide.datasets.base.Dataset"),
     "oracle": Role("diffguide.oracles.base.Oracle"),
     "guidance": Role("diffguide.models.protocols.DenoiserWrapper", 1),
@@ -76,15 +77,15 @@ def validate_config(node: Any, role: str, trust: Sequence[str] = ()) -> Any:
     return resolve(node["_target_"], role)
 
 
-def validate_values(value: Any, where: str, largest: int = LARGEST) -> None:
+def validate_values(value: Any, where: str, largest: int = MAX_INTEGER) -> None:
     """Refuses what no configuration of ours holds, whoever reads it.
 
     Raises:
         CheckpointError: interpolations, YAML tags, keys that Hydra would obey, whole numbers beyond `largest`, too much
             or too deep nesting.
     """
-    for count, (key, part, depth) in enumerate(walk(value, where, 0)):
-        if count > MOST or depth > DEEPEST:
+    for count, (key, part, depth) in enumerate(walk_values(value, where, 0)):
+        if count > MAX_VALUES or depth > MAX_DEPTH:
             raise CheckpointError(f"{where} is nested too deep or holds too much to be a configuration")
         if isinstance(part, dict):
             for name in part:
@@ -96,14 +97,14 @@ def validate_values(value: Any, where: str, largest: int = LARGEST) -> None:
             raise CheckpointError(f"{key} is {str(part)[:24]}, which is out of all proportion")
 
 
-def walk(value: Any, key: str, depth: int) -> Iterator[tuple[str, Any, int]]:
+def walk_values(value: Any, key: str, depth: int) -> Iterator[tuple[str, Any, int]]:
     """(key, value, depth) of a value and of everything in it; stops one below the deepest."""
     yield key, value, depth
-    if depth > DEEPEST:
+    if depth > MAX_DEPTH:
         return
     named = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for name, part in named:
-        yield from walk(part, f"{key}.{name}", depth + 1)
+        yield from walk_values(part, f"{key}.{name}", depth + 1)
 
 
 class TrustCheck:
@@ -189,21 +190,21 @@ def construct(node: Any, role: str, trust: Sequence[str], *args: Any, device: st
         CheckpointError: as `validate_config`.
     """
     validate_config(node, role, trust)
-    return build(node, args, device)
+    return build_node(node, args, device)
 
 
-def build(node: dict, args: Sequence[Any], device: str) -> Any:
+def build_node(node: dict, args: Sequence[Any], device: str) -> Any:
     """The object of a node that was vetted."""
     target = node["_target_"]
-    arguments = {key: built(value) for key, value in node.items() if key != "_target_"}
+    arguments = {key: build_value(value) for key, value in node.items() if key != "_target_"}
     with torch.device("meta") if device == "meta" and target.startswith("diffguide.") else nullcontext():
         return resolve(target, "node")(*args, **arguments)
 
 
-def built(value: Any) -> Any:
+def build_value(value: Any) -> Any:
     """An argument with the nodes in it built."""
     if isinstance(value, dict) and "_target_" in value:
-        return build(value, (), "cpu")
+        return build_node(value, (), "cpu")
     if isinstance(value, dict):
-        return {name: built(part) for name, part in value.items()}
-    return [built(part) for part in value] if isinstance(value, list) else value
+        return {name: build_value(part) for name, part in value.items()}
+    return [build_value(part) for part in value] if isinstance(value, list) else value

@@ -1,4 +1,4 @@
-"""Where the data of a run lay and what they were: recorded in the run folder and its checkpoints, and held against today's.
+"""Where the data of a run lay and what they were: recorded in the run folder and its checkpoints, and compared with today's.
 
 A checkpoint says {sha256, count, path} of its data; data.json in the run folder lists the files too, so that what was
 added, removed or replaced can be named.
@@ -16,17 +16,28 @@ from ..datasets.fingerprints import Fingerprint, compare_fingerprints
 from ..files.run_folders import strict_json, write_atomically
 from ..files.text import escape_unprintable
 
-__all__ = ["FILE", "changes", "check_record", "described", "located", "read", "record", "seen", "write"]
+__all__ = [
+    "FILE",
+    "find_changes",
+    "check_record",
+    "describe_changes",
+    "locate_data",
+    "read_record",
+    "record",
+    "read_seen_data",
+    "write",
+]
 
 FILE = "data.json"
-LONGEST, LARGEST = 4096, 2**28  # characters of a path, bytes of a data.json
+MAX_PATH_CHARACTERS = 4096
+MAX_BYTES = 2**28  # of a data.json
 
 
 def record(data: Dataset) -> dict[str, Any]:
     """What a checkpoint says of its data: their hash, their number, and the absolute path of their folder, if any."""
-    found = data.fingerprint()
+    fingerprint = data.fingerprint()
     path = None if data.folder is None else os.path.abspath(data.folder)
-    return {"sha256": found.sha256, "count": found.total, "path": path}
+    return {"sha256": fingerprint.sha256, "count": fingerprint.total, "path": path}
 
 
 def write(path: Path, data: Dataset) -> None:
@@ -44,7 +55,7 @@ def write(path: Path, data: Dataset) -> None:
 
 
 def check_record(value: Any) -> None:
-    """Holds what a file says of its data against what `record` makes.
+    """Checks that a file says of its data what `record` makes.
 
     Raises:
         ValueError: it says something else.
@@ -55,51 +66,51 @@ def check_record(value: Any) -> None:
         and re.fullmatch("[0-9a-f]{64}", value["sha256"])
         and isinstance(value.get("count"), int)
         and isinstance(value.get("path"), str | None)
-        and len(value["path"] or "") <= LONGEST
+        and len(value["path"] or "") <= MAX_PATH_CHARACTERS
         and "\0" not in (value["path"] or "")
     )
     if not fitting:
         raise ValueError("data must hold a sha256, a count and a path")
 
 
-def read(folder: Path) -> dict[str, Any] | None:
+def read_record(folder: Path) -> dict[str, Any] | None:
     """The record in a run folder; None where there is none, or none that we wrote."""
     path = folder / FILE
     try:
-        if not path.is_file() or path.stat().st_size > LARGEST:
+        if not path.is_file() or path.stat().st_size > MAX_BYTES:
             return None
-        found = json.loads(path.read_text(encoding="utf-8"))
-        check_record(found)
+        recorded = json.loads(path.read_text(encoding="utf-8"))
+        check_record(recorded)
     except (OSError, ValueError, RecursionError):
         return None
-    return found
+    return recorded
 
 
-def seen(folder: Path, metadata: Mapping[str, Any]) -> dict[str, Any] | None:
+def read_seen_data(folder: Path, metadata: Mapping[str, Any]) -> dict[str, Any] | None:
     """The record of a run's newest checkpoint, with the list of files where the run folder's is of the same data.
 
     The path is that of the run folder: the run may have been continued with data that had moved.
     """
-    own, beside = metadata.get("data"), read(folder)
+    own, beside = metadata.get("data"), read_record(folder)
     if own is None or beside is None:
         return own
     same = own["sha256"] == beside["sha256"]
     return own | {"path": beside["path"]} | ({"files": beside.get("files")} if same else {})
 
 
-def listed(before: Mapping[str, Any]) -> Fingerprint:
+def read_fingerprint(before: Mapping[str, Any]) -> Fingerprint:
     """The fingerprint in a record, with its files if they are plain texts."""
     files = before.get("files")
     plain = isinstance(files, dict) and all(isinstance(value, str) for value in files.values())
     return Fingerprint(before["sha256"], before["count"], files if plain else None)
 
 
-def changes(before: Mapping[str, Any] | None, data: Dataset) -> dict[str, Any] | None:
+def find_changes(before: Mapping[str, Any] | None, data: Dataset) -> dict[str, Any] | None:
     """What of the data is no more what a record says; None where nothing is, or there is no record."""
-    return None if before is None else compare_fingerprints(listed(before), data.fingerprint())
+    return None if before is None else compare_fingerprints(read_fingerprint(before), data.fingerprint())
 
 
-def described(changed: Mapping[str, Any]) -> str:
+def describe_changes(changed: Mapping[str, Any]) -> str:
     """Changes in words: 2 files added (a.png, b.png), 1 replaced (c.png)."""
     if "examples" in changed:
         before, now = changed["examples"]
@@ -113,7 +124,7 @@ def described(changed: Mapping[str, Any]) -> str:
     return ", ".join(parts)
 
 
-def located(node: Mapping[str, Any], before: Mapping[str, Any] | None) -> dict[str, Any]:
+def locate_data(node: Mapping[str, Any], before: Mapping[str, Any] | None) -> dict[str, Any]:
     """A saved data set's node with the path where its data lie: the recorded one, or, if that is gone, the one typed."""
     path = before and before["path"]
     return dict(node) | ({"path": path} if path and "path" in node and os.path.exists(path) else {})

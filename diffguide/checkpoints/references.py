@@ -53,7 +53,7 @@ def with_guides(node: Any, key: str, device, trust: Sequence[str]) -> tuple[Any,
     hints, result, guides = hints_of(node), {}, []
     for name, value in node.items():
         if isinstance(value, str) and value != "???" and is_stored_model(hints.get(name)):
-            guide = find(value, f"{key}.{name}")
+            guide = find_guide(value, f"{key}.{name}")
             result[name] = {
                 "_target_": "diffguide.load",
                 "path": str(guide.file),
@@ -68,14 +68,14 @@ def with_guides(node: Any, key: str, device, trust: Sequence[str]) -> tuple[Any,
 
 
 def hints_of(node: dict) -> dict[str, Any]:
-    """The annotations of what a node calls; none where that cannot be seen, which building it tells."""
+    """The annotations of what a node calls; none where that cannot be seen, which building it reports."""
     try:
         return parameter_hints(resolve(node["_target_"], "")) or {}
     except Exception:  # whatever importing a user's module may raise
         return {}
 
 
-def find(path: str, key: str) -> Guide:
+def find_guide(path: str, key: str) -> Guide:
     """The run that a text names."""
     try:
         file = checkpoints.find(path)
@@ -105,8 +105,8 @@ def check_guides(guides: Sequence[Guide], shape: Sequence[int], class_names: Seq
             )
         if class_names and guide.class_names and list(guide.class_names) != list(class_names):
             raise ValueError(
-                f"{guide.key} knows {len(guide.class_names)} classes ({listed(guide.class_names)}), and this model "
-                f"{len(class_names)} ({listed(class_names)})"
+                f"{guide.key} knows {len(guide.class_names)} classes ({list_names(guide.class_names)}), and this model "
+                f"{len(class_names)} ({list_names(class_names)})"
             )
 
 
@@ -128,6 +128,6 @@ def check_steered(model: Any, node: Any) -> bool:
     return isinstance(model, Energy)
 
 
-def listed(names: Sequence[str], most: int = 6) -> str:
+def list_names(names: Sequence[str], most: int = 6) -> str:
     """The first names."""
     return ", ".join(names[:most]) + (", ..." if len(names) > most else "")

@@ -4,8 +4,8 @@
 one JSON metadata key. `<images>.optimizer.safetensors` beside it holds what only training needs. The weights are written
 last: a checkpoint whose weights are there is complete.
 
-Loading a file from somebody else runs none of their code (`vetting`), and makes us allocate no more than its tensors do:
-the network is first built without memory, and held against them.
+Loading a file from somebody else runs none of their code (`allowlist`), and makes us allocate no more than its tensors do:
+the network is first built without memory, and compared with them.
 """
 
 import re
@@ -26,7 +26,7 @@ from .allowlist import construct, validate_config, validate_values
 from .validation import at_most, check_facts, check_finite, check_model, compare
 
 __all__ = ["CheckpointError", "Loaded", "TrainingState", "find", "load", "load_training_state", "prune", "read", "save",
-           "untrained", "check_facts", "validate_config", "validate_values"]  # fmt: skip
+           "explain_untrained", "check_facts", "validate_config", "validate_values"]  # fmt: skip
 
 
 class TrainingState(NamedTuple):
@@ -64,20 +64,20 @@ def find(path: str | Path) -> Path:
             raise CheckpointError(
                 f"no checkpoint at {path}: give a run folder such as outputs/train/digits/v001 or a file"
             )
-        files = kept(path / "checkpoints" if (path / "checkpoints").is_dir() else path)
+        files = list_checkpoints(path / "checkpoints" if (path / "checkpoints").is_dir() else path)
     except (OSError, RuntimeError) as error:  # no permission, no such user, a name that is too long
         raise CheckpointError(f"no checkpoint at {path}: {error}") from error
     if not files:
         raise CheckpointError(f"no checkpoint in {path}: give a run folder that diffguide-train wrote, or a file")
-    return lowest_loss(files) or files[-1] if best else files[-1]
+    return find_lowest_loss(files) or files[-1] if best else files[-1]
 
 
-def kept(folder: Path) -> list[Path]:
+def list_checkpoints(folder: Path) -> list[Path]:
     """The checkpoints of a folder, oldest first."""
     return sorted(file for file in folder.glob("[0-9]*.safetensors") if file.stem.isdigit() and file.is_file())
 
 
-def lowest_loss(files: Sequence[Path]) -> Path | None:
+def find_lowest_loss(files: Sequence[Path]) -> Path | None:
     """The checkpoint with the lowest held-out loss, the newest of equals; None where none has one."""
     losses: dict[Path, float] = {}
     for file in files:
@@ -89,8 +89,8 @@ def lowest_loss(files: Sequence[Path]) -> Path | None:
 
 def prune(folder: Path, keep: int) -> None:
     """Removes all but the newest `keep` checkpoints and the one with the lowest held-out loss, weights first."""
-    files = kept(folder)
-    for file in set(files[:-keep]) - {lowest_loss(files)}:
+    files = list_checkpoints(folder)
+    for file in set(files[:-keep]) - {find_lowest_loss(files)}:
         file.unlink(missing_ok=True)
         file.with_suffix(".optimizer.safetensors").unlink(missing_ok=True)
 
@@ -188,7 +188,7 @@ def load(
     return Loaded(model, config, facts)
 
 
-def untrained(loaded: Loaded) -> str | None:
+def explain_untrained(loaded: Loaded) -> str | None:
     """Why the samples and figures of a model mean nothing yet, in a sentence; None where they may mean something.
 
     A network that has not ended its warm-up has hardly left its random start.

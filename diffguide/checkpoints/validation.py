@@ -1,4 +1,4 @@
-"""What a checkpoint says, held against itself: its facts, its tensors, and the network that its configuration describes."""
+"""What a checkpoint says, checked: its facts, its tensors, and the network that its configuration describes."""
 
 import math
 import re
@@ -14,7 +14,7 @@ from torch.nn.modules import module as registration
 from ..files.safetensors import CheckpointError
 from ..files.text import escape_unprintable, shorten
 from ..models.protocols import Classifier, Denoiser
-from .allowlist import LARGEST, validate_values
+from .allowlist import MAX_INTEGER, validate_values
 from .data_record import check_record
 from .extension import Extension
 
@@ -22,7 +22,7 @@ __all__ = ["at_most", "check_facts", "check_finite", "check_model", "compare"]
 
 PARTS = ("dataset", "backbone", "schedule", "objective")  # of a saved configuration
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-BIGGEST = 2**24  # numbers in one example, 3 x 2364 x 2364
+MAX_EXAMPLE_NUMBERS = 2**24  # numbers in one example, 3 x 2364 x 2364
 
 
 def check_facts(metadata: dict[str, Any]) -> None:
@@ -39,9 +39,9 @@ def check_facts(metadata: dict[str, Any]) -> None:
     if not isinstance(config.get("name"), str) or not re.fullmatch(r"[^/\0]{1,200}", config["name"]):
         raise CheckpointError(f"its configuration has no name that a folder could have: {config.get('name')!r}")
     config["name"] = escape_unprintable(config["name"])
-    if not whole(metadata.get("images"), 0, LARGEST):
+    if not is_whole(metadata.get("images"), 0, MAX_INTEGER):
         raise CheckpointError(f"images must be a whole number of at least 0, got {metadata.get('images')!r}")
-    if not whole(metadata.get("restores", 0), 0, LARGEST):
+    if not is_whole(metadata.get("restores", 0), 0, MAX_INTEGER):
         raise CheckpointError(f"restores must be a whole number of at least 0, got {metadata['restores']!r}")
     try:
         Extension.read(metadata)
@@ -52,17 +52,21 @@ def check_facts(metadata: dict[str, Any]) -> None:
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise CheckpointError(f"class_names must be a list of texts, got {names!r}")
     metadata["class_names"] = [shorten(escape_unprintable(name), 200) for name in names]
-    if not isinstance(shape, list) or not 1 <= len(shape) <= 4 or not all(whole(side, 1, BIGGEST) for side in shape):
+    if (
+        not isinstance(shape, list)
+        or not 1 <= len(shape) <= 4
+        or not all(is_whole(side, 1, MAX_EXAMPLE_NUMBERS) for side in shape)
+    ):
         raise CheckpointError(f"shape must be a list of one to four sizes, got {shape!r}")
-    if math.prod(shape) > BIGGEST:
+    if math.prod(shape) > MAX_EXAMPLE_NUMBERS:
         raise CheckpointError(f"shape {shape} is that of no example: more than 2^24 numbers")
     channels, size = config["dataset"].get("channels"), config["dataset"].get("size")
-    stated = [channels, *([size, size] if whole(size, 1, BIGGEST) else shape[1:])]
-    if whole(channels, 1, BIGGEST) and shape != stated:
+    stated = [channels, *([size, size] if is_whole(size, 1, MAX_EXAMPLE_NUMBERS) else shape[1:])]
+    if is_whole(channels, 1, MAX_EXAMPLE_NUMBERS) and shape != stated:
         raise CheckpointError(f"shape {shape} is not that of its data: dataset.channels and dataset.size say {stated}")
 
 
-def whole(value: Any, least: int, largest: int) -> bool:
+def is_whole(value: Any, least: int, largest: int) -> bool:
     """Whether a value is a whole number in a range; true and false are none."""
     return isinstance(value, int) and not isinstance(value, bool) and least <= value <= largest
 

@@ -12,7 +12,7 @@ from ..datasets import Dataset
 from ..evaluation.job import EvaluationJob, remove_parts
 from ..runtime.engine import Fabric
 from .evaluation_targets import checkpoint_target, oracle_target
-from .model_choice import build_oracle, check_model
+from .model_choice import build_oracle, check_model_keys
 from .resume import Begun, find_evaluation
 from .retyped import trusted
 from .runner import tidy
@@ -27,7 +27,7 @@ def build_evaluation_jobs(cfg: DictConfig) -> list[EvaluationJob]:
         ConfigError: a value that is wrong by itself or beside another, or a metric that a checkpoint cannot answer.
     """
     cfg, begun = (cfg, None) if cfg.resume is None else find_evaluation(cfg)
-    check_settings(cfg)
+    check_evaluation_settings(cfg)
     cfg = OmegaConf.masked_copy(
         cfg, [str(key) for key in cfg if "oracle" in cfg or key != "schedule"]
     )  # the rest is unused
@@ -44,7 +44,7 @@ def build_evaluation_jobs(cfg: DictConfig) -> list[EvaluationJob]:
     return [build_job(cfg, engine, path, begun, opened) for path in checkpoint_paths(cfg)]
 
 
-def check_settings(cfg: DictConfig) -> None:
+def check_evaluation_settings(cfg: DictConfig) -> None:
     """Checks what can be said before anything is built.
 
     Raises:
@@ -67,7 +67,7 @@ def check_settings(cfg: DictConfig) -> None:
                 f"checkpoint: there is no {path}; several are a list, checkpoint=[{path}], or one after another with -m "
                 f"checkpoint={path}"
             )
-    check_model(cfg)
+    check_model_keys(cfg)
 
 
 def checkpoint_paths(cfg: DictConfig) -> list[Any]:

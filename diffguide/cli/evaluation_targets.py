@@ -3,7 +3,7 @@
 import hashlib
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +14,7 @@ from omegaconf import DictConfig
 from ..checkpoints import data_record as provenance
 from ..checkpoints import store as checkpoints
 from ..checkpoints.allowlist import construct
+from ..checkpoints.references import list_names
 from ..config.build import ConfigError, build
 from ..datasets import Dataset, Split
 from ..evaluation.metric import EvalContext
@@ -27,7 +28,6 @@ __all__ = ["Target", "checkpoint_target", "oracle_target"]
 CONTINUOUS = {"quantization_levels": 0}  # the dataset node of exact samples, which have no grey levels
 DEFAULT_EXACT_SAMPLES, MAX_EXACT_SAMPLES = 2000, 10**7
 EXACT_SAMPLES = 5  # purpose of the seed
-MAX_SHOWN_NAMES = 6
 
 
 class Target(NamedTuple):
@@ -62,7 +62,7 @@ def checkpoint_target(cfg: DictConfig, path: str | Path, device: torch.device, o
     except checkpoints.CheckpointError as error:
         raise ConfigError(f"checkpoint: {error}") from error
     run = file.parent.parent if file.parent.name == "checkpoints" else file
-    data, node = open_data(cfg, loaded, opened, provenance.seen(run, loaded.facts))
+    data, node = open_evaluation_data(cfg, loaded, opened, provenance.read_seen_data(run, loaded.facts))
     config = loaded.config | {"dataset": node}
     context = build_context(cfg, loaded.model, data, cfg.split, cfg.n, device, checkpoint=file, config=config)
     identity = {
@@ -76,7 +76,7 @@ def checkpoint_target(cfg: DictConfig, path: str | Path, device: torch.device, o
         "training_seed": loaded.config.get("seed"),
         "configuration": hash_without_seed(loaded.config),
     }
-    note = checkpoints.untrained(loaded)
+    note = checkpoints.explain_untrained(loaded)
     return Target(context, identity, loaded.config["name"], note and f"{file}: {note}")
 
 
@@ -87,7 +87,7 @@ def hash_without_seed(config: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
 
-def open_data(
+def open_evaluation_data(
     cfg: DictConfig, loaded: checkpoints.Loaded, opened: dict[str, Dataset], seen: dict[str, Any] | None
 ) -> tuple[Dataset, dict[str, Any]]:
     """The data set to measure on, and its node: the chosen one, or that of the checkpoint.
@@ -102,7 +102,7 @@ def open_data(
     own = loaded.config["dataset"]
     choice = HydraConfig.get().runtime.choices.get("dataset")
     node = again(cfg, "dataset", choice if isinstance(choice, str) else None, own)
-    placed = provenance.located(own, seen) if node == own else node
+    placed = provenance.locate_data(own, seen) if node == own else node
     chosen = "_target_" in cfg.get("dataset", {})
     key = strict_json(placed)
     try:
@@ -120,7 +120,7 @@ def open_data(
     data = opened[key]
     check_data(data, loaded.facts)
     if node == own or not chosen:
-        compare(data, seen, None if node == own else node.get("path"))
+        check_same_data(data, seen, None if node == own else node.get("path"))
     return data, node
 
 
@@ -134,12 +134,11 @@ def check_data(data: Dataset, facts: Mapping[str, Any]) -> None:
     if list(data.shape) != list(shape):
         raise ConfigError(f"dataset: its examples are of shape {list(data.shape)}, and the model's of {list(shape)}")
     if names and data.class_names and list(data.class_names) != list(names):
-        raise ConfigError(
-            f"dataset: its classes are {list_names(data.class_names)}, and the model's are {list_names(names)}"
-        )
+        own, learned = (f"{list_names(each)} ({len(each)})" for each in (data.class_names, names))
+        raise ConfigError(f"dataset: its classes are {own}, and the model's are {learned}")
 
 
-def compare(data: Dataset, seen: dict[str, Any] | None, path: str | None) -> None:
+def check_same_data(data: Dataset, seen: dict[str, Any] | None, path: str | None) -> None:
     """Compares data with the record of those that a checkpoint was trained on; reports differences on stderr.
 
     Arguments:
@@ -148,20 +147,14 @@ def compare(data: Dataset, seen: dict[str, Any] | None, path: str | None) -> Non
     Raises:
         ConfigError: other data lie there.
     """
-    if (changed := provenance.changes(seen, data)) is None:
+    if (changed := provenance.find_changes(seen, data)) is None:
         return
     if path is not None:
         raise ConfigError(
-            f"dataset.path={path} does not hold the data of this checkpoint: {provenance.described(changed)}; to measure on "
-            "others, choose them with dataset=<option> too"
+            f"dataset.path={path} does not hold the data of this checkpoint: {provenance.describe_changes(changed)}; to "
+            "measure on others, choose them with dataset=<option> too"
         )
-    print(f"the data have changed since the training: {provenance.described(changed)}", file=sys.stderr)
-
-
-def list_names(names: Sequence[str]) -> str:
-    """The first names and their number."""
-    more = ", ..." if len(names) > MAX_SHOWN_NAMES else ""
-    return f"{', '.join(names[:MAX_SHOWN_NAMES])}{more} ({len(names)})"
+    print(f"the data have changed since the training: {provenance.describe_changes(changed)}", file=sys.stderr)
 
 
 def oracle_target(cfg: DictConfig, source: OracleSource, device: torch.device) -> Target:

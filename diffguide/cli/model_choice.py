@@ -4,15 +4,15 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from ..config.build import ConfigError, build, takes, to_dict
+from ..config.build import ConfigError, accepts_argument, build, to_dict
 from .arguments import typed
 
-__all__ = ["build_oracle", "check_model"]
+__all__ = ["build_oracle", "check_model_keys"]
 
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")  # what autocast gives; weights stay float32
 
 
-def check_model(cfg: DictConfig) -> None:
+def check_model_keys(cfg: DictConfig) -> None:
     """Checks that the keys of a command go with its model, a checkpoint or an oracle.
 
     Raises:
@@ -48,7 +48,7 @@ def build_oracle(cfg: DictConfig, device):
 
     arguments = {"schedule": build(cfg, "schedule")}
     if "dataset" in cfg:
-        if not takes(cfg, "oracle", "data"):
+        if not accepts_argument(cfg, "oracle", "data"):
             raise ConfigError(
                 f"dataset belongs to oracle=empirical, and {cfg.oracle._target_} takes no data: remove it"
             )

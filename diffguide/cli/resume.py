@@ -25,7 +25,7 @@ from ..nodes.old_names import updated
 from .resume_policy import GENERATION, TRAINING, check_unchanged, refusal, training_changes
 from .retyped import inherit, trusted
 
-__all__ = ["Begun", "Resumed", "find", "find_evaluation", "find_samples", "inherit", "saved_config", "trusted"]
+__all__ = ["Begun", "Resumed", "find_training", "find_evaluation", "find_samples", "inherit", "saved_config", "trusted"]
 
 ORACLE_KEYS = ("oracle", "schedule", "dataset")  # what a run of an oracle has in place of a checkpoint
 MAX_CONFIG_CHARACTERS = 10**6
@@ -86,7 +86,7 @@ def saved_config(folder: Path, today: dict[str, Any], optional: Collection[str])
     return updated(config)
 
 
-def find(cfg: DictConfig) -> tuple[DictConfig, Resumed]:
+def find_training(cfg: DictConfig) -> tuple[DictConfig, Resumed]:
     """The configuration and the newest checkpoint of the run to continue.
 
     Raises:
@@ -98,7 +98,7 @@ def find(cfg: DictConfig) -> tuple[DictConfig, Resumed]:
     if merged.dry_run:
         raise ConfigError("dry_run looks at a run that is yet to begin: leave resume out")
     today = plain(merged)
-    files = checkpoints.kept(folder / "checkpoints") if (folder / "checkpoints").is_dir() else []
+    files = checkpoints.list_checkpoints(folder / "checkpoints") if (folder / "checkpoints").is_dir() else []
     metadata = None
     if files:
         try:
@@ -109,7 +109,7 @@ def find(cfg: DictConfig) -> tuple[DictConfig, Resumed]:
     for config in (saved, *([metadata["config"]] if metadata else [])):
         check_unchanged(folder, config, today, TRAINING)
     if metadata is None:
-        return merged, Resumed(folder, None, None, provenance.read(folder))
+        return merged, Resumed(folder, None, None, provenance.read_record(folder))
     if metadata["images"] >= merged.training.images:
         raise ConfigError(f"resume: {folder} has its {metadata['images']} images; ask for more training.images")
     changed = training_changes(metadata["config"]["training"], today["training"])
@@ -118,7 +118,7 @@ def find(cfg: DictConfig) -> tuple[DictConfig, Resumed]:
             f"{unused[0]} says what a change of training.images does, and this run has {merged.training.images} as before"
         )
     note = {"images": metadata["images"], "changed": changed} if changed else None
-    seen = provenance.seen(folder, metadata)
+    seen = provenance.read_seen_data(folder, metadata)
     return merged, Resumed(folder, files[-1], note, seen, tuple(metadata["class_names"]))
 
 
@@ -175,14 +175,14 @@ def read_start(folder: Path, path: Path, saved: dict[str, Any], merged: DictConf
         if not re.fullmatch("[0-9a-f]{64}", expected):
             raise ValueError("its checkpoint_sha256 is not 64 hexadecimal digits")
         file = checkpoints.find(merged.checkpoint if merged.checkpoint != saved["checkpoint"] else file)
-        found = hash_file(file)
+        digest = hash_file(file)
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         if isinstance(error, checkpoints.CheckpointError):
             raise ConfigError(f"checkpoint: {error}") from error
         raise ConfigError(f"resume: {path} is not what diffguide writes: {error!r}") from error
-    if found != expected:
+    if digest != expected:
         raise ConfigError(
-            f"resume: {folder} was {done} from a checkpoint with SHA-256 {expected[:12]}, and {file} has {found[:12]}"
+            f"resume: {folder} was {done} from a checkpoint with SHA-256 {expected[:12]}, and {file} has {digest[:12]}"
         )
     return Begun(folder, file, header)
 

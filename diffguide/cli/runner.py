@@ -6,7 +6,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, redirect_stderr
+from contextlib import ExitStack, contextmanager, nullcontext, redirect_stderr
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -27,15 +27,13 @@ from ..runtime.signals import Stopped
 from .arguments import files_of, read_flags, typed
 from .help import help_text
 from .multirun import record_job, remove_notes
-from .spelling import rename_options, respelled
+from .spelling import rename_options, respell
 from .stray_words import explain_stray_word
 
 __all__ = ["leave", "one_line_errors", "run_command", "tidy", "typed"]
 
 FULL = "HYDRA_FULL_ERROR"  # 1: nothing is caught
-COMPOSING = (
-    ExitStack()
-)  # open until the task begins; holds back what Hydra prints about a command line it cannot compose
+COMPOSING = ExitStack()  # open until the task begins; holds back what Hydra prints about what it cannot compose
 UNFORESEEN: list[Exception] = []  # of a single run, raised again when Hydra, which would print them, has ended
 
 
@@ -49,7 +47,7 @@ def one_line_errors(name: str, cfg: DictConfig) -> Iterator[None]:
     COMPOSING.close()
     hydra = HydraConfig.get()
     try:
-        with searching(targets(plain(cfg)), own_folders()):
+        with searching(find_targets(plain(cfg)), own_folders()):
             check_composed(cfg, hydra.runtime.choices, typed(), ConfigFiles.of_this_run())
             state_added_keys(cfg)
             yield
@@ -68,7 +66,7 @@ def one_line_errors(name: str, cfg: DictConfig) -> Iterator[None]:
         UNFORESEEN.append(error)
 
 
-def targets(tree: Any) -> Iterator[str]:
+def find_targets(tree: Any) -> Iterator[str]:
     """The dotted names in what was composed: ours, and those that the user typed or wrote into a file, trust among them.
 
     A saved configuration has not been read yet: what it names is not among them.
@@ -77,7 +75,7 @@ def targets(tree: Any) -> Iterator[str]:
         if key in ("_target_", "trust"):
             yield from (name for name in (part if isinstance(part, list) else [part]) if isinstance(name, str))
         elif isinstance(part, dict | list):
-            yield from targets(part)
+            yield from find_targets(part)
 
 
 def own_folders() -> list[str]:
@@ -128,13 +126,14 @@ def run_command(
     """
     warnings.filterwarnings("ignore", r"`torch\.jit", FutureWarning)  # torch warns of what torch itself calls
     saved, config_name = sys.argv, config_name or name.removeprefix("diffguide-")
-    words = respelled(quote_odd(saved[1:] if argv is None else argv))
+    words = respell(quote_odd(saved[1:] if argv is None else argv))
     sys.argv = [name if argv is not None else saved[0], *words]
     try:
-        if os.environ.get(FULL) != "1":
-            report_errors(command, words, name, config_name)
-        elif read_words(words, config_name):
-            command()
+        reporting = nullcontext(hold_nothing) if os.environ.get(FULL) == "1" else report_errors(name, config_name)
+        with reporting as hold_stderr:
+            if read_words(words, config_name):
+                hold_stderr()
+                command()
     finally:
         sys.argv = saved
         remove_notes()
@@ -161,19 +160,27 @@ def read_words(words: Sequence[str], config_name: str) -> bool:
     return True
 
 
-def report_errors(command: Callable[[], None], words: Sequence[str], name: str, config_name: str) -> None:
-    """Runs a command; reports a mistake, and an interrupt, in one line.
+def hold_nothing() -> None:
+    """Lets Hydra print what it has to say."""
 
-    Hydra prints a mistake and exits: its message is replaced by ours, about the exception that it exits for.
+
+@contextmanager
+def report_errors(name: str, config_name: str) -> Iterator[Callable[[], None]]:
+    """Around a command: reports a mistake, and an interrupt, in one line.
+
+    Hydra prints a mistake and exits: its message is replaced by ours, about the exception that it exits for. What is
+    yielded holds back stderr from then on, until the task begins.
     """
-    held = None
+    held: io.StringIO | None = None
+
+    def hold_stderr() -> None:
+        nonlocal held
+        held = text = io.StringIO()
+        COMPOSING.callback(lambda: sys.stderr.write(text.getvalue()))
+        COMPOSING.enter_context(redirect_stderr(text))
+
     try:
-        if not read_words(words, config_name):
-            return
-        held = io.StringIO()
-        COMPOSING.callback(lambda: sys.stderr.write(held.getvalue()))
-        COMPOSING.enter_context(redirect_stderr(held))
-        command()
+        yield hold_stderr
         if UNFORESEEN:
             raise UNFORESEEN.pop()
     except KeyboardInterrupt:

@@ -19,7 +19,7 @@ from ..sampling import run as sampling
 from ..sampling.job import SamplingJob
 from ..sampling.sources import CheckpointSource, SampleSource
 from .guidance import GuidanceBuilder
-from .model_choice import build_oracle, check_model
+from .model_choice import build_oracle, check_model_keys
 from .resume import find_samples
 from .retyped import trusted
 from .runner import tidy
@@ -36,7 +36,7 @@ def build_sampling_job(cfg: DictConfig) -> SamplingJob | None:
         ConfigError: a value that is wrong by itself or beside another, or no such checkpoint.
     """
     cfg, begun = (cfg, None) if cfg.resume is None else find_samples(cfg)
-    check_settings(cfg)
+    check_sampling_settings(cfg)
     moved = {} if "oracle" in cfg else to_dict(cfg.get("dataset", OmegaConf.create()))
     unused = () if "oracle" in cfg else ("schedule", "dataset")
     cfg = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key not in unused])
@@ -73,7 +73,7 @@ def default_name(source: SampleSource) -> str:
     )
 
 
-def check_settings(cfg: DictConfig) -> None:
+def check_sampling_settings(cfg: DictConfig) -> None:
     """Checks what can be said before anything is built.
 
     Raises:
@@ -90,7 +90,7 @@ def check_settings(cfg: DictConfig) -> None:
         raise ConfigError("checkpoint must be one run, got a list: sample several with -m checkpoint=a,b")
     if "oracle" not in cfg:
         check_checkpoint(cfg)
-    check_model(cfg)
+    check_model_keys(cfg)
     if "oracle" not in cfg and "dataset" in cfg:
         if HydraConfig.get().mode != RunMode.MULTIRUN or list(cfg.dataset) != ["path"]:
             raise ConfigError(

@@ -12,13 +12,13 @@ from pathlib import Path
 
 from ..nodes.old_names import OPTIONS, renamed_key
 
-__all__ = ["rename_options", "respelled"]
+__all__ = ["rename_options", "respell"]
 
 GROUPS = {"oracle", "dataset", "backbone", "schedule", "objective", "guidance", "sampler", "metric"}
 KEY = re.compile(r"([+~]*)([\w.]+)(=.*)?", re.DOTALL)
 
 
-def respelled(argv: Sequence[str]) -> list[str]:
+def respell(argv: Sequence[str]) -> list[str]:
     """The arguments with keys renamed, and those of a run forced."""
     parts = [KEY.fullmatch(text) for text in argv]
     said = {part[2]: (part[3] or "=")[1:] for part in parts if part}

@@ -1,8 +1,6 @@
 """The configuration of diffguide-train as a typed job."""
 
-from collections.abc import Mapping
 from functools import partial
-from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
@@ -15,10 +13,10 @@ from ..training.job import TrainingJob
 from ..training.loop import Training
 from .arguments import typed
 from .guidance import GuidanceBuilder
-from .resume import find
+from .resume import find_training
 from .retyped import trusted
 from .smaller_backbones import smaller_backbones
-from .training_data import open_data
+from .training_data import open_training_data
 
 __all__ = ["build_training_job"]
 
@@ -31,14 +29,14 @@ def build_training_job(cfg: DictConfig) -> TrainingJob:
     Raises:
         ConfigError: a value that is wrong by itself or beside another, or data that are not there.
     """
-    cfg, resumed = (cfg, None) if cfg.resume is None else find(cfg)
-    check_settings(cfg)
+    cfg, resumed = (cfg, None) if cfg.resume is None else find_training(cfg)
+    check_training_settings(cfg)
     parent = run_parent(cfg, "dry_run" if cfg.dry_run else "train", cfg.name)
     training, engine = build(cfg, "training"), build(cfg, "engine")
     if launched_by_torchrun():
         engine.launch()
     with engine.rank_zero_first():  # who downloads what is missing
-        data, note = open_data(cfg, resumed)
+        data, note = open_training_data(cfg, resumed)
     torch.manual_seed(cfg.seed)
     with at_most(MAX_MODULES, f"it would have more than {MAX_MODULES} layers and tensors; make it smaller"):
         backbone = build(cfg, "backbone")
@@ -66,7 +64,7 @@ def build_training_job(cfg: DictConfig) -> TrainingJob:
     )
 
 
-def check_settings(cfg: DictConfig) -> None:
+def check_training_settings(cfg: DictConfig) -> None:
     """Checks the values that belong to no component.
 
     Raises:
@@ -76,18 +74,18 @@ def check_settings(cfg: DictConfig) -> None:
     for key in ("compile", "dry_run"):
         if not isinstance(cfg[key], bool):
             raise ConfigError(f"{key} must be true or false, got {cfg[key]!r}")
-    check_label_dropout(to_dict(cfg))
+    check_label_dropout(cfg)
 
 
-def check_label_dropout(config: Mapping[str, Any]) -> None:
+def check_label_dropout(cfg: DictConfig) -> None:
     """Checks that p_uncond fits the guidance: it belongs to guidance that needs the null condition.
 
     Raises:
         ConfigError: p_uncond without such guidance, 0 with it, or an objective that was given another one.
     """
-    p_uncond = config.get("p_uncond", 0.0)
+    p_uncond = cfg.get("p_uncond", 0.0)
     given = any(override.split("=")[0].lstrip("+") == "p_uncond" for override in typed())
-    if not needs_null(config["guidance"]):
+    if not needs_null(to_dict(cfg.guidance)):
         if given or p_uncond:
             raise ConfigError(
                 f"p_uncond={p_uncond} has no effect with this guidance, which needs no unconditional model; remove it or use "
@@ -97,7 +95,7 @@ def check_label_dropout(config: Mapping[str, Any]) -> None:
         raise ConfigError(
             f"p_uncond must be in (0, 1] with this guidance, got {p_uncond}; use guidance=none to drop no labels"
         )
-    own = config["objective"].get("p_uncond", p_uncond)
+    own = cfg.objective.get("p_uncond", p_uncond)
     if own != p_uncond:
         raise ConfigError(f"objective.p_uncond={own} follows the root's p_uncond={p_uncond}: set that one")
 

@@ -17,7 +17,16 @@ from .errors import ConfigError
 from .files import config_dir
 from .type_checks import check_types, import_callable
 
-__all__ = ["ConfigError", "build", "check_whole", "config_dir", "needs_null", "run_parent", "takes", "to_dict"]
+__all__ = [
+    "ConfigError",
+    "build",
+    "check_whole",
+    "config_dir",
+    "needs_null",
+    "run_parent",
+    "accepts_argument",
+    "to_dict",
+]
 
 TOO_LARGE = ("can't allocate memory", "Storage size calculation overflowed", "out of memory")  # torch's RuntimeErrors
 NO_MEMORY = "what it asks for does not fit into memory; make it smaller"
@@ -70,9 +79,9 @@ def exceeds_memory(error: BaseException | None) -> bool:
     return isinstance(error, MemoryError) or any(text in str(error) for text in TOO_LARGE)
 
 
-def takes(cfg: DictConfig, key: str, name: str) -> bool:
+def accepts_argument(cfg: DictConfig, key: str, name: str) -> bool:
     """Whether the constructor that the node `cfg[key]` names has an argument of this name, as far as that can be seen."""
-    with suppress(Exception):  # whatever importing a user's module may raise: `build` tells it
+    with suppress(Exception):  # whatever importing a user's module may raise: `build` reports it
         target = cfg[key]._target_
         with importing(target):
             return name in (parameter_hints(get_object(target)) or ())
@@ -85,7 +94,7 @@ def needs_null(node: Any) -> bool:
         return any(map(needs_null, node))
     if not isinstance(node, dict):
         return False
-    with suppress(ConfigError):  # a target that cannot be imported: building it tells
+    with suppress(ConfigError):  # a target that cannot be imported: building it reports it
         if "_target_" in node and getattr(import_callable(node["_target_"], "guidance"), "needs_null", False):
             return True
     return any(map(needs_null, node.values()))

@@ -50,8 +50,8 @@ def commented_keys(
         path = (*above, key.value)
         mark = key.end_mark if isinstance(value, yaml.CollectionNode) and not value.flow_style else value.end_mark
         rest = lines[mark.line][mark.column :].lstrip(":") if mark.line < len(lines) else ""
-        found = COMMENT.fullmatch(rest)
-        yield path, value, found[1] if found else ""
+        comment = COMMENT.fullmatch(rest)
+        yield path, value, comment[1] if comment else ""
         if isinstance(value, yaml.MappingNode):
             yield from commented_keys(value, lines, path)
         elif path == ("defaults",):

@@ -20,8 +20,7 @@ from ..nodes.annotations import (
     takes_node,
     value_hint,
 )
-from ..nodes.user_modules import hint as module_hint
-from ..nodes.user_modules import importing
+from ..nodes.user_modules import import_hint, importing
 from ..nodes.walk import Place, call_hints, walk_node
 from .diagnose import no_key
 from .errors import ConfigError
@@ -98,7 +97,7 @@ def import_callable(name: str, where: str) -> Callable[..., Any]:
         near = difflib.get_close_matches(last, vars(sys.modules[module]), 3) if module in sys.modules else []
         nearest = f"; nearest: {', '.join(near)}" if near else ""
         reason = " ".join(str(error).split())
-        raise ConfigError(f"{where}: cannot import {name}: {reason}{nearest}{module_hint(name)}") from error
+        raise ConfigError(f"{where}: cannot import {name}: {reason}{nearest}{import_hint(name)}") from error
     finally:
         log.disabled = before
     if not callable(target):

@@ -7,18 +7,18 @@ import torch
 from .base import Dataset, check_dataset_facts
 from .tree import Components, draw_splits
 
-__all__ = ["COVARIANCES", "LABELS", "MEANS", "WEIGHTS", "Mixture"]
+__all__ = ["MIXTURE_COVARIANCES", "MIXTURE_LABELS", "MIXTURE_MEANS", "MIXTURE_WEIGHTS", "Mixture"]
 
 # two classes of thin, tilted Gaussians in the plane that cross each other: the anisotropic mixture
-WEIGHTS = (2.0, 1.0, 1.0, 2.0)
-MEANS = ((-0.5, 0.3), (0.7, 0.6), (0.5, -0.4), (-0.6, -0.6))
-COVARIANCES = (
+MIXTURE_WEIGHTS = (2.0, 1.0, 1.0, 2.0)
+MIXTURE_MEANS = ((-0.5, 0.3), (0.7, 0.6), (0.5, -0.4), (-0.6, -0.6))
+MIXTURE_COVARIANCES = (
     ((0.18125, 0.17875), (0.17875, 0.18125)),
     ((0.01, 0.0), (0.0, 0.36)),
     ((0.185, -0.175), (-0.175, 0.185)),
     ((0.36, 0.0), (0.0, 0.0025)),
 )
-LABELS = (0, 0, 1, 1)
+MIXTURE_LABELS = (0, 0, 1, 1)
 
 
 class Mixture(Dataset):
@@ -40,10 +40,19 @@ class Mixture(Dataset):
     synthetic = True
 
     def __init__(
-        self, channels: int = 2, size: int | None = None, num_classes: int = 2, weights: Sequence[float] = WEIGHTS,
-        means: Sequence[Sequence[float]] = MEANS, covariances: Sequence[Sequence[Sequence[float]]] = COVARIANCES,
-        labels: Sequence[int] = LABELS, train: int = 20000, validation: int = 2000, test: int = 2000, seed: int = 0,
-    ):  # fmt: skip
+        self,
+        channels: int = 2,
+        size: int | None = None,
+        num_classes: int = 2,
+        weights: Sequence[float] = MIXTURE_WEIGHTS,
+        means: Sequence[Sequence[float]] = MIXTURE_MEANS,
+        covariances: Sequence[Sequence[Sequence[float]]] = MIXTURE_COVARIANCES,
+        labels: Sequence[int] = MIXTURE_LABELS,
+        train: int = 20000,
+        validation: int = 2000,
+        test: int = 2000,
+        seed: int = 0,
+    ):
         if min(train, validation, test) < 1 or max(train, validation, test) > 10**7 or seed < 0:
             raise ValueError(
                 f"mixture needs 1 to 10^7 points per split and seed >= 0, got {train}, {validation}, {test}, seed {seed}"

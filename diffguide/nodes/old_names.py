@@ -107,10 +107,10 @@ def current_name(target: str) -> str:
     return CLASSES.get(target) or (f"{MODULES[module]}.{name}" if module in MODULES else target)
 
 
-def completed(value: Any, column: int) -> Any:
+def fill_keys(value: Any, column: int) -> Any:
     """A configuration with today's keys in all its nodes, and those that they lack from a column of ADDED."""
     if isinstance(value, list):
-        return [completed(part, column) for part in value]
+        return [fill_keys(part, column) for part in value]
     if not isinstance(value, dict):
         return value
     target = value.get("_target_")
@@ -118,15 +118,15 @@ def completed(value: Any, column: int) -> Any:
         target = current_name(target)
         value = value | {"_target_": target}
     names, added = RENAMED.get(str(target), {}), ADDED.get(str(target), {})
-    node = {names.get(key, key): completed(part, column) for key, part in value.items()}
+    node = {names.get(key, key): fill_keys(part, column) for key, part in value.items()}
     return node | {key: pair[column] for key, pair in added.items() if key not in node}
 
 
 def updated(config: Any) -> Any:
     """A saved configuration, or one node of it, as this version would have written it."""
-    return completed(config, 0)
+    return fill_keys(config, 0)
 
 
 def stated(config: Any) -> Any:
     """A configuration of a new run, in which a file of the user's may leave out what a class has a default for."""
-    return completed(config, 1)
+    return fill_keys(config, 1)

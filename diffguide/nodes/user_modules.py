@@ -19,7 +19,7 @@ from importlib.abc import MetaPathFinder
 from importlib.machinery import PathFinder
 from pathlib import Path
 
-__all__ = ["hint", "importing", "searching"]
+__all__ = ["import_hint", "importing", "searching"]
 
 VARIABLE = "DIFFGUIDE_OWN_MODULES"  # folders and names, for processes that this one starts
 
@@ -34,7 +34,7 @@ class OwnModules(MetaPathFinder):
 
     def __init__(self, folders: Sequence[str], names: Iterable[str]):
         self.folders, self.names = list(folders), set(names)
-        self.found: set[str] = set()
+        self.imported: set[str] = set()
         self.depth = 0  # of imports of modules that were named
 
     def find_spec(self, fullname, path=None, target=None):  # the signature is Python's
@@ -43,17 +43,17 @@ class OwnModules(MetaPathFinder):
         spec = PathFinder.find_spec(fullname, self.folders)
         if spec is None or (spec.loader is None and fullname not in self.names):  # a folder without code beside it
             return None
-        self.found.add(fullname)
+        self.imported.add(fullname)
         return spec
 
     def forget(self) -> None:
-        """Removes what was found from Python's memory: the next command may run in another folder."""
-        for name in [name for name in sys.modules if name.partition(".")[0] in self.found]:
+        """Removes what was imported from Python's memory: the next command may run in another folder."""
+        for name in [name for name in sys.modules if name.partition(".")[0] in self.imported]:
             del sys.modules[name]
 
     def record(self) -> None:
-        """What was found is found by the processes that this one starts."""
-        os.environ[VARIABLE] = json.dumps([self.folders, sorted(self.names | self.found)])
+        """What was imported is found by the processes that this one starts."""
+        os.environ[VARIABLE] = json.dumps([self.folders, sorted(self.names | self.imported)])
 
 
 def installed() -> OwnModules | None:
@@ -99,7 +99,7 @@ def importing(name: str) -> Iterator[None]:
         finder.record()
 
 
-def hint(name: str) -> str:
+def import_hint(name: str) -> str:
     """What may help where a dotted name cannot be imported, to be put behind a sentence; empty where nothing is known."""
     finder, top = installed(), name.partition(".")[0]
     if finder is None or top not in finder.names:
@@ -107,7 +107,7 @@ def hint(name: str) -> str:
     if top not in sys.modules:
         return f"; a module of your own is looked for in {' and '.join(finder.folders)}"
     beside = PathFinder.find_spec(top, finder.folders)
-    if top in finder.found or beside is None or beside.loader is None:
+    if top in finder.imported or beside is None or beside.loader is None:
         return ""
     return f"; an installed module {top} goes before {beside.origin}: give yours another name"
 

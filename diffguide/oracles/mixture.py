@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ..backbones.conditions import Condition
-from ..datasets.mixture import COVARIANCES, LABELS, MEANS, WEIGHTS
+from ..datasets.mixture import MIXTURE_COVARIANCES, MIXTURE_LABELS, MIXTURE_MEANS, MIXTURE_WEIGHTS
 from ..schedules import Schedule
 from .base import Oracle
 
@@ -100,10 +100,17 @@ class GaussianMixture(Oracle):
     """
 
     def __init__(
-        self, weights: Sequence[float] = WEIGHTS, means: Sequence[Sequence[float]] = MEANS,
-        covariances: float | Sequence[float] | Sequence[Sequence[float]] | Sequence[Sequence[Sequence[float]]] = COVARIANCES,
-        labels: Sequence[int] = LABELS, schedule: Schedule | None = None, class_names: Sequence[str] | None = None,
-    ):  # fmt: skip
+        self,
+        weights: Sequence[float] = MIXTURE_WEIGHTS,
+        means: Sequence[Sequence[float]] = MIXTURE_MEANS,
+        covariances: float
+        | Sequence[float]
+        | Sequence[Sequence[float]]
+        | Sequence[Sequence[Sequence[float]]] = MIXTURE_COVARIANCES,
+        labels: Sequence[int] = MIXTURE_LABELS,
+        schedule: Schedule | None = None,
+        class_names: Sequence[str] | None = None,
+    ):
         pi, mu, s = to_numbers(weights, "weights"), to_numbers(means, "means"), to_numbers(covariances, "covariances")
         if mu.ndim != 2 or pi.shape != mu.shape[:1] or not mu.numel():
             raise ValueError(f"means must be [K, D] for weights [K], got {list(mu.shape)} and {list(pi.shape)}")

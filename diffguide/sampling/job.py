@@ -20,7 +20,7 @@ from ..runtime.versions import versions
 from . import outputs
 from .run import SampleWriter, SamplingPlan, storage_spec
 
-__all__ = ["Sampled", "SamplingJob", "preflight"]
+__all__ = ["Sampled", "SamplingJob", "preflight_sampling"]
 
 
 class Sampled(NamedTuple):
@@ -171,7 +171,7 @@ class SamplingJob:
         (folder / "shards" / START_FILE).write_text(strict_json(header) + "\n", encoding="utf-8")
 
 
-def preflight(job: SamplingJob) -> None:
+def preflight_sampling(job: SamplingJob) -> None:
     """Runs the checks that call the network, and says on stderr what makes samples meaningless.
 
     Raises:

@@ -83,7 +83,7 @@ class CheckpointSource(SampleSource):
             )
         self.file, self.weights, self.config, self.model = file, weights, loaded.config, loaded.model
         self.shape, self.class_names = loaded.facts["shape"], loaded.facts["class_names"]
-        self.note = checkpoints.untrained(loaded)
+        self.note = checkpoints.explain_untrained(loaded)
 
     def identity(self) -> dict[str, Any]:
         return {

@@ -9,7 +9,7 @@ import numpy
 import torch
 from torch import Tensor
 
-from ..checkpoints.data_record import changes, check_record, described, located
+from ..checkpoints.data_record import check_record, describe_changes, find_changes, locate_data
 from ..datasets import Dataset
 from ..datasets.base import fetch_examples
 from ..evaluation.quality.label_agreement import MAX_LABEL_EXAMPLES, LabelClassifier
@@ -197,9 +197,11 @@ def training_set(checkpoints: Sequence[str], moved: Mapping[str, str]) -> Datase
     seen = facts[0].get("data")
     if seen is not None:
         check_record(seen)
-    data = load_local_dataset(located(nodes[0] or {}, seen) | dict(moved))
-    if moved and (changed := changes(seen, data)):
-        raise NoTradeoff(f"dataset.path={moved['path']} does not hold the data of the checkpoint: {described(changed)}")
+    data = load_local_dataset(locate_data(nodes[0] or {}, seen) | dict(moved))
+    if moved and (changed := find_changes(seen, data)):
+        raise NoTradeoff(
+            f"dataset.path={moved['path']} does not hold the data of the checkpoint: {describe_changes(changed)}"
+        )
     return data
 
 

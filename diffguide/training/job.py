@@ -132,7 +132,7 @@ class TrainingJob:
                 raise
             except Diverged as error:
                 kill_launched_processes(self.engine)
-                files = checkpoints.kept(folder / "checkpoints")
+                files = checkpoints.list_checkpoints(folder / "checkpoints")
                 left = f"the last good checkpoint is {files[-1]}" if files else "there is no checkpoint yet"
                 raise InputError(f"training: {error}; {left}; a smaller training.learning_rate may help") from error
             except (WriteError, SamplingError, checkpoints.CheckpointError) as error:

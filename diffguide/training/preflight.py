@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from ..checkpoints import store as checkpoints
-from ..checkpoints.data_record import described
+from ..checkpoints.data_record import describe_changes
 from ..datasets.base import fetch_examples
 from ..models.protocols import Denoiser, Energy
 from ..randomness import Noise
@@ -83,7 +83,7 @@ def report_data(job: TrainingJob) -> None:
     """Says on stderr what of the data is not used, and what of them changed since the checkpoint of a resumed run."""
     lines = list(job.data.warnings())
     if job.note and "data" in job.note:
-        lines.append(f"the data have changed since: {described(job.note['data'])}")
+        lines.append(f"the data have changed since: {describe_changes(job.note['data'])}")
     for line in lines:
         print(line, file=sys.stderr)
 

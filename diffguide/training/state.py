@@ -241,7 +241,7 @@ class TrainingRun:
         Raises:
             Diverged: there is no checkpoint, or the objective allows no further one.
         """
-        files = [] if self.folder is None else checkpoints.kept(self.folder / "checkpoints")
+        files = [] if self.folder is None else checkpoints.list_checkpoints(self.folder / "checkpoints")
         allowed = self.objective.max_restores
         if self.rollbacks >= allowed or not files:
             after = f", after {self.rollbacks} restores" if self.rollbacks else ""

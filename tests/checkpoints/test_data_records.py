@@ -64,7 +64,7 @@ def place(folder: Path) -> None:
     path = str(folder / "pictures")
     file = folder / RUN / "data.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"path": path}))
-    for weights in checkpoints.kept(folder / RUN / "checkpoints"):
+    for weights in checkpoints.list_checkpoints(folder / RUN / "checkpoints"):
 
         def put(tensors, metadata):
             metadata["data"]["path"] = path
@@ -113,7 +113,7 @@ def test_data_that_moved(at, command):
     for number, options in enumerate((["dataset.path=moved"], ["dataset=image_folder", "dataset.path=moved"]), start=1):
         done = command(main, f"resume={RUN}", f"training.images={8 + 4 * number}", *options, at=at)
         assert done.code == 0 and notes(at) == [], done.err
-    record = provenance.read(at / RUN)
+    record = provenance.read_record(at / RUN)
     assert record["path"] == str(at / "moved") and record["count"] == 42
     shutil.copytree(at / "moved", at / "fewer")
     (at / "fewer/10/7.png").unlink()
@@ -201,7 +201,7 @@ def strip(run: Path) -> None:
         for key in added:
             del metadata["config"]["dataset"][key]
 
-    for file in checkpoints.kept(run / "checkpoints"):
+    for file in checkpoints.list_checkpoints(run / "checkpoints"):
         change(file, file, take)
 
 
@@ -210,8 +210,8 @@ def strip(run: Path) -> None:
                                     {"sha256": "a" * 64, "count": 1, "path": "x" * 5000}])  # fmt: skip
 def test_a_record_that_is_none_is_refused_in_a_checkpoint_and_ignored_in_a_folder(record, at, tmp_path):
     (at / RUN / "data.json").write_text(json.dumps(record))
-    assert provenance.read(at / RUN) is None
-    (file,) = checkpoints.kept(at / RUN / "checkpoints")
+    assert provenance.read_record(at / RUN) is None
+    (file,) = checkpoints.list_checkpoints(at / RUN / "checkpoints")
     change(file, tmp_path / "other.safetensors", lambda tensors, metadata: metadata.update(data=record))
     with pytest.raises(checkpoints.CheckpointError, match="data must hold a sha256, a count and a path"):
         checkpoints.read(tmp_path / "other.safetensors")

@@ -181,7 +181,7 @@ def test_a_process_that_gets_sigterm_leaves_with_143(tmp_path):
     process.send_signal(signal.SIGTERM)
     out, err = finish(process, 143)
     assert out == f"{RUN}\n" and f"continue with: diffguide-train resume={RUN}" in err and "Traceback" not in err
-    assert len(checkpoints.kept(tmp_path / RUN / "checkpoints")) == 1
+    assert len(checkpoints.list_checkpoints(tmp_path / RUN / "checkpoints")) == 1
 
 
 def test_a_second_process_on_a_run_is_refused(unfinished, tmp_path, command):
@@ -217,7 +217,7 @@ def test_a_run_keeps_its_newest_and_its_best(short_run, tmp_path, command):
     assert done.code == 0, done.err
     losses = {line["images"]: line["validation_loss"] for line in metrics(short_run) if "validation_loss" in line}
     best = min((96, 192, 288, 320), key=losses.__getitem__)
-    assert {int(path.stem) for path in checkpoints.kept(tmp_path / RUN / "checkpoints")} == {best, 320}
+    assert {int(path.stem) for path in checkpoints.list_checkpoints(tmp_path / RUN / "checkpoints")} == {best, 320}
     sampled = command(sample, f"checkpoint={RUN}/best", "n=1", "sampler.steps=2", at=tmp_path)
     assert sampled.code == 0 and f"{best:010d}" in (tmp_path / sampled.folder / "manifest.jsonl").read_text()
 
@@ -246,7 +246,7 @@ def test_a_run_that_diverges_stops_and_keeps_its_good_checkpoints(tmp_path, comm
     monkeypatch.setattr(LearningRatePlan, "rate_at", lambda self, images, *_: 1e-3 if images < 64 else 1e30)
     done = command(main, *SHORT, f"training.checkpoint_images={every}", "training.validation_images=320", at=tmp_path)
     assert done.code == 1 and message in done.err and "Traceback" not in done.err, done.err
-    assert [int(path.stem) for path in checkpoints.kept(tmp_path / RUN / "checkpoints")] == good
+    assert [int(path.stem) for path in checkpoints.list_checkpoints(tmp_path / RUN / "checkpoints")] == good
 
 
 def test_a_full_disk_is_told_and_leaves_no_half_file(tmp_path, command):

@@ -88,3 +88,7 @@ def test_entry_points_import_no_torch():
 def test_files_are_short():
     for path in PACKAGE.rglob("*.py"):
         assert len(path.read_text().splitlines()) <= 300, f"{path.name} is too long"
+
+
+def test_nothing_depends_on_hydras_private_modules():
+    assert [path for path in PACKAGE.rglob("*.py") if "hydra._internal" in path.read_text()] == []

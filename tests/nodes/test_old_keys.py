@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from diffguide.cli.spelling import respelled
+from diffguide.cli.spelling import respell
 from diffguide.config.build import config_dir
 from diffguide.datasets import CIFAR10, MNIST, ImageFolder
 from diffguide.nodes import old_names
@@ -45,17 +45,17 @@ def test_saved_nodes_get_what_their_class_did_and_new_ones_what_it_does():
     ("--config-dir=root", "--config-dir=root"), ("guidance.root=x", "guidance.root=x"), ("-m", "-m"),
 ])  # fmt: skip
 def test_keys_are_respelled_as_they_are_called_today(typed, spelled):
-    assert respelled([typed]) == [spelled]
+    assert respell([typed]) == [spelled]
 
 
 def test_keys_of_a_run_are_forced():
-    assert respelled(["resume=r", "dataset.path=x", "training.images=3"]) == [
+    assert respell(["resume=r", "dataset.path=x", "training.images=3"]) == [
         "resume=r", "++dataset.path=x", "training.images=3"]  # fmt: skip
-    assert respelled(["checkpoint=r", "dataset.path=x", "metric.n=1"]) == [
+    assert respell(["checkpoint=r", "dataset.path=x", "metric.n=1"]) == [
         "checkpoint=r", "++dataset.path=x", "metric.n=1"]  # fmt: skip
     for line in (["dataset.path=x"], ["resume=r", "dataset=digits", "dataset.path=x"], ["resume=null", "dataset.path=x"],
                  ["resume=r", "+dataset.path=x"], ["resume=r", "sampler/grid=karras", "~dataset.path"]):  # fmt: skip
-        assert respelled(line) == line
+        assert respell(line) == line
 
 
 def test_a_name_of_today_in_a_renamed_place():

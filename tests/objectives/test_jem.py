@@ -292,4 +292,4 @@ def test_a_run_that_always_diverges_stops_with_one_sentence(tmp_path, command):
     assert "more than objective.max_gap=1e-09, after 2 restores; the last good checkpoint is" in last
     run = tmp_path / "outputs/train/jem_digits/v001"
     assert [line["restores"] for line in metrics(run)] == [1, 2]
-    assert [path.name for path in checkpoints.kept(run / "checkpoints")] == ["0000000000.safetensors"]
+    assert [path.name for path in checkpoints.list_checkpoints(run / "checkpoints")] == ["0000000000.safetensors"]

@@ -7,7 +7,7 @@ import pytest
 from short_run import RUN
 
 from diffguide.checkpoints import store as checkpoints
-from diffguide.checkpoints.store import Loaded, untrained
+from diffguide.checkpoints.store import Loaded, explain_untrained
 from diffguide.evaluate import main as evaluate_main
 from diffguide.evaluation import bar as evaluate
 from diffguide.evaluation.bar import Bar
@@ -41,13 +41,13 @@ def test_a_sampling_bar_counts_images(at, command, monkeypatch):
     (0, 0, "saw no image"), (0, 3000, "saw no image"), (2999, 3000, "saw 2999 images"), (3000, 3000, None), (1, 0, None),
 ])  # fmt: skip
 def test_a_model_within_its_warm_up_is_untrained(images, warmup, said):
-    note = untrained(Loaded(None, {"training": {"warmup_images": warmup}}, {"images": images}))
+    note = explain_untrained(Loaded(None, {"training": {"warmup_images": warmup}}, {"images": images}))
     assert note is None if said is None else said in note and "noise" in note
 
 
 def test_a_config_of_a_stranger_says_nothing_of_a_warm_up():
     for training in (None, 3, {"warmup_images": "x"}):
-        assert untrained(Loaded(None, {"training": training}, {"images": 1})) is None
+        assert explain_untrained(Loaded(None, {"training": training}, {"images": 1})) is None
 
 
 def test_samples_and_figures_of_an_untrained_model_are_told(at, command):
