@@ -3,12 +3,13 @@
 import os
 import signal
 import subprocess
-import sys
 import sysconfig
 import warnings
 from pathlib import Path
 
 import pytest
+from forked import Command
+from process_faults import wait_in_the_building
 from small_checkpoint import save
 
 from diffguide.config.build import config_dir
@@ -284,21 +285,11 @@ def test_real_processes(tmp_path):
 
 def test_an_interrupt_is_one_line(tmp_path):
     """Ctrl-C while a command starts: its first line of Python is long past, its first line of output is not."""
-    code = (
-        "import time, diffguide.train as t, diffguide.cli.training_job as job\n"
-        "job.build_training_job = lambda cfg: (print('in', flush=True), time.sleep(60))\n"
-        "t.main([])"
-    )
-
-    def attentive():
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell's background jobs ignore it, and so would their children
-
-    process = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                               text=True, preexec_fn=attentive)  # fmt: skip
-    assert process.stdout.readline() == "in\n"
+    process = Command(train, at=tmp_path / "home", prepare=wait_in_the_building)
+    process.wait_for(lambda: "in\n" in process.streams[0].read_text() if process.streams[0].exists() else False)
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=30)
-    assert process.returncode == 130 and err == "diffguide-train: interrupted\n" and out == ""
+    out, err = process.finish(130)
+    assert err == "diffguide-train: interrupted\n" and out == "in\n"
 
 
 def test_warnings_about_what_torch_itself_calls_are_not_shown(tmp_path, command):
