@@ -199,9 +199,8 @@ def training_set(checkpoints: Sequence[str], moved: Mapping[str, str]) -> Datase
         check_record(seen)
     data = load_local_dataset(locate_data(nodes[0] or {}, seen) | dict(moved))
     if moved and (changed := find_changes(seen, data)):
-        raise NoTradeoff(
-            f"dataset.path={moved['path']} does not hold the data of the checkpoint: {describe_changes(changed)}"
-        )
+        what = describe_changes(changed)
+        raise NoTradeoff(f"dataset.path={moved['path']} does not hold the data of the checkpoint: {what}")
     return data
 
 
@@ -249,9 +248,8 @@ def write_tradeoff(
         if not any(math.isfinite(column[panel.x]) and math.isfinite(column[panel.y]) for column in columns):
             raise NoTradeoff(f"{panel.x} and {panel.y} are finite in no run")
     figure = tradeoff_figure(panels, runs, columns, note)
-    write_atomically(
-        path, lambda temporary: figure.savefig(temporary, format="png", dpi=110, bbox_inches="tight", pad_inches=0.05)
-    )
+    options = {"format": "png", "dpi": 110, "bbox_inches": "tight", "pad_inches": 0.05}
+    write_atomically(path, lambda temporary: figure.savefig(temporary, **options))
 
 
 def tradeoff_figure(

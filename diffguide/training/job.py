@@ -98,23 +98,8 @@ class TrainingJob:
             backbone = self.objective.model.backbone
             assert isinstance(backbone, torch.nn.Module)
             backbone.compile()
-        try:
-            return self.write_dry_run() if self.dry_run else self.train()
-        except torch.OutOfMemoryError as error:
-            raise InputError(OUT_OF_MEMORY) from error
-
-    def write_dry_run(self) -> Path | None:
-        """The dry run: what is in the data, what the network sees, what the training would cost."""
-        if not self.engine.is_global_zero:
-            return None
-        try:
-            return write_dry_run(
-                self.engine, self.objective, self.data, self.training, self.seed, self.parent, self.smaller_objectives
-            )
-        except WriteError as error:
-            raise InputError(f"output_root: {error}") from error
-
-    def train(self) -> Path | None:
+        if self.dry_run:
+            return self.write_dry_run()
         if not launched_by_torchrun():
             self.engine.launch()
         pictures = TrainingPictures(self)
@@ -135,6 +120,8 @@ class TrainingJob:
                 files = checkpoints.list_checkpoints(folder / "checkpoints")
                 left = f"the last good checkpoint is {files[-1]}" if files else "there is no checkpoint yet"
                 raise InputError(f"training: {error}; {left}; a smaller training.learning_rate may help") from error
+            except torch.OutOfMemoryError as error:
+                raise InputError(OUT_OF_MEMORY) from error
             except (WriteError, SamplingError, checkpoints.CheckpointError) as error:
                 kill_launched_processes(self.engine)
                 raise InputError(str(error)) from error
@@ -142,6 +129,19 @@ class TrainingJob:
             return None
         self.report(folder)
         return folder
+
+    def write_dry_run(self) -> Path | None:
+        """The dry run: what is in the data, what the network sees, what the training would cost."""
+        if not self.engine.is_global_zero:
+            return None
+        try:
+            return write_dry_run(
+                self.engine, self.objective, self.data, self.training, self.seed, self.parent, self.smaller_objectives
+            )
+        except torch.OutOfMemoryError as error:
+            raise InputError(OUT_OF_MEMORY) from error
+        except WriteError as error:
+            raise InputError(f"output_root: {error}") from error
 
     def claim_folder(self, held: ExitStack) -> Path:
         """The run folder, the same on every rank, locked by the first until `held` closes.

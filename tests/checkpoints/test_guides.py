@@ -136,7 +136,7 @@ REFUSED = {
     "a generator": ([f"guidance.classifier={UNCONDITIONAL}"], "must be one of noisy data .* got a Preconditioned"),
     "another shape": (["checkpoint=outputs/train/gmm2d/v001"],
                       r"guidance.classifier was trained on examples of shape \[1, 8, 8\], and this model makes \[2\]"),
-    "a classifier sampled": ([f"checkpoint={CLASSIFIER}"], "holds a NoisyClassifier, which makes no samples"),
+    "a classifier sampled": ([f"checkpoint={CLASSIFIER}"], "holds a NoisyClassifier"),
     "scale": (["guidance.scale=high"], "guidance.scale must be a number, got 'high'"),
     "a node": (["guidance.classifier={a:1}"], "guidance.classifier must be the folder of a training run"),
 }  # fmt: skip

@@ -417,9 +417,9 @@ REFUSED = {
     "two processes": ([f"checkpoint={SMALL}", "engine.devices=2", "engine.accelerator=cpu"], "engine.devices must be 1, got 2"),
     "other data": ([f"checkpoint={SMALL}", "dataset=digits"], "its examples are of shape [1, 8, 8], and the model's of [2]"),
     "two models": ([f"checkpoint={SMALL}", "oracle=gmm2d"], "checkpoint and oracle are two models"),
-    "of an oracle": ([f"checkpoint={SMALL}", "schedule=cosine"], "schedule is of an oracle"),
-    "of a checkpoint": (["oracle=gmm2d", "weights=ema"], "weights is of a checkpoint"),
-    "no law of data": (["oracle=gmm2d", "dataset=gmm2d"], "dataset is of oracle=empirical"),
+    "of an oracle": ([f"checkpoint={SMALL}", "schedule=cosine"], "schedule has no effect"),
+    "of a checkpoint": (["oracle=gmm2d", "weights=ema"], "weights has no effect"),
+    "no law of data": (["oracle=gmm2d", "dataset=gmm2d"], "dataset belongs to oracle=empirical"),
     "too many samples": (["oracle=gmm2d", "n=10000000000"], "n must be at most 10^7 exact samples"),
     "a folder's name": ([f"checkpoint={SMALL}", *FEW, "name=a/b"], "name must be a folder's name"),
 }  # fmt: skip

@@ -128,9 +128,7 @@ def test_evaluations_lie_where_the_weight_is(subject):
 def test_a_decoder_of_other_values_is_no_fault_of_the_backbone(command, tmp_path):
     """Black corners are on every grid of values: more than one example is looked at."""
     done = command(train, "experiment=vdm_digits", "objective.decoder.quantization_levels=16", at=tmp_path)
-    assert done.code == 1 and done.err.startswith("diffguide-train: objective: the data are not of the 16 values"), (
-        done.err
-    )
+    assert done.code == 1 and done.err.startswith("diffguide-train: objective: the data"), done.err
 
 
 def test_a_file_is_no_folder(tmp_path):

@@ -216,11 +216,11 @@ def begun(tmp_path, command, monkeypatch) -> Path:
 
 
 @pytest.mark.parametrize("arguments, message", {
-    "another oracle": (["oracle=highdim"], "oracle._target_="),
-    "another schedule": (["schedule=cosine"], "was sampled with schedule._target_=diffguide.schedules.sde.EDM, and"),
+    "another oracle": (["oracle=highdim"], "cannot change oracle"),
+    "another schedule": (["schedule=cosine"], "cannot change schedule"),
     "a checkpoint": (["checkpoint=x"], "checkpoint and oracle are two models"),
-    "other weights": (["weights=objective"], "weights=ema, and this command has objective"),
-    "data": (["dataset=digits"], "was sampled with dataset=None, and"),
+    "other weights": (["weights=objective"], "cannot change weights"),
+    "data": (["dataset=digits"], "cannot change dataset"),
 }.values())  # fmt: skip
 def test_what_is_continued_is_not_changed(begun, tmp_path, command, arguments, message):
     done = command(main, f"resume={begun}", *arguments, at=tmp_path)
@@ -247,13 +247,13 @@ REFUSED = {
     "neither": ([], "checkpoint is missing: give checkpoint=outputs/train/<name>/v001, the folder of a training run, or "
                 "oracle=<name>"),
     "both": (["oracle=gmm2d", "checkpoint=x"], "checkpoint and oracle are two models: give one of them"),
-    "a schedule": (["checkpoint=x", "schedule=cosine"], "schedule is of an oracle"),
-    "a part of one": (["checkpoint=x", "schedule.rho=3"], "schedule is of an oracle"),
-    "data": (["checkpoint=x", "dataset=digits"], "dataset is of oracle=empirical, a checkpoint needs none"),
-    "data of another": (["oracle=gmm2d", "dataset=digits"], "is no law of data: leave it out"),
-    "weights": (["oracle=gmm2d", "weights=ema"], "weights is of a checkpoint, and an oracle has nothing"),
-    "trust": (["oracle=gmm2d", "trust=[a.b]"], "trust is of a checkpoint"),
-    "precision": (["oracle=gmm2d", "engine.precision=bf16-mixed"], "an oracle computes in float64"),
+    "a schedule": (["checkpoint=x", "schedule=cosine"], "schedule has no effect"),
+    "a part of one": (["checkpoint=x", "schedule.rho=3"], "schedule has no effect"),
+    "data": (["checkpoint=x", "dataset=digits"], "dataset belongs to oracle=empirical"),
+    "data of another": (["oracle=gmm2d", "dataset=digits"], "takes no data"),
+    "weights": (["oracle=gmm2d", "weights=ema"], "weights has no effect"),
+    "trust": (["oracle=gmm2d", "trust=[a.b]"], "trust has no effect"),
+    "precision": (["oracle=gmm2d", "engine.precision=bf16-mixed"], "engine.precision=bf16-mixed has no effect"),
     "unknown": (["oracle=gmm"], "there is no option oracle=gmm; nearest: gmm2d"),
     "a key": (["oracle=gmm2d", "oracle.size=3"], "there is no key oracle.size"),
     "handed over": (["oracle=gmm2d", "+oracle.schedule=3"], "there is no key oracle.schedule"),

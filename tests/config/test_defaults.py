@@ -4,6 +4,7 @@ import functools
 import inspect
 import re
 from collections import defaultdict
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,7 @@ def composed(path: Path) -> Any:
     return found
 
 
+@cache
 def constructors() -> dict[str, list[dict[str, Any]]]:
     """The nodes of every class of diffguide that a YAML file builds, by dotted name."""
     nodes = defaultdict(list)

@@ -160,7 +160,7 @@ def test_nested_memories_belong_to_a_run():
 
 
 @pytest.mark.parametrize("make, sentence", [
-    (lambda: NegativeCondition(exact(), 2, 2.0, EVERYWHERE), "there is no class 2; indices 0 to 1; the names .* are not known"),
+    (lambda: NegativeCondition(exact(), 2, 2.0, EVERYWHERE), "there is no class 2; indices 0 to 1"),
     (lambda: NegativeCondition(exact(class_names=["a", "b"]), "c", 2.0, EVERYWHERE), "no class 'c'; .* or names: a, b"),
     (lambda: NegativeCondition(exact(num_classes=0), 0, 2.0, EVERYWHERE), "negative needs a model with classes"),
     (lambda: ClassComposition(exact(), [0], [1.0, 2.0]), r"conditions and weights .* got \[0\] and \[1.0, 2.0\]"),

@@ -264,7 +264,7 @@ def test_from_the_command_line(command, tmp_path):
     figures = json.loads((tmp_path / measured.folder / "metrics.json").read_text())["figures"]
     assert {"nll_elbo_given_class", "nll_ode_given_class", "nll_exact_given_class"} <= set(figures)
     refused = command(evaluate, run, "metric=ode", "n=4", at=tmp_path)
-    assert refused.code == 1 and "take metric/solver=levels" in refused.err
+    assert refused.code == 1 and "metric/solver=levels" in refused.err
     for metric, unit in {"zero_shot": "nll", "levels": "cross_entropy"}.items():
         measured = command(evaluate, run, f"metric={metric}", "n=6", at=tmp_path)
         assert measured.code == 0, measured.err
