@@ -99,9 +99,7 @@ def test_a_model_of_one_level_is_asked_for_its_density_alone():
 
 
 def test_scores_that_a_model_without_classes_has():
-    with pytest.raises(
-        ValueError, match="score confidence.*metric.scores="
-    ):
+    with pytest.raises(ValueError, match="score confidence.*metric.scores="):
         OOD([DensityScore(), ConfidenceScore()], None).check(plane(ratio()))
     OOD([DensityScore()], None).check(plane(ratio()))
 
