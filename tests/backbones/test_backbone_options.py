@@ -131,7 +131,7 @@ def is_channels_last(tensor: torch.Tensor) -> bool:
     return tensor.is_contiguous(memory_format=torch.channels_last) and not tensor.is_contiguous()
 
 
-def test_channels_last(tmp_path):
+def test_channels_last_keeps_weights_numbers_and_its_layout(tmp_path):
     """The same weights from the same seed, the same numbers, every activation in that layout, after loading too."""
     torch.manual_seed(0)
     plain = unet(3)
@@ -159,7 +159,7 @@ def relative(found, expected) -> float:
 
 
 @every_network
-def test_half_precision(make, shape):
+def test_half_precision_is_near_full_precision(make, shape):
     """Autocast and weights in bfloat16 (8 bits) are within 3 % of float32."""
     x, log_snr, y = batch(8, *shape)
     network = lively(make())

@@ -103,7 +103,7 @@ def test_what_changed_is_told_and_stands_in_the_metrics(at, command):
     )
 
 
-def test_data_that_moved(at, command):
+def test_data_that_moved_are_found_where_one_says(at, command):
     (at / "pictures").rename(at / "moved")
     refused(command(main, f"resume={RUN}", "training.images=12", at=at), str(at / "pictures"), "dataset.path=<folder>")
     refused(command(evaluate, *MEASURED, at=at), "pictures", "dataset.path=<folder>")

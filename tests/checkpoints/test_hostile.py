@@ -3,7 +3,6 @@
 import os
 import pickle
 import resource
-import time
 import zipfile
 
 import pytest
@@ -252,7 +251,7 @@ def test_a_hostile_file_is_told_in_one_line(good, tmp_path, canary, kind):
     assert not canary.exists()
 
 
-def test_the_canary_sings(canary):
+def test_the_canary_notices_what_runs(canary):
     """The traps above would go off: the module, the class, the shell command and the pickle."""
     for fire in (lambda: __import__(EVIL).Net(), lambda: os.system(SHELL["command"]),
                  lambda: pickle.loads(pickle.dumps(Payload(canary)))):  # fmt: skip
@@ -275,8 +274,8 @@ def test_the_command_tells_it_too(good, tmp_path, canary, command, kind):
 
 
 def test_a_file_does_not_make_us_allocate(good, tmp_path, canary):
-    """4 GiB per matrix, a million layers, a billion numbers in an example: refused at once, before the memory is taken."""
-    before, started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
+    """4 GiB per matrix, a million layers, a billion numbers in an example: refused before the memory is taken."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for key, value in {
         "config.backbone.width": 2**15,
         "config.backbone.layers": 2**20,
@@ -285,7 +284,6 @@ def test_a_file_does_not_make_us_allocate(good, tmp_path, canary):
         with pytest.raises(CheckpointError):
             diffguide.load(change(good, tmp_path / "1.safetensors", put(key, value)))
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # kilobytes
-    assert time.monotonic() - started < 10
 
 
 def test_names_cannot_command_a_terminal(tmp_path):

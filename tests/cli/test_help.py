@@ -77,7 +77,7 @@ def test_options_of_the_users_own(tmp_path, command):
     assert words(done.out) == "guidance=steep steeper guidance.slope=3 per level"
 
 
-def test_what_there_is_not(tmp_path, command):
+def test_a_misspelt_word_is_explained(tmp_path, command):
     done = command(train, "--help", "sed", at=tmp_path)
     assert done.code == 1 and done.err == "diffguide-train: there is no key or group sed; nearest: seed\n"
     done = command(sample, "--help", "objective=eps", at=tmp_path)

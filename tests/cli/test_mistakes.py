@@ -200,6 +200,7 @@ RIGHT = {
     "another node": ["~training.optimizer", "+training.optimizer={_target_:torch.optim.SGD,_partial_:true,momentum:0.9}",
                      "training.optimizer.momentum=0.5"],
     "a key of one's own that another refers to": ["+width=16", "backbone.channels=${width}"],
+    "an argument that has a default, left out": ["~training.images"],
     "forced": ["++training.images=64"],
     "a list": ["backbone.multipliers=[1,1]"],
     "an element of a list": ["backbone.multipliers.1=1"],
@@ -267,7 +268,7 @@ def test_full_errors_are_for_who_asks(tmp_path, command, monkeypatch):
             command(train, *arguments, at=tmp_path)
 
 
-def test_real_processes(tmp_path):
+def test_console_scripts_report_a_mistake_in_one_line(tmp_path):
     """The console scripts, with nothing of this process around them."""
     for name, arguments, message in (
         ("train", ["objective=epss"], "nearest: eps"),
@@ -322,7 +323,7 @@ def test_what_hydra_says_beside_is_left_out():
     assert brief(KeyError()) == "KeyError"
 
 
-def test_annotations():
+def test_a_value_fits_its_annotation_or_not():
     assert annotations.fits(1, float) and not annotations.fits(True, float) and not annotations.fits(1.0, int)
     assert annotations.fits(None, int | None) and not annotations.fits("1", int | None)
     assert annotations.object_types(Path | None) == (Path,) and annotations.object_types(int | None) == ()

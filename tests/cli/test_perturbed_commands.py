@@ -34,7 +34,7 @@ def composed(*overrides: str):
 
 
 @every_file
-def test_a_file(name, kind, said):
+def test_a_file_builds_its_class_and_takes_lists_of_layers(name, kind, said):
     """Builds its class, needs nothing of training, and takes lists of layers."""
     model = denoiser(network())
     guided = build(composed(f"guidance={name}", "guidance/rule=apg", *said), "guidance", model)

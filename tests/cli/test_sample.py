@@ -203,7 +203,7 @@ def test_bad_input_is_told(home, command, arguments, message):
     assert done.out == "" and len([line for line in done.err.splitlines() if line]) <= 6
 
 
-def test_labels():
+def test_labels_are_balanced_listed_or_all():
     assert resolve_labels("balanced", 5, ["a", "b", "c"]) == [0, 1, 2, 0, 1]
     assert resolve_labels("all", 5, ["a", "b", "c"]) == [0, 0, 1, 1, 2]
     assert resolve_labels(["c", 0], 3, ["a", "b", "c"]) == [2, 0, 2]

@@ -30,7 +30,7 @@ def samples(folder: Path) -> tuple[numpy.ndarray, numpy.ndarray]:
         return arrays["arr_0"], arrays["arr_1"]
 
 
-def test_a_run(tmp_path, command):
+def test_a_run_writes_its_files_and_samples_at_the_floor(tmp_path, command):
     """Its files, its default name, what identifies it, and samples at the floor after 40 steps of Heun."""
     done = command(main, "oracle=gmm2d", "n=600", "sampler.steps=40", "batch_size=600", at=tmp_path)
     assert done.code == 0, done.err
@@ -82,7 +82,7 @@ def test_guidance_leaves_the_law_and_the_file_says_so(tmp_path, command):
         assert film.n_frames > 4  # equal ones are one frame
 
 
-def test_double_precision(tmp_path, command, monkeypatch):
+def test_an_oracle_is_sampled_in_double_precision(tmp_path, command, monkeypatch):
     """Noise, steps and answers are float64, and only what is stored is float32."""
     kinds, on_step = set(), SampleWriter.on_step
 

@@ -71,7 +71,7 @@ def gmm_run(home) -> Path:
     return home / "outputs/train/gmm2d/v001"
 
 
-def test_run_folder(digits_run):
+def test_a_run_folder_has_its_files(digits_run):
     wanted = [".lock", "checkpoints", "config.yaml", "data.json", "log.txt", "metrics.jsonl", "samples"]
     assert sorted(path.name for path in digits_run.iterdir()) == wanted
     assert "training 16000/16000 images" in (digits_run / "log.txt").read_text()
@@ -240,7 +240,7 @@ def test_any_torch_optimiser(tmp_path, command):
     assert {name.split(".")[1] for name in state if name[0].isdigit()} == {"momentum_buffer"}
 
 
-def test_mixed_precision(tmp_path, command):
+def test_mixed_precision_trains(tmp_path, command):
     done = command(main, "engine.precision=bf16-mixed", *TINY, at=tmp_path)
     assert done.code == 0, done.err
     weights = load_file(tmp_path / done.folder / "checkpoints/0000000064.safetensors")

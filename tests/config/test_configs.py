@@ -177,7 +177,7 @@ def test_an_experiment_outweighs_what_an_objective_brings():
 
 
 @pytest.mark.parametrize("path", sorted((FOLDER / "experiment").iterdir()), ids=lambda path: path.stem)
-def test_experiments_compose(path):
+def test_experiments_compose_and_their_parts_fit(path):
     """Every part but the data can be built, and the network fits the data."""
     dataset = chosen(path, "dataset")
     lines = path.read_text().splitlines()

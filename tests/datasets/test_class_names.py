@@ -83,7 +83,7 @@ def test_what_is_no_class_is_refused(label):
         class_index(label, ["cat", "dog", "owl"])
 
 
-def test_several():
+def test_several_classes_are_told_in_one_list():
     assert class_indices({"index": [10, 3]}, TWELVE) == [10, 3] and class_indices({"index": 10}, TWELVE) == [10]
     assert class_indices(["10", {"index": 10}, 0], TWELVE) == [1, 10, 0]
     assert resolve_labels({"index": [10, 3]}, 3, TWELVE) == [10, 3, 10] and resolve_labels({"index": 4}, 1, TWELVE) == [

@@ -81,7 +81,7 @@ def check(data, x, y, test_x, test_y):
 
 
 @pytest.mark.parametrize("kind, first", [(MNIST, "0 - zero"), (FashionMNIST, "T-shirt/top")])
-def test_idx_files(kind, first, tmp_path):
+def test_mnist_is_read_from_its_idx_files(kind, first, tmp_path):
     arrays = write_idx(tmp_path / kind.__name__ / "raw")
     data = build(kind, tmp_path)
     check(data, *arrays)
@@ -97,7 +97,7 @@ def test_no_example_need_validate(tmp_path):
 
 
 @pytest.mark.parametrize("kind", [CIFAR10, CIFAR100])
-def test_cifar_batches(kind, tmp_path, monkeypatch):
+def test_cifar_is_read_from_its_batches(kind, tmp_path, monkeypatch):
     arrays = write_batches(kind, tmp_path, monkeypatch)
     data = build(kind, tmp_path)
     check(data, *arrays)

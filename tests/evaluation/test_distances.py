@@ -38,14 +38,14 @@ def test_symmetric_zero_at_equality_and_blind_to_order(distance):
 
 @pytest.mark.parametrize("distance", DISTANCES.values(), ids=DISTANCES)
 @pytest.mark.parametrize("factor", [0.01, 3.0])
-def test_units(distance, factor):
+def test_distances_scale_with_the_samples(distance, factor):
     """All three are lengths: of scaled samples they are scaled."""
     x, y = normal(100, 2, 0), 1 + normal(100, 2, 1)
     assert distance(factor * x, factor * y) == pytest.approx(factor * distance(x, y), rel=1e-8)
 
 
 @pytest.mark.parametrize("dimensions", [1, 2, 5, 64, 100])
-def test_a_shift(dimensions):
+def test_a_shift_has_a_known_distance(dimensions):
     """W_2 of a shift by d is |d|; sliced, with a whole frame of directions, |d| / sqrt(D)."""
     x, shift = normal(60, dimensions, 0), torch.linspace(0.1, 1.0, dimensions, dtype=torch.float64)
     assert wasserstein(x + shift, x) == pytest.approx(shift.norm().item(), rel=1e-9)

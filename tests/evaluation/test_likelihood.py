@@ -68,12 +68,12 @@ def digits() -> Digits:
 # units
 
 
-def test_offsets():
+def test_quantization_has_its_bits_of_offset():
     assert bits_offset(17) == 3 and bits_offset(0) == 0
     assert bits_offset(256) == pytest.approx(6.9944, abs=1e-4) == math.log2(127.5)
 
 
-def test_figures():
+def test_figures_are_means_in_bits_with_standard_errors():
     """-log p of 4 examples in 2 dimensions: means, bits, standard errors of the mean."""
     parts = {"density": torch.tensor([1.0, 2.0, 3.0, 6.0]), "rest": torch.tensor([1.0, 0.0, 1.0, 0.0])}
     found = estimate_likelihood(parts, 2, torch.full((4,), 0.4))
@@ -86,7 +86,7 @@ def test_figures():
     assert one.noise is None and one.standard_error is None
 
 
-def test_digits_numbers(digits):
+def test_a_gaussian_of_digits_has_its_known_bits(digits):
     """The full-covariance Gaussian under uniform dequantisation has 2.967 bits/dim on the test block."""
     noise, test = Noise(range(447), (1, 8, 8), SCHEDULE), Noise(range(1000, 2000), (1, 8, 8), SCHEDULE)
     train = UniformDequantization()(digits.train.x, 17, 12.0, test, 0)[0].flatten(1).double()
@@ -101,7 +101,7 @@ def test_digits_numbers(digits):
     assert estimate_likelihood(parts, 64, None).bits_per_dim == pytest.approx(math.log2(17))
 
 
-def test_decoded_points():
+def test_decoded_points_have_the_densities_of_the_paper():
     """x + s_0 eps, with the decoder's and the noise's log-densities, as they are written in the paper."""
     x = torch.tensor([[-1.0, 0.5], [0.0, 1.0]]).double()
     noise = Noise([3, 4], (2,), SCHEDULE, dtype=torch.float64)
@@ -175,7 +175,7 @@ def smoothed(digits) -> Empirical:
     return Empirical(digits.train.x[:100], digits.train.y[:100], SCHEDULE, 0.5)
 
 
-def test_discrete_data(digits, smoothed):
+def test_bound_and_ode_agree_on_discrete_data(digits, smoothed):
     """Bound and ODE through the discretised decoder, uniform dequantisation with its 3 bits, in bits/dim; K from the run."""
     config = {"dataset": {"quantization_levels": 17}}
     context = EvalContext(smoothed, digits, n=6, config=config)
@@ -327,7 +327,7 @@ def test_parts_are_kept(plane, tmp_path):
     assert one.figures == other.figures and second.tally.evaluations == 0 < first.tally.evaluations
 
 
-def test_files():
+def test_the_files_compose_bound_ode_and_density():
     """configs/metric: the default composes bound, ODE and exact density, with their nested choices."""
     with initialize_config_dir(config_dir(), version_base="1.3"):
         config = compose("metric/likelihood", ["metric/trace@metric.ode.trace=exact", "metric.elbo.levels=7"]).metric

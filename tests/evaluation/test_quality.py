@@ -92,7 +92,7 @@ def test_coverage_of_the_same_law_is_as_its_paper_has_it():
         assert found == pytest.approx(expected, abs=0.02)
 
 
-def test_copies():
+def test_copies_of_training_data_have_distance_ratio_zero():
     train, held_out = normal(400, 0, 2), normal(400, 1, 2)
     assert distance_ratio(train[:50], train, held_out) == pytest.approx(0, abs=1e-7)
     assert distance_ratio(normal(400, 2, 2), train, held_out) == pytest.approx(1, abs=0.2)

@@ -55,7 +55,7 @@ def test_the_embedded_condition_is_the_condition(make, shape):
 
 @pytest.mark.parametrize("psi", [0.0, 0.3, 1.0])
 @pytest.mark.parametrize("scale", [1.0, 3.0])
-def test_the_formula(psi, scale):
+def test_the_condition_is_noised_by_its_formula(psi, scale):
     """In NumPy, and through the network by writing the noised row into its table of classes."""
     network, t, u = model(), time_of(0.5 * 16**0.75), 0.25  # a quarter of the way from noisy to clean
     guided = CADS(network, scale, EVERYWHERE, psi=psi, **LEVELS).start(noise(), torch.tensor([1.0, 0.0]))

@@ -39,7 +39,7 @@ def encoder() -> ClipEncoder:
     return ClipEncoder(transformers.CLIPModel(config).double(), Tokens())
 
 
-def test_the_distance(encoder):
+def test_the_distance_is_half_the_squared_angle(encoder):
     """Half the squared angle between the unit vectors that CLIPModel itself gives, negative."""
     x = points(3, 3, SIDE, SIDE).clamp(-1, 1)
     pixels = ((x + 1) / 2 - torch.tensor(CLIP_MEAN)[:, None, None]) / torch.tensor(CLIP_STD)[:, None, None]
@@ -53,7 +53,7 @@ def test_the_distance(encoder):
 
 
 @pytest.mark.parametrize("channels, crops", [(3, 0), (3, 2), (1, 2)])
-def test_the_gradient(encoder, channels, crops):
+def test_the_gradient_is_that_of_finite_differences(encoder, channels, crops):
     """Against finite differences, through crops and resizing, of grey and of colour images smaller than the encoder's."""
     potential = ClipPotential("x", encoder, crops, 0.5)
     potential = potential.start(
@@ -64,7 +64,7 @@ def test_the_gradient(encoder, channels, crops):
     assert not any(part.requires_grad for part in encoder.model.parameters())
 
 
-def test_crops(encoder):
+def test_crops_are_squares_inside_the_image(encoder):
     """Windows are squares inside the image, of at least the smallest side, a function of the seed; 1 is the whole image."""
     ramp = torch.linspace(-1, 1, 64, dtype=torch.float64).expand(1, 1, 64, 64)  # a column's value is its place
     for smallest in (0.3, 1.0):

@@ -57,7 +57,7 @@ def side(name: str, schedule, t):
 @every_schedule
 @pytest.mark.parametrize("rule, one, evaluations, zero", TABLE.values(), ids=TABLE)
 @either_time
-def test_endpoints(schedule, rule, one, evaluations, zero, t):
+def test_scales_zero_and_one_are_the_two_sides(schedule, rule, one, evaluations, zero, t):
     counter = EvaluationCounter(exact(schedule))
     found = ClassifierFree(counter, 1.0, EVERYWHERE, rule)(x, t, y)
     (same if one != "thresholded strong" else torch.testing.assert_close)(tuple(found), tuple(side(one, schedule, t)))
@@ -163,7 +163,7 @@ RAMPS = {  # the factor where u of the way from level 8 to level 0.5 is gone
 
 @every_schedule
 @pytest.mark.parametrize("ramp, factor", RAMPS.values(), ids=RAMPS)
-def test_ramps(schedule, ramp, factor):
+def test_ramps_are_functions_of_log_snr(schedule, ramp, factor):
     """scale = 1 + (w - 1) r at u of the way in log-SNR, the same on every schedule; all and nothing beyond the ends."""
     guided = ClassifierFree(exact(schedule), 4.0, EVERYWHERE, Linear(), ramp)
     for u in (-0.3, 0.0, 0.25, 0.5, 0.8, 1.0, 1.2):

@@ -55,7 +55,7 @@ def matrix(name: str) -> np.ndarray:
 
 
 @every_problem
-def test_operators(name):
+def test_an_operator_is_its_matrix(name):
     """A x, its likelihood and (v A A^T + s^2)^-1 are those of the matrix; a clean picture is measured with noise s."""
     a, problem, x = matrix(name), PROBLEMS[name](Given(CLEAN)), points(3, *SHAPE)
     flat = x.flatten(1).numpy()
@@ -234,7 +234,7 @@ def test_repaint_has_no_ode():
         run(Dopri5(2, UniformT(), 0.05, 0.05, 1000, 0.002), guided, (4,))
 
 
-def test_masks():
+def test_masks_hide_what_they_say():
     assert Box(1, 2, 2, 3)((1, 4, 6)).sum() == 24 - 6
     assert abs(float(RandomMask(0.3, 1)((3, 40, 50)).float().mean()) - 0.7) < 0.05
     assert RandomMask(0.3, 1)((3, 40, 50)).shape == (40, 50) and RandomMask(0.3, 1)((40,)).shape == (40,)
@@ -242,7 +242,7 @@ def test_masks():
     assert not torch.equal(RandomMask(0.3, 1)((40,)), RandomMask(0.3, 2)((40,)))
 
 
-def test_files(tmp_path):
+def test_arrays_and_images_are_read_with_their_values(tmp_path):
     """An .npz holds the values themselves, an image u / 127.5 - 1; a white pixel of a mask is known."""
     from PIL import Image
 

@@ -61,7 +61,7 @@ class Calls:
 @pytest.mark.parametrize("make, layers", [(unet, [1]), (dit, [0])], ids=["unet", "dit"])
 @either_time
 @pytest.mark.parametrize("labels", [y, None], ids=["labels", "no labels"])
-def test_contrast(monkeypatch, kind, options, make, layers, t, labels):
+def test_perturbed_guidance_is_its_formula_by_one_call(monkeypatch, kind, options, make, layers, t, labels):
     """perturbed + w (network - perturbed) by one call of the network, half of it where w is 0 or 1."""
     backbone = network(make)
     strong, weak = denoiser(backbone)(x, t, labels), weak_of(kind, backbone, layers, x, t, labels, monkeypatch)

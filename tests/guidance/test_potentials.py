@@ -102,7 +102,7 @@ def test_freedom_moves_a_ddim_step_by_rho():
 
 @both
 @pytest.mark.parametrize("w, steps", [(1.5, 0), (0.0, 3), (1.5, 3)])
-def test_universal_guidance(schedule, w, steps):
+def test_universal_guidance_is_its_closed_form(schedule, w, steps):
     """m gradient steps towards a point go 1 - (1 - rate / width^2)^m of the way; the fields still agree."""
     alpha, sigma, x_0, eps, slope, gradient = closed(schedule)
     found = UniversalGuidance(white(schedule), near(), w, EVERYWHERE, steps, 0.1)(x, T)
@@ -113,7 +113,7 @@ def test_universal_guidance(schedule, w, steps):
 
 
 @both
-def test_tfg(schedule):
+def test_tfg_is_its_closed_form(schedule):
     alpha, _, x_0, eps, slope, gradient = closed(schedule)
     found = TFG(white(schedule), near(), 2.0, EVERYWHERE, 0.3, 0.05, 4, 0, 0.0, *EVEN)(x, T)
     moved = (1 - (1 - 0.1 / WIDTH**2) ** 4) * (POINT.numpy() - x_0)  # 2 mu
@@ -206,7 +206,7 @@ def begun(guided, n=6):
 
 
 @every_method
-def test_gradients_pass(make):
+def test_gradients_pass_through_every_method(make):
     """d x_0 / d x_t, and d eps / d x_t, against finite differences: no wrapper detaches what requires a gradient."""
     guided = begun(make(LAW), 2)
     for field in (0, 1):
@@ -269,7 +269,7 @@ def test_rows_without_class(make):
 @pytest.mark.parametrize("name, potential_calls", [
     ("potential", 1), ("noised", 1), ("mpgd", 1), ("freedom", 1), ("universal", 3), ("lgd", 3), ("tfg", 6)
 ])  # fmt: skip
-def test_evaluations(name, potential_calls):
+def test_a_step_costs_one_evaluation_and_so_many_of_the_potential(name, potential_calls):
     """One of the network for each, and of the potential as many as the method's steps and copies."""
     counter, potential = EvaluationCounter(LAW), near_2()
     begun(METHODS[name](counter, potential))(points_2, T, y)

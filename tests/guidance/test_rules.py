@@ -42,7 +42,7 @@ def flat_norm(a):
 @every_schedule
 @pytest.mark.parametrize("scale", [0.0, 0.5, 3.0])
 @pytest.mark.parametrize("phi", [0.0, 0.7, 1.0])
-def test_rescale(schedule, scale, phi):
+def test_rescale_is_its_formula(schedule, scale, phi):
     x_t, strong, weak, found = apply(Rescale(phi), scale, schedule)
 
     def formula(c, u):  # arXiv 2305.08891, section 3.4
@@ -69,7 +69,7 @@ def test_rescale_leaves_a_sample_of_equal_values():
 @every_schedule
 @pytest.mark.parametrize("scale", [0.0, 4.0])
 @pytest.mark.parametrize("eta, threshold", [(0.0, 5.0), (1.0, INF), (0.3, 8.0), (0.0, INF)])
-def test_apg(schedule, scale, eta, threshold):
+def test_apg_is_its_formula_with_momentum(schedule, scale, eta, threshold):
     """Two levels with momentum -0.5: delta' is carried before it is shortened, and is added to the conditional."""
     rule, momentum = APG(eta, threshold, -0.5), -0.5
     memory, average, theirs = rule.start(torch.tensor([0.7, 0.0])), 0.0, diffusers_apg.MomentumBuffer(momentum)
@@ -92,7 +92,7 @@ def test_apg(schedule, scale, eta, threshold):
 
 @every_schedule
 @pytest.mark.parametrize("scale", [0.0, 4.0])
-def test_tcfg(schedule, scale):
+def test_tcfg_is_its_formula(schedule, scale):
     x_t, strong, weak, found = apply(TCFG(), scale, schedule)
 
     def formula(c, u):  # arXiv 2503.18137
@@ -125,7 +125,7 @@ def x_0_of(schedule, x_t, v):
 
 @every_schedule
 @pytest.mark.parametrize("scale", [0.0, 4.0])
-def test_cfg_zero(schedule, scale):
+def test_cfg_zero_is_its_formula(schedule, scale):
     x_t, strong, weak, found = apply(CFGZero(1), scale, schedule, memory=0.9)
 
     def formula(c, u):  # arXiv 2503.18886
@@ -173,7 +173,7 @@ def apply_at_noise(rule, schedule, one):
 
 @every_schedule
 @pytest.mark.parametrize("scale", [0.0, 4.0])
-def test_mambo(schedule, scale):
+def test_mambo_is_its_formula(schedule, scale):
     x_t, strong, weak, found = apply(Mambo(0.8), scale, schedule)
     v_strong, v_weak = (velocity(schedule, *side) for side in (strong, weak))
 
@@ -189,7 +189,7 @@ def test_mambo(schedule, scale):
 
 
 @every_schedule
-def test_threshold(schedule):
+def test_threshold_is_its_formula(schedule):
     x_t, strong, weak, found = apply(Threshold(0.9), 5.0, schedule)
 
     def formula(c, u):  # arXiv 2205.11487, section 2.3
@@ -209,14 +209,14 @@ def test_threshold_leaves_what_is_in_range():
 
 
 @every_schedule
-def test_cfgpp(schedule):
+def test_cfgpp_mixes_the_data_and_keeps_the_weak_noise(schedule):
     x_t, strong, weak, found = apply(CFGPlusPlus(), 0.3, schedule)
     torch.testing.assert_close(found.x_0, weak.x_0 + 0.3 * (strong.x_0 - weak.x_0))
     assert torch.equal(found.eps, weak.eps)
 
 
 @pytest.mark.parametrize("low", [0.0, 0.4, 1.0])
-def test_fdg(low):
+def test_fdg_scales_both_bands_as_loops_over_pixels_do(low):
     """Both bands by loops over pixels: blurred with (1, 4, 6, 4, 1) / 16, halved by means of four, enlarged, blurred."""
     schedule = SCHEDULES["flow"]
     x_t, strong, weak, found = apply(FDG(low), 3.0, schedule)

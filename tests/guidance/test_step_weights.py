@@ -29,7 +29,7 @@ KINDS = {"increase": IncreasingSteps(), "decrease": DecreasingSteps(), "constant
 
 @pytest.mark.parametrize("schedule", [COSINE, VE], ids=["vp", "ve"])
 @pytest.mark.parametrize("name", KINDS)
-def test_the_weights(name, schedule):
+def test_weights_are_those_of_the_grid(name, schedule):
     """On the grid, between its times that of the step which passes there, at its end the last; by rows too."""
     weights, factors = KINDS[name].start(schedule, TIMES), expected(name, schedule)
     np.testing.assert_allclose(weights(TIMES[:-1]), factors, rtol=1e-12)

@@ -48,7 +48,7 @@ UNWANTED = torch.ones(8, dtype=torch.long)
 @pytest.mark.parametrize(
     "condition, facts", [(1, {}), ("sea", {"class_names": ["land", "sea"]})], ids=["index", "name"]
 )
-def test_negative(t, condition, facts):
+def test_a_negative_condition_takes_the_place_of_the_weak_side(t, condition, facts):
     counter = EvaluationCounter(exact(**facts))
     strong, weak = exact()(x, t, y), exact()(x, t, UNWANTED)
     same(NegativeCondition(counter, condition, 3.0, EVERYWHERE)(x, t, y), extrapolated(strong, weak, 3.0))
@@ -66,7 +66,7 @@ def test_negative_evaluates_what_is_needed():
 
 
 @either_time
-def test_compose(t):
+def test_composition_adds_the_weighted_differences(t):
     """weak + w sum_i w_i (D_i - weak): class 0 and not class 1."""
     zero, one, none = (exact()(x, t, torch.full((8,), c)) for c in (0, 1, -1))
     counter = EvaluationCounter(exact())
@@ -102,7 +102,7 @@ def test_the_scores_of_classes_compose_to_the_unconditional():
 
 @either_time
 @pytest.mark.parametrize("guide_schedule", [COSINE, Cosine(12.0, -10.0), EDM(14.0, -12.0), Flow(13.0, -13.0)])
-def test_auto(t, guide_schedule):
+def test_the_guide_of_autoguidance_is_evaluated_at_equal_log_snr(t, guide_schedule):
     """On every schedule of the guide: evaluated at equal log-SNR, with x rescaled."""
     strong, weak = exact()(x, t, y), blurred()(x, t, y)
     for scale in (0.0, 1.0, 2.5):

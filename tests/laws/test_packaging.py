@@ -57,7 +57,7 @@ def test_an_experiment_overrides_and_is_overridden(tmp_path):
     assert "images: 400000" in done.stdout and "batch_size: 64" in done.stdout and "MLP" in done.stdout
 
 
-def test_tab_completion(tmp_path):
+def test_tab_completes_the_options_of_a_group(tmp_path):
     done = run(SCRIPTS / "diffguide-train", "-sc", "query=bash", at=tmp_path, COMP_LINE="diffguide-train guidance=",
                COMP_POINT="25")  # fmt: skip
     assert done.stdout.split() == [f"guidance={name}" for name in options("guidance")]

@@ -46,7 +46,7 @@ def test_a_loop_of_ones_own_trains():
 
 
 @pytest.mark.parametrize("page", ["diffguide/README.md", "diffguide/oracles/README.md"])
-def test_examples_run(page, capsys):
+def test_examples_of_the_pages_run(page, capsys):
     names = run_examples(page, SMALLER)
     assert names["x"].isfinite().all() and capsys.readouterr().out
 

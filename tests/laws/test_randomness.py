@@ -71,7 +71,7 @@ PAIRS = {
 
 
 @pytest.mark.parametrize("first, second", PAIRS.values(), ids=PAIRS)
-def test_independent(first, second):
+def test_streams_of_noise_are_uncorrelated(first, second):
     assert_uncorrelated(first(), second())
 
 

@@ -155,7 +155,7 @@ def test_a_level_that_is_none_is_refused():
         ({"p_uncond": 1.5}, "p_uncond"),
     ],
 )
-def test_bad_input(change, message):
+def test_impossible_arguments_are_refused(change, message):
     given = {
         "backbone": network(), "schedule": TRE(12.0, -10.0), "levels": T + 2, "ce_weight": 1.0, "mse_weight": 1.0,
         "quantization_levels": 0, "prior": None, "soft_targets": True, "p_uncond": 0.0,

@@ -280,12 +280,12 @@ def test_its_constant_is_one_number_per_level(trained, t):
         ({"weight": LearnedUncertainty(Uniform(), 8)}, "learned_uncertainty"),
     ],
 )
-def test_bad_input(change, message):
+def test_impossible_arguments_are_refused(change, message):
     with pytest.raises(ValueError, match=message):
         objective(**change)
 
 
-def test_by_commands(command, tmp_path):
+def test_one_network_goes_through_every_command(command, tmp_path):
     """One network, by the commands of every other one: trained, sampled with and without a class, a classifier."""
     trained = command(
         train, "experiment=gmm2d", "objective=energy", "backbone=mlp_classifier", "backbone.width=32", "guidance=none",

@@ -155,7 +155,7 @@ def test_the_density_chasm():
     assert found["nce"] > 10 and found["tre"] < 1 and found["cdm"] < 2, found  # nats
 
 
-def test_dequantised_data():
+def test_quantized_data_get_uniform_noise_of_one_step():
     made = DensityRatio(Seen(2), SCHEDULE, 2, 17, 0.0)
     made(torch.full((500, 8), 0.25, dtype=torch.float64), None, torch.Generator().manual_seed(0))
     alpha = float(SCHEDULE.alpha_sigma(0.0)[0])
@@ -174,7 +174,7 @@ def test_dequantised_data():
         ({"schedule": VE(12.0, -10.0)}, r"ends in N\(0, I\)"),
     ],
 )
-def test_bad_input(change, message):
+def test_impossible_arguments_are_refused(change, message):
     given = {"backbone": Seen(6), "schedule": SCHEDULE, "levels": 6, "quantization_levels": 0, "p_uncond": 0.0}
     with pytest.raises(ValueError, match=message):
         DensityRatio(**given | change)

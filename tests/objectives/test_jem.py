@@ -174,7 +174,7 @@ def test_it_learns_the_density_and_the_classes():
     ({"steps": 0}, "steps must be at least 1"), ({"size": 2}, "size must be at least 3"),
     ({"max_restores": -1}, "max_restores must be at least 0"),
 ])  # fmt: skip
-def test_bad_input(change, message):
+def test_impossible_arguments_are_refused(change, message):
     with pytest.raises(ValueError, match=message):
         jem(**change)
     assert jem(schedule=NoSchedule()).noise_scale == 0.1 and jem(noise_scale=None).noise_scale == 0.1**0.5

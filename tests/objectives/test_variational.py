@@ -209,6 +209,6 @@ def test_classes_are_told_or_dropped(p_uncond, expected):
     (lambda: Variational(network(), COSINE, Gaussian(), Eps(), UniformTime(True), None, 1.5), "p_uncond must be in"),
     (lambda: objective(network(), decoder=Discretized(17))(data(3).float(), None, generator()), "dataset.quantization_levels"),
 ])  # fmt: skip
-def test_mistakes(make, sentence):
+def test_impossible_arguments_are_refused(make, sentence):
     with pytest.raises(ValueError, match=sentence):
         make()

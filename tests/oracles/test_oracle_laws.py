@@ -32,7 +32,7 @@ def test_every_file_is_tested():
 
 
 @pytest.mark.parametrize("name", FACTS)
-def test_files_build(name):
+def test_every_law_has_its_size_and_knows_its_samples(name):
     """Each is of the stated size, knows its own samples' classes better than chance and their clean data at low noise."""
     model, (dimensions, components, classes) = named(name), FACTS[name]
     assert (model.shape, len(model.log_weights), model.num_classes) == ((dimensions,), components, classes)
@@ -120,7 +120,7 @@ def test_smaller_and_other_trees():
 SPACE = {"dimensions": 64, "classes": 3, "components": 2, "spread": 0.25, "std": 0.5, "seed": 0}
 
 
-def test_high_dimensional():
+def test_the_high_dimensional_law_has_its_labels_and_spread():
     model = HighDimensional(**SPACE, schedule=SCHEDULES["edm"])
     assert model.labels.tolist() == [0, 0, 1, 1, 2, 2]
     assert float(model.means.std()) == pytest.approx(0.25, rel=0.1)

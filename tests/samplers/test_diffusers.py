@@ -114,7 +114,7 @@ def eps(x: torch.Tensor, t: float) -> torch.Tensor:
 
 @pytest.mark.parametrize("n", [5, 20])
 @pytest.mark.parametrize("name", CASES)
-def test_trajectory(name, n):
+def test_a_trajectory_is_that_of_diffusers(name, n):
     make, scheduler, scaled, last, tolerance = CASES[name]
     times, x, scheduler = uniform(n, last), start(), scheduler()
     expected = ours(make(n), times, x)
@@ -142,7 +142,7 @@ def test_trajectory(name, n):
 
 
 @pytest.mark.parametrize("n", [5, 20])
-def test_pndm(n):
+def test_pndm_is_that_of_diffusers(n):
     """Leading spacing, whose half-way times are levels too; its last step is the short one from level 1 to t = 0."""
     scheduler = diffusers.PNDMScheduler(timestep_spacing="leading", set_alpha_to_one=True, **CONFIG)
     scheduler.set_timesteps(n)
@@ -160,7 +160,7 @@ def test_pndm(n):
 
 
 @pytest.mark.parametrize("n", [5, 20])
-def test_ipndm(n):
+def test_ipndm_is_that_of_diffusers(n):
     """Its own schedule begins at alpha = 0, where it divides by 1e-8, so ours takes its place; its model predicts v."""
     scheduler, times, x, found = diffusers.IPNDMScheduler(), uniform(n, 0.0), start(), []
     scheduler.set_timesteps(n)

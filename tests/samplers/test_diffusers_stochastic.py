@@ -128,7 +128,7 @@ class SameNoise:
 
 @pytest.mark.parametrize("n", [5, 20])
 @pytest.mark.parametrize("name", CASES)
-def test_trajectory(name, n, monkeypatch):
+def test_a_trajectory_is_that_of_diffusers(name, n, monkeypatch):
     make, scheduler, scaled, last, tolerance = CASES[name]
     times, x, scheduler, noise, expected = uniform(n, last), start(), scheduler(), SameNoise(n, last), []
 

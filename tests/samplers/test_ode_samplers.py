@@ -202,7 +202,7 @@ def test_dopri5_ends_at_exact_data_by_a_last_step():
         ({"noise_level_min": 0.0}, "noise_level_min must be positive, got 0.0"),
     ],
 )
-def test_dopri5_refuses(options, message):
+def test_dopri5_refuses_impossible_arguments(options, message):
     with pytest.raises(ValueError, match=message):
         dopri5(**options)
 

@@ -87,7 +87,7 @@ def test_what_it_cannot_sample_and_what_cannot_sample_an_energy():
     ((0, 1.0, 0.1), "steps must be a whole number from 1 to 10"), ((5, 0.0, 0.1), "step_size must be a number above 0"),
     ((5, math.inf, 0.1), "step_size"), ((5, 1.0, -0.1), "noise_scale must be at least 0, or null"),
 ])  # fmt: skip
-def test_bad_arguments(arguments, message):
+def test_impossible_arguments_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         SGLD(*arguments)
 
@@ -99,7 +99,7 @@ def test_the_noise_needs_seeds():
     assert start.shape == (3, 2) and start.dtype == torch.float32
 
 
-def test_by_the_command(jem_run, tmp_path, command):
+def test_the_command_samples_with_it(jem_run, tmp_path, command):
     """Labels, manifest, another batch size, a trajectory; a run that was stopped goes on."""
     arguments = [f"checkpoint={jem_run}", "sampler=sgld", "sampler.steps=4", "n=12", "labels=[3,7]"]
     done = command(sample, *arguments, "trajectory=true", at=tmp_path)

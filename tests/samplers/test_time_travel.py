@@ -73,7 +73,7 @@ def test_no_draw_is_used_twice(sampler):
     assert len(noise.asked) == len(set(noise.asked)) > 20
 
 
-def test_evaluations():
+def test_steps_within_the_interval_cost_one_more_per_repeat():
     """Within the interval a step costs 1 + repeats, outside it 1."""
     sampler = TimeTravel(DDIM(10, UniformT(), eta=0.0), 3, [0.2, 3.0])
     levels = COSINE.noise_level(sampler.times(LAW)[:-1])

@@ -64,7 +64,7 @@ def test_log_snr_decreases_strictly(schedule):
 
 
 @every_schedule
-def test_normalisation(schedule):
+def test_alpha_and_sigma_are_normalised(schedule):
     alpha, sigma = schedule.alpha_sigma(torch.linspace(0, 1, 301, dtype=torch.float64))
     inner = getattr(schedule, "schedule", schedule)
     total = {linear: alpha + sigma, sub_variance_preserving: alpha**2 + sigma, variance_exploding: alpha}.get(

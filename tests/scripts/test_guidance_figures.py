@@ -67,12 +67,12 @@ def test_what_is_missing_and_what_is_outside_are_told(law, truth):
     assert outside["outliers"] == pytest.approx(1 / 3 + 0.01, abs=0.01) and outside["energy_distance"] > 0.3
 
 
-def test_three_gaussians(tmp_path):
+def test_three_gaussians_are_drawn(tmp_path):
     guidance_figures.three_gaussians(tmp_path, n=12, steps=2)
     assert len(colours(tmp_path / "three_gaussians.png")) > 20
 
 
-def test_tree(law, tmp_path, monkeypatch):
+def test_the_tree_is_drawn_for_every_law(law, tmp_path, monkeypatch):
     """A law that knows no classes is as bad a version as any."""
     monkeypatch.setattr(guidance_tree, "GRID", 20)
     bad = guidance_figures.WithoutCondition(law)
@@ -91,7 +91,7 @@ def test_tree(law, tmp_path, monkeypatch):
     assert len(colours(tmp_path / "tree.png")) > 10
 
 
-def test_digits(tiny_run, tmp_path, monkeypatch):
+def test_methods_agree_on_digits_where_they_must(tiny_run, tmp_path, monkeypatch):
     """Where methods must agree they do: at 0 on the unconditional model, at 1 on the conditional one."""
     monkeypatch.setattr(guidance_figures, "DIGIT_SCALES", (0.0, 1.0, 2.0))
     model = diffguide.load(tiny_run)
