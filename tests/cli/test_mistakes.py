@@ -63,7 +63,7 @@ TRAIN = {
     "null for an option": (["sampler=null"], "sampler takes an option, got null: leave it out, or choose one of annealed_"),
     "left out group": (["~objective"], "objective cannot be left out: choose objective=<option>; options: cdm, "),
     "left out key": (["~seed"], "seed cannot be left out: give it a value"),
-    "left out argument": (["~training.images"], "training.images must be given (a whole number)"),
+    "left out argument": (["~backbone.in_channels"], "backbone.in_channels must be given"),
     "left out what is not": (["~objectve"], "there is no key or group objectve; nearest: objective"),
     "several numbers for an option": (["engine=[1,2]"], "engine takes one option, got engine=[1,2]"),
     "node for a value": (["training.keep={_target_:os.getcwd}"], "training.keep_checkpoints must be a whole number, got {"),
@@ -121,7 +121,7 @@ TRAIN = {
     "precision that Fabric discourages": (["engine.precision=bf16"], "one of 32-true, 16-mixed, bf16-mixed, "),
     "precision": (["engine.precision=8-bit"], "precision=8-bit: Precision '8-bit' is invalid"),
     "strategy": (["engine.strategy=foo"], "You selected an invalid strategy name"),
-    "no devices": (["engine.devices=0"], "cannot provide accelerator=auto devices=0"),
+    "no devices": (["engine.devices=0"], "accelerator=auto devices=0"),
 }  # fmt: skip
 SAMPLE = {
     "key": (["sampler.stps=3"], "there is no key sampler.stps with sampler=heun; nearest: sampler.steps"),
