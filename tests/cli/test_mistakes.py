@@ -3,12 +3,13 @@
 import os
 import signal
 import subprocess
-import sys
 import sysconfig
 import warnings
 from pathlib import Path
 
 import pytest
+from forked import Command
+from process_faults import wait_in_the_building
 from small_checkpoint import save
 
 from diffguide.config.build import config_dir
@@ -63,7 +64,7 @@ TRAIN = {
     "null for an option": (["sampler=null"], "sampler takes an option, got null: leave it out, or choose one of annealed_"),
     "left out group": (["~objective"], "objective cannot be left out: choose objective=<option>; options: cdm, "),
     "left out key": (["~seed"], "seed cannot be left out: give it a value"),
-    "left out argument": (["~backbone.in_channels"], "backbone.in_channels must be given"),
+    "left out argument": (["~backbone.in_channels"], "backbone.in_channels must be given (a whole number)"),
     "left out what is not": (["~objectve"], "there is no key or group objectve; nearest: objective"),
     "several numbers for an option": (["engine=[1,2]"], "engine takes one option, got engine=[1,2]"),
     "node for a value": (["training.keep={_target_:os.getcwd}"], "training.keep_checkpoints must be a whole number, got {"),
@@ -284,21 +285,11 @@ def test_real_processes(tmp_path):
 
 def test_an_interrupt_is_one_line(tmp_path):
     """Ctrl-C while a command starts: its first line of Python is long past, its first line of output is not."""
-    code = (
-        "import time, diffguide.train as t, diffguide.cli.training_job as job\n"
-        "job.build_training_job = lambda cfg: (print('in', flush=True), time.sleep(60))\n"
-        "t.main([])"
-    )
-
-    def attentive():
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell's background jobs ignore it, and so would their children
-
-    process = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                               text=True, preexec_fn=attentive)  # fmt: skip
-    assert process.stdout.readline() == "in\n"
+    process = Command(train, at=tmp_path / "home", prepare=wait_in_the_building)
+    process.wait_for(lambda: "in\n" in process.streams[0].read_text() if process.streams[0].exists() else False)
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=30)
-    assert process.returncode == 130 and err == "diffguide-train: interrupted\n" and out == ""
+    out, err = process.finish(130)
+    assert err == "diffguide-train: interrupted\n" and out == "in\n"
 
 
 def test_warnings_about_what_torch_itself_calls_are_not_shown(tmp_path, command):

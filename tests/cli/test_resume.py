@@ -8,18 +8,20 @@ import resource
 import shutil
 import signal
 import subprocess
-import sys
 import sysconfig
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy
 import pytest
 import torch
+from forked import Command
 from omegaconf import OmegaConf
+from process_faults import hold_lock, kill_in_write
 from safetensors.torch import save_file
-from short_run import RUN, SHORT, SMALL
+from short_run import RUN, SHORT
 
 from diffguide.checkpoints import store as checkpoints
 from diffguide.files import safetensors as archives
@@ -39,38 +41,21 @@ TINY = [
 ]
 KILLED = [
     *TINY,
-    "training.batch_size=500",
+    "training.batch_size=50",
     "training.accumulate=2",
-    "training.images=62000",
-    "training.log_images=1300",
+    "training.images=2100",
+    "training.checkpoint_images=250",
+    "training.log_images=130",
+    "training.validation_images=600",
+    "training.sample_images=700",
 ]
+LAST = "checkpoints/0000002100.optimizer.safetensors"
 
 
 def metrics(run: Path) -> list[dict]:
     """The lines of metrics.jsonl without what a clock says."""
     lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
     return [{key: value for key, value in line.items() if key not in CLOCK} for line in lines]
-
-
-def start(at: Path, *arguments: str, program: str | Path = TRAIN, **options) -> subprocess.Popen:
-    """A real process, one thread, in a folder."""
-    at.mkdir(exist_ok=True)
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.Popen([program, *arguments], cwd=at, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                            env=environment, **options)  # fmt: skip
-
-
-def finish(process: subprocess.Popen, code: int = 0) -> tuple[str, str]:
-    out, err = process.communicate(timeout=300)
-    assert process.returncode == code, err
-    return out, err
-
-
-def wait_for(condition, process: subprocess.Popen, seconds: float = 120) -> None:
-    end = time.monotonic() + seconds
-    while not condition() and process.poll() is None:
-        assert time.monotonic() < end
-        time.sleep(0.002)
 
 
 def assert_the_same_run(one: Path, other: Path) -> None:
@@ -83,58 +68,51 @@ def assert_the_same_run(one: Path, other: Path) -> None:
     assert [path.name for path in (one / "samples").iterdir()] == [path.name for path in (other / "samples").iterdir()]
 
 
-HALF = """
-import os, signal, sys, safetensors.torch
-from diffguide.train import main
-whole, calls, last = safetensors.torch.save_file, [], int(sys.argv[1])
-def half(tensors, path, metadata):
-    whole(tensors, path, metadata)
-    calls.append(path)
-    if len(calls) == last:
-        os.truncate(path, os.path.getsize(path) // 2)
-        os.kill(os.getpid(), signal.SIGKILL)
-safetensors.torch.save_file = half
-main(sys.argv[2:])
-"""
-
-
 def killed_in_a_write(at: Path, write: int) -> Path:
     """A run that is killed when half of its so-many-th file is written, and resumed to its end."""
-    finish(start(at, "-c", HALF, str(write), *KILLED, program=sys.executable), -signal.SIGKILL)
+    prepare = partial(kill_in_write, "safetensors.torch", "save_file", write)
+    Command(main, *KILLED, at=at, prepare=prepare).finish(-signal.SIGKILL)
     assert len(list((at / RUN).glob("checkpoints/.*"))) == 1  # half a file
-    finish(start(at, f"resume={RUN}"))
+    Command(main, f"resume={RUN}", at=at).finish()
     return at / RUN
 
 
-def killed_at_random(at: Path, seconds: float) -> Path:
-    """A run that is killed seven times, each at a uniformly random moment of so many seconds, and resumed to its end."""
-    arguments, moments = KILLED, numpy.random.default_rng(0).uniform(0, seconds, 7)
-    for moment in moments:
-        process = start(at, *arguments)
-        wait_for((at / RUN / ".lock").exists, process)
-        wait_for(lambda process=process: str(process.pid) in (at / RUN / ".lock").read_text(), process)
-        time.sleep(moment)
-        process.kill()
-        process.communicate()
-        assert process.returncode == -signal.SIGKILL
-        arguments = [f"resume={RUN}"]
-    finish(start(at, *arguments))
-    return at / RUN
+def killed_at_random(home: Path, seconds: float, kills: int = 7) -> list[Path]:
+    """Runs that are killed so often in all, each time at a uniformly random moment of so many seconds after its start.
+
+    A run is resumed until it has all its images; then the next one begins.
+    """
+    generator, runs = numpy.random.default_rng(0), []
+    while kills:
+        at, arguments = home / f"random{len(runs)}", KILLED
+        runs.append(at / RUN)
+        while not (runs[-1] / LAST).exists():
+            process = Command(main, *arguments, at=at)
+            if kills:
+                process.wait_for_lock(runs[-1])
+                time.sleep(generator.uniform(0, seconds))
+                process.kill()
+                kills -= process.code == -signal.SIGKILL
+            else:
+                process.finish()
+            arguments = [f"resume={RUN}"]
+        checkpoints.prune(runs[-1] / "checkpoints", 3)  # if the kill came between the last checkpoint and this
+    return runs
 
 
 @pytest.mark.slow
 def test_killed_at_any_moment_and_resumed_is_the_same_run(tmp_path):
-    """SIGKILL ten times, of real processes, default checkpoint interval; three of them while a file is half written."""
-    process = start(tmp_path / "whole", *KILLED)
-    wait_for((tmp_path / "whole" / RUN).exists, process)
-    started = time.monotonic()
-    finish(process)
-    seconds = time.monotonic() - started
-    with ThreadPoolExecutor(2) as pool:
-        chain = pool.submit(killed_at_random, tmp_path / "random", seconds / 8)  # what a kill loses is done again
-        runs = list(pool.map(lambda write: killed_in_a_write(tmp_path / str(write), write), (1, 2, 4)))
-    for run in [*runs, chain.result()]:
-        assert_the_same_run(tmp_path / "whole" / RUN, run)
+    """SIGKILL ten times, of real processes: three of them while a file is half written, the first, second and thirteenth.
+
+    A small network and few images: what is compared are the files, nine checkpoints in two passes over the data, and
+    lines of metrics and sample grids between them. The run that is never killed is the console script's.
+    """
+    done = subprocess.run([TRAIN, *KILLED], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    written = [(tmp_path / RUN / name).stat().st_mtime for name in ("config.yaml", LAST)]
+    runs = [killed_in_a_write(tmp_path / str(write), write) for write in (1, 2, 13)]
+    for run in [*runs, *killed_at_random(tmp_path, (written[1] - written[0]) / 2)]:
+        assert_the_same_run(tmp_path / RUN, run)
 
 
 def test_resume_alone_continues_with_the_runs_own_configuration(short_run, unfinished, tmp_path, command):
@@ -176,24 +154,21 @@ def test_signals_save_and_the_resumed_run_is_the_same(short_run, tmp_path, comma
 
 
 def test_a_process_that_gets_sigterm_leaves_with_143(tmp_path):
-    process = start(tmp_path, *SMALL, "training.images=500000", "training.log_images=500")
-    wait_for(lambda: (path := tmp_path / RUN / "metrics.jsonl").exists() and path.stat().st_size, process)
+    at, log = tmp_path / "home", tmp_path / "home" / RUN / "metrics.jsonl"
+    process = Command(main, *TINY, "training.images=500000", "training.log_images=500", at=at)
+    process.wait_for(lambda: log.exists() and log.stat().st_size)
     process.send_signal(signal.SIGTERM)
-    out, err = finish(process, 143)
+    out, err = process.finish(143)
     assert out == f"{RUN}\n" and f"continue with: diffguide-train resume={RUN}" in err and "Traceback" not in err
-    assert len(checkpoints.list_checkpoints(tmp_path / RUN / "checkpoints")) == 1
+    assert len(checkpoints.list_checkpoints(at / RUN / "checkpoints")) == 1
 
 
 def test_a_second_process_on_a_run_is_refused(unfinished, tmp_path, command):
-    code = (
-        "import sys, pathlib; from diffguide.files.run_folders import lock_run_dir\n"
-        "with lock_run_dir(pathlib.Path(sys.argv[1])): input()"
-    )
-    holder = start(tmp_path, "-c", code, str(RUN), program=sys.executable, stdin=subprocess.PIPE)
-    wait_for(lambda: str(holder.pid) in (unfinished / ".lock").read_text(), holder)
+    holder = Command(hold_lock, str(RUN), at=tmp_path)
+    holder.wait_for_lock(unfinished)
     before = {path: path.read_bytes() for path in unfinished.rglob("*") if path.is_file()}
     done = command(main, f"resume={RUN}", at=tmp_path)
-    holder.communicate("\n")
+    holder.kill()
     assert done.code == 1 and f"{RUN} is being written by process {holder.pid} on" in done.err, done.err
     assert {path: path.read_bytes() for path in unfinished.rglob("*") if path.is_file()} == before
     assert command(main, f"resume={RUN}", at=tmp_path).code == 0  # the lock went with its holder

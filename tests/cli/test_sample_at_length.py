@@ -8,11 +8,14 @@ import sys
 import sysconfig
 import time
 from contextlib import chdir
+from functools import partial
 from pathlib import Path
 
 import numpy
 import pytest
 import torch
+from forked import Command
+from process_faults import kill_in_removal, kill_in_write
 
 from diffguide.sample import main
 from diffguide.sampling.run import SampleWriter
@@ -73,53 +76,16 @@ def wait_for(condition, process: subprocess.Popen) -> None:
         time.sleep(0.002)
 
 
-HALF = """
-import os, signal, sys, numpy
-from diffguide.figures import image_grids as images
-from diffguide.files import shards
-from diffguide.sample import main
-def half(whole, when, calls=[]):
-    def write(path, *arguments, **named):
-        whole(path, *arguments, **named)
-        calls.append(path)
-        if len(calls) == when:
-            os.truncate(path, os.path.getsize(path) // 2)
-            os.kill(os.getpid(), signal.SIGKILL)
-    return write
-where, when = sys.argv[1].split("-")
-if where == "shard":
-    numpy.savez = half(numpy.savez, int(when))
-elif where == "archive":
-    import diffguide.sampling.outputs
-    diffguide.sampling.outputs.write_archive = half(diffguide.sampling.outputs.write_archive, int(when))
-else:
-    images.write_png = half(lambda path, picture: picture.save(path), int(when))
-main(sys.argv[2:])
-"""
-REMOVED = """
-import os, signal, sys
-from pathlib import Path
-from diffguide.sample import main
-unlink, calls = Path.unlink, []
-def killed(path, **named):
-    if path.parent.name == "shards":
-        calls.append(path)
-    if len(calls) == 3:
-        os.kill(os.getpid(), signal.SIGKILL)
-    unlink(path, **named)
-Path.unlink = killed
-main(sys.argv[1:])
-"""
-
-
-HALVES = [*(pytest.param(where, marks=pytest.mark.slow) for where in ("shard-1", "picture-1")), "shard-5", "archive-1"]
+SHARD, ARCHIVE = ("numpy", "savez"), ("diffguide.sampling.outputs", "write_archive")
+PICTURE = ("PIL.Image:Image", "save")
+HALVES = {"first shard": (*SHARD, 1), "picture": (*PICTURE, 1), "fifth shard": (*SHARD, 5), "archive": (*ARCHIVE, 1)}
 
 
 @pytest.mark.parametrize("where", HALVES)
 def test_killed_in_the_middle_of_a_write_and_resumed_is_the_same_run(at, whole, command, where):
     """The first shard, a later one, a picture of the end, the archive: half of it on the disk, and SIGKILL."""
-    finish(start(at, "-c", HALF, where, *LONG, program=sys.executable), -signal.SIGKILL)
-    expected = {"shard-1": 0, "shard-5": 4}.get(where, 19)
+    Command(main, *LONG, at=at, prepare=partial(kill_in_write, *HALVES[where])).finish(-signal.SIGKILL)
+    expected = {"first shard": 0, "fifth shard": 4}.get(where, 19)
     assert len(shards(at / RUN)) == expected and not (at / RUN / "samples.npz").exists()
     done = command(main, f"resume={RUN}", at=at)
     assert done.code == 0 and done.folder == RUN, done.err
@@ -129,23 +95,19 @@ def test_killed_in_the_middle_of_a_write_and_resumed_is_the_same_run(at, whole, 
 @pytest.mark.slow
 def test_killed_at_random_moments_and_resumed_until_it_is_finished(at, whole):
     generator, arguments, kills = numpy.random.default_rng(0), LONG, 0
-    for _ in range(40):
-        process = start(at, *arguments)
-        wait_for((at / RUN / ".lock").exists, process)
-        wait_for(lambda: str(process.pid) in (at / RUN / ".lock").read_text(), process)
+    while not (at / RUN / "samples.npz").exists():
+        process = Command(main, *arguments, at=at)
+        process.wait_for_lock(at / RUN)
         time.sleep(generator.uniform(0, 0.3))
         process.kill()
-        process.communicate()
-        kills += process.returncode == -signal.SIGKILL
+        kills += process.code == -signal.SIGKILL
         arguments = [f"resume={RUN}"]
-        if (at / RUN / "samples.npz").exists():
-            break
-    finish(start(at, *arguments))
+    Command(main, *arguments, at=at).finish()
     assert contents(at / RUN) == whole and kills >= 3
 
 
 def test_killed_while_the_shards_are_removed(at, whole, command):
-    finish(start(at, "-c", REMOVED, *LONG, program=sys.executable), -signal.SIGKILL)
+    Command(main, *LONG, at=at, prepare=partial(kill_in_removal, "shards", 3)).finish(-signal.SIGKILL)
     assert len(shards(at / RUN)) == 17 and (at / RUN / "samples.npz").exists()
     done = command(main, f"resume={RUN}", at=at)
     assert done.code == 0 and f"nothing is left to do: {RUN} has all its samples" in done.err
@@ -194,11 +156,11 @@ def test_a_signal_at_the_end_stops_before_the_archive(at, whole, command, monkey
 
 def test_shards_appear_while_it_runs_and_sigterm_leaves_with_143(at):
     """n = 2000 streams: a real process, stopped in the middle, its finished batches on the disk."""
-    process = start(at, f"checkpoint={MODEL}", "n=2000", "batch_size=50", "sampler.steps=30")
-    wait_for(lambda: len(shards(at / RUN)) >= 3, process)
-    assert process.poll() is None and not (at / RUN / "samples.npz").exists()
+    process = Command(main, f"checkpoint={MODEL}", "n=2000", "batch_size=50", "sampler.steps=30", at=at)
+    process.wait_for(lambda: len(shards(at / RUN)) >= 3)
+    assert process.code is None and not (at / RUN / "samples.npz").exists()
     process.send_signal(signal.SIGTERM)
-    out, err = finish(process, 143)
+    out, err = process.finish(143)
     assert out == f"{RUN}\n" and f"continue with: diffguide-sample resume={RUN}" in err and "Traceback" not in err
     names = shards(at / RUN)
     assert 3 <= len(names) < 40 and names == [f"{50 * k:010d}.npz" for k in range(len(names))]

@@ -8,14 +8,14 @@ import pickle
 import shlex
 import shutil
 import signal
-import subprocess
-import sys
 from contextlib import chdir
 from pathlib import Path
 
 import numpy
 import pytest
+from forked import Command
 from omegaconf import OmegaConf
+from process_faults import hold_lock
 
 from diffguide.sample import main
 from diffguide.sampling.run import SampleWriter
@@ -197,14 +197,10 @@ def test_a_pipe_in_a_run_is_told(stopped, command, name):
 
 
 def test_a_second_process_on_a_run_is_refused(stopped, command):
-    code = "import sys; from pathlib import Path; from diffguide.files.run_folders import lock_run_dir\n"
-    code += "with lock_run_dir(Path(sys.argv[1])): print(flush=True); input()"
-    holder = subprocess.Popen(
-        [sys.executable, "-c", code, RUN], cwd=stopped, stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    )
-    holder.stdout.readline()
+    holder = Command(hold_lock, str(RUN), at=stopped)
+    holder.wait_for_lock(stopped / RUN)
     done = command(main, f"resume={RUN}", at=stopped)
-    holder.communicate(b"\n")
+    holder.kill()
     assert done.code == 1 and f"{RUN} is being written by process {holder.pid} on" in done.err
     assert len(shards(stopped)) == 2
 
