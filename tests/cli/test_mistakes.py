@@ -64,7 +64,7 @@ TRAIN = {
     "null for an option": (["sampler=null"], "sampler takes an option, got null: leave it out, or choose one of annealed_"),
     "left out group": (["~objective"], "objective cannot be left out: choose objective=<option>; options: cdm, "),
     "left out key": (["~seed"], "seed cannot be left out: give it a value"),
-    "left out argument": (["~backbone.in_channels"], "backbone.in_channels must be given ("),
+    "left out argument": (["~backbone.in_channels"], "backbone.in_channels must be given (a whole number)"),
     "left out what is not": (["~objectve"], "there is no key or group objectve; nearest: objective"),
     "several numbers for an option": (["engine=[1,2]"], "engine takes one option, got engine=[1,2]"),
     "node for a value": (["training.keep={_target_:os.getcwd}"], "training.keep_checkpoints must be a whole number, got {"),
