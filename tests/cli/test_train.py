@@ -55,19 +55,20 @@ def home(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def digits_run(home) -> Path:
-    """A digits model of about 20 s, by the real command: default configuration but for the length."""
+    """A digits model, by the real command: the default configuration, at half the width and a fourth of the length."""
     with chdir(home):
-        main(["training.images=16000", "training.checkpoint_images=8000", "training.validation_images=4000",
+        main(["backbone.channels=16", "backbone.head_channels=16", "training.images=16000",
+              "training.checkpoint_images=8000", "training.validation_images=4000",
               "training.sample_images=16000", "training.ema_images=1000"])  # fmt: skip
     return home / "outputs/train/digits/v001"
 
 
 @pytest.fixture(scope="module")
 def gmm_run(home) -> Path:
-    """A model of eight Gaussians of about 20 s, without guidance: it never dropped a label."""
+    """A model of eight Gaussians, of 200 steps, without guidance: it never dropped a label."""
     with chdir(home):
-        main(["experiment=gmm2d", "guidance=none", "training.images=400000", "training.batch_size=1024",
-              "training.sample_images=400000"])  # fmt: skip
+        main(["experiment=gmm2d", "guidance=none", "training.images=200000", "training.batch_size=1024",
+              "training.sample_images=200000"])  # fmt: skip
     return home / "outputs/train/gmm2d/v001"
 
 
