@@ -130,26 +130,23 @@ def test_a_level_that_is_none_is_refused():
     told = LevelClassifier(MLP(2, T + 2, 3, 16, 2, 4, 0.5, False), TRE(12.0, -10.0), T, False)
     assert not told.has_null and told.conditional
     for wrong in (0.51, 0.5001):
-        with pytest.raises(ValueError, match=rf"t = k / 20, and t = {wrong} "):
+        with pytest.raises(ValueError, match=rf"noise level k / 20 .* got {wrong}"):
             model(torch.zeros(1, 2, dtype=torch.float64), torch.tensor(wrong, dtype=torch.float64))
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"backbone": network(noise_conditioned=True)}, "takes no noise input: set backbone.noise_conditioned=false"),
-        ({"backbone": network(outputs=7)}, "22 noise levels needs a network with so many outputs, and this MLP has 7"),
+        ({"backbone": network(noise_conditioned=True)}, "backbone.noise_conditioned=false"),
+        ({"backbone": network(outputs=7)}, "22 outputs, but this MLP has 7"),
         ({"backbone": network(outputs=None)}, "has an output in the shape of the data"),
-        (
-            {"backbone": network(outputs=None, noise_conditioned=True)},
-            "take backbone=unet_levels",
-        ),  # the default network's
-        ({"schedule": VE(12.0, -10.0)}, r"ends in N\(0, I\), and VE ends at alpha = 1"),
-        ({"schedule": TRE(12.0, -5.0)}, r"ends in N\(0, I\), and TRE ends at alpha = 0.0818"),
+        ({"backbone": network(outputs=None, noise_conditioned=True)}, "backbone=unet_levels"),  # as the default network
+        ({"schedule": VE(12.0, -10.0)}, "VE ends at alpha = 1"),
+        ({"schedule": TRE(12.0, -5.0)}, "TRE ends at alpha = 0.0818"),
         ({"schedule": TRE(12.0, -math.inf)}, "finite schedule.log_snr_min"),
         ({"levels": 2}, "levels must be at least 3, got 2"),
-        ({"prior": [1.0, 2.0]}, "22 finite numbers above 0"),
-        ({"prior": [0.0] * 22}, "22 finite numbers above 0"),
+        ({"prior": [1.0, 2.0]}, "prior must have 22"),
+        ({"prior": [0.0] * 22}, "prior must have 22"),
         ({"ce_weight": 0.0, "mse_weight": 0.0}, "not both 0"),
         ({"quantization_levels": 1}, "quantization_levels must be 0"),
         ({"p_uncond": 1.5}, "p_uncond"),

@@ -57,10 +57,7 @@ def test_it_knows_no_noise_levels_and_is_no_denoiser():
     [
         (mlp(out_features=3, num_classes=0), "set backbone.noise_conditioned=false"),
         (mlp(out_features=3, num_classes=3, noise_conditioned=False), "this MLP takes a condition"),
-        (
-            unet(num_classes=0, noise_conditioned=False),
-            "this UNet has an output in the shape of the data; take backbone=convnet",
-        ),
+        (unet(num_classes=0, noise_conditioned=False), "shape of the data; use backbone=convnet"),
     ],
 )
 def test_networks_that_are_no_energy(backbone, message):
@@ -82,7 +79,7 @@ def test_the_plain_network_answers_per_image_and_is_smooth():
     (slope,) = torch.autograd.grad(network(x, None)[:, 0].sum(), x)
     assert (slope != 0).all()  # every pixel matters
     assert torch.autograd.gradgradcheck(lambda x: network(x, None).square().sum(), x)
-    with pytest.raises(ValueError, match="takes no noise level"):
+    with pytest.raises(ValueError, match="log_snr must be None"):
         network(x, torch.zeros(1))
 
 
