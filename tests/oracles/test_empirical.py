@@ -158,27 +158,24 @@ def test_memory_does_not_grow_with_the_data():
 
 
 MISTAKES = {
-    "width": ({"width": -0.1}, "width must be a finite number of at least 0, got -0.1"),
+    "width": ({"width": -0.1}, "width must be .* got -0.1"),
     "endless": ({"width": float("inf")}, "width must be a finite number"),
-    "no example": (
-        {"data": torch.zeros(0, 2), "labels": torch.zeros(0).long()},
-        "data must be .* at least one example",
-    ),
+    "no example": ({"data": torch.zeros(0, 2), "labels": torch.zeros(0).long()}, "at least one example"),
     "flat": ({"data": torch.zeros(3)}, r"data must be \[N, ...\]"),
-    "labels": ({"labels": torch.tensor([0, 1])}, "labels must be 3 whole numbers"),
+    "labels": ({"labels": torch.tensor([0, 1])}, "labels must be 3 integers"),
     "no class": ({"labels": torch.tensor([0, -1, 0])}, "labels must lie in"),
-    "empty class": ({"class_names": ["a", "b", "c"]}, "class 2 has no component of positive weight"),
+    "empty class": ({"class_names": ["a", "b", "c"]}, "class 2 has no component"),
     "not finite": ({"data": torch.full((3, 2), torch.nan)}, "data must be finite"),
 }
 
 
 @pytest.mark.parametrize("change, message", MISTAKES.values(), ids=MISTAKES)
-def test_mistakes_are_told(change, message):
+def test_arguments_that_are_no_data_are_refused(change, message):
     good = {"data": torch.zeros(3, 2), "labels": torch.tensor([0, 1, 0]), "width": 0.0}
     with pytest.raises(ValueError, match=message):
         Empirical(**good | change, schedule=SCHEDULES["cosine"])
 
 
 def test_points_without_width_have_no_clean_density():
-    with pytest.raises(ValueError, match="an oracle of width 0 has no density at sigma = 0"):
+    with pytest.raises(ValueError, match="width 0 has no density at sigma = 0"):
         model(0.0).log_density(data(), None)
