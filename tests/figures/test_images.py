@@ -81,7 +81,7 @@ def test_a_training_picture_shows_every_class_up_to_forty(classes, shown, each, 
     monkeypatch.setattr(images, "write_png", lambda path, picture: grids.append(picture))
     monkeypatch.setattr(images, "draw_grid", lambda *arguments: arguments)
     names = [f"c{k}" for k in range(classes)]
-    write_samples(tmp_path / "t.png", torch.zeros(len(labels), 1, 8, 8), labels, names, whole=True)
+    write_samples(tmp_path / "t.png", torch.zeros(len(labels), 1, 8, 8), labels, names, note_missing=True)
     ((rows, row_names, _, note),) = grids
     assert len(rows) == shown and row_names == names[:shown] and note.startswith(left) and bool(note) == bool(left)
     assert all(name in note for name in names[40:])
@@ -117,7 +117,7 @@ def test_a_grid_shows_the_first_of_each_class():
     names = ["a", "b", "c"]
     assert lay_out_grid([2, 0, 0, 2, -1, 0], names).rows == [[4], [1, 2, 5], [0, 3]]
     assert lay_out_grid([2, 0, 0, 2, -1, 0], names).names == ["", "a", "c"]
-    assert lay_out_grid([2, 0, 0, 2, -1, 0], names, most=5).rows == [[4], [1, 2], [0, 3]]
+    assert lay_out_grid([2, 0, 0, 2, -1, 0], names, max_samples=5).rows == [[4], [1, 2], [0, 3]]
     assert lay_out_grid([1] * 100, names) == ([list(range(20))], ["b"], "")
     assert lay_out_grid([-1] * 11, names).rows == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10]]
     assert len(lay_out_grid([-1] * 2000, names).indices) == 800
