@@ -116,11 +116,7 @@ class DiT(Backbone):
         heads: attention heads.
         mlp_ratio: hidden width of the blocks' MLPs in units of `width`.
         dropout: probability in [0, 1), on the output of each branch.
-        noise_conditioned: whether the noise level is an input.
-        condition_features: length of the vectors of an Embedding, 0 = y is no Embedding.
-        double_differentiable: whether second derivatives are needed; slower attention.
-        checkpointing: whether blocks are recomputed in the backward pass: less memory, a third more time.
-        fourier: exponents n of features sin(2^n pi x), cos(2^n pi x) beside x; () = x alone.
+        noise_conditioned, condition_features, double_differentiable, checkpointing, fourier: as for `UNet`.
     """
 
     def __init__(

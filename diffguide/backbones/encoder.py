@@ -49,16 +49,8 @@ class UNetEncoder(Backbone):
     Arguments:
         in_channels: channels of the images.
         out_features: length of the output, for a classifier the number of classes.
-        size: side of the images, pixels.
-        channels: width at full resolution.
-        multipliers: width of each resolution level in units of channels; each further level halves the side.
-        blocks: residual blocks per level.
-        attention: sides, in pixels, of the levels whose blocks have attention.
-        head_channels: channels per attention head; divides the width at those sides and at the last level.
-        dropout: probability in [0, 1).
-        noise_conditioned: whether the noise level is an input.
-        double_differentiable: whether second derivatives are needed; slower attention.
-        checkpointing: whether blocks are recomputed in the backward pass: less memory, a third more time.
+        head_channels: channels per attention head; also divides the width of the last level.
+        others: as for `UNet`.
 
     Raises:
         ValueError: a number out of range, a side that does not fit, or a width that `head_channels` does not divide.

@@ -1,6 +1,7 @@
 """Base of the oracles: a noised mixture with class labels that is denoiser, density and classifier."""
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -9,7 +10,17 @@ from ..backbones.conditions import Condition, Embedding
 from ..models.protocols import Classifier, ExactDenoiser, LogDensity, Prediction
 from ..schedules import Cosine, Schedule
 
-__all__ = ["Oracle"]
+__all__ = ["Oracle", "ReverseLevels"]
+
+
+class ReverseLevels(NamedTuple):
+    """alpha and sigma at t and at s, and Var[x_t | x_s] = sigma_t^2 (1 - SNR_t / SNR_s)."""
+
+    alpha: Tensor
+    sigma: Tensor
+    alpha_s: Tensor
+    sigma_s: Tensor
+    transition: Tensor
 
 
 class Oracle(ExactDenoiser, LogDensity, Classifier):
@@ -93,19 +104,8 @@ class Oracle(ExactDenoiser, LogDensity, Classifier):
         """x_0 [n, D] from the components [n], z [n, D] standard normal."""
         raise NotImplementedError
 
-    def draw_reverse(
-        self,
-        x: Tensor,
-        alpha: Tensor,
-        sigma: Tensor,
-        alpha_s: Tensor,
-        sigma_s: Tensor,
-        transition: Tensor,
-        choice: Tensor,
-        z: Tensor,
-        y: Tensor | None,
-    ) -> tuple[Tensor]:
-        """(x_s,), [b, D], as in `sample_reverse`; the levels as in `reverse_scales`; choice [b, 1]; z [b, D]."""
+    def draw_reverse(self, x: Tensor, y: Tensor | None, levels: ReverseLevels, choice: Tensor, z: Tensor) -> Tensor:
+        """x_s [b, D] as in `sample_reverse`; choice [b, 1], z [b, D]."""
         raise NotImplementedError
 
     # The protocols.
@@ -168,8 +168,12 @@ class Oracle(ExactDenoiser, LogDensity, Classifier):
         Raises:
             ValueError: s that is not below t.
         """
+
+        def draw(x, alpha, sigma, alpha_s, sigma_s, transition, choice, z, y):
+            return (self.draw_reverse(x, y, ReverseLevels(alpha, sigma, alpha_s, sigma_s, transition), choice, z),)
+
         choice, z = choice[:, None].to(self.device).double(), z.to(self.device).double().flatten(1)
-        (result,) = self.map_blocks(self.draw_reverse, x_t, y, *self.reverse_scales(t, s), choice, z)
+        (result,) = self.map_blocks(draw, x_t, y, *self.reverse_levels(t, s), choice, z)
         return result.reshape(x_t.shape)
 
     # Helpers.
@@ -181,14 +185,14 @@ class Oracle(ExactDenoiser, LogDensity, Classifier):
         alpha, sigma = (part.reshape(-1, 1).to(self.device) for part in self.schedule.alpha_sigma(t))
         return alpha, sigma
 
-    def reverse_scales(self, t: Tensor, s: Tensor | None) -> tuple[Tensor, ...]:
-        """alpha_t, sigma_t, alpha_s, sigma_s and Var[x_t | x_s] = sigma_t^2 (1 - SNR_t / SNR_s), each [1 or B, 1]."""
+    def reverse_levels(self, t: Tensor, s: Tensor | None) -> ReverseLevels:
+        """The levels of a step from t to s < t, or to clean data for s None, each [1 or B, 1]."""
         alpha, sigma = self.scales(t)
         ratio = self.schedule.log_snr(t) - (torch.inf if s is None else self.schedule.log_snr(s))
         if not bool((ratio < 0).all()):
             raise ValueError(f"s must be below t in a reverse step, got t = {t} and s = {s}")
         transition = -(sigma**2) * torch.expm1(ratio.reshape(-1, 1).to(self.device))
-        return alpha, sigma, *self.scales(s), transition
+        return ReverseLevels(alpha, sigma, *self.scales(s), transition)
 
     def cast_like(self, result: Tensor, x: Tensor) -> Tensor:
         """A float64 result in the dtype of x, float32 at least, on the device of x."""

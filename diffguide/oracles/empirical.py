@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..backbones.conditions import Condition
 from ..schedules import Schedule
-from .base import Oracle
+from .base import Oracle, ReverseLevels
 
 __all__ = ["Empirical"]
 
@@ -150,18 +150,8 @@ class Empirical(Oracle):
 
         return self.map_blocks(parts, x_t, y, *self.scales(t))[0]
 
-    def draw_reverse(
-        self,
-        x: Tensor,
-        alpha: Tensor,
-        sigma: Tensor,
-        alpha_s: Tensor,
-        sigma_s: Tensor,
-        transition: Tensor,
-        choice: Tensor,
-        z: Tensor,
-        y: Tensor | None,
-    ) -> tuple[Tensor]:
+    def draw_reverse(self, x: Tensor, y: Tensor | None, levels: ReverseLevels, choice: Tensor, z: Tensor) -> Tensor:
+        alpha, sigma, alpha_s, sigma_s, transition = levels
         _, log_density = self.statistics(x, alpha, sigma, y)
         below = torch.zeros_like(choice)
         k = torch.zeros_like(choice, dtype=torch.long)
@@ -173,4 +163,4 @@ class Empirical(Oracle):
         variance_s = (alpha_s * self.width) ** 2 + sigma_s**2
         variance_t = (alpha * self.width) ** 2 + sigma**2
         gain = alpha / alpha_s * variance_s / variance_t
-        return (alpha_s * chosen + gain * (x - alpha * chosen) + (variance_s * transition / variance_t).sqrt() * z,)
+        return alpha_s * chosen + gain * (x - alpha * chosen) + (variance_s * transition / variance_t).sqrt() * z

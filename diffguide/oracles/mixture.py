@@ -22,7 +22,7 @@ from torch import Tensor
 from ..backbones.conditions import Condition
 from ..datasets.mixture import MIXTURE_COVARIANCES, MIXTURE_LABELS, MIXTURE_MEANS, MIXTURE_WEIGHTS
 from ..schedules import Schedule
-from .base import Oracle
+from .base import Oracle, ReverseLevels
 
 __all__ = ["GaussianMixture", "ReverseKernel"]
 
@@ -209,17 +209,9 @@ class GaussianMixture(Oracle):
         result = within + (r * m) @ m.mT
         return (result if self.frame is None else self.frame @ result @ self.frame.mT,)
 
-    def reverse_parts(
-        self,
-        x: Tensor,
-        alpha: Tensor,
-        sigma: Tensor,
-        alpha_s: Tensor,
-        sigma_s: Tensor,
-        transition: Tensor,
-        y: Tensor | None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def reverse_parts(self, x: Tensor, y: Tensor | None, levels: ReverseLevels) -> tuple[Tensor, Tensor, Tensor]:
         """Weights [b, K] of p(x_s | x_t), means minus alpha_s mu_k and variances, both in coordinates [.., E, K]."""
+        alpha, sigma, alpha_s, sigma_s, transition = levels
         g, log_joint = self.terms(x, alpha, sigma, y)
         variances_s = self.variances(alpha_s, sigma_s)
         variances = variances_s * transition[..., None] / self.variances(alpha, sigma)
@@ -236,7 +228,8 @@ class GaussianMixture(Oracle):
         """
 
         def parts(x, alpha, sigma, alpha_s, sigma_s, transition, y):
-            r, offset, variances = self.reverse_parts(x, alpha, sigma, alpha_s, sigma_s, transition, y)
+            levels = ReverseLevels(alpha, sigma, alpha_s, sigma_s, transition)
+            r, offset, variances = self.reverse_parts(x, y, levels)
             if self.vectors is None:
                 shift = self.from_shared_frame(offset.mT)
                 matrices = torch.diag_embed(variances.mT.expand(-1, -1, *self.shape))
@@ -246,26 +239,15 @@ class GaussianMixture(Oracle):
                 matrices = torch.einsum("dek,bek,fek->bkdf", self.vectors, variances, self.vectors)
             return r, alpha_s[..., None] * self.means + shift, matrices
 
-        levels = self.reverse_scales(t, s)
+        levels = self.reverse_levels(t, s)
         r, means, matrices = self.map_blocks(parts, x_t, y, *levels, width=self.means.numel() * self.shape[0])
         return ReverseKernel(r, means, matrices[:1] if all(len(level) == 1 for level in levels) else matrices)
 
-    def draw_reverse(
-        self,
-        x: Tensor,
-        alpha: Tensor,
-        sigma: Tensor,
-        alpha_s: Tensor,
-        sigma_s: Tensor,
-        transition: Tensor,
-        choice: Tensor,
-        z: Tensor,
-        y: Tensor | None,
-    ) -> tuple[Tensor]:
-        r, offset, variances = self.reverse_parts(x, alpha, sigma, alpha_s, sigma_s, transition, y)
+    def draw_reverse(self, x: Tensor, y: Tensor | None, levels: ReverseLevels, choice: Tensor, z: Tensor) -> Tensor:
+        r, offset, variances = self.reverse_parts(x, y, levels)
         mass = r.cumsum(1)
         k = torch.searchsorted(mass, choice * mass[:, -1:], right=True).clamp(max=r.shape[1] - 1)
         index = k[..., None].expand(-1, offset.shape[1], -1)
         deviation = variances.expand_as(offset).gather(2, index)[..., 0].sqrt() * z
         step = self.rotate(k[:, 0], offset.gather(2, index)[..., 0] + deviation)
-        return (alpha_s * self.means[k[:, 0]] + step,)
+        return levels.alpha_s * self.means[k[:, 0]] + step
