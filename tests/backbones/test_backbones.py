@@ -68,7 +68,7 @@ def test_exact_ends_give_finite_output(make, shape, end):
 
 
 @every_network
-def test_samples_do_not_know_their_batch(make, shape):
+def test_the_output_of_a_row_does_not_depend_on_its_batch(make, shape):
     x, log_snr, y = batch(6, *shape)
     network = lively(make())
     together = network(x, log_snr, y)
@@ -78,7 +78,7 @@ def test_samples_do_not_know_their_batch(make, shape):
 
 
 @pytest.mark.parametrize("make", [unet, dit])
-def test_dropout_acts_in_training_alone(make):
+def test_dropout_is_active_in_training_only(make):
     x, log_snr, y = batch(2, 1, 8, 8)
     network = lively(make(dropout=0.5))
     assert torch.equal(network(x, log_snr, y), network(x, log_snr, y))

@@ -1,4 +1,4 @@
-"""The exact denoiser of a finite data set, against NumPy and against the Gaussian mixture it is."""
+"""The exact denoiser of a finite data set equals NumPy and a Gaussian mixture."""
 
 import numpy as np
 import pytest
@@ -37,7 +37,7 @@ Y = torch.tensor([-1, 0, 1, 2, -1, 0, 1])
 
 @pytest.mark.parametrize("width", [0.0, 0.3])
 @pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
-def test_equals_a_mixture_in_numpy(schedule, width):
+def test_predictions_are_those_of_a_mixture_in_numpy(schedule, width):
     law = Mixture(np.ones(40) / 40, data().flatten(1), np.broadcast_to(width**2 * np.eye(6), (40, 6, 6)), LABELS)
     exact = model(width, schedule)
     for t in LEVELS:
@@ -55,7 +55,7 @@ def test_equals_a_mixture_in_numpy(schedule, width):
 
 @pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
 def test_posteriors_are_those_of_the_mixture(schedule):
-    """Classes, covariance, reverse steps (to the same example for the same choice), clean density."""
+    """Class posteriors, covariance, reverse steps (same example for the same choice), clean density."""
     exact, law = model(0.3, schedule), mixture(0.3, schedule)
     choice, z = torch.linspace(0, 0.99, 7).roll(3), points(7, 6, seed=2)
     for t in LEVELS:
@@ -70,8 +70,8 @@ def test_posteriors_are_those_of_the_mixture(schedule):
 
 
 @pytest.mark.parametrize("width", [0.0, 0.3])
-def test_chunks_change_nothing(monkeypatch, width):
-    """Chunks so small that some hold no example of a class; gradients too."""
+def test_results_do_not_depend_on_the_chunks(monkeypatch, width):
+    """Also for chunks without example of a class, and for gradients."""
     exact, x, t = model(width), question(SCHEDULES["cosine"], LEVELS[2]), LEVELS[2]
     x.requires_grad_()
 
@@ -114,8 +114,8 @@ def test_samples_are_the_examples():
     assert float((wide - x).std()) == pytest.approx(0.3, rel=0.05)
 
 
-def test_precise_at_low_noise():
-    """3072 values, noise level 0.002, near duplicates: against differences in extended precision."""
+def test_predictions_are_precise_at_low_noise():
+    """3072 values, noise level 0.002, near duplicates, compared with extended precision."""
     schedule, t = EDM(14.0, -8.0), EDM(14.0, -8.0).t_of(-2 * np.log(0.002))
     base = (points(4, 3072) / 2).clamp(-1, 1)
     images = torch.cat([base, base + 1e-4 * points(4, 3072, seed=1)])
@@ -134,7 +134,7 @@ def test_precise_at_low_noise():
 
 
 class Largest(TorchDispatchMode):
-    """The bytes of the largest tensor that any operation made."""
+    """Records the bytes of the largest tensor of any operation."""
 
     bytes = 0
 
