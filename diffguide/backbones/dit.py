@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ..runtime.ranges import check_range
 from .attention import attention
 from .base import Backbone, ConditionEmbedding, nearest_sizes, zero_init
 from .conditions import Condition
@@ -97,8 +98,7 @@ def check_dit(
         raise ValueError(f"width must be a multiple of 4 and of heads={heads}, got {width}")
     if depth < 1 or not mlp_ratio * width >= 1:
         raise ValueError(f"the transformer needs 1 block and an MLP of 1 feature at least, got {depth=}, {mlp_ratio=}")
-    if not 0 <= dropout < 1:
-        raise ValueError(f"dropout must be in [0, 1), got {dropout}")
+    check_range("dropout", dropout, "[0, 1)")
     return size
 
 

@@ -3,7 +3,6 @@
 Dhariwal & Nichol, "Diffusion Models Beat GANs on Image Synthesis", 2021, arXiv 2105.05233, section 4.3.
 """
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -13,7 +12,7 @@ from torch.nn import functional
 from .attention import attention
 from .base import Backbone, ConditionEmbedding, check_out_features, zero_init
 from .conditions import Condition
-from .unet import BlockBuilder, check_unet, group_norm
+from .unet import BlockBuilder, check_unet, count_heads, group_norm
 
 __all__ = ["AttentionPooling", "UNetEncoder"]
 
@@ -26,7 +25,7 @@ class AttentionPooling(nn.Module):
 
     def __init__(self, side: int, channels: int, head_channels: int, outputs: int, double_differentiable: bool):
         super().__init__()
-        self.heads, self.double_differentiable = channels // head_channels, double_differentiable
+        self.heads, self.double_differentiable = count_heads(channels, head_channels), double_differentiable
         self.position = nn.Parameter(torch.randn(side**2 + 1, channels) / channels**0.5)
         self.query = nn.Linear(channels, channels)
         self.key_value = nn.Linear(channels, 2 * channels)
@@ -49,8 +48,7 @@ class UNetEncoder(Backbone):
     Arguments:
         in_channels: channels of the images.
         out_features: length of the output, for a classifier the number of classes.
-        head_channels: channels per attention head; also divides the width of the last level.
-        others: as for `UNet`.
+        others: as for `UNet`; `head_channels` also divides the width of the last level.
 
     Raises:
         ValueError: a number out of range, a side that does not fit, or a width that `head_channels` does not divide.
@@ -75,11 +73,6 @@ class UNetEncoder(Backbone):
         check_out_features(out_features)
         sides = check_unet(size, channels, multipliers, blocks, attention, head_channels, dropout)
         widths = [channels * multiplier for multiplier in multipliers]
-        if widths[-1] % head_channels:
-            raise ValueError(
-                f"head_channels must divide {widths[-1]} channels, got {head_channels}; use "
-                f"backbone.head_channels={math.gcd(widths[-1], head_channels)}"
-            )
         self.out_features = out_features
         self.noise_conditioned, self.checkpointing = noise_conditioned, checkpointing
         self.embedding = ConditionEmbedding(4 * channels, 0, 0, noise_conditioned)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ..runtime.ranges import check_range
 from .attention import attention
 from .base import Backbone, ConditionEmbedding, check_halvings, zero_init
 from .conditions import Condition
@@ -27,6 +28,16 @@ def group_norm(channels: int) -> nn.GroupNorm:
     while channels % groups:
         groups -= 1
     return nn.GroupNorm(groups, channels)
+
+
+def count_heads(channels: int, head_channels: int) -> int:
+    """The number of attention heads; raises ValueError for head_channels that do not divide the channels."""
+    if channels % head_channels:
+        raise ValueError(
+            f"head_channels must divide the {channels} channels at the sides with attention, got {head_channels}; use "
+            f"backbone.head_channels={math.gcd(channels, head_channels)}"
+        )
+    return channels // head_channels
 
 
 class ResidualBlock(nn.Module):
@@ -63,12 +74,7 @@ class Attention(nn.Module):
 
     def __init__(self, channels: int, head_channels: int, double_differentiable: bool):
         super().__init__()
-        if channels % head_channels:
-            raise ValueError(
-                f"head_channels must divide the {channels} channels at the sides with attention, got {head_channels}; use "
-                f"backbone.head_channels={math.gcd(channels, head_channels)}"
-            )
-        self.heads, self.double_differentiable = channels // head_channels, double_differentiable
+        self.heads, self.double_differentiable = count_heads(channels, head_channels), double_differentiable
         self.norm = group_norm(channels)
         self.qkv = nn.Conv2d(channels, 3 * channels, 1)
         self.projection = zero_init(nn.Conv2d(channels, channels, 1))
@@ -122,8 +128,7 @@ def check_unet(
             "the network needs at least one multiplier, 4 channels, 1 block and 1 channel per head, got "
             f"multipliers={list(multipliers)}, channels={channels}, blocks={blocks}, head_channels={head_channels}"
         )
-    if not 0 <= dropout < 1:
-        raise ValueError(f"dropout must be in [0, 1), got {dropout}")
+    check_range("dropout", dropout, "[0, 1)")
     check_halvings(size, len(multipliers))
     sides = [size // 2**level for level in range(len(multipliers))]
     if any(side not in sides for side in attention):

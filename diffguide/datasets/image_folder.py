@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..files.text import escape_unprintable
+from ..runtime.ranges import check_range, check_whole
 from . import decoding
 from .base import Dataset, Split, Stream, check_dataset_facts
 from .decoding import Header, Unreadable, read_header, read_max_grey, read_square
@@ -236,9 +237,9 @@ def check_arguments(
     """Raises ValueError for the first argument out of range."""
     if channels not in (1, 3):
         raise ValueError(f"dataset.channels is {channels}, but must be 1 (grey) or 3 (RGB)")
-    for name, value, minimum in (("size", size, 1), ("num_classes", num_classes, 0), ("workers", workers, 0)):
-        if value < minimum:
-            raise ValueError(f"dataset.{name} is {value}, but must be at least {minimum}")
+    check_whole("dataset.size", size, 1)
+    check_whole("dataset.num_classes", num_classes, 0)
+    check_whole("dataset.workers", workers, 0)
     if side < size:
         raise ValueError(
             f"dataset.resize is {side}, but must be at least dataset.size={size}, or null for dataset.size"
@@ -252,8 +253,7 @@ def check_arguments(
         raise ValueError(
             f"dataset.validation and dataset.test must be at least 0 and sum to less than 1, got {validation} and {test}"
         )
-    if not memory >= 0:
-        raise ValueError(f"dataset.memory is {memory}, but must be a number of bytes, 0 = never in memory")
+    check_range("dataset.memory", memory, "[0, inf]")
 
 
 def check_choices(suffixes: Sequence[str] | None, class_order: str, split_by: str) -> None:

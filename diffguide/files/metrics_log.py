@@ -36,9 +36,8 @@ class Meter:
     def totals(self, fabric) -> dict[str, Tensor]:
         """The sums and the count over all devices."""
         count = torch.tensor(float(self.count), device=fabric.device)
-        totals = {
-            name: value.clone() for name, value in {**self.sums, "count": count}.items()
-        }  # copies, since all_reduce works in place
+        # copies, since all_reduce works in place
+        totals = {name: value.clone() for name, value in {**self.sums, "count": count}.items()}
         return totals if fabric.world_size == 1 else fabric.all_reduce(totals, reduce_op="sum")
 
     def read(self, fabric, batches) -> tuple[dict[str, float], dict[str, float]]:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ..backbones import Backbone
 from ..backbones.conditions import Condition
+from ..runtime.ranges import check_whole
 from ..schedules import Schedule, as_time
 from .parameterizations import at_least_float32
 from .protocols import Classifier, Denoiser, LogDensity, Prediction
@@ -103,8 +104,7 @@ class LevelClassifier(nn.Module, Denoiser, LogDensity, Classifier):
         self, backbone: Backbone, schedule: Schedule, steps: int, has_null: bool, prior: Sequence[float] | None = None
     ):
         super().__init__()
-        if steps < 0:
-            raise ValueError(f"steps must be at least 0, got {steps}")
+        check_whole("steps", steps, 0)
         if backbone.out_features != steps + 2:
             found = f"{backbone.out_features}" if backbone.out_features else "an output in the shape of the data"
             raise ValueError(

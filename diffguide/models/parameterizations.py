@@ -15,6 +15,8 @@ from typing import NamedTuple
 
 from torch import Tensor, float32, ones_like, promote_types, zeros_like
 
+from ..runtime.ranges import check_range
+
 __all__ = ["Rows", "at_least_float32", "Parameterization", "X0", "Eps", "Score", "V", "Flow", "EDM"]
 
 
@@ -109,9 +111,7 @@ class EDM(Parameterization):
     """
 
     def __init__(self, sigma_data: float = 0.5):
-        if not sigma_data > 0:
-            raise ValueError(f"sigma_data must be positive, got {sigma_data}")
-        self.sigma_data = float(sigma_data)
+        self.sigma_data = check_range("sigma_data", sigma_data, "(0, inf)")
 
     def rows(self, alpha: Tensor, sigma: Tensor) -> Rows:
         d = self.sigma_data

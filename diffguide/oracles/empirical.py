@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..backbones.conditions import Condition
+from ..runtime.ranges import check_range
 from ..schedules import Schedule
 from .base import Oracle, ReverseLevels
 
@@ -50,11 +51,9 @@ class Empirical(Oracle):
     ):
         if data.ndim < 2 or not data.numel():
             raise ValueError(f"data must be [N, ...] with at least one example, got {list(data.shape)}")
-        if not (width >= 0 and math.isfinite(width)):
-            raise ValueError(f"width must be a finite number of at least 0, got {width}")
         labels = torch.as_tensor(labels)
         super().__init__(data.shape[1:], torch.ones(len(data)), labels.cpu(), schedule, class_names)
-        self.data, self.width = data.flatten(1), float(width)
+        self.data, self.width = data.flatten(1), check_range("width", width, "[0, inf)")
         self.to(data.device)
         self.squares = self.log_weights.new_empty(len(data))  # |y_k|^2
         for part in self.chunks(1):

@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor
 
+from ..runtime.ranges import check_range
 from .base import TruncatedCurve, linear
 
 __all__ = ["Cosine", "Flow", "Sigmoid", "TRE"]
@@ -76,8 +77,7 @@ class Sigmoid(TruncatedCurve):
     ):
         if not start < end:
             raise ValueError(f"start must be below end, got {start:g} and {end:g}")
-        if not tau > 0:
-            raise ValueError(f"tau must be positive, got {tau:g}")
+        check_range("tau", tau, "(0, inf)")
         self.half_width = float(end - start) / (2 * tau)
         if not max(abs(start), abs(end)) / tau < 600:  # no overflow of sinh and cosh
             raise ValueError(f"start / tau and end / tau must be within +-600, got {start / tau:g} and {end / tau:g}")

@@ -6,14 +6,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from ..runtime.ranges import check_range, check_whole
 from .base import TruncatedCurve, default_end
 
 __all__ = ["Linear", "ScaledLinear", "SigmoidBeta", "SquaredCosine"]
-
-
-def check_steps(steps: int) -> None:
-    if steps < 2:
-        raise ValueError(f"steps must be at least 2, got {steps}")
 
 
 class DiscreteBetas(TruncatedCurve):
@@ -40,8 +36,7 @@ class DiscreteBetas(TruncatedCurve):
     ):
         if not 0 < beta_start <= beta_end < 1:
             raise ValueError(f"the betas must satisfy 0 < beta_start <= beta_end < 1, got {beta_start} and {beta_end}")
-        check_steps(steps)
-        self.connect(self.betas(beta_start, beta_end, steps), log_snr_max, log_snr_min)
+        self.connect(self.betas(beta_start, beta_end, check_whole("steps", steps, 2)), log_snr_max, log_snr_min)
 
     def connect(self, betas: Tensor, log_snr_max: float, log_snr_min: float | None) -> None:
         """Builds the curve through beta_1 .. beta_T, float64."""
@@ -144,9 +139,8 @@ class SquaredCosine(DiscreteBetas):
         offset: float = 0.008,
         beta_max: float = 0.999,
     ):
-        if not (0 <= offset < math.inf and 0 < beta_max < 1):
-            raise ValueError(f"offset must be at least 0 and beta_max in (0, 1), got {offset} and {beta_max}")
-        check_steps(steps)
-        u = torch.linspace(0, 1, steps + 1, dtype=torch.float64)
+        check_range("offset", offset, "[0, inf)")
+        check_range("beta_max", beta_max, "(0, 1)")
+        u = torch.linspace(0, 1, check_whole("steps", steps, 2) + 1, dtype=torch.float64)
         f = torch.cos(math.pi / 2 * (u + offset) / (1 + offset)) ** 2
         self.connect((1 - f[1:] / f[:-1]).clamp(max=beta_max), log_snr_max, log_snr_min)

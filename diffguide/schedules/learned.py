@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
+from ..runtime.ranges import check_whole
 from .base import Schedule, as_time, check_finite_ends
 
 __all__ = ["Monotone"]
@@ -33,8 +34,7 @@ class Monotone(Schedule):
     def __init__(
         self, log_snr_max: float = 13.3, log_snr_min: float = -5.0, learned_ends: bool = False, width: int = 1024
     ):
-        if width < 1:
-            raise ValueError(f"width must be at least 1, got {width}")
+        check_whole("width", width, 1)
         check_finite_ends("a learned schedule", log_snr_max, log_snr_min)
         super().__init__(log_snr_max, log_snr_min)
         self.learned_ends = bool(learned_ends)

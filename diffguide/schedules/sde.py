@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from ..runtime.ranges import check_range
 from .base import (
     Schedule,
     TruncatedCurve,
@@ -139,9 +140,7 @@ class EDM(Schedule):
         super().__init__(log_snr_max, log_snr_min)
         if self.zero_terminal_snr:
             raise ValueError("log_snr_min must be finite for a variance-exploding schedule, got -inf")
-        if not 0.1 <= rho < math.inf:  # no overflow of sigma^(1/rho)
-            raise ValueError(f"rho must be at least 0.1 and finite, got {rho}")
-        self.rho = float(rho)
+        self.rho = check_range("rho", rho, "[0.1, inf)")  # without overflow of sigma^(1/rho)
         self.low = math.exp(-self.log_snr_max / (2 * self.rho))
         self.high = math.exp(-self.log_snr_min / (2 * self.rho))
 

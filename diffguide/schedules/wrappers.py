@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor
 
+from ..runtime.ranges import check_range
 from .base import Schedule, as_time, variance_preserving
 from .curves import Cosine
 from .discrete import Linear
@@ -27,10 +28,8 @@ class ResolutionShift(Schedule):
 
     def __init__(self, schedule: Schedule | None = None, resolution: float = 64, reference: float = 64):
         schedule = Cosine() if schedule is None else schedule
-        for name, value in {"resolution": resolution, "reference": reference}.items():
-            if not 0 < value < math.inf:
-                raise ValueError(f"{name} must be a positive number, got {value:g}")
-        shift = 2 * math.log(reference / resolution)
+        ratio = check_range("reference", reference, "(0, inf)") / check_range("resolution", resolution, "(0, inf)")
+        shift = 2 * math.log(ratio)
         schedule.check_fixed("ResolutionShift")
         super().__init__(schedule.log_snr_max + shift, schedule.log_snr_min + shift)
         self.schedule, self.shift, self.normalisation = schedule, shift, schedule.normalisation
@@ -58,14 +57,13 @@ class ZeroTerminalSNR(Schedule):
 
     def __init__(self, schedule: Schedule | None = None, first: float = 0.001):
         schedule = Linear() if schedule is None else schedule
-        if not 0 <= first < 1:
-            raise ValueError(f"first must be in [0, 1), got {first:g}")
         schedule.check_fixed("ZeroTerminalSNR")
         if schedule.normalisation is not variance_preserving:
             raise ValueError(f"schedule must be variance preserving, got {type(schedule).__name__}")
-        kept, lost = signal_and_rest(schedule.log_snr(float(first)))
+        self.first = check_range("first", first, "[0, 1)")
+        kept, lost = signal_and_rest(schedule.log_snr(self.first))
         last, _ = signal_and_rest(schedule.log_snr(1.0))
-        self.first, self.last = float(first), float(last)
+        self.last = float(last)
         self.factor = float(kept / (kept - last))
         self.excess = float(last * lost / kept)  # 1 - a' = factor (1 - a - excess)
         if not signal_and_rest(schedule.log_snr(0.0))[1] >= self.excess:

@@ -202,27 +202,37 @@ def test_other_classes_are_refused(animals, tmp_path):
     assert "no class folders: its 1 images" in refusal(tmp_path / "flat", num_classes=3)
 
 
-@pytest.mark.parametrize("changes, message", [
-    ({"channels": 4}, "dataset.channels is 4"), ({"size": 0}, "dataset.size is 0"), ({"workers": -1}, "dataset.workers is -1"),
-    ({"num_classes": -2}, "dataset.num_classes is -2"), ({"resize": 3}, "dataset.resize is 3, but must be at least"),
-    ({"validation": -0.1}, "dataset.validation and dataset.test"), ({"validation": 0.6, "test": 0.4}, "sum to less than 1"),
-    ({"size": 2365}, "dataset.size is 2365, but must be at most 2364"),
-    ({"size": 4097, "channels": 1}, "dataset.size is 4097, but must be at most 4096"),
-    ({"resize": 2**14 + 1}, "dataset.resize is 16385, but must be at most 16384"),
-    ({"test": float("nan")}, "got 0.25 and nan"), ({"memory": -1.0}, "dataset.memory is -1.0"),
-    ({"class_order": "size"}, "dataset.class_order is size"), ({"split_by": "name"}, "dataset.split_by is name"),
-    ({"suffixes": ["png"]}, "dataset.suffixes has png"), ({"suffixes": ["png"]}, "write it with the dot"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"channels": 4}, "dataset.channels is 4"),
+        ({"size": 0}, "dataset.size must be"),
+        ({"size": 2365}, "dataset.size is 2365, but must be at most 2364"),
+        ({"size": 4097, "channels": 1}, "dataset.size is 4097, but must be at most 4096"),
+        ({"workers": -1}, "dataset.workers must be"),
+        ({"num_classes": -2}, "dataset.num_classes must be"),
+        ({"resize": 3}, "dataset.resize is 3"),
+        ({"resize": 2**14 + 1}, "dataset.resize is 16385, but must be at most 16384"),
+        ({"validation": -0.1}, "dataset.validation and dataset.test"),
+        ({"validation": 0.6, "test": 0.4}, "sum to less than 1"),
+        ({"test": float("nan")}, "got 0.25 and nan"),
+        ({"memory": -1.0}, "dataset.memory must be"),
+        ({"class_order": "size"}, "dataset.class_order is size"),
+        ({"split_by": "name"}, "dataset.split_by is name"),
+        ({"suffixes": ["png"]}, "dataset.suffixes has png"),
+        ({"suffixes": ["png"]}, "write it with the dot"),
+    ],
+)
 def test_arguments_out_of_range_are_refused(changes, message, animals):
     assert message in refusal(animals, **changes)
 
 
 def test_the_yaml_file_builds_it(animals):
     config = OmegaConf.create({"dataset": OmegaConf.load(Path(config_dir()) / "dataset/image_folder.yaml")})
-    with pytest.raises(ConfigError, match="dataset.path must be given .a text.: it has no default, say dataset.path="):
+    with pytest.raises(ConfigError, match="dataset.path must be given"):
         build(config, "dataset")
     config.dataset.path = str(animals)
-    with pytest.raises(ConfigError, match="dataset.num_classes must be given .a whole number."):
+    with pytest.raises(ConfigError, match="dataset.num_classes must be given"):
         build(config, "dataset")
     config.dataset.num_classes = 4
     data = build(config, "dataset")

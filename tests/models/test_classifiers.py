@@ -61,7 +61,7 @@ def test_the_encoder_is_twice_differentiable_and_starts_uniform():
 @pytest.mark.parametrize("changed, message", [
     ({"out_features": 0}, "out_features must be at least 1"), ({"size": 9}, "halve the image 1 times"),
     ({"attention": [3]}, "among the sides of this network, \\[8, 4\\]"), ({"dropout": 1.0}, "dropout must be in"),
-    ({"head_channels": 5}, "head_channels must divide 16"), ({"blocks": 0}, "1 block"),
+    ({"head_channels": 5}, "head_channels must divide the 16"), ({"blocks": 0}, "1 block"),
 ])  # fmt: skip
 def test_arguments_of_the_encoder_out_of_range_are_refused(changed, message):
     with pytest.raises(ValueError, match=message):

@@ -168,5 +168,5 @@ def test_only_eps_and_the_score_need_a_signal(name):
 
 
 def test_a_sigma_data_of_0_is_refused():
-    with pytest.raises(ValueError, match="sigma_data must be positive, got 0"):
+    with pytest.raises(ValueError, match="sigma_data must be .* got 0"):
         EDM(0.0)
