@@ -67,7 +67,7 @@ def write_training_examples(path: Path, data: Dataset, seed: int) -> None:
         rows = torch.arange(min(len(y), 2000))
     x, y = fetch_examples(data.train, rows)
     chance = torch.rand(len(rows), 3, generator=torch.Generator().manual_seed(seed))
-    write_samples(path, data.preprocess(x, chance), y.tolist(), data.class_names, whole=True)
+    write_samples(path, data.preprocess(x, chance), y.tolist(), data.class_names, note_missing=True)
 
 
 def suggest_smaller(

@@ -40,7 +40,8 @@ RUN = "outputs/train/image_folder/v001"
 
 def test_training_says_that_held_out_losses_are_of_training_examples(at):
     assert (
-        "the validation split is empty: held-out losses are on training examples" in (at / RUN / "log.txt").read_text()
+        "the validation split is empty: held-out losses are computed on training examples"
+        in (at / RUN / "log.txt").read_text()
     )
     lines = map(json.loads, (at / RUN / "metrics.jsonl").read_text().splitlines())
     losses = [line["validation_loss"] for line in lines if "validation_loss" in line]

@@ -101,7 +101,7 @@ def write_accuracy(path: Path, classifier: Classifier, data: Dataset, seed: int,
     """
     from matplotlib.figure import Figure
 
-    split, held = data.held_out
+    split, held = data.held_out_split
     x, y = fetch_examples(held, torch.arange(min(len(held.y), MAX_EXAMPLES)))
     found = accuracies(classifier, data.preprocess(x).to(device), y.to(device), PLOT_LEVELS, seed)
     figure = Figure(figsize=(5, 3.5), layout="constrained")
