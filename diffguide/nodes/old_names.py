@@ -79,6 +79,9 @@ QUANTIZED = [
     "diffguide.objectives.cdm.CDM",
     "diffguide.objectives.density_ratio.DensityRatio",
     "diffguide.models.decoders.Discretized",
+    "diffguide.evaluation.likelihood.metrics.ELBO",
+    "diffguide.evaluation.likelihood.metrics.ExactDensity",
+    "diffguide.evaluation.likelihood.metrics.FlowODE",
 ]
 RENAMED: dict[str, dict[str, str]] = {
     target: {"values": "quantization_levels"} for target in QUANTIZED
@@ -91,7 +94,7 @@ RENAMED_KEYS = {  # node: key as it was typed before: now
     "objective": {"values": "quantization_levels"},
     "decoder": {"values": "quantization_levels"},
     "training": {"keep": "keep_checkpoints"},
-}
+} | {name: {"values": "quantization_levels"} for name in ("metric", "elbo", "ode", "exact", "density")}
 
 
 def renamed_key(key: str) -> str:

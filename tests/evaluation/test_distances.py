@@ -62,7 +62,7 @@ def test_directions_are_unit_vectors_in_frames():
         torch.testing.assert_close(frame @ frame.mT, torch.eye(len(frame), dtype=torch.float64), rtol=0, atol=1e-12)
 
 
-def test_the_line_is_sorted():
+def test_in_one_dimension_the_assignment_is_by_sorting():
     """W_2 on the line is that of the sorted samples, and never below SciPy's W_1."""
     x, y = normal(300, 1, 0), 0.3 + 2 * normal(300, 1, 1)
     expected = math.sqrt(((numpy.sort(x[:, 0]) - numpy.sort(y[:, 0])) ** 2).mean())
@@ -71,7 +71,7 @@ def test_the_line_is_sorted():
     assert wasserstein(x, y) >= wasserstein_distance(x[:, 0], y[:, 0])
 
 
-def test_energy_distance_of_scipy():
+def test_the_energy_distance_is_that_of_scipy_in_one_dimension():
     """SciPy's is its root, on the line, and takes sets of different sizes too."""
     for n, m in ((200, 200), (150, 70)):
         x, y = normal(n, 1, 0), 0.3 + 2 * normal(m, 1, 1)
@@ -95,10 +95,10 @@ def test_wasserstein_of_two_gaussians():
     assert wasserstein(shift + std * normal(1000, 2, 0), normal(1000, 2, 1)) == pytest.approx(expected, rel=0.03)
 
 
-def test_sets_of_different_sizes_are_refused():
-    with pytest.raises(ValueError, match="sets of one size, got 5 and 4"):
+def test_sets_of_different_sizes_raise():
+    with pytest.raises(ValueError, match="got 5 and 4"):
         wasserstein(normal(5, 2, 0), normal(4, 2, 0))
-    with pytest.raises(ValueError, match="sets of one size, got 5 and 4"):
+    with pytest.raises(ValueError, match="got 5 and 4"):
         sliced_wasserstein(normal(5, 2, 0), normal(4, 2, 0), frames(2))
 
 
@@ -117,7 +117,7 @@ def test_moments_are_in_the_truths_deviations():
     assert covariance_error(wider, truth) == pytest.approx(math.sqrt((9 + 2 * correlation**2) / 9), rel=1e-6)
 
 
-def test_the_deviation_within_classes():
+def test_the_deviation_ratio_is_the_unbiased_spread_within_classes():
     """Against a loop over classes; classes that move as a whole leave it, and it says nothing of classes of one."""
     y = torch.tensor([0, 1, 1, -1] * 50)
     truth = normal(200, 3, 0) + 9 * y[:, None]
@@ -187,7 +187,7 @@ def test_no_labels_have_no_classes_and_the_laws_own_shares(pair):
     assert compare_with_oracle(pair, even, [-1] * 300, pair.class_names, 0, plain)["moments"]["mean"]["error"] > 0.4
 
 
-def test_what_is_not_finite_has_no_distance(pair):
+def test_samples_that_are_not_finite_have_the_distance_nan(pair):
     x = normal(50, 2, 0)
     x[3, 1] = math.inf
     found = compare_with_oracle(pair, x, [0, 1] * 25, pair.class_names, 0, plain)
@@ -195,7 +195,7 @@ def test_what_is_not_finite_has_no_distance(pair):
     assert found["wasserstein_2"]["floor"] > 0 and found["wasserstein_2"]["per_class"]["0"]["distance"] > 1
 
 
-def test_a_subset_has_all_classes():
+def test_the_compared_subset_has_all_classes():
     """Labels in turn or in blocks: the samples that are compared have them in the same shares."""
     chosen = torch.tensor(select_compared(100000, 2, 0))
     assert len(chosen) == 20000 and len(chosen.unique()) == 20000 and bool((chosen[1:] > chosen[:-1]).all())

@@ -59,7 +59,7 @@ def closed_form(x: np.ndarray, schedule) -> np.ndarray:
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
-def test_the_gaussians_error_is_that_of_its_denoiser(name):
+def test_the_error_of_the_gaussian_is_that_of_its_exact_denoiser(name):
     schedule = SCHEDULES[name]
     x, rng = points(gaussian(schedule), 16), torch.Generator().manual_seed(1)
     eps = torch.randn(16, 2, generator=rng, dtype=torch.float64)
@@ -69,7 +69,7 @@ def test_the_gaussians_error_is_that_of_its_denoiser(name):
     torch.testing.assert_close(FIT.error(x, eps, log_snr), found, rtol=1e-6, atol=1e-8)
 
 
-def test_its_mean_and_its_integral():
+def test_the_mean_error_and_its_integral_are_the_closed_forms():
     x = points(gaussian(SCHEDULES["cosine"]), 3)
     eps = torch.randn(200000, 2, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     for level in (-3.0, 1.0, 6.0):
@@ -82,7 +82,7 @@ def test_its_mean_and_its_integral():
         assert float(found) == pytest.approx(quad(one, *ends.tolist(), epsabs=1e-10)[0], abs=1e-8)
 
 
-def test_fit_to_data():
+def test_a_fit_has_mean_and_covariance_of_the_data():
     """Mean and covariance, a floor in directions without spread; the diagonal alone beyond 2048 values."""
     x = points(gaussian(SCHEDULES["cosine"]), 500)
     x = torch.cat([x, torch.full((500, 1), 0.25)], dim=1)
@@ -93,7 +93,7 @@ def test_fit_to_data():
     wide = GaussianFit.to_data(x.repeat(1, 700), floor=0.01)
     assert wide.vectors is None
     np.testing.assert_allclose(wide.values[:3].numpy(), np.diag(expected), rtol=0, atol=1e-12)
-    with pytest.raises(ValueError, match="floor must be a positive variance"):
+    with pytest.raises(ValueError, match="floor"):
         GaussianFit.to_data(x, floor=0.0)
 
 
@@ -101,7 +101,7 @@ def test_fit_to_data():
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
-def test_gaussians_have_a_closed_form(name):
+def test_the_bound_of_gaussians_is_the_closed_form(name):
     """Exactly, with a control variate that is the law itself; and without one within its own standard error."""
     schedule = SCHEDULES[name]
     law, terms = gaussian(schedule), pieces(schedule, 24)
@@ -117,7 +117,7 @@ def test_gaussians_have_a_closed_form(name):
     assert 0.5 < ratio < 1.8  # the error that it states is the error that it makes
 
 
-def test_a_later_start():
+def test_a_later_start_leaves_the_bound_of_gaussians_exact():
     """With z_0 inside the schedule the bound is that of a schedule which ends there."""
     bounds = []
     for schedule, start in ((SCHEDULES["cosine"], 5.0), (Cosine(5.0, -10.0), None)):
@@ -129,7 +129,7 @@ def test_a_later_start():
     torch.testing.assert_close(bounds[1], bounds[3])
 
 
-def test_it_bounds_the_exact_density():
+def test_the_bound_is_above_the_exact_density():
     """In the mean, always: the gap is a KL divergence. Here it closes as the ends go apart."""
     gaps = []
     for end in (2.0, 4.0, 8.0, 14.0):
@@ -150,7 +150,7 @@ class Off(Denoiser):
         return Prediction(x_0, eps + self.offset)
 
 
-def test_a_worse_denoiser_pays_for_it():
+def test_a_worse_denoiser_has_a_larger_bound_by_its_excess_error():
     """An independent error c in every eps costs 1/2 D c^2 per unit of log-SNR, compared by common random numbers."""
     schedule = SCHEDULES["cosine"]
     law, terms = gaussian(schedule), pieces(schedule, 16)
@@ -177,7 +177,7 @@ def test_the_control_variate_changes_the_noise_alone():
     assert float(without.noise.square().mean() / with_control.noise.square().mean()) > 4  # of the variance
 
 
-def test_an_example_does_not_know_its_batch_and_models_share_their_draws():
+def test_an_example_does_not_depend_on_its_batch_and_models_share_random_numbers():
     schedule = SCHEDULES["edm"]
     law, terms = GMM2DLaw(schedule), pieces(schedule, 8)
     x = points(law, 6)
@@ -236,7 +236,7 @@ def test_probabilities_of_discrete_data_sum_to_one_at_most():
 
 
 @pytest.mark.parametrize("steps", [None, 4])
-def test_the_training_objective_estimates_the_same(steps):
+def test_the_training_objective_estimates_the_bound(steps):
     """`Variational` on a network that nobody trained, its loss of one example drawn many times, in bits per dimension."""
     torch.manual_seed(0)
     network, schedule, n = (
@@ -272,23 +272,14 @@ def test_bound_flow_and_exact_density_agree_on_a_mixture():
         assert (one - other).std() / math.sqrt(n) < 0.003
 
 
-def test_what_it_refuses():
+def test_infinite_ends_missing_replicates_and_other_values_raise():
     schedule, x = SCHEDULES["cosine"], torch.zeros(2, 2).double()
-    with pytest.raises(ValueError, match="finite ends.*-inf to inf.*schedule.log_snr_min"):
+    noise, terms = noise_of(range(2), schedule), pieces(schedule, 2)
+    with pytest.raises(ValueError, match="schedule.log_snr_min"):
         pieces(Flow(math.inf, -math.inf), 8)
-    with pytest.raises(ValueError, match="levels must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="levels .*got 0"):
         pieces(schedule, 0)
-    with pytest.raises(ValueError, match="replicates and draws of at least 2, got 1 and 2"):
-        elbo(gaussian(schedule), x, None, Gaussian(), noise_of(range(2), schedule), pieces(schedule, 2), 1, 2, None)
-    with pytest.raises(ValueError, match="5 equally spaced values"):
-        elbo(
-            gaussian(schedule),
-            x + 0.1,
-            None,
-            Discretized(5),
-            noise_of(range(2), schedule),
-            pieces(schedule, 2),
-            2,
-            2,
-            None,
-        )
+    with pytest.raises(ValueError, match="replicates .*got 1 and 2"):
+        elbo(gaussian(schedule), x, None, Gaussian(), noise, terms, 1, 2, None)
+    with pytest.raises(ValueError, match="5 "):
+        elbo(gaussian(schedule), x + 0.1, None, Discretized(5), noise, terms, 2, 2, None)

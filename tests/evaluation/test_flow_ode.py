@@ -39,7 +39,7 @@ def points(n: int, schedule, dtype=torch.float64) -> tuple[torch.Tensor, Noise]:
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
-def test_gaussians_have_a_closed_form(name):
+def test_the_density_of_gaussians_is_the_closed_form(name):
     """With the exact trace: the fixed grid; and, by an error control per example, the adaptive method."""
     schedule = SCHEDULES[name]
     x, _ = points(8, schedule)
@@ -59,7 +59,7 @@ def test_the_fixed_grid_is_of_order_4():
     assert 11 < errors[0] / errors[1] < 22
 
 
-def test_networks_in_float32():
+def test_a_network_in_float32_has_the_density_of_float64():
     """The state stays in float64: what is lost is what the denoiser's own answers lose."""
     schedule = SCHEDULES["cosine"]
     x, _ = points(8, schedule, torch.float32)
@@ -92,7 +92,7 @@ def noise_of(n: int, schedule) -> Noise:
 
 
 @pytest.mark.parametrize("solver", [FixedGrid(16), Adaptive(1e-5, 1e-5, 3000)], ids=["fixed", "adaptive"])
-def test_an_example_does_not_know_its_batch(solver):
+def test_the_density_of_an_example_does_not_depend_on_its_batch(solver):
     schedule = SCHEDULES["flow"]
     x, noise = points(6, schedule)
     together = flow_log_density(gaussian(schedule), x, None, Hutchinson(2), solver, noise).log_density
@@ -101,7 +101,7 @@ def test_an_example_does_not_know_its_batch(solver):
     torch.testing.assert_close(own, together[4:5], rtol=0, atol=1e-10)
 
 
-def test_mixtures_and_their_classes():
+def test_the_density_of_a_mixture_given_its_classes_is_exact():
     """Conditional and not, within 0.002 nats/dim of the law itself; the start's noise of 0.0025 is nearly all of it."""
     law = GMM2DLaw(Cosine(12.0, -14.0))  # a class lies off the origin, from where samplers start
     x, y = law.sample(32, torch.Generator().manual_seed(1))
@@ -110,7 +110,7 @@ def test_mixtures_and_their_classes():
         assert float((found - law.log_density(x, None, condition)).abs().mean()) / 2 < 2e-3
 
 
-def test_images_keep_their_shape():
+def test_images_and_vectors_have_the_same_density():
     """What the denoiser is shown has the shape of the data."""
     schedule = SCHEDULES["cosine"]
     law = gaussian(schedule)
@@ -127,21 +127,22 @@ def test_images_keep_their_shape():
     torch.testing.assert_close(pictures, flow_log_density(law, x, None, EXACT, FixedGrid(8), None).log_density)
 
 
-def test_what_it_refuses():
+def test_infinite_ends_large_traces_and_missing_noise_raise():
     x, noise = points(2, SCHEDULES["flow"])
     with pytest.raises(ValueError, match="finite ends"):
         flow_log_density(gaussian(Flow(math.inf, -math.inf)), x, None, EXACT, FixedGrid(4), None)
-    with pytest.raises(ValueError, match="3 values, and trace.largest.*metric/trace=hutchinson"):
+    with pytest.raises(ValueError, match="3 values.*metric/trace=hutchinson"):
         flow_log_density(gaussian(SCHEDULES["flow"]), x, None, ExactTrace(2), FixedGrid(4), None)
-    with pytest.raises(SamplingError, match="needs more than max_evaluations=20"):
+    with pytest.raises(SamplingError, match="max_evaluations=20"):
         flow_log_density(gaussian(SCHEDULES["flow"]), x, None, EXACT, Adaptive(1e-8, 1e-8, 20), None)
-    with pytest.raises(ValueError, match="noise, one seed per example"):
+    with pytest.raises(ValueError, match="noise"):
         flow_log_density(gaussian(SCHEDULES["flow"]), x, None, Hutchinson(1), FixedGrid(4), None)
-    for wrong in (
-        lambda: Hutchinson(0),
-        lambda: FixedGrid(0),
-        lambda: Adaptive(0.0, 0.0, 100),
-        lambda: Adaptive(1e-3, 0.0, 8),
-    ):
-        with pytest.raises(ValueError, match="must be at least 1|needs atol above 0"):
-            wrong()
+
+
+@pytest.mark.parametrize("build, key", [
+    (lambda: Hutchinson(0), "probes"), (lambda: FixedGrid(0), "steps"), (lambda: Adaptive(0.0, 0.0, 100), "atol"),
+    (lambda: Adaptive(1e-3, 0.0, 8), "max_evaluations=8"),
+])  # fmt: skip
+def test_traces_and_solvers_check_their_arguments(build, key):
+    with pytest.raises(ValueError, match=key):
+        build()

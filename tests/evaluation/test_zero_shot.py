@@ -121,7 +121,7 @@ def test_identical_classes_get_identical_scores():
     assert bool((log_prob[:, 0] != log_prob[:, 2]).all())
 
 
-def test_an_image_alone_is_the_image_in_a_batch():
+def test_the_answer_for_an_image_does_not_depend_on_its_batch():
     law = four_classes()
     x, seeds = examples(law, 9), [17, 3, 8, 0, 5, 6, 2, 99, 1]
     ask = classifier(evaluations=30, stages=[[5, 3], [12, 2]])
@@ -134,7 +134,7 @@ def test_an_image_alone_is_the_image_in_a_batch():
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 17, 1000])
-def test_chunks_do_not_matter(chunk):
+def test_the_chunk_size_does_not_change_the_answers(chunk):
     law, x = four_classes(), examples(four_classes(), 7)
     stages = [[4, 3], [9, 2]]
     whole = classifier(evaluations=20, stages=stages, margin=3.0)(oracle(law, SCHEDULE), x, range(7))
@@ -178,7 +178,7 @@ class Told(ZeroShot):
         return asked[..., None] * self.table[:, first:last]
 
 
-def test_what_is_dropped_keeps_its_distance_from_a_leader_that_is_dropped_itself():
+def test_a_dropped_class_keeps_its_distance_from_a_leader_that_is_dropped_later():
     """By hand: 3 falls 3 behind 0; 0 falls 4.5 behind 1; then 2 overtakes 1 by half a nat."""
     ask = Told(Exact(), Even(), Budget(6, [[2, 3], [4, 2]], None), 1.0, 100)
     ask.table = torch.tensor(
@@ -196,10 +196,10 @@ def test_the_margin_counts_standard_errors_of_paired_differences():
     shared, turns = torch.tensor([0.0, 10.0, -10.0, 0.0]), torch.tensor([1.0, -1.0, 1.0, -1.0])
     errors = torch.stack([shared, shared + 1 + 0.1 * turns, shared + 1 + 4 * turns])[None].double()
     for margin, expected in ((0.4, [True, False, False]), (0.5, [True, False, True])):  # a standard error is 2.31
-        assert Budget(9, [[4, 3]], margin).remaining(-errors.mean(2), errors, 3).tolist() == [expected]
+        assert Budget(9, [[4, 3]], margin).select_remaining(-errors.mean(2), errors, 3).tolist() == [expected]
 
 
-def test_margin_ends_what_is_clear():
+def test_the_margin_stops_the_evaluation_of_clear_images():
     """By paired differences: fewer evaluations than the budget, the same answers; at margin 0 nothing but the leader stays."""
     law, x = four_classes(), examples(four_classes(), 40)
     stages = [[10, 4], [20, 4]]
@@ -215,7 +215,7 @@ def test_margin_ends_what_is_clear():
     assert leaders.evaluations.tolist() == [40] * 40
 
 
-def test_running_answers_and_what_they_cost():
+def test_running_answers_have_their_number_of_evaluations():
     law, x = four_classes(), examples(four_classes(), 30)
     answers = classifier(evaluations=30, stages=[[4, 2]])(oracle(law, SCHEDULE), x, range(30))
     # after 1, 2, 4, 5, 10, 20, 30 of each class that remains
@@ -236,7 +236,7 @@ class OfLevels(DenoiserWrapper):
         return self.denoiser(x_t, t, y)
 
 
-def test_a_model_of_legal_times_is_asked_at_them():
+def test_a_model_with_discrete_levels_is_evaluated_at_its_levels_only():
     law, x = two_classes(), examples(two_classes(), 20, 0.6)
     model = OfLevels(oracle(law, SCHEDULE))
     found = classifier(evaluations=200)(model, x, range(20)).log_prob
@@ -253,21 +253,21 @@ class Knowing(Denoiser):
         return Prediction(x_t, (x_t - alpha) / sigma + y[:, None])
 
 
-def test_noise_is_that_of_the_legal_time():
+def test_x_t_has_the_noise_of_the_nearest_level():
     """-1/2 D times the range of log-SNR for class 1, nothing for class 0, to rounding."""
     found = classifier(spacing=Even(), evaluations=7)(Knowing(), torch.ones(2, 3, dtype=torch.float64), [0, 1]).log_prob
     torch.testing.assert_close(found[:, 1] - found[:, 0], torch.full((2,), -0.5 * 3 * 28).double(), rtol=1e-6, atol=0)
 
 
-def test_what_cannot_classify_is_refused():
+def test_one_class_an_invalid_prior_and_infinite_ends_raise():
     single = Mixture([1.0], [[0.0]], [[[1.0]]], [0])
     x = torch.zeros(1, 1, dtype=torch.float64)
-    with pytest.raises(ValueError, match="two classes or more, got 1"):
+    with pytest.raises(ValueError, match="two classes, got 1"):
         classifier()(oracle(single, SCHEDULE), x, [0])
-    with pytest.raises(ValueError, match="prior must be a positive probability for each of 2 classes"):
+    with pytest.raises(ValueError, match="prior .*2 classes"):
         classifier()(oracle(two_classes(), SCHEDULE), x, [0], torch.tensor([1.0, 0.0]))
     infinite = oracle(two_classes(), Flow(torch.inf, -torch.inf))
-    with pytest.raises(ValueError, match="finite ends.*metric/weighting=window"):
+    with pytest.raises(ValueError, match="metric/weighting=window"):
         classifier()(infinite, torch.zeros(1, 2, dtype=torch.float64), [0])
     window = Piecewise([-6.0, 6.0], [1.0, 1.0])
     assert bool(classifier(window)(infinite, torch.zeros(1, 2, dtype=torch.float64), [0]).log_prob.isfinite().all())
@@ -276,23 +276,23 @@ def test_what_cannot_classify_is_refused():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((10, [[2, 2], [2, 1]], None), "evaluations that increase"),
-        ((10, [[5, 0]], None), "at least 1"),
-        ((10, [[5, 3], [4, 2]], None), "evaluations that increase"),
-        ((10, [[4, 2], [5, 3]], None), "must not keep more"),
-        ((0, [], None), "evaluations must be at least 1, got 0"),
-        ((10, [], 2.0), "margin must be at least 0 and needs stages"),
-        ((10, [[1, 2]], 2.0), "needs a standard error"),
+        ((10, [[2, 2], [2, 1]], None), "stages .*increasing"),
+        ((10, [[5, 0]], None), "stages .*>= 1"),
+        ((10, [[5, 3], [4, 2]], None), "stages .*increasing"),
+        ((10, [[4, 2], [5, 3]], None), "stage .*keep more"),
+        ((0, [], None), "evaluations .*got 0"),
+        ((10, [], 2.0), "margin .*needs stages"),
+        ((10, [[1, 2]], 2.0), "margin .*2 evaluations"),
     ],
 )
-def test_budgets_that_are_none(arguments, message):
+def test_invalid_budgets_raise(arguments, message):
     with pytest.raises(ValueError, match=message):
         Budget(*arguments)
 
 
 @pytest.mark.parametrize("evaluations, reached", [(400, 6), (257, 6), (100, 4), (64, 3), (8, 0), (1, 0)])
-def test_the_default_stages_go_with_any_budget(evaluations, reached):
-    """Those that a smaller one does not reach wait; the margin is that of the others."""
+def test_the_default_stages_fit_any_budget(evaluations, reached):
+    """Stages beyond the budget are dropped; the margin stays."""
     with initialize_config_dir(config_dir(), version_base="1.3"):
         node = compose("metric/zero_shot", [f"metric.evaluations={evaluations}"]).metric
     budget = instantiate(node, _convert_="all").budget
@@ -303,7 +303,7 @@ def test_the_default_stages_go_with_any_budget(evaluations, reached):
     assert 2 * min(evaluations, 8) <= float(answers.evaluations) <= 2 * evaluations
 
 
-def test_arguments_out_of_range():
+def test_temperature_and_chunk_must_be_positive():
     for wrong in ({"temperature": 0.0}, {"chunk": 0}):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             classifier(**wrong)

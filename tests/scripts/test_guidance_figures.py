@@ -24,7 +24,7 @@ import guidance_tree  # noqa: E402
 
 @pytest.fixture(scope="module")
 def law():
-    return figure_files.exact(*guidance_tree.TREE)
+    return figure_files.build_oracle(*guidance_tree.TREE)
 
 
 @pytest.fixture(scope="module")
@@ -119,19 +119,19 @@ def test_methods_agree_on_digits_where_they_must(tiny_run, tmp_path, monkeypatch
 
 def test_a_model_is_trained_once_and_to_its_end(unfinished, tmp_path):
     """What is not there is trained; the run that lost its last checkpoint is resumed; the finished one is not touched."""
-    figure_files.trained(tmp_path, "new", *SMALL, "training.images=32", "training.batch_size=32")
-    assert figure_files.finished(tmp_path / "outputs/train/new/v001")
+    figure_files.load_or_train(tmp_path, "new", *SMALL, "training.images=32", "training.batch_size=32")
+    assert figure_files.is_finished(tmp_path / "outputs/train/new/v001")
     run = tmp_path / "outputs/train/digits/v001"
-    assert not figure_files.finished(run)
-    figure_files.trained(tmp_path, "digits")
-    assert figure_files.finished(run)
+    assert not figure_files.is_finished(run)
+    figure_files.load_or_train(tmp_path, "digits")
+    assert figure_files.is_finished(run)
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
-    model = figure_files.trained(tmp_path, "digits")
+    model = figure_files.load_or_train(tmp_path, "digits")
     assert model.num_classes == 10 and before == {path: path.stat().st_mtime_ns for path in run.rglob("*")}
 
 
 def test_what_is_kept_is_not_made_again(tmp_path):
     path = tmp_path / "a/x.npy"
-    first = figure_files.kept(path, lambda: torch.arange(3))
-    again = figure_files.kept(path, lambda: torch.zeros(3))
+    first = figure_files.load_or_make(path, lambda: torch.arange(3))
+    again = figure_files.load_or_make(path, lambda: torch.zeros(3))
     assert torch.equal(first, again) and torch.equal(again, torch.arange(3))
