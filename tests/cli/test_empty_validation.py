@@ -93,7 +93,7 @@ def test_the_held_out_loss_is_of_evenly_spread_training_examples(kind, count, as
     assert found.tolist() == x[:: count // asked, 0, 0, 0].tolist()
     kept = Dataset(kind(x, y), kind(x[:5], y[:5]), empty, ["a"])
     assert held_out_loss(Mean(), kept, 0, torch.device("cpu"), 400).per_example.tolist() == [0, 1, 2, 3, 4]
-    with pytest.raises(ValueError, match=r"dataset.test=0.*split=train or split=validation"):  # fmt: skip
+    with pytest.raises(ValueError, match=r"dataset.test=0.*split=train or split=validation"):
         EvalContext(None, kept, "test")
 
 
