@@ -1,7 +1,8 @@
 """Fidelity and diversity of the runs of a sweep."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -72,17 +73,12 @@ def compare_with_data(
         NoTradeoff: too few samples, or no data.
     """
     count = check_count(min(len(run.labels) for run in runs))
-    try:
-        data = training_set(checkpoints, moved or {})
-        name, real, y = real_examples(data, shape)
+    with no_tradeoff_without_data():
+        data = load_training_set(checkpoints, moved or {})
+        name, real, y = load_real_examples(data, shape)
         classifier = None
         if bool((y >= 0).all()) and labels_match(data, class_names, runs):
             classifier = train_label_classifier(data)
-    except NoTradeoff:
-        raise
-    except (OSError, TypeError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise NoTradeoff(f"the training data of the model cannot be read ({reason})") from error
     facts = {
         "compared": count,
         "compared_real": len(real),
@@ -104,6 +100,18 @@ def compare_with_data(
     return columns
 
 
+@contextmanager
+def no_tradeoff_without_data() -> Iterator[None]:
+    """Raises NoTradeoff if data cannot be read."""
+    try:
+        yield
+    except NoTradeoff:
+        raise
+    except (OSError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise NoTradeoff(f"the training data of the model cannot be read ({reason})") from error
+
+
 def read_features(run: SweepRun, count: int) -> tuple[Tensor, Tensor]:
     """Features [count, D] of some samples of a run, and their labels."""
     rows = sample_rows(len(run.labels), count, SAMPLES_PURPOSE)
@@ -113,7 +121,7 @@ def read_features(run: SweepRun, count: int) -> tuple[Tensor, Tensor]:
     return x.double().flatten(1), torch.tensor(run.labels)[rows]
 
 
-def real_examples(data: Dataset, shape: Sequence[int]) -> tuple[str, Tensor, Tensor]:
+def load_real_examples(data: Dataset, shape: Sequence[int]) -> tuple[str, Tensor, Tensor]:
     """The name of the held-out split, features [n, D] of at most 1000 of its examples, and their classes."""
     if list(data.shape) != list(shape):
         raise NoTradeoff(f"the data set has examples of shape {list(data.shape)}; the samples have {list(shape)}")
@@ -124,8 +132,8 @@ def real_examples(data: Dataset, shape: Sequence[int]) -> tuple[str, Tensor, Ten
     return name, data.preprocess(x).flatten(1).double(), y
 
 
-def training_set(checkpoints: Sequence[str], moved: Mapping[str, str]) -> Dataset:
-    """The data set on which these checkpoints were trained.
+def load_training_set(checkpoints: Sequence[str], moved: Mapping[str, str]) -> Dataset:
+    """Loads the data set on which these checkpoints were trained.
 
     Arguments:
         checkpoints: files.

@@ -31,8 +31,8 @@ COUNTS = (
     "sample_images",
     "keep_checkpoints",
 )
-MINIMUM_OF = dict.fromkeys(COUNTS, 1) | {"warmup_images": 0}
-MAXIMUM_OF = {"learning_rate": math.inf, "max_grad_norm": math.inf, "extend_rate": 1.0}
+MIN_COUNTS = dict.fromkeys(COUNTS, 1) | {"warmup_images": 0}
+MAX_VALUES = {"learning_rate": math.inf, "max_grad_norm": math.inf, "extend_rate": 1.0}
 
 
 @dataclass(eq=False)
@@ -79,11 +79,11 @@ class Training:
     extend_rate: float = 0.5
 
     def __post_init__(self) -> None:
-        for name, minimum in MINIMUM_OF.items():
+        for name, minimum in MIN_COUNTS.items():
             count = getattr(self, name)
             if not isinstance(count, int) or count < minimum:
                 raise ValueError(f"{name} must be a whole number of at least {minimum}, got {count!r}")
-        for name, maximum in MAXIMUM_OF.items():
+        for name, maximum in MAX_VALUES.items():
             value = getattr(self, name)
             if not isinstance(value, int | float) or not 0 < value <= maximum or math.isinf(value):
                 limit = "" if math.isinf(maximum) else f" of at most {maximum:g}"
@@ -147,8 +147,7 @@ class Training:
             engine: launched Fabric, None = one device.
             config: resolved configuration, saved in the checkpoints; None = no checkpoints.
             draw: called with (averaged objective, PNG path) on rank 0 to make a sample grid.
-            resume: checkpoint from which to continue.
-            note: line of metrics.jsonl with the changes of a resumed run.
+            resume, note: checkpoint from which to continue, and a line of metrics.jsonl with the changes.
 
         Raises:
             Diverged: a loss, gradient or weight is not finite, or the objective raised it; the last checkpoint is kept.

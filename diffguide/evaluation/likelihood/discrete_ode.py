@@ -21,9 +21,7 @@ class LevelSteps(Solver):
 
     text, at_levels = "Heun's rule from level to level", True
 
-    def __call__(
-        self, slope: Slope, state: Tensor, start: float, end: float, levels: Sequence[float] = ()
-    ) -> tuple[Tensor, int]:
+    def __call__(self, slope: Slope, state: Tensor, start: float, end: float, levels: Sequence[float] = ()) -> Tensor:
         def slope_by_angle(u: float, state: Tensor) -> Tensor:
             angle = math.atan(math.exp(u))
             u_per_example = torch.full((len(state),), u, dtype=state.dtype, device=state.device)
@@ -33,4 +31,4 @@ class LevelSteps(Solver):
             h = math.atan(math.exp(next_u)) - math.atan(math.exp(u))
             first = slope_by_angle(u, state)
             state = state + h / 2 * (first + slope_by_angle(next_u, state + h * first))
-        return state, 2 * (len(levels) - 1)
+        return state

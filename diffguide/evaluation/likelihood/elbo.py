@@ -5,6 +5,7 @@ Kingma, Salimans, Poole, Ho, "Variational Diffusion Models", 2021, arXiv 2107.00
     -log p(x) <= KL(q(x_1 | x) || N(0, sigma_1^2 I)) - E log p(x | z_0) + 1/2 int E||eps - eps_hat(x_t)||^2 d log_snr
 """
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -32,7 +33,6 @@ class Bound(NamedTuple):
         diffusion: the weighted error of the denoiser at the noise levels between them.
         noise: standard error of the sum of the three due to the finite number of draws.
         terms: the pieces of the diffusion term, [K, B]; their cumulative sums are the diffusion terms of earlier ends.
-        evaluations: of the denoiser, per example.
     """
 
     prior: Tensor
@@ -40,7 +40,6 @@ class Bound(NamedTuple):
     diffusion: Tensor
     noise: Tensor
     terms: Tensor
-    evaluations: int
 
     @property
     def nats(self) -> Tensor:
@@ -208,20 +207,16 @@ def elbo(
     decoder.check(x)
     prior = 0.5 * math.exp(terms[0].low) * x.double().square().flatten(1).sum(1)
     decoded = reconstruction(x, decoder, terms[-1].end, [noise.normal(len(terms), k) for k in range(draws)])
-    repetitions = []
-    for replicate in range(replicates):
-        values = []
-        for index, piece in enumerate(terms):
-            log_snr, eps = draw_noise(piece, index, replicate, noise)
-            value = piece.weight.to(prior) * squared_error(denoiser, x, y, log_snr, eps)
-            if control is not None:
-                gaussian = piece.weight.to(prior) * control.fit.error(x, eps, log_snr)
-                value = value - control.coefficients[index] * (gaussian - piece.gaussian_value(control.fit, x))
-            values.append(value)
-            if progress is not None:
-                progress((replicate * len(terms) + index + 1) / (replicates * len(terms)))
-        repetitions.append(torch.stack(values))
-    samples = torch.stack(repetitions)  # [R, K, B]
-    mean = samples.mean(0)
-    variance = samples.sum(1).var(0) / replicates + decoded.var(0) / draws
-    return Bound(prior, decoded.mean(0), mean.sum(0), variance.sqrt(), mean, replicates * len(terms))
+    values = prior.new_zeros(replicates, len(terms), len(x))
+    for replicate, (index, piece) in itertools.product(range(replicates), enumerate(terms)):
+        log_snr, eps = draw_noise(piece, index, replicate, noise)
+        value = piece.weight.to(prior) * squared_error(denoiser, x, y, log_snr, eps)
+        if control is not None:
+            gaussian = piece.weight.to(prior) * control.fit.error(x, eps, log_snr)
+            value = value - control.coefficients[index] * (gaussian - piece.gaussian_value(control.fit, x))
+        values[replicate, index] = value
+        if progress is not None:
+            progress((replicate * len(terms) + index + 1) / (replicates * len(terms)))
+    mean = values.mean(0)
+    variance = values.sum(1).var(0) / replicates + decoded.var(0) / draws
+    return Bound(prior, decoded.mean(0), mean.sum(0), variance.sqrt(), mean)

@@ -11,7 +11,6 @@ The integration variable is u = log s, the state v = z / sqrt(1 + s^2), which ha
 
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,16 +21,9 @@ from ...randomness import Noise
 from .elbo import start_log_snr
 from .flow_slope import FlowSlope
 
-__all__ = ["Adaptive", "ExactTrace", "FixedGrid", "FlowDensity", "Hutchinson", "Solver", "Trace", "flow_log_density"]
+__all__ = ["Adaptive", "ExactTrace", "FixedGrid", "Hutchinson", "Solver", "Trace", "flow_log_density"]
 
 Slope = Callable[[Tensor, Tensor], Tensor]
-
-
-class FlowDensity(NamedTuple):
-    """log p_0 in nats, [B] float64, and the number of evaluations of the denoiser, the maximum over examples."""
-
-    log_density: Tensor
-    evaluations: int
 
 
 class Trace:
@@ -114,10 +106,8 @@ class Solver:
     text: str
     at_levels = False
 
-    def __call__(
-        self, slope: Slope, state: Tensor, start: float, end: float, levels: Sequence[float] = ()
-    ) -> tuple[Tensor, int]:
-        """The state [B, N] float64 at `end`, and the number of evaluations, the maximum over examples.
+    def __call__(self, slope: Slope, state: Tensor, start: float, end: float, levels: Sequence[float] = ()) -> Tensor:
+        """The state [B, N] float64 at `end`.
 
         Arguments:
             levels: the values of u at which the slope is defined, from start to end; () = all.
@@ -139,9 +129,7 @@ class FixedGrid(Solver):
             raise ValueError(f"steps must be at least 1, got {steps}")
         self.steps, self.text = steps, f"Runge-Kutta 4, {steps} equal steps of the log-SNR"
 
-    def __call__(
-        self, slope: Slope, state: Tensor, start: float, end: float, levels: Sequence[float] = ()
-    ) -> tuple[Tensor, int]:
+    def __call__(self, slope: Slope, state: Tensor, start: float, end: float, levels: Sequence[float] = ()) -> Tensor:
         h = (end - start) / self.steps
         for k in range(self.steps):
             u = torch.full((len(state),), start + k * h, dtype=state.dtype, device=state.device)
@@ -150,7 +138,7 @@ class FixedGrid(Solver):
             k_3 = slope(u + h / 2, state + h / 2 * k_2)
             k_4 = slope(u + h, state + h * k_3)
             state = state + h / 6 * (k_1 + 2 * k_2 + 2 * k_3 + k_4)
-        return state, 4 * self.steps
+        return state
 
 
 class Adaptive(Solver):
@@ -182,9 +170,7 @@ class Adaptive(Solver):
         self.torchode, self.atol, self.rtol, self.max_evaluations = torchode, atol, rtol, max_evaluations
         self.text = f"Dormand-Prince 5(4) per example, atol {atol:g}, rtol {rtol:g}"
 
-    def __call__(
-        self, slope: Slope, state: Tensor, start: float, end: float, levels: Sequence[float] = ()
-    ) -> tuple[Tensor, int]:
+    def __call__(self, slope: Slope, state: Tensor, start: float, end: float, levels: Sequence[float] = ()) -> Tensor:
         torchode = self.torchode
         term = torchode.ODETerm(slope)
         control = torchode.IntegralController(atol=self.atol, rtol=self.rtol, term=term)
@@ -200,7 +186,7 @@ class Adaptive(Solver):
                 f"the probability-flow ODE needs more than max_evaluations={self.max_evaluations} evaluations for "
                 f"atol={self.atol:g} and rtol={self.rtol:g}: increase max_evaluations or the tolerances"
             )
-        return solution.ys[:, -1], int(solution.stats["n_f_evals"].max())
+        return solution.ys[:, -1]
 
 
 @torch.no_grad()
@@ -214,8 +200,8 @@ def flow_log_density(
     index: int = 0,
     log_snr_max: float | None = None,
     progress: Callable[[float], None] | None = None,
-) -> FlowDensity:
-    """log p_0(x | y) in nats, the density at x of z_0 = x_0 + s_0 eps, where s_0 is the noise level of the start.
+) -> Tensor:
+    """log p_0(x | y) in nats, [B] float64, the density at x of z_0 = x_0 + s_0 eps, where s_0 is the noise level of the start.
 
     By default s_0 is the smallest noise level of the schedule (0.0025 for schedule=cosine). The ODE ends in
     N(0, sigma_1^2 I), from which samplers start: the density is that of samples of the ODE. For discrete data see
@@ -246,8 +232,8 @@ def flow_log_density(
     if denoiser.levels is not None:
         ascending = (-schedule.log_snr(denoiser.levels.cpu()).flip(0) / 2).tolist()
         levels = [u for u in ascending if u >= ends[0] - 1e-9]
-    state, evaluations = solver(slope, torch.cat([v, v.new_zeros(len(x), 1)], dim=1), *ends, levels)
+    state = solver(slope, torch.cat([v, v.new_zeros(len(x), 1)], dim=1), *ends, levels)
     z = state[:, :-1] * math.hypot(1, end)
     prior = -0.5 * size * math.log(2 * math.pi * end**2) - 0.5 * (z / end).square().sum(1)
     volume = 0.5 * size * math.log((1 + end**2) / (1 + start**2))
-    return FlowDensity(prior + volume + state[:, -1] / slope.scale, evaluations)
+    return prior + volume + state[:, -1] / slope.scale

@@ -212,8 +212,7 @@ class FlowODE(PointDensity):
         self, context: EvalContext, x: Tensor, y: Tensor | None, noise: Noise, index: int, report: Report
     ) -> Tensor:
         start = self.start_log_snr(context)
-        density = flow_log_density(context.denoiser, x, y, self.trace, self.solver, noise, index, start, report)
-        return density.log_density
+        return flow_log_density(context.denoiser, x, y, self.trace, self.solver, noise, index, start, report)
 
     def facts(self, context: EvalContext) -> dict[str, Any]:
         settings = {"estimate": "probability-flow ODE", "trace": self.trace.text, "solver": self.solver.text}

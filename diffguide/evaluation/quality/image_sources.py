@@ -1,4 +1,4 @@
-"""Images to compare: examples of a split, new samples, and the samples of a run of diffguide-sample."""
+"""Samples to compare: new ones, and those of a run of diffguide-sample."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,6 @@ import numpy
 import torch
 from torch import Tensor
 
-from ...datasets.base import fetch_examples
 from ...figures.image_grids import quantize
 from ...files.run_folders import hash_file
 from ...files.shards import read_rows
@@ -21,22 +20,11 @@ from ..metric import EvalContext, MetricError
 if TYPE_CHECKING:
     from .metric import Quality
 
-__all__ = ["NewSamples", "RealImages", "StoredSamples"]
-
-
-class RealImages:
-    """Examples of a split as bytes [B, C, H, W], with their classes."""
-
-    def __init__(self, context: EvalContext, split: str, rows: Tensor):
-        self.data, self.split, self.rows, self.batch_size = context.data, split, rows, context.batch_size
-
-    def batch(self, first: int) -> tuple[Tensor, Tensor]:
-        x, y = fetch_examples(getattr(self.data, self.split), self.rows[first : first + self.batch_size])
-        return quantize(self.data.preprocess(x)), y
+__all__ = ["NewSamples", "StoredSamples"]
 
 
 class NewSamples:
-    """New samples, with the seeds of `diffguide-sample seed=<seed of the context>`."""
+    """New samples as bytes [B, C, H, W] with their classes, with the seeds of `diffguide-sample seed=<seed of the context>`."""
 
     def __init__(self, metric: "Quality", context: EvalContext):
         self.metric, self.context, self.guided = metric, context, metric.guide(context)
@@ -74,7 +62,7 @@ class NewSamples:
 
 
 class StoredSamples:
-    """The first samples of a run of `diffguide-sample`.
+    """The first samples of a run of `diffguide-sample`, as bytes [B, C, H, W] with their classes.
 
     Raises:
         ValueError: no finished run, another checkpoint or shape, or fewer samples.

@@ -17,8 +17,8 @@ from ..metric import SPLITS, EvalContext, Metric, MetricResult
 from ..probe import check_conditioning
 from .features import Features
 from .figures import FeatureSet, QualityComparison, check_overlap, is_small
-from .image_sources import NewSamples, RealImages, StoredSamples
-from .local import Local
+from .image_sources import NewSamples, StoredSamples
+from .local import Local, load_images
 
 __all__ = ["Quality"]
 
@@ -169,10 +169,8 @@ class Quality(Metric):
         with torch.autocast(context.device.type, enabled=False):
             self.features.prepare(context.data, context.device, context.progress)
         all_rows = torch.arange(len(getattr(context.data, self.reference).y))
-        batch = RealImages(context, self.reference, all_rows).batch
-        reference = self.gather_features(context, "reference", len(all_rows), batch)
-        batch = RealImages(context, context.split, context.rows).batch
-        held_out = self.gather_features(context, "held-out", context.n, batch)
+        reference = self.gather_real_features(context, "reference", self.reference, all_rows)
+        held_out = self.gather_real_features(context, "held-out", context.split, context.rows)
         nearest_of_held_out = check_overlap(context)
         source: NewSamples | StoredSamples
         if self.folder is None:
@@ -192,6 +190,13 @@ class Quality(Metric):
             **comparison.facts,
         }
         return MetricResult(comparison.figures, facts, details=comparison.details, notes=comparison.notes)
+
+    def gather_real_features(self, context: EvalContext, name: str, split: str, rows: Tensor) -> FeatureSet:
+        """Computes the features of rows of a split."""
+        size = context.batch_size
+        return self.gather_features(
+            context, name, len(rows), lambda first: load_images(context.data, split, rows[first : first + size])
+        )
 
     def gather_features(
         self,
