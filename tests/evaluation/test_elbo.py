@@ -44,7 +44,7 @@ def points(law, n: int, seed: int = 0) -> torch.Tensor:
 
 
 def closed_form(x: np.ndarray, schedule) -> np.ndarray:
-    """The bound of the exact Gaussian denoiser, its diffusion term by quadrature over log-SNR."""
+    """The bound of the exact Gaussian denoiser, with its diffusion term by quadrature over log-SNR."""
     low, high = schedule.log_snr_min, schedule.log_snr_max
     d = (x - MEAN) @ VECTORS
 
@@ -84,7 +84,7 @@ def test_the_mean_error_and_its_integral_are_the_closed_forms():
 
 
 def test_a_fit_has_mean_and_covariance_of_the_data():
-    """Mean and covariance, a floor in directions without spread; the diagonal alone beyond 2048 values."""
+    """The floor is the variance in directions without spread; above 2048 values the covariance is diagonal."""
     x = points(gaussian(SCHEDULES["cosine"]), 500)
     x = torch.cat([x, torch.full((500, 1), 0.25)], dim=1)
     fit = GaussianFit.to_data(x, floor=0.01)
@@ -120,7 +120,7 @@ def test_the_bound_of_gaussians_is_the_closed_form(name):
 
 
 def test_a_later_start_leaves_the_bound_of_gaussians_exact():
-    """With z_0 inside the schedule the bound is that of a schedule which ends there."""
+    """With z_0 inside the schedule the bound is that of a schedule that ends there."""
     bounds = []
     for schedule, start in ((SCHEDULES["cosine"], 5.0), (Cosine(5.0, -10.0), None)):
         law, terms = gaussian(schedule), pieces(schedule, 12, None, start)
@@ -132,7 +132,7 @@ def test_a_later_start_leaves_the_bound_of_gaussians_exact():
 
 
 def test_the_bound_is_above_the_exact_density():
-    """In the mean, always: the gap is a KL divergence. Here it closes as the ends go apart."""
+    """In the mean: the gap is a KL divergence. It goes to 0 as the range of the schedule grows."""
     gaps = []
     for end in (2.0, 4.0, 8.0, 14.0):
         schedule = Cosine(end, -end)
@@ -153,7 +153,7 @@ class Off(Denoiser):
 
 
 def test_a_worse_denoiser_has_a_larger_bound_by_its_excess_error():
-    """An independent error c in every eps costs 1/2 D c^2 per unit of log-SNR, compared by common random numbers."""
+    """An independent error c in every eps adds 1/2 D c^2 per unit of log-SNR."""
     schedule = SCHEDULES["cosine"]
     law, terms = gaussian(schedule), pieces(schedule, 16)
     x = points(law, 3000)
@@ -195,7 +195,7 @@ def test_an_example_does_not_depend_on_its_batch_and_models_share_random_numbers
 
 
 def test_discrete_time_bounds_are_looser():
-    """T steps: closed form 1/2 sum (SNR_s / SNR_t - 1) E||eps - eps_hat(x_t)||^2, falling towards continuous time."""
+    """T steps: closed form 1/2 sum (SNR_s / SNR_t - 1) E||eps - eps_hat(x_t)||^2, which decreases to continuous time."""
     schedule = SCHEDULES["cosine"]
     law, x = gaussian(schedule), points(gaussian(schedule), 20)
     bounds = []
@@ -218,7 +218,7 @@ def test_discrete_time_bounds_are_looser():
 
 
 def test_probabilities_of_discrete_data_sum_to_one_at_most():
-    """One pixel of five values: exp of the bound, and of the dequantised ODE, is a sub-probability, close to the data's own."""
+    """One pixel of five values: exp(-bound) and exp of the dequantized ODE sum to at most 1, and are close to the data."""
     schedule, shares = Cosine(12.0, -10.0), [0.5, 0.2, 0.1, 0.15, 0.05]
     pixels = torch.tensor([-1.0, -0.5, 0.0, 0.5, 1.0]).double()[:, None]
     law = Empirical(
@@ -239,7 +239,7 @@ def test_probabilities_of_discrete_data_sum_to_one_at_most():
 
 @pytest.mark.parametrize("steps", [None, 4])
 def test_the_training_objective_estimates_the_bound(steps):
-    """`Variational` on a network that nobody trained, its loss of one example drawn many times, in bits per dimension."""
+    """`Variational` on an untrained network: the mean loss of one example over many draws, in bits/dim."""
     torch.manual_seed(0)
     network, schedule, n = (
         MLP(2, None, num_classes=0, width=16, layers=2, fourier_features=4, fourier_scale=0.5),

@@ -1,4 +1,4 @@
-"""The excess of a denoiser over the perfect one; that training finds the truth; which sampler needs fewest evaluations."""
+"""The excess error of a denoiser, of trained models too; the error of samplers at few evaluations."""
 
 import math
 
@@ -16,7 +16,7 @@ from diffguide.train import main as train
 
 
 class Off(Denoiser):
-    """The perfect denoiser, but for a constant that it adds to x_0."""
+    """The exact denoiser plus a constant in x_0."""
 
     num_classes, has_null = 1, True
 
@@ -41,7 +41,7 @@ def test_the_exact_denoiser_has_no_excess(gaussian):
 
 
 def test_a_constant_error_has_the_closed_form(gaussian):
-    """offset^2 over l sigma^2 / (alpha^2 l + sigma^2), the mean over the levels in the middle of eighths of a band."""
+    """The mean of offset^2 / (l sigma^2 / (alpha^2 l + sigma^2)) over the middles of eighths of a band."""
     expected = []
     for low, high in ((-4, 0), (0, 6)):
         snr = [math.exp(low + (high - low) * (k + 0.5) / 8) for k in range(8)]
@@ -58,7 +58,7 @@ def test_invalid_bands_raise(gaussian, edges):
 
 
 def test_training_reaches_a_small_excess(tmp_path):
-    """20 s of v and of eps: v is near the truth everywhere, eps where it is well conditioned, and far off where it is not."""
+    """20 s of v and of eps: v is accurate at all levels, eps only where it is well conditioned."""
     found = {}
     for objective in ("v", "eps"):
         train(
@@ -76,7 +76,7 @@ def test_training_reaches_a_small_excess(tmp_path):
 
 
 def test_multistep_methods_beat_heun_at_few_evaluations():
-    """From the same starts on the tree, distance to the exact flow's endpoint, below 12 evaluations of each."""
+    """On the tree: the distance to the endpoint of the exact flow from the same noise, below 12 evaluations."""
     schedule = EDM(log_snr_max=-2 * math.log(0.002), log_snr_min=-2 * math.log(5.0), rho=7.0)
     tree, grid = AutoguidanceTree(depth=7, seed=2, schedule=schedule), Karras(7.0, None, None)
     rng = torch.Generator().manual_seed(1)

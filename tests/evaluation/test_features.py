@@ -1,4 +1,4 @@
-"""What images are compared in: the local classifier, its cache, and networks of others, here with random weights."""
+"""Features of images: the local classifier and its cache, and the pretrained networks, here with random weights."""
 
 import json
 
@@ -54,7 +54,7 @@ def test_pixel_features_are_the_pixels_in_0_to_1():
 
 
 def test_the_local_classifier_is_accurate_on_digits(digits):
-    """After 80 steps it knows 95 % of the validation block, and its classes are what its features say."""
+    """95 % accuracy on the validation split after 80 steps; the logits are a function of the features."""
     features = Local(80, 0, None)
     features.check(digits)
     features.prepare(digits, CPU, silent)
@@ -66,7 +66,7 @@ def test_the_local_classifier_is_accurate_on_digits(digits):
 
 
 def test_training_is_a_function_of_its_arguments(digits):
-    """And leaves the global generator as it was."""
+    """It does not change the global generator."""
     u, y = load_images(digits, "train", torch.arange(200))
     torch.manual_seed(5)
     before = torch.random.get_rng_state()
@@ -80,7 +80,7 @@ def test_training_is_a_function_of_its_arguments(digits):
 
 
 def test_shifts_move_whole_images():
-    """By at most an eighth of the side, both ways, and the border repeats."""
+    """By at most an eighth of the side in both directions; the border is replicated."""
     x = torch.arange(64.0).reshape(1, 1, 8, 8).repeat(200, 1, 1, 1)
     moved = shift_at_random(x, torch.Generator().manual_seed(0))
     padded = functional.pad(x[:1], [1] * 4, mode="replicate")[0, 0]
@@ -95,7 +95,7 @@ def test_the_local_network_supports_images_of_8_to_64_pixels(channels, size):
 
 
 def test_a_cached_network_is_used_for_the_same_data_and_recipe_only(digits, tmp_path, monkeypatch):
-    """A second run reads it; other steps, seeds or data do not; a damaged file is told."""
+    """Other steps, seeds or data do not use it; a damaged file raises."""
     counted, taught = [], local.train_local_network
     monkeypatch.setattr(local, "train_local_network", lambda *arguments: (counted.append(1), taught(*arguments))[1])
 
@@ -174,7 +174,7 @@ def test_only_the_published_weights_are_inception(tmp_path, monkeypatch):
 
 
 def test_inception_features_are_those_of_torch_fidelity(tmp_path, monkeypatch):
-    """Grey images thrice, bytes, 2048 features and 1008 logits without the bias; its network stands in here."""
+    """Greyscale images get three channels; 2048 features, 1008 logits without the bias; the network is replaced."""
     module = pytest.importorskip("torch_fidelity.feature_extractor_inceptionv3")
     seen = {}
 
@@ -206,7 +206,7 @@ def test_inception_features_are_those_of_torch_fidelity(tmp_path, monkeypatch):
 
 
 def test_dinov2_is_the_class_token(tmp_path):
-    """Of a small one of random weights, from a folder; images are resized and standardised as ImageNet's."""
+    """A small model with random weights from a folder; images are resized and standardized as for ImageNet."""
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)
     config = transformers.Dinov2Config(
@@ -245,13 +245,13 @@ def test_clip_is_the_embedding_before_it_is_normalised(tmp_path):
     assert features.width((3, 16, 16)) == 12 and features(images(1, 1, 9)).features.shape == (1, 12)
     torch.save(network.state_dict(), tmp_path / "clip/pytorch_model.bin")
     (tmp_path / "clip/model.safetensors").unlink()
-    for folder in ("nowhere/there", "clip"):  # pickles are not looked at
+    for folder in ("nowhere/there", "clip"):  # pickles are not loaded
         with pytest.raises(ValueError, match="model: .*CLIPVisionModelWithProjection"):
             CLIP(str(tmp_path / folder))
 
 
 def test_images_are_resized_between_black_and_white():
-    """Bicubic curves beyond the ends are cut; a constant image stays one; images of the right side are left alone."""
+    """Values of the bicubic resize are clipped; constant images stay constant; images of the right size do not change."""
     step = torch.zeros(1, 1, 8, 8, dtype=torch.uint8)
     step[..., 4:] = 255
     x = preprocess(step, 20, (0.0,) * 3, (1.0,) * 3)

@@ -41,7 +41,7 @@ def points(n: int, schedule, dtype=torch.float64) -> tuple[torch.Tensor, Noise]:
 
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_the_density_of_gaussians_is_the_closed_form(name):
-    """With the exact trace: the fixed grid; and, by an error control per example, the adaptive method."""
+    """With the exact trace, by the fixed grid and by the adaptive solver."""
     schedule = SCHEDULES[name]
     x, _ = points(8, schedule)
     steps = round(6.5 * (schedule.log_snr_max - schedule.log_snr_min))
@@ -70,7 +70,7 @@ def test_a_network_in_float32_has_the_density_of_float64():
 
 
 def test_hutchinson_is_unbiased():
-    """One example many times, other probes each time; a probe of signs has no error where the Jacobian is diagonal."""
+    """One example with many probes; sign probes are exact for a diagonal Jacobian."""
     schedule, solver, n = SCHEDULES["cosine"], FixedGrid(12), 800
     x = points(1, schedule)[0].expand(n, 3).contiguous()
     noise = Noise(range(n), (3,), schedule, dtype=torch.float64)
@@ -104,8 +104,8 @@ def test_the_density_of_an_example_does_not_depend_on_its_batch(solver):
 
 
 def test_the_density_of_a_mixture_given_its_classes_is_exact():
-    """Conditional and not, within 0.002 nats/dim of the law itself; the start's noise of 0.0025 is nearly all of it."""
-    law = GMM2DLaw(Cosine(12.0, -14.0))  # a class lies off the origin, from where samplers start
+    """Conditional and unconditional, within 0.002 nats/dim, which is mostly due to the noise of z_0, 0.0025."""
+    law = GMM2DLaw(Cosine(12.0, -14.0))  # the mean of a class is not 0, that of the prior is
     x, y = law.sample(32, torch.Generator().manual_seed(1))
     for condition in (None, y):
         found = flow_log_density(law, x, condition, EXACT, FixedGrid(40), None)
@@ -113,7 +113,7 @@ def test_the_density_of_a_mixture_given_its_classes_is_exact():
 
 
 def test_images_and_vectors_have_the_same_density():
-    """What the denoiser is shown has the shape of the data."""
+    """Requires inputs with the shape of the data."""
     schedule = SCHEDULES["cosine"]
     law = gaussian(schedule)
 

@@ -1,4 +1,4 @@
-"""Metrics of a classifier of the noise level: with exact logits they are the closed forms."""
+"""Metrics of a classifier of noise levels: closed forms for exact logits."""
 
 import math
 
@@ -54,7 +54,7 @@ def test_the_error_of_a_density_is_its_offset():
 
 
 def test_the_excess_is_that_of_the_slope():
-    """A score that is off by c along one axis of two: the error of eps grows by sigma^2 c^2 / 2."""
+    """An error c of the score along one of two axes increases the error of eps by sigma^2 c^2 / 2."""
     found = DensityError(100, 50, False).measure(context(exact_levels(4, slope=0.5))).curve
     assert [row["time"] for row in found] == [0, 0.25, 0.5, 0.75, 1]
     law, t = GMM2DLaw(SCHEDULE), torch.tensor(0.5, dtype=torch.float64)
@@ -112,7 +112,7 @@ def test_levels_are_classified_as_by_bayes_rule():
     found = LevelAccuracy(20, True, 9).measure(context(model, 400))
     law, rng = GMM2DLaw(EXACT_DATA), torch.Generator().manual_seed(0)
     costs, right, errors = [], [], []
-    for k in range(10):  # by other draws, with the oracle's own posterior over levels
+    for k in range(10):  # new draws, with the posterior over levels of the oracle
         x, y = law.sample(2000, rng)
         eps = torch.randn(2000, 2, generator=rng, dtype=torch.float64)
         t = torch.tensor(min(k / 8, 1.0), dtype=torch.float64)
@@ -169,7 +169,7 @@ def test_discrete_values_get_uniform_noise_as_in_training():
     assert not (whole == whole.round()).any()
     seen.clear()
     LevelAccuracy(6, True, 3).measure(EvalContext(model, Cut(), config={"objective": {"quantization_levels": 0}}))
-    assert (torch.cat(seen) == torch.cat(seen).round()).all(1).float().mean() > 0.1  # the clean level
+    assert (torch.cat(seen) == torch.cat(seen).round()).all(1).float().mean() > 0.1  # the level without noise
 
 
 def test_denoising_is_measured_at_the_levels_of_the_model():

@@ -68,7 +68,7 @@ def test_figures_are_means_in_bits_with_standard_errors():
     nats = torch.tensor([1.0, 1.0, 2.0, 3.0])
     assert found.nats_per_dim == pytest.approx(1.75) and found.bits_per_dim == pytest.approx(1.75 / math.log(2))
     assert found.standard_error == pytest.approx(float(nats.std()) / 2 / math.log(2))
-    assert found.noise == pytest.approx(0.4 / 2 / 2 / math.log(2))  # one of four, in two dimensions
+    assert found.noise == pytest.approx(0.4 / 2 / 2 / math.log(2))  # 0.4 nats per example, 4 examples, 2 dimensions
     assert found.parts == {"density": 1.5, "rest": 0.25} and found.n == 4
     one = estimate_likelihood({"density": torch.tensor([1.0])}, 2, None)
     assert one.noise is None and one.standard_error is None
@@ -79,7 +79,7 @@ def test_a_gaussian_of_digits_has_its_known_bits(digits):
     noise, test = Noise(range(447), (1, 8, 8), SCHEDULE), Noise(range(1000, 2000), (1, 8, 8), SCHEDULE)
     train = UniformDequantization()(digits.train.x, 17, 12.0, test, 0)[0].flatten(1).double()
     point, correction = UniformDequantization()(digits.test.x, 17, 12.0, noise, 0)
-    assert (point - digits.test.x).abs().max() <= 1 / 16 and point.max() > 1  # bins reach over the ends
+    assert (point - digits.test.x).abs().max() <= 1 / 16 and point.max() > 1  # the outer bins extend beyond [-1, 1]
     law = GaussianMixture([1.0], [train.mean(0).tolist()], [train.T.cov(correction=0).tolist()], [0], SCHEDULE)
     parts = {"density": -law.log_density(point.flatten(1), None), "dequantisation": -correction}
     assert estimate_likelihood(parts, 64, None).bits_per_dim == pytest.approx(2.967, abs=0.02)
@@ -90,7 +90,7 @@ def test_a_gaussian_of_digits_has_its_known_bits(digits):
 
 
 def test_decoded_points_have_the_densities_of_the_paper():
-    """x + s_0 eps, with the decoder's and the noise's log-densities, as they are written in the paper."""
+    """x + s_0 eps, with the log-densities of decoder and noise by the formulas of the paper."""
     x = torch.tensor([[-1.0, 0.5], [0.0, 1.0]]).double()
     noise = Noise([3, 4], (2,), SCHEDULE, dtype=torch.float64)
     point, correction = DecoderDequantization()(x, 5, 4.0, noise, 1)
@@ -108,7 +108,7 @@ def test_decoded_points_have_the_densities_of_the_paper():
 
 
 def test_bound_ode_and_density_of_continuous_data_equal_the_functions_of_the_library(plane):
-    """On the law of the data: figures equal those of the library's functions, example by example, in nats/dim."""
+    """On the exact law of the data, in nats/dim."""
     context = EvalContext(GMM2DLaw(SCHEDULE), plane, n=20, seed=3, batch_size=8)
     metric = Likelihoods(bound(conditional=False), flow(), exact())
     metric.check(context)
@@ -147,7 +147,7 @@ def test_the_batch_size_does_not_change_the_figures(plane):
 
 
 def test_the_control_variate_lowers_the_error_and_keeps_the_mean(plane):
-    """Less noise, stated as such, with the same mean; other examples do not matter."""
+    """The stated drawing error is smaller with a pilot run."""
     errors, values = [], []
     for pilot in (0, 16):
         context = EvalContext(GMM2DLaw(SCHEDULE), plane)
@@ -159,7 +159,7 @@ def test_the_control_variate_lowers_the_error_and_keeps_the_mean(plane):
 
 @pytest.fixture(scope="module")
 def smoothed(digits) -> Empirical:
-    """The exact denoiser of some training digits, blurred so much that the validation block is likely."""
+    """The exact denoiser of some training digits, with so much noise that validation digits are likely."""
     return Empirical(digits.train.x[:100], digits.train.y[:100], SCHEDULE, 0.5)
 
 
@@ -296,7 +296,7 @@ def test_the_bound_has_the_steps_of_the_training_unless_the_metric_sets_them(pla
 
 
 def test_estimates_with_different_starts_are_not_subtracted(plane):
-    """They are densities of latents with different noise."""
+    """Their densities are of latents with different noise."""
     for start, count in ((None, 6), (12.0, 6), (5.0, 4)):
         metric = Likelihoods(bound(log_snr_max=start), flow(), exact())
         measured = metric.measure(EvalContext(GMM2DLaw(SCHEDULE), plane, n=4))

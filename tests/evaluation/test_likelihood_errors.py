@@ -43,7 +43,7 @@ def test_the_error_of_the_reconstruction_is_its_spread():
 
 @pytest.mark.parametrize("way", [DecoderDequantization(), UniformDequantization()], ids=["decoded", "uniform"])
 def test_the_error_of_dequantisation_is_its_spread(way):
-    """Of density and correction together, over draws that are not the same."""
+    """The spread of density plus correction over independent draws."""
     found = ExactDensity(way, 3, False, 5, None).evaluate_examples(EvalContext(LAW, repeated(2000), batch_size=2000))
     nats = found["density"] + found["dequantisation"]
     assert float(nats.std()) > 1e-3
@@ -59,12 +59,12 @@ def test_figures_differences_and_curve_have_one_unit(values, unit):
     one, other, gap = measured.figures.values()
     assert {figure.unit for figure in measured.figures.values()} == {unit}
     assert gap.value == pytest.approx(one.value - other.value, rel=1e-9)
-    last = measured.curve[-1]  # of all draws of the reconstruction, as the figure is
+    last = measured.curve[-1]  # with all draws of the reconstruction, like the figure
     assert [last["nll_elbo"], last["nll_elbo_se"]] == pytest.approx([one.value, one.standard_error], rel=1e-9)
 
 
 def test_the_control_variate_is_of_the_training_split():
-    """Examples of the split that are not measured change nothing."""
+    """Examples of the split that are not measured do not change the figures."""
     plane = GMM2D(2, None, 4, train=200, validation=40, test=10, seed=0)
     rows = EvalContext(GMM2DLaw(SCHEDULE), plane, n=10).rows
     x = 5 * plane.validation.x

@@ -1,4 +1,4 @@
-"""Metrics as a library has them: contexts, the errors of denoisers, the answers of classifiers, calibration."""
+"""Metrics from Python: contexts, errors of denoisers, answers of classifiers, calibration."""
 
 import math
 
@@ -34,7 +34,7 @@ def plane(n: int = 400) -> GMM2D:
 
 
 class Off(Denoiser):
-    """The perfect denoiser, but for a constant that it adds to x_0; sees no class."""
+    """The exact denoiser plus a constant in x_0, without classes."""
 
     has_null = True
 
@@ -71,13 +71,13 @@ def test_errors_of_the_perfect_denoiser_are_the_posterior_variances(schedule):
 
 
 def test_data_of_a_known_law_have_an_excess():
-    """0 for the oracle; of an error that is constant, its square over the posterior variance, within the standard error."""
+    """0 for the oracle; for a constant error its square divided by the posterior variance, within the standard error."""
     law = GMM2DLaw(COSINE)
     metric = DenoisingError(3, True, 5000)
     exact = metric.measure(EvalContext(law, plane()))
     assert exact.facts["law"] == "GMM2DLaw" and exact.figures["excess"].value == pytest.approx(0, abs=1e-9)
     off = metric.measure(EvalContext(Off(law, 0.1), plane(4000)))
-    for row in off.curve:  # x_0 - x_0_hat = (x_0 - E x_0) + 0.1, whose cross term is 0 in the mean
+    for row in off.curve:  # x_0 - x_0_hat = (x_0 - E x_0) + 0.1, with a cross term of mean 0
         variance = row["mse_x_0"] - 0.01
         if row["log_snr"] < 6:
             assert row["excess"] == pytest.approx(0.01 / variance, rel=0.15)
@@ -85,7 +85,7 @@ def test_data_of_a_known_law_have_an_excess():
 
 
 def test_the_tree_data_have_the_tree_law():
-    """The one that it is drawn from: the oracle's errors on these data are those on its own samples."""
+    """The errors of the oracle on these data are those on its own samples."""
     tree = Tree(2, None, 2, 10, 300, 10, 0)
     law = find_law(tree, COSINE)
     measured = DenoisingError(2, True, 0).measure(EvalContext(law, tree)).figures["mse_x_0"]
@@ -97,7 +97,7 @@ def test_the_tree_data_have_the_tree_law():
 
 
 def test_the_answers_of_an_exact_classifier_are_those_of_bayes_rule():
-    """Of two Gaussian classes: accuracy, log-loss and confidence against the posterior written out in NumPy."""
+    """Two Gaussian classes: accuracy, log-loss and confidence against the posterior in NumPy."""
     mixture = two_classes()
     x, y = mixture.sample(300, numpy.random.default_rng(0))
     data = Dataset(*[Split(torch.from_numpy(x).float(), torch.from_numpy(y))] * 3, class_names=("a", "b"))
@@ -112,7 +112,7 @@ def test_the_answers_of_an_exact_classifier_are_those_of_bayes_rule():
         joint = numpy.stack([mixture.log_density(x_t, alpha, sigma, numpy.full(300, c)) for c in (0, 1)], 1) + prior
         posterior = numpy.exp(joint) / numpy.exp(joint).sum(1, keepdims=True)
         right, nll = posterior.argmax(1) == y, -numpy.log(posterior[numpy.arange(300), y])
-        assert row["accuracy"] == pytest.approx(right.mean(), abs=0.004)  # one example at the border, in float32
+        assert row["accuracy"] == pytest.approx(right.mean(), abs=0.004)  # up to one example at the border, in float32
         assert row["nll"] == pytest.approx(nll.mean(), abs=1e-4)
         assert row["nll_se"] == pytest.approx(nll.std(ddof=1) / 300**0.5, abs=1e-4)
         assert row["ece"] == pytest.approx(written_out(posterior.max(1), right, 15), abs=0.01)
@@ -144,7 +144,7 @@ def test_the_calibration_error_is_the_sum_over_bins():
 
 
 def test_figures_do_not_depend_on_the_batch_and_an_example_not_on_the_others():
-    """Examples are drawn from the seed, all different; example i has the same noise among few and among many."""
+    """Examples are drawn without replacement; the noise of example i does not depend on n."""
     law = GMM2DLaw(COSINE)
     metric = DenoisingError(4, True, 0)
     whole, parted = (metric.measure(EvalContext(law, plane(), n=50, batch_size=size)) for size in (50, 7))

@@ -36,7 +36,7 @@ def dataset(seed: int, n: int = 300, spread: float = 1.0) -> Dataset:
 
 
 def test_auroc_is_that_of_scikit_learn_and_its_error_is_its_spread():
-    """The area is scikit-learn's, ties and all; the error is the spread over new draws, paired or not."""
+    """Also with ties, and for paired and independent sets."""
     rng = np.random.default_rng(0)
     inside, outside = rng.integers(0, 9, 200), rng.integers(-3, 7, 150)
     found = auroc(torch.tensor(inside), torch.tensor(outside), paired=False)[0]
@@ -50,7 +50,9 @@ def test_auroc_is_that_of_scikit_learn_and_its_error_is_its_spread():
             a, b = own + rng.normal(size=80) + 0.7, own + rng.normal(size=80)
             draws.append(auroc(torch.from_numpy(a), torch.from_numpy(b), paired))
         values, errors = np.array(draws).T
-        assert errors.mean() == pytest.approx(values.std(), rel=0.12)  # three standard errors of a spread of 400
+        assert errors.mean() == pytest.approx(
+            values.std(), rel=0.12
+        )  # three standard errors of a standard deviation over 400 draws
 
 
 def test_scores_of_exact_logits_are_the_closed_forms():
@@ -83,7 +85,7 @@ def test_scores_of_exact_logits_are_the_closed_forms():
     assert measured.figures["auroc_density_other"].value > 0.6
     assert measured.figures["auroc_density_other"].n == 400 and measured.facts["against"][-1] == "other"
     again = metric.measure(EvalContext(exact(), data, "test", n=200, batch_size=200))
-    assert again.figures == measured.figures  # whatever the batch
+    assert again.figures == measured.figures  # for any batch size
 
 
 def test_images_are_also_blurred_and_mirrored():
@@ -110,7 +112,7 @@ def test_invalid_scores_and_other_shapes_raise():
 
 
 def test_a_joint_energy_has_a_classification_and_an_ood_table(jem_run, tmp_path, command):
-    """A joint energy by itself: accuracy, log-loss and calibration in one row without noise levels; then as a density."""
+    """As a classifier without noise levels, with one row; and as a density."""
     done = command(evaluate, f"checkpoint={jem_run}", at=tmp_path)  # metric=auto
     assert done.code == 0, done.err
     record = json.loads((tmp_path / done.folder / "metrics.json").read_text())
@@ -127,7 +129,7 @@ def test_a_joint_energy_has_a_classification_and_an_ood_table(jem_run, tmp_path,
 
 
 def test_new_samples_of_a_joint_energy_are_those_of_diffguide_sample(jem_run, tmp_path, command):
-    """New ones, and those of a run with the same seeds, steps and labels, are the same."""
+    """New samples equal those of a run with the same seeds, steps and labels."""
     chain = ["sampler.steps=2", "n=80"]
     drawn = command(sample, f"checkpoint={jem_run}", "sampler=sgld", *chain, at=tmp_path)
     assert drawn.code == 0, drawn.err
@@ -138,7 +140,7 @@ def test_new_samples_of_a_joint_energy_are_those_of_diffguide_sample(jem_run, tm
         assert done.code == 0, done.err
         record = json.loads((tmp_path / done.folder / "metrics.json").read_text())
         figures.append(record["figures"])
-        assert record["evaluations"] == (160 if len(figures) == 2 else None)  # two steps of 80 chains, made here
+        assert record["evaluations"] == (160 if len(figures) == 2 else None)  # two steps of 80 new chains
     assert 0 < figures[0]["agreed_labels_pixels"]["value"] == figures[1]["agreed_labels_pixels"]["value"]
     assert figures[0]["recall_pixels"]["value"] == figures[1]["recall_pixels"]["value"]
 

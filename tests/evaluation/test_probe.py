@@ -1,4 +1,4 @@
-"""The conditioning probe: quiet about models that listen to their class, loud about those that do not."""
+"""The conditioning probe: models that use their class pass, others raise."""
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ COSINE = Cosine(12.0, -10.0)
 def test_a_network_that_uses_its_class_passes(schedule=COSINE):
     assert label_effect(Preconditioned(lively(mlp()), schedule, V(), True), (2,)) > 0.01
     check_conditioning(Preconditioned(lively(mlp()), EDM(12.4, -8.7), V(), True), (2,))
-    check_conditioning(Preconditioned(lively(mlp(num_classes=0)), schedule, V(), True), (2,))  # it promised nothing
+    check_conditioning(Preconditioned(lively(mlp(num_classes=0)), schedule, V(), True), (2,))  # it has no classes
 
 
 def test_a_network_that_ignores_its_class_raises():
@@ -42,7 +42,7 @@ def test_the_effect_is_the_relative_difference_of_the_predictions():
 
 
 def test_sampling_with_guidance_checks_the_model_first(tiny_run, at, command):
-    """A checkpoint whose class rows are all the same is refused where guidance needs them, and sampled without."""
+    """A checkpoint with equal class embeddings is an error with guidance that needs them, and is sampled without guidance."""
     from small_checkpoint import change
 
     file = next((at / "outputs/train/digits/v001/checkpoints").glob("[0-9]*[0-9].safetensors"))

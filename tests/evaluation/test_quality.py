@@ -1,4 +1,4 @@
-"""Precision, recall, density, coverage, copies and label accuracy: against loops, closed forms and laws known beforehand."""
+"""Precision, recall, density, coverage, copies and label accuracy: against loops, closed forms and exact distributions."""
 
 import math
 
@@ -28,13 +28,13 @@ def normal(n: int, seed: int, dimensions: int = 3) -> torch.Tensor:
 
 
 def ball(points: list, index: int, k: int) -> float:
-    """The distance of a point to its k-th neighbour, itself left out."""
+    """The distance of a point to its k-th neighbour, without itself."""
     others = [math.dist(points[index], other) for place, other in enumerate(points) if place != index]
     return sorted(others)[k - 1]
 
 
 def by_hand(real: list, samples: list, k: int) -> tuple[float, float, float, float]:
-    """Precision, recall, density, coverage as the papers write them, pair by pair."""
+    """Precision, recall, density, coverage by the formulas of the papers, pair by pair."""
     real_balls = [ball(real, i, k) for i in range(len(real))]
     sample_balls = [ball(samples, j, k) for j in range(len(samples))]
     held = [[math.dist(s, r) <= radius for r, radius in zip(real, real_balls)] for s in samples]
@@ -48,7 +48,7 @@ def by_hand(real: list, samples: list, k: int) -> tuple[float, float, float, flo
 @pytest.mark.parametrize("k", [1, 3, 5])
 @pytest.mark.parametrize("cells", [1, 150, 2**22], ids=["row by row", "slabs with a rest", "at once"])
 def test_the_figures_are_the_formulas_of_the_papers(monkeypatch, k, cells):
-    """Sets of different sizes and laws, however the table of distances is cut."""
+    """For sets of different sizes and laws, and any slabs of the table of distances."""
     monkeypatch.setattr(quality, "MAX_CELLS", cells)
     real, samples = normal(41, 0), 0.6 * normal(37, 1) + 0.8
     found = (*precision_recall(real, samples, k), *density_coverage(real, samples, k))
@@ -62,9 +62,11 @@ def test_the_figures_are_the_formulas_of_the_papers(monkeypatch, k, cells):
 
 
 def test_ties_on_a_lattice_are_exact():
-    """Balls are closed: the unit lattice's neighbours lie on their spheres, as grey values do; half a step away all do not."""
+    """Balls are closed: neighbours on a lattice lie on the spheres; shifted by half a step they do not."""
     line = torch.arange(20.0)[:, None] / 8
-    assert precision_recall(line, line + 1 / 8, 1) == pytest.approx((1.0, 1.0))  # the last sample's neighbour: at 1/8
+    assert precision_recall(line, line + 1 / 8, 1) == pytest.approx(
+        (1.0, 1.0)
+    )  # the neighbour of the last sample: at 1/8
     assert precision_recall(line, line + 1 / 4, 1) == pytest.approx((19 / 20, 19 / 20))
     assert density_coverage(line, line, 1) == pytest.approx(((20 + 2 * 19) / 20, 1.0))
     far = line + 1000  # the same, far from the origin
@@ -72,7 +74,7 @@ def test_ties_on_a_lattice_are_exact():
 
 
 def test_precision_and_density_measure_fidelity_recall_and_coverage_diversity():
-    """Samples of half the law lose recall and coverage alone; samples of a wider law lose precision and density."""
+    """Samples of half the law have lower recall and coverage; samples of a wider law lower precision and density."""
     real, same = normal(1000, 0, 2), normal(1000, 1, 2)
     half = torch.cat([same.abs()[:, :1], same[:, 1:]], 1)
     whole_pr, whole_dc = precision_recall(real, same, 3), density_coverage(real, same, 5)
@@ -85,7 +87,7 @@ def test_precision_and_density_measure_fidelity_recall_and_coverage_diversity():
 
 
 def test_coverage_for_one_distribution_is_that_of_its_paper():
-    """E[coverage] = 1 - (m choose k) / (n + m - 1 choose k) -> 1 - 2^-k (Naeem et al., section 3.3), whatever the law."""
+    """E[coverage] = 1 - (m choose k) / (n + m - 1 choose k) -> 1 - 2^-k (Naeem et al., section 3.3), for any law."""
     for k in (1, 3):
         found = numpy.mean([density_coverage(normal(300, s), normal(300, s + 50), k).coverage for s in range(8)])
         expected = 1 - math.prod((299 - i) / (599 - i) for i in range(k))

@@ -14,7 +14,7 @@ U = (torch.arange(20000, dtype=torch.float64) + 0.5) / 20000
 def test_density_is_that_of_the_quantile_function(spacing):
     log_snr, density = spacing(U, -7.0, 9.0)
     slope = (log_snr[2:] - log_snr[:-2]) / (U[2:] - U[:-2])
-    inner = (density[1:-1] * slope)[100:-100]  # quotients are poor where the tails are thin
+    inner = (density[1:-1] * slope)[100:-100]  # the difference quotients are inaccurate in the tails
     torch.testing.assert_close(inner, torch.ones_like(inner), rtol=1e-3, atol=0)
     assert bool((log_snr.diff() > 0).all()) and float(log_snr[0]) > -7 and float(log_snr[-1]) < 9
 

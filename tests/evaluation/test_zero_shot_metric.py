@@ -1,4 +1,4 @@
-"""metric=zero_shot: figures from the answers, what it refuses, and a trained model that knows its digits."""
+"""metric=zero_shot: its figures, its errors, and a trained model of digits."""
 
 import json
 
@@ -69,7 +69,7 @@ def test_the_figures_are_those_of_the_posteriors():
 
 
 def test_posteriors_are_written_with_their_rows(tmp_path, command):
-    """Of a subset, whole and without objects."""
+    """For a subset; the arrays have no objects."""
     from diffguide.evaluate import main
 
     (tmp_path / "run/checkpoints").mkdir(parents=True)
@@ -133,7 +133,7 @@ def test_saved_parts_are_not_computed_again(tmp_path):
 
 
 class Broken(DenoiserWrapper):
-    """Its training diverged."""
+    """A model with predictions that are not finite."""
 
     def __call__(self, x_t, t, y=None):
         return Prediction(x_t, x_t * float("nan"))

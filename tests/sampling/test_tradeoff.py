@@ -1,4 +1,4 @@
-"""The end of a sweep: fidelity against diversity, a curve per method, or a sentence that says why there is none."""
+"""The end of a sweep: fidelity against diversity, a curve per method, or a message that explains why it is skipped."""
 
 import csv
 import json
@@ -41,8 +41,7 @@ def size(file: Path) -> tuple[int, int]:
 
 
 def test_a_sweep_of_an_oracle_has_tradeoff_and_curves(tmp_path, command):
-    """Scale 1 is the law itself: the least distance, at its floor; more guidance makes every class narrower. Two
-    rules in one picture."""
+    """Two rules: at scale 1 the distance is at its floor; a larger scale makes every class narrower."""
     done = command(main, "-m", "oracle=cfg_figure", "n=240", "sampler.steps=20", "batch_size=240", "guidance=cfg",
                    "guidance/rule=linear,apg", "guidance.scale=1,4", at=tmp_path)  # fmt: skip
     assert done.code == 0 and "no tradeoff.png" not in done.err, done.err
@@ -60,7 +59,7 @@ def test_a_sweep_of_an_oracle_has_tradeoff_and_curves(tmp_path, command):
 
 
 def test_a_trained_model_is_compared_with_its_validation_split(at, command):
-    """The columns are what scikit-learn and the judge say of the very samples that lie in the run folders."""
+    """The columns equal those of scikit-learn and of the label classifier on the samples in the run folders."""
     done = command(main, "-m", *DIGITS, "n=30", "guidance.scale=0,0.1", "guidance.interval=[0,inf],[0,1]", at=at)
     assert done.code == 0 and "no tradeoff.png" not in done.err, done.err
     rows, data = table(at / done.folder), Digits(1, 8, 10)
@@ -91,7 +90,7 @@ def test_a_trained_model_is_compared_with_its_validation_split(at, command):
 
 
 def test_repeated_samples_are_counted_and_reported(at, command):
-    """Every sample four times: the published recall is 0, and the sweep says why."""
+    """Every sample occurs four times: recall is 0, and a message explains why."""
     done = command(main, "-m", *DIGITS, "n=40", "guidance.scale=0,0.1", at=at)
     runs = [SweepRun(at / folder, [0] * 40, "", scale) for folder, scale in zip(done.out.split(), ("0", "0.1"))]
     for run in runs:
@@ -136,7 +135,7 @@ def test_samples_without_classes_have_no_agreed_labels(at, command):
     done = command(main, "-m", *DIGITS, "n=20,24", "labels=null", at=at)
     assert done.code == 0 and (at / done.folder / "tradeoff.png").is_file(), done.err
     rows = table(at / done.folder)
-    assert [row["compared"] for row in rows] == ["20", "20"]  # as many of each: recall grows with samples
+    assert [row["compared"] for row in rows] == ["20", "20"]  # the same number per run: recall grows with it
     assert "recall" in rows[0] and "agreed_labels" not in rows[0]
 
 
@@ -243,7 +242,7 @@ def test_figures_that_are_not_finite_in_any_run_raise(tmp_path):
 
 
 def test_a_method_is_named_by_the_last_parts_of_its_keys():
-    """Options by the last part of their names, in full where two end alike."""
+    """The whole key if two keys end with the same part."""
     overrides = {"guidance/rule": "apg", "guidance.interval": "[0.3,2]", "sampler/grid@guidance.ramp": "linear",
                  "checkpoint": "/far/away/outputs/train/digits/v002", "a.scale": "1", "b.scale": "2"}  # fmt: skip
     assert describe_overrides(overrides, list(overrides)[:3]) == "rule apg interval [0.3,2] ramp linear"
@@ -277,7 +276,7 @@ def test_a_curve_follows_the_scale_else_the_steps_else_the_only_number(tmp_path,
 
 
 def test_a_sweep_folder_lies_beside_its_runs(tmp_path):
-    """Beside runs of one name; of several names, beside those names, both ends named."""
+    """With the runs of one name; for several names beside their folders, with the first and the last name."""
     digits, tree = [tmp_path / "digits" / f"v00{k}" for k in (1, 2)], tmp_path / "tree/v003"
     digits[0].parent.mkdir()
     assert create_sweep_dir(digits) == tmp_path / "digits/sweep_v001-v002"
