@@ -164,7 +164,7 @@ class DenoisingError(ClassConditionalMetric):
             middles = [float(schedule.log_snr(find_noisy_time(context.denoiser, middle))) for middle in middles]
             distinct = [k for k, middle in enumerate(middles) if middle not in middles[:k]]
             middles = [middles[k] for k in distinct]
-        batches = context.compute(lambda first: {"errors": self.measure_batch(context, first, middles).numpy()})
+        batches = context.compute_batches(lambda first: {"errors": self.measure_batch(context, first, middles).numpy()})
         x_0, eps = torch.from_numpy(numpy.concatenate(batches["errors"], axis=2))
         curve = list[dict[str, float | None]]()
         for log_snr, x_0_errors, eps_errors in zip(middles, x_0, eps):

@@ -163,7 +163,7 @@ class EvalContext:
         x, y = fetch_examples(getattr(self.data, self.split), self.rows[first : first + self.batch_size])
         return self.data.preprocess(x).to(self.device), y.to(self.device)
 
-    def compute(self, batch: Callable[[int], dict[str, numpy.ndarray]]) -> dict[str, list[numpy.ndarray]]:
+    def compute_batches(self, batch: Callable[[int], dict[str, numpy.ndarray]]) -> dict[str, list[numpy.ndarray]]:
         """Computes the arrays of every batch, batch(first) -> {name: array}; each batch is saved as a part.
 
         Returns:
@@ -171,7 +171,7 @@ class EvalContext:
         """
         arrays: dict[str, list[numpy.ndarray]] = {}
         for first in self.firsts:
-            for name, array in self.parts.part(f"{first:010d}", lambda: batch(first)).items():
+            for name, array in self.parts.load_or_compute(f"{first:010d}", lambda: batch(first)).items():
                 arrays.setdefault(name, []).append(array)
             self.progress(min(first + self.batch_size, self.n), self.n, "examples")
         return arrays

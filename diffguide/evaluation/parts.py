@@ -22,7 +22,7 @@ class MetricError(ValueError):
 class Parts:
     """One `<name>.npz` per finished part, written atomically, without pickle.
 
-        arrays = context.parts.part(f"{first:010d}", lambda: {"nll": compute(first)})
+        arrays = context.parts.load_or_compute(f"{first:010d}", lambda: {"nll": compute(first)})
         context.progress(first + len(arrays["nll"]), context.n, "examples")  # the part is saved: safe to stop here
 
     Arguments:
@@ -38,8 +38,8 @@ class Parts:
         self.folder, self.restored, self.seconds = folder, 0, 0.0
         self.tally: Tally | None = None
 
-    def part(self, name: str, compute: Callable[[], dict[str, numpy.ndarray]]) -> dict[str, numpy.ndarray]:
-        """Returns the arrays of a part: reads them from its file, or computes and writes them.
+    def load_or_compute(self, name: str, compute: Callable[[], dict[str, numpy.ndarray]]) -> dict[str, numpy.ndarray]:
+        """Reads the arrays of a part from its file, or computes and writes them.
 
         Raises:
             MetricError: the file is damaged.

@@ -24,9 +24,10 @@ def frames(dimensions: int) -> torch.Tensor:
 
 
 DISTANCES = {
-    "wasserstein": wasserstein, "sliced": lambda x, y: sliced_wasserstein(x, y, frames(x.shape[1])),
+    "wasserstein": wasserstein,
+    "sliced": lambda x, y: sliced_wasserstein(x, y, frames(x.shape[1])),
     "energy": energy_distance,
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("distance", DISTANCES.values(), ids=DISTANCES)
@@ -124,8 +125,11 @@ def test_the_deviation_ratio_is_the_unbiased_spread_within_classes():
     x = 0.4 * (truth - 9 * y[:, None]) - 50 * y[:, None]
     assert deviation_ratio(x, truth, y, y) == pytest.approx(0.4, rel=1e-12)
     other, z = normal(77, 3, 1), torch.arange(77) % 4
-    sums = [sum(((part - part.mean(0)) ** 2).sum() for label in set(labels.tolist()) for part in [data[labels == label]])
-            / (len(data) - len(set(labels.tolist()))) for data, labels in ((other, z), (truth, y))]  # fmt: skip
+    sums = [
+        sum(((part - part.mean(0)) ** 2).sum() for label in set(labels.tolist()) for part in [data[labels == label]])
+        / (len(data) - len(set(labels.tolist())))
+        for data, labels in ((other, z), (truth, y))
+    ]
     assert deviation_ratio(other, truth, z, y) == pytest.approx(math.sqrt(sums[0] / sums[1]), rel=1e-12)
     assert math.isnan(deviation_ratio(other[:4], truth, z[:4], y)) and math.isnan(deviation_ratio(x, 0 * truth, y, y))
 

@@ -23,9 +23,12 @@ from diffguide.randomness import Noise
 from diffguide.schedules import EDM, VE, Cosine, Flow, SubVP
 
 SCHEDULES = {
-    "cosine": Cosine(12.0, -10.0), "ve": VE(9.2, -7.8), "flow": Flow(12.0, -12.0), "edm": EDM(12.43, -8.76),
+    "cosine": Cosine(12.0, -10.0),
+    "ve": VE(9.2, -7.8),
+    "flow": Flow(12.0, -12.0),
+    "edm": EDM(12.43, -8.76),
     "sub_vp": SubVP(18.2, None, 0.1, 20.0),
-}  # fmt: skip
+}
 MEAN, COVARIANCE = np.array([0.5, -0.3]), np.array([[0.3, 0.1], [0.1, 0.2]])
 VALUES, VECTORS = np.linalg.eigh(COVARIANCE)
 FIT = GaussianFit(torch.tensor(MEAN), torch.tensor(VALUES), torch.tensor(VECTORS))

@@ -88,9 +88,13 @@ def test_multistep_methods_beat_heun_at_few_evaluations():
 
     exact = end(Heun(400, grid))
     multistep = {
-        "dpmpp_2m": DPMpp2M, "dpmpp_3m": DPMpp3M, "unipc": lambda *a: UniPC(*a, order=2),
-        "deis": lambda *a: DEIS(*a, order=3), "lms": lambda *a: LMS(*a, order=3), "ipndm": lambda *a: IPNDM(*a, order=3),
-    }  # fmt: skip
+        "dpmpp_2m": DPMpp2M,
+        "dpmpp_3m": DPMpp3M,
+        "unipc": lambda *a: UniPC(*a, order=2),
+        "deis": lambda *a: DEIS(*a, order=3),
+        "lms": lambda *a: LMS(*a, order=3),
+        "ipndm": lambda *a: IPNDM(*a, order=3),
+    }
     for evaluations in (6, 8, 10):
         heun = (end(Heun(evaluations // 2, grid)) - exact).square().mean()
         for name, make in multistep.items():

@@ -127,11 +127,14 @@ def test_a_cached_network_is_used_for_the_same_data_and_recipe_only(digits, tmp_
         Local(1, 0, str(tmp_path / "file")).prepare(digits, CPU, silent)
 
 
-@pytest.mark.parametrize("data, message", {
-    "vectors": (GMM2D(2, None, 4, 50, 5, 5, 0), "8 to 64 pixels .*\\[2\\]"),
-    "large": (of(images(3, 3, 80), torch.tensor([0, 1, 0])), "metric/features=inception, dinov2"),
-    "one class": (of(images(3, 1, 8), torch.tensor([1, 1, -1])), "metric.features=local .*two classes"),
-}.values())  # fmt: skip
+@pytest.mark.parametrize(
+    "data, message",
+    {
+        "vectors": (GMM2D(2, None, 4, 50, 5, 5, 0), "8 to 64 pixels .*\\[2\\]"),
+        "large": (of(images(3, 3, 80), torch.tensor([0, 1, 0])), "metric/features=inception, dinov2"),
+        "one class": (of(images(3, 1, 8), torch.tensor([1, 1, -1])), "metric.features=local .*two classes"),
+    }.values(),
+)
 def test_local_features_need_small_square_images_of_two_classes(data, message):
     with pytest.raises(ValueError, match=message):
         Local(1, 0, None).check(data)
@@ -211,7 +214,7 @@ def test_dinov2_is_the_class_token(tmp_path):
     torch.manual_seed(0)
     config = transformers.Dinov2Config(
         hidden_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=28, patch_size=14
-    )  # fmt: skip
+    )
     network = transformers.Dinov2Model(config).eval()
     network.save_pretrained(tmp_path / "dino")
     features = DINOv2(str(tmp_path / "dino"), 28)
@@ -231,9 +234,14 @@ def test_clip_is_the_embedding_before_it_is_normalised(tmp_path):
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)
     config = transformers.CLIPVisionConfig(
-        hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=16, patch_size=8,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        image_size=16,
+        patch_size=8,
         projection_dim=12,
-    )  # fmt: skip
+    )
     network = transformers.CLIPVisionModelWithProjection(config).eval()
     network.save_pretrained(tmp_path / "clip")
     features = CLIP(str(tmp_path / "clip"))

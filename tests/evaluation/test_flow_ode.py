@@ -14,9 +14,12 @@ from diffguide.randomness import Noise
 from diffguide.schedules import EDM, VE, Cosine, Flow, SubVP
 
 SCHEDULES = {
-    "cosine": Cosine(12.0, -10.0), "ve": VE(9.2, -7.8), "flow": Flow(12.0, -12.0), "edm": EDM(12.43, -8.76),
+    "cosine": Cosine(12.0, -10.0),
+    "ve": VE(9.2, -7.8),
+    "flow": Flow(12.0, -12.0),
+    "edm": EDM(12.43, -8.76),
     "sub_vp": SubVP(18.2, None, 0.1, 20.0),
-}  # fmt: skip
+}
 MEAN, COVARIANCE = np.array([0.5, -0.3, 0.1]), np.array([[0.3, 0.1, 0.0], [0.1, 0.2, 0.05], [0.0, 0.05, 0.03]])
 EXACT = ExactTrace(largest=8)
 
@@ -141,10 +144,15 @@ def test_infinite_ends_large_traces_and_missing_noise_raise():
         flow_log_density(gaussian(SCHEDULES["flow"]), x, None, Hutchinson(1), FixedGrid(4), None)
 
 
-@pytest.mark.parametrize("build, key", [
-    (lambda: Hutchinson(0), "probes"), (lambda: FixedGrid(0), "steps"), (lambda: Adaptive(0.0, 0.0, 100), "atol"),
-    (lambda: Adaptive(1e-3, 0.0, 8), "max_evaluations=8"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "build, key",
+    [
+        (lambda: Hutchinson(0), "probes"),
+        (lambda: FixedGrid(0), "steps"),
+        (lambda: Adaptive(0.0, 0.0, 100), "atol"),
+        (lambda: Adaptive(1e-3, 0.0, 8), "max_evaluations=8"),
+    ],
+)
 def test_traces_and_solvers_check_their_arguments(build, key):
     with pytest.raises(ValueError, match=key):
         build()

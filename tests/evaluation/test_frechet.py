@@ -177,12 +177,15 @@ def test_the_error_of_kid_from_few_subsets_is_its_spread():
     assert float(errors.square().mean().sqrt()) == pytest.approx(float(values.std()), rel=0.25)
 
 
-@pytest.mark.parametrize("call, message", [
-    (lambda: kernel_distance(normal(9, 2, 0), normal(9, 2, 1), 3, 10, 0), "2 to 9"),
-    (lambda: inception_score(normal(9, 2, 0), 10), "1 to 9 splits"),
-    (lambda: frechet_distance(moments(normal(9, 2, 0)), moments(normal(9, 3, 0))), "width, got 2 and 3"),
-    (lambda: frechet_distance(moments(normal(1, 2, 0)), moments(normal(9, 2, 0))), "got 1"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (lambda: kernel_distance(normal(9, 2, 0), normal(9, 2, 1), 3, 10, 0), "2 to 9"),
+        (lambda: inception_score(normal(9, 2, 0), 10), "1 to 9 splits"),
+        (lambda: frechet_distance(moments(normal(9, 2, 0)), moments(normal(9, 3, 0))), "width, got 2 and 3"),
+        (lambda: frechet_distance(moments(normal(1, 2, 0)), moments(normal(9, 2, 0))), "got 1"),
+    ],
+)
 def test_sets_that_are_too_small_or_of_different_widths_raise(call, message):
     with pytest.raises(ValueError, match=message):
         call()

@@ -199,12 +199,14 @@ def test_classification_is_measured_at_the_nearest_levels_by_bayes_rule():
 
 def test_a_configured_mixture_has_its_law_and_moments():
     numbers = {
-        "weights": [3.0, 1.0], "means": [[0.5, -0.2, 0.1], [-0.4, 0.3, 0.0]],
+        "weights": [3.0, 1.0],
+        "means": [[0.5, -0.2, 0.1], [-0.4, 0.3, 0.0]],
         "covariances": [
-            [[0.2, 0.1, 0.0], [0.1, 0.3, 0.0], [0.0, 0.0, 0.05]], [[0.1, 0.0, 0.0], [0.0, 0.02, 0.0], [0.0, 0.0, 0.4]],
+            [[0.2, 0.1, 0.0], [0.1, 0.3, 0.0], [0.0, 0.0, 0.05]],
+            [[0.1, 0.0, 0.0], [0.0, 0.02, 0.0], [0.0, 0.0, 0.4]],
         ],
         "labels": [1, 0],
-    }  # fmt: skip
+    }
     facts = {"channels": 3, "size": None, "num_classes": 2, "train": 20000, "validation": 5, "test": 5, "seed": 1}
     data = Mixture(**numbers, **facts)
     x, y = data.train

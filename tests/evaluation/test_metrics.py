@@ -176,7 +176,7 @@ def test_saved_parts_are_computed_once(tmp_path):
                 x, _ = context.batch(first)
                 return {"x_0": context.model(x, torch.tensor(0.5).double()).x_0.numpy()}
 
-            assert context.parts.part(f"{first}", compute)["x_0"].shape == (10, 2)
+            assert context.parts.load_or_compute(f"{first}", compute)["x_0"].shape == (10, 2)
         return context
 
     first, second = measure(tmp_path / "parts"), measure(tmp_path / "parts")
@@ -203,10 +203,15 @@ UNLABELLED = Dataset(*[Split(torch.zeros(5, 2), torch.tensor([0, 1, -1, 2, 3]))]
 REFUSED = {
     "no denoiser": (DenoisingError(3, True, 0), Only(), plane(), "metric=denoising needs a denoiser"),
     "no density": (Density(), Only(), plane(), "metric=density needs a log-density"),
-    "no classifier": (Classification([1.0], 15), Off(GMM2DLaw(COSINE), 0), plane(), "metric=classification needs a classifier"),
+    "no classifier": (
+        Classification([1.0], 15),
+        Off(GMM2DLaw(COSINE), 0),
+        plane(),
+        "metric=classification needs a classifier",
+    ),
     "no labels": (Classification([1.0], 15), Only(), UNLABELLED, "needs labels"),
     "no classes": (Classification([1.0], 15), Only(), gaussian_data(5), "needs labels"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("metric, model, data, sentence", REFUSED.values(), ids=REFUSED)
@@ -225,11 +230,15 @@ def test_a_model_that_never_dropped_labels_needs_them():
     DenoisingError(3, True, 0).check(EvalContext(law, plane()))
 
 
-@pytest.mark.parametrize("changed, sentence", [
-    ({"split": "tset"}, "split .*got 'tset'"),
-    ({"n": 401}, "n .*1 to 400.*got 401"),
-    ({"n": 0}, "n .*1 to 400"), ({"batch_size": 0}, "batch_size"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "changed, sentence",
+    [
+        ({"split": "tset"}, "split .*got 'tset'"),
+        ({"n": 401}, "n .*1 to 400.*got 401"),
+        ({"n": 0}, "n .*1 to 400"),
+        ({"batch_size": 0}, "batch_size"),
+    ],
+)
 def test_split_n_and_batch_size_out_of_range_raise(changed, sentence):
     with pytest.raises(ValueError, match=sentence):
         EvalContext(GMM2DLaw(COSINE), plane(), **changed)
@@ -240,16 +249,19 @@ def test_model_and_data_with_different_numbers_of_classes_raise():
         EvalContext(GaussianMixture([1.0], [[0.0, 0.0]], 0.25, [0], COSINE), plane())
 
 
-@pytest.mark.parametrize("build, sentence", [
-    (lambda: DenoisingError(0, True, 0), "levels .*got 0"),
-    (lambda: DenoisingError(3, True, 4), "exact .*at least 10"),
-    (lambda: Classification([], 15), "noise_levels"),
-    (lambda: Classification([0.0, 1.0], 15), "noise_levels"),
-    (lambda: Classification([2.0, 1.0], 15), "noise_levels"),
-    (lambda: Classification([1.0, math.inf], 15), "noise_levels"),
-    (lambda: Classification([math.nan], 15), "noise_levels"),
-    (lambda: Classification([1.0], 0), "bins"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "build, sentence",
+    [
+        (lambda: DenoisingError(0, True, 0), "levels .*got 0"),
+        (lambda: DenoisingError(3, True, 4), "exact .*at least 10"),
+        (lambda: Classification([], 15), "noise_levels"),
+        (lambda: Classification([0.0, 1.0], 15), "noise_levels"),
+        (lambda: Classification([2.0, 1.0], 15), "noise_levels"),
+        (lambda: Classification([1.0, math.inf], 15), "noise_levels"),
+        (lambda: Classification([math.nan], 15), "noise_levels"),
+        (lambda: Classification([1.0], 0), "bins"),
+    ],
+)
 def test_arguments_out_of_range_raise(build, sentence):
     with pytest.raises(ValueError, match=sentence):
         build()

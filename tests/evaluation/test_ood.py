@@ -145,16 +145,19 @@ def test_new_samples_of_a_joint_energy_are_those_of_diffguide_sample(jem_run, tm
     assert figures[0]["recall_pixels"]["value"] == figures[1]["recall_pixels"]["value"]
 
 
-@pytest.mark.parametrize("metric, sentence", [
-    ("elbo", "metric=elbo needs a denoiser"),
-    ("ode", "needs a denoiser"),
-    ("likelihood", "needs a denoiser"),
-    ("log_density", "metric=log_density needs a normalised density"),
-    ("zero_shot", "metric=zero_shot needs a denoiser with classes"),
-    ("denoising", "needs a denoiser"),
-    ("quality", "sampler=sgld"),
-    ("quality guidance@metric.guidance=cfg", "guidance@metric.guidance=none"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "metric, sentence",
+    [
+        ("elbo", "metric=elbo needs a denoiser"),
+        ("ode", "needs a denoiser"),
+        ("likelihood", "needs a denoiser"),
+        ("log_density", "metric=log_density needs a normalised density"),
+        ("zero_shot", "metric=zero_shot needs a denoiser with classes"),
+        ("denoising", "needs a denoiser"),
+        ("quality", "sampler=sgld"),
+        ("quality guidance@metric.guidance=cfg", "guidance@metric.guidance=none"),
+    ],
+)
 def test_metrics_that_a_joint_energy_does_not_support_are_one_line_errors(jem_run, tmp_path, command, metric, sentence):
     done = command(evaluate, f"checkpoint={jem_run}", *f"metric={metric}".split(), at=tmp_path)
     assert done.code == 1 and sentence in done.err and "Traceback" not in done.err, done.err

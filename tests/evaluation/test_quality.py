@@ -40,9 +40,11 @@ def by_hand(real: list, samples: list, k: int) -> tuple[float, float, float, flo
     held = [[math.dist(s, r) <= radius for r, radius in zip(real, real_balls)] for s in samples]
     reached = [[math.dist(r, s) <= radius for s, radius in zip(samples, sample_balls)] for r in real]
     return (
-        sum(map(any, held)) / len(samples), sum(map(any, reached)) / len(real),
-        sum(map(sum, held)) / (k * len(samples)), sum(map(any, zip(*held))) / len(real),
-    )  # fmt: skip
+        sum(map(any, held)) / len(samples),
+        sum(map(any, reached)) / len(real),
+        sum(map(sum, held)) / (k * len(samples)),
+        sum(map(any, zip(*held))) / len(real),
+    )
 
 
 @pytest.mark.parametrize("k", [1, 3, 5])

@@ -57,10 +57,13 @@ def test_a_weighting_without_a_finite_support_raises():
 @pytest.mark.parametrize(
     ("log_snrs", "weights", "message"),
     [
-        ([0.0], [1.0], "at least 2 increasing"), ([1.0, 0.0], [1.0, 1.0], "increasing"),
-        ([0.0, 1.0], [1.0], "a weight each"), ([0.0, 1.0], [-1.0, 1.0], "at least 0"), ([0.0, 1.0], [0.0, 0.0], "not all 0"),
+        ([0.0], [1.0], "at least 2 increasing"),
+        ([1.0, 0.0], [1.0, 1.0], "increasing"),
+        ([0.0, 1.0], [1.0], "a weight each"),
+        ([0.0, 1.0], [-1.0, 1.0], "at least 0"),
+        ([0.0, 1.0], [0.0, 0.0], "not all 0"),
     ],
-)  # fmt: skip
+)
 def test_invalid_weights_raise(log_snrs, weights, message):
     with pytest.raises(ValueError, match=message):
         Piecewise(log_snrs, weights)

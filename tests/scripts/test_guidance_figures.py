@@ -81,8 +81,11 @@ def test_the_tree_is_drawn_for_every_law(law, tmp_path, monkeypatch):
     guidance_tree.draw_tree(tmp_path, law, guided, n=60, steps=3)
     rows = table(tmp_path / "tree.csv")
     assert [(row["method"], row["scale"]) for row in rows] == [
-        ("exact samples", ""), ("no guidance", "1.0"), ("CFG", "2.0"), ("autoguidance", "2.0")
-    ]  # fmt: skip
+        ("exact samples", ""),
+        ("no guidance", "1.0"),
+        ("CFG", "2.0"),
+        ("autoguidance", "2.0"),
+    ]
     assert {**rows[2], "method": ""} == {**rows[3], "method": ""}, "their weak sides are the same here"
     assert len(colours(tmp_path / "tree.png")) > 10
 

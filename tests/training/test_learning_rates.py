@@ -90,7 +90,7 @@ def test_a_run_extended_twice_and_killed_is_bit_for_bit_the_same(short_run, tmp_
     assert rates(runs[0])[640] == pytest.approx(expected, rel=1e-12)
 
 
-def test_extend_has_no_effect_on_a_run_of_the_same_length(unfinished, tmp_path, command):
+def test_extend_without_another_length_is_an_error(unfinished, tmp_path, command):
     done = command(main, f"resume={RUN}", "training.extend=constant", at=tmp_path)
     assert done.code == 1 and "training.extend" in done.err and len(done.err.splitlines()) == 1, done.err
 

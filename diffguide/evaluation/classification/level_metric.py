@@ -40,7 +40,7 @@ class LevelAccuracy(ClassConditionalMetric):
 
     def measure(self, context: EvalContext) -> MetricResult:
         model = context.require(LevelClassifier)
-        batches = context.compute(lambda first: self.measure_batch(context, model, first))
+        batches = context.compute_batches(lambda first: self.measure_batch(context, model, first))
         draws = {name: torch.from_numpy(numpy.concatenate(arrays)) for name, arrays in batches.items()}  # [N, draws]
         ce, accuracy, mse = draws["ce"], draws["accuracy"], draws["mse"]
         has_noise = ~mse.isnan()

@@ -141,7 +141,7 @@ class Classification(Metric):
             raise ValueError(f"metric=classification needs a model with classes; this {context.model_name} has none")
 
     def measure(self, context: EvalContext) -> MetricResult:
-        batches = context.compute(lambda first: self.classify_batch(context, first))
+        batches = context.compute_batches(lambda first: self.classify_batch(context, first))
         answers = ClassifierAnswers(
             *(torch.from_numpy(numpy.concatenate(batches[name], axis=1)) for name in ClassifierAnswers._fields)
         )

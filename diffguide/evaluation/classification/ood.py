@@ -160,7 +160,9 @@ class OOD(Metric):
             raise ValueError(f"metric=ood needs at least 2 examples of the {context.split} split, got {context.n}")
 
     def measure(self, context: EvalContext) -> MetricResult:
-        scores = to_tensors(context.compute(lambda first: self.score_batch(context, first))) | self.score_other(context)
+        scores = to_tensors(context.compute_batches(lambda first: self.score_batch(context, first))) | self.score_other(
+            context
+        )
         against = list(PERTURBATIONS if len(context.shape) == 3 else PERTURBATIONS[:3])
         if self.other is not None:
             against.append("other")
@@ -210,7 +212,7 @@ class OOD(Metric):
                 examples, _ = fetch_examples(split, rows[first : first + context.batch_size])
                 return self.score(context, other.preprocess(examples).to(context.device), "other")
 
-            for name, scores in context.parts.part(f"other_{first:010d}", score_batch).items():
+            for name, scores in context.parts.load_or_compute(f"other_{first:010d}", score_batch).items():
                 batches.setdefault(name, []).append(scores)
             context.progress(min(first + context.batch_size, len(rows)), len(rows), "other examples")
         return to_tensors(batches)

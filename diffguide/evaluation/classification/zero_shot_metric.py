@@ -167,6 +167,6 @@ class ZeroShotClassifier(Metric):
             answers = self.classifier(context.denoiser, x, seeds, prior, report)
             return {name: value.numpy() for name, value in answers._asdict().items()}
 
-        arrays = context.parts.part(f"{first:08d}", compute)
+        arrays = context.parts.load_or_compute(f"{first:08d}", compute)
         report(1.0)
         return ZeroShotAnswers(**{name: torch.from_numpy(value) for name, value in arrays.items()})

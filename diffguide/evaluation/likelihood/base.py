@@ -186,7 +186,7 @@ class Density(Metric):
 
         parts = []
         for first in context.firsts:
-            parts.append(context.parts.part(f"{self.part}_{first:010d}", lambda: compute(first)))
+            parts.append(context.parts.load_or_compute(f"{self.part}_{first:010d}", lambda: compute(first)))
             report(min(first + context.batch_size, context.n))
         return {name: torch.cat([torch.as_tensor(part[name]) for part in parts]) for name in parts[0]}
 

@@ -247,7 +247,7 @@ class QualityComparison:
             )
             return {"accuracy": numpy.array(network_accuracy(network, images, y, device))}
 
-        accuracy = float(context.parts.part("cas", compute)["accuracy"])
+        accuracy = float(context.parts.load_or_compute("cas", compute)["accuracy"])
         self.figures["cas"] = binomial_share(accuracy, context.n)
         self.facts["cas"] = f"the classifier of local features, {steps} steps on {self.count} samples"
         if local is not None and local.network is not None:

@@ -222,7 +222,7 @@ class Quality(Metric):
                     arrays["logits"] = logits.numpy()
                 return arrays
 
-            parts.append(context.parts.part(f"{name}_{first:010d}", compute))
+            parts.append(context.parts.load_or_compute(f"{name}_{first:010d}", compute))
         context.progress(count, count, unit)
         return FeatureSet(
             **{key: torch.from_numpy(numpy.concatenate([part[key] for part in parts])) for key in parts[0]}
