@@ -130,9 +130,6 @@ class DenoisingError(ClassConditionalMetric):
             infinite end. A model with discrete levels is evaluated at the nearest levels, at each once.
         conditional: whether a model with classes gets the labels of the examples.
         exact: exact examples per level for the excess, at least 10; 0 = no excess.
-
-    Raises:
-        ValueError: an argument out of its range.
     """
 
     name, needs = "denoising", (Denoiser,)

@@ -25,9 +25,6 @@ class LevelAccuracy(ClassConditionalMetric):
         draws: levels per example, evenly spaced in the training distribution of levels; at least 1.
         conditional: whether a model with classes gets the labels of the examples.
         bands: of equally many levels, for the curve, at least 1.
-
-    Raises:
-        ValueError: a number out of range.
     """
 
     name, needs = "levels", (LevelClassifier,)

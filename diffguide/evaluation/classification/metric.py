@@ -121,9 +121,6 @@ class Classification(Metric):
         noise_levels: sigma / alpha, increasing, above 0; clamped to the range of the schedule, and for a model with discrete
             levels the nearest of them.
         bins: of confidence, for the calibration error, 1 to 1000.
-
-    Raises:
-        ValueError: an argument out of its range.
     """
 
     name, needs, labels = "classification", (Classifier,), True

@@ -123,11 +123,8 @@ class Bell(Spacing):
     the same rate, so that the noise of the estimate is about the same at every level.
 
     Arguments:
-        centre: log-SNR.
+        centre: log-SNR, finite.
         width: scale of the logistic, in log-SNR, positive; larger is more even.
-
-    Raises:
-        ValueError: a width that is not positive, a centre that is not finite.
     """
 
     def __init__(self, centre: float = 2.0, width: float = 2.0):

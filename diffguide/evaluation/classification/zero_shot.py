@@ -131,9 +131,6 @@ class ZeroShot:
         budget: number of evaluations; None = `Budget()`.
         temperature: T, positive; 1 = the likelihood of the network.
         chunk: network evaluations in one batch, at least 1; does not change the answers.
-
-    Raises:
-        ValueError: a temperature or a chunk out of range.
     """
 
     def __init__(

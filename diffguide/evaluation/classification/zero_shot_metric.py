@@ -34,9 +34,6 @@ class ZeroShotClassifier(Metric):
         class_frequencies: whether p(y) is the frequency of the class in the training split; False = uniform.
         bins: of confidence, for the calibration error, 1 to 1000.
         chunk: network evaluations in one batch; does not change the figures.
-
-    Raises:
-        ValueError: as `Budget` and `ZeroShot`, or bins out of range.
     """
 
     name = "zero_shot"

@@ -46,9 +46,6 @@ class Quality(Metric):
         splits: of the inception score, for features with a classifier.
         compared: maximum number of examples of each set for precision, recall, density, coverage and copies.
         classification: whether to train a classifier on the samples (classification accuracy score).
-
-    Raises:
-        ValueError: an argument out of its range.
     """
 
     name = "quality"

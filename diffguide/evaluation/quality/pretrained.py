@@ -149,9 +149,6 @@ class DINOv2(Transformer):
     Arguments:
         model: a local folder, or a name on the hub; papers use facebook/dinov2-large.
         side: of the resized images, pixels; a multiple of the patch size.
-
-    Raises:
-        ValueError: as `Transformer`, or a side that is not a multiple of the patch size.
     """
 
     name, transformers_class, colours = "dinov2", "Dinov2Model", IMAGENET
@@ -179,9 +176,6 @@ class CLIP(Transformer):
 
     Arguments:
         model: a local folder, or a name on the hub; papers use openai/clip-vit-base-patch32.
-
-    Raises:
-        ValueError: as `Transformer`.
     """
 
     name, transformers_class, colours = "clip", "CLIPVisionModelWithProjection", CLIP_COLOURS
