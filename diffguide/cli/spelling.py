@@ -30,6 +30,8 @@ def respell(argv: Sequence[str]) -> list[str]:
             result.append(text)
             continue
         sign, key, value = part[1], renamed_key(part[2]), part[3] or ""
+        if key != part[2]:
+            print(f"{part[2]} is now {key}; the old name goes with the next version", file=sys.stderr)
         root = key.split(".")[0]
         force = not sign and value and root in owned and root != key and root not in said
         result.append(f"{'++' if force else sign}{key}{value}")

@@ -219,14 +219,20 @@ def test_a_record_that_is_none_is_refused_in_a_checkpoint_and_ignored_in_a_folde
 
 def test_a_key_by_its_old_name_and_a_file_of_ones_own(tmp_path, command):
     """dataset.root of a download, typed and in a user's file; a file without today's keys states them in the run."""
-    for line in (["dataset=mnist", "dataset.root=nowhere"], ["--config-dir", "conf", "dataset=mine"]):
+    typed, written = ["dataset=mnist", "dataset.root=nowhere"], ["--config-dir", "conf", "dataset=mine"]
+    for line, notices in (
+        (typed, ["dataset.root is now dataset.path; the old name goes with the next version"]),
+        (written, []),
+    ):
         (tmp_path / "conf/dataset").mkdir(parents=True, exist_ok=True)
         (tmp_path / "conf/dataset/mine.yaml").write_text(
             "_target_: diffguide.datasets.downloads.MNIST\nroot: nowhere\ndownload: false\nchannels: 1\nsize: 28\n"
             "num_classes: 10\nflip: false\nvalidation: 10\nvalues: 256\n"
         )
         options = [] if "mine" in line[-1] else ["dataset.download=false"]
-        refused(command(main, *line, *options, "backbone=unet_28", at=tmp_path), "dataset.path is nowhere")
+        done = command(main, *line, *options, "backbone=unet_28", at=tmp_path)
+        *shown, error = done.err.splitlines()
+        assert done.code == 1 and shown == notices and "dataset.path is nowhere" in error, done.err
     own = [f"{key}: {value}" for key, value in {
         "_target_": "diffguide.datasets.image_folder.ImageFolder", "path": "pictures", "channels": 1, "size": 8,
         "num_classes": 3, "resize": "null", "stretch": "false", "flip": "false", "validation": 0.1, "test": 0.0,
