@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..backbones.conditions import Condition
-from ..models.evaluation_counters import EvaluationCounter
+from ..models.evaluation_counters import count_evaluations
 from ..models.protocols import Denoiser, Prediction
 from ..randomness import Noise
 from ..schedules import EVERYWHERE, Schedule
@@ -51,7 +51,7 @@ class Autoguidance(Contrast):
         if guide.levels is not None and (denoiser.levels is None or not torch.equal(guide.levels, denoiser.levels)):
             raise ValueError("the guide has only its own noise levels, which the model lacks; take another guide")
         check_reach(guide.schedule, *self.guided_range())
-        self.guide = guide if denoiser.tally is None else EvaluationCounter(guide, denoiser.tally)
+        self.guide = guide if denoiser.tally is None else count_evaluations(guide, denoiser.tally)[0]
 
     embeds = False  # two networks have two tables of classes
     compiled = property(lambda self: self.denoiser.compiled or self.guide.compiled)

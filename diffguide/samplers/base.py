@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from ..randomness import Noise
 from ..schedules import Schedule
 from .grids import Grid
 from .noise import NoNoise, SharedIncrement, StepNoise
-from .trust import MAX_UNCHECKED_FALL, FirstPrediction, limit_corrections, noise_fall
+from .trust import MAX_UNCHECKED_FALL, limit_corrections, noise_fall
 
 __all__ = ["MAX_STEPS", "Memory", "Sampler", "SamplingError"]
 
@@ -106,8 +107,9 @@ class Sampler:
         x: Tensor,
         times: Tensor,
         y: Condition | None = None,
-        noise: Noise | None = None,
+        noise: StepNoise | None = None,
         on_step: Callable[[int, Tensor], None] | None = None,
+        memory: Memory | None = None,
     ) -> Tensor:
         """Walks x [B, ...], which lives at times[0], to times[-1].
 
@@ -116,6 +118,7 @@ class Sampler:
             y: class indices [B], -1 = no condition, an Embedding, or None.
             noise: needed where `stochastic`.
             on_step: called with (step index from 1, x) after every step.
+            memory: of a run that this call continues, with a denoiser that was started; None = a run of its own.
 
         Raises:
             ValueError: times that are not float64 on the CPU or do not decrease strictly; a stochastic sampler without
@@ -127,34 +130,31 @@ class Sampler:
         if self.stochastic and noise is None:
             raise ValueError(f"{type(self).__name__} draws noise: pass noise=Noise(seeds, shape, schedule)")
         source: StepNoise = NoNoise() if noise is None else noise
-        run: Denoiser = denoiser.start(noise, times)  # type: ignore[assignment]  # SGLD alone steps an energy
-        memory: Memory = {}
-        resting = not isinstance(denoiser, Energy)
-        for index, (t, s) in enumerate(zip(times[:-1], times[1:]), start=1):
+        run: Any = denoiser if memory is not None else denoiser.start(noise, times)
+        resting = memory is None and isinstance(denoiser, Denoiser)
+        memory = {} if memory is None else memory
+        for index, (t, s) in enumerate(pairwise(times), start=1):
             if resting and not run.skips_step(t):
                 run, resting = run.without_skipped_steps(), False
-            if not resting:
-                x = self.advance(run, x, t, s, y, source, memory)
+            fall = noise_fall(run.schedule, t, s) if self.max_fall < math.inf else 1.0
+            if not resting and fall > self.max_fall:
+                memory.clear()  # values from before a wide step say nothing about the next one
+                x = self.first_order(run(x, t, y), run.schedule, t, s, source)
+            elif not resting:
+                shared = SharedIncrement(source) if self.corrects else source
+                x = self.step(run, x, t, s, y, shared, memory)
+                first = memory.pop("first", None)
+                if self.corrects and fall > MAX_UNCHECKED_FALL:
+                    x = self.limit(x, first, run.schedule, t, s, shared, memory)
             if on_step is not None:
                 on_step(index, x)
         return x
 
-    def advance(
-        self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, y: Condition | None, noise: StepNoise, memory: Memory
+    def limit(
+        self, x: Tensor, first: Prediction, schedule: Schedule, t: Tensor, s: Tensor, noise: StepNoise, memory: Memory
     ) -> Tensor:
-        """The step of a run: `step`, or one of first order where the noise falls too far or a correction is too long."""
-        schedule = denoiser.schedule
-        ratio = noise_fall(schedule, t, s) if self.max_fall < math.inf else 1.0
-        if ratio > self.max_fall:
-            memory.clear()  # values from before a wide step say nothing about the next one
-            return self.first_order(denoiser(x, t, y), schedule, t, s, noise)
-        if not self.corrects or ratio <= MAX_UNCHECKED_FALL:
-            return self.step(denoiser, x, t, s, y, noise, memory)
-        first, shared = FirstPrediction(denoiser), SharedIncrement(noise)
-        x = self.step(first, x, t, s, y, shared, memory)
-        assert first.prediction is not None
-        plain = self.first_order(first.prediction, schedule, t, s, shared)
-        x = limit_corrections(x, plain, first.prediction, schedule, t, s)
+        """x at s with corrections that are too long replaced by the step of first order (`trust`)."""
+        x = limit_corrections(x, self.first_order(first, schedule, t, s, noise), first, schedule, t, s)
         if "arrived" in memory:  # what the next step corrects
             memory["arrived"] = x
         return x
@@ -167,7 +167,10 @@ class Sampler:
     def step(
         self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, y: Condition | None, noise: StepNoise, memory: Memory
     ) -> Tensor:
-        """The method as published: x at time s from x at time t > s; `memory` belongs to this run."""
+        """The method as published: x at time s from x at time t > s.
+
+        `memory` belongs to this run. A step that `corrects` puts its prediction at t there, as "first".
+        """
         raise NotImplementedError
 
 

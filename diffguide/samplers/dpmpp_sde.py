@@ -106,10 +106,11 @@ class DPMpp2MSDE(StochasticDPMpp):
     def step(
         self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, y: Condition | None, noise: StepNoise, memory: Memory
     ) -> Tensor:
-        schedule, prediction = denoiser.schedule, denoiser(x, t, y)
+        schedule = denoiser.schedule
+        prediction = memory["first"] = denoiser(x, t, y)
         h = half_log_snr(schedule, s) - half_log_snr(schedule, t)
         mean = first_order_mean(prediction, schedule, t, s, self.eta)
-        if memory and math.isfinite(h):
+        if "x_0" in memory and math.isfinite(h):
             gain = schedule.alpha_sigma(s)[0] * -math.expm1(-(1 + self.eta) * h) * (h / (2 * memory["h"]))
             mean = mean + gain * (prediction.x_0 - memory["x_0"])
         memory.update(x_0=prediction.x_0, h=h)
@@ -128,7 +129,8 @@ class DPMpp3MSDE(StochasticDPMpp):
     def step(
         self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, y: Condition | None, noise: StepNoise, memory: Memory
     ) -> Tensor:
-        schedule, prediction = denoiser.schedule, denoiser(x, t, y)
+        schedule = denoiser.schedule
+        prediction = memory["first"] = denoiser(x, t, y)
         alpha, sigma = schedule.alpha_sigma(t)
         nodes, values = remember(memory, half_log_snr(schedule, t), prediction.x_0, 3)
         x = alpha * prediction.x_0 + sigma * prediction.eps
@@ -196,7 +198,8 @@ class SASolver(Sampler):
     def step(
         self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, y: Condition | None, noise: StepNoise, memory: Memory
     ) -> Tensor:
-        schedule, prediction = denoiser.schedule, denoiser(x, t, y)
+        schedule = denoiser.schedule
+        prediction = memory["first"] = denoiser(x, t, y)
         alpha, sigma = schedule.alpha_sigma(t)
         x = alpha * prediction.x_0 + sigma * prediction.eps
         before = memory.pop("before", None)

@@ -62,7 +62,7 @@ class Heun(Sampler):
         if self.stochastic:
             x, t = self.add_churn(schedule, x, t, noise)
         alpha, sigma = schedule.alpha_sigma(s)
-        prediction = denoiser(x, t, y)
+        prediction = memory["first"] = denoiser(x, t, y)
         euler = alpha * prediction.x_0 + sigma * prediction.eps
         change = schedule.noise_level(s) - schedule.noise_level(t)
         if sigma == 0 or torch.isinf(change):

@@ -68,7 +68,7 @@ class LangevinPC(Sampler):
     def step(
         self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, y: Condition | None, noise: StepNoise, memory: Memory
     ) -> Tensor:
-        x = self.inner.advance(denoiser, x, t, s, y, noise, memory)
+        x = self.inner(denoiser, x, torch.stack([t, s]), y, noise, memory=memory)
         if denoiser.schedule.alpha_sigma(s)[1] > 0:
             for draw in range(CHURN_DRAW + 1, CHURN_DRAW + 1 + self.corrections):
                 x = langevin(denoiser, x, s, y, noise.normal(s, draw), 2 * self.snr**2)

@@ -120,7 +120,7 @@ class Multistep(Sampler):
     ) -> Tensor:
         schedule, history = denoiser.schedule, memory.setdefault("history", [])
         start, end = Level.at(schedule, t), Level.at(schedule, s)
-        prediction = denoiser(x, t, y)
+        prediction = memory["first"] = denoiser(x, t, y)
         x = end.renoise(prediction)
         if start.log_snr > -math.inf:
             history.insert(0, (self.variable(start), self.value(prediction)))

@@ -1,7 +1,6 @@
 """Restart sampling: noise is added back within given intervals of noise levels, and removed again."""
 
 from collections.abc import Sequence
-from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -76,7 +75,7 @@ class Restart(Sampler):
     def step(
         self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, y: Condition | None, noise: StepNoise, memory: Memory
     ) -> Tensor:
-        x = self.inner.advance(denoiser, x, t, s, y, noise, memory)
+        x = self.inner(denoiser, x, torch.stack([t, s]), y, noise, memory=memory)
         above, here, visit = denoiser.schedule.noise_level(t), denoiser.schedule.noise_level(s), 0
         for low, high, steps, repeats in self.intervals:
             if here <= low * (1 + LEVEL_TOLERANCE) < above:
@@ -103,7 +102,4 @@ class Restart(Sampler):
         schedule, top, s = denoiser.schedule, times[0], times[-1]
         ratio = schedule.alpha_sigma(top)[0] / schedule.alpha_sigma(s)[0]
         x = ratio * x + transition_variance(schedule, top, s).sqrt() * noise.normal(top, -1)
-        memory: Memory = {}
-        for t, u in pairwise(times):
-            x = self.inner.advance(denoiser, x, t, u, y, noise, memory)
-        return x
+        return self.inner(denoiser, x, times, y, noise, memory={})

@@ -40,7 +40,7 @@ class Midpoint(Sampler):
         self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, y: Condition | None, noise: StepNoise, memory: Memory
     ) -> Tensor:
         schedule, middle = denoiser.schedule, find_middle(denoiser.schedule, t, s)
-        prediction = denoiser(x, t, y)
+        prediction = memory["first"] = denoiser(x, t, y)
         x = renoise(prediction, schedule, s, 0.0)
         if middle is None:
             return x
@@ -111,7 +111,8 @@ class PNDM(Sampler):
         self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, y: Condition | None, noise: StepNoise, memory: Memory
     ) -> Tensor:
         schedule, history = denoiser.schedule, memory.setdefault("history", [])
-        prediction, start = denoiser(x, t, y), schedule.noise_level(t)
+        prediction = memory["first"] = denoiser(x, t, y)
+        start = schedule.noise_level(t)
 
         def phi(weights: list[float], e: list[Tensor], r: Tensor) -> Tensor:
             """x at r by a mean of directions, the first of which is eps at t."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from ..backbones.conditions import Condition
@@ -60,8 +61,8 @@ class TimeTravel(Sampler):
     def step(
         self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, y: Condition | None, noise: StepNoise, memory: Memory
     ) -> Tensor:
-        x = self.inner.advance(denoiser, x, t, s, y, noise, memory)
-        schedule = denoiser.schedule
+        schedule, times = denoiser.schedule, torch.stack([t, s])
+        x = self.inner(denoiser, x, times, y, noise, memory=memory)
         alpha, sigma = schedule.alpha_sigma(s)
         if self.interval.contains(schedule.noise_level(t)) and sigma > 0:
             ratio = schedule.alpha_sigma(t)[0] / alpha
@@ -69,6 +70,6 @@ class TimeTravel(Sampler):
             for number in range(self.repeats):
                 again = VisitNoise(noise, number)
                 memory.clear()
-                x = self.inner.advance(denoiser, ratio * x + spread * again.normal(t, -1), t, s, y, again, memory)
+                x = self.inner(denoiser, ratio * x + spread * again.normal(t, -1), times, y, again, memory=memory)
             memory.clear()
         return x

@@ -40,7 +40,7 @@ class UniPC(ExponentialMultistep):
     ) -> Tensor:
         schedule, history = denoiser.schedule, memory.setdefault("history", [])
         start, end = Level.at(schedule, t), Level.at(schedule, s)
-        prediction = denoiser(x, t, y)
+        prediction = memory["first"] = denoiser(x, t, y)
         x = end.renoise(prediction)
         if math.isinf(start.log_snr):
             return x

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...figures.plot_spec import Plot
 from ...models.decoders import Discretized
-from ...models.protocols import DenoiserWrapper, Energy
+from ...models.protocols import Energy, is_guided
 from ...randomness import Noise
 from ..metric import EvalContext, Figure, Metric, MetricResult
 from .dequantization import DecoderDequantization, Dequantization, estimate_likelihood
@@ -111,7 +111,7 @@ class Density(Metric):
                     "(17 for digits, 256 for bytes, 0 for continuous data)"
                 ) from error
         inner = context.uncounted
-        if isinstance(inner, DenoiserWrapper) and not inner.passthrough:
+        if is_guided(inner):
             raise ValueError(
                 f"metric={self.name}: guidance ({type(inner).__name__}) has no likelihood; measure the model"
             )
