@@ -1,6 +1,5 @@
 """What all guidance shares: its scale, the interval where it acts, and numbers per row."""
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -8,11 +7,11 @@ from torch import Tensor
 
 from ..backbones.conditions import Condition, Embedding
 from ..models.protocols import Denoiser, DenoiserWrapper, SamplingError
+from ..runtime.ranges import check_finite
 from ..schedules import Interval, broadcast_rows
 
 __all__ = [
     "ScaledGuidance",
-    "check_scale",
     "check_uncompiled",
     "has_condition",
     "per_row",
@@ -35,7 +34,7 @@ class ScaledGuidance(DenoiserWrapper):
 
     def __init__(self, denoiser: Denoiser, scale: float, interval: Sequence[float]):
         super().__init__(denoiser)
-        self.scale, self.interval = check_scale(scale), Interval.of(interval)
+        self.scale, self.interval = check_finite("scale", scale), Interval.of(interval)
 
     def acts(self, t: Tensor) -> Tensor:
         """Whether the noise level at t lies in the interval, in the shape of t."""
@@ -43,13 +42,6 @@ class ScaledGuidance(DenoiserWrapper):
 
     def acts_at(self, times: Tensor, labelled: bool) -> bool:
         return bool(self.acts(times).any())
-
-
-def check_scale(scale: float) -> float:
-    """The scale; raises ValueError unless it is finite."""
-    if not math.isfinite(scale):
-        raise ValueError(f"scale must be a finite number, got {scale}")
-    return float(scale)
 
 
 def check_uncompiled(denoiser: Denoiser) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 from ..backbones.conditions import Condition
 from ..models.protocols import Denoiser, Prediction
 from ..randomness import Noise
+from ..runtime.ranges import check_range
 from ..schedules import EVERYWHERE
 from .base import repeat_noise
 from .contrast import CONSTANT_RAMP, LINEAR_RULE, ClassifierFree
@@ -64,13 +65,10 @@ class CADS(ClassifierFree):
                 "guidance=cads adds noise to the embedding of the condition, and this model has none, or several: list cads "
                 "before guidance=autoguidance"
             )
-        if not 0 <= strength < math.inf:
-            raise ValueError(f"strength must be at least 0, got {strength}")
         if not 0 < clean < noisy < math.inf:
             raise ValueError(f"clean and noisy must be noise levels with 0 < clean < noisy, got {clean} and {noisy}")
-        if not 0 <= psi <= 1:
-            raise ValueError(f"psi must be in [0, 1], got {psi}")
-        self.strength, self.psi, self.gamma = float(strength), float(psi), LinearRamp(noisy, clean)
+        self.strength, self.psi = check_range("strength", strength, "[0, inf)"), check_range("psi", psi, "[0, 1]")
+        self.gamma = LinearRamp(noisy, clean)
         self.noise: Noise | None = None
 
     def start(self, noise: Noise | None, times: Tensor) -> Self:

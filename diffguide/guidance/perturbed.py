@@ -18,6 +18,7 @@ from torch import Tensor
 from ..backbones.conditions import Condition, concatenate_conditions
 from ..backbones.perturbations import BlurredQueries, IdentityAttention, Perturbation, SkippedBlocks
 from ..models.protocols import Denoiser, DenoiserWrapper, Prediction
+from ..runtime.ranges import check_range
 from ..schedules import EVERYWHERE
 from .base import has_condition
 from .contrast import CONSTANT_RAMP, LINEAR_RULE, Contrast
@@ -141,9 +142,8 @@ class SEG(Perturbed):
         rule: Rule = LINEAR_RULE,
         ramp: Ramp = CONSTANT_RAMP,
     ):
-        if not blur >= 0:
-            raise ValueError(f"blur must be at least 0 (inf = the mean query), got {blur}")
-        perturbation = BlurredQueries(attention_layers(denoiser, layers, "seg"), float(blur))
+        blur = check_range("blur", blur, "[0, inf]")
+        perturbation = BlurredQueries(attention_layers(denoiser, layers, "seg"), blur)
         super().__init__(denoiser, perturbation, unconditional, scale, interval, rule, ramp)
 
 

@@ -8,6 +8,7 @@ from torch.nn import functional
 
 from ..models.protocols import Denoiser, Prediction
 from ..runtime.linear_algebra import leading_right_vector
+from ..runtime.ranges import check_finite, check_range
 from .base import per_row
 from .rules import Rule, inner, interpolate, norm, replace_x_0
 
@@ -53,13 +54,9 @@ class APG(Rule):
     """
 
     def __init__(self, eta: float = 0.0, norm_threshold: float = 15.0, momentum: float = -0.5):
-        if not math.isfinite(eta):
-            raise ValueError(f"eta must be a finite number, got {eta}")
-        if not norm_threshold > 0:
-            raise ValueError(f"norm_threshold must be positive, inf = no limit, got {norm_threshold}")
-        if not -1 < momentum < 1:
-            raise ValueError(f"momentum must be in (-1, 1), got {momentum}")
-        self.eta, self.norm_threshold, self.momentum = float(eta), float(norm_threshold), float(momentum)
+        self.eta = check_finite("eta", eta)
+        self.norm_threshold = check_range("norm_threshold", norm_threshold, "(0, inf]")
+        self.momentum = check_range("momentum", momentum, "(-1, 1)")
         self.stateful = momentum != 0
 
     def start(self, times: Tensor) -> Momentum:
@@ -116,9 +113,7 @@ class FDG(Rule):
     """
 
     def __init__(self, low: float = 0.5):
-        if not 0 <= low < math.inf:
-            raise ValueError(f"low must be at least 0, got {low}")
-        self.low = float(low)
+        self.low = check_range("low", low, "[0, inf)")
 
     def check(self, denoiser: Denoiser, scale: float) -> None:
         if denoiser.shape is not None and len(denoiser.shape) != 3:

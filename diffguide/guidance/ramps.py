@@ -12,6 +12,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..runtime.ranges import check_range
+
 __all__ = ["Constant", "CosineRamp", "LinearRamp", "PowerRamp", "Ramp", "TableRamp"]
 
 
@@ -81,9 +83,7 @@ class PowerRamp(LinearRamp):
 
     def __init__(self, start: float = 80.0, full: float = 0.5, exponent: float = 2.0):
         super().__init__(start, full)
-        if not 0 < exponent < math.inf:
-            raise ValueError(f"exponent must be positive, got {exponent}")
-        self.exponent = float(exponent)
+        self.exponent = check_range("exponent", exponent, "(0, inf)")
 
     def __call__(self, log_level: Tensor) -> Tensor:
         return self.progress(log_level) ** self.exponent

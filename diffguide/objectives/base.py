@@ -13,7 +13,6 @@ __all__ = [
     "Diverged",
     "Loss",
     "Objective",
-    "check_dropout",
     "check_weights",
     "drop_condition",
     "label_log_prob",
@@ -98,15 +97,6 @@ class Objective(nn.Module):
         """
         if memory:
             raise ValueError(f"the checkpoint holds {min(memory)}, which {type(self).__name__} does not use")
-
-
-def check_dropout(p_uncond: float) -> None:
-    """
-    Raises:
-        ValueError: p_uncond is no probability.
-    """
-    if not 0 <= p_uncond <= 1:
-        raise ValueError(f"p_uncond must be in [0, 1], got {p_uncond}")
 
 
 def check_weights(ce_weight: float, mse_weight: float) -> None:

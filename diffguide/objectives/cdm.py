@@ -11,8 +11,9 @@ from ..backbones.conditions import Condition
 from ..models.decoders import is_quantized
 from ..models.level_classifier import LevelClassifier, level_log_ratio
 from ..randomness import Share, normal, uniform
+from ..runtime.ranges import check_range
 from ..schedules import Schedule
-from .base import Loss, Objective, check_dropout, check_weights, drop_condition
+from .base import Loss, Objective, check_weights, drop_condition
 from .levels import draw_uniform
 
 __all__ = ["CDM"]
@@ -59,7 +60,7 @@ class CDM(Objective):
         p_uncond: float = 0.0,
     ):
         super().__init__()
-        check_dropout(p_uncond)
+        self.p_uncond = check_range("p_uncond", p_uncond, "[0, 1]")
         if levels < 3:
             raise ValueError(
                 f"levels must be at least 3, got {levels}; objective=nce has no level between data and noise"
@@ -71,7 +72,6 @@ class CDM(Objective):
         self.mse_weight = float(mse_weight)
         self.quantization_levels = quantization_levels
         self.soft_targets = soft_targets
-        self.p_uncond = float(p_uncond)
 
     def check(self, x_0: Tensor) -> None:
         check_quantized(x_0, self.quantization_levels)

@@ -10,8 +10,9 @@ from ..backbones.conditions import Condition
 from ..models.parameterizations import Parameterization, V
 from ..models.preconditioned import Preconditioned
 from ..randomness import Share, normal
+from ..runtime.ranges import check_range
 from ..schedules import Schedule
-from .base import Loss, Objective, check_dropout, drop_condition
+from .base import Loss, Objective, drop_condition
 from .levels import UNIFORM_TIME, NoiseLevels
 from .resampling import LossSecondMoment
 from .weights import UNIFORM_WEIGHT, LearnedUncertainty, Likelihood, Weight
@@ -57,7 +58,7 @@ class Denoising(Objective):
         p_uncond: float = 0.0,
     ):
         super().__init__()
-        check_dropout(p_uncond)
+        self.p_uncond = check_range("p_uncond", p_uncond, "[0, 1]")
         levels.check(schedule)
         if schedule.learned_ends:
             raise ValueError(
@@ -75,7 +76,7 @@ class Denoising(Objective):
                 "levels and makes some negative; take levels=uniform_t or another weight"
             )
         self.model = Preconditioned(backbone, schedule, parameterization, has_null=p_uncond > 0)
-        self.weight, self.levels, self.p_uncond = weight, levels, float(p_uncond)
+        self.weight, self.levels = weight, levels
 
     def forward(self, x_0: Tensor, y: Condition | None, rng: torch.Generator | Share) -> Loss:
         schedule = self.model.schedule

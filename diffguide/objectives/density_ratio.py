@@ -8,8 +8,9 @@ from ..backbones import Backbone
 from ..backbones.conditions import Condition, concatenate_conditions
 from ..models.level_classifier import LevelClassifier
 from ..randomness import Share, normal
+from ..runtime.ranges import check_range, check_whole
 from ..schedules import Schedule
-from .base import Loss, Objective, check_dropout, drop_condition
+from .base import Loss, Objective, drop_condition
 from .cdm import check_quantization_levels, check_quantized, dequantize
 from .levels import draw_uniform
 
@@ -52,12 +53,10 @@ class DensityRatio(Objective):
         p_uncond: float = 0.0,
     ):
         super().__init__()
-        check_dropout(p_uncond)
-        if levels < 2:
-            raise ValueError(f"levels must be at least 2 (the data and N(0, I)), got {levels}")
+        self.p_uncond = check_range("p_uncond", p_uncond, "[0, 1]")
         check_quantization_levels(quantization_levels)
-        self.model = LevelClassifier(backbone, schedule, levels - 2, p_uncond > 0)
-        self.quantization_levels, self.p_uncond = quantization_levels, float(p_uncond)
+        self.model = LevelClassifier(backbone, schedule, check_whole("levels", levels, 2) - 2, p_uncond > 0)
+        self.quantization_levels = quantization_levels
 
     def check(self, x_0: Tensor) -> None:
         check_quantized(x_0, self.quantization_levels)

@@ -9,8 +9,9 @@ from ..backbones import Backbone
 from ..backbones.conditions import Condition
 from ..models.noisy_joint_energy import NoisyJointEnergy
 from ..randomness import Share, normal
+from ..runtime.ranges import check_range
 from ..schedules import Schedule
-from .base import Loss, Objective, check_dropout, check_weights, drop_condition, label_log_prob, require_labels
+from .base import Loss, Objective, check_weights, drop_condition, label_log_prob, require_labels
 from .levels import UNIFORM_TIME, NoiseLevels
 from .weights import UNIFORM_WEIGHT, LearnedUncertainty, Weight
 
@@ -54,7 +55,7 @@ class EnergyObjective(Objective):
         p_uncond: float = 0.0,
     ):
         super().__init__()
-        check_dropout(p_uncond)
+        self.p_uncond = check_range("p_uncond", p_uncond, "[0, 1]")
         check_weights(ce_weight, mse_weight)
         if isinstance(weight, LearnedUncertainty):
             raise ValueError(
@@ -62,7 +63,7 @@ class EnergyObjective(Objective):
             )
         levels.check(schedule)
         self.model = NoisyJointEnergy(backbone, schedule)
-        self.weight, self.levels, self.p_uncond = weight, levels, float(p_uncond)
+        self.weight, self.levels = weight, levels
         self.mse_weight, self.ce_weight = float(mse_weight), float(ce_weight)
 
     def forward(self, x_0: Tensor, y: Condition | None, rng: torch.Generator | Share) -> Loss:

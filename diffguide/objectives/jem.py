@@ -1,6 +1,5 @@
 """Joint energy models: class logits trained as an energy, by Langevin chains from a replay buffer."""
 
-import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -9,8 +8,9 @@ from torch import Tensor
 from ..backbones import Backbone
 from ..backbones.conditions import Condition
 from ..models.joint_energy import JointEnergy, joint_log_density
-from ..models.level_classifier import langevin_step
+from ..models.level_classifier import check_langevin_step, langevin_step
 from ..randomness import Share, normal, uniform
+from ..runtime.ranges import check_range, check_whole
 from ..schedules import NoSchedule, Schedule
 from .base import Diverged, Loss, Objective, label_log_prob, require_labels
 
@@ -71,25 +71,18 @@ class JEM(Objective):
         if schedule is not None and not isinstance(schedule, NoSchedule):
             raise ValueError(f"objective=jem has no noise levels, got {type(schedule).__name__}: take schedule=none")
         self.model = JointEnergy(backbone)
-        check_at_least(0, ce_weight=ce_weight, ml_weight=ml_weight, energy_l2=energy_l2, noise=noise)
-        check_at_least(1, steps=steps)
-        check_at_least(self.model.num_classes, size=size)
-        check_at_least(0, max_restores=max_restores)
+        self.ce_weight = check_range("ce_weight", ce_weight, "[0, inf)")
+        self.ml_weight = check_range("ml_weight", ml_weight, "[0, inf)")
+        self.energy_l2 = check_range("energy_l2", energy_l2, "[0, inf)")
         if not ce_weight and not ml_weight:
             raise ValueError("one of ce_weight and ml_weight must be above 0: else nothing is learned")
-        if not 0 < step_size < math.inf or (noise_scale is not None and not 0 <= noise_scale < math.inf):
-            raise ValueError(
-                f"step_size must be above 0 and noise_scale at least 0 or null, got {step_size} and {noise_scale}"
-            )
-        if not 0 <= reinit <= 1:
-            raise ValueError(f"reinit must be in [0, 1], got {reinit}")
-        if not max_gap > 0:
-            raise ValueError(f"max_gap must be above 0, got {max_gap}")
-        self.ce_weight, self.ml_weight, self.energy_l2 = float(ce_weight), float(ml_weight), float(energy_l2)
-        self.conditional, self.steps, self.step_size = conditional, steps, float(step_size)
-        self.noise_scale = math.sqrt(2 * step_size) if noise_scale is None else float(noise_scale)
-        self.size, self.reinit, self.noise = size, float(reinit), float(noise)
-        self.max_gap, self.max_restores = float(max_gap), max_restores
+        self.conditional, self.steps = conditional, check_whole("steps", steps, 1)
+        self.step_size, self.noise_scale = check_langevin_step(step_size, noise_scale)
+        self.size = check_whole("size", size, self.model.num_classes)
+        self.reinit = check_range("reinit", reinit, "[0, 1]")
+        self.noise = check_range("noise", noise, "[0, inf)")
+        self.max_gap = check_range("max_gap", max_gap, "(0, inf]")
+        self.max_restores = check_whole("max_restores", max_restores, 0)
         self.buffer: Tensor | None = None  # [size, ...], in no state_dict; row i is of class i modulo num_classes
         self.gap: Tensor | None = None
 
@@ -171,10 +164,3 @@ class JEM(Objective):
         if not all(value.is_floating_point() and value.isfinite().all() for value in memory.values()):
             raise ValueError("the replay buffer holds numbers that are not finite")
         self.buffer = memory["buffer"].clone() if memory else None
-
-
-def check_at_least(least: int, **numbers: float) -> None:
-    """Raises ValueError for a number below `least`, or not finite."""
-    for name, value in numbers.items():
-        if not least <= value < math.inf:
-            raise ValueError(f"{name} must be at least {least} and finite, got {value}")

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..randomness import Share, normal, uniform
+from ..runtime.ranges import check_range
 from ..schedules import Schedule
 
 __all__ = ["UNIFORM_TIME", "LogNormal", "LogitNormal", "NoiseLevels", "UniformLogSNR", "UniformTime", "draw_uniform"]
@@ -111,9 +112,7 @@ class LogNormal(NoiseLevels):
     in_time = False
 
     def __init__(self, mean: float = -1.2, std: float = 1.2):
-        if not std > 0:
-            raise ValueError(f"std must be positive, got {std}")
-        self.mean, self.std = float(mean), float(std)
+        self.mean, self.std = float(mean), check_range("std", std, "(0, inf)")
 
     def __call__(self, schedule: Schedule, n: int, rng: torch.Generator | Share) -> tuple[Tensor, Tensor]:
         z = normal((n,), rng, torch.float64)
@@ -134,9 +133,7 @@ class LogitNormal(NoiseLevels):
     """
 
     def __init__(self, mean: float = 0.0, std: float = 1.0):
-        if not std > 0:
-            raise ValueError(f"std must be positive, got {std}")
-        self.mean, self.std = float(mean), float(std)
+        self.mean, self.std = float(mean), check_range("std", std, "(0, inf)")
 
     def __call__(self, schedule: Schedule, n: int, rng: torch.Generator | Share) -> tuple[Tensor, Tensor]:
         z = normal((n,), rng, torch.float64)

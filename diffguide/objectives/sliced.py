@@ -9,8 +9,9 @@ from ..models.level_classifier import check_twice_differentiable
 from ..models.parameterizations import Parameterization
 from ..models.preconditioned import Preconditioned
 from ..randomness import Share, normal
+from ..runtime.ranges import check_range, check_whole
 from ..schedules import Schedule
-from .base import Loss, Objective, check_dropout, drop_condition
+from .base import Loss, Objective, drop_condition
 from .denoising import V_PREDICTION
 from .levels import UNIFORM_TIME, NoiseLevels
 from .resampling import LossSecondMoment
@@ -54,9 +55,8 @@ class Sliced(Objective):
         p_uncond: float = 0.0,
     ):
         super().__init__()
-        check_dropout(p_uncond)
-        if slices < 1:
-            raise ValueError(f"slices must be at least 1, got {slices}")
+        self.p_uncond = check_range("p_uncond", p_uncond, "[0, 1]")
+        self.slices = check_whole("slices", slices, 1)
         levels.check(schedule)
         if isinstance(levels, LossSecondMoment):
             raise ValueError("levels must not be LossSecondMoment: the sliced loss may be negative")
@@ -64,7 +64,7 @@ class Sliced(Objective):
             raise ValueError(f"sliced score matching needs a fixed schedule, got {type(schedule).__name__}")
         check_twice_differentiable(backbone, "sliced score matching")
         self.model = Preconditioned(backbone, schedule, parameterization, has_null=p_uncond > 0)
-        self.levels, self.slices, self.p_uncond = levels, slices, float(p_uncond)
+        self.levels = levels
 
     def forward(self, x_0: Tensor, y: Condition | None, rng: torch.Generator | Share) -> Loss:
         schedule, learning = self.model.schedule, torch.is_grad_enabled()

@@ -12,8 +12,9 @@ from ..models.decoders import Decoder
 from ..models.parameterizations import Eps, Parameterization
 from ..models.preconditioned import Preconditioned
 from ..randomness import Share, normal
+from ..runtime.ranges import check_range, check_whole
 from ..schedules import Schedule
-from .base import Loss, Objective, check_dropout, drop_condition
+from .base import Loss, Objective, drop_condition
 from .levels import UNIFORM_TIME, NoiseLevels
 
 __all__ = ["Variational"]
@@ -63,9 +64,8 @@ class Variational(Objective):
         p_uncond: float = 0.0,
     ):
         super().__init__()
-        check_dropout(p_uncond)
-        if steps is not None and steps < 1:
-            raise ValueError(f"steps must be at least 1, or null for continuous time, got {steps}")
+        self.p_uncond = check_range("p_uncond", p_uncond, "[0, 1]")
+        self.steps = None if steps is None else check_whole("steps", steps, 1)
         if math.isinf(schedule.log_snr_max) or math.isinf(schedule.log_snr_min):
             raise ValueError(
                 "the variational bound needs a schedule with finite ends, got log_snr_max "
@@ -81,7 +81,6 @@ class Variational(Objective):
             )
         self.model = Preconditioned(backbone, schedule, parameterization, has_null=p_uncond > 0)
         self.decoder, self.levels = decoder, levels
-        self.steps, self.p_uncond = steps, float(p_uncond)
         self.checked = False  # whether the decoder has checked data
 
     def check(self, x_0: Tensor) -> None:

@@ -12,6 +12,7 @@ from ..backbones.conditions import Condition
 from ..models.evaluation_counters import as_protocol
 from ..models.protocols import Denoiser, DenoiserWrapper, Energy, ExactDenoiser, LogDensity, Prediction, SamplingError
 from ..randomness import Noise
+from ..runtime.ranges import check_whole
 from ..schedules import Schedule
 from .grids import Grid
 from .noise import NoNoise, SharedIncrement, StepNoise
@@ -57,9 +58,7 @@ class Sampler:
     max_fall = math.inf
 
     def __init__(self, steps: int, grid: Grid):
-        if not isinstance(steps, int) or not 1 <= steps <= MAX_STEPS:
-            raise ValueError(f"steps must be a whole number from 1 to 10^5, got {steps!r}")
-        self.steps, self.grid = steps, grid
+        self.steps, self.grid = check_whole("steps", steps, 1, MAX_STEPS), grid
 
     def times(self, denoiser: Denoiser | Energy) -> Tensor:
         """The grid for a denoiser, decreasing, float64 [steps + 1] on the CPU.

@@ -8,6 +8,7 @@ starts as sigma at its first time times noise, without the signal that is left t
 import torch
 from torch import Tensor
 
+from ..runtime.ranges import check_whole
 from ..schedules import Schedule
 from .grids import Grid
 
@@ -25,9 +26,7 @@ class DiscreteGrid(Grid):
     """
 
     def __init__(self, timesteps: int = 1000):
-        if not timesteps >= 1:
-            raise ValueError(f"timesteps must be at least 1, the length of the discrete schedule, got {timesteps}")
-        self.timesteps = timesteps
+        self.timesteps = check_whole("timesteps", timesteps, 1)
 
     def continuous(self, schedule: Schedule, steps: int) -> Tensor:
         if steps > self.timesteps:
@@ -53,9 +52,7 @@ class Leading(DiscreteGrid):
 
     def __init__(self, timesteps: int = 1000, offset: int = 0):
         super().__init__(timesteps)
-        if not offset >= 0:
-            raise ValueError(f"offset must be at least 0, got {offset}")
-        self.offset = offset
+        self.offset = check_whole("offset", offset, 0)
 
     def indices(self, steps: int) -> Tensor:
         if steps == 1 and self.offset + 1 < self.timesteps:

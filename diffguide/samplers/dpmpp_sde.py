@@ -17,8 +17,8 @@ from torch import Tensor
 
 from ..backbones.conditions import Condition
 from ..models.protocols import Denoiser, Prediction
+from ..runtime.ranges import check_range, check_whole
 from ..schedules import Interval, Schedule
-from .ancestral import check_noise_factor
 from .base import Memory, Sampler
 from .grids import KARRAS, UNIFORM_LOG_SNR, Grid
 from .multistep import integrals
@@ -77,9 +77,8 @@ class StochasticDPMpp(Sampler):
 
     def __init__(self, steps: int = 50, grid: Grid = UNIFORM_LOG_SNR, eta: float = 1.0, s_noise: float = 1.0):
         super().__init__(steps, grid)
-        if not 0 <= eta < math.inf:
-            raise ValueError(f"eta must be finite and at least 0, got {eta}")
-        self.eta, self.s_noise, self.stochastic = float(eta), check_noise_factor(s_noise), eta > 0
+        self.eta, self.stochastic = check_range("eta", eta, "[0, inf)"), eta > 0
+        self.s_noise = check_range("s_noise", s_noise, "[0, inf)")
 
     def first_order(self, prediction: Prediction, schedule: Schedule, t: Tensor, s: Tensor, noise: StepNoise) -> Tensor:
         return first_order_mean(prediction, schedule, t, s, self.eta) + self.draw_noise(schedule, t, s, noise)
@@ -180,15 +179,12 @@ class SASolver(Sampler):
         tau_max: float = 1.0,
     ):
         super().__init__(steps, grid)
-        if predictor_order not in (1, 2, 3, 4) or corrector_order not in (0, 1, 2, 3, 4):
-            raise ValueError(
-                "predictor_order must be 1 to 4 and corrector_order 0 (none) to 4, got "
-                f"{predictor_order} and {corrector_order}"
-            )
-        if not 0 <= tau < math.inf:
-            raise ValueError(f"tau must be finite and at least 0, got {tau}")
-        self.predictor_order, self.corrector_order = predictor_order, corrector_order
-        self.tau, self.interval = float(tau), Interval.of([tau_min, tau_max], "tau_min and tau_max")
+        self.predictor_order = check_whole("predictor_order", predictor_order, 1, 4)
+        self.corrector_order = check_whole("corrector_order", corrector_order, 0, 4)
+        self.tau, self.interval = (
+            check_range("tau", tau, "[0, inf)"),
+            Interval.of([tau_min, tau_max], "tau_min and tau_max"),
+        )
         self.order = max(predictor_order, corrector_order)
 
     def eta(self, schedule: Schedule, t: Tensor) -> float:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..runtime.ranges import check_range
 from ..schedules import Schedule
 
 __all__ = [
@@ -140,9 +141,8 @@ class Karras(Grid):
     """
 
     def __init__(self, rho: float = 7.0, noise_level_min: float | None = None, noise_level_max: float | None = None):
-        if not 0.1 <= rho < math.inf:  # levels to the power 10 are still finite
-            raise ValueError(f"rho must be at least 0.1 and finite, got {rho}")
-        self.rho, self.noise_level_min, self.noise_level_max = float(rho), noise_level_min, noise_level_max
+        self.rho = check_range("rho", rho, "[0.1, inf)")  # levels to the power 10 are still finite
+        self.noise_level_min, self.noise_level_max = noise_level_min, noise_level_max
 
     def continuous(self, schedule: Schedule, steps: int) -> Tensor:
         ends = schedule.noise_level_range

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from ..backbones.conditions import Condition
 from ..models.protocols import Denoiser
+from ..runtime.ranges import check_range
 from ..schedules import Interval, Schedule
-from .ancestral import check_noise_factor
 from .base import Memory, Sampler
 from .grids import KARRAS, Grid
 from .noise import StepNoise
@@ -50,10 +50,9 @@ class Heun(Sampler):
         s_noise: float = 1.0,
     ):
         super().__init__(steps, grid)
-        if not 0 <= churn < math.inf:
-            raise ValueError(f"churn must be finite and at least 0, got {churn}")
-        self.churn, self.interval = float(churn), Interval.of([churn_min, churn_max], "churn_min and churn_max")
-        self.s_noise, self.stochastic, self.off_grid = check_noise_factor(s_noise), churn > 0, churn > 0
+        self.churn, self.s_noise = check_range("churn", churn, "[0, inf)"), check_range("s_noise", s_noise, "[0, inf)")
+        self.interval = Interval.of([churn_min, churn_max], "churn_min and churn_max")
+        self.stochastic = self.off_grid = churn > 0
 
     def step(
         self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, y: Condition | None, noise: StepNoise, memory: Memory

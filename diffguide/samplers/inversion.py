@@ -5,6 +5,7 @@ from torch import Tensor
 
 from ..backbones.conditions import Condition
 from ..models.protocols import Denoiser
+from ..runtime.ranges import check_whole
 from .ancestral import renoise
 from .base import check_decreasing
 
@@ -33,9 +34,7 @@ class DDIMInversion:
     """
 
     def __init__(self, corrections: int = 0):
-        if not isinstance(corrections, int) or corrections < 0:
-            raise ValueError(f"corrections must be a whole number of at least 0, got {corrections!r}")
-        self.corrections = corrections
+        self.corrections = check_whole("corrections", corrections, 0)
 
     @torch.no_grad()
     def __call__(self, denoiser: Denoiser, x: Tensor, times: Tensor, y: Condition | None = None) -> Tensor:

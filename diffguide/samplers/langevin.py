@@ -5,6 +5,7 @@ from torch import Tensor
 
 from ..backbones.conditions import Condition
 from ..models.protocols import Denoiser, Energy
+from ..runtime.ranges import check_range, check_whole
 from .ancestral import DDPM, renoise
 from .base import Memory, Sampler
 from .grids import UNIFORM_LOG_SNR, Grid
@@ -14,19 +15,14 @@ from .trust import MAX_FALL
 
 __all__ = ["AnnealedLangevin", "LangevinPC", "langevin"]
 
+MAX_CORRECTIONS = 10**4
+
 
 def langevin(denoiser: Denoiser, x: Tensor, t: Tensor, y: Condition | None, z: Tensor, step: float) -> Tensor:
     """x + e score + sqrt(2 e) z with e = step sigma_t^2, in fields: alpha x_0 + sigma ((1 - step) eps + sqrt(2 step) z)."""
     alpha, sigma = denoiser.schedule.alpha_sigma(t)
     prediction = denoiser(x, t, y)
     return alpha * prediction.x_0 + (sigma * (1 - step)) * prediction.eps + (sigma * (2 * step) ** 0.5) * z
-
-
-def check_corrections(corrections: int) -> int:
-    """The number; raises ValueError unless it is from 1 to 10^4."""
-    if not 1 <= corrections <= 10**4:
-        raise ValueError(f"corrections must be 1 to 10^4 Langevin steps per level, got {corrections}")
-    return corrections
 
 
 class LangevinPC(Sampler):
@@ -53,13 +49,12 @@ class LangevinPC(Sampler):
     def __init__(self, inner: Sampler | None = None, corrections: int = 1, snr: float = 0.16):
         inner = DDPM() if inner is None else inner
         super().__init__(inner.steps, inner.grid)
-        if not 0 < snr < 1:
-            raise ValueError(f"snr must be above 0 and below 1, got {snr}")
         if isinstance(inner, LangevinPC | AnnealedLangevin):  # both would draw the same noise at the same level
             raise ValueError(
                 f"inner must be a sampler without Langevin steps, got {type(inner).__name__}: set its corrections instead"
             )
-        self.inner, self.corrections, self.snr = inner, check_corrections(corrections), float(snr)
+        self.inner, self.snr = inner, check_range("snr", snr, "(0, 1)")
+        self.corrections = check_whole("corrections", corrections, 1, MAX_CORRECTIONS)
         self.order, self.off_grid, self.needs = inner.order, inner.off_grid, inner.needs
 
     def times(self, denoiser: Denoiser | Energy) -> Tensor:
@@ -102,9 +97,8 @@ class AnnealedLangevin(Sampler):
         self, steps: int = 50, grid: Grid = UNIFORM_LOG_SNR, corrections: int = 5, step_size: float | None = None
     ):
         super().__init__(steps, grid)
-        if step_size is not None and not 0 < step_size < 1:
-            raise ValueError(f"step_size must be above 0 and below 1, or null for technique 4, got {step_size}")
-        self.corrections, self.step_size = check_corrections(corrections), step_size
+        self.corrections = check_whole("corrections", corrections, 1, MAX_CORRECTIONS)
+        self.step_size = None if step_size is None else check_range("step_size", step_size, "(0, 1)")
 
     def step(
         self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, y: Condition | None, noise: StepNoise, memory: Memory

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ..backbones.conditions import Condition
 from ..models.protocols import Denoiser
+from ..runtime.ranges import check_range
 from ..schedules import Schedule
 from .ancestral import transition_variance
 from .base import Memory, Sampler
@@ -28,9 +29,7 @@ class Diffusion:
     """
 
     def __init__(self, scale: float = 1.0):
-        if not 0 <= scale < math.inf:
-            raise ValueError(f"scale of the diffusion must be finite and at least 0, got {scale}")
-        self.scale = float(scale)
+        self.scale = check_range("scale", scale, "[0, inf)")
 
     def variance(self, schedule: Schedule, t: Tensor, s: Tensor) -> Tensor:
         """w(t) (t - s), or what equals it to first order: the variance of the noise of one step."""

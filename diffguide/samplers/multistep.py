@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..backbones.conditions import Condition
 from ..models.protocols import Denoiser, Prediction
+from ..runtime.ranges import check_whole
 from ..schedules import Schedule
 from .base import Memory, Sampler
 from .grids import KARRAS, Grid
@@ -97,11 +98,7 @@ class Multistep(Sampler):
 
     def __init__(self, steps: int, grid: Grid, order: int):
         super().__init__(steps, grid)
-        if type(order) is not int or not 1 <= order <= self.max_order:
-            raise ValueError(
-                f"order must be a whole number from 1 to {self.max_order} for {type(self).__name__}, got {order!r}"
-            )
-        self.order = order
+        self.order = check_whole("order", order, 1, self.max_order)
 
     def value(self, prediction: Prediction) -> Tensor:
         """f, what the polynomial interpolates."""

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ..backbones.conditions import Condition
 from ..models.protocols import Denoiser, Energy
+from ..runtime.ranges import check_whole
 from ..schedules import EVERYWHERE, Interval
 from .ancestral import DDPM, transition_variance
 from .base import Memory, Sampler
@@ -42,9 +43,7 @@ class TimeTravel(Sampler):
         super().__init__(inner.steps, inner.grid)
         if isinstance(inner, TimeTravel):
             raise ValueError("inner must not be a TimeTravel: raise its repeats instead")
-        if not 1 <= repeats <= 1000:
-            raise ValueError(f"repeats must be 1 to 1000, got {repeats}")
-        self.inner, self.repeats, self.interval = inner, repeats, Interval.of(interval)
+        self.inner, self.repeats, self.interval = inner, check_whole("repeats", repeats, 1, 1000), Interval.of(interval)
         self.order, self.off_grid, self.needs = inner.order, inner.off_grid, inner.needs
 
     def times(self, denoiser: Denoiser | Energy) -> Tensor:

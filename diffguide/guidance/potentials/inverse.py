@@ -8,6 +8,7 @@ from torch import Tensor
 from ...backbones.conditions import Condition
 from ...models.protocols import SamplingError
 from ...randomness import normal
+from ...runtime.ranges import check_range, check_whole
 from .pictures import DEFAULT_BOX, Mask, Picture, TestPicture
 from .values import Potential
 
@@ -27,12 +28,9 @@ class LinearProblem(Potential):
     """
 
     def __init__(self, picture: Picture | None = None, noise: float = 0.05, seed: int = 0):
-        if not 0 < noise < math.inf:
-            raise ValueError(f"noise must be a positive standard deviation, got {noise}")
-        if seed < 0:
-            raise ValueError(f"seed must be at least 0, got {seed}")
+        self.noise = check_range("noise", noise, "(0, inf)")
+        check_whole("seed", seed, 0)
         picture = TestPicture() if picture is None else picture
-        self.noise = float(noise)
         self.prepare(picture.values)
         if picture.measured:
             self.measurement = picture.values[None]
@@ -139,9 +137,7 @@ class SuperResolution(LinearProblem):
     """
 
     def __init__(self, picture: Picture | None = None, factor: int = 2, noise: float = 0.05, seed: int = 0):
-        if factor < 2:
-            raise ValueError(f"factor must be at least 2 pixels, got {factor}")
-        self.factor = factor
+        self.factor = check_whole("factor", factor, 2)
         super().__init__(picture, noise, seed)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -165,9 +161,7 @@ class Deblur(LinearProblem):
     """
 
     def __init__(self, picture: Picture | None = None, width: float = 1.0, noise: float = 0.05, seed: int = 0):
-        if not 0 < width < math.inf:
-            raise ValueError(f"width must be a positive number of pixels, got {width}")
-        self.width = float(width)
+        self.width = check_range("width", width, "(0, inf)")
         super().__init__(picture, noise, seed)
 
     def response(self, x: Tensor) -> Tensor:

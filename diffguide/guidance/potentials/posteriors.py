@@ -1,6 +1,5 @@
 """Posterior sampling for linear inverse problems: DPS, pseudo-inverse guidance, RePaint."""
 
-import math
 from collections import Counter
 from collections.abc import Sequence
 from typing import Self
@@ -11,6 +10,7 @@ from torch import Tensor
 from ...backbones.conditions import Condition
 from ...models.protocols import Denoiser, Prediction, SamplingError
 from ...randomness import Noise
+from ...runtime.ranges import check_range
 from ...schedules import EVERYWHERE
 from ..base import per_row_float, repeat_noise
 from .base import PotentialGuidanceBase
@@ -98,9 +98,7 @@ class PiGDM(PotentialGuidanceBase):
         check_potential("pseudo-inverse guidance", potential, LinearProblem)
         super().__init__(denoiser, potential, scale, interval)
         self.problem = potential
-        if not 0 < data_variance < math.inf:
-            raise ValueError(f"data_variance must be positive, got {data_variance}")
-        self.data_variance = float(data_variance)
+        self.data_variance = check_range("data_variance", data_variance, "(0, inf)")
 
     def value(self, x_0: Tensor, t: Tensor, y: Condition | None) -> Tensor:
         v, level = self.data_variance, self.schedule.noise_level(t) ** 2
