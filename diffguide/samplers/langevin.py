@@ -4,10 +4,10 @@ import torch
 from torch import Tensor
 
 from ..backbones.conditions import Condition
-from ..models.protocols import Denoiser, Energy
+from ..models.protocols import Denoiser
 from ..runtime.ranges import check_range, check_whole
-from .ancestral import DDPM, renoise
-from .base import Memory, Sampler
+from .ancestral import DDPM
+from .base import CompositeSampler, Memory, Sampler
 from .grids import UNIFORM_LOG_SNR, Grid
 from .heun import CHURN_DRAW
 from .noise import StepNoise
@@ -25,15 +25,15 @@ def langevin(denoiser: Denoiser, x: Tensor, t: Tensor, y: Condition | None, z: T
     return alpha * prediction.x_0 + (sigma * (1 - step)) * prediction.eps + (sigma * (2 * step) ** 0.5) * z
 
 
-class LangevinPC(Sampler):
-    """Predictor-corrector sampling: a step of another sampler, then Langevin steps at the level that it reached.
+class LangevinPC(CompositeSampler):
+    """Predictor-corrector sampling: a step of another sampler, then Langevin steps at the level that it reaches.
 
         x <- x + e score + sqrt(2 e) z,  e = 2 (snr sigma)^2
 
-    Song et al., "Score-Based Generative Modeling through SDEs", 2021, arXiv 2011.13456, algorithms 2 to 5. There the
-    step size comes from the norms of score and noise, averaged over a batch, so that a sample depends on its batch; here
-    |score| is replaced by its expectation |z| / sigma. As a predictor, ddpm is their ancestral sampling (variance 0
-    for VE, 1 for VP), euler_maruyama with diffusion=forward their reverse diffusion.
+    Song et al., "Score-Based Generative Modeling through SDEs", 2021, arXiv 2011.13456, algorithms 2 to 5. Their step
+    size depends on the norms of score and noise over the batch; here |score| is replaced by its expectation
+    |z| / sigma, so that a sample does not depend on its batch. Their predictors are ddpm (ancestral sampling; variance 0
+    for VE, 1 for VP) and euler_maruyama with diffusion=forward (reverse diffusion).
 
     Arguments:
         inner: the predictor, with its steps and grid; None = `DDPM()`.
@@ -44,21 +44,15 @@ class LangevinPC(Sampler):
         ValueError: snr or corrections out of range, a predictor that has Langevin steps of its own.
     """
 
-    stochastic = True
-
     def __init__(self, inner: Sampler | None = None, corrections: int = 1, snr: float = 0.16):
         inner = DDPM() if inner is None else inner
-        super().__init__(inner.steps, inner.grid)
+        super().__init__(inner)
         if isinstance(inner, LangevinPC | AnnealedLangevin):  # both would draw the same noise at the same level
             raise ValueError(
                 f"inner must be a sampler without Langevin steps, got {type(inner).__name__}: set its corrections instead"
             )
-        self.inner, self.snr = inner, check_range("snr", snr, "(0, 1)")
+        self.snr = check_range("snr", snr, "(0, 1)")
         self.corrections = check_whole("corrections", corrections, 1, MAX_CORRECTIONS)
-        self.order, self.off_grid, self.needs = inner.order, inner.off_grid, inner.needs
-
-    def times(self, denoiser: Denoiser | Energy) -> Tensor:
-        return self.inner.times(denoiser)
 
     def step(
         self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, y: Condition | None, noise: StepNoise, memory: Memory
@@ -71,13 +65,13 @@ class LangevinPC(Sampler):
 
 
 class AnnealedLangevin(Sampler):
-    """Langevin steps at every noise level in turn; x / alpha is kept from one level to the next.
+    """Langevin steps at every noise level; x / alpha is kept from one level to the next.
 
         x <- x + e score + sqrt(2 e) z,  e = step_size sigma^2
 
     Song & Ermon, "Generative Modeling by Estimating Gradients of the Data Distribution", 2019, arXiv 1907.05600,
-    algorithm 1, whose alpha_i / 2 is e: step_size = epsilon / (2 sigma_L^2), 0.1 in the paper. The step to sigma = 0 is
-    the denoiser's x_0; one from alpha = 0, where there is no x / alpha, is DDIM's.
+    algorithm 1, whose alpha_i / 2 is e: step_size = epsilon / (2 sigma_L^2), 0.1 in the paper. A wide step, from alpha = 0
+    or to sigma = 0 for example, is DDIM's (`trust`).
 
     Arguments:
         steps, grid: as for every sampler; the paper's levels are a geometric sequence (grid=uniform_log_snr).
@@ -104,10 +98,7 @@ class AnnealedLangevin(Sampler):
         self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, y: Condition | None, noise: StepNoise, memory: Memory
     ) -> Tensor:
         schedule = denoiser.schedule
-        (alpha_t, _), (alpha, sigma) = schedule.alpha_sigma(t), schedule.alpha_sigma(s)
-        if sigma == 0 or alpha_t == 0:
-            return renoise(denoiser(x, t, y), schedule, s, 0.0)
-        x = (alpha / alpha_t) * x
+        x = (schedule.alpha_sigma(s)[0] / schedule.alpha_sigma(t)[0]) * x
         size = self.step_size
         if size is None:
             size = select_step_size(float(schedule.noise_level(t) / schedule.noise_level(s)), self.corrections)

@@ -1,7 +1,5 @@
 """UniPC: a predictor, and a corrector that costs no evaluation."""
 
-import math
-
 from torch import Tensor
 
 from ..backbones.conditions import Condition
@@ -42,8 +40,6 @@ class UniPC(ExponentialMultistep):
         start, end = Level.at(schedule, t), Level.at(schedule, s)
         prediction = memory["first"] = denoiser(x, t, y)
         x = end.renoise(prediction)
-        if math.isinf(start.log_snr):
-            return x
         here = self.variable(start)
         if history:
             (base, before), *older = history

@@ -49,9 +49,9 @@ HEUN, GRID = Heun(5, UniformT()), UniformT()
         (lambda: LangevinPC(AnnealedLangevin(9, GRID, 1, None), 1, 0.1), "without Langevin .* got AnnealedLangevin"),
         (lambda: Restart(Restart(HEUN, [[0.1, 0.3, 2, 1]]), [[0.1, 0.3, 2, 1]]), "inner must not be a Restart"),
         (lambda: Restart(HEUN, []), "intervals is empty"),
-        (lambda: Restart(HEUN, [[0.3, 0.1, 2, 1]]), "0 < low < high, got 0.3 to 0.1"),
-        (lambda: Restart(HEUN, [[0.1, 0.3, 2]]), r"intervals must be \[low, high, steps, repeats\] each, got"),
-        (lambda: Restart(HEUN, [[0.1, 0.3, 2.5, 1]]), r"whole steps and repeats from 1 to 1000, got \[2.5, 1\]"),
+        (lambda: Restart(HEUN, [[0.3, 0.1, 2, 1]]), "0 < low < high"),
+        (lambda: Restart(HEUN, [[0.1, 0.3, 2]]), "intervals must be"),
+        (lambda: Restart(HEUN, [[0.1, 0.3, 2.5, 1]]), "whole steps and repeats"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_is_refused(make, sentence):
@@ -66,14 +66,14 @@ def test_what_a_denoiser_does_not_allow_is_refused():
     class Certain(ExactMixture, ExactDenoiser):
         pass
 
-    with pytest.raises(ValueError, match="ExactDDPM needs the exact covariance .* which this model does not have"):
+    with pytest.raises(ValueError, match="the exact covariance .* which this model does not"):
         ExactDDPM(3, UniformT()).times(denoiser)
-    with pytest.raises(ValueError, match="which this model has and its guidance hides: take guidance=none"):
+    with pytest.raises(ValueError, match="take guidance=none"):
         ExactDDPM(3, UniformT()).times(ClassifierFree(Certain(two_classes(), schedule), 2.0, [0.0, math.inf]))
     with pytest.raises(ValueError, match="within the grid's noise levels 0.002 to 80, got 0.1 to 81"):
         Restart(HEUN, [[0.1, 81.0, 2, 1]]).times(denoiser)
     denoiser.levels = torch.linspace(0, 1, 41, dtype=torch.float64)
-    with pytest.raises(ValueError, match="Heun evaluates between the grid's times"):
+    with pytest.raises(ValueError, match="sampler=ddim"):
         Heun(5, UniformT(), churn=1.0).times(denoiser)
 
 
