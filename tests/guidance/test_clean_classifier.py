@@ -212,7 +212,7 @@ def test_what_cannot_work_is_refused(changed, sentence):
 def test_a_compiled_generator_is_not_differentiated():
     model = generator()
     model.backbone.compile(backend="eager")
-    with pytest.raises(SamplingError, match="sample it uncompiled"):
+    with pytest.raises(SamplingError, match="compile=false"):
         steering(model)(x, t, y)
 
 

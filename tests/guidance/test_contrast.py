@@ -237,7 +237,7 @@ def test_momentum_needs_one_level_for_all():
     guided = ClassifierFree(exact(), 3.0, EVERYWHERE, MOMENTUM)
     with pytest.raises(ValueError, match="take guidance.rule.momentum=0"):
         SAMPLERS["dopri5"](6).times(guided)
-    with pytest.raises(ValueError, match="APG .* all samples must be at one noise level"):
+    with pytest.raises(ValueError, match="APG depends on earlier noise levels"):
         guided(x, t.expand(8), y)
     SAMPLERS["dopri5"](6).times(ClassifierFree(exact(), 3.0, EVERYWHERE, APG(0.0, INF, 0.0)))
 

@@ -108,12 +108,13 @@ class PotentialGuidanceBase(ScaledGuidance):
         return guided if graph else Prediction(guided.x_0.detach(), guided.eps.detach())
 
     def guide(self, x_t: Tensor, t: Tensor, y: Condition | None, graph: bool) -> tuple[Prediction, Prediction]:
-        """The denoiser's own prediction, and the one guided in every row.
+        """The unguided prediction, and the one guided in every row: here by Bayes' rule, through the network.
 
         Arguments:
-            graph: whether derivatives of the result with respect to x_t are needed.
+            graph: whether the result will be differentiated with respect to x_t.
         """
-        raise NotImplementedError
+        prediction, gradient = self.differentiate_network(x_t, t, y, graph)
+        return prediction, self.apply_bayes(prediction, t, gradient)
 
     def value(self, x_0: Tensor, t: Tensor, y: Condition | None) -> Tensor:
         """The log-potential of x0_hat at a noise level, [B]."""
@@ -176,10 +177,6 @@ class PotentialGuidance(PotentialGuidanceBase):
     Raises:
         ValueError: see `PotentialGuidanceBase`.
     """
-
-    def guide(self, x_t: Tensor, t: Tensor, y: Condition | None, graph: bool) -> tuple[Prediction, Prediction]:
-        prediction, gradient = self.differentiate_network(x_t, t, y, graph)
-        return prediction, self.apply_bayes(prediction, t, gradient)
 
 
 class NoisyPotentialGuidance(PotentialGuidanceBase):

@@ -104,10 +104,6 @@ class PiGDM(PotentialGuidanceBase):
         v, level = self.data_variance, self.schedule.noise_level(t) ** 2
         return self.problem.log_likelihood(x_0, per_row_float(v * level / (v + level), x_0))
 
-    def guide(self, x_t: Tensor, t: Tensor, y: Condition | None, graph: bool) -> tuple[Prediction, Prediction]:
-        prediction, gradient = self.differentiate_network(x_t, t, y, graph)
-        return prediction, self.apply_bayes(prediction, t, gradient)
-
 
 class RePaint(PotentialGuidanceBase):
     """Known values are the measurement, noised to every level: x_t[m] = alpha y + sigma z.

@@ -213,10 +213,6 @@ class LGD(SmoothedPotentialGuidance):
     def width(self, t: Tensor) -> Tensor:
         return torch.sigmoid(-self.schedule.log_snr(t)).sqrt()
 
-    def guide(self, x_t: Tensor, t: Tensor, y: Condition | None, graph: bool) -> tuple[Prediction, Prediction]:
-        prediction, gradient = self.differentiate_network(x_t, t, y, graph)
-        return prediction, self.apply_bayes(prediction, t, gradient)
-
 
 class TFG(SmoothedPotentialGuidance):
     """x_0 + rho grad_{x_t} f~(x0_hat) / alpha + D, eps unchanged: variance guidance and mean guidance of one smoothed f~.
