@@ -32,7 +32,7 @@ class Autoguidance(Contrast):
         interval, rule, ramp: as in `Contrast`.
 
     Raises:
-        ValueError: a guide that is no denoiser, or one of other data, classes, legal times or noise levels; as `Contrast`.
+        ValueError: a guide that is no denoiser, or one of other data, classes, legal times or noise levels.
     """
 
     def __init__(

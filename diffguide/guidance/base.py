@@ -29,9 +29,6 @@ class ScaledGuidance(DenoiserWrapper):
         denoiser: what is guided.
         scale: how strong, any finite number.
         interval: (lo, hi] in noise level sigma / alpha.
-
-    Raises:
-        ValueError: a scale that is not finite, an interval with lo >= hi.
     """
 
     def __init__(self, denoiser: Denoiser, scale: float, interval: Sequence[float]):

@@ -41,8 +41,7 @@ class CADS(ClassifierFree):
         psi: share of rescaling, in [0, 1].
 
     Raises:
-        ValueError: a number out of range, a denoiser without an embedding; as `ClassifierFree`. From a call: outside a run,
-            where there is no noise, or with t [B].
+        ValueError: a denoiser without an embedding; from a call: outside a run, where there is no noise, or with t [B].
     """
 
     option = "cads"

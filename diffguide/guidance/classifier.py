@@ -41,8 +41,8 @@ class ClassGuidance(ScaledGuidance):
         interval: (lo, hi] in noise level sigma / alpha.
 
     Raises:
-        ValueError: another number of classes than the generator's, a condition that is an embedding, zero terminal SNR, a
-            scale that is not finite, or an interval with lo >= hi.
+        ValueError: another number of classes than the generator's, zero terminal SNR; from a call, an embedding for a
+            condition.
     """
 
     conditional = True
@@ -113,7 +113,7 @@ class ClassifierGuidance(ClassGuidance):
         interval: (lo, hi] in noise level sigma / alpha.
 
     Raises:
-        ValueError: not a classifier of noisy data; as `ClassGuidance`.
+        ValueError: not a classifier of noisy data.
     """
 
     def __init__(

@@ -41,7 +41,7 @@ class NegativeCondition(Contrast):
         interval, rule, ramp: as in `Contrast`.
 
     Raises:
-        ValueError: a model without classes, or without this one; as `Contrast`.
+        ValueError: a model without classes, or without this one.
     """
 
     uses_condition = True
@@ -87,7 +87,7 @@ class ClassComposition(Contrast):
         interval, rule, ramp: as in `Contrast`.
 
     Raises:
-        ValueError: no such classes, another number of weights, a model without null condition; as `Contrast`.
+        ValueError: a model without these classes or without a trained null condition.
     """
 
     option = "compose"

@@ -49,8 +49,7 @@ class Contrast(ScaledGuidance):
         ramp: factor of (scale - 1) at each noise level.
 
     Raises:
-        ValueError: a scale that is not finite or that the rule does not take, an interval with lo >= hi, a ramp that is
-            undefined at a noise level where guidance acts.
+        ValueError: a scale that the rule does not take, or a ramp that is undefined at a noise level where guidance acts.
     """
 
     def __init__(
@@ -169,7 +168,7 @@ class ClassifierFree(Contrast):
         interval, rule, ramp: as in `Contrast`.
 
     Raises:
-        ValueError: a denoiser without condition or without a null condition; as `Contrast`.
+        ValueError: a denoiser without a condition, or without a trained null condition.
     """
 
     option = "cfg"

@@ -95,7 +95,7 @@ class PAG(Perturbed):
         rule, ramp: as in `Contrast`.
 
     Raises:
-        ValueError: no network with attention, or one inside another guidance; no such layers; as `Contrast`.
+        ValueError: a network without attention or without these layers, or one inside other guidance.
     """
 
     def __init__(
@@ -126,9 +126,6 @@ class SEG(Perturbed):
             mean query everywhere.
         layers, unconditional: as in `PAG`.
         rule, ramp: as in `Contrast`.
-
-    Raises:
-        ValueError: a negative blur; as `PAG`.
     """
 
     def __init__(
@@ -160,9 +157,6 @@ class SLG(Perturbed):
         layers: indices of blocks, in the order of computation; in a U-Net the outer ones often matter most.
         unconditional: as in `PAG`.
         rule, ramp: as in `Contrast`.
-
-    Raises:
-        ValueError: as `PAG`.
     """
 
     def __init__(

@@ -48,9 +48,6 @@ class APG(Rule):
         eta: share of the part along strong.x_0 that stays; 1 = all of it, 0 = none, as in the paper.
         norm_threshold: largest |d| of a sample, positive, inf = no limit; scale it with the root of the number of values.
         momentum: in (-1, 1); 0 = none, -0.5 in the paper.
-
-    Raises:
-        ValueError: a number out of range.
     """
 
     def __init__(self, eta: float = 0.0, norm_threshold: float = 15.0, momentum: float = -0.5):
@@ -109,7 +106,7 @@ class FDG(Rule):
         low: factor of the guidance at low frequencies, at least 0; 1 = linear.
 
     Raises:
-        ValueError: a number out of range; data that are not images.
+        ValueError: data that are not images.
     """
 
     def __init__(self, low: float = 0.5):

@@ -142,9 +142,6 @@ class Threshold(Linear):
 
     Arguments:
         quantile: in (0, 1]; 0.995 in the paper.
-
-    Raises:
-        ValueError: a quantile out of range.
     """
 
     def __init__(self, quantile: float = 0.995):
@@ -167,9 +164,6 @@ class Rescale(Rule):
 
     Arguments:
         phi: in [0, 1]: 0 = linear, 1 = the standard deviation of the strong x_0; 0.7 in the paper.
-
-    Raises:
-        ValueError: phi out of range.
     """
 
     def __init__(self, phi: float = 0.7):
@@ -189,9 +183,6 @@ class CFGPlusPlus(Rule):
     lambda: 0 = the weak prediction, 1 = the strong x_0. x_0 and eps disagree on purpose: the guided x_0 is combined with the
     unconditional noise. More steps guide more, since each moves x_t. A ramp multiplies lambda; outside the interval the
     prediction is the strong one.
-
-    Raises:
-        ValueError: from `check`, a scale outside [0, 1].
     """
 
     strong_at_1 = False
@@ -218,8 +209,7 @@ class CFGZero(Rule):
         zero_init_steps: steps of the sampler's grid with velocity 0; about 4 % of them in the paper, at least 0.
 
     Raises:
-        ValueError: a number out of range.
-        SamplingError: from `start`, a run of no more steps than these.
+        SamplingError: from `start`, a run of at most these steps.
     """
 
     def __init__(self, zero_init_steps: int = 1):
@@ -263,9 +253,6 @@ class Mambo(Rule):
 
     Arguments:
         damping: alpha of the paper, at least 0; 0 = linear, 8 is diffusers' default.
-
-    Raises:
-        ValueError: a number out of range.
     """
 
     def __init__(self, damping: float = 8.0):

@@ -28,7 +28,7 @@ class JEM(Objective):
 
     Arguments:
         backbone: network (x, None, None) -> f [B, number of classes], without noise input.
-        schedule: NoSchedule, or None: there are no noise levels.
+        schedule: NoSchedule or None, since there are no noise levels.
         ce_weight, ml_weight, energy_l2: of the terms, at least 0, the first two not both 0; ml_weight = 0 runs no chains and
             trains a plain classifier.
         conditional: whether the energy is that of (x, y).
@@ -42,8 +42,7 @@ class JEM(Objective):
         max_restores: how often a diverged run restarts from its last checkpoint, at least 0.
 
     Raises:
-        ValueError: a number out of range, a schedule, a backbone that `JointEnergy` rejects; from remember: a buffer of
-            another size or shape.
+        ValueError: a schedule, or a backbone that `JointEnergy` rejects; from remember: a buffer of another size or shape.
         Diverged: from finish_step, energies further apart than max_gap.
     """
 
@@ -75,7 +74,7 @@ class JEM(Objective):
         self.ml_weight = check_range("ml_weight", ml_weight, "[0, inf)")
         self.energy_l2 = check_range("energy_l2", energy_l2, "[0, inf)")
         if not ce_weight and not ml_weight:
-            raise ValueError("one of ce_weight and ml_weight must be above 0: else nothing is learned")
+            raise ValueError("ce_weight and ml_weight must not both be 0")
         self.conditional, self.steps = conditional, check_whole("steps", steps, 1)
         self.step_size, self.noise_scale = check_langevin_step(step_size, noise_scale)
         self.size = check_whole("size", size, self.model.num_classes)
@@ -107,7 +106,7 @@ class JEM(Objective):
         return Loss(self.ce_weight * ce + self.ml_weight * (energy - of_samples) + size, terms)
 
     def draw_samples(self, x: Tensor, y: Tensor, rng: torch.Generator | Share) -> Tensor:
-        """Ends of chains, one for each of x [B, ...]; they replace their starts in the buffer."""
+        """Runs a chain per example of x [B, ...] and stores its end in the buffer, in place of its start."""
         if self.buffer is None:
             generator = rng.generator if isinstance(rng, Share) else rng
             start = torch.rand((self.size, *x.shape[1:]), generator=generator, device=rng.device)
@@ -128,7 +127,7 @@ class JEM(Objective):
         return samples
 
     def draw_rows(self, y: Tensor, rng: torch.Generator | Share) -> Tensor:
-        """A random buffer row for every example, [B]; of its class, where chains are conditional."""
+        """A random buffer row for every example, [B]; with conditional chains, one of its class."""
         u, classes = uniform((len(y),), rng, torch.float64), self.model.num_classes
         anywhere = (u * self.size).long()
         if not self.conditional:
@@ -136,14 +135,14 @@ class JEM(Objective):
         return torch.where(y < 0, anywhere, (u * (self.size // classes)).long() * classes + y)
 
     def store(self, buffer: Tensor, rows: Tensor, samples: Tensor) -> None:
-        """Writes samples into the buffer; of several for one row the last wins, on every device."""
+        """Writes samples into the buffer; the last of several samples for one row is kept, on every device."""
         order = torch.arange(len(rows), device=rows.device)
         last = torch.full((self.size,), -1, device=rows.device).scatter_reduce(0, rows, order, "amax")
         places = (last >= 0).nonzero()[:, 0]
         buffer[places] = samples[last[places]]
 
     def figures(self, loss: Loss) -> dict[str, float]:
-        """Accuracy, log-loss and mean energy; the energy shows how far the data are from the samples."""
+        """Accuracy, log-loss and mean energy."""
         found = {"accuracy": loss.terms["accuracy"], "nll": loss.terms["ce"], "energy": loss.terms["energy_data"]}
         return {name: float(value.mean()) for name, value in found.items()}
 

@@ -22,7 +22,7 @@ class NoiseLevels:
     """Base of the noise-level distributions.
 
     Attributes:
-        in_time: whether t is drawn, independent of the curve, instead of log_snr.
+        in_time: whether t is drawn, and not log_snr.
     """
 
     in_time = True
@@ -34,7 +34,7 @@ class NoiseLevels:
         raise NotImplementedError
 
     def importance(self, t: Tensor) -> Tensor:
-        """Factors of the losses, [n]: 1, unless times are drawn from another density than the stated one."""
+        """Factors of the losses, [n]: 1, unless times are drawn from another density than the returned one."""
         return torch.ones_like(t)
 
     def observe(self, t: Tensor, loss: Tensor, rng: torch.Generator | Share) -> None:
@@ -90,8 +90,7 @@ class UniformLogSNR(NoiseLevels):
         high, low = schedule.log_snr_max, schedule.log_snr_min
         if math.isinf(high) or math.isinf(low):
             raise ValueError(
-                f"levels with a uniform log-SNR need a schedule with finite ends, got log_snr_max {high:g} and "
-                f"log_snr_min {low:g}"
+                f"levels=uniform_log_snr needs a schedule with finite ends, got log_snr {low:g} to {high:g}"
             )
 
     def __call__(self, schedule: Schedule, n: int, rng: torch.Generator | Share) -> tuple[Tensor, Tensor]:

@@ -23,9 +23,9 @@ class Sliced(Objective):
     """sigma^2 (v . grad_x (v . s) + ||s||^2 / 2) / D  at x_t = alpha x_0 + sigma eps,  s = -eps_hat / sigma,  v ~ N(0, I).
 
     Song, Garg, Shi, Ermon, "Sliced Score Matching", 2019, arXiv 1905.07868, eq. 8 (the variance-reduced form), over noise
-    levels weighted by sigma^2. Its mean is that of ||eps_hat - eps||^2 / (2 D) minus 1/2: half the expected gradient of the
-    eps objective, with more variance and two backward passes instead of one. It exists for comparison. D is the number of
-    elements of one example.
+    levels weighted by sigma^2. Its mean is that of ||eps_hat - eps||^2 / (2 D) minus 1/2, so its expected gradient is half
+    that of the eps objective, with more variance and two backward passes instead of one. Meant for comparison. D is the
+    number of elements of one example.
 
     Arguments:
         backbone: network (x, log_snr, y) -> F in the shape of x, twice differentiable: not compiled, and with
@@ -37,12 +37,11 @@ class Sliced(Objective):
         p_uncond: probability of dropping the condition of an example; in [0, 1].
 
     Raises:
-        ValueError: p_uncond or slices out of range, a learned schedule, levels that learn from their losses, attention
-            that cannot be differentiated twice, or a parameterization or levels that the schedule's ends do not allow.
+        ValueError: a learned schedule, levels that follow the losses, attention that cannot be differentiated twice, or a
+            parameterization or levels that the schedule's ends do not allow.
     """
 
     compilable = False
-
     model: Preconditioned
 
     def __init__(
@@ -59,9 +58,9 @@ class Sliced(Objective):
         self.slices = check_whole("slices", slices, 1)
         levels.check(schedule)
         if isinstance(levels, LossSecondMoment):
-            raise ValueError("levels must not be LossSecondMoment: the sliced loss may be negative")
+            raise ValueError("levels=loss_second_moment needs a loss that is not negative; take levels=uniform_t")
         if schedule.learned:
-            raise ValueError(f"sliced score matching needs a fixed schedule, got {type(schedule).__name__}")
+            raise ValueError(f"objective=sliced needs a fixed schedule, got {type(schedule).__name__}")
         check_twice_differentiable(backbone, "sliced score matching")
         self.model = Preconditioned(backbone, schedule, parameterization, has_null=p_uncond > 0)
         self.levels = levels

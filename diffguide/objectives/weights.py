@@ -1,8 +1,7 @@
 """Weights of the denoising objective over noise levels.
 
-weight(log_snr, rows, density) -> [B] multiplies the squared error of the *network's output*. A paper's weight on the
-error of x_0 is converted by the squared row gain c_out^2, one on the error of eps by e_out^2, since
-x0_hat - x_0 = c_out (F - F*) and eps_hat - eps = e_out (F - F*).
+weight(log_snr, rows, density) -> [B] multiplies the squared error of the *network's output*. A weight on the error of x_0
+is multiplied by c_out^2, one on the error of eps by e_out^2: x0_hat - x_0 = c_out (F - F*), eps_hat - eps = e_out (F - F*).
 """
 
 import math
@@ -96,7 +95,7 @@ class P2(Weight):
     arXiv 2204.00227, eq. 8.
 
     Arguments:
-        gamma: how strongly low noise levels are down-weighted, positive; 0.5 or 1 in the paper.
+        gamma: exponent, positive; larger values weight low noise levels less; 0.5 or 1 in the paper.
         k: bounds the weight at high noise levels, positive; 1 in the paper.
     """
 
@@ -142,7 +141,7 @@ class LearnedUncertainty(nn.Module, Weight):
     0 at first, and used in training only.
 
     Arguments:
-        weight: the weight without it, not learned.
+        weight: the fixed weight.
         features: Fourier features, at least 1; 128 in the paper.
     """
 
@@ -153,7 +152,7 @@ class LearnedUncertainty(nn.Module, Weight):
         super().__init__()
         check_whole("features", features, 1)
         if isinstance(weight, LearnedUncertainty):
-            raise ValueError("weight must be one that is not learned, got LearnedUncertainty")
+            raise ValueError("weight must not be LearnedUncertainty itself")
         self.weight = weight
         self.register_buffer("frequency", 2 * math.pi * torch.randn(features))
         self.register_buffer("phase", 2 * math.pi * torch.rand(features))

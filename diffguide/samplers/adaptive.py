@@ -41,8 +41,8 @@ class Dopri5(Sampler):
         noise_level_min: sigma / alpha where the last step to sigma = 0 begins, positive; other ends are reached exactly.
 
     Raises:
-        ValueError: a tolerance out of range; torchode is not installed. Later: noise_level_min above the start.
-        SamplingError: a run that needs more evaluations, or meets numbers that are not finite.
+        ValueError: torchode is not installed; from `times`, a noise_level_min above the start.
+        SamplingError: a run that needs more evaluations, or has numbers that are not finite.
     """
 
     order = 5

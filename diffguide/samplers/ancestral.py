@@ -83,9 +83,6 @@ class EulerAncestral(Sampler):
         steps, grid: as for every sampler.
         eta: sigma_up relative to the posterior's standard deviation, in [0, 1].
         s_noise: factor of the noise that is added, at least 0; 1 keeps the variance.
-
-    Raises:
-        ValueError: eta or s_noise out of range.
     """
 
     order = 1

@@ -22,7 +22,7 @@ class DiscreteGrid(Grid):
         timesteps: T, the length of the discrete schedule, at least 1.
 
     Raises:
-        ValueError: T below 1; from a call: more steps than T, or an index beyond T - 1.
+        ValueError: from a call: more steps than T, or an index beyond T - 1.
     """
 
     def __init__(self, timesteps: int = 1000):
@@ -47,7 +47,7 @@ class Leading(DiscreteGrid):
         offset: of every index, at least 0; 0 for DDPM, 1 for Stable Diffusion.
 
     Raises:
-        ValueError: from a call: one step, which would begin at index `offset`, with hardly any noise to remove.
+        ValueError: from a call: one step, which would start at index `offset`, almost without noise.
     """
 
     def __init__(self, timesteps: int = 1000, offset: int = 0):
@@ -64,11 +64,7 @@ class Leading(DiscreteGrid):
 
 
 class Linspace(DiscreteGrid):
-    """Indices from T - 1 to 0 at equal distances, rounded.
-
-    Raises:
-        ValueError: from a call: one step, which cannot have both ends.
-    """
+    """Indices from T - 1 to 0 at equal distances, rounded."""
 
     def indices(self, steps: int) -> Tensor:
         if steps == 1:

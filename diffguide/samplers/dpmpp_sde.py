@@ -90,9 +90,6 @@ class StochasticDPMpp(ExponentialSDE):
         steps, grid: as for every sampler.
         eta: tau^2, 0 = the ODE, 1 = the reverse SDE; at least 0.
         s_noise: factor of the noise that is added, at least 0.
-
-    Raises:
-        ValueError: eta or s_noise out of range.
     """
 
     def __init__(self, steps: int = 50, grid: Grid = UNIFORM_LOG_SNR, eta: float = 1.0, s_noise: float = 1.0):
@@ -169,9 +166,6 @@ class SASolver(ExponentialSDE):
         tau: amount of noise within the interval, at least 0; 0 = the ODE, 1 = the reverse SDE.
         tau_min, tau_max: noise levels sigma / alpha: tau applies in (tau_min, tau_max], 0 elsewhere; 0.05 to 1 in the
             paper's experiments on CIFAR-10.
-
-    Raises:
-        ValueError: an order or tau out of range, or no noise level between tau_min and tau_max.
     """
 
     stochastic = True

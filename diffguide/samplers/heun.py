@@ -31,9 +31,6 @@ class Heun(Sampler):
         churn: S_churn, the amount of noise added over all steps, at least 0; 0 is deterministic.
         churn_min, churn_max: S_tmin and S_tmax, the noise levels sigma / alpha between which noise is added.
         s_noise: S_noise, factor of the noise that is added, at least 0.
-
-    Raises:
-        ValueError: a number out of range, or no noise level between churn_min and churn_max.
     """
 
     order = 2

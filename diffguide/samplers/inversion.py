@@ -28,9 +28,6 @@ class DDIMInversion:
 
     Arguments:
         corrections: per step, one evaluation each, at least 0.
-
-    Raises:
-        ValueError: a number out of range.
     """
 
     def __init__(self, corrections: int = 0):
@@ -45,7 +42,7 @@ class DDIMInversion:
             y: class indices [B], -1 = no condition, an Embedding, or None.
 
         Raises:
-            ValueError: times that do not decrease strictly, or end at sigma = 0, where data determine no noise.
+            ValueError: times that do not decrease strictly, or end at sigma = 0, where x does not determine the noise.
         """
         check_decreasing(times)
         if denoiser.schedule.alpha_sigma(times[-1])[1] == 0:

@@ -41,7 +41,7 @@ class LangevinPC(CompositeSampler):
         snr: of a Langevin step, in (0, 1); 0.16 in the paper for VE, 0.17 for VP.
 
     Raises:
-        ValueError: snr or corrections out of range, a predictor that has Langevin steps of its own.
+        ValueError: a predictor with Langevin steps of its own.
     """
 
     def __init__(self, inner: Sampler | None = None, corrections: int = 1, snr: float = 0.16):
@@ -78,9 +78,6 @@ class AnnealedLangevin(Sampler):
         corrections: Langevin steps per level, 1 to 10^4; 100 in the paper.
         step_size: e / sigma^2, in (0, 1); None = technique 4 of Song & Ermon 2020, arXiv 2006.09011: what best
             turns noise of the previous level into noise of this level.
-
-    Raises:
-        ValueError: step_size or corrections out of range.
     """
 
     order = 1

@@ -23,9 +23,6 @@ class Diffusion:
 
     Arguments:
         scale: factor of w, at least 0; 0 is the probability-flow ODE.
-
-    Raises:
-        ValueError: a scale out of range.
     """
 
     def __init__(self, scale: float = 1.0):

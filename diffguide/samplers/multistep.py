@@ -86,9 +86,6 @@ class Multistep(Sampler):
     Arguments:
         steps, grid: as for every sampler.
         order: values that the polynomial goes through, this step's included; 1 is DDIM.
-
-    Raises:
-        ValueError: an order that is not implemented.
     """
 
     max_order: int

@@ -33,8 +33,7 @@ class Restart(CompositeSampler):
             at least 1.
 
     Raises:
-        ValueError: an interval that is empty or has no such numbers, an inner sampler that is a Restart; from `times`,
-            an interval outside the grid.
+        ValueError: an inner Restart; from `times`, an interval outside the grid.
     """
 
     def __init__(self, inner: Sampler | None = None, intervals: Sequence[Sequence[float]] = ((0.06, 0.3, 2, 3),)):

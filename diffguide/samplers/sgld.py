@@ -28,9 +28,6 @@ class SGLD(Sampler):
         step_size: of the gradient, above 0.
         noise_scale: standard deviation of the noise of a step, at least 0; None = sqrt(2 step_size), whose chain
             samples the density in the limit of small steps.
-
-    Raises:
-        ValueError: a number out of range.
     """
 
     order = 1

@@ -32,8 +32,7 @@ class TimeTravel(CompositeSampler):
         interval: (lo, hi] in noise level sigma / alpha of the steps that are repeated.
 
     Raises:
-        ValueError: repeats out of range, an empty interval, an inner TimeTravel; from `times`, an interval that holds no step
-            of the grid.
+        ValueError: an inner TimeTravel; from `times`, an interval that contains no step of the grid.
     """
 
     def __init__(self, inner: Sampler | None = None, repeats: int = 1, interval: Sequence[float] = EVERYWHERE):

@@ -51,8 +51,8 @@ class PotentialGuidanceBase(ScaledGuidance):
         interval: (lo, hi] in noise level sigma / alpha.
 
     Raises:
-        ValueError: a potential that is not callable, a scale that is not finite, an interval with lo >= hi, or with hi =
-            inf on a schedule that ends in pure noise, where x_t does not depend on x_0.
+        ValueError: a potential that is not callable; an interval up to inf on a schedule that ends in pure noise, where x_t
+            does not depend on x_0.
     """
 
     def __init__(
@@ -173,9 +173,6 @@ class PotentialGuidance(PotentialGuidanceBase):
         potential: f(x0_hat, y) -> [B].
         scale: w; 0 = off, 1 = Bayes.
         interval: (lo, hi] in noise level sigma / alpha.
-
-    Raises:
-        ValueError: see `PotentialGuidanceBase`.
     """
 
 
@@ -189,9 +186,6 @@ class NoisyPotentialGuidance(PotentialGuidanceBase):
         potential: f(x_t, y) -> [B].
         scale: w; 0 = off, 1 = Bayes.
         interval: (lo, hi] in noise level sigma / alpha.
-
-    Raises:
-        ValueError: see `PotentialGuidanceBase`.
     """
 
     def guide(self, x_t: Tensor, t: Tensor, y: Condition | None, graph: bool) -> tuple[Prediction, Prediction]:
@@ -206,9 +200,6 @@ class PotentialDensity(LogDensity):
         density: log p.
         potential: f(x, y) -> [B].
         scale: w, finite; 0 = off.
-
-    Raises:
-        ValueError: a potential that is not callable, or a scale that is not finite.
     """
 
     def __init__(self, density: LogDensity, potential: LogPotential = BRIGHTNESS, scale: float = 1.0):

@@ -91,7 +91,8 @@ class ClipPotential(Potential):
         smallest: side of the smallest window, as a part of the image's; in (0, 1].
 
     Raises:
-        ValueError: a count or side out of range, an empty prompt. Later: data that are not images of 1 or 3 channels.
+        ValueError: an empty prompt.
+        SamplingError: from a call, data that are not images of 1 or 3 channels.
     """
 
     windows: tuple[Tensor, ...] | None = None

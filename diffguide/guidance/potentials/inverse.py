@@ -24,7 +24,7 @@ class LinearProblem(Potential):
         seed: of the measurement noise (simulated measurement only).
 
     Raises:
-        ValueError: noise that is not positive, a negative seed; a picture that A does not take.
+        ValueError: a picture that A does not take.
     """
 
     def __init__(self, picture: Picture | None = None, noise: float = 0.05, seed: int = 0):
@@ -94,7 +94,7 @@ class Inpaint(LinearProblem):
         mask: which values are known.
 
     Raises:
-        ValueError: see `LinearProblem`; a mask that does not fit the picture.
+        ValueError: a mask that does not fit the picture, or hides all of it.
     """
 
     def __init__(self, picture: Picture | None = None, mask: Mask = DEFAULT_BOX, noise: float = 0.05, seed: int = 0):
@@ -131,9 +131,6 @@ class SuperResolution(LinearProblem):
     Arguments:
         picture, noise, seed: see `LinearProblem`.
         factor: side of a square, pixels, at least 2; divides the sides of the images.
-
-    Raises:
-        ValueError: see `LinearProblem`; a factor out of range.
     """
 
     def __init__(self, picture: Picture | None = None, factor: int = 2, noise: float = 0.05, seed: int = 0):
@@ -155,9 +152,6 @@ class Deblur(LinearProblem):
     Arguments:
         picture, noise, seed: see `LinearProblem`.
         width: standard deviation of the Gaussian, pixels, positive.
-
-    Raises:
-        ValueError: see `LinearProblem`; a width out of range.
     """
 
     def __init__(self, picture: Picture | None = None, width: float = 1.0, noise: float = 0.05, seed: int = 0):

@@ -122,7 +122,7 @@ class Box(Mask):
         height, width: its sides, pixels, at least 1.
 
     Raises:
-        ValueError: a number out of range; later: a rectangle outside the image, or no image.
+        ValueError: from a call: a rectangle outside the image, or no image.
     """
 
     def __init__(self, top: int = 0, left: int = 0, height: int = 4, width: int = 8):
@@ -149,9 +149,6 @@ class RandomMask(Mask):
     Arguments:
         hidden: that probability, in (0, 1).
         seed: of the mask, at least 0.
-
-    Raises:
-        ValueError: a probability or seed out of range.
     """
 
     def __init__(self, hidden: float = 0.5, seed: int = 0):
@@ -167,9 +164,6 @@ class FileMask(Mask):
 
     Arguments:
         path: of the file.
-
-    Raises:
-        ValueError: a file that cannot be read.
     """
 
     def __init__(self, path: str):

@@ -45,7 +45,7 @@ class DPS(PotentialGuidanceBase):
         interval: (lo, hi] in noise level sigma / alpha.
 
     Raises:
-        ValueError: see `PotentialGuidanceBase`; a potential that is not a linear inverse problem.
+        ValueError: a potential that is not a linear inverse problem.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class PiGDM(PotentialGuidanceBase):
         data_variance: v, prior variance of the data; positive, 1 in the paper.
 
     Raises:
-        ValueError: see `PotentialGuidanceBase`; a potential that is not a linear inverse problem; a variance out of range.
+        ValueError: a potential that is not a linear inverse problem.
     """
 
     def __init__(
@@ -120,8 +120,8 @@ class RePaint(PotentialGuidanceBase):
             otherwise each sample keeps its z, and every ODE solver gets a smooth path.
 
     Raises:
-        ValueError: see `PotentialGuidanceBase`; a potential that is no inpainting problem. Later: fresh noise under a sampler
-            whose rows are at levels of their own (dopri5).
+        ValueError: a potential that is not an inpainting problem.
+        SamplingError: fresh noise with a sampler that evaluates at t [B] (dopri5).
     """
 
     noise: Noise | None = None

@@ -35,9 +35,6 @@ class MPGD(PotentialGuidanceBase):
         potential: f(x0_hat, y) -> [B].
         scale: w, the step; 0 = off. With a measurement of noise s (inpaint, ...), s^2 puts A x_0 on the measurement.
         interval: (lo, hi] in noise level sigma / alpha.
-
-    Raises:
-        ValueError: see `PotentialGuidanceBase`.
     """
 
     def __init__(
@@ -66,9 +63,6 @@ class FreeDoM(PotentialGuidanceBase):
         potential: f(x0_hat, y) -> [B].
         scale: w, the step; 0 = off.
         interval: (lo, hi] in noise level sigma / alpha.
-
-    Raises:
-        ValueError: see `PotentialGuidanceBase`.
     """
 
     def __init__(
@@ -100,9 +94,6 @@ class UniversalGuidance(PotentialGuidanceBase):
         interval: (lo, hi] in noise level sigma / alpha.
         backward_steps: m, gradient steps from D = 0; 0 = forward guidance alone.
         backward_rate: length of such a step, times the gradient; positive.
-
-    Raises:
-        ValueError: see `PotentialGuidanceBase`; steps or a rate out of range.
     """
 
     def __init__(
@@ -194,9 +185,6 @@ class LGD(SmoothedPotentialGuidance):
         scale: w; 0 = off, 1 = Bayes.
         interval: (lo, hi] in noise level sigma / alpha.
         copies: n, evaluations of the potential; at least 1.
-
-    Raises:
-        ValueError: see `PotentialGuidanceBase`; a number of copies out of range.
     """
 
     def __init__(
@@ -235,9 +223,6 @@ class TFG(SmoothedPotentialGuidance):
         copies: of x0_hat, over which f~ averages; 0 = f itself.
         smoothing: width of their noise at pure noise, at least 0.
         rho_steps, mu_steps: how rho and mu are distributed over the steps of a run.
-
-    Raises:
-        ValueError: see `PotentialGuidanceBase`; a step, count or width out of range.
     """
 
     def __init__(
