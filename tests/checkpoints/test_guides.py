@@ -133,7 +133,7 @@ def test_training_draws_its_grids_with_it(at, command):
 REFUSED = {
     "no classifier given": (["guidance.classifier=null"], "guidance.classifier must be the folder of a training run"),
     "none there": (["guidance.classifier=outputs/train/none"], "guidance.classifier: no checkpoint at outputs/train/none"),
-    "a generator": ([f"guidance.classifier={UNCONDITIONAL}"], "must be one of noisy data .* got a Preconditioned"),
+    "a generator": ([f"guidance.classifier={UNCONDITIONAL}"], "objective=classifier.* got a Preconditioned"),
     "another shape": (["checkpoint=outputs/train/gmm2d/v001"],
                       r"guidance.classifier was trained on examples of shape \[1, 8, 8\], and this model makes \[2\]"),
     "a classifier sampled": ([f"checkpoint={CLASSIFIER}"], "holds a NoisyClassifier"),
