@@ -8,8 +8,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from .cli.multirun import Sweep, record_job
-from .cli.runner import one_line_errors, run_command
-from .config.build import config_dir
+from .cli.runner import resolved_config, run_command
+from .config.files import config_dir
 
 __all__ = ["main"]
 
@@ -28,11 +28,11 @@ class Comparison(Sweep):
 @hydra.main(version_base="1.3", config_path=config_dir(), config_name="evaluate")
 def command(cfg: DictConfig) -> None:
     """One metric of one checkpoint, or of several: prints each folder that it wrote on stdout, that of a table last."""
-    with one_line_errors("diffguide-eval", cfg):
+    with resolved_config("diffguide-eval", cfg) as config:
         from .cli.evaluation_job import build_evaluation_jobs
 
         folders = []
-        for job in build_evaluation_jobs(cfg):
+        for job in build_evaluation_jobs(config):
             folders.append(str(job.run()))
             print(folders[-1])
         if folders:

@@ -7,8 +7,8 @@ import hydra
 from omegaconf import DictConfig
 
 from .cli.multirun import Sweep, record_job
-from .cli.runner import one_line_errors, run_command
-from .config.build import config_dir
+from .cli.runner import resolved_config, run_command
+from .config.files import config_dir
 
 __all__ = ["main"]
 
@@ -26,11 +26,11 @@ class ContactSheet(Sweep):
 @hydra.main(version_base="1.3", config_path=config_dir(), config_name="sample")
 def command(cfg: DictConfig) -> None:
     """One sampling run; the last line on stdout is the folder that it wrote."""
-    with one_line_errors("diffguide-sample", cfg):
+    with resolved_config("diffguide-sample", cfg) as config:
         from .cli.sampling_job import build_sampling_job
         from .sampling.job import preflight_sampling
 
-        job = build_sampling_job(cfg)
+        job = build_sampling_job(config)
         if job is None:
             return
         preflight_sampling(job)

@@ -47,4 +47,4 @@ class GuidanceBuilder:
                 return inner
         except ValueError as error:
             raise ConfigError(str(error)) from error
-        return build({"guidance": node}, "guidance", inner)
+        return build(node, "guidance", inner)

@@ -12,7 +12,7 @@ from yaml import YAMLError
 
 from ..config.build import ConfigError
 from ..config.diagnose import no_key
-from ..config.files import ConfigFiles, plain
+from ..config.files import ConfigFiles, to_plain
 from ..config.key_comments import Described, describe_file
 
 __all__ = ["format_value", "help_text"]
@@ -57,7 +57,7 @@ class Page:
         self.app = config.hydra.help.app_name
         choices = {place: option for place, option in config.hydra.runtime.choices.items() if "hydra/" not in place}
         keys = [str(key) for key in config if key != "hydra"]
-        self.tree = plain(OmegaConf.masked_copy(config, keys))
+        self.tree = to_plain(OmegaConf.masked_copy(config, keys))
         if resolve:
             self.tree = OmegaConf.to_container(OmegaConf.create({key: config[key] for key in keys}), resolve=True)
         self.main = describe_file(files.path(files.name))

@@ -14,10 +14,10 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, read_write
 
-from ..config.files import plain
+from ..config.files import to_plain
 from ..config.quoting import literal, parse_override
 from ..files.run_folders import WriteError, convert_write_errors
-from .arguments import typed
+from .arguments import task_overrides
 
 __all__ = ["Sweep", "record_job", "remove_notes"]
 
@@ -33,7 +33,7 @@ def record_job(record: dict) -> None:
     if hydra.mode == RunMode.MULTIRUN:
         folder = Path(hydra.sweep.dir) / NOTES
         folder.mkdir(parents=True, exist_ok=True)
-        swept = dict(override.lstrip("+").split("=", 1) for override in typed() if "=" in override)
+        swept = dict(override.lstrip("+").split("=", 1) for override in task_overrides() if "=" in override)
         (folder / f"{hydra.job.num:05d}.json").write_text(json.dumps(record | {"overrides": swept}))
 
 
@@ -87,7 +87,7 @@ def left_with_code(name: str) -> Iterator[None]:
 
 def output_root(config: DictConfig) -> Path:
     """The folder of all runs; of several, the first."""
-    for text in plain(config.hydra.overrides.task):
+    for text in to_plain(config.hydra.overrides.task):
         override = parse_override(text)
         if override and override.key_or_group == "output_root" and override.is_discrete_sweep():
             first = parse_override(f"output_root={next(override.sweep_string_iterator())}")

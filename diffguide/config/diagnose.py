@@ -17,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from ..nodes.old_names import OPTIONS
-from .files import ConfigFiles, dotted, plain
+from .files import ConfigFiles, dotted_keys, to_plain
 from .quoting import explain_unreadable, parse_override
 
 __all__ = ["Names", "REPORTED", "SYNONYMS", "explain", "no_key", "parse_words", "wrong_choice"]
@@ -163,9 +163,9 @@ class Names:
         self.choices = {
             place: name for place, name in config.hydra.runtime.choices.items() if not place.startswith("hydra/")
         }
-        self.tree = plain(config)
+        self.tree = to_plain(config)
         del self.tree["hydra"]
-        self.keys = list(dotted(self.tree))
+        self.keys = list(dotted_keys(self.tree))
         self.all = [*self.tree, *self.choices, *self.keys]
 
     def explain_key(self, key: str, word: str) -> str | None:
@@ -211,7 +211,7 @@ class Names:
             ]
             return self.with_place(sentence, key, packages[inside[0]]) + "".join(others[:3])
         commands = {"train": "diffguide-train", "sample": "diffguide-sample", "evaluate": "diffguide-eval"}
-        having = [command for file, command in commands.items() if key in dotted(self.files.read(file).tree)]
+        having = [command for file, command in commands.items() if key in dotted_keys(self.files.read(file).tree)]
         return sentence + (f"; {' and '.join(having)} {'have' if len(having) > 1 else 'has'} it" if having else "")
 
     def with_place(self, sentence: str, key: str, place: str) -> str:

@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from .quoting import literal
 
-__all__ = ["ConfigFile", "ConfigFiles", "config_dir", "dotted", "plain"]
+__all__ = ["ConfigFile", "ConfigFiles", "config_dir", "dotted_keys", "to_plain"]
 
 
 def config_dir() -> str:
@@ -81,7 +81,7 @@ class ConfigFiles:
             YAMLError, OmegaConfBaseException: a file of the user's that is no mapping.
         """
         path = self.path(name)
-        tree = dict(plain(OmegaConf.load(path))) if path else {}
+        tree = dict(to_plain(OmegaConf.load(path))) if path else {}
         choices = []
         for entry in tree.pop("defaults", []):
             for text, option in entry.items() if isinstance(entry, dict) else ():
@@ -96,7 +96,7 @@ class ConfigFiles:
         """The keys of an option and of the options that it chooses; composing it would take thirty times as long."""
         package = group.replace("/", ".") if package is None else package
         file = self.read(f"{group}/{option}")
-        yield from dotted(file.tree, package)
+        yield from dotted_keys(file.tree, package)
         for inner, place, chosen, overrides in file.choices:
             if isinstance(chosen, str) and not overrides:
                 under = "" if place == "_global_" else f"{package}.{place}"
@@ -113,15 +113,15 @@ class ConfigFiles:
         return config
 
 
-def plain(config: Any) -> Any:
+def to_plain(config: Any) -> Any:
     """A configuration node as plain containers, its references as they are written."""
     return OmegaConf.to_container(config, resolve=False) if OmegaConf.is_config(config) else config
 
 
-def dotted(tree: Any, parent: str = "") -> Iterator[str]:
+def dotted_keys(tree: Any, parent: str = "") -> Iterator[str]:
     """The names of all nodes and values of nested mappings and lists, a.b.c and a.b.0."""
     pairs = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()
     for name, part in pairs:
         key = f"{parent}.{name}" if parent else str(name)
         yield key
-        yield from dotted(part, key)
+        yield from dotted_keys(part, key)

@@ -10,7 +10,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from diffguide.config.build import config_dir
-from diffguide.config.files import ConfigFiles, dotted
+from diffguide.config.files import ConfigFiles, dotted_keys
 from diffguide.config.key_comments import describe_file
 from diffguide.evaluate import main as evaluate
 from diffguide.sample import main as sample
@@ -34,7 +34,7 @@ def test_every_key_has_its_comment_and_every_group_is_of_the_command(tmp_path, c
     assert max(map(len, lines)) <= columns and len(lines) < 200
     with initialize_config_dir(config_dir(), version_base="1.3"):
         cfg = compose(name, [])
-    for key in dotted(OmegaConf.to_container(cfg)):
+    for key in dotted_keys(OmegaConf.to_container(cfg)):
         if not re.search(r"\.\d+$|_target_|_partial_", key) and not OmegaConf.is_dict(OmegaConf.select(cfg, key)):
             assert f" {key}=" in page, key
     for key, comment in describe_file(ConfigFiles(name, [config_dir()]).path(name)).keys.items():

@@ -37,15 +37,15 @@ def composed(*overrides: str):
 def test_a_file_builds_its_class_and_takes_lists_of_layers(name, kind, said):
     """Builds its class, needs nothing of training, and takes lists of layers."""
     model = denoiser(network())
-    guided = build(composed(f"guidance={name}", "guidance/rule=apg", *said), "guidance", model)
+    guided = build(composed(f"guidance={name}", "guidance/rule=apg", *said).guidance, "guidance", model)
     assert type(guided) is kind and guided.scale == 2.0 and len(guided.perturbation.layers) == (1 if said else 4)
     assert not get_class(composed(f"guidance={name}").guidance._target_).needs_null
-    guided = build(composed(f"guidance={name}", "guidance.layers=[0,2]"), "guidance", model)
+    guided = build(composed(f"guidance={name}", "guidance.layers=[0,2]").guidance, "guidance", model)
     assert guided.perturbation.layers == (0, 2)
     for wrong, sentence in (("1", "guidance.layers must be a list"), ("[1.5]", "guidance.layers must be a list"),
                             ("[20]", r"layers must be some of the .* got \[20\]")):  # fmt: skip
         with pytest.raises(ConfigError, match=sentence):
-            build(composed(f"guidance={name}", f"guidance.layers={wrong}"), "guidance", model)
+            build(composed(f"guidance={name}", f"guidance.layers={wrong}").guidance, "guidance", model)
 
 
 @pytest.fixture(scope="module")

@@ -44,12 +44,14 @@ DENOISER = Empirical(DATA.train.x[:50], DATA.train.y[:50], EDM(12.4, -8.7), 0.0)
 def test_every_file_is_built(name):
     """As it stands; training with it drops no label."""
     cfg = composed("train", f"guidance={name}")
-    assert type(build(cfg, "guidance", DENOISER)).needs_null is False and cfg.p_uncond == 0.0
+    assert type(build(cfg.guidance, "guidance", DENOISER)).needs_null is False and cfg.p_uncond == 0.0
 
 
 @pytest.mark.parametrize("potential", ["inpaint", "super_resolution", "deblur"])
 def test_methods_take_every_inverse_problem(potential):
-    guided = build(composed("sample", "guidance=mpgd", f"guidance/potential={potential}"), "guidance", DENOISER)
+    guided = build(
+        composed("sample", "guidance=mpgd", f"guidance/potential={potential}").guidance, "guidance", DENOISER
+    )
     assert type(guided).__name__ == "MPGD" and guided.potential.measurement.shape[1] == 1
 
 
@@ -57,14 +59,14 @@ def test_masks_and_pictures_are_chosen(tmp_path):
     numpy.savez(tmp_path / "picture.npz", numpy.zeros((1, 8, 8)))
     chosen = ["guidance/potential/picture=file", f"guidance.potential.picture.path={tmp_path}/picture.npz",
               "guidance/potential/mask=random", "guidance.potential.mask.hidden=0.2"]  # fmt: skip
-    guided = build(composed("sample", "guidance=inpaint", *chosen), "guidance", DENOISER)
+    guided = build(composed("sample", "guidance=inpaint", *chosen).guidance, "guidance", DENOISER)
     assert abs(float(guided.potential.measurement.mean())) < 0.05 and int((~guided.potential.known).sum()) < 32
     chosen = [
         "guidance.potential.picture.label=7",
         "guidance.potential.picture.index=2",
         "guidance.potential.noise=1e-6",
     ]
-    seven = build(composed("sample", "guidance=inpaint", *chosen), "guidance", DENOISER).potential
+    seven = build(composed("sample", "guidance=inpaint", *chosen).guidance, "guidance", DENOISER).potential
     expected = DATA.test.x[(DATA.test.y == 7).nonzero()[2, 0]]
     numpy.testing.assert_allclose(seven.measurement[0, 0, 4:], expected[0, 4:], atol=1e-5)
 

@@ -78,7 +78,7 @@ def test_every_group_is_tested():
 @pytest.mark.parametrize("name", sorted(path.stem for path in (FOLDER / "schedule").iterdir() if path.stem != "none"))
 def test_every_schedule_comes_from_its_file(name):
     """With the wrappers' inner one chosen on the command line, and from the data's size where it is asked for."""
-    schedule = build(composed(f"schedule={name}", "dataset=cifar10"), "schedule")
+    schedule = build(composed(f"schedule={name}", "dataset=cifar10").schedule, "schedule")
     assert float(schedule.log_snr(0.0).detach()) == schedule.log_snr_max > 5
     assert schedule.zero_terminal_snr == (name == "zero_terminal_snr")
 
@@ -86,14 +86,14 @@ def test_every_schedule_comes_from_its_file(name):
 @pytest.mark.parametrize("name, inner", [("zero_terminal_snr", "scaled_linear"), ("resolution_shift", "flow")])
 def test_the_schedule_inside_another_is_chosen(name, inner):
     cfg = composed(f"schedule={name}", f"schedule@schedule.schedule={inner}", "schedule.schedule.log_snr_max=9.5")
-    schedule = build(cfg, "schedule")
+    schedule = build(cfg.schedule, "schedule")
     assert type(schedule.schedule).__name__.lower() == inner.replace("_", "") and schedule.schedule.log_snr_max == 9.5
 
 
 def built(cfg: DictConfig) -> torch.nn.Module:
     """The backbone, on the device that holds no numbers."""
     with torch.device("meta"):
-        return build(cfg, "backbone")
+        return build(cfg.backbone, "backbone")
 
 
 def shape_of(cfg: DictConfig, network: torch.nn.Module) -> tuple[int, ...]:
@@ -163,9 +163,9 @@ def test_an_objective_brings_what_it_needs(name):
         assert cfg[group] == wanted
         assert option is None or cfg[group] != default[group]
     assert (cfg.p_uncond > 0) == (brings[2] is None)
-    objective = build(cfg, "objective", built(cfg), build(cfg, "schedule"))
+    objective = build(cfg.objective, "objective", built(cfg), build(cfg.schedule, "schedule"))
     if name not in ("classifier", "nce"):  # which make no samples
-        build(cfg, "sampler").times(build(cfg, "guidance", objective.model))
+        build(cfg.sampler, "sampler").times(build(cfg.guidance, "guidance", objective.model))
     typed = composed(f"objective={name}", "backbone=mlp", "schedule=ve", "guidance=apg", "sampler=euler")
     plain = composed("objective=v", "backbone=mlp", "schedule=ve", "guidance=apg", "sampler=euler")
     assert all(typed[group] == plain[group] for group in (*groups, "p_uncond"))
@@ -185,12 +185,12 @@ def test_experiments_compose_and_their_parts_fit(path):
     cfg = composed(f"experiment={path.stem}", *(["dataset=digits"] if dataset is None else []))
     if OmegaConf.is_missing(cfg.dataset, "num_classes"):
         cfg.dataset.num_classes = 3
-    backbone, training = built(cfg), build(cfg, "training")
-    objective = build(cfg, "objective", backbone, build(cfg, "schedule"))
+    backbone, training = built(cfg), build(cfg.training, "training")
+    objective = build(cfg.objective, "objective", backbone, build(cfg.schedule, "schedule"))
     if backbone.out_features and chosen(path, "backbone") not in LEVELS:
         assert shape_of(cfg, backbone) == (2, cfg.dataset.num_classes)
     else:
-        build(cfg, "sampler").times(build(cfg, "guidance", objective.model))
+        build(cfg.sampler, "sampler").times(build(cfg.guidance, "guidance", objective.model))
         assert shape_of(cfg, backbone)[1] == (backbone.out_features or cfg.dataset.channels)
     assert training.batch_size % training.accumulate == 0
     assert (cfg.p_uncond > 0) == (cfg.guidance._target_.endswith("ClassifierFree"))

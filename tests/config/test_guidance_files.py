@@ -36,7 +36,7 @@ FILES = {  # guidance: (rule, what must be said beside)
 
 @pytest.mark.parametrize("name, rule, said", [(name, *row) for name, row in FILES.items()], ids=FILES)
 def test_every_file_builds_its_rule(name, rule, said):
-    guided = build(composed(f"guidance={name}", *said), "guidance", exact())
+    guided = build(composed(f"guidance={name}", *said).guidance, "guidance", exact())
     assert type(guided.rule).__name__ == rule and isinstance(guided.scale, float) and len(guided.interval) == 2
 
 
@@ -57,7 +57,7 @@ def test_training_drops_labels_for_what_needs_it(name):
 def test_rule_and_ramp_are_chosen_on_the_command_line():
     cfg = composed("guidance=negative", "guidance.condition=0", "guidance/rule=apg", "guidance/ramp=cosine",
                    "guidance.rule.momentum=0.2", "guidance.ramp.full=0.3")  # fmt: skip
-    guided = build(cfg, "guidance", exact())
+    guided = build(cfg.guidance, "guidance", exact())
     assert type(guided.rule) is APG and guided.rule.momentum == 0.2 and guided.ramp.full == math.log(0.3)
 
 
@@ -73,7 +73,7 @@ def test_a_composed_file_is_nodes_by_name():
         "parts": {"cfg": part("apg", scale=3.0), "outer": part("cfgpp", scale=0.5)},
     }
     validate_config(nested, "guidance")  # as when a run is resumed
-    guided = build(OmegaConf.create({"guidance": nested}), "guidance", exact())
+    guided = build(nested, "guidance", exact())
     inner = guided.denoiser.denoiser
     assert type(guided.denoiser.rule) is CFGPlusPlus and type(inner.rule) is APG and inner.scale == 3.0
     assert isinstance(inner.denoiser, ExactMixture)
@@ -88,7 +88,7 @@ def test_a_composed_file_is_nodes_by_name():
 def test_mistakes_in_a_composed_file(wrong, sentence):
     nested = {"_target_": "diffguide.guidance.nested.Nested", "parts": {"cfg": wrong}}
     with pytest.raises(ConfigError, match=sentence):
-        build(OmegaConf.create({"guidance": nested}), "guidance", exact())
+        build(nested, "guidance", exact())
 
 
 @pytest.mark.parametrize("wrong, sentence", [
