@@ -1,4 +1,4 @@
-"""diffguide-eval: load checkpoints, measure them, write figures with their errors."""
+"""diffguide-eval: load checkpoints, measure them, write figures with standard errors."""
 
 from functools import partial
 
@@ -15,7 +15,7 @@ __all__ = ["main"]
 
 
 class Comparison(Sweep):
-    """After a multirun: one table and its plots, in a folder beside the runs."""
+    """After a multirun: writes a table and its plots, in a folder beside the runs."""
 
     def finish(self, jobs: list[dict]) -> None:
         from .figures.tables import write_comparison
@@ -27,7 +27,7 @@ class Comparison(Sweep):
 
 @hydra.main(version_base="1.3", config_path=config_dir(), config_name="evaluate")
 def command(cfg: DictConfig) -> None:
-    """One metric of one checkpoint, or of several: prints each folder that it wrote on stdout, that of a table last."""
+    """One metric of one or several checkpoints; prints the folder of each on stdout, that of their table last."""
     with resolved_config("diffguide-eval", cfg) as config:
         from .cli.evaluation_job import build_evaluation_jobs
 

@@ -13,7 +13,7 @@ __all__ = ["main"]
 
 @hydra.main(version_base="1.3", config_path=config_dir(), config_name="train")
 def command(cfg: DictConfig) -> None:
-    """One training run; the last line on stdout is the folder that it wrote."""
+    """One training run; the last line on stdout is its folder."""
     with resolved_config("diffguide-train", cfg) as config:
         from .cli.training_job import build_training_job
         from .training.preflight import preflight
@@ -25,9 +25,7 @@ def command(cfg: DictConfig) -> None:
             print(folder)
 
 
-main = partial(
-    run_command, command, "diffguide-train"
-)  # main(argv): the console script; None = the process's own words
+main = partial(run_command, command, "diffguide-train")  # main(argv): the console script
 
 if __name__ == "__main__":
     main()

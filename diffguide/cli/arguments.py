@@ -15,7 +15,7 @@ from ..version import __version__
 
 __all__ = ["FLAGS", "changed_keys", "files_of", "read_flags", "task_overrides"]
 
-FLAGS: dict[tuple[str, ...], dict[str, Any]] = {  # Hydra's
+FLAGS: dict[tuple[str, ...], dict[str, Any]] = {  # of Hydra
     ("--help", "-h"): {"action": "store_true"},
     ("--hydra-help",): {"action": "store_true"},
     ("--version",): {"action": "version", "version": f"diffguide {__version__}"},
@@ -38,7 +38,7 @@ FLAGS: dict[tuple[str, ...], dict[str, Any]] = {  # Hydra's
 
 
 class FlagParser(ArgumentParser):
-    """A parser of FLAGS and overrides that raises ConfigError where argparse would print its usage."""
+    """A parser of FLAGS and overrides that raises ConfigError instead of printing its usage."""
 
     def __init__(self) -> None:
         super().__init__(add_help=False)

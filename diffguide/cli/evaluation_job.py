@@ -66,16 +66,17 @@ def build_job(
         ConfigError: a model, data and metric that do not fit each other.
     """
     saved = dict(config)
-    if path is None:
-        target = oracle_target(config, settings, build_oracle(config, engine.device), engine.device)
-    else:
-        file = begun.file if begun and begun.file else path
-        target = checkpoint_target(config, settings, file, engine.device, opened)
-        saved["checkpoint"] = path
-        del saved["schedule"]  # of an oracle
-        if "dataset" in config:
-            saved["dataset"] = target.identity["dataset"]
     try:
+        if path is None:
+            source, data = build_oracle(config, engine.device)
+            target = oracle_target(settings, source, data, engine.device)
+        else:
+            file = begun.file if begun and begun.file else path
+            target = checkpoint_target(settings, file, config.get("dataset"), engine.device, opened)
+            saved["checkpoint"] = path
+            del saved["schedule"]  # of an oracle
+            if "dataset" in config:
+                saved["dataset"] = target.identity["dataset"]
         node, guides = with_guides(config["metric"], "metric", engine.device, settings.trust)
         check_guides(guides, target.context.shape, target.context.class_names)
         metric = build(node, "metric").resolve(target.context)

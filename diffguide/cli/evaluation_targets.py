@@ -3,8 +3,7 @@
 import hashlib
 import json
 import sys
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -49,15 +48,16 @@ class Target(NamedTuple):
 
 
 def checkpoint_target(
-    config: Mapping[str, Any],
     settings: EvaluationSettings,
     path: str | Path,
+    dataset: dict[str, Any] | None,
     device: torch.device,
     opened: dict[str, Dataset],
 ) -> Target:
-    """The model of a checkpoint on its data, or on the data set of the configuration.
+    """The model of a checkpoint on its data, or on another data set.
 
     Arguments:
+        dataset: node of the command line, None = the data of the checkpoint.
         opened: data sets by their nodes; a new one is added.
 
     Raises:
@@ -71,10 +71,7 @@ def checkpoint_target(
         raise ConfigError(f"checkpoint: {error}") from error
     run = file.parent.parent if file.parent.name == "checkpoints" else file
     seen = provenance.read_seen_data(run, loaded.facts)
-    data, node = open_evaluation_data(config, settings, loaded, opened, seen)
-    context = build_context(
-        loaded.model, data, settings, device, checkpoint=file, config=loaded.config | {"dataset": node}
-    )
+    data, node = open_evaluation_data(loaded, dataset, settings.trust, opened, seen)
     identity = {
         "model": "/".join(run.parts[-2:]),
         "checkpoint": str(file),
@@ -86,6 +83,18 @@ def checkpoint_target(
         "training_seed": loaded.config.get("seed"),
         "configuration": hash_without_seed(loaded.config),
     }
+    config = loaded.config | {"dataset": node}
+    context = EvalContext(
+        loaded.model,
+        data,
+        settings.split,
+        settings.n,
+        settings.seed,
+        settings.batch_size,
+        device,
+        checkpoint=file,
+        config=config,
+    )
     note = checkpoints.explain_untrained(loaded)
     return Target(context, identity, loaded.config["name"], note and f"{file}: {note}")
 
@@ -98,15 +107,16 @@ def hash_without_seed(config: Mapping[str, Any]) -> str:
 
 
 def open_evaluation_data(
-    config: Mapping[str, Any],
-    settings: EvaluationSettings,
     loaded: checkpoints.Loaded,
+    dataset: dict[str, Any] | None,
+    trust: Sequence[str],
     opened: dict[str, Dataset],
     seen: dict[str, Any] | None,
 ) -> tuple[Dataset, dict[str, Any]]:
-    """The data set to measure on, and its node: that of the configuration, or that of the checkpoint.
+    """The data set to measure on, and its node.
 
     Arguments:
+        dataset: node of the command line, None = the data of the checkpoint.
         opened: data sets by their nodes; a new one is added.
         seen: the record of the training data.
 
@@ -115,13 +125,13 @@ def open_evaluation_data(
     """
     own = loaded.config["dataset"]
     option = HydraConfig.get().runtime.choices.get("dataset")
-    node = inherit_node(config, "dataset", option if isinstance(option, str) else None, own)
+    node = inherit_node("dataset", dataset, option if isinstance(option, str) else None, own)
     placed = provenance.locate_data(own, seen) if node == own else node
-    is_chosen = "_target_" in config.get("dataset", {})
+    is_chosen = dataset is not None and "_target_" in dataset
     key = strict_json(placed)
     try:
         if key not in opened:
-            opened[key] = build(placed, "dataset") if is_chosen else construct(placed, "dataset", settings.trust)
+            opened[key] = build(placed, "dataset") if is_chosen else construct(placed, "dataset", trust)
     except ConfigError:
         raise
     except (ValueError, OSError) as error:
@@ -166,59 +176,28 @@ def check_same_data(data: Dataset, seen: dict[str, Any] | None, path: str | None
 
 
 def oracle_target(
-    config: Mapping[str, Any], settings: EvaluationSettings, source: OracleSource, device: torch.device
+    settings: EvaluationSettings, source: OracleSource, data: Dataset | None, device: torch.device
 ) -> Target:
     """An oracle on exact samples of its distribution, or on a split of the data that it is made of.
+
+    Arguments:
+        data: that the oracle is made of, None = it is made of none.
 
     Raises:
         ConfigError: more examples than the split has, or than memory holds.
     """
+    node, split, n = source.nodes.get("dataset"), settings.split, settings.n
+    if data is None:
+        if n is not None and n > MAX_EXACT_SAMPLES:
+            raise ConfigError(f"n must be at most 10^7 exact samples, got {n}")
+        rng = torch.Generator().manual_seed(fold(settings.seed, EXACT_SAMPLES))
+        x, y = source.oracle.sample(n or DEFAULT_EXACT_SAMPLES, rng)
+        samples = Split(x.to(source.dtype), y.cpu())
+        data = Dataset(samples, samples, samples, class_names=source.class_names)
+        node, split, n = CONTINUOUS, "test", None
+    context = EvalContext(
+        source.model, data, split, n, settings.seed, settings.batch_size, device, config={"dataset": node}
+    )
     identity = {"model": f"oracle {type(source.oracle).__name__}"} | source.identity()
-    name = str(HydraConfig.get().runtime.choices.get("oracle"))
-    if "dataset" in config:
-        data = build(config["dataset"], "dataset")
-        node = {"dataset": source.nodes["dataset"]}
-        context = build_context(source.model, data, settings, device, config=node)
-        return Target(context, identity | {"split": settings.split}, name)
-    if settings.n is not None and settings.n > MAX_EXACT_SAMPLES:
-        raise ConfigError(f"n must be at most 10^7 exact samples, got {settings.n}")
-    rng = torch.Generator().manual_seed(fold(settings.seed, EXACT_SAMPLES))
-    x, y = source.oracle.sample(settings.n or DEFAULT_EXACT_SAMPLES, rng)
-    split = Split(x.to(source.dtype), y.cpu())
-    data = Dataset(split, split, split, class_names=source.class_names)
-    whole = replace(settings, split="test", n=None)
-    context = build_context(source.model, data, whole, device, config={"dataset": CONTINUOUS})
-    return Target(context, identity | {"split": "exact samples"}, name)
-
-
-def build_context(
-    model: Any,
-    data: Dataset,
-    settings: EvaluationSettings,
-    device: torch.device,
-    checkpoint: Path | None = None,
-    config: dict[str, Any] | None = None,
-) -> EvalContext:
-    """The context of a measurement.
-
-    Arguments:
-        checkpoint: file of the model.
-        config: of its training.
-
-    Raises:
-        ConfigError: more examples than the split has.
-    """
-    try:
-        return EvalContext(
-            model,
-            data,
-            settings.split,
-            settings.n,
-            settings.seed,
-            settings.batch_size,
-            device,
-            checkpoint=checkpoint,
-            config=config,
-        )
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
+    identity["split"] = "exact samples" if node is CONTINUOUS else split
+    return Target(context, identity, str(HydraConfig.get().runtime.choices.get("oracle")))

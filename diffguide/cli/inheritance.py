@@ -51,25 +51,27 @@ def inherit_config(config: Mapping[str, Any], saved: dict[str, Any], policy: Map
     return merged
 
 
-def inherit_node(config: Mapping[str, Any], group: str, option: str | None, node: Mapping[str, Any]) -> dict[str, Any]:
+def inherit_node(
+    group: str, chosen: dict[str, Any] | None, option: str | None, node: Mapping[str, Any]
+) -> dict[str, Any]:
     """The node of one group: that of a saved run, with the keys that the command line sets.
 
     It is the node of the command line where that chooses another option, or has a whole node of a resumed run.
 
     Arguments:
-        config: composed from the command line.
+        chosen: node of the command line, None = none.
         option: that the command line chooses, None = none.
         node: of the saved run.
 
     Raises:
         ConfigError: a key that the node does not have.
     """
-    if group not in config:
+    if chosen is None:
         return dict(node)
-    if "_target_" in config[group] if option is None else not is_option_of(group, option, node):
-        return config[group]
+    if "_target_" in chosen if option is None else not is_option_of(group, option, node):
+        return chosen
     keys = {key: True for key in changed_keys() if key.startswith(f"{group}.")}
-    return set_keys({group: dict(node)}, config, keys)[group]
+    return set_keys({group: dict(node)}, {group: chosen}, keys)[group]
 
 
 def is_option_of(group: str, option: str, node: Mapping[str, Any]) -> bool:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from ..config.build import ConfigError, accepts_argument, build
+from ..datasets import Dataset
 from ..sampling.sources import OracleSource, training_tensors
 from .arguments import changed_keys
 
@@ -66,8 +67,8 @@ def checkpoint_paths(config: Mapping[str, Any], several: bool) -> list[str | Non
     return paths
 
 
-def build_oracle(config: Mapping[str, Any], device: torch.device) -> OracleSource:
-    """The oracle of a configuration, with its schedule, and its data if it has any.
+def build_oracle(config: Mapping[str, Any], device: torch.device) -> tuple[OracleSource, Dataset | None]:
+    """The oracle of a configuration, and the data that it is made of, if any.
 
     Raises:
         ConfigError: an oracle, schedule and data that do not fit each other.
@@ -83,6 +84,5 @@ def build_oracle(config: Mapping[str, Any], device: torch.device) -> OracleSourc
     oracle = build(node, "oracle", kwargs=arguments)
     if data is not None and node.get("class_names") is None:
         oracle.class_names = data.class_names[: oracle.num_classes]
-    return OracleSource(
-        oracle, {key: config[key] for key in ("oracle", "schedule", "dataset") if key in config}, device
-    )
+    nodes = {key: config[key] for key in ("oracle", "schedule", "dataset") if key in config}
+    return OracleSource(oracle, nodes, device), data

@@ -15,7 +15,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from ..config.build import ConfigError, config_dir
-from ..config.composed import check_composed, resolve
+from ..config.composed import check_composed, resolve_config
 from ..config.diagnose import explain
 from ..config.files import ConfigFiles, to_plain
 from ..config.quoting import quote, quote_odd
@@ -53,7 +53,7 @@ def resolved_config(name: str, cfg: DictConfig) -> Iterator[dict[str, Any]]:
         tree = to_plain(cfg)
         with searching(find_targets(tree), user_folders()):
             check_composed(tree, hydra.runtime.choices, task_overrides(), ConfigFiles.of_this_run())
-            yield resolve(cfg)
+            yield resolve_config(cfg)
     except Stopped as stopped:
         exit_stopped(name, stopped)
     except InputError as error:

@@ -133,7 +133,7 @@ def open_source(
         ConfigError: an invalid oracle, or a checkpoint that cannot be loaded.
     """
     if "oracle" in config:
-        return build_oracle(config, engine.device)
+        return build_oracle(config, engine.device)[0]
     try:
         file = checkpoints.find(file or config["checkpoint"])
         return CheckpointSource(file, settings.weights, engine.device, settings.trust)

@@ -14,6 +14,7 @@ from ..config.build import ConfigError, build
 from ..datasets import Dataset
 from ..datasets.base import fetch_examples
 from ..objectives import Objective
+from ..training.dry_run import count_parameters
 from .arguments import task_overrides
 
 __all__ = ["smaller_backbones"]
@@ -31,6 +32,8 @@ def smaller_backbones(
         data: two examples are the test input.
     """
     loader = GlobalHydra.instance().config_loader()
+    backbone: Any = objective.model.backbone
+    most = count_parameters(backbone)
     overrides = [
         word for word in task_overrides() if not word.lstrip("+~").startswith(("backbone=", "backbone.", "resume="))
     ]
@@ -44,7 +47,7 @@ def smaller_backbones(
             continue  # an option for other data
     x, y = fetch_examples(data.train, torch.tensor([0, 0]))
     for name, (size, backbone) in sorted(sizes.items(), key=lambda item: -item[1][0]):
-        if size >= count_parameters(objective.model.backbone):
+        if size >= most:
             continue
         try:
             smaller = build(node, "objective", build(backbone, "backbone"), build(schedule, "schedule"))
@@ -53,8 +56,3 @@ def smaller_backbones(
         except (ConfigError, RuntimeError, ValueError):
             continue
         yield name, smaller
-
-
-def count_parameters(network: Any) -> int:
-    """The number of parameters of a network."""
-    return sum(parameter.numel() for parameter in network.parameters())

@@ -9,8 +9,10 @@ import torch
 from omegaconf import OmegaConf
 
 from ..checkpoints import data_record as provenance
+from ..checkpoints.allowlist import ROLES
 from ..checkpoints.validation import at_most
 from ..config.build import ConfigError, build, needs_null
+from ..config.type_checks import check_types
 from ..datasets import Dataset
 from ..objectives import Objective
 from ..runtime.engine import launched_by_torchrun
@@ -39,6 +41,8 @@ def build_training_job(config: dict[str, Any]) -> TrainingJob:
     config, resumed = (config, None) if config["resume"] is None else find_training(config)
     settings = TrainingSettings.read(config)
     check_label_dropout(config.get("p_uncond", 0.0), config["guidance"], config["objective"])
+    for key in ("backbone", "schedule", "objective", "guidance", "sampler"):  # before a download
+        check_types(config[key], key, ROLES[key].given)
     parent = settings.run_parent("dry_run" if settings.dry_run else "train")
     training, engine = build(config["training"], "training"), build(config["engine"], "engine")
     if launched_by_torchrun():

@@ -16,13 +16,12 @@ from .diagnose import no_key, parse_words, wrong_choice
 from .errors import ConfigError
 from .files import ConfigFiles, dotted_keys
 
-__all__ = ["check_composed", "resolve"]
+__all__ = ["check_composed", "resolve_config"]
 
-EXPERIMENT = "experiment"
 CROSS_REFERENCE = re.compile(r"\$\{(\w+)\.(\w+)\}")  # a value that an option reads from another group
 
 
-def resolve(cfg: DictConfig) -> dict[str, Any]:
+def resolve_config(cfg: DictConfig) -> dict[str, Any]:
     """A composed configuration as plain containers, with every `${...}` resolved and renamed or new keys filled in.
 
     A reference to a value that is missing is itself missing.
@@ -34,7 +33,7 @@ def resolve(cfg: DictConfig) -> dict[str, Any]:
 
 
 def resolve_node(node: Any, parent: str) -> Any:
-    """A node as plain containers, see `resolve`."""
+    """A node as plain containers, see `resolve_config`."""
     is_mapping = isinstance(node, DictConfig)
     values = {}
     for name in node if is_mapping else range(len(node)):
@@ -61,9 +60,7 @@ def check_composed(
     """
     keys = list(dotted_keys(tree))
     mistakes = [explain_override(override, tree, keys, words, files) for override in parse_words(words)]
-    changed = [word.lstrip("+").partition("=")[0] for word in words]
-    mistakes += [explain_unfit_experiment(files, choices, changed, keys), explain_absent_value(files, choices, tree)]
-    for mistake in filter(None, mistakes):
+    for mistake in filter(None, [*mistakes, explain_absent_value(files, choices, tree)]):
         raise ConfigError(mistake)
 
 
@@ -84,39 +81,6 @@ def explain_override(
     if any(map(reference.search, [str(tree), *words])):
         return None
     return no_key(key, [name for name in (*keys, *files.groups) if name.partition(".")[0] != root])
-
-
-def explain_unfit_experiment(
-    files: ConfigFiles, choices: Mapping[str, str | None], changed: Sequence[str], keys: Sequence[str]
-) -> str | None:
-    """The keys that an experiment sets for a group, where the command line chooses an option without these keys.
-
-    Arguments:
-        choices: option of every group.
-        changed: keys and groups on the command line.
-        keys: of the composed configuration.
-    """
-    experiment = choices.get(EXPERIMENT)
-    if experiment is None:
-        return None
-    file = files.read(f"{EXPERIMENT}/{experiment}")
-    own = {place: option for _, place, option, _ in file.choices}
-    for group in changed:
-        option = choices.get(group)
-        if option is None or option == own.get(group):
-            continue
-        parts = {place: name for place, name in choices.items() if name and f"{place}/".startswith(f"{group}/")}
-        known = {key for place, name in parts.items() for key in files.keys(place, name)}
-        unknown = [key for key in dotted_keys(file.tree) if key.startswith(f"{group}.") and key in keys]
-        unknown = [key for key in unknown if key not in known]
-        unknown = [key for key in unknown if key.rpartition(".")[0] not in unknown]  # lists without their elements
-        if unknown:
-            chosen = f", for {group}={own[group]}" if group in own else ""
-            return (
-                f"{EXPERIMENT}={experiment} sets {' and '.join(unknown)}{chosen}, and {group}={option} has no such key: "
-                f"remove {group}={option}, or remove the keys, {' '.join(f'~{key}' for key in unknown)}"
-            )
-    return None
 
 
 def explain_absent_value(files: ConfigFiles, choices: Mapping[str, str | None], tree: Mapping[str, Any]) -> str | None:

@@ -108,8 +108,8 @@ def time_step(engine: Fabric, objective: Objective, data: Dataset, seed: int) ->
     return [seconds_of(step) for _ in range(2)][1]
 
 
-def count_parameters(objective: Objective) -> int:
-    return sum(parameter.numel() for parameter in objective.parameters())
+def count_parameters(module: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def estimate_cost(
