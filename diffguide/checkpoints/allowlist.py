@@ -67,7 +67,7 @@ def validate_config(node: Any, role: str, trust: Sequence[str] = ()) -> Any:
         CheckpointError: a target that is neither diffguide's own for its place nor trusted, an unknown argument, a value
             of another type, an interpolation, `_args_`, ...
     """
-    if isinstance(trust, str) or not all(isinstance(name, str) for name in trust):  # `in` would match parts of a text
+    if not fits(list(trust) if isinstance(trust, tuple) else trust, Sequence[str]):  # `in` would match parts of a text
         raise CheckpointError(f"trust must be a list of dotted names of classes, got {trust!r}")
     trust = [*trust, *map(current_name, trust)]  # classes of this package may be trusted by their old names
     base, given, largest = ROLES[role]

@@ -6,6 +6,7 @@ from os.path import abspath
 from typing import Any, NoReturn
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.types import Override
 from omegaconf import OmegaConf
 
 from ..config.errors import ConfigError
@@ -55,10 +56,10 @@ def task_overrides() -> list[str]:
     return [str(word) for word in OmegaConf.to_container(HydraConfig.get().overrides.task) or ()]
 
 
-def changed_keys() -> dict[str, bool]:
-    """The dotted keys and groups in the overrides of this job, and whether each was forced (++)."""
+def changed_keys() -> dict[str, Override]:
+    """The overrides of this job by their dotted keys or groups."""
     overrides = filter(None, map(parse_override, task_overrides()))
-    return {str(override.key_or_group).replace("/", "."): override.is_force_add() for override in overrides}
+    return {str(override.key_or_group).replace("/", "."): override for override in overrides}
 
 
 def read_flags(words: Sequence[str]) -> tuple[Namespace, list[str]]:

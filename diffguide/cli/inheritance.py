@@ -36,7 +36,7 @@ def inherit_config(config: Mapping[str, Any], saved: dict[str, Any], policy: Map
     Raises:
         ConfigError: a key that the run does not have, or a node that may not be built from a file.
     """
-    keys = changed_keys()
+    keys = {key: override.is_force_add() for key, override in changed_keys().items()}
     if "experiment" in keys:  # it sets keys of every group: the whole configuration is that of the command line
         return dict(config)
     choices = HydraConfig.get().runtime.choices

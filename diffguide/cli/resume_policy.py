@@ -6,7 +6,7 @@ from typing import Any
 
 from ..checkpoints.store import CheckpointError
 from ..config.build import ConfigError
-from .arguments import task_overrides
+from .arguments import changed_keys
 
 __all__ = ["GENERATION", "TRAINING", "check_unchanged", "resume_error", "training_changes", "today_keys"]
 
@@ -80,21 +80,16 @@ def check_unchanged(
     """Raises ConfigError for the first fixed key with another value than in the run in `folder`."""
     for key, old, new in differences(before, after):
         if rule_of(key, policy) == FIXED:
-            words = [
-                word
-                for word in task_overrides()
-                if key_of(word) == "experiment" or f"{key}.".startswith(f"{key_of(word)}.")
+            causes = [
+                str(override.input_line).lstrip("+~")
+                for name, override in changed_keys().items()
+                if name == "experiment" or f"{key}.".startswith(f"{name}.")
             ]
-            hint = f"drop {words[-1].lstrip('+~')}" if words else f"{folder / 'config.yaml'} was edited"
+            hint = f"drop {causes[-1]}" if causes else f"{folder / 'config.yaml'} was edited"
             if key.startswith("training.optimizer"):
                 hint = "repeat it: the optimiser is never read from a file"
             change = f"{key.removesuffix('._target_')} ({shorten_value(old)} -> {shorten_value(new)})"
             raise resume_error(f"cannot change {change} of {folder}: {hint}")
-
-
-def key_of(override: str) -> str:
-    """The dotted key or group of an override."""
-    return override.lstrip("+~").partition("=")[0].partition("@")[0].replace("/", ".")
 
 
 def shorten_value(value: Any) -> str:

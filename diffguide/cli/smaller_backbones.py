@@ -32,25 +32,24 @@ def smaller_backbones(
         data: two examples are the test input.
     """
     loader = GlobalHydra.instance().config_loader()
-    backbone: Any = objective.model.backbone
-    most = count_parameters(backbone)
-    overrides = [
-        word for word in task_overrides() if not word.lstrip("+~").startswith(("backbone=", "backbone.", "resume="))
-    ]
-    sizes: dict[str, tuple[int, DictConfig]] = {}
+    ignored = ("backbone=", "backbone.", "resume=")
+    overrides = [word for word in task_overrides() if not word.lstrip("+~").startswith(ignored)]
+    network: Any = objective.model.backbone
+    nodes: dict[str, DictConfig] = {}
+    sizes: dict[str, int] = {}
     for name in loader.get_group_options("backbone"):
         try:
-            backbone = loader.load_configuration("train", [*overrides, f"backbone={name}"], RunMode.RUN).backbone
+            nodes[name] = loader.load_configuration("train", [*overrides, f"backbone={name}"], RunMode.RUN).backbone
             with torch.device("meta"):
-                sizes[name] = count_parameters(build(backbone, "backbone")), backbone
+                sizes[name] = count_parameters(build(nodes[name], "backbone"))
         except (ConfigError, HydraException, OmegaConfBaseException, NotImplementedError):
             continue  # an option for other data
     x, y = fetch_examples(data.train, torch.tensor([0, 0]))
-    for name, (size, backbone) in sorted(sizes.items(), key=lambda item: -item[1][0]):
-        if size >= most:
+    for name in sorted(sizes, key=sizes.__getitem__, reverse=True):
+        if sizes[name] >= count_parameters(network):
             continue
         try:
-            smaller = build(node, "objective", build(backbone, "backbone"), build(schedule, "schedule"))
+            smaller = build(node, "objective", build(nodes[name], "backbone"), build(schedule, "schedule"))
             with torch.no_grad():
                 smaller(data.preprocess(x), y, torch.Generator().manual_seed(0))
         except (ConfigError, RuntimeError, ValueError):

@@ -28,11 +28,11 @@ class ConfigFile(NamedTuple):
 
     Arguments:
         tree: keys and values, without the defaults list.
-        choices: (group, place, option, whether it overrides the choice of another file) of every entry of that list.
+        choices: (group, place, option) of the entries of that list; those that override another file are left out.
     """
 
     tree: dict[str, Any]
-    choices: list[tuple[str, str, str | None, bool]]
+    choices: list[tuple[str, str, str]]
 
 
 class ConfigFiles:
@@ -86,11 +86,11 @@ class ConfigFiles:
         choices = []
         for entry in tree.pop("defaults", []):
             for text, option in entry.items() if isinstance(entry, dict) else ():
-                choice = text.removeprefix("optional ").removeprefix("override ")
-                group, _, place = choice.partition("@")
+                group, _, place = text.removeprefix("optional ").partition("@")
                 place = place or group.strip("/").replace("/", ".")
                 group = group[1:] if group.startswith("/") else "/".join([*name.split("/")[:-1], group])
-                choices.append((group, place, option, text.startswith("override ")))
+                if isinstance(option, str) and not text.startswith("override "):
+                    choices.append((group, place, option))
         return ConfigFile(tree, choices)
 
     def keys(self, group: str, option: str, package: str | None = None) -> Iterator[str]:
@@ -98,11 +98,11 @@ class ConfigFiles:
         package = group.replace("/", ".") if package is None else package
         file = self.read(f"{group}/{option}")
         yield from dotted_keys(file.tree, package)
-        for inner, place, chosen, overrides in file.choices:
-            if isinstance(chosen, str) and not overrides:
-                under = "" if place == "_global_" else f"{package}.{place}"
-                yield from [under] if under else []
-                yield from self.keys(inner, chosen, under)
+        for inner, place, chosen in file.choices:
+            under = "" if place == "_global_" else f"{package}.{place}"
+            if under:
+                yield under
+            yield from self.keys(inner, chosen, under)
 
     def compose(self, overrides: Sequence[str]) -> DictConfig:
         """The configuration with these overrides, with the node `hydra`."""

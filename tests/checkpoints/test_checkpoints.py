@@ -19,7 +19,7 @@ def good(tmp_path_factory):
     return save(tmp_path_factory.mktemp("good"))
 
 
-def test_load_gives_the_denoiser(short_run):
+def test_load_returns_the_denoiser(short_run):
     denoiser = diffguide.load(short_run)
     x = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     prediction = denoiser(x, torch.tensor(0.5, dtype=torch.float64), torch.tensor([0, 5, -1]))
@@ -34,13 +34,13 @@ def test_average_and_last_weights_differ(short_run):
     assert any(not torch.equal(a, b) for a, b in zip(averaged.parameters(), last.parameters()))
 
 
-def test_a_run_folder_means_its_newest_checkpoint(short_run):
+def test_a_run_folder_stands_for_its_newest_checkpoint(short_run):
     files = sorted((short_run / "checkpoints").glob("*.safetensors"))
     assert len(files) == 6  # three checkpoints, each with its optimiser
     assert checkpoints.find(short_run).name == "0000000320.safetensors"
 
 
-def test_the_file_says_what_it_is(short_run):
+def test_the_metadata_states_version_and_configuration(short_run):
     with safetensors.safe_open(checkpoints.find(short_run), framework="pt") as file:
         assert list(file.metadata()) == ["diffguide"]  # one key: several would be written in any order
         metadata = json.loads(file.metadata()["diffguide"])
@@ -84,7 +84,7 @@ def test_weights_of_other_precisions_are_read(good, tmp_path):
             assert value.dtype == torch.float32 and torch.equal(value, wanted.to(dtype).float())
 
 
-def test_missing_and_foreign_files_are_told(tmp_path):
+def test_missing_and_foreign_files_are_an_error(tmp_path):
     with pytest.raises(CheckpointError, match="no checkpoint at"):
         diffguide.load(tmp_path / "nowhere")
     with pytest.raises(CheckpointError, match="no checkpoint in"):
@@ -105,7 +105,7 @@ def test_a_run_folder_may_hold_anything_else(tmp_path):
             checkpoints.find(nowhere)
 
 
-def test_training_goes_on_where_it_was(tmp_path):
+def test_training_continues_from_the_saved_state(tmp_path):
     """Weights, average and the optimiser's memory come back; its settings are today's."""
     trained, fresh = small(), small()
     path = save(tmp_path)
@@ -150,7 +150,7 @@ FOREIGN = {
 
 
 @pytest.mark.parametrize("edit, message", FOREIGN.values(), ids=FOREIGN)
-def test_a_foreign_optimiser_fills_nothing(good, tmp_path, edit, message):
+def test_a_foreign_optimiser_changes_nothing(good, tmp_path, edit, message):
     path, beside = tmp_path / good.name, good.with_suffix(".optimizer.safetensors")
     path.write_bytes(good.read_bytes())
     change(beside, tmp_path / beside.name, edit)
@@ -165,7 +165,7 @@ def test_a_foreign_optimiser_fills_nothing(good, tmp_path, edit, message):
     assert all(torch.equal(after[key][name], value) for key in after for name, value in before["state"][key].items())
 
 
-def test_a_resumed_run_without_its_parts_is_told(good, tmp_path):
+def test_a_checkpoint_without_its_optimiser_is_an_error(good, tmp_path):
     fresh, path = small(), tmp_path / good.name
     path.write_bytes(good.read_bytes())
     with pytest.raises(CheckpointError, match="there is no file"):

@@ -242,7 +242,7 @@ def make(kind: str, good, path, canary):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_hostile_file_is_told_in_one_line(good, tmp_path, canary, kind):
+def test_a_hostile_file_is_one_line(good, tmp_path, canary, kind):
     path = make(kind, good, tmp_path / "hostile.safetensors", canary)
     with pytest.raises(CheckpointError) as caught:
         diffguide.load(path)
@@ -251,7 +251,7 @@ def test_a_hostile_file_is_told_in_one_line(good, tmp_path, canary, kind):
     assert not canary.exists()
 
 
-def test_the_canary_notices_what_runs(canary):
+def test_the_canary_detects_foreign_code(canary):
     """The traps above would go off: the module, the class, the shell command and the pickle."""
     for fire in (lambda: __import__(EVIL).Net(), lambda: os.system(SHELL["command"]),
                  lambda: pickle.loads(pickle.dumps(Payload(canary)))):  # fmt: skip
@@ -265,7 +265,7 @@ def test_the_good_file_is_loaded(good):
 
 
 @pytest.mark.parametrize("kind", ["a function", "nested", "a large width", "a text", "a key twice", "NaN", "no name"])
-def test_the_command_tells_it_too(good, tmp_path, canary, command, kind):
+def test_the_command_reports_a_hostile_file_in_one_line(good, tmp_path, canary, command, kind):
     path = make(kind, good, tmp_path / "hostile.safetensors", canary)
     done = command(main, f"checkpoint={path}", at=tmp_path)
     lines = [line for line in done.err.splitlines() if line]
@@ -273,7 +273,7 @@ def test_the_command_tells_it_too(good, tmp_path, canary, command, kind):
     assert done.out == "" and not canary.exists() and not (tmp_path / "outputs").exists()
 
 
-def test_a_file_does_not_make_us_allocate(good, tmp_path, canary):
+def test_a_file_cannot_allocate_more_memory_than_its_tensors(good, tmp_path, canary):
     """4 GiB per matrix, a million layers, a billion numbers in an example: refused before the memory is taken."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for key, value in {
@@ -286,7 +286,7 @@ def test_a_file_does_not_make_us_allocate(good, tmp_path, canary):
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # kilobytes
 
 
-def test_names_cannot_command_a_terminal(tmp_path):
+def test_names_are_printed_without_control_characters(tmp_path):
     names = ["cat", "\x1b[2Jdog", "é", "inf"]
     loaded = checkpoints.load(save(tmp_path, class_names=names))
     assert loaded.facts["class_names"] == ["cat", "\\x1b[2Jdog", "é", "inf"]

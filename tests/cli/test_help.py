@@ -65,12 +65,12 @@ def test_one_word_is_explained_alone(tmp_path, command, said, shown, hidden):
     assert hidden not in done.out
 
 
-def test_values_that_follow_others(tmp_path, command):
+def test_resolve_shows_the_values_of_references(tmp_path, command):
     done = command(train, "dataset=gmm2d", "--help", "name", "--resolve", "p_uncond", at=tmp_path)
     assert "name=gmm2d " in words(done.out) and "p_uncond=0.1 " in words(done.out)
 
 
-def test_options_of_the_users_own(tmp_path, command):
+def test_help_shows_the_options_of_the_user(tmp_path, command):
     (tmp_path / "mine/guidance").mkdir(parents=True)
     (tmp_path / "mine/guidance/steep.yaml").write_text("# steeper\n_target_: my.Steep\nslope: 3  # per level\n")
     done = command(sample, "--help", "guidance=steep", "--config-dir", "mine", at=tmp_path)
@@ -84,7 +84,7 @@ def test_a_misspelt_word_is_explained(tmp_path, command):
     assert done.code == 1 and "objective is no choice of this command" in done.err
 
 
-def test_a_reader_that_has_seen_enough():
+def test_a_closed_pipe_prints_no_error():
     """--help | head says nothing of a broken pipe."""
     script = Path(sysconfig.get_path("scripts")) / "diffguide-train"
     done = subprocess.run(f"{script} --help --hydra-help | true", shell=True, capture_output=True, text=True)

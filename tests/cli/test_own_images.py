@@ -54,7 +54,7 @@ def test_own_images_train_resume_and_sample(folder, command, memory):
     assert numpy.load(folder / sampled.folder / "samples.npz")["arr_0"].shape == (2, 16, 16, 3)
 
 
-def test_a_dry_run_looks_and_trains_nothing(folder, command):
+def test_a_dry_run_does_not_train(folder, command):
     done = command(main, *own("dry_run=true", "name=look"), at=folder)
     assert done.code == 0 and str(done.folder) == "outputs/dry_run/look/v001", done.err
     assert [path.name for path in (folder / "outputs").iterdir()] == ["dry_run"]
@@ -118,7 +118,7 @@ def test_a_long_dry_run_shows_the_sheet_first_and_names_a_smaller_backbone(tmp_p
 
 
 @pytest.mark.parametrize("arguments", [["experiment=gmm2d"], ["guidance=none", "backbone.num_classes=0"]])
-def test_a_dry_run_of_anything(tmp_path, command, arguments):
+def test_a_dry_run_accepts_every_objective(tmp_path, command, arguments):
     done = command(main, "dry_run=true", *arguments, at=tmp_path)
     assert done.code == 0, done.err
     assert Image.open(tmp_path / done.folder / "contact_sheet.png").size[0] > 100

@@ -58,7 +58,7 @@ def test_one_file_is_enough_to_train_and_sample(at, command):
     assert (at / half.folder / "samples.npz").read_bytes() == (at / full.folder / "samples.npz").read_bytes()
 
 
-def test_nothing_stays_behind(at, command):
+def test_modules_of_the_user_are_forgotten_after_a_command(at, command):
     before = list(sys.path), list(sys.meta_path), set(os.environ)
     assert command(sample, *OWN, "guidance=mine", "oracle=gmm2d", "n=2", "sampler.steps=2", at=at).code == 0
     assert before == (list(sys.path), list(sys.meta_path), set(os.environ))
@@ -90,7 +90,7 @@ def test_a_module_named_on_the_command_line(at, command):
     "half_guide.Hlaf": "nearest: Half",
     "wandb.Half": "SystemExit",
 }.items())  # fmt: skip
-def test_what_cannot_be_imported_is_told(at, command, target, message):
+def test_an_import_error_names_the_searched_folders(at, command, target, message):
     (at / "wandb.py").write_text("raise ImportError('SystemExit')")
     (at / "conf/guidance/mine.yaml").write_text(f"_target_: {target}\n")
     done = command(sample, *OWN, "guidance=mine", "oracle=gmm2d", "n=2", at=at)

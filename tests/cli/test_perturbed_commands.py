@@ -79,14 +79,14 @@ def test_a_trained_model_is_guided(checkpoint, tmp_path, command):
     assert np.abs(guided - plain).max() > 1 and evaluations == 2 * once
 
 
-def test_the_layers_that_there_are_can_be_asked_for(checkpoint, tmp_path, command):
+def test_an_empty_list_of_layers_prints_those_of_the_network(checkpoint, tmp_path, command):
     done = command(main, f"checkpoint={checkpoint}", "guidance=slg", "guidance.layers=[]", at=tmp_path)
     assert done.code == 1 and "residual blocks 0 to 9" in done.err and "Traceback" not in done.err, done.err
     done = command(main, f"checkpoint={checkpoint}", "guidance=slg", at=tmp_path)
     assert done.code == 1 and "guidance.layers" in done.err and "Traceback" not in done.err, done.err
 
 
-def test_what_cannot_be_perturbed_is_told_before_anything_is_written(tmp_path, command):
+def test_layers_without_attention_are_an_error_before_sampling(tmp_path, command):
     for entry, said in ((main, ["oracle=gmm2d", "n=4"]), (train, ["experiment=gmm2d"])):
         done = command(entry, *said, "guidance=pag", at=tmp_path)
         assert done.code == 1 and "perturbs attention layers of a network" in done.err and "Traceback" not in done.err

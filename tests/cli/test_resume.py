@@ -153,7 +153,7 @@ def test_signals_save_and_the_resumed_run_is_the_same(short_run, tmp_path, comma
     assert metrics(tmp_path / RUN) == metrics(short_run)
 
 
-def test_a_process_that_gets_sigterm_leaves_with_143(tmp_path):
+def test_sigterm_exits_with_143(tmp_path):
     at, log = tmp_path / "home", tmp_path / "home" / RUN / "metrics.jsonl"
     process = Command(main, *TINY, "training.images=500000", "training.log_images=500", at=at)
     process.wait_for(lambda: log.exists() and log.stat().st_size)
@@ -224,7 +224,7 @@ def test_a_run_that_diverges_stops_and_keeps_its_good_checkpoints(tmp_path, comm
     assert [int(path.stem) for path in checkpoints.list_checkpoints(tmp_path / RUN / "checkpoints")] == good
 
 
-def test_a_full_disk_is_told_and_leaves_no_half_file(tmp_path, command):
+def test_a_full_disk_is_one_line_and_leaves_no_partial_file(tmp_path, command):
     """A limit on the size of a file stands in for the disk."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
@@ -238,7 +238,7 @@ def test_a_full_disk_is_told_and_leaves_no_half_file(tmp_path, command):
     assert list((tmp_path / RUN / "checkpoints").iterdir()) == []
 
 
-def test_a_folder_that_disappears_is_told(tmp_path, command):
+def test_a_folder_that_disappears_is_one_line(tmp_path, command):
     log, end = tmp_path / RUN / "metrics.jsonl", time.monotonic() + 120
 
     def move():
@@ -254,7 +254,7 @@ def test_a_folder_that_disappears_is_told(tmp_path, command):
     assert done.code == 1 and "Traceback" not in done.err and not (tmp_path / RUN).exists()
 
 
-def test_a_read_only_run_is_told(unfinished, tmp_path, command, monkeypatch):
+def test_a_read_only_run_is_one_line(unfinished, tmp_path, command, monkeypatch):
     """For root, to whom nothing is read-only, the system's refusal is played."""
     unfinished.chmod(0o555)
     opened = os.open

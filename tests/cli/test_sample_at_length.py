@@ -154,7 +154,7 @@ def test_a_signal_at_the_end_stops_before_the_archive(at, whole, command, monkey
     assert contents(at / RUN) == whole
 
 
-def test_shards_appear_while_it_runs_and_sigterm_leaves_with_143(at):
+def test_shards_are_written_during_the_run_and_sigterm_exits_with_143(at):
     """n = 2000 streams: a real process, stopped in the middle, its finished batches on the disk."""
     process = Command(main, f"checkpoint={MODEL}", "n=2000", "batch_size=50", "sampler.steps=30", at=at)
     process.wait_for(lambda: len(shards(at / RUN)) >= 3)
@@ -195,7 +195,7 @@ def test_torchrun_resumes_the_run_of_one_process(at, whole, command, monkeypatch
 
 
 @pytest.mark.slow
-def test_a_signal_to_one_process_stops_both(at, whole):
+def test_a_signal_to_one_process_stops_both_processes(at, whole):
     process = start(at, *LONG, "sampler.steps=60", *TWO)
     wait_for(lambda: len(shards(at / RUN)) >= 2, process)
     process.send_signal(signal.SIGTERM)
@@ -229,7 +229,7 @@ main()
     (299, 1, f"diffguide-sample: cannot write {RUN}/shards/0000000048.npz: No space left on device"),
     (300, 143, f"SIGTERM after 64 of 300 samples; continue with: diffguide-sample resume={RUN}"),
 ], ids=["disk full", "signal"])  # fmt: skip
-def test_what_befalls_the_second_process_ends_both(at, n, code, ending):
+def test_an_error_in_the_second_process_ends_both(at, n, code, ending):
     (at / "second.py").write_text(SECOND_RANK)
     process = start(
         at, "second.py", f"n={n}", *(part for part in LONG if part != "n=300"), *TWO, program=sys.executable
@@ -239,7 +239,7 @@ def test_what_befalls_the_second_process_ends_both(at, n, code, ending):
     assert len(shards(at / RUN)) == (3 if code == 1 else 4)
 
 
-def test_all_processes_sample_the_first_ones_checkpoint(at, command, monkeypatch):
+def test_all_processes_sample_the_checkpoint_of_the_first(at, command, monkeypatch):
     """One that starts later may find a newer checkpoint: it takes what it is told."""
     from diffguide.sampling.job import SamplingJob
 

@@ -46,7 +46,7 @@ def check(role: str, node: dict, nested: set[str] = frozenset()) -> None:
 
 
 @pytest.mark.parametrize("path", COMPONENTS, ids=lambda path: str(path.relative_to(FOLDER)))
-def test_file_is_a_constructor(path):
+def test_every_file_is_a_constructor_call(path):
     config = OmegaConf.to_container(OmegaConf.load(path))
     groups = [group for entry in config.pop("defaults", []) if isinstance(entry, dict) for group in entry]
     nested = {group.rpartition("@")[2] for group in groups if not group.startswith("override")}  # from their own files
@@ -64,7 +64,7 @@ def test_every_key_has_a_comment(path):
     assert [line for line in bare if "#" not in line and "_target_" not in line and "  - " not in line] == []
 
 
-def test_training_node_is_a_constructor():
+def test_the_training_node_is_a_constructor_call():
     config = OmegaConf.to_container(OmegaConf.load(FOLDER / "train.yaml"))
     for role, node in nodes(config["training"], "training"):
         check(role, node)

@@ -144,7 +144,7 @@ def differences(target: str, node: dict[str, Any]) -> dict[str, tuple[Any, Any]]
 
 
 @pytest.mark.parametrize("target", sorted(constructors()))
-def test_the_defaults_are_those_of_a_file(target):
+def test_constructors_have_the_defaults_of_their_files(target):
     """Several files may build one class: one of them states its defaults."""
     found = [differences(target, node) for node in constructors()[target]]
     assert {} in found, min(found, key=len)
