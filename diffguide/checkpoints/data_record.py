@@ -91,11 +91,12 @@ def read_seen_data(folder: Path, metadata: Mapping[str, Any]) -> dict[str, Any] 
         folder: of the run.
         metadata: of the checkpoint.
     """
-    own, beside = metadata.get("data"), read_record(folder)
-    if own is None or beside is None:
-        return own
-    same = own["sha256"] == beside["sha256"]
-    return own | {"path": beside["path"]} | ({"files": beside.get("files")} if same else {})
+    seen = metadata.get("data")
+    current = read_record(folder)
+    if seen is None or current is None:
+        return seen
+    files = {"files": current.get("files")} if seen["sha256"] == current["sha256"] else {}
+    return seen | {"path": current["path"]} | files
 
 
 def read_fingerprint(before: Mapping[str, Any]) -> Fingerprint:

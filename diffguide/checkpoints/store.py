@@ -116,9 +116,13 @@ def prune(folder: Path, keep: int) -> None:
 
 
 def save(
-    folder: Path, objective: Objective, ema: Objective, optimizer: torch.optim.Optimizer, config: dict,
+    folder: Path,
+    objective: Objective,
+    ema: Objective,
+    optimizer: torch.optim.Optimizer,
+    config: dict,
     training: TrainingState,
-) -> Path:  # fmt: skip
+) -> Path:
     """Writes the checkpoint of `training.facts["images"]` images into a folder; returns the weights' path.
 
     Arguments:
@@ -237,8 +241,8 @@ def load_training_state(
         CheckpointError: files that cannot be read, or do not fit these objects, which are then unchanged.
     """
     tensors, metadata = read(path)
-    beside = path.with_suffix(".optimizer.safetensors")
-    memory, saved = read(beside)
+    optimizer_file = path.with_suffix(".optimizer.safetensors")
+    memory, saved = read(optimizer_file)
     try:
         for name, module in {"objective": objective, "ema": ema}.items():
             compare(select_prefix(tensors, name), module.state_dict())
@@ -253,7 +257,7 @@ def load_training_state(
         state = optimizer_state(memory, saved, optimizer)
         objective.remember(of_objective, metadata["shape"])
     except ValueError as error:
-        raise CheckpointError(f"{beside}: {error}") from error
+        raise CheckpointError(f"{optimizer_file}: {error}") from error
     for name, module in {"objective": objective, "ema": ema}.items():
         module.load_state_dict(select_prefix(tensors, name))
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -28,7 +28,7 @@ def build_evaluation_jobs(config: dict[str, Any]) -> list[EvaluationJob]:
         config: composed and resolved.
 
     Raises:
-        ConfigError: a value that is invalid, alone or beside another, or a metric that a checkpoint does not support.
+        ConfigError: an invalid value, values that do not fit each other, or a metric that a checkpoint does not support.
     """
     config, begun = (config, None) if config["resume"] is None else find_evaluation(config)
     settings = EvaluationSettings.read(config)

@@ -82,7 +82,7 @@ class Page:
 
     def format_all(self) -> Iterator[str]:
         """All of the help: usage, the keys of the command, and every group with the keys of its default."""
-        yield from self.wrap(self.main.says, "")
+        yield from self.wrap(self.main.summary, "")
         yield ""
         for typed, meaning in USAGE.items():
             yield from self.line(f"{self.app} {typed}", meaning, "  ", 50)
@@ -112,7 +112,7 @@ class Page:
         elif not equals:
             yield from self.format_options(place)
         else:
-            yield from self.line(f"{place}={format_value(self.choices[place])}", self.describe(place).says, "")
+            yield from self.line(f"{place}={format_value(self.choices[place])}", self.describe(place).summary, "")
             package = package_of(place)
             yield from (
                 self.format_experiment() if place == EXPERIMENT else self.format_parts(package, self.value_at(package))
@@ -125,7 +125,7 @@ class Page:
         for option in self.files.options(group_of(place)):
             with suppress(YAMLError):
                 mark = "* " if option == self.choices[place] else "  "
-                yield from self.line(f"{place}={option}", self.describe(place, option).says, mark)
+                yield from self.line(f"{place}={option}", self.describe(place, option).summary, mark)
 
     def format_group(self, place: str, indent: str = "") -> Iterator[str]:
         """A group: its comment, its options, and the keys of the chosen one."""

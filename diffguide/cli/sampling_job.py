@@ -35,7 +35,7 @@ def build_sampling_job(config: dict[str, Any]) -> SamplingJob | None:
         config: composed and resolved.
 
     Raises:
-        ConfigError: a value that is invalid, alone or beside another, or a missing checkpoint.
+        ConfigError: an invalid value, values that do not fit each other, or a missing checkpoint.
     """
     config, begun = (config, None) if config["resume"] is None else find_samples(config)
     settings = SamplingSettings.read(config)

@@ -5,12 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from ..checkpoints.allowlist import MAX_INTEGER
 from ..config.build import ConfigError
 from ..nodes.annotations import describe_hint, fits, parameter_hints
 
-__all__ = ["EvaluationSettings", "ModelSettings", "SamplingSettings", "Settings", "TrainingSettings"]
+__all__ = ["EvaluationSettings", "SamplingSettings", "TrainingSettings"]
 
-RANGES = {"seed": (0, 2**62), "n": (1, 2**62), "batch_size": (1, 2**62)}
+MINIMUM = {"seed": 0, "n": 1, "batch_size": 1}
 CHOICES = {"weights": ("ema", "objective"), "split": ("train", "validation", "test")}
 MAX_SAMPLES = 10**7  # of one sampling run, whose labels are a list
 
@@ -38,17 +39,16 @@ class Settings:
         Raises:
             ConfigError: a value of another type or out of its range.
         """
-        settings = {key: config[key] for key in parameter_hints(cls) or ()}
-        for key, hint in (parameter_hints(cls) or {}).items():
-            value = settings[key]
+        hints = parameter_hints(cls) or {}
+        for key, hint in hints.items():
+            value = config[key]
             if not fits(value, hint):
                 raise ConfigError(f"{key} must be {describe_hint(hint)}, got {value!r}")
-            low, high = RANGES.get(key, (None, None))
-            if low is not None and value is not None and not low <= value <= high:
-                raise ConfigError(f"{key} must be a whole number from {low} to 2^62, got {value}")
-            if value not in CHOICES.get(key, (value,)):
+            if key in MINIMUM and value is not None and not MINIMUM[key] <= value <= MAX_INTEGER:
+                raise ConfigError(f"{key} must be a whole number from {MINIMUM[key]} to 2^62, got {value}")
+            if key in CHOICES and value not in CHOICES[key]:
                 raise ConfigError(f"{key} must be {' or '.join(CHOICES[key])}, got {value!r}")
-        return cls(**settings)
+        return cls(**{key: config[key] for key in hints})
 
     def run_parent(self, command: str, default_name: str = "") -> Path:
         """The folder that holds the versions of a run: <output_root>/<command>/<name>.

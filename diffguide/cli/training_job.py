@@ -36,12 +36,12 @@ def build_training_job(config: dict[str, Any]) -> TrainingJob:
         config: composed and resolved.
 
     Raises:
-        ConfigError: a value that is invalid, alone or beside another, or missing data.
+        ConfigError: an invalid value, values that do not fit each other, or missing data.
     """
     config, resumed = (config, None) if config["resume"] is None else find_training(config)
     settings = TrainingSettings.read(config)
     check_label_dropout(config.get("p_uncond", 0.0), config["guidance"], config["objective"])
-    for key in ("backbone", "schedule", "objective", "guidance", "sampler"):  # before a download
+    for key in ("dataset", "backbone", "schedule", "objective", "guidance", "sampler"):  # before a download
         check_types(config[key], key, ROLES[key].given)
     parent = settings.run_parent("dry_run" if settings.dry_run else "train")
     training, engine = build(config["training"], "training"), build(config["engine"], "engine")

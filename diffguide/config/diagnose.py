@@ -60,8 +60,8 @@ def explain(error: BaseException, words: Sequence[str], files: ConfigFiles) -> s
             return mistake
         if override.is_add() and override.key_or_group in files.groups and override.package is None:
             return f"write {str(override.input_line)[1:]}, without +"
-    if isinstance(error, MissingConfigException) and "/" in (error.missing_cfg_file or ""):
-        return no_option(error, files)
+    if isinstance(error, MissingConfigException):
+        return no_option(error, files) if "/" in (error.missing_cfg_file or "") else format_error(error)
     if isinstance(error, ConfigCompositionException) and (named := QUOTED_KEY.search(str(error))):
         inside = re.search(r"full_key: (\S+)", str(error.__cause__))
         key = max(named[1], inside[1] if inside else "", key=len)

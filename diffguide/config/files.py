@@ -28,7 +28,7 @@ class ConfigFile(NamedTuple):
 
     Arguments:
         tree: keys and values, without the defaults list.
-        choices: (group, place, option) of the entries of that list; those that override another file are left out.
+        choices: (group, place, option) of the entries of that list; without those that override another file.
     """
 
     tree: dict[str, Any]

@@ -16,12 +16,12 @@ class Described(NamedTuple):
     """The comments of a configuration file.
 
     Arguments:
-        says: the comment at its top, without the line of the package.
+        summary: the comment at its top, without the line of the package.
         keys: a.b -> comment, relative to the file.
         defaults: entry of the defaults list, such as sampler/grid -> (option, comment).
     """
 
-    says: str
+    summary: str
     keys: dict[str, str]
     defaults: dict[str, tuple[str | None, str]]
 

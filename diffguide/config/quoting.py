@@ -54,8 +54,8 @@ def quote_odd(argv: Sequence[str]) -> list[str]:
             text = text if reads_as_text(text, sweep) else f"{key}={literal(value)}"
         elif not value.isascii():
             elements = MAPPING if "{" in value else LIST
-            ours = f"{key}={elements.sub(lambda match: quote_element(match[0]), value)}"
-            text = ours if parse_override(ours) else text  # an invalid text is reported as typed
+            quoted = f"{key}={elements.sub(lambda match: quote_element(match[0]), value)}"
+            text = quoted if parse_override(quoted) else text  # an invalid text is reported as typed
         result.append(text)
     return result
 
@@ -95,7 +95,7 @@ def explain_unreadable(override: str, error: Exception) -> str:
     reason = reason.split(" expecting")[0].replace("'<EOF>'", "at its end")
     if key.strip("+~") and parse_override(f"{key}=1") is None:
         reason = f"{key} has a character that a key cannot have"
-    elif "Exception" in reason:  # Hydra's own, of a character that it knows nowhere outside quotes
+    elif "Exception" in reason:  # Hydra has no name for the character
         reason = "a character that needs quotes"
     return (
         f"cannot read {override!r}: {reason}; a list is key=[a,b], and a value with spaces or commas is key=\"'a, b'\""

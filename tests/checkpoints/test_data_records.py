@@ -60,7 +60,7 @@ def at(trained, tmp_path) -> Path:
 
 
 def place(folder: Path) -> None:
-    """Makes the records say that the pictures lie in this folder."""
+    """Writes this folder into the records as the place of the images."""
     path = str(folder / "pictures")
     file = folder / RUN / "data.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"path": path}))
@@ -122,7 +122,7 @@ def test_moved_data_are_read_at_dataset_path(at, command):
 
 
 def test_a_relative_path_is_found_from_elsewhere(at, command):
-    """The absolute one is recorded, and comes before what happens to lie where one stands."""
+    """The recorded absolute path has priority over the same relative path in the working folder."""
     elsewhere = at / "elsewhere"
     draw(elsewhere / "pictures/1/other.png", 1)
     done = command(main, f"resume=../{RUN}", "training.images=12", at=elsewhere)
@@ -160,7 +160,7 @@ def test_renamed_classes_are_an_error(at, command):
 
 
 def test_an_old_run_keeps_its_split_and_its_order(tmp_path, command):
-    """Its config.yaml and its checkpoint lack the keys; training goes on bit for bit, and says nothing of its data."""
+    """Its config.yaml and its checkpoint lack the keys; training continues bit for bit, without a note about its data."""
     old = ["dataset.class_order=names", "dataset.split_by=path", "dataset.suffixes=[.png,.jpg,.jpeg,.webp,.bmp,.gif,.tif,"
            ".tiff,.ppm,.pgm]", "dataset.validation=0.2"]  # fmt: skip
     at = begun(tmp_path, command, *old)
@@ -216,7 +216,7 @@ def test_an_invalid_record_is_an_error_in_a_checkpoint_and_ignored_in_a_folder(r
 
 
 def test_old_names_of_keys_are_accepted(tmp_path, command):
-    """dataset.root of a download, typed and in a user's file; a file without today's keys states them in the run."""
+    """dataset.root of a download, typed and in a file of the user; the run states the new keys."""
     for line in (["dataset=mnist", "dataset.root=nowhere"], ["--config-dir", "conf", "dataset=mine"]):
         (tmp_path / "conf/dataset").mkdir(parents=True, exist_ok=True)
         (tmp_path / "conf/dataset/mine.yaml").write_text(

@@ -37,7 +37,7 @@ def runs(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def at(runs, tmp_path) -> Path:
-    """A folder of the test's own with copies of them."""
+    """A temporary folder with copies of them."""
     shutil.copytree(runs / "outputs", tmp_path / "outputs")
     return tmp_path
 
@@ -48,7 +48,7 @@ def samples(folder: Path) -> tuple[numpy.ndarray, list[int]]:
 
 
 def test_a_generator_without_classes_is_steered_by_the_classifiers(at, command):
-    """Labels and their names come from the classifier; the manifest says which file it was."""
+    """Labels and their names are those of the classifier; the manifest has its file."""
     done = command(sample, f"checkpoint={UNCONDITIONAL}", *STEERED, "labels=[3,7]", "name=steered", at=at)
     assert done.code == 0, done.err
     header, first, *_ = map(json.loads, (at / done.folder / "manifest.jsonl").read_text().splitlines())
@@ -82,7 +82,7 @@ def test_the_command_writes_what_the_library_returns(at, command):
 
 
 def test_classifier_cfg_apg_and_an_interval_in_one_run(at, command):
-    """What is written is the nest by hand; training for it drops labels, as its inner part needs."""
+    """The samples equal those of the nested calls; training for it drops labels, for its inner part."""
     from diffguide.figures.image_grids import to_uint8
     from diffguide.guidance import ClassifierFree, ClassifierGuidance
     from diffguide.guidance.projections import APG
@@ -107,7 +107,7 @@ def test_classifier_cfg_apg_and_an_interval_in_one_run(at, command):
 
 
 def test_resuming_needs_the_same_classifier(at, command):
-    """A run that lost its end is made again; one whose classifier is another file than it was is refused."""
+    """A run without its end is resumed; with another classifier file it is an error."""
     done = command(sample, f"checkpoint={UNCONDITIONAL}", *STEERED, "batch_size=2", at=at)
     folder = at / done.folder
     header = json.loads((folder / "manifest.jsonl").read_text().splitlines()[0])

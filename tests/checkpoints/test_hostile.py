@@ -1,4 +1,4 @@
-"""A checkpoint from somebody else: always one clear line, never their code, never a crash, never more memory than it has."""
+"""A foreign checkpoint gives one line, runs no code, never crashes, and takes no more memory than its size."""
 
 import os
 import pickle
@@ -161,12 +161,12 @@ def text(edit):
 
 
 def header(edit):
-    """What changes safetensors' own header."""
+    """An edit that changes the header of safetensors."""
     return lambda good, path, canary: change_header(good, path, edit)
 
 
 def raw(make):
-    """What writes bytes of its own."""
+    """An edit that writes other bytes."""
     return lambda good, path, canary: path.write_bytes(make(good.read_bytes()))
 
 
@@ -253,8 +253,11 @@ def test_a_hostile_file_is_one_line(good, tmp_path, canary, kind):
 
 def test_the_canary_detects_foreign_code(canary):
     """The traps above would go off: the module, the class, the shell command and the pickle."""
-    for fire in (lambda: __import__(EVIL).Net(), lambda: os.system(SHELL["command"]),
-                 lambda: pickle.loads(pickle.dumps(Payload(canary)))):  # fmt: skip
+    for fire in (
+        lambda: __import__(EVIL).Net(),
+        lambda: os.system(SHELL["command"]),
+        lambda: pickle.loads(pickle.dumps(Payload(canary))),
+    ):
         canary.unlink(missing_ok=True)
         fire()
         assert canary.exists()
@@ -274,7 +277,7 @@ def test_the_command_reports_a_hostile_file_in_one_line(good, tmp_path, canary, 
 
 
 def test_a_file_cannot_allocate_more_memory_than_its_tensors(good, tmp_path, canary):
-    """4 GiB per matrix, a million layers, a billion numbers in an example: refused before the memory is taken."""
+    """4 GiB per matrix, a million layers, a billion numbers in an example: an error before the allocation."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for key, value in {
         "config.backbone.width": 2**15,

@@ -42,7 +42,7 @@ OPTIONS = sorted(path for path in FOLDER.rglob("*/*.yaml") if path.parent.name i
 
 @pytest.mark.parametrize("path", OPTIONS, ids=lambda path: str(path.relative_to(FOLDER)))
 def test_every_option_may_be_built(path):
-    """With what others fill in left out."""
+    """Without the values that are given later."""
 
     def own(value):
         """Without what others fill in: placeholders, facts of the data, parts that have no target here."""
@@ -65,16 +65,19 @@ def test_nested_lists_hold_only_numbers(inside):
 
 
 OBJECTIVES = {  # of the networks that do not regress noise
-    "unet_encoder": ["objective=classifier"], "mlp_classifier": ["objective=classifier"],
-    "unet_levels": ["objective=cdm"], "mlp_levels": ["objective=cdm"], "unet_joint": ["objective=energy"],
+    "unet_encoder": ["objective=classifier"],
+    "mlp_classifier": ["objective=classifier"],
+    "unet_levels": ["objective=cdm"],
+    "mlp_levels": ["objective=cdm"],
+    "unet_joint": ["objective=energy"],
     "convnet": ["objective=jem", "schedule=none"],
-}  # fmt: skip
+}
 NETWORKS = sorted(path.stem for path in (FOLDER / "backbone").iterdir())
 
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_every_network_builds_without_memory(name):
-    """Built and called on `meta`, which is how a file is held against what it says."""
+    """Built and called on `meta`, as in the validation of a checkpoint."""
     side, vectors = int(name.rpartition("_")[2]) if name[-1].isdigit() else 32, name.startswith("mlp")
     shape = [2] if vectors else [3, side, side]
     facts = [f"dataset.channels={shape[0]}", f"dataset.size={'null' if vectors else side}"]
@@ -89,7 +92,7 @@ def test_every_network_builds_without_memory(name):
     objective = assemble(OmegaConf.to_container(cfg, resolve=True), (), "meta")
     assert all(value.is_meta for value in objective.state_dict().values())
     check_model(objective.model, {"class_names": [""] * 10, "shape": shape})
-    with pytest.raises(CheckpointError, match="does not take examples of its shape"):
+    with pytest.raises(CheckpointError, match="does not accept examples of its shape"):
         check_model(objective.model, {"class_names": [""] * 10, "shape": [4, 64, 64] if vectors else [1, side, side]})
 
 
@@ -142,7 +145,7 @@ def test_nodes_in_lists_are_built_where_the_constructor_asks_for_objects(tmp_pat
 
 
 def test_a_data_set_that_reads_files_is_not_built_for_a_plot():
-    """What lies under a scatter plot is drawn from a seed, or left out."""
+    """The background of a scatter plot is drawn from a seed, or skipped."""
     assert training_data(CONFIG).shape == (50, 2)
     digits = {"_target_": "diffguide.datasets.digits.Digits", "channels": 1, "size": 8, "num_classes": 10}
     for node in (

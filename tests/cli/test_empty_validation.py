@@ -72,7 +72,7 @@ class Rows(Stream):
 
 
 class Mean(torch.nn.Module):
-    """The loss of an example is its mean, so that one sees which examples were asked."""
+    """The loss of an example is its mean, which identifies the example."""
 
     def forward(self, x, y, rng):
         from diffguide.objectives import Loss

@@ -55,7 +55,7 @@ def trained(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def at(trained, tmp_path) -> Path:
-    """A folder of the test's own, with links to these models."""
+    """A temporary folder with links to these models."""
     (tmp_path / "outputs").mkdir()
     (tmp_path / "outputs/train").symlink_to(trained / "outputs/train")
     return tmp_path
@@ -75,7 +75,7 @@ def data() -> GMM2D:
 
 
 def test_a_denoiser_is_measured_as_the_library_measures_it(at, command):
-    """With everything that one must know to repeat it beside the figures."""
+    """metrics.json also has what is needed to repeat it."""
     done = command(main, f"checkpoint={SMALL}", *FEW, "seed=3", at=at)
     assert done.code == 0, done.err
     assert str(done.folder) == "outputs/evaluate/small/v001"
@@ -177,7 +177,7 @@ def test_the_table_does_not_average_over_configurations(at, command):
 
 
 def test_curves_are_named_by_the_keys_that_differ(tmp_path, monkeypatch):
-    """Models, states of one model, what was swept; and what is equal is not said."""
+    """Models, checkpoints of one model, swept keys; equal parts are left out."""
     drawn = {}
     monkeypatch.setattr(
         tables.curves, "write_curve_figure", lambda path, plot, lines: drawn.update({path.stem: list(lines)})
@@ -239,7 +239,7 @@ def test_figures_are_rounded_to_their_standard_error(value, error, text):
 
 
 def test_a_model_is_measured_on_other_data_of_the_same_shape(at, command, monkeypatch):
-    """A metric is told the node of the data that it sees; of an oracle's samples, that they are continuous."""
+    """A metric gets the node of its data; for samples of an oracle, the node says that they are continuous."""
     measure, told = DenoisingError.measure, []
     watched = lambda self, subject: (told.append(subject.config["dataset"]), measure(self, subject))[1]  # noqa: E731
     monkeypatch.setattr(DenoisingError, "measure", watched)
@@ -264,7 +264,7 @@ def test_a_run_of_diffguide_train_is_measured(tiny_run, tmp_path, command):
 
 
 def test_an_oracle_is_measured_on_exact_samples(tmp_path, command):
-    """N(0, 1) and N(0, 2), told the class: E |x_0 - E x_0|^2 is the mean of v s^2 / (a^2 v + s^2), v = 1, 2."""
+    """N(0, 1) and N(0, 2), given the class: E |x_0 - E x_0|^2 is the mean of v s^2 / (a^2 v + s^2), v = 1, 2."""
     done = command(
         main, "oracle=pair1d", "schedule=cosine", "metric=denoising", "metric.levels=4", "n=3000", at=tmp_path
     )
@@ -302,13 +302,13 @@ def stopped_run(trained, tmp_path_factory) -> Path:
 
 @pytest.fixture
 def stopped(stopped_run, at) -> str:
-    """A copy of that evaluation, in the test's own folder."""
+    """A copy of that evaluation in a temporary folder."""
     shutil.copytree(stopped_run / "outputs/evaluate", at / "outputs/evaluate")
     return "outputs/evaluate/small/v001"
 
 
 def test_a_signal_stops_after_a_batch(stopped, at, command, monkeypatch):
-    """What was done is kept, and the message says how to go on."""
+    """The finished part is kept, and the message has the command that resumes."""
     assert sorted(path.name for path in (at / stopped / "parts").iterdir()) == ["0000000000.npz", "0000000020.npz"]
     assert not (at / stopped / "metrics.json").exists()
     batch = EvalContext.batch
@@ -381,7 +381,7 @@ def test_full_memory_is_one_line(at, command, monkeypatch):
 
 
 def test_a_foreign_checkpoint_builds_no_foreign_data_set(at, command):
-    """The data of a checkpoint are built from it only where they are diffguide's own."""
+    """Only data sets of diffguide are built from a checkpoint."""
     foreign = change(
         checkpoints.find(at / SMALL), at / "foreign.safetensors",
         put("config.dataset", {"_target_": "os.system", "command": "touch canary", "channels": 2}),

@@ -1,4 +1,4 @@
-"""What a first user of diffguide-eval gets wrong: folders that no run of ours wrote, numbers that are none."""
+"""Mistakes of a first user of diffguide-eval: folders of other programs, invalid numbers."""
 
 import json
 from pathlib import Path
@@ -61,7 +61,7 @@ def test_an_inception_score_needs_a_sample_in_every_split():
 
 
 def test_quality_accepts_images_without_classes(subject):
-    """`labels` says which classes new samples get, not that examples must have one."""
+    """`labels` sets the classes of new samples; the examples need no classes."""
     none = (
         Split(subject.data.train.x, torch.full((1000,), -1)),
         Split(subject.data.validation.x, torch.full((350,), -1)),
@@ -88,7 +88,7 @@ def likelihoods(floor: float = 0.001, values: int | None = 17, log_snr_max: floa
     ({"floor": float("inf")}, "floor finite and above 0; got .* floor=inf"),
 ])  # fmt: skip
 def test_likelihoods_name_the_key_to_set(subject, changed, message):
-    """In metric=likelihood it is not metric.values; and the schedule is not blamed for the metric's own end."""
+    """With metric=likelihood the key is metric.elbo.values, not metric.values."""
     with pytest.raises(ValueError, match=message):
         likelihoods(**changed).check(subject)
 
@@ -102,7 +102,7 @@ def test_likelihoods_name_the_key_to_set(subject, changed, message):
      "metric.ode.draws; metric/trace@metric.ode.trace=exact has it"),
 ])  # fmt: skip
 def test_a_key_of_another_option_of_a_nested_group(command, tmp_path, arguments, message):
-    """It says how to choose that option, which is not written metric.guidance=..."""
+    """The message has the override that chooses that option."""
     done = command(main, "checkpoint=any", *arguments, at=tmp_path)
     assert done.code == 1 and message in done.err and len(done.err.strip().splitlines()) == 1, done.err
 
@@ -118,7 +118,7 @@ def test_weightings_need_finite_numbers(make, message):
 
 
 def test_the_spacing_must_overlap_the_weighting(subject):
-    """Far outside their density is 0, and what is divided by it would be told as a training that diverged."""
+    """Far outside, the density is 0; dividing by it would look like a diverged training."""
     weighting = Piecewise([-6.0, 6.0], [1.0, 1.0])
     metric = ZeroShotClassifier(weighting, Bell(2000.0, 2.0), 4, [], None, 1.0, False, 15, 10)
     with pytest.raises(ValueError, match="metric.spacing lies outside"):
@@ -126,7 +126,7 @@ def test_the_spacing_must_overlap_the_weighting(subject):
 
 
 def test_a_decoder_with_other_values_is_an_error_of_the_objective(command, tmp_path):
-    """Black corners are on every grid of values: more than one example is looked at."""
+    """Several examples are compared: black corners fit every number of values."""
     done = command(train, "experiment=vdm_digits", "objective.decoder.quantization_levels=16", at=tmp_path)
     assert done.code == 1 and done.err.startswith("diffguide-train: objective: the data"), done.err
 

@@ -1,4 +1,4 @@
-"""Mistakes with classifiers that generate (objective=cdm, nce, tre, energy, jem) are one line that says what is right."""
+"""Mistakes with generative classifiers (objective=cdm, nce, tre, energy, jem) give one line with the valid options."""
 
 import math
 
@@ -27,7 +27,8 @@ LEVELS = ["backbone=unet_levels", "guidance=none", "sampler=ddim"]
 TRAIN = {
     "another network": (["objective=cdm", "backbone=unet"], "take backbone=unet_levels"),
     "another network of a joint energy": (
-        ["objective=jem", "backbone=unet"], "take backbone=convnet for images",
+        ["objective=jem", "backbone=unet"],
+        "take backbone=convnet for images",
     ),
     "levels of another objective": (
         ["backbone=unet_levels", "objective=v"],
@@ -40,18 +41,24 @@ TRAIN = {
     "more steps than levels": (["objective=tre", *LEVELS, "sampler.steps=18"], "take sampler.steps=10 at most"),
     "sampler off the levels": (["objective=cdm", *LEVELS, "sampler=dpm2"], "take sampler=ddim, heun without churn"),
     "values of continuous data": (
-        ["experiment=cdm_gmm2d", "objective.quantization_levels=17"], "objective: quantization_levels=17: ",
+        ["experiment=cdm_gmm2d", "objective.quantization_levels=17"],
+        "objective: quantization_levels=17: ",
     ),
-    "values of other data": (["objective=tre", *LEVELS, "sampler.steps=10", "objective.values=256"], "take 17 for digits"),
+    "values of other data": (
+        ["objective=tre", *LEVELS, "sampler.steps=10", "objective.values=256"],
+        "take 17 for digits",
+    ),
     "label dropout of an energy": (
-        ["experiment=jem_digits", "p_uncond=0.1"], "p_uncond=0.1 has no effect",
+        ["experiment=jem_digits", "p_uncond=0.1"],
+        "p_uncond=0.1 has no effect",
     ),
     "network without levels": (["experiment=energy_digits", "backbone=convnet"], "or take backbone=unet_joint"),
     "vectors for images": (["objective=cdm", "backbone=mlp_levels"], "take backbone=unet, unet_levels"),
     "images for vectors": (
-        ["objective=nce", "dataset=gmm2d"], "mlp_levels where this one is unet_levels",
+        ["objective=nce", "dataset=gmm2d"],
+        "mlp_levels where this one is unet_levels",
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("arguments, message", TRAIN.values(), ids=TRAIN)
@@ -71,7 +78,7 @@ def test_sgld_names_the_guidance_that_hides_a_density():
 
 
 def ratio() -> LevelClassifier:
-    """What objective=nce trains: the data's own level and pure noise."""
+    """A model of objective=nce: the level of the data and pure noise."""
     return LevelClassifier(mlp(out_features=2, num_classes=0, noise_conditioned=False), Cosine(12.0, -10.0), 0, False)
 
 

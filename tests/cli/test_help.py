@@ -85,7 +85,7 @@ def test_a_misspelt_word_is_explained(tmp_path, command):
 
 
 def test_a_closed_pipe_prints_no_error():
-    """--help | head says nothing of a broken pipe."""
+    """--help | head prints no error."""
     script = Path(sysconfig.get_path("scripts")) / "diffguide-train"
     done = subprocess.run(f"{script} --help --hydra-help | true", shell=True, capture_output=True, text=True)
     assert done.stderr == ""

@@ -51,7 +51,7 @@ def three() -> EvalContext:
 
 
 def told(metric, subject) -> list[tuple[int, int, str, int]]:
-    """What a measurement says of itself, with the evaluations by then."""
+    """The progress messages of a measurement, each with the evaluations so far."""
     says = []
     subject.progress = lambda *now: says.append((*now, subject.evaluations))
     metric.measure(subject)
@@ -90,9 +90,16 @@ def test_the_zero_shot_classifier_reports_its_progress():
     assert says[0][0] == spent[0] == 0 and max(after - before for before, after in zip(spent, spent[1:])) <= 20
 
 
-@pytest.mark.parametrize("metric, make", [
-    (BOUND, plane), (flow(FixedGrid(4)), plane), (flow(Adaptive(1e-3, 1e-3, 500)), plane), (CLASSES, three),
-], ids=["elbo", "ode", "adaptive", "zero_shot"])  # fmt: skip
+@pytest.mark.parametrize(
+    "metric, make",
+    [
+        (BOUND, plane),
+        (flow(FixedGrid(4)), plane),
+        (flow(Adaptive(1e-3, 1e-3, 500)), plane),
+        (CLASSES, three),
+    ],
+    ids=["elbo", "ode", "adaptive", "zero_shot"],
+)
 def test_a_stop_within_a_batch_loses_only_that_batch(metric, make, tmp_path):
     whole, subject = make(), make()
     expected = metric.measure(whole)
@@ -115,7 +122,7 @@ def test_a_stop_within_a_batch_loses_only_that_batch(metric, make, tmp_path):
 
 
 def test_a_signal_stops_within_the_first_batch(tmp_path, command, monkeypatch):
-    """Of the command: it stops there, says how to go on, and is then the run that nobody stopped."""
+    """The command stops, prints the command that resumes, and then gives the figures of an uninterrupted run."""
     (tmp_path / "run/checkpoints").mkdir(parents=True)
     save(tmp_path / "run/checkpoints", CONFIG | {"dataset": CONFIG["dataset"] | {"validation": 10}})
     ask = ["checkpoint=run", "metric=elbo", "metric.levels=4", "metric.pilot=2"]
@@ -154,7 +161,7 @@ def test_a_bar_is_not_drawn_at_every_evaluation(capfd, monkeypatch):
 
 
 def test_no_rate_is_shown_before_the_first_example(capfd, monkeypatch):
-    """An hour to the first unit of a line every 5 s must not say that 10^9 s are left."""
+    """After an hour without a unit, the line must not predict 10^9 s."""
     progress = Progress("elbo", 2, "examples", every=0.0)
     progress.show(evaluations=3)
     progress.advance(1)

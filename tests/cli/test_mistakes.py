@@ -86,9 +86,7 @@ TRAIN = {
         ["guidance=classifier_cfg", "guidance@guidance.parts.cgf=apg"],
         "write guidance@guidance.parts.cfg=apg",
     ),
-    "option of a part": (
-        ["guidance=classifier_cfg", "guidance/rule=apg"], "guidance/rule@guidance.parts.cfg.rule=apg"
-    ),
+    "option of a part": (["guidance=classifier_cfg", "guidance/rule=apg"], "guidance/rule@guidance.parts.cfg.rule=apg"),
     "key of a part": (["guidance=classifier_cfg", "guidance.scale=2"], "nearest: guidance.parts.cfg.scale"),
     "broken reference": (["name=${nope}"], "name: Interpolation key 'nope' not found"),
     "absent variable": (["name=${oc.env:NOPE}"], "Environment variable 'NOPE' not found"),
@@ -122,7 +120,7 @@ TRAIN = {
     "precision": (["engine.precision=8-bit"], "precision=8-bit: Precision '8-bit' is invalid"),
     "strategy": (["engine.strategy=foo"], "You selected an invalid strategy name"),
     "no devices": (["engine.devices=0"], "accelerator=auto devices=0"),
-}  # fmt: skip
+}
 SAMPLE = {
     "key": (["sampler.stps=3"], "sampler=heun; nearest: sampler.steps"),
     "root key": (["checkpont=x"], "nearest: checkpoint"),
@@ -195,8 +193,11 @@ def test_a_mistake_in_sampling_is_one_line(at, command, arguments, message):
 
 RIGHT = {
     "an added argument": ["+training.optimizer.eps=1e-7"],
-    "another node": ["~training.optimizer", "+training.optimizer={_target_:torch.optim.SGD,_partial_:true,momentum:0.9}",
-                     "training.optimizer.momentum=0.5"],
+    "another node": [
+        "~training.optimizer",
+        "+training.optimizer={_target_:torch.optim.SGD,_partial_:true,momentum:0.9}",
+        "training.optimizer.momentum=0.5",
+    ],
     "a key of one's own that another refers to": ["+width=16", "backbone.channels=${width}"],
     "an argument that has a default, left out": ["~training.images"],
     "forced": ["++training.images=64"],
@@ -205,7 +206,7 @@ RIGHT = {
     "a mapping": ["training={images:64}"],
     "a nested option": ["sampler/grid=uniform_t"],
     "a text with a comma": ["output_root='a,b'"],
-}  # fmt: skip
+}
 
 
 def run(self, *arguments, **named) -> None:
@@ -307,7 +308,7 @@ def test_keys_read_from_files_are_those_that_compose():
         "sampler": ("restart",),
         "schedule": ("resolution_shift",),
     }.items():
-        options = Names([], files).options(group)
+        options = Names([], files).option_keys(group)
         assert set(options) == set(files.options(group))
         for name in names:
             composed = Names([f"{group}={name}"], files).keys

@@ -1,4 +1,4 @@
-"""Old names of options: the command takes the new one and says so once; in a file the error names the new one."""
+"""Old names of options: the command uses the new one and prints one notice; in a file the error names the new one."""
 
 import pytest
 
@@ -14,11 +14,17 @@ def table(monkeypatch):
     monkeypatch.setitem(old_names.OPTIONS, "guidance", {"plain": "none", "old": "cfg", "gone": "nowhere"})
 
 
-@pytest.mark.parametrize("typed, notices", [
-    (["guidance=plain"], ["guidance=plain is now guidance=none"]),
-    (["-m", "guidance=plain,old,'old',apg"], ["guidance=plain is now guidance=none", "guidance=old is now guidance=cfg"]),
-    (["guidance=compose", "guidance@guidance.parts.cfg=plain", "~guidance.parts"], None),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "typed, notices",
+    [
+        (["guidance=plain"], ["guidance=plain is now guidance=none"]),
+        (
+            ["-m", "guidance=plain,old,'old',apg"],
+            ["guidance=plain is now guidance=none", "guidance=old is now guidance=cfg"],
+        ),
+        (["guidance=compose", "guidance@guidance.parts.cfg=plain", "~guidance.parts"], None),
+    ],
+)
 def test_an_old_option_is_renamed_with_a_notice(tmp_path, command, typed, notices):
     done = command(sample, *ORACLE, *typed, at=tmp_path)
     if notices is not None:
@@ -51,4 +57,4 @@ def test_a_file_of_the_user_may_name_an_old_option(tmp_path, command):
     (tmp_path / "mine/guidance").mkdir(parents=True)
     (tmp_path / "mine/guidance/own.yaml").write_text("defaults: [old]\n")
     done = command(sample, "--config-dir", "mine", *ORACLE, "guidance=own", at=tmp_path)
-    assert done.code == 1 and "guidance/old is now guidance/cfg" in done.err and done.err.count("\n") == 1
+    assert done.code == 1 and "its new name is guidance=cfg" in done.err and done.err.count("\n") == 1

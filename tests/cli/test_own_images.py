@@ -1,4 +1,4 @@
-"""A folder of one's own images through the real commands: looked at, trained, resumed, sampled."""
+"""A folder of images through the commands: dry run, training, resume, sampling."""
 
 import re
 from pathlib import Path
@@ -13,14 +13,23 @@ from diffguide.config.build import config_dir
 from diffguide.sample import main as sample
 from diffguide.train import main
 
-SMALL = ["dataset.size=16", "backbone.channels=8", "backbone.head_channels=8", "backbone.attention=[8]", "backbone.blocks=1",
-         "sampler.steps=2", "training.batch_size=8", "training.images=32", "training.checkpoint_images=16"]  # fmt: skip
+SMALL = [
+    "dataset.size=16",
+    "backbone.channels=8",
+    "backbone.head_channels=8",
+    "backbone.attention=[8]",
+    "backbone.blocks=1",
+    "sampler.steps=2",
+    "training.batch_size=8",
+    "training.images=32",
+    "training.checkpoint_images=16",
+]
 ODD = "my = images, 2 ö"
 
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    """Three classes in a folder with an awkward name: colours of their own, one unreadable file."""
+    """Three classes of one colour each, in a folder with an awkward name; one file is unreadable."""
     rng = numpy.random.default_rng(0)
     for k, name in enumerate(["cats", "dögs", "o, wls"]):
         (tmp_path / ODD / name).mkdir(parents=True)
@@ -102,7 +111,7 @@ def test_a_dry_run_estimates_the_cost(tmp_path, command):
 
 
 def test_a_long_dry_run_shows_the_sheet_first_and_names_a_smaller_backbone(tmp_path, command):
-    """For vectors, whose smaller option is one of the same kind; where none fits, that is said."""
+    """For vectors the smaller option is an MLP too; without one, the report says so."""
     (tmp_path / "mine/backbone").mkdir(parents=True)
     wide = Path(config_dir(), "backbone/mlp.yaml").read_text().replace("width: 128", "width: 512")
     (tmp_path / "mine/backbone/wide.yaml").write_text(wide)

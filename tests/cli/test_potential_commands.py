@@ -1,4 +1,4 @@
-"""Potential guidance from the command line: every file, a function of the user's own, inpainting digits, mistakes."""
+"""Potential guidance from the command line: every file, a function of the user, inpainting digits, mistakes."""
 
 import re
 import sys
@@ -42,7 +42,7 @@ DENOISER = Empirical(DATA.train.x[:50], DATA.train.y[:50], EDM(12.4, -8.7), 0.0)
 
 @pytest.mark.parametrize("name", FILES)
 def test_every_potential_guidance_file_builds(name):
-    """As it stands; training with it drops no label."""
+    """With its defaults; training with it drops no labels."""
     cfg = composed("train", f"guidance={name}")
     assert type(build(cfg.guidance, "guidance", DENOISER)).needs_null is False and cfg.p_uncond == 0.0
 
@@ -112,7 +112,7 @@ class Right:
 
 
 def test_a_function_of_the_user_is_a_potential(tmp_path, command, monkeypatch):
-    """A function and a class of callables do the same; both pull to the right; a wrong shape is told in one line."""
+    """A function and a class of callables give the same samples, moved to the right; a wrong shape is one line."""
     (tmp_path / "mine.py").write_text(MINE)
     monkeypatch.syspath_prepend(tmp_path)
     means = []
@@ -139,7 +139,7 @@ def late(x, y):
 
 
 def test_a_potential_that_raises_does_not_stop_a_training(tmp_path, command, monkeypatch):
-    """What fails at once is told before anything is written; what fails later costs the pictures alone."""
+    """An error in the first call is reported before the run starts; a later one only skips the pictures."""
     (tmp_path / "mine.py").write_text(MINE + LATE)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "mine", raising=False)
@@ -165,7 +165,7 @@ def test_a_potential_that_raises_does_not_stop_a_training(tmp_path, command, mon
     ("Needs", r"missing 1 required positional argument: 'k'; say \+guidance.potential.<argument>=<value>"),
 ])  # fmt: skip
 def test_an_exception_in_a_function_of_the_user_is_one_line(tmp_path, command, monkeypatch, name, sentence):
-    """In one line, with the line of theirs; a run that made nothing leaves no folder."""
+    """The message has the line of the user's file; a run without samples leaves no folder."""
     (tmp_path / "theirs.py").write_text(
         "number = 3\ndef raises(x, y):\n    raise KeyError('lost')\ndef one(x):\n    return x.sum(1)\n"
         "def steep(x, y):\n    return (0 * x).sqrt().sum(1)\nclass Needs:\n    def __init__(self, k):\n        pass\n"
@@ -198,7 +198,7 @@ def npz(path: Path, array) -> str:
 
 
 def test_pictures_and_masks_must_fit_the_model(tmp_path):
-    """Three colours for a grey model are not spread over it; bytes are no values in [-1, 1]; empty and torn files are told."""
+    """Three channels for a grey model, bytes in place of [-1, 1], empty and truncated files are errors."""
     colours = Inpaint(
         FilePicture(npz(tmp_path / "colours.npz", numpy.zeros((3, 8, 8))), False), Box(0, 0, 2, 2), 0.1, 0
     )
@@ -231,7 +231,7 @@ def test_mistakes_in_potentials_are_one_line(tmp_path, command, chosen, sentence
 
 
 def test_a_run_with_a_potential_may_be_resumed(tmp_path, monkeypatch):
-    """A saved potential is vetted like every other part: ours passes, a stranger's function needs trust."""
+    """A saved potential is validated as every other node: a function of the user needs trust."""
     (tmp_path / "mine.py").write_text(MINE)
     monkeypatch.syspath_prepend(tmp_path)
     for name in ("potential", "tfg", "dps", "inpaint"):

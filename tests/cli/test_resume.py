@@ -53,7 +53,7 @@ LAST = "checkpoints/0000002100.optimizer.safetensors"
 
 
 def metrics(run: Path) -> list[dict]:
-    """The lines of metrics.jsonl without what a clock says."""
+    """The lines of metrics.jsonl without their times."""
     lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
     return [{key: value for key, value in line.items() if key not in CLOCK} for line in lines]
 
@@ -212,10 +212,13 @@ def test_changed_amounts_are_recorded(unfinished, tmp_path, command):
     assert checkpoints.find(unfinished).stem == "0000000352"
 
 
-@pytest.mark.parametrize("every, good, message", [
-    (320, [], "not finite at step 3 (96 images), noise level sigma/alpha"),
-    (32, [32, 64], "the held-out loss is nan after 96 images; the last good checkpoint is"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "every, good, message",
+    [
+        (320, [], "not finite at step 3 (96 images), noise level sigma/alpha"),
+        (32, [32, 64], "the held-out loss is nan after 96 images; the last good checkpoint is"),
+    ],
+)
 def test_a_run_that_diverges_stops_and_keeps_its_good_checkpoints(tmp_path, command, monkeypatch, every, good, message):
     """A third step that leads out of all numbers."""
     monkeypatch.setattr(LearningRatePlan, "rate_at", lambda self, images, *_: 1e-3 if images < 64 else 1e30)
@@ -225,7 +228,7 @@ def test_a_run_that_diverges_stops_and_keeps_its_good_checkpoints(tmp_path, comm
 
 
 def test_a_full_disk_is_one_line_and_leaves_no_partial_file(tmp_path, command):
-    """A limit on the size of a file stands in for the disk."""
+    """A limit on the file size simulates a full disk."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
     try:

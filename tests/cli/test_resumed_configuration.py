@@ -1,4 +1,4 @@
-"""What resume takes from a run folder, and what it refuses; a folder from somebody else runs nothing."""
+"""What resume reads from a run folder, and its errors; a foreign folder runs no code."""
 
 import json
 import shutil
@@ -137,9 +137,16 @@ def test_a_missing_optimiser_file_is_an_error(unfinished, tmp_path, command):
 
 @pytest.mark.parametrize("name", ["3", "2026", "1e3", "true", "n" * 200, "it's ü = 2, 3"])
 def test_a_run_of_any_name_can_be_resumed(tmp_path, command, name):
-    """The name as it is typed; what could not be loaded again is told before anything is trained."""
-    short = ["backbone.channels=4", "backbone.multipliers=[1]", "backbone.attention=[]", "backbone.blocks=1",
-             "sampler.steps=2", "training.batch_size=8", "training.images=8"]  # fmt: skip
+    """The name as typed; a name that no checkpoint could be loaded with is an error before training."""
+    short = [
+        "backbone.channels=4",
+        "backbone.multipliers=[1]",
+        "backbone.attention=[]",
+        "backbone.blocks=1",
+        "sampler.steps=2",
+        "training.batch_size=8",
+        "training.images=8",
+    ]
     done = command(main, *short, f"name={name}", at=tmp_path)
     assert done.code == 0 and done.folder.parent.name == name, done.err
     again = command(main, f"resume={done.folder}", "training.images=16", at=tmp_path)
@@ -147,7 +154,7 @@ def test_a_run_of_any_name_can_be_resumed(tmp_path, command, name):
 
 
 def test_an_experiment_with_its_own_root_key_can_be_resumed(tmp_path, command):
-    """ce_weight, which no other run has; the recipe need not be said again."""
+    """The key is ce_weight; the experiment need not be repeated."""
     short = ["dataset.train=100", "backbone.width=8", "training.batch_size=32", "training.images=32", "sampler.steps=2"]
     done = command(main, "experiment=cdm_gmm2d", *short, at=tmp_path)
     assert done.code == 0, done.err

@@ -59,8 +59,9 @@ def shards(run: Path) -> list[str]:
 
 def start(at: Path, *arguments: str, program: str | Path = SAMPLE) -> subprocess.Popen:
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.Popen([program, *arguments], cwd=at, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                            env=environment)  # fmt: skip
+    return subprocess.Popen(
+        [program, *arguments], cwd=at, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment
+    )
 
 
 def finish(process: subprocess.Popen, code: int = 0) -> tuple[str, str]:
@@ -169,7 +170,7 @@ def test_shards_are_written_during_the_run_and_sigterm_exits_with_143(at):
 
 
 def test_two_processes_write_what_one_writes(at, whole):
-    """The own launcher; 19 batches, so that the last round has work for one of them. One line on stdout."""
+    """With the launcher of diffguide; 19 batches, so that the last round has one for only one process."""
     out, err = finish(start(at, *LONG, *TWO))
     assert out == f"{RUN}\n" and err.count("300 samples") == 0
     assert contents(at / RUN) == whole
@@ -225,10 +226,14 @@ main()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("n, code, ending", [
-    (299, 1, f"diffguide-sample: cannot write {RUN}/shards/0000000048.npz: No space left on device"),
-    (300, 143, f"SIGTERM after 64 of 300 samples; continue with: diffguide-sample resume={RUN}"),
-], ids=["disk full", "signal"])  # fmt: skip
+@pytest.mark.parametrize(
+    "n, code, ending",
+    [
+        (299, 1, f"diffguide-sample: cannot write {RUN}/shards/0000000048.npz: No space left on device"),
+        (300, 143, f"SIGTERM after 64 of 300 samples; continue with: diffguide-sample resume={RUN}"),
+    ],
+    ids=["disk full", "signal"],
+)
 def test_an_error_in_the_second_process_ends_both(at, n, code, ending):
     (at / "second.py").write_text(SECOND_RANK)
     process = start(
@@ -240,7 +245,7 @@ def test_an_error_in_the_second_process_ends_both(at, n, code, ending):
 
 
 def test_all_processes_sample_the_checkpoint_of_the_first(at, command, monkeypatch):
-    """One that starts later may find a newer checkpoint: it takes what it is told."""
+    """A process that starts later may find a newer checkpoint; it uses that of the first."""
     from diffguide.sampling.job import SamplingJob
 
     few = ["n=4", "sampler.steps=2", "trajectory=true"]

@@ -46,7 +46,7 @@ def digits() -> Digits:
 
 @pytest.fixture(scope="module")
 def law(digits) -> Empirical:
-    """The exact denoiser of the training examples: a generator that learned by heart."""
+    """The exact denoiser of the training examples: a generator that copies them."""
     return Empirical(digits.train.x, digits.train.y, Cosine(log_snr_max=12.0, log_snr_min=-10.0), 0.0)
 
 
@@ -73,7 +73,7 @@ def stored(folder: Path, images: torch.Tensor, y: torch.Tensor, header: dict) ->
 
 
 def test_a_generator_that_copies_its_training_data_is_detected(digits, law):
-    """All of its samples are copies, of the class that was asked for, at next to no distance; and the floor is known."""
+    """All samples are copies of training examples of their class, at a distance near 0."""
     subject = EvalContext(law, digits, n=200, seed=3, batch_size=64)
     metric = quality(sampler=DDIM(grid=UniformLogSNR(), steps=30, eta=0.0))
     found = measured(metric, subject)
@@ -223,7 +223,7 @@ def test_labels_may_have_the_frequencies_of_the_data(digits, law):
 
 
 def test_a_stopped_measurement_is_resumed(digits, law, tmp_path):
-    """Within a batch of samples; then those that were made are not made again, and every figure is the same."""
+    """After a stop within a batch, finished samples are kept, and every figure is the same."""
     subject, whole = (EvalContext(law, digits, n=60, batch_size=40) for _ in range(2))
     calls = []
 
@@ -325,7 +325,7 @@ FEW = ["metric=quality", "metric/features=pixels", "metric.count=80", "metric.cl
 
 
 def test_the_command_samples_as_diffguide_sample_does(short_run, tmp_path, command):
-    """Guided: its own samples, and those of a sampling run with the same seed, have the same figures."""
+    """With guidance, new samples and those of a sampling run with the same seed have the same figures."""
     same = [
         f"checkpoint={short_run}",
         f"output_root={tmp_path}",

@@ -1,4 +1,4 @@
-"""A sampling run that is continued: what may not change, what may lie elsewhere, what a folder from somebody may not do."""
+"""Resuming a sampling run: fixed keys, moved files, and foreign folders."""
 
 import errno
 import io

@@ -1,4 +1,4 @@
-"""Words that are neither flags nor key=value are told as they are to be typed; flags stand anywhere."""
+"""Words that are neither flags nor key=value are corrected; flags may stand anywhere."""
 
 import pytest
 from hydra import compose, initialize_config_dir
@@ -146,7 +146,7 @@ PLACES = {  # of choices in options: the command and the line that brings them
 
 
 def test_the_hint_for_a_node_chooses_it():
-    """By the classes of the options, wherever their group lies; and the place is one that Hydra knows."""
+    """Found by the classes of the options, in any group; Hydra accepts the override."""
     for place, line in PLACES.items():
         name, said = line.split()
         with initialize_config_dir(config_dir(), version_base="1.3"):

@@ -49,7 +49,7 @@ def metrics(run: Path) -> list[dict]:
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory) -> Path:
-    """The folder in which the models that learn were trained: here alone, since a worker of its own would train them again."""
+    """The folder of the trained models, shared by the tests of this file."""
     return tmp_path_factory.mktemp("home")
 
 

@@ -77,7 +77,7 @@ def test_every_group_is_tested():
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in (FOLDER / "schedule").iterdir() if path.stem != "none"))
 def test_every_schedule_comes_from_its_file(name):
-    """With the wrappers' inner one chosen on the command line, and from the data's size where it is asked for."""
+    """Wrappers have an inner schedule; resolution_shift reads the size of the data."""
     schedule = build(composed(f"schedule={name}", "dataset=cifar10").schedule, "schedule")
     assert float(schedule.log_snr(0.0).detach()) == schedule.log_snr_max > 5
     assert schedule.zero_terminal_snr == (name == "zero_terminal_snr")
@@ -178,7 +178,7 @@ def test_an_experiment_outweighs_what_an_objective_brings():
 
 @pytest.mark.parametrize("path", sorted((FOLDER / "experiment").iterdir()), ids=lambda path: path.stem)
 def test_experiments_compose_and_their_parts_fit(path):
-    """Every part but the data can be built, and the network fits the data."""
+    """Every part except the data builds, and the network fits the data."""
     dataset = chosen(path, "dataset")
     lines = path.read_text().splitlines()
     assert lines[0] == "# @package _global_" and lines[1].startswith("# ")

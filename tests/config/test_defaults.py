@@ -31,7 +31,7 @@ def place(found: dict[str, Any], package: str, value: Any) -> None:
 
 
 def composed(path: Path) -> Any:
-    """A YAML file with the options that its defaults list composes into it; overrides of other groups are left out."""
+    """A YAML file with the options of its defaults list, without overrides of other groups."""
     node = yaml.safe_load(path.read_text())
     if not isinstance(node, dict):
         return node

@@ -1,4 +1,4 @@
-"""What the guidance files build, files of the user's own made of several, and how their mistakes are told."""
+"""What the guidance files build, files of the user that compose several, and messages for mistakes in them."""
 
 import math
 from pathlib import Path
@@ -62,7 +62,7 @@ def test_rule_and_ramp_are_chosen_on_the_command_line():
 
 
 def part(file: str, **changed) -> dict:
-    """A node of a composed file: what one of the files says, completed later."""
+    """A node of a composed file: the content of one file, with _partial_."""
     node = OmegaConf.to_container(composed(f"guidance={file}").guidance)
     return {**node, "_partial_": True, **changed}
 
@@ -122,7 +122,7 @@ parts:
 
 
 def test_a_file_of_the_user_composes_guidance(tmp_path, command):
-    """Keys of its parts are overridden by their place; what needs one level for all is told before anything is written."""
+    """Keys of its parts are overridden by their place; an unsupported sampler is an error before the run starts."""
     (tmp_path / "mine/guidance").mkdir(parents=True)
     (tmp_path / "mine/guidance/both.yaml").write_text(OWN)
     said = ["--config-dir", "mine", "oracle=gmm2d", "guidance=both", "n=8", "sampler.steps=3"]
@@ -142,7 +142,7 @@ def test_several_options_are_an_error_that_names_config_dir(tmp_path, command):
 
 
 def test_classes_of_a_checkpoint_are_chosen_by_name(tmp_path, command):
-    """A trained model says the names of its classes; the labels of the rows stay."""
+    """The class names are those of the trained model."""
     save(tmp_path, class_names=["north", "east", "south", "west"])
     said = ["checkpoint=" + str(tmp_path), "weights=objective", "guidance=negative", "n=4", "sampler.steps=2"]
     done = command(main, *said, "guidance.condition=east", at=tmp_path)

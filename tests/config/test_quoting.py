@@ -96,7 +96,7 @@ def test_a_sweep_may_vary_class_indices():
     "typed, element", [("labels=[a,b&c]", "b&c"), ("labels=['true',x;y]", "x;y"), ("labels=[~]", "~")]
 )
 def test_the_message_names_the_element_that_needs_quotes(typed, element):
-    """What is told can be typed, through the shell and Hydra's grammar."""
+    """The suggestion can be typed: it passes the shell and Hydra's grammar."""
     with pytest.raises(HydraException) as raised:
         parse(typed)
     message = explain_unreadable(typed, raised.value)

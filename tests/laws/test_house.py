@@ -1,4 +1,4 @@
-"""The house rules that a machine can hold: one-way imports, who may import hydra, no torch before main."""
+"""Rules of the package: imports point downwards, few packages import hydra, no torch before main."""
 
 import ast
 import subprocess

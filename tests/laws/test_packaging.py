@@ -58,8 +58,14 @@ def test_an_experiment_overrides_and_is_overridden(tmp_path):
 
 
 def test_tab_completes_the_options_of_a_group(tmp_path):
-    done = run(SCRIPTS / "diffguide-train", "-sc", "query=bash", at=tmp_path, COMP_LINE="diffguide-train guidance=",
-               COMP_POINT="25")  # fmt: skip
+    done = run(
+        SCRIPTS / "diffguide-train",
+        "-sc",
+        "query=bash",
+        at=tmp_path,
+        COMP_LINE="diffguide-train guidance=",
+        COMP_POINT="25",
+    )
     assert done.stdout.split() == [f"guidance={name}" for name in options("guidance")]
 
 

@@ -1,4 +1,4 @@
-"""The Python examples in the READMEs run as they stand; the one of sampling makes the bytes of the command."""
+"""The Python examples in the READMEs run unchanged; the sampling example gives the bytes of the command."""
 
 import re
 from contextlib import chdir

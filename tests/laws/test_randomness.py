@@ -51,7 +51,7 @@ def test_normals_of_one_large_sample_are_normal(seed):
 @every_schedule
 @pytest.mark.parametrize("t, s", [(1.0, 0.0), (1.0, 0.99), (0.5, 0.4), (0.02, 0.0)])
 def test_increments_are_normal(schedule, t, s):
-    """Over long and short steps and at both ends, n = 14000: unit variance whatever the interval."""
+    """Over long and short steps and at both ends, n = 14000: unit variance for every interval."""
     assert_standard_normal(noise(schedule=schedule).increment(t, s))
 
 
@@ -65,9 +65,10 @@ PAIRS = {
     "touching intervals": (lambda: noise().increment(0.5, 0.4), lambda: noise().increment(0.4, 0.3)),
     "distant intervals": (lambda: noise().increment(0.9, 0.85), lambda: noise().increment(0.2, 0.1)),
     "increments of neighbouring seeds": (
-        lambda: noise(range(2000)).increment(0.5, 0.4), lambda: noise(range(1, 2001)).increment(0.5, 0.4)
+        lambda: noise(range(2000)).increment(0.5, 0.4),
+        lambda: noise(range(1, 2001)).increment(0.5, 0.4),
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("first, second", PAIRS.values(), ids=PAIRS)
@@ -173,9 +174,7 @@ def test_fold_is_deterministic_and_distinct():
 
 def test_random_numbers_of_a_seed_are_those_of_older_versions():
     """Stored numbers: with others, no run of an older version could be repeated."""
-    assert [fold(0), fold(1, 2, 3), fold(2**63 + 5, 7)] == [
-        407138636686128095, 5186668571009192148, 700129426159788315
-    ]  # fmt: skip
+    assert [fold(0), fold(1, 2, 3), fold(2**63 + 5, 7)] == [407138636686128095, 5186668571009192148, 700129426159788315]
     source = noise([1], (2,), Cosine(12.0, -10.0))
     found = torch.cat([source.normal(0.5, 0), source.increment(0.5, 0.25)])
     stored = [[-1.3427245311987888, -1.4914771238632518], [0.9603153573651088, 0.6752986084905035]]

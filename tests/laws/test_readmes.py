@@ -73,7 +73,7 @@ def test_links_exist(page):
 
 @every_page
 def test_files_that_are_named_exist(page):
-    """Relative to the page, to the checkout or to the package; a user's own files are called mine or my_..."""
+    """Relative to the page, to the checkout or to the package; files of the user are called mine or my_..."""
     folders = [(CHECKOUT / page).parent, CHECKOUT, CHECKOUT / "diffguide"]
     for name in FILE.findall(read(page)):
         if page == "CHANGELOG.md" or name.startswith(("mine", "my", "config.yaml")):
