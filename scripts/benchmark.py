@@ -132,8 +132,7 @@ def training(device: torch.device, rounds: int, steps: int = 20) -> None:
 
     def loop() -> float:
         with tempfile.TemporaryDirectory() as folder:
-            (Path(folder) / "checkpoints").mkdir()
-            recipe.run(engine, copy.deepcopy(fresh), data, Path(folder), 0, {}, lambda *_: None)
+            recipe.run(copy.deepcopy(fresh), data, folder, seed=0, engine=engine)
             lines = map(json.loads, (Path(folder) / "metrics.jsonl").read_text().splitlines())
             rates = [line["images_per_second"] for line in lines if "images_per_second" in line]
         return rates[-1]

@@ -51,6 +51,12 @@ def test_examples_of_the_readmes_run(page, capsys):
     assert names["x"].isfinite().all() and capsys.readouterr().out
 
 
+@pytest.mark.parametrize("page", ["diffguide/backbones/README.md", "diffguide/schedules/README.md"])
+def test_short_examples_print_what_they_show(page, capsys):
+    run_examples(page, SMALLER)
+    assert capsys.readouterr().out
+
+
 def test_the_sampler_of_the_example_is_of_second_order():
     """On N(0, 1/4) the flow is x_s = x_t sqrt(var_s / var_t): its error falls at least fourfold as steps double."""
     names = run_examples("diffguide/README.md", SMALLER)

@@ -45,7 +45,10 @@ def cells(row: str) -> int:
 
 
 def test_every_folder_has_a_readme():
-    assert {f"{room}/README.md" for room in ROOMS} | {"README.md", ".github/CONTRIBUTING.md"} <= {*PAGES}
+    packages = {path.parent.relative_to(CHECKOUT).as_posix() for path in CHECKOUT.glob("diffguide/*/__init__.py")}
+    assert packages > {"diffguide/guidance", "diffguide/cli"}
+    rooms = {f"{room}/README.md" for room in {*ROOMS, *packages}}
+    assert rooms | {"README.md", ".github/CONTRIBUTING.md"} <= {*PAGES}
     assert sum(1 for page in PAGES for _ in tables(read(page))) > 20  # so that the next test is not about nothing
 
 

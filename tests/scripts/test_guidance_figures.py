@@ -1,9 +1,11 @@
 """The script that draws guidance: its measures know what they are to tell, and every part runs, however small."""
 
 import csv
-import sys
 from pathlib import Path
 
+import figure_files  # noqa: E402
+import guidance_figures  # noqa: E402
+import guidance_tree  # noqa: E402
 import numpy
 import pytest
 import torch
@@ -14,12 +16,6 @@ import diffguide
 from diffguide.backbones import UNetEncoder
 from diffguide.guidance import Autoguidance, ClassifierFree
 from diffguide.models.noisy_classifier import NoisyClassifier
-
-sys.path.append(str(Path(__file__).parents[2] / "scripts"))
-
-import figure_files  # noqa: E402
-import guidance_figures  # noqa: E402
-import guidance_tree  # noqa: E402
 
 
 @pytest.fixture(scope="module")

@@ -1,15 +1,10 @@
 """The script of the one table: what it keeps, and what it does not do twice."""
 
 import json
-import sys
-from pathlib import Path
 from threading import Barrier
 from types import SimpleNamespace
 
 import pytest
-
-sys.path.append(str(Path(__file__).parents[2] / "scripts"))
-
 import reproduce_digits
 
 
