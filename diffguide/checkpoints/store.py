@@ -196,9 +196,9 @@ def load(
             raise CheckpointError(f"it has {unknown[0]}, which belongs to neither objective nor ema")
         config, held = metadata["config"], select_prefix(tensors, weights)
         with at_most(16 * len(held) + 256, "its configuration describes a far larger network than its tensors are"):
-            sketch = assemble(config, trust, "meta")
-        compare(held, sketch.state_dict())
-        check_model(sketch.model, metadata)
+            expected = assemble(config, trust, "meta")
+        compare(held, expected.state_dict())
+        check_model(expected.model, metadata)
         objective = assemble(config, trust, "cpu")
         objective.load_state_dict(held)
     except CheckpointError as error:

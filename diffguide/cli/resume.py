@@ -19,6 +19,7 @@ from ..checkpoints import store as checkpoints
 from ..checkpoints.allowlist import ROLES, validate_values
 from ..config.build import ConfigError
 from ..config.files import to_plain
+from ..config.type_checks import check_types
 from ..files.run_folders import hash_file, strict_json
 from ..files.shards import START_FILE
 from ..nodes.old_names import updated
@@ -119,6 +120,7 @@ def find_training(config: Mapping[str, Any]) -> tuple[dict[str, Any], Resumed]:
         raise resume_error(f"{error}; move {files[-1]} away to continue from the checkpoint before") from error
     for before in (saved, facts["config"]):
         check_unchanged(folder, before, merged, TRAINING)
+    check_types(merged["training"], "training")
     images = merged["training"]["images"]
     if facts["images"] >= images:
         raise ConfigError(f"resume: {folder} has its {facts['images']} images; set more training.images")

@@ -28,6 +28,7 @@ NOT_RESUMED = {
         "objective.parameterization (V -> Eps)",
     ),
     "another optimiser": (["training.optimizer.weight_decay=0.5"], "optimiser is never read from a file"),
+    "a length that is no number": (["training.images=many"], "training.images must be a whole number"),
     "nothing left": (["training.images=288"], "set more training.images"),
     "a bare file": ([f"resume={RUN}/checkpoints/0000000288.safetensors"], "is no run folder such as"),
     "another name": (["name=other"], "name (digits -> other)"),
