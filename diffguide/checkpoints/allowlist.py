@@ -17,7 +17,7 @@ from ..files.safetensors import CheckpointError
 from ..nodes.annotations import describe_hint, fits
 from ..nodes.old_names import current_name
 from ..nodes.user_modules import importing
-from ..nodes.walk import Place, call_hints, walk_node
+from ..nodes.walk import Place, call_hints, named_parts, walk_node
 
 __all__ = ["ROLES", "construct", "validate_config", "validate_values"]
 
@@ -103,8 +103,7 @@ def walk_values(value: Any, key: str, depth: int) -> Iterator[tuple[str, Any, in
     yield key, value, depth
     if depth > MAX_DEPTH:
         return
-    named = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    for name, part in named:
+    for name, part in named_parts(value):
         yield from walk_values(part, f"{key}.{name}", depth + 1)
 
 

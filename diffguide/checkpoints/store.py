@@ -194,7 +194,8 @@ def load(
             raise CheckpointError("it has no configuration; the weights of a checkpoint are in <images>.safetensors")
         if unknown := sorted(name for name in tensors if not name.startswith(("objective.", "ema."))):
             raise CheckpointError(f"it has {unknown[0]}, which belongs to neither objective nor ema")
-        config, held = metadata["config"], select_prefix(tensors, weights)
+        config = metadata["config"]
+        held = select_prefix(tensors, weights)
         with at_most(16 * len(held) + 256, "its configuration describes a far larger network than its tensors are"):
             expected = assemble(config, trust, "meta")
         compare(held, expected.state_dict())

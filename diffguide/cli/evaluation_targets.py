@@ -4,6 +4,7 @@ import hashlib
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -83,18 +84,7 @@ def checkpoint_target(
         "training_seed": loaded.config.get("seed"),
         "configuration": hash_without_seed(loaded.config),
     }
-    config = loaded.config | {"dataset": node}
-    context = EvalContext(
-        loaded.model,
-        data,
-        settings.split,
-        settings.n,
-        settings.seed,
-        settings.batch_size,
-        device,
-        checkpoint=file,
-        config=config,
-    )
+    context = build_context(loaded.model, data, settings, device, loaded.config | {"dataset": node}, file)
     note = checkpoints.explain_untrained(loaded)
     return Target(context, identity, loaded.config["name"], note and f"{file}: {note}")
 
@@ -186,18 +176,43 @@ def oracle_target(
     Raises:
         ConfigError: more examples than the split has, or than memory holds.
     """
-    node, split, n = source.nodes.get("dataset"), settings.split, settings.n
-    if data is None:
-        if n is not None and n > MAX_EXACT_SAMPLES:
-            raise ConfigError(f"n must be at most 10^7 exact samples, got {n}")
-        rng = torch.Generator().manual_seed(fold(settings.seed, EXACT_SAMPLES))
-        x, y = source.oracle.sample(n or DEFAULT_EXACT_SAMPLES, rng)
-        samples = Split(x.to(source.dtype), y.cpu())
-        data = Dataset(samples, samples, samples, class_names=source.class_names)
-        node, split, n = CONTINUOUS, "test", None
-    context = EvalContext(
-        source.model, data, split, n, settings.seed, settings.batch_size, device, config={"dataset": node}
-    )
     identity = {"model": f"oracle {type(source.oracle).__name__}"} | source.identity()
-    identity["split"] = "exact samples" if node is CONTINUOUS else split
+    if data is not None:
+        context = build_context(source.model, data, settings, device, {"dataset": source.nodes["dataset"]})
+        identity["split"] = settings.split
+    else:
+        data = exact_samples(source, settings)
+        whole = replace(settings, split="test", n=None)
+        context = build_context(source.model, data, whole, device, {"dataset": CONTINUOUS})
+        identity["split"] = "exact samples"
     return Target(context, identity, str(HydraConfig.get().runtime.choices.get("oracle")))
+
+
+def exact_samples(source: OracleSource, settings: EvaluationSettings) -> Dataset:
+    """Exact samples of the distribution of an oracle, as every split of a data set.
+
+    Raises:
+        ConfigError: too many samples.
+    """
+    n = DEFAULT_EXACT_SAMPLES if settings.n is None else settings.n
+    if n > MAX_EXACT_SAMPLES:
+        raise ConfigError(f"n must be at most 10^7 exact samples, got {n}")
+    rng = torch.Generator().manual_seed(fold(settings.seed, EXACT_SAMPLES))
+    x, y = source.oracle.sample(n, rng)
+    samples = Split(x.to(source.dtype), y.cpu())
+    return Dataset(samples, samples, samples, class_names=source.class_names)
+
+
+def build_context(
+    model: Any,
+    data: Dataset,
+    settings: EvaluationSettings,
+    device: torch.device,
+    config: dict[str, Any],
+    file: Path | None = None,
+) -> EvalContext:
+    """The context of a measurement; `config` is that of the training, `file` the checkpoint."""
+    split, n = settings.split, settings.n
+    return EvalContext(
+        model, data, split, n, settings.seed, settings.batch_size, device, checkpoint=file, config=config
+    )

@@ -24,8 +24,10 @@ class GuidanceBuilder:
     """
 
     def __init__(self, node: Mapping[str, Any], trust: Sequence[str], shape: Sequence[int], class_names: Sequence[str]):
-        self.node, self.trust = node, trust
-        self.shape, self.class_names = shape, class_names
+        self.node = node
+        self.trust = trust
+        self.shape = shape
+        self.class_names = class_names
         self.references: list[Guide] = []
 
     def __call__(self, model: Denoiser | Energy, device: Any, inner: Denoiser | Energy | None = None):

@@ -204,7 +204,9 @@ def group_of(place: str) -> str:
 def package_of(place: str) -> str:
     """The dotted key of a choice: sampler.grid of sampler/grid, sampler.inner of sampler@sampler.inner."""
     group, at, package = place.partition("@")
-    return "" if package == "_global_" else package if at else group.replace("/", ".")
+    if package == "_global_":
+        return ""
+    return package if at else group.replace("/", ".")
 
 
 def format_value(value: Any) -> str:
@@ -215,7 +217,9 @@ def format_value(value: Any) -> str:
         return f"[{','.join(map(format_value, value))}]"
     if isinstance(value, dict):
         return f"{{{str(value.get('_target_', '...')).rpartition('.')[2]}}}"
+    if value == MISSING:
+        return "..."
     if isinstance(value, str):
-        return "..." if value == MISSING else REFERENCE.sub(r"<\1>", value) if value.startswith("${") else value
+        return REFERENCE.sub(r"<\1>", value) if value.startswith("${") else value
     short = f"{value:g}" if isinstance(value, float) else ""
     return short if short and float(short) == value else str(value)

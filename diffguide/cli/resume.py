@@ -183,7 +183,8 @@ def read_start(folder: Path, path: Path, saved: dict[str, Any], merged: dict[str
             if header_nodes != json.loads(strict_json(select_oracle(merged))):
                 raise ValueError("its oracle, schedule and dataset are not those of config.yaml")
             return Begun(folder, None, header)
-        file, expected = header["checkpoint"], header["checkpoint_sha256"]
+        file = header["checkpoint"]
+        expected = header["checkpoint_sha256"]
         if not re.fullmatch("[0-9a-f]{64}", expected):
             raise ValueError("its checkpoint_sha256 is not 64 hexadecimal digits")
         file = checkpoints.find(merged["checkpoint"] if merged["checkpoint"] != saved["checkpoint"] else file)

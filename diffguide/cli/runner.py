@@ -125,7 +125,8 @@ def run_command(
         SystemExit: code 1 after an error in the input, 130 after an interrupt.
     """
     warnings.filterwarnings("ignore", r"`torch\.jit", FutureWarning)  # raised by calls inside torch
-    saved, config_name = sys.argv, config_name or name.removeprefix("diffguide-")
+    config_name = config_name or name.removeprefix("diffguide-")
+    saved = sys.argv
     words = respell(quote_odd(saved[1:] if argv is None else argv))
     sys.argv = [name if argv is not None else saved[0], *words]
     try:

@@ -33,7 +33,8 @@ def respell(argv: Sequence[str]) -> list[str]:
         if part is None:
             result.append(text)
             continue
-        sign, key, value = part[1], renamed_key(part[2]), part[3] or ""
+        sign, key, value = part.groups(default="")
+        key = renamed_key(key)
         root = key.split(".")[0]
         force = not sign and value and root in groups_of_run and root != key and root not in values
         result.append(f"{'++' if force else sign}{key}{value}")

@@ -131,7 +131,8 @@ def explain_split(words: Sequence[str], place: int) -> str | None:
 
 def explain_single(words: Sequence[str], place: int, names: Names) -> str:
     """The message for a single word: a path, the name of an option, or any other."""
-    word, before = words[place], words[place - 1] if place else ""
+    word = words[place]
+    before = words[place - 1] if place else ""
     if word in ("help", "version"):
         return f"cannot read {word!r}: write --{word}"
     if Path(word).exists() or "/" in word or "\\" in word or word.endswith((".safetensors", ".yaml")):

@@ -9,6 +9,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
+from ..nodes.walk import named_parts
 from .quoting import literal
 
 __all__ = ["ConfigFile", "ConfigFiles", "config_dir", "dotted_keys", "to_plain"]
@@ -44,7 +45,8 @@ class ConfigFiles:
     """
 
     def __init__(self, name: str, folders: Sequence[str]):
-        self.name, self.folders = name, list(folders)
+        self.name = name
+        self.folders = list(folders)
 
     @classmethod
     def of_this_run(cls) -> "ConfigFiles":
@@ -121,8 +123,7 @@ def to_plain(config: Any) -> Any:
 
 def dotted_keys(tree: Any, parent: str = "") -> Iterator[str]:
     """The dotted keys of all nodes and values of nested mappings and lists: a.b.c and a.b.0."""
-    pairs = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()
-    for name, part in pairs:
+    for name, part in named_parts(tree):
         key = f"{parent}.{name}" if parent else str(name)
         yield key
         yield from dotted_keys(part, key)

@@ -46,7 +46,8 @@ def quote_odd(argv: Sequence[str]) -> list[str]:
 
     In a multirun a comma separates values.
     """
-    sweep, result = not {"-m", "--multirun"}.isdisjoint(argv), []
+    sweep = not {"-m", "--multirun"}.isdisjoint(argv)
+    result = []
     for text in argv:
         text = with_index(text)
         key, _, value = text.partition("=")

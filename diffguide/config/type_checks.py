@@ -89,7 +89,8 @@ def import_callable(name: str, where: str) -> Callable[..., Any]:
         ConfigError: it cannot be imported, or is not callable.
     """
     log = logging.getLogger("hydra.utils")  # prints the error a second time
-    before, log.disabled = log.disabled, True
+    before = log.disabled
+    log.disabled = True
     try:
         with importing(name):
             target = get_object(name)
