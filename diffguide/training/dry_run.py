@@ -176,8 +176,8 @@ class DryRun:
         return sum(size for address, size in saved.items() if address not in weights)
 
 
-def count_parameters(objective: Objective) -> int:
-    return sum(parameter.numel() for parameter in objective.parameters())
+def count_parameters(module: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def seconds_of(step: Callable[[], None]) -> float:
