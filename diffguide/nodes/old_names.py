@@ -78,6 +78,9 @@ QUANTIZED = [
     "diffguide.objectives.cdm.CDM",
     "diffguide.objectives.density_ratio.DensityRatio",
     "diffguide.models.decoders.Discretized",
+    "diffguide.evaluation.likelihood.metrics.ELBO",
+    "diffguide.evaluation.likelihood.metrics.ExactDensity",
+    "diffguide.evaluation.likelihood.metrics.FlowODE",
 ]
 RENAMED: dict[str, dict[str, str]] = {
     target: {"values": "quantization_levels"} for target in QUANTIZED
@@ -90,7 +93,7 @@ RENAMED_KEYS = {  # node: old key: new key
     "objective": {"values": "quantization_levels"},
     "decoder": {"values": "quantization_levels"},
     "training": {"keep": "keep_checkpoints"},
-}
+} | {name: {"values": "quantization_levels"} for name in ("metric", "elbo", "ode", "exact", "density")}
 
 
 def renamed_key(key: str) -> str:

@@ -1,11 +1,11 @@
 """A walk over a configuration node and all nodes in it, by the annotations of their targets."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from typing import Any, NamedTuple, Protocol
 
 from .annotations import callable_result, element_hint, object_types, parameter_hints, takes_callable, value_hint
 
-__all__ = ["Place", "Visitor", "call_hints", "walk_node", "walk_value"]
+__all__ = ["Place", "Visitor", "call_hints", "named_parts", "walk_node", "walk_value"]
 
 
 class Place(NamedTuple):
@@ -71,6 +71,13 @@ def place_of(hint: Any) -> Place | None:
     if object_types(hint) or takes_callable(hint):
         return Place(object_types(hint), partial=None if takes_callable(hint) else False)
     return None
+
+
+def named_parts(value: Any) -> Iterable[tuple[Any, Any]]:
+    """(name or index, part) of the parts of a mapping or list; none of any other value."""
+    if isinstance(value, dict):
+        return value.items()
+    return enumerate(value) if isinstance(value, list) else ()
 
 
 def holds_mapping(value: Any) -> bool:

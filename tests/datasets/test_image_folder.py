@@ -230,10 +230,10 @@ def test_arguments_out_of_range_are_refused(changes, message, animals):
 def test_the_yaml_file_builds_it(animals):
     config = OmegaConf.create({"dataset": OmegaConf.load(Path(config_dir()) / "dataset/image_folder.yaml")})
     with pytest.raises(ConfigError, match="dataset.path must be given"):
-        build(config, "dataset")
+        build(config.dataset, "dataset")
     config.dataset.path = str(animals)
     with pytest.raises(ConfigError, match="dataset.num_classes must be given"):
-        build(config, "dataset")
+        build(config.dataset, "dataset")
     config.dataset.num_classes = 4
-    data = build(config, "dataset")
+    data = build(config.dataset, "dataset")
     assert data.shape == (3, 64, 64) and data.flip and data.workers == 2 and isinstance(data.train, Split)

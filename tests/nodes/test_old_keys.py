@@ -42,10 +42,25 @@ def test_saved_nodes_get_the_former_values_and_new_nodes_the_present_ones():
 @pytest.mark.parametrize("typed, spelled", [
     ("dataset.root=x", "dataset.path=x"), ("~dataset.root", "~dataset.path"), ("++dataset.root=a=b", "++dataset.path=a=b"),
     ("guidance.picture.dataset.root=x", "guidance.picture.dataset.path=x"), ("output_root=x", "output_root=x"),
+    ("metric.values=17", "metric.quantization_levels=17"), ("metric.ode.values=17", "metric.ode.quantization_levels=17"),
     ("--config-dir=root", "--config-dir=root"), ("guidance.root=x", "guidance.root=x"), ("-m", "-m"),
 ])  # fmt: skip
 def test_old_keys_are_respelled(typed, spelled):
     assert respell([typed]) == [spelled]
+
+
+def test_a_renamed_key_prints_a_notice(capsys):
+    respell(["metric.elbo.values=17", "metric.elbo.steps=3"])
+    assert capsys.readouterr().err.splitlines() == [
+        "metric.elbo.values is now metric.elbo.quantization_levels; the old name goes with the next version"
+    ]
+
+
+@pytest.mark.parametrize("name", ["ELBO", "ExactDensity", "FlowODE"])
+def test_a_saved_likelihood_keeps_its_number_of_values(name):
+    node = {"_target_": f"diffguide.evaluation.likelihood.metrics.{name}", "values": 17}
+    now = updated({"metric": node})["metric"]
+    assert now == {"_target_": node["_target_"], "quantization_levels": 17}
 
 
 def test_keys_of_a_saved_run_are_forced():
