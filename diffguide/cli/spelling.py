@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..nodes.old_names import OPTIONS, renamed_key
+from ..nodes.old_names import OPTIONS, current_key
 
 __all__ = ["rename_options", "respell"]
 
@@ -34,13 +34,12 @@ def respell(argv: Sequence[str]) -> list[str]:
             result.append(text)
             continue
         sign, key, value = part.groups(default="")
-        new = renamed_key(key)
+        new = current_key(key)
         if new != key:
-            print(f"{key} is now {new}; the old name goes with the next version", file=sys.stderr)
-        key = new
-        root = key.split(".")[0]
-        force = not sign and value and root in groups_of_run and root != key and root not in values
-        result.append(f"{'++' if force else sign}{key}{value}")
+            print(f"{key} is now {new}; the next version removes the old name", file=sys.stderr)
+        root = new.split(".")[0]
+        force = not sign and value and root in groups_of_run and root != new and root not in values
+        result.append(f"{'++' if force else sign}{new}{value}")
     return result
 
 
