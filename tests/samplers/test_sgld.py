@@ -130,7 +130,7 @@ def test_the_command_samples_with_it(jem_run, tmp_path, command):
 @pytest.mark.parametrize("arguments, sentence", [
     (["sampler=heun"], "sampler: Heun needs a denoiser, and this model is an energy without noise levels: take sampler=sgld"),
     (["sampler=sgld", "guidance=cfg"], "a JointEnergy is an energy"),
-    (["sampler=sgld", "guidance=noisy_potential", "guidance/potential=brightness"], "take guidance=none"),
+    (["sampler=sgld", "guidance=noisy_potential", "guidance/potential=brightness"], "guidance=none"),
     (["sampler=sgld", "sampler.step_size=0"], "sampler: step_size must be"),
 ])  # fmt: skip
 def test_mistakes_are_told_in_one_line(jem_run, tmp_path, command, arguments, sentence):
@@ -141,7 +141,7 @@ def test_mistakes_are_told_in_one_line(jem_run, tmp_path, command, arguments, se
 
 @pytest.mark.parametrize("arguments, sentence", [
     (["sampler=heun"], "sampler: Heun needs a denoiser, and this model is an energy"),
-    (["guidance=cfg"], "take guidance=none"),
+    (["guidance=cfg"], "guidance=none"),
     (["schedule=cosine"], "got Cosine: take schedule=none"),
     (["compile=true"], "compile must be false with objective JEM, which differentiates its network by its input"),
     (["training.accumulate=2"], "training.accumulate and engine.devices must be 1 with objective JEM"),
@@ -156,7 +156,7 @@ def test_mistakes_of_training_are_told_in_one_line(tmp_path, command, arguments,
 def test_it_is_no_classifier_of_noisy_data_and_has_a_rehearsal(jem_run, tiny_run, tmp_path, command):
     guidance = ["guidance=classifier", f"guidance.classifier={jem_run}", "n=1"]
     done = command(sample, f"checkpoint={tiny_run}", *guidance, at=tmp_path)
-    assert done.code == 1 and "a JointEnergy has no noise levels" in done.err and "Traceback" not in done.err
+    assert done.code == 1 and "got a JointEnergy" in done.err and "Traceback" not in done.err
     done = command(train, "experiment=jem_digits", "dry_run=true", at=tmp_path)
     assert done.code == 0 and "parameters: 159,626" in done.err, done.err
 
