@@ -12,7 +12,7 @@ from ..schedules import Schedule
 from .base import Memory, Sampler
 from .grids import KARRAS, UNIFORM_T, Grid
 from .noise import StepNoise
-from .trust import MAX_FALL
+from .step_limits import MAX_FALL
 
 __all__ = ["DDIM", "DDPM", "Euler", "EulerAncestral", "ExactDDPM", "posterior_variance", "transition_variance"]
 
@@ -104,7 +104,7 @@ class DDPM(Sampler):
 
     Ho et al. 2020, arXiv 2006.11239, algorithm 2; Nichol & Dhariwal 2021, arXiv 2102.09672, eq. 15 for the mixture.
     The step to t = 0 always takes the posterior variance, since nothing removes noise after it. So does a step over which
-    the noise level falls by more than MAX_FALL (`trust`), where the transition's variance is that of the level before.
+    the noise level falls by more than MAX_FALL (`step_limits`), where the transition's variance is that of the level before.
 
     Arguments:
         steps, grid: as for every sampler.

@@ -12,7 +12,7 @@ from ..schedules import Interval, Schedule
 from .base import Memory, Sampler
 from .grids import KARRAS, Grid
 from .noise import StepNoise
-from .trust import MAX_FALL
+from .step_limits import MAX_FALL
 
 __all__ = ["CHURN_DRAW", "Heun"]
 

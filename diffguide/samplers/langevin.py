@@ -5,13 +5,13 @@ from torch import Tensor
 
 from ..backbones.conditions import Condition
 from ..models.protocols import Denoiser
-from ..runtime.ranges import check_range, check_whole
+from ..runtime.ranges import check_integer, check_range
 from .ancestral import DDPM
 from .base import CompositeSampler, Memory, Sampler
 from .grids import UNIFORM_LOG_SNR, Grid
 from .heun import CHURN_DRAW
 from .noise import StepNoise
-from .trust import MAX_FALL
+from .step_limits import MAX_FALL
 
 __all__ = ["AnnealedLangevin", "LangevinPC", "langevin"]
 
@@ -52,7 +52,7 @@ class LangevinPC(CompositeSampler):
                 f"inner must be a sampler without Langevin steps, got {type(inner).__name__}: set its corrections instead"
             )
         self.snr = check_range("snr", snr, "(0, 1)")
-        self.corrections = check_whole("corrections", corrections, 1, MAX_CORRECTIONS)
+        self.corrections = check_integer("corrections", corrections, 1, MAX_CORRECTIONS)
 
     def step(
         self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, y: Condition | None, noise: StepNoise, memory: Memory
@@ -71,7 +71,7 @@ class AnnealedLangevin(Sampler):
 
     Song & Ermon, "Generative Modeling by Estimating Gradients of the Data Distribution", 2019, arXiv 1907.05600,
     algorithm 1, whose alpha_i / 2 is e: step_size = epsilon / (2 sigma_L^2), 0.1 in the paper. A wide step, from alpha = 0
-    or to sigma = 0 for example, is DDIM's (`trust`).
+    or to sigma = 0 for example, is DDIM's (`step_limits`).
 
     Arguments:
         steps, grid: as for every sampler; the paper's levels are a geometric sequence (grid=uniform_log_snr).
@@ -88,7 +88,7 @@ class AnnealedLangevin(Sampler):
         self, steps: int = 50, grid: Grid = UNIFORM_LOG_SNR, corrections: int = 5, step_size: float | None = None
     ):
         super().__init__(steps, grid)
-        self.corrections = check_whole("corrections", corrections, 1, MAX_CORRECTIONS)
+        self.corrections = check_integer("corrections", corrections, 1, MAX_CORRECTIONS)
         self.step_size = None if step_size is None else check_range("step_size", step_size, "(0, 1)")
 
     def step(

@@ -13,7 +13,7 @@ from .ancestral import transition_variance
 from .base import Memory, Sampler
 from .grids import UNIFORM_T, Grid
 from .noise import StepNoise
-from .trust import MAX_FALL
+from .step_limits import MAX_FALL
 
 __all__ = ["Diffusion", "EulerMaruyama", "ForwardDiffusion", "SigmaDiffusion", "SineDiffusion"]
 

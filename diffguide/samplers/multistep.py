@@ -18,12 +18,12 @@ from torch import Tensor
 
 from ..backbones.conditions import Condition
 from ..models.protocols import Denoiser, Prediction
-from ..runtime.ranges import check_whole
+from ..runtime.ranges import check_integer
 from ..schedules import Schedule
 from .base import Memory, Sampler
 from .grids import KARRAS, Grid
 from .noise import StepNoise
-from .trust import MAX_FALL
+from .step_limits import MAX_FALL
 
 __all__ = ["ADAMS_BASHFORTH", "IPNDM", "LMS", "Level", "Multistep", "accumulate", "integrals"]
 
@@ -94,7 +94,7 @@ class Multistep(Sampler):
 
     def __init__(self, steps: int, grid: Grid, order: int):
         super().__init__(steps, grid)
-        self.order = check_whole("order", order, 1, self.max_order)
+        self.order = check_integer("order", order, 1, self.max_order)
 
     def value(self, prediction: Prediction) -> Tensor:
         """f, what the polynomial interpolates."""
@@ -128,7 +128,7 @@ class LMS(Multistep):
 
     k-diffusion's LMS for the ODE of Karras et al. 2022, arXiv 2206.00364, eq. 4; the same as rho-AB of Zhang & Chen,
     "Fast Sampling of Diffusion Models with Exponential Integrator", 2022, arXiv 2204.13902. Order 1 to 4. As
-    published it steps to sigma = 0 with its full order; here that step, as every wide one, is of first order (`trust`).
+    published it steps to sigma = 0 with its full order; here that step, as every wide one, is of first order (`step_limits`).
     """
 
     max_order = 4

@@ -8,7 +8,7 @@ from ..models.evaluation_counters import as_protocol
 from ..models.level_classifier import check_langevin_step, langevin_step
 from ..models.protocols import Denoiser, Energy, LogDensity
 from ..randomness import Noise
-from ..runtime.ranges import check_whole
+from ..runtime.ranges import check_integer
 from .base import MAX_STEPS, Memory, Sampler
 from .noise import StepNoise
 
@@ -19,9 +19,9 @@ class SGLD(Sampler):
     """x <- x + step_size grad log p(x) + noise_scale z, `steps` times, from x uniform in [-1, 1].
 
     Welling & Teh, "Bayesian Learning via Stochastic Gradient Langevin Dynamics", 2011, eq. 4; with step_size 1 and
-    noise_scale 0.01 as Grathwohl et al. 2020, arXiv 1912.03263, train and sample JEM: a chain far colder than its density,
-    as short as those of training. For a model with noise levels the chain samples its log-density at the data, t = 0. Times
-    count the remaining share of the chain here, not noise levels.
+    noise_scale 0.01 as Grathwohl et al. 2020, arXiv 1912.03263, train and sample JEM: a chain of much lower
+    temperature than its density, as short as in training. A model with noise levels is sampled by its log-density at t = 0.
+    The times of this sampler are the remaining share of the chain, not noise levels.
 
     Arguments:
         steps: 1 to 10^5; as many as a training chain, or more if training used a replay buffer.
@@ -35,7 +35,7 @@ class SGLD(Sampler):
     needs = LogDensity
 
     def __init__(self, steps: int = 40, step_size: float = 1.0, noise_scale: float | None = 0.01):
-        self.steps = check_whole("steps", steps, 1, MAX_STEPS)
+        self.steps = check_integer("steps", steps, 1, MAX_STEPS)
         self.step_size, self.noise_scale = check_langevin_step(step_size, noise_scale)
 
     def times(self, denoiser: Denoiser | Energy) -> Tensor:

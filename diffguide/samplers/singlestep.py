@@ -11,7 +11,7 @@ from .base import Memory, Sampler
 from .grids import UNIFORM_LOG_SNR, Grid
 from .multistep import ADAMS_BASHFORTH, accumulate
 from .noise import StepNoise
-from .trust import MAX_FALL
+from .step_limits import MAX_FALL
 
 __all__ = ["DPM2", "DPMpp2S", "PNDM"]
 

@@ -89,5 +89,5 @@ def test_the_layers_that_there_are_can_be_asked_for(checkpoint, tmp_path, comman
 def test_what_cannot_be_perturbed_is_told_before_anything_is_written(tmp_path, command):
     for entry, said in ((main, ["oracle=gmm2d", "n=4"]), (train, ["experiment=gmm2d"])):
         done = command(entry, *said, "guidance=pag", at=tmp_path)
-        assert done.code == 1 and "perturbs attention layers of a network" in done.err and "Traceback" not in done.err
+        assert done.code == 1 and "perturbs attention layers" in done.err and "Traceback" not in done.err
     assert list(tmp_path.iterdir()) == []

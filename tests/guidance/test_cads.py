@@ -125,12 +125,12 @@ def test_what_cannot_work_is_refused():
     with pytest.raises(ValueError, match="guidance=cads needs a model"):
         CADS(ExactMixture(two_classes(), COSINE), 2.0, EVERYWHERE, psi=1.0, **LEVELS)
     guided = CADS(model(), 2.0, EVERYWHERE, psi=1.0, **LEVELS)
-    with pytest.raises(ValueError, match="guidance=cads draws noise: use it in a run"):
+    with pytest.raises(ValueError, match="guidance=cads draws noise: use"):
         guided(x, time_of(5.0), y)
     with pytest.raises(ValueError, match="guidance=cads draws noise per level"):
         guided(x, time_of(5.0).expand(4), y)
-    with pytest.raises(ValueError, match="Dopri5 evaluates every sample at its own time"):
+    with pytest.raises(ValueError, match="Dopri5 .* another sampler"):
         Dopri5(4, UniformT(), 0.05, 0.05, 1000, 0.002).times(guided)
     sampler = DDIM(4, UniformT(), eta=0.0)
-    with pytest.raises(ValueError, match="guidance=cads draws noise: use it in a run"):
+    with pytest.raises(ValueError, match="guidance=cads draws noise: use"):
         sampler(guided, x, sampler.times(guided), y)

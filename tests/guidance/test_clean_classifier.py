@@ -173,7 +173,7 @@ def test_torchvision_by_name(tmp_path):
             "squeezenet1_1",
             path,
             4,
-            "weights: .* is not the state dict of torchvision's squeezenet1_1: .* size mismatch",
+            "weights: .* squeezenet1_1: .* size mismatch",
         ),
         ("squeezenet1_1", "none.safetensors", 3, "weights: there is no file of weights at none"),
         ("squeezenet9", path, 3, "name: .* 'squeezenet9'"),
@@ -260,7 +260,7 @@ def test_from_the_configuration(tmp_path):
     assert isinstance(built.network, TorchScript) and built.scale == 1.0
     assert other.guidance.network.name == "resnet18"
     node = OmegaConf.to_container(cfg.guidance)
-    with pytest.raises(CheckpointError, match="runs the program in a file; if you trust it, say trust="):
+    with pytest.raises(CheckpointError, match="say trust="):
         validate_config(node, "guidance")
     validate_config(node, "guidance", ["diffguide.guidance.clean_classifier.TorchScript"])
     cfg.guidance.network.path = str(tmp_path / "none.pt")

@@ -185,10 +185,10 @@ def test_a_ramp_at_0_evaluates_nothing_weak():
     (lambda: TableRamp([[1.0, 1.0]]), "pairs must be at least two"),
     (lambda: TableRamp([[1.0, 1.0], [0.5, 1.0]]), "increase strictly"),
     (lambda: TableRamp([[0.0, 1.0], [0.5, 1.0]]), "positive noise levels"),
-    (lambda: LinearRamp(1.0, 1.0), "start and full must be two different positive noise levels"),
+    (lambda: LinearRamp(1.0, 1.0), "start and full must be"),
     (lambda: PowerRamp(1.0, 2.0, 0.0), "exponent must be"),
     (lambda: ClassifierFree(exact(), 2.0, EVERYWHERE, Linear(), TableRamp([[0.1, 1.0], [100.0, 0.0]])),
-     r"0.1 to 100, guidance acts from 0.00247875 to 148.413"),
+     "0.1 to 100, .* 0.00247875 to 148.413"),
     (lambda: ClassifierFree(exact(), 1.5, EVERYWHERE, CFGPlusPlus()), "rule=cfgpp, scale"),
     (lambda: ClassifierFree(exact(Cosine(12.0, -INF)), 1.5, EVERYWHERE, TCFG()), "rule=tcfg .* zero terminal SNR"),
 ])  # fmt: skip

@@ -230,7 +230,7 @@ def test_repaint_keeps_what_is_known(sampler, fresh):
 
 def test_repaint_has_no_ode():
     guided = RePaint(White(MEAN, VARIANCE), vector_problem(), EVERYWHERE, True)
-    with pytest.raises(SamplingError, match="guidance=repaint draws fresh noise at every level, so it has no ODE"):
+    with pytest.raises(SamplingError, match="guidance=repaint .* guidance.fresh=false"):
         run(Dopri5(2, UniformT(), 0.05, 0.05, 1000, 0.002), guided, (4,))
 
 
@@ -281,20 +281,20 @@ def quarter() -> SuperResolution:
 
 @pytest.mark.parametrize("make, sentence", [
     (lambda: vector_problem(0.0), "noise must be"),
-    (lambda: Inpaint(Given(CLEAN), Box(3, 0, 2, 3), NOISE, 0), r"a box of rows 3 to 5 and columns 0 to 3 does not fit"),
+    (lambda: Inpaint(Given(CLEAN), Box(3, 0, 2, 3), NOISE, 0), r"rows 3 to 5 and columns 0 to 3"),
     (lambda: Inpaint(Given(CLEAN), Box(0, 0, 4, 6), NOISE, 0), "the mask hides every value"),
-    (lambda: Inpaint(Given(CLEAN), Mask4(), NOISE, 0), r"a mask \[4\] does not fit a picture \[1, 4, 6\]"),
-    (lambda: SuperResolution(Given(CLEAN), 4, NOISE, 0), r"factor 4 must divide the sides of images .* got \[1, 4, 6\]"),
+    (lambda: Inpaint(Given(CLEAN), Mask4(), NOISE, 0), r"mask \[4\] .* \[1, 4, 6\]"),
+    (lambda: SuperResolution(Given(CLEAN), 4, NOISE, 0), r"factor 4 must divide .* \[1, 4, 6\]"),
     (lambda: SuperResolution(Given(CLEAN), 1, NOISE, 0), "factor must be"),
     (lambda: Deblur(Given(CLEAN), 0.0, NOISE, 0), "width must be"),
     (lambda: Deblur(Given(PICTURE), 1.0, NOISE, 0), r"only images .* are blurred, got \[4\]"),
     (lambda: RandomMask(1.0, 0), "hidden must be"),
-    (lambda: DPS(LAW, Towards(0.0, 1.0), 1.0, EVERYWHERE), "dps needs a potential that is LinearProblem, got Towards"),
-    (lambda: repaint(quarter()), "guidance=repaint needs a potential that is Inpaint, got SuperResolution"),
+    (lambda: DPS(LAW, Towards(0.0, 1.0), 1.0, EVERYWHERE), "LinearProblem, got Towards"),
+    (lambda: repaint(quarter()), "Inpaint, got SuperResolution"),
     (lambda: PiGDM(LAW, vector_problem(), 1.0, EVERYWHERE, 0.0), "data_variance must be"),
     (lambda: PiGDM(LAW, vector_problem(), 1.0, EVERYWHERE, 1.0)(points(2, 5), T), r"cannot measure \[2, 5\]"),
     (lambda: MPGD(LAW, quarter(), 1.0, EVERYWHERE)(points(2, 1, 8, 8), T),
-     r"has a measurement of shape \[1, 2, 3\], and measures .*\[1, 8, 8\], as \[1, 4, 4\]"),
+     r"\[1, 2, 3\].*\[1, 8, 8\].*\[1, 4, 4\]"),
     (lambda: repaint()(points(2, 4), T), r"call start\(noise, times\) first"),
     (lambda: repaint().start(None, T), "pass noise to the run"),
 ])  # fmt: skip

@@ -121,7 +121,7 @@ def test_the_error_falls_with_the_steps_and_is_no_larger_than_eulers(exact_run, 
 
 def test_a_run_must_have_a_step_that_moves():
     schedule = SCHEDULES["flow"]
-    with pytest.raises(SamplingError, match="zero_init_steps must be below the sampler's steps, got 3 of 3"):
+    with pytest.raises(SamplingError, match="zero_init_steps .* got 3 of 3"):
         Heun(3, UniformT())(zero(schedule, 3), points(schedule), UniformT()(schedule, 3), Y)
 
 

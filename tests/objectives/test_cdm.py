@@ -144,7 +144,7 @@ def test_the_network_answers_per_image():
     torch.testing.assert_close(whole, pooled @ network.linear.weight.T + network.linear.bias)
     state = network.state_dict()
     assert len({part.untyped_storage().data_ptr() for part in state.values()}) == len(state)
-    with pytest.raises(ValueError, match="out_features and head must be at least 1"):
+    with pytest.raises(ValueError, match="out_features and head"):
         UNetLevels(1, 0, 5, 3, 4, 8, [1], 1, [], 8, 0.0, False, 0, False, [])
 
 

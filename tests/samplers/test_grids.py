@@ -59,7 +59,7 @@ def test_uniform_log_snr_is_uniform():
         (
             UniformLogSNR(),
             Flow(12.0, -math.inf),
-            "needs finite ends, the schedule has log-SNR -inf to 12: take .*uniform_t",
+            "log-SNR -inf to 12: take .*uniform_t",
         ),
         (UniformLogSNR(), EXACT_EDM, "needs finite ends"),
         (Karras(7.0, None, None), EXACT_EDM, "got 0 to 80; set noise_level_min"),
@@ -98,9 +98,7 @@ def test_snapping_takes_the_nearest_level():
 
 
 def test_too_few_levels_are_refused():
-    with pytest.raises(
-        ValueError, match="5 steps need 6 distinct noise levels, this model has 5: take sampler.steps=4 at most"
-    ):
+    with pytest.raises(ValueError, match="take sampler.steps=4 at most"):
         UniformT()(Linear(12.0), 5, torch.linspace(0, 1, 5, dtype=torch.float64))
 
 
@@ -163,13 +161,13 @@ def test_a_list_must_be_on_the_levels_of_the_model():
     legal = torch.linspace(0, 1, 11, dtype=torch.float64)
     with pytest.raises(ValueError, match="t = 0.33 is not a level .* 0.3"):
         CustomGrid([1.0, 0.33, 0.0], None)(Linear(12.0), 2, legal)
-    with pytest.raises(ValueError, match="6 steps need 7 distinct noise levels, this model has 5"):
+    with pytest.raises(ValueError, match="take sampler.steps=4 at most"):
         ModelLevels()(Linear(12.0), 6, legal[::2][:5])
 
 
 @pytest.mark.parametrize("lists", [(None, None), ([1.0, 0.0], [80.0, 1.0])])
 def test_a_list_is_of_times_or_of_levels(lists):
-    with pytest.raises(ValueError, match="set exactly one of times and noise_levels"):
+    with pytest.raises(ValueError, match="one of times and noise_levels"):
         CustomGrid(*lists)
 
 

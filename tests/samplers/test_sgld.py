@@ -76,10 +76,10 @@ def test_it_samples_whatever_states_its_density_at_the_data_and_counts():
 
 
 def test_what_it_cannot_sample_and_what_cannot_sample_an_energy():
-    with pytest.raises(ValueError, match="SGLD needs a log-density .*, which this model does not have"):
+    with pytest.raises(ValueError, match="SGLD needs a log-density"):
         SGLD(5, 1.0, 0.01).times(ExactMixture(two_classes(), Cosine(12.0, -10.0)))
     for model in (exact(), count_evaluations(exact())[0]):
-        with pytest.raises(ValueError, match="Heun needs a denoiser, and this model is an energy.*take sampler=sgld"):
+        with pytest.raises(ValueError, match="Heun needs a denoiser.* sampler=sgld"):
             Heun(5, UniformT()).times(model)
 
 

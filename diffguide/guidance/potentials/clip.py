@@ -9,7 +9,7 @@ from torch import Tensor
 from ...backbones.conditions import Condition
 from ...models.protocols import SamplingError
 from ...randomness import Noise
-from ...runtime.ranges import check_range, check_whole
+from ...runtime.ranges import check_integer, check_range
 from ..base import repeat_noise
 from .values import SMOOTHING_DRAW, Potential
 
@@ -26,7 +26,7 @@ class ClipEncoder:
     """Unit vectors of images and of a text, by a `transformers` CLIPModel.
 
     Arguments:
-        model: the CLIPModel; it gets frozen.
+        model: the CLIPModel; its weights are frozen.
         tokenizer: its tokenizer: tokenizer(texts, padding=True, truncation=True, return_tensors="pt").
     """
 
@@ -34,7 +34,7 @@ class ClipEncoder:
         self.model, self.tokenizer = model.eval().requires_grad_(False), tokenizer
         self.side = model.config.vision_config.image_size
 
-    def images(self, x: Tensor) -> Tensor:
+    def encode_images(self, x: Tensor) -> Tensor:
         """Unit vectors [B, E] of RGB images [B, 3, side, side] in [-1, 1]."""
         self.model.to(x.device)
         mean, std = (torch.tensor(part).to(x)[:, None, None] for part in (CLIP_MEAN, CLIP_STD))
@@ -46,7 +46,7 @@ class ClipEncoder:
         return torch.nn.functional.normalize(features, dim=1)
 
     @torch.no_grad()
-    def text(self, prompt: str) -> Tensor:
+    def encode_text(self, prompt: str) -> Tensor:
         """The unit vector [1, E] of a text."""
         tokens = self.tokenizer([prompt], padding=True, truncation=True, return_tensors="pt")
         tokens = {name: tokens[name].to(self.model.device) for name in ("input_ids", "attention_mask")}
@@ -100,9 +100,9 @@ class ClipPotential(Potential):
     def __init__(self, prompt: str, encoder: ClipEncoder | None = None, crops: int = 8, smallest: float = 0.5):
         if not prompt.strip():
             raise ValueError('prompt must be a text: prompt="a photograph of ..."')
-        self.crops, self.smallest = check_whole("crops", crops, 0, 1000), check_range("smallest", smallest, "(0, 1]")
+        self.crops, self.smallest = check_integer("crops", crops, 0, 1000), check_range("smallest", smallest, "(0, 1]")
         self.encoder = PretrainedClip() if encoder is None else encoder
-        self.wanted = self.encoder.text(prompt)
+        self.target = self.encoder.encode_text(prompt)
 
     def start(self, noise: Noise | None, times: Tensor) -> Self:
         fresh = copy.copy(self)
@@ -138,5 +138,5 @@ class ClipPotential(Potential):
 
     def distance(self, view: Tensor) -> Tensor:
         """2 arcsin^2(|u - v| / 2), [B]."""
-        u = self.encoder.images(view)
-        return 2 * ((u - self.wanted.to(u)).norm(dim=1) / 2).clamp(max=1).arcsin() ** 2
+        u = self.encoder.encode_images(view)
+        return 2 * ((u - self.target.to(u)).norm(dim=1) / 2).clamp(max=1).arcsin() ** 2

@@ -15,7 +15,7 @@ from ...schedules import EVERYWHERE
 from ..base import per_row_float, repeat_noise
 from .base import PotentialGuidanceBase
 from .inverse import Inpaint, LinearProblem
-from .values import SMOOTHING_DRAW, LogPotential, build_potential, name_of
+from .values import SMOOTHING_DRAW, LogPotential, build_potential, get_name
 
 __all__ = ["DPS", "PiGDM", "RePaint"]
 
@@ -24,7 +24,7 @@ def check_potential(guidance: str, potential: LogPotential, kind: type) -> None:
     """Raises ValueError for a potential that is not of the kind that a method needs."""
     if not isinstance(potential, kind):
         raise ValueError(
-            f"{guidance} needs a potential that is {kind.__name__}, got {name_of(build_potential(potential))}; take "
+            f"{guidance} needs a potential that is {kind.__name__}, got {get_name(build_potential(potential))}; take "
             "guidance/potential=inpaint, super_resolution or deblur, or another guidance, such as mpgd"
         )
 
