@@ -26,7 +26,7 @@ CONSTANT_RAMP = Constant()
 class Unguided(DenoiserWrapper):
     """No guidance: `Unguided(denoiser)` is the denoiser itself."""
 
-    def __new__(cls, denoiser: Denoiser) -> Denoiser:  # type: ignore[misc]  # not an instance of this class, on purpose
+    def __new__(cls, denoiser: Denoiser) -> Denoiser:  # type: ignore[misc]  # returns no instance of this class
         return denoiser
 
 

@@ -132,7 +132,7 @@ class Sampler:
                 run, skipping = run.without_skipped_steps(), False
             fall = noise_fall(run.schedule, t, s) if self.max_fall < math.inf else 1.0
             if not skipping and fall > self.max_fall:
-                memory.clear()  # values from before a wide step say nothing about the next one
+                memory.clear()  # earlier values do not fit a polynomial across a wide step
                 x = self.first_order(run(x, t, y), run.schedule, t, s, source)
             elif not skipping:
                 shared = SharedIncrement(source) if self.corrects else source

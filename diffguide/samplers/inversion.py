@@ -35,7 +35,7 @@ class DDIMInversion:
 
     @torch.no_grad()
     def __call__(self, denoiser: Denoiser, x: Tensor, times: Tensor, y: Condition | None = None) -> Tensor:
-        """x at times[0] from x [B, ...], which lives at times[-1].
+        """x at times[0] from x [B, ...] at times[-1].
 
         Arguments:
             times: decreasing float64 CPU tensor of at least two, as a sampler takes it.

@@ -71,14 +71,14 @@ class Restart(CompositeSampler):
         above, here, visit = denoiser.schedule.noise_level(t), denoiser.schedule.noise_level(s), 0
         for low, high, steps, repeats in self.intervals:
             if here <= low * (1 + LEVEL_TOLERANCE) < above:
-                times = self.walk(denoiser, s, high, steps)
+                times = self.find_visit_times(denoiser, s, high, steps)
                 for number in range(visit, visit + repeats):
                     x = self.visit(denoiser, x, times, y, VisitNoise(noise, number))
                 memory.clear()  # values of another path
             visit += repeats
         return x
 
-    def walk(self, denoiser: Denoiser, s: Tensor, high: float, steps: int) -> Tensor:
+    def find_visit_times(self, denoiser: Denoiser, s: Tensor, high: float, steps: int) -> Tensor:
         """Times from the noise level `high` down to s itself."""
         schedule = denoiser.schedule
         levels = karras_levels(high, float(schedule.noise_level(s)), steps + 1, 7.0)

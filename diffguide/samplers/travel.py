@@ -28,7 +28,7 @@ class TimeTravel(CompositeSampler):
 
     Arguments:
         inner: the sampler, with its steps and grid; None = `DDPM()`.
-        repeats: how often each such step is repeated, 1 to 1000; their r or k is 1 more.
+        repeats: repetitions of a step, 1 to 1000; r or k of the papers is repeats + 1.
         interval: (lo, hi] in noise level sigma / alpha of the steps that are repeated.
 
     Raises:

@@ -260,7 +260,7 @@ def test_from_the_configuration(tmp_path):
     assert isinstance(built.network, TorchScript) and built.scale == 1.0
     assert other.guidance.network.name == "resnet18"
     node = OmegaConf.to_container(cfg.guidance)
-    with pytest.raises(CheckpointError, match="say trust="):
+    with pytest.raises(CheckpointError, match="trust="):
         validate_config(node, "guidance")
     validate_config(node, "guidance", ["diffguide.guidance.clean_classifier.TorchScript"])
     cfg.guidance.network.path = str(tmp_path / "none.pt")

@@ -294,7 +294,7 @@ def test_mpgd_needs_no_gradient_of_the_network():
     numpy_law = ExactMixture(two_classes(), COSINE)
     found = MPGD(numpy_law, near_2(), 0.1, EVERYWHERE)(points_2, T, y)
     torch.testing.assert_close(found.x_0, MPGD(LAW, near_2(), 0.1, EVERYWHERE)(points_2, T, y).x_0)
-    with pytest.raises(Exception, match="gradients through the model|requires grad|numpy"):
+    with pytest.raises(Exception, match="has no gradient|requires grad|numpy"):
         PotentialGuidance(numpy_law, near_2(), 1.0, EVERYWHERE)(points_2, T, y)
 
 
@@ -379,7 +379,7 @@ def constant(x, y):
     (wrong_shape, r"wrong_shape must return one number per row, \[6\] for x \[6, 2\], got \[6, 1\]"),
     (a_number, r"a_number must return one number per row, \[6\] for x \[6, 2\], got float"),
     (not_finite, r"not_finite is nan in row 0 for x \[6, 2\] between"),
-    (constant, r"constant has no gradient: its value does not depend on x \[6, 2\]"),
+    (constant, "constant has no gradient"),
 ])  # fmt: skip
 @pytest.mark.parametrize("method", ["potential", "noised", "mpgd"])
 def test_a_potential_that_is_none_is_told(potential, sentence, method):

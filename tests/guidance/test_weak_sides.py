@@ -172,7 +172,7 @@ def test_nested_memories_belong_to_a_run():
      "0.0183156 to 148.413, .* 0.00247875 to 148.413"),
     (lambda: Autoguidance(exact(), exact(Cosine(8.0, -10.0)), 2.0, (0.001, 0.01)), "take another guide"),
     (lambda: Autoguidance(exact(), Classifier(), 2.0, EVERYWHERE), "guide must be .* got a Classif"),
-    (lambda: Autoguidance(exact(), exact(levels=torch.tensor([1.0, 0.5])), 2.0, EVERYWHERE), "noise levels other than the model's"),
+    (lambda: Autoguidance(exact(), exact(levels=torch.tensor([1.0, 0.5])), 2.0, EVERYWHERE), "other than the model's"),
     (lambda: Nested(exact(), {}), "parts is empty"),
 ])  # fmt: skip
 def test_what_cannot_work_is_refused(make, sentence):

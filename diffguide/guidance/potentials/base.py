@@ -66,7 +66,7 @@ class PotentialGuidanceBase(ScaledGuidance):
         if denoiser.schedule.zero_terminal_snr and self.interval.high == math.inf:
             raise ValueError(
                 f"interval must end below infinity: {type(denoiser.schedule).__name__} starts from pure noise (alpha = 0), "
-                "where no potential has a gradient; say guidance.interval=[0,100], or take a finite log_snr_min"
+                "where potentials have no gradient; set guidance.interval=[0,100], or take a finite log_snr_min"
             )
         self.potential = build_potential(potential)
 
@@ -121,7 +121,7 @@ class PotentialGuidanceBase(ScaledGuidance):
         return self.evaluate(x_0, y)
 
     def evaluate(self, x: Tensor, y: Condition | None) -> Tensor:
-        """f(x, y), [B]; counted."""
+        """f(x, y), [B]; counts the evaluation."""
         count_potential(self.denoiser, len(x))
         return evaluate(self.potential, x, y)
 
@@ -135,8 +135,8 @@ class PotentialGuidanceBase(ScaledGuidance):
             prediction = self.denoiser(x, t, y)
             if not prediction.x_0.requires_grad:
                 raise SamplingError(
-                    f"guidance needs gradients through the model, and {type(self.denoiser).__name__} has none: "
-                    "take guidance=mpgd, which needs none"
+                    f"this guidance differentiates the model, and {type(self.denoiser).__name__} has no gradient: take "
+                    "guidance=mpgd"
                 )
             value = self.value(prediction.x_0, t, y)
             return prediction, compute_gradient(self.potential, value, x, graph)

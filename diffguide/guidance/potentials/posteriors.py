@@ -110,7 +110,7 @@ class RePaint(PotentialGuidanceBase):
 
     Lugmayr et al., "RePaint: Inpainting using Denoising Diffusion Probabilistic Models", 2022, arXiv 2201.09865, eq. 8: the
     denoiser gets x_t with the known values replaced, and x_0 = y and eps = z are returned there. Their resampling is
-    sampler=time_travel. The final known values are those of the measurement, whatever its noise.
+    sampler=time_travel. The final known values are those of the measurement, with its noise.
 
     Arguments:
         denoiser: any.
@@ -159,10 +159,10 @@ class RePaint(PotentialGuidanceBase):
             raise ValueError("RePaint draws noise per run: call start(noise, times) first")
         if self.fresh and t.ndim:
             raise SamplingError(
-                "guidance=repaint draws fresh noise at every level, so it has no ODE: say guidance.fresh=false, or take "
+                "guidance=repaint draws fresh noise at every level, so it has no ODE: set guidance.fresh=false, or take "
                 "sampler=ddim or ddpm"
             )
-        self.problem.residual(x_t)  # for its message, should the shapes differ
+        self.problem.residual(x_t)  # raises SamplingError for another shape
         z = repeat_noise(self.noise.normal(*self.next_draw(t)), x_t, "guidance=repaint")
         alpha, sigma = self.scales(t, x_t)
         known, data = self.problem.known.to(x_t.device), self.problem.measurement.to(x_t)

@@ -92,7 +92,7 @@ class UniversalGuidance(PotentialGuidanceBase):
         scale: w, of the forward guidance; 0 = backward steps alone.
         interval: (lo, hi] in noise level sigma / alpha.
         backward_steps: m, gradient steps from D = 0; 0 = forward guidance alone.
-        backward_rate: length of such a step, times the gradient; positive.
+        backward_rate: step on x_0, times the gradient; positive.
     """
 
     def __init__(
@@ -217,7 +217,7 @@ class TFG(SmoothedPotentialGuidance):
         scale: multiplies rho and mu; 0 = off.
         interval: (lo, hi] in noise level sigma / alpha.
         rho: step of the gradient through the network, at least 0, the mean over the steps of a run.
-        mu: step of the gradient on x_0, at least 0, likewise.
+        mu: step of the gradient on x_0, at least 0, the mean over the steps of a run.
         iterations: steps on x_0, at least 0.
         copies: of x0_hat, over which f~ averages; 0 = f itself.
         smoothing: width of their noise at pure noise, at least 0.

@@ -56,9 +56,9 @@ def build_potential(potential: LogPotential) -> LogPotential:
         try:
             potential = potential()
         except TypeError as error:
-            raise ValueError(f"potential: {error}; say +guidance.potential.<argument>=<value>") from error
+            raise ValueError(f"potential: {error}; set +guidance.potential.<argument>=<value>") from error
     if not callable(potential):
-        hint = f"; say guidance.potential._target_={potential}" if isinstance(potential, str) else ""
+        hint = f"; set guidance.potential._target_={potential}" if isinstance(potential, str) else ""
         raise ValueError(f"potential must be callable as f(x, y) -> [B], got {potential!r}{hint}")
     return potential
 
@@ -99,7 +99,7 @@ def evaluate(potential: LogPotential, x: Tensor, y: Condition | None) -> Tensor:
         value = potential(x, y)
     except (SamplingError, torch.OutOfMemoryError):
         raise
-    except Exception as error:  # whatever a user's module may raise
+    except Exception as error:  # a user's module may raise anything
         module = get_module(potential)
         if module.startswith("diffguide."):
             raise
@@ -114,12 +114,12 @@ def evaluate(potential: LogPotential, x: Tensor, y: Condition | None) -> Tensor:
     if not bool(value.isfinite().all()):
         where = int((~value.isfinite()).nonzero()[0])
         raise SamplingError(
-            f"guidance.potential: {name} is {float(value[where].detach())} in row {where} for x {list(x.shape)} "
-            f"between {float(x.detach().min()):.3g} and {float(x.detach().max()):.3g}; it must be finite everywhere"
+            f"guidance.potential: {name} is not finite: {float(value[where].detach())} in row {where} of x {list(x.shape)} "
+            f"between {float(x.detach().min()):.3g} and {float(x.detach().max()):.3g}"
         )
     if x.requires_grad and not value.requires_grad:
         raise SamplingError(
-            f"guidance.potential: {name} has no gradient: its value does not depend on x {list(x.shape)}"
+            f"guidance.potential: {name} has no gradient, its value does not depend on x {list(x.shape)}"
         )
     return value
 
