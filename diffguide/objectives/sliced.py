@@ -74,10 +74,6 @@ class Sliced(Objective):
         with torch.enable_grad():  # the loss holds a gradient, in evaluation too
             x_t.requires_grad_()
             eps = self.model(x_t, t, y).eps
-            if eps.shape != x_0.shape:
-                raise ValueError(
-                    f"the network's output {list(eps.shape)} must have the shape of the data {list(x_0.shape)}"
-                )
             divergence = torch.zeros((), dtype=eps.dtype, device=eps.device)
             for _ in range(self.slices):
                 v = normal(x_0.shape, rng, eps.dtype)

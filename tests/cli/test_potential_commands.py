@@ -160,7 +160,7 @@ def test_a_potential_that_fails_does_not_cost_a_training(tmp_path, command, monk
     ("steep", r"the gradient of steep is not finite for x \[4, 2\] between"),
     ("rasies", r"_target_: cannot import theirs.rasies: .*; nearest: raises"),
     ("number", "guidance.potential._target_ must name a function or a class, theirs.number is 3"),
-    ("Needs", r"missing 1 required positional argument: 'k'; say \+guidance.potential.<argument>=<value>"),
+    ("Needs", r"argument: 'k'; set \+guidance.potential"),
 ])  # fmt: skip
 def test_what_goes_wrong_in_a_users_function_is_told(tmp_path, command, monkeypatch, name, sentence):
     """In one line, with the line of theirs; a run that made nothing leaves no folder."""

@@ -121,7 +121,7 @@ def test_numbers_out_of_range(changed, sentence):
         CADS(model(), 2.0, EVERYWHERE, **{**LEVELS, "psi": 1.0, **changed})
 
 
-def test_what_cannot_work_is_refused():
+def test_invalid_arguments_raise():
     with pytest.raises(ValueError, match="guidance=cads needs a model"):
         CADS(ExactMixture(two_classes(), COSINE), 2.0, EVERYWHERE, psi=1.0, **LEVELS)
     guided = CADS(model(), 2.0, EVERYWHERE, psi=1.0, **LEVELS)

@@ -85,7 +85,7 @@ def test_with_the_exact_classifier_it_is_classifier_free_guidance(schedule, scal
 
 @pytest.mark.parametrize("other", SCHEDULES.values(), ids=SCHEDULES)
 @every_schedule
-def test_a_classifier_with_another_schedule_is_asked_at_the_same_log_snr(schedule, other):
+def test_a_classifier_with_another_schedule_is_evaluated_at_the_same_log_snr(schedule, other):
     model, classifier = exact(schedule), exact(other)
     for time in (0.1, 0.45, 0.8):
         time = torch.tensor(time, dtype=torch.float64)
@@ -189,7 +189,7 @@ def test_the_gradient_is_that_of_the_network(make, shape):
 
 
 @either_time
-def test_only_what_is_needed_is_asked(t):
+def test_only_needed_predictions_are_evaluated(t):
     """Rows without a class, scale 0, no condition, and levels outside the interval; each bit for bit."""
     model, mixed = exact(), torch.where(torch.arange(8) % 2 == 0, -1, y)
     guided, plain = ClassifierGuidance(model, model, 3.0, EVERYWHERE)(x, t, mixed), model(x, t, mixed)
@@ -252,7 +252,7 @@ def facts(**changed):
         (exact(Flow(12.0, -math.inf)), exact(), 1.0, EVERYWHERE, "log_snr_min=-inf"),
     ],
 )
-def test_what_cannot_work_is_refused(denoiser, classifier, scale, interval, sentence):
+def test_invalid_arguments_raise(denoiser, classifier, scale, interval, sentence):
     with pytest.raises(ValueError, match=sentence):
         ClassifierGuidance(denoiser, classifier, scale, interval)
 

@@ -204,7 +204,7 @@ def test_other_files_are_refused(tmp_path, kind, capfd):
         ({"scale": math.inf}, "scale must be"),
     ],
 )
-def test_what_cannot_work_is_refused(changed, sentence):
+def test_invalid_arguments_raise(changed, sentence):
     with pytest.raises(ValueError, match=sentence):
         steering(generator(), **changed)
 
@@ -216,12 +216,12 @@ def test_a_compiled_generator_is_not_differentiated():
         steering(model)(x, t, y)
 
 
-def test_a_network_with_another_number_of_outputs_is_told():
+def test_a_network_with_another_number_of_outputs_raises():
     with pytest.raises(SamplingError, match=r"guidance.num_classes=3 .* \[4, 5\]"):
         steering(generator(), network=Linear(classes=5))(x, t, y)
 
 
-def test_a_network_that_cannot_take_the_images_is_told():
+def test_a_network_that_rejects_the_images_raises_one_line():
     """In the words of a mistake, not of a crash, with the keys that decide; vectors are no images."""
     sentence = r"cannot take images \[3, 1, 8, 8\], which guidance.channels and guidance.size decide: .*mat1 and mat2"
     with pytest.raises(SamplingError, match=sentence):
@@ -230,7 +230,7 @@ def test_a_network_that_cannot_take_the_images_is_told():
         steering(generator()).log_prob(x[:, 0, 0, :2])
 
 
-def test_a_network_is_asked_in_its_own_precision():
+def test_a_network_runs_in_its_own_precision():
     """Float32 weights under a float64 oracle."""
     found = steering(generator(), network=Linear().float()).log_prob(x)
     torch.testing.assert_close(found.double(), steering(generator()).log_prob(x), rtol=1e-5, atol=1e-5)

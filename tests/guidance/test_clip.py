@@ -94,7 +94,7 @@ def test_guided_images_come_nearer_to_the_text(encoder):
     torch.testing.assert_close(run(3.0, [2]), found[1][1:2], rtol=1e-6, atol=1e-6)
 
 
-def test_what_cannot_work_is_refused(encoder, tmp_path):
+def test_invalid_arguments_raise(encoder, tmp_path):
     with pytest.raises(ValueError, match="prompt must be"):
         ClipPotential(" ", encoder, 2, 0.5)
     with pytest.raises(ValueError, match="smallest must be"):

@@ -192,7 +192,7 @@ def test_a_ramp_at_0_evaluates_nothing_weak():
     (lambda: ClassifierFree(exact(), 1.5, EVERYWHERE, CFGPlusPlus()), "rule=cfgpp, scale"),
     (lambda: ClassifierFree(exact(Cosine(12.0, -INF)), 1.5, EVERYWHERE, TCFG()), "rule=tcfg .* zero terminal SNR"),
 ])  # fmt: skip
-def test_what_cannot_work_is_refused(make, sentence):
+def test_invalid_arguments_raise(make, sentence):
     with pytest.raises(ValueError, match=sentence):
         make()
 

@@ -73,7 +73,7 @@ def test_an_operator_is_its_matrix(name):
 
 
 @every_problem
-def test_a_measurement_made_elsewhere(name):
+def test_a_given_measurement_is_used_as_it_is(name):
     problem = PROBLEMS[name](Given(CLEAN))
     again = PROBLEMS[name](Given(problem.measurement[0], measured=True))
     assert torch.equal(again(points(2, *SHAPE), None), problem(points(2, *SHAPE), None))
@@ -234,7 +234,7 @@ def test_repaint_has_no_ode():
         run(Dopri5(2, UniformT(), 0.05, 0.05, 1000, 0.002), guided, (4,))
 
 
-def test_masks_hide_what_they_say():
+def test_masks_hide_the_given_values():
     assert Box(1, 2, 2, 3)((1, 4, 6)).sum() == 24 - 6
     assert abs(float(RandomMask(0.3, 1)((3, 40, 50)).float().mean()) - 0.7) < 0.05
     assert RandomMask(0.3, 1)((3, 40, 50)).shape == (40, 50) and RandomMask(0.3, 1)((40,)).shape == (40,)
@@ -298,6 +298,6 @@ def quarter() -> SuperResolution:
     (lambda: repaint()(points(2, 4), T), r"call start\(noise, times\) first"),
     (lambda: repaint().start(None, T), "pass noise to the run"),
 ])  # fmt: skip
-def test_what_cannot_work_is_refused(make, sentence):
+def test_invalid_arguments_raise(make, sentence):
     with pytest.raises(ValueError, match=sentence):
         make()

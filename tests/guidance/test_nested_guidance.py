@@ -71,7 +71,7 @@ def test_momentum_inside_a_guidance_that_begins_and_ends():
     assert sampler(outer, x, sampler.times(outer), y).isfinite().all()
 
 
-def test_runs_of_one_guidance_do_not_see_each_other():
+def test_runs_of_one_guidance_are_independent():
     """Begun from the same object and walked in turn: each is as it is alone, and has the first steps of its own grid."""
     guided = ClassifierFree(LAW, 3.0, EVERYWHERE, MOMENTUM)
     levels = torch.tensor([0.8, 0.6, 0.5], dtype=torch.float64)
@@ -170,7 +170,7 @@ def test_what_would_be_ignored_is_refused(make, sentence):
         make()
 
 
-def test_auto_needs_both_to_know_the_null_condition():
+def test_autoguidance_needs_a_null_condition_of_both_models():
     """A guide that never dropped its label cannot be asked without one."""
     guide = Preconditioned(lively(mlp()).double(), COSINE, V(), has_null=False)
     auto = Autoguidance(network(), guide, 2.0, EVERYWHERE)
@@ -179,7 +179,7 @@ def test_auto_needs_both_to_know_the_null_condition():
         ClassifierFree(auto, 2.0, EVERYWHERE)
 
 
-def test_nested_says_what_its_parts_need():
+def test_nested_forwards_the_needs_of_its_parts():
     """So that a network which ignores its condition is found out; guidance without conditions is not asked."""
     free, plain = (
         (lambda d: ClassifierFree(d, 2.0, EVERYWHERE)),

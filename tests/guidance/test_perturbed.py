@@ -84,7 +84,7 @@ def test_outside_the_interval_nothing_weak_is_evaluated(kind, options):
 
 
 @either_time
-def test_rows_without_label_are_left_where_asked(monkeypatch, t):
+def test_rows_without_label_are_unguided_if_unconditional_is_false(monkeypatch, t):
     """They are neither guided nor evaluated twice; y = None is no label at all, and a network without labels is guided."""
     backbone, guided_rows = network(), y >= 0
     strong, weak = denoiser(backbone)(x, t, y), weak_of(PAG, backbone, [1], x, t, y, monkeypatch)
@@ -201,6 +201,6 @@ EXACT = ExactMixture(two_classes(), COSINE)
     (lambda: SEG(denoiser(network()), 2.0, EVERYWHERE, math.nan, None, True), "blur must be"),
     (lambda: PAG(denoiser(network()), math.inf, EVERYWHERE, None, True), "scale must be"),
 ])  # fmt: skip
-def test_what_cannot_work_is_refused(make, sentence):
+def test_invalid_arguments_raise(make, sentence):
     with pytest.raises(ValueError, match=sentence):
         make()

@@ -24,7 +24,7 @@ from diffguide.guidance.potentials import (
     UniversalGuidance,
 )
 from diffguide.models.evaluation_counters import EvaluationCounter
-from diffguide.models.protocols import SamplingError
+from diffguide.models.protocols import DenoiserWrapper, Prediction, SamplingError
 from diffguide.randomness import Noise
 from diffguide.samplers import DDIM, Heun
 from diffguide.samplers.grids import UniformT
@@ -294,8 +294,17 @@ def test_mpgd_needs_no_gradient_of_the_network():
     numpy_law = ExactMixture(two_classes(), COSINE)
     found = MPGD(numpy_law, near_2(), 0.1, EVERYWHERE)(points_2, T, y)
     torch.testing.assert_close(found.x_0, MPGD(LAW, near_2(), 0.1, EVERYWHERE)(points_2, T, y).x_0)
-    with pytest.raises(Exception, match="has no gradient|requires grad|numpy"):
+    with pytest.raises(Exception, match="requires grad|numpy"):
         PotentialGuidance(numpy_law, near_2(), 1.0, EVERYWHERE)(points_2, T, y)
+
+
+def test_a_model_without_gradient_raises_one_line():
+    class Detached(DenoiserWrapper):
+        def __call__(self, x_t, t, y=None):
+            return Prediction(*(field.detach() for field in self.denoiser(x_t, t, y)))
+
+    with pytest.raises(SamplingError, match="Detached has no gradient"):
+        PotentialGuidance(Detached(LAW), near_2(), 1.0, EVERYWHERE)(points_2, T, y)
 
 
 @pytest.mark.parametrize("name", sorted(set(SAMPLERS) - {"dopri5"}))
@@ -378,11 +387,11 @@ def constant(x, y):
 @pytest.mark.parametrize("potential, sentence", [
     (wrong_shape, r"wrong_shape must return one number per row, \[6\] for x \[6, 2\], got \[6, 1\]"),
     (a_number, r"a_number must return one number per row, \[6\] for x \[6, 2\], got float"),
-    (not_finite, r"not_finite is nan in row 0 for x \[6, 2\] between"),
+    (not_finite, "not_finite is not finite: nan in row 0"),
     (constant, "constant has no gradient"),
 ])  # fmt: skip
 @pytest.mark.parametrize("method", ["potential", "noised", "mpgd"])
-def test_a_potential_that_is_none_is_told(potential, sentence, method):
+def test_an_invalid_potential_raises_one_line(potential, sentence, method):
     with pytest.raises(SamplingError, match=sentence):
         METHODS[method](LAW, potential)(points_2, T, y)
 
@@ -400,6 +409,6 @@ def test_a_potential_that_is_none_is_told(potential, sentence, method):
     (lambda: LGD(LAW, near_2(), 1.0, EVERYWHERE, 2).start(None, TIMES), "pass noise to the run"),
     (lambda: PotentialDensity(LAW, near_2(), math.inf), "scale must be"),
 ])  # fmt: skip
-def test_what_cannot_work_is_refused(make, sentence):
+def test_invalid_arguments_raise(make, sentence):
     with pytest.raises(ValueError, match=sentence):
         make()

@@ -80,7 +80,7 @@ class Seen(Backbone):
         return self.weight * (1 + x.sum(1, keepdim=True))
 
 
-def test_a_pair_knows_its_own_two_levels_alone():
+def test_the_classifier_of_a_pair_is_trained_on_its_two_levels_only():
     levels, n = 6, 10
     made = DensityRatio(Seen(levels), SCHEDULE, levels, 0, 0.5)
     x_0 = torch.randn(n, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)

@@ -164,7 +164,7 @@ def test_the_objective_drops_labels(p_uncond, expected):
 
 
 @pytest.mark.parametrize("p_uncond", [-0.1, 1.5, math.nan])
-def test_a_probability_is_one(p_uncond):
+def test_p_uncond_is_a_probability(p_uncond):
     with pytest.raises(ValueError, match="p_uncond must be"):
         objective(p_uncond=p_uncond)
 

@@ -152,7 +152,7 @@ class Broken(Grid):
         (ModelLevels(), 3, "grid=levels needs a model with noise levels of its own"),
     ],
 )
-def test_what_a_grid_refuses(grid, steps, sentence):
+def test_impossible_grids_raise(grid, steps, sentence):
     with pytest.raises(ValueError, match=sentence):
         grid(EDM(LOW, HIGH), steps)
 
@@ -178,7 +178,7 @@ def test_a_list_is_of_times_or_of_levels(lists):
         (lambda: Leading(1000, -1), "offset must be"),
     ],
 )
-def test_discrete_grids_refuse(make, sentence):
+def test_impossible_discrete_grids_raise(make, sentence):
     with pytest.raises(ValueError, match=sentence):
         make()
 

@@ -207,7 +207,7 @@ def test_dopri5_refuses_impossible_arguments(options, message):
         dopri5(**options)
 
 
-def test_dopri5_refuses_a_last_step_that_is_all():
+def test_dopri5_rejects_a_noise_level_min_above_the_start():
     denoiser = ExactMixture(two_classes(), EDM(math.inf, HIGH))
     top = float(denoiser.schedule.noise_level(torch.tensor(1.0, dtype=torch.float64)))
     with pytest.raises(ValueError, match=f"noise_level_min .* {top:.6g}, got {top:g}"):
@@ -216,14 +216,14 @@ def test_dopri5_refuses_a_last_step_that_is_all():
     dopri5(noise_level_min=2 * top).times(ExactMixture(two_classes(), EDM(LOW, HIGH)))  # there it is not used
 
 
-def test_dopri5_says_how_to_install_what_it_needs(monkeypatch):
+def test_dopri5_without_torchode_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "torchode", None)
     with pytest.raises(ValueError, match=r"pip install 'diffguide\[ode\]'"):
         dopri5()
 
 
 @pytest.mark.parametrize("steps", [1, 4])
-def test_dopri5_stops_at_its_evaluations(steps):
+def test_dopri5_raises_beyond_max_evaluations(steps):
     """Counted over the whole run, whatever the grid."""
     denoiser = EvaluationCounter(ExactMixture(two_classes(), Cosine(12.0, -10.0)))
     sampler = dopri5(steps=steps, max_evaluations=30)
@@ -232,7 +232,7 @@ def test_dopri5_stops_at_its_evaluations(steps):
     assert denoiser.tally.evaluations <= 30
 
 
-def test_dopri5_says_that_numbers_are_not_finite():
+def test_dopri5_raises_for_numbers_that_are_not_finite():
     denoiser, sampler = ExactMixture(two_classes(), Cosine(12.0, -10.0)), dopri5()
     with pytest.raises(ValueError, match="not finite between t = 1 and 0"):
         sampler(denoiser, torch.full((2, 2), math.nan, dtype=torch.float64), sampler.times(denoiser))
@@ -280,7 +280,7 @@ def test_no_more_history_than_the_order_needs(name):
 
 
 @pytest.mark.parametrize("make", [DPMpp2M, DPMpp3M, lambda n, grid: UniPC(n, grid, order=3)], ids=["2m", "3m", "unipc"])
-def test_an_infinite_level_enters_no_history(make):
+def test_a_step_from_an_infinite_level_clears_the_history(make):
     """From pure noise the first step is DDIM's, and the rest of the run is the run that begins after it."""
     denoiser, x = ExactMixture(two_classes(), Flow(12.0, -math.inf)), torch.ones(3, 2, dtype=torch.float64)
     times = torch.tensor([1.0, 0.8, 0.6, 0.4, 0.2], dtype=torch.float64)

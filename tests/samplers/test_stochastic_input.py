@@ -54,7 +54,7 @@ HEUN, GRID = Heun(5, UniformT()), UniformT()
         (lambda: Restart(HEUN, [[0.1, 0.3, 2.5, 1]]), "whole steps and repeats"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_is_refused(make, sentence):
+def test_impossible_arguments_raise(make, sentence):
     with pytest.raises(ValueError, match=sentence):
         make()
 

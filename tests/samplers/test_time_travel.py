@@ -107,7 +107,7 @@ def test_it_gives_guidance_time_to_act():
     (1, [2.0, 1.0], "interval must be .* got .2.0, 1.0."),
     (1, [1e6, 1e7], r"interval must hold a step of the grid, whose noise levels are .* got \[1000000.0, 10000000.0\]"),
 ])  # fmt: skip
-def test_what_cannot_work_is_refused(repeats, interval, sentence):
+def test_invalid_arguments_raise(repeats, interval, sentence):
     with pytest.raises(ValueError, match=sentence):
         TimeTravel(DDIM(4, UniformT(), eta=0.0), repeats, interval).times(LAW)
 
