@@ -45,7 +45,7 @@ class ScaledGuidance(DenoiserWrapper):
 
 def check_uncompiled(denoiser: Denoiser) -> None:
     """Raises SamplingError for a network that torch.compile compiled, which has no gradients of gradients."""
-    if denoiser.compiled:
+    if denoiser.is_compiled:
         raise SamplingError(
             "this guidance differentiates the network, and a compiled network has no gradients of gradients: set "
             "compile=false, or take guidance that does not differentiate the network, such as mpgd"

@@ -39,7 +39,7 @@ class ClassifierObjective(LevelObjective):
     def __init__(self, backbone: Backbone, schedule: Schedule, levels: NoiseLevels = UNIFORM_TIME):
         super().__init__()
         levels.check(schedule)
-        if schedule.learned:
+        if schedule.is_learned:
             raise ValueError(
                 f"objective=classifier needs a fixed schedule, got {type(schedule).__name__}, which would learn to add no noise"
             )

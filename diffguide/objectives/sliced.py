@@ -59,7 +59,7 @@ class Sliced(Objective):
         levels.check(schedule)
         if isinstance(levels, LossSecondMoment):
             raise ValueError("levels=loss_second_moment needs a loss that is not negative; take levels=uniform_t")
-        if schedule.learned:
+        if schedule.is_learned:
             raise ValueError(f"objective=sliced needs a fixed schedule, got {type(schedule).__name__}")
         check_twice_differentiable(backbone, "sliced score matching")
         self.model = Preconditioned(backbone, schedule, parameterization, has_null=p_uncond > 0)

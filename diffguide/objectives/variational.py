@@ -71,9 +71,11 @@ class Variational(LevelObjective):
                 f"{schedule.log_snr_min:g} to {schedule.log_snr_max:g}"
             )
         levels.check(schedule)
-        if (schedule.learned or steps is not None) and not levels.in_time:
+        if (schedule.is_learned or steps is not None) and not levels.in_time:
             what = (
-                f"a learned schedule ({type(schedule).__name__})" if schedule.learned else f"a bound of {steps} steps"
+                f"a learned schedule ({type(schedule).__name__})"
+                if schedule.is_learned
+                else f"a bound of {steps} steps"
             )
             raise ValueError(
                 f"{what} needs levels drawn in time, such as levels=uniform_t, got {type(levels).__name__}"

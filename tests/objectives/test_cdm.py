@@ -231,7 +231,7 @@ def test_recipes_and_their_ablation():
         assert found == {"cdm": (ce, 1.0), "cdm_ce": (1.0, 0.0), "cdm_mse": (0.0, 1.0)}
     cfg = composed("experiment=cdm_digits")
     assert cfg.objective.p_uncond == 0.1
-    build(cfg, "objective", build(cfg, "backbone"), build(cfg, "schedule"))
+    build(cfg.objective, "objective", build(cfg.backbone, "backbone"), build(cfg.schedule, "schedule"))
 
 
 SMALL = [

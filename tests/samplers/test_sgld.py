@@ -129,7 +129,7 @@ def test_the_command_samples_with_it(jem_run, tmp_path, command):
 
 @pytest.mark.parametrize("arguments, sentence", [
     (["sampler=heun"], "sampler: Heun needs a denoiser, and this model is an energy without noise levels: take sampler=sgld"),
-    (["sampler=sgld", "guidance=cfg"], "a JointEnergy is an energy, which follows its labels by itself: take guidance=none"),
+    (["sampler=sgld", "guidance=cfg"], "a JointEnergy is an energy"),
     (["sampler=sgld", "guidance=noisy_potential", "guidance/potential=brightness"], "take guidance=none"),
     (["sampler=sgld", "sampler.step_size=0"], "sampler: step_size must be"),
 ])  # fmt: skip
@@ -163,5 +163,5 @@ def test_jem_is_rejected_as_a_guiding_classifier_and_has_a_dry_run(jem_run, tiny
 
 def test_no_schedule_is_for_energies_alone(tmp_path, command):
     done = command(train, "schedule=none", at=tmp_path)
-    sentence = "objective: schedule=none has no noise levels, and this needs them: use schedule=cosine or another"
-    assert done.code == 1 and done.err == f"diffguide-train: {sentence}\n"
+    assert done.code == 1 and len(done.err.splitlines()) == 1
+    assert done.err.startswith("diffguide-train: objective: schedule=none") and "schedule=cosine" in done.err
