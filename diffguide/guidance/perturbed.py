@@ -66,10 +66,11 @@ class Perturbed(Contrast):
             return side, side
         batch = len(x_t)
         both = self.denoiser.predict_perturbed(
-            torch.cat([x_t, x_t[rows]]), torch.cat([t, t[rows]]) if t.ndim else t,
+            torch.cat([x_t, x_t[rows]]),
+            torch.cat([t, t[rows]]) if t.ndim else t,
             None if y is None else concatenate_conditions([y, y[rows]]),
             self.perturbation.for_rows(torch.arange(batch + len(rows), device=x_t.device) >= batch),
-        )  # fmt: skip
+        )
         strong = Prediction(*(field[:batch] for field in both))
         return strong, Prediction(*(side.index_copy(0, rows, field[batch:]) for side, field in zip(strong, both)))
 
@@ -88,10 +89,9 @@ class PAG(Perturbed):
     Arguments:
         denoiser: a network with attention; it needs no condition.
         scale: 1 = off, 0 = the perturbed network, above 1 = guided.
-        interval: (lo, hi] in noise level sigma / alpha.
         layers: indices of attention layers, in the order of computation; None = all on the coarsest grid.
         unconditional: whether rows without condition are guided too; False inside `ClassifierFree` is the paper's sum.
-        rule, ramp: as in `Contrast`.
+        interval, rule, ramp: as in `Contrast`.
 
     Raises:
         ValueError: a network without attention or without these layers, or one inside other guidance.
@@ -120,11 +120,10 @@ class SEG(Perturbed):
     Arguments:
         denoiser: a network with attention; it needs no condition.
         scale: 1 = off, 0 = the perturbed network, above 1 = guided.
-        interval: (lo, hi] in noise level sigma / alpha.
         blur: standard deviation in positions of the attention (pixels at its resolution, patches), at least 0; inf = the
             mean query everywhere.
         layers, unconditional: as in `PAG`.
-        rule, ramp: as in `Contrast`.
+        interval, rule, ramp: as in `Contrast`.
     """
 
     def __init__(
@@ -152,10 +151,9 @@ class SLG(Perturbed):
     Arguments:
         denoiser: a network; it needs no condition.
         scale: 1 = off, 0 = the perturbed network, above 1 = guided.
-        interval: (lo, hi] in noise level sigma / alpha.
         layers: indices of blocks, in the order of computation; in a U-Net the outer ones often matter most.
         unconditional: as in `PAG`.
-        rule, ramp: as in `Contrast`.
+        interval, rule, ramp: as in `Contrast`.
     """
 
     def __init__(

@@ -44,7 +44,6 @@ class DDIM(Sampler):
     """Song, Meng, Ermon, "Denoising Diffusion Implicit Models", 2021, arXiv 2010.02502, eq. 12.
 
     Arguments:
-        steps, grid: as for every sampler.
         eta: 0 = deterministic, 1 = DDPM with the posterior variance; v = eta^2 Var[x_s | x_t, x_0]; in [0, 1].
     """
 
@@ -80,7 +79,6 @@ class EulerAncestral(Sampler):
     eq. 16, in the noise levels of Karras et al. 2022, arXiv 2206.00364; the name is k-diffusion's.
 
     Arguments:
-        steps, grid: as for every sampler.
         eta: sigma_up relative to the posterior's standard deviation, in [0, 1].
         s_noise: factor of the noise that is added, at least 0; 1 keeps the variance.
     """
@@ -107,7 +105,6 @@ class DDPM(Sampler):
     the noise level falls by more than MAX_FALL (`step_limits`), where the transition's variance is that of the level before.
 
     Arguments:
-        steps, grid: as for every sampler.
         variance: 0 = fixed small (the posterior's), 1 = fixed large (the transition's), between = log-linear.
     """
 
@@ -142,9 +139,6 @@ class ExactDDPM(Sampler):
     The fixed variances ignore the second term, the variance of x_0. On Gaussian data a step of any length is exact, also
     the one to t = 0, which draws from the posterior of x_0. Bao, Li, Zhu, Zhang, "Analytic-DPM",
     2022, arXiv 2201.06503, eq. 8, with the covariance in full in place of its mean over dimensions.
-
-    Arguments:
-        steps, grid: as for every sampler.
     """
 
     order = 1

@@ -35,9 +35,9 @@ class Sampler:
     A step starts from alpha_t pred.x_0 + sigma_t pred.eps, never from x_t. The two are equal unless guidance changes eps
     (CFG++); solvers that start from x_t would ignore such guidance.
 
-    Arguments:
+    Arguments (of all samplers):
         steps: number of steps, 1 to 10^5.
-        grid: where the times lie.
+        grid: of the times.
 
     Attributes:
         order: of convergence of the deterministic solution.

@@ -87,7 +87,6 @@ class StochasticDPMpp(ExponentialSDE):
     """Base of the solvers with a constant tau.
 
     Arguments:
-        steps, grid: as for every sampler.
         eta: tau^2, 0 = the ODE, 1 = the reverse SDE; at least 0.
         s_noise: factor of the noise that is added, at least 0.
     """
@@ -160,7 +159,6 @@ class SASolver(ExponentialSDE):
     are the exact integrals of section 5; the authors' code adds a term of third order to those of order 2.
 
     Arguments:
-        steps, grid: as for every sampler.
         predictor_order: number of values that the predictor goes through, 1 to 4.
         corrector_order: number of values that the corrector goes through, the newest among them, 1 to 4; 0 = none.
         tau: amount of noise within the interval, at least 0; 0 = the ODE, 1 = the reverse SDE.

@@ -68,7 +68,6 @@ class EulerMaruyama(Sampler):
     Ma et al., "SiT", 2024, arXiv 2401.08740, eq. 5. The step to t = 0 takes v = 0: nothing removes noise after it.
 
     Arguments:
-        steps, grid: as for every sampler.
         diffusion: w(t).
     """
 

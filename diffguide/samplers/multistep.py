@@ -84,7 +84,6 @@ class Multistep(Sampler):
     The first steps have the order that their history allows.
 
     Arguments:
-        steps, grid: as for every sampler.
         order: values that the polynomial goes through, this step's included; 1 is DDIM.
     """
 

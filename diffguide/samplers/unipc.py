@@ -24,7 +24,6 @@ class UniPC(ExponentialMultistep):
     The evaluation at t first corrects x_t, then predicts x_s. The last x is not corrected, which saves an evaluation.
 
     Arguments:
-        steps, grid: as for every sampler.
         order: p, 1 to 3; the corrector has order p + 1.
     """
 

@@ -112,10 +112,14 @@ def test_a_sample_is_a_function_of_its_seed():
     assert ((other - first).abs().amax(1) > 1e-4).tolist() == (y >= 0).tolist()
 
 
-@pytest.mark.parametrize("changed, sentence", [
-    ({"strength": -1.0}, "strength must be"), ({"clean": 9.0}, "0 < clean < noisy, got 9.0 and 8.0"),
-    ({"psi": 2.0}, "psi must be in"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "changed, sentence",
+    [
+        ({"strength": -1.0}, "strength must be"),
+        ({"clean": 9.0}, "0 < clean < noisy, got 9.0 and 8.0"),
+        ({"psi": 2.0}, "psi must be in"),
+    ],
+)
 def test_numbers_out_of_range(changed, sentence):
     with pytest.raises(ValueError, match=sentence):
         CADS(model(), 2.0, EVERYWHERE, **{**LEVELS, "psi": 1.0, **changed})

@@ -29,8 +29,9 @@ every_schedule = pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCH
 x = 1.5 * torch.randn(8, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 y = torch.tensor([0, 1, 0, 1, 1, 0, 0, 1])
 t = torch.tensor(0.45, dtype=torch.float64)
-either_time = pytest.mark.parametrize("t", [t, t.expand(8), torch.linspace(0.05, 0.95, 8, dtype=torch.float64)],
-                                      ids=["0-d", "[B]", "various"])  # fmt: skip
+either_time = pytest.mark.parametrize(
+    "t", [t, t.expand(8), torch.linspace(0.05, 0.95, 8, dtype=torch.float64)], ids=["0-d", "[B]", "various"]
+)
 
 
 class Unconditional(DenoiserWrapper):

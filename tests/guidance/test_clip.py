@@ -33,8 +33,9 @@ def encoder() -> ClipEncoder:
     layers = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
     config = transformers.CLIPConfig(
         text_config={**layers, "vocab_size": 50, "max_position_embeddings": 32, "eos_token_id": 49},
-        vision_config={**layers, "image_size": SIDE, "patch_size": 8}, projection_dim=12,
-    )  # fmt: skip
+        vision_config={**layers, "image_size": SIDE, "patch_size": 8},
+        projection_dim=12,
+    )
     torch.manual_seed(0)
     return ClipEncoder(transformers.CLIPModel(config).double(), Tokens())
 

@@ -35,9 +35,10 @@ def test_unguided_is_the_conditional():
     assert_same(Unguided(exact())(x, t, y), exact()(x, t, y))
 
 
-@pytest.mark.parametrize("scale, interval, evaluations", [
-    (1.0, EVERYWHERE, 8), (0.0, EVERYWHERE, 8), (3.0, EVERYWHERE, 16), (3.0, (0.0, 1e-3), 8)
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "scale, interval, evaluations",
+    [(1.0, EVERYWHERE, 8), (0.0, EVERYWHERE, 8), (3.0, EVERYWHERE, 16), (3.0, (0.0, 1e-3), 8)],
+)
 def test_only_needed_predictions_are_evaluated(scale, interval, evaluations):
     counter = EvaluationCounter(exact())
     ClassifierFree(counter, scale, interval)(x, t, y)

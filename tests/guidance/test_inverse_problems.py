@@ -171,11 +171,13 @@ def run(sampler, guided, shape, n=6, schedule=COSINE, first=0):
 
 
 SAMPLERS = {  # and whether each level has noise of its own
-    "ddim": (DDIM(10, UniformT(), eta=0.0), True), "ddpm": (DDPM(10, UniformT(), variance=0.0), True),
+    "ddim": (DDIM(10, UniformT(), eta=0.0), True),
+    "ddpm": (DDPM(10, UniformT(), variance=0.0), True),
     "time_travel": (TimeTravel(DDPM(8, UniformT(), variance=0.0), 2, EVERYWHERE), True),
-    "heun": (Heun(10, UniformT()), False), "dpmpp_2m": (DPMpp2M(10, UniformT()), False),
+    "heun": (Heun(10, UniformT()), False),
+    "dpmpp_2m": (DPMpp2M(10, UniformT()), False),
     "dopri5": (Dopri5(2, UniformT(), 0.01, 0.01, 1000, 0.002), False),
-}  # fmt: skip
+}
 
 
 class Seen(White):
@@ -279,25 +281,30 @@ def quarter() -> SuperResolution:
     return SuperResolution(Given(CLEAN), 2, NOISE, 0)
 
 
-@pytest.mark.parametrize("make, sentence", [
-    (lambda: vector_problem(0.0), "noise must be"),
-    (lambda: Inpaint(Given(CLEAN), Box(3, 0, 2, 3), NOISE, 0), r"rows 3 to 5 and columns 0 to 3"),
-    (lambda: Inpaint(Given(CLEAN), Box(0, 0, 4, 6), NOISE, 0), "the mask hides every value"),
-    (lambda: Inpaint(Given(CLEAN), Mask4(), NOISE, 0), r"mask \[4\] .* \[1, 4, 6\]"),
-    (lambda: SuperResolution(Given(CLEAN), 4, NOISE, 0), r"factor 4 must divide .* \[1, 4, 6\]"),
-    (lambda: SuperResolution(Given(CLEAN), 1, NOISE, 0), "factor must be"),
-    (lambda: Deblur(Given(CLEAN), 0.0, NOISE, 0), "width must be"),
-    (lambda: Deblur(Given(PICTURE), 1.0, NOISE, 0), r"only images .* are blurred, got \[4\]"),
-    (lambda: RandomMask(1.0, 0), "hidden must be"),
-    (lambda: DPS(LAW, Towards(0.0, 1.0), 1.0, EVERYWHERE), "LinearProblem, got Towards"),
-    (lambda: repaint(quarter()), "Inpaint, got SuperResolution"),
-    (lambda: PiGDM(LAW, vector_problem(), 1.0, EVERYWHERE, 0.0), "data_variance must be"),
-    (lambda: PiGDM(LAW, vector_problem(), 1.0, EVERYWHERE, 1.0)(points(2, 5), T), r"cannot measure \[2, 5\]"),
-    (lambda: MPGD(LAW, quarter(), 1.0, EVERYWHERE)(points(2, 1, 8, 8), T),
-     r"\[1, 2, 3\].*\[1, 8, 8\].*\[1, 4, 4\]"),
-    (lambda: repaint()(points(2, 4), T), r"call start\(noise, times\) first"),
-    (lambda: repaint().start(None, T), "pass noise to the run"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "make, sentence",
+    [
+        (lambda: vector_problem(0.0), "noise must be"),
+        (lambda: Inpaint(Given(CLEAN), Box(3, 0, 2, 3), NOISE, 0), r"rows 3 to 5 and columns 0 to 3"),
+        (lambda: Inpaint(Given(CLEAN), Box(0, 0, 4, 6), NOISE, 0), "the mask hides every value"),
+        (lambda: Inpaint(Given(CLEAN), Mask4(), NOISE, 0), r"mask \[4\] .* \[1, 4, 6\]"),
+        (lambda: SuperResolution(Given(CLEAN), 4, NOISE, 0), r"factor 4 must divide .* \[1, 4, 6\]"),
+        (lambda: SuperResolution(Given(CLEAN), 1, NOISE, 0), "factor must be"),
+        (lambda: Deblur(Given(CLEAN), 0.0, NOISE, 0), "width must be"),
+        (lambda: Deblur(Given(PICTURE), 1.0, NOISE, 0), r"only images .* are blurred, got \[4\]"),
+        (lambda: RandomMask(1.0, 0), "hidden must be"),
+        (lambda: DPS(LAW, Towards(0.0, 1.0), 1.0, EVERYWHERE), "LinearProblem, got Towards"),
+        (lambda: repaint(quarter()), "Inpaint, got SuperResolution"),
+        (lambda: PiGDM(LAW, vector_problem(), 1.0, EVERYWHERE, 0.0), "data_variance must be"),
+        (lambda: PiGDM(LAW, vector_problem(), 1.0, EVERYWHERE, 1.0)(points(2, 5), T), r"cannot measure \[2, 5\]"),
+        (
+            lambda: MPGD(LAW, quarter(), 1.0, EVERYWHERE)(points(2, 1, 8, 8), T),
+            r"\[1, 2, 3\].*\[1, 8, 8\].*\[1, 4, 4\]",
+        ),
+        (lambda: repaint()(points(2, 4), T), r"call start\(noise, times\) first"),
+        (lambda: repaint().start(None, T), "pass noise to the run"),
+    ],
+)
 def test_invalid_arguments_raise(make, sentence):
     with pytest.raises(ValueError, match=sentence):
         make()

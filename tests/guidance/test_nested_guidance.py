@@ -133,10 +133,15 @@ def begun(guided, seeds=range(6)):
     return guided.start(Noise(seeds, (2,), COSINE, dtype=torch.float64), TIMES)
 
 
-@pytest.mark.parametrize("outer", [
-    lambda d: ClassifierFree(d, 1.5, EVERYWHERE), lambda d: NegativeCondition(d, 1, 1.5, EVERYWHERE),
-    lambda d: ClassComposition(d, [0, 2], [1.0, -0.5], 1.5, EVERYWHERE),
-], ids=["cfg", "negative", "compose"])  # fmt: skip
+@pytest.mark.parametrize(
+    "outer",
+    [
+        lambda d: ClassifierFree(d, 1.5, EVERYWHERE),
+        lambda d: NegativeCondition(d, 1, 1.5, EVERYWHERE),
+        lambda d: ClassComposition(d, [0, 2], [1.0, -0.5], 1.5, EVERYWHERE),
+    ],
+    ids=["cfg", "negative", "compose"],
+)
 def test_noise_on_the_condition_inside_a_contrast(outer):
     """The outer one's conditions come as one batch: each sample has its noise in all of them."""
     inner = noised(network())
@@ -157,13 +162,18 @@ def test_noise_on_the_condition_around_a_negative_one():
     close(found, [b + 1.5 * (a - b) for a, b in zip(strong, weak)])
 
 
-@pytest.mark.parametrize("make, sentence", [
-    (lambda: noised(ClassComposition(network(), [0], [1.0], 2.0, EVERYWHERE)), "needs a model with classes"),
-    (lambda: noised(Autoguidance(network(), network(1), 2.0, EVERYWHERE)), "list cads before"),
-    (lambda: ClassifierFree(ClassComposition(network(), [0], [1.0])), "needs a model with classes"),
-    (lambda: NegativeCondition(ClassComposition(network(), [0], [1.0], 2.0, EVERYWHERE), 0, 2.0, EVERYWHERE),
-     "needs a model with classes"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "make, sentence",
+    [
+        (lambda: noised(ClassComposition(network(), [0], [1.0], 2.0, EVERYWHERE)), "needs a model with classes"),
+        (lambda: noised(Autoguidance(network(), network(1), 2.0, EVERYWHERE)), "list cads before"),
+        (lambda: ClassifierFree(ClassComposition(network(), [0], [1.0])), "needs a model with classes"),
+        (
+            lambda: NegativeCondition(ClassComposition(network(), [0], [1.0], 2.0, EVERYWHERE), 0, 2.0, EVERYWHERE),
+            "needs a model with classes",
+        ),
+    ],
+)
 def test_what_would_be_ignored_is_refused(make, sentence):
     """A condition that the inner guidance does not read, or reads by another table, is no contrast."""
     with pytest.raises(ValueError, match=sentence):

@@ -155,10 +155,11 @@ def test_inside_another_guidance_both_of_its_sides_are_guided(monkeypatch):
 def test_layers_are_counted_in_the_order_of_computation():
     """Each with the side of its grid; unless said, all attention layers on the coarsest."""
     for make, options, places, coarsest in (
-        (unet, {}, [4, 4, 4, 4], [0, 1, 2, 3]), (unet, {"attention": [8]}, [8, 8, 8], [0, 1, 2]),
+        (unet, {}, [4, 4, 4, 4], [0, 1, 2, 3]),
+        (unet, {"attention": [8]}, [8, 8, 8], [0, 1, 2]),
         (unet, {"multipliers": [1, 2, 2], "attention": [2, 4]}, [4, 2, 2, 2, 2, 4, 4], [1, 2, 3, 4]),
         (dit, {"depth": 3}, [4, 4, 4], [0, 1, 2]),
-    ):  # fmt: skip
+    ):
         backbone = network(make, **options)
         assert backbone.attention_layers == places
         assert PAG(denoiser(backbone), 2.0, EVERYWHERE, None, True).perturbation.layers == tuple(coarsest)
@@ -173,8 +174,9 @@ def sides(backbone: nn.Module, kind: type) -> list[int]:
     called = []
     hooks = [
         module.register_forward_hook(lambda module, _, made: called.append((module.index, made.shape[-1])))
-        for module in backbone.modules() if isinstance(module, kind)
-    ]  # fmt: skip
+        for module in backbone.modules()
+        if isinstance(module, kind)
+    ]
     backbone(x, log_snr, y)
     for hook in hooks:
         hook.remove()

@@ -149,14 +149,20 @@ def test_the_network_answers_per_image():
 
 
 OBJECTIVE = {
-    "_target_": "diffguide.objectives.cdm.CDM", "levels": 8, "ce_weight": 1.0, "mse_weight": 1.0,
-    "quantization_levels": 0, "prior": None,
-    "soft_targets": True, "p_uncond": 0.1,
-}  # fmt: skip
+    "_target_": "diffguide.objectives.cdm.CDM",
+    "levels": 8,
+    "ce_weight": 1.0,
+    "mse_weight": 1.0,
+    "quantization_levels": 0,
+    "prior": None,
+    "soft_targets": True,
+    "p_uncond": 0.1,
+}
 SAVED = CONFIG | {
-    "name": "levels", "objective": OBJECTIVE,
+    "name": "levels",
+    "objective": OBJECTIVE,
     "backbone": CONFIG["backbone"] | {"out_features": 8, "noise_conditioned": False},
-}  # fmt: skip
+}
 
 
 def test_a_checkpoint_is_the_model(tmp_path):

@@ -16,9 +16,13 @@ SCHEDULES = {"cosine": Cosine(12.0, -10.0), "flow": Flow(12.0, -12.0), "linear":
 every_schedule = pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
 EXACT_EDM = EDM(math.inf, HIGH)
 GRIDS = {
-    "t": UniformT(), "log-snr": UniformLogSNR(), "karras": Karras(7.0, None, None), "karras-1": Karras(1.0, None, None),
-    "quadratic": Quadratic(), "trailing": Trailing(1000),
-}  # fmt: skip
+    "t": UniformT(),
+    "log-snr": UniformLogSNR(),
+    "karras": Karras(7.0, None, None),
+    "karras-1": Karras(1.0, None, None),
+    "quadratic": Quadratic(),
+    "trailing": Trailing(1000),
+}
 
 
 @every_schedule

@@ -83,10 +83,15 @@ def test_models_and_samplers_that_do_not_fit_raise():
             Heun(5, UniformT()).times(model)
 
 
-@pytest.mark.parametrize("arguments, message", [
-    ((0, 1.0, 0.1), "steps must be"), ((5, 0.0, 0.1), "step_size must be"),
-    ((5, math.inf, 0.1), "step_size"), ((5, 1.0, -0.1), "noise_scale must be"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ((0, 1.0, 0.1), "steps must be"),
+        ((5, 0.0, 0.1), "step_size must be"),
+        ((5, math.inf, 0.1), "step_size"),
+        ((5, 1.0, -0.1), "noise_scale must be"),
+    ],
+)
 def test_impossible_arguments_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         SGLD(*arguments)
@@ -127,26 +132,35 @@ def test_the_command_samples_with_it(jem_run, tmp_path, command):
     assert np.abs(close).max() <= 1  # a batch of another size sums in another order
 
 
-@pytest.mark.parametrize("arguments, sentence", [
-    (["sampler=heun"], "sampler: Heun needs a denoiser, and this model is an energy without noise levels: take sampler=sgld"),
-    (["sampler=sgld", "guidance=cfg"], "a JointEnergy is an energy"),
-    (["sampler=sgld", "guidance=noisy_potential", "guidance/potential=brightness"], "take guidance=none"),
-    (["sampler=sgld", "sampler.step_size=0"], "sampler: step_size must be"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "arguments, sentence",
+    [
+        (
+            ["sampler=heun"],
+            "sampler: Heun needs a denoiser, and this model is an energy without noise levels: take sampler=sgld",
+        ),
+        (["sampler=sgld", "guidance=cfg"], "a JointEnergy is an energy"),
+        (["sampler=sgld", "guidance=noisy_potential", "guidance/potential=brightness"], "take guidance=none"),
+        (["sampler=sgld", "sampler.step_size=0"], "sampler: step_size must be"),
+    ],
+)
 def test_mistakes_end_in_one_line(jem_run, tmp_path, command, arguments, sentence):
     done = command(sample, f"checkpoint={jem_run}", "n=2", *arguments, at=tmp_path)
     assert done.code == 1 and sentence in done.err and "Traceback" not in done.err, done.err
     assert len(done.err.strip().splitlines()) == 1
 
 
-@pytest.mark.parametrize("arguments, sentence", [
-    (["sampler=heun"], "sampler: Heun needs a denoiser, and this model is an energy"),
-    (["guidance=cfg"], "take guidance=none"),
-    (["schedule=cosine"], "got Cosine: take schedule=none"),
-    (["compile=true"], "compile must be false with objective JEM, which differentiates its network by its input"),
-    (["training.accumulate=2"], "training.accumulate and engine.devices must be 1 with objective JEM"),
-    (["backbone=unet_encoder"], "set backbone.noise_conditioned=false"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "arguments, sentence",
+    [
+        (["sampler=heun"], "sampler: Heun needs a denoiser, and this model is an energy"),
+        (["guidance=cfg"], "take guidance=none"),
+        (["schedule=cosine"], "got Cosine: take schedule=none"),
+        (["compile=true"], "compile must be false with objective JEM, which differentiates its network by its input"),
+        (["training.accumulate=2"], "training.accumulate and engine.devices must be 1 with objective JEM"),
+        (["backbone=unet_encoder"], "set backbone.noise_conditioned=false"),
+    ],
+)
 def test_mistakes_of_training_end_in_one_line(tmp_path, command, arguments, sentence):
     done = command(train, "experiment=jem_digits", *arguments, at=tmp_path)
     assert done.code == 1 and sentence in done.err and "Traceback" not in done.err, done.err

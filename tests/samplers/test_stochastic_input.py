@@ -53,7 +53,7 @@ HEUN, GRID = Heun(5, UniformT()), UniformT()
         (lambda: Restart(HEUN, [[0.1, 0.3, 2]]), "intervals must be"),
         (lambda: Restart(HEUN, [[0.1, 0.3, 2.5, 1]]), "whole steps and repeats"),
     ],
-)  # fmt: skip
+)
 def test_impossible_arguments_raise(make, sentence):
     with pytest.raises(ValueError, match=sentence):
         make()

@@ -61,11 +61,15 @@ class Written:
         return self.normal(t, float(s))  # of the path, whose increments are their own
 
 
-@pytest.mark.parametrize("sampler", [
-    TimeTravel(DDPM(4, UniformT(), variance=0.0), 20, EVERYWHERE),
-    TimeTravel(Restart(DDPM(4, UniformT(), variance=0.0), [[0.2, 1.0, 2, 3]]), 3, EVERYWHERE),
-    Restart(TimeTravel(DDPM(4, UniformT(), variance=0.0), 3, EVERYWHERE), [[0.2, 1.0, 2, 3]]),
-], ids=["smoothing", "restart inside", "restart outside"])  # fmt: skip
+@pytest.mark.parametrize(
+    "sampler",
+    [
+        TimeTravel(DDPM(4, UniformT(), variance=0.0), 20, EVERYWHERE),
+        TimeTravel(Restart(DDPM(4, UniformT(), variance=0.0), [[0.2, 1.0, 2, 3]]), 3, EVERYWHERE),
+        Restart(TimeTravel(DDPM(4, UniformT(), variance=0.0), 3, EVERYWHERE), [[0.2, 1.0, 2, 3]]),
+    ],
+    ids=["smoothing", "restart inside", "restart outside"],
+)
 def test_no_draw_is_used_twice(sampler):
     """Visits, visits within visits, and what guidance draws for itself: all independent of each other."""
     guided, noise = LGD(LAW, Towards(0.5, 1.0), 0.1, EVERYWHERE, 3), Written()
