@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..backbones.conditions import Condition, Embedding, concatenate_conditions
 from ..models.protocols import Denoiser, DenoiserWrapper, Prediction, SamplingError
-from ..runtime.ranges import check_number
+from ..runtime.ranges import check_finite
 from ..schedules import Interval, broadcast_rows
 
 __all__ = [
@@ -33,7 +33,7 @@ class ScaledGuidance(DenoiserWrapper):
 
     def __init__(self, denoiser: Denoiser, scale: float, interval: Sequence[float]):
         super().__init__(denoiser)
-        self.scale, self.interval = check_number("scale", scale), Interval.of(interval)
+        self.scale, self.interval = check_finite("scale", scale), Interval.of(interval)
 
     def acts(self, t: Tensor) -> Tensor:
         """Whether the noise level at t lies in the interval, in the shape of t."""

@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from ..models.protocols import Denoiser, Prediction
 from ..runtime.linear_algebra import leading_right_vector
-from ..runtime.ranges import check_number, check_range
+from ..runtime.ranges import check_finite, check_range
 from .base import per_row
 from .rules import Rule, inner, interpolate, norm, replace_x_0
 
@@ -54,7 +54,7 @@ class APG(Rule):
     """
 
     def __init__(self, eta: float = 0.0, norm_threshold: float = 15.0, momentum: float = -0.5):
-        self.eta = check_number("eta", eta)
+        self.eta = check_finite("eta", eta)
         self.norm_threshold = check_range("norm_threshold", norm_threshold, "(0, inf]")
         self.momentum = check_range("momentum", momentum, "(-1, 1)")
         self.stateful = momentum != 0

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..models.protocols import Denoiser, Prediction, SamplingError
-from ..runtime.ranges import check_integer, check_range
+from ..runtime.ranges import check_range, check_whole
 from ..schedules import Schedule, broadcast_rows
 from .base import per_row
 
@@ -211,7 +211,7 @@ class CFGZero(Rule):
     """
 
     def __init__(self, zero_init_steps: int = 1):
-        self.zero_init_steps = check_integer("zero_init_steps", zero_init_steps, 0)
+        self.zero_init_steps = check_whole("zero_init_steps", zero_init_steps, 0)
 
     def start(self, times: Tensor) -> float:
         """The time above which the velocity is 0."""

@@ -8,7 +8,7 @@ from ..backbones import Backbone
 from ..backbones.conditions import Condition, concatenate_conditions
 from ..models.level_classifier import LevelClassifier
 from ..randomness import Share, normal
-from ..runtime.ranges import check_integer, check_range
+from ..runtime.ranges import check_range, check_whole
 from ..schedules import Schedule
 from .base import Loss, Objective, drop_condition
 from .cdm import check_quantization_levels, check_quantized, dequantize
@@ -54,7 +54,7 @@ class DensityRatio(Objective):
         super().__init__()
         self.p_uncond = check_range("p_uncond", p_uncond, "[0, 1]")
         check_quantization_levels(quantization_levels)
-        self.model = LevelClassifier(backbone, schedule, check_integer("levels", levels, 2) - 2, p_uncond > 0)
+        self.model = LevelClassifier(backbone, schedule, check_whole("levels", levels, 2) - 2, p_uncond > 0)
         self.quantization_levels = quantization_levels
 
     def check(self, x_0: Tensor) -> None:

@@ -10,7 +10,7 @@ from ..backbones.conditions import Condition
 from ..models.joint_energy import JointEnergy, joint_log_density
 from ..models.level_classifier import check_langevin_step, langevin_step
 from ..randomness import Share, normal, uniform
-from ..runtime.ranges import check_integer, check_range
+from ..runtime.ranges import check_range, check_whole
 from ..schedules import NoSchedule, Schedule
 from .base import Diverged, Loss, Objective, label_log_prob, require_labels
 
@@ -75,13 +75,13 @@ class JEM(Objective):
         self.energy_l2 = check_range("energy_l2", energy_l2, "[0, inf)")
         if not ce_weight and not ml_weight:
             raise ValueError("ce_weight and ml_weight must not both be 0")
-        self.conditional, self.steps = conditional, check_integer("steps", steps, 1)
+        self.conditional, self.steps = conditional, check_whole("steps", steps, 1)
         self.step_size, self.noise_scale = check_langevin_step(step_size, noise_scale)
-        self.size = check_integer("size", size, self.model.num_classes)
+        self.size = check_whole("size", size, self.model.num_classes)
         self.reinit = check_range("reinit", reinit, "[0, 1]")
         self.noise = check_range("noise", noise, "[0, inf)")
         self.max_gap = check_range("max_gap", max_gap, "(0, inf]")
-        self.max_restores = check_integer("max_restores", max_restores, 0)
+        self.max_restores = check_whole("max_restores", max_restores, 0)
         self.buffer: Tensor | None = None  # [size, ...], in no state_dict; row i is of class i modulo num_classes
         self.gap: Tensor | None = None
 

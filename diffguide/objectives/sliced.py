@@ -9,7 +9,7 @@ from ..models.level_classifier import check_twice_differentiable
 from ..models.parameterizations import Parameterization
 from ..models.preconditioned import Preconditioned
 from ..randomness import Share, normal
-from ..runtime.ranges import check_integer, check_range
+from ..runtime.ranges import check_range, check_whole
 from ..schedules import Schedule
 from .base import Loss, Objective, drop_condition
 from .denoising import V_PREDICTION
@@ -55,7 +55,7 @@ class Sliced(Objective):
     ):
         super().__init__()
         self.p_uncond = check_range("p_uncond", p_uncond, "[0, 1]")
-        self.slices = check_integer("slices", slices, 1)
+        self.slices = check_whole("slices", slices, 1)
         levels.check(schedule)
         if isinstance(levels, LossSecondMoment):
             raise ValueError("levels=loss_second_moment needs a loss that is not negative; take levels=uniform_t")

@@ -11,7 +11,7 @@ from ..models.decoders import Decoder
 from ..models.parameterizations import Eps, Parameterization
 from ..models.preconditioned import Preconditioned
 from ..randomness import Share, normal
-from ..runtime.ranges import check_integer, check_range
+from ..runtime.ranges import check_range, check_whole
 from ..schedules import Schedule
 from .base import LevelObjective, Loss, drop_condition
 from .levels import UNIFORM_TIME, NoiseLevels
@@ -64,7 +64,7 @@ class Variational(LevelObjective):
     ):
         super().__init__()
         self.p_uncond = check_range("p_uncond", p_uncond, "[0, 1]")
-        self.steps = None if steps is None else check_integer("steps", steps, 1)
+        self.steps = None if steps is None else check_whole("steps", steps, 1)
         if math.isinf(schedule.log_snr_max) or math.isinf(schedule.log_snr_min):
             raise ValueError(
                 "objective=vdm needs a schedule with finite ends, got log_snr "

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..models.parameterizations import Rows
-from ..runtime.ranges import check_integer, check_range
+from ..runtime.ranges import check_range, check_whole
 
 __all__ = [
     "EDM",
@@ -150,7 +150,7 @@ class LearnedUncertainty(nn.Module, Weight):
 
     def __init__(self, weight: Weight = UNIFORM_WEIGHT, features: int = 128):
         super().__init__()
-        check_integer("features", features, 1)
+        check_whole("features", features, 1)
         if isinstance(weight, LearnedUncertainty):
             raise ValueError("weight must not be LearnedUncertainty itself")
         self.weight = weight

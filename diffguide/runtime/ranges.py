@@ -2,7 +2,7 @@
 
 import math
 
-__all__ = ["check_number", "check_range", "check_integer"]
+__all__ = ["check_finite", "check_range", "check_whole"]
 
 
 def check_range(name: str, value: float, interval: str) -> float:
@@ -22,14 +22,14 @@ def check_range(name: str, value: float, interval: str) -> float:
     return float(value)
 
 
-def check_number(name: str, value: float) -> float:
+def check_finite(name: str, value: float) -> float:
     """The number as a float; raises ValueError for inf and nan."""
     if not math.isfinite(value):
         raise ValueError(f"{name} must be a finite number, got {value}")
     return float(value)
 
 
-def check_integer(name: str, value: int, least: int, most: float = math.inf) -> int:
+def check_whole(name: str, value: int, least: int, most: float = math.inf) -> int:
     """The number; raises ValueError unless it is a whole number from `least` to `most`."""
     if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
         limits = f"from {least} to {most}" if most < math.inf else f"of at least {least}"

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..backbones.conditions import Condition
 from ..models.protocols import Denoiser, Energy
-from ..runtime.ranges import check_integer, check_range
+from ..runtime.ranges import check_range, check_whole
 from ..schedules import broadcast_rows
 from .ancestral import renoise
 from .base import Memory, Sampler, SamplingError
@@ -59,7 +59,7 @@ class Dopri5(Sampler):
     ):
         super().__init__(steps, grid)
         self.atol, self.rtol = check_range("atol", atol, "(0, inf)"), check_range("rtol", rtol, "[0, inf)")
-        self.max_evaluations = check_integer("max_evaluations", max_evaluations, MIN_EVALUATIONS)
+        self.max_evaluations = check_whole("max_evaluations", max_evaluations, MIN_EVALUATIONS)
         self.noise_level_min = check_range("noise_level_min", noise_level_min, "(0, inf)")
         try:
             import torchode

@@ -12,7 +12,7 @@ from ..backbones.conditions import Condition
 from ..models.evaluation_counters import as_protocol
 from ..models.protocols import Denoiser, DenoiserWrapper, Energy, ExactDenoiser, LogDensity, Prediction, SamplingError
 from ..randomness import Noise
-from ..runtime.ranges import check_integer
+from ..runtime.ranges import check_whole
 from ..schedules import Schedule
 from .grids import Grid
 from .noise import SharedIncrement, StepNoise
@@ -58,7 +58,7 @@ class Sampler:
     max_fall = math.inf
 
     def __init__(self, steps: int, grid: Grid):
-        self.steps, self.grid = check_integer("steps", steps, 1, MAX_STEPS), grid
+        self.steps, self.grid = check_whole("steps", steps, 1, MAX_STEPS), grid
 
     def times(self, denoiser: Denoiser | Energy) -> Tensor:
         """The grid for a denoiser, decreasing, float64 [steps + 1] on the CPU.

@@ -8,7 +8,7 @@ start from sigma times noise, without the signal alpha x_0 that x_t has at its f
 import torch
 from torch import Tensor
 
-from ..runtime.ranges import check_integer
+from ..runtime.ranges import check_whole
 from ..schedules import Schedule
 from .grids import Grid
 
@@ -26,7 +26,7 @@ class DiscreteGrid(Grid):
     """
 
     def __init__(self, timesteps: int = 1000):
-        self.timesteps = check_integer("timesteps", timesteps, 1)
+        self.timesteps = check_whole("timesteps", timesteps, 1)
 
     def continuous(self, schedule: Schedule, steps: int) -> Tensor:
         if steps > self.timesteps:
@@ -52,7 +52,7 @@ class Leading(DiscreteGrid):
 
     def __init__(self, timesteps: int = 1000, offset: int = 0):
         super().__init__(timesteps)
-        self.offset = check_integer("offset", offset, 0)
+        self.offset = check_whole("offset", offset, 0)
 
     def indices(self, steps: int) -> Tensor:
         if steps == 1 and self.offset + 1 < self.timesteps:

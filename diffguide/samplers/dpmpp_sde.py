@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..backbones.conditions import Condition
 from ..models.protocols import Denoiser, Prediction
-from ..runtime.ranges import check_integer, check_range
+from ..runtime.ranges import check_range, check_whole
 from ..schedules import Interval, Schedule
 from .base import Memory, Sampler
 from .grids import KARRAS, UNIFORM_LOG_SNR, Grid
@@ -179,8 +179,8 @@ class SASolver(ExponentialSDE):
         tau_max: float = 1.0,
     ):
         super().__init__(steps, grid)
-        self.predictor_order = check_integer("predictor_order", predictor_order, 1, 4)
-        self.corrector_order = check_integer("corrector_order", corrector_order, 0, 4)
+        self.predictor_order = check_whole("predictor_order", predictor_order, 1, 4)
+        self.corrector_order = check_whole("corrector_order", corrector_order, 0, 4)
         self.tau, self.interval = (
             check_range("tau", tau, "[0, inf)"),
             Interval.of([tau_min, tau_max], "tau_min and tau_max"),

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from ..backbones.conditions import Condition
 from ..models.protocols import Denoiser
-from ..runtime.ranges import check_integer
+from ..runtime.ranges import check_whole
 from .ancestral import renoise
 from .base import check_decreasing
 
@@ -31,7 +31,7 @@ class DDIMInversion:
     """
 
     def __init__(self, corrections: int = 0):
-        self.corrections = check_integer("corrections", corrections, 0)
+        self.corrections = check_whole("corrections", corrections, 0)
 
     @torch.no_grad()
     def __call__(self, denoiser: Denoiser, x: Tensor, times: Tensor, y: Condition | None = None) -> Tensor:

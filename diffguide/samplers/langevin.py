@@ -5,7 +5,7 @@ from torch import Tensor
 
 from ..backbones.conditions import Condition
 from ..models.protocols import Denoiser
-from ..runtime.ranges import check_integer, check_range
+from ..runtime.ranges import check_range, check_whole
 from .ancestral import DDPM
 from .base import CompositeSampler, Memory, Sampler
 from .grids import UNIFORM_LOG_SNR, Grid
@@ -52,7 +52,7 @@ class LangevinPC(CompositeSampler):
                 f"inner must be a sampler without Langevin steps, got {type(inner).__name__}: set its corrections instead"
             )
         self.snr = check_range("snr", snr, "(0, 1)")
-        self.corrections = check_integer("corrections", corrections, 1, MAX_CORRECTIONS)
+        self.corrections = check_whole("corrections", corrections, 1, MAX_CORRECTIONS)
 
     def step(
         self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, y: Condition | None, noise: StepNoise, memory: Memory
@@ -88,7 +88,7 @@ class AnnealedLangevin(Sampler):
         self, steps: int = 50, grid: Grid = UNIFORM_LOG_SNR, corrections: int = 5, step_size: float | None = None
     ):
         super().__init__(steps, grid)
-        self.corrections = check_integer("corrections", corrections, 1, MAX_CORRECTIONS)
+        self.corrections = check_whole("corrections", corrections, 1, MAX_CORRECTIONS)
         self.step_size = None if step_size is None else check_range("step_size", step_size, "(0, 1)")
 
     def step(

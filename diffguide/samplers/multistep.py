@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..backbones.conditions import Condition
 from ..models.protocols import Denoiser, Prediction
-from ..runtime.ranges import check_integer
+from ..runtime.ranges import check_whole
 from ..schedules import Schedule
 from .base import Memory, Sampler
 from .grids import KARRAS, Grid
@@ -93,7 +93,7 @@ class Multistep(Sampler):
 
     def __init__(self, steps: int, grid: Grid, order: int):
         super().__init__(steps, grid)
-        self.order = check_integer("order", order, 1, self.max_order)
+        self.order = check_whole("order", order, 1, self.max_order)
 
     def value(self, prediction: Prediction) -> Tensor:
         """f, what the polynomial interpolates."""

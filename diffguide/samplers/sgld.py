@@ -8,7 +8,7 @@ from ..models.evaluation_counters import as_protocol
 from ..models.level_classifier import check_langevin_step, langevin_step
 from ..models.protocols import Denoiser, Energy, LogDensity
 from ..randomness import Noise
-from ..runtime.ranges import check_integer
+from ..runtime.ranges import check_whole
 from .base import MAX_STEPS, Memory, Sampler
 from .noise import StepNoise
 
@@ -35,7 +35,7 @@ class SGLD(Sampler):
     needs = LogDensity
 
     def __init__(self, steps: int = 40, step_size: float = 1.0, noise_scale: float | None = 0.01):
-        self.steps = check_integer("steps", steps, 1, MAX_STEPS)
+        self.steps = check_whole("steps", steps, 1, MAX_STEPS)
         self.step_size, self.noise_scale = check_langevin_step(step_size, noise_scale)
 
     def times(self, denoiser: Denoiser | Energy) -> Tensor:

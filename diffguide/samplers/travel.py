@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..backbones.conditions import Condition
 from ..models.protocols import Denoiser, Energy
-from ..runtime.ranges import check_integer
+from ..runtime.ranges import check_whole
 from ..schedules import EVERYWHERE, Interval
 from .ancestral import DDPM, transition_variance
 from .base import CompositeSampler, Memory, Sampler
@@ -40,7 +40,7 @@ class TimeTravel(CompositeSampler):
         super().__init__(inner)
         if isinstance(inner, TimeTravel):
             raise ValueError("inner must not be a TimeTravel: raise its repeats instead")
-        self.repeats, self.interval = check_integer("repeats", repeats, 1, 1000), Interval.of(interval)
+        self.repeats, self.interval = check_whole("repeats", repeats, 1, 1000), Interval.of(interval)
 
     def times(self, denoiser: Denoiser | Energy) -> Tensor:
         times = super().times(denoiser)

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from diffguide.runtime.ranges import check_integer, check_number, check_range
+from diffguide.runtime.ranges import check_finite, check_range, check_whole
 
 
 @pytest.mark.parametrize(
@@ -27,13 +27,13 @@ def test_a_round_bracket_leaves_out_its_end(interval, inside, outside):
 
 @pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
 def test_infinite_numbers_and_nan_are_not_finite(value):
-    assert check_number("scale", -3) == -3.0
+    assert check_finite("scale", -3) == -3.0
     with pytest.raises(ValueError, match="scale must be a finite number"):
-        check_number("scale", value)
+        check_finite("scale", value)
 
 
 @pytest.mark.parametrize("value", [0, 4, 2.0, True, None])
 def test_a_whole_number_is_an_int_within_its_limits(value):
-    assert check_integer("steps", 3, 1, 3) == 3 and check_integer("steps", 10**9, 1) == 10**9
+    assert check_whole("steps", 3, 1, 3) == 3 and check_whole("steps", 10**9, 1) == 10**9
     with pytest.raises(ValueError, match="steps must be a whole number from 1 to 3"):
-        check_integer("steps", value, 1, 3)
+        check_whole("steps", value, 1, 3)

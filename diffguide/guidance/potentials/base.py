@@ -14,7 +14,7 @@ from ...backbones.conditions import Condition
 from ...models.evaluation_counters import count_potential
 from ...models.protocols import Denoiser, LogDensity, Prediction, SamplingError
 from ...randomness import Noise
-from ...runtime.ranges import check_number
+from ...runtime.ranges import check_finite
 from ...schedules import EVERYWHERE, broadcast_rows
 from ..base import ScaledGuidance, check_uncompiled, has_condition, per_row_float
 from .values import LogPotential, Potential, build_potential, compute_gradient, evaluate, reads_class
@@ -203,7 +203,7 @@ class PotentialDensity(LogDensity):
     """
 
     def __init__(self, density: LogDensity, potential: LogPotential = BRIGHTNESS, scale: float = 1.0):
-        self.density, self.potential, self.scale = density, build_potential(potential), check_number("scale", scale)
+        self.density, self.potential, self.scale = density, build_potential(potential), check_finite("scale", scale)
         self.normalized = density.normalized and scale == 0
 
     def log_density(self, x: Tensor, t: Tensor | None, y: Condition | None = None) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor
 from ...backbones.conditions import Condition
 from ...models.protocols import SamplingError
 from ...randomness import Noise
-from ...runtime.ranges import check_integer, check_range
+from ...runtime.ranges import check_range, check_whole
 from ..base import repeat_noise
 from .values import SMOOTHING_DRAW, Potential
 
@@ -100,7 +100,7 @@ class ClipPotential(Potential):
     def __init__(self, prompt: str, encoder: ClipEncoder | None = None, crops: int = 8, smallest: float = 0.5):
         if not prompt.strip():
             raise ValueError('prompt must be a text: prompt="a photograph of ..."')
-        self.crops, self.smallest = check_integer("crops", crops, 0, 1000), check_range("smallest", smallest, "(0, 1]")
+        self.crops, self.smallest = check_whole("crops", crops, 0, 1000), check_range("smallest", smallest, "(0, 1]")
         self.encoder = PretrainedClip() if encoder is None else encoder
         self.target = self.encoder.encode_text(prompt)
 

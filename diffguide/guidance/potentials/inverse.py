@@ -8,7 +8,7 @@ from torch import Tensor
 from ...backbones.conditions import Condition
 from ...models.protocols import SamplingError
 from ...randomness import normal
-from ...runtime.ranges import check_integer, check_range
+from ...runtime.ranges import check_range, check_whole
 from .pictures import DEFAULT_BOX, Mask, Picture, TestPicture
 from .values import Potential
 
@@ -29,7 +29,7 @@ class LinearProblem(Potential):
 
     def __init__(self, picture: Picture | None = None, noise: float = 0.05, seed: int = 0):
         self.noise = check_range("noise", noise, "(0, inf)")
-        check_integer("seed", seed, 0)
+        check_whole("seed", seed, 0)
         picture = TestPicture() if picture is None else picture
         self.prepare(picture.values)
         if picture.measured:
@@ -134,7 +134,7 @@ class SuperResolution(LinearProblem):
     """
 
     def __init__(self, picture: Picture | None = None, factor: int = 2, noise: float = 0.05, seed: int = 0):
-        self.factor = check_integer("factor", factor, 2)
+        self.factor = check_whole("factor", factor, 2)
         super().__init__(picture, noise, seed)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 from ...datasets.base import Dataset, Split
 from ...datasets.decoding import Unreadable, read_header, read_image
 from ...datasets.digits import Digits
-from ...runtime.ranges import check_integer, check_range
+from ...runtime.ranges import check_range, check_whole
 
 __all__ = ["DEFAULT_BOX", "Box", "FileMask", "FilePicture", "Mask", "Picture", "RandomMask", "TestPicture"]
 
@@ -126,8 +126,8 @@ class Box(Mask):
     """
 
     def __init__(self, top: int = 0, left: int = 0, height: int = 4, width: int = 8):
-        self.top, self.left = check_integer("top", top, 0), check_integer("left", left, 0)
-        self.height, self.width = check_integer("height", height, 1), check_integer("width", width, 1)
+        self.top, self.left = check_whole("top", top, 0), check_whole("left", left, 0)
+        self.height, self.width = check_whole("height", height, 1), check_whole("width", width, 1)
 
     def __call__(self, shape: Sequence[int]) -> Tensor:
         bottom, right = self.top + self.height, self.left + self.width
@@ -152,7 +152,7 @@ class RandomMask(Mask):
     """
 
     def __init__(self, hidden: float = 0.5, seed: int = 0):
-        self.hidden, self.seed = check_range("hidden", hidden, "(0, 1)"), check_integer("seed", seed, 0)
+        self.hidden, self.seed = check_range("hidden", hidden, "(0, 1)"), check_whole("seed", seed, 0)
 
     def __call__(self, shape: Sequence[int]) -> Tensor:
         size = tuple(shape[1:]) or tuple(shape)

@@ -13,7 +13,7 @@ from torch import Tensor
 from ...backbones.conditions import Condition
 from ...models.protocols import Denoiser, Prediction
 from ...randomness import Noise
-from ...runtime.ranges import check_integer, check_range
+from ...runtime.ranges import check_range, check_whole
 from ...schedules import EVERYWHERE
 from ..base import per_row_float, repeat_noise
 from .base import BRIGHTNESS, PotentialGuidanceBase
@@ -105,7 +105,7 @@ class UniversalGuidance(PotentialGuidanceBase):
         backward_rate: float = 0.01,
     ):
         super().__init__(denoiser, potential, scale, interval)
-        self.backward_steps = check_integer("backward_steps", backward_steps, 0, 1000)
+        self.backward_steps = check_whole("backward_steps", backward_steps, 0, 1000)
         self.backward_rate = check_range("backward_rate", backward_rate, "(0, inf)")
 
     @property
@@ -195,7 +195,7 @@ class LGD(SmoothedPotentialGuidance):
         copies: int = 8,
     ):
         super().__init__(denoiser, potential, scale, interval)
-        self.copies = check_integer("copies", copies, 1, 1000)
+        self.copies = check_whole("copies", copies, 1, 1000)
 
     def width(self, t: Tensor) -> Tensor:
         return torch.sigmoid(-self.schedule.log_snr(t)).sqrt()
@@ -241,8 +241,8 @@ class TFG(SmoothedPotentialGuidance):
         super().__init__(denoiser, potential, scale, interval)
         self.rho, self.mu = check_range("rho", rho, "[0, inf)"), check_range("mu", mu, "[0, inf)")
         self.smoothing = check_range("smoothing", smoothing, "[0, inf)")
-        self.iterations = check_integer("iterations", iterations, 0, 1000)
-        self.copies = check_integer("copies", copies, 0, 1000)
+        self.iterations = check_whole("iterations", iterations, 0, 1000)
+        self.copies = check_whole("copies", copies, 0, 1000)
         self.rho_steps, self.mu_steps = rho_steps, mu_steps
 
     def start(self, noise: Noise | None, times: Tensor) -> Self:
