@@ -140,7 +140,7 @@ def test_the_command_samples_with_it(jem_run, tmp_path, command):
             "sampler: Heun needs a denoiser, and this model is an energy without noise levels: take sampler=sgld",
         ),
         (["sampler=sgld", "guidance=cfg"], "a JointEnergy is an energy"),
-        (["sampler=sgld", "guidance=noisy_potential", "guidance/potential=brightness"], "take guidance=none"),
+        (["sampler=sgld", "guidance=noisy_potential", "guidance/potential=brightness"], "guidance=none"),
         (["sampler=sgld", "sampler.step_size=0"], "sampler: step_size must be"),
     ],
 )
@@ -154,7 +154,7 @@ def test_mistakes_end_in_one_line(jem_run, tmp_path, command, arguments, sentenc
     "arguments, sentence",
     [
         (["sampler=heun"], "sampler: Heun needs a denoiser, and this model is an energy"),
-        (["guidance=cfg"], "take guidance=none"),
+        (["guidance=cfg"], "guidance=none"),
         (["schedule=cosine"], "got Cosine: take schedule=none"),
         (["compile=true"], "compile must be false with objective JEM, which differentiates its network by its input"),
         (["training.accumulate=2"], "training.accumulate and engine.devices must be 1 with objective JEM"),
