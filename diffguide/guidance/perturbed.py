@@ -49,7 +49,8 @@ class Perturbed(Contrast):
         ramp: Ramp,
     ):
         super().__init__(denoiser, scale, interval, rule, ramp)
-        self.perturbation, self.every_row = perturbation, unconditional or not denoiser.conditional
+        self.perturbation = perturbation
+        self.every_row = unconditional or not denoiser.conditional
 
     def guided_rows(self, x_t: Tensor, y: Condition | None) -> Tensor:
         """Indices of the guided rows."""

@@ -232,7 +232,8 @@ class CFGZero(Rule):
     def finish(self, side, x_t, t, schedule, memory) -> Prediction:
         if memory is None or not self.zero_init_steps:
             return side
-        stopped, early = Velocity.at(t, schedule, x_t).stop(x_t), per_row(t > memory, x_t).bool()
+        stopped = Velocity.at(t, schedule, x_t).stop(x_t)
+        early = per_row(t > memory, x_t).bool()
         return Prediction(torch.where(early, stopped.x_0, side.x_0), torch.where(early, stopped.eps, side.eps))
 
     def __call__(self, strong, weak, scale, x_t, t, schedule, memory) -> Prediction:

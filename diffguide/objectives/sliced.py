@@ -66,7 +66,8 @@ class Sliced(Objective):
         self.levels = levels
 
     def forward(self, x_0: Tensor, y: Condition | None, rng: torch.Generator | Share) -> Loss:
-        schedule, learning = self.model.schedule, torch.is_grad_enabled()
+        schedule = self.model.schedule
+        learning = torch.is_grad_enabled()
         t, _ = self.levels(schedule, len(x_0), rng)
         alpha, sigma = (a.to(x_0) for a in schedule.alpha_sigma(t, x_0.ndim))
         x_t = alpha * x_0 + sigma * normal(x_0.shape, rng, x_0.dtype)

@@ -51,7 +51,8 @@ class DDIM(Sampler):
 
     def __init__(self, steps: int = 50, grid: Grid = UNIFORM_T, eta: float = 0.0):
         super().__init__(steps, grid)
-        self.eta, self.stochastic = check_range("eta", eta, "[0, 1]"), eta > 0
+        self.eta = check_range("eta", eta, "[0, 1]")
+        self.stochastic = eta > 0
 
     def step(
         self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, y: Condition | None, noise: StepNoise, memory: Memory
@@ -151,7 +152,8 @@ class ExactDDPM(Sampler):
     def step(
         self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, y: Condition | None, noise: StepNoise, memory: Memory
     ) -> Tensor:
-        schedule, exact = denoiser.schedule, as_protocol(denoiser, ExactDenoiser)
+        schedule = denoiser.schedule
+        exact = as_protocol(denoiser, ExactDenoiser)
         assert exact is not None
         small = posterior_variance(schedule, t, s)
         mean = renoise(denoiser(x, t, y), schedule, s, small)

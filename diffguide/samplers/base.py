@@ -58,7 +58,8 @@ class Sampler:
     max_fall = math.inf
 
     def __init__(self, steps: int, grid: Grid):
-        self.steps, self.grid = check_whole("steps", steps, 1, MAX_STEPS), grid
+        self.steps = check_whole("steps", steps, 1, MAX_STEPS)
+        self.grid = grid
 
     def times(self, denoiser: Denoiser | Energy) -> Tensor:
         """The grid for a denoiser, decreasing, float64 [steps + 1] on the CPU.
@@ -129,7 +130,8 @@ class Sampler:
         memory = {} if memory is None else memory
         for index, (t, s) in enumerate(pairwise(times), start=1):
             if skipping and not run.skips_step(t):
-                run, skipping = run.without_skipped_steps(), False
+                run = run.without_skipped_steps()
+                skipping = False
             fall = noise_fall(run.schedule, t, s) if self.max_fall < math.inf else 1.0
             if not skipping and fall > self.max_fall:
                 memory.clear()  # earlier values do not fit a polynomial across a wide step

@@ -30,7 +30,8 @@ class ExponentialMultistep(Multistep):
         return level.log_snr / 2
 
     def weights(self, schedule: Schedule, nodes: list[float], end: Level) -> list[float]:
-        start, stop = nodes[0], self.variable(end)
+        start = nodes[0]
+        stop = self.variable(end)
         if math.isinf(stop):
             return []
         if len(nodes) == 2:

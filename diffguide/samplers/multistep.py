@@ -110,7 +110,8 @@ class Multistep(Sampler):
     def step(
         self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, y: Condition | None, noise: StepNoise, memory: Memory
     ) -> Tensor:
-        schedule, history = denoiser.schedule, memory.setdefault("history", [])
+        schedule = denoiser.schedule
+        history = memory.setdefault("history", [])
         start, end = Level.at(schedule, t), Level.at(schedule, s)
         prediction = memory["first"] = denoiser(x, t, y)
         x = end.renoise(prediction)

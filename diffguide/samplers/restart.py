@@ -68,7 +68,9 @@ class Restart(CompositeSampler):
         self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, y: Condition | None, noise: StepNoise, memory: Memory
     ) -> Tensor:
         x = self.inner(denoiser, x, torch.stack([t, s]), y, noise, memory=memory)
-        above, here, visit = denoiser.schedule.noise_level(t), denoiser.schedule.noise_level(s), 0
+        above = denoiser.schedule.noise_level(t)
+        here = denoiser.schedule.noise_level(s)
+        visit = 0
         for low, high, steps, repeats in self.intervals:
             if here <= low * (1 + LEVEL_TOLERANCE) < above:
                 times = self.find_visit_times(denoiser, s, high, steps)
@@ -91,7 +93,9 @@ class Restart(CompositeSampler):
 
     def visit(self, denoiser: Denoiser, x: Tensor, times: Tensor, y: Condition | None, noise: VisitNoise) -> Tensor:
         """x at times[-1], up to times[0] and back."""
-        schedule, top, s = denoiser.schedule, times[0], times[-1]
+        schedule = denoiser.schedule
+        top = times[0]
+        s = times[-1]
         ratio = schedule.alpha_sigma(top)[0] / schedule.alpha_sigma(s)[0]
         x = ratio * x + transition_variance(schedule, top, s).sqrt() * noise.normal(top, -1)
         return self.inner(denoiser, x, times, y, noise, memory={})

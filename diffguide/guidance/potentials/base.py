@@ -203,11 +203,14 @@ class PotentialDensity(LogDensity):
     """
 
     def __init__(self, density: LogDensity, potential: LogPotential = BRIGHTNESS, scale: float = 1.0):
-        self.density, self.potential, self.scale = density, build_potential(potential), check_finite("scale", scale)
+        self.density = density
+        self.potential = build_potential(potential)
+        self.scale = check_finite("scale", scale)
         self.normalized = density.normalized and scale == 0
 
     def log_density(self, x: Tensor, t: Tensor | None, y: Condition | None = None) -> Tensor:
-        result, of_class = self.density.log_density(x, t, y), reads_class(self.potential)
+        result = self.density.log_density(x, t, y)
+        of_class = reads_class(self.potential)
         if self.scale == 0 or (of_class and y is None):
             return result
         tilt = self.scale * evaluate(self.potential, x, y)

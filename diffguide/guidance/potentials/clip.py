@@ -31,7 +31,8 @@ class ClipEncoder:
     """
 
     def __init__(self, model: Any, tokenizer: Any):
-        self.model, self.tokenizer = model.eval().requires_grad_(False), tokenizer
+        self.model = model.eval().requires_grad_(False)
+        self.tokenizer = tokenizer
         self.side = model.config.vision_config.image_size
 
     def encode_images(self, x: Tensor) -> Tensor:
@@ -100,7 +101,8 @@ class ClipPotential(Potential):
     def __init__(self, prompt: str, encoder: ClipEncoder | None = None, crops: int = 8, smallest: float = 0.5):
         if not prompt.strip():
             raise ValueError('prompt must be a text: prompt="a photograph of ..."')
-        self.crops, self.smallest = check_whole("crops", crops, 0, 1000), check_range("smallest", smallest, "(0, 1]")
+        self.crops = check_whole("crops", crops, 0, 1000)
+        self.smallest = check_range("smallest", smallest, "(0, 1]")
         self.encoder = PretrainedClip() if encoder is None else encoder
         self.target = self.encoder.encode_text(prompt)
 
@@ -127,7 +129,8 @@ class ClipPotential(Potential):
         """Windows [B, 3] = (row, column, side), uniform in [0, 1], of images, resized to the encoder's input."""
         row, column, chance = repeat_noise(window, x, "CLIP").T
         side = self.smallest + (1 - self.smallest) * chance
-        zero, room = torch.zeros_like(side), 1 - side
+        zero = torch.zeros_like(side)
+        room = 1 - side
         theta = torch.stack([side, zero, (2 * column - 1) * room, zero, side, (2 * row - 1) * room], 1).reshape(
             -1, 2, 3
         )

@@ -101,7 +101,8 @@ class PiGDM(PotentialGuidanceBase):
         self.data_variance = check_range("data_variance", data_variance, "(0, inf)")
 
     def value(self, x_0: Tensor, t: Tensor, y: Condition | None) -> Tensor:
-        v, level = self.data_variance, self.schedule.noise_level(t) ** 2
+        v = self.data_variance
+        level = self.schedule.noise_level(t) ** 2
         return self.problem.log_likelihood(x_0, per_row_float(v * level / (v + level), x_0))
 
 
@@ -144,7 +145,9 @@ class RePaint(PotentialGuidanceBase):
         begun = super().start(noise, times)
         if noise is None:
             raise ValueError("RePaint noises the known values: pass noise to the run")
-        begun.noise, begun.top, begun.visits = noise, times[0], Counter()
+        begun.noise = noise
+        begun.top = times[0]
+        begun.visits = Counter()
         return begun
 
     def next_draw(self, t: Tensor) -> tuple[Tensor, int]:
@@ -165,6 +168,7 @@ class RePaint(PotentialGuidanceBase):
         self.problem.residual(x_t)  # raises SamplingError for another shape
         z = repeat_noise(self.noise.normal(*self.next_draw(t)), x_t, "guidance=repaint")
         alpha, sigma = self.scales(t, x_t)
-        known, data = self.problem.known.to(x_t.device), self.problem.measurement.to(x_t)
+        known = self.problem.known.to(x_t.device)
+        data = self.problem.measurement.to(x_t)
         prediction = self.denoiser(torch.where(known, alpha * data + sigma * z, x_t), t, y)
         return prediction, Prediction(torch.where(known, data, prediction.x_0), torch.where(known, z, prediction.eps))
