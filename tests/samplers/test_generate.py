@@ -28,8 +28,21 @@ def test_samples_start_as_noise_of_the_first_level():
         torch.testing.assert_close(found, by_hand, rtol=1e-5, atol=1e-5)
 
 
+def test_embedded_labels_give_the_samples_of_the_labels():
+    torch.manual_seed(0)
+    network = UNet(1, None, 3, 8, 8, [1], blocks=1, attention=[], dropout=0.0)
+    denoiser = Preconditioned(network, Cosine(12.0, -10.0), V(), has_null=True).eval()
+    labels = [0, 2, -1]
+    with torch.no_grad():
+        embedded = denoiser.embed(torch.tensor(labels))
+    found, expected = (
+        torch.cat(list(generate(denoiser, Euler(2, UniformT()), range(3), y, (1, 8, 8), 2))) for y in (embedded, labels)
+    )
+    assert torch.equal(found, expected)
+
+
 @every_sampler
-def test_exact_samples_do_not_know_their_batch(make):
+def test_exact_samples_do_not_depend_on_their_batch(make):
     labels = [(i % 3) - 1 for i in range(12)]
     denoiser, sampler = ExactMixture(two_classes(), Cosine(12.0, -10.0)), make(6)
     alone, *others = (
@@ -41,7 +54,7 @@ def test_exact_samples_do_not_know_their_batch(make):
 
 
 @every_sampler
-def test_samples_of_a_network_do_not_know_their_batch(make):
+def test_samples_of_a_network_do_not_depend_on_their_batch(make):
     torch.manual_seed(0)
     network = UNet(1, None, 3, 8, 8, [1, 2], blocks=1, attention=[4], head_channels=8, dropout=0.1)
     for parameter in network.parameters():
