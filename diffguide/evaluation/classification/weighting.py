@@ -52,7 +52,7 @@ class UniformTimeWeighting(Weighting):
     """w = (log_snr_max - log_snr_min) / |d log_snr / dt|: uniform in time, with mean 1 over log-SNR.
 
     Li et al. 2023, arXiv 2303.16203; their logits, the mean squared error over times, have the temperature
-    (log_snr_max - log_snr_min) / 2. It is not the likelihood: the answers depend on the schedule.
+    (log_snr_max - log_snr_min) / 2. It is not the likelihood: the predictions depend on the schedule.
     """
 
     def __call__(self, log_snr: Tensor, schedule: Schedule) -> Tensor:

@@ -22,14 +22,14 @@ from ..noise_levels import time_of_log_snr
 from ..parts import MetricError
 from .weighting import Bell, Piecewise, Spacing, Weighting
 
-__all__ = ["Budget", "ZeroShot", "ZeroShotAnswers"]
+__all__ = ["Budget", "ZeroShot", "ZeroShotPredictions"]
 
 LEVEL_PURPOSE = 1  # purpose of an image's seed, besides its noise
 STAGES = ((8, 4), (16, 3), (32, 2), (64, 2), (128, 2), (256, 2))  # (evaluations, classes that remain after them)
 GOLDEN_RATIO = (math.sqrt(5) - 1) / 2  # its first k multiples modulo 1 are evenly spaced for any k
 MARKS = tuple(
     digit * 10**power for power in range(6) for digit in (1, 2, 5)
-)  # evaluations at which answers are recorded
+)  # evaluations at which predictions are recorded
 
 
 class Budget:
@@ -94,8 +94,8 @@ class Budget:
         return spent / classes
 
 
-class ZeroShotAnswers(NamedTuple):
-    """The answers for N images.
+class ZeroShotPredictions(NamedTuple):
+    """The predictions for N images.
 
     log_prob: [N, C] normalised log-probabilities, float64.
     evaluations: [N] network evaluations of each image, over all classes.
@@ -109,8 +109,8 @@ class ZeroShotAnswers(NamedTuple):
     spent: Tensor
 
     @classmethod
-    def concatenate(cls, parts: Sequence["ZeroShotAnswers"]) -> "ZeroShotAnswers":
-        """The answers for the images of all parts."""
+    def concatenate(cls, parts: Sequence["ZeroShotPredictions"]) -> "ZeroShotPredictions":
+        """The predictions for the images of all parts."""
         log_prob, evaluations, running, spent = zip(*parts)
         return cls(torch.cat(log_prob), torch.cat(evaluations), torch.cat(running, 1), torch.cat(spent, 1))
 
@@ -130,7 +130,7 @@ class ZeroShot:
         spacing: of the log-SNRs at which the integral is evaluated; None = `Bell()`.
         budget: number of evaluations; None = `Budget()`.
         temperature: T, positive; 1 = the likelihood of the network.
-        chunk: network evaluations in one batch, at least 1; does not change the answers.
+        chunk: network evaluations in one batch, at least 1; does not change the predictions.
     """
 
     def __init__(
@@ -159,8 +159,8 @@ class ZeroShot:
         seeds: Sequence[int],
         prior: Tensor | None = None,
         progress: Callable[[float], None] | None = None,
-    ) -> ZeroShotAnswers:
-        """The answers for images x_0 [N, ...], on the device of the denoiser.
+    ) -> ZeroShotPredictions:
+        """The predictions for images x_0 [N, ...], on the device of the denoiser.
 
         Arguments:
             seeds: one non-negative integer per image.
@@ -183,7 +183,7 @@ class ZeroShot:
         for first in range(0, len(x_0), images):
             rows = slice(first, first + images)
             parts.append(self.classify_chunk(denoiser, x_0[rows], list(seeds[rows]), log_prior, progress))
-        return ZeroShotAnswers.concatenate(parts)
+        return ZeroShotPredictions.concatenate(parts)
 
     def images_per_chunk(self, classes: int) -> int:
         """The number of images that are classified together: one evaluation of every class fills a chunk."""
@@ -196,8 +196,8 @@ class ZeroShot:
         seeds: Sequence[int],
         log_prior: Tensor,
         progress: Callable[[float], None] | None,
-    ) -> ZeroShotAnswers:
-        """The answers for images that are classified together."""
+    ) -> ZeroShotPredictions:
+        """The predictions for images that are classified together."""
         shape = len(x_0), len(log_prior)
         errors = torch.zeros(*shape, self.budget.evaluations, dtype=torch.float64)
         remaining = torch.ones(shape, dtype=torch.bool)
@@ -218,7 +218,7 @@ class ZeroShot:
                 remaining = kept
         for dropped, leader, gap in reversed(drops):
             logits = torch.where(dropped, logits.gather(1, leader) - gap, logits)
-        return ZeroShotAnswers(logits.log_softmax(1), spent[-1], torch.stack(running), torch.stack(spent))
+        return ZeroShotPredictions(logits.log_softmax(1), spent[-1], torch.stack(running), torch.stack(spent))
 
     def errors(
         self,
