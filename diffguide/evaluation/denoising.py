@@ -132,7 +132,8 @@ class DenoisingError(ClassConditionalMetric):
         exact: exact examples per level for the excess, at least 10; 0 = no excess.
     """
 
-    name, needs = "denoising", (Denoiser,)
+    name = "denoising"
+    needs = (Denoiser,)
 
     def __init__(self, levels: int = 20, conditional: bool = True, exact: int = 2000):
         if not 1 <= levels <= 1000:
@@ -197,7 +198,8 @@ class DenoisingError(ClassConditionalMetric):
         """Squared errors of a batch, of x_0 and of eps, [2, levels, b]."""
         x_0, labels = context.batch(first)
         y = labels if self.uses_labels(context) else None
-        noise, errors = context.noise(first), []
+        noise = context.noise(first)
+        errors = []
         for log_snr in log_snrs:
             t = find_noisy_time(context.denoiser, log_snr)
             errors.append(squared_errors(context.denoiser, x_0, y, t, noise.normal(t, 0)))
@@ -205,7 +207,9 @@ class DenoisingError(ClassConditionalMetric):
 
     def measure_excess(self, context: EvalContext, law: Oracle, edges: Sequence[float]) -> Tensor:
         """The excess at each level, by independent sets of exact examples, [estimates, levels]."""
-        n, labels, ratios = self.exact // NUM_ESTIMATES, self.uses_labels(context), []
+        n = self.exact // NUM_ESTIMATES
+        labels = self.uses_labels(context)
+        ratios = []
         for k in range(NUM_ESTIMATES):
             seed = fold(context.seed, EXACT_PURPOSE, k)
             ratios.append(relative_excess_risk(context.denoiser, law, edges, n, seed, labels, 1, context.device))

@@ -157,10 +157,6 @@ def training_data(config: dict) -> Tensor | None:
 
 
 def load_local_dataset(node: dict[str, Any]) -> Dataset:
-    """Builds the data set of a checkpoint's `dataset` node from local files, without downloading.
-
-    Raises:
-        ValueError: a class outside diffguide, or missing files.
-    """
+    """Builds a `dataset` node of a checkpoint from local files; ValueError for a class outside diffguide or missing files."""
     validate_config(node, "dataset")
     return construct(node | ({"download": False} if "download" in node else {}), "dataset", ())

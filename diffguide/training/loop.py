@@ -100,11 +100,7 @@ class Training:
         return 0.5 ** (self.batch_size / max(min(self.ema_images, images / 10), 1e-9))
 
     def share(self, devices: int) -> int:
-        """Images per device and micro-step.
-
-        Raises:
-            ValueError: a batch that the devices cannot share.
-        """
+        """Images per device and micro-step; ValueError if the devices cannot share a batch."""
         share, rest = divmod(self.batch_size, devices * self.accumulate)
         if rest or not share:
             raise ValueError(
@@ -113,11 +109,7 @@ class Training:
         return share
 
     def make_optimizer(self, objective: Objective) -> torch.optim.Optimizer:
-        """Builds the optimiser of an objective's parameters.
-
-        Raises:
-            ValueError: arguments that the optimiser does not support.
-        """
+        """Builds the optimiser of an objective's parameters; ValueError for arguments that it does not support."""
         try:
             return self.optimizer(objective.parameters(), lr=self.learning_rate)
         except (TypeError, ValueError, IndexError) as error:

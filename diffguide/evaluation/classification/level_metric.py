@@ -27,7 +27,8 @@ class LevelAccuracy(ClassConditionalMetric):
         bands: of equally many levels, for the curve, at least 1.
     """
 
-    name, needs = "levels", (LevelClassifier,)
+    name = "levels"
+    needs = (LevelClassifier,)
 
     def __init__(self, draws: int = 8, conditional: bool = True, bands: int = 20):
         if draws < 1 or bands < 1:

@@ -58,7 +58,8 @@ def classify(
         y: classes [N].
         noise_levels: sigma / alpha, see `find_time`; DATA_LEVEL for a classifier without schedule.
     """
-    true, predictions = y.cpu(), []
+    true = y.cpu()
+    predictions = []
     for level in noise_levels:
         x_t, t = add_noise(classifier, x_0, eps, level)
         log_prob = torch.cat([classifier.log_prob(part, t) for part in x_t.split(CLASSIFY_BATCH)]).cpu().double()
@@ -123,7 +124,9 @@ class Classification(Metric):
         bins: of confidence, for the calibration error, 1 to 1000.
     """
 
-    name, needs, labels = "classification", (Classifier,), True
+    name = "classification"
+    needs = (Classifier,)
+    labels = True
 
     def __init__(self, noise_levels: Sequence[float] = PLOT_LEVELS, bins: int = 15):
         ends = [0.0, *noise_levels, math.inf]
@@ -142,7 +145,8 @@ class Classification(Metric):
         predictions = ClassPredictions(
             *(torch.from_numpy(numpy.concatenate(batches[name], axis=1)) for name in ClassPredictions._fields)
         )
-        curve, levels = [], self.levels(context)
+        curve = []
+        levels = self.levels(context)
         for index, level in enumerate(levels):
             row: dict[str, float | None] = {"noise_level": level}
             for name, figure in self.level_figures(predictions, index, context.seed).items():

@@ -19,11 +19,7 @@ class Weighting:
     """Base of the weights. w = 1: half a squared error is one nat per unit of log-SNR."""
 
     def support(self, schedule: Schedule) -> tuple[float, float]:
-        """The range (low, high) of log-SNR in which the weight is not 0.
-
-        Raises:
-            ValueError: it is empty or infinite.
-        """
+        """The range (low, high) of log-SNR in which the weight is not 0; ValueError if it is empty or infinite."""
         low, high = schedule.log_snr_min, schedule.log_snr_max
         if not -torch.inf < low < high < torch.inf:
             raise ValueError(

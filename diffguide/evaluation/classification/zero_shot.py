@@ -86,7 +86,9 @@ class Budget:
 
     def max_evaluations(self, classes: int) -> float:
         """The maximum number of evaluations of an image, per class."""
-        spent, remaining, first = 0, classes, 0
+        spent = 0
+        remaining = classes
+        first = 0
         for last, keep in [*self.stages, (self.evaluations, 1)]:
             spent += remaining * (last - first)
             remaining = min(remaining, keep)
@@ -179,7 +181,9 @@ class ZeroShot:
             raise ValueError(
                 f"prior must be a positive probability for each of {classes} classes, got {prior.tolist()}"
             )
-        log_prior, images, parts = prior.double().log().log_softmax(0), self.images_per_chunk(classes), []
+        log_prior = prior.double().log().log_softmax(0)
+        images = self.images_per_chunk(classes)
+        parts = []
         for first in range(0, len(x_0), images):
             rows = slice(first, first + images)
             parts.append(self.classify_chunk(denoiser, x_0[rows], list(seeds[rows]), log_prior, progress))

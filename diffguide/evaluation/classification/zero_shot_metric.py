@@ -81,11 +81,7 @@ class ZeroShotClassifier(Metric):
         self.prior(context)
 
     def prior(self, context: EvalContext) -> Tensor:
-        """p(y), [C].
-
-        Raises:
-            ValueError: class_frequencies=true, and a class without training examples.
-        """
+        """p(y), [C]; ValueError if class_frequencies=true and a class has no training examples."""
         classes = context.num_classes
         if not self.class_frequencies:
             return torch.full((classes,), 1 / classes, dtype=torch.float64)
@@ -144,7 +140,8 @@ class ZeroShotClassifier(Metric):
 
     def classify(self, context: EvalContext, prior: Tensor) -> ZeroShotPredictions:
         """The predictions for all examples, in parts of images that are classified together."""
-        parts, count = [], self.classifier.images_per_chunk(len(prior))
+        parts = []
+        count = self.classifier.images_per_chunk(len(prior))
         for first in context.firsts:
             x, _ = context.batch(first)
             for offset in range(0, len(x), count):

@@ -35,7 +35,8 @@ class DensityError(ClassConditionalMetric):
         ValueError: a number out of range; from check: data of an unknown distribution, a log-density up to a constant.
     """
 
-    name, needs = "density_error", (LogDensity,)
+    name = "density_error"
+    needs = (LogDensity,)
 
     def __init__(self, levels: int = 100, exact: int = 1000, conditional: bool = True):
         if levels < 1 or exact < 10:

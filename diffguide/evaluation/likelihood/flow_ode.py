@@ -86,7 +86,8 @@ class Hutchinson(Trace):
     def __init__(self, probes: int = 4):
         if probes < 1:
             raise ValueError(f"probes must be at least 1, got {probes}")
-        self.probes, self.text = probes, f"Hutchinson, {probes} sign probes per example"
+        self.probes = probes
+        self.text = f"Hutchinson, {probes} sign probes per example"
 
     def vectors(self, x: Tensor, noise: Noise | None, index: int) -> tuple[Tensor, float]:
         if noise is None:
@@ -127,7 +128,8 @@ class FixedGrid(Solver):
     def __init__(self, steps: int = 64):
         if steps < 1:
             raise ValueError(f"steps must be at least 1, got {steps}")
-        self.steps, self.text = steps, f"Runge-Kutta 4, {steps} equal steps of the log-SNR"
+        self.steps = steps
+        self.text = f"Runge-Kutta 4, {steps} equal steps of the log-SNR"
 
     def __call__(self, slope: Slope, state: Tensor, start: float, end: float, levels: Sequence[float] = ()) -> Tensor:
         h = (end - start) / self.steps

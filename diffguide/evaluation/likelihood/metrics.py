@@ -53,7 +53,9 @@ class ELBO(Density):
         conditional, quantization_levels, log_snr_max: see `Density`.
     """
 
-    name, part, needs = "elbo", "elbo", (Denoiser,)
+    name = "elbo"
+    part = "elbo"
+    needs = (Denoiser,)
 
     def __init__(
         self,
@@ -181,7 +183,9 @@ class FlowODE(PointDensity):
         ValueError: from check: a solver for discrete levels and a model in continuous time, or the other way round.
     """
 
-    name, part, needs = "ode", "ode", (Denoiser,)
+    name = "ode"
+    part = "ode"
+    needs = (Denoiser,)
 
     def __init__(
         self,
@@ -230,7 +234,9 @@ class ExactDensity(PointDensity):
         ValueError: from check: a log-density up to a constant, or a dequantization other than that in training.
     """
 
-    name, part, needs = "log_density", "exact", (LogDensity,)
+    name = "log_density"
+    part = "exact"
+    needs = (LogDensity,)
 
     def check(self, context: EvalContext) -> None:
         super().check(context)

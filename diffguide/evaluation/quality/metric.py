@@ -204,7 +204,8 @@ class Quality(Metric):
         keep_images: bool = False,
     ) -> FeatureSet:
         """Computes the features of batches of images; each batch is saved as a part."""
-        parts, unit = [], name if name == "samples" else f"{name} examples"
+        parts = []
+        unit = name if name == "samples" else f"{name} examples"
         for first in range(0, count, context.batch_size):
             context.progress(first, count, unit)
 
