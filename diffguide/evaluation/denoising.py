@@ -168,10 +168,7 @@ class DenoisingError(ClassConditionalMetric):
         for log_snr, x_0_errors, eps_errors in zip(middles, x_0, eps):
             row: dict[str, float | None] = {"log_snr": log_snr, "noise_level": math.exp(-log_snr / 2)}
             curve.append(row | mean_columns("mse_x_0", x_0_errors) | mean_columns("mse_eps", eps_errors))
-        figures = {
-            "mse_eps": mean(eps.mean(0), "per value of eps"),
-            "mse_x_0": mean(x_0.mean(0), "per value of x_0"),
-        }
+        figures = {"mse_eps": mean(eps.mean(0), "per value of eps"), "mse_x_0": mean(x_0.mean(0), "per value of x_0")}
         panels = [
             Panel("mse_eps", "E |eps - eps_hat|^2 / D", ("predicting 0", 1.0)),
             Panel("mse_x_0", "E |x_0 - x_0_hat|^2 / D"),

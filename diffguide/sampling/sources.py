@@ -86,11 +86,7 @@ class CheckpointSource(SampleSource):
         self.note = checkpoints.explain_untrained(loaded)
 
     def identity(self) -> dict[str, Any]:
-        return {
-            "checkpoint": str(self.file),
-            "checkpoint_sha256": hash_file(self.file),
-            "weights": self.weights,
-        }
+        return {"checkpoint": str(self.file), "checkpoint_sha256": hash_file(self.file), "weights": self.weights}
 
     def background(self, labels: Sequence[int]) -> ScatterBackground:
         return build_background(training_data(self.config), self.shape[0])

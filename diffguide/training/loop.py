@@ -1,5 +1,6 @@
 """The training loop. Lengths are in images, so that they do not depend on the batch size."""
 
+import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -20,18 +21,6 @@ from .state import TrainingRun
 __all__ = ["Diverged", "Training"]
 
 ADAMW = partial(torch.optim.AdamW, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
-COUNTS = (
-    "images",
-    "batch_size",
-    "accumulate",
-    "ema_images",
-    "log_images",
-    "validation_images",
-    "checkpoint_images",
-    "sample_images",
-    "keep_checkpoints",
-)
-MIN_COUNTS = dict.fromkeys(COUNTS, 1) | {"warmup_images": 0}
 MAX_VALUES = {"learning_rate": math.inf, "max_grad_norm": math.inf, "extend_rate": 1.0}
 
 
@@ -79,10 +68,12 @@ class Training:
     extend_rate: float = 0.5
 
     def __post_init__(self) -> None:
-        for name, minimum in MIN_COUNTS.items():
-            count = getattr(self, name)
-            if not isinstance(count, int) or count < minimum:
-                raise ValueError(f"{name} must be a whole number of at least {minimum}, got {count!r}")
+        for field in dataclasses.fields(self):
+            if field.type is int:
+                count = getattr(self, field.name)
+                minimum = 0 if field.name == "warmup_images" else 1
+                if not isinstance(count, int) or count < minimum:
+                    raise ValueError(f"{field.name} must be a whole number of at least {minimum}, got {count!r}")
         for name, maximum in MAX_VALUES.items():
             value = getattr(self, name)
             if not isinstance(value, int | float) or not 0 < value <= maximum or math.isinf(value):

@@ -24,6 +24,7 @@ from .weighting import Bell, Piecewise, Spacing, Weighting
 
 __all__ = ["Budget", "ZeroShot", "ZeroShotPredictions"]
 
+Report = Callable[[float], None]  # called with the fraction of the work that is done
 LEVEL_PURPOSE = 1  # purpose of an image's seed, besides its noise
 STAGES = ((8, 4), (16, 3), (32, 2), (64, 2), (128, 2), (256, 2))  # (evaluations, classes that remain after them)
 GOLDEN_RATIO = (math.sqrt(5) - 1) / 2  # its first k multiples modulo 1 are evenly spaced for any k
@@ -160,7 +161,7 @@ class ZeroShot:
         x_0: Tensor,
         seeds: Sequence[int],
         prior: Tensor | None = None,
-        progress: Callable[[float], None] | None = None,
+        progress: Report | None = None,
     ) -> ZeroShotPredictions:
         """The predictions for images x_0 [N, ...], on the device of the denoiser.
 
@@ -194,12 +195,7 @@ class ZeroShot:
         return max(1, self.chunk // classes)
 
     def classify_chunk(
-        self,
-        denoiser: Denoiser,
-        x_0: Tensor,
-        seeds: Sequence[int],
-        log_prior: Tensor,
-        progress: Callable[[float], None] | None,
+        self, denoiser: Denoiser, x_0: Tensor, seeds: Sequence[int], log_prior: Tensor, progress: Report | None
     ) -> ZeroShotPredictions:
         """The predictions for images that are classified together."""
         shape = len(x_0), len(log_prior)
@@ -232,7 +228,7 @@ class ZeroShot:
         evaluated: Tensor,
         first: int,
         last: int,
-        progress: Callable[[float], None] | None,
+        progress: Report | None,
     ) -> Tensor:
         """w / q ||eps - eps_hat(x_t, y)||^2 / (2 T) of the evaluations from first to last - 1, [B, C, last - first].
 

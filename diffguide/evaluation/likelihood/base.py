@@ -48,10 +48,7 @@ class Density(Metric):
     key = "metric"
 
     def __init__(
-        self,
-        conditional: bool | None = None,
-        quantization_levels: int | None = None,
-        log_snr_max: float | None = None,
+        self, conditional: bool | None = None, quantization_levels: int | None = None, log_snr_max: float | None = None
     ):
         if quantization_levels is not None and (quantization_levels < 0 or quantization_levels == 1):
             raise ValueError(f"quantization_levels must be 0 (continuous) or at least 2, got {quantization_levels}")

@@ -92,10 +92,7 @@ class Quality(Metric):
         self.check_split(context)
         self.features.check(context.data)
         width, size = self.features.width(context.shape), len(getattr(context.data, self.reference).y)
-        for key, number, name in [
-            ("count", self.count, "samples"),
-            ("reference", size, f"{self.reference} examples"),
-        ]:
+        for key, number, name in [("count", self.count, "samples"), ("reference", size, f"{self.reference} examples")]:
             if number <= width:
                 raise ValueError(
                     f"metric.{key}: {number} {name} are too few for {width} features of {self.features.name}, whose "
