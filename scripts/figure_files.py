@@ -65,7 +65,7 @@ def build_oracle(*overrides: str) -> GaussianMixture:
     """Builds the oracle of `diffguide-sample` with these overrides."""
     with initialize_config_dir(config_dir(), version_base="1.3"):
         cfg = compose("sample", list(overrides))
-    return build(cfg, "oracle", kwargs={"schedule": build(cfg, "schedule")})
+    return build(cfg.oracle, "oracle", kwargs={"schedule": build(cfg.schedule, "schedule")})
 
 
 def write_picture(path: Path, figure: Figure) -> None:

@@ -2,11 +2,11 @@
 
     python scripts/house_figures.py [CHECKOUT ...] [--no-runs] [--names]
 
-From the syntax tree of <checkout>/diffguide: sizes, guards, repeated names, functions with a configuration as argument. Guards
-are `raise` statements and the `if`s that contain nothing else, as a share of the lines of code. Calls from main to the network
-are the frames of the package on the stack inside UNet.forward, in one tiny training and one sampling with classifier-free
-guidance, each in its own process (a minute on one core; --no-runs skips them). --names lists the repeated names and the
-functions named by a past participle.
+From the syntax tree of <checkout>/diffguide: sizes, guards, repeated names, the path of the configuration
+(`follow_config.py`). Guards are `raise` statements and the `if`s that contain nothing else, as a share of the lines of code.
+Calls from main to the network are the frames of the package on the stack inside UNet.forward, in one tiny training and one
+sampling with classifier-free guidance, each in its own process (a minute on one core; --no-runs skips them). --names lists the
+repeated names and the functions named by a past participle.
 """
 
 import argparse
@@ -22,10 +22,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from follow_config import measure_commands
+
 CHECKOUT = Path(__file__).resolve().parents[1]
-ENTRIES = {"train.py", "sample.py", "evaluate.py"}
 LONG = 50  # lines; a function with more is long
-CONFIGURATION = {"cfg", "DictConfig", "ListConfig"}
 IRREGULAR = set(
     "told shown made held kept chosen drawn taken given written found built left said seen sent set cut put run read begun "
     "bound brought come done gone grown known laid led lost met paid sought spent split spread stood struck thought "
@@ -157,14 +157,6 @@ def is_participle(name: str) -> bool:
     return (regular or first in IRREGULAR - VERBS) and set(rest) <= PARTICLES
 
 
-def takes_configuration(function: ast.FunctionDef) -> bool:
-    """Whether an argument is called cfg or is annotated as a configuration node of OmegaConf."""
-    arguments = [*function.args.posonlyargs, *function.args.args, *function.args.kwonlyargs]
-    annotations = (leaf for argument in arguments if argument.annotation for leaf in ast.walk(argument.annotation))
-    names = {leaf.id for leaf in annotations if isinstance(leaf, ast.Name)}
-    return any(argument.arg == "cfg" for argument in arguments) or bool(names & CONFIGURATION)
-
-
 def required_arguments(modules: list[Module]) -> tuple[int, int]:
     """Arguments of constructors without a default, and all of them."""
     required = total = 0
@@ -203,7 +195,6 @@ def measure(checkout: Path, runs: bool) -> dict[str, str]:
     texts = [module.text.splitlines()[line - 1] for module in modules for line in module.code]
     guards = sum(len(guard_lines(module)) for module in modules)
     long = [function for function in functions(modules) if length(function) > LONG]
-    below = [module for module in modules if module.path.as_posix() not in ENTRIES]
     required, total = required_arguments(modules)
     comprehensions = nodes(modules, ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
 
@@ -229,9 +220,11 @@ def measure(checkout: Path, runs: bool) -> dict[str, str]:
         "functions, classes in several modules": str(len(repeated_names(modules, constants=False))),
         "constants in several modules": str(len(repeated_names(modules, constants=True))),
         "functions named by a past participle": str(sum(is_participle(f.name) for f in functions(modules))),
-        "functions below the entries that take cfg": str(sum(map(takes_configuration, functions(below)))),
         "README: lines, words": f"{len(readme.splitlines())}, {len(readme.split())}",
     }
+    for command, path in measure_commands(package).items():
+        figures[f"{command}: functions that take the configuration"] = str(path["functions"])
+        figures[f"{command}: its climbs, returns"] = f"{path['climbs']}, {path['returns']}"
     return figures | (measure_calls(checkout) if runs else {})
 
 

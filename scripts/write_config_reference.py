@@ -55,7 +55,7 @@ def describe_option(path: Path) -> Iterator[str]:
     """The comment of a file, the class that it builds, and its keys."""
     described, tree = describe_file(path), yaml.load(path.read_text(encoding="utf-8"), yaml.CSafeLoader) or {}
     target = tree.get("_target_")
-    yield f"{sentence(described.says)}{f' Builds `{target}`.' if isinstance(target, str) else ''}"
+    yield f"{sentence(described.summary)}{f' Builds `{target}`.' if isinstance(target, str) else ''}"
     defaults = {name: pair for name, pair in described.defaults.items() if name.split("/")[0] != "hydra"}
     rows = [Row(name, show(option), comment) for name, (option, comment) in defaults.items() if name != "_self_"]
     rows += list(key_rows(tree, described.keys))

@@ -125,7 +125,7 @@ def load_real_examples(data: Dataset, shape: Sequence[int]) -> tuple[str, Tensor
     """The name of the held-out split, features [n, D] of at most 1000 of its examples, and their classes."""
     if list(data.shape) != list(shape):
         raise NoTradeoff(f"the data set has examples of shape {list(data.shape)}; the samples have {list(shape)}")
-    name, split = data.held_out
+    name, split = data.held_out_split
     x, y = fetch_examples(split, sample_rows(len(split.y), MAX_COMPARED, REAL_PURPOSE))
     if len(x) <= DC_NEIGHBOURS:
         raise NoTradeoff(f"the data set has {len(x)} {name} examples; more than {DC_NEIGHBOURS} are needed")

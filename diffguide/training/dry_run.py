@@ -83,7 +83,7 @@ class DryRun:
             rows = (y == -1).nonzero()[: SHEET_COLUMNS**2, 0]
         x, y = fetch_examples(data.train, rows)
         chance = torch.rand(len(rows), 3, generator=torch.Generator().manual_seed(self.seed))
-        write_samples(path, data.preprocess(x, chance), y.tolist(), data.class_names, whole=True)
+        write_samples(path, data.preprocess(x, chance), y.tolist(), data.class_names, note_missing=True)
 
     def suggest_smaller(self, seconds: float, smaller: Smaller) -> list[str]:
         """A line naming the largest smaller network that trains within an hour, or the fastest of those that were timed.
@@ -176,8 +176,8 @@ class DryRun:
         return sum(size for address, size in saved.items() if address not in weights)
 
 
-def count_parameters(objective: Objective) -> int:
-    return sum(parameter.numel() for parameter in objective.parameters())
+def count_parameters(module: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def seconds_of(step: Callable[[], None]) -> float:

@@ -35,7 +35,7 @@ def held_out_loss(objective: Objective, data: Dataset, seed: int, device: torch.
 
 def held_out_batches(data: Dataset, device: torch.device, batch_size: int) -> Iterable[tuple[Tensor, Tensor]]:
     """Stored examples and their classes."""
-    name, split = data.held_out
+    name, split = data.held_out_split
     count = len(split.y)
     rows = torch.arange(0, count, 1 if name == "validation" else -(-count // MAX_TRAINING_EXAMPLES))
     if isinstance(split, Stream):

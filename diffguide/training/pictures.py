@@ -49,4 +49,4 @@ class TrainingPictures:
         batches = generate(guided, job.sampler, range(len(labels)), labels, data.shape, batch_size, job.engine.device)
         background = data.train.x if len(data.shape) == 1 and isinstance(data.train, Split) else None
         x = torch.cat([batch.float().cpu() for batch in batches])
-        write_samples(path, x, labels, data.class_names, background, whole=True)
+        write_samples(path, x, labels, data.class_names, background, note_missing=True)

@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from ..checkpoints import store as checkpoints
 from ..checkpoints.data_record import describe_changes
+from ..checkpoints.validation import CheckpointError, check_facts
 from ..datasets.base import fetch_examples
 from ..models.protocols import Denoiser, Energy
 from ..randomness import Noise
@@ -93,6 +93,6 @@ def check_loadable(job: TrainingJob) -> None:
     """Checks that the checkpoints of this job can be loaded."""
     facts = {"images": 0, "class_names": list(job.data.class_names), "shape": list(job.data.shape)}
     try:
-        checkpoints.check_facts(copy.deepcopy({"config": dict(job.config), **facts}))
-    except checkpoints.CheckpointError as error:
+        check_facts(copy.deepcopy({"config": dict(job.config), **facts}))
+    except CheckpointError as error:
         raise InputError(f"the checkpoints of this training could not be loaded: {error}") from error

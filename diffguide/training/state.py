@@ -89,7 +89,7 @@ class TrainingRun:
         self.batches = iter(self.source)
         if notice:
             self.progress.write_line(notice)
-        if self.data.held_out[0] != "validation":
+        if self.data.held_out_split[0] != "validation":
             self.progress.write_line("the validation split is empty: held-out losses are on training examples")
         self.watch = DivergenceWatch(lag=0 if engine.device.type == "cpu" else 1)
         self.started = time.monotonic()

@@ -46,7 +46,7 @@ def digits() -> Digits:
 
 @pytest.fixture(scope="module")
 def law(digits) -> Empirical:
-    """The exact denoiser of the training examples: a generator that learned by heart."""
+    """The exact denoiser of the training examples: a generator that copies them."""
     return Empirical(digits.train.x, digits.train.y, Cosine(log_snr_max=12.0, log_snr_min=-10.0), 0.0)
 
 
@@ -72,8 +72,8 @@ def stored(folder: Path, images: torch.Tensor, y: torch.Tensor, header: dict) ->
     return str(folder)
 
 
-def test_a_generator_that_learned_by_heart(digits, law):
-    """All of its samples are copies, of the class that was asked for, at next to no distance; and the floor is known."""
+def test_a_generator_that_copies_its_training_data_is_detected(digits, law):
+    """All samples are copies of training examples of their class, at a distance near 0."""
     subject = EvalContext(law, digits, n=200, seed=3, batch_size=64)
     metric = quality(sampler=DDIM(grid=UniformLogSNR(), steps=30, eta=0.0))
     found = measured(metric, subject)
@@ -149,7 +149,7 @@ def test_repeats_and_noise_stand_beside_the_figures(digits, law, tmp_path):
     assert json.loads((tmp_path / "metrics.json").read_text())["figures"]["recall_pixels"]["meaningful"] is False
 
 
-def test_two_nearest_in_batches():
+def test_the_two_nearest_neighbours_do_not_depend_on_the_batch_size():
     """And what a copy is: three times as near to the first as to the second, or equal to one."""
     rng = torch.Generator().manual_seed(0)
     x, train = torch.randn(9, 5, generator=rng).double(), torch.randn(23, 5, generator=rng).double()
@@ -180,7 +180,7 @@ class Named(Features):
 
 
 @pytest.mark.parametrize("name, fd, kid", [("inception", "fid", "kid"), ("dinov2", "fd_dinov2", "kid_dinov2")])
-def test_figures_carry_the_name_of_their_features(digits, law, name, fd, kid):
+def test_figures_are_named_by_their_features(digits, law, name, fd, kid):
     """fid is inception's alone; where there are logits there is an inception score."""
     found = measured(quality(features=Named(name), compared=20), EvalContext(law, digits, n=100))
     end = "" if name == "inception" else f"_{name}"
@@ -203,13 +203,13 @@ def test_the_classification_accuracy_score(digits, law, tmp_path):
     assert right.facts["features"]["steps"] == 40 and 1 < right.figures["is_local"].value < 10
 
 
-def test_without_classes_there_are_no_figures_of_them(digits, law):
+def test_a_model_without_classes_has_no_figures_of_classes(digits, law):
     """metric.labels=null: samples of no class."""
     found = measured(quality(labels=None, classification=True), EvalContext(law, digits, n=50))
     assert "cas" not in found.figures and "agreed_labels_pixels" not in found.figures and found.facts["labels"] is None
 
 
-def test_classes_as_the_data_have_them(digits, law):
+def test_labels_may_have_the_frequencies_of_the_data(digits, law):
     """Drawn from the reference split, the same ones for the same seed."""
     metric, subject = quality(labels="data", count=3000), EvalContext(law, digits, seed=1)
     drawn = torch.tensor(metric.sample_labels(subject, law))
@@ -222,8 +222,8 @@ def test_classes_as_the_data_have_them(digits, law):
     )
 
 
-def test_what_was_stopped_is_continued(digits, law, tmp_path):
-    """Within a batch of samples; then those that were made are not made again, and every figure is the same."""
+def test_a_stopped_measurement_is_resumed(digits, law, tmp_path):
+    """After a stop within a batch, finished samples are kept, and every figure is the same."""
     subject, whole = (EvalContext(law, digits, n=60, batch_size=40) for _ in range(2))
     calls = []
 
@@ -243,17 +243,17 @@ def test_what_was_stopped_is_continued(digits, law, tmp_path):
     assert again.tally.evaluations == 60 * 4 and again.evaluations == whole.evaluations == 100 * 4
 
 
-def test_samples_that_are_not_finite_are_told(digits, law):
+def test_samples_that_are_not_finite_are_an_error(digits, law):
     class Broken(DenoiserWrapper):
         def __call__(self, x_t, t, y=None):
             found = self.denoiser(x_t, t, y)
             return found._replace(x_0=found.x_0 * math.nan)
 
-    with pytest.raises(MetricError, match="100 of the 100 samples from 0 on are not finite"):
+    with pytest.raises(MetricError, match="100 of the 100 samples"):
         measured(quality(guidance=Broken), EvalContext(law, digits, n=50))
 
 
-def test_held_out_examples_that_are_training_examples_are_told(digits, law):
+def test_held_out_examples_in_the_training_data_print_a_note(digits, law):
     """A tenth of them: then coverage and copies would mean nothing."""
     shared = Split(torch.cat([digits.validation.x[:80], digits.train.x[:20]]), torch.zeros(100, dtype=torch.long))
     data = Dataset(digits.train, shared, digits.test, digits.class_names)
@@ -277,7 +277,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("changed, subject, message", REFUSED.values(), ids=REFUSED)
-def test_what_it_cannot_answer(digits, law, changed, subject, message, monkeypatch):
+def test_quality_that_cannot_be_measured_is_an_error(digits, law, changed, subject, message, monkeypatch):
     if isinstance(changed.get("features"), Named):
         monkeypatch.setattr(Named, "width", lambda self, shape: 400)
         changed = changed | {"reference": "validation"}
@@ -304,7 +304,7 @@ def test_values_out_of_range(changed, message):
         quality(**changed)
 
 
-def test_runs_that_are_not_of_this_model(digits, law, tmp_path):
+def test_runs_of_another_model_are_an_error(digits, law, tmp_path):
     """Other images, too few of them, or another checkpoint."""
     u, y = load_images(digits, "train", torch.arange(70))
     subject = EvalContext(law, digits)
@@ -325,7 +325,7 @@ FEW = ["metric=quality", "metric/features=pixels", "metric.count=80", "metric.cl
 
 
 def test_the_command_samples_as_diffguide_sample_does(short_run, tmp_path, command):
-    """Guided: its own samples, and those of a sampling run with the same seed, have the same figures."""
+    """With guidance, new samples and those of a sampling run with the same seed have the same figures."""
     same = [
         f"checkpoint={short_run}",
         f"output_root={tmp_path}",

@@ -99,7 +99,7 @@ def write_accuracy(path: Path, classifier: Classifier, data: Dataset, seed: int,
     """
     from matplotlib.figure import Figure
 
-    name, split = data.held_out
+    name, split = data.held_out_split
     x, y = fetch_examples(split, torch.arange(min(len(split.y), MAX_EXAMPLES)))
     values = accuracies(classifier, data.preprocess(x).to(device), y.to(device), PLOT_LEVELS, seed)
     figure = Figure(figsize=(5, 3.5), layout="constrained")
