@@ -14,6 +14,7 @@ from ..figures.plot_spec import Panel, Plot
 from ..models.protocols import Denoiser
 from ..oracles import AutoguidanceTree, GaussianMixture, GMM2DLaw, Oracle
 from ..randomness import fold
+from ..runtime.ranges import check_whole
 from ..schedules import Schedule
 from .class_conditional import ClassConditionalMetric
 from .metric import EvalContext, Figure, MetricResult, mean
@@ -136,14 +137,13 @@ class DenoisingError(ClassConditionalMetric):
     needs = (Denoiser,)
 
     def __init__(self, levels: int = 20, conditional: bool = True, exact: int = 2000):
-        if not 1 <= levels <= 1000:
-            raise ValueError(f"levels must be 1 to 1000, got {levels}")
         if exact != 0 and exact < 2 * NUM_ESTIMATES:
             raise ValueError(
                 f"exact must be 0 (no excess) or at least {2 * NUM_ESTIMATES} examples per level, got {exact}"
             )
         super().__init__(conditional)
-        self.levels, self.exact = levels, exact
+        self.levels = check_whole("levels", levels, 1, 1000)
+        self.exact = exact
 
     def check(self, context: EvalContext) -> None:
         super().check(context)

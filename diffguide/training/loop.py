@@ -1,7 +1,6 @@
 """The training loop. Lengths are in images, so that they do not depend on the batch size."""
 
 import dataclasses
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -14,6 +13,7 @@ from ..checkpoints.extension import EXTEND
 from ..datasets import Dataset
 from ..objectives import Diverged, Objective
 from ..runtime.engine import Fabric, build_fabric
+from ..runtime.ranges import check_range, check_whole
 from ..runtime.signals import Interrupts
 from .learning_rates import LearningRatePlan
 from .state import TrainingRun
@@ -21,7 +21,6 @@ from .state import TrainingRun
 __all__ = ["Diverged", "Training"]
 
 ADAMW = partial(torch.optim.AdamW, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
-MAX_VALUES = {"learning_rate": math.inf, "max_grad_norm": math.inf, "extend_rate": 1.0}
 
 
 @dataclass(eq=False)
@@ -70,15 +69,10 @@ class Training:
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             if field.type is int:
-                count = getattr(self, field.name)
-                minimum = 0 if field.name == "warmup_images" else 1
-                if not isinstance(count, int) or count < minimum:
-                    raise ValueError(f"{field.name} must be a whole number of at least {minimum}, got {count!r}")
-        for name, maximum in MAX_VALUES.items():
-            value = getattr(self, name)
-            if not isinstance(value, int | float) or not 0 < value <= maximum or math.isinf(value):
-                limit = "" if math.isinf(maximum) else f" of at most {maximum:g}"
-                raise ValueError(f"{name} must be a positive number{limit}, got {value!r}")
+                check_whole(field.name, getattr(self, field.name), 0 if field.name == "warmup_images" else 1)
+        check_range("learning_rate", self.learning_rate, "(0, inf)")
+        check_range("max_grad_norm", self.max_grad_norm, "(0, inf)")
+        check_range("extend_rate", self.extend_rate, "(0, 1]")
         if self.extend not in EXTEND:
             raise ValueError(f"extend must be {', '.join(EXTEND[:-1])} or {EXTEND[-1]}, got {self.extend!r}")
 

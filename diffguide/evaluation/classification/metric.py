@@ -15,9 +15,10 @@ from ...datasets.base import fetch_examples
 from ...figures.plot_spec import Panel, Plot
 from ...files.run_folders import write_atomically
 from ...models.protocols import Classifier
+from ...runtime.ranges import check_whole
 from ..metric import EvalContext, Figure, Metric, MetricResult, mean
 from ..noise_levels import time_of_log_snr
-from .calibration import calibration_error, check_bins
+from .calibration import calibration_error
 
 __all__ = ["Classification", "ClassPredictions", "accuracies", "classify", "write_accuracy"]
 
@@ -132,8 +133,8 @@ class Classification(Metric):
         ends = [0.0, *noise_levels, math.inf]
         if not noise_levels or not all(low < high for low, high in zip(ends, ends[1:])):
             raise ValueError(f"noise_levels must be increasing finite numbers above 0, got {list(noise_levels)}")
-        check_bins(bins)
-        self.noise_levels, self.bins = list(noise_levels), bins
+        self.noise_levels = list(noise_levels)
+        self.bins = check_whole("bins", bins, 1, 1000)
 
     def check(self, context: EvalContext) -> None:
         super().check(context)

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ...runtime.ranges import check_finite, check_range
 from ...schedules import Schedule
 
 __all__ = ["Bell", "Even", "Exact", "Piecewise", "Spacing", "UniformTimeWeighting", "Weighting"]
@@ -124,11 +125,8 @@ class Bell(Spacing):
     """
 
     def __init__(self, centre: float = 2.0, width: float = 2.0):
-        if not 0 < width < torch.inf:
-            raise ValueError(f"spacing.width must be a positive number, got {width:g}")
-        if not -torch.inf < centre < torch.inf:
-            raise ValueError(f"spacing.centre must be a finite number, got {centre:g}")
-        self.centre, self.width = float(centre), float(width)
+        self.centre = check_finite("spacing.centre", centre)
+        self.width = check_range("spacing.width", width, "(0, inf)")
 
     def __call__(self, u: Tensor, low: float, high: float) -> tuple[Tensor, Tensor]:
         first, last = (torch.tensor((end - self.centre) / self.width).double().sigmoid() for end in (low, high))

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ...models.protocols import Denoiser
 from ...randomness import Noise, fold
+from ...runtime.ranges import check_range, check_whole
 from ..noise_levels import time_of_log_snr
 from ..parts import MetricError
 from .weighting import Bell, Piecewise, Spacing, Weighting
@@ -53,8 +54,7 @@ class Budget:
     """
 
     def __init__(self, evaluations: int = 400, stages: Sequence[Sequence[int]] = STAGES, margin: float | None = 3.0):
-        if evaluations < 1:
-            raise ValueError(f"evaluations must be at least 1, got {evaluations}")
+        self.evaluations = check_whole("evaluations", evaluations, 1)
         pairs = [list(stage) for stage in stages]
         ends = [0, *(pair[0] for pair in pairs)]
         if any(len(pair) != 2 or pair[1] < 1 for pair in pairs) or any(a >= b for a, b in zip(ends, ends[1:])):
@@ -65,7 +65,7 @@ class Budget:
             raise ValueError(f"margin must be at least 0 and needs stages, got {margin:g} and {len(stages)} stages")
         if margin is not None and pairs[0][0] < 2:
             raise ValueError(f"a margin needs at least 2 evaluations before the first stage, got {pairs[0][0]}")
-        self.evaluations, self.margin = int(evaluations), margin
+        self.margin = margin
         self.stages = [(last, keep) for last, keep in pairs if last < evaluations]
 
     def segments(self) -> list[tuple[int, int, int | None]]:
@@ -144,15 +144,11 @@ class ZeroShot:
         temperature: float = 1.0,
         chunk: int = 640,
     ):
-        if not 0 < temperature < math.inf:
-            raise ValueError(f"temperature must be a positive number, got {temperature:g}")
-        if chunk < 1:
-            raise ValueError(f"chunk must be at least 1, got {chunk}")
         self.weighting = weighting or Piecewise()
         self.spacing = spacing or Bell()
         self.budget = budget or Budget()
-        self.temperature = float(temperature)
-        self.chunk = int(chunk)
+        self.temperature = check_range("temperature", temperature, "(0, inf)")
+        self.chunk = check_whole("chunk", chunk, 1)
 
     @torch.no_grad()
     def __call__(

@@ -10,8 +10,9 @@ from torch import Tensor
 from ...figures.plot_spec import Panel, Plot
 from ...models.protocols import Denoiser
 from ...randomness import fold
+from ...runtime.ranges import check_whole
 from ..metric import EXAMPLE_PURPOSE, EvalContext, Figure, Metric, MetricResult, mean
-from .calibration import calibration_error, check_bins
+from .calibration import calibration_error
 from .weighting import Spacing, Weighting
 from .zero_shot import STAGES, Budget, ZeroShot, ZeroShotPredictions
 
@@ -53,11 +54,11 @@ class ZeroShotClassifier(Metric):
         bins: int = 15,
         chunk: int = 640,
     ):
-        check_bins(bins)
+        self.bins = check_whole("bins", bins, 1, 1000)
         self.budget = Budget(evaluations, stages, margin)
         self.classifier = ZeroShot(weighting, spacing, self.budget, temperature, chunk)
         self.weighting, self.spacing = self.classifier.weighting, self.classifier.spacing
-        self.class_frequencies, self.bins = bool(class_frequencies), int(bins)
+        self.class_frequencies = bool(class_frequencies)
 
     def check(self, context: EvalContext) -> None:
         super().check(context)

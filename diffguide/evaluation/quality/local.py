@@ -15,6 +15,7 @@ from ...datasets.base import fetch_examples
 from ...figures.image_grids import quantize
 from ...files import safetensors as archives
 from ...files.run_folders import WriteError
+from ...runtime.ranges import check_whole
 from ..metric import MetricError
 from .features import FeatureOutput, Features
 
@@ -139,10 +140,8 @@ class Local(Features):
     network: LocalNetwork | None = None
 
     def __init__(self, steps: int = 300, seed: int = 0, cache: str | None = "~/.cache/diffguide"):
-        if steps < 1 or seed < 0:
-            raise ValueError(f"steps must be at least 1 and seed at least 0, got {steps} and {seed}")
-        self.steps = steps
-        self.seed = seed
+        self.steps = check_whole("steps", steps, 1)
+        self.seed = check_whole("seed", seed, 0)
         self.cache = None if cache is None else Path(cache).expanduser()
         self.digest: str | None = None
 
