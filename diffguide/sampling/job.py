@@ -123,7 +123,10 @@ class SamplingJob:
         Raises:
             InputError: the folder cannot be written, or another process is writing to it.
         """
-        folder, header, file, problem = self.folder, self.header, self.plan.source.file, None
+        folder = self.folder
+        header = self.header
+        file = self.plan.source.file
+        problem = None
         if self.engine.is_global_zero:
             try:
                 if folder is None:

@@ -168,11 +168,7 @@ def train_label_classifier(data: Dataset) -> LabelClassifier | None:
 
 
 def check_count(count: int) -> int:
-    """The number of samples of each run to compare.
-
-    Raises:
-        NoTradeoff: too few.
-    """
+    """The number of samples of each run to compare; NoTradeoff if there are too few."""
     if count < MIN_SAMPLES:
         raise NoTradeoff(f"fidelity and diversity need at least {MIN_SAMPLES} samples per run, got n={count}")
     return min(count, MAX_COMPARED)

@@ -26,7 +26,9 @@ def preflight(job: TrainingJob) -> None:
     Raises:
         InputError: parts that do not fit each other; includes the message of the network.
     """
-    model, guided, times = job.objective.model, None, None
+    model = job.objective.model
+    guided = None
+    times = None
     if job.generates and isinstance(model, Denoiser | Energy):
         with convert_input_errors("sampler"):
             guided = job.add_guidance(model, "cpu")
