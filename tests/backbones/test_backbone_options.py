@@ -16,10 +16,14 @@ from diffguide.schedules import Cosine
 attentive = pytest.mark.parametrize("make", [unet, dit], ids=["unet", "dit"])
 
 
-@pytest.mark.parametrize("network, shape, names, mean", [
-    (lambda: unet(), (1, 8, 8), "88d927b517d608f1", 0.10536511055535727),
-    (lambda: mlp(fourier_features=0), (2,), "1a96f84b4b97caec", 0.29139929236270845),
-], ids=["unet", "mlp"])  # fmt: skip
+@pytest.mark.parametrize(
+    "network, shape, names, mean",
+    [
+        (lambda: unet(), (1, 8, 8), "88d927b517d608f1", 0.10536511055535727),
+        (lambda: mlp(fourier_features=0), (2,), "1a96f84b4b97caec", 0.29139929236270845),
+    ],
+    ids=["unet", "mlp"],
+)
 def test_networks_of_early_checkpoints_are_unchanged(network, shape, names, mean):
     """Names, shapes and output are those stored before networks had these options, so that old checkpoints load."""
     network = lively(network()).double()
@@ -77,9 +81,16 @@ def test_plain_attention_is_the_fused_one(make, dtype, tolerance):
     torch.testing.assert_close(plain, fused, rtol=0, atol=tolerance * float(fused.abs().max()) + 1e-15)
 
 
-@pytest.mark.parametrize("make, options", [
-    (dit, {"depth": 1}), (unet, {}), (unet, {"channels_last": True}), (dit, {"depth": 1, "checkpointing": True}),
-], ids=["dit", "unet", "unet channels last", "dit checkpointing"])  # fmt: skip
+@pytest.mark.parametrize(
+    "make, options",
+    [
+        (dit, {"depth": 1}),
+        (unet, {}),
+        (unet, {"channels_last": True}),
+        (dit, {"depth": 1, "checkpointing": True}),
+    ],
+    ids=["dit", "unet", "unet channels last", "dit checkpointing"],
+)
 def test_second_derivatives_are_finite_differences_of_gradients(make, options):
     """In float64; the fused kernels have no second derivatives."""
     network = lively(make(double_differentiable=True, size=4, **options)).double()
@@ -196,10 +207,18 @@ EVERYTHING = {"num_classes": 0, "condition_features": 5, "noise_conditioned": Fa
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("make, options", [
-    (unet, {}), (unet, EVERYTHING | {"double_differentiable": True, "checkpointing": True, "channels_last": True}),
-    (dit, {}), (dit, EVERYTHING | {"double_differentiable": True, "checkpointing": True}), (mlp, {}), (mlp, EVERYTHING),
-], ids=["unet", "unet everything", "dit", "dit everything", "mlp", "mlp everything"])  # fmt: skip
+@pytest.mark.parametrize(
+    "make, options",
+    [
+        (unet, {}),
+        (unet, EVERYTHING | {"double_differentiable": True, "checkpointing": True, "channels_last": True}),
+        (dit, {}),
+        (dit, EVERYTHING | {"double_differentiable": True, "checkpointing": True}),
+        (mlp, {}),
+        (mlp, EVERYTHING),
+    ],
+    ids=["unet", "unet everything", "dit", "dit everything", "mlp", "mlp everything"],
+)
 def test_compiled_is_eager(make, options):
     """Output and gradients, in one graph without breaks; the backend runs the captured operations as they are."""
     small = {"multipliers": [1], "attention": [8]} if make is unet else {}

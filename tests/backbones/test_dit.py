@@ -16,9 +16,11 @@ def test_images_keep_their_shape(size, patch, channels):
     assert lively(dit(channels, size, patch=patch))(x, log_snr, y).shape == x.shape
 
 
-@pytest.mark.parametrize("depth, width, heads, published", [
-    (12, 384, 6, 33e6), (12, 768, 12, 130e6), (24, 1024, 16, 458e6), (28, 1152, 16, 675e6)
-], ids=["S", "B", "L", "XL"])  # fmt: skip
+@pytest.mark.parametrize(
+    "depth, width, heads, published",
+    [(12, 384, 6, 33e6), (12, 768, 12, 130e6), (24, 1024, 16, 458e6), (28, 1152, 16, 675e6)],
+    ids=["S", "B", "L", "XL"],
+)
 def test_the_sizes_of_the_paper(depth, width, heads, published):
     """Parameters of DiT-S/2 to XL/2 (arXiv 2212.09748, table 1) to 1 %; the noise embedding has other features here."""
     with torch.device("meta"):
@@ -93,9 +95,11 @@ def by_hand(network: DiT, x: np.ndarray, embedding: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("double_differentiable", [False, True])
-@pytest.mark.parametrize("options", [
-    {}, {"patch": 4, "out_features": 5}, {"in_channels": 3, "width": 24, "heads": 6, "mlp_ratio": 1.5, "depth": 1}
-], ids=["small", "wide patches", "channels"])  # fmt: skip
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"patch": 4, "out_features": 5}, {"in_channels": 3, "width": 24, "heads": 6, "mlp_ratio": 1.5, "depth": 1}],
+    ids=["small", "wide patches", "channels"],
+)
 def test_the_network_is_that_of_the_paper(options, double_differentiable):
     network = lively(dit(**options, double_differentiable=double_differentiable)).double()
     x, log_snr, y = batch(4, options.get("in_channels", 1), 8, 8)

@@ -30,9 +30,12 @@ def test_attention_is_perturbed_in_its_rows(monkeypatch, make, layers, kind, opt
 
 
 BLOCKS = {
-    "unet": (unet, [1]), "unet narrower": (unet, [6]), "unet, where it halves and doubles": (unet, [0, 1, 7]),
-    "dit": (dit, [1]), "mlp": (mlp, [0]),
-}  # fmt: skip
+    "unet": (unet, [1]),
+    "unet narrower": (unet, [6]),
+    "unet, where it halves and doubles": (unet, [0, 1, 7]),
+    "dit": (dit, [1]),
+    "mlp": (mlp, [0]),
+}
 
 
 @pytest.mark.parametrize("make, layers", BLOCKS.values(), ids=BLOCKS)
@@ -94,10 +97,15 @@ def test_a_network_perturbed_in_no_row_is_unchanged(make):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("make, perturbation", [
-    (lambda: unet(multipliers=[1], attention=[8]), IdentityAttention([1])), (dit, BlurredQueries([1], 0.8)),
-    (dit, SkippedBlocks([1])),
-], ids=["identity", "blur", "skip"])  # fmt: skip
+@pytest.mark.parametrize(
+    "make, perturbation",
+    [
+        (lambda: unet(multipliers=[1], attention=[8]), IdentityAttention([1])),
+        (dit, BlurredQueries([1], 0.8)),
+        (dit, SkippedBlocks([1])),
+    ],
+    ids=["identity", "blur", "skip"],
+)
 def test_compiled_is_eager(make, perturbation):
     """In one graph, without recompilation for other rows."""
     backbone = network(make)

@@ -107,10 +107,16 @@ def test_the_tree_is_a_function_of_its_seed():
     assert not torch.isclose(first.train.x[:20], first.test.x).all(), "the splits are different draws"
 
 
-@pytest.mark.parametrize("change, message", [
-    ({"channels": 3}, "dataset.channels is 3, but tree has 2"), ({"num_classes": 4}, "num_classes is 4, but tree has 2"),
-    ({"train": 0}, "tree needs 1 to 10"), ({"test": 10**8}, "tree needs 1 to 10"), ({"seed": -1}, "seed >= 0"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"channels": 3}, "dataset.channels is 3, but tree has 2"),
+        ({"num_classes": 4}, "num_classes is 4, but tree has 2"),
+        ({"train": 0}, "tree needs 1 to 10"),
+        ({"test": 10**8}, "tree needs 1 to 10"),
+        ({"seed": -1}, "seed >= 0"),
+    ],
+)
 def test_the_tree_refuses_other_facts_and_numbers_out_of_range(change, message):
     with pytest.raises(ValueError, match=message):
         Tree(**TREE | change)

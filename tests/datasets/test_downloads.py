@@ -145,11 +145,16 @@ def test_damaged_files_and_invalid_folders_are_reported(tmp_path):
     assert "Not a directory" in refusal(MNIST, tmp_path / "file", download=True)
 
 
-@pytest.mark.parametrize("changes, message", [
-    ({"channels": 3}, "dataset.channels is 3, but MNIST has 1"), ({"size": 32}, "dataset.size is 32, but MNIST has 28"),
-    ({"num_classes": 0}, "dataset.num_classes is 0, but MNIST has 10"), ({"validation": -1}, "dataset.validation is -1"),
-    ({"validation": 12}, "dataset.validation is 12, but must be"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"channels": 3}, "dataset.channels is 3, but MNIST has 1"),
+        ({"size": 32}, "dataset.size is 32, but MNIST has 28"),
+        ({"num_classes": 0}, "dataset.num_classes is 0, but MNIST has 10"),
+        ({"validation": -1}, "dataset.validation is -1"),
+        ({"validation": 12}, "dataset.validation is 12, but must be"),
+    ],
+)
 def test_other_facts_are_refused(changes, message, tmp_path):
     write_idx(tmp_path / "MNIST" / "raw")
     assert message in refusal(MNIST, tmp_path, **changes)

@@ -36,9 +36,20 @@ def test_names_of_unreadable_files_are_escaped(tmp_path, command):
     data = folder_of(tmp_path / "x")
     assert sorted(str(path) for path, _ in data.unreadable) == sorted(f"{name}.png" for name in ODD.values())
     assert all(line.isprintable() and line.isascii() for line in data.summary())
-    done = command(main, "dry_run=true", "dataset=image_folder", "dataset.path=x", "dataset.num_classes=0", "dataset.size=8",
-                   "guidance=none", "backbone.channels=8", "backbone.head_channels=8", "backbone.attention=[]",
-                   "training.batch_size=8", at=tmp_path)  # fmt: skip
+    done = command(
+        main,
+        "dry_run=true",
+        "dataset=image_folder",
+        "dataset.path=x",
+        "dataset.num_classes=0",
+        "dataset.size=8",
+        "guidance=none",
+        "backbone.channels=8",
+        "backbone.head_channels=8",
+        "backbone.attention=[]",
+        "training.batch_size=8",
+        at=tmp_path,
+    )
     assert done.code == 0 and "Traceback" not in done.err, done.err
     sheet = (tmp_path / done.folder / "data_sheet.txt").read_text(encoding="utf-8")
     assert "unreadable: 4 files skipped: " in sheet and "\x1b" not in sheet

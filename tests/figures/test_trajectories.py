@@ -23,8 +23,17 @@ def frames(path: Path) -> list[numpy.ndarray]:
 
 @pytest.mark.parametrize("labels, n", [("balanced", 30), ("all", 23), ("null", 11), ("[3,1]", 9)])
 def test_the_gif_ends_with_the_grid(at, command, labels, n):
-    done = command(main, MODEL, f"n={n}", "batch_size=7", f"labels={labels}", "sampler=euler", "sampler.steps=5",
-                   "trajectory=true", at=at)  # fmt: skip
+    done = command(
+        main,
+        MODEL,
+        f"n={n}",
+        "batch_size=7",
+        f"labels={labels}",
+        "sampler=euler",
+        "sampler.steps=5",
+        "trajectory=true",
+        at=at,
+    )
     assert done.code == 0, done.err
     shown, grid = frames(at / done.folder / "trajectory.gif"), Image.open(at / done.folder / "grid.png").convert("RGB")
     assert len(shown) == 5 and {frame.shape for frame in shown} == {(grid.size[1], grid.size[0], 3)}
@@ -111,8 +120,16 @@ def test_vectors_move_between_fixed_axes(tmp_path, command):
 
     tiny = ["experiment=gmm2d", "guidance=none", "training.images=2048", "training.batch_size=1024", "sampler.steps=1"]
     assert command(train, *tiny, at=tmp_path).code == 0
-    done = command(main, "checkpoint=outputs/train/gmm2d/v001", "n=60", "batch_size=25", "sampler=euler",
-                   "sampler.steps=4", "trajectory=true", at=tmp_path)  # fmt: skip
+    done = command(
+        main,
+        "checkpoint=outputs/train/gmm2d/v001",
+        "n=60",
+        "batch_size=25",
+        "sampler=euler",
+        "sampler.steps=4",
+        "trajectory=true",
+        at=tmp_path,
+    )
     assert done.code == 0, done.err
     shown = frames(tmp_path / done.folder / "trajectory.gif")
     assert len(shown) == 4 and len({frame.shape for frame in shown}) == 1

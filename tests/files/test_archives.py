@@ -76,8 +76,15 @@ def test_a_sealed_file_is_read_as_written(tmp_path):
     assert back.keys() == tensors.keys() and all(torch.equal(back[name], tensors[name]) for name in tensors)
     assert metadata["x"] == float("inf") and metadata["format"] == archives.FORMAT_VERSION
     plain = json.loads(json.dumps({"format": 2, "x": "inf", "names": ["é", "inf"]}))
-    seals = {archives.compute_digest(change, plain) for change in (
-        tensors, tensors | {"a": torch.tensor([3.0])}, tensors | {"a": torch.tensor(3)}, tensors | {"a": torch.tensor(3.5)},
-        tensors | {"b": torch.ones(3, 2, dtype=torch.bfloat16)}, {**tensors, "d": torch.zeros(0)},
-    )}  # fmt: skip
+    seals = {
+        archives.compute_digest(change, plain)
+        for change in (
+            tensors,
+            tensors | {"a": torch.tensor([3.0])},
+            tensors | {"a": torch.tensor(3)},
+            tensors | {"a": torch.tensor(3.5)},
+            tensors | {"b": torch.ones(3, 2, dtype=torch.bfloat16)},
+            {**tensors, "d": torch.zeros(0)},
+        )
+    }
     assert len(seals) == 6

@@ -58,11 +58,17 @@ def test_the_encoder_is_twice_differentiable_and_starts_uniform():
     assert torch.equal(encoder().eval()(torch.randn(2, 1, 8, 8), torch.zeros(2)), torch.zeros(2, 3))
 
 
-@pytest.mark.parametrize("changed, message", [
-    ({"out_features": 0}, "out_features must be at least 1"), ({"size": 9}, "halve the image 1 times"),
-    ({"attention": [3]}, "among the sides of this network, \\[8, 4\\]"), ({"dropout": 1.0}, "dropout must be in"),
-    ({"head_channels": 5}, "head_channels must divide the 16"), ({"blocks": 0}, "1 block"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "changed, message",
+    [
+        ({"out_features": 0}, "out_features must be at least 1"),
+        ({"size": 9}, "halve the image 1 times"),
+        ({"attention": [3]}, "among the sides of this network, \\[8, 4\\]"),
+        ({"dropout": 1.0}, "dropout must be in"),
+        ({"head_channels": 5}, "head_channels must divide the 16"),
+        ({"blocks": 0}, "1 block"),
+    ],
+)
 def test_arguments_of_the_encoder_out_of_range_are_refused(changed, message):
     with pytest.raises(ValueError, match=message):
         encoder(**changed)
@@ -80,10 +86,14 @@ def test_the_classifier_is_the_same_under_every_normalisation():
     torch.testing.assert_close(answers[0].exp().sum(1), torch.ones(5, dtype=torch.float64))
 
 
-@pytest.mark.parametrize("network, message", [
-    (unet(), "UNet has an output in the shape"), (mlp(num_classes=0), "MLP has an output in the shape"),
-    (mlp(out_features=3), "MLP takes a condition"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "network, message",
+    [
+        (unet(), "UNet has an output in the shape"),
+        (mlp(num_classes=0), "MLP has an output in the shape"),
+        (mlp(out_features=3), "MLP takes a condition"),
+    ],
+)
 def test_networks_without_class_outputs_or_with_a_condition_are_refused(network, message):
     with pytest.raises(ValueError, match=message):
         NoisyClassifier(network, COSINE)
@@ -131,9 +141,17 @@ def classifier_run(tmp_path_factory):
     from contextlib import chdir
 
     with chdir(home := tmp_path_factory.mktemp("home")):
-        train(["experiment=digits_classifier", "backbone.channels=16", "backbone.head_channels=16", "training.images=19200",
-               "training.validation_images=9600", "training.checkpoint_images=19200",
-               "training.sample_images=19200"])  # fmt: skip
+        train(
+            [
+                "experiment=digits_classifier",
+                "backbone.channels=16",
+                "backbone.head_channels=16",
+                "training.images=19200",
+                "training.validation_images=9600",
+                "training.checkpoint_images=19200",
+                "training.sample_images=19200",
+            ]
+        )
     return home / "outputs/train/digits_classifier/v001"
 
 

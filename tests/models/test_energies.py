@@ -198,10 +198,14 @@ def test_training_drops_labels(p_uncond):
     assert shares == pytest.approx([p_uncond] * 3, abs=0.05)  # four standard errors
 
 
-@pytest.mark.parametrize("made", [
-    CDM(Blind(), SCHEDULES["tre"], T + 2, 1.0, 1.0, 17, None, False, 0.0),
-    DensityRatio(Blind(), SCHEDULES["tre"], T + 2, 17, 0.0),
-], ids=["cdm", "tre"])  # fmt: skip
+@pytest.mark.parametrize(
+    "made",
+    [
+        CDM(Blind(), SCHEDULES["tre"], T + 2, 1.0, 1.0, 17, None, False, 0.0),
+        DensityRatio(Blind(), SCHEDULES["tre"], T + 2, 17, 0.0),
+    ],
+    ids=["cdm", "tre"],
+)
 def test_data_with_other_quantization_levels_are_refused(made):
     """With noise of width 1 / 8, data of 256 values or continuous data would have a wrong density."""
     made.check(torch.arange(-8, 9).reshape(1, 17) / 8)
@@ -221,10 +225,14 @@ class WithoutDoubles(TorchDispatchMode):
         return result
 
 
-@pytest.mark.parametrize("make", [
-    lambda: LevelClassifier(MLP(2, T + 2, 0, 16, 2, 4, 0.5, False).to("meta"), SCHEDULES["tre"], T, True),
-    lambda: NoisyJointEnergy(MLP(2, 3, 0, 16, 2, 4, 0.5).to("meta"), SCHEDULES["tre"]),
-], ids=["levels", "joint"])  # fmt: skip
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: LevelClassifier(MLP(2, T + 2, 0, 16, 2, 4, 0.5, False).to("meta"), SCHEDULES["tre"], T, True),
+        lambda: NoisyJointEnergy(MLP(2, 3, 0, 16, 2, 4, 0.5).to("meta"), SCHEDULES["tre"]),
+    ],
+    ids=["levels", "joint"],
+)
 def test_models_run_on_a_device_without_float64(make):
     """Samples and densities, at one level for all rows."""
     model, x, t = make(), torch.zeros(3, 2, device="meta"), torch.tensor(0.5, dtype=torch.float64)

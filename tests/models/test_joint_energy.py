@@ -83,11 +83,17 @@ def test_the_convnet_has_one_vector_per_image_and_is_smooth():
         network(x, torch.zeros(1))
 
 
-@pytest.mark.parametrize("changed, message", [
-    ({"out_features": 0}, "out_features must be at least 1"), ({"size": 6}, "halve the image 2 times"),
-    ({"multipliers": []}, "one multiplier"), ({"channels": 0}, "at least 1"), ({"width": 0}, "at least 1"),
-    ({"noise_conditioned": True}, "noise_conditioned must be false"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "changed, message",
+    [
+        ({"out_features": 0}, "out_features must be at least 1"),
+        ({"size": 6}, "halve the image 2 times"),
+        ({"multipliers": []}, "one multiplier"),
+        ({"channels": 0}, "at least 1"),
+        ({"width": 0}, "at least 1"),
+        ({"noise_conditioned": True}, "noise_conditioned must be false"),
+    ],
+)
 def test_arguments_of_the_convnet_out_of_range_are_refused(changed, message):
     with pytest.raises(ValueError, match=message):
         convnet(**changed)

@@ -282,10 +282,20 @@ def test_impossible_arguments_are_refused(change, message):
 def test_one_network_goes_through_every_command(command, tmp_path):
     """Trained, sampled with and without a class, and evaluated as a classifier."""
     trained = command(
-        train, "experiment=gmm2d", "objective=energy", "backbone=mlp_classifier", "backbone.width=32", "guidance=none",
-        "training.images=12800", "training.checkpoint_images=12800", "training.validation_images=12800",
-        "training.batch_size=128", "training.ema_images=1000", "sampler.steps=4", at=tmp_path,
-    )  # fmt: skip
+        train,
+        "experiment=gmm2d",
+        "objective=energy",
+        "backbone=mlp_classifier",
+        "backbone.width=32",
+        "guidance=none",
+        "training.images=12800",
+        "training.checkpoint_images=12800",
+        "training.validation_images=12800",
+        "training.batch_size=128",
+        "training.ema_images=1000",
+        "sampler.steps=4",
+        at=tmp_path,
+    )
     assert trained.code == 0, trained.err
     held = [json.loads(line) for line in (tmp_path / trained.folder / "metrics.jsonl").read_text().splitlines()]
     assert {"validation_mse", "validation_ce", "validation_accuracy"} <= held[-1].keys()

@@ -30,8 +30,11 @@ def test_root_of_downloads_is_renamed_to_path():
 
 
 def test_saved_nodes_get_the_former_values_and_new_nodes_the_present_ones():
-    saved = {"dataset": {"_target_": FOLDER, "path": "x", "split_by": "contents"}, "seed": 3,
-             "guidance": {"picture": [{"dataset": {"_target_": MNIST_, "root": "data"}}]}}  # fmt: skip
+    saved = {
+        "dataset": {"_target_": FOLDER, "path": "x", "split_by": "contents"},
+        "seed": 3,
+        "guidance": {"picture": [{"dataset": {"_target_": MNIST_, "root": "data"}}]},
+    }
     before, now = update_saved_config(saved), complete_new_config(saved)
     assert before["dataset"]["class_order"] == "names" and now["dataset"]["class_order"] == "numbers"
     assert before["dataset"]["split_by"] == now["dataset"]["split_by"] == "contents"  # keys of the node stay
@@ -39,14 +42,24 @@ def test_saved_nodes_get_the_former_values_and_new_nodes_the_present_ones():
     assert update_saved_config(before) == before and complete_new_config(now) == now
 
 
-@pytest.mark.parametrize("typed, spelled", [
-    ("dataset.root=x", "dataset.path=x"), ("~dataset.root", "~dataset.path"), ("++dataset.root=a=b", "++dataset.path=a=b"),
-    ("guidance.picture.dataset.root=x", "guidance.picture.dataset.path=x"), ("output_root=x", "output_root=x"),
-    ("dataset.values=17", "dataset.quantization_levels=17"), ("objective.values=0", "objective.quantization_levels=0"),
-    ("objective.decoder.values=17", "objective.decoder.quantization_levels=17"),
-    ("metric.values=17", "metric.quantization_levels=17"), ("metric.ode.values=17", "metric.ode.quantization_levels=17"),
-    ("--config-dir=root", "--config-dir=root"), ("guidance.root=x", "guidance.root=x"), ("-m", "-m"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "typed, spelled",
+    [
+        ("dataset.root=x", "dataset.path=x"),
+        ("~dataset.root", "~dataset.path"),
+        ("++dataset.root=a=b", "++dataset.path=a=b"),
+        ("guidance.picture.dataset.root=x", "guidance.picture.dataset.path=x"),
+        ("output_root=x", "output_root=x"),
+        ("dataset.values=17", "dataset.quantization_levels=17"),
+        ("objective.values=0", "objective.quantization_levels=0"),
+        ("objective.decoder.values=17", "objective.decoder.quantization_levels=17"),
+        ("metric.values=17", "metric.quantization_levels=17"),
+        ("metric.ode.values=17", "metric.ode.quantization_levels=17"),
+        ("--config-dir=root", "--config-dir=root"),
+        ("guidance.root=x", "guidance.root=x"),
+        ("-m", "-m"),
+    ],
+)
 def test_old_keys_are_respelled(typed, spelled):
     assert respell([typed]) == [spelled]
 
@@ -67,11 +80,22 @@ def test_a_saved_likelihood_keeps_its_number_of_values(name):
 
 def test_keys_of_a_saved_run_are_forced():
     assert respell(["resume=r", "dataset.path=x", "training.images=3"]) == [
-        "resume=r", "++dataset.path=x", "training.images=3"]  # fmt: skip
+        "resume=r",
+        "++dataset.path=x",
+        "training.images=3",
+    ]
     assert respell(["checkpoint=r", "dataset.path=x", "metric.n=1"]) == [
-        "checkpoint=r", "++dataset.path=x", "metric.n=1"]  # fmt: skip
-    for line in (["dataset.path=x"], ["resume=r", "dataset=digits", "dataset.path=x"], ["resume=null", "dataset.path=x"],
-                 ["resume=r", "+dataset.path=x"], ["resume=r", "sampler/grid=karras", "~dataset.path"]):  # fmt: skip
+        "checkpoint=r",
+        "++dataset.path=x",
+        "metric.n=1",
+    ]
+    for line in (
+        ["dataset.path=x"],
+        ["resume=r", "dataset=digits", "dataset.path=x"],
+        ["resume=null", "dataset.path=x"],
+        ["resume=r", "+dataset.path=x"],
+        ["resume=r", "sampler/grid=karras", "~dataset.path"],
+    ):
         assert respell(line) == line
 
 
@@ -84,4 +108,7 @@ def test_classes_are_renamed_and_modules_moved(monkeypatch):
     saved = {"a": {"_target_": "diffguide.training.Loop"}, "b": [{"_target_": "diffguide.training.Training"}]}
     now = {"_target_": "diffguide.training.loop.Training"}
     assert update_saved_config(saved | {"trust": ["diffguide.training.Loop"]}) == {
-        "a": now, "b": [now], "trust": ["diffguide.training.Loop"]}  # fmt: skip
+        "a": now,
+        "b": [now],
+        "trust": ["diffguide.training.Loop"],
+    }

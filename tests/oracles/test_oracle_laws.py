@@ -16,9 +16,13 @@ from diffguide.oracles import AutoguidanceTree, HighDimensional
 
 FOLDER = Path(config_dir()) / "oracle"
 FACTS = {  # dimensions, components, classes
-    "gmm2d": (2, 8, 4), "cfg_figure": (2, 3, 3), "anisotropic": (2, 4, 2), "pair1d": (1, 2, 2), "highdim": (64, 8, 8),
+    "gmm2d": (2, 8, 4),
+    "cfg_figure": (2, 3, 3),
+    "anisotropic": (2, 4, 2),
+    "pair1d": (1, 2, 2),
+    "highdim": (64, 8, 8),
     "autoguidance_tree": (2, 2032, 2),
-}  # fmt: skip
+}
 
 
 def named(name: str, **given):

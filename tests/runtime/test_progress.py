@@ -37,9 +37,16 @@ def test_a_sampling_bar_counts_images(at, command, monkeypatch):
     assert seen == [("sampling", count, 10, "images") for count in counts]
 
 
-@pytest.mark.parametrize("images, warmup, warning", [
-    (0, 0, "saw no image"), (0, 3000, "saw no image"), (2999, 3000, "saw 2999 images"), (3000, 3000, None), (1, 0, None),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "images, warmup, warning",
+    [
+        (0, 0, "saw no image"),
+        (0, 3000, "saw no image"),
+        (2999, 3000, "saw 2999 images"),
+        (3000, 3000, None),
+        (1, 0, None),
+    ],
+)
 def test_a_model_within_its_warm_up_is_untrained(images, warmup, warning):
     note = explain_untrained(Loaded(None, {"training": {"warmup_images": warmup}}, {"images": images}))
     assert note is None if warning is None else warning in note and "noise" in note

@@ -35,10 +35,20 @@ every_schedule = pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCH
 finite_schedules = pytest.mark.parametrize("schedule", FINITE.values(), ids=FINITE)
 interior = torch.linspace(0.00345, 0.99712, 331, dtype=torch.float64)
 WITH_ENDS = {
-    "cosine": Cosine, "flow": Flow, "linear": Linear, "edm": EDM, "ve": VE, "tre": TRE, "scaled_linear": ScaledLinear,
-    "sigmoid": Sigmoid, "sigmoid_beta": SigmoidBeta, "squaredcos_cap_v2": SquaredCosine, "vp": VP, "sub_vp": SubVP,
+    "cosine": Cosine,
+    "flow": Flow,
+    "linear": Linear,
+    "edm": EDM,
+    "ve": VE,
+    "tre": TRE,
+    "scaled_linear": ScaledLinear,
+    "sigmoid": Sigmoid,
+    "sigmoid_beta": SigmoidBeta,
+    "squaredcos_cap_v2": SquaredCosine,
+    "vp": VP,
+    "sub_vp": SubVP,
     "monotone": lambda high, low: Monotone(high, low, False, 16),
-}  # fmt: skip
+}
 with_ends = pytest.mark.parametrize("make", WITH_ENDS.values(), ids=WITH_ENDS)
 
 

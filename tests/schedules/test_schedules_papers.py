@@ -123,9 +123,14 @@ def beta_schedule(name, start, end, **options):
     return betas.double().numpy()
 
 
-@pytest.mark.parametrize("make, name, start, end", [
-    (Linear, "linear", 1e-4, 0.02), (ScaledLinear, "scaled_linear", 0.00085, 0.012), (SigmoidBeta, "sigmoid", 1e-4, 0.02),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "make, name, start, end",
+    [
+        (Linear, "linear", 1e-4, 0.02),
+        (ScaledLinear, "scaled_linear", 0.00085, 0.012),
+        (SigmoidBeta, "sigmoid", 1e-4, 0.02),
+    ],
+)
 def test_the_betas_are_those_of_diffusers(make, name, start, end):
     """beta_k = 1 - abar_k / abar_{k-1} at t = k / T, from k = 2 on, within the float32 of theirs; theirs count from 0."""
     alpha, _ = make(12.0).alpha_sigma(T)  # with the betas that are its own
