@@ -1,13 +1,12 @@
-"""Figures of the source code, one column per checkout, so that before and after can be compared.
+"""Figures of the source code, one column per checkout, for comparing versions.
 
     python scripts/house_figures.py [CHECKOUT ...] [--no-runs] [--names]
 
-Counted by the syntax tree of <checkout>/diffguide: sizes, guards, repeated names, the path of the configuration
-(`follow_config.py`).
-Guards are `raise` statements and the `if`s that hold nothing else, as a share of the lines of code. Calls from main to the
-network are the package's own frames on the stack inside UNet.forward, in one tiny training and one sampling with
-classifier-free guidance, each in a process of its own (a minute on one core; --no-runs leaves them out). --names lists the
-repeated names and the functions named by a past participle.
+From the syntax tree of <checkout>/diffguide: sizes, guards, repeated names, the path of the configuration
+(`follow_config.py`). Guards are `raise` statements and the `if`s that contain nothing else, as a share of the lines of code.
+Calls from main to the network are the frames of the package on the stack inside UNet.forward, in one tiny training and one
+sampling with classifier-free guidance, each in its own process (a minute on one core; --no-runs skips them). --names lists
+the repeated names and the functions named by a past participle.
 """
 
 import argparse
@@ -26,13 +25,24 @@ from typing import NamedTuple
 from follow_config import measure_commands
 
 CHECKOUT = Path(__file__).resolve().parents[1]
-LONG = 50  # lines of a function
+LONG = 50  # lines; a function with more is long
 IRREGULAR = set(
     "told shown made held kept chosen drawn taken given written found built left said seen sent set cut put run read begun "
     "bound brought come done gone grown known laid led lost met paid sought spent split spread stood struck thought "
     "understood worn hidden broken driven risen woven".split()
 )
-VERBS = {"set", "cut", "put", "run", "read", "split", "spread", "come", "bound", "found"}  # also present tense or nouns
+VERBS = {
+    "set",
+    "cut",
+    "put",
+    "run",
+    "read",
+    "split",
+    "spread",
+    "come",
+    "bound",
+    "found",
+}  # also present tenses or nouns
 NOUNS = {"seed", "need", "speed", "feed", "embed", "exceed", "proceed", "shed"}
 PARTICLES = {"out", "up", "down", "of", "at", "in", "on", "off", "to", "by", "as", "with", "from", "beside"}
 TINY = [
@@ -68,7 +78,7 @@ print("CHAIN", chains.most_common(1)[0][0])
 
 
 class Module(NamedTuple):
-    """A source file: its place in the package, its text, its syntax tree, the numbers of its lines of code."""
+    """A source file: its path in the package, its text, its syntax tree, the numbers of its lines of code."""
 
     path: Path
     text: str
@@ -77,7 +87,7 @@ class Module(NamedTuple):
 
 
 def read_modules(package: Path) -> list[Module]:
-    """Every module of a package."""
+    """Reads every module of a package."""
     modules = []
     for path in sorted(package.rglob("*.py")):
         text = path.read_text(encoding="utf-8")
@@ -87,7 +97,7 @@ def read_modules(package: Path) -> list[Module]:
 
 
 def code_lines(text: str, tree: ast.Module) -> set[int]:
-    """The lines that hold more than blanks, comments and docstrings."""
+    """The numbers of the lines with more than blanks, comments and docstrings."""
     comments = (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER)
     lines: set[int] = set()
     for token in tokenize.generate_tokens(io.StringIO(text).readline):
@@ -115,7 +125,7 @@ def length(node: ast.stmt) -> int:
 
 
 def guard_lines(module: Module) -> set[int]:
-    """Lines of code of `raise` statements and of the `if`s that hold nothing else."""
+    """Lines of code of `raise` statements and of the `if`s that contain nothing else."""
     lines: set[int] = set()
     for node in ast.walk(module.tree):
         only_raises = isinstance(node, ast.If) and not node.orelse and all(isinstance(s, ast.Raise) for s in node.body)
@@ -125,7 +135,7 @@ def guard_lines(module: Module) -> set[int]:
 
 
 def repeated_names(modules: list[Module], constants: bool) -> dict[str, list[str]]:
-    """Top-level functions and classes (or constants) that are defined in more than one module, and where."""
+    """Top-level functions and classes (or constants) that several modules define, and these modules."""
     places: dict[str, list[str]] = collections.defaultdict(list)
     for module in modules:
         names = set()
@@ -141,7 +151,7 @@ def repeated_names(modules: list[Module], constants: bool) -> dict[str, list[str
 
 
 def is_participle(name: str) -> bool:
-    """Whether a name is a past participle with nothing but a particle: told, moved, held_out."""
+    """Whether a name is a past participle, alone or with a particle: told, moved, held_out."""
     first, *rest = name.strip("_").split("_")
     regular = first.endswith("ed") and first not in NOUNS
     return (regular or first in IRREGULAR - VERBS) and set(rest) <= PARTICLES
@@ -167,7 +177,7 @@ def parallel_assignments(modules: list[Module]) -> int:
 
 
 def trace_calls(checkout: Path, folder: Path, command: str, words: list[str]) -> str:
-    """The chain of the package's own calls from main to the network, the most frequent one of a run."""
+    """The most frequent chain of calls of the package from main to the network in a run."""
     environment = os.environ | {"PYTHONPATH": str(checkout), "MPLBACKEND": "agg", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, "-c", TRACE, command, *words], cwd=folder, env=environment, capture_output=True, text=True
@@ -178,7 +188,7 @@ def trace_calls(checkout: Path, folder: Path, command: str, words: list[str]) ->
 
 
 def measure(checkout: Path, runs: bool) -> dict[str, str]:
-    """Every figure of a checkout, by what it says."""
+    """Every figure of a checkout, by name."""
     package = checkout / "diffguide"
     modules, readme = read_modules(package), (checkout / "README.md").read_text(encoding="utf-8")
     code = sum(len(module.code) for module in modules)

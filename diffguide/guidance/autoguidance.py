@@ -54,7 +54,7 @@ class Autoguidance(Contrast):
         self.guide = guide if denoiser.tally is None else EvaluationCounter(guide, denoiser.tally)
 
     embeds = False  # two networks have two tables of classes
-    compiled = property(lambda self: self.denoiser.compiled or self.guide.compiled)
+    is_compiled = property(lambda self: self.denoiser.is_compiled or self.guide.is_compiled)
     has_null = property(lambda self: self.denoiser.has_null and self.guide.has_null)
     stateful = property(lambda self: self.rule.stateful or self.denoiser.stateful or self.guide.stateful)
 

@@ -54,7 +54,7 @@ def check_scale(scale: float) -> float:
 
 def check_uncompiled(denoiser: Denoiser) -> None:
     """Raises SamplingError for a network that torch.compile compiled, which has no gradients of gradients."""
-    if denoiser.compiled:
+    if denoiser.is_compiled:
         raise SamplingError(
             "this guidance differentiates the network, which torch.compile compiled: sample it uncompiled "
             "(diffguide.load, compile=false), or take guidance that needs no gradient of it, such as mpgd"

@@ -1,4 +1,4 @@
-"""Counting evaluations of a model and of potentials around it: the cost of a run or a measurement."""
+"""Counters of evaluations of a model and of its potentials: the cost of a run or a measurement."""
 
 import copy
 from typing import TypeVar
@@ -18,8 +18,8 @@ class EvaluationCounter(DenoiserWrapper):
     """Counts evaluations of a denoiser, one per row: two conditions of B images are 2 B.
 
     Arguments:
-        denoiser: what is counted.
-        tally: where; None = a new one.
+        denoiser: the denoiser to count.
+        tally: the counters to increase; None = new ones.
     """
 
     passthrough = True
@@ -39,7 +39,7 @@ class EvaluationCounter(DenoiserWrapper):
 
 
 def count_evaluations(model: Denoiser | Energy) -> tuple[Denoiser | Energy, Tally]:
-    """The model with its evaluations counted, and where; the sampler of an energy counts them."""
+    """(The model, the counters of its evaluations). Those of an energy are increased by its sampler."""
     if isinstance(model, Denoiser):
         counter = EvaluationCounter(model)
         return counter, counter.tally
@@ -49,13 +49,13 @@ def count_evaluations(model: Denoiser | Energy) -> tuple[Denoiser | Energy, Tall
 
 
 def count_potential(denoiser: Denoiser, rows: int) -> None:
-    """Counts an evaluation of a classifier or another potential, where those of the denoiser are counted."""
+    """Adds `rows` evaluations of a classifier or another potential to the counters of the denoiser, if it has any."""
     if denoiser.tally is not None:
         denoiser.tally.potential_evaluations += rows
 
 
 def as_protocol(model: Denoiser | Energy, protocol: type[Protocol]) -> Protocol | None:
-    """The model itself, or the one that it passes through, where it has a protocol; None where it does not."""
+    """The model, or the one that its passthrough wrappers wrap, if it implements the protocol; else None."""
     while isinstance(model, DenoiserWrapper) and model.passthrough and not isinstance(model, protocol):
         model = model.denoiser
     return model if isinstance(model, protocol) else None

@@ -40,7 +40,7 @@ class ClassifierObjective(Objective):
     def __init__(self, backbone: Backbone, schedule: Schedule, levels: NoiseLevels = UNIFORM_TIME):
         super().__init__()
         levels.check(schedule)
-        if schedule.learned:
+        if schedule.is_learned:
             raise ValueError(
                 f"a classifier cannot train a learned schedule ({type(schedule).__name__}), which would learn to add no "
                 "noise; take a fixed one such as schedule=cosine"

@@ -21,6 +21,13 @@ __all__ = ["V_PREDICTION", "Denoising"]
 V_PREDICTION = V()
 
 
+def scale_gradients(factor: Tensor, *parts: Tensor) -> None:
+    """Multiplies the gradients [B] that reach a learned schedule through `parts` by a factor [B]."""
+    for part in parts:
+        if part.requires_grad:
+            part.register_hook(lambda gradient: gradient * factor.to(gradient))
+
+
 class Denoising(Objective):
     """weight(log_snr) || F(x_t) - F* ||^2 / D  with  x_t = alpha x_0 + sigma eps,  F* = p x_0 + q eps.
 
@@ -64,7 +71,7 @@ class Denoising(Objective):
                 "a schedule with learned_ends needs an objective with every term of the variational bound: "
                 "objective=vdm; or take schedule.learned_ends=false"
             )
-        if schedule.learned and not (isinstance(weight, Likelihood) and levels.in_time):
+        if schedule.is_learned and not (isinstance(weight, Likelihood) and levels.in_time):
             raise ValueError(
                 f"a learned schedule ({type(schedule).__name__}) needs weight=likelihood and levels that are drawn in time, "
                 f"such as uniform_t; got {type(weight).__name__} and {type(levels).__name__}"
@@ -88,7 +95,7 @@ class Denoising(Objective):
         if self.training and torch.is_grad_enabled():
             self.levels.observe(t, weighted, rng)
         loss = self.levels.importance(t).to(weighted) * weighted
-        schedule.scale_gradients(2 * loss.detach(), log_snr, density)  # a learned one minimizes the squared loss
+        scale_gradients(2 * loss.detach(), log_snr, density)  # a learned schedule minimizes the squared loss
         return Loss(loss, {"mse": error.detach()}, log_snr.detach())
 
     def finish_step(self, gather: Callable[[Tensor], Tensor]) -> None:

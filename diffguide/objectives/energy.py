@@ -74,7 +74,7 @@ class EnergyObjective(Objective):
         label = torch.full((len(x_0),), -1, device=x_0.device) if y is None else require_labels(y)
         kept = None if y is None else require_labels(drop_condition(label, self.p_uncond, rng))
         with torch.enable_grad():  # the loss holds a gradient, in evaluation too
-            z = model.scaled(alpha * x_0 + sigma * eps, log_snr).requires_grad_()
+            z = model.scale_input(alpha * x_0 + sigma * eps, log_snr).requires_grad_()
             parts = model.parts(z, log_snr)
             through = learning and self.mse_weight > 0
             value = model.potential(parts, log_snr, kept).sum()

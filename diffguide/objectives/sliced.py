@@ -60,7 +60,7 @@ class Sliced(Objective):
         levels.check(schedule)
         if isinstance(levels, LossSecondMoment):
             raise ValueError("levels must not be LossSecondMoment: the sliced loss may be negative")
-        if schedule.learned:
+        if schedule.is_learned:
             raise ValueError(f"sliced score matching needs a fixed schedule, got {type(schedule).__name__}")
         check_twice_differentiable(backbone, "sliced score matching")
         self.model = Preconditioned(backbone, schedule, parameterization, has_null=p_uncond > 0)

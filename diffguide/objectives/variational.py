@@ -72,9 +72,11 @@ class Variational(Objective):
                 f"{schedule.log_snr_max:g} and log_snr_min {schedule.log_snr_min:g}"
             )
         levels.check(schedule)
-        if (schedule.learned or steps is not None) and not levels.in_time:
+        if (schedule.is_learned or steps is not None) and not levels.in_time:
             what = (
-                f"a learned schedule ({type(schedule).__name__})" if schedule.learned else f"a bound of {steps} steps"
+                f"a learned schedule ({type(schedule).__name__})"
+                if schedule.is_learned
+                else f"a bound of {steps} steps"
             )
             raise ValueError(
                 f"{what} needs levels that are drawn in time, such as objective/levels=uniform_t; got {type(levels).__name__}"

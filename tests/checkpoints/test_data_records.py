@@ -217,14 +217,20 @@ def test_an_invalid_record_is_an_error_in_a_checkpoint_and_ignored_in_a_folder(r
 
 def test_old_names_of_keys_are_accepted(tmp_path, command):
     """dataset.root of a download, typed and in a file of the user; the run states the new keys."""
-    for line in (["dataset=mnist", "dataset.root=nowhere"], ["--config-dir", "conf", "dataset=mine"]):
+    typed, written = ["dataset=mnist", "dataset.root=nowhere"], ["--config-dir", "conf", "dataset=mine"]
+    for line, notices in (
+        (typed, ["dataset.root is now dataset.path; the next version removes the old name"]),
+        (written, []),
+    ):
         (tmp_path / "conf/dataset").mkdir(parents=True, exist_ok=True)
         (tmp_path / "conf/dataset/mine.yaml").write_text(
             "_target_: diffguide.datasets.downloads.MNIST\nroot: nowhere\ndownload: false\nchannels: 1\nsize: 28\n"
             "num_classes: 10\nflip: false\nvalidation: 10\nvalues: 256\n"
         )
         options = [] if "mine" in line[-1] else ["dataset.download=false"]
-        refused(command(main, *line, *options, "backbone=unet_28", at=tmp_path), "dataset.path is nowhere")
+        done = command(main, *line, *options, "backbone=unet_28", at=tmp_path)
+        *shown, error = done.err.splitlines()
+        assert done.code == 1 and shown == notices and "dataset.path is nowhere" in error, done.err
     own = [f"{key}: {value}" for key, value in {
         "_target_": "diffguide.datasets.image_folder.ImageFolder", "path": "pictures", "channels": 1, "size": 8,
         "num_classes": 3, "resize": "null", "stretch": "false", "flip": "false", "validation": 0.1, "test": 0.0,

@@ -156,7 +156,7 @@ def test_a_classifier_must_be_given(runs, command):
 
 @pytest.mark.parametrize("arguments, sentence", [
     (["guidance=classifier", "guidance.classifier=none"], "diffguide-train: guidance.classifier: no checkpoint at none"),
-    (["objective=classifier", "backbone=unet"], "this UNet has an output in the shape of the data; take backbone=unet_encoder"),
+    (["objective=classifier", "backbone=unet"], "shape of the data; use backbone=unet_encoder"),
     (["experiment=digits_classifier", "backbone.out_features=4"], "out_features is 4, but the data have 10"),
     (["experiment=energy_digits", "backbone.out_features=4"], "out_features is 4, but the data have 10"),
     (["backbone.num_classes=4"], "num_classes is 4, but the data have 10"),

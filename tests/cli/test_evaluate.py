@@ -286,7 +286,7 @@ def test_an_oracle_is_measured_on_exact_samples(tmp_path, command):
 def stopped_run(trained, tmp_path_factory) -> Path:
     """A folder with the models and an evaluation that a signal stopped after two batches of three."""
     folder = shutil.copytree(trained, tmp_path_factory.mktemp("stopped") / "home")
-    errors = DenoisingError.errors
+    errors = DenoisingError.measure_batch
 
     def interrupted(self, subject, first, middles):
         if first == 20:
@@ -294,7 +294,7 @@ def stopped_run(trained, tmp_path_factory) -> Path:
         return errors(self, subject, first, middles)
 
     with pytest.MonkeyPatch.context() as patch, chdir(folder), pytest.raises(SystemExit) as left:
-        patch.setattr(DenoisingError, "errors", interrupted)
+        patch.setattr(DenoisingError, "measure_batch", interrupted)
         main([f"checkpoint={SMALL}", *FEW, "batch_size=20"])
     assert left.value.code == 143
     return folder
@@ -377,7 +377,7 @@ def test_full_memory_is_one_line(at, command, monkeypatch):
 
     monkeypatch.setattr(DenoisingError, "measure", full)
     done = command(main, f"checkpoint={SMALL}", *FEW, at=at)
-    assert done.code == 1 and "memory is full: lower batch_size, now 250" in done.err and "Traceback" not in done.err
+    assert done.code == 1 and "out of memory" in done.err and "batch_size" in done.err and "Traceback" not in done.err
 
 
 def test_a_foreign_checkpoint_builds_no_foreign_data_set(at, command):

@@ -25,17 +25,14 @@ from diffguide.train import main as train
 
 LEVELS = ["backbone=unet_levels", "guidance=none", "sampler=ddim"]
 TRAIN = {
-    "another network": (["objective=cdm", "backbone=unet"], "take backbone=unet_levels"),
-    "another network of a joint energy": (
-        ["objective=jem", "backbone=unet"],
-        "take backbone=convnet for images",
-    ),
+    "another network": (["objective=cdm", "backbone=unet"], "shape of the data; use backbone=unet_levels"),
+    "another network of a joint energy": (["objective=jem", "backbone=unet"], "use backbone=convnet for images"),
     "levels of another objective": (
         ["backbone=unet_levels", "objective=v"],
         "objective=cdm, cdm_ce, cdm_mse, nce, tre",
     ),
     "levels of an objective without": (["backbone=unet_levels", "objective=jem"], "which objective=jem does not have"),
-    "prior": (["objective=cdm", *LEVELS, "objective.prior=[1,2]"], "prior must be 102 finite numbers above 0"),
+    "prior": (["objective=cdm", *LEVELS, "objective.prior=[1,2]"], "prior must have 102"),
     "text for a prior": (["objective=cdm", *LEVELS, "objective.prior=even"], "must be a list, each a number or null"),
     "schedule that ends too early": (["objective=cdm", *LEVELS, "schedule.log_snr_min=-3"], "schedule.log_snr_min=-10"),
     "more steps than levels": (["objective=tre", *LEVELS, "sampler.steps=18"], "take sampler.steps=10 at most"),
@@ -52,13 +49,10 @@ TRAIN = {
         ["experiment=jem_digits", "p_uncond=0.1"],
         "p_uncond=0.1 has no effect",
     ),
-    "network without levels": (["experiment=energy_digits", "backbone=convnet"], "or take backbone=unet_joint"),
-    "vectors for images": (["objective=cdm", "backbone=mlp_levels"], "take backbone=unet, unet_levels"),
-    "images for vectors": (
-        ["objective=nce", "dataset=gmm2d"],
-        "mlp_levels where this one is unet_levels",
-    ),
-}
+    "network without levels": (["experiment=energy_digits", "backbone=convnet"], "use backbone=unet_joint"),
+    "vectors for images": (["objective=cdm", "backbone=mlp_levels"], "unet_levels in place of mlp_levels"),
+    "images for vectors": (["objective=nce", "dataset=gmm2d"], "mlp_levels in place of unet_levels"),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("arguments, message", TRAIN.values(), ids=TRAIN)

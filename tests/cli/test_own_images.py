@@ -70,7 +70,7 @@ def test_a_dry_run_does_not_train(folder, command):
     sheet = (folder / done.folder / "data_sheet.txt").read_text()
     assert all(line in done.err for line in sheet.splitlines())
     mirrored = [line for line in sheet.splitlines() if "dataset.flip=false" in line]
-    assert [line.startswith("the network sees") for line in mirrored] == [True]
+    assert [line.startswith("network input") for line in mirrored] == [True]
     counts = [
         re.search(rf"class {k} {name}: (\d+) train / (\d+) validation", sheet)
         for k, name in enumerate(["cats", "dögs", "o, wls"])
@@ -118,9 +118,7 @@ def test_a_long_dry_run_shows_the_sheet_first_and_names_a_smaller_backbone(tmp_p
     long = ["--config-dir", str(tmp_path / "mine"), "dry_run=true", "dataset=gmm2d", "training.images=10000000000"]
     done = command(main, *long, "backbone=wide", at=tmp_path)
     assert done.code == 0, done.err
-    places = [
-        done.err.index(text) for text in ("the network sees", "timing 4/4 steps", "parameters: ", "backbone=mlp (")
-    ]
+    places = [done.err.index(text) for text in ("network input", "timing 4/4 steps", "parameters: ", "backbone=mlp (")]
     assert places == sorted(places) and "more than an hour" in done.err
     done = command(main, *long, "backbone=mlp", "backbone.width=8", at=tmp_path)
     assert done.code == 0 and "no smaller backbone" in done.err, done.err

@@ -267,12 +267,12 @@ def vectors() -> EvalContext:
 
 
 REFUSED = {
-    "vectors": ({}, vectors, "metric=quality needs images.* vectors of shape \\[2\\]"),
-    "train": ({}, {"split": "train"}, "trained on split=train"),
-    "few samples": ({"count": 64}, {}, "metric.count: 64 samples are too few for 64 features of pixels"),
-    "few examples": ({"count": 500, "features": Named("wide")}, {}, "metric.reference: 350 validation examples are too few"),
-    "few held out": ({}, {"n": 9}, "at least 10 examples of the validation split, got 9"),
-    "no run": ({"samples": "nowhere"}, {}, "metric.samples=nowhere is no finished run"),
+    "vectors": ({}, vectors, "metric=quality needs images"),
+    "train": ({}, {"split": "train"}, "split=validation"),
+    "few samples": ({"count": 64}, {}, "metric.count: 64 samples"),
+    "few examples": ({"count": 500, "features": Named("wide")}, {}, "metric.reference: 350"),
+    "few held out": ({}, {"n": 9}, "at least 10 examples"),
+    "no run": ({"samples": "nowhere"}, {}, "metric.samples=nowhere"),
 }  # fmt: skip
 
 
@@ -287,7 +287,7 @@ def test_quality_that_cannot_be_measured_is_an_error(digits, law, changed, subje
 
 def test_a_model_without_a_null_condition_needs_labels(digits, law, monkeypatch):
     monkeypatch.setattr(Empirical, "has_null", False)
-    with pytest.raises(ValueError, match="metric.labels=null needs a model"):
+    with pytest.raises(ValueError, match="metric.labels=null"):
         quality(labels=None).check(EvalContext(law, digits))
     with pytest.raises(ValueError, match="cfg"):
         quality(guidance=partial(ClassifierFree, scale=2.0, interval=(0.0, math.inf))).check(EvalContext(law, digits))
@@ -308,15 +308,15 @@ def test_runs_of_another_model_are_an_error(digits, law, tmp_path):
     """Other images, too few of them, or another checkpoint."""
     u, y = load_images(digits, "train", torch.arange(70))
     subject = EvalContext(law, digits)
-    with pytest.raises(ValueError, match="has 70 samples, fewer than metric.count=100"):
+    with pytest.raises(ValueError, match="70 samples.*metric.count=100"):
         quality(samples=stored(tmp_path / "a", u, y, {})).check(subject)
     wide = torch.zeros(100, 3, 8, 8, dtype=torch.uint8)
-    with pytest.raises(ValueError, match="has images \\[8, 8, 3\\], and the model makes \\[8, 8, 1\\]"):
+    with pytest.raises(ValueError, match="8, 3\\].*8, 1\\]"):
         quality(samples=stored(tmp_path / "b", wide, torch.zeros(100).long(), {})).check(subject)
     (tmp_path / "model").write_bytes(b"")
     known = EvalContext(law, digits, checkpoint=tmp_path / "model")
     folder = stored(tmp_path / "c", u.repeat(2, 1, 1, 1), y.repeat(2), {"checkpoint_sha256": "f" * 64})
-    with pytest.raises(ValueError, match="from a checkpoint with SHA-256 ffffffffffff, and this one has e3b0c44298fc"):
+    with pytest.raises(ValueError, match="SHA-256 f{12}.*e3b0c44298fc"):
         quality(samples=folder).check(known)
 
 
@@ -369,10 +369,10 @@ def test_the_default_features_are_local_ones(short_run, tmp_path, command):
 
 @pytest.mark.parametrize("arguments, message", {
     "no weights": (["metric/features=inception", "metric.features.weights=nowhere.pth"], "there is no file nowhere.pth"),
-    "a folder": (["metric.samples=nowhere"], "metric.samples=nowhere is no finished run"),
-    "train": (["split=train"], "trained on split=train"),
+    "a folder": (["metric.samples=nowhere"], "metric.samples=nowhere"),
+    "train": (["split=train"], "use split=validation"),
     "a guide": (["guidance@metric.guidance=classifier", "metric.guidance.classifier=nowhere"], "no checkpoint at nowhere"),
-    "too few": (["metric.count=60"], "metric.count: 60 samples are too few"),
+    "too few": (["metric.count=60"], "metric.count: 60 samples"),
 }.values())  # fmt: skip
 def test_mistakes_are_one_line(short_run, tmp_path, command, arguments, message):
     if "metric/features=inception" in arguments:

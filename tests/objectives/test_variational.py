@@ -73,7 +73,7 @@ LEVELS = {"t": UniformTime(True), "log-SNR": UniformLogSNR(False), "logit": Logi
 def test_the_bound_of_the_perfect_denoiser_is_the_entropy(name, schedule):
     """At ends of 10 and -10 what is lost there is below 1e-4 bits per dimension."""
     x = data(400000)
-    levels = UniformTime(True) if schedule.learned else UniformLogSNR(True)
+    levels = UniformTime(True) if schedule.is_learned else UniformLogSNR(True)
     loss = objective(Perfect(schedule), schedule, levels=levels)(x, None, generator())
     mean, error = mean_and_error(loss.per_example.detach())
     assert abs(mean - ENTROPY) < 4 * error + 1e-4 and error < 0.03
