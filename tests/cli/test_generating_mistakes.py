@@ -42,7 +42,7 @@ TRAIN = {
         "objective: quantization_levels=17: ",
     ),
     "values of other data": (
-        ["objective=tre", *LEVELS, "sampler.steps=10", "objective.values=256"],
+        ["objective=tre", *LEVELS, "sampler.steps=10", "objective.quantization_levels=256"],
         "take 17 for digits",
     ),
     "label dropout of an energy": (
@@ -90,7 +90,7 @@ def test_a_model_of_one_level_supports_density_metrics_only():
         ExactDensity(DecoderDequantization(), 2, None, 17, None),
     )
     for metric in (bound, DenoisingError(3, True, 0)):
-        with pytest.raises(ValueError, match="needs noise levels.*metric=log_density"):
+        with pytest.raises(ValueError, match="noise levels.*metric=log_density"):
             metric.check(plane(ratio()))
     auto = Auto(Classification([1.0], 15), density, DenoisingError(3, True, 0))
     assert auto.resolve(plane(ratio())) is density and auto.resolve(plane(exact_levels(4))) is auto.denoiser
