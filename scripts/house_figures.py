@@ -5,8 +5,8 @@
 From the syntax tree of <checkout>/diffguide: sizes, guards, repeated names, the path of the configuration
 (`follow_config.py`). Guards are `raise` statements and the `if`s that contain nothing else, as a share of the lines of code.
 Calls from main to the network are the frames of the package on the stack inside UNet.forward, in one tiny training and one
-sampling with classifier-free guidance, each in its own process (a minute on one core; --no-runs skips them). --names lists
-the repeated names and the functions named by a past participle.
+sampling with classifier-free guidance, each in its own process (a minute on one core; --no-runs skips them). --names lists the
+repeated names and the functions named by a past participle.
 """
 
 import argparse

@@ -7,11 +7,13 @@ from torch import Tensor
 
 from ..backbones.conditions import Condition
 from ..backbones.perturbations import Perturbation
+from .preconditioned import Preconditioned
 from .protocols import Denoiser, DenoiserWrapper, Energy, Prediction, Tally
 
 __all__ = ["EvaluationCounter", "as_protocol", "count_evaluations", "count_potential"]
 
 Protocol = TypeVar("Protocol")
+Model = TypeVar("Model", bound=Denoiser | Energy)
 
 
 class EvaluationCounter(DenoiserWrapper):
@@ -38,14 +40,17 @@ class EvaluationCounter(DenoiserWrapper):
         return self.denoiser.predict_perturbed(x_t, t, y, perturbation)
 
 
-def count_evaluations(model: Denoiser | Energy) -> tuple[Denoiser | Energy, Tally]:
-    """(The model, the counters of its evaluations). Those of an energy are increased by its sampler."""
-    if isinstance(model, Denoiser):
-        counter = EvaluationCounter(model)
-        return counter, counter.tally
-    energy = copy.copy(model)
-    energy.tally = Tally()
-    return energy, energy.tally
+def count_evaluations(model: Model, tally: Tally | None = None) -> tuple[Model, Tally]:
+    """A copy of the model that counts its evaluations in a tally, and the tally; None = a new one.
+
+    A network counts its own evaluations, and the sampler counts those of an energy; other denoisers are wrapped.
+    """
+    tally = Tally() if tally is None else tally
+    if not isinstance(model, Preconditioned | Energy):
+        return EvaluationCounter(model, tally), tally  # type: ignore[return-value]
+    counted = copy.copy(model)
+    counted.tally = tally
+    return counted, tally
 
 
 def count_potential(denoiser: Denoiser, rows: int) -> None:

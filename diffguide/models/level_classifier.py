@@ -14,12 +14,12 @@ from torch import Tensor, nn
 
 from ..backbones import Backbone
 from ..backbones.conditions import Condition
-from ..runtime.ranges import check_whole
+from ..runtime.ranges import check_range, check_whole
 from ..schedules import Schedule, as_time
 from .parameterizations import at_least_float32
 from .protocols import Classifier, Denoiser, LogDensity, Prediction
 
-__all__ = ["LevelClassifier", "value_and_gradient", "langevin_step"]
+__all__ = ["LevelClassifier", "check_langevin_step", "langevin_step", "value_and_gradient"]
 
 TERMINAL_TOLERANCE = 0.02  # of alpha and sigma at t = 1 from those of N(0, I)
 
@@ -35,6 +35,17 @@ def value_and_gradient(function: Callable[[Tensor], Tensor], x: Tensor) -> tuple
         value = function(x)
         (slope,) = torch.autograd.grad(value.sum(), x, create_graph=graph)
     return (value if graph else value.detach()), slope
+
+
+def check_langevin_step(step_size: float, noise_scale: float | None) -> tuple[float, float]:
+    """The two numbers of `langevin_step`; a noise_scale of None is sqrt(2 step_size).
+
+    Raises:
+        ValueError: a step size that is not positive, or a negative noise scale.
+    """
+    step_size = check_range("step_size", step_size, "(0, inf)")
+    noise_scale = math.sqrt(2 * step_size) if noise_scale is None else noise_scale
+    return step_size, check_range("noise_scale", noise_scale, "[0, inf)")
 
 
 def langevin_step(

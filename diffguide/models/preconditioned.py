@@ -79,6 +79,8 @@ class Preconditioned(nn.Module, Denoiser):
     def forward(
         self, x_t: Tensor, t: Tensor, y: Condition | None = None, perturbation: Perturbation | None = None
     ) -> Prediction:
+        if self.tally is not None:
+            self.tally.evaluations += len(x_t)
         x_t = at_least_float32(x_t)
         rows, *inputs = self.inputs(x_t, self.schedule.log_snr(t))
         changes = () if perturbation is None else (perturbation,)  # a user's network may not have this argument

@@ -28,6 +28,7 @@ __all__ = [
     "Prediction",
     "SamplingError",
     "Tally",
+    "is_guided",
 ]
 
 
@@ -252,6 +253,11 @@ class DenoiserWrapper(Denoiser):
         fresh = copy.copy(self)
         fresh.denoiser = self.denoiser.start(noise, times)
         return fresh
+
+
+def is_guided(model: Denoiser | Energy) -> bool:
+    """Whether the model is wrapped in guidance."""
+    return isinstance(model, DenoiserWrapper) and not model.passthrough
 
 
 def forward_attribute(name: str) -> property:

@@ -14,7 +14,7 @@ from ..figures import scatter as vectors
 from ..figures import trajectories
 from ..files.run_folders import strict_json, write_atomically
 from ..files.shards import POTENTIAL_EVALUATIONS, Shards, write_archive
-from ..models.evaluation_counters import EvaluationCounter
+from ..models.protocols import is_guided
 from ..oracles import Oracle
 from ..runtime.signals import Interrupts, Stopped
 from .run import SamplingPlan
@@ -106,7 +106,7 @@ def write_metrics(
 
     Images are compared as bytes: exact samples are rounded too.
     """
-    seed, guided = plan.seeds.start, not isinstance(plan.guided, EvaluationCounter)
+    seed, guided = plan.seeds.start, is_guided(plan.guided)
     indices = oracle_distances.select_compared(shards.n, int(numpy.prod(plan.shape)), seed)
     labels = [plan.classes[index] for index in indices]
     x = torch.from_numpy(pick_samples(shards, indices))

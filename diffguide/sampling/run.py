@@ -15,7 +15,6 @@ from ..figures import trajectories
 from ..figures.scatter import ScatterBackground
 from ..files.run_folders import WriteError
 from ..files.shards import Shards
-from ..models.evaluation_counters import EvaluationCounter
 from ..models.protocols import Denoiser, DenoiserWrapper, Energy, Tally
 from ..randomness import Noise
 from ..runtime.engine import Fabric, gather_objects
@@ -34,7 +33,7 @@ def explain_no_op_guidance(guided: Denoiser | Energy, sampler: Sampler, labelled
     Arguments:
         labelled: whether the samples have labels.
     """
-    if not isinstance(guided, DenoiserWrapper) or isinstance(guided, EvaluationCounter):
+    if not isinstance(guided, DenoiserWrapper) or guided.passthrough:
         return None
     times = sampler.times(guided)
     between = sampler.off_grid or hasattr(sampler, "inner")  # restarts have noise levels between those of the grid

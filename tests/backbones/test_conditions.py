@@ -159,7 +159,7 @@ def test_guidance_extrapolates_the_predictions_for_vectors(time):
 
 
 def test_guidance_on_vectors_needs_a_trained_null():
-    with pytest.raises(ValueError, match="never dropped its label"):
+    with pytest.raises(ValueError, match="train with guidance=cfg"):
         ClassifierFree(denoiser(has_null=False), 2.0, EVERYWHERE)
 
 

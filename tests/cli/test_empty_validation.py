@@ -39,10 +39,7 @@ RUN = "outputs/train/image_folder/v001"
 
 
 def test_training_notes_that_held_out_losses_are_on_training_examples(at):
-    assert (
-        "the validation split is empty: held-out losses are computed on training examples"
-        in (at / RUN / "log.txt").read_text()
-    )
+    assert "the validation split is empty" in (at / RUN / "log.txt").read_text()
     lines = map(json.loads, (at / RUN / "metrics.jsonl").read_text().splitlines())
     losses = [line["validation_loss"] for line in lines if "validation_loss" in line]
     assert len(losses) == 1 and numpy.isfinite(losses[0])

@@ -91,12 +91,15 @@ def test_a_module_named_on_the_command_line(at, command):
     assert done.code == 0, done.err
 
 
-@pytest.mark.parametrize("target, message", {
-    "json.Half": "the installed module json hides",
-    "half_gide.Half": "modules of your own are searched in ",
-    "half_guide.Hlaf": "nearest: Half",
-    "wandb.Half": "SystemExit",
-}.items())  # fmt: skip
+@pytest.mark.parametrize(
+    "target, message",
+    {
+        "json.Half": "the installed module json hides",
+        "half_gide.Half": "modules of your own are searched in ",
+        "half_guide.Hlaf": "nearest: Half",
+        "wandb.Half": "SystemExit",
+    }.items(),
+)
 def test_an_import_error_names_the_searched_folders(at, command, target, message):
     (at / "wandb.py").write_text("raise ImportError('SystemExit')")
     (at / "conf/guidance/mine.yaml").write_text(f"_target_: {target}\n")

@@ -174,7 +174,7 @@ REFUSED = {
     "too many steps": (["checkpoint=outputs/train/digits/v001", "sampler.steps=1000000000"], "steps must be a whole"),
     "no batch": (["checkpoint=outputs/train/digits/v001", "batch_size=0"], "batch_size must be a whole number"),
     "no steps": (["checkpoint=outputs/train/digits/v001", "sampler.steps=0"], "steps must be a whole number"),
-    "never dropped": (["checkpoint=outputs/train/gmm2d/v001", "guidance=cfg"], "never dropped its label"),
+    "never dropped": (["checkpoint=outputs/train/gmm2d/v001", "guidance=cfg"], "train with guidance=cfg"),
     "no null": (["checkpoint=outputs/train/gmm2d/v001", "labels=null"], "labels=null needs"),
     "bad interval": (
         ["checkpoint=outputs/train/digits/v001", "guidance=cfg", "guidance.interval=[3,1]"],

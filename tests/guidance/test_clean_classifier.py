@@ -201,7 +201,7 @@ def test_other_files_are_refused(tmp_path, kind, capfd):
         ({"channels": 2}, "channels must be 1 or 3"),
         ({"mean": [0.5, 0.5]}, "mean and std must be 1 or 1 numbers"),
         ({"std": [0.0]}, "std positive"),
-        ({"scale": math.inf}, "scale must be a finite number"),
+        ({"scale": math.inf}, "scale must be"),
     ],
 )
 def test_what_cannot_work_is_refused(changed, sentence):
@@ -212,7 +212,7 @@ def test_what_cannot_work_is_refused(changed, sentence):
 def test_a_compiled_generator_is_not_differentiated():
     model = generator()
     model.backbone.compile(backend="eager")
-    with pytest.raises(SamplingError, match="sample it uncompiled"):
+    with pytest.raises(SamplingError, match="compile=false"):
         steering(model)(x, t, y)
 
 

@@ -91,7 +91,7 @@ def test_networks_without_class_outputs_or_with_a_condition_are_refused(network,
 
 def test_a_learned_schedule_is_refused():
     schedule = Monotone(log_snr_max=10.0, log_snr_min=-8.0, width=16, learned_ends=False)
-    with pytest.raises(ValueError, match="cannot train a learned schedule"):
+    with pytest.raises(ValueError, match="needs a fixed schedule"):
         ClassifierObjective(mlp(out_features=3, num_classes=0), schedule, UniformTime(True))
 
 

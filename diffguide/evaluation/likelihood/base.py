@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...figures.plot_spec import Plot
 from ...models.decoders import Discretized
-from ...models.protocols import DenoiserWrapper, Energy
+from ...models.protocols import Energy, is_guided
 from ...randomness import Noise
 from ..metric import EvalContext, Figure, Metric, MetricResult
 from ..noise_levels import time_of_log_snr
@@ -109,7 +109,7 @@ class Density(Metric):
                 "use metric=ood"
             )
         inner = context.uncounted
-        if isinstance(inner, DenoiserWrapper) and not inner.passthrough:
+        if is_guided(inner):
             raise ValueError(
                 f"metric={self.name}: guidance ({type(inner).__name__}) has no likelihood; measure the model"
             )

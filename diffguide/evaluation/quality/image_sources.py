@@ -13,7 +13,7 @@ from ...figures.image_grids import quantize
 from ...files.run_folders import hash_file
 from ...files.shards import read_rows
 from ...guidance import Unguided
-from ...models.evaluation_counters import EvaluationCounter
+from ...models.protocols import is_guided
 from ...samplers import generate
 from ..metric import EvalContext, MetricError
 
@@ -51,7 +51,7 @@ class NewSamples:
 
     def facts(self) -> dict[str, Any]:
         sampler, guided = self.metric.sampler, self.guided
-        name = Unguided.__name__ if isinstance(guided, EvaluationCounter) else type(guided).__name__
+        name = type(guided).__name__ if is_guided(guided) else Unguided.__name__
         return {
             "guidance": name,
             "sampler": type(sampler).__name__,
