@@ -8,11 +8,13 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from quick_composing import compose_quickly
 from short_run import RUN, SHORT
 
 os.environ.setdefault("MPLBACKEND", "agg")
 os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start
 torch.set_num_threads(1)  # for the session's models; see one_thread
+compose_quickly()
 
 
 def pytest_collection_modifyitems(items):
