@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..backbones.conditions import Condition
-from ..models.evaluation_counters import EvaluationCounter
+from ..models.evaluation_counters import count_evaluations
 from ..models.protocols import Denoiser, Prediction
 from ..randomness import Noise
 from ..schedules import EVERYWHERE, Schedule
@@ -32,7 +32,7 @@ class Autoguidance(Contrast):
         interval, rule, ramp: as in `Contrast`.
 
     Raises:
-        ValueError: a guide that is no denoiser, or one of other data, classes, legal times or noise levels; as `Contrast`.
+        ValueError: a guide that is no denoiser, or one of other data, classes, legal times or noise levels.
     """
 
     def __init__(
@@ -51,10 +51,10 @@ class Autoguidance(Contrast):
         if guide.levels is not None and (denoiser.levels is None or not torch.equal(guide.levels, denoiser.levels)):
             raise ValueError("the guide has only its own noise levels, which the model lacks; take another guide")
         check_reach(guide.schedule, *self.guided_range())
-        self.guide = guide if denoiser.tally is None else EvaluationCounter(guide, denoiser.tally)
+        self.guide = guide if denoiser.tally is None else count_evaluations(guide, denoiser.tally)[0]
 
     embeds = False  # two networks have two tables of classes
-    compiled = property(lambda self: self.denoiser.compiled or self.guide.compiled)
+    is_compiled = property(lambda self: self.denoiser.is_compiled or self.guide.is_compiled)
     has_null = property(lambda self: self.denoiser.has_null and self.guide.has_null)
     stateful = property(lambda self: self.rule.stateful or self.denoiser.stateful or self.guide.stateful)
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from ..backbones.conditions import Condition, concatenate_conditions
 from ..backbones.perturbations import BlurredQueries, IdentityAttention, Perturbation, SkippedBlocks
 from ..models.protocols import Denoiser, DenoiserWrapper, Prediction
+from ..runtime.ranges import check_range
 from ..schedules import EVERYWHERE
 from .base import has_condition
 from .contrast import CONSTANT_RAMP, LINEAR_RULE, Contrast
@@ -94,7 +95,7 @@ class PAG(Perturbed):
         rule, ramp: as in `Contrast`.
 
     Raises:
-        ValueError: no network with attention, or one inside another guidance; no such layers; as `Contrast`.
+        ValueError: a network without attention or without these layers, or one inside other guidance.
     """
 
     def __init__(
@@ -125,9 +126,6 @@ class SEG(Perturbed):
             mean query everywhere.
         layers, unconditional: as in `PAG`.
         rule, ramp: as in `Contrast`.
-
-    Raises:
-        ValueError: a negative blur; as `PAG`.
     """
 
     def __init__(
@@ -141,9 +139,8 @@ class SEG(Perturbed):
         rule: Rule = LINEAR_RULE,
         ramp: Ramp = CONSTANT_RAMP,
     ):
-        if not blur >= 0:
-            raise ValueError(f"blur must be at least 0 (inf = the mean query), got {blur}")
-        perturbation = BlurredQueries(attention_layers(denoiser, layers, "seg"), float(blur))
+        blur = check_range("blur", blur, "[0, inf]")
+        perturbation = BlurredQueries(attention_layers(denoiser, layers, "seg"), blur)
         super().__init__(denoiser, perturbation, unconditional, scale, interval, rule, ramp)
 
 
@@ -160,9 +157,6 @@ class SLG(Perturbed):
         layers: indices of blocks, in the order of computation; in a U-Net the outer ones often matter most.
         unconditional: as in `PAG`.
         rule, ramp: as in `Contrast`.
-
-    Raises:
-        ValueError: as `PAG`.
     """
 
     def __init__(

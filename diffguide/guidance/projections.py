@@ -8,6 +8,7 @@ from torch.nn import functional
 
 from ..models.protocols import Denoiser, Prediction
 from ..runtime.linear_algebra import leading_right_vector
+from ..runtime.ranges import check_finite, check_range
 from .base import per_row
 from .rules import Rule, inner, interpolate, norm, replace_x_0
 
@@ -47,19 +48,12 @@ class APG(Rule):
         eta: share of the part along strong.x_0 that stays; 1 = all of it, 0 = none, as in the paper.
         norm_threshold: largest |d| of a sample, positive, inf = no limit; scale it with the root of the number of values.
         momentum: in (-1, 1); 0 = none, -0.5 in the paper.
-
-    Raises:
-        ValueError: a number out of range.
     """
 
     def __init__(self, eta: float = 0.0, norm_threshold: float = 15.0, momentum: float = -0.5):
-        if not math.isfinite(eta):
-            raise ValueError(f"eta must be a finite number, got {eta}")
-        if not norm_threshold > 0:
-            raise ValueError(f"norm_threshold must be positive, inf = no limit, got {norm_threshold}")
-        if not -1 < momentum < 1:
-            raise ValueError(f"momentum must be in (-1, 1), got {momentum}")
-        self.eta, self.norm_threshold, self.momentum = float(eta), float(norm_threshold), float(momentum)
+        self.eta = check_finite("eta", eta)
+        self.norm_threshold = check_range("norm_threshold", norm_threshold, "(0, inf]")
+        self.momentum = check_range("momentum", momentum, "(-1, 1)")
         self.stateful = momentum != 0
 
     def start(self, times: Tensor) -> Momentum:
@@ -112,13 +106,11 @@ class FDG(Rule):
         low: factor of the guidance at low frequencies, at least 0; 1 = linear.
 
     Raises:
-        ValueError: a number out of range; data that are not images.
+        ValueError: data that are not images.
     """
 
     def __init__(self, low: float = 0.5):
-        if not 0 <= low < math.inf:
-            raise ValueError(f"low must be at least 0, got {low}")
-        self.low = float(low)
+        self.low = check_range("low", low, "[0, inf)")
 
     def check(self, denoiser: Denoiser, scale: float) -> None:
         if denoiser.shape is not None and len(denoiser.shape) != 3:

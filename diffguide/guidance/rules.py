@@ -7,13 +7,13 @@ by guidance further inside survives. Two rules compare the predictions as veloci
 v-prediction network, up to a factor that depends on the level alone.
 """
 
-import math
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..models.protocols import Denoiser, Prediction, SamplingError
+from ..runtime.ranges import check_range, check_whole
 from ..schedules import Schedule, broadcast_rows
 from .base import per_row
 
@@ -142,15 +142,10 @@ class Threshold(Linear):
 
     Arguments:
         quantile: in (0, 1]; 0.995 in the paper.
-
-    Raises:
-        ValueError: a quantile out of range.
     """
 
     def __init__(self, quantile: float = 0.995):
-        if not 0 < quantile <= 1:
-            raise ValueError(f"quantile must be in (0, 1], got {quantile}")
-        self.quantile = float(quantile)
+        self.quantile = check_range("quantile", quantile, "(0, 1]")
 
     def finish(self, side, x_t, t, schedule, memory) -> Prediction:
         size = side.x_0.abs().flatten(1).quantile(self.quantile, dim=1).clamp(min=1)
@@ -169,15 +164,10 @@ class Rescale(Rule):
 
     Arguments:
         phi: in [0, 1]: 0 = linear, 1 = the standard deviation of the strong x_0; 0.7 in the paper.
-
-    Raises:
-        ValueError: phi out of range.
     """
 
     def __init__(self, phi: float = 0.7):
-        if not 0 <= phi <= 1:
-            raise ValueError(f"phi must be in [0, 1], got {phi}")
-        self.phi = float(phi)
+        self.phi = check_range("phi", phi, "[0, 1]")
 
     def __call__(self, strong, weak, scale, x_t, t, schedule, memory) -> Prediction:
         guided = interpolate(strong, weak, scale)
@@ -193,17 +183,13 @@ class CFGPlusPlus(Rule):
     lambda: 0 = the weak prediction, 1 = the strong x_0. x_0 and eps disagree on purpose: the guided x_0 is combined with the
     unconditional noise. More steps guide more, since each moves x_t. A ramp multiplies lambda; outside the interval the
     prediction is the strong one.
-
-    Raises:
-        ValueError: from `check`, a scale outside [0, 1].
     """
 
     strong_at_1 = False
     weak_at_0 = True
 
     def check(self, denoiser: Denoiser, scale: float) -> None:
-        if not 0 <= scale <= 1:
-            raise ValueError(f"scale must be in [0, 1] with rule=cfgpp, where it is lambda of CFG++, got {scale}")
+        check_range("with rule=cfgpp, scale (lambda of CFG++)", scale, "[0, 1]")
 
     def apply_ramp(self, scale: float, factor: Tensor) -> Tensor:
         return scale * factor
@@ -223,14 +209,11 @@ class CFGZero(Rule):
         zero_init_steps: steps of the sampler's grid with velocity 0; about 4 % of them in the paper, at least 0.
 
     Raises:
-        ValueError: a number out of range.
-        SamplingError: from `start`, a run of no more steps than these.
+        SamplingError: from `start`, a run of at most these steps.
     """
 
     def __init__(self, zero_init_steps: int = 1):
-        if not isinstance(zero_init_steps, int) or zero_init_steps < 0:
-            raise ValueError(f"zero_init_steps must be a whole number of at least 0, got {zero_init_steps!r}")
-        self.zero_init_steps = zero_init_steps
+        self.zero_init_steps = check_whole("zero_init_steps", zero_init_steps, 0)
 
     def start(self, times: Tensor) -> float:
         """The time above which the velocity is 0."""
@@ -270,15 +253,10 @@ class Mambo(Rule):
 
     Arguments:
         damping: alpha of the paper, at least 0; 0 = linear, 8 is diffusers' default.
-
-    Raises:
-        ValueError: a number out of range.
     """
 
     def __init__(self, damping: float = 8.0):
-        if not 0 <= damping < math.inf:
-            raise ValueError(f"damping must be at least 0, got {damping}")
-        self.damping = float(damping)
+        self.damping = check_range("damping", damping, "[0, inf)")
 
     def __call__(self, strong, weak, scale, x_t, t, schedule, memory) -> Prediction:
         velocity = Velocity.at(t, schedule, x_t)

@@ -1,4 +1,4 @@
-"""Versions of what decides the bits of a result."""
+"""The versions on which the bits of a result depend."""
 
 import platform
 

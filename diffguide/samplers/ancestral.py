@@ -1,7 +1,5 @@
 """DDIM and DDPM: x_s = alpha_s x_0 + sqrt(sigma_s^2 - v) eps + sqrt(v) z, which differ in the variance v."""
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -9,6 +7,7 @@ from ..backbones.conditions import Condition
 from ..models.evaluation_counters import as_protocol
 from ..models.protocols import Denoiser, ExactDenoiser, Prediction
 from ..runtime.linear_algebra import symmetric_root
+from ..runtime.ranges import check_range
 from ..schedules import Schedule
 from .base import Memory, Sampler
 from .grids import KARRAS, UNIFORM_T, Grid
@@ -41,13 +40,6 @@ def add_step_noise(mean: Tensor, variance: Tensor, noise: StepNoise, t: Tensor, 
     return mean + variance.sqrt() * noise.increment(t, s) if variance > 0 else mean
 
 
-def check_noise_factor(s_noise: float) -> float:
-    """The factor; raises ValueError unless it is finite and at least 0."""
-    if not 0 <= s_noise < math.inf:
-        raise ValueError(f"s_noise must be a finite factor of at least 0, got {s_noise}")
-    return float(s_noise)
-
-
 class DDIM(Sampler):
     """Song, Meng, Ermon, "Denoising Diffusion Implicit Models", 2021, arXiv 2010.02502, eq. 12.
 
@@ -60,9 +52,7 @@ class DDIM(Sampler):
 
     def __init__(self, steps: int = 50, grid: Grid = UNIFORM_T, eta: float = 0.0):
         super().__init__(steps, grid)
-        if not 0 <= eta <= 1:
-            raise ValueError(f"eta must be in [0, 1], got {eta}")
-        self.eta, self.stochastic = float(eta), eta > 0
+        self.eta, self.stochastic = check_range("eta", eta, "[0, 1]"), eta > 0
 
     def step(
         self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, y: Condition | None, noise: StepNoise, memory: Memory
@@ -93,9 +83,6 @@ class EulerAncestral(Sampler):
         steps, grid: as for every sampler.
         eta: sigma_up relative to the posterior's standard deviation, in [0, 1].
         s_noise: factor of the noise that is added, at least 0; 1 keeps the variance.
-
-    Raises:
-        ValueError: eta or s_noise out of range.
     """
 
     order = 1
@@ -103,9 +90,7 @@ class EulerAncestral(Sampler):
 
     def __init__(self, steps: int = 50, grid: Grid = KARRAS, eta: float = 1.0, s_noise: float = 1.0):
         super().__init__(steps, grid)
-        if not 0 <= eta <= 1:
-            raise ValueError(f"eta must be in [0, 1], got {eta}")
-        self.eta, self.s_noise = float(eta), check_noise_factor(s_noise)
+        self.eta, self.s_noise = check_range("eta", eta, "[0, 1]"), check_range("s_noise", s_noise, "[0, inf)")
 
     def step(
         self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, y: Condition | None, noise: StepNoise, memory: Memory
@@ -132,9 +117,7 @@ class DDPM(Sampler):
 
     def __init__(self, steps: int = 250, grid: Grid = UNIFORM_T, variance: float = 0.0):
         super().__init__(steps, grid)
-        if not 0 <= variance <= 1:
-            raise ValueError(f"variance must be in [0, 1], from fixed small to fixed large, got {variance}")
-        self.variance = float(variance)
+        self.variance = check_range("variance", variance, "[0, 1]")
 
     def step(
         self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, y: Condition | None, noise: StepNoise, memory: Memory

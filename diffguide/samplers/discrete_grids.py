@@ -8,6 +8,7 @@ starts as sigma at its first time times noise, without the signal that is left t
 import torch
 from torch import Tensor
 
+from ..runtime.ranges import check_whole
 from ..schedules import Schedule
 from .grids import Grid
 
@@ -21,13 +22,11 @@ class DiscreteGrid(Grid):
         timesteps: T, the length of the discrete schedule, at least 1.
 
     Raises:
-        ValueError: T below 1; from a call: more steps than T, or an index beyond T - 1.
+        ValueError: from a call: more steps than T, or an index beyond T - 1.
     """
 
     def __init__(self, timesteps: int = 1000):
-        if not timesteps >= 1:
-            raise ValueError(f"timesteps must be at least 1, the length of the discrete schedule, got {timesteps}")
-        self.timesteps = timesteps
+        self.timesteps = check_whole("timesteps", timesteps, 1)
 
     def continuous(self, schedule: Schedule, steps: int) -> Tensor:
         if steps > self.timesteps:
@@ -48,14 +47,12 @@ class Leading(DiscreteGrid):
         offset: of every index, at least 0; 0 for DDPM, 1 for Stable Diffusion.
 
     Raises:
-        ValueError: from a call: one step, which would begin at index `offset`, with hardly any noise to remove.
+        ValueError: from a call: one step, which would start at index `offset`, almost without noise.
     """
 
     def __init__(self, timesteps: int = 1000, offset: int = 0):
         super().__init__(timesteps)
-        if not offset >= 0:
-            raise ValueError(f"offset must be at least 0, got {offset}")
-        self.offset = offset
+        self.offset = check_whole("offset", offset, 0)
 
     def indices(self, steps: int) -> Tensor:
         if steps == 1 and self.offset + 1 < self.timesteps:
@@ -67,11 +64,7 @@ class Leading(DiscreteGrid):
 
 
 class Linspace(DiscreteGrid):
-    """Indices from T - 1 to 0 at equal distances, rounded.
-
-    Raises:
-        ValueError: from a call: one step, which cannot have both ends.
-    """
+    """Indices from T - 1 to 0 at equal distances, rounded."""
 
     def indices(self, steps: int) -> Tensor:
         if steps == 1:

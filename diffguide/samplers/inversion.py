@@ -5,6 +5,7 @@ from torch import Tensor
 
 from ..backbones.conditions import Condition
 from ..models.protocols import Denoiser
+from ..runtime.ranges import check_whole
 from .ancestral import renoise
 from .base import check_decreasing
 
@@ -27,15 +28,10 @@ class DDIMInversion:
 
     Arguments:
         corrections: per step, one evaluation each, at least 0.
-
-    Raises:
-        ValueError: a number out of range.
     """
 
     def __init__(self, corrections: int = 0):
-        if not isinstance(corrections, int) or corrections < 0:
-            raise ValueError(f"corrections must be a whole number of at least 0, got {corrections!r}")
-        self.corrections = corrections
+        self.corrections = check_whole("corrections", corrections, 0)
 
     @torch.no_grad()
     def __call__(self, denoiser: Denoiser, x: Tensor, times: Tensor, y: Condition | None = None) -> Tensor:
@@ -46,7 +42,7 @@ class DDIMInversion:
             y: class indices [B], -1 = no condition, an Embedding, or None.
 
         Raises:
-            ValueError: times that do not decrease strictly, or end at sigma = 0, where data determine no noise.
+            ValueError: times that do not decrease strictly, or end at sigma = 0, where x does not determine the noise.
         """
         check_decreasing(times)
         if denoiser.schedule.alpha_sigma(times[-1])[1] == 0:

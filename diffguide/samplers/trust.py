@@ -20,11 +20,10 @@ log-SNR, of 37 on Karras' grid. Small steps are not limited, so no order of conv
 import torch
 from torch import Tensor
 
-from ..backbones.conditions import Condition
-from ..models.protocols import DenoiserWrapper, Prediction
+from ..models.protocols import Prediction
 from ..schedules import Schedule, broadcast_rows
 
-__all__ = ["MAX_CORRECTION", "MAX_FALL", "MAX_UNCHECKED_FALL", "FirstPrediction", "limit_corrections", "noise_fall"]
+__all__ = ["MAX_CORRECTION", "MAX_FALL", "MAX_UNCHECKED_FALL", "limit_corrections", "noise_fall"]
 
 MAX_UNCHECKED_FALL = 2.0
 MAX_FALL = 5.0
@@ -34,19 +33,6 @@ MAX_CORRECTION = 0.4
 def noise_fall(schedule: Schedule, t: Tensor, s: Tensor) -> float:
     """The factor by which the noise level sigma / alpha falls from t to s; inf to or from an infinite log-SNR."""
     return float(torch.exp((schedule.log_snr(s) - schedule.log_snr(t)) / 2))
-
-
-class FirstPrediction(DenoiserWrapper):
-    """A denoiser that keeps its first prediction: the one that a step begins with."""
-
-    passthrough = True
-    prediction: Prediction | None = None
-
-    def __call__(self, x_t: Tensor, t: Tensor, y: Condition | None = None) -> Prediction:
-        found = self.denoiser(x_t, t, y)
-        if self.prediction is None:
-            self.prediction = found
-        return found
 
 
 def limit_corrections(

@@ -1,7 +1,5 @@
 """UniPC: a predictor, and a corrector that costs no evaluation."""
 
-import math
-
 from torch import Tensor
 
 from ..backbones.conditions import Condition
@@ -40,10 +38,8 @@ class UniPC(ExponentialMultistep):
     ) -> Tensor:
         schedule, history = denoiser.schedule, memory.setdefault("history", [])
         start, end = Level.at(schedule, t), Level.at(schedule, s)
-        prediction = denoiser(x, t, y)
+        prediction = memory["first"] = denoiser(x, t, y)
         x = end.renoise(prediction)
-        if math.isinf(start.log_snr):
-            return x
         here = self.variable(start)
         if history:
             (base, before), *older = history

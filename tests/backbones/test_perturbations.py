@@ -1,4 +1,4 @@
-"""Networks perturbed in some layers and rows: perturbed attention, blurred queries, skipped blocks."""
+"""Networks perturbed in some layers and rows: identity attention, blurred queries, skipped blocks."""
 
 import copy
 import math
@@ -26,7 +26,7 @@ def test_attention_is_perturbed_in_its_rows(monkeypatch, make, layers, kind, opt
     expected = backbone(x, log_snr, y)
     same(found[~ROWS, None], plain[~ROWS, None])
     same(found[ROWS, None], expected[ROWS, None])
-    assert float((expected - plain).abs().amax((1, 2, 3)).min()) > 1e-4  # else nothing was tested
+    assert float((expected - plain).abs().amax((1, 2, 3)).min()) > 1e-4  # the perturbation has an effect
 
 
 BLOCKS = {
@@ -64,7 +64,7 @@ def test_identity_attention_is_the_value_projection():
 
 @pytest.mark.parametrize("side, blur", [(4, 0.4), (5, 0.9), (8, 1.3), (7, 2.0), (8, 40.0), (2, 1.0), (1, 3.0)])
 def test_the_blur_is_that_of_the_paper(side, blur):
-    """As diffusers has the authors' code; it mixes up the branches of its threshold, which is below every blur here."""
+    """As the code of the authors in diffusers, whose threshold is below every blur here."""
     q = torch.randn(2, side**2, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     size = math.ceil(6 * blur) + 1 - math.ceil(6 * blur) % 2
     expected, weights = _gaussian_blur_2d(q.clone(), size, blur, -1.0), blur_matrix(side, blur, q)
@@ -82,8 +82,8 @@ def test_a_blur_of_0_is_the_network(make):
 
 
 @pytest.mark.parametrize("make", [unet, dit, mlp])
-def test_an_unperturbed_network_stays_as_it_is(make):
-    """To the last bit, by all three in no row; copies and checkpointing know the layers too."""
+def test_a_network_perturbed_in_no_row_is_unchanged(make):
+    """Bit for bit, by all three kinds. Copies and checkpointing perturb the same layers."""
     backbone, data = network(make), x if make is not mlp else x[:, 0, 0, :2]
     for perturbation in (IdentityAttention([0]), BlurredQueries([0], 1.0), SkippedBlocks([0])):
         found = backbone(data, log_snr, y, perturbation.for_rows(torch.zeros(5, dtype=torch.bool)))
@@ -99,7 +99,7 @@ def test_an_unperturbed_network_stays_as_it_is(make):
     (dit, SkippedBlocks([1])),
 ], ids=["identity", "blur", "skip"])  # fmt: skip
 def test_compiled_is_eager(make, perturbation):
-    """In one graph, other rows without compiling again."""
+    """In one graph, without recompilation for other rows."""
     backbone = network(make)
     compiled = torch.compile(backbone, backend="aot_eager", fullgraph=True)
     for rows in (ROWS, ~ROWS):

@@ -59,8 +59,9 @@ def shards(run: Path) -> list[str]:
 
 def start(at: Path, *arguments: str, program: str | Path = SAMPLE) -> subprocess.Popen:
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.Popen([program, *arguments], cwd=at, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                            env=environment)  # fmt: skip
+    return subprocess.Popen(
+        [program, *arguments], cwd=at, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment
+    )
 
 
 def finish(process: subprocess.Popen, code: int = 0) -> tuple[str, str]:
@@ -154,7 +155,7 @@ def test_a_signal_at_the_end_stops_before_the_archive(at, whole, command, monkey
     assert contents(at / RUN) == whole
 
 
-def test_shards_appear_while_it_runs_and_sigterm_leaves_with_143(at):
+def test_shards_are_written_during_the_run_and_sigterm_exits_with_143(at):
     """n = 2000 streams: a real process, stopped in the middle, its finished batches on the disk."""
     process = Command(main, f"checkpoint={MODEL}", "n=2000", "batch_size=50", "sampler.steps=30", at=at)
     process.wait_for(lambda: len(shards(at / RUN)) >= 3)
@@ -169,7 +170,7 @@ def test_shards_appear_while_it_runs_and_sigterm_leaves_with_143(at):
 
 
 def test_two_processes_write_what_one_writes(at, whole):
-    """The own launcher; 19 batches, so that the last round has work for one of them. One line on stdout."""
+    """With the launcher of diffguide; 19 batches, so that the last round has one for only one process."""
     out, err = finish(start(at, *LONG, *TWO))
     assert out == f"{RUN}\n" and err.count("300 samples") == 0
     assert contents(at / RUN) == whole
@@ -195,7 +196,7 @@ def test_torchrun_resumes_the_run_of_one_process(at, whole, command, monkeypatch
 
 
 @pytest.mark.slow
-def test_a_signal_to_one_process_stops_both(at, whole):
+def test_a_signal_to_one_process_stops_both_processes(at, whole):
     process = start(at, *LONG, "sampler.steps=60", *TWO)
     wait_for(lambda: len(shards(at / RUN)) >= 2, process)
     process.send_signal(signal.SIGTERM)
@@ -225,11 +226,15 @@ main()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("n, code, ending", [
-    (299, 1, f"diffguide-sample: cannot write {RUN}/shards/0000000048.npz: No space left on device"),
-    (300, 143, f"SIGTERM after 64 of 300 samples; continue with: diffguide-sample resume={RUN}"),
-], ids=["disk full", "signal"])  # fmt: skip
-def test_what_befalls_the_second_process_ends_both(at, n, code, ending):
+@pytest.mark.parametrize(
+    "n, code, ending",
+    [
+        (299, 1, f"diffguide-sample: cannot write {RUN}/shards/0000000048.npz: No space left on device"),
+        (300, 143, f"SIGTERM after 64 of 300 samples; continue with: diffguide-sample resume={RUN}"),
+    ],
+    ids=["disk full", "signal"],
+)
+def test_an_error_in_the_second_process_ends_both(at, n, code, ending):
     (at / "second.py").write_text(SECOND_RANK)
     process = start(
         at, "second.py", f"n={n}", *(part for part in LONG if part != "n=300"), *TWO, program=sys.executable
@@ -239,8 +244,8 @@ def test_what_befalls_the_second_process_ends_both(at, n, code, ending):
     assert len(shards(at / RUN)) == (3 if code == 1 else 4)
 
 
-def test_all_processes_sample_the_first_ones_checkpoint(at, command, monkeypatch):
-    """One that starts later may find a newer checkpoint: it takes what it is told."""
+def test_all_processes_sample_the_checkpoint_of_the_first(at, command, monkeypatch):
+    """A process that starts later may find a newer checkpoint; it uses that of the first."""
     from diffguide.sampling.job import SamplingJob
 
     few = ["n=4", "sampler.steps=2", "trajectory=true"]

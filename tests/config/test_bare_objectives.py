@@ -1,4 +1,4 @@
-"""`diffguide-train objective=<name>` simply trains: no other key says with what."""
+"""`diffguide-train objective=<name>` trains without any other key."""
 
 import json
 import math
@@ -14,7 +14,7 @@ OBJECTIVES = ["cdm", "cdm_ce", "cdm_mse", "classifier", "energy", "jem", "nce", 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """All of them in one sweep, but for tre, whose sampler has steps of its own; the others' pictures are made in two."""
+    """All of them in one sweep with two sampler steps, except tre, whose sampler has its own number."""
     at = tmp_path_factory.mktemp("bare")
     with chdir(at):
         train(

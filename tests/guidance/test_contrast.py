@@ -186,10 +186,10 @@ def test_a_ramp_at_0_evaluates_nothing_weak():
     (lambda: TableRamp([[1.0, 1.0], [0.5, 1.0]]), "increase strictly"),
     (lambda: TableRamp([[0.0, 1.0], [0.5, 1.0]]), "positive noise levels"),
     (lambda: LinearRamp(1.0, 1.0), "start and full must be two different positive noise levels"),
-    (lambda: PowerRamp(1.0, 2.0, 0.0), "exponent must be positive"),
+    (lambda: PowerRamp(1.0, 2.0, 0.0), "exponent must be"),
     (lambda: ClassifierFree(exact(), 2.0, EVERYWHERE, Linear(), TableRamp([[0.1, 1.0], [100.0, 0.0]])),
      r"0.1 to 100, guidance acts from 0.00247875 to 148.413"),
-    (lambda: ClassifierFree(exact(), 1.5, EVERYWHERE, CFGPlusPlus()), r"scale must be in \[0, 1\] with rule=cfgpp"),
+    (lambda: ClassifierFree(exact(), 1.5, EVERYWHERE, CFGPlusPlus()), "rule=cfgpp, scale"),
     (lambda: ClassifierFree(exact(Cosine(12.0, -INF)), 1.5, EVERYWHERE, TCFG()), "rule=tcfg .* zero terminal SNR"),
 ])  # fmt: skip
 def test_what_cannot_work_is_refused(make, sentence):
@@ -237,7 +237,7 @@ def test_momentum_needs_one_level_for_all():
     guided = ClassifierFree(exact(), 3.0, EVERYWHERE, MOMENTUM)
     with pytest.raises(ValueError, match="take guidance.rule.momentum=0"):
         SAMPLERS["dopri5"](6).times(guided)
-    with pytest.raises(ValueError, match="APG .* all samples must be at one noise level"):
+    with pytest.raises(ValueError, match="APG depends on earlier noise levels"):
         guided(x, t.expand(8), y)
     SAMPLERS["dopri5"](6).times(ClassifierFree(exact(), 3.0, EVERYWHERE, APG(0.0, INF, 0.0)))
 

@@ -210,10 +210,10 @@ INTERVAL = "interval must be noise levels .* got"
 @pytest.mark.parametrize(
     "denoiser, scale, interval, sentence",
     [
-        (facts(num_classes=0), 2.0, EVERYWHERE, "this one has no classes; take guidance=none"),
-        (facts(has_null=False), 2.0, EVERYWHERE, "never dropped its label; train with guidance=cfg"),
-        (exact(), math.inf, EVERYWHERE, "scale must be a finite number, got inf"),
-        (exact(), math.nan, EVERYWHERE, "scale must be a finite number, got nan"),
+        (facts(num_classes=0), 2.0, EVERYWHERE, "needs a model with classes"),
+        (facts(has_null=False), 2.0, EVERYWHERE, "train with guidance=cfg"),
+        (exact(), math.inf, EVERYWHERE, "scale must be"),
+        (exact(), math.nan, EVERYWHERE, "scale must be"),
         (exact(), 2.0, (2.0, 1.0), INTERVAL),
         (exact(), 2.0, (1.0, 1.0), INTERVAL),
         (exact(), 2.0, (-1.0, 1.0), INTERVAL),

@@ -197,9 +197,9 @@ EXACT = ExactMixture(two_classes(), COSINE)
      r"attention layers 0 to 3 of this network, which lie on grids of side \[4, 4, 4, 4\], got \[4\]"),
     (lambda: SLG(denoiser(network(dit)), [-1]), r"residual blocks 0 to 1 .* got \[-1\]"),
     (lambda: PAG(denoiser(network()), 2.0, EVERYWHERE, [], True), r"got \[\]"),
-    (lambda: SEG(denoiser(network()), 2.0, EVERYWHERE, -0.1, None, True), "blur must be at least 0"),
-    (lambda: SEG(denoiser(network()), 2.0, EVERYWHERE, math.nan, None, True), "blur must be at least 0"),
-    (lambda: PAG(denoiser(network()), math.inf, EVERYWHERE, None, True), "scale must be a finite number"),
+    (lambda: SEG(denoiser(network()), 2.0, EVERYWHERE, -0.1, None, True), "blur must be"),
+    (lambda: SEG(denoiser(network()), 2.0, EVERYWHERE, math.nan, None, True), "blur must be"),
+    (lambda: PAG(denoiser(network()), math.inf, EVERYWHERE, None, True), "scale must be"),
 ])  # fmt: skip
 def test_what_cannot_work_is_refused(make, sentence):
     with pytest.raises(ValueError, match=sentence):

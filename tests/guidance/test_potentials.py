@@ -340,7 +340,7 @@ def test_classifier_free_guidance_around_it(name):
     for found, a, b in zip(outer(points_2, T, classes), strong, weak):
         torch.testing.assert_close(found, b + 3.0 * (a - b))
     if name in ("lgd", "tfg"):
-        with pytest.raises(SamplingError, match=r"samples \[6, 2\], and got x \[7, 2\]"):
+        with pytest.raises(SamplingError, match=r"\[6, 2\], and x \[7, 2\]"):
             begun(inner)(points(7, 2), T)
 
 
@@ -389,16 +389,16 @@ def test_a_potential_that_is_none_is_told(potential, sentence, method):
 
 @pytest.mark.parametrize("make, sentence", [
     (lambda: MPGD(LAW, 3.0, 1.0, EVERYWHERE), "potential must be callable as f"),
-    (lambda: MPGD(LAW, near_2(), math.nan, EVERYWHERE), "scale must be a finite number, got nan"),
+    (lambda: MPGD(LAW, near_2(), math.nan, EVERYWHERE), "scale must be"),
     (lambda: MPGD(LAW, near_2(), 1.0, (2.0, 1.0)), "interval must be"),
     (lambda: MPGD(White(0.0, 1.0, Flow(12.0, -math.inf)), near_2(), 1.0, EVERYWHERE), "interval must end below infinity"),
-    (lambda: UniversalGuidance(LAW, near_2(), 1.0, EVERYWHERE, -1, 0.1), "backward_steps must be a whole number from 0"),
-    (lambda: UniversalGuidance(LAW, near_2(), 1.0, EVERYWHERE, 1, 0.0), "backward_rate must be positive"),
-    (lambda: LGD(LAW, near_2(), 1.0, EVERYWHERE, 0), "copies must be a whole number from 1 to 1000, got 0"),
-    (lambda: TFG(LAW, near_2(), 1.0, EVERYWHERE, -0.1, 0.2, 2, 2, 0.1), "rho must be a finite number of at least 0"),
+    (lambda: UniversalGuidance(LAW, near_2(), 1.0, EVERYWHERE, -1, 0.1), "backward_steps must be"),
+    (lambda: UniversalGuidance(LAW, near_2(), 1.0, EVERYWHERE, 1, 0.0), "backward_rate must be"),
+    (lambda: LGD(LAW, near_2(), 1.0, EVERYWHERE, 0), "copies must be"),
+    (lambda: TFG(LAW, near_2(), 1.0, EVERYWHERE, -0.1, 0.2, 2, 2, 0.1), "rho must be"),
     (lambda: LGD(LAW, near_2(), 1.0, EVERYWHERE, 2)(points_2, T), r"call start\(noise, times\) first"),
     (lambda: LGD(LAW, near_2(), 1.0, EVERYWHERE, 2).start(None, TIMES), "pass noise to the run"),
-    (lambda: PotentialDensity(LAW, near_2(), math.inf), "scale must be a finite number, got inf"),
+    (lambda: PotentialDensity(LAW, near_2(), math.inf), "scale must be"),
 ])  # fmt: skip
 def test_what_cannot_work_is_refused(make, sentence):
     with pytest.raises(ValueError, match=sentence):

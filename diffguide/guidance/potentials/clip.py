@@ -9,8 +9,9 @@ from torch import Tensor
 from ...backbones.conditions import Condition
 from ...models.protocols import SamplingError
 from ...randomness import Noise
+from ...runtime.ranges import check_range, check_whole
 from ..base import repeat_noise
-from .values import SMOOTHING_DRAW, Potential, check_whole_number
+from .values import SMOOTHING_DRAW, Potential
 
 __all__ = ["ClipEncoder", "ClipPotential", "PretrainedClip"]
 
@@ -90,7 +91,8 @@ class ClipPotential(Potential):
         smallest: side of the smallest window, as a part of the image's; in (0, 1].
 
     Raises:
-        ValueError: a count or side out of range, an empty prompt. Later: data that are not images of 1 or 3 channels.
+        ValueError: an empty prompt.
+        SamplingError: from a call, data that are not images of 1 or 3 channels.
     """
 
     windows: tuple[Tensor, ...] | None = None
@@ -98,9 +100,7 @@ class ClipPotential(Potential):
     def __init__(self, prompt: str, encoder: ClipEncoder | None = None, crops: int = 8, smallest: float = 0.5):
         if not prompt.strip():
             raise ValueError('prompt must be a text: prompt="a photograph of ..."')
-        if not 0 < smallest <= 1:
-            raise ValueError(f"smallest must be above 0 and at most 1, got {smallest}")
-        self.crops, self.smallest = check_whole_number("crops", crops, 0), float(smallest)
+        self.crops, self.smallest = check_whole("crops", crops, 0, 1000), check_range("smallest", smallest, "(0, 1]")
         self.encoder = PretrainedClip() if encoder is None else encoder
         self.wanted = self.encoder.text(prompt)
 

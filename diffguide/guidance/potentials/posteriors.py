@@ -1,6 +1,5 @@
 """Posterior sampling for linear inverse problems: DPS, pseudo-inverse guidance, RePaint."""
 
-import math
 from collections import Counter
 from collections.abc import Sequence
 from typing import Self
@@ -11,6 +10,7 @@ from torch import Tensor
 from ...backbones.conditions import Condition
 from ...models.protocols import Denoiser, Prediction, SamplingError
 from ...randomness import Noise
+from ...runtime.ranges import check_range
 from ...schedules import EVERYWHERE
 from ..base import per_row_float, repeat_noise
 from .base import PotentialGuidanceBase
@@ -45,7 +45,7 @@ class DPS(PotentialGuidanceBase):
         interval: (lo, hi] in noise level sigma / alpha.
 
     Raises:
-        ValueError: see `PotentialGuidanceBase`; a potential that is not a linear inverse problem.
+        ValueError: a potential that is not a linear inverse problem.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class PiGDM(PotentialGuidanceBase):
         data_variance: v, prior variance of the data; positive, 1 in the paper.
 
     Raises:
-        ValueError: see `PotentialGuidanceBase`; a potential that is not a linear inverse problem; a variance out of range.
+        ValueError: a potential that is not a linear inverse problem.
     """
 
     def __init__(
@@ -98,17 +98,11 @@ class PiGDM(PotentialGuidanceBase):
         check_potential("pseudo-inverse guidance", potential, LinearProblem)
         super().__init__(denoiser, potential, scale, interval)
         self.problem = potential
-        if not 0 < data_variance < math.inf:
-            raise ValueError(f"data_variance must be positive, got {data_variance}")
-        self.data_variance = float(data_variance)
+        self.data_variance = check_range("data_variance", data_variance, "(0, inf)")
 
     def value(self, x_0: Tensor, t: Tensor, y: Condition | None) -> Tensor:
         v, level = self.data_variance, self.schedule.noise_level(t) ** 2
         return self.problem.log_likelihood(x_0, per_row_float(v * level / (v + level), x_0))
-
-    def guide(self, x_t: Tensor, t: Tensor, y: Condition | None, graph: bool) -> tuple[Prediction, Prediction]:
-        prediction, gradient = self.differentiate_network(x_t, t, y, graph)
-        return prediction, self.apply_bayes(prediction, t, gradient)
 
 
 class RePaint(PotentialGuidanceBase):
@@ -126,8 +120,8 @@ class RePaint(PotentialGuidanceBase):
             otherwise each sample keeps its z, and every ODE solver gets a smooth path.
 
     Raises:
-        ValueError: see `PotentialGuidanceBase`; a potential that is no inpainting problem. Later: fresh noise under a sampler
-            whose rows are at levels of their own (dopri5).
+        ValueError: a potential that is not an inpainting problem.
+        SamplingError: fresh noise with a sampler that evaluates at t [B] (dopri5).
     """
 
     noise: Noise | None = None

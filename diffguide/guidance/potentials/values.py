@@ -18,7 +18,6 @@ __all__ = [
     "LogPotential",
     "Potential",
     "build_potential",
-    "check_whole_number",
     "compute_gradient",
     "evaluate",
     "name_of",
@@ -141,14 +140,3 @@ def compute_gradient(potential: LogPotential, value: Tensor, x: Tensor, graph: b
             f"{float(x.detach().min()):.3g} and {float(x.detach().max()):.3g}"
         )
     return result
-
-
-def check_whole_number(name: str, value: int, least: int) -> int:
-    """A whole number from `least` to 1000.
-
-    Raises:
-        ValueError: any other number.
-    """
-    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= 1000:
-        raise ValueError(f"{name} must be a whole number from {least} to 1000, got {value!r}")
-    return value
