@@ -42,6 +42,6 @@ def load(stream: Any, Loader: type) -> Any:
 def get_mode(self: Hydra, config_name: str | None, overrides: Sequence[str], whole=Hydra.get_mode) -> Any:
     """As `Hydra.get_mode`, which returns None for every exception."""
     ours = all(part.path in OURS for part in self.config_loader.get_search_path().get_path())
-    if ours and not any("hydra" in word for word in overrides):
+    if ours and not any(word.lstrip("+~").startswith("hydra") for word in overrides):
         return None
     return whole(self, config_name, overrides)
