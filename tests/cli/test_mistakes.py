@@ -66,7 +66,7 @@ TRAIN = {
     "left out argument": (["~backbone.in_channels"], "backbone.in_channels must be given"),
     "left out what is not": (["~objectve"], "objectve; nearest: objective"),
     "several numbers for an option": (["engine=[1,2]"], "engine takes one option, got engine=[1,2]"),
-    "node for a value": (["training.keep={_target_:os.getcwd}"], "training.keep_checkpoints must be"),
+    "node for a value": (["training.keep_checkpoints={_target_:os.getcwd}"], "training.keep_checkpoints must be"),
     "target that is none": (["objective._target_=3"], "objective must be a node with a _target_"),
     "target that Hydra blocks": (
         ["objective.weight._target_=os.system", "+objective.weight._args_=[ls]"],

@@ -94,8 +94,8 @@ def test_a_module_named_on_the_command_line(at, command):
 @pytest.mark.parametrize(
     "target, message",
     {
-        "json.Half": "an installed module json goes before",
-        "half_gide.Half": "a module of your own is looked for in ",
+        "json.Half": "the installed module json hides",
+        "half_gide.Half": "modules of your own are searched in ",
         "half_guide.Hlaf": "nearest: Half",
         "wandb.Half": "SystemExit",
     }.items(),
