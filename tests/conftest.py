@@ -1,5 +1,6 @@
 """Fixtures: the command lines in this process, and models that were trained once for the whole session."""
 
+import gc
 import os
 import shutil
 from contextlib import chdir
@@ -15,6 +16,7 @@ os.environ.setdefault("MPLBACKEND", "agg")
 os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start
 torch.set_num_threads(1)  # for the session's models; see one_thread
 compose_quickly()
+gc.set_threshold(50_000)  # a tenth of the time of composing went into collecting its many small objects
 
 
 def pytest_collection_modifyitems(items):
