@@ -25,7 +25,7 @@ PACKAGE = Path(__file__).resolve().parents[1]
 MAX_SIZE = 2**20  # of numbers that set a size: steps, channels, blocks
 MAX_INTEGER = 2**62  # of other whole numbers
 MAX_DEPTH = 16  # nesting of a configuration
-MAX_VALUES = 2**14  # in a configuration
+MAX_CONFIG_VALUES = 2**14  # in a configuration
 
 
 class Role(NamedTuple):
@@ -86,7 +86,7 @@ def validate_values(value: Any, where: str, largest: int = MAX_INTEGER) -> None:
             values or too deep nesting.
     """
     for count, (key, part, depth) in enumerate(walk_values(value, where, 0)):
-        if count > MAX_VALUES or depth > MAX_DEPTH:
+        if count > MAX_CONFIG_VALUES or depth > MAX_DEPTH:
             raise CheckpointError(f"{where} has too many values or too deep nesting for a configuration")
         if isinstance(part, dict):
             for name in part:

@@ -23,7 +23,7 @@ from ..nodes.old_names import update_saved_config
 from ..objectives import Objective
 from ..version import __version__
 from .allowlist import construct
-from .validation import at_most, check_facts, check_finite, check_model, compare
+from .validation import at_most, check_facts, check_finite_tensor, check_model, compare
 
 __all__ = [
     "CheckpointError",
@@ -293,6 +293,6 @@ def optimizer_state(memory: dict[str, Tensor], saved: dict[str, Any], optimizer:
             if value.ndim != len(sides) or any(side not in (1, own) for side, own in zip(value.shape, sides)):
                 raise CheckpointError(f"{key} has the shape {list(value.shape)}, its parameter has {list(sides)}")
         if isinstance(value, Tensor):
-            check_finite(value, key)
+            check_finite_tensor(value, key)
         state.setdefault(int(match[1]), {})[match[2]] = value
     return state

@@ -33,13 +33,13 @@ def respell(argv: Sequence[str]) -> list[str]:
         if part is None:
             result.append(text)
             continue
-        sign, key, value = part.groups(default="")
-        new = current_key(key)
-        if new != key:
-            print(f"{key} is now {new}; the next version removes the old name", file=sys.stderr)
-        root = new.split(".")[0]
-        force = not sign and value and root in groups_of_run and root != new and root not in values
-        result.append(f"{'++' if force else sign}{new}{value}")
+        sign, old_key, value = part.groups(default="")
+        key = current_key(old_key)
+        if key != old_key:
+            print(f"{old_key} is now {key}; the next version removes the old name", file=sys.stderr)
+        root = key.split(".")[0]
+        force = not sign and value and root in groups_of_run and root != key and root not in values
+        result.append(f"{'++' if force else sign}{key}{value}")
     return result
 
 

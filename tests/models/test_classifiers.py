@@ -137,7 +137,7 @@ def test_figures_are_means_over_bands_of_noise():
 
 @pytest.fixture(scope="module")
 def classifier_run(tmp_path_factory):
-    """A classifier of noisy digits, by the real command: the recipe at half its width."""
+    """A classifier of noisy digits, by the real command: the recipe at half its width and depth."""
     from contextlib import chdir
 
     with chdir(home := tmp_path_factory.mktemp("home")):
@@ -146,6 +146,7 @@ def classifier_run(tmp_path_factory):
                 "experiment=digits_classifier",
                 "backbone.channels=16",
                 "backbone.head_channels=16",
+                "backbone.blocks=1",
                 "training.images=19200",
                 "training.validation_images=9600",
                 "training.checkpoint_images=19200",
