@@ -16,7 +16,7 @@ import torch
 from ..files.safetensors import CheckpointError
 from ..nodes.annotations import describe_hint, fits
 from ..nodes.old_names import current_name
-from ..nodes.user_modules import importing
+from ..nodes.user_modules import allow_neighbour_imports
 from ..nodes.walk import Place, call_hints, named_parts, walk_node
 
 __all__ = ["ROLES", "construct", "validate_config", "validate_values"]
@@ -173,7 +173,7 @@ def resolve(target: str, where: str) -> Any:
     """The class or function of a dotted name."""
     module, _, name = target.rpartition(".")
     try:
-        with importing(target):
+        with allow_neighbour_imports(target):
             return getattr(import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
         raise CheckpointError(f"{where} names {target}, which does not exist here") from error

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ..files import safetensors as archives
 from ..files.safetensors import CheckpointError, select_prefix
 from ..models.protocols import Denoiser, Energy
-from ..nodes.old_names import updated
+from ..nodes.old_names import update_saved_config
 from ..objectives import Objective
 from ..version import __version__
 from .allowlist import construct
@@ -165,7 +165,7 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         if "config" in metadata:
             check_facts(metadata)
-            metadata["config"] = updated(metadata["config"])
+            metadata["config"] = update_saved_config(metadata["config"])
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
     return tensors, metadata

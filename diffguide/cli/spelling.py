@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..nodes.old_names import OPTIONS, renamed_key
+from ..nodes.old_names import OPTIONS, current_key
 
 __all__ = ["rename_options", "respell"]
 
@@ -34,7 +34,7 @@ def respell(argv: Sequence[str]) -> list[str]:
             result.append(text)
             continue
         sign, old_key, value = part.groups(default="")
-        key = renamed_key(old_key)
+        key = current_key(old_key)
         if key != old_key:
             print(f"{old_key} is now {key}; the next version removes the old name", file=sys.stderr)
         root = key.split(".")[0]
