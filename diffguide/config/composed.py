@@ -11,7 +11,7 @@ from hydra.core.override_parser.types import Override
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseException
 
-from ..nodes.old_names import stated
+from ..nodes.old_names import complete_new_config
 from .diagnose import no_key, parse_words, wrong_choice
 from .errors import ConfigError
 from .files import ConfigFiles, dotted_keys
@@ -29,7 +29,7 @@ def resolve_config(cfg: DictConfig) -> dict[str, Any]:
     Raises:
         ConfigError: a reference to a key that does not exist.
     """
-    return stated(resolve_node(cfg, ""))
+    return complete_new_config(resolve_node(cfg, ""))
 
 
 def resolve_node(node: Any, parent: str) -> Any:
@@ -74,8 +74,9 @@ def explain_override(
     root = key.partition(".")[0]
     if override.is_delete() and root == key and key not in tree and key not in files.groups:
         return f"{key} cannot be removed: give it a value, {key}=<value>"
-    known = {"hydra", *files.read(files.name).tree, *(group.partition("/")[0] for group in files.groups)}
-    if root in known or not (override.is_add() or override.is_force_add()):
+    if not (override.is_add() or override.is_force_add()):
+        return None
+    if root in {"hydra", *files.read(files.name).tree, *(group.partition("/")[0] for group in files.groups)}:
         return None
     reference = re.compile(rf"\$\{{[^}}]*\b{re.escape(root)}\b")
     if any(map(reference.search, [str(tree), *words])):

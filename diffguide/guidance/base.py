@@ -33,7 +33,8 @@ class ScaledGuidance(DenoiserWrapper):
 
     def __init__(self, denoiser: Denoiser, scale: float, interval: Sequence[float]):
         super().__init__(denoiser)
-        self.scale, self.interval = check_finite("scale", scale), Interval.of(interval)
+        self.scale = check_finite("scale", scale)
+        self.interval = Interval.of(interval)
 
     def acts(self, t: Tensor) -> Tensor:
         """Whether the noise level at t lies in the interval, in the shape of t."""

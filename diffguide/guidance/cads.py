@@ -96,7 +96,8 @@ class CADS(ClassifierFree):
         c = embedded.vectors
         n = repeat_noise(self.noise.of(c.shape[1:]).normal(t, CONDITION_DRAW), c, "guidance=cads")
         changed = math.sqrt(gamma) * c + self.strength * math.sqrt(1 - gamma) * n
-        mean, deviation = changed.mean(1, keepdim=True), changed.std(1, keepdim=True)
+        mean = changed.mean(1, keepdim=True)
+        deviation = changed.std(1, keepdim=True)
         rescaled = (changed - mean) / deviation * c.std(1, keepdim=True) + c.mean(1, keepdim=True)
         rescaled = torch.where(deviation > 0, rescaled, changed)
         return type(embedded)(self.psi * rescaled + (1 - self.psi) * changed, embedded.keep)

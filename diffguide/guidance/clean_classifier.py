@@ -240,7 +240,8 @@ class CleanClassifierGuidance(ClassGuidance):
             value = sum_label_log_prob(self.log_prob(prediction.x_0), y)
             gradient = torch.autograd.grad(value, source, create_graph=further)[0]
         if not further:
-            prediction, gradient = Prediction(*(field.detach() for field in prediction)), gradient.detach()
+            prediction = Prediction(*(field.detach() for field in prediction))
+            gradient = gradient.detach()
         if not self.through_denoiser:
             gradient = (alpha / (alpha**2 + sigma**2)).to(gradient) * gradient
         return shift_score(prediction, scale * gradient, alpha, sigma)

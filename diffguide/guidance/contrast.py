@@ -26,7 +26,7 @@ CONSTANT_RAMP = Constant()
 class Unguided(DenoiserWrapper):
     """No guidance: `Unguided(denoiser)` is the denoiser itself."""
 
-    def __new__(cls, denoiser: Denoiser) -> Denoiser:  # type: ignore[misc]  # not an instance of this class, on purpose
+    def __new__(cls, denoiser: Denoiser) -> Denoiser:  # type: ignore[misc]  # returns no instance of this class
         return denoiser
 
 
@@ -116,7 +116,8 @@ class Contrast(ScaledGuidance):
             return self.predict_rows(x_t, t, y)
         if not self.acts(t):
             return self.predict_strong(x_t, t, y)
-        scale, facts = self.scale_at(t), (x_t, t, self.schedule, self.memory)
+        scale = self.scale_at(t)
+        facts = (x_t, t, self.schedule, self.memory)
         if scale == 1 and self.rule.strong_at_1:
             return self.rule.finish(self.predict_strong(x_t, t, y), *facts)
         if scale == 0 and self.rule.weak_at_0:
@@ -132,7 +133,8 @@ class Contrast(ScaledGuidance):
                 "take another rule, or a sampler with one grid for all samples"
             )
         strong, weak = self.predict_both(x_t, t, y)
-        inside, scale = per_row(self.acts(t), x_t).bool(), per_row(self.scale_at(t), x_t)
+        inside = per_row(self.acts(t), x_t).bool()
+        scale = per_row(self.scale_at(t), x_t)
         guided = self.rule(strong, weak, scale, x_t, t, self.schedule, self.memory)
         if self.rule.strong_at_1:
             finished = self.rule.finish(strong, x_t, t, self.schedule, self.memory)

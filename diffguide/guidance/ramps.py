@@ -115,7 +115,8 @@ class TableRamp(Ramp):
             )
 
     def __call__(self, log_level: Tensor) -> Tensor:
-        levels, factors = self.levels.log().to(log_level.device), self.factors.to(log_level.device)
+        levels = self.levels.log().to(log_level.device)
+        factors = self.factors.to(log_level.device)
         above = torch.searchsorted(levels, log_level).clamp(1, len(levels) - 1)
         low, high = levels[above - 1], levels[above]
         u = ((log_level - low) / (high - low)).clamp(0, 1)

@@ -43,10 +43,12 @@ class ClassifierObjective(LevelObjective):
             raise ValueError(
                 f"objective=classifier needs a fixed schedule, got {type(schedule).__name__}, which would learn to add no noise"
             )
-        self.model, self.levels = NoisyClassifier(backbone, schedule), levels
+        self.model = NoisyClassifier(backbone, schedule)
+        self.levels = levels
 
     def forward(self, x_0: Tensor, y: Condition | None, rng: torch.Generator | Share) -> Loss:
-        schedule, labels = self.model.schedule, require_labels(y)
+        schedule = self.model.schedule
+        labels = require_labels(y)
         t, _ = self.levels(schedule, len(x_0), rng)
         log_snr = schedule.log_snr(t)
         alpha, sigma = (a.to(x_0) for a in schedule.scales(log_snr, x_0.ndim))
@@ -61,7 +63,8 @@ class ClassifierObjective(LevelObjective):
     def figures(self, loss: Loss) -> dict[str, float]:
         """The accuracy over all levels, and in each non-empty band of noise levels (lo, hi]."""
         assert loss.log_snr is not None
-        accuracy, level = loss.terms["accuracy"].cpu(), torch.exp(-0.5 * loss.log_snr.cpu())
+        accuracy = loss.terms["accuracy"].cpu()
+        level = torch.exp(-0.5 * loss.log_snr.cpu())
         found = {"accuracy": float(accuracy.mean())}
         for low, high in itertools.pairwise(REPORTED_BANDS):
             inside = (low < level) & (level <= high)

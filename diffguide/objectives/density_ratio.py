@@ -61,7 +61,8 @@ class DensityRatio(Objective):
         check_quantized(x_0, self.quantization_levels)
 
     def forward(self, x_0: Tensor, y: Condition | None, rng: torch.Generator | Share) -> Loss:
-        model, pairs = self.model, self.model.steps + 1
+        model = self.model
+        pairs = self.model.steps + 1
         k = (draw_uniform(len(x_0), rng, True) * pairs).long().clamp(max=pairs - 1)
         x_0 = dequantize(x_0, self.quantization_levels, rng)
         eps = normal(x_0.shape, rng, x_0.dtype)

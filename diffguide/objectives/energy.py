@@ -65,7 +65,8 @@ class EnergyObjective(LevelObjective):
         self.mse_weight, self.ce_weight = float(mse_weight), float(ce_weight)
 
     def forward(self, x_0: Tensor, y: Condition | None, rng: torch.Generator | Share) -> Loss:
-        model, learning = self.model, torch.is_grad_enabled()
+        model = self.model
+        learning = torch.is_grad_enabled()
         t, density = self.levels(model.schedule, len(x_0), rng)
         log_snr = model.schedule.log_snr(t)
         alpha, sigma = (part.to(x_0) for part in model.schedule.scales(log_snr, x_0.ndim))

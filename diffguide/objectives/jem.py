@@ -75,7 +75,8 @@ class JEM(Objective):
         self.energy_l2 = check_range("energy_l2", energy_l2, "[0, inf)")
         if not ce_weight and not ml_weight:
             raise ValueError("ce_weight and ml_weight must not both be 0")
-        self.conditional, self.steps = conditional, check_whole("steps", steps, 1)
+        self.conditional = conditional
+        self.steps = check_whole("steps", steps, 1)
         self.step_size, self.noise_scale = check_langevin_step(step_size, noise_scale)
         self.size = check_whole("size", size, self.model.num_classes)
         self.reinit = check_range("reinit", reinit, "[0, 1]")
@@ -86,7 +87,8 @@ class JEM(Objective):
         self.gap: Tensor | None = None
 
     def forward(self, x_0: Tensor, y: Condition | None, rng: torch.Generator | Share) -> Loss:
-        model, labels = self.model, require_labels(y)
+        model = self.model
+        labels = require_labels(y)
         classes = labels if self.conditional else None
         learning = self.training and torch.is_grad_enabled()
         x = x_0 + self.noise * normal(x_0.shape, rng, x_0.dtype) if learning else x_0
@@ -115,7 +117,8 @@ class JEM(Objective):
         rows = self.draw_rows(y, rng)
         new = (uniform((len(x),), rng, torch.float32) < self.reinit).reshape(-1, *[1] * (x.ndim - 1))
         samples = torch.where(new, 2 * uniform(x.shape, rng, x.dtype) - 1, self.buffer[rows])
-        classes, learning = y if self.conditional else None, self.model.training
+        classes = y if self.conditional else None
+        learning = self.model.training
         self.model.eval()  # chains sample the energy without dropout
         for _ in range(self.steps):
             z = normal(x.shape, rng, x.dtype)
@@ -128,7 +131,8 @@ class JEM(Objective):
 
     def draw_rows(self, y: Tensor, rng: torch.Generator | Share) -> Tensor:
         """A random buffer row for every example, [B]; with conditional chains, one of its class."""
-        u, classes = uniform((len(y),), rng, torch.float64), self.model.num_classes
+        u = uniform((len(y),), rng, torch.float64)
+        classes = self.model.num_classes
         anywhere = (u * self.size).long()
         if not self.conditional:
             return anywhere

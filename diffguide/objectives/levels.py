@@ -111,7 +111,8 @@ class LogNormal(NoiseLevels):
     in_time = False
 
     def __init__(self, mean: float = -1.2, std: float = 1.2):
-        self.mean, self.std = float(mean), check_range("std", std, "(0, inf)")
+        self.mean = float(mean)
+        self.std = check_range("std", std, "(0, inf)")
 
     def __call__(self, schedule: Schedule, n: int, rng: torch.Generator | Share) -> tuple[Tensor, Tensor]:
         z = normal((n,), rng, torch.float64)
@@ -132,7 +133,8 @@ class LogitNormal(NoiseLevels):
     """
 
     def __init__(self, mean: float = 0.0, std: float = 1.0):
-        self.mean, self.std = float(mean), check_range("std", std, "(0, inf)")
+        self.mean = float(mean)
+        self.std = check_range("std", std, "(0, inf)")
 
     def __call__(self, schedule: Schedule, n: int, rng: torch.Generator | Share) -> tuple[Tensor, Tensor]:
         z = normal((n,), rng, torch.float64)

@@ -37,7 +37,8 @@ class LossSecondMoment(nn.Module, NoiseLevels):
         super().__init__()
         check_whole("bins", bins, 1)
         check_whole("history", history, 1)
-        self.floor, self.stratified = check_range("floor", floor, "(0, 1]"), bool(stratified)
+        self.floor = check_range("floor", floor, "(0, 1]")
+        self.stratified = bool(stratified)
         self.register_buffer("squares", torch.zeros(bins, history))  # of the latest losses, a ring for each bin
         self.register_buffer("count", torch.zeros(bins, dtype=torch.long))  # of all losses that a bin has had
         self.waiting: list[Tensor] = []  # (row in the batch, time, loss) of this step's examples so far

@@ -53,7 +53,7 @@ UNIFORM_WEIGHT = Uniform()
 
 
 class UniformEps(Weight):
-    """1 on the error of eps, whatever the network predicts: L_simple (arXiv 2006.11239, eq. 14), which is sigma^2 on the
+    """1 on the error of eps, for every parameterization: L_simple (arXiv 2006.11239, eq. 14), which is sigma^2 on the
     error of the score (Song et al. 2021, arXiv 2011.13456, eq. 7)."""
 
     def __call__(self, log_snr: Tensor, rows: Rows, density: Tensor) -> Tensor:

@@ -86,7 +86,8 @@ class Dopri5(Sampler):
     def step(
         self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, y: Condition | None, noise: StepNoise, memory: Memory
     ) -> Tensor:
-        schedule, end = denoiser.schedule, s
+        schedule = denoiser.schedule
+        end = s
         if schedule.noise_level(s) == 0:
             end = schedule.t_of(torch.tensor(-2 * math.log(self.noise_level_min), dtype=torch.float64))
         if end < t:

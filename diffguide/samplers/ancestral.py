@@ -12,7 +12,7 @@ from ..schedules import Schedule
 from .base import Memory, Sampler
 from .grids import KARRAS, UNIFORM_T, Grid
 from .noise import StepNoise
-from .trust import MAX_FALL
+from .step_limits import MAX_FALL
 
 __all__ = ["DDIM", "DDPM", "Euler", "EulerAncestral", "ExactDDPM", "posterior_variance", "transition_variance"]
 
@@ -44,7 +44,6 @@ class DDIM(Sampler):
     """Song, Meng, Ermon, "Denoising Diffusion Implicit Models", 2021, arXiv 2010.02502, eq. 12.
 
     Arguments:
-        steps, grid: as for every sampler.
         eta: 0 = deterministic, 1 = DDPM with the posterior variance; v = eta^2 Var[x_s | x_t, x_0]; in [0, 1].
     """
 
@@ -52,7 +51,8 @@ class DDIM(Sampler):
 
     def __init__(self, steps: int = 50, grid: Grid = UNIFORM_T, eta: float = 0.0):
         super().__init__(steps, grid)
-        self.eta, self.stochastic = check_range("eta", eta, "[0, 1]"), eta > 0
+        self.eta = check_range("eta", eta, "[0, 1]")
+        self.stochastic = eta > 0
 
     def step(
         self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, y: Condition | None, noise: StepNoise, memory: Memory
@@ -80,7 +80,6 @@ class EulerAncestral(Sampler):
     eq. 16, in the noise levels of Karras et al. 2022, arXiv 2206.00364; the name is k-diffusion's.
 
     Arguments:
-        steps, grid: as for every sampler.
         eta: sigma_up relative to the posterior's standard deviation, in [0, 1].
         s_noise: factor of the noise that is added, at least 0; 1 keeps the variance.
     """
@@ -104,10 +103,9 @@ class DDPM(Sampler):
 
     Ho et al. 2020, arXiv 2006.11239, algorithm 2; Nichol & Dhariwal 2021, arXiv 2102.09672, eq. 15 for the mixture.
     The step to t = 0 always takes the posterior variance, since nothing removes noise after it. So does a step over which
-    the noise level falls by more than MAX_FALL (`trust`), where the transition's variance is that of the level before.
+    the noise level falls by more than MAX_FALL (`step_limits`), where the transition's variance is that of the level before.
 
     Arguments:
-        steps, grid: as for every sampler.
         variance: 0 = fixed small (the posterior's), 1 = fixed large (the transition's), between = log-linear.
     """
 
@@ -142,9 +140,6 @@ class ExactDDPM(Sampler):
     The fixed variances ignore the second term, the variance of x_0. On Gaussian data a step of any length is exact, also
     the one to t = 0, which draws from the posterior of x_0. Bao, Li, Zhu, Zhang, "Analytic-DPM",
     2022, arXiv 2201.06503, eq. 8, with the covariance in full in place of its mean over dimensions.
-
-    Arguments:
-        steps, grid: as for every sampler.
     """
 
     order = 1
@@ -157,7 +152,8 @@ class ExactDDPM(Sampler):
     def step(
         self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, y: Condition | None, noise: StepNoise, memory: Memory
     ) -> Tensor:
-        schedule, exact = denoiser.schedule, as_protocol(denoiser, ExactDenoiser)
+        schedule = denoiser.schedule
+        exact = as_protocol(denoiser, ExactDenoiser)
         assert exact is not None
         small = posterior_variance(schedule, t, s)
         mean = renoise(denoiser(x, t, y), schedule, s, small)

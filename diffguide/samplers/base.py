@@ -16,7 +16,7 @@ from ..runtime.ranges import check_whole
 from ..schedules import Schedule
 from .grids import Grid
 from .noise import SharedIncrement, StepNoise
-from .trust import MAX_UNCHECKED_FALL, limit_corrections, noise_fall
+from .step_limits import MAX_UNCHECKED_FALL, limit_corrections, noise_fall
 
 __all__ = ["MAX_STEPS", "CompositeSampler", "Memory", "Sampler", "SamplingError", "check_decreasing"]
 
@@ -35,9 +35,9 @@ class Sampler:
     A step starts from alpha_t pred.x_0 + sigma_t pred.eps, never from x_t. The two are equal unless guidance changes eps
     (CFG++); solvers that start from x_t would ignore such guidance.
 
-    Arguments:
+    Arguments (of all samplers):
         steps: number of steps, 1 to 10^5.
-        grid: where the times lie.
+        grid: of the times.
 
     Attributes:
         order: of convergence of the deterministic solution.
@@ -45,7 +45,7 @@ class Sampler:
         off_grid: whether the denoiser is evaluated at times that are not on the grid.
         at_data: whether x stays at the data's noise level, so that the times only count steps.
         needs: the protocol that a model must implement.
-        corrects: whether a step is a first-order step plus a correction, which is dropped where it is too long (`trust`).
+        corrects: whether a step is a first-order step plus a correction, which is dropped where it is too long (`step_limits`).
         max_fall: the largest factor by which the noise level falls in a step of the method; wider steps are of first order.
     """
 
@@ -58,7 +58,8 @@ class Sampler:
     max_fall = math.inf
 
     def __init__(self, steps: int, grid: Grid):
-        self.steps, self.grid = check_whole("steps", steps, 1, MAX_STEPS), grid
+        self.steps = check_whole("steps", steps, 1, MAX_STEPS)
+        self.grid = grid
 
     def times(self, denoiser: Denoiser | Energy) -> Tensor:
         """The grid for a denoiser, decreasing, float64 [steps + 1] on the CPU.
@@ -125,16 +126,17 @@ class Sampler:
             raise ValueError(f"{type(self).__name__} draws noise: pass noise=Noise(seeds, shape, schedule)")
         source: Any = noise  # None where no step draws any
         run: Any = denoiser if memory is not None else denoiser.start(noise, times)
-        resting = memory is None and isinstance(denoiser, Denoiser)
+        skipping = memory is None and isinstance(denoiser, Denoiser)
         memory = {} if memory is None else memory
         for index, (t, s) in enumerate(pairwise(times), start=1):
-            if resting and not run.skips_step(t):
-                run, resting = run.without_skipped_steps(), False
+            if skipping and not run.skips_step(t):
+                run = run.without_skipped_steps()
+                skipping = False
             fall = noise_fall(run.schedule, t, s) if self.max_fall < math.inf else 1.0
-            if not resting and fall > self.max_fall:
-                memory.clear()  # values from before a wide step say nothing about the next one
+            if not skipping and fall > self.max_fall:
+                memory.clear()  # earlier values do not fit a polynomial across a wide step
                 x = self.first_order(run(x, t, y), run.schedule, t, s, source)
-            elif not resting:
+            elif not skipping:
                 shared = SharedIncrement(source) if self.corrects else source
                 x = self.step(run, x, t, s, y, shared, memory)
                 first = memory.pop("first", None)
@@ -147,7 +149,7 @@ class Sampler:
     def limit(
         self, x: Tensor, first: Prediction, schedule: Schedule, t: Tensor, s: Tensor, noise: StepNoise, memory: Memory
     ) -> Tensor:
-        """x at s with corrections that are too long replaced by the step of first order (`trust`)."""
+        """x at s with corrections that are too long replaced by the step of first order (`step_limits`)."""
         x = limit_corrections(x, self.first_order(first, schedule, t, s, noise), first, schedule, t, s)
         if "arrived" in memory:  # what the next step corrects
             memory["arrived"] = x

@@ -1,8 +1,8 @@
 """Grids over a discrete schedule of T steps, in the conventions of diffusers: index k - 1 there is t = k / T here.
 
 "leading", "linspace" and "trailing" are named in Lin, Liu, Li, Yang, "Common Diffusion Noise Schedules and Sample Steps Are
-Flawed", 2023, arXiv 2305.08891, table 2. Every grid ends with a step to t = 0. Leading does not begin at t = 1: x then
-starts as sigma at its first time times noise, without the signal that is left there, which is that paper's point.
+Flawed", 2023, arXiv 2305.08891, table 2. Every grid ends with a step to t = 0. Leading does not start at t = 1, but samplers
+start from sigma times noise, without the signal alpha x_0 that x_t has at its first time: the flaw that the paper describes.
 """
 
 import torch
@@ -57,8 +57,8 @@ class Leading(DiscreteGrid):
     def indices(self, steps: int) -> Tensor:
         if steps == 1 and self.offset + 1 < self.timesteps:
             raise ValueError(
-                f"grid=leading needs at least 2 steps: one would begin at index {self.offset} of {self.timesteps}, where there "
-                "is hardly any noise to remove; take sampler/grid=trailing"
+                f"grid=leading needs at least 2 steps: one would start at index {self.offset} of {self.timesteps}, almost "
+                "without noise; take sampler/grid=trailing"
             )
         return torch.arange(steps - 1, -1, -1, dtype=torch.float64) * (self.timesteps // steps) + self.offset
 

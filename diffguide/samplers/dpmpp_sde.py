@@ -22,7 +22,7 @@ from .base import Memory, Sampler
 from .grids import KARRAS, UNIFORM_LOG_SNR, Grid
 from .multistep import integrals
 from .noise import StepNoise
-from .trust import MAX_FALL
+from .step_limits import MAX_FALL
 
 __all__ = ["DPMpp2MSDE", "DPMpp3MSDE", "SASolver"]
 
@@ -76,7 +76,8 @@ class ExponentialSDE(Sampler):
 
     def draw_noise(self, schedule: Schedule, t: Tensor, s: Tensor, noise: StepNoise) -> Tensor | float:
         """s_noise sigma_s sqrt(1 - e^(-2 tau^2 h)) z."""
-        sigma, eta = schedule.alpha_sigma(s)[1], self.eta_at(schedule, t)
+        sigma = schedule.alpha_sigma(s)[1]
+        eta = self.eta_at(schedule, t)
         if eta == 0 or sigma == 0:
             return 0.0
         h = half_log_snr(schedule, s) - half_log_snr(schedule, t)
@@ -87,14 +88,14 @@ class StochasticDPMpp(ExponentialSDE):
     """Base of the solvers with a constant tau.
 
     Arguments:
-        steps, grid: as for every sampler.
         eta: tau^2, 0 = the ODE, 1 = the reverse SDE; at least 0.
         s_noise: factor of the noise that is added, at least 0.
     """
 
     def __init__(self, steps: int = 50, grid: Grid = UNIFORM_LOG_SNR, eta: float = 1.0, s_noise: float = 1.0):
         super().__init__(steps, grid)
-        self.eta, self.stochastic = check_range("eta", eta, "[0, inf)"), eta > 0
+        self.eta = check_range("eta", eta, "[0, inf)")
+        self.stochastic = eta > 0
         self.s_noise = check_range("s_noise", s_noise, "[0, inf)")
 
     def eta_at(self, schedule: Schedule, t: Tensor) -> float:
@@ -160,7 +161,6 @@ class SASolver(ExponentialSDE):
     are the exact integrals of section 5; the authors' code adds a term of third order to those of order 2.
 
     Arguments:
-        steps, grid: as for every sampler.
         predictor_order: number of values that the predictor goes through, 1 to 4.
         corrector_order: number of values that the corrector goes through, the newest among them, 1 to 4; 0 = none.
         tau: amount of noise within the interval, at least 0; 0 = the ODE, 1 = the reverse SDE.
@@ -183,10 +183,8 @@ class SASolver(ExponentialSDE):
         super().__init__(steps, grid)
         self.predictor_order = check_whole("predictor_order", predictor_order, 1, 4)
         self.corrector_order = check_whole("corrector_order", corrector_order, 0, 4)
-        self.tau, self.interval = (
-            check_range("tau", tau, "[0, inf)"),
-            Interval.of([tau_min, tau_max], "tau_min and tau_max"),
-        )
+        self.tau = check_range("tau", tau, "[0, inf)")
+        self.interval = Interval.of([tau_min, tau_max], "tau_min and tau_max")
         self.order = max(predictor_order, corrector_order)
 
     def eta_at(self, schedule: Schedule, t: Tensor) -> float:
@@ -206,9 +204,11 @@ class SASolver(ExponentialSDE):
             count = self.corrector_order
             corrected = integrate(schedule, at, t, start, nodes[:count], values[:count], eta) + added
             x = x + (corrected - memory["arrived"])  # keeps what guidance or another sampler changed since
-        eta, added = self.eta_at(schedule, t), self.draw_noise(schedule, t, s, noise)
+        eta = self.eta_at(schedule, t)
+        added = self.draw_noise(schedule, t, s, noise)
         count = self.predictor_order
         predicted = integrate(schedule, t, s, x, nodes[:count], values[:count], eta) + added
         if self.corrector_order:
-            memory["before"], memory["arrived"] = (t, x, eta, added), predicted
+            memory["before"] = (t, x, eta, added)
+            memory["arrived"] = predicted
         return predicted

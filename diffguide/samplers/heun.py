@@ -12,7 +12,7 @@ from ..schedules import Interval, Schedule
 from .base import Memory, Sampler
 from .grids import KARRAS, Grid
 from .noise import StepNoise
-from .trust import MAX_FALL
+from .step_limits import MAX_FALL
 
 __all__ = ["CHURN_DRAW", "Heun"]
 
@@ -27,7 +27,6 @@ class Heun(Sampler):
     where the step ends at sigma = 0, as in the paper, or starts at alpha = 0, where sigma / alpha is infinite.
 
     Arguments:
-        steps, grid: as for every sampler.
         churn: S_churn, the amount of noise added over all steps, at least 0; 0 is deterministic.
         churn_min, churn_max: S_tmin and S_tmax, the noise levels sigma / alpha between which noise is added.
         s_noise: S_noise, factor of the noise that is added, at least 0.

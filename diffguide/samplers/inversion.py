@@ -35,7 +35,7 @@ class DDIMInversion:
 
     @torch.no_grad()
     def __call__(self, denoiser: Denoiser, x: Tensor, times: Tensor, y: Condition | None = None) -> Tensor:
-        """x at times[0] from x [B, ...], which lives at times[-1].
+        """x at times[0] from x [B, ...] at times[-1].
 
         Arguments:
             times: decreasing float64 CPU tensor of at least two, as a sampler takes it.
@@ -55,7 +55,8 @@ class DDIMInversion:
         for s, t in zip(upwards[:-1], upwards[1:]):
             if denoiser.skips_step(t):  # so DDIM leaves x there
                 continue
-            arrived, x = x, renoise(denoiser(x, s, y), denoiser.schedule, t, 0.0)
+            arrived = x
+            x = renoise(denoiser(x, s, y), denoiser.schedule, t, 0.0)
             ratio = denoiser.schedule.alpha_sigma(t)[0] / denoiser.schedule.alpha_sigma(s)[0]
             for _ in range(self.corrections):
                 x = x + ratio * (arrived - renoise(denoiser(x, t, y), denoiser.schedule, s, 0.0))

@@ -11,7 +11,7 @@ from .base import CompositeSampler, Memory, Sampler
 from .grids import UNIFORM_LOG_SNR, Grid
 from .heun import CHURN_DRAW
 from .noise import StepNoise
-from .trust import MAX_FALL
+from .step_limits import MAX_FALL
 
 __all__ = ["AnnealedLangevin", "LangevinPC", "langevin"]
 
@@ -71,7 +71,7 @@ class AnnealedLangevin(Sampler):
 
     Song & Ermon, "Generative Modeling by Estimating Gradients of the Data Distribution", 2019, arXiv 1907.05600,
     algorithm 1, whose alpha_i / 2 is e: step_size = epsilon / (2 sigma_L^2), 0.1 in the paper. A wide step, from alpha = 0
-    or to sigma = 0 for example, is DDIM's (`trust`).
+    or to sigma = 0 for example, is DDIM's (`step_limits`).
 
     Arguments:
         steps, grid: as for every sampler; the paper's levels are a geometric sequence (grid=uniform_log_snr).

@@ -13,7 +13,7 @@ from .ancestral import transition_variance
 from .base import Memory, Sampler
 from .grids import UNIFORM_T, Grid
 from .noise import StepNoise
-from .trust import MAX_FALL
+from .step_limits import MAX_FALL
 
 __all__ = ["Diffusion", "EulerMaruyama", "ForwardDiffusion", "SigmaDiffusion", "SineDiffusion"]
 
@@ -68,7 +68,6 @@ class EulerMaruyama(Sampler):
     Ma et al., "SiT", 2024, arXiv 2401.08740, eq. 5. The step to t = 0 takes v = 0: nothing removes noise after it.
 
     Arguments:
-        steps, grid: as for every sampler.
         diffusion: w(t).
     """
 

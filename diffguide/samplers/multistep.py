@@ -23,7 +23,7 @@ from ..schedules import Schedule
 from .base import Memory, Sampler
 from .grids import KARRAS, Grid
 from .noise import StepNoise
-from .trust import MAX_FALL
+from .step_limits import MAX_FALL
 
 __all__ = ["ADAMS_BASHFORTH", "IPNDM", "LMS", "Level", "Multistep", "accumulate", "integrals"]
 
@@ -84,7 +84,6 @@ class Multistep(Sampler):
     The first steps have the order that their history allows.
 
     Arguments:
-        steps, grid: as for every sampler.
         order: values that the polynomial goes through, this step's included; 1 is DDIM.
     """
 
@@ -111,7 +110,8 @@ class Multistep(Sampler):
     def step(
         self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, y: Condition | None, noise: StepNoise, memory: Memory
     ) -> Tensor:
-        schedule, history = denoiser.schedule, memory.setdefault("history", [])
+        schedule = denoiser.schedule
+        history = memory.setdefault("history", [])
         start, end = Level.at(schedule, t), Level.at(schedule, s)
         prediction = memory["first"] = denoiser(x, t, y)
         x = end.renoise(prediction)
@@ -128,7 +128,7 @@ class LMS(Multistep):
 
     k-diffusion's LMS for the ODE of Karras et al. 2022, arXiv 2206.00364, eq. 4; the same as rho-AB of Zhang & Chen,
     "Fast Sampling of Diffusion Models with Exponential Integrator", 2022, arXiv 2204.13902. Order 1 to 4. As
-    published it steps to sigma = 0 with its full order; here that step, as every wide one, is of first order (`trust`).
+    published it steps to sigma = 0 with its full order; here that step, as every wide one, is of first order (`step_limits`).
     """
 
     max_order = 4

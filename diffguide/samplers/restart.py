@@ -68,17 +68,19 @@ class Restart(CompositeSampler):
         self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, y: Condition | None, noise: StepNoise, memory: Memory
     ) -> Tensor:
         x = self.inner(denoiser, x, torch.stack([t, s]), y, noise, memory=memory)
-        above, here, visit = denoiser.schedule.noise_level(t), denoiser.schedule.noise_level(s), 0
+        above = denoiser.schedule.noise_level(t)
+        here = denoiser.schedule.noise_level(s)
+        visit = 0
         for low, high, steps, repeats in self.intervals:
             if here <= low * (1 + LEVEL_TOLERANCE) < above:
-                times = self.walk(denoiser, s, high, steps)
+                times = self.find_visit_times(denoiser, s, high, steps)
                 for number in range(visit, visit + repeats):
                     x = self.visit(denoiser, x, times, y, VisitNoise(noise, number))
                 memory.clear()  # values of another path
             visit += repeats
         return x
 
-    def walk(self, denoiser: Denoiser, s: Tensor, high: float, steps: int) -> Tensor:
+    def find_visit_times(self, denoiser: Denoiser, s: Tensor, high: float, steps: int) -> Tensor:
         """Times from the noise level `high` down to s itself."""
         schedule = denoiser.schedule
         levels = karras_levels(high, float(schedule.noise_level(s)), steps + 1, 7.0)
@@ -91,7 +93,9 @@ class Restart(CompositeSampler):
 
     def visit(self, denoiser: Denoiser, x: Tensor, times: Tensor, y: Condition | None, noise: VisitNoise) -> Tensor:
         """x at times[-1], up to times[0] and back."""
-        schedule, top, s = denoiser.schedule, times[0], times[-1]
+        schedule = denoiser.schedule
+        top = times[0]
+        s = times[-1]
         ratio = schedule.alpha_sigma(top)[0] / schedule.alpha_sigma(s)[0]
         x = ratio * x + transition_variance(schedule, top, s).sqrt() * noise.normal(top, -1)
         return self.inner(denoiser, x, times, y, noise, memory={})

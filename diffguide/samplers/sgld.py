@@ -19,9 +19,9 @@ class SGLD(Sampler):
     """x <- x + step_size grad log p(x) + noise_scale z, `steps` times, from x uniform in [-1, 1].
 
     Welling & Teh, "Bayesian Learning via Stochastic Gradient Langevin Dynamics", 2011, eq. 4; with step_size 1 and
-    noise_scale 0.01 as Grathwohl et al. 2020, arXiv 1912.03263, train and sample JEM: a chain far colder than its density,
-    as short as those of training. For a model with noise levels the chain samples its log-density at the data, t = 0. Times
-    count the remaining share of the chain here, not noise levels.
+    noise_scale 0.01 as Grathwohl et al. 2020, arXiv 1912.03263, train and sample JEM: a chain of much lower
+    temperature than its density, as short as in training. A model with noise levels is sampled by its log-density at t = 0.
+    The times of this sampler are the remaining share of the chain, not noise levels.
 
     Arguments:
         steps: 1 to 10^5; as many as a training chain, or more if training used a replay buffer.

@@ -11,7 +11,7 @@ from .base import Memory, Sampler
 from .grids import UNIFORM_LOG_SNR, Grid
 from .multistep import ADAMS_BASHFORTH, accumulate
 from .noise import StepNoise
-from .trust import MAX_FALL
+from .step_limits import MAX_FALL
 
 __all__ = ["DPM2", "DPMpp2S", "PNDM"]
 
@@ -71,7 +71,8 @@ class DPMpp2S(Midpoint):
     """
 
     def correction(self, schedule: Schedule, t: Tensor, s: Tensor) -> float:
-        alpha, h = schedule.alpha_sigma(s)[0], (schedule.log_snr(s) - schedule.log_snr(t)) / 2
+        alpha = schedule.alpha_sigma(s)[0]
+        h = (schedule.log_snr(s) - schedule.log_snr(t)) / 2
         return float(-alpha * torch.expm1(-h))
 
     def value(self, prediction: Prediction) -> Tensor:
@@ -100,7 +101,8 @@ class PNDM(Sampler):
     def step(
         self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, y: Condition | None, noise: StepNoise, memory: Memory
     ) -> Tensor:
-        schedule, history = denoiser.schedule, memory.setdefault("history", [])
+        schedule = denoiser.schedule
+        history = memory.setdefault("history", [])
         prediction = memory["first"] = denoiser(x, t, y)
         start = schedule.noise_level(t)
 
@@ -114,7 +116,8 @@ class PNDM(Sampler):
             x = phi(ADAMS_BASHFORTH[3], history, s)
             history.pop()
             return x
-        middle, e = (t + s) / 2, [prediction.eps]
+        middle = (t + s) / 2
+        e = [prediction.eps]
         for r in (middle, middle, s):
             e.append(denoiser(phi([0.0, 1.0][: len(e)], [e[0], e[-1]], r), r, y).eps)
         return phi([1 / 6, 1 / 3, 1 / 3, 1 / 6], e, s)

@@ -28,7 +28,7 @@ class TimeTravel(CompositeSampler):
 
     Arguments:
         inner: the sampler, with its steps and grid; None = `DDPM()`.
-        repeats: how often each such step is repeated, 1 to 1000; their r or k is 1 more.
+        repeats: repetitions of a step, 1 to 1000; r or k of the papers is repeats + 1.
         interval: (lo, hi] in noise level sigma / alpha of the steps that are repeated.
 
     Raises:
@@ -40,7 +40,8 @@ class TimeTravel(CompositeSampler):
         super().__init__(inner)
         if isinstance(inner, TimeTravel):
             raise ValueError("inner must not be a TimeTravel: raise its repeats instead")
-        self.repeats, self.interval = check_whole("repeats", repeats, 1, 1000), Interval.of(interval)
+        self.repeats = check_whole("repeats", repeats, 1, 1000)
+        self.interval = Interval.of(interval)
 
     def times(self, denoiser: Denoiser | Energy) -> Tensor:
         times = super().times(denoiser)
@@ -56,7 +57,8 @@ class TimeTravel(CompositeSampler):
     def step(
         self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, y: Condition | None, noise: StepNoise, memory: Memory
     ) -> Tensor:
-        schedule, times = denoiser.schedule, torch.stack([t, s])
+        schedule = denoiser.schedule
+        times = torch.stack([t, s])
         x = self.inner(denoiser, x, times, y, noise, memory=memory)
         alpha, sigma = schedule.alpha_sigma(s)
         if self.interval.contains(schedule.noise_level(t)) and sigma > 0:

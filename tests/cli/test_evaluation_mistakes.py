@@ -45,7 +45,7 @@ def subject() -> EvalContext:
     (lambda header, x, y: (header, x / 127.5 - 1, y), "float32.*uint8"),
 ], ids=["another manifest", "fewer images than labels", "unknown classes", "floats"])  # fmt: skip
 def test_a_run_that_diffguide_sample_did_not_write_is_an_error(subject, tmp_path, edit, message):
-    """One sentence before anything is computed; of fewer images than labels the last ones would be read from elsewhere."""
+    """Also fewer images than labels: the last ones would be read from outside the array."""
     images = load_images(subject.data, "train", torch.arange(100))[0].permute(0, 2, 3, 1)
     header, x, y = edit({}, images, torch.arange(100) % 10)
     (tmp_path / "manifest.jsonl").write_text(json.dumps(header) + "\n")

@@ -89,5 +89,5 @@ def test_an_empty_list_of_layers_prints_those_of_the_network(checkpoint, tmp_pat
 def test_layers_without_attention_are_an_error_before_sampling(tmp_path, command):
     for entry, said in ((main, ["oracle=gmm2d", "n=4"]), (train, ["experiment=gmm2d"])):
         done = command(entry, *said, "guidance=pag", at=tmp_path)
-        assert done.code == 1 and "perturbs attention layers of a network" in done.err and "Traceback" not in done.err
+        assert done.code == 1 and "perturbs attention layers" in done.err and "Traceback" not in done.err
     assert list(tmp_path.iterdir()) == []

@@ -25,8 +25,12 @@ def test_an_inner_disagreement_survives(rule):
     jump = 0.1
     found = rule(
         *(Prediction(side.x_0, side.eps + jump) for side in (strong, weak)),
-        torch.tensor(0.6).double(), x_t, TIME, schedule, None,
-    )  # fmt: skip
+        torch.tensor(0.6).double(),
+        x_t,
+        TIME,
+        schedule,
+        None,
+    )
     left = (alpha * found.x_0 + sigma * found.eps - x_t) / sigma
     if not isinstance(rule, CFGPlusPlus):  # which has one of its own on top
         torch.testing.assert_close(left, torch.full_like(left, jump), rtol=1e-8, atol=1e-8)

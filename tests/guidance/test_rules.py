@@ -225,9 +225,7 @@ def test_fdg_scales_both_bands_as_loops_over_pixels_do(low):
         kernel, (h, w) = np.array([1, 4, 6, 4, 1]) / 16, a.shape
         near = np.array([[np.clip(i + k - 2, 0, n - 1) for k in range(5)] for n in (h, w) for i in range(n)])
         rows, columns = near[:h], near[h:]
-        return np.array(
-            [[kernel @ a[np.ix_(rows[i], columns[j])] @ kernel for j in range(w)] for i in range(h)]
-        )  # fmt: skip
+        return np.array([[kernel @ a[np.ix_(rows[i], columns[j])] @ kernel for j in range(w)] for i in range(h)])
 
     def enlarge(a):  # bilinear by two, pixel centres at halves: 3/4 of the nearest, 1/4 of the next
         def along(b):

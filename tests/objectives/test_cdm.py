@@ -144,19 +144,25 @@ def test_the_network_answers_per_image():
     torch.testing.assert_close(whole, pooled @ network.linear.weight.T + network.linear.bias)
     state = network.state_dict()
     assert len({part.untyped_storage().data_ptr() for part in state.values()}) == len(state)
-    with pytest.raises(ValueError, match="out_features and head must be at least 1"):
+    with pytest.raises(ValueError, match="out_features and head"):
         UNetLevels(1, 0, 5, 3, 4, 8, [1], 1, [], 8, 0.0, False, 0, False, [])
 
 
 OBJECTIVE = {
-    "_target_": "diffguide.objectives.cdm.CDM", "levels": 8, "ce_weight": 1.0, "mse_weight": 1.0,
-    "quantization_levels": 0, "prior": None,
-    "soft_targets": True, "p_uncond": 0.1,
-}  # fmt: skip
+    "_target_": "diffguide.objectives.cdm.CDM",
+    "levels": 8,
+    "ce_weight": 1.0,
+    "mse_weight": 1.0,
+    "quantization_levels": 0,
+    "prior": None,
+    "soft_targets": True,
+    "p_uncond": 0.1,
+}
 SAVED = CONFIG | {
-    "name": "levels", "objective": OBJECTIVE,
+    "name": "levels",
+    "objective": OBJECTIVE,
     "backbone": CONFIG["backbone"] | {"out_features": 8, "noise_conditioned": False},
-}  # fmt: skip
+}
 
 
 def test_a_checkpoint_is_the_model(tmp_path):

@@ -191,7 +191,7 @@ class Listening(Null):
 
 
 @pytest.mark.parametrize("p_uncond, expected", [(0.0, {0, 1}), (0.4, {-1, 0, 1}), (1.0, {-1})])
-def test_classes_are_told_or_dropped(p_uncond, expected):
+def test_classes_are_passed_on_or_dropped(p_uncond, expected):
     backbone = Listening(2, None, 2, 8, 1, 0, 1.0).double()
     method = Variational(backbone, COSINE, Gaussian(), Eps(), UniformTime(True), None, p_uncond)
     y = torch.arange(400) % 2

@@ -16,7 +16,7 @@ from diffguide.models.evaluation_counters import EvaluationCounter
 from diffguide.randomness import Noise
 from diffguide.samplers import DDIM, DPM2, AnnealedLangevin, DPMpp2M, Euler, Heun, UniPC
 from diffguide.samplers.grids import Karras, UniformLogSNR, UniformT
-from diffguide.samplers.trust import MAX_CORRECTION, MAX_FALL, noise_fall
+from diffguide.samplers.step_limits import MAX_CORRECTION, MAX_FALL, noise_fall
 from diffguide.schedules import EDM, Cosine, Flow
 
 KARRAS = Karras(7.0, None, None)

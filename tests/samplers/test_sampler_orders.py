@@ -60,7 +60,7 @@ TABLE = {  # sampler, variable of equal steps, order with exact history, order w
     "ipndm-4, unequal steps": (IPNDM(9, GRID, order=4), "log_snr", 2, 2, 20),
     "pndm": (PNDM(9, GRID), "rho", 4, 4, 80),
     "pndm, unequal steps": (PNDM(9, GRID), "log_snr", 2, 2, 20),
-}  # fmt: skip
+}
 
 
 @cache

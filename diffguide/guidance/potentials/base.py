@@ -66,7 +66,7 @@ class PotentialGuidanceBase(ScaledGuidance):
         if denoiser.schedule.zero_terminal_snr and self.interval.high == math.inf:
             raise ValueError(
                 f"interval must end below infinity: {type(denoiser.schedule).__name__} starts from pure noise (alpha = 0), "
-                "where no potential has a gradient; say guidance.interval=[0,100], or take a finite log_snr_min"
+                "where potentials have no gradient; set guidance.interval=[0,100], or take a finite log_snr_min"
             )
         self.potential = build_potential(potential)
 
@@ -121,7 +121,7 @@ class PotentialGuidanceBase(ScaledGuidance):
         return self.evaluate(x_0, y)
 
     def evaluate(self, x: Tensor, y: Condition | None) -> Tensor:
-        """f(x, y), [B]; counted."""
+        """f(x, y), [B]; counts the evaluation."""
         count_potential(self.denoiser, len(x))
         return evaluate(self.potential, x, y)
 
@@ -135,8 +135,8 @@ class PotentialGuidanceBase(ScaledGuidance):
             prediction = self.denoiser(x, t, y)
             if not prediction.x_0.requires_grad:
                 raise SamplingError(
-                    f"guidance needs gradients through the model, and {type(self.denoiser).__name__} has none: "
-                    "take guidance=mpgd, which needs none"
+                    f"this guidance differentiates the model, and {type(self.denoiser).__name__} has no gradient: take "
+                    "guidance=mpgd"
                 )
             value = self.value(prediction.x_0, t, y)
             return prediction, compute_gradient(self.potential, value, x, graph)
@@ -203,11 +203,14 @@ class PotentialDensity(LogDensity):
     """
 
     def __init__(self, density: LogDensity, potential: LogPotential = BRIGHTNESS, scale: float = 1.0):
-        self.density, self.potential, self.scale = density, build_potential(potential), check_finite("scale", scale)
+        self.density = density
+        self.potential = build_potential(potential)
+        self.scale = check_finite("scale", scale)
         self.normalized = density.normalized and scale == 0
 
     def log_density(self, x: Tensor, t: Tensor | None, y: Condition | None = None) -> Tensor:
-        result, of_class = self.density.log_density(x, t, y), reads_class(self.potential)
+        result = self.density.log_density(x, t, y)
+        of_class = reads_class(self.potential)
         if self.scale == 0 or (of_class and y is None):
             return result
         tilt = self.scale * evaluate(self.potential, x, y)

@@ -26,15 +26,16 @@ class ClipEncoder:
     """Unit vectors of images and of a text, by a `transformers` CLIPModel.
 
     Arguments:
-        model: the CLIPModel; it gets frozen.
+        model: the CLIPModel; its weights are frozen.
         tokenizer: its tokenizer: tokenizer(texts, padding=True, truncation=True, return_tensors="pt").
     """
 
     def __init__(self, model: Any, tokenizer: Any):
-        self.model, self.tokenizer = model.eval().requires_grad_(False), tokenizer
+        self.model = model.eval().requires_grad_(False)
+        self.tokenizer = tokenizer
         self.side = model.config.vision_config.image_size
 
-    def images(self, x: Tensor) -> Tensor:
+    def encode_images(self, x: Tensor) -> Tensor:
         """Unit vectors [B, E] of RGB images [B, 3, side, side] in [-1, 1]."""
         self.model.to(x.device)
         mean, std = (torch.tensor(part).to(x)[:, None, None] for part in (CLIP_MEAN, CLIP_STD))
@@ -46,7 +47,7 @@ class ClipEncoder:
         return torch.nn.functional.normalize(features, dim=1)
 
     @torch.no_grad()
-    def text(self, prompt: str) -> Tensor:
+    def encode_text(self, prompt: str) -> Tensor:
         """The unit vector [1, E] of a text."""
         tokens = self.tokenizer([prompt], padding=True, truncation=True, return_tensors="pt")
         tokens = {name: tokens[name].to(self.model.device) for name in ("input_ids", "attention_mask")}
@@ -100,9 +101,10 @@ class ClipPotential(Potential):
     def __init__(self, prompt: str, encoder: ClipEncoder | None = None, crops: int = 8, smallest: float = 0.5):
         if not prompt.strip():
             raise ValueError('prompt must be a text: prompt="a photograph of ..."')
-        self.crops, self.smallest = check_whole("crops", crops, 0, 1000), check_range("smallest", smallest, "(0, 1]")
+        self.crops = check_whole("crops", crops, 0, 1000)
+        self.smallest = check_range("smallest", smallest, "(0, 1]")
         self.encoder = PretrainedClip() if encoder is None else encoder
-        self.wanted = self.encoder.text(prompt)
+        self.target = self.encoder.encode_text(prompt)
 
     def start(self, noise: Noise | None, times: Tensor) -> Self:
         fresh = copy.copy(self)
@@ -127,7 +129,8 @@ class ClipPotential(Potential):
         """Windows [B, 3] = (row, column, side), uniform in [0, 1], of images, resized to the encoder's input."""
         row, column, chance = repeat_noise(window, x, "CLIP").T
         side = self.smallest + (1 - self.smallest) * chance
-        zero, room = torch.zeros_like(side), 1 - side
+        zero = torch.zeros_like(side)
+        room = 1 - side
         theta = torch.stack([side, zero, (2 * column - 1) * room, zero, side, (2 * row - 1) * room], 1).reshape(
             -1, 2, 3
         )
@@ -138,5 +141,5 @@ class ClipPotential(Potential):
 
     def distance(self, view: Tensor) -> Tensor:
         """2 arcsin^2(|u - v| / 2), [B]."""
-        u = self.encoder.images(view)
-        return 2 * ((u - self.wanted.to(u)).norm(dim=1) / 2).clamp(max=1).arcsin() ** 2
+        u = self.encoder.encode_images(view)
+        return 2 * ((u - self.target.to(u)).norm(dim=1) / 2).clamp(max=1).arcsin() ** 2

@@ -69,7 +69,8 @@ class FilePicture(Picture):
     """
 
     def __init__(self, path: str, measured: bool = False):
-        self.values, self.measured = read_array(path, None), measured
+        self.values = read_array(path, None)
+        self.measured = measured
         if not bool(self.values.isfinite().all()) or not self.values.numel():
             raise ValueError(f"{path} must hold finite numbers")
         if not measured and self.values.ndim == 3 and float(self.values.abs().max()) > 1.01:
@@ -152,7 +153,8 @@ class RandomMask(Mask):
     """
 
     def __init__(self, hidden: float = 0.5, seed: int = 0):
-        self.hidden, self.seed = check_range("hidden", hidden, "(0, 1)"), check_whole("seed", seed, 0)
+        self.hidden = check_range("hidden", hidden, "(0, 1)")
+        self.seed = check_whole("seed", seed, 0)
 
     def __call__(self, shape: Sequence[int]) -> Tensor:
         size = tuple(shape[1:]) or tuple(shape)

@@ -15,7 +15,7 @@ from ...schedules import EVERYWHERE
 from ..base import per_row_float, repeat_noise
 from .base import PotentialGuidanceBase
 from .inverse import Inpaint, LinearProblem
-from .values import SMOOTHING_DRAW, LogPotential, build_potential, name_of
+from .values import SMOOTHING_DRAW, LogPotential, build_potential, get_name
 
 __all__ = ["DPS", "PiGDM", "RePaint"]
 
@@ -24,7 +24,7 @@ def check_potential(guidance: str, potential: LogPotential, kind: type) -> None:
     """Raises ValueError for a potential that is not of the kind that a method needs."""
     if not isinstance(potential, kind):
         raise ValueError(
-            f"{guidance} needs a potential that is {kind.__name__}, got {name_of(build_potential(potential))}; take "
+            f"{guidance} needs a potential that is {kind.__name__}, got {get_name(build_potential(potential))}; take "
             "guidance/potential=inpaint, super_resolution or deblur, or another guidance, such as mpgd"
         )
 
@@ -101,7 +101,8 @@ class PiGDM(PotentialGuidanceBase):
         self.data_variance = check_range("data_variance", data_variance, "(0, inf)")
 
     def value(self, x_0: Tensor, t: Tensor, y: Condition | None) -> Tensor:
-        v, level = self.data_variance, self.schedule.noise_level(t) ** 2
+        v = self.data_variance
+        level = self.schedule.noise_level(t) ** 2
         return self.problem.log_likelihood(x_0, per_row_float(v * level / (v + level), x_0))
 
 
@@ -110,7 +111,7 @@ class RePaint(PotentialGuidanceBase):
 
     Lugmayr et al., "RePaint: Inpainting using Denoising Diffusion Probabilistic Models", 2022, arXiv 2201.09865, eq. 8: the
     denoiser gets x_t with the known values replaced, and x_0 = y and eps = z are returned there. Their resampling is
-    sampler=time_travel. The final known values are those of the measurement, whatever its noise.
+    sampler=time_travel. The final known values are those of the measurement, with its noise.
 
     Arguments:
         denoiser: any.
@@ -144,7 +145,9 @@ class RePaint(PotentialGuidanceBase):
         begun = super().start(noise, times)
         if noise is None:
             raise ValueError("RePaint noises the known values: pass noise to the run")
-        begun.noise, begun.top, begun.visits = noise, times[0], Counter()
+        begun.noise = noise
+        begun.top = times[0]
+        begun.visits = Counter()
         return begun
 
     def next_draw(self, t: Tensor) -> tuple[Tensor, int]:
@@ -159,12 +162,13 @@ class RePaint(PotentialGuidanceBase):
             raise ValueError("RePaint draws noise per run: call start(noise, times) first")
         if self.fresh and t.ndim:
             raise SamplingError(
-                "guidance=repaint draws fresh noise at every level, so it has no ODE: say guidance.fresh=false, or take "
+                "guidance=repaint draws fresh noise at every level, so it has no ODE: set guidance.fresh=false, or take "
                 "sampler=ddim or ddpm"
             )
-        self.problem.residual(x_t)  # for its message, should the shapes differ
+        self.problem.residual(x_t)  # raises SamplingError for another shape
         z = repeat_noise(self.noise.normal(*self.next_draw(t)), x_t, "guidance=repaint")
         alpha, sigma = self.scales(t, x_t)
-        known, data = self.problem.known.to(x_t.device), self.problem.measurement.to(x_t)
+        known = self.problem.known.to(x_t.device)
+        data = self.problem.measurement.to(x_t)
         prediction = self.denoiser(torch.where(known, alpha * data + sigma * z, x_t), t, y)
         return prediction, Prediction(torch.where(known, data, prediction.x_0), torch.where(known, z, prediction.eps))

@@ -1,7 +1,6 @@
 """Guidance by potentials of clean data: universal guidance, MPGD, FreeDoM, LGD, and TFG, which unifies them.
 
-Some change x_0 and keep eps: the step then follows the network's own direction. In a DDIM step from t to s, x_0 + d and
-unchanged eps shift x_s by alpha_s d.
+Some methods change x_0 and keep eps: in a DDIM step from t to s, x_0 + d and unchanged eps shift x_s by alpha_s d.
 """
 
 import math
@@ -93,7 +92,7 @@ class UniversalGuidance(PotentialGuidanceBase):
         scale: w, of the forward guidance; 0 = backward steps alone.
         interval: (lo, hi] in noise level sigma / alpha.
         backward_steps: m, gradient steps from D = 0; 0 = forward guidance alone.
-        backward_rate: length of such a step, times the gradient; positive.
+        backward_rate: step on x_0, times the gradient; positive.
     """
 
     def __init__(
@@ -218,7 +217,7 @@ class TFG(SmoothedPotentialGuidance):
         scale: multiplies rho and mu; 0 = off.
         interval: (lo, hi] in noise level sigma / alpha.
         rho: step of the gradient through the network, at least 0, the mean over the steps of a run.
-        mu: step of the gradient on x_0, at least 0, likewise.
+        mu: step of the gradient on x_0, at least 0, the mean over the steps of a run.
         iterations: steps on x_0, at least 0.
         copies: of x0_hat, over which f~ averages; 0 = f itself.
         smoothing: width of their noise at pure noise, at least 0.
