@@ -405,7 +405,7 @@ REFUSED = {
     "misspelt key": ([f"checkpoint={SMALL}", "wieghts=ema"], "wieghts; nearest: weights"),
     "a foreign group": ([f"checkpoint={SMALL}", "sampler=heun"], "sampler"),
     "a type": ([f"checkpoint={SMALL}", "metric=denoising", "metric.levels=x"], "metric.levels must be a whole number"),
-    "a value": ([f"checkpoint={SMALL}", "metric=denoising", "metric.levels=0"], "metric: levels must be 1 to 1000, got 0"),
+    "a value": ([f"checkpoint={SMALL}", "metric=denoising", "metric.levels=0"], "metric: levels must be a whole number from 1"),
     "no denoiser": ([f"checkpoint={JUDGE}", *FEW], "needs a denoiser"),
     "unknown split": ([f"checkpoint={SMALL}", "split=tset"], "split must be train or validation or test"),
     "no examples": ([f"checkpoint={SMALL}", "n=0"], "n must be a whole number from 1"),
