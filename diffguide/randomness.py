@@ -1,9 +1,9 @@
-"""Randomness as an argument: noise that is a function of (seed, level) per sample, whatever the batch or the device.
+"""Noise that is a function of (seed, level) per sample, independent of batch and device.
 
-Normals come from a counter-based generator, so nothing is stored and every device gets the same numbers: SplitMix64
-(Steele, Lea, Flood, "Fast Splittable Pseudorandom Number Generators", OOPSLA 2014) keyed by seed, purpose and level, its
-64 bits split into two uniforms for Box-Muller. It is vectorised over samples because one library generator per sample
-and tree node costs more than a small network (a third of an evaluation at batch 64).
+Normals come from a counter-based generator, so that no state is stored and every device gets the same numbers: SplitMix64
+(Steele, Lea, Flood, "Fast Splittable Pseudorandom Number Generators", OOPSLA 2014) keyed by seed, purpose and level, whose
+64 bits are two uniforms for Box-Muller. It is vectorised over samples, since one library generator per sample and tree node
+would cost a third of an evaluation of a small network at batch 64.
 """
 
 import copy
@@ -20,11 +20,11 @@ from .schedules import Schedule, as_time
 __all__ = ["Noise", "Share", "fold", "normal", "uniform"]
 
 GOLDEN_GAMMA = numpy.uint64(0x9E3779B97F4A7C15)
-NORMAL, PATH, SHORT = 1, 2, 3  # purposes, so that independent draws and the Brownian path never share a number
+NORMAL, PATH, SHORT = 1, 2, 3  # purposes, with independent numbers
 
 
 def scramble(z: numpy.ndarray) -> numpy.ndarray:
-    """SplitMix64's finaliser on uint64, modulo 2^64."""
+    """The finaliser of SplitMix64 on uint64, modulo 2^64."""
     z = z ^ (z >> numpy.uint64(30))
     z *= numpy.uint64(0xBF58476D1CE4E5B9)
     z ^= z >> numpy.uint64(27)
@@ -34,7 +34,9 @@ def scramble(z: numpy.ndarray) -> numpy.ndarray:
 
 def fold_in(state: numpy.ndarray, word: int | numpy.ndarray) -> numpy.ndarray:
     """A new uint64 state from a state and a 64-bit word; broadcasts."""
-    word = numpy.array(word, dtype=numpy.uint64, ndmin=1)  # NumPy warns of overflow in scalars, where it is meant
+    word = numpy.array(
+        word, dtype=numpy.uint64, ndmin=1
+    )  # an array, since NumPy warns of the intended overflow in scalars
     return scramble((state ^ scramble(word + GOLDEN_GAMMA)) * numpy.uint64(2) + GOLDEN_GAMMA)
 
 
@@ -60,8 +62,8 @@ def normals(state: numpy.ndarray, size: int) -> Tensor:
 class Share(NamedTuple):
     """The rows first, first + 1, ... of a batch of `total`, for an objective on one of several devices or micro-steps.
 
-    Every share draws the numbers of the whole batch from a generator in the same state and keeps its own rows: how a
-    batch is divided then changes nothing, and no two rows get the same numbers.
+    Every share draws the numbers of the whole batch from a generator in the same state and takes its rows, so that the
+    numbers do not depend on the division of the batch, and no two rows get the same numbers.
     """
 
     generator: torch.Generator
@@ -74,7 +76,7 @@ class Share(NamedTuple):
 
 
 def normal(shape: Sequence[int], rng: torch.Generator | Share, dtype: torch.dtype) -> Tensor:
-    """Standard normals [B, ...], a row per example; of this share's rows where rng is a `Share`."""
+    """Standard normals [B, ...], a row per example; for a `Share` those of its rows."""
     return draw_rows(torch.randn, shape, rng, dtype)
 
 
@@ -84,7 +86,7 @@ def uniform(shape: Sequence[int], rng: torch.Generator | Share, dtype: torch.dty
 
 
 def draw_rows(sample, shape: Sequence[int], rng: torch.Generator | Share, dtype: torch.dtype) -> Tensor:
-    """sample(shape) from rng, on its device; rows of the whole batch's draw where rng is a `Share`."""
+    """sample(shape) from rng, on its device; for a `Share` its rows of the draw of the whole batch."""
     if not isinstance(rng, Share) or not len(shape):
         generator = rng.generator if isinstance(rng, Share) else rng
         return sample(shape, generator=generator, device=rng.device, dtype=dtype)
@@ -97,27 +99,33 @@ class Noise:
 
     Arguments:
         seeds: one non-negative integer per sample.
-        shape: of one sample.
-        schedule: gives the clock of the Brownian path, c = sigma^2 / (alpha^2 + sigma^2).
-        device, dtype: of what is returned.
-        depth: levels of the path's binary tree over the angle atan(sigma / alpha) / (pi / 2); a step within one of its
+        shape: shape of one sample.
+        schedule: defines the clock of the Brownian path, c = sigma^2 / (alpha^2 + sigma^2).
+        device, dtype: device and dtype of the results.
+        depth: depth of the binary tree of the path over the angle atan(sigma / alpha) / (pi / 2); a step within one of its
             2^depth cells gets an independent increment.
     """
 
     def __init__(
-        self, seeds: Sequence[int], shape: Sequence[int], schedule: Schedule | None, device: torch.device | str = "cpu",
-        dtype: torch.dtype = torch.float32, depth: int = 20,
-    ):  # fmt: skip
+        self,
+        seeds: Sequence[int],
+        shape: Sequence[int],
+        schedule: Schedule | None,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        depth: int = 20,
+    ):
         self.states = fold_in(numpy.zeros(len(seeds), dtype=numpy.uint64), numpy.asarray(seeds, dtype=numpy.uint64))
-        self.shape, self.schedule, self.device, self.dtype, self.depth = tuple(shape), schedule, device, dtype, depth
-        self.path: dict[int, Tensor] = {}  # values at the nodes that bracket the last query
+        self.shape, self.schedule, self.depth = tuple(shape), schedule, depth
+        self.device, self.dtype = device, dtype
+        self.path: dict[int, Tensor] = {}  # values at the nodes around the last query
 
     def normal(self, level: Tensor | float, draw: int) -> Tensor:
-        """Independent standard normals [B, *shape] for one use: the `draw_rows`-th at time `level`."""
+        """Standard normals [B, *shape], independent for every time `level` and number `draw`."""
         return self._draw(NORMAL, level, draw)
 
     def of(self, shape: Sequence[int]) -> "Noise":
-        """The noise of the same samples for something of another shape."""
+        """The noise of the same samples in another shape."""
         other = copy.copy(self)
         other.shape, other.path = tuple(shape), {}
         return other
@@ -125,28 +133,26 @@ class Noise:
     def increment(self, t: Tensor | float, s: Tensor | float) -> Tensor:
         """(W(c_t) - W(c_s)) / sqrt(c_t - c_s) [B, *shape], standard normal, of one Brownian path W per sample.
 
-        Increments over disjoint intervals are independent, and those over the parts of an interval add up to that
-        over the whole: halving the steps refines the same path.
+        Increments over disjoint intervals are independent, and those over the parts of an interval add up to that of the
+        interval, so that smaller steps refine the same path.
 
         Raises:
-            ValueError: s not before t.
+            ValueError: s that is not below t.
         """
         node_t, node_s = self._node(t), self._node(s)
         if not float(s) < float(t):
-            raise ValueError(
-                f"a noise increment needs a step from a time to an earlier one, got {float(t)} to {float(s)}"
-            )
-        if node_t == node_s:  # shorter than the path's resolution, near exact data: nothing there to refine
+            raise ValueError(f"s must be below t in a noise increment, got t = {float(t)} and s = {float(s)}")
+        if node_t == node_s:  # below the resolution of the path, near exact data
             return self._draw(SHORT, t, 0)
         difference = self._walk(node_t) - self._walk(node_s)
-        return self._shaped(difference / math.sqrt(self._clock(node_t) - self._clock(node_s)))
+        return self._reshape(difference / math.sqrt(self._clock(node_t) - self._clock(node_s)))
 
     def _draw(self, purpose: int, level: Tensor | float, draw: int) -> Tensor:
-        key = round(float(level) * 2**40)  # not the bits: the last ones may differ between machines
+        key = round(float(level) * 2**40)  # rounded, since the last bits differ between machines
         state = fold_in(fold_in(fold_in(self.states, purpose), key), draw)
-        return self._shaped(normals(state, math.prod(self.shape)))
+        return self._reshape(normals(state, math.prod(self.shape)))
 
-    def _shaped(self, values: Tensor) -> Tensor:
+    def _reshape(self, values: Tensor) -> Tensor:
         return values.reshape(-1, *self.shape).to(self.dtype).to(self.device)
 
     def _node(self, t: Tensor | float) -> int:
@@ -165,7 +171,10 @@ class Noise:
         while low < node < high:
             middle = (low + high) // 2
             brackets.append((low, middle, high))
-            low, high = (middle, high) if node > middle else (low, middle) if node < middle else (middle, middle)
+            if node >= middle:
+                low = middle
+            if node <= middle:
+                high = middle
         missing = [middle for _, middle, _ in brackets if middle not in self.path]
         if 0 not in self.path:
             missing.append(2**self.depth)

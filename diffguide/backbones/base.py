@@ -112,7 +112,8 @@ class ConditionEmbedding(nn.Module):
                 f"num_classes or condition_features must be 0, got {num_classes} and {condition_features}: a condition is a "
                 "class index or an embedding"
             )
-        self.features, half = features, features // 2
+        self.features = features
+        half = features // 2
         if noise_conditioned:
             # the matrices are allocated first, so that a far too large width fails before any computation
             self.noise = nn.Sequential(nn.Linear(2 * half, features), nn.SiLU(), nn.Linear(features, features))

@@ -16,7 +16,7 @@ import torch
 from ..files.safetensors import CheckpointError
 from ..nodes.annotations import describe_hint, fits
 from ..nodes.old_names import current_name
-from ..nodes.user_modules import importing
+from ..nodes.user_modules import allow_neighbour_imports
 from ..nodes.walk import Place, call_hints, named_parts, walk_node
 
 __all__ = ["ROLES", "construct", "validate_config", "validate_values"]
@@ -25,7 +25,7 @@ PACKAGE = Path(__file__).resolve().parents[1]
 MAX_SIZE = 2**20  # of numbers that set a size: steps, channels, blocks
 MAX_INTEGER = 2**62  # of other whole numbers
 MAX_DEPTH = 16  # nesting of a configuration
-MAX_VALUES = 2**14  # in a configuration
+MAX_CONFIG_VALUES = 2**14  # in a configuration
 
 
 class Role(NamedTuple):
@@ -86,7 +86,7 @@ def validate_values(value: Any, where: str, largest: int = MAX_INTEGER) -> None:
             values or too deep nesting.
     """
     for count, (key, part, depth) in enumerate(walk_values(value, where, 0)):
-        if count > MAX_VALUES or depth > MAX_DEPTH:
+        if count > MAX_CONFIG_VALUES or depth > MAX_DEPTH:
             raise CheckpointError(f"{where} has too many values or too deep nesting for a configuration")
         if isinstance(part, dict):
             for name in part:
@@ -173,7 +173,7 @@ def resolve(target: str, where: str) -> Any:
     """The class or function of a dotted name."""
     module, _, name = target.rpartition(".")
     try:
-        with importing(target):
+        with allow_neighbour_imports(target):
             return getattr(import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
         raise CheckpointError(f"{where} names {target}, which does not exist here") from error

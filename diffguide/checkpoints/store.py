@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from ..files import safetensors as archives
 from ..files.safetensors import CheckpointError, select_prefix
 from ..models.protocols import Denoiser, Energy
-from ..nodes.old_names import updated
+from ..nodes.old_names import update_saved_config
 from ..objectives import Objective
 from ..version import __version__
 from .allowlist import construct
-from .validation import at_most, check_facts, check_finite, check_model, compare
+from .validation import at_most, check_facts, check_finite_tensor, check_model, compare
 
 __all__ = [
     "CheckpointError",
@@ -165,7 +165,7 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         if "config" in metadata:
             check_facts(metadata)
-            metadata["config"] = updated(metadata["config"])
+            metadata["config"] = update_saved_config(metadata["config"])
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
     return tensors, metadata
@@ -293,6 +293,6 @@ def optimizer_state(memory: dict[str, Tensor], saved: dict[str, Any], optimizer:
             if value.ndim != len(sides) or any(side not in (1, own) for side, own in zip(value.shape, sides)):
                 raise CheckpointError(f"{key} has the shape {list(value.shape)}, its parameter has {list(sides)}")
         if isinstance(value, Tensor):
-            check_finite(value, key)
+            check_finite_tensor(value, key)
         state.setdefault(int(match[1]), {})[match[2]] = value
     return state

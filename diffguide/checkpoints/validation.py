@@ -18,7 +18,7 @@ from .allowlist import MAX_INTEGER, validate_values
 from .data_record import check_record
 from .extension import Extension
 
-__all__ = ["at_most", "check_facts", "check_finite", "check_model", "compare"]
+__all__ = ["at_most", "check_facts", "check_finite_tensor", "check_model", "compare"]
 
 PARTS = ("dataset", "backbone", "schedule", "objective")  # of a saved configuration
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -114,10 +114,10 @@ def compare(held: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
             raise CheckpointError(f"{name} has the shape {list(value.shape)}, its network needs {list(like.shape)}")
         if value.dtype != like.dtype and not (value.dtype in FLOATS and like.dtype in FLOATS):
             raise CheckpointError(f"{name} is of type {value.dtype}, its network needs {like.dtype}")
-        check_finite(value, name)
+        check_finite_tensor(value, name)
 
 
-def check_finite(value: Tensor, name: str) -> None:
+def check_finite_tensor(value: Tensor, name: str) -> None:
     """Raises CheckpointError for a floating tensor with NaN or infinity."""
     if value.dtype in FLOATS and not value.isfinite().all():
         raise CheckpointError(f"{name} has NaN or infinity: the training diverged")

@@ -74,7 +74,7 @@ def build_job(
             file = begun.file if begun and begun.file else path
             target = checkpoint_target(settings, file, config.get("dataset"), engine.device, opened)
             saved["checkpoint"] = path
-            del saved["schedule"]  # of an oracle
+            saved.pop("schedule", None)  # of an oracle
             if "dataset" in config:
                 saved["dataset"] = target.identity["dataset"]
         node, guides = with_guides(config["metric"], "metric", engine.device, settings.trust)

@@ -132,7 +132,7 @@ def open_evaluation_data(
     data = opened[key]
     check_data(data, loaded.facts)
     if node == own or not is_chosen:
-        check_same_data(data, seen, None if node == own else node.get("path"))
+        report_data_changes(data, seen, None if node == own else node.get("path"))
     return data, node
 
 
@@ -146,7 +146,7 @@ def check_data(data: Dataset, facts: Mapping[str, Any]) -> None:
         raise ConfigError(f"dataset: its classes are {own}, and the model's are {learned}")
 
 
-def check_same_data(data: Dataset, seen: dict[str, Any] | None, path: str | None) -> None:
+def report_data_changes(data: Dataset, seen: dict[str, Any] | None, path: str | None) -> None:
     """Compares data with the record of the training data; reports differences on stderr.
 
     Arguments:

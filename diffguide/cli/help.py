@@ -13,13 +13,12 @@ from yaml import YAMLError
 from ..config.composed import resolve_config
 from ..config.diagnose import no_key
 from ..config.errors import ConfigError
-from ..config.files import ConfigFiles, to_plain
+from ..config.files import ABSENT, ConfigFiles, select_key, to_plain
 from ..config.key_comments import Described, describe_file
 
 __all__ = ["format_value", "help_text"]
 
 EXPERIMENT = "experiment"
-ABSENT = object()
 MIN_WIDTH, MAX_WIDTH = 80, 120  # columns of a page
 MEANING = 38  # column of the comments
 MAX_LISTED = 12  # options of a nested group; all are listed at the group itself
@@ -105,7 +104,7 @@ class Page:
         key, equals, _ = word.lstrip("+~").partition("=")
         place = next((place for place in self.choices if key in (place, place.replace("/", "."))), None)
         if place is None:
-            value = self.value_at(key)
+            value = select_key(self.tree, key)
             if value is ABSENT:
                 raise ConfigError(no_key(key, [*self.choices, *self.comments], "key or group"))
             yield from self.format_key(key, value)
@@ -115,7 +114,9 @@ class Page:
             yield from self.line(f"{place}={format_value(self.choices[place])}", self.describe(place).summary, "")
             package = package_of(place)
             yield from (
-                self.format_experiment() if place == EXPERIMENT else self.format_parts(package, self.value_at(package))
+                self.format_experiment()
+                if place == EXPERIMENT
+                else self.format_parts(package, select_key(self.tree, package))
             )
         yield ""
 
@@ -136,7 +137,7 @@ class Page:
             many = "@" in place and len(others) > MAX_LISTED
             yield from self.wrap(f"or any other {group}" if many else f"or {', '.join(others)}", f"{indent}    ")
         if option is not None and place != EXPERIMENT:
-            yield from self.format_parts(package, self.value_at(package), f"{indent}  ")
+            yield from self.format_parts(package, select_key(self.tree, package), f"{indent}  ")
 
     def format_experiment(self) -> Iterator[str]:
         """The options and keys that an experiment sets."""
@@ -145,15 +146,8 @@ class Page:
             place = choice.strip("/")
             yield from self.line(f"{place}={option}", comment or self.reasons.get(place, ""), "  ")
         for key in file.keys:
-            if not isinstance(value := self.value_at(key), dict):
+            if not isinstance(value := select_key(self.tree, key), dict):
                 yield from self.format_key(key, value)
-
-    def value_at(self, key: str) -> Any:
-        """The composed value of a key; ABSENT where there is none."""
-        value: Any = self.tree
-        for name in key.split("."):
-            value = value.get(name, ABSENT) if isinstance(value, dict) else ABSENT
-        return value
 
     def format_key(self, key: str, value: Any, indent: str = "  ") -> Iterator[str]:
         """A key with its default and its comment; a choice as its group; a node with its keys."""

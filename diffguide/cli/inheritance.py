@@ -12,15 +12,13 @@ from hydra.core.hydra_config import HydraConfig
 from ..checkpoints.allowlist import ROLES, validate_config
 from ..config.build import ConfigError
 from ..config.diagnose import no_key
-from ..config.files import ConfigFiles, dotted_keys
+from ..config.files import ABSENT, ConfigFiles, dotted_keys, select_key
 from ..files.safetensors import CheckpointError
 from ..files.text import escape_unprintable
 from .arguments import changed_keys
 from .resume_policy import resume_error, today_keys
 
 __all__ = ["inherit_config", "inherit_node"]
-
-ABSENT = object()
 
 
 def inherit_config(config: Mapping[str, Any], saved: dict[str, Any], policy: Mapping[str, str]) -> dict[str, Any]:
@@ -122,16 +120,6 @@ def set_keys(saved: dict[str, Any], config: Mapping[str, Any], keys: Mapping[str
         else:
             node[name] = value
     return merged
-
-
-def select_key(config: Any, key: str) -> Any:
-    """The value of a dotted key, "" = the whole configuration; ABSENT where there is none."""
-    for name in key.split(".") if key else ():
-        if isinstance(config, list) and name.isdecimal() and int(name) < len(config):
-            config = config[int(name)]
-        else:
-            config = config.get(name, ABSENT) if isinstance(config, Mapping) else ABSENT
-    return config
 
 
 def validate_inherited(config: Mapping[str, Any], merged: Mapping[str, Any]) -> None:

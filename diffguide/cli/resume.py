@@ -22,7 +22,7 @@ from ..config.files import to_plain
 from ..config.type_checks import check_types
 from ..files.run_folders import hash_file, strict_json
 from ..files.shards import START_FILE
-from ..nodes.old_names import updated
+from ..nodes.old_names import update_saved_config
 from .inheritance import inherit_config
 from .resume_policy import GENERATION, TRAINING, check_unchanged, resume_error, training_changes
 
@@ -95,7 +95,7 @@ def saved_config(folder: Path, keys: Collection[str], optional: Collection[str])
     for key in ROLES:
         if key in config and not isinstance(config[key], dict):
             raise resume_error(f"{path} has no node {key}, but {config[key]!r}")
-    return updated(config)
+    return update_saved_config(config)
 
 
 def find_training(config: Mapping[str, Any]) -> tuple[dict[str, Any], Resumed]:
@@ -179,7 +179,7 @@ def read_start(folder: Path, path: Path, saved: dict[str, Any], merged: dict[str
             raise FileNotFoundError("no such file")
         header = json.loads(path.read_text(encoding="utf-8"))
         if "oracle" in merged:
-            header_nodes = select_oracle(updated(header))
+            header_nodes = select_oracle(update_saved_config(header))
             if header_nodes != json.loads(strict_json(select_oracle(merged))):
                 raise ValueError("its oracle, schedule and dataset are not those of config.yaml")
             return Begun(folder, None, header)

@@ -20,8 +20,8 @@ from ..config.diagnose import explain
 from ..config.files import ConfigFiles, to_plain
 from ..config.quoting import quote, quote_odd
 from ..files.run_folders import lock_run_dir, remove_leftovers
-from ..nodes.user_modules import searching
-from ..runtime.errors import InputError, input_errors
+from ..nodes.user_modules import search_user_modules
+from ..runtime.errors import InputError, convert_input_errors
 from ..runtime.signals import Stopped
 from .arguments import files_of, read_flags, task_overrides
 from .help import help_text
@@ -51,7 +51,7 @@ def resolved_config(name: str, cfg: DictConfig) -> Iterator[dict[str, Any]]:
     hydra = HydraConfig.get()
     try:
         tree = to_plain(cfg)
-        with searching(find_targets(tree), user_folders()):
+        with search_user_modules(find_targets(tree), user_folders()):
             check_composed(tree, hydra.runtime.choices, task_overrides(), ConfigFiles.of_this_run())
             yield resolve_config(cfg)
     except Stopped as stopped:
@@ -100,7 +100,7 @@ def clean_finished_run(folder: Path, result: str, remove: Callable[[], None]) ->
         result: what the run has computed, for the message.
         remove: removes the temporary files of this kind of run.
     """
-    with input_errors("resume"), lock_run_dir(folder):
+    with convert_input_errors("resume"), lock_run_dir(folder):
         remove_leftovers(folder)
         remove()
     print(f"nothing is left to do: {folder} has {result}", file=sys.stderr)

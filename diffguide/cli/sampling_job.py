@@ -15,7 +15,7 @@ from ..config.build import ConfigError, build
 from ..files.shards import Shards
 from ..models.evaluation_counters import count_evaluations
 from ..runtime.engine import Fabric
-from ..runtime.errors import input_errors
+from ..runtime.errors import convert_input_errors
 from ..sampling import run as sampling
 from ..sampling.job import SamplingJob
 from ..sampling.sources import CheckpointSource, SampleSource
@@ -110,9 +110,9 @@ def build_plan(
     sampler = build(config["sampler"], "sampler")
     if not source.class_names and guided.num_classes:  # the classes of a guide, for a generator without classes
         source.class_names = guide_classes(builder, guided.num_classes)
-    with input_errors("sampler"):
+    with convert_input_errors("sampler"):
         sampler.times(guided)
-    with input_errors("labels"):
+    with convert_input_errors("labels"):
         labels = resolve_labels(config["labels"], settings.n, source.class_names)
     if labels is None and not guided.has_null:
         which = "this one" if not source.model.has_null else "the guide"

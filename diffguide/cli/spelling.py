@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..nodes.old_names import OPTIONS, renamed_key
+from ..nodes.old_names import OPTIONS, current_key
 
 __all__ = ["rename_options", "respell"]
 
@@ -33,11 +33,10 @@ def respell(argv: Sequence[str]) -> list[str]:
         if part is None:
             result.append(text)
             continue
-        sign, key, value = part.groups(default="")
-        new = renamed_key(key)
-        if new != key:
-            print(f"{key} is now {new}; the old name goes with the next version", file=sys.stderr)
-        key = new
+        sign, old_key, value = part.groups(default="")
+        key = current_key(old_key)
+        if key != old_key:
+            print(f"{old_key} is now {key}; the next version removes the old name", file=sys.stderr)
         root = key.split(".")[0]
         force = not sign and value and root in groups_of_run and root != key and root not in values
         result.append(f"{'++' if force else sign}{key}{value}")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config.diagnose import SYNONYMS, Names
-from ..config.files import ConfigFiles
+from ..config.files import ConfigFiles, select_key
 from ..config.quoting import PATHS, parse_override, quote
 from .arguments import FLAGS
 
@@ -86,10 +86,7 @@ def explain_setting(words: Sequence[str], place: int, names: Names) -> str | Non
     if not dashes and not value and name not in names.all:
         return None
     if not value:
-        node = names.tree
-        for part in key.split("."):
-            node = node.get(part) if isinstance(node, dict) else None
-        value = "true" if node is False else "<value>"
+        value = "true" if select_key(names.tree, key) is False else "<value>"
     reason = "keys have no dashes, " if dashes else ""
     way = f"{key}={value}"
     return f"cannot read {words[place]!r}: {reason}write {way if value == '<value>' else quote_typed(way)}"

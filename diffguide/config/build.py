@@ -10,8 +10,8 @@ from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from ..nodes.annotations import parameter_hints
-from ..nodes.user_modules import importing
-from ..runtime.errors import input_errors
+from ..nodes.user_modules import allow_neighbour_imports
+from ..runtime.errors import convert_input_errors
 from .errors import ConfigError
 from .files import config_dir
 from .type_checks import check_types, import_callable
@@ -47,7 +47,7 @@ def build(node: Mapping[str, Any], key: str, *args: Any, kwargs: Mapping[str, An
         if kwargs is None:
             return instantiate(root[key], *args, _convert_="all")
         constructor = instantiate(root[key], *args, _convert_="all", _partial_=True)
-        with input_errors(key):
+        with convert_input_errors(key):
             return constructor(**kwargs)  # Hydra would copy them
     except InstantiationException as error:
         cause = error.__cause__
@@ -78,7 +78,7 @@ def exceeds_memory(error: BaseException | None) -> bool:
 def accepts_argument(node: Mapping[str, Any], name: str) -> bool:
     """Whether the constructor of a node has an argument of this name; False where it cannot be imported."""
     with suppress(Exception):  # importing a user's module may raise anything: `build` reports it
-        with importing(node["_target_"]):
+        with allow_neighbour_imports(node["_target_"]):
             return name in (parameter_hints(get_object(node["_target_"])) or ())
     return False
 

@@ -11,7 +11,7 @@ from hydra.core.override_parser.types import Override
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseException
 
-from ..nodes.old_names import stated
+from ..nodes.old_names import complete_new_config
 from .diagnose import no_key, parse_words, wrong_choice
 from .errors import ConfigError
 from .files import ConfigFiles, dotted_keys
@@ -29,7 +29,7 @@ def resolve_config(cfg: DictConfig) -> dict[str, Any]:
     Raises:
         ConfigError: a reference to a key that does not exist.
     """
-    return stated(resolve_node(cfg, ""))
+    return complete_new_config(resolve_node(cfg, ""))
 
 
 def resolve_node(node: Any, parent: str) -> Any:

@@ -12,7 +12,9 @@ from omegaconf import DictConfig, OmegaConf
 from ..nodes.walk import named_parts
 from .quoting import literal
 
-__all__ = ["ConfigFile", "ConfigFiles", "config_dir", "dotted_keys", "to_plain"]
+__all__ = ["ABSENT", "ConfigFile", "ConfigFiles", "config_dir", "dotted_keys", "select_key", "to_plain"]
+
+ABSENT = object()  # in place of a value that does not exist
 
 
 def config_dir() -> str:
@@ -127,3 +129,10 @@ def dotted_keys(tree: Any, parent: str = "") -> Iterator[str]:
         key = f"{parent}.{name}" if parent else str(name)
         yield key
         yield from dotted_keys(part, key)
+
+
+def select_key(tree: Any, key: str) -> Any:
+    """The value of a dotted key in plain containers, "" = all of them; ABSENT where there is none."""
+    for name in key.split(".") if key else ():
+        tree = {str(part): value for part, value in named_parts(tree)}.get(name, ABSENT)
+    return tree

@@ -20,7 +20,7 @@ from ..nodes.annotations import (
     takes_node,
     value_hint,
 )
-from ..nodes.user_modules import import_hint, importing
+from ..nodes.user_modules import allow_neighbour_imports, import_hint
 from ..nodes.walk import Place, call_hints, walk_node
 from .diagnose import no_key
 from .errors import ConfigError
@@ -92,7 +92,7 @@ def import_callable(name: str, where: str) -> Callable[..., Any]:
     before = log.disabled
     log.disabled = True
     try:
-        with importing(name):
+        with allow_neighbour_imports(name):
             target = get_object(name)
     except Exception as error:  # importing a user's module may raise anything
         module, _, last = name.rpartition(".")

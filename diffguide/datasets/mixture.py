@@ -66,7 +66,8 @@ class Mixture(Dataset):
             size=(size, None),
             num_classes=(num_classes, int(law.labels.max()) + 1),
         )
-        self.law, rng = law, torch.Generator().manual_seed(seed)
+        self.law = law
+        rng = torch.Generator().manual_seed(seed)
         names = tuple(map(str, range(num_classes)))
         super().__init__(*draw_splits(law, train, validation, test, rng), class_names=names)
 

@@ -106,7 +106,8 @@ def to_8_bit(image: Image.Image, whites: WhiteLevels = FROM_FILE) -> Image.Image
     Raises:
         Unreadable: values in an unknown range.
     """
-    floating, top = image.mode == "F", max_grey(image)
+    floating = image.mode == "F"
+    top = max_grey(image)
     white = (whites.floating if floating else whites.whole) or white_level([top], floating)
     if top > white:
         raise Unreadable(f"grey values up to {top:.4g}, but white is {white} in this folder; save it with 8 or 16 bits")

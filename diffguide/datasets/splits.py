@@ -77,7 +77,8 @@ def assign_splits(
         always: whether to select a validation file at validation = 0 too.
     """
     u = {key: unit_hash(key) for key in keys}
-    split = {key: VALIDATION if u[key] < validation else TEST if u[key] >= 1 - test else TRAIN for key in u}
+    split = {key: VALIDATION if u[key] < validation else TRAIN for key in u}
+    split |= {key: TEST for key in u if validation <= u[key] and u[key] >= 1 - test}
     members, classes_of = defaultdict(set), defaultdict(set)
     for key, name in zip(keys, classes):
         members[name].add(key)

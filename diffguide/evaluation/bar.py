@@ -45,7 +45,8 @@ class Bar:
             return self.progress
         if self.progress is not None:
             self.progress.close()
-        self.counts, self.progress = (total, unit), Progress(self.title, total, unit)
+        self.counts = (total, unit)
+        self.progress = Progress(self.title, total, unit)
         self.progress.started = self.since  # includes the time of the first batch
         if self.progress.bar is None:
             self.progress.write_line(f"{self.title}: {unit}" if total == 1 else f"{self.title}: {total} {unit}")

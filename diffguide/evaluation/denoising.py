@@ -14,6 +14,7 @@ from ..figures.plot_spec import Panel, Plot
 from ..models.protocols import Denoiser
 from ..oracles import AutoguidanceTree, GaussianMixture, GMM2DLaw, Oracle
 from ..randomness import fold
+from ..runtime.ranges import check_whole
 from ..schedules import Schedule
 from .class_conditional import ClassConditionalMetric
 from .metric import EvalContext, Figure, MetricResult, mean
@@ -132,17 +133,17 @@ class DenoisingError(ClassConditionalMetric):
         exact: exact examples per level for the excess, at least 10; 0 = no excess.
     """
 
-    name, needs = "denoising", (Denoiser,)
+    name = "denoising"
+    needs = (Denoiser,)
 
     def __init__(self, levels: int = 20, conditional: bool = True, exact: int = 2000):
-        if not 1 <= levels <= 1000:
-            raise ValueError(f"levels must be 1 to 1000, got {levels}")
         if exact != 0 and exact < 2 * NUM_ESTIMATES:
             raise ValueError(
                 f"exact must be 0 (no excess) or at least {2 * NUM_ESTIMATES} examples per level, got {exact}"
             )
         super().__init__(conditional)
-        self.levels, self.exact = levels, exact
+        self.levels = check_whole("levels", levels, 1, 1000)
+        self.exact = exact
 
     def check(self, context: EvalContext) -> None:
         super().check(context)
@@ -167,10 +168,7 @@ class DenoisingError(ClassConditionalMetric):
         for log_snr, x_0_errors, eps_errors in zip(middles, x_0, eps):
             row: dict[str, float | None] = {"log_snr": log_snr, "noise_level": math.exp(-log_snr / 2)}
             curve.append(row | mean_columns("mse_x_0", x_0_errors) | mean_columns("mse_eps", eps_errors))
-        figures = {
-            "mse_eps": mean(eps.mean(0), "per value of eps"),
-            "mse_x_0": mean(x_0.mean(0), "per value of x_0"),
-        }
+        figures = {"mse_eps": mean(eps.mean(0), "per value of eps"), "mse_x_0": mean(x_0.mean(0), "per value of x_0")}
         panels = [
             Panel("mse_eps", "E |eps - eps_hat|^2 / D", ("predicting 0", 1.0)),
             Panel("mse_x_0", "E |x_0 - x_0_hat|^2 / D"),
@@ -197,7 +195,8 @@ class DenoisingError(ClassConditionalMetric):
         """Squared errors of a batch, of x_0 and of eps, [2, levels, b]."""
         x_0, labels = context.batch(first)
         y = labels if self.uses_labels(context) else None
-        noise, errors = context.noise(first), []
+        noise = context.noise(first)
+        errors = []
         for log_snr in log_snrs:
             t = find_noisy_time(context.denoiser, log_snr)
             errors.append(squared_errors(context.denoiser, x_0, y, t, noise.normal(t, 0)))
@@ -205,7 +204,9 @@ class DenoisingError(ClassConditionalMetric):
 
     def measure_excess(self, context: EvalContext, law: Oracle, edges: Sequence[float]) -> Tensor:
         """The excess at each level, by independent sets of exact examples, [estimates, levels]."""
-        n, labels, ratios = self.exact // NUM_ESTIMATES, self.uses_labels(context), []
+        n = self.exact // NUM_ESTIMATES
+        labels = self.uses_labels(context)
+        ratios = []
         for k in range(NUM_ESTIMATES):
             seed = fold(context.seed, EXACT_PURPOSE, k)
             ratios.append(relative_excess_risk(context.denoiser, law, edges, n, seed, labels, 1, context.device))

@@ -17,7 +17,7 @@ from ..models.protocols import SamplingError
 from ..runtime.engine import Fabric
 from ..runtime.errors import InputError
 from ..runtime.signals import Interrupts, Stopped
-from ..runtime.versions import versions
+from ..runtime.versions import collect_versions
 from .bar import Bar
 from .metric import EvalContext, Metric, MetricResult
 from .parts import MetricError, Parts
@@ -107,7 +107,7 @@ class EvaluationJob:
             "precision": self.precision,
             "device": str(self.engine.device),
             "batch_size": context.batch_size,
-            "versions": versions(),
+            "versions": collect_versions(),
             "curve": list(result.curve),
             "details": dict(result.details),
             "plots": [tables.plot_to_json(plot) for plot in result.plots],

@@ -20,6 +20,7 @@ from ..models.evaluation_counters import as_protocol, count_evaluations
 from ..models.level_classifier import LevelClassifier
 from ..models.protocols import Classifier, Denoiser, Energy, LogDensity, Tally
 from ..randomness import Noise, fold
+from ..runtime.ranges import check_whole
 from ..schedules import Schedule
 from .parts import MetricError, Parts
 
@@ -123,8 +124,7 @@ class EvalContext:
             raise ValueError(f"the {split} split of these data is empty (dataset.{split}=0): use {' or '.join(others)}")
         if n is not None and not 1 <= n <= available:
             raise ValueError(f"n must be 1 to {available}, the examples of the {split} split, or null for all, got {n}")
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        self.batch_size = check_whole("batch_size", batch_size, 1)
         classes = getattr(model, "num_classes", 0)
         if classes and data.class_names and classes != len(data.class_names):
             raise ValueError(f"the model has {classes} classes, and the data have {len(data.class_names)}")
@@ -133,7 +133,7 @@ class EvalContext:
         if isinstance(model, Denoiser | Energy):
             model, self.tally = count_evaluations(model)
         self.model, self.data, self.split, self.seed = model, data, split, seed
-        self.batch_size, self.device = batch_size, torch.device(device)
+        self.device = torch.device(device)
         self.begin(parts or Parts(None), progress or (lambda done, total, unit: None))
         self.checkpoint, self.config = checkpoint, dict(config or {})
         order = torch.randperm(available, generator=torch.Generator().manual_seed(fold(seed, SUBSET_PURPOSE)))

@@ -35,7 +35,9 @@ class Parts:
     """
 
     def __init__(self, folder: Path | None):
-        self.folder, self.restored, self.seconds = folder, 0, 0.0
+        self.folder = folder
+        self.restored = 0
+        self.seconds = 0.0
         self.tally: Tally | None = None
 
     def load_or_compute(self, name: str, compute: Callable[[], dict[str, numpy.ndarray]]) -> dict[str, numpy.ndarray]:

@@ -23,7 +23,9 @@ def label_effect(denoiser: Denoiser, shape: Sequence[int], device: torch.device 
         shape: of one example.
         device: of the denoiser.
     """
-    rng, schedule, effects = torch.Generator().manual_seed(0), denoiser.schedule, []
+    rng = torch.Generator().manual_seed(0)
+    schedule = denoiser.schedule
+    effects = []
     y = torch.arange(min(denoiser.num_classes, 16), device=device)
     other = (y + 1) % denoiser.num_classes if denoiser.num_classes > 1 else torch.full_like(y, -1)
     for level in PROBE_LEVELS:
@@ -38,11 +40,7 @@ def label_effect(denoiser: Denoiser, shape: Sequence[int], device: torch.device 
 
 
 def check_conditioning(denoiser: Denoiser, shape: Sequence[int], device: torch.device | str = "cpu") -> None:
-    """Checks that a model with classes uses its class label.
-
-    Raises:
-        ValueError: its prediction is the same for all classes.
-    """
+    """Raises ValueError if a model with classes has the same prediction for all classes."""
     if denoiser.num_classes and not (effect := label_effect(denoiser, shape, device)) > 1e-6:
         raise ValueError(
             f"this model has {denoiser.num_classes} classes and ignores them: another class changes its prediction by "

@@ -85,7 +85,8 @@ def write_comparison(runs: Sequence[dict[str, Any]]) -> Path:
         elif len(states) > 1 or not title:
             title = [record["model"], *title]
         for plot in map(plot_from_json, record["plots"]):
-            name, number = plot.name, 1
+            name = plot.name
+            number = 1
             while (merged := merge_plots(plots.get(name, plot), plot)) is None:  # nats and bits have a figure each
                 number += 1
                 name = f"{plot.name}_{number}"

@@ -25,7 +25,8 @@ class JointEnergy(nn.Module, Energy, Classifier):  # type: ignore[misc]  # witho
         ValueError: a backbone with noise input, with a condition input, or without one output per class.
     """
 
-    normalized, has_null = False, True
+    normalized = False
+    has_null = True
 
     def __init__(self, backbone: Backbone):
         super().__init__()

@@ -7,7 +7,7 @@ A saved node may lack a key that its class has gained since. It then gets the va
 
 from typing import Any
 
-__all__ = ["current_name", "renamed_key", "stated", "updated"]
+__all__ = ["complete_new_config", "current_key", "current_name", "update_saved_config"]
 
 OPTIONS = {  # group: old option: new option
     "guidance": {
@@ -96,7 +96,7 @@ RENAMED_KEYS = {  # node: old key: new key
 } | {name: {"values": "quantization_levels"} for name in ("metric", "elbo", "ode", "exact", "density")}
 
 
-def renamed_key(key: str) -> str:
+def current_key(key: str) -> str:
     """The present name of a dotted key."""
     parent, _, name = key.rpartition(".")
     current = RENAMED_KEYS.get(parent.rpartition(".")[2], {}).get(name)
@@ -126,11 +126,11 @@ def fill_keys(value: Any, column: int) -> Any:
     return node | {key: pair[column] for key, pair in added.items() if key not in node}
 
 
-def updated(config: Any) -> Any:
+def update_saved_config(config: Any) -> Any:
     """A saved configuration, or a node of it, in the names of this version."""
     return fill_keys(config, 0)
 
 
-def stated(config: Any) -> Any:
+def complete_new_config(config: Any) -> Any:
     """A configuration of a new run, with the keys of ADDED that a configuration file of the user lacks."""
     return fill_keys(config, 1)

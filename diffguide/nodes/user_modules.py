@@ -18,7 +18,7 @@ from importlib.abc import MetaPathFinder
 from importlib.machinery import PathFinder
 from pathlib import Path
 
-__all__ = ["import_hint", "importing", "searching"]
+__all__ = ["allow_neighbour_imports", "import_hint", "search_user_modules"]
 
 VARIABLE = "DIFFGUIDE_OWN_MODULES"  # JSON of folders and names, for child processes
 
@@ -61,7 +61,7 @@ def current_finder() -> OwnModules | None:
 
 
 @contextmanager
-def searching(names: Iterable[str], folders: Iterable[str | Path]) -> Iterator[None]:
+def search_user_modules(names: Iterable[str], folders: Iterable[str | Path]) -> Iterator[None]:
     """Lets the modules of dotted names be found in some folders.
 
     Arguments:
@@ -84,7 +84,7 @@ def searching(names: Iterable[str], folders: Iterable[str | Path]) -> Iterator[N
 
 
 @contextmanager
-def importing(name: str) -> Iterator[None]:
+def allow_neighbour_imports(name: str) -> Iterator[None]:
     """Lets a module of the user import the modules beside it, during the import of a dotted name."""
     finder = current_finder()
     if finder is None or name.partition(".")[0] not in finder.names:

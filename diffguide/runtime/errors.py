@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-__all__ = ["InputError", "input_errors"]
+__all__ = ["InputError", "convert_input_errors"]
 
 
 class InputError(ValueError):
@@ -11,7 +11,7 @@ class InputError(ValueError):
 
 
 @contextmanager
-def input_errors(key: str) -> Iterator[None]:
+def convert_input_errors(key: str) -> Iterator[None]:
     """Converts a ValueError or OSError into an InputError whose message starts with a configuration key."""
     try:
         yield

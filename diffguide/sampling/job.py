@@ -14,9 +14,9 @@ from ..files.run_folders import BusyError, WriteError, create_version_dir, lock_
 from ..files.shards import START_FILE, ShardError, Shards
 from ..models.protocols import Denoiser
 from ..runtime.engine import Fabric
-from ..runtime.errors import InputError, input_errors
+from ..runtime.errors import InputError, convert_input_errors
 from ..runtime.signals import Interrupts, Stopped
-from ..runtime.versions import versions
+from ..runtime.versions import collect_versions
 from . import outputs
 from .run import SampleWriter, SamplingPlan, storage_spec
 
@@ -123,7 +123,10 @@ class SamplingJob:
         Raises:
             InputError: the folder cannot be written, or another process is writing to it.
         """
-        folder, header, file, problem = self.folder, self.header, self.plan.source.file, None
+        folder = self.folder
+        header = self.header
+        file = self.plan.source.file
+        problem = None
         if self.engine.is_global_zero:
             try:
                 if folder is None:
@@ -162,7 +165,7 @@ class SamplingJob:
             "network_evaluations": None,
             "potential_evaluations": None,
             "n": self.n,
-            "versions": versions(),
+            "versions": collect_versions(),
         }
 
     def fill(self, folder: Path, header: Mapping[str, Any]) -> None:
@@ -184,7 +187,7 @@ def preflight_sampling(job: SamplingJob) -> None:
         raise InputError(f"png=true needs images; {model_kind} makes vectors of shape {list(plan.shape)}")
     model = plan.source.model
     if plan.source.oracle is None and isinstance(model, Denoiser) and getattr(plan.guided, "uses_condition", False):
-        with input_errors("guidance"):
+        with convert_input_errors("guidance"):
             check_conditioning(model, plan.source.shape, job.engine.device)
     if job.folder is not None:
         now, before = job.identify_guides() or None, (job.header or {}).get("guides")

@@ -121,7 +121,8 @@ class SampleWriter:
         self.done = self.shards.n - sum(map(self.shards.count, missing))
         self.progress = Progress("sampling", self.shards.n, "images", self.done, silent=not self.engine.is_global_zero)
         for start in range(0, len(missing), world):
-            turn, failure = missing[start : start + world], None
+            turn = missing[start : start + world]
+            failure = None
             try:
                 if rank < len(turn):
                     with self.engine.autocast():

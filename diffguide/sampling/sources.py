@@ -86,11 +86,7 @@ class CheckpointSource(SampleSource):
         self.note = checkpoints.explain_untrained(loaded)
 
     def identity(self) -> dict[str, Any]:
-        return {
-            "checkpoint": str(self.file),
-            "checkpoint_sha256": hash_file(self.file),
-            "weights": self.weights,
-        }
+        return {"checkpoint": str(self.file), "checkpoint_sha256": hash_file(self.file), "weights": self.weights}
 
     def background(self, labels: Sequence[int]) -> ScatterBackground:
         return build_background(training_data(self.config), self.shape[0])
@@ -157,10 +153,6 @@ def training_data(config: dict) -> Tensor | None:
 
 
 def load_local_dataset(node: dict[str, Any]) -> Dataset:
-    """Builds the data set of a checkpoint's `dataset` node from local files, without downloading.
-
-    Raises:
-        ValueError: a class outside diffguide, or missing files.
-    """
+    """Builds a `dataset` node of a checkpoint from local files; ValueError for a class outside diffguide or missing files."""
     validate_config(node, "dataset")
     return construct(node | ({"download": False} if "download" in node else {}), "dataset", ())

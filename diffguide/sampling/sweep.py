@@ -109,7 +109,8 @@ def write_comparisons(
     Raises:
         NoTradeoff: they cannot be measured.
     """
-    headers, n = [job["header"] for job in jobs], sorted({len(run.labels) for run in runs})
+    headers = [job["header"] for job in jobs]
+    n = sorted({len(run.labels) for run in runs})
     if all("oracle" in header for header in headers):
         panels, curve_panels = tradeoff_plot.oracle_panels(columns)
         note = f"compared with exact samples of the oracle, n = {n[0]}" + (f" to {n[-1]}" if len(n) > 1 else "")

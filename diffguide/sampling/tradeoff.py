@@ -17,7 +17,7 @@ from ..evaluation.quality.precision_recall import DC_NEIGHBOURS, count_repeated,
 from ..figures.curves import MIN_PRECISION
 from ..files import safetensors as archives
 from ..files.shards import read_rows
-from ..nodes.old_names import updated
+from ..nodes.old_names import update_saved_config
 from ..randomness import fold
 from .sources import load_local_dataset
 
@@ -143,7 +143,7 @@ def load_training_set(checkpoints: Sequence[str], moved: Mapping[str, str]) -> D
         ValueError: they were trained on several data sets, or it is not available.
     """
     facts = [archives.read_metadata(Path(file)) for file in dict.fromkeys(checkpoints)]
-    nodes = [updated(fact["config"]).get("dataset") for fact in facts]
+    nodes = [update_saved_config(fact["config"]).get("dataset") for fact in facts]
     if any(node != nodes[0] for node in nodes):
         raise NoTradeoff("the models were trained on different data")
     record = facts[0].get("data")
@@ -168,11 +168,7 @@ def train_label_classifier(data: Dataset) -> LabelClassifier | None:
 
 
 def check_count(count: int) -> int:
-    """The number of samples of each run to compare.
-
-    Raises:
-        NoTradeoff: too few.
-    """
+    """The number of samples of each run to compare; NoTradeoff if there are too few."""
     if count < MIN_SAMPLES:
         raise NoTradeoff(f"fidelity and diversity need at least {MIN_SAMPLES} samples per run, got n={count}")
     return min(count, MAX_COMPARED)

@@ -103,7 +103,8 @@ def tradeoff_figure(
     for axis, panel in zip(axes, panels):
         for number, (method, members) in enumerate(methods.items()):
             x, y = ([columns[index][name] for index in members] for name in (panel.x, panel.y))
-            color, marker = f"C{number % 10}", MARKERS[number // 10 % len(MARKERS)]
+            color = f"C{number % 10}"
+            marker = MARKERS[number // 10 % len(MARKERS)]
             axis.plot(x, y, label=method, color=color, marker=marker, markersize=5, linewidth=1)
             for index, point in zip(members, zip(x, y)):
                 if all(map(math.isfinite, point)):

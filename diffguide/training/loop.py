@@ -1,6 +1,6 @@
 """The training loop. Lengths are in images, so that they do not depend on the batch size."""
 
-import math
+import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -13,6 +13,7 @@ from ..checkpoints.extension import EXTEND
 from ..datasets import Dataset
 from ..objectives import Diverged, Objective
 from ..runtime.engine import Fabric, build_fabric
+from ..runtime.ranges import check_range, check_whole
 from ..runtime.signals import Interrupts
 from .learning_rates import LearningRatePlan
 from .state import TrainingRun
@@ -20,19 +21,6 @@ from .state import TrainingRun
 __all__ = ["Diverged", "Training"]
 
 ADAMW = partial(torch.optim.AdamW, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
-COUNTS = (
-    "images",
-    "batch_size",
-    "accumulate",
-    "ema_images",
-    "log_images",
-    "validation_images",
-    "checkpoint_images",
-    "sample_images",
-    "keep_checkpoints",
-)
-MIN_COUNTS = dict.fromkeys(COUNTS, 1) | {"warmup_images": 0}
-MAX_VALUES = {"learning_rate": math.inf, "max_grad_norm": math.inf, "extend_rate": 1.0}
 
 
 @dataclass(eq=False)
@@ -79,15 +67,12 @@ class Training:
     extend_rate: float = 0.5
 
     def __post_init__(self) -> None:
-        for name, minimum in MIN_COUNTS.items():
-            count = getattr(self, name)
-            if not isinstance(count, int) or count < minimum:
-                raise ValueError(f"{name} must be a whole number of at least {minimum}, got {count!r}")
-        for name, maximum in MAX_VALUES.items():
-            value = getattr(self, name)
-            if not isinstance(value, int | float) or not 0 < value <= maximum or math.isinf(value):
-                limit = "" if math.isinf(maximum) else f" of at most {maximum:g}"
-                raise ValueError(f"{name} must be a positive number{limit}, got {value!r}")
+        for field in dataclasses.fields(self):
+            if field.type is int:
+                check_whole(field.name, getattr(self, field.name), 0 if field.name == "warmup_images" else 1)
+        check_range("learning_rate", self.learning_rate, "(0, inf)")
+        check_range("max_grad_norm", self.max_grad_norm, "(0, inf)")
+        check_range("extend_rate", self.extend_rate, "(0, 1]")
         if self.extend not in EXTEND:
             raise ValueError(f"extend must be {', '.join(EXTEND[:-1])} or {EXTEND[-1]}, got {self.extend!r}")
 
@@ -100,11 +85,7 @@ class Training:
         return 0.5 ** (self.batch_size / max(min(self.ema_images, images / 10), 1e-9))
 
     def share(self, devices: int) -> int:
-        """Images per device and micro-step.
-
-        Raises:
-            ValueError: a batch that the devices cannot share.
-        """
+        """Images per device and micro-step; ValueError if the devices cannot share a batch."""
         share, rest = divmod(self.batch_size, devices * self.accumulate)
         if rest or not share:
             raise ValueError(
@@ -113,11 +94,7 @@ class Training:
         return share
 
     def make_optimizer(self, objective: Objective) -> torch.optim.Optimizer:
-        """Builds the optimiser of an objective's parameters.
-
-        Raises:
-            ValueError: arguments that the optimiser does not support.
-        """
+        """Builds the optimiser of an objective's parameters; ValueError for arguments that it does not support."""
         try:
             return self.optimizer(objective.parameters(), lr=self.learning_rate)
         except (TypeError, ValueError, IndexError) as error:

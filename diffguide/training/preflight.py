@@ -11,7 +11,7 @@ from ..checkpoints.validation import CheckpointError, check_facts
 from ..datasets.base import fetch_examples
 from ..models.protocols import Denoiser, Energy
 from ..randomness import Noise
-from ..runtime.errors import InputError, input_errors
+from ..runtime.errors import InputError, convert_input_errors
 from ..samplers import SamplingError
 from .job import TrainingJob
 
@@ -26,12 +26,14 @@ def preflight(job: TrainingJob) -> None:
     Raises:
         InputError: parts that do not fit each other; includes the message of the network.
     """
-    model, guided, times = job.objective.model, None, None
+    model = job.objective.model
+    guided = None
+    times = None
     if job.generates and isinstance(model, Denoiser | Energy):
-        with input_errors("sampler"):
+        with convert_input_errors("sampler"):
             guided = job.add_guidance(model, "cpu")
             times = job.sampler.times(guided)
-    with input_errors("training"):
+    with convert_input_errors("training"):
         job.training.share(job.engine.world_size)
         job.training.make_optimizer(job.objective)
     check_network(job)
@@ -54,7 +56,7 @@ def check_network(job: TrainingJob) -> None:
             f"backbone.{key} is {classes}, but the data have {len(data.class_names)} classes (0 = unconditional)"
         )
     rows = torch.arange(min(CHECKED_EXAMPLES, len(data.train.y)))
-    with input_errors("objective"):
+    with convert_input_errors("objective"):
         job.objective.check(data.preprocess(fetch_examples(data.train, rows)[0]))
     x, y = fetch_examples(data.train, torch.tensor([0, 0]))
     try:

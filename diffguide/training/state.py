@@ -80,7 +80,9 @@ class TrainingRun:
         assert isinstance(averaged, Objective)
         self.averaged = averaged
         self.meter, self.losses = Meter(), list[Loss]()
-        self.images, self.plan, self.data_record = 0, training.plan(), provenance.record(self.data)
+        self.images = 0
+        self.plan = training.plan()
+        self.data_record = provenance.record(self.data)
         notice = "" if self.resume is None else self.restore(self.resume)
         self.open_files()
         self.source = self.open_batches()
@@ -202,11 +204,7 @@ class TrainingRun:
         self.meter.reset()
 
     def validate(self) -> float:
-        """Measures and writes the held-out loss of the averaged weights.
-
-        Raises:
-            Diverged: it is not finite.
-        """
+        """Measures and writes the held-out loss of the averaged weights; Diverged if it is not finite."""
         batch_size = min(self.training.batch_size, 500)
         losses = held_out_loss(self.averaged, self.data, self.seed, self.engine.device, batch_size)
         loss = float(losses.per_example.mean())

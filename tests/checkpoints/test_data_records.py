@@ -219,7 +219,7 @@ def test_old_names_of_keys_are_accepted(tmp_path, command):
     """dataset.root of a download, typed and in a file of the user; the run states the new keys."""
     typed, written = ["dataset=mnist", "dataset.root=nowhere"], ["--config-dir", "conf", "dataset=mine"]
     for line, notices in (
-        (typed, ["dataset.root is now dataset.path; the old name goes with the next version"]),
+        (typed, ["dataset.root is now dataset.path; the next version removes the old name"]),
         (written, []),
     ):
         (tmp_path / "conf/dataset").mkdir(parents=True, exist_ok=True)

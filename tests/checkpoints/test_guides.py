@@ -160,7 +160,7 @@ def test_a_classifier_must_be_given(runs, command):
     (["experiment=digits_classifier", "backbone.out_features=4"], "out_features is 4, but the data have 10"),
     (["experiment=energy_digits", "backbone.out_features=4"], "out_features is 4, but the data have 10"),
     (["backbone.num_classes=4"], "num_classes is 4, but the data have 10"),
-    (["backbone=unet_encoder", "guidance=none"], "the network's output"),
+    (["backbone=unet_encoder", "guidance=none"], "output of the network"),
 ])  # fmt: skip
 def test_networks_that_do_not_fit_the_objective(tmp_path, command, arguments, sentence):
     done = command(train, *arguments, *SMALL, at=tmp_path)

@@ -10,7 +10,7 @@ import torch
 import diffguide
 from diffguide.files.safetensors import read_sealed
 from diffguide.models.protocols import Denoiser, Energy
-from diffguide.nodes.old_names import current_name, updated
+from diffguide.nodes.old_names import current_name, update_saved_config
 
 OLD = Path(__file__).parent / "old"
 EXPECTED = json.loads((OLD / "expected.json").read_text())
@@ -37,4 +37,4 @@ def test_every_old_name_has_a_new_one(target):
     module, _, attribute = name.rpartition(".")
     found = getattr(import_module(module), attribute)
     assert f"{found.__module__}.{found.__qualname__}" == name
-    assert updated({"part": [{"_target_": target}]})["part"][0]["_target_"] == name
+    assert update_saved_config({"part": [{"_target_": target}]})["part"][0]["_target_"] == name

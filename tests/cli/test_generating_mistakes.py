@@ -26,10 +26,7 @@ from diffguide.train import main as train
 LEVELS = ["backbone=unet_levels", "guidance=none", "sampler=ddim"]
 TRAIN = {
     "another network": (["objective=cdm", "backbone=unet"], "use backbone=unet_levels"),
-    "another network of a joint energy": (
-        ["objective=jem", "backbone=unet"],
-        "use backbone=convnet",
-    ),
+    "another network of a joint energy": (["objective=jem", "backbone=unet"], "use backbone=convnet for images"),
     "levels of another objective": (
         ["backbone=unet_levels", "objective=v"],
         "objective=cdm, cdm_ce, cdm_mse, nce, tre",
@@ -39,25 +36,19 @@ TRAIN = {
     "text for a prior": (["objective=cdm", *LEVELS, "objective.prior=even"], "must be a list, each a number or null"),
     "schedule that ends too early": (["objective=cdm", *LEVELS, "schedule.log_snr_min=-3"], "schedule.log_snr_min=-10"),
     "more steps than levels": (["objective=tre", *LEVELS, "sampler.steps=18"], "take sampler.steps=10 at most"),
-    "sampler off the levels": (["objective=cdm", *LEVELS, "sampler=dpm2"], "sampler=ddim"),
+    "sampler off the levels": (["objective=cdm", *LEVELS, "sampler=dpm2"], "sampler=ddim, or heun without churn"),
     "values of continuous data": (
         ["experiment=cdm_gmm2d", "objective.quantization_levels=17"],
         "quantization_levels=17",
     ),
     "values of other data": (
         ["objective=tre", *LEVELS, "sampler.steps=10", "objective.quantization_levels=256"],
-        "take 17 for digits",
+        "17 for digits",
     ),
-    "label dropout of an energy": (
-        ["experiment=jem_digits", "p_uncond=0.1"],
-        "p_uncond=0.1 has no effect",
-    ),
-    "network without levels": (["experiment=energy_digits", "backbone=convnet"], "backbone=unet_joint"),
+    "label dropout of an energy": (["experiment=jem_digits", "p_uncond=0.1"], "p_uncond=0.1 has no effect"),
+    "network without levels": (["experiment=energy_digits", "backbone=convnet"], "use backbone=unet_joint"),
     "vectors for images": (["objective=cdm", "backbone=mlp_levels"], "unet_levels in place of mlp_levels"),
-    "images for vectors": (
-        ["objective=nce", "dataset=gmm2d"],
-        "mlp_levels in place of unet_levels",
-    ),
+    "images for vectors": (["objective=nce", "dataset=gmm2d"], "mlp_levels in place of unet_levels"),
 }
 
 

@@ -46,7 +46,7 @@ def test_every_key_has_its_comment_and_every_group_is_of_the_command(tmp_path, c
 
 
 @pytest.mark.parametrize("said, shown, hidden", [
-    ("dataset=image_folder", ["dataset.path=... must be given: the folder", "dataset.size=64 side of what"], "backbone"),
+    ("dataset=image_folder", ["dataset.path=... must be given: the folder", "dataset.size=64 side of "], "backbone"),
     ("guidance=apg", ["guidance/rule=apg", "guidance.rule.norm_threshold=15 largest", "guidance.interval=[0,inf]"], "seed"),
     ("sampler=heun", ["sampler.steps=18 steps from noise to data", "sampler.grid.rho=7 exponent"], "guidance"),
     ("objective/weight=p2", ["objective.weight.gamma=1 how strongly", "objective.weight.k=1"], "objective.p_uncond"),

@@ -128,7 +128,7 @@ def test_an_installed_module_is_never_shadowed(at, command):
     (at / "half_guide.py").write_text(HALF + "\nimport json\nassert json.loads('1') == 1\n")
     done = command(sample, *OWN, "guidance=mine", "oracle=gmm2d", "n=2", "sampler.steps=2", at=at)
     assert done.code == 0, done.err
-    with own_modules.searching(["half_guide.Half"], [at]):
+    with own_modules.search_user_modules(["half_guide.Half"], [at]):
         with pytest.raises(ModuleNotFoundError):
             __import__("besides_nothing")
         with pytest.raises(ModuleNotFoundError):
@@ -145,8 +145,8 @@ from diffguide.nodes import user_modules as own_modules
 def look(value, queue):
     queue.put((type(value).__module__, value.share()))
 if __name__ == "__main__":
-    with own_modules.searching(["readers.Reader"], [{str(at)!r}]):
-        with own_modules.importing("readers.Reader"):
+    with own_modules.search_user_modules(["readers.Reader"], [{str(at)!r}]):
+        with own_modules.allow_neighbour_imports("readers.Reader"):
             from readers import Reader
         context = multiprocessing.get_context({method!r})
         queue = context.Queue()

@@ -180,9 +180,9 @@ def test_an_exception_in_a_function_of_the_user_is_one_line(tmp_path, command, m
 
 
 @pytest.mark.parametrize("chosen, sentence", [
-    (["guidance=cfg", "labels=null"], "labels=null"),
-    (["guidance=cfg", "guidance.interval=[100,200]"], "noise levels 80 to "),
-    (["guidance=potential", "guidance.interval=[0,0.001]", "sampler=dpm2"], "noise levels"),
+    (["guidance=cfg", "labels=null"], "remove labels=null"),
+    (["guidance=cfg", "guidance.interval=[100,200]"], "none of the noise levels 80 to "),
+    (["guidance=potential", "guidance.interval=[0,0.001]", "sampler=dpm2"], "none of the noise levels"),
     (["guidance=cfg"], None), (["guidance=none", "labels=null"], None), (["guidance=potential", "labels=null"], None),
     (["guidance=negative", "guidance.condition=1", "labels=null"], None),
 ])  # fmt: skip

@@ -294,9 +294,9 @@ def test_a_model_without_a_null_condition_needs_labels(digits, law, monkeypatch)
 
 
 @pytest.mark.parametrize("changed, message", [
-    ({"count": 9}, "count must be at least 10, got 9"), ({"subsets": 0}, "subsets must be at least 1, got 0"),
-    ({"subset_size": 1}, "subset_size must be at least 2, got 1"), ({"splits": 0}, "splits must be at least 1, got 0"),
-    ({"compared": 5}, "compared must be at least 10, got 5"), ({"labels": "all"}, "labels must be balanced, data or null"),
+    ({"count": 9}, "count .*got 9"), ({"subsets": 0}, "subsets .*got 0"),
+    ({"subset_size": 1}, "subset_size .*got 1"), ({"splits": 0}, "splits .*got 0"),
+    ({"compared": 5}, "compared .*got 5"), ({"labels": "all"}, "labels .*balanced"),
     ({"reference": "tset"}, "reference must be train, validation or test, got 'tset'"),
 ])  # fmt: skip
 def test_values_out_of_range(changed, message):

@@ -152,7 +152,7 @@ def test_examples_without_a_class_are_ignored_in_training():
 
 @pytest.mark.parametrize("steps, seed", [(0, 0), (1, -1)])
 def test_steps_and_seed_out_of_range_raise(steps, seed):
-    with pytest.raises(ValueError, match="steps .* seed"):
+    with pytest.raises(ValueError, match="steps|seed"):
         Local(steps, seed, None)
 
 

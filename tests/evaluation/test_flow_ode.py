@@ -150,7 +150,7 @@ def test_infinite_ends_large_traces_and_missing_noise_raise():
         (lambda: Hutchinson(0), "probes"),
         (lambda: FixedGrid(0), "steps"),
         (lambda: Adaptive(0.0, 0.0, 100), "atol"),
-        (lambda: Adaptive(1e-3, 0.0, 8), "max_evaluations=8"),
+        (lambda: Adaptive(1e-3, 0.0, 8), "max_evaluations"),
     ],
 )
 def test_traces_and_solvers_check_their_arguments(build, key):

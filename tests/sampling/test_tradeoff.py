@@ -18,7 +18,7 @@ from diffguide.datasets import Digits
 from diffguide.figures import curves
 from diffguide.figures.plot_spec import Panel as PlotPanel
 from diffguide.figures.plot_spec import Plot
-from diffguide.nodes.old_names import updated
+from diffguide.nodes.old_names import update_saved_config
 from diffguide.sample import main
 from diffguide.sampling import tradeoff
 from diffguide.sampling.sources import load_local_dataset
@@ -204,7 +204,7 @@ def test_data_sets_are_loaded_from_local_files_only():
     node = {"_target_": "diffguide.datasets.digits.Digits", "channels": 1, "size": 8, "num_classes": 10}
     assert torch.equal(load_local_dataset(node).validation.y, torch.from_numpy(load_digits().target[1000:1350]))
     with pytest.raises(ValueError, match="dataset.path is data"):
-        load_local_dataset(updated(MNIST))
+        load_local_dataset(update_saved_config(MNIST))
 
 
 def run(method: str, scale: str) -> SweepRun:

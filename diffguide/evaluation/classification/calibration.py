@@ -5,16 +5,10 @@ from torch import Tensor
 
 from ...randomness import fold
 
-__all__ = ["calibration_error", "check_bins"]
+__all__ = ["calibration_error"]
 
 BOOTSTRAP_PURPOSE = 4  # purpose of the seed
 NUM_RESAMPLES = 200  # for the standard error
-
-
-def check_bins(bins: int) -> None:
-    """Raises ValueError unless there are 1 to 1000 bins of confidence."""
-    if not 1 <= bins <= 1000:
-        raise ValueError(f"bins must be 1 to 1000, got {bins}")
 
 
 def calibration_error(confidence: Tensor, correct: Tensor, bins: int, seed: int) -> tuple[float, float]:

@@ -8,6 +8,7 @@ from ...figures.plot_spec import Panel, Plot
 from ...models.level_classifier import LevelClassifier
 from ...objectives.cdm import add_uniform_noise, level_terms
 from ...randomness import Noise
+from ...runtime.ranges import check_whole
 from ..class_conditional import ClassConditionalMetric
 from ..metric import EvalContext, MetricResult, mean
 
@@ -27,13 +28,13 @@ class LevelAccuracy(ClassConditionalMetric):
         bands: of equally many levels, for the curve, at least 1.
     """
 
-    name, needs = "levels", (LevelClassifier,)
+    name = "levels"
+    needs = (LevelClassifier,)
 
     def __init__(self, draws: int = 8, conditional: bool = True, bands: int = 20):
-        if draws < 1 or bands < 1:
-            raise ValueError(f"draws and bands must be at least 1, got {draws} and {bands}")
         super().__init__(conditional)
-        self.draws, self.bands = draws, bands
+        self.draws = check_whole("draws", draws, 1)
+        self.bands = check_whole("bands", bands, 1)
 
     def measure(self, context: EvalContext) -> MetricResult:
         model = context.require(LevelClassifier)

@@ -15,11 +15,12 @@ from ...datasets.base import fetch_examples
 from ...figures.plot_spec import Panel, Plot
 from ...files.run_folders import write_atomically
 from ...models.protocols import Classifier
+from ...runtime.ranges import check_whole
 from ..metric import EvalContext, Figure, Metric, MetricResult, mean
 from ..noise_levels import time_of_log_snr
-from .calibration import calibration_error, check_bins
+from .calibration import calibration_error
 
-__all__ = ["Classification", "ClassifierAnswers", "accuracies", "classify", "write_accuracy"]
+__all__ = ["Classification", "ClassPredictions", "accuracies", "classify", "write_accuracy"]
 
 MAX_EXAMPLES = 1000  # of a plot
 CLASSIFY_BATCH = 250  # examples at a time
@@ -27,8 +28,8 @@ DATA_LEVEL = (0.0,)  # the one noise level of a model without noise levels
 PLOT_LEVELS = (0.03, 0.1, 0.2, 0.4, 0.7, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0)  # noise levels sigma / alpha
 
 
-class ClassifierAnswers(NamedTuple):
-    """The answers of a classifier for N examples at L noise levels, each [L, N] float64.
+class ClassPredictions(NamedTuple):
+    """The predictions of a classifier for N examples at L noise levels, each [L, N] float64.
 
     nll: -log p(y | x_t) of the true class, nats. confidence: the largest p. correct: 1 if its class is the true one, else 0.
     """
@@ -50,21 +51,22 @@ def find_time(classifier: Classifier, noise_level: float) -> tuple[Tensor, Tenso
 @torch.no_grad()
 def classify(
     classifier: Classifier, x_0: Tensor, y: Tensor, noise_levels: Sequence[float], eps: Tensor
-) -> ClassifierAnswers:
-    """The answers of a classifier for x_0 with the same eps at every noise level.
+) -> ClassPredictions:
+    """The predictions of a classifier for x_0 with the same eps at every noise level.
 
     Arguments:
         x_0, eps: [N, ...], on the device of the classifier.
         y: classes [N].
         noise_levels: sigma / alpha, see `find_time`; DATA_LEVEL for a classifier without schedule.
     """
-    true, answers = y.cpu(), []
+    true = y.cpu()
+    predictions = []
     for level in noise_levels:
         x_t, t = add_noise(classifier, x_0, eps, level)
         log_prob = torch.cat([classifier.log_prob(part, t) for part in x_t.split(CLASSIFY_BATCH)]).cpu().double()
         confidence, answer = log_prob.max(1)
-        answers.append([-log_prob.gather(1, true[:, None])[:, 0], confidence.exp(), (answer == true).double()])
-    return ClassifierAnswers(*(torch.stack(part) for part in zip(*answers)))
+        predictions.append([-log_prob.gather(1, true[:, None])[:, 0], confidence.exp(), (answer == true).double()])
+    return ClassPredictions(*(torch.stack(part) for part in zip(*predictions)))
 
 
 def add_noise(classifier: Classifier, x_0: Tensor, eps: Tensor, level: float) -> tuple[Tensor, Tensor | None]:
@@ -123,14 +125,16 @@ class Classification(Metric):
         bins: of confidence, for the calibration error, 1 to 1000.
     """
 
-    name, needs, labels = "classification", (Classifier,), True
+    name = "classification"
+    needs = (Classifier,)
+    labels = True
 
     def __init__(self, noise_levels: Sequence[float] = PLOT_LEVELS, bins: int = 15):
         ends = [0.0, *noise_levels, math.inf]
         if not noise_levels or not all(low < high for low, high in zip(ends, ends[1:])):
             raise ValueError(f"noise_levels must be increasing finite numbers above 0, got {list(noise_levels)}")
-        check_bins(bins)
-        self.noise_levels, self.bins = list(noise_levels), bins
+        self.noise_levels = list(noise_levels)
+        self.bins = check_whole("bins", bins, 1, 1000)
 
     def check(self, context: EvalContext) -> None:
         super().check(context)
@@ -139,21 +143,22 @@ class Classification(Metric):
 
     def measure(self, context: EvalContext) -> MetricResult:
         batches = context.compute_batches(lambda first: self.classify_batch(context, first))
-        answers = ClassifierAnswers(
-            *(torch.from_numpy(numpy.concatenate(batches[name], axis=1)) for name in ClassifierAnswers._fields)
+        predictions = ClassPredictions(
+            *(torch.from_numpy(numpy.concatenate(batches[name], axis=1)) for name in ClassPredictions._fields)
         )
-        curve, levels = [], self.levels(context)
+        curve = []
+        levels = self.levels(context)
         for index, level in enumerate(levels):
             row: dict[str, float | None] = {"noise_level": level}
-            for name, figure in self.level_figures(answers, index, context.seed).items():
+            for name, figure in self.level_figures(predictions, index, context.seed).items():
                 row |= {name: figure.value, f"{name}_se": figure.standard_error}
             curve.append(row)
-        figures = self.level_figures(answers, 0, context.seed)
+        figures = self.level_figures(predictions, 0, context.seed)
         if levels != DATA_LEVEL:
-            figures["accuracy_all_levels"] = mean(answers.correct.mean(0), "share")
-            figures["nll_all_levels"] = mean(answers.nll.mean(0), "nats")
+            figures["accuracy_all_levels"] = mean(predictions.correct.mean(0), "share")
+            figures["nll_all_levels"] = mean(predictions.nll.mean(0), "nats")
         classes = context.class_names
-        correct_of = {name: answers.correct[0][context.labels == label] for label, name in enumerate(classes)}
+        correct_of = {name: predictions.correct[0][context.labels == label] for label, name in enumerate(classes)}
         details = {"accuracy_per_class": {name: float(part.mean()) for name, part in correct_of.items() if len(part)}}
         at = "the data, without noise" if levels == DATA_LEVEL else f"noise level {levels[0]:g} unless stated otherwise"
         cost = sum(map(float, batches["took"])) / context.n / len(levels)
@@ -174,18 +179,18 @@ class Classification(Metric):
         return DATA_LEVEL if classifier.schedule is None else self.noise_levels
 
     def classify_batch(self, context: EvalContext, first: int) -> dict[str, numpy.ndarray]:
-        """The answers for a batch, and the seconds that they took."""
+        """The predictions for a batch, and the seconds that they took."""
         x_0, y = context.batch(first)
         eps = context.noise(first).normal(0.0, 0)
         started = time.perf_counter()
-        answers = classify(context.require(Classifier), x_0, y, self.levels(context), eps)
+        predictions = classify(context.require(Classifier), x_0, y, self.levels(context), eps)
         seconds = time.perf_counter() - started
-        return {name: part.numpy() for name, part in answers._asdict().items()} | {"took": numpy.array(seconds)}
+        return {name: part.numpy() for name, part in predictions._asdict().items()} | {"took": numpy.array(seconds)}
 
-    def level_figures(self, answers: ClassifierAnswers, index: int, seed: int) -> dict[str, Figure]:
+    def level_figures(self, predictions: ClassPredictions, index: int, seed: int) -> dict[str, Figure]:
         """The figures of one noise level."""
-        correct, nll = answers.correct[index], answers.nll[index]
-        value, error = calibration_error(answers.confidence[index], correct, self.bins, seed)
+        correct, nll = predictions.correct[index], predictions.nll[index]
+        value, error = calibration_error(predictions.confidence[index], correct, self.bins, seed)
         return {
             "accuracy": mean(correct, "share"),
             "nll": mean(nll, "nats"),

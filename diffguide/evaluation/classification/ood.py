@@ -66,7 +66,8 @@ class OODScore:
 class DensityScore(OODScore):
     """log p(x), up to a constant."""
 
-    name, needs = "density", LogDensity
+    name = "density"
+    needs = LogDensity
 
     def __call__(self, model, t: Tensor | None, x: Tensor) -> Tensor:
         with torch.no_grad():
@@ -76,7 +77,8 @@ class DensityScore(OODScore):
 class ConfidenceScore(OODScore):
     """max_y p(y | x): Hendrycks & Gimpel 2017, arXiv 1610.02136; as log-odds, which are not rounded near p = 1."""
 
-    name, needs = "confidence", Classifier
+    name = "confidence"
+    needs = Classifier
 
     def __call__(self, model, t: Tensor | None, x: Tensor) -> Tensor:
         with torch.no_grad():
@@ -89,7 +91,8 @@ class ConfidenceScore(OODScore):
 class SlopeScore(OODScore):
     """-|grad log p(x)|: the gradient is small where the model has mass, Grathwohl et al. 2020, section 5.3.3."""
 
-    name, needs = "slope", LogDensity
+    name = "slope"
+    needs = LogDensity
 
     def __call__(self, model, t: Tensor | None, x: Tensor) -> Tensor:
         with torch.no_grad():

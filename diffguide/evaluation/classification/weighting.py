@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ...runtime.ranges import check_finite, check_range
 from ...schedules import Schedule
 
 __all__ = ["Bell", "Even", "Exact", "Piecewise", "Spacing", "UniformTimeWeighting", "Weighting"]
@@ -19,11 +20,7 @@ class Weighting:
     """Base of the weights. w = 1: half a squared error is one nat per unit of log-SNR."""
 
     def support(self, schedule: Schedule) -> tuple[float, float]:
-        """The range (low, high) of log-SNR in which the weight is not 0.
-
-        Raises:
-            ValueError: it is empty or infinite.
-        """
+        """The range (low, high) of log-SNR in which the weight is not 0; ValueError if it is empty or infinite."""
         low, high = schedule.log_snr_min, schedule.log_snr_max
         if not -torch.inf < low < high < torch.inf:
             raise ValueError(
@@ -52,7 +49,7 @@ class UniformTimeWeighting(Weighting):
     """w = (log_snr_max - log_snr_min) / |d log_snr / dt|: uniform in time, with mean 1 over log-SNR.
 
     Li et al. 2023, arXiv 2303.16203; their logits, the mean squared error over times, have the temperature
-    (log_snr_max - log_snr_min) / 2. It is not the likelihood: the answers depend on the schedule.
+    (log_snr_max - log_snr_min) / 2. It is not the likelihood: the predictions depend on the schedule.
     """
 
     def __call__(self, log_snr: Tensor, schedule: Schedule) -> Tensor:
@@ -128,11 +125,8 @@ class Bell(Spacing):
     """
 
     def __init__(self, centre: float = 2.0, width: float = 2.0):
-        if not 0 < width < torch.inf:
-            raise ValueError(f"spacing.width must be a positive number, got {width:g}")
-        if not -torch.inf < centre < torch.inf:
-            raise ValueError(f"spacing.centre must be a finite number, got {centre:g}")
-        self.centre, self.width = float(centre), float(width)
+        self.centre = check_finite("spacing.centre", centre)
+        self.width = check_range("spacing.width", width, "(0, inf)")
 
     def __call__(self, u: Tensor, low: float, high: float) -> tuple[Tensor, Tensor]:
         first, last = (torch.tensor((end - self.centre) / self.width).double().sigmoid() for end in (low, high))

@@ -18,18 +18,20 @@ from torch import Tensor
 
 from ...models.protocols import Denoiser
 from ...randomness import Noise, fold
+from ...runtime.ranges import check_range, check_whole
 from ..noise_levels import time_of_log_snr
 from ..parts import MetricError
 from .weighting import Bell, Piecewise, Spacing, Weighting
 
-__all__ = ["Budget", "ZeroShot", "ZeroShotAnswers"]
+__all__ = ["Budget", "ZeroShot", "ZeroShotPredictions"]
 
+Report = Callable[[float], None]  # called with the fraction of the work that is done
 LEVEL_PURPOSE = 1  # purpose of an image's seed, besides its noise
 STAGES = ((8, 4), (16, 3), (32, 2), (64, 2), (128, 2), (256, 2))  # (evaluations, classes that remain after them)
 GOLDEN_RATIO = (math.sqrt(5) - 1) / 2  # its first k multiples modulo 1 are evenly spaced for any k
 MARKS = tuple(
     digit * 10**power for power in range(6) for digit in (1, 2, 5)
-)  # evaluations at which answers are recorded
+)  # evaluations at which predictions are recorded
 
 
 class Budget:
@@ -52,8 +54,7 @@ class Budget:
     """
 
     def __init__(self, evaluations: int = 400, stages: Sequence[Sequence[int]] = STAGES, margin: float | None = 3.0):
-        if evaluations < 1:
-            raise ValueError(f"evaluations must be at least 1, got {evaluations}")
+        self.evaluations = check_whole("evaluations", evaluations, 1)
         pairs = [list(stage) for stage in stages]
         ends = [0, *(pair[0] for pair in pairs)]
         if any(len(pair) != 2 or pair[1] < 1 for pair in pairs) or any(a >= b for a, b in zip(ends, ends[1:])):
@@ -64,7 +65,7 @@ class Budget:
             raise ValueError(f"margin must be at least 0 and needs stages, got {margin:g} and {len(stages)} stages")
         if margin is not None and pairs[0][0] < 2:
             raise ValueError(f"a margin needs at least 2 evaluations before the first stage, got {pairs[0][0]}")
-        self.evaluations, self.margin = int(evaluations), margin
+        self.margin = margin
         self.stages = [(last, keep) for last, keep in pairs if last < evaluations]
 
     def segments(self) -> list[tuple[int, int, int | None]]:
@@ -86,7 +87,9 @@ class Budget:
 
     def max_evaluations(self, classes: int) -> float:
         """The maximum number of evaluations of an image, per class."""
-        spent, remaining, first = 0, classes, 0
+        spent = 0
+        remaining = classes
+        first = 0
         for last, keep in [*self.stages, (self.evaluations, 1)]:
             spent += remaining * (last - first)
             remaining = min(remaining, keep)
@@ -94,8 +97,8 @@ class Budget:
         return spent / classes
 
 
-class ZeroShotAnswers(NamedTuple):
-    """The answers for N images.
+class ZeroShotPredictions(NamedTuple):
+    """The predictions for N images.
 
     log_prob: [N, C] normalised log-probabilities, float64.
     evaluations: [N] network evaluations of each image, over all classes.
@@ -109,8 +112,8 @@ class ZeroShotAnswers(NamedTuple):
     spent: Tensor
 
     @classmethod
-    def concatenate(cls, parts: Sequence["ZeroShotAnswers"]) -> "ZeroShotAnswers":
-        """The answers for the images of all parts."""
+    def concatenate(cls, parts: Sequence["ZeroShotPredictions"]) -> "ZeroShotPredictions":
+        """The predictions for the images of all parts."""
         log_prob, evaluations, running, spent = zip(*parts)
         return cls(torch.cat(log_prob), torch.cat(evaluations), torch.cat(running, 1), torch.cat(spent, 1))
 
@@ -130,7 +133,7 @@ class ZeroShot:
         spacing: of the log-SNRs at which the integral is evaluated; None = `Bell()`.
         budget: number of evaluations; None = `Budget()`.
         temperature: T, positive; 1 = the likelihood of the network.
-        chunk: network evaluations in one batch, at least 1; does not change the answers.
+        chunk: network evaluations in one batch, at least 1; does not change the predictions.
     """
 
     def __init__(
@@ -141,15 +144,11 @@ class ZeroShot:
         temperature: float = 1.0,
         chunk: int = 640,
     ):
-        if not 0 < temperature < math.inf:
-            raise ValueError(f"temperature must be a positive number, got {temperature:g}")
-        if chunk < 1:
-            raise ValueError(f"chunk must be at least 1, got {chunk}")
         self.weighting = weighting or Piecewise()
         self.spacing = spacing or Bell()
         self.budget = budget or Budget()
-        self.temperature = float(temperature)
-        self.chunk = int(chunk)
+        self.temperature = check_range("temperature", temperature, "(0, inf)")
+        self.chunk = check_whole("chunk", chunk, 1)
 
     @torch.no_grad()
     def __call__(
@@ -158,9 +157,9 @@ class ZeroShot:
         x_0: Tensor,
         seeds: Sequence[int],
         prior: Tensor | None = None,
-        progress: Callable[[float], None] | None = None,
-    ) -> ZeroShotAnswers:
-        """The answers for images x_0 [N, ...], on the device of the denoiser.
+        progress: Report | None = None,
+    ) -> ZeroShotPredictions:
+        """The predictions for images x_0 [N, ...], on the device of the denoiser.
 
         Arguments:
             seeds: one non-negative integer per image.
@@ -179,25 +178,22 @@ class ZeroShot:
             raise ValueError(
                 f"prior must be a positive probability for each of {classes} classes, got {prior.tolist()}"
             )
-        log_prior, images, parts = prior.double().log().log_softmax(0), self.images_per_chunk(classes), []
+        log_prior = prior.double().log().log_softmax(0)
+        images = self.images_per_chunk(classes)
+        parts = []
         for first in range(0, len(x_0), images):
             rows = slice(first, first + images)
             parts.append(self.classify_chunk(denoiser, x_0[rows], list(seeds[rows]), log_prior, progress))
-        return ZeroShotAnswers.concatenate(parts)
+        return ZeroShotPredictions.concatenate(parts)
 
     def images_per_chunk(self, classes: int) -> int:
         """The number of images that are classified together: one evaluation of every class fills a chunk."""
         return max(1, self.chunk // classes)
 
     def classify_chunk(
-        self,
-        denoiser: Denoiser,
-        x_0: Tensor,
-        seeds: Sequence[int],
-        log_prior: Tensor,
-        progress: Callable[[float], None] | None,
-    ) -> ZeroShotAnswers:
-        """The answers for images that are classified together."""
+        self, denoiser: Denoiser, x_0: Tensor, seeds: Sequence[int], log_prior: Tensor, progress: Report | None
+    ) -> ZeroShotPredictions:
+        """The predictions for images that are classified together."""
         shape = len(x_0), len(log_prior)
         errors = torch.zeros(*shape, self.budget.evaluations, dtype=torch.float64)
         remaining = torch.ones(shape, dtype=torch.bool)
@@ -218,7 +214,7 @@ class ZeroShot:
                 remaining = kept
         for dropped, leader, gap in reversed(drops):
             logits = torch.where(dropped, logits.gather(1, leader) - gap, logits)
-        return ZeroShotAnswers(logits.log_softmax(1), spent[-1], torch.stack(running), torch.stack(spent))
+        return ZeroShotPredictions(logits.log_softmax(1), spent[-1], torch.stack(running), torch.stack(spent))
 
     def errors(
         self,
@@ -228,7 +224,7 @@ class ZeroShot:
         evaluated: Tensor,
         first: int,
         last: int,
-        progress: Callable[[float], None] | None,
+        progress: Report | None,
     ) -> Tensor:
         """w / q ||eps - eps_hat(x_t, y)||^2 / (2 T) of the evaluations from first to last - 1, [B, C, last - first].
 

@@ -10,10 +10,11 @@ from torch import Tensor
 from ...figures.plot_spec import Panel, Plot
 from ...models.protocols import Denoiser
 from ...randomness import fold
+from ...runtime.ranges import check_whole
 from ..metric import EXAMPLE_PURPOSE, EvalContext, Figure, Metric, MetricResult, mean
-from .calibration import calibration_error, check_bins
+from .calibration import calibration_error
 from .weighting import Spacing, Weighting
-from .zero_shot import STAGES, Budget, ZeroShot, ZeroShotAnswers
+from .zero_shot import STAGES, Budget, ZeroShot, ZeroShotPredictions
 
 __all__ = ["ZeroShotClassifier"]
 
@@ -26,7 +27,7 @@ class ZeroShotClassifier(Metric):
 
     Arguments:
         weighting: over log-SNR, None = 1 from -6 to 6; `Exact` is that of the likelihood.
-        spacing: of the log-SNRs at which the integral is evaluated, None = `Bell()`; changes only the noise of the answers.
+        spacing: of the log-SNRs at which the integral is evaluated, None = `Bell()`; changes only the noise of the predictions.
         evaluations: of a class that is never dropped.
         stages: [evaluations, keep], see `Budget`.
         margin: standard errors below the leader at which a stage drops a class, None = only `keep` drops classes.
@@ -53,11 +54,11 @@ class ZeroShotClassifier(Metric):
         bins: int = 15,
         chunk: int = 640,
     ):
-        check_bins(bins)
+        self.bins = check_whole("bins", bins, 1, 1000)
         self.budget = Budget(evaluations, stages, margin)
         self.classifier = ZeroShot(weighting, spacing, self.budget, temperature, chunk)
         self.weighting, self.spacing = self.classifier.weighting, self.classifier.spacing
-        self.class_frequencies, self.bins = bool(class_frequencies), int(bins)
+        self.class_frequencies = bool(class_frequencies)
 
     def check(self, context: EvalContext) -> None:
         super().check(context)
@@ -81,11 +82,7 @@ class ZeroShotClassifier(Metric):
         self.prior(context)
 
     def prior(self, context: EvalContext) -> Tensor:
-        """p(y), [C].
-
-        Raises:
-            ValueError: class_frequencies=true, and a class without training examples.
-        """
+        """p(y), [C]; ValueError if class_frequencies=true and a class has no training examples."""
         classes = context.num_classes
         if not self.class_frequencies:
             return torch.full((classes,), 1 / classes, dtype=torch.float64)
@@ -101,12 +98,12 @@ class ZeroShotClassifier(Metric):
     def measure(self, context: EvalContext) -> MetricResult:
         prior, y, names = self.prior(context), context.labels, context.class_names
         classes = len(prior)
-        answers = self.classify(context, prior)
-        correct = (answers.running == y).double()
-        log_prob = answers.log_prob.gather(1, y[:, None])[:, 0]
-        confidence, answer = answers.log_prob.max(1)
+        predictions = self.classify(context, prior)
+        correct = (predictions.running == y).double()
+        log_prob = predictions.log_prob.gather(1, y[:, None])[:, 0]
+        confidence, answer = predictions.log_prob.max(1)
         ece, ece_error = calibration_error(confidence.exp(), correct[-1], self.bins, context.seed)
-        cost = mean(answers.evaluations, "per class and image")
+        cost = mean(predictions.evaluations, "per class and image")
         cost_error = cost.standard_error and cost.standard_error / classes
         figures = {
             "accuracy": mean(correct[-1], "share"),
@@ -123,7 +120,7 @@ class ZeroShotClassifier(Metric):
             "bins": self.bins,
         }
         curve = list[dict[str, float | None]]()
-        for spent, accuracy in zip(answers.spent, (mean(row, "share") for row in correct)):
+        for spent, accuracy in zip(predictions.spent, (mean(row, "share") for row in correct)):
             row: dict[str, float | None] = {"evaluations": float(spent.mean()) / classes}
             curve.append(row | {"accuracy": accuracy.value, "accuracy_se": accuracy.standard_error})
         panel = Panel("accuracy", "accuracy", ("by chance", 1 / classes))
@@ -137,22 +134,23 @@ class ZeroShotClassifier(Metric):
             "row": context.rows.numpy(),
             "label": y.numpy(),
             "answer": answer.numpy(),
-            "posterior": answers.log_prob.exp().numpy(),
+            "posterior": predictions.log_prob.exp().numpy(),
             "classes": numpy.array(names),
         }
         return MetricResult(figures, facts, curve, [plot], details, {"posteriors": posteriors})
 
-    def classify(self, context: EvalContext, prior: Tensor) -> ZeroShotAnswers:
-        """The answers for all examples, in parts of images that are classified together."""
-        parts, count = [], self.classifier.images_per_chunk(len(prior))
+    def classify(self, context: EvalContext, prior: Tensor) -> ZeroShotPredictions:
+        """The predictions for all examples, in parts of images that are classified together."""
+        parts = []
+        count = self.classifier.images_per_chunk(len(prior))
         for first in context.firsts:
             x, _ = context.batch(first)
             for offset in range(0, len(x), count):
                 parts.append(self.classify_part(context, prior, x[offset : offset + count], first + offset))
-        return ZeroShotAnswers.concatenate(parts)
+        return ZeroShotPredictions.concatenate(parts)
 
-    def classify_part(self, context: EvalContext, prior: Tensor, x: Tensor, first: int) -> ZeroShotAnswers:
-        """The answers for examples x from position `first` on: read from a saved part, or computed."""
+    def classify_part(self, context: EvalContext, prior: Tensor, x: Tensor, first: int) -> ZeroShotPredictions:
+        """The predictions for examples x from position `first` on: read from a saved part, or computed."""
         rows = context.rows[first : first + len(x)].tolist()
         seeds = [fold(context.seed, EXAMPLE_PURPOSE, row) for row in rows]
 
@@ -161,9 +159,9 @@ class ZeroShotClassifier(Metric):
 
         def compute() -> dict[str, numpy.ndarray]:
             report(0.0)
-            answers = self.classifier(context.denoiser, x, seeds, prior, report)
-            return {name: value.numpy() for name, value in answers._asdict().items()}
+            predictions = self.classifier(context.denoiser, x, seeds, prior, report)
+            return {name: value.numpy() for name, value in predictions._asdict().items()}
 
         arrays = context.parts.load_or_compute(f"{first:08d}", compute)
         report(1.0)
-        return ZeroShotAnswers(**{name: torch.from_numpy(value) for name, value in arrays.items()})
+        return ZeroShotPredictions(**{name: torch.from_numpy(value) for name, value in arrays.items()})

@@ -48,10 +48,7 @@ class Density(Metric):
     key = "metric"
 
     def __init__(
-        self,
-        conditional: bool | None = None,
-        quantization_levels: int | None = None,
-        log_snr_max: float | None = None,
+        self, conditional: bool | None = None, quantization_levels: int | None = None, log_snr_max: float | None = None
     ):
         if quantization_levels is not None and (quantization_levels < 0 or quantization_levels == 1):
             raise ValueError(f"quantization_levels must be 0 (continuous) or at least 2, got {quantization_levels}")
@@ -68,11 +65,7 @@ class Density(Metric):
         return f"metric/{group}" if self.key == "metric" else f"metric/{group}@{self.key}.{group}"
 
     def num_values(self, context: EvalContext) -> int:
-        """K, 0 = continuous.
-
-        Raises:
-            ValueError: it is unknown.
-        """
+        """K, 0 = continuous; ValueError if it is unknown."""
         levels = self.quantization_levels
         if levels is None:
             levels = (context.config.get("dataset") or {}).get("quantization_levels")
@@ -86,11 +79,7 @@ class Density(Metric):
         return int(levels)
 
     def start_log_snr(self, context: EvalContext) -> float:
-        """The log-SNR of z_0; for a model with discrete levels the nearest one.
-
-        Raises:
-            ValueError: it lies outside the schedule, or is infinite.
-        """
+        """The log-SNR of z_0, for discrete levels the nearest; ValueError if it is infinite or outside the schedule."""
         schedule = context.schedule
         try:
             start = start_log_snr(schedule, self.log_snr_max)

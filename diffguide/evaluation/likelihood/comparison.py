@@ -32,7 +32,8 @@ class Likelihoods(Metric):
         ValueError: all are None; from check: errors of the estimates.
     """
 
-    name, needs = "likelihood", (Denoiser,)
+    name = "likelihood"
+    needs = (Denoiser,)
 
     def __init__(self, elbo: ELBO | None = BOUND, ode: FlowODE | None = FLOW, exact: ExactDensity | None = OWN_DENSITY):
         parts = {"elbo": elbo, "ode": ode, "exact": exact}

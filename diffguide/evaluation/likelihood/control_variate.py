@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from ...runtime.ranges import check_range
+
 __all__ = ["GaussianFit"]
 
 MAX_FULL_COVARIANCE = 2048  # values of an example; above, the covariance is diagonal
@@ -38,8 +40,7 @@ class GaussianFit:
         Raises:
             ValueError: a floor that is not positive.
         """
-        if not floor > 0:
-            raise ValueError(f"floor must be a positive variance, got {floor}")
+        floor = check_range("floor", floor, "(0, inf)")
         x = x.flatten(1).double()
         mean = x.mean(0)
         if x.shape[1] > MAX_FULL_COVARIANCE:

@@ -9,6 +9,7 @@ from ...figures.plot_spec import Panel, Plot
 from ...models.protocols import Denoiser, LogDensity
 from ...oracles import Oracle
 from ...randomness import fold
+from ...runtime.ranges import check_whole
 from ..class_conditional import ClassConditionalMetric
 from ..denoising import find_law
 from ..metric import EvalContext, Figure, MetricResult, mean
@@ -35,13 +36,13 @@ class DensityError(ClassConditionalMetric):
         ValueError: a number out of range; from check: data of an unknown distribution, a log-density up to a constant.
     """
 
-    name, needs = "density_error", (LogDensity,)
+    name = "density_error"
+    needs = (LogDensity,)
 
     def __init__(self, levels: int = 100, exact: int = 1000, conditional: bool = True):
-        if levels < 1 or exact < 10:
-            raise ValueError(f"levels must be at least 1 and exact at least 10, got {levels} and {exact}")
         super().__init__(conditional)
-        self.levels, self.exact = levels, exact
+        self.levels = check_whole("levels", levels, 1)
+        self.exact = check_whole("exact", exact, 10)
 
     def check(self, context: EvalContext) -> None:
         super().check(context)

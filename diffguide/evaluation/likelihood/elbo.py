@@ -17,6 +17,7 @@ from ...backbones.conditions import Condition
 from ...models.decoders import Decoder
 from ...models.protocols import Denoiser
 from ...randomness import Noise
+from ...runtime.ranges import check_whole
 from ...schedules import Schedule
 from ..noise_levels import time_of_log_snr
 from .control_variate import GaussianFit
@@ -91,18 +92,12 @@ def pieces(
     if times is not None:
         log_snr = schedule.log_snr(times).detach().cpu()
         return [Piece(t, t, torch.expm1(s - t) / 2, s) for t, s in zip(log_snr[:-1], log_snr[1:])]
-    if levels is None or levels < 1:
-        raise ValueError(f"levels must be at least 1, got {levels}")
-    edges = torch.linspace(*ends, levels + 1, dtype=torch.float64)
+    edges = torch.linspace(*ends, check_whole("levels", levels or 0, 1) + 1, dtype=torch.float64)
     return [Piece(low, high, (high - low) / 2, high) for low, high in zip(edges[:-1], edges[1:])]
 
 
 def start_log_snr(schedule: Schedule, log_snr_max: float | None) -> float:
-    """The log-SNR of z_0, where a likelihood starts.
-
-    Raises:
-        ValueError: it is outside the schedule, or an end of the schedule is infinite.
-    """
+    """The log-SNR of z_0; ValueError if it is outside the schedule, or an end of the schedule is infinite."""
     low, high = schedule.log_snr_min, schedule.log_snr_max
     start = high if log_snr_max is None else float(log_snr_max)
     if math.isinf(low) or math.isinf(high) and start == high:
@@ -202,8 +197,8 @@ def elbo(
     Raises:
         ValueError: fewer than two replicates or draws, or data that the decoder does not support.
     """
-    if replicates < 2 or draws < 2:
-        raise ValueError(f"an error estimate needs replicates and draws of at least 2, got {replicates} and {draws}")
+    check_whole("replicates", replicates, 2)
+    check_whole("draws", draws, 2)
     decoder.check(x)
     prior = 0.5 * math.exp(terms[0].low) * x.double().square().flatten(1).sum(1)
     decoded = reconstruction(x, decoder, terms[-1].end, [noise.normal(len(terms), k) for k in range(draws)])

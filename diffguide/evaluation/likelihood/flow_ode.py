@@ -18,6 +18,7 @@ from torch import Tensor
 from ...backbones.conditions import Condition
 from ...models.protocols import Denoiser, SamplingError
 from ...randomness import Noise
+from ...runtime.ranges import check_range, check_whole
 from .elbo import start_log_snr
 from .flow_slope import FlowSlope
 
@@ -84,9 +85,8 @@ class Hutchinson(Trace):
     random = True
 
     def __init__(self, probes: int = 4):
-        if probes < 1:
-            raise ValueError(f"probes must be at least 1, got {probes}")
-        self.probes, self.text = probes, f"Hutchinson, {probes} sign probes per example"
+        self.probes = check_whole("probes", probes, 1)
+        self.text = f"Hutchinson, {probes} sign probes per example"
 
     def vectors(self, x: Tensor, noise: Noise | None, index: int) -> tuple[Tensor, float]:
         if noise is None:
@@ -125,9 +125,8 @@ class FixedGrid(Solver):
     """
 
     def __init__(self, steps: int = 64):
-        if steps < 1:
-            raise ValueError(f"steps must be at least 1, got {steps}")
-        self.steps, self.text = steps, f"Runge-Kutta 4, {steps} equal steps of the log-SNR"
+        self.steps = check_whole("steps", steps, 1)
+        self.text = f"Runge-Kutta 4, {steps} equal steps of the log-SNR"
 
     def __call__(self, slope: Slope, state: Tensor, start: float, end: float, levels: Sequence[float] = ()) -> Tensor:
         h = (end - start) / self.steps
@@ -158,16 +157,14 @@ class Adaptive(Solver):
     """
 
     def __init__(self, atol: float = 1e-5, rtol: float = 1e-5, max_evaluations: int = 5000):
-        if not 0 < atol < math.inf or not 0 <= rtol < math.inf or max_evaluations < 9:
-            raise ValueError(
-                "metric/solver=adaptive needs atol above 0, rtol of at least 0 and max_evaluations of at least 9, got "
-                f"atol={atol}, rtol={rtol}, max_evaluations={max_evaluations}"
-            )
+        self.atol = check_range("atol", atol, "(0, inf)")
+        self.rtol = check_range("rtol", rtol, "[0, inf)")
+        self.max_evaluations = check_whole("max_evaluations", max_evaluations, 9)
         try:
             import torchode
         except ImportError:
             raise ValueError("metric/solver=adaptive needs torchode: pip install 'diffguide[ode]'") from None
-        self.torchode, self.atol, self.rtol, self.max_evaluations = torchode, atol, rtol, max_evaluations
+        self.torchode = torchode
         self.text = f"Dormand-Prince 5(4) per example, atol {atol:g}, rtol {rtol:g}"
 
     def __call__(self, slope: Slope, state: Tensor, start: float, end: float, levels: Sequence[float] = ()) -> Tensor:

@@ -11,6 +11,7 @@ from ...figures.plot_spec import Panel, Plot
 from ...models.decoders import Discretized, Gaussian
 from ...models.protocols import Denoiser, LogDensity
 from ...randomness import Noise, fold
+from ...runtime.ranges import check_range, check_whole
 from ..metric import EvalContext, mean
 from ..noise_levels import time_of_log_snr
 from .base import NLL, Arrays, Density, Report
@@ -53,7 +54,9 @@ class ELBO(Density):
         conditional, quantization_levels, log_snr_max: see `Density`.
     """
 
-    name, part, needs = "elbo", "elbo", (Denoiser,)
+    name = "elbo"
+    part = "elbo"
+    needs = (Denoiser,)
 
     def __init__(
         self,
@@ -68,15 +71,12 @@ class ELBO(Density):
         log_snr_max: float | None = None,
     ):
         super().__init__(conditional, quantization_levels, log_snr_max)
-        in_range = levels >= 1 and (steps is None or steps >= 0) and replicates >= 2 and draws >= 2 and pilot >= 0
-        if not in_range or not 0 < floor < math.inf:
-            raise ValueError(
-                "levels must be at least 1, replicates and draws at least 2, steps and pilot at least 0, floor finite and "
-                f"above 0; got levels={levels}, steps={steps}, replicates={replicates}, draws={draws}, pilot={pilot}, "
-                f"floor={floor}"
-            )
-        self.levels, self.steps, self.replicates = levels, steps, replicates
-        self.draws, self.pilot, self.floor = draws, pilot, float(floor)
+        self.levels = check_whole("levels", levels, 1)
+        self.steps = None if steps is None else check_whole("steps", steps, 0)
+        self.replicates = check_whole("replicates", replicates, 2)
+        self.draws = check_whole("draws", draws, 2)
+        self.pilot = check_whole("pilot", pilot, 0)
+        self.floor = check_range("floor", floor, "(0, inf)")
 
     def check(self, context: EvalContext) -> None:
         super().check(context)
@@ -181,7 +181,9 @@ class FlowODE(PointDensity):
         ValueError: from check: a solver for discrete levels and a model in continuous time, or the other way round.
     """
 
-    name, part, needs = "ode", "ode", (Denoiser,)
+    name = "ode"
+    part = "ode"
+    needs = (Denoiser,)
 
     def __init__(
         self,
@@ -230,7 +232,9 @@ class ExactDensity(PointDensity):
         ValueError: from check: a log-density up to a constant, or a dequantization other than that in training.
     """
 
-    name, part, needs = "log_density", "exact", (LogDensity,)
+    name = "log_density"
+    part = "exact"
+    needs = (LogDensity,)
 
     def check(self, context: EvalContext) -> None:
         super().check(context)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ...models.decoders import Discretized
 from ...randomness import Noise
+from ...runtime.ranges import check_whole
 from ..metric import EvalContext
 from .base import NLL, Arrays, Density, Report
 from .dequantization import DecoderDequantization, Dequantization
@@ -38,9 +39,8 @@ class PointDensity(Density):
         log_snr_max: float | None = None,
     ):
         super().__init__(conditional, quantization_levels, log_snr_max)
-        if draws < 1:
-            raise ValueError(f"draws must be at least 1, got {draws}")
-        self.dequantization, self.draws = dequantization or DecoderDequantization(), draws
+        self.dequantization = dequantization or DecoderDequantization()
+        self.draws = check_whole("draws", draws, 1)
 
     def log_density(
         self, context: EvalContext, x: Tensor, y: Tensor | None, noise: Noise, index: int, report: Report

@@ -161,7 +161,8 @@ class QualityComparison:
         n, m, reference = self.count, len(self.reference.y), frechet.merge_moments(real)
         value, error = frechet.jackknife(groups, reference)
         floor, floor_error, half = frechet.distance_of_halves(real, fold(self.context.seed, DIVISION_PURPOSE))
-        factor, unit = frechet.rescale_floor(1.0, half, n, m), "squared features"
+        factor = frechet.rescale_floor(1.0, half, n, m)
+        unit = "squared features"
         self.figures[self.distance] = Figure(value, error, n, unit)
         self.figures[f"{self.distance}_halves"] = Figure(floor, floor_error, half, unit)
         self.figures[f"{self.distance}_floor"] = Figure(floor * factor, floor_error * factor, min(n, m), unit)
@@ -239,7 +240,8 @@ class QualityComparison:
             return
         images, y = load_images(context.data, context.split, context.rows)
         local = self.features if isinstance(self.features, Local) else None
-        steps, device = local.steps if local else CAS_STEPS, context.device
+        steps = local.steps if local else CAS_STEPS
+        device = context.device
 
         def compute() -> dict[str, numpy.ndarray]:
             network = train_local_network(

@@ -47,11 +47,7 @@ class Moments:
 
     @property
     def covariance(self) -> Tensor:
-        """Unbiased, [D, D].
-
-        Raises:
-            ValueError: fewer than two examples.
-        """
+        """The unbiased covariance, [D, D]; ValueError for fewer than two examples."""
         if self.n < 2:
             raise ValueError(f"a covariance needs two examples at least, got {self.n}")
         return self.scatter / (self.n - 1)
@@ -98,7 +94,8 @@ def jackknife(groups: Sequence[Moments], reference: Moments) -> tuple[float, flo
         groups: of independent samples, at least two, of about equal sizes.
         reference: moments of the examples that they are compared with.
     """
-    root, distances = reference.root, []
+    root = reference.root
+    distances = []
     for left_out in range(len(groups)):
         rest = [group for index, group in enumerate(groups) if index != left_out]
         distances.append(distance_given_root(merge_moments(rest), reference, root))
@@ -126,7 +123,8 @@ def distance_of_halves(groups: Sequence[Moments], seed: int) -> tuple[float, flo
         groups: of examples, drawn at random; an even number, at least 4.
         seed: of the divisions.
     """
-    rng, values = torch.Generator().manual_seed(seed), []
+    rng = torch.Generator().manual_seed(seed)
+    values = []
     for _ in range(NUM_DIVISIONS):
         order = torch.randperm(len(groups), generator=rng).tolist()
         first, second = (merge_moments([groups[index] for index in order[k::2]]) for k in range(2))

@@ -61,7 +61,8 @@ def kernel_distance(x: Tensor, y: Tensor, subsets: int, size: int, seed: int) ->
         raise ValueError(
             f"KID needs subsets of 2 to {n} examples, the size of the smaller set, got {subsets} of {size}"
         )
-    rng, values = torch.Generator().manual_seed(seed), []
+    rng = torch.Generator().manual_seed(seed)
+    values = []
     for _ in range(subsets):
         values.append(squared_mmd(*(part[torch.randperm(len(part), generator=rng)[:size]] for part in (x, y))))
     distances, share = torch.tensor(values, dtype=torch.float64), size / n

@@ -15,6 +15,7 @@ from ...datasets.base import fetch_examples
 from ...figures.image_grids import quantize
 from ...files import safetensors as archives
 from ...files.run_folders import WriteError
+from ...runtime.ranges import check_whole
 from ..metric import MetricError
 from .features import FeatureOutput, Features
 
@@ -139,9 +140,9 @@ class Local(Features):
     network: LocalNetwork | None = None
 
     def __init__(self, steps: int = 300, seed: int = 0, cache: str | None = "~/.cache/diffguide"):
-        if steps < 1 or seed < 0:
-            raise ValueError(f"steps must be at least 1 and seed at least 0, got {steps} and {seed}")
-        self.steps, self.seed, self.cache = steps, seed, None if cache is None else Path(cache).expanduser()
+        self.steps = check_whole("steps", steps, 1)
+        self.seed = check_whole("seed", seed, 0)
+        self.cache = None if cache is None else Path(cache).expanduser()
         self.digest: str | None = None
 
     def check(self, data: Dataset) -> None:
@@ -183,11 +184,7 @@ class Local(Features):
                 raise MetricError(f"metric.features.cache={self.cache}: {error}; use null for no cache") from error
 
     def load_cached(self, path: Path, classes: int, shape: Sequence[int]) -> LocalNetwork:
-        """Loads the network of a file.
-
-        Raises:
-            MetricError: the file is damaged, or from other data.
-        """
+        """Loads the network of a file; MetricError if the file is damaged, or from other data."""
         network = LocalNetwork(shape[0], shape[1], classes)
         try:
             tensors, facts = archives.read_sealed(path)

@@ -12,6 +12,7 @@ from torch import Tensor
 from ...guidance import Unguided
 from ...models.protocols import Denoiser, DenoiserWrapper, Energy
 from ...randomness import fold
+from ...runtime.ranges import check_whole
 from ...samplers import Heun, Sampler
 from ..metric import SPLITS, EvalContext, Metric, MetricResult
 from ..probe import check_conditioning
@@ -23,7 +24,6 @@ from .local import Local, load_images
 __all__ = ["Quality"]
 
 LABEL_PURPOSE = 7  # purpose of the seed
-MINIMUM_OF = {"count": 10, "subsets": 1, "subset_size": 2, "splits": 1, "compared": 10}
 
 
 class Quality(Metric):
@@ -65,10 +65,6 @@ class Quality(Metric):
         compared: int = 10000,
         classification: bool = True,
     ):
-        numbers = dict(count=count, subsets=subsets, subset_size=subset_size, splits=splits, compared=compared)
-        for key, minimum in MINIMUM_OF.items():
-            if numbers[key] < minimum:
-                raise ValueError(f"{key} must be at least {minimum}, got {numbers[key]}")
         if splits > count:
             raise ValueError(f"splits must be at most count={count}, got {splits}")
         if labels not in ("balanced", "data", None):
@@ -78,12 +74,14 @@ class Quality(Metric):
         self.guidance = guidance or partial(Unguided)
         self.sampler = sampler or Heun()
         self.features = features or Local()
-        self.count = count
+        self.count = check_whole("count", count, 10)
         self.folder = None if samples is None else Path(samples).expanduser()
         self.new_labels = labels
         self.reference = reference
-        self.subsets, self.subset_size, self.splits = subsets, subset_size, splits
-        self.compared = compared
+        self.subsets = check_whole("subsets", subsets, 1)
+        self.subset_size = check_whole("subset_size", subset_size, 2)
+        self.splits = check_whole("splits", splits, 1)
+        self.compared = check_whole("compared", compared, 10)
         self.classification = classification
 
     def check(self, context: EvalContext) -> None:
@@ -92,10 +90,7 @@ class Quality(Metric):
         self.check_split(context)
         self.features.check(context.data)
         width, size = self.features.width(context.shape), len(getattr(context.data, self.reference).y)
-        for key, number, name in [
-            ("count", self.count, "samples"),
-            ("reference", size, f"{self.reference} examples"),
-        ]:
+        for key, number, name in [("count", self.count, "samples"), ("reference", size, f"{self.reference} examples")]:
             if number <= width:
                 raise ValueError(
                     f"metric.{key}: {number} {name} are too few for {width} features of {self.features.name}, whose "
@@ -204,7 +199,8 @@ class Quality(Metric):
         keep_images: bool = False,
     ) -> FeatureSet:
         """Computes the features of batches of images; each batch is saved as a part."""
-        parts, unit = [], name if name == "samples" else f"{name} examples"
+        parts = []
+        unit = name if name == "samples" else f"{name} examples"
         for first in range(0, count, context.batch_size):
             context.progress(first, count, unit)
 

@@ -78,7 +78,8 @@ def compare_with_oracle(
     for k in range(2 * NUM_EXACT_SETS):
         exact, _ = oracle.sample(len(x), seeded_generator(seed, EXACT_SETS_PURPOSE, k), y)
         sets.append(store(exact).double())
-    x, flat = x.double(), [part.flatten(1) for part in sets]
+    x = x.double()
+    flat = [part.flatten(1) for part in sets]
     samples, first, second = x.flatten(1), flat[:NUM_EXACT_SETS], flat[NUM_EXACT_SETS:]
     result: dict[str, Any] = {}
     if x.ndim == 2:  # images are stored as bytes, which are always finite

@@ -93,7 +93,8 @@ def density_coverage(real: Tensor, samples: Tensor, k: int) -> DensityCoverage:
         ValueError: too few rows for k, different widths, or features that are not finite.
     """
     real, samples = check_features(real, samples)
-    radii, inside = squared_radii(real, k), 0
+    radii = squared_radii(real, k)
+    inside = 0
     covered = torch.zeros(len(real), dtype=torch.bool, device=real.device)
     for table in distance_tables(samples, real):
         within = table <= radii
@@ -184,11 +185,7 @@ def nearest(x: Tensor, others: Tensor) -> Tensor:
 
 
 def squared_radii(x: Tensor, k: int) -> Tensor:
-    """|x - NN_k(x)|^2 of each row of x [n, D], without the row itself, [n].
-
-    Raises:
-        ValueError: no k-th neighbour.
-    """
+    """|x - NN_k(x)|^2 of each row of x [n, D], without the row itself, [n]; ValueError if there is no k-th neighbour."""
     if not 1 <= k < len(x):
         raise ValueError(f"k must be at least 1 and below the number of points, got k={k} and {len(x)} points")
     return torch.cat([table.topk(k + 1, dim=1, largest=False).values[:, k] for table in distance_tables(x, x)])
@@ -202,11 +199,7 @@ def distance_tables(x: Tensor, others: Tensor) -> Iterator[Tensor]:
 
 
 def check_features(real: Tensor, samples: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns both as float64.
-
-    Raises:
-        ValueError: they are not matrices of one width, or not finite.
-    """
+    """Returns both as float64; ValueError unless they are matrices of one width, and finite."""
     if real.ndim != 2 or samples.ndim != 2 or real.shape[1] != samples.shape[1] or not len(real) or not len(samples):
         raise ValueError(f"features must be [n, D] and [m, D], got {list(real.shape)} and {list(samples.shape)}")
     for name, x in {"real": real, "samples": samples}.items():

@@ -151,7 +151,9 @@ class DINOv2(Transformer):
         side: of the resized images, pixels; a multiple of the patch size.
     """
 
-    name, transformers_class, colours = "dinov2", "Dinov2Model", IMAGENET
+    name = "dinov2"
+    transformers_class = "Dinov2Model"
+    colours = IMAGENET
 
     def __init__(self, model: str = "facebook/dinov2-large", side: int = 224):
         super().__init__(model)
@@ -178,7 +180,9 @@ class CLIP(Transformer):
         model: a local folder, or a name on the hub; papers use openai/clip-vit-base-patch32.
     """
 
-    name, transformers_class, colours = "clip", "CLIPVisionModelWithProjection", CLIP_COLOURS
+    name = "clip"
+    transformers_class = "CLIPVisionModelWithProjection"
+    colours = CLIP_COLOURS
 
     def __init__(self, model: str = "openai/clip-vit-base-patch32"):
         super().__init__(model)
