@@ -74,8 +74,9 @@ def explain_override(
     root = key.partition(".")[0]
     if override.is_delete() and root == key and key not in tree and key not in files.groups:
         return f"{key} cannot be removed: give it a value, {key}=<value>"
-    known = {"hydra", *files.read(files.name).tree, *(group.partition("/")[0] for group in files.groups)}
-    if root in known or not (override.is_add() or override.is_force_add()):
+    if not (override.is_add() or override.is_force_add()):
+        return None
+    if root in {"hydra", *files.read(files.name).tree, *(group.partition("/")[0] for group in files.groups)}:
         return None
     reference = re.compile(rf"\$\{{[^}}]*\b{re.escape(root)}\b")
     if any(map(reference.search, [str(tree), *words])):

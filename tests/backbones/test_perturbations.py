@@ -6,7 +6,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from diffusers.hooks.smoothed_energy_guidance_utils import _gaussian_blur_2d
 from networks import dit, mlp, unet
 from perturbed_networks import ATTENTION, ROWS, log_snr, network, replaced, same, without_branches, x, y
 
@@ -67,6 +66,8 @@ def test_the_blur_is_that_of_the_paper(side, blur):
     """As the code of the authors in diffusers, whose threshold is below every blur here."""
     q = torch.randn(2, side**2, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     size = math.ceil(6 * blur) + 1 - math.ceil(6 * blur) % 2
+    from diffusers.hooks.smoothed_energy_guidance_utils import _gaussian_blur_2d  # two seconds, for this alone
+
     expected, weights = _gaussian_blur_2d(q.clone(), size, blur, -1.0), blur_matrix(side, blur, q)
     found = torch.einsum("ij,kl,bjld->bikd", weights, weights, q.unflatten(1, (side, side))).flatten(1, 2)
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)  # their kernel is computed in float32

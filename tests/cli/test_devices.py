@@ -20,6 +20,9 @@ TWO = ["engine.accelerator=cpu", "engine.devices=2", "engine.strategy=ddp"]
 SMALL = [
     "backbone.channels=8",
     "backbone.head_channels=8",
+    "backbone.multipliers=[1]",
+    "backbone.attention=[8]",
+    "backbone.blocks=1",
     "backbone.dropout=0",
     "sampler.steps=2",
     "training.accumulate=2",
@@ -88,7 +91,7 @@ def test_a_failure_of_the_first_process_ends_the_others(tmp_path):
     """A limit on the file size simulates a full disk; only the first process writes."""
 
     def limit():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
 
     done = run(tmp_path, SCRIPTS / "diffguide-train", *SMALL, *TWO, preexec_fn=limit)
     assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr

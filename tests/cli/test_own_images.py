@@ -97,11 +97,11 @@ def cost(err: str) -> tuple[int, float, float, float]:
 
 
 def test_a_dry_run_estimates_the_cost(tmp_path, command):
-    small = ["dry_run=true", "backbone.channels=16", "backbone.head_channels=16"]
-    first = command(main, *small, "training.batch_size=32", at=tmp_path)
-    double = command(main, *small, "training.batch_size=64", "training.images=6000000", at=tmp_path)
-    parts = command(main, *small, "training.batch_size=64", "training.accumulate=2", at=tmp_path)
-    network = UNet(1, None, 10, 8, 16, [1, 2], 2, [4], 16, 0.1)
+    small = ["dry_run=true", "backbone.channels=8", "backbone.head_channels=8"]
+    first = command(main, *small, "training.batch_size=16", at=tmp_path)
+    double = command(main, *small, "training.batch_size=32", "training.images=6000000", at=tmp_path)
+    parts = command(main, *small, "training.batch_size=32", "training.accumulate=2", at=tmp_path)
+    network = UNet(1, None, 10, 8, 8, [1, 2], 2, [4], 8, 0.1)
     (count, weights, activations, seconds), twice, cut = (cost(done.err) for done in (first, double, parts))
     assert weights == pytest.approx(20 * count, rel=0.01)  # weights, gradients, average, two moments; four bytes each
     assert twice[:2] == cut[:2] == (count, weights)
@@ -115,7 +115,8 @@ def test_a_long_dry_run_shows_the_sheet_first_and_names_a_smaller_backbone(tmp_p
     (tmp_path / "mine/backbone").mkdir(parents=True)
     wide = Path(config_dir(), "backbone/mlp.yaml").read_text().replace("width: 128", "width: 512")
     (tmp_path / "mine/backbone/wide.yaml").write_text(wide)
-    long = ["--config-dir", str(tmp_path / "mine"), "dry_run=true", "dataset=gmm2d", "training.images=10000000000"]
+    long = ["--config-dir", str(tmp_path / "mine"), "dry_run=true", "dataset=gmm2d", "training.batch_size=32",
+            "training.images=10000000000"]  # fmt: skip
     done = command(main, *long, "backbone=wide", at=tmp_path)
     assert done.code == 0, done.err
     places = [done.err.index(text) for text in ("network input", "timing 4/4 steps", "parameters: ", "backbone=mlp (")]

@@ -230,7 +230,7 @@ def test_a_run_that_diverges_stops_and_keeps_its_good_checkpoints(tmp_path, comm
 def test_a_full_disk_is_one_line_and_leaves_no_partial_file(tmp_path, command):
     """A limit on the file size simulates a full disk."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
     try:
         done = command(main, *SHORT, at=tmp_path)
     finally:

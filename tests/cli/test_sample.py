@@ -56,12 +56,12 @@ def opinionated(home) -> Denoiser:
 @pytest.mark.parametrize("sampler", SAMPLERS.values(), ids=SAMPLERS)
 def test_an_image_depends_on_its_seed_only(opinionated, sampler):
     guided = ClassifierFree(opinionated, 3.0, (0.0, float("inf")))
-    seeds, labels = list(range(100, 164)), [i % 10 for i in range(64)]
-    together = torch.cat(list(generate(guided, sampler, seeds, labels, (1, 8, 8), 64)))
+    seeds, labels = list(range(100, 124)), [i % 10 for i in range(24)]
+    together = torch.cat(list(generate(guided, sampler, seeds, labels, (1, 8, 8), 24)))
     by_seven = torch.cat(list(generate(guided, sampler, seeds, labels, (1, 8, 8), 7)))
-    alone = torch.cat(list(generate(guided, sampler, seeds[40:42], labels[40:42], (1, 8, 8), 1)))
+    alone = torch.cat(list(generate(guided, sampler, seeds[15:17], labels[15:17], (1, 8, 8), 1)))
     torch.testing.assert_close(by_seven, together, rtol=0, atol=1e-5)
-    torch.testing.assert_close(alone, together[40:42], rtol=0, atol=1e-5)
+    torch.testing.assert_close(alone, together[15:17], rtol=0, atol=1e-5)
     assert (together[0] - together[10]).abs().max() > 0.1  # another seed, the same class, another image
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from composing import composed
+from composing import composed, composed_once
 from omegaconf import DictConfig, OmegaConf
 
 from diffguide.config.build import build, config_dir
@@ -156,7 +156,7 @@ BRINGS = {  # what an objective alone must have beside it: network, schedule, gu
 @pytest.mark.parametrize("name", [*BRINGS, "eps", "vdm"])
 def test_an_objective_brings_what_it_needs(name):
     """Typed values win, and so does what an experiment chooses; label dropout follows the guidance."""
-    groups, default = ("backbone", "schedule", "guidance", "sampler"), composed("objective=v")
+    groups, default = ("backbone", "schedule", "guidance", "sampler"), composed_once("objective=v")
     cfg, brings = composed(f"objective={name}"), BRINGS.get(name, (None,) * 4)
     for group, option in zip(groups, brings):
         wanted = default[group] if option is None else composed(f"objective={name}", f"{group}={option}")[group]
@@ -167,7 +167,7 @@ def test_an_objective_brings_what_it_needs(name):
     if name not in ("classifier", "nce"):  # which make no samples
         build(cfg.sampler, "sampler").times(build(cfg.guidance, "guidance", objective.model))
     typed = composed(f"objective={name}", "backbone=mlp", "schedule=ve", "guidance=apg", "sampler=euler")
-    plain = composed("objective=v", "backbone=mlp", "schedule=ve", "guidance=apg", "sampler=euler")
+    plain = composed_once("objective=v", "backbone=mlp", "schedule=ve", "guidance=apg", "sampler=euler")
     assert all(typed[group] == plain[group] for group in (*groups, "p_uncond"))
 
 

@@ -1,5 +1,7 @@
 """Configurations composed as the commands compose them."""
 
+from functools import cache
+
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
@@ -10,3 +12,9 @@ def composed(*overrides: str) -> DictConfig:
     """The configuration of `diffguide-train` with these overrides."""
     with initialize_config_dir(config_dir(), version_base="1.3"):
         return compose("train", list(overrides))
+
+
+@cache
+def composed_once(*overrides: str) -> DictConfig:
+    """The same for several tests, which must not change it."""
+    return composed(*overrides)

@@ -127,12 +127,12 @@ def test_figures_are_means_over_bands_of_noise():
 
 @pytest.fixture(scope="module")
 def classifier_run(tmp_path_factory):
-    """A classifier of noisy digits, by the real command: the recipe at half its width."""
+    """A classifier of noisy digits, by the real command: the recipe at half its width and depth."""
     from contextlib import chdir
 
     with chdir(home := tmp_path_factory.mktemp("home")):
-        train(["experiment=digits_classifier", "backbone.channels=16", "backbone.head_channels=16", "training.images=19200",
-               "training.validation_images=9600", "training.checkpoint_images=19200",
+        train(["experiment=digits_classifier", "backbone.channels=16", "backbone.head_channels=16", "backbone.blocks=1",
+               "training.images=19200", "training.validation_images=9600", "training.checkpoint_images=19200",
                "training.sample_images=19200"])  # fmt: skip
     return home / "outputs/train/digits_classifier/v001"
 
