@@ -256,7 +256,7 @@ def test_from_the_configuration(tmp_path):
         other = compose(
             "sample", ["guidance=clean_classifier", "guidance/network=torchvision", "guidance.num_classes=3"]
         )
-    built = build(cfg, "guidance", generator())
+    built = build(cfg.guidance, "guidance", generator())
     assert isinstance(built.network, TorchScript) and built.scale == 1.0
     assert other.guidance.network.name == "resnet18"
     node = OmegaConf.to_container(cfg.guidance)
@@ -265,4 +265,4 @@ def test_from_the_configuration(tmp_path):
     validate_config(node, "guidance", ["diffguide.guidance.clean_classifier.TorchScript"])
     cfg.guidance.network.path = str(tmp_path / "none.pt")
     with pytest.raises(ConfigError, match="there is no TorchScript file"):
-        build(cfg, "guidance", generator())
+        build(cfg.guidance, "guidance", generator())

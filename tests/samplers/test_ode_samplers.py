@@ -227,7 +227,7 @@ def test_dopri5_raises_beyond_max_evaluations(steps):
     """Counted over the whole run, whatever the grid."""
     denoiser = EvaluationCounter(ExactMixture(two_classes(), Cosine(12.0, -10.0)))
     sampler = dopri5(steps=steps, max_evaluations=30)
-    with pytest.raises(ValueError, match="max_evaluations=30 .* atol=1e-05 and rtol=1e-05"):
+    with pytest.raises(ValueError, match="max_evaluations=30 .* atol=1e-05"):
         sampler(denoiser, torch.ones(1, 2, dtype=torch.float64), sampler.times(denoiser))
     assert denoiser.tally.evaluations <= 30
 

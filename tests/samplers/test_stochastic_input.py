@@ -66,7 +66,7 @@ def test_what_a_denoiser_does_not_allow_is_refused():
     class Certain(ExactMixture, ExactDenoiser):
         pass
 
-    with pytest.raises(ValueError, match="the exact covariance .* which this model does not"):
+    with pytest.raises(ValueError, match="the exact covariance"):
         ExactDDPM(3, UniformT()).times(denoiser)
     with pytest.raises(ValueError, match="take guidance=none"):
         ExactDDPM(3, UniformT()).times(ClassifierFree(Certain(two_classes(), schedule), 2.0, [0.0, math.inf]))
