@@ -31,7 +31,7 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from diffguide.config.build import config_dir
+from diffguide.config.build import config_dir, fill_label_dropout
 from diffguide.models.evaluation_counters import EvaluationCounter
 from diffguide.oracles import GaussianMixture
 from diffguide.samplers import generate
@@ -51,6 +51,7 @@ def build_components(*overrides: str):
     """The composed training configuration, its data and its objective with new weights."""
     with initialize_config_dir(config_dir(), version_base="1.3"):
         cfg = compose("train", overrides=[*overrides, "name=benchmark"])
+    fill_label_dropout(cfg)
     OmegaConf.resolve(cfg)
     torch.manual_seed(0)
     backbone, schedule = instantiate(cfg.backbone), instantiate(cfg.schedule)

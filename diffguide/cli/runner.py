@@ -14,7 +14,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from ..config.build import ConfigError, config_dir
+from ..config.build import ConfigError, config_dir, fill_label_dropout
 from ..config.composed import check_composed, resolve_config
 from ..config.diagnose import explain
 from ..config.files import ConfigFiles, to_plain
@@ -53,6 +53,7 @@ def resolved_config(name: str, cfg: DictConfig) -> Iterator[dict[str, Any]]:
         tree = to_plain(cfg)
         with search_user_modules(find_targets(tree), user_folders()):
             check_composed(tree, hydra.runtime.choices, task_overrides(), ConfigFiles.of_this_run())
+            fill_label_dropout(cfg)
             yield resolve_config(cfg)
     except Stopped as stopped:
         exit_stopped(name, stopped)

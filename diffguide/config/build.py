@@ -16,7 +16,9 @@ from .errors import ConfigError
 from .files import config_dir
 from .type_checks import check_types, import_callable
 
-__all__ = ["ConfigError", "accepts_argument", "build", "config_dir", "needs_null"]
+__all__ = ["ConfigError", "accepts_argument", "build", "config_dir", "fill_label_dropout", "needs_null"]
+
+LABEL_DROPOUT = 0.1  # probability, where the guidance needs an unconditional model and p_uncond is null
 
 MEMORY_ERRORS = (
     "can't allocate memory",
@@ -95,9 +97,7 @@ def needs_null(node: Any) -> bool:
     return any(map(needs_null, node.values()))
 
 
-def if_needs_null(node: DictConfig, needed: float, otherwise: float) -> float:
-    """The value of `${if_needs_null:${guidance},a,b}`: a where the guidance needs label dropout, else b."""
-    return needed if needs_null(OmegaConf.to_container(node, resolve=True)) else otherwise
-
-
-OmegaConf.register_new_resolver("if_needs_null", if_needs_null, replace=True)
+def fill_label_dropout(cfg: DictConfig) -> None:
+    """Replaces p_uncond: null by what the guidance needs: LABEL_DROPOUT, or 0 where it needs no unconditional model."""
+    if "p_uncond" in cfg and cfg.p_uncond is None:
+        cfg.p_uncond = LABEL_DROPOUT if needs_null(OmegaConf.to_container(cfg.guidance)) else 0.0

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from small_checkpoint import CONFIG
 
@@ -21,8 +20,7 @@ GRID = {"_target_": "diffguide.samplers.grids.UniformT"}
 @pytest.fixture(scope="module")
 def saved():
     """The default configuration as a run saves it."""
-    with initialize_config_dir(config_dir(), version_base="1.3"):
-        return OmegaConf.to_container(compose("train", ["name=digits"]), resolve=True)
+    return OmegaConf.to_container(composed("name=digits"), resolve=True)
 
 
 def test_every_saved_configuration_may_be_built(saved):
@@ -87,8 +85,7 @@ def test_every_network_builds_without_memory(name):
         if name in ("unet", "unet_encoder", "unet_levels", "unet_joint", "unet_twice_differentiable")
         else []
     )
-    with initialize_config_dir(config_dir(), version_base="1.3"):
-        cfg = compose("train", ["name=x", f"backbone={name}", *facts])
+    cfg = composed("name=x", f"backbone={name}", *facts)
     objective = assemble(OmegaConf.to_container(cfg, resolve=True), (), "meta")
     assert all(value.is_meta for value in objective.state_dict().values())
     check_model(objective.model, {"class_names": [""] * 10, "shape": shape})

@@ -11,7 +11,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from diffguide.checkpoints.allowlist import CheckpointError, validate_config
-from diffguide.config.build import build, config_dir
+from diffguide.config.build import build, config_dir, fill_label_dropout
 from diffguide.datasets.digits import Digits
 from diffguide.guidance.potentials.inverse import Inpaint
 from diffguide.guidance.potentials.pictures import Box, FileMask, FilePicture, TestPicture
@@ -44,6 +44,7 @@ DENOISER = Empirical(DATA.train.x[:50], DATA.train.y[:50], EDM(12.4, -8.7), 0.0)
 def test_every_potential_guidance_file_builds(name):
     """With its defaults; training with it drops no labels."""
     cfg = composed("train", f"guidance={name}")
+    fill_label_dropout(cfg)
     assert type(build(cfg.guidance, "guidance", DENOISER)).needs_null is False and cfg.p_uncond == 0.0
 
 

@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from small_checkpoint import save
 
 from diffguide.checkpoints.allowlist import validate_config
-from diffguide.config.build import ConfigError, build, config_dir
+from diffguide.config.build import ConfigError, build, config_dir, fill_label_dropout
 from diffguide.guidance.projections import APG
 from diffguide.guidance.rules import CFGPlusPlus
 from diffguide.sample import main
@@ -51,6 +51,7 @@ def test_training_drops_labels_for_what_needs_it(name):
     """p_uncond follows from the class, inner ones too, so that diffguide-train guidance=<name> trains what it can guide."""
     with initialize_config_dir(config_dir(), version_base="1.3"):
         cfg = compose("train", [f"guidance={name}"])
+    fill_label_dropout(cfg)
     assert cfg.p_uncond == (0.1 if name in DROPPING else 0.0)
 
 
