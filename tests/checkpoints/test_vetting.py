@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from composing import composed
 from omegaconf import OmegaConf
 from small_checkpoint import CONFIG
 
