@@ -87,8 +87,9 @@ def test_torchrun_resumes_the_run_of_one_process(alone, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_failure_of_the_first_process_ends_the_others(tmp_path):
+def test_a_failure_of_the_first_process_ends_the_others(tmp_path, monkeypatch):
     """A limit on the file size simulates a full disk; only the first process writes."""
+    monkeypatch.delenv("COVERAGE_PROCESS_CONFIG", raising=False)  # its data file would not fit either
 
     def limit():
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))

@@ -57,7 +57,7 @@ def test_every_key_has_its_comment_and_every_group_is_of_the_command(tmp_path, c
     ("sampler.steps", ["sampler.steps=18 steps from noise to data"], "churn"),
     ("seed=3", ["seed=3 of weights, data order and noise"], "training"),
     ("name", ["name=<dataset> of the run"], "seed"),
-    ("p_uncond", ["p_uncond=<guidance> probability"], "seed"),
+    ("p_uncond", ["p_uncond=null probability"], "seed"),
 ])  # fmt: skip
 def test_one_word_is_explained_alone(tmp_path, command, said, shown, hidden):
     done = command(train, "--help", said, at=tmp_path)
@@ -66,8 +66,8 @@ def test_one_word_is_explained_alone(tmp_path, command, said, shown, hidden):
 
 
 def test_resolve_shows_the_values_of_references(tmp_path, command):
-    done = command(train, "dataset=gmm2d", "--help", "name", "--resolve", "p_uncond", at=tmp_path)
-    assert "name=gmm2d " in words(done.out) and "p_uncond=0.1 " in words(done.out)
+    done = command(train, "dataset=gmm2d", "--help", "name", "--resolve", "backbone.num_classes", at=tmp_path)
+    assert "name=gmm2d " in words(done.out) and "backbone.num_classes=4 " in words(done.out)
 
 
 def test_help_shows_the_options_of_the_user(tmp_path, command):

@@ -47,7 +47,7 @@ def test_the_whole_configuration_is_shown(tmp_path):
     assert (
         done.returncode == 0
         and "diffguide.models.parameterizations.Eps" in done.stdout
-        and "p_uncond: 0.1" in done.stdout
+        and "num_classes: 10" in done.stdout
     )
     assert list(tmp_path.iterdir()) == []
 
