@@ -21,9 +21,8 @@ __all__ = ["load", "to_uint8", "__version__"]
 
 def load(path, weights: str = "ema", device="cpu", trust=()):
     """The trained model in a checkpoint file or run folder, in evaluation mode; see `diffguide.checkpoints.store.load`."""
-    from .checkpoints.store import (
-        load as load_checkpoint,
-    )  # importing torch takes seconds, and `--help` does not need it
+    # importing torch takes seconds, and `--help` does not need it
+    from .checkpoints.store import load as load_checkpoint
 
     return load_checkpoint(path, weights=weights, device=device, trust=trust).model
 

@@ -34,9 +34,8 @@ def scramble(z: numpy.ndarray) -> numpy.ndarray:
 
 def fold_in(state: numpy.ndarray, word: int | numpy.ndarray) -> numpy.ndarray:
     """A new uint64 state from a state and a 64-bit word; broadcasts."""
-    word = numpy.array(
-        word, dtype=numpy.uint64, ndmin=1
-    )  # an array, since NumPy warns of the intended overflow in scalars
+    # an array, since NumPy warns of the intended overflow in scalars
+    word = numpy.array(word, dtype=numpy.uint64, ndmin=1)
     return scramble((state ^ scramble(word + GOLDEN_GAMMA)) * numpy.uint64(2) + GOLDEN_GAMMA)
 
 

@@ -22,12 +22,13 @@ from typing import NamedTuple
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 COPIES = {"deepcopy", "copy", "dict", "masked_copy", "merge", "create", "to_container"}  # calls that return a copy
+# annotations of a configuration
 WHOLE = (
     "DictConfig",
     "dict[str, Any]",
     "Mapping[str, Any]",
     "Iterator[dict[str, Any]]",
-)  # annotations of a configuration
+)
 
 
 class Function(NamedTuple):

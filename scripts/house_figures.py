@@ -31,6 +31,7 @@ IRREGULAR = set(
     "bound brought come done gone grown known laid led lost met paid sought spent split spread stood struck thought "
     "understood worn hidden broken driven risen woven".split()
 )
+# also present tenses or nouns
 VERBS = {
     "set",
     "cut",
@@ -42,7 +43,7 @@ VERBS = {
     "come",
     "bound",
     "found",
-}  # also present tenses or nouns
+}
 NOUNS = {"seed", "need", "speed", "feed", "embed", "exceed", "proceed", "shed"}
 PARTICLES = {"out", "up", "down", "of", "at", "in", "on", "off", "to", "by", "as", "with", "from", "beside"}
 TINY = [

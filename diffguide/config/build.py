@@ -20,11 +20,8 @@ __all__ = ["ConfigError", "accepts_argument", "build", "config_dir", "fill_label
 
 LABEL_DROPOUT = 0.1  # probability, where the guidance needs an unconditional model and p_uncond is null
 
-MEMORY_ERRORS = (
-    "can't allocate memory",
-    "Storage size calculation overflowed",
-    "out of memory",
-)  # torch's RuntimeErrors
+# torch's RuntimeErrors
+MEMORY_ERRORS = ("can't allocate memory", "Storage size calculation overflowed", "out of memory")
 NO_MEMORY = "it does not fit into memory; make it smaller"
 
 

@@ -93,10 +93,7 @@ def sum_label_log_prob(log_prob: Tensor, y: Tensor) -> Tensor:
 def shift_score(prediction: Prediction, step: Tensor, alpha: Tensor, sigma: Tensor) -> Prediction:
     """The prediction with a step added to its score: x_0 + sigma^2 / alpha step, eps - sigma step."""
     step = step.to(prediction.x_0.dtype)
-    return Prediction(
-        prediction.x_0 + (sigma**2 / alpha).to(step) * step,
-        prediction.eps - sigma.to(step) * step,
-    )
+    return Prediction(prediction.x_0 + (sigma**2 / alpha).to(step) * step, prediction.eps - sigma.to(step) * step)
 
 
 class ClassifierGuidance(ClassGuidance):

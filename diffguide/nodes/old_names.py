@@ -10,11 +10,7 @@ from typing import Any
 __all__ = ["complete_new_config", "current_key", "current_name", "update_saved_config"]
 
 OPTIONS = {  # group: old option: new option
-    "guidance": {
-        "auto": "autoguidance",
-        "ordinary": "clean_classifier",
-        "potential_of_x_t": "noisy_potential",
-    },
+    "guidance": {"auto": "autoguidance", "ordinary": "clean_classifier", "potential_of_x_t": "noisy_potential"}
 }
 MODULES = {  # old module: new module
     "diffguide.parameterizations": "diffguide.models.parameterizations",
@@ -67,7 +63,7 @@ ADDED: dict[str, dict[str, tuple[Any, Any]]] = {  # class: key: (value in saved 
         "suffixes": ([".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"], None),
         "class_order": ("names", "numbers"),
         "split_by": ("path", "contents"),
-    },
+    }
 }
 QUANTIZED = [
     FOLDER,
@@ -82,9 +78,8 @@ QUANTIZED = [
     "diffguide.evaluation.likelihood.metrics.ExactDensity",
     "diffguide.evaluation.likelihood.metrics.FlowODE",
 ]
-RENAMED: dict[str, dict[str, str]] = {
-    target: {"values": "quantization_levels"} for target in QUANTIZED
-}  # class: old key: new key
+# class: old key: new key
+RENAMED: dict[str, dict[str, str]] = {target: {"values": "quantization_levels"} for target in QUANTIZED}
 for target in DOWNLOADS:
     RENAMED[target]["root"] = "path"
 RENAMED["diffguide.training.loop.Training"] = {"keep": "keep_checkpoints"}

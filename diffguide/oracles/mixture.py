@@ -195,9 +195,8 @@ class GaussianMixture(Oracle):
     def covariances(self, x: Tensor, alpha: Tensor, sigma: Tensor, y: Tensor | None) -> tuple[Tensor]:
         g, log_joint = self.terms(x, alpha, sigma, y)
         r = log_joint.softmax(1)[:, None]
-        shrunk = r * (
-            sigma[..., None] ** 2 * self.values / self.variances(alpha, sigma)
-        )  # r_k times eigenvalues of V_k
+        # r_k times eigenvalues of V_k
+        shrunk = r * (sigma[..., None] ** 2 * self.values / self.variances(alpha, sigma))
         offset = alpha[..., None] * self.values * g
         if self.vectors is None:
             within = torch.diag_embed(shrunk.sum(2).expand(-1, *self.shape))

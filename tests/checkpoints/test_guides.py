@@ -76,9 +76,8 @@ def test_the_command_writes_what_the_library_returns(at, command):
     x = torch.cat(list(generate(guided, Heun(3, Karras(7.0, None, None)), range(6), list(range(6)), (1, 8, 8), 64)))
     assert numpy.array_equal(to_uint8(x), samples(at / done.folder)[0])
     header = json.loads((at / done.folder / "manifest.jsonl").read_text().splitlines()[0])
-    assert (
-        header["network_evaluations"] == header["potential_evaluations"] == 3
-    )  # one a step of each: the steps are wide
+    # one a step of each: the steps are wide
+    assert header["network_evaluations"] == header["potential_evaluations"] == 3
 
 
 def test_classifier_cfg_apg_and_an_interval_in_one_run(at, command):

@@ -106,13 +106,14 @@ def test_a_sweep_leaves_a_contact_sheet_and_a_table(home, command):
     with open(home / done.folder / "sweep.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["guidance.scale"] for row in rows] == ["0", "1", "2", "4", "8"]
+    # wide steps: one; one side at 0 and 1
     assert [float(row["network_evaluations"]) for row in rows] == [
         7,
         7,
         14,
         14,
         14,
-    ]  # wide steps: one; one side at 0 and 1
+    ]
     sheet = Image.open(home / done.folder / "contact_sheet.png")
     assert sheet.size[0] > 5 * 48 and sheet.size[1] > 20 * 48
     assert not (home / "outputs/.sweeps").exists()

@@ -111,6 +111,7 @@ SIDES = {  # of the images that each backbone file is for
     "unet_encoder": [8], "unet_encoder_28": [28], "unet_encoder_32": [32], "mlp_levels": [None], "unet_levels": [8],
     "unet_joint": [8], "convnet": [8], "unet_twice_differentiable": [8],
 }  # fmt: skip
+# one number per class
 CLASSIFIERS = {
     "convnet",
     "mlp_classifier",
@@ -118,7 +119,7 @@ CLASSIFIERS = {
     "unet_encoder_28",
     "unet_encoder_32",
     "unet_joint",
-}  # one number per class
+}
 LEVELS = {"mlp_levels", "unet_levels"}  # one number per noise level of objective=cdm
 
 

@@ -131,9 +131,8 @@ def test_every_class_has_a_training_image(tmp_path):
     assert set(range(8)) < set(numbers(data.train)) and len(data.validation.y) > 3
     many = [100 + i for i in range(20) if place(tmp_path / "many" / f"{i}.png") < 0.5]
     assert sorted(numbers(data.validation)) == many
-    least = folder_of(
-        tmp_path, num_classes=9, validation=1e-9, test=0.0
-    )  # among those that leave their class a training image
+    # among those that leave their class a training image
+    least = folder_of(tmp_path, num_classes=9, validation=1e-9, test=0.0)
     smallest = min(range(20), key=lambda i: place(tmp_path / "many" / f"{i}.png"))
     assert numbers(least.validation) == [100 + smallest]
     paint(tmp_path / "one" / "a.png", 1)

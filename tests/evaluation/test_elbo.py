@@ -215,9 +215,8 @@ def test_discrete_time_bounds_are_looser():
         np.testing.assert_allclose(found.diffusion.numpy(), errors @ (snr[1:] / snr[:-1] - 1) / 2, rtol=1e-6)
         bounds.append(float(found.nats.mean()))
     first, second, third = np.array(bounds) - closed_form(x.numpy(), schedule).mean()
-    assert (
-        first > 5 * second and third > 0 and second / third == pytest.approx(2, rel=0.1)
-    )  # a gap of the size of a step
+    # a gap of the size of a step
+    assert first > 5 * second and third > 0 and second / third == pytest.approx(2, rel=0.1)
 
 
 def test_probabilities_of_discrete_data_sum_to_one_at_most():

@@ -50,9 +50,8 @@ def test_auroc_is_that_of_scikit_learn_and_its_error_is_its_spread():
             a, b = own + rng.normal(size=80) + 0.7, own + rng.normal(size=80)
             draws.append(auroc(torch.from_numpy(a), torch.from_numpy(b), paired))
         values, errors = np.array(draws).T
-        assert errors.mean() == pytest.approx(
-            values.std(), rel=0.12
-        )  # three standard errors of a standard deviation over 400 draws
+        # three standard errors of a standard deviation over 400 draws
+        assert errors.mean() == pytest.approx(values.std(), rel=0.12)
 
 
 def test_scores_of_exact_logits_are_the_closed_forms():
@@ -78,9 +77,8 @@ def test_scores_of_exact_logits_are_the_closed_forms():
     for name, score in {"density": density, "confidence": odds, "slope": slope}.items():
         for against in ("inverted", "constant"):
             expected = roc_auc_score(labels, np.r_[score(x), score(sides[against])])
-            assert measured.figures[f"auroc_{name}_{against}"].value == pytest.approx(
-                expected, abs=2e-3
-            )  # float32 data
+            # float32 data
+            assert measured.figures[f"auroc_{name}_{against}"].value == pytest.approx(expected, abs=2e-3)
     assert measured.figures["auroc_density_noise"].value > 0.6
     assert measured.figures["auroc_density_other"].value > 0.6
     assert measured.figures["auroc_density_other"].n == 400 and measured.facts["against"][-1] == "other"

@@ -56,9 +56,8 @@ def test_the_figures_are_the_formulas_of_the_papers(monkeypatch, k, cells):
     found = (*precision_recall(real, samples, k), *density_coverage(real, samples, k))
     expected = by_hand(real.tolist(), samples.tolist(), k)
     assert found == pytest.approx(expected, abs=1e-12)
-    assert len({round(value, 6) for value in expected}) == 4 and 0 < min(
-        expected
-    )  # four different figures, none trivial
+    # four different figures, none trivial
+    assert len({round(value, 6) for value in expected}) == 4 and 0 < min(expected)
     slabs = [slab.shape for slab in quality.distance_tables(real, samples)]
     assert max(math.prod(shape) for shape in slabs) <= max(cells, 37) and sum(rows for rows, _ in slabs) == 41
 
@@ -66,9 +65,8 @@ def test_the_figures_are_the_formulas_of_the_papers(monkeypatch, k, cells):
 def test_ties_on_a_lattice_are_exact():
     """Balls are closed: neighbours on a lattice lie on the spheres; shifted by half a step they do not."""
     line = torch.arange(20.0)[:, None] / 8
-    assert precision_recall(line, line + 1 / 8, 1) == pytest.approx(
-        (1.0, 1.0)
-    )  # the neighbour of the last sample: at 1/8
+    # the neighbour of the last sample: at 1/8
+    assert precision_recall(line, line + 1 / 8, 1) == pytest.approx((1.0, 1.0))
     assert precision_recall(line, line + 1 / 4, 1) == pytest.approx((19 / 20, 19 / 20))
     assert density_coverage(line, line, 1) == pytest.approx(((20 + 2 * 19) / 20, 1.0))
     far = line + 1000  # the same, far from the origin

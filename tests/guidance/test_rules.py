@@ -182,9 +182,8 @@ def test_mambo_is_its_formula(schedule, scale):
 
     expected = per_sample(formula, v_strong, v_weak)
     agree(x_t, found, x_0_of(schedule, x_t.numpy(), expected), schedule)
-    theirs = diffusers_mambo.mambo_guidance(v_strong.flatten(1), v_weak.flatten(1), scale, 0.8).reshape(
-        SHAPE
-    )  # it takes no images
+    # it takes no images
+    theirs = diffusers_mambo.mambo_guidance(v_strong.flatten(1), v_weak.flatten(1), scale, 0.8).reshape(SHAPE)
     np.testing.assert_allclose(expected, theirs, rtol=1e-10, atol=1e-10)
 
 

@@ -14,12 +14,13 @@ from diffguide.checkpoints.store import find
 from diffguide.sample import main as sample
 
 CHECKOUT = Path(__file__).resolve().parents[2]
+# what a test may shrink
 SMALLER = {
     "images=60_000": "images=256",
     "STEPS = 500": "STEPS = 3",
     "range(2000)": "range(200)",
     "Heun()": "Heun(steps=2)",
-}  # what a test may shrink
+}
 
 
 def run_examples(page: str, smaller: dict[str, str]) -> dict:

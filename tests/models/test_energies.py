@@ -109,9 +109,8 @@ def test_the_gradient_trains_and_follows_the_grad_mode():
         found = value_and_gradient(lambda x: x @ torch.ones(2, dtype=torch.float64, requires_grad=True), x)
         assert not any(part.requires_grad for part in found)  # and no graph is kept
     model.requires_grad_(False)
-    assert torch.autograd.gradcheck(
-        lambda x: tuple(model(x, t)), x.requires_grad_()
-    )  # as DPS and the divergence of the flow need
+    # as DPS and the divergence of the flow need
+    assert torch.autograd.gradcheck(lambda x: tuple(model(x, t)), x.requires_grad_())
     model.requires_grad_(True)
     weight = model.backbone.linear_in.weight
 

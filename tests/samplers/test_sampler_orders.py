@@ -85,9 +85,8 @@ def exact_flow(high: float):
 def errors(name: str, counts: list[int], high: float, before: int) -> list[float]:
     """RMS distance in x / alpha at noise level 0.1 to the exact flow, with a history of `before` exact steps."""
     sampler, variable, *_ = TABLE[name]
-    schedule = (
-        UNIFORM_EDM if name.startswith("pndm") else COSINE
-    )  # its half-way is in t, which is half-way in rho there
+    # its half-way is in t, which is half-way in rho there
+    schedule = UNIFORM_EDM if name.startswith("pndm") else COSINE
     (to, back), denoiser, found = VARIABLES[variable], ExactMixture(two_classes(), schedule), []
     start, end = (to(schedule, schedule.t_of(torch.tensor(-2 * math.log(e), dtype=torch.float64))) for e in (high, LOW))
     for n in counts:

@@ -29,9 +29,8 @@ Report = Callable[[float], None]  # called with the fraction of the work that is
 LEVEL_PURPOSE = 1  # purpose of an image's seed, besides its noise
 STAGES = ((8, 4), (16, 3), (32, 2), (64, 2), (128, 2), (256, 2))  # (evaluations, classes that remain after them)
 GOLDEN_RATIO = (math.sqrt(5) - 1) / 2  # its first k multiples modulo 1 are evenly spaced for any k
-MARKS = tuple(
-    digit * 10**power for power in range(6) for digit in (1, 2, 5)
-)  # evaluations at which predictions are recorded
+# evaluations at which predictions are recorded
+MARKS = tuple(digit * 10**power for power in range(6) for digit in (1, 2, 5))
 
 
 class Budget:

@@ -157,9 +157,8 @@ class Density(Metric):
 
     def evaluate_examples(self, context: EvalContext) -> Arrays:
         """The results of `build_nll` for every example, [N] each, on the CPU."""
-        build_nll = functools.cache(
-            self.build_nll
-        )  # once, for the first batch that is not saved: it may need a pilot run
+        # once, for the first batch that is not saved: it may need a pilot run
+        build_nll = functools.cache(self.build_nll)
 
         def report(done: int) -> None:
             context.progress(done, context.n, f"examples, {self.part}")

@@ -101,10 +101,7 @@ class PotentialGuidanceBase(ScaledGuidance):
         rows = self.guided_rows(t, y, x_t)
         if rows is not None:
             rows = broadcast_rows(rows, x_t.ndim)
-            guided = Prediction(
-                torch.where(rows, guided.x_0, plain.x_0),
-                torch.where(rows, guided.eps, plain.eps),
-            )
+            guided = Prediction(torch.where(rows, guided.x_0, plain.x_0), torch.where(rows, guided.eps, plain.eps))
         return guided if graph else Prediction(guided.x_0.detach(), guided.eps.detach())
 
     def guide(self, x_t: Tensor, t: Tensor, y: Condition | None, graph: bool) -> tuple[Prediction, Prediction]:

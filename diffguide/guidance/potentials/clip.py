@@ -15,10 +15,8 @@ from .values import SMOOTHING_DRAW, Potential
 
 __all__ = ["ClipEncoder", "ClipPotential", "PretrainedClip"]
 
-CLIP_MEAN, CLIP_STD = (
-    (0.48145466, 0.4578275, 0.40821073),
-    (0.26862954, 0.26130258, 0.27577711),
-)  # of CLIP's training images
+# of CLIP's training images
+CLIP_MEAN, CLIP_STD = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
 CROP_DRAW = 2 * SMOOTHING_DRAW  # the first draw of crops
 
 
