@@ -174,6 +174,8 @@ def read_start(folder: Path, path: Path, saved: dict[str, Any], merged: dict[str
     Raises:
         ConfigError: a missing or invalid file, another oracle, or another checkpoint.
     """
+    if "oracle" not in merged and merged["checkpoint"] != saved["checkpoint"] and not merged["checkpoint"]:
+        raise ConfigError("checkpoint must be a run folder or a .safetensors file; remove it to use that of the run")
     try:
         if not path.is_file():  # opening a pipe would block
             raise FileNotFoundError("no such file")
