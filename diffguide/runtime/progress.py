@@ -55,8 +55,7 @@ class Progress:
         """Shows figures such as the loss: next to the bar, or in a line if the last line is old enough."""
         if self.silent:
             return
-        texts = (str(value) if isinstance(value, int) else f"{value:.4g}" for value in figures.values())
-        text = " ".join(f"{name} {shown}" for name, shown in zip(figures, texts))
+        text = " ".join(f"{name} {v if isinstance(v, int) else f'{v:.4g}'}" for name, v in figures.items())
         if self.bar is not None:
             redraw = time.monotonic() - self.drawn >= REDRAW_SECONDS
             self.bar.set_postfix_str(text, refresh=redraw)
