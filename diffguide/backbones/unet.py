@@ -194,8 +194,8 @@ class UNet(Backbone):
         channels_last: whether weights and activations are stored with the channels last: faster in half precision on GPUs,
             and required by the fused attention kernels.
         fourier: exponents n of input features sin(2^n pi x), cos(2^n pi x) beside x; () = x alone.
-        narrow_upsampling: whether blocks that upsample have the width of the finer level. A wide block is expensive at
-            twice its side: it takes a fifth of the FLOPs of a network that is wide at low resolution.
+        narrow_upsampling: whether blocks that upsample have the width of the finer level: in a network that is wide at low
+            resolution, a block as wide as the coarser level costs much at the finer one.
     """
 
     def __init__(
