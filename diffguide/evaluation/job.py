@@ -102,6 +102,7 @@ class EvaluationJob:
             "n": context.n,
             "seed": context.seed,
             "evaluations": context.evaluations,
+            "backward_passes": context.backward_passes,
             "seconds": seconds,
             **self.identity,
             "precision": self.precision,
