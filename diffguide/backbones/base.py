@@ -131,7 +131,8 @@ class ConditionEmbedding(nn.Module):
         embedding = self.noise_embedding(h, log_snr)
         if self.classes is not None:
             if isinstance(y, ClassEmbedding):
-                return embedding + torch.where(y.keep[:, None], y.vectors, self.classes.weight[0])
+                null = self.classes.weight[0]
+                return embedding + torch.where(y.keep[:, None], y.vectors.to(null.dtype), null)
             if isinstance(y, Embedding):
                 raise ValueError("y must be class indices [B] (-1 = none) for this network, got an Embedding")
             index = torch.full((len(h),), -1, device=h.device) if y is None else y

@@ -249,8 +249,10 @@ class Metric:
         needs: protocols that the model must implement.
         conditional: whether the model must have classes.
         labels: whether each example must have a class.
+        differentiates: whether a figure is that of the derivative of the network, which half precision makes wrong.
     """
 
+    differentiates: bool = False
     name: ClassVar[str]
     needs: ClassVar[Sequence[type]] = ()
     conditional: ClassVar[bool] = False

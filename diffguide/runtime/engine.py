@@ -1,13 +1,21 @@
 """Devices, processes and precision. Only this module imports Lightning Fabric."""
 
 import os
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from lightning_fabric import Fabric
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 
-__all__ = ["Fabric", "build_fabric", "gather_objects", "kill_launched_processes", "launched_by_torchrun"]
+__all__ = [
+    "Fabric",
+    "build_fabric",
+    "gather_objects",
+    "inference_autocast",
+    "kill_launched_processes",
+    "launched_by_torchrun",
+]
 
 
 def launched_by_torchrun() -> bool:
@@ -19,6 +27,12 @@ def kill_launched_processes(fabric: Fabric) -> None:
     """Ends the processes that this one has launched, which would otherwise wait for ever after its failure."""
     for process in getattr(fabric.strategy.launcher, "procs", []):
         process.kill()
+
+
+def inference_autocast(fabric: Fabric) -> AbstractContextManager:
+    """Autocast of a mixed precision. Of a true one only the network has the dtype (`models.half_precision`): Fabric would
+    also make it the default of new tensors, such as grids of noise levels."""
+    return nullcontext() if str(fabric.strategy.precision.precision).endswith("-true") else fabric.autocast()
 
 
 def gather_objects(fabric: Fabric, value: Any) -> list[Any]:
