@@ -3,16 +3,15 @@
 Conventions, the same everywhere:
 
     t, s        time in [0, 1], 0 = data, 1 = noise; s < t is the next, cleaner time; float64
-    x_0, x_t    data in [-1, 1] and noised data, x_t = alpha_t x_0 + sigma_t eps
+    x_0, x_t    data, nominally in [-1, 1], and noised data, x_t = alpha_t x_0 + sigma_t eps
     log_snr     log(alpha_t^2 / sigma_t^2), strictly decreasing in t; a schedule is this curve and a normalisation
     noise_level sigma_t / alpha_t, the sigma of Karras et al.; guidance intervals are stated in it
     y           class indices [B], -1 = no condition in that row; None = -1 everywhere
     scale       contrast guidance: weak + scale (strong - weak), 1 = off, 0 = weak alone
     score       grad_x log p_t(x) = -eps / sigma_t
 
-A denoiser is `denoiser(x_t, t, y) -> Prediction(x_0, eps)`; guidance wraps a denoiser into a denoiser; a sampler walks a
-denoiser from noise to data. `diffguide.load(path)` gives the denoiser of a checkpoint; `diffguide.to_uint8(x)` makes samples
-bytes, as the command does.
+A denoiser is `denoiser(x_t, t, y) -> Prediction(x_0, eps)`. Guidance wraps a denoiser into a denoiser. A sampler integrates
+from noise to data. `diffguide.load(path)` loads the model of a checkpoint. `diffguide.to_uint8(x)` converts samples to bytes.
 """
 
 from .version import __version__
@@ -22,15 +21,16 @@ __all__ = ["load", "to_uint8", "__version__"]
 
 def load(path, weights: str = "ema", device="cpu", trust=()):
     """The trained model in a checkpoint file or run folder, in evaluation mode; see `diffguide.checkpoints.store.load`."""
-    from .checkpoints.store import load as load_checkpoint  # torch takes seconds to import, and `--help` should not
+    # importing torch takes seconds, and `--help` does not need it
+    from .checkpoints.store import load as load_checkpoint
 
     return load_checkpoint(path, weights=weights, device=device, trust=trust).model
 
 
 def to_uint8(x):
-    """Images as bytes, round(127.5 (x + 1)), clipped to 0..255: what `diffguide-sample` writes into samples.npz.
+    """Images as bytes, round(127.5 (x + 1)) clipped to 0..255, as in samples.npz of `diffguide-sample`.
 
-    `diffguide.samplers.generate` does not clip: a few of its values lie beyond [-1, 1].
+    `diffguide.samplers.generate` does not clip: some of its values may lie outside [-1, 1].
 
     Arguments:
         x: tensor [N, C, H, W], any floating dtype and device; black is -1, white is 1.

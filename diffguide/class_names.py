@@ -1,7 +1,7 @@
 """Class labels by name or index.
 
-A text is a name. YAML and Hydra parse unquoted words: 10, true, 1e3 or null is no text any more, and may have
-been a class name as well as an index. `class_index` looks at both, and raises where they differ.
+A text is a name. YAML and Hydra parse unquoted words such as 10, true, 1e3 or null, which may be a class name or an index.
+`class_index` tries both and raises an error if they are different classes.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -11,15 +11,11 @@ from typing import Any, TypeGuard
 
 import yaml
 
-__all__ = ["ClassLabel", "ClassLabels", "class_index", "class_indices", "resolve_labels", "explain_shadowed_class"]
+__all__ = ["ClassLabel", "ClassLabels", "class_index", "class_indices", "explain_shadowed_class", "resolve_labels"]
 
 ClassLabel = int | float | str | bool | None | Mapping[str, int]  # a name, an index, or {index: 3}
 ClassLabels = Sequence[ClassLabel] | Mapping[str, int | Sequence[int]]  # several, or {index: [3, 5]}
-LABEL_KEYWORDS = {
-    "balanced": "takes the classes in turn",
-    "all": "goes class by class",
-    None: "is no condition",
-}  # of labels
+LABEL_KEYWORDS = {"balanced": "takes the classes in turn", "all": "goes class by class", None: "is no condition"}
 MAX_NAMES_SHOWN = 12  # names in a message
 
 
@@ -27,13 +23,13 @@ def resolve_labels(labels, n: int, class_names: Sequence[str]) -> list[int] | No
     """The class index of each of n samples, or None for no condition.
 
     Arguments:
-        labels: `balanced` = the classes in turn, so that every prefix is balanced; `all` = class by class; a list of
-            names or indices, or one of them, taken in turn, as `class_indices` reads them; None = no condition.
+        labels: `balanced` = the classes in turn, so that every prefix is balanced; `all` = class by class; a name or
+            index, or a list of them taken in turn, as for `class_indices`; None = no condition.
         n: number of samples.
         class_names: one per class.
 
     Raises:
-        ValueError: an unknown class, a value that may mean two, or labels for a model without classes.
+        ValueError: an unknown class, an ambiguous value, or labels for a model without classes.
     """
     if labels is None or (labels in ("balanced", "all") and not class_names):
         return None
@@ -44,23 +40,24 @@ def resolve_labels(labels, n: int, class_names: Sequence[str]) -> list[int] | No
         return sorted(i % classes for i in range(n))
     chosen = class_indices(labels if isinstance(labels, list | Mapping) else [labels], class_names)
     if not chosen:
-        raise ValueError("the list is empty; use classes, balanced, all, or null for no condition")
+        raise ValueError("the list is empty; give classes, balanced, all, or null for no condition")
     return [chosen[i % len(chosen)] for i in range(n)]
 
 
 def explain_shadowed_class(labels, class_names: Sequence[str]) -> str | None:
-    """A hint on how to name a class whose name is a keyword of `labels`, where that keyword was given; else None."""
+    """A hint on how to select a class whose name is a keyword of `labels`, if that keyword was given; else None."""
     if isinstance(labels, list | Mapping) or labels not in LABEL_KEYWORDS:
         return None
-    named = [name for name in class_names if (labels is None and name == "null") or name == labels]
     word = "null" if labels is None else labels
-    return f"labels={word} {LABEL_KEYWORDS[labels]}; the class of that name is \"labels=['{word}']\"" if named else None
+    if word not in class_names:
+        return None
+    return f"labels={word} {LABEL_KEYWORDS[labels]}; the class of that name is \"labels=['{word}']\""
 
 
 def class_indices(
     labels: ClassLabels, class_names: Sequence[str], argument: str = "labels", count: int | None = None
 ) -> list[int]:
-    """The indices of several classes; `labels` is a list for `class_index`, or {index: [3, 5]}. As `class_index`."""
+    """The indices of several classes: a list of labels for `class_index`, or {index: [3, 5]}. As `class_index`."""
     if isinstance(labels, Mapping):
         indices = labels["index"] if [*labels] == ["index"] else None
         each: Sequence[Any] = [{"index": index} for index in indices] if isinstance(indices, list | tuple) else [labels]
@@ -70,25 +67,28 @@ def class_indices(
 
 
 def class_index(
-    label: ClassLabel, class_names: Sequence[str], argument: str = "labels", count: int | None = None,
+    label: ClassLabel,
+    class_names: Sequence[str],
+    argument: str = "labels",
+    count: int | None = None,
     several: bool = False,
-) -> int:  # fmt: skip
+) -> int:
     """The index of one class.
 
     Arguments:
-        label: a text = the name; a number or another plain value = the class of that index, or the one whose name YAML
-            or Hydra reads as this value (true, 1e3, 007, null); {"index": 3} = the index, whatever the names.
-        class_names: one per class, () where they are not known.
-        argument: the name of the argument, for messages.
-        count: number of classes, None = as many as names.
+        label: a text = the name; a number or another plain value = the index, or the class whose name YAML or Hydra parses
+            to this value (true, 1e3, 007, null); {"index": 3} = the index only.
+        class_names: one per class; () = unknown.
+        argument: name of the argument, for messages.
+        count: number of classes; None = number of names.
         several: whether the argument is a list, for messages.
 
     Raises:
-        ValueError: no such class; two, of which the value may mean either; a model without classes.
+        ValueError: no such class, an ambiguous value, or a model without classes.
     """
     count = len(class_names) if count is None else count
     if not count:
-        raise ValueError(f"this model has no classes, got {label!r}: remove {argument}")
+        raise ValueError(f"this model has no classes, got {label!r}; remove {argument}")
 
     def by_name(name: str) -> str:
         return f"\"{argument}=['{name}']\"" if several else f"\"{argument}='{name}'\""
@@ -105,13 +105,11 @@ def class_index(
     if len(found) == 1:
         return found.pop()
     if found:
-        alike = len({class_names[index] for index in named}) < len(named)  # names do not tell them apart
-        ways = [
-            f"{by_index(index) if alike else by_name(class_names[index])} is class {class_names[index]!r}, of index {index}"
-            for index in named
-        ]
-        if is_index(label, count) and label not in named:
-            ways.append(f"{by_index(label)} is class {class_names[label]!r}, of index {label}")
+        repeated = len({class_names[index] for index in named}) < len(named)
+        options = {index: by_index(index) if repeated else by_name(class_names[index]) for index in named}
+        if is_index(label, count):
+            options.setdefault(label, by_index(label))
+        ways = [f"{way} is class {class_names[index]!r}, of index {index}" for index, way in options.items()]
         raise ValueError(f"{label!r} may mean {len(found)} classes: {'; '.join(ways)}")
     raise ValueError(
         f"there is no class {label!r}; {describe_choices(class_names, count)}{suggest_label(label, by_index, count)}"
@@ -119,18 +117,18 @@ def class_index(
 
 
 def is_index(label: object, count: int) -> TypeGuard[int]:
-    """Whether a value is the index of one of `count` classes; booleans are not."""
+    """Whether a value is an index of one of `count` classes; booleans are not."""
     return isinstance(label, int) and not isinstance(label, bool) and 0 <= label < count
 
 
 def may_mean(label, name: str) -> bool:
-    """Whether a value is a class's name, or that name as parsed without quotes."""
+    """Whether a value is the name of a class, or that name parsed without quotes."""
     return name == label if isinstance(label, str) else (type(label), repr(label)) in parse_unquoted(name)
 
 
 @cache
 def parse_unquoted(name: str) -> frozenset[tuple[type, str]]:
-    """(type, repr) of the values that an unquoted name becomes: in YAML, in Hydra's grammar, and as a decimal number."""
+    """(type, repr) of the values of an unquoted name: in YAML, in Hydra's grammar, and as a decimal number."""
     words: dict[str, object] = {"true": True, "false": False, "null": None}
     values = [words[name.lower()]] if name.lower() in words else []
     with suppress(yaml.YAMLError, ValueError):  # a name that is not valid YAML, or an invalid date
@@ -149,15 +147,16 @@ def describe_choices(class_names: Sequence[str], count: int) -> str:
         repr(name) if "," in name or name != name.strip() or not name else name
         for name in class_names[:MAX_NAMES_SHOWN]
     ]
-    shown = ", ".join(names) + (", ..." if len(class_names) > MAX_NAMES_SHOWN else "")
-    known = f", or names: {shown}" if class_names else "; its class names are unknown"
-    return f"indices 0 to {count - 1}{known}"
+    if not class_names:
+        return f"indices 0 to {count - 1}; its class names are unknown"
+    more = ", ..." if len(class_names) > MAX_NAMES_SHOWN else ""
+    return f"indices 0 to {count - 1}, or names: {', '.join(names)}{more}"
 
 
 def suggest_label(label, by_index: Callable[[int], str], count: int) -> str:
-    """The hint of a message for values that often mean something else."""
+    """A hint for values that are often meant otherwise."""
     if label == -1:
         return "; labels=null is no condition"
     if isinstance(label, str) and label.isdecimal() and is_index(int(label), count):
-        return f"; a text is a name; {by_index(int(label))} is the index"
+        return f"; a text is a name, {by_index(int(label))} is the index"
     return ""

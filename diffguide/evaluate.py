@@ -1,4 +1,4 @@
-"""diffguide-eval: load checkpoints, measure them, write figures with their errors."""
+"""diffguide-eval: load checkpoints, measure them, write figures with standard errors."""
 
 from functools import partial
 
@@ -8,14 +8,14 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from .cli.multirun import Sweep, record_job
-from .cli.runner import one_line_errors, run_command
-from .config.build import config_dir
+from .cli.runner import resolved_config, run_command
+from .config.files import config_dir
 
 __all__ = ["main"]
 
 
 class Comparison(Sweep):
-    """After a multirun: one table and its plots, in a folder beside the runs."""
+    """After a multirun: writes a table and its plots, in a folder beside the runs."""
 
     def finish(self, jobs: list[dict]) -> None:
         from .figures.tables import write_comparison
@@ -27,12 +27,12 @@ class Comparison(Sweep):
 
 @hydra.main(version_base="1.3", config_path=config_dir(), config_name="evaluate")
 def command(cfg: DictConfig) -> None:
-    """One metric of one checkpoint, or of several: prints each folder that it wrote on stdout, that of a table last."""
-    with one_line_errors("diffguide-eval", cfg):
+    """One metric of one or several checkpoints; prints the folder of each on stdout, that of their table last."""
+    with resolved_config("diffguide-eval", cfg) as config:
         from .cli.evaluation_job import build_evaluation_jobs
 
         folders = []
-        for job in build_evaluation_jobs(cfg):
+        for job in build_evaluation_jobs(config):
             folders.append(str(job.run()))
             print(folders[-1])
         if folders:

@@ -1,4 +1,4 @@
-"""diffguide-sample: load a checkpoint or build an oracle, guide it, sample it."""
+"""diffguide-sample: load a checkpoint or build an oracle, wrap it in guidance, sample it."""
 
 import sys
 from functools import partial
@@ -7,14 +7,14 @@ import hydra
 from omegaconf import DictConfig
 
 from .cli.multirun import Sweep, record_job
-from .cli.runner import one_line_errors, run_command
-from .config.build import config_dir
+from .cli.runner import resolved_config, run_command
+from .config.files import config_dir
 
 __all__ = ["main"]
 
 
 class ContactSheet(Sweep):
-    """After a multirun: one picture with a column per run and one table, in a folder beside the runs."""
+    """After a multirun: writes a picture with a column per run and a table, in a folder beside the runs."""
 
     def finish(self, jobs: list[dict]) -> None:
         from .sampling.sweep import write_sweep
@@ -25,12 +25,12 @@ class ContactSheet(Sweep):
 
 @hydra.main(version_base="1.3", config_path=config_dir(), config_name="sample")
 def command(cfg: DictConfig) -> None:
-    """One sampling run; the last line on stdout is the folder that it wrote."""
-    with one_line_errors("diffguide-sample", cfg):
+    """One sampling run; the last line on stdout is its folder."""
+    with resolved_config("diffguide-sample", cfg) as config:
         from .cli.sampling_job import build_sampling_job
         from .sampling.job import preflight_sampling
 
-        job = build_sampling_job(cfg)
+        job = build_sampling_job(config)
         if job is None:
             return
         preflight_sampling(job)
@@ -45,9 +45,7 @@ def command(cfg: DictConfig) -> None:
         print(folder)
 
 
-main = partial(
-    run_command, command, "diffguide-sample"
-)  # main(argv): the console script; None = the process's own words
+main = partial(run_command, command, "diffguide-sample")  # main(argv): the console script
 
 if __name__ == "__main__":
     main()

@@ -5,29 +5,27 @@ from functools import partial
 import hydra
 from omegaconf import DictConfig
 
-from .cli.runner import one_line_errors, run_command
-from .config.build import config_dir
+from .cli.runner import resolved_config, run_command
+from .config.files import config_dir
 
 __all__ = ["main"]
 
 
 @hydra.main(version_base="1.3", config_path=config_dir(), config_name="train")
 def command(cfg: DictConfig) -> None:
-    """One training run; the last line on stdout is the folder that it wrote."""
-    with one_line_errors("diffguide-train", cfg):
+    """One training run; the last line on stdout is its folder."""
+    with resolved_config("diffguide-train", cfg) as config:
         from .cli.training_job import build_training_job
         from .training.preflight import preflight
 
-        job = build_training_job(cfg)
+        job = build_training_job(config)
         preflight(job)
         folder = job.run()
         if folder is not None:
             print(folder)
 
 
-main = partial(
-    run_command, command, "diffguide-train"
-)  # main(argv): the console script; None = the process's own words
+main = partial(run_command, command, "diffguide-train")  # main(argv): the console script
 
 if __name__ == "__main__":
     main()

@@ -1,3 +1,3 @@
-"""The version of diffguide: recorded in checkpoints, run folders and manifests."""
+"""The version of diffguide, recorded in checkpoints, run folders and manifests."""
 
 __version__ = "0.1.0"

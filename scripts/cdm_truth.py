@@ -4,11 +4,11 @@
         [--objectives cdm cdm_ce cdm_mse tre nce] [--output outputs/cdm_truth]
 
 Trains experiment=cdm_gmm2d (three minutes on one core) for every data set and seed by diffguide-train. Prints the mean
-|log p - log p_exact| in nats at t = 0 and over all levels, on fresh exact samples (bar: 0.10 on gmm2d at t = 0); the excess of
+|log p - log p_exact| in nats at t = 0 and over all levels, on new exact samples (bar: 0.10 on gmm2d at t = 0); the excess of
 the squared error of eps over that of the exact denoiser, averaged over the levels with noise (bar: 3 %), and the mean of the
-ratios per level; cross-entropy and accuracy of the levels (metric=levels); seconds of training; and the entropy of the law.
-The ablations are --objectives cdm_ce cdm_mse, cross-entropy only and squared error only; tre and nce only have densities, nce
-only that of the data. The figures of every level are in outputs/cdm_truth/<run>.csv.
+ratios of the levels; cross-entropy and accuracy of the levels (metric=levels); seconds of training; and the entropy of the
+data. The ablations are --objectives cdm_ce (cross-entropy only) and cdm_mse (squared error only); tre and nce have densities
+only, nce at t = 0 only. The figures of every level are written to outputs/cdm_truth/<run>.csv.
 """
 
 import argparse
@@ -30,8 +30,8 @@ from diffguide.train import main as train
 COLUMNS = "abs_error", "abs_error_all_levels", "excess", "excess_ratios", "entropy"
 
 
-def data_of(name: str) -> Dataset:
-    """A data set with few examples, since the metrics draw their own from its law."""
+def build_data(name: str) -> Dataset:
+    """A data set with few examples: the metrics draw new ones from its distribution."""
     from hydra import compose, initialize_config_dir
     from hydra.utils import instantiate
 
@@ -40,26 +40,25 @@ def data_of(name: str) -> Dataset:
     return instantiate(cfg.dataset, _convert_="all")
 
 
-def row(data: str, objective: str, seed: int, options: list[str], output: Path) -> list[str]:
-    """The cells of a training run."""
+def measure_run(data: str, objective: str, seed: int, options: list[str], output: Path) -> list[str]:
+    """Trains a run, writes its figures per level, and returns the cells of its row."""
     name, started = f"{data}_{objective}_{seed}", time.perf_counter()
-    train(
-        ["experiment=cdm_gmm2d", f"dataset={data}", f"objective={objective}", f"seed={seed}", f"name={name}",
-         f"output_root={output}", *(["sampler.steps=10"] if objective == "tre" else []), *options]
-    )  # fmt: skip
+    chosen = ["experiment=cdm_gmm2d", f"dataset={data}", f"objective={objective}", f"seed={seed}"]
+    steps = ["sampler.steps=10"] if objective == "tre" else []
+    train([*chosen, f"name={name}", f"output_root={output}", *steps, *options])
     seconds = time.perf_counter() - started
     model = diffguide.load(max((output / "train" / name).iterdir()))
-    subject = EvalContext(model, data_of(data), "test", seed=seed)
-    found = DensityError(max(model.steps, 1), 1000, False).measure(subject)
-    columns = list(dict.fromkeys(column for line in found.curve for column in line))
+    context = EvalContext(model, build_data(data), "test", seed=seed)
+    density = DensityError(max(model.steps, 1), 1000, False).measure(context)
+    columns = list(dict.fromkeys(column for line in density.curve for column in line))
     with open(output / f"{name}.csv", "w", newline="") as file:
         writer = csv.DictWriter(file, columns)
         writer.writeheader()
-        writer.writerows(found.curve)
-    figures = [f"{found.figures[column].value:.4f}" if column in found.figures else "-" for column in COLUMNS]
-    levels = LevelAccuracy(16, False, 20).measure(subject).figures
-    told = [f"{levels['cross_entropy'].value:.3f}", f"{levels['accuracy'].value:.4f}"]
-    return [data, objective, str(seed), *figures, *told, f"{seconds:.0f}"]
+        writer.writerows(density.curve)
+    figures = [f"{density.figures[column].value:.4f}" if column in density.figures else "-" for column in COLUMNS]
+    levels = LevelAccuracy(16, False, 20).measure(context).figures
+    level_cells = [f"{levels['cross_entropy'].value:.3f}", f"{levels['accuracy'].value:.4f}"]
+    return [data, objective, str(seed), *figures, *level_cells, f"{seconds:.0f}"]
 
 
 def main() -> None:
@@ -77,7 +76,8 @@ def main() -> None:
     for data in arguments.datasets:
         for objective in arguments.objectives:
             for seed in arguments.seeds:
-                lines.append("| " + " | ".join(row(data, objective, seed, arguments.options, arguments.output)) + " |")
+                cells = measure_run(data, objective, seed, arguments.options, arguments.output)
+                lines.append("| " + " | ".join(cells) + " |")
                 print(lines[-1], flush=True)
     text = "\n".join(lines) + "\n"
     write_atomically(arguments.output / "table.md", lambda path: path.write_text(text, encoding="utf-8"))

@@ -3,9 +3,9 @@
     python scripts/compare_checkouts.py BEFORE AFTER [--images 2048]
 
 Runs the default training, experiment=vdm_digits and experiment=cdm_digits (seed 0), a sampling from each and an evaluation
-of the first, all on the CPU with one thread. Compares every tensor of the last checkpoint, every number of metrics.jsonl but
-times, every sample and every figure of the evaluation. Prints a line for each; exit code 1 where anything differs. About
-five minutes a checkout on one core.
+of the first, all on the CPU with one thread. Compares every tensor of the last checkpoint, every number of metrics.jsonl except
+times, every sample and every figure of the evaluation. Prints a line for each; exit code 1 if anything differs. About five
+minutes per checkout on one core.
 """
 
 import argparse
@@ -29,7 +29,7 @@ TIMES = {"seconds", "images_per_second", "eta", "data_wait"}
 
 
 def run_command(checkout: Path, folder: Path, command: str, words: list[str]) -> Path:
-    """Run a command of a checkout in a folder; the run folder that it printed last."""
+    """Runs a command of a checkout in a folder, and returns the run folder, which it prints last."""
     environment = os.environ | {"PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1", "MPLBACKEND": "agg"}
     words = [sys.executable, "-m", f"diffguide.{command}", *words]
     done = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True)
@@ -39,7 +39,7 @@ def run_command(checkout: Path, folder: Path, command: str, words: list[str]) ->
 
 
 def flatten(value, name: str = "") -> dict[str, object]:
-    """The leaves of a JSON value, by their path."""
+    """The leaves of a JSON value by their path, without times."""
     if isinstance(value, dict | list):
         parts = value.items() if isinstance(value, dict) else enumerate(value)
         return {key: leaf for part, inner in parts for key, leaf in flatten(inner, f"{name}.{part}").items()}
@@ -54,7 +54,7 @@ def read_training(run: Path) -> dict[str, object]:
 
 
 def compute(checkout: Path, folder: Path, images: int) -> dict[str, dict[str, object]]:
-    """What the runs of a checkout compute: per run, tensors and numbers by name."""
+    """Runs the commands of a checkout, and returns for each run its tensors and numbers by name."""
     length = [f"training.{key}={images}" for key in ("images", "sample_images", "checkpoint_images")]
     results, runs = {}, {}
     for name, words in TRAININGS.items():
@@ -69,7 +69,7 @@ def compute(checkout: Path, folder: Path, images: int) -> dict[str, dict[str, ob
 
 
 def differences(before: dict[str, object], after: dict[str, object]) -> list[str]:
-    """Names of what only one side has or what is not equal in every bit (nan equals nan)."""
+    """Names of the values that only one side has, or that differ in any bit (nan equals nan)."""
 
     def same(name: str) -> bool:
         one, two = np.asarray(before[name]), np.asarray(after[name])

@@ -1,12 +1,12 @@
-"""Label accuracy, copies and recall of samples of the digits, against the real splits.
+"""Label accuracy, copies and recall of samples of the digits, compared with the splits of the data.
 
     python scripts/digits_quality.py outputs/sample/digits/v001 [more sample folders]
 
 Label accuracy: fraction of samples that a support vector machine, trained on the 1000 training digits, assigns to their label.
-Distance ratio: median distance to the nearest training digit after rounding to the 17 grey values, over that of the validation
-block; well below 1 means copies. Recall: fraction of the validation block within the distance of some sample to its third
+Distance ratio: median distance to the nearest training digit after rounding to the 17 grey values, divided by that of the
+validation split; well below 1 means copies. Recall: fraction of validation digits that are closer to a sample than its third
 neighbour among the samples (Kynkaanniemi et al. 2019, arXiv 1904.06991, on pixels). The last line is for the training digits
-as samples.
+as samples. Takes seconds.
 """
 
 import sys

@@ -1,19 +1,21 @@
-"""Every sampler option at 1, 2, 3, 5 and 10 steps on exactly known laws, compared with Euler's method.
+"""Every sampler option with 1, 2, 3, 5 and 10 steps on exact distributions, compared with Euler's method.
 
     python scripts/few_steps.py [--laws gmm2d highdim] [--schedules edm flow] [--grids default trailing] [--scales 1 3]
         [--samplers heun dpm2] [--steps 1 2 3 5 10] [--seeds 0 1 2] [--n 256] [--output outputs/few_steps]
 
 Options are those of configs/oracle, configs/schedule, configs/sampler/grid ("default" = that of each sampler) and
 configs/sampler. The figures of a run are the Wasserstein-2 distance of its samples from exact ones (with guidance=cfg and a
-scale other than 1, from those of the flow by dopri5, since no other law is known), the floor, which is the distance of two
-exact sets, and the largest |value|. The table has the worst ratio, over laws, schedules, grids and scales, of the mean distance
-over seeds to that of Euler on the same grid (or to the floor, if that is larger), where it occurred, and the largest |value|.
-few_steps.csv has every run. Nothing is trained. About ten minutes on one core.
+scale other than 1: from samples by dopri5), the floor, which is the distance of two exact sets, and the largest |value|.
+
+The table has, for each sampler and number of steps, the largest ratio over laws, schedules, grids and scales: the mean distance
+over seeds divided by that of Euler on the same grid (or by the floor, if that is larger), where it occurred, and the largest
+|value|. few_steps.csv has every run. Nothing is trained. About ten minutes on one core.
 """
 
 import argparse
 import csv
 import io
+import itertools
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -37,7 +39,7 @@ from diffguide.samplers import Dopri5, Euler, Sampler
 from diffguide.samplers.grids import UniformT
 
 LAWS, SCHEDULES = ["gmm2d", "highdim", "cfg_figure", "anisotropic"], ["edm", "cosine", "flow", "linear", "ve"]
-LEFT_OUT = {"sgld": "a chain without noise levels", "dopri5": "chooses its own steps"}
+SKIPPED = {"sgld": "a chain without noise levels", "dopri5": "has adaptive steps"}
 EVERYWHERE = [0.0, float("inf")]
 
 
@@ -58,8 +60,8 @@ class Run(NamedTuple):
 
     @property
     def ratio(self) -> float:
-        """To the distance of Euler on the same grid, or to the floor if that is larger: a law that is too narrow is closer to
-        a finite exact set than another exact set is."""
+        """The distance divided by that of Euler on the same grid, or by the floor if that is larger: samples that are too
+        narrow may be closer to an exact set than another exact set."""
         return self.wasserstein_2 / max(self.euler, self.floor)
 
 
@@ -82,10 +84,10 @@ class Problem:
     def sets(self, seed: int) -> tuple[Tensor, Tensor]:
         """Two sets of exact samples, independent of the noise of any seed."""
         if seed not in self.exact:
-            self.exact[seed] = tuple(self.drawn(10**6 + 2 * seed + k) for k in range(2))
+            self.exact[seed] = tuple(self.draw_exact(10**6 + 2 * seed + k) for k in range(2))
         return self.exact[seed]
 
-    def drawn(self, seed: int) -> Tensor:
+    def draw_exact(self, seed: int) -> Tensor:
         if self.denoiser is self.oracle:
             return self.oracle.sample(len(self.y), torch.Generator().manual_seed(seed), self.y)[0]
         return self.sample(Dopri5(1, UniformT(), 1e-6, 1e-6, 10**5, 1e-3), seed)
@@ -95,32 +97,30 @@ class Problem:
         return sampler(self.denoiser, sampler.begin(self.denoiser, times, noise), times, self.y, noise)
 
 
-def options() -> list[str]:
+def list_samplers() -> list[str]:
     """The options of configs/sampler with a number of steps."""
     names = sorted(path.stem for path in (Path(config_dir()) / "sampler").glob("*.yaml"))
-    return [name for name in names if name not in LEFT_OUT]
+    return [name for name in names if name not in SKIPPED]
 
 
-def build(name: str, steps: int, grid: str) -> Sampler:
-    """An option of configs/sampler with so many steps, or with an inner sampler of so many."""
+def build_sampler(name: str, steps: int, grid: str) -> Sampler:
+    """An option of configs/sampler with a number of steps, or with an inner sampler with this number of steps."""
     overrides = ["oracle=gmm2d", f"sampler={name}"]
     cfg = compose("sample", overrides).sampler
-    outer = "inner" in cfg
+    has_inner = "inner" in cfg
     if grid != "default":
-        place = "sampler/grid@sampler.inner.grid" if outer else "sampler/grid"
-        cfg = compose("sample", [*overrides, f"{place}={grid}"]).sampler
+        group = "sampler/grid@sampler.inner.grid" if has_inner else "sampler/grid"
+        cfg = compose("sample", [*overrides, f"{group}={grid}"]).sampler
     with open_dict(cfg):
-        (cfg.inner if outer else cfg).steps = steps
+        (cfg.inner if has_inner else cfg).steps = steps
     return instantiate(cfg, _convert_="all")
 
 
-def runs(arguments: argparse.Namespace) -> Iterator[Run]:
-    """Every run; combinations that raise an error are skipped and named once."""
-    samplers = {
-        (name, steps, grid): build(name, steps, grid)
-        for name in arguments.samplers for steps in arguments.steps for grid in arguments.grids
-    }  # fmt: skip
-    refused: set[str] = set()
+def run_all(arguments: argparse.Namespace) -> Iterator[Run]:
+    """Every run; combinations that raise an error are skipped, and printed once."""
+    choices = itertools.product(arguments.samplers, arguments.steps, arguments.grids)
+    samplers = {choice: build_sampler(*choice) for choice in choices}
+    errors: set[str] = set()
     for law in arguments.laws:
         for schedule in arguments.schedules:
             for scale in arguments.scales:
@@ -129,33 +129,32 @@ def runs(arguments: argparse.Namespace) -> Iterator[Run]:
                     if scale != 1 and sampler.needs is ExactDenoiser:
                         continue
                     try:
-                        found = [measured(problem, sampler, seed) for seed in arguments.seeds]
+                        results = [measure(problem, sampler, seed) for seed in arguments.seeds]
                     except ValueError as error:
-                        refused.add(f"{name}, grid {grid}, {steps} steps: {error}")
+                        errors.add(f"{name}, grid {grid}, {steps} steps: {error}")
                         continue
-                    for seed, figures in zip(arguments.seeds, found):
+                    for seed, figures in zip(arguments.seeds, results):
                         yield Run(law, schedule, grid, scale, name, steps, seed, *figures)
-    for line in sorted(refused):
+    for line in sorted(errors):
         print(f"skipped: {line}")
 
 
-def measured(problem: Problem, sampler: Sampler, seed: int) -> tuple[float, float, float, float]:
+def measure(problem: Problem, sampler: Sampler, seed: int) -> tuple[float, float, float, float]:
     """Distance, floor, distance of Euler on the same grid, largest |value|."""
     truth, other = (part.flatten(1) for part in problem.sets(seed))
-    euler = Euler(sampler.steps, sampler.grid)
-    x, e = (problem.sample(each, seed).flatten(1).double() for each in (sampler, euler))
-    finite = bool(x.isfinite().all())
-    distances = wasserstein(x, truth) if finite else float("inf"), wasserstein(other, truth), wasserstein(e, truth)
-    return *distances, float(x.abs().max())
+    x = problem.sample(sampler, seed).flatten(1).double()
+    by_euler = problem.sample(Euler(sampler.steps, sampler.grid), seed).flatten(1).double()
+    distance = wasserstein(x, truth) if bool(x.isfinite().all()) else float("inf")
+    return distance, wasserstein(other, truth), wasserstein(by_euler, truth), float(x.abs().max())
 
 
-def table(found: Sequence[Run], steps: Sequence[int]) -> list[str]:
+def format_table(runs: Sequence[Run], steps: Sequence[int]) -> list[str]:
     """A row per sampler: the worst ratio to Euler over the cases, and the largest |value|."""
     cells: dict = defaultdict(lambda: defaultdict(list))
-    for run in found:
+    for run in runs:
         cells[run.sampler, run.steps][run.law, run.schedule, run.grid, run.scale].append(run)
     lines = ["| sampler | " + " | ".join(map(str, steps)) + " |", "|---" * (len(steps) + 1) + "|"]
-    for name in dict.fromkeys(run.sampler for run in found):
+    for name in dict.fromkeys(run.sampler for run in runs):
         row = []
         for count in steps:
             cases = cells[name, count]
@@ -172,24 +171,23 @@ def table(found: Sequence[Run], steps: Sequence[int]) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, kind, default, text in (
-        ("laws", str, LAWS, "options of configs/oracle"), ("schedules", str, SCHEDULES, "options of configs/schedule"),
-        ("grids", str, ["default"], "options of configs/sampler/grid, or default"),
-        ("scales", float, [1.0, 3.0], "of guidance=cfg; 1 = unguided"),
-        ("samplers", str, None, "options of configs/sampler; all of them unless given"),
-        ("steps", int, [1, 2, 3, 5, 10], "numbers of steps"), ("seeds", int, [0, 1, 2], "each has its own samples"),
-    ):  # fmt: skip
-        parser.add_argument(f"--{name}", nargs="+", type=kind, default=default, help=text)
+    parser.add_argument("--laws", nargs="+", default=LAWS, help="options of configs/oracle")
+    parser.add_argument("--schedules", nargs="+", default=SCHEDULES, help="options of configs/schedule")
+    parser.add_argument("--grids", nargs="+", default=["default"], help="options of configs/sampler/grid, or default")
+    parser.add_argument("--scales", nargs="+", type=float, default=[1.0, 3.0], help="of guidance=cfg; 1 = unguided")
+    parser.add_argument("--samplers", nargs="+", help="options of configs/sampler; default: all")
+    parser.add_argument("--steps", nargs="+", type=int, default=[1, 2, 3, 5, 10], help="numbers of steps")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of samples and exact sets")
     parser.add_argument("--n", type=int, default=256, help="samples of each run")
     parser.add_argument("--output", type=Path, default=Path("outputs/few_steps"))
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     with initialize_config_dir(str(config_dir()), version_base="1.3"):
-        arguments.samplers = arguments.samplers or options()
-        found = list(runs(arguments))
-    print("\n".join(table(found, arguments.steps)))
+        arguments.samplers = arguments.samplers or list_samplers()
+        runs = list(run_all(arguments))
+    print("\n".join(format_table(runs, arguments.steps)))
     text = io.StringIO()
-    csv.writer(text).writerows([Run._fields, *found])
+    csv.writer(text).writerows([Run._fields, *runs])
     arguments.output.mkdir(parents=True, exist_ok=True)
     write_atomically(
         arguments.output / "few_steps.csv", lambda path: path.write_text(text.getvalue(), encoding="utf-8")

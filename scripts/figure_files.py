@@ -1,4 +1,4 @@
-"""What the scripts that draw figures share: models that are trained once, samples that are kept, pictures, tables."""
+"""Helpers of the scripts that draw figures: models, samples, plots and tables, which are saved and reused."""
 
 import csv
 import io
@@ -29,25 +29,25 @@ EVERYWHERE = (0.0, math.inf)  # interval of noise levels
 KARRAS = Karras(rho=7.0, noise_level_min=None, noise_level_max=None)
 
 
-def trained(folder: Path, name: str, *arguments: str) -> Denoiser:
-    """The model of the run of this name, which is trained or resumed if needed."""
+def load_or_train(folder: Path, name: str, *arguments: str) -> Denoiser:
+    """Loads the model of the run of this name; trains or resumes it if needed."""
     runs = sorted((folder / "outputs/train" / name).glob("v*"))
     with chdir(folder):
         if not runs:
             train([*arguments, f"name={name}"])
-        elif not finished(runs[-1]):
+        elif not is_finished(runs[-1]):
             train([f"resume=outputs/train/{name}/{runs[-1].name}"])
     return diffguide.load(max((folder / "outputs/train" / name).glob("v*")))
 
 
-def finished(run: Path) -> bool:
+def is_finished(run: Path) -> bool:
     """Whether a training run is complete."""
     files = checkpoints.list_checkpoints(run / "checkpoints")
     return bool(files) and int(files[-1].stem) >= OmegaConf.load(run / "config.yaml").training.images
 
 
-def kept(path: Path, make: Callable[[], Tensor]) -> Tensor:
-    """The output of `make`, or of an earlier call from its file."""
+def load_or_make(path: Path, make: Callable[[], Tensor]) -> Tensor:
+    """Calls `make` and saves its output, or loads the output of an earlier call."""
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         buffer = io.BytesIO()
@@ -56,20 +56,20 @@ def kept(path: Path, make: Callable[[], Tensor]) -> Tensor:
     return torch.from_numpy(numpy.load(path))
 
 
-def samples(denoiser: Denoiser, sampler: Sampler, labels: Sequence[int], shape: Sequence[int]) -> Tensor:
-    """A sample per label, with the seeds 0, 1, ..."""
+def draw_samples(denoiser: Denoiser, sampler: Sampler, labels: Sequence[int], shape: Sequence[int]) -> Tensor:
+    """Draws a sample per label, with the seeds 0, 1, ..."""
     return torch.cat(list(generate(denoiser, sampler, range(len(labels)), labels, shape, batch_size=1000)))
 
 
-def exact(*overrides: str) -> GaussianMixture:
-    """The oracle of `diffguide-sample` with these overrides."""
+def build_oracle(*overrides: str) -> GaussianMixture:
+    """Builds the oracle of `diffguide-sample` with these overrides."""
     with initialize_config_dir(config_dir(), version_base="1.3"):
         cfg = compose("sample", list(overrides))
-    return build(cfg, "oracle", kwargs={"schedule": build(cfg, "schedule")})
+    return build(cfg.oracle, "oracle", kwargs={"schedule": build(cfg.schedule, "schedule")})
 
 
 def write_picture(path: Path, figure: Figure) -> None:
-    """A PNG with a palette, a third of the size."""
+    """Writes a PNG with a palette, which has a third of the size."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=100, bbox_inches="tight")
     picture = Image.open(buffer).convert("RGB").quantize(128, dither=Image.Dither.NONE)

@@ -1,15 +1,15 @@
-"""The pictures of guidance, from scratch, in about a quarter of an hour on one core.
+"""Figures of guidance, including all trainings, in about a quarter of an hour on one core.
 
     python scripts/guidance_figures.py [folder = outputs/proofs/guidance_figures] [--parts three_gaussians tree digits]
 
 three_gaussians  Ho & Salimans 2022, arXiv 2207.12598, figure 2: the exact effect of the scale on three classes.
-tree             Karras et al. 2024, arXiv 2406.02507, figure 1: classifier-free guidance and autoguidance, as pictures and
-                 measured against the exact law.
+tree             Karras et al. 2024, arXiv 2406.02507, figure 1: classifier-free guidance and autoguidance, plotted and
+                 compared with the exact law.
 digits           classifier guidance (of the unconditional and of the conditional model), CFG, APG, CFG++ and CFG in an
                  interval at scales from 0 to 8, with the same seeds in every column; label accuracy, and precision against
                  recall.
 
-Models, samples and pictures that a folder already holds are not made again: a stopped run continues.
+Models, samples and figures in the folder are reused: a stopped run continues.
 """
 
 import argparse
@@ -19,7 +19,16 @@ from pathlib import Path
 
 import numpy
 import torch
-from figure_files import EVERYWHERE, KARRAS, exact, kept, samples, trained, write_picture, write_table
+from figure_files import (
+    EVERYWHERE,
+    KARRAS,
+    build_oracle,
+    draw_samples,
+    load_or_make,
+    load_or_train,
+    write_picture,
+    write_table,
+)
 from guidance_tree import tree
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -41,17 +50,17 @@ GAUSSIAN_SCALES = (0.0, 1.0, 2.0, 3.0, 5.0)
 
 
 def three_gaussians(folder: Path, n: int = 1800, steps: int = 40) -> None:
-    """Samples of the exact guided ODE, a panel per scale, over the laws of three classes."""
-    law = exact("oracle=cfg_figure")
+    """Draws samples of the exact guided ODE, a panel per scale, over the laws of three classes."""
+    law = build_oracle("oracle=cfg_figure")
     labels = [index % law.num_classes for index in range(n)]
     panels = {
-        scale: samples(ClassifierFree(law, scale, EVERYWHERE), Heun(steps, KARRAS), labels, law.shape)
+        scale: draw_samples(ClassifierFree(law, scale, EVERYWHERE), Heun(steps, KARRAS), labels, law.shape)
         for scale in GAUSSIAN_SCALES
     }
     figure = Figure(figsize=(3 * len(panels), 3.4), layout="constrained")
     side = torch.linspace(-3, 3, 121, dtype=torch.float64)
     plane = torch.stack(torch.meshgrid(side, side, indexing="xy"), dim=-1).flatten(0, 1)
-    names = {0.0: "scale 0: no condition", 1.0: "scale 1: the laws themselves"}
+    names = {0.0: "scale 0: no condition", 1.0: "scale 1: no guidance"}
     for axis, (scale, x) in zip(figure.subplots(1, len(panels), sharex=True, sharey=True), panels.items()):
         for label in range(law.num_classes):
             density = law.log_density(plane, None, torch.full((len(plane),), label)).exp().reshape(121, 121)
@@ -81,8 +90,8 @@ class WithoutCondition(DenoiserWrapper):
 def digit_methods(model: Denoiser, classifier: Classifier) -> dict[tuple[str, float], Denoiser]:
     """Each method at each scale; CFG++ has lambda = scale / 8.
 
-    0 is the unconditional model for the classifier, CFG and CFG++; 1 is the conditional one for the others and CFG. A
-    classifier's gradient counts scale times on the unconditional model, scale - 1 times on the conditional one.
+    Scale 0 is the unconditional model for the classifier, CFG and CFG++; scale 1 is the conditional model for CFG and the
+    others. The gradient of the classifier has the weight scale on the unconditional model, scale - 1 on the conditional one.
     """
     plain, projected = WithoutCondition(model), APG(eta=0.0, norm_threshold=2.5, momentum=-0.5)
     methods: dict[str, Callable[[float], Denoiser]] = {
@@ -98,39 +107,42 @@ def digit_methods(model: Denoiser, classifier: Classifier) -> dict[tuple[str, fl
 
 def digits(folder: Path) -> None:
     """Trains the default model of digits and a classifier of noisy ones; samples every method at every scale."""
-    model, classifier = trained(folder, "digits"), trained(folder, "classifier", "experiment=digits_classifier")
+    model = load_or_train(folder, "digits")
+    classifier = load_or_train(folder, "classifier", "experiment=digits_classifier")
     draw_digits(folder, digit_methods(model, classifier), n=350, steps=15)  # as many samples as held-out digits
 
 
 def draw_digits(folder: Path, guided: dict[tuple[str, float], Denoiser], n: int, steps: int) -> None:
-    """digits.csv, a row per method and scale; digits.png, the same seeds everywhere; digits_trade_off.png."""
+    """Writes digits.csv, a row per method and scale; digits.png, with the same seeds in all cells; digits_trade_off.png."""
     data, labels = Digits(channels=1, size=8, num_classes=10), [index % 10 for index in range(n)]
-    real, judge = data.validation.x.flatten(1), LabelClassifier(data.train.x.flatten(1), data.train.y)
+    real = data.validation.x.flatten(1)
+    label_classifier = LabelClassifier(data.train.x.flatten(1), data.train.y)
     rows, cells = [], {}
     for (name, scale), denoiser in guided.items():
         path = folder / f"samples/digits/{name}_{scale:g}.npy"
-        draw = partial(samples, denoiser, DPMpp2M(steps, KARRAS), labels, data.shape)
-        pictures = kept(path, lambda: torch.from_numpy(to_uint8(draw())))
-        cells[name, scale], x = pictures.numpy(), pictures.flatten(1) / 127.5 - 1
-        fidelity = {"agreed_labels": judge.accuracy(x, labels)} | precision_recall(real, x, k=3)._asdict()
-        rows.append({"method": name, "scale": scale} | fidelity)
+        draw = partial(draw_samples, denoiser, DPMpp2M(steps, KARRAS), labels, data.shape)
+        pictures = load_or_make(path, lambda: torch.from_numpy(to_uint8(draw())))
+        cells[name, scale] = pictures.numpy()
+        x = pictures.flatten(1) / 127.5 - 1
+        accuracy = {"agreed_labels": label_classifier.accuracy(x, labels)}
+        rows.append({"method": name, "scale": scale} | accuracy | precision_recall(real, x, k=3)._asdict())
     write_table(folder / "digits.csv", rows)
     draw_sheet(folder / "digits.png", cells)
     draw_trade_off(folder / "digits_trade_off.png", rows, precision_recall(real, data.train.x[:n].flatten(1), k=3))
 
 
 def draw_sheet(path: Path, cells: dict[tuple[str, float], numpy.ndarray]) -> None:
-    """A row per method and a column per scale; a cell has a sample of each class of `SHOWN`, with the same seeds."""
+    """Draws a row per method and a column per scale; a cell has a sample of each class of `SHOWN`, with the same seeds."""
     names, scales = (list(dict.fromkeys(part)) for part in zip(*cells))
-    rows = [[cell(cells[name, scale][list(SHOWN)]) for scale in scales] for name in names]
+    rows = [[arrange_cell(cells[name, scale][list(SHOWN)]) for scale in scales] for name in names]
     titles = [name + ", scale / 8" * (name == "CFG++") for name in names]
     write_atomically(
         path, partial(draw_grid(rows, titles, [f"scale {scale:g}" for scale in scales]).save, format="PNG")
     )
 
 
-def cell(pictures: numpy.ndarray, columns: int = 2, factor: int = 5, gap: int = 2) -> numpy.ndarray:
-    """[N, H, W, 1] in rows of `columns`, enlarged, with white space between them."""
+def arrange_cell(pictures: numpy.ndarray, columns: int = 2, factor: int = 5, gap: int = 2) -> numpy.ndarray:
+    """Arranges images [N, H, W, 1] in rows of `columns`, enlarged, with white space between them."""
     margin = [(0, 0), (gap, gap), (gap, gap), (0, 0)]
     framed = numpy.pad(pictures.repeat(factor, 1).repeat(factor, 2), margin, constant_values=255)
     lines = framed.reshape(-1, columns, *framed.shape[1:])
@@ -138,15 +150,15 @@ def cell(pictures: numpy.ndarray, columns: int = 2, factor: int = 5, gap: int = 
 
 
 def draw_trade_off(path: Path, rows: Sequence[dict], real: PrecisionRecall) -> None:
-    """Label accuracy against the scale; precision against recall, with those of the training digits."""
+    """Plots label accuracy against the scale, and precision against recall, with those of the training digits."""
     figure = Figure(figsize=(11, 4.6), layout="constrained")
     agreement, trade_off = figure.subplots(1, 2, width_ratios=[2, 3])
     for index, name in enumerate(dict.fromkeys(row["method"] for row in rows)):
-        own = {key: [row[key] for row in rows if row["method"] == name] for key in rows[0]}
-        look = {"marker": "os^Dvp"[index % 6], "markersize": 4, "color": f"C{index}", "label": name}
-        agreement.plot(own["scale"], own["agreed_labels"], **look)
-        trade_off.plot(own["recall"], own["precision"], **look)
-        for scale, point in zip(own["scale"], zip(own["recall"], own["precision"])):
+        columns = {key: [row[key] for row in rows if row["method"] == name] for key in rows[0]}
+        style = {"marker": "os^Dvp"[index % 6], "markersize": 4, "color": f"C{index}", "label": name}
+        agreement.plot(columns["scale"], columns["agreed_labels"], **style)
+        trade_off.plot(columns["recall"], columns["precision"], **style)
+        for scale, point in zip(columns["scale"], zip(columns["recall"], columns["precision"])):
             if scale in (2, 4, 8):
                 trade_off.annotate(f"{scale:g}", point, (4, 4), textcoords="offset points", size=8, color=f"C{index}")
     trade_off.plot(*real[::-1], "k*", markersize=10, label="training digits")
@@ -168,7 +180,7 @@ PARTS = {
 
 
 def main(folder: Path, parts: Sequence[str]) -> None:
-    """Makes whatever is missing of these parts."""
+    """Makes the missing figures of these parts."""
     folder.mkdir(parents=True, exist_ok=True)
     for part in parts:
         make, files = PARTS[part]

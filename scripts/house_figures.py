@@ -1,11 +1,11 @@
-"""Figures of the source code, one column per checkout, so that before and after can be compared.
+"""Figures of the source code, one column per checkout, for comparing versions.
 
     python scripts/house_figures.py [CHECKOUT ...] [--no-runs] [--names]
 
-Counted by the syntax tree of <checkout>/diffguide: sizes, guards, repeated names, functions that take a configuration.
-Guards are `raise` statements and the `if`s that hold nothing else, as a share of the lines of code. Calls from main to the
-network are the package's own frames on the stack inside UNet.forward, in one tiny training and one sampling with
-classifier-free guidance, each in a process of its own (a minute on one core; --no-runs leaves them out). --names lists the
+From the syntax tree of <checkout>/diffguide: sizes, guards, repeated names, the path of the configuration
+(`follow_config.py`). Guards are `raise` statements and the `if`s that contain nothing else, as a share of the lines of code.
+Calls from main to the network are the frames of the package on the stack inside UNet.forward, in one tiny training and one
+sampling with classifier-free guidance, each in its own process (a minute on one core; --no-runs skips them). --names lists the
 repeated names and the functions named by a past participle.
 """
 
@@ -22,16 +22,28 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from follow_config import measure_commands
+
 CHECKOUT = Path(__file__).resolve().parents[1]
-ENTRIES = {"train.py", "sample.py", "evaluate.py"}
-LONG = 50  # lines of a function
-CONFIGURATION = {"cfg", "DictConfig", "ListConfig"}
+LONG = 50  # lines; a function with more is long
 IRREGULAR = set(
     "told shown made held kept chosen drawn taken given written found built left said seen sent set cut put run read begun "
     "bound brought come done gone grown known laid led lost met paid sought spent split spread stood struck thought "
     "understood worn hidden broken driven risen woven".split()
 )
-VERBS = {"set", "cut", "put", "run", "read", "split", "spread", "come", "bound", "found"}  # also present tense or nouns
+# also present tenses or nouns
+VERBS = {
+    "set",
+    "cut",
+    "put",
+    "run",
+    "read",
+    "split",
+    "spread",
+    "come",
+    "bound",
+    "found",
+}
 NOUNS = {"seed", "need", "speed", "feed", "embed", "exceed", "proceed", "shed"}
 PARTICLES = {"out", "up", "down", "of", "at", "in", "on", "off", "to", "by", "as", "with", "from", "beside"}
 TINY = [
@@ -67,7 +79,7 @@ print("CHAIN", chains.most_common(1)[0][0])
 
 
 class Module(NamedTuple):
-    """A source file: its place in the package, its text, its syntax tree, the numbers of its lines of code."""
+    """A source file: its path in the package, its text, its syntax tree, the numbers of its lines of code."""
 
     path: Path
     text: str
@@ -76,7 +88,7 @@ class Module(NamedTuple):
 
 
 def read_modules(package: Path) -> list[Module]:
-    """Every module of a package."""
+    """Reads every module of a package."""
     modules = []
     for path in sorted(package.rglob("*.py")):
         text = path.read_text(encoding="utf-8")
@@ -86,7 +98,7 @@ def read_modules(package: Path) -> list[Module]:
 
 
 def code_lines(text: str, tree: ast.Module) -> set[int]:
-    """The lines that hold more than blanks, comments and docstrings."""
+    """The numbers of the lines with more than blanks, comments and docstrings."""
     comments = (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER)
     lines: set[int] = set()
     for token in tokenize.generate_tokens(io.StringIO(text).readline):
@@ -114,7 +126,7 @@ def length(node: ast.stmt) -> int:
 
 
 def guard_lines(module: Module) -> set[int]:
-    """Lines of code of `raise` statements and of the `if`s that hold nothing else."""
+    """Lines of code of `raise` statements and of the `if`s that contain nothing else."""
     lines: set[int] = set()
     for node in ast.walk(module.tree):
         only_raises = isinstance(node, ast.If) and not node.orelse and all(isinstance(s, ast.Raise) for s in node.body)
@@ -124,7 +136,7 @@ def guard_lines(module: Module) -> set[int]:
 
 
 def repeated_names(modules: list[Module], constants: bool) -> dict[str, list[str]]:
-    """Top-level functions and classes (or constants) that are defined in more than one module, and where."""
+    """Top-level functions and classes (or constants) that several modules define, and these modules."""
     places: dict[str, list[str]] = collections.defaultdict(list)
     for module in modules:
         names = set()
@@ -140,18 +152,10 @@ def repeated_names(modules: list[Module], constants: bool) -> dict[str, list[str
 
 
 def is_participle(name: str) -> bool:
-    """Whether a name is a past participle with nothing but a particle: told, moved, held_out."""
+    """Whether a name is a past participle, alone or with a particle: told, moved, held_out."""
     first, *rest = name.strip("_").split("_")
     regular = first.endswith("ed") and first not in NOUNS
     return (regular or first in IRREGULAR - VERBS) and set(rest) <= PARTICLES
-
-
-def takes_configuration(function: ast.FunctionDef) -> bool:
-    """Whether an argument is called cfg or is annotated as a configuration node of OmegaConf."""
-    arguments = [*function.args.posonlyargs, *function.args.args, *function.args.kwonlyargs]
-    annotations = (leaf for argument in arguments if argument.annotation for leaf in ast.walk(argument.annotation))
-    names = {leaf.id for leaf in annotations if isinstance(leaf, ast.Name)}
-    return any(argument.arg == "cfg" for argument in arguments) or bool(names & CONFIGURATION)
 
 
 def required_arguments(modules: list[Module]) -> tuple[int, int]:
@@ -174,7 +178,7 @@ def parallel_assignments(modules: list[Module]) -> int:
 
 
 def trace_calls(checkout: Path, folder: Path, command: str, words: list[str]) -> str:
-    """The chain of the package's own calls from main to the network, the most frequent one of a run."""
+    """The most frequent chain of calls of the package from main to the network in a run."""
     environment = os.environ | {"PYTHONPATH": str(checkout), "MPLBACKEND": "agg", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, "-c", TRACE, command, *words], cwd=folder, env=environment, capture_output=True, text=True
@@ -185,14 +189,13 @@ def trace_calls(checkout: Path, folder: Path, command: str, words: list[str]) ->
 
 
 def measure(checkout: Path, runs: bool) -> dict[str, str]:
-    """Every figure of a checkout, by what it says."""
+    """Every figure of a checkout, by name."""
     package = checkout / "diffguide"
     modules, readme = read_modules(package), (checkout / "README.md").read_text(encoding="utf-8")
     code = sum(len(module.code) for module in modules)
     texts = [module.text.splitlines()[line - 1] for module in modules for line in module.code]
     guards = sum(len(guard_lines(module)) for module in modules)
     long = [function for function in functions(modules) if length(function) > LONG]
-    below = [module for module in modules if module.path.as_posix() not in ENTRIES]
     required, total = required_arguments(modules)
     comprehensions = nodes(modules, ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
 
@@ -218,9 +221,11 @@ def measure(checkout: Path, runs: bool) -> dict[str, str]:
         "functions, classes in several modules": str(len(repeated_names(modules, constants=False))),
         "constants in several modules": str(len(repeated_names(modules, constants=True))),
         "functions named by a past participle": str(sum(is_participle(f.name) for f in functions(modules))),
-        "functions below the entries that take cfg": str(sum(map(takes_configuration, functions(below)))),
         "README: lines, words": f"{len(readme.splitlines())}, {len(readme.split())}",
     }
+    for command, path in measure_commands(package).items():
+        figures[f"{command}: functions that take the configuration"] = str(path["functions"])
+        figures[f"{command}: its climbs, returns"] = f"{path['climbs']}, {path['returns']}"
     return figures | (measure_calls(checkout) if runs else {})
 
 

@@ -1,10 +1,10 @@
-"""The mean colour of samples and of the data, to detect a colour tint.
+"""The mean colour of samples and of the data, to detect a colour tint. Takes seconds.
 
     python scripts/mean_colour.py outputs/sample/photo_patches/v001 ...
 
-Per channel, of images in 0..255: mean of the training split of the checkpoint, mean of the samples, and their difference in
-percent of the mean of the data, with the standard error of the mean of the samples (per class and combined, for
-labels=balanced). Bar: 2 %.
+Prints for each channel of images in 0..255: mean of the training split of the checkpoint, mean of the samples, and their
+difference in percent of the mean of the data, with the standard error of the mean of the samples. Classes have equal weights,
+as with labels=balanced. Bar: 2 %.
 """
 
 import argparse
@@ -15,12 +15,13 @@ import numpy
 import torch
 
 from diffguide.checkpoints import store as checkpoints
-from diffguide.training.batches import fetch
+from diffguide.checkpoints.allowlist import construct
+from diffguide.datasets.base import fetch_examples
 
 CHANNELS = {1: ["grey"], 3: ["red", "green", "blue"]}
 
 
-def mean(x: numpy.ndarray, y: numpy.ndarray) -> tuple[numpy.ndarray, numpy.ndarray]:
+def mean_colour(x: numpy.ndarray, y: numpy.ndarray) -> tuple[numpy.ndarray, numpy.ndarray]:
     """Mean colour over classes of equal weight, and its standard error; x [N, H, W, C], y [N]."""
     colours = x.reshape(len(x), -1, x.shape[-1]).mean(axis=1, dtype=numpy.float64)
     groups = [colours[y == label] for label in numpy.unique(y)]
@@ -28,12 +29,12 @@ def mean(x: numpy.ndarray, y: numpy.ndarray) -> tuple[numpy.ndarray, numpy.ndarr
     return numpy.mean([group.mean(axis=0) for group in groups], axis=0), numpy.sqrt(sum(errors)) / len(groups)
 
 
-def data(run: Path) -> tuple[numpy.ndarray, numpy.ndarray]:
-    """The training split of the checkpoint of a sampling run, as bytes."""
+def load_data(run: Path) -> tuple[numpy.ndarray, numpy.ndarray]:
+    """The training split of the checkpoint of a sampling run, in 0..255."""
     header = json.loads((run / "manifest.jsonl").read_text().splitlines()[0])
     config = checkpoints.load(header["checkpoint"]).config
-    dataset = checkpoints.construct(config["dataset"], "dataset", ())
-    x, y = fetch(dataset.train, torch.arange(len(dataset.train.y)))
+    dataset = construct(config["dataset"], "dataset", ())
+    x, y = fetch_examples(dataset.train, torch.arange(len(dataset.train.y)))
     return ((dataset.preprocess(x) + 1) * 127.5).permute(0, 2, 3, 1).numpy(), y.numpy()
 
 
@@ -41,14 +42,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("runs", nargs="+", type=Path, help="folders of diffguide-sample")
     for run in parser.parse_args().runs:
-        wanted, _ = mean(*data(run))
+        data, _ = mean_colour(*load_data(run))
         with numpy.load(run / "samples.npz") as arrays:
-            found, error = mean(arrays["arr_0"], arrays["arr_1"])
+            samples, errors = mean_colour(arrays["arr_0"], arrays["arr_1"])
             print(f"{run}: {len(arrays['arr_0'])} samples")
-        for name, a, b, e in zip(CHANNELS[len(wanted)], wanted, found, error):
-            print(
-                f"  {name:5} data {a:6.2f}  samples {b:6.2f}  difference {100 * (b / a - 1):+5.2f} % +- {100 * e / a:.2f}"
-            )
+        for name, mean, sampled, error in zip(CHANNELS[len(data)], data, samples, errors):
+            difference = f"{100 * (sampled / mean - 1):+5.2f} % +- {100 * error / mean:.2f}"
+            print(f"  {name:5} data {mean:6.2f}  samples {sampled:6.2f}  difference {difference}")
 
 
 if __name__ == "__main__":

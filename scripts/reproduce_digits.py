@@ -1,4 +1,4 @@
-"""The table of objectives: each is trained on the digits, sampled and measured by the same commands.
+"""A table of all objectives, each trained on the digits, sampled and measured by the same commands.
 
     scripts/reproduce_digits.sh --seeds 1                  # about an hour on two cores
     scripts/reproduce_digits.sh --seeds 3 --split test     # continues an earlier call
@@ -6,14 +6,14 @@
 
 --jobs rows and seeds run in parallel and share the cores. Each stage is one command of diffguide, run in <folder>, and is
 recorded in <row>_<seed>.json with its arguments and its output folder: a stage recorded with the same arguments is skipped,
-and an interrupted training is resumed. Both splits use the same trained models and samples. `ROWS` states the numbers of
+and an interrupted training is resumed. Both splits use the same trained models and samples. `ROWS` has the numbers of
 training images, samples and examples; --images and --examples lower them for a quick check. Prints the table, and writes
 <split>.md and <split>.csv: means over the seeds, with their standard deviation if there are several.
 
-Columns: bits/dim by the variational bound, by the probability-flow ODE (of the first examples), and by the model's own
-log-density in one pass; accuracy on the split, and milliseconds to classify one image; label accuracy, FD (local features,
-to the training split), precision and recall of 1000 samples; seconds of training; network evaluations
-per sample. Nothing was chosen on the test block.
+Columns: bits/dim by the variational bound, by the probability-flow ODE (100 examples), and by the log-density of the model in
+one pass; accuracy on the split, and milliseconds to classify one image; label accuracy, FD (local features, to the training
+split), precision and recall of 1000 samples; seconds of training; network evaluations per sample. No setting was chosen on the
+test split.
 
 Ablations: cdm_ce and cdm_mse (one term of the loss), energy_ce and jem_ce (the same network and images, cross-entropy only),
 and the plain classifier of noisy images.
@@ -21,6 +21,7 @@ and the plain classifier of noisy images.
 
 import argparse
 import csv
+import itertools
 import json
 import os
 import statistics
@@ -36,10 +37,10 @@ BOUND = 6.0  # log-SNR of z_0, where the decoder starts: sigma = 0.4 grey values
 
 
 class Row(NamedTuple):
-    """What a row trains, how it samples, what it can be asked.
+    """The commands of a row.
 
     train, sample: arguments, None = no samples. likelihoods: of elbo, ode, log_density. accuracy: the metric of the accuracy.
-    start: log-SNR of z_0, None = the schedule's own. density: arguments of the likelihoods. ode: of the ODE alone.
+    start: log-SNR of z_0, None = that of the schedule. density: arguments of all likelihoods. ode: of the ODE only.
     """
 
     train: tuple[str, ...]
@@ -50,8 +51,8 @@ class Row(NamedTuple):
     density: tuple[str, ...] = ()
     ode: tuple[str, ...] = ()
 
-    def but(self, *train: str) -> "Row":
-        """The same with other arguments of training."""
+    def add(self, *train: str) -> "Row":
+        """Returns a copy with additional training arguments."""
         return self._replace(train=(*self.train, *train))
 
 
@@ -76,14 +77,14 @@ ROWS = {
     "ncsn": Row(("experiment=ncsn_digits",), ("sampler=annealed_langevin",)),
     "vdm": Row(("experiment=vdm_digits",), start=None),
     "cdm": CDM._replace(likelihoods=("log_density", "ode"), ode=("metric/solver=levels",)),
-    "cdm_ce": CDM.but("objective=cdm_ce"),
-    "cdm_mse": CDM.but("objective=cdm_mse"),
-    "tre": CDM.but("objective=tre", "sampler.steps=10")._replace(sample=None),
-    "nce": CDM.but("objective=nce")._replace(sample=None),
+    "cdm_ce": CDM.add("objective=cdm_ce"),
+    "cdm_mse": CDM.add("objective=cdm_mse"),
+    "tre": CDM.add("objective=tre", "sampler.steps=10")._replace(sample=None),
+    "nce": CDM.add("objective=nce")._replace(sample=None),
     "energy": ENERGY,
-    "energy_ce": ENERGY.but("objective.mse_weight=0")._replace(sample=None, likelihoods=()),
+    "energy_ce": ENERGY.add("objective.mse_weight=0")._replace(sample=None, likelihoods=()),
     "jem": JEM,
-    "jem_ce": JEM.but("objective.ml_weight=0", "objective.energy_l2=0")._replace(sample=None),
+    "jem_ce": JEM.add("objective.ml_weight=0", "objective.energy_l2=0")._replace(sample=None),
     "classifier": Row(("experiment=digits_classifier",), None, (), "classification"),
 }
 COLUMNS = {
@@ -95,7 +96,7 @@ COLUMNS = {
 
 
 class Stages:
-    """The stages of one row and seed: {name: {"arguments": of its command, "folder": what it wrote}}.
+    """The stages of one row and seed: {name: {"arguments": of its command, "folder": of its output}}.
 
     Arguments:
         folder: of the whole table, where the commands run.
@@ -108,39 +109,43 @@ class Stages:
         self.done = json.loads(self.path.read_text()) if self.path.exists() else {}
 
     def run(self, stage: str, command: str, *arguments: str, resume: tuple[str, ...] = ()) -> Path:
-        """The output folder of a command, run now or earlier; resume: replaces the arguments to continue it."""
+        """Runs a command unless it was run before, and returns its output folder.
+
+        Arguments:
+            resume: replaces the arguments, to continue an interrupted command.
+        """
         if self.done.get(stage, {}).get("arguments") != list(arguments):
             print(f"{self.name}: {stage}", file=sys.stderr, flush=True)
-            ran = subprocess.run(
+            result = subprocess.run(
                 [sys.executable, "-m", f"diffguide.{command}", *(resume or arguments), f"name={self.name}_{stage}"],
                 cwd=self.folder,
                 env=os.environ | {"OMP_NUM_THREADS": str(self.threads)},
                 stdout=subprocess.PIPE,
                 text=True,
             )
-            if ran.returncode:
-                raise SystemExit(f"{self.name}: {stage} failed; call again to go on")
-            self.keep(stage, {"arguments": list(arguments), "folder": ran.stdout.strip().splitlines()[-1]})
+            if result.returncode:
+                raise SystemExit(f"{self.name}: {stage} failed; run the script again to continue")
+            self.record(stage, {"arguments": list(arguments), "folder": result.stdout.strip().splitlines()[-1]})
         return (self.folder / self.done[stage]["folder"]).resolve()
 
     def train(self, *arguments: str) -> Path:
-        """The training run; an interrupted one is resumed."""
+        """Trains, or resumes an interrupted training; returns the run."""
         runs = sorted((self.folder / "outputs/train" / f"{self.name}_train").glob("v*"))
         if self.done.get("begun", {}).get("arguments") != list(arguments):
-            self.keep("begun", {"arguments": list(arguments), "earlier": len(runs)})
-        own = [run for run in runs[self.done["begun"]["earlier"] :] if any(run.glob("checkpoints/*.safetensors"))]
-        resume = (f"resume={own[-1].relative_to(self.folder)}",) if own else ()
+            self.record("begun", {"arguments": list(arguments), "earlier": len(runs)})
+        new = [run for run in runs[self.done["begun"]["earlier"] :] if any(run.glob("checkpoints/*.safetensors"))]
+        resume = (f"resume={new[-1].relative_to(self.folder)}",) if new else ()
         return self.run("train", "train", *arguments, resume=resume)
 
-    def keep(self, stage: str, what: dict[str, object]) -> None:
-        self.done[stage] = what
+    def record(self, stage: str, facts: dict[str, object]) -> None:
+        self.done[stage] = facts
         temporary = self.path.with_suffix(".tmp")
         temporary.write_text(json.dumps(self.done, indent=1))
         os.replace(temporary, self.path)
 
 
-def measured(folder: Path, start: str) -> float:
-    """The figure of an evaluation whose name has this beginning."""
+def read_figure(folder: Path, start: str) -> float:
+    """The figure of an evaluation whose name starts with `start`."""
     figures = json.loads((folder / "metrics.json").read_text())["figures"]
     return next(figure["value"] for name, figure in figures.items() if name.startswith(start))
 
@@ -152,39 +157,45 @@ def seconds_of(run: Path) -> float:
     return sum(now for now, after in zip(seconds, [*seconds[1:], 0.0]) if after < now)
 
 
-def row(
-    stages: Stages, spec: Row, seed: int, split: str, images: int | None, examples: int | None, without: Sequence[str] = ()
-) -> dict[str, float]:  # fmt: skip
-    """The figures of a row for one seed."""
-    run = stages.train(*spec.train, f"seed={seed}", *([f"training.images={images}"] if images else []))
-    checkpoint, samples_wanted = f"checkpoint={run}", examples or SAMPLES
-    at = [f"split={split}", *([f"n={examples}"] if examples else [])]
-    found = {"seconds": seconds_of(run)}
-    if spec.sample is not None:
-        drawn = [f"n={samples_wanted}", f"seed={seed * SAMPLES}", "batch_size=250"]
-        samples = stages.run("samples", "sample", checkpoint, *spec.sample, *drawn)
-        compared = [f"metric.samples={samples}", f"metric.count={samples_wanted}"]
+def measure_row(
+    stages: Stages,
+    row: Row,
+    seed: int,
+    split: str,
+    images: int | None,
+    examples: int | None,
+    without: Sequence[str] = (),
+) -> dict[str, float]:
+    """Runs all stages of a row for one seed, and returns its figures."""
+    run = stages.train(*row.train, f"seed={seed}", *([f"training.images={images}"] if images else []))
+    checkpoint, count = f"checkpoint={run}", examples or SAMPLES
+    all_examples = [f"split={split}", *([f"n={examples}"] if examples else [])]
+    figures = {"seconds": seconds_of(run)}
+    if row.sample is not None:
+        new = [f"n={count}", f"seed={seed * SAMPLES}", "batch_size=250"]
+        samples = stages.run("samples", "sample", checkpoint, *row.sample, *new)
+        compared = [f"metric.samples={samples}", f"metric.count={count}"]
         quality = stages.run(f"{split}_quality", "evaluate", checkpoint, f"split={split}", "metric=quality", *compared)
-        found |= {"agreed": measured(quality, "agreed"), "fd": measured(quality, "fd_")}
-        found |= {"precision": measured(quality, "precision"), "recall": measured(quality, "recall")}
+        for name, start in {"agreed": "agreed", "fd": "fd_", "precision": "precision", "recall": "recall"}.items():
+            figures[name] = read_figure(quality, start)
         manifest = json.loads((samples / "manifest.jsonl").read_text().splitlines()[0])
-        found["evaluations"] = manifest["network_evaluations"]
-    start = [] if spec.start is None else [f"metric.log_snr_max={spec.start}"]
-    for estimate in (name for name in spec.likelihoods if name not in without):
-        more = [f"split={split}", f"n={min(ODE, examples or ODE)}"] if estimate == "ode" else at
-        own = spec.ode if estimate == "ode" else ()
-        where = stages.run(
-            f"{split}_{estimate}", "evaluate", checkpoint, f"metric={estimate}", *more, *spec.density, *start, *own
-        )
-        found[estimate] = measured(where, "nll_")
-    where = stages.run(f"{split}_accuracy", "evaluate", checkpoint, f"metric={spec.accuracy}", *at)
-    facts = json.loads((where / "metrics.json").read_text())
-    seconds = facts.get("seconds_per_image_and_level", facts["seconds"] / facts["n"])  # not of the other noise levels
-    found |= {"accuracy": measured(where, "accuracy"), "classify": 1e3 * seconds}
-    return found
+        figures["evaluations"] = manifest["network_evaluations"]
+    density = [*row.density, *([] if row.start is None else [f"metric.log_snr_max={row.start}"])]
+    for estimate in row.likelihoods:
+        if estimate in without:
+            continue
+        chosen = [*all_examples, *density]
+        if estimate == "ode":
+            chosen = [f"split={split}", f"n={min(ODE, count)}", *density, *row.ode]
+        evaluation = stages.run(f"{split}_{estimate}", "evaluate", checkpoint, f"metric={estimate}", *chosen)
+        figures[estimate] = read_figure(evaluation, "nll_")
+    evaluation = stages.run(f"{split}_accuracy", "evaluate", checkpoint, f"metric={row.accuracy}", *all_examples)
+    facts = json.loads((evaluation / "metrics.json").read_text())
+    seconds = facts.get("seconds_per_image_and_level", facts["seconds"] / facts["n"])
+    return figures | {"accuracy": read_figure(evaluation, "accuracy"), "classify": 1e3 * seconds}
 
 
-def cell(values: list[float], digits: int) -> str:
+def format_cell(values: list[float], digits: int) -> str:
     """Mean and, for several seeds, standard deviation; a dash if nothing was measured."""
     if not values:
         return "-"
@@ -195,52 +206,48 @@ def cell(values: list[float], digits: int) -> str:
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=1, help="training seeds 0, 1, ...")
-    parser.add_argument("--rows", default=",".join(ROWS), help="names of rows, with commas between")
+    parser.add_argument("--rows", default=",".join(ROWS), help="names of rows, separated by commas")
     parser.add_argument("--split", choices=("validation", "test"), default="validation")
     parser.add_argument("--folder", type=Path, default=Path("outputs/reproduce_digits"))
-    parser.add_argument("--jobs", type=int, default=2, help="rows and seeds at a time, which share the cores")
-    parser.add_argument("--images", type=int, help="training images of every row, in place of its own")
-    parser.add_argument(
-        "--examples", type=int, help="samples, and examples of every measurement, in place of 1000 and all"
-    )
-    parser.add_argument(
-        "--without", nargs="+", choices=("elbo", "ode"), default=(), help="likelihoods that take minutes"
-    )
-    given = parser.parse_args(arguments)
-    if strangers := [name for name in given.rows.split(",") if name not in ROWS]:
-        parser.error(f"there is no row {strangers[0]}: {', '.join(ROWS)}")
-    folder = given.folder.resolve()
+    parser.add_argument("--jobs", type=int, default=2, help="rows and seeds that run in parallel and share the cores")
+    parser.add_argument("--images", type=int, help="training images of every row")
+    parser.add_argument("--examples", type=int, help="samples, and examples of every measurement; default: 1000, all")
+    parser.add_argument("--without", nargs="+", choices=("elbo", "ode"), default=(), help="likelihoods to skip")
+    options = parser.parse_args(arguments)
+    names = options.rows.split(",")
+    if unknown := [name for name in names if name not in ROWS]:
+        parser.error(f"there is no row {unknown[0]}: {', '.join(ROWS)}")
+    folder = options.folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    threads = max(1, cores // given.jobs)
-    with ThreadPoolExecutor(given.jobs) as pool:
-        begun = {}
-        for name in given.rows.split(","):
-            runs = [(Stages(folder, f"{name}_{seed}", threads), ROWS[name], seed) for seed in range(given.seeds)]
-            begun[name] = [
-                pool.submit(row, *run, given.split, given.images, given.examples, given.without) for run in runs
-            ]
+    threads = max(1, cores // options.jobs)
+    settings = options.split, options.images, options.examples, options.without
+    with ThreadPoolExecutor(options.jobs) as pool:
+        rows: dict[str, list[Future]] = {name: [] for name in names}
+        for name, seed in itertools.product(names, range(options.seeds)):
+            stages = Stages(folder, f"{name}_{seed}", threads)
+            rows[name].append(pool.submit(measure_row, stages, ROWS[name], seed, *settings))
         try:
-            tell(folder / given.split, begun)
+            collect_rows(folder / options.split, rows)
         finally:
             pool.shutdown(cancel_futures=True)
-    print(folder.joinpath(f"{given.split}.md").read_text())
+    print(folder.joinpath(f"{options.split}.md").read_text())
 
 
-def tell(path: Path, begun: dict[str, list[Future]]) -> None:
-    """Writes the table again after every row."""
+def collect_rows(path: Path, rows: dict[str, list[Future]]) -> None:
+    """Waits for the rows, and writes the table after each of them."""
     table = []
-    for name, runs in begun.items():
-        found = [run.result() for run in runs]
+    for name, runs in rows.items():
+        results = [run.result() for run in runs]
         line = {"objective": name}
         for column, (title, digits) in COLUMNS.items():
-            line[title] = cell([values[column] for values in found if column in values], digits)
+            line[title] = format_cell([figures[column] for figures in results if column in figures], digits)
         table.append(line)
-        write(path, table)
+        write_table(path, table)
 
 
-def write(path: Path, table: list[dict[str, str]]) -> None:
-    """path.csv and path.md, after every row."""
+def write_table(path: Path, table: list[dict[str, str]]) -> None:
+    """Writes path.csv and path.md."""
     with open(path.with_suffix(".csv"), "w", newline="") as file:
         writer = csv.DictWriter(file, table[0])
         writer.writeheader()

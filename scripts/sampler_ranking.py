@@ -2,10 +2,10 @@
 
     python scripts/sampler_ranking.py [--n 512] [--grid karras] [--output outputs/sampler_ranking]
 
-From the same starts at noise level 5 (log-SNR -3.2) to 0.002: the root mean square, over samples and coordinates, of the
-distance to the endpoint of the exact flow (dopri5, tolerance 1e-10), against 5 to 100 network evaluations. Writes ranking.csv
-and ranking.png and prints the table. Samplers with two evaluations per step get half the steps; a cell is empty if no number
-of steps needs that many evaluations.
+All samplers go from the same noise at noise level 5 (log-SNR -3.2) to 0.002. The error is the root mean square, over samples
+and coordinates, of the distance to the endpoint of the exact flow (dopri5, tolerance 1e-10), for 5 to 100 network evaluations.
+Writes ranking.csv and ranking.png, and prints the table. Samplers with two evaluations per step get half the steps; a cell is
+empty if no number of steps needs that number of evaluations. Takes minutes.
 """
 
 import argparse
@@ -39,7 +39,7 @@ from diffguide.samplers.grids import Karras, UniformLogSNR
 from diffguide.schedules import EDM
 
 EVALUATIONS = [5, 6, 7, 8, 9, 10, 11, 12, 15, 20, 30, 50, 100]
-HIGH, LOW = 5.0, 0.002  # noise levels of the walk, as in the paper's toy
+HIGH, LOW = 5.0, 0.002  # first and last noise level, as in the paper
 SAMPLERS = {
     "euler = ddim": Euler,
     "heun": Heun,
@@ -58,8 +58,8 @@ SAMPLERS = {
 GRIDS = {"karras": Karras(7.0, None, None), "uniform_log_snr": UniformLogSNR()}
 
 
-def problem(n: int):
-    """The tree on a schedule between the two levels, n exact starts, and the endpoints of the exact flow."""
+def build_problem(n: int):
+    """The tree on a schedule between the two levels, n exact noisy samples, and the endpoints of their exact flow."""
     schedule = EDM(log_snr_max=-2 * math.log(LOW), log_snr_min=-2 * math.log(HIGH), rho=7.0)
     tree = AutoguidanceTree(depth=7, seed=2, schedule=schedule)
     x_0, _ = tree.sample(n, torch.Generator().manual_seed(0))
@@ -68,8 +68,8 @@ def problem(n: int):
     return tree, x, flow(tree, x, flow.times(tree))
 
 
-def error(make, tree, x, exact, grid, evaluations: int) -> float | None:
-    """The RMS error of a sampler at exactly this many evaluations per sample; None if no number of steps has that."""
+def measure_error(make, tree, x, exact, grid, evaluations: int) -> float | None:
+    """The RMS error of a sampler with exactly this number of evaluations per sample; None if no number of steps has it."""
     for steps in range(evaluations, 0, -1):
         sampler, counter = make(steps, grid), EvaluationCounter(tree)
         sampler(counter, x[:1], sampler.times(tree))
@@ -86,10 +86,13 @@ def main() -> None:
     parser.add_argument("--grid", choices=GRIDS, default="karras")
     parser.add_argument("--output", type=Path, default=Path("outputs/sampler_ranking"))
     arguments = parser.parse_args()
-    tree, x, exact = problem(arguments.n)
-    print(f"RMS of the law {float(exact.square().mean().sqrt()):.3f}, grid {arguments.grid}, {arguments.n} samples")
+    tree, x, exact = build_problem(arguments.n)
+    print(
+        f"RMS of the endpoints {float(exact.square().mean().sqrt()):.3f}, grid {arguments.grid}, {arguments.n} samples"
+    )
+    grid = GRIDS[arguments.grid]
     table = {
-        name: [error(make, tree, x, exact, GRIDS[arguments.grid], count) for count in EVALUATIONS]
+        name: [measure_error(make, tree, x, exact, grid, count) for count in EVALUATIONS]
         for name, make in SAMPLERS.items()
     }
     print("| evaluations | " + " | ".join(map(str, EVALUATIONS)) + " |\n" + "|---" * (len(EVALUATIONS) + 1) + "|")
@@ -104,7 +107,7 @@ def main() -> None:
 
 
 def plot(path: Path, table: dict[str, list[float | None]], grid: str) -> None:
-    """Draws the error against evaluations, both logarithmic."""
+    """Plots the error against evaluations, both logarithmic."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 5.5), layout="constrained")
@@ -113,10 +116,12 @@ def plot(path: Path, table: dict[str, list[float | None]], grid: str) -> None:
         points = [(count, value) for count, value in zip(EVALUATIONS, errors) if value is not None]
         axes.loglog(*zip(*points), "-" if index < 10 else "--", marker="os^Dv"[index % 5], markersize=4, label=name)
     axes.set(
-        xlabel="network evaluations per sample", ylabel="RMS distance to the exact flow's endpoint",
-        title=f"autoguidance tree, noise level {HIGH:g} to {LOW:g}, grid {grid}", xticks=EVALUATIONS,
+        xlabel="network evaluations per sample",
+        ylabel="RMS distance to the endpoint of the exact flow",
+        title=f"autoguidance tree, noise level {HIGH:g} to {LOW:g}, grid {grid}",
+        xticks=EVALUATIONS,
         xticklabels=[str(count) if count not in (7, 9, 11) else "" for count in EVALUATIONS],
-    )  # fmt: skip
+    )
     axes.minorticks_off()
     axes.grid(alpha=0.3)
     axes.legend(ncols=2, fontsize=8)

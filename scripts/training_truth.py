@@ -3,11 +3,11 @@
     python scripts/training_truth.py [--images 1200000] [--seed 0] [--output outputs/training_truth]
 
 Trains every objective for about a minute (one core) by diffguide-train, with noise levels uniform in log-SNR and weight 1 on
-the error of the network (score: on that of eps, sigma^2 as in denoising score matching). Prints, per band of log-SNR, the
-excess E ||D - D_exact||^2 over the posterior variance, in percent. Bar: 3 % in the bands where a parameterization is well
-conditioned, marked *: x0 below 2, eps and score above -2, v, flow and edm from -8 to 8. Far outside, a large factor
-multiplies the output of the network to get x_0 (eps, score at much noise), or a small error of x_0 is large relative to the
-remaining uncertainty (x0 at little noise), and the excess explodes.
+the error of the network (score: on the error of eps, which is sigma^2 as in denoising score matching). Prints, per band of
+log-SNR, the excess E ||D - D_exact||^2 divided by the posterior variance, in percent. Bar: 3 % in the bands where a
+parameterization is well conditioned, marked *: x0 below 2, eps and score above -2, v, flow and edm from -8 to 8. Outside
+these bands the excess is large: at high noise x_0 is the output of the network times a large factor (eps, score); at low noise
+a small error of x_0 is large compared with the posterior variance (x0).
 """
 
 import argparse
@@ -32,12 +32,19 @@ RECIPE = [
 ]  # fmt: skip
 
 
-def row(objective: str, images: int, seed: int, output: Path) -> list[float]:
-    """The excess per band of a training run."""
+def measure_objective(objective: str, images: int, seed: int, output: Path) -> list[float]:
+    """Trains an objective, and returns the excess per band."""
+    chosen = [f"objective={objective}", f"objective/weight={WEIGHTS[objective]}"]
     train(
-        [*RECIPE, f"objective={objective}", f"objective/weight={WEIGHTS[objective]}", f"training.images={images}",
-         f"seed={seed}", f"name={objective}", f"output_root={output}"]
-    )  # fmt: skip
+        [
+            *RECIPE,
+            *chosen,
+            f"training.images={images}",
+            f"seed={seed}",
+            f"name={objective}",
+            f"output_root={output}",
+        ]
+    )
     denoiser = diffguide.load(max((output / "train" / objective).iterdir()))
     return relative_excess_risk(denoiser, GMM2DLaw(denoiser.schedule), EDGES, 4096, seed=1)
 
@@ -54,16 +61,16 @@ def main() -> None:
     lines = ["| objective | " + " | ".join(names) + " | worst * |", "|---" * (len(names) + 2) + "|"]
     for objective in arguments.objectives:
         started = time.perf_counter()
-        found = row(objective, arguments.images, arguments.seed, arguments.output)
+        excess = measure_objective(objective, arguments.images, arguments.seed, arguments.output)
         low, high = GOOD[objective]
-        held = [low <= a and b <= high for a, b in zip(EDGES, EDGES[1:])]
-        cells = [f"{100 * value:.2f}{'*' if bar else ''}" for value, bar in zip(found, held)]
-        worst = max(value for value, bar in zip(found, held) if bar)
+        has_bar = [low <= a and b <= high for a, b in zip(EDGES, EDGES[1:])]
+        cells = [f"{100 * value:.2f}{'*' if bar else ''}" for value, bar in zip(excess, has_bar)]
+        worst = max(value for value, bar in zip(excess, has_bar) if bar)
         lines.append(f"| {objective} | " + " | ".join(cells) + f" | {100 * worst:.2f} |")
         print(f"{lines[-1]}  ({time.perf_counter() - started:.0f} s)", flush=True)
     text = "\n".join(lines) + "\n"
     write_atomically(arguments.output / "table.md", lambda path: path.write_text(text, encoding="utf-8"))
-    print(f"\nexcess over the posterior variance, %, per band of log-SNR\n{text}{arguments.output / 'table.md'}")
+    print(f"\nexcess divided by the posterior variance, %, per band of log-SNR\n{text}{arguments.output / 'table.md'}")
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 
     python scripts/write_config_reference.py [--check]
 
-The part of the page above the marker is written by hand and kept. --check writes nothing and ends with 1 if the page is
-not what the YAML files say. About a second; nothing is composed, so the result depends on the files alone.
+The part of the page above the marker is written by hand and kept. --check writes nothing, and exits with 1 if the page is out
+of date. Takes a second; nothing is composed, so the result depends on the files only.
 """
 
 import argparse
@@ -30,7 +30,7 @@ class Row(NamedTuple):
     comment: str
 
 
-def write_page(configs: Path = CONFIGS) -> str:
+def format_page(configs: Path = CONFIGS) -> str:
     """The generated part of the page, from the marker on."""
     groups = sorted({path.parent.relative_to(configs).as_posix() for path in configs.glob("*/**/*.yaml")})
     lines = [MARKER, "", *table_of_groups(configs, groups)]
@@ -44,7 +44,7 @@ def write_page(configs: Path = CONFIGS) -> str:
 
 
 def table_of_groups(configs: Path, groups: list[str]) -> Iterator[str]:
-    """One line per group, with its options."""
+    """A line per group, with its options."""
     yield from ["| group | options |", "|---|---|"]
     for group in groups:
         options = ", ".join(f"`{path.stem}`" for path in sorted((configs / group).glob("*.yaml")))
@@ -52,10 +52,10 @@ def table_of_groups(configs: Path, groups: list[str]) -> Iterator[str]:
 
 
 def describe_option(path: Path) -> Iterator[str]:
-    """What a file says, the class that it builds, and its keys."""
+    """The comment of a file, the class that it builds, and its keys."""
     described, tree = describe_file(path), yaml.load(path.read_text(encoding="utf-8"), yaml.CSafeLoader) or {}
     target = tree.get("_target_")
-    yield f"{sentence(described.says)}{f' Builds `{target}`.' if isinstance(target, str) else ''}"
+    yield f"{sentence(described.summary)}{f' Builds `{target}`.' if isinstance(target, str) else ''}"
     defaults = {name: pair for name, pair in described.defaults.items() if name.split("/")[0] != "hydra"}
     rows = [Row(name, show(option), comment) for name, (option, comment) in defaults.items() if name != "_self_"]
     rows += list(key_rows(tree, described.keys))
@@ -65,7 +65,7 @@ def describe_option(path: Path) -> Iterator[str]:
 
 
 def key_rows(tree: dict[str, Any], comments: dict[str, str], above: str = "") -> Iterator[Row]:
-    """The keys of a mapping, those of mappings in it as a.b."""
+    """The keys of a mapping; keys of nested mappings as a.b."""
     for name, value in tree.items():
         key = f"{above}{name}"
         if name.startswith("_") or key in ("defaults", "hydra"):
@@ -96,25 +96,25 @@ def code(text: str) -> str:
 
 
 def escape(text: str) -> str:
-    """A comment in a cell of a table: its strokes do not end the cell, its <name> is no HTML."""
+    """Escapes a comment for a cell of a table: | would end the cell, <name> would be HTML."""
     return text.replace("|", r"\|").replace("<", "&lt;")
 
 
 def sentence(text: str) -> str:
-    """The comment above a file as a sentence of its own; names of commands stay in lower case."""
+    """The comment of a file as a sentence; names of commands stay in lower case."""
     first = text[:1] if text.startswith("diffguide-") else text[:1].upper()
     return f"{first}{escape(text[1:])}{'' if text.endswith('.') else '.'}" if text else ""
 
 
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(description="Writes configs/README.md from the comments of the YAML files.")
-    parser.add_argument("--check", action="store_true", help="whether to compare only")
+    parser.add_argument("--check", action="store_true", help="compare only")
     check = parser.parse_args(arguments).check
     page = PAGE.read_text(encoding="utf-8")
-    expected = page.partition(MARKER)[0] + write_page()
+    expected = page.partition(MARKER)[0] + format_page()
     if check:
         if page != expected:
-            print("configs/README.md is stale: run python scripts/write_config_reference.py", file=sys.stderr)
+            print("configs/README.md is out of date: run python scripts/write_config_reference.py", file=sys.stderr)
         return int(page != expected)
     PAGE.write_text(expected, encoding="utf-8")
     return 0

@@ -1,5 +1,6 @@
 """Fixtures: the command lines in this process, and models that were trained once for the whole session."""
 
+import gc
 import os
 import shutil
 from contextlib import chdir
@@ -8,11 +9,14 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from quick_composing import compose_quickly
 from short_run import RUN, SHORT
 
 os.environ.setdefault("MPLBACKEND", "agg")
 os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start
 torch.set_num_threads(1)  # for the session's models; see one_thread
+compose_quickly()
+gc.set_threshold(50_000)  # a tenth of the time of composing went into collecting its many small objects
 
 
 def pytest_collection_modifyitems(items):

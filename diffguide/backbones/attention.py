@@ -1,4 +1,4 @@
-"""The one attention of all networks."""
+"""Scaled dot-product attention, shared by all networks."""
 
 import math
 
@@ -14,8 +14,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor, double_differentiable: bool) -> T
     Vaswani et al., "Attention Is All You Need", 2017, arXiv 1706.03762, eq. 1.
 
     Arguments:
-        double_differentiable: whether second derivatives are needed: the fused kernels have none, so that the
-            [B, heads, N, N] weights are written out instead.
+        double_differentiable: whether second derivatives are needed. The fused kernels have none, so the
+            [B, heads, N, N] weights are then computed explicitly.
     """
     if double_differentiable:
         return (q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])).softmax(-1) @ v

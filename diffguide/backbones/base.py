@@ -1,4 +1,4 @@
-"""Shared by all networks: the conditioning vector from the noise level and the condition, and checkpointing."""
+"""The base class of all networks and the conditioning vector from noise level and condition."""
 
 from collections.abc import Sequence
 
@@ -9,27 +9,25 @@ from torch.utils.checkpoint import checkpoint
 from .conditions import ClassEmbedding, Condition, Embedding
 from .perturbations import Perturbation
 
-__all__ = ["Backbone", "ConditionEmbedding", "check_halvings", "nearest_sizes", "zero_init"]
+__all__ = ["Backbone", "ConditionEmbedding", "check_halvings", "check_out_features", "nearest_sizes", "zero_init"]
 
 
 class Backbone(nn.Module):
     """backbone(x, log_snr, y, perturbation) -> F. x [B, C, H, W] or [B, D]; log_snr [B]; y [B] classes, an Embedding, or None.
 
-    -1, keep=False and None mean no condition. A backbone knows nothing of time, schedules or diffusion beyond "a log-SNR
-    comes in". Every one takes `noise_conditioned` and `condition_features`; those with attention `double_differentiable`,
-    those with blocks worth it `checkpointing` (the MLP has neither). A perturbation changes some of the places that
-    `attention_layers` and `residual_blocks` list; None leaves the network as it is.
+    -1, keep=False and None mean no condition. A perturbation changes some of the layers in `attention_layers` and
+    `residual_blocks`; with None the network is unchanged.
 
     Attributes:
-        num_classes: number of classes, 0 = y is no class index.
-        out_features: length of F where it is one vector per example, 0 = F has the shape of x.
-        condition_features: length of the vectors of an Embedding, 0 = y is no Embedding.
-        noise_conditioned: whether the noise level is an input; where not, log_snr is None.
-        embedding: what makes the conditioning vector.
+        num_classes: number of classes; 0 = y is no class index.
+        out_features: length of F if F is one vector per example; 0 = F has the shape of x.
+        condition_features: length of the vectors of an Embedding; 0 = y is no Embedding.
+        noise_conditioned: whether the noise level is an input; if not, log_snr is None.
+        embedding: computes the conditioning vector.
         checkpointing: whether blocks are recomputed in the backward pass.
-        attention_layers: of each attention that can be perturbed, in the order of computation, the side of its square grid
-            of places.
-        residual_blocks: the same of each block that can be skipped, behind it; 1 for vectors.
+        attention_layers: side of the square grid of pixels or patches of each attention layer that can be perturbed, in the
+            order of computation.
+        residual_blocks: the same at the output of each block that can be skipped; 1 for vectors.
     """
 
     embedding: "ConditionEmbedding"
@@ -43,52 +41,58 @@ class Backbone(nn.Module):
 
     @property
     def conditional(self) -> bool:
-        """Whether y means anything."""
+        """Whether the network takes a condition."""
         return self.num_classes > 0 or self.condition_features > 0
 
     @property
-    def compiled(self) -> bool:
-        """Whether `compile()` was called on it, or on a part of it."""
+    def is_compiled(self) -> bool:
+        """Whether `compile()` was called on the network or on a part of it."""
         return any(part._compiled_call_impl is not None for part in self.modules())
 
     def embed(self, y: Condition) -> Embedding:
-        """The condition as vectors, which this network takes in its place."""
+        """The vectors of a condition, which this network takes in its place."""
         return y if isinstance(y, Embedding) else self.embedding.embed(y)
 
     def run(self, block: nn.Module, *inputs: Tensor | Perturbation | None) -> Tensor:
-        """block(*inputs), with `checkpointing` keeping the inputs alone (Chen et al. 2016, arXiv 1604.06174)."""
+        """block(*inputs); `checkpointing` keeps only the inputs for the backward pass (Chen et al. 2016, arXiv 1604.06174)."""
         if self.checkpointing and torch.is_grad_enabled():
             return checkpoint(block, *inputs, use_reentrant=False)
         return block(*inputs)
 
 
 def check_halvings(size: int, levels: int) -> None:
-    """Raises ValueError where a side of `size` pixels cannot be halved from each of the levels of a network to the next."""
+    """Raises ValueError for a side of `size` pixels that cannot be halved levels - 1 times."""
     if size % 2 ** (levels - 1):
         raise ValueError(
-            f"{levels} multipliers halve the image {levels - 1} times, but its side is {size} pixels: take a size of "
+            f"{levels} multipliers halve the image {levels - 1} times, but its side is {size} pixels; use a size of "
             f"{nearest_sizes(size, 2 ** (levels - 1))}, or fewer multipliers"
         )
 
 
+def check_out_features(out_features: int) -> None:
+    """Raises ValueError for a network with one vector per example but no output."""
+    if out_features < 1:
+        raise ValueError(f"out_features must be at least 1 (one per class of the data), got {out_features}")
+
+
 def nearest_sizes(size: int, divisor: int) -> str:
-    """The nearest sides, in pixels, below and above `size` that a number divides."""
+    """The nearest sides below and above `size`, in pixels, that are multiples of `divisor`."""
     below = size // divisor * divisor
     return f"{below} or {below + divisor} pixels" if below else f"{divisor} pixels"
 
 
 class ConditionEmbedding(nn.Module):
-    """embedding = MLP(features of the log-SNR) + class row, or + linear(vector); what is absent adds nothing.
+    """embedding = MLP(features of the log-SNR) + row of the class, or + linear(vector); a term without input is 0.
 
-    Features are sines and cosines of the log-SNR with wavelengths from 2 pi / 4 to 2 pi * 25, clamped to +-20, which
-    covers exact ends: beyond, x_t is pure data or pure noise to float32. Row 0 of the classes is the null condition,
-    y = -1; for vectors it is a learned vector, which takes their place where keep is False.
+    The features are sines and cosines of the log-SNR with wavelengths from 2 pi / 4 to 2 pi * 25. The log-SNR is clamped to
+    +-20, beyond which x_t is pure data or pure noise in float32. Row 0 of the classes is the null condition y = -1; for
+    vectors the null condition is a learned vector, used in rows with keep = False.
 
     Arguments:
         features: width of the result.
-        num_classes: number of classes, 0 = none.
-        condition_features: length of the vectors of an Embedding, 0 = none.
-        noise_conditioned: whether the log-SNR comes in.
+        num_classes: number of classes; 0 = none.
+        condition_features: length of the vectors of an Embedding; 0 = none.
+        noise_conditioned: whether the log-SNR is an input.
 
     Raises:
         ValueError: both classes and vectors, or a negative number of them.
@@ -101,18 +105,19 @@ class ConditionEmbedding(nn.Module):
         super().__init__()
         if num_classes < 0 or condition_features < 0:
             raise ValueError(
-                f"num_classes and condition_features are at least 0, got {num_classes} and {condition_features}"
+                f"num_classes and condition_features must be at least 0, got {num_classes} and {condition_features}"
             )
         if num_classes and condition_features:
             raise ValueError(
-                f"a condition is a class index or an embedding, so one of num_classes={num_classes} and "
-                f"condition_features={condition_features} must be 0"
+                f"num_classes or condition_features must be 0, got {num_classes} and {condition_features}: a condition is a "
+                "class index or an embedding"
             )
-        self.features, half = features, features // 2
+        self.features = features
+        half = features // 2
         if noise_conditioned:
-            # the square matrices come first: a width that is out of proportion fails before anything is computed
+            # the matrices are allocated first, so that a far too large width fails before any computation
             self.noise = nn.Sequential(nn.Linear(2 * half, features), nn.SiLU(), nn.Linear(features, features))
-            # the float32 frequencies lie in a buffer of bits, which .to(bfloat16) does not round
+            # the float32 frequencies are stored as integer bits, which .to(bfloat16) does not round
             bits = torch.logspace(0.6, -1.4, half, dtype=torch.float32).view(torch.int32)
             self.register_buffer("frequencies", bits, persistent=False)
         else:
@@ -122,15 +127,13 @@ class ConditionEmbedding(nn.Module):
         self.null = nn.Parameter(torch.zeros(condition_features)) if condition_features else None
 
     def forward(self, h: Tensor, log_snr: Tensor | None, y: Condition | None) -> Tensor:
-        """[B, features]; h [B, ...] gives the number of rows, and the dtype where there is neither noise nor condition."""
+        """[B, features]; h [B, ...] gives the number of rows, and the dtype of a network without noise input."""
         embedding = self.noise_embedding(h, log_snr)
         if self.classes is not None:
             if isinstance(y, ClassEmbedding):
                 return embedding + torch.where(y.keep[:, None], y.vectors, self.classes.weight[0])
             if isinstance(y, Embedding):
-                raise ValueError(
-                    "this network was built with num_classes: y holds class indices [B], -1 = none, not an Embedding"
-                )
+                raise ValueError("y must be class indices [B] (-1 = none) for this network, got an Embedding")
             index = torch.full((len(h),), -1, device=h.device) if y is None else y
             return embedding + self.classes(index + 1)
         if self.linear is not None:
@@ -138,38 +141,38 @@ class ConditionEmbedding(nn.Module):
         return embedding
 
     def embed(self, y: Tensor) -> ClassEmbedding:
-        """The rows of class indices [B], -1 = none."""
+        """The embedding of class indices [B], -1 = none."""
         assert self.classes is not None
         return ClassEmbedding(self.classes(y + 1), y >= 0)
 
     def noise_embedding(self, h: Tensor, log_snr: Tensor | None) -> Tensor:
         if self.noise is None:
             if log_snr is not None:
-                raise ValueError("this network was built with noise_conditioned=false: it takes log_snr=None")
+                raise ValueError("log_snr must be None for a network with noise_conditioned=false")
             return h.new_zeros(len(h), self.features)
         if log_snr is None:
-            raise ValueError("this network needs log_snr [B]; noise_conditioned=false builds one that takes None")
+            raise ValueError("log_snr [B] is required for a network with noise_conditioned=true, got None")
         angles = log_snr.clamp(-20, 20)[:, None] * self.frequencies.view(torch.float32)
         first = self.noise[0]
         assert isinstance(first, nn.Linear)
         return self.noise(torch.cat([angles.cos(), angles.sin()], dim=1).to(first.weight.dtype))
 
     def vectors(self, h: Tensor, y: Condition | None) -> Tensor:
-        """[B, D] with the null vector in every row without condition."""
+        """[B, D], with the null vector in every row without condition."""
         assert self.null is not None
         if y is None:
             return self.null.expand(len(h), -1)
         if not isinstance(y, Embedding) or y.vectors.shape[1] != len(self.null):
+            length = f" of length {y.vectors.shape[1]}" if isinstance(y, Embedding) else ""
             raise ValueError(
-                f"this network was built with condition_features={len(self.null)}: y is an Embedding of vectors of that "
-                f"length or None, got {type(y).__name__}"
-                + (f" of length {y.vectors.shape[1]}" if isinstance(y, Embedding) else "")
+                f"y must be an Embedding of length {len(self.null)} (condition_features) or None for this network, got "
+                f"{type(y).__name__}{length}"
             )
         return torch.where(y.keep[:, None], y.vectors.to(self.null.dtype), self.null)
 
 
 def zero_init(layer: nn.Module) -> nn.Module:
-    """The layer with all parameters 0, so that a block starts as the identity."""
+    """The layer with all parameters set to 0, so that a block starts as the identity."""
     for parameter in layer.parameters():
         nn.init.zeros_(parameter)
     return layer

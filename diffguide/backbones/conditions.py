@@ -1,7 +1,7 @@
-"""Conditions: class indices or embeddings, and how to drop and batch them.
+"""Conditions: class indices or embeddings, and functions that drop and batch them.
 
 A condition y is None (no condition in any row), class indices [B] with -1 for "no condition in this row", or an
-`Embedding`. These functions drop and batch both kinds.
+`Embedding`.
 """
 
 from collections.abc import Sequence
@@ -9,21 +9,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-__all__ = [
-    "Condition",
-    "ClassEmbedding",
-    "Embedding",
-    "concatenate_conditions",
-    "remove_condition",
-]
+__all__ = ["ClassEmbedding", "Condition", "Embedding", "concatenate_conditions", "remove_condition"]
 
 
 class Embedding:
-    """Condition vectors in place of class indices (of a text, of an image), with their own mask of rows.
+    """Condition vectors in place of class indices (of a text, of an image), with a mask of rows.
 
     Arguments:
         vectors: [B, D].
-        keep: [B] bool; False = no condition in this row, whatever its vector; None = every row has its condition.
+        keep: [B] bool; False = no condition in this row, its vector is ignored; None = a condition in every row.
 
     Raises:
         ValueError: other shapes, or a mask that is not boolean.
@@ -34,7 +28,7 @@ class Embedding:
             keep = torch.ones(len(vectors), dtype=torch.bool, device=vectors.device)
         if vectors.ndim != 2 or keep.shape != vectors.shape[:1] or keep.dtype != torch.bool:
             raise ValueError(
-                f"an embedding has vectors [B, D] and keep [B] of booleans, got {list(vectors.shape)} and "
+                f"an Embedding needs vectors [B, D] and keep [B] of booleans, got {list(vectors.shape)} and "
                 f"{list(keep.shape)} of {keep.dtype}"
             )
         self.vectors, self.keep = vectors, keep
@@ -55,7 +49,7 @@ class Embedding:
 
 
 class ClassEmbedding(Embedding):
-    """Class indices as a network embeds them, rows of its own table: it takes them in place of the indices."""
+    """Class indices embedded by a network, as rows of its own table, which it takes in place of the indices."""
 
 
 Condition = Tensor | Embedding
@@ -74,6 +68,6 @@ def concatenate_conditions(parts: Sequence[Condition]) -> Condition:
     """The rows of conditions of one kind, one after the other."""
     embeddings = [part for part in parts if isinstance(part, Embedding)]
     if embeddings:
-        vectors, keep = ([getattr(part, name) for part in embeddings] for name in ("vectors", "keep"))
-        return type(embeddings[0])(torch.cat(vectors), torch.cat(keep))
+        vectors = torch.cat([part.vectors for part in embeddings])
+        return type(embeddings[0])(vectors, torch.cat([part.keep for part in embeddings]))
     return torch.cat([part for part in parts if isinstance(part, Tensor)])

@@ -1,21 +1,21 @@
-"""A plain convolutional network: one vector per image, cheap enough for the long chains of an energy."""
+"""A plain convolutional network with one vector per image, cheap enough for the long Langevin chains of an energy."""
 
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from .base import Backbone, check_halvings
+from .base import Backbone, check_halvings, check_out_features
 from .conditions import Condition
 
 __all__ = ["ConvNet"]
 
 
 class ConvNet(Backbone):
-    """3 x 3 convolutions with SiLU, each but the first halving the side, then two linear layers; y is not used.
+    """3 x 3 convolutions with SiLU, all but the first with stride 2, then two linear layers; y is not used.
 
-    Without normalisation, whose answers would forget how bright an image is, and without dropout: smooth, as an energy
-    wants its network (Grathwohl et al. 2020, arXiv 1912.03263, appendix; Nijkamp et al. 2019, arXiv 1904.09770).
+    It has no normalisation, which would remove the brightness of an image, and no dropout: an energy needs a smooth network
+    (Grathwohl et al. 2020, arXiv 1912.03263, appendix; Nijkamp et al. 2019, arXiv 1904.09770).
 
     Arguments:
         in_channels: channels of the images.
@@ -23,25 +23,30 @@ class ConvNet(Backbone):
         size: side of the images, pixels.
         channels: width of the first convolution.
         multipliers: width of each convolution in units of channels; each but the first halves the side.
-        width: of the linear layer between.
-        noise_conditioned: false: no noise level comes in.
+        width: features between the two linear layers.
+        noise_conditioned: must be False: the network has no noise input.
 
     Raises:
-        ValueError: no output, a width below 1, a side that cannot be halved so often, or noise_conditioned=true.
+        ValueError: no output, a width below 1, a side that cannot be halved so often, or noise_conditioned=True.
     """
 
     noise_conditioned = False
 
     def __init__(
-        self, in_channels: int, out_features: int, size: int, channels: int = 32, multipliers: Sequence[int] = (1, 2, 4),
-        width: int = 128, noise_conditioned: bool = False,
-    ):  # fmt: skip
+        self,
+        in_channels: int,
+        out_features: int,
+        size: int,
+        channels: int = 32,
+        multipliers: Sequence[int] = (1, 2, 4),
+        width: int = 128,
+        noise_conditioned: bool = False,
+    ):
         super().__init__()
-        if out_features < 1:
-            raise ValueError(f"out_features must be at least 1 (one per class of the data), got {out_features}")
+        check_out_features(out_features)
         if not multipliers or min(*multipliers, channels, width) < 1:
             raise ValueError(
-                f"the network needs one multiplier, and channels, multipliers and width of at least 1, got "
+                f"the network needs one multiplier at least, and channels, multipliers and width of at least 1, got "
                 f"channels={channels}, multipliers={list(multipliers)}, width={width}"
             )
         check_halvings(size, len(multipliers))
@@ -60,7 +65,7 @@ class ConvNet(Backbone):
 
     def forward(self, x: Tensor, log_snr: Tensor | None, y: Condition | None = None) -> Tensor:
         if log_snr is not None:
-            raise ValueError("this network takes no noise level: log_snr=None")
+            raise ValueError("this network has no noise input: log_snr must be None")
         first = self.linear[0]
         assert isinstance(first, nn.Linear)
         h = self.convolutions(x.to(first.weight.dtype))

@@ -1,4 +1,4 @@
-"""The diffusion transformer: a vision transformer on patches whose blocks are conditioned by adaptive layer norms.
+"""The diffusion transformer: a vision transformer on patches with adaptive layer normalisation.
 
 Peebles & Xie, "Scalable Diffusion Models with Transformers", 2022, arXiv 2212.09748, section 3 and figure 3.
 """
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ..runtime.ranges import check_range
 from .attention import attention
 from .base import Backbone, ConditionEmbedding, nearest_sizes, zero_init
 from .conditions import Condition
@@ -19,7 +20,7 @@ __all__ = ["DiT"]
 
 
 def position_encoding(side: int, width: int) -> Tensor:
-    """[side^2, width], row by row: half of the features for the column, half for the row of a patch, sines then cosines.
+    """[side^2, width] for the patches row by row: sines and cosines of the column, then of the row.
 
     Wavelengths from 2 pi to 2 pi * 10000 patches (arXiv 1706.03762, section 3.5, for each axis).
     """
@@ -32,7 +33,7 @@ def position_encoding(side: int, width: int) -> Tensor:
 
 
 def layer_norm(width: int) -> nn.LayerNorm:
-    """Layer normalisation without its own scale and shift, which the conditioning vector brings."""
+    """Layer normalisation without parameters: scale and shift come from the conditioning vector."""
     return nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
 
 
@@ -43,13 +44,23 @@ class DiTBlock(nn.Module):
     """
 
     def __init__(
-        self, index: int, side: int, width: int, heads: int, mlp_ratio: float, dropout: float, double_differentiable: bool
-    ):  # fmt: skip
+        self,
+        index: int,
+        side: int,
+        width: int,
+        heads: int,
+        mlp_ratio: float,
+        dropout: float,
+        double_differentiable: bool,
+    ):
         super().__init__()
-        self.index, self.grid, hidden = index, (side, side), int(width * mlp_ratio)
+        hidden = int(width * mlp_ratio)
+        self.index, self.grid = index, (side, side)
         self.heads, self.double_differentiable = heads, double_differentiable
-        self.norm_attention, self.norm_mlp, self.dropout = layer_norm(width), layer_norm(width), nn.Dropout(dropout)
-        self.qkv, self.projection = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.norm_attention, self.norm_mlp = layer_norm(width), layer_norm(width)
+        self.dropout = nn.Dropout(dropout)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.projection = nn.Linear(width, width)
         self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU(approximate="tanh"), nn.Linear(hidden, width))
         self.modulation = nn.Linear(width, 6 * width)
 
@@ -70,6 +81,27 @@ class DiTBlock(nn.Module):
         return h if perturbation is None else perturbation.replace_output(self.index, x, h)
 
 
+def check_dit(
+    size: int | None, patch: int, width: int, depth: int, heads: int, mlp_ratio: float, dropout: float
+) -> int:
+    """`size`, pixels.
+
+    Raises:
+        ValueError: vectors (size None), an argument of `DiT` out of range, or a patch that does not divide the size.
+    """
+    if size is None:
+        raise ValueError("the transformer needs images, but the data are vectors; use backbone=mlp")
+    if patch < 1 or size % patch:
+        advice = f"; use a size of {nearest_sizes(size, patch)}, or another patch" if patch > 0 else ""
+        raise ValueError(f"patch must divide the side of the images, {size} pixels, got {patch}{advice}")
+    if heads < 1 or width < 4 or width % 4 or width % heads:
+        raise ValueError(f"width must be a multiple of 4 and of heads={heads}, got {width}")
+    if depth < 1 or not mlp_ratio * width >= 1:
+        raise ValueError(f"the transformer needs 1 block and an MLP of 1 feature at least, got {depth=}, {mlp_ratio=}")
+    check_range("dropout", dropout, "[0, 1)")
+    return size
+
+
 class DiT(Backbone):
     """Transformer for images [B, C, H, W] of a fixed side, cut into square patches.
 
@@ -78,37 +110,35 @@ class DiT(Backbone):
         out_features: channels of the output; None = in_channels.
         num_classes: number of classes, 0 = y is no class index.
         size: side of the images, pixels.
-        patch: side of a patch, pixels; divides `size`. Time grows with (size / patch)^4 where that is large.
+        patch: side of a patch, pixels; divides `size`. The cost grows as (size / patch)^4 for many patches.
         width: features per patch, a multiple of 4 and of `heads`.
         depth: number of blocks.
         heads: attention heads.
         mlp_ratio: hidden width of the blocks' MLPs in units of `width`.
-        dropout: probability in [0, 1), on what each branch adds.
-        noise_conditioned: whether the noise level is an input.
-        condition_features: length of the vectors of an Embedding, 0 = y is no Embedding.
-        double_differentiable: whether second derivatives are needed; slower attention.
-        checkpointing: whether blocks are recomputed in the backward pass: less memory, a third more time.
-        fourier: exponents n of features sin(2^n pi x), cos(2^n pi x) beside x; none = x alone.
+        dropout: probability in [0, 1), on the output of each branch.
+        noise_conditioned, condition_features, double_differentiable, checkpointing, fourier: as for `UNet`.
     """
 
     def __init__(
-        self, in_channels: int, out_features: int | None = None, num_classes: int = 0, size: int | None = None,
-        patch: int = 2, width: int = 128, depth: int = 6, heads: int = 4, mlp_ratio: float = 4.0, dropout: float = 0.1,
-        noise_conditioned: bool = True, condition_features: int = 0, double_differentiable: bool = False,
-        checkpointing: bool = False, fourier: Sequence[int] = (),
-    ):  # fmt: skip
+        self,
+        in_channels: int,
+        out_features: int | None = None,
+        num_classes: int = 0,
+        size: int | None = None,
+        patch: int = 2,
+        width: int = 128,
+        depth: int = 6,
+        heads: int = 4,
+        mlp_ratio: float = 4.0,
+        dropout: float = 0.1,
+        noise_conditioned: bool = True,
+        condition_features: int = 0,
+        double_differentiable: bool = False,
+        checkpointing: bool = False,
+        fourier: Sequence[int] = (),
+    ):
         super().__init__()
-        if size is None:
-            raise ValueError("the transformer needs images, and this dataset has vectors: take backbone=mlp")
-        if patch < 1 or size % patch:
-            sizes = f": take a size of {nearest_sizes(size, patch)}, or another patch" if patch > 0 else ""
-            raise ValueError(f"patch must divide the side of the images, {size} pixels, got {patch}{sizes}")
-        if heads < 1 or width < 4 or width % 4 or width % heads:
-            raise ValueError(f"width must be a multiple of 4 and of heads={heads}, got {width}")
-        if depth < 1 or not mlp_ratio * width >= 1:
-            raise ValueError(f"the transformer needs 1 block and an MLP of 1 feature, got {depth=}, {mlp_ratio=}")
-        if not 0 <= dropout < 1:
-            raise ValueError(f"dropout must be in [0, 1), got {dropout}")
+        size = check_dit(size, patch, width, depth, heads, mlp_ratio, dropout)
         self.num_classes, self.condition_features = num_classes, condition_features
         self.noise_conditioned, self.checkpointing = noise_conditioned, checkpointing
         self.out_channels = in_channels if out_features is None else out_features
@@ -116,29 +146,30 @@ class DiT(Backbone):
         self.features = FourierFeatures(fourier)
         self.patches = nn.Conv2d(self.features.channels(in_channels), width, patch, stride=patch)
         self.register_buffer("positions", position_encoding(size // patch, width), persistent=False)
+        side = size // patch
         blocks = [
-            DiTBlock(index, size // patch, width, heads, mlp_ratio, dropout, double_differentiable)
-            for index in range(depth)
+            DiTBlock(index, side, width, heads, mlp_ratio, dropout, double_differentiable) for index in range(depth)
         ]
         self.blocks = nn.ModuleList(blocks)
-        self.attention_layers = self.residual_blocks = [size // patch] * depth
-        self.norm_out, self.modulation_out = layer_norm(width), nn.Linear(width, 2 * width)
+        self.attention_layers = self.residual_blocks = [side] * depth
+        self.norm_out = layer_norm(width)
+        self.modulation_out = nn.Linear(width, 2 * width)
         self.linear_out = nn.Linear(width, patch * patch * self.out_channels)
         self.initialise([*(block.modulation for block in blocks), self.modulation_out, self.linear_out])
 
-    def initialise(self, zeroed: Sequence[nn.Module]) -> None:
-        """Xavier's uniform law for linear layers and patches; 0 for what makes every block the identity, and the output 0.
+    def initialise(self, zero_layers: Sequence[nn.Module]) -> None:
+        """Xavier uniform for linear layers and patches, 0 for `zero_layers`, so that every block starts as the identity.
 
-        The conditioning vector starts as in every network here, not at the N(0, 0.02^2) of the paper's code, with which the
-        small network learnt the digits more slowly.
+        The conditioning vector keeps the initialisation of the other networks, with which a small transformer learns the
+        digits faster than with the N(0, 0.02^2) of the paper's code.
         """
-        own = set(self.embedding.modules())
+        embedding = set(self.embedding.modules())
         for layer in self.modules():
-            if isinstance(layer, nn.Linear | nn.Conv2d) and layer not in own:
-                nn.init.xavier_uniform_(layer.weight.flatten(1))  # a view: patches are a linear layer too
+            if isinstance(layer, nn.Linear | nn.Conv2d) and layer not in embedding:
+                nn.init.xavier_uniform_(layer.weight.flatten(1))  # a view: the patches are a linear layer too
                 if layer.bias is not None:
                     nn.init.zeros_(layer.bias)
-        for layer in zeroed:
+        for layer in zero_layers:
             zero_init(layer)
 
     def forward(

@@ -1,4 +1,4 @@
-"""Fourier features of an image: what lets a network tell neighbouring grey values apart.
+"""Fourier features of an image, with which a network distinguishes neighbouring grey values.
 
 Kingma, Salimans, Poole, Ho, "Variational Diffusion Models", 2021, arXiv 2107.00630, appendix C.
 """
@@ -16,7 +16,7 @@ class FourierFeatures(nn.Module):
     """[x, sin(2^n pi x), cos(2^n pi x)] for every exponent n, along dimension 1.
 
     Arguments:
-        exponents: n, in [0, 12]: waves of length 2^(1 - n) in x; 7 and 8 in the paper, for 256 values. None = x alone.
+        exponents: n in [0, 12], wavelength 2^(1 - n) in x; 7 and 8 in the paper, for 256 values; () = x alone.
 
     Raises:
         ValueError: an exponent out of range.
@@ -29,7 +29,7 @@ class FourierFeatures(nn.Module):
         self.frequencies = [2**n * math.pi for n in exponents]
 
     def channels(self, inputs: int) -> int:
-        """Of the result, where x has so many."""
+        """Channels of the result for `inputs` channels of x."""
         return inputs * (1 + 2 * len(self.frequencies))
 
     def forward(self, x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""A U-Net that answers with one number per class and whose gradient denoises: the network of a joint energy of images."""
+"""A U-Net with one number per class, whose gradient denoises: the network of a joint energy of images."""
 
 from collections.abc import Sequence
 
@@ -12,28 +12,38 @@ __all__ = ["UNetJoint"]
 
 
 class UNetJoint(Backbone):
-    """<x, w> + linear(sum over the pixels of h / side), [w, h] = U-Net(x): one number per output, and the first term for all.
+    """<x, w> + linear(sum over the pixels of h / side), [w, h] = U-Net(x): the first term is the same for all outputs.
 
-    The gradient of <x, w> is w and what w makes of x: the U-Net's own picture reaches the gradient at once, where that of
-    pooled numbers alone comes backwards through the whole network. Salimans & Ho, "Should EBMs model the energy or the
-    score?", 2021; Du et al., "Reduce, Reuse, Recycle", 2023, arXiv 2302.11552.
+    The gradient of <x, w> in x contains w, the image that the U-Net computes; the gradient of the pooled term exists only
+    through the backward pass. Salimans & Ho, "Should EBMs model the energy or the score?", 2021; Du et al., "Reduce, Reuse,
+    Recycle", 2023, arXiv 2302.11552.
 
     Arguments:
         in_channels: channels of the images.
         out_features: length of the output: one number per class.
-        head: channels h that are pooled.
-        size, channels, multipliers, blocks, attention, head_channels, dropout, noise_conditioned, checkpointing, fourier: as
-            for `UNet`, whose attention is written out here, since the gradient of this network is trained.
+        head: channels h to pool.
+        others: as for `UNet` with double_differentiable=True, since the gradient of this network is trained.
 
     Raises:
-        ValueError: no output or no channel to pool, or what `UNet` refuses.
+        ValueError: no output or no channel to pool, or an argument that `UNet` rejects.
     """
 
     def __init__(
-        self, in_channels: int, out_features: int, head: int = 128, size: int | None = None, channels: int = 32,
-        multipliers: Sequence[int] = (1, 2), blocks: int = 2, attention: Sequence[int] = (4,), head_channels: int = 32,
-        dropout: float = 0.1, noise_conditioned: bool = True, checkpointing: bool = False, fourier: Sequence[int] = (),
-    ):  # fmt: skip
+        self,
+        in_channels: int,
+        out_features: int,
+        head: int = 128,
+        size: int | None = None,
+        channels: int = 32,
+        multipliers: Sequence[int] = (1, 2),
+        blocks: int = 2,
+        attention: Sequence[int] = (4,),
+        head_channels: int = 32,
+        dropout: float = 0.1,
+        noise_conditioned: bool = True,
+        checkpointing: bool = False,
+        fourier: Sequence[int] = (),
+    ):
         super().__init__()
         if out_features < 1 or head < 1:
             raise ValueError(
@@ -43,7 +53,8 @@ class UNetJoint(Backbone):
             in_channels, in_channels + head, 0, size, channels, multipliers, blocks, attention, head_channels, dropout,
             noise_conditioned, 0, True, checkpointing, False, fourier,
         )  # fmt: skip
-        self.linear, self.size = nn.Linear(head, out_features), size
+        self.linear = nn.Linear(head, out_features)
+        self.size = size
         nn.init.zeros_(self.linear.bias)
         self.out_features, self.noise_conditioned, self.checkpointing = out_features, noise_conditioned, checkpointing
 

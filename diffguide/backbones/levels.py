@@ -1,4 +1,4 @@
-"""A U-Net that answers with one vector per image: what tells noise levels apart in a classification diffusion model."""
+"""A U-Net with one vector per image: the network of a classifier of noise levels."""
 
 from collections.abc import Sequence
 
@@ -12,30 +12,40 @@ __all__ = ["UNetLevels"]
 
 
 class UNetLevels(Backbone):
-    """linear(sum over the pixels of U-Net(x) / side): a U-Net with `head` channels, pooled, one number per output.
+    """linear(sum over the pixels of U-Net(x) / side), where the U-Net has `head` output channels.
 
     Yadin, Elata, Michaeli 2024, arXiv 2402.10095, appendix C: DDPM's U-Net without its time layers, 512 channels, average
-    pooling. Here the sum is divided by the side alone, so that the gradient of the outputs, which is to be of the size of the
-    noise at every pixel, does not shrink with the number of pixels.
+    pooling. Here the sum is divided by the side, not by its square, so that the gradient at a pixel, which predicts the
+    noise there, does not shrink with the number of pixels.
 
     Arguments:
         in_channels: channels of the images.
         out_features: length of the output.
-        head: channels that are pooled.
-        num_classes, size, channels, multipliers, blocks, attention, head_channels, dropout, noise_conditioned,
-        condition_features, checkpointing, fourier: as for `UNet`, whose attention is written out here, since the gradient of
-            this network is trained.
+        head: channels to pool.
+        others: as for `UNet` with double_differentiable=True, since the gradient of this network is trained.
 
     Raises:
-        ValueError: no output or no channel to pool, or what `UNet` refuses.
+        ValueError: no output or no channel to pool, or an argument that `UNet` rejects.
     """
 
     def __init__(
-        self, in_channels: int, out_features: int, head: int = 64, num_classes: int = 0, size: int | None = None,
-        channels: int = 32, multipliers: Sequence[int] = (1, 2), blocks: int = 2, attention: Sequence[int] = (4,),
-        head_channels: int = 32, dropout: float = 0.1, noise_conditioned: bool = False, condition_features: int = 0,
-        checkpointing: bool = False, fourier: Sequence[int] = (),
-    ):  # fmt: skip
+        self,
+        in_channels: int,
+        out_features: int,
+        head: int = 64,
+        num_classes: int = 0,
+        size: int | None = None,
+        channels: int = 32,
+        multipliers: Sequence[int] = (1, 2),
+        blocks: int = 2,
+        attention: Sequence[int] = (4,),
+        head_channels: int = 32,
+        dropout: float = 0.1,
+        noise_conditioned: bool = False,
+        condition_features: int = 0,
+        checkpointing: bool = False,
+        fourier: Sequence[int] = (),
+    ):
         super().__init__()
         if out_features < 1 or head < 1:
             raise ValueError(f"out_features and head must be at least 1, got {out_features} and {head}")
@@ -43,7 +53,8 @@ class UNetLevels(Backbone):
             in_channels, head, num_classes, size, channels, multipliers, blocks, attention, head_channels, dropout,
             noise_conditioned, condition_features, True, checkpointing, False, fourier,
         )  # fmt: skip
-        self.linear, self.side = nn.Linear(head, out_features), size
+        self.linear = nn.Linear(head, out_features)
+        self.side = size
         nn.init.zeros_(self.linear.bias)
         self.out_features, self.num_classes, self.condition_features = out_features, num_classes, condition_features
         self.noise_conditioned, self.checkpointing = noise_conditioned, checkpointing

@@ -1,7 +1,7 @@
 """A residual network for vectors, on random Fourier features of its input.
 
 Tancik et al., "Fourier Features Let Networks Learn High Frequency Functions in Low Dimensional Domains", 2020,
-arXiv 2006.10739: without them a small network blurs a mixture's narrow components.
+arXiv 2006.10739. Without these features a small network blurs the narrow components of a mixture.
 """
 
 import math
@@ -22,7 +22,8 @@ class ResidualLayer(nn.Module):
 
     def __init__(self, width: int, embedding: int):
         super().__init__()
-        self.norm, self.modulation = nn.LayerNorm(width), nn.Linear(embedding, 2 * width)
+        self.norm = nn.LayerNorm(width)
+        self.modulation = nn.Linear(embedding, 2 * width)
         self.linear = nn.Linear(width, width)
 
     def forward(self, h: Tensor, embedding: Tensor) -> Tensor:
@@ -31,7 +32,7 @@ class ResidualLayer(nn.Module):
 
 
 class MLP(Backbone):
-    """Residual layers on [x, cos(2 pi W x), sin(2 pi W x)] with W normal of standard deviation `fourier_scale`, fixed.
+    """Residual layers on [x, cos(2 pi W x), sin(2 pi W x)]; W is fixed, drawn from N(0, fourier_scale^2).
 
     Arguments:
         in_channels: length of the vectors.
@@ -48,14 +49,22 @@ class MLP(Backbone):
     fourier: Tensor
 
     def __init__(
-        self, in_channels: int, out_features: int | None = None, num_classes: int = 0, width: int = 128, layers: int = 4,
-        fourier_features: int = 32, fourier_scale: float = 0.5, noise_conditioned: bool = True, condition_features: int = 0,
-    ):  # fmt: skip
+        self,
+        in_channels: int,
+        out_features: int | None = None,
+        num_classes: int = 0,
+        width: int = 128,
+        layers: int = 4,
+        fourier_features: int = 32,
+        fourier_scale: float = 0.5,
+        noise_conditioned: bool = True,
+        condition_features: int = 0,
+    ):
         super().__init__()
         if layers < 1 or width < 2 or fourier_features < 0:
             raise ValueError(
-                f"the MLP needs 1 layer, width 2 and 0 Fourier features at least, got layers={layers}, width={width}, "
-                f"fourier_features={fourier_features}"
+                "the MLP needs 1 layer, width 2 and 0 Fourier features at least, "
+                f"got {layers=}, {width=}, {fourier_features=}"
             )
         self.num_classes, self.condition_features = num_classes, condition_features
         self.out_features = out_features or 0
@@ -75,14 +84,14 @@ class MLP(Backbone):
     ) -> Tensor:
         if x.ndim != 2:
             raise ValueError(
-                "the MLP needs vectors, and these are images: take backbone=unet, unet_levels where this one is mlp_levels, "
-                "unet_encoder, unet_joint or convnet where it is mlp_classifier"
+                "the MLP needs vectors, but the data are images; use backbone=unet in place of mlp, unet_levels in place of "
+                "mlp_levels, unet_encoder, unet_joint or convnet in place of mlp_classifier"
             )
         x = x.to(self.linear_in.weight.dtype)
         angles = 2 * math.pi * x @ self.fourier
         h = self.linear_in(torch.cat([x, angles.cos(), angles.sin()], dim=1))
         embedding = functional.silu(self.embedding(h, log_snr, y))
         for index, layer in enumerate(self.layers):
-            short, h = h, layer(h, embedding)
-            h = h if perturbation is None else perturbation.replace_output(index, short, h)
+            output = layer(h, embedding)
+            h = output if perturbation is None else perturbation.replace_output(index, h, output)
         return self.linear_out(functional.silu(self.norm_out(h)))

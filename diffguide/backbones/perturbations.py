@@ -1,7 +1,7 @@
-"""Perturbations that make a trained network worse: in some layers, for some rows.
+"""Perturbations that make a trained network worse, in some layers and in some rows.
 
-A network called with a perturbation passes its intermediate values, with the index of the layer, to the perturbation's
-methods and continues with the results.
+A network called with a perturbation passes its intermediate values and the index of the layer to the methods of the
+perturbation, and continues with the results.
 """
 
 import copy
@@ -16,13 +16,13 @@ __all__ = ["BlurredQueries", "IdentityAttention", "Perturbation", "SkippedBlocks
 
 
 class Perturbation:
-    """Base of the perturbations: changes nothing.
+    """Base of the perturbations. It changes nothing.
 
     Arguments:
-        layers: indices of the layers that are changed, in the order in which the network computes them.
+        layers: indices of the layers to change, counted in the order of computation.
 
     Attributes:
-        rows: [B] bool, which rows of a batch are changed; the others see the network as it is.
+        rows: [B] bool, the rows of a batch to change.
     """
 
     rows: Tensor
@@ -31,30 +31,30 @@ class Perturbation:
         self.layers = tuple(layers)
 
     def for_rows(self, rows: Tensor) -> "Perturbation":
-        """The same for these rows [B]."""
+        """A copy for these rows, [B] bool."""
         fresh = copy.copy(self)
         fresh.rows = rows
         return fresh
 
     def replace_rows(self, old: Tensor, new: Tensor) -> Tensor:
-        """new in the rows that are changed, old elsewhere; both [B, ...]."""
+        """`new` in the rows to change, `old` in the others; both [B, ...]."""
         return torch.where(self.rows.reshape(-1, *[1] * (old.ndim - 1)), new, old)
 
     def replace_queries(self, index: int, q: Tensor, grid: tuple[int, int]) -> Tensor:
-        """The queries of attention layer `index`, unperturbed q [B, heads, N, d], N = the places of a grid, row by row."""
+        """The queries of attention layer `index` in place of q [B, heads, N, d], N = the pixels of a grid, row by row."""
         return q
 
     def replace_attention(self, index: int, v: Tensor, h: Tensor) -> Tensor:
-        """The output of attention layer `index`, unperturbed h = softmax(q k^T / sqrt(d)) v, all [B, heads, N, d]."""
+        """The output of attention layer `index` in place of h = softmax(q k^T / sqrt(d)) v, all [B, heads, N, d]."""
         return h
 
-    def replace_output(self, index: int, short: Tensor, h: Tensor) -> Tensor:
-        """The output of block `index`, unperturbed h; `short` is its short cut alone."""
+    def replace_output(self, index: int, skip: Tensor, h: Tensor) -> Tensor:
+        """The output of block `index` in place of h; `skip` is the output of its skip connection alone."""
         return h
 
 
 class IdentityAttention(Perturbation):
-    """The attention map is the identity, so that each place sees itself alone: v for softmax(q k^T / sqrt(d)) v.
+    """The attention map becomes the identity: the output is v in place of softmax(q k^T / sqrt(d)) v.
 
     Ahn et al., "Self-Rectifying Diffusion Sampling with Perturbed-Attention Guidance", 2024, arXiv 2403.17377, section 4.
     """
@@ -64,14 +64,14 @@ class IdentityAttention(Perturbation):
 
 
 class BlurredQueries(Perturbation):
-    """Queries are blurred by a Gaussian over the grid of places.
+    """Queries are blurred by a Gaussian over the grid of pixels.
 
-    Hong, "Smoothed Energy Guidance", 2024, arXiv 2408.00760. As in its code, the kernel ends at three standard deviations
-    and is no longer than the grid (plus one where that is even), and the grid is mirrored at its borders.
+    Hong, "Smoothed Energy Guidance", 2024, arXiv 2408.00760. As in its code, the kernel is truncated at three standard
+    deviations and at the side of the grid (plus one if even), and the grid is mirrored at its borders.
 
     Arguments:
         layers: as in `Perturbation`.
-        blur: standard deviation in places, at least 0; inf = the mean of all queries.
+        blur: standard deviation in pixels of the grid, at least 0; inf = the mean of all queries.
     """
 
     def __init__(self, layers: Sequence[int], blur: float):
@@ -88,7 +88,7 @@ class BlurredQueries(Perturbation):
 
 
 def blur_matrix(side: int, blur: float, like: Tensor) -> Tensor:
-    """[side, side]: what each place of a line takes of all of them, rows of sum 1; on the device and in the dtype of `like`."""
+    """[side, side]: the blur along one axis as a matrix, rows of sum 1, on the device and in the dtype of `like`."""
     exact = like.new_empty(0, dtype=torch.promote_types(like.dtype, torch.float32))
     if blur == math.inf:
         return exact.new_full((side, side), 1 / side).to(like.dtype)
@@ -96,18 +96,17 @@ def blur_matrix(side: int, blur: float, like: Tensor) -> Tensor:
     half = min(length, side + 1 - side % 2) // 2
     distance = torch.arange(-half, half + 1, dtype=exact.dtype, device=exact.device)
     kernel = torch.exp(-((distance / max(blur, 1e-9)) ** 2) / 2)
-    mirrored = functional.pad(
-        torch.eye(side, dtype=exact.dtype, device=exact.device)[None], (half, half), mode="reflect"
-    )[0]
+    identity = torch.eye(side, dtype=exact.dtype, device=exact.device)
+    mirrored = functional.pad(identity[None], (half, half), mode="reflect")[0]
     return (mirrored.unfold(1, 2 * half + 1, 1) @ (kernel / kernel.sum())).T.to(like.dtype)
 
 
 class SkippedBlocks(Perturbation):
-    """Blocks are skipped: only their short cut remains.
+    """Blocks are skipped: only their skip connections remain.
 
     Hyung et al., "Spatiotemporal Skip Guidance for Enhanced Video Diffusion Sampling", 2024, arXiv 2411.18664: residual skip.
-    The short cut is the identity, but where a block of the U-Net changes the width (a linear map) or the resolution.
+    A skip connection is the identity, or in the U-Net a linear map or a resampling if width or resolution change.
     """
 
-    def replace_output(self, index: int, short: Tensor, h: Tensor) -> Tensor:
-        return self.replace_rows(h, short) if index in self.layers else h
+    def replace_output(self, index: int, skip: Tensor, h: Tensor) -> Tensor:
+        return self.replace_rows(h, skip) if index in self.layers else h

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ..runtime.ranges import check_range
 from .attention import attention
 from .base import Backbone, ConditionEmbedding, check_halvings, zero_init
 from .conditions import Condition
@@ -17,6 +18,8 @@ from .fourier import FourierFeatures
 from .perturbations import Perturbation
 
 __all__ = ["UNet"]
+
+LARGER_NETWORKS = "; backbone=unet_28, unet_32, unet_64 and unet_128 are for larger images"
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
@@ -27,18 +30,30 @@ def group_norm(channels: int) -> nn.GroupNorm:
     return nn.GroupNorm(groups, channels)
 
 
-class ResidualBlock(nn.Module):
-    """h = conv(silu(norm(x))); h = conv(dropout(silu(norm(h) (1 + scale) + shift))); skip(x) + h, resampled on the way in.
+def count_heads(channels: int, head_channels: int) -> int:
+    """The number of attention heads; raises ValueError for head_channels that do not divide the channels."""
+    if channels % head_channels:
+        raise ValueError(
+            f"head_channels must divide the {channels} channels at the sides with attention, got {head_channels}; use "
+            f"backbone.head_channels={math.gcd(channels, head_channels)}"
+        )
+    return channels // head_channels
 
-    Scale and shift come from the conditioning vector (AdaGN, arXiv 2105.05233, eq. 6).
+
+class ResidualBlock(nn.Module):
+    """skip(x) + h with h = conv(resample(silu(norm(x)))), then h = conv(dropout(silu(norm(h) (1 + scale) + shift))).
+
+    Scale and shift are linear in the conditioning vector (AdaGN, arXiv 2105.05233, eq. 6). `resample` also acts on x.
     """
 
     def __init__(self, inputs: int, outputs: int, embedding: int, dropout: float, resample: nn.Module | None = None):
         super().__init__()
         self.resample = resample or nn.Identity()
-        self.norm_in, self.conv_in = group_norm(inputs), nn.Conv2d(inputs, outputs, 3, padding=1)
+        self.norm_in = group_norm(inputs)
+        self.conv_in = nn.Conv2d(inputs, outputs, 3, padding=1)
         self.modulation = nn.Linear(embedding, 2 * outputs)
-        self.norm_out, self.dropout = group_norm(outputs), nn.Dropout(dropout)
+        self.norm_out = group_norm(outputs)
+        self.dropout = nn.Dropout(dropout)
         self.conv_out = zero_init(nn.Conv2d(outputs, outputs, 3, padding=1))
         self.skip = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
 
@@ -46,27 +61,22 @@ class ResidualBlock(nn.Module):
         h = self.conv_in(self.resample(functional.silu(self.norm_in(x))))
         scale, shift = self.modulation(embedding)[:, :, None, None].chunk(2, dim=1)
         h = torch.addcmul(shift, self.norm_out(h), 1 + scale)
-        return self.shortcut(x) + self.conv_out(self.dropout(functional.silu(h)))
+        return self.skip_connection(x) + self.conv_out(self.dropout(functional.silu(h)))
 
-    def shortcut(self, x: Tensor) -> Tensor:
-        """The short cut."""
+    def skip_connection(self, x: Tensor) -> Tensor:
         return self.skip(self.resample(x))
 
 
 class Attention(nn.Module):
     """Multi-head self-attention over the pixels, x + proj(softmax(q k^T / sqrt(d)) v)."""
 
-    index: int  # among the attention layers of its network
+    index: int  # of the attention layer in its network
 
     def __init__(self, channels: int, head_channels: int, double_differentiable: bool):
         super().__init__()
-        if channels % head_channels:
-            raise ValueError(
-                f"head_channels must divide {channels} channels at the sides with attention, got {head_channels}; "
-                f"backbone.head_channels={math.gcd(channels, head_channels)} does"
-            )
-        self.heads, self.double_differentiable = channels // head_channels, double_differentiable
-        self.norm, self.qkv = group_norm(channels), nn.Conv2d(channels, 3 * channels, 1)
+        self.heads, self.double_differentiable = count_heads(channels, head_channels), double_differentiable
+        self.norm = group_norm(channels)
+        self.qkv = nn.Conv2d(channels, 3 * channels, 1)
         self.projection = zero_init(nn.Conv2d(channels, channels, 1))
 
     def forward(self, x: Tensor, perturbation: Perturbation | None = None) -> Tensor:
@@ -82,9 +92,9 @@ class Attention(nn.Module):
 
 
 class UNetBlock(nn.ModuleList):
-    """One residual block and the attention behind it, if any."""
+    """A residual block and the attention after it, if any."""
 
-    index: int  # among the blocks of its network
+    index: int  # of the block in its network
 
     def forward(self, x: Tensor, embedding: Tensor, perturbation: Perturbation | None = None) -> Tensor:
         residual, *attention = self
@@ -94,23 +104,97 @@ class UNetBlock(nn.ModuleList):
         if perturbation is None:
             return h
         assert isinstance(residual, ResidualBlock)
-        return perturbation.replace_output(self.index, residual.shortcut(x), h)
+        return perturbation.replace_output(self.index, residual.skip_connection(x), h)
 
 
-def level_sides(size: int, levels: int, attention: Sequence[int], advice: str = "") -> list[int]:
-    """The sides of an image, in pixels, on the levels of a network, each half of the one before.
+def check_unet(
+    size: int,
+    channels: int,
+    multipliers: Sequence[int],
+    blocks: int,
+    attention: Sequence[int],
+    head_channels: int,
+    dropout: float,
+    advice: str = "",
+) -> list[int]:
+    """The sides of the image, in pixels, on the levels of a U-Net or its encoder, each half of the one before.
 
     Raises:
-        ValueError: a side that cannot be halved so often, or attention at another side.
+        ValueError: a width or number out of range, a side that cannot be halved so often, or attention at a side that no
+            level has; `advice` ends the last message.
     """
-    check_halvings(size, levels)
-    sides = [size // 2**level for level in range(levels)]
-    if any(side not in sides for side in attention):
-        fitting = sorted({min(sides, key=lambda side: abs(side - wanted)) for wanted in attention}, reverse=True)
+    if not multipliers or min(multipliers) < 1 or channels < 4 or blocks < 1 or head_channels < 1:
         raise ValueError(
-            f"attention={list(attention)}: the sides of this network are {sides}{advice}; backbone.attention={fitting} fits"
+            "the network needs at least one multiplier, 4 channels, 1 block and 1 channel per head, got "
+            f"multipliers={list(multipliers)}, channels={channels}, blocks={blocks}, head_channels={head_channels}"
+        )
+    check_range("dropout", dropout, "[0, 1)")
+    check_halvings(size, len(multipliers))
+    sides = [size // 2**level for level in range(len(multipliers))]
+    if any(side not in sides for side in attention):
+        nearest = sorted({min(sides, key=lambda side: abs(side - other)) for other in attention}, reverse=True)
+        raise ValueError(
+            f"attention={list(attention)} must be among the sides of this network, {sides}, such as "
+            f"backbone.attention={nearest}{advice}"
         )
     return sides
+
+
+class BlockBuilder:
+    """Builds the blocks of a U-Net and numbers them in the order of computation.
+
+    Arguments:
+        embedding: length of the conditioning vector.
+        dropout, attention, head_channels, double_differentiable: as for `UNet`.
+
+    Attributes:
+        attention_layers, residual_blocks: the sides of the layers built so far, as a `Backbone` lists them.
+    """
+
+    def __init__(
+        self, embedding: int, dropout: float, attention: Sequence[int], head_channels: int, double_differentiable: bool
+    ):
+        self.embedding, self.dropout, self.attention = embedding, dropout, attention
+        self.head_channels, self.double_differentiable = head_channels, double_differentiable
+        self.attention_layers: list[int] = []
+        self.residual_blocks: list[int] = []
+
+    def build(
+        self, inputs: int, outputs: int, side: int, resample: nn.Module | None = None, attend: bool = True
+    ) -> UNetBlock:
+        """A block, with attention if `attend` and the side is one with attention."""
+        block = UNetBlock([ResidualBlock(inputs, outputs, self.embedding, self.dropout, resample)])
+        block.index = len(self.residual_blocks)
+        self.residual_blocks.append(side)
+        if attend and side in self.attention:
+            layer = Attention(outputs, self.head_channels, self.double_differentiable)
+            layer.index = len(self.attention_layers)
+            self.attention_layers.append(side)
+            block.append(layer)
+        return block
+
+    def build_down(self, widths: Sequence[int], sides: Sequence[int], blocks: int) -> tuple[nn.ModuleList, list[int]]:
+        """(The blocks from full resolution down, the widths of their input and of all outputs)."""
+        down, outputs = nn.ModuleList(), [widths[0]]
+        for level, side in enumerate(sides):
+            if level:
+                down.append(self.build(outputs[-1], outputs[-1], side, nn.AvgPool2d(2), attend=False))
+                outputs.append(outputs[-1])
+            for _ in range(blocks):
+                down.append(self.build(outputs[-1], widths[level], side))
+                outputs.append(widths[level])
+        return down, outputs
+
+    def build_up(self, widths: Sequence[int], sides: Sequence[int], blocks: int, skips: Sequence[int]) -> nn.ModuleList:
+        """The blocks back to full resolution; `skips` are the widths of the skip connections, finest first."""
+        up, skips, width = nn.ModuleList(), list(skips), widths[-1]
+        for level, side in reversed(list(enumerate(sides))):
+            for _ in range(blocks + 1):
+                up.append(self.build(width + skips.pop(), widths[level], side))
+                width = widths[level]
+            if level:
+                up.append(self.build(width, width, 2 * side, nn.Upsample(scale_factor=2), attend=False))
+        return up
 
 
 class UNet(Backbone):
@@ -123,85 +207,61 @@ class UNet(Backbone):
         size: side of the images, pixels.
         channels: width at full resolution.
         multipliers: width of each resolution level in units of `channels`, finest first; each level halves the side.
-        blocks: residual blocks per level on the way down (one more on the way up).
-        attention: sides in pixels at which every block is followed by attention.
+        blocks: residual blocks per level on the way down; one more on the way up.
+        attention: sides, in pixels, of the levels whose blocks have attention.
         head_channels: channels per attention head.
         dropout: probability in [0, 1).
         noise_conditioned: whether the noise level is an input.
         condition_features: length of the vectors of an Embedding, 0 = y is no Embedding.
         double_differentiable: whether second derivatives are needed; slower attention.
         checkpointing: whether blocks are recomputed in the backward pass: less memory, a third more time.
-        channels_last: whether weights and activations lie in memory with the channels last: what matrix units prefer in half
-            precision, and required by the fused attention kernels.
-        fourier: exponents n of features sin(2^n pi x), cos(2^n pi x) beside x; none = x alone.
+        channels_last: whether weights and activations are stored with the channels last: faster in half precision on GPUs,
+            and required by the fused attention kernels.
+        fourier: exponents n of input features sin(2^n pi x), cos(2^n pi x) beside x; () = x alone.
     """
 
     def __init__(
-        self, in_channels: int, out_features: int | None = None, num_classes: int = 0, size: int | None = None,
-        channels: int = 32, multipliers: Sequence[int] = (1, 2), blocks: int = 2, attention: Sequence[int] = (4,),
-        head_channels: int = 32, dropout: float = 0.1,
-        noise_conditioned: bool = True, condition_features: int = 0, double_differentiable: bool = False,
-        checkpointing: bool = False, channels_last: bool = False, fourier: Sequence[int] = (),
-    ):  # fmt: skip
+        self,
+        in_channels: int,
+        out_features: int | None = None,
+        num_classes: int = 0,
+        size: int | None = None,
+        channels: int = 32,
+        multipliers: Sequence[int] = (1, 2),
+        blocks: int = 2,
+        attention: Sequence[int] = (4,),
+        head_channels: int = 32,
+        dropout: float = 0.1,
+        noise_conditioned: bool = True,
+        condition_features: int = 0,
+        double_differentiable: bool = False,
+        checkpointing: bool = False,
+        channels_last: bool = False,
+        fourier: Sequence[int] = (),
+    ):
         super().__init__()
         if size is None:
             raise ValueError(
-                "the U-Net needs images, and this dataset has vectors: take backbone=mlp, mlp_levels where this one is "
-                "unet_levels, mlp_classifier where it is of classes"
+                "the U-Net needs images, but the data are vectors; use backbone=mlp in place of unet, mlp_levels in place of "
+                "unet_levels, mlp_classifier in place of unet_joint"
             )
-        if not multipliers or min(multipliers) < 1 or channels < 4 or blocks < 1 or head_channels < 1:
-            raise ValueError(
-                f"the U-Net needs one multiplier, 4 channels, 1 block and 1 channel per head at least, got "
-                f"multipliers={list(multipliers)}, channels={channels}, blocks={blocks}, head_channels={head_channels}"
-            )
-        sides = level_sides(
-            size, len(multipliers), attention, "; unet_28, unet_32, unet_64 and unet_128 are made for larger images"
-        )
-        if not 0 <= dropout < 1:
-            raise ValueError(f"dropout must be in [0, 1), got {dropout}")
+        sides = check_unet(size, channels, multipliers, blocks, attention, head_channels, dropout, LARGER_NETWORKS)
         self.num_classes, self.condition_features = num_classes, condition_features
         self.noise_conditioned, self.checkpointing = noise_conditioned, checkpointing
-        embedding = 4 * channels
-        self.embedding = ConditionEmbedding(embedding, num_classes, condition_features, noise_conditioned)
-        attention_layers: list[int] = []
-        residual_blocks: list[int] = []
-        self.attention_layers, self.residual_blocks = attention_layers, residual_blocks
-
-        def block(
-            inputs: int, outputs: int, side: int, resample: nn.Module | None = None, attend: bool = True
-        ) -> UNetBlock:
-            made = UNetBlock([ResidualBlock(inputs, outputs, embedding, dropout, resample)])
-            made.index = len(residual_blocks)
-            residual_blocks.append(side)
-            if attend and side in attention:
-                layer = Attention(outputs, head_channels, double_differentiable)
-                layer.index = len(attention_layers)
-                attention_layers.append(side)
-                made.append(layer)
-            return made
-
+        self.embedding = ConditionEmbedding(4 * channels, num_classes, condition_features, noise_conditioned)
+        builder = BlockBuilder(4 * channels, dropout, attention, head_channels, double_differentiable)
+        self.attention_layers, self.residual_blocks = builder.attention_layers, builder.residual_blocks
         widths = [channels * multiplier for multiplier in multipliers]
         self.features = FourierFeatures(fourier)
         self.conv_in = nn.Conv2d(self.features.channels(in_channels), widths[0], 3, padding=1)
-        self.down, skips, width = nn.ModuleList(), [widths[0]], widths[0]
-        for level, side in enumerate(sides):
-            if level:
-                self.down.append(block(width, width, side, nn.AvgPool2d(2), attend=False))
-                skips.append(width)
-            for _ in range(blocks):
-                self.down.append(block(width, widths[level], side))
-                width = widths[level]
-                skips.append(width)
-        self.middle = nn.ModuleList([block(width, width, sides[-1]), block(width, width, sides[-1], attend=False)])
-        self.up = nn.ModuleList()
-        for level, side in reversed(list(enumerate(sides))):
-            for _ in range(blocks + 1):
-                self.up.append(block(width + skips.pop(), widths[level], side))
-                width = widths[level]
-            if level:
-                self.up.append(block(width, width, 2 * side, nn.Upsample(scale_factor=2), attend=False))
-        self.norm_out = group_norm(width)
-        self.conv_out = zero_init(nn.Conv2d(width, in_channels if out_features is None else out_features, 3, padding=1))
+        self.down, skips = builder.build_down(widths, sides, blocks)
+        middle = [builder.build(widths[-1], widths[-1], sides[-1], attend=attend) for attend in (True, False)]
+        self.middle = nn.ModuleList(middle)
+        self.up = builder.build_up(widths, sides, blocks, skips)
+        self.norm_out = group_norm(widths[0])
+        self.conv_out = zero_init(
+            nn.Conv2d(widths[0], in_channels if out_features is None else out_features, 3, padding=1)
+        )
         self.blocks = blocks
         self.layout = torch.channels_last if channels_last else torch.contiguous_format
         self.to(memory_format=self.layout)
@@ -218,7 +278,7 @@ class UNet(Backbone):
         for block in self.middle:
             h = self.run(block, h, embedding, perturbation)
         for index, block in enumerate(self.up):
-            if index % (self.blocks + 2) <= self.blocks:  # the last block of each level only enlarges
+            if index % (self.blocks + 2) <= self.blocks:  # the last block of each level only upsamples
                 h = torch.cat([h, skips.pop()], dim=1)
             h = self.run(block, h, embedding, perturbation)
         return self.conv_out(functional.silu(self.norm_out(h)))

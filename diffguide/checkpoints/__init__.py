@@ -1,1 +1,1 @@
-"""Checkpoints: reading and writing them, validating what they hold, allowing what they may build."""
+"""Checkpoints: read, write, validate; which classes a checkpoint may build."""

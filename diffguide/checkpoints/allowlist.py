@@ -1,9 +1,8 @@
-"""What a saved configuration may build: diffguide's own classes in their places, and what the caller trusts by name.
+"""Which classes a saved configuration may build: diffguide's own in their roles, and those that the caller trusts by name.
 
-A file from somebody else names classes. Each name must belong to a module that lies in this package, which is seen before
-anything is imported; must resolve to a class that states this very name (an attribute of a module, a function or another
-name of a class does not); and the class must be one for its place: the class of its role at the top, below it the one
-with which the constructor annotates the argument.
+A file from somebody else names classes. A name is valid if its module is a file of this package (checked before anything
+is imported), if the class has exactly this `__module__` and `__qualname__`, and if it is a subclass of what its place
+requires: at the top the class of the role, below it the annotation of the argument.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,25 +16,25 @@ import torch
 from ..files.safetensors import CheckpointError
 from ..nodes.annotations import describe_hint, fits
 from ..nodes.old_names import current_name
-from ..nodes.user_modules import importing
-from ..nodes.walk import Place, call_hints, walk_node
+from ..nodes.user_modules import allow_neighbour_imports
+from ..nodes.walk import Place, call_hints, named_parts, walk_node
 
 __all__ = ["ROLES", "construct", "validate_config", "validate_values"]
 
 PACKAGE = Path(__file__).resolve().parents[1]
-MAX_SIZE = 2**20  # of a number that says how large something is: steps, channels, blocks
-MAX_INTEGER = 2**62  # of any other whole number
+MAX_SIZE = 2**20  # of numbers that set a size: steps, channels, blocks
+MAX_INTEGER = 2**62  # of other whole numbers
 MAX_DEPTH = 16  # nesting of a configuration
-MAX_VALUES = 2**14  # in a configuration
+MAX_CONFIG_VALUES = 2**14  # in a configuration
 
 
 class Role(NamedTuple):
     """What a top-level node may be.
 
     Arguments:
-        base: dotted name of the class that its class must derive from, or of the one function that it may name. A name,
-            because some of these modules import this one.
-        given: how many of its first arguments are handed over by position, never by the file.
+        base: dotted name of its base class, or of the one function that it may name. A name, because some of these
+            modules import this one.
+        given: number of first arguments that the caller gives by position.
         largest: bound on its whole numbers.
     """
 
@@ -60,13 +59,15 @@ ROLES = {
 
 
 def validate_config(node: Any, role: str, trust: Sequence[str] = ()) -> Any:
-    """The class (or function) that a node of a saved configuration names, if the node, and all in it, may be built.
+    """Checks that a node of a saved configuration, with all nodes in it, may be built.
+
+    Returns the class (or function) that it names.
 
     Raises:
-        CheckpointError: a target that is neither diffguide's own for its place nor trusted, an argument that it does not
-            take, a value of another type, whatever could reach further: interpolations, `_partial_`, `_args_`, ...
+        CheckpointError: a target that is neither diffguide's own for its place nor trusted, an unknown argument, a value
+            of another type, an interpolation, `_args_`, ...
     """
-    if isinstance(trust, str) or not all(isinstance(name, str) for name in trust):  # `in` would find parts of a text
+    if not fits(list(trust) if isinstance(trust, tuple) else trust, Sequence[str]):  # `in` would match parts of a text
         raise CheckpointError(f"trust must be a list of dotted names of classes, got {trust!r}")
     trust = [*trust, *map(current_name, trust)]  # classes of this package may be trusted by their old names
     base, given, largest = ROLES[role]
@@ -78,15 +79,15 @@ def validate_config(node: Any, role: str, trust: Sequence[str] = ()) -> Any:
 
 
 def validate_values(value: Any, where: str, largest: int = MAX_INTEGER) -> None:
-    """Refuses what no configuration of ours holds, whoever reads it.
+    """Checks for values that no configuration of diffguide has, and that are unsafe to read.
 
     Raises:
-        CheckpointError: interpolations, YAML tags, keys that Hydra would obey, whole numbers beyond `largest`, too much
-            or too deep nesting.
+        CheckpointError: interpolations, YAML tags, keys that Hydra interprets, whole numbers above `largest`, too many
+            values or too deep nesting.
     """
     for count, (key, part, depth) in enumerate(walk_values(value, where, 0)):
-        if count > MAX_VALUES or depth > MAX_DEPTH:
-            raise CheckpointError(f"{where} is nested too deep or holds too much to be a configuration")
+        if count > MAX_CONFIG_VALUES or depth > MAX_DEPTH:
+            raise CheckpointError(f"{where} has too many values or too deep nesting for a configuration")
         if isinstance(part, dict):
             for name in part:
                 if not isinstance(name, str) or name in ("hydra", "defaults") or "${" in name:
@@ -94,21 +95,20 @@ def validate_values(value: Any, where: str, largest: int = MAX_INTEGER) -> None:
         elif isinstance(part, str) and ("${" in part or part.lstrip().startswith("!!")):
             raise CheckpointError(f"{key} holds an interpolation or a YAML tag: {part!r}")
         elif isinstance(part, int) and not -largest <= part <= largest:
-            raise CheckpointError(f"{key} is {str(part)[:24]}, which is out of all proportion")
+            raise CheckpointError(f"{key} is {str(part)[:24]}, which is too large")
 
 
 def walk_values(value: Any, key: str, depth: int) -> Iterator[tuple[str, Any, int]]:
-    """(key, value, depth) of a value and of everything in it; stops one below the deepest."""
+    """(key, value, depth) of a value and of everything in it, down to one level below MAX_DEPTH."""
     yield key, value, depth
     if depth > MAX_DEPTH:
         return
-    named = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    for name, part in named:
+    for name, part in named_parts(value):
         yield from walk_values(part, f"{key}.{name}", depth + 1)
 
 
 class TrustCheck:
-    """A `Visitor` that raises CheckpointError where a node may not be built, or a value is of another type.
+    """A `Visitor` that raises CheckpointError for a node that may not be built, or a value of another type.
 
     Arguments:
         trust: dotted names of classes outside diffguide that may be built.
@@ -121,13 +121,13 @@ class TrustCheck:
         if not isinstance(node, dict) or not isinstance(node.get("_target_"), str):
             raise CheckpointError(f"{where} has no _target_")
         if place.classes == ():
-            raise CheckpointError(f"{where} is a node, and none is taken from a file there")
+            raise CheckpointError(f"{where} is a node, where a file may have only plain values")
         target = node["_target_"]
         trusted = target in self.trust
         resolved = resolve(target, where) if trusted else resolve_own(target, where, place.classes or ())
         if getattr(resolved, "foreign", False) and not trusted:
             raise CheckpointError(
-                f"{where} names {target}, which runs the program in a file; if you trust it, say trust=[{target}]"
+                f"{where} names {target}, which runs the program in a file; if you trust it, set trust=[{target}]"
             )
         hints = call_hints(resolved, place)
         for key, value in node.items():
@@ -144,57 +144,57 @@ class TrustCheck:
 
     def visit(self, value: Any, where: str, hint: Any) -> None:
         if isinstance(value, dict):
-            why = "is a node, and none is taken from a file there" if "_target_" in value else "has no _target_"
+            why = "is a node, where a file may have only plain values" if "_target_" in value else "has no _target_"
             raise CheckpointError(f"{where} {why}")
         if not fits(value, hint):
             raise CheckpointError(f"{where} must be {describe_hint(hint)}, got {value!r}")
 
 
 def resolve_own(target: str, where: str, base: tuple[Any, ...]) -> Any:
-    """The class or function of diffguide that a name says, without importing anything that is not ours."""
+    """The class or function of a name of diffguide; imports no other package."""
     package, *inner, _ = target.split(".") if target.count(".") else ("", "")
     if package != "diffguide" or not all(part.isidentifier() for part in target.split(".")):
         raise CheckpointError(
-            f"{where} names {target}, which is not diffguide's; if you trust it, say trust=[{target}]"
+            f"{where} names {target}, which is not diffguide's; if you trust it, set trust=[{target}]"
         )
     path = PACKAGE.joinpath(*inner)
     if not (path.with_name(f"{path.name}.py").is_file() or (path / "__init__.py").is_file()):
         raise CheckpointError(f"{where} names {target}, which does not exist here")
     resolved = resolve(target, where)
-    states = f"{getattr(resolved, '__module__', None)}.{getattr(resolved, '__qualname__', None)}"
+    own_name = f"{getattr(resolved, '__module__', None)}.{getattr(resolved, '__qualname__', None)}"
     classes = tuple(part for part in base if isinstance(part, type))
-    if states != target or not (resolved in base or (isinstance(resolved, type) and issubclass(resolved, classes))):
+    if own_name != target or not (resolved in base or (isinstance(resolved, type) and issubclass(resolved, classes))):
         wanted = " or ".join(part.__name__ for part in base) or "object"
         raise CheckpointError(f"{where} names {target}, which is no {wanted} of diffguide")
     return resolved
 
 
 def resolve(target: str, where: str) -> Any:
-    """What a dotted name says."""
+    """The class or function of a dotted name."""
     module, _, name = target.rpartition(".")
     try:
-        with importing(target):
+        with allow_neighbour_imports(target):
             return getattr(import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
         raise CheckpointError(f"{where} names {target}, which does not exist here") from error
 
 
 def construct(node: Any, role: str, trust: Sequence[str], *args: Any, device: str = "cpu") -> Any:
-    """The object that a node of a saved configuration describes, if it may be built.
+    """The object that a node of a saved configuration describes, after `validate_config`.
 
     Arguments:
-        args: handed to its constructor by position.
-        device: `meta` = shapes without memory, where the class is diffguide's own.
+        args: first arguments of its constructor, by position.
+        device: `meta` = shapes without memory, for a class of diffguide.
 
     Raises:
-        CheckpointError: as `validate_config`.
+        CheckpointError: see `validate_config`.
     """
     validate_config(node, role, trust)
     return build_node(node, args, device)
 
 
 def build_node(node: dict, args: Sequence[Any], device: str) -> Any:
-    """The object of a node that was vetted."""
+    """The object of a validated node."""
     target = node["_target_"]
     arguments = {key: build_value(value) for key, value in node.items() if key != "_target_"}
     with torch.device("meta") if device == "meta" and target.startswith("diffguide.") else nullcontext():
@@ -202,7 +202,7 @@ def build_node(node: dict, args: Sequence[Any], device: str) -> Any:
 
 
 def build_value(value: Any) -> Any:
-    """An argument with the nodes in it built."""
+    """An argument, with an object in place of each node in it."""
     if isinstance(value, dict) and "_target_" in value:
         return build_node(value, (), "cpu")
     if isinstance(value, dict):

@@ -1,7 +1,7 @@
-"""Where the data of a run lay and what they were: recorded in the run folder and its checkpoints, and compared with today's.
+"""A record of the data of a run, in its folder and its checkpoints, and the comparison with the data of today.
 
-A checkpoint says {sha256, count, path} of its data; data.json in the run folder lists the files too, so that what was
-added, removed or replaced can be named.
+A checkpoint has {sha256, count, path} of its data. data.json in the run folder also lists the files, so that a message can
+name those that were added, removed or replaced.
 """
 
 import json
@@ -34,14 +34,14 @@ MAX_BYTES = 2**28  # of a data.json
 
 
 def record(data: Dataset) -> dict[str, Any]:
-    """What a checkpoint says of its data: their hash, their number, and the absolute path of their folder, if any."""
+    """The record of a data set: its hash, its number of examples or files, and the absolute path of its folder, if any."""
     fingerprint = data.fingerprint()
     path = None if data.folder is None else os.path.abspath(data.folder)
     return {"sha256": fingerprint.sha256, "count": fingerprint.total, "path": path}
 
 
 def write(path: Path, data: Dataset) -> None:
-    """Writes the record with the list of files.
+    """Writes the record, with the list of files.
 
     Raises:
         WriteError: the disk is full, the folder is gone, ...
@@ -55,12 +55,8 @@ def write(path: Path, data: Dataset) -> None:
 
 
 def check_record(value: Any) -> None:
-    """Checks that a file says of its data what `record` makes.
-
-    Raises:
-        ValueError: it says something else.
-    """
-    fitting = (
+    """Raises ValueError for a value that `record` does not return."""
+    is_record = (
         isinstance(value, dict)
         and isinstance(value.get("sha256"), str)
         and re.fullmatch("[0-9a-f]{64}", value["sha256"])
@@ -69,12 +65,12 @@ def check_record(value: Any) -> None:
         and len(value["path"] or "") <= MAX_PATH_CHARACTERS
         and "\0" not in (value["path"] or "")
     )
-    if not fitting:
+    if not is_record:
         raise ValueError("data must hold a sha256, a count and a path")
 
 
 def read_record(folder: Path) -> dict[str, Any] | None:
-    """The record in a run folder; None where there is none, or none that we wrote."""
+    """The record in a run folder; None where it is missing or invalid."""
     path = folder / FILE
     try:
         if not path.is_file() or path.stat().st_size > MAX_BYTES:
@@ -87,36 +83,41 @@ def read_record(folder: Path) -> dict[str, Any] | None:
 
 
 def read_seen_data(folder: Path, metadata: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The record of a run's newest checkpoint, with the list of files where the run folder's is of the same data.
+    """The record in a checkpoint, with the path and the list of files from the run folder.
 
-    The path is that of the run folder: the run may have been continued with data that had moved.
+    The path may have changed since, on resume. The list of files is added where the run folder records the same data.
+
+    Arguments:
+        folder: of the run.
+        metadata: of the checkpoint.
     """
-    own, beside = metadata.get("data"), read_record(folder)
-    if own is None or beside is None:
-        return own
-    same = own["sha256"] == beside["sha256"]
-    return own | {"path": beside["path"]} | ({"files": beside.get("files")} if same else {})
+    seen = metadata.get("data")
+    current = read_record(folder)
+    if seen is None or current is None:
+        return seen
+    files = {"files": current.get("files")} if seen["sha256"] == current["sha256"] else {}
+    return seen | {"path": current["path"]} | files
 
 
 def read_fingerprint(before: Mapping[str, Any]) -> Fingerprint:
-    """The fingerprint in a record, with its files if they are plain texts."""
+    """The fingerprint in a record, with its list of files if that is valid."""
     files = before.get("files")
     plain = isinstance(files, dict) and all(isinstance(value, str) for value in files.values())
     return Fingerprint(before["sha256"], before["count"], files if plain else None)
 
 
 def find_changes(before: Mapping[str, Any] | None, data: Dataset) -> dict[str, Any] | None:
-    """What of the data is no more what a record says; None where nothing is, or there is no record."""
+    """How the data differ from a record; None where they do not, or there is no record."""
     return None if before is None else compare_fingerprints(read_fingerprint(before), data.fingerprint())
 
 
-def describe_changes(changed: Mapping[str, Any]) -> str:
-    """Changes in words: 2 files added (a.png, b.png), 1 replaced (c.png)."""
-    if "examples" in changed:
-        before, now = changed["examples"]
+def describe_changes(changes: Mapping[str, Any]) -> str:
+    """Changes for a message: 2 files added (a.png, b.png), 1 replaced (c.png)."""
+    if "examples" in changes:
+        before, now = changes["examples"]
         return f"other contents, {before} examples or files then, {now} now"
     parts = []
-    for kind, part in changed.items():
+    for kind, part in changes.items():
         names = ", ".join(map(escape_unprintable, part["first"])) + (
             ", ..." if part["count"] > len(part["first"]) else ""
         )
@@ -125,6 +126,6 @@ def describe_changes(changed: Mapping[str, Any]) -> str:
 
 
 def locate_data(node: Mapping[str, Any], before: Mapping[str, Any] | None) -> dict[str, Any]:
-    """A saved data set's node with the path where its data lie: the recorded one, or, if that is gone, the one typed."""
+    """The node of a data set, with the recorded path if that exists."""
     path = before and before["path"]
     return dict(node) | ({"path": path} if path and "path" in node and os.path.exists(path) else {})

@@ -1,4 +1,4 @@
-"""How a run whose length was changed goes on, as a checkpoint states it."""
+"""The learning rate after a change of the run length, as stored in a checkpoint."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple, Self
@@ -9,10 +9,10 @@ EXTEND = ("decay_again", "constant", "as_if_planned")
 
 
 class Extension(NamedTuple):
-    """How a run whose length was changed goes on; `as_if_planned` leaves none, for it depends on the length alone.
+    """The learning rate after a change of the run length. `as_if_planned` has no extension: it depends on the length only.
 
     Arguments:
-        images: b, after which the length changed.
+        images: b, number of images after which the length changed.
         extend: decay_again or constant.
         start: s_b, in units of the peak, in [0, 1].
     """
@@ -23,17 +23,17 @@ class Extension(NamedTuple):
 
     @classmethod
     def read(cls, facts: Mapping[str, Any]) -> Self | None:
-        """The extension that a checkpoint states, None where it states none.
+        """The extension in the facts of a checkpoint, None where there is none.
 
         Raises:
-            ValueError: it states something else.
+            ValueError: an invalid extension.
         """
-        stated = facts.get("extension")
-        if stated is None:
+        saved = facts.get("extension")
+        if saved is None:
             return None
-        if not isinstance(stated, dict) or stated.keys() != set(cls._fields):
-            raise ValueError(f"extension must be a mapping with {', '.join(cls._fields)}, got {stated!r}")
-        images, extend, start = (stated[name] for name in cls._fields)
+        if not isinstance(saved, dict) or saved.keys() != set(cls._fields):
+            raise ValueError(f"extension must be a mapping with {', '.join(cls._fields)}, got {saved!r}")
+        images, extend, start = (saved[name] for name in cls._fields)
         if type(images) is not int or not 0 <= images <= facts["images"]:
             raise ValueError(f"extension.images must be a whole number of at most {facts['images']}, got {images!r}")
         if extend not in EXTEND[:2]:

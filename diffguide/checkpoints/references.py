@@ -1,7 +1,7 @@
-"""Trained models that stand in a configuration as the folder of their run: guidance.classifier=outputs/train/... .
+"""Trained models in a configuration, given as the folder of their run: guidance.classifier=outputs/train/... .
 
-Where a constructor asks for a model (a `Denoiser`, a `Classifier`: what has `loadable`) and the configuration has a text, the
-text is a run folder or a checkpoint file. It is loaded as any checkpoint: only diffguide's own classes and what is trusted.
+Where an argument is annotated with a model (a class with `loadable`, such as `Denoiser` or `Classifier`) and its value is a
+text, the text is a run folder or a checkpoint file. It is loaded as every checkpoint: only diffguide's own and trusted classes.
 """
 
 from collections.abc import Sequence
@@ -15,12 +15,13 @@ from ..models.protocols import Energy
 from ..nodes.annotations import is_stored_model, parameter_hints
 from . import store as checkpoints
 from .allowlist import resolve
+from .validation import check_facts
 
-__all__ = ["Guide", "check_guides", "check_steered", "with_guides"]
+__all__ = ["Guide", "check_guides", "is_energy", "with_guides"]
 
 
 class Guide(NamedTuple):
-    """A model in a configuration: its key, its file, and what the file says about the data that it was trained on."""
+    """A trained model in a configuration: its key, its file, and the shape and classes of its training data."""
 
     key: str
     file: Path
@@ -29,21 +30,23 @@ class Guide(NamedTuple):
     class_names: Sequence[str]
 
     def identity(self) -> dict[str, str]:
-        """For the manifest."""
+        """Its entry in the manifest."""
         return {"checkpoint": str(self.file), "checkpoint_sha256": self.sha256}
 
 
 def with_guides(node: Any, key: str, device, trust: Sequence[str]) -> tuple[Any, list[Guide]]:
-    """A copy of a node in which whatever names a run where a model is wanted is a node that loads it, and these runs.
+    """Replaces every run folder that stands for a model by a node that loads the model.
 
     Arguments:
         node: of a resolved configuration.
-        key: its name.
-        device: where the models go.
+        key: name of the node.
+        device: of the models.
         trust: dotted names of classes outside diffguide that the checkpoints may build.
 
+    Returns a copy of the node, and the models in it.
+
     Raises:
-        CheckpointError: no checkpoint there, or one that says what no run of ours says; names the key.
+        CheckpointError: a missing or invalid checkpoint; names the key.
     """
     if isinstance(node, list):
         parts = [with_guides(part, f"{key}.{index}", device, trust) for index, part in enumerate(node)]
@@ -68,50 +71,50 @@ def with_guides(node: Any, key: str, device, trust: Sequence[str]) -> tuple[Any,
 
 
 def hints_of(node: dict) -> dict[str, Any]:
-    """The annotations of what a node calls; none where that cannot be seen, which building it reports."""
+    """The annotations of the arguments of a node; {} where its class cannot be imported, which building it reports."""
     try:
         return parameter_hints(resolve(node["_target_"], "")) or {}
-    except Exception:  # whatever importing a user's module may raise
+    except Exception:  # importing a user's module may raise anything
         return {}
 
 
 def find_guide(path: str, key: str) -> Guide:
-    """The run that a text names."""
+    """Reads the facts of the checkpoint at a path."""
     try:
         file = checkpoints.find(path)
         facts = archives.read_metadata(file)
         if "config" not in facts:
             raise checkpoints.CheckpointError(f"{file} holds no configuration, so it is no checkpoint")
-        checkpoints.check_facts(facts)
+        check_facts(facts)
         return Guide(key, file, hash_file(file), facts["shape"], facts["class_names"])
     except (checkpoints.CheckpointError, OSError) as error:
         raise checkpoints.CheckpointError(f"{key}: {error}") from error
 
 
 def check_guides(guides: Sequence[Guide], shape: Sequence[int], class_names: Sequence[str]) -> None:
-    """Holds the data that guides were trained on against those of the model that they are to steer.
+    """Checks that guides were trained on examples of the shape and classes of the guided model.
 
     Arguments:
-        shape: of one of its examples.
-        class_names: its classes, none where it has no classes.
+        shape: of one example of the guided model.
+        class_names: of the guided model.
 
     Raises:
-        ValueError: another shape, or other classes; names both sides.
+        ValueError: another shape, or other classes; names both.
     """
     for guide in guides:
         if list(guide.shape) != list(shape):
             raise ValueError(
-                f"{guide.key} was trained on examples of shape {list(guide.shape)}, and this model makes {list(shape)}"
+                f"{guide.key} was trained on examples of shape {list(guide.shape)}, but this model has {list(shape)}"
             )
         if class_names and guide.class_names and list(guide.class_names) != list(class_names):
             raise ValueError(
-                f"{guide.key} knows {len(guide.class_names)} classes ({list_names(guide.class_names)}), and this model "
+                f"{guide.key} has {len(guide.class_names)} classes ({list_names(guide.class_names)}), but this model has "
                 f"{len(class_names)} ({list_names(class_names)})"
             )
 
 
-def check_steered(model: Any, node: Any) -> bool:
-    """Whether a model is an energy, which no guidance wraps: its classes are its guidance.
+def is_energy(model: Any, node: Any) -> bool:
+    """Whether a model is an energy, which guidance does not wrap: its labels are its guidance.
 
     Arguments:
         node: of the guidance.
@@ -122,12 +125,12 @@ def check_steered(model: Any, node: Any) -> bool:
     target = node.get("_target_") if isinstance(node, dict) else None
     if isinstance(model, Energy) and (target is None or resolve(target, "guidance") is not Unguided):
         raise ValueError(
-            f"guidance steers a denoiser, and a {type(model).__name__} is an energy, which follows its labels by itself: take "
+            f"guidance needs a denoiser, and a {type(model).__name__} is an energy, which uses its labels without it: use "
             "guidance=none"
         )
     return isinstance(model, Energy)
 
 
 def list_names(names: Sequence[str], most: int = 6) -> str:
-    """The first names."""
+    """The first names, for a message."""
     return ", ".join(names[:most]) + (", ..." if len(names) > most else "")

@@ -1,11 +1,11 @@
 """Checkpoints: safetensors with the resolved configuration inside, never pickle.
 
-`<images>.safetensors` holds the objective's tensors twice, under `objective.` as trained and under `ema.` averaged, and
-one JSON metadata key. `<images>.optimizer.safetensors` beside it holds what only training needs. The weights are written
-last: a checkpoint whose weights are there is complete.
+`<images>.safetensors` has the tensors of the objective twice, under `objective.` as trained and under `ema.` averaged, and
+one JSON text as metadata. `<images>.optimizer.safetensors` beside it has what only training needs. The weights are written
+last, so a checkpoint with weights is complete.
 
-Loading a file from somebody else runs none of their code (`allowlist`), and makes us allocate no more than its tensors do:
-the network is first built without memory, and compared with them.
+Loading a file from somebody else runs none of their code (`allowlist`), and allocates no more memory than its tensors need:
+the network is first built on the device `meta` and compared with them.
 """
 
 import re
@@ -19,19 +19,34 @@ from torch import Tensor, nn
 from ..files import safetensors as archives
 from ..files.safetensors import CheckpointError, select_prefix
 from ..models.protocols import Denoiser, Energy
-from ..nodes.old_names import updated
+from ..nodes.old_names import update_saved_config
 from ..objectives import Objective
 from ..version import __version__
-from .allowlist import construct, validate_config, validate_values
-from .validation import at_most, check_facts, check_finite, check_model, compare
+from .allowlist import construct
+from .validation import at_most, check_facts, check_finite_tensor, check_model, compare
 
-__all__ = ["CheckpointError", "Loaded", "TrainingState", "find", "load", "load_training_state", "prune", "read", "save",
-           "explain_untrained", "check_facts", "validate_config", "validate_values"]  # fmt: skip
+__all__ = [
+    "CheckpointError",
+    "Loaded",
+    "TrainingState",
+    "explain_untrained",
+    "find",
+    "load",
+    "load_training_state",
+    "prune",
+    "read",
+    "save",
+]
 
 
 class TrainingState(NamedTuple):
-    """What training adds to its tensors: facts (images, validation_loss, class_names, shape) for every reader of the file;
-    sums behind the next line of metrics.jsonl; the state of a precision's gradient scaler, {} where there is none."""
+    """What resuming needs besides the tensors.
+
+    Arguments:
+        facts: images, validation_loss, class_names, shape, ...; every reader of the file gets them.
+        sums: of the next line of metrics.jsonl.
+        precision: state of the gradient scaler, {} where there is none.
+    """
 
     facts: dict[str, Any]
     sums: dict[str, torch.Tensor]
@@ -39,7 +54,13 @@ class TrainingState(NamedTuple):
 
 
 class Loaded(NamedTuple):
-    """model: the trained denoiser; config: the run's resolved configuration; facts: class_names, shape, images."""
+    """A loaded checkpoint.
+
+    Arguments:
+        model: trained, in evaluation mode.
+        config: of the run, resolved.
+        facts: class_names, shape, images, ...
+    """
 
     model: nn.Module
     config: dict[str, Any]
@@ -47,12 +68,11 @@ class Loaded(NamedTuple):
 
 
 def find(path: str | Path) -> Path:
-    """The checkpoint file that a path means: itself, the newest one of a run folder, or <run folder>/best.
-
-    The best is the one with the lowest held-out loss of those that are kept.
+    """The checkpoint file of a path: the file itself, the newest one of a run folder, or of <run folder>/best the one with
+    the lowest held-out loss.
 
     Raises:
-        CheckpointError: nothing there.
+        CheckpointError: there is none.
     """
     try:
         path = Path(path).expanduser()
@@ -65,7 +85,7 @@ def find(path: str | Path) -> Path:
                 f"no checkpoint at {path}: give a run folder such as outputs/train/digits/v001 or a file"
             )
         files = list_checkpoints(path / "checkpoints" if (path / "checkpoints").is_dir() else path)
-    except (OSError, RuntimeError) as error:  # no permission, no such user, a name that is too long
+    except (OSError, RuntimeError) as error:  # no permission, unknown user, too long a name
         raise CheckpointError(f"no checkpoint at {path}: {error}") from error
     if not files:
         raise CheckpointError(f"no checkpoint in {path}: give a run folder that diffguide-train wrote, or a file")
@@ -96,16 +116,20 @@ def prune(folder: Path, keep: int) -> None:
 
 
 def save(
-    folder: Path, objective: Objective, ema: Objective, optimizer: torch.optim.Optimizer, config: dict,
+    folder: Path,
+    objective: Objective,
+    ema: Objective,
+    optimizer: torch.optim.Optimizer,
+    config: dict,
     training: TrainingState,
-) -> Path:  # fmt: skip
+) -> Path:
     """Writes the checkpoint of `training.facts["images"]` images into a folder; returns the weights' path.
 
     Arguments:
         objective, ema: as trained, and averaged.
         optimizer: whose state resuming needs.
         config: resolved configuration, plain containers.
-        training: what resuming needs beside.
+        training: what resuming needs besides.
 
     Raises:
         WriteError: the disk is full, the folder is read-only or gone, ...
@@ -132,16 +156,16 @@ def save(
 
 
 def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and metadata of a checkpoint, or of the optimiser's file beside one, as checked as it can be unbuilt.
+    """Tensors and metadata of a checkpoint, or of its optimiser file, validated without building the network.
 
     Raises:
-        CheckpointError: not readable, not ours, changed since it was written, or saying what no run of ours says.
+        CheckpointError: a file that is unreadable, foreign, changed since it was written, or has invalid facts.
     """
     tensors, metadata = archives.read_sealed(path)
     try:
         if "config" in metadata:
             check_facts(metadata)
-            metadata["config"] = updated(metadata["config"])
+            metadata["config"] = update_saved_config(metadata["config"])
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
     return tensors, metadata
@@ -150,16 +174,16 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 def load(
     path: str | Path, weights: str = "ema", device: torch.device | str = "cpu", trust: Sequence[str] = ()
 ) -> Loaded:
-    """The trained model of a checkpoint file or run folder, in evaluation mode, and what the file says about it.
+    """The trained model of a checkpoint, in evaluation mode, with its configuration and facts.
 
     Arguments:
-        path: file, or run folder whose newest checkpoint is taken.
+        path: file, or run folder (its newest checkpoint).
         weights: `ema` (averaged) or `objective` (as trained).
-        device: where the model goes.
+        device: of the model.
         trust: dotted names of classes outside diffguide that may be built.
 
     Raises:
-        CheckpointError: a file that is missing, damaged, foreign or names classes that are not trusted.
+        CheckpointError: a file that is missing, damaged or foreign, or names classes that are not trusted.
     """
     if weights not in ("ema", "objective"):
         raise CheckpointError(f"weights must be ema (averaged) or objective (as trained), got {weights}")
@@ -167,44 +191,42 @@ def load(
     tensors, metadata = read(path)
     try:
         if "config" not in metadata:
-            raise CheckpointError("it holds no configuration; the weights of a checkpoint are in <images>.safetensors")
-        if strangers := sorted(name for name in tensors if not name.startswith(("objective.", "ema."))):
-            raise CheckpointError(f"it holds {strangers[0]}, which belongs to neither objective nor ema")
-        config, held = metadata["config"], select_prefix(tensors, weights)
+            raise CheckpointError("it has no configuration; the weights of a checkpoint are in <images>.safetensors")
+        if unknown := sorted(name for name in tensors if not name.startswith(("objective.", "ema."))):
+            raise CheckpointError(f"it has {unknown[0]}, which belongs to neither objective nor ema")
+        config = metadata["config"]
+        held = select_prefix(tensors, weights)
         with at_most(16 * len(held) + 256, "its configuration describes a far larger network than its tensors are"):
-            sketch = assemble(config, trust, "meta")
-        compare(held, sketch.state_dict())
-        check_model(sketch.model, metadata)
+            expected = assemble(config, trust, "meta")
+        compare(held, expected.state_dict())
+        check_model(expected.model, metadata)
         objective = assemble(config, trust, "cpu")
         objective.load_state_dict(held)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
-    except Exception as error:  # whatever a constructor says to values that no run of ours wrote
+    except Exception as error:  # a constructor may raise anything for invalid values
         raise CheckpointError(f"{path} does not fit this diffguide: {error}") from error
     facts = {name: value for name, value in metadata.items() if name != "config"}
     model = objective.model.eval().requires_grad_(False).to(device)
     if isinstance(model, Denoiser | Energy):
-        model.shape, model.class_names = facts["shape"], facts["class_names"]  # guidance reads them there
+        model.shape, model.class_names = facts["shape"], facts["class_names"]  # guidance reads them
     return Loaded(model, config, facts)
 
 
 def explain_untrained(loaded: Loaded) -> str | None:
-    """Why the samples and figures of a model mean nothing yet, in a sentence; None where they may mean something.
-
-    A network that has not ended its warm-up has hardly left its random start.
-    """
+    """Why the samples of a model are noise: it was trained for fewer images than its warm-up has. None where it was not."""
     training = loaded.config.get("training")
     warmup = training.get("warmup_images", 0) if isinstance(training, dict) else 0
     images = loaded.facts["images"]
     if images and not (type(warmup) is int and images < warmup):
         return None
     seen = f"saw {images} images, fewer than the {warmup} of its warm-up" if images else "saw no image: it is untrained"
-    return f"this checkpoint {seen}; what it makes is noise, and figures of it mean nothing"
+    return f"this checkpoint {seen}; its samples are noise, and its figures are meaningless"
 
 
 def assemble(config: dict[str, Any], trust: Sequence[str], device: str) -> Objective:
-    """The objective that a saved configuration describes; on `meta` its network takes no memory."""
-    schedule = construct(config["schedule"], "schedule", trust)  # small, and needs its numbers
+    """The objective of a saved configuration; on the device `meta` its network needs no memory."""
+    schedule = construct(config["schedule"], "schedule", trust)  # small; its numbers are needed on `meta` too
     backbone = construct(config["backbone"], "backbone", trust, device=device)
     return construct(config["objective"], "objective", trust, backbone, schedule, device=device)
 
@@ -212,16 +234,16 @@ def assemble(config: dict[str, Any], trust: Sequence[str], device: str) -> Objec
 def load_training_state(
     path: Path, objective: Objective, ema: Objective, optimizer: torch.optim.Optimizer
 ) -> TrainingState:
-    """Fills objective, average and optimiser from a checkpoint and returns the rest; for resuming.
+    """Loads objective, average and optimiser from a checkpoint, in place, and returns the rest.
 
-    The optimiser's settings stay today's: only its memory comes from the file.
+    Only the state of the optimiser comes from the file, not its settings.
 
     Raises:
-        CheckpointError: files that cannot be read, or do not belong to these objects; nothing is filled then.
+        CheckpointError: files that cannot be read, or do not fit these objects, which are then unchanged.
     """
     tensors, metadata = read(path)
-    beside = path.with_suffix(".optimizer.safetensors")
-    memory, saved = read(beside)
+    optimizer_file = path.with_suffix(".optimizer.safetensors")
+    memory, saved = read(optimizer_file)
     try:
         for name, module in {"objective": objective, "ema": ema}.items():
             compare(select_prefix(tensors, name), module.state_dict())
@@ -236,7 +258,7 @@ def load_training_state(
         state = optimizer_state(memory, saved, optimizer)
         objective.remember(of_objective, metadata["shape"])
     except ValueError as error:
-        raise CheckpointError(f"{beside}: {error}") from error
+        raise CheckpointError(f"{optimizer_file}: {error}") from error
     for name, module in {"objective": objective, "ema": ema}.items():
         module.load_state_dict(select_prefix(tensors, name))
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
@@ -244,7 +266,7 @@ def load_training_state(
 
 
 def read_numbers(saved: dict[str, Any], name: str) -> dict[str, Any]:
-    """A mapping to numbers in the metadata of a file; raises CheckpointError where it is something else."""
+    """A mapping to numbers in the metadata of a file; raises CheckpointError for any other value."""
     value = saved.get(name)
     if not isinstance(value, dict) or not all(isinstance(part, int | float | None) for part in value.values()):
         raise CheckpointError(f"its {name} must be a mapping of numbers")
@@ -252,10 +274,10 @@ def read_numbers(saved: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def optimizer_state(memory: dict[str, Tensor], saved: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict:
-    """The memory of each parameter, {index: {name: value}}, of a file that fits an optimiser.
+    """The state of each parameter in a file, {index: {name: value}}.
 
     Raises:
-        CheckpointError: other parameters, or memory that does not fit them.
+        CheckpointError: the number or the shapes of the parameters differ.
     """
     parameters = [value for group in optimizer.param_groups for value in group["params"]]
     counts = [len(group["params"]) for group in optimizer.param_groups]
@@ -265,12 +287,12 @@ def optimizer_state(memory: dict[str, Tensor], saved: dict[str, Any], optimizer:
     for key, value in (read_numbers(saved, "state") | memory).items():
         match = re.fullmatch(r"(\d{1,9})\.(\w+)", key, re.ASCII)
         if not match or int(match[1]) >= len(parameters):
-            raise CheckpointError(f"{key!r} is no memory of one of {len(parameters)} parameters")
+            raise CheckpointError(f"{key!r} is no state of one of {len(parameters)} parameters")
         sides = parameters[int(match[1])].shape
         if isinstance(value, Tensor) and value.ndim:  # one value per parameter, per row, per column or in all
             if value.ndim != len(sides) or any(side not in (1, own) for side, own in zip(value.shape, sides)):
                 raise CheckpointError(f"{key} has the shape {list(value.shape)}, its parameter has {list(sides)}")
         if isinstance(value, Tensor):
-            check_finite(value, key)
+            check_finite_tensor(value, key)
         state.setdefault(int(match[1]), {})[match[2]] = value
     return state

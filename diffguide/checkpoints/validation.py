@@ -1,4 +1,4 @@
-"""What a checkpoint says, checked: its facts, its tensors, and the network that its configuration describes."""
+"""Validation of a checkpoint: its facts, its tensors, and the network of its configuration."""
 
 import math
 import re
@@ -18,7 +18,7 @@ from .allowlist import MAX_INTEGER, validate_values
 from .data_record import check_record
 from .extension import Extension
 
-__all__ = ["at_most", "check_facts", "check_finite", "check_model", "compare"]
+__all__ = ["at_most", "check_facts", "check_finite_tensor", "check_model", "compare"]
 
 PARTS = ("dataset", "backbone", "schedule", "objective")  # of a saved configuration
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -26,10 +26,10 @@ MAX_EXAMPLE_NUMBERS = 2**24  # numbers in one example, 3 x 2364 x 2364
 
 
 def check_facts(metadata: dict[str, Any]) -> None:
-    """What a file says beside its tensors; makes the names of its classes printable.
+    """Validates the metadata of a checkpoint; makes its name and class names printable, in place.
 
     Raises:
-        CheckpointError: facts that are missing, of another type, out of proportion, or that disagree.
+        CheckpointError: facts that are missing, of another type, too large, or inconsistent.
     """
     config, names, shape = metadata["config"], metadata.get("class_names"), metadata.get("shape")
     validate_values(config, "config")
@@ -37,7 +37,7 @@ def check_facts(metadata: dict[str, Any]) -> None:
         if not isinstance(config, dict) or not isinstance(config.get(part), dict):
             raise CheckpointError(f"its configuration lacks the node {part}")
     if not isinstance(config.get("name"), str) or not re.fullmatch(r"[^/\0]{1,200}", config["name"]):
-        raise CheckpointError(f"its configuration has no name that a folder could have: {config.get('name')!r}")
+        raise CheckpointError(f"its configuration has no valid folder name: {config.get('name')!r}")
     config["name"] = escape_unprintable(config["name"])
     if not is_whole(metadata.get("images"), 0, MAX_INTEGER):
         raise CheckpointError(f"images must be a whole number of at least 0, got {metadata.get('images')!r}")
@@ -59,24 +59,23 @@ def check_facts(metadata: dict[str, Any]) -> None:
     ):
         raise CheckpointError(f"shape must be a list of one to four sizes, got {shape!r}")
     if math.prod(shape) > MAX_EXAMPLE_NUMBERS:
-        raise CheckpointError(f"shape {shape} is that of no example: more than 2^24 numbers")
+        raise CheckpointError(f"shape {shape} has more than 2^24 numbers")
     channels, size = config["dataset"].get("channels"), config["dataset"].get("size")
     stated = [channels, *([size, size] if is_whole(size, 1, MAX_EXAMPLE_NUMBERS) else shape[1:])]
     if is_whole(channels, 1, MAX_EXAMPLE_NUMBERS) and shape != stated:
-        raise CheckpointError(f"shape {shape} is not that of its data: dataset.channels and dataset.size say {stated}")
+        raise CheckpointError(f"shape {shape} differs from {stated} of dataset.channels and dataset.size")
 
 
 def is_whole(value: Any, least: int, largest: int) -> bool:
-    """Whether a value is a whole number in a range; true and false are none."""
+    """Whether a value is a whole number in a range; booleans are not."""
     return isinstance(value, int) and not isinstance(value, bool) and least <= value <= largest
 
 
 @contextmanager
 def at_most(count: int, message: str) -> Iterator[None]:
-    """Stops building where more than `count` modules and tensors are registered: ten numbers can ask for a billion layers.
+    """Raises CheckpointError, with the message, when more than `count` modules and tensors are registered inside it.
 
-    Raises:
-        CheckpointError: then, with the message.
+    A few numbers in a configuration may describe a billion layers.
     """
     thread, registered = threading.get_ident(), 0
 
@@ -100,48 +99,49 @@ def at_most(count: int, message: str) -> Iterator[None]:
 
 
 def compare(held: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
-    """Holds a file's tensors against those of the module that they are for.
+    """Compares the tensors of a file with those of a module.
 
     Raises:
-        CheckpointError: one is missing, has no place, is of another shape or type, or holds NaN or infinity.
+        CheckpointError: a tensor is missing, unknown, of another shape or type, or has NaN or infinity.
     """
-    for names, what in ((wanted.keys() - held.keys(), "lacks"), (held.keys() - wanted.keys(), "has no place for")):
-        if names:
-            raise CheckpointError(f"the network {what} {len(names)} tensors, for one {min(names)}")
+    if missing := wanted.keys() - held.keys():
+        raise CheckpointError(f"it lacks {len(missing)} tensors of its network, such as {min(missing)}")
+    if unknown := held.keys() - wanted.keys():
+        raise CheckpointError(f"it has {len(unknown)} tensors that its network does not have, such as {min(unknown)}")
     for name, value in held.items():
         like = wanted[name]
         if value.shape != like.shape:
             raise CheckpointError(f"{name} has the shape {list(value.shape)}, its network needs {list(like.shape)}")
         if value.dtype != like.dtype and not (value.dtype in FLOATS and like.dtype in FLOATS):
             raise CheckpointError(f"{name} is of type {value.dtype}, its network needs {like.dtype}")
-        check_finite(value, name)
+        check_finite_tensor(value, name)
 
 
-def check_finite(value: Tensor, name: str) -> None:
-    """Raises CheckpointError where a tensor of numbers holds NaN or infinity."""
+def check_finite_tensor(value: Tensor, name: str) -> None:
+    """Raises CheckpointError for a floating tensor with NaN or infinity."""
     if value.dtype in FLOATS and not value.isfinite().all():
-        raise CheckpointError(f"{name} holds NaN or infinity: that training had diverged")
+        raise CheckpointError(f"{name} has NaN or infinity: the training diverged")
 
 
 def check_model(model: nn.Module, facts: dict[str, Any]) -> None:
-    """Holds what a file says of its data against its network, by one call without memory.
+    """Compares the classes and the shape in the facts of a checkpoint with its network, by one call on the device `meta`.
 
     Raises:
-        CheckpointError: another number of classes, or examples of a shape that the network does not take.
+        CheckpointError: another number of classes, or a shape that the network does not accept.
     """
     classes, names, shape = model.num_classes, facts["class_names"], facts["shape"]
     if len(names) != classes:
         raise CheckpointError(f"it names {len(names)} classes, its network has {classes}")
     if not isinstance(model, Denoiser | Classifier) or not any(value.is_meta for value in model.parameters()):
-        return  # trusted networks are real, and may not be callable without memory
+        return  # a trusted network is not on `meta`
     x, t = torch.empty(1, *shape, device="meta"), torch.tensor(0.5, dtype=torch.float64)
     try:
         if isinstance(model, Denoiser):
-            fitting = model(x, t, None).x_0.shape == x.shape
+            fits_shape = model(x, t, None).x_0.shape == x.shape
         else:
-            fitting = model.log_prob(x, t).shape == (1, classes)
+            fits_shape = model.log_prob(x, t).shape == (1, classes)
     except (RuntimeError, ValueError) as error:
-        raise CheckpointError(f"its network does not take examples of its shape {shape}: {error}") from error
-    if not fitting:
+        raise CheckpointError(f"its network does not accept examples of its shape {shape}: {error}") from error
+    if not fits_shape:
         wanted = "the shape of its examples" if isinstance(model, Denoiser) else "one number per class"
-        raise CheckpointError(f"its network does not answer in {wanted}, for examples of shape {shape}")
+        raise CheckpointError(f"its output is not {wanted}, for examples of shape {shape}")

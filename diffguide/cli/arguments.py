@@ -1,4 +1,4 @@
-"""The words of a command line, before and after Hydra has read them."""
+"""The flags and overrides of a command line."""
 
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator, Sequence
@@ -6,15 +6,17 @@ from os.path import abspath
 from typing import Any, NoReturn
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.types import Override
 from omegaconf import OmegaConf
 
-from ..config.build import ConfigError
+from ..config.errors import ConfigError
 from ..config.files import ConfigFiles, config_dir
+from ..config.quoting import parse_override
 from ..version import __version__
 
-__all__ = ["FLAGS", "files_of", "read_flags", "typed"]
+__all__ = ["FLAGS", "changed_keys", "files_of", "read_flags", "task_overrides"]
 
-FLAGS: dict[tuple[str, ...], dict[str, Any]] = {  # Hydra's
+FLAGS: dict[tuple[str, ...], dict[str, Any]] = {  # of Hydra
     ("--help", "-h"): {"action": "store_true"},
     ("--hydra-help",): {"action": "store_true"},
     ("--version",): {"action": "version", "version": f"diffguide {__version__}"},
@@ -37,7 +39,7 @@ FLAGS: dict[tuple[str, ...], dict[str, Any]] = {  # Hydra's
 
 
 class FlagParser(ArgumentParser):
-    """A parser of FLAGS and overrides that raises ConfigError where argparse would print its usage."""
+    """A parser of FLAGS and overrides that raises ConfigError instead of printing its usage."""
 
     def __init__(self) -> None:
         super().__init__(add_help=False)
@@ -49,17 +51,23 @@ class FlagParser(ArgumentParser):
         raise ConfigError(message)
 
 
-def typed() -> list[str]:
-    """The overrides of this job as they were typed; iterating over Hydra's list would resolve `${...}`."""
+def task_overrides() -> list[str]:
+    """The overrides of this job, with `${...}` as written."""
     return [str(word) for word in OmegaConf.to_container(HydraConfig.get().overrides.task) or ()]
 
 
+def changed_keys() -> dict[str, Override]:
+    """The overrides of this job by their dotted keys or groups."""
+    overrides = filter(None, map(parse_override, task_overrides()))
+    return {str(override.key_or_group).replace("/", "."): override for override in overrides}
+
+
 def read_flags(words: Sequence[str]) -> tuple[Namespace, list[str]]:
-    """The flags of a command line, wherever they stand, and its words with the flags first, as Hydra wants them.
+    """The flags of a command line, and its words with the flags first, which Hydra requires.
 
     Raises:
-        ConfigError: a flag that there is not, or without its value.
-        SystemExit: after the version was printed.
+        ConfigError: an unknown flag, or a flag without its value.
+        SystemExit: after --version.
     """
     flags = FlagParser().parse_intermixed_args(words)
     return flags, [*format_flags(flags), *flags.overrides]
@@ -78,7 +86,7 @@ def files_of(flags: Namespace, config_name: str) -> ConfigFiles:
     """The configuration files of a command line.
 
     Arguments:
-        config_name: of the primary configuration, where no flag names another.
+        config_name: default of --config-name.
     """
     folders = [flags.config_path or config_dir(), *([flags.config_dir] if flags.config_dir else [])]
     return ConfigFiles(flags.config_name or config_name, [abspath(folder) for folder in folders])

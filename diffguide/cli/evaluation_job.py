@@ -1,108 +1,87 @@
 """The configuration of diffguide-eval as typed jobs, one per checkpoint."""
 
 import sys
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 from ..checkpoints.references import check_guides, with_guides
-from ..config.build import ConfigError, build, check_whole, run_parent, to_dict
+from ..config.build import ConfigError, build
 from ..datasets import Dataset
 from ..evaluation.job import EvaluationJob, remove_parts
 from ..runtime.engine import Fabric
+from ..runtime.errors import InputError
 from .evaluation_targets import checkpoint_target, oracle_target
-from .model_choice import build_oracle, check_model_keys
+from .model_choice import build_oracle, check_model_keys, checkpoint_paths
 from .resume import Begun, find_evaluation
-from .retyped import trusted
-from .runner import tidy
+from .runner import clean_finished_run
+from .settings import EvaluationSettings
 
 __all__ = ["build_evaluation_jobs"]
 
 
-def build_evaluation_jobs(cfg: DictConfig) -> list[EvaluationJob]:
-    """Builds every measurement of a command, so that all can be made before one is; none where a resumed one is finished.
+def build_evaluation_jobs(config: dict[str, Any]) -> list[EvaluationJob]:
+    """Builds every measurement of a command before the first one starts; none where a resumed one is finished.
+
+    Arguments:
+        config: composed and resolved.
 
     Raises:
-        ConfigError: a value that is wrong by itself or beside another, or a metric that a checkpoint cannot answer.
+        ConfigError: an invalid value, values that do not fit each other, or a metric that a checkpoint does not support.
     """
-    cfg, begun = (cfg, None) if cfg.resume is None else find_evaluation(cfg)
-    check_evaluation_settings(cfg)
-    cfg = OmegaConf.masked_copy(
-        cfg, [str(key) for key in cfg if "oracle" in cfg or key != "schedule"]
-    )  # the rest is unused
+    config, begun = (config, None) if config["resume"] is None else find_evaluation(config)
+    settings = EvaluationSettings.read(config)
+    paths = checkpoint_paths(config, several=True)
+    check_model_keys(config)
     if begun is not None and begun.header is None:
-        tidy(begun.folder, "its figures", lambda: remove_parts(begun.folder))
+        clean_finished_run(begun.folder, "its figures", lambda: remove_parts(begun.folder))
         return []
-    engine = build(cfg, "engine")
+    engine = build(config["engine"], "engine")
     if engine.world_size > 1:
         raise ConfigError(
             f"engine.devices must be 1, got {engine.world_size}: one process measures; others may measure other checkpoints"
         )
     engine.launch()
     opened: dict[str, Dataset] = {}
-    return [build_job(cfg, engine, path, begun, opened) for path in checkpoint_paths(cfg)]
-
-
-def check_evaluation_settings(cfg: DictConfig) -> None:
-    """Checks what can be said before anything is built.
-
-    Raises:
-        ConfigError: a value of the wrong type or range, no checkpoint.
-    """
-    for key, least in {"batch_size": 1, "seed": 0, "n": 1}.items():
-        if key != "n" or cfg.n is not None:  # null = the whole split
-            check_whole(cfg, key, least)
-    if cfg.split not in ("train", "validation", "test"):
-        raise ConfigError(f"split must be train, validation or test, got {cfg.split!r}")
-    paths = checkpoint_paths(cfg)
-    if "oracle" not in cfg and not (paths and all(isinstance(path, str) for path in paths)):
-        raise ConfigError(
-            "checkpoint is missing: give checkpoint=outputs/train/<name>/v001, the folder of a training run, a list of "
-            "them, checkpoint=[a,b], or oracle=<name>; see --help"
-        )
-    for path in filter(None, paths):
-        if "," in path and not Path(path).exists():
-            raise ConfigError(
-                f"checkpoint: there is no {path}; several are a list, checkpoint=[{path}], or one after another with -m "
-                f"checkpoint={path}"
-            )
-    check_model_keys(cfg)
-
-
-def checkpoint_paths(cfg: DictConfig) -> list[Any]:
-    """The checkpoints, one or several; [None] beside an oracle."""
-    return list(cfg.checkpoint) if OmegaConf.is_list(cfg.checkpoint) else [cfg.checkpoint]
+    return [build_job(config, settings, engine, path, begun, opened) for path in paths]
 
 
 def build_job(
-    cfg: DictConfig, engine: Fabric, path: str | Path | None, begun: Begun | None, opened: dict[str, Dataset]
+    config: Mapping[str, Any],
+    settings: EvaluationSettings,
+    engine: Fabric,
+    path: str | None,
+    begun: Begun | None,
+    opened: dict[str, Dataset],
 ) -> EvaluationJob:
-    """One measurement, of a checkpoint or of an oracle (path None).
+    """One measurement.
 
     Arguments:
-        opened: data sets, which several checkpoints share.
+        path: of the checkpoint, None = an oracle.
+        begun: the run to resume.
+        opened: data sets that several checkpoints share, by their nodes.
 
     Raises:
-        ConfigError: a model, data and metric that do not go together.
+        ConfigError: a model, data and metric that do not fit each other.
     """
-    measured: dict[str, Any] = {"checkpoint": path}
-    if path is None:
-        target, precision = oracle_target(cfg, build_oracle(cfg, engine.device), engine.device), "float64"
-    else:
-        target, precision = (
-            checkpoint_target(cfg, begun.file if begun and begun.file else path, engine.device, opened),
-            cfg.engine.precision,
-        )
-        if "dataset" in cfg:
-            measured["dataset"] = target.identity["dataset"]
+    saved = dict(config)
     try:
-        node = to_dict(cfg.metric)
-        node, guides = with_guides(node, "metric", engine.device, trusted(cfg))
+        if path is None:
+            source, data = build_oracle(config, engine.device)
+            target = oracle_target(settings, source, data, engine.device)
+        else:
+            file = begun.file if begun and begun.file else path
+            target = checkpoint_target(settings, file, config.get("dataset"), engine.device, opened)
+            saved["checkpoint"] = path
+            saved.pop("schedule", None)  # of an oracle
+            if "dataset" in config:
+                saved["dataset"] = target.identity["dataset"]
+        node, guides = with_guides(config["metric"], "metric", engine.device, settings.trust)
         check_guides(guides, target.context.shape, target.context.class_names)
-        metric = build({"metric": node}, "metric").resolve(target.context)
+        metric = build(node, "metric").resolve(target.context)
         metric.check(target.context)
-    except ConfigError:
+    except InputError:
         raise
     except ValueError as error:
         raise ConfigError(str(error)) from error
@@ -113,8 +92,8 @@ def build_job(
         metric=metric,
         identity=target.identity | {"guides": {guide.key: guide.identity() for guide in guides}},
         engine=engine,
-        parent=begun.folder.parent if begun else run_parent(cfg, "evaluate", cfg.name or target.name),
-        config_yaml=OmegaConf.to_yaml(OmegaConf.merge(cfg, measured), resolve=True),
-        precision=precision,
+        parent=begun.folder.parent if begun else settings.run_parent("evaluate", target.name),
+        config_yaml=OmegaConf.to_yaml(OmegaConf.create(saved)),
+        precision="float64" if path is None else config["engine"]["precision"],
         folder=begun and begun.folder,
     )

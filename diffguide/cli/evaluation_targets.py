@@ -1,15 +1,15 @@
-"""What diffguide-eval measures: a trained model on its data, or an oracle on exact samples of its law."""
+"""What diffguide-eval measures: a trained model on its data, or an oracle on exact samples of its distribution."""
 
 import hashlib
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
 
 from ..checkpoints import data_record as provenance
 from ..checkpoints import store as checkpoints
@@ -21,12 +21,14 @@ from ..evaluation.metric import EvalContext
 from ..files.run_folders import hash_file, strict_json
 from ..randomness import fold
 from ..sampling.sources import OracleSource
-from .retyped import again, trusted
+from .inheritance import inherit_node
+from .settings import EvaluationSettings
 
 __all__ = ["Target", "checkpoint_target", "oracle_target"]
 
-CONTINUOUS = {"quantization_levels": 0}  # the dataset node of exact samples, which have no grey levels
-DEFAULT_EXACT_SAMPLES, MAX_EXACT_SAMPLES = 2000, 10**7
+CONTINUOUS = {"quantization_levels": 0}  # the dataset node of exact samples, which are not quantized
+DEFAULT_EXACT_SAMPLES = 2000
+MAX_EXACT_SAMPLES = 10**7
 EXACT_SAMPLES = 5  # purpose of the seed
 
 
@@ -36,8 +38,8 @@ class Target(NamedTuple):
     Arguments:
         context: to measure.
         identity: what identifies model and data in metrics.json.
-        name: of the run, where none is given.
-        note: why its figures mean nothing, None where they may.
+        name: default name of the run.
+        note: why its figures are meaningless, None = they are not.
     """
 
     context: EvalContext
@@ -46,90 +48,96 @@ class Target(NamedTuple):
     note: str | None = None
 
 
-def checkpoint_target(cfg: DictConfig, path: str | Path, device: torch.device, opened: dict[str, Dataset]) -> Target:
-    """The model of a checkpoint on its data.
+def checkpoint_target(
+    settings: EvaluationSettings,
+    path: str | Path,
+    dataset: dict[str, Any] | None,
+    device: torch.device,
+    opened: dict[str, Dataset],
+) -> Target:
+    """The model of a checkpoint on its data, or on another data set.
 
     Arguments:
+        dataset: node of the command line, None = the data of the checkpoint.
         opened: data sets by their nodes; a new one is added.
 
     Raises:
-        ConfigError: a checkpoint that cannot be loaded, data that are not there, or unlike those of its training.
+        ConfigError: a checkpoint that cannot be loaded, missing data, or data that do not fit the model.
     """
     try:
         file = checkpoints.find(path)
-        loaded = checkpoints.load(file, cfg.weights, device, trusted(cfg))
+        loaded = checkpoints.load(file, settings.weights, device, settings.trust)
         digest = hash_file(file)
     except checkpoints.CheckpointError as error:
         raise ConfigError(f"checkpoint: {error}") from error
     run = file.parent.parent if file.parent.name == "checkpoints" else file
-    data, node = open_evaluation_data(cfg, loaded, opened, provenance.read_seen_data(run, loaded.facts))
-    config = loaded.config | {"dataset": node}
-    context = build_context(cfg, loaded.model, data, cfg.split, cfg.n, device, checkpoint=file, config=config)
+    seen = provenance.read_seen_data(run, loaded.facts)
+    data, node = open_evaluation_data(loaded, dataset, settings.trust, opened, seen)
     identity = {
         "model": "/".join(run.parts[-2:]),
         "checkpoint": str(file),
         "checkpoint_sha256": digest,
-        "weights": cfg.weights,
+        "weights": settings.weights,
         "images": loaded.facts["images"],
-        "split": cfg.split,
+        "split": settings.split,
         "dataset": node,
         "training_seed": loaded.config.get("seed"),
         "configuration": hash_without_seed(loaded.config),
     }
+    context = build_context(loaded.model, data, settings, device, loaded.config | {"dataset": node}, file)
     note = checkpoints.explain_untrained(loaded)
     return Target(context, identity, loaded.config["name"], note and f"{file}: {note}")
 
 
 def hash_without_seed(config: Mapping[str, Any]) -> str:
-    """A hash of a training configuration but for its seed and its place: runs that share it are repetitions."""
+    """A hash of a training configuration without its seed and place: equal for repetitions of a run."""
     place = ("seed", "name", "output_root", "resume", "trust")
     kept = {key: value for key, value in config.items() if key not in place}
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
 
 def open_evaluation_data(
-    cfg: DictConfig, loaded: checkpoints.Loaded, opened: dict[str, Dataset], seen: dict[str, Any] | None
+    loaded: checkpoints.Loaded,
+    dataset: dict[str, Any] | None,
+    trust: Sequence[str],
+    opened: dict[str, Dataset],
+    seen: dict[str, Any] | None,
 ) -> tuple[Dataset, dict[str, Any]]:
-    """The data set to measure on, and its node: the chosen one, or that of the checkpoint.
+    """The data set to measure on, and its node.
 
     Arguments:
+        dataset: node of the command line, None = the data of the checkpoint.
         opened: data sets by their nodes; a new one is added.
-        seen: the record of the data that the checkpoint was trained on.
+        seen: the record of the training data.
 
     Raises:
-        ConfigError: data that are not there, or are not like those that the model was trained on.
+        ConfigError: missing data, or data that do not fit the model.
     """
     own = loaded.config["dataset"]
-    choice = HydraConfig.get().runtime.choices.get("dataset")
-    node = again(cfg, "dataset", choice if isinstance(choice, str) else None, own)
+    option = HydraConfig.get().runtime.choices.get("dataset")
+    node = inherit_node("dataset", dataset, option if isinstance(option, str) else None, own)
     placed = provenance.locate_data(own, seen) if node == own else node
-    chosen = "_target_" in cfg.get("dataset", {})
+    is_chosen = dataset is not None and "_target_" in dataset
     key = strict_json(placed)
     try:
         if key not in opened:
-            opened[key] = (
-                build({"dataset": placed}, "dataset") if chosen else construct(placed, "dataset", trusted(cfg))
-            )
+            opened[key] = build(placed, "dataset") if is_chosen else construct(placed, "dataset", trust)
     except ConfigError:
         raise
     except (ValueError, OSError) as error:
         raise ConfigError(
-            f"{error}; these are the data of the checkpoint: say where they lie now, dataset.path=<folder>, or give others "
-            "with dataset=<option>"
+            f"{error}; these are the data of the checkpoint: give their place, dataset.path=<folder>, or other data, "
+            "dataset=<option>"
         ) from error
     data = opened[key]
     check_data(data, loaded.facts)
-    if node == own or not chosen:
-        check_same_data(data, seen, None if node == own else node.get("path"))
+    if node == own or not is_chosen:
+        report_data_changes(data, seen, None if node == own else node.get("path"))
     return data, node
 
 
 def check_data(data: Dataset, facts: Mapping[str, Any]) -> None:
-    """Checks that data have the shape and the classes of a model.
-
-    Raises:
-        ConfigError: others.
-    """
+    """Raises ConfigError for data of another shape or with other classes than those of a model."""
     shape, names = facts["shape"], facts["class_names"]
     if list(data.shape) != list(shape):
         raise ConfigError(f"dataset: its examples are of shape {list(data.shape)}, and the model's of {list(shape)}")
@@ -138,62 +146,73 @@ def check_data(data: Dataset, facts: Mapping[str, Any]) -> None:
         raise ConfigError(f"dataset: its classes are {own}, and the model's are {learned}")
 
 
-def check_same_data(data: Dataset, seen: dict[str, Any] | None, path: str | None) -> None:
-    """Compares data with the record of those that a checkpoint was trained on; reports differences on stderr.
+def report_data_changes(data: Dataset, seen: dict[str, Any] | None, path: str | None) -> None:
+    """Compares data with the record of the training data; reports differences on stderr.
 
     Arguments:
-        path: where the checkpoint's own data are said to lie now, None = where they lay.
+        path: new place of the training data, None = the recorded one.
 
     Raises:
-        ConfigError: other data lie there.
+        ConfigError: other data at the new place.
     """
-    if (changed := provenance.find_changes(seen, data)) is None:
+    if (changes := provenance.find_changes(seen, data)) is None:
         return
     if path is not None:
         raise ConfigError(
-            f"dataset.path={path} does not hold the data of this checkpoint: {provenance.describe_changes(changed)}; to "
-            "measure on others, choose them with dataset=<option> too"
+            f"dataset.path={path} does not hold the data of this checkpoint: {provenance.describe_changes(changes)}; to "
+            "measure on others, add dataset=<option>"
         )
-    print(f"the data have changed since the training: {provenance.describe_changes(changed)}", file=sys.stderr)
+    print(f"the data have changed since the training: {provenance.describe_changes(changes)}", file=sys.stderr)
 
 
-def oracle_target(cfg: DictConfig, source: OracleSource, device: torch.device) -> Target:
-    """An oracle on exact samples of its law, or, where it is made of data, on a split of them.
+def oracle_target(
+    settings: EvaluationSettings, source: OracleSource, data: Dataset | None, device: torch.device
+) -> Target:
+    """An oracle on exact samples of its distribution, or on a split of the data that it is made of.
+
+    Arguments:
+        data: that the oracle is made of, None = it is made of none.
 
     Raises:
-        ConfigError: more examples than the split has, or than a computer holds.
+        ConfigError: more examples than the split has, or than memory holds.
     """
     identity = {"model": f"oracle {type(source.oracle).__name__}"} | source.identity()
-    name = str(HydraConfig.get().runtime.choices.get("oracle"))
-    if "dataset" in cfg:
-        config = {"dataset": source.nodes["dataset"]}
-        context = build_context(cfg, source.model, build(cfg, "dataset"), cfg.split, cfg.n, device, config=config)
-        return Target(context, identity | {"split": cfg.split}, name)
-    if cfg.n is not None and cfg.n > MAX_EXACT_SAMPLES:
-        raise ConfigError(f"n must be at most 10^7 exact samples, got {cfg.n}")
-    assert source.oracle is not None
-    rng = torch.Generator().manual_seed(fold(cfg.seed, EXACT_SAMPLES))
-    x, y = source.oracle.sample(cfg.n or DEFAULT_EXACT_SAMPLES, rng)
-    split = Split(x.to(source.dtype), y.cpu())
-    data = Dataset(split, split, split, class_names=source.class_names)
-    context = build_context(cfg, source.model, data, "test", None, device, config={"dataset": CONTINUOUS})
-    return Target(context, identity | {"split": "exact samples"}, name)
+    if data is not None:
+        context = build_context(source.model, data, settings, device, {"dataset": source.nodes["dataset"]})
+        identity["split"] = settings.split
+    else:
+        data = exact_samples(source, settings)
+        whole = replace(settings, split="test", n=None)
+        context = build_context(source.model, data, whole, device, {"dataset": CONTINUOUS})
+        identity["split"] = "exact samples"
+    return Target(context, identity, str(HydraConfig.get().runtime.choices.get("oracle")))
+
+
+def exact_samples(source: OracleSource, settings: EvaluationSettings) -> Dataset:
+    """Exact samples of the distribution of an oracle, as every split of a data set.
+
+    Raises:
+        ConfigError: too many samples.
+    """
+    n = DEFAULT_EXACT_SAMPLES if settings.n is None else settings.n
+    if n > MAX_EXACT_SAMPLES:
+        raise ConfigError(f"n must be at most 10^7 exact samples, got {n}")
+    rng = torch.Generator().manual_seed(fold(settings.seed, EXACT_SAMPLES))
+    x, y = source.oracle.sample(n, rng)
+    samples = Split(x.to(source.dtype), y.cpu())
+    return Dataset(samples, samples, samples, class_names=source.class_names)
 
 
 def build_context(
-    cfg: DictConfig,
     model: Any,
     data: Dataset,
-    split: str,
-    n: int | None,
+    settings: EvaluationSettings,
     device: torch.device,
-    checkpoint: Path | None = None,
-    config: dict[str, Any] | None = None,
+    config: dict[str, Any],
+    file: Path | None = None,
 ) -> EvalContext:
-    """A context; its ValueError as a ConfigError."""
-    try:
-        return EvalContext(
-            model, data, split, n, cfg.seed, cfg.batch_size, device, checkpoint=checkpoint, config=config
-        )
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
+    """The context of a measurement; `config` is that of the training, `file` the checkpoint."""
+    split, n = settings.split, settings.n
+    return EvalContext(
+        model, data, split, n, settings.seed, settings.batch_size, device, checkpoint=file, config=config
+    )

@@ -1,9 +1,9 @@
-"""The guidance of a command line, built around whatever model it is given."""
+"""The guidance of a command, built around a model."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..checkpoints.references import Guide, check_guides, check_steered, with_guides
+from ..checkpoints.references import Guide, check_guides, is_energy, with_guides
 from ..config.build import ConfigError, build
 from ..models.protocols import Denoiser, Energy
 
@@ -11,7 +11,7 @@ __all__ = ["GuidanceBuilder"]
 
 
 class GuidanceBuilder:
-    """builder(model, device) -> guided model; an energy, which follows its labels by itself, is returned as it is.
+    """builder(model, device) -> guided model. An energy is returned unchanged: its labels are its guidance.
 
     Arguments:
         node: of the guidance, resolved.
@@ -20,12 +20,14 @@ class GuidanceBuilder:
         class_names: of the data.
 
     Attributes:
-        references: trained models that the guidance named when it was built last.
+        references: trained models in the guidance of the last call.
     """
 
     def __init__(self, node: Mapping[str, Any], trust: Sequence[str], shape: Sequence[int], class_names: Sequence[str]):
-        self.node, self.trust = node, trust
-        self.shape, self.class_names = shape, class_names
+        self.node = node
+        self.trust = trust
+        self.shape = shape
+        self.class_names = class_names
         self.references: list[Guide] = []
 
     def __call__(self, model: Denoiser | Energy, device: Any, inner: Denoiser | Energy | None = None):
@@ -33,8 +35,8 @@ class GuidanceBuilder:
 
         Arguments:
             model: to guide.
-            device: where the models that the guidance names go.
-            inner: what is wrapped in place of the model, such as a counter around it.
+            device: of the trained models in the guidance.
+            inner: wrapped in place of the model, such as a counter around it.
 
         Raises:
             ConfigError: models that do not fit each other, or an energy with guidance.
@@ -43,8 +45,8 @@ class GuidanceBuilder:
         try:
             node, self.references = with_guides(self.node, "guidance", device, self.trust)
             check_guides(self.references, self.shape, self.class_names)
-            if check_steered(model, node):
+            if is_energy(model, node):
                 return inner
         except ValueError as error:
             raise ConfigError(str(error)) from error
-        return build({"guidance": node}, "guidance", inner)
+        return build(node, "guidance", inner)

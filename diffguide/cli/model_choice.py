@@ -1,62 +1,88 @@
-"""What is sampled or measured: a checkpoint, or an oracle in its place."""
+"""The model of a command: a checkpoint, or an oracle in its place."""
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
+import torch
 
-from ..config.build import ConfigError, accepts_argument, build, to_dict
-from .arguments import typed
+from ..config.build import ConfigError, accepts_argument, build
+from ..datasets import Dataset
+from ..sampling.sources import OracleSource, training_tensors
+from .arguments import changed_keys
 
-__all__ = ["build_oracle", "check_model_keys"]
+__all__ = ["build_oracle", "check_model_keys", "checkpoint_paths"]
 
-PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")  # what autocast gives; weights stay float32
+PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")  # by autocast; weights stay float32
 
 
-def check_model_keys(cfg: DictConfig) -> None:
-    """Checks that the keys of a command go with its model, a checkpoint or an oracle.
+def check_model_keys(config: Mapping[str, Any]) -> None:
+    """Checks that every key of the command line has an effect on its model, a checkpoint or an oracle.
 
     Raises:
-        ConfigError: both, keys of the one beside the other, or values that no weights and no precision have.
+        ConfigError: a key that only the other one has, or an unknown precision.
     """
-    typed_keys = {text.lstrip("+~").split("=")[0].split(".")[0] for text in typed()}
-    if "oracle" in cfg:
-        if cfg.checkpoint is not None:
-            raise ConfigError("checkpoint and oracle are two models: give one of them")
-        for key in typed_keys & ({"weights"} if cfg.resume is not None else {"weights", "trust"}):
-            raise ConfigError(f"{key} has no effect with an oracle, which was not trained: remove it")
-        if cfg.engine.precision != PRECISIONS[0]:
-            raise ConfigError(
-                f"engine.precision={cfg.engine.precision} has no effect with an oracle, which computes in float64: remove it"
-            )
-    elif "schedule" in typed_keys:
+    roots = {key.partition(".")[0] for key in changed_keys()}
+    precision = config["engine"]["precision"]
+    if precision not in PRECISIONS:
+        raise ConfigError(f"engine.precision must be one of {', '.join(PRECISIONS)}, got {precision}")
+    if "oracle" not in config:
+        if "schedule" in roots:
+            raise ConfigError("schedule has no effect with a checkpoint, which has its own: remove it")
+        return
+    for key in roots & ({"weights"} if config["resume"] is not None else {"weights", "trust"}):
+        raise ConfigError(f"{key} has no effect with an oracle, which was not trained: remove it")
+    if precision != PRECISIONS[0]:
         raise ConfigError(
-            "schedule has no effect with a checkpoint, which has the one that it was trained with: remove it"
+            f"engine.precision={precision} has no effect with an oracle, which computes in float64: remove it"
         )
-    if cfg.weights not in ("ema", "objective"):
-        raise ConfigError(f"weights must be ema (averaged) or objective (as trained), got {cfg.weights!r}")
-    if cfg.engine.precision not in PRECISIONS:
-        raise ConfigError(f"engine.precision must be one of {', '.join(PRECISIONS)}, got {cfg.engine.precision}")
 
 
-def build_oracle(cfg: DictConfig, device):
-    """The oracle of a configuration, as a source: with its schedule, and its data where it is made of data.
+def checkpoint_paths(config: Mapping[str, Any], several: bool) -> list[str | None]:
+    """The checkpoints of a command, [None] with an oracle.
+
+    Arguments:
+        several: whether the command takes a list.
 
     Raises:
-        ConfigError: an oracle, schedule and data that do not go together.
+        ConfigError: neither a checkpoint nor an oracle, both, or several where the command takes one.
     """
-    from ..sampling.sources import OracleSource, training_tensors
+    checkpoint = config["checkpoint"]
+    if "oracle" in config:
+        if checkpoint is not None:
+            raise ConfigError("checkpoint and oracle are two models: give one of them")
+        return [None]
+    if isinstance(checkpoint, list) and not several:
+        raise ConfigError("checkpoint must be one run, got a list: use -m checkpoint=a,b for a run each")
+    paths = checkpoint if isinstance(checkpoint, list) else [checkpoint]
+    if not paths or not all(isinstance(path, str) for path in paths):
+        raise ConfigError(
+            "checkpoint is missing: give checkpoint=outputs/train/<name>/v001, the folder of a training run, or "
+            "oracle=<name>, see --help"
+        )
+    for path in paths:
+        if "," in path and not Path(path).exists():
+            one_run = f"checkpoint=[{path}] for one run, or " if several else ""
+            raise ConfigError(f"checkpoint: there is no {path}; use {one_run}-m checkpoint={path} for a run each")
+    return paths
 
-    arguments = {"schedule": build(cfg, "schedule")}
-    if "dataset" in cfg:
-        if not accepts_argument(cfg, "oracle", "data"):
-            raise ConfigError(
-                f"dataset belongs to oracle=empirical, and {cfg.oracle._target_} takes no data: remove it"
-            )
-        data = build(cfg, "dataset")
+
+def build_oracle(config: Mapping[str, Any], device: torch.device) -> tuple[OracleSource, Dataset | None]:
+    """The oracle of a configuration, and the data that it is made of, if any.
+
+    Raises:
+        ConfigError: an oracle, schedule and data that do not fit each other.
+    """
+    node = config["oracle"]
+    arguments = {"schedule": build(config["schedule"], "schedule")}
+    data = None
+    if "dataset" in config:
+        if not accepts_argument(node, "data"):
+            raise ConfigError(f"dataset has no effect with {node['_target_']}: remove it, or use oracle=empirical")
+        data = build(config["dataset"], "dataset")
         arguments |= training_tensors(data)
-    oracle = build(cfg, "oracle", kwargs=arguments)
-    if "dataset" in cfg and cfg.oracle.get("class_names") is None:
+    oracle = build(node, "oracle", kwargs=arguments)
+    if data is not None and node.get("class_names") is None:
         oracle.class_names = data.class_names[: oracle.num_classes]
-    config = to_dict(cfg)
-    nodes: dict[str, Any] = {key: config[key] for key in ("oracle", "schedule", "dataset") if key in config}
-    return OracleSource(oracle, nodes, device)
+    nodes = {key: config[key] for key in ("oracle", "schedule", "dataset") if key in config}
+    return OracleSource(oracle, nodes, device), data

@@ -6,22 +6,33 @@ from typing import Any
 
 from ..checkpoints.store import CheckpointError
 from ..config.build import ConfigError
-from .arguments import typed
+from .arguments import changed_keys
 
-__all__ = ["GENERATION", "TRAINING", "check_unchanged", "refusal", "training_changes", "today_keys"]
+__all__ = ["GENERATION", "TRAINING", "check_unchanged", "resume_error", "training_changes", "today_keys"]
 
 FIXED, FREE, TODAY = "fixed", "free", "today"
-"""fixed: decided what was computed; free: may change; today: never taken from the run."""
+"""fixed: cannot change; free: may change; today: always that of the command line."""
 RATES_AND_LENGTHS = (
-    "images", "learning_rate", "warmup_images", "max_grad_norm", "ema_images", "accumulate", "log_images",
-    "validation_images", "checkpoint_images", "sample_images", "keep_checkpoints", "extend", "extend_rate",
-)  # fmt: skip
+    "images",
+    "learning_rate",
+    "warmup_images",
+    "max_grad_norm",
+    "ema_images",
+    "accumulate",
+    "log_images",
+    "validation_images",
+    "checkpoint_images",
+    "sample_images",
+    "keep_checkpoints",
+    "extend",
+    "extend_rate",
+)
 TRAINING = {  # a key without an entry follows its parent, "" is the root
     "": FREE,
     **dict.fromkeys(("name", "output_root", "seed", "p_uncond"), FIXED),
     **dict.fromkeys(("dataset", "backbone", "schedule", "objective", "training"), FIXED),
     **{f"training.{name}": FREE for name in RATES_AND_LENGTHS},
-    "dataset.path": FREE,  # the data may have moved: their contents are compared when they are read
+    "dataset.path": FREE,  # the data may have moved: their contents are compared
     **dict.fromkeys(("resume", "trust", "dry_run"), TODAY),
 }
 GENERATION = {  # of sampling and evaluation
@@ -33,7 +44,7 @@ GENERATION = {  # of sampling and evaluation
 
 
 def today_keys(policy: Mapping[str, str]) -> list[str]:
-    """The keys that are never taken from a run."""
+    """The keys whose values are always those of the command line."""
     return [key for key, rule in policy.items() if rule == TODAY]
 
 
@@ -58,7 +69,7 @@ def differences(before: Any, after: Any, key: str = "") -> Iterator[tuple[str, A
 
 
 def training_changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, list[Any]]:
-    """The free keys of the node `training` that differ, sorted: {key: [before, after]}."""
+    """The free keys of the node `training` that differ, {key: [before, after]}, sorted."""
     changed = {key: [old, new] for key, old, new in differences(before, after, "training")}
     return {key: changed[key] for key in sorted(changed) if rule_of(key, TRAINING) == FREE}
 
@@ -69,29 +80,25 @@ def check_unchanged(
     """Raises ConfigError for the first fixed key with another value than in the run in `folder`."""
     for key, old, new in differences(before, after):
         if rule_of(key, policy) == FIXED:
-            words = [
-                word for word in typed() if key_of(word) == "experiment" or f"{key}.".startswith(f"{key_of(word)}.")
+            causes = [
+                str(override.input_line).lstrip("+~")
+                for name, override in changed_keys().items()
+                if name == "experiment" or f"{key}.".startswith(f"{name}.")
             ]
-            hint = f"drop {words[-1].lstrip('+~')}" if words else f"{folder / 'config.yaml'} was edited"
+            hint = f"drop {causes[-1]}" if causes else f"{folder / 'config.yaml'} was edited"
             if key.startswith("training.optimizer"):
-                hint = "repeat it, for an optimiser is never taken from a file"
-            raise refusal(
-                f"cannot change {key.removesuffix('._target_')} ({short(old)} -> {short(new)}) of {folder}: {hint}"
-            )
+                hint = "repeat it: the optimiser is never read from a file"
+            change = f"{key.removesuffix('._target_')} ({shorten_value(old)} -> {shorten_value(new)})"
+            raise resume_error(f"cannot change {change} of {folder}: {hint}")
 
 
-def key_of(override: str) -> str:
-    """The dotted key or group of an override as it was typed."""
-    return override.lstrip("+~").partition("=")[0].partition("@")[0].replace("/", ".")
-
-
-def short(value: Any) -> str:
-    """A value in a message: a class of ours without its module, a node by its class."""
+def shorten_value(value: Any) -> str:
+    """A value for a message: a node by its class, a class of diffguide without its module."""
     if isinstance(value, dict):
-        return short(value.get("_target_", "..."))
+        return shorten_value(value.get("_target_", "..."))
     return value.rpartition(".")[2] if isinstance(value, str) and value.startswith("diffguide.") else str(value)
 
 
-def refusal(message: str) -> ConfigError:
-    """An error of `resume` in one printable line, however long what a foreign file makes us say."""
+def resume_error(message: str) -> ConfigError:
+    """An error of `resume`, in one printable line of limited length: parts may come from a foreign file."""
     return ConfigError(str(CheckpointError(f"resume: {message}")))

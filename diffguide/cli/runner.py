@@ -1,4 +1,4 @@
-"""Running a command line: how its words are read, how its mistakes are reported, how it ends."""
+"""Running a command: reading its words, reporting errors in one line, ending with an exit code."""
 
 import io
 import os
@@ -12,65 +12,66 @@ from typing import Any, NoReturn
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig
 
-from ..config.build import ConfigError, config_dir
-from ..config.composed import check_composed
+from ..config.build import ConfigError, config_dir, fill_label_dropout
+from ..config.composed import check_composed, resolve_config
 from ..config.diagnose import explain
-from ..config.files import ConfigFiles, plain
+from ..config.files import ConfigFiles, to_plain
 from ..config.quoting import quote, quote_odd
 from ..files.run_folders import lock_run_dir, remove_leftovers
-from ..nodes.old_names import stated
-from ..nodes.user_modules import searching
-from ..runtime.errors import InputError, input_errors
+from ..nodes.user_modules import search_user_modules
+from ..runtime.errors import InputError, convert_input_errors
 from ..runtime.signals import Stopped
-from .arguments import files_of, read_flags, typed
+from .arguments import files_of, read_flags, task_overrides
 from .help import help_text
 from .multirun import record_job, remove_notes
 from .spelling import rename_options, respell
 from .stray_words import explain_stray_word
 
-__all__ = ["leave", "one_line_errors", "run_command", "tidy", "typed"]
+__all__ = ["clean_finished_run", "exit_stopped", "resolved_config", "run_command"]
 
-FULL = "HYDRA_FULL_ERROR"  # 1: nothing is caught
-COMPOSING = ExitStack()  # open until the task begins; holds back what Hydra prints about what it cannot compose
-UNFORESEEN: list[Exception] = []  # of a single run, raised again when Hydra, which would print them, has ended
+FULL_ERROR = "HYDRA_FULL_ERROR"  # 1: no exception is caught
+COMPOSING = ExitStack()  # holds back stderr while Hydra composes; closed when the task begins
+UNEXPECTED: list[Exception] = []  # of a single run; raised again after Hydra, which would print it, has returned
 
 
 @contextmanager
-def one_line_errors(name: str, cfg: DictConfig) -> Iterator[None]:
-    """Around a whole command: reports a ConfigError in one line on stderr and exits with code 1.
+def resolved_config(name: str, cfg: DictConfig) -> Iterator[dict[str, Any]]:
+    """Around a command: yields its configuration, resolved and plain, and reports errors in one line.
 
-    HYDRA_FULL_ERROR=1 lets the traceback through. In a multirun the other jobs go on, and the whole exits with code 1
-    at its end (`Sweep`).
+    An InputError is one line on stderr and exit code 1. HYDRA_FULL_ERROR=1 lets the traceback through. In a multirun the
+    other jobs continue, and `Sweep` exits with code 1 at the end.
+
+    Arguments:
+        name: of the console script.
+        cfg: as Hydra composed it.
     """
     COMPOSING.close()
     hydra = HydraConfig.get()
     try:
-        with searching(find_targets(plain(cfg)), own_folders()):
-            check_composed(cfg, hydra.runtime.choices, typed(), ConfigFiles.of_this_run())
-            state_added_keys(cfg)
-            yield
+        tree = to_plain(cfg)
+        with search_user_modules(find_targets(tree), user_folders()):
+            check_composed(tree, hydra.runtime.choices, task_overrides(), ConfigFiles.of_this_run())
+            fill_label_dropout(cfg)
+            yield resolve_config(cfg)
     except Stopped as stopped:
-        leave(name, stopped)
+        exit_stopped(name, stopped)
     except InputError as error:
-        if os.environ.get(FULL) == "1":
+        if os.environ.get(FULL_ERROR) == "1":
             raise
         print(f"{name}: {error}", file=sys.stderr)
         if hydra.mode != RunMode.MULTIRUN:
             raise SystemExit(1) from error
         record_job({"error": str(error)})
     except Exception as error:
-        if hydra.mode == RunMode.MULTIRUN or os.environ.get(FULL) == "1":
+        if hydra.mode == RunMode.MULTIRUN or os.environ.get(FULL_ERROR) == "1":
             raise
-        UNFORESEEN.append(error)
+        UNEXPECTED.append(error)
 
 
 def find_targets(tree: Any) -> Iterator[str]:
-    """The dotted names in what was composed: ours, and those that the user typed or wrote into a file, trust among them.
-
-    A saved configuration has not been read yet: what it names is not among them.
-    """
+    """The dotted names of classes in a composed configuration, and those in its `trust`."""
     for key, part in tree.items() if isinstance(tree, dict) else enumerate(tree):
         if key in ("_target_", "trust"):
             yield from (name for name in (part if isinstance(part, list) else [part]) if isinstance(name, str))
@@ -78,58 +79,59 @@ def find_targets(tree: Any) -> Iterator[str]:
             yield from find_targets(part)
 
 
-def own_folders() -> list[str]:
-    """Where modules of the user's own may lie: the working folder, and those of the configuration files that are not ours."""
+def user_folders() -> list[str]:
+    """The folders in which a user's modules are searched: the working folder and those of the user's configuration files."""
     sources = HydraConfig.get().runtime.config_sources
     return [".", *(part.path for part in sources if part.schema == "file" and part.path != config_dir())]
 
 
-def state_added_keys(cfg: DictConfig) -> None:
-    """Writes into a composed configuration what a file of the user's, of an earlier version, leaves out or names otherwise."""
-    with open_dict(cfg):
-        for key, node in plain(cfg).items():
-            if isinstance(node, dict) and (now := stated(node)) != node:
-                cfg[key] = now
-
-
-def leave(name: str, stopped: Stopped) -> NoReturn:
-    """Ends a command that a signal stopped: how to go on on stderr, the run folder on stdout, the code that a shell expects."""
+def exit_stopped(name: str, stopped: Stopped) -> NoReturn:
+    """Exits after a signal: prints the command that continues on stderr, the run folder on stdout; code 128 + signal."""
     resume = quote(f"resume={stopped.folder}")
     print(f"{stopped.name} after {stopped}; continue with: {name} {resume}", file=sys.stderr)
     print(stopped.folder)
     raise SystemExit(stopped.code) from stopped
 
 
-def tidy(folder: Path, has: str, remove: Callable[[], None]) -> None:
-    """Says that a finished run `has` everything, and removes what a process that was killed then may have left."""
-    with input_errors("resume"), lock_run_dir(folder):
+def clean_finished_run(folder: Path, result: str, remove: Callable[[], None]) -> None:
+    """Reports that a resumed run is finished, and removes temporary files that a killed process may have left.
+
+    Arguments:
+        folder: of the run.
+        result: what the run has computed, for the message.
+        remove: removes the temporary files of this kind of run.
+    """
+    with convert_input_errors("resume"), lock_run_dir(folder):
         remove_leftovers(folder)
         remove()
-    print(f"nothing is left to do: {folder} has {has}", file=sys.stderr)
+    print(f"nothing is left to do: {folder} has {result}", file=sys.stderr)
     print(folder)
 
 
 def run_command(
     command: Callable[[], None], name: str, argv: Sequence[str] | None = None, config_name: str | None = None
-) -> None:  # fmt: skip
-    """Runs a Hydra entry point on `argv` (None = the process's own arguments), as the console script does.
+) -> None:
+    """Runs a Hydra entry point as its console script does.
 
-    Hydra's mistakes are reported in one line; what a command itself did not foresee keeps its traceback. Where the user
-    has set HYDRA_FULL_ERROR=1, nothing is caught.
+    Errors of the command line are reported in one line. Unexpected exceptions keep their traceback; with
+    HYDRA_FULL_ERROR=1 all do.
 
     Arguments:
+        command: the function that Hydra decorates.
         name: of the console script.
-        config_name: of the primary configuration; None = what follows diffguide- in the name.
+        argv: arguments, None = those of the process.
+        config_name: of the primary configuration; None = the name of the script without diffguide-.
 
     Raises:
-        SystemExit: with code 1 and a message on stderr where the input is wrong, with 130 after an interrupt.
+        SystemExit: code 1 after an error in the input, 130 after an interrupt.
     """
-    warnings.filterwarnings("ignore", r"`torch\.jit", FutureWarning)  # torch warns of what torch itself calls
-    saved, config_name = sys.argv, config_name or name.removeprefix("diffguide-")
+    warnings.filterwarnings("ignore", r"`torch\.jit", FutureWarning)  # raised by calls inside torch
+    config_name = config_name or name.removeprefix("diffguide-")
+    saved = sys.argv
     words = respell(quote_odd(saved[1:] if argv is None else argv))
     sys.argv = [name if argv is not None else saved[0], *words]
     try:
-        reporting = nullcontext(hold_nothing) if os.environ.get(FULL) == "1" else report_errors(name, config_name)
+        reporting = nullcontext(lambda: None) if os.environ.get(FULL_ERROR) == "1" else report_errors(name, config_name)
         with reporting as hold_stderr:
             if read_words(words, config_name):
                 hold_stderr()
@@ -140,10 +142,10 @@ def run_command(
 
 
 def read_words(words: Sequence[str], config_name: str) -> bool:
-    """Sets the process's arguments for Hydra; False where help was asked for, which is printed.
+    """Sets `sys.argv` for Hydra; prints the help and returns False where the words have --help.
 
     Raises:
-        ConfigError: words that are neither a flag nor key=value.
+        ConfigError: a word that is neither a flag nor key=value.
     """
     try:
         files = files_of(read_flags(words)[0], config_name)
@@ -160,16 +162,12 @@ def read_words(words: Sequence[str], config_name: str) -> bool:
     return True
 
 
-def hold_nothing() -> None:
-    """Lets Hydra print what it has to say."""
-
-
 @contextmanager
 def report_errors(name: str, config_name: str) -> Iterator[Callable[[], None]]:
-    """Around a command: reports a mistake, and an interrupt, in one line.
+    """Around a command: reports an error that Hydra raises, and an interrupt, in one line.
 
-    Hydra prints a mistake and exits: its message is replaced by ours, about the exception that it exits for. What is
-    yielded holds back stderr from then on, until the task begins.
+    Hydra prints an error and exits; that output is replaced by one line about the same exception. Yields a function that
+    holds back stderr until the task begins.
     """
     held: io.StringIO | None = None
 
@@ -181,8 +179,8 @@ def report_errors(name: str, config_name: str) -> Iterator[Callable[[], None]]:
 
     try:
         yield hold_stderr
-        if UNFORESEEN:
-            raise UNFORESEEN.pop()
+        if UNEXPECTED:
+            raise UNEXPECTED.pop()
     except KeyboardInterrupt:
         print(f"{name}: interrupted", file=sys.stderr)
         raise SystemExit(130) from None
@@ -190,10 +188,10 @@ def report_errors(name: str, config_name: str) -> Iterator[Callable[[], None]]:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(128 + signal.SIGPIPE) from None
     except (Exception, SystemExit) as raised:
-        hydras = isinstance(raised, SystemExit) and raised.__cause__ is None
-        error = raised.__context__ if hydras else raised
-        began = held is not None and sys.stderr is not held
-        if began or not isinstance(error, Exception):
+        is_hydras_exit = isinstance(raised, SystemExit) and raised.__cause__ is None
+        error = raised.__context__ if is_hydras_exit else raised
+        has_begun = held is not None and sys.stderr is not held
+        if has_begun or not isinstance(error, Exception):
             raise
         if held is not None:
             held.seek(held.truncate(0))
@@ -207,7 +205,7 @@ def report_errors(name: str, config_name: str) -> Iterator[Callable[[], None]]:
 
 
 def explain_error(error: Exception, config_name: str) -> str | None:
-    """A sentence about what was raised before the task began; None where it is not the user's mistake."""
+    """The message for an exception raised before the task began; None where the input is not its cause."""
     if isinstance(error, InputError):
         return str(error)
     flags, _ = read_flags(sys.argv[1:])

@@ -1,6 +1,6 @@
-"""Backbone options that could stand in the chosen one's place."""
+"""Smaller options of the group backbone, for the report of a dry run."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -14,44 +14,44 @@ from ..config.build import ConfigError, build
 from ..datasets import Dataset
 from ..datasets.base import fetch_examples
 from ..objectives import Objective
-from .arguments import typed
+from ..training.dry_run import count_parameters
+from .arguments import task_overrides
 
 __all__ = ["smaller_backbones"]
 
 
-def smaller_backbones(config_name: str, objective: Objective, data: Dataset) -> Iterator[tuple[str, Objective]]:
-    """The options of the group backbone with fewer parameters than an objective's network that fit the data, largest first.
-
-    Each is what `backbone=<option>` in place of this command line's own choice would train.
+def smaller_backbones(
+    objective: Objective, node: Mapping[str, Any], schedule: Mapping[str, Any], data: Dataset
+) -> Iterator[tuple[str, Objective]]:
+    """The options of the group backbone that have fewer parameters and fit the data, with their objectives, largest first.
 
     Arguments:
-        config_name: the primary configuration.
-        objective: with the network that they are smaller than.
-        data: two of whose examples they must take.
+        objective: with the larger network.
+        node: of the objective.
+        schedule: node of the schedule.
+        data: two examples are the test input.
     """
-    loader, most = GlobalHydra.instance().config_loader(), count(objective.model.backbone)
-    others = [text for text in typed() if not text.lstrip("+~").startswith(("backbone=", "backbone.", "resume="))]
-    sizes: dict[str, tuple[int, DictConfig]] = {}
+    loader = GlobalHydra.instance().config_loader()
+    ignored = ("backbone=", "backbone.", "resume=")
+    overrides = [word for word in task_overrides() if not word.lstrip("+~").startswith(ignored)]
+    network: Any = objective.model.backbone
+    nodes: dict[str, DictConfig] = {}
+    sizes: dict[str, int] = {}
     for name in loader.get_group_options("backbone"):
         try:
-            cfg = loader.load_configuration(config_name, [*others, f"backbone={name}"], RunMode.RUN)
+            nodes[name] = loader.load_configuration("train", [*overrides, f"backbone={name}"], RunMode.RUN).backbone
             with torch.device("meta"):
-                sizes[name] = count(build(cfg, "backbone")), cfg
+                sizes[name] = count_parameters(build(nodes[name], "backbone"))
         except (ConfigError, HydraException, OmegaConfBaseException, NotImplementedError):
             continue  # an option for other data
     x, y = fetch_examples(data.train, torch.tensor([0, 0]))
-    for name, (size, cfg) in sorted(sizes.items(), key=lambda item: -item[1][0]):
-        if size >= most:
+    for name in sorted(sizes, key=sizes.__getitem__, reverse=True):
+        if sizes[name] >= count_parameters(network):
             continue
         try:
-            other = build(cfg, "objective", build(cfg, "backbone"), build(cfg, "schedule"))
+            smaller = build(node, "objective", build(nodes[name], "backbone"), build(schedule, "schedule"))
             with torch.no_grad():
-                other(data.preprocess(x), y, torch.Generator().manual_seed(0))
+                smaller(data.preprocess(x), y, torch.Generator().manual_seed(0))
         except (ConfigError, RuntimeError, ValueError):
             continue
-        yield name, other
-
-
-def count(network: Any) -> int:
-    """The parameters of a network."""
-    return sum(parameter.numel() for parameter in network.parameters())
+        yield name, smaller

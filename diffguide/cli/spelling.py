@@ -1,8 +1,8 @@
-"""The command line as it was typed, respelled for Hydra: old keys and options renamed, and keys of a run's own options.
+"""Changes of the command line before Hydra reads it: new names for old keys and options, and ++ for keys of a run.
 
-Hydra composes a command line before any run is looked at, and refuses a key that its own defaults do not have. A key of a
-run (`resume=RUN dataset.path=new`), and one of the data of a checkpoint (`checkpoint=RUN dataset.path=new`), is therefore
-handed over with force; whether the run has it is seen where its configuration is read.
+Hydra composes a command line before a run is read, and raises an error for a key that the default options do not have. A
+key of a run (`resume=RUN dataset.path=new`), or of the data of a checkpoint (`checkpoint=RUN dataset.path=new`), therefore
+gets ++. `inheritance` checks that the run has it.
 """
 
 import re
@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..nodes.old_names import OPTIONS, renamed_key
+from ..nodes.old_names import OPTIONS, current_key
 
 __all__ = ["rename_options", "respell"]
 
@@ -19,27 +19,34 @@ KEY = re.compile(r"([+~]*)([\w.]+)(=.*)?", re.DOTALL)
 
 
 def respell(argv: Sequence[str]) -> list[str]:
-    """The arguments with keys renamed, and those of a run forced."""
+    """The arguments with renamed keys, and ++ before the keys of a run."""
     parts = [KEY.fullmatch(text) for text in argv]
-    said = {part[2]: (part[3] or "=")[1:] for part in parts if part}
-    named = {key for key in ("resume", "checkpoint") if said.get(key, "null") not in ("null", "")}
-    owned = GROUPS if "resume" in named else {"dataset"} if "checkpoint" in named else set()
+    values = {part[2]: (part[3] or "=")[1:] for part in parts if part}
+    runs = {key for key in ("resume", "checkpoint") if values.get(key, "null") not in ("null", "")}
+    groups_of_run = set[str]()
+    if "resume" in runs:
+        groups_of_run = GROUPS
+    elif "checkpoint" in runs:
+        groups_of_run = {"dataset"}
     result = []
     for text, part in zip(argv, parts):
         if part is None:
             result.append(text)
             continue
-        sign, key, value = part[1], renamed_key(part[2]), part[3] or ""
+        sign, old_key, value = part.groups(default="")
+        key = current_key(old_key)
+        if key != old_key:
+            print(f"{old_key} is now {key}; the next version removes the old name", file=sys.stderr)
         root = key.split(".")[0]
-        force = not sign and value and root in owned and root != key and root not in said
+        force = not sign and value and root in groups_of_run and root != key and root not in values
         result.append(f"{'++' if force else sign}{key}{value}")
     return result
 
 
 def rename_options(argv: Sequence[str], folders: Sequence[str | Path]) -> list[str]:
-    """The arguments with old names of options replaced by the new ones, and one line on stderr for each.
+    """The arguments with new names for old options; prints one line on stderr for each.
 
-    An old name stays where one of the folders has an option of that name (the user's own), or none has the new one.
+    An old name is kept where a folder has an option of that name (of the user), or none has the new one.
 
     Arguments:
         folders: of configuration files.
@@ -49,7 +56,7 @@ def rename_options(argv: Sequence[str], folders: Sequence[str | Path]) -> list[s
         return any(Path(folder, group, f"{option}.yaml").is_file() for folder in folders)
 
     result = []
-    notices: dict[str, None] = {}  # in order, each once
+    notices: dict[str, None] = {}  # an ordered set
     for text in argv:
         choice, equals, value = text.partition("=")
         group = choice.lstrip("+~").partition("@")[0]
@@ -60,5 +67,5 @@ def rename_options(argv: Sequence[str], folders: Sequence[str | Path]) -> list[s
                 notices[f"{choice}={old} is now {choice}={new}"] = None
         result.append(f"{choice}{equals}{value}")
     for notice in notices:
-        print(f"{notice}; the old name goes with the next version", file=sys.stderr)
+        print(f"{notice}; the next version removes the old name", file=sys.stderr)
     return result

@@ -1,4 +1,4 @@
-"""Words of a command line that are neither a flag nor key=value: what was meant, as it is to be typed."""
+"""Corrections of words of a command line that are neither a flag nor key=value."""
 
 import re
 import shlex
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config.diagnose import SYNONYMS, Names
-from ..config.files import ConfigFiles
+from ..config.files import ConfigFiles, select_key
 from ..config.quoting import PATHS, parse_override, quote
 from .arguments import FLAGS
 
@@ -16,22 +16,22 @@ __all__ = ["explain_stray_word"]
 
 NUMBER = re.compile(r"-[\d.]")
 OPEN = {"[": "]", "{": "}", "(": ")"}
-SETTING = re.compile(r"(-*)([\w./-]+?)(\s*[=:]\s*|\s+|$)(\S*).*", re.DOTALL)  # dashes, name, what separates, value
+SETTING = re.compile(r"(-*)([\w./-]+?)(\s*[=:]\s*|\s+|$)(\S*).*", re.DOTALL)  # dashes, name, separator, value
 
 
 def explain_stray_word(words: Sequence[str], files: ConfigFiles) -> str | None:
-    """A sentence about the first such word; None where there is none, or nothing is known about it."""
+    """The message for the first such word; None where there is none, or no correction."""
     place = next(stray_places(words), None)
     if place is None:
         return None
     names = Names(words, files)
     if words[place].startswith("-"):
         return explain_setting(words, place, names) or explain_flag(words[place], names)
-    return explain_cut(words, place) or explain_setting(words, place, names) or explain_alone(words, place, names)
+    return explain_split(words, place) or explain_setting(words, place, names) or explain_single(words, place, names)
 
 
 def stray_places(words: Sequence[str]) -> Iterator[int]:
-    """The places of words that are neither flags, with their values, nor overrides."""
+    """The positions of words that are neither flags, their values, nor overrides."""
     is_value = False
     for place, word in enumerate(words):
         if is_value:
@@ -49,7 +49,7 @@ def stray_places(words: Sequence[str]) -> Iterator[int]:
 
 
 def find_flag(word: str) -> dict[str, Any] | None:
-    """What argparse knows about a flag, or the beginning of a long one."""
+    """The options of argparse for a flag, which may be abbreviated; None for an unknown flag."""
     known = (
         options for names, options in FLAGS.items() if word in names or (word[:2] == "--" and names[0].startswith(word))
     )
@@ -57,13 +57,13 @@ def find_flag(word: str) -> dict[str, Any] | None:
 
 
 def has_open_bracket(word: str) -> bool:
-    """Whether a bracket of a value is not closed, as where the shell cut a list at its spaces."""
+    """Whether a bracket of a value is not closed, as where the shell splits a list at its spaces."""
     value = word.partition("=")[2]
     return not {"'", '"'} & set(value) and any(value.count(left) > value.count(right) for left, right in OPEN.items())
 
 
 def find_key(word: str, names: Names) -> str | None:
-    """The key or group that a word means: itself, or the last part of a key."""
+    """The key or group of a word: itself, or a key that ends with it."""
     for name in (word, word.replace("-", "_")):
         last = sorted((known for known in names.all if known.rpartition(".")[2] == name), key=len)
         for keys in ([name] if name in names.all else [], last):
@@ -73,7 +73,7 @@ def find_key(word: str, names: Names) -> str | None:
 
 
 def explain_setting(words: Sequence[str], place: int, names: Names) -> str | None:
-    """--n 10, --n=10, n: 10, n 10, n = 10, n= 10: a key and a value, but not key=value."""
+    """The message for a key and a value in another form: --n 10, --n=10, n: 10, n 10, n = 10, n= 10."""
     start = place - 1 if place and words[place - 1].endswith("=") and "=" not in words[place] else place
     after = takewhile(may_be_value, words[start + 1 : start + 3])
     setting = SETTING.fullmatch(" ".join([words[start], *after]))
@@ -86,13 +86,10 @@ def explain_setting(words: Sequence[str], place: int, names: Names) -> str | Non
     if not dashes and not value and name not in names.all:
         return None
     if not value:
-        node = names.tree
-        for part in key.split("."):
-            node = node.get(part) if isinstance(node, dict) else None
-        value = "true" if node is False else "<value>"
+        value = "true" if select_key(names.tree, key) is False else "<value>"
     reason = "keys have no dashes, " if dashes else ""
     way = f"{key}={value}"
-    return f"cannot read {words[place]!r}: {reason}write {way if value == '<value>' else typable(way)}"
+    return f"cannot read {words[place]!r}: {reason}write {way if value == '<value>' else quote_typed(way)}"
 
 
 def may_be_value(word: str) -> bool:
@@ -101,7 +98,7 @@ def may_be_value(word: str) -> bool:
 
 
 def explain_flag(word: str, names: Names) -> str | None:
-    """A word with dashes that is no key here: what other programs call it."""
+    """The message for a word with dashes that is no key; suggests the key for the name of another program."""
     name = word.lstrip("-").partition("=")[0].replace("-", "_").lower()
     others = [key for key in SYNONYMS.get(name, ()) if key in names.all]
     if not word.startswith("--") and not others:
@@ -110,8 +107,8 @@ def explain_flag(word: str, names: Names) -> str | None:
     return f"unrecognized arguments: {word}; keys have no dashes, key=value{near}"
 
 
-def explain_cut(words: Sequence[str], place: int) -> str | None:
-    """labels=[cat, dog] and dataset.path=my images without quotes: the shell has cut them at their spaces."""
+def explain_split(words: Sequence[str], place: int) -> str | None:
+    """The message for values that the shell splits at spaces: labels=[cat, dog], dataset.path=my images."""
     whole = words[place]
     if "=" in whole and has_open_bracket(whole):
         for word in words[place + 1 :]:
@@ -121,17 +118,18 @@ def explain_cut(words: Sequence[str], place: int) -> str | None:
         if whole == words[place] or has_open_bracket(whole):
             return None if "=" in whole.partition("=")[2] else f"cannot read {whole!r}: a bracket is not closed"
         commas = re.sub(r",?\s+", ",", re.sub(r"\s*,\s*", ",", whole))
-        return f"the shell cuts {whole!r} at its spaces: write {typable(whole if ', ' in whole else commas)}"
+        return f"the shell splits {whole!r} at its spaces: write {quote_typed(whole if ', ' in whole else commas)}"
     before = words[place - 1] if place else ""
     value = before.partition("=")[2]
     if "=" not in whole and value and Path(f"{value} {whole}").exists():
-        return f"the shell cuts {before} {whole} at its spaces: write {typable(f'{before} {whole}')}"
+        return f"the shell splits {before} {whole} at its spaces: write {quote_typed(f'{before} {whole}')}"
     return None
 
 
-def explain_alone(words: Sequence[str], place: int, names: Names) -> str:
-    """A path, the name of an option, or anything else."""
-    word, before = words[place], words[place - 1] if place else ""
+def explain_single(words: Sequence[str], place: int, names: Names) -> str:
+    """The message for a single word: a path, the name of an option, or any other."""
+    word = words[place]
+    before = words[place - 1] if place else ""
     if word in ("help", "version"):
         return f"cannot read {word!r}: write --{word}"
     if Path(word).exists() or "/" in word or "\\" in word or word.endswith((".safetensors", ".yaml")):
@@ -144,20 +142,20 @@ def explain_alone(words: Sequence[str], place: int, names: Names) -> str:
     return f"cannot read {word!r}: every word is key=value, group=option or a flag, see --help"
 
 
-def typable(override: str) -> str:
-    """`key=value` as a shell takes it: a number stays one, and a list; a text that Hydra would trip over is quoted for it."""
+def quote_typed(override: str) -> str:
+    """`key=value` quoted for a shell; a text that Hydra cannot parse is quoted for Hydra too."""
     parsed = parse_override(override)
     plain = parsed and (override.partition("=")[0] in PATHS or not parsed.is_sweep_override())
     return shlex.quote(override) if plain else quote(override)
 
 
 def explain_path(word: str, command: str) -> str:
-    """What a path is likely to be for, as it is to be typed."""
+    """The key that a path is probably for, with the path, as key=value."""
     path = Path(word).expanduser()
     run = path.parent.parent if path.suffix == ".safetensors" and path.parent.name == "checkpoints" else path
     if path.suffix in (".yaml", ".yml"):
         folder = shlex.quote(str(path.parent))
-        return f"--config-dir {folder} for a folder with files of your own, guidance/mine.yaml, and guidance=mine"
+        return f"--config-dir {folder} for a folder with your own files, guidance/mine.yaml, and guidance=mine"
     images = f"dataset=image_folder {quote(f'dataset.path={word}')}"
     if command == "train" and (run / "checkpoints").is_dir():
         return f"{quote(f'resume={run}')} to continue a run"

@@ -1,92 +1,89 @@
 """The configuration of diffguide-train as a typed job."""
 
+from collections.abc import Mapping
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
+from ..checkpoints import data_record as provenance
+from ..checkpoints.allowlist import ROLES
 from ..checkpoints.validation import at_most
-from ..config.build import ConfigError, build, check_whole, needs_null, run_parent, to_dict
+from ..config.build import ConfigError, build, needs_null
+from ..config.type_checks import check_types
+from ..datasets import Dataset
 from ..objectives import Objective
 from ..runtime.engine import launched_by_torchrun
 from ..training.job import TrainingJob
 from ..training.loop import Training
-from .arguments import typed
+from .arguments import changed_keys
 from .guidance import GuidanceBuilder
-from .resume import find_training
-from .retyped import trusted
+from .resume import Resumed, find_training
+from .settings import TrainingSettings
 from .smaller_backbones import smaller_backbones
-from .training_data import open_training_data
 
 __all__ = ["build_training_job"]
 
 MAX_MODULES = 2**16  # layers and tensors of a network; the largest published ones have a few thousand
 
 
-def build_training_job(cfg: DictConfig) -> TrainingJob:
+def build_training_job(config: dict[str, Any]) -> TrainingJob:
     """Builds every part of a training run; reads files, and writes none.
 
+    Arguments:
+        config: composed and resolved.
+
     Raises:
-        ConfigError: a value that is wrong by itself or beside another, or data that are not there.
+        ConfigError: an invalid value, values that do not fit each other, or missing data.
     """
-    cfg, resumed = (cfg, None) if cfg.resume is None else find_training(cfg)
-    check_training_settings(cfg)
-    parent = run_parent(cfg, "dry_run" if cfg.dry_run else "train", cfg.name)
-    training, engine = build(cfg, "training"), build(cfg, "engine")
+    config, resumed = (config, None) if config["resume"] is None else find_training(config)
+    settings = TrainingSettings.read(config)
+    check_label_dropout(config.get("p_uncond", 0.0), config["guidance"], config["objective"])
+    for key in ("dataset", "backbone", "schedule", "objective", "guidance", "sampler"):  # before a download
+        check_types(config[key], key, ROLES[key].given)
+    parent = settings.run_parent("dry_run" if settings.dry_run else "train")
+    training, engine = build(config["training"], "training"), build(config["engine"], "engine")
     if launched_by_torchrun():
         engine.launch()
-    with engine.rank_zero_first():  # who downloads what is missing
-        data, note = open_training_data(cfg, resumed)
-    torch.manual_seed(cfg.seed)
+    with engine.rank_zero_first():  # rank 0 downloads what is missing
+        data, note = open_training_data(config["dataset"], resumed)
+    torch.manual_seed(settings.seed)
     with at_most(MAX_MODULES, f"it would have more than {MAX_MODULES} layers and tensors; make it smaller"):
-        backbone = build(cfg, "backbone")
-    objective = build(cfg, "objective", backbone, build(cfg, "schedule"))
-    sampler = build(cfg, "sampler")
-    check_objective(objective, training, engine.world_size, cfg.compile)
-    config = to_dict(cfg) | {"resume": None}
+        backbone = build(config["backbone"], "backbone")
+    objective = build(config["objective"], "objective", backbone, build(config["schedule"], "schedule"))
+    sampler = build(config["sampler"], "sampler")
+    check_objective(objective, training, engine.world_size, settings.compile)
+    saved = config | {"resume": None}
     return TrainingJob(
         parent=parent,
-        seed=cfg.seed,
+        seed=settings.seed,
         engine=engine,
         data=data,
         objective=objective,
         training=training,
         sampler=sampler,
-        guide=GuidanceBuilder(config["guidance"], trusted(cfg), data.shape, data.class_names),
-        config=config,
-        config_yaml=OmegaConf.to_yaml(OmegaConf.create(config)),
-        compiled=cfg.compile,
-        dry_run=cfg.dry_run,
+        guide=GuidanceBuilder(config["guidance"], settings.trust, data.shape, data.class_names),
+        config=saved,
+        config_yaml=OmegaConf.to_yaml(OmegaConf.create(saved)),
+        compiled=settings.compile,
+        dry_run=settings.dry_run,
         folder=resumed and resumed.folder,
         checkpoint=resumed and resumed.checkpoint,
         note=note,
-        smaller_objectives=partial(smaller_backbones, "train", objective, data),
+        smaller_objectives=partial(smaller_backbones, objective, config["objective"], config["schedule"], data),
     )
 
 
-def check_training_settings(cfg: DictConfig) -> None:
-    """Checks the values that belong to no component.
+def check_label_dropout(p_uncond: Any, guidance: Mapping[str, Any], objective: Mapping[str, Any]) -> None:
+    """Checks that p_uncond fits the guidance: above 0 exactly where the guidance needs the null condition.
 
     Raises:
-        ConfigError: one of another type or range.
+        ConfigError: p_uncond without such guidance, 0 with it, or another objective.p_uncond.
     """
-    check_whole(cfg, "seed", 0)
-    for key in ("compile", "dry_run"):
-        if not isinstance(cfg[key], bool):
-            raise ConfigError(f"{key} must be true or false, got {cfg[key]!r}")
-    check_label_dropout(cfg)
-
-
-def check_label_dropout(cfg: DictConfig) -> None:
-    """Checks that p_uncond fits the guidance: it belongs to guidance that needs the null condition.
-
-    Raises:
-        ConfigError: p_uncond without such guidance, 0 with it, or an objective that was given another one.
-    """
-    p_uncond = cfg.get("p_uncond", 0.0)
-    given = any(override.split("=")[0].lstrip("+") == "p_uncond" for override in typed())
-    if not needs_null(to_dict(cfg.guidance)):
-        if given or p_uncond:
+    if not needs_null(guidance):
+        if p_uncond or "p_uncond" in changed_keys():
             raise ConfigError(
                 f"p_uncond={p_uncond} has no effect with this guidance, which needs no unconditional model; remove it or use "
                 "guidance=cfg"
@@ -95,16 +92,16 @@ def check_label_dropout(cfg: DictConfig) -> None:
         raise ConfigError(
             f"p_uncond must be in (0, 1] with this guidance, got {p_uncond}; use guidance=none to drop no labels"
         )
-    own = cfg.objective.get("p_uncond", p_uncond)
+    own = objective.get("p_uncond", p_uncond)
     if own != p_uncond:
-        raise ConfigError(f"objective.p_uncond={own} follows the root's p_uncond={p_uncond}: set that one")
+        raise ConfigError(f"objective.p_uncond={own} follows the root key p_uncond={p_uncond}: set p_uncond")
 
 
 def check_objective(objective: Objective, training: Training, world_size: int, compiled: bool) -> None:
-    """Checks what an objective forbids: compilation, or dividing its batch.
+    """Checks that an objective supports compilation and a divided batch, where they are used.
 
     Raises:
-        ConfigError: what it forbids is asked for.
+        ConfigError: it does not.
     """
     name = type(objective).__name__
     if compiled and not objective.compilable:
@@ -114,3 +111,39 @@ def check_objective(objective: Objective, training: Training, world_size: int, c
             f"training.accumulate and engine.devices must be 1 with objective {name}, whose batch cannot be divided, got "
             f"{training.accumulate} and {world_size}"
         )
+
+
+def open_training_data(node: dict[str, Any], resumed: Resumed | None) -> tuple[Dataset, dict[str, Any] | None]:
+    """The data set of a run, and the line for metrics.jsonl with what changes on resume.
+
+    A resumed run reads its data at their recorded place, or at dataset.path, where they must be the same.
+
+    Arguments:
+        node: of the data set.
+
+    Raises:
+        ConfigError: missing data, other classes, or other data at dataset.path.
+    """
+    if resumed is None:
+        return build(node, "dataset"), None
+    moved = "dataset.path" in changed_keys()
+    placed = node if moved else provenance.locate_data(node, resumed.data)
+    path = placed.get("path")
+    if isinstance(path, str) and "download" not in placed and not Path(path).expanduser().exists():
+        recorded = (resumed.data or {}).get("path") or path
+        where = f"dataset.path is {path}" if moved else f"its data were in {recorded}"
+        raise ConfigError(f"resume: {where}, which does not exist: set dataset.path=<folder>")
+    data, note = build(placed, "dataset"), resumed.note
+    if resumed.class_names and resumed.class_names != data.class_names:
+        raise ConfigError(
+            f"resume: the classes of {resumed.folder} are {', '.join(resumed.class_names)}, and those of its data are now "
+            f"{', '.join(data.class_names)}: trained classes must keep their names and their order"
+        )
+    if resumed.checkpoint is None or (changes := provenance.find_changes(resumed.data, data)) is None:
+        return data, note
+    if moved:
+        raise ConfigError(
+            f"resume: dataset.path={node['path']} does not hold the data of {resumed.folder}: "
+            f"{provenance.describe_changes(changes)}; remove dataset.path if the data have not moved"
+        )
+    return data, (note or {"images": int(resumed.checkpoint.stem)}) | {"data": changes}

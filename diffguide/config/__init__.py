@@ -1,1 +1,1 @@
-"""From configuration files to objects: composition, type checks, diagnosis of mistakes."""
+"""From configuration files to objects: composition, type checks, messages for mistakes."""

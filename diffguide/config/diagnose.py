@@ -1,6 +1,6 @@
-"""What is wrong with a command line that Hydra could not compose, in one sentence with the nearest right name.
+"""One-line explanations of command lines that Hydra cannot compose, with the nearest valid names.
 
-Hydra's exception says which override failed; its key is compared with the keys, groups and options of what does compose.
+The exception of Hydra names the override. Its key is compared with the keys, groups and options of what does compose.
 """
 
 import difflib
@@ -17,16 +17,16 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from ..nodes.old_names import OPTIONS
-from .files import ConfigFiles, dotted, plain
+from .files import ConfigFiles, dotted_keys, to_plain
 from .quoting import explain_unreadable, parse_override
 
-__all__ = ["Names", "REPORTED", "SYNONYMS", "explain", "no_key", "parse_words", "wrong_choice"]
+__all__ = ["Names", "SYNONYMS", "explain", "format_error", "no_key", "parse_words", "wrong_choice"]
 
-REPORTED = (HydraException, OmegaConfBaseException, YAMLError, OSError, ValueError)  # what composing raises
+COMPOSE_ERRORS = (HydraException, OmegaConfBaseException, YAMLError, OSError, ValueError)
 MAX_OPTIONS = 12  # in a message
-MAX_JOBS = 100  # of a sweep, that are looked at
-THOUSANDS = re.compile(r"[1-9]\d{0,2}(,\d{3})+")  # how people write large numbers
-SYNONYMS = {  # what other programs call it
+MAX_JOBS = 100  # of a sweep, that are composed
+THOUSANDS = re.compile(r"[1-9]\d{0,2}(,\d{3})+")  # a large number with commas
+SYNONYMS = {  # names in other programs
     "lr": ["training.learning_rate"], "epochs": ["training.images"], "num_epochs": ["training.images"],
     "max_steps": ["training.images"], "optim": ["training.optimizer"], "data": ["dataset"], "data_dir": ["dataset.path"],
     "data_path": ["dataset.path"], "image_size": ["dataset.size"], "resolution": ["dataset.size"],
@@ -37,25 +37,20 @@ SYNONYMS = {  # what other programs call it
     "device": ["engine.accelerator"], "gpu": ["engine.accelerator"], "gpus": ["engine.devices"], "fp16": ["engine.precision"],
     "fid": ["quality"], "nll": ["likelihood"], "bpd": ["likelihood"], "accuracy": ["classification"],
 }  # fmt: skip
-PLUGINS = {  # options of Hydra's groups that come with a package of their own
-    "hydra/launcher": {
-        "joblib": "hydra-joblib-launcher", "submitit_local": "hydra-submitit-launcher",
-        "submitit_slurm": "hydra-submitit-launcher", "ray": "hydra-ray-launcher", "ray_aws": "hydra-ray-launcher",
-        "rq": "hydra-rq-launcher",
-    },
-    "hydra/sweeper": {
-        "optuna": "hydra-optuna-sweeper", "ax": "hydra-ax-sweeper", "nevergrad": "hydra-nevergrad-sweeper",
-    },
-    "hydra/job_logging": {"colorlog": "hydra_colorlog"},
-    "hydra/hydra_logging": {"colorlog": "hydra_colorlog"},
-}  # fmt: skip
+PLUGINS = {  # option of a group of Hydra: package that has it
+    "joblib": "hydra-joblib-launcher",
+    "submitit_local": "hydra-submitit-launcher",
+    "submitit_slurm": "hydra-submitit-launcher",
+    "optuna": "hydra-optuna-sweeper",
+    "colorlog": "hydra_colorlog",
+}
 NOISE = re.compile(r"\s*(full_key:|object_type=|reference_type=|To append to|See https|Available options|Check that).*")
 SEVERAL = re.compile(r"(?:Ambiguous value for argument|Sweep parameters) '([^']*)'")
-KEY = re.compile(r"'([^']+)'")  # of the override that Hydra's message is about
+QUOTED_KEY = re.compile(r"'([^']+)'")  # of the override in Hydra's message
 
 
 def explain(error: BaseException, words: Sequence[str], files: ConfigFiles) -> str | None:
-    """A sentence about an exception that composing a command line raised; None where it is not the user's mistake."""
+    """The message for an exception raised while a command line was composed; None where the input is not its cause."""
     if isinstance(error, OverrideParseException):
         return explain_unreadable(error.override, error)
     if several := SEVERAL.match(str(error)):
@@ -66,24 +61,24 @@ def explain(error: BaseException, words: Sequence[str], files: ConfigFiles) -> s
         if override.is_add() and override.key_or_group in files.groups and override.package is None:
             return f"write {str(override.input_line)[1:]}, without +"
     if isinstance(error, MissingConfigException):
-        return no_option(error, files) if "/" in (error.missing_cfg_file or "") else brief(error)
-    if isinstance(error, ConfigCompositionException) and (named := KEY.search(str(error))):
+        return no_option(error, files) if "/" in (error.missing_cfg_file or "") else format_error(error)
+    if isinstance(error, ConfigCompositionException) and (named := QUOTED_KEY.search(str(error))):
         inside = re.search(r"full_key: (\S+)", str(error.__cause__))
         key = max(named[1], inside[1] if inside else "", key=len)
-        word = next((word for word in words if word.lstrip("+~").partition("=")[0] == key), f"{key}=<value>")
-        for job in jobs(words, files):
+        value = next((word.partition("=")[2] for word in words if word.lstrip("~").partition("=")[0] == key), "<value>")
+        for job in iterate_jobs(words, files):
             names = Names(job, files)
-            if word.startswith("+") or key not in names.keys:
-                return names.explain_key(key, word) or brief(error)
-    return brief(error) if isinstance(error, REPORTED) else None
+            if key not in names.keys:
+                return names.explain_key(key, value) or format_error(error)
+    return format_error(error) if isinstance(error, COMPOSE_ERRORS) else None
 
 
-def jobs(words: Sequence[str], files: ConfigFiles) -> Iterator[Sequence[str]]:
-    """The command lines of a sweep over options, the first of them; of a single run, its own."""
+def iterate_jobs(words: Sequence[str], files: ConfigFiles) -> Iterator[Sequence[str]]:
+    """The command lines of the first jobs of a sweep over options; of a single run, its own."""
     ways = []
     for word in words:
-        override = next(parse_words([word]))
-        if override.key_or_group in files.groups and override.is_discrete_sweep():
+        override = parse_override(word)
+        if override and override.key_or_group in files.groups and override.is_discrete_sweep():
             ways.append([f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()])
         else:
             ways.append([word])
@@ -91,62 +86,64 @@ def jobs(words: Sequence[str], files: ConfigFiles) -> Iterator[Sequence[str]]:
 
 
 def explain_several(word: str, files: ConfigFiles) -> str:
-    """A sentence about several values where there is one run."""
+    """The message for an override with several values in a single run."""
     key, _, value = word.partition("=")
-    ways = [] if key in files.groups else [f"write one list, {key}=[{value}]"]
-    ways += [f"one number, {key}={value.replace(',', '')}"] if THOUSANDS.fullmatch(value) else []
-    return f"{word} gives several values: {', or '.join(['run them all with -m', *ways])}"
+    ways = ["run them all with -m"]
+    if key not in files.groups:
+        ways.append(f"write one list, {key}=[{value}]")
+    if THOUSANDS.fullmatch(value):
+        ways.append(f"one number, {key}={value.replace(',', '')}")
+    return f"{word} has several values: {', or '.join(ways)}"
 
 
 def parse_words(words: Iterable[str]) -> Iterator[Override]:
-    """The overrides of a command line that can be read."""
+    """The overrides of a command line; words that Hydra cannot parse are skipped."""
     return filter(None, map(parse_override, words))
 
 
 def wrong_choice(override: Override, files: ConfigFiles) -> str | None:
-    """What is wrong with the value that is given to a group, if anything: Hydra takes one name of an option."""
+    """What is wrong with the value of a group, which must be the name of one option; None where it is valid."""
     group = override.key_or_group or ""
     if group not in files.groups or override.is_sweep_override():
         return None
-    value, options = override.value(), files.options(group)
+    value = override.value()
+    options = list_options(files.options(group))
     if override.is_delete() and "/" not in group:
-        return f"{group} cannot be left out: choose {group}=<option>; options: {listed(options)}"
+        return f"{group} cannot be removed: choose {group}=<option>; options: {options}"
     if isinstance(value, list):
-        return (
-            f"{group} takes one option, got {override.input_line}; compose several in a file of your own (--config-dir)"
-        )
+        return f"{group} takes one option, got {override.input_line}; combine several in your own file (--config-dir)"
     if value is None and not override.is_delete():
-        return f"{group} takes an option, got null: leave it out, or choose one of {listed(options)}"
+        return f"{group} takes an option, got null; options: {options}"
     if isinstance(value, int | float):
-        return f"there is no option {group}={value}; options: {listed(options)}"
+        return f"there is no option {group}={value}; options: {options}"
     return None
 
 
-def listed(options: Sequence[str]) -> str:
-    """The first options."""
+def list_options(options: Sequence[str]) -> str:
+    """The first options of a group, for a message."""
     return ", ".join(options[:MAX_OPTIONS]) + (", ..." if len(options) > MAX_OPTIONS else "")
 
 
 def no_option(error: MissingConfigException, files: ConfigFiles) -> str:
-    """A sentence about an option that is not there."""
+    """The message for an option that does not exist."""
     group, _, option = (error.missing_cfg_file or "").rpartition("/")
-    options, plugins = files.options(group) or list(error.options or ()), PLUGINS.get(group, {})
-    if option in plugins:
-        return f"{group}={option} comes with a package of its own: pip install {plugins[option]}"
-    if (new := OPTIONS.get(group, {}).get(option)) in options:
-        return f"{str(error).splitlines()[0]}: {group}/{option} is now {group}/{new}"
+    options = files.options(group) or list(error.options or ())
     if group == "dataset" and Path(option).is_dir():
-        return f"there is no option {group}={option}: for a folder of images say dataset=image_folder dataset.path={option}"
-    more = "".join(f"; {name} with pip install {package}" for name, package in plugins.items())
-    known = [*options, *plugins]
-    return f"{no_key(f'{group}={option}', known, 'option', option)}; options: {listed(options)}{more}"
+        return f"there is no option {group}={option}; for a folder of images use dataset=image_folder dataset.path={option}"
+    if (new := OPTIONS.get(group, {}).get(option)) in options:
+        return f"there is no option {group}={option}; its new name is {group}={new}"
+    if group.startswith("hydra/"):
+        if option in PLUGINS:
+            return f"there is no option {group}={option}: pip install {PLUGINS[option]}"
+        options = [*options, *PLUGINS]
+    return f"{no_key(f'{group}={option}', options, 'option', option)}; options: {list_options(options)}"
 
 
 class Names:
-    """The keys, groups and options that a command line may name: those of what composes of its choices.
+    """The keys, groups and options that a command line may name.
 
     Arguments:
-        words: of the command line; choices that do not compose, or are swept, are left out.
+        words: of the command line; choices that do not compose, or are swept, are ignored.
         files: of the command.
     """
 
@@ -160,112 +157,104 @@ class Names:
             and not override.is_sweep_override()
         ]
         config = compose_valid(files, sorted(lines, key=lambda line: line.partition("=")[0].count("/")))
-        self.choices = {
-            place: name for place, name in config.hydra.runtime.choices.items() if not place.startswith("hydra/")
-        }
-        self.tree = plain(config)
+        self.all_choices = config.hydra.runtime.choices  # those of Hydra's own groups too
+        self.choices = {place: name for place, name in self.all_choices.items() if not place.startswith("hydra/")}
+        self.tree = to_plain(config)
         del self.tree["hydra"]
-        self.keys = list(dotted(self.tree))
+        self.keys = list(dotted_keys(self.tree))
         self.all = [*self.tree, *self.choices, *self.keys]
 
-    def explain_key(self, key: str, word: str) -> str | None:
-        """A sentence about a key or group that Hydra could not set; None where it is one of Hydra's own.
-
-        Arguments:
-            word: the override as it was typed.
-        """
-        group, value = key.partition("@")[0], word.partition("=")[2]
+    def explain_key(self, key: str, value: str) -> str | None:
+        """The message for a key or group that Hydra could not set to a value; None for a key of Hydra itself."""
+        group = key.partition("@")[0]
         if key.startswith("hydra/"):
-            return no_key(key, list(PLUGINS), "group")
+            return no_key(key, list(self.all_choices), "group")
         if key.startswith("hydra."):
             return None
-        if word.startswith("+") and key in self.all:
-            return f"{key} is there already: write {word.lstrip('+')}, without +"
         if group not in self.files.groups:
-            return self.no_key(key)
+            return self.explain_missing_key(key)
         places = [place for place in self.choices if place.partition("@")[0] == group]
         if places:
-            ways = " or ".join(f"{place}={value}" for place in difflib.get_close_matches(key, places, 3, cutoff=0.0))
-            return f"there is no choice {key} here; write {ways}"
+            nearest = difflib.get_close_matches(key, places, 3, cutoff=0.0)
+            return f"there is no choice {key} here; write {' or '.join(f'{place}={value}' for place in nearest)}"
         parent = group.rpartition("/")[0]
         if self.choices.get(parent) is None:
             return f"{group} is no choice of this command; its choices: {', '.join(self.choices)}"
-        having = [name for name, keys in self.options(parent).items() if group.replace("/", ".") in keys]
-        return f"{group} is no choice with {parent}={self.choices[parent]}{so_have(parent, having)}"
+        having = [name for name, keys in self.option_keys(parent).items() if group.replace("/", ".") in keys]
+        return f"{group} is no choice with {parent}={self.choices[parent]}{list_having(parent, having)}"
 
-    def no_key(self, key: str) -> str:
-        """A sentence about a key that is not there, and about the options and commands that have it."""
+    def explain_missing_key(self, key: str) -> str:
+        """The message for a key that does not exist, with the options or commands that have it."""
         sentence = no_key(key, self.keys if "." in key else self.all, "key" if "." in key else "key or group")
         packages = {place.partition("@")[2] or place.replace("/", "."): place for place in self.choices}
-        inside = sorted((package for package in packages if key.startswith(f"{package}.")), key=len, reverse=True)
-        for package in inside:
-            options, own = self.options_above(packages[package], package, key)
+        above = sorted((package for package in packages if key.startswith(f"{package}.")), key=len, reverse=True)
+        if not above:
+            commands = {"train": "diffguide-train", "sample": "diffguide-sample", "evaluate": "diffguide-eval"}
+            having = [command for file, command in commands.items() if key in dotted_keys(self.files.read(file).tree)]
+            return sentence + (f"; a key of {' and '.join(having)}" if having else "")
+        suggestion = ""
+        for package in above:
+            place = packages[package]
+            options, own = self.option_keys_above(place, package, key)
             if having := [name for name, keys in options.items() if own in keys]:
-                return self.with_place(sentence, key, packages[package]) + so_have(packages[package], having)
-        if inside:
-            options, own = self.options_above(packages[inside[0]], inside[0], key)
+                suggestion = list_having(place, having)
+                break
+        else:
+            place = packages[above[0]]
+            options, own = self.option_keys_above(place, above[0], key)
             known = {name for keys in options.values() for name in keys}
             near = [] if "nearest" in sentence else difflib.get_close_matches(own, known, 1, 0.8)
-            others = [
-                f"; {packages[inside[0]]}={name} has {near[0]}" for name in options if near and near[0] in options[name]
-            ]
-            return self.with_place(sentence, key, packages[inside[0]]) + "".join(others[:3])
-        commands = {"train": "diffguide-train", "sample": "diffguide-sample", "evaluate": "diffguide-eval"}
-        having = [command for file, command in commands.items() if key in dotted(self.files.read(file).tree)]
-        return sentence + (f"; {' and '.join(having)} {'have' if len(having) > 1 else 'has'} it" if having else "")
+            others = [f"; {place}={name} has {near[0]}" for name, keys in options.items() if near and near[0] in keys]
+            suggestion = "".join(others[:3])
+        return sentence.replace(key, f"{key} with {place}={self.choices[place] or 'null'}", 1) + suggestion
 
-    def with_place(self, sentence: str, key: str, place: str) -> str:
-        """A sentence about a key that also names the choice above it."""
-        return sentence.replace(key, f"{key} with {place}={self.choices[place] or 'null'}", 1)
-
-    def options_above(self, place: str, package: str, key: str) -> tuple[dict[str, set[str]], str]:
-        """The options of a choice above a key with their keys, and the key as it is named there."""
+    def option_keys_above(self, place: str, package: str, key: str) -> tuple[dict[str, set[str]], str]:
+        """The options of a choice with their keys, and the name that a key below this choice has in them."""
         group = place.partition("@")[0]
-        return self.options(group), f"{group.replace('/', '.')}.{key.removeprefix(f'{package}.')}"
+        return self.option_keys(group), f"{group.replace('/', '.')}.{key.removeprefix(f'{package}.')}"
 
-    def options(self, group: str) -> dict[str, set[str]]:
-        """The options of a group, short names first, which are the commonest, each with all keys that it leads to."""
+    def option_keys(self, group: str) -> dict[str, set[str]]:
+        """The options of a group with all their keys; short names, which are the most common, first."""
         keys = {}
         for option in sorted(self.files.options(group), key=len):
-            with suppress(OmegaConfBaseException, YAMLError, TypeError, ValueError):  # a file of the user's
+            with suppress(OmegaConfBaseException, YAMLError, TypeError, ValueError):  # an invalid file of the user
                 keys[option] = set(self.files.keys(group, option))
         return keys
 
 
 def compose_valid(files: ConfigFiles, choices: Sequence[str]) -> DictConfig:
-    """The configuration with as many of the choices as go together, in their order."""
-    with suppress(*REPORTED):
+    """The configuration with as many of the choices as compose together, in their order."""
+    with suppress(*COMPOSE_ERRORS):
         return files.compose(choices)
-    config, kept = files.compose([]), list[str]()
+    config, valid = files.compose([]), list[str]()
     for choice in choices:
-        with suppress(*REPORTED):
-            config = files.compose([*kept, choice])
-            kept.append(choice)
+        with suppress(*COMPOSE_ERRORS):
+            config = files.compose([*valid, choice])
+            valid.append(choice)
     return config
 
 
-def so_have(group: str, options: Sequence[str]) -> str:
-    """ "This option has it", for the first options of a group."""
-    return "".join(f"; {group}={option} has it" for option in options[:3]) + ("; so have others" if options[3:] else "")
+def list_having(group: str, options: Sequence[str]) -> str:
+    """The first options that have a key, to be appended to a message."""
+    return "".join(f"; {group}={option} has it" for option in options[:3]) + ("; ..." if options[3:] else "")
 
 
 def no_key(key: str, names: Sequence[str], what: str = "key", word: str = "") -> str:
-    """ "There is no such key", with the nearest names.
+    """The message for a key that does not exist, with the nearest names.
 
     Arguments:
-        word: what is compared with the names, if not the key.
+        word: compared with the names, default the key.
     """
     word = word or key
     names = [name for name in names if not name.endswith("_") and not word.startswith(f"{name}.")]
-    last = {name for name in names if name.rpartition(".")[2] == word.rpartition(".")[2]}
-    known = [name for name in SYNONYMS.get(word.lower(), ()) if name in names]
-    close = [*known, *difflib.get_close_matches(word, names, 3, 0.65), *sorted(last)]
-    nearest = ", ".join(list(dict.fromkeys(close))[:3])
-    return f"there is no {what} {key}" + (f"; nearest: {nearest}" if nearest else "")
+    same_end = sorted({name for name in names if name.rpartition(".")[2] == word.rpartition(".")[2]})
+    synonyms = [name for name in SYNONYMS.get(word.lower(), ()) if name in names]
+    close = dict.fromkeys([*synonyms, *difflib.get_close_matches(word, names, 3, 0.65), *same_end])
+    return f"there is no {what} {key}" + (f"; nearest: {', '.join([*close][:3])}" if close else "")
 
 
-def brief(error: BaseException) -> str:
-    """What an exception of Hydra, OmegaConf or YAML says, in one line."""
+def format_error(error: BaseException) -> str:
+    """The message of an exception of Hydra, OmegaConf or YAML in one line."""
     text = str(error)
     if isinstance(error, ConfigCompositionException) and error.__cause__ is not None:
         text = f"{text}\n{error.__cause__}"

@@ -1,4 +1,4 @@
-"""Mistakes in the configuration, which the command line reports in one line."""
+"""The error of an invalid configuration."""
 
 from ..runtime.errors import InputError
 
@@ -6,4 +6,4 @@ __all__ = ["ConfigError"]
 
 
 class ConfigError(InputError):
-    """A mistake in the configuration; the message says what, where and what would be right."""
+    """An invalid configuration. The message is one line: what is wrong, at which key, and what would be valid."""

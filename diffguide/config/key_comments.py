@@ -1,4 +1,4 @@
-"""The comments of the configuration files, by key: every key and every default has one, behind it on its line."""
+"""The comments of the configuration files: every key and every default has one, on its line."""
 
 import re
 from collections.abc import Iterator
@@ -13,20 +13,21 @@ COMMENT = re.compile(r"[\s,\]}]*#\s*(.*)")
 
 
 class Described(NamedTuple):
-    """A configuration file: what the comments above it say, and those of its keys and of its defaults.
+    """The comments of a configuration file.
 
-    says: without the line of Hydra's package.
-    keys: a.b -> comment, relative to the file.
-    defaults: sampler/grid, /sampler@inner as they are written -> (option, comment).
+    Arguments:
+        summary: the comment at its top, without the line of the package.
+        keys: a.b -> comment, relative to the file.
+        defaults: entry of the defaults list, such as sampler/grid -> (option, comment).
     """
 
-    says: str
+    summary: str
     keys: dict[str, str]
     defaults: dict[str, tuple[str | None, str]]
 
 
 def describe_file(path: Path | None) -> Described:
-    """The comments of a configuration file; none where there is no file."""
+    """Reads the comments of a configuration file; path None = no comments."""
     text = path.read_text(encoding="utf-8") if path else ""
     lines = text.splitlines()
     count = next((row for row, line in enumerate(lines) if line and not line.startswith("#")), len(lines))
@@ -45,7 +46,7 @@ def describe_file(path: Path | None) -> Described:
 def commented_keys(
     node: yaml.MappingNode, lines: list[str], above: tuple[str, ...] = ()
 ) -> Iterator[tuple[tuple[str, ...], yaml.Node, str]]:
-    """(path, node, comment) of every key of a mapping and of the mappings in it; of a list of defaults, as its keys."""
+    """(path, node, comment) of every key of a mapping, of the mappings in it, and of the defaults list."""
     for key, value in node.value:
         path = (*above, key.value)
         mark = key.end_mark if isinstance(value, yaml.CollectionNode) and not value.flow_style else value.end_mark

@@ -1,4 +1,4 @@
-"""Which options of the configuration files fit an argument: those whose class is one that its annotation asks for."""
+"""The options of the configuration files that fit an argument, by its annotation."""
 
 import re
 from collections.abc import Iterator
@@ -15,7 +15,9 @@ TARGET = re.compile(r"^_target_: (\S+)", re.MULTILINE)  # of a file; its inner n
 
 
 def choice_for(hint: Any, where: str) -> tuple[str, list[str]] | None:
-    """What chooses an option for an argument on the command line, schedule@schedule.schedule, and the options; or None.
+    """How to choose an option for an argument on the command line: (schedule@schedule.schedule, its options).
+
+    None where no group fits.
 
     Arguments:
         hint: annotation of the argument.
@@ -36,7 +38,7 @@ def choice_for(hint: Any, where: str) -> tuple[str, list[str]] | None:
 
 
 def option_classes(files: ConfigFiles, group: str) -> Iterator[type]:
-    """The classes that the options of a group build."""
+    """The classes in the options of a group; those that cannot be imported are skipped."""
     for option in files.options(group):
         path = files.path(f"{group}/{option}")
         for name in TARGET.findall(path.read_text(encoding="utf-8")) if path else ():

@@ -1,4 +1,4 @@
-"""Quotes between a shell, Hydra's grammar and names that hold anything: spaces, =, commas, letters beyond ASCII."""
+"""Quotes for a shell and for Hydra's grammar, around values with spaces, =, commas or letters beyond ASCII."""
 
 import re
 import shlex
@@ -11,42 +11,43 @@ from hydra.errors import HydraException
 
 __all__ = ["PATHS", "explain_unreadable", "literal", "parse_override", "quote", "quote_odd"]
 
-PATHS = {"dataset.path", "dataset.root", "checkpoint", "resume", "output_root", "name"}  # values that may hold anything
-PLAIN = re.compile(r"[\w./:+-]+", re.ASCII)  # values that need no quotes
+PATHS = {"dataset.path", "dataset.root", "checkpoint", "resume", "output_root", "name"}  # values are paths or names
+PLAIN = re.compile(r"[\w./:+-]+", re.ASCII)  # a value that needs no quotes
 QUOTES = r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\""
-LIST, MAPPING = (  # what is in quotes, else elements that are not all ASCII, and what separates them
+LIST, MAPPING = (  # a quoted text, or an element that is not all ASCII
     re.compile(rf"{QUOTES}|[^{ends}]*[^\x00-\x7f{ends}][^{ends}]*") for ends in (r"\[\]{},'\"", r"\[\]{},:'\"")
 )
 ELEMENT = re.compile(rf"(?:{QUOTES}|[^\[\],'\"])+")  # of a flat list
-CLASSES = ("labels", "condition", "conditions")  # arguments that take classes by name, or by index: labels.index=[10]
-INDEX = re.compile(rf"(.*\b(?:{'|'.join(CLASSES)}))\.index=")
+CLASS_ARGUMENTS = ("labels", "condition", "conditions")  # arguments with class names, or indices: labels.index=[10]
+INDEX = re.compile(rf"(.*\b(?:{'|'.join(CLASS_ARGUMENTS)}))\.index=")
 
 
 def parse_override(text: str) -> Override | None:
-    """What Hydra reads of `key=value`; None where it follows no grammar of Hydra's."""
+    """Parses `key=value`; None where it does not follow Hydra's grammar."""
     with suppress(HydraException):
         return OverridesParser.create().parse_override(text)
     return None
 
 
 def quote(override: str) -> str:
-    """`key=value` as one can type it into a shell, whatever characters the value has."""
+    """`key=value` quoted for a shell and for Hydra."""
     key, _, value = override.partition("=")
     plain = PLAIN.fullmatch(value) and reads_as_text(override, sweep=False)
     return shlex.quote(override if plain else f"{key}={literal(value)}")
 
 
 def literal(value: str) -> str:
-    """A text in the quotes of Hydra's grammar, in which a backslash counts only before a quote."""
+    """A text in quotes for Hydra's grammar, where a backslash escapes only a quote."""
     return "'" + re.sub(r"(\\*)('|$)", lambda match: 2 * match[1] + ("\\'" if match[2] else ""), value) + "'"
 
 
 def quote_odd(argv: Sequence[str]) -> list[str]:
-    """The arguments, with what Hydra's grammar would trip over in quotes: `dataset.path=my = images, 2`, `labels=[dögs]`.
+    """The arguments, with quotes around values that Hydra cannot parse: `dataset.path=my = images, 2`, `labels=[dögs]`.
 
-    In a multirun a comma separates values, as everywhere.
+    In a multirun a comma separates values.
     """
-    sweep, result = not {"-m", "--multirun"}.isdisjoint(argv), []
+    sweep = not {"-m", "--multirun"}.isdisjoint(argv)
+    result = []
     for text in argv:
         text = with_index(text)
         key, _, value = text.partition("=")
@@ -54,19 +55,19 @@ def quote_odd(argv: Sequence[str]) -> list[str]:
             text = text if reads_as_text(text, sweep) else f"{key}={literal(value)}"
         elif not value.isascii():
             elements = MAPPING if "{" in value else LIST
-            ours = f"{key}={elements.sub(lambda match: quote_element(match[0]), value)}"
-            text = ours if parse_override(ours) else text  # what stays wrong is reported as it was typed
+            quoted = f"{key}={elements.sub(lambda match: quote_element(match[0]), value)}"
+            text = quoted if parse_override(quoted) else text  # an invalid text is reported as typed
         result.append(text)
     return result
 
 
 def quote_element(element: str) -> str:
-    """An element of a list as it is where it has quotes, else in quotes."""
+    """An element of a list in quotes; it may have them already."""
     return element if element[0] in "'\"" else literal(element.strip())
 
 
 def with_index(override: str) -> str:
-    """`labels.index=[10]` as Hydra takes it, `labels={index:[10]}`: a class by its index; anything else as it is."""
+    """`labels.index=[10]` as `labels={index:[10]}`, a class by its index; any other override unchanged."""
     index, parsed = INDEX.match(override), parse_override(override)
     if index is None or parsed is None:
         return override
@@ -75,7 +76,11 @@ def with_index(override: str) -> str:
 
 
 def explain_unreadable(override: str, error: Exception) -> str:
-    """A sentence about an override that does not follow the grammar, `error` being what Hydra says: what to put in quotes."""
+    """The message for an override that does not follow Hydra's grammar.
+
+    Arguments:
+        error: of Hydra.
+    """
     key, equals, value = override.partition("=")
     if not equals and not override.startswith("~"):
         return f"cannot read {override!r}: write {override}=<value>"
@@ -91,20 +96,20 @@ def explain_unreadable(override: str, error: Exception) -> str:
     reason = reason.split(" expecting")[0].replace("'<EOF>'", "at its end")
     if key.strip("+~") and parse_override(f"{key}=1") is None:
         reason = f"{key} has a character that a key cannot have"
-    elif "Exception" in reason:  # Hydra's own, of a character that it knows nowhere outside quotes
-        reason = "a character that a value has in quotes alone"
+    elif "Exception" in reason:  # Hydra has no name for the character
+        reason = "a character that needs quotes"
     return (
         f"cannot read {override!r}: {reason}; a list is key=[a,b], and a value with spaces or commas is key=\"'a, b'\""
     )
 
 
 def quote_for_shell(text: str) -> str:
-    """A text in the quotes of a shell, double ones where they do."""
+    """A text in quotes for a shell, double ones where possible."""
     return shlex.quote(text) if set(text) & set('"$`\\!') else f'"{text}"'
 
 
 def reads_as_text(override: str, sweep: bool) -> bool:
-    """Whether Hydra takes a path as the text that was typed, null, checkpoints of a list, or several values of a sweep."""
+    """Whether Hydra reads a path as typed: as this text, null, a list of checkpoints, or several values of a sweep."""
     parsed = parse_override(override)
     if parsed is None:
         return False

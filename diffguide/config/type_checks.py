@@ -1,4 +1,4 @@
-"""Types of a configuration: every argument of every node is checked against the annotation of what it is for."""
+"""Type checks of configuration nodes, by the annotations of their constructors."""
 
 import difflib
 import logging
@@ -20,7 +20,7 @@ from ..nodes.annotations import (
     takes_node,
     value_hint,
 )
-from ..nodes.user_modules import import_hint, importing
+from ..nodes.user_modules import allow_neighbour_imports, import_hint
 from ..nodes.walk import Place, call_hints, walk_node
 from .diagnose import no_key
 from .errors import ConfigError
@@ -30,14 +30,14 @@ __all__ = ["check_types", "import_callable"]
 
 
 def check_types(node: Any, key: str, given: int = 0, by_name: Collection[str] = ()) -> None:
-    """Checks a node, and the nodes in it, against the signatures of what they call.
+    """Checks the arguments of a node, and of the nodes in it, against the signatures of their constructors.
 
     Arguments:
-        given: number of first arguments that are given by position.
-        by_name: arguments that are given by name.
+        given: number of first arguments that the caller gives by position.
+        by_name: arguments that the caller gives by name.
 
     Raises:
-        ConfigError: naming the key, what it must be and what it is.
+        ConfigError: an unknown or missing argument, or one of another type; names its key.
     """
     walk_node(node, key, Place(None, given, by_name, partial=None), TypeCheck())
 
@@ -48,11 +48,11 @@ class TypeCheck:
     def enter(self, node: Any, where: str, place: Place) -> dict[str, Any] | None:
         if not isinstance(node, dict) or not isinstance(node.get("_target_"), str):
             raise ConfigError(
-                f"{where} must be a node with a _target_, got {node!r}; choose one with {where}=<option>, see --help"
+                f"{where} must be a node with a _target_, got {node!r}; choose {where}=<option>, see --help"
             )
         partial = node.get("_partial_") is True
         if place.partial is True and not partial:
-            raise ConfigError(f"{where} is completed later: its node needs _partial_: true")
+            raise ConfigError(f"{where} needs _partial_: true, because its first argument is given later")
         target = import_callable(node["_target_"], f"{where}._target_")
         hints = None if partial and not place.given else call_hints(target, place)
         if hints is None:
@@ -60,19 +60,20 @@ class TypeCheck:
         for name in node:
             if not str(name).startswith("_") and name not in hints:
                 known = [f"{where}.{argument}" for argument in hints]
-                raise ConfigError(f"{no_key(f'{where}.{name}', known)}; {node['_target_']} takes no such argument")
+                key = f"{where}.{name}"
+                raise ConfigError(f"{no_key(key, known)}; {node['_target_']} does not take it: remove it with ~{key}")
         for name in required_names(target, [*hints]) if "_args_" not in node else ():
             if name not in node:
                 self.visit(MISSING, f"{where}.{name}", hints[name])
         return hints
 
     def enter_mapping(self, mapping: dict[str, Any], where: str) -> None:
-        """Any names."""
+        """Every name is valid."""
 
     def visit(self, value: Any, where: str, hint: Any) -> None:
         if value == MISSING:
             what = "" if hint is Any else f" ({describe_value(hint, where)})"
-            raise ConfigError(f"{where} must be given{what}: it has no default, say {where}=...")
+            raise ConfigError(f"{where} must be given{what}: it has no default, set {where}=...")
         if fits(value, hint):
             return
         tip = "; on the command line infinity is inf" if ".inf" in str(value) else ""
@@ -85,14 +86,15 @@ def import_callable(name: str, where: str) -> Callable[..., Any]:
     """The class or function of a dotted name.
 
     Raises:
-        ConfigError: nothing that can be imported, or called.
+        ConfigError: it cannot be imported, or is not callable.
     """
-    log = logging.getLogger("hydra.utils")  # which would print the error too
-    before, log.disabled = log.disabled, True
+    log = logging.getLogger("hydra.utils")  # prints the error a second time
+    before = log.disabled
+    log.disabled = True
     try:
-        with importing(name):
+        with allow_neighbour_imports(name):
             target = get_object(name)
-    except Exception as error:  # whatever importing a user's module may raise
+    except Exception as error:  # importing a user's module may raise anything
         module, _, last = name.rpartition(".")
         near = difflib.get_close_matches(last, vars(sys.modules[module]), 3) if module in sys.modules else []
         nearest = f"; nearest: {', '.join(near)}" if near else ""
@@ -106,7 +108,7 @@ def import_callable(name: str, where: str) -> Callable[..., Any]:
 
 
 def describe_value(hint: Any, where: str, value: Any = None) -> str:
-    """An annotation in words, and how an option for it, or a node, is given on the command line."""
+    """An annotation in words, with the way to give such an option or node on the command line."""
     if hint == ClassLabel:
         return "a class, by name or index"
     if not takes_node(value_hint(hint) or element_hint(hint) or hint) or is_stored_model(hint):

@@ -1,4 +1,4 @@
-"""Data sets: three splits, in memory or read by workers, class names, facts."""
+"""Data sets: three splits, in memory or read by worker processes, with class names."""
 
 from .base import Dataset, Split, Stream
 from .digits import Digits

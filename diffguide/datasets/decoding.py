@@ -1,11 +1,11 @@
-"""From an image file to the square of bytes that a data set stores.
+"""Decoding of image files to squares of bytes.
 
-Every image format that Pillow decodes by itself is read. Skipped are formats that need another program (EPS and
-PostScript, Windows metafiles), films (MPEG), and those of which Pillow reads only the header.
+Every image format that Pillow decodes by itself is read. Formats that need another program (EPS and PostScript, Windows
+metafiles), films (MPEG), and formats of which Pillow reads only the header are skipped.
 
-Pillow's conversions are used where they are right and replaced where they are not: grey of more than 8 bits is divided down
-(`ranges`; Pillow clips it), transparent pixels are composited over white (Pillow shows the colour hidden under them), the
-camera's orientation is applied. Of an animation the first frame counts; colour profiles are ignored.
+Grey of more than 8 bits is scaled down (`ranges`; Pillow would clip it), transparent pixels are composited over white (Pillow
+would show the colour below), and the orientation of the camera is applied. Only the first frame of an animation is read;
+colour profiles are ignored.
 """
 
 import os
@@ -24,26 +24,17 @@ from torch import Tensor
 from .ranges import FROM_FILE, Unreadable, WhiteLevels, max_grey, to_8_bit, wide_field
 
 __all__ = [
-    "Header",
-    "Unreadable",
-    "is_image",
-    "read_max_grey",
-    "read_header",
-    "read_image",
+    "Header", "Unreadable", "is_image", "read_header", "read_image", "read_max_grey", "read_square", "readable_suffixes",
     "resize_square",
-    "read_square",
-    "readable_suffixes",
-]
+]  # fmt: skip
 
-EXTERNAL_FORMATS = {"EPS", "MPEG", "PDF", "WMF"}  # another program's work: Ghostscript's, a film player's, Windows'
-READER_FORMATS = {"MPO": "JPEG"}  # a format that Pillow registers for writing, and reads with the reader of another
-REDUCING_GAP = (
-    4  # a file may first be reduced coarsely to this many times the side that is wanted; the rest is done finely
-)
+EXTERNAL_FORMATS = {"EPS", "MPEG", "PDF", "WMF"}  # decoded by Ghostscript, a film player or Windows
+READER_FORMATS = {"MPO": "JPEG"}  # formats registered for writing only, with the format whose reader reads them
+REDUCING_GAP = 4  # an image may first be reduced coarsely to this multiple of the final side, then resampled finely
 
 
 class Header(NamedTuple):
-    """The header of an image file: Pillow's mode (L, RGB, P, ...), and its size as stored, pixels."""
+    """The header of an image file: Pillow's mode (L, RGB, P, ...) and the stored size, pixels."""
 
     mode: str
     width: int
@@ -52,7 +43,7 @@ class Header(NamedTuple):
 
 @cache
 def readable_formats() -> frozenset[str]:
-    """The picture formats, by Pillow's names, that this Pillow decodes by itself."""
+    """Pillow's names of the formats that the installed Pillow decodes by itself."""
     Image.init()
     stubs = {
         name
@@ -64,33 +55,33 @@ def readable_formats() -> frozenset[str]:
 
 @cache
 def readable_suffixes() -> frozenset[str]:
-    """The endings of files that are read, in lower case."""
+    """The suffixes of readable files, in lower case."""
     known = Image.registered_extensions()
     return frozenset(suffix for suffix, name in known.items() if READER_FORMATS.get(name, name) in readable_formats())
 
 
-def is_image(path: Path, wanted: Sequence[str] | None = None) -> bool:
-    """Whether a file's name has the ending of a picture that this Pillow can read, in any case.
+def is_image(path: Path, suffixes: Sequence[str] | None = None) -> bool:
+    """Whether the name of a file has the suffix of a readable image, in upper or lower case.
 
     Arguments:
-        wanted: the endings that count, in lower case; None = all.
+        suffixes: the suffixes to accept, in lower case; None = all.
     """
     suffix = path.suffix.lower()
-    return suffix in readable_suffixes() and (wanted is None or suffix in wanted)
+    return suffix in readable_suffixes() and (suffixes is None or suffix in suffixes)
 
 
 def read_header(path: Path) -> Header:
     """The header of a file, without its pixels.
 
     Raises:
-        Unreadable: no regular file, or no image.
+        Unreadable: not a regular file, or not an image.
     """
     with open_image(path) as image:
         return Header(image.mode, *image.size)
 
 
 def read_max_grey(path: Path) -> float:
-    """The largest grey value of a file of a wide mode; as `ranges.max_grey`."""
+    """`ranges.max_grey` of an image file."""
     with open_image(path) as image:
         image.load()
         return max_grey(image)
@@ -98,10 +89,10 @@ def read_max_grey(path: Path) -> float:
 
 @contextmanager
 def open_image(path: Path) -> Iterator[Image.Image]:
-    """The image in a file, whatever its name says, in one of the `readable_formats`.
+    """The image in a file, in any of the `readable_formats` and under any name.
 
     Raises:
-        Unreadable: no regular file, no image, or any error of Pillow while it is read.
+        Unreadable: not a regular file, not an image, or any error of Pillow.
     """
     try:
         check_regular(path)
@@ -109,8 +100,8 @@ def open_image(path: Path) -> Iterator[Image.Image]:
             yield image
     except Unreadable:
         raise
-    except Exception as error:  # on broken files Pillow raises OSError, SyntaxError, struct.error and what not
-        raise Unreadable(describe_error(error)) from error  # and one file in a million must not end a training run
+    except Exception as error:  # Pillow raises OSError, SyntaxError, struct.error and others for broken files
+        raise Unreadable(describe_error(error)) from error
 
 
 def read_image(path: Path, channels: int, side: int | None = None, whites: WhiteLevels = FROM_FILE) -> Image.Image:
@@ -118,12 +109,12 @@ def read_image(path: Path, channels: int, side: int | None = None, whites: White
 
     Arguments:
         channels: 1 (grey) or 3 (RGB).
-        side: pixels that the shorter side will be resized to: a JPEG that is much larger is decoded at a half, a quarter
-            or an eighth of its size, never below four times this. None = decoded whole.
-        whites: the white level where the bit depth does not determine it.
+        side: pixels that the shorter side will be resized to: a much larger JPEG is decoded at a half, a quarter or an
+            eighth of its size, at least four times `side`. None = decoded at full size.
+        whites: the white levels of modes whose bit depth does not determine them.
 
     Raises:
-        Unreadable: no regular file, no image, a damaged one, or grey values whose range is unknown.
+        Unreadable: not a regular file, not an image, a damaged image, or grey values in an unknown range.
     """
     with open_image(path) as image:
         if side is not None:
@@ -133,13 +124,13 @@ def read_image(path: Path, channels: int, side: int | None = None, whites: White
 
 
 def check_regular(path: Path) -> None:
-    """Raises Unreadable for a pipe, a socket or a device: opening one may wait for ever, reading one may never end."""
+    """Raises Unreadable for a pipe, a socket or a device, which could block for ever."""
     if not stat.S_ISREG(os.stat(path).st_mode):
-        raise Unreadable("no regular file")
+        raise Unreadable("not a regular file")
 
 
 def to_bytes(image: Image.Image, channels: int, whites: WhiteLevels = FROM_FILE) -> Image.Image:
-    """An image of any mode with 8 bits per channel, on white where it is transparent: grey (1) or RGB (3)."""
+    """An image of any mode as grey (1 channel) or RGB (3) with 8 bits per channel, transparent pixels over white."""
     if wide_field(image.mode):
         image = to_8_bit(image, whites)
     elif image.has_transparency_data:
@@ -151,30 +142,30 @@ def to_bytes(image: Image.Image, channels: int, whites: WhiteLevels = FROM_FILE)
 
 
 def resize_square(image: Image.Image, side: int, stretch: bool) -> Image.Image:
-    """An image as a square of `side` pixels, antialiased: its central square, or all of it squeezed (`stretch`)."""
+    """An image as a square of `side` pixels, antialiased: its central square, or with `stretch` all of it, distorted."""
     width, height = image.size
     box = (0.0, 0.0, float(width), float(height))
     if not stretch:
         short = min(width, height)
         left, top = (width - short) / 2, (height - short) / 2
-        if short == side:  # only cut, no pixel is touched
+        if short == side:  # cropped without resampling
             left, top = left // 1, top // 1
         box = (left, top, left + short, top + short)
     return image.resize((side, side), Image.Resampling.LANCZOS, box, reducing_gap=REDUCING_GAP)
 
 
 def read_square(path: Path, channels: int, side: int, stretch: bool, whites: WhiteLevels = FROM_FILE) -> Tensor:
-    """What a data set keeps of a file: uint8 [channels, side, side].
+    """The image in a file as uint8 [channels, side, side], resized as by `resize_square`.
 
     Raises:
-        Unreadable: as `read_image`.
+        Unreadable: as for `read_image`.
     """
     pixels = numpy.array(resize_square(read_image(path, channels, side, whites), side, stretch))
     return torch.from_numpy(pixels).reshape(side, side, channels).permute(2, 0, 1).contiguous()
 
 
 def describe_error(error: Exception) -> str:
-    """An exception in a few words."""
+    """The first line of the message of an exception."""
     if isinstance(error, UnidentifiedImageError):
         return "no image that Pillow can identify"
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -11,12 +11,12 @@ __all__ = ["Digits"]
 
 
 class Digits(Dataset):
-    """x = u / 8 - 1 for grey values u in 0..16; the first 1000 train, the next 350 validate, the last 447 test.
+    """x = u / 8 - 1 for grey values u in 0..16; 1000 training, 350 validation and 447 test images.
 
-    The blocks are in the order of the file, so that the test block holds other writers. No flips: digits are not symmetric.
+    The splits follow the order of the file, so that the test images have other writers.
 
     Arguments:
-        channels, size, num_classes, quantization_levels: the facts 1, 8, 10 and 17 (grey values), checked against the data.
+        channels, size, num_classes, quantization_levels: 1, 8, 10 and 17; checked against the data.
     """
 
     def __init__(self, channels: int = 1, size: int = 8, num_classes: int = 10, quantization_levels: int = 17):
@@ -25,13 +25,12 @@ class Digits(Dataset):
         images, labels = load_digits(return_X_y=True)
         x = torch.from_numpy(images).float().reshape(-1, 1, 8, 8) / 8 - 1
         y = torch.from_numpy(labels).long()
-        found = {"channels": x.shape[1], "size": x.shape[2], "num_classes": int(y.max()) + 1, "quantization_levels": 17}
-        stated = {
-            "channels": channels,
-            "size": size,
-            "num_classes": num_classes,
-            "quantization_levels": quantization_levels,
-        }
-        check_dataset_facts("digits", stated, found)
+        check_dataset_facts(
+            "digits",
+            channels=(channels, 1),
+            size=(size, 8),
+            num_classes=(num_classes, 10),
+            quantization_levels=(quantization_levels, 17),
+        )
         splits = Split(x[:1000], y[:1000]), Split(x[1000:1350], y[1000:1350]), Split(x[1350:], y[1350:])
         super().__init__(*splits, class_names=tuple("0123456789"))

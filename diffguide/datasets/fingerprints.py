@@ -1,4 +1,4 @@
-"""Fingerprints that identify the data of a run wherever they lie, and the difference of two of them."""
+"""Fingerprints, which identify the data of a run in any folder, and the difference of two of them."""
 
 import hashlib
 import json
@@ -10,15 +10,17 @@ from torch import Tensor
 
 __all__ = ["Fingerprint", "compare_fingerprints", "fingerprint_files", "fingerprint_tensors"]
 
-MAX_LISTED_FILES, MAX_NAMED_FILES = 100_000, 3  # files up to which each is recorded; files that are named
+MAX_LISTED_FILES = 100_000  # number of files up to which the hash of each is recorded
+MAX_NAMED_FILES = 3  # files named per kind of change
 
 
 class Fingerprint(NamedTuple):
-    """
+    """The identity of a data set.
+
     Attributes:
-        sha256: of everything, hexadecimal.
+        sha256: hash of all data, hexadecimal.
         total: number of examples, or of files.
-        files: hash of each file by its path inside the folder; None = not of files, or too many to be listed.
+        files: hash of each file by its path relative to the folder; None = no files, or too many to list.
     """
 
     sha256: str
@@ -27,7 +29,7 @@ class Fingerprint(NamedTuple):
 
 
 def fingerprint_tensors(tensors: Sequence[Tensor], count: int) -> Fingerprint:
-    """The hash of types, shapes and bytes."""
+    """The hash of dtypes, shapes and bytes."""
     total = hashlib.sha256()
     for tensor in tensors:
         total.update(json.dumps([str(tensor.dtype), list(tensor.shape)]).encode())
@@ -39,16 +41,16 @@ def fingerprint_files(files: Mapping[str, str]) -> Fingerprint:
     """The hash of a list of files.
 
     Arguments:
-        files: hash of each by its path inside the folder.
+        files: hash of each file by its path relative to the folder.
     """
     total = hashlib.sha256(json.dumps(sorted(files.items())).encode()).hexdigest()
     return Fingerprint(total, len(files), dict(sorted(files.items())) if len(files) <= MAX_LISTED_FILES else None)
 
 
 def compare_fingerprints(before: Fingerprint, now: Fingerprint) -> dict[str, Any] | None:
-    """What changed, for a reader of JSON: counts of added, removed and replaced files, and the first of each.
+    """The changes as JSON: counts of added, removed and replaced files, and the first names of each.
 
-    None where nothing did; only the number of examples where one of the two lists no files.
+    None = no change; only the numbers of examples if one of the two lists no files.
     """
     if before.sha256 == now.sha256:
         return None

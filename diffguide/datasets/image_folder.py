@@ -1,4 +1,4 @@
-"""Images in a folder of the user's: a class per sub-folder, or none; kept in memory, or read as they are needed."""
+"""The images in a folder of the user, with a class per subfolder or without classes, in memory or read as needed."""
 
 import math
 import sys
@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from ..files.text import escape_unprintable
+from ..runtime.ranges import check_range, check_whole
 from . import decoding
 from .base import Dataset, Split, Stream, check_dataset_facts
-from .decoding import Unreadable, read_header, read_max_grey, read_square
+from .decoding import Header, Unreadable, read_header, read_max_grey, read_square
 from .fingerprints import Fingerprint, fingerprint_files
 from .folders import class_folder, find_classes
 from .listing import list_files
@@ -24,30 +25,32 @@ from .splits import TEST, TRAIN, VALIDATION, assign_splits, content_hash, group_
 __all__ = ["ImageFolder", "ImageStream"]
 
 Result = TypeVar("Result")
-MAX_EXAMPLE_SIZE, MAX_STORED_SIDE = 2**24, 2**14  # numbers in one example; pixels along a side that is stored
-MAX_NAMED_UNREADABLE = 3  # how many are named where there may be many
+MAX_EXAMPLE_SIZE = 2**24  # numbers in one example
+MAX_STORED_SIDE = 2**14  # pixels
+MAX_NAMED_UNREADABLE = 3  # unreadable files named in a message
 
 
 class ImageStream(Stream):
     """Image files, decoded on access.
 
-    A file that cannot be decoded is named on stderr, once, and the next one that can be takes its place.
+    A file that cannot be decoded is reported on stderr once and replaced by the next readable one.
 
     Arguments:
-        files: one per example.
+        files: path of each example.
         y: class indices [N].
-        channels, side, stretch, whites: as `decoding.read_square`.
+        channels, side, stretch, whites: as for `decoding.read_square`.
     """
 
     def __init__(
         self, files: Sequence[str], y: Tensor, channels: int, side: int, stretch: bool, whites: WhiteLevels = FROM_FILE
-    ):  # fmt: skip
-        self.files, self.y, self.storage = files, y, (channels, side, stretch, whites)
-        self.reported = torch.zeros(len(y), dtype=torch.bool).share_memory_()  # one note for all worker processes
+    ):
+        self.files, self.y = files, y
+        self.storage = channels, side, stretch, whites
+        self.reported = torch.zeros(len(y), dtype=torch.bool).share_memory_()  # shared by all worker processes
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         if not 0 <= index < len(self):
-            raise IndexError(index)  # which ends a loop over the stream
+            raise IndexError(index)  # ends a loop over the stream
         for step in range(len(self)):
             row = (index + step) % len(self)
             try:
@@ -57,95 +60,106 @@ class ImageStream(Stream):
                     self.reported[row] = True
                     print(escape_unprintable(f"{self.files[row]} is skipped: {error}"), file=sys.stderr, flush=True)
         first = escape_unprintable(self.files[0])
-        raise RuntimeError(f"none of these {len(self)} images can be read any more, the first is {first}")
+        raise RuntimeError(f"none of the {len(self)} images can be read any more; the first is {first}")
 
 
 class ImageFolder(Dataset):
-    """The images below a folder. A class is a first-level sub-folder, in the order of their names.
+    """The images below a folder, with the first-level subfolders as classes.
 
-    A hash u of a file's contents, uniform in [0, 1), decides which split it is in: u < validation validates, u >= 1 - test
-    tests, the rest trains (`splits.assign_splits`). So an image stays there whatever else comes into the folder, and copies
-    are in one split. A class whose only image would validate trains on it. Hidden files and folders are counted and not read,
-    links are followed.
+    The split of a file depends on a hash of its contents (`splits.assign_splits`), so that it does not change when other
+    files are added, and copies are in one split. Hidden files and folders are counted but not read; links are followed.
 
     Arguments:
         path: the folder.
-        channels: 1 (grey) or 3 (RGB); every image is converted to that.
-        size: side of what the network sees, pixels; an example has at most 2^24 numbers.
+        channels: 1 (grey) or 3 (RGB), to which every image is converted.
+        size: side of the network's input, pixels; an example has at most 2^24 numbers.
         num_classes: number of class folders, checked; 0 = no labels, all images below the folder.
-        resize: side of the stored square, pixels, at most 2^14; above `size` training sees random windows; None = size.
-        stretch: whether images are squeezed to the square; otherwise their central square is taken.
+        resize: side of the stored square, pixels, at most 2^14; above `size` training uses random windows; None = size.
+        stretch: whether images are distorted to the square; otherwise the central square is cropped.
         flip: whether training mirrors every second image, left to right.
         validation, test: shares of the images, in [0, 1); 0 = none.
-        memory: bytes of decoded images up to which the set is kept in memory.
-        workers: processes that read ahead where it is not.
-        suffixes: endings of the files that are read, with their dots; None = of all pictures that Pillow decodes.
-        class_order: `numbers` = class folders that are all whole numbers are in the order of the numbers; `names` = letter
-            by letter, 1, 10, 2.
-        split_by: what u is a hash of: `contents`, or, as runs before had it, `path`, where copies may part, and an image
-            validates at validation=0 too.
+        memory: bytes of decoded images up to which they are kept in memory.
+        workers: processes that read ahead if the images are not in memory.
+        suffixes: suffixes of the files to read, with dots; None = of all images that Pillow decodes.
+        class_order: as for `folders.find_classes`.
+        split_by: `contents`, or `path` as in runs of earlier versions, where copies may be in several splits and an image is
+            selected for validation even at validation=0.
+        quantization_levels: 256; checked.
 
     Attributes:
-        unreadable: (path inside the folder, reason) of the skipped files, both escaped for printing.
+        unreadable: (path relative to the folder, reason) of each skipped file, both escaped for printing.
 
     Raises:
-        ValueError: an argument out of its range, a folder without enough usable images, or one of other classes.
+        ValueError: an argument out of range, too few readable images, or another number of classes.
     """
 
     folder: Path
     unreadable: list[tuple[Path, str]]
 
     def __init__(
-        self, path: str, channels: int = 3, size: int = 64, num_classes: int = 0, resize: int | None = None,
-        stretch: bool = False, flip: bool = True, validation: float = 0.05, test: float = 0.0, memory: float = 2.0e9,
-        workers: int = 2, suffixes: Sequence[str] | None = None,
-        class_order: str = "numbers", split_by: str = "contents", quantization_levels: int = 256,
-    ):  # fmt: skip
-        check_dataset_facts("image_folder", {"quantization_levels": quantization_levels}, {"quantization_levels": 256})
+        self,
+        path: str,
+        channels: int = 3,
+        size: int = 64,
+        num_classes: int = 0,
+        resize: int | None = None,
+        stretch: bool = False,
+        flip: bool = True,
+        validation: float = 0.05,
+        test: float = 0.0,
+        memory: float = 2.0e9,
+        workers: int = 2,
+        suffixes: Sequence[str] | None = None,
+        class_order: str = "numbers",
+        split_by: str = "contents",
+        quantization_levels: int = 256,
+    ):
+        check_dataset_facts("image_folder", quantization_levels=(quantization_levels, 256))
         side = size if resize is None else resize
         check_arguments(channels, size, num_classes, side, validation, test, memory, workers)
         check_choices(suffixes, class_order, split_by)
         self.folder, self.unreadable = Path(path).expanduser(), []
-        folder = self.folder
-        self.listing = list_files(folder, suffixes and [suffix.lower() for suffix in suffixes])
+        self.listing = list_files(self.folder, suffixes and [suffix.lower() for suffix in suffixes])
         self.hashes = self.hash_files(self.listing.files)
-        keys = {
-            file: path_hash(file) if split_by == "path" else self.hashes[file] or path_hash(file)
-            for file in self.hashes
-        }
+        keys = {file: key if key and split_by == "contents" else path_hash(file) for file, key in self.hashes.items()}
         files = sorted(keys, key=lambda file: (unit_hash(keys[file]), file))
         class_names = find_classes(self.folder, files, num_classes, class_order)
-
-        headers = self.read_files(files, lambda file: read_header(folder / file))
+        headers, whites, x = self.load(files, channels, side, stretch, memory)
         files = list(headers)
-        x: Tensor | None = None
-        whites = find_whites(
-            [headers[file].mode for file in files], lambda number: read_max_grey(folder / files[number])
-        )
-        storage = channels, side, stretch, whites
-        if len(files) * channels * side**2 <= memory:
-            files, x = self.decode(files, *storage)
         self.check_enough(files, class_names)
         classes = [class_folder(file) if class_names else "" for file in files]
         split = assign_splits([keys[file] for file in files], classes, validation, test, always=split_by == "path")
+        labels = {name: label for label, name in enumerate(class_names)}
+        y = torch.tensor([labels.get(name, -1) for name in classes])
 
-        index = {name: number for number, name in enumerate(class_names)}
-        y, place = torch.tensor([index.get(name, -1) for name in classes]), torch.tensor(split)
-
-        def build(part: int) -> Split | ImageStream:
-            rows = (place == part).nonzero()[:, 0]
+        def select(part: int) -> Split | ImageStream:
+            rows = (torch.tensor(split) == part).nonzero()[:, 0]
             if x is not None:
                 return Split(x[rows], y[rows])
-            return ImageStream([str(folder / files[row]) for row in rows.tolist()], y[rows], *storage)
+            paths = [str(self.folder / files[row]) for row in rows.tolist()]
+            return ImageStream(paths, y[rows], channels, side, stretch, whites)
 
-        splits = build(TRAIN), build(VALIDATION), build(TEST)
+        splits = select(TRAIN), select(VALIDATION), select(TEST)
         super().__init__(*splits, class_names=class_names, size=size, flip=flip, workers=workers)
-        self.notes = describe_files([headers[file] for file in files], channels, side, x, workers, whites)
+        self.notes = describe_files(list(headers.values()), channels, side, x, workers, whites)
         groups = group_copies({file: self.hashes[file] for file in files}, self.folder)
         self.notes += describe_copies(groups, dict(zip(files, split)), bool(class_names))
 
+    def load(
+        self, files: Sequence[str], channels: int, side: int, stretch: bool, memory: float
+    ) -> tuple[dict[str, Header], WhiteLevels, Tensor | None]:
+        """(Headers of the readable files, white levels, the decoded images if they fit into `memory` bytes)."""
+        headers = self.read_files(files, lambda file: read_header(self.folder / file))
+        files = list(headers)
+        modes = [header.mode for header in headers.values()]
+        whites = find_whites(modes, lambda index: read_max_grey(self.folder / files[index]))
+        if len(files) * channels * side**2 > memory:
+            return headers, whites, None
+        files, x = self.decode(files, channels, side, stretch, whites)
+        return {file: headers[file] for file in files}, whites, x
+
     def hash_files(self, files: Sequence[str]) -> dict[str, str]:
-        """The `content_hash` of each file; "" where it cannot be read."""
+        """The `content_hash` of each file; "" for an unreadable one."""
 
         def attempt(file: str) -> str:
             try:
@@ -157,7 +171,7 @@ class ImageFolder(Dataset):
             return dict(zip(files, pool.imap(attempt, files, chunksize=16)))
 
     def read_files(self, files: Sequence[str], read: Callable[[str], Result]) -> dict[str, Result]:
-        """What `read` finds in each file that it can read, in their order; the others are noted."""
+        """read(file) of each readable file, in order; the others are recorded in `unreadable`."""
 
         def attempt(file: str) -> Result | Unreadable:
             try:
@@ -174,7 +188,7 @@ class ImageFolder(Dataset):
 
     def decode(
         self, files: list[str], channels: int, side: int, stretch: bool, whites: WhiteLevels
-    ) -> tuple[list[str], Tensor]:  # fmt: skip
+    ) -> tuple[list[str], Tensor]:
         """The files that can be decoded, and their bytes [N, channels, side, side]."""
         x = torch.empty(len(files), channels, side, side, dtype=torch.uint8)
         row = {file: number for number, file in enumerate(files)}
@@ -186,9 +200,10 @@ class ImageFolder(Dataset):
         return kept, x if len(kept) == len(files) else x[[row[file] for file in kept]]
 
     def check_enough(self, files: list[str], class_names: tuple[str, ...]) -> None:
-        """Raises ValueError where too few files are left, in all or of a class."""
-        total, lost = len(files) + len(self.unreadable), ""
+        """Raises ValueError if most files are unreadable, or all of a class."""
+        lost = ""
         if self.unreadable:
+            total = len(files) + len(self.unreadable)
             lost = f"; {len(self.unreadable)} of {total} files cannot be read: {self.describe_unreadable()}"
         if len(self.unreadable) > len(files):
             raise ValueError(f"dataset.path is {self.folder}, where most files cannot be read{lost}")
@@ -212,44 +227,45 @@ class ImageFolder(Dataset):
         return super().warnings() + self.listing.describe()
 
     def fingerprint(self) -> Fingerprint:
-        """The hash of the files' paths inside the folder and contents."""
+        """The hash of the relative paths and contents of the files."""
         return fingerprint_files(self.hashes)
 
 
 def check_arguments(
     channels: int, size: int, num_classes: int, side: int, validation: float, test: float, memory: float, workers: int
 ) -> None:
-    """Raises ValueError for the first argument that is out of its range."""
+    """Raises ValueError for the first argument out of range."""
     if channels not in (1, 3):
         raise ValueError(f"dataset.channels is {channels}, but must be 1 (grey) or 3 (RGB)")
-    for name, value, least in (("size", size, 1), ("num_classes", num_classes, 0), ("workers", workers, 0)):
-        if value < least:
-            raise ValueError(f"dataset.{name} is {value}, but must be at least {least}")
+    check_whole("dataset.size", size, 1)
+    check_whole("dataset.num_classes", num_classes, 0)
+    check_whole("dataset.workers", workers, 0)
     if side < size:
-        raise ValueError(f"dataset.resize is {side}, but must be at least dataset.size={size}, or null for that")
+        raise ValueError(
+            f"dataset.resize is {side}, but must be at least dataset.size={size}, or null for dataset.size"
+        )
     if channels * size**2 > MAX_EXAMPLE_SIZE:
-        most = math.isqrt(MAX_EXAMPLE_SIZE // channels)
-        raise ValueError(f"dataset.size is {size}, but must be at most {most}: an example has at most 2^24 numbers")
+        largest = math.isqrt(MAX_EXAMPLE_SIZE // channels)
+        raise ValueError(f"dataset.size is {size}, but must be at most {largest}: an example has at most 2^24 numbers")
     if side > MAX_STORED_SIDE:
         raise ValueError(f"dataset.resize is {side}, but must be at most {MAX_STORED_SIDE}")
     if not (0 <= validation and 0 <= test and validation + test < 1):
         raise ValueError(
-            f"dataset.validation is {validation} and dataset.test {test}, but they are shares and sum to less than 1"
+            f"dataset.validation and dataset.test must be at least 0 and sum to less than 1, got {validation} and {test}"
         )
-    if not memory >= 0:
-        raise ValueError(f"dataset.memory is {memory}, but must be a number of bytes, 0 to keep nothing in memory")
+    check_range("dataset.memory", memory, "[0, inf]")
 
 
 def check_choices(suffixes: Sequence[str] | None, class_order: str, split_by: str) -> None:
-    """Raises ValueError for a choice that there is not."""
-    for name, value, known in (
-        ("class_order", class_order, ("numbers", "names")),
-        ("split_by", split_by, ("contents", "path")),
-    ):
-        if value not in known:
-            raise ValueError(f"dataset.{name} is {value}, but must be {known[0]} or {known[1]}")
+    """Raises ValueError for an unknown choice."""
+    if class_order not in ("numbers", "names"):
+        raise ValueError(f"dataset.class_order is {class_order}, but must be numbers or names")
+    if split_by not in ("contents", "path"):
+        raise ValueError(f"dataset.split_by is {split_by}, but must be contents or path")
     readable = decoding.readable_suffixes()
     for suffix in suffixes or ():
         if suffix.lower() not in readable:
-            near = "; write it with the dot" if f".{suffix.lower()}" in readable else ""
-            raise ValueError(f"dataset.suffixes has {suffix}, which is no image suffix that Pillow reads{near}")
+            advice = "; write it with the dot" if f".{suffix.lower()}" in readable else ""
+            raise ValueError(
+                f"dataset.suffixes has {suffix}, which is not a suffix of images that Pillow reads{advice}"
+            )

@@ -1,15 +1,15 @@
-"""A Gaussian mixture of one's own: training data whose density, scores and classes have closed forms."""
+"""A Gaussian mixture as training data, whose densities and scores have closed forms."""
 
 from collections.abc import Sequence
 
 import torch
 
-from .base import Dataset, check_dataset_facts
+from .base import Dataset, check_dataset_facts, check_draws
 from .tree import Components, draw_splits
 
 __all__ = ["MIXTURE_COVARIANCES", "MIXTURE_LABELS", "MIXTURE_MEANS", "MIXTURE_WEIGHTS", "Mixture"]
 
-# two classes of thin, tilted Gaussians in the plane that cross each other: the anisotropic mixture
+# The anisotropic mixture: two classes of thin, tilted Gaussians in the plane that cross each other.
 MIXTURE_WEIGHTS = (2.0, 1.0, 1.0, 2.0)
 MIXTURE_MEANS = ((-0.5, 0.3), (0.7, 0.6), (0.5, -0.4), (-0.6, -0.6))
 MIXTURE_COVARIANCES = (
@@ -22,19 +22,19 @@ MIXTURE_LABELS = (0, 0, 1, 1)
 
 
 class Mixture(Dataset):
-    """Exact samples of sum_k pi_k N(mu_k, S_k), labelled; with the numbers of an oracle, of that oracle.
+    """Exact labelled samples of sum_k pi_k N(mu_k, S_k), the distribution of the oracle with the same arguments.
 
     Arguments:
-        channels, size, num_classes: the facts D (length of a vector), None (no image) and the number of classes, checked.
-        weights: pi_k, [K] numbers above 0, any sum.
+        channels, size, num_classes: D (length of a vector), None (no image) and the number of classes; checked.
+        weights: pi_k, [K] positive numbers, normalised here.
         means: mu_k, K lists of D numbers.
         covariances: S_k, K symmetric positive definite matrices of D lists of D numbers.
-        labels: class of each component, K whole numbers from 0 on, every class at least once.
+        labels: class of each component, K integers from 0, every class at least once.
         train, validation, test: number of points in each split, 1 to 10^7.
-        seed: of the draws, at least 0.
+        seed: seed of the points, at least 0.
 
     Raises:
-        ValueError: other facts, numbers that are no mixture, or a number out of range.
+        ValueError: channels, size or num_classes of another mixture, or a number out of range.
     """
 
     synthetic = True
@@ -53,28 +53,32 @@ class Mixture(Dataset):
         test: int = 2000,
         seed: int = 0,
     ):
-        if min(train, validation, test) < 1 or max(train, validation, test) > 10**7 or seed < 0:
-            raise ValueError(
-                f"mixture needs 1 to 10^7 points per split and seed >= 0, got {train}, {validation}, {test}, seed {seed}"
-            )
+        check_draws("mixture", (train, validation, test), seed)
         law = read_components(weights, means, covariances, labels)
         if law is None:
             raise ValueError(
                 "dataset.weights, means, covariances and labels must be K positive numbers, K vectors, K symmetric positive "
-                "definite matrices and K classes from 0 on without a gap"
+                "definite matrices and K classes from 0 without a gap"
             )
-        found = {"channels": law.means.shape[1], "size": None, "num_classes": int(law.labels.max()) + 1}
-        check_dataset_facts("this mixture", {"channels": channels, "size": size, "num_classes": num_classes}, found)
-        self.law, rng = law, torch.Generator().manual_seed(seed)
+        check_dataset_facts(
+            "this mixture",
+            channels=(channels, law.means.shape[1]),
+            size=(size, None),
+            num_classes=(num_classes, int(law.labels.max()) + 1),
+        )
+        self.law = law
+        rng = torch.Generator().manual_seed(seed)
         names = tuple(map(str, range(num_classes)))
         super().__init__(*draw_splits(law, train, validation, test, rng), class_names=names)
 
 
 def read_components(
-    weights: Sequence[float], means: Sequence[Sequence[float]], covariances: Sequence[Sequence[Sequence[float]]],
+    weights: Sequence[float],
+    means: Sequence[Sequence[float]],
+    covariances: Sequence[Sequence[Sequence[float]]],
     labels: Sequence[int],
-) -> Components | None:  # fmt: skip
-    """The numbers as tensors; None where they do not describe a mixture."""
+) -> Components | None:
+    """The mixture as tensors; None for numbers that do not describe one."""
     try:
         weight, mean, covariance = (torch.tensor(part, dtype=torch.float64) for part in (weights, means, covariances))
         count, length = mean.shape

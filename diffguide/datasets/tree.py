@@ -1,4 +1,4 @@
-"""The tree of the autoguidance paper: thin branches in the plane that no small network learns to their tips."""
+"""The tree of the autoguidance paper: two classes in the plane with branches too thin for a small network to learn."""
 
 import math
 from typing import NamedTuple
@@ -7,16 +7,16 @@ import numpy
 import torch
 from torch import Tensor
 
-from .base import Dataset, Split, check_dataset_facts
+from .base import Dataset, Split, check_dataset_facts, check_draws
 
 __all__ = ["Components", "Tree", "draw_splits", "grow_trees"]
 
 ORIGIN = numpy.array([0.0030, 0.0325])
-STRETCH = numpy.array([1.3136, 1.3844])  # of the coordinates, which makes the whole about as wide as high
+STRETCH = numpy.array([1.3136, 1.3844])  # of the coordinates, so that the trees are about as wide as high
 
 
 class Components(NamedTuple):
-    """Gaussians: weights [K], any positive sum; means [K, D]; covariances [K, D, D]; labels [K]. All but labels float64."""
+    """Gaussians: weights [K] (not normalised), means [K, D], covariances [K, D, D], all float64; labels [K]."""
 
     weights: Tensor
     means: Tensor
@@ -28,8 +28,8 @@ def grow_trees(depth: int, seed: int) -> Components:
     """The two trees, class A before class B, depth first; every branch is eight Gaussians along a line.
 
     Arguments:
-        depth: generations of branches; `depth` = g makes 2 (2^g - 1) branches.
-        seed: of lengths and angles, 0 to 2^32 - 1.
+        depth: generations of branches g, 2 (2^g - 1) branches.
+        seed: seed of lengths and angles, 0 to 2^32 - 1.
     """
     rng = numpy.random.RandomState(seed)
     trees = [grow_branch(rng, depth, 0, ORIGIN, math.radians(angle)) for angle in (45, 225)]
@@ -41,14 +41,15 @@ def grow_trees(depth: int, seed: int) -> Components:
 def grow_branch(
     rng: numpy.random.RandomState, depth: int, generation: int, root: numpy.ndarray, angle: float
 ) -> list[tuple[float, numpy.ndarray, numpy.ndarray]]:
-    """(weight, mean, covariance) of the components of a branch, then of those that leave it."""
+    """(weight, mean, covariance) of the components of a branch, then of the branches that start at its end."""
     length = 0.292 * 0.8**generation * (1 + 0.2 * rng.randn())
     along = numpy.array([math.cos(angle), math.sin(angle)])
     line = numpy.outer(along, along)
-    thickness, size = 0.2 * 0.8**generation / length, 0.06 * length * STRETCH
+    thickness = 0.2 * 0.8**generation / length
+    size = 0.06 * length * STRETCH
     covariance = (line + thickness**2 * (numpy.eye(2) - line)) * numpy.outer(size, size)
-    places = numpy.linspace(0.07, 0.93, 8)
-    found = [(length * 0.5**generation, STRETCH * (root + place * length * along), covariance) for place in places]
+    positions = numpy.linspace(0.07, 0.93, 8)
+    found = [(length * 0.5**generation, STRETCH * (root + p * length * along), covariance) for p in positions]
     if generation + 1 < depth:
         for side in (1, -1):
             turn = side * 0.7**generation * (1 + 0.2 * rng.randn())
@@ -60,29 +61,28 @@ class Tree(Dataset):
     """Exact samples of two classes A and B, each a fractal tree of 127 branches of eight Gaussians.
 
     Karras, Aittala, Kynkaanniemi, Lehtinen, Aila, Laine, "Guiding a Diffusion Model with a Bad Version of Itself", 2024,
-    arXiv 2406.02507, figure 1 and appendix C; its law is `oracle=autoguidance_tree`. The draws are a function of `seed`.
+    arXiv 2406.02507, figure 1 and appendix C. `oracle=autoguidance_tree` is the distribution.
 
     Arguments:
-        channels, size, num_classes: the facts 2 (length of a vector), None (no image) and 2, checked.
+        channels, size, num_classes: 2 (length of a vector), None (no image) and 2; checked.
         train, validation, test: number of points in each split, 1 to 10^7.
-        seed: of the draws, at least 0.
-
-    Raises:
-        ValueError: other facts, or a number out of range.
+        seed: seed of the points, at least 0.
     """
 
     synthetic = True
 
     def __init__(
-        self, channels: int = 2, size: int | None = None, num_classes: int = 2, train: int = 200000, validation: int = 2000,
-        test: int = 2000, seed: int = 0,
-    ):  # fmt: skip
-        found = {"channels": 2, "size": None, "num_classes": 2}
-        check_dataset_facts("tree", {"channels": channels, "size": size, "num_classes": num_classes}, found)
-        if min(train, validation, test) < 1 or max(train, validation, test) > 10**7 or seed < 0:
-            raise ValueError(
-                f"tree needs 1 to 10^7 points per split and seed >= 0, got {train}, {validation}, {test}, seed {seed}"
-            )
+        self,
+        channels: int = 2,
+        size: int | None = None,
+        num_classes: int = 2,
+        train: int = 200000,
+        validation: int = 2000,
+        test: int = 2000,
+        seed: int = 0,
+    ):
+        check_dataset_facts("tree", channels=(channels, 2), size=(size, None), num_classes=(num_classes, 2))
+        check_draws("tree", (train, validation, test), seed)
         law, rng = grow_trees(depth=7, seed=2), torch.Generator().manual_seed(seed)
         super().__init__(*draw_splits(law, train, validation, test, rng), class_names=("A", "B"))
 
@@ -90,7 +90,7 @@ class Tree(Dataset):
 def draw_splits(
     law: Components, train: int, validation: int, test: int, rng: torch.Generator
 ) -> tuple[Split, Split, Split]:
-    """The three splits of a mixture, drawn one after the other."""
+    """(Training, validation, test) points of a mixture, drawn in this order."""
     return draw_examples(law, train, rng), draw_examples(law, validation, rng), draw_examples(law, test, rng)
 
 

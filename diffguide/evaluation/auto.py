@@ -14,9 +14,9 @@ class Auto(Metric):
     """Chooses the metric by the model.
 
     Arguments:
-        classifier: for a model that classifies and does not denoise.
-        density: for a model of the data without noise.
-        denoiser: for every other model.
+        classifier: for a classifier that is not a denoiser.
+        density: for a model of the clean data only (objective=nce).
+        denoiser: for all other models.
     """
 
     name = "auto"

@@ -1,4 +1,4 @@
-"""The progress of a measurement, which is where a signal stops it."""
+"""The progress bar of a measurement. A signal stops the measurement when progress is reported."""
 
 import time
 from threading import Lock
@@ -9,14 +9,13 @@ from .metric import EvalContext
 
 __all__ = ["Bar"]
 
-SILENT_SECONDS = 5.0  # of a measurement that reports nothing, before a line says that it runs
+SILENT_SECONDS = 5.0  # without a report, after which a line says that the measurement runs
 
 
 class Bar:
-    """Progress bar, or lines where stderr is no terminal; it restarts when the unit changes.
+    """Progress bar, or lines if stderr is not a terminal; it restarts when the unit or the total changes.
 
-    A heartbeat keeps the clock running while the measurement does not report. Until it first does, the examples of the
-    context are what is counted.
+    A heartbeat keeps the clock running between reports. Before the first report the bar counts the examples of the context.
 
     Raises:
         Stopped: from a call, if a signal has arrived.
@@ -34,26 +33,27 @@ class Bar:
             progress = self.start_stage(total, unit)
             progress.advance(done - progress.count)
             evaluations = self.context.evaluations
-            if total > 1 or progress.bar is not None:  # one thing was named when it began
+            if total > 1 or progress.bar is not None:  # a stage of one unit was printed at its start
                 progress.show(**({} if evaluations is None else {"evaluations": evaluations}))
             self.since = time.monotonic()
         if self.interrupts.number:
             raise Stopped(self.interrupts.number, f"{done} of {total} {unit}")
 
     def start_stage(self, total: int, unit: str) -> Progress:
-        """The progress of a stage: the one that runs, or a new one."""
+        """Returns the progress of the current stage, or starts a new one."""
         if self.progress is not None and self.counts == (total, unit):
             return self.progress
         if self.progress is not None:
             self.progress.close()
-        self.counts, self.progress = (total, unit), Progress(self.title, total, unit)
-        self.progress.started = self.since  # the first batch was done since then
+        self.counts = (total, unit)
+        self.progress = Progress(self.title, total, unit)
+        self.progress.started = self.since  # includes the time of the first batch
         if self.progress.bar is None:
             self.progress.write_line(f"{self.title}: {unit}" if total == 1 else f"{self.title}: {total} {unit}")
         return self.progress
 
     def beat(self) -> None:
-        """Shows that the measurement still runs."""
+        """Shows that the measurement is still running."""
         with self.lock:
             if self.progress is not None:
                 self.progress.show_alive()

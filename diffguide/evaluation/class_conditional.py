@@ -1,4 +1,4 @@
-"""Base of the metrics that can give a model the labels of the examples, or withhold them."""
+"""Base of the metrics that evaluate a model with or without the labels of the examples."""
 
 from .metric import EvalContext, Metric
 
@@ -11,7 +11,7 @@ class ClassConditionalMetric(Metric):
         conditional: whether a model with classes gets the labels of the examples.
 
     Raises:
-        ValueError: from check: labels are withheld from a model that never dropped them in training, or some are missing.
+        ValueError: from check: conditional=False, and the model never dropped labels in training.
     """
 
     def __init__(self, conditional: bool = True):

@@ -3,10 +3,10 @@
 import sys
 import time
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -14,23 +14,15 @@ from ..figures import tables
 from ..files.run_folders import WriteError, create_version_dir, lock_run_dir, remove_leftovers, strict_json
 from ..files.shards import START_FILE
 from ..models.protocols import SamplingError
+from ..runtime.engine import Fabric
 from ..runtime.errors import InputError
 from ..runtime.signals import Interrupts, Stopped
-from ..runtime.versions import versions
+from ..runtime.versions import collect_versions
 from .bar import Bar
 from .metric import EvalContext, Metric, MetricResult
 from .parts import MetricError, Parts
 
-__all__ = ["Device", "EvaluationJob", "remove_parts"]
-
-
-class Device(Protocol):
-    """What a measurement needs of Fabric."""
-
-    @property
-    def device(self) -> torch.device: ...
-
-    def autocast(self) -> AbstractContextManager[None]: ...
+__all__ = ["EvaluationJob", "remove_parts"]
 
 
 @dataclass
@@ -40,8 +32,8 @@ class EvaluationJob:
     Arguments:
         context: the model on its data.
         metric: what to measure, checked against the context.
-        identity: what identifies both in metrics.json.
-        engine: launched Fabric, of one process.
+        identity: entries of metrics.json that identify model, data and metric.
+        engine: launched Fabric with one process.
         parent: folder of the run's versions.
         config_yaml: text of config.yaml.
         precision: in which the model is evaluated.
@@ -51,18 +43,18 @@ class EvaluationJob:
     context: EvalContext
     metric: Metric
     identity: Mapping[str, Any]
-    engine: Device
+    engine: Fabric
     parent: Path
     config_yaml: str
     precision: str
     folder: Path | None = None
 
     def run(self) -> Path:
-        """Measures, and writes the run folder, which it returns.
+        """Measures, writes the run folder, and returns it.
 
         Raises:
-            InputError: a measurement that cannot end, or a folder that cannot be written.
-            Stopped: a signal came; everything is kept that the metric keeps.
+            InputError: the measurement failed, or the folder cannot be written.
+            Stopped: a signal arrived; finished parts are saved.
         """
         with ExitStack() as held:
             folder = self.claim_folder(held)
@@ -74,21 +66,20 @@ class EvaluationJob:
             try:
                 started = time.monotonic()
                 with self.engine.autocast():
-                    measured = self.metric.measure(self.context)
+                    result = self.metric.measure(self.context)
                 bar.close()
-                self.write(folder, measured, time.monotonic() - started + parts.seconds)
+                self.write(folder, result, time.monotonic() - started + parts.seconds)
             except Stopped as stopped:
                 stopped.folder = folder
                 raise
             except (WriteError, MetricError, SamplingError) as error:
                 raise InputError(f"metric={self.metric.name}: {error}") from error
             except torch.OutOfMemoryError as error:
-                lower = f"lower batch_size, now {self.context.batch_size}"
-                raise InputError(f"the device's memory is full: {lower}") from error
+                raise InputError(f"out of memory: use a batch_size below {self.context.batch_size}") from error
         return folder
 
     def claim_folder(self, held: ExitStack) -> Path:
-        """The run folder, locked until `held` closes."""
+        """Creates or opens the run folder, and locks it until `held` closes."""
         try:
             folder = self.folder or create_version_dir(self.parent, self.fill)
             held.enter_context(lock_run_dir(folder))
@@ -98,16 +89,16 @@ class EvaluationJob:
             raise InputError(f"{'resume' if self.folder else 'output_root'}: {error}") from error
 
     def fill(self, folder: Path) -> None:
-        """Writes what a new run folder begins with."""
+        """Writes the first files of a new run folder."""
         (folder / "config.yaml").write_text(self.config_yaml, encoding="utf-8")
         (folder / START_FILE).write_text(strict_json(self.identity) + "\n", encoding="utf-8")
 
-    def write(self, folder: Path, measured: MetricResult, seconds: float) -> None:
-        """Writes metrics.json and what belongs to it, and shows the table and the notes on stderr."""
+    def write(self, folder: Path, result: MetricResult, seconds: float) -> None:
+        """Writes metrics.json and the files beside it, and prints the table and the notes on stderr."""
         context = self.context
         record = {
             "metric": self.metric.name,
-            "figures": {name: part._asdict() for name, part in measured.figures.items()},
+            "figures": {name: part._asdict() for name, part in result.figures.items()},
             "n": context.n,
             "seed": context.seed,
             "evaluations": context.evaluations,
@@ -116,20 +107,20 @@ class EvaluationJob:
             "precision": self.precision,
             "device": str(self.engine.device),
             "batch_size": context.batch_size,
-            "versions": versions(),
-            "curve": list(measured.curve),
-            "details": dict(measured.details),
-            "plots": [tables.plot_to_json(plot) for plot in measured.plots],
-            "notes": list(measured.notes),
+            "versions": collect_versions(),
+            "curve": list(result.curve),
+            "details": dict(result.details),
+            "plots": [tables.plot_to_json(plot) for plot in result.plots],
+            "notes": list(result.notes),
         }
-        assert not measured.facts.keys() & record.keys(), "a fact of a metric hides what every run says"
-        print(tables.write_run(folder, record | measured.facts, measured.arrays), end="", file=sys.stderr)
-        for note in measured.notes:
+        assert not result.facts.keys() & record.keys(), "a fact of the metric has the name of an entry of every run"
+        print(tables.write_run(folder, record | result.facts, result.arrays), end="", file=sys.stderr)
+        for note in result.notes:
             print(note, file=sys.stderr)
         remove_parts(folder)
 
 
 def remove_parts(folder: Path) -> None:
-    """Removes what a finished run no longer needs: its parts, and last the mark of its beginning."""
+    """Removes the parts of a finished run, and then its start file."""
     Parts(folder / "parts").remove()
     (folder / START_FILE).unlink(missing_ok=True)

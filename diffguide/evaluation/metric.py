@@ -1,9 +1,7 @@
 """Metrics of a trained model on a split of its data: figures with standard errors.
 
-    metric.check(context)             # ValueError if the model or the data do not support the metric
-    result = metric.measure(context)  # figures, facts, a curve, plots of it
-
-A metric knows nothing of commands, files and devices: the context does.
+metric.check(context)             # ValueError if the model or the data do not support the metric
+result = metric.measure(context)  # figures, facts, a curve, plots of it
 """
 
 import math
@@ -22,6 +20,7 @@ from ..models.evaluation_counters import as_protocol, count_evaluations
 from ..models.level_classifier import LevelClassifier
 from ..models.protocols import Classifier, Denoiser, Energy, LogDensity, Tally
 from ..randomness import Noise, fold
+from ..runtime.ranges import check_whole
 from ..schedules import Schedule
 from .parts import MetricError, Parts
 
@@ -43,10 +42,10 @@ class Figure(NamedTuple):
 
     Arguments:
         value: the estimate.
-        standard_error: of the estimate, in its unit; None = not known.
-        n: examples or samples that it rests on.
+        standard_error: of the estimate, in its unit; None = unknown.
+        n: number of examples or samples of the estimate.
         unit: nats, bits/dim, share, ...
-        meaningful: False = it says nothing, for a reason in the notes of `MetricResult`.
+        meaningful: False = the value must not be interpreted; the notes of `MetricResult` give the reason.
     """
 
     value: float
@@ -60,13 +59,13 @@ class MetricResult(NamedTuple):
     """The result of a metric: plain numbers, texts, lists and mappings.
 
     Arguments:
-        figures: by name, for a row of a table; the name states what a figure depends on (fd_local, nll_elbo).
-        facts: whatever else is needed to repeat and read them: seeds, features, reference split, decoder, ...
+        figures: by name, a row of a table; the name includes what the figure depends on (fd_local, nll_elbo).
+        facts: settings that are needed to repeat and interpret the figures: seeds, features, reference split, ...
         curve: rows of a table, {column: value}, None = unknown: per noise level, per budget, ...
         plots: of the curve.
         details: further numbers for metrics.json only, such as a confusion matrix.
-        arrays: results of single examples, written as <name>.npz: {name: {array: values}}, no objects.
-        notes: sentences that a reader of the figures needs; also printed on stderr.
+        arrays: results of single examples, written as <name>.npz: {name: {array: values}}, no object arrays.
+        notes: remarks about the figures; also printed on stderr.
     """
 
     figures: dict[str, Figure]
@@ -86,12 +85,12 @@ class EvalContext:
         data: its data set.
         split: train, validation or test.
         n: number of examples, drawn without replacement; None = the whole split.
-        seed: of that draw, and of whatever a metric draws.
-        batch_size: examples per batch; changes no figure.
-        device: where the model is.
-        parts: keeps finished parts of the work on disk, None = nothing is kept.
-        progress: progress(done, total, unit). A signal stops the work in this call, so a metric calls it after a part is
-            kept, and within a part that takes long.
+        seed: of that draw, and of all random numbers of a metric.
+        batch_size: examples per batch; does not change the figures.
+        device: of the model.
+        parts: saves finished parts of the work, None = they are not saved.
+        progress: progress(done, total, unit). It raises `Stopped` after a signal, so a metric calls it after a part is
+            saved, and several times within a long part.
         checkpoint: file of the model, None = none.
         config: of the run that trained the model, with the `dataset` node of these data; {} = unknown.
 
@@ -104,21 +103,28 @@ class EvalContext:
     """
 
     def __init__(
-        self, model: Any, data: Dataset, split: str = "validation", n: int | None = None, seed: int = 0,
-        batch_size: int = 256, device: torch.device | str = "cpu", parts: Parts | None = None,
-        progress: Callable[[int, int, str], None] | None = None, checkpoint: Path | None = None,
+        self,
+        model: Any,
+        data: Dataset,
+        split: str = "validation",
+        n: int | None = None,
+        seed: int = 0,
+        batch_size: int = 256,
+        device: torch.device | str = "cpu",
+        parts: Parts | None = None,
+        progress: Callable[[int, int, str], None] | None = None,
+        checkpoint: Path | None = None,
         config: Mapping[str, Any] | None = None,
-    ):  # fmt: skip
+    ):
         if split not in SPLITS:
             raise ValueError(f"split must be train, validation or test, got {split!r}")
         available = len(getattr(data, split).y)
         if not available:
-            held = [f"split={name}" for name in SPLITS if len(getattr(data, name).y)]
-            raise ValueError(f"the {split} split of these data is empty (dataset.{split}=0): take {' or '.join(held)}")
+            others = [f"split={name}" for name in SPLITS if len(getattr(data, name).y)]
+            raise ValueError(f"the {split} split of these data is empty (dataset.{split}=0): use {' or '.join(others)}")
         if n is not None and not 1 <= n <= available:
             raise ValueError(f"n must be 1 to {available}, the examples of the {split} split, or null for all, got {n}")
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        self.batch_size = check_whole("batch_size", batch_size, 1)
         classes = getattr(model, "num_classes", 0)
         if classes and data.class_names and classes != len(data.class_names):
             raise ValueError(f"the model has {classes} classes, and the data have {len(data.class_names)}")
@@ -127,7 +133,7 @@ class EvalContext:
         if isinstance(model, Denoiser | Energy):
             model, self.tally = count_evaluations(model)
         self.model, self.data, self.split, self.seed = model, data, split, seed
-        self.batch_size, self.device = batch_size, torch.device(device)
+        self.device = torch.device(device)
         self.begin(parts or Parts(None), progress or (lambda done, total, unit: None))
         self.checkpoint, self.config = checkpoint, dict(config or {})
         order = torch.randperm(available, generator=torch.Generator().manual_seed(fold(seed, SUBSET_PURPOSE)))
@@ -135,7 +141,7 @@ class EvalContext:
         self.class_names, self.shape = data.class_names, data.shape
 
     def begin(self, parts: Parts, progress: Callable[[int, int, str], None]) -> None:
-        """Sets where a measurement keeps its parts and reports its progress."""
+        """Sets where a measurement saves its parts and reports its progress."""
         self.parts, self.progress, parts.tally = parts, progress, self.tally
 
     @property
@@ -144,7 +150,7 @@ class EvalContext:
 
     @property
     def firsts(self) -> range:
-        """The position in `rows` where each batch begins."""
+        """The position in `rows` of the first example of each batch."""
         return range(0, self.n, self.batch_size)
 
     @property
@@ -153,33 +159,37 @@ class EvalContext:
         return getattr(self.data, self.split).y[self.rows]
 
     def batch(self, first: int) -> tuple[Tensor, Tensor]:
-        """Examples as a network sees them, float32 in [-1, 1] [b, ...], and classes [b], on the device."""
+        """Preprocessed examples [b, ...], float32 in [-1, 1], and their classes [b], on the device."""
         x, y = fetch_examples(getattr(self.data, self.split), self.rows[first : first + self.batch_size])
         return self.data.preprocess(x).to(self.device), y.to(self.device)
 
-    def compute(self, batch: Callable[[int], dict[str, numpy.ndarray]]) -> dict[str, list[numpy.ndarray]]:
-        """The arrays of every batch, by name: batch(first) -> arrays. Each is kept when it is done, and not computed again."""
-        found: dict[str, list[numpy.ndarray]] = {}
+    def compute_batches(self, batch: Callable[[int], dict[str, numpy.ndarray]]) -> dict[str, list[numpy.ndarray]]:
+        """Computes the arrays of every batch, batch(first) -> {name: array}; each batch is saved as a part.
+
+        Returns:
+            {name: arrays of all batches}.
+        """
+        arrays: dict[str, list[numpy.ndarray]] = {}
         for first in self.firsts:
-            for name, array in self.parts.part(f"{first:010d}", lambda: batch(first)).items():
-                found.setdefault(name, []).append(array)
+            for name, array in self.parts.load_or_compute(f"{first:010d}", lambda: batch(first)).items():
+                arrays.setdefault(name, []).append(array)
             self.progress(min(first + self.batch_size, self.n), self.n, "examples")
-        return found
+        return arrays
 
     def noise(self, first: int, dtype: torch.dtype = torch.float32) -> Noise:
-        """The noise of a batch: that of an example is a function of the seed and its row in the split alone."""
+        """The noise of a batch. The noise of an example depends only on the seed and on its row in the split."""
         rows = self.rows[first : first + self.batch_size].tolist()
         seeds = [fold(self.seed, EXAMPLE_PURPOSE, row) for row in rows]
         return Noise(seeds, self.shape, getattr(self.model, "schedule", None), self.device, dtype)
 
     def as_protocol(self, protocol: type[T]) -> T | None:
-        """The model, if it has a protocol (Denoiser, LogDensity, Classifier), else None."""
+        """The model if it implements a protocol (Denoiser, LogDensity, Classifier), else None."""
         if isinstance(self.model, Denoiser | Energy):
             return as_protocol(self.model, protocol)
         return self.model if isinstance(self.model, protocol) else None
 
     def require(self, protocol: type[T]) -> T:
-        """The model, which must have a protocol; `Metric.check` is where a lack of it is reported."""
+        """The model, which implements the protocol: `Metric.check` has checked it."""
         model = self.as_protocol(protocol)
         assert model is not None, f"a {self.model_name} is no {protocol.__name__}"
         return model
@@ -191,14 +201,14 @@ class EvalContext:
 
     @property
     def schedule(self) -> Schedule:
-        """The noise schedule of a model that has one."""
+        """The noise schedule; only for models with one."""
         schedule = self.model.schedule
         assert isinstance(schedule, Schedule)
         return schedule
 
     @property
     def levels(self) -> Tensor | None:
-        """The only legal times of a model with discrete noise levels, None = any time."""
+        """The times of a model with discrete noise levels, None = continuous time."""
         return getattr(self.model, "levels", None)
 
     @property
@@ -207,7 +217,7 @@ class EvalContext:
 
     @property
     def has_null(self) -> bool:
-        """Whether the model was trained without labels too."""
+        """Whether the model was also trained without labels."""
         return getattr(self.model, "has_null", False)
 
     @property
@@ -217,10 +227,8 @@ class EvalContext:
 
     @property
     def evaluations(self) -> int | None:
-        """Evaluations so far, one per row, those of kept parts included: of a denoiser, or by the sampler of an energy.
-
-        None for other models, and for an energy that no sampler has evaluated.
-        """
+        """Number of evaluations so far, one per row, including those of saved parts: of a denoiser, or by the sampler of an
+        energy. None for other models, and for an energy before it is sampled."""
         if self.tally is None:
             return None
         count = self.tally.evaluations + self.parts.restored
@@ -231,8 +239,8 @@ class Metric:
     """Base of every metric.
 
     Attributes:
-        name: its option, metric=<name>.
-        needs: protocols that the model must have.
+        name: of the option, metric=<name>.
+        needs: protocols that the model must implement.
         conditional: whether the model must have classes.
         labels: whether each example must have a class.
     """
@@ -243,14 +251,14 @@ class Metric:
     labels: ClassVar[bool] = False
 
     def resolve(self, context: EvalContext) -> "Metric":
-        """The metric to measure with this model: itself, unless it chooses among others."""
+        """The metric that is measured: itself, or the one that `Auto` chooses for this model."""
         return self
 
     def check(self, context: EvalContext) -> None:
         """Checks that model and data support the metric; subclasses call super().check(context) first.
 
         Raises:
-            ValueError: they do not; says why and what would be right.
+            ValueError: they do not.
         """
         for protocol in self.needs:
             wanted = PROTOCOLS[protocol] + (" with classes" if self.conditional else "")
@@ -258,28 +266,26 @@ class Metric:
                 raise ValueError(f"metric={self.name} needs {wanted}; this checkpoint holds a {context.model_name}")
             if protocol is Denoiser and context.levels is not None and len(context.levels) < 2:
                 raise ValueError(
-                    f"metric={self.name} needs noise levels, and this {context.model_name} only has that of the data "
-                    "(objective=nce): use metric=log_density, or metric=classification if it has classes"
+                    f"metric={self.name} needs several noise levels; this {context.model_name} has one (objective=nce): use "
+                    "metric=log_density, or metric=classification if it has classes"
                 )
         if self.conditional and not context.num_classes:
             raise ValueError(f"metric={self.name} needs a model with classes; this {context.model_name} has none")
         if self.labels and not (context.class_names and bool((context.labels >= 0).all())):
-            raise ValueError(
-                f"metric={self.name} needs labels, and the {context.split} split has examples without a label"
-            )
+            raise ValueError(f"metric={self.name} needs labels; the {context.split} split has examples without a label")
 
     def measure(self, context: EvalContext) -> MetricResult:
         """Measures the model.
 
         Raises:
-            MetricError: a measurement that cannot be finished.
-            Stopped: from context.progress, at a signal; `resume` does not repeat what context.parts keeps.
+            MetricError: the measurement failed.
+            Stopped: from context.progress, after a signal; finished parts are saved in context.parts.
         """
         raise NotImplementedError
 
 
 def mean(values: Tensor, unit: str) -> Figure:
-    """The mean of independent values [N], with the standard error std / sqrt(N)."""
+    """The mean of independent values [N], with its standard error std / sqrt(N)."""
     values = values.double()
     error = float(values.std()) / math.sqrt(len(values)) if len(values) > 1 else None
     return Figure(float(values.mean()), error, len(values), unit)

@@ -1,4 +1,4 @@
-"""Finished parts of a long measurement on disk, so that a killed one loses a single part."""
+"""Finished parts of a long measurement on disk: a killed measurement loses one part at most."""
 
 import time
 from collections.abc import Callable
@@ -12,37 +12,39 @@ from ..models.protocols import Tally
 
 __all__ = ["MetricError", "Parts"]
 
-EVALUATIONS_KEY, SECONDS_KEY = "_evaluations", "_seconds"  # of every part, beside its own arrays
+EVALUATIONS_KEY, SECONDS_KEY = "_evaluations", "_seconds"  # arrays that every part has besides its own
 
 
 class MetricError(ValueError):
-    """A measurement that has begun and cannot be finished; the message says why, and what to change."""
+    """A measurement that failed after its start; the message says why, and what to change."""
 
 
 class Parts:
     """One `<name>.npz` per finished part, written atomically, without pickle.
 
-        arrays = context.parts.part(f"{first:010d}", lambda: {"nll": compute(first)})
-        context.progress(first + len(arrays["nll"]), context.n, "examples")  # here, where the part is kept
+        arrays = context.parts.load_or_compute(f"{first:010d}", lambda: {"nll": compute(first)})
+        context.progress(first + len(arrays["nll"]), context.n, "examples")  # the part is saved: safe to stop here
 
     Arguments:
-        folder: of the files, created with the first one; None = nothing is kept.
+        folder: of the files, created with the first one; None = nothing is saved.
 
     Attributes:
-        tally: of the evaluations, None = they are not counted.
-        restored: evaluations of the parts that were read from files.
-        seconds: that those took.
+        tally: counts the evaluations, None = they are not counted.
+        restored: number of evaluations of the parts that were read from files.
+        seconds: computing time of those parts.
     """
 
     def __init__(self, folder: Path | None):
-        self.folder, self.restored, self.seconds = folder, 0, 0.0
+        self.folder = folder
+        self.restored = 0
+        self.seconds = 0.0
         self.tally: Tally | None = None
 
-    def part(self, name: str, compute: Callable[[], dict[str, numpy.ndarray]]) -> dict[str, numpy.ndarray]:
-        """The arrays of a part: read from its file, or computed and written.
+    def load_or_compute(self, name: str, compute: Callable[[], dict[str, numpy.ndarray]]) -> dict[str, numpy.ndarray]:
+        """Reads the arrays of a part from its file, or computes and writes them.
 
         Raises:
-            MetricError: a file that is damaged.
+            MetricError: the file is damaged.
             WriteError: the disk is full, the folder is gone, ...
         """
         if self.folder is None:
@@ -61,13 +63,13 @@ class Parts:
         return arrays
 
     def read(self, path: Path) -> dict[str, numpy.ndarray]:
-        """The arrays of a file, whose cost is added up."""
+        """Reads the arrays of a file, and adds its cost to `restored` and `seconds`."""
         try:
             with numpy.load(path, allow_pickle=False) as file:
                 arrays = dict(file)
             self.restored += int(arrays.pop(EVALUATIONS_KEY))
             self.seconds += float(arrays.pop(SECONDS_KEY))
-        except Exception as error:  # NumPy and zipfile raise many kinds
+        except Exception as error:  # NumPy and zipfile raise many types
             raise MetricError(f"the part {path} is damaged: remove it and resume the run") from error
         return arrays
 
@@ -75,7 +77,7 @@ class Parts:
         return 0 if self.tally is None else self.tally.evaluations
 
     def remove(self) -> None:
-        """Removes all parts, and the folder unless something else is in it."""
+        """Removes all parts, and the folder if it is then empty."""
         if self.folder is not None and self.folder.is_dir():
             for path in self.folder.glob("*.npz"):
                 path.unlink()

@@ -1,1 +1,1 @@
-"""Pictures and tables: image grids, scatter plots, curves, trajectories."""
+"""Figures and tables: image grids, scatter plots, curves, trajectories."""

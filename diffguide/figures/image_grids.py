@@ -1,4 +1,4 @@
-"""Pictures of images: sample grids and contact sheets. Those of vectors are drawn by `vectors`."""
+"""Grids of samples and contact sheets of runs; vectors are drawn by `scatter`."""
 
 import math
 import re
@@ -31,31 +31,35 @@ __all__ = [
     "write_samples",
 ]
 
-MIN_CELL = 56  # pixels a side that a small image is enlarged to at least
-CELL_GAP = 3
-MAX_COLUMNS = 20  # most columns of a grid; samples.npz holds all samples
-MAX_ROWS = 40  # most classes
-MAX_TRAINING_IMAGES, MAX_TRAINING_VECTORS = (
-    160,
-    2500,
-)  # most samples of all classes in a picture of a training run, of images and of vectors
-MAX_OMITTED_NAMES = 12  # most classes that a note names
+MIN_CELL = 56  # pixels; smaller images are enlarged
+CELL_GAP = 3  # pixels
 LINE_HEIGHT = 17  # pixels of a line of text
-MAX_CONTACT_POINTS = 20000  # most vectors of a scatter plot
+MAX_COLUMNS = 20  # of a grid
+MAX_ROWS = 40  # of a grid, and so classes
+MAX_TRAINING_IMAGES = 160  # in a figure of a training run
+MAX_TRAINING_VECTORS = 2500  # in a figure of a training run
+MAX_OMITTED_NAMES = 12  # classes named in a note
+MAX_CONTACT_POINTS = 20000  # vectors in a contact sheet
 
 
 def quantize(x: Tensor) -> Tensor:
-    """The bytes of images in [-1, 1], of the same shape: round(127.5 (x + 1)), clipped, in float32 whatever they come in."""
+    """Images in [-1, 1] as bytes of the same shape, round(127.5 (x + 1)) clipped to 0..255, computed in float32."""
     return ((x.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
 def to_uint8(x: Tensor) -> numpy.ndarray:
-    """`quantize` images [N, C, H, W] as an array [N, H, W, C], which is how they are written."""
+    """Images [N, C, H, W] in [-1, 1] as bytes [N, H, W, C], for image files and samples.npz."""
     return quantize(x).permute(0, 2, 3, 1).cpu().numpy()
 
 
 class GridLayout(NamedTuple):
-    """rows: which samples a grid shows, by index; names: of its rows, [] = none; note: which classes it omits, "" = none."""
+    """The arrangement of a grid.
+
+    Attributes:
+        rows: indices of the samples in each row.
+        names: name of each row; [] = no names.
+        note: a text below the grid on omitted classes; "" = none.
+    """
 
     rows: list[list[int]]
     names: list[str]
@@ -66,86 +70,102 @@ class GridLayout(NamedTuple):
         return [index for row in self.rows for index in row]
 
 
-def lay_out_grid(labels: Sequence[int], class_names: Sequence[str], most: int = MAX_ROWS * MAX_COLUMNS) -> GridLayout:
-    """A row per class with its first samples, or only rows where nothing has a class.
+def lay_out_grid(
+    labels: Sequence[int], class_names: Sequence[str], max_samples: int = MAX_ROWS * MAX_COLUMNS
+) -> GridLayout:
+    """A row per class with its first samples, or unnamed rows for samples without condition.
 
     Arguments:
         labels: class per sample, -1 = no condition.
         class_names: one per class.
-        most: samples shown at most; every row loses its last ones first.
+        max_samples: number of samples at most; all rows are shortened alike.
     """
     if max(labels) < 0:
-        count = min(len(labels), most, MAX_ROWS * MAX_COLUMNS)
+        count = min(len(labels), max_samples, MAX_ROWS * MAX_COLUMNS)
         width = min(MAX_COLUMNS, math.ceil(math.sqrt(count)))
         return GridLayout([list(range(i, min(i + width, count))) for i in range(0, count, width)], [])
     present = sorted(set(labels))
-    members: dict[int, list[int]] = {label: [] for label in present[: min(MAX_ROWS, most)]}
+    members: dict[int, list[int]] = {label: [] for label in present[: min(MAX_ROWS, max_samples)]}
     for index, label in enumerate(labels):
         if label in members and len(members[label]) < MAX_COLUMNS:
             members[label].append(index)
-    width = max(w for w in range(1, MAX_COLUMNS + 1) if sum(min(len(row), w) for row in members.values()) <= most)
+    widths = range(1, MAX_COLUMNS + 1)
+    width = max(w for w in widths if sum(min(len(row), w) for row in members.values()) <= max_samples)
     names = ["" if label < 0 else str(class_names[label]) for label in members]
     note = describe_omitted([class_names[label] for label in present if label not in members], len(present))
     return GridLayout([row[:width] for row in members.values()], names, note)
 
 
 def describe_omitted(names: Sequence[str], total: int) -> str:
-    """The note on the classes that a picture omits, "" where there are none."""
-    shown = ", ".join(map(str, names[:MAX_OMITTED_NAMES])) + (", ..." if len(names) > MAX_OMITTED_NAMES else "")
-    return f"{len(names)} of {total} classes are not shown: {shown}" if names else ""
+    """A note on omitted classes; "" without any."""
+    if not names:
+        return ""
+    first = ", ".join(map(str, names[:MAX_OMITTED_NAMES])) + (", ..." if len(names) > MAX_OMITTED_NAMES else "")
+    return f"{len(names)} of {total} classes are not shown: {first}"
 
 
 def choose_training_labels(classes: int, vectors: bool) -> list[int]:
-    """The labels of a picture of a training run: eight samples of each class, fewer where there are many; at most 40 classes.
+    """The labels of the samples in a figure of a training run, 8 images or 250 vectors per class, fewer for many classes.
 
     Arguments:
-        classes: 0 = samples without condition.
-        vectors: whether samples are vectors, of which 250 of a class are shown.
+        classes: number of classes; 0 = samples without condition.
+        vectors: whether samples are vectors.
     """
-    most, each = (MAX_TRAINING_VECTORS, 250) if vectors else (MAX_TRAINING_IMAGES, 8)
-    shown = list(range(min(classes, MAX_ROWS))) or [-1] * 10
-    return [label for label in shown for _ in range(min(each, most // len(shown)))]
+    total, per_class = (MAX_TRAINING_VECTORS, 250) if vectors else (MAX_TRAINING_IMAGES, 8)
+    rows = list(range(min(classes, MAX_ROWS))) or [-1] * 10
+    return [label for label in rows for _ in range(min(per_class, total // len(rows)))]
 
 
 def write_samples(
-    path: Path, x: Tensor, labels: Sequence[int], class_names: Sequence[str], background: Tensor | None = None,
-    whole: bool = False,
-) -> None:  # fmt: skip
-    """Writes a PNG of samples: a row per class with its name, or a scatter plot where x holds vectors.
+    path: Path,
+    x: Tensor,
+    labels: Sequence[int],
+    class_names: Sequence[str],
+    background: Tensor | None = None,
+    note_missing: bool = False,
+) -> None:
+    """Writes a PNG of samples: a grid with a named row per class, or a scatter plot of vectors.
 
     Arguments:
         x: samples [N, C, H, W] in [-1, 1], or vectors [N, D].
         labels: class per sample, -1 = no condition.
         class_names: one per class.
-        background: data [M, D] to draw the vectors over.
-        whole: whether to note the classes that have no sample.
+        background: data [M, D] to draw below vectors.
+        note_missing: whether to add a note on the classes without sample.
     """
-    shown, classes = GridLayout([], []) if x.ndim == 2 else lay_out_grid(labels, class_names), set(labels)
-    if whole and max(labels) >= 0:
-        others = [name for index, name in enumerate(class_names) if index not in classes]
-        shown = shown._replace(note=describe_omitted(others, len(class_names)))
+    note = ""
+    if note_missing and max(labels) >= 0:
+        present = set(labels)
+        missing = [name for index, name in enumerate(class_names) if index not in present]
+        note = describe_omitted(missing, len(class_names))
     if x.ndim == 2:
-        write_scatter(path, [(shown.note, x.numpy(), labels)], class_names, build_background(background, x.shape[1]))
-    else:
-        write_grid(path, shown, to_uint8(x))
+        write_scatter(path, [(note, x.numpy(), labels)], class_names, build_background(background, x.shape[1]))
+        return
+    layout = lay_out_grid(labels, class_names)
+    if note_missing and max(labels) >= 0:
+        layout = layout._replace(note=note)
+    write_grid(path, layout, to_uint8(x))
 
 
 def write_contact_sheet(
-    path: Path, columns: Sequence[tuple[str, numpy.ndarray]], labels: Sequence[Sequence[int]],
-    class_names: Sequence[str], background: ScatterBackground | None = None,
-) -> None:  # fmt: skip
-    """Writes a PNG with a column per run of a sweep, the same sample (seed) along each row.
+    path: Path,
+    columns: Sequence[tuple[str, numpy.ndarray]],
+    labels: Sequence[Sequence[int]],
+    class_names: Sequence[str],
+    background: ScatterBackground | None = None,
+) -> None:
+    """Writes a PNG with a column per run of a sweep and a row per sample (seed).
 
-    A row is named where all runs agree on its class.
+    A row is named if its samples have one class in all runs.
 
     Arguments:
-        columns: (title, samples) per run: uint8 [R, H, W, C], or vectors [R, D].
-        labels: per run, of these samples.
+        columns: (title, samples) of each run: uint8 [R, H, W, C], or vectors [R, D].
+        labels: labels of these samples in each run.
         class_names: one per class.
-        background: what is drawn below vectors.
+        background: background of vectors; None = empty.
     """
     if columns[0][1].ndim == 2:
-        panels = [(title, x, own) for (title, x), own in zip(columns, labels)]
+        panels = [(title, x, y) for (title, x), y in zip(columns, labels)]
         write_scatter(path, panels, class_names, background or build_background(None, columns[0][1].shape[1]))
         return
     classes = [set(row) for row in zip(*labels)]
@@ -155,33 +175,34 @@ def write_contact_sheet(
 
 
 def choose_contact_rows(labels: Sequence[int], shape: Sequence[int]) -> list[int]:
-    """The samples that a contact sheet shows, by index: two of each class, at most 20; of vectors the first ones.
+    """The indices of the samples in a contact sheet: two images of each class, at most 20, or the first vectors.
 
     Arguments:
-        labels: of the first run, as far as all runs go.
-        shape: of one sample.
+        labels: labels in the first run of the samples that all runs have.
+        shape: shape of one sample.
     """
     if len(shape) == 1:
         return list(range(min(len(labels), MAX_CONTACT_POINTS)))
-    each = 2 if max(labels) >= 0 else MAX_COLUMNS
+    per_class = 2 if max(labels) >= 0 else MAX_COLUMNS
     seen: Counter[int] = Counter()
     rows: list[int] = []
     for index, label in enumerate(labels):
-        if seen[label] < each and len(rows) < MAX_COLUMNS:
+        if seen[label] < per_class and len(rows) < MAX_COLUMNS:
             rows.append(index)
         seen[label] += 1
     return rows
 
 
-def write_grid(path: Path, shown: GridLayout, pictures: Mapping[int, numpy.ndarray] | numpy.ndarray) -> None:
-    """Writes a PNG of uint8 [H, W, C] pictures by index."""
-    write_png(path, draw_grid([[pictures[index] for index in row] for row in shown.rows], shown.names, [], shown.note))
+def write_grid(path: Path, layout: GridLayout, images: Mapping[int, numpy.ndarray] | numpy.ndarray) -> None:
+    """Writes a PNG of a grid of images, uint8 [H, W, C] by index."""
+    rows = [[images[index] for index in row] for row in layout.rows]
+    write_png(path, draw_grid(rows, layout.names, [], layout.note))
 
 
 def draw_grid(rows: list[list[numpy.ndarray]], names: list[str], titles: list[str], note: str = "") -> Image.Image:
-    """Rows of uint8 [H, W, C] pictures, names at the left, titles of any number of lines on top, a note below.
+    """A grid of images, uint8 [H, W, C], with row names at the left, column titles on top and a note below.
 
-    Pictures below 56 pixels a side are enlarged by a whole factor to at least that. Titles wider than a picture are broken.
+    Images with sides below 56 pixels are enlarged by an integer factor. Titles wider than an image are wrapped.
     """
     height, width = rows[0][0].shape[:2]
     factor = math.ceil(MIN_CELL / max(height, width))
@@ -211,14 +232,14 @@ def draw_grid(rows: list[list[numpy.ndarray]], names: list[str], titles: list[st
 
 
 def load_font() -> ImageFont.FreeTypeFont:
-    """The letters of names and titles: matplotlib's, for Pillow's own font has no accents, Greek or Cyrillic."""
+    """matplotlib's font, since Pillow's default font has no accents, Greek or Cyrillic."""
     from matplotlib import get_data_path
 
     return ImageFont.truetype(Path(get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", 13)
 
 
 def wrap_text(text: str, width: float, measure: Callable[[str], float]) -> list[str]:
-    """The lines of a text, those that are too wide broken background spaces, underscores, slashes and commas."""
+    """The lines of a text; those above `width` pixels are broken after spaces, underscores, slashes and commas."""
     lines: list[str] = []
     for line in text.split("\n"):
         lines.append("")
@@ -230,26 +251,26 @@ def wrap_text(text: str, width: float, measure: Callable[[str], float]) -> list[
 
 
 def to_image(pixels: numpy.ndarray) -> Image.Image:
-    """One picture of uint8 [H, W, C]; grey stays grey."""
+    """An image from uint8 [H, W, C], greyscale for C = 1."""
     return Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels)
 
 
-def write_png(path: Path, picture: Image.Image) -> None:
+def write_png(path: Path, image: Image.Image) -> None:
     """Writes a PNG.
 
     Raises:
-        WriteError: the disk is full, the folder is gone, ...
+        WriteError: the disk is full, the folder is missing, ...
     """
-    write_atomically(path, partial(picture.save, format="PNG"))
+    write_atomically(path, partial(image.save, format="PNG"))
 
 
-def write_pngs(folder: Path, first: int, pictures: numpy.ndarray) -> None:
-    """Writes a PNG `<index>.png` of each of uint8 [N, H, W, C], from index `first` on.
+def write_pngs(folder: Path, first: int, images: numpy.ndarray) -> None:
+    """Writes images, uint8 [N, H, W, C], as `<index>.png` with indices from `first`.
 
     Raises:
-        WriteError: the disk is full, the folder is gone, ...
+        WriteError: the disk is full, the folder is missing, ...
     """
-    write_together({
-        folder / f"{index:06d}.png": partial(to_image(pixels).save, format="PNG")
-        for index, pixels in enumerate(pictures, start=first)
-    })  # fmt: skip
+    writes = {}
+    for index, pixels in enumerate(images, start=first):
+        writes[folder / f"{index:06d}.png"] = partial(to_image(pixels).save, format="PNG")
+    write_together(writes)

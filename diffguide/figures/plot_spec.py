@@ -1,4 +1,4 @@
-"""The specification of a plot: its axes and their labels, without the drawing."""
+"""The specification of a plot, without the drawing."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -7,12 +7,15 @@ __all__ = ["Panel", "Plot"]
 
 
 class Panel(NamedTuple):
-    """One axis of a plot: a column of the curve against its x; the column <column>_se, where there is one, is a band.
+    """One axis of a plot: a column of the curve against x, with the column <column>_se, if any, as a band.
 
     A point whose column <column>_meaningful is false is drawn hollow.
 
-    reference: a horizontal line (label, height), None = none.
-    logarithmic: whether its own axis is.
+    Attributes:
+        column: column of the curve.
+        label: label of the vertical axis.
+        reference: a horizontal line (label, height); None = none.
+        logarithmic: whether the vertical axis is logarithmic.
     """
 
     column: str
@@ -22,7 +25,15 @@ class Panel(NamedTuple):
 
 
 class Plot(NamedTuple):
-    """A picture of the curve, <name>.png; several models are several lines in it."""
+    """A figure of the curve, <name>.png, with a line per model.
+
+    Attributes:
+        name: name of the file.
+        x: column of the curve on the horizontal axes.
+        label: label of the horizontal axes.
+        logarithmic: whether the horizontal axes are logarithmic.
+        panels: one per axis.
+    """
 
     name: str
     x: str

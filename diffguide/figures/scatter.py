@@ -1,4 +1,4 @@
-"""Pictures of vectors: scatter plots in a plane, histograms on a line, over the data or the exact law."""
+"""Figures of vectors: scatter plots and histograms over the data or the exact distribution."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,19 +11,19 @@ from ..files.run_folders import write_atomically
 
 __all__ = ["ScatterBackground", "build_background", "draw_panel", "draw_scatter", "write_scatter"]
 
-MAX_DATA_POINTS = 5000  # of the data, at most
-BINS = 80
+MAX_DATA_POINTS = 5000  # points of the background
+BINS = 80  # of a histogram
 
 
 class ScatterBackground(NamedTuple):
-    """The plane in which vectors are drawn, and what is drawn below them.
+    """The plane of a scatter plot, or the line of a histogram, and the background on it.
 
     Arguments:
-        axes: a vector x [D] is drawn at x @ axes, [D, 2]; [1, 1] for numbers.
-        names: of the axes.
-        points: data or exact samples [M, 2] or [M, 1], shown; M may be 0.
-        curve: on a line, (x, exact density) [G, 2]; G may be 0.
-        label: of the points in the legend.
+        axes: projection [D, 2]: a vector x [D] is drawn at x @ axes; [1, 1] for a histogram.
+        names: names of the axes.
+        points: data or exact samples along the axes, [M, 2] or [M, 1]; M may be 0.
+        curve: (x, exact density) [G, 2] of a histogram; G may be 0.
+        label: label of the points in the legend.
     """
 
     axes: numpy.ndarray
@@ -33,39 +33,36 @@ class ScatterBackground(NamedTuple):
     label: str
 
     def to_json(self) -> list:
-        """The fields as plain values, for JSON."""
+        """The fields as lists and texts."""
         return [part.tolist() if isinstance(part, numpy.ndarray) else part for part in self]
 
     @classmethod
     def from_json(cls, fields: list) -> "ScatterBackground":
-        """From what `to_json` returned."""
+        """Inverse of `to_json`."""
         axes, names, points, curve, label = fields
-        width = len(names)
-        axes, points = (numpy.reshape(part, (-1, width)) for part in (axes, points))
-        return cls(axes, names, points, numpy.reshape(curve, (-1, 2)), label)
+        shape = -1, len(names)
+        return cls(
+            numpy.reshape(axes, shape), names, numpy.reshape(points, shape), numpy.reshape(curve, (-1, 2)), label
+        )
 
 
 def build_background(
     x: Tensor | None, dimensions: int, curve: numpy.ndarray | None = None, label: str = "data"
-) -> ScatterBackground:  # fmt: skip
-    """The background for data x [M, D]: as they are for D <= 2, projected on the first two principal axes for D > 2.
-
-    Where there is no data, the first two coordinates.
-    """
-    shown = min(2, dimensions)
-    axes, names = numpy.eye(dimensions, shown), [f"x[{k}]" for k in range(shown)]
+) -> ScatterBackground:
+    """The background for data x [M, D], for D > 2 along the first two principal axes; the first two axes without data."""
+    width = min(2, dimensions)
+    axes, names = numpy.eye(dimensions, width), [f"x[{k}]" for k in range(width)]
     data = numpy.zeros((0, dimensions)) if x is None else x.double().cpu().numpy()
     if dimensions > 2 and len(data) > 1 and numpy.ptp(data, axis=0).any():
         from sklearn.decomposition import PCA
 
-        found = PCA(n_components=2, random_state=0).fit(data)
-        axes = found.components_.T
-        axes = axes * numpy.sign(axes[abs(axes).argmax(0), [0, 1]])  # of the two signs, always the same one
-        shares = 100 * found.explained_variance_ratio_
+        pca = PCA(n_components=2, random_state=0).fit(data)
+        axes = pca.components_.T
+        axes = axes * numpy.sign(axes[abs(axes).argmax(0), [0, 1]])  # fixes the sign of each axis
+        shares = 100 * pca.explained_variance_ratio_
         names = [f"principal axis {k} ({share:.0f} % of the variance)" for k, share in enumerate(shares, start=1)]
-    return ScatterBackground(
-        axes, names, data[:MAX_DATA_POINTS] @ axes, numpy.zeros((0, 2)) if curve is None else curve, label
-    )
+    curve = numpy.zeros((0, 2)) if curve is None else curve
+    return ScatterBackground(axes, names, data[:MAX_DATA_POINTS] @ axes, curve, label)
 
 
 def write_scatter(
@@ -77,10 +74,10 @@ def write_scatter(
     """Writes a PNG with a panel per (title, vectors [N, D], labels).
 
     Raises:
-        WriteError: the disk is full, the folder is gone, ...
+        WriteError: the disk is full, the folder is missing, ...
     """
-    shown = [(title, x @ background.axes, labels) for title, x, labels in panels]
-    figure = draw_scatter(shown, class_names, background)
+    projected = [(title, x @ background.axes, labels) for title, x, labels in panels]
+    figure = draw_scatter(projected, class_names, background)
     write_atomically(path, lambda temporary: figure.savefig(temporary, format="png", dpi=100, bbox_inches="tight"))
 
 
@@ -89,9 +86,9 @@ def draw_scatter(
     class_names: Sequence[str],
     background: ScatterBackground,
 ):
-    """A figure of (title, x [N, 2] or [N, 1] along the axes of the background, labels), a panel each, of common axes.
+    """A figure with a panel per (title, x [N, 2] or [N, 1] along the axes of the background, labels) and shared axes.
 
-    The points of a scatter plot are its axes' last collections, one per class in ascending order.
+    The last collections of an axis are the points of each class, in ascending order.
     """
     from matplotlib.figure import Figure
 
@@ -106,7 +103,7 @@ def draw_scatter(
 
 
 def histogram_range(parts: Sequence[numpy.ndarray], background: ScatterBackground) -> tuple[float, float]:
-    """The range of all finite values, for histograms."""
+    """The range of all finite values of the first axis."""
     first = numpy.concatenate([*(x[:, 0] for x in parts), background.points[:, 0], background.curve[:, 0]])
     first = first[numpy.isfinite(first)]
     low, high = (float(first.min()), float(first.max())) if len(first) else (0.0, 1.0)
@@ -114,28 +111,33 @@ def histogram_range(parts: Sequence[numpy.ndarray], background: ScatterBackgroun
 
 
 def draw_panel(
-    axis, x: numpy.ndarray, labels: Sequence[int], class_names: Sequence[str], background: ScatterBackground,
+    axis,
+    x: numpy.ndarray,
+    labels: Sequence[int],
+    class_names: Sequence[str],
+    background: ScatterBackground,
     limits: tuple[float, float],
-) -> None:  # fmt: skip
-    """One panel: a scatter plot of equal axes over the data in grey, or a histogram, classes stacked, under the density.
+) -> None:
+    """Draws one panel: a scatter plot over the data in grey, or a histogram with stacked classes below the density.
 
     Arguments:
-        limits: of the histogram's bins.
+        limits: range of the histogram.
     """
     classes = numpy.asarray(labels)
     present = numpy.unique(classes).tolist()
     names = ["no condition" if label < 0 else f"class {class_names[label]}" for label in present]
-    colors, parts = [f"C{label % 10}" for label in present], [x[classes == label] for label in present]
+    colors = [f"C{label % 10}" for label in present]
+    parts = [x[classes == label] for label in present]
     if x.shape[1] == 1:
-        edges, parts = numpy.linspace(*limits, BINS + 1), [part[numpy.isfinite(part[:, 0])] for part in parts]
-        weights = [numpy.full(len(part), 1 / (len(x) * (edges[1] - edges[0]))) for part in parts]
-        axis.hist([part[:, 0] for part in parts], edges, weights=weights, stacked=True, color=colors, label=names)
+        edges = numpy.linspace(*limits, BINS + 1)
+        values = [part[numpy.isfinite(part[:, 0]), 0] for part in parts]
+        weights = [numpy.full(len(part), 1 / (len(x) * (edges[1] - edges[0]))) for part in values]
+        axis.hist(values, edges, weights=weights, stacked=True, color=colors, label=names)
         if len(background.curve):
             axis.plot(*background.curve.T, color="black", linewidth=1, label="exact density")
         elif len(background.points):
-            axis.hist(
-                background.points[:, 0], edges, density=True, histtype="step", color="0.5", label=background.label
-            )
+            points = background.points[:, 0]
+            axis.hist(points, edges, density=True, histtype="step", color="0.5", label=background.label)
         axis.set(xlabel=background.names[0], ylabel="density", xlim=limits)
         return
     if len(background.points):

@@ -1,4 +1,4 @@
-"""What an evaluation writes: metrics.json, a table of its figures, its curve and pictures; of several runs one table."""
+"""The files of an evaluation: metrics.json, tables of figures, the curve and its plots; one table for several runs."""
 
 import csv
 import io
@@ -18,28 +18,28 @@ from .plot_spec import Panel, Plot
 
 __all__ = ["plot_to_json", "write_comparison", "write_run"]
 
-REPETITION_KEYS = ("images", "weights", "split", "dataset", "n")  # of rows that are repetitions of each other
+REPETITION_KEYS = ("images", "weights", "split", "dataset", "n")  # equal in rows that repeat a measurement
 
 
 def plot_to_json(plot: Plot) -> dict[str, Any]:
-    """A plot as JSON has it."""
+    """A plot as mappings and lists."""
     return plot._asdict() | {"panels": [panel._asdict() for panel in plot.panels]}
 
 
 def plot_from_json(plot: dict[str, Any]) -> Plot:
-    """What `plot_to_json` wrote."""
+    """Inverse of `plot_to_json`."""
     return Plot(**plot | {"panels": [Panel(**panel) for panel in plot["panels"]]})
 
 
 def write_run(
     folder: Path, record: dict[str, Any], arrays: Mapping[str, Mapping[str, numpy.ndarray]] | None = None
-) -> str:  # fmt: skip
-    """Writes metrics.json, tables, curve.csv, plots and arrays (<name>.npz) of one run; returns its figures, a line each.
+) -> str:
+    """Writes tables, curve.csv, plots, arrays (<name>.npz) and metrics.json of one run; returns its figures, a line each.
 
-    metrics.json is the last: where it is, the run is finished.
+    metrics.json is written last, so that it exists only in finished runs.
 
     Raises:
-        WriteError: the disk is full, the folder is gone, ...
+        WriteError: the disk is full, the folder is missing, ...
     """
     record = json.loads(strict_json(record))
     write_tables(folder, [record], [{}])
@@ -60,12 +60,12 @@ def write_run(
 
 
 def write_comparison(runs: Sequence[dict[str, Any]]) -> Path:
-    """Writes table.csv, table.md and the plots of several runs into a folder beside them, and returns it.
+    """Writes table.csv, table.md and the plots of several runs into a new folder next to them, and returns it.
 
-    A row is a checkpoint with what else varies but for the metric; every metric adds its columns to it.
+    A row is a checkpoint with the keys that vary, except the metric; every metric adds its columns.
 
     Arguments:
-        runs: per run its `folder`, and the `overrides` that were typed.
+        runs: `folder` and command line `overrides` of each run.
     """
     folders = [Path(run["folder"]) for run in runs]
     folder = create_sweep_dir(folders)
@@ -78,18 +78,19 @@ def write_comparison(runs: Sequence[dict[str, Any]]) -> Path:
     states = {(record["model"], record.get("images")) for record in records}
     lines: dict[str, dict[str, list]] = {}
     plots: dict[str, Plot] = {}
-    for record, own in zip(records, varied):
-        title = [f"{key} {value}" for key, value in own.items()]
+    for record, variation in zip(records, varied):
+        title = [f"{key} {value}" for key, value in variation.items()]
         if len(states) > len(set(models)):
             title = [f"{record['model']} at {record.get('images')} images", *title]
         elif len(states) > 1 or not title:
             title = [record["model"], *title]
         for plot in map(plot_from_json, record["plots"]):
-            name, number = plot.name, 1
-            while (both := merge_plots(plots.get(name, plot), plot)) is None:  # nats and bits have a picture each
+            name = plot.name
+            number = 1
+            while (merged := merge_plots(plots.get(name, plot), plot)) is None:  # nats and bits have a figure each
                 number += 1
                 name = f"{plot.name}_{number}"
-            plots[name] = both
+            plots[name] = merged
             lines.setdefault(name, {})[", ".join(title)] = record["curve"]
     for name, plot in plots.items():
         curves.write_curve_figure(folder / f"{name}.png", plot, lines[name])
@@ -97,7 +98,7 @@ def write_comparison(runs: Sequence[dict[str, Any]]) -> Path:
 
 
 def merge_plots(one: Plot, other: Plot) -> Plot | None:
-    """A plot with the panels of both; None where they draw a column in two ways."""
+    """A plot with the panels of both; None if their panels of one column differ."""
     panels = {panel.column: panel for panel in one.panels}
     if any(panels.get(panel.column, panel) != panel for panel in other.panels):
         return None
@@ -105,57 +106,69 @@ def merge_plots(one: Plot, other: Plot) -> Plot | None:
 
 
 def write_tables(folder: Path, records: Sequence[dict[str, Any]], varied: Sequence[dict[str, str]]) -> None:
-    """Writes table.csv, every number in full, and table.md, to the digits that the standard errors leave."""
+    """Writes table.csv with all digits, and table.md with as many digits as the standard errors justify."""
+    rows = collect_rows(records, varied)
+    figures = [row["figures"] for row in rows]
+    columns = list(dict.fromkeys(name for parts in figures for name in parts))
+    units = {name: part["unit"] for parts in figures for name, part in parts.items()}
+    flagged = {name for parts in figures for name, part in parts.items() if not part.get("meaningful", True)}
+    facts = [*varied[0], "model", "images", "weights", "split", "n"]
+    header = ["checkpoint", *facts]
+    for name in columns:
+        header += [name, f"{name}_se", *([f"{name}_meaningful"] if name in flagged else [])]
+    csv_rows: list[list[Any]] = [[*header, "seconds"]]
+    markdown_rows: list[list[Any]] = [[*facts, *(f"{name} [{units[name]}]" for name in columns)]]
+    for row in rows:
+        record = row["record"]
+        values = [record.get(fact, "") for fact in ("model", "images", "weights", "split")]
+        values = [*row["varied"].values(), *values, "/".join(map(str, dict.fromkeys(row["n"])))]
+        numbers: list[Any] = []
+        for name in columns:
+            part = row["figures"].get(name, {"value": "", "standard_error": "", "meaningful": ""})
+            numbers += [part["value"], part["standard_error"]]
+            numbers += [part.get("meaningful", True)] if name in flagged else []
+        csv_rows.append([record.get("checkpoint", ""), *values, *numbers, row["seconds"]])
+        cells = [format_figure(row["figures"][name]) if name in row["figures"] else "" for name in columns]
+        markdown_rows.append([*values, *cells])
+    if differ_in_seed_only(rows):
+        label = [f"mean ± standard deviation over {len(rows)} seeds", *[""] * (len(facts) - 1)]
+        markdown_rows.append([*label, *(summarize([parts.get(name) for parts in figures]) for name in columns)])
+    write_together(
+        {
+            folder / "table.csv": lambda path: path.write_text(to_csv(csv_rows), encoding="utf-8"),
+            folder / "table.md": lambda path: path.write_text(to_markdown(markdown_rows), encoding="utf-8"),
+        }
+    )
+
+
+def collect_rows(records: Sequence[dict[str, Any]], varied: Sequence[dict[str, str]]) -> list[dict[str, Any]]:
+    """One row per checkpoint and variation, with the figures of all its metrics by column."""
     rows: dict[tuple, dict[str, Any]] = {}
     names = name_columns(records)
-    for record, own in zip(records, varied):
-        key = (record["model"], record.get("checkpoint"), record.get("weights"), record["split"], *own.values())
-        row = rows.setdefault(key, {"record": record, "varied": own, "figures": {}, "n": [], "seconds": 0.0})
-        row["figures"] |= {
-            names[record["metric"], name, part["unit"]]: part for name, part in record["figures"].items()
-        }
+    for record, variation in zip(records, varied):
+        key = (record["model"], record.get("checkpoint"), record.get("weights"), record["split"], *variation.values())
+        row = rows.setdefault(key, {"record": record, "varied": variation, "figures": {}, "n": [], "seconds": 0.0})
+        for name, part in record["figures"].items():
+            row["figures"][names[record["metric"], name, part["unit"]]] = part
         row["n"].append(record["n"])
         row["seconds"] += record["seconds"]
-    columns = list(dict.fromkeys(column for row in rows.values() for column in row["figures"]))
-    keys = list(varied[0])
-    facts = ["model", "images", "weights", "split", "n"]
-    everything = [part for row in rows.values() for part in row["figures"].items()]
-    marked = {name for name, part in everything if not part.get("meaningful", True)}
-    ends = {name: ("", "_se", *(["_meaningful"] if name in marked else [])) for name in columns}
-    whole = [["checkpoint", *keys, *facts, *(f"{name}{end}" for name in columns for end in ends[name]), "seconds"]]
-    units = {name: part["unit"] for row in rows.values() for name, part in row["figures"].items()}
-    brief = [[*keys, *facts, *(f"{name} [{units[name]}]" for name in columns)]]
-    for row in rows.values():
-        record, n = row["record"], "/".join(map(str, dict.fromkeys(row["n"])))
-        parts = [row["figures"].get(name) for name in columns]
-        stated = [*row["varied"].values(), *(record.get(fact, "") for fact in facts[:-1]), n]
-        numbers: list[Any] = []
-        for name, part in zip(columns, parts):
-            values = (part["value"], part["standard_error"], part.get("meaningful", True)) if part else ("", "", "")
-            numbers += values[: len(ends[name])]
-        whole.append([record.get("checkpoint", ""), *stated, *numbers, row["seconds"]])
-        brief.append([*stated, *(format_figure(part) if part else "" for part in parts)])
-    if differ_in_seed_only(list(rows.values())):
-        label = [f"mean ± standard deviation over {len(rows)} seeds", *[""] * (len(keys) + len(facts) - 1)]
-        brief.append([*label, *(summarize([row["figures"].get(name) for row in rows.values()]) for name in columns)])
-    write_together({
-        folder / "table.csv": lambda path: path.write_text(to_csv(whole), encoding="utf-8"),
-        folder / "table.md": lambda path: path.write_text(to_markdown(brief), encoding="utf-8"),
-    })  # fmt: skip
+    return list(rows.values())
 
 
 def differ_in_seed_only(rows: Sequence[dict[str, Any]]) -> bool:
-    """Whether rows differ in the seed, of the training or of the measurement, and in nothing else: then they have a mean."""
+    """Whether rows differ only in the seed, of the training or of the measurement, so that their mean is defined."""
     seeds, others = set(), set()
     for row in rows:
-        record, own = row["record"], {key: value for key, value in row["varied"].items() if key != "seed"}
+        record = row["record"]
+        variation = {key: value for key, value in row["varied"].items() if key != "seed"}
+        configuration = record.get("configuration", record["model"])
         seeds.add((record.get("training_seed"), record.get("seed")))
-        others.add(strict_json([record.get("configuration", record["model"]), *map(record.get, REPETITION_KEYS), own]))
+        others.add(strict_json([configuration, *map(record.get, REPETITION_KEYS), variation]))
     return len(seeds) == len(rows) > 1 and len(others) == 1
 
 
 def summarize(figures: Sequence[dict[str, Any] | None]) -> str:
-    """Mean and standard deviation of a column; nothing where a row has no number."""
+    """Mean and standard deviation of a column; "" if a row has no number."""
     values = [figure["value"] for figure in figures if figure and isinstance(figure["value"], int | float)]
     if len(values) < max(2, len(figures)):
         return ""
@@ -163,22 +176,25 @@ def summarize(figures: Sequence[dict[str, Any] | None]) -> str:
 
 
 def name_columns(records: Iterable[dict[str, Any]]) -> dict[tuple[str, str, str], str]:
-    """(metric, figure, unit) -> column: the figure's name, background that of its metric where another one has such a figure
-    too, before its unit where other data have it in another one."""
+    """(metric, figure, unit) -> name of the column: <metric>_<figure>_<unit>.
+
+    The metric is omitted if no other metric has such a figure, the unit if it is the same for all data.
+    """
     units: dict[tuple[str, str], dict[str, None]] = {}
     for record in records:
         for name, part in record["figures"].items():
             units.setdefault((record["metric"], name), {})[part["unit"]] = None
-    count = [name for _, name in units].count
-    return {
-        (metric, name, unit): (f"{metric}_{name}" if count(name) > 1 else name) + (f"_{unit}" if len(found) > 1 else "")
-        for (metric, name), found in units.items()
-        for unit in found
-    }
+    columns = {}
+    for (metric, name), found in units.items():
+        shared = sum(other == name for _, other in units) > 1
+        for unit in found:
+            parts = [metric] * shared + [name] + [unit] * (len(found) > 1)
+            columns[metric, name, unit] = "_".join(parts)
+    return columns
 
 
 def format_figure(figure: dict[str, Any]) -> str:
-    """value ± standard error, to two digits of the latter; and whether it is ignored."""
+    """value ± standard error, to two digits of the latter, with a note if it is not meaningful."""
     value, error = figure["value"], figure["standard_error"]
     mark = "" if figure.get("meaningful", True) else " (not meaningful)"
     if isinstance(value, str) or isinstance(error, str):  # inf, nan
@@ -190,14 +206,14 @@ def format_figure(figure: dict[str, Any]) -> str:
 
 
 def to_csv(rows: Iterable[Sequence[Any]]) -> str:
-    """Comma-separated values, nothing for None."""
+    """Comma-separated values; None is empty."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(rows)
     return text.getvalue()
 
 
 def to_markdown(rows: Sequence[Sequence[Any]]) -> str:
-    """A table, the first row its head."""
+    """A Markdown table whose first row is the header."""
     lines = [" | ".join(str(part).replace("|", "\\|") for part in row) for row in rows]
     head, *rest = (f"| {line} |" for line in lines)
     return "\n".join([head, "|" + "---|" * len(rows[0]), *rest]) + "\n"

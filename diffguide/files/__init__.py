@@ -1,1 +1,1 @@
-"""Files: versioned run folders, sealed safetensors, shards of a sampling run, metrics.jsonl. Whole or absent, never half."""
+"""Files: versioned run folders, sealed safetensors, shards of a sampling run, metrics.jsonl. All writes are atomic."""

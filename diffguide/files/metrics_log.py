@@ -1,4 +1,4 @@
-"""metrics.jsonl: means since the last line, and what of it belongs to a checkpoint."""
+"""metrics.jsonl: its lines, and the means between two lines."""
 
 import json
 import os
@@ -16,29 +16,32 @@ __all__ = ["MetricsLog", "Meter"]
 
 
 class Meter:
-    """Means of named per-example figures, and the time they took, since the last reset."""
+    """Means of named per-example figures, and timing, since the last reset."""
 
     def __init__(self):
         self.reset()
 
     def reset(self) -> None:
         self.sums: dict[str, Tensor] = {}
-        self.count, self.fresh, self.since = 0, 0, time.monotonic()
+        self.count = 0
+        self.fresh = 0  # part of `count` since the last reset, without examples restored from a checkpoint
+        self.since = time.monotonic()
 
     def add(self, figures: dict[str, Tensor]) -> None:
         for name, value in figures.items():
-            self.sums[name] = self.sums.get(name, 0.0) + value.sum()  # on the device: reading would wait for it
+            self.sums[name] = self.sums.get(name, 0.0) + value.sum()  # stays on the device, to avoid a synchronization
         self.count += len(value)
         self.fresh += len(value)
 
     def totals(self, fabric) -> dict[str, Tensor]:
-        """The sums and the count over all devices, for a line or a checkpoint."""
+        """The sums and the count over all devices."""
         count = torch.tensor(float(self.count), device=fabric.device)
-        totals = {name: value.clone() for name, value in {**self.sums, "count": count}.items()}  # reduced in place
+        # copies, since all_reduce works in place
+        totals = {name: value.clone() for name, value in {**self.sums, "count": count}.items()}
         return totals if fabric.world_size == 1 else fabric.all_reduce(totals, reduce_op="sum")
 
     def read(self, fabric, batches) -> tuple[dict[str, float], dict[str, float]]:
-        """The means over all devices, and what a clock says: images per second, share of the time spent on data."""
+        """(Means over all devices, images per second and the share of time spent waiting for data)."""
         totals = {name: float(value) for name, value in self.totals(fabric).items()}
         count, seconds = totals.pop("count"), time.monotonic() - self.since
         timing = {
@@ -49,14 +52,14 @@ class Meter:
         return {name: value / count for name, value in totals.items()}, timing
 
     def restore(self, totals: dict[str, Tensor], fabric) -> None:
-        """Goes on from a checkpoint's totals; they are kept by the first device."""
+        """Continues from the totals of a checkpoint, on the first device only."""
         if fabric.is_global_zero and totals:
             self.sums = {name: value.to(fabric.device) for name, value in totals.items()}
             self.count = int(self.sums.pop("count"))
 
     @contextmanager
     def pause(self) -> Iterator[None]:
-        """What happens inside does not count as time."""
+        """Excludes the time of the block."""
         started = time.monotonic()
         yield
         self.since += time.monotonic() - started
@@ -74,21 +77,23 @@ class MetricsLog:
         self.path, self.silent = path, silent
 
     def write(self, record: dict) -> None:
-        """One line."""
+        """Appends a line."""
         if not self.silent:
             append_json(self.path, record)
 
     def flush(self) -> None:
-        """Everything written so far reaches the disk."""
+        """Flushes all lines to the disk."""
         if not self.silent and self.path.exists():
             with convert_write_errors(self.path), open(self.path, "rb+") as file:
                 os.fsync(file.fileno())
 
     def truncate(self, images: int, note: dict | None = None, restores: int = 0) -> None:
-        """Drops what lies after a checkpoint, a line torn by a kill included; `note` becomes the last line if it is not.
+        """Removes invalid lines and the lines after a checkpoint.
 
         Arguments:
-            restores: how often the run had gone back to a checkpoint; the lines of later times go too.
+            images: images seen at the checkpoint.
+            note: the last line, appended if absent; None = no such line.
+            restores: number of rollbacks before the checkpoint; lines after more rollbacks are removed too.
         """
         if self.silent:
             return

@@ -1,4 +1,4 @@
-"""Versioned run folders, the lock on them, and files that are whole or absent."""
+"""Versioned run folders, their lock, and atomic writes."""
 
 import hashlib
 import itertools
@@ -16,7 +16,7 @@ from typing import Any
 
 try:
     import fcntl
-except ImportError:  # Windows has none: there, nothing prevents two processes on one run
+except ImportError:  # Windows has no such locks
     fcntl = None  # type: ignore[assignment]
 
 __all__ = [
@@ -24,26 +24,26 @@ __all__ = [
     "WriteError",
     "append_json",
     "append_text",
+    "convert_write_errors",
     "create_sweep_dir",
     "create_version_dir",
+    "hash_file",
     "lock_run_dir",
     "remove_leftovers",
-    "hash_file",
     "shorten_path",
     "strict_json",
     "write_atomically",
     "write_together",
-    "convert_write_errors",
 ]
 
 VERSION_PATTERN = re.compile(r"v(\d{3,})")
 UMASK = os.umask(0)  # can only be read by setting it
 os.umask(UMASK)
-LEFTOVER_PATTERN = re.compile(r"\..+\.\d+(\.\w+)?")  # what write_atomically names its temporary files
+LEFTOVER_PATTERN = re.compile(r"\..+\.\d+(\.\w+)?")  # names of the temporary files of write_atomically
 
 
 class WriteError(OSError):
-    """Something could not be written; the message names it and the reason."""
+    """A write failed. The message names the path and the reason."""
 
 
 class BusyError(OSError):
@@ -52,37 +52,33 @@ class BusyError(OSError):
 
 @contextmanager
 def convert_write_errors(path: Path) -> Iterator[None]:
-    """Names the path in every error of the operating system: disk full, read-only folder, folder removed meanwhile.
-
-    Raises:
-        WriteError: such an error.
-    """
+    """Converts every OSError into a WriteError that names the path: full disk, read-only folder, missing folder, ..."""
     try:
         yield
     except WriteError:
         raise
     except OSError as error:
         missing = isinstance(error, FileNotFoundError) and not path.parent.exists()
-        reason = f"there is no folder {path.parent}" if missing else error.strerror or str(error)
+        reason = f"there is no folder {path.parent}" if missing else (error.strerror or str(error))
         raise WriteError(f"cannot write {path}: {reason}") from error
 
 
 def list_versions(parent: Path) -> list[int]:
-    """The version numbers below a folder, ascending."""
+    """The version numbers in a folder, ascending."""
     return sorted(int(match[1]) for path in parent.iterdir() if (match := VERSION_PATTERN.fullmatch(path.name)))
 
 
 def create_version_dir(parent: Path, fill: Callable[[Path], object]) -> Path:
-    """Makes and returns the next of parent/v001, v002, ...: a folder that appears with what `fill` puts into it.
+    """Creates and returns the next of parent/v001, v002, ..., with the files that `fill` writes.
 
-    It is filled under a temporary name and renamed, which fails where the name is taken: two processes never share a
-    version, and none is ever seen half-made.
+    The folder is filled under a temporary name and then renamed, so that two processes never share a version and a version
+    is never incomplete.
 
     Arguments:
-        fill: writes at least one file into the folder it is given.
+        fill: writes at least one file into the given folder.
 
     Raises:
-        WriteError: a parent that cannot be written.
+        WriteError: `parent` is not writable.
     """
     with convert_write_errors(parent / "v001"):
         parent.mkdir(parents=True, exist_ok=True)
@@ -94,7 +90,7 @@ def create_version_dir(parent: Path, fill: Callable[[Path], object]) -> Path:
             number = max(list_versions(parent), default=0) + 1
             while True:
                 folder = parent / f"v{number:03d}"
-                if not folder.exists():  # renaming replaces an empty folder
+                if not folder.exists():  # a rename would replace an empty folder
                     try:
                         temporary.rename(folder)
                         return folder
@@ -109,13 +105,13 @@ def create_version_dir(parent: Path, fill: Callable[[Path], object]) -> Path:
 
 @contextmanager
 def lock_run_dir(folder: Path) -> Iterator[None]:
-    """Holds the lock on a run folder; the operating system frees it however this process ends.
+    """Holds the lock on a run folder until the block or the process ends.
 
-    A record lock, which processes that read data ahead do not inherit: one that outlives a killed run holds nothing.
+    Worker processes do not inherit this record lock, so that none of them keeps it after a killed run.
 
     Raises:
-        BusyError: another process holds it.
-        WriteError: a folder that cannot be written.
+        BusyError: another process holds the lock.
+        WriteError: the folder is not writable.
     """
     with convert_write_errors(folder / ".lock"):
         descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
@@ -125,7 +121,7 @@ def lock_run_dir(folder: Path) -> Iterator[None]:
                 fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError) as error:
             owner = os.read(descriptor, 200).decode(errors="replace")
-            raise BusyError(f"{folder} is being written by {owner}: wait for it, or stop it") from error
+            raise BusyError(f"{folder} is being written by {owner}; wait for it, or stop it") from error
         except OSError:  # a file system without locks
             pass
         os.ftruncate(descriptor, 0)
@@ -136,19 +132,19 @@ def lock_run_dir(folder: Path) -> Iterator[None]:
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Lets `write` fill a temporary file beside `path`, flushes it to the disk and renames it: whole or absent.
+    """Lets `write` fill a temporary file in the same folder, flushes it to the disk and renames it to `path`.
 
     Raises:
-        WriteError: the disk is full, the folder is read-only or gone, ...
+        WriteError: the disk is full, the folder is read-only or missing, ...
     """
     write_together({path: write})
 
 
 def write_together(writes: Mapping[Path, Callable[[Path], object]]) -> None:
-    """`write_atomically` of many files. They go to the disk together: one by one, each would wait for it.
+    """`write_atomically` for many files, which are flushed together to save time.
 
     Raises:
-        WriteError: the disk is full, the folder is read-only or gone, ...
+        WriteError: the disk is full, the folder is read-only or missing, ...
     """
     temporaries = {path: path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}") for path in writes}
     try:
@@ -161,7 +157,7 @@ def write_together(writes: Mapping[Path, Callable[[Path], object]]) -> None:
                     os.fsync(file.fileno())
         for path, temporary in temporaries.items():
             with convert_write_errors(path):
-                os.chmod(temporary, 0o666 & ~UMASK)  # safetensors makes files that only their owner can read
+                os.chmod(temporary, 0o666 & ~UMASK)  # safetensors creates files with mode 0600
                 os.replace(temporary, path)
     except BaseException:
         for temporary in temporaries.values():
@@ -170,7 +166,7 @@ def write_together(writes: Mapping[Path, Callable[[Path], object]]) -> None:
         raise
     for path in {path.parent: path for path in writes}.values():
         with convert_write_errors(path):
-            descriptor = os.open(path.parent, os.O_RDONLY)  # the renames themselves must reach the disk too
+            descriptor = os.open(path.parent, os.O_RDONLY)  # flushes the renames
             try:
                 os.fsync(descriptor)
             finally:
@@ -178,7 +174,7 @@ def write_together(writes: Mapping[Path, Callable[[Path], object]]) -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Removes the temporary files of a process that was killed while it wrote; for the holder of the lock."""
+    """Removes the temporary files of a killed process; the caller must hold the lock."""
     for path in folder.iterdir():
         if LEFTOVER_PATTERN.fullmatch(path.name) and path.is_file():
             path.unlink()
@@ -188,7 +184,7 @@ def append_text(path: Path, line: str) -> None:
     """Appends one line in a single write.
 
     Raises:
-        WriteError: the disk is full, the folder is gone, ...
+        WriteError: the disk is full, the folder is missing, ...
     """
     with convert_write_errors(path), open(path, "a", encoding="utf-8") as file:
         file.write(line + "\n")
@@ -198,16 +194,16 @@ def append_json(path: Path, record: dict) -> None:
     """Appends one JSON line in a single write.
 
     Raises:
-        WriteError: the disk is full, the folder is gone, ...
+        WriteError: the disk is full, the folder is missing, ...
     """
     append_text(path, strict_json(record))
 
 
 def strict_json(value: Any, indent: int | None = None) -> str:
-    """JSON that every reader reads: it has no infinities, which become the strings inf, -inf and nan.
+    """Standard JSON, in which infinities and nan become the texts inf, -inf and nan.
 
     Arguments:
-        indent: of nested parts, spaces; None = all in one line.
+        indent: spaces per nested level; None = one line.
     """
 
     def finite(part):
@@ -221,28 +217,24 @@ def strict_json(value: Any, indent: int | None = None) -> str:
 
 
 def create_sweep_dir(folders: Sequence[Path]) -> Path:
-    """Makes and returns the folder of a sweep: beside its runs, or beside their folders where they are of several names.
+    """Creates and returns the folder of a sweep, in the parent of its runs, or one level above for runs of several names.
 
-    It is named by the lowest and the highest version, whichever run came first where they went side by side.
+    Its name has the lowest and the highest version, in any order of the runs.
     """
     parent, last = folders[0].parent, folders[-1].parent
 
     def version(folder: Path) -> tuple[int, str]:
         return len(folder.name), folder.name
 
-    ends = [
-        min((folder for folder in folders if folder.parent == parent), key=version),
-        max((folder for folder in folders if folder.parent == last), key=version),
-    ]
+    lowest = min((folder for folder in folders if folder.parent == parent), key=version)
+    highest = max((folder for folder in folders if folder.parent == last), key=version)
     if all(folder.parent == parent for folder in folders):
-        return create_numbered_dir(parent, "sweep_" + "-".join(folder.name for folder in ends))
-    return create_numbered_dir(
-        parent.parent, "sweep_" + "-".join(f"{folder.parent.name}_{folder.name}" for folder in ends)
-    )
+        return create_numbered_dir(parent, f"sweep_{lowest.name}-{highest.name}")
+    return create_numbered_dir(parent.parent, f"sweep_{parent.name}_{lowest.name}-{last.name}_{highest.name}")
 
 
 def create_numbered_dir(parent: Path, name: str) -> Path:
-    """Makes and returns parent/name, or parent/name_2, ... where that is taken."""
+    """Creates and returns the first free one of parent/name, parent/name_2, ..."""
     folder = parent / name
     for number in itertools.count(2):
         try:
@@ -254,11 +246,11 @@ def create_numbered_dir(parent: Path, name: str) -> Path:
 
 
 def shorten_path(value: str) -> str:
-    """A path by its last two parts, anything else as it is."""
+    """The last two parts of a path; other texts are unchanged."""
     return "/".join(Path(value).parts[-2:])
 
 
 def hash_file(path: Path) -> str:
-    """The hash of a file, hexadecimal."""
+    """SHA-256 of a file, hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

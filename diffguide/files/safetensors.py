@@ -1,7 +1,7 @@
-"""The file format: tensors and one JSON text in a safetensors file, sealed with a checksum over both; never pickle.
+"""The file format: tensors and a JSON text in a safetensors file with a checksum over both; no pickle.
 
-The metadata key `diffguide` holds the text, whose last entry `sha256` is the hash of the rest of the text and of every
-tensor's name, type, shape and bytes. A change of the metadata or of a tensor is detected on reading.
+The metadata key `diffguide` has the text. Its last entry `sha256` is the hash of the rest of the text and of the name, dtype,
+shape and bytes of every tensor, so that a changed file is detected.
 """
 
 import hashlib
@@ -18,18 +18,12 @@ from .run_folders import strict_json, write_atomically
 from .text import escape_unprintable, shorten
 
 __all__ = [
-    "FORMAT_VERSION",
-    "METADATA_KEY",
-    "CheckpointError",
-    "select_prefix",
-    "read_sealed",
-    "read_metadata",
-    "write_sealed",
-]
+    "FORMAT_VERSION", "METADATA_KEY", "CheckpointError", "read_metadata", "read_sealed", "select_prefix", "write_sealed",
+]  # fmt: skip
 
 FORMAT_VERSION = 2
 METADATA_KEY = "diffguide"
-MAX_MESSAGE_LENGTH = 600  # characters of a message, whatever a foreign file contains
+MAX_MESSAGE_LENGTH = 600  # characters of a message, which may quote a foreign file
 
 
 class CheckpointError(ValueError):
@@ -40,10 +34,10 @@ class CheckpointError(ValueError):
 
 
 def write_sealed(path: Path, tensors: dict[str, Tensor], metadata: dict) -> None:
-    """Writes a sealed file, whole or not at all.
+    """Writes a sealed file atomically.
 
     Raises:
-        WriteError: the disk is full, the folder is read-only or gone, ...
+        WriteError: the disk is full, the folder is read-only or missing, ...
     """
     tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     metadata = json.loads(strict_json({"format": FORMAT_VERSION, **metadata}))
@@ -52,7 +46,7 @@ def write_sealed(path: Path, tensors: dict[str, Tensor], metadata: dict) -> None
     def fill(temporary: Path) -> None:
         try:
             safetensors.torch.save_file(tensors, temporary, {METADATA_KEY: text})
-        except safetensors.SafetensorError as error:  # how it tells of a full disk
+        except safetensors.SafetensorError as error:  # a full disk
             raise OSError(str(error)) from error
 
     write_atomically(path, fill)
@@ -68,42 +62,42 @@ def compute_digest(tensors: dict[str, Tensor], metadata: dict) -> str:
 
 
 def read_sealed(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and metadata of one of our files.
+    """Tensors and metadata of a sealed file.
 
     Raises:
-        CheckpointError: no readable file, not ours, of another format version, or changed since it was written.
+        CheckpointError: an unreadable file, a file of another program or format version, or a wrong checksum.
     """
-    if not path.is_file():  # opening a pipe would wait for ever
+    if not path.is_file():  # opening a pipe would block
         raise CheckpointError(f"there is no file {path}")
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             text = (file.metadata() or {}).get(METADATA_KEY)
             tensors = {} if text is None else {name: file.get_tensor(name) for name in file.keys()}
-    except Exception as error:  # whatever the reader of a broken header may raise
+    except Exception as error:  # any error of the reader for a damaged header
         raise CheckpointError(f"{path} is not a checkpoint of diffguide, or is damaged ({error})") from error
     if text is None:
         raise CheckpointError(f"{path} is not a checkpoint of diffguide: it was written by another program")
     try:
         metadata = json.loads(text, object_pairs_hook=reject_duplicates, parse_constant=reject_constant)
         if not isinstance(metadata, dict):
-            raise ValueError("its metadata is no mapping")
+            raise ValueError("its metadata is not a mapping")
         if metadata.get("format") != FORMAT_VERSION:
             version = shorten(repr(metadata.get("format")), 20)
             raise CheckpointError(
-                f"{path} has checkpoint format {version}, this diffguide reads format {FORMAT_VERSION}"
+                f"{path} has checkpoint format {version}, but this version of diffguide reads format {FORMAT_VERSION}"
             )
         seal = metadata.pop("sha256", None)
         if seal != compute_digest(tensors, metadata):
-            raise ValueError("its contents and its checksum disagree")
+            raise ValueError("its checksum does not match its contents")
         return tensors, restore_infinities(metadata)
+    except CheckpointError:
+        raise
     except (ValueError, RecursionError) as error:
-        if isinstance(error, CheckpointError):
-            raise
         raise CheckpointError(f"{path} is damaged: {error}") from error
 
 
 def read_metadata(path: Path) -> dict[str, Any]:
-    """The metadata of one of our files, unchecked and without its tensors; {} where it cannot be read."""
+    """The metadata of a sealed file, without its tensors and unverified; {} for an unreadable file."""
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             metadata = json.loads((file.metadata() or {})[METADATA_KEY])
@@ -113,7 +107,7 @@ def read_metadata(path: Path) -> dict[str, Any]:
 
 
 def reject_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A mapping of a JSON text, in which no key may come twice: two readers could see two files."""
+    """A mapping of a JSON text. Raises ValueError for a duplicate key, of which readers may choose either."""
     mapping = dict(pairs)
     if len(mapping) < len(pairs):
         raise ValueError("its metadata has a key twice")
@@ -121,12 +115,12 @@ def reject_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def reject_constant(constant: str) -> None:
-    """NaN and infinities are no JSON."""
-    raise ValueError(f"its metadata holds {constant}")
+    """Raises ValueError for NaN and infinities, which are not JSON."""
+    raise ValueError(f"its metadata has {constant}")
 
 
 def restore_infinities(value: Any) -> Any:
-    """Undoes `strict_json`: the texts inf and -inf become numbers again, but for names."""
+    """Inverts `strict_json`: the texts inf and -inf become numbers, except in names."""
     if isinstance(value, dict):
         return {
             key: part if key in ("name", "class_names") else restore_infinities(part) for key, part in value.items()

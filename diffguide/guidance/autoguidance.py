@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..backbones.conditions import Condition
-from ..models.evaluation_counters import EvaluationCounter
+from ..models.evaluation_counters import count_evaluations
 from ..models.protocols import Denoiser, Prediction
 from ..randomness import Noise
 from ..schedules import EVERYWHERE, Schedule
@@ -32,7 +32,7 @@ class Autoguidance(Contrast):
         interval, rule, ramp: as in `Contrast`.
 
     Raises:
-        ValueError: a guide that is no denoiser, or one of other data, classes, legal times or noise levels; as `Contrast`.
+        ValueError: a guide that is no denoiser, or one of other data, classes, legal times or noise levels.
     """
 
     def __init__(
@@ -46,15 +46,15 @@ class Autoguidance(Contrast):
     ):
         super().__init__(denoiser, scale, interval, rule, ramp)
         if not isinstance(guide, Denoiser):
-            raise ValueError(f"guide must be a generator of the same data, got a {type(guide).__name__}")
+            raise ValueError(f"guide must be a denoiser of the same data, got a {type(guide).__name__}")
         check_same_data(denoiser, guide)
         if guide.levels is not None and (denoiser.levels is None or not torch.equal(guide.levels, denoiser.levels)):
-            raise ValueError("the guide has only its own noise levels, which the model lacks; take another guide")
+            raise ValueError("the guide has discrete noise levels other than the model's; take another guide")
         check_reach(guide.schedule, *self.guided_range())
-        self.guide = guide if denoiser.tally is None else EvaluationCounter(guide, denoiser.tally)
+        self.guide = guide if denoiser.tally is None else count_evaluations(guide, denoiser.tally)[0]
 
     embeds = False  # two networks have two tables of classes
-    compiled = property(lambda self: self.denoiser.compiled or self.guide.compiled)
+    is_compiled = property(lambda self: self.denoiser.is_compiled or self.guide.is_compiled)
     has_null = property(lambda self: self.denoiser.has_null and self.guide.has_null)
     stateful = property(lambda self: self.rule.stateful or self.denoiser.stateful or self.guide.stateful)
 
@@ -86,7 +86,7 @@ class Autoguidance(Contrast):
 
 
 def check_same_data(denoiser: Denoiser, guide: Denoiser) -> None:
-    """Raises ValueError if two denoisers state different data."""
+    """Raises ValueError for two denoisers of different data."""
     shapes = [None if part.shape is None else list(part.shape) for part in (denoiser, guide)]
     if None not in shapes and shapes[0] != shapes[1]:
         raise ValueError(f"the guide generates data of shape {shapes[1]}, the model of shape {shapes[0]}")
@@ -102,5 +102,5 @@ def check_reach(schedule: Schedule, low: float, high: float) -> None:
         narrowed = f"guidance.interval=[{shared[0]:.7g},{shared[1]:.7g}]"
         raise ValueError(
             f"the guide has noise levels {ends[0]:.6g} to {ends[1]:.6g}, guidance acts from {low:.6g} to {high:.6g}: "
-            + (f"narrow it, {narrowed}" if shared[0] < shared[1] else "they do not overlap, take another guide")
+            + (f"set {narrowed}" if shared[0] < shared[1] else "they do not overlap, take another guide")
         )

@@ -1,23 +1,24 @@
-"""What all guidance shares: its scale, the interval where it acts, and numbers per row."""
+"""The base of guidance with a scale and an interval, and helpers for batches and rows."""
 
-import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from ..backbones.conditions import Condition, Embedding
-from ..models.protocols import Denoiser, DenoiserWrapper, SamplingError
+from ..backbones.conditions import Condition, Embedding, concatenate_conditions
+from ..models.protocols import Denoiser, DenoiserWrapper, Prediction, SamplingError
+from ..runtime.ranges import check_finite
 from ..schedules import Interval, broadcast_rows
 
 __all__ = [
     "ScaledGuidance",
-    "check_scale",
     "check_uncompiled",
     "has_condition",
     "per_row",
     "per_row_float",
     "repeat_noise",
+    "split_prediction",
+    "stack_conditions",
 ]
 
 
@@ -28,14 +29,12 @@ class ScaledGuidance(DenoiserWrapper):
         denoiser: what is guided.
         scale: how strong, any finite number.
         interval: (lo, hi] in noise level sigma / alpha.
-
-    Raises:
-        ValueError: a scale that is not finite, an interval with lo >= hi.
     """
 
     def __init__(self, denoiser: Denoiser, scale: float, interval: Sequence[float]):
         super().__init__(denoiser)
-        self.scale, self.interval = check_scale(scale), Interval.of(interval)
+        self.scale = check_finite("scale", scale)
+        self.interval = Interval.of(interval)
 
     def acts(self, t: Tensor) -> Tensor:
         """Whether the noise level at t lies in the interval, in the shape of t."""
@@ -45,20 +44,24 @@ class ScaledGuidance(DenoiserWrapper):
         return bool(self.acts(times).any())
 
 
-def check_scale(scale: float) -> float:
-    """The scale; raises ValueError unless it is finite."""
-    if not math.isfinite(scale):
-        raise ValueError(f"scale must be a finite number, got {scale}")
-    return float(scale)
-
-
 def check_uncompiled(denoiser: Denoiser) -> None:
     """Raises SamplingError for a network that torch.compile compiled, which has no gradients of gradients."""
-    if denoiser.compiled:
+    if denoiser.is_compiled:
         raise SamplingError(
-            "this guidance differentiates the network, which torch.compile compiled: sample it uncompiled "
-            "(diffguide.load, compile=false), or take guidance that needs no gradient of it, such as mpgd"
+            "this guidance differentiates the network, and a compiled network has no gradients of gradients: set "
+            "compile=false, or take guidance that does not differentiate the network, such as mpgd"
         )
+
+
+def stack_conditions(x_t: Tensor, t: Tensor, conditions: Sequence[Condition]) -> tuple[Tensor, Tensor, Condition]:
+    """The arguments of one call that predicts x_t under each condition."""
+    count = len(conditions)
+    return torch.cat([x_t] * count), torch.cat([t] * count) if t.ndim else t, concatenate_conditions(conditions)
+
+
+def split_prediction(whole: Prediction, count: int) -> list[Prediction]:
+    """The predictions under each condition, of a call with `stack_conditions`."""
+    return [Prediction(*fields) for fields in zip(*(field.chunk(count) for field in whole))]
 
 
 def has_condition(y: Condition) -> Tensor:
@@ -77,15 +80,13 @@ def per_row_float(value: Tensor, x: Tensor) -> Tensor:
 
 
 def repeat_noise(z: Tensor, x: Tensor, guidance: str) -> Tensor:
-    """The noise z [n, ...] of each sample for x [k n, ...], k batches of the samples one after the other.
-
-    Guidance around this one may evaluate several conditions as one batch.
+    """The noise z [n, ...] of n samples, repeated for x [k n, ...]: k conditions of the samples, stacked.
 
     Raises:
-        SamplingError: x is no such batch, or has another shape.
+        SamplingError: x has another shape, or a number of rows that is no multiple of n.
     """
     if z.ndim == x.ndim and z.shape[1:] != x.shape[1:] or len(x) % len(z):
         raise SamplingError(
-            f"{guidance} has noise for samples {list(z.shape)}, and got x {list(x.shape)}, which is not a multiple of them"
+            f"{guidance} has noise for samples {list(z.shape)}, and x {list(x.shape)} is no multiple of them"
         )
     return z.to(x).repeat(len(x) // len(z), *[1] * (z.ndim - 1))

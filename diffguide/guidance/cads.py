@@ -10,6 +10,7 @@ from torch import Tensor
 from ..backbones.conditions import Condition
 from ..models.protocols import Denoiser, Prediction
 from ..randomness import Noise
+from ..runtime.ranges import check_range
 from ..schedules import EVERYWHERE
 from .base import repeat_noise
 from .contrast import CONSTANT_RAMP, LINEAR_RULE, ClassifierFree
@@ -40,10 +41,10 @@ class CADS(ClassifierFree):
         psi: share of rescaling, in [0, 1].
 
     Raises:
-        ValueError: a number out of range, a denoiser without an embedding; as `ClassifierFree`. A call outside a run, which
-            has no noise, or with one noise level per row.
+        ValueError: a denoiser without an embedding; from a call: outside a run, where there is no noise, or with t [B].
     """
 
+    option = "cads"
     stateful = True
 
     def __init__(
@@ -61,16 +62,13 @@ class CADS(ClassifierFree):
         super().__init__(denoiser, scale, interval, rule, ramp)
         if not denoiser.embeds:
             raise ValueError(
-                "guidance=cads adds noise to the embedding of the condition, and this model has none, or several: list cads "
-                "before guidance=autoguidance"
+                "guidance=cads needs a model with one embedding of its condition; if guidance is nested, list cads before "
+                "autoguidance"
             )
-        if not 0 <= strength < math.inf:
-            raise ValueError(f"strength must be at least 0, got {strength}")
         if not 0 < clean < noisy < math.inf:
             raise ValueError(f"clean and noisy must be noise levels with 0 < clean < noisy, got {clean} and {noisy}")
-        if not 0 <= psi <= 1:
-            raise ValueError(f"psi must be in [0, 1], got {psi}")
-        self.strength, self.psi, self.gamma = float(strength), float(psi), LinearRamp(noisy, clean)
+        self.strength, self.psi = check_range("strength", strength, "[0, inf)"), check_range("psi", psi, "[0, 1]")
+        self.gamma = LinearRamp(noisy, clean)
         self.noise: Noise | None = None
 
     def start(self, noise: Noise | None, times: Tensor) -> Self:
@@ -79,7 +77,7 @@ class CADS(ClassifierFree):
         return fresh
 
     def predict_rows(self, x_t: Tensor, t: Tensor, y: Condition | None) -> Prediction:
-        raise ValueError("guidance=cads draws noise per level: all samples must be at one noise level")
+        raise ValueError("guidance=cads draws noise per level, so all samples must have the same noise level")
 
     def predict_both(self, x_t: Tensor, t: Tensor, y: Condition | None) -> tuple[Prediction, Prediction]:
         return super().predict_both(x_t, t, self.add_noise(t, y))
@@ -93,12 +91,13 @@ class CADS(ClassifierFree):
         if y is None or gamma == 1 or not self.acts(t):
             return y
         if self.noise is None:
-            raise ValueError("guidance=cads draws noise: start a run, sampler(denoiser, x, times, y, noise)")
+            raise ValueError("guidance=cads draws noise: use it in a run, sampler(denoiser, x, times, y, noise)")
         embedded = self.denoiser.embed(y)
         c = embedded.vectors
         n = repeat_noise(self.noise.of(c.shape[1:]).normal(t, CONDITION_DRAW), c, "guidance=cads")
         changed = math.sqrt(gamma) * c + self.strength * math.sqrt(1 - gamma) * n
-        mean, deviation = changed.mean(1, keepdim=True), changed.std(1, keepdim=True)
+        mean = changed.mean(1, keepdim=True)
+        deviation = changed.std(1, keepdim=True)
         rescaled = (changed - mean) / deviation * c.std(1, keepdim=True) + c.mean(1, keepdim=True)
         rescaled = torch.where(deviation > 0, rescaled, changed)
         return type(embedded)(self.psi * rescaled + (1 - self.psi) * changed, embedded.keep)

@@ -1,4 +1,4 @@
-"""Classifier guidance: the gradient of log p(y | x_t) shifts the predictions of a generator that need not know y."""
+"""Classifier guidance: the gradient of log p(y | x_t) shifts the predictions of a generator, with or without classes."""
 
 from collections.abc import Sequence
 
@@ -30,7 +30,7 @@ def match_log_snr(x_t: Tensor, t: Tensor, own: Schedule, other: Schedule) -> tup
 
 
 class ClassGuidance(ScaledGuidance):
-    """The base of guidance by a classifier: a scale inside an interval, and classes for a generator without any.
+    """The base of guidance by a classifier, which gives classes to a generator without any.
 
     Rows with y = -1, and y = None, are not guided. A generator without classes is called without a condition.
 
@@ -41,8 +41,8 @@ class ClassGuidance(ScaledGuidance):
         interval: (lo, hi] in noise level sigma / alpha.
 
     Raises:
-        ValueError: another number of classes than the generator's, a condition that is an embedding, zero terminal SNR, a
-            scale that is not finite, or an interval with lo >= hi.
+        ValueError: another number of classes than the generator's, zero terminal SNR; from a call, an embedding for a
+            condition.
     """
 
     conditional = True
@@ -51,11 +51,11 @@ class ClassGuidance(ScaledGuidance):
         super().__init__(denoiser, scale, interval)
         if denoiser.conditional and denoiser.num_classes != num_classes:
             own = f"{denoiser.num_classes} classes" if denoiser.num_classes else "embeddings for a condition"
-            raise ValueError(f"the classifier has {num_classes} classes, and the model that it guides has {own}")
+            raise ValueError(f"the classifier has {num_classes} classes, and the model has {own}")
         if denoiser.schedule.zero_terminal_snr:
             raise ValueError(
-                f"{type(self).__name__} divides by alpha, and {type(denoiser.schedule).__name__} has no signal at t = 1 "
-                "(log_snr_min=-inf): it needs a model with a finite log_snr_min"
+                f"{type(self).__name__} divides by alpha, which is 0 at t = 1 of this {type(denoiser.schedule).__name__} "
+                "(log_snr_min=-inf): take a model with a finite log_snr_min"
             )
         self.classes = num_classes
 
@@ -86,17 +86,14 @@ class ClassGuidance(ScaledGuidance):
 
 
 def sum_label_log_prob(log_prob: Tensor, y: Tensor) -> Tensor:
-    """The sum over rows of log p(y | .), without the rows of no class."""
+    """The sum over rows of log p(y | .), without rows of y = -1."""
     return torch.where(y >= 0, log_prob.gather(1, y.clamp(min=0)[:, None])[:, 0], 0.0).sum()
 
 
 def shift_score(prediction: Prediction, step: Tensor, alpha: Tensor, sigma: Tensor) -> Prediction:
     """The prediction with a step added to its score: x_0 + sigma^2 / alpha step, eps - sigma step."""
     step = step.to(prediction.x_0.dtype)
-    return Prediction(
-        prediction.x_0 + (sigma**2 / alpha).to(step) * step,
-        prediction.eps - sigma.to(step) * step,
-    )
+    return Prediction(prediction.x_0 + (sigma**2 / alpha).to(step) * step, prediction.eps - sigma.to(step) * step)
 
 
 class ClassifierGuidance(ClassGuidance):
@@ -113,21 +110,16 @@ class ClassifierGuidance(ClassGuidance):
         interval: (lo, hi] in noise level sigma / alpha.
 
     Raises:
-        ValueError: not a classifier of noisy data; as `ClassGuidance`.
+        ValueError: not a classifier of noisy data.
     """
 
     def __init__(
         self, denoiser: Denoiser, classifier: Classifier, scale: float = 1.0, interval: Sequence[float] = EVERYWHERE
     ):
-        if not isinstance(classifier, Classifier):
+        if not isinstance(classifier, Classifier) or getattr(classifier, "schedule", None) is None:
             raise ValueError(
-                f"the classifier must be one of noisy data (diffguide-train objective=classifier), got a "
+                "classifier must be trained on noisy data (diffguide-train objective=classifier), got a "
                 f"{type(classifier).__name__}"
-            )
-        if getattr(classifier, "schedule", None) is None:
-            raise ValueError(
-                f"the classifier must be one of noisy data (diffguide-train objective=classifier), and a "
-                f"{type(classifier).__name__} has no noise levels"
             )
         super().__init__(denoiser, classifier.num_classes, scale, interval)
         self.classifier = classifier

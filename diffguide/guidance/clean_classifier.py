@@ -41,7 +41,7 @@ def find_file(path: str, what: str, key: str = "path") -> Path:
     """The file of a path.
 
     Raises:
-        ValueError: there is no such file; names the key.
+        ValueError: there is no such file.
     """
     file = Path(path).expanduser()
     if not file.is_file():
@@ -161,9 +161,6 @@ class CleanClassifierGuidance(ClassGuidance):
         through_denoiser: whether the gradient goes through the generator's network: exact for a linear log p
             on Gaussian data, with twice the time and more memory.
         interval: (lo, hi] in noise level sigma / alpha.
-
-    Raises:
-        ValueError: channels, size, mean or std out of range, and as `ClassGuidance`.
     """
 
     def __init__(
@@ -243,7 +240,8 @@ class CleanClassifierGuidance(ClassGuidance):
             value = sum_label_log_prob(self.log_prob(prediction.x_0), y)
             gradient = torch.autograd.grad(value, source, create_graph=further)[0]
         if not further:
-            prediction, gradient = Prediction(*(field.detach() for field in prediction)), gradient.detach()
+            prediction = Prediction(*(field.detach() for field in prediction))
+            gradient = gradient.detach()
         if not self.through_denoiser:
             gradient = (alpha / (alpha**2 + sigma**2)).to(gradient) * gradient
         return shift_score(prediction, scale * gradient, alpha, sigma)

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..backbones.conditions import Condition, Embedding, concatenate_conditions
+from ..backbones.conditions import Condition, Embedding
 from ..class_names import ClassLabel, ClassLabels, class_index, class_indices
 from ..models.protocols import Denoiser, Prediction
 from ..schedules import EVERYWHERE
-from .contrast import CONSTANT_RAMP, LINEAR_RULE, Contrast, check_null
+from .base import split_prediction, stack_conditions
+from .contrast import CONSTANT_RAMP, LINEAR_RULE, Contrast
 from .ramps import Ramp
 from .rules import Rule
 
@@ -23,13 +24,9 @@ def check_classes(denoiser: Denoiser, guidance: str) -> None:
         raise ValueError(f"guidance={guidance} needs a model with classes, and this one has none")
 
 
-def predict_batched(denoiser: Denoiser, x_t: Tensor, t: Tensor, conditions: Sequence[Condition]) -> list[Prediction]:
-    """One prediction per condition, by one call."""
-    times = len(conditions)
-    whole = denoiser(
-        torch.cat([x_t] * times), torch.cat([t] * times) if t.ndim else t, concatenate_conditions(conditions)
-    )
-    return [Prediction(*fields) for fields in zip(*(field.chunk(times) for field in whole))]
+def fill_rows(x_t: Tensor, condition: int) -> Tensor:
+    """One class, or -1, for every row of x_t."""
+    return torch.full((len(x_t),), condition, device=x_t.device)
 
 
 class NegativeCondition(Contrast):
@@ -44,7 +41,7 @@ class NegativeCondition(Contrast):
         interval, rule, ramp: as in `Contrast`.
 
     Raises:
-        ValueError: a model without classes, or without this one; as `Contrast`.
+        ValueError: a model without classes, or without this one.
     """
 
     uses_condition = True
@@ -62,20 +59,17 @@ class NegativeCondition(Contrast):
         self.condition = class_index(condition, denoiser.class_names, "condition", denoiser.num_classes)
         super().__init__(denoiser, scale, interval, rule, ramp)
 
-    def unwanted(self, x_t: Tensor) -> Tensor:
-        """The unwanted class in every row."""
-        return torch.full((len(x_t),), self.condition, device=x_t.device)
-
     def predict_both(self, x_t: Tensor, t: Tensor, y: Condition | None) -> tuple[Prediction, Prediction]:
-        unwanted: Condition = self.unwanted(x_t)
-        wanted = torch.full((len(x_t),), -1, device=x_t.device) if y is None else y
+        unwanted: Condition = fill_rows(x_t, self.condition)
+        wanted = fill_rows(x_t, -1) if y is None else y
         if isinstance(wanted, Embedding):  # guidance around this one embedded it
             unwanted = self.denoiser.embed(unwanted)
-        strong, weak = predict_batched(self.denoiser, x_t, t, [wanted, unwanted])
+        both = self.denoiser(*stack_conditions(x_t, t, [wanted, unwanted]))
+        strong, weak = split_prediction(both, 2)
         return strong, weak
 
     def predict_weak(self, x_t: Tensor, t: Tensor, y: Condition | None) -> Prediction:
-        return self.denoiser(x_t, t, self.unwanted(x_t))
+        return self.denoiser(x_t, t, fill_rows(x_t, self.condition))
 
 
 class ClassComposition(Contrast):
@@ -93,9 +87,10 @@ class ClassComposition(Contrast):
         interval, rule, ramp: as in `Contrast`.
 
     Raises:
-        ValueError: no such classes, another number of weights, a model without null condition; as `Contrast`.
+        ValueError: a model without these classes or without a trained null condition.
     """
 
+    option = "compose"
     needs_null = uses_condition = True
     conditional = embeds = False
 
@@ -109,33 +104,27 @@ class ClassComposition(Contrast):
         rule: Rule = LINEAR_RULE,
         ramp: Ramp = CONSTANT_RAMP,
     ):
-        check_null(denoiser, "compose")
-        check_classes(denoiser, "compose")
+        super().__init__(denoiser, scale, interval, rule, ramp)
+        check_classes(denoiser, self.option)
         self.conditions = class_indices(conditions, denoiser.class_names, "conditions", denoiser.num_classes)
         if not self.conditions or len(self.conditions) != len(weights) or not all(map(math.isfinite, weights)):
             raise ValueError(
-                f"conditions and weights must have the same length, at least 1, and finite weights, got "
+                "conditions and weights must be lists of one length, at least 1, with finite weights, got "
                 f"{conditions} and {list(weights)}"
             )
         self.weights = [float(weight) for weight in weights]
-        super().__init__(denoiser, scale, interval, rule, ramp)
-
-    def rows(self, x_t: Tensor, condition: int) -> Tensor:
-        """One class in every row."""
-        return torch.full((len(x_t),), condition, device=x_t.device)
 
     def predict_both(self, x_t: Tensor, t: Tensor, y: Condition | None) -> tuple[Prediction, Prediction]:
-        weak, *parts = predict_batched(
-            self.denoiser, x_t, t, [self.rows(x_t, condition) for condition in [-1, *self.conditions]]
-        )
+        conditions = [fill_rows(x_t, condition) for condition in [-1, *self.conditions]]
+        weak, *parts = split_prediction(self.denoiser(*stack_conditions(x_t, t, conditions)), len(conditions))
         terms = zip(weak, *parts)
         strong = (w + sum(weight * (c - w) for weight, c in zip(self.weights, cs)) for w, *cs in terms)
         return Prediction(*strong), weak
 
     def predict_strong(self, x_t: Tensor, t: Tensor, y: Condition | None) -> Prediction:
         if self.weights == [1.0]:
-            return self.denoiser(x_t, t, self.rows(x_t, self.conditions[0]))
+            return self.denoiser(x_t, t, fill_rows(x_t, self.conditions[0]))
         return self.predict_both(x_t, t, y)[0]
 
     def predict_weak(self, x_t: Tensor, t: Tensor, y: Condition | None) -> Prediction:
-        return self.denoiser(x_t, t, self.rows(x_t, -1))
+        return self.denoiser(x_t, t, fill_rows(x_t, -1))

@@ -9,15 +9,15 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from ..backbones.conditions import Condition, concatenate_conditions, remove_condition
+from ..backbones.conditions import Condition, remove_condition
 from ..models.protocols import Denoiser, DenoiserWrapper, Prediction
 from ..randomness import Noise
 from ..schedules import EVERYWHERE
-from .base import ScaledGuidance, per_row
+from .base import ScaledGuidance, per_row, split_prediction, stack_conditions
 from .ramps import Constant, Ramp
 from .rules import Linear, Rule
 
-__all__ = ["CONSTANT_RAMP", "LINEAR_RULE", "ClassifierFree", "Contrast", "Unguided", "check_null"]
+__all__ = ["CONSTANT_RAMP", "LINEAR_RULE", "ClassifierFree", "Contrast", "Unguided"]
 
 LINEAR_RULE = Linear()
 CONSTANT_RAMP = Constant()
@@ -26,17 +26,20 @@ CONSTANT_RAMP = Constant()
 class Unguided(DenoiserWrapper):
     """No guidance: `Unguided(denoiser)` is the denoiser itself."""
 
-    def __new__(cls, denoiser: Denoiser) -> Denoiser:  # type: ignore[misc]  # not an instance of this class, on purpose
+    def __new__(cls, denoiser: Denoiser) -> Denoiser:  # type: ignore[misc]  # returns no instance of this class
         return denoiser
 
 
 class Contrast(ScaledGuidance):
     """rule(strong, weak, 1 + (scale - 1) ramp(level)) inside the interval, strong outside.
 
-    The interval is that of Kynkaanniemi et al., 2024, arXiv 2404.07724. Where the scale is 1, and outside the
-    interval, the weak prediction is not evaluated. With t [B] both are, and each row follows its own level.
+    The interval is that of Kynkaanniemi et al., 2024, arXiv 2404.07724. The weak prediction is not evaluated where the
+    scale is 1 or outside the interval. With t [B] both are evaluated, and each row follows its own level.
 
     A subclass defines `predict_both`, and `predict_weak` where that alone is cheaper.
+
+    Attributes:
+        option: its name in the configuration, for messages.
 
     Arguments:
         denoiser: what is guided.
@@ -46,8 +49,7 @@ class Contrast(ScaledGuidance):
         ramp: factor of (scale - 1) at each noise level.
 
     Raises:
-        ValueError: a scale that is not finite or that the rule does not take, an interval with lo >= hi, a ramp that is
-            undefined at a noise level where guidance acts.
+        ValueError: a scale that the rule does not take, or a ramp that is undefined at a noise level where guidance acts.
     """
 
     def __init__(
@@ -58,6 +60,8 @@ class Contrast(ScaledGuidance):
         rule: Rule = LINEAR_RULE,
         ramp: Ramp = CONSTANT_RAMP,
     ):
+        if self.needs_null:
+            check_null(denoiser, self.option)
         super().__init__(denoiser, scale, interval)
         self.rule, self.ramp = rule, ramp
         self.memory: Any = None
@@ -66,6 +70,7 @@ class Contrast(ScaledGuidance):
         if low < high:
             ramp.check(low, high)
 
+    option = ""
     stateful = property(lambda self: self.rule.stateful or self.denoiser.stateful)
 
     def guided_range(self) -> tuple[float, float]:
@@ -111,7 +116,8 @@ class Contrast(ScaledGuidance):
             return self.predict_rows(x_t, t, y)
         if not self.acts(t):
             return self.predict_strong(x_t, t, y)
-        scale, facts = self.scale_at(t), (x_t, t, self.schedule, self.memory)
+        scale = self.scale_at(t)
+        facts = (x_t, t, self.schedule, self.memory)
         if scale == 1 and self.rule.strong_at_1:
             return self.rule.finish(self.predict_strong(x_t, t, y), *facts)
         if scale == 0 and self.rule.weak_at_0:
@@ -123,11 +129,12 @@ class Contrast(ScaledGuidance):
         """For t [B]: both predictions for all rows, combined by each row's own level."""
         if self.rule.stateful:
             raise ValueError(
-                f"the rule {type(self.rule).__name__} depends on earlier noise levels, so all samples must be at one noise "
-                "level: take another rule, or a sampler with one grid for all"
+                f"the rule {type(self.rule).__name__} depends on earlier noise levels, so all samples must have the same one: "
+                "take another rule, or a sampler with one grid for all samples"
             )
         strong, weak = self.predict_both(x_t, t, y)
-        inside, scale = per_row(self.acts(t), x_t).bool(), per_row(self.scale_at(t), x_t)
+        inside = per_row(self.acts(t), x_t).bool()
+        scale = per_row(self.scale_at(t), x_t)
         guided = self.rule(strong, weak, scale, x_t, t, self.schedule, self.memory)
         if self.rule.strong_at_1:
             finished = self.rule.finish(strong, x_t, t, self.schedule, self.memory)
@@ -143,13 +150,11 @@ def select_rows(rows: Tensor, one: Prediction, other: Prediction) -> Prediction:
 def check_null(denoiser: Denoiser, guidance: str) -> None:
     """Raises ValueError for a denoiser without a condition, or without a trained null condition."""
     if not denoiser.conditional:
-        raise ValueError(
-            f"guidance={guidance} needs a conditional model, and this one has no classes; take guidance=none"
-        )
+        raise ValueError(f"guidance={guidance} needs a model with classes, and this one has none; take guidance=none")
     if not denoiser.has_null:
         raise ValueError(
-            f"guidance={guidance} needs a model that was also trained without its label, and this one never dropped its "
-            "label; train with guidance=cfg (p_uncond=0.1), or take guidance=none"
+            f"guidance={guidance} needs a model trained with label dropout, and this one was trained without; train with "
+            "guidance=cfg (p_uncond=0.1), or take guidance=none"
         )
 
 
@@ -165,21 +170,11 @@ class ClassifierFree(Contrast):
         interval, rule, ramp: as in `Contrast`.
 
     Raises:
-        ValueError: a denoiser without condition or without a null condition; as `Contrast`.
+        ValueError: a denoiser without a condition, or without a trained null condition.
     """
 
+    option = "cfg"
     needs_null = uses_condition = True
-
-    def __init__(
-        self,
-        denoiser: Denoiser,
-        scale: float = 2.0,
-        interval: Sequence[float] = EVERYWHERE,
-        rule: Rule = LINEAR_RULE,
-        ramp: Ramp = CONSTANT_RAMP,
-    ):
-        check_null(denoiser, "cfg")
-        super().__init__(denoiser, scale, interval, rule, ramp)
 
     def acts_at(self, times: Tensor, labelled: bool) -> bool:
         return labelled and super().acts_at(times, labelled)
@@ -188,13 +183,9 @@ class ClassifierFree(Contrast):
         if y is None:
             side = self.denoiser(x_t, t, None)
             return side, side
-        both = self.denoiser(
-            torch.cat([x_t, x_t]),
-            torch.cat([t, t]) if t.ndim else t,
-            concatenate_conditions([y, remove_condition(y)]),
-        )
-        strong, weak = zip(*(field.chunk(2) for field in both))
-        return Prediction(*strong), Prediction(*weak)
+        both = self.denoiser(*stack_conditions(x_t, t, [y, remove_condition(y)]))
+        strong, weak = split_prediction(both, 2)
+        return strong, weak
 
     def predict_weak(self, x_t: Tensor, t: Tensor, y: Condition | None) -> Prediction:
         return self.denoiser(x_t, t, None if y is None else remove_condition(y))

@@ -17,9 +17,6 @@ class Nested(DenoiserWrapper):
         denoiser: what is guided.
         parts: guidances by name, from inside out, at least one: functions of the denoiser that they wrap. In a YAML file
             each is a node with `_partial_: true`, or an option `/guidance@parts.<name>: <option>` in its defaults.
-
-    Raises:
-        ValueError: no parts; as the parts.
     """
 
     def __init__(self, denoiser: Denoiser, parts: Mapping[str, Callable[[Denoiser], DenoiserWrapper]]):

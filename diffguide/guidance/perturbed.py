@@ -3,10 +3,9 @@
 With the linear rule, perturbed + scale (network - perturbed). The papers write network + s (network - perturbed), so that
 scale = 1 + s: 1 = off, 0 = the perturbed network.
 
-Only a network can be perturbed, not a guided one: of several guidances these come first, from inside out. With linear rules
-the order does not matter: perturbing inside or around classifier-free guidance is the same. The papers' sum,
-null + g (cond - null) + s (cond - cond perturbed), guides only rows with a condition: `unconditional=False` and scale
-1 + s / g, with `ClassifierFree` of scale g around it.
+They perturb a network, not a guided denoiser: in nested guidance they come first. With linear rules, perturbing inside or
+around classifier-free guidance is the same. The papers' sum, null + g (cond - null) + s (cond - cond perturbed), guides only
+rows with a condition: take `unconditional=False`, scale 1 + s / g, and `ClassifierFree` of scale g around it.
 """
 
 import math
@@ -18,6 +17,7 @@ from torch import Tensor
 from ..backbones.conditions import Condition, concatenate_conditions
 from ..backbones.perturbations import BlurredQueries, IdentityAttention, Perturbation, SkippedBlocks
 from ..models.protocols import Denoiser, DenoiserWrapper, Prediction
+from ..runtime.ranges import check_range
 from ..schedules import EVERYWHERE
 from .base import has_condition
 from .contrast import CONSTANT_RAMP, LINEAR_RULE, Contrast
@@ -49,10 +49,11 @@ class Perturbed(Contrast):
         ramp: Ramp,
     ):
         super().__init__(denoiser, scale, interval, rule, ramp)
-        self.perturbation, self.every_row = perturbation, unconditional or not denoiser.conditional
+        self.perturbation = perturbation
+        self.every_row = unconditional or not denoiser.conditional
 
     def guided_rows(self, x_t: Tensor, y: Condition | None) -> Tensor:
-        """Indices of the rows that are guided."""
+        """Indices of the guided rows."""
         if self.every_row:
             return torch.arange(len(x_t), device=x_t.device)
         if y is None:
@@ -66,10 +67,11 @@ class Perturbed(Contrast):
             return side, side
         batch = len(x_t)
         both = self.denoiser.predict_perturbed(
-            torch.cat([x_t, x_t[rows]]), torch.cat([t, t[rows]]) if t.ndim else t,
+            torch.cat([x_t, x_t[rows]]),
+            torch.cat([t, t[rows]]) if t.ndim else t,
             None if y is None else concatenate_conditions([y, y[rows]]),
             self.perturbation.for_rows(torch.arange(batch + len(rows), device=x_t.device) >= batch),
-        )  # fmt: skip
+        )
         strong = Prediction(*(field[:batch] for field in both))
         return strong, Prediction(*(side.index_copy(0, rows, field[batch:]) for side, field in zip(strong, both)))
 
@@ -88,13 +90,12 @@ class PAG(Perturbed):
     Arguments:
         denoiser: a network with attention; it needs no condition.
         scale: 1 = off, 0 = the perturbed network, above 1 = guided.
-        interval: (lo, hi] in noise level sigma / alpha.
         layers: indices of attention layers, in the order of computation; None = all on the coarsest grid.
         unconditional: whether rows without condition are guided too; False inside `ClassifierFree` is the paper's sum.
-        rule, ramp: as in `Contrast`.
+        interval, rule, ramp: as in `Contrast`.
 
     Raises:
-        ValueError: no network with attention, or one inside another guidance; no such layers; as `Contrast`.
+        ValueError: a network without attention or without these layers, or one inside other guidance.
     """
 
     def __init__(
@@ -120,14 +121,10 @@ class SEG(Perturbed):
     Arguments:
         denoiser: a network with attention; it needs no condition.
         scale: 1 = off, 0 = the perturbed network, above 1 = guided.
-        interval: (lo, hi] in noise level sigma / alpha.
         blur: standard deviation in positions of the attention (pixels at its resolution, patches), at least 0; inf = the
             mean query everywhere.
         layers, unconditional: as in `PAG`.
-        rule, ramp: as in `Contrast`.
-
-    Raises:
-        ValueError: a negative blur; as `PAG`.
+        interval, rule, ramp: as in `Contrast`.
     """
 
     def __init__(
@@ -141,9 +138,8 @@ class SEG(Perturbed):
         rule: Rule = LINEAR_RULE,
         ramp: Ramp = CONSTANT_RAMP,
     ):
-        if not blur >= 0:
-            raise ValueError(f"blur must be at least 0 (inf = the mean query), got {blur}")
-        perturbation = BlurredQueries(attention_layers(denoiser, layers, "seg"), float(blur))
+        blur = check_range("blur", blur, "[0, inf]")
+        perturbation = BlurredQueries(attention_layers(denoiser, layers, "seg"), blur)
         super().__init__(denoiser, perturbation, unconditional, scale, interval, rule, ramp)
 
 
@@ -156,13 +152,9 @@ class SLG(Perturbed):
     Arguments:
         denoiser: a network; it needs no condition.
         scale: 1 = off, 0 = the perturbed network, above 1 = guided.
-        interval: (lo, hi] in noise level sigma / alpha.
         layers: indices of blocks, in the order of computation; in a U-Net the outer ones often matter most.
         unconditional: as in `PAG`.
-        rule, ramp: as in `Contrast`.
-
-    Raises:
-        ValueError: as `PAG`.
+        interval, rule, ramp: as in `Contrast`.
     """
 
     def __init__(
@@ -181,7 +173,7 @@ class SLG(Perturbed):
 
 
 def attention_layers(denoiser: Denoiser, layers: Sequence[int] | None, guidance: str) -> Sequence[int]:
-    """The indices of the attention layers that are perturbed; raises ValueError as `PAG`."""
+    """The indices of the perturbed attention layers; raises ValueError as `PAG`."""
     sides = denoiser.attention_layers
     places = [index for index, side in enumerate(sides) if side == min(sides)] if layers is None else layers
     check_places(denoiser, sides, places, guidance, "attention layers")
@@ -195,16 +187,15 @@ def check_places(denoiser: Denoiser, sides: Sequence[int], layers: Sequence[int]
             denoiser = denoiser.denoiser
         if isinstance(denoiser, DenoiserWrapper):
             raise ValueError(
-                f"guidance={guidance} perturbs the network itself and cannot be around {type(denoiser).__name__}: list it "
-                "first, from inside out (only one of pag, seg and slg)"
+                f"guidance={guidance} perturbs a network and cannot wrap {type(denoiser).__name__}: list it first, and "
+                "only one of pag, seg and slg"
             )
         network = getattr(denoiser, "backbone", denoiser)
         raise ValueError(
-            f"guidance={guidance} perturbs {of} of a network, and this {type(network).__name__} has none: take another "
-            "network or another guidance"
+            f"guidance={guidance} perturbs {of}, and this {type(network).__name__} has none: take another guidance"
         )
     if not layers or any(not 0 <= index < len(sides) for index in layers):
         raise ValueError(
-            f"layers must be some of the {of} 0 to {len(sides) - 1} of this network, which lie on grids of side "
-            f"{list(sides)}, got {list(layers)}"
+            f"layers must be some of the {of} 0 to {len(sides) - 1} of this network, on grids of side {list(sides)}, got "
+            f"{list(layers)}"
         )

@@ -8,6 +8,7 @@ from torch.nn import functional
 
 from ..models.protocols import Denoiser, Prediction
 from ..runtime.linear_algebra import leading_right_vector
+from ..runtime.ranges import check_finite, check_range
 from .base import per_row
 from .rules import Rule, inner, interpolate, norm, replace_x_0
 
@@ -15,31 +16,34 @@ __all__ = ["APG", "FDG", "TCFG"]
 
 
 class Momentum:
-    """The memory of one run: it advances when t falls, is recomputed at equal t, and is reset when t rises or the number of
-    rows changes, since guidance around this one may begin to evaluate several conditions as one batch."""
+    """The memory of one run: the value of the previous level.
+
+    It advances when t falls, is computed again at equal t, and is cleared when t rises or the number of rows changes (outer
+    guidance may stack several conditions).
+    """
 
     def __init__(self) -> None:
         self.t = math.inf
         self.before: Tensor | None = None
         self.now: Tensor | None = None
 
-    def arrive(self, t: Tensor, rows: int) -> Tensor | None:
-        """The value of the level before, None at the first level and for another number of rows."""
+    def recall(self, t: Tensor, rows: int) -> Tensor | None:
+        """The value of the previous level; None at the first level and for another number of rows."""
         time = float(t)
         if time != self.t:
             self.before = self.now if time < self.t else None
             self.t = time
         return self.before if self.before is not None and len(self.before) == rows else None
 
-    def leave(self, value: Tensor) -> None:
-        """Stores the value of this level, detached: the next level's gradient is with respect to its own x_t."""
+    def store(self, value: Tensor) -> None:
+        """Stores the value of this level, detached."""
         self.now = value.detach()
 
 
 class APG(Rule):
     """x_0 = strong.x_0 + (scale - 1) (across + eta along), of the difference d of the two x_0, along and across strong.x_0.
 
-    d has momentum, d = strong.x_0 - weak.x_0 + momentum (d of the level before), and is clipped to norm_threshold before
+    d has momentum, d = strong.x_0 - weak.x_0 + momentum (d of the previous level), and is clipped to norm_threshold before
     it is split. Sadat, Hilliges, Weber, "Eliminating Oversaturation and Artifacts of High Guidance Scales", 2024,
     arXiv 2410.02416, algorithm 1.
 
@@ -47,19 +51,12 @@ class APG(Rule):
         eta: share of the part along strong.x_0 that stays; 1 = all of it, 0 = none, as in the paper.
         norm_threshold: largest |d| of a sample, positive, inf = no limit; scale it with the root of the number of values.
         momentum: in (-1, 1); 0 = none, -0.5 in the paper.
-
-    Raises:
-        ValueError: a number out of range.
     """
 
     def __init__(self, eta: float = 0.0, norm_threshold: float = 15.0, momentum: float = -0.5):
-        if not math.isfinite(eta):
-            raise ValueError(f"eta must be a finite number, got {eta}")
-        if not norm_threshold > 0:
-            raise ValueError(f"norm_threshold must be positive, inf = no limit, got {norm_threshold}")
-        if not -1 < momentum < 1:
-            raise ValueError(f"momentum must be in (-1, 1), got {momentum}")
-        self.eta, self.norm_threshold, self.momentum = float(eta), float(norm_threshold), float(momentum)
+        self.eta = check_finite("eta", eta)
+        self.norm_threshold = check_range("norm_threshold", norm_threshold, "(0, inf]")
+        self.momentum = check_range("momentum", momentum, "(-1, 1)")
         self.stateful = momentum != 0
 
     def start(self, times: Tensor) -> Momentum:
@@ -68,9 +65,9 @@ class APG(Rule):
     def __call__(self, strong, weak, scale, x_t, t, schedule, memory) -> Prediction:
         d = strong.x_0 - weak.x_0
         if self.stateful and memory is not None:
-            before = memory.arrive(t, len(d))
+            before = memory.recall(t, len(d))
             d = d if before is None else d + self.momentum * before
-            memory.leave(d)
+            memory.store(d)
         d = d / (norm(d) / self.norm_threshold).clamp(min=1)
         direction = strong.x_0 / norm(strong.x_0).clamp(min=torch.finfo(d.dtype).tiny)
         along = inner(d, direction) * direction
@@ -89,7 +86,7 @@ class TCFG(Rule):
     def check(self, denoiser: Denoiser, scale: float) -> None:
         if denoiser.schedule.zero_terminal_snr:
             raise ValueError(
-                "rule=tcfg compares the predicted eps, which is uninformative at zero terminal SNR; take another rule"
+                "rule=tcfg compares the predicted eps, which do not determine x_0 at zero terminal SNR; take another rule"
             )
 
     def __call__(self, strong, weak, scale, x_t, t, schedule, memory) -> Prediction:
@@ -112,13 +109,11 @@ class FDG(Rule):
         low: factor of the guidance at low frequencies, at least 0; 1 = linear.
 
     Raises:
-        ValueError: a number out of range; data that are not images.
+        ValueError: data that are not images.
     """
 
     def __init__(self, low: float = 0.5):
-        if not 0 <= low < math.inf:
-            raise ValueError(f"low must be at least 0, got {low}")
-        self.low = float(low)
+        self.low = check_range("low", low, "[0, inf)")
 
     def check(self, denoiser: Denoiser, scale: float) -> None:
         if denoiser.shape is not None and len(denoiser.shape) != 3:

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..runtime.ranges import check_range
+
 __all__ = ["Constant", "CosineRamp", "LinearRamp", "PowerRamp", "Ramp", "TableRamp"]
 
 
@@ -41,9 +43,6 @@ class LinearRamp(Ramp):
     Arguments:
         start: noise level sigma / alpha where guidance starts, positive.
         full: noise level of full guidance, positive; below or above `start`.
-
-    Raises:
-        ValueError: levels that are not positive and finite, or equal.
     """
 
     def __init__(self, start: float = 80.0, full: float = 0.5):
@@ -74,16 +73,11 @@ class PowerRamp(LinearRamp):
     Arguments:
         start, full: as in `LinearRamp`.
         exponent: positive; 1 = linear.
-
-    Raises:
-        ValueError: as `LinearRamp`, or an exponent that is not positive.
     """
 
     def __init__(self, start: float = 80.0, full: float = 0.5, exponent: float = 2.0):
         super().__init__(start, full)
-        if not 0 < exponent < math.inf:
-            raise ValueError(f"exponent must be positive, got {exponent}")
-        self.exponent = float(exponent)
+        self.exponent = check_range("exponent", exponent, "(0, inf)")
 
     def __call__(self, log_level: Tensor) -> Tensor:
         return self.progress(log_level) ** self.exponent
@@ -96,7 +90,7 @@ class TableRamp(Ramp):
         pairs: [noise level sigma / alpha, factor] each, at least two, levels positive and strictly increasing.
 
     Raises:
-        ValueError: other pairs; from `check`, noise levels outside the table.
+        ValueError: from `check`, noise levels outside the table.
     """
 
     def __init__(self, pairs: Sequence[Sequence[float]] = ((0.0001, 1.0), (1.0, 1.0), (1000.0, 0.0))):
@@ -121,7 +115,8 @@ class TableRamp(Ramp):
             )
 
     def __call__(self, log_level: Tensor) -> Tensor:
-        levels, factors = self.levels.log().to(log_level.device), self.factors.to(log_level.device)
+        levels = self.levels.log().to(log_level.device)
+        factors = self.factors.to(log_level.device)
         above = torch.searchsorted(levels, log_level).clamp(1, len(levels) - 1)
         low, high = levels[above - 1], levels[above]
         u = ((log_level - low) / (high - low)).clamp(0, 1)

@@ -2,18 +2,18 @@
 
     rule(strong, weak, scale, x_t, t, schedule, memory) -> Prediction
 
-A rule that changes x_0 by d changes eps by -(alpha / sigma) d, so that the two still agree as far as before: a change of eps
-by guidance further inside survives. Two rules compare the predictions as velocities (`Velocity`): the output of a flow or
-v-prediction network, up to a factor that depends on the level alone.
+A rule that changes x_0 by d changes eps by -(alpha / sigma) d: alpha x_0 + sigma eps stays as it is, and so does a change of
+eps by inner guidance. Two rules compare the predictions as velocities (`Velocity`): the output of a flow or v-prediction
+network, up to a factor that depends on the level alone.
 """
 
-import math
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..models.protocols import Denoiser, Prediction, SamplingError
+from ..runtime.ranges import check_range, check_whole
 from ..schedules import Schedule, broadcast_rows
 from .base import per_row
 
@@ -45,11 +45,11 @@ class Rule:
         return None
 
     def skips_step(self, t: Tensor, memory: Any) -> bool:
-        """Whether a step of the run from t (0-d) is to leave x where it is."""
+        """Whether a step of the run from t (0-d) leaves x unchanged."""
         return False
 
     def without_skipped_steps(self, memory: Any) -> Any:
-        """The memory of the run after its still steps."""
+        """The memory of the run after its skipped steps."""
         return memory
 
     def finish(self, side: Prediction, x_t: Tensor, t: Tensor, schedule: Schedule, memory: Any) -> Prediction:
@@ -108,13 +108,13 @@ class Velocity(NamedTuple):
 
     @classmethod
     def at(cls, t: Tensor, schedule: Schedule, x: Tensor) -> "Velocity":
-        log_snr = schedule.log_snr(t).clamp(-32, 32)  # beyond, derivatives round to nothing
+        log_snr = schedule.log_snr(t).clamp(-32, 32)  # beyond, the derivatives round to 0
         scales, slopes = torch.func.jvp(schedule.normalisation, (log_snr,), (torch.ones_like(log_snr),))[:2]
         (alpha, sigma), (da, ds) = scales, slopes
         determinant = alpha * ds - sigma * da
         return cls(*(per_row(value, x) for value in (alpha, sigma, da / determinant, ds / determinant)))
 
-    def of(self, side: Prediction) -> Tensor:
+    def compute(self, side: Prediction) -> Tensor:
         return self.p * side.x_0 + self.q * side.eps
 
     def shift(self, side: Prediction, change: Tensor) -> Prediction:
@@ -122,7 +122,7 @@ class Velocity(NamedTuple):
         return Prediction(side.x_0 - self.sigma * change, side.eps + self.alpha * change)
 
     def stop(self, x_t: Tensor) -> Prediction:
-        """The prediction of velocity 0 at x_t."""
+        """The prediction with velocity 0 at x_t."""
         return Prediction(self.q * x_t, -self.p * x_t)
 
 
@@ -142,15 +142,10 @@ class Threshold(Linear):
 
     Arguments:
         quantile: in (0, 1]; 0.995 in the paper.
-
-    Raises:
-        ValueError: a quantile out of range.
     """
 
     def __init__(self, quantile: float = 0.995):
-        if not 0 < quantile <= 1:
-            raise ValueError(f"quantile must be in (0, 1], got {quantile}")
-        self.quantile = float(quantile)
+        self.quantile = check_range("quantile", quantile, "(0, 1]")
 
     def finish(self, side, x_t, t, schedule, memory) -> Prediction:
         size = side.x_0.abs().flatten(1).quantile(self.quantile, dim=1).clamp(min=1)
@@ -169,15 +164,10 @@ class Rescale(Rule):
 
     Arguments:
         phi: in [0, 1]: 0 = linear, 1 = the standard deviation of the strong x_0; 0.7 in the paper.
-
-    Raises:
-        ValueError: phi out of range.
     """
 
     def __init__(self, phi: float = 0.7):
-        if not 0 <= phi <= 1:
-            raise ValueError(f"phi must be in [0, 1], got {phi}")
-        self.phi = float(phi)
+        self.phi = check_range("phi", phi, "[0, 1]")
 
     def __call__(self, strong, weak, scale, x_t, t, schedule, memory) -> Prediction:
         guided = interpolate(strong, weak, scale)
@@ -190,20 +180,15 @@ class CFGPlusPlus(Rule):
     """x_0 = weak.x_0 + scale (strong.x_0 - weak.x_0), with the weak eps: eps = weak.eps.
 
     Chung et al., "CFG++: Manifold-constrained Classifier Free Guidance", 2024, arXiv 2406.08070, algorithm 2, where scale is
-    lambda: 0 = the weak prediction, 1 = the strong x_0. x_0 and eps disagree on purpose: the guided x_0 is combined with the
-    unconditional noise. More steps guide more, since each moves x_t. A ramp multiplies lambda; outside the interval the
-    prediction is the strong one.
-
-    Raises:
-        ValueError: from `check`, a scale outside [0, 1].
+    lambda: 0 = the weak prediction, 1 = the strong x_0. Each step combines the guided x_0 with the unconditional noise, so
+    that more steps guide more. A ramp multiplies lambda; outside the interval the prediction is the strong one.
     """
 
     strong_at_1 = False
     weak_at_0 = True
 
     def check(self, denoiser: Denoiser, scale: float) -> None:
-        if not 0 <= scale <= 1:
-            raise ValueError(f"scale must be in [0, 1] with rule=cfgpp, where it is lambda of CFG++, got {scale}")
+        check_range("with rule=cfgpp, scale (lambda of CFG++)", scale, "[0, 1]")
 
     def apply_ramp(self, scale: float, factor: Tensor) -> Tensor:
         return scale * factor
@@ -216,29 +201,25 @@ class CFGZero(Rule):
     """u = s weak + scale (strong - s weak) for the velocities, s = <strong, weak> / |weak|^2; u = 0 in the first steps.
 
     Fan et al., "CFG-Zero*: Improved Classifier-Free Guidance for Flow Matching Models", 2025, arXiv 2503.18886,
-    algorithm 1. A step of velocity 0 is a whole step: samplers keep x_s = x_t and start after it, whatever
-    they evaluate within a step and remember of it (`skips_step`). A prediction there is one that does not move.
+    algorithm 1. Samplers skip the steps of velocity 0, x_s = x_t, and start after them (`skips_step`).
 
     Arguments:
         zero_init_steps: steps of the sampler's grid with velocity 0; about 4 % of them in the paper, at least 0.
 
     Raises:
-        ValueError: a number out of range.
-        SamplingError: from `start`, a run of no more steps than these.
+        SamplingError: from `start`, a run of at most these steps.
     """
 
     def __init__(self, zero_init_steps: int = 1):
-        if not isinstance(zero_init_steps, int) or zero_init_steps < 0:
-            raise ValueError(f"zero_init_steps must be a whole number of at least 0, got {zero_init_steps!r}")
-        self.zero_init_steps = zero_init_steps
+        self.zero_init_steps = check_whole("zero_init_steps", zero_init_steps, 0)
 
     def start(self, times: Tensor) -> float:
         """The time above which the velocity is 0."""
         steps = len(times) - 1
         if self.zero_init_steps >= steps:
             raise SamplingError(
-                f"zero_init_steps must be below the sampler's steps, got {self.zero_init_steps} of {steps}: no step would "
-                f"remain; take sampler.steps={self.zero_init_steps + 1} at least, or guidance.rule.zero_init_steps=0"
+                f"zero_init_steps must be below the sampler's steps, got {self.zero_init_steps} of {steps}: take at least "
+                f"sampler.steps={self.zero_init_steps + 1}, or guidance.rule.zero_init_steps=0"
             )
         return float(times[self.zero_init_steps])
 
@@ -251,12 +232,13 @@ class CFGZero(Rule):
     def finish(self, side, x_t, t, schedule, memory) -> Prediction:
         if memory is None or not self.zero_init_steps:
             return side
-        stopped, early = Velocity.at(t, schedule, x_t).stop(x_t), per_row(t > memory, x_t).bool()
+        stopped = Velocity.at(t, schedule, x_t).stop(x_t)
+        early = per_row(t > memory, x_t).bool()
         return Prediction(torch.where(early, stopped.x_0, side.x_0), torch.where(early, stopped.eps, side.eps))
 
     def __call__(self, strong, weak, scale, x_t, t, schedule, memory) -> Prediction:
         velocity = Velocity.at(t, schedule, x_t)
-        u_strong, u_weak = velocity.of(strong), velocity.of(weak)
+        u_strong, u_weak = velocity.compute(strong), velocity.compute(weak)
         u_weak = inner(u_strong, u_weak) / inner(u_weak, u_weak).clamp(min=torch.finfo(u_weak.dtype).tiny) * u_weak
         guided = velocity.shift(strong, (scale - 1) * (u_strong - u_weak))
         return self.finish(guided, x_t, t, schedule, memory)
@@ -265,23 +247,18 @@ class CFGZero(Rule):
 class Mambo(Rule):
     """Linear with the scale 1 + (scale - 1) exp(-damping |strong - weak| / |weak|), for predictions as velocities.
 
-    MAMBO-G: "Magnitude-Aware Mitigation for Boosted Guidance", 2025, arXiv 2508.03442: guidance would
-    overshoot at high noise levels, where the predictions differ much.
+    "MAMBO-G: Magnitude-Aware Mitigation for Boosted Guidance", 2025, arXiv 2508.03442. Less guidance where the predictions
+    differ much, as at high noise levels.
 
     Arguments:
         damping: alpha of the paper, at least 0; 0 = linear, 8 is diffusers' default.
-
-    Raises:
-        ValueError: a number out of range.
     """
 
     def __init__(self, damping: float = 8.0):
-        if not 0 <= damping < math.inf:
-            raise ValueError(f"damping must be at least 0, got {damping}")
-        self.damping = float(damping)
+        self.damping = check_range("damping", damping, "[0, inf)")
 
     def __call__(self, strong, weak, scale, x_t, t, schedule, memory) -> Prediction:
         velocity = Velocity.at(t, schedule, x_t)
-        u_strong, u_weak = velocity.of(strong), velocity.of(weak)
+        u_strong, u_weak = velocity.compute(strong), velocity.compute(weak)
         ratio = norm(u_strong - u_weak) / norm(u_weak).clamp(min=torch.finfo(u_weak.dtype).tiny)
         return interpolate(strong, weak, 1 + (scale - 1) * torch.exp(-self.damping * ratio))

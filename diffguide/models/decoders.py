@@ -1,7 +1,7 @@
-"""Decoders p(x | z_0): the law of the data given the least noisy latent z_0 = alpha_0 x + sigma_0 eps.
+"""Decoders p(x | z_0): the distribution of the data given the least noisy latent z_0 = alpha_0 x + sigma_0 eps.
 
-decoder.log_prob(x, eps, log_snr) -> [B] nats, log p(x | z_0) at that z_0. It depends on alpha_0 / sigma_0 alone, so that it
-holds for every normalisation. The variational bound needs its mean over eps, in training and in evaluation.
+log p(x | z_0) depends on alpha_0 / sigma_0 alone, so it holds under every normalisation. The variational bound needs its
+mean over eps, in training and in evaluation.
 """
 
 import math
@@ -11,26 +11,27 @@ from torch import Tensor
 
 __all__ = ["Decoder", "Discretized", "Gaussian", "is_quantized"]
 
-MAX_OFFSET = 20.0  # in units of sigma_0: a value that far off has a share below e^-60 for every eps within 7
+MAX_OFFSET = 20.0  # in units of sigma_0: a value further away has a share below e^-60 for every |eps| < 7
 
 
 def is_quantized(x: Tensor, quantization_levels: int) -> bool:
-    """Whether the elements of x are among K values 2 k / (K - 1) - 1, k = 0 ... K - 1, to a thousandth of their distance."""
-    place = (x.double() + 1) / 2 * (quantization_levels - 1)
-    return bool(place.sub(place.round()).abs().max() <= 1e-3 and x.abs().max() <= 1 + 1e-4)
+    """Whether all elements of x are values 2 k / (K - 1) - 1, k = 0 ... K - 1, within a thousandth of their spacing."""
+    index = (x.double() + 1) / 2 * (quantization_levels - 1)
+    return bool(index.sub(index.round()).abs().max() <= 1e-3 and x.abs().max() <= 1 + 1e-4)
 
 
 class Decoder:
     """Base of the decoders.
 
     Attributes:
-        quantization_levels: number of values that an element of x can have, 0 = a continuum, where log_prob is a density.
+        quantization_levels: number of values that an element of x can have; 0 = continuous data, where log_prob is a
+            density.
     """
 
     quantization_levels: int = 0
 
     def check(self, x: Tensor) -> None:
-        """Raises ValueError for data x that it cannot decode."""
+        """Raises ValueError for data x that are not quantized as the decoder needs."""
 
     def log_prob(self, x: Tensor, eps: Tensor, log_snr: Tensor) -> Tensor:
         """log p(x | z_0 = alpha_0 x + sigma_0 eps) in nats, [B]; gradients reach log_snr.
@@ -43,10 +44,10 @@ class Decoder:
 
 
 class Discretized(Decoder):
-    """p(x | z_0) = prod_i q(z_0i | x_i) / sum_v q(z_0i | v), v over the values that an element can have.
+    """p(x | z_0) = prod_i q(z_0i | x_i) / sum_v q(z_0i | v), where v runs over the values that an element can have.
 
     Kingma, Salimans, Poole, Ho, "Variational Diffusion Models", 2021, arXiv 2107.00630, section 3.3. With s_v =
-    (alpha_0 / sigma_0) (v - x_i), the share of every other value against that of x_i is exp(s_v eps_i - s_v^2 / 2).
+    (alpha_0 / sigma_0) (v - x_i), q(z_0i | v) / q(z_0i | x_i) = exp(s_v eps_i - s_v^2 / 2).
 
     Arguments:
         quantization_levels: K values v = 2 k / (K - 1) - 1, k = 0 ... K - 1: 17 for the digits, 256 for bytes.
@@ -66,13 +67,13 @@ class Discretized(Decoder):
     def check(self, x: Tensor) -> None:
         if not is_quantized(x, self.quantization_levels):
             raise ValueError(
-                f"the data do not have the decoder's {self.quantization_levels} equally spaced values in [-1, 1]: check "
+                f"the data are not quantized to {self.quantization_levels} equally spaced values in [-1, 1]; check "
                 "dataset.quantization_levels"
             )
 
     def log_prob(self, x: Tensor, eps: Tensor, log_snr: Tensor) -> Tensor:
         spacing = 2 / (self.quantization_levels - 1)
-        step = torch.exp(log_snr / 2).to(x) * spacing  # between neighbours, in units of sigma_0
+        step = torch.exp(log_snr / 2).to(x) * spacing  # between neighbouring values, in units of sigma_0
         index = ((x + 1) / spacing).round()
         others = torch.zeros_like(x)
         reach = math.ceil(MAX_OFFSET / max(float(step.detach()), 1e-30))
@@ -85,7 +86,7 @@ class Discretized(Decoder):
 
 
 class Gaussian(Decoder):
-    """p(x | z_0) = N(x; z_0 / alpha_0, (sigma_0 / alpha_0)^2 I), for continuous data: the same without a grid of values."""
+    """p(x | z_0) = N(x; z_0 / alpha_0, (sigma_0 / alpha_0)^2 I), for continuous data."""
 
     def log_prob(self, x: Tensor, eps: Tensor, log_snr: Tensor) -> Tensor:
         return 0.5 * (log_snr.to(x) - math.log(2 * math.pi) - eps**2).flatten(1).sum(1)

@@ -1,4 +1,4 @@
-"""Counting evaluations of a model and of potentials around it: the cost of a run or a measurement."""
+"""Counters of evaluations of a model and of its potentials: the cost of a run or a measurement."""
 
 import copy
 from typing import TypeVar
@@ -7,19 +7,21 @@ from torch import Tensor
 
 from ..backbones.conditions import Condition
 from ..backbones.perturbations import Perturbation
+from .preconditioned import Preconditioned
 from .protocols import Denoiser, DenoiserWrapper, Energy, Prediction, Tally
 
 __all__ = ["EvaluationCounter", "as_protocol", "count_evaluations", "count_potential"]
 
 Protocol = TypeVar("Protocol")
+Model = TypeVar("Model", bound=Denoiser | Energy)
 
 
 class EvaluationCounter(DenoiserWrapper):
     """Counts evaluations of a denoiser, one per row: two conditions of B images are 2 B.
 
     Arguments:
-        denoiser: what is counted.
-        tally: where; None = a new one.
+        denoiser: the denoiser to count.
+        tally: the counters to increase; None = new ones.
     """
 
     passthrough = True
@@ -38,24 +40,27 @@ class EvaluationCounter(DenoiserWrapper):
         return self.denoiser.predict_perturbed(x_t, t, y, perturbation)
 
 
-def count_evaluations(model: Denoiser | Energy) -> tuple[Denoiser | Energy, Tally]:
-    """The model with its evaluations counted, and where; the sampler of an energy counts them."""
-    if isinstance(model, Denoiser):
-        counter = EvaluationCounter(model)
-        return counter, counter.tally
-    energy = copy.copy(model)
-    energy.tally = Tally()
-    return energy, energy.tally
+def count_evaluations(model: Model, tally: Tally | None = None) -> tuple[Model, Tally]:
+    """A copy of the model that counts its evaluations in a tally, and the tally; None = a new one.
+
+    A network counts its own evaluations, and the sampler counts those of an energy; other denoisers are wrapped.
+    """
+    tally = Tally() if tally is None else tally
+    if not isinstance(model, Preconditioned | Energy):
+        return EvaluationCounter(model, tally), tally  # type: ignore[return-value]
+    counted = copy.copy(model)
+    counted.tally = tally
+    return counted, tally
 
 
 def count_potential(denoiser: Denoiser, rows: int) -> None:
-    """Counts an evaluation of a classifier or another potential, where those of the denoiser are counted."""
+    """Adds `rows` evaluations of a classifier or another potential to the counters of the denoiser, if it has any."""
     if denoiser.tally is not None:
         denoiser.tally.potential_evaluations += rows
 
 
 def as_protocol(model: Denoiser | Energy, protocol: type[Protocol]) -> Protocol | None:
-    """The model itself, or the one that it passes through, where it has a protocol; None where it does not."""
+    """The model, or the one that its passthrough wrappers wrap, if it implements the protocol; else None."""
     while isinstance(model, DenoiserWrapper) and model.passthrough and not isinstance(model, protocol):
         model = model.denoiser
     return model if isinstance(model, protocol) else None

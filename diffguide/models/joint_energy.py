@@ -1,4 +1,4 @@
-"""Class logits as an energy: a classifier that is a density, without noise levels."""
+"""The joint energy of JEM: class logits as an unnormalised density of clean data."""
 
 import torch
 from torch import Tensor, nn
@@ -22,16 +22,17 @@ class JointEnergy(nn.Module, Energy, Classifier):  # type: ignore[misc]  # witho
         backbone: network (x, None, None) -> f [B, number of classes], without noise input.
 
     Raises:
-        ValueError: a backbone with noise input, one with a condition input, or one without an output per class.
+        ValueError: a backbone with noise input, with a condition input, or without one output per class.
     """
 
-    normalized, has_null = False, True
+    normalized = False
+    has_null = True
 
     def __init__(self, backbone: Backbone):
         super().__init__()
         check_outputs(backbone, "a joint energy", "convnet")
         if backbone.noise_conditioned:
-            raise ValueError("a joint energy takes no noise level: set backbone.noise_conditioned=false")
+            raise ValueError("a joint energy has no noise levels: set backbone.noise_conditioned=false")
         self.backbone, self.num_classes = backbone, backbone.out_features
 
     def logits(self, x: Tensor) -> Tensor:
@@ -40,7 +41,7 @@ class JointEnergy(nn.Module, Energy, Classifier):  # type: ignore[misc]  # witho
         return self.backbone(x, None, None).to(x.dtype)
 
     def log_density(self, x: Tensor, t: Tensor | None = None, y: Condition | None = None) -> Tensor:
-        """log p(x, y), log p(x) in rows with y = -1 and for y None, up to one constant: [B] nats; t is ignored."""
+        """log p(x, y), or log p(x) in rows with y = -1 and for y None, up to one constant: [B] nats; t is ignored."""
         return joint_log_density(self.logits(x), y)
 
     def log_prob(self, x_t: Tensor, t: Tensor | None = None) -> Tensor:

@@ -1,9 +1,9 @@
-"""Log-densities whose gradient denoises: energy models that every sampler, guidance and metric takes.
+"""Classifiers of the noise level: log-densities whose gradient denoises.
 
     eps_hat = -sigma grad_x log p_t(x),    x_0_hat = (x + sigma^2 grad_x log p_t(x)) / alpha    (Tweedie)
 
-The gradient's own graph follows the grad mode at entry: an objective and a potential that differentiates through the
-network have it, a sampler, which runs under no_grad, keeps none from one step to the next.
+The gradient has a graph of its own only if gradients are enabled at entry: in objectives and in potentials that
+differentiate through the network, but not in samplers, which run under no_grad.
 """
 
 import math
@@ -14,19 +14,20 @@ from torch import Tensor, nn
 
 from ..backbones import Backbone
 from ..backbones.conditions import Condition
+from ..runtime.ranges import check_range, check_whole
 from ..schedules import Schedule, as_time
 from .parameterizations import at_least_float32
 from .protocols import Classifier, Denoiser, LogDensity, Prediction
 
-__all__ = ["LevelClassifier", "value_and_gradient", "langevin_step"]
+__all__ = ["LevelClassifier", "check_langevin_step", "langevin_step", "value_and_gradient"]
 
-TERMINAL_TOLERANCE = 0.02  # how far the scales of the noisiest level may lie from those of N(0, I)
+TERMINAL_TOLERANCE = 0.02  # of alpha and sigma at t = 1 from those of N(0, I)
 
 
 def value_and_gradient(function: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
-    """(function(x), its gradient), for a function of [B, ...] that answers [B], each row of its own.
+    """(function(x) [B], its gradient in the shape of x), for a function that maps each row of x [B, ...] on its own.
 
-    With gradients enabled at entry both can be differentiated again, with respect to parameters and to x.
+    If gradients are enabled at entry, both can be differentiated again, with respect to parameters and to x.
     """
     graph = torch.is_grad_enabled()
     x = x if graph and x.requires_grad else x.detach().requires_grad_()
@@ -36,16 +37,27 @@ def value_and_gradient(function: Callable[[Tensor], Tensor], x: Tensor) -> tuple
     return (value if graph else value.detach()), slope
 
 
+def check_langevin_step(step_size: float, noise_scale: float | None) -> tuple[float, float]:
+    """The two numbers of `langevin_step`; a noise_scale of None is sqrt(2 step_size).
+
+    Raises:
+        ValueError: a step size that is not positive, or a negative noise scale.
+    """
+    step_size = check_range("step_size", step_size, "(0, inf)")
+    noise_scale = math.sqrt(2 * step_size) if noise_scale is None else noise_scale
+    return step_size, check_range("noise_scale", noise_scale, "[0, inf)")
+
+
 def langevin_step(
     log_density: Callable[[Tensor], Tensor], x: Tensor, step_size: float, noise_scale: float, z: Tensor
-) -> Tensor:  # fmt: skip
-    """x + step_size grad log p(x) + noise_scale z, of which no graph is kept.
+) -> Tensor:
+    """x + step_size grad log p(x) + noise_scale z, without a graph.
 
-    With noise_scale = sqrt(2 step_size) its chain has the law p in the limit of small steps (unadjusted Langevin; Welling &
-    Teh, "Bayesian Learning via Stochastic Gradient Langevin Dynamics", 2011, eq. 4); with less noise it is colder.
+    With noise_scale = sqrt(2 step_size) the chain converges to p in the limit of small steps (unadjusted Langevin; Welling &
+    Teh, "Bayesian Learning via Stochastic Gradient Langevin Dynamics", 2011, eq. 4). Less noise lowers the temperature.
 
     Arguments:
-        log_density: of x [B, ...], [B], each row of its own.
+        log_density: maps each row of x [B, ...] on its own to [B].
         z: standard normal, in the shape of x.
     """
     with torch.no_grad():
@@ -54,22 +66,33 @@ def langevin_step(
 
 
 def check_twice_differentiable(backbone: Backbone, what: str) -> None:
-    """
-    Raises:
-        ValueError: a network whose input gradient cannot be trained.
-    """
+    """Raises ValueError for a network with fused attention, which has no second derivatives; `what` needs them."""
     if any(getattr(part, "double_differentiable", True) is False for part in backbone.modules()):
         raise ValueError(f"{what} differentiates attention twice: set backbone.double_differentiable=true")
 
 
+def check_terminal_level(schedule: Schedule, what: str) -> None:
+    """Raises ValueError for a learned schedule, or one whose x_1 is not close to N(0, I)."""
+    schedule.check_fixed(what)
+    if schedule.zero_terminal_snr:
+        raise ValueError(f"{what} needs a finite schedule.log_snr_min, such as -10")
+    end = torch.tensor(1.0, dtype=torch.float64, device="cpu")  # real even while a network is built on the meta device
+    alpha, sigma = (float(part) for part in schedule.alpha_sigma(end))
+    if alpha > TERMINAL_TOLERANCE or abs(sigma - 1) > TERMINAL_TOLERANCE:
+        raise ValueError(
+            f"{what} needs a schedule that ends in N(0, I), but {type(schedule).__name__} ends at alpha = {alpha:.3g}, "
+            f"sigma = {sigma:.3g}; use schedule=linear, tre, cosine or flow with schedule.log_snr_min=-10"
+        )
+
+
 class LevelClassifier(nn.Module, Denoiser, LogDensity, Classifier):
-    """log p(k | x) of the noise level k that x came from: a denoiser, a density and, given y, a classifier of y.
+    """log p(k | x) of the noise level k of x: a denoiser, a density and, for a conditional network, a classifier of y.
 
         log p_k(x) = f(x)[k] - f(x)[T + 1] + log N(x; 0, I) - log(P(k) / P(T + 1))
         E[eps | x_k = x] = sigma_k (x - grad_x (f(x)[k] - f(x)[T + 1]))
 
-    Levels k = 0..T have the times k / T of the schedule, level T + 1 is N(0, I) and has no time. The logits f are the
-    network's outputs summed up to k, so that each output is a log-ratio of neighbouring levels.
+    Levels k = 0..T have the times k / T of the schedule; level T + 1 is N(0, I) and has no time. The logits f are the
+    cumulative sums of the network's outputs, so that each output is a log-ratio of neighbouring levels.
 
     Yadin, Elata, Michaeli, "Classification Diffusion Models: Revitalizing Density Ratio Estimation", 2024, arXiv
     2402.10095, theorem 3.1 and eq. 11, 14.
@@ -77,13 +100,13 @@ class LevelClassifier(nn.Module, Denoiser, LogDensity, Classifier):
     Arguments:
         backbone: network (x, None, y) -> [B, steps + 2], without noise input.
         schedule: noise schedule that ends in N(0, I), with a finite log_snr_min.
-        steps: T, at least 0; 0 = data and noise alone, which has a density and no samples.
-        has_null: whether training dropped the condition, so that y = -1 means something.
-        prior: P(k) in training, [steps + 2] numbers above 0, in any unit; None = uniform.
+        steps: T, at least 0; with 0 (data and noise alone) the model has a density but no samples.
+        has_null: whether training dropped the condition of some examples, so that y = -1 is trained.
+        prior: P(k) in training, [steps + 2] positive numbers, normalised here; None = uniform.
 
     Raises:
-        ValueError: a backbone with noise input or another number of outputs, a schedule that does not end in N(0, I), steps
-            or a prior out of range; from calls: a time that is no level.
+        ValueError: a backbone with noise input or another number of outputs; a schedule that does not end in N(0, I); steps
+            or a prior out of range; in calls: a time that is no level.
     """
 
     normalized = True
@@ -92,40 +115,21 @@ class LevelClassifier(nn.Module, Denoiser, LogDensity, Classifier):
         self, backbone: Backbone, schedule: Schedule, steps: int, has_null: bool, prior: Sequence[float] | None = None
     ):
         super().__init__()
-        if steps < 0:
-            raise ValueError(f"steps must be at least 0, got {steps}")
+        check_whole("steps", steps, 0)
         if backbone.out_features != steps + 2:
+            found = f"{backbone.out_features}" if backbone.out_features else "an output in the shape of the data"
             raise ValueError(
-                f"a classifier of {steps + 2} noise levels needs a network with so many outputs, and this "
-                f"{type(backbone).__name__} "
-                + (
-                    f"has {backbone.out_features}"
-                    if backbone.out_features
-                    else "has an output in the shape of the data"
-                )
-                + "; take backbone=unet_levels for images, backbone=mlp_levels for vectors"
+                f"a classifier of {steps + 2} noise levels needs a network with {steps + 2} outputs, but this "
+                f"{type(backbone).__name__} has {found}; use backbone=unet_levels for images, backbone=mlp_levels for vectors"
             )
+        what = "a classifier of the noise level"
         if backbone.noise_conditioned:
-            raise ValueError(
-                "a classifier of the noise level takes no noise input: set backbone.noise_conditioned=false"
-            )
-        if schedule.learned:
-            raise ValueError(f"a classifier of the noise level needs a fixed schedule, got {type(schedule).__name__}")
-        if schedule.zero_terminal_snr:
-            raise ValueError("a classifier of the noise level needs a finite schedule.log_snr_min, such as -10")
-        alpha, sigma = (
-            float(part) for part in schedule.alpha_sigma(torch.tensor(1.0, dtype=torch.float64, device="cpu"))
-        )
-        if alpha > TERMINAL_TOLERANCE or abs(sigma - 1) > TERMINAL_TOLERANCE:
-            raise ValueError(
-                f"a classifier of the noise level needs a schedule that ends in N(0, I), and {type(schedule).__name__} ends "
-                f"at alpha = {alpha:.3g}, sigma = {sigma:.3g}: take schedule=linear, tre, cosine or flow, with "
-                f"schedule.log_snr_min=-10"
-            )
-        check_twice_differentiable(backbone, "a classifier of the noise level")
+            raise ValueError(f"{what} has no noise input: set backbone.noise_conditioned=false")
+        check_terminal_level(schedule, what)
+        check_twice_differentiable(backbone, what)
         prior = [1.0] * (steps + 2) if prior is None else list(prior)
         if len(prior) != steps + 2 or not all(0 < part < math.inf for part in prior):
-            raise ValueError(f"prior must be {steps + 2} finite numbers above 0, one per level, got {prior}")
+            raise ValueError(f"prior must have {steps + 2} positive finite numbers, one per level, got {prior}")
         self.backbone, self.schedule, self.steps = backbone, schedule, steps
         self.num_classes, self.has_null = backbone.num_classes, bool(has_null) or not backbone.conditional
         self.prior = [part / sum(prior) for part in prior]
@@ -136,8 +140,8 @@ class LevelClassifier(nn.Module, Denoiser, LogDensity, Classifier):
         return self.backbone.conditional
 
     @property
-    def compiled(self) -> bool:
-        return self.backbone.compiled
+    def is_compiled(self) -> bool:
+        return self.backbone.is_compiled
 
     def logits(self, x: Tensor, y: Condition | None = None) -> Tensor:
         """f(x), [B, steps + 2], float32 at least."""
@@ -152,13 +156,11 @@ class LevelClassifier(nn.Module, Denoiser, LogDensity, Classifier):
         """
         if t is None:
             return torch.tensor(0)
-        place = as_time(t) * self.steps
-        k = place.round()
-        if t.device.type == "cpu" and bool(((place - k).abs() > 1e-6).any()):
-            wrong = float(t.reshape(-1)[(place - k).abs().reshape(-1).argmax()])
-            raise ValueError(
-                f"this model has the noise levels t = k / {self.steps}, and t = {wrong:.6g} is not one of them"
-            )
+        index = as_time(t) * self.steps
+        k = index.round()
+        if t.device.type == "cpu" and bool(((index - k).abs() > 1e-6).any()):
+            wrong = float(t.reshape(-1)[(index - k).abs().reshape(-1).argmax()])
+            raise ValueError(f"t must be a noise level k / {self.steps} of this model, got {wrong:.6g}")
         return k.long()
 
     def log_ratio(self, x: Tensor, k: Tensor, y: Condition | None = None) -> Tensor:
@@ -174,36 +176,35 @@ class LevelClassifier(nn.Module, Denoiser, LogDensity, Classifier):
         return value + normal - (prior[k] / prior[-1]).log().to(value)
 
     def log_prob(self, x_t: Tensor, t: Tensor | None) -> Tensor:
-        """log p(y | x_t) under equally frequent classes, [B, num_classes]: one forward pass per class."""
-        classes = range(self.num_classes)
-        y = [torch.full((len(x_t),), label, device=x_t.device) for label in classes]
+        """log p(y | x_t) for equally frequent classes, [B, num_classes]: one forward pass per class."""
+        y = [torch.full((len(x_t),), label, device=x_t.device) for label in range(self.num_classes)]
         return torch.stack([self.log_density(x_t, t, label) for label in y], dim=1).log_softmax(1)
 
     def forward(self, x_t: Tensor, t: Tensor, y: Condition | None = None) -> Prediction:
         k = self.index(t)
         x_t = at_least_float32(x_t)
         _, slope = value_and_gradient(lambda x: self.log_ratio(x, k.to(x.device), y), x_t)
-        return self.read(x_t, slope, k)
+        return self.predict_from_slope(x_t, slope, k)
 
-    def read(self, x: Tensor, slope: Tensor, k: Tensor) -> Prediction:
-        """The estimates from the gradient of `log_ratio` at levels k: the score is slope - x."""
+    def predict_from_slope(self, x: Tensor, slope: Tensor, k: Tensor) -> Prediction:
+        """The prediction from the gradient of `log_ratio` at levels k; the score is slope - x."""
         alpha, sigma = self.scales(k, x.ndim)
-        kept, moved = ((1 - sigma**2) / alpha).to(x), (sigma**2 / alpha).to(x)
-        return Prediction(kept * x + moved * slope, sigma.to(x) * (x - slope))
+        x_factor, slope_factor = ((1 - sigma**2) / alpha).to(x), (sigma**2 / alpha).to(x)
+        return Prediction(x_factor * x + slope_factor * slope, sigma.to(x) * (x - slope))
 
-    def level_at(self, place: Tensor) -> Tensor:
-        """The levels whose share of the prior holds places in [0, 1), in their shape."""
-        edges = torch.tensor(self.prior, dtype=torch.float64, device=place.device).cumsum(0)
-        return torch.searchsorted(edges, place, right=True).clamp(max=self.steps + 1)
+    def level_at(self, quantile: Tensor) -> Tensor:
+        """The levels at quantiles of the prior in [0, 1), in their shape."""
+        edges = torch.tensor(self.prior, dtype=torch.float64, device=quantile.device).cumsum(0)
+        return torch.searchsorted(edges, quantile, right=True).clamp(max=self.steps + 1)
 
     def posterior(self, x_0: Tensor, eps: Tensor, k: Tensor) -> Tensor:
         """log P(j | x, x_0) of every level j, [B, steps + 2] float64, for x = alpha_k x_0 + sigma_k eps, levels k [B].
 
             P(j | x, x_0) ~ P(j) N(x; alpha_j x_0, sigma_j^2 I)
 
-        With x known as such a sum ||x - alpha_j x_0||^2 is one too, and no difference of large numbers.
+        ||x - alpha_j x_0||^2 is computed from x_0 and eps, so that nothing cancels.
         """
-        x_0, eps = as_time(x_0.flatten(1)), as_time(eps.flatten(1))  # float64, where the device has it
+        x_0, eps = as_time(x_0.flatten(1)), as_time(eps.flatten(1))
         k = k.to(x_0.device)
         alpha, sigma = self.scales(torch.arange(self.steps + 2, device=k.device), 1)
         shift, own = alpha[k][:, None] - alpha, sigma[k][:, None]
@@ -212,7 +213,7 @@ class LevelClassifier(nn.Module, Denoiser, LogDensity, Classifier):
         prior = torch.tensor(self.prior, dtype=torch.float64, device=k.device).log()
         joint = prior - x_0.shape[1] * sigma.log() - 0.5 * distance / sigma**2
         drawn = torch.nn.functional.one_hot(k, self.steps + 2).bool()
-        joint = joint.where(sigma > 0, -math.inf)  # exact data know where they are from, and nothing else is exact data
+        joint = joint.where(sigma > 0, -math.inf)  # exact data, sigma = 0, can only come from their own level
         return torch.where(own > 0, joint, torch.where(drawn, 0.0, -math.inf)).log_softmax(1)
 
     def scales(self, k: Tensor, ndim: int) -> tuple[Tensor, Tensor]:

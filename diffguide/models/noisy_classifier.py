@@ -10,21 +10,19 @@ from .protocols import Classifier
 __all__ = ["NoisyClassifier", "check_outputs"]
 
 
-def check_outputs(backbone: Backbone, what: str, of_images: str) -> None:
-    """
-    Arguments:
-        what: is built on the backbone.
-        of_images: the option that would do for images.
+def check_outputs(backbone: Backbone, what: str, image_option: str) -> None:
+    """Raises ValueError for a network without one output per class, or one with a condition input.
 
-    Raises:
-        ValueError: a network without one output per class, or one with a condition input.
+    Arguments:
+        what: the model on this backbone, for the message.
+        image_option: the backbone option that fits images, for the message.
     """
     if not backbone.out_features or backbone.conditional:
         name = type(backbone).__name__
         found = "takes a condition" if backbone.out_features else "has an output in the shape of the data"
         raise ValueError(
-            f"{what} needs a network with one output per class and no condition input, and this {name} {found}; "
-            f"take backbone={of_images} for images, backbone=mlp_classifier for vectors"
+            f"{what} needs a network with one output per class and no condition input, but this {name} {found}; "
+            f"use backbone={image_option} for images, backbone=mlp_classifier for vectors"
         )
 
 
@@ -32,14 +30,14 @@ class NoisyClassifier(nn.Module, Classifier):
     """log p(y | x_t) = log softmax F(x_t / sqrt(alpha^2 + sigma^2), log_snr).
 
     Sohl-Dickstein et al. 2015, arXiv 1503.03585, section 2.5; Dhariwal & Nichol 2021, arXiv 2105.05233, section 4. The
-    network sees the data scaled as a variance-preserving schedule would have it, and the log-SNR: never t.
+    inputs of the network are the data at the scale of a variance-preserving schedule and the log-SNR, not t.
 
     Arguments:
         backbone: module (x, log_snr [B] or None, None) -> F [B, number of classes].
         schedule: the noise schedule.
 
     Raises:
-        ValueError: a backbone that has an output in the shape of the data, or one with a condition input.
+        ValueError: a backbone without one output per class, or one with a condition input.
     """
 
     def __init__(self, backbone: Backbone, schedule: Schedule):
@@ -48,7 +46,6 @@ class NoisyClassifier(nn.Module, Classifier):
         self.backbone, self.schedule, self.num_classes = backbone, schedule, backbone.out_features
 
     def log_prob(self, x_t: Tensor, t: Tensor | None) -> Tensor:
-        """log p(y | x_t), [B, num_classes], float32 at least."""
         assert t is not None, "a classifier of noisy data needs a time"
         return self.log_prob_at(x_t, self.schedule.log_snr(t))
 

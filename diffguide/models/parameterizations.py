@@ -1,30 +1,32 @@
-"""Parameterizations of a network's output F: closed-form rows that turn it into x_0 and eps.
+"""Parameterizations of a network's output F: closed-form coefficients that turn F into x_0 and eps.
 
-For x_t = alpha x_0 + sigma eps every parameterization is a table of seven numbers per noise level:
+For x_t = alpha x_0 + sigma eps every parameterization has seven coefficients per noise level:
 
     regression target   F* = p x_0 + q eps
     clean data          x0_hat  = c_skip x_t + c_out F
     noise               eps_hat = e_skip x_t + e_out F
     network input       c_in x_t
 
-No row is obtained from another by division, so none loses digits where alpha or sigma is small. All rows depend on the
-log-SNR alone once x_t is divided by its own scale: a trained network is valid under every normalisation.
+No coefficient is computed from another by division, so none loses digits at small alpha or sigma. For x_t divided by its
+scale sqrt(alpha^2 + sigma^2) they depend on the log-SNR alone: a trained network is valid under every normalisation.
 """
 
 from typing import NamedTuple
 
 from torch import Tensor, float32, ones_like, promote_types, zeros_like
 
+from ..runtime.ranges import check_range
+
 __all__ = ["Rows", "at_least_float32", "Parameterization", "X0", "Eps", "Score", "V", "Flow", "EDM"]
 
 
 def at_least_float32(x: Tensor) -> Tensor:
-    """x in its own dtype, float32 where that is less."""
+    """x in its own dtype, or in float32 if that is less precise."""
     return x.to(promote_types(x.dtype, float32))
 
 
 class Rows(NamedTuple):
-    """The seven coefficients at one noise level or a batch of them, each in the shape of alpha."""
+    """The seven coefficients at one noise level or at a batch of levels, each in the shape of alpha."""
 
     p: Tensor
     q: Tensor
@@ -35,7 +37,7 @@ class Rows(NamedTuple):
     c_in: Tensor
 
     def to(self, like: Tensor) -> "Rows":
-        """The rows in the dtype and on the device of `like`; 0-d rows stay where they are, they mix with every device."""
+        """The rows in the dtype and on the device of `like`; 0-d rows stay on the CPU, since they mix with every device."""
         return self if self.p.ndim == 0 else Rows(*(row.to(like) for row in self))
 
 
@@ -70,8 +72,8 @@ class Eps(Parameterization):
 class Score(Parameterization):
     """F = -sqrt(alpha^2 + sigma^2) eps / sigma: the score grad log p_t of x_t / sqrt(alpha^2 + sigma^2).
 
-    Song et al. 2021, arXiv 2011.13456, eq. 7, where alpha^2 + sigma^2 = 1; under another normalisation that of x_t scaled
-    so, which keeps a trained network valid under all of them. Its error grows as 1 / sigma: weigh it by sigma^2.
+    Song et al. 2021, arXiv 2011.13456, eq. 7, where alpha^2 + sigma^2 = 1. Scaling x_t keeps a trained network valid under
+    every normalisation. The error of F grows as 1 / sigma: weight it by sigma^2.
     """
 
     needs_signal = True
@@ -87,9 +89,8 @@ class V(Parameterization):
     def rows(self, alpha: Tensor, sigma: Tensor) -> Rows:
         square = alpha**2 + sigma**2
         scale = square**0.5
-        return Rows(
-            -sigma / scale, alpha / scale, alpha / square, -sigma / scale, sigma / square, alpha / scale, 1 / scale
-        )
+        a, s = alpha / scale, sigma / scale
+        return Rows(-s, a, alpha / square, -s, sigma / square, a, 1 / scale)
 
 
 class Flow(Parameterization):
@@ -110,15 +111,12 @@ class EDM(Parameterization):
     """
 
     def __init__(self, sigma_data: float = 0.5):
-        if not sigma_data > 0:
-            raise ValueError(f"sigma_data must be positive, got {sigma_data}")
-        self.sigma_data = float(sigma_data)
+        self.sigma_data = check_range("sigma_data", sigma_data, "(0, inf)")
 
     def rows(self, alpha: Tensor, sigma: Tensor) -> Rows:
         d = self.sigma_data
         square = sigma**2 + (alpha * d) ** 2
         scale = square**0.5
-        return Rows(
-            sigma / (d * scale), -alpha * d / scale, alpha * d**2 / square, sigma * d / scale, sigma / square,
-            -alpha * d / scale, 1 / scale,
-        )  # fmt: skip
+        noise_row = -alpha * d / scale
+        c_skip, e_skip = alpha * d**2 / square, sigma / square
+        return Rows(sigma / (d * scale), noise_row, c_skip, sigma * d / scale, e_skip, noise_row, 1 / scale)

@@ -3,8 +3,8 @@
     denoiser(x_t, t, y) -> Prediction(x_0, eps)
 
 x_t [B, ...]; t float64, a 0-d CPU tensor (all rows at one level) or [B] on the device of x_t; y class indices [B] with -1
-for "no condition in this row", an Embedding with its own mask of such rows, or None for no condition at all. The two
-fields agree, x_t = alpha_t x_0 + sigma_t eps, unless a method re-noises with another eps on purpose.
+for "no condition in this row", an Embedding with its own mask of such rows, or None for no condition in any row. The two
+fields satisfy x_t = alpha_t x_0 + sigma_t eps, unless a method re-noises with another eps on purpose.
 """
 
 import copy
@@ -28,11 +28,12 @@ __all__ = [
     "Prediction",
     "SamplingError",
     "Tally",
+    "is_guided",
 ]
 
 
 class SamplingError(ValueError):
-    """A sampler or a guidance failed during a run. The message says why, and what to change."""
+    """A sampler or a guidance failed during a run. The message names the cause and what to change."""
 
 
 class Prediction(NamedTuple):
@@ -43,27 +44,32 @@ class Prediction(NamedTuple):
 
 
 class Tally:
-    """Evaluations so far, one per row: of denoisers and energies, and apart those of classifiers and other potentials."""
+    """Numbers of evaluations so far, one per row.
+
+    Attributes:
+        evaluations: of denoisers and energies.
+        potential_evaluations: of classifiers and other potentials.
+    """
 
     evaluations = 0
     potential_evaluations = 0
 
 
 class DenoiserInfo(NamedTuple):
-    """What a denoiser states of itself.
+    """The properties of a denoiser.
 
     Attributes:
-        schedule: the noise schedule that t refers to.
-        levels: None where t is continuous, else the legal times, decreasing, float64.
-        num_classes: number of classes, 0 where y is no class index.
-        conditional: whether y means anything, be it a class index or an Embedding.
-        has_null: whether a row without condition (y = -1) was trained.
-        class_names: one per class, () where they are unknown.
-        shape: of one example, None where it is unknown.
-        stateful: whether a level depends on more than itself (momentum, noise), so that all samples must be at one.
+        schedule: the noise schedule of t.
+        levels: the valid times, decreasing, float64; None = every t in [0, 1].
+        num_classes: number of classes; 0 = y is no class index.
+        conditional: whether y (class indices or an Embedding) has an effect.
+        has_null: whether rows without condition (y = -1) were trained.
+        class_names: one per class; () = unknown.
+        shape: shape of one example; None = unknown.
+        stateful: whether a prediction depends on earlier calls (momentum, noise), so that all rows need one noise level.
         embeds: whether `embed` is available.
-        compiled: whether torch.compile made its network, which then has no gradients of gradients.
-        attention_layers, residual_blocks: of the network, as a backbone lists them, for `predict_perturbed`.
+        is_compiled: whether the network is compiled by torch.compile, and so has no second derivatives.
+        attention_layers, residual_blocks: those of the backbone, for `predict_perturbed`.
     """
 
     schedule: Schedule
@@ -75,17 +81,17 @@ class DenoiserInfo(NamedTuple):
     shape: Sequence[int] | None
     stateful: bool
     embeds: bool
-    compiled: bool
+    is_compiled: bool
     attention_layers: Sequence[int]
     residual_blocks: Sequence[int]
 
 
 class Denoiser:
-    """Base of everything a sampler can sample. Its attributes are the fields of `DenoiserInfo`, and:
+    """Base of every model that samplers take. Its attributes are the fields of `DenoiserInfo` and these:
 
     Attributes:
-        tally: where its evaluations are counted, None = nowhere.
-        loadable: whether a configuration may name the folder of a training run where it needs such a model.
+        tally: the counters of its evaluations; None = they are not counted.
+        loadable: whether a configuration may give the folder of a training run in place of a node of this class.
     """
 
     loadable = True
@@ -106,7 +112,7 @@ class Denoiser:
         return self.num_classes > 0
 
     @property
-    def compiled(self) -> bool:
+    def is_compiled(self) -> bool:
         return False
 
     @property
@@ -117,31 +123,31 @@ class Denoiser:
         raise NotImplementedError
 
     def start(self, noise: Any, times: Tensor) -> Self:
-        """A fresh denoiser for one run over `times`; the denoiser itself where it keeps no state."""
+        """A denoiser with fresh state for one run over `times`; the same object if it keeps no state."""
         return self
 
     def skips_step(self, t: Tensor) -> bool:
-        """Whether a step of the run from t, 0-d, leaves x unchanged: the first steps of CFG-Zero*."""
+        """Whether the sampler leaves x unchanged in its step from t, 0-d (the first steps of CFG-Zero*)."""
         return False
 
     def without_skipped_steps(self) -> Self:
-        """The same run after its skipped steps, at whatever level it is evaluated (churn and restarts go up again)."""
+        """A copy that skips no step, for churn and restarts, which return to high noise levels."""
         return self
 
     def embed(self, y: Condition) -> Embedding:
-        """The condition as vectors, which the network takes in its place, where it has a network."""
+        """The vectors of a condition, which the network takes in its place."""
         raise NotImplementedError
 
     def predict_perturbed(self, x_t: Tensor, t: Tensor, y: Condition | None, perturbation: Perturbation) -> Prediction:
-        """The prediction of the same network, changed in some of its layers and in some rows."""
+        """The prediction of the same network with some layers perturbed in some rows."""
         raise NotImplementedError
 
 
 class ExactDenoiser(Denoiser):
-    """A denoiser that knows more of p(x_0 | x_t) than its mean: what an exact reverse step needs."""
+    """A denoiser with the covariance and samples of p(x_0 | x_t), for exact reverse steps."""
 
     def covariance(self, x_t: Tensor, t: Tensor, y: Condition | None = None) -> Tensor:
-        """Cov[x_0 | x_t, y], [B, D, D] with D the number of values of one example."""
+        """Cov[x_0 | x_t, y], [B, D, D], where D is the number of elements of one example."""
         raise NotImplementedError
 
     def sample_reverse(
@@ -160,7 +166,7 @@ class LogDensity:
     """log p_t(x) as a function of x.
 
     Attributes:
-        normalized: whether exp(log_density) integrates to 1; False = up to a constant, which may depend on t.
+        normalized: whether exp(log_density) integrates to 1; False = known up to a constant, which may depend on t.
     """
 
     normalized: bool = False
@@ -171,11 +177,11 @@ class LogDensity:
 
 
 class Energy(LogDensity):
-    """A log-density without noise levels: no denoiser, and yet a sampler of log-densities can sample it.
+    """A log-density without noise levels, which samplers of log-densities take. It is no denoiser.
 
     Attributes:
-        schedule, levels: None, for there are no noise levels.
-        tally, num_classes, has_null, class_names, shape: as of a `Denoiser`.
+        schedule, levels: None, since there are no noise levels.
+        tally, num_classes, has_null, class_names, shape: as in a `Denoiser`.
     """
 
     schedule = levels = None
@@ -186,7 +192,7 @@ class Energy(LogDensity):
     shape: Sequence[int] | None = None
 
     def start(self, noise: Any, times: Tensor) -> Self:
-        """Itself: an energy keeps no state."""
+        """The same object: an energy keeps no state."""
         return self
 
 
@@ -194,7 +200,7 @@ class Classifier:
     """log p(y | x_t) as a function of x_t.
 
     Attributes:
-        schedule: the noise schedule that t refers to; a model without noise levels has none.
+        schedule: the noise schedule of t; a model without noise levels has none.
     """
 
     loadable = True
@@ -202,17 +208,17 @@ class Classifier:
     num_classes: int = 0
 
     def log_prob(self, x_t: Tensor, t: Tensor | None) -> Tensor:
-        """Normalised log-probabilities of the classes, [B, num_classes]; t is None for a model without noise levels."""
+        """log p(y | x_t) for every class y, [B, num_classes]; t is None for a model without noise levels."""
         raise NotImplementedError
 
 
 class DenoiserWrapper(Denoiser):
-    """A denoiser around another one, whose `info` it forwards and which it starts.
+    """A denoiser around another one. It forwards `info` and `start`.
 
     Attributes:
-        needs_null: whether training for it must drop the condition of some examples.
-        uses_condition: whether it compares conditions, and so has no effect where a model ignores them.
-        passthrough: whether its predictions are those of the wrapped denoiser, so that the protocols of that one hold for both.
+        needs_null: whether its model must be trained with rows without condition.
+        uses_condition: whether it compares conditions, and so has no effect on a model without them.
+        passthrough: whether its predictions are those of the wrapped denoiser, whose protocols then hold for it too.
     """
 
     needs_null = uses_condition = False
@@ -236,10 +242,10 @@ class DenoiserWrapper(Denoiser):
         return self.denoiser.predict_perturbed(x_t, t, y, perturbation)
 
     def acts_at(self, times: Tensor, labelled: bool) -> bool:
-        """Whether it may change anything at some of these times, [N] float64 on the CPU.
+        """Whether it may change a prediction at one of these times, [N] float64 on the CPU.
 
         Arguments:
-            labelled: whether there are rows with a condition.
+            labelled: whether some rows have a condition.
         """
         return True
 
@@ -249,8 +255,13 @@ class DenoiserWrapper(Denoiser):
         return fresh
 
 
+def is_guided(model: Denoiser | Energy) -> bool:
+    """Whether the model is wrapped in guidance."""
+    return isinstance(model, DenoiserWrapper) and not model.passthrough
+
+
 def forward_attribute(name: str) -> property:
-    """An attribute of a wrapper, read from the wrapped denoiser; () for the layers of one that is no passthrough."""
+    """An attribute of the wrapped denoiser; () for the layers of a wrapper that is no passthrough."""
 
     def read(self: DenoiserWrapper) -> Any:
         if name in ("attention_layers", "residual_blocks") and not self.passthrough:

@@ -1,1 +1,1 @@
-"""Configuration nodes (a `_target_` and its arguments): their types, their names of earlier versions, modules of the user's."""
+"""Configuration nodes (a `_target_` and its arguments): their types, names in earlier versions, and modules of the user."""

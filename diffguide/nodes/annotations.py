@@ -1,4 +1,4 @@
-"""What a constructor's annotations allow: the types of a configuration are those of its constructors."""
+"""The annotations of constructors, which are the types of a configuration."""
 
 import inspect
 import types
@@ -24,14 +24,14 @@ NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "
 
 
 def parameter_hints(target: Callable) -> dict[str, Any] | None:
-    """Name -> annotation (Any where there is none) of what a class or function takes; None where it takes any name.
+    """Annotation by name of the arguments of a class or function, Any without one; None for **kwargs.
 
-    Names that only a position can reach, and `self`, are left out.
+    `self` and positional-only arguments are omitted.
     """
-    call: Any = target.__init__ if isinstance(target, type) else target  # type: ignore[misc] # of a class that is given
+    call: Any = target.__init__ if isinstance(target, type) else target  # type: ignore[misc]
     try:
         signature, hints = inspect.signature(target), typing.get_type_hints(call)
-    except (NameError, TypeError, ValueError):  # built-in without a signature, or annotations that cannot be evaluated
+    except (NameError, TypeError, ValueError):  # a built-in without signature, or annotations that cannot be evaluated
         return None
     kinds = {parameter.kind for parameter in signature.parameters.values()}
     if inspect.Parameter.VAR_KEYWORD in kinds:
@@ -41,49 +41,51 @@ def parameter_hints(target: Callable) -> dict[str, Any] | None:
 
 
 def required_names(target: Callable, names: Sequence[str]) -> list[str]:
-    """Those of the parameters `names` that a class or function has no default for."""
+    """The arguments among `names` without default."""
     signature = inspect.signature(target).parameters
     return [name for name in names if signature[name].default is inspect.Parameter.empty]
 
 
 def union_members(hint: Any) -> tuple[Any, ...]:
-    """The members of a union; any other annotation alone."""
+    """The members of a union; (hint,) for any other annotation."""
     return typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
 
 
 def object_types(hint: Any) -> tuple[type, ...]:
-    """The classes whose objects an annotation asks for, () where it asks for plain values."""
+    """The classes in an annotation; () for plain values."""
     plain = {*NAMES, Any, object}
     return tuple(part for part in union_members(hint) if isinstance(part, type) and part not in plain)
 
 
 def is_stored_model(hint: Any) -> bool:
-    """Whether an annotation asks for a model that a training run may have stored, so that its folder can stand for it."""
+    """Whether an annotation is a class of models that training runs store, so that the folder of a run is a value."""
     return any(getattr(base, "loadable", False) is True for base in object_types(hint))
 
 
 def takes_node(hint: Any) -> bool:
-    """Whether an annotation asks for an object or a callable."""
+    """Whether an annotation is a class or a callable."""
     return bool(object_types(hint)) or takes_callable(hint)
 
 
 def takes_callable(hint: Any) -> bool:
-    """Whether an annotation lets any callable pass, so that a node may say `_partial_`."""
+    """Whether an annotation allows a callable, and so a node with `_partial_`."""
     return any(typing.get_origin(part) is Callable for part in union_members(hint))
 
 
 def callable_result(hint: Any) -> tuple[int, type] | None:
-    """(n, class) of Callable[[n arguments], class] alone: a node that is completed later, by its first n arguments."""
-    for part in () if object_types(hint) else union_members(hint):
+    """(n, class) of Callable[[n arguments], class]: a node whose first n arguments are given later; else None."""
+    if object_types(hint):
+        return None
+    for part in union_members(hint):
         if typing.get_origin(part) is Callable and isinstance(typing.get_args(part)[0], list):
-            given, result = typing.get_args(part)
+            arguments, result = typing.get_args(part)
             if isinstance(result, type):
-                return len(given), result
+                return len(arguments), result
     return None
 
 
 def element_hint(hint: Any) -> Any:
-    """What a list must hold to fit an annotation; None where it takes no list."""
+    """The annotation of the elements of a list; None if the annotation allows no list."""
     for part in union_members(hint):
         if typing.get_origin(part) is Sequence:
             return typing.get_args(part)[0]
@@ -91,7 +93,7 @@ def element_hint(hint: Any) -> Any:
 
 
 def value_hint(hint: Any) -> Any:
-    """What the values of a mapping must be to fit an annotation; None where it takes no mapping."""
+    """The annotation of the values of a mapping; None if the annotation allows no mapping."""
     for part in union_members(hint):
         if typing.get_origin(part) is Mapping:
             return typing.get_args(part)[1]
@@ -99,13 +101,13 @@ def value_hint(hint: Any) -> Any:
 
 
 def fits(value: Any, hint: Any) -> bool:
-    """Whether a value from YAML or JSON is of an annotated type; true and false are no numbers."""
+    """Whether a value from YAML or JSON has the annotated type; true and false are not numbers."""
     if hint is Any:
         return True
     if len(union_members(hint)) > 1:
         return any(fits(value, part) for part in union_members(hint))
     if is_stored_model(hint):
-        return isinstance(value, str)  # the folder of a run, which the entry point loads
+        return isinstance(value, str)  # the folder of a run
     if typing.get_origin(hint) is Sequence:
         return isinstance(value, list) and all(fits(part, typing.get_args(hint)[0]) for part in value)
     if typing.get_origin(hint) is Mapping:
@@ -118,7 +120,7 @@ def fits(value: Any, hint: Any) -> bool:
 
 
 def describe_hint(hint: Any, node: str = "a node with a _target_") -> str:
-    """An annotation in words; `node` says what an object of the user's is in the configuration."""
+    """An annotation in words; `node` is the phrase for an object."""
     if len(union_members(hint)) > 1:
         return " or ".join(dict.fromkeys(describe_hint(part, node) for part in union_members(hint)))
     if typing.get_origin(hint) is Sequence:

@@ -1,21 +1,16 @@
-"""Configurations of earlier versions, read as this version writes them: moved and renamed classes, renamed and new keys.
+"""Updates of configurations of earlier versions: moved and renamed classes, renamed and new keys.
 
-OPTIONS and RENAMED also hold for what is typed: an old name works for one version after it was renamed.
+OPTIONS and RENAMED_KEYS also hold on the command line, where an old name works for one version with a notice.
 
-A run keeps what it was: where a saved node lacks a key that its class has gained since, the key gets the value that says
-what the class did then. New runs state every such key.
+A saved node may lack a key that its class has gained since. It then gets the value that reproduces the former behaviour.
 """
 
 from typing import Any
 
-__all__ = ["current_name", "renamed_key", "stated", "updated"]
+__all__ = ["complete_new_config", "current_key", "current_name", "update_saved_config"]
 
 OPTIONS = {  # group: old option: new option
-    "guidance": {
-        "auto": "autoguidance",
-        "ordinary": "clean_classifier",
-        "potential_of_x_t": "noisy_potential",
-    },
+    "guidance": {"auto": "autoguidance", "ordinary": "clean_classifier", "potential_of_x_t": "noisy_potential"}
 }
 MODULES = {  # old module: new module
     "diffguide.parameterizations": "diffguide.models.parameterizations",
@@ -63,12 +58,12 @@ CLASSES = {  # old dotted name of a class or function: new one; read before MODU
 }
 FOLDER = "diffguide.datasets.image_folder.ImageFolder"
 DOWNLOADS = [f"diffguide.datasets.downloads.{name}" for name in ("MNIST", "FashionMNIST", "CIFAR10", "CIFAR100")]
-ADDED: dict[str, dict[str, tuple[Any, Any]]] = {  # class: key: what it did before, and what a new run does
+ADDED: dict[str, dict[str, tuple[Any, Any]]] = {  # class: key: (value in saved runs without it, value in new runs)
     FOLDER: {
         "suffixes": ([".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"], None),
         "class_order": ("names", "numbers"),
         "split_by": ("path", "contents"),
-    },
+    }
 }
 QUANTIZED = [
     FOLDER,
@@ -79,36 +74,40 @@ QUANTIZED = [
     "diffguide.objectives.cdm.CDM",
     "diffguide.objectives.density_ratio.DensityRatio",
     "diffguide.models.decoders.Discretized",
+    "diffguide.evaluation.likelihood.metrics.ELBO",
+    "diffguide.evaluation.likelihood.metrics.ExactDensity",
+    "diffguide.evaluation.likelihood.metrics.FlowODE",
 ]
-RENAMED: dict[str, dict[str, str]] = {
-    target: {"values": "quantization_levels"} for target in QUANTIZED
-}  # class: before: now
+# class: old key: new key
+RENAMED: dict[str, dict[str, str]] = {target: {"values": "quantization_levels"} for target in QUANTIZED}
 for target in DOWNLOADS:
     RENAMED[target]["root"] = "path"
 RENAMED["diffguide.training.loop.Training"] = {"keep": "keep_checkpoints"}
-RENAMED_KEYS = {  # node: key as it was typed before: now
+RENAMED_KEYS = {  # node: old key: new key
     "dataset": {"root": "path", "values": "quantization_levels"},
     "objective": {"values": "quantization_levels"},
     "decoder": {"values": "quantization_levels"},
     "training": {"keep": "keep_checkpoints"},
-}
+} | {name: {"values": "quantization_levels"} for name in ("metric", "elbo", "ode", "exact", "density")}
 
 
-def renamed_key(key: str) -> str:
-    """A dotted key as it was typed, by its name of today."""
+def current_key(key: str) -> str:
+    """The present name of a dotted key."""
     parent, _, name = key.rpartition(".")
-    now = RENAMED_KEYS.get(parent.rpartition(".")[2], {}).get(name)
-    return f"{parent}.{now}" if now else key
+    current = RENAMED_KEYS.get(parent.rpartition(".")[2], {}).get(name)
+    return f"{parent}.{current}" if current else key
 
 
 def current_name(target: str) -> str:
-    """The dotted name of a class or function as this version has it."""
+    """The present dotted name of a class or function."""
     module, _, name = target.rpartition(".")
-    return CLASSES.get(target) or (f"{MODULES[module]}.{name}" if module in MODULES else target)
+    if target in CLASSES:
+        return CLASSES[target]
+    return f"{MODULES[module]}.{name}" if module in MODULES else target
 
 
 def fill_keys(value: Any, column: int) -> Any:
-    """A configuration with today's keys in all its nodes, and those that they lack from a column of ADDED."""
+    """A configuration with present names in all its nodes, and missing keys from a column of ADDED."""
     if isinstance(value, list):
         return [fill_keys(part, column) for part in value]
     if not isinstance(value, dict):
@@ -122,11 +121,11 @@ def fill_keys(value: Any, column: int) -> Any:
     return node | {key: pair[column] for key, pair in added.items() if key not in node}
 
 
-def updated(config: Any) -> Any:
-    """A saved configuration, or one node of it, as this version would have written it."""
+def update_saved_config(config: Any) -> Any:
+    """A saved configuration, or a node of it, in the names of this version."""
     return fill_keys(config, 0)
 
 
-def stated(config: Any) -> Any:
-    """A configuration of a new run, in which a file of the user's may leave out what a class has a default for."""
+def complete_new_config(config: Any) -> Any:
+    """A configuration of a new run, with the keys of ADDED that a configuration file of the user lacks."""
     return fill_keys(config, 1)

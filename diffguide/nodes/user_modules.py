@@ -1,13 +1,12 @@
-"""Modules of the user's own: beside where a command runs, and beside the configuration files that it was given.
+"""Imports of modules of the user, from the working folder and the folders of the user's configuration files.
 
-`_target_: mymod.Half` on the command line, in a file of one's own or in trust=[...] names a module that need not be
-installed. It is looked for in the given folders, behind everything that is installed: a json.py in the working folder
-shadows nothing. Only the modules that were named are found there, and while one of them is being imported those beside it,
-for its own imports. The folders are never on sys.path, so what a library imports if it is there (or what a checkpoint of
-somebody else names) is not taken from them.
+`_target_: mymod.Half` on the command line, in a configuration file of the user or in trust=[...] may name a module that is
+not installed. Such a module is imported from the given folders if no installed module has its name, so that a json.py in
+the working folder replaces nothing. Only named modules are found there, and during their import the modules beside them.
+The folders are never on sys.path, so that optional imports of libraries and names in foreign checkpoints are not found
+there.
 
-Processes that unpickle objects of such classes (readers of data, where they are spawned) get the list through an
-environment variable.
+Spawned processes, such as data loaders, get the list through an environment variable.
 """
 
 import json
@@ -19,54 +18,54 @@ from importlib.abc import MetaPathFinder
 from importlib.machinery import PathFinder
 from pathlib import Path
 
-__all__ = ["import_hint", "importing", "searching"]
+__all__ = ["allow_neighbour_imports", "import_hint", "search_user_modules"]
 
-VARIABLE = "DIFFGUIDE_OWN_MODULES"  # folders and names, for processes that this one starts
+VARIABLE = "DIFFGUIDE_OWN_MODULES"  # JSON of folders and names, for child processes
 
 
 class OwnModules(MetaPathFinder):
-    """The last place where Python looks for a module.
+    """The last finder on sys.meta_path.
 
     Arguments:
         folders: absolute paths, searched in this order.
-        names: top-level modules that are found there.
+        names: top-level modules to find there.
     """
 
     def __init__(self, folders: Sequence[str], names: Iterable[str]):
         self.folders, self.names = list(folders), set(names)
         self.imported: set[str] = set()
-        self.depth = 0  # of imports of modules that were named
+        self.depth = 0  # number of imports of named modules in progress
 
-    def find_spec(self, fullname, path=None, target=None):  # the signature is Python's
+    def find_spec(self, fullname, path=None, target=None):  # the signature of MetaPathFinder
         if path is not None or not (fullname in self.names or self.depth):
             return None
         spec = PathFinder.find_spec(fullname, self.folders)
-        if spec is None or (spec.loader is None and fullname not in self.names):  # a folder without code beside it
+        if spec is None or (spec.loader is None and fullname not in self.names):  # a folder without code
             return None
         self.imported.add(fullname)
         return spec
 
     def forget(self) -> None:
-        """Removes what was imported from Python's memory: the next command may run in another folder."""
+        """Removes the imported modules from sys.modules: the next command may run in another folder."""
         for name in [name for name in sys.modules if name.partition(".")[0] in self.imported]:
             del sys.modules[name]
 
     def record(self) -> None:
-        """What was imported is found by the processes that this one starts."""
+        """Lets child processes find the imported modules."""
         os.environ[VARIABLE] = json.dumps([self.folders, sorted(self.names | self.imported)])
 
 
-def installed() -> OwnModules | None:
-    """The finder of the command that is running."""
+def current_finder() -> OwnModules | None:
+    """The finder of the running command."""
     return next((finder for finder in reversed(sys.meta_path) if isinstance(finder, OwnModules)), None)
 
 
 @contextmanager
-def searching(names: Iterable[str], folders: Iterable[str | Path]) -> Iterator[None]:
-    """Lets the modules of some dotted names be found in some folders.
+def search_user_modules(names: Iterable[str], folders: Iterable[str | Path]) -> Iterator[None]:
+    """Lets the modules of dotted names be found in some folders.
 
     Arguments:
-        names: as the user wrote them, my.module.Class.
+        names: dotted names such as my.module.Class.
         folders: searched in this order.
     """
     tops = {name.partition(".")[0] for name in names} - {"diffguide", ""}
@@ -85,9 +84,9 @@ def searching(names: Iterable[str], folders: Iterable[str | Path]) -> Iterator[N
 
 
 @contextmanager
-def importing(name: str) -> Iterator[None]:
-    """Around the import of a dotted name: a module that the user named may import those beside it."""
-    finder = installed()
+def allow_neighbour_imports(name: str) -> Iterator[None]:
+    """Lets a module of the user import the modules beside it, during the import of a dotted name."""
+    finder = current_finder()
     if finder is None or name.partition(".")[0] not in finder.names:
         yield
         return
@@ -100,17 +99,17 @@ def importing(name: str) -> Iterator[None]:
 
 
 def import_hint(name: str) -> str:
-    """What may help where a dotted name cannot be imported, to be put behind a sentence; empty where nothing is known."""
-    finder, top = installed(), name.partition(".")[0]
+    """The last part of an error message on a failed import, with the folders searched; "" for other modules."""
+    finder, top = current_finder(), name.partition(".")[0]
     if finder is None or top not in finder.names:
         return ""
     if top not in sys.modules:
-        return f"; a module of your own is looked for in {' and '.join(finder.folders)}"
+        return f"; modules of your own are searched in {' and '.join(finder.folders)}"
     beside = PathFinder.find_spec(top, finder.folders)
     if top in finder.imported or beside is None or beside.loader is None:
         return ""
-    return f"; an installed module {top} goes before {beside.origin}: give yours another name"
+    return f"; the installed module {top} hides {beside.origin}; rename yours"
 
 
-if VARIABLE in os.environ:  # of a process that a command has started
+if VARIABLE in os.environ:  # in a child process of a command
     sys.meta_path.append(OwnModules(*json.loads(os.environ[VARIABLE])))

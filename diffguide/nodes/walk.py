@@ -1,21 +1,21 @@
-"""One walk over a configuration node and all nodes in it, by the annotations of what they call."""
+"""A walk over a configuration node and all nodes in it, by the annotations of their targets."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from typing import Any, NamedTuple, Protocol
 
 from .annotations import callable_result, element_hint, object_types, parameter_hints, takes_callable, value_hint
 
-__all__ = ["Place", "Visitor", "call_hints", "walk_node", "walk_value"]
+__all__ = ["Place", "Visitor", "call_hints", "named_parts", "walk_node", "walk_value"]
 
 
 class Place(NamedTuple):
-    """Where a node stands.
+    """The position of a node in a configuration.
 
     Arguments:
-        classes: whose objects fit there; () = none, only a callable; None = anything.
-        given: number of first arguments that the caller gives by position.
-        by_name: arguments that the caller gives by name.
-        partial: whether the node has `_partial_: true`, to be called later; None = it may have.
+        classes: the classes allowed there; () = only a callable; None = anything.
+        given: number of first arguments that the caller passes by position.
+        by_name: arguments that the caller passes by name.
+        partial: whether the node must have `_partial_: true`; None = it may.
     """
 
     classes: tuple[Any, ...] | None
@@ -25,16 +25,16 @@ class Place(NamedTuple):
 
 
 class Visitor(Protocol):
-    """What is checked on the way; every method raises where something is wrong."""
+    """Checks of a walk. Every method raises an error for an invalid value."""
 
     def enter(self, node: dict[str, Any], where: str, place: Place) -> dict[str, Any] | None:
-        """Checks what a node calls and its names of arguments; returns their annotations, None = any argument."""
+        """Checks the target of a node and the names of its arguments; returns their annotations, None = any argument."""
 
     def enter_mapping(self, mapping: dict[str, Any], where: str) -> None:
-        """Checks the names of a mapping without a `_target_`, whose values are visited next."""
+        """Checks the names of a mapping without `_target_`; its values are visited next."""
 
     def visit(self, value: Any, where: str, hint: Any) -> None:
-        """Checks a value that is no node, or a node where the annotation `hint` asks for none."""
+        """Checks a value that is not a node, or a node whose annotation `hint` is a plain type."""
 
 
 def walk_node(node: dict[str, Any], where: str, place: Place, visitor: Visitor) -> None:
@@ -61,9 +61,10 @@ def walk_value(value: Any, where: str, hint: Any, visitor: Visitor) -> None:
 
 
 def place_of(hint: Any) -> Place | None:
-    """The place of a node for an argument; None where its annotation asks for plain values."""
-    if (later := callable_result(hint)) is not None:
-        given, result = later
+    """The place of an argument with a node; None for the annotation of a plain value."""
+    partial = callable_result(hint)
+    if partial is not None:
+        given, result = partial
         return Place((result,), given, partial=True)
     if hint is Any:
         return Place(None)
@@ -72,13 +73,20 @@ def place_of(hint: Any) -> Place | None:
     return None
 
 
+def named_parts(value: Any) -> Iterable[tuple[Any, Any]]:
+    """(name or index, part) of the parts of a mapping or list; none of any other value."""
+    if isinstance(value, dict):
+        return value.items()
+    return enumerate(value) if isinstance(value, list) else ()
+
+
 def holds_mapping(value: Any) -> bool:
-    """Whether a value is, or holds at any depth, a mapping, which may be a node."""
+    """Whether a value is a mapping or a list with a mapping at any depth."""
     return isinstance(value, dict) or (isinstance(value, list) and any(map(holds_mapping, value)))
 
 
 def call_hints(target: Callable[..., Any], place: Place) -> dict[str, Any] | None:
-    """The annotations of what is left for a node to give to the class or function that it calls; None = any argument."""
+    """The annotations of the arguments that a node must give to its target; None = any argument."""
     hints = parameter_hints(target)
     if hints is None:
         return None

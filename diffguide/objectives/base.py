@@ -1,4 +1,4 @@
-"""The contract of every objective, label dropout, and shared checks."""
+"""The base of objectives, label dropout, and shared checks."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -8,12 +8,13 @@ from torch import Tensor, nn
 
 from ..backbones.conditions import Condition, remove_condition
 from ..randomness import Share, uniform
+from .levels import NoiseLevels
 
 __all__ = [
     "Diverged",
+    "LevelObjective",
     "Loss",
     "Objective",
-    "check_dropout",
     "check_weights",
     "drop_condition",
     "label_log_prob",
@@ -22,7 +23,7 @@ __all__ = [
 
 
 class Diverged(ValueError):
-    """Training diverged: a loss or gradient that is not finite, or energies that drift apart; the message says where."""
+    """Training diverged: a loss or gradient is not finite, or energies drift apart. The message says where."""
 
 
 class Loss(NamedTuple):
@@ -39,14 +40,13 @@ class Loss(NamedTuple):
 
 
 class Objective(nn.Module):
-    """objective(x_0, y, rng) -> Loss: x_0 [B, ...] in [-1, 1]; y [B] class indices, an Embedding or None; rng on its device.
+    """objective(x_0, y, rng) -> Loss: x_0 [B, ...] in [-1, 1]; y [B] class indices, an Embedding or None.
 
-    Random numbers come from `randomness.normal` and `uniform`, so that rng may be the `Share` of a divided batch.
+    rng is a generator on the device of x_0, or the `Share` of a divided batch; draw with `randomness.normal` and `uniform`.
 
     Attributes:
-        model: what training yields (a denoiser, a classifier, an energy); the only place where its parts are registered.
-        compilable: whether torch.compile may compile the backbone. It supports no gradients of gradients, and computes
-            input gradients together with those of all parameters.
+        model: what training yields (a denoiser, a classifier, an energy); its parts are registered here only.
+        compilable: whether torch.compile may compile the backbone: not if the objective needs gradients of gradients.
         divisible: whether a batch may be divided among devices and micro-steps.
         max_restores: how often a diverged run restarts from its last checkpoint, with new randomness.
     """
@@ -60,10 +60,7 @@ class Objective(nn.Module):
         raise NotImplementedError
 
     def check(self, x_0: Tensor) -> None:
-        """
-        Raises:
-            ValueError: examples [B, ...] that this objective cannot train on.
-        """
+        """Raises ValueError for examples [B, ...] that this objective cannot train on."""
 
     def figures(self, loss: Loss) -> dict[str, float]:
         """Figures of a held-out split for metrics.jsonl, beside the mean loss.
@@ -74,7 +71,7 @@ class Objective(nn.Module):
         return {}
 
     def finish_step(self, gather: Callable[[Tensor], Tensor]) -> None:
-        """Called after every optimiser step on every device, for state that is not updated by gradients.
+        """Updates state that has no gradients, after every optimiser step on every device.
 
         Arguments:
             gather: stacks a tensor over the devices, as Fabric's `all_gather`; a single device may return it unchanged.
@@ -100,20 +97,17 @@ class Objective(nn.Module):
             raise ValueError(f"the checkpoint holds {min(memory)}, which {type(self).__name__} does not use")
 
 
-def check_dropout(p_uncond: float) -> None:
-    """
-    Raises:
-        ValueError: p_uncond is no probability.
-    """
-    if not 0 <= p_uncond <= 1:
-        raise ValueError(f"p_uncond must be in [0, 1], got {p_uncond}")
+class LevelObjective(Objective):
+    """An objective that draws noise levels from `levels`."""
+
+    levels: NoiseLevels
+
+    def finish_step(self, gather: Callable[[Tensor], Tensor]) -> None:
+        self.levels.finish_step(gather)
 
 
 def check_weights(ce_weight: float, mse_weight: float) -> None:
-    """
-    Raises:
-        ValueError: a negative or infinite weight, or both weights 0.
-    """
+    """Raises ValueError for a negative or infinite weight, or two weights of 0."""
     if not (ce_weight >= 0 and mse_weight >= 0 and 0 < ce_weight + mse_weight < float("inf")):
         raise ValueError(
             f"ce_weight and mse_weight must be at least 0 and not both 0, got {ce_weight} and {mse_weight}"
@@ -131,16 +125,12 @@ def drop_condition(y: Condition | None, probability: float, rng: torch.Generator
 
 
 def require_labels(y: Condition | None) -> Tensor:
-    """The class labels [B] of a batch.
-
-    Raises:
-        ValueError: no condition, or an embedding.
-    """
+    """The class labels [B] of a batch; raises ValueError for None and for an embedding."""
     if not isinstance(y, Tensor):
         raise ValueError(f"this objective needs class labels [B], got {type(y).__name__}; take a data set with classes")
     return y
 
 
 def label_log_prob(log_prob: Tensor, y: Tensor) -> Tensor:
-    """log p(y | .) of each row [B] from log-probabilities [B, K]; class 0 stands in for y = -1."""
+    """log p(y | .) of each row [B] from log-probabilities [B, K]; rows of y = -1 take class 0."""
     return log_prob.gather(1, y.clamp(min=0)[:, None])[:, 0]

@@ -11,8 +11,9 @@ from ..backbones.conditions import Condition
 from ..models.decoders import is_quantized
 from ..models.level_classifier import LevelClassifier, level_log_ratio
 from ..randomness import Share, normal, uniform
+from ..runtime.ranges import check_range
 from ..schedules import Schedule
-from .base import Loss, Objective, check_dropout, check_weights, drop_condition
+from .base import Loss, Objective, check_weights, drop_condition
 from .levels import draw_uniform
 
 __all__ = ["CDM"]
@@ -23,8 +24,8 @@ class CDM(Objective):
 
     Yadin, Elata, Michaeli, "Classification Diffusion Models: Revitalizing Density Ratio Estimation", 2024, arXiv
     2402.10095, algorithm 1. k is a level 0..T + 1, x = alpha_k x_0 + sigma_k eps. The MSE is masked at exact data and at
-    pure noise T + 1, where it is undefined. CE alone learns the density near the data only. The MSE alone leaves one free
-    constant per level: it learns neither the density nor the level.
+    pure noise T + 1, where it is undefined. CE alone learns the density near the data only. The MSE alone determines
+    each level up to a constant, so that it learns neither the density nor the level.
 
     Arguments:
         backbone: network (x, None, y) -> [B, levels].
@@ -33,14 +34,13 @@ class CDM(Objective):
         ce_weight, mse_weight: of the two terms, at least 0, not both 0; 0.001 and 1 in the paper, for images.
         quantization_levels: K values of a data element, 2 / (K - 1) apart in [-1, 1]. Uniform noise dequantizes them, so
             that they have a density. 0 = continuous data, not dequantized.
-        prior: P(k), [levels] positive numbers, not necessarily normalized; None = uniform.
-        soft_targets: whether the cross-entropy is with the known P(k | x, x_0) instead of the drawn level: the same mean,
-            less variance.
+        prior: P(k), [levels] positive numbers, normalized here; None = uniform.
+        soft_targets: whether the target of the cross-entropy is P(k | x, x_0) instead of the drawn level: the same mean
+            with less variance.
         p_uncond: probability of dropping the condition of an example; in [0, 1].
 
     Raises:
-        ValueError: p_uncond, weights, quantization_levels or levels out of range; a backbone or schedule that
-            `LevelClassifier` rejects.
+        ValueError: a backbone or schedule that `LevelClassifier` rejects.
     """
 
     compilable = False
@@ -59,11 +59,9 @@ class CDM(Objective):
         p_uncond: float = 0.0,
     ):
         super().__init__()
-        check_dropout(p_uncond)
+        self.p_uncond = check_range("p_uncond", p_uncond, "[0, 1]")
         if levels < 3:
-            raise ValueError(
-                f"levels must be at least 3, got {levels}; objective=nce has no level between data and noise"
-            )
+            raise ValueError(f"levels must be at least 3, got {levels}; for 2 levels take objective=nce")
         check_weights(ce_weight, mse_weight)
         check_quantization_levels(quantization_levels)
         self.model = LevelClassifier(backbone, schedule, levels - 2, p_uncond > 0, prior)
@@ -71,7 +69,6 @@ class CDM(Objective):
         self.mse_weight = float(mse_weight)
         self.quantization_levels = quantization_levels
         self.soft_targets = soft_targets
-        self.p_uncond = float(p_uncond)
 
     def check(self, x_0: Tensor) -> None:
         check_quantized(x_0, self.quantization_levels)
@@ -145,10 +142,7 @@ def add_uniform_noise(x_0: Tensor, u: Tensor, quantization_levels: int) -> Tenso
 
 
 def check_quantization_levels(quantization_levels: int) -> None:
-    """
-    Raises:
-        ValueError: a number of values that `dequantize` does not take.
-    """
+    """Raises ValueError for a number of values that `dequantize` does not take."""
     if quantization_levels < 0 or quantization_levels == 1:
         raise ValueError(
             f"quantization_levels must be 0 (continuous data, not dequantized) or at least 2, got {quantization_levels}"
@@ -156,12 +150,9 @@ def check_quantization_levels(quantization_levels: int) -> None:
 
 
 def check_quantized(x_0: Tensor, quantization_levels: int) -> None:
-    """
-    Raises:
-        ValueError: data that do not have these K values; K = 0 takes any.
-    """
+    """Raises ValueError for data that do not have these K values; K = 0 allows any data."""
     if quantization_levels and not is_quantized(x_0, quantization_levels):
         raise ValueError(
-            f"quantization_levels={quantization_levels}: the data do not lie on so many equally spaced values in [-1, 1]; "
-            "take 17 for digits, 256 for bytes, 0 for continuous data"
+            f"the data are not quantized to quantization_levels={quantization_levels} values in [-1, 1]: take 17 for digits, "
+            "256 for bytes, 0 for continuous data"
         )

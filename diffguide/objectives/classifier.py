@@ -2,7 +2,6 @@
 
 import itertools
 import math
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -12,7 +11,7 @@ from ..backbones.conditions import Condition
 from ..models.noisy_classifier import NoisyClassifier
 from ..randomness import Share, normal
 from ..schedules import Schedule
-from .base import Loss, Objective, require_labels
+from .base import LevelObjective, Loss, require_labels
 from .levels import UNIFORM_TIME, NoiseLevels
 
 __all__ = ["REPORTED_BANDS", "ClassifierObjective"]
@@ -20,7 +19,7 @@ __all__ = ["REPORTED_BANDS", "ClassifierObjective"]
 REPORTED_BANDS = (0.0, 0.1, 0.3, 1.0, 3.0, 10.0, math.inf)  # edges in noise level sigma / alpha
 
 
-class ClassifierObjective(Objective):
+class ClassifierObjective(LevelObjective):
     """-log p(y | x_t) with x_t = alpha x_0 + sigma eps: cross-entropy over all noise levels.
 
     Dhariwal & Nichol 2021, arXiv 2105.05233, section 4.3.
@@ -40,15 +39,16 @@ class ClassifierObjective(Objective):
     def __init__(self, backbone: Backbone, schedule: Schedule, levels: NoiseLevels = UNIFORM_TIME):
         super().__init__()
         levels.check(schedule)
-        if schedule.learned:
+        if schedule.is_learned:
             raise ValueError(
-                f"a classifier cannot train a learned schedule ({type(schedule).__name__}), which would learn to add no "
-                "noise; take a fixed one such as schedule=cosine"
+                f"objective=classifier needs a fixed schedule, got {type(schedule).__name__}, which would learn to add no noise"
             )
-        self.model, self.levels = NoisyClassifier(backbone, schedule), levels
+        self.model = NoisyClassifier(backbone, schedule)
+        self.levels = levels
 
     def forward(self, x_0: Tensor, y: Condition | None, rng: torch.Generator | Share) -> Loss:
-        schedule, labels = self.model.schedule, require_labels(y)
+        schedule = self.model.schedule
+        labels = require_labels(y)
         t, _ = self.levels(schedule, len(x_0), rng)
         log_snr = schedule.log_snr(t)
         alpha, sigma = (a.to(x_0) for a in schedule.scales(log_snr, x_0.ndim))
@@ -63,13 +63,11 @@ class ClassifierObjective(Objective):
     def figures(self, loss: Loss) -> dict[str, float]:
         """The accuracy over all levels, and in each non-empty band of noise levels (lo, hi]."""
         assert loss.log_snr is not None
-        accuracy, level = loss.terms["accuracy"].cpu(), torch.exp(-0.5 * loss.log_snr.cpu())
+        accuracy = loss.terms["accuracy"].cpu()
+        level = torch.exp(-0.5 * loss.log_snr.cpu())
         found = {"accuracy": float(accuracy.mean())}
         for low, high in itertools.pairwise(REPORTED_BANDS):
             inside = (low < level) & (level <= high)
             if inside.any():
                 found[f"accuracy_{low:g}_{high:g}"] = float(accuracy[inside].mean())
         return found
-
-    def finish_step(self, gather: Callable[[Tensor], Tensor]) -> None:
-        self.levels.finish_step(gather)

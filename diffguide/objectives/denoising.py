@@ -1,7 +1,5 @@
 """Regression on noised data: eps, x0, v, flow and EDM are this class with another parameterization and weight."""
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
@@ -10,8 +8,9 @@ from ..backbones.conditions import Condition
 from ..models.parameterizations import Parameterization, V
 from ..models.preconditioned import Preconditioned
 from ..randomness import Share, normal
+from ..runtime.ranges import check_range
 from ..schedules import Schedule
-from .base import Loss, Objective, check_dropout, drop_condition
+from .base import LevelObjective, Loss, drop_condition
 from .levels import UNIFORM_TIME, NoiseLevels
 from .resampling import LossSecondMoment
 from .weights import UNIFORM_WEIGHT, LearnedUncertainty, Likelihood, Weight
@@ -21,7 +20,14 @@ __all__ = ["V_PREDICTION", "Denoising"]
 V_PREDICTION = V()
 
 
-class Denoising(Objective):
+def scale_gradients(factor: Tensor, *parts: Tensor) -> None:
+    """Multiplies the gradients [B] that reach a learned schedule through `parts` by a factor [B]."""
+    for part in parts:
+        if part.requires_grad:
+            part.register_hook(lambda gradient: gradient * factor.to(gradient))
+
+
+class Denoising(LevelObjective):
     """weight(log_snr) || F(x_t) - F* ||^2 / D  with  x_t = alpha x_0 + sigma eps,  F* = p x_0 + q eps.
 
     Ho et al. 2020, arXiv 2006.11239, eq. 14; Karras et al. 2022, arXiv 2206.00364, eq. 8. D is the number of
@@ -35,14 +41,14 @@ class Denoising(Objective):
         levels: distribution of the noise level.
         p_uncond: probability of dropping the condition of an example; in [0, 1].
 
-    A learned schedule is trained to reduce the variance of the bound's estimate, by the gradient of the squared loss
-    (Kingma et al. 2021, arXiv 2107.00630, appendix I.2). The mean of the bound does not depend on the schedule; any other
-    weighted loss would be lowered by a schedule that avoids the difficult levels.
+    A learned schedule follows the gradient of the squared loss, which reduces the variance of the bound's estimate
+    (Kingma et al. 2021, arXiv 2107.00630, appendix I.2). The mean of the bound does not depend on the schedule; with any
+    other weight, a schedule that avoids difficult levels would lower the loss.
 
     Raises:
-        ValueError: p_uncond out of range; a parameterization or levels that the schedule's ends do not allow; a learned
-            schedule with learned ends, with a weight other than the likelihood's, or with levels that do not depend on
-            it; a learned uncertainty with levels that follow the losses.
+        ValueError: a parameterization or levels that the schedule's ends do not allow; a learned schedule with learned
+            ends, with another weight than the likelihood's, or with levels that are not drawn in time; a learned
+            uncertainty with levels that follow the losses.
     """
 
     model: Preconditioned
@@ -57,25 +63,24 @@ class Denoising(Objective):
         p_uncond: float = 0.0,
     ):
         super().__init__()
-        check_dropout(p_uncond)
+        self.p_uncond = check_range("p_uncond", p_uncond, "[0, 1]")
         levels.check(schedule)
         if schedule.learned_ends:
             raise ValueError(
-                "a schedule with learned_ends needs an objective with every term of the variational bound: "
-                "objective=vdm; or take schedule.learned_ends=false"
+                "learned ends need the whole variational bound: take objective=vdm, or schedule.learned_ends=false"
             )
-        if schedule.learned and not (isinstance(weight, Likelihood) and levels.in_time):
+        if schedule.is_learned and not (isinstance(weight, Likelihood) and levels.in_time):
             raise ValueError(
-                f"a learned schedule ({type(schedule).__name__}) needs weight=likelihood and levels that are drawn in time, "
-                f"such as uniform_t; got {type(weight).__name__} and {type(levels).__name__}"
+                f"a learned schedule ({type(schedule).__name__}) needs weight=likelihood and levels drawn in time, such as "
+                f"levels=uniform_t, got {type(weight).__name__} and {type(levels).__name__}"
             )
         if isinstance(weight, LearnedUncertainty) and isinstance(levels, LossSecondMoment):
             raise ValueError(
-                "weight learned_uncertainty cannot be used with levels loss_second_moment: it equalizes the losses of all "
-                "levels and makes some negative; take levels=uniform_t or another weight"
+                "weight=learned_uncertainty makes losses negative and equal at all levels, so it cannot be combined with "
+                "levels=loss_second_moment: take levels=uniform_t, or another weight"
             )
         self.model = Preconditioned(backbone, schedule, parameterization, has_null=p_uncond > 0)
-        self.weight, self.levels, self.p_uncond = weight, levels, float(p_uncond)
+        self.weight, self.levels = weight, levels
 
     def forward(self, x_0: Tensor, y: Condition | None, rng: torch.Generator | Share) -> Loss:
         schedule = self.model.schedule
@@ -88,8 +93,5 @@ class Denoising(Objective):
         if self.training and torch.is_grad_enabled():
             self.levels.observe(t, weighted, rng)
         loss = self.levels.importance(t).to(weighted) * weighted
-        schedule.scale_gradients(2 * loss.detach(), log_snr, density)  # a learned one minimizes the squared loss
+        scale_gradients(2 * loss.detach(), log_snr, density)  # a learned schedule minimizes the squared loss
         return Loss(loss, {"mse": error.detach()}, log_snr.detach())
-
-    def finish_step(self, gather: Callable[[Tensor], Tensor]) -> None:
-        self.levels.finish_step(gather)

@@ -8,8 +8,9 @@ from ..backbones import Backbone
 from ..backbones.conditions import Condition, concatenate_conditions
 from ..models.level_classifier import LevelClassifier
 from ..randomness import Share, normal
+from ..runtime.ranges import check_range, check_whole
 from ..schedules import Schedule
-from .base import Loss, Objective, check_dropout, drop_condition
+from .base import Loss, Objective, drop_condition
 from .cdm import check_quantization_levels, check_quantized, dequantize
 from .levels import draw_uniform
 
@@ -20,13 +21,13 @@ class DensityRatio(Objective):
     """(softplus(-r_k(x_k)) + softplus(r_k(x_(k + 1)))) / 2,  r_k = f_k - f_(k + 1) -> log p_k - log p_(k + 1).
 
     x_k = alpha_k x_0 + sigma_k eps and x_(k + 1) share x_0 and eps; k is uniform over the levels 0..T, and level T + 1 is
-    eps itself. The best loss is log 2 - JS(p_k, p_(k + 1)). The sum of the ratios from k on is log p_k - log N(0, I).
+    eps itself. The smallest loss is log 2 - JS(p_k, p_(k + 1)). The sum of the ratios from k on is log p_k - log N(0, I).
 
-    Two levels (data and noise) are noise-contrastive estimation: where the two are far apart its one classifier is soon
-    always right and stops learning. More levels are telescoping density-ratio estimation.
+    Two levels (data and noise) are noise-contrastive estimation: its only classifier stops learning where data and noise
+    are easy to tell apart. More levels are telescoping density-ratio estimation.
 
     Gutmann & Hyvaerinen, "Noise-contrastive estimation", 2010; Rhodes, Xu, Gutmann, "Telescoping Density-Ratio Estimation",
-    2020, arXiv 2006.12204, eq. 5 to 9. There a step sees every example at all levels, here at one pair.
+    2020, arXiv 2006.12204, eq. 5 to 9. Their steps use every example at all levels, these at one pair of levels.
 
     Arguments:
         backbone: network (x, None, y) -> [B, levels].
@@ -36,11 +37,10 @@ class DensityRatio(Objective):
         p_uncond: probability of dropping the condition of an example; in [0, 1].
 
     Raises:
-        ValueError: p_uncond, quantization_levels or levels out of range; a backbone or schedule that `LevelClassifier`
-            rejects.
+        ValueError: a backbone or schedule that `LevelClassifier` rejects.
     """
 
-    compilable = False  # guidance and the flow's divergence differentiate its gradient
+    compilable = False  # guidance and the ODE's divergence differentiate the gradient
     model: LevelClassifier
 
     def __init__(
@@ -52,18 +52,17 @@ class DensityRatio(Objective):
         p_uncond: float = 0.0,
     ):
         super().__init__()
-        check_dropout(p_uncond)
-        if levels < 2:
-            raise ValueError(f"levels must be at least 2 (the data and N(0, I)), got {levels}")
+        self.p_uncond = check_range("p_uncond", p_uncond, "[0, 1]")
         check_quantization_levels(quantization_levels)
-        self.model = LevelClassifier(backbone, schedule, levels - 2, p_uncond > 0)
-        self.quantization_levels, self.p_uncond = quantization_levels, float(p_uncond)
+        self.model = LevelClassifier(backbone, schedule, check_whole("levels", levels, 2) - 2, p_uncond > 0)
+        self.quantization_levels = quantization_levels
 
     def check(self, x_0: Tensor) -> None:
         check_quantized(x_0, self.quantization_levels)
 
     def forward(self, x_0: Tensor, y: Condition | None, rng: torch.Generator | Share) -> Loss:
-        model, pairs = self.model, self.model.steps + 1
+        model = self.model
+        pairs = self.model.steps + 1
         k = (draw_uniform(len(x_0), rng, True) * pairs).long().clamp(max=pairs - 1)
         x_0 = dequantize(x_0, self.quantization_levels, rng)
         eps = normal(x_0.shape, rng, x_0.dtype)
@@ -80,5 +79,5 @@ class DensityRatio(Objective):
         return Loss(loss, {"accuracy": accuracy.detach()})
 
     def figures(self, loss: Loss) -> dict[str, float]:
-        """The mean accuracy of the classifiers: near 1 they stop learning the ratio."""
+        """The mean accuracy of the classifiers; near 1, they stop learning."""
         return {"accuracy": float(loss.terms["accuracy"].mean())}

@@ -1,7 +1,5 @@
 """Training class logits as an energy at every noise level: their gradient denoises, their softmax classifies."""
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
@@ -9,15 +7,16 @@ from ..backbones import Backbone
 from ..backbones.conditions import Condition
 from ..models.noisy_joint_energy import NoisyJointEnergy
 from ..randomness import Share, normal
+from ..runtime.ranges import check_range
 from ..schedules import Schedule
-from .base import Loss, Objective, check_dropout, check_weights, drop_condition, label_log_prob, require_labels
+from .base import LevelObjective, Loss, check_weights, drop_condition, label_log_prob, require_labels
 from .levels import UNIFORM_TIME, NoiseLevels
 from .weights import UNIFORM_WEIGHT, LearnedUncertainty, Weight
 
 __all__ = ["EnergyObjective"]
 
 
-class EnergyObjective(Objective):
+class EnergyObjective(LevelObjective):
     """mse_weight weight(log_snr) ||F - F*||^2 / D + ce_weight CE,  CE = -log p(y | x_t),  x_t = alpha x_0 + sigma eps.
 
     F is the energy's gradient read as a velocity, with the target F* = (alpha eps - sigma x_0) / sqrt(alpha^2 + sigma^2). It
@@ -36,8 +35,8 @@ class EnergyObjective(Objective):
         p_uncond: probability, per example, that the gradient is that of log p_t(x); in [0, 1].
 
     Raises:
-        ValueError: p_uncond or weights out of range, a learned weight, levels that the schedule's ends do not allow, a
-            backbone or schedule that `NoisyJointEnergy` rejects.
+        ValueError: a learned weight, levels that the schedule's ends do not allow, a backbone or schedule that
+            `NoisyJointEnergy` rejects.
     """
 
     compilable = False
@@ -54,19 +53,20 @@ class EnergyObjective(Objective):
         p_uncond: float = 0.0,
     ):
         super().__init__()
-        check_dropout(p_uncond)
+        self.p_uncond = check_range("p_uncond", p_uncond, "[0, 1]")
         check_weights(ce_weight, mse_weight)
         if isinstance(weight, LearnedUncertainty):
             raise ValueError(
-                "weight learned_uncertainty would cancel the ratio of mse_weight to ce_weight; take another"
+                "weight=learned_uncertainty would cancel the ratio of mse_weight to ce_weight; take another"
             )
         levels.check(schedule)
         self.model = NoisyJointEnergy(backbone, schedule)
-        self.weight, self.levels, self.p_uncond = weight, levels, float(p_uncond)
+        self.weight, self.levels = weight, levels
         self.mse_weight, self.ce_weight = float(mse_weight), float(ce_weight)
 
     def forward(self, x_0: Tensor, y: Condition | None, rng: torch.Generator | Share) -> Loss:
-        model, learning = self.model, torch.is_grad_enabled()
+        model = self.model
+        learning = torch.is_grad_enabled()
         t, density = self.levels(model.schedule, len(x_0), rng)
         log_snr = model.schedule.log_snr(t)
         alpha, sigma = (part.to(x_0) for part in model.schedule.scales(log_snr, x_0.ndim))
@@ -74,7 +74,7 @@ class EnergyObjective(Objective):
         label = torch.full((len(x_0),), -1, device=x_0.device) if y is None else require_labels(y)
         kept = None if y is None else require_labels(drop_condition(label, self.p_uncond, rng))
         with torch.enable_grad():  # the loss holds a gradient, in evaluation too
-            z = model.scaled(alpha * x_0 + sigma * eps, log_snr).requires_grad_()
+            z = model.scale_input(alpha * x_0 + sigma * eps, log_snr).requires_grad_()
             parts = model.parts(z, log_snr)
             through = learning and self.mse_weight > 0
             value = model.potential(parts, log_snr, kept).sum()
@@ -94,6 +94,3 @@ class EnergyObjective(Objective):
     def figures(self, loss: Loss) -> dict[str, float]:
         """The terms of the held-out loss, averaged over all levels."""
         return {f"validation_{name}": float(values.mean()) for name, values in loss.terms.items()}
-
-    def finish_step(self, gather: Callable[[Tensor], Tensor]) -> None:
-        self.levels.finish_step(gather)

@@ -1,6 +1,5 @@
 """Joint energy models: class logits trained as an energy, by Langevin chains from a replay buffer."""
 
-import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -9,8 +8,9 @@ from torch import Tensor
 from ..backbones import Backbone
 from ..backbones.conditions import Condition
 from ..models.joint_energy import JointEnergy, joint_log_density
-from ..models.level_classifier import langevin_step
+from ..models.level_classifier import check_langevin_step, langevin_step
 from ..randomness import Share, normal, uniform
+from ..runtime.ranges import check_range, check_whole
 from ..schedules import NoSchedule, Schedule
 from .base import Diverged, Loss, Objective, label_log_prob, require_labels
 
@@ -28,7 +28,7 @@ class JEM(Objective):
 
     Arguments:
         backbone: network (x, None, None) -> f [B, number of classes], without noise input.
-        schedule: NoSchedule, or None: there are no noise levels.
+        schedule: NoSchedule or None, since there are no noise levels.
         ce_weight, ml_weight, energy_l2: of the terms, at least 0, the first two not both 0; ml_weight = 0 runs no chains and
             trains a plain classifier.
         conditional: whether the energy is that of (x, y).
@@ -42,8 +42,7 @@ class JEM(Objective):
         max_restores: how often a diverged run restarts from its last checkpoint, at least 0.
 
     Raises:
-        ValueError: a number out of range, a schedule, a backbone that `JointEnergy` rejects; from remember: a buffer of
-            another size or shape.
+        ValueError: a schedule, or a backbone that `JointEnergy` rejects; from remember: a buffer of another size or shape.
         Diverged: from finish_step, energies further apart than max_gap.
     """
 
@@ -71,30 +70,25 @@ class JEM(Objective):
         if schedule is not None and not isinstance(schedule, NoSchedule):
             raise ValueError(f"objective=jem has no noise levels, got {type(schedule).__name__}: take schedule=none")
         self.model = JointEnergy(backbone)
-        check_at_least(0, ce_weight=ce_weight, ml_weight=ml_weight, energy_l2=energy_l2, noise=noise)
-        check_at_least(1, steps=steps)
-        check_at_least(self.model.num_classes, size=size)
-        check_at_least(0, max_restores=max_restores)
+        self.ce_weight = check_range("ce_weight", ce_weight, "[0, inf)")
+        self.ml_weight = check_range("ml_weight", ml_weight, "[0, inf)")
+        self.energy_l2 = check_range("energy_l2", energy_l2, "[0, inf)")
         if not ce_weight and not ml_weight:
-            raise ValueError("one of ce_weight and ml_weight must be above 0: else nothing is learned")
-        if not 0 < step_size < math.inf or (noise_scale is not None and not 0 <= noise_scale < math.inf):
-            raise ValueError(
-                f"step_size must be above 0 and noise_scale at least 0 or null, got {step_size} and {noise_scale}"
-            )
-        if not 0 <= reinit <= 1:
-            raise ValueError(f"reinit must be in [0, 1], got {reinit}")
-        if not max_gap > 0:
-            raise ValueError(f"max_gap must be above 0, got {max_gap}")
-        self.ce_weight, self.ml_weight, self.energy_l2 = float(ce_weight), float(ml_weight), float(energy_l2)
-        self.conditional, self.steps, self.step_size = conditional, steps, float(step_size)
-        self.noise_scale = math.sqrt(2 * step_size) if noise_scale is None else float(noise_scale)
-        self.size, self.reinit, self.noise = size, float(reinit), float(noise)
-        self.max_gap, self.max_restores = float(max_gap), max_restores
+            raise ValueError("ce_weight and ml_weight must not both be 0")
+        self.conditional = conditional
+        self.steps = check_whole("steps", steps, 1)
+        self.step_size, self.noise_scale = check_langevin_step(step_size, noise_scale)
+        self.size = check_whole("size", size, self.model.num_classes)
+        self.reinit = check_range("reinit", reinit, "[0, 1]")
+        self.noise = check_range("noise", noise, "[0, inf)")
+        self.max_gap = check_range("max_gap", max_gap, "(0, inf]")
+        self.max_restores = check_whole("max_restores", max_restores, 0)
         self.buffer: Tensor | None = None  # [size, ...], in no state_dict; row i is of class i modulo num_classes
         self.gap: Tensor | None = None
 
     def forward(self, x_0: Tensor, y: Condition | None, rng: torch.Generator | Share) -> Loss:
-        model, labels = self.model, require_labels(y)
+        model = self.model
+        labels = require_labels(y)
         classes = labels if self.conditional else None
         learning = self.training and torch.is_grad_enabled()
         x = x_0 + self.noise * normal(x_0.shape, rng, x_0.dtype) if learning else x_0
@@ -114,7 +108,7 @@ class JEM(Objective):
         return Loss(self.ce_weight * ce + self.ml_weight * (energy - of_samples) + size, terms)
 
     def draw_samples(self, x: Tensor, y: Tensor, rng: torch.Generator | Share) -> Tensor:
-        """Ends of chains, one for each of x [B, ...]; they replace their starts in the buffer."""
+        """Runs a chain per example of x [B, ...] and stores its end in the buffer, in place of its start."""
         if self.buffer is None:
             generator = rng.generator if isinstance(rng, Share) else rng
             start = torch.rand((self.size, *x.shape[1:]), generator=generator, device=rng.device)
@@ -123,7 +117,8 @@ class JEM(Objective):
         rows = self.draw_rows(y, rng)
         new = (uniform((len(x),), rng, torch.float32) < self.reinit).reshape(-1, *[1] * (x.ndim - 1))
         samples = torch.where(new, 2 * uniform(x.shape, rng, x.dtype) - 1, self.buffer[rows])
-        classes, learning = y if self.conditional else None, self.model.training
+        classes = y if self.conditional else None
+        learning = self.model.training
         self.model.eval()  # chains sample the energy without dropout
         for _ in range(self.steps):
             z = normal(x.shape, rng, x.dtype)
@@ -135,22 +130,23 @@ class JEM(Objective):
         return samples
 
     def draw_rows(self, y: Tensor, rng: torch.Generator | Share) -> Tensor:
-        """A random buffer row for every example, [B]; of its class, where chains are conditional."""
-        u, classes = uniform((len(y),), rng, torch.float64), self.model.num_classes
+        """A random buffer row for every example, [B]; with conditional chains, one of its class."""
+        u = uniform((len(y),), rng, torch.float64)
+        classes = self.model.num_classes
         anywhere = (u * self.size).long()
         if not self.conditional:
             return anywhere
         return torch.where(y < 0, anywhere, (u * (self.size // classes)).long() * classes + y)
 
     def store(self, buffer: Tensor, rows: Tensor, samples: Tensor) -> None:
-        """Writes samples into the buffer; of several for one row the last wins, on every device."""
+        """Writes samples into the buffer; the last of several samples for one row is kept, on every device."""
         order = torch.arange(len(rows), device=rows.device)
         last = torch.full((self.size,), -1, device=rows.device).scatter_reduce(0, rows, order, "amax")
         places = (last >= 0).nonzero()[:, 0]
         buffer[places] = samples[last[places]]
 
     def figures(self, loss: Loss) -> dict[str, float]:
-        """Accuracy, log-loss and mean energy; the energy shows how far the data are from the samples."""
+        """Accuracy, log-loss and mean energy."""
         found = {"accuracy": loss.terms["accuracy"], "nll": loss.terms["ce"], "energy": loss.terms["energy_data"]}
         return {name: float(value.mean()) for name, value in found.items()}
 
@@ -171,10 +167,3 @@ class JEM(Objective):
         if not all(value.is_floating_point() and value.isfinite().all() for value in memory.values()):
             raise ValueError("the replay buffer holds numbers that are not finite")
         self.buffer = memory["buffer"].clone() if memory else None
-
-
-def check_at_least(least: int, **numbers: float) -> None:
-    """Raises ValueError for a number below `least`, or not finite."""
-    for name, value in numbers.items():
-        if not least <= value < math.inf:
-            raise ValueError(f"{name} must be at least {least} and finite, got {value}")

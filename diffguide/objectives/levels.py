@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..randomness import Share, normal, uniform
+from ..runtime.ranges import check_range
 from ..schedules import Schedule
 
 __all__ = ["UNIFORM_TIME", "LogNormal", "LogitNormal", "NoiseLevels", "UniformLogSNR", "UniformTime", "draw_uniform"]
@@ -21,7 +22,7 @@ class NoiseLevels:
     """Base of the noise-level distributions.
 
     Attributes:
-        in_time: whether t is drawn, independent of the curve, instead of log_snr.
+        in_time: whether t is drawn, and not log_snr.
     """
 
     in_time = True
@@ -33,7 +34,7 @@ class NoiseLevels:
         raise NotImplementedError
 
     def importance(self, t: Tensor) -> Tensor:
-        """Factors of the losses, [n]: 1, unless times are drawn from another density than the stated one."""
+        """Factors of the losses, [n]: 1, unless times are drawn from another density than the returned one."""
         return torch.ones_like(t)
 
     def observe(self, t: Tensor, loss: Tensor, rng: torch.Generator | Share) -> None:
@@ -89,8 +90,7 @@ class UniformLogSNR(NoiseLevels):
         high, low = schedule.log_snr_max, schedule.log_snr_min
         if math.isinf(high) or math.isinf(low):
             raise ValueError(
-                f"levels with a uniform log-SNR need a schedule with finite ends, got log_snr_max {high:g} and "
-                f"log_snr_min {low:g}"
+                f"levels=uniform_log_snr needs a schedule with finite ends, got log_snr {low:g} to {high:g}"
             )
 
     def __call__(self, schedule: Schedule, n: int, rng: torch.Generator | Share) -> tuple[Tensor, Tensor]:
@@ -111,9 +111,8 @@ class LogNormal(NoiseLevels):
     in_time = False
 
     def __init__(self, mean: float = -1.2, std: float = 1.2):
-        if not std > 0:
-            raise ValueError(f"std must be positive, got {std}")
-        self.mean, self.std = float(mean), float(std)
+        self.mean = float(mean)
+        self.std = check_range("std", std, "(0, inf)")
 
     def __call__(self, schedule: Schedule, n: int, rng: torch.Generator | Share) -> tuple[Tensor, Tensor]:
         z = normal((n,), rng, torch.float64)
@@ -134,9 +133,8 @@ class LogitNormal(NoiseLevels):
     """
 
     def __init__(self, mean: float = 0.0, std: float = 1.0):
-        if not std > 0:
-            raise ValueError(f"std must be positive, got {std}")
-        self.mean, self.std = float(mean), float(std)
+        self.mean = float(mean)
+        self.std = check_range("std", std, "(0, inf)")
 
     def __call__(self, schedule: Schedule, n: int, rng: torch.Generator | Share) -> tuple[Tensor, Tensor]:
         z = normal((n,), rng, torch.float64)

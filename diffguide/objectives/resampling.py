@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ..randomness import Share
+from ..runtime.ranges import check_range, check_whole
 from ..schedules import Schedule
 from .levels import NoiseLevels, draw_uniform
 
@@ -34,12 +35,10 @@ class LossSecondMoment(nn.Module, NoiseLevels):
 
     def __init__(self, bins: int = 100, history: int = 10, floor: float = 0.001, stratified: bool = True):
         super().__init__()
-        for name, value in {"bins": bins, "history": history}.items():
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
-        if not 0 < floor <= 1:
-            raise ValueError(f"floor must be in (0, 1], got {floor:g}")
-        self.floor, self.stratified = float(floor), bool(stratified)
+        check_whole("bins", bins, 1)
+        check_whole("history", history, 1)
+        self.floor = check_range("floor", floor, "(0, 1]")
+        self.stratified = bool(stratified)
         self.register_buffer("squares", torch.zeros(bins, history))  # of the latest losses, a ring for each bin
         self.register_buffer("count", torch.zeros(bins, dtype=torch.long))  # of all losses that a bin has had
         self.waiting: list[Tensor] = []  # (row in the batch, time, loss) of this step's examples so far

@@ -1,7 +1,6 @@
 """Variational diffusion models: training on the variational bound."""
 
 import math
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -12,8 +11,9 @@ from ..models.decoders import Decoder
 from ..models.parameterizations import Eps, Parameterization
 from ..models.preconditioned import Preconditioned
 from ..randomness import Share, normal
+from ..runtime.ranges import check_range, check_whole
 from ..schedules import Schedule
-from .base import Loss, Objective, check_dropout, drop_condition
+from .base import LevelObjective, Loss, drop_condition
 from .levels import UNIFORM_TIME, NoiseLevels
 
 __all__ = ["Variational"]
@@ -21,7 +21,7 @@ __all__ = ["Variational"]
 EPS_PREDICTION = Eps()
 
 
-class Variational(Objective):
+class Variational(LevelObjective):
     """-log p(x) <= KL(q(z_1 | x) || p(z_1)) + E[-log p(x | z_0)] + diffusion, in bits per dimension of x.
 
         prior           1/2 e^log_snr(1) ||x||^2, for p(z_1) = N(0, sigma_1^2 I), which samplers start from
@@ -46,8 +46,8 @@ class Variational(Objective):
         p_uncond: probability of dropping the condition of an example; in [0, 1].
 
     Raises:
-        ValueError: p_uncond or steps out of range, infinite ends, levels that the schedule's ends do not allow, a learned
-            schedule with levels that are not drawn in time; from `forward`: data that the decoder does not take.
+        ValueError: infinite ends, levels that the schedule's ends do not allow, a learned schedule with levels that are not
+            drawn in time; from `forward`: data that the decoder does not take.
     """
 
     model: Preconditioned
@@ -63,25 +63,25 @@ class Variational(Objective):
         p_uncond: float = 0.0,
     ):
         super().__init__()
-        check_dropout(p_uncond)
-        if steps is not None and steps < 1:
-            raise ValueError(f"steps must be at least 1, or null for continuous time, got {steps}")
+        self.p_uncond = check_range("p_uncond", p_uncond, "[0, 1]")
+        self.steps = None if steps is None else check_whole("steps", steps, 1)
         if math.isinf(schedule.log_snr_max) or math.isinf(schedule.log_snr_min):
             raise ValueError(
-                "the variational bound needs a schedule with finite ends, got log_snr_max "
-                f"{schedule.log_snr_max:g} and log_snr_min {schedule.log_snr_min:g}"
+                "objective=vdm needs a schedule with finite ends, got log_snr "
+                f"{schedule.log_snr_min:g} to {schedule.log_snr_max:g}"
             )
         levels.check(schedule)
-        if (schedule.learned or steps is not None) and not levels.in_time:
+        if (schedule.is_learned or steps is not None) and not levels.in_time:
             what = (
-                f"a learned schedule ({type(schedule).__name__})" if schedule.learned else f"a bound of {steps} steps"
+                f"a learned schedule ({type(schedule).__name__})"
+                if schedule.is_learned
+                else f"a bound of {steps} steps"
             )
             raise ValueError(
-                f"{what} needs levels that are drawn in time, such as objective/levels=uniform_t; got {type(levels).__name__}"
+                f"{what} needs levels drawn in time, such as levels=uniform_t, got {type(levels).__name__}"
             )
         self.model = Preconditioned(backbone, schedule, parameterization, has_null=p_uncond > 0)
         self.decoder, self.levels = decoder, levels
-        self.steps, self.p_uncond = steps, float(p_uncond)
         self.checked = False  # whether the decoder has checked data
 
     def check(self, x_0: Tensor) -> None:
@@ -120,6 +120,3 @@ class Variational(Objective):
         parts = {name: value.detach() for name, value in terms.items()}
         total = terms["prior"] + terms["reconstruction"] + terms["diffusion"]
         return Loss(total, parts | {"mse": error.detach()}, log_snr.detach())
-
-    def finish_step(self, gather: Callable[[Tensor], Tensor]) -> None:
-        self.levels.finish_step(gather)

@@ -1,8 +1,7 @@
 """Weights of the denoising objective over noise levels.
 
-weight(log_snr, rows, density) -> [B] multiplies the squared error of the *network's output*. A paper's weight on the
-error of x_0 is converted by the squared row gain c_out^2, one on the error of eps by e_out^2, since
-x0_hat - x_0 = c_out (F - F*) and eps_hat - eps = e_out (F - F*).
+weight(log_snr, rows, density) -> [B] multiplies the squared error of the *network's output*. A weight on the error of x_0
+is multiplied by c_out^2, one on the error of eps by e_out^2: x0_hat - x_0 = c_out (F - F*), eps_hat - eps = e_out (F - F*).
 """
 
 import math
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..models.parameterizations import Rows
+from ..runtime.ranges import check_range, check_whole
 
 __all__ = [
     "EDM",
@@ -42,13 +42,6 @@ def square_row(row: Tensor) -> Tensor:
     return row.reshape(-1) ** 2
 
 
-def check_positive(name: str, value: float) -> float:
-    """Raises ValueError for a number that is not positive and finite."""
-    if not 0 < value < math.inf:
-        raise ValueError(f"{name} must be a positive number, got {value:g}")
-    return float(value)
-
-
 class Uniform(Weight):
     """1 on the network's own error: L_simple for eps (arXiv 2006.11239, eq. 14), EDM's lambda(sigma) for edm."""
 
@@ -60,7 +53,7 @@ UNIFORM_WEIGHT = Uniform()
 
 
 class UniformEps(Weight):
-    """1 on the error of eps, whatever the network predicts: L_simple (arXiv 2006.11239, eq. 14), which is sigma^2 on the
+    """1 on the error of eps, for every parameterization: L_simple (arXiv 2006.11239, eq. 14), which is sigma^2 on the
     error of the score (Song et al. 2021, arXiv 2011.13456, eq. 7)."""
 
     def __call__(self, log_snr: Tensor, rows: Rows, density: Tensor) -> Tensor:
@@ -76,9 +69,7 @@ class MinSNR(Weight):
     """
 
     def __init__(self, gamma: float = 5.0):
-        if not gamma > 0:
-            raise ValueError(f"gamma must be positive, got {gamma}")
-        self.gamma = float(gamma)
+        self.gamma = check_range("gamma", gamma, "(0, inf]")
 
     def __call__(self, log_snr: Tensor, rows: Rows, density: Tensor) -> Tensor:
         return torch.exp(log_snr).clamp(max=self.gamma) * square_row(rows.c_out)
@@ -93,7 +84,7 @@ class SoftMinSNR(Weight):
     """
 
     def __init__(self, gamma: float = 4.0):
-        self.gamma = check_positive("gamma", gamma)
+        self.gamma = check_range("gamma", gamma, "(0, inf)")
 
     def __call__(self, log_snr: Tensor, rows: Rows, density: Tensor) -> Tensor:
         return square_row(rows.c_out) / (torch.exp(-log_snr) + 1 / self.gamma)
@@ -104,12 +95,12 @@ class P2(Weight):
     arXiv 2204.00227, eq. 8.
 
     Arguments:
-        gamma: how strongly low noise levels are down-weighted, positive; 0.5 or 1 in the paper.
+        gamma: exponent, positive; larger values weight low noise levels less; 0.5 or 1 in the paper.
         k: bounds the weight at high noise levels, positive; 1 in the paper.
     """
 
     def __init__(self, gamma: float = 1.0, k: float = 1.0):
-        self.gamma, self.k = check_positive("gamma", gamma), check_positive("k", k)
+        self.gamma, self.k = check_range("gamma", gamma, "(0, inf)"), check_range("k", k, "(0, inf)")
 
     def __call__(self, log_snr: Tensor, rows: Rows, density: Tensor) -> Tensor:
         return square_row(rows.e_out) / (self.k + torch.exp(log_snr)) ** self.gamma
@@ -124,7 +115,7 @@ class EDM(Weight):
     """
 
     def __init__(self, sigma_data: float = 0.5):
-        self.sigma_data = check_positive("sigma_data", sigma_data)
+        self.sigma_data = check_range("sigma_data", sigma_data, "(0, inf)")
 
     def __call__(self, log_snr: Tensor, rows: Rows, density: Tensor) -> Tensor:
         return (self.sigma_data**-2 + torch.exp(log_snr)) * square_row(rows.c_out)
@@ -150,7 +141,7 @@ class LearnedUncertainty(nn.Module, Weight):
     0 at first, and used in training only.
 
     Arguments:
-        weight: the weight without it, not learned.
+        weight: the fixed weight.
         features: Fourier features, at least 1; 128 in the paper.
     """
 
@@ -159,10 +150,9 @@ class LearnedUncertainty(nn.Module, Weight):
 
     def __init__(self, weight: Weight = UNIFORM_WEIGHT, features: int = 128):
         super().__init__()
-        if features < 1:
-            raise ValueError(f"features must be at least 1, got {features}")
+        check_whole("features", features, 1)
         if isinstance(weight, LearnedUncertainty):
-            raise ValueError("weight must be one that is not learned, got LearnedUncertainty")
+            raise ValueError("weight must not be LearnedUncertainty itself")
         self.weight = weight
         self.register_buffer("frequency", 2 * math.pi * torch.randn(features))
         self.register_buffer("phase", 2 * math.pi * torch.rand(features))

@@ -1,4 +1,4 @@
-"""Oracles: distributions with exact denoisers, so that errors in samples come from the sampler or the guidance alone."""
+"""Oracles: distributions with exact denoisers. Errors in their samples come from the sampler or the guidance alone."""
 
 from .base import Oracle
 from .empirical import Empirical

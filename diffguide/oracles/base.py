@@ -1,6 +1,7 @@
-"""Base of the oracles: components with class labels, levels, blocks of rows, the three protocols."""
+"""Base of the oracles: a noised mixture with class labels that is denoiser, density and classifier."""
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -9,41 +10,53 @@ from ..backbones.conditions import Condition, Embedding
 from ..models.protocols import Classifier, ExactDenoiser, LogDensity, Prediction
 from ..schedules import Cosine, Schedule
 
-__all__ = ["Oracle"]
+__all__ = ["Oracle", "ReverseLevels"]
+
+
+class ReverseLevels(NamedTuple):
+    """alpha and sigma at t and at s, and Var[x_t | x_s] = sigma_t^2 (1 - SNR_t / SNR_s)."""
+
+    alpha: Tensor
+    sigma: Tensor
+    alpha_s: Tensor
+    sigma_s: Tensor
+    transition: Tensor
 
 
 class Oracle(ExactDenoiser, LogDensity, Classifier):
     """A mixture p_0 = sum_k pi_k p_k whose component k has class label(k), noised to x_t = alpha x_0 + sigma eps.
 
-    Everything is computed in float64 and answered in the dtype of x_t, float32 at least, by blocks of rows; gradients
-    reach x_t. t is a 0-d tensor or [B]; for a density, t None means the clean law p_0.
+    The computation is in float64, in blocks of rows; results have the dtype of x_t, float32 at least. Gradients reach x_t.
+    t is a 0-d tensor or [B]; for a density, t None means the clean distribution p_0.
 
     Arguments:
-        shape: of one example.
-        weights: pi_k, [K], any positive sum.
+        shape: shape of one example.
+        weights: pi_k, [K], at least 0; normalised here.
         labels: class of each component, [K].
-        schedule: the noise schedule that t refers to; None = Cosine().
+        schedule: the noise schedule of t; None = Cosine().
         class_names: one per class; None = the indices.
 
     Raises:
-        ValueError: weights, labels or names that do not describe such a mixture.
+        ValueError: weights, labels or names out of range, or a class without weight.
     """
 
     normalized = True
     has_null = True
     shape: Sequence[int]
-    block = 2**16  # numbers in one working array: what fits into a core's cache
+    block = 2**16  # numbers in one working array, so that it fits into a core's cache
 
     def __init__(
-        self, shape: Sequence[int], weights: Tensor, labels: Tensor, schedule: Schedule | None,
+        self,
+        shape: Sequence[int],
+        weights: Tensor,
+        labels: Tensor,
+        schedule: Schedule | None,
         class_names: Sequence[str] | None,
-    ):  # fmt: skip
+    ):
         if not bool((weights >= 0).all()) or not 0 < float(weights.sum()) < torch.inf:
             raise ValueError("weights must be finite, at least 0 and not all 0")
         if labels.shape != weights.shape or labels.is_floating_point():
-            raise ValueError(
-                f"labels must be {len(weights)} whole numbers, one per component, got {list(labels.shape)}"
-            )
+            raise ValueError(f"labels must be {len(weights)} integers, one per component, got {list(labels.shape)}")
         largest = int(labels.max())
         names = [str(c) for c in range(largest + 1)] if class_names is None else list(class_names)
         if int(labels.min()) < 0 or largest >= len(names):
@@ -65,15 +78,15 @@ class Oracle(ExactDenoiser, LogDensity, Classifier):
         return self.log_weights.device
 
     def to(self, device: torch.device | str) -> "Oracle":
-        """Moves the numbers, in place; those of a device without float64 stay on the CPU, answers do not."""
-        home = torch.device("cpu") if torch.device(device).type == "mps" else torch.device(device)
+        """Moves the tensors in place; for a device without float64 they stay on the CPU and only results move."""
+        target = torch.device("cpu") if torch.device(device).type == "mps" else torch.device(device)
         for name, value in vars(self).items():
             if isinstance(value, Tensor):
-                setattr(self, name, value.to(home))
+                setattr(self, name, value.to(target))
         self.schedule.to(device)
         return self
 
-    # what a subclass knows, on a block of rows: x [b, D] float64; alpha, sigma [1 or b, 1]; y [b] or None
+    # A subclass implements these for a block of rows: x [b, D] float64; alpha, sigma [1 or b, 1]; y [b] or None.
 
     def moments(self, x: Tensor, alpha: Tensor, sigma: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor]:
         """E[x_0 | x_t, y] and -grad log p_t(x | y), each [b, D]."""
@@ -91,12 +104,16 @@ class Oracle(ExactDenoiser, LogDensity, Classifier):
         """x_0 [n, D] from the components [n], z [n, D] standard normal."""
         raise NotImplementedError
 
-    # the protocols
+    def draw_reverse(self, x: Tensor, y: Tensor | None, levels: ReverseLevels, choice: Tensor, z: Tensor) -> Tensor:
+        """x_s [b, D] as in `sample_reverse`; choice [b, 1], z [b, D]."""
+        raise NotImplementedError
+
+    # The protocols.
 
     def __call__(self, x_t: Tensor, t: Tensor, y: Condition | None = None) -> Prediction:
         def parts(x, alpha, sigma, y):
-            x_0, pull = self.moments(x, alpha, sigma, y)
-            return x_0, sigma * pull
+            x_0, negative_score = self.moments(x, alpha, sigma, y)
+            return x_0, sigma * negative_score
 
         return Prediction(*(field.reshape(x_t.shape) for field in self.map_blocks(parts, x_t, y, *self.scales(t))))
 
@@ -113,10 +130,10 @@ class Oracle(ExactDenoiser, LogDensity, Classifier):
         return self.map_blocks(self.class_densities, x_t, None, *self.scales(t))[0].log_softmax(1)
 
     def level_log_prob(self, x: Tensor, times: Tensor, prior: Tensor | None = None) -> Tensor:
-        """log q(t | x) = log P(t) p_t(x) / sum_u P(u) p_u(x), [B, L]: which noise level x came from.
+        """log q(t | x) = log P(t) p_t(x) / sum_u P(u) p_u(x), [B, L]: the posterior of the noise level.
 
         Arguments:
-            times: levels, [L].
+            times: noise levels, [L].
             prior: P(t), [L]; None = uniform.
         """
         exact = x.to(self.device).double()
@@ -126,24 +143,40 @@ class Oracle(ExactDenoiser, LogDensity, Classifier):
         return self.cast_like(log_joint.log_softmax(1), x)
 
     def sample(self, n: int, rng: torch.Generator, y: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """n exact draws of the clean law and their labels: x_0 [n, ...] float64, [n].
+        """n exact samples of p_0 and their labels: x_0 [n, ...] float64, [n].
 
         Arguments:
             rng: generator on the CPU.
-            y: the class wanted in each row, [n], -1 = any; None = any in every row.
+            y: class of each row, [n], -1 = any class; None = any class in every row.
         """
         y = torch.full((n,), -1) if y is None else y.cpu()
         labels, weights = self.labels.cpu(), self.log_weights.exp().cpu()
         component = torch.empty(n, dtype=torch.long)
-        for wanted in y.unique().tolist():
-            rows = (y == wanted).nonzero()[:, 0]
-            allowed = weights if wanted == -1 else torch.where(labels == wanted, weights, 0.0)
+        for label in y.unique().tolist():
+            rows = (y == label).nonzero()[:, 0]
+            allowed = weights if label == -1 else torch.where(labels == label, weights, 0.0)
             component[rows] = torch.multinomial(allowed, len(rows), replacement=True, generator=rng)
         z = torch.randn(n, *self.shape, generator=rng, dtype=torch.float64).flatten(1)
         component = component.to(self.device)
         return self.draw(component, z.to(self.device)).reshape(n, *self.shape), self.labels[component]
 
-    # parts
+    def sample_reverse(
+        self, x_t: Tensor, t: Tensor, s: Tensor | None, y: Condition | None, choice: Tensor, z: Tensor
+    ) -> Tensor:
+        """A sample of p(x_s | x_t, y): choice [B] uniform in [0, 1) picks the component, z is standard normal.
+
+        Raises:
+            ValueError: s that is not below t.
+        """
+
+        def draw(x, alpha, sigma, alpha_s, sigma_s, transition, choice, z, y):
+            return (self.draw_reverse(x, y, ReverseLevels(alpha, sigma, alpha_s, sigma_s, transition), choice, z),)
+
+        choice, z = choice[:, None].to(self.device).double(), z.to(self.device).double().flatten(1)
+        (result,) = self.map_blocks(draw, x_t, y, *self.reverse_levels(t, s), choice, z)
+        return result.reshape(x_t.shape)
+
+    # Helpers.
 
     def scales(self, t: Tensor | None) -> tuple[Tensor, Tensor]:
         """alpha and sigma, [1 or B, 1] on the oracle's device."""
@@ -152,26 +185,34 @@ class Oracle(ExactDenoiser, LogDensity, Classifier):
         alpha, sigma = (part.reshape(-1, 1).to(self.device) for part in self.schedule.alpha_sigma(t))
         return alpha, sigma
 
-    def reverse_scales(self, t: Tensor, s: Tensor | None) -> tuple[Tensor, ...]:
-        """alpha_t, sigma_t, alpha_s, sigma_s and Var[x_t | x_s] = sigma_t^2 (1 - SNR_t / SNR_s), each [1 or B, 1]."""
+    def reverse_levels(self, t: Tensor, s: Tensor | None) -> ReverseLevels:
+        """The levels of a step from t to s < t, or to clean data for s None, each [1 or B, 1]."""
         alpha, sigma = self.scales(t)
         ratio = self.schedule.log_snr(t) - (torch.inf if s is None else self.schedule.log_snr(s))
         if not bool((ratio < 0).all()):
-            raise ValueError(f"a reverse step goes to a cleaner time: s must be below t, got t = {t} and s = {s}")
+            raise ValueError(f"s must be below t in a reverse step, got t = {t} and s = {s}")
         transition = -(sigma**2) * torch.expm1(ratio.reshape(-1, 1).to(self.device))
-        return alpha, sigma, *self.scales(s), transition
+        return ReverseLevels(alpha, sigma, *self.scales(s), transition)
 
     def cast_like(self, result: Tensor, x: Tensor) -> Tensor:
-        """A float64 result in the dtype of x, float32 at least, on its device."""
+        """A float64 result in the dtype of x, float32 at least, on the device of x."""
         return result.to(torch.promote_types(x.dtype, torch.float32)).to(x.device)
 
     def map_blocks(
-        self, function: Callable[..., tuple[Tensor, ...]], x: Tensor, y: Condition | None, *levels: Tensor,
+        self,
+        function: Callable[..., tuple[Tensor, ...]],
+        x: Tensor,
+        y: Condition | None,
+        *levels: Tensor,
         width: int | None = None,
-    ) -> list[Tensor]:  # fmt: skip
-        """function(x, *levels, y) by blocks of rows, joined; `width` = numbers per row in its largest working array."""
+    ) -> list[Tensor]:
+        """The concatenated results of function(x, *levels, y) on blocks of rows.
+
+        Arguments:
+            width: numbers per row in the largest working array of `function`; None = `row_size`.
+        """
         if tuple(x.shape[1:]) != self.shape:
-            raise ValueError(f"this oracle's examples are of shape {list(self.shape)}, got a batch {list(x.shape)}")
+            raise ValueError(f"the examples of this oracle have shape {list(self.shape)}, got a batch {list(x.shape)}")
         y = self.to_indices(y, len(x))
         exact = x.to(self.device).double().flatten(1)
         rows = max(1, self.block // (width or self.row_size))
@@ -192,7 +233,7 @@ class Oracle(ExactDenoiser, LogDensity, Classifier):
         if y is None:
             return None
         if isinstance(y, Embedding) or y.shape != (n,) or y.is_floating_point():
-            raise ValueError(f"an oracle's condition is class indices [{n}] with -1 for none, got {type(y).__name__}")
+            raise ValueError(f"y must be class indices [{n}] with -1 for none, got {type(y).__name__}")
         if y.device.type == "cpu" and n and not -1 <= int(y.min()) <= int(y.max()) < self.num_classes:
             raise ValueError(
                 f"class indices must lie in -1..{self.num_classes - 1}, got {int(y.min())} to {int(y.max())}"

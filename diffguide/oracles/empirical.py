@@ -1,4 +1,4 @@
-"""The exact denoiser of a finite data set: the prediction of a network that has memorized its training set.
+"""The exact denoiser of a finite data set, as of a network that has memorized its training set.
 
 Karras et al. 2022, arXiv 2206.00364, eq. 57 (width 0). With a width h, component k is N(y_k, h^2 I):
 
@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from ..backbones.conditions import Condition
+from ..runtime.ranges import check_range
 from ..schedules import Schedule
-from .base import Oracle
+from .base import Oracle, ReverseLevels
 
 __all__ = ["Empirical"]
 
@@ -22,20 +23,20 @@ __all__ = ["Empirical"]
 class Empirical(Oracle):
     """p_0 = mean_k N(y_k, h^2 I) over the examples y_k of a data set.
 
-    The data are kept as they come and read in chunks: memory grows with the data alone, never with batch times data.
-    Squared distances come from a matrix product; in float64 at sigma 0.002 that leaves log-densities of CIFAR-sized
-    images an error of 1e-7.
+    The data keep their dtype and are processed in chunks, so that memory grows with the data, not with batch times data.
+    Squared distances come from a matrix product: in float64 at sigma 0.002 the log-densities of CIFAR-sized images have an
+    error of 1e-7.
 
     Arguments:
-        data: [N, ...], numbers in [-1, 1] of any dtype, or uint8 read as u / 127.5 - 1.
+        data: [N, ...], numbers in [-1, 1] of any dtype, or uint8 u for u / 127.5 - 1.
         labels: class of each example, [N], from 0.
-        schedule: the noise schedule that t refers to; None = Cosine().
-        width: h, standard deviation around each example, at least 0; 0 = the examples alone, for sigma > 0.
+        schedule: the noise schedule of t; None = Cosine().
+        width: h, standard deviation around each example, at least 0; with 0 densities exist only at sigma > 0.
         class_names: one per class; None = the indices.
 
     Raises:
-        ValueError: a negative width, data without examples, labels that do not fit, a class without an example; later: a
-            density requested at h = 0 and sigma = 0.
+        ValueError: a negative width, data without examples, labels that do not fit, a class without an example; in calls: a
+            density at h = 0 and sigma = 0.
     """
 
     block = 2**20
@@ -50,11 +51,9 @@ class Empirical(Oracle):
     ):
         if data.ndim < 2 or not data.numel():
             raise ValueError(f"data must be [N, ...] with at least one example, got {list(data.shape)}")
-        if not (width >= 0 and math.isfinite(width)):
-            raise ValueError(f"width must be a finite number of at least 0, got {width}")
         labels = torch.as_tensor(labels)
         super().__init__(data.shape[1:], torch.ones(len(data)), labels.cpu(), schedule, class_names)
-        self.data, self.width = data.flatten(1), float(width)
+        self.data, self.width = data.flatten(1), check_range("width", width, "[0, inf)")
         self.to(data.device)
         self.squares = self.log_weights.new_empty(len(data))  # |y_k|^2
         for part in self.chunks(1):
@@ -64,7 +63,7 @@ class Empirical(Oracle):
 
     @property
     def row_size(self) -> int:
-        return 2**12  # 256 rows a block, against which a chunk of the data is multiplied
+        return 2**12  # 256 rows a block
 
     def examples(self, part: slice | Tensor) -> Tensor:
         """Some examples, [n, D] float64."""
@@ -72,15 +71,15 @@ class Empirical(Oracle):
         return data.double() / 127.5 - 1 if data.dtype == torch.uint8 else data.double()
 
     def chunks(self, rows: int) -> list[slice]:
-        """The examples in chunks, for `rows` points at once."""
+        """Slices of the data, each small enough for `rows` points at once."""
         size = max(1, self.block // max(rows, self.data.shape[1]))
         return [slice(first, first + size) for first in range(0, len(self.data), size)]
 
     def variance(self, alpha: Tensor, sigma: Tensor) -> Tensor:
-        """v, [1 or b, 1]."""
+        """v = alpha^2 h^2 + sigma^2, [1 or b, 1]."""
         v = (alpha * self.width) ** 2 + sigma**2
         if v.device.type == "cpu" and not bool((v > 0).all()):
-            raise ValueError("an oracle of width 0 has no density at sigma = 0; take width > 0 or a time t > 0")
+            raise ValueError("an oracle of width 0 has no density at sigma = 0; use width > 0 or a time t > 0")
         return v
 
     def condition_on(self, log_joint: Tensor, y: Tensor | None, part: slice) -> Tensor:
@@ -93,7 +92,7 @@ class Empirical(Oracle):
     def sweep(
         self, x: Tensor, alpha: Tensor, sigma: Tensor, y: Tensor | None
     ) -> Iterator[tuple[slice, Tensor, Tensor]]:
-        """Chunk by chunk: which examples, themselves [n, D], log pi(k | y) N(x; alpha y_k, v I) [b, n]."""
+        """For each chunk: its slice, its examples [n, D], log pi(k | y) N(x; alpha y_k, v I) [b, n]."""
         v = self.variance(alpha, sigma)
         log_volume = 0.5 * x.shape[1] * (2 * math.pi * v).log()
         norm = x.square().sum(1, keepdim=True)
@@ -109,12 +108,15 @@ class Empirical(Oracle):
         mass, total = torch.zeros_like(top), torch.zeros_like(x)
         for _, data, log_joint in self.sweep(x, alpha, sigma, y):
             higher = torch.maximum(top, log_joint.detach().amax(1, keepdim=True))
-            p, kept = (log_joint - higher).exp(), (top - higher).exp()
-            mass, total, top = mass * kept + p.sum(1, keepdim=True), total * kept + p @ data, higher
+            p, rescaling = (log_joint - higher).exp(), (top - higher).exp()
+            mass = mass * rescaling + p.sum(1, keepdim=True)
+            total = total * rescaling + p @ data
+            top = higher
         return total / mass, mass.log() + top
 
     def moments(self, x: Tensor, alpha: Tensor, sigma: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor]:
-        mean, v = self.statistics(x, alpha, sigma, y)[0], self.variance(alpha, sigma)
+        mean, _ = self.statistics(x, alpha, sigma, y)
+        v = self.variance(alpha, sigma)
         return sigma**2 / v * mean + alpha * self.width**2 / v * x, (x - alpha * mean) / v
 
     def density(self, x: Tensor, alpha: Tensor, sigma: Tensor, y: Tensor | None) -> tuple[Tensor]:
@@ -147,26 +149,17 @@ class Empirical(Oracle):
 
         return self.map_blocks(parts, x_t, y, *self.scales(t))[0]
 
-    def sample_reverse(
-        self, x_t: Tensor, t: Tensor, s: Tensor | None, y: Condition | None, choice: Tensor, z: Tensor
-    ) -> Tensor:
-        """A draw from p(x_s | x_t, y): choice [B] uniform in [0, 1) picks the example, z is standard normal.
-
-        Raises:
-            ValueError: s that is not below t.
-        """
-
-        def parts(x, alpha, sigma, alpha_s, sigma_s, transition, choice, z, y):
-            log_density, below = self.statistics(x, alpha, sigma, y)[1], torch.zeros_like(choice)
-            k = torch.zeros_like(choice, dtype=torch.long)
-            for _, _, log_joint in self.sweep(x, alpha, sigma, y):
-                mass = below + (log_joint - log_density).exp().cumsum(1)
-                k, below = k + (mass <= choice).sum(1, keepdim=True), mass[:, -1:]
-            chosen = self.examples(k[:, 0].clamp(max=len(self.data) - 1))
-            after, before = ((a * self.width) ** 2 + b**2 for a, b in ((alpha_s, sigma_s), (alpha, sigma)))
-            gain = alpha / alpha_s * after / before
-            return (alpha_s * chosen + gain * (x - alpha * chosen) + (after * transition / before).sqrt() * z,)
-
-        choice, z = (value.to(self.device).double().flatten(1) for value in (choice[:, None], z))
-        result = self.map_blocks(parts, x_t, y, *self.reverse_scales(t, s), choice, z)[0]
-        return result.reshape(x_t.shape)
+    def draw_reverse(self, x: Tensor, y: Tensor | None, levels: ReverseLevels, choice: Tensor, z: Tensor) -> Tensor:
+        alpha, sigma, alpha_s, sigma_s, transition = levels
+        _, log_density = self.statistics(x, alpha, sigma, y)
+        below = torch.zeros_like(choice)
+        k = torch.zeros_like(choice, dtype=torch.long)
+        for _, _, log_joint in self.sweep(x, alpha, sigma, y):
+            mass = below + (log_joint - log_density).exp().cumsum(1)
+            k = k + (mass <= choice).sum(1, keepdim=True)
+            below = mass[:, -1:]
+        chosen = self.examples(k[:, 0].clamp(max=len(self.data) - 1))
+        variance_s = (alpha_s * self.width) ** 2 + sigma_s**2
+        variance_t = (alpha * self.width) ** 2 + sigma**2
+        gain = alpha / alpha_s * variance_s / variance_t
+        return alpha_s * chosen + gain * (x - alpha * chosen) + (variance_s * transition / variance_t).sqrt() * z

@@ -1,4 +1,4 @@
-"""Named mixtures."""
+"""Gaussian mixtures with fixed or random parameters."""
 
 import torch
 
@@ -11,10 +11,10 @@ __all__ = ["AutoguidanceTree", "GMM2DLaw", "HighDimensional"]
 
 
 class GMM2DLaw(GaussianMixture):
-    """The law that the data set gmm2d is drawn from: eight Gaussians on a circle, class = neighbouring pair.
+    """The distribution of the data set gmm2d: eight Gaussians on a circle, each neighbouring pair a class.
 
     Arguments:
-        schedule: the noise schedule that t refers to; None = Cosine().
+        schedule: the noise schedule of t; None = Cosine().
     """
 
     def __init__(self, schedule: Schedule | None = None):
@@ -33,17 +33,23 @@ class HighDimensional(GaussianMixture):
         components: Gaussians per class, at least 1; all of equal weight.
         spread: standard deviation of every coordinate of the means, at least 0, below 1e15.
         std: standard deviation of every component, above 0, below 1e15.
-        seed: of the means, 0 to 2^62.
-        schedule: the noise schedule that t refers to; None = Cosine().
+        seed: seed of the means, 0 to 2^62.
+        schedule: the noise schedule of t; None = Cosine().
 
     Raises:
         ValueError: an argument outside its range.
     """
 
     def __init__(
-        self, dimensions: int = 64, classes: int = 8, components: int = 1, spread: float = 0.25, std: float = 0.5,
-        seed: int = 0, schedule: Schedule | None = None,
-    ):  # fmt: skip
+        self,
+        dimensions: int = 64,
+        classes: int = 8,
+        components: int = 1,
+        spread: float = 0.25,
+        std: float = 0.5,
+        seed: int = 0,
+        schedule: Schedule | None = None,
+    ):
         if min(dimensions, classes, components) < 1 or not 0 <= seed <= 2**62:
             raise ValueError(
                 f"dimensions, classes and components must be at least 1 and seed 0 to 2^62, got {dimensions}, "
@@ -58,17 +64,17 @@ class HighDimensional(GaussianMixture):
 
 
 class AutoguidanceTree(GaussianMixture):
-    """Two classes A and B in the plane, each a fractal tree: thin branches that no small network learns to the tips.
+    """Two classes A and B in the plane, each a fractal tree with branches too thin for a small network to learn.
 
     Karras, Aittala, Kynkaanniemi, Lehtinen, Aila, Laine, "Guiding a Diffusion Model with a Bad Version of Itself", 2024,
     arXiv 2406.02507, figure 1 and appendix C. Every branch is eight Gaussians along a line and ends in two branches. Its
-    length is 0.292 * 0.8^d (1 + 0.2 n) at depth d with n normal, its weight length * 0.5^d. Everything is a function of
-    `seed`, with which the trees are grown depth first, class A before class B.
+    length is 0.292 * 0.8^d (1 + 0.2 n) at depth d with n normal, its weight length * 0.5^d. The trees grow depth first,
+    class A before class B.
 
     Arguments:
-        depth: generations of branches, 1 to 10; the paper's 7 makes 2 * 127 * 8 = 2032 components.
-        seed: of lengths and angles, 0 to 2^32 - 1; the paper's is 2.
-        schedule: the noise schedule that t refers to; None = Cosine().
+        depth: generations of branches, 1 to 10; 7 in the paper, 2 * 127 * 8 = 2032 components.
+        seed: seed of lengths and angles, 0 to 2^32 - 1; 2 in the paper.
+        schedule: the noise schedule of t; None = Cosine().
 
     Raises:
         ValueError: an argument outside its range.

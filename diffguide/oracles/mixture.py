@@ -1,4 +1,4 @@
-"""The Gaussian mixture: everything about its noised versions in closed form, in any dimension.
+"""The Gaussian mixture: closed forms of its noised versions, in any dimension.
 
 With C_k(t) = alpha^2 S_k + sigma^2 I and r_k proportional to pi_k N(x; alpha mu_k, C_k),
 
@@ -7,8 +7,8 @@ With C_k(t) = alpha^2 S_k + sigma^2 I and r_k proportional to pi_k N(x; alpha mu
     E[x_0 | x_t] = sum_k r_k m_k,                                   m_k = mu_k + alpha S_k C_k^-1 (x - alpha mu_k)
     Cov[x_0|x_t] = sum_k r_k (V_k + (m_k - m)(m_k - m)^T),          V_k = sigma^2 S_k C_k^-1
 
-S_k is decomposed once; C_k has the same eigenvectors at every level. No estimate is a difference divided by alpha or
-sigma, so each is as precise as x_t allows at every noise level.
+S_k is decomposed once; C_k has the same eigenvectors at every level. No estimate divides a difference by alpha or sigma,
+so all are precise at every noise level.
 """
 
 import math
@@ -22,12 +22,11 @@ from torch import Tensor
 from ..backbones.conditions import Condition
 from ..datasets.mixture import MIXTURE_COVARIANCES, MIXTURE_LABELS, MIXTURE_MEANS, MIXTURE_WEIGHTS
 from ..schedules import Schedule
-from .base import Oracle
+from .base import Oracle, ReverseLevels
 
 __all__ = ["GaussianMixture", "ReverseKernel"]
 
-
-MAX_MAGNITUDE = 1e30  # of a number: samples fit into float32, and squared distances into float64
+MAX_MAGNITUDE = 1e30  # of an input, so that samples fit into float32 and squared distances into float64
 
 
 class ReverseKernel(NamedTuple):
@@ -45,24 +44,22 @@ def to_numbers(value: object, name: str) -> Tensor:
         result = torch.as_tensor(value, dtype=torch.float64)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{name} must be numbers in lists of equal lengths: {error}") from error
-    if not bool(result.isfinite().all()):
-        raise ValueError(f"{name} must be finite")
     if not bool((result.abs() <= MAX_MAGNITUDE).all()):
-        raise ValueError(f"{name} must be at most {MAX_MAGNITUDE:g} in size, got {result.abs().max():g}")
+        raise ValueError(f"{name} must be finite, at most {MAX_MAGNITUDE:g} in size, got {result.abs().max():g}")
     return result
 
 
 def eigendecompose(covariances: Tensor, count: int, dimension: int) -> tuple[Tensor, Tensor | None]:
-    """Eigenvalues [1 or K, 1 or D] of the covariances, and their eigenvectors [1 or K, D, D], None where not needed.
+    """Eigenvalues [1 or K, 1 or D] and eigenvectors [1 or K, D, D] of the covariances; no vectors (None) for diagonal ones.
 
     Raises:
         ValueError: another shape, or a matrix that is not symmetric positive definite.
     """
-    least, shape = (1, count), list(covariances.shape)
-    if covariances.ndim > 3 or (shape and shape[0] not in least) or shape[1:] != [dimension] * (len(shape) - 1):
+    shape = list(covariances.shape)
+    if covariances.ndim > 3 or (shape and shape[0] not in (1, count)) or shape[1:] != [dimension] * (len(shape) - 1):
         raise ValueError(
             f"covariances must be a number, [{count}], [{count}, {dimension}] or [{count}, {dimension}, {dimension}] "
-            f"(1 in place of {count} = shared by all) for means [{count}, {dimension}], got {shape}"
+            f"(or 1 in place of {count}, shared by all) for means [{count}, {dimension}], got {shape}"
         )
     if covariances.ndim < 3:
         values, vectors = covariances.reshape(shape[0] if shape else 1, -1), None
@@ -72,7 +69,7 @@ def eigendecompose(covariances: Tensor, count: int, dimension: int) -> tuple[Ten
         if bool((skew > 1e-10 * covariances.abs().amax((1, 2))).any()):
             raise ValueError(f"the covariance of component {int(skew.argmax())} is not symmetric")
         values, vectors = torch.linalg.eigh(covariances)
-        floor = dimension * torch.finfo(torch.float64).eps * values.amax(1, keepdim=True)  # what rounding leaves of 0
+        floor = dimension * torch.finfo(torch.float64).eps * values.amax(1, keepdim=True)  # rounding error of 0
     bad = (values <= floor).any(1)
     if bool(bad.any()):
         k = int(bad.nonzero()[0])
@@ -89,14 +86,14 @@ class GaussianMixture(Oracle):
         weights: pi_k, [K], at least 0; normalised here.
         means: mu_k, [K, D].
         covariances: S_k as [K, D, D]; [K, D] diagonals; [K] or a number, variances of every coordinate. A first length of
-            1 is shared by all. Everything but [K, D, D] costs O(K D) per point.
+            1 is shared by all. All forms but [K, D, D] cost O(K D) per point.
         labels: class of each component, [K], from 0.
-        schedule: the noise schedule that t refers to; None = Cosine().
+        schedule: the noise schedule of t; None = Cosine().
         class_names: one per class; None = the indices.
 
     Raises:
-        ValueError: shapes that disagree; numbers that are not finite; weights below 0 or all 0; labels outside the
-            classes, or a class without weight; a covariance that is not symmetric positive definite.
+        ValueError: shapes that disagree; a number that is not finite; weights below 0 or all 0; a label outside the
+            classes; a class without weight; a covariance that is not symmetric positive definite.
     """
 
     def __init__(
@@ -118,10 +115,10 @@ class GaussianMixture(Oracle):
         values, vectors = eigendecompose(s, count, dimension)
         super().__init__((dimension,), pi, torch.as_tensor(labels, device="cpu"), schedule, class_names)
         self.means = mu
-        own = self.labels == torch.arange(self.num_classes)[:, None]
-        own = torch.cat([own, own.new_ones(1, count)])  # the last row is that of y = -1
-        self.log_prior = torch.where(own, self.log_weights, -torch.inf) - self.log_totals[:, None]  # pi(k | y)
-        # frame [D, D]: eigenvectors that all share; vectors [D, E, K]: those of each. Coordinates are [.., E, K]
+        in_class = self.labels == torch.arange(self.num_classes)[:, None]
+        in_class = torch.cat([in_class, in_class.new_ones(1, count)])  # the last row is that of y = -1
+        self.log_prior = torch.where(in_class, self.log_weights, -torch.inf) - self.log_totals[:, None]  # log pi(k | y)
+        # frame [D, D]: eigenvectors shared by all; vectors [D, E, K]: those of each. Coordinates are [.., E, K].
         self.frame = self.vectors = None
         if vectors is not None and len(vectors) == 1:
             self.frame = vectors[0]
@@ -140,7 +137,7 @@ class GaussianMixture(Oracle):
         return self.means.numel()
 
     def coordinates(self, x: Tensor) -> Tensor:
-        """x [b, D] in the eigenvectors of the components: [b, E, K], [b, E, 1] where all share them."""
+        """x [b, D] in the eigenvectors of the components: [b, E, K], or [b, E, 1] if all share them."""
         if self.vectors is not None:
             return (x @ self.vectors.flatten(1)).unflatten(1, self.vectors.shape[1:])
         return (x if self.frame is None else x @ self.frame)[..., None]
@@ -167,10 +164,11 @@ class GaussianMixture(Oracle):
         r = log_joint.softmax(1)
         h = r[:, None] * g
         if self.vectors is not None:
-            pull, spread = (h.flatten(1) @ self.readout).chunk(2, dim=1)
+            negative_score, spread = (h.flatten(1) @ self.readout).chunk(2, dim=1)
         else:
-            pull, spread = self.from_shared_frame(h.sum(2)), self.from_shared_frame((self.values * h).sum(2))
-        return r @ self.means + alpha * spread, pull
+            negative_score = self.from_shared_frame(h.sum(2))
+            spread = self.from_shared_frame((self.values * h).sum(2))
+        return r @ self.means + alpha * spread, negative_score
 
     def density(self, x: Tensor, alpha: Tensor, sigma: Tensor, y: Tensor | None) -> tuple[Tensor]:
         return (self.terms(x, alpha, sigma, y)[1].logsumexp(1),)
@@ -197,7 +195,8 @@ class GaussianMixture(Oracle):
     def covariances(self, x: Tensor, alpha: Tensor, sigma: Tensor, y: Tensor | None) -> tuple[Tensor]:
         g, log_joint = self.terms(x, alpha, sigma, y)
         r = log_joint.softmax(1)[:, None]
-        shrunk = r * (sigma[..., None] ** 2 * self.values / self.variances(alpha, sigma))  # of V_k, times r_k
+        # r_k times eigenvalues of V_k
+        shrunk = r * (sigma[..., None] ** 2 * self.values / self.variances(alpha, sigma))
         offset = alpha[..., None] * self.values * g
         if self.vectors is None:
             within = torch.diag_embed(shrunk.sum(2).expand(-1, *self.shape))
@@ -209,15 +208,13 @@ class GaussianMixture(Oracle):
         result = within + (r * m) @ m.mT
         return (result if self.frame is None else self.frame @ result @ self.frame.mT,)
 
-    def reverse_parts(
-        self, x: Tensor, alpha: Tensor, sigma: Tensor, alpha_s: Tensor, sigma_s: Tensor, transition: Tensor,
-        y: Tensor | None,
-    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-        """Of p(x_s | x_t): weights [b, K], means less alpha_s mu_k and variances, both in coordinates [.., E, K]."""
+    def reverse_parts(self, x: Tensor, y: Tensor | None, levels: ReverseLevels) -> tuple[Tensor, Tensor, Tensor]:
+        """Weights [b, K] of p(x_s | x_t), means minus alpha_s mu_k and variances, both in coordinates [.., E, K]."""
+        alpha, sigma, alpha_s, sigma_s, transition = levels
         g, log_joint = self.terms(x, alpha, sigma, y)
-        after = self.variances(alpha_s, sigma_s)
-        variances = after * transition[..., None] / self.variances(alpha, sigma)
-        return log_joint.softmax(1), (alpha / alpha_s)[..., None] * after * g, variances
+        variances_s = self.variances(alpha_s, sigma_s)
+        variances = variances_s * transition[..., None] / self.variances(alpha, sigma)
+        return log_joint.softmax(1), (alpha / alpha_s)[..., None] * variances_s * g, variances
 
     def reverse_kernel(self, x_t: Tensor, t: Tensor, s: Tensor | None, y: Condition | None = None) -> ReverseKernel:
         """p(x_s | x_t, y) for s < t, or p(x_0 | x_t, y) for s None, as a Gaussian mixture.
@@ -230,39 +227,26 @@ class GaussianMixture(Oracle):
         """
 
         def parts(x, alpha, sigma, alpha_s, sigma_s, transition, y):
-            r, offset, variances = self.reverse_parts(x, alpha, sigma, alpha_s, sigma_s, transition, y)
+            levels = ReverseLevels(alpha, sigma, alpha_s, sigma_s, transition)
+            r, offset, variances = self.reverse_parts(x, y, levels)
             if self.vectors is None:
-                shift, matrices = (
-                    self.from_shared_frame(offset.mT),
-                    torch.diag_embed(variances.mT.expand(-1, -1, *self.shape)),
-                )
+                shift = self.from_shared_frame(offset.mT)
+                matrices = torch.diag_embed(variances.mT.expand(-1, -1, *self.shape))
                 matrices = matrices if self.frame is None else self.frame @ matrices @ self.frame.mT
             else:
                 shift = torch.einsum("dek,bek->bkd", self.vectors, offset)
                 matrices = torch.einsum("dek,bek,fek->bkdf", self.vectors, variances, self.vectors)
             return r, alpha_s[..., None] * self.means + shift, matrices
 
-        levels = self.reverse_scales(t, s)
+        levels = self.reverse_levels(t, s)
         r, means, matrices = self.map_blocks(parts, x_t, y, *levels, width=self.means.numel() * self.shape[0])
         return ReverseKernel(r, means, matrices[:1] if all(len(level) == 1 for level in levels) else matrices)
 
-    def sample_reverse(
-        self, x_t: Tensor, t: Tensor, s: Tensor | None, y: Condition | None, choice: Tensor, z: Tensor
-    ) -> Tensor:
-        """A draw from `reverse_kernel`: choice [B] uniform in [0, 1) picks the component, z [B, D] is standard normal.
-
-        Raises:
-            ValueError: s that is not below t.
-        """
-
-        def parts(x, alpha, sigma, alpha_s, sigma_s, transition, choice, z, y):
-            r, offset, variances = self.reverse_parts(x, alpha, sigma, alpha_s, sigma_s, transition, y)
-            mass = r.cumsum(1)
-            k = torch.searchsorted(mass, choice * mass[:, -1:], right=True).clamp(max=r.shape[1] - 1)
-            index = k[..., None].expand(-1, offset.shape[1], -1)
-            deviation = variances.expand_as(offset).gather(2, index)[..., 0].sqrt() * z
-            step = self.rotate(k[:, 0], offset.gather(2, index)[..., 0] + deviation)
-            return (alpha_s * self.means[k[:, 0]] + step,)
-
-        choice, z = (value.to(self.device).double().flatten(1) for value in (choice[:, None], z))
-        return self.map_blocks(parts, x_t, y, *self.reverse_scales(t, s), choice, z)[0]
+    def draw_reverse(self, x: Tensor, y: Tensor | None, levels: ReverseLevels, choice: Tensor, z: Tensor) -> Tensor:
+        r, offset, variances = self.reverse_parts(x, y, levels)
+        mass = r.cumsum(1)
+        k = torch.searchsorted(mass, choice * mass[:, -1:], right=True).clamp(max=r.shape[1] - 1)
+        index = k[..., None].expand(-1, offset.shape[1], -1)
+        deviation = variances.expand_as(offset).gather(2, index)[..., 0].sqrt() * z
+        step = self.rotate(k[:, 0], offset.gather(2, index)[..., 0] + deviation)
+        return levels.alpha_s * self.means[k[:, 0]] + step

@@ -1,4 +1,4 @@
-"""A share of a batch's random numbers: how a batch is divided changes nothing."""
+"""A share of a batch's random numbers: the division of a batch changes no number."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -12,8 +12,8 @@ __all__ = ["Share", "normal", "uniform"]
 class Share(NamedTuple):
     """The rows first, first + 1, ... of a batch of `total`, for an objective on one of several devices or micro-steps.
 
-    Every share draws the numbers of the whole batch from a generator in the same state and keeps its own rows: how a
-    batch is divided then changes nothing, and no two rows get the same numbers.
+    Every share draws the numbers of the whole batch from a generator in the same state and takes its rows, so that the
+    numbers do not depend on the division of the batch, and no two rows get the same numbers.
     """
 
     generator: torch.Generator
@@ -26,7 +26,7 @@ class Share(NamedTuple):
 
 
 def normal(shape: Sequence[int], rng: torch.Generator | Share, dtype: torch.dtype) -> Tensor:
-    """Standard normals [B, ...], a row per example; of this share's rows where rng is a `Share`."""
+    """Standard normals [B, ...], a row per example; for a `Share` those of its rows."""
     return draw_rows(torch.randn, shape, rng, dtype)
 
 
@@ -36,7 +36,7 @@ def uniform(shape: Sequence[int], rng: torch.Generator | Share, dtype: torch.dty
 
 
 def draw_rows(sample, shape: Sequence[int], rng: torch.Generator | Share, dtype: torch.dtype) -> Tensor:
-    """sample(shape) from rng, on its device; rows of the whole batch's draw where rng is a `Share`."""
+    """sample(shape) from rng, on its device; for a `Share` its rows of the draw of the whole batch."""
     if not isinstance(rng, Share) or not len(shape):
         generator = rng.generator if isinstance(rng, Share) else rng
         return sample(shape, generator=generator, device=rng.device, dtype=dtype)

@@ -1,1 +1,1 @@
-"""Devices and precision, signals, progress bars, linear algebra that tolerates matrices that are not finite."""
+"""Devices and precision, signals, progress bars, errors, and linear algebra that tolerates non-finite matrices."""

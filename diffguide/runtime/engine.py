@@ -1,4 +1,4 @@
-"""Devices, processes and precision: the only module that knows Lightning Fabric."""
+"""Devices, processes and precision. Only this module imports Lightning Fabric."""
 
 import os
 from typing import Any
@@ -11,18 +11,18 @@ __all__ = ["Fabric", "build_fabric", "gather_objects", "kill_launched_processes"
 
 
 def launched_by_torchrun() -> bool:
-    """Whether torchrun started this process and its siblings."""
+    """Whether torchrun started this process."""
     return "TORCHELASTIC_RUN_ID" in os.environ
 
 
 def kill_launched_processes(fabric: Fabric) -> None:
-    """Ends the processes that this one has launched, which would wait for ever after its failure."""
+    """Ends the processes that this one has launched, which would otherwise wait for ever after its failure."""
     for process in getattr(fabric.strategy.launcher, "procs", []):
         process.kill()
 
 
 def gather_objects(fabric: Fabric, value: Any) -> list[Any]:
-    """The value of every process, by rank; any object that pickles."""
+    """The values of all processes by rank; the value must be picklable."""
     if fabric.world_size == 1:
         return [value]
     values = [None] * fabric.world_size
@@ -37,21 +37,21 @@ def build_fabric(
     strategy: str = "auto",
     precision: str = "32-true",
 ) -> Fabric:
-    """A Fabric, not yet launched. Under torchrun the number of processes is torchrun's.
+    """A Fabric, not yet launched. Under torchrun, torchrun sets the number of processes.
 
     Arguments:
         accelerator: auto, cpu, cuda, mps.
-        devices: processes per machine, or auto.
-        num_nodes: machines.
+        devices: number of processes per machine, or auto.
+        num_nodes: number of machines.
         strategy: auto, ddp, ...
         precision: 32-true, 16-mixed, bf16-mixed, bf16-true, 64-true.
 
     Raises:
-        ValueError: a device that is not there, more processes than cores, an unknown strategy or precision.
+        ValueError: a missing device, more processes than cores, an unknown strategy or precision.
     """
-    if precision in ("16", "bf16"):  # which Fabric accepts with a warning
+    if precision in ("16", "bf16"):  # Fabric would accept them with a warning
         raise ValueError(f"precision must be one of 32-true, 16-mixed, bf16-mixed, bf16-true, 64-true, got {precision}")
-    if launched_by_torchrun():  # Fabric's own count would start independent single runs here
+    if launched_by_torchrun():  # otherwise Fabric would start independent single runs
         devices = int(os.environ["LOCAL_WORLD_SIZE"])
         num_nodes = int(os.environ["WORLD_SIZE"]) // devices
     try:
@@ -60,7 +60,7 @@ def build_fabric(
             devices=devices,
             num_nodes=num_nodes,
             strategy=strategy,
-            precision=precision,  # type: ignore[arg-type]  # Fabric checks the text itself
+            precision=precision,  # type: ignore[arg-type]  # checked by Fabric
         )
     except (MisconfigurationException, RuntimeError, ValueError, TypeError, ImportError) as error:
         options = f"accelerator={accelerator} devices={devices} strategy={strategy} precision={precision}"

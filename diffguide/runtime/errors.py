@@ -3,16 +3,16 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-__all__ = ["InputError", "input_errors"]
+__all__ = ["InputError", "convert_input_errors"]
 
 
 class InputError(ValueError):
-    """The input cannot be run. The message says what, where and what would be right; the command ends with code 1."""
+    """An invalid input. The message says what is wrong, where and what would be right; the command ends with code 1."""
 
 
 @contextmanager
-def input_errors(key: str) -> Iterator[None]:
-    """Turns a ValueError or OSError into an InputError that begins with a configuration key."""
+def convert_input_errors(key: str) -> Iterator[None]:
+    """Converts a ValueError or OSError into an InputError whose message starts with a configuration key."""
     try:
         yield
     except InputError:

@@ -1,4 +1,4 @@
-"""One bar on a terminal; a plain line every few seconds elsewhere. Always on stderr: stdout is for results."""
+"""Progress on stderr: a bar on a terminal, else a line every few seconds."""
 
 import math
 import sys
@@ -10,49 +10,57 @@ from tqdm import tqdm
 
 __all__ = ["Heartbeat", "Progress"]
 
-REDRAW_SECONDS = 0.1  # seconds between two redraws of a bar, whose figures may change 1000 times a second
+REDRAW_SECONDS = 0.1  # seconds between two redraws of a bar
 
 
 class Progress:
     """Counts towards `total`, with rate, time left and a few figures.
 
     Arguments:
-        title: what is being done.
-        total: how many units there are.
-        unit: their name.
-        done: how many were done before.
-        every: seconds between lines where stderr is no terminal.
+        title: name of the work.
+        total: number of units.
+        unit: name of a unit.
+        done: number of units done before.
+        every: seconds between lines if stderr is no terminal.
         silent: whether to show nothing (ranks other than 0).
-        log: called with every line, for a file.
+        log: called with every line; None = no log.
     """
 
     def __init__(
-        self, title: str, total: int, unit: str, done: int = 0, every: float = 5.0, silent: bool = False,
+        self,
+        title: str,
+        total: int,
+        unit: str,
+        done: int = 0,
+        every: float = 5.0,
+        silent: bool = False,
         log: Callable[[str], None] | None = None,
-    ):  # fmt: skip
-        self.title, self.total, self.unit, self.count, self.every = title, total, unit, done, every
-        self.first, self.started, self.last, self.silent = done, time.monotonic(), time.monotonic(), silent
-        self.log, self.drawn = log, -math.inf
-        terminal = sys.stderr.isatty() and not silent
-        self.bar = (
-            tqdm(total=total, initial=done, unit=f" {unit}", desc=title, dynamic_ncols=True) if terminal else None
-        )
+    ):
+        self.title, self.total, self.unit = title, total, unit
+        self.first = self.count = done
+        self.every, self.silent, self.log = every, silent, log
+        self.started = self.last = time.monotonic()
+        self.drawn = -math.inf
+        self.bar = None
+        if sys.stderr.isatty() and not silent:
+            self.bar = tqdm(total=total, initial=done, unit=f" {unit}", desc=title, dynamic_ncols=True)
 
     def advance(self, n: int) -> None:
-        """n more units are done."""
+        """Counts n more units."""
         self.count += n
         if self.bar is not None:
             self.bar.update(n)
 
     def show(self, **figures: float) -> None:
-        """Shows figures such as the loss: beside the bar, or in a line if the last one is old enough."""
+        """Shows figures such as the loss: next to the bar, or in a line if the last line is old enough."""
         if self.silent:
             return
         text = " ".join(f"{name} {value:.4g}" for name, value in figures.items())
         if self.bar is not None:
-            fresh = time.monotonic() - self.drawn >= REDRAW_SECONDS
-            self.bar.set_postfix_str(text, refresh=fresh)
-            self.drawn = time.monotonic() if fresh else self.drawn
+            redraw = time.monotonic() - self.drawn >= REDRAW_SECONDS
+            self.bar.set_postfix_str(text, refresh=redraw)
+            if redraw:
+                self.drawn = time.monotonic()
         if time.monotonic() - self.last >= self.every or self.count >= self.total:
             self.last = time.monotonic()
             rate = (self.count - self.first) / max(self.last - self.started, 1e-9)
@@ -61,7 +69,7 @@ class Progress:
             self.write_line(", ".join(filter(None, parts)), shown=self.bar is None)
 
     def write_line(self, line: str, shown: bool = True) -> None:
-        """Writes a line to the log and, where `shown`, to stderr without breaking the bar."""
+        """Writes a line to the log and, if `shown`, to stderr above the bar."""
         if self.silent:
             return
         if shown:
@@ -70,7 +78,7 @@ class Progress:
             self.log(line)
 
     def show_alive(self) -> None:
-        """Shows that the work still runs: refreshes the bar's clock, or writes a line if the last one is old."""
+        """Shows that the work still runs: refreshes the bar, or writes a line if the last one is old."""
         if self.bar is not None:
             self.bar.refresh()
         elif time.monotonic() - self.last >= 2 * self.every and not self.silent:
@@ -85,18 +93,16 @@ class Progress:
 
 
 class Heartbeat:
-    """Calls a function periodically from its own thread until stopped: for work that reports rarely.
+    """Calls a function periodically from its own thread until stopped.
 
     Arguments:
-        beat: the function.
+        beat: the function to call.
         every: seconds between two calls.
     """
 
     def __init__(self, beat: Callable[[], None], every: float = 1.0):
-        self.stopped, self.thread = (
-            threading.Event(),
-            threading.Thread(target=self.run, args=(beat, every), daemon=True),
-        )
+        self.stopped = threading.Event()
+        self.thread = threading.Thread(target=self.run, args=(beat, every), daemon=True)
         self.thread.start()
 
     def run(self, beat: Callable[[], None], every: float) -> None:

@@ -13,27 +13,32 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Stopped(Exception):
-    """The work has stopped at a signal, and everything is saved.
+    """The work has stopped after a signal, with all results saved.
 
     Attributes:
-        code: the exit code that a shell expects, 128 + signal.
-        folder: of the run that resumes it, once it is known.
+        name: name of the signal.
+        code: exit code, 128 + signal.
+        folder: folder of the run, from which it can be resumed; None = unknown.
     """
 
     folder: Path | None = None
 
     def __init__(self, number: int, where: str):
         super().__init__(where)
-        self.name, self.code = signal.Signals(number).name, 128 + number
+        self.name = signal.Signals(number).name
+        self.code = 128 + number
 
 
 class Interrupts:
-    """with Interrupts() as interrupts: ... `interrupts.number` is the first signal received, 0 = none.
+    """Context in which the first SIGINT or SIGTERM is recorded in `number`; a second one stops the process.
 
-    A second signal acts at once. Outside the main thread, where Python delivers no signals, it stays 0.
+    Outside the main thread, where Python delivers no signals, `number` stays 0.
 
     Arguments:
         silent: whether to print nothing on a signal (ranks other than 0).
+
+    Attributes:
+        number: the signal received, 0 = none.
     """
 
     def __init__(self, silent: bool = False):
@@ -42,7 +47,7 @@ class Interrupts:
 
     def __enter__(self) -> "Interrupts":
         if threading.current_thread() is threading.main_thread():
-            self.before = {number: signal.signal(number, self.note) for number in SIGNALS}
+            self.before = {number: signal.signal(number, self.record) for number in SIGNALS}
         return self
 
     def __exit__(self, *_) -> None:
@@ -50,7 +55,7 @@ class Interrupts:
             signal.signal(number, handler)
         self.before = {}
 
-    def note(self, number: int, frame: FrameType | None) -> None:
+    def record(self, number: int, frame: FrameType | None) -> None:
         self.number = number
         self.__exit__()
         if not self.silent:

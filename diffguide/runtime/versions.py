@@ -1,4 +1,4 @@
-"""Versions of what decides the bits of a result."""
+"""The versions on which the bits of a result depend."""
 
 import platform
 
@@ -6,9 +6,9 @@ import torch
 
 from ..version import __version__
 
-__all__ = ["versions"]
+__all__ = ["collect_versions"]
 
 
-def versions() -> dict[str, str]:
+def collect_versions() -> dict[str, str]:
     """The versions of diffguide, torch and Python, for manifests and metrics.json."""
     return {"diffguide": __version__, "torch": torch.__version__, "python": platform.python_version()}

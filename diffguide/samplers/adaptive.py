@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ..backbones.conditions import Condition
 from ..models.protocols import Denoiser, Energy
+from ..runtime.ranges import check_range, check_whole
 from ..schedules import broadcast_rows
 from .ancestral import renoise
 from .base import Memory, Sampler, SamplingError
@@ -40,8 +41,8 @@ class Dopri5(Sampler):
         noise_level_min: sigma / alpha where the last step to sigma = 0 begins, positive; other ends are reached exactly.
 
     Raises:
-        ValueError: a tolerance out of range; torchode is not installed. Later: noise_level_min above the start.
-        SamplingError: a run that needs more evaluations, or meets numbers that are not finite.
+        ValueError: torchode is not installed; from `times`, a noise_level_min above the start.
+        SamplingError: a run that needs more evaluations, or has numbers that are not finite.
     """
 
     order = 5
@@ -57,22 +58,14 @@ class Dopri5(Sampler):
         noise_level_min: float = 0.002,
     ):
         super().__init__(steps, grid)
-        if not 0 < atol < math.inf:
-            raise ValueError(f"atol must be positive, got {atol}")
-        if not 0 <= rtol < math.inf:
-            raise ValueError(f"rtol must be positive or 0, got {rtol}")
-        if not isinstance(max_evaluations, int) or max_evaluations < FIRST_EVALUATIONS + EVALUATIONS_PER_STEP:
-            raise ValueError(
-                f"max_evaluations must be at least {FIRST_EVALUATIONS + EVALUATIONS_PER_STEP}, got {max_evaluations!r}"
-            )
-        if not 0 < noise_level_min < math.inf:
-            raise ValueError(f"noise_level_min must be positive, got {noise_level_min}")
+        self.atol, self.rtol = check_range("atol", atol, "(0, inf)"), check_range("rtol", rtol, "[0, inf)")
+        self.max_evaluations = check_whole("max_evaluations", max_evaluations, MIN_EVALUATIONS)
+        self.noise_level_min = check_range("noise_level_min", noise_level_min, "(0, inf)")
         try:
             import torchode
         except ImportError:
             raise ValueError("sampler=dopri5 needs torchode: pip install 'diffguide[ode]'") from None
-        self.torchode, self.atol, self.rtol = torchode, float(atol), float(rtol)
-        self.max_evaluations, self.noise_level_min = max_evaluations, float(noise_level_min)
+        self.torchode = torchode
 
     def times(self, denoiser: Denoiser | Energy) -> Tensor:
         if isinstance(denoiser, Denoiser) and denoiser.stateful:
@@ -93,7 +86,8 @@ class Dopri5(Sampler):
     def step(
         self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, y: Condition | None, noise: StepNoise, memory: Memory
     ) -> Tensor:
-        schedule, end = denoiser.schedule, s
+        schedule = denoiser.schedule
+        end = s
         if schedule.noise_level(s) == 0:
             end = schedule.t_of(torch.tensor(-2 * math.log(self.noise_level_min), dtype=torch.float64))
         if end < t:

@@ -1,7 +1,5 @@
 """DDIM and DDPM: x_s = alpha_s x_0 + sqrt(sigma_s^2 - v) eps + sqrt(v) z, which differ in the variance v."""
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -9,11 +7,12 @@ from ..backbones.conditions import Condition
 from ..models.evaluation_counters import as_protocol
 from ..models.protocols import Denoiser, ExactDenoiser, Prediction
 from ..runtime.linear_algebra import symmetric_root
+from ..runtime.ranges import check_range
 from ..schedules import Schedule
 from .base import Memory, Sampler
 from .grids import KARRAS, UNIFORM_T, Grid
 from .noise import StepNoise
-from .trust import MAX_FALL
+from .step_limits import MAX_FALL
 
 __all__ = ["DDIM", "DDPM", "Euler", "EulerAncestral", "ExactDDPM", "posterior_variance", "transition_variance"]
 
@@ -41,18 +40,10 @@ def add_step_noise(mean: Tensor, variance: Tensor, noise: StepNoise, t: Tensor, 
     return mean + variance.sqrt() * noise.increment(t, s) if variance > 0 else mean
 
 
-def check_noise_factor(s_noise: float) -> float:
-    """The factor; raises ValueError unless it is finite and at least 0."""
-    if not 0 <= s_noise < math.inf:
-        raise ValueError(f"s_noise must be a finite factor of at least 0, got {s_noise}")
-    return float(s_noise)
-
-
 class DDIM(Sampler):
     """Song, Meng, Ermon, "Denoising Diffusion Implicit Models", 2021, arXiv 2010.02502, eq. 12.
 
     Arguments:
-        steps, grid: as for every sampler.
         eta: 0 = deterministic, 1 = DDPM with the posterior variance; v = eta^2 Var[x_s | x_t, x_0]; in [0, 1].
     """
 
@@ -60,9 +51,8 @@ class DDIM(Sampler):
 
     def __init__(self, steps: int = 50, grid: Grid = UNIFORM_T, eta: float = 0.0):
         super().__init__(steps, grid)
-        if not 0 <= eta <= 1:
-            raise ValueError(f"eta must be in [0, 1], got {eta}")
-        self.eta, self.stochastic = float(eta), eta > 0
+        self.eta = check_range("eta", eta, "[0, 1]")
+        self.stochastic = eta > 0
 
     def step(
         self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, y: Condition | None, noise: StepNoise, memory: Memory
@@ -90,12 +80,8 @@ class EulerAncestral(Sampler):
     eq. 16, in the noise levels of Karras et al. 2022, arXiv 2206.00364; the name is k-diffusion's.
 
     Arguments:
-        steps, grid: as for every sampler.
         eta: sigma_up relative to the posterior's standard deviation, in [0, 1].
         s_noise: factor of the noise that is added, at least 0; 1 keeps the variance.
-
-    Raises:
-        ValueError: eta or s_noise out of range.
     """
 
     order = 1
@@ -103,9 +89,7 @@ class EulerAncestral(Sampler):
 
     def __init__(self, steps: int = 50, grid: Grid = KARRAS, eta: float = 1.0, s_noise: float = 1.0):
         super().__init__(steps, grid)
-        if not 0 <= eta <= 1:
-            raise ValueError(f"eta must be in [0, 1], got {eta}")
-        self.eta, self.s_noise = float(eta), check_noise_factor(s_noise)
+        self.eta, self.s_noise = check_range("eta", eta, "[0, 1]"), check_range("s_noise", s_noise, "[0, inf)")
 
     def step(
         self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, y: Condition | None, noise: StepNoise, memory: Memory
@@ -119,10 +103,9 @@ class DDPM(Sampler):
 
     Ho et al. 2020, arXiv 2006.11239, algorithm 2; Nichol & Dhariwal 2021, arXiv 2102.09672, eq. 15 for the mixture.
     The step to t = 0 always takes the posterior variance, since nothing removes noise after it. So does a step over which
-    the noise level falls by more than MAX_FALL (`trust`), where the transition's variance is that of the level before.
+    the noise level falls by more than MAX_FALL (`step_limits`), where the transition's variance is that of the level before.
 
     Arguments:
-        steps, grid: as for every sampler.
         variance: 0 = fixed small (the posterior's), 1 = fixed large (the transition's), between = log-linear.
     """
 
@@ -132,9 +115,7 @@ class DDPM(Sampler):
 
     def __init__(self, steps: int = 250, grid: Grid = UNIFORM_T, variance: float = 0.0):
         super().__init__(steps, grid)
-        if not 0 <= variance <= 1:
-            raise ValueError(f"variance must be in [0, 1], from fixed small to fixed large, got {variance}")
-        self.variance = float(variance)
+        self.variance = check_range("variance", variance, "[0, 1]")
 
     def step(
         self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, y: Condition | None, noise: StepNoise, memory: Memory
@@ -159,9 +140,6 @@ class ExactDDPM(Sampler):
     The fixed variances ignore the second term, the variance of x_0. On Gaussian data a step of any length is exact, also
     the one to t = 0, which draws from the posterior of x_0. Bao, Li, Zhu, Zhang, "Analytic-DPM",
     2022, arXiv 2201.06503, eq. 8, with the covariance in full in place of its mean over dimensions.
-
-    Arguments:
-        steps, grid: as for every sampler.
     """
 
     order = 1
@@ -174,7 +152,8 @@ class ExactDDPM(Sampler):
     def step(
         self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, y: Condition | None, noise: StepNoise, memory: Memory
     ) -> Tensor:
-        schedule, exact = denoiser.schedule, as_protocol(denoiser, ExactDenoiser)
+        schedule = denoiser.schedule
+        exact = as_protocol(denoiser, ExactDenoiser)
         assert exact is not None
         small = posterior_variance(schedule, t, s)
         mean = renoise(denoiser(x, t, y), schedule, s, small)

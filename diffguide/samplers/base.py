@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -11,12 +12,13 @@ from ..backbones.conditions import Condition
 from ..models.evaluation_counters import as_protocol
 from ..models.protocols import Denoiser, DenoiserWrapper, Energy, ExactDenoiser, LogDensity, Prediction, SamplingError
 from ..randomness import Noise
+from ..runtime.ranges import check_whole
 from ..schedules import Schedule
 from .grids import Grid
-from .noise import NoNoise, SharedIncrement, StepNoise
-from .trust import MAX_UNCHECKED_FALL, FirstPrediction, limit_corrections, noise_fall
+from .noise import SharedIncrement, StepNoise
+from .step_limits import MAX_UNCHECKED_FALL, limit_corrections, noise_fall
 
-__all__ = ["MAX_STEPS", "Memory", "Sampler", "SamplingError"]
+__all__ = ["MAX_STEPS", "CompositeSampler", "Memory", "Sampler", "SamplingError", "check_decreasing"]
 
 PROTOCOL_NAMES: dict[type, str] = {
     Denoiser: "a denoiser",
@@ -30,12 +32,12 @@ Memory = dict[str, Any]  # what the steps of a run remember
 class Sampler:
     """sampler(denoiser, x, times, y, noise, on_step) -> x at times[-1].
 
-    A step starts from alpha_t pred.x_0 + sigma_t pred.eps, never from x_t: the two are equal unless guidance changes eps;
-    otherwise guidance that changes eps (CFG++) would be ignored by solvers that start from x_t.
+    A step starts from alpha_t pred.x_0 + sigma_t pred.eps, never from x_t. The two are equal unless guidance changes eps
+    (CFG++); solvers that start from x_t would ignore such guidance.
 
-    Arguments:
+    Arguments (of all samplers):
         steps: number of steps, 1 to 10^5.
-        grid: where the times lie.
+        grid: of the times.
 
     Attributes:
         order: of convergence of the deterministic solution.
@@ -43,8 +45,8 @@ class Sampler:
         off_grid: whether the denoiser is evaluated at times that are not on the grid.
         at_data: whether x stays at the data's noise level, so that the times only count steps.
         needs: the protocol that a model must implement.
-        corrects: whether a step is one of first order and a correction, which is dropped where it is too long (`trust`).
-        max_fall: factor by which the noise level may fall in a step that is not of first order.
+        corrects: whether a step is a first-order step plus a correction, which is dropped where it is too long (`step_limits`).
+        max_fall: the largest factor by which the noise level falls in a step of the method; wider steps are of first order.
     """
 
     order: int
@@ -56,42 +58,37 @@ class Sampler:
     max_fall = math.inf
 
     def __init__(self, steps: int, grid: Grid):
-        if not isinstance(steps, int) or not 1 <= steps <= MAX_STEPS:
-            raise ValueError(f"steps must be a whole number from 1 to 10^5, got {steps!r}")
-        self.steps, self.grid = steps, grid
+        self.steps = check_whole("steps", steps, 1, MAX_STEPS)
+        self.grid = grid
 
     def times(self, denoiser: Denoiser | Energy) -> Tensor:
         """The grid for a denoiser, decreasing, float64 [steps + 1] on the CPU.
 
         Raises:
-            ValueError: a grid that the schedule or the model's legal levels do not allow, or a model that lacks what the
-                sampler needs.
+            ValueError: the schedule or the model's levels do not allow the grid, or the model lacks what the sampler needs.
         """
         self.check(denoiser)
         assert isinstance(denoiser, Denoiser)
         if denoiser.levels is not None and len(denoiser.levels) < 2:
             raise ValueError(
-                f"{type(self).__name__} needs noise levels, this model has only that of the data (objective=nce): take "
-                "sampler=sgld"
+                f"{type(self).__name__} needs noise levels, and this model has only the level of the data (objective=nce): "
+                "take sampler=sgld"
             )
         if self.off_grid and denoiser.levels is not None:
             raise ValueError(
-                f"{type(self).__name__} evaluates between the grid's times, this model only at its levels: take sampler=ddim, "
-                "heun without churn, or another one that stays on its grid"
+                f"{type(self).__name__} evaluates the model between its noise levels: take a sampler that stays on the grid, "
+                "such as sampler=ddim, or heun without churn"
             )
         return self.grid(denoiser.schedule, self.steps, denoiser.levels)
 
     def check(self, denoiser: Denoiser | Energy) -> None:
-        """
-        Raises:
-            ValueError: a model that lacks what the sampler needs.
-        """
+        """Raises ValueError for a model that lacks what the sampler needs."""
         if as_protocol(denoiser, self.needs) is None:
             reason = "which this model does not have"
             if isinstance(denoiser, Energy):
                 reason = "and this model is an energy without noise levels: take sampler=sgld"
             elif isinstance(unwrap(denoiser), self.needs):
-                reason = "which this model has and its guidance hides: take guidance=none"
+                reason = "which guidance does not have: take guidance=none"
             raise ValueError(f"{type(self).__name__} needs {PROTOCOL_NAMES[self.needs]}, {reason}")
 
     def begin(self, denoiser: Denoiser | Energy, times: Tensor, noise: Noise) -> Tensor:
@@ -106,55 +103,54 @@ class Sampler:
         x: Tensor,
         times: Tensor,
         y: Condition | None = None,
-        noise: Noise | None = None,
+        noise: StepNoise | None = None,
         on_step: Callable[[int, Tensor], None] | None = None,
+        memory: Memory | None = None,
     ) -> Tensor:
-        """Walks x [B, ...], which lives at times[0], to times[-1].
+        """Steps x [B, ...] from times[0] to times[-1].
 
         Arguments:
             times: decreasing float64 CPU tensor of at least two.
             y: class indices [B], -1 = no condition, an Embedding, or None.
             noise: needed where `stochastic`.
             on_step: called with (step index from 1, x) after every step.
+            memory: of a run that this call continues, where the denoiser was started; None = this call is the run.
 
         Raises:
-            ValueError: times that are not float64 on the CPU or do not decrease strictly; a stochastic sampler without
-                noise.
+            ValueError: times that are not float64 on the CPU or do not decrease strictly; no noise where it is needed.
         """
         if times.dtype != torch.float64 or times.device.type != "cpu":
             raise ValueError(f"times must be float64 on the CPU, got {times.dtype} on {times.device}")
         check_decreasing(times)
         if self.stochastic and noise is None:
             raise ValueError(f"{type(self).__name__} draws noise: pass noise=Noise(seeds, shape, schedule)")
-        source: StepNoise = NoNoise() if noise is None else noise
-        run: Denoiser = denoiser.start(noise, times)  # type: ignore[assignment]  # SGLD alone steps an energy
-        memory: Memory = {}
-        resting = not isinstance(denoiser, Energy)
-        for index, (t, s) in enumerate(zip(times[:-1], times[1:]), start=1):
-            if resting and not run.skips_step(t):
-                run, resting = run.without_skipped_steps(), False
-            if not resting:
-                x = self.advance(run, x, t, s, y, source, memory)
+        source: Any = noise  # None where no step draws any
+        run: Any = denoiser if memory is not None else denoiser.start(noise, times)
+        skipping = memory is None and isinstance(denoiser, Denoiser)
+        memory = {} if memory is None else memory
+        for index, (t, s) in enumerate(pairwise(times), start=1):
+            if skipping and not run.skips_step(t):
+                run = run.without_skipped_steps()
+                skipping = False
+            fall = noise_fall(run.schedule, t, s) if self.max_fall < math.inf else 1.0
+            if not skipping and fall > self.max_fall:
+                memory.clear()  # earlier values do not fit a polynomial across a wide step
+                x = self.first_order(run(x, t, y), run.schedule, t, s, source)
+            elif not skipping:
+                shared = SharedIncrement(source) if self.corrects else source
+                x = self.step(run, x, t, s, y, shared, memory)
+                first = memory.pop("first", None)
+                if self.corrects and fall > MAX_UNCHECKED_FALL:
+                    x = self.limit(x, first, run.schedule, t, s, shared, memory)
             if on_step is not None:
                 on_step(index, x)
         return x
 
-    def advance(
-        self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, y: Condition | None, noise: StepNoise, memory: Memory
+    def limit(
+        self, x: Tensor, first: Prediction, schedule: Schedule, t: Tensor, s: Tensor, noise: StepNoise, memory: Memory
     ) -> Tensor:
-        """The step of a run: `step`, or one of first order where the noise falls too far or a correction is too long."""
-        schedule = denoiser.schedule
-        ratio = noise_fall(schedule, t, s) if self.max_fall < math.inf else 1.0
-        if ratio > self.max_fall:
-            memory.clear()  # values from before a wide step say nothing about the next one
-            return self.first_order(denoiser(x, t, y), schedule, t, s, noise)
-        if not self.corrects or ratio <= MAX_UNCHECKED_FALL:
-            return self.step(denoiser, x, t, s, y, noise, memory)
-        first, shared = FirstPrediction(denoiser), SharedIncrement(noise)
-        x = self.step(first, x, t, s, y, shared, memory)
-        assert first.prediction is not None
-        plain = self.first_order(first.prediction, schedule, t, s, shared)
-        x = limit_corrections(x, plain, first.prediction, schedule, t, s)
+        """x at s with corrections that are too long replaced by the step of first order (`step_limits`)."""
+        x = limit_corrections(x, self.first_order(first, schedule, t, s, noise), first, schedule, t, s)
         if "arrived" in memory:  # what the next step corrects
             memory["arrived"] = x
         return x
@@ -167,18 +163,38 @@ class Sampler:
     def step(
         self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, y: Condition | None, noise: StepNoise, memory: Memory
     ) -> Tensor:
-        """The method as published: x at time s from x at time t > s; `memory` belongs to this run."""
+        """The method as published: x at time s from x at time t > s.
+
+        Where max_fall is finite, so is the log-SNR at both times: other steps are of first order.
+
+        Arguments:
+            memory: of this run; a sampler that `corrects` stores its prediction at t there, as "first".
+        """
         raise NotImplementedError
 
 
+class CompositeSampler(Sampler):
+    """The steps of an inner sampler, followed by noise and further steps."""
+
+    stochastic = True
+
+    def __init__(self, inner: Sampler):
+        super().__init__(inner.steps, inner.grid)
+        self.inner = inner
+        self.order, self.off_grid, self.needs = inner.order, inner.off_grid, inner.needs
+
+    def times(self, denoiser: Denoiser | Energy) -> Tensor:
+        return self.inner.times(denoiser)
+
+
 def check_decreasing(times: Tensor) -> None:
-    """Raises ValueError for times that do not decrease strictly, or fewer than two."""
+    """Raises ValueError for fewer than two times, or times that do not decrease strictly."""
     if times.ndim != 1 or len(times) < 2 or not bool((times[1:] < times[:-1]).all()):
         raise ValueError(f"times must decrease strictly, got {times.tolist()}")
 
 
 def unwrap(denoiser: Denoiser | Energy) -> Denoiser | Energy:
-    """The model that guidance is wrapped around; itself where there is none."""
+    """The model inside all guidance."""
     while isinstance(denoiser, DenoiserWrapper):
         denoiser = denoiser.denoiser
     return denoiser

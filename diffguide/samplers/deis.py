@@ -17,7 +17,7 @@ __all__ = ["DEIS", "LogRhoDEIS"]
 class DEIS(Multistep):
     """w_j = alpha_s int l_j(t) (drho / dt) dt: t-AB of arXiv 2204.13902, eq. 14 and 15.
 
-    Its tAB(r) with a polynomial of degree r is order r + 1 here. Order 1 to 4. A step to sigma = 0 is DDIM.
+    Its tAB(r) with a polynomial of degree r is order r + 1 here. Order 1 to 4.
     """
 
     max_order = 4
@@ -29,9 +29,6 @@ class DEIS(Multistep):
         return level.t
 
     def weights(self, schedule: Schedule, nodes: list[float], end: Level) -> list[float]:
-        if end.sigma == 0:
-            return []
-
         def kernel(times: numpy.ndarray) -> numpy.ndarray:
             t = torch.from_numpy(times)
             return (-end.alpha / 2 * schedule.noise_level(t) * schedule.rate(t)).numpy()
@@ -42,7 +39,7 @@ class DEIS(Multistep):
 class LogRhoDEIS(Multistep):
     """w_j = alpha_s int l_j(log rho) drho, the polynomial in log(sigma / alpha) that diffusers' DEIS has.
 
-    Order 1 to 4, counted as for `DEIS`. A step to sigma = 0 is DDIM.
+    Order 1 to 4, counted as for `DEIS`.
     """
 
     max_order = 4
@@ -54,6 +51,4 @@ class LogRhoDEIS(Multistep):
         return -level.log_snr / 2
 
     def weights(self, schedule: Schedule, nodes: list[float], end: Level) -> list[float]:
-        if end.sigma == 0:
-            return []
         return integrals(nodes, nodes[0], self.variable(end), lambda u: end.alpha * numpy.exp(u))

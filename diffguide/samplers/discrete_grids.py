@@ -1,13 +1,14 @@
 """Grids over a discrete schedule of T steps, in the conventions of diffusers: index k - 1 there is t = k / T here.
 
 "leading", "linspace" and "trailing" are named in Lin, Liu, Li, Yang, "Common Diffusion Noise Schedules and Sample Steps Are
-Flawed", 2023, arXiv 2305.08891, table 2. Every grid ends with a step to t = 0. Leading does not begin at t = 1: x then
-starts as sigma at its first time times noise, without the signal that is left there, which is that paper's point.
+Flawed", 2023, arXiv 2305.08891, table 2. Every grid ends with a step to t = 0. Leading does not start at t = 1, but samplers
+start from sigma times noise, without the signal alpha x_0 that x_t has at its first time: the flaw that the paper describes.
 """
 
 import torch
 from torch import Tensor
 
+from ..runtime.ranges import check_whole
 from ..schedules import Schedule
 from .grids import Grid
 
@@ -21,13 +22,11 @@ class DiscreteGrid(Grid):
         timesteps: T, the length of the discrete schedule, at least 1.
 
     Raises:
-        ValueError: T below 1; from a call: more steps than T, or an index beyond T - 1.
+        ValueError: from a call: more steps than T, or an index beyond T - 1.
     """
 
     def __init__(self, timesteps: int = 1000):
-        if not timesteps >= 1:
-            raise ValueError(f"timesteps must be at least 1, the length of the discrete schedule, got {timesteps}")
-        self.timesteps = timesteps
+        self.timesteps = check_whole("timesteps", timesteps, 1)
 
     def continuous(self, schedule: Schedule, steps: int) -> Tensor:
         if steps > self.timesteps:
@@ -48,30 +47,24 @@ class Leading(DiscreteGrid):
         offset: of every index, at least 0; 0 for DDPM, 1 for Stable Diffusion.
 
     Raises:
-        ValueError: from a call: one step, which would begin at index `offset`, with hardly any noise to remove.
+        ValueError: from a call: one step, which would start at index `offset`, almost without noise.
     """
 
     def __init__(self, timesteps: int = 1000, offset: int = 0):
         super().__init__(timesteps)
-        if not offset >= 0:
-            raise ValueError(f"offset must be at least 0, got {offset}")
-        self.offset = offset
+        self.offset = check_whole("offset", offset, 0)
 
     def indices(self, steps: int) -> Tensor:
         if steps == 1 and self.offset + 1 < self.timesteps:
             raise ValueError(
-                f"grid=leading needs at least 2 steps: one would begin at index {self.offset} of {self.timesteps}, where there "
-                "is hardly any noise to remove; take sampler/grid=trailing"
+                f"grid=leading needs at least 2 steps: one would start at index {self.offset} of {self.timesteps}, almost "
+                "without noise; take sampler/grid=trailing"
             )
         return torch.arange(steps - 1, -1, -1, dtype=torch.float64) * (self.timesteps // steps) + self.offset
 
 
 class Linspace(DiscreteGrid):
-    """Indices from T - 1 to 0 at equal distances, rounded.
-
-    Raises:
-        ValueError: from a call: one step, which cannot have both ends.
-    """
+    """Indices from T - 1 to 0 at equal distances, rounded."""
 
     def indices(self, steps: int) -> Tensor:
         if steps == 1:

@@ -30,7 +30,8 @@ class ExponentialMultistep(Multistep):
         return level.log_snr / 2
 
     def weights(self, schedule: Schedule, nodes: list[float], end: Level) -> list[float]:
-        start, stop = nodes[0], self.variable(end)
+        start = nodes[0]
+        stop = self.variable(end)
         if math.isinf(stop):
             return []
         if len(nodes) == 2:
@@ -55,9 +56,9 @@ class DPMpp2M(ExponentialMultistep):
 class DPMpp3M(ExponentialMultistep):
     """x_s = (sigma_s / sigma_t) x_t + sigma_s int D(lambda) e^lambda dlambda, D the parabola through the last three x_0.
 
-    The multistep form of order 3 of Lu et al., 2022, arXiv 2211.01095. The code published with the paper,
-    and most that followed it, gives the second derivative half of its weight, which leaves order 2; here it has what the
-    integral says. The first two steps are DDIM and 2M; one to sigma = 0 is DDIM.
+    The multistep form of order 3 of Lu et al., 2022, arXiv 2211.01095. The published code and
+    its descendants give the second derivative half of its weight, which is of order 2; here the integral is exact. The
+    first two steps are DDIM and 2M; one to sigma = 0 is DDIM.
     """
 
     max_order = 3

@@ -12,18 +12,17 @@ With lambda = log(alpha / sigma), h = lambda_s - lambda_t and a diffusion coeffi
 import math
 
 import numpy
-import torch
 from torch import Tensor
 
 from ..backbones.conditions import Condition
 from ..models.protocols import Denoiser, Prediction
+from ..runtime.ranges import check_range, check_whole
 from ..schedules import Interval, Schedule
-from .ancestral import check_noise_factor
 from .base import Memory, Sampler
 from .grids import KARRAS, UNIFORM_LOG_SNR, Grid
 from .multistep import integrals
 from .noise import StepNoise
-from .trust import MAX_FALL
+from .step_limits import MAX_FALL
 
 __all__ = ["DPMpp2MSDE", "DPMpp3MSDE", "SASolver"]
 
@@ -60,37 +59,47 @@ def first_order_mean(prediction: Prediction, schedule: Schedule, t: Tensor, s: T
     return integrate(schedule, t, s, x, [half_log_snr(schedule, t)], [prediction.x_0], eta)
 
 
-class StochasticDPMpp(Sampler):
-    """Base of the two: (eta, s_noise) and one evaluation a step.
-
-    Arguments:
-        steps, grid: as for every sampler.
-        eta: tau^2, 0 = the ODE, 1 = the reverse SDE; at least 0.
-        s_noise: factor of the noise that is added, at least 0.
-
-    Raises:
-        ValueError: eta or s_noise out of range.
-    """
+class ExponentialSDE(Sampler):
+    """Base of the methods: one evaluation per step, and the noise of a step."""
 
     corrects = True
     max_fall = MAX_FALL
+    s_noise = 1.0
+
+    def eta_at(self, schedule: Schedule, t: Tensor) -> float:
+        """tau(t)^2."""
+        raise NotImplementedError
+
+    def first_order(self, prediction: Prediction, schedule: Schedule, t: Tensor, s: Tensor, noise: StepNoise) -> Tensor:
+        mean = first_order_mean(prediction, schedule, t, s, self.eta_at(schedule, t))
+        return mean + self.draw_noise(schedule, t, s, noise)
+
+    def draw_noise(self, schedule: Schedule, t: Tensor, s: Tensor, noise: StepNoise) -> Tensor | float:
+        """s_noise sigma_s sqrt(1 - e^(-2 tau^2 h)) z."""
+        sigma = schedule.alpha_sigma(s)[1]
+        eta = self.eta_at(schedule, t)
+        if eta == 0 or sigma == 0:
+            return 0.0
+        h = half_log_snr(schedule, s) - half_log_snr(schedule, t)
+        return (self.s_noise * sigma * decay_factors(h, eta)[1]) * noise.increment(t, s)
+
+
+class StochasticDPMpp(ExponentialSDE):
+    """Base of the solvers with a constant tau.
+
+    Arguments:
+        eta: tau^2, 0 = the ODE, 1 = the reverse SDE; at least 0.
+        s_noise: factor of the noise that is added, at least 0.
+    """
 
     def __init__(self, steps: int = 50, grid: Grid = UNIFORM_LOG_SNR, eta: float = 1.0, s_noise: float = 1.0):
         super().__init__(steps, grid)
-        if not 0 <= eta < math.inf:
-            raise ValueError(f"eta must be finite and at least 0, got {eta}")
-        self.eta, self.s_noise, self.stochastic = float(eta), check_noise_factor(s_noise), eta > 0
+        self.eta = check_range("eta", eta, "[0, inf)")
+        self.stochastic = eta > 0
+        self.s_noise = check_range("s_noise", s_noise, "[0, inf)")
 
-    def first_order(self, prediction: Prediction, schedule: Schedule, t: Tensor, s: Tensor, noise: StepNoise) -> Tensor:
-        return first_order_mean(prediction, schedule, t, s, self.eta) + self.draw_noise(schedule, t, s, noise)
-
-    def draw_noise(self, schedule: Schedule, t: Tensor, s: Tensor, noise: StepNoise) -> Tensor | float:
-        """s_noise sigma_s sqrt(1 - e^(-2 eta h)) z."""
-        sigma = schedule.alpha_sigma(s)[1]
-        if not self.stochastic or sigma == 0:
-            return 0.0
-        h = half_log_snr(schedule, s) - half_log_snr(schedule, t)
-        return (self.s_noise * sigma * decay_factors(h, self.eta)[1]) * noise.increment(t, s)
+    def eta_at(self, schedule: Schedule, t: Tensor) -> float:
+        return self.eta
 
 
 class DPMpp2MSDE(StochasticDPMpp):
@@ -106,10 +115,11 @@ class DPMpp2MSDE(StochasticDPMpp):
     def step(
         self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, y: Condition | None, noise: StepNoise, memory: Memory
     ) -> Tensor:
-        schedule, prediction = denoiser.schedule, denoiser(x, t, y)
+        schedule = denoiser.schedule
+        prediction = memory["first"] = denoiser(x, t, y)
         h = half_log_snr(schedule, s) - half_log_snr(schedule, t)
         mean = first_order_mean(prediction, schedule, t, s, self.eta)
-        if memory and math.isfinite(h):
+        if "x_0" in memory and math.isfinite(h):
             gain = schedule.alpha_sigma(s)[0] * -math.expm1(-(1 + self.eta) * h) * (h / (2 * memory["h"]))
             mean = mean + gain * (prediction.x_0 - memory["x_0"])
         memory.update(x_0=prediction.x_0, h=h)
@@ -128,7 +138,8 @@ class DPMpp3MSDE(StochasticDPMpp):
     def step(
         self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, y: Condition | None, noise: StepNoise, memory: Memory
     ) -> Tensor:
-        schedule, prediction = denoiser.schedule, denoiser(x, t, y)
+        schedule = denoiser.schedule
+        prediction = memory["first"] = denoiser(x, t, y)
         alpha, sigma = schedule.alpha_sigma(t)
         nodes, values = remember(memory, half_log_snr(schedule, t), prediction.x_0, 3)
         x = alpha * prediction.x_0 + sigma * prediction.eps
@@ -136,36 +147,28 @@ class DPMpp3MSDE(StochasticDPMpp):
 
 
 def remember(memory: Memory, node: float, value: Tensor, count: int) -> tuple[list[float], list[Tensor]]:
-    """The newest `count` nodes and values, this one first; a value at alpha = 0 has no lambda and is not kept."""
+    """The newest `count` nodes and values, this one first."""
     nodes, values = [node, *memory.get("nodes", [])][:count], [value, *memory.get("values", [])][:count]
-    if math.isfinite(node):
-        memory.update(nodes=nodes[: count - 1], values=values[: count - 1])
+    memory.update(nodes=nodes[: count - 1], values=values[: count - 1])
     return nodes, values
 
 
-class SASolver(Sampler):
+class SASolver(ExponentialSDE):
     """Stochastic Adams: a predictor through the last values of x_0, and a corrector through the newest as well.
 
-    Xue et al., "SA-Solver", 2023, arXiv 2309.05019, algorithm 1. One evaluation a step: the evaluation at a predicted
-    point first corrects it, with the noise of the step that led there. Fewer values are used while there are fewer, and
-    one in a step from alpha = 0 or to sigma = 0. All coefficients are the exact integrals of section 5; the authors' code
-    adds a term of third order to those of order 2.
+    Xue et al., "SA-Solver", 2023, arXiv 2309.05019, algorithm 1. One evaluation per step: the evaluation at a predicted
+    point first corrects it, with the noise of the step that led there. The first steps use fewer values. All coefficients
+    are the exact integrals of section 5; the authors' code adds a term of third order to those of order 2.
 
     Arguments:
-        steps, grid: as for every sampler.
         predictor_order: number of values that the predictor goes through, 1 to 4.
         corrector_order: number of values that the corrector goes through, the newest among them, 1 to 4; 0 = none.
         tau: amount of noise within the interval, at least 0; 0 = the ODE, 1 = the reverse SDE.
         tau_min, tau_max: noise levels sigma / alpha: tau applies in (tau_min, tau_max], 0 elsewhere; 0.05 to 1 in the
             paper's experiments on CIFAR-10.
-
-    Raises:
-        ValueError: an order or tau out of range, or no noise level between tau_min and tau_max.
     """
 
     stochastic = True
-    corrects = True
-    max_fall = MAX_FALL
 
     def __init__(
         self,
@@ -178,25 +181,20 @@ class SASolver(Sampler):
         tau_max: float = 1.0,
     ):
         super().__init__(steps, grid)
-        if predictor_order not in (1, 2, 3, 4) or corrector_order not in (0, 1, 2, 3, 4):
-            raise ValueError(
-                "predictor_order must be 1 to 4 and corrector_order 0 (none) to 4, got "
-                f"{predictor_order} and {corrector_order}"
-            )
-        if not 0 <= tau < math.inf:
-            raise ValueError(f"tau must be finite and at least 0, got {tau}")
-        self.predictor_order, self.corrector_order = predictor_order, corrector_order
-        self.tau, self.interval = float(tau), Interval.of([tau_min, tau_max], "tau_min and tau_max")
+        self.predictor_order = check_whole("predictor_order", predictor_order, 1, 4)
+        self.corrector_order = check_whole("corrector_order", corrector_order, 0, 4)
+        self.tau = check_range("tau", tau, "[0, inf)")
+        self.interval = Interval.of([tau_min, tau_max], "tau_min and tau_max")
         self.order = max(predictor_order, corrector_order)
 
-    def eta(self, schedule: Schedule, t: Tensor) -> float:
-        """tau(t)^2."""
+    def eta_at(self, schedule: Schedule, t: Tensor) -> float:
         return self.tau**2 if self.interval.contains(schedule.noise_level(t)) else 0.0
 
     def step(
         self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, y: Condition | None, noise: StepNoise, memory: Memory
     ) -> Tensor:
-        schedule, prediction = denoiser.schedule, denoiser(x, t, y)
+        schedule = denoiser.schedule
+        prediction = memory["first"] = denoiser(x, t, y)
         alpha, sigma = schedule.alpha_sigma(t)
         x = alpha * prediction.x_0 + sigma * prediction.eps
         before = memory.pop("before", None)
@@ -206,20 +204,11 @@ class SASolver(Sampler):
             count = self.corrector_order
             corrected = integrate(schedule, at, t, start, nodes[:count], values[:count], eta) + added
             x = x + (corrected - memory["arrived"])  # keeps what guidance or another sampler changed since
-        eta = self.eta(schedule, t)
-        added = self.draw_noise(schedule, t, s, noise, x)
+        eta = self.eta_at(schedule, t)
+        added = self.draw_noise(schedule, t, s, noise)
         count = self.predictor_order
         predicted = integrate(schedule, t, s, x, nodes[:count], values[:count], eta) + added
-        if self.corrector_order and math.isfinite(nodes[0]):
-            memory["before"], memory["arrived"] = (t, x, eta, added), predicted
+        if self.corrector_order:
+            memory["before"] = (t, x, eta, added)
+            memory["arrived"] = predicted
         return predicted
-
-    def first_order(self, prediction: Prediction, schedule: Schedule, t: Tensor, s: Tensor, noise: StepNoise) -> Tensor:
-        mean = first_order_mean(prediction, schedule, t, s, self.eta(schedule, t))
-        return mean + self.draw_noise(schedule, t, s, noise, mean)
-
-    def draw_noise(self, schedule: Schedule, t: Tensor, s: Tensor, noise: StepNoise, x: Tensor) -> Tensor:
-        """sigma_s sqrt(1 - e^(-2 tau^2 h)) z, in the shape of x."""
-        sigma = schedule.alpha_sigma(s)[1]
-        factor = decay_factors(half_log_snr(schedule, s) - half_log_snr(schedule, t), self.eta(schedule, t))[1]
-        return (sigma * factor) * noise.increment(t, s) if sigma > 0 and factor > 0 else torch.zeros_like(x)

@@ -1,4 +1,4 @@
-"""Many samples, in batches, each a function of its own seed."""
+"""Samples in batches, each a function of its own seed."""
 
 from collections.abc import Callable, Iterator, Sequence
 
@@ -30,21 +30,21 @@ def generate(
     Images lie nominally in [-1, 1] and are not clipped; `diffguide.to_uint8` clips and rounds them as the command does.
 
     Arguments:
-        denoiser: what to sample, guided or not; an energy where the sampler takes one.
-        sampler: how.
+        denoiser: what to sample, guided or not; an energy if the sampler takes one.
+        sampler: of the run.
         seeds: one per sample; sample i is a function of (seeds[i], labels[i]), the denoiser and the sampler alone.
         labels: class index per sample, -1 = no condition; or an Embedding, one row per sample; None = no condition.
         shape: of one sample.
         batch_size: samples at a time.
-        device: where the denoiser lives.
+        device: of the denoiser.
         on_step: called with (step index from 1, x) after every step of every batch.
-        dtype: of the noise that the samples are made of.
+        dtype: of the noise.
     """
     times = sampler.times(denoiser)
     for first in range(0, len(seeds), batch_size):
         part = slice(first, first + batch_size)
-        own = None if labels is None else labels[part]
-        x, y, noise = initial_state(denoiser, sampler, times, seeds[part], own, shape, device, dtype)
+        batch_labels = None if labels is None else labels[part]
+        x, y, noise = initial_state(denoiser, sampler, times, seeds[part], batch_labels, shape, device, dtype)
         yield sampler(denoiser, x, times, y, noise, on_step)
 
 

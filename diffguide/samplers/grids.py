@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..runtime.ranges import check_range
 from ..schedules import Schedule
 
 __all__ = [
@@ -104,11 +105,7 @@ class Quadratic(Grid):
 
 
 class UniformLogSNR(Grid):
-    """Equal steps in log-SNR. Lu et al., "DPM-Solver", 2022, arXiv 2206.00927, section 3.4.
-
-    Raises:
-        ValueError: a schedule with an infinite end.
-    """
+    """Equal steps in log-SNR. Lu et al., "DPM-Solver", 2022, arXiv 2206.00927, section 3.4."""
 
     def continuous(self, schedule: Schedule, steps: int) -> Tensor:
         low, high = schedule.log_snr_min, schedule.log_snr_max
@@ -136,13 +133,12 @@ class Karras(Grid):
         noise_level_max: first noise level; None = the schedule's at t = 1.
 
     Raises:
-        ValueError: levels that do not lie within the schedule, or an infinite end without a level in its place.
+        ValueError: from a call: levels outside the schedule, or an infinite end without a level in its place.
     """
 
     def __init__(self, rho: float = 7.0, noise_level_min: float | None = None, noise_level_max: float | None = None):
-        if not 0.1 <= rho < math.inf:  # levels to the power 10 are still finite
-            raise ValueError(f"rho must be at least 0.1 and finite, got {rho}")
-        self.rho, self.noise_level_min, self.noise_level_max = float(rho), noise_level_min, noise_level_max
+        self.rho = check_range("rho", rho, "[0.1, inf)")  # levels to the power 10 are still finite
+        self.noise_level_min, self.noise_level_max = noise_level_min, noise_level_max
 
     def continuous(self, schedule: Schedule, steps: int) -> Tensor:
         ends = schedule.noise_level_range
@@ -176,8 +172,8 @@ class CustomGrid(Grid):
         noise_levels: strictly decreasing within the schedule's range; None = use times.
 
     Raises:
-        ValueError: both lists or none, one of another length, or one that does not decrease, leaves the schedule, or has
-            a level that the model does not have.
+        ValueError: both lists or none; from a call: a list of another length, or one with a level that the schedule or the
+            model does not have.
     """
 
     def __init__(self, times: Sequence[float] | None = None, noise_levels: Sequence[float] | None = None):
@@ -220,7 +216,7 @@ class ModelLevels(Grid):
     """The model's own noise levels: all, or as many as there are steps, evenly spaced in their order.
 
     Raises:
-        ValueError: a model without levels of its own, or with fewer than the steps need.
+        ValueError: from a call: a model without levels of its own, or with fewer than the steps need.
     """
 
     def __call__(self, schedule: Schedule, steps: int, levels: Tensor | None = None) -> Tensor:

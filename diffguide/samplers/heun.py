@@ -7,12 +7,12 @@ from torch import Tensor
 
 from ..backbones.conditions import Condition
 from ..models.protocols import Denoiser
+from ..runtime.ranges import check_range
 from ..schedules import Interval, Schedule
-from .ancestral import check_noise_factor
 from .base import Memory, Sampler
 from .grids import KARRAS, Grid
 from .noise import StepNoise
-from .trust import MAX_FALL
+from .step_limits import MAX_FALL
 
 __all__ = ["CHURN_DRAW", "Heun"]
 
@@ -27,13 +27,9 @@ class Heun(Sampler):
     where the step ends at sigma = 0, as in the paper, or starts at alpha = 0, where sigma / alpha is infinite.
 
     Arguments:
-        steps, grid: as for every sampler.
         churn: S_churn, the amount of noise added over all steps, at least 0; 0 is deterministic.
         churn_min, churn_max: S_tmin and S_tmax, the noise levels sigma / alpha between which noise is added.
         s_noise: S_noise, factor of the noise that is added, at least 0.
-
-    Raises:
-        ValueError: a number out of range, or no noise level between churn_min and churn_max.
     """
 
     order = 2
@@ -50,10 +46,9 @@ class Heun(Sampler):
         s_noise: float = 1.0,
     ):
         super().__init__(steps, grid)
-        if not 0 <= churn < math.inf:
-            raise ValueError(f"churn must be finite and at least 0, got {churn}")
-        self.churn, self.interval = float(churn), Interval.of([churn_min, churn_max], "churn_min and churn_max")
-        self.s_noise, self.stochastic, self.off_grid = check_noise_factor(s_noise), churn > 0, churn > 0
+        self.churn, self.s_noise = check_range("churn", churn, "[0, inf)"), check_range("s_noise", s_noise, "[0, inf)")
+        self.interval = Interval.of([churn_min, churn_max], "churn_min and churn_max")
+        self.stochastic = self.off_grid = churn > 0
 
     def step(
         self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, y: Condition | None, noise: StepNoise, memory: Memory
@@ -62,7 +57,7 @@ class Heun(Sampler):
         if self.stochastic:
             x, t = self.add_churn(schedule, x, t, noise)
         alpha, sigma = schedule.alpha_sigma(s)
-        prediction = denoiser(x, t, y)
+        prediction = memory["first"] = denoiser(x, t, y)
         euler = alpha * prediction.x_0 + sigma * prediction.eps
         change = schedule.noise_level(s) - schedule.noise_level(t)
         if sigma == 0 or torch.isinf(change):

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from ..backbones.conditions import Condition
 from ..models.protocols import Denoiser
+from ..runtime.ranges import check_whole
 from .ancestral import renoise
 from .base import check_decreasing
 
@@ -27,26 +28,21 @@ class DDIMInversion:
 
     Arguments:
         corrections: per step, one evaluation each, at least 0.
-
-    Raises:
-        ValueError: a number out of range.
     """
 
     def __init__(self, corrections: int = 0):
-        if not isinstance(corrections, int) or corrections < 0:
-            raise ValueError(f"corrections must be a whole number of at least 0, got {corrections!r}")
-        self.corrections = corrections
+        self.corrections = check_whole("corrections", corrections, 0)
 
     @torch.no_grad()
     def __call__(self, denoiser: Denoiser, x: Tensor, times: Tensor, y: Condition | None = None) -> Tensor:
-        """x at times[0] from x [B, ...], which lives at times[-1].
+        """x at times[0] from x [B, ...] at times[-1].
 
         Arguments:
             times: decreasing float64 CPU tensor of at least two, as a sampler takes it.
             y: class indices [B], -1 = no condition, an Embedding, or None.
 
         Raises:
-            ValueError: times that do not decrease strictly, or end at sigma = 0, where data determine no noise.
+            ValueError: times that do not decrease strictly, or end at sigma = 0, where x does not determine the noise.
         """
         check_decreasing(times)
         if denoiser.schedule.alpha_sigma(times[-1])[1] == 0:
@@ -59,7 +55,8 @@ class DDIMInversion:
         for s, t in zip(upwards[:-1], upwards[1:]):
             if denoiser.skips_step(t):  # so DDIM leaves x there
                 continue
-            arrived, x = x, renoise(denoiser(x, s, y), denoiser.schedule, t, 0.0)
+            arrived = x
+            x = renoise(denoiser(x, s, y), denoiser.schedule, t, 0.0)
             ratio = denoiser.schedule.alpha_sigma(t)[0] / denoiser.schedule.alpha_sigma(s)[0]
             for _ in range(self.corrections):
                 x = x + ratio * (arrived - renoise(denoiser(x, t, y), denoiser.schedule, s, 0.0))

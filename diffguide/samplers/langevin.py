@@ -4,15 +4,18 @@ import torch
 from torch import Tensor
 
 from ..backbones.conditions import Condition
-from ..models.protocols import Denoiser, Energy
-from .ancestral import DDPM, renoise
-from .base import Memory, Sampler
+from ..models.protocols import Denoiser
+from ..runtime.ranges import check_range, check_whole
+from .ancestral import DDPM
+from .base import CompositeSampler, Memory, Sampler
 from .grids import UNIFORM_LOG_SNR, Grid
 from .heun import CHURN_DRAW
 from .noise import StepNoise
-from .trust import MAX_FALL
+from .step_limits import MAX_FALL
 
 __all__ = ["AnnealedLangevin", "LangevinPC", "langevin"]
+
+MAX_CORRECTIONS = 10**4
 
 
 def langevin(denoiser: Denoiser, x: Tensor, t: Tensor, y: Condition | None, z: Tensor, step: float) -> Tensor:
@@ -22,22 +25,15 @@ def langevin(denoiser: Denoiser, x: Tensor, t: Tensor, y: Condition | None, z: T
     return alpha * prediction.x_0 + (sigma * (1 - step)) * prediction.eps + (sigma * (2 * step) ** 0.5) * z
 
 
-def check_corrections(corrections: int) -> int:
-    """The number; raises ValueError unless it is from 1 to 10^4."""
-    if not 1 <= corrections <= 10**4:
-        raise ValueError(f"corrections must be 1 to 10^4 Langevin steps per level, got {corrections}")
-    return corrections
-
-
-class LangevinPC(Sampler):
-    """Predictor-corrector sampling: a step of another sampler, then Langevin steps at the level that it reached.
+class LangevinPC(CompositeSampler):
+    """Predictor-corrector sampling: a step of another sampler, then Langevin steps at the level that it reaches.
 
         x <- x + e score + sqrt(2 e) z,  e = 2 (snr sigma)^2
 
-    Song et al., "Score-Based Generative Modeling through SDEs", 2021, arXiv 2011.13456, algorithms 2 to 5. There the
-    step size comes from the norms of score and noise, averaged over a batch, so that a sample depends on its batch; here
-    |score| is replaced by its expectation |z| / sigma. As a predictor, ddpm is their ancestral sampling (variance 0
-    for VE, 1 for VP), euler_maruyama with diffusion=forward their reverse diffusion.
+    Song et al., "Score-Based Generative Modeling through SDEs", 2021, arXiv 2011.13456, algorithms 2 to 5. Their step
+    size depends on the norms of score and noise over the batch; here |score| is replaced by its expectation
+    |z| / sigma, so that a sample does not depend on its batch. Their predictors are ddpm (ancestral sampling; variance 0
+    for VE, 1 for VP) and euler_maruyama with diffusion=forward (reverse diffusion).
 
     Arguments:
         inner: the predictor, with its steps and grid; None = `DDPM()`.
@@ -45,30 +41,23 @@ class LangevinPC(Sampler):
         snr: of a Langevin step, in (0, 1); 0.16 in the paper for VE, 0.17 for VP.
 
     Raises:
-        ValueError: snr or corrections out of range, a predictor that has Langevin steps of its own.
+        ValueError: a predictor with Langevin steps of its own.
     """
-
-    stochastic = True
 
     def __init__(self, inner: Sampler | None = None, corrections: int = 1, snr: float = 0.16):
         inner = DDPM() if inner is None else inner
-        super().__init__(inner.steps, inner.grid)
-        if not 0 < snr < 1:
-            raise ValueError(f"snr must be above 0 and below 1, got {snr}")
+        super().__init__(inner)
         if isinstance(inner, LangevinPC | AnnealedLangevin):  # both would draw the same noise at the same level
             raise ValueError(
                 f"inner must be a sampler without Langevin steps, got {type(inner).__name__}: set its corrections instead"
             )
-        self.inner, self.corrections, self.snr = inner, check_corrections(corrections), float(snr)
-        self.order, self.off_grid, self.needs = inner.order, inner.off_grid, inner.needs
-
-    def times(self, denoiser: Denoiser | Energy) -> Tensor:
-        return self.inner.times(denoiser)
+        self.snr = check_range("snr", snr, "(0, 1)")
+        self.corrections = check_whole("corrections", corrections, 1, MAX_CORRECTIONS)
 
     def step(
         self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, y: Condition | None, noise: StepNoise, memory: Memory
     ) -> Tensor:
-        x = self.inner.advance(denoiser, x, t, s, y, noise, memory)
+        x = self.inner(denoiser, x, torch.stack([t, s]), y, noise, memory=memory)
         if denoiser.schedule.alpha_sigma(s)[1] > 0:
             for draw in range(CHURN_DRAW + 1, CHURN_DRAW + 1 + self.corrections):
                 x = langevin(denoiser, x, s, y, noise.normal(s, draw), 2 * self.snr**2)
@@ -76,22 +65,19 @@ class LangevinPC(Sampler):
 
 
 class AnnealedLangevin(Sampler):
-    """Langevin steps at every noise level in turn; x / alpha is kept from one level to the next.
+    """Langevin steps at every noise level; x / alpha is kept from one level to the next.
 
         x <- x + e score + sqrt(2 e) z,  e = step_size sigma^2
 
     Song & Ermon, "Generative Modeling by Estimating Gradients of the Data Distribution", 2019, arXiv 1907.05600,
-    algorithm 1, whose alpha_i / 2 is e: step_size = epsilon / (2 sigma_L^2), 0.1 in the paper. The step to sigma = 0 is
-    the denoiser's x_0; one from alpha = 0, where there is no x / alpha, is DDIM's.
+    algorithm 1, whose alpha_i / 2 is e: step_size = epsilon / (2 sigma_L^2), 0.1 in the paper. A wide step, from alpha = 0
+    or to sigma = 0 for example, is DDIM's (`step_limits`).
 
     Arguments:
         steps, grid: as for every sampler; the paper's levels are a geometric sequence (grid=uniform_log_snr).
         corrections: Langevin steps per level, 1 to 10^4; 100 in the paper.
         step_size: e / sigma^2, in (0, 1); None = technique 4 of Song & Ermon 2020, arXiv 2006.09011: what best
             turns noise of the previous level into noise of this level.
-
-    Raises:
-        ValueError: step_size or corrections out of range.
     """
 
     order = 1
@@ -102,18 +88,14 @@ class AnnealedLangevin(Sampler):
         self, steps: int = 50, grid: Grid = UNIFORM_LOG_SNR, corrections: int = 5, step_size: float | None = None
     ):
         super().__init__(steps, grid)
-        if step_size is not None and not 0 < step_size < 1:
-            raise ValueError(f"step_size must be above 0 and below 1, or null for technique 4, got {step_size}")
-        self.corrections, self.step_size = check_corrections(corrections), step_size
+        self.corrections = check_whole("corrections", corrections, 1, MAX_CORRECTIONS)
+        self.step_size = None if step_size is None else check_range("step_size", step_size, "(0, 1)")
 
     def step(
         self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, y: Condition | None, noise: StepNoise, memory: Memory
     ) -> Tensor:
         schedule = denoiser.schedule
-        (alpha_t, _), (alpha, sigma) = schedule.alpha_sigma(t), schedule.alpha_sigma(s)
-        if sigma == 0 or alpha_t == 0:
-            return renoise(denoiser(x, t, y), schedule, s, 0.0)
-        x = (alpha / alpha_t) * x
+        x = (schedule.alpha_sigma(s)[0] / schedule.alpha_sigma(t)[0]) * x
         size = self.step_size
         if size is None:
             size = select_step_size(float(schedule.noise_level(t) / schedule.noise_level(s)), self.corrections)

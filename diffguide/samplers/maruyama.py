@@ -7,12 +7,13 @@ from torch import Tensor
 
 from ..backbones.conditions import Condition
 from ..models.protocols import Denoiser
+from ..runtime.ranges import check_range
 from ..schedules import Schedule
 from .ancestral import transition_variance
 from .base import Memory, Sampler
 from .grids import UNIFORM_T, Grid
 from .noise import StepNoise
-from .trust import MAX_FALL
+from .step_limits import MAX_FALL
 
 __all__ = ["Diffusion", "EulerMaruyama", "ForwardDiffusion", "SigmaDiffusion", "SineDiffusion"]
 
@@ -22,15 +23,10 @@ class Diffusion:
 
     Arguments:
         scale: factor of w, at least 0; 0 is the probability-flow ODE.
-
-    Raises:
-        ValueError: a scale out of range.
     """
 
     def __init__(self, scale: float = 1.0):
-        if not 0 <= scale < math.inf:
-            raise ValueError(f"scale of the diffusion must be finite and at least 0, got {scale}")
-        self.scale = float(scale)
+        self.scale = check_range("scale", scale, "[0, inf)")
 
     def variance(self, schedule: Schedule, t: Tensor, s: Tensor) -> Tensor:
         """w(t) (t - s), or what equals it to first order: the variance of the noise of one step."""
@@ -72,7 +68,6 @@ class EulerMaruyama(Sampler):
     Ma et al., "SiT", 2024, arXiv 2401.08740, eq. 5. The step to t = 0 takes v = 0: nothing removes noise after it.
 
     Arguments:
-        steps, grid: as for every sampler.
         diffusion: w(t).
     """
 

@@ -18,11 +18,12 @@ from torch import Tensor
 
 from ..backbones.conditions import Condition
 from ..models.protocols import Denoiser, Prediction
+from ..runtime.ranges import check_whole
 from ..schedules import Schedule
 from .base import Memory, Sampler
 from .grids import KARRAS, Grid
 from .noise import StepNoise
-from .trust import MAX_FALL
+from .step_limits import MAX_FALL
 
 __all__ = ["ADAMS_BASHFORTH", "IPNDM", "LMS", "Level", "Multistep", "accumulate", "integrals"]
 
@@ -47,7 +48,7 @@ def integrals(nodes: Sequence[float], start: float, end: float, kernel: Callable
 
 
 def accumulate(x: Tensor, weights: Sequence[float], values: Sequence[Tensor]) -> Tensor:
-    """x + sum_j w_j (f_j - f_0), in place; w_0 plays no part."""
+    """x + sum_j w_j (f_j - f_0), in place; w_0 is not used."""
     if len(weights) > 1:
         x.add_(values[0], alpha=-sum(weights[1:]))
         for weight, value in zip(weights[1:], values[1:]):
@@ -56,7 +57,7 @@ def accumulate(x: Tensor, weights: Sequence[float], values: Sequence[Tensor]) ->
 
 
 class Level(NamedTuple):
-    """A time and the schedule's values there, as numbers: coefficients are computed off the device, once per step."""
+    """A time and the schedule's values there, as floats: coefficients are computed on the CPU, once per step."""
 
     t: float
     log_snr: float
@@ -80,15 +81,10 @@ class Level(NamedTuple):
 class Multistep(Sampler):
     """x_s = alpha_s x_0 + sigma_s eps + sum_j w_j (f_j - f_0), one evaluation per step.
 
-    The first steps have the order that their history allows. A level at alpha = 0 enters no history: there every variable
-    but t is infinite, and its step is DDIM.
+    The first steps have the order that their history allows.
 
     Arguments:
-        steps, grid: as for every sampler.
         order: values that the polynomial goes through, this step's included; 1 is DDIM.
-
-    Raises:
-        ValueError: an order that is not implemented.
     """
 
     max_order: int
@@ -97,11 +93,7 @@ class Multistep(Sampler):
 
     def __init__(self, steps: int, grid: Grid, order: int):
         super().__init__(steps, grid)
-        if type(order) is not int or not 1 <= order <= self.max_order:
-            raise ValueError(
-                f"order must be a whole number from 1 to {self.max_order} for {type(self).__name__}, got {order!r}"
-            )
-        self.order = order
+        self.order = check_whole("order", order, 1, self.max_order)
 
     def value(self, prediction: Prediction) -> Tensor:
         """f, what the polynomial interpolates."""
@@ -112,18 +104,18 @@ class Multistep(Sampler):
         return level.noise_level
 
     def weights(self, schedule: Schedule, nodes: list[float], end: Level) -> list[float]:
-        """w_j of the step from the newest node to `end`; none where the step is to be DDIM."""
+        """w_j of the step from the newest node to `end`; [] = a step of DDIM."""
         raise NotImplementedError
 
     def step(
         self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, y: Condition | None, noise: StepNoise, memory: Memory
     ) -> Tensor:
-        schedule, history = denoiser.schedule, memory.setdefault("history", [])
+        schedule = denoiser.schedule
+        history = memory.setdefault("history", [])
         start, end = Level.at(schedule, t), Level.at(schedule, s)
-        prediction = denoiser(x, t, y)
+        prediction = memory["first"] = denoiser(x, t, y)
         x = end.renoise(prediction)
-        if start.log_snr > -math.inf:
-            history.insert(0, (self.variable(start), self.value(prediction)))
+        history.insert(0, (self.variable(start), self.value(prediction)))
         if len(history) > 1:
             nodes, values = zip(*history)
             accumulate(x, self.weights(schedule, list(nodes), end), values)
@@ -136,7 +128,7 @@ class LMS(Multistep):
 
     k-diffusion's LMS for the ODE of Karras et al. 2022, arXiv 2206.00364, eq. 4; the same as rho-AB of Zhang & Chen,
     "Fast Sampling of Diffusion Models with Exponential Integrator", 2022, arXiv 2204.13902. Order 1 to 4. As
-    published it goes to sigma = 0 with its full order; a run takes that step, as every wide one, at first order (`trust`).
+    published it steps to sigma = 0 with its full order; here that step, as every wide one, is of first order (`step_limits`).
     """
 
     max_order = 4
@@ -149,10 +141,10 @@ class LMS(Multistep):
 
 
 class IPNDM(Multistep):
-    """w_j = alpha_s (rho_s - rho_t) b_j with the Adams-Bashforth weights b_j of equal steps, whatever the steps are.
+    """w_j = alpha_s (rho_s - rho_t) b_j with the Adams-Bashforth weights b_j of equal steps, for steps of any size.
 
     Zhang & Chen 2022, arXiv 2204.13902: PNDM (Liu et al., arXiv 2202.09778) without its Runge-Kutta start. Order 1 to 4 is
-    reached where the grid is uniform in sigma / alpha, elsewhere at most 2. To sigma = 0 as `LMS`.
+    reached where the grid is uniform in sigma / alpha, elsewhere at most 2.
     """
 
     max_order = 4

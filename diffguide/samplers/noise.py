@@ -1,34 +1,24 @@
-"""Where the steps of a run get their noise from."""
+"""The noise of the steps of a run."""
 
 from typing import Protocol
 
 from torch import Tensor
 
-__all__ = ["NoNoise", "StepNoise", "SharedIncrement", "VisitNoise"]
+__all__ = ["SharedIncrement", "StepNoise", "VisitNoise"]
 
-DRAWS_PER_VISIT = 2**20  # so that no two visits share a draw; visits of visits have DRAWS_PER_VISIT^2
+DRAWS_PER_VISIT = 2**20  # no two visits share a draw; visits within a visit are DRAWS_PER_VISIT^2 apart
 
 
 class StepNoise(Protocol):
-    """The noise of a run, as `randomness.Noise` has it."""
+    """What a step uses of `randomness.Noise`."""
 
     def normal(self, level: Tensor, draw: int) -> Tensor: ...
 
     def increment(self, t: Tensor, s: Tensor) -> Tensor: ...
 
 
-class NoNoise:
-    """The noise of a run without noise: drawing some is an error."""
-
-    def normal(self, level: Tensor, draw: int) -> Tensor:
-        raise ValueError("this run draws noise: pass noise=Noise(seeds, shape, schedule)")
-
-    def increment(self, t: Tensor, s: Tensor) -> Tensor:
-        return self.normal(t, 0)
-
-
 class SharedIncrement:
-    """The noise of a run with each increment drawn once: a step and its first order share it."""
+    """Noise that draws each increment once: a step and its first-order replacement share it."""
 
     def __init__(self, noise: StepNoise):
         self.noise = noise
@@ -45,8 +35,8 @@ class SharedIncrement:
 
 
 class VisitNoise:
-    """The noise of one extra walk over an interval: independent of the main walk's and of every other visit's, also of
-    visits within a visit."""
+    """The noise of the `number`-th repetition of steps: independent of the run's and of all other repetitions, nested ones
+    included."""
 
     def __init__(self, noise: StepNoise, number: int):
         self.noise = noise

@@ -1,7 +1,6 @@
-"""Restart sampling: noise is added back within given intervals of noise levels, and removed again."""
+"""Restart sampling: noise is added within given intervals of noise levels, and removed again."""
 
 from collections.abc import Sequence
-from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -9,7 +8,7 @@ from torch import Tensor
 from ..backbones.conditions import Condition
 from ..models.protocols import Denoiser, Energy
 from .ancestral import transition_variance
-from .base import Memory, Sampler
+from .base import CompositeSampler, Memory, Sampler
 from .grids import find_times, karras_levels, snap
 from .heun import Heun
 from .noise import StepNoise, VisitNoise
@@ -19,8 +18,8 @@ __all__ = ["Restart"]
 LEVEL_TOLERANCE = 1e-9  # relative: a level that equals one of the grid's up to rounding is that level
 
 
-class Restart(Sampler):
-    """At the lower end of an interval of noise levels: noise is added up to its upper end and removed again, K times.
+class Restart(CompositeSampler):
+    """At the lower end of an interval of noise levels, noise is added up to its upper end and removed again, K times.
 
         x_high = (alpha_high / alpha_low) x_low + sqrt(Var[x_high | x_low]) z, then the inner sampler back to x_low
 
@@ -34,36 +33,28 @@ class Restart(Sampler):
             at least 1.
 
     Raises:
-        ValueError: an interval that is empty or has no such numbers, an inner sampler that is a Restart; from `times`,
-            an interval outside the grid.
+        ValueError: an inner Restart; from `times`, an interval outside the grid.
     """
-
-    stochastic = True
 
     def __init__(self, inner: Sampler | None = None, intervals: Sequence[Sequence[float]] = ((0.06, 0.3, 2, 3),)):
         inner = Heun() if inner is None else inner
-        super().__init__(inner.steps, inner.grid)
+        super().__init__(inner)
         if isinstance(inner, Restart):
             raise ValueError("inner must not be a Restart: list all of its intervals in one")
         for interval in intervals:
-            if len(interval) != 4:
-                raise ValueError(f"intervals must be [low, high, steps, repeats] each, got {list(interval)}")
-            low, high, *counts = interval
-            if not 0 < low < high:
-                raise ValueError(f"intervals must be noise levels with 0 < low < high, got {low} to {high}")
-            if any(not 1 <= count <= 1000 or count != int(count) for count in counts):
-                raise ValueError(f"intervals must have whole steps and repeats from 1 to 1000, got {counts}")
+            if len(interval) != 4 or not 0 < interval[0] < interval[1]:
+                raise ValueError(f"intervals must be [low, high, steps, repeats], 0 < low < high, got {list(interval)}")
+            if any(not 1 <= count <= 1000 or count != int(count) for count in interval[2:]):
+                raise ValueError(
+                    f"intervals must have whole steps and repeats from 1 to 1000, got {list(interval[2:])}"
+                )
         if not intervals:
-            raise ValueError(
-                "intervals is empty: give at least one [low, high, steps, repeats], or take the inner sampler"
-            )
-        self.inner = inner
+            raise ValueError("intervals is empty: set at least one [low, high, steps, repeats]")
         self.intervals = [(float(low), float(high), int(n), int(k)) for low, high, n, k in intervals]
-        self.order, self.off_grid, self.needs = inner.order, inner.off_grid, inner.needs
 
     @torch.no_grad()
     def times(self, denoiser: Denoiser | Energy) -> Tensor:
-        times = self.inner.times(denoiser)
+        times = super().times(denoiser)
         assert denoiser.schedule is not None
         last, first = denoiser.schedule.noise_level(times[[-1, 0]]).tolist()
         for low, high, _, _ in self.intervals:
@@ -76,18 +67,20 @@ class Restart(Sampler):
     def step(
         self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, y: Condition | None, noise: StepNoise, memory: Memory
     ) -> Tensor:
-        x = self.inner.advance(denoiser, x, t, s, y, noise, memory)
-        above, here, visit = denoiser.schedule.noise_level(t), denoiser.schedule.noise_level(s), 0
+        x = self.inner(denoiser, x, torch.stack([t, s]), y, noise, memory=memory)
+        above = denoiser.schedule.noise_level(t)
+        here = denoiser.schedule.noise_level(s)
+        visit = 0
         for low, high, steps, repeats in self.intervals:
             if here <= low * (1 + LEVEL_TOLERANCE) < above:
-                times = self.walk(denoiser, s, high, steps)
+                times = self.find_visit_times(denoiser, s, high, steps)
                 for number in range(visit, visit + repeats):
                     x = self.visit(denoiser, x, times, y, VisitNoise(noise, number))
                 memory.clear()  # values of another path
             visit += repeats
         return x
 
-    def walk(self, denoiser: Denoiser, s: Tensor, high: float, steps: int) -> Tensor:
+    def find_visit_times(self, denoiser: Denoiser, s: Tensor, high: float, steps: int) -> Tensor:
         """Times from the noise level `high` down to s itself."""
         schedule = denoiser.schedule
         levels = karras_levels(high, float(schedule.noise_level(s)), steps + 1, 7.0)
@@ -100,10 +93,9 @@ class Restart(Sampler):
 
     def visit(self, denoiser: Denoiser, x: Tensor, times: Tensor, y: Condition | None, noise: VisitNoise) -> Tensor:
         """x at times[-1], up to times[0] and back."""
-        schedule, top, s = denoiser.schedule, times[0], times[-1]
+        schedule = denoiser.schedule
+        top = times[0]
+        s = times[-1]
         ratio = schedule.alpha_sigma(top)[0] / schedule.alpha_sigma(s)[0]
         x = ratio * x + transition_variance(schedule, top, s).sqrt() * noise.normal(top, -1)
-        memory: Memory = {}
-        for t, u in pairwise(times):
-            x = self.inner.advance(denoiser, x, t, u, y, noise, memory)
-        return x
+        return self.inner(denoiser, x, times, y, noise, memory={})

@@ -1,15 +1,14 @@
 """Langevin chains on a log-density, from uniform noise, without noise levels."""
 
-import math
-
 import torch
 from torch import Tensor
 
 from ..backbones.conditions import Condition
 from ..models.evaluation_counters import as_protocol
-from ..models.level_classifier import langevin_step
+from ..models.level_classifier import check_langevin_step, langevin_step
 from ..models.protocols import Denoiser, Energy, LogDensity
 from ..randomness import Noise
+from ..runtime.ranges import check_whole
 from .base import MAX_STEPS, Memory, Sampler
 from .noise import StepNoise
 
@@ -20,18 +19,15 @@ class SGLD(Sampler):
     """x <- x + step_size grad log p(x) + noise_scale z, `steps` times, from x uniform in [-1, 1].
 
     Welling & Teh, "Bayesian Learning via Stochastic Gradient Langevin Dynamics", 2011, eq. 4; with step_size 1 and
-    noise_scale 0.01 as Grathwohl et al. 2020, arXiv 1912.03263, train and sample JEM: a chain far colder than its density,
-    as short as those of training. For a model with noise levels the chain samples its log-density at the data, t = 0. Times
-    count the remaining share of the chain here, not noise levels.
+    noise_scale 0.01 as Grathwohl et al. 2020, arXiv 1912.03263, train and sample JEM: a chain of much lower
+    temperature than its density, as short as in training. A model with noise levels is sampled by its log-density at t = 0.
+    The times of this sampler are the remaining share of the chain, not noise levels.
 
     Arguments:
         steps: 1 to 10^5; as many as a training chain, or more if training used a replay buffer.
         step_size: of the gradient, above 0.
         noise_scale: standard deviation of the noise of a step, at least 0; None = sqrt(2 step_size), whose chain
             samples the density in the limit of small steps.
-
-    Raises:
-        ValueError: a number out of range.
     """
 
     order = 1
@@ -39,14 +35,8 @@ class SGLD(Sampler):
     needs = LogDensity
 
     def __init__(self, steps: int = 40, step_size: float = 1.0, noise_scale: float | None = 0.01):
-        if not isinstance(steps, int) or not 1 <= steps <= MAX_STEPS:
-            raise ValueError(f"steps must be a whole number from 1 to 10^5, got {steps!r}")
-        if not 0 < step_size < math.inf:
-            raise ValueError(f"step_size must be a number above 0, got {step_size}")
-        if noise_scale is not None and not 0 <= noise_scale < math.inf:
-            raise ValueError(f"noise_scale must be at least 0, or null for sqrt(2 step_size), got {noise_scale}")
-        self.steps, self.step_size = steps, float(step_size)
-        self.noise_scale = math.sqrt(2 * step_size) if noise_scale is None else float(noise_scale)
+        self.steps = check_whole("steps", steps, 1, MAX_STEPS)
+        self.step_size, self.noise_scale = check_langevin_step(step_size, noise_scale)
 
     def times(self, denoiser: Denoiser | Energy) -> Tensor:
         self.check(denoiser)

@@ -2,52 +2,49 @@
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from ..backbones.conditions import Condition
 from ..models.protocols import Denoiser, Energy
+from ..runtime.ranges import check_whole
 from ..schedules import EVERYWHERE, Interval
 from .ancestral import DDPM, transition_variance
-from .base import Memory, Sampler
+from .base import CompositeSampler, Memory, Sampler
 from .noise import StepNoise, VisitNoise
 
 __all__ = ["TimeTravel"]
 
 
-class TimeTravel(Sampler):
-    """Every step from t to s in an interval of noise levels is noised back to t and repeated, `repeats` times.
+class TimeTravel(CompositeSampler):
+    """After a step from t to s in an interval of noise levels, noise is added up to t and the step repeated, `repeats` times.
 
         x_t = (alpha_t / alpha_s) x_s + sqrt(Var[x_t | x_s]) z, then the inner sampler's step from t to s
 
     Lugmayr et al., "RePaint", 2022, arXiv 2201.09865, algorithm 1 (with jumps of one step); the time travel of Yu et al.,
     "FreeDoM", 2023, arXiv 2303.09833, algorithm 2; the self-recurrence of universal guidance, arXiv 2302.07121, and of TFG,
-    arXiv 2409.15761. With exact steps it keeps the distribution; guidance acts more often. The step to sigma = 0 is not
-    repeated (RePaint's t > 1). A multistep sampler restarts its history at every repetition.
+    arXiv 2409.15761. Exact steps keep the distribution, and guidance acts more often. The step to sigma = 0 is not
+    repeated (RePaint's t > 1). A multistep sampler clears its history at every repetition.
 
     Arguments:
         inner: the sampler, with its steps and grid; None = `DDPM()`.
-        repeats: how often each such step is repeated, 1 to 1000; their r or k is 1 more.
+        repeats: repetitions of a step, 1 to 1000; r or k of the papers is repeats + 1.
         interval: (lo, hi] in noise level sigma / alpha of the steps that are repeated.
 
     Raises:
-        ValueError: repeats out of range, an empty interval, an inner TimeTravel; from `times`, an interval that holds no step
-            of the grid.
+        ValueError: an inner TimeTravel; from `times`, an interval that contains no step of the grid.
     """
-
-    stochastic = True
 
     def __init__(self, inner: Sampler | None = None, repeats: int = 1, interval: Sequence[float] = EVERYWHERE):
         inner = DDPM() if inner is None else inner
-        super().__init__(inner.steps, inner.grid)
+        super().__init__(inner)
         if isinstance(inner, TimeTravel):
             raise ValueError("inner must not be a TimeTravel: raise its repeats instead")
-        if not 1 <= repeats <= 1000:
-            raise ValueError(f"repeats must be 1 to 1000, got {repeats}")
-        self.inner, self.repeats, self.interval = inner, repeats, Interval.of(interval)
-        self.order, self.off_grid, self.needs = inner.order, inner.off_grid, inner.needs
+        self.repeats = check_whole("repeats", repeats, 1, 1000)
+        self.interval = Interval.of(interval)
 
     def times(self, denoiser: Denoiser | Energy) -> Tensor:
-        times = self.inner.times(denoiser)
+        times = super().times(denoiser)
         assert denoiser.schedule is not None
         levels = denoiser.schedule.noise_level(times[:-1])
         if not self.interval.contains(levels).any():
@@ -60,8 +57,9 @@ class TimeTravel(Sampler):
     def step(
         self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, y: Condition | None, noise: StepNoise, memory: Memory
     ) -> Tensor:
-        x = self.inner.advance(denoiser, x, t, s, y, noise, memory)
         schedule = denoiser.schedule
+        times = torch.stack([t, s])
+        x = self.inner(denoiser, x, times, y, noise, memory=memory)
         alpha, sigma = schedule.alpha_sigma(s)
         if self.interval.contains(schedule.noise_level(t)) and sigma > 0:
             ratio = schedule.alpha_sigma(t)[0] / alpha
@@ -69,6 +67,6 @@ class TimeTravel(Sampler):
             for number in range(self.repeats):
                 again = VisitNoise(noise, number)
                 memory.clear()
-                x = self.inner.advance(denoiser, ratio * x + spread * again.normal(t, -1), t, s, y, again, memory)
+                x = self.inner(denoiser, ratio * x + spread * again.normal(t, -1), times, y, again, memory=memory)
             memory.clear()
         return x

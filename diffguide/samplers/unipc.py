@@ -1,7 +1,5 @@
 """UniPC: a predictor, and a corrector that costs no evaluation."""
 
-import math
-
 from torch import Tensor
 
 from ..backbones.conditions import Condition
@@ -20,13 +18,12 @@ class UniPC(ExponentialMultistep):
 
     Zhao et al., "UniPC: A Unified Predictor-Corrector Framework for Fast Sampling of Diffusion Models", 2023,
     arXiv 2302.04867, section 3, in the form for x_0 with B_2(h) = e^h - 1. Its conditions on the weights say that
-    polynomials are integrated exactly; only where one difference is left (predictor of order 2, corrector of order 1)
-    does the paper take the weight 1/2 instead, and B matters.
+    polynomials are integrated exactly. With one difference (predictor of order 2, corrector of order 1) the paper takes the
+    weight 1/2 instead, which depends on B.
 
-    The evaluation at t first corrects x_t, then predicts x_s. The last x is not corrected: that would cost an evaluation.
+    The evaluation at t first corrects x_t, then predicts x_s. The last x is not corrected, which saves an evaluation.
 
     Arguments:
-        steps, grid: as for every sampler.
         order: p, 1 to 3; the corrector has order p + 1.
     """
 
@@ -38,12 +35,11 @@ class UniPC(ExponentialMultistep):
     def step(
         self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, y: Condition | None, noise: StepNoise, memory: Memory
     ) -> Tensor:
-        schedule, history = denoiser.schedule, memory.setdefault("history", [])
+        schedule = denoiser.schedule
+        history = memory.setdefault("history", [])
         start, end = Level.at(schedule, t), Level.at(schedule, s)
-        prediction = denoiser(x, t, y)
+        prediction = memory["first"] = denoiser(x, t, y)
         x = end.renoise(prediction)
-        if math.isinf(start.log_snr):
-            return x
         here = self.variable(start)
         if history:
             (base, before), *older = history

@@ -14,9 +14,9 @@ from ..files.run_folders import BusyError, WriteError, create_version_dir, lock_
 from ..files.shards import START_FILE, ShardError, Shards
 from ..models.protocols import Denoiser
 from ..runtime.engine import Fabric
-from ..runtime.errors import InputError, input_errors
+from ..runtime.errors import InputError, convert_input_errors
 from ..runtime.signals import Interrupts, Stopped
-from ..runtime.versions import versions
+from ..runtime.versions import collect_versions
 from . import outputs
 from .run import SampleWriter, SamplingPlan, storage_spec
 
@@ -33,22 +33,22 @@ class Sampled(NamedTuple):
 
 @dataclass
 class SamplingJob:
-    """Everything that a sampling run needs, built; nothing is written before `run`.
+    """A sampling run; nothing is written before `run`.
 
     Arguments:
         plan: what to sample.
-        replan: (checkpoint file) -> the plan with that file, for a checkpoint that another rank saw first.
+        replan: (checkpoint file) -> the plan with that file, if the first rank found a newer checkpoint.
         engine: Fabric, not yet launched.
         parent: folder of the run's versions.
         batch_size: samples per batch.
-        recorded: what the manifest states of the configuration: guidance, sampler, precision.
+        recorded: nodes of the configuration for the manifest: guidance, sampler, precision.
         config_yaml: text of config.yaml.
-        png: whether every image is also a PNG file.
+        png: whether to write every image also as a PNG file.
         trajectory: whether to write trajectory.gif.
-        moved: keys of the checkpoint's data set that say where the data lie now, for the trade-off of a sweep.
-        notes: what to say on stderr before sampling.
+        moved: keys of the checkpoint's data set with the present place of the data, for the trade-off of a sweep.
+        notes: lines to print on stderr before sampling.
         folder: of the run to resume, None = a new run.
-        header: of the run to resume.
+        header: of the manifest of the run to resume.
     """
 
     plan: SamplingPlan
@@ -67,13 +67,11 @@ class SamplingJob:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What the end of a sweep needs to know of this run."""
-        background = self.plan.background and self.plan.background.to_json()
-        names = self.plan.class_names
+        """Facts of this run for the table and the plots of a sweep."""
         return {
             "shape": list(self.plan.shape),
-            "class_names": names,
-            "background": background,
+            "class_names": self.plan.class_names,
+            "background": self.plan.background and self.plan.background.to_json(),
             "moved": dict(self.moved),
         }
 
@@ -85,13 +83,13 @@ class SamplingJob:
         """Samples and writes the run folder; None on ranks other than 0.
 
         Raises:
-            InputError: a folder that cannot be written, or a sampler that cannot go on.
-            Stopped: a signal came, and everything is saved; on rank 0 alone, with the run folder.
+            InputError: a folder that cannot be written, or a sampler that failed.
+            Stopped: a signal arrived, and everything is saved; only on rank 0, with the run folder.
         """
         self.engine.launch()
         with ExitStack() as held:
             folder, header, newest = self.claim_folder(held)
-            if newest is not None and newest != self.plan.source.file:  # it came between the starts
+            if newest is not None and newest != self.plan.source.file:  # written between the starts of the ranks
                 self.plan = self.replan(newest)
             plan, main = self.plan, self.engine.is_global_zero
             shards = Shards(folder / "shards", self.n, self.batch_size, storage_spec(plan.shape))
@@ -106,7 +104,7 @@ class SamplingJob:
                 if main:
                     return Sampled(folder, *outputs.finalize_run(plan, shards, folder, header, filmed, interrupts))
             except Stopped as stopped:
-                if main:  # a code other than 0 would make Fabric's observer kill the first rank
+                if main:  # with an exit code other than 0 of another rank Fabric would kill the first one
                     stopped.folder = folder
                     raise
             except (WriteError, ShardError) as error:
@@ -117,12 +115,18 @@ class SamplingJob:
         return None
 
     def claim_folder(self, held: ExitStack) -> tuple[Path, dict[str, Any], Path | None]:
-        """The run folder, the manifest's header and the checkpoint file: the first rank's, locked until `held` closes.
+        """Creates or opens the run folder on the first rank, and locks it until `held` closes.
+
+        Returns:
+            The folder, the header of the manifest, and the checkpoint file of the first rank.
 
         Raises:
-            InputError: a folder that cannot be written, or that another process is writing.
+            InputError: the folder cannot be written, or another process is writing to it.
         """
-        folder, header, file, refusal = self.folder, self.header, self.plan.source.file, None
+        folder = self.folder
+        header = self.header
+        file = self.plan.source.file
+        problem = None
         if self.engine.is_global_zero:
             try:
                 if folder is None:
@@ -137,58 +141,58 @@ class SamplingJob:
                 for part in filter(Path.is_dir, (folder, folder / "shards", folder / "images")):
                     remove_leftovers(part)
             except OSError as error:
-                refusal = f"{'resume' if self.folder else 'output_root'}: {error}"
-        shared: Any = self.engine.broadcast((folder, header, file, refusal))
-        folder, header, file, refusal = shared
-        if refusal is not None:
-            raise InputError(refusal) if self.engine.is_global_zero else SystemExit(0)
+                problem = f"{'resume' if self.folder else 'output_root'}: {error}"
+        shared: Any = self.engine.broadcast((folder, header, file, problem))
+        folder, header, file, problem = shared
+        if problem is not None:
+            raise InputError(problem) if self.engine.is_global_zero else SystemExit(0)
         return shared[:3]
 
-    def references(self) -> dict[str, Any]:
-        """The trained models beside the source, for the manifest."""
+    def identify_guides(self) -> dict[str, Any]:
+        """The trained models of the guidance, for the manifest."""
         return {guide.key: guide.identity() for guide in self.plan.guides}
 
     def new_header(self) -> dict[str, Any]:
-        """The manifest's header of a new run; the evaluations are filled in at its end."""
-        stored = {"guides": self.references()} if self.plan.guides else {}
+        """The manifest's header of a new run; the evaluations are filled in at the end of the run."""
+        guides = {"guides": self.identify_guides()} if self.plan.guides else {}
         return {
             **self.plan.source.identity(),
             "guidance": self.recorded["guidance"],
-            **stored,
+            **guides,
             "sampler": self.recorded["sampler"],
             "precision": self.recorded["precision"],
             "device": str(self.engine.device),
             "network_evaluations": None,
             "potential_evaluations": None,
             "n": self.n,
-            "versions": versions(),
+            "versions": collect_versions(),
         }
 
     def fill(self, folder: Path, header: Mapping[str, Any]) -> None:
-        """Writes what a new run folder begins with."""
+        """Writes the first files of a new run folder."""
         (folder / "config.yaml").write_text(self.config_yaml, encoding="utf-8")
         (folder / "shards").mkdir()
         (folder / "shards" / START_FILE).write_text(strict_json(header) + "\n", encoding="utf-8")
 
 
 def preflight_sampling(job: SamplingJob) -> None:
-    """Runs the checks that call the network, and says on stderr what makes samples meaningless.
+    """Runs the checks that call the network, and prints the notes of the job.
 
     Raises:
         InputError: a network that ignores its condition under guidance that needs it, or a resumed run whose models changed.
     """
     plan = job.plan
     if job.png and len(plan.shape) == 1:
-        maker = "this oracle" if plan.source.oracle is not None else "this checkpoint"
-        raise InputError(f"png=true needs images; {maker} makes vectors of shape {list(plan.shape)}")
+        model_kind = "this oracle" if plan.source.oracle is not None else "this checkpoint"
+        raise InputError(f"png=true needs images; {model_kind} makes vectors of shape {list(plan.shape)}")
     model = plan.source.model
     if plan.source.oracle is None and isinstance(model, Denoiser) and getattr(plan.guided, "uses_condition", False):
-        with input_errors("guidance"):
+        with convert_input_errors("guidance"):
             check_conditioning(model, plan.source.shape, job.engine.device)
     if job.folder is not None:
-        now, then = job.references() or None, (job.header or {}).get("guides")
-        if now != then:
-            raise InputError(f"resume: {job.folder} was guided by {then}, and it would now be by {now}")
+        now, before = job.identify_guides() or None, (job.header or {}).get("guides")
+        if now != before:
+            raise InputError(f"resume: {job.folder} was guided by {before}, but this command has {now}")
     for note in job.notes:
         if job.engine.is_global_zero:
             print(note, file=sys.stderr)

@@ -14,7 +14,7 @@ from ..figures import scatter as vectors
 from ..figures import trajectories
 from ..files.run_folders import strict_json, write_atomically
 from ..files.shards import POTENTIAL_EVALUATIONS, Shards, write_archive
-from ..models.evaluation_counters import EvaluationCounter
+from ..models.protocols import is_guided
 from ..oracles import Oracle
 from ..runtime.signals import Interrupts, Stopped
 from .run import SamplingPlan
@@ -23,9 +23,13 @@ __all__ = ["finalize_run", "write_metrics"]
 
 
 def finalize_run(
-    plan: SamplingPlan, shards: Shards, folder: Path, header: Mapping[str, Any], filmed: images.GridLayout | None,
+    plan: SamplingPlan,
+    shards: Shards,
+    folder: Path,
+    header: Mapping[str, Any],
+    filmed: images.GridLayout | None,
     interrupts: Interrupts,
-) -> tuple[dict[str, Any], dict[str, float]]:  # fmt: skip
+) -> tuple[dict[str, Any], dict[str, float]]:
     """Writes manifest.jsonl, grid.png, trajectory.gif, for an oracle metrics.json, and last samples.npz.
 
     samples.npz has arr_0 uint8 [N, H, W, C] (vectors: float32 [N, D]) and arr_1 labels [N], -1 = no condition: the layout of
@@ -34,25 +38,26 @@ def finalize_run(
     Arguments:
         shards: of all batches.
         header: of the manifest, without network_evaluations and potential_evaluations per sample.
+        filmed: layout of trajectory.gif, None = no trajectory.
 
     Returns:
         The complete header, and the figures of metrics.json for a table, {} = none.
 
     Raises:
-        Stopped: a signal came before the end.
+        Stopped: a signal arrived before the end.
         ShardError: a shard is damaged.
         WriteError: a file could not be written.
     """
-    complete = {
-        **header,
+    evaluations = {
         "network_evaluations": shards.evaluations() / shards.n,
         POTENTIAL_EVALUATIONS: shards.evaluations(POTENTIAL_EVALUATIONS) / shards.n,
     }
+    complete = dict(header) | evaluations
 
     def read_batches() -> Iterator[numpy.ndarray]:
         for first in shards.firsts:
             if interrupts.number:
-                raise Stopped(interrupts.number, f"all {shards.n} samples, before they were merged")
+                raise Stopped(interrupts.number, f"all {shards.n} samples, not yet merged into samples.npz")
             yield shards.samples(first)
 
     write_atomically(folder / "manifest.jsonl", lambda path: write_manifest(path, plan, complete))
@@ -74,7 +79,7 @@ def write_manifest(path: Path, plan: SamplingPlan, header: Mapping[str, Any]) ->
 
 
 def write_pictures(folder: Path, plan: SamplingPlan, shards: Shards, filmed: images.GridLayout | None) -> None:
-    """Writes grid.png, and trajectory.gif if samples were filmed."""
+    """Writes grid.png, and trajectory.gif if there are trajectories."""
     grid, gif, names = folder / "grid.png", folder / "trajectory.gif", plan.class_names
     frames = None if filmed is None else shards.frames(filmed.indices)
     if plan.background is not None:
@@ -83,33 +88,33 @@ def write_pictures(folder: Path, plan: SamplingPlan, shards: Shards, filmed: ima
         if frames is not None:
             trajectories.write_vector_gif(gif, frames, plan.classes, names, plan.background)
         return
-    shown = images.lay_out_grid(plan.classes, names)
-    images.write_grid(grid, shown, shards.read_samples(shown.indices))
+    layout = images.lay_out_grid(plan.classes, names)
+    images.write_grid(grid, layout, shards.read_samples(layout.indices))
     if frames is not None and filmed is not None:
         trajectories.write_image_gif(gif, filmed, frames)
 
 
 def pick_samples(shards: Shards, indices: Iterable[int]) -> numpy.ndarray:
-    """Single samples, in ascending order of their indices."""
+    """Reads single samples, in ascending order of their indices."""
     return numpy.stack([sample for _, sample in sorted(shards.read_samples(indices).items())])
 
 
 def write_metrics(
     path: Path, plan: SamplingPlan, oracle: Oracle, shards: Shards, header: Mapping[str, Any]
 ) -> dict[str, float]:
-    """Writes metrics.json, the comparison of samples with exact ones of the same labels; returns its figures.
+    """Writes metrics.json, the comparison with exact samples of the same labels; returns its figures.
 
-    Images are compared as stored, as bytes: exact ones are rounded likewise.
+    Images are compared as bytes: exact samples are rounded too.
     """
-    seed, guided = plan.seeds.start, not isinstance(plan.guided, EvaluationCounter)
+    seed, guided = plan.seeds.start, is_guided(plan.guided)
     indices = oracle_distances.select_compared(shards.n, int(numpy.prod(plan.shape)), seed)
     labels = [plan.classes[index] for index in indices]
     x = torch.from_numpy(pick_samples(shards, indices))
-    stored: Callable[[Tensor], Tensor] = Tensor.float
+    store: Callable[[Tensor], Tensor] = Tensor.float
     if len(plan.shape) > 1:
-        x, stored = from_bytes(x), round_to_bytes
-    metrics = oracle_distances.compare_with_oracle(oracle, x, labels, plan.class_names, seed, stored)
-    law = "; their law is the unguided one, which guidance leaves on purpose" if guided else ""
+        x, store = from_bytes(x), round_to_bytes
+    metrics = oracle_distances.compare_with_oracle(oracle, x, labels, plan.class_names, seed, store)
+    law = "; their distribution is the unguided one, which guidance changes on purpose" if guided else ""
     facts = {
         "reference": f"exact samples of the oracle, same labels{law}",
         "n": shards.n,
@@ -127,10 +132,10 @@ def write_metrics(
 
 
 def from_bytes(x: Tensor) -> Tensor:
-    """uint8 [N, H, W, C] as [N, C, H, W] in [-1, 1]."""
+    """Converts uint8 [N, H, W, C] to [N, C, H, W] in [-1, 1]."""
     return x.permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def round_to_bytes(x: Tensor) -> Tensor:
-    """Images as they are stored."""
+    """Rounds images to bytes, as in samples.npz."""
     return from_bytes(torch.from_numpy(images.to_uint8(x)))

@@ -1,4 +1,4 @@
-"""Samples a plan in batches, each of which is written to disk when it is done."""
+"""Samples a plan in batches, and writes each batch to disk."""
 
 import sys
 from collections.abc import Sequence
@@ -15,7 +15,6 @@ from ..figures import trajectories
 from ..figures.scatter import ScatterBackground
 from ..files.run_folders import WriteError
 from ..files.shards import Shards
-from ..models.evaluation_counters import EvaluationCounter
 from ..models.protocols import Denoiser, DenoiserWrapper, Energy, Tally
 from ..randomness import Noise
 from ..runtime.engine import Fabric, gather_objects
@@ -29,24 +28,24 @@ __all__ = ["SampleWriter", "SamplingPlan", "explain_no_op_guidance", "storage_sp
 
 
 def explain_no_op_guidance(guided: Denoiser | Energy, sampler: Sampler, labelled: bool) -> str | None:
-    """Why guidance has no effect in a run; None if it has, or if there is no guidance.
+    """The reason why guidance has no effect in a run; None if it has an effect, or if there is no guidance.
 
     Arguments:
-        labelled: whether the samples have conditions.
+        labelled: whether the samples have labels.
     """
-    if not isinstance(guided, DenoiserWrapper) or isinstance(guided, EvaluationCounter):
+    if not isinstance(guided, DenoiserWrapper) or guided.passthrough:
         return None
     times = sampler.times(guided)
-    between = sampler.off_grid or hasattr(sampler, "inner")  # restarts walk levels of their own
+    between = sampler.off_grid or hasattr(sampler, "inner")  # restarts have noise levels between those of the grid
     evaluated = torch.linspace(float(times[0]), float(times[-1]), 1000).double() if between else times[:-1]
     if not guided.acts_at(evaluated, True):
         levels = guided.schedule.noise_level(evaluated)
         return (
-            f"guidance has no effect: its interval contains none of the noise levels {float(levels.max()):.4g} to "
+            f"guidance has no effect: its interval has none of the noise levels {float(levels.max()):.4g} to "
             f"{float(levels.min()):.4g} at which this sampler evaluates the model"
         )
     if not guided.acts_at(evaluated, labelled):
-        return "guidance has no effect: it acts on samples with a class, and labels=null gives none"
+        return "guidance has no effect on samples without a class: remove labels=null"
     return None
 
 
@@ -90,14 +89,15 @@ class SamplingPlan(NamedTuple):
 
 
 class SampleWriter:
-    """Samples batches into shards, this rank's part of every round; a batch is the same whichever rank samples it.
+    """Samples batches and writes them to shards. In every round each rank samples one batch; its samples do not depend on
+    the rank.
 
     Arguments:
-        engine: launched Fabric; its processes share the folder, and exchange one message a round.
+        engine: launched Fabric; its processes share the folder, and exchange one message per round.
         plan: what to sample.
-        shards: where to.
-        singles: folder for one PNG per sample, None = none.
-        filmed: what a trajectory shows, None = there is none.
+        shards: of the samples.
+        singles: folder for one PNG file per sample, None = no such files.
+        filmed: samples of the trajectory, None = no trajectory.
     """
 
     def __init__(
@@ -114,14 +114,15 @@ class SampleWriter:
         """Samples the batches with these first indices.
 
         Raises:
-            Stopped: some rank got a signal; every batch that was begun is written.
-            WriteError: some rank could not write, or its sampler could not go on; on every rank.
+            Stopped: a rank got a signal; all batches of the round are written.
+            WriteError: on every rank, if writing or sampling failed on one of them.
         """
         plan, world, rank = self.plan, self.engine.world_size, self.engine.global_rank
         self.done = self.shards.n - sum(map(self.shards.count, missing))
         self.progress = Progress("sampling", self.shards.n, "images", self.done, silent=not self.engine.is_global_zero)
         for start in range(0, len(missing), world):
-            turn, failure = missing[start : start + world], None
+            turn = missing[start : start + world]
+            failure = None
             try:
                 if rank < len(turn):
                     with self.engine.autocast():
@@ -140,7 +141,7 @@ class SampleWriter:
         self.progress.close()
 
     def begin_batch(self, first: int) -> tuple[Tensor, Condition | None, Noise]:
-        """The noise that a batch starts from, its condition, and the source of its further noise."""
+        """The initial noise of a batch, its condition, and the source of all further noise."""
         plan, count = self.plan, self.shards.count(first)
         self.film.start(first, count)
         self.counts = plan.tally.evaluations, plan.tally.potential_evaluations
@@ -152,19 +153,19 @@ class SampleWriter:
         )
 
     def on_step(self, step: int, x: Tensor) -> None:
-        """Records a step for the trajectory, and shows the progress: all ranks do as much, and steps count as images."""
+        """Records a step for the trajectory, and shows the progress, as if all ranks were at the same step."""
         self.film.on_step(step, x)
         world, steps = self.engine.world_size, len(self.times) - 1
-        images_so_far = min(self.done + world * len(x) * step // steps, self.shards.n)
-        self.progress.advance(max(images_so_far - self.progress.count, 0))
+        done = min(self.done + world * len(x) * step // steps, self.shards.n)
+        self.progress.advance(max(done - self.progress.count, 0))
         self.progress.show(evaluations=world * self.plan.tally.evaluations)
 
     def write_batch(self, first: int, x: Tensor) -> None:
-        """Writes a batch, the shard last: where it is, everything of the batch is."""
-        lost = int((~x.flatten(1).isfinite().all(1)).sum())
-        if lost and x.ndim > 2:  # bytes do not show it; vectors do, and metrics.json counts them
+        """Writes a batch. The shard is written last, so a batch with a shard is complete."""
+        not_finite = int((~x.flatten(1).isfinite().all(1)).sum())
+        if not_finite and x.ndim > 2:  # not visible in bytes; for vectors metrics.json counts them
             print(
-                f"\n{lost} of the {len(x)} samples from {first} on are not finite: their pictures mean nothing",
+                f"\n{not_finite} of the {len(x)} samples from {first} on are not finite: ignore their images",
                 file=sys.stderr,
             )
         array = x.numpy() if x.ndim == 2 else images.to_uint8(x)
@@ -176,5 +177,5 @@ class SampleWriter:
 
 
 def storage_spec(shape: Sequence[int]) -> tuple[str, tuple[int, ...]]:
-    """How a sample is stored, dtype and shape: an image [C, H, W] as bytes [H, W, C], a vector [D] as it is."""
+    """dtype and shape of a stored sample: bytes [H, W, C] for an image [C, H, W], float32 for a vector [D]."""
     return ("float32", tuple(shape)) if len(shape) == 1 else ("uint8", (*shape[1:], shape[0]))

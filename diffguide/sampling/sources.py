@@ -1,4 +1,4 @@
-"""The models that a sampling run can sample: of a checkpoint, or an oracle."""
+"""The models that a sampling run can sample: that of a checkpoint, or an oracle."""
 
 import copy
 from collections import Counter
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..checkpoints import store as checkpoints
 from ..checkpoints.allowlist import construct, validate_config
-from ..datasets.base import Dataset, Split
+from ..datasets.base import Dataset, fetch_examples
 from ..figures.scatter import MAX_DATA_POINTS, ScatterBackground, build_background
 from ..files.run_folders import hash_file
 from ..models.protocols import Denoiser, Energy
@@ -23,11 +23,11 @@ __all__ = [
     "OracleSource",
     "SampleSource",
     "load_local_dataset",
-    "training_tensors",
     "training_data",
+    "training_tensors",
 ]
 
-DENSITY_POINTS = 500  # points of an exact density
+DENSITY_POINTS = 500  # points of the curve of an exact density
 
 
 class SampleSource:
@@ -37,9 +37,9 @@ class SampleSource:
         model: on the device, sampled in the precision `dtype`.
         shape: of one sample.
         class_names: one per class.
-        file: of the checkpoint, None = there is none.
-        oracle: on the CPU, None = the law is unknown.
-        note: why its samples are meaningless, None = they are not.
+        file: of the checkpoint, None = no checkpoint.
+        oracle: on the CPU, None = the distribution is unknown.
+        note: a warning that the model is untrained, None = it is trained.
     """
 
     model: Denoiser | Energy
@@ -51,7 +51,7 @@ class SampleSource:
     note: str | None = None
 
     def identity(self) -> dict[str, Any]:
-        """What determines the samples besides guidance, sampler, seeds and labels: entries of the header of the manifest."""
+        """Entries of the manifest's header that identify the model."""
         raise NotImplementedError
 
     def background(self, labels: Sequence[int]) -> ScatterBackground:
@@ -66,10 +66,10 @@ class CheckpointSource(SampleSource):
         file: of the checkpoint.
         weights: ema or objective.
         device: of the model.
-        trust: names of classes outside diffguide that the file may build.
+        trust: names of classes outside diffguide that the file may use.
 
     Raises:
-        CheckpointError: a damaged file, one that may not be built, or one without a generator.
+        CheckpointError: the file is damaged, uses a class that is not trusted, or has no generator.
     """
 
     file: Path
@@ -78,7 +78,7 @@ class CheckpointSource(SampleSource):
         loaded = checkpoints.load(file, weights, device, trust)
         if not isinstance(loaded.model, Denoiser | Energy):
             raise checkpoints.CheckpointError(
-                f"{file} holds a {type(loaded.model).__name__}, which cannot be sampled but can guide a generator: "
+                f"{file} holds a {type(loaded.model).__name__}, which cannot be sampled; to guide a generator by it use "
                 "checkpoint=<generator> guidance=classifier guidance.classifier=<this run>"
             )
         self.file, self.weights, self.config, self.model = file, weights, loaded.config, loaded.model
@@ -86,22 +86,18 @@ class CheckpointSource(SampleSource):
         self.note = checkpoints.explain_untrained(loaded)
 
     def identity(self) -> dict[str, Any]:
-        return {
-            "checkpoint": str(self.file),
-            "checkpoint_sha256": hash_file(self.file),
-            "weights": self.weights,
-        }
+        return {"checkpoint": str(self.file), "checkpoint_sha256": hash_file(self.file), "weights": self.weights}
 
     def background(self, labels: Sequence[int]) -> ScatterBackground:
         return build_background(training_data(self.config), self.shape[0])
 
 
 class OracleSource(SampleSource):
-    """An oracle, in float64, or in float32 on devices without it.
+    """An oracle, in float64; in float32 on devices without float64.
 
     Arguments:
         oracle: on the CPU.
-        nodes: of the configuration that it was built from: oracle, schedule, and dataset if it is built from data.
+        nodes: its nodes of the configuration: oracle, schedule, and dataset if it is built from data.
         device: of the copy that is sampled.
     """
 
@@ -118,7 +114,7 @@ class OracleSource(SampleSource):
         return self.nodes
 
     def background(self, labels: Sequence[int]) -> ScatterBackground:
-        """Exact samples with classes drawn from these labels; in one dimension their density too."""
+        """Exact samples with classes drawn from these labels; in one dimension also their density."""
         rng = torch.Generator().manual_seed(0)
         y = torch.tensor(labels)[torch.randint(len(labels), (MAX_DATA_POINTS,), generator=rng)]
         x = self.oracle.sample(MAX_DATA_POINTS, rng, y)[0]
@@ -139,29 +135,24 @@ class OracleSource(SampleSource):
 
 def training_tensors(data: Dataset) -> dict[str, Tensor]:
     """The preprocessed training examples, `data` [N, ...] in [-1, 1], and their `labels` [N]."""
-    split = data.train
-    x = split.x if isinstance(split, Split) else torch.stack([split[k][0] for k in range(len(split))])
-    return {"data": data.preprocess(x), "labels": split.y}
+    x, y = fetch_examples(data.train, torch.arange(len(data.train.y)))
+    return {"data": data.preprocess(x), "labels": y}
 
 
 def training_data(config: dict) -> Tensor | None:
-    """The vectors that a run with this `dataset` node was trained on, for a scatter plot; None = they are not available.
+    """The training vectors of a run with this `dataset` node, for a scatter plot; None = they are not available.
 
-    The node comes from a file, so only data sets drawn from a seed are built: others would read files or download.
+    The node is from a file, so only synthetic data sets are built: others would read files or download.
     """
     try:
         if not validate_config(config["dataset"], "dataset").synthetic:
             return None
         return construct(config["dataset"], "dataset", ()).train.x
-    except (TypeError, ValueError):  # a node that is not ours (CheckpointError), or arguments that do not fit
+    except (TypeError, ValueError):  # a class outside diffguide (CheckpointError), or arguments that do not fit
         return None
 
 
 def load_local_dataset(node: dict[str, Any]) -> Dataset:
-    """The data set of a checkpoint's `dataset` node, from local files: nothing is downloaded.
-
-    Raises:
-        ValueError: a node that is not ours, or missing files.
-    """
+    """Builds a `dataset` node of a checkpoint from local files; ValueError for a class outside diffguide or missing files."""
     validate_config(node, "dataset")
     return construct(node | ({"download": False} if "download" in node else {}), "dataset", ())

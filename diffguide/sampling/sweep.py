@@ -1,4 +1,4 @@
-"""Pictures and a table of all runs of a sampling sweep."""
+"""Plots and a table of all runs of a sampling sweep."""
 
 import math
 import re
@@ -17,20 +17,20 @@ from ..figures.scatter import ScatterBackground
 from ..figures.tables import to_csv, write_text
 from ..files.run_folders import create_sweep_dir, shorten_path
 from ..files.shards import read_rows
-from . import tradeoff
+from . import tradeoff, tradeoff_plot
 from .tradeoff import NoTradeoff, SweepRun
 
 __all__ = ["write_sweep"]
 
-LOG_AXIS_RATIO = 8  # of the largest to the smallest number, from which on their axis is logarithmic
+LOG_AXIS_RATIO = 8  # an axis is logarithmic if the largest number is this many times the smallest
 COSTS = ["network_evaluations", "potential_evaluations"]  # of the manifest, per sample
 
 
 def write_sweep(jobs: list[dict[str, Any]]) -> Path:
-    """Writes contact_sheet.png, tradeoff.png, curves.png and sweep.csv of a sweep into a folder beside its runs; returns it.
+    """Writes contact_sheet.png, tradeoff.png, curves.png and sweep.csv into a new folder beside the runs; returns it.
 
-    curves.png has the figures over a swept number, if one was swept. If fidelity and diversity cannot be measured, the last
-    two pictures are skipped and a message on stderr explains why.
+    curves.png shows the figures over the swept number, if there is one. If fidelity and diversity cannot be measured,
+    tradeoff.png and curves.png are skipped and a message on stderr explains why.
 
     Arguments:
         jobs: per run `folder`, `overrides`, `shape`, `class_names`, the `header` of the manifest, the `background` of scatter
@@ -46,7 +46,7 @@ def write_sweep(jobs: list[dict[str, Any]]) -> Path:
     same_data = all(picture_key(job) == picture_key(jobs[0]) for job in jobs)
     if same_data:
         write_sweep_sheet(folder / "contact_sheet.png", jobs, runs, varying)
-    try:  # last, since it may read a large data set
+    try:  # at the end, because it may read a large data set
         if not same_data:
             raise NoTradeoff("the runs are of different data")
         columns = write_comparisons(folder, jobs, runs, columns, axis)
@@ -57,7 +57,7 @@ def write_sweep(jobs: list[dict[str, Any]]) -> Path:
 
 
 def write_sweep_sheet(path: Path, jobs: Sequence[dict], runs: Sequence[SweepRun], varying: Sequence[str]) -> None:
-    """Writes a picture with a column per run."""
+    """Writes an image with a column per run."""
     rows = images.choose_contact_rows(runs[0].labels[: min(len(run.labels) for run in runs)], tuple(jobs[0]["shape"]))
     titles = [describe_overrides(job["overrides"], varying, "\n") or run.folder.name for job, run in zip(jobs, runs)]
     sheet = [(title, read_rows(run.folder / "samples.npz", rows)) for title, run in zip(titles, runs)]
@@ -69,23 +69,23 @@ def write_sweep_sheet(path: Path, jobs: Sequence[dict], runs: Sequence[SweepRun]
 def find_axis(jobs: Sequence[dict], varying: Sequence[str]) -> str | None:
     """The swept key whose number is the position of a run on its curve; None if there is none, or several.
 
-    It is the scale of the guidance or of a single part of it, else sampler.steps, else the only other number.
+    It is the only swept scale of the guidance, else sampler.steps, else the only other swept number.
     """
     scales = [key for key in varying if key == "guidance.scale"] or [key for key in varying if key.endswith(".scale")]
     if len(scales) == 1:
         return scales[0]
-    numbers = [
-        key
-        for key in varying
-        if key not in scales and key != "seed"  # seeds have no order
-        and all(math.isfinite(tradeoff.axis_position(job["overrides"].get(key, ""))) for job in jobs)
-    ]  # fmt: skip
-    numbers = [key for key in numbers if key == "sampler.steps"] or numbers
+    numbers = []
+    for key in varying:
+        positions = [tradeoff_plot.axis_position(job["overrides"].get(key, "")) for job in jobs]
+        if key not in scales and key != "seed" and all(map(math.isfinite, positions)):  # seeds have no order
+            numbers.append(key)
+    if "sampler.steps" in numbers:
+        return "sampler.steps"
     return numbers[0] if len(numbers) == 1 else None
 
 
 def load_run(job: dict, varying: Sequence[str], axis: str | None) -> SweepRun:
-    """A run, whose method is named by whatever varies besides the axis, or by its guidance."""
+    """Loads a run. Its method has the name of the swept values besides the axis, or of its guidance."""
     folder = Path(job["folder"])
     with numpy.load(folder / "samples.npz") as arrays:
         labels = arrays["arr_1"].tolist()
@@ -95,7 +95,7 @@ def load_run(job: dict, varying: Sequence[str], axis: str | None) -> SweepRun:
 
 
 def describe_overrides(overrides: Mapping[str, str], keys: Sequence[str], between: str = " ") -> str:
-    """The values of some keys, each named by its last part unless that is ambiguous."""
+    """The values of some keys, each with the last part of its key, or the whole key if that is ambiguous."""
     last = {key: re.split("[./@]", key)[-1] for key in keys}
     names = {key: key if list(last.values()).count(name) > 1 else name for key, name in last.items()}
     return between.join(f"{names[key]} {shorten_path(overrides.get(key, ''))}" for key in keys)
@@ -109,23 +109,25 @@ def write_comparisons(
     Raises:
         NoTradeoff: they cannot be measured.
     """
-    headers, n = [job["header"] for job in jobs], sorted({len(run.labels) for run in runs})
+    headers = [job["header"] for job in jobs]
+    n = sorted({len(run.labels) for run in runs})
     if all("oracle" in header for header in headers):
-        panels, curve_panels = tradeoff.oracle_panels(columns)
-        note = f"against exact samples of the oracle, n = {n[0]}" + (f" to {n[-1]}" if len(n) > 1 else "")
+        panels, curve_panels = tradeoff_plot.oracle_panels(columns)
+        note = f"compared with exact samples of the oracle, n = {n[0]}" + (f" to {n[-1]}" if len(n) > 1 else "")
     elif any("oracle" in header for header in headers):
-        raise NoTradeoff("some runs are of an oracle, and some of a checkpoint")
+        raise NoTradeoff("some runs sample an oracle, and some a checkpoint")
     else:
         files = [header["checkpoint"] for header in headers]
         columns = tradeoff.compare_with_data(
             runs, files, jobs[0]["shape"], jobs[0]["class_names"], jobs[0].get("moved")
         )
-        panels, curve_panels = tradeoff.data_panels(columns)
+        panels, curve_panels = tradeoff_plot.data_panels(columns)
         facts = columns[0]
-        note = f"{facts['compared']} samples a run against {facts['reference']}, as {facts['features']}"
+        note = f"{facts['compared']} samples per run compared with {facts['reference']}, features: {facts['features']}"
         print_notes(runs, columns)
-    marked = f"; points: {axis}" if axis else ""
-    tradeoff.write_tradeoff(folder / "tradeoff.png", panels, runs, columns, note + marked)
+    if axis is not None:
+        note += f"; points: {axis}"
+    tradeoff_plot.write_tradeoff(folder / "tradeoff.png", panels, runs, columns, note)
     if axis is not None:
         write_curves(folder / "curves.png", curve_panels, runs, columns, axis)
     return columns
@@ -146,10 +148,10 @@ def print_notes(runs: Sequence[SweepRun], columns: Sequence[dict]) -> None:
 def write_curves(
     path: Path, panels: Sequence[Panel], runs: Sequence[SweepRun], columns: Sequence[dict], axis: str
 ) -> None:
-    """Draws figures over the swept number, a line per method."""
+    """Plots figures over the swept number, a line per method."""
     lines: dict[str, list[dict]] = {}
-    for run, column in sorted(zip(runs, columns), key=lambda pair: tradeoff.axis_position(pair[0].number)):
-        lines.setdefault(run.method, []).append(column | {axis: tradeoff.axis_position(run.number)})
+    for run, column in sorted(zip(runs, columns), key=lambda pair: tradeoff_plot.axis_position(pair[0].number)):
+        lines.setdefault(run.method, []).append(column | {axis: tradeoff_plot.axis_position(run.number)})
     numbers = [row[axis] for rows in lines.values() for row in rows]
     logarithmic = min(numbers) > 0 and max(numbers) >= LOG_AXIS_RATIO * min(numbers)
     if len(lines) == 1:  # needs no legend
@@ -160,7 +162,7 @@ def write_curves(
 def write_table(
     path: Path, jobs: Sequence[dict], runs: Sequence[SweepRun], varying: Sequence[str], columns: list[dict]
 ) -> None:
-    """Writes a row per run: what varies, its cost, its figures, and its folder."""
+    """Writes a row per run: swept values, number of samples, costs, figures, and folder."""
     figures = list(dict.fromkeys(name for column in columns for name in column))
     model = ["checkpoint"] if all("checkpoint" in job["header"] for job in jobs) else []
     facts = ["n", *COSTS, *figures, *model, "folder"]
@@ -175,6 +177,6 @@ def write_table(
 
 
 def picture_key(job: dict) -> list:
-    """What runs in one picture have in common: shape and classes, and for vectors the law in the background."""
+    """A key that is equal for runs with the same shape, classes, and for vectors the same background."""
     law = [job["header"].get(key) for key in ("oracle", "dataset")] if job["background"] else []
     return [list(job["shape"]), list(job["class_names"]), law]

@@ -1,9 +1,10 @@
-"""Noise schedules: a curve log_snr(t) and a normalisation. `base` has the contract; every other file has schedules."""
+"""Noise schedules: a curve log_snr(t) and a normalisation. `base` defines the interface."""
 
 from .base import (
     Schedule,
     as_time,
     broadcast_rows,
+    check_finite_ends,
     linear,
     sub_variance_preserving,
     variance_exploding,
@@ -18,8 +19,8 @@ from .sde import EDM, VE, VP, SubVP
 from .wrappers import ResolutionShift, ZeroTerminalSNR
 
 __all__ = [
-    "EDM", "EVERYWHERE", "Interval",
-    "TRE", "VE", "VP", "Cosine", "Flow", "Linear", "Monotone", "NoSchedule", "ResolutionShift", "ScaledLinear",
-    "Schedule", "Sigmoid", "SigmoidBeta", "SquaredCosine", "SubVP", "ZeroTerminalSNR", "as_time", "broadcast_rows", "linear",
-    "sub_variance_preserving", "variance_exploding", "variance_preserving",
+    "EDM", "EVERYWHERE", "Interval", "TRE", "VE", "VP", "Cosine", "Flow", "Linear", "Monotone", "NoSchedule",
+    "ResolutionShift", "ScaledLinear", "Schedule", "Sigmoid", "SigmoidBeta", "SquaredCosine", "SubVP", "ZeroTerminalSNR",
+    "as_time", "broadcast_rows", "check_finite_ends", "linear", "sub_variance_preserving", "variance_exploding",
+    "variance_preserving",
 ]  # fmt: skip

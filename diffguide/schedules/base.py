@@ -4,13 +4,13 @@ The log signal-to-noise ratio is the primitive, as in VDM (Kingma, Salimans, Poo
 
     x_t = alpha_t x_0 + sigma_t eps,    log_snr(t) = log(alpha_t^2 / sigma_t^2),    strictly decreasing in t,
 
-and a normalisation says how large alpha and sigma are together. Time t lies in [0, 1], 0 = data, 1 = noise.
+and the normalisation fixes their common scale. Time t lies in [0, 1]: 0 = data, 1 = noise.
 
-The ends are finite by default: log_snr(0) = log_snr_max and log_snr(1) = log_snr_min, exactly. A fixed curve
-is truncated to that range and rescaled in time, so nothing is clipped and no epsilon is added anywhere.
+The ends are finite by default: log_snr(0) = log_snr_max and log_snr(1) = log_snr_min, exactly. A fixed curve is truncated
+to that range and rescaled in time, so no value is clipped and no epsilon is added.
 
-All answers are float64 (t may be a Python number, a 0-d tensor or [B]); the constants are Python floats, so a schedule
-inside a network is untouched by `.to(bfloat16)`.
+All results are float64 (t may be a Python number, a 0-d tensor or [B]). The constants are Python floats, so `.to(bfloat16)`
+of a network does not change its schedule.
 """
 
 import math
@@ -24,6 +24,8 @@ __all__ = [
     "TruncatedCurve",
     "as_time",
     "broadcast_rows",
+    "check_finite_ends",
+    "default_end",
     "linear",
     "sub_variance_preserving",
     "variance_exploding",
@@ -32,14 +34,14 @@ __all__ = [
 
 
 def as_time(t) -> Tensor:
-    """t as float64, on its own device where that device has float64 and on the CPU where it has not."""
+    """t as float64, on its own device if that supports float64, else on the CPU."""
     if not isinstance(t, Tensor):
         return torch.tensor(t, dtype=torch.float64)
     return (t.cpu() if t.device.type == "mps" else t).double()
 
 
 def broadcast_rows(value: Tensor, ndim: int) -> Tensor:
-    """A number per row [B] as [B, 1, ...] with `ndim` dimensions; a 0-d number stays 0-d."""
+    """One number per row [B] as [B, 1, ...] with `ndim` dimensions; a 0-d number stays 0-d."""
     return value.reshape(value.shape + (1,) * (ndim - 1 if value.ndim else 0))
 
 
@@ -49,12 +51,12 @@ def variance_preserving(log_snr: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def variance_exploding(log_snr: Tensor) -> tuple[Tensor, Tensor]:
-    """alpha = 1, so that sigma is the noise level of Karras et al."""
+    """alpha = 1: sigma is the noise level of Karras et al. 2022."""
     return torch.ones_like(log_snr), torch.exp(-log_snr / 2)
 
 
 def linear(log_snr: Tensor) -> tuple[Tensor, Tensor]:
-    """alpha + sigma = 1, the straight lines of flow matching."""
+    """alpha + sigma = 1: the straight lines of flow matching."""
     return torch.sigmoid(log_snr / 2), torch.sigmoid(-log_snr / 2)
 
 
@@ -62,6 +64,27 @@ def sub_variance_preserving(log_snr: Tensor) -> tuple[Tensor, Tensor]:
     """alpha^2 + sigma = 1: alpha = exp(-B/2), sigma = 1 - exp(-B) of Song et al. 2021, arXiv 2011.13456, eq. 27-29."""
     level = torch.exp(-log_snr / 2)
     return 2 / (level + torch.sqrt(level**2 + 4)), 2 / (1 + torch.sqrt(1 + 4 * torch.exp(log_snr)))
+
+
+def default_end(log_snr_min: float | None, last: float, source: str) -> float:
+    """log_snr_min; None = the last log-SNR of the curve.
+
+    Raises:
+        ValueError: log_snr_min below the last log-SNR of the curve; `source` says what defines the curve.
+    """
+    if log_snr_min is not None and log_snr_min < last:
+        raise ValueError(
+            f"log_snr_min must be at least the lowest log-SNR of the {source}, {last:.4g}, got {log_snr_min}"
+        )
+    return last if log_snr_min is None else log_snr_min
+
+
+def check_finite_ends(what: str, log_snr_max: float, log_snr_min: float) -> None:
+    """Raises ValueError for an infinite log-SNR at an end; `what` needs finite ones."""
+    if math.isinf(log_snr_max) or math.isinf(log_snr_min):
+        raise ValueError(
+            f"log_snr_max and log_snr_min must be finite for {what}, got {log_snr_max:g} and {log_snr_min:g}"
+        )
 
 
 class Schedule(nn.Module):
@@ -75,7 +98,7 @@ class Schedule(nn.Module):
     """
 
     normalisation = staticmethod(variance_preserving)
-    learned_ends = False  # True where training moves log_snr_max and log_snr_min
+    learned_ends = False  # whether training changes log_snr_max and log_snr_min
 
     def __init__(self, log_snr_max: float, log_snr_min: float):
         super().__init__()
@@ -85,14 +108,19 @@ class Schedule(nn.Module):
         self.log_snr_max, self.log_snr_min = log_snr_max, log_snr_min
 
     @property
-    def learned(self) -> bool:
+    def is_learned(self) -> bool:
         """Whether the curve has parameters, which an objective trains."""
         return any(True for _ in self.parameters())
 
     @property
     def zero_terminal_snr(self) -> bool:
-        """Whether t = 1 holds no signal, so that eps and the score carry no information on x_0."""
+        """Whether x_1 is pure noise, so that eps and the score carry no information on x_0."""
         return self.log_snr_min == -math.inf
+
+    def check_fixed(self, what: str) -> None:
+        """Raises ValueError for a learned schedule; `what` needs a fixed one."""
+        if self.is_learned:
+            raise ValueError(f"{what} needs a fixed schedule, got {type(self).__name__}, which is learned")
 
     def log_snr(self, t) -> Tensor:
         """log(alpha_t^2 / sigma_t^2), float64, in the shape of t."""
@@ -111,15 +139,13 @@ class Schedule(nn.Module):
         """(log_snr(t), rate(t)) of times [B].
 
         Arguments:
-            hook: what a gradient [B] becomes on its way to the curve between the ends, where that is learned.
+            hook: maps the gradient [B] that reaches a learned curve between its ends.
         """
         return self.log_snr(t), self.rate(t)
 
-    def scale_gradients(self, factor: Tensor, *parts: Tensor) -> None:
-        """Multiplies the gradients [B] that reach a learned curve through `parts` by a factor [B]."""
-        for part in parts:
-            if part.requires_grad:
-                part.register_hook(lambda gradient: gradient * factor.to(gradient))
+    def pin_ends(self, t: Tensor, log_snr: Tensor) -> Tensor:
+        """log_snr with log_snr_max at t = 0 and log_snr_min at t = 1: exact ends in spite of rounding."""
+        return torch.where(t == 1, self.log_snr_min, torch.where(t == 0, self.log_snr_max, log_snr))
 
     def alpha_sigma(self, t, ndim: int = 1) -> tuple[Tensor, Tensor]:
         """(alpha_t, sigma_t) in float64: 0-d for a 0-d t; for t of shape [B] shaped [B, 1, ...] with `ndim` dimensions."""
@@ -131,7 +157,7 @@ class Schedule(nn.Module):
         return broadcast_rows(alpha, ndim), broadcast_rows(sigma, ndim)
 
     def noise_level(self, t) -> Tensor:
-        """sigma_t / alpha_t, the sigma of Karras et al., the same quantity for every schedule."""
+        """sigma_t / alpha_t: the sigma of Karras et al. 2022, under every normalisation."""
         return torch.exp(-self.log_snr(t) / 2)
 
     @property
@@ -141,7 +167,7 @@ class Schedule(nn.Module):
 
 
 class TruncatedCurve(Schedule):
-    """A fixed curve over its own time u, cut to the part between the two ends and rescaled: u = start + (end - start) t."""
+    """A fixed curve over its own time u, truncated to the part between the two ends: u = start + (end - start) t."""
 
     def __init__(self, log_snr_max: float = 12.0, log_snr_min: float = -10.0):
         super().__init__(log_snr_max, log_snr_min)
@@ -149,9 +175,11 @@ class TruncatedCurve(Schedule):
         self.end = float(self.inverse_curve(torch.tensor(self.log_snr_min, dtype=torch.float64)))
 
     def curve(self, u: Tensor) -> Tensor:
+        """log_snr at u."""
         raise NotImplementedError
 
     def inverse_curve(self, log_snr: Tensor) -> Tensor:
+        """u at a log-SNR."""
         raise NotImplementedError
 
     def slope(self, u: Tensor) -> Tensor:
@@ -163,9 +191,7 @@ class TruncatedCurve(Schedule):
 
     def log_snr(self, t) -> Tensor:
         t = as_time(t)
-        inside = self.curve(self.start + (self.end - self.start) * t)
-        inside = torch.where(t == 0, self.log_snr_max, inside)  # the ends exactly, whatever the rounding of the curve
-        return torch.where(t == 1, self.log_snr_min, inside)
+        return self.pin_ends(t, self.curve(self.start + (self.end - self.start) * t))
 
     def t_of(self, log_snr) -> Tensor:
         return (self.inverse_curve(as_time(log_snr)) - self.start) / (self.end - self.start)

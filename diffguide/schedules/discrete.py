@@ -1,4 +1,4 @@
-"""Discrete betas as continuous curves: abar_k = prod_{i <= k} (1 - beta_i) at t = k / T, log abar linear between."""
+"""Discrete betas as continuous curves: abar_k = prod_{i <= k} (1 - beta_i) at t = k / T, log abar linear between them."""
 
 import math
 
@@ -6,17 +6,18 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from .base import TruncatedCurve
+from ..runtime.ranges import check_range, check_whole
+from .base import TruncatedCurve, default_end
 
 __all__ = ["Linear", "ScaledLinear", "SigmoidBeta", "SquaredCosine"]
 
 
 class DiscreteBetas(TruncatedCurve):
-    """The curve through the knots of betas. abar_0 = 1 would be an infinite log-SNR: at t = 0 it is log_snr_max instead.
+    """The curve through the knots of betas. Its log-SNR at t = 0 is log_snr_max, since abar_0 = 1 would make it infinite.
 
     Arguments:
         log_snr_max: log-SNR at t = 0, above that of the first step.
-        log_snr_min: log-SNR at t = 1; None = what the betas give.
+        log_snr_min: log-SNR at t = 1; None = that of the last beta.
         beta_start, beta_end: first and last beta, in (0, 1).
         steps: number of betas T, at least 2.
 
@@ -26,27 +27,26 @@ class DiscreteBetas(TruncatedCurve):
     knots: Tensor  # log abar at t = k / T, k = 0..T, float64
 
     def __init__(
-        self, log_snr_max: float = 12.0, log_snr_min: float | None = None, beta_start: float = 1e-4, beta_end: float = 0.02,
+        self,
+        log_snr_max: float = 12.0,
+        log_snr_min: float | None = None,
+        beta_start: float = 1e-4,
+        beta_end: float = 0.02,
         steps: int = 1000,
-    ):  # fmt: skip
+    ):
         if not 0 < beta_start <= beta_end < 1:
             raise ValueError(f"the betas must satisfy 0 < beta_start <= beta_end < 1, got {beta_start} and {beta_end}")
-        if steps < 2:
-            raise ValueError(f"steps must be at least 2, got {steps}")
-        self.connect(self.betas(beta_start, beta_end, steps), log_snr_max, log_snr_min)
+        self.connect(self.betas(beta_start, beta_end, check_whole("steps", steps, 2)), log_snr_max, log_snr_min)
 
     def connect(self, betas: Tensor, log_snr_max: float, log_snr_min: float | None) -> None:
-        """Lays the curve through beta_1 .. beta_T, float64."""
+        """Builds the curve through beta_1 .. beta_T, float64."""
         log_abar = torch.cumsum(torch.log1p(-betas), 0)
         first, last = (float(k - torch.log(-torch.expm1(k))) for k in (log_abar[0], log_abar[-1]))
         if not log_snr_max > first:
             raise ValueError(f"log_snr_max must be above the log-SNR of the first step, {first:.4g}, got {log_snr_max}")
-        log_snr_min = last if log_snr_min is None else log_snr_min
-        if log_snr_min < last:
-            raise ValueError(f"log_snr_min must not be below what the betas reach, {last:.4g}, got {log_snr_min}")
         end = logsigmoid(torch.tensor([log_snr_max], dtype=torch.float64))
-        self.__dict__["knots"] = torch.cat([end, log_abar])  # a plain attribute: no dtype cast may touch it
-        super().__init__(log_snr_max, log_snr_min)
+        self.__dict__["knots"] = torch.cat([end, log_abar])  # a plain attribute, which a dtype cast does not change
+        super().__init__(log_snr_max, default_end(log_snr_min, last, "betas"))
 
     def betas(self, start: float, end: float, steps: int) -> Tensor:
         """beta_1 .. beta_T in float64."""
@@ -75,23 +75,27 @@ class DiscreteBetas(TruncatedCurve):
 
 
 class Linear(DiscreteBetas):
-    """DDPM: betas linear from 1e-4 to 0.02. Ho, Jain, Abbeel, 2020, arXiv 2006.11239, section 4. Ends at -10.1."""
+    """DDPM: betas linear from 1e-4 to 0.02. Ho, Jain, Abbeel, 2020, arXiv 2006.11239, section 4. log_snr(1) = -10.1."""
 
     def betas(self, start: float, end: float, steps: int) -> Tensor:
         return torch.linspace(start, end, steps, dtype=torch.float64)
 
 
 class ScaledLinear(DiscreteBetas):
-    """Latent diffusion and Stable Diffusion: sqrt(beta) linear, from sqrt(0.00085) to sqrt(0.012). Ends at -5.4.
+    """Latent diffusion and Stable Diffusion: sqrt(beta) linear from sqrt(0.00085) to sqrt(0.012). log_snr(1) = -5.4.
 
     Rombach, Blattmann, Lorenz, Esser, Ommer, "High-Resolution Image Synthesis with Latent Diffusion Models", 2022,
     arXiv 2112.10752, in its code.
     """
 
     def __init__(
-        self, log_snr_max: float = 9.0, log_snr_min: float | None = None, beta_start: float = 0.00085, beta_end: float = 0.012,
+        self,
+        log_snr_max: float = 9.0,
+        log_snr_min: float | None = None,
+        beta_start: float = 0.00085,
+        beta_end: float = 0.012,
         steps: int = 1000,
-    ):  # fmt: skip
+    ):
         super().__init__(log_snr_max, log_snr_min, beta_start, beta_end, steps)
 
     def betas(self, start: float, end: float, steps: int) -> Tensor:
@@ -114,27 +118,29 @@ class SquaredCosine(DiscreteBetas):
 
     Nichol & Dhariwal, "Improved Denoising Diffusion Probabilistic Models", 2021, arXiv 2102.09672, eq. 17, with its clipped
     betas: diffusers' squaredcos_cap_v2, elementwise. `Cosine` is its continuous form, with finite ends in place of offset and
-    clipping: from t = 0.01 to 0.99 the log-SNRs differ by up to 0.72, beyond by more.
+    clipping: for t in [0.01, 0.99] the two log-SNRs differ by up to 0.72.
 
     Arguments:
         log_snr_max: log-SNR at t = 0, above that of the first step (10.09).
-        log_snr_min: log-SNR at t = 1; None = what the betas give, -19.83.
+        log_snr_min: log-SNR at t = 1; None = that of the last beta, -19.83.
         steps: number of betas T, at least 2.
         offset: s of the paper, at least 0.
         beta_max: largest beta, in (0, 1).
 
     Raises:
-        ValueError: a number out of range; ends that the betas do not reach.
+        ValueError: a number out of range; an end outside the range of the betas.
     """
 
     def __init__(
-        self, log_snr_max: float = 12.0, log_snr_min: float | None = None, steps: int = 1000, offset: float = 0.008,
+        self,
+        log_snr_max: float = 12.0,
+        log_snr_min: float | None = None,
+        steps: int = 1000,
+        offset: float = 0.008,
         beta_max: float = 0.999,
-    ):  # fmt: skip
-        if not (0 <= offset < math.inf and 0 < beta_max < 1):
-            raise ValueError(f"offset must be at least 0 and beta_max in (0, 1), got {offset} and {beta_max}")
-        if steps < 2:
-            raise ValueError(f"steps must be at least 2, got {steps}")
-        u = torch.linspace(0, 1, steps + 1, dtype=torch.float64)
+    ):
+        check_range("offset", offset, "[0, inf)")
+        check_range("beta_max", beta_max, "(0, 1)")
+        u = torch.linspace(0, 1, check_whole("steps", steps, 2) + 1, dtype=torch.float64)
         f = torch.cos(math.pi / 2 * (u + offset) / (1 + offset)) ** 2
         self.connect((1 - f[1:] / f[:-1]).clamp(max=beta_max), log_snr_max, log_snr_min)

@@ -21,7 +21,7 @@ class Interval(NamedTuple("Interval", [("low", float), ("high", float)])):
 
     @classmethod
     def of(cls, pair: Sequence[float], name: str = "interval") -> "Interval":
-        """The interval of a pair; `name` is what the caller calls it.
+        """The interval of a pair; an error names the caller's argument `name`.
 
         Raises:
             ValueError: not a pair 0 <= low < high.
@@ -31,7 +31,7 @@ class Interval(NamedTuple("Interval", [("low", float), ("high", float)])):
         return super().__new__(cls, float(pair[0]), float(pair[1]))
 
     def contains(self, level: Tensor) -> Tensor:
-        """Whether noise levels lie in the interval, in their shape."""
+        """Whether each noise level lies in the interval, in the shape of `level`."""
         return (self.low < level) & (level <= self.high)
 
 

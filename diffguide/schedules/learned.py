@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from .base import Schedule, as_time
+from ..runtime.ranges import check_whole
+from .base import Schedule, as_time, check_finite_ends
 
 __all__ = ["Monotone"]
 
@@ -18,13 +19,12 @@ class Monotone(Schedule):
         g(t) = c t + sum_i w_i sigmoid(v_i t + b_i),    c, w, v positive (softplus of what is learned).
 
     Kingma, Salimans, Poole, Ho, "Variational Diffusion Models", 2021, arXiv 2107.00630, appendix H. It starts close to a
-    straight line in t. The parameters are trained with those of the network and saved with them; they stay in
-    float32 when the network is cast to less, and are computed with in float64.
+    straight line in t. The parameters are trained and saved with those of the network. They stay in float32 when the
+    network is cast to a lower precision; the computation is in float64.
 
     Arguments:
         log_snr_max, log_snr_min: log-SNR at t = 0 and 1, finite; the paper starts from 13.3 and -5.
-        learned_ends: whether the two ends are learned too, which needs an objective with the bound's other two terms; else
-            they are exact.
+        learned_ends: whether the two ends are learned too, which needs an objective with all three terms of the bound.
         width: hidden units, at least 1; 1024 in the paper.
     """
 
@@ -34,27 +34,22 @@ class Monotone(Schedule):
     def __init__(
         self, log_snr_max: float = 13.3, log_snr_min: float = -5.0, learned_ends: bool = False, width: int = 1024
     ):
-        if width < 1:
-            raise ValueError(f"width must be at least 1, got {width}")
-        if math.isinf(log_snr_max) or math.isinf(log_snr_min):
-            raise ValueError(
-                "log_snr_max and log_snr_min must be finite for a learned schedule, "
-                f"got {log_snr_max:g} and {log_snr_min:g}"
-            )
+        check_whole("width", width, 1)
+        check_finite_ends("a learned schedule", log_snr_max, log_snr_min)
         super().__init__(log_snr_max, log_snr_min)
         self.learned_ends = bool(learned_ends)
         steep = torch.full((width,), 10.0)
         self.straight = nn.Parameter(torch.zeros(()))  # c
         self.steep = nn.Parameter(steep)  # v
-        self.centre = nn.Parameter(-steep * (torch.arange(width) + 0.5) / width)  # b: the steps lie evenly
-        self.height = nn.Parameter(torch.zeros(width))  # w, as a share of the width
+        self.centre = nn.Parameter(-steep * (torch.arange(width) + 0.5) / width)  # b: the sigmoids are evenly spaced
+        self.height = nn.Parameter(torch.zeros(width))  # w, in units of 1 / width
         gap = self.fixed_max - self.fixed_min
         if learned_ends:
             self.top = nn.Parameter(torch.tensor(float(log_snr_max)))
             self.gap = nn.Parameter(torch.tensor(gap + math.log(-math.expm1(-gap))))  # inverse of softplus
 
     def _apply(self, fn, recurse: bool = True):
-        """Moves, but no other type: a noise level needs more digits than bfloat16 has."""
+        """Moves the parameters to another device but keeps their dtype: bfloat16 is too coarse for a noise level."""
 
         def move(tensor: Tensor) -> Tensor:
             moved = fn(tensor)
@@ -63,7 +58,7 @@ class Monotone(Schedule):
         return super()._apply(move, recurse)
 
     def ends(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """(log_snr_max, log_snr_min), 0-d, which gradients reach where they are learned."""
+        """(log_snr_max, log_snr_min), 0-d, with gradients if they are learned."""
         if not self.learned_ends:
             pair = torch.tensor([self.fixed_max, self.fixed_min], dtype=torch.float64, device=device)
             return pair[0], pair[1]
@@ -76,7 +71,7 @@ class Monotone(Schedule):
     log_snr_max = property(lambda self: self.end(0), lambda self, value: setattr(self, "fixed_max", value))
     log_snr_min = property(lambda self: self.end(1), lambda self, value: setattr(self, "fixed_min", value))
 
-    def hidden(self, t: Tensor) -> tuple[Tensor, Tensor]:
+    def increase(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """(g(t), dg/dt) in float64, on the device of t."""
         parts = (self.straight, self.steep, self.centre, self.height)
         straight, steep, centre, height = (part.to(t.device).double() for part in parts)
@@ -85,10 +80,10 @@ class Monotone(Schedule):
         return straight * t + step @ height, straight + (step * (1 - step)) @ (height * steep)
 
     def share(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """The share of the way from the upper end to the lower one, 0 to 1, and its rate."""
-        first, last = self.hidden(torch.tensor([0.0, 1.0], dtype=torch.float64, device=t.device))[0]
-        way, rate = self.hidden(t)
-        share = torch.where(t == 1, 1.0, torch.where(t == 0, 0.0, (way - first) / (last - first)))  # the ends exactly
+        """((g(t) - g(0)) / (g(1) - g(0)), its rate): exactly 0 at t = 0 and 1 at t = 1."""
+        first, last = self.increase(torch.tensor([0.0, 1.0], dtype=torch.float64, device=t.device))[0]
+        value, rate = self.increase(t)
+        share = torch.where(t == 1, 1.0, torch.where(t == 0, 0.0, (value - first) / (last - first)))
         return share, rate / (last - first)
 
     def log_snr(self, t) -> Tensor:
@@ -98,21 +93,21 @@ class Monotone(Schedule):
         return self.log_snr_and_rate(as_time(t))[1]
 
     def log_snr_and_rate(self, t: Tensor, hook: Callable[[Tensor], Tensor] | None = None) -> tuple[Tensor, Tensor]:
-        (high, low), parts = self.ends(t.device), self.share(t)
-        for part in parts:
+        high, low = self.ends(t.device)
+        share, rate = self.share(t)
+        for part in (share, rate):
             if hook is not None and part.requires_grad:
                 part.register_hook(hook)
-        share, rate = parts
-        log_snr = torch.where(t == 1, low, high + (low - high) * share)  # rounding leaves the lower end otherwise
+        log_snr = torch.where(t == 1, low, high + (low - high) * share)  # exactly low at t = 1 in spite of rounding
         return log_snr, (low - high) * rate
 
     @torch.no_grad()
     def t_of(self, log_snr) -> Tensor:
-        """By bisection, to the last digit of t; no gradient passes."""
+        """By bisection, to the last digit of t, without gradient."""
         log_snr = as_time(log_snr)
         low, high = torch.zeros_like(log_snr), torch.ones_like(log_snr)
         for _ in range(54):
             middle = (low + high) / 2
-            below = self.log_snr(middle) > log_snr  # the time sought lies later
+            below = self.log_snr(middle) > log_snr  # the time is above the middle
             low, high = torch.where(below, middle, low), torch.where(below, high, middle)
         return torch.where(log_snr >= self.log_snr_max, 0.0, torch.where(log_snr <= self.log_snr_min, 1.0, high))

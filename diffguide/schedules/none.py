@@ -1,4 +1,4 @@
-"""No noise schedule at all, for models without noise levels."""
+"""The placeholder schedule of models without noise levels."""
 
 from torch import Tensor, nn
 
@@ -17,14 +17,14 @@ class NoSchedule(Schedule):
     def __init__(self):
         nn.Module.__init__(self)
 
-    log_snr_max = property(lambda self: self.refuse())
-    log_snr_min = property(lambda self: self.refuse())
+    log_snr_max = property(lambda self: self.raise_error())
+    log_snr_min = property(lambda self: self.raise_error())
 
     def log_snr(self, t) -> Tensor:
-        return self.refuse()
+        return self.raise_error()
 
     def t_of(self, log_snr) -> Tensor:
-        return self.refuse()
+        return self.raise_error()
 
-    def refuse(self):
-        raise ValueError("schedule=none has no noise levels, and this needs them: use schedule=cosine or another")
+    def raise_error(self):
+        raise ValueError("schedule=none has no noise levels; use another schedule, such as schedule=cosine")

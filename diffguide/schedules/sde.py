@@ -1,4 +1,4 @@
-"""The schedules of stochastic differential equations: variance preserving, sub-VP, and two that explode."""
+"""The schedules of stochastic differential equations: VP, sub-VP, VE and EDM."""
 
 import math
 
@@ -6,16 +6,25 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from .base import Schedule, TruncatedCurve, as_time, sub_variance_preserving, variance_exploding
+from ..runtime.ranges import check_range
+from .base import (
+    Schedule,
+    TruncatedCurve,
+    as_time,
+    check_finite_ends,
+    default_end,
+    sub_variance_preserving,
+    variance_exploding,
+)
 
 __all__ = ["EDM", "SubVP", "VE", "VP"]
 
 
 class IntegratedBeta(TruncatedCurve):
-    """A curve of B(u) = beta_min u + (beta_max - beta_min) u^2 / 2, the integral of a rate beta that is linear in time.
+    """A curve of B(u) = beta_min u + (beta_max - beta_min) u^2 / 2, the integral of a rate beta(u) that is linear in u.
 
     Arguments:
-        log_snr_max: log-SNR at t = 0; the paper starts at u = 1e-5 to train, 1e-3 to sample. `inf` means exact data.
+        log_snr_max: log-SNR at t = 0; the paper trains from u = 1e-5 and samples to 1e-3. `inf` means exact data.
         log_snr_min: log-SNR at t = 1; None = that of u = 1.
         beta_min, beta_max: rates at u = 0 and 1, 0 < beta_min <= beta_max; 0.1 and 20 in the paper.
     """
@@ -27,10 +36,7 @@ class IntegratedBeta(TruncatedCurve):
             raise ValueError(f"the rates must satisfy 0 < beta_min <= beta_max, got {beta_min:g} and {beta_max:g}")
         self.beta_min, self.beta_max = float(beta_min), float(beta_max)
         last = float(self.curve(torch.tensor(1.0, dtype=torch.float64)))
-        log_snr_min = last if log_snr_min is None else log_snr_min
-        if log_snr_min < last:
-            raise ValueError(f"log_snr_min must not be below what the rates reach, {last:.4g}, got {log_snr_min}")
-        super().__init__(log_snr_max, log_snr_min)
+        super().__init__(log_snr_max, default_end(log_snr_min, last, "rates"))
 
     def integral(self, u: Tensor) -> Tensor:
         """B(u)."""
@@ -41,7 +47,7 @@ class IntegratedBeta(TruncatedCurve):
         return self.beta_min + (self.beta_max - self.beta_min) * u
 
     def inverse_integral(self, integral: Tensor) -> Tensor:
-        """u where B(u) is `integral`: the root of the quadratic, in the form in which nothing cancels."""
+        """u where B(u) is `integral`: the root of the quadratic, computed without cancellation."""
         rise = 2 * (self.beta_max - self.beta_min)
         return 2 * integral / (self.beta_min + torch.sqrt(self.beta_min**2 + rise * integral))
 
@@ -101,15 +107,11 @@ class VE(Schedule):
 
     def __init__(self, log_snr_max: float = -2 * math.log(0.01), log_snr_min: float = -2 * math.log(50)):
         super().__init__(log_snr_max, log_snr_min)
-        if math.isinf(self.log_snr_max) or math.isinf(self.log_snr_min):
-            raise ValueError(
-                f"log_snr_max and log_snr_min must be finite for geometric noise levels, "
-                f"got {self.log_snr_max:g} and {self.log_snr_min:g}"
-            )
+        check_finite_ends("geometric noise levels", self.log_snr_max, self.log_snr_min)
 
     def log_snr(self, t) -> Tensor:
         t = as_time(t)
-        return (1 - t) * self.log_snr_max + t * self.log_snr_min  # the ends exactly
+        return (1 - t) * self.log_snr_max + t * self.log_snr_min  # exact at the ends
 
     def t_of(self, log_snr) -> Tensor:
         return (self.log_snr_max - as_time(log_snr)) / (self.log_snr_max - self.log_snr_min)
@@ -125,7 +127,7 @@ class EDM(Schedule):
     arXiv 2206.00364, eq. 5. The ends are noise levels, log_snr = -2 log sigma: sigma 0.002 is 12.43, sigma 80 is -8.76.
 
     Arguments:
-        log_snr_max: log-SNR at t = 0; `inf` puts sigma = 0 there.
+        log_snr_max: log-SNR at t = 0; `inf` means exact data, sigma = 0.
         log_snr_min: log-SNR at t = 1, finite.
         rho: exponent, at least 0.1; 7 in the paper, 1 is linear in sigma.
     """
@@ -138,17 +140,13 @@ class EDM(Schedule):
         super().__init__(log_snr_max, log_snr_min)
         if self.zero_terminal_snr:
             raise ValueError("log_snr_min must be finite for a variance-exploding schedule, got -inf")
-        if not 0.1 <= rho < math.inf:  # levels to the power 10 are numbers still
-            raise ValueError(f"rho must be at least 0.1 and finite, got {rho}")
-        self.rho = float(rho)
+        self.rho = check_range("rho", rho, "[0.1, inf)")  # without overflow of sigma^(1/rho)
         self.low = math.exp(-self.log_snr_max / (2 * self.rho))
         self.high = math.exp(-self.log_snr_min / (2 * self.rho))
 
     def log_snr(self, t) -> Tensor:
         t = as_time(t)
-        inside = -2 * self.rho * torch.log(self.low + t * (self.high - self.low))
-        inside = torch.where(t == 0, self.log_snr_max, inside)
-        return torch.where(t == 1, self.log_snr_min, inside)
+        return self.pin_ends(t, -2 * self.rho * torch.log(self.low + t * (self.high - self.low)))
 
     def t_of(self, log_snr) -> Tensor:
         return (torch.exp(-as_time(log_snr) / (2 * self.rho)) - self.low) / (self.high - self.low)

@@ -1,4 +1,4 @@
-"""Batches for training: a function of (seed, images seen), however they are divided and wherever they come from."""
+"""Batches for training: functions of (seed, images seen), for any division among devices and any storage."""
 
 import os
 import time
@@ -15,12 +15,12 @@ from ..runtime.engine import Fabric
 __all__ = ["Batches", "DataOrder", "make_loader"]
 
 ORDER_PURPOSE, NOISE_PURPOSE, LAYERS_PURPOSE = range(3)  # purposes of a folded seed
-OBJECTIVE, VIEW = range(2)  # who uses a step's noise
-PREFETCH = 4  # batches that each worker reads ahead
+OBJECTIVE, VIEW = range(2)  # users of the noise of a step
+PREFETCH = 4  # batches that each worker reads in advance
 
 
 class DataOrder:
-    """The endless order in which examples are shown: every epoch its own permutation, a function of (seed, epoch)."""
+    """The endless order of the examples: every epoch has its own permutation, a function of (seed, epoch)."""
 
     def __init__(self, length: int, seed: int):
         self.length, self.seed, self.epoch = length, seed, -1
@@ -39,15 +39,15 @@ class DataOrder:
 
 
 class Batches:
-    """This device's share of every batch, in micro-batches, and the randomness that belongs to it.
+    """This device's share of every batch, in micro-batches, with its random numbers.
 
-    An endless iterator over (x, y, rng), from `images` on: what the network sees [share, ...], class indices [share], and
-    this share of the step's random numbers. It also seeds the global generators, which dropout layers draw from.
+    An endless iterator over (x, y, rng), from `images` on: preprocessed examples [share, ...], class indices [share], and
+    this share of the step's random numbers. It also seeds the global generators, which dropout layers use.
 
     Arguments:
-        data: its training split is shown; a `Split` lives on the device, a `Stream` is read ahead by worker processes.
+        data: with a training split; a `Split` is stored on the device, a `Stream` is read in advance by worker processes.
         seed: of order and noise.
-        engine: launched Fabric; each rank takes its part of every batch.
+        engine: launched Fabric; each rank gets its part of every batch.
         batch_size: images per optimiser step, over all devices.
         share: images per device and micro-step.
         images: images seen before the first step.
@@ -84,7 +84,7 @@ class Batches:
             yield self.data.preprocess(x, uniform((len(y), 3), view, torch.float32)), y, objective
 
     def load_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Stored examples and their labels, on the device; counts the seconds until they are there."""
+        """Stored examples and their labels, on the device; measures the time spent waiting for them."""
         train = self.data.train
         batches = self.read_stream(train) if isinstance(train, Stream) else self.index_split(train)
         while True:
@@ -106,7 +106,7 @@ class Batches:
 
 
 def make_loader(stream: Stream, workers: int, indices: Iterable[list[int]], device: torch.device) -> DataLoader:
-    """Batches (x, y) of a stream at given indices, read ahead by worker processes."""
+    """Batches (x, y) of a stream at given indices, read in advance by worker processes."""
     if hasattr(os, "sched_getaffinity"):
         workers = min(workers, len(os.sched_getaffinity(0)))
     return DataLoader(

@@ -1,4 +1,4 @@
-"""Whether training still makes sense: losses and gradients must be finite."""
+"""Stops a training whose loss or gradient is not finite."""
 
 from collections import deque
 
@@ -14,7 +14,7 @@ class DivergenceWatch:
     """Stops a run whose loss or gradient is not finite.
 
     Arguments:
-        lag: steps by which the check is late, so that an accelerator's queue never waits for it.
+        lag: delay of the check in steps, so that the CPU does not wait for an accelerator.
     """
 
     def __init__(self, lag: int):
@@ -22,7 +22,7 @@ class DivergenceWatch:
         self.waiting: deque[tuple[Tensor, int, int, list[Loss]]] = deque()
 
     def check(self, images: int, step: int, losses: list[Loss], norm: Tensor | None) -> None:
-        """Notes a step, and checks the one that is `lag` steps old.
+        """Adds a step, and checks the step before the last `lag` steps.
 
         Arguments:
             norm: of the gradient, None = not checked.
@@ -36,7 +36,7 @@ class DivergenceWatch:
             raise_if_not_finite(*self.waiting.popleft())
 
     def flush(self) -> None:
-        """Checks every step that is left."""
+        """Checks all remaining steps."""
         while self.waiting:
             raise_if_not_finite(*self.waiting.popleft())
 
@@ -45,13 +45,13 @@ def raise_if_not_finite(finite: Tensor, images: int, step: int, losses: list[Los
     if finite:
         return
     bad = torch.cat([~loss.per_example.isfinite() for loss in losses])
-    what = f"the loss of {int(bad.sum())} of {len(bad)} examples is" if bad.any() else "the loss's gradient is"
-    where = ""
+    subject = f"the loss of {int(bad.sum())} of {len(bad)} examples" if bad.any() else "the gradient of the loss"
+    noise_levels = ""
     log_snrs = [loss.log_snr for loss in losses if loss.log_snr is not None]
     if len(log_snrs) == len(losses):
         levels = torch.exp(-0.5 * torch.cat(log_snrs))
-        shown = [f"{level:.4g}" for level in sorted(levels[bad if bad.any() else slice(None)].tolist())]
-        if len(shown) > 4:
-            shown[2:-2] = ["..."]
-        where = ", noise level sigma/alpha " + ", ".join(shown)
-    raise Diverged(f"{what} not finite at step {step} ({images} images){where}")
+        texts = [f"{level:.4g}" for level in sorted(levels[bad if bad.any() else slice(None)].tolist())]
+        if len(texts) > 4:
+            texts[2:-2] = ["..."]
+        noise_levels = ", noise level sigma/alpha " + ", ".join(texts)
+    raise Diverged(f"{subject} is not finite at step {step} ({images} images){noise_levels}")

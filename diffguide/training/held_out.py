@@ -1,4 +1,4 @@
-"""The loss on examples that choices are made on."""
+"""The loss on held-out examples."""
 
 from collections.abc import Iterable
 
@@ -13,15 +13,15 @@ from .batches import make_loader
 
 __all__ = ["held_out_loss"]
 
-VALIDATION_NOISE = 3  # purpose of a folded seed, beside those of `batches` and `training`
-MAX_TRAINING_EXAMPLES = 2000  # where nothing validates
+VALIDATION_NOISE = 3  # purpose of a folded seed, besides those of `batches` and `state`
+MAX_TRAINING_EXAMPLES = 2000  # used if there is no validation split
 
 
 @torch.no_grad()
 def held_out_loss(objective: Objective, data: Dataset, seed: int, device: torch.device, batch_size: int) -> Loss:
-    """The loss of each example of the validation split, with the same noise every time.
+    """The loss of each example of the validation split, with the same noise in every call.
 
-    Without validation examples, of at most 2000 training examples, evenly spread.
+    Without validation examples it uses at most 2000 evenly spaced training examples.
     """
     rng = torch.Generator(device).manual_seed(fold(seed, VALIDATION_NOISE))
     losses = [
@@ -35,7 +35,7 @@ def held_out_loss(objective: Objective, data: Dataset, seed: int, device: torch.
 
 def held_out_batches(data: Dataset, device: torch.device, batch_size: int) -> Iterable[tuple[Tensor, Tensor]]:
     """Stored examples and their classes."""
-    name, split = data.held_out
+    name, split = data.held_out_split
     count = len(split.y)
     rows = torch.arange(0, count, 1 if name == "validation" else -(-count // MAX_TRAINING_EXAMPLES))
     if isinstance(split, Stream):

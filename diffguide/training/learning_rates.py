@@ -1,11 +1,11 @@
 """The learning rate over a run, and how it continues when the run is extended.
 
-After n images of a run that was planned for L it is peak w(n) s(n), with the warm-up w(n) = min(1, (n + batch) / warmup_images)
-and half a cosine, s(n) = (1 + cos(pi n / L)) / 2. When the length changes to L after b images, `training.extend` selects:
+After n images of a run of length L it is peak w(n) s(n), with the warm-up w(n) = min(1, (n + batch) / warmup_images) and
+the cosine s(n) = (1 + cos(pi n / L)) / 2. If the length changes to L after b images, `training.extend` selects:
 
-    as_if_planned   s(n) = (1 + cos(pi n / L)) / 2                   as in a run that was planned for L from the start
-    constant        s(n) = s_b                                       to the end, without a fall
-    decay_again     s(n) = s_b (1 + cos(pi (n - b) / (L - b))) / 2   from s_b down to 0 over the images that were added
+    as_if_planned   s(n) = (1 + cos(pi n / L)) / 2                   as in a run with the length L from the start
+    constant        s(n) = s_b                                       until the end
+    decay_again     s(n) = s_b (1 + cos(pi (n - b) / (L - b))) / 2   from s_b down to 0 over the added images
 
 s_b = max(extend_rate, s(b) of the former plan), so that the rate of a run that was stopped early does not drop. The cosines
 are those of SGDR (Loshchilov and Hutter 2017, arXiv 1608.03983, equation 5).
@@ -28,7 +28,7 @@ class LearningRatePlan(NamedTuple):
         warmup_images: linear rise at the start.
         batch_size: images per step.
         length: of the run, L, images.
-        extension: since the length was changed, if it was.
+        extension: of a run whose length was changed, None = unchanged.
     """
 
     peak: float
@@ -39,15 +39,15 @@ class LearningRatePlan(NamedTuple):
 
     def factor(self, images: int) -> float:
         """s(images), in units of the peak."""
-        begun, start = 0, 1.0
+        first, start = 0, 1.0
         if self.extension is not None:
-            begun, start = self.extension.images, self.extension.start
+            first, start = self.extension.images, self.extension.start
             if self.extension.extend == "constant":
                 return start
-        return start * (0.5 + 0.5 * math.cos(math.pi * min((images - begun) / (self.length - begun), 1)))
+        return start * (0.5 + 0.5 * math.cos(math.pi * min((images - first) / (self.length - first), 1)))
 
     def rate_at(self, images: int) -> float:
-        """The learning rate of the step that follows so many images."""
+        """The learning rate of the step after `images` images."""
         return self.peak * min(1.0, (images + self.batch_size) / max(self.warmup_images, 1)) * self.factor(images)
 
     def extend_to(self, images: int, length: int, extend: str, extend_rate: float) -> "LearningRatePlan":
@@ -58,26 +58,26 @@ class LearningRatePlan(NamedTuple):
 
 
 def resume_plan(
-    today: LearningRatePlan, facts: Mapping[str, Any], extend: str, extend_rate: float
+    current: LearningRatePlan, facts: Mapping[str, Any], extend: str, extend_rate: float
 ) -> tuple[LearningRatePlan, dict[str, Any], str]:
-    """The plan of a run resumed from a checkpoint; where its length changed, a note for metrics.jsonl and a line for the log.
+    """The plan of a run resumed from a checkpoint; if its length changed, a note for metrics.jsonl and a line for the log.
 
     Arguments:
-        today: without an extension.
-        facts: of the checkpoint, whose configuration states the length that the run had.
+        current: the plan of the resumed command, without an extension.
+        facts: of the checkpoint; its configuration has the former length.
         extend, extend_rate: of `Training`.
     """
     images, before = facts["images"], facts["config"]["training"]
-    former = today._replace(length=before["images"], extension=Extension.read(facts))
-    if former.length == today.length:
+    former = current._replace(length=before["images"], extension=Extension.read(facts))
+    if former.length == current.length:
         return former, {}, ""
-    plan = former.extend_to(images, today.length, extend, extend_rate)
+    plan = former.extend_to(images, current.length, extend, extend_rate)
     former = former._replace(peak=before["learning_rate"], warmup_images=before["warmup_images"])
     rates = [former.rate_at(images), plan.rate_at(images)]
     others = ", ".join(name for name in EXTEND if name != extend)
     line = (
-        f"training.images was {former.length} and is {plan.length}: after {images} images the learning rate goes from "
+        f"training.images changes from {former.length} to {plan.length}: after {images} images the learning rate goes from "
         f"{rates[0]:.3g} to {rates[1]:.3g}, and ends at {plan.rate_at(plan.length):.3g} "
-        f"(training.extend={extend}; the others: {others})"
+        f"(training.extend={extend}; other values: {others})"
     )
     return plan, {"extend": extend, "learning_rates": rates}, line

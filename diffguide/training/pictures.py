@@ -1,4 +1,4 @@
-"""The pictures that training draws of its averaged model."""
+"""The sample grids and accuracy plots that training draws of its averaged model."""
 
 import sys
 from pathlib import Path
@@ -20,33 +20,33 @@ __all__ = ["TrainingPictures"]
 
 
 class TrainingPictures:
-    """Callback of `Training.run`: samples of every class, with the same seeds each time.
+    """Callback of `Training.run`: draws samples of every class, with the same seeds each time.
 
-    A classifier makes no samples: its picture is its held-out accuracy against the noise level.
+    For a classifier it plots the held-out accuracy against the noise level.
     """
 
     def __init__(self, job: "TrainingJob"):
         self.job = job
 
     def __call__(self, averaged: Objective, path: Path) -> None:
-        """Draws a picture of an averaged objective into a PNG file."""
+        """Writes a PNG file for an averaged objective; none for a density at a single noise level."""
         model, job = averaged.model, self.job
         if isinstance(model, Denoiser | Energy):
             if not job.generates:
                 return
             try:
                 self.draw_samples(model, path)
-            except SamplingError as error:  # the training is worth more than its pictures
+            except SamplingError as error:  # continue the training
                 print(f"no samples: {error}", file=sys.stderr)
         elif isinstance(model, Classifier):
             write_accuracy(path, model, job.data, job.seed, job.engine.device)
 
     def draw_samples(self, model: Denoiser | Energy, path: Path) -> None:
         job, data = self.job, self.job.data
-        guided = job.guided(model, job.engine.device)
+        guided = job.add_guidance(model, job.engine.device)
         labels = choose_training_labels(guided.num_classes, vectors=len(data.shape) == 1)
         batch_size = min(250, max(job.training.share(job.engine.world_size), 8))
         batches = generate(guided, job.sampler, range(len(labels)), labels, data.shape, batch_size, job.engine.device)
         background = data.train.x if len(data.shape) == 1 and isinstance(data.train, Split) else None
         x = torch.cat([batch.float().cpu() for batch in batches])
-        write_samples(path, x, labels, data.class_names, background, whole=True)
+        write_samples(path, x, labels, data.class_names, background, note_missing=True)

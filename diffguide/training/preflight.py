@@ -1,4 +1,4 @@
-"""Checks of a training job that need its network and its data, made before anything is written."""
+"""Checks of a training job that need its network and its data, before anything is written."""
 
 import copy
 import sys
@@ -6,32 +6,34 @@ from typing import Any
 
 import torch
 
-from ..checkpoints import store as checkpoints
 from ..checkpoints.data_record import describe_changes
+from ..checkpoints.validation import CheckpointError, check_facts
 from ..datasets.base import fetch_examples
 from ..models.protocols import Denoiser, Energy
 from ..randomness import Noise
-from ..runtime.errors import InputError, input_errors
+from ..runtime.errors import InputError, convert_input_errors
 from ..samplers import SamplingError
 from .job import TrainingJob
 
 __all__ = ["preflight"]
 
-CHECKED_EXAMPLES = 256  # that the objective judges the data by
+CHECKED_EXAMPLES = 256  # on which the objective checks the data
 
 
 def preflight(job: TrainingJob) -> None:
-    """Runs every check that calls the network, and says on stderr what is odd about the data.
+    """Runs every check that calls the network, and prints warnings about the data on stderr.
 
     Raises:
-        InputError: parts that do not fit each other; says what the network said.
+        InputError: parts that do not fit each other; includes the message of the network.
     """
-    model, guided, times = job.objective.model, None, None
+    model = job.objective.model
+    guided = None
+    times = None
     if job.generates and isinstance(model, Denoiser | Energy):
-        with input_errors("sampler"):
-            guided = job.guided(model, "cpu")
+        with convert_input_errors("sampler"):
+            guided = job.add_guidance(model, "cpu")
             times = job.sampler.times(guided)
-    with input_errors("training"):
+    with convert_input_errors("training"):
         job.training.share(job.engine.world_size)
         job.training.make_optimizer(job.objective)
     check_network(job)
@@ -44,18 +46,17 @@ def preflight(job: TrainingJob) -> None:
 
 
 def check_network(job: TrainingJob) -> None:
-    """One forward pass of two examples: the network must fit the data, and the objective its first examples."""
+    """Checks by one forward pass of two examples that the network fits the data, and the objective the first examples."""
     model: Any = job.objective.model
     data, classes = job.data, model.num_classes
     if classes not in (0, len(data.class_names)):
-        key = (
-            "num_classes" if getattr(model.backbone, "num_classes", 0) else "out_features"
-        )  # classes in, or classes out
+        has_class_input = getattr(model.backbone, "num_classes", 0)
+        key = "num_classes" if has_class_input else "out_features"
         raise InputError(
             f"backbone.{key} is {classes}, but the data have {len(data.class_names)} classes (0 = unconditional)"
         )
     rows = torch.arange(min(CHECKED_EXAMPLES, len(data.train.y)))
-    with input_errors("objective"):
+    with convert_input_errors("objective"):
         job.objective.check(data.preprocess(fetch_examples(data.train, rows)[0]))
     x, y = fetch_examples(data.train, torch.tensor([0, 0]))
     try:
@@ -67,7 +68,7 @@ def check_network(job: TrainingJob) -> None:
 
 
 def check_guidance(job: TrainingJob, guided: Denoiser, times: torch.Tensor) -> None:
-    """One evaluation of the guided model at the first level of the sampler, without dropout."""
+    """Evaluates the guided model once, at the first noise level of the sampler, without dropout."""
     noise = Noise(range(2), job.data.shape, guided.schedule)
     y = torch.zeros(2, dtype=torch.long) if guided.num_classes else None
     job.objective.eval()
@@ -80,7 +81,7 @@ def check_guidance(job: TrainingJob, guided: Denoiser, times: torch.Tensor) -> N
 
 
 def report_data(job: TrainingJob) -> None:
-    """Says on stderr what of the data is not used, and what of them changed since the checkpoint of a resumed run."""
+    """Prints on stderr which data are not used, and how the data of a resumed run have changed."""
     lines = list(job.data.warnings())
     if job.note and "data" in job.note:
         lines.append(f"the data have changed since: {describe_changes(job.note['data'])}")
@@ -89,9 +90,9 @@ def report_data(job: TrainingJob) -> None:
 
 
 def check_loadable(job: TrainingJob) -> None:
-    """What the checkpoints would state must be loadable again."""
+    """Checks that the checkpoints of this job can be loaded."""
     facts = {"images": 0, "class_names": list(job.data.class_names), "shape": list(job.data.shape)}
     try:
-        checkpoints.check_facts(copy.deepcopy({"config": dict(job.config), **facts}))
-    except checkpoints.CheckpointError as error:
-        raise InputError(f"what this trains could not be loaded again: {error}") from error
+        check_facts(copy.deepcopy({"config": dict(job.config), **facts}))
+    except CheckpointError as error:
+        raise InputError(f"the checkpoints of this training could not be loaded: {error}") from error

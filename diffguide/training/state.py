@@ -1,13 +1,15 @@
-"""What changes during a training run: weights and their average, optimiser, position in the data, sums for the log.
+"""The state of a training run: weights and their average, optimiser, position in the data, sums for the log.
 
-Everything random is a function of a position (`batches`), so that a resumed run needs no generator state. A step leaves
-behind, in this order: a line of metrics, the held-out loss, a sample grid, and last the checkpoint. So whatever a
-checkpoint stands for is complete, and whatever came after the newest one is done again.
+All random numbers are functions of the position in the data (`batches`), so a resumed run needs no generator state. A step
+writes, in this order: a line of metrics, the held-out loss, a sample grid, and the checkpoint. So everything before a
+checkpoint is on disk; everything after the newest checkpoint is repeated on resume.
 """
 
+import dataclasses
 import math
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,16 +37,17 @@ if TYPE_CHECKING:
 
 __all__ = ["TrainingRun"]
 
-ROLLBACK_PURPOSE = 4  # purpose of a folded seed, beside those of `batches` and `held_out`
-SIGNAL_STEPS = 8  # steps between the moments at which several processes ask each other for signals
+ROLLBACK_PURPOSE = 4  # purpose of a folded seed, besides those of `batches` and `held_out`
+SIGNAL_STEPS = 8  # with several processes, steps between two exchanges of signals
 
 
+@dataclass(eq=False)
 class TrainingRun:
-    """The state of `Training.run`, from the start or from a checkpoint on.
+    """The state of `Training.run`, from the start or from a checkpoint.
 
     Arguments:
         training: the settings.
-        rollbacks: how often the run has gone back so far.
+        rollbacks: number of rollbacks so far.
 
     The others are those of `Training.run`.
 
@@ -55,14 +58,21 @@ class TrainingRun:
         batches: endless iterator over micro-batches.
     """
 
-    def __init__(
-        self, training: "Training", objective: Objective, data: Dataset, folder: Path | None, seed: int, engine: Fabric,
-        config: Mapping[str, Any] | None, draw: Callable[[Objective, Path], None] | None, resume: Path | None,
-        note: Mapping[str, Any] | None, rollbacks: int = 0,
-    ):  # fmt: skip
-        self.training, self.objective, self.data, self.folder = training, objective, data, folder
-        self.seed, self.engine, self.config, self.draw = seed, engine, config, draw
-        self.main, self.rollbacks = engine.is_global_zero, rollbacks
+    training: "Training"
+    objective: Objective
+    data: Dataset
+    folder: Path | None
+    seed: int
+    engine: Fabric
+    config: Mapping[str, Any] | None
+    draw: Callable[[Objective, Path], None] | None
+    resume: Path | None
+    note: Mapping[str, Any] | None
+    rollbacks: int = 0
+
+    def __post_init__(self) -> None:
+        training, objective, engine = self.training, self.objective, self.engine
+        self.main = engine.is_global_zero
         self.module, self.optimizer = engine.setup(objective, training.make_optimizer(objective))
         self.optimizer.zero_grad()  # a step that diverged leaves its gradient
         self.ema = AveragedModel(objective).eval().requires_grad_(False)
@@ -70,34 +80,36 @@ class TrainingRun:
         assert isinstance(averaged, Objective)
         self.averaged = averaged
         self.meter, self.losses = Meter(), list[Loss]()
-        self.images, self.plan, self.data_record = 0, training.plan(), provenance.record(data)
-        notice = ""
-        if resume is not None:
-            note, notice = self.restore(resume, note)
-        self.open_files(note)
+        self.images = 0
+        self.plan = training.plan()
+        self.data_record = provenance.record(self.data)
+        notice = "" if self.resume is None else self.restore(self.resume)
+        self.open_files()
         self.source = self.open_batches()
         self.batches = iter(self.source)
         if notice:
             self.progress.write_line(notice)
-        if data.held_out[0] != "validation":
+        if self.data.held_out_split[0] != "validation":
             self.progress.write_line("the validation split is empty: held-out losses are on training examples")
         self.watch = DivergenceWatch(lag=0 if engine.device.type == "cpu" else 1)
         self.started = time.monotonic()
-        if resume is None and objective.max_restores:
-            self.save(None)  # to go back to before the first interval has passed
+        if self.resume is None and objective.max_restores:
+            self.save(None)  # for a rollback before the first interval
 
-    def restore(self, checkpoint: Path, note: Mapping[str, Any] | None) -> tuple[Mapping[str, Any] | None, str]:
-        """Fills everything from a checkpoint; returns the note for metrics.jsonl, and a line about a changed run length."""
+    def restore(self, checkpoint: Path) -> str:
+        """Loads a checkpoint; adds a changed length to the note, and returns a line about it."""
         training, engine = self.training, self.engine
         state = checkpoints.load_training_state(checkpoint, self.objective, self.averaged, self.optimizer)
         self.images, self.rollbacks = state.facts["images"], self.rollbacks or state.facts.get("restores", 0)
-        self.plan, changed, notice = resume_plan(self.plan, state.facts, training.extend, training.extend_rate)
+        self.plan, changes, notice = resume_plan(self.plan, state.facts, training.extend, training.extend_rate)
         self.ema.n_averaged.fill_(self.images // training.batch_size)
         self.meter.restore(state.sums, engine)
         engine.strategy.precision.load_state_dict(state.precision)
-        return ({"images": self.images, **(note or {}), **changed} if changed else note), notice
+        if changes:
+            self.note = {"images": self.images, **(self.note or {}), **changes}
+        return notice
 
-    def open_files(self, note: Mapping[str, Any] | None) -> None:
+    def open_files(self) -> None:
         """Opens metrics.jsonl and log.txt, and writes data.json; none of them without a folder."""
         folder, training = self.folder, self.training
         log = None if folder is None else partial(append_text, folder / "log.txt")
@@ -109,26 +121,26 @@ class TrainingRun:
                 with convert_write_errors(folder / part):
                     (folder / part).mkdir(parents=True, exist_ok=True)
             provenance.write(folder / provenance.FILE, self.data)
-        self.metrics.truncate(self.images, dict(note) if note else None, self.rollbacks)
+        self.metrics.truncate(self.images, dict(self.note) if self.note else None, self.rollbacks)
 
     def open_batches(self) -> Batches:
-        """The batches from here on; in another order and with other noise after going back."""
+        """The batches from the current position on; after a rollback with another order and other noise."""
         training, engine = self.training, self.engine
         seed = fold(self.seed, ROLLBACK_PURPOSE, self.rollbacks) if self.rollbacks else self.seed
         return Batches(self.data, seed, engine, training.batch_size, training.share(engine.world_size), self.images)
 
     def add(self, loss: Loss) -> None:
-        """Notes the loss of a micro-batch."""
+        """Adds the loss of a micro-batch."""
         self.losses.append(Loss(loss.per_example.detach(), loss.terms, loss.log_snr))
         self.meter.add({"loss": self.losses[-1].per_example, **loss.terms})
 
     def update(self) -> None:
-        """One optimiser step by the gradient of the losses that were added, and one of the average."""
+        """Takes one optimiser step with the accumulated gradient, and updates the average of the weights."""
         training, engine = self.training, self.engine
         norm = engine.clip_gradients(
             self.module, self.optimizer, max_norm=training.max_grad_norm, error_if_nonfinite=False
         )
-        assert norm is not None  # it is for a maximum of the norm
+        assert norm is not None  # with max_norm it is a tensor
         self.norm = norm
         scaled = bool(engine.strategy.precision.state_dict())  # a gradient scaler skips steps that are not finite
         step = self.images // training.batch_size
@@ -146,27 +158,27 @@ class TrainingRun:
         self.progress.advance(training.batch_size)
 
     def gather(self, tensor: Tensor) -> Tensor:
-        """A tensor of every rank, stacked; of a single rank as it is."""
+        """Stacks the tensors of all ranks; a single rank's tensor is returned unchanged."""
         gathered = self.engine.all_gather(tensor)
         assert isinstance(gathered, Tensor)
         return gathered
 
     def is_due(self, every: int) -> bool:
-        """Whether the last step passed a multiple of so many images, or was the last of all."""
+        """Whether the last step passed a multiple of `every` images, or was the last step."""
         before = self.images - self.training.batch_size
         return self.images // every > before // every or self.images >= self.training.images
 
     def write(self, interrupts: Interrupts) -> None:
-        """Writes whatever is due after a step.
+        """Writes everything that is due after a step.
 
         Raises:
             Diverged: a held-out loss or weights that are not finite.
-            Stopped: a signal came, and a checkpoint was written.
+            Stopped: a signal arrived, and a checkpoint was written.
         """
         training = self.training
         if self.is_due(training.log_images):
             self.write_metrics()
-        with self.meter.pause():  # the rate is that of training
+        with self.meter.pause():  # excluded from the images per second of training
             loss = None
             if self.main and (self.is_due(training.validation_images) or self.is_due(training.checkpoint_images)):
                 loss = self.validate()
@@ -192,11 +204,7 @@ class TrainingRun:
         self.meter.reset()
 
     def validate(self) -> float:
-        """The held-out loss of the averaged weights; writes it.
-
-        Raises:
-            Diverged: it is not finite.
-        """
+        """Measures and writes the held-out loss of the averaged weights; Diverged if it is not finite."""
         batch_size = min(self.training.batch_size, 500)
         losses = held_out_loss(self.averaged, self.data, self.seed, self.engine.device, batch_size)
         loss = float(losses.per_example.mean())
@@ -207,14 +215,14 @@ class TrainingRun:
         return loss
 
     def agree_on_signal(self, interrupts: Interrupts) -> int:
-        """The signal that any process has got, 0 for none; several processes ask each other every few steps."""
+        """The signal of any process, 0 for none; several processes exchange signals every `SIGNAL_STEPS` steps."""
         step = self.images // self.training.batch_size
         if self.engine.world_size > 1 and step % SIGNAL_STEPS:
             return 0
         return max(gather_objects(self.engine, interrupts.number))
 
     def save(self, loss: float | None) -> None:
-        """Writes a checkpoint on the first rank, where there is a folder and a configuration."""
+        """Writes a checkpoint on the first rank, if there are a folder and a configuration."""
         totals = self.meter.totals(self.engine)
         if not self.main or self.folder is None or self.config is None:
             return
@@ -236,10 +244,10 @@ class TrainingRun:
         checkpoints.prune(folder, self.training.keep_checkpoints)
 
     def roll_back(self, error: Diverged) -> "TrainingRun":
-        """The run from its last checkpoint on, with another seed.
+        """Returns the run from its last checkpoint, with another seed.
 
         Raises:
-            Diverged: there is no checkpoint, or the objective allows no further one.
+            Diverged: there is no checkpoint, or the objective does not allow another rollback.
         """
         files = [] if self.folder is None else checkpoints.list_checkpoints(self.folder / "checkpoints")
         allowed = self.objective.max_restores
@@ -249,10 +257,8 @@ class TrainingRun:
         rollbacks, images = self.rollbacks + 1, int(files[-1].stem)
         self.progress.write_line(f"{error}: back to {images} images, restore {rollbacks} of at most {allowed}")
         self.progress.close()
-        return TrainingRun(
-            self.training, self.objective, self.data, self.folder, self.seed, self.engine, self.config, self.draw,
-            files[-1], {"images": images, "restores": rollbacks}, rollbacks,
-        )  # fmt: skip
+        note = {"images": images, "restores": rollbacks}
+        return dataclasses.replace(self, resume=files[-1], note=note, rollbacks=rollbacks)
 
     def close(self) -> None:
         self.progress.close()

@@ -1,4 +1,4 @@
-"""Networks: shapes, what their output depends on, and what they refuse."""
+"""Shapes of networks, what their output depends on, and rejected arguments."""
 
 import math
 
@@ -31,7 +31,7 @@ def test_out_features_are_the_width_of_the_output():
 
 
 @every_network
-def test_a_new_network_says_zero(make, shape):
+def test_the_output_of_a_new_network_is_zero(make, shape):
     assert not make()(*batch(3, *shape)).any()
 
 
@@ -68,7 +68,7 @@ def test_exact_ends_give_finite_output(make, shape, end):
 
 
 @every_network
-def test_samples_do_not_know_their_batch(make, shape):
+def test_the_output_of_a_row_does_not_depend_on_its_batch(make, shape):
     x, log_snr, y = batch(6, *shape)
     network = lively(make())
     together = network(x, log_snr, y)
@@ -78,7 +78,7 @@ def test_samples_do_not_know_their_batch(make, shape):
 
 
 @pytest.mark.parametrize("make", [unet, dit])
-def test_dropout_acts_in_training_alone(make):
+def test_dropout_is_active_in_training_only(make):
     x, log_snr, y = batch(2, 1, 8, 8)
     network = lively(make(dropout=0.5))
     assert torch.equal(network(x, log_snr, y), network(x, log_snr, y))
@@ -95,45 +95,33 @@ def test_the_widths_of_the_paper():
         assert sum(parameter.numel() for parameter in network.parameters()) == pytest.approx(published, rel=0.01)
 
 
-def test_attention_lies_where_it_is_asked():
+def test_attention_follows_the_blocks_at_its_sides():
     """One more layer of attention per block, and one in the middle at the coarsest side."""
     names = [[name for name, _ in unet(attention=sides).named_parameters()] for sides in ([], [8], [4], [8, 4])]
     assert [sum(name.endswith("qkv.weight") for name in each) for each in names] == [0, 3, 4, 7]
 
 
 @pytest.mark.parametrize(
-    "make, sentence",
+    "make, message",
     [
-        (
-            lambda: unet(size=9, attention=[]),
-            "halve the image 1 times, but its side is 9 pixels: take a size of 8 or 10 ",
-        ),
-        (
-            lambda: unet(size=28, multipliers=[1, 1, 1, 1], attention=[]),
-            "side is 28 pixels: take a size of 24 or 32 pixels",
-        ),
-        (
-            lambda: unet(attention=[16]),
-            r"attention=\[16\]: .* \[8, 4\]; unet_28.*backbone.attention=\[8\] fits",
-        ),
-        (
-            lambda: unet(head_channels=5),
-            "head_channels must divide 16 channels at the sides with attention, got 5; .*=1 does",
-        ),
-        (lambda: UNet(2, None, 4, None, 8, [1, 2], 1, [4], 8, 0.0), "has vectors: take backbone=mlp"),
-        (lambda: unet(dropout=1.0), r"dropout must be in \[0, 1\), got 1"),
+        (lambda: unet(size=9, attention=[]), "side is 9 pixels; use a size of 8 or 10 "),
+        (lambda: unet(size=28, multipliers=[1, 1, 1, 1], attention=[]), "use a size of 24 or 32 pixels"),
+        (lambda: unet(attention=[16]), r"attention=\[16\] .* backbone.attention=\[8\]; backbone=unet_28"),
+        (lambda: unet(head_channels=5), "head_channels must divide .* got 5; use backbone.head_channels=1"),
+        (lambda: UNet(2, None, 4, None, 8, [1, 2], 1, [4], 8, 0.0), "needs images.* use backbone=mlp"),
+        (lambda: unet(dropout=1.0), "dropout must be in .* got 1"),
         (lambda: mlp(layers=0), "needs 1 layer, .* got layers=0"),
-        (lambda: DiT(2, None, 4, None, 2, 16, 1, 2, 4.0, 0.0), "has vectors: take backbone=mlp"),
-        (lambda: dit(patch=3), "must divide the side of the images, 8 pixels, got 3: take a size of 6 or 9 pixels"),
-        (lambda: dit(patch=0), "patch must divide the side of the images, 8 pixels, got 0"),
-        (lambda: dit(width=18), "width must be a multiple of 4 and of heads=2, got 18"),
-        (lambda: dit(heads=3), "width must be a multiple of 4 and of heads=3, got 16"),
-        (lambda: dit(heads=0), "width must be a multiple of 4 and of heads=0, got 16"),
-        (lambda: dit(depth=0), "needs 1 block and an MLP of 1 feature, got depth=0, mlp_ratio=2.0"),
-        (lambda: dit(mlp_ratio=0.0), "needs 1 block and an MLP of 1 feature, got depth=2, mlp_ratio=0.0"),
-        (lambda: dit(dropout=1.0), r"dropout must be in \[0, 1\), got 1"),
+        (lambda: DiT(2, None, 4, None, 2, 16, 1, 2, 4.0, 0.0), "needs images.* use backbone=mlp"),
+        (lambda: dit(patch=3), "patch must divide .* got 3; use a size of 6 or 9 pixels"),
+        (lambda: dit(patch=0), "patch must divide .* got 0"),
+        (lambda: dit(width=18), "width must be .* heads=2, got 18"),
+        (lambda: dit(heads=3), "width must be .* heads=3, got 16"),
+        (lambda: dit(heads=0), "width must be .* heads=0, got 16"),
+        (lambda: dit(depth=0), "1 block .* got depth=0, mlp_ratio=2.0"),
+        (lambda: dit(mlp_ratio=0.0), "1 block .* got depth=2, mlp_ratio=0.0"),
+        (lambda: dit(dropout=1.0), "dropout must be in .* got 1"),
     ],
 )
-def test_bad_arguments_are_refused(make, sentence):
-    with pytest.raises(ValueError, match=sentence):
+def test_bad_arguments_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
         make()

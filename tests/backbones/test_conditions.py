@@ -1,4 +1,4 @@
-"""Conditions: class indices and embeddings behave alike where they are dropped, batched, guided and sampled."""
+"""Class indices and embeddings behave alike: dropped, batched, guided and sampled."""
 
 import math
 
@@ -36,7 +36,7 @@ def denoiser(has_null=True) -> Preconditioned:
     return Preconditioned(on_vectors(mlp), COSINE, V(), has_null)
 
 
-def test_an_embedding_is_rows():
+def test_rows_of_an_embedding_are_selected_and_moved():
     y = Embedding(vectors, keep)
     assert len(y) == 6 and y.device == vectors.device and Embedding(vectors).keep.all()
     for rows in (slice(1, 4), torch.tensor([5, 0]), keep):
@@ -48,8 +48,8 @@ def test_an_embedding_is_rows():
 @pytest.mark.parametrize(
     "bad", [(vectors[0], None), (vectors, keep[:4]), (vectors, keep.long()), (vectors, vectors > 0)]
 )
-def test_an_embedding_is_refused(bad):
-    with pytest.raises(ValueError, match=r"vectors \[B, D\] and keep \[B\] of booleans, got"):
+def test_an_embedding_of_other_shapes_is_refused(bad):
+    with pytest.raises(ValueError, match="needs vectors .* and keep"):
         Embedding(*bad)
 
 
@@ -93,8 +93,8 @@ def test_the_output_depends_on_the_vector(make, shape):
 
 @pytest.mark.parametrize("other", [0.0, 1e30, math.nan], ids=str)
 @every_network
-def test_a_row_without_condition_does_not_see_its_vector(make, shape, other):
-    """Bit for bit, and in the gradients too, even of something that is no number."""
+def test_a_row_without_condition_does_not_depend_on_its_vector(make, shape, other):
+    """Bit for bit, gradients included, even for nan."""
     x, log_snr, _ = batch(6, *shape)
     network = on_vectors(make).requires_grad_()
     replaced = torch.where(keep[:, None], vectors, other)
@@ -119,23 +119,23 @@ def test_the_null_vector_is_learned():
 
 
 @every_network
-def test_what_is_no_condition_of_the_network_is_refused(make, shape):
+def test_conditions_of_another_kind_or_length_are_refused(make, shape):
     x, log_snr, y = batch(6, *shape)
-    with pytest.raises(ValueError, match="one of num_classes=3 and condition_features=5 must be 0"):
+    with pytest.raises(ValueError, match="num_classes or condition_features must be 0"):
         make(condition_features=5)
     with pytest.raises(ValueError, match="at least 0, got 0 and -1"):
         make(num_classes=0, condition_features=-1)
-    with pytest.raises(ValueError, match="num_classes: y holds class indices .*, not an Embedding"):
+    with pytest.raises(ValueError, match="y must be class indices .* got an Embedding"):
         make()(x, log_snr, Embedding(vectors))
-    with pytest.raises(ValueError, match="condition_features=5: y is an Embedding .* or None, got Tensor"):
+    with pytest.raises(ValueError, match="y must be an Embedding of length 5 .* got Tensor"):
         on_vectors(make)(x, log_snr, y)
-    with pytest.raises(ValueError, match="vectors of that length or None, got Embedding of length 4"):
+    with pytest.raises(ValueError, match="length 5 .* got Embedding of length 4"):
         on_vectors(make)(x, log_snr, Embedding(vectors[:, :4]))
 
 
 @pytest.mark.parametrize("has_null", [False, True])
-def test_facts_of_a_denoiser_on_vectors(has_null):
-    """Conditional without classes; wrappers say the same."""
+def test_a_denoiser_on_vectors_is_conditional_without_classes(has_null):
+    """So are its wrappers."""
     found = denoiser(has_null)
     assert (found.conditional, found.num_classes, found.has_null) == (True, 0, has_null)
     assert Unguided(found).conditional and EvaluationCounter(found).conditional
@@ -145,7 +145,7 @@ def test_facts_of_a_denoiser_on_vectors(has_null):
 
 
 @pytest.mark.parametrize("time", [t, t.expand(6)], ids=["0-d", "[B]"])
-def test_guidance_on_vectors(time):
+def test_guidance_extrapolates_the_predictions_for_vectors(time):
     """weak + scale (strong - weak) of two separate calls; rows that keep no condition are not guided."""
     model = denoiser()
     x, _, _ = batch(6, 2)
@@ -158,14 +158,14 @@ def test_guidance_on_vectors(time):
     assert same_rows(guided.x_0, strong.x_0).tolist() == (~keep).tolist()
 
 
-def test_guidance_on_vectors_needs_the_null():
-    with pytest.raises(ValueError, match="never dropped its label"):
+def test_guidance_on_vectors_needs_a_trained_null():
+    with pytest.raises(ValueError, match="train with guidance=cfg"):
         ClassifierFree(denoiser(has_null=False), 2.0, EVERYWHERE)
 
 
 @pytest.mark.parametrize("p_uncond", [0.0, 1.0])
-def test_the_objective_takes_vectors(p_uncond):
-    """With every condition dropped the loss does not depend on it, else it does."""
+def test_the_loss_depends_on_vectors_unless_all_are_dropped(p_uncond):
+    """And the model then has a null condition."""
     method = Denoising(on_vectors(mlp), COSINE, V(), Uniform(), UniformTime(True), p_uncond)
     x_0 = batch(6, 2)[0]
     losses = [
@@ -177,7 +177,7 @@ def test_the_objective_takes_vectors(p_uncond):
 
 @pytest.mark.parametrize("batch_size", [2, 4])
 def test_samples_are_functions_of_their_row(batch_size):
-    """Whatever the batches, each with its own vector."""
+    """In every division into batches."""
     sampler = DDIM(3, UniformT(), eta=0.0)
     arguments = denoiser(), sampler, range(6)
     together = torch.cat(list(generate(*arguments, Embedding(vectors, keep), (2,), 6)))
@@ -187,7 +187,7 @@ def test_samples_are_functions_of_their_row(batch_size):
     assert same_rows(without_any, together, 1e-5).tolist() == (~keep).tolist()
 
 
-def test_a_width_out_of_proportion_fails_before_anything_is_computed(monkeypatch):
+def test_a_far_too_large_width_fails_before_any_computation(monkeypatch):
     monkeypatch.setattr(torch, "logspace", lambda *arguments, **options: pytest.fail("computed"))
     with pytest.raises(RuntimeError, match="can't allocate memory|Storage size"):
         ConditionEmbedding(10**10, 0, 0, True)

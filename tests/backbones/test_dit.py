@@ -1,4 +1,4 @@
-"""The transformer against a NumPy computation, its start as the identity, its positions and its published sizes."""
+"""The transformer equals a NumPy computation, starts as the identity, and has the published sizes."""
 
 import numpy as np
 import pytest
@@ -16,9 +16,11 @@ def test_images_keep_their_shape(size, patch, channels):
     assert lively(dit(channels, size, patch=patch))(x, log_snr, y).shape == x.shape
 
 
-@pytest.mark.parametrize("depth, width, heads, published", [
-    (12, 384, 6, 33e6), (12, 768, 12, 130e6), (24, 1024, 16, 458e6), (28, 1152, 16, 675e6)
-], ids=["S", "B", "L", "XL"])  # fmt: skip
+@pytest.mark.parametrize(
+    "depth, width, heads, published",
+    [(12, 384, 6, 33e6), (12, 768, 12, 130e6), (24, 1024, 16, 458e6), (28, 1152, 16, 675e6)],
+    ids=["S", "B", "L", "XL"],
+)
 def test_the_sizes_of_the_paper(depth, width, heads, published):
     """Parameters of DiT-S/2 to XL/2 (arXiv 2212.09748, table 1) to 1 %; the noise embedding has other features here."""
     with torch.device("meta"):
@@ -27,15 +29,15 @@ def test_the_sizes_of_the_paper(depth, width, heads, published):
 
 
 def test_blocks_start_as_the_identity():
-    """adaLN-Zero, whatever the condition; the output is zero."""
+    """adaLN-Zero, for every condition."""
     network = dit()
     h, embedding = torch.randn(2, 16, 16), torch.randn(2, 16)
     assert all(torch.equal(block(h, embedding), h) for block in network.blocks)
     assert not torch.equal(lively(network).blocks[0](h, embedding), h)
 
 
-def test_how_weights_start():
-    """Xavier's uniform law, variance 2 / (inputs + outputs), to 3 % over 2e5 draws; patches count as a linear layer."""
+def test_weights_start_xavier_uniform():
+    """Variance 2 / (inputs + outputs), to 3 % over 2e5 draws; the patches are a linear layer."""
     torch.manual_seed(0)
     network = dit(width=256, heads=2)
     for weight, fan in ((network.blocks[0].qkv.weight, 4 * 256), (network.blocks[1].mlp[0].weight, 3 * 256)):
@@ -45,7 +47,7 @@ def test_how_weights_start():
 
 
 def encoding(side: int, width: int) -> np.ndarray:
-    """sin and cos of position / 10000^(k / K), column first, as the paper's code has it."""
+    """sin and cos of position / 10000^(k / K), column first, as in the code of the paper."""
     k = np.arange(width // 4)
     table = np.zeros((side * side, width))
     for row in range(side):
@@ -56,7 +58,7 @@ def encoding(side: int, width: int) -> np.ndarray:
 
 
 def by_hand(network: DiT, x: np.ndarray, embedding: np.ndarray) -> np.ndarray:
-    """The whole transformer behind its conditioning vector, from arXiv 2212.09748, section 3.2, in NumPy."""
+    """The transformer given its conditioning vector, from arXiv 2212.09748, section 3.2, in NumPy."""
     weights = {name: value.numpy() for name, value in network.state_dict().items()}
     side, heads = network.patches.stride[0], network.blocks[0].heads
 
@@ -93,9 +95,11 @@ def by_hand(network: DiT, x: np.ndarray, embedding: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("double_differentiable", [False, True])
-@pytest.mark.parametrize("options", [
-    {}, {"patch": 4, "out_features": 5}, {"in_channels": 3, "width": 24, "heads": 6, "mlp_ratio": 1.5, "depth": 1}
-], ids=["small", "wide patches", "channels"])  # fmt: skip
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"patch": 4, "out_features": 5}, {"in_channels": 3, "width": 24, "heads": 6, "mlp_ratio": 1.5, "depth": 1}],
+    ids=["small", "wide patches", "channels"],
+)
 def test_the_network_is_that_of_the_paper(options, double_differentiable):
     network = lively(dit(**options, double_differentiable=double_differentiable)).double()
     x, log_snr, y = batch(4, options.get("in_channels", 1), 8, 8)
@@ -110,8 +114,8 @@ def shuffled(x, order, side=2):
     return torch.nn.functional.fold(patches, x.shape[2:], side, stride=side)
 
 
-def test_positions_matter():
-    """Patches in another order give another picture, and only through the positions."""
+def test_the_output_depends_on_the_positions_of_patches():
+    """Without positions, permuted patches give permuted outputs."""
     x, log_snr, y = batch(2, 1, 8, 8)
     order = torch.randperm(16, generator=torch.Generator().manual_seed(0))
     network = lively(dit())
@@ -122,7 +126,7 @@ def test_positions_matter():
 
 
 def test_positions_are_no_parameters():
-    """Fixed, and not in checkpoints; a bfloat16 cast leaves them what they are to that precision."""
+    """Fixed, and not in checkpoints."""
     network = dit()
     assert not any("positions" in name for name in network.state_dict())
     np.testing.assert_allclose(network.positions, encoding(4, 16), atol=1e-6)

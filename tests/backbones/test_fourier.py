@@ -1,4 +1,4 @@
-"""Fourier features beside an image."""
+"""Fourier features of an image."""
 
 import math
 
@@ -20,8 +20,8 @@ def test_features_are_sines_and_cosines_of_growing_frequency():
 
 
 @pytest.mark.parametrize("make", [unet, dit])
-def test_networks_see_them(make):
-    """Two images that differ by a wavelength in every pixel differ to the network by the plain channel alone."""
+def test_networks_get_the_features(make):
+    """Images that differ by a wavelength in every pixel differ only in the plain channel."""
     network, x = lively(make(fourier=[3])), torch.randn(1, 1, 8, 8)
     weight = network.conv_in.weight if hasattr(network, "conv_in") else network.patches.weight
     assert weight.shape[1] == 3
@@ -33,5 +33,5 @@ def test_networks_see_them(make):
 
 @pytest.mark.parametrize("exponent", [-1, 13])
 def test_exponents_out_of_range_are_refused(exponent):
-    with pytest.raises(ValueError, match="fourier must be a list of exponents from 0 to 12"):
+    with pytest.raises(ValueError, match="exponents from 0 to 12"):
         unet(fourier=[exponent])

@@ -1,4 +1,4 @@
-"""Networks perturbed in some layers and rows: perturbed attention, blurred queries, skipped blocks."""
+"""Networks perturbed in some layers and rows: identity attention, blurred queries, skipped blocks."""
 
 import copy
 import math
@@ -6,7 +6,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from diffusers.hooks.smoothed_energy_guidance_utils import _gaussian_blur_2d
 from networks import dit, mlp, unet
 from perturbed_networks import ATTENTION, ROWS, log_snr, network, replaced, same, without_branches, x, y
 
@@ -26,13 +25,16 @@ def test_attention_is_perturbed_in_its_rows(monkeypatch, make, layers, kind, opt
     expected = backbone(x, log_snr, y)
     same(found[~ROWS, None], plain[~ROWS, None])
     same(found[ROWS, None], expected[ROWS, None])
-    assert float((expected - plain).abs().amax((1, 2, 3)).min()) > 1e-4  # else nothing was tested
+    assert float((expected - plain).abs().amax((1, 2, 3)).min()) > 1e-4  # the perturbation has an effect
 
 
 BLOCKS = {
-    "unet": (unet, [1]), "unet narrower": (unet, [6]), "unet, where it halves and doubles": (unet, [0, 1, 7]),
-    "dit": (dit, [1]), "mlp": (mlp, [0]),
-}  # fmt: skip
+    "unet": (unet, [1]),
+    "unet narrower": (unet, [6]),
+    "unet, where it halves and doubles": (unet, [0, 1, 7]),
+    "dit": (dit, [1]),
+    "mlp": (mlp, [0]),
+}
 
 
 @pytest.mark.parametrize("make, layers", BLOCKS.values(), ids=BLOCKS)
@@ -64,9 +66,11 @@ def test_identity_attention_is_the_value_projection():
 
 @pytest.mark.parametrize("side, blur", [(4, 0.4), (5, 0.9), (8, 1.3), (7, 2.0), (8, 40.0), (2, 1.0), (1, 3.0)])
 def test_the_blur_is_that_of_the_paper(side, blur):
-    """As diffusers has the authors' code; it mixes up the branches of its threshold, which is below every blur here."""
+    """As the code of the authors in diffusers, whose threshold is below every blur here."""
     q = torch.randn(2, side**2, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     size = math.ceil(6 * blur) + 1 - math.ceil(6 * blur) % 2
+    from diffusers.hooks.smoothed_energy_guidance_utils import _gaussian_blur_2d  # two seconds, for this alone
+
     expected, weights = _gaussian_blur_2d(q.clone(), size, blur, -1.0), blur_matrix(side, blur, q)
     found = torch.einsum("ij,kl,bjld->bikd", weights, weights, q.unflatten(1, (side, side))).flatten(1, 2)
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)  # their kernel is computed in float32
@@ -82,8 +86,8 @@ def test_a_blur_of_0_is_the_network(make):
 
 
 @pytest.mark.parametrize("make", [unet, dit, mlp])
-def test_an_unperturbed_network_stays_as_it_is(make):
-    """To the last bit, by all three in no row; copies and checkpointing know the layers too."""
+def test_a_network_perturbed_in_no_row_is_unchanged(make):
+    """Bit for bit, by all three kinds. Copies and checkpointing perturb the same layers."""
     backbone, data = network(make), x if make is not mlp else x[:, 0, 0, :2]
     for perturbation in (IdentityAttention([0]), BlurredQueries([0], 1.0), SkippedBlocks([0])):
         found = backbone(data, log_snr, y, perturbation.for_rows(torch.zeros(5, dtype=torch.bool)))
@@ -94,12 +98,17 @@ def test_an_unperturbed_network_stays_as_it_is(make):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("make, perturbation", [
-    (lambda: unet(multipliers=[1], attention=[8]), IdentityAttention([1])), (dit, BlurredQueries([1], 0.8)),
-    (dit, SkippedBlocks([1])),
-], ids=["identity", "blur", "skip"])  # fmt: skip
+@pytest.mark.parametrize(
+    "make, perturbation",
+    [
+        (lambda: unet(multipliers=[1], attention=[8]), IdentityAttention([1])),
+        (dit, BlurredQueries([1], 0.8)),
+        (dit, SkippedBlocks([1])),
+    ],
+    ids=["identity", "blur", "skip"],
+)
 def test_compiled_is_eager(make, perturbation):
-    """In one graph, other rows without compiling again."""
+    """In one graph, without recompilation for other rows."""
     backbone = network(make)
     compiled = torch.compile(backbone, backend="aot_eager", fullgraph=True)
     for rows in (ROWS, ~ROWS):

@@ -37,7 +37,7 @@ def runs(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def at(runs, tmp_path) -> Path:
-    """A folder of the test's own with copies of them."""
+    """A temporary folder with copies of them."""
     shutil.copytree(runs / "outputs", tmp_path / "outputs")
     return tmp_path
 
@@ -48,7 +48,7 @@ def samples(folder: Path) -> tuple[numpy.ndarray, list[int]]:
 
 
 def test_a_generator_without_classes_is_steered_by_the_classifiers(at, command):
-    """Labels and their names come from the classifier; the manifest says which file it was."""
+    """Labels and their names are those of the classifier; the manifest has its file."""
     done = command(sample, f"checkpoint={UNCONDITIONAL}", *STEERED, "labels=[3,7]", "name=steered", at=at)
     assert done.code == 0, done.err
     header, first, *_ = map(json.loads, (at / done.folder / "manifest.jsonl").read_text().splitlines())
@@ -63,7 +63,7 @@ def test_a_generator_without_classes_is_steered_by_the_classifiers(at, command):
     assert not numpy.array_equal(samples(at / done.folder)[0], steered)
 
 
-def test_what_is_written_is_the_library_call(at, command):
+def test_the_command_writes_what_the_library_returns(at, command):
     """The same samples from `diffguide.load` and `ClassifierGuidance`."""
     from diffguide.figures.image_grids import to_uint8
     from diffguide.guidance import ClassifierGuidance
@@ -76,13 +76,12 @@ def test_what_is_written_is_the_library_call(at, command):
     x = torch.cat(list(generate(guided, Heun(3, Karras(7.0, None, None)), range(6), list(range(6)), (1, 8, 8), 64)))
     assert numpy.array_equal(to_uint8(x), samples(at / done.folder)[0])
     header = json.loads((at / done.folder / "manifest.jsonl").read_text().splitlines()[0])
-    assert (
-        header["network_evaluations"] == header["potential_evaluations"] == 3
-    )  # one a step of each: the steps are wide
+    # one a step of each: the steps are wide
+    assert header["network_evaluations"] == header["potential_evaluations"] == 3
 
 
 def test_classifier_cfg_apg_and_an_interval_in_one_run(at, command):
-    """What is written is the nest by hand; training for it drops labels, as its inner part needs."""
+    """The samples equal those of the nested calls; training for it drops labels, for its inner part."""
     from diffguide.figures.image_grids import to_uint8
     from diffguide.guidance import ClassifierFree, ClassifierGuidance
     from diffguide.guidance.projections import APG
@@ -107,7 +106,7 @@ def test_classifier_cfg_apg_and_an_interval_in_one_run(at, command):
 
 
 def test_resuming_needs_the_same_classifier(at, command):
-    """A run that lost its end is made again; one whose classifier is another file than it was is refused."""
+    """A run without its end is resumed; with another classifier file it is an error."""
     done = command(sample, f"checkpoint={UNCONDITIONAL}", *STEERED, "batch_size=2", at=at)
     folder = at / done.folder
     header = json.loads((folder / "manifest.jsonl").read_text().splitlines()[0])
@@ -123,7 +122,7 @@ def test_resuming_needs_the_same_classifier(at, command):
             assert numpy.array_equal(samples(folder)[0], before)
 
 
-def test_training_draws_its_grids_with_it(at, command):
+def test_training_samples_its_grids_with_the_classifier(at, command):
     done = command(train, "name=drawn", "backbone.num_classes=0", *STEERED[:3], "backbone.channels=4", "backbone.blocks=1",
                    "backbone.multipliers=[1]", "backbone.attention=[]", *SMALL, at=at)  # fmt: skip
     assert done.code == 0, done.err
@@ -131,19 +130,19 @@ def test_training_draws_its_grids_with_it(at, command):
 
 
 REFUSED = {
-    "no classifier given": (["guidance.classifier=null"], "guidance.classifier must be the folder of a training run"),
-    "none there": (["guidance.classifier=outputs/train/none"], "guidance.classifier: no checkpoint at outputs/train/none"),
-    "a generator": ([f"guidance.classifier={UNCONDITIONAL}"], "must be one of noisy data .* got a Preconditioned"),
+    "no classifier given": (["guidance.classifier=null"], "guidance.classifier must be the folder"),
+    "none there": (["guidance.classifier=outputs/train/none"], "guidance.classifier: no checkpoint at "),
+    "a generator": ([f"guidance.classifier={UNCONDITIONAL}"], "noisy data .* got a Preconditioned"),
     "another shape": (["checkpoint=outputs/train/gmm2d/v001"],
-                      r"guidance.classifier was trained on examples of shape \[1, 8, 8\], and this model makes \[2\]"),
+                      r"shape \[1, 8, 8\], but this model has \[2\]"),
     "a classifier sampled": ([f"checkpoint={CLASSIFIER}"], "holds a NoisyClassifier"),
     "scale": (["guidance.scale=high"], "guidance.scale must be a number, got 'high'"),
-    "a node": (["guidance.classifier={a:1}"], "guidance.classifier must be the folder of a training run"),
+    "a node": (["guidance.classifier={a:1}"], "guidance.classifier must be the folder"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("arguments, sentence", REFUSED.values(), ids=REFUSED)
-def test_mistakes_are_told_in_one_line(runs, command, arguments, sentence):
+def test_mistakes_in_guides_are_one_line(runs, command, arguments, sentence):
     done = command(sample, f"checkpoint={UNCONDITIONAL}", *STEERED, *arguments, at=runs)
     assert done.code == 1 and len(done.err.strip().splitlines()) == 1
     assert re.search(sentence, done.err), done.err
@@ -151,16 +150,16 @@ def test_mistakes_are_told_in_one_line(runs, command, arguments, sentence):
 
 def test_a_classifier_must_be_given(runs, command):
     done = command(sample, f"checkpoint={UNCONDITIONAL}", "guidance=classifier", at=runs)
-    assert done.code == 1 and "guidance.classifier must be given (the folder of a training run" in done.err
+    assert done.code == 1 and "guidance.classifier must be given (the folder" in done.err
 
 
 @pytest.mark.parametrize("arguments, sentence", [
     (["guidance=classifier", "guidance.classifier=none"], "diffguide-train: guidance.classifier: no checkpoint at none"),
-    (["objective=classifier", "backbone=unet"], "this UNet has an output in the shape of the data; take backbone=unet_encoder"),
+    (["objective=classifier", "backbone=unet"], "shape of the data; use backbone=unet_encoder"),
     (["experiment=digits_classifier", "backbone.out_features=4"], "out_features is 4, but the data have 10"),
     (["experiment=energy_digits", "backbone.out_features=4"], "out_features is 4, but the data have 10"),
     (["backbone.num_classes=4"], "num_classes is 4, but the data have 10"),
-    (["backbone=unet_encoder", "guidance=none"], "the network's output"),
+    (["backbone=unet_encoder", "guidance=none"], "output of the network"),
 ])  # fmt: skip
 def test_networks_that_do_not_fit_the_objective(tmp_path, command, arguments, sentence):
     done = command(train, *arguments, *SMALL, at=tmp_path)
@@ -168,7 +167,7 @@ def test_networks_that_do_not_fit_the_objective(tmp_path, command, arguments, se
     assert not (tmp_path / "outputs").exists()
 
 
-def test_only_texts_where_a_model_is_wanted_are_runs(runs):
+def test_only_arguments_for_models_accept_run_folders(runs):
     """The other values stay, lists of nodes are searched, and the node that is put there loads the file."""
     target = "diffguide.guidance.classifier.ClassifierGuidance"
     node = {"parts": [{"_target_": target, "classifier": str(runs / CLASSIFIER), "scale": 2.0}], "name": "text"}

@@ -1,4 +1,4 @@
-"""A checkpoint from somebody else: always one clear line, never their code, never a crash, never more memory than it has."""
+"""A foreign checkpoint gives one line, runs no code, never crashes, and takes no more memory than its size."""
 
 import os
 import pickle
@@ -161,12 +161,12 @@ def text(edit):
 
 
 def header(edit):
-    """What changes safetensors' own header."""
+    """An edit that changes the header of safetensors."""
     return lambda good, path, canary: change_header(good, path, edit)
 
 
 def raw(make):
-    """What writes bytes of its own."""
+    """An edit that writes other bytes."""
     return lambda good, path, canary: path.write_bytes(make(good.read_bytes()))
 
 
@@ -242,7 +242,7 @@ def make(kind: str, good, path, canary):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_hostile_file_is_told_in_one_line(good, tmp_path, canary, kind):
+def test_a_hostile_file_is_one_line(good, tmp_path, canary, kind):
     path = make(kind, good, tmp_path / "hostile.safetensors", canary)
     with pytest.raises(CheckpointError) as caught:
         diffguide.load(path)
@@ -251,10 +251,13 @@ def test_a_hostile_file_is_told_in_one_line(good, tmp_path, canary, kind):
     assert not canary.exists()
 
 
-def test_the_canary_notices_what_runs(canary):
+def test_the_canary_detects_foreign_code(canary):
     """The traps above would go off: the module, the class, the shell command and the pickle."""
-    for fire in (lambda: __import__(EVIL).Net(), lambda: os.system(SHELL["command"]),
-                 lambda: pickle.loads(pickle.dumps(Payload(canary)))):  # fmt: skip
+    for fire in (
+        lambda: __import__(EVIL).Net(),
+        lambda: os.system(SHELL["command"]),
+        lambda: pickle.loads(pickle.dumps(Payload(canary))),
+    ):
         canary.unlink(missing_ok=True)
         fire()
         assert canary.exists()
@@ -265,7 +268,7 @@ def test_the_good_file_is_loaded(good):
 
 
 @pytest.mark.parametrize("kind", ["a function", "nested", "a large width", "a text", "a key twice", "NaN", "no name"])
-def test_the_command_tells_it_too(good, tmp_path, canary, command, kind):
+def test_the_command_reports_a_hostile_file_in_one_line(good, tmp_path, canary, command, kind):
     path = make(kind, good, tmp_path / "hostile.safetensors", canary)
     done = command(main, f"checkpoint={path}", at=tmp_path)
     lines = [line for line in done.err.splitlines() if line]
@@ -273,8 +276,8 @@ def test_the_command_tells_it_too(good, tmp_path, canary, command, kind):
     assert done.out == "" and not canary.exists() and not (tmp_path / "outputs").exists()
 
 
-def test_a_file_does_not_make_us_allocate(good, tmp_path, canary):
-    """4 GiB per matrix, a million layers, a billion numbers in an example: refused before the memory is taken."""
+def test_a_file_cannot_allocate_more_memory_than_its_tensors(good, tmp_path, canary):
+    """4 GiB per matrix, a million layers, a billion numbers in an example: an error before the allocation."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for key, value in {
         "config.backbone.width": 2**15,
@@ -286,7 +289,7 @@ def test_a_file_does_not_make_us_allocate(good, tmp_path, canary):
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # kilobytes
 
 
-def test_names_cannot_command_a_terminal(tmp_path):
+def test_names_are_printed_without_control_characters(tmp_path):
     names = ["cat", "\x1b[2Jdog", "é", "inf"]
     loaded = checkpoints.load(save(tmp_path, class_names=names))
     assert loaded.facts["class_names"] == ["cat", "\\x1b[2Jdog", "é", "inf"]

@@ -10,14 +10,14 @@ import torch
 import diffguide
 from diffguide.files.safetensors import read_sealed
 from diffguide.models.protocols import Denoiser, Energy
-from diffguide.nodes.old_names import current_name, updated
+from diffguide.nodes.old_names import current_name, update_saved_config
 
 OLD = Path(__file__).parent / "old"
 EXPECTED = json.loads((OLD / "expected.json").read_text())
 
 
 @pytest.mark.parametrize("name", sorted(EXPECTED))
-def test_an_old_checkpoint_answers_as_when_it_was_written(name):
+def test_an_old_checkpoint_gives_the_same_outputs(name):
     file, expected = OLD / f"{name}.safetensors", EXPECTED[name]
     model = diffguide.load(file)
     shape = read_sealed(file)[1]["shape"]
@@ -32,9 +32,9 @@ def test_an_old_checkpoint_answers_as_when_it_was_written(name):
 
 
 @pytest.mark.parametrize("target", (OLD / "targets.txt").read_text().split())
-def test_every_old_target_has_a_name_of_today(target):
+def test_every_old_name_has_a_new_one(target):
     name = current_name(target)
     module, _, attribute = name.rpartition(".")
     found = getattr(import_module(module), attribute)
     assert f"{found.__module__}.{found.__qualname__}" == name
-    assert updated({"part": [{"_target_": target}]})["part"][0]["_target_"] == name
+    assert update_saved_config({"part": [{"_target_": target}]})["part"][0]["_target_"] == name

@@ -10,7 +10,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from diffguide.config.build import config_dir
-from diffguide.config.files import ConfigFiles, dotted
+from diffguide.config.files import ConfigFiles, dotted_keys
 from diffguide.config.key_comments import describe_file
 from diffguide.evaluate import main as evaluate
 from diffguide.sample import main as sample
@@ -34,7 +34,7 @@ def test_every_key_has_its_comment_and_every_group_is_of_the_command(tmp_path, c
     assert max(map(len, lines)) <= columns and len(lines) < 200
     with initialize_config_dir(config_dir(), version_base="1.3"):
         cfg = compose(name, [])
-    for key in dotted(OmegaConf.to_container(cfg)):
+    for key in dotted_keys(OmegaConf.to_container(cfg)):
         if not re.search(r"\.\d+$|_target_|_partial_", key) and not OmegaConf.is_dict(OmegaConf.select(cfg, key)):
             assert f" {key}=" in page, key
     for key, comment in describe_file(ConfigFiles(name, [config_dir()]).path(name)).keys.items():
@@ -46,7 +46,7 @@ def test_every_key_has_its_comment_and_every_group_is_of_the_command(tmp_path, c
 
 
 @pytest.mark.parametrize("said, shown, hidden", [
-    ("dataset=image_folder", ["dataset.path=... must be given: the folder", "dataset.size=64 side of what"], "backbone"),
+    ("dataset=image_folder", ["dataset.path=... must be given: the folder", "dataset.size=64 side of "], "backbone"),
     ("guidance=apg", ["guidance/rule=apg", "guidance.rule.norm_threshold=15 largest", "guidance.interval=[0,inf]"], "seed"),
     ("sampler=heun", ["sampler.steps=18 steps from noise to data", "sampler.grid.rho=7 exponent"], "guidance"),
     ("objective/weight=p2", ["objective.weight.gamma=1 how strongly", "objective.weight.k=1"], "objective.p_uncond"),
@@ -57,7 +57,7 @@ def test_every_key_has_its_comment_and_every_group_is_of_the_command(tmp_path, c
     ("sampler.steps", ["sampler.steps=18 steps from noise to data"], "churn"),
     ("seed=3", ["seed=3 of weights, data order and noise"], "training"),
     ("name", ["name=<dataset> of the run"], "seed"),
-    ("p_uncond", ["p_uncond=<guidance> probability"], "seed"),
+    ("p_uncond", ["p_uncond=null probability"], "seed"),
 ])  # fmt: skip
 def test_one_word_is_explained_alone(tmp_path, command, said, shown, hidden):
     done = command(train, "--help", said, at=tmp_path)
@@ -65,12 +65,12 @@ def test_one_word_is_explained_alone(tmp_path, command, said, shown, hidden):
     assert hidden not in done.out
 
 
-def test_values_that_follow_others(tmp_path, command):
-    done = command(train, "dataset=gmm2d", "--help", "name", "--resolve", "p_uncond", at=tmp_path)
-    assert "name=gmm2d " in words(done.out) and "p_uncond=0.1 " in words(done.out)
+def test_resolve_shows_the_values_of_references(tmp_path, command):
+    done = command(train, "dataset=gmm2d", "--help", "name", "--resolve", "backbone.num_classes", at=tmp_path)
+    assert "name=gmm2d " in words(done.out) and "backbone.num_classes=4 " in words(done.out)
 
 
-def test_options_of_the_users_own(tmp_path, command):
+def test_help_shows_the_options_of_the_user(tmp_path, command):
     (tmp_path / "mine/guidance").mkdir(parents=True)
     (tmp_path / "mine/guidance/steep.yaml").write_text("# steeper\n_target_: my.Steep\nslope: 3  # per level\n")
     done = command(sample, "--help", "guidance=steep", "--config-dir", "mine", at=tmp_path)
@@ -84,8 +84,8 @@ def test_a_misspelt_word_is_explained(tmp_path, command):
     assert done.code == 1 and "objective is no choice of this command" in done.err
 
 
-def test_a_reader_that_has_seen_enough():
-    """--help | head says nothing of a broken pipe."""
+def test_a_closed_pipe_prints_no_error():
+    """--help | head prints no error."""
     script = Path(sysconfig.get_path("scripts")) / "diffguide-train"
     done = subprocess.run(f"{script} --help --hydra-help | true", shell=True, capture_output=True, text=True)
     assert done.stderr == ""

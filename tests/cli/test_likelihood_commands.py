@@ -7,7 +7,7 @@ import pytest
 from diffguide.evaluate import main as evaluate
 
 
-def test_from_the_command_line(command, tmp_path):
+def test_vectors_have_likelihoods_by_every_method(command, tmp_path):
     """Bound, ODE and exact density of an oracle on exact samples of itself."""
     done = command(
         evaluate, "oracle=gmm2d", "schedule=cosine", "metric=likelihood", "metric.elbo.levels=8", "metric.elbo.pilot=4",
@@ -24,7 +24,7 @@ def test_from_the_command_line(command, tmp_path):
     assert len(record["curve"]) == 8 and (tmp_path / done.folder / "elbo_start.png").exists()
 
 
-def test_digits_from_the_command_line(command, at):
+def test_digits_have_likelihoods_in_bits_per_dimension(command, at):
     """A trained network: bound and ODE side by side, in bits/dim."""
     done = command(
         evaluate, "checkpoint=outputs/train/digits/v001", "metric=likelihood", "metric.elbo.levels=4", "metric.elbo.pilot=2",

@@ -51,7 +51,7 @@ def three() -> EvalContext:
 
 
 def told(metric, subject) -> list[tuple[int, int, str, int]]:
-    """What a measurement says of itself, with the evaluations by then."""
+    """The progress messages of a measurement, each with the evaluations so far."""
     says = []
     subject.progress = lambda *now: says.append((*now, subject.evaluations))
     metric.measure(subject)
@@ -71,7 +71,7 @@ def test_the_bound_counts_levels_of_the_pilot_run_and_then_examples():
 
 
 @pytest.mark.parametrize("solver", [FixedGrid(4), Adaptive(1e-3, 1e-3, 500)], ids=["fixed", "adaptive"])
-def test_an_ode_says_how_far_it_went(solver):
+def test_an_ode_reports_its_progress(solver):
     says = told(flow(solver), plane())
     done, spent = [now[0] for now in says], [now[3] for now in says]
     assert done[0] == 0 and done[-1] == max(done) == 12 and min(done) == 0 and len(set(done)) > 4
@@ -83,17 +83,24 @@ def test_an_ode_says_how_far_it_went(solver):
         ]
 
 
-def test_the_zero_shot_classifier_says_how_far_it_is():
+def test_the_zero_shot_classifier_reports_its_progress():
     says = told(CLASSES, three())
     assert [now[0] for now in says] == sorted(now[0] for now in says) and says[-1][:3] == (12, 12, "images")
     spent = [now[3] for now in says]
     assert says[0][0] == spent[0] == 0 and max(after - before for before, after in zip(spent, spent[1:])) <= 20
 
 
-@pytest.mark.parametrize("metric, make", [
-    (BOUND, plane), (flow(FixedGrid(4)), plane), (flow(Adaptive(1e-3, 1e-3, 500)), plane), (CLASSES, three),
-], ids=["elbo", "ode", "adaptive", "zero_shot"])  # fmt: skip
-def test_a_stop_within_a_batch_loses_that_batch_alone(metric, make, tmp_path):
+@pytest.mark.parametrize(
+    "metric, make",
+    [
+        (BOUND, plane),
+        (flow(FixedGrid(4)), plane),
+        (flow(Adaptive(1e-3, 1e-3, 500)), plane),
+        (CLASSES, three),
+    ],
+    ids=["elbo", "ode", "adaptive", "zero_shot"],
+)
+def test_a_stop_within_a_batch_loses_only_that_batch(metric, make, tmp_path):
     whole, subject = make(), make()
     expected = metric.measure(whole)
     counts = []
@@ -114,8 +121,8 @@ def test_a_stop_within_a_batch_loses_that_batch_alone(metric, make, tmp_path):
     assert again.tally.evaluations < whole.tally.evaluations
 
 
-def test_a_signal_is_heard_within_the_first_batch(tmp_path, command, monkeypatch):
-    """Of the command: it stops there, says how to go on, and is then the run that nobody stopped."""
+def test_a_signal_stops_within_the_first_batch(tmp_path, command, monkeypatch):
+    """The command stops, prints the command that resumes, and then gives the figures of an uninterrupted run."""
     (tmp_path / "run/checkpoints").mkdir(parents=True)
     save(tmp_path / "run/checkpoints", CONFIG | {"dataset": CONFIG["dataset"] | {"validation": 10}})
     ask = ["checkpoint=run", "metric=elbo", "metric.levels=4", "metric.pilot=2"]
@@ -153,8 +160,8 @@ def test_a_bar_is_not_drawn_at_every_evaluation(capfd, monkeypatch):
     progress.close()
 
 
-def test_nothing_done_is_no_rate(capfd, monkeypatch):
-    """An hour to the first unit of a line every 5 s must not say that 10^9 s are left."""
+def test_no_rate_is_shown_before_the_first_example(capfd, monkeypatch):
+    """After an hour without a unit, the line must not predict 10^9 s."""
     progress = Progress("elbo", 2, "examples", every=0.0)
     progress.show(evaluations=3)
     progress.advance(1)

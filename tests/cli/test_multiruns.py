@@ -1,4 +1,4 @@
-"""Several runs of one line: where their notes lie, what is removed, and packages that launchers need."""
+"""Multiruns: the folder of their notes, what is removed, and packages of launchers."""
 
 import os
 from pathlib import Path
@@ -15,7 +15,7 @@ TINY = ["oracle=gmm2d", "n=8", "sampler.steps=2"]
 
 @pytest.fixture
 def read_only(tmp_path):
-    """A folder in which nothing can be made; for root, to whom permissions mean nothing, one of the kernel's."""
+    """A folder that is not writable; for root, which ignores permissions, a folder of the kernel."""
     folder = tmp_path / "read_only"
     folder.mkdir(mode=0o555)
     if os.geteuid() == 0:
@@ -34,10 +34,15 @@ def test_a_read_only_folder_with_the_runs_elsewhere(read_only, tmp_path, command
     assert sorted(path.name for path in (root / "sample/gmm2d").iterdir())[0].startswith("sweep_")
 
 
-@pytest.mark.parametrize("main, name, said", [
-    (train, "train", ["training.images=64"]), (sample, "sample", TINY), (evaluate, "eval", ["oracle=gmm2d"]),
-])  # fmt: skip
-def test_a_folder_of_runs_that_cannot_be_made_is_told(read_only, command, main, name, said):
+@pytest.mark.parametrize(
+    "main, name, said",
+    [
+        (train, "train", ["training.images=64"]),
+        (sample, "sample", TINY),
+        (evaluate, "eval", ["oracle=gmm2d"]),
+    ],
+)
+def test_a_folder_of_runs_that_cannot_be_created_is_one_line(read_only, command, main, name, said):
     done = command(main, "-m", *said, "seed=0,1", at=read_only)
     assert done.code == 1 and done.err.startswith(f"diffguide-{name}: output_root: cannot write "), done.err
     assert done.err.count("\n") == 1
@@ -68,8 +73,8 @@ def test_jobs_are_in_the_order_of_their_numbers(tmp_path):
     assert create_sweep_dir(names) == tmp_path / "sweep_b_v001-a_v004"
 
 
-def test_what_is_unforeseen_at_the_end_keeps_its_traceback(tmp_path, command, monkeypatch):
-    """Hydra makes a warning of it, and the command would end with code 0."""
+def test_an_unexpected_exception_at_the_end_keeps_its_traceback(tmp_path, command, monkeypatch):
+    """Hydra would turn it into a warning, and exit with code 0."""
 
     def fail(self, jobs):
         raise KeyError("ours")
@@ -79,21 +84,24 @@ def test_what_is_unforeseen_at_the_end_keeps_its_traceback(tmp_path, command, mo
     assert done.code == 1 and "Traceback" in done.err and "KeyError: 'ours'" in done.err
 
 
-@pytest.mark.parametrize("text, message", {
-    "hydra/launcher=joblib": "hydra/launcher=joblib comes with a package of its own: pip install hydra-joblib-launcher",
-    "hydra/launcher=submitit_slurm": "pip install hydra-submitit-launcher",
-    "hydra/launcher=jobib": "nearest: joblib",
-    "hydra/launcher=slurm": "options: basic; joblib with pip install hydra-joblib-launcher",
-    "hydra/sweeper=optuna": "pip install hydra-optuna-sweeper",
-    "hydra/job_logging=colorlog": "pip install hydra_colorlog",
-    "hydra/laucher=basic": "there is no group hydra/laucher; nearest: hydra/launcher",
-}.items())  # fmt: skip
+@pytest.mark.parametrize(
+    "text, message",
+    {
+        "hydra/launcher=joblib": "pip install hydra-joblib-launcher",
+        "hydra/launcher=submitit_slurm": "pip install hydra-submitit-launcher",
+        "hydra/launcher=jobib": "nearest: joblib",
+        "hydra/launcher=slurm": "options: basic, joblib",
+        "hydra/sweeper=optuna": "pip install hydra-optuna-sweeper",
+        "hydra/job_logging=colorlog": "pip install hydra_colorlog",
+        "hydra/laucher=basic": "nearest: hydra/launcher",
+    }.items(),
+)
 def test_options_of_packages_that_are_not_installed(tmp_path, command, text, message):
     done = command(train, "-m", text, "seed=0,1", at=tmp_path)
     assert done.code == 1 and message in done.err and done.err.count("\n") == 1 and list(tmp_path.iterdir()) == []
 
 
-def test_side_by_side(tmp_path, command):
+def test_parallel_jobs_are_sorted_by_their_numbers(tmp_path, command):
     """With the launcher of joblib, where it is installed: the first job is the slowest."""
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
     said = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "oracle=gmm2d", "n=500", "sampler.steps=100,0,2,3"]

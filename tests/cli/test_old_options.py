@@ -1,4 +1,4 @@
-"""Old names of options: the command takes the new one and says so once; in a file the error names the new one."""
+"""Old names of options: the command uses the new one and prints one notice; in a file the error names the new one."""
 
 import pytest
 
@@ -14,12 +14,18 @@ def table(monkeypatch):
     monkeypatch.setitem(old_names.OPTIONS, "guidance", {"plain": "none", "old": "cfg", "gone": "nowhere"})
 
 
-@pytest.mark.parametrize("typed, notices", [
-    (["guidance=plain"], ["guidance=plain is now guidance=none"]),
-    (["-m", "guidance=plain,old,'old',apg"], ["guidance=plain is now guidance=none", "guidance=old is now guidance=cfg"]),
-    (["guidance=compose", "guidance@guidance.parts.cfg=plain", "~guidance.parts"], None),
-])  # fmt: skip
-def test_an_old_option_is_taken_as_the_new_one(tmp_path, command, typed, notices):
+@pytest.mark.parametrize(
+    "typed, notices",
+    [
+        (["guidance=plain"], ["guidance=plain is now guidance=none"]),
+        (
+            ["-m", "guidance=plain,old,'old',apg"],
+            ["guidance=plain is now guidance=none", "guidance=old is now guidance=cfg"],
+        ),
+        (["guidance=compose", "guidance@guidance.parts.cfg=plain", "~guidance.parts"], None),
+    ],
+)
+def test_an_old_option_is_renamed_with_a_notice(tmp_path, command, typed, notices):
     done = command(sample, *ORACLE, *typed, at=tmp_path)
     if notices is not None:
         assert done.code == 0, done.err
@@ -27,14 +33,14 @@ def test_an_old_option_is_taken_as_the_new_one(tmp_path, command, typed, notices
         assert done.err.count(f"{notice}; ") == 1
 
 
-def test_help_and_added_choices(tmp_path, command):
+def test_help_and_added_choices_accept_old_options(tmp_path, command):
     done = command(train, "--help", "guidance=old", at=tmp_path)
     assert done.code == 0 and done.out.startswith("guidance=cfg")
     done = command(train, "+guidance=old", "--cfg", "job", at=tmp_path)
     assert "guidance=cfg, without +" in done.err
 
 
-def test_an_option_of_the_users_own_wins(tmp_path, command):
+def test_an_option_of_the_user_is_not_renamed(tmp_path, command):
     (tmp_path / "mine/guidance").mkdir(parents=True)
     (tmp_path / "mine/guidance/plain.yaml").write_text("# mine\n_target_: diffguide.guidance.Unguided\n")
     for flag in (["--config-dir", "mine"], ["--config-dir=mine"]):
@@ -47,8 +53,8 @@ def test_without_the_new_option_the_old_name_is_a_mistake(tmp_path, command):
     assert done.code == 1 and "guidance=gone" in done.err and done.err.count("\n") == 1
 
 
-def test_a_file_of_the_users_own_that_names_an_old_option(tmp_path, command):
+def test_a_file_of_the_user_may_name_an_old_option(tmp_path, command):
     (tmp_path / "mine/guidance").mkdir(parents=True)
     (tmp_path / "mine/guidance/own.yaml").write_text("defaults: [old]\n")
     done = command(sample, "--config-dir", "mine", *ORACLE, "guidance=own", at=tmp_path)
-    assert done.code == 1 and "guidance/old is now guidance/cfg" in done.err and done.err.count("\n") == 1
+    assert done.code == 1 and "its new name is guidance=cfg" in done.err and done.err.count("\n") == 1

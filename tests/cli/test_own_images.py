@@ -1,4 +1,4 @@
-"""A folder of one's own images through the real commands: looked at, trained, resumed, sampled."""
+"""A folder of images through the commands: dry run, training, resume, sampling."""
 
 import re
 from pathlib import Path
@@ -13,14 +13,23 @@ from diffguide.config.build import config_dir
 from diffguide.sample import main as sample
 from diffguide.train import main
 
-SMALL = ["dataset.size=16", "backbone.channels=8", "backbone.head_channels=8", "backbone.attention=[8]", "backbone.blocks=1",
-         "sampler.steps=2", "training.batch_size=8", "training.images=32", "training.checkpoint_images=16"]  # fmt: skip
+SMALL = [
+    "dataset.size=16",
+    "backbone.channels=8",
+    "backbone.head_channels=8",
+    "backbone.attention=[8]",
+    "backbone.blocks=1",
+    "sampler.steps=2",
+    "training.batch_size=8",
+    "training.images=32",
+    "training.checkpoint_images=16",
+]
 ODD = "my = images, 2 ö"
 
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    """Three classes in a folder with an awkward name: colours of their own, one unreadable file."""
+    """Three classes of one colour each, in a folder with an awkward name; one file is unreadable."""
     rng = numpy.random.default_rng(0)
     for k, name in enumerate(["cats", "dögs", "o, wls"]):
         (tmp_path / ODD / name).mkdir(parents=True)
@@ -54,14 +63,14 @@ def test_own_images_train_resume_and_sample(folder, command, memory):
     assert numpy.load(folder / sampled.folder / "samples.npz")["arr_0"].shape == (2, 16, 16, 3)
 
 
-def test_a_dry_run_looks_and_trains_nothing(folder, command):
+def test_a_dry_run_does_not_train(folder, command):
     done = command(main, *own("dry_run=true", "name=look"), at=folder)
     assert done.code == 0 and str(done.folder) == "outputs/dry_run/look/v001", done.err
     assert [path.name for path in (folder / "outputs").iterdir()] == ["dry_run"]
     sheet = (folder / done.folder / "data_sheet.txt").read_text()
     assert all(line in done.err for line in sheet.splitlines())
     mirrored = [line for line in sheet.splitlines() if "dataset.flip=false" in line]
-    assert [line.startswith("the network sees") for line in mirrored] == [True]
+    assert [line.startswith("network input") for line in mirrored] == [True]
     counts = [
         re.search(rf"class {k} {name}: (\d+) train / (\d+) validation", sheet)
         for k, name in enumerate(["cats", "dögs", "o, wls"])
@@ -88,11 +97,11 @@ def cost(err: str) -> tuple[int, float, float, float]:
 
 
 def test_a_dry_run_estimates_the_cost(tmp_path, command):
-    small = ["dry_run=true", "backbone.channels=16", "backbone.head_channels=16"]
-    first = command(main, *small, "training.batch_size=32", at=tmp_path)
-    double = command(main, *small, "training.batch_size=64", "training.images=6000000", at=tmp_path)
-    parts = command(main, *small, "training.batch_size=64", "training.accumulate=2", at=tmp_path)
-    network = UNet(1, None, 10, 8, 16, [1, 2], 2, [4], 16, 0.1)
+    small = ["dry_run=true", "backbone.channels=8", "backbone.head_channels=8"]
+    first = command(main, *small, "training.batch_size=16", at=tmp_path)
+    double = command(main, *small, "training.batch_size=32", "training.images=6000000", at=tmp_path)
+    parts = command(main, *small, "training.batch_size=32", "training.accumulate=2", at=tmp_path)
+    network = UNet(1, None, 10, 8, 8, [1, 2], 2, [4], 8, 0.1)
     (count, weights, activations, seconds), twice, cut = (cost(done.err) for done in (first, double, parts))
     assert weights == pytest.approx(20 * count, rel=0.01)  # weights, gradients, average, two moments; four bytes each
     assert twice[:2] == cut[:2] == (count, weights)
@@ -102,23 +111,22 @@ def test_a_dry_run_estimates_the_cost(tmp_path, command):
 
 
 def test_a_long_dry_run_shows_the_sheet_first_and_names_a_smaller_backbone(tmp_path, command):
-    """For vectors, whose smaller option is one of the same kind; where none fits, that is said."""
+    """For vectors the smaller option is an MLP too; without one, the report says so."""
     (tmp_path / "mine/backbone").mkdir(parents=True)
     wide = Path(config_dir(), "backbone/mlp.yaml").read_text().replace("width: 128", "width: 512")
     (tmp_path / "mine/backbone/wide.yaml").write_text(wide)
-    long = ["--config-dir", str(tmp_path / "mine"), "dry_run=true", "dataset=gmm2d", "training.images=10000000000"]
+    long = ["--config-dir", str(tmp_path / "mine"), "dry_run=true", "dataset=gmm2d", "training.batch_size=32",
+            "training.images=10000000000"]  # fmt: skip
     done = command(main, *long, "backbone=wide", at=tmp_path)
     assert done.code == 0, done.err
-    places = [
-        done.err.index(text) for text in ("the network sees", "timing 4/4 steps", "parameters: ", "backbone=mlp (")
-    ]
+    places = [done.err.index(text) for text in ("network input", "timing 4/4 steps", "parameters: ", "backbone=mlp (")]
     assert places == sorted(places) and "more than an hour" in done.err
     done = command(main, *long, "backbone=mlp", "backbone.width=8", at=tmp_path)
     assert done.code == 0 and "no smaller backbone" in done.err, done.err
 
 
 @pytest.mark.parametrize("arguments", [["experiment=gmm2d"], ["guidance=none", "backbone.num_classes=0"]])
-def test_a_dry_run_of_anything(tmp_path, command, arguments):
+def test_a_dry_run_accepts_every_objective(tmp_path, command, arguments):
     done = command(main, "dry_run=true", *arguments, at=tmp_path)
     assert done.code == 0, done.err
     assert Image.open(tmp_path / done.folder / "contact_sheet.png").size[0] > 100

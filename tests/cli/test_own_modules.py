@@ -1,4 +1,4 @@
-"""Classes of the user's own, in the working folder or beside their configuration: found where they are named, never else."""
+"""Classes of the user, in the working folder or the folder of a configuration file: found only if they are named."""
 
 import json
 import os
@@ -27,8 +27,15 @@ class Half(ClassifierFree):
 class Net(MLP):
     pass
 """
-SHORT = ["dataset=gmm2d", "backbone=mlp", "backbone.width=8", "training.images=64", "training.batch_size=32",
-         "training.checkpoint_images=32", "sampler.steps=2"]  # fmt: skip
+SHORT = [
+    "dataset=gmm2d",
+    "backbone=mlp",
+    "backbone.width=8",
+    "training.images=64",
+    "training.batch_size=32",
+    "training.checkpoint_images=32",
+    "sampler.steps=2",
+]
 OWN = ["--config-dir", "conf"]
 
 
@@ -45,7 +52,7 @@ def at(tmp_path) -> Path:
 
 
 def test_one_file_is_enough_to_train_and_sample(at, command):
-    """Labels are dropped because the class says that it needs it; the checkpoint itself names nothing foreign."""
+    """Training drops labels because the class has needs_null; the checkpoint names no foreign class."""
     done = command(train, *OWN, "guidance=mine", *SHORT, at=at)
     assert done.code == 0, done.err
     config = OmegaConf.load(at / done.folder / "config.yaml")
@@ -58,7 +65,7 @@ def test_one_file_is_enough_to_train_and_sample(at, command):
     assert (at / half.folder / "samples.npz").read_bytes() == (at / full.folder / "samples.npz").read_bytes()
 
 
-def test_nothing_stays_behind(at, command):
+def test_modules_of_the_user_are_forgotten_after_a_command(at, command):
     before = list(sys.path), list(sys.meta_path), set(os.environ)
     assert command(sample, *OWN, "guidance=mine", "oracle=gmm2d", "n=2", "sampler.steps=2", at=at).code == 0
     assert before == (list(sys.path), list(sys.meta_path), set(os.environ))
@@ -84,13 +91,16 @@ def test_a_module_named_on_the_command_line(at, command):
     assert done.code == 0, done.err
 
 
-@pytest.mark.parametrize("target, message", {
-    "json.Half": "an installed module json goes before",
-    "half_gide.Half": "a module of your own is looked for in ",
-    "half_guide.Hlaf": "nearest: Half",
-    "wandb.Half": "SystemExit",
-}.items())  # fmt: skip
-def test_what_cannot_be_imported_is_told(at, command, target, message):
+@pytest.mark.parametrize(
+    "target, message",
+    {
+        "json.Half": "the installed module json hides",
+        "half_gide.Half": "modules of your own are searched in ",
+        "half_guide.Hlaf": "nearest: Half",
+        "wandb.Half": "SystemExit",
+    }.items(),
+)
+def test_an_import_error_names_the_searched_folders(at, command, target, message):
     (at / "wandb.py").write_text("raise ImportError('SystemExit')")
     (at / "conf/guidance/mine.yaml").write_text(f"_target_: {target}\n")
     done = command(sample, *OWN, "guidance=mine", "oracle=gmm2d", "n=2", at=at)
@@ -98,7 +108,7 @@ def test_what_cannot_be_imported_is_told(at, command, target, message):
 
 
 def test_a_checkpoint_runs_no_code_that_the_user_did_not_name(at, command):
-    """A stranger's checkpoint beside a stranger's module: refused before the import, until the name is trusted."""
+    """A foreign checkpoint with a foreign module: an error before the import, until the name is trusted."""
     done = command(train, "guidance=none", *SHORT, "backbone._target_=half_guide.Net", at=at)
     assert done.code == 0 and (at / "ran").exists(), done.err
     (at / "ran").unlink()
@@ -114,11 +124,11 @@ def test_a_checkpoint_runs_no_code_that_the_user_did_not_name(at, command):
 
 
 def test_an_installed_module_is_never_shadowed(at, command):
-    """Though json.py and wandb.py lie in the working folder, a library that asks for them there gets its own, or none."""
+    """With json.py and wandb.py in the working folder, a library still imports the installed module, or none."""
     (at / "half_guide.py").write_text(HALF + "\nimport json\nassert json.loads('1') == 1\n")
     done = command(sample, *OWN, "guidance=mine", "oracle=gmm2d", "n=2", "sampler.steps=2", at=at)
     assert done.code == 0, done.err
-    with own_modules.searching(["half_guide.Half"], [at]):
+    with own_modules.search_user_modules(["half_guide.Half"], [at]):
         with pytest.raises(ModuleNotFoundError):
             __import__("besides_nothing")
         with pytest.raises(ModuleNotFoundError):
@@ -128,15 +138,15 @@ def test_an_installed_module_is_never_shadowed(at, command):
 
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
 def test_processes_find_the_module(at, method):
-    """Readers of data get objects of the user's classes: whose module, and what that imported, they find as well."""
+    """Worker processes that unpickle objects of a user's class find its module and the imports of that."""
     code = f"""
 import multiprocessing, sys
 from diffguide.nodes import user_modules as own_modules
 def look(value, queue):
     queue.put((type(value).__module__, value.share()))
 if __name__ == "__main__":
-    with own_modules.searching(["readers.Reader"], [{str(at)!r}]):
-        with own_modules.importing("readers.Reader"):
+    with own_modules.search_user_modules(["readers.Reader"], [{str(at)!r}]):
+        with own_modules.allow_neighbour_imports("readers.Reader"):
             from readers import Reader
         context = multiprocessing.get_context({method!r})
         queue = context.Queue()

@@ -37,15 +37,15 @@ def composed(*overrides: str):
 def test_a_file_builds_its_class_and_takes_lists_of_layers(name, kind, said):
     """Builds its class, needs nothing of training, and takes lists of layers."""
     model = denoiser(network())
-    guided = build(composed(f"guidance={name}", "guidance/rule=apg", *said), "guidance", model)
+    guided = build(composed(f"guidance={name}", "guidance/rule=apg", *said).guidance, "guidance", model)
     assert type(guided) is kind and guided.scale == 2.0 and len(guided.perturbation.layers) == (1 if said else 4)
     assert not get_class(composed(f"guidance={name}").guidance._target_).needs_null
-    guided = build(composed(f"guidance={name}", "guidance.layers=[0,2]"), "guidance", model)
+    guided = build(composed(f"guidance={name}", "guidance.layers=[0,2]").guidance, "guidance", model)
     assert guided.perturbation.layers == (0, 2)
     for wrong, sentence in (("1", "guidance.layers must be a list"), ("[1.5]", "guidance.layers must be a list"),
                             ("[20]", r"layers must be some of the .* got \[20\]")):  # fmt: skip
         with pytest.raises(ConfigError, match=sentence):
-            build(composed(f"guidance={name}", f"guidance.layers={wrong}"), "guidance", model)
+            build(composed(f"guidance={name}", f"guidance.layers={wrong}").guidance, "guidance", model)
 
 
 @pytest.fixture(scope="module")
@@ -79,15 +79,15 @@ def test_a_trained_model_is_guided(checkpoint, tmp_path, command):
     assert np.abs(guided - plain).max() > 1 and evaluations == 2 * once
 
 
-def test_the_layers_that_there_are_can_be_asked_for(checkpoint, tmp_path, command):
+def test_an_empty_list_of_layers_prints_those_of_the_network(checkpoint, tmp_path, command):
     done = command(main, f"checkpoint={checkpoint}", "guidance=slg", "guidance.layers=[]", at=tmp_path)
     assert done.code == 1 and "residual blocks 0 to 9" in done.err and "Traceback" not in done.err, done.err
     done = command(main, f"checkpoint={checkpoint}", "guidance=slg", at=tmp_path)
     assert done.code == 1 and "guidance.layers" in done.err and "Traceback" not in done.err, done.err
 
 
-def test_what_cannot_be_perturbed_is_told_before_anything_is_written(tmp_path, command):
+def test_layers_without_attention_are_an_error_before_sampling(tmp_path, command):
     for entry, said in ((main, ["oracle=gmm2d", "n=4"]), (train, ["experiment=gmm2d"])):
         done = command(entry, *said, "guidance=pag", at=tmp_path)
-        assert done.code == 1 and "perturbs attention layers of a network" in done.err and "Traceback" not in done.err
+        assert done.code == 1 and "perturbs attention layers" in done.err and "Traceback" not in done.err
     assert list(tmp_path.iterdir()) == []

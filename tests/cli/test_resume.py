@@ -53,7 +53,7 @@ LAST = "checkpoints/0000002100.optimizer.safetensors"
 
 
 def metrics(run: Path) -> list[dict]:
-    """The lines of metrics.jsonl without what a clock says."""
+    """The lines of metrics.jsonl without their times."""
     lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
     return [{key: value for key, value in line.items() if key not in CLOCK} for line in lines]
 
@@ -153,7 +153,7 @@ def test_signals_save_and_the_resumed_run_is_the_same(short_run, tmp_path, comma
     assert metrics(tmp_path / RUN) == metrics(short_run)
 
 
-def test_a_process_that_gets_sigterm_leaves_with_143(tmp_path):
+def test_sigterm_exits_with_143(tmp_path):
     at, log = tmp_path / "home", tmp_path / "home" / RUN / "metrics.jsonl"
     process = Command(main, *TINY, "training.images=500000", "training.log_images=500", at=at)
     process.wait_for(lambda: log.exists() and log.stat().st_size)
@@ -212,10 +212,13 @@ def test_changed_amounts_are_recorded(unfinished, tmp_path, command):
     assert checkpoints.find(unfinished).stem == "0000000352"
 
 
-@pytest.mark.parametrize("every, good, message", [
-    (320, [], "not finite at step 3 (96 images), noise level sigma/alpha"),
-    (32, [32, 64], "the held-out loss is nan after 96 images; the last good checkpoint is"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "every, good, message",
+    [
+        (320, [], "not finite at step 3 (96 images), noise level sigma/alpha"),
+        (32, [32, 64], "the held-out loss is nan after 96 images; the last good checkpoint is"),
+    ],
+)
 def test_a_run_that_diverges_stops_and_keeps_its_good_checkpoints(tmp_path, command, monkeypatch, every, good, message):
     """A third step that leads out of all numbers."""
     monkeypatch.setattr(LearningRatePlan, "rate_at", lambda self, images, *_: 1e-3 if images < 64 else 1e30)
@@ -224,10 +227,10 @@ def test_a_run_that_diverges_stops_and_keeps_its_good_checkpoints(tmp_path, comm
     assert [int(path.stem) for path in checkpoints.list_checkpoints(tmp_path / RUN / "checkpoints")] == good
 
 
-def test_a_full_disk_is_told_and_leaves_no_half_file(tmp_path, command):
-    """A limit on the size of a file stands in for the disk."""
+def test_a_full_disk_is_one_line_and_leaves_no_partial_file(tmp_path, command):
+    """A limit on the file size simulates a full disk."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
     try:
         done = command(main, *SHORT, at=tmp_path)
     finally:
@@ -238,7 +241,7 @@ def test_a_full_disk_is_told_and_leaves_no_half_file(tmp_path, command):
     assert list((tmp_path / RUN / "checkpoints").iterdir()) == []
 
 
-def test_a_folder_that_disappears_is_told(tmp_path, command):
+def test_a_folder_that_disappears_is_one_line(tmp_path, command):
     log, end = tmp_path / RUN / "metrics.jsonl", time.monotonic() + 120
 
     def move():
@@ -254,7 +257,7 @@ def test_a_folder_that_disappears_is_told(tmp_path, command):
     assert done.code == 1 and "Traceback" not in done.err and not (tmp_path / RUN).exists()
 
 
-def test_a_read_only_run_is_told(unfinished, tmp_path, command, monkeypatch):
+def test_a_read_only_run_is_one_line(unfinished, tmp_path, command, monkeypatch):
     """For root, to whom nothing is read-only, the system's refusal is played."""
     unfinished.chmod(0o555)
     opened = os.open

@@ -54,18 +54,18 @@ def opinionated(home) -> Denoiser:
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS.values(), ids=SAMPLERS)
-def test_an_image_depends_on_its_seed_alone(opinionated, sampler):
+def test_an_image_depends_on_its_seed_only(opinionated, sampler):
     guided = ClassifierFree(opinionated, 3.0, (0.0, float("inf")))
-    seeds, labels = list(range(100, 164)), [i % 10 for i in range(64)]
-    together = torch.cat(list(generate(guided, sampler, seeds, labels, (1, 8, 8), 64)))
+    seeds, labels = list(range(100, 124)), [i % 10 for i in range(24)]
+    together = torch.cat(list(generate(guided, sampler, seeds, labels, (1, 8, 8), 24)))
     by_seven = torch.cat(list(generate(guided, sampler, seeds, labels, (1, 8, 8), 7)))
-    alone = torch.cat(list(generate(guided, sampler, seeds[40:42], labels[40:42], (1, 8, 8), 1)))
+    alone = torch.cat(list(generate(guided, sampler, seeds[15:17], labels[15:17], (1, 8, 8), 1)))
     torch.testing.assert_close(by_seven, together, rtol=0, atol=1e-5)
-    torch.testing.assert_close(alone, together[40:42], rtol=0, atol=1e-5)
+    torch.testing.assert_close(alone, together[15:17], rtol=0, atol=1e-5)
     assert (together[0] - together[10]).abs().max() > 0.1  # another seed, the same class, another image
 
 
-def test_the_literal_command(home, command):
+def test_the_command_of_the_front_page_runs(home, command):
     done = command(main, "checkpoint=outputs/train/digits/v001", "guidance=cfg", "guidance.scale=3", "sampler=heun",
                    "sampler.steps=18", "name=literal", at=home)  # fmt: skip
     assert done.code == 0, done.err
@@ -89,7 +89,7 @@ def test_the_literal_command(home, command):
     assert Image.open(folder / "grid.png").size[0] > 8 * 48
 
 
-def test_one_image_alone(home, command):
+def test_one_image_is_sampled(home, command):
     common = ["checkpoint=outputs/train/digits/v001", "guidance=cfg", "sampler=ddpm", "sampler.steps=8", "name=alone"]
     many = command(main, *common, "n=12", "batch_size=5", at=home)
     one = command(main, *common, "n=1", "seed=7", "labels=[7]", at=home)
@@ -106,19 +106,20 @@ def test_a_sweep_leaves_a_contact_sheet_and_a_table(home, command):
     with open(home / done.folder / "sweep.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["guidance.scale"] for row in rows] == ["0", "1", "2", "4", "8"]
+    # wide steps: one; one side at 0 and 1
     assert [float(row["network_evaluations"]) for row in rows] == [
         7,
         7,
         14,
         14,
         14,
-    ]  # wide steps: one; one side at 0 and 1
+    ]
     sheet = Image.open(home / done.folder / "contact_sheet.png")
     assert sheet.size[0] > 5 * 48 and sheet.size[1] > 20 * 48
     assert not (home / "outputs/.sweeps").exists()
 
 
-def test_a_sweep_over_models_and_labels(home, command):
+def test_a_sweep_may_vary_models_and_labels(home, command):
     """Two runs whose folders have one name, and labels that differ from run to run."""
     models = "checkpoint=outputs/train/digits/v001,./outputs/train/digits/v001"
     done = command(main, "-m", models, "labels=[3],balanced", "n=6", "sampler.steps=2", "name=models", at=home)
@@ -161,10 +162,10 @@ def test_vectors_are_written_as_they_are(home, command):
 REFUSED = {
     "no checkpoint": ([], "checkpoint is missing"),
     "nowhere": (["checkpoint=nowhere"], "no checkpoint at nowhere"),
-    "several": (["checkpoint=[a,b]"], "checkpoint must be one run, got a list: sample several with -m checkpoint=a,b"),
+    "several": (["checkpoint=[a,b]"], "use -m checkpoint=a,b"),
     "several without -m": (
         ["checkpoint=a/v001,b/v001"],
-        "there is no a/v001,b/v001; sample several with -m checkpoint=a/v001,b",
+        "use -m checkpoint=a/v001,b/v001",
     ),
     "unknown class": (["checkpoint=outputs/train/digits/v001", "labels=[12]"], "there is no class 12"),
     "no class": (["checkpoint=outputs/train/digits/v001", "labels=-1"], "labels=null is no condition"),
@@ -174,7 +175,7 @@ REFUSED = {
     "too many steps": (["checkpoint=outputs/train/digits/v001", "sampler.steps=1000000000"], "steps must be a whole"),
     "no batch": (["checkpoint=outputs/train/digits/v001", "batch_size=0"], "batch_size must be a whole number"),
     "no steps": (["checkpoint=outputs/train/digits/v001", "sampler.steps=0"], "steps must be a whole number"),
-    "never dropped": (["checkpoint=outputs/train/gmm2d/v001", "guidance=cfg"], "never dropped its label"),
+    "never dropped": (["checkpoint=outputs/train/gmm2d/v001", "guidance=cfg"], "train with guidance=cfg"),
     "no null": (["checkpoint=outputs/train/gmm2d/v001", "labels=null"], "labels=null needs"),
     "bad interval": (
         ["checkpoint=outputs/train/digits/v001", "guidance=cfg", "guidance.interval=[3,1]"],
@@ -197,13 +198,13 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("arguments, message", REFUSED.values(), ids=REFUSED)
-def test_bad_input_is_told(home, command, arguments, message):
+def test_invalid_input_is_one_line(home, command, arguments, message):
     done = command(main, *arguments, at=home)
     assert done.code == 1 and message in done.err and "Traceback" not in done.err
     assert done.out == "" and len([line for line in done.err.splitlines() if line]) <= 6
 
 
-def test_labels_are_balanced_listed_or_all():
+def test_labels_are_balanced_all_or_a_list():
     assert resolve_labels("balanced", 5, ["a", "b", "c"]) == [0, 1, 2, 0, 1]
     assert resolve_labels("all", 5, ["a", "b", "c"]) == [0, 0, 1, 1, 2]
     assert resolve_labels(["c", 0], 3, ["a", "b", "c"]) == [2, 0, 2]

@@ -3,10 +3,11 @@
 import os
 import shutil
 import signal
+import socket
 import subprocess
-import sys
 import sysconfig
 import time
+from collections.abc import Callable
 from contextlib import chdir
 from functools import partial
 from pathlib import Path
@@ -15,7 +16,7 @@ import numpy
 import pytest
 import torch
 from forked import Command
-from process_faults import kill_in_removal, kill_in_write
+from process_faults import become_rank, fail_in_batch, kill_in_removal, kill_in_write
 
 from diffguide.sample import main
 from diffguide.sampling.run import SampleWriter
@@ -26,6 +27,7 @@ MODEL = Path("outputs/train/digits/v001")
 RUN = Path("outputs/sample/digits/v001")
 FILES = {"samples.npz", "manifest.jsonl", "grid.png", "trajectory.gif"}
 LONG = [f"checkpoint={MODEL}", "n=300", "batch_size=16", "sampler=ddpm", "sampler.steps=6", "trajectory=true"]
+OWN, TORCHRUN = {}, {"TORCHELASTIC_RUN_ID": "none"}  # what our launcher and torchrun set besides the ranks
 TWO = ["engine.accelerator=cpu", "engine.devices=2", "engine.strategy=ddp"]
 
 
@@ -59,8 +61,9 @@ def shards(run: Path) -> list[str]:
 
 def start(at: Path, *arguments: str, program: str | Path = SAMPLE) -> subprocess.Popen:
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.Popen([program, *arguments], cwd=at, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                            env=environment)  # fmt: skip
+    return subprocess.Popen(
+        [program, *arguments], cwd=at, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment
+    )
 
 
 def finish(process: subprocess.Popen, code: int = 0) -> tuple[str, str]:
@@ -69,11 +72,20 @@ def finish(process: subprocess.Popen, code: int = 0) -> tuple[str, str]:
     return out, err
 
 
-def wait_for(condition, process: subprocess.Popen) -> None:
-    end = time.monotonic() + 100
-    while not condition() and process.poll() is None:
-        assert time.monotonic() < end
-        time.sleep(0.002)
+def start_two(
+    at: Path, *arguments: str, launcher: dict[str, str], disturb: Callable[[], None] | None = None
+) -> list[Command]:
+    """Two processes as a launcher starts them; `disturb` is called in the second."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    prepare = [partial(become_rank, 0, port, launcher), partial(become_rank, 1, port, launcher, disturb)]
+    return [Command(main, *arguments, *TWO, at=at, prepare=prepare[k], suffix=f".{k}") for k in (0, 1)]
+
+
+def finish_two(processes: list[Command], code: int = 0) -> tuple[str, str]:
+    """Waits for both, of which the first ends with this code; returns what the second and then the first printed."""
+    (first_out, first_err), (second_out, second_err) = processes[0].finish(code), processes[1].finish()
+    return second_out + first_out, second_err + first_err
 
 
 SHARD, ARCHIVE = ("numpy", "savez"), ("diffguide.sampling.outputs", "write_archive")
@@ -148,13 +160,13 @@ def test_a_signal_at_the_end_stops_before_the_archive(at, whole, command, monkey
 
     monkeypatch.setattr(SampleWriter, "begin_batch", interrupted)
     done = command(main, *LONG, at=at)
-    assert done.code == 143 and "SIGTERM after all 300 samples, before they were merged; continue with" in done.err
+    assert done.code == 143 and "SIGTERM after all 300 samples" in done.err and "continue with" in done.err
     monkeypatch.undo()
     assert command(main, f"resume={RUN}", at=at).code == 0
     assert contents(at / RUN) == whole
 
 
-def test_shards_appear_while_it_runs_and_sigterm_leaves_with_143(at):
+def test_shards_are_written_during_the_run_and_sigterm_exits_with_143(at):
     """n = 2000 streams: a real process, stopped in the middle, its finished batches on the disk."""
     process = Command(main, f"checkpoint={MODEL}", "n=2000", "batch_size=50", "sampler.steps=30", at=at)
     process.wait_for(lambda: len(shards(at / RUN)) >= 3)
@@ -169,7 +181,7 @@ def test_shards_appear_while_it_runs_and_sigterm_leaves_with_143(at):
 
 
 def test_two_processes_write_what_one_writes(at, whole):
-    """The own launcher; 19 batches, so that the last round has work for one of them. One line on stdout."""
+    """With the launcher of diffguide; 19 batches, so that the last round has one for only one process."""
     out, err = finish(start(at, *LONG, *TWO))
     assert out == f"{RUN}\n" and err.count("300 samples") == 0
     assert contents(at / RUN) == whole
@@ -177,6 +189,7 @@ def test_two_processes_write_what_one_writes(at, whole):
 
 @pytest.mark.slow
 def test_torchrun_resumes_the_run_of_one_process(at, whole, command, monkeypatch):
+    """Its two processes; torchrun itself starts those of a training in test_devices.py."""
     begin = SampleWriter.begin_batch
 
     def interrupted(self, first):
@@ -188,59 +201,39 @@ def test_torchrun_resumes_the_run_of_one_process(at, whole, command, monkeypatch
     assert command(main, *LONG, at=at).code == 143
     for name in shards(at / RUN)[1:3]:  # what is there need not be a beginning
         (at / RUN / "shards" / name).unlink()
-    torchrun = ["--nproc-per-node=2", "--no-python", SAMPLE]
-    out, _ = finish(start(at, *torchrun, f"resume={RUN}", *TWO, program=SCRIPTS / "torchrun"))
+    out, _ = finish_two(start_two(at, f"resume={RUN}", launcher=TORCHRUN))
     assert out == f"{RUN}\n"
     assert contents(at / RUN) == whole
 
 
 @pytest.mark.slow
-def test_a_signal_to_one_process_stops_both(at, whole):
-    process = start(at, *LONG, "sampler.steps=60", *TWO)
-    wait_for(lambda: len(shards(at / RUN)) >= 2, process)
-    process.send_signal(signal.SIGTERM)
-    out, err = finish(process, 143)
+def test_a_signal_to_one_process_stops_both_processes(at, whole):
+    processes = start_two(at, *LONG, "sampler.steps=60", launcher=OWN)
+    processes[0].wait_for(lambda: len(shards(at / RUN)) >= 2)
+    processes[0].send_signal(signal.SIGTERM)
+    out, err = finish_two(processes, 143)
     assert out == f"{RUN}\n" and err.count("continue with: diffguide-sample resume=") == 1 and "Traceback" not in err
     assert len(shards(at / RUN)) % 2 == 0
 
 
-SECOND_RANK = """
-import errno, os, signal, sys
-import numpy
-from diffguide.sample import main
-from diffguide.sampling.run import SampleWriter
-begin, savez = SampleWriter.begin_batch, numpy.savez
-def full(path, **arrays):
-    raise OSError(errno.ENOSPC, "No space left on device")
-def disturbed(self, first):
-    if first == 48 and sys.argv[1] == "n=299":
-        numpy.savez = full
-    if first == 48 and sys.argv[1] == "n=300":
-        os.kill(os.getpid(), signal.SIGTERM)
-    return begin(self, first)
-if os.environ.get("LOCAL_RANK") == "1":
-    SampleWriter.begin_batch = disturbed
-main()
-"""
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("n, code, ending", [
-    (299, 1, f"diffguide-sample: cannot write {RUN}/shards/0000000048.npz: No space left on device"),
-    (300, 143, f"SIGTERM after 64 of 300 samples; continue with: diffguide-sample resume={RUN}"),
-], ids=["disk full", "signal"])  # fmt: skip
-def test_what_befalls_the_second_process_ends_both(at, n, code, ending):
-    (at / "second.py").write_text(SECOND_RANK)
-    process = start(
-        at, "second.py", f"n={n}", *(part for part in LONG if part != "n=300"), *TWO, program=sys.executable
-    )
-    _, err = finish(process, code)
+@pytest.mark.parametrize(
+    "fault, code, ending",
+    [
+        ("disk full", 1, f"diffguide-sample: cannot write {RUN}/shards/0000000048.npz: No space left on device"),
+        ("signal", 143, f"SIGTERM after 64 of 300 samples; continue with: diffguide-sample resume={RUN}"),
+    ],
+    ids=["disk full", "signal"],
+)
+def test_an_error_in_the_second_process_ends_both(at, fault, code, ending):
+    processes = start_two(at, *LONG, launcher=OWN, disturb=partial(fail_in_batch, 48, fault))
+    _, err = finish_two(processes, code)
     assert err.splitlines()[-1] == ending and err.count(ending) == 1 and "Traceback" not in err
     assert len(shards(at / RUN)) == (3 if code == 1 else 4)
 
 
-def test_all_processes_sample_the_first_ones_checkpoint(at, command, monkeypatch):
-    """One that starts later may find a newer checkpoint: it takes what it is told."""
+def test_all_processes_sample_the_checkpoint_of_the_first(at, command, monkeypatch):
+    """A process that starts later may find a newer checkpoint; it uses that of the first."""
     from diffguide.sampling.job import SamplingJob
 
     few = ["n=4", "sampler.steps=2", "trajectory=true"]

@@ -60,7 +60,7 @@ def test_a_run_writes_its_files_and_samples_at_the_floor(tmp_path, command):
     assert "wasserstein_2 0." in done.err and "energy_distance_floor" in done.err
 
 
-def test_few_steps_are_further_off(tmp_path, command):
+def test_fewer_steps_have_a_larger_error(tmp_path, command):
     def distance(steps: int) -> float:
         done = command(main, "oracle=gmm2d", "sampler=euler", f"sampler.steps={steps}", "n=400", at=tmp_path)
         return metrics(tmp_path / done.folder)["sliced_wasserstein_2"]["distance"]
@@ -69,7 +69,7 @@ def test_few_steps_are_further_off(tmp_path, command):
     assert few > 1.5 * more and more > 1.2 * many
 
 
-def test_guidance_leaves_the_law_and_the_file_says_so(tmp_path, command):
+def test_guidance_changes_the_distribution_and_the_file_states_it(tmp_path, command):
     """On the line between N(0, 1) and N(0, 2) / 2 + N(0, 1) / 2, guided at 8: narrower than the class."""
     done = command(main, "oracle=pair1d", "guidance=cfg", "guidance.scale=8", "labels=[0]", "n=300", "trajectory=true",
                    "sampler.steps=8", at=tmp_path)  # fmt: skip
@@ -96,7 +96,7 @@ def test_an_oracle_is_sampled_in_double_precision(tmp_path, command, monkeypatch
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "flow", "linear"])
-def test_another_schedule_leads_to_the_same_law(tmp_path, command, schedule):
+def test_another_schedule_gives_the_same_distribution(tmp_path, command, schedule):
     done = command(main, "oracle=cfg_figure", f"schedule={schedule}", "n=400", "sampler.steps=30", at=tmp_path)
     assert done.code == 0, done.err
     found = metrics(tmp_path / done.folder)["sliced_wasserstein_2"]
@@ -152,7 +152,7 @@ def test_a_sweep_has_the_figures_as_columns(tmp_path, command):
     assert Image.open(tmp_path / done.folder / "contact_sheet.png").size[0] > 800
 
 
-def test_images_that_explode_are_told(tmp_path, command):
+def test_images_that_are_not_finite_print_a_note(tmp_path, command):
     arguments = ["oracle=empirical", "guidance=cfg", "n=8", "sampler.steps=4"]
     done = command(main, *arguments, "guidance.scale=1e300", at=tmp_path)
     assert done.code == 0 and "of the 8 samples from 0 on are not finite" in done.err, done.err
@@ -161,19 +161,19 @@ def test_images_that_explode_are_told(tmp_path, command):
 
 
 @pytest.mark.parametrize("sweep", ["oracle=cfg_figure,gmm2d", "oracle=autoguidance_tree oracle.depth=1,2"])
-def test_different_laws_have_a_table_but_no_common_picture(tmp_path, command, sweep):
+def test_different_distributions_have_a_table_but_no_common_picture(tmp_path, command, sweep):
     """Of different classes, and of the same classes with another law to be drawn under them."""
     done = command(main, "-m", *sweep.split(), "n=8", "sampler.steps=2", "labels=null", at=tmp_path)
     assert done.code == 0 and "Warning" not in done.err, done.err
     assert {path.name for path in (tmp_path / done.folder).iterdir()} == {"sweep.csv"}
 
 
-def test_one_law_has_a_common_picture(tmp_path, command):
+def test_one_distribution_has_a_common_picture(tmp_path, command):
     alone = command(main, "-m", "oracle=cfg_figure", "n=8", "sampler.steps=2,3", at=tmp_path)
     assert (tmp_path / alone.folder / "contact_sheet.png").is_file()
 
 
-def test_a_run_that_is_continued_is_the_same_run(tmp_path, command, monkeypatch):
+def test_a_resumed_run_has_the_same_samples(tmp_path, command, monkeypatch):
     """After SIGTERM, and after a death between metrics.json and samples.npz."""
     whole = command(main, *GMM, "name=whole", at=tmp_path)
     begin = SampleWriter.begin_batch
@@ -222,7 +222,7 @@ def begun(tmp_path, command, monkeypatch) -> Path:
     "other weights": (["weights=objective"], "cannot change weights"),
     "data": (["dataset=digits"], "cannot change dataset"),
 }.values())  # fmt: skip
-def test_what_is_continued_is_not_changed(begun, tmp_path, command, arguments, message):
+def test_a_resumed_run_keeps_its_fixed_keys(begun, tmp_path, command, arguments, message):
     done = command(main, f"resume={begun}", *arguments, at=tmp_path)
     assert done.code == 1 and message in done.err and "Traceback" not in done.err, done.err
 
@@ -244,40 +244,39 @@ def test_a_changed_run_folder_is_refused(begun, tmp_path, command, key, node):
 
 
 REFUSED = {
-    "neither": ([], "checkpoint is missing: give checkpoint=outputs/train/<name>/v001, the folder of a training run, or "
-                "oracle=<name>"),
-    "both": (["oracle=gmm2d", "checkpoint=x"], "checkpoint and oracle are two models: give one of them"),
+    "neither": ([], "checkpoint is missing"),
+    "both": (["oracle=gmm2d", "checkpoint=x"], "checkpoint and oracle are two models"),
     "a schedule": (["checkpoint=x", "schedule=cosine"], "schedule has no effect"),
     "a part of one": (["checkpoint=x", "schedule.rho=3"], "schedule has no effect"),
-    "data": (["checkpoint=x", "dataset=digits"], "dataset belongs to oracle=empirical"),
-    "data of another": (["oracle=gmm2d", "dataset=digits"], "takes no data"),
+    "data": (["checkpoint=x", "dataset=digits"], "only with oracle=empirical"),
+    "data of another": (["oracle=gmm2d", "dataset=digits"], "dataset has no effect with diffguide.oracles."),
     "weights": (["oracle=gmm2d", "weights=ema"], "weights has no effect"),
     "trust": (["oracle=gmm2d", "trust=[a.b]"], "trust has no effect"),
     "precision": (["oracle=gmm2d", "engine.precision=bf16-mixed"], "engine.precision=bf16-mixed has no effect"),
-    "unknown": (["oracle=gmm"], "there is no option oracle=gmm; nearest: gmm2d"),
+    "unknown": (["oracle=gmm"], "oracle=gmm; nearest: gmm2d"),
     "a key": (["oracle=gmm2d", "oracle.size=3"], "there is no key oracle.size"),
     "handed over": (["oracle=gmm2d", "+oracle.schedule=3"], "there is no key oracle.schedule"),
-    "a value": (["oracle=highdim", "oracle.std=-1"], "oracle: spread must be at least 0 and std above 0"),
-    "beyond memory": (["oracle=highdim", "oracle.dimensions=100000000000"], "oracle: what it asks for does not fit"),
+    "a value": (["oracle=highdim", "oracle.std=-1"], "oracle: spread must be at least 0"),
+    "beyond memory": (["oracle=highdim", "oracle.dimensions=100000000000"], "oracle: it does not fit into memory"),
     "beyond numbers": (["oracle=highdim", "oracle.std=1e200"], "both below 1e15, got 0.25 and 1e+200"),
     "beyond seeds": (["oracle=autoguidance_tree", "oracle.seed=9999999999"], "seed 0 to 2^32 - 1, got 7 and 9999999999"),
     "no size": (["oracle=gmm2d", "schedule=resolution_shift"], "give schedule.resolution=<value>"),
     "endless restarts": (["oracle=gmm2d", "sampler=restart", "sampler.intervals=[[0.06,0.3,2,inf]]"], "got [2, inf]"),
     "a type": (["oracle=highdim", "oracle.std=x"], "oracle.std must be a number, got 'x'"),
     "no class": (["oracle=gmm2d", "labels=[7]"], "labels: there is no class 7"),
-    "no pictures": (["oracle=gmm2d", "png=true"], "png=true needs images; this oracle makes vectors of shape [2]"),
+    "no pictures": (["oracle=gmm2d", "png=true"], "png=true needs images"),
     "no data": (["oracle=empirical", "dataset=image_folder"], "dataset.path"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("arguments, message", REFUSED.values(), ids=REFUSED)
-def test_bad_input_is_told(tmp_path, command, arguments, message):
+def test_invalid_input_is_one_line(tmp_path, command, arguments, message):
     done = command(main, *arguments, at=tmp_path)
     assert done.code == 1 and message in done.err and "Traceback" not in done.err, done.err
     assert done.out == "" and len([line for line in done.err.splitlines() if line]) == 1
 
 
-def test_a_sampler_that_cannot_go_on_says_so(tmp_path, command):
+def test_a_sampler_that_needs_too_many_evaluations_is_an_error(tmp_path, command):
     done = command(main, "oracle=pair1d", "sampler=dopri5", "sampler.max_evaluations=9", "sampler.atol=1e-12",
                    "sampler.rtol=0", "n=4", at=tmp_path)  # fmt: skip
     assert done.code == 1 and "needs more than max_evaluations=9" in done.err and "Traceback" not in done.err, done.err
@@ -290,11 +289,11 @@ def test_the_exact_covariance_is_that_of_an_unguided_oracle(tmp_path, command):
     x, _ = samples(tmp_path / done.folder)  # class 0 is N(0, 1): four steps are exact
     assert abs(x.var() - 1) < 4 * (2 / 400) ** 0.5
     done = command(main, *arguments, "guidance=cfg", at=tmp_path)
-    assert done.code == 1 and "ExactDDPM needs the exact covariance of x_0 given x_t (an oracle, unguided)" in done.err
+    assert done.code == 1 and "ExactDDPM needs the exact covariance" in done.err
 
 
 @pytest.mark.parametrize("oracle", ["gmm2d", "pair1d"])
-def test_a_run_that_explodes_is_finished_and_says_so(tmp_path, command, oracle):
+def test_a_run_that_is_not_finite_finishes_and_reports_it(tmp_path, command, oracle):
     """With its film, whose axes show what is finite."""
     done = command(main, f"oracle={oracle}", "guidance=cfg", "guidance.scale=1e300", "n=8", "sampler.steps=4",
                    "trajectory=true", at=tmp_path)  # fmt: skip

@@ -46,7 +46,7 @@ def digits() -> Digits:
 
 @pytest.fixture(scope="module")
 def law(digits) -> Empirical:
-    """The exact denoiser of the training examples: a generator that learned by heart."""
+    """The exact denoiser of the training examples: a generator that copies them."""
     return Empirical(digits.train.x, digits.train.y, Cosine(log_snr_max=12.0, log_snr_min=-10.0), 0.0)
 
 
@@ -72,8 +72,8 @@ def stored(folder: Path, images: torch.Tensor, y: torch.Tensor, header: dict) ->
     return str(folder)
 
 
-def test_a_generator_that_learned_by_heart(digits, law):
-    """All of its samples are copies, of the class that was asked for, at next to no distance; and the floor is known."""
+def test_a_generator_that_copies_its_training_data_is_detected(digits, law):
+    """All samples are copies of training examples of their class, at a distance near 0."""
     subject = EvalContext(law, digits, n=200, seed=3, batch_size=64)
     metric = quality(sampler=DDIM(grid=UniformLogSNR(), steps=30, eta=0.0))
     found = measured(metric, subject)
@@ -149,7 +149,7 @@ def test_repeats_and_noise_stand_beside_the_figures(digits, law, tmp_path):
     assert json.loads((tmp_path / "metrics.json").read_text())["figures"]["recall_pixels"]["meaningful"] is False
 
 
-def test_two_nearest_in_batches():
+def test_the_two_nearest_neighbours_do_not_depend_on_the_batch_size():
     """And what a copy is: three times as near to the first as to the second, or equal to one."""
     rng = torch.Generator().manual_seed(0)
     x, train = torch.randn(9, 5, generator=rng).double(), torch.randn(23, 5, generator=rng).double()
@@ -180,7 +180,7 @@ class Named(Features):
 
 
 @pytest.mark.parametrize("name, fd, kid", [("inception", "fid", "kid"), ("dinov2", "fd_dinov2", "kid_dinov2")])
-def test_figures_carry_the_name_of_their_features(digits, law, name, fd, kid):
+def test_figures_are_named_by_their_features(digits, law, name, fd, kid):
     """fid is inception's alone; where there are logits there is an inception score."""
     found = measured(quality(features=Named(name), compared=20), EvalContext(law, digits, n=100))
     end = "" if name == "inception" else f"_{name}"
@@ -203,13 +203,13 @@ def test_the_classification_accuracy_score(digits, law, tmp_path):
     assert right.facts["features"]["steps"] == 40 and 1 < right.figures["is_local"].value < 10
 
 
-def test_without_classes_there_are_no_figures_of_them(digits, law):
+def test_a_model_without_classes_has_no_figures_of_classes(digits, law):
     """metric.labels=null: samples of no class."""
     found = measured(quality(labels=None, classification=True), EvalContext(law, digits, n=50))
     assert "cas" not in found.figures and "agreed_labels_pixels" not in found.figures and found.facts["labels"] is None
 
 
-def test_classes_as_the_data_have_them(digits, law):
+def test_labels_may_have_the_frequencies_of_the_data(digits, law):
     """Drawn from the reference split, the same ones for the same seed."""
     metric, subject = quality(labels="data", count=3000), EvalContext(law, digits, seed=1)
     drawn = torch.tensor(metric.sample_labels(subject, law))
@@ -222,8 +222,8 @@ def test_classes_as_the_data_have_them(digits, law):
     )
 
 
-def test_what_was_stopped_is_continued(digits, law, tmp_path):
-    """Within a batch of samples; then those that were made are not made again, and every figure is the same."""
+def test_a_stopped_measurement_is_resumed(digits, law, tmp_path):
+    """After a stop within a batch, finished samples are kept, and every figure is the same."""
     subject, whole = (EvalContext(law, digits, n=60, batch_size=40) for _ in range(2))
     calls = []
 
@@ -243,21 +243,21 @@ def test_what_was_stopped_is_continued(digits, law, tmp_path):
     assert again.tally.evaluations == 60 * 4 and again.evaluations == whole.evaluations == 100 * 4
 
 
-def test_samples_that_are_not_finite_are_told(digits, law):
+def test_samples_that_are_not_finite_are_an_error(digits, law):
     class Broken(DenoiserWrapper):
         def __call__(self, x_t, t, y=None):
             found = self.denoiser(x_t, t, y)
             return found._replace(x_0=found.x_0 * math.nan)
 
-    with pytest.raises(MetricError, match="100 of the 100 samples from 0 on are not finite"):
+    with pytest.raises(MetricError, match="100 of the 100 samples"):
         measured(quality(guidance=Broken), EvalContext(law, digits, n=50))
 
 
-def test_held_out_examples_that_are_training_examples_are_told(digits, law):
+def test_held_out_examples_in_the_training_data_print_a_note(digits, law):
     """A tenth of them: then coverage and copies would mean nothing."""
     shared = Split(torch.cat([digits.validation.x[:80], digits.train.x[:20]]), torch.zeros(100, dtype=torch.long))
     data = Dataset(digits.train, shared, digits.test, digits.class_names)
-    with pytest.raises(MetricError, match="20 of the 100 validation examples are training examples too"):
+    with pytest.raises(MetricError, match="20 of the 100 validation examples"):
         measured(quality(), EvalContext(law, data))
     assert comparison.check_overlap(EvalContext(law, digits, n=100)).shape == (100, 2)
 
@@ -267,17 +267,17 @@ def vectors() -> EvalContext:
 
 
 REFUSED = {
-    "vectors": ({}, vectors, "metric=quality needs images.* vectors of shape \\[2\\]"),
-    "train": ({}, {"split": "train"}, "trained on split=train"),
-    "few samples": ({"count": 64}, {}, "metric.count: 64 samples are too few for 64 features of pixels"),
-    "few examples": ({"count": 500, "features": Named("wide")}, {}, "metric.reference: 350 validation examples are too few"),
-    "few held out": ({}, {"n": 9}, "at least 10 examples of the validation split, got 9"),
-    "no run": ({"samples": "nowhere"}, {}, "metric.samples=nowhere is no finished run of diffguide-sample"),
+    "vectors": ({}, vectors, "metric=quality needs images"),
+    "train": ({}, {"split": "train"}, "split=validation"),
+    "few samples": ({"count": 64}, {}, "metric.count: 64 samples"),
+    "few examples": ({"count": 500, "features": Named("wide")}, {}, "metric.reference: 350"),
+    "few held out": ({}, {"n": 9}, "at least 10 examples"),
+    "no run": ({"samples": "nowhere"}, {}, "metric.samples=nowhere"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("changed, subject, message", REFUSED.values(), ids=REFUSED)
-def test_what_it_cannot_answer(digits, law, changed, subject, message, monkeypatch):
+def test_quality_that_cannot_be_measured_is_an_error(digits, law, changed, subject, message, monkeypatch):
     if isinstance(changed.get("features"), Named):
         monkeypatch.setattr(Named, "width", lambda self, shape: 400)
         changed = changed | {"reference": "validation"}
@@ -287,16 +287,16 @@ def test_what_it_cannot_answer(digits, law, changed, subject, message, monkeypat
 
 def test_a_model_without_a_null_condition_needs_labels(digits, law, monkeypatch):
     monkeypatch.setattr(Empirical, "has_null", False)
-    with pytest.raises(ValueError, match="metric.labels=null needs a model that dropped labels"):
+    with pytest.raises(ValueError, match="metric.labels=null"):
         quality(labels=None).check(EvalContext(law, digits))
     with pytest.raises(ValueError, match="cfg"):
         quality(guidance=partial(ClassifierFree, scale=2.0, interval=(0.0, math.inf))).check(EvalContext(law, digits))
 
 
 @pytest.mark.parametrize("changed, message", [
-    ({"count": 9}, "count must be at least 10, got 9"), ({"subsets": 0}, "subsets must be at least 1, got 0"),
-    ({"subset_size": 1}, "subset_size must be at least 2, got 1"), ({"splits": 0}, "splits must be at least 1, got 0"),
-    ({"compared": 5}, "compared must be at least 10, got 5"), ({"labels": "all"}, "labels must be balanced, data or null"),
+    ({"count": 9}, "count .*got 9"), ({"subsets": 0}, "subsets .*got 0"),
+    ({"subset_size": 1}, "subset_size .*got 1"), ({"splits": 0}, "splits .*got 0"),
+    ({"compared": 5}, "compared .*got 5"), ({"labels": "all"}, "labels .*balanced"),
     ({"reference": "tset"}, "reference must be train, validation or test, got 'tset'"),
 ])  # fmt: skip
 def test_values_out_of_range(changed, message):
@@ -304,19 +304,19 @@ def test_values_out_of_range(changed, message):
         quality(**changed)
 
 
-def test_runs_that_are_not_of_this_model(digits, law, tmp_path):
+def test_runs_of_another_model_are_an_error(digits, law, tmp_path):
     """Other images, too few of them, or another checkpoint."""
     u, y = load_images(digits, "train", torch.arange(70))
     subject = EvalContext(law, digits)
-    with pytest.raises(ValueError, match="has 70 samples, fewer than metric.count=100"):
+    with pytest.raises(ValueError, match="70 samples.*metric.count=100"):
         quality(samples=stored(tmp_path / "a", u, y, {})).check(subject)
     wide = torch.zeros(100, 3, 8, 8, dtype=torch.uint8)
-    with pytest.raises(ValueError, match="has images \\[8, 8, 3\\], and the model makes \\[8, 8, 1\\]"):
+    with pytest.raises(ValueError, match="8, 3\\].*8, 1\\]"):
         quality(samples=stored(tmp_path / "b", wide, torch.zeros(100).long(), {})).check(subject)
     (tmp_path / "model").write_bytes(b"")
     known = EvalContext(law, digits, checkpoint=tmp_path / "model")
     folder = stored(tmp_path / "c", u.repeat(2, 1, 1, 1), y.repeat(2), {"checkpoint_sha256": "f" * 64})
-    with pytest.raises(ValueError, match="from a checkpoint with SHA-256 ffffffffffff, and this one has e3b0c44298fc"):
+    with pytest.raises(ValueError, match="SHA-256 f{12}.*e3b0c44298fc"):
         quality(samples=folder).check(known)
 
 
@@ -325,7 +325,7 @@ FEW = ["metric=quality", "metric/features=pixels", "metric.count=80", "metric.cl
 
 
 def test_the_command_samples_as_diffguide_sample_does(short_run, tmp_path, command):
-    """Guided: its own samples, and those of a sampling run with the same seed, have the same figures."""
+    """With guidance, new samples and those of a sampling run with the same seed have the same figures."""
     same = [
         f"checkpoint={short_run}",
         f"output_root={tmp_path}",
@@ -369,10 +369,10 @@ def test_the_default_features_are_local_ones(short_run, tmp_path, command):
 
 @pytest.mark.parametrize("arguments, message", {
     "no weights": (["metric/features=inception", "metric.features.weights=nowhere.pth"], "there is no file nowhere.pth"),
-    "a folder": (["metric.samples=nowhere"], "metric.samples=nowhere is no finished run of diffguide-sample"),
-    "train": (["split=train"], "trained on split=train"),
+    "a folder": (["metric.samples=nowhere"], "metric.samples=nowhere"),
+    "train": (["split=train"], "use split=validation"),
     "a guide": (["guidance@metric.guidance=classifier", "metric.guidance.classifier=nowhere"], "no checkpoint at nowhere"),
-    "too few": (["metric.count=60"], "metric.count: 60 samples are too few for 64 features"),
+    "too few": (["metric.count=60"], "metric.count: 60 samples"),
 }.values())  # fmt: skip
 def test_mistakes_are_one_line(short_run, tmp_path, command, arguments, message):
     if "metric/features=inception" in arguments:

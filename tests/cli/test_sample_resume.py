@@ -1,4 +1,4 @@
-"""A sampling run that is continued: what may not change, what may lie elsewhere, what a folder from somebody may not do."""
+"""Resuming a sampling run: fixed keys, moved files, and foreign folders."""
 
 import errno
 import io
@@ -69,9 +69,9 @@ NOT_RESUMED = {
     "another precision": (["engine.precision=bf16-mixed"], "engine.precision (32-true -> bf16-mixed)"),
     "single pictures": (["png=true"], "png (False -> True)"),
     "another name": (["name=other"], "name (None -> other)"),
-    "nowhere": (["resume=nowhere"], "no run at nowhere: give a folder such as outputs/sample/"),
+    "nowhere": (["resume=nowhere"], "no run at nowhere"),
     "a training run": ([f"resume={MODEL}"], "does not have the keys of this command"),
-    "a number": (["resume=3"], "no run at 3: give a folder such as outputs/sample/"),
+    "a number": (["resume=3"], "no run at 3"),
     "no checkpoint": (["checkpoint=nowhere"], "checkpoint: no checkpoint at nowhere"),
 }
 
@@ -175,7 +175,7 @@ def archive(**arrays) -> bytes:
 
 
 @pytest.mark.parametrize("name, damage", DAMAGED.values(), ids=DAMAGED)
-def test_a_damaged_run_is_told_and_not_finished(stopped, command, name, damage):
+def test_a_damaged_run_is_an_error(stopped, command, name, damage):
     path = stopped / RUN / name
     path.write_bytes(damage(path.read_bytes()))
     done = command(main, f"resume={RUN}", at=stopped)
@@ -189,7 +189,7 @@ def test_a_damaged_run_is_told_and_not_finished(stopped, command, name, damage):
 
 
 @pytest.mark.parametrize("name", ["shards/start.json", "shards/0000000000.npz"])
-def test_a_pipe_in_a_run_is_told(stopped, command, name):
+def test_a_pipe_in_a_run_is_an_error(stopped, command, name):
     (stopped / RUN / name).unlink()
     os.mkfifo(stopped / RUN / name)
     done = command(main, f"resume={RUN}", at=stopped)
@@ -205,7 +205,7 @@ def test_a_second_process_on_a_run_is_refused(stopped, command):
     assert len(shards(stopped)) == 2
 
 
-def test_a_finished_run_is_finished(stopped, command):
+def test_a_finished_run_is_not_sampled_again(stopped, command):
     assert command(main, f"resume={RUN}", at=stopped).code == 0
     before = everything(stopped / RUN)
     (stopped / RUN / ".samples.1234.npz").write_bytes(b"half")
@@ -216,7 +216,7 @@ def test_a_finished_run_is_finished(stopped, command):
     assert command(main, f"resume={RUN}", "n=50", at=stopped).code == 1
 
 
-def test_a_full_disk_is_told_and_the_run_goes_on_later(stopped, command, monkeypatch):
+def test_a_run_can_be_resumed_after_a_full_disk(stopped, command, monkeypatch):
     def full(path, **arrays):
         path.write_bytes(b"half")
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -233,7 +233,7 @@ def test_a_full_disk_is_told_and_the_run_goes_on_later(stopped, command, monkeyp
     assert command(main, f"resume={RUN}", at=stopped).code == 0
 
 
-def test_the_line_that_says_how_to_go_on_can_be_typed(stopped, command, monkeypatch):
+def test_the_printed_command_that_resumes_can_be_typed(stopped, command, monkeypatch):
     """Of a run whose folder has a name that a shell and Hydra would take apart."""
     begin = SampleWriter.begin_batch
 

@@ -49,7 +49,7 @@ def metrics(run: Path) -> list[dict]:
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory) -> Path:
-    """The folder in which the models that learn were trained: here alone, since a worker of its own would train them again."""
+    """The folder of the trained models, shared by the tests of this file."""
     return tmp_path_factory.mktemp("home")
 
 
@@ -84,7 +84,7 @@ def test_a_run_folder_has_its_files(digits_run):
     )
 
 
-def test_digits_are_learnt(digits_run):
+def test_training_learns_digits(digits_run):
     held_out = [line["validation_loss"] for line in metrics(digits_run) if "validation_loss" in line]
     assert all(later < earlier for earlier, later in pairwise(held_out))
     assert held_out[-1] < 0.33  # 1.0 untrained, 0.25 after the default run
@@ -100,7 +100,7 @@ def test_digits_are_learnt(digits_run):
     assert shares.min() > 0.01  # without a condition every class still appears
 
 
-def test_the_learnt_model_classifies_and_the_command_says_how_well(digits_run, tmp_path, command):
+def test_the_trained_model_classifies(digits_run, tmp_path, command):
     """A fifth of the default training and few evaluations: 60 validation digits, far above chance."""
     done = command(evaluate, f"checkpoint={digits_run}", "metric=zero_shot", "metric.evaluations=12",
                    "metric.stages=[[4,2]]", "metric.margin=null", "metric/spacing=even", "n=60", at=tmp_path)  # fmt: skip
@@ -111,7 +111,7 @@ def test_the_learnt_model_classifies_and_the_command_says_how_well(digits_run, t
     assert (tmp_path / done.folder / "accuracy.png").exists()
 
 
-def test_the_mixture_is_learnt(gmm_run):
+def test_training_learns_the_mixture(gmm_run):
     """E || D - D_exact ||^2 over the posterior variance, per log-SNR, against the closed form."""
     angles = 2 * numpy.pi / 8 * numpy.arange(8)
     means = 1.3 * numpy.stack([numpy.cos(angles), numpy.sin(angles)], axis=1)
@@ -129,7 +129,7 @@ def test_the_mixture_is_learnt(gmm_run):
         assert excess < 0.05, f"log-SNR {log_snr}: excess {excess:.1%}"
 
 
-def test_the_literal_command(tmp_path, command):
+def test_the_command_of_the_front_page_runs(tmp_path, command):
     done = command(main, "objective=eps", "guidance=cfg", "p_uncond=0.15", *TINY, at=tmp_path)
     assert done.code == 0, done.err
     assert str(done.folder) == "outputs/train/digits/v001" and done.out.count("\n") == 1
@@ -138,14 +138,14 @@ def test_the_literal_command(tmp_path, command):
     assert diffguide.load(tmp_path / done.folder).parameterization.needs_signal
 
 
-def test_guidance_none_drops_nothing(tmp_path, command):
+def test_guidance_none_drops_no_labels(tmp_path, command):
     done = command(main, "guidance=none", *TINY, at=tmp_path)
     assert done.code == 0, done.err
     assert OmegaConf.load(tmp_path / done.folder / "config.yaml").objective.p_uncond == 0
     assert not diffguide.load(tmp_path / done.folder).has_null
 
 
-def test_the_same_run_twice_and_resumed_is_the_same(tmp_path, command):
+def test_a_run_is_repeatable_and_resumable(tmp_path, command):
     steps = ["training.checkpoint_images=32", "training.batch_size=16", "training.accumulate=2"]
     first = command(main, *TINY, *steps, "name=first", at=tmp_path).folder
     again = command(main, *TINY, *steps, "name=again", at=tmp_path).folder
@@ -206,12 +206,12 @@ def test_a_watch_names_the_noise_levels_of_what_is_not_finite():
     with pytest.raises(Diverged, match=r"the loss of 2 of 3 examples is not finite at step 4 \(32 images\)") as told:
         watch.check(32, 4, [a_loss(1.0, math.nan), a_loss(math.inf)], fine)
     assert str(told.value).endswith("noise level sigma/alpha 0.1353, 0.3679")  # exp(-log_snr / 2)
-    with pytest.raises(Diverged, match="the loss's gradient is not finite at step 5"):
+    with pytest.raises(Diverged, match="gradient .*step 5"):
         watch.check(40, 5, [a_loss(1.0)], torch.tensor(math.inf))
     watch.check(48, 6, [a_loss(1.0)], None)  # a gradient scaler's infinities are its own affair
 
 
-def test_a_watch_that_lags_is_late_but_not_blind():
+def test_a_delayed_check_still_finds_a_divergence():
     watch, fine = DivergenceWatch(lag=1), torch.tensor(1.0)
     watch.check(0, 0, [a_loss(math.nan)], fine)
     with pytest.raises(Diverged, match="step 0"):
@@ -223,14 +223,14 @@ def test_a_watch_that_lags_is_late_but_not_blind():
 
 
 @pytest.mark.parametrize("arguments", [[], ["dry_run=true"]])
-def test_a_full_device_memory_is_told(tmp_path, command, monkeypatch, arguments):
+def test_full_device_memory_is_one_line(tmp_path, command, monkeypatch, arguments):
     def full(*_):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(TrainingRun, "update", full)
-    monkeypatch.setattr("diffguide.training.dry_run.estimate_cost", full)
+    monkeypatch.setattr("diffguide.training.dry_run.DryRun.estimate_cost", full)
     done = command(main, *TINY, *arguments, at=tmp_path)
-    assert done.code == 1 and "raise training.accumulate" in done.err and "Traceback" not in done.err
+    assert done.code == 1 and "training.accumulate" in done.err and "Traceback" not in done.err
 
 
 def test_any_torch_optimiser(tmp_path, command):
@@ -279,25 +279,25 @@ REFUSED = {
     "ends the wrong way round": (["schedule.log_snr_min=20"], "log_snr_min must be below log_snr_max"),
     "wrong fact": (["dataset.num_classes=9"], "dataset.num_classes is 9, but digits has 10"),
     "wrong type": (["training.images=many"], "images must be a whole number"),
-    "negative rate": (["training.learning_rate=-1"], "learning_rate must be a positive number"),
+    "negative rate": (["training.learning_rate=-1"], "learning_rate must be in (0, inf)"),
     "indivisible batch": (["training.accumulate=3", "training.batch_size=32"], "must be a multiple of"),
     "foreign argument": (["training.optimizer._target_=torch.optim.SGD"], "optimizer: SGD"),
-    "not finite": (["training.learning_rate=inf"], "learning_rate must be a positive number"),
-    "a text for a number": (["objective.levels.stratified=abc"], "objective.levels.stratified must be true or false"),
+    "not finite": (["training.learning_rate=inf"], "learning_rate must be in (0, inf)"),
+    "a text for a number": (["objective.levels.stratified=abc"], "levels.stratified must be true or false"),
     "infinity as in YAML": (["guidance.interval=[0,.inf]"], "on the command line infinity is inf"),
-    "guidance completed twice": (["+guidance._partial_=true"], "guidance._partial_: leave it out"),
-    "no class to avoid": (["guidance=negative"], "guidance.condition must be given (a class, by name or index"),
-    "no list": (["backbone.attention=4"], "backbone.attention must be a list, each a whole number, got 4"),
+    "guidance completed twice": (["+guidance._partial_=true"], "guidance._partial_: remove it"),
+    "no class to avoid": (["guidance=negative"], "guidance.condition must be given (a class"),
+    "no list": (["backbone.attention=4"], "backbone.attention must be a list"),
     "option as a key": (["sampler.grid=karras"], "an option: sampler/grid=karras)"),
-    "grid outside": (["sampler.grid.noise_level_max=1e9"], "grid=karras needs finite positive noise levels"),
-    "hidden p_uncond": (["objective.p_uncond=0.5"], "set that one"),
-    "images for the MLP": (["backbone=mlp"], "does not fit the data, whose examples are [1, 8, 8]"),
+    "grid outside": (["sampler.grid.noise_level_max=1e9"], "grid=karras needs finite positive"),
+    "hidden p_uncond": (["objective.p_uncond=0.5"], "set p_uncond"),
+    "images for the MLP": (["backbone=mlp"], "does not fit the data"),
     "channels that differ": (["backbone.in_channels=3"], "does not fit the data"),
-    "classes that differ": (["backbone.num_classes=9"], "backbone.num_classes is 9, but the data have 10"),
+    "classes that differ": (["backbone.num_classes=9"], "backbone.num_classes is 9"),
     "output of another width": (["backbone.out_features=2"], "must have the shape of the data"),
-    "name with a slash": (["name=../x"], "name must be a folder's name"),
+    "name with a slash": (["name=../x"], "name must be the name of a folder"),
     "root that is a file": (["output_root=/dev/null"], "output_root: "),
-    "root that is no text": (["output_root=null"], "output_root must be a folder"),
+    "root that is no text": (["output_root=null"], "output_root must be a text"),
     "seed too large": (["seed=99999999999999999999999"], "seed must be a whole number"),
     "unknown optimiser": (["training.optimizer._target_=torch.optim.Nope"], "cannot import torch.optim.Nope"),
     "moments left out": (["training.optimizer.betas=[]"], "training: optimizer: "),
@@ -313,13 +313,13 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("arguments, message", REFUSED.values(), ids=REFUSED)
-def test_bad_input_is_told(tmp_path, command, arguments, message):
+def test_invalid_input_is_one_line(tmp_path, command, arguments, message):
     done = command(main, *arguments, at=tmp_path)
     assert done.code == 1 and message in done.err and "Traceback" not in done.err
     assert done.out == "" and not (tmp_path / "outputs").exists()
 
 
-def test_own_guidance_trains(tmp_path, command, monkeypatch):
+def test_a_guidance_of_the_user_trains(tmp_path, command, monkeypatch):
     """As the README describes it: a class that wraps a denoiser, and a file that names it."""
     (tmp_path / "my_guidance.py").write_text(
         "from diffguide.models.protocols import DenoiserWrapper\n"

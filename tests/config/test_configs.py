@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from composing import composed
+from composing import composed, composed_once
 from omegaconf import DictConfig, OmegaConf
 
 from diffguide.config.build import build, config_dir
@@ -46,7 +46,7 @@ def check(role: str, node: dict, nested: set[str] = frozenset()) -> None:
 
 
 @pytest.mark.parametrize("path", COMPONENTS, ids=lambda path: str(path.relative_to(FOLDER)))
-def test_file_is_a_constructor(path):
+def test_every_file_is_a_constructor_call(path):
     config = OmegaConf.to_container(OmegaConf.load(path))
     groups = [group for entry in config.pop("defaults", []) if isinstance(entry, dict) for group in entry]
     nested = {group.rpartition("@")[2] for group in groups if not group.startswith("override")}  # from their own files
@@ -64,7 +64,7 @@ def test_every_key_has_a_comment(path):
     assert [line for line in bare if "#" not in line and "_target_" not in line and "  - " not in line] == []
 
 
-def test_training_node_is_a_constructor():
+def test_the_training_node_is_a_constructor_call():
     config = OmegaConf.to_container(OmegaConf.load(FOLDER / "train.yaml"))
     for role, node in nodes(config["training"], "training"):
         check(role, node)
@@ -77,8 +77,8 @@ def test_every_group_is_tested():
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in (FOLDER / "schedule").iterdir() if path.stem != "none"))
 def test_every_schedule_comes_from_its_file(name):
-    """With the wrappers' inner one chosen on the command line, and from the data's size where it is asked for."""
-    schedule = build(composed(f"schedule={name}", "dataset=cifar10"), "schedule")
+    """Wrappers have an inner schedule; resolution_shift reads the size of the data."""
+    schedule = build(composed(f"schedule={name}", "dataset=cifar10").schedule, "schedule")
     assert float(schedule.log_snr(0.0).detach()) == schedule.log_snr_max > 5
     assert schedule.zero_terminal_snr == (name == "zero_terminal_snr")
 
@@ -86,14 +86,14 @@ def test_every_schedule_comes_from_its_file(name):
 @pytest.mark.parametrize("name, inner", [("zero_terminal_snr", "scaled_linear"), ("resolution_shift", "flow")])
 def test_the_schedule_inside_another_is_chosen(name, inner):
     cfg = composed(f"schedule={name}", f"schedule@schedule.schedule={inner}", "schedule.schedule.log_snr_max=9.5")
-    schedule = build(cfg, "schedule")
+    schedule = build(cfg.schedule, "schedule")
     assert type(schedule.schedule).__name__.lower() == inner.replace("_", "") and schedule.schedule.log_snr_max == 9.5
 
 
 def built(cfg: DictConfig) -> torch.nn.Module:
     """The backbone, on the device that holds no numbers."""
     with torch.device("meta"):
-        return build(cfg, "backbone")
+        return build(cfg.backbone, "backbone")
 
 
 def shape_of(cfg: DictConfig, network: torch.nn.Module) -> tuple[int, ...]:
@@ -111,6 +111,7 @@ SIDES = {  # of the images that each backbone file is for
     "unet_encoder": [8], "unet_encoder_28": [28], "unet_encoder_32": [32], "mlp_levels": [None], "unet_levels": [8],
     "unet_joint": [8], "convnet": [8], "unet_twice_differentiable": [8],
 }  # fmt: skip
+# one number per class
 CLASSIFIERS = {
     "convnet",
     "mlp_classifier",
@@ -118,7 +119,7 @@ CLASSIFIERS = {
     "unet_encoder_28",
     "unet_encoder_32",
     "unet_joint",
-}  # one number per class
+}
 LEVELS = {"mlp_levels", "unet_levels"}  # one number per noise level of objective=cdm
 
 
@@ -156,18 +157,18 @@ BRINGS = {  # what an objective alone must have beside it: network, schedule, gu
 @pytest.mark.parametrize("name", [*BRINGS, "eps", "vdm"])
 def test_an_objective_brings_what_it_needs(name):
     """Typed values win, and so does what an experiment chooses; label dropout follows the guidance."""
-    groups, default = ("backbone", "schedule", "guidance", "sampler"), composed("objective=v")
+    groups, default = ("backbone", "schedule", "guidance", "sampler"), composed_once("objective=v")
     cfg, brings = composed(f"objective={name}"), BRINGS.get(name, (None,) * 4)
     for group, option in zip(groups, brings):
         wanted = default[group] if option is None else composed(f"objective={name}", f"{group}={option}")[group]
         assert cfg[group] == wanted
         assert option is None or cfg[group] != default[group]
     assert (cfg.p_uncond > 0) == (brings[2] is None)
-    objective = build(cfg, "objective", built(cfg), build(cfg, "schedule"))
+    objective = build(cfg.objective, "objective", built(cfg), build(cfg.schedule, "schedule"))
     if name not in ("classifier", "nce"):  # which make no samples
-        build(cfg, "sampler").times(build(cfg, "guidance", objective.model))
+        build(cfg.sampler, "sampler").times(build(cfg.guidance, "guidance", objective.model))
     typed = composed(f"objective={name}", "backbone=mlp", "schedule=ve", "guidance=apg", "sampler=euler")
-    plain = composed("objective=v", "backbone=mlp", "schedule=ve", "guidance=apg", "sampler=euler")
+    plain = composed_once("objective=v", "backbone=mlp", "schedule=ve", "guidance=apg", "sampler=euler")
     assert all(typed[group] == plain[group] for group in (*groups, "p_uncond"))
 
 
@@ -178,19 +179,19 @@ def test_an_experiment_outweighs_what_an_objective_brings():
 
 @pytest.mark.parametrize("path", sorted((FOLDER / "experiment").iterdir()), ids=lambda path: path.stem)
 def test_experiments_compose_and_their_parts_fit(path):
-    """Every part but the data can be built, and the network fits the data."""
+    """Every part except the data builds, and the network fits the data."""
     dataset = chosen(path, "dataset")
     lines = path.read_text().splitlines()
     assert lines[0] == "# @package _global_" and lines[1].startswith("# ")
     cfg = composed(f"experiment={path.stem}", *(["dataset=digits"] if dataset is None else []))
     if OmegaConf.is_missing(cfg.dataset, "num_classes"):
         cfg.dataset.num_classes = 3
-    backbone, training = built(cfg), build(cfg, "training")
-    objective = build(cfg, "objective", backbone, build(cfg, "schedule"))
+    backbone, training = built(cfg), build(cfg.training, "training")
+    objective = build(cfg.objective, "objective", backbone, build(cfg.schedule, "schedule"))
     if backbone.out_features and chosen(path, "backbone") not in LEVELS:
         assert shape_of(cfg, backbone) == (2, cfg.dataset.num_classes)
     else:
-        build(cfg, "sampler").times(build(cfg, "guidance", objective.model))
+        build(cfg.sampler, "sampler").times(build(cfg.guidance, "guidance", objective.model))
         assert shape_of(cfg, backbone)[1] == (backbone.out_features or cfg.dataset.channels)
     assert training.batch_size % training.accumulate == 0
     assert (cfg.p_uncond > 0) == (cfg.guidance._target_.endswith("ClassifierFree"))

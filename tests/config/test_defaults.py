@@ -31,7 +31,7 @@ def place(found: dict[str, Any], package: str, value: Any) -> None:
 
 
 def composed(path: Path) -> Any:
-    """A YAML file with the options that its defaults list composes into it; overrides of other groups are left out."""
+    """A YAML file with the options of its defaults list, without overrides of other groups."""
     node = yaml.safe_load(path.read_text())
     if not isinstance(node, dict):
         return node
@@ -144,7 +144,7 @@ def differences(target: str, node: dict[str, Any]) -> dict[str, tuple[Any, Any]]
 
 
 @pytest.mark.parametrize("target", sorted(constructors()))
-def test_the_defaults_are_those_of_a_file(target):
+def test_constructors_have_the_defaults_of_their_files(target):
     """Several files may build one class: one of them states its defaults."""
     found = [differences(target, node) for node in constructors()[target]]
     assert {} in found, min(found, key=len)

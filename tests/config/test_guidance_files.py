@@ -1,4 +1,4 @@
-"""What the guidance files build, files of the user's own made of several, and how their mistakes are told."""
+"""What the guidance files build, files of the user that compose several, and messages for mistakes in them."""
 
 import math
 from pathlib import Path
@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from small_checkpoint import save
 
 from diffguide.checkpoints.allowlist import validate_config
-from diffguide.config.build import ConfigError, build, config_dir
+from diffguide.config.build import ConfigError, build, config_dir, fill_label_dropout
 from diffguide.guidance.projections import APG
 from diffguide.guidance.rules import CFGPlusPlus
 from diffguide.sample import main
@@ -36,7 +36,7 @@ FILES = {  # guidance: (rule, what must be said beside)
 
 @pytest.mark.parametrize("name, rule, said", [(name, *row) for name, row in FILES.items()], ids=FILES)
 def test_every_file_builds_its_rule(name, rule, said):
-    guided = build(composed(f"guidance={name}", *said), "guidance", exact())
+    guided = build(composed(f"guidance={name}", *said).guidance, "guidance", exact())
     assert type(guided.rule).__name__ == rule and isinstance(guided.scale, float) and len(guided.interval) == 2
 
 
@@ -51,18 +51,19 @@ def test_training_drops_labels_for_what_needs_it(name):
     """p_uncond follows from the class, inner ones too, so that diffguide-train guidance=<name> trains what it can guide."""
     with initialize_config_dir(config_dir(), version_base="1.3"):
         cfg = compose("train", [f"guidance={name}"])
+    fill_label_dropout(cfg)
     assert cfg.p_uncond == (0.1 if name in DROPPING else 0.0)
 
 
 def test_rule_and_ramp_are_chosen_on_the_command_line():
     cfg = composed("guidance=negative", "guidance.condition=0", "guidance/rule=apg", "guidance/ramp=cosine",
                    "guidance.rule.momentum=0.2", "guidance.ramp.full=0.3")  # fmt: skip
-    guided = build(cfg, "guidance", exact())
+    guided = build(cfg.guidance, "guidance", exact())
     assert type(guided.rule) is APG and guided.rule.momentum == 0.2 and guided.ramp.full == math.log(0.3)
 
 
 def part(file: str, **changed) -> dict:
-    """A node of a composed file: what one of the files says, completed later."""
+    """A node of a composed file: the content of one file, with _partial_."""
     node = OmegaConf.to_container(composed(f"guidance={file}").guidance)
     return {**node, "_partial_": True, **changed}
 
@@ -73,22 +74,22 @@ def test_a_composed_file_is_nodes_by_name():
         "parts": {"cfg": part("apg", scale=3.0), "outer": part("cfgpp", scale=0.5)},
     }
     validate_config(nested, "guidance")  # as when a run is resumed
-    guided = build(OmegaConf.create({"guidance": nested}), "guidance", exact())
+    guided = build(nested, "guidance", exact())
     inner = guided.denoiser.denoiser
     assert type(guided.denoiser.rule) is CFGPlusPlus and type(inner.rule) is APG and inner.scale == 3.0
     assert isinstance(inner.denoiser, ExactMixture)
 
 
 @pytest.mark.parametrize("wrong, sentence", [
-    (part("cfg", scale="much"), "guidance.parts.cfg.scale must be a number, got 'much'"),
+    (part("cfg", scale="much"), "guidance.parts.cfg.scale must be a number"),
     (part("cfg", strength=2.0), "there is no key guidance.parts.cfg.strength"),
-    (part("cfg", _partial_=False), "guidance.parts.cfg is completed later: its node needs _partial_: true"),
+    (part("cfg", _partial_=False), "guidance.parts.cfg needs _partial_: true"),
     (part("cfg", scale=math.inf), "scale must be a finite number, got inf"),
 ])  # fmt: skip
-def test_mistakes_in_a_composed_file(wrong, sentence):
+def test_a_mistake_in_a_composed_file_names_its_key(wrong, sentence):
     nested = {"_target_": "diffguide.guidance.nested.Nested", "parts": {"cfg": wrong}}
     with pytest.raises(ConfigError, match=sentence):
-        build(OmegaConf.create({"guidance": nested}), "guidance", exact())
+        build(nested, "guidance", exact())
 
 
 @pytest.mark.parametrize("wrong, sentence", [
@@ -99,12 +100,12 @@ def test_mistakes_in_a_composed_file(wrong, sentence):
     (2.0, "parts.cfg must be a node"),
     ({"_convert_": part("cfg")}, "parts.cfg has no _target_"),
 ])  # fmt: skip
-def test_what_a_composed_file_of_somebody_else_may_not_build(wrong, sentence):
+def test_a_saved_composition_builds_only_its_own_guidance(wrong, sentence):
     with pytest.raises(ValueError, match=sentence):
         validate_config({"_target_": "diffguide.guidance.nested.Nested", "parts": {"cfg": wrong}}, "guidance")
 
 
-def test_a_guidance_by_itself_is_not_completed_later():
+def test_a_guidance_at_the_top_is_not_partial():
     with pytest.raises(ValueError, match="_partial_ is not an argument"):
         validate_config(part("cfg"), "guidance")
 
@@ -121,8 +122,8 @@ parts:
 """
 
 
-def test_a_composed_file_of_the_users_own(tmp_path, command):
-    """Keys of its parts are overridden by their place; what needs one level for all is told before anything is written."""
+def test_a_file_of_the_user_composes_guidance(tmp_path, command):
+    """Keys of its parts are overridden by their place; an unsupported sampler is an error before the run starts."""
     (tmp_path / "mine/guidance").mkdir(parents=True)
     (tmp_path / "mine/guidance/both.yaml").write_text(OWN)
     said = ["--config-dir", "mine", "oracle=gmm2d", "guidance=both", "n=8", "sampler.steps=3"]
@@ -136,16 +137,16 @@ def test_a_composed_file_of_the_users_own(tmp_path, command):
     )
 
 
-def test_several_options_are_refused_with_the_way_out(tmp_path, command):
+def test_several_options_are_an_error_that_names_config_dir(tmp_path, command):
     done = command(main, "oracle=gmm2d", "guidance=[cfg,apg]", at=tmp_path)
-    assert done.code == 1 and "compose several in a file of your own (--config-dir)" in done.err
+    assert done.code == 1 and "in your own file (--config-dir)" in done.err
 
 
-def test_a_class_of_a_checkpoint_is_known_by_name(tmp_path, command):
-    """A trained model says the names of its classes; the labels of the rows stay."""
+def test_classes_of_a_checkpoint_are_chosen_by_name(tmp_path, command):
+    """The class names are those of the trained model."""
     save(tmp_path, class_names=["north", "east", "south", "west"])
     said = ["checkpoint=" + str(tmp_path), "weights=objective", "guidance=negative", "n=4", "sampler.steps=2"]
     done = command(main, *said, "guidance.condition=east", at=tmp_path)
     assert done.code == 0, done.err
     done = command(main, *said, "guidance.condition=up", at=tmp_path)
-    assert done.code == 1 and "there is no class 'up'; indices 0 to 3, or names: north, east, south, west" in done.err
+    assert done.code == 1 and "there is no class 'up'; indices 0 to 3" in done.err

@@ -20,19 +20,19 @@ def parse(text: str):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_what_is_told_can_be_typed(name):
+def test_quoted_overrides_can_be_typed(name):
     (typed,) = shlex.split(quote(f"resume={name}"))
     assert parse(typed).value() == name
 
 
 @pytest.mark.parametrize("key", ["dataset.path", "checkpoint", "resume"])
 @pytest.mark.parametrize("name", [name for name in NAMES if name[0] not in "'\"["])
-def test_a_path_needs_no_quotes_but_the_shells(key, name):
+def test_a_path_needs_only_quotes_for_the_shell(key, name):
     (text,) = quote_odd([f"{key}={name}"])
     assert str(parse(text).value()) == name and not parse(text).is_sweep_override()
 
 
-def test_the_rest_stays_as_it_was():
+def test_other_overrides_are_unchanged():
     typed = [
         "labels=[1,2]",
         "guidance.scale=1,2",
@@ -61,14 +61,14 @@ FOREIGN = {
 
 
 @pytest.mark.parametrize("typed, value", FOREIGN.items(), ids=range(len(FOREIGN)))
-def test_labels_beyond_ascii(typed, value):
+def test_labels_may_have_letters_beyond_ascii(typed, value):
     """Each element whole is one text."""
     (text,) = quote_odd([typed])
     assert parse(text).value() == value
 
 
 @pytest.mark.parametrize("typed", ["labels=[ö", "labels=ö]", "guidance.scale=range(1,ö)"])
-def test_what_stays_wrong_is_told_as_it_was_typed(typed):
+def test_an_invalid_override_is_reported_as_typed(typed):
     assert quote_odd([typed]) == [typed]
 
 
@@ -81,12 +81,12 @@ INDEX = {
 
 
 @pytest.mark.parametrize("typed, value", INDEX.items(), ids=INDEX)
-def test_the_index_of_a_class(typed, value):
+def test_a_class_index_becomes_a_mapping(typed, value):
     (text,) = quote_odd([typed])
     assert parse(text).value() == value and text.startswith(typed.partition(".index")[0] + "=")
 
 
-def test_indices_of_several_jobs():
+def test_a_sweep_may_vary_class_indices():
     (text,) = quote_odd(["labels.index=[1],[2,3]", "-m"])[:1]
     values = list(parse(text).sweep_string_iterator())
     assert [parse(f"labels={value}").value() for value in values] == [{"index": [1]}, {"index": [2, 3]}]
@@ -95,8 +95,8 @@ def test_indices_of_several_jobs():
 @pytest.mark.parametrize(
     "typed, element", [("labels=[a,b&c]", "b&c"), ("labels=['true',x;y]", "x;y"), ("labels=[~]", "~")]
 )
-def test_what_needs_quotes_is_named_with_its_key(typed, element):
-    """What is told can be typed, through the shell and Hydra's grammar."""
+def test_the_message_names_the_element_that_needs_quotes(typed, element):
+    """The suggestion can be typed: it passes the shell and Hydra's grammar."""
     with pytest.raises(HydraException) as raised:
         parse(typed)
     message = explain_unreadable(typed, raised.value)
@@ -105,7 +105,7 @@ def test_what_needs_quotes_is_named_with_its_key(typed, element):
     assert element in parse(text).value()
 
 
-def test_a_key_is_blamed_for_its_own_characters_alone():
+def test_invalid_characters_of_a_key_are_reported():
     sentences = []
     for typed in ("labels=it's", "läbels=3"):
         with pytest.raises(HydraException) as raised:

@@ -1,4 +1,4 @@
-"""What a value means as a class: name, index, or neither."""
+"""Values as classes: a name, an index, or neither."""
 
 import json
 
@@ -15,7 +15,7 @@ from diffguide.guidance.composition import ClassComposition, NegativeCondition
 from diffguide.sample import main as sample
 from diffguide.train import main as train
 
-TWELVE = sorted(map(str, range(1, 13)))  # 1, 10, 11, 12, 2, ...: what a run of folders 1 to 12 may have
+TWELVE = sorted(map(str, range(1, 13)))  # 1, 10, 11, 12, 2, ...: folders 1 to 12 in alphabetical order
 NAMES = ["true", "on", "null", "None", "1e3", "007", "1_000", "0x10", ".5", "2024-01-01", "-5", "nan", "12:30", "üml"]
 
 
@@ -25,15 +25,15 @@ def ambiguous(label, names, *ways: str) -> None:
     assert "\n" not in str(raised.value) and all(way in str(raised.value) for way in ways), raised.value
 
 
-def test_digits_are_their_own_indices():
+def test_names_that_are_their_own_indices_are_unambiguous():
     names = list("0123456789")
     assert [class_index(k, names) for k in range(10)] == [class_index(str(k), names) for k in range(10)] == [*range(10)]
 
 
-def test_a_number_that_may_mean_two_classes_is_refused_with_both():
+def test_an_ambiguous_number_is_refused_with_both_classes():
     ambiguous(10, TWELVE, "labels=['10']", "index 1;", "labels.index=[10]", "class '8'")
     assert class_index("10", TWELVE) == 1 and class_index({"index": 10}, TWELVE) == 10
-    assert class_index(12, TWELVE) == 3 and class_index(0, TWELVE) == 0  # only a name, only an index
+    assert class_index(12, TWELVE) == 3 and class_index(0, TWELVE) == 0  # 12 is a name only, 0 an index only
     ordered = [str(k) for k in range(1, 13)]
     ambiguous(1, ordered, "labels=['1']", "labels.index=[1]", "class '2'")
     padded = [f"{k:03}" for k in range(1, 13)]
@@ -56,34 +56,32 @@ def test_an_unquoted_name_means_its_class_on_the_command_line_and_in_yaml(name):
             class_index(in_yaml, ["cat", "dog"])
 
 
-def test_names_that_read_alike_are_told_apart_by_quotes():
+def test_quotes_distinguish_names_that_parse_alike():
     ambiguous(True, ["true", "on", "cat"], "labels=['true']", "labels=['on']")
     assert class_index("on", ["true", "on", "cat"]) == 1
     ambiguous("crane", ["crane", "cat", "crane"], "labels.index=[0]", "labels.index=[2]")
 
 
-def test_the_words_of_labels_are_words():
+def test_keywords_of_labels_are_no_class_names():
     names = ["all", "balanced", "null"]
     assert resolve_labels(None, 2, names) is None and resolve_labels("balanced", 3, names) == [0, 1, 2]
     assert resolve_labels(["balanced"], 1, names) == [1] and resolve_labels(["null"], 1, names) == [2]
     assert resolve_labels([None], 1, names) == [2]
-    for word, said in {None: "null", "all": "all", "balanced": "balanced"}.items():
-        assert (
-            f"labels=['{said}']" in explain_shadowed_class(word, names)
-            and explain_shadowed_class(word, ["cat"]) is None
-        )
+    for label, word in {None: "null", "all": "all", "balanced": "balanced"}.items():
+        assert f"labels=['{word}']" in explain_shadowed_class(label, names)
+        assert explain_shadowed_class(label, ["cat"]) is None
     assert explain_shadowed_class(["all"], names) is None and explain_shadowed_class(3, names) is None
 
 
 @pytest.mark.parametrize(
     "label", [-1, 3, "3", "1", "ca", True, 1.0, None, {"index": 3}, {"index": True}, {"indx": 1}, {}]
 )
-def test_what_is_no_class_is_refused(label):
+def test_values_that_are_no_class_are_refused(label):
     with pytest.raises(ValueError, match="no class|index must be"):
         class_index(label, ["cat", "dog", "owl"])
 
 
-def test_several_classes_are_told_in_one_list():
+def test_several_classes_are_a_list():
     assert class_indices({"index": [10, 3]}, TWELVE) == [10, 3] and class_indices({"index": 10}, TWELVE) == [10]
     assert class_indices(["10", {"index": 10}, 0], TWELVE) == [1, 10, 0]
     assert resolve_labels({"index": [10, 3]}, 3, TWELVE) == [10, 3, 10] and resolve_labels({"index": 4}, 1, TWELVE) == [
@@ -93,7 +91,7 @@ def test_several_classes_are_told_in_one_list():
         class_indices({"index": [12]}, TWELVE)
 
 
-def test_labels_on_the_command_line(tmp_path, command):
+def test_labels_are_names_or_indices_on_the_command_line(tmp_path, command):
     names = ["1", "10", "3", "2"]
     file = save(tmp_path, class_names=names)
     common = [f"checkpoint={file}", "sampler.steps=1", "n=2"]
@@ -110,8 +108,8 @@ def test_labels_on_the_command_line(tmp_path, command):
 
 
 @pytest.mark.parametrize("guidance, wrap", [("negative", "{}"), ("compose", "[{}]")])
-def test_guidance_on_the_command_line(guidance, wrap, tmp_path, command):
-    """By name and by index: the same samples."""
+def test_classes_of_guidance_are_names_or_indices_on_the_command_line(guidance, wrap, tmp_path, command):
+    """With the same samples."""
     key = "guidance.condition" + "s" * (guidance == "compose")
     common = [
         "oracle=cfg_figure",
@@ -137,8 +135,8 @@ def test_guidance_on_the_command_line(guidance, wrap, tmp_path, command):
     assert all(text in done.err for text in (f"{key.split('.')[1]}.index={wrap.format('2')}", "'1'"))
 
 
-def test_names_are_known_wherever_a_model_is(tmp_path, command):
-    """Loaded in Python, and before it is trained."""
+def test_a_model_has_its_class_names_before_and_after_training(tmp_path, command):
+    """Also when it is loaded in Python."""
     model = diffguide.load(save(tmp_path, class_names=["10", "2", "1", "3"]))
     everywhere = (0.0, float("inf"))
     assert (
@@ -151,6 +149,6 @@ def test_names_are_known_wherever_a_model_is(tmp_path, command):
     assert done.code == 1 and "names: 0, 1, 2" in done.err, done.err
 
 
-def test_offered_names_with_commas_or_spaces_are_in_quotes():
+def test_suggested_names_with_commas_or_spaces_are_in_quotes():
     with pytest.raises(ValueError, match=r"names: cat, 'a, b', ' c', ''$"):
         class_index("dog", ["cat", "a, b", " c", ""])

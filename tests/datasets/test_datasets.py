@@ -1,4 +1,4 @@
-"""Data sets: their facts, their splits, what the network sees of them, and the law of the synthetic one."""
+"""Facts, splits and preprocessing of the data sets, and the distributions of the synthetic ones."""
 
 import math
 
@@ -44,7 +44,7 @@ def gmm2d(n=40000, seed=0, **facts) -> GMM2D:
     return GMM2D(**{"channels": 2, "size": None, "num_classes": 4} | facts, train=n, validation=30, test=20, seed=seed)
 
 
-def test_gmm2d_has_its_facts():
+def test_gmm2d_has_three_splits_of_labelled_points():
     data = gmm2d(100)
     assert [tuple(split.x.shape) for split in (data.train, data.validation, data.test)] == [(100, 2), (30, 2), (20, 2)]
     assert data.shape == (2,) and data.class_names == tuple("0123")
@@ -61,7 +61,7 @@ def test_gmm2d_is_eight_gaussians_in_pairs():
         near = x[nearest == k]
         assert abs(len(near) / 40000 - 1 / 8) < 4.5 * math.sqrt(7 / 64 / 40000)
         assert np.all(np.abs(near.mean(0) - means[k]) < 4.5 * 0.15 / math.sqrt(len(near)))
-        assert np.all(np.abs(near.std(0) / 0.15 - 1) < 0.04)  # 1 % of statistics, and what the cut takes
+        assert np.all(np.abs(near.std(0) / 0.15 - 1) < 0.04)  # 1 % of sampling error, and the bias of the assignment
         assert abs(np.corrcoef(near.T)[0, 1]) < 0.07
         assert np.mean(y[nearest == k] == k // 2) > 0.99
 
@@ -107,12 +107,18 @@ def test_the_tree_is_a_function_of_its_seed():
     assert not torch.isclose(first.train.x[:20], first.test.x).all(), "the splits are different draws"
 
 
-@pytest.mark.parametrize("change, said", [
-    ({"channels": 3}, "dataset.channels is 3, but tree has 2"), ({"num_classes": 4}, "num_classes is 4, but tree has 2"),
-    ({"train": 0}, "tree needs 1 to 10"), ({"test": 10**8}, "tree needs 1 to 10"), ({"seed": -1}, "seed >= 0"),
-])  # fmt: skip
-def test_the_tree_refuses(change, said):
-    with pytest.raises(ValueError, match=said):
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"channels": 3}, "dataset.channels is 3, but tree has 2"),
+        ({"num_classes": 4}, "num_classes is 4, but tree has 2"),
+        ({"train": 0}, "tree needs 1 to 10"),
+        ({"test": 10**8}, "tree needs 1 to 10"),
+        ({"seed": -1}, "seed >= 0"),
+    ],
+)
+def test_the_tree_refuses_other_facts_and_numbers_out_of_range(change, message):
+    with pytest.raises(ValueError, match=message):
         Tree(**TREE | change)
 
 
@@ -129,10 +135,10 @@ def test_bytes_become_floats_in_plus_minus_one():
     assert x.dtype == torch.float32 and stored().shape == (3, 7, 7)
     np.testing.assert_allclose(x.numpy(), BYTES.numpy() / 127.5 - 1, atol=1e-6)
     floats = torch.randn(2, 3, 7, 7)
-    assert torch.equal(stored(x=floats).preprocess(floats), floats), "floats are shown as they are"
+    assert torch.equal(stored(x=floats).preprocess(floats), floats), "floats are unchanged"
 
 
-def test_everything_but_training_sees_the_central_window():
+def test_outside_training_the_window_is_central():
     data = stored(size=4, flip=True)
     assert data.shape == (3, 4, 4)
     assert torch.equal(data.preprocess(BYTES), stored().preprocess(BYTES)[:, :, 1:5, 1:5])
@@ -140,8 +146,8 @@ def test_everything_but_training_sees_the_central_window():
 
 
 @pytest.mark.parametrize("mirror", [0.2, 0.7])
-def test_training_sees_windows_by_chance(mirror):
-    """7 - 4 + 1 = 4 places in each direction: the quarters of [0, 1)."""
+def test_training_uses_random_windows(mirror):
+    """7 - 4 + 1 = 4 positions in each direction: the quarters of [0, 1)."""
     whole, data = stored().preprocess(BYTES), stored(size=4, flip=True)
     for row, u in enumerate((0.0, 0.26, 0.5, 0.999999)):
         for column, v in enumerate((0.24, 0.49, 0.74, 0.75)):
@@ -151,7 +157,7 @@ def test_training_sees_windows_by_chance(mirror):
             assert torch.equal(seen[1], whole[1, :, :4, :4])
 
 
-def test_mirroring_is_left_to_right_and_only_where_asked_for():
+def test_mirroring_is_left_to_right_and_only_with_flip():
     chance = torch.tensor([[0.0, 0.0, 0.0], [0.5, 0.0, 0.0]])
     whole = stored().preprocess(BYTES)
     assert torch.equal(stored(flip=True).preprocess(BYTES, chance), torch.stack([whole[0].flip(2), whole[1]]))
@@ -163,7 +169,7 @@ def test_vectors_are_neither_cut_nor_mirrored():
     assert torch.equal(stored(flip=True, x=vectors).preprocess(vectors, chance), vectors)
 
 
-def test_a_window_larger_than_what_is_stored_is_refused():
+def test_a_window_larger_than_the_stored_image_is_refused():
     with pytest.raises(ValueError, match="dataset.size is 8, but the images are stored as"):
         stored(size=8)
 
@@ -226,5 +232,5 @@ def test_patches_refuse_other_facts(fact, stated, found):
 
 
 def test_patches_need_one_per_split():
-    with pytest.raises(ValueError, match="photo_patches needs a crop per split"):
+    with pytest.raises(ValueError, match="photo_patches needs 1 to"):
         patches(validation=0)

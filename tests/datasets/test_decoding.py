@@ -1,4 +1,4 @@
-"""Image files of every kind against pixel values computed in NumPy."""
+"""Image files of every kind have the pixel values computed in NumPy."""
 
 import struct
 import zlib
@@ -71,7 +71,7 @@ def cmyk() -> tuple[Image.Image, np.ndarray]:
 
 
 def write(kind: str, folder: Path) -> tuple[Path, np.ndarray]:
-    """A file of a kind, and what it must look like: [6, 9, 3] in 0..255."""
+    """A file of a kind, and its expected pixels [6, 9, 3] in 0..255."""
     path = folder / kind
     rgba = Image.fromarray(np.dstack([RGB, ALPHA]), "RGBA")
     if kind == "bits.png":
@@ -139,12 +139,12 @@ def test_files_of_every_kind_have_the_right_pixels(kind, tmp_path):
     assert (header.width, header.height) == (9, 6)
     rgb, grey = (np.asarray(read_image(path, channels)).astype(float) for channels in (3, 1))
     assert rgb.shape == (6, 9, 3) and grey.shape == (6, 9)
-    slack = 0.5 if kind in EXACT else 1.0  # half a level is rounding; Pillow blends and inks in whole numbers
+    slack = 0.5 if kind in EXACT else 1.0  # half a level for rounding; Pillow blends in integers
     assert np.abs(rgb - expected).max() <= slack + 1e-9
     assert np.abs(grey - luma(expected)).max() <= slack + 0.51
 
 
-UPRIGHT = {  # EXIF 2.3, tag 274: what puts stored rows and columns upright
+UPRIGHT = {  # EXIF 2.3, tag 274: the operation that turns the stored image upright
     1: lambda a: a, 2: np.fliplr, 3: lambda a: np.rot90(a, 2), 4: np.flipud, 5: lambda a: a.transpose(1, 0, 2),
     6: lambda a: np.rot90(a, -1), 7: lambda a: np.rot90(a, 2).transpose(1, 0, 2), 8: lambda a: np.rot90(a, 1),
 }  # fmt: skip
@@ -152,7 +152,7 @@ UPRIGHT = {  # EXIF 2.3, tag 274: what puts stored rows and columns upright
 
 @pytest.mark.parametrize("orientation", UPRIGHT)
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp", ".tif"])
-def test_images_are_upright(orientation, suffix, tmp_path):
+def test_exif_orientation_is_applied(orientation, suffix, tmp_path):
     blocks = np.kron(RNG.integers(0, 256, (2, 3, 1)), np.ones((16, 16, 3))).astype(np.uint8)  # survive JPEG
     exif = Image.Exif()
     exif[274] = orientation
@@ -188,7 +188,7 @@ def test_resizing_is_antialiased():
     assert np.abs(small - 127.5).max() <= 8  # any single pixel is 127.5 away
 
 
-def test_the_central_square_is_kept_or_everything_squeezed():
+def test_the_central_square_is_cropped_or_all_is_distorted():
     image = Image.fromarray(RGB)  # 6 rows, 9 columns
     np.testing.assert_array_equal(np.asarray(resize_square(image, 6, stretch=False)), RGB[:, 1:7])
     np.testing.assert_array_equal(np.asarray(resize_square(image.transpose(Image.Transpose.TRANSPOSE), 6, False)),
@@ -196,11 +196,11 @@ def test_the_central_square_is_kept_or_everything_squeezed():
     wide = np.repeat(RNG.integers(60, 190, (6, 1), dtype=np.uint8), 12, axis=1)
     wide[:, 6:] = 255 - wide[:, 6:]
     squeezed = np.asarray(resize_square(Image.fromarray(wide), 6, stretch=True))
-    np.testing.assert_array_equal(squeezed[:, [0, 5]], wide[:, [0, 11]])  # both ends are there
+    np.testing.assert_array_equal(squeezed[:, [0, 5]], wide[:, [0, 11]])  # both borders are kept
     assert squeezed.shape == (6, 6)
 
 
-def test_what_is_stored_is_bytes_with_channels_first(tmp_path):
+def test_squares_are_bytes_with_channels_first(tmp_path):
     Image.fromarray(RGB).save(tmp_path / "a.png")
     x = read_square(tmp_path / "a.png", 3, 6, stretch=False)
     assert x.shape == (3, 6, 6) and x.is_contiguous()
@@ -208,7 +208,7 @@ def test_what_is_stored_is_bytes_with_channels_first(tmp_path):
     assert read_square(tmp_path / "a.png", 1, 4, stretch=True).shape == (1, 4, 4)
 
 
-def test_large_jpegs_are_decoded_small_and_look_the_same(tmp_path):
+def test_large_jpegs_are_decoded_at_reduced_size_with_the_same_result(tmp_path):
     waves = np.sin(np.linspace(0, 9, 800))[:, None] * np.cos(np.linspace(0, 14, 1000))
     pixels = (127.5 + 127 * np.dstack([waves, -waves, waves**2])).astype(np.uint8)
     path = tmp_path / "large.jpg"
@@ -247,14 +247,14 @@ def broken(kind: str, path: Path) -> None:
 
 REASONS = {
     "truncated.jpg": "truncated", "broken.png": "broken", "empty.gif": "no image that Pillow can identify",
-    "text.png": "no image that Pillow can identify", "float.tif": "grey values beyond 0..65535", "gone.png": "No such file",
-    "wide.tif": "grey values beyond 0..65535", "between.tif": "floating-point values up to 1.3", "nan.tif": "grey values",
+    "text.png": "no image that Pillow can identify", "float.tif": "grey values outside 0..65535", "gone.png": "No such file",
+    "wide.tif": "grey values outside 0..65535", "between.tif": "floating-point values up to 1.3", "nan.tif": "grey values",
     "page.png": "no image that Pillow can identify",
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", REASONS)
-def test_what_is_no_image_is_unreadable_with_its_reason(kind, tmp_path):
+def test_files_that_are_no_images_are_unreadable_with_a_reason(kind, tmp_path):
     broken(kind, tmp_path / kind)
     with pytest.raises(Unreadable, match=REASONS[kind]) as raised:
         read_image(tmp_path / kind, 3)
@@ -262,7 +262,7 @@ def test_what_is_no_image_is_unreadable_with_its_reason(kind, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["empty.gif", "text.png", "page.png", "gone.png"])
-def test_headers_show_what_is_no_image(kind, tmp_path):
+def test_headers_of_files_that_are_no_images_are_unreadable(kind, tmp_path):
     broken(kind, tmp_path / kind)
     with pytest.raises(Unreadable, match=REASONS[kind]):
         read_header(tmp_path / kind)
@@ -276,8 +276,8 @@ def test_decompression_bombs_are_unreadable(tmp_path, monkeypatch):
             read(tmp_path / "bomb.png")
 
 
-def test_suffixes_decide_what_is_an_image():
-    """Pillow's own list, without films, documents that need another program, and formats of which it knows the header."""
+def test_images_are_found_by_suffix():
+    """Pillow's list without films, documents for other programs, and formats of which it reads only the header."""
     assert all(is_image(Path(name)) for name in ("a.PNG", "b.jpeg", "c d.Jpg", "e.webp", "f.pgm", "g.tar.gif", "h.ico"))
     names = (
         "a.txt",
@@ -297,7 +297,7 @@ def test_suffixes_decide_what_is_an_image():
     assert is_image(Path("a.PNG"), [".png"]) and not is_image(Path("a.gif"), [".png"])
 
 
-WRITTEN = {  # suffix: how Pillow writes such a file, and how far a pixel may be off
+WRITTEN = {  # suffix: arguments of Pillow to write the file, and the tolerance of a pixel
     ".jfif": ("JPEG", dict(quality=100, subsampling=0), 6), ".jpe": ("JPEG", dict(quality=100, subsampling=0), 6),
     ".mpo": ("MPO", dict(quality=100, subsampling=0), 6), ".apng": ("PNG", dict(save_all=True), 0),
     ".pnm": ("PPM", {}, 0), ".ico": ("ICO", dict(sizes=[(9, 6)]), 0), ".tga": ("TGA", {}, 0), ".dib": ("DIB", {}, 0),
@@ -309,7 +309,7 @@ WRITTEN |= {".qoi": ("QOI", {}, 0)} if "QOI" in Image.SAVE else {}
 
 
 @pytest.mark.parametrize("suffix", sorted(WRITTEN))
-def test_what_pillow_decodes_is_read(suffix, tmp_path):
+def test_every_format_that_pillow_decodes_is_read(suffix, tmp_path):
     kind, save, slack = WRITTEN[suffix]
     path = tmp_path / f"a{suffix.upper()}"
     picture = Image.fromarray(np.kron(RGB[:3, :4] // 2 + 60, np.ones((2, 2, 1), np.uint8))[:, :9])
@@ -320,7 +320,7 @@ def test_what_pillow_decodes_is_read(suffix, tmp_path):
     assert np.abs(found - np.asarray(picture).astype(int)).max() <= slack
 
 
-def test_animations_are_read_by_their_first_frame(tmp_path):
+def test_the_first_frame_of_an_animation_is_read(tmp_path):
     frames = [Image.new("RGB", (4, 4), colour) for colour in ("red", "lime", "blue")]
     for name in ("a.apng", "a.gif", "a.webp"):
         frames[0].save(
@@ -338,20 +338,18 @@ VALUES = np.array([[0, 51, 255], [102, 204, 153]])
     ((VALUES * 257).astype(np.float32), 65535), ((VALUES / 255).astype(np.float32), 1),
     ((VALUES > 102).astype(np.int32), 1), ((VALUES > 102).astype(np.uint16), 1),
 ])  # fmt: skip
-def test_wide_values_fill_the_range_that_they_fit_in(u, white, tmp_path):
+def test_white_is_the_smallest_level_above_all_values(u, white, tmp_path):
     Image.fromarray(u).save(tmp_path / "a.tif")
     found = np.asarray(read_image(tmp_path / "a.tif", 1))
     np.testing.assert_array_equal(found, np.round(u.astype(np.float64) * 255 / white))
 
 
-def test_a_folder_shares_one_white(tmp_path):
-    """A dark picture beside a bright one stays dark, and its file alone would not be."""
+def test_all_images_of_a_folder_have_one_white_level(tmp_path):
+    """A dark image next to a bright one stays dark."""
     dark, bright = VALUES.astype(np.int32), VALUES.astype(np.int32) * 257
     whites = find_whites(["I", "L", "I;16", "I"], [dark.max(), None, 300, bright.max()].__getitem__)
     assert whites == WhiteLevels(whole=65535)
     Image.fromarray(dark).save(tmp_path / "dark.tif")
     np.testing.assert_array_equal(np.asarray(read_image(tmp_path / "dark.tif", 1, whites=whites)), np.round(dark / 257))
     assert find_whites(["F", "F"], [0.25, 1.0].__getitem__) == WhiteLevels(floating=1)
-    assert find_whites(["F", "I"], [1.3, 7].__getitem__) == WhiteLevels(
-        whole=255
-    )  # of 1.3 every file says that it is unknown
+    assert find_whites(["F", "I"], [1.3, 7].__getitem__) == WhiteLevels(whole=255)  # 1.3 is in no range

@@ -1,4 +1,4 @@
-"""Distances between sets of samples: against closed forms and against SciPy on the line."""
+"""Distances between sets of samples: against closed forms, and against SciPy in one dimension."""
 
 import math
 
@@ -24,9 +24,10 @@ def frames(dimensions: int) -> torch.Tensor:
 
 
 DISTANCES = {
-    "wasserstein": wasserstein, "sliced": lambda x, y: sliced_wasserstein(x, y, frames(x.shape[1])),
+    "wasserstein": wasserstein,
+    "sliced": lambda x, y: sliced_wasserstein(x, y, frames(x.shape[1])),
     "energy": energy_distance,
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("distance", DISTANCES.values(), ids=DISTANCES)
@@ -39,14 +40,14 @@ def test_symmetric_zero_at_equality_and_blind_to_order(distance):
 @pytest.mark.parametrize("distance", DISTANCES.values(), ids=DISTANCES)
 @pytest.mark.parametrize("factor", [0.01, 3.0])
 def test_distances_scale_with_the_samples(distance, factor):
-    """All three are lengths: of scaled samples they are scaled."""
+    """All three are lengths."""
     x, y = normal(100, 2, 0), 1 + normal(100, 2, 1)
     assert distance(factor * x, factor * y) == pytest.approx(factor * distance(x, y), rel=1e-8)
 
 
 @pytest.mark.parametrize("dimensions", [1, 2, 5, 64, 100])
 def test_a_shift_has_a_known_distance(dimensions):
-    """W_2 of a shift by d is |d|; sliced, with a whole frame of directions, |d| / sqrt(D)."""
+    """W_2 of a shift by d is |d|; the sliced distance, with a complete frame of directions, is |d| / sqrt(D)."""
     x, shift = normal(60, dimensions, 0), torch.linspace(0.1, 1.0, dimensions, dtype=torch.float64)
     assert wasserstein(x + shift, x) == pytest.approx(shift.norm().item(), rel=1e-9)
     expected = shift.norm().item() / math.sqrt(dimensions)
@@ -62,8 +63,8 @@ def test_directions_are_unit_vectors_in_frames():
         torch.testing.assert_close(frame @ frame.mT, torch.eye(len(frame), dtype=torch.float64), rtol=0, atol=1e-12)
 
 
-def test_the_line_is_sorted():
-    """W_2 on the line is that of the sorted samples, and never below SciPy's W_1."""
+def test_in_one_dimension_the_assignment_is_by_sorting():
+    """W_2 is that of the sorted samples, and at least the W_1 of SciPy."""
     x, y = normal(300, 1, 0), 0.3 + 2 * normal(300, 1, 1)
     expected = math.sqrt(((numpy.sort(x[:, 0]) - numpy.sort(y[:, 0])) ** 2).mean())
     assert wasserstein(x, y) == pytest.approx(expected, rel=1e-9)
@@ -71,15 +72,15 @@ def test_the_line_is_sorted():
     assert wasserstein(x, y) >= wasserstein_distance(x[:, 0], y[:, 0])
 
 
-def test_energy_distance_of_scipy():
-    """SciPy's is its root, on the line, and takes sets of different sizes too."""
+def test_the_energy_distance_is_that_of_scipy_in_one_dimension():
+    """SciPy's is its square root; also for sets of different sizes."""
     for n, m in ((200, 200), (150, 70)):
         x, y = normal(n, 1, 0), 0.3 + 2 * normal(m, 1, 1)
         assert energy_distance(x, y) == pytest.approx(scipy_energy(x[:, 0], y[:, 0]) ** 2, rel=1e-9)
 
 
 def test_energy_distance_of_two_gaussians():
-    """On the line 2 E|X - Y| - E|X - X'| - E|Y - Y'| of N(m, 1) and N(0, 1), with E|N(m, 2)| in closed form."""
+    """In one dimension 2 E|X - Y| - E|X - X'| - E|Y - Y'| of N(m, 1) and N(0, 1), with E|N(m, 2)| in closed form."""
     n, m = 4000, 1.5
     folded = 2 / math.sqrt(math.pi) * math.exp(-m * m / 4) + m * math.erf(m / 2)
     exact, inside = 2 * folded - 4 / math.sqrt(math.pi), 2 / math.sqrt(math.pi)
@@ -88,22 +89,22 @@ def test_energy_distance_of_two_gaussians():
 
 
 def test_wasserstein_of_two_gaussians():
-    """|m|^2 + |S^(1/2) - I|_F^2 for N(m, S) and N(0, I) with S diagonal, up to what 1000 samples see."""
+    """|m|^2 + |S^(1/2) - I|_F^2 for N(m, S) and N(0, I) with S diagonal, up to the error of 1000 samples."""
     std = torch.tensor([2.0, 0.5], dtype=torch.float64)
     expected = math.sqrt(9 + 1 + 0.25)
     shift = torch.tensor([3.0, 0.0], dtype=torch.float64)
     assert wasserstein(shift + std * normal(1000, 2, 0), normal(1000, 2, 1)) == pytest.approx(expected, rel=0.03)
 
 
-def test_sets_of_different_sizes_are_refused():
-    with pytest.raises(ValueError, match="sets of one size, got 5 and 4"):
+def test_sets_of_different_sizes_raise():
+    with pytest.raises(ValueError, match="got 5 and 4"):
         wasserstein(normal(5, 2, 0), normal(4, 2, 0))
-    with pytest.raises(ValueError, match="sets of one size, got 5 and 4"):
+    with pytest.raises(ValueError, match="got 5 and 4"):
         sliced_wasserstein(normal(5, 2, 0), normal(4, 2, 0), frames(2))
 
 
 def test_moments_are_in_the_truths_deviations():
-    """And a coordinate that is constant in the truth is measured in another's."""
+    """A coordinate that is constant in the truth has the unit of the largest standard deviation."""
     truth = normal(5000, 3, 0) * torch.tensor([10.0, 0.1, 0.0], dtype=torch.float64)
     s = truth.std(0, correction=0)
     shift = torch.tensor([2.0, 0.3, 0.0], dtype=torch.float64)
@@ -117,15 +118,18 @@ def test_moments_are_in_the_truths_deviations():
     assert covariance_error(wider, truth) == pytest.approx(math.sqrt((9 + 2 * correlation**2) / 9), rel=1e-6)
 
 
-def test_the_deviation_within_classes():
-    """Against a loop over classes; classes that move as a whole leave it, and it says nothing of classes of one."""
+def test_the_deviation_ratio_is_the_unbiased_spread_within_classes():
+    """Against a loop over classes; it does not depend on the class means, and is nan for classes of one sample."""
     y = torch.tensor([0, 1, 1, -1] * 50)
     truth = normal(200, 3, 0) + 9 * y[:, None]
     x = 0.4 * (truth - 9 * y[:, None]) - 50 * y[:, None]
     assert deviation_ratio(x, truth, y, y) == pytest.approx(0.4, rel=1e-12)
     other, z = normal(77, 3, 1), torch.arange(77) % 4
-    sums = [sum(((part - part.mean(0)) ** 2).sum() for label in set(labels.tolist()) for part in [data[labels == label]])
-            / (len(data) - len(set(labels.tolist()))) for data, labels in ((other, z), (truth, y))]  # fmt: skip
+    sums = [
+        sum(((part - part.mean(0)) ** 2).sum() for label in set(labels.tolist()) for part in [data[labels == label]])
+        / (len(data) - len(set(labels.tolist())))
+        for data, labels in ((other, z), (truth, y))
+    ]
     assert deviation_ratio(other, truth, z, y) == pytest.approx(math.sqrt(sums[0] / sums[1]), rel=1e-12)
     assert math.isnan(deviation_ratio(other[:4], truth, z[:4], y)) and math.isnan(deviation_ratio(x, 0 * truth, y, y))
 
@@ -141,7 +145,7 @@ def plain(x: torch.Tensor) -> torch.Tensor:
 
 
 def test_exact_samples_lie_at_their_floor(pair):
-    """Wherever a distance has a floor, over all and per class; and they have the law's log-density."""
+    """For every distance, over all classes and per class; their mean log-density is that of the law."""
     labels = [k % 2 for k in range(400)]
     x = pair.sample(400, torch.Generator().manual_seed(9), torch.tensor(labels))[0]
     found = compare_with_oracle(pair, x, labels, pair.class_names, 0, plain)
@@ -157,17 +161,17 @@ def test_exact_samples_lie_at_their_floor(pair):
 
 
 def test_exact_log_density_is_that_of_the_end_of_the_schedule():
-    """A law of single points has none but for the noise that is left at t = 0: minus the entropy of that noise."""
+    """An empirical law has only the noise at t = 0: its mean log-density is minus the entropy of that noise."""
     data = torch.tensor([[-2.0, 0.0], [2.0, 0.0]], dtype=torch.float64)
     oracle, labels = Empirical(data, torch.tensor([0, 1]), EDM(9.0, -8.0), 0.0), [k % 2 for k in range(400)]
     x = oracle.sample(400, torch.Generator().manual_seed(9), torch.tensor(labels))[0]
     found = compare_with_oracle(oracle, x, labels, oracle.class_names, 0, plain)["log_density"]
     assert found["exact"] == pytest.approx(-math.log(2 * math.pi) + 9 - 1, abs=0.1)
-    assert found["samples"] == pytest.approx(-math.log(2 * math.pi) + 9, abs=1e-6)  # of the points themselves
+    assert found["samples"] == pytest.approx(-math.log(2 * math.pi) + 9, abs=1e-6)  # of the points without noise
 
 
 def test_a_wrong_class_is_far_away(pair):
-    """Samples of class 1 that say class 0 are 4 away; with the labels swapped all over only the classes show it."""
+    """Samples of class 1 with label 0 have the distance 4; swapped labels change only the distances per class."""
     x = pair.sample(300, torch.Generator().manual_seed(9), torch.ones(300).long())[0]
     assert compare_with_oracle(pair, x, [0] * 300, pair.class_names, 0, plain)["wasserstein_2"][
         "distance"
@@ -183,11 +187,11 @@ def test_no_labels_have_no_classes_and_the_laws_own_shares(pair):
     x = pair.sample(300, torch.Generator().manual_seed(9))[0]
     found = compare_with_oracle(pair, x, [-1] * 300, pair.class_names, 0, plain)
     assert found["wasserstein_2"]["per_class"] == {} and found["moments"]["mean"]["error"] < 0.15
-    even = pair.sample(300, torch.Generator().manual_seed(9), torch.arange(300) % 2)[0]  # halves in place of 1 : 3
+    even = pair.sample(300, torch.Generator().manual_seed(9), torch.arange(300) % 2)[0]  # equal shares instead of 1 : 3
     assert compare_with_oracle(pair, even, [-1] * 300, pair.class_names, 0, plain)["moments"]["mean"]["error"] > 0.4
 
 
-def test_what_is_not_finite_has_no_distance(pair):
+def test_samples_that_are_not_finite_have_the_distance_nan(pair):
     x = normal(50, 2, 0)
     x[3, 1] = math.inf
     found = compare_with_oracle(pair, x, [0, 1] * 25, pair.class_names, 0, plain)
@@ -195,8 +199,8 @@ def test_what_is_not_finite_has_no_distance(pair):
     assert found["wasserstein_2"]["floor"] > 0 and found["wasserstein_2"]["per_class"]["0"]["distance"] > 1
 
 
-def test_a_subset_has_all_classes():
-    """Labels in turn or in blocks: the samples that are compared have them in the same shares."""
+def test_the_compared_subset_has_all_classes():
+    """For labels in turn or in blocks the compared samples have the same shares of classes."""
     chosen = torch.tensor(select_compared(100000, 2, 0))
     assert len(chosen) == 20000 and len(chosen.unique()) == 20000 and bool((chosen[1:] > chosen[:-1]).all())
     for labels in (chosen % 4, chosen // 25000):

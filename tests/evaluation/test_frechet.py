@@ -24,7 +24,7 @@ def normal(n: int, width: int, seed: int) -> torch.Tensor:
 
 
 def mixed(n: int, width: int, seed: int) -> torch.Tensor:
-    """Features that are correlated, of several scales, and not centred."""
+    """Features that are correlated, have several scales, and are not centred."""
     return (
         normal(n, width, seed) @ (normal(width, width, 99) * torch.linspace(0.1, 2, width, dtype=torch.float64)) + seed
     )
@@ -35,7 +35,7 @@ def moments(x: torch.Tensor) -> Moments:
 
 
 def test_moments_in_batches_are_those_of_all():
-    """Far from zero too, where sums of squares have no digits left; an empty batch changes nothing."""
+    """Also with a mean far from zero, where sums of squares lose all digits; an empty batch has no effect."""
     x = mixed(500, 6, 1) + 1e7
     batched = Moments(6)
     for part in x.split([1, 200, 0, 99, 200]):
@@ -56,7 +56,7 @@ def gaussian(mean: list, covariance: torch.Tensor, n: int = 101) -> Moments:
 
 
 def test_the_distance_of_gaussians_whose_axes_agree():
-    """sum_i (m_i - m'_i)^2 + (s_i - s'_i)^2, with standard deviations that are zero on one side, or both."""
+    """sum_i (m_i - m'_i)^2 + (s_i - s'_i)^2, also with standard deviations of zero."""
     x = gaussian([1.0, 0.0, 2.0], torch.diag(torch.tensor([4.0, 9.0, 0.0])))
     y = gaussian([0.0, 0.0, 2.0], torch.diag(torch.tensor([1.0, 0.0, 0.0])))
     assert frechet_distance(x, y) == pytest.approx(1 + 1 + 9, rel=1e-12)
@@ -71,15 +71,15 @@ def test_the_distance_by_another_root():
 
 
 def test_singular_covariances_lose_no_digits():
-    """Fewer examples than features: a set is at no distance from itself, and a shift is told exactly."""
+    """Fewer examples than features: the distance of a set to itself is 0, and that of a shift is exact."""
     x = mixed(20, 64, 3)
     scale = float(moments(x).covariance.trace())
     assert frechet_distance(moments(x), moments(x)) < 1e-12 * scale
     assert frechet_distance(moments(x), moments(x + 0.5)) == pytest.approx(64 * 0.25, rel=1e-9)
 
 
-def test_they_are_those_of_torch_fidelity():
-    """torch-fidelity's, on the same features, to a millionth; KID with subsets that are the whole sets."""
+def test_the_figures_are_those_of_torch_fidelity():
+    """On the same features, to 1e-6; KID with subsets that are the whole sets."""
     pytest.importorskip("torch_fidelity")
     from torch_fidelity import metric_fid, metric_isc, metric_kid, metric_prc
 
@@ -104,8 +104,8 @@ def test_they_are_those_of_torch_fidelity():
     assert own == pytest.approx((theirs["precision"], theirs["recall"]), rel=1e-6) and 0.1 < min(own) <= max(own) < 1
 
 
-def test_the_inception_score_at_its_ends():
-    """K where classes are certain and equally frequent, 1 where all predictions are one."""
+def test_the_inception_score_is_between_1_and_the_number_of_classes():
+    """K for certain and equally frequent classes, 1 for equal predictions."""
     certain = 1000.0 * torch.eye(5, dtype=torch.float64).repeat(6, 1)
     assert inception_score(certain, 3).value == pytest.approx(5)
     assert inception_score(normal(1, 5, 0).expand(30, 5), 3) == pytest.approx((1, 0), abs=1e-9)
@@ -114,7 +114,7 @@ def test_the_inception_score_at_its_ends():
 
 @pytest.mark.parametrize("splits", [2, 5])
 def test_the_error_of_the_inception_score_is_its_spread_over_draws(splits):
-    """Over 300 sets of logits of one law, with few splits too, where a std that divides by their number is far too small."""
+    """Over 300 sets of logits of one law, also with few splits, where the biased std is too small."""
     drawn = torch.tensor([inception_score(2 * normal(100, 5, seed), splits) for seed in range(300)]).double()
     values, errors = drawn.T
     assert float(errors.square().mean().sqrt()) == pytest.approx(float(values.std()), rel=0.2)
@@ -125,7 +125,7 @@ def groups(x: torch.Tensor) -> list[Moments]:
 
 
 def test_the_error_of_the_distance_is_its_spread_over_draws():
-    """Over 150 sets of one law: the jackknife's mean is the standard deviation, within what 150 sets tell."""
+    """Over 150 sets of one law: the mean of the jackknife error is the standard deviation."""
     reference = moments(mixed(5000, 3, 7))
     drawn = [jackknife(groups(sample(seed)), reference) for seed in range(150)]
     values, errors = torch.tensor(drawn, dtype=torch.float64).T
@@ -157,8 +157,8 @@ def kids(shift: float) -> torch.Tensor:
     return torch.tensor(found, dtype=torch.float64).T
 
 
-def test_kid_is_unbiased_and_knows_its_error():
-    """Nought on average for sets of one law, where its error is too careful; else it spreads as the error says."""
+def test_kid_is_unbiased_and_its_error_is_its_spread():
+    """For sets of one law its mean is 0, and the error is too large."""
     values, errors = kids(0.0)
     assert abs(float(values.mean())) < 3 * float(values.std()) / 10
     assert float(values.std()) < float(errors.mean()) < 2.2 * float(values.std())
@@ -170,20 +170,23 @@ def test_kid_is_unbiased_and_knows_its_error():
     assert kernel_distance(x, y, 5, 120, 0).error is None
 
 
-def test_kid_of_few_subsets_knows_what_they_vary_by():
-    """Of one pair of sets, by the draw of four small subsets alone, which is nearly all there is."""
+def test_the_error_of_kid_from_few_subsets_is_its_spread():
+    """For one pair of sets the spread is due to the draw of four small subsets."""
     x, y = normal(1000, 4, 1), normal(1000, 4, 2) + 1
     values, errors = torch.tensor([kernel_distance(x, y, 4, 10, seed) for seed in range(150)]).double().T
     assert float(errors.square().mean().sqrt()) == pytest.approx(float(values.std()), rel=0.25)
 
 
-@pytest.mark.parametrize("call, message", [
-    (lambda: kernel_distance(normal(9, 2, 0), normal(9, 2, 1), 3, 10, 0), "subsets of 2 to 9 examples"),
-    (lambda: inception_score(normal(9, 2, 0), 10), "1 to 9 splits"),
-    (lambda: frechet_distance(moments(normal(9, 2, 0)), moments(normal(9, 3, 0))), "of one width, got 2 and 3"),
-    (lambda: frechet_distance(moments(normal(1, 2, 0)), moments(normal(9, 2, 0))), "two examples at least, got 1"),
-])  # fmt: skip
-def test_what_cannot_be_answered_is_told(call, message):
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (lambda: kernel_distance(normal(9, 2, 0), normal(9, 2, 1), 3, 10, 0), "2 to 9"),
+        (lambda: inception_score(normal(9, 2, 0), 10), "1 to 9 splits"),
+        (lambda: frechet_distance(moments(normal(9, 2, 0)), moments(normal(9, 3, 0))), "width, got 2 and 3"),
+        (lambda: frechet_distance(moments(normal(1, 2, 0)), moments(normal(9, 2, 0))), "got 1"),
+    ],
+)
+def test_sets_that_are_too_small_or_of_different_widths_raise(call, message):
     with pytest.raises(ValueError, match=message):
         call()
 

@@ -1,4 +1,4 @@
-"""Metrics of a classifier of the noise level: with exact logits they are the closed forms."""
+"""Metrics of a classifier of noise levels: closed forms for exact logits."""
 
 import math
 
@@ -10,7 +10,7 @@ from diffguide.backbones import MLP
 from diffguide.datasets import GMM2D, Dataset, Mixture, Split
 from diffguide.evaluation.classification.level_metric import LevelAccuracy
 from diffguide.evaluation.classification.metric import Classification
-from diffguide.evaluation.denoising import DenoisingError, law_of
+from diffguide.evaluation.denoising import DenoisingError, find_law
 from diffguide.evaluation.likelihood.comparison import Likelihoods
 from diffguide.evaluation.likelihood.density_error import DensityError
 from diffguide.evaluation.likelihood.dequantization import DecoderDequantization, UniformDequantization
@@ -35,13 +35,7 @@ def context(model, n: int = 200, **config) -> EvalContext:
 
 
 def density(**changes) -> ExactDensity:
-    options = {
-        "dequantization": UniformDequantization(),
-        "draws": 2,
-        "conditional": False,
-        "values": 0,
-        "log_snr_max": None,
-    }
+    options = dict(dequantization=UniformDequantization(), draws=2, conditional=False, quantization_levels=0)
     return ExactDensity(**options | changes)
 
 
@@ -60,7 +54,7 @@ def test_the_error_of_a_density_is_its_offset():
 
 
 def test_the_excess_is_that_of_the_slope():
-    """A score that is off by c along one axis of two: the error of eps grows by sigma^2 c^2 / 2."""
+    """An error c of the score along one of two axes increases the error of eps by sigma^2 c^2 / 2."""
     found = DensityError(100, 50, False).measure(context(exact_levels(4, slope=0.5))).curve
     assert [row["time"] for row in found] == [0, 0.25, 0.5, 0.75, 1]
     law, t = GMM2DLaw(SCHEDULE), torch.tensor(0.5, dtype=torch.float64)
@@ -73,7 +67,7 @@ def test_the_excess_is_that_of_the_slope():
 
 
 @pytest.mark.parametrize("schedule", [SCHEDULE, EXACT_DATA], ids=["finite", "exact data"])
-def test_the_density_in_one_pass(schedule):
+def test_the_exact_density_is_that_of_the_law(schedule):
     data = plane()
     for conditional in (False, True):
         found = density(conditional=conditional).measure(context(exact_levels(6, schedule))).figures
@@ -86,7 +80,7 @@ def test_the_density_in_one_pass(schedule):
         assert figure.unit == "nats/dim"
 
 
-def test_a_start_is_one_of_its_levels():
+def test_the_start_of_a_likelihood_is_the_nearest_level():
     metric = density(log_snr_max=2.3)
     start = metric.start_log_snr(context(exact_levels(10)))
     levels = [float(SCHEDULE.log_snr(k / 10)) for k in range(11)]
@@ -97,16 +91,15 @@ def test_a_start_is_one_of_its_levels():
     assert figure.value == pytest.approx(-float(truth.mean()), abs=1e-5)
 
 
-def test_the_flow_from_level_to_level():
+def test_bound_and_ode_from_level_to_level_approach_the_law():
     """Bound and ODE of a model with exact logits are those of its law, up to the distance of the levels."""
     flow = FlowODE(ExactTrace(2), LevelSteps(), UniformDequantization(), 1, False, 0, None)
     bound = ELBO(8, None, 2, 2, 0, 0.001, False, 0, None)
     measured = Likelihoods(bound, flow, density()).measure(context(exact_levels(24), 4))
     fine, lowest = measured.figures, measured.facts["nll_elbo"]["lowest_of_curve"]["nll_elbo"]
     assert abs(fine["nll_ode_minus_exact"].value) < 0.01
-    assert (
-        0 < lowest - fine["nll_exact"].value < 1
-    )  # the chain's last step is long, a decoder from before it does better
+    # the last step of the chain is long: a decoder before it has a better bound
+    assert 0 < lowest - fine["nll_exact"].value < 1
     coarse = Likelihoods(None, flow, density()).measure(context(exact_levels(12), 4)).figures
     later = FlowODE(ExactTrace(2), LevelSteps(), UniformDequantization(), 1, False, 0, 2.3)
     part = Likelihoods(None, later, density(log_snr_max=2.3)).measure(context(exact_levels(12), 4)).figures
@@ -114,12 +107,12 @@ def test_the_flow_from_level_to_level():
     assert 2.5 < coarse["nll_ode_minus_exact"].value / fine["nll_ode_minus_exact"].value < 8
 
 
-def test_levels_are_told_apart_as_bayes_does():
+def test_levels_are_classified_as_by_bayes_rule():
     model = exact_levels(8, EXACT_DATA)
     found = LevelAccuracy(20, True, 9).measure(context(model, 400))
     law, rng = GMM2DLaw(EXACT_DATA), torch.Generator().manual_seed(0)
     costs, right, errors = [], [], []
-    for k in range(10):  # by other draws, with the oracle's own posterior over levels
+    for k in range(10):  # new draws, with the posterior over levels of the oracle
         x, y = law.sample(2000, rng)
         eps = torch.randn(2000, 2, generator=rng, dtype=torch.float64)
         t = torch.tensor(min(k / 8, 1.0), dtype=torch.float64)
@@ -144,8 +137,8 @@ def test_levels_are_told_apart_as_bayes_does():
     assert found.figures["cross_entropy"].value < math.log(10)
 
 
-def test_guessing_follows_the_levels_frequencies():
-    """In the plots too: of levels 1 : 2 : 1 : 4 it is right half of the time, with 1.75 bits."""
+def test_the_guessing_line_follows_the_frequencies_of_the_levels():
+    """Levels with frequencies 1 : 2 : 1 : 4: accuracy 1/2, entropy 1.75 bits."""
     model = LevelClassifier(MLP(2, 4, 4, 8, 1, 4, 0.5, False), SCHEDULE, 2, True, [1, 2, 1, 4])
     found = LevelAccuracy(2, False, 4).measure(context(model, 20))
     lines = {panel.column: panel.reference[1] for panel in found.plots[0].panels}
@@ -160,8 +153,8 @@ class Cut(Dataset):
         super().__init__(*[Split(x, torch.arange(50) % 4)] * 3, class_names=tuple("0123"))
 
 
-def test_values_are_spread_as_in_training():
-    """Without it the model would see the data's grid at small noise, which training has never shown it."""
+def test_discrete_values_get_uniform_noise_as_in_training():
+    """Without noise the model would get the grid of the data at small noise levels, which it never got in training."""
     seen = []
 
     class Looking(LevelClassifier):
@@ -176,19 +169,19 @@ def test_values_are_spread_as_in_training():
     assert not (whole == whole.round()).any()
     seen.clear()
     LevelAccuracy(6, True, 3).measure(EvalContext(model, Cut(), config={"objective": {"quantization_levels": 0}}))
-    assert (torch.cat(seen) == torch.cat(seen).round()).all(1).float().mean() > 0.1  # the clean level
+    assert (torch.cat(seen) == torch.cat(seen).round()).all(1).float().mean() > 0.1  # the level without noise
 
 
-def test_denoising_at_its_own_levels():
-    for schedule, last in ((SCHEDULE, 0), (EXACT_DATA, 1)):  # without noise there is nothing to find
+def test_denoising_is_measured_at_the_levels_of_the_model():
+    for schedule, last in ((SCHEDULE, 0), (EXACT_DATA, 1)):  # t = 0 without noise is skipped
         found = DenoisingError(15, True, 10).measure(context(exact_levels(3, schedule), 20))
         levels = [float(schedule.log_snr(k / 3)) for k in range(3, last - 1, -1)]
         assert [row["log_snr"] for row in found.curve] == pytest.approx(levels)
         assert found.figures["excess"].value == pytest.approx(0, abs=1e-6)
-        assert f"{len(levels)} levels of the model's own" in found.facts["weighting"]
+        assert f"{len(levels)} levels of the model" in found.facts["weighting"]
 
 
-def test_classes_by_bayes_at_its_own_levels():
+def test_classification_is_measured_at_the_nearest_levels_by_bayes_rule():
     model, levels = exact_levels(5), [0.1, 0.2, 0.3, 1.0, 100.0]
     found = Classification(levels, 5).measure(context(model, 120))
     own = [math.exp(-float(SCHEDULE.log_snr(k / 5)) / 2) for k in range(6)]
@@ -204,14 +197,16 @@ def test_classes_by_bayes_at_its_own_levels():
     assert 0 < found.facts["seconds_per_image_and_level"] < 1
 
 
-def test_a_mixture_of_ones_own_and_its_law():
+def test_a_configured_mixture_has_its_law_and_moments():
     numbers = {
-        "weights": [3.0, 1.0], "means": [[0.5, -0.2, 0.1], [-0.4, 0.3, 0.0]],
+        "weights": [3.0, 1.0],
+        "means": [[0.5, -0.2, 0.1], [-0.4, 0.3, 0.0]],
         "covariances": [
-            [[0.2, 0.1, 0.0], [0.1, 0.3, 0.0], [0.0, 0.0, 0.05]], [[0.1, 0.0, 0.0], [0.0, 0.02, 0.0], [0.0, 0.0, 0.4]],
+            [[0.2, 0.1, 0.0], [0.1, 0.3, 0.0], [0.0, 0.0, 0.05]],
+            [[0.1, 0.0, 0.0], [0.0, 0.02, 0.0], [0.0, 0.0, 0.4]],
         ],
         "labels": [1, 0],
-    }  # fmt: skip
+    }
     facts = {"channels": 3, "size": None, "num_classes": 2, "train": 20000, "validation": 5, "test": 5, "seed": 1}
     data = Mixture(**numbers, **facts)
     x, y = data.train
@@ -220,28 +215,33 @@ def test_a_mixture_of_ones_own_and_its_law():
         assert abs(len(own) / 20000 - [0.75, 0.25][row]) < 0.02
         torch.testing.assert_close(own.mean(0), torch.tensor(mean).double(), atol=0.03, rtol=0)
         torch.testing.assert_close(own.T.cov(), torch.tensor(covariance).double(), atol=0.03, rtol=0)
-    law = law_of(data, SCHEDULE)
+    law = find_law(data, SCHEDULE)
     assert isinstance(law, GaussianMixture)
     truth = GaussianMixture(*(torch.tensor(part) for part in numbers.values()), SCHEDULE)
     points = torch.randn(5, 3, dtype=torch.float64)
     torch.testing.assert_close(law.log_density(points, None), truth.log_density(points, None))
-    crooked = numbers | {
-        "covariances": [[[0.2, 0.1, 0.0], [0.0, 0.3, 0.0], [0.0, 0.0, 0.05]], numbers["covariances"][1]]
-    }
-    for change in (
-        crooked,
-        numbers | {"weights": [1.0, -1.0]},
-        numbers | {"labels": [0, 2]},
-        numbers | {"means": [[0.0, 0.0], [1.0]]},
-    ):
-        with pytest.raises(ValueError, match="K symmetric positive"):
-            Mixture(**change, **facts)
-    with pytest.raises(ValueError, match="dataset.num_classes is 3, but this mixture has 2"):
-        Mixture(**numbers, **facts | {"num_classes": 3})
+
+
+MIXTURE = {"weights": [3.0, 1.0], "means": [[0.5], [-0.4]], "covariances": [[[0.2]], [[0.1]]], "labels": [1, 0]}
+
+
+@pytest.mark.parametrize("change", [
+    {"covariances": [[[-0.2]], [[0.1]]]}, {"weights": [1.0, -1.0]}, {"labels": [0, 2]}, {"means": [[0.0, 0.0], [1.0]]},
+    {"means": [[0.0, 0.0], [0.0, 1.0]], "covariances": [[[0.2, 0.1], [0.0, 0.3]]] * 2},
+])  # fmt: skip
+def test_a_mixture_without_a_law_raises(change):
+    facts = {"channels": len(change.get("means", [[0.0]])[0]), "num_classes": 2, "train": 5, "validation": 5, "test": 5}
+    with pytest.raises(ValueError, match="K symmetric positive"):
+        Mixture(**MIXTURE | change, **facts)
+
+
+def test_a_mixture_with_another_number_of_classes_raises():
+    with pytest.raises(ValueError, match="dataset.num_classes is 3"):
+        Mixture(**MIXTURE, channels=1, num_classes=3, train=5, validation=5, test=5)
 
 
 class Smooth(GMM2DLaw):
-    """An oracle, of continuous time, without its own density."""
+    """An oracle in continuous time whose density is known up to a constant."""
 
     normalized = False
 
@@ -258,7 +258,7 @@ def flow(solver) -> FlowODE:
 
 
 def decoded() -> ExactDensity:
-    return density(dequantization=DecoderDequantization(), values=3)
+    return density(dequantization=DecoderDequantization(), quantization_levels=3)
 
 
 LEVELS, CONTINUOUS, CLEAN = exact_levels(4), GMM2DLaw(SCHEDULE), exact_levels(4, EXACT_DATA)
@@ -270,18 +270,18 @@ REFUSED = {
     "no levels": (
         LevelAccuracy(2, True, 2),
         context(CONTINUOUS),
-        r"needs a classifier of noise levels \(objective=cdm\)",
+        "objective=cdm",
     ),
-    "no law": (DensityError(2, 10, True), discrete(LEVELS), "needs data of a known law"),
+    "no law": (DensityError(2, 10, True), discrete(LEVELS), "known distribution"),
     "up to a constant": (DensityError(2, 10, True), context(Smooth(SCHEDULE)), "up to a constant only"),
-    "values that were spread": (decoded(), discrete(LEVELS, quantization_levels=3), f"{UNIFORM}, or a lower"),
-    "no noise": (decoded(), discrete(CLEAN), f"t = 0 has none.*{UNIFORM}"),
+    "values that were spread": (decoded(), discrete(LEVELS, quantization_levels=3), f"{UNIFORM}, .*log_snr_max"),
+    "no noise": (decoded(), discrete(CLEAN), f"t = 0 .*{UNIFORM}"),
     "bound of exact data": (ELBO(8, None, 2, 2, 0, 0.001, False, 3, None), discrete(CLEAN), "finite ends"),
 }
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_cannot_be_asked(case):
+def test_a_metric_that_does_not_fit_the_model_raises(case):
     metric, asked, message = REFUSED[case]
     with pytest.raises(ValueError, match=message):
         metric.check(asked)
@@ -290,6 +290,6 @@ def test_what_cannot_be_asked(case):
 @pytest.mark.parametrize(
     "make", [lambda: LevelAccuracy(0, True, 2), lambda: DensityError(0, 10, True), lambda: DensityError(1, 9, True)]
 )
-def test_numbers_out_of_range(make):
-    with pytest.raises(ValueError, match="at least"):
+def test_numbers_below_the_minimum_raise(make):
+    with pytest.raises(ValueError, match="draws|levels|exact"):
         make()

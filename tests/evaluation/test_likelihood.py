@@ -32,27 +32,15 @@ SCHEDULE = Cosine(12.0, -10.0)
 
 
 def bound(**changes) -> ELBO:
-    options = dict(
-        levels=8, steps=None, replicates=2, draws=4, pilot=16, floor=1e-3, conditional=None, values=0, log_snr_max=None
-    )
-    return ELBO(**(options | changes))
+    return ELBO(**dict(levels=8, draws=4, pilot=16, quantization_levels=0) | changes)
 
 
 def flow(**changes) -> FlowODE:
-    options = dict(
-        trace=ExactTrace(2), solver=FixedGrid(16), dequantization=DecoderDequantization(), draws=2, conditional=None
-    )
-    options |= dict(values=0, log_snr_max=None)
-    return FlowODE(**(options | changes))
+    return FlowODE(**dict(trace=ExactTrace(2), solver=FixedGrid(16), draws=2, quantization_levels=0) | changes)
 
 
 def exact(**changes) -> ExactDensity:
-    return ExactDensity(
-        **(
-            dict(dequantization=DecoderDequantization(), draws=2, conditional=None, values=0, log_snr_max=None)
-            | changes
-        )
-    )
+    return ExactDensity(**dict(draws=2, quantization_levels=0) | changes)
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +56,7 @@ def digits() -> Digits:
 # units
 
 
-def test_quantization_has_its_bits_of_offset():
+def test_the_offset_of_k_values_is_log2_of_half_of_k_minus_1():
     assert bits_offset(17) == 3 and bits_offset(0) == 0
     assert bits_offset(256) == pytest.approx(6.9944, abs=1e-4) == math.log2(127.5)
 
@@ -80,7 +68,7 @@ def test_figures_are_means_in_bits_with_standard_errors():
     nats = torch.tensor([1.0, 1.0, 2.0, 3.0])
     assert found.nats_per_dim == pytest.approx(1.75) and found.bits_per_dim == pytest.approx(1.75 / math.log(2))
     assert found.standard_error == pytest.approx(float(nats.std()) / 2 / math.log(2))
-    assert found.noise == pytest.approx(0.4 / 2 / 2 / math.log(2))  # one of four, in two dimensions
+    assert found.noise == pytest.approx(0.4 / 2 / 2 / math.log(2))  # 0.4 nats per example, 4 examples, 2 dimensions
     assert found.parts == {"density": 1.5, "rest": 0.25} and found.n == 4
     one = estimate_likelihood({"density": torch.tensor([1.0])}, 2, None)
     assert one.noise is None and one.standard_error is None
@@ -91,7 +79,7 @@ def test_a_gaussian_of_digits_has_its_known_bits(digits):
     noise, test = Noise(range(447), (1, 8, 8), SCHEDULE), Noise(range(1000, 2000), (1, 8, 8), SCHEDULE)
     train = UniformDequantization()(digits.train.x, 17, 12.0, test, 0)[0].flatten(1).double()
     point, correction = UniformDequantization()(digits.test.x, 17, 12.0, noise, 0)
-    assert (point - digits.test.x).abs().max() <= 1 / 16 and point.max() > 1  # bins reach over the ends
+    assert (point - digits.test.x).abs().max() <= 1 / 16 and point.max() > 1  # the outer bins extend beyond [-1, 1]
     law = GaussianMixture([1.0], [train.mean(0).tolist()], [train.T.cov(correction=0).tolist()], [0], SCHEDULE)
     parts = {"density": -law.log_density(point.flatten(1), None), "dequantisation": -correction}
     assert estimate_likelihood(parts, 64, None).bits_per_dim == pytest.approx(2.967, abs=0.02)
@@ -102,7 +90,7 @@ def test_a_gaussian_of_digits_has_its_known_bits(digits):
 
 
 def test_decoded_points_have_the_densities_of_the_paper():
-    """x + s_0 eps, with the decoder's and the noise's log-densities, as they are written in the paper."""
+    """x + s_0 eps, with the log-densities of decoder and noise by the formulas of the paper."""
     x = torch.tensor([[-1.0, 0.5], [0.0, 1.0]]).double()
     noise = Noise([3, 4], (2,), SCHEDULE, dtype=torch.float64)
     point, correction = DecoderDequantization()(x, 5, 4.0, noise, 1)
@@ -119,8 +107,8 @@ def test_decoded_points_have_the_densities_of_the_paper():
 # metrics
 
 
-def test_continuous_data_all_three_ways(plane):
-    """On the law of the data: figures equal those of the library's functions, example by example, in nats/dim."""
+def test_bound_ode_and_density_of_continuous_data_equal_the_functions_of_the_library(plane):
+    """On the exact law of the data, in nats/dim."""
     context = EvalContext(GMM2DLaw(SCHEDULE), plane, n=20, seed=3, batch_size=8)
     metric = Likelihoods(bound(conditional=False), flow(), exact())
     metric.check(context)
@@ -135,18 +123,18 @@ def test_continuous_data_all_three_ways(plane):
     figure = measured.figures["nll_exact_given_class"]
     assert figure.value == pytest.approx(float(truth.mean()), abs=2e-3) and figure.n == 20 and figure.unit == "nats/dim"
     assert figure.standard_error == pytest.approx(float(truth.std()) / math.sqrt(20), abs=2e-3)
-    found = flow_log_density(GMM2DLaw(SCHEDULE), x, y, ExactTrace(2), FixedGrid(16), None).log_density
+    found = flow_log_density(GMM2DLaw(SCHEDULE), x, y, ExactTrace(2), FixedGrid(16), None)
     assert measured.figures["nll_ode_given_class"].value == pytest.approx(float(-found.mean()) / 2, abs=1e-5)
     facts = measured.facts["nll_elbo"]
     assert set(facts["parts_nats_per_dim"]) == {"prior", "reconstruction", "diffusion"}
     assert sum(facts["parts_nats_per_dim"].values()) == pytest.approx(measured.figures["nll_elbo"].value)
     assert facts["evaluations_per_example"] == 16 and facts["offset_bits_per_dim"] == 0
     assert not facts["given_class"] and measured.facts["nll_ode_given_class"]["given_class"]
-    # 16 evaluations of 20 examples and 16 pilots of 16, 64 of the ODE, which has one draw where nothing is drawn
+    # 16 evaluations of 20 examples, 16 of 16 pilot examples, and 64 of the ODE, which has one draw since nothing is random
     assert context.evaluations == 20 * 16 + 16 * 16 + 20 * 64
 
 
-def test_batches_change_nothing(plane):
+def test_the_batch_size_does_not_change_the_figures(plane):
     values = []
     for size in (30, 7):
         context = EvalContext(GMM2DLaw(SCHEDULE), plane, batch_size=size)
@@ -158,8 +146,8 @@ def test_batches_change_nothing(plane):
     assert values[0] == pytest.approx(values[1], abs=1e-6)
 
 
-def test_the_pilot_tunes_the_bound(plane):
-    """Less noise, stated as such, with the same mean; other examples do not matter."""
+def test_the_control_variate_lowers_the_error_and_keeps_the_mean(plane):
+    """The stated drawing error is smaller with a pilot run."""
     errors, values = [], []
     for pilot in (0, 16):
         context = EvalContext(GMM2DLaw(SCHEDULE), plane)
@@ -171,7 +159,7 @@ def test_the_pilot_tunes_the_bound(plane):
 
 @pytest.fixture(scope="module")
 def smoothed(digits) -> Empirical:
-    """The exact denoiser of some training digits, blurred so much that the validation block is likely."""
+    """The exact denoiser of some training digits, with so much noise that validation digits are likely."""
     return Empirical(digits.train.x[:100], digits.train.y[:100], SCHEDULE, 0.5)
 
 
@@ -180,10 +168,10 @@ def test_bound_and_ode_agree_on_discrete_data(digits, smoothed):
     config = {"dataset": {"quantization_levels": 17}}
     context = EvalContext(smoothed, digits, n=6, config=config)
     metrics = {
-        "elbo": bound(values=None, conditional=False, pilot=0, levels=48),
-        "ode": flow(values=None, conditional=False, trace=Hutchinson(8), solver=FixedGrid(24)),
-        "exact": exact(values=17, conditional=False, dequantization=UniformDequantization()),
-        "decoded": exact(values=17, conditional=False),
+        "elbo": bound(quantization_levels=None, conditional=False, pilot=0, levels=48),
+        "ode": flow(quantization_levels=None, conditional=False, trace=Hutchinson(8), solver=FixedGrid(24)),
+        "exact": exact(quantization_levels=17, conditional=False, dequantization=UniformDequantization()),
+        "decoded": exact(quantization_levels=17, conditional=False),
     }
     figures, facts = {}, {}
     for name, metric in metrics.items():
@@ -199,22 +187,23 @@ def test_bound_and_ode_agree_on_discrete_data(digits, smoothed):
     for name in ("elbo", "ode"):
         error = facts[name]["drawing_error_bits_per_dim"]
         assert abs(figures[name].value - figures["decoded"].value) < 4 * error + 0.01 and error < 0.1
-    # this law knows nothing of a grid: uniform noise fills its bins, while the start's noise of 0.0025 does not
+    # the law is smooth: uniform noise fills the bins of the grid, while the noise of z_0, 0.0025, does not
     bins = math.log2(2 / 16) - math.log2(math.exp(-6) * math.sqrt(2 * math.pi * math.e))
     assert figures["decoded"].value - figures["exact"].value == pytest.approx(bins, abs=0.05)
-    later = exact(values=17, conditional=False, log_snr_max=6.0).measure(context).figures["nll_exact"]
-    assert -0.4 < later.value - figures["exact"].value < 0.05  # noise of 0.05 does, and needs no edges
+    later = exact(quantization_levels=17, conditional=False, log_snr_max=6.0).measure(context).figures["nll_exact"]
+    assert -0.4 < later.value - figures["exact"].value < 0.05  # noise of 0.05 fills the bins
 
 
-def test_the_curve_of_starts(digits, smoothed):
-    """Each row is the bound of a z_0 there: the last that of the figure, another one that of the metric which starts there."""
+def test_each_row_of_the_curve_is_the_bound_that_starts_there(digits, smoothed):
+    """The last row is the figure; another row is the figure of a metric with that log_snr_max."""
     context = EvalContext(smoothed, digits, n=4, config={"dataset": {"quantization_levels": 17}})
-    measured = bound(values=None, pilot=0, levels=44, draws=2).measure(context)
+    measured = bound(quantization_levels=None, pilot=0, levels=44, draws=2).measure(context)
     curve, column = measured.curve, "nll_elbo_given_class"
     assert len(curve) == 22 and [row["log_snr_max"] for row in curve[-2:]] == pytest.approx([11.0, 12.0])
     assert curve[-1][column] == pytest.approx(measured.figures[column].value)
     assert curve[-1][f"{column}_se"] == pytest.approx(measured.figures[column].standard_error)
-    earlier = bound(values=None, pilot=0, levels=32, draws=2, log_snr_max=6.0).measure(context).figures[column].value
+    other = bound(quantization_levels=None, pilot=0, levels=32, draws=2, log_snr_max=6.0).measure(context)
+    earlier = other.figures[column].value
     row = next(row for row in curve if row["log_snr_max"] == pytest.approx(6.0))
     assert row[column] == pytest.approx(earlier, abs=0.2) and earlier < measured.figures[column].value - 2
     assert measured.plots[0].panels[0].column == column
@@ -223,54 +212,68 @@ def test_the_curve_of_starts(digits, smoothed):
 
 
 class Guided(DenoiserWrapper):
-    """Shows another law than that of what it wraps."""
+    """Has another distribution than the model that it wraps."""
 
 
-def test_what_cannot_be_answered(plane, digits):
-    law = GMM2DLaw(SCHEDULE)
+def error(metric, model, data, **options) -> str:
+    with pytest.raises(ValueError) as caught:
+        metric.check(EvalContext(model, data, **options))
+    return str(caught.value)
 
-    def message(metric, model, data=plane, **options) -> str:
-        with pytest.raises(ValueError) as caught:
-            metric.check(EvalContext(model, data, **options))
-        return str(caught.value)
 
-    bound(values=None).check(EvalContext(law, plane))  # vectors are continuous
-    assert "guidance (Guided) has no likelihood" in message(bound(), Guided(law))
-    assert "finite ends" in message(bound(), GMM2DLaw(Flow(math.inf, -math.inf)))
-    assert "finite ends" in message(flow(), GMM2DLaw(Flow(12.0, -math.inf)))
-    assert "finite ends" in message(exact(), GMM2DLaw(Flow(math.inf, -12.0)))
-    assert "within the schedule's -10 to 12, got 13" in message(flow(log_snr_max=13.0), law)
-    never = GMM2DLaw(SCHEDULE)
-    never.has_null = False
-    assert "metric.conditional=true" in message(bound(conditional=False), never)
-    bound().check(EvalContext(never, plane))
+def test_guidance_has_no_likelihood(plane):
+    assert "guidance (Guided)" in error(bound(), Guided(GMM2DLaw(SCHEDULE)), plane)
+
+
+def test_a_likelihood_needs_finite_ends_and_a_start_within_them(plane):
+    assert "finite ends" in error(bound(), GMM2DLaw(Flow(math.inf, -math.inf)), plane)
+    assert "finite ends" in error(flow(), GMM2DLaw(Flow(12.0, -math.inf)), plane)
+    assert "finite ends" in error(exact(), GMM2DLaw(Flow(math.inf, -12.0)), plane)
+    assert "-10 to 12, got 13" in error(flow(log_snr_max=13.0), GMM2DLaw(SCHEDULE), plane)
+    assert "remove metric.log_snr_max" in error(bound(steps=4, log_snr_max=3.0), GMM2DLaw(SCHEDULE), plane)
+
+
+def test_an_ode_with_a_fixed_grid_needs_continuous_time(plane):
     discrete = GMM2DLaw(SCHEDULE)
     discrete.levels = torch.linspace(1, 0.1, 10, dtype=torch.float64)
-    assert "has discrete noise levels" in message(flow(), discrete)
-    assert "discrete noise levels" in message(Likelihoods(bound(), flow(), exact()), discrete)
+    assert "discrete noise levels" in error(flow(), discrete, plane)
+    assert "discrete noise levels" in error(Likelihoods(bound(), flow(), exact()), discrete, plane)
     assert bound().measure(EvalContext(discrete, plane, n=4)).facts["nll_elbo_given_class"]["levels"] == 10
+
+
+def test_a_conditional_likelihood_needs_classes_and_labels_and_an_unconditional_one_dropped_labels(plane):
+    law, never = GMM2DLaw(SCHEDULE), GMM2DLaw(SCHEDULE)
+    never.has_null = False
+    assert "metric.conditional=true" in error(bound(conditional=False), never, plane)
+    bound().check(EvalContext(never, plane))
     unlabelled = Dataset(plane.train, plane.validation._replace(y=torch.full((30,), -1)), plane.test, plane.class_names)
-    assert "without a label" in message(bound(), law, unlabelled)
+    assert "without a label" in error(bound(), law, unlabelled)
     bound(conditional=False).check(EvalContext(law, unlabelled))
     plain = GaussianMixture([1.0], [[0.0, 0.0]], 1.0, [0], SCHEDULE)
     plain.num_classes = 0
-    assert "needs a model with classes" in message(bound(conditional=True), plain)
+    assert "needs a model with classes" in error(bound(conditional=True), plain, plane)
+
+
+def test_a_density_up_to_a_constant_is_skipped_or_an_error(plane):
+    law = GMM2DLaw(SCHEDULE)
     law.normalized = False
-    assert "known up to a constant only" in message(exact(), law)
-    assert "states no log-density" in message(Likelihoods(None, None, exact()), law)
-    assert list(Likelihoods(bound(), None, exact()).measure(EvalContext(law, plane, n=4)).figures) == [
-        "nll_elbo_given_class"
-    ]
+    assert "up to a constant" in error(exact(), law, plane)
+    assert "metric.elbo and metric.ode are null" in error(Likelihoods(None, None, exact()), law, plane)
+    measured = Likelihoods(bound(), None, exact()).measure(EvalContext(law, plane, n=4))
+    assert list(measured.figures) == ["nll_elbo_given_class"]
+
+
+def test_images_need_known_values_and_a_cheap_trace(plane, digits):
+    bound(quantization_levels=None).check(EvalContext(GMM2DLaw(SCHEDULE), plane))  # vectors are continuous
     grey = Split(digits.train.x + 0.01, digits.train.y)
-    pictures, blurred = Empirical(grey.x, grey.y, SCHEDULE, 0.1), Dataset(grey, grey, grey, digits.class_names)
-    assert "set metric.values (17 for digits" in message(bound(values=None), pictures, digits)
-    assert "not of 17 values" in message(exact(values=17), pictures, blurred, n=3)
-    assert "metric/trace=hutchinson" in message(flow(), pictures, digits)
-    assert "remove metric.log_snr_max" in message(bound(steps=4, log_snr_max=3.0), law)
+    model, shifted = Empirical(grey.x, grey.y, SCHEDULE, 0.1), Dataset(grey, grey, grey, digits.class_names)
+    assert "set metric.quantization_levels (17" in error(bound(quantization_levels=None), model, digits)
+    assert "not of 17 values" in error(exact(quantization_levels=17), model, shifted, n=3)
+    assert "metric/trace=hutchinson" in error(flow(), model, digits)
 
 
-def test_the_bound_is_that_of_the_training(plane):
-    """A model of T steps is measured in its own, unless the metric says others, or 0, continuous time."""
+def test_the_bound_has_the_steps_of_the_training_unless_the_metric_sets_them(plane):
+    """0 steps of the metric are continuous time."""
     node = {"_target_": f"{Variational.__module__}.{Variational.__qualname__}", "steps": 5}
 
     def measured(config, **changes):
@@ -292,8 +295,8 @@ def test_the_bound_is_that_of_the_training(plane):
         measured(trained, log_snr_max=3.0)
 
 
-def test_estimates_of_different_starts_have_no_difference(plane):
-    """They are densities of latents with different noise."""
+def test_estimates_with_different_starts_are_not_subtracted(plane):
+    """Their densities are of latents with different noise."""
     for start, count in ((None, 6), (12.0, 6), (5.0, 4)):
         metric = Likelihoods(bound(log_snr_max=start), flow(), exact())
         measured = metric.measure(EvalContext(GMM2DLaw(SCHEDULE), plane, n=4))
@@ -301,23 +304,23 @@ def test_estimates_of_different_starts_have_no_difference(plane):
     assert "nll_ode_given_class_minus_exact_given_class" in measured.figures
 
 
-@pytest.mark.parametrize(
-    "wrong, word",
-    [
-        (lambda: bound(levels=0), "levels=0"), (lambda: bound(steps=-1), "steps=-1"),
-        (lambda: bound(replicates=1), "replicates=1"),
-        (lambda: bound(draws=1), "draws=1"), (lambda: bound(pilot=-1), "pilot=-1"), (lambda: bound(floor=0.0), "floor=0.0"),
-        (lambda: bound(values=1), "values must be 0"), (lambda: flow(draws=0), "draws must be at least 1, got 0"),
-        (lambda: Likelihoods(None, None, None), "all are null"),
-    ],
-)  # fmt: skip
-def test_options_out_of_range(wrong, word):
-    with pytest.raises(ValueError, match=word):
-        wrong()
+@pytest.mark.parametrize("key, value", dict(levels=0, steps=-1, replicates=1, draws=1, pilot=-1, floor=0.0).items())
+def test_options_of_the_bound_out_of_range_raise(key, value):
+    with pytest.raises(ValueError, match=f"{key} .*got {value}"):
+        bound(**{key: value})
 
 
-def test_parts_are_kept(plane, tmp_path):
-    """A second measurement over kept parts evaluates nothing, not even the pilot, and says the same."""
+def test_likelihoods_without_an_estimate_a_draw_or_two_values_raise():
+    with pytest.raises(ValueError, match="quantization_levels .* got 1"):
+        bound(quantization_levels=1)
+    with pytest.raises(ValueError, match="draws .* got 0"):
+        flow(draws=0)
+    with pytest.raises(ValueError, match="metric.elbo, metric.ode, metric.exact"):
+        Likelihoods(None, None, None)
+
+
+def test_saved_parts_are_not_evaluated_again(plane, tmp_path):
+    """A second measurement over saved parts evaluates nothing, not even the pilot, and has the same figures."""
     from diffguide.evaluation.parts import Parts
 
     first, second = (
@@ -334,10 +337,6 @@ def test_the_files_compose_bound_ode_and_density():
         metric = instantiate(config, _convert_="all")
         alone = instantiate(compose("metric/ode", ["metric/solver=adaptive", "metric/dequantization=uniform"]).metric)
     elbo_, ode, density = metric.members
-    assert (
-        elbo_.levels == 7
-        and elbo_.steps is None
-        and isinstance(ode.trace, ExactTrace)
-        and isinstance(density, ExactDensity)
-    )
+    assert elbo_.levels == 7 and elbo_.steps is None
+    assert isinstance(ode.trace, ExactTrace) and isinstance(density, ExactDensity)
     assert isinstance(alone.dequantization, UniformDequantization) and type(alone.solver).__name__ == "Adaptive"

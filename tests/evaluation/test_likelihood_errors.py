@@ -1,4 +1,4 @@
-"""Likelihoods: the errors that they state against those that they make, one unit, whose data they see, legal times."""
+"""Likelihoods: stated errors against actual errors, units, the data of the control variate, and discrete levels."""
 
 import pytest
 import torch
@@ -22,18 +22,17 @@ LAW = GaussianMixture([1.0], [[0.0]], 0.3, [0], SCHEDULE)
 
 
 def bound(**changes) -> ELBO:
-    options = dict(levels=16, steps=None, replicates=2, draws=4, pilot=16, floor=1e-3, conditional=False, values=None)
-    return ELBO(**(options | dict(log_snr_max=None) | changes))
+    return ELBO(**dict(levels=16, draws=4, pilot=16, conditional=False) | changes)
 
 
 def repeated(n: int) -> Dataset:
-    """One pixel of five values, the same in every example: what varies is what is drawn."""
+    """One pixel of five values, the same in every example: only the draws vary."""
     split = Split(torch.full((n, 1), 0.5), torch.zeros(n, dtype=torch.long))
     return Dataset(split, split, split, class_names=("a",))
 
 
 def test_the_error_of_the_reconstruction_is_its_spread():
-    """With the law itself as control variate nothing else is left to vary."""
+    """With the exact law as control variate the diffusion term does not vary."""
     fit = GaussianFit(torch.zeros(1).double(), torch.tensor([0.3]).double(), torch.ones(1, 1).double())
     terms, noise = pieces(SCHEDULE, 8), Noise(range(2000), (1,), SCHEDULE, dtype=torch.float64)
     x, control = torch.full((2000, 1), 0.5).double(), Control(fit, torch.ones(8).double())
@@ -44,8 +43,8 @@ def test_the_error_of_the_reconstruction_is_its_spread():
 
 @pytest.mark.parametrize("way", [DecoderDequantization(), UniformDequantization()], ids=["decoded", "uniform"])
 def test_the_error_of_dequantisation_is_its_spread(way):
-    """Of density and correction together, over draws that are not the same."""
-    found = ExactDensity(way, 3, False, 5, None).nll_of_examples(EvalContext(LAW, repeated(2000), batch_size=2000))
+    """The spread of density plus correction over independent draws."""
+    found = ExactDensity(way, 3, False, 5, None).evaluate_examples(EvalContext(LAW, repeated(2000), batch_size=2000))
     nats = found["density"] + found["dequantisation"]
     assert float(nats.std()) > 1e-3
     assert float(found["noise"].square().mean() / nats.var()) == pytest.approx(1, abs=0.15)
@@ -54,18 +53,18 @@ def test_the_error_of_dequantisation_is_its_spread(way):
 @pytest.mark.parametrize("values, unit", [(5, "bits/dim"), (0, "nats/dim")])
 def test_figures_differences_and_curve_have_one_unit(values, unit):
     metric = Likelihoods(
-        bound(values=values, draws=5), None, ExactDensity(DecoderDequantization(), 2, False, values, None)
+        bound(quantization_levels=values, draws=5), None, ExactDensity(DecoderDequantization(), 2, False, values, None)
     )
     measured = metric.measure(EvalContext(LAW, repeated(50)))
     one, other, gap = measured.figures.values()
     assert {figure.unit for figure in measured.figures.values()} == {unit}
     assert gap.value == pytest.approx(one.value - other.value, rel=1e-9)
-    last = measured.curve[-1]  # of all draws of the reconstruction, as the figure is
+    last = measured.curve[-1]  # with all draws of the reconstruction, like the figure
     assert [last["nll_elbo"], last["nll_elbo_se"]] == pytest.approx([one.value, one.standard_error], rel=1e-9)
 
 
 def test_the_control_variate_is_of_the_training_split():
-    """Examples of the split that are not measured change nothing."""
+    """Examples of the split that are not measured do not change the figures."""
     plane = GMM2D(2, None, 4, train=200, validation=40, test=10, seed=0)
     rows = EvalContext(GMM2DLaw(SCHEDULE), plane, n=10).rows
     x = 5 * plane.validation.x
@@ -75,8 +74,8 @@ def test_the_control_variate_is_of_the_training_split():
     assert one.figures == two.figures
 
 
-class OfLevels(DenoiserWrapper):
-    """Asked at its own times only, to the last digit."""
+class DiscreteLevels(DenoiserWrapper):
+    """Requires that t is one of its levels, bit for bit."""
 
     levels = torch.arange(30, 0, -1, dtype=torch.float64) / 30
 
@@ -86,14 +85,14 @@ class OfLevels(DenoiserWrapper):
 
 
 @pytest.mark.parametrize("schedule", [Cosine(12.0, -10.0), Flow(12.0, -12.0), VE(9.2, -7.8)])
-def test_a_model_of_legal_times_is_asked_at_them(schedule):
-    """Rounding on the way from times to log-SNRs and back does not leave them; other steps than its own are refused."""
+def test_a_model_with_discrete_levels_is_evaluated_at_its_levels_only(schedule):
+    """Rounding from times to log-SNRs and back does not leave the levels; a bound with other steps is an error."""
     law = GMM2DLaw(schedule)
-    model = OfLevels(law)
+    model = DiscreteLevels(law)
     terms = pieces(schedule, None, torch.cat([model.levels, torch.zeros(1).double()]))
     x, noise = torch.randn(3, 2, dtype=torch.float64), Noise(range(3), (2,), schedule, dtype=torch.float64)
-    found, own = (elbo(asked, x, None, Gaussian(), noise, terms, 2, 2, None).nats for asked in (model, law))
+    found, own = (elbo(denoiser, x, None, Gaussian(), noise, terms, 2, 2, None).nats for denoiser in (model, law))
     torch.testing.assert_close(found, own, rtol=1e-8, atol=1e-8)
     law.levels = model.levels
-    with pytest.raises(ValueError, match="metric.steps=4 .*discrete noise levels"):
+    with pytest.raises(ValueError, match="metric.steps=4 "):
         bound(steps=4).check(EvalContext(law, GMM2D(2, None, 4, train=20, validation=20, test=10, seed=0)))

@@ -1,4 +1,4 @@
-"""Out-of-distribution scores against closed forms and scikit-learn; what a joint energy is asked by the commands."""
+"""Out-of-distribution scores against closed forms and scikit-learn; metrics of a joint energy by the commands."""
 
 import json
 
@@ -13,15 +13,17 @@ from diffguide.backbones import ConvNet
 from diffguide.datasets import Dataset, Split
 from diffguide.evaluate import main as evaluate
 from diffguide.evaluation.classification.ood import (
-    IMAGE_PERTURBATIONS,
     OOD,
+    PERTURBATIONS,
     ConfidenceScore,
     DensityScore,
     SlopeScore,
     auroc,
+    perturb,
 )
 from diffguide.evaluation.metric import EvalContext
 from diffguide.models.joint_energy import JointEnergy
+from diffguide.randomness import Noise
 from diffguide.sample import main as sample
 
 SCORES = [DensityScore(), ConfidenceScore(), SlopeScore()]
@@ -33,8 +35,8 @@ def dataset(seed: int, n: int = 300, spread: float = 1.0) -> Dataset:
     return Dataset(split, split, split, class_names=("a", "b"))
 
 
-def test_the_area_and_its_error():
-    """The area is scikit-learn's, ties and all; the error is the spread over new draws, paired or not."""
+def test_auroc_is_that_of_scikit_learn_and_its_error_is_its_spread():
+    """Also with ties, and for paired and independent sets."""
     rng = np.random.default_rng(0)
     inside, outside = rng.integers(0, 9, 200), rng.integers(-3, 7, 150)
     found = auroc(torch.tensor(inside), torch.tensor(outside), paired=False)[0]
@@ -48,7 +50,8 @@ def test_the_area_and_its_error():
             a, b = own + rng.normal(size=80) + 0.7, own + rng.normal(size=80)
             draws.append(auroc(torch.from_numpy(a), torch.from_numpy(b), paired))
         values, errors = np.array(draws).T
-        assert errors.mean() == pytest.approx(values.std(), rel=0.12)  # three standard errors of a spread of 400
+        # three standard errors of a standard deviation over 400 draws
+        assert errors.mean() == pytest.approx(values.std(), rel=0.12)
 
 
 def test_scores_of_exact_logits_are_the_closed_forms():
@@ -74,19 +77,20 @@ def test_scores_of_exact_logits_are_the_closed_forms():
     for name, score in {"density": density, "confidence": odds, "slope": slope}.items():
         for against in ("inverted", "constant"):
             expected = roc_auc_score(labels, np.r_[score(x), score(sides[against])])
-            assert measured.figures[f"auroc_{name}_{against}"].value == pytest.approx(
-                expected, abs=2e-3
-            )  # float32 data
+            # float32 data
+            assert measured.figures[f"auroc_{name}_{against}"].value == pytest.approx(expected, abs=2e-3)
     assert measured.figures["auroc_density_noise"].value > 0.6
     assert measured.figures["auroc_density_other"].value > 0.6
     assert measured.figures["auroc_density_other"].n == 400 and measured.facts["against"][-1] == "other"
     again = metric.measure(EvalContext(exact(), data, "test", n=200, batch_size=200))
-    assert again.figures == measured.figures  # whatever the batch
+    assert again.figures == measured.figures  # for any batch size
 
 
-def test_what_is_made_of_images():
+def test_images_are_also_blurred_and_mirrored():
     x = torch.arange(16.0).reshape(1, 1, 4, 4)
-    blurred, mirrored = (make(x, None) for make in IMAGE_PERTURBATIONS.values())
+    inputs = perturb(x, Noise([0], (1, 4, 4), None))
+    assert tuple(inputs) == PERTURBATIONS
+    blurred, mirrored = inputs["blurred"], inputs["mirrored"]
     assert blurred.shape == x.shape and blurred[0, 0, 1, 1] == x[0, 0, :3, :3].mean()
     assert blurred[0, 0, 0, 0] == (0 * 4 + 1 * 2 + 4 * 2 + 5) / 9 and torch.equal(mirrored.flip(-1), x)
     images = torch.rand(20, 1, 8, 8)
@@ -97,16 +101,16 @@ def test_what_is_made_of_images():
     assert names == {"noise", "constant", "inverted", "blurred", "mirrored"}
 
 
-def test_what_it_cannot_be_asked():
-    with pytest.raises(ValueError, match="scores must hold at least one"):
+def test_invalid_scores_and_other_shapes_raise():
+    with pytest.raises(ValueError, match="scores"):
         OOD([], None)
     wide = Dataset(*[Split(torch.zeros(5, 3), torch.zeros(5).long())] * 3, class_names=("a", "b"))
-    with pytest.raises(ValueError, match=r"metric.other: its examples are of shape \[3\], and the model's of \[2\]"):
+    with pytest.raises(ValueError, match=r"metric.other .*\[3\].*\[2\]"):
         OOD(SCORES, wide).check(EvalContext(exact(), dataset(0)))
 
 
-def test_by_the_command(jem_run, tmp_path, command):
-    """A joint energy by itself: accuracy, log-loss and calibration in one row without noise levels; then as a density."""
+def test_a_joint_energy_has_a_classification_and_an_ood_table(jem_run, tmp_path, command):
+    """As a classifier without noise levels, with one row; and as a density."""
     done = command(evaluate, f"checkpoint={jem_run}", at=tmp_path)  # metric=auto
     assert done.code == 0, done.err
     record = json.loads((tmp_path / done.folder / "metrics.json").read_text())
@@ -122,8 +126,8 @@ def test_by_the_command(jem_run, tmp_path, command):
     assert all(figure["standard_error"] is not None for figure in figures.values())
 
 
-def test_the_quality_of_its_samples(jem_run, tmp_path, command):
-    """New ones, and those of a run with the same seeds, steps and labels, are the same."""
+def test_new_samples_of_a_joint_energy_are_those_of_diffguide_sample(jem_run, tmp_path, command):
+    """New samples equal those of a run with the same seeds, steps and labels."""
     chain = ["sampler.steps=2", "n=80"]
     drawn = command(sample, f"checkpoint={jem_run}", "sampler=sgld", *chain, at=tmp_path)
     assert drawn.code == 0, drawn.err
@@ -134,22 +138,25 @@ def test_the_quality_of_its_samples(jem_run, tmp_path, command):
         assert done.code == 0, done.err
         record = json.loads((tmp_path / done.folder / "metrics.json").read_text())
         figures.append(record["figures"])
-        assert record["evaluations"] == (160 if len(figures) == 2 else None)  # two steps of 80 chains, made here
+        assert record["evaluations"] == (160 if len(figures) == 2 else None)  # two steps of 80 new chains
     assert 0 < figures[0]["agreed_labels_pixels"]["value"] == figures[1]["agreed_labels_pixels"]["value"]
     assert figures[0]["recall_pixels"]["value"] == figures[1]["recall_pixels"]["value"]
 
 
-@pytest.mark.parametrize("metric, sentence", [
-    ("elbo", "metric=elbo needs a denoiser; this checkpoint holds a JointEnergy"),
-    ("ode", "needs a denoiser; this checkpoint holds a JointEnergy"),
-    ("likelihood", "needs a denoiser; this checkpoint holds a JointEnergy"),
-    ("log_density", "metric=log_density needs a normalised density"),
-    ("zero_shot", "metric=zero_shot needs a denoiser with classes; this checkpoint holds a JointEnergy"),
-    ("denoising", "needs a denoiser; this checkpoint holds a JointEnergy"),
-    ("quality", "metric.sampler: Heun needs a denoiser, and this model is an energy without noise levels: take sampler=sgld"),
-    ("quality guidance@metric.guidance=cfg", "guidance@metric.guidance=none"),
-])  # fmt: skip
-def test_what_a_joint_energy_does_not_answer(jem_run, tmp_path, command, metric, sentence):
+@pytest.mark.parametrize(
+    "metric, sentence",
+    [
+        ("elbo", "metric=elbo needs a denoiser"),
+        ("ode", "needs a denoiser"),
+        ("likelihood", "needs a denoiser"),
+        ("log_density", "metric=log_density needs a normalised density"),
+        ("zero_shot", "metric=zero_shot needs a denoiser with classes"),
+        ("denoising", "needs a denoiser"),
+        ("quality", "sampler=sgld"),
+        ("quality guidance@metric.guidance=cfg", "guidance@metric.guidance=none"),
+    ],
+)
+def test_metrics_that_a_joint_energy_does_not_support_are_one_line_errors(jem_run, tmp_path, command, metric, sentence):
     done = command(evaluate, f"checkpoint={jem_run}", *f"metric={metric}".split(), at=tmp_path)
     assert done.code == 1 and sentence in done.err and "Traceback" not in done.err, done.err
     assert len(done.err.strip().splitlines()) == 1

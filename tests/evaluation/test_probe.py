@@ -1,4 +1,4 @@
-"""The conditioning probe: quiet about models that listen to their class, loud about those that do not."""
+"""The conditioning probe: models that use their class pass, others raise."""
 
 import pytest
 import torch
@@ -15,20 +15,20 @@ from diffguide.schedules import EDM, Cosine
 COSINE = Cosine(12.0, -10.0)
 
 
-def test_a_network_that_listens(schedule=COSINE):
+def test_a_network_that_uses_its_class_passes(schedule=COSINE):
     assert label_effect(Preconditioned(lively(mlp()), schedule, V(), True), (2,)) > 0.01
     check_conditioning(Preconditioned(lively(mlp()), EDM(12.4, -8.7), V(), True), (2,))
-    check_conditioning(Preconditioned(lively(mlp(num_classes=0)), schedule, V(), True), (2,))  # it promised nothing
+    check_conditioning(Preconditioned(lively(mlp(num_classes=0)), schedule, V(), True), (2,))  # it has no classes
 
 
-def test_a_network_that_ignores_its_class_is_told():
+def test_a_network_that_ignores_its_class_raises():
     network = lively(mlp())
     nn.init.zeros_(network.embedding.classes.weight)
-    with pytest.raises(ValueError, match="has 3 classes and ignores them"):
+    with pytest.raises(ValueError, match="3 classes and ignores"):
         check_conditioning(Preconditioned(network, COSINE, V(), True), (2,))
 
 
-def test_the_size_is_that_of_the_difference():
+def test_the_effect_is_the_relative_difference_of_the_predictions():
     """Two Gaussians of equal variance s^2 with means +-m: eps differs by sigma 2 alpha m / (alpha^2 s^2 + sigma^2)."""
     model, found = GaussianMixture([1, 1], [[0.4], [-0.4]], 0.25, [0, 1], COSINE), []
     rng = torch.Generator().manual_seed(0)
@@ -41,8 +41,8 @@ def test_the_size_is_that_of_the_difference():
     assert label_effect(model, (1,)) == pytest.approx(max(found), rel=1e-5)
 
 
-def test_sampling_with_guidance_asks_first(tiny_run, at, command):
-    """A checkpoint whose class rows are all the same is refused where guidance needs them, and sampled without."""
+def test_sampling_with_guidance_checks_the_model_first(tiny_run, at, command):
+    """A checkpoint with equal class embeddings is an error with guidance that needs them, and is sampled without guidance."""
     from small_checkpoint import change
 
     file = next((at / "outputs/train/digits/v001/checkpoints").glob("[0-9]*[0-9].safetensors"))

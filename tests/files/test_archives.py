@@ -1,4 +1,4 @@
-"""The file format: what was sealed comes back, and any change of it is told."""
+"""Sealed files: they are read as written, and every change is detected."""
 
 import json
 import random
@@ -22,7 +22,7 @@ SEALED = {"type": 15, "missing": 15, "extra": 15, "renamed": 15, "format": 10}
 
 
 def mutate(rng: random.Random, kind: str, whole: bytes) -> bytes:
-    """A file that a bad disk or a broken copy leaves."""
+    """The bytes of a file after a disk error or an incomplete copy."""
     length = 8 + int.from_bytes(whole[:8], "little")
     if kind == "truncated":
         return whole[: rng.randrange(len(whole))]
@@ -35,7 +35,7 @@ def mutate(rng: random.Random, kind: str, whole: bytes) -> bytes:
 
 
 def tamper(rng: random.Random, kind: str, tensors: dict, metadata: dict) -> None:
-    """A change that was sealed anew, as nobody but an attacker or another version of this program would."""
+    """A change with a valid seal, as by an attacker or another version of this program."""
     name = rng.choice([name for name in sorted(tensors) if name.startswith("ema.")])
     if kind == "type":
         tensors[name] = tensors[name].to(
@@ -52,7 +52,7 @@ def tamper(rng: random.Random, kind: str, tensors: dict, metadata: dict) -> None
 
 
 @pytest.mark.parametrize("kind", [*HEADER, *SEALED])
-def test_mutations_are_told(good, tmp_path, kind):
+def test_mutations_are_detected(good, tmp_path, kind):
     rng, path, whole = random.Random(kind), tmp_path / "1.safetensors", good.read_bytes()
     for _ in range({**HEADER, **SEALED}[kind]):
         if kind in HEADER:
@@ -64,8 +64,8 @@ def test_mutations_are_told(good, tmp_path, kind):
             diffguide.load(path)
 
 
-def test_a_sealed_file_is_what_was_sealed(tmp_path):
-    """The seal is over every tensor's name, type, shape and bytes, and over the text, infinities and all."""
+def test_a_sealed_file_is_read_as_written(tmp_path):
+    """The seal depends on name, dtype, shape and bytes of every tensor, and on the text with its infinities."""
     tensors = {
         "a": torch.tensor(3.0),
         "b": torch.ones(2, 3, dtype=torch.bfloat16),
@@ -76,8 +76,15 @@ def test_a_sealed_file_is_what_was_sealed(tmp_path):
     assert back.keys() == tensors.keys() and all(torch.equal(back[name], tensors[name]) for name in tensors)
     assert metadata["x"] == float("inf") and metadata["format"] == archives.FORMAT_VERSION
     plain = json.loads(json.dumps({"format": 2, "x": "inf", "names": ["é", "inf"]}))
-    seals = {archives.compute_digest(change, plain) for change in (
-        tensors, tensors | {"a": torch.tensor([3.0])}, tensors | {"a": torch.tensor(3)}, tensors | {"a": torch.tensor(3.5)},
-        tensors | {"b": torch.ones(3, 2, dtype=torch.bfloat16)}, {**tensors, "d": torch.zeros(0)},
-    )}  # fmt: skip
+    seals = {
+        archives.compute_digest(change, plain)
+        for change in (
+            tensors,
+            tensors | {"a": torch.tensor([3.0])},
+            tensors | {"a": torch.tensor(3)},
+            tensors | {"a": torch.tensor(3.5)},
+            tensors | {"b": torch.ones(3, 2, dtype=torch.bfloat16)},
+            {**tensors, "d": torch.zeros(0)},
+        )
+    }
     assert len(seals) == 6

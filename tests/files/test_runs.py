@@ -1,4 +1,4 @@
-"""Version folders are claimed once; files are whole or absent."""
+"""Version folders have one owner; writes are atomic."""
 
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -20,7 +20,7 @@ def test_versions_count_up_and_skip_gaps(tmp_path):
     assert create_version_dir(tmp_path / "a", fill).name == "v008"
 
 
-def test_no_version_is_claimed_twice(tmp_path):
+def test_no_version_is_created_twice(tmp_path):
     with ThreadPoolExecutor(8) as pool:
         folders = list(pool.map(lambda _: create_version_dir(tmp_path, fill), range(64)))
     assert sorted(folder.name for folder in folders) == [f"v{i:03d}" for i in range(1, 65)]
@@ -40,7 +40,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
     assert [entry.name for entry in tmp_path.iterdir()] == ["file.txt"]
 
 
-def test_files_that_are_written_together_are_all_whole_or_the_last_is_told(tmp_path):
+def test_a_failed_write_of_several_files_leaves_the_old_ones(tmp_path):
     paths = [tmp_path / f"{k}.txt" for k in range(3)]
     write_together({path: partial(Path.write_text, data=path.stem) for path in paths})
     assert [path.read_text() for path in paths] == ["0", "1", "2"]
@@ -52,4 +52,4 @@ def test_files_that_are_written_together_are_all_whole_or_the_last_is_told(tmp_p
     with pytest.raises(WriteError, match=r"cannot write .*/1\.txt: disk full"):
         write_together({paths[0]: partial(Path.write_text, data="new"), paths[1]: fail, paths[2]: fail})
     assert [path.read_text() for path in paths] == ["0", "1", "2"]
-    assert len(list(tmp_path.iterdir())) == 3  # nothing half is left
+    assert len(list(tmp_path.iterdir())) == 3  # no temporary file is left

@@ -173,7 +173,7 @@ def test_torchvision_by_name(tmp_path):
             "squeezenet1_1",
             path,
             4,
-            "weights: .* is not the state dict of torchvision's squeezenet1_1: .* size mismatch",
+            "weights: .* squeezenet1_1: .* size mismatch",
         ),
         ("squeezenet1_1", "none.safetensors", 3, "weights: there is no file of weights at none"),
         ("squeezenet9", path, 3, "name: .* 'squeezenet9'"),
@@ -201,10 +201,10 @@ def test_other_files_are_refused(tmp_path, kind, capfd):
         ({"channels": 2}, "channels must be 1 or 3"),
         ({"mean": [0.5, 0.5]}, "mean and std must be 1 or 1 numbers"),
         ({"std": [0.0]}, "std positive"),
-        ({"scale": math.inf}, "scale must be a finite number"),
+        ({"scale": math.inf}, "scale must be"),
     ],
 )
-def test_what_cannot_work_is_refused(changed, sentence):
+def test_invalid_arguments_raise(changed, sentence):
     with pytest.raises(ValueError, match=sentence):
         steering(generator(), **changed)
 
@@ -212,16 +212,16 @@ def test_what_cannot_work_is_refused(changed, sentence):
 def test_a_compiled_generator_is_not_differentiated():
     model = generator()
     model.backbone.compile(backend="eager")
-    with pytest.raises(SamplingError, match="sample it uncompiled"):
+    with pytest.raises(SamplingError, match="compile=false"):
         steering(model)(x, t, y)
 
 
-def test_a_network_with_another_number_of_outputs_is_told():
+def test_a_network_with_another_number_of_outputs_raises():
     with pytest.raises(SamplingError, match=r"guidance.num_classes=3 .* \[4, 5\]"):
         steering(generator(), network=Linear(classes=5))(x, t, y)
 
 
-def test_a_network_that_cannot_take_the_images_is_told():
+def test_a_network_that_rejects_the_images_raises_one_line():
     """In the words of a mistake, not of a crash, with the keys that decide; vectors are no images."""
     sentence = r"cannot take images \[3, 1, 8, 8\], which guidance.channels and guidance.size decide: .*mat1 and mat2"
     with pytest.raises(SamplingError, match=sentence):
@@ -230,7 +230,7 @@ def test_a_network_that_cannot_take_the_images_is_told():
         steering(generator()).log_prob(x[:, 0, 0, :2])
 
 
-def test_a_network_is_asked_in_its_own_precision():
+def test_a_network_runs_in_its_own_precision():
     """Float32 weights under a float64 oracle."""
     found = steering(generator(), network=Linear().float()).log_prob(x)
     torch.testing.assert_close(found.double(), steering(generator()).log_prob(x), rtol=1e-5, atol=1e-5)
@@ -256,13 +256,13 @@ def test_from_the_configuration(tmp_path):
         other = compose(
             "sample", ["guidance=clean_classifier", "guidance/network=torchvision", "guidance.num_classes=3"]
         )
-    built = build(cfg, "guidance", generator())
+    built = build(cfg.guidance, "guidance", generator())
     assert isinstance(built.network, TorchScript) and built.scale == 1.0
     assert other.guidance.network.name == "resnet18"
     node = OmegaConf.to_container(cfg.guidance)
-    with pytest.raises(CheckpointError, match="runs the program in a file; if you trust it, say trust="):
+    with pytest.raises(CheckpointError, match="trust="):
         validate_config(node, "guidance")
     validate_config(node, "guidance", ["diffguide.guidance.clean_classifier.TorchScript"])
     cfg.guidance.network.path = str(tmp_path / "none.pt")
     with pytest.raises(ConfigError, match="there is no TorchScript file"):
-        build(cfg, "guidance", generator())
+        build(cfg.guidance, "guidance", generator())

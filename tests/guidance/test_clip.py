@@ -33,8 +33,9 @@ def encoder() -> ClipEncoder:
     layers = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
     config = transformers.CLIPConfig(
         text_config={**layers, "vocab_size": 50, "max_position_embeddings": 32, "eos_token_id": 49},
-        vision_config={**layers, "image_size": SIDE, "patch_size": 8}, projection_dim=12,
-    )  # fmt: skip
+        vision_config={**layers, "image_size": SIDE, "patch_size": 8},
+        projection_dim=12,
+    )
     torch.manual_seed(0)
     return ClipEncoder(transformers.CLIPModel(config).double(), Tokens())
 
@@ -94,12 +95,12 @@ def test_guided_images_come_nearer_to_the_text(encoder):
     torch.testing.assert_close(run(3.0, [2]), found[1][1:2], rtol=1e-6, atol=1e-6)
 
 
-def test_what_cannot_work_is_refused(encoder, tmp_path):
+def test_invalid_arguments_raise(encoder, tmp_path):
     with pytest.raises(ValueError, match="prompt must be"):
         ClipPotential(" ", encoder, 2, 0.5)
-    with pytest.raises(ValueError, match="smallest must be above 0 and at most 1, got 0.0"):
+    with pytest.raises(ValueError, match="smallest must be"):
         ClipPotential("x", encoder, 2, 0.0)
-    with pytest.raises(ValueError, match="crops must be a whole number from 0 to 1000, got -1"):
+    with pytest.raises(ValueError, match="crops must be"):
         ClipPotential("x", encoder, -1, 0.5)
     with pytest.raises(ValueError, match=r"call start\(noise, times\) first"):
         ClipPotential("x", encoder, 2, 0.5)(points(2, 3, 8, 8), None)

@@ -25,8 +25,12 @@ def test_an_inner_disagreement_survives(rule):
     jump = 0.1
     found = rule(
         *(Prediction(side.x_0, side.eps + jump) for side in (strong, weak)),
-        torch.tensor(0.6).double(), x_t, TIME, schedule, None,
-    )  # fmt: skip
+        torch.tensor(0.6).double(),
+        x_t,
+        TIME,
+        schedule,
+        None,
+    )
     left = (alpha * found.x_0 + sigma * found.eps - x_t) / sigma
     if not isinstance(rule, CFGPlusPlus):  # which has one of its own on top
         torch.testing.assert_close(left, torch.full_like(left, jump), rtol=1e-8, atol=1e-8)
@@ -48,10 +52,10 @@ def test_a_level_per_row_is_the_level_of_the_row(rule):
 
 
 @pytest.mark.parametrize("make, sentence", [
-    (lambda: Rescale(1.5), "phi must be in"), (lambda: APG(math.nan, 1.0, 0.0), "eta must be a finite number"),
-    (lambda: APG(0.0, 0.0, 0.0), "norm_threshold must be positive"), (lambda: APG(0.0, 1.0, 1.0), "momentum must be in"),
-    (lambda: CFGZero(-1), "zero_init_steps must be a whole number"), (lambda: Mambo(-1.0), "damping must be at least 0"),
-    (lambda: Threshold(0.0), "quantile must be in"), (lambda: FDG(-1.0), "low must be at least 0"),
+    (lambda: Rescale(1.5), "phi must be in"), (lambda: APG(math.nan, 1.0, 0.0), "eta must be"),
+    (lambda: APG(0.0, 0.0, 0.0), "norm_threshold must be"), (lambda: APG(0.0, 1.0, 1.0), "momentum must be in"),
+    (lambda: CFGZero(-1), "zero_init_steps must be"), (lambda: Mambo(-1.0), "damping must be"),
+    (lambda: Threshold(0.0), "quantile must be in"), (lambda: FDG(-1.0), "low must be"),
 ])  # fmt: skip
 def test_numbers_out_of_range(make, sentence):
     with pytest.raises(ValueError, match=sentence):

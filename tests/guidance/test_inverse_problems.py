@@ -73,7 +73,7 @@ def test_an_operator_is_its_matrix(name):
 
 
 @every_problem
-def test_a_measurement_made_elsewhere(name):
+def test_a_given_measurement_is_used_as_it_is(name):
     problem = PROBLEMS[name](Given(CLEAN))
     again = PROBLEMS[name](Given(problem.measurement[0], measured=True))
     assert torch.equal(again(points(2, *SHAPE), None), problem(points(2, *SHAPE), None))
@@ -171,11 +171,13 @@ def run(sampler, guided, shape, n=6, schedule=COSINE, first=0):
 
 
 SAMPLERS = {  # and whether each level has noise of its own
-    "ddim": (DDIM(10, UniformT(), eta=0.0), True), "ddpm": (DDPM(10, UniformT(), variance=0.0), True),
+    "ddim": (DDIM(10, UniformT(), eta=0.0), True),
+    "ddpm": (DDPM(10, UniformT(), variance=0.0), True),
     "time_travel": (TimeTravel(DDPM(8, UniformT(), variance=0.0), 2, EVERYWHERE), True),
-    "heun": (Heun(10, UniformT()), False), "dpmpp_2m": (DPMpp2M(10, UniformT()), False),
+    "heun": (Heun(10, UniformT()), False),
+    "dpmpp_2m": (DPMpp2M(10, UniformT()), False),
     "dopri5": (Dopri5(2, UniformT(), 0.01, 0.01, 1000, 0.002), False),
-}  # fmt: skip
+}
 
 
 class Seen(White):
@@ -230,11 +232,11 @@ def test_repaint_keeps_what_is_known(sampler, fresh):
 
 def test_repaint_has_no_ode():
     guided = RePaint(White(MEAN, VARIANCE), vector_problem(), EVERYWHERE, True)
-    with pytest.raises(SamplingError, match="guidance=repaint draws fresh noise at every level, so it has no ODE"):
+    with pytest.raises(SamplingError, match="guidance=repaint .* guidance.fresh=false"):
         run(Dopri5(2, UniformT(), 0.05, 0.05, 1000, 0.002), guided, (4,))
 
 
-def test_masks_hide_what_they_say():
+def test_masks_hide_the_given_values():
     assert Box(1, 2, 2, 3)((1, 4, 6)).sum() == 24 - 6
     assert abs(float(RandomMask(0.3, 1)((3, 40, 50)).float().mean()) - 0.7) < 0.05
     assert RandomMask(0.3, 1)((3, 40, 50)).shape == (40, 50) and RandomMask(0.3, 1)((40,)).shape == (40,)
@@ -279,25 +281,30 @@ def quarter() -> SuperResolution:
     return SuperResolution(Given(CLEAN), 2, NOISE, 0)
 
 
-@pytest.mark.parametrize("make, sentence", [
-    (lambda: vector_problem(0.0), "noise must be a positive standard deviation, got 0.0"),
-    (lambda: Inpaint(Given(CLEAN), Box(3, 0, 2, 3), NOISE, 0), r"a box of rows 3 to 5 and columns 0 to 3 does not fit"),
-    (lambda: Inpaint(Given(CLEAN), Box(0, 0, 4, 6), NOISE, 0), "the mask hides every value"),
-    (lambda: Inpaint(Given(CLEAN), Mask4(), NOISE, 0), r"a mask \[4\] does not fit a picture \[1, 4, 6\]"),
-    (lambda: SuperResolution(Given(CLEAN), 4, NOISE, 0), r"factor 4 must divide the sides of images .* got \[1, 4, 6\]"),
-    (lambda: SuperResolution(Given(CLEAN), 1, NOISE, 0), "factor must be at least 2 pixels, got 1"),
-    (lambda: Deblur(Given(CLEAN), 0.0, NOISE, 0), "width must be a positive number of pixels"),
-    (lambda: Deblur(Given(PICTURE), 1.0, NOISE, 0), r"only images .* are blurred, got \[4\]"),
-    (lambda: RandomMask(1.0, 0), r"hidden must be in \(0, 1\)"),
-    (lambda: DPS(LAW, Towards(0.0, 1.0), 1.0, EVERYWHERE), "dps needs a potential that is LinearProblem, got Towards"),
-    (lambda: repaint(quarter()), "guidance=repaint needs a potential that is Inpaint, got SuperResolution"),
-    (lambda: PiGDM(LAW, vector_problem(), 1.0, EVERYWHERE, 0.0), "data_variance must be positive"),
-    (lambda: PiGDM(LAW, vector_problem(), 1.0, EVERYWHERE, 1.0)(points(2, 5), T), r"cannot measure \[2, 5\]"),
-    (lambda: MPGD(LAW, quarter(), 1.0, EVERYWHERE)(points(2, 1, 8, 8), T),
-     r"has a measurement of shape \[1, 2, 3\], and measures .*\[1, 8, 8\], as \[1, 4, 4\]"),
-    (lambda: repaint()(points(2, 4), T), r"call start\(noise, times\) first"),
-    (lambda: repaint().start(None, T), "pass noise to the run"),
-])  # fmt: skip
-def test_what_cannot_work_is_refused(make, sentence):
+@pytest.mark.parametrize(
+    "make, sentence",
+    [
+        (lambda: vector_problem(0.0), "noise must be"),
+        (lambda: Inpaint(Given(CLEAN), Box(3, 0, 2, 3), NOISE, 0), r"rows 3 to 5 and columns 0 to 3"),
+        (lambda: Inpaint(Given(CLEAN), Box(0, 0, 4, 6), NOISE, 0), "the mask hides every value"),
+        (lambda: Inpaint(Given(CLEAN), Mask4(), NOISE, 0), r"mask \[4\] .* \[1, 4, 6\]"),
+        (lambda: SuperResolution(Given(CLEAN), 4, NOISE, 0), r"factor 4 must divide .* \[1, 4, 6\]"),
+        (lambda: SuperResolution(Given(CLEAN), 1, NOISE, 0), "factor must be"),
+        (lambda: Deblur(Given(CLEAN), 0.0, NOISE, 0), "width must be"),
+        (lambda: Deblur(Given(PICTURE), 1.0, NOISE, 0), r"only images .* are blurred, got \[4\]"),
+        (lambda: RandomMask(1.0, 0), "hidden must be"),
+        (lambda: DPS(LAW, Towards(0.0, 1.0), 1.0, EVERYWHERE), "LinearProblem, got Towards"),
+        (lambda: repaint(quarter()), "Inpaint, got SuperResolution"),
+        (lambda: PiGDM(LAW, vector_problem(), 1.0, EVERYWHERE, 0.0), "data_variance must be"),
+        (lambda: PiGDM(LAW, vector_problem(), 1.0, EVERYWHERE, 1.0)(points(2, 5), T), r"cannot measure \[2, 5\]"),
+        (
+            lambda: MPGD(LAW, quarter(), 1.0, EVERYWHERE)(points(2, 1, 8, 8), T),
+            r"\[1, 2, 3\].*\[1, 8, 8\].*\[1, 4, 4\]",
+        ),
+        (lambda: repaint()(points(2, 4), T), r"call start\(noise, times\) first"),
+        (lambda: repaint().start(None, T), "pass noise to the run"),
+    ],
+)
+def test_invalid_arguments_raise(make, sentence):
     with pytest.raises(ValueError, match=sentence):
         make()

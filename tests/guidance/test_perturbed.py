@@ -84,7 +84,7 @@ def test_outside_the_interval_nothing_weak_is_evaluated(kind, options):
 
 
 @either_time
-def test_rows_without_label_are_left_where_asked(monkeypatch, t):
+def test_rows_without_label_are_unguided_if_unconditional_is_false(monkeypatch, t):
     """They are neither guided nor evaluated twice; y = None is no label at all, and a network without labels is guided."""
     backbone, guided_rows = network(), y >= 0
     strong, weak = denoiser(backbone)(x, t, y), weak_of(PAG, backbone, [1], x, t, y, monkeypatch)
@@ -155,10 +155,11 @@ def test_inside_another_guidance_both_of_its_sides_are_guided(monkeypatch):
 def test_layers_are_counted_in_the_order_of_computation():
     """Each with the side of its grid; unless said, all attention layers on the coarsest."""
     for make, options, places, coarsest in (
-        (unet, {}, [4, 4, 4, 4], [0, 1, 2, 3]), (unet, {"attention": [8]}, [8, 8, 8], [0, 1, 2]),
+        (unet, {}, [4, 4, 4, 4], [0, 1, 2, 3]),
+        (unet, {"attention": [8]}, [8, 8, 8], [0, 1, 2]),
         (unet, {"multipliers": [1, 2, 2], "attention": [2, 4]}, [4, 2, 2, 2, 2, 4, 4], [1, 2, 3, 4]),
         (dit, {"depth": 3}, [4, 4, 4], [0, 1, 2]),
-    ):  # fmt: skip
+    ):
         backbone = network(make, **options)
         assert backbone.attention_layers == places
         assert PAG(denoiser(backbone), 2.0, EVERYWHERE, None, True).perturbation.layers == tuple(coarsest)
@@ -173,8 +174,9 @@ def sides(backbone: nn.Module, kind: type) -> list[int]:
     called = []
     hooks = [
         module.register_forward_hook(lambda module, _, made: called.append((module.index, made.shape[-1])))
-        for module in backbone.modules() if isinstance(module, kind)
-    ]  # fmt: skip
+        for module in backbone.modules()
+        if isinstance(module, kind)
+    ]
     backbone(x, log_snr, y)
     for hook in hooks:
         hook.remove()
@@ -186,21 +188,21 @@ EXACT = ExactMixture(two_classes(), COSINE)
 
 
 @pytest.mark.parametrize("make, sentence", [
-    (lambda: PAG(EXACT, 2.0, EVERYWHERE, None, True), "guidance=pag perturbs attention layers .* ExactMixture has none"),
-    (lambda: SLG(EXACT, [0]), "guidance=slg perturbs residual blocks .* ExactMixture has none"),
+    (lambda: PAG(EXACT, 2.0, EVERYWHERE, None, True), "attention layers, .* ExactMixture has none"),
+    (lambda: SLG(EXACT, [0]), "residual blocks, .* ExactMixture has none"),
     (lambda: SEG(denoiser(network(mlp)), 2.0, EVERYWHERE, 1.0, None, True), "guidance=seg .* this MLP has none"),
     (lambda: PAG(denoiser(network(attention=[])), 2.0, EVERYWHERE, None, True), "this UNet has none"),
     (lambda: PAG(ClassifierFree(denoiser(network()), 2.0, EVERYWHERE), 2.0, EVERYWHERE, None, True),
-     "cannot be around ClassifierFree: list it first"),
-    (lambda: SEG(PAG(denoiser(network()), 2.0, EVERYWHERE, None, True), 2.0, EVERYWHERE, 1.0, None, True), "around PAG"),
+     "cannot wrap ClassifierFree: list it first"),
+    (lambda: SEG(PAG(denoiser(network()), 2.0, EVERYWHERE, None, True), 2.0, EVERYWHERE, 1.0, None, True), "cannot wrap PAG"),
     (lambda: PAG(denoiser(network()), 2.0, EVERYWHERE, [4], True),
-     r"attention layers 0 to 3 of this network, which lie on grids of side \[4, 4, 4, 4\], got \[4\]"),
+     r"0 to 3 .* \[4, 4, 4, 4\], got \[4\]"),
     (lambda: SLG(denoiser(network(dit)), [-1]), r"residual blocks 0 to 1 .* got \[-1\]"),
     (lambda: PAG(denoiser(network()), 2.0, EVERYWHERE, [], True), r"got \[\]"),
-    (lambda: SEG(denoiser(network()), 2.0, EVERYWHERE, -0.1, None, True), "blur must be at least 0"),
-    (lambda: SEG(denoiser(network()), 2.0, EVERYWHERE, math.nan, None, True), "blur must be at least 0"),
-    (lambda: PAG(denoiser(network()), math.inf, EVERYWHERE, None, True), "scale must be a finite number"),
+    (lambda: SEG(denoiser(network()), 2.0, EVERYWHERE, -0.1, None, True), "blur must be"),
+    (lambda: SEG(denoiser(network()), 2.0, EVERYWHERE, math.nan, None, True), "blur must be"),
+    (lambda: PAG(denoiser(network()), math.inf, EVERYWHERE, None, True), "scale must be"),
 ])  # fmt: skip
-def test_what_cannot_work_is_refused(make, sentence):
+def test_invalid_arguments_raise(make, sentence):
     with pytest.raises(ValueError, match=sentence):
         make()

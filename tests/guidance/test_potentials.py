@@ -24,7 +24,7 @@ from diffguide.guidance.potentials import (
     UniversalGuidance,
 )
 from diffguide.models.evaluation_counters import EvaluationCounter
-from diffguide.models.protocols import SamplingError
+from diffguide.models.protocols import DenoiserWrapper, Prediction, SamplingError
 from diffguide.randomness import Noise
 from diffguide.samplers import DDIM, Heun
 from diffguide.samplers.grids import UniformT
@@ -266,9 +266,10 @@ def test_rows_without_class(make):
     assert float((free(points_2, T).x_0 - LAW(points_2, T).x_0).abs().amax(1).min()) > 1e-3
 
 
-@pytest.mark.parametrize("name, potential_calls", [
-    ("potential", 1), ("noised", 1), ("mpgd", 1), ("freedom", 1), ("universal", 3), ("lgd", 3), ("tfg", 6)
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, potential_calls",
+    [("potential", 1), ("noised", 1), ("mpgd", 1), ("freedom", 1), ("universal", 3), ("lgd", 3), ("tfg", 6)],
+)
 def test_a_step_costs_one_evaluation_and_so_many_of_the_potential(name, potential_calls):
     """One of the network for each, and of the potential as many as the method's steps and copies."""
     counter, potential = EvaluationCounter(LAW), near_2()
@@ -294,8 +295,17 @@ def test_mpgd_needs_no_gradient_of_the_network():
     numpy_law = ExactMixture(two_classes(), COSINE)
     found = MPGD(numpy_law, near_2(), 0.1, EVERYWHERE)(points_2, T, y)
     torch.testing.assert_close(found.x_0, MPGD(LAW, near_2(), 0.1, EVERYWHERE)(points_2, T, y).x_0)
-    with pytest.raises(Exception, match="gradients through the model|requires grad|numpy"):
+    with pytest.raises(Exception, match="requires grad|numpy"):
         PotentialGuidance(numpy_law, near_2(), 1.0, EVERYWHERE)(points_2, T, y)
+
+
+def test_a_model_without_gradient_raises_one_line():
+    class Detached(DenoiserWrapper):
+        def __call__(self, x_t, t, y=None):
+            return Prediction(*(field.detach() for field in self.denoiser(x_t, t, y)))
+
+    with pytest.raises(SamplingError, match="Detached has no gradient"):
+        PotentialGuidance(Detached(LAW), near_2(), 1.0, EVERYWHERE)(points_2, T, y)
 
 
 @pytest.mark.parametrize("name", sorted(set(SAMPLERS) - {"dopri5"}))
@@ -340,7 +350,7 @@ def test_classifier_free_guidance_around_it(name):
     for found, a, b in zip(outer(points_2, T, classes), strong, weak):
         torch.testing.assert_close(found, b + 3.0 * (a - b))
     if name in ("lgd", "tfg"):
-        with pytest.raises(SamplingError, match=r"samples \[6, 2\], and got x \[7, 2\]"):
+        with pytest.raises(SamplingError, match=r"\[6, 2\], and x \[7, 2\]"):
             begun(inner)(points(7, 2), T)
 
 
@@ -375,31 +385,40 @@ def constant(x, y):
     return torch.zeros(len(x))
 
 
-@pytest.mark.parametrize("potential, sentence", [
-    (wrong_shape, r"wrong_shape must return one number per row, \[6\] for x \[6, 2\], got \[6, 1\]"),
-    (a_number, r"a_number must return one number per row, \[6\] for x \[6, 2\], got float"),
-    (not_finite, r"not_finite is nan in row 0 for x \[6, 2\] between"),
-    (constant, r"constant has no gradient: its value does not depend on x \[6, 2\]"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "potential, sentence",
+    [
+        (wrong_shape, r"wrong_shape must return one number per row, \[6\] for x \[6, 2\], got \[6, 1\]"),
+        (a_number, r"a_number must return one number per row, \[6\] for x \[6, 2\], got float"),
+        (not_finite, "not_finite is not finite: nan in row 0"),
+        (constant, "constant has no gradient"),
+    ],
+)
 @pytest.mark.parametrize("method", ["potential", "noised", "mpgd"])
-def test_a_potential_that_is_none_is_told(potential, sentence, method):
+def test_an_invalid_potential_raises_one_line(potential, sentence, method):
     with pytest.raises(SamplingError, match=sentence):
         METHODS[method](LAW, potential)(points_2, T, y)
 
 
-@pytest.mark.parametrize("make, sentence", [
-    (lambda: MPGD(LAW, 3.0, 1.0, EVERYWHERE), "potential must be callable as f"),
-    (lambda: MPGD(LAW, near_2(), math.nan, EVERYWHERE), "scale must be a finite number, got nan"),
-    (lambda: MPGD(LAW, near_2(), 1.0, (2.0, 1.0)), "interval must be"),
-    (lambda: MPGD(White(0.0, 1.0, Flow(12.0, -math.inf)), near_2(), 1.0, EVERYWHERE), "interval must end below infinity"),
-    (lambda: UniversalGuidance(LAW, near_2(), 1.0, EVERYWHERE, -1, 0.1), "backward_steps must be a whole number from 0"),
-    (lambda: UniversalGuidance(LAW, near_2(), 1.0, EVERYWHERE, 1, 0.0), "backward_rate must be positive"),
-    (lambda: LGD(LAW, near_2(), 1.0, EVERYWHERE, 0), "copies must be a whole number from 1 to 1000, got 0"),
-    (lambda: TFG(LAW, near_2(), 1.0, EVERYWHERE, -0.1, 0.2, 2, 2, 0.1), "rho must be a finite number of at least 0"),
-    (lambda: LGD(LAW, near_2(), 1.0, EVERYWHERE, 2)(points_2, T), r"call start\(noise, times\) first"),
-    (lambda: LGD(LAW, near_2(), 1.0, EVERYWHERE, 2).start(None, TIMES), "pass noise to the run"),
-    (lambda: PotentialDensity(LAW, near_2(), math.inf), "scale must be a finite number, got inf"),
-])  # fmt: skip
-def test_what_cannot_work_is_refused(make, sentence):
+@pytest.mark.parametrize(
+    "make, sentence",
+    [
+        (lambda: MPGD(LAW, 3.0, 1.0, EVERYWHERE), "potential must be callable as f"),
+        (lambda: MPGD(LAW, near_2(), math.nan, EVERYWHERE), "scale must be"),
+        (lambda: MPGD(LAW, near_2(), 1.0, (2.0, 1.0)), "interval must be"),
+        (
+            lambda: MPGD(White(0.0, 1.0, Flow(12.0, -math.inf)), near_2(), 1.0, EVERYWHERE),
+            "interval must end below infinity",
+        ),
+        (lambda: UniversalGuidance(LAW, near_2(), 1.0, EVERYWHERE, -1, 0.1), "backward_steps must be"),
+        (lambda: UniversalGuidance(LAW, near_2(), 1.0, EVERYWHERE, 1, 0.0), "backward_rate must be"),
+        (lambda: LGD(LAW, near_2(), 1.0, EVERYWHERE, 0), "copies must be"),
+        (lambda: TFG(LAW, near_2(), 1.0, EVERYWHERE, -0.1, 0.2, 2, 2, 0.1), "rho must be"),
+        (lambda: LGD(LAW, near_2(), 1.0, EVERYWHERE, 2)(points_2, T), r"call start\(noise, times\) first"),
+        (lambda: LGD(LAW, near_2(), 1.0, EVERYWHERE, 2).start(None, TIMES), "pass noise to the run"),
+        (lambda: PotentialDensity(LAW, near_2(), math.inf), "scale must be"),
+    ],
+)
+def test_invalid_arguments_raise(make, sentence):
     with pytest.raises(ValueError, match=sentence):
         make()

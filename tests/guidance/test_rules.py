@@ -182,9 +182,8 @@ def test_mambo_is_its_formula(schedule, scale):
 
     expected = per_sample(formula, v_strong, v_weak)
     agree(x_t, found, x_0_of(schedule, x_t.numpy(), expected), schedule)
-    theirs = diffusers_mambo.mambo_guidance(v_strong.flatten(1), v_weak.flatten(1), scale, 0.8).reshape(
-        SHAPE
-    )  # it takes no images
+    # it takes no images
+    theirs = diffusers_mambo.mambo_guidance(v_strong.flatten(1), v_weak.flatten(1), scale, 0.8).reshape(SHAPE)
     np.testing.assert_allclose(expected, theirs, rtol=1e-10, atol=1e-10)
 
 
@@ -225,9 +224,7 @@ def test_fdg_scales_both_bands_as_loops_over_pixels_do(low):
         kernel, (h, w) = np.array([1, 4, 6, 4, 1]) / 16, a.shape
         near = np.array([[np.clip(i + k - 2, 0, n - 1) for k in range(5)] for n in (h, w) for i in range(n)])
         rows, columns = near[:h], near[h:]
-        return np.array(
-            [[kernel @ a[np.ix_(rows[i], columns[j])] @ kernel for j in range(w)] for i in range(h)]
-        )  # fmt: skip
+        return np.array([[kernel @ a[np.ix_(rows[i], columns[j])] @ kernel for j in range(w)] for i in range(h)])
 
     def enlarge(a):  # bilinear by two, pixel centres at halves: 3/4 of the nearest, 1/4 of the next
         def along(b):

@@ -48,8 +48,10 @@ def test_tfg_takes_the_step_of_its_level(rho, mu):
     law, near = White(0.2, 0.6), Towards(1.0, 0.8)
     noise = Noise(range(4), (3,), COSINE, dtype=torch.float64)
     guided = TFG(law, near, 1.0, EVERYWHERE, 0.3, 0.1, 2, 0, 0.0, KINDS[rho], KINDS[mu]).start(noise, TIMES)
-    at = [TFG(law, near, 1.0, EVERYWHERE, 0.3 * a, 0.1 * b, 2, 0, 0.0, EvenSteps(), EvenSteps())(x, t)
-          for t, a, b in zip(TIMES[:-1], expected(rho, COSINE), expected(mu, COSINE))]  # fmt: skip
+    at = [
+        TFG(law, near, 1.0, EVERYWHERE, 0.3 * a, 0.1 * b, 2, 0, 0.0, EvenSteps(), EvenSteps())(x, t)
+        for t, a, b in zip(TIMES[:-1], expected(rho, COSINE), expected(mu, COSINE))
+    ]
     rows = guided(x, TIMES[:-1])
     for k, (t, plain) in enumerate(zip(TIMES[:-1], at)):
         torch.testing.assert_close(guided(x, t).x_0, plain.x_0)
@@ -65,5 +67,5 @@ def test_the_weights_are_those_of_the_run():
         found, plain = (sampler(d, x, times, None, Noise(range(4), (3,), COSINE)) for d in (guided, law))
         assert float((found - 1).norm()) < 0.9 * float((plain - 1).norm())
         assert len(guided.start(Noise(range(4), (3,), COSINE), times).rho_steps.factors) == sampler.steps
-    with pytest.raises(ValueError, match=r"IncreasingSteps depend on a run's steps: call start\(noise, times\) first"):
+    with pytest.raises(ValueError, match=r"IncreasingSteps .* call start"):
         guided(x, TIMES[1])

@@ -47,7 +47,7 @@ def noise(schedule) -> Noise:
 
 @pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
 @every_sampler
-def test_a_still_step_is_still_and_costs_nothing(make, schedule):
+def test_a_skipped_step_moves_and_evaluates_nothing(make, schedule):
     """x as it was, bit for bit, no evaluation; and what follows is a run that begins there, with no memory of it."""
     sampler, counter, x, seen = make(6), EvaluationCounter(ExactMixture(two_classes(), schedule)), points(schedule), []
     guided = ClassifierFree(counter, SCALE, EVERYWHERE, CFGZero(2))
@@ -121,7 +121,7 @@ def test_the_error_falls_with_the_steps_and_is_no_larger_than_eulers(exact_run, 
 
 def test_a_run_must_have_a_step_that_moves():
     schedule = SCHEDULES["flow"]
-    with pytest.raises(SamplingError, match="zero_init_steps must be below the sampler's steps, got 3 of 3"):
+    with pytest.raises(SamplingError, match="zero_init_steps .* got 3 of 3"):
         Heun(3, UniformT())(zero(schedule, 3), points(schedule), UniformT()(schedule, 3), Y)
 
 
@@ -133,7 +133,7 @@ def test_outside_the_interval_nothing_is_still():
     assert not torch.equal(seen[0], points(schedule))
 
 
-def test_a_still_rule_inside_another_guidance():
+def test_skipped_steps_inside_another_guidance():
     """The step is still as a whole: what is around moves x after it."""
     schedule, seen = SCHEDULES["flow"], []
     law = oracle(two_classes(), schedule)
@@ -142,7 +142,7 @@ def test_a_still_rule_inside_another_guidance():
     assert torch.equal(seen[0], points(schedule)) and not torch.equal(seen[1], seen[0])
 
 
-def test_what_goes_up_again():
+def test_repetitions_and_restarts_skip_no_step_of_their_own():
     """No repetition of a still step; a walk back up into its levels moves like any other, as it does without still steps."""
     schedule, seen = SCHEDULES["flow"], []
     times = UniformT()(schedule, 5)

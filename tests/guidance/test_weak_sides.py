@@ -111,7 +111,7 @@ def test_the_guide_of_autoguidance_is_evaluated_at_equal_log_snr(t, guide_schedu
     same(Autoguidance(exact(), blurred(guide_schedule), 1.0, EVERYWHERE)(x, t, y), strong, 0)
 
 
-def test_auto_counts_both_networks_and_needs_no_condition():
+def test_autoguidance_counts_both_networks_and_needs_no_condition():
     counter = EvaluationCounter(exact())
     auto = Autoguidance(counter, blurred(), 2.0, EVERYWHERE)
     same(auto(x, t), extrapolated(exact()(x, t), blurred()(x, t), 2.0))
@@ -120,7 +120,7 @@ def test_auto_counts_both_networks_and_needs_no_condition():
     assert counter.tally.evaluations == 24
 
 
-def test_auto_starts_its_guide():
+def test_autoguidance_starts_its_guide():
     """A guide with momentum has its own, of this run."""
     inner = ClassifierFree(blurred(), 2.0, EVERYWHERE, APG(0.0, math.inf, -0.5))
     auto = Autoguidance(exact(), inner, 2.0, EVERYWHERE)
@@ -163,30 +163,30 @@ def test_nested_memories_belong_to_a_run():
     (lambda: NegativeCondition(exact(), 2, 2.0, EVERYWHERE), "there is no class 2; indices 0 to 1"),
     (lambda: NegativeCondition(exact(class_names=["a", "b"]), "c", 2.0, EVERYWHERE), "no class 'c'; .* or names: a, b"),
     (lambda: NegativeCondition(exact(num_classes=0), 0, 2.0, EVERYWHERE), "negative needs a model with classes"),
-    (lambda: ClassComposition(exact(), [0], [1.0, 2.0]), r"conditions and weights .* got \[0\] and \[1.0, 2.0\]"),
-    (lambda: ClassComposition(exact(has_null=False), [0], [1.0], 2.0, EVERYWHERE), "guidance=compose needs .* never dropped"),
+    (lambda: ClassComposition(exact(), [0], [1.0, 2.0]), r"conditions and weights .* \[1.0, 2.0\]"),
+    (lambda: ClassComposition(exact(has_null=False), [0], [1.0], 2.0, EVERYWHERE), "guidance=compose .* label dropout"),
     (lambda: Autoguidance(exact(), exact(num_classes=3), 2.0, EVERYWHERE), "the guide has 3 classes, the model 2"),
     (lambda: Autoguidance(exact(shape=[2]), exact(shape=[1, 8, 8]), 2.0, EVERYWHERE),
      r"shape \[1, 8, 8\], the model of shape \[2\]"),
     (lambda: Autoguidance(exact(), exact(Cosine(8.0, -10.0)), 2.0, EVERYWHERE),
-     "noise levels 0.0183156 to 148.413, guidance acts from 0.00247875 to 148.413: narrow"),
+     "0.0183156 to 148.413, .* 0.00247875 to 148.413"),
     (lambda: Autoguidance(exact(), exact(Cosine(8.0, -10.0)), 2.0, (0.001, 0.01)), "take another guide"),
-    (lambda: Autoguidance(exact(), Classifier(), 2.0, EVERYWHERE), "guide must be a generator of the same data, got a Classif"),
-    (lambda: Autoguidance(exact(), exact(levels=torch.tensor([1.0, 0.5])), 2.0, EVERYWHERE), "only its own noise levels"),
+    (lambda: Autoguidance(exact(), Classifier(), 2.0, EVERYWHERE), "guide must be .* got a Classif"),
+    (lambda: Autoguidance(exact(), exact(levels=torch.tensor([1.0, 0.5])), 2.0, EVERYWHERE), "other than the model's"),
     (lambda: Nested(exact(), {}), "parts is empty"),
 ])  # fmt: skip
-def test_what_cannot_work_is_refused(make, sentence):
+def test_invalid_arguments_raise(make, sentence):
     with pytest.raises(ValueError, match=sentence):
         make()
 
 
-def test_a_guide_may_know_less_where_guidance_does_not_act():
+def test_a_guide_may_lack_levels_where_guidance_does_not_act():
     auto = Autoguidance(exact(), blurred(Cosine(8.0, -10.0)), 2.0, (0.1, 100.0))
     early = torch.tensor(0.02, dtype=torch.float64)
     same(auto(x, early, y), exact()(x, early, y), 0)
 
 
-def test_the_interval_that_a_guide_asks_for_is_taken():
+def test_the_interval_that_the_message_names_is_accepted():
     guide = exact(Cosine(8.0, -9.3))
     with pytest.raises(ValueError) as told:
         Autoguidance(exact(), guide, 2.0, EVERYWHERE)
@@ -194,7 +194,7 @@ def test_the_interval_that_a_guide_asks_for_is_taken():
     Autoguidance(exact(), guide, 2.0, [float(level) for level in said])
 
 
-def test_both_models_must_know_no_condition():
+def test_a_null_condition_needs_both_models():
     assert Autoguidance(exact(), exact(), 2.0, EVERYWHERE).has_null
     for facts in ({}, {"has_null": False}), ({"has_null": False}, {}):
         assert not Autoguidance(*(exact(**part) for part in facts), 2.0, EVERYWHERE).has_null

@@ -18,7 +18,7 @@ from diffguide.schedules import (
     SquaredCosine,
     SubVP,
     ZeroTerminalSNR,
-)  # fmt: skip
+)
 
 SCHEDULES = {
     "cosine": Cosine(12.0, -10.0),

@@ -34,12 +34,14 @@ def stop_server() -> None:
 class Command:
     """A process of one thread that runs `main` with these arguments in a folder; `prepare` is called first.
 
-    Its stdout and stderr go to files beside the folder.
+    Its stdout and stderr go to files beside the folder; `suffix` tells processes in one folder apart.
     """
 
-    def __init__(self, main: Callable, *arguments: str, at: Path, prepare: Callable[[], None] | None = None):
+    def __init__(
+        self, main: Callable, *arguments: str, at: Path, prepare: Callable[[], None] | None = None, suffix: str = ""
+    ):
         at.mkdir(exist_ok=True)
-        self.streams = [at.parent / f".{at.name}.{name}" for name in ("out", "err")]
+        self.streams = [at.parent / f".{at.name}{suffix}.{name}" for name in ("out", "err")]
         options = (main, arguments, at, self.streams, prepare)
         self.process = CONTEXT.Process(target=run, args=options, daemon=True)
         self.process.start()

@@ -1,9 +1,13 @@
 """What happens to a process: for the `prepare` and the `main` of `forked.Command`."""
 
+import errno
 import os
 import pkgutil
 import signal
+from collections.abc import Callable
 from pathlib import Path
+
+import numpy
 
 
 def kill_in_write(place: str, name: str, number: int) -> None:
@@ -34,6 +38,35 @@ def kill_in_removal(folder: str, number: int) -> None:
         unlink(path, **options)
 
     Path.unlink = killed
+
+
+def become_rank(rank: int, port: int, launcher: dict[str, str], disturb: Callable[[], None] | None = None) -> None:
+    """From now on, this process is one of two of a launcher, which sets these variables; `disturb` is called last."""
+    ranks = {"LOCAL_RANK": str(rank), "NODE_RANK": "0", "WORLD_SIZE": "2"}
+    os.environ |= ranks | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)} | launcher
+    if "TORCHELASTIC_RUN_ID" in launcher:
+        os.environ |= {"RANK": str(rank), "GROUP_RANK": "0", "LOCAL_WORLD_SIZE": "2"}
+    if disturb is not None:
+        disturb()
+
+
+def fail_in_batch(first: int, fault: str) -> None:
+    """From now on, sampling has a full disk or gets SIGTERM when the batch begins whose first sample has this number."""
+    from diffguide.sampling.run import SampleWriter
+
+    begin = SampleWriter.begin_batch
+
+    def full(path, **arrays) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def disturbed(self, number: int):
+        if number == first and fault == "disk full":
+            numpy.savez = full
+        elif number == first:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return begin(self, number)
+
+    SampleWriter.begin_batch = disturbed
 
 
 def hold_lock(arguments: list[str]) -> None:

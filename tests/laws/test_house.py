@@ -1,4 +1,4 @@
-"""The house rules that a machine can hold: one-way imports, who may import hydra, no torch before main."""
+"""Rules of the package: imports point downwards, few packages import hydra, no torch before main."""
 
 import ast
 import subprocess
@@ -53,7 +53,7 @@ def packages() -> dict[str, set[str]]:
     return result
 
 
-def test_imports_point_one_way():
+def test_imports_point_downwards():
     for package, used in packages().items():
         assert package in FLOOR, f"{package} has no floor"
         higher = {name for name in used & FLOOR.keys() if FLOOR[name] > FLOOR[package]}
@@ -66,15 +66,15 @@ def test_packages_of_one_floor_do_not_import_each_other():
         assert not beside, f"{package} imports {beside}, which stand beside it"
 
 
-def test_few_modules_stand_at_the_root():
+def test_few_modules_are_at_the_root():
     assert len([path for path in PACKAGE.glob("*.py") if path.name != "__init__.py"]) <= MAX_ROOT_MODULES
 
 
-def test_only_the_command_line_knows_hydra():
+def test_only_the_command_line_imports_hydra():
     assert {name for name, used in packages().items() if used & {"!hydra", "!omegaconf"}} <= HYDRA
 
 
-def test_only_engine_knows_fabric():
+def test_only_engine_imports_fabric():
     know = {path for path in PACKAGE.rglob("*.py") if "!lightning_fabric" in imports(path)}
     assert know == {PACKAGE / "runtime" / "engine.py"}
 
@@ -90,5 +90,5 @@ def test_files_are_short():
         assert len(path.read_text().splitlines()) <= 300, f"{path.name} is too long"
 
 
-def test_nothing_depends_on_hydras_private_modules():
+def test_no_module_imports_private_modules_of_hydra():
     assert [path for path in PACKAGE.rglob("*.py") if "hydra._internal" in path.read_text()] == []

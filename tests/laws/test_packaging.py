@@ -39,7 +39,7 @@ def test_help_is_quick_and_lists_the_groups(name, tmp_path):
         used.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
     assert done.returncode == 0 and name in done.stdout
     assert {*options(GROUPS[name])} <= {*done.stdout.replace(",", " ").replace(f"{GROUPS[name]}=", " ").split()}
-    assert min(used) < 1.0  # processor seconds; 0.5 s by the clock where nothing else runs; torch alone takes more
+    assert min(used) < 0.6  # processor seconds; torch alone takes more
 
 
 def test_the_whole_configuration_is_shown(tmp_path):
@@ -47,7 +47,7 @@ def test_the_whole_configuration_is_shown(tmp_path):
     assert (
         done.returncode == 0
         and "diffguide.models.parameterizations.Eps" in done.stdout
-        and "p_uncond: 0.1" in done.stdout
+        and "num_classes: 10" in done.stdout
     )
     assert list(tmp_path.iterdir()) == []
 
@@ -58,8 +58,14 @@ def test_an_experiment_overrides_and_is_overridden(tmp_path):
 
 
 def test_tab_completes_the_options_of_a_group(tmp_path):
-    done = run(SCRIPTS / "diffguide-train", "-sc", "query=bash", at=tmp_path, COMP_LINE="diffguide-train guidance=",
-               COMP_POINT="25")  # fmt: skip
+    done = run(
+        SCRIPTS / "diffguide-train",
+        "-sc",
+        "query=bash",
+        at=tmp_path,
+        COMP_LINE="diffguide-train guidance=",
+        COMP_POINT="25",
+    )
     assert done.stdout.split() == [f"guidance={name}" for name in options("guidance")]
 
 
@@ -84,7 +90,7 @@ def test_own_files_come_by_config_dir_and_a_local_configs_folder_is_ignored(tmp_
     assert done.returncode == 0 and "gamma: 1.0" in done.stdout and "broken" not in done.stdout
 
 
-def test_the_top_level_is_what_it_should_be():
+def test_the_top_level_has_only_the_agreed_entries():
     folders = {"configs", "diffguide", "findings", "outputs", "scripts", "tests"}
     wanted = {"pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md", "CITATION.cff"} | folders
     listed = {path.name for path in CHECKOUT.iterdir() if not path.name.startswith(".")}

@@ -1,4 +1,4 @@
-"""The Python examples in the READMEs run as they stand; the one of sampling makes the bytes of the command."""
+"""The Python examples in the READMEs run unchanged; the sampling example gives the bytes of the command."""
 
 import re
 from contextlib import chdir
@@ -14,12 +14,13 @@ from diffguide.checkpoints.store import find
 from diffguide.sample import main as sample
 
 CHECKOUT = Path(__file__).resolve().parents[2]
+# what a test may shrink
 SMALLER = {
     "images=60_000": "images=256",
     "STEPS = 500": "STEPS = 3",
     "range(2000)": "range(200)",
     "Heun()": "Heun(steps=2)",
-}  # what a test may shrink
+}
 
 
 def run_examples(page: str, smaller: dict[str, str]) -> dict:
@@ -40,13 +41,13 @@ def test_the_front_page_trains_and_samples():
     assert names["guided"].has_null
 
 
-def test_a_loop_of_ones_own_trains():
+def test_the_training_loop_of_the_page_trains():
     names = run_examples("diffguide/training/README.md", SMALLER)
     assert names["step"] == 2 and names["loss"].per_example.isfinite().all()
 
 
 @pytest.mark.parametrize("page", ["diffguide/README.md", "diffguide/oracles/README.md"])
-def test_examples_of_the_pages_run(page, capsys):
+def test_examples_of_the_readmes_run(page, capsys):
     names = run_examples(page, SMALLER)
     assert names["x"].isfinite().all() and capsys.readouterr().out
 
@@ -93,7 +94,7 @@ def test_the_example_makes_what_the_command_writes(at, command):
     assert made["x"].abs().max() > 1  # which the example says, and bytes cannot be
 
 
-def test_bytes_do_not_depend_on_the_type_of_the_images():
+def test_to_uint8_does_not_depend_on_the_dtype():
     """127.5 (x + 1) in float32, also where bfloat16 could not hold the product."""
     x = torch.linspace(-1.2, 1.2, 4 * 3 * 16).reshape(4, 3, 4, 4)
     for dtype in (torch.bfloat16, torch.float16, torch.float32, torch.float64):

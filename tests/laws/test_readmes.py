@@ -44,7 +44,7 @@ def cells(row: str) -> int:
     return len(SEPARATOR.split(row.strip())) - 2
 
 
-def test_every_room_has_a_page():
+def test_every_folder_has_a_readme():
     packages = {path.parent.relative_to(CHECKOUT).as_posix() for path in CHECKOUT.glob("diffguide/*/__init__.py")}
     assert packages > {"diffguide/guidance", "diffguide/cli"}
     rooms = {f"{room}/README.md" for room in {*ROOMS, *packages}}
@@ -52,7 +52,7 @@ def test_every_room_has_a_page():
     assert sum(1 for page in PAGES for _ in tables(read(page))) > 20  # so that the next test is not about nothing
 
 
-def test_the_front_page_is_short():
+def test_the_readme_is_short():
     assert len(read("README.md").splitlines()) <= MAX_FRONT_LINES
 
 
@@ -64,7 +64,7 @@ def test_every_row_has_the_cells_of_its_head(page):
 
 
 @every_page
-def test_links_lead_somewhere(page):
+def test_links_exist(page):
     for target in LINK.findall(re.sub(r"```.*?```", "", read(page), flags=re.DOTALL)):
         if target.startswith(("https://", "http://")):
             continue
@@ -76,7 +76,7 @@ def test_links_lead_somewhere(page):
 
 @every_page
 def test_files_that_are_named_exist(page):
-    """Relative to the page, to the checkout or to the package; a user's own files are called mine or my_..."""
+    """Relative to the page, to the checkout or to the package; files of the user are called mine or my_..."""
     folders = [(CHECKOUT / page).parent, CHECKOUT, CHECKOUT / "diffguide"]
     for name in FILE.findall(read(page)):
         if page == "CHANGELOG.md" or name.startswith(("mine", "my", "config.yaml")):

@@ -32,10 +32,16 @@ class Exact(Backbone):
         c_in = {"flow": 1 / (1 + s), "edm": 1 / np.sqrt(s**2 + 0.25)}.get(self.name, 1 / r)
         x_t = x.numpy() / c_in
         x_0, eps = MIXTURE.mean(x_t, 1, s[:, 0]), -s * MIXTURE.score(x_t, 1, s[:, 0])
-        return torch.from_numpy({
-            "x0": x_0, "eps": eps, "score": -r * eps / s, "v": (eps - s * x_0) / r, "flow": eps - x_0,
-            "edm": (s * x_0 / 0.5 - 0.5 * eps) / np.sqrt(s**2 + 0.25),
-        }[self.name])  # fmt: skip
+        return torch.from_numpy(
+            {
+                "x0": x_0,
+                "eps": eps,
+                "score": -r * eps / s,
+                "v": (eps - s * x_0) / r,
+                "flow": eps - x_0,
+                "edm": (s * x_0 / 0.5 - 0.5 * eps) / np.sqrt(s**2 + 0.25),
+            }[self.name]
+        )
 
 
 @pytest.mark.parametrize("name", PARAMETERIZATIONS)

@@ -1,4 +1,4 @@
-"""p(x | z_0) against densities written out."""
+"""p(x | z_0) equals explicit densities."""
 
 import math
 
@@ -30,8 +30,8 @@ def test_discretised_is_bayes_over_the_values(values, log_snr):
     np.testing.assert_allclose(found, by_hand(x, eps, log_snr, values), rtol=1e-6, atol=1e-9)
 
 
-def test_far_values_that_are_left_out_have_no_share():
-    """Both ends of the range, the window cut and not cut, float32 as in training."""
+def test_far_values_are_negligible():
+    """At both ends of the range, with the sum truncated and not, in float32 as in training."""
     grid = torch.linspace(-1, 1, 256).reshape(-1, 1)
     for log_snr in (3.0, 8.0, 14.0):
         eps = torch.linspace(-6, 6, 256).reshape(-1, 1)
@@ -47,7 +47,7 @@ def test_gradients_reach_the_log_snr():
         assert torch.autograd.gradcheck(lambda level: decoder.log_prob(x, eps, level), log_snr)
 
 
-def test_gaussian_is_the_density_of_what_made_z_0():
+def test_gaussian_is_the_density_of_x_given_z_0():
     x, eps, log_snr = torch.randn(5, 3, dtype=torch.float64), torch.randn(5, 3, dtype=torch.float64), 2.5
     level = math.exp(-log_snr / 2)
     expected = norm.logpdf(x.numpy(), (x + level * eps).numpy(), level).sum(1)
@@ -55,12 +55,12 @@ def test_gaussian_is_the_density_of_what_made_z_0():
     np.testing.assert_allclose(found, expected, rtol=1e-12)
 
 
-def test_data_of_other_values_are_refused():
+def test_data_with_other_quantization_levels_are_refused():
     Discretized(17).check(torch.arange(17) / 8 - 1)
     Discretized(256).check(torch.arange(256).float() / 127.5 - 1)
     Gaussian().check(torch.randn(9))
     for x in (torch.tensor([0.1]), torch.tensor([1.125])):
-        with pytest.raises(ValueError, match="17 .* check dataset.quantization_levels"):
+        with pytest.raises(ValueError, match="17 .* dataset.quantization_levels"):
             Discretized(17).check(x)
-    with pytest.raises(ValueError, match="quantization_levels must be at least 2, got 0.*objective/decoder=gaussian"):
+    with pytest.raises(ValueError, match="got 0.*objective/decoder=gaussian"):
         Discretized(0)

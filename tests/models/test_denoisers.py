@@ -1,4 +1,4 @@
-"""Denoisers: a schedule swapped under a network, the forms that t and y may take, wrappers and counting."""
+"""Denoisers under other schedules, forms of t and y, wrappers and counters."""
 
 import math
 
@@ -35,8 +35,8 @@ def backbone():
 @pytest.mark.parametrize("log_snr", [-6.0, -1.0, 0.5, 6.0])
 @pytest.mark.parametrize("other", [EDMSchedule(12.4, -8.8), FlowSchedule(12.0, -12.0)], ids=["edm", "flow"])
 @every_parameterization
-def test_a_schedule_is_swapped_under_a_network(backbone, parameterization, other, log_snr):
-    """At equal log-SNR, x rescaled: the same x_0 and eps, since the network sees the log-SNR and not t."""
+def test_a_network_is_valid_under_another_schedule(backbone, parameterization, other, log_snr):
+    """At equal log-SNR and rescaled x_t, x_0 and eps are the same, since the network gets the log-SNR, not t."""
     schedule = Cosine(12.0, -10.0)
     here = Preconditioned(backbone, schedule, parameterization, has_null=True)
     there = Preconditioned(backbone, other, parameterization, has_null=True)
@@ -56,12 +56,12 @@ def test_prediction_agrees_with_x_t(backbone, parameterization):
 
 
 def test_eps_is_refused_at_zero_terminal_snr(backbone):
-    with pytest.raises(ValueError, match=r"predicts eps cannot be used at zero terminal SNR.*finite log_snr_min"):
+    with pytest.raises(ValueError, match="eps .* zero terminal SNR.*finite log_snr_min"):
         Preconditioned(backbone, FlowSchedule(12.0, -math.inf), Eps(), has_null=True)
 
 
 @pytest.mark.parametrize("name", ["x0", "v", "flow", "edm"])
-def test_pure_noise_is_denoised_to_something_finite(backbone, name):
+def test_predictions_at_pure_noise_are_finite(backbone, name):
     denoiser = Preconditioned(backbone, FlowSchedule(12.0, -math.inf), PARAMETERIZATIONS[name], has_null=True)
     for t in (torch.tensor(1.0, dtype=torch.float64), torch.ones(6, dtype=torch.float64)):
         assert all(bool(field.isfinite().all()) for field in denoiser(x, t, y))
@@ -76,8 +76,8 @@ def test_one_time_is_that_time_in_every_row(backbone, parameterization):
 
 @pytest.mark.parametrize("time", [t, t.expand(6)], ids=["0-d", "[B]"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_the_answer_has_the_type_of_x(backbone, time, dtype):
-    """Although time and the rows are float64."""
+def test_the_prediction_has_the_dtype_of_x(backbone, time, dtype):
+    """Although time and coefficients are float64."""
     denoiser = Preconditioned(backbone.to(dtype), Cosine(12.0, -10.0), V(), has_null=True)
     assert [field.dtype for field in denoiser(x.to(dtype), time, y)] == [dtype, dtype]
 
@@ -89,20 +89,20 @@ def test_no_condition_is_minus_one_everywhere(backbone):
     assert not torch.allclose(none.x_0, classes.x_0)
 
 
-def test_facts_of_a_network(backbone):
+def test_the_info_of_a_network_is_that_of_its_backbone(backbone):
     schedule = Cosine(12.0, -10.0)
     denoiser = Preconditioned(backbone, schedule, V(), has_null=False)
     facts = (denoiser.schedule, denoiser.levels, denoiser.num_classes, denoiser.has_null)
     assert facts == (schedule, None, 4, False)
 
 
-def test_a_network_without_classes_knows_no_condition():
+def test_a_network_without_classes_has_the_null_condition():
     network = MLP(3, None, num_classes=0, width=8, layers=1, fourier_features=0, fourier_scale=1.0)
     assert Preconditioned(network, Cosine(12.0, -10.0), V(), has_null=False).has_null
 
 
 class Remembering(Denoiser):
-    """Returns a new object from `start`, as a method with memory does."""
+    """Returns a new object from `start`, as a stateful method does."""
 
     schedule, levels, num_classes, has_null = Cosine(12.0, -10.0), torch.tensor([1.0, 0.5]), 0, True
     conditional = True
@@ -121,7 +121,7 @@ every_wrapper = pytest.mark.parametrize("wrap", WRAPPERS, ids=["wrapper", "count
 
 
 @every_wrapper
-def test_wrappers_forward_facts(wrap):
+def test_wrappers_forward_info(wrap):
     inner, outer = Remembering(), wrap(Remembering())
     assert outer.info == inner.info and all(
         getattr(outer, name) is value for name, value in inner.info._asdict().items()
@@ -129,7 +129,7 @@ def test_wrappers_forward_facts(wrap):
 
 
 @every_wrapper
-def test_start_returns_a_copy_that_starts_what_it_wraps(wrap):
+def test_start_returns_a_copy_and_starts_the_wrapped_denoiser(wrap):
     inner = Remembering()
     outer, times = wrap(inner), torch.tensor([1.0, 0.0])
     started = outer.start("noise", times)
@@ -139,7 +139,7 @@ def test_start_returns_a_copy_that_starts_what_it_wraps(wrap):
     assert DenoiserWrapper(outer).start("noise", times).denoiser.denoiser.started_with == ("noise", times)
 
 
-def test_a_denoiser_without_memory_starts_as_itself():
+def test_start_of_a_denoiser_without_state_returns_the_same_object():
     denoiser = ExactMixture(two_classes(), Cosine(12.0, -10.0))
     assert denoiser.start(None, torch.tensor([1.0, 0.0])) is denoiser
 
@@ -154,7 +154,7 @@ def test_the_counter_counts_rows(scale, per_row):
     assert counter.tally.evaluations == 5 * per_row + 3
 
 
-def test_the_counter_changes_nothing():
+def test_counting_does_not_change_predictions():
     denoiser = ExactMixture(two_classes(), Cosine(12.0, -10.0))
     prediction, counted = denoiser(x[:, :2], t), EvaluationCounter(denoiser)(x[:, :2], t)
     assert torch.equal(prediction.x_0, counted.x_0) and torch.equal(prediction.eps, counted.eps)

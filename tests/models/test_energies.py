@@ -25,7 +25,7 @@ PRIORS = {"uniform": None, "some": [1.0 + (3 * k) % 7 for k in range(T + 2)]}
 
 
 def exact_logits(oracle, schedule, prior) -> Backbone:
-    """A network whose outputs summed up are log P(k) p_k(x | y), plus what the softmax does not see."""
+    """A network whose cumulative outputs are log P(k) p_k(x | y) plus a term that cancels in the softmax."""
 
     class Exact(Backbone):
         num_classes, out_features, noise_conditioned = 2, T + 2, False
@@ -72,7 +72,7 @@ def test_exact_logits_give_the_closed_forms(name, prior):
 
 
 class Blind(Backbone):
-    """The best network for data N(0, I): every level looks alike."""
+    """The optimal network for data N(0, I), where all levels have one distribution."""
 
     num_classes, out_features, noise_conditioned = 0, T + 2, False
 
@@ -80,7 +80,7 @@ class Blind(Backbone):
         return torch.zeros(len(x), T + 2, dtype=x.dtype) * x.sum(1, keepdim=True)
 
 
-def test_data_of_pure_noise_have_the_loss_of_guessing():
+def test_the_loss_for_gaussian_data_is_that_of_chance():
     objective = CDM(Blind(), TRE(12.0, -10.0), T + 2, 0.5, 2.0, 0, None, False, 0.0)
     x = torch.randn(4400, 128, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     with torch.no_grad():
@@ -107,11 +107,10 @@ def test_the_gradient_trains_and_follows_the_grad_mode():
     with torch.no_grad():
         assert not model(x, t).x_0.requires_grad
         found = value_and_gradient(lambda x: x @ torch.ones(2, dtype=torch.float64, requires_grad=True), x)
-        assert not any(part.requires_grad for part in found)  # nor does it hold a graph for the time of a step
+        assert not any(part.requires_grad for part in found)  # and no graph is kept
     model.requires_grad_(False)
-    assert torch.autograd.gradcheck(
-        lambda x: tuple(model(x, t)), x.requires_grad_()
-    )  # as DPS and the flow's divergence ask
+    # as DPS and the divergence of the flow need
+    assert torch.autograd.gradcheck(lambda x: tuple(model(x, t)), x.requires_grad_())
     model.requires_grad_(True)
     weight = model.backbone.linear_in.weight
 
@@ -123,33 +122,30 @@ def test_the_gradient_trains_and_follows_the_grad_mode():
     assert torch.autograd.gradcheck(loss, weight.detach().clone().requires_grad_())
 
 
-def test_a_level_that_is_none_is_refused():
+def test_a_time_that_is_no_level_is_refused():
     model = LevelClassifier(network(), TRE(12.0, -10.0), T, False)
     assert model.levels.tolist() == [k / T for k in range(T, -1, -1)]
-    assert model.has_null  # nothing to drop; with classes that training never dropped there is none
+    assert model.has_null  # for a network without condition
     told = LevelClassifier(MLP(2, T + 2, 3, 16, 2, 4, 0.5, False), TRE(12.0, -10.0), T, False)
     assert not told.has_null and told.conditional
     for wrong in (0.51, 0.5001):
-        with pytest.raises(ValueError, match=rf"t = k / 20, and t = {wrong} "):
+        with pytest.raises(ValueError, match=rf"noise level k / 20 .* got {wrong}"):
             model(torch.zeros(1, 2, dtype=torch.float64), torch.tensor(wrong, dtype=torch.float64))
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"backbone": network(noise_conditioned=True)}, "takes no noise input: set backbone.noise_conditioned=false"),
-        ({"backbone": network(outputs=7)}, "22 noise levels needs a network with so many outputs, and this MLP has 7"),
+        ({"backbone": network(noise_conditioned=True)}, "backbone.noise_conditioned=false"),
+        ({"backbone": network(outputs=7)}, "22 outputs, but this MLP has 7"),
         ({"backbone": network(outputs=None)}, "has an output in the shape of the data"),
-        (
-            {"backbone": network(outputs=None, noise_conditioned=True)},
-            "take backbone=unet_levels",
-        ),  # the default network's
-        ({"schedule": VE(12.0, -10.0)}, r"ends in N\(0, I\), and VE ends at alpha = 1"),
-        ({"schedule": TRE(12.0, -5.0)}, r"ends in N\(0, I\), and TRE ends at alpha = 0.0818"),
+        ({"backbone": network(outputs=None, noise_conditioned=True)}, "backbone=unet_levels"),  # as the default network
+        ({"schedule": VE(12.0, -10.0)}, "VE ends at alpha = 1"),
+        ({"schedule": TRE(12.0, -5.0)}, "TRE ends at alpha = 0.0818"),
         ({"schedule": TRE(12.0, -math.inf)}, "finite schedule.log_snr_min"),
         ({"levels": 2}, "levels must be at least 3, got 2"),
-        ({"prior": [1.0, 2.0]}, "22 finite numbers above 0"),
-        ({"prior": [0.0] * 22}, "22 finite numbers above 0"),
+        ({"prior": [1.0, 2.0]}, "prior must have 22"),
+        ({"prior": [0.0] * 22}, "prior must have 22"),
         ({"ce_weight": 0.0, "mse_weight": 0.0}, "not both 0"),
         ({"quantization_levels": 1}, "quantization_levels must be 0"),
         ({"p_uncond": 1.5}, "p_uncond"),
@@ -164,7 +160,7 @@ def test_impossible_arguments_are_refused(change, message):
         CDM(**given | change)
 
 
-def test_dequantised_levels_spread_over_the_space_between_values():
+def test_dequantised_data_fill_the_space_between_values():
     seen = []
 
     class Looking(Blind):
@@ -182,7 +178,7 @@ def test_dequantised_levels_spread_over_the_space_between_values():
 
 @pytest.mark.parametrize("p_uncond", [0.0, 0.3, 1.0])
 def test_training_drops_labels(p_uncond):
-    """In every row by itself, and never changes one into another: what the network is told, as it trains."""
+    """Independently in every row; the other labels that the network gets in training are unchanged."""
     told = []
 
     class Told(Blind):
@@ -201,22 +197,26 @@ def test_training_drops_labels(p_uncond):
     assert shares == pytest.approx([p_uncond] * 3, abs=0.05)  # four standard errors
 
 
-@pytest.mark.parametrize("made", [
-    CDM(Blind(), SCHEDULES["tre"], T + 2, 1.0, 1.0, 17, None, False, 0.0),
-    DensityRatio(Blind(), SCHEDULES["tre"], T + 2, 17, 0.0),
-], ids=["cdm", "tre"])  # fmt: skip
-def test_values_that_the_data_are_not_of(made):
-    """Spread by 1 / 8, data of 256 values or of a continuum would have a density that is no one's."""
+@pytest.mark.parametrize(
+    "made",
+    [
+        CDM(Blind(), SCHEDULES["tre"], T + 2, 1.0, 1.0, 17, None, False, 0.0),
+        DensityRatio(Blind(), SCHEDULES["tre"], T + 2, 17, 0.0),
+    ],
+    ids=["cdm", "tre"],
+)
+def test_data_with_other_quantization_levels_are_refused(made):
+    """With noise of width 1 / 8, data of 256 values or continuous data would have a wrong density."""
     made.check(torch.arange(-8, 9).reshape(1, 17) / 8)
     for wrong in (torch.arange(256) / 127.5 - 1, torch.randn(9, generator=torch.Generator().manual_seed(0))):
-        with pytest.raises(ValueError, match="quantization_levels=17: .* take 17 for digits"):
+        with pytest.raises(ValueError, match="quantization_levels=17 .* take 17 for digits"):
             made.check(wrong[:, None])
     made.quantization_levels = 0
     made.check(torch.randn(9, 2))
 
 
 class WithoutDoubles(TorchDispatchMode):
-    """The device meta as one without float64, such as Apple's."""
+    """The meta device as one without float64, such as mps."""
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         result = function(*args, **kwargs or {})
@@ -224,12 +224,16 @@ class WithoutDoubles(TorchDispatchMode):
         return result
 
 
-@pytest.mark.parametrize("make", [
-    lambda: LevelClassifier(MLP(2, T + 2, 0, 16, 2, 4, 0.5, False).to("meta"), SCHEDULES["tre"], T, True),
-    lambda: NoisyJointEnergy(MLP(2, 3, 0, 16, 2, 4, 0.5).to("meta"), SCHEDULES["tre"]),
-], ids=["levels", "joint"])  # fmt: skip
-def test_on_a_device_without_doubles(make):
-    """Sampled and asked for its density, at one level for all rows."""
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: LevelClassifier(MLP(2, T + 2, 0, 16, 2, 4, 0.5, False).to("meta"), SCHEDULES["tre"], T, True),
+        lambda: NoisyJointEnergy(MLP(2, 3, 0, 16, 2, 4, 0.5).to("meta"), SCHEDULES["tre"]),
+    ],
+    ids=["levels", "joint"],
+)
+def test_models_run_on_a_device_without_float64(make):
+    """Samples and densities, at one level for all rows."""
     model, x, t = make(), torch.zeros(3, 2, device="meta"), torch.tensor(0.5, dtype=torch.float64)
     with torch.no_grad(), WithoutDoubles():
         assert model(x, t).x_0.is_meta and model(x, t).eps.shape == (3, 2)

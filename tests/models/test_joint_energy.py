@@ -16,14 +16,14 @@ Y = torch.arange(40) % 3 - 1  # -1 = the sum over classes
 
 
 def test_its_gradient_is_the_score():
-    """By a step of Langevin dynamics without noise, as objective and sampler take it."""
+    """By a step of Langevin dynamics without noise."""
     for y in (Y, None):
         moved = langevin_step(lambda x: exact().log_density(x, None, y), X, 0.5, 0.0, torch.zeros_like(X))
         score = TRUTH.score(X.numpy(), 1.0, 0.0, None if y is None else y.numpy())
         np.testing.assert_allclose(moved, X.numpy() + 0.5 * score, atol=1e-9)
 
 
-def test_a_step_is_the_equation_and_keeps_no_graph():
+def test_a_langevin_step_is_the_equation_and_keeps_no_graph():
     precision = torch.tensor([[2.0, 0.3], [0.3, 0.5]], dtype=torch.float64).requires_grad_()
     z = torch.randn(40, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     moved = langevin_step(lambda x: -0.5 * ((x @ precision) * x).sum(1), X, 0.1, 0.3, z)
@@ -45,7 +45,7 @@ def test_its_differences_are_log_density_ratios():
     np.testing.assert_allclose(ours, posterior, atol=1e-9)
 
 
-def test_it_knows_no_noise_levels_and_is_no_denoiser():
+def test_it_has_no_noise_levels_and_is_no_denoiser():
     model = exact()
     assert model.schedule is None and model.levels is None and not model.normalized and model.has_null
     assert isinstance(model, Energy) and not isinstance(model, Denoiser) and model.num_classes == 2
@@ -57,13 +57,10 @@ def test_it_knows_no_noise_levels_and_is_no_denoiser():
     [
         (mlp(out_features=3, num_classes=0), "set backbone.noise_conditioned=false"),
         (mlp(out_features=3, num_classes=3, noise_conditioned=False), "this MLP takes a condition"),
-        (
-            unet(num_classes=0, noise_conditioned=False),
-            "this UNet has an output in the shape of the data; take backbone=convnet",
-        ),
+        (unet(num_classes=0, noise_conditioned=False), "shape of the data; use backbone=convnet"),
     ],
 )
-def test_networks_that_are_no_energy(backbone, message):
+def test_networks_of_other_models_are_refused(backbone, message):
     with pytest.raises(ValueError, match=message):
         JointEnergy(backbone)
 
@@ -73,24 +70,30 @@ def convnet(**changed) -> ConvNet:
     return ConvNet(**options | {"noise_conditioned": False} | changed)
 
 
-def test_the_plain_network_answers_per_image_and_is_smooth():
+def test_the_convnet_has_one_vector_per_image_and_is_smooth():
     network = lively(convnet()).double()
     x = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     assert network(x, None).shape == (4, 3)
     torch.testing.assert_close(network(x[2:3], None), network(x, None)[2:3])
     x = x[:1].requires_grad_()
     (slope,) = torch.autograd.grad(network(x, None)[:, 0].sum(), x)
-    assert (slope != 0).all()  # every pixel matters
+    assert (slope != 0).all()  # the output depends on every pixel
     assert torch.autograd.gradgradcheck(lambda x: network(x, None).square().sum(), x)
-    with pytest.raises(ValueError, match="takes no noise level"):
+    with pytest.raises(ValueError, match="log_snr must be None"):
         network(x, torch.zeros(1))
 
 
-@pytest.mark.parametrize("changed, sentence", [
-    ({"out_features": 0}, "out_features must be at least 1"), ({"size": 6}, "halve the image 2 times"),
-    ({"multipliers": []}, "one multiplier"), ({"channels": 0}, "at least 1"), ({"width": 0}, "at least 1"),
-    ({"noise_conditioned": True}, "noise_conditioned must be false"),
-])  # fmt: skip
-def test_what_the_plain_network_cannot_be(changed, sentence):
-    with pytest.raises(ValueError, match=sentence):
+@pytest.mark.parametrize(
+    "changed, message",
+    [
+        ({"out_features": 0}, "out_features must be at least 1"),
+        ({"size": 6}, "halve the image 2 times"),
+        ({"multipliers": []}, "one multiplier"),
+        ({"channels": 0}, "at least 1"),
+        ({"width": 0}, "at least 1"),
+        ({"noise_conditioned": True}, "noise_conditioned must be false"),
+    ],
+)
+def test_arguments_of_the_convnet_out_of_range_are_refused(changed, message):
+    with pytest.raises(ValueError, match=message):
         convnet(**changed)

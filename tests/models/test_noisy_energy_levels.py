@@ -1,4 +1,4 @@
-"""The joint energy at every noise level learns where its loss is large, as other objectives do."""
+"""The joint energy can use noise levels that adapt to the loss."""
 
 import torch
 
@@ -9,8 +9,8 @@ from diffguide.objectives.weights import Uniform
 from diffguide.schedules import Cosine
 
 
-def test_levels_that_learn_from_the_loss():
-    """They see each step's losses, of training alone, and weigh them back."""
+def test_adaptive_levels_observe_the_losses_of_training():
+    """Only those of training steps; the loss is weighted by the importance."""
     torch.manual_seed(0)
     levels = LossSecondMoment(2, 4, 0.1, True)
     made = EnergyObjective(MLP(2, 3, 0, 8, 1, 4, 0.5), Cosine(12.0, -10.0), Uniform(), levels, 1.0, 0.5, 0.3).train()

@@ -1,4 +1,4 @@
-"""Class logits that are an energy at every noise level: closed forms, gradients that train, a small training that learns."""
+"""The joint energy at every noise level: closed forms, gradients for training, a small training."""
 
 import gc
 import json
@@ -32,7 +32,7 @@ SCHEDULES = {"cosine": Cosine(12.0, -10.0), "flow": Flow(12.0, -10.0), "ve": VE(
 
 
 class Exact(Backbone):
-    """A network whose outputs make f = log p_t(x, y) and a constant per level, of the oracle with this schedule."""
+    """A network with f = log p_t(x, y) plus a constant per level, for the oracle with this schedule."""
 
     out_features = 2
 
@@ -66,7 +66,7 @@ def test_exact_logits_give_the_closed_forms(name):
     for t in (torch.tensor(0.03, dtype=torch.float64), torch.tensor(0.5, dtype=torch.float64), rows):
         alpha, sigma = (part.numpy() for part in schedule.alpha_sigma(t))
         s = np.broadcast_to(np.sqrt(alpha**2 + sigma**2), 40)
-        x_t = torch.tensor(s[:, None]) * x  # points where there is density, whatever the schedule
+        x_t = torch.tensor(s[:, None]) * x  # points of high density under every schedule
         score = TRUTH.score(x_t.numpy(), alpha, sigma, y.numpy())
         found = model(x_t, t, y)
         np.testing.assert_allclose(found.eps, -np.reshape(sigma, (-1, 1)) * score, atol=1e-8)
@@ -82,13 +82,13 @@ def test_exact_logits_give_the_closed_forms(name):
 
 @torch.no_grad()
 def test_guidance_without_a_null_network():
-    """cond + 2 (cond - null), of one network that was told no class: p(x) p(y | x)^3 with the oracle's logits."""
+    """cond + 2 (cond - null) of one network without class input: p(x) p(y | x)^3 with the logits of the oracle."""
     schedule = SCHEDULES["cosine"]
     model, (x, _) = NoisyJointEnergy(Exact(schedule), schedule), points()
     y, t = torch.arange(40) % 2, torch.tensor(0.4, dtype=torch.float64)
     assert model.has_null
     alpha, sigma = (float(part) for part in schedule.alpha_sigma(t))
-    law = Mixture([1, 0.4, 0.6], MEANS, COVARIANCES, LABELS)  # classes as frequent as the logits have them
+    law = Mixture([1, 0.4, 0.6], MEANS, COVARIANCES, LABELS)  # with the class frequencies of the logits
     given, whole = (law.score(x.numpy(), alpha, sigma, label) for label in (y.numpy(), None))
     guided = ClassifierFree(model, 3.0, [0.0, math.inf])
     np.testing.assert_allclose(guided(x, t, y).eps, -sigma * (3 * given - 2 * whole), atol=1e-8)
@@ -111,7 +111,7 @@ def unet(**options) -> UNetJoint:
 
 @pytest.mark.parametrize("make, shape", [(mlp, (2,)), (unet, (1, 8, 8))], ids=["mlp", "unet"])
 def test_the_score_is_a_gradient(make, shape):
-    """Of log_density, with and without a class, and therefore free of curl."""
+    """Of log_density, with and without a class, so that it has no curl."""
     model = NoisyJointEnergy(make(), SCHEDULES["flow"]).requires_grad_(False)
     x = torch.randn(3, *shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     t, y = torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64), torch.tensor([2, -1, 0])
@@ -129,7 +129,7 @@ def test_the_score_is_a_gradient(make, shape):
 
 @pytest.mark.parametrize("make, shape", [(mlp, (2,)), (unet, (1, 8, 8))], ids=["mlp", "unet"])
 def test_the_gradient_trains(make, shape):
-    """Derivatives of eps, in x_t (DPS and the divergence of the flow ask for them) and in the weights, as differences say."""
+    """Derivatives of eps in x_t (for DPS and the divergence of the flow) and in the weights equal finite differences."""
     model, rng = NoisyJointEnergy(make(), SCHEDULES["cosine"]), torch.Generator().manual_seed(2)
 
     def normal(like):
@@ -172,8 +172,8 @@ def objective(backbone=None, schedule=None, **changed) -> EnergyObjective:
     return EnergyObjective(backbone or mlp(), schedule or SCHEDULES["cosine"], **given | changed)
 
 
-def test_the_loss_is_that_of_the_models_own_answers():
-    """The error of eps of the class where it is kept and of the whole where it is dropped, and -log p(y | x_t)."""
+def test_the_loss_is_that_of_the_models_predictions():
+    """The error of eps given the class, or without class in rows where it is dropped, and -log p(y | x_t)."""
     x_0 = torch.randn(6, 2, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
     y = torch.tensor([0, 1, 2, -1, 1, 0])
     for p_uncond in (0.0, 1.0):
@@ -217,7 +217,7 @@ def trained() -> NoisyJointEnergy:
 
 
 def test_a_small_training_learns(trained):
-    """Near the oracle's error and the Bayes classifier's accuracy, and log-ratios of densities."""
+    """Error, accuracy and log-ratios of densities are near those of the oracle."""
     schedule, model, draws = SMALL, trained, np.random.default_rng(2)
     x, y = TRUTH.sample(4000, draws)
     eps = draws.standard_normal(x.shape)
@@ -238,12 +238,12 @@ def test_a_small_training_learns(trained):
         ratios.append(np.abs(difference - np.median(difference)).mean())
     assert np.mean(errors) < 1.05 * np.mean(exact)
     assert np.mean(right) > np.mean(best) - 0.01
-    assert np.mean(ratios) < 0.15  # nats, of log p(x) but for its constant
+    assert np.mean(ratios) < 0.15  # nats, of log p(x) up to its constant
 
 
 @pytest.mark.parametrize("t", [0.1, 0.3, 0.6])
 def test_its_constant_is_one_number_per_level(trained, t):
-    """log Z by quadrature over a square; what is left of the energy without it is the exact density, of x and of (x, y)."""
+    """The energy minus log Z, by quadrature over a square, is the exact log-density of x and of (x, y)."""
     line, time = torch.linspace(-4, 4, 121), torch.tensor(t, dtype=torch.float64)
     x, area = torch.cartesian_prod(line, line), float(line[1] - line[0]) ** 2
     alpha, sigma = (float(part) for part in SMALL.alpha_sigma(t))
@@ -259,21 +259,15 @@ def test_its_constant_is_one_number_per_level(trained, t):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (
-            {"backbone": mlp(noise_conditioned=False)},
-            "takes the noise level as input: set backbone.noise_conditioned=true",
-        ),
-        (
-            {"backbone": MLP(2, None, 2, 8, 1, 0, 1.0)},
-            "has an output in the shape of the data; take backbone=unet_joint",
-        ),
+        ({"backbone": mlp(noise_conditioned=False)}, "backbone.noise_conditioned=true"),
+        ({"backbone": MLP(2, None, 2, 8, 1, 0, 1.0)}, "shape of the data; use backbone=unet_joint"),
         ({"backbone": MLP(2, 2, 2, 8, 1, 0, 1.0)}, "this MLP takes a condition"),
         (
             {"backbone": UNetEncoder(1, 3, 8, 8, [1, 2], 1, [4], 8, 0.0, True, False, False)},
             "double_differentiable=true",
         ),
-        ({"schedule": Cosine(12.0, -math.inf)}, "log_snr_min=-inf"),
-        ({"schedule": Flow(math.inf, -12.0)}, "log_snr_max=inf"),
+        ({"schedule": Cosine(12.0, -math.inf)}, "log_snr_min must be finite .* got 12 and -inf"),
+        ({"schedule": Flow(math.inf, -12.0)}, "log_snr_min must be finite .* got inf and -12"),
         ({"schedule": Monotone(9.0, -5.0, False, 8)}, "fixed schedule"),
         ({"p_uncond": 1.5}, "p_uncond"),
         ({"mse_weight": 0.0, "ce_weight": 0.0}, "not both 0"),
@@ -286,16 +280,26 @@ def test_impossible_arguments_are_refused(change, message):
 
 
 def test_one_network_goes_through_every_command(command, tmp_path):
-    """One network, by the commands of every other one: trained, sampled with and without a class, a classifier."""
+    """Trained, sampled with and without a class, and evaluated as a classifier."""
     trained = command(
-        train, "experiment=gmm2d", "objective=energy", "backbone=mlp_classifier", "backbone.width=32", "guidance=none",
-        "training.images=12800", "training.checkpoint_images=12800", "training.validation_images=12800",
-        "training.batch_size=128", "training.ema_images=1000", "sampler.steps=4", at=tmp_path,
-    )  # fmt: skip
+        train,
+        "experiment=gmm2d",
+        "objective=energy",
+        "backbone=mlp_classifier",
+        "backbone.width=32",
+        "guidance=none",
+        "training.images=12800",
+        "training.checkpoint_images=12800",
+        "training.validation_images=12800",
+        "training.batch_size=128",
+        "training.ema_images=1000",
+        "sampler.steps=4",
+        at=tmp_path,
+    )
     assert trained.code == 0, trained.err
     held = [json.loads(line) for line in (tmp_path / trained.folder / "metrics.jsonl").read_text().splitlines()]
     assert {"validation_mse", "validation_ce", "validation_accuracy"} <= held[-1].keys()
-    for labels in ("balanced", "null"):  # no label was dropped, and there is a null all the same
+    for labels in ("balanced", "null"):  # it has a null condition although no label was dropped
         options = [f"labels={labels}", "guidance=cfg", "sampler.steps=4", "n=4"]
         done = command(sample, f"checkpoint={trained.folder}", *options, at=tmp_path)
         assert done.code == 0, done.err

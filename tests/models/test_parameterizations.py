@@ -1,4 +1,4 @@
-"""Parameterizations against their papers' tables, written out again in NumPy."""
+"""Parameterizations compared with the tables of their papers in NumPy."""
 
 import math
 
@@ -28,7 +28,7 @@ def draw(normalisation, n=200, log_snr=8.0):
 
 
 def read(rows, x_t, output):
-    """(x_0, eps) from the network's output."""
+    """(x_0, eps) from the output of the network."""
     return rows.c_skip * x_t + rows.c_out * output, rows.e_skip * x_t + rows.e_out * output
 
 
@@ -50,7 +50,7 @@ def test_data_and_noise_agree_for_any_output(parameterization, normalisation):
 
 
 def expected_rows(name, a, s):
-    """(p, q, c_skip, c_out, e_skip, e_out, c_in) as the papers have them."""
+    """(p, q, c_skip, c_out, e_skip, e_out, c_in) of the papers."""
     one, zero, r = np.ones_like(a), np.zeros_like(a), np.sqrt(a**2 + s**2)
     d = 0.3 if name == "edm-0.3" else 0.5
     w = np.sqrt(s**2 + a**2 * d**2)
@@ -119,7 +119,7 @@ def test_edm_input_and_target_have_unit_variance(d, normalisation):
 @pytest.mark.parametrize("k", [0.01, 3.0])
 @every_parameterization
 def test_a_rescaled_x_t_gives_the_same_data_and_noise(parameterization, k):
-    """So a trained network is valid under every normalisation: its input and its answer are those of the log-SNR."""
+    """A trained network is valid under every normalisation: its input and output depend on the log-SNR alone."""
     alpha, sigma, x_t, output = draw(variance_preserving)
     rows, scaled = parameterization.rows(alpha, sigma), parameterization.rows(k * alpha, k * sigma)
     torch.testing.assert_close(scaled.c_in * k, rows.c_in, rtol=1e-13, atol=0)
@@ -150,7 +150,7 @@ def test_no_digits_are_lost_in_float32(parameterization, normalisation, log_snr)
 @every_normalisation
 @every_parameterization
 def test_the_well_conditioned_estimate_survives_float32(parameterization, normalisation, log_snr):
-    """At high SNR x_0, at low SNR eps is read to 1e-5 from float32 inputs; the other one divides by what is tiny."""
+    """x_0 at high SNR and eps at low SNR have errors below 1e-5 from float32 inputs; the other one divides by a tiny number."""
     alpha, sigma = normalisation(torch.tensor([log_snr], dtype=torch.float64))
     rng = torch.Generator().manual_seed(2)
     x_0, eps = torch.randn(2, 500, generator=rng, dtype=torch.float64)
@@ -167,6 +167,6 @@ def test_only_eps_and_the_score_need_a_signal(name):
     assert ALL[name].needs_signal == (name in ("eps", "score"))
 
 
-def test_sigma_data_must_be_positive():
-    with pytest.raises(ValueError, match="sigma_data must be positive, got 0"):
+def test_a_sigma_data_of_0_is_refused():
+    with pytest.raises(ValueError, match="sigma_data must be .* got 0"):
         EDM(0.0)

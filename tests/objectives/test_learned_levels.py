@@ -164,7 +164,7 @@ def test_a_learned_schedule_lowers_the_variance_of_the_bound_and_leaves_its_mean
     (lambda: Denoising(network(), learned(), V(), Likelihood(), LogNormal(0, 1), 0.0), "drawn in time.* LogNormal"),
     (lambda: Denoising(network(), learned(), V(), Likelihood(), UniformLogSNR(True), 0.0), "drawn in time.*UniformLogSNR"),
     (lambda: Denoising(network(), COSINE, V(), LearnedUncertainty(Uniform(), 4), LossSecondMoment(2, 1, 0.1, True), 0.0),
-     "learned_uncertainty cannot be used with levels loss_second_moment"),
+     "levels=uniform_t, or another weight"),
     (lambda: Denoising(network(), Monotone(6, -5, True, 8), V(), Likelihood(), UniformTime(True), 0.0), "learned_ends=false"),
 ])  # fmt: skip
 def test_bad_arguments_are_refused(make, sentence):

@@ -20,8 +20,11 @@ from diffguide.schedules import Flow as FlowSchedule
 
 PARAMETERIZATIONS = {"x0": X0(), "eps": Eps(), "v": V(), "flow": Flow(), "edm": EDM(0.5)}
 SCHEDULES = {
-    "cosine": Cosine(6.0, -5.0), "flow": FlowSchedule(6.0, -6.0), "linear": Linear(10.0), "edm": EDMSchedule(6.0, -4.0)
-}  # fmt: skip
+    "cosine": Cosine(6.0, -5.0),
+    "flow": FlowSchedule(6.0, -6.0),
+    "linear": Linear(10.0),
+    "edm": EDMSchedule(6.0, -4.0),
+}
 every_schedule = pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
 every_parameterization = pytest.mark.parametrize("name", PARAMETERIZATIONS)
 x_0 = torch.rand(6, 2, 3, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64) * 2 - 1
@@ -68,9 +71,12 @@ def test_the_loss_is_the_mean_square_of_the_networks_error(name, schedule):
     alpha, sigma, _, output, eps = seen_by_the_network(method, name)
     x, r, w = x_0.numpy(), np.sqrt(alpha**2 + sigma**2), np.sqrt(sigma**2 + 0.25 * alpha**2)
     target = {
-        "x0": x, "eps": eps, "v": (alpha * eps - sigma * x) / r, "flow": eps - x,
+        "x0": x,
+        "eps": eps,
+        "v": (alpha * eps - sigma * x) / r,
+        "flow": eps - x,
         "edm": (sigma * x / 0.5 - alpha * 0.5 * eps) / w,
-    }[name]  # fmt: skip
+    }[name]
     expected = ((output - target) ** 2).mean((1, 2, 3))
     np.testing.assert_allclose(loss.per_example, expected, rtol=1e-9)
     np.testing.assert_allclose(loss.terms["mse"], expected, rtol=1e-9)
@@ -87,9 +93,12 @@ def test_min_snr_weighs_the_error_of_x_0(name, schedule, gamma):
     a, s, x_t, output, _ = seen_by_the_network(method, name)
     square, w2 = a**2 + s**2, s**2 + 0.25 * a**2
     x_0_hat = {
-        "x0": output, "eps": (x_t - s * output) / a, "v": a / square * x_t - s / np.sqrt(square) * output,
-        "flow": (x_t - s * output) / (a + s), "edm": 0.25 * a / w2 * x_t + 0.5 * s / np.sqrt(w2) * output,
-    }[name]  # fmt: skip
+        "x0": output,
+        "eps": (x_t - s * output) / a,
+        "v": a / square * x_t - s / np.sqrt(square) * output,
+        "flow": (x_t - s * output) / (a + s),
+        "edm": 0.25 * a / w2 * x_t + 0.5 * s / np.sqrt(w2) * output,
+    }[name]
     expected = np.minimum((a / s) ** 2, gamma).ravel() * ((x_0_hat - x_0.numpy()) ** 2).mean((1, 2, 3))
     np.testing.assert_allclose(loss.per_example, expected, rtol=1e-9)
 
@@ -164,16 +173,19 @@ def test_the_objective_drops_labels(p_uncond, expected):
 
 
 @pytest.mark.parametrize("p_uncond", [-0.1, 1.5, math.nan])
-def test_a_probability_is_one(p_uncond):
-    with pytest.raises(ValueError, match=rf"p_uncond must be in \[0, 1\], got {p_uncond}"):
+def test_p_uncond_is_a_probability(p_uncond):
+    with pytest.raises(ValueError, match="p_uncond must be"):
         objective(p_uncond=p_uncond)
 
 
-@pytest.mark.parametrize("make, sentence", [
-    (lambda: MinSNR(0.0), "gamma must be positive, got 0"),
-    (lambda: LogNormal(0.0, 0.0), "std must be positive, got 0"),
-    (lambda: objective("eps", FlowSchedule(6.0, -math.inf)), "zero terminal SNR"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "make, sentence",
+    [
+        (lambda: MinSNR(0.0), "gamma must be"),
+        (lambda: LogNormal(0.0, 0.0), "std must be"),
+        (lambda: objective("eps", FlowSchedule(6.0, -math.inf)), "zero terminal SNR"),
+    ],
+)
 def test_bad_arguments_are_refused(make, sentence):
     with pytest.raises(ValueError, match=sentence):
         make()

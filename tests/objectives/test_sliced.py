@@ -128,13 +128,19 @@ def test_the_sliced_objective_in_evaluation_and_without_gradients():
     assert not still.requires_grad and torch.allclose(still, loss.detach())
 
 
-@pytest.mark.parametrize("make, sentence", [
-    (lambda: Sliced(mlp(), Monotone(6, -5, False, 8), V(), UniformTime(True), 1, 0.0), "a fixed schedule, got Monotone"),
-    (lambda: Sliced(mlp(), COSINE, V(), LossSecondMoment(2, 1, 0.1, True), 1, 0.0), "must not be LossSecondMoment"),
-    (lambda: Sliced(mlp(), COSINE, V(), UniformTime(True), 0, 0.0), "slices must be at least 1, got 0"),
-    (lambda: Sliced(mlp(), COSINE, Flow(), UniformTime(True), 1, 1.5), "p_uncond must be in .0, 1., got 1.5"),
-    (lambda: Sliced(unet([8]), COSINE, V(), UniformTime(True), 1, 0.0), "twice: set backbone.double_differentiable=true"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "make, sentence",
+    [
+        (
+            lambda: Sliced(mlp(), Monotone(6, -5, False, 8), V(), UniformTime(True), 1, 0.0),
+            "a fixed schedule, got Monotone",
+        ),
+        (lambda: Sliced(mlp(), COSINE, V(), LossSecondMoment(2, 1, 0.1, True), 1, 0.0), "levels=uniform_t"),
+        (lambda: Sliced(mlp(), COSINE, V(), UniformTime(True), 0, 0.0), "slices must be"),
+        (lambda: Sliced(mlp(), COSINE, Flow(), UniformTime(True), 1, 1.5), "p_uncond must be"),
+        (lambda: Sliced(unet([8]), COSINE, V(), UniformTime(True), 1, 0.0), "backbone.double_differentiable=true"),
+    ],
+)
 def test_bad_arguments_are_refused(make, sentence):
     with pytest.raises(ValueError, match=sentence):
         make()

@@ -73,7 +73,7 @@ LEVELS = {"t": UniformTime(True), "log-SNR": UniformLogSNR(False), "logit": Logi
 def test_the_bound_of_the_perfect_denoiser_is_the_entropy(name, schedule):
     """At ends of 10 and -10 what is lost there is below 1e-4 bits per dimension."""
     x = data(400000)
-    levels = UniformTime(True) if schedule.learned else UniformLogSNR(True)
+    levels = UniformTime(True) if schedule.is_learned else UniformLogSNR(True)
     loss = objective(Perfect(schedule), schedule, levels=levels)(x, None, generator())
     mean, error = mean_and_error(loss.per_example.detach())
     assert abs(mean - ENTROPY) < 4 * error + 1e-4 and error < 0.03
@@ -191,7 +191,7 @@ class Listening(Null):
 
 
 @pytest.mark.parametrize("p_uncond, expected", [(0.0, {0, 1}), (0.4, {-1, 0, 1}), (1.0, {-1})])
-def test_classes_are_told_or_dropped(p_uncond, expected):
+def test_classes_are_passed_on_or_dropped(p_uncond, expected):
     backbone = Listening(2, None, 2, 8, 1, 0, 1.0).double()
     method = Variational(backbone, COSINE, Gaussian(), Eps(), UniformTime(True), None, p_uncond)
     y = torch.arange(400) % 2
@@ -202,8 +202,8 @@ def test_classes_are_told_or_dropped(p_uncond, expected):
 
 
 @pytest.mark.parametrize("make, sentence", [
-    (lambda: objective(network(), steps=0), "steps must be at least 1, or null"),
-    (lambda: objective(network(), Cosine(math.inf, -10.0)), "needs a schedule with finite ends, got log_snr_max inf"),
+    (lambda: objective(network(), steps=0), "steps must be"),
+    (lambda: objective(network(), Cosine(math.inf, -10.0)), "schedule with finite ends"),
     (lambda: objective(network(), Monotone(6, -5, True, 8), levels=LogNormal(0, 1)), "learned .*drawn in time.* LogNormal"),
     (lambda: objective(network(), levels=UniformLogSNR(True), steps=3), "a bound of 3 steps needs .* UniformLogSNR"),
     (lambda: Variational(network(), COSINE, Gaussian(), Eps(), UniformTime(True), None, 1.5), "p_uncond must be in"),

@@ -8,8 +8,8 @@ from exact_models import SCHEDULES, oracle, points, three_dimensional, time_of
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
-def test_reverse_kernel_of_a_gaussian(schedule):
-    """Conditioning the joint Gaussian of (x_s, x_t)."""
+def test_the_reverse_kernel_of_a_gaussian_conditions_the_joint(schedule):
+    """The joint Gaussian of (x_s, x_t)."""
     s_0, mu, t, s = two_classes().covariances[0], np.array([0.4, -1.0]), time_of(0.7), time_of(0.4)
     (a_t, s_t), (a_s, s_s) = ([float(a) for a in schedule.alpha_sigma(u)] for u in (t, s))
     c_s, c_t = a_s**2 * s_0 + s_s**2 * np.eye(2), a_t**2 * s_0 + s_t**2 * np.eye(2)
@@ -20,7 +20,7 @@ def test_reverse_kernel_of_a_gaussian(schedule):
 
 
 @pytest.mark.parametrize("y", [None, 0, 1])
-def test_reverse_kernel_carries_one_marginal_to_the_next(y):
+def test_the_reverse_kernel_maps_one_marginal_to_the_next(y):
     """integral p_t(x_t) p(x_s | x_t) dx_t = p_s(x_s), pointwise by quadrature in one dimension."""
     law = Mixture([0.5, 0.2, 0.3], [[1.0], [-0.5], [-1.8]], [[[0.3]], [[0.05]], [[0.2]]], [0, 0, 1])
     model, t, s = oracle(law, SCHEDULES["flow"]), time_of(0.6), time_of(0.5)
@@ -46,7 +46,7 @@ def test_reverse_kernel_to_clean_data_has_the_posterior_moments():
 
 
 def test_a_reverse_step_is_a_draw_from_the_kernel():
-    """choice walks through the components in proportion to their weights; z is carried by a root of the covariance."""
+    """`choice` selects components in proportion to their weights; z is multiplied by a root of the covariance."""
     model, t, s = oracle(three_dimensional()), time_of(0.5), time_of(0.45)
     x = points(1, 3).expand(4000, 3)
     choice = (torch.arange(4000) + 0.5).double() / 4000
@@ -63,12 +63,12 @@ def test_a_reverse_step_is_a_draw_from_the_kernel():
     torch.testing.assert_close(root.mT @ root, kernel.covariances[0, k])
 
 
-def test_a_reverse_step_goes_down():
+def test_a_reverse_step_to_a_later_time_is_refused():
     with pytest.raises(ValueError, match="s must be below t"):
         oracle(two_classes()).reverse_kernel(points(2, 2), time_of(0.4), time_of(0.4))
 
 
-def test_samples_of_chosen_classes():
+def test_samples_have_the_requested_classes():
     model, y = oracle(three_dimensional()), torch.tensor([0, 1, 2, -1] * 5000)
     x, labels = model.sample(20000, torch.Generator().manual_seed(1), y)
     assert (labels[y >= 0] == y[y >= 0]).all() and x.dtype == torch.float64

@@ -1,4 +1,4 @@
-"""Named oracles: each file builds, and its law is the one it names."""
+"""Named oracles: each YAML file builds, and has the distribution of its name."""
 
 from pathlib import Path
 
@@ -16,9 +16,13 @@ from diffguide.oracles import AutoguidanceTree, HighDimensional
 
 FOLDER = Path(config_dir()) / "oracle"
 FACTS = {  # dimensions, components, classes
-    "gmm2d": (2, 8, 4), "cfg_figure": (2, 3, 3), "anisotropic": (2, 4, 2), "pair1d": (1, 2, 2), "highdim": (64, 8, 8),
+    "gmm2d": (2, 8, 4),
+    "cfg_figure": (2, 3, 3),
+    "anisotropic": (2, 4, 2),
+    "pair1d": (1, 2, 2),
+    "highdim": (64, 8, 8),
     "autoguidance_tree": (2, 2032, 2),
-}  # fmt: skip
+}
 
 
 def named(name: str, **given):
@@ -32,22 +36,22 @@ def test_every_file_is_tested():
 
 
 @pytest.mark.parametrize("name", FACTS)
-def test_every_law_has_its_size_and_knows_its_samples(name):
-    """Each is of the stated size, knows its own samples' classes better than chance and their clean data at low noise."""
+def test_every_oracle_has_its_size_and_classifies_its_samples(name):
+    """Better than chance; at low noise it predicts the clean data."""
     model, (dimensions, components, classes) = named(name), FACTS[name]
     assert (model.shape, len(model.log_weights), model.num_classes) == ((dimensions,), components, classes)
     x, y = model.sample(4000, torch.Generator().manual_seed(0))
     assert model.log_prob(x, time_of(0.0)).exp()[torch.arange(4000), y].mean() > 0.5
-    prediction = model(x, time_of(0.0), y)  # noise level 0.002: hardly any
+    prediction = model(x, time_of(0.0), y)  # noise level 0.002
     assert (prediction.x_0 - x).abs().max() < 0.02
 
 
-def test_empirical_file_builds():
+def test_the_empirical_oracle_builds_from_its_file():
     model = named("empirical", data=torch.zeros(3, 1, 2, 2), labels=torch.tensor([0, 1, 0]))
     assert model.shape == (1, 2, 2) and model.width == 0 and model.num_classes == 2
 
 
-def test_gmm2d_is_the_law_of_the_data_set():
+def test_gmm2d_is_the_distribution_of_the_data_set():
     angle = 2 * np.pi * np.arange(8) / 8
     means = 1.3 * np.stack([np.cos(angle), np.sin(angle)], axis=1)
     law, model = Mixture([1 / 8] * 8, means, [0.15**2 * np.eye(2)] * 8, np.arange(8) // 2), named("gmm2d")
@@ -56,11 +60,11 @@ def test_gmm2d_is_the_law_of_the_data_set():
     np.testing.assert_allclose(
         log_density, law.log_density(data.x.double().numpy(), 1.0, 0.0, data.y.numpy()), atol=1e-9
     )
-    entropy = np.log(2) + np.log(2 * np.pi * np.e * 0.15**2)  # two components, six deviations apart: hardly any overlap
+    entropy = np.log(2) + np.log(2 * np.pi * np.e * 0.15**2)  # two components with hardly any overlap
     assert float(-log_density.mean()) == pytest.approx(entropy, abs=0.03)
 
 
-def test_pair1d_is_a_case_with_closed_forms():
+def test_pair1d_has_closed_form_scores():
     """Class 0 and class 1 have the scores of N(0, 1) and N(0, 2), the c and u of the guided closed forms."""
     model, t, x = named("pair1d"), time_of(0.5), torch.linspace(-2, 2, 5).double()[:, None]
     sigma = float(model.schedule.alpha_sigma(t)[1])
@@ -69,7 +73,7 @@ def test_pair1d_is_a_case_with_closed_forms():
 
 
 def branch(draws, label, depth, at, angle):
-    """Means, covariances, weights of a branch and of all that leave it; `draws` yields the normal numbers in their order."""
+    """Means, covariances and weights of a branch and of those after it; `draws` yields the normal numbers in order."""
     length = 0.292 * 0.8**depth * (1 + 0.2 * next(draws))
     u, v = np.array([np.cos(angle), np.sin(angle)]), np.array([-np.sin(angle), np.cos(angle)])
     scale, thick = np.array([1.3136, 1.3844]), 0.2 * 0.8**depth / length
@@ -84,7 +88,7 @@ def branch(draws, label, depth, at, angle):
             yield from branch(draws, label, depth + 1, at + length * u, angle + turn)
 
 
-def test_the_tree_is_the_papers():
+def test_the_tree_is_that_of_the_paper():
     """arXiv 2406.02507: two classes of 127 branches with 8 Gaussians each, rebuilt here by another recursion."""
     model, draws = named("autoguidance_tree"), iter(np.random.RandomState(2).randn(2 * (127 + 126)))
     parts = [
@@ -97,7 +101,7 @@ def test_the_tree_is_the_papers():
     np.testing.assert_array_equal(model.labels, labels)
     np.testing.assert_allclose(model.means, means, atol=1e-14)
     np.testing.assert_allclose(model.log_weights.exp(), weights / weights.sum(), rtol=1e-12)
-    vectors = model.vectors.permute(2, 0, 1)  # the decomposition, put together again
+    vectors = model.vectors.permute(2, 0, 1)  # from the decomposition
     rebuilt = vectors * model.values.mT[:, None] @ vectors.mT
     np.testing.assert_allclose(rebuilt, covariances, rtol=1e-9, atol=1e-17)
     assert model.class_names == ("A", "B")
@@ -108,7 +112,7 @@ def test_the_tree_is_the_papers():
     assert x.std() == pytest.approx(0.5, abs=0.06) and x.abs().max() < 1.6  # sigma_data is 0.5 in the paper
 
 
-def test_smaller_and_other_trees():
+def test_trees_depend_on_depth_and_seed():
     schedule = SCHEDULES["edm"]
     assert len(AutoguidanceTree(depth=3, seed=2, schedule=schedule).means) == 2 * 7 * 8
     assert not torch.equal(*(AutoguidanceTree(depth=1, seed=seed, schedule=schedule).means for seed in (2, 3)))
@@ -120,7 +124,7 @@ def test_smaller_and_other_trees():
 SPACE = {"dimensions": 64, "classes": 3, "components": 2, "spread": 0.25, "std": 0.5, "seed": 0}
 
 
-def test_the_high_dimensional_law_has_its_labels_and_spread():
+def test_the_high_dimensional_mixture_has_its_labels_and_spread():
     model = HighDimensional(**SPACE, schedule=SCHEDULES["edm"])
     assert model.labels.tolist() == [0, 0, 1, 1, 2, 2]
     assert float(model.means.std()) == pytest.approx(0.25, rel=0.1)
@@ -132,12 +136,10 @@ def test_the_high_dimensional_law_has_its_labels_and_spread():
     assert not torch.equal(model.means, other.means)
 
 
-WRONG = {
-    "dimensions": 0, "classes": 0, "components": 0, "seed": -1, "spread": -0.1, "std": 0.0,
-}  # fmt: skip
+WRONG = {"dimensions": 0, "classes": 0, "components": 0, "seed": -1, "spread": -0.1, "std": 0.0}
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_high_dimensional_refuses(name):
+def test_high_dimensional_refuses_arguments_out_of_range(name):
     with pytest.raises(ValueError, match=f"{name}.* must be at least|{name} above 0|seed 0 to 2"):
         HighDimensional(**SPACE | {name: WRONG[name]}, schedule=SCHEDULES["edm"])

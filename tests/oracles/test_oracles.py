@@ -1,4 +1,4 @@
-"""Gaussian mixtures: every closed form against NumPy, quadrature, automatic differentiation and 50 digits."""
+"""Closed forms of Gaussian mixtures equal NumPy, quadrature, automatic differentiation and 50-digit results."""
 
 import mpmath
 import numpy as np
@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 from diffguide.oracles import GaussianMixture
 from diffguide.schedules import EDM, Flow
 
-pytestmark = pytest.mark.filterwarnings("ignore:divide by zero")  # NumPy's, of a weight of 0
+pytestmark = pytest.mark.filterwarnings("ignore:divide by zero")  # by NumPy for a weight of 0
 CONDITIONS = {"none": None, "classes": [0, 1, 1, 0, 1, 0], "mixed": [-1, 0, 1, -1, 1, 0], "dropped": [-1] * 6}
 
 
@@ -34,7 +34,7 @@ def test_moments_and_density_are_those_of_numpy(law, schedule, y):
         np.testing.assert_allclose(model.log_density(x, t, y), law.log_density(*facts), rtol=1e-10, atol=1e-9)
 
 
-KINDS = {  # how covariances may be stated, and as matrices
+KINDS = {  # forms of covariances, and the matrices
     "a number": (0.3, [0.3 * np.eye(2)] * 3),
     "one each": ([0.3, 0.1, 0.2], [0.3 * np.eye(2), 0.1 * np.eye(2), 0.2 * np.eye(2)]),
     "diagonals": ([[0.3, 0.1], [0.2, 0.5], [0.1, 0.1]], [np.diag([0.3, 0.1]), np.diag([0.2, 0.5]), 0.1 * np.eye(2)]),
@@ -44,7 +44,7 @@ KINDS = {  # how covariances may be stated, and as matrices
 
 
 @pytest.mark.parametrize("stated, matrices", KINDS.values(), ids=KINDS)
-def test_kinds_of_covariances(stated, matrices):
+def test_every_form_of_covariances_is_the_same_mixture(stated, matrices):
     law = Mixture([1, 2, 1], [[1.0, 0.5], [-0.5, 1.2], [-0.8, -0.9]], matrices, [0, 1, 1])
     some, full = (GaussianMixture([1, 2, 1], law.means, c, [0, 1, 1], SCHEDULES["flow"]) for c in (stated, matrices))
     x, y, z = points(7, 2), torch.tensor([-1, 0, 1, 1, 0, -1, 0]), points(7, 2, seed=1)
@@ -74,7 +74,7 @@ def test_kinds_of_covariances(stated, matrices):
 
 
 class Work(TorchDispatchMode):
-    """Counts the operations within it and the numbers that they make, views aside; `largest`: the most of one."""
+    """Counts operations and the numbers they create, without views; `largest` is the largest result."""
 
     def __init__(self):
         super().__init__()
@@ -90,9 +90,9 @@ class Work(TorchDispatchMode):
         return found
 
 
-def test_one_matrix_for_all_in_three_dimensions():
+def test_a_shared_matrix_is_the_same_as_one_per_component():
     law, x, t = three_dimensional(), points(4, 3), time_of(0.5)
-    matrix = law.covariances[:1]  # its eigenvectors are no symmetric matrix
+    matrix = law.covariances[:1]  # whose eigenvectors are not a symmetric matrix
     some, full = (
         GaussianMixture(law.weights, law.means, c, law.labels, SCHEDULES["flow"]) for c in (matrix, matrix.repeat(5, 0))
     )
@@ -106,8 +106,8 @@ def test_one_matrix_for_all_in_three_dimensions():
 
 
 @pytest.mark.parametrize("sigma", [0.002, 0.05])
-def test_precise_at_low_noise(sigma):
-    """Against 50 digits: thin, close components at noise level 0.002, points where several are likely."""
+def test_closed_forms_are_precise_at_low_noise(sigma):
+    """Compared with 50 digits: thin, close components at noise level 0.002, points between them."""
     mpmath.mp.dps = 50
     means = [[0.7, -0.3], [0.7007, -0.3], [0.7, -0.302], [-1.0, 0.4]]
     covariances = [
@@ -186,7 +186,7 @@ def test_far_classes_keep_their_log_probability():
     np.testing.assert_allclose(model.log_prob(x, t), expected, rtol=1e-12)
 
 
-def test_noise_level_posterior():
+def test_the_noise_level_posterior_obeys_bayes():
     law, x = two_classes(), points(5, 2)
     times, prior = torch.tensor([0.1, 0.4, 0.8]).double(), torch.tensor([0.2, 0.5, 0.3]).double()
     model = oracle(law, SCHEDULES["cosine"])
@@ -202,7 +202,7 @@ def test_noise_level_posterior():
 
 @pytest.mark.parametrize("y", [None, 0, 1])
 def test_densities_integrate_to_one(y):
-    """The clean one (t None) too."""
+    """Also the clean one (t None)."""
     line = torch.linspace(-5, 5, 201, dtype=torch.float64)
     grid = torch.cartesian_prod(line, line)
     model, label = oracle(two_classes()), None if y is None else torch.full((len(grid),), y)
@@ -210,7 +210,7 @@ def test_densities_integrate_to_one(y):
         assert float(model.log_density(grid, t, label).exp().sum() * 0.05**2) == pytest.approx(1, abs=1e-6)
 
 
-def test_answers_in_the_dtype_of_the_question():
+def test_results_have_the_dtype_of_x():
     model, t, x = oracle(two_classes()), time_of(0.0), points(5, 2)
     for dtype, answer in ((torch.float64,) * 2, (torch.float32,) * 2, (torch.bfloat16, torch.float32)):
         asked = x.to(dtype)
@@ -220,8 +220,8 @@ def test_answers_in_the_dtype_of_the_question():
         assert model.log_density(asked, t).dtype == model.covariance(asked, t).dtype == answer
 
 
-def test_every_number_moves():
-    """To the device without numbers, where an operation that mixes devices fails."""
+def test_every_tensor_moves_to_the_device():
+    """To the meta device, where an operation that mixes devices fails."""
     for law in (
         oracle(two_classes()).to("meta"),
         GaussianMixture([1, 1], [[0, 0], [1, 1]], 0.1, [0, 1], SCHEDULES["cosine"]).to("meta"),
@@ -234,7 +234,7 @@ def test_every_number_moves():
         assert step.device.type == law.reverse_kernel(x, time_of(0.5), None).means.device.type == "meta"
 
 
-def test_blocks_of_rows_change_nothing(monkeypatch):
+def test_results_do_not_depend_on_the_blocks_of_rows(monkeypatch):
     model, x, y = oracle(three_dimensional()), points(11, 3), torch.arange(11) % 4 - 1
     t, s = torch.linspace(0.2, 0.8, 11, dtype=torch.float64), torch.linspace(0.1, 0.7, 11, dtype=torch.float64)
     asked = lambda: [  # noqa: E731
@@ -247,7 +247,7 @@ def test_blocks_of_rows_change_nothing(monkeypatch):
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
 
 
-def test_pure_noise_tells_nothing():
+def test_predictions_at_pure_noise_are_the_prior():
     law = two_classes()
     model, x, y = oracle(law, Flow(14.0, -np.inf)), points(3, 2), torch.tensor([-1, 0, 1])
     x_0, eps = model(x, time_of(1.0), y)
@@ -256,8 +256,8 @@ def test_pure_noise_tells_nothing():
     np.testing.assert_allclose(eps, x, atol=1e-12)
 
 
-def test_many_dimensions_are_cheap():
-    """3072 of them; each component alone knows the answer."""
+def test_the_cost_is_linear_in_the_dimension():
+    """3072 dimensions with one likely component per point."""
     means = torch.randn(20, 3072, generator=torch.Generator().manual_seed(0)).double()
     model = GaussianMixture(torch.ones(20), means, 0.25, torch.arange(20), SCHEDULES["cosine"])
     t, y = time_of(0.5), torch.arange(16)
@@ -270,8 +270,8 @@ def test_many_dimensions_are_cheap():
     torch.testing.assert_close(x_0, means[:16] + alpha * 0.25 / v * (x - alpha * means[:16]), rtol=1e-11, atol=1e-11)
 
 
-def test_the_work_is_that_of_every_pair_of_point_and_component():
-    """At most a hundred numbers for each pair, in fewer operations than components: none is visited alone."""
+def test_the_cost_is_linear_in_pairs_of_point_and_component():
+    """At most a hundred numbers per pair, in fewer operations than components."""
     components, rng = 1000, torch.Generator().manual_seed(0)
     root = 0.2 * torch.randn(components, 2, 2, generator=rng).double()
     covariances, labels = root @ root.mT + 1e-4 * torch.eye(2), torch.arange(components) % 4

@@ -1,4 +1,4 @@
-"""Decompositions of a batch, against NumPy matrix by matrix; one that is not finite stops no other."""
+"""Decompositions of a batch equal those of NumPy; a non-finite matrix does not affect the others."""
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ def matrices(*shape: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_a_matrix_that_is_not_finite(value):
+def test_a_non_finite_matrix_does_not_affect_the_others(value):
     rows, square = matrices(4, 2, 7), matrices(4, 3, 3)
     covariances = square @ square.mT
     rows[2, 0, 5], covariances[1, 2, 2] = value, value
@@ -38,7 +38,7 @@ def test_a_singular_covariance_has_a_root():
 
 
 def test_exact_ancestral_sampling_of_a_batch_with_a_diverged_sample():
-    """The other samples are those of a batch without it."""
+    """The other samples are the same as in a batch without it."""
     truth, schedule = two_classes(), Cosine(12.0, -10.0)
     law = GaussianMixture(truth.weights, truth.means, truth.covariances, truth.labels, schedule)
     sampler, ends = ExactDDPM(3, UniformT()), []

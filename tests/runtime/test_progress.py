@@ -1,4 +1,4 @@
-"""What the commands say while they work, and of a model that has hardly begun to learn."""
+"""Progress of the commands, and warnings on untrained models."""
 
 import re
 import time
@@ -16,41 +16,48 @@ from diffguide.runtime.signals import Interrupts
 from diffguide.sample import main as sample
 
 
-def shown(monkeypatch) -> list[tuple[str, int, int, str]]:
-    """What every bar counts, whenever it is shown."""
-    seen, show = [], Progress.show
+def record_counts(monkeypatch) -> list[tuple[str, int, int, str]]:
+    """The title and counts of every bar at every show()."""
+    counts, show = [], Progress.show
 
-    def recorded(self, **figures):
-        seen.append((self.title, self.count, self.total, self.unit))
+    def record(self, **figures):
+        counts.append((self.title, self.count, self.total, self.unit))
         return show(self, **figures)
 
-    monkeypatch.setattr(Progress, "show", recorded)
-    return seen
+    monkeypatch.setattr(Progress, "show", record)
+    return counts
 
 
 def test_a_sampling_bar_counts_images(at, command, monkeypatch):
-    """Ten of them in batches of 4, 4 and 2, four steps each: an image is done when its share of the steps is."""
-    seen = shown(monkeypatch)
+    """Ten images in batches of 4, 4 and 2 with four steps each; a step counts as its share of the images."""
+    seen = record_counts(monkeypatch)
     done = command(sample, f"checkpoint={RUN}", "n=10", "batch_size=4", "sampler.steps=4", at=at)
     assert done.code == 0, done.err
     counts = [1, 2, 3, 4, 5, 6, 7, 8, 8, 9, 9, 10]
     assert seen == [("sampling", count, 10, "images") for count in counts]
 
 
-@pytest.mark.parametrize("images, warmup, said", [
-    (0, 0, "saw no image"), (0, 3000, "saw no image"), (2999, 3000, "saw 2999 images"), (3000, 3000, None), (1, 0, None),
-])  # fmt: skip
-def test_a_model_within_its_warm_up_is_untrained(images, warmup, said):
+@pytest.mark.parametrize(
+    "images, warmup, warning",
+    [
+        (0, 0, "saw no image"),
+        (0, 3000, "saw no image"),
+        (2999, 3000, "saw 2999 images"),
+        (3000, 3000, None),
+        (1, 0, None),
+    ],
+)
+def test_a_model_within_its_warm_up_is_untrained(images, warmup, warning):
     note = explain_untrained(Loaded(None, {"training": {"warmup_images": warmup}}, {"images": images}))
-    assert note is None if said is None else said in note and "noise" in note
+    assert note is None if warning is None else warning in note and "noise" in note
 
 
-def test_a_config_of_a_stranger_says_nothing_of_a_warm_up():
+def test_a_config_without_valid_warm_up_gives_no_warning():
     for training in (None, 3, {"warmup_images": "x"}):
         assert explain_untrained(Loaded(None, {"training": training}, {"images": 1})) is None
 
 
-def test_samples_and_figures_of_an_untrained_model_are_told(at, command):
+def test_samples_and_figures_of_an_untrained_model_have_a_warning(at, command):
     assert checkpoints.find(at / RUN).stem == "0000000064"
     ask = ["metric=denoising", "n=4", "metric.levels=2"]
     for main, arguments in ((sample, ["n=1", "sampler.steps=2"]), (evaluate_main, ask)):
@@ -58,17 +65,17 @@ def test_samples_and_figures_of_an_untrained_model_are_told(at, command):
         assert done.code == 0 and "saw 64 images" in done.err, done.err
 
 
-class Asked:
+class Context:
     n, evaluations = 7, 3
 
 
-def test_a_measurement_that_says_nothing_is_heard_of(capfd, monkeypatch):
-    """Before its first word, and within a stage; each stage is named when it begins."""
+def test_a_measurement_without_reports_shows_that_it_runs(capfd, monkeypatch):
+    """Before its first report and within a stage; each stage is named at its start."""
     monkeypatch.setattr(evaluate, "SILENT_SECONDS", 0.0)
     monkeypatch.setattr("diffguide.runtime.progress.Heartbeat.__init__.__defaults__", (0.001,))
     monkeypatch.setattr("diffguide.runtime.progress.Progress.__init__.__defaults__", (0, 0.0, False, None))
     with Interrupts() as interrupts:
-        bar = Bar("slow", Asked(), interrupts)
+        bar = Bar("slow", Context(), interrupts)
         wait_for(lambda: bar.progress is not None)
         bar(0, 1, "KID")
         before = bar.progress.last
@@ -85,7 +92,7 @@ def wait_for(condition) -> None:
 
 
 def test_a_line_of_progress_separates_its_parts(capsys):
-    """Rate, figures and time left stand apart; before, a loss and the seconds ran together."""
+    """Commas separate rate, figures and time left."""
     progress = Progress("training", 4, "images", every=0.0)
     progress.advance(2)
     progress.show(loss=0.7598)

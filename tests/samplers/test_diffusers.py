@@ -58,9 +58,8 @@ def scale(t: float, scaled: bool) -> float:
 
 
 TRAILING = dict(timestep_spacing="trailing", **CONFIG)
-MULTISTEP = dict(
-    lower_order_final=False, **TRAILING
-)  # a lower order at the end is a choice of diffusers, not of the papers
+# a lower order at the end is a choice of diffusers, not of the papers
+MULTISTEP = dict(lower_order_final=False, **TRAILING)
 CASES = {  # ours; theirs; whether x is x / alpha there; last time; tolerance
     "ddim": (
         lambda n: DDIM(n, GRID, eta=0.0), lambda: diffusers.DDIMScheduler(clip_sample=False, **TRAILING), False, 0.0, 1e-9,

@@ -70,8 +70,12 @@ class SASolverExact(diffusers.SASolverScheduler):
 
 def sde(make, order, solver_type="midpoint"):
     return lambda: make(
-        solver_order=order, solver_type=solver_type, algorithm_type="sde-dpmsolver++", lower_order_final=False, **TRAILING
-    )  # fmt: skip
+        solver_order=order,
+        solver_type=solver_type,
+        algorithm_type="sde-dpmsolver++",
+        lower_order_final=False,
+        **TRAILING,
+    )
 
 
 def sa(predictor, corrector):
@@ -82,8 +86,10 @@ def sa(predictor, corrector):
         lambda: SASolverExact(
             predictor_order=predictor, corrector_order=corrector, lower_order_final=False, **TRAILING
         ),
-        False, 1e-3, 1e-9,
-    )  # fmt: skip
+        False,
+        1e-3,
+        1e-9,
+    )
 
 
 CASES = {  # ours; theirs; whether x is x / alpha there; last time; tolerance
@@ -164,9 +170,11 @@ def test_a_trajectory_is_that_of_diffusers(name, n, monkeypatch):
 def test_discrete_grids_have_diffusers_indices(n):
     """And the step to t = 0 after them."""
     for spacing, grid, extra in (
-        ("leading", Leading(1000, 0), {}), ("leading", Leading(1000, 1), {"steps_offset": 1} if n < 1000 else None),
-        ("trailing", Trailing(1000), {}), ("linspace", Linspace(1000), {}),
-    ):  # fmt: skip
+        ("leading", Leading(1000, 0), {}),
+        ("leading", Leading(1000, 1), {"steps_offset": 1} if n < 1000 else None),
+        ("trailing", Trailing(1000), {}),
+        ("linspace", Linspace(1000), {}),
+    ):
         if extra is None:
             continue
         scheduler = diffusers.DDPMScheduler(timestep_spacing=spacing, **CONFIG, **extra)

@@ -91,7 +91,7 @@ def test_exact_variance_of_single_points():
     assert found[:, 1:].abs().max() < 1e-7 and abs(found[:, 0].var() - 1) < 4 * (2 / 4000) ** 0.5
 
 
-def test_exact_variance_does_not_know_its_batch():
+def test_exact_variance_does_not_depend_on_its_batch():
     denoiser, sampler = Certain(two_classes(), Cosine(12.0, -10.0)), ExactDDPM(6, UniformT())
     alone, *others = (torch.cat(list(generate(denoiser, sampler, range(9), None, (2,), size))) for size in (1, 4, 9))
     assert len(alone.unique(dim=0)) == 9

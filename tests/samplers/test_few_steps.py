@@ -16,7 +16,7 @@ from diffguide.models.evaluation_counters import EvaluationCounter
 from diffguide.randomness import Noise
 from diffguide.samplers import DDIM, DPM2, AnnealedLangevin, DPMpp2M, Euler, Heun, UniPC
 from diffguide.samplers.grids import Karras, UniformLogSNR, UniformT
-from diffguide.samplers.trust import MAX_CORRECTION, MAX_FALL, noise_fall
+from diffguide.samplers.step_limits import MAX_CORRECTION, MAX_FALL, noise_fall
 from diffguide.schedules import EDM, Cosine, Flow
 
 KARRAS = Karras(7.0, None, None)
@@ -133,7 +133,7 @@ def test_corrections_too_long_are_left_out_row_by_row(make):
         first = denoiser(before, t)
         alpha, sigma = schedule.alpha_sigma(s)
         plain = alpha * first.x_0 + sigma * first.eps
-        x = sampler.advance(denoiser, before, t, s, None, None, memory)
+        x = sampler(denoiser, before, torch.stack([t, s]), memory=memory)
         share = (own - plain).norm(dim=1) / (schedule.noise_level(t) - schedule.noise_level(s)) / first.eps.norm(dim=1)
         torch.testing.assert_close(
             x, torch.where((share <= MAX_CORRECTION)[:, None], own, plain), rtol=1e-12, atol=1e-12

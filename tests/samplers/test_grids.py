@@ -16,9 +16,13 @@ SCHEDULES = {"cosine": Cosine(12.0, -10.0), "flow": Flow(12.0, -12.0), "linear":
 every_schedule = pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
 EXACT_EDM = EDM(math.inf, HIGH)
 GRIDS = {
-    "t": UniformT(), "log-snr": UniformLogSNR(), "karras": Karras(7.0, None, None), "karras-1": Karras(1.0, None, None),
-    "quadratic": Quadratic(), "trailing": Trailing(1000),
-}  # fmt: skip
+    "t": UniformT(),
+    "log-snr": UniformLogSNR(),
+    "karras": Karras(7.0, None, None),
+    "karras-1": Karras(1.0, None, None),
+    "quadratic": Quadratic(),
+    "trailing": Trailing(1000),
+}
 
 
 @every_schedule
@@ -55,11 +59,11 @@ def test_uniform_log_snr_is_uniform():
 @pytest.mark.parametrize(
     "grid, schedule, sentence",
     [
-        (lambda *a: Karras(1e-3, None, None), None, "rho must be at least 0.1 and finite, got 0.001"),
+        (lambda *a: Karras(1e-3, None, None), None, "rho must be"),
         (
             UniformLogSNR(),
             Flow(12.0, -math.inf),
-            "needs finite ends, the schedule has log-SNR -inf to 12: take .*uniform_t",
+            "log-SNR -inf to 12: take .*uniform_t",
         ),
         (UniformLogSNR(), EXACT_EDM, "needs finite ends"),
         (Karras(7.0, None, None), EXACT_EDM, "got 0 to 80; set noise_level_min"),
@@ -98,9 +102,7 @@ def test_snapping_takes_the_nearest_level():
 
 
 def test_too_few_levels_are_refused():
-    with pytest.raises(
-        ValueError, match="5 steps need 6 distinct noise levels, this model has 5: take sampler.steps=4 at most"
-    ):
+    with pytest.raises(ValueError, match="take sampler.steps=4 at most"):
         UniformT()(Linear(12.0), 5, torch.linspace(0, 1, 5, dtype=torch.float64))
 
 
@@ -154,7 +156,7 @@ class Broken(Grid):
         (ModelLevels(), 3, "grid=levels needs a model with noise levels of its own"),
     ],
 )
-def test_what_a_grid_refuses(grid, steps, sentence):
+def test_impossible_grids_raise(grid, steps, sentence):
     with pytest.raises(ValueError, match=sentence):
         grid(EDM(LOW, HIGH), steps)
 
@@ -163,24 +165,24 @@ def test_a_list_must_be_on_the_levels_of_the_model():
     legal = torch.linspace(0, 1, 11, dtype=torch.float64)
     with pytest.raises(ValueError, match="t = 0.33 is not a level .* 0.3"):
         CustomGrid([1.0, 0.33, 0.0], None)(Linear(12.0), 2, legal)
-    with pytest.raises(ValueError, match="6 steps need 7 distinct noise levels, this model has 5"):
+    with pytest.raises(ValueError, match="take sampler.steps=4 at most"):
         ModelLevels()(Linear(12.0), 6, legal[::2][:5])
 
 
 @pytest.mark.parametrize("lists", [(None, None), ([1.0, 0.0], [80.0, 1.0])])
 def test_a_list_is_of_times_or_of_levels(lists):
-    with pytest.raises(ValueError, match="set exactly one of times and noise_levels"):
+    with pytest.raises(ValueError, match="one of times and noise_levels"):
         CustomGrid(*lists)
 
 
 @pytest.mark.parametrize(
     "make, sentence",
     [
-        (lambda: Trailing(0), "timesteps must be at least 1"),
-        (lambda: Leading(1000, -1), "offset must be at least 0, got -1"),
+        (lambda: Trailing(0), "timesteps must be"),
+        (lambda: Leading(1000, -1), "offset must be"),
     ],
 )
-def test_discrete_grids_refuse(make, sentence):
+def test_impossible_discrete_grids_raise(make, sentence):
     with pytest.raises(ValueError, match=sentence):
         make()
 

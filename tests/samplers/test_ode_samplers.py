@@ -142,7 +142,7 @@ def test_inversion_is_undone_by_ddim(y):
 
 def test_inversion_refuses_exact_data_and_rising_times():
     denoiser, x = ExactMixture(two_classes(), EDM(math.inf, HIGH)), torch.zeros(1, 2, dtype=torch.float64)
-    with pytest.raises(ValueError, match="times must end above sigma = 0 for an inversion, got t = 0: "):
+    with pytest.raises(ValueError, match="times must end above sigma = 0"):
         DDIMInversion()(denoiser, x, torch.tensor([0.5, 0.0], dtype=torch.float64))
     with pytest.raises(ValueError, match="times must decrease strictly"):
         DDIMInversion()(denoiser, x, torch.tensor([0.1, 0.5], dtype=torch.float64))
@@ -195,11 +195,11 @@ def test_dopri5_ends_at_exact_data_by_a_last_step():
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"atol": 0.0}, "atol must be positive, got 0.0"),
-        ({"rtol": -1e-3}, "rtol must be positive or 0, got -0.001"),
-        ({"atol": math.nan}, "atol must be positive, got nan"),
-        ({"max_evaluations": 8}, "max_evaluations must be at least 9, got 8"),
-        ({"noise_level_min": 0.0}, "noise_level_min must be positive, got 0.0"),
+        ({"atol": 0.0}, "atol must be"),
+        ({"rtol": -1e-3}, "rtol must be"),
+        ({"atol": math.nan}, "atol must be"),
+        ({"max_evaluations": 8}, "max_evaluations must be"),
+        ({"noise_level_min": 0.0}, "noise_level_min must be"),
     ],
 )
 def test_dopri5_refuses_impossible_arguments(options, message):
@@ -207,36 +207,34 @@ def test_dopri5_refuses_impossible_arguments(options, message):
         dopri5(**options)
 
 
-def test_dopri5_refuses_a_last_step_that_is_all():
+def test_dopri5_rejects_a_noise_level_min_above_the_start():
     denoiser = ExactMixture(two_classes(), EDM(math.inf, HIGH))
     top = float(denoiser.schedule.noise_level(torch.tensor(1.0, dtype=torch.float64)))
-    with pytest.raises(ValueError, match=f"noise_level_min must be below the noise level .* {top:.6g}, got {top:g}"):
+    with pytest.raises(ValueError, match=f"noise_level_min .* {top:.6g}, got {top:g}"):
         dopri5(noise_level_min=top).times(denoiser)
     dopri5(noise_level_min=0.99 * top).times(denoiser)
     dopri5(noise_level_min=2 * top).times(ExactMixture(two_classes(), EDM(LOW, HIGH)))  # there it is not used
 
 
-def test_dopri5_says_how_to_install_what_it_needs(monkeypatch):
+def test_dopri5_without_torchode_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "torchode", None)
-    with pytest.raises(ValueError, match=r"sampler=dopri5 needs torchode: pip install 'diffguide\[ode\]'"):
+    with pytest.raises(ValueError, match=r"pip install 'diffguide\[ode\]'"):
         dopri5()
 
 
 @pytest.mark.parametrize("steps", [1, 4])
-def test_dopri5_stops_at_its_evaluations(steps):
+def test_dopri5_raises_beyond_max_evaluations(steps):
     """Counted over the whole run, whatever the grid."""
     denoiser = EvaluationCounter(ExactMixture(two_classes(), Cosine(12.0, -10.0)))
     sampler = dopri5(steps=steps, max_evaluations=30)
-    with pytest.raises(
-        ValueError, match="dopri5 needs more than max_evaluations=30 evaluations for atol=1e-05 and rtol=1e-05"
-    ):
+    with pytest.raises(ValueError, match="max_evaluations=30 .* atol=1e-05"):
         sampler(denoiser, torch.ones(1, 2, dtype=torch.float64), sampler.times(denoiser))
     assert denoiser.tally.evaluations <= 30
 
 
-def test_dopri5_says_that_numbers_are_not_finite():
+def test_dopri5_raises_for_numbers_that_are_not_finite():
     denoiser, sampler = ExactMixture(two_classes(), Cosine(12.0, -10.0)), dopri5()
-    with pytest.raises(ValueError, match="dopri5 met numbers that are not finite between t = 1 and 0"):
+    with pytest.raises(ValueError, match="not finite between t = 1 and 0"):
         sampler(denoiser, torch.full((2, 2), math.nan, dtype=torch.float64), sampler.times(denoiser))
 
 
@@ -244,7 +242,7 @@ def test_dopri5_says_that_numbers_are_not_finite():
 def test_a_model_with_levels_refuses_evaluations_between_them(name):
     denoiser = ExactMixture(two_classes(), Linear(math.inf))
     denoiser.levels = torch.arange(1000, -1, -1, dtype=torch.float64) / 1000
-    with pytest.raises(ValueError, match="evaluates between the grid's times, this model only at its levels"):
+    with pytest.raises(ValueError, match="sampler=ddim"):
         SAMPLERS[name](10).times(denoiser)
 
 
@@ -282,7 +280,7 @@ def test_no_more_history_than_the_order_needs(name):
 
 
 @pytest.mark.parametrize("make", [DPMpp2M, DPMpp3M, lambda n, grid: UniPC(n, grid, order=3)], ids=["2m", "3m", "unipc"])
-def test_an_infinite_level_enters_no_history(make):
+def test_a_step_from_an_infinite_level_clears_the_history(make):
     """From pure noise the first step is DDIM's, and the rest of the run is the run that begins after it."""
     denoiser, x = ExactMixture(two_classes(), Flow(12.0, -math.inf)), torch.ones(3, 2, dtype=torch.float64)
     times = torch.tensor([1.0, 0.8, 0.6, 0.4, 0.2], dtype=torch.float64)

@@ -48,7 +48,7 @@ def test_nothing_of_a_step_comes_from_x(make):
 
 
 @pytest.mark.parametrize("corrector", [1, 2, 3])
-def test_the_corrector_of_sa_solver_keeps_what_was_done_to_x_since(corrector):
+def test_the_corrector_of_sa_solver_keeps_changes_of_x_between_steps(corrector):
     """As the Langevin steps of langevin_pc do: a nudge between two steps has the effect that it has without corrector."""
     denoiser, nudge, effects = ExactMixture(two_classes(), COSINE), 1e-4, []
     t, s, u = torch.tensor([0.5, 0.45, 0.4], dtype=torch.float64)
@@ -76,7 +76,7 @@ def test_no_more_history_than_the_order_needs(name):
     sampler, count = MEMORY[name]
     x, memory, noise = points(3), {}, Noise(range(3), (2,), COSINE, dtype=torch.float64)
     for t, s in pairwise(TIMES):
-        x = sampler.step(ExactMixture(two_classes(), COSINE), x, t, s, None, noise, memory)
+        x = sampler(ExactMixture(two_classes(), COSINE), x, torch.stack([t, s]), None, noise, memory=memory)
     assert sum(value.ndim > 0 for value in tensors(memory)) == count
 
 

@@ -32,29 +32,29 @@ HEUN, GRID = Heun(5, UniformT()), UniformT()
 @pytest.mark.parametrize(
     "make, sentence",
     [
-        (lambda: EulerAncestral(9, GRID, 1.5, 1.0), r"eta must be in \[0, 1\], got 1.5"),
-        (lambda: EulerAncestral(9, GRID, 1.0, -1.0), "s_noise must be a finite factor of at least 0, got -1"),
-        (lambda: EulerMaruyama(9, GRID, SigmaDiffusion(math.nan)), "scale of the diffusion must be finite .* got nan"),
-        (lambda: Heun(9, GRID, churn=-1.0), "churn must be finite and at least 0, got -1"),
-        (lambda: Heun(9, GRID, 1.0, 5.0, 5.0), "churn_min and churn_max must be .* got .5.0, 5.0."),
-        (lambda: DPMpp2MSDE(9, GRID, -0.1, 1.0), "eta must be finite and at least 0, got -0.1"),
-        (lambda: SASolver(9, GRID, 5, 0, 1.0, 0.0, 1.0), "predictor_order must be 1 to 4 and .* got 5 and 0"),
-        (lambda: SASolver(9, GRID, 2, -1, 1.0, 0.0, 1.0), "corrector_order 0 .* got 2 and -1"),
-        (lambda: SASolver(9, GRID, 2, 2, math.inf, 0.0, 1.0), "tau must be finite and at least 0, got inf"),
-        (lambda: SASolver(9, GRID, 2, 2, 1.0, 2.0, 1.0), "tau_min and tau_max must be .* got .2.0, 1.0."),
-        (lambda: LangevinPC(HEUN, 1, 0.0), "snr must be above 0 and below 1, got 0"),
-        (lambda: LangevinPC(HEUN, 0, 0.1), r"corrections must be 1 to 10\^4 Langevin steps per level, got 0"),
-        (lambda: AnnealedLangevin(9, GRID, 1, 1.5), "step_size must be above 0 and below 1, or null .* got 1.5"),
-        (lambda: LangevinPC(LangevinPC(HEUN, 1, 0.1), 1, 0.1), "inner must be a sampler without Langevin .* got LangevinPC"),
-        (lambda: LangevinPC(AnnealedLangevin(9, GRID, 1, None), 1, 0.1), "without Langevin .* got AnnealedLangevin"),
+        (lambda: EulerAncestral(9, GRID, 1.5, 1.0), "eta must be"),
+        (lambda: EulerAncestral(9, GRID, 1.0, -1.0), "s_noise must be"),
+        (lambda: EulerMaruyama(9, GRID, SigmaDiffusion(math.nan)), "scale must be"),
+        (lambda: Heun(9, GRID, churn=-1.0), "churn must be"),
+        (lambda: Heun(9, GRID, 1.0, 5.0, 5.0), "churn_min and churn_max must be"),
+        (lambda: DPMpp2MSDE(9, GRID, -0.1, 1.0), "eta must be"),
+        (lambda: SASolver(9, GRID, 5, 0, 1.0, 0.0, 1.0), "predictor_order must be"),
+        (lambda: SASolver(9, GRID, 2, -1, 1.0, 0.0, 1.0), "corrector_order must be"),
+        (lambda: SASolver(9, GRID, 2, 2, math.inf, 0.0, 1.0), "tau must be"),
+        (lambda: SASolver(9, GRID, 2, 2, 1.0, 2.0, 1.0), "tau_min and tau_max must be"),
+        (lambda: LangevinPC(HEUN, 1, 0.0), "snr must be"),
+        (lambda: LangevinPC(HEUN, 0, 0.1), "corrections must be"),
+        (lambda: AnnealedLangevin(9, GRID, 1, 1.5), "step_size must be"),
+        (lambda: LangevinPC(LangevinPC(HEUN, 1, 0.1), 1, 0.1), "inner must be .* got LangevinPC"),
+        (lambda: LangevinPC(AnnealedLangevin(9, GRID, 1, None), 1, 0.1), "inner must be .* got AnnealedLangevin"),
         (lambda: Restart(Restart(HEUN, [[0.1, 0.3, 2, 1]]), [[0.1, 0.3, 2, 1]]), "inner must not be a Restart"),
         (lambda: Restart(HEUN, []), "intervals is empty"),
-        (lambda: Restart(HEUN, [[0.3, 0.1, 2, 1]]), "0 < low < high, got 0.3 to 0.1"),
-        (lambda: Restart(HEUN, [[0.1, 0.3, 2]]), r"intervals must be \[low, high, steps, repeats\] each, got"),
-        (lambda: Restart(HEUN, [[0.1, 0.3, 2.5, 1]]), r"whole steps and repeats from 1 to 1000, got \[2.5, 1\]"),
+        (lambda: Restart(HEUN, [[0.3, 0.1, 2, 1]]), "0 < low < high"),
+        (lambda: Restart(HEUN, [[0.1, 0.3, 2]]), "intervals must be"),
+        (lambda: Restart(HEUN, [[0.1, 0.3, 2.5, 1]]), "whole steps and repeats"),
     ],
-)  # fmt: skip
-def test_what_cannot_be_is_refused(make, sentence):
+)
+def test_impossible_arguments_raise(make, sentence):
     with pytest.raises(ValueError, match=sentence):
         make()
 
@@ -66,14 +66,14 @@ def test_what_a_denoiser_does_not_allow_is_refused():
     class Certain(ExactMixture, ExactDenoiser):
         pass
 
-    with pytest.raises(ValueError, match="ExactDDPM needs the exact covariance .* which this model does not have"):
+    with pytest.raises(ValueError, match="the exact covariance"):
         ExactDDPM(3, UniformT()).times(denoiser)
-    with pytest.raises(ValueError, match="which this model has and its guidance hides: take guidance=none"):
+    with pytest.raises(ValueError, match="take guidance=none"):
         ExactDDPM(3, UniformT()).times(ClassifierFree(Certain(two_classes(), schedule), 2.0, [0.0, math.inf]))
-    with pytest.raises(ValueError, match="within the grid's noise levels 0.002 to 80, got 0.1 to 81"):
+    with pytest.raises(ValueError, match="0.002 to 80, got 0.1 to 81"):
         Restart(HEUN, [[0.1, 81.0, 2, 1]]).times(denoiser)
     denoiser.levels = torch.linspace(0, 1, 41, dtype=torch.float64)
-    with pytest.raises(ValueError, match="Heun evaluates between the grid's times"):
+    with pytest.raises(ValueError, match="sampler=ddim"):
         Heun(5, UniformT(), churn=1.0).times(denoiser)
 
 

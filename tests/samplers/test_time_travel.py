@@ -61,11 +61,15 @@ class Written:
         return self.normal(t, float(s))  # of the path, whose increments are their own
 
 
-@pytest.mark.parametrize("sampler", [
-    TimeTravel(DDPM(4, UniformT(), variance=0.0), 20, EVERYWHERE),
-    TimeTravel(Restart(DDPM(4, UniformT(), variance=0.0), [[0.2, 1.0, 2, 3]]), 3, EVERYWHERE),
-    Restart(TimeTravel(DDPM(4, UniformT(), variance=0.0), 3, EVERYWHERE), [[0.2, 1.0, 2, 3]]),
-], ids=["smoothing", "restart inside", "restart outside"])  # fmt: skip
+@pytest.mark.parametrize(
+    "sampler",
+    [
+        TimeTravel(DDPM(4, UniformT(), variance=0.0), 20, EVERYWHERE),
+        TimeTravel(Restart(DDPM(4, UniformT(), variance=0.0), [[0.2, 1.0, 2, 3]]), 3, EVERYWHERE),
+        Restart(TimeTravel(DDPM(4, UniformT(), variance=0.0), 3, EVERYWHERE), [[0.2, 1.0, 2, 3]]),
+    ],
+    ids=["smoothing", "restart inside", "restart outside"],
+)
 def test_no_draw_is_used_twice(sampler):
     """Visits, visits within visits, and what guidance draws for itself: all independent of each other."""
     guided, noise = LGD(LAW, Towards(0.5, 1.0), 0.1, EVERYWHERE, 3), Written()
@@ -103,18 +107,18 @@ def test_it_gives_guidance_time_to_act():
 
 
 @pytest.mark.parametrize("repeats, interval, sentence", [
-    (0, EVERYWHERE, "repeats must be 1 to 1000, got 0"),
+    (0, EVERYWHERE, "repeats must be"),
     (1, [2.0, 1.0], "interval must be .* got .2.0, 1.0."),
     (1, [1e6, 1e7], r"interval must hold a step of the grid, whose noise levels are .* got \[1000000.0, 10000000.0\]"),
 ])  # fmt: skip
-def test_what_cannot_work_is_refused(repeats, interval, sentence):
+def test_invalid_arguments_raise(repeats, interval, sentence):
     with pytest.raises(ValueError, match=sentence):
         TimeTravel(DDIM(4, UniformT(), eta=0.0), repeats, interval).times(LAW)
 
 
 def test_time_travel_in_time_travel_is_refused():
     inner = TimeTravel(DDIM(4, UniformT(), eta=0.0), 2, EVERYWHERE)
-    with pytest.raises(ValueError, match="inner must not be a TimeTravel: raise its repeats instead"):
+    with pytest.raises(ValueError, match="inner must not be a TimeTravel"):
         TimeTravel(inner, 2, EVERYWHERE)
 
 

@@ -1,4 +1,4 @@
-"""The end of a sweep: fidelity against diversity, a curve per method, or a sentence that says why there is none."""
+"""The end of a sweep: fidelity against diversity, a curve per method, or a message that explains why it is skipped."""
 
 import csv
 import json
@@ -18,12 +18,13 @@ from diffguide.datasets import Digits
 from diffguide.figures import curves
 from diffguide.figures.plot_spec import Panel as PlotPanel
 from diffguide.figures.plot_spec import Plot
-from diffguide.nodes.old_names import updated
+from diffguide.nodes.old_names import update_saved_config
 from diffguide.sample import main
 from diffguide.sampling import tradeoff
 from diffguide.sampling.sources import load_local_dataset
 from diffguide.sampling.sweep import create_sweep_dir, describe_overrides, find_axis, load_run
-from diffguide.sampling.tradeoff import NoTradeoff, SweepRun, TradeoffPanel, oracle_panels, tradeoff_figure
+from diffguide.sampling.tradeoff import NoTradeoff, SweepRun
+from diffguide.sampling.tradeoff_plot import TradeoffPanel, data_panels, oracle_panels, tradeoff_figure, write_tradeoff
 
 MODEL = "outputs/train/digits/v001"
 DIGITS = [f"checkpoint={MODEL}", "guidance=mpgd", "sampler=ddim", "sampler.steps=2"]  # towards brightness
@@ -39,9 +40,8 @@ def size(file: Path) -> tuple[int, int]:
         return picture.size
 
 
-def test_guidance_of_an_oracle(tmp_path, command):
-    """Scale 1 is the law itself: the least distance, at its floor; more guidance makes every class narrower. Two
-    rules in one picture."""
+def test_a_sweep_of_an_oracle_has_tradeoff_and_curves(tmp_path, command):
+    """Two rules: at scale 1 the distance is at its floor; a larger scale makes every class narrower."""
     done = command(main, "-m", "oracle=cfg_figure", "n=240", "sampler.steps=20", "batch_size=240", "guidance=cfg",
                    "guidance/rule=linear,apg", "guidance.scale=1,4", at=tmp_path)  # fmt: skip
     assert done.code == 0 and "no tradeoff.png" not in done.err, done.err
@@ -58,8 +58,8 @@ def test_guidance_of_an_oracle(tmp_path, command):
     assert size(folder / "tradeoff.png")[0] > 500
 
 
-def test_a_trained_model_is_held_against_its_validation_split(at, command):
-    """The columns are what scikit-learn and the judge say of the very samples that lie in the run folders."""
+def test_a_trained_model_is_compared_with_its_validation_split(at, command):
+    """The columns equal those of scikit-learn and of the label classifier on the samples in the run folders."""
     done = command(main, "-m", *DIGITS, "n=30", "guidance.scale=0,0.1", "guidance.interval=[0,inf],[0,1]", at=at)
     assert done.code == 0 and "no tradeoff.png" not in done.err, done.err
     rows, data = table(at / done.folder), Digits(1, 8, 10)
@@ -89,8 +89,8 @@ def test_a_trained_model_is_held_against_its_validation_split(at, command):
     assert ("recall is not meaningful" in done.err) == any(float(row["precision"]) < 0.05 for row in rows)
 
 
-def test_repeated_samples_are_counted_and_told(at, command):
-    """Every sample four times: the published recall is 0, and the sweep says why."""
+def test_repeated_samples_are_counted_and_reported(at, command):
+    """Every sample occurs four times: recall is 0, and a message explains why."""
     done = command(main, "-m", *DIGITS, "n=40", "guidance.scale=0,0.1", at=at)
     runs = [SweepRun(at / folder, [0] * 40, "", scale) for folder, scale in zip(done.out.split(), ("0", "0.1"))]
     for run in runs:
@@ -119,14 +119,14 @@ def test_a_sweep_over_steps_is_a_curve_over_steps(tmp_path, command, monkeypatch
         assert [row["energy_distance"] for row in line] == [own["2"], own["4"], own["16"]]
 
 
-def test_points_that_say_nothing_are_hollow():
+def test_points_with_meaningless_recall_are_hollow():
     rows = [{"n": 2.0, "recall": 1.0, "recall_meaningful": False}, {"n": 4.0, "recall": 0.5, "recall_meaningful": True}]
     (axis,) = curves.draw_curves(Plot("c", "n", "n", True, [PlotPanel("recall", "recall")]), {"": rows}).axes
     hollow = [line for line in axis.lines if line.get_label() == curves.HOLLOW_LABEL]
     assert [line.get_xydata().tolist() for line in hollow] == [[[2, 1]]] and "0.05" in curves.HOLLOW_LABEL
     assert [text.get_text() for text in axis.get_xticklabels()] == ["2", "4"]
     columns = [{"recall": row["recall"], "precision": k / 10, "recall_meaningful": k > 0} for k, row in enumerate(rows)]
-    figure = tradeoff_figure(tradeoff.data_panels(columns)[0], [run("a", "2"), run("a", "4")], columns, "note")
+    figure = tradeoff_figure(data_panels(columns)[0], [run("a", "2"), run("a", "4")], columns, "note")
     hollow = [line for line in figure.axes[0].lines if line.get_label() == curves.HOLLOW_LABEL]
     assert [line.get_xydata().tolist() for line in hollow] == [[[1, 0]]]
 
@@ -135,7 +135,7 @@ def test_samples_without_classes_have_no_agreed_labels(at, command):
     done = command(main, "-m", *DIGITS, "n=20,24", "labels=null", at=at)
     assert done.code == 0 and (at / done.folder / "tradeoff.png").is_file(), done.err
     rows = table(at / done.folder)
-    assert [row["compared"] for row in rows] == ["20", "20"]  # as many of each: recall grows with samples
+    assert [row["compared"] for row in rows] == ["20", "20"]  # the same number per run: recall grows with it
     assert "recall" in rows[0] and "agreed_labels" not in rows[0]
 
 
@@ -146,16 +146,16 @@ MNIST = {"_target_": "diffguide.datasets.downloads.MNIST", "root": "data", "down
          "num_classes": 10, "flip": False, "validation": 5000}  # fmt: skip
 FOREIGN = {"_target_": "subprocess.Popen", "args": ["touch", "canary"]}
 GONE = {
-    "moved": (NOWHERE, "cannot be read here (dataset.path is moved/away"),
-    "not downloaded": (MNIST, "cannot be read here (dataset.path is data, where MNIST cannot be read"),
-    "not ours": (FOREIGN, "cannot be read here (dataset names subprocess.Popen, which is not diffguide's"),
+    "moved": (NOWHERE, "cannot be read (dataset.path is moved/away"),
+    "not downloaded": (MNIST, "cannot be read (dataset.path is data"),
+    "not ours": (FOREIGN, "cannot be read (dataset names subprocess.Popen"),
 }
 
 
 @pytest.mark.parametrize("node, sentence", GONE.values(), ids=GONE)
-def test_data_that_is_not_at_hand_is_told(at, command, monkeypatch, node, sentence):
-    """One sentence, no download, and the rest of the sweep as ever."""
-    monkeypatch.setattr(socket.socket, "connect", None)  # whoever used a network would raise a TypeError
+def test_unavailable_data_are_one_line_without_a_download(at, command, monkeypatch, node, sentence):
+    """One line, no download, and the other files of the sweep."""
+    monkeypatch.setattr(socket.socket, "connect", None)  # a connection would raise a TypeError
     (file,) = (at / MODEL / "checkpoints").glob("0*64.safetensors")
     change(file, file, put("config.dataset", node))
     done = command(main, "-m", *DIGITS, "n=20", "guidance.scale=0,0.1", at=at)
@@ -165,7 +165,7 @@ def test_data_that_is_not_at_hand_is_told(at, command, monkeypatch, node, senten
     assert "precision" not in table(at / done.folder)[0] and not (at / "canary").exists() and not (at / "data").exists()
 
 
-def test_whoever_stops_the_measuring_has_the_rest(at, command, monkeypatch):
+def test_a_stopped_comparison_keeps_the_other_files(at, command, monkeypatch):
     def stopped(*arguments):
         raise KeyboardInterrupt
 
@@ -175,36 +175,36 @@ def test_whoever_stops_the_measuring_has_the_rest(at, command, monkeypatch):
     assert done.code == 130 and len(table(folder)) == 2 and (folder / "contact_sheet.png").is_file()
 
 
-def test_too_few_samples_are_told(at, command, tmp_path):
-    sentence = "no tradeoff.png: fidelity and diversity need at least 20 samples a run, got n=4"
+def test_too_few_samples_skip_the_tradeoff_with_a_message(at, command, tmp_path):
+    sentence = "at least 20 samples per run, got n=4"
     for arguments in (DIGITS, ["oracle=gmm2d", "guidance=mpgd", "sampler.steps=2"]):
         done = command(main, "-m", *arguments, "n=4", "guidance.scale=0,0.1", at=at)
         assert done.code == 0 and sentence in done.err, done.err
         assert {path.name for path in (at / done.folder).iterdir()} == {"contact_sheet.png", "sweep.csv"}
 
 
-def test_data_that_do_not_fit_are_told(at):
-    """Another data set than the samples are of, two data sets, and one with next to no validation examples."""
+def test_data_that_do_not_fit_raise(at):
+    """Samples of another shape, two data sets, and too few validation examples."""
     (first,) = (at / MODEL / "checkpoints").glob("0*64.safetensors")
     files = {}
     for name, changes in {"other": {}, "few": {"validation": 5}}.items():
         node = CONFIG["dataset"] | changes
         files[name] = str(change(first, at / f"{name}.safetensors", put("config.dataset", node)))
     for shape, used, sentence in (
-        ((1, 8, 8), [files["other"]], r"has examples of shape \[2\], and the samples \[1, 8, 8\]"),
-        ((1, 8, 8), [str(first), files["other"]], "the runs are of models of different data"),
-        ((2,), [files["few"]], "has 5 validation examples, and more than 5 are needed"),
+        ((1, 8, 8), [files["other"]], r"\[2\].*\[1, 8, 8\]"),
+        ((1, 8, 8), [str(first), files["other"]], "different data"),
+        ((2,), [files["few"]], "5 validation examples"),
     ):
         with pytest.raises(NoTradeoff, match=sentence):
             tradeoff.compare_with_data([run("", "1")] * len(used), used, shape, list("0123"))
 
 
-def test_data_come_from_files_that_are_here():
-    """At hand is what a seed or scikit-learn makes; `download` is off whatever the checkpoint says."""
+def test_data_sets_are_loaded_from_local_files_only():
+    """`download` is off, also if the checkpoint has download=true."""
     node = {"_target_": "diffguide.datasets.digits.Digits", "channels": 1, "size": 8, "num_classes": 10}
     assert torch.equal(load_local_dataset(node).validation.y, torch.from_numpy(load_digits().target[1000:1350]))
-    with pytest.raises(ValueError, match="dataset.path is data, where MNIST cannot be read"):
-        load_local_dataset(updated(MNIST))
+    with pytest.raises(ValueError, match="dataset.path is data"):
+        load_local_dataset(update_saved_config(MNIST))
 
 
 def run(method: str, scale: str) -> SweepRun:
@@ -235,14 +235,14 @@ def test_a_curve_per_method_in_the_order_of_its_scales():
     assert [text.get_text() for text in legend.get_texts()] == ["apg", "linear", "real"]
 
 
-def test_figures_that_are_nowhere_finite_are_told(tmp_path):
+def test_figures_that_are_not_finite_in_any_run_raise(tmp_path):
     lost = [{"deviation_ratio": float("nan"), "energy_distance": float("nan"), "energy_distance_floor": 0.1}]
-    with pytest.raises(NoTradeoff, match="deviation_ratio and energy_distance are finite in no run"):
-        tradeoff.write_tradeoff(tmp_path / "t.png", oracle_panels(lost)[0], [run("", "1")], lost, "")
+    with pytest.raises(NoTradeoff, match="deviation_ratio and energy_distance"):
+        write_tradeoff(tmp_path / "t.png", oracle_panels(lost)[0], [run("", "1")], lost, "")
 
 
-def test_what_a_method_is_called():
-    """Options by the last part of their names, in full where two end alike."""
+def test_a_method_is_named_by_the_last_parts_of_its_keys():
+    """The whole key if two keys end with the same part."""
     overrides = {"guidance/rule": "apg", "guidance.interval": "[0.3,2]", "sampler/grid@guidance.ramp": "linear",
                  "checkpoint": "/far/away/outputs/train/digits/v002", "a.scale": "1", "b.scale": "2"}  # fmt: skip
     assert describe_overrides(overrides, list(overrides)[:3]) == "rule apg interval [0.3,2] ramp linear"
@@ -265,7 +265,7 @@ def test_what_a_method_is_called():
     (["seed"], "seed 1", ""),
     (["sampler"], "sampler heun", ""),
 ])  # fmt: skip
-def test_which_number_a_curve_follows(tmp_path, varying, method, number):
+def test_a_curve_follows_the_scale_else_the_steps_else_the_only_number(tmp_path, varying, method, number):
     numpy.savez(tmp_path / "samples.npz", numpy.zeros((2, 2)), numpy.array([1, -1]))
     overrides = {"guidance.scale": "3", "guidance.interval": "[1,2]", "guidance.parts.apg.scale": "5",
                  "guidance.parts.cfg.scale": "7", "sampler.steps": "18", "sampler": "heun", "n": "40", "seed": "1",
@@ -275,8 +275,8 @@ def test_which_number_a_curve_follows(tmp_path, varying, method, number):
     assert load_run(job, varying, find_axis([job], varying)) == SweepRun(tmp_path, [1, -1], method, number)
 
 
-def test_where_a_sweep_lies(tmp_path):
-    """Beside runs of one name; of several names, beside those names, both ends named."""
+def test_a_sweep_folder_lies_beside_its_runs(tmp_path):
+    """With the runs of one name; for several names beside their folders, with the first and the last name."""
     digits, tree = [tmp_path / "digits" / f"v00{k}" for k in (1, 2)], tmp_path / "tree/v003"
     digits[0].parent.mkdir()
     assert create_sweep_dir(digits) == tmp_path / "digits/sweep_v001-v002"

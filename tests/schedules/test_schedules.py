@@ -1,4 +1,4 @@
-"""Schedules: ends, inverses, rates and the promise of float64, for every one (papers: test_schedules_papers)."""
+"""Ends, inverses, rates and float64 of every schedule; test_schedules_papers compares them with their papers."""
 
 import copy
 import math
@@ -29,18 +29,26 @@ from diffguide.schedules import (
     sub_variance_preserving,
     variance_exploding,
     variance_preserving,
-)  # fmt: skip
+)
 
 every_schedule = pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
 finite_schedules = pytest.mark.parametrize("schedule", FINITE.values(), ids=FINITE)
 interior = torch.linspace(0.00345, 0.99712, 331, dtype=torch.float64)
 WITH_ENDS = {
-    "cosine": Cosine, "flow": Flow, "linear": Linear, "edm": EDM, "ve": VE, "tre": TRE, "scaled_linear": ScaledLinear,
-    "sigmoid": lambda high, low: Sigmoid(high, low, -3.0, 3.0, 1.0), "sigmoid_beta": SigmoidBeta,
+    "cosine": Cosine,
+    "flow": Flow,
+    "linear": Linear,
+    "edm": EDM,
+    "ve": VE,
+    "tre": TRE,
+    "scaled_linear": ScaledLinear,
+    "sigmoid": Sigmoid,
+    "sigmoid_beta": SigmoidBeta,
     "squaredcos_cap_v2": SquaredCosine,
-    "vp": lambda high, low: VP(high, low, 0.1, 20.0), "sub_vp": lambda high, low: SubVP(high, low, 0.1, 20.0),
+    "vp": VP,
+    "sub_vp": SubVP,
     "monotone": lambda high, low: Monotone(high, low, False, 16),
-}  # fmt: skip
+}
 with_ends = pytest.mark.parametrize("make", WITH_ENDS.values(), ids=WITH_ENDS)
 
 
@@ -53,7 +61,7 @@ def test_ends_are_exact(schedule):
 
 @with_ends
 def test_custom_ends_are_exact(make):
-    schedule = make(math.pi * 4, -math.e)  # no value that a curve would hit by luck
+    schedule = make(math.pi * 4, -math.e)  # values that no curve has by chance
     assert schedule.log_snr(torch.tensor([0.0, 1.0])).tolist() == [math.pi * 4, -math.e]
 
 
@@ -100,13 +108,13 @@ def test_rate_is_the_derivative_by_forward_mode(schedule):
     torch.testing.assert_close(schedule.rate(interior), Schedule.rate(schedule, interior), rtol=1e-10, atol=0)
 
 
-def test_pure_noise_end():
+def test_an_infinite_log_snr_min_is_pure_noise():
     schedule = Flow(12.0, -math.inf)
     assert schedule.zero_terminal_snr and not Flow(12.0, -12.0).zero_terminal_snr
     assert [float(a) for a in schedule.alpha_sigma(1.0)] == [0.0, 1.0]
 
 
-def test_exact_data_end():
+def test_an_infinite_log_snr_max_is_exact_data():
     assert [float(a) for a in EDM(math.inf, -8.0).alpha_sigma(0.0)] == [1.0, 0.0]
 
 
@@ -146,38 +154,38 @@ def test_float64_survives_a_cast_of_the_network(make, cast):
 
 
 @pytest.mark.parametrize(
-    "make, sentence",
+    "make, message",
     [
-        (lambda: Cosine(-3.0, 4.0), "log_snr_min must be below log_snr_max, got 4 and -3"),
+        (lambda: Cosine(-3.0, 4.0), "below log_snr_max, got 4 and -3"),
         (lambda: Flow(2.0, 2.0), "log_snr_min must be below log_snr_max"),
         (lambda: Linear(math.nan), "log_snr_max must be"),
         (lambda: Linear(12.0, beta_start=0.02, beta_end=0.01), "beta_start <= beta_end"),
         (lambda: Linear(12.0, beta_start=0.0), "0 < beta_start"),
         (lambda: Linear(12.0, beta_end=1.0), "beta_end < 1"),
-        (lambda: Linear(12.0, steps=1), "steps must be at least 2, got 1"),
-        (lambda: Linear(9.0), "above the log-SNR of the first step, 9.21, got 9"),
-        (lambda: Linear(12.0, -20.0), "not be below what the betas reach, -10.12, got -20"),
-        (lambda: EDM(12.0, -math.inf), "must be finite for a variance-exploding schedule"),
-        (lambda: EDM(12.0, -8.0, rho=1e-3), "rho must be at least 0.1 and finite, got 0.001"),
-        (lambda: ScaledLinear(7.0, None, 0.00085, 0.012), "above the log-SNR of the first step, 7.069, got 7"),
+        (lambda: Linear(12.0, steps=1), "steps must be .* got 1"),
+        (lambda: Linear(9.0), "log_snr_max must be above .* 9.21, got 9"),
+        (lambda: Linear(12.0, -20.0), "log_snr_min must be .* the betas, -10.12, got -20"),
+        (lambda: EDM(12.0, -math.inf), "log_snr_min must be finite"),
+        (lambda: EDM(12.0, -8.0, rho=1e-3), "rho must be in .* got 0.001"),
+        (lambda: ScaledLinear(7.0, None, 0.00085, 0.012), "log_snr_max must be above .* 7.069, got 7"),
         (lambda: Sigmoid(9.0, -9.0, 3.0, -3.0, 1.0), "start must be below end, got 3 and -3"),
-        (lambda: Sigmoid(9.0, -9.0, -3.0, 3.0, 0.0), "tau must be positive, got 0"),
+        (lambda: Sigmoid(9.0, -9.0, -3.0, 3.0, 0.0), "tau must be .* got 0"),
         (lambda: Sigmoid(9.0, -9.0, -3.0, 3.0, 1e-3), "must be within .-600, got -3000 and 3000"),
-        (lambda: VP(9.0, -11.0, 0.1, 20.0), "not be below what the rates reach, -10.05, got -11"),
+        (lambda: VP(9.0, -11.0, 0.1, 20.0), "log_snr_min must be .* the rates, -10.05, got -11"),
         (lambda: SubVP(9.0, None, 20.0, 0.1), "0 < beta_min <= beta_max, got 20 and 0.1"),
-        (lambda: VE(math.inf, -7.0), "must be finite for geometric noise levels, got inf and -7"),
-        (lambda: Monotone(12.0, -math.inf, False, 8), "must be finite for a learned schedule, got 12 and -inf"),
-        (lambda: Monotone(12.0, -5.0, False, 0), "width must be at least 1, got 0"),
-        (lambda: ResolutionShift(Cosine(12.0, -10.0), 0, 64), "resolution must be a positive number, got 0"),
-        (lambda: ResolutionShift(Monotone(12.0, -5.0, False, 8), 64, 64), "must be a fixed one, got Monotone"),
+        (lambda: VE(math.inf, -7.0), "must be finite .* got inf and -7"),
+        (lambda: Monotone(12.0, -math.inf, False, 8), "must be finite .* got 12 and -inf"),
+        (lambda: Monotone(12.0, -5.0, False, 0), "width must be .* got 0"),
+        (lambda: ResolutionShift(Cosine(12.0, -10.0), 0, 64), "resolution must be .* got 0"),
+        (lambda: ResolutionShift(Monotone(12.0, -5.0, False, 8), 64, 64), "fixed schedule, got Monotone"),
         (lambda: ZeroTerminalSNR(Flow(12.0, -12.0), 0.0), "schedule must be variance preserving, got Flow"),
-        (lambda: ZeroTerminalSNR(Linear(12.0), 1.0), "first must be in .0, 1., got 1"),
+        (lambda: ZeroTerminalSNR(Linear(12.0), 1.0), "first must be in .* got 1"),
         (lambda: ZeroTerminalSNR(Linear(math.inf), 0.001), "must be at most 14.27 with first=0.001"),
         (lambda: ZeroTerminalSNR(ScaledLinear(12.0, None, 0.00085, 0.012), 0.001), "at most 9.754 with .* got 12"),
     ],
 )
-def test_bad_arguments_are_refused(make, sentence):
-    with pytest.raises(ValueError, match=sentence.replace("(", r"\(")):
+def test_bad_arguments_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
         make()
 
 

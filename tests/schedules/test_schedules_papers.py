@@ -1,4 +1,4 @@
-"""Schedules against their papers' formulas, written again in NumPy, and against diffusers' betas."""
+"""Schedules compared with their papers' formulas in NumPy and with the betas of diffusers."""
 
 import math
 
@@ -23,7 +23,7 @@ from diffguide.schedules import (
     SquaredCosine,
     SubVP,
     ZeroTerminalSNR,
-)  # fmt: skip
+)
 
 interior = torch.linspace(0.00345, 0.99712, 331, dtype=torch.float64)
 T = torch.arange(1, 1001, dtype=torch.float64) / 1000
@@ -107,7 +107,7 @@ def test_the_sdes_kernels_are_those_of_song(make, power, low, high):
 
 
 def test_song_starts_at_1e_5_and_1e_3():
-    """The figures that the files and docstrings state."""
+    """The values in the YAML comments and docstrings."""
     for make, expected in ((VP, (13.81, 9.11)), (SubVP, (27.63, 18.23))):
         schedule = make(math.inf, None, 0.1, 20.0)
         assert [float(schedule.log_snr(u)) for u in (1e-5, 1e-3)] == pytest.approx(expected, abs=0.01)
@@ -123,9 +123,14 @@ def beta_schedule(name, start, end, **options):
     return betas.double().numpy()
 
 
-@pytest.mark.parametrize("make, name, start, end", [
-    (Linear, "linear", 1e-4, 0.02), (ScaledLinear, "scaled_linear", 0.00085, 0.012), (SigmoidBeta, "sigmoid", 1e-4, 0.02),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "make, name, start, end",
+    [
+        (Linear, "linear", 1e-4, 0.02),
+        (ScaledLinear, "scaled_linear", 0.00085, 0.012),
+        (SigmoidBeta, "sigmoid", 1e-4, 0.02),
+    ],
+)
 def test_the_betas_are_those_of_diffusers(make, name, start, end):
     """beta_k = 1 - abar_k / abar_{k-1} at t = k / T, from k = 2 on, within the float32 of theirs; theirs count from 0."""
     alpha, _ = make(12.0).alpha_sigma(T)  # with the betas that are its own
@@ -145,8 +150,8 @@ def test_squaredcos_cap_v2_is_that_of_diffusers(steps):
     np.testing.assert_allclose(found, np.cumprod(1 - np.minimum(1 - f[1:] / f[:-1], 0.999)), rtol=1e-9)
 
 
-def test_how_far_the_default_cosine_is_from_squaredcos_cap_v2():
-    """What the README's table of conventions says."""
+def test_cosine_differs_from_squaredcos_cap_v2_by_at_most_0_72():
+    """The value in the docstring of SquaredCosine."""
     times = torch.linspace(0.01, 0.99, 981, dtype=torch.float64)
     difference = SquaredCosine(12.0).log_snr(times) - Cosine(12.0, -10.0).log_snr(times)
     assert float(difference.abs().max()) == pytest.approx(0.72, abs=0.005)

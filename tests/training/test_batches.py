@@ -1,4 +1,4 @@
-"""Batches: a function of (seed, images seen), however they are divided and wherever they come from."""
+"""Batches are functions of (seed, images seen), for any division and any storage."""
 
 from typing import NamedTuple
 
@@ -12,7 +12,7 @@ FLOAT = torch.float32
 
 
 class Rank(NamedTuple):
-    """What `Batches` asks of a Fabric."""
+    """The attributes of Fabric that `Batches` needs."""
 
     global_rank: int
     world_size: int
@@ -43,11 +43,11 @@ def test_data_order_shows_every_example_once_an_epoch():
     shown = torch.cat([order.indices(position, 4) for position in range(0, 40, 4)])
     assert all(sorted(shown[k : k + 10].tolist()) == list(range(10)) for k in range(0, 40, 10))
     assert not torch.equal(shown[:10], shown[10:20])
-    assert torch.equal(DataOrder(10, seed=3).indices(17, 9), shown[17:26])  # position alone decides
+    assert torch.equal(DataOrder(10, seed=3).indices(17, 9), shown[17:26])  # only the position matters
 
 
 def step(data: Dataset, rank: Rank, share: int, images: int = 16, batch: int = 8):
-    """x, y and an objective's noise of one step on one rank."""
+    """x, y and the noise of the objective, for one step on one rank."""
     batches = Batches(data, 0, rank, batch, share, images)
     parts = [
         (x, y, normal((len(y), 3), rng, FLOAT))
@@ -57,14 +57,14 @@ def step(data: Dataset, rank: Rank, share: int, images: int = 16, batch: int = 8
 
 
 def test_a_divided_batch_is_the_batch():
-    """Two ranks, or four micro-steps, together see the examples, the views and the noise of one."""
+    """Two ranks, or four micro-steps, have the examples, flips, crops and noise of one."""
     data = dataset(pictures(), size=4, flip=True)
     whole = step(data, Rank(0, 1), 8)
     for world, share in [(1, 2), (2, 4), (2, 2), (4, 2), (8, 1)]:
         shares = [step(data, Rank(rank, world), share) for rank in range(world)]
         for name, alone, parts in zip(("x", "y", "noise"), whole, zip(*shares)):
             assert torch.equal(torch.cat(parts), alone), name
-    assert len({tuple(row.tolist()) for row in whole[2]}) == 8  # no two examples share their noise
+    assert len({tuple(row.tolist()) for row in whole[2]}) == 8  # every example has its own noise
 
 
 def test_the_next_step_draws_other_noise_and_other_views():
@@ -74,7 +74,7 @@ def test_the_next_step_draws_other_noise_and_other_views():
     assert len({tuple(x.flatten().tolist()) for x in torch.cat([first[0], second[0]])}) > 6  # of 18 possible
 
 
-def test_a_stream_shows_what_memory_shows():
+def test_a_stream_has_the_batches_of_data_in_memory():
     split = pictures()
     resident, streamed = (dataset(part, size=4, flip=True, workers=2) for part in (split, Bytes(split)))
     for rank in (Rank(0, 1), Rank(1, 2)):
@@ -82,8 +82,8 @@ def test_a_stream_shows_what_memory_shows():
             assert torch.equal(a, b)
 
 
-def test_layers_draw_what_rank_and_step_say():
-    """Dropout draws from the global generator."""
+def test_random_numbers_of_layers_are_functions_of_rank_and_step():
+    """Dropout uses the global generator."""
 
     def dropout(rank: Rank, images: int) -> list[float]:
         return [torch.rand(()).item() for _ in zip(range(2), Batches(dataset(pictures()), 0, rank, 8, 2, images))]

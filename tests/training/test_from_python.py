@@ -1,4 +1,4 @@
-"""Training from Python, as in a notebook: without the command line, a configuration or, unless asked for, any file."""
+"""Training from Python: without the command line, a configuration, or files unless there is a folder."""
 
 import json
 
@@ -34,7 +34,7 @@ def data() -> Dataset:
     return Dataset(points(500), points(100), points(100), ["low", "high"])
 
 
-def test_an_averaged_denoiser_knows_the_classes(data, tmp_path, monkeypatch):
+def test_the_averaged_denoiser_has_the_classes_of_the_data(data, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     denoiser = Training(**AMOUNTS).run(objective(), data).model
     y = torch.tensor([0, 1])
@@ -44,7 +44,7 @@ def test_an_averaged_denoiser_knows_the_classes(data, tmp_path, monkeypatch):
 
 
 def test_the_same_seed_trains_the_same_weights(data, tmp_path):
-    """And a folder gets the lines, but without a configuration no checkpoint, which could not be loaded."""
+    """A folder gets metrics.jsonl; without a configuration there are no checkpoints."""
     few, weights = AMOUNTS | {"images": 640}, []
     for folder in (None, tmp_path / "run"):
         weights.append(Training(**few).run(objective(), data, folder, seed=3).state_dict())

@@ -1,4 +1,4 @@
-"""The learning rate over a run, and over one that was made longer, against formulas written out here."""
+"""The learning rate over a run and over an extended run, against its formulas."""
 
 import json
 import math
@@ -21,12 +21,12 @@ def half_cosine(part: float) -> float:
 
 
 @pytest.mark.parametrize("images", [0, 2816, 2944, 30080, 59904, 60032])
-def test_a_run_warms_up_and_falls(images):
+def test_the_rate_rises_in_the_warm_up_and_falls_as_a_cosine(images):
     expected = 0.004 * min(1, (images + 128) / 3000) * half_cosine(min(1, images / 60000))
     assert PLAN.rate_at(images) == pytest.approx(expected, rel=1e-12, abs=1e-18)
 
 
-LONGER = {  # after 60,032 of what were 60,000 images, to 120,000
+LONGER = {  # after 60,032 images of a run of 60,000, extended to 120,000
     "as_if_planned": lambda images: 0.004 * half_cosine(images / 120000),
     "constant": lambda images: 0.001,
     "decay_again": lambda images: 0.001 * half_cosine((images - 60032) / (120000 - 60032)),
@@ -41,8 +41,8 @@ def test_a_longer_run_has_the_rate_of_its_formula(extend):
 
 
 @pytest.mark.parametrize("extend", ["constant", "decay_again"])
-def test_a_run_that_was_stopped_early_goes_on_from_its_own_rate(extend):
-    """Even in the warm-up; and twice: the second extension begins where the first one had come to."""
+def test_a_run_that_was_stopped_early_continues_with_its_rate(extend):
+    """Also in the warm-up; and a second extension starts at the rate of the first one."""
     for images in (1024, 20096):
         plan = PLAN.extend_to(images, 120000, extend, extend_rate=0.25)
         assert plan.rate_at(images) == pytest.approx(PLAN.rate_at(images), rel=1e-12)
@@ -59,8 +59,8 @@ def rates(run) -> dict[int, float]:
     return {line["images"]: line["learning_rate"] for line in lines if "loss" in line}
 
 
-def test_a_run_made_longer_twice_and_killed_is_the_same_run(short_run, tmp_path, command):
-    """From 320 images to 480 and to 640; the other run loses everything after a checkpoint of each extension, twice."""
+def test_a_run_extended_twice_and_killed_is_bit_for_bit_the_same(short_run, tmp_path, command):
+    """From 320 images to 480 and to 640; the other run is killed after a checkpoint of each extension."""
     for name in ("whole", "killed"):
         shutil.copytree(short_run, tmp_path / name / RUN)
     for length, kept in ((480, 320), (640, 576)):
@@ -90,7 +90,7 @@ def test_a_run_made_longer_twice_and_killed_is_the_same_run(short_run, tmp_path,
     assert rates(runs[0])[640] == pytest.approx(expected, rel=1e-12)
 
 
-def test_how_to_go_on_is_no_choice_where_the_length_stays(unfinished, tmp_path, command):
+def test_extend_without_another_length_is_an_error(unfinished, tmp_path, command):
     done = command(main, f"resume={RUN}", "training.extend=constant", at=tmp_path)
     assert done.code == 1 and "training.extend" in done.err and len(done.err.splitlines()) == 1, done.err
 
@@ -100,7 +100,7 @@ def test_how_to_go_on_is_no_choice_where_the_length_stays(unfinished, tmp_path, 
     {"images": True, "extend": "constant", "start": 0.5}, {"images": 1, "extend": "constant", "start": 2},
     {"images": 1, "extend": ["constant"], "start": math.nan},
 ])  # fmt: skip
-def test_a_foreign_extension_is_refused(extension):
+def test_an_invalid_extension_in_a_checkpoint_raises(extension):
     nodes = {part: {} for part in ("dataset", "backbone", "schedule", "objective")}
     facts = {"config": nodes | {"name": "x"}, "images": 8, "class_names": [], "shape": [2], "extension": extension}
     with pytest.raises(CheckpointError, match="extension"):

@@ -1,4 +1,4 @@
-"""A run that met what is not finite goes back to its last checkpoint once, and is whole again."""
+"""A run with a loss that is not finite goes back to its last checkpoint once."""
 
 import json
 
@@ -11,8 +11,8 @@ from diffguide.train import main
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_a_loss_that_is_not_finite_costs_one_restore(tmp_path, command, monkeypatch, bad):
-    """In the second step after a checkpoint: nothing of that step, whose gradients are not finite, is there after it."""
+def test_a_loss_that_is_not_finite_uses_one_restore(tmp_path, command, monkeypatch, bad):
+    """In the second step after a checkpoint: gradients of that step that are not finite have no effect."""
     steps, forward = [], JEM.forward
 
     def once(self, x_0, y, rng):

@@ -15,8 +15,8 @@ def calibration_error(confidence: Tensor, correct: Tensor, bins: int, seed: int)
     """ECE = sum_m |B_m| / N * |mean of correct in B_m - mean of confidence in B_m|, and its bootstrap standard error.
 
     Naeini, Cooper, Hauskrecht 2015; Guo, Pleiss, Sun, Weinberger, "On Calibration of Modern Neural Networks", 2017, arXiv
-    1706.04599, section 2. B_m are the examples with a confidence in ((m - 1) / M, m / M]. The ECE of a perfectly calibrated
-    classifier is above 0 too, of the order of sqrt(M / N).
+    1706.04599, section 2. B_m are the examples with a confidence in ((m - 1) / M, m / M]. The ECE is positive even for a
+    perfectly calibrated classifier, of the order of sqrt(M / N).
 
     Arguments:
         confidence: the largest probability of each example, [N] in (0, 1].
@@ -25,11 +25,9 @@ def calibration_error(confidence: Tensor, correct: Tensor, bins: int, seed: int)
         seed: of the resamples.
     """
     confidence, correct = confidence.double(), correct.double()
-    place = (confidence * bins).ceil().long().clamp(1, bins) - 1
-    gaps = torch.zeros(len(place), bins, dtype=torch.float64)
-    gaps[torch.arange(len(place)), place] = correct - confidence
+    n, bin_index = len(confidence), (confidence * bins).ceil().long().clamp(1, bins) - 1
+    gaps = torch.zeros(n, bins, dtype=torch.float64)
+    gaps[torch.arange(n), bin_index] = correct - confidence
     rng = torch.Generator().manual_seed(fold(seed, BOOTSTRAP_PURPOSE))
-    resamples = torch.stack([
-        gaps[torch.randint(len(place), (len(place),), generator=rng)].sum(0) for _ in range(NUM_RESAMPLES)
-    ])  # fmt: skip
-    return float(gaps.mean(0).abs().sum()), float((resamples / len(place)).abs().sum(1).std())
+    resamples = torch.stack([gaps[torch.randint(n, (n,), generator=rng)].sum(0) for _ in range(NUM_RESAMPLES)])
+    return float(gaps.mean(0).abs().sum()), float((resamples / n).abs().sum(1).std())

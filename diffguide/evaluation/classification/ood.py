@@ -1,4 +1,4 @@
-"""Out-of-distribution detection: AUROC of density, confidence or slope between the data and other inputs."""
+"""Out-of-distribution detection: AUROC of density, confidence or gradient norm between the data and other inputs."""
 
 import math
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from ..metric import PROTOCOLS, EvalContext, Figure, Metric, MetricResult
 
 __all__ = ["OOD", "ConfidenceScore", "DensityScore", "OODScore", "SlopeScore", "auroc"]
 
-OTHER_PURPOSE = 6  # purpose of the seed: the examples of another data set
+OTHER_PURPOSE = 6  # purpose of the seed: examples of another data set
 
 
 def auroc(inside: Tensor, outside: Tensor, paired: bool) -> tuple[float, float]:
@@ -29,7 +29,7 @@ def auroc(inside: Tensor, outside: Tensor, paired: bool) -> tuple[float, float]:
 
     Arguments:
         inside, outside: scores [N] and [M], at least two each.
-        paired: whether outside[i] was made from inside[i], so that they are not independent.
+        paired: whether outside[i] is a function of inside[i], so that they are not independent.
     """
     below = fraction_below(inside, outside)
     above = 1 - fraction_below(outside, inside)
@@ -39,19 +39,20 @@ def auroc(inside: Tensor, outside: Tensor, paired: bool) -> tuple[float, float]:
     return value, math.sqrt(float(below.var()) / len(inside) + float(above.var()) / len(outside))
 
 
-def fraction_below(of: Tensor, others: Tensor) -> Tensor:
-    """The fraction of others [M] below each of [N], with half of those equal to it; float64."""
+def fraction_below(scores: Tensor, others: Tensor) -> Tensor:
+    """The fraction of others [M] below each of the scores [N], plus half the fraction equal to it; [N] float64."""
     ordered = others.double().sort().values
-    low, high = (torch.searchsorted(ordered, of.double(), right=right) for right in (False, True))
-    return (low + high).double() / (2 * len(others))
+    below = torch.searchsorted(ordered, scores.double())
+    not_above = torch.searchsorted(ordered, scores.double(), right=True)
+    return (below + not_above).double() / (2 * len(others))
 
 
 class OODScore:
-    """A score of each example that is larger for data like those of the training.
+    """A score of each example that is larger for data like the training data.
 
     Attributes:
         name: in the names of figures.
-        needs: the protocol that a model must have.
+        needs: the protocol that a model must implement.
     """
 
     name: str
@@ -65,7 +66,8 @@ class OODScore:
 class DensityScore(OODScore):
     """log p(x), up to a constant."""
 
-    name, needs = "density", LogDensity
+    name = "density"
+    needs = LogDensity
 
     def __call__(self, model, t: Tensor | None, x: Tensor) -> Tensor:
         with torch.no_grad():
@@ -73,22 +75,24 @@ class DensityScore(OODScore):
 
 
 class ConfidenceScore(OODScore):
-    """max_y p(y | x): Hendrycks & Gimpel 2017, arXiv 1610.02136; as log-odds, so that none is rounded to 1."""
+    """max_y p(y | x): Hendrycks & Gimpel 2017, arXiv 1610.02136; as log-odds, which are not rounded near p = 1."""
 
-    name, needs = "confidence", Classifier
+    name = "confidence"
+    needs = Classifier
 
     def __call__(self, model, t: Tensor | None, x: Tensor) -> Tensor:
         with torch.no_grad():
             log_prob = model.log_prob(x, t).double()
-        best, place = log_prob.max(1)
-        rest = log_prob.scatter(1, place[:, None], -math.inf).logsumexp(1)
+        best, label = log_prob.max(1)
+        rest = log_prob.scatter(1, label[:, None], -math.inf).logsumexp(1)
         return best - rest
 
 
 class SlopeScore(OODScore):
-    """-|grad log p(x)|: small where there is mass and not only density, Grathwohl et al. 2020, section 5.3.3."""
+    """-|grad log p(x)|: the gradient is small where the model has mass, Grathwohl et al. 2020, section 5.3.3."""
 
-    name, needs = "slope", LogDensity
+    name = "slope"
+    needs = LogDensity
 
     def __call__(self, model, t: Tensor | None, x: Tensor) -> Tensor:
         with torch.no_grad():
@@ -96,52 +100,34 @@ class SlopeScore(OODScore):
         return -slope.flatten(1).norm(dim=1)
 
 
-def uniform_noise(x: Tensor, noise: Noise) -> Tensor:
-    """Uniform in [-1, 1]."""
-    return (2 * torch.special.ndtr(noise.normal(0.0, 0).double()) - 1).to(x)
+def perturb(x: Tensor, noise: Noise) -> dict[str, Tensor]:
+    """The inputs that examples x are compared with, by name; images are also blurred and mirrored.
 
-
-def make_constant(x: Tensor, noise: Noise) -> Tensor:
-    """The mean of an example in every element."""
-    return x.flatten(1).mean(1).reshape(-1, *[1] * (x.ndim - 1)).expand_as(x)
-
-
-def invert(x: Tensor, noise: Noise) -> Tensor:
-    """-x: the negative of an image."""
-    return -x
-
-
-def blur_box(x: Tensor, noise: Noise) -> Tensor:
-    """An image blurred by means over 3 x 3 pixels."""
-    return functional.avg_pool2d(functional.pad(x, [1] * 4, mode="replicate"), 3, stride=1)
-
-
-def mirror(x: Tensor, noise: Noise) -> Tensor:
-    """An image, flipped left to right."""
-    return x.flip(-1)
-
-
-PERTURBATIONS = {
-    "noise": uniform_noise,
-    "constant": make_constant,
-    "inverted": invert,
-}  # (example, noise) -> input
-IMAGE_PERTURBATIONS = {"blurred": blur_box, "mirrored": mirror}
+    noise: uniform in [-1, 1]. constant: the mean of the example. inverted: -x. blurred: the mean over 3 x 3 pixels.
+    """
+    uniform = 2 * torch.special.ndtr(noise.normal(0.0, 0).double()) - 1
+    mean = x.flatten(1).mean(1).reshape(-1, *[1] * (x.ndim - 1))
+    inputs = {"noise": uniform.to(x), "constant": mean.expand_as(x), "inverted": -x}
+    if x.ndim == 4:
+        padded = functional.pad(x, [1] * 4, mode="replicate")
+        inputs |= {"blurred": functional.avg_pool2d(padded, 3, stride=1), "mirrored": x.flip(-1)}
+    return inputs
 
 
 SCORES = (DensityScore(), ConfidenceScore(), SlopeScore())
+PERTURBATIONS = ("noise", "constant", "inverted", "blurred", "mirrored")  # the last two are for images
 
 
 class OOD(Metric):
     """AUROC of a split against noise, constants, negatives, blurred and mirrored images, and another data set.
 
-    1 = each example of the split has a higher score, 0.5 = chance, below 0.5 = the score is misled. Grathwohl et al. 2020,
-    arXiv 1912.03263, section 5.3; on misled densities: Nalisnick et al. 2019, arXiv 1810.09136. A model with noise levels is
+    1 = each example of the split has a higher score, 0.5 = chance, below 0.5 = other inputs have higher scores (Nalisnick
+    et al. 2019, arXiv 1810.09136). Grathwohl et al. 2020, arXiv 1912.03263, section 5.3. A model with noise levels is
     evaluated at t = 0. Figures auroc_<score>_<against>, with DeLong's standard error.
 
     Arguments:
-        scores: what to score examples by.
-        other: a data set of the same shape, whose split of the same name is compared too; None = none.
+        scores: of an example, at least one.
+        other: a data set of the same shape, whose split of the same name is also compared; None = none.
     """
 
     name = "ood"
@@ -161,7 +147,7 @@ class OOD(Metric):
                 )
             if score.needs is Classifier and not context.num_classes:
                 raise ValueError(
-                    f"metric=ood needs classes for the score {score.name}; this {context.model_name} has none: use the others, "
+                    f"metric=ood needs classes for the score {score.name}; this {context.model_name} has none: use "
                     "metric.scores=[{_target_:diffguide.evaluation.classification.ood.DensityScore}]"
                 )
             if score.needs is LogDensity and context.num_classes and not context.has_null:
@@ -171,47 +157,47 @@ class OOD(Metric):
                 )
         if self.other is not None and tuple(self.other.shape) != tuple(context.shape):
             raise ValueError(
-                f"metric.other: its examples are of shape {list(self.other.shape)}, and the model's of {list(context.shape)}"
+                f"metric.other has examples of shape {list(self.other.shape)}; the model needs {list(context.shape)}"
             )
         if context.n < 2:
             raise ValueError(f"metric=ood needs at least 2 examples of the {context.split} split, got {context.n}")
 
     def measure(self, context: EvalContext) -> MetricResult:
-        perturbations = PERTURBATIONS | (IMAGE_PERTURBATIONS if len(context.shape) == 3 else {})
-
-        def score_batch(first: int) -> dict[str, numpy.ndarray]:
-            (x, _), noise = context.batch(first), context.noise(first)
-            sets = {"data": x} | {name: perturb(x, noise) for name, perturb in perturbations.items()}
-            return {f"{kind}_{name}": value for name, x in sets.items() for kind, value in self.score(context, x)}
-
-        found = to_tensors(context.compute(score_batch)) | self.score_other(context)
+        scores = to_tensors(context.compute_batches(lambda first: self.score_batch(context, first))) | self.score_other(
+            context
+        )
+        against = list(PERTURBATIONS if len(context.shape) == 3 else PERTURBATIONS[:3])
+        if self.other is not None:
+            against.append("other")
         figures = {}
-        against = [*perturbations, *([] if self.other is None else ["other"])]
         for score in self.scores:
             for name in against:
-                inside, outside = found[f"{score.name}_data"], found[f"{score.name}_{name}"]
+                inside, outside = scores[f"{score.name}_data"], scores[f"{score.name}_{name}"]
                 value, error = auroc(inside, outside, paired=name != "other")
                 figures[f"auroc_{score.name}_{name}"] = Figure(value, error, len(inside) + len(outside), "share")
+        model: Any = context.require(self.scores[0].needs)
         facts = {
             "against": against,
             "scores": [score.name for score in self.scores],
-            "at": "the data, without noise" if self.model_of(context, self.scores[0]).schedule is None else "t = 0",
+            "at": "the data, without noise" if model.schedule is None else "t = 0",
             "other": None if self.other is None else type(self.other).__name__,
         }
-        means = {name: float(value.mean()) for name, value in found.items()}
+        means = {name: float(value.mean()) for name, value in scores.items()}
         return MetricResult(figures, facts, details={"mean_scores": means})
 
-    def model_of(self, context: EvalContext, score: OODScore) -> Any:
-        """The model as a score needs it: a density or a classifier, with a schedule or None."""
-        return context.require(score.needs)
+    def score_batch(self, context: EvalContext, first: int) -> dict[str, numpy.ndarray]:
+        """Every score of a batch and of its perturbations."""
+        x, _ = context.batch(first)
+        inputs = {"data": x} | perturb(x, context.noise(first))
+        return {key: value for name, x in inputs.items() for key, value in self.score(context, x, name).items()}
 
-    def score(self, context: EvalContext, x: Tensor) -> list[tuple[str, numpy.ndarray]]:
-        """Every score of x, float64."""
-        result = []
+    def score(self, context: EvalContext, x: Tensor, name: str) -> dict[str, numpy.ndarray]:
+        """{<score>_<name>: scores of x, [B] float64}."""
+        result = {}
         for score in self.scores:
-            model = self.model_of(context, score)
+            model: Any = context.require(score.needs)
             t = None if model.schedule is None else torch.tensor(0.0, dtype=torch.float64)
-            result.append((score.name, score(model, t, x).double().cpu().numpy()))
+            result[f"{score.name}_{name}"] = score(model, t, x).double().cpu().numpy()
         return result
 
     def score_other(self, context: EvalContext) -> dict[str, Tensor]:
@@ -222,18 +208,17 @@ class OOD(Metric):
         split = getattr(other, context.split)
         rng = torch.Generator().manual_seed(fold(context.seed, OTHER_PURPOSE))
         rows = torch.randperm(len(split.y), generator=rng)[: context.n].sort().values
-        found: dict[str, list[numpy.ndarray]] = {}
+        batches: dict[str, list[numpy.ndarray]] = {}
         for first in range(0, len(rows), context.batch_size):
 
             def score_batch() -> dict[str, numpy.ndarray]:
                 examples, _ = fetch_examples(split, rows[first : first + context.batch_size])
-                x = other.preprocess(examples).to(context.device)
-                return {f"{kind}_other": value for kind, value in self.score(context, x)}
+                return self.score(context, other.preprocess(examples).to(context.device), "other")
 
-            for name, scores in context.parts.part(f"other_{first:010d}", score_batch).items():
-                found.setdefault(name, []).append(scores)
+            for name, scores in context.parts.load_or_compute(f"other_{first:010d}", score_batch).items():
+                batches.setdefault(name, []).append(scores)
             context.progress(min(first + context.batch_size, len(rows)), len(rows), "other examples")
-        return to_tensors(found)
+        return to_tensors(batches)
 
 
 def to_tensors(batches: dict[str, list[numpy.ndarray]]) -> dict[str, Tensor]:

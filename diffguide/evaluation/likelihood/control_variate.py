@@ -1,11 +1,13 @@
-"""The Gaussian of a data set as a control variate: the error of its denoiser, and the mean of that in closed form."""
+"""A Gaussian fitted to a data set as a control variate: the error of its denoiser, and the mean error in closed form."""
 
 import torch
 from torch import Tensor
 
+from ...runtime.ranges import check_range
+
 __all__ = ["GaussianFit"]
 
-MAX_FULL_COVARIANCE = 2048  # values of an example; above, only the variances are kept
+MAX_FULL_COVARIANCE = 2048  # values of an example; above, the covariance is diagonal
 
 
 class GaussianFit:
@@ -29,17 +31,16 @@ class GaussianFit:
 
     @classmethod
     def to_data(cls, x: Tensor, floor: float) -> "GaussianFit":
-        """The mean and covariance of x [N, ...]; above 2048 values an example the covariance's diagonal.
+        """Fits mean and covariance to x [N, ...]; a diagonal covariance above 2048 values per example.
 
         Arguments:
-            floor: variance added in every direction, in units of x squared, positive, so that an example outside a plane
-                that holds the data has a moderate error.
+            floor: variance added in every direction, in units of x squared, positive; without it an example outside the
+                span of the data has an infinite error.
 
         Raises:
             ValueError: a floor that is not positive.
         """
-        if not floor > 0:
-            raise ValueError(f"floor must be a positive variance, got {floor}")
+        floor = check_range("floor", floor, "(0, inf)")
         x = x.flatten(1).double()
         mean = x.mean(0)
         if x.shape[1] > MAX_FULL_COVARIANCE:
@@ -49,7 +50,7 @@ class GaussianFit:
         return cls(mean, values.clamp(min=0) + floor, vectors)
 
     def to(self, device: torch.device | str) -> "GaussianFit":
-        """The same on another device."""
+        """Returns a copy on another device."""
         vectors = None if self.vectors is None else self.vectors.to(device)
         return GaussianFit(self.mean.to(device), self.values.to(device), vectors)
 

@@ -11,7 +11,6 @@ The integration variable is u = log s, the state v = z / sqrt(1 + s^2), which ha
 
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,22 +18,17 @@ from torch import Tensor
 from ...backbones.conditions import Condition
 from ...models.protocols import Denoiser, SamplingError
 from ...randomness import Noise
-from .elbo import nearest_level, start_log_snr
+from ...runtime.ranges import check_range, check_whole
+from .elbo import start_log_snr
+from .flow_slope import FlowSlope
 
-__all__ = ["Adaptive", "ExactTrace", "FixedGrid", "FlowDensity", "Hutchinson", "Solver", "Trace", "flow_log_density"]
+__all__ = ["Adaptive", "ExactTrace", "FixedGrid", "Hutchinson", "Solver", "Trace", "flow_log_density"]
 
 Slope = Callable[[Tensor, Tensor], Tensor]
 
 
-class FlowDensity(NamedTuple):
-    """log p_0 in nats, [B] float64, and the evaluations of the denoiser, of the slowest example."""
-
-    log_density: Tensor
-    evaluations: int
-
-
 class Trace:
-    """Base of the traces: c sum_k <p_k, J p_k>, for vectors p_k that span the space or sample it.
+    """Base of the traces: c sum_k <p_k, J p_k>, for vectors p_k that are a basis or random.
 
     Attributes:
         random: whether the vectors are random.
@@ -45,7 +39,7 @@ class Trace:
     text = "exact"
 
     def check(self, size: int) -> None:
-        """Raises ValueError if examples of so many values cost more than is allowed."""
+        """Raises ValueError if examples of `size` values have too many for this trace."""
 
     def vectors(self, x: Tensor, noise: Noise | None, index: int) -> tuple[Tensor, float]:
         """p [P, 1 or B, D], constant along the path of an example, and c; `index` counts the draws."""
@@ -56,7 +50,7 @@ class ExactTrace(Trace):
     """div eps = sum_i d eps_i / d x_i: one backward pass for each of the D values of an example.
 
     Arguments:
-        largest: maximum of D, so that a million backward passes must be asked for.
+        largest: maximum of D; prevents millions of backward passes by mistake.
 
     Raises:
         ValueError: from check and from a call: examples with more values.
@@ -68,7 +62,7 @@ class ExactTrace(Trace):
     def check(self, size: int) -> None:
         if size > self.largest:
             raise ValueError(
-                f"an exact trace is a backward pass for each of {size} values, and trace.largest is {self.largest}: use "
+                f"an exact trace needs a backward pass for each of {size} values, more than trace.largest={self.largest}: use "
                 "metric/trace=hutchinson, or a larger trace.largest"
             )
 
@@ -81,23 +75,18 @@ class ExactTrace(Trace):
 class Hutchinson(Trace):
     """div eps = E <p, J p> over random signs p: unbiased, exact for a diagonal J.
 
-    Its variance is twice the sum of squares of the off-diagonal elements of (J + J^T) / 2.
-
-    Hutchinson, 1989; Grathwohl et al., "FFJORD", 2019, arXiv 1810.01367. The signs are functions of an example's seed.
+    Its variance is twice the sum of squares of the off-diagonal elements of (J + J^T) / 2. The signs are functions of an
+    example's seed. Hutchinson, 1989; Grathwohl et al., "FFJORD", 2019, arXiv 1810.01367.
 
     Arguments:
         probes: sign vectors per example, at least 1.
-
-    Raises:
-        ValueError: no probe.
     """
 
     random = True
 
     def __init__(self, probes: int = 4):
-        if probes < 1:
-            raise ValueError(f"probes must be at least 1, got {probes}")
-        self.probes, self.text = probes, f"Hutchinson, {probes} sign probes per example"
+        self.probes = check_whole("probes", probes, 1)
+        self.text = f"Hutchinson, {probes} sign probes per example"
 
     def vectors(self, x: Tensor, noise: Noise | None, index: int) -> tuple[Tensor, float]:
         if noise is None:
@@ -117,13 +106,11 @@ class Solver:
     text: str
     at_levels = False
 
-    def __call__(
-        self, slope: Slope, state: Tensor, start: float, end: float, levels: Sequence[float] = ()
-    ) -> tuple[Tensor, int]:
-        """The state [B, N] float64 at `end`, and the evaluations of the slowest example.
+    def __call__(self, slope: Slope, state: Tensor, start: float, end: float, levels: Sequence[float] = ()) -> Tensor:
+        """The state [B, N] float64 at `end`.
 
         Arguments:
-            levels: the only places where the slope is defined, from start to end; () = everywhere.
+            levels: the values of u at which the slope is defined, from start to end; () = all.
         """
         raise NotImplementedError
 
@@ -131,23 +118,17 @@ class Solver:
 class FixedGrid(Solver):
     """The classical Runge-Kutta method of order 4 in equal steps of the log-SNR.
 
-    The result of an example does not depend on its batch. Twice the steps divide the error by 16.
+    The result of an example does not depend on its batch. Twice as many steps divide the error by 16.
 
     Arguments:
         steps: at least 1, four evaluations each.
-
-    Raises:
-        ValueError: no step.
     """
 
     def __init__(self, steps: int = 64):
-        if steps < 1:
-            raise ValueError(f"steps must be at least 1, got {steps}")
-        self.steps, self.text = steps, f"Runge-Kutta 4, {steps} equal steps of the log-SNR"
+        self.steps = check_whole("steps", steps, 1)
+        self.text = f"Runge-Kutta 4, {steps} equal steps of the log-SNR"
 
-    def __call__(
-        self, slope: Slope, state: Tensor, start: float, end: float, levels: Sequence[float] = ()
-    ) -> tuple[Tensor, int]:
+    def __call__(self, slope: Slope, state: Tensor, start: float, end: float, levels: Sequence[float] = ()) -> Tensor:
         h = (end - start) / self.steps
         for k in range(self.steps):
             u = torch.full((len(state),), start + k * h, dtype=state.dtype, device=state.device)
@@ -156,7 +137,7 @@ class FixedGrid(Solver):
             k_3 = slope(u + h / 2, state + h / 2 * k_2)
             k_4 = slope(u + h, state + h * k_3)
             state = state + h / 6 * (k_1 + 2 * k_2 + 2 * k_3 + k_4)
-        return state, 4 * self.steps
+        return state
 
 
 class Adaptive(Solver):
@@ -172,25 +153,21 @@ class Adaptive(Solver):
 
     Raises:
         ValueError: a tolerance out of range; torchode is not installed.
-        SamplingError: from a call: more evaluations needed, or numbers that are not finite.
+        SamplingError: from a call: more than max_evaluations are needed, or values are not finite.
     """
 
     def __init__(self, atol: float = 1e-5, rtol: float = 1e-5, max_evaluations: int = 5000):
-        if not 0 < atol < math.inf or not 0 <= rtol < math.inf or max_evaluations < 9:
-            raise ValueError(
-                "metric/solver=adaptive needs atol above 0, rtol of at least 0 and max_evaluations of at least 9, got "
-                f"atol={atol}, rtol={rtol}, max_evaluations={max_evaluations}"
-            )
+        self.atol = check_range("atol", atol, "(0, inf)")
+        self.rtol = check_range("rtol", rtol, "[0, inf)")
+        self.max_evaluations = check_whole("max_evaluations", max_evaluations, 9)
         try:
             import torchode
         except ImportError:
             raise ValueError("metric/solver=adaptive needs torchode: pip install 'diffguide[ode]'") from None
-        self.torchode, self.atol, self.rtol, self.max_evaluations = torchode, atol, rtol, max_evaluations
+        self.torchode = torchode
         self.text = f"Dormand-Prince 5(4) per example, atol {atol:g}, rtol {rtol:g}"
 
-    def __call__(
-        self, slope: Slope, state: Tensor, start: float, end: float, levels: Sequence[float] = ()
-    ) -> tuple[Tensor, int]:
+    def __call__(self, slope: Slope, state: Tensor, start: float, end: float, levels: Sequence[float] = ()) -> Tensor:
         torchode = self.torchode
         term = torchode.ODETerm(slope)
         control = torchode.IntegralController(atol=self.atol, rtol=self.rtol, term=term)
@@ -200,84 +177,44 @@ class Adaptive(Solver):
         solution = solver.solve(torchode.InitialValueProblem(y0=state, t_start=begin, t_end=stop))
         statuses = solution.status.unique().tolist()
         if torchode.status_codes.INFINITE_NORM in statuses:
-            raise SamplingError("the probability-flow ODE reached numbers that are not finite: is this model trained?")
+            raise SamplingError("the probability-flow ODE reached values that are not finite: is this model trained?")
         if statuses != [torchode.status_codes.SUCCESS]:
             raise SamplingError(
                 f"the probability-flow ODE needs more than max_evaluations={self.max_evaluations} evaluations for "
-                f"atol={self.atol:g} and rtol={self.rtol:g}: raise it or the tolerances"
+                f"atol={self.atol:g} and rtol={self.rtol:g}: increase max_evaluations or the tolerances"
             )
-        return solution.ys[:, -1], int(solution.stats["n_f_evals"].max())
-
-
-class FlowSlope:
-    """slope(u, state): the derivative of the state (v, log-density) [B, D + 1] over u = log s.
-
-    Arguments:
-        denoiser, y: of the data of shape [B, *shape] and a dtype.
-        vectors, factor: of the trace.
-        ends: of u, from data to noise, for the progress.
-    """
-
-    def __init__(
-        self, denoiser: Denoiser, y: Condition | None, shape: torch.Size, dtype: torch.dtype, vectors: Tensor,
-        factor: float, ends: tuple[float, float], progress: Callable[[float], None] | None,
-    ):  # fmt: skip
-        self.denoiser, self.y, self.shape, self.dtype = denoiser, y, shape[1:], dtype
-        self.vectors, self.factor, self.ends, self.progress = vectors, factor, ends, progress
-        self.size = math.prod(self.shape)
-        self.scale = 1 / math.sqrt(self.size)  # the log-density's column counts in an error norm as much as all others
-
-    def __call__(self, u: Tensor, state: Tensor) -> Tensor:
-        x_0, eps, divergence = self.predict(u, state)
-        phi = u.exp().atan()[:, None]
-        if self.progress is not None:
-            low, high = self.ends
-            self.progress(min(1.0, (float(u.min()) - low) / (high - low)))
-        velocity = phi.sin() * phi.cos() * (phi.cos() * eps - phi.sin() * x_0)  # dv / du
-        growth = (
-            self.factor * phi.sin() * divergence[:, None] - self.size * phi.sin() ** 2
-        )  # of the volume of v, not of z
-        return torch.cat([velocity, self.scale * growth], dim=1)
-
-    def predict(self, u: Tensor, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """x_0 and eps [B, D], and the divergence of eps over v [B], float64."""
-        schedule = self.denoiser.schedule
-        t = nearest_level(schedule.t_of(-2 * u).clamp(0, 1), self.denoiser.levels)
-        scale = torch.hypot(*schedule.scales(-2 * u, 2))
-        with torch.enable_grad():
-            v = state[:, :-1].detach().requires_grad_()
-            x_0, eps = self.denoiser((scale * v).to(self.dtype).unflatten(1, self.shape), t, self.y)
-            eps = eps.flatten(1)
-            divergence = torch.zeros(len(state), dtype=state.dtype, device=state.device)
-            for k, vector in enumerate(self.vectors):
-                last = k + 1 == len(self.vectors)
-                (product,) = torch.autograd.grad(eps, v, vector.expand_as(eps).to(eps), retain_graph=not last)
-                divergence += (product * vector).sum(1)
-        return x_0.detach().flatten(1).double(), eps.detach().double(), divergence
+        return solution.ys[:, -1]
 
 
 @torch.no_grad()
 def flow_log_density(
-    denoiser: Denoiser, x: Tensor, y: Condition | None, trace: Trace, solver: Solver, noise: Noise | None,
-    index: int = 0, log_snr_max: float | None = None, progress: Callable[[float], None] | None = None,
-) -> FlowDensity:  # fmt: skip
-    """log p_0(x | y) in nats, the density at x of z_0 = x_0 + s_0 eps, where s_0 is the noise level of the start.
+    denoiser: Denoiser,
+    x: Tensor,
+    y: Condition | None,
+    trace: Trace,
+    solver: Solver,
+    noise: Noise | None,
+    index: int = 0,
+    log_snr_max: float | None = None,
+    progress: Callable[[float], None] | None = None,
+) -> Tensor:
+    """log p_0(x | y) in nats, [B] float64, the density at x of z_0 = x_0 + s_0 eps, where s_0 is the noise level of the start.
 
-    The ODE starts at the data end of the schedule, or later: its law is that of data with so little noise (0.0025 for
-    schedule=cosine). For discrete data see `UniformDequantization` and `DecoderDequantization`. It ends in N(0, sigma_1^2 I),
-    from which samplers start, so that the density is that of samples of the ODE. It needs first derivatives only, so
-    compiled networks and fused attention work.
+    By default s_0 is the smallest noise level of the schedule (0.0025 for schedule=cosine). The ODE ends in
+    N(0, sigma_1^2 I), from which samplers start: the density is that of samples of the ODE. For discrete data see
+    `UniformDequantization` and `DecoderDequantization`. Only first derivatives are needed, so compiled networks and fused
+    attention work.
 
     Arguments:
         x: [B, ...], on the device of the denoiser, which is evaluated in its dtype; the state is float64.
         y: condition, None = no row has one.
         trace, solver: of the divergence and the ODE.
-        noise: one seed per example, in the shape of x; None if the trace needs none.
-        index: of the draw, for other probes of the same examples.
-        log_snr_max: where the ODE starts, s_0 = exp(-log_snr_max / 2); None = the end of the schedule, t = 0. For a model
-            with discrete levels one of them.
-        progress: called after each evaluation with the fraction of the path done, of the slowest example; it falls when an
-            adaptive solver repeats a step.
+        noise: one seed per example, in the shape of x; None for an exact trace.
+        index: of the draw; each draw has its own probes.
+        log_snr_max: where the ODE starts, s_0 = exp(-log_snr_max / 2); None = t = 0. For a model with discrete levels one
+            of them.
+        progress: called after each evaluation with the fraction of the path done, the minimum over examples; it decreases
+            when an adaptive solver repeats a step.
 
     Raises:
         ValueError: infinite ends, a start outside the schedule, or an error of the trace or the solver.
@@ -285,15 +222,15 @@ def flow_log_density(
     schedule, size = denoiser.schedule, x[0].numel()
     ends = -start_log_snr(schedule, log_snr_max) / 2, -schedule.log_snr_min / 2
     vectors, factor = trace.vectors(x, noise, index)
-    slope = FlowSlope(denoiser, y, x.shape, x.dtype, vectors, factor, ends, progress)
+    slope = FlowSlope(denoiser, y, x.shape[1:], x.dtype, vectors, factor, ends, progress)
     start, end = (math.exp(u) for u in ends)
     v = x.double().flatten(1) / math.hypot(1, start)
     levels: Sequence[float] = ()
     if denoiser.levels is not None:
-        rising = (-schedule.log_snr(denoiser.levels.cpu()).flip(0) / 2).tolist()
-        levels = [u for u in rising if u >= ends[0] - 1e-9]
-    state, evaluations = solver(slope, torch.cat([v, v.new_zeros(len(x), 1)], dim=1), *ends, levels)
+        ascending = (-schedule.log_snr(denoiser.levels.cpu()).flip(0) / 2).tolist()
+        levels = [u for u in ascending if u >= ends[0] - 1e-9]
+    state = solver(slope, torch.cat([v, v.new_zeros(len(x), 1)], dim=1), *ends, levels)
     z = state[:, :-1] * math.hypot(1, end)
     prior = -0.5 * size * math.log(2 * math.pi * end**2) - 0.5 * (z / end).square().sum(1)
     volume = 0.5 * size * math.log((1 + end**2) / (1 + start**2))
-    return FlowDensity(prior + volume + state[:, -1] / slope.scale, evaluations)
+    return prior + volume + state[:, -1] / slope.scale

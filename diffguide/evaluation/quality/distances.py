@@ -1,7 +1,7 @@
 """Distances between two sets of samples.
 
-No distance is zero for two finite sets of one law: compare it with its floor, the distance between two independent exact
-sets of the same sizes (`oracle_distances`). All take x [n, D] and y [m, D], float64, and return a float.
+No distance is zero for two finite sets of one distribution: compare it with its floor, the distance between two independent
+exact sets of the same sizes (`oracle_distances`). All take x [n, D] and y [m, D], float64, and return a float.
 """
 
 import math
@@ -19,14 +19,14 @@ __all__ = [
     "wasserstein",
 ]
 
-MAX_CELLS = 2**22  # of a table of pairwise distances that is held at once
+MAX_CELLS = 2**22  # of a table of pairwise distances in memory
 
 
 def wasserstein(x: Tensor, y: Tensor) -> float:
     """W_2(x, y) = sqrt(min over permutations p of mean_i |x_i - y_p(i)|^2), exactly, in units of x.
 
-    Peyre & Cuturi, "Computational Optimal Transport", 2019, arXiv 1803.00567, eq. 2.3. Time grows as n^3: 0.2 to
-    2 s at n = 1000, most for sets of different widths.
+    Peyre & Cuturi, "Computational Optimal Transport", 2019, arXiv 1803.00567, eq. 2.3. The time grows as n^3: 0.2 to 2 s at
+    n = 1000.
 
     Arguments:
         x, y: [n, D] both.
@@ -46,7 +46,7 @@ def wasserstein(x: Tensor, y: Tensor) -> float:
 def directions(dimensions: int, count: int, rng: torch.Generator) -> Tensor:
     """Unit vectors [m, D], uniform on the sphere, in orthonormal frames: m is `count` rounded up to a multiple of D.
 
-    For D above `count` they are `count` orthonormal vectors.
+    If D is above `count`, they are `count` orthonormal vectors.
     """
     width = min(dimensions, count)
     frames = torch.randn(math.ceil(count / width), dimensions, width, generator=rng, dtype=torch.float64)
@@ -54,10 +54,10 @@ def directions(dimensions: int, count: int, rng: torch.Generator) -> Tensor:
 
 
 def sliced_wasserstein(x: Tensor, y: Tensor, directions: Tensor) -> float:
-    """SW_2(x, y) = sqrt(mean over directions u of W_2(x . u, y . u)^2): on a line the assignment is that of sorting.
+    """SW_2(x, y) = sqrt(mean over directions u of W_2(x . u, y . u)^2); in one dimension sorting gives the assignment.
 
     Bonneel, Rabin, Peyre, Pfister, "Sliced and Radon Wasserstein Barycenters of Measures", 2015, eq. 9, with a mean over the
-    sphere, so that a shift by d gives |d| / sqrt(D) (exactly, with whole frames of `directions`).
+    sphere: a shift by d has the distance |d| / sqrt(D) (exactly, with complete frames of `directions`).
 
     Arguments:
         x, y: [n, D] both.
@@ -67,23 +67,21 @@ def sliced_wasserstein(x: Tensor, y: Tensor, directions: Tensor) -> float:
         ValueError: sets of different sizes.
     """
     if len(x) != len(y):
-        raise ValueError(f"sorting pairs sets of one size, got {len(x)} and {len(y)}")
-    parts = directions.split(max(1, MAX_CELLS // len(x)))
-    return math.sqrt(sum(
-        ((x @ u.mT).sort(0).values - (y @ u.mT).sort(0).values).square().mean(0).sum().item() for u in parts
-    ) / len(directions))  # fmt: skip
+        raise ValueError(f"a sliced distance needs sets of one size, got {len(x)} and {len(y)}")
+    total = 0.0
+    for u in directions.split(max(1, MAX_CELLS // len(x))):
+        differences = (x @ u.mT).sort(0).values - (y @ u.mT).sort(0).values
+        total += differences.square().mean(0).sum().item()
+    return math.sqrt(total / len(directions))
 
 
 def energy_distance(x: Tensor, y: Tensor) -> float:
-    """2 E|X - Y| - E|X - X'| - E|Y - Y'| of the two empirical laws, in units of x; its root is a metric.
+    """2 E|X - Y| - E|X - X'| - E|Y - Y'| of the two empirical distributions, in units of x; its square root is a metric.
 
-    Szekely & Rizzo, "Energy statistics", 2013, eq. 5: the V-statistic, means over all pairs, i = j included. It is never
-    negative, and 0 for equal sets; for two sets of one law it is about (1/n + 1/m) E|X - X'|, its floor.
-
-    Arguments:
-        x [n, D], y [m, D].
+    Szekely & Rizzo, "Energy statistics", 2013, eq. 5: the V-statistic, with means over all pairs including i = j. It is never
+    negative, and 0 for equal sets. Its floor, for two sets of one distribution, is about (1/n + 1/m) E|X - X'|.
     """
-    centre = y.mean(0)  # cdist multiplies matrices, and loses digits far from the origin
+    centre = y.mean(0)  # cdist multiplies matrices, which loses digits far from the origin
     x, y = x - centre, y - centre
     return max(0.0, 2 * mean_distance(x, y) - mean_distance(x, x) - mean_distance(y, y))
 
@@ -94,20 +92,20 @@ def mean_distance(x: Tensor, y: Tensor) -> float:
     return sum(torch.cdist(slab, y).sum().item() for slab in slabs) / (len(x) * len(y))
 
 
-def units(truth: Tensor) -> Tensor:
-    """The standard deviation of each coordinate [D]; for constant coordinates the largest of the others."""
+def coordinate_scales(truth: Tensor) -> Tensor:
+    """The standard deviation of each coordinate, [D]; for constant coordinates the largest one."""
     std = truth.std(0, correction=0)
     return torch.where(std > 1e-6 * std.max(), std, std.max()).clamp(min=torch.finfo(std.dtype).tiny)
 
 
 def mean_error(x: Tensor, truth: Tensor) -> float:
     """sqrt(mean_d ((E x_d - E y_d) / s_d)^2), s_d the truth's standard deviation of coordinate d."""
-    return ((x.mean(0) - truth.mean(0)) / units(truth)).square().mean().sqrt().item()
+    return ((x.mean(0) - truth.mean(0)) / coordinate_scales(truth)).square().mean().sqrt().item()
 
 
 def covariance_error(x: Tensor, truth: Tensor) -> float:
     """sqrt(mean_de ((Cov[x]_de - Cov[y]_de) / (s_d s_e))^2), s_d the truth's standard deviation of coordinate d."""
-    s = units(truth)
+    s = coordinate_scales(truth)
     first, second = ((z - z.mean(0)) / s for z in (x, truth))
     return (first.mT @ first / len(x) - second.mT @ second / len(truth)).square().mean().sqrt().item()
 
@@ -115,19 +113,21 @@ def covariance_error(x: Tensor, truth: Tensor) -> float:
 def deviation_ratio(x: Tensor, truth: Tensor, y: Tensor, y_truth: Tensor) -> float:
     """sqrt(V(x) / V(truth)), V = sum_i |x_i - mean of its class|^2 / (n - number of classes): below 1 = less diverse.
 
-    The unbiased variance within classes, over all coordinates: a class that moves as a whole does not change it. nan if
-    every sample is the only one of its class, or the truth does not vary.
+    V is the unbiased variance within classes, over all coordinates; it does not depend on the class means. The result is
+    nan if every class has one sample, or the truth does not vary.
 
     Arguments:
-        y, y_truth: class of each row of x and of truth; rows with the same number are one class.
+        y, y_truth: class of each row of x and of truth.
     """
-    own, exact = within_class_variance(x, y), within_class_variance(truth, y_truth)
-    return math.sqrt(own / exact) if exact > 0 else math.nan
+    variance, exact = within_class_variance(x, y), within_class_variance(truth, y_truth)
+    return math.sqrt(variance / exact) if exact > 0 else math.nan
 
 
 def within_class_variance(x: Tensor, y: Tensor) -> float:
-    """The variance within classes."""
+    """The V of `deviation_ratio`; nan if every class has one sample."""
     classes, index = y.unique(return_inverse=True)
+    if len(x) == len(classes):
+        return math.nan
     sums = torch.zeros(len(classes), x.shape[1], dtype=x.dtype).index_add_(0, index, x)
     means = sums / index.bincount()[:, None]
-    return ((x - means[index]).square().sum() / (len(x) - len(classes))).item() if len(x) > len(classes) else math.nan
+    return ((x - means[index]).square().sum() / (len(x) - len(classes))).item()

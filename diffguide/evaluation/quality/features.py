@@ -1,10 +1,10 @@
-"""Features of images, in which samples are compared. A figure always carries the name of its features.
+"""Features of images, in which samples are compared. The name of a figure includes that of its features.
 
     features.check(data)                      # ValueError if they do not support such data
     features.prepare(data, device, progress)  # trains, or moves to the device
     features(images) -> FeatureOutput(features, logits)
 
-Images come as bytes, [B, C, H, W] uint8, quantised as a sample that is written to a file: u = round(127.5 (x + 1)).
+Images are bytes, [B, C, H, W] uint8, quantized like the samples in a file: u = round(127.5 (x + 1)).
 """
 
 from collections.abc import Callable, Sequence
@@ -22,7 +22,7 @@ IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean and deviation of
 
 
 class FeatureOutput(NamedTuple):
-    """features [B, D] float32; logits [B, K] of a classifier, None = there is none."""
+    """features [B, D] float32; logits [B, K] of a classifier, None = no classifier."""
 
     features: Tensor
     logits: Tensor | None = None
@@ -59,7 +59,7 @@ class Features:
         raise NotImplementedError
 
     def facts(self) -> dict[str, Any]:
-        """What distinguishes these features from others of the name."""
+        """Settings that distinguish these features from others with the same name."""
         return {"resize": self.resize}
 
 
@@ -78,7 +78,7 @@ def preprocess(images: Tensor, side: int, mean: Sequence[float], std: Sequence[f
 
 
 class Pixels(Features):
-    """The pixels in [0, 1]: no network, and meaningful for small greyscale images only."""
+    """The pixels in [0, 1], without a network; meaningful for small greyscale images only."""
 
     name = "pixels"
 

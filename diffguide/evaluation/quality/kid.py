@@ -22,7 +22,7 @@ def polynomial_kernel(x: Tensor, y: Tensor) -> Tensor:
 
 
 def squared_mmd(x: Tensor, y: Tensor) -> float:
-    """mean_(i != j) k(x_i, x_j) + mean_(i != j) k(y_i, y_j) - 2 mean_ij k(x_i, y_j): unbiased, so it may be below zero.
+    """mean_(i != j) k(x_i, x_j) + mean_(i != j) k(y_i, y_j) - 2 mean_ij k(x_i, y_j): unbiased, so it may be negative.
 
     Binkowski, Sutherland, Arbel & Gretton, "Demystifying MMD GANs", 2018, arXiv 1801.01401, eq. 4 and section 4.
 
@@ -30,8 +30,7 @@ def squared_mmd(x: Tensor, y: Tensor) -> float:
         x, y: features [n, D] and [m, D], n and m at least 2.
     """
     x, y = x.double(), y.double()
-    own = mean_kernel(x) + mean_kernel(y)
-    return float(own - 2 * polynomial_kernel(x, y).mean())
+    return float(mean_kernel(x) + mean_kernel(y) - 2 * polynomial_kernel(x, y).mean())
 
 
 def mean_kernel(x: Tensor) -> Tensor:
@@ -43,10 +42,10 @@ def mean_kernel(x: Tensor) -> Tensor:
 def kernel_distance(x: Tensor, y: Tensor, subsets: int, size: int, seed: int) -> Estimate:
     """The mean of `squared_mmd` over random subsets of both sets, as in the literature.
 
-    Its standard error accounts for subsets of one finite set: given the set, a subset of s of N examples has the variance
-    v (1 - s/N), where v is its variance over sets; that of the whole set is v s/N. With V the variance over the subsets it is
-    V / (1 - s/N) (s/N) + V / subsets. For sets of one law, where the estimate is degenerate, the error is too large by a
-    factor of up to (N/s)^(1/2).
+    The squared standard error is V / (1 - s/N) (s/N) + V / subsets, with V the variance over the subsets, which are drawn from
+    one finite set: if the value of s examples has the variance v over sets, it has v (1 - s/N) over the subsets of a set of
+    N, and the value of the whole set has v s/N. For two sets of one distribution, where the estimate is degenerate, the
+    error is too large by a factor of up to (N/s)^(1/2).
 
     Arguments:
         x, y: features [n, D] and [m, D].
@@ -57,28 +56,31 @@ def kernel_distance(x: Tensor, y: Tensor, subsets: int, size: int, seed: int) ->
     Raises:
         ValueError: a subset larger than a set, or of fewer than two.
     """
-    least = min(len(x), len(y))
-    if not 2 <= size <= least or subsets < 1:
-        raise ValueError(f"KID needs subsets of 2 to {least} examples, the smaller set's, got {subsets} of {size}")
-    rng, found = torch.Generator().manual_seed(seed), []
+    n = min(len(x), len(y))
+    if not 2 <= size <= n or subsets < 1:
+        raise ValueError(
+            f"KID needs subsets of 2 to {n} examples, the size of the smaller set, got {subsets} of {size}"
+        )
+    rng = torch.Generator().manual_seed(seed)
+    values = []
     for _ in range(subsets):
-        found.append(squared_mmd(*(part[torch.randperm(len(part), generator=rng)[:size]] for part in (x, y))))
-    values, share = torch.tensor(found, dtype=torch.float64), size / least
-    if subsets < 2 or size == least:
-        return Estimate(float(values.mean()), None)
-    spread = float(values.var())
-    return Estimate(float(values.mean()), math.sqrt(spread / (1 - share) * share + spread / subsets))
+        values.append(squared_mmd(*(part[torch.randperm(len(part), generator=rng)[:size]] for part in (x, y))))
+    distances, share = torch.tensor(values, dtype=torch.float64), size / n
+    if subsets < 2 or size == n:
+        return Estimate(float(distances.mean()), None)
+    variance = float(distances.var())
+    return Estimate(float(distances.mean()), math.sqrt(variance / (1 - share) * share + variance / subsets))
 
 
 def inception_score(logits: Tensor, splits: int) -> Estimate:
-    """exp mean_x KL(p(y | x) | mean_x p(y | x)), the mean over consecutive splits, with its error.
+    """exp mean_x KL(p(y | x) | mean_x p(y | x)), the mean over consecutive splits, with its standard error.
 
-    Salimans et al., "Improved Techniques for Training GANs", 2016, arXiv 1606.03498, section 4; there 10 splits of 5000.
-    It grows with the size of a split, and is at most the number of classes. The error is std / sqrt(splits), with splits - 1
-    in the std; torch-fidelity and papers state the standard deviation over the splits, with splits in it, without the root.
+    Salimans et al., "Improved Techniques for Training GANs", 2016, arXiv 1606.03498, section 4, with 10 splits of 5000. It
+    grows with the size of a split, up to the number of classes. The error is the unbiased std over the splits divided by
+    sqrt(splits); torch-fidelity and papers state the biased std itself.
 
     Arguments:
-        logits: [n, K], in an order that does not go by class.
+        logits: [n, K], not sorted by class.
         splits: at least 1, at most n.
 
     Raises:

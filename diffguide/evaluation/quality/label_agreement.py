@@ -1,4 +1,4 @@
-"""Label accuracy: does a classifier of real examples assign a sample to the class it was sampled for?"""
+"""Label accuracy: how often a classifier of real examples assigns a sample to the class that it was sampled for."""
 
 from collections.abc import Sequence
 
@@ -10,15 +10,16 @@ from .precision_recall import distance_tables
 
 __all__ = ["LabelClassifier"]
 
-MAX_LABEL_EXAMPLES = 2000  # real examples that train the classifier of a comparison
+MAX_LABEL_EXAMPLES = 2000  # real examples in the training of the classifier
 SVM_C = 10.0
-KERNEL_WIDTH = 2.3212  # on the digits gamma is then 0.064, with 96.0 % accuracy on the test block
+KERNEL_WIDTH = 2.3212  # gamma = 0.064 on the digits, with 96.0 % accuracy on the test split
 
 
 class LabelClassifier:
     """A support vector machine of Gaussian kernels exp(-gamma |x - x'|^2), gamma = 2.3212 / (D Var[x]), and C = 10.
 
-    Cortes & Vapnik, "Support-Vector Networks", 1995. For some thousands of examples: it holds a table of all pairs.
+    Cortes & Vapnik, "Support-Vector Networks", 1995. The kernel has an entry for every pair of training examples, so there
+    should be at most some thousands.
 
     Arguments:
         x: training examples [n, D].
@@ -38,7 +39,7 @@ class LabelClassifier:
         self.machine = SVC(C=SVM_C, kernel="precomputed").fit(self.kernel(x), y.numpy())
 
     def kernel(self, x: Tensor) -> numpy.ndarray:
-        """exp(-gamma |x - x'|^2) to the training examples, [n, N]; for large images much faster than libsvm."""
+        """exp(-gamma |x - x'|^2) for all training examples x', [n, N]; much faster than libsvm for large images."""
         return torch.cat([slab.mul(-self.gamma).exp() for slab in distance_tables(x, self.x)]).numpy()
 
     def accuracy(self, x: Tensor, y: Tensor | Sequence[int]) -> float:

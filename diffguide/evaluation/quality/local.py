@@ -15,20 +15,26 @@ from ...datasets.base import fetch_examples
 from ...figures.image_grids import quantize
 from ...files import safetensors as archives
 from ...files.run_folders import WriteError
+from ...runtime.ranges import check_whole
 from ..metric import MetricError
 from .features import FeatureOutput, Features
 
 __all__ = ["Local", "LocalNetwork", "network_accuracy", "train_local_network", "load_images"]
 
-RECIPE_VERSION = 1  # of network and recipe: every change of features increases it
 NUM_FEATURES = 64
 MIN_SIDE, MAX_SIDE = 8, 64  # of images, pixels
 BATCH, RATE, DECAY, SMOOTHING, DROPOUT, PIXEL_NOISE = 100, 2e-3, 0.05, 0.1, 0.3, 0.1
-EVAL_BATCH = 500  # images of an evaluation
+EVAL_BATCH = 500  # images per evaluation
 RECIPE = {
-    "version": RECIPE_VERSION, "width": NUM_FEATURES, "batch": BATCH, "rate": RATE, "decay": DECAY, "smoothing": SMOOTHING,
-    "dropout": DROPOUT, "noise": PIXEL_NOISE,
-}  # fmt: skip
+    "version": 1,  # of network and training; increase it with every change of the features
+    "width": NUM_FEATURES,
+    "batch": BATCH,
+    "rate": RATE,
+    "decay": DECAY,
+    "smoothing": SMOOTHING,
+    "dropout": DROPOUT,
+    "noise": PIXEL_NOISE,
+}
 
 
 class LocalNetwork(nn.Module):
@@ -57,12 +63,17 @@ class LocalNetwork(nn.Module):
 
 
 def train_local_network(
-    images: Tensor, y: Tensor, classes: int, steps: int, seed: int, device: torch.device | str = "cpu",
+    images: Tensor,
+    y: Tensor,
+    classes: int,
+    steps: int,
+    seed: int,
+    device: torch.device | str = "cpu",
     progress: Callable[[int, int, str], None] | None = None,
-) -> LocalNetwork:  # fmt: skip
-    """A network trained to classify images: AdamW, cosine decay, random shifts by up to an eighth of the side, noise.
+) -> LocalNetwork:
+    """Trains a network to classify images: AdamW, cosine decay, random shifts by up to an eighth of the side, noise.
 
-    It is a function of its arguments (and of the arithmetic of the device); global generators are not changed.
+    The result is a function of the arguments (up to rounding on the device); global generators are not changed.
 
     Arguments:
         images: bytes [N, C, H, W].
@@ -93,7 +104,7 @@ def train_local_network(
 
 
 def shift_at_random(x: Tensor, rng: torch.Generator) -> Tensor:
-    """Each image shifted by up to an eighth of its side in both directions; the border is replicated."""
+    """Shifts each image by up to an eighth of its side in both directions; the border is replicated."""
     side, shift = x.shape[2], x.shape[2] // 8
     corner = torch.randint(2 * shift + 1, (len(x), 2), generator=rng)
     rows, columns = (part + torch.arange(side) for part in corner.T[:, :, None])
@@ -110,9 +121,9 @@ def network_accuracy(network: LocalNetwork, images: Tensor, y: Tensor, device: t
 
 
 def load_images(data: Dataset, split: str, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Bytes and classes of the examples of a split, all or some rows, preprocessed as for a network."""
-    stored = getattr(data, split)
-    x, y = fetch_examples(stored, torch.arange(len(stored.y)) if rows is None else rows)
+    """Preprocessed examples of a split as bytes, and their classes; None = all rows."""
+    examples = getattr(data, split)
+    x, y = fetch_examples(examples, torch.arange(len(examples.y)) if rows is None else rows)
     return quantize(data.preprocess(x)), y
 
 
@@ -121,31 +132,28 @@ class Local(Features):
 
     Arguments:
         steps: of training, 100 images each; at least 1.
-        seed: of weights and batches.
-        cache: folder for trained networks, None = no cache; a file is named by a hash of data, recipe and version.
-
-    Raises:
-        ValueError: no steps, or a negative seed.
+        seed: of weights and batches, at least 0.
+        cache: folder for trained networks, None = no cache; the name of a file has a hash of data and recipe.
     """
 
     name, classifies = "local", True
     network: LocalNetwork | None = None
 
     def __init__(self, steps: int = 300, seed: int = 0, cache: str | None = "~/.cache/diffguide"):
-        if steps < 1 or seed < 0:
-            raise ValueError(f"steps must be at least 1 and seed at least 0, got {steps} and {seed}")
-        self.steps, self.seed, self.cache = steps, seed, None if cache is None else Path(cache).expanduser()
+        self.steps = check_whole("steps", steps, 1)
+        self.seed = check_whole("seed", seed, 0)
+        self.cache = None if cache is None else Path(cache).expanduser()
         self.digest: str | None = None
 
     def check(self, data: Dataset) -> None:
         shape = data.shape
         if len(shape) != 3 or shape[1] != shape[2] or not MIN_SIDE <= shape[1] <= MAX_SIDE:
             raise ValueError(
-                f"metric.features=local needs square images of {MIN_SIDE} to {MAX_SIDE} pixels a side, and these are "
+                f"metric.features=local needs square images of {MIN_SIDE} to {MAX_SIDE} pixels per side; these are "
                 f"{list(shape)}: use metric/features=inception, dinov2, clip or pixels"
             )
-        known = data.train.y[data.train.y >= 0]
-        if len(known.unique()) < 2:
+        labels = data.train.y[data.train.y >= 0]
+        if len(labels.unique()) < 2:
             raise ValueError(
                 "metric.features=local needs at least two classes in the training split: use metric/features=inception, "
                 "dinov2, clip or pixels"
@@ -159,10 +167,10 @@ class Local(Features):
         images, y = images[y >= 0], y[y >= 0]
         self.device, classes = device, len(data.class_names)
         recipe = RECIPE | {"steps": self.steps, "seed": self.seed, "classes": classes, "shape": list(data.shape)}
-        whole = hashlib.sha256(json.dumps(recipe).encode())
+        digest = hashlib.sha256(json.dumps(recipe).encode())
         for part in (images, y):
-            whole.update(part.contiguous().numpy().data)
-        self.digest = whole.hexdigest()
+            digest.update(part.contiguous().numpy().data)
+        self.digest = digest.hexdigest()
         path = None if self.cache is None else self.cache / f"local-{self.digest[:16]}.safetensors"
         if path is not None and path.exists():
             self.network = self.load_cached(path, classes, data.shape).to(device)
@@ -173,19 +181,15 @@ class Local(Features):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 archives.write_sealed(path, self.network.state_dict(), recipe | {"data": self.digest})
             except (OSError, WriteError) as error:
-                raise MetricError(f"metric.features.cache={self.cache}: {error}; null = no cache") from error
+                raise MetricError(f"metric.features.cache={self.cache}: {error}; use null for no cache") from error
 
     def load_cached(self, path: Path, classes: int, shape: Sequence[int]) -> LocalNetwork:
-        """The network of a file.
-
-        Raises:
-            MetricError: a damaged file, or one of other data.
-        """
+        """Loads the network of a file; MetricError if the file is damaged, or from other data."""
         network = LocalNetwork(shape[0], shape[1], classes)
         try:
             tensors, facts = archives.read_sealed(path)
             if facts.get("data") != self.digest:
-                raise ValueError("it belongs to other data")
+                raise ValueError("it is from other data")
             network.load_state_dict(tensors)
         except (ValueError, RuntimeError) as error:
             raise MetricError(f"the cached features {path} cannot be read ({error}): remove the file") from error

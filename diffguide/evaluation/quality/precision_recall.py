@@ -1,8 +1,8 @@
 """Precision, recall, density, coverage and near copies of a set of samples, against real examples, on given features.
 
-All take features [n, D] of any floating dtype and compute in float64, a part of the table of distances at a time: 50,000
-examples of 2048 features need their own 1.6 GB and little more. Balls are closed and compared by squares, so that ties
-between examples on a lattice, such as pixels of few grey values, are exact.
+All take features [n, D] of any floating dtype and compute in float64, in slabs of the table of distances: 50,000 examples of
+2048 features need little more than their own 1.6 GB. Balls are closed, and squared distances are compared, so that ties
+between examples on a lattice, such as pixels with few grey values, are exact.
 """
 
 from collections.abc import Iterable, Iterator
@@ -31,20 +31,20 @@ __all__ = [
 ]
 
 PR_NEIGHBOURS, DC_NEIGHBOURS = 3, 5  # of precision and recall, of density and coverage, as in their papers
-SQUARED_ROWS = 1024  # rows that are squared at once
+SQUARED_ROWS = 1024  # rows squared at a time
 COPY_RATIO = 3.0  # a copy is closer to a training example than to any other by this factor
 
 
 class PrecisionRecall(NamedTuple):
-    """The fraction of samples among the real examples, and of real examples among the samples; both in [0, 1]."""
+    """The fraction of samples within the real manifold, and of real examples within the sample manifold, in [0, 1]."""
 
     precision: float
     recall: float
 
 
 class DensityCoverage(NamedTuple):
-    """The mean number of real balls that hold a sample over k, 1 for one law, more for crowded samples; and the fraction of
-    real balls that hold a sample, in [0, 1]."""
+    """density: the mean number of real balls around a sample, divided by k; 1 for samples of the real distribution, more for
+    samples in dense regions. coverage: the fraction of real balls that contain a sample, in [0, 1]."""
 
     density: float
     coverage: float
@@ -54,15 +54,15 @@ def precision_recall(real: Tensor, samples: Tensor, k: int) -> PrecisionRecall:
     """mean_s [s in M(real)] and mean_r [r in M(samples)], M(X) = union over x of {z: |z - x| <= |x - NN_k(x)|}.
 
     Kynkaanniemi, Karras, Laine, Lehtinen, Aila, "Improved Precision and Recall Metric for Assessing Generative Models", 2019,
-    arXiv 1904.06991, eq. 1 and 2; there k = 3, and as many samples as real examples: recall grows with samples.
+    arXiv 1904.06991, eq. 1 and 2, with k = 3 and as many samples as real examples: recall grows with the number of samples.
 
-    Two limits. Samples of pure noise are far apart, so their balls may hold every real example: recall may be 1 although
-    precision is 0 (`MIN_PRECISION`). A row that occurs k + 1 times has a ball of radius 0: four copies of every sample make
-    recall 0, and four of every real example make precision 0 (`count_repeated`).
+    Two limits. Samples of pure noise are far apart, so their balls may contain every real example: recall may be 1 although
+    precision is 0 (`MIN_PRECISION`). A row that occurs k + 1 times has a ball of radius 0: if every sample occurs four times
+    recall is 0, and if every real example does precision is 0 (`count_repeated`).
 
     Arguments:
         real, samples: features [n, D] and [m, D].
-        k: neighbours that make a ball, a point itself not counted; at least 1, below n and m.
+        k: the radius of a ball is the distance to the k-th neighbour, without the point itself; at least 1, below n and m.
 
     Raises:
         ValueError: too few rows for k, different widths, or features that are not finite.
@@ -72,7 +72,7 @@ def precision_recall(real: Tensor, samples: Tensor, k: int) -> PrecisionRecall:
 
 
 def fraction_in_balls(points: Tensor, centres: Tensor, k: int) -> float:
-    """The fraction of points within a ball of the centres, whose radii reach the k-th neighbour."""
+    """The fraction of points within a ball around one of the centres."""
     radii = squared_radii(centres, k)
     inside = [(table <= radii).any(1) for table in distance_tables(points, centres)]
     return torch.cat(inside).double().mean().item()
@@ -82,18 +82,19 @@ def density_coverage(real: Tensor, samples: Tensor, k: int) -> DensityCoverage:
     """sum_sr [s in B(r)] / (k m) and mean_r [some s in B(r)], B(r) = {z: |z - r| <= |r - NN_k(r)|}.
 
     Naeem, Oh, Uh, Choi, Yoo, "Reliable Fidelity and Diversity Metrics for Generative Models", 2020, arXiv 2002.09797, eq. 5
-    and 6; there k = 5, with which coverage is 0.97 for two sets of one law and one size. Only real examples have balls, so
-    that a single sample far away changes little.
+    and 6, with k = 5: then coverage is 0.97 for two sets of one distribution and one size. Only real examples have balls, so
+    outliers among the samples have little influence.
 
     Arguments:
         real, samples: features [n, D] and [m, D].
-        k: neighbours that make a ball, a point itself not counted; at least 1, below n.
+        k: the radius of a ball is the distance to the k-th neighbour, without the point itself; at least 1, below n.
 
     Raises:
         ValueError: too few rows for k, different widths, or features that are not finite.
     """
     real, samples = check_features(real, samples)
-    radii, inside = squared_radii(real, k), 0
+    radii = squared_radii(real, k)
+    inside = 0
     covered = torch.zeros(len(real), dtype=torch.bool, device=real.device)
     for table in distance_tables(samples, real):
         within = table <= radii
@@ -109,7 +110,7 @@ def neighbour_shares(real: Tensor, samples: Tensor) -> dict[str, float]:
 
 
 def distance_ratio(samples: Tensor, train: Tensor, held_out: Tensor) -> float:
-    """median_s min_t |s - t| / median_h min_t |h - t|: 1 = as far from the training examples as held-out ones, 0 = copies.
+    """median_s min_t |s - t| / median_h min_t |h - t|: 1 = as far from the training examples as held-out examples, 0 = copies.
 
     Arguments:
         samples, train, held_out: features [n, D], [m, D], [l, D].
@@ -117,27 +118,30 @@ def distance_ratio(samples: Tensor, train: Tensor, held_out: Tensor) -> float:
     Raises:
         ValueError: different widths, features that are not finite, or held-out examples of which half are training examples.
     """
-    own, usual = (nearest(*check_features(train, x)[::-1]).quantile(0.5).item() for x in (samples, held_out))
-    if usual == 0:
-        raise ValueError("half of the held-out examples are training examples: there is no distance to compare with")
-    return own / usual
+    medians = []
+    for x in (samples, held_out):
+        train, x = check_features(train, x)
+        medians.append(nearest(x, train).quantile(0.5).item())
+    if medians[1] == 0:
+        raise ValueError("half of the held-out examples are training examples, so their median distance is 0")
+    return medians[0] / medians[1]
 
 
 def two_nearest(x: Tensor, train: Iterable[Tensor]) -> Tensor:
     """The distances of each row of x [n, D] to the two nearest training examples, given in batches [b, D]; [n, 2]."""
     two = torch.full((len(x), 2), torch.inf, dtype=torch.float64)
-    for part in train:
-        tables = distance_tables(x.double(), part.double())
-        found = torch.cat([table.topk(min(2, len(part)), dim=1, largest=False).values for table in tables])
-        two = torch.cat([two, found], dim=1).topk(2, dim=1, largest=False).values
+    for batch in train:
+        tables = distance_tables(x.double(), batch.double())
+        nearest_in_batch = torch.cat([table.topk(min(2, len(batch)), dim=1, largest=False).values for table in tables])
+        two = torch.cat([two, nearest_in_batch], dim=1).topk(2, dim=1, largest=False).values
     return two.sqrt()
 
 
 def find_copies(two: Tensor) -> Tensor:
     """Whether each sample is a near copy, 3 |s - NN_1(s)| < |s - NN_2(s)|, or is equal to a training example, [n] bool.
 
-    Yoon, Choi, Kwon & Ryu, "Diffusion Probabilistic Models Generalize when They Fail to Memorize", 2023, section 3. A copy of
-    an example that is in the training set twice is found only if it is exact.
+    Yoon, Choi, Kwon & Ryu, "Diffusion Probabilistic Models Generalize when They Fail to Memorize", 2023, section 3. If an
+    example is in the training set twice, only exact copies of it are found.
 
     Arguments:
         two: `two_nearest` of the pixels of the samples.
@@ -152,24 +156,25 @@ def count_repeated(x: Tensor) -> int:
 
 
 def quality_notes(precision: float, samples: tuple[int, int], real: tuple[int, int]) -> list[str]:
-    """Sentences that a reader of precision, recall, density and coverage needs.
+    """Remarks for a reader of precision, recall, density and coverage.
 
     Arguments:
         precision: of the samples.
         samples, real: (repeated rows, all rows) of each set.
     """
     notes = []
-    for (repeated, count), what, spoiled in (
-        (samples, "samples", "recall"), (real, "real examples", "precision, density and coverage")
-    ):  # fmt: skip
+    for name, (repeated, count), lowered in [
+        ("samples", samples, "recall"),
+        ("real examples", real, "precision, density and coverage"),
+    ]:
         if repeated:
             notes.append(
-                f"{repeated} of {count} {what} repeat another one exactly: their nearest neighbours are copies, which lowers "
-                f"{spoiled}"
+                f"{repeated} of {count} {name} repeat another one exactly: their nearest neighbours are copies, which lowers "
+                f"{lowered}"
             )
     if precision < MIN_PRECISION:
         notes.append(
-            f"precision is {precision:.3g}: with less than {MIN_PRECISION} recall is not meaningful (it may be 1 for noise)"
+            f"precision is {precision:.3g}: below {MIN_PRECISION} recall is not meaningful (it may be 1 for noise)"
         )
     return notes
 
@@ -180,29 +185,21 @@ def nearest(x: Tensor, others: Tensor) -> Tensor:
 
 
 def squared_radii(x: Tensor, k: int) -> Tensor:
-    """|x - NN_k(x)|^2 of each row of x [n, D], itself not counted, [n].
-
-    Raises:
-        ValueError: no k-th neighbour.
-    """
+    """|x - NN_k(x)|^2 of each row of x [n, D], without the row itself, [n]; ValueError if there is no k-th neighbour."""
     if not 1 <= k < len(x):
-        raise ValueError(f"k={k} neighbours of a point need k of at least 1 and more than k points, got {len(x)}")
+        raise ValueError(f"k must be at least 1 and below the number of points, got k={k} and {len(x)} points")
     return torch.cat([table.topk(k + 1, dim=1, largest=False).values[:, k] for table in distance_tables(x, x)])
 
 
 def distance_tables(x: Tensor, others: Tensor) -> Iterator[Tensor]:
-    """|x_i - y_j|^2 for some rows i at a time, [b, m]; exact if the products are, as on a lattice."""
+    """|x_i - y_j|^2 in slabs of rows i, [b, m]; exact if the products are exact, as on a lattice."""
     squares = torch.cat([part.square().sum(1) for part in others.split(SQUARED_ROWS)])
     for part in x.split(max(1, MAX_CELLS // len(others))):
         yield torch.addmm(part.square().sum(1)[:, None] + squares, part, others.mT, alpha=-2).clamp_(min=0)
 
 
 def check_features(real: Tensor, samples: Tensor) -> tuple[Tensor, Tensor]:
-    """Both as float64.
-
-    Raises:
-        ValueError: no features of one width, or some that are not finite.
-    """
+    """Returns both as float64; ValueError unless they are matrices of one width, and finite."""
     if real.ndim != 2 or samples.ndim != 2 or real.shape[1] != samples.shape[1] or not len(real) or not len(samples):
         raise ValueError(f"features must be [n, D] and [m, D], got {list(real.shape)} and {list(samples.shape)}")
     for name, x in {"real": real, "samples": samples}.items():

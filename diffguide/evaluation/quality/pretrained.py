@@ -20,17 +20,37 @@ WEIGHTS_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129
 CLIP_COLOURS = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
-class Inception(Features):
+class Pretrained(Features):
+    """Base of the features of a pretrained network.
+
+    Attributes:
+        network: in evaluation mode.
+    """
+
+    network: Any
+
+    def check(self, data: Dataset) -> None:
+        if len(data.shape) != 3 or data.shape[0] not in (1, 3):
+            raise ValueError(
+                f"metric.features={self.name} needs images of 1 or 3 channels; these are {list(data.shape)}"
+            )
+
+    def prepare(self, data: Dataset, device: torch.device, progress: Callable[[int, int, str], None]) -> None:
+        self.device = device
+        self.network.to(device)
+
+
+class Inception(Pretrained):
     """The 2048 features of Inception-v3 of 2015-12-05, as for the FID of papers; logits of 1008 classes.
 
-    The conversion of torch-fidelity, which resizes to 299 x 299 as TensorFlow 1 did. Only the published weights are accepted:
-    their SHA-256 is checked before the file is read.
+    The network of torch-fidelity, which resizes to 299 x 299 like TensorFlow 1. Only the published weights are accepted:
+    their SHA-256 is checked before the file is loaded.
 
     Arguments:
         weights: the file weights-inception-2015-12-05-6726825d.pth; None = download to the cache of torch.
 
     Raises:
-        ValueError: torch-fidelity is not installed, the file is missing, is another one, or cannot be downloaded.
+        ValueError: torch-fidelity is not installed, or the file is missing, has other contents or cannot be downloaded.
     """
 
     name, resize, classifies = "inception", "TensorFlow 1 bilinear to 299", True
@@ -45,15 +65,8 @@ class Inception(Features):
             "inception-v3-compat", ["2048", "logits_unbiased"], feature_extractor_weights_path=str(file)
         )
 
-    def check(self, data: Dataset) -> None:
-        check_images(self.name, data)
-
     def width(self, shape: Sequence[int]) -> int:
         return 2048
-
-    def prepare(self, data: Dataset, device: torch.device, progress: Callable[[int, int, str], None]) -> None:
-        self.device = device
-        self.network.to(device)
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> FeatureOutput:
@@ -65,35 +78,34 @@ class Inception(Features):
 
 
 def find_inception_weights(weights: str | None) -> Path:
-    """The file of the published Inception weights.
+    """Returns the file of the published Inception weights; downloads it if `weights` is None and it is not in the cache.
 
     Raises:
-        ValueError: it is missing, or another one.
+        ValueError: it is missing, has other contents, or cannot be downloaded.
     """
-    file = (
-        Path(torch.hub.get_dir()) / "checkpoints" / INCEPTION_WEIGHTS if weights is None else Path(weights).expanduser()
-    )
+    cached = Path(torch.hub.get_dir()) / "checkpoints" / INCEPTION_WEIGHTS
+    file = cached if weights is None else Path(weights).expanduser()
     if weights is None and not file.is_file():
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
             torch.hub.download_url_to_file(WEIGHTS_URL, str(file), WEIGHTS_SHA256[:8])
         except (URLError, OSError, RuntimeError) as error:
             raise ValueError(
-                f"weights: {INCEPTION_WEIGHTS} cannot be downloaded ({error}); give the file, "
-                "metric.features.weights=<file>, or use metric/features=local"
+                f"weights: {INCEPTION_WEIGHTS} cannot be downloaded ({error}): set metric.features.weights=<file>, or use "
+                "metric/features=local"
             ) from error
     if not file.is_file():
         raise ValueError(f"weights: there is no file {weights}")
     with open(file, "rb") as opened:
-        found = hashlib.file_digest(opened, "sha256").hexdigest()
-    if found != WEIGHTS_SHA256:
+        digest = hashlib.file_digest(opened, "sha256").hexdigest()
+    if digest != WEIGHTS_SHA256:
         raise ValueError(
-            f"weights: {file} is not {INCEPTION_WEIGHTS}: its SHA-256 begins with {found[:8]}, not {WEIGHTS_SHA256[:8]}"
+            f"weights: {file} is not {INCEPTION_WEIGHTS}: its SHA-256 starts with {digest[:8]}, not {WEIGHTS_SHA256[:8]}"
         )
     return file
 
 
-class Transformer(Features):
+class Transformer(Pretrained):
     """A vision model of `transformers`, in evaluation mode.
 
     Arguments:
@@ -112,22 +124,17 @@ class Transformer(Features):
         except ImportError:
             raise ValueError(f"{self.name} needs transformers: pip install 'diffguide[clip]'") from None
         try:
-            network = getattr(transformers, self.transformers_class).from_pretrained(
-                model, use_safetensors=True
-            )  # never a pickle
-            self.network = network.eval().requires_grad_(False)
+            architecture = getattr(transformers, self.transformers_class)
+            network = architecture.from_pretrained(model, use_safetensors=True)  # not a pickle, which could run code
         except (OSError, ValueError) as error:
-            raise ValueError(
-                f"model: there is no {self.transformers_class} {model}: {str(error).splitlines()[0]}"
-            ) from error
+            reason = str(error).splitlines()[0]
+            raise ValueError(f"model: there is no {self.transformers_class} {model}: {reason}") from error
+        self.network = network.eval().requires_grad_(False)
         self.model, self.side = model, self.network.config.image_size
 
-    def check(self, data: Dataset) -> None:
-        check_images(self.name, data)
-
-    def prepare(self, data: Dataset, device: torch.device, progress: Callable[[int, int, str], None]) -> None:
-        self.device = device
-        self.network.to(device)
+    def preprocess(self, images: Tensor) -> Tensor:
+        """The input of the network, float32 [B, 3, side, side] on the device."""
+        return preprocess(images.to(self.device), self.side, *self.colours)
 
     def facts(self) -> dict[str, Any]:
         return {"resize": f"bicubic with antialiasing to {self.side}", "model": self.model}
@@ -140,20 +147,19 @@ class DINOv2(Transformer):
     pixels, resized bicubically with antialiasing.
 
     Arguments:
-        model: a local folder, or a name on the hub: facebook/dinov2-large for comparison with papers.
-        side: to which images are resized, pixels; a multiple of the patch size.
-
-    Raises:
-        ValueError: as `Transformer`, or a side that is no multiple of the patch size.
+        model: a local folder, or a name on the hub; papers use facebook/dinov2-large.
+        side: of the resized images, pixels; a multiple of the patch size.
     """
 
-    name, transformers_class, colours = "dinov2", "Dinov2Model", IMAGENET
+    name = "dinov2"
+    transformers_class = "Dinov2Model"
+    colours = IMAGENET
 
     def __init__(self, model: str = "facebook/dinov2-large", side: int = 224):
         super().__init__(model)
         patch = self.network.config.patch_size
         if side < patch or side % patch:
-            raise ValueError(f"side must be a multiple of the model's patches of {patch} pixels, got {side}")
+            raise ValueError(f"side must be a multiple of the patch size of the model, {patch} pixels, got {side}")
         self.side = side
 
     def width(self, shape: Sequence[int]) -> int:
@@ -161,8 +167,8 @@ class DINOv2(Transformer):
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> FeatureOutput:
-        seen = preprocess(images.to(self.device), self.side, *self.colours)
-        return FeatureOutput(self.network(pixel_values=seen).last_hidden_state[:, 0].float().cpu())
+        output = self.network(pixel_values=self.preprocess(images))
+        return FeatureOutput(output.last_hidden_state[:, 0].float().cpu())
 
 
 class CLIP(Transformer):
@@ -171,13 +177,12 @@ class CLIP(Transformer):
     Kynkaanniemi et al., "The Role of ImageNet Classes in Frechet Inception Distance", 2022, arXiv 2203.06026, appendix A.
 
     Arguments:
-        model: a local folder, or a name on the hub: openai/clip-vit-base-patch32 for comparison with papers.
-
-    Raises:
-        ValueError: as `Transformer`.
+        model: a local folder, or a name on the hub; papers use openai/clip-vit-base-patch32.
     """
 
-    name, transformers_class, colours = "clip", "CLIPVisionModelWithProjection", CLIP_COLOURS
+    name = "clip"
+    transformers_class = "CLIPVisionModelWithProjection"
+    colours = CLIP_COLOURS
 
     def __init__(self, model: str = "openai/clip-vit-base-patch32"):
         super().__init__(model)
@@ -187,11 +192,4 @@ class CLIP(Transformer):
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> FeatureOutput:
-        seen = preprocess(images.to(self.device), self.side, *self.colours)
-        return FeatureOutput(self.network(pixel_values=seen).image_embeds.float().cpu())
-
-
-def check_images(name: str, data: Dataset) -> None:
-    """Raises ValueError unless data are images of 1 or 3 channels."""
-    if len(data.shape) != 3 or data.shape[0] not in (1, 3):
-        raise ValueError(f"metric.features={name} needs images of 1 or 3 channels, and these are {list(data.shape)}")
+        return FeatureOutput(self.network(pixel_values=self.preprocess(images)).image_embeds.float().cpu())

@@ -14,8 +14,9 @@ from ...backbones.conditions import Condition
 from ...models.evaluation_counters import count_potential
 from ...models.protocols import Denoiser, LogDensity, Prediction, SamplingError
 from ...randomness import Noise
+from ...runtime.ranges import check_finite
 from ...schedules import EVERYWHERE, broadcast_rows
-from ..base import ScaledGuidance, check_scale, check_uncompiled, has_condition, per_row_float
+from ..base import ScaledGuidance, check_uncompiled, has_condition, per_row_float
 from .values import LogPotential, Potential, build_potential, compute_gradient, evaluate, reads_class
 
 __all__ = [
@@ -50,8 +51,8 @@ class PotentialGuidanceBase(ScaledGuidance):
         interval: (lo, hi] in noise level sigma / alpha.
 
     Raises:
-        ValueError: a potential that is not callable, a scale that is not finite, an interval with lo >= hi, or with hi =
-            inf on a schedule that ends in pure noise, where x_t does not depend on x_0.
+        ValueError: a potential that is not callable; an interval up to inf on a schedule that ends in pure noise, where x_t
+            does not depend on x_0.
     """
 
     def __init__(
@@ -65,7 +66,7 @@ class PotentialGuidanceBase(ScaledGuidance):
         if denoiser.schedule.zero_terminal_snr and self.interval.high == math.inf:
             raise ValueError(
                 f"interval must end below infinity: {type(denoiser.schedule).__name__} starts from pure noise (alpha = 0), "
-                "where no potential has a gradient; say guidance.interval=[0,100], or take a finite log_snr_min"
+                "where potentials have no gradient; set guidance.interval=[0,100], or take a finite log_snr_min"
             )
         self.potential = build_potential(potential)
 
@@ -100,26 +101,24 @@ class PotentialGuidanceBase(ScaledGuidance):
         rows = self.guided_rows(t, y, x_t)
         if rows is not None:
             rows = broadcast_rows(rows, x_t.ndim)
-            guided = Prediction(
-                torch.where(rows, guided.x_0, plain.x_0),
-                torch.where(rows, guided.eps, plain.eps),
-            )
+            guided = Prediction(torch.where(rows, guided.x_0, plain.x_0), torch.where(rows, guided.eps, plain.eps))
         return guided if graph else Prediction(guided.x_0.detach(), guided.eps.detach())
 
     def guide(self, x_t: Tensor, t: Tensor, y: Condition | None, graph: bool) -> tuple[Prediction, Prediction]:
-        """The denoiser's own prediction, and the one guided in every row.
+        """The unguided prediction, and the one guided in every row: here by Bayes' rule, through the network.
 
         Arguments:
-            graph: whether derivatives of the result with respect to x_t are needed.
+            graph: whether the result will be differentiated with respect to x_t.
         """
-        raise NotImplementedError
+        prediction, gradient = self.differentiate_network(x_t, t, y, graph)
+        return prediction, self.apply_bayes(prediction, t, gradient)
 
     def value(self, x_0: Tensor, t: Tensor, y: Condition | None) -> Tensor:
         """The log-potential of x0_hat at a noise level, [B]."""
         return self.evaluate(x_0, y)
 
     def evaluate(self, x: Tensor, y: Condition | None) -> Tensor:
-        """f(x, y), [B]; counted."""
+        """f(x, y), [B]; counts the evaluation."""
         count_potential(self.denoiser, len(x))
         return evaluate(self.potential, x, y)
 
@@ -133,8 +132,8 @@ class PotentialGuidanceBase(ScaledGuidance):
             prediction = self.denoiser(x, t, y)
             if not prediction.x_0.requires_grad:
                 raise SamplingError(
-                    f"guidance needs gradients through the model, and {type(self.denoiser).__name__} has none: "
-                    "take guidance=mpgd, which needs none"
+                    f"this guidance differentiates the model, and {type(self.denoiser).__name__} has no gradient: take "
+                    "guidance=mpgd"
                 )
             value = self.value(prediction.x_0, t, y)
             return prediction, compute_gradient(self.potential, value, x, graph)
@@ -171,14 +170,7 @@ class PotentialGuidance(PotentialGuidanceBase):
         potential: f(x0_hat, y) -> [B].
         scale: w; 0 = off, 1 = Bayes.
         interval: (lo, hi] in noise level sigma / alpha.
-
-    Raises:
-        ValueError: see `PotentialGuidanceBase`.
     """
-
-    def guide(self, x_t: Tensor, t: Tensor, y: Condition | None, graph: bool) -> tuple[Prediction, Prediction]:
-        prediction, gradient = self.differentiate_network(x_t, t, y, graph)
-        return prediction, self.apply_bayes(prediction, t, gradient)
 
 
 class NoisyPotentialGuidance(PotentialGuidanceBase):
@@ -191,9 +183,6 @@ class NoisyPotentialGuidance(PotentialGuidanceBase):
         potential: f(x_t, y) -> [B].
         scale: w; 0 = off, 1 = Bayes.
         interval: (lo, hi] in noise level sigma / alpha.
-
-    Raises:
-        ValueError: see `PotentialGuidanceBase`.
     """
 
     def guide(self, x_t: Tensor, t: Tensor, y: Condition | None, graph: bool) -> tuple[Prediction, Prediction]:
@@ -208,17 +197,17 @@ class PotentialDensity(LogDensity):
         density: log p.
         potential: f(x, y) -> [B].
         scale: w, finite; 0 = off.
-
-    Raises:
-        ValueError: a potential that is not callable, or a scale that is not finite.
     """
 
     def __init__(self, density: LogDensity, potential: LogPotential = BRIGHTNESS, scale: float = 1.0):
-        self.density, self.potential, self.scale = density, build_potential(potential), check_scale(scale)
+        self.density = density
+        self.potential = build_potential(potential)
+        self.scale = check_finite("scale", scale)
         self.normalized = density.normalized and scale == 0
 
     def log_density(self, x: Tensor, t: Tensor | None, y: Condition | None = None) -> Tensor:
-        result, of_class = self.density.log_density(x, t, y), reads_class(self.potential)
+        result = self.density.log_density(x, t, y)
+        of_class = reads_class(self.potential)
         if self.scale == 0 or (of_class and y is None):
             return result
         tilt = self.scale * evaluate(self.potential, x, y)

@@ -9,15 +9,14 @@ from torch import Tensor
 from ...backbones.conditions import Condition
 from ...models.protocols import SamplingError
 from ...randomness import Noise
+from ...runtime.ranges import check_range, check_whole
 from ..base import repeat_noise
-from .values import SMOOTHING_DRAW, Potential, check_whole_number
+from .values import SMOOTHING_DRAW, Potential
 
 __all__ = ["ClipEncoder", "ClipPotential", "PretrainedClip"]
 
-CLIP_MEAN, CLIP_STD = (
-    (0.48145466, 0.4578275, 0.40821073),
-    (0.26862954, 0.26130258, 0.27577711),
-)  # of CLIP's training images
+# of CLIP's training images
+CLIP_MEAN, CLIP_STD = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
 CROP_DRAW = 2 * SMOOTHING_DRAW  # the first draw of crops
 
 
@@ -25,15 +24,16 @@ class ClipEncoder:
     """Unit vectors of images and of a text, by a `transformers` CLIPModel.
 
     Arguments:
-        model: the CLIPModel; it gets frozen.
+        model: the CLIPModel; its weights are frozen.
         tokenizer: its tokenizer: tokenizer(texts, padding=True, truncation=True, return_tensors="pt").
     """
 
     def __init__(self, model: Any, tokenizer: Any):
-        self.model, self.tokenizer = model.eval().requires_grad_(False), tokenizer
+        self.model = model.eval().requires_grad_(False)
+        self.tokenizer = tokenizer
         self.side = model.config.vision_config.image_size
 
-    def images(self, x: Tensor) -> Tensor:
+    def encode_images(self, x: Tensor) -> Tensor:
         """Unit vectors [B, E] of RGB images [B, 3, side, side] in [-1, 1]."""
         self.model.to(x.device)
         mean, std = (torch.tensor(part).to(x)[:, None, None] for part in (CLIP_MEAN, CLIP_STD))
@@ -45,7 +45,7 @@ class ClipEncoder:
         return torch.nn.functional.normalize(features, dim=1)
 
     @torch.no_grad()
-    def text(self, prompt: str) -> Tensor:
+    def encode_text(self, prompt: str) -> Tensor:
         """The unit vector [1, E] of a text."""
         tokens = self.tokenizer([prompt], padding=True, truncation=True, return_tensors="pt")
         tokens = {name: tokens[name].to(self.model.device) for name in ("input_ids", "attention_mask")}
@@ -90,7 +90,8 @@ class ClipPotential(Potential):
         smallest: side of the smallest window, as a part of the image's; in (0, 1].
 
     Raises:
-        ValueError: a count or side out of range, an empty prompt. Later: data that are not images of 1 or 3 channels.
+        ValueError: an empty prompt.
+        SamplingError: from a call, data that are not images of 1 or 3 channels.
     """
 
     windows: tuple[Tensor, ...] | None = None
@@ -98,11 +99,10 @@ class ClipPotential(Potential):
     def __init__(self, prompt: str, encoder: ClipEncoder | None = None, crops: int = 8, smallest: float = 0.5):
         if not prompt.strip():
             raise ValueError('prompt must be a text: prompt="a photograph of ..."')
-        if not 0 < smallest <= 1:
-            raise ValueError(f"smallest must be above 0 and at most 1, got {smallest}")
-        self.crops, self.smallest = check_whole_number("crops", crops, 0), float(smallest)
+        self.crops = check_whole("crops", crops, 0, 1000)
+        self.smallest = check_range("smallest", smallest, "(0, 1]")
         self.encoder = PretrainedClip() if encoder is None else encoder
-        self.wanted = self.encoder.text(prompt)
+        self.target = self.encoder.encode_text(prompt)
 
     def start(self, noise: Noise | None, times: Tensor) -> Self:
         fresh = copy.copy(self)
@@ -127,7 +127,8 @@ class ClipPotential(Potential):
         """Windows [B, 3] = (row, column, side), uniform in [0, 1], of images, resized to the encoder's input."""
         row, column, chance = repeat_noise(window, x, "CLIP").T
         side = self.smallest + (1 - self.smallest) * chance
-        zero, room = torch.zeros_like(side), 1 - side
+        zero = torch.zeros_like(side)
+        room = 1 - side
         theta = torch.stack([side, zero, (2 * column - 1) * room, zero, side, (2 * row - 1) * room], 1).reshape(
             -1, 2, 3
         )
@@ -138,5 +139,5 @@ class ClipPotential(Potential):
 
     def distance(self, view: Tensor) -> Tensor:
         """2 arcsin^2(|u - v| / 2), [B]."""
-        u = self.encoder.images(view)
-        return 2 * ((u - self.wanted.to(u)).norm(dim=1) / 2).clamp(max=1).arcsin() ** 2
+        u = self.encoder.encode_images(view)
+        return 2 * ((u - self.target.to(u)).norm(dim=1) / 2).clamp(max=1).arcsin() ** 2

@@ -8,6 +8,7 @@ from torch import Tensor
 from ...backbones.conditions import Condition
 from ...models.protocols import SamplingError
 from ...randomness import normal
+from ...runtime.ranges import check_range, check_whole
 from .pictures import DEFAULT_BOX, Mask, Picture, TestPicture
 from .values import Potential
 
@@ -23,16 +24,13 @@ class LinearProblem(Potential):
         seed: of the measurement noise (simulated measurement only).
 
     Raises:
-        ValueError: noise that is not positive, a negative seed; a picture that A does not take.
+        ValueError: a picture that A does not take.
     """
 
     def __init__(self, picture: Picture | None = None, noise: float = 0.05, seed: int = 0):
-        if not 0 < noise < math.inf:
-            raise ValueError(f"noise must be a positive standard deviation, got {noise}")
-        if seed < 0:
-            raise ValueError(f"seed must be at least 0, got {seed}")
+        self.noise = check_range("noise", noise, "(0, inf)")
+        check_whole("seed", seed, 0)
         picture = TestPicture() if picture is None else picture
-        self.noise = float(noise)
         self.prepare(picture.values)
         if picture.measured:
             self.measurement = picture.values[None]
@@ -96,7 +94,7 @@ class Inpaint(LinearProblem):
         mask: which values are known.
 
     Raises:
-        ValueError: see `LinearProblem`; a mask that does not fit the picture.
+        ValueError: a mask that does not fit the picture, or hides all of it.
     """
 
     def __init__(self, picture: Picture | None = None, mask: Mask = DEFAULT_BOX, noise: float = 0.05, seed: int = 0):
@@ -133,15 +131,10 @@ class SuperResolution(LinearProblem):
     Arguments:
         picture, noise, seed: see `LinearProblem`.
         factor: side of a square, pixels, at least 2; divides the sides of the images.
-
-    Raises:
-        ValueError: see `LinearProblem`; a factor out of range.
     """
 
     def __init__(self, picture: Picture | None = None, factor: int = 2, noise: float = 0.05, seed: int = 0):
-        if factor < 2:
-            raise ValueError(f"factor must be at least 2 pixels, got {factor}")
-        self.factor = factor
+        self.factor = check_whole("factor", factor, 2)
         super().__init__(picture, noise, seed)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -159,15 +152,10 @@ class Deblur(LinearProblem):
     Arguments:
         picture, noise, seed: see `LinearProblem`.
         width: standard deviation of the Gaussian, pixels, positive.
-
-    Raises:
-        ValueError: see `LinearProblem`; a width out of range.
     """
 
     def __init__(self, picture: Picture | None = None, width: float = 1.0, noise: float = 0.05, seed: int = 0):
-        if not 0 < width < math.inf:
-            raise ValueError(f"width must be a positive number of pixels, got {width}")
-        self.width = float(width)
+        self.width = check_range("width", width, "(0, inf)")
         super().__init__(picture, noise, seed)
 
     def response(self, x: Tensor) -> Tensor:

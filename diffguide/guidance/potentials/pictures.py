@@ -11,6 +11,7 @@ from torch import Tensor
 from ...datasets.base import Dataset, Split
 from ...datasets.decoding import Unreadable, read_header, read_image
 from ...datasets.digits import Digits
+from ...runtime.ranges import check_range, check_whole
 
 __all__ = ["DEFAULT_BOX", "Box", "FileMask", "FilePicture", "Mask", "Picture", "RandomMask", "TestPicture"]
 
@@ -68,7 +69,8 @@ class FilePicture(Picture):
     """
 
     def __init__(self, path: str, measured: bool = False):
-        self.values, self.measured = read_array(path, None), measured
+        self.values = read_array(path, None)
+        self.measured = measured
         if not bool(self.values.isfinite().all()) or not self.values.numel():
             raise ValueError(f"{path} must hold finite numbers")
         if not measured and self.values.ndim == 3 and float(self.values.abs().max()) > 1.01:
@@ -121,15 +123,12 @@ class Box(Mask):
         height, width: its sides, pixels, at least 1.
 
     Raises:
-        ValueError: a number out of range; later: a rectangle outside the image, or no image.
+        ValueError: from a call: a rectangle outside the image, or no image.
     """
 
     def __init__(self, top: int = 0, left: int = 0, height: int = 4, width: int = 8):
-        if min(top, left) < 0 or min(height, width) < 1:
-            raise ValueError(
-                f"top and left must be at least 0, height and width at least 1, got {[top, left, height, width]}"
-            )
-        self.top, self.left, self.height, self.width = top, left, height, width
+        self.top, self.left = check_whole("top", top, 0), check_whole("left", left, 0)
+        self.height, self.width = check_whole("height", height, 1), check_whole("width", width, 1)
 
     def __call__(self, shape: Sequence[int]) -> Tensor:
         bottom, right = self.top + self.height, self.left + self.width
@@ -151,15 +150,11 @@ class RandomMask(Mask):
     Arguments:
         hidden: that probability, in (0, 1).
         seed: of the mask, at least 0.
-
-    Raises:
-        ValueError: a probability or seed out of range.
     """
 
     def __init__(self, hidden: float = 0.5, seed: int = 0):
-        if not 0 < hidden < 1 or seed < 0:
-            raise ValueError(f"hidden must be in (0, 1) and seed at least 0, got {hidden} and {seed}")
-        self.hidden, self.seed = float(hidden), seed
+        self.hidden = check_range("hidden", hidden, "(0, 1)")
+        self.seed = check_whole("seed", seed, 0)
 
     def __call__(self, shape: Sequence[int]) -> Tensor:
         size = tuple(shape[1:]) or tuple(shape)
@@ -171,9 +166,6 @@ class FileMask(Mask):
 
     Arguments:
         path: of the file.
-
-    Raises:
-        ValueError: a file that cannot be read.
     """
 
     def __init__(self, path: str):

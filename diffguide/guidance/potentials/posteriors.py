@@ -1,6 +1,5 @@
 """Posterior sampling for linear inverse problems: DPS, pseudo-inverse guidance, RePaint."""
 
-import math
 from collections import Counter
 from collections.abc import Sequence
 from typing import Self
@@ -11,11 +10,12 @@ from torch import Tensor
 from ...backbones.conditions import Condition
 from ...models.protocols import Denoiser, Prediction, SamplingError
 from ...randomness import Noise
+from ...runtime.ranges import check_range
 from ...schedules import EVERYWHERE
 from ..base import per_row_float, repeat_noise
 from .base import PotentialGuidanceBase
 from .inverse import Inpaint, LinearProblem
-from .values import SMOOTHING_DRAW, LogPotential, build_potential, name_of
+from .values import SMOOTHING_DRAW, LogPotential, build_potential, get_name
 
 __all__ = ["DPS", "PiGDM", "RePaint"]
 
@@ -24,7 +24,7 @@ def check_potential(guidance: str, potential: LogPotential, kind: type) -> None:
     """Raises ValueError for a potential that is not of the kind that a method needs."""
     if not isinstance(potential, kind):
         raise ValueError(
-            f"{guidance} needs a potential that is {kind.__name__}, got {name_of(build_potential(potential))}; take "
+            f"{guidance} needs a potential that is {kind.__name__}, got {get_name(build_potential(potential))}; take "
             "guidance/potential=inpaint, super_resolution or deblur, or another guidance, such as mpgd"
         )
 
@@ -45,7 +45,7 @@ class DPS(PotentialGuidanceBase):
         interval: (lo, hi] in noise level sigma / alpha.
 
     Raises:
-        ValueError: see `PotentialGuidanceBase`; a potential that is not a linear inverse problem.
+        ValueError: a potential that is not a linear inverse problem.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class PiGDM(PotentialGuidanceBase):
         data_variance: v, prior variance of the data; positive, 1 in the paper.
 
     Raises:
-        ValueError: see `PotentialGuidanceBase`; a potential that is not a linear inverse problem; a variance out of range.
+        ValueError: a potential that is not a linear inverse problem.
     """
 
     def __init__(
@@ -98,17 +98,12 @@ class PiGDM(PotentialGuidanceBase):
         check_potential("pseudo-inverse guidance", potential, LinearProblem)
         super().__init__(denoiser, potential, scale, interval)
         self.problem = potential
-        if not 0 < data_variance < math.inf:
-            raise ValueError(f"data_variance must be positive, got {data_variance}")
-        self.data_variance = float(data_variance)
+        self.data_variance = check_range("data_variance", data_variance, "(0, inf)")
 
     def value(self, x_0: Tensor, t: Tensor, y: Condition | None) -> Tensor:
-        v, level = self.data_variance, self.schedule.noise_level(t) ** 2
+        v = self.data_variance
+        level = self.schedule.noise_level(t) ** 2
         return self.problem.log_likelihood(x_0, per_row_float(v * level / (v + level), x_0))
-
-    def guide(self, x_t: Tensor, t: Tensor, y: Condition | None, graph: bool) -> tuple[Prediction, Prediction]:
-        prediction, gradient = self.differentiate_network(x_t, t, y, graph)
-        return prediction, self.apply_bayes(prediction, t, gradient)
 
 
 class RePaint(PotentialGuidanceBase):
@@ -116,7 +111,7 @@ class RePaint(PotentialGuidanceBase):
 
     Lugmayr et al., "RePaint: Inpainting using Denoising Diffusion Probabilistic Models", 2022, arXiv 2201.09865, eq. 8: the
     denoiser gets x_t with the known values replaced, and x_0 = y and eps = z are returned there. Their resampling is
-    sampler=time_travel. The final known values are those of the measurement, whatever its noise.
+    sampler=time_travel. The final known values are those of the measurement, with its noise.
 
     Arguments:
         denoiser: any.
@@ -126,8 +121,8 @@ class RePaint(PotentialGuidanceBase):
             otherwise each sample keeps its z, and every ODE solver gets a smooth path.
 
     Raises:
-        ValueError: see `PotentialGuidanceBase`; a potential that is no inpainting problem. Later: fresh noise under a sampler
-            whose rows are at levels of their own (dopri5).
+        ValueError: a potential that is not an inpainting problem.
+        SamplingError: fresh noise with a sampler that evaluates at t [B] (dopri5).
     """
 
     noise: Noise | None = None
@@ -150,7 +145,9 @@ class RePaint(PotentialGuidanceBase):
         begun = super().start(noise, times)
         if noise is None:
             raise ValueError("RePaint noises the known values: pass noise to the run")
-        begun.noise, begun.top, begun.visits = noise, times[0], Counter()
+        begun.noise = noise
+        begun.top = times[0]
+        begun.visits = Counter()
         return begun
 
     def next_draw(self, t: Tensor) -> tuple[Tensor, int]:
@@ -165,12 +162,13 @@ class RePaint(PotentialGuidanceBase):
             raise ValueError("RePaint draws noise per run: call start(noise, times) first")
         if self.fresh and t.ndim:
             raise SamplingError(
-                "guidance=repaint draws fresh noise at every level, so it has no ODE: say guidance.fresh=false, or take "
+                "guidance=repaint draws fresh noise at every level, so it has no ODE: set guidance.fresh=false, or take "
                 "sampler=ddim or ddpm"
             )
-        self.problem.residual(x_t)  # for its message, should the shapes differ
+        self.problem.residual(x_t)  # raises SamplingError for another shape
         z = repeat_noise(self.noise.normal(*self.next_draw(t)), x_t, "guidance=repaint")
         alpha, sigma = self.scales(t, x_t)
-        known, data = self.problem.known.to(x_t.device), self.problem.measurement.to(x_t)
+        known = self.problem.known.to(x_t.device)
+        data = self.problem.measurement.to(x_t)
         prediction = self.denoiser(torch.where(known, alpha * data + sigma * z, x_t), t, y)
         return prediction, Prediction(torch.where(known, data, prediction.x_0), torch.where(known, z, prediction.eps))

@@ -28,9 +28,11 @@ class StepWeights:
 
     def start(self, schedule: Schedule, times: Tensor) -> Self:
         """The weights of one run over `times`."""
-        fresh, abar = copy.copy(self), torch.sigmoid(schedule.log_snr(times))
+        fresh = copy.copy(self)
+        abar = torch.sigmoid(schedule.log_snr(times))
         weights = self.weigh(abar[:-1] / abar[1:])
-        fresh.times, fresh.factors = times, weights / weights.mean()
+        fresh.times = times
+        fresh.factors = weights / weights.mean()
         return fresh
 
     def __call__(self, t: Tensor) -> Tensor:

@@ -1,7 +1,6 @@
 """Guidance by potentials of clean data: universal guidance, MPGD, FreeDoM, LGD, and TFG, which unifies them.
 
-Some change x_0 and keep eps: the step then follows the network's own direction. In a DDIM step from t to s, x_0 + d and
-unchanged eps shift x_s by alpha_s d.
+Some methods change x_0 and keep eps: in a DDIM step from t to s, x_0 + d and unchanged eps shift x_s by alpha_s d.
 """
 
 import math
@@ -14,11 +13,12 @@ from torch import Tensor
 from ...backbones.conditions import Condition
 from ...models.protocols import Denoiser, Prediction
 from ...randomness import Noise
+from ...runtime.ranges import check_range, check_whole
 from ...schedules import EVERYWHERE
 from ..base import per_row_float, repeat_noise
 from .base import BRIGHTNESS, PotentialGuidanceBase
 from .steps import INCREASING_STEPS, StepWeights
-from .values import SMOOTHING_DRAW, LogPotential, check_whole_number
+from .values import SMOOTHING_DRAW, LogPotential
 
 __all__ = ["FreeDoM", "LGD", "MPGD", "SmoothedPotentialGuidance", "TFG", "UniversalGuidance"]
 
@@ -34,9 +34,6 @@ class MPGD(PotentialGuidanceBase):
         potential: f(x0_hat, y) -> [B].
         scale: w, the step; 0 = off. With a measurement of noise s (inpaint, ...), s^2 puts A x_0 on the measurement.
         interval: (lo, hi] in noise level sigma / alpha.
-
-    Raises:
-        ValueError: see `PotentialGuidanceBase`.
     """
 
     def __init__(
@@ -65,9 +62,6 @@ class FreeDoM(PotentialGuidanceBase):
         potential: f(x0_hat, y) -> [B].
         scale: w, the step; 0 = off.
         interval: (lo, hi] in noise level sigma / alpha.
-
-    Raises:
-        ValueError: see `PotentialGuidanceBase`.
     """
 
     def __init__(
@@ -98,10 +92,7 @@ class UniversalGuidance(PotentialGuidanceBase):
         scale: w, of the forward guidance; 0 = backward steps alone.
         interval: (lo, hi] in noise level sigma / alpha.
         backward_steps: m, gradient steps from D = 0; 0 = forward guidance alone.
-        backward_rate: length of such a step, times the gradient; positive.
-
-    Raises:
-        ValueError: see `PotentialGuidanceBase`; steps or a rate out of range.
+        backward_rate: step on x_0, times the gradient; positive.
     """
 
     def __init__(
@@ -114,10 +105,8 @@ class UniversalGuidance(PotentialGuidanceBase):
         backward_rate: float = 0.01,
     ):
         super().__init__(denoiser, potential, scale, interval)
-        if not 0 < backward_rate < math.inf:
-            raise ValueError(f"backward_rate must be positive, got {backward_rate}")
-        self.backward_steps = check_whole_number("backward_steps", backward_steps, 0)
-        self.backward_rate = float(backward_rate)
+        self.backward_steps = check_whole("backward_steps", backward_steps, 0, 1000)
+        self.backward_rate = check_range("backward_rate", backward_rate, "(0, inf)")
 
     @property
     def off(self) -> bool:
@@ -195,9 +184,6 @@ class LGD(SmoothedPotentialGuidance):
         scale: w; 0 = off, 1 = Bayes.
         interval: (lo, hi] in noise level sigma / alpha.
         copies: n, evaluations of the potential; at least 1.
-
-    Raises:
-        ValueError: see `PotentialGuidanceBase`; a number of copies out of range.
     """
 
     def __init__(
@@ -209,14 +195,10 @@ class LGD(SmoothedPotentialGuidance):
         copies: int = 8,
     ):
         super().__init__(denoiser, potential, scale, interval)
-        self.copies = check_whole_number("copies", copies, 1)
+        self.copies = check_whole("copies", copies, 1, 1000)
 
     def width(self, t: Tensor) -> Tensor:
         return torch.sigmoid(-self.schedule.log_snr(t)).sqrt()
-
-    def guide(self, x_t: Tensor, t: Tensor, y: Condition | None, graph: bool) -> tuple[Prediction, Prediction]:
-        prediction, gradient = self.differentiate_network(x_t, t, y, graph)
-        return prediction, self.apply_bayes(prediction, t, gradient)
 
 
 class TFG(SmoothedPotentialGuidance):
@@ -235,14 +217,11 @@ class TFG(SmoothedPotentialGuidance):
         scale: multiplies rho and mu; 0 = off.
         interval: (lo, hi] in noise level sigma / alpha.
         rho: step of the gradient through the network, at least 0, the mean over the steps of a run.
-        mu: step of the gradient on x_0, at least 0, likewise.
+        mu: step of the gradient on x_0, at least 0, the mean over the steps of a run.
         iterations: steps on x_0, at least 0.
         copies: of x0_hat, over which f~ averages; 0 = f itself.
         smoothing: width of their noise at pure noise, at least 0.
         rho_steps, mu_steps: how rho and mu are distributed over the steps of a run.
-
-    Raises:
-        ValueError: see `PotentialGuidanceBase`; a step, count or width out of range.
     """
 
     def __init__(
@@ -260,14 +239,10 @@ class TFG(SmoothedPotentialGuidance):
         mu_steps: StepWeights = INCREASING_STEPS,
     ):
         super().__init__(denoiser, potential, scale, interval)
-        for name, value in {"rho": rho, "mu": mu, "smoothing": smoothing}.items():
-            if not 0 <= value < math.inf:
-                raise ValueError(f"{name} must be a finite number of at least 0, got {value}")
-        self.rho, self.mu, self.smoothing = float(rho), float(mu), float(smoothing)
-        self.iterations, self.copies = (
-            check_whole_number("iterations", iterations, 0),
-            check_whole_number("copies", copies, 0),
-        )
+        self.rho, self.mu = check_range("rho", rho, "[0, inf)"), check_range("mu", mu, "[0, inf)")
+        self.smoothing = check_range("smoothing", smoothing, "[0, inf)")
+        self.iterations = check_whole("iterations", iterations, 0, 1000)
+        self.copies = check_whole("copies", copies, 0, 1000)
         self.rho_steps, self.mu_steps = rho_steps, mu_steps
 
     def start(self, noise: Noise | None, times: Tensor) -> Self:

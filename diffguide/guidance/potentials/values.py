@@ -18,10 +18,9 @@ __all__ = [
     "LogPotential",
     "Potential",
     "build_potential",
-    "check_whole_number",
     "compute_gradient",
     "evaluate",
-    "name_of",
+    "get_name",
     "reads_class",
 ]
 
@@ -29,7 +28,7 @@ SMOOTHING_DRAW = 2**36  # the first draw of smoothing, beyond those of samplers 
 
 
 class Potential:
-    """f(x, y) -> [B]: a log-potential of each row of x, in nats, up to a constant. Any such callable will do.
+    """f(x, y) -> [B]: a log-potential of each row of x, in nats, up to a constant. Any such callable is one.
 
     Attributes:
         of_class: whether f reads y; then a row without class (y = -1) is not guided.
@@ -49,17 +48,17 @@ LogPotential = Potential | Callable[[Tensor, Condition | None], Tensor]
 
 
 def build_potential(potential: LogPotential) -> LogPotential:
-    """A potential from a configuration: Hydra's `_partial_` of a class is built, that of a function is called as it is.
+    """The potential of a configuration: a `_partial_` of a class is built, a `_partial_` of a function is the potential.
 
-    So `guidance.potential._target_=mine.f` takes a function f(x, y) or a class of such callables.
+    So `guidance.potential._target_=mine.f` may name a function f(x, y) or a class of such callables.
     """
     if isinstance(potential, functools.partial) and isinstance(potential.func, type):
         try:
             potential = potential()
         except TypeError as error:
-            raise ValueError(f"potential: {error}; say +guidance.potential.<argument>=<value>") from error
+            raise ValueError(f"potential: {error}; set +guidance.potential.<argument>=<value>") from error
     if not callable(potential):
-        hint = f"; say guidance.potential._target_={potential}" if isinstance(potential, str) else ""
+        hint = f"; set guidance.potential._target_={potential}" if isinstance(potential, str) else ""
         raise ValueError(f"potential must be callable as f(x, y) -> [B], got {potential!r}{hint}")
     return potential
 
@@ -69,13 +68,13 @@ def reads_class(potential: LogPotential) -> bool:
     return bool(getattr(potential, "of_class", False))
 
 
-def name_of(potential: LogPotential) -> str:
+def get_name(potential: LogPotential) -> str:
     """The name of a potential in messages."""
     potential = potential.func if isinstance(potential, functools.partial) else potential
     return getattr(potential, "__name__", type(potential).__name__)
 
 
-def module_of(potential: LogPotential) -> str:
+def get_module(potential: LogPotential) -> str:
     """The module that defines a potential."""
     potential = potential.func if isinstance(potential, functools.partial) else potential
     return getattr(potential, "__module__", None) or type(potential).__module__
@@ -95,13 +94,13 @@ def evaluate(potential: LogPotential, x: Tensor, y: Condition | None) -> Tensor:
     Raises:
         SamplingError: a value that is not [B], not finite, or not a function of x; an exception of a user's potential.
     """
-    name = name_of(potential)
+    name = get_name(potential)
     try:
         value = potential(x, y)
     except (SamplingError, torch.OutOfMemoryError):
         raise
-    except Exception as error:  # whatever a user's module may raise
-        module = module_of(potential)
+    except Exception as error:  # a user's module may raise anything
+        module = get_module(potential)
         if module.startswith("diffguide."):
             raise
         raise SamplingError(
@@ -115,12 +114,12 @@ def evaluate(potential: LogPotential, x: Tensor, y: Condition | None) -> Tensor:
     if not bool(value.isfinite().all()):
         where = int((~value.isfinite()).nonzero()[0])
         raise SamplingError(
-            f"guidance.potential: {name} is {float(value[where].detach())} in row {where} for x {list(x.shape)} "
-            f"between {float(x.detach().min()):.3g} and {float(x.detach().max()):.3g}; it must be finite everywhere"
+            f"guidance.potential: {name} is not finite: {float(value[where].detach())} in row {where} of x {list(x.shape)} "
+            f"between {float(x.detach().min()):.3g} and {float(x.detach().max()):.3g}"
         )
     if x.requires_grad and not value.requires_grad:
         raise SamplingError(
-            f"guidance.potential: {name} has no gradient: its value does not depend on x {list(x.shape)}"
+            f"guidance.potential: {name} has no gradient, its value does not depend on x {list(x.shape)}"
         )
     return value
 
@@ -137,18 +136,7 @@ def compute_gradient(potential: LogPotential, value: Tensor, x: Tensor, graph: b
     result = torch.autograd.grad(value.sum(), x, create_graph=graph)[0]
     if not bool(result.isfinite().all()):
         raise SamplingError(
-            f"guidance.potential: the gradient of {name_of(potential)} is not finite for x {list(x.shape)} between "
+            f"guidance.potential: the gradient of {get_name(potential)} is not finite for x {list(x.shape)} between "
             f"{float(x.detach().min()):.3g} and {float(x.detach().max()):.3g}"
         )
     return result
-
-
-def check_whole_number(name: str, value: int, least: int) -> int:
-    """A whole number from `least` to 1000.
-
-    Raises:
-        ValueError: any other number.
-    """
-    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= 1000:
-        raise ValueError(f"{name} must be a whole number from {least} to 1000, got {value!r}")
-    return value
