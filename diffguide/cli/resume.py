@@ -24,6 +24,7 @@ from ..files.run_folders import hash_file, strict_json
 from ..files.shards import START_FILE
 from ..nodes.old_names import update_saved_config
 from .inheritance import inherit_config
+from .model_choice import checkpoint_paths
 from .resume_policy import GENERATION, TRAINING, check_unchanged, resume_error, training_changes
 
 __all__ = ["Begun", "Resumed", "find_evaluation", "find_samples", "find_training"]
@@ -162,6 +163,7 @@ def find_begun(
     folder = run_folder(config["resume"], example)
     saved = saved_config(folder, config.keys(), ORACLE_KEYS)
     merged = inherit_config(config, saved, GENERATION)
+    checkpoint_paths(merged, several=False)  # raises for a value that is no path
     check_unchanged(folder, saved, merged, GENERATION)
     if (folder / last).exists():
         return merged, Begun(folder, None, None)

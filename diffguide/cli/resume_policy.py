@@ -87,7 +87,7 @@ def check_unchanged(
             ]
             hint = f"drop {causes[-1]}" if causes else f"{folder / 'config.yaml'} was edited"
             if key.startswith("training.optimizer"):
-                hint = "repeat it: the optimiser is never read from a file"
+                hint = f"give {key}={old}: the optimiser is never read from a file"
             change = f"{key.removesuffix('._target_')} ({shorten_value(old)} -> {shorten_value(new)})"
             raise resume_error(f"cannot change {change} of {folder}: {hint}")
 

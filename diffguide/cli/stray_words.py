@@ -118,7 +118,7 @@ def explain_split(words: Sequence[str], place: int) -> str | None:
         if whole == words[place] or has_open_bracket(whole):
             return None if "=" in whole.partition("=")[2] else f"cannot read {whole!r}: a bracket is not closed"
         commas = re.sub(r",?\s+", ",", re.sub(r"\s*,\s*", ",", whole))
-        return f"the shell splits {whole!r} at its spaces: write {quote_typed(whole if ', ' in whole else commas)}"
+        return f"the shell splits {whole!r} at its spaces: write {quote_typed(whole if re.search('[,:] ', whole) else commas)}"
     before = words[place - 1] if place else ""
     value = before.partition("=")[2]
     if "=" not in whole and value and Path(f"{value} {whole}").exists():

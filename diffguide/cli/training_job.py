@@ -40,7 +40,8 @@ def build_training_job(config: dict[str, Any]) -> TrainingJob:
     """
     config, resumed = (config, None) if config["resume"] is None else find_training(config)
     settings = TrainingSettings.read(config)
-    check_label_dropout(config.get("p_uncond", 0.0), config["guidance"], config["objective"])
+    if resumed is None or "p_uncond" in changed_keys():
+        check_label_dropout(config.get("p_uncond", 0.0), config["guidance"], config["objective"])
     for key in ("dataset", "backbone", "schedule", "objective", "guidance", "sampler"):  # before a download
         check_types(config[key], key, ROLES[key].given)
     parent = settings.run_parent("dry_run" if settings.dry_run else "train")

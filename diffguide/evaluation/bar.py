@@ -31,9 +31,11 @@ class Bar:
     def __call__(self, done: int, total: int, unit: str) -> None:
         with self.lock:
             progress = self.start_stage(total, unit)
-            progress.advance(done - progress.count)
+            new = done - progress.count
+            progress.advance(new)
             evaluations = self.context.evaluations
-            if total > 1 or progress.bar is not None:  # a stage of one unit was printed at its start
+            printed = new == 0 and done == total or total == 1  # a stage of one unit was printed at its start
+            if progress.bar is not None or not printed:
                 progress.show(**({} if evaluations is None else {"evaluations": evaluations}))
             self.since = time.monotonic()
         if self.interrupts.number:

@@ -147,6 +147,7 @@ class DenoisingError(ClassConditionalMetric):
 
     def check(self, context: EvalContext) -> None:
         super().check(context)
+        self.edges(context.schedule)  # raises without noise levels
         if self.uses_labels(context) and not context.has_null and bool((context.labels < 0).any()):
             raise ValueError(
                 f"metric.conditional=true: the {context.split} split has examples without a label, and this model did not "

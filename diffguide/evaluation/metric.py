@@ -24,9 +24,10 @@ from ..runtime.ranges import check_whole
 from ..schedules import Schedule
 from .parts import MetricError, Parts
 
-__all__ = ["Figure", "MetricResult", "Metric", "MetricError", "EvalContext", "mean"]
+__all__ = ["Figure", "MetricResult", "Metric", "MetricError", "EvalContext", "Report", "mean"]
 
 T = TypeVar("T")
+Report = Callable[[float], None]  # called with the fraction of the work that is done
 SPLITS = ("train", "validation", "test")
 SUBSET_PURPOSE, EXAMPLE_PURPOSE = 1, 2  # purposes of the seed
 PROTOCOLS = {

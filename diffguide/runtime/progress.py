@@ -55,7 +55,7 @@ class Progress:
         """Shows figures such as the loss: next to the bar, or in a line if the last line is old enough."""
         if self.silent:
             return
-        text = " ".join(f"{name} {value:.4g}" for name, value in figures.items())
+        text = " ".join(f"{name} {v if isinstance(v, int) else f'{v:.4g}'}" for name, v in figures.items())
         if self.bar is not None:
             redraw = time.monotonic() - self.drawn >= REDRAW_SECONDS
             self.bar.set_postfix_str(text, refresh=redraw)
@@ -65,7 +65,12 @@ class Progress:
             self.last = time.monotonic()
             rate = (self.count - self.first) / max(self.last - self.started, 1e-9)
             left = f"{max(self.total - self.count, 0) / rate:.0f} s left" if rate > 0 else ""
-            parts = (f"{self.title} {self.count}/{self.total} {self.unit}", f"{rate:.0f}/s", text, left)
+            parts = (
+                f"{self.title} {self.count}/{self.total} {self.unit}",
+                f"{rate:.2g}/s" if 0 < rate < 10 else f"{rate:.0f}/s",
+                text,
+                left,
+            )
             self.write_line(", ".join(filter(None, parts)), shown=self.bar is None)
 
     def write_line(self, line: str, shown: bool = True) -> None:

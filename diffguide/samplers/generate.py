@@ -39,13 +39,27 @@ def generate(
         device: of the denoiser.
         on_step: called with (step index from 1, x) after every step of every batch.
         dtype: of the noise.
+
+    Raises:
+        ValueError: another number of labels than of seeds, or a label that is no class of the denoiser.
     """
+    check_labels(labels, len(seeds), denoiser.num_classes)
     times = sampler.times(denoiser)
     for first in range(0, len(seeds), batch_size):
         part = slice(first, first + batch_size)
         batch_labels = None if labels is None else labels[part]
         x, y, noise = initial_state(denoiser, sampler, times, seeds[part], batch_labels, shape, device, dtype)
         yield sampler(denoiser, x, times, y, noise, on_step)
+
+
+def check_labels(labels: Sequence[int] | Embedding | None, count: int, num_classes: int) -> None:
+    """Raises ValueError unless there is a label per sample, each a class or -1."""
+    if labels is not None and len(labels) != count:
+        raise ValueError(f"labels must have one entry per seed, got {len(labels)} labels and {count} seeds")
+    if labels is not None and not isinstance(labels, Embedding):
+        wrong = [label for label in labels if not -1 <= label < max(num_classes, 1)]
+        if wrong:
+            raise ValueError(f"labels must be from -1 (no condition) to {num_classes - 1}, got {wrong[0]}")
 
 
 def initial_state(

@@ -107,6 +107,9 @@ class Schedule(nn.Module):
             raise ValueError(f"log_snr_min must be below log_snr_max, got {log_snr_min:g} and {log_snr_max:g}")
         self.log_snr_max, self.log_snr_min = log_snr_max, log_snr_min
 
+    def extra_repr(self) -> str:
+        return f"log_snr_max={float(self.log_snr_max):g}, log_snr_min={float(self.log_snr_min):g}"
+
     @property
     def is_learned(self) -> bool:
         """Whether the curve has parameters, which an objective trains."""

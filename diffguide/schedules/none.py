@@ -20,6 +20,9 @@ class NoSchedule(Schedule):
     log_snr_max = property(lambda self: self.raise_error())
     log_snr_min = property(lambda self: self.raise_error())
 
+    def extra_repr(self) -> str:
+        return ""
+
     def log_snr(self, t) -> Tensor:
         return self.raise_error()
 

@@ -119,7 +119,8 @@ class Training:
 
         Arguments:
             data: training data.
-            folder: of metrics.jsonl, data.json, checkpoints/ and samples/; None = nothing is written.
+            folder: of metrics.jsonl and data.json, of checkpoints/ with `config` and samples/ with `draw`; None = nothing is
+                written.
             seed: of all random numbers.
             engine: launched Fabric, None = one device.
             config: resolved configuration, saved in the checkpoints; None = no checkpoints.

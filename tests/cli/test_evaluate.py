@@ -420,6 +420,9 @@ REFUSED = {
     "of an oracle": ([f"checkpoint={SMALL}", "schedule=cosine"], "schedule has no effect"),
     "of a checkpoint": (["oracle=gmm2d", "weights=ema"], "weights has no effect"),
     "no law of data": (["oracle=gmm2d", "dataset=gmm2d"], "or use oracle=empirical"),
+    "no noise levels": (["oracle=gmm2d", "schedule=none"], "schedule=none has no noise levels"),
+    "no noise levels for classes": (["oracle=gmm2d", "schedule=none", "metric=classification"], "schedule=none has no noise"),
+    "no likelihood": ([f"checkpoint={SMALL}", "metric=likelihood", "metric@metric.elbo=denoising"], "elbo must be a "),
     "too many samples": (["oracle=gmm2d", "n=10000000000"], "n must be at most 10^7 exact samples"),
     "a folder's name": ([f"checkpoint={SMALL}", *FEW, "name=a/b"], "name must be the name of a folder"),
 }  # fmt: skip

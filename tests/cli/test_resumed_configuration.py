@@ -27,7 +27,7 @@ NOT_RESUMED = {
         ["objective=eps"],
         "objective.parameterization (V -> Eps)",
     ),
-    "another optimiser": (["training.optimizer.weight_decay=0.5"], "optimiser is never read from a file"),
+    "another optimiser": (["training.optimizer.weight_decay=0.5"], "training.optimizer.weight_decay=0.01"),
     "a length that is no number": (["training.images=many"], "training.images must be a whole number"),
     "nothing left": (["training.images=288"], "set more training.images"),
     "a bare file": ([f"resume={RUN}/checkpoints/0000000288.safetensors"], "is no run folder such as"),
@@ -82,6 +82,14 @@ def test_a_configuration_with_aliases_is_an_error(unfinished, tmp_path, command)
         file.write("\n".join(lines) + "\n")
     done = command(main, f"resume={RUN}", at=tmp_path)
     assert done.code == 1 and "it has aliases" in done.err and len(done.err.splitlines()) == 1
+
+
+def test_a_resumed_run_keeps_its_label_dropout_under_another_guidance(unfinished, tmp_path, command):
+    """p_uncond is fixed, so guidance=none only changes the sample grids."""
+    done = command(main, f"resume={RUN}", "guidance=none", "training.images=320", at=tmp_path)
+    assert done.code == 0, done.err
+    config = OmegaConf.load(unfinished / "config.yaml")
+    assert config.p_uncond == 0.1 and "ClassifierFree" not in config.guidance._target_
 
 
 def test_an_optimiser_is_never_read_from_a_file(unfinished, tmp_path, command):

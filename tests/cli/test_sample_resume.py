@@ -59,6 +59,7 @@ def everything(run: Path) -> dict[Path, bytes]:
 
 
 NOT_RESUMED = {
+    "checkpoint of nothing": (["checkpoint=null"], "checkpoint is missing"),
     "another n": (["n=400"], "n (48 -> 400)"),
     "another seed": (["seed=1"], "seed (0 -> 1)"),
     "another batch": (["batch_size=32"], "batch_size (16 -> 32)"),

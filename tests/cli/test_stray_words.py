@@ -54,6 +54,7 @@ TOLD = {  # command line: what is to be typed in its place
     "sample oracle=gmm2d cfg": "write guidance=cfg\n",
     "train help": "write --help",
     "sample labels=[cat, dog]": "write 'labels=[cat, dog]'\n",
+    "sample labels={index: [1]}": "write 'labels={index: [1]}'\n",
     "sample guidance.interval=[0.1 5]": "write 'guidance.interval=[0.1,5]'\n",
     "train dataset=image_folder dataset.path=my images": "write 'dataset.path=my images'\n",
     "train name=two words": "if it belongs to the word before, write 'name=two words'",

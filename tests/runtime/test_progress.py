@@ -98,3 +98,11 @@ def test_a_line_of_progress_separates_its_parts(capsys):
     progress.show(loss=0.7598)
     line = capsys.readouterr().err.splitlines()[-1]
     assert line.startswith("training 2/4 images, ") and re.search(r"/s, loss 0\.7598, \d+ s left$", line), line
+
+
+def test_a_slow_rate_has_two_digits_and_a_count_all_of_them(capfd):
+    progress = Progress("elbo", 8, "examples", every=0.0)
+    progress.started -= 1000
+    progress.advance(2)
+    progress.show(evaluations=18432)
+    assert re.fullmatch(r"elbo 2/8 examples, 0\.002/s, evaluations 18432, \d+ s left\n", capfd.readouterr().err)

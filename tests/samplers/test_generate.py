@@ -2,6 +2,7 @@
 
 import math
 
+import pytest
 import torch
 from all_samplers import every_sampler
 from closed_forms import ExactMixture, two_classes
@@ -39,6 +40,16 @@ def test_embedded_labels_give_the_samples_of_the_labels():
         torch.cat(list(generate(denoiser, Euler(2, UniformT()), range(3), y, (1, 8, 8), 2))) for y in (embedded, labels)
     )
     assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize(
+    "labels, message",
+    [([0], "1 labels and 2 seeds"), (range(3), "3 labels and 2 seeds"), ([0, 2], "from -1 .* to 1, got 2")],
+)
+def test_labels_must_fit_the_seeds_and_the_classes(labels, message):
+    denoiser = ExactMixture(two_classes(), Cosine(12.0, -10.0))
+    with pytest.raises(ValueError, match=message):
+        next(generate(denoiser, Euler(2, UniformT()), range(2), labels, (2,), 2))
 
 
 @every_sampler

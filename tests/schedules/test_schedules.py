@@ -17,6 +17,7 @@ from diffguide.schedules import (
     Flow,
     Linear,
     Monotone,
+    NoSchedule,
     ResolutionShift,
     ScaledLinear,
     Schedule,
@@ -93,6 +94,11 @@ def test_alpha_and_sigma_have_the_log_snr(schedule):
 @every_schedule
 def test_t_of_inverts_log_snr(schedule):
     torch.testing.assert_close(schedule.t_of(schedule.log_snr(interior)), interior, rtol=0, atol=1e-10)
+
+
+def test_a_schedule_shows_its_ends():
+    assert repr(Cosine(log_snr_max=5.0)) == "Cosine(log_snr_max=5, log_snr_min=-10)"
+    assert repr(NoSchedule()) == "NoSchedule()"
 
 
 @finite_schedules

@@ -138,8 +138,11 @@ class Classification(Metric):
 
     def check(self, context: EvalContext) -> None:
         super().check(context)
-        if not context.require(Classifier).num_classes:
+        classifier = context.require(Classifier)
+        if not classifier.num_classes:
             raise ValueError(f"metric=classification needs a model with classes; this {context.model_name} has none")
+        if classifier.schedule is not None:
+            find_time(classifier, self.noise_levels[0])  # raises for a schedule without noise levels
 
     def measure(self, context: EvalContext) -> MetricResult:
         batches = context.compute_batches(lambda first: self.classify_batch(context, first))

@@ -10,7 +10,7 @@ Diffusion Model", 2023, arXiv 2305.15241.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -19,13 +19,13 @@ from torch import Tensor
 from ...models.protocols import Denoiser
 from ...randomness import Noise, fold
 from ...runtime.ranges import check_range, check_whole
+from ..metric import Report
 from ..noise_levels import time_of_log_snr
 from ..parts import MetricError
 from .weighting import Bell, Piecewise, Spacing, Weighting
 
 __all__ = ["Budget", "ZeroShot", "ZeroShotPredictions"]
 
-Report = Callable[[float], None]  # called with the fraction of the work that is done
 LEVEL_PURPOSE = 1  # purpose of an image's seed, besides its noise
 STAGES = ((8, 4), (16, 3), (32, 2), (64, 2), (128, 2), (256, 2))  # (evaluations, classes that remain after them)
 GOLDEN_RATIO = (math.sqrt(5) - 1) / 2  # its first k multiples modulo 1 are evenly spaced for any k

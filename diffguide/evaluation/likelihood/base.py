@@ -13,15 +13,14 @@ from ...figures.plot_spec import Plot
 from ...models.decoders import Discretized
 from ...models.protocols import Energy, is_guided
 from ...randomness import Noise
-from ..metric import EvalContext, Figure, Metric, MetricResult
+from ..metric import EvalContext, Figure, Metric, MetricResult, Report
 from ..noise_levels import time_of_log_snr
 from .dequantization import estimate_likelihood
 from .elbo import start_log_snr
 
-__all__ = ["Arrays", "Density", "NLL", "Report", "sum_parts"]
+__all__ = ["Arrays", "Density", "NLL", "sum_parts"]
 
 Arrays = dict[str, Tensor]
-Report = Callable[[float], None]  # called with the fraction of a batch that is done, after every evaluation
 NLL = Callable[[Tensor, Tensor | None, Noise, Report], Arrays]
 LEVELS_HINT = "(17 for digits, 256 for bytes, 0 for continuous data)"
 

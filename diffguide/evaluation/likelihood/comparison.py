@@ -40,6 +40,8 @@ class Likelihoods(Metric):
         self.members = [member for member in parts.values() if member is not None]
         for name, member in parts.items():
             if member is not None:
+                if not isinstance(member, Density):
+                    raise ValueError(f"{name} must be a likelihood, got {type(member).__name__}: use null to skip it")
                 member.key = f"metric.{name}"
         if not self.members:
             raise ValueError("metric=likelihood needs one of metric.elbo, metric.ode, metric.exact, and all are null")

@@ -12,9 +12,9 @@ from ...models.decoders import Discretized, Gaussian
 from ...models.protocols import Denoiser, LogDensity
 from ...randomness import Noise, fold
 from ...runtime.ranges import check_range, check_whole
-from ..metric import EvalContext, mean
+from ..metric import EvalContext, Report, mean
 from ..noise_levels import time_of_log_snr
-from .base import NLL, Arrays, Density, Report
+from .base import NLL, Arrays, Density
 from .control_variate import GaussianFit
 from .dequantization import DecoderDequantization, Dequantization
 from .elbo import Control, Piece, elbo, fit_control, pieces, reconstruction

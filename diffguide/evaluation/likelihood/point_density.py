@@ -9,8 +9,8 @@ from torch import Tensor
 from ...models.decoders import Discretized
 from ...randomness import Noise
 from ...runtime.ranges import check_whole
-from ..metric import EvalContext
-from .base import NLL, Arrays, Density, Report
+from ..metric import EvalContext, Report
+from .base import NLL, Arrays, Density
 from .dequantization import DecoderDequantization, Dequantization
 
 __all__ = ["PointDensity"]
