@@ -4,8 +4,12 @@ import os
 from typing import Any
 
 import torch
-from lightning_fabric import Fabric
-from lightning_fabric.utilities.exceptions import MisconfigurationException
+
+from .put_off import put_off_compiler
+
+with put_off_compiler():
+    from lightning_fabric import Fabric
+    from lightning_fabric.utilities.exceptions import MisconfigurationException
 
 __all__ = ["Fabric", "build_fabric", "gather_objects", "kill_launched_processes", "launched_by_torchrun"]
 
