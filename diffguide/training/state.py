@@ -26,6 +26,7 @@ from ..objectives import Diverged, Loss, Objective
 from ..randomness import fold
 from ..runtime.engine import Fabric, gather_objects
 from ..runtime.progress import Progress
+from ..runtime.put_off import use_optimizer
 from ..runtime.signals import Interrupts, Stopped
 from .batches import Batches
 from .divergence import DivergenceWatch
@@ -74,7 +75,8 @@ class TrainingRun:
         training, objective, engine = self.training, self.objective, self.engine
         self.main = engine.is_global_zero
         self.module, self.optimizer = engine.setup(objective, training.make_optimizer(objective))
-        self.optimizer.zero_grad()  # a step that diverged leaves its gradient
+        with use_optimizer(self.optimizer):
+            self.optimizer.zero_grad()  # a step that diverged leaves its gradient
         self.ema = AveragedModel(objective).eval().requires_grad_(False)
         averaged = self.ema.module
         assert isinstance(averaged, Objective)
@@ -149,8 +151,9 @@ class TrainingRun:
         self.rate = self.plan.rate_at(self.images)
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        with use_optimizer(self.optimizer):
+            self.optimizer.step()
+            self.optimizer.zero_grad()
         self.objective.finish_step(self.gather)
         self.images += training.batch_size
         self.ema.multi_avg_fn = get_ema_multi_avg_fn(training.ema_decay_at(self.images))
