@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 __all__ = ["TrainingRun"]
 
 ROLLBACK_PURPOSE = 4  # purpose of a folded seed, besides those of `batches` and `held_out`
+UNCHECKED_STEPS = 50  # of an accelerator, if nothing is written before
 SIGNAL_STEPS = 8  # with several processes, steps between two exchanges of signals
 
 
@@ -91,7 +92,7 @@ class TrainingRun:
             self.progress.write_line(notice)
         if self.data.held_out_split[0] != "validation":
             self.progress.write_line("the validation split is empty: held-out losses are on training examples")
-        self.watch = DivergenceWatch(lag=0 if engine.device.type == "cpu" else 1)
+        self.watch = DivergenceWatch(0 if engine.device.type == "cpu" else UNCHECKED_STEPS)
         self.started = time.monotonic()
         if self.resume is None and objective.max_restores:
             self.save(None)  # for a rollback before the first interval
@@ -176,6 +177,9 @@ class TrainingRun:
             Stopped: a signal arrived, and a checkpoint was written.
         """
         training = self.training
+        lengths = training.log_images, training.validation_images, training.checkpoint_images, training.sample_images
+        if any(map(self.is_due, lengths)):
+            self.watch.flush()
         if self.is_due(training.log_images):
             self.write_metrics()
         with self.meter.pause():  # excluded from the images per second of training
