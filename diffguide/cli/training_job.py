@@ -15,6 +15,7 @@ from ..config.build import ConfigError, build, needs_null
 from ..config.type_checks import check_types
 from ..datasets import Dataset
 from ..objectives import Objective
+from ..runtime.compiling import should_compile
 from ..runtime.engine import launched_by_torchrun
 from ..training.job import TrainingJob
 from ..training.loop import Training
@@ -55,7 +56,10 @@ def build_training_job(config: dict[str, Any]) -> TrainingJob:
         backbone = build(config["backbone"], "backbone")
     objective = build(config["objective"], "objective", backbone, build(config["schedule"], "schedule"))
     sampler = build(config["sampler"], "sampler")
-    check_objective(objective, training, engine.world_size, settings.compile)
+    compiled = should_compile(settings.compile, engine.device, backbone)
+    if settings.compile == "auto":
+        compiled = compiled and objective.compilable
+    check_objective(objective, training, engine.world_size, compiled)
     saved = config | {"resume": None}
     return TrainingJob(
         parent=parent,
@@ -68,7 +72,7 @@ def build_training_job(config: dict[str, Any]) -> TrainingJob:
         guide=GuidanceBuilder(config["guidance"], settings.trust, data.shape, data.class_names),
         config=saved,
         config_yaml=OmegaConf.to_yaml(OmegaConf.create(saved)),
-        compiled=settings.compile,
+        compiled=compiled,
         dry_run=settings.dry_run,
         folder=resumed and resumed.folder,
         checkpoint=resumed and resumed.checkpoint,

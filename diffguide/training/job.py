@@ -21,6 +21,7 @@ from ..files.run_folders import (
 )
 from ..models.protocols import Denoiser, Energy
 from ..objectives import Diverged, Objective
+from ..runtime.compiling import CPU_BREAK_EVEN, compile_training
 from ..runtime.engine import Fabric, kill_launched_processes, launched_by_torchrun
 from ..runtime.errors import InputError
 from ..runtime.signals import Stopped
@@ -97,7 +98,13 @@ class TrainingJob:
         if self.compiled:
             backbone = self.objective.model.backbone
             assert isinstance(backbone, torch.nn.Module)
-            backbone.compile()
+            compile_training(backbone)
+            if self.engine.device.type == "cpu" and self.engine.is_global_zero:
+                print(
+                    f"compile=true takes minutes on the CPU and makes steps a tenth faster: it pays off after about "
+                    f"{CPU_BREAK_EVEN:,} images, and this run has {self.training.images:,}",
+                    file=sys.stderr,
+                )
         if self.dry_run:
             return self.write_dry_run()
         if not launched_by_torchrun():

@@ -24,6 +24,7 @@ from ..files.metrics_log import Meter, MetricsLog
 from ..files.run_folders import append_text, convert_write_errors
 from ..objectives import Diverged, Loss, Objective
 from ..randomness import fold
+from ..runtime.compiling import compile_average
 from ..runtime.engine import Fabric, gather_objects
 from ..runtime.progress import Progress
 from ..runtime.signals import Interrupts, Stopped
@@ -80,6 +81,7 @@ class TrainingRun:
         averaged = self.ema.module
         assert isinstance(averaged, Objective)
         self.averaged = averaged
+        compile_average(objective.model, averaged.model)
         self.meter, self.losses = Meter(), list[Loss]()
         self.images = 0
         self.plan = training.plan()
