@@ -5,9 +5,17 @@ from typing import Any
 
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.plugins import MixedPrecision
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 
-__all__ = ["Fabric", "build_fabric", "gather_objects", "kill_launched_processes", "launched_by_torchrun"]
+__all__ = [
+    "Fabric",
+    "build_fabric",
+    "gather_objects",
+    "kill_launched_processes",
+    "launched_by_torchrun",
+    "set_mixed_precision",
+]
 
 
 def launched_by_torchrun() -> bool:
@@ -28,6 +36,11 @@ def gather_objects(fabric: Fabric, value: Any) -> list[Any]:
     values = [None] * fabric.world_size
     torch.distributed.all_gather_object(values, value)
     return values
+
+
+def set_mixed_precision(fabric: Fabric) -> None:
+    """Makes a Fabric of float32 one of bf16-mixed, before anything is set up with it."""
+    fabric.strategy.precision = fabric._precision = MixedPrecision("bf16-mixed", fabric.device.type)
 
 
 def build_fabric(
