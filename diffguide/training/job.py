@@ -25,6 +25,7 @@ from ..objectives import Diverged, Objective
 from ..runtime.compiling import CPU_BREAK_EVEN, compile_training
 from ..runtime.engine import Fabric, kill_launched_processes, launched_by_torchrun
 from ..runtime.errors import InputError
+from ..runtime.memory import keep_freed_memory
 from ..runtime.signals import Stopped
 from ..samplers import Sampler, SamplingError
 from .dry_run import DryRun
@@ -98,6 +99,8 @@ class TrainingJob:
             InputError: the folder cannot be written, the run diverged, or the device is out of memory.
             Stopped: a signal arrived, and everything is saved; only on rank 0, with the run folder.
         """
+        if self.engine.device.type == "cpu":
+            keep_freed_memory()
         self.compile_backbone()
         if self.dry_run:
             self.write_remarks(None)
