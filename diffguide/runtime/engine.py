@@ -10,6 +10,7 @@ from .put_off import put_off_compiler
 
 with put_off_compiler():
     from lightning_fabric import Fabric
+    from lightning_fabric.plugins import MixedPrecision
     from lightning_fabric.utilities.exceptions import MisconfigurationException
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "inference_autocast",
     "kill_launched_processes",
     "launched_by_torchrun",
+    "set_mixed_precision",
 ]
 
 
@@ -46,6 +48,11 @@ def gather_objects(fabric: Fabric, value: Any) -> list[Any]:
     values = [None] * fabric.world_size
     torch.distributed.all_gather_object(values, value)
     return values
+
+
+def set_mixed_precision(fabric: Fabric) -> None:
+    """Makes a Fabric of float32 one of bf16-mixed, before anything is set up with it."""
+    fabric.strategy.precision = fabric._precision = MixedPrecision("bf16-mixed", fabric.device.type)
 
 
 def build_fabric(
