@@ -8,7 +8,6 @@ Loading a file from somebody else runs none of their code (`allowlist`), and all
 the network is first built on the device `meta` and compared with them.
 """
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,9 +20,11 @@ from ..files.safetensors import CheckpointError, select_prefix
 from ..models.protocols import Denoiser, Energy
 from ..nodes.old_names import update_saved_config
 from ..objectives import Objective
+from ..runtime.put_off import put_off_compiler, use_optimizer
 from ..version import __version__
 from .allowlist import construct
-from .validation import at_most, check_facts, check_finite_tensor, check_model, compare
+from .optimizer_state import optimizer_state, read_numbers
+from .validation import at_most, check_facts, check_model, compare
 
 __all__ = [
     "CheckpointError",
@@ -138,7 +139,8 @@ def save(
     tensors = {f"sums.{name}": value for name, value in training.sums.items()}
     numbers: dict[str, float] = {}
     tensors |= {f"memory.{name}": value for name, value in objective.memory().items()}
-    state = optimizer.state_dict()
+    with use_optimizer(optimizer):
+        state = optimizer.state_dict()
     for index, values in state["state"].items():
         for name, value in values.items():
             if isinstance(value, torch.Tensor):
@@ -196,10 +198,11 @@ def load(
             raise CheckpointError(f"it has {unknown[0]}, which belongs to neither objective nor ema")
         config = metadata["config"]
         held = select_prefix(tensors, weights)
-        with at_most(16 * len(held) + 256, "its configuration describes a far larger network than its tensors are"):
-            expected = assemble(config, trust, "meta")
-        compare(held, expected.state_dict())
-        check_model(expected.model, metadata)
+        try:
+            with put_off_compiler():
+                check_network(held, metadata, trust)
+        except ModuleNotFoundError:  # a network that asks for torch's compiler at once
+            check_network(held, metadata, trust)
         objective = assemble(config, trust, "cpu")
         objective.load_state_dict(held)
     except CheckpointError as error:
@@ -211,6 +214,14 @@ def load(
     if isinstance(model, Denoiser | Energy):
         model.shape, model.class_names = facts["shape"], facts["class_names"]  # guidance reads them
     return Loaded(model, config, facts)
+
+
+def check_network(held: dict[str, Tensor], metadata: dict[str, Any], trust: Sequence[str]) -> None:
+    """Builds the network of a configuration without memory; raises CheckpointError unless it is that of the tensors."""
+    with at_most(16 * len(held) + 256, "its configuration describes a far larger network than its tensors are"):
+        expected = assemble(metadata["config"], trust, "meta")
+    compare(held, expected.state_dict())
+    check_model(expected.model, metadata)
 
 
 def explain_untrained(loaded: Loaded) -> str | None:
@@ -261,38 +272,6 @@ def load_training_state(
         raise CheckpointError(f"{optimizer_file}: {error}") from error
     for name, module in {"objective": objective, "ema": ema}.items():
         module.load_state_dict(select_prefix(tensors, name))
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    with use_optimizer(optimizer):
+        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     return TrainingState(metadata, sums, precision)
-
-
-def read_numbers(saved: dict[str, Any], name: str) -> dict[str, Any]:
-    """A mapping to numbers in the metadata of a file; raises CheckpointError for any other value."""
-    value = saved.get(name)
-    if not isinstance(value, dict) or not all(isinstance(part, int | float | None) for part in value.values()):
-        raise CheckpointError(f"its {name} must be a mapping of numbers")
-    return value
-
-
-def optimizer_state(memory: dict[str, Tensor], saved: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict:
-    """The state of each parameter in a file, {index: {name: value}}.
-
-    Raises:
-        CheckpointError: the number or the shapes of the parameters differ.
-    """
-    parameters = [value for group in optimizer.param_groups for value in group["params"]]
-    counts = [len(group["params"]) for group in optimizer.param_groups]
-    if saved.get("parameters") != counts:
-        raise CheckpointError(f"it is of an optimiser of {saved.get('parameters')} parameters, this one has {counts}")
-    state: dict[int, dict] = {}
-    for key, value in (read_numbers(saved, "state") | memory).items():
-        match = re.fullmatch(r"(\d{1,9})\.(\w+)", key, re.ASCII)
-        if not match or int(match[1]) >= len(parameters):
-            raise CheckpointError(f"{key!r} is no state of one of {len(parameters)} parameters")
-        sides = parameters[int(match[1])].shape
-        if isinstance(value, Tensor) and value.ndim:  # one value per parameter, per row, per column or in all
-            if value.ndim != len(sides) or any(side not in (1, own) for side, own in zip(value.shape, sides)):
-                raise CheckpointError(f"{key} has the shape {list(value.shape)}, its parameter has {list(sides)}")
-        if isinstance(value, Tensor):
-            check_finite_tensor(value, key)
-        state.setdefault(int(match[1]), {})[match[2]] = value
-    return state

@@ -3,6 +3,11 @@
 Alpaydin & Kaynak, "Optical Recognition of Handwritten Digits", UCI Machine Learning Repository, 1998.
 """
 
+import gzip
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy
 import torch
 
 from .base import Dataset, Split, check_dataset_facts
@@ -20,9 +25,7 @@ class Digits(Dataset):
     """
 
     def __init__(self, channels: int = 1, size: int = 8, num_classes: int = 10, quantization_levels: int = 17):
-        from sklearn.datasets import load_digits  # a second to import
-
-        images, labels = load_digits(return_X_y=True)
+        images, labels = read_digits()
         x = torch.from_numpy(images).float().reshape(-1, 1, 8, 8) / 8 - 1
         y = torch.from_numpy(labels).long()
         check_dataset_facts(
@@ -34,3 +37,19 @@ class Digits(Dataset):
         )
         splits = Split(x[:1000], y[:1000]), Split(x[1000:1350], y[1000:1350]), Split(x[1350:], y[1350:])
         super().__init__(*splits, class_names=tuple("0123456789"))
+
+
+def read_digits() -> tuple[numpy.ndarray, numpy.ndarray]:
+    """Grey values 0..16 [1797, 64] and labels [1797], as `sklearn.datasets.load_digits` returns them.
+
+    They are read from scikit-learn's file, since importing scikit-learn takes a second.
+    """
+    found = find_spec("sklearn")
+    file = Path((found and found.origin) or "").parent / "datasets" / "data" / "digits.csv.gz"
+    if not file.is_file():  # another scikit-learn keeps it elsewhere
+        from sklearn.datasets import load_digits
+
+        return load_digits(return_X_y=True)
+    with gzip.open(file, "rt", encoding="utf-8") as lines:
+        table = numpy.loadtxt(lines, delimiter=",")
+    return table[:, :-1], table[:, -1].astype(int)

@@ -5,6 +5,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
@@ -233,9 +234,13 @@ def draw_grid(rows: list[list[numpy.ndarray]], names: list[str], titles: list[st
 
 def load_font() -> ImageFont.FreeTypeFont:
     """matplotlib's font, since Pillow's default font has no accents, Greek or Cyrillic."""
-    from matplotlib import get_data_path
+    found = find_spec("matplotlib")  # without importing it, which takes half a second
+    folder = Path((found and found.origin) or "").parent / "mpl-data"
+    if not folder.is_dir():  # another matplotlib keeps it elsewhere
+        from matplotlib import get_data_path
 
-    return ImageFont.truetype(Path(get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", 13)
+        folder = Path(get_data_path())
+    return ImageFont.truetype(folder / "fonts" / "ttf" / "DejaVuSans.ttf", 13)
 
 
 def wrap_text(text: str, width: float, measure: Callable[[str], float]) -> list[str]:

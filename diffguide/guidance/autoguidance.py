@@ -10,7 +10,7 @@ from ..backbones.conditions import Condition
 from ..models.evaluation_counters import count_evaluations
 from ..models.protocols import Denoiser, Prediction
 from ..randomness import Noise
-from ..schedules import EVERYWHERE, Schedule
+from ..schedules import EVERYWHERE, Schedule, same_schedule
 from .base import per_row
 from .contrast import CONSTANT_RAMP, LINEAR_RULE, Contrast
 from .ramps import Ramp
@@ -66,7 +66,7 @@ class Autoguidance(Contrast):
 
     @property
     def same_schedule(self) -> bool:
-        return self.guide.schedule is self.schedule
+        return same_schedule(self.guide.schedule, self.schedule)
 
     def guide_time(self, t: Tensor) -> Tensor:
         """The guide's time of equal log-SNR."""

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..backbones.conditions import Condition, Embedding, concatenate_conditions
-from ..models.protocols import Denoiser, DenoiserWrapper, Prediction, SamplingError
+from ..models.protocols import Denoiser, DenoiserWrapper, Prediction, SamplingError, StackedPrediction
 from ..runtime.ranges import check_finite
 from ..schedules import Interval, broadcast_rows
 
@@ -19,6 +19,7 @@ __all__ = [
     "repeat_noise",
     "split_prediction",
     "stack_conditions",
+    "stack_rows",
 ]
 
 
@@ -55,13 +56,19 @@ def check_uncompiled(denoiser: Denoiser) -> None:
 
 def stack_conditions(x_t: Tensor, t: Tensor, conditions: Sequence[Condition]) -> tuple[Tensor, Tensor, Condition]:
     """The arguments of one call that predicts x_t under each condition."""
-    count = len(conditions)
-    return torch.cat([x_t] * count), torch.cat([t] * count) if t.ndim else t, concatenate_conditions(conditions)
+    return *stack_rows(x_t, t, len(conditions)), concatenate_conditions(conditions)
+
+
+def stack_rows(x_t: Tensor, t: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """x_t and its times `count` times over."""
+    return torch.cat([x_t] * count), torch.cat([t] * count) if t.ndim else t
 
 
 def split_prediction(whole: Prediction, count: int) -> list[Prediction]:
     """The predictions under each condition, of a call with `stack_conditions`."""
-    return [Prediction(*fields) for fields in zip(*(field.chunk(count) for field in whole))]
+    if isinstance(whole, StackedPrediction):
+        return list(map(StackedPrediction, whole.stack.chunk(count, dim=1)))
+    return list(map(Prediction, whole.x_0.chunk(count), whole.eps.chunk(count)))
 
 
 def has_condition(y: Condition) -> Tensor:

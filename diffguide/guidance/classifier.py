@@ -8,7 +8,7 @@ from torch import Tensor
 from ..backbones.conditions import Condition, Embedding
 from ..models.evaluation_counters import count_potential
 from ..models.protocols import Classifier, Denoiser, Prediction
-from ..schedules import EVERYWHERE, Schedule, broadcast_rows
+from ..schedules import EVERYWHERE, Schedule, broadcast_rows, same_schedule
 from .base import ScaledGuidance
 
 __all__ = ["ClassGuidance", "ClassifierGuidance", "match_log_snr", "shift_score", "sum_label_log_prob"]
@@ -20,7 +20,7 @@ def match_log_snr(x_t: Tensor, t: Tensor, own: Schedule, other: Schedule) -> tup
     x_t = alpha x_0 + sigma eps times sqrt((alpha'^2 + sigma'^2) / (alpha^2 + sigma^2)) is alpha' x_0 + sigma' eps, for the
     same x_0 and eps. A log-SNR beyond the other schedule's ends is clamped to them.
     """
-    if own is other:
+    if same_schedule(own, other):
         return x_t, t
     log_snr = own.log_snr(t)
     there = log_snr.clamp(other.log_snr_min, other.log_snr_max)

@@ -4,16 +4,16 @@ With the linear rule, weak + scale (strong - weak): scale 1 is off, the strong p
 """
 
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
 
-from ..backbones.conditions import Condition, remove_condition
+from ..backbones.conditions import Condition, concatenate_conditions, remove_condition
 from ..models.protocols import Denoiser, DenoiserWrapper, Prediction
 from ..randomness import Noise
-from ..schedules import EVERYWHERE
-from .base import ScaledGuidance, per_row, split_prediction, stack_conditions
+from ..schedules import EVERYWHERE, TimeTable, time_key
+from .base import ScaledGuidance, per_row, split_prediction, stack_rows
 from .ramps import Constant, Ramp
 from .rules import Linear, Rule
 
@@ -28,6 +28,31 @@ class Unguided(DenoiserWrapper):
 
     def __new__(cls, denoiser: Denoiser) -> Denoiser:  # type: ignore[misc]  # returns no instance of this class
         return denoiser
+
+
+class Strength(NamedTuple):
+    """Guidance at one time.
+
+    Attributes:
+        acts: whether its noise level lies in the interval.
+        number: the scale.
+        scale: the same, 0-d float64.
+        casts: the same in other precisions.
+    """
+
+    acts: bool
+    number: float
+    scale: Tensor
+    casts: dict[torch.dtype, Tensor]
+
+    def scale_as(self, dtype: torch.dtype) -> Tensor:
+        """The scale to multiply tensors of a type with: 0-d, a product with which needs no conversion."""
+        if dtype not in self.casts:
+            self.casts[dtype] = self.scale.to(dtype)
+        return self.casts[dtype]
+
+
+OUTSIDE = Strength(False, 1.0, torch.tensor(1.0, dtype=torch.float64), {})
 
 
 class Contrast(ScaledGuidance):
@@ -65,6 +90,8 @@ class Contrast(ScaledGuidance):
         super().__init__(denoiser, scale, interval)
         self.rule, self.ramp = rule, ramp
         self.memory: Any = None
+        self.table: TimeTable | None = None  # of a run
+        self.full: Strength | None = None  # in a run without a ramp
         rule.check(denoiser, self.scale)
         low, high = self.guided_range()
         if low < high:
@@ -81,6 +108,10 @@ class Contrast(ScaledGuidance):
     def start(self, noise: Noise | None, times: Tensor) -> Self:
         fresh = super().start(noise, times)
         fresh.memory = self.rule.start(times)
+        fresh.table = TimeTable()
+        fresh.full = None
+        if self.ramp.always_full:
+            fresh.full = Strength(True, self.scale, torch.tensor(self.scale, dtype=torch.float64), {})
         return fresh
 
     def skips_step(self, t: Tensor) -> bool:
@@ -94,10 +125,28 @@ class Contrast(ScaledGuidance):
 
     def scale_at(self, t: Tensor) -> Tensor:
         """The scale inside the interval, 1 outside; float64 in the shape of t."""
-        factor = self.ramp(-self.schedule.log_snr(t) / 2)
-        ramped = self.rule.apply_ramp(self.scale, factor)
-        scale = torch.where(factor == 1, self.scale, ramped)  # exactly `scale` without a ramp
-        return torch.where(self.acts(t), scale, 1.0)
+        return torch.where(self.acts(t), self.ramped_scale(-self.schedule.log_snr(t) / 2), 1.0)
+
+    def ramped_scale(self, log_level: Tensor) -> Tensor:
+        """The scale at a log noise level, as if it were inside the interval."""
+        factor = self.ramp(log_level)
+        return torch.where(factor == 1, self.scale, self.rule.apply_ramp(self.scale, factor))  # exactly `scale` at 1
+
+    def strength_at(self, t: Tensor) -> Strength:
+        """The guidance at a time, 0-d; in a run computed once per time."""
+        time = None if self.table is None else time_key(t)
+        if self.table is None or time is None:
+            return self.compute_strength(t)
+        return self.table.get(time) or self.table.add(time, self.compute_strength(t))
+
+    def compute_strength(self, t: Tensor) -> Strength:
+        level = self.schedule.levels(t)
+        if not self.interval.contains(float(level.noise_level)):
+            return OUTSIDE
+        if self.full is not None:
+            return self.full
+        scale = self.ramped_scale(level.log_level)
+        return Strength(True, float(scale), scale, {})
 
     def predict_both(self, x_t: Tensor, t: Tensor, y: Condition | None) -> tuple[Prediction, Prediction]:
         """The strong and the weak prediction, in one batched call where one network makes both."""
@@ -114,15 +163,16 @@ class Contrast(ScaledGuidance):
     def __call__(self, x_t: Tensor, t: Tensor, y: Condition | None = None) -> Prediction:
         if t.ndim:
             return self.predict_rows(x_t, t, y)
-        if not self.acts(t):
+        strength = self.strength_at(t)
+        if not strength.acts:
             return self.predict_strong(x_t, t, y)
-        scale = self.scale_at(t)
         facts = (x_t, t, self.schedule, self.memory)
-        if scale == 1 and self.rule.strong_at_1:
+        if strength.number == 1 and self.rule.strong_at_1:
             return self.rule.finish(self.predict_strong(x_t, t, y), *facts)
-        if scale == 0 and self.rule.weak_at_0:
+        if strength.number == 0 and self.rule.weak_at_0:
             return self.rule.finish(self.predict_weak(x_t, t, y), *facts)
         strong, weak = self.predict_both(x_t, t, y)
+        scale = strength.scale_as(strong.dtype) if self.rule.only_multiplies else strength.scale
         return self.rule(strong, weak, scale, *facts)
 
     def predict_rows(self, x_t: Tensor, t: Tensor, y: Condition | None) -> Prediction:
@@ -183,9 +233,18 @@ class ClassifierFree(Contrast):
         if y is None:
             side = self.denoiser(x_t, t, None)
             return side, side
-        both = self.denoiser(*stack_conditions(x_t, t, [y, remove_condition(y)]))
+        both = self.denoiser(*stack_rows(x_t, t, 2), self.with_and_without(y))
         strong, weak = split_prediction(both, 2)
         return strong, weak
+
+    def with_and_without(self, y: Condition) -> Condition:
+        """The rows of y, and once more without their condition; in a run computed once, as long as y is the same."""
+        if self.table is None or not isinstance(y, Tensor) or y.is_inference():
+            return concatenate_conditions([y, remove_condition(y)])
+        before = self.table.get("y")
+        if before is None or before[0] is not y or before[1] != y._version:
+            before = self.table.add("y", (y, y._version, concatenate_conditions([y, remove_condition(y)])))
+        return before[2]
 
     def predict_weak(self, x_t: Tensor, t: Tensor, y: Condition | None) -> Prediction:
         return self.denoiser(x_t, t, None if y is None else remove_condition(y))

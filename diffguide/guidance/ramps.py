@@ -18,7 +18,13 @@ __all__ = ["Constant", "CosineRamp", "LinearRamp", "PowerRamp", "Ramp", "TableRa
 
 
 class Ramp:
-    """ramp(log_level) -> factor r, float64, in the shape of log_level."""
+    """ramp(log_level) -> factor r, float64, in the shape of log_level.
+
+    Attributes:
+        always_full: whether r is 1 at every level.
+    """
+
+    always_full = False
 
     def __call__(self, log_level: Tensor) -> Tensor:
         raise NotImplementedError
@@ -29,6 +35,8 @@ class Ramp:
 
 class Constant(Ramp):
     """r = 1: the same scale everywhere."""
+
+    always_full = True
 
     def __call__(self, log_level: Tensor) -> Tensor:
         return torch.ones_like(log_level)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..models.protocols import Denoiser, Prediction, SamplingError
+from ..models.protocols import Denoiser, Prediction, SamplingError, StackedPrediction
 from ..runtime.ranges import check_range, check_whole
 from ..schedules import Schedule, broadcast_rows
 from .base import per_row
@@ -26,12 +26,14 @@ class Rule:
     Attributes:
         stateful: whether a level depends on the levels before it, so that all samples must be at one level.
         strong_at_1: whether scale 1 is `finish(strong)`, so that the weak prediction is not evaluated there.
+        only_multiplies: whether predictions are multiplied with the scale as it is, which may then be in their precision.
         weak_at_0: whether scale 0 is `finish(weak)`, so that the strong prediction is not evaluated there.
     """
 
     stateful = False
     strong_at_1 = True
     weak_at_0 = False
+    only_multiplies = False
 
     def check(self, denoiser: Denoiser, scale: float) -> None:
         """Raises ValueError for a denoiser or a scale that the rule does not take."""
@@ -69,7 +71,9 @@ class Rule:
 
 
 def interpolate(strong: Prediction, weak: Prediction, scale: Tensor) -> Prediction:
-    """weak + scale (strong - weak), in both fields."""
+    """weak + scale (strong - weak), in both fields; scale 0-d, or as `strong.x_0`."""
+    if isinstance(strong, StackedPrediction) and isinstance(weak, StackedPrediction):
+        return StackedPrediction(weak.stack + scale * (strong.stack - weak.stack))
     return Prediction(weak.x_0 + scale * (strong.x_0 - weak.x_0), weak.eps + scale * (strong.eps - weak.eps))
 
 
@@ -129,7 +133,7 @@ class Velocity(NamedTuple):
 class Linear(Rule):
     """weak + scale (strong - weak). Ho & Salimans 2022, arXiv 2207.12598, eq. 6, with scale = 1 + their w."""
 
-    weak_at_0 = True
+    weak_at_0 = only_multiplies = True
 
     def __call__(self, strong, weak, scale, x_t, t, schedule, memory) -> Prediction:
         return interpolate(strong, weak, scale)

@@ -13,7 +13,7 @@ scale sqrt(alpha^2 + sigma^2) they depend on the log-SNR alone: a trained networ
 
 from typing import NamedTuple
 
-from torch import Tensor, float32, ones_like, promote_types, zeros_like
+from torch import Tensor, float32, float64, ones_like, promote_types, zeros_like
 
 from ..runtime.ranges import check_range
 
@@ -22,7 +22,7 @@ __all__ = ["Rows", "at_least_float32", "Parameterization", "X0", "Eps", "Score",
 
 def at_least_float32(x: Tensor) -> Tensor:
     """x in its own dtype, or in float32 if that is less precise."""
-    return x.to(promote_types(x.dtype, float32))
+    return x if x.dtype in (float32, float64) else x.to(promote_types(x.dtype, float32))
 
 
 class Rows(NamedTuple):

@@ -1,17 +1,40 @@
 """A network as a denoiser."""
 
+import copy
+from collections.abc import Sequence
 from operator import attrgetter
+from typing import Any, NamedTuple, Self
 
+import torch
 from torch import Tensor, nn
 
 from ..backbones import Backbone
 from ..backbones.conditions import Condition, Embedding
 from ..backbones.perturbations import Perturbation
-from ..schedules import Schedule
+from ..schedules import Schedule, Tabulated, tabulate, time_key
+from ..schedules.tabulated import is_transformed, ordinary_tensors
 from .parameterizations import Parameterization, Rows, at_least_float32
-from .protocols import Denoiser, Prediction
+from .protocols import Denoiser, Prediction, StackedPrediction
 
 __all__ = ["Preconditioned"]
+
+MAX_SHAPES = 4  # of batches whose calls a table holds
+
+
+class Call(NamedTuple):
+    """What a call of the network takes from its time: the rows of x_0 and eps one above the other, [2, 1, ...].
+
+    Attributes:
+        c_in: 0-d.
+        skip: c_skip and e_skip.
+        out: c_out and e_out.
+        level: the log-SNR [B], or None.
+    """
+
+    c_in: Tensor
+    skip: Tensor
+    out: Tensor
+    level: Tensor | None
 
 
 class Preconditioned(nn.Module, Denoiser):
@@ -41,6 +64,8 @@ class Preconditioned(nn.Module, Denoiser):
         self.backbone, self.schedule, self.parameterization = backbone, schedule, parameterization
         self.num_classes = backbone.num_classes
         self.has_null = bool(has_null) or not backbone.conditional
+        self.table: dict[Any, dict[float, Call]] | None = None  # of a run, by shape, type and device of x_t
+        self.kept: tuple[tuple[Schedule, Parameterization, dict], dict] | None = None
 
     @property
     def conditional(self) -> bool:
@@ -54,11 +79,54 @@ class Preconditioned(nn.Module, Denoiser):
     def embed(self, y: Condition) -> Embedding:
         return self.backbone.embed(y)
 
-    def inputs(self, x_t: Tensor, log_snr: Tensor) -> tuple[Rows, Tensor, Tensor | None]:
-        """(The rows at a log-SNR, c_in x_t, the log-SNR [B] that the network gets or None)."""
+    def start(self, noise: Any, times: Tensor) -> Self:
+        run = copy.copy(self)
+        run.__dict__["schedule"] = tabulate(self.schedule, times)  # in front of the submodule, which the copy shares
+        run.table = self.keep_table(run.schedule)
+        return run
+
+    def keep_table(self, schedule: Schedule) -> dict:
+        """The calls of the last run, if they are of the same table and parameterization; else none so far."""
+        settings = dict(vars(self.parameterization))
+        if not all(isinstance(value, int | float) for value in settings.values()):
+            return {}
+        facts = schedule, self.parameterization, settings
+        if self.kept is None or any(a is not b for a, b in zip(self.kept[0][:2], facts)) or self.kept[0][2] != settings:
+            self.kept = facts, {}
+        return self.kept[1]
+
+    def call_at(self, x_t: Tensor, t: Tensor) -> Call | None:
+        """What a call with x_t takes from a time of the grid of a run; None for any other time."""
+        time = None if self.table is None else time_key(t)
+        if self.table is None or time is None:
+            return None
+        kind = x_t.shape, x_t.dtype, x_t.device
+        if kind not in self.table:
+            if type(x_t) is not Tensor or is_transformed():
+                return None
+            if len(self.table) >= MAX_SHAPES:
+                self.table.clear()
+            with ordinary_tensors():
+                self.table[kind] = self.tabulate_calls(x_t)
+        return self.table[kind].get(time)
+
+    def tabulate_calls(self, x_t: Tensor) -> dict[float, Call]:
+        """The calls at the times of the grid: exact arithmetic, so that the values are those of each time alone."""
+        assert isinstance(self.schedule, Tabulated)
+        grid, keys = self.schedule.grid, self.schedule.keys
+        rows = self.parameterization.rows(grid.alpha, grid.sigma)
+        place = x_t.device, x_t.dtype
+        pairs = (torch.stack(pair, dim=1) for pair in ((rows.c_skip, rows.e_skip), (rows.c_out, rows.e_out)))
+        skip, out = (pair.to(*place).reshape(len(keys), 2, *[1] * x_t.ndim).unbind() for pair in pairs)
+        levels: Sequence[Tensor | None] = [None] * len(keys)
+        if self.backbone.noise_conditioned:
+            levels = grid.log_snr.to(*place)[:, None].expand(-1, len(x_t)).unbind()
+        return dict(zip(keys, map(Call, rows.c_in.to(x_t.dtype).unbind(), skip, out, levels)))
+
+    def rows_at(self, x_t: Tensor, log_snr: Tensor) -> tuple[Rows, Tensor | None]:
+        """(The rows at a log-SNR, the log-SNR [B] that the network gets or None)."""
         rows = self.parameterization.rows(*self.schedule.scales(log_snr, x_t.ndim)).to(x_t)
-        level = log_snr.to(x_t).expand(len(x_t)) if self.backbone.noise_conditioned else None
-        return rows, rows.c_in * x_t, level
+        return rows, log_snr.to(x_t).expand(len(x_t)) if self.backbone.noise_conditioned else None
 
     def error(self, x_0: Tensor, eps: Tensor, log_snr: Tensor, y: Condition | None) -> tuple[Tensor, Rows]:
         """(F - F*, the rows) at x_t = alpha x_0 + sigma eps, where F* = p x_0 + q eps.
@@ -68,8 +136,8 @@ class Preconditioned(nn.Module, Denoiser):
         """
         alpha, sigma = (a.to(x_0) for a in self.schedule.scales(log_snr, x_0.ndim))
         x_t = at_least_float32(alpha * x_0 + sigma * eps)
-        rows, *inputs = self.inputs(x_t, log_snr)
-        output = self.backbone(*inputs, y).to(x_t.dtype)
+        rows, level = self.rows_at(x_t, log_snr)
+        output = self.backbone(rows.c_in * x_t, level, y).to(x_t.dtype)
         if output.shape != x_0.shape:
             raise ValueError(
                 f"the output of the network {list(output.shape)} must have the shape of the data {list(x_0.shape)}"
@@ -82,9 +150,13 @@ class Preconditioned(nn.Module, Denoiser):
         if self.tally is not None:
             self.tally.evaluations += len(x_t)
         x_t = at_least_float32(x_t)
-        rows, *inputs = self.inputs(x_t, self.schedule.log_snr(t))
         changes = () if perturbation is None else (perturbation,)  # a user's network may not have this argument
-        output = self.backbone(*inputs, y, *changes).to(x_t.dtype)
+        call = self.call_at(x_t, t)
+        if call is not None:
+            output = self.backbone(call.c_in * x_t, call.level, y, *changes).to(x_t.dtype)
+            return StackedPrediction(call.skip * x_t + call.out * output)
+        rows, level = self.rows_at(x_t, self.schedule.log_snr(t))
+        output = self.backbone(rows.c_in * x_t, level, y, *changes).to(x_t.dtype)
         return Prediction(rows.c_skip * x_t + rows.c_out * output, rows.e_skip * x_t + rows.e_out * output)
 
     def predict_perturbed(self, x_t: Tensor, t: Tensor, y: Condition | None, perturbation: Perturbation) -> Prediction:

@@ -16,6 +16,7 @@ from torch import Tensor
 from ..backbones.conditions import Condition, Embedding
 from ..backbones.perturbations import Perturbation
 from ..schedules import Schedule
+from .predictions import Prediction, StackedPrediction
 
 __all__ = [
     "Classifier",
@@ -27,6 +28,7 @@ __all__ = [
     "LogDensity",
     "Prediction",
     "SamplingError",
+    "StackedPrediction",
     "Tally",
     "is_guided",
 ]
@@ -36,23 +38,18 @@ class SamplingError(ValueError):
     """A sampler or a guidance failed during a run. The message names the cause and what to change."""
 
 
-class Prediction(NamedTuple):
-    """Estimates of the clean data E[x_0 | x_t] and of the noise E[eps | x_t], each in the shape of x_t."""
-
-    x_0: Tensor
-    eps: Tensor
-
-
 class Tally:
     """Numbers of evaluations so far, one per row.
 
     Attributes:
         evaluations: of denoisers and energies.
         potential_evaluations: of classifiers and other potentials.
+        backward_passes: through denoisers, for the divergence of their prediction.
     """
 
     evaluations = 0
     potential_evaluations = 0
+    backward_passes = 0
 
 
 class DenoiserInfo(NamedTuple):

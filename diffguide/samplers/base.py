@@ -16,7 +16,7 @@ from ..runtime.ranges import check_whole
 from ..schedules import Schedule
 from .grids import Grid
 from .noise import SharedIncrement, StepNoise
-from .step_limits import MAX_UNCHECKED_FALL, limit_corrections, noise_fall
+from .step_limits import MAX_UNCHECKED_FALL, limit_corrections
 
 __all__ = ["MAX_STEPS", "CompositeSampler", "Memory", "Sampler", "SamplingError", "check_decreasing"]
 
@@ -132,27 +132,21 @@ class Sampler:
             if skipping and not run.skips_step(t):
                 run = run.without_skipped_steps()
                 skipping = False
-            fall = noise_fall(run.schedule, t, s) if self.max_fall < math.inf else 1.0
+            fall = run.schedule.noise_fall(t, s) if self.max_fall < math.inf else 1.0
             if not skipping and fall > self.max_fall:
                 memory.clear()  # earlier values do not fit a polynomial across a wide step
                 x = self.first_order(run(x, t, y), run.schedule, t, s, source)
             elif not skipping:
-                shared = SharedIncrement(source) if self.corrects else source
+                shared = SharedIncrement(source) if self.corrects and source is not None else source
                 x = self.step(run, x, t, s, y, shared, memory)
-                first = memory.pop("first", None)
+                first, plain = memory.pop("first", None), memory.pop("first order", None)
                 if self.corrects and fall > MAX_UNCHECKED_FALL:
-                    x = self.limit(x, first, run.schedule, t, s, shared, memory)
+                    plain = self.first_order(first, run.schedule, t, s, shared) if plain is None else plain
+                    x = limit_corrections(x, plain, first, run.schedule, t, s)
+                    if "arrived" in memory:  # what the next step corrects
+                        memory["arrived"] = x
             if on_step is not None:
                 on_step(index, x)
-        return x
-
-    def limit(
-        self, x: Tensor, first: Prediction, schedule: Schedule, t: Tensor, s: Tensor, noise: StepNoise, memory: Memory
-    ) -> Tensor:
-        """x at s with corrections that are too long replaced by the step of first order (`step_limits`)."""
-        x = limit_corrections(x, self.first_order(first, schedule, t, s, noise), first, schedule, t, s)
-        if "arrived" in memory:  # what the next step corrects
-            memory["arrived"] = x
         return x
 
     def first_order(self, prediction: Prediction, schedule: Schedule, t: Tensor, s: Tensor, noise: StepNoise) -> Tensor:
@@ -168,7 +162,8 @@ class Sampler:
         Where max_fall is finite, so is the log-SNR at both times: other steps are of first order.
 
         Arguments:
-            memory: of this run; a sampler that `corrects` stores its prediction at t there, as "first".
+            memory: of this run; a sampler that `corrects` stores its prediction at t there, as "first", and may store its
+                step of first order, as "first order".
         """
         raise NotImplementedError
 

@@ -56,14 +56,14 @@ class Heun(Sampler):
         schedule = denoiser.schedule
         if self.stochastic:
             x, t = self.add_churn(schedule, x, t, noise)
-        alpha, sigma = schedule.alpha_sigma(s)
+        here, there = schedule.levels(t), schedule.levels(s)
         prediction = memory["first"] = denoiser(x, t, y)
-        euler = alpha * prediction.x_0 + sigma * prediction.eps
-        change = schedule.noise_level(s) - schedule.noise_level(t)
-        if sigma == 0 or torch.isinf(change):
+        euler = memory["first order"] = (there.alpha * prediction.x_0).add_(there.sigma * prediction.eps)
+        change = float(there.noise_level) - float(here.noise_level)
+        if float(there.sigma) == 0 or math.isinf(change):
             return euler
         corrected = denoiser(euler, s, y)
-        return euler + (alpha * change / 2) * (corrected.eps - prediction.eps)
+        return (float(there.alpha) * change / 2 * (corrected.eps - prediction.eps)).add_(euler)
 
     def add_churn(self, schedule: Schedule, x: Tensor, t: Tensor, noise: StepNoise) -> tuple[Tensor, Tensor]:
         """x and its time with noise added; unchanged outside the interval and at the schedule's end."""

@@ -66,8 +66,7 @@ class Level(NamedTuple):
 
     @classmethod
     def at(cls, schedule: Schedule, t: Tensor) -> "Level":
-        log_snr = schedule.log_snr(t)
-        return cls(float(t), float(log_snr), *map(float, schedule.scales(log_snr)))
+        return cls(float(t), *map(float, schedule.levels(t)[:3]))
 
     @property
     def noise_level(self) -> float:

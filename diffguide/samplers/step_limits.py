@@ -23,23 +23,19 @@ from torch import Tensor
 from ..models.protocols import Prediction
 from ..schedules import Schedule, broadcast_rows
 
-__all__ = ["MAX_CORRECTION", "MAX_FALL", "MAX_UNCHECKED_FALL", "limit_corrections", "noise_fall"]
+__all__ = ["MAX_CORRECTION", "MAX_FALL", "MAX_UNCHECKED_FALL", "limit_corrections"]
 
 MAX_UNCHECKED_FALL = 2.0
 MAX_FALL = 5.0
 MAX_CORRECTION = 0.4
 
 
-def noise_fall(schedule: Schedule, t: Tensor, s: Tensor) -> float:
-    """The factor by which the noise level sigma / alpha falls from t to s; inf to or from an infinite log-SNR."""
-    return float(torch.exp((schedule.log_snr(s) - schedule.log_snr(t)) / 2))
-
-
 def limit_corrections(
     x: Tensor, plain: Tensor, prediction: Prediction, schedule: Schedule, t: Tensor, s: Tensor
 ) -> Tensor:
     """Rows of x where the correction x - plain is at most MAX_CORRECTION of the step, rows of `plain` elsewhere."""
-    length = schedule.alpha_sigma(s)[0] * (schedule.noise_level(t) - schedule.noise_level(s))
+    here, there = schedule.levels(t), schedule.levels(s)
+    length = there.alpha * (here.noise_level - there.noise_level)
     correction, way = (torch.linalg.vector_norm(each.flatten(1), dim=1) for each in (x - plain, prediction.eps))
-    kept = correction <= MAX_CORRECTION * length.to(way) * way
+    kept = correction <= MAX_CORRECTION * length.to(way.dtype) * way
     return torch.where(broadcast_rows(kept, x.ndim), x, plain)

@@ -7,6 +7,7 @@ from .base import (
     check_finite_ends,
     linear,
     sub_variance_preserving,
+    time_key,
     variance_exploding,
     variance_preserving,
 )
@@ -16,11 +17,12 @@ from .interval import EVERYWHERE, Interval
 from .learned import Monotone
 from .none import NoSchedule
 from .sde import EDM, VE, VP, SubVP
+from .tabulated import Tabulated, TimeTable, same_schedule, tabulate
 from .wrappers import ResolutionShift, ZeroTerminalSNR
 
 __all__ = [
     "EDM", "EVERYWHERE", "Interval", "TRE", "VE", "VP", "Cosine", "Flow", "Linear", "Monotone", "NoSchedule",
-    "ResolutionShift", "ScaledLinear", "Schedule", "Sigmoid", "SigmoidBeta", "SquaredCosine", "SubVP", "ZeroTerminalSNR",
-    "as_time", "broadcast_rows", "check_finite_ends", "linear", "sub_variance_preserving", "variance_exploding",
-    "variance_preserving",
+    "ResolutionShift", "ScaledLinear", "Schedule", "Sigmoid", "SigmoidBeta", "SquaredCosine", "SubVP", "Tabulated",
+    "TimeTable", "ZeroTerminalSNR", "as_time", "broadcast_rows", "check_finite_ends", "linear", "same_schedule",
+    "sub_variance_preserving", "tabulate", "time_key", "variance_exploding", "variance_preserving",
 ]  # fmt: skip

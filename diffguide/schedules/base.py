@@ -15,11 +15,14 @@ of a network does not change its schedule.
 
 import math
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 __all__ = [
+    "KEPT_TABLE",
+    "Levels",
     "Schedule",
     "TruncatedCurve",
     "as_time",
@@ -28,9 +31,12 @@ __all__ = [
     "default_end",
     "linear",
     "sub_variance_preserving",
+    "time_key",
     "variance_exploding",
     "variance_preserving",
 ]
+
+KEPT_TABLE = "kept_table"  # attribute of a schedule: its values at the times of the last grid (`tabulated`)
 
 
 def as_time(t) -> Tensor:
@@ -40,9 +46,18 @@ def as_time(t) -> Tensor:
     return (t.cpu() if t.device.type == "mps" else t).double()
 
 
+def time_key(t: Any) -> float | None:
+    """A single time as a number; None for times [B], on another device, or where the time is differentiated or mapped."""
+    if type(t) is Tensor:
+        if t.ndim or not t.is_cpu or t.requires_grad or torch._C._functorch.is_functorch_wrapped_tensor(t):
+            return None
+        return t.item()
+    return float(t) if isinstance(t, int | float) else None
+
+
 def broadcast_rows(value: Tensor, ndim: int) -> Tensor:
     """One number per row [B] as [B, 1, ...] with `ndim` dimensions; a 0-d number stays 0-d."""
-    return value.reshape(value.shape + (1,) * (ndim - 1 if value.ndim else 0))
+    return value.reshape(value.shape + (1,) * (ndim - 1)) if value.ndim else value
 
 
 def variance_preserving(log_snr: Tensor) -> tuple[Tensor, Tensor]:
@@ -87,6 +102,16 @@ def check_finite_ends(what: str, log_snr_max: float, log_snr_min: float) -> None
         )
 
 
+class Levels(NamedTuple):
+    """The values of a schedule at a time or at times, float64, in the shape of t."""
+
+    log_snr: Tensor
+    alpha: Tensor
+    sigma: Tensor
+    log_level: Tensor
+    noise_level: Tensor
+
+
 class Schedule(nn.Module):
     """A strictly decreasing curve log_snr(t) on [0, 1] with a normalisation.
 
@@ -106,6 +131,10 @@ class Schedule(nn.Module):
         if not log_snr_min < log_snr_max:
             raise ValueError(f"log_snr_min must be below log_snr_max, got {log_snr_min:g} and {log_snr_max:g}")
         self.log_snr_max, self.log_snr_min = log_snr_max, log_snr_min
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        self.__dict__.pop(KEPT_TABLE, None)
+        super().__setattr__(name, value)
 
     def extra_repr(self) -> str:
         return f"log_snr_max={float(self.log_snr_max):g}, log_snr_min={float(self.log_snr_min):g}"
@@ -148,7 +177,10 @@ class Schedule(nn.Module):
 
     def pin_ends(self, t: Tensor, log_snr: Tensor) -> Tensor:
         """log_snr with log_snr_max at t = 0 and log_snr_min at t = 1: exact ends in spite of rounding."""
-        return torch.where(t == 1, self.log_snr_min, torch.where(t == 0, self.log_snr_max, log_snr))
+        time = time_key(t)
+        if time is None or time in (0, 1):
+            return torch.where(t == 1, self.log_snr_min, torch.where(t == 0, self.log_snr_max, log_snr))
+        return log_snr
 
     def alpha_sigma(self, t, ndim: int = 1) -> tuple[Tensor, Tensor]:
         """(alpha_t, sigma_t) in float64: 0-d for a 0-d t; for t of shape [B] shaped [B, 1, ...] with `ndim` dimensions."""
@@ -162,6 +194,16 @@ class Schedule(nn.Module):
     def noise_level(self, t) -> Tensor:
         """sigma_t / alpha_t: the sigma of Karras et al. 2022, under every normalisation."""
         return torch.exp(-self.log_snr(t) / 2)
+
+    def noise_fall(self, t, s) -> float:
+        """The factor by which the noise level falls from t to s; inf to or from an infinite log-SNR."""
+        return float(torch.exp((self.log_snr(s) - self.log_snr(t)) / 2))
+
+    def levels(self, t) -> Levels:
+        """All values at a time; log_level is the logarithm of the noise level."""
+        log_snr = self.log_snr(t)
+        log_level = -log_snr / 2
+        return Levels(log_snr, *self.scales(log_snr), log_level, torch.exp(log_level))
 
     @property
     def noise_level_range(self) -> tuple[float, float]:
@@ -193,6 +235,11 @@ class TruncatedCurve(Schedule):
         return self.slope(self.start + (self.end - self.start) * as_time(t)) * (self.end - self.start)
 
     def log_snr(self, t) -> Tensor:
+        time = time_key(t)
+        if time is not None and 0 < time < 1:  # the same arithmetic, on numbers
+            return self.curve(
+                torch.tensor(self.start + (self.end - self.start) * time, dtype=torch.float64, device="cpu")
+            )
         t = as_time(t)
         return self.pin_ends(t, self.curve(self.start + (self.end - self.start) * t))
 

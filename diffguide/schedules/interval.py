@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, overload
 
 from torch import Tensor
 
@@ -30,7 +30,13 @@ class Interval(NamedTuple("Interval", [("low", float), ("high", float)])):
             raise ValueError(f"{name} must be noise levels sigma/alpha with 0 <= low < high, got {list(pair)}")
         return super().__new__(cls, float(pair[0]), float(pair[1]))
 
-    def contains(self, level: Tensor) -> Tensor:
+    @overload
+    def contains(self, level: Tensor) -> Tensor: ...
+
+    @overload
+    def contains(self, level: float) -> bool: ...
+
+    def contains(self, level):
         """Whether each noise level lies in the interval, in the shape of `level`."""
         return (self.low < level) & (level <= self.high)
 

@@ -13,6 +13,7 @@ from ..checkpoints.extension import EXTEND
 from ..datasets import Dataset
 from ..objectives import Diverged, Objective
 from ..runtime.engine import Fabric, build_fabric
+from ..runtime.put_off import use_optimizer
 from ..runtime.ranges import check_range, check_whole
 from ..runtime.signals import Interrupts
 from .learning_rates import LearningRatePlan
@@ -96,7 +97,8 @@ class Training:
     def make_optimizer(self, objective: Objective) -> torch.optim.Optimizer:
         """Builds the optimiser of an objective's parameters; ValueError for arguments that it does not support."""
         try:
-            return self.optimizer(objective.parameters(), lr=self.learning_rate)
+            with use_optimizer(getattr(self.optimizer, "func", self.optimizer)):
+                return self.optimizer(objective.parameters(), lr=self.learning_rate)
         except (TypeError, ValueError, IndexError) as error:
             raise ValueError(f"optimizer: {error}") from error
 

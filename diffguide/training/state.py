@@ -24,8 +24,10 @@ from ..files.metrics_log import Meter, MetricsLog
 from ..files.run_folders import append_text, convert_write_errors
 from ..objectives import Diverged, Loss, Objective
 from ..randomness import fold
+from ..runtime.compiling import compile_average
 from ..runtime.engine import Fabric, gather_objects
 from ..runtime.progress import Progress
+from ..runtime.put_off import use_optimizer
 from ..runtime.signals import Interrupts, Stopped
 from .batches import Batches
 from .divergence import DivergenceWatch
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
 __all__ = ["TrainingRun"]
 
 ROLLBACK_PURPOSE = 4  # purpose of a folded seed, besides those of `batches` and `held_out`
+UNCHECKED_STEPS = 50  # of an accelerator, if nothing is written before
 SIGNAL_STEPS = 8  # with several processes, steps between two exchanges of signals
 
 
@@ -74,11 +77,13 @@ class TrainingRun:
         training, objective, engine = self.training, self.objective, self.engine
         self.main = engine.is_global_zero
         self.module, self.optimizer = engine.setup(objective, training.make_optimizer(objective))
-        self.optimizer.zero_grad()  # a step that diverged leaves its gradient
+        with use_optimizer(self.optimizer):
+            self.optimizer.zero_grad()  # a step that diverged leaves its gradient
         self.ema = AveragedModel(objective).eval().requires_grad_(False)
         averaged = self.ema.module
         assert isinstance(averaged, Objective)
         self.averaged = averaged
+        compile_average(objective.model, averaged.model)
         self.meter, self.losses = Meter(), list[Loss]()
         self.images = 0
         self.plan = training.plan()
@@ -91,7 +96,7 @@ class TrainingRun:
             self.progress.write_line(notice)
         if self.data.held_out_split[0] != "validation":
             self.progress.write_line("the validation split is empty: held-out losses are on training examples")
-        self.watch = DivergenceWatch(lag=0 if engine.device.type == "cpu" else 1)
+        self.watch = DivergenceWatch(0 if engine.device.type == "cpu" else UNCHECKED_STEPS)
         self.started = time.monotonic()
         if self.resume is None and objective.max_restores:
             self.save(None)  # for a rollback before the first interval
@@ -149,8 +154,9 @@ class TrainingRun:
         self.rate = self.plan.rate_at(self.images)
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        with use_optimizer(self.optimizer):
+            self.optimizer.step()
+            self.optimizer.zero_grad()
         self.objective.finish_step(self.gather)
         self.images += training.batch_size
         self.ema.multi_avg_fn = get_ema_multi_avg_fn(training.ema_decay_at(self.images))
@@ -176,6 +182,9 @@ class TrainingRun:
             Stopped: a signal arrived, and a checkpoint was written.
         """
         training = self.training
+        lengths = training.log_images, training.validation_images, training.checkpoint_images, training.sample_images
+        if any(map(self.is_due, lengths)):
+            self.watch.flush()
         if self.is_due(training.log_images):
             self.write_metrics()
         with self.meter.pause():  # excluded from the images per second of training

@@ -60,3 +60,10 @@ for name in ("monotone", "monotone-ends"):  # as after training: no longer a str
             2 * (part.new_ones(part.shape).cumsum(0) if part.ndim else part.new_ones(())).mul(0.37 * k + 1).sin()
         )
         part.requires_grad_(False)
+
+
+def counted(schedule):
+    """The schedule, and the list of the shapes of times at which its log-SNR is evaluated."""
+    calls, log_snr = [], schedule.log_snr
+    schedule.__dict__["log_snr"] = lambda t: calls.append(getattr(t, "shape", ())) or log_snr(t)
+    return schedule, calls

@@ -16,7 +16,7 @@ from diffguide.models.evaluation_counters import EvaluationCounter
 from diffguide.randomness import Noise
 from diffguide.samplers import DDIM, DPM2, AnnealedLangevin, DPMpp2M, Euler, Heun, UniPC
 from diffguide.samplers.grids import Karras, UniformLogSNR, UniformT
-from diffguide.samplers.step_limits import MAX_CORRECTION, MAX_FALL, noise_fall
+from diffguide.samplers.step_limits import MAX_CORRECTION, MAX_FALL
 from diffguide.schedules import EDM, Cosine, Flow
 
 KARRAS = Karras(7.0, None, None)
@@ -115,8 +115,8 @@ def test_a_wide_step_is_ddims_and_costs_one_evaluation(name):
         ddim = DDIM(1, UniformT(), 0.0)(counter, before, times[-2:])
         assert torch.equal(found, ddim) == wide
         assert not wide or total - spent == N
-    assert noise_fall(SCHEDULES["edm"], *levels(8.0, 2.0)) == pytest.approx(4.0, rel=1e-9)
-    assert noise_fall(Flow(math.inf, -math.inf), *torch.tensor([1.0, 0.5]).double()) == math.inf
+    assert SCHEDULES["edm"].noise_fall(*levels(8.0, 2.0)) == pytest.approx(4.0, rel=1e-9)
+    assert Flow(math.inf, -math.inf).noise_fall(*torch.tensor([1.0, 0.5]).double()) == math.inf
 
 
 @pytest.mark.parametrize("make", [Heun, DPM2, DPMpp2M, lambda steps, grid: UniPC(steps, grid, order=3)])
@@ -168,4 +168,4 @@ def test_runs_of_usual_length_have_no_wide_step(make, grid):
     """18 steps of Heun, 10 of DPM-Solver++(2M)."""
     for schedule in SCHEDULES.values():
         times = grid(schedule, 18 if make is Heun else 10)
-        assert all(noise_fall(schedule, t, s) <= MAX_FALL for t, s in zip(times[:-1], times[1:]))
+        assert all(schedule.noise_fall(t, s) <= MAX_FALL for t, s in zip(times[:-1], times[1:]))

@@ -1,0 +1,59 @@
+"""What a denoiser returns."""
+
+from collections.abc import Iterator
+from functools import cached_property
+from typing import NamedTuple
+
+from torch import Tensor, dtype
+
+__all__ = ["Prediction", "StackedPrediction"]
+
+
+class Prediction(NamedTuple):
+    """Estimates of the clean data E[x_0 | x_t] and of the noise E[eps | x_t], each in the shape of x_t."""
+
+    x_0: Tensor
+    eps: Tensor
+
+    @property
+    def dtype(self) -> dtype:
+        return self.x_0.dtype
+
+
+class StackedPrediction(Prediction):
+    """A prediction held as one tensor [2, B, ...], x_0 before eps: what treats both alike computes once.
+
+    A tuple of its two fields for everybody else.
+    """
+
+    stack: Tensor
+
+    def __new__(cls, stack: Tensor, eps: Tensor | None = None):
+        if eps is not None:  # from its fields, as functions of named tuples make one
+            return Prediction(stack, eps)
+        new = tuple.__new__(cls, (None, None))  # the fields are taken from the stack when they are read
+        new.stack = stack
+        return new
+
+    x_0 = cached_property(lambda self: self.stack[0])
+    eps = cached_property(lambda self: self.stack[1])
+
+    @property
+    def dtype(self) -> dtype:
+        return self.stack.dtype
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return iter((self.x_0, self.eps))
+
+    def __getitem__(self, index):
+        return (self.x_0, self.eps)[index]
+
+    def __reduce__(self):
+        return StackedPrediction, (self.stack,)
+
+    def __repr__(self) -> str:
+        return repr(Prediction(*self))
+
+    @classmethod
+    def _make(cls, iterable):  # type: ignore[override]
+        return Prediction(*iterable)
