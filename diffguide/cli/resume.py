@@ -6,6 +6,7 @@ line is built only if it is diffguide's own (`validate_config`). The optimiser i
 
 import json
 import re
+import sys
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -113,6 +114,7 @@ def find_training(config: Mapping[str, Any]) -> tuple[dict[str, Any], Resumed]:
     files = checkpoints.list_checkpoints(folder / "checkpoints") if (folder / "checkpoints").is_dir() else []
     if not files:
         check_unchanged(folder, saved, merged, TRAINING)
+        print(f"{folder} has no checkpoint: training starts at 0 images", file=sys.stderr)
         return merged, Resumed(folder, None, None, provenance.read_record(folder))
     try:
         facts = checkpoints.read(files[-1])[1]
