@@ -2,14 +2,14 @@
 # torch 2.14.1 (CPU): a copy of a module compiled by module.compile() runs uncompiled, so its moving average does.
 #
 # Behaviour: copy.deepcopy of a module that was compiled in place gives a module that is not, without a warning. So does
-#   AveragedModel, which is made by deepcopy: the averaged weights, which validation and sampling use, never see the compiler.
+#   AveragedModel, which is made by deepcopy: the averaged weights, with which one validates and samples, run uncompiled.
 #   A copy of torch.compile(module), the other way of compiling the same module, runs compiled.
-# Surprise: both ways are documented as the same ("Compile this Module's forward using torch.compile"), .compile() as the one that
-#   keeps the names of the weights, which is why training loops use it. Everything else that is set on a module outlives
-#   deepcopy: hooks, buffers, the training flag. Results are equal, so that only the time tells.
-# Source: torch/nn/modules/module.py, Module.__getstate__, which drops _compiled_call_impl; it was written for torch.save (a
-#   compiled function cannot be pickled), and copy.deepcopy uses it too. torch/_dynamo/eval_frame.py, OptimizedModule.__reduce__,
-#   builds the other wrapper anew around the copied module.
+# Surprise: module.compile() is documented as "Compile this Module's forward using torch.compile". Unlike the wrapper it
+#   leaves the names of the weights alone, so training loops prefer it. All else that is set on a module outlives deepcopy:
+#   hooks, buffers, the training flag. The results are equal, so that only the time tells.
+# Source: torch/nn/modules/module.py, Module.__getstate__, drops _compiled_call_impl, since a compiled function cannot be
+#   pickled; copy.deepcopy uses the same method. torch/_dynamo/eval_frame.py, OptimizedModule.__reduce__, builds the other
+#   wrapper anew around the copied module.
 # Output seen (calls of compiled code per call of the module):
 #   compiled by         the module   deepcopy   AveragedModel
 #   module.compile()             1          0               0

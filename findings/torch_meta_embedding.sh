@@ -1,15 +1,16 @@
 #!/usr/bin/env bash
 # torch 2.14.1: building nn.Embedding on the meta device imports the compiler, over 800 modules, and takes seconds.
 #
-# Behaviour: the first tensor that is filled with normal numbers under torch.device("meta") imports torch._dynamo, and with it
-#   SymPy and torch.distributed. nn.Embedding does so, and every network with init.normal_. On the CPU, and for nn.Linear and
-#   nn.Conv2d on "meta", nothing is imported.
-# Surprise: the meta device is documented for building a network "without needing to spend time on compute"; the warning there is
-#   that single operations in Python may be slower than on small CPU tensors. For every network below some hundred million
-#   parameters the import costs more than filling the weights on the CPU, by a factor of a thousand for the table of ten rows
-#   here. Which layer brings it in depends on its initialiser: uniform_ has a kernel for "meta", normal_ is a Python reference.
-# Source: torch/_refs/__init__.py, normal_ (registered for "meta"), which calls torch._refs.normal, which is wrapped by
-#   torch/_compile.py, _disable_dynamo, whose first call imports torch._dynamo.
+# Behaviour: the first tensor that is filled with normal numbers under torch.device("meta") imports torch._dynamo, and with
+#   it SymPy and torch.distributed. nn.Embedding does so, and every network with init.normal_. On the CPU, and for nn.Linear
+#   on "meta", nothing is imported.
+# Surprise: the meta device is documented for building a network "without needing to spend time on compute"; the warning
+#   there is that single operations in Python may be slower than on small CPU tensors. For every network below some hundred
+#   million parameters the import costs more than filling the weights on the CPU would, for the table of ten rows here a
+#   thousand times as much. Which layer brings it in depends on its initialiser: uniform_ has a kernel for "meta", normal_
+#   is a Python reference.
+# Source: torch/_refs/__init__.py, normal_ (registered for "meta"), which calls torch._refs.normal; its wrapper in
+#   torch/_prims_common/wrappers.py is wrapped by torch/_compile.py, whose first call imports torch._dynamo.
 # Output seen (new entries of sys.modules; the seconds depend on the machine):
 #   nn.Embedding on cpu:      0 modules, torch._dynamo no, sympy no
 #   nn.Linear on meta:        0 modules, torch._dynamo no, sympy no

@@ -2,6 +2,7 @@
 
     pip install '.[bench]'
     python scripts/benchmark.py [--parts start noise sampling networks] [--device cuda] [--rounds 5] [--json FILE]
+    python scripts/benchmark.py --summarize FILE    # the README's short table, from that file
 
 These parts are the default; the whole takes about ten minutes on one core:
 start: CPU seconds of commands and imports over those of `import torch`: --help, diffguide.load, Enter to the first training
@@ -17,8 +18,8 @@ training: images/s of metrics.jsonl over those of bare forward, backward, clip a
 samplers: 64 images with the default network and each sampler over as many bare calls.
 oracle: one call of a mixture of 1,000 components.
 levels: training and sampling steps of a classifier of noise levels over those of a plain denoiser with the same trunk.
-device: share of the matmul peak of DiT-B/2 and the 56 M U-Net in bf16, eager and compiled; noise over a sampling call.
-    Made for `--device cuda`.
+device: share of the matmul peak of DiT-B/2 and the 56 M U-Net in bf16, on a GPU also compiled; noise over a sampling call.
+    Made for `--device cuda`; on a CPU a batch is one image.
 
 A ratio is a time over the time that the row names, per unit of the same work; above 1 is slower. Rounds alternate, and
 figures are medians. On a CPU times are CPU seconds of the process, on one thread unless `--threads` says more; on a GPU
@@ -33,7 +34,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
-from benchmarks import big_networks, networks, noise, overhead, sampling, start
+from benchmarks import big_networks, networks, noise, overhead, sampling, start, summary
 from benchmarks.rows import HEAD, Row, Session, format_line, installed_versions, missing_peers
 
 PARTS: dict[str, Callable[[Session], Iterator[Row]]] = {
@@ -99,7 +100,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--samplers", nargs="+", choices=overhead.SAMPLERS, help="of --parts samplers; all by default")
     parser.add_argument("--peak", type=float, help="of bf16, TFLOP/s, such as 788; a product of matrices by default")
     parser.add_argument("--json", type=Path, help="file for the figures")
+    parser.add_argument("--summarize", type=Path, help="print the README's table from such a file; nothing is measured")
     chosen = parser.parse_args(arguments)
+    if chosen.summarize:
+        print(summary.summarize(json.loads(chosen.summarize.read_text())["rows"]))
+        return
     if chosen.rounds < 1 or chosen.threads < 1:
         parser.error("--rounds and --threads must be at least 1")
     if chosen.device == "cuda" and not torch.cuda.is_available():

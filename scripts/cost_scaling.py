@@ -26,7 +26,7 @@ from matplotlib.figure import Figure
 from diffguide.evaluation.classification.weighting import Bell
 from diffguide.evaluation.classification.zero_shot import STAGES, Budget, ZeroShot
 from diffguide.objectives import Objective
-from diffguide.samplers import Heun, generate
+from diffguide.samplers import DDIM, generate
 from diffguide.samplers.grids import Karras
 
 CPU = torch.device("cpu")
@@ -75,9 +75,9 @@ def build_step(images: int, *overrides: str) -> tuple[Work, int]:
 
 
 def build_run(steps: int, images: int) -> tuple[Work, int]:
-    """A run of Heun's method."""
+    """A run of DDIM."""
     objective, shape = build()
-    sampler, labels = Heun(steps, KARRAS), cycle_labels(images, CPU).tolist()
+    sampler, labels = DDIM(steps, KARRAS), cycle_labels(images, CPU).tolist()
     return lambda: list(generate(objective.model.eval(), sampler, range(images), labels, shape, images)), images
 
 
@@ -124,18 +124,20 @@ CURVES = {
     "tokens": Curve(
         "sampling call, transformer, patch 2",
         "side of the images",
-        (8, 16, 32, 64),
+        (8, 16, 32, 64, 128),
         lambda side: build_call(images_of_area(side), f"dataset.size={side}", "backbone=dit", "backbone.depth=2"),
-        ((8, 64),),
+        ((8, 32), (32, 128)),
     ),
     "width": Curve(
         "sampling call, U-Net 8x8",
         "channels",
         (16, 32, 64, 128, 256),
         lambda channels: build_call(32, f"backbone.channels={channels}", "backbone.head_channels=16"),
-        ((16, 256),),
+        ((16, 64), (64, 256)),
     ),
-    "steps": Curve("run of heun, U-Net 8x8", "steps", (2, 4, 8, 16, 32), lambda k: build_run(k, 8), ((2, 32),)),
+    "steps": Curve(
+        "run of ddim, U-Net 8x8", "steps", (4, 8, 16, 32, 64), lambda steps: build_run(steps, 8), ((4, 64),)
+    ),
     "classes": Curve(
         "zero-shot, 16 evaluations a class",
         "classes",

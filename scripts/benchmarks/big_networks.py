@@ -3,7 +3,7 @@
 import gc
 import statistics
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -49,11 +49,19 @@ BIG_NETWORKS = {
 def measure_device(
     session: Session,
     networks: dict[str, BigNetwork] = BIG_NETWORKS,
-    compiled: Sequence[bool] = (False, True),
+    compiled: Sequence[bool] | None = None,
     *overrides: str,
 ) -> Iterator[Row]:
-    """bf16-mixed training steps, eager and compiled; then the noise of a stochastic sampler's step over its call."""
+    """bf16-mixed training steps; then the noise of a stochastic sampler's step over its call.
+
+    Arguments:
+        networks: name -> what is trained.
+        compiled: whether to compile, one entry per variant; None = both on a GPU, eager on a CPU, where it takes minutes.
+        overrides: of every network.
+    """
     device = session.device
+    if compiled is None:
+        compiled = (False, True) if device.type == "cuda" else (False,)
     for name, network in networks.items():
         batch = network.batch[device.type]
         case = f"{name}, batch {batch}, bf16-mixed"
@@ -63,15 +71,10 @@ def measure_device(
                 chosen = (*network.overrides, *changes, *overrides)
                 contender = build_own(what, chosen, network.shape, batch, "bf16", device, compile_it)
                 row = compare(session, contender, contender, "", case, batch, "bf16", network.bar)
-                yield replace_part(row)
+                yield replace(row, part=PART, ratio=None)
                 del contender
                 gc.collect()
         yield measure_noise_share(session, network, name, batch, *overrides)
-
-
-def replace_part(row: Row) -> Row:
-    """The row as one of this part, without the ratio to itself."""
-    return Row(PART, row.case, row.what, row.measured, None, "", row.bar, row.figures)
 
 
 @torch.no_grad()
@@ -83,7 +86,6 @@ def measure_noise_share(session: Session, network: BigNetwork, name: str, batch:
     t = torch.tensor(0.5, dtype=torch.float64)
     run = build_run((batch, *network.shape), device, steps=NOISE_STEPS)
 
-    @torch.no_grad()
     def calls() -> None:
         with torch.autocast(device.type, torch.bfloat16):
             for _ in range(NOISE_STEPS):

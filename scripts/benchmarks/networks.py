@@ -24,6 +24,7 @@ from .rows import Row, Session, why_unavailable
 PART = "networks"
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 FABRIC_PRECISION = {"fp32": "32-true", "bf16": "bf16-mixed"}
+REPEATS = {"cpu": 1, "cuda": 10}  # steps in a row, so that a GPU does not wait for the first
 FLOP_IMAGES = 2  # images of the step whose operations are counted
 
 
@@ -179,7 +180,7 @@ def compare(
     works = {"own": contender.step, "base": base.step, "product": product}
     if contender is base:
         del works["base"]
-    seconds = alternate(works, session.clock, session.rounds)
+    seconds = alternate(works, session.clock, session.rounds, repeats=REPEATS[session.device.type])
     rate = contender.flops * batch / statistics.median(seconds["own"])
     share = median_ratio(seconds, "product", "own") * contender.flops * batch / product_flops
     if session.peak_flops is not None and dtype == torch.bfloat16:

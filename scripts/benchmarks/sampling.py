@@ -26,6 +26,7 @@ CASES: dict[str, tuple[type[Sampler], int, int]] = {  # method -> sampler, steps
 }
 OWN_REPEATS = 5  # runs per round where the network does nothing
 OWN_BASE = "k-diffusion"
+OWN_WORK = "own work"  # ends the case of a run whose network does nothing
 
 
 def build_problem(batch: int, device: torch.device, *overrides: str) -> Problem:
@@ -101,7 +102,7 @@ def measure_own_work(
     counts: dict[str, int],
 ) -> Iterator[Row]:
     """The time of the runs with a network that returns its input."""
-    case = f"{case}, own work"
+    case = f"{case}, {OWN_WORK}"
     whole = {what: run for what, run in runs.items() if not what.endswith("bare calls")}
     with mock.patch.object(problem.model.backbone, "forward", lambda x, log_snr, y=None: x):
         seconds = alternate(whole, session.clock, session.rounds, repeats=OWN_REPEATS)

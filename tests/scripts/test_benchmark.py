@@ -2,6 +2,8 @@
 
 import json
 import sys
+import tomllib
+from pathlib import Path
 from types import SimpleNamespace
 
 import benchmark
@@ -38,6 +40,14 @@ def without_peers(monkeypatch):
 def small_peak(monkeypatch):
     """Products of small matrices."""
     monkeypatch.setattr(clocks, "PEAK_SIDE", {"cpu": 16})
+
+
+def test_the_extra_installs_the_peers():
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    names = {
+        requirement.partition(">=")[0].partition("<")[0] for requirement in project["optional-dependencies"]["bench"]
+    }
+    assert names == {*rows.PEERS, "setuptools"}
 
 
 def test_training_is_compared_with_bare_steps():
@@ -79,7 +89,7 @@ def test_the_peak_is_that_of_a_product_in_the_same_rounds(monkeypatch):
     contender = networks.Contender("a", lambda: None, parameters=10, flops=3e3)
     base = networks.Contender("b", lambda: None, parameters=20, flops=1e3)
     seconds = {"own": [2.0], "base": [1.0], "product": [0.5]}
-    monkeypatch.setattr(networks, "alternate", lambda works, clock, rounds: seconds)
+    monkeypatch.setattr(networks, "alternate", lambda works, clock, rounds, repeats: seconds)
     row = networks.compare(rows.Session(CPU, rounds=1), contender, base, "b", "case", 4, "bf16")
     peak = clocks.PRODUCTS * 2 * 16**3 / 0.5
     assert row.ratio == 2 and row.figures["images_per_second"] == 2
@@ -171,6 +181,40 @@ def test_the_table_and_the_json_have_the_same_rows(monkeypatch, tmp_path, capsys
         "torch",
         "diffguide",
     }
+
+
+def test_the_readme_table_has_a_column_per_library(tmp_path, capsys):
+    found = [
+        rows.Row(
+            "networks", "8x8", "diffguide unet", "", 1.0, figures={"images_per_second": 400, "share_of_peak": 0.5}
+        ),
+        rows.Row("networks", "8x8", "azula", "", 0.5, figures={"ratio_per_flop": 1.25}),
+        rows.Row("networks", "8x8", "diffusers", "not installed"),
+        rows.Row("sampling", "heun, 2 images", "diffguide", "", 1.05),
+        rows.Row(
+            "sampling", "heun, 2 images, own work", "k-diffusion", "", 1.0, figures={"milliseconds_per_call": 0.1}
+        ),
+        rows.Row("start", "CPU s", "diffguide.load", "", 1.5),
+        rows.Row("start", "CPU s", start.PEER_IMPORTS["azula"], "", 1.25),
+        rows.Row("start", "CPU s", "diffguide-train --help", "", 0.2),
+        rows.Row("noise", "2 x 2", "Noise.increment", "", 6.0, "torch.randn"),
+        rows.Row("noise", "2 x 2", "torch.randn", "", 1.0, "torch.randn"),
+    ]
+    path = tmp_path / "speed.json"
+    path.write_text(json.dumps({"rows": [row.as_dict() for row in found]}))
+    benchmark.main(["--summarize", str(path)])
+    head, _, *body = capsys.readouterr().out.splitlines()
+    assert head == "|  | diffguide | diffusers | denoising-diffusion-pytorch | azula | k-diffusion |"
+    assert [line.split(" | ")[1:] for line in body[:4]] == [
+        ["400 img/s, 50% of the peak", "", "", "0.50 (1.25)", " |"],
+        ["1.05", "", "", "", " |"],
+        ["", "", "", "", "0.10 |"],
+        ["1.50", "", "", "1.25", " |"],
+    ]
+    assert body[5:] == [
+        "- diffguide-train --help over `import torch`: 0.20",
+        "- per-sample Brownian noise over torch.randn, 2 x 2: 6.00",
+    ]
 
 
 @pytest.mark.parametrize("arguments", [["--rounds", "0"], ["--threads", "0"], ["--parts", "speed"]])
