@@ -71,9 +71,9 @@ def describe(session: Session) -> dict[str, object]:
     }
 
 
-def print_table(session: Session, parts: dict[str, Callable[[Session], Iterator[Row]]]) -> list[Row]:
-    """Prints each row as soon as it is measured, and returns all."""
-    facts, rows = describe(session), list[Row]()
+def print_table(session: Session, parts: dict[str, Callable[[Session], Iterator[Row]]], rows: list[Row]) -> None:
+    """Prints each row as soon as it is measured, and appends it to `rows`."""
+    facts = describe(session)
     versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
     print(f"{facts['device']}, {facts['threads']} threads, {facts['rounds']} rounds, {facts['clock']}; {versions}")
     if missing := missing_peers():
@@ -83,7 +83,6 @@ def print_table(session: Session, parts: dict[str, Callable[[Session], Iterator[
         for row in measure(session):
             rows.append(row)
             print(format_line(row.cells()), flush=True)
-    return rows
 
 
 def write_json(path: Path, session: Session, rows: list[Row]) -> None:
@@ -114,9 +113,12 @@ def main(arguments: list[str] | None = None) -> None:
     parts = {name: PARTS[name] for name in chosen.parts}
     if chosen.samplers and "samplers" in parts:
         parts["samplers"] = lambda session: overhead.measure_samplers(session, chosen.samplers)
-    rows = print_table(session, parts)
-    if chosen.json:
-        write_json(chosen.json, session, rows)
+    rows: list[Row] = []
+    try:
+        print_table(session, parts, rows)
+    finally:  # an interrupted run keeps what it has
+        if chosen.json:
+            write_json(chosen.json, session, rows)
 
 
 if __name__ == "__main__":

@@ -183,6 +183,18 @@ def test_the_table_and_the_json_have_the_same_rows(monkeypatch, tmp_path, capsys
     }
 
 
+def test_an_interrupted_run_keeps_its_rows(monkeypatch, tmp_path):
+    def measure(session):
+        yield rows.Row("noise", "case", "what", "")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(benchmark, "PARTS", {"noise": measure})
+    monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
+    with pytest.raises(KeyboardInterrupt):
+        benchmark.main(["--parts", "noise", "--json", str(tmp_path / "speed.json")])
+    assert [row["case"] for row in json.loads((tmp_path / "speed.json").read_text())["rows"]] == ["case"]
+
+
 def test_the_readme_table_has_a_column_per_library(tmp_path, capsys):
     found = [
         rows.Row(
