@@ -18,7 +18,7 @@ training: images/s of metrics.jsonl over those of bare forward, backward, clip a
 samplers: 64 images with the default network and each sampler over as many bare calls.
 oracle: one call of a mixture of 1,000 components.
 levels: training and sampling steps of a classifier of noise levels over those of a plain denoiser with the same trunk.
-device: share of the matmul peak of DiT-B/2 and the 56 M U-Net in bf16, on a GPU also compiled; noise over a sampling call.
+device: share of the matmul peak of DiT-B/2 and the 57 M U-Net in bf16, on a GPU also compiled; noise over a sampling call.
     Made for `--device cuda`; on a CPU a batch is one image.
 
 A ratio is a time over the time that the row names, per unit of the same work; above 1 is slower. Rounds alternate, and

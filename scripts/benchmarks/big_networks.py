@@ -36,7 +36,7 @@ BIG_NETWORKS = {
         {"": ()},
         "at least 45 % of peak",
     ),
-    "unet_64 (56 M)": BigNetwork(
+    "unet_64 (57 M)": BigNetwork(
         ("dataset=cifar10", "dataset.size=64", "backbone=unet_64"),
         (3, 64, 64),
         {"cpu": 1, "cuda": 128},

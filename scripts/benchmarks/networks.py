@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from diffguide.runtime.compiling import compile_training
 from diffguide.runtime.engine import build_fabric
 from diffguide.training.loop import Training
 from diffguide.training.state import TrainingRun
@@ -117,7 +118,7 @@ def build_own(
     x, y = data.train.x[:FLOP_IMAGES], data.train.y[:FLOP_IMAGES]
     flops = count_flops(lambda: objective(x, y, rng).per_example.mean().backward(), objective) / FLOP_IMAGES
     if compiled:
-        backbone.compile()
+        compile_training(backbone)
     training = Training(images=10**9, batch_size=batch)
     with contextlib.redirect_stderr(io.StringIO()):  # without Fabric's notes and the bar of progress
         engine = build_fabric(device.type, precision=FABRIC_PRECISION[precision])

@@ -53,12 +53,12 @@ def network_cells(case: str, found: Mapping[object, JsonRow]) -> Iterator[str]:
 
 
 def sampling_cells(case: str, found: Mapping[object, JsonRow]) -> Iterator[str]:
-    """The time of a run over that of bare calls; of own work the milliseconds a call."""
+    """The time of a run over that of bare calls; of own work the milliseconds."""
     own = case.endswith(OWN_WORK)
-    yield f"{case}, ms a call" if own else f"{case}: run over bare calls"
+    yield f"{case}, ms a run" if own else f"{case}: run over bare calls"
     for library in ("diffguide", *PEERS):
         row = found.get(library)
         if own:
-            yield f"{row['figures']['milliseconds_per_call']:.2f}" if row and row["figures"] else ""
+            yield f"{row['figures']['milliseconds_per_run']:.1f}" if row and row["figures"] else ""
         else:
             yield ratio_of(row)
