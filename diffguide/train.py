@@ -15,11 +15,12 @@ __all__ = ["main"]
 def command(cfg: DictConfig) -> None:
     """One training run; the last line on stdout is its folder."""
     with resolved_config("diffguide-train", cfg) as config:
-        from .cli.training_job import build_training_job
+        from .cli.training_job import build_training_job, settle_precision
         from .training.preflight import preflight
 
         job = build_training_job(config)
         preflight(job)
+        settle_precision(job)
         folder = job.run()
         if folder is not None:
             print(folder)

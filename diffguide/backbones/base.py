@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ..runtime.compiling import CompiledInference
 from .conditions import ClassEmbedding, Condition, Embedding
 from .perturbations import Perturbation
 
@@ -46,8 +47,9 @@ class Backbone(nn.Module):
 
     @property
     def is_compiled(self) -> bool:
-        """Whether `compile()` was called on the network or on a part of it."""
-        return any(part._compiled_call_impl is not None for part in self.modules())
+        """Whether calls with gradients of the network or of a part of it are compiled."""
+        calls = (part._compiled_call_impl for part in self.modules())
+        return any(call is not None and not isinstance(call, CompiledInference) for call in calls)
 
     def embed(self, y: Condition) -> Embedding:
         """The vectors of a condition, which this network takes in its place."""
@@ -131,7 +133,8 @@ class ConditionEmbedding(nn.Module):
         embedding = self.noise_embedding(h, log_snr)
         if self.classes is not None:
             if isinstance(y, ClassEmbedding):
-                return embedding + torch.where(y.keep[:, None], y.vectors, self.classes.weight[0])
+                null = self.classes.weight[0]
+                return embedding + torch.where(y.keep[:, None], y.vectors.to(null.dtype), null)
             if isinstance(y, Embedding):
                 raise ValueError("y must be class indices [B] (-1 = none) for this network, got an Embedding")
             index = torch.full((len(h),), -1, device=h.device) if y is None else y

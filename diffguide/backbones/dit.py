@@ -14,6 +14,7 @@ from .attention import attention
 from .base import Backbone, ConditionEmbedding, nearest_sizes, zero_init
 from .conditions import Condition
 from .fourier import FourierFeatures
+from .kernels import Dropout
 from .perturbations import Perturbation
 
 __all__ = ["DiT"]
@@ -58,7 +59,7 @@ class DiTBlock(nn.Module):
         self.index, self.grid = index, (side, side)
         self.heads, self.double_differentiable = heads, double_differentiable
         self.norm_attention, self.norm_mlp = layer_norm(width), layer_norm(width)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.qkv = nn.Linear(width, 3 * width)
         self.projection = nn.Linear(width, width)
         self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU(approximate="tanh"), nn.Linear(hidden, width))

@@ -15,6 +15,7 @@ from .attention import attention
 from .base import Backbone, ConditionEmbedding, check_halvings, zero_init
 from .conditions import Condition
 from .fourier import FourierFeatures
+from .kernels import Dropout, GroupNorm
 from .perturbations import Perturbation
 
 __all__ = ["UNet"]
@@ -22,12 +23,12 @@ __all__ = ["UNet"]
 LARGER_NETWORKS = "; backbone=unet_28, unet_32, unet_64 and unet_128 are for larger images"
 
 
-def group_norm(channels: int) -> nn.GroupNorm:
+def group_norm(channels: int) -> GroupNorm:
     """Group normalisation with up to 32 groups of at least 4 channels."""
     groups = min(32, channels // 4)
     while channels % groups:
         groups -= 1
-    return nn.GroupNorm(groups, channels)
+    return GroupNorm(groups, channels)
 
 
 def count_heads(channels: int, head_channels: int) -> int:
@@ -53,14 +54,13 @@ class ResidualBlock(nn.Module):
         self.conv_in = nn.Conv2d(inputs, outputs, 3, padding=1)
         self.modulation = nn.Linear(embedding, 2 * outputs)
         self.norm_out = group_norm(outputs)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.conv_out = zero_init(nn.Conv2d(outputs, outputs, 3, padding=1))
         self.skip = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         h = self.conv_in(self.resample(functional.silu(self.norm_in(x))))
-        scale, shift = self.modulation(embedding)[:, :, None, None].chunk(2, dim=1)
-        h = torch.addcmul(shift, self.norm_out(h), 1 + scale)
+        h = self.norm_out(h, *self.modulation(embedding).chunk(2, dim=1))
         return self.skip_connection(x) + self.conv_out(self.dropout(functional.silu(h)))
 
     def skip_connection(self, x: Tensor) -> Tensor:

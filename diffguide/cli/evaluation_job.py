@@ -10,6 +10,8 @@ from ..checkpoints.references import check_guides, with_guides
 from ..config.build import ConfigError, build
 from ..datasets import Dataset
 from ..evaluation.job import EvaluationJob, remove_parts
+from ..evaluation.metric import Metric
+from ..models.half_precision import cast_network
 from ..runtime.engine import Fabric
 from ..runtime.errors import InputError
 from .evaluation_targets import checkpoint_target, oracle_target
@@ -65,7 +67,7 @@ def build_job(
     Raises:
         ConfigError: a model, data and metric that do not fit each other.
     """
-    saved = dict(config)
+    saved, precision = dict(config), config["engine"]["precision"]
     try:
         if path is None:
             source, data = build_oracle(config, engine.device)
@@ -81,6 +83,9 @@ def build_job(
         check_guides(guides, target.context.shape, target.context.class_names)
         metric = build(node, "metric").resolve(target.context)
         metric.check(target.context)
+        if path is not None:
+            check_precision(metric, precision)
+            cast_network(target.context.uncounted, precision)
     except InputError:
         raise
     except ValueError as error:
@@ -94,6 +99,15 @@ def build_job(
         engine=engine,
         parent=begun.folder.parent if begun else settings.run_parent("evaluate", target.name),
         config_yaml=OmegaConf.to_yaml(OmegaConf.create(saved)),
-        precision="float64" if path is None else config["engine"]["precision"],
+        precision="float64" if path is None else precision,
         folder=begun and begun.folder,
     )
+
+
+def check_precision(metric: Metric, precision: str) -> None:
+    """Raises ConfigError for a metric that a rounded network makes wrong."""
+    if metric.differentiates and precision != "32-true":
+        raise ConfigError(
+            f"metric={metric.name} needs engine.precision=32-true, got {precision}: the divergence of a rounded network is not "
+            "that of its derivative, and the likelihood would be too high"
+        )

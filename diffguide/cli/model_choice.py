@@ -8,12 +8,11 @@ import torch
 
 from ..config.build import ConfigError, accepts_argument, build
 from ..datasets import Dataset
+from ..models.half_precision import INFERENCE_PRECISIONS
 from ..sampling.sources import OracleSource, training_tensors
 from .arguments import changed_keys
 
 __all__ = ["build_oracle", "check_model_keys", "checkpoint_paths"]
-
-PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")  # by autocast; weights stay float32
 
 
 def check_model_keys(config: Mapping[str, Any]) -> None:
@@ -24,15 +23,15 @@ def check_model_keys(config: Mapping[str, Any]) -> None:
     """
     roots = {key.partition(".")[0] for key in changed_keys()}
     precision = config["engine"]["precision"]
-    if precision not in PRECISIONS:
-        raise ConfigError(f"engine.precision must be one of {', '.join(PRECISIONS)}, got {precision}")
+    if precision not in INFERENCE_PRECISIONS:
+        raise ConfigError(f"engine.precision must be one of {', '.join(INFERENCE_PRECISIONS)}, got {precision}")
     if "oracle" not in config:
         if "schedule" in roots:
             raise ConfigError("schedule has no effect with a checkpoint, which has its own: remove it")
         return
     for key in roots & ({"weights"} if config["resume"] is not None else {"weights", "trust"}):
         raise ConfigError(f"{key} has no effect with an oracle, which was not trained: remove it")
-    if precision != PRECISIONS[0]:
+    if precision != "32-true":
         raise ConfigError(
             f"engine.precision={precision} has no effect with an oracle, which computes in float64: remove it"
         )

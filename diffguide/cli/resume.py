@@ -6,6 +6,7 @@ line is built only if it is diffguide's own (`validate_config`). The optimiser i
 
 import json
 import re
+import sys
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +24,7 @@ from ..config.type_checks import check_types
 from ..files.run_folders import hash_file, strict_json
 from ..files.shards import START_FILE
 from ..nodes.old_names import update_saved_config
+from ..runtime.precision import AUTO
 from .inheritance import inherit_config
 from .model_choice import checkpoint_paths
 from .resume_policy import GENERATION, TRAINING, check_unchanged, resume_error, training_changes
@@ -108,11 +110,14 @@ def find_training(config: Mapping[str, Any]) -> tuple[dict[str, Any], Resumed]:
     folder = run_folder(config["resume"], "outputs/train/digits/v001")
     saved = saved_config(folder, config.keys(), ["p_uncond", "ce_weight"])
     merged = inherit_config(config, saved, TRAINING)
+    if merged["engine"].get("precision") == AUTO:  # chosen when the run began
+        merged["engine"]["precision"] = saved["engine"].get("precision")
     if merged["dry_run"]:
         raise ConfigError("dry_run cannot be combined with resume: remove one of them")
     files = checkpoints.list_checkpoints(folder / "checkpoints") if (folder / "checkpoints").is_dir() else []
     if not files:
         check_unchanged(folder, saved, merged, TRAINING)
+        print(f"{folder} has no checkpoint: training starts at 0 images", file=sys.stderr)
         return merged, Resumed(folder, None, None, provenance.read_record(folder))
     try:
         facts = checkpoints.read(files[-1])[1]

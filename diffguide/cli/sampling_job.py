@@ -14,6 +14,7 @@ from ..class_names import explain_shadowed_class, resolve_labels
 from ..config.build import ConfigError, build
 from ..files.shards import Shards
 from ..models.evaluation_counters import count_evaluations
+from ..models.half_precision import cast_network
 from ..runtime.engine import Fabric
 from ..runtime.errors import convert_input_errors
 from ..sampling import run as sampling
@@ -136,9 +137,12 @@ def open_source(
         return build_oracle(config, engine.device)[0]
     try:
         file = checkpoints.find(file or config["checkpoint"])
-        return CheckpointSource(file, settings.weights, engine.device, settings.trust)
+        source = CheckpointSource(file, settings.weights, engine.device, settings.trust)
     except checkpoints.CheckpointError as error:
         raise ConfigError(f"checkpoint: {error}") from error
+    with convert_input_errors("engine"):
+        cast_network(source.model, config["engine"]["precision"])
+    return source
 
 
 def guide_classes(builder: GuidanceBuilder, count: int) -> Sequence[str]:

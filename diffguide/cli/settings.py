@@ -72,8 +72,12 @@ class TrainingSettings(Settings):
     """The root keys of diffguide-train, see train.yaml."""
 
     name: str
-    compile: bool
+    compile: bool | str
     dry_run: bool
+
+    def __post_init__(self) -> None:
+        if isinstance(self.compile, str) and self.compile != "auto":
+            raise ConfigError(f"compile must be true or false or auto, got {self.compile!r}")
 
 
 @dataclass(frozen=True)

@@ -15,16 +15,19 @@ from ..config.build import ConfigError, build, needs_null
 from ..config.type_checks import check_types
 from ..datasets import Dataset
 from ..objectives import Objective
-from ..runtime.engine import launched_by_torchrun
+from ..runtime.compiling import should_compile
+from ..runtime.engine import Fabric, launched_by_torchrun, set_mixed_precision
+from ..runtime.precision import AUTO, FULL, MIXED, choose_precision
 from ..training.job import TrainingJob
 from ..training.loop import Training
+from ..training.probe import make_probe
 from .arguments import changed_keys
 from .guidance import GuidanceBuilder
 from .resume import Resumed, find_training
 from .settings import TrainingSettings
 from .smaller_backbones import smaller_backbones
 
-__all__ = ["build_training_job"]
+__all__ = ["build_training_job", "settle_precision"]
 
 MAX_MODULES = 2**16  # layers and tensors of a network; the largest published ones have a few thousand
 
@@ -45,7 +48,7 @@ def build_training_job(config: dict[str, Any]) -> TrainingJob:
     for key in ("dataset", "backbone", "schedule", "objective", "guidance", "sampler"):  # before a download
         check_types(config[key], key, ROLES[key].given)
     parent = settings.run_parent("dry_run" if settings.dry_run else "train")
-    training, engine = build(config["training"], "training"), build(config["engine"], "engine")
+    training, engine = build(config["training"], "training"), build_engine(config["engine"])
     if launched_by_torchrun():
         engine.launch()
     with engine.rank_zero_first():  # rank 0 downloads what is missing
@@ -55,7 +58,10 @@ def build_training_job(config: dict[str, Any]) -> TrainingJob:
         backbone = build(config["backbone"], "backbone")
     objective = build(config["objective"], "objective", backbone, build(config["schedule"], "schedule"))
     sampler = build(config["sampler"], "sampler")
-    check_objective(objective, training, engine.world_size, settings.compile)
+    compiled = should_compile(settings.compile, engine.device, backbone)
+    if settings.compile == "auto":
+        compiled = compiled and objective.compilable
+    check_objective(objective, training, engine.world_size, compiled)
     saved = config | {"resume": None}
     return TrainingJob(
         parent=parent,
@@ -68,13 +74,34 @@ def build_training_job(config: dict[str, Any]) -> TrainingJob:
         guide=GuidanceBuilder(config["guidance"], settings.trust, data.shape, data.class_names),
         config=saved,
         config_yaml=OmegaConf.to_yaml(OmegaConf.create(saved)),
-        compiled=settings.compile,
+        compiled=compiled,
         dry_run=settings.dry_run,
         folder=resumed and resumed.folder,
         checkpoint=resumed and resumed.checkpoint,
         note=note,
         smaller_objectives=partial(smaller_backbones, objective, config["objective"], config["schedule"], data),
     )
+
+
+def build_engine(node: Mapping[str, Any]) -> Fabric:
+    """The engine of a training: of float32 where `settle_precision` has yet to choose."""
+    return build({**node, "precision": FULL} if node["precision"] == AUTO else dict(node), "engine")
+
+
+def settle_precision(job: TrainingJob) -> None:
+    """Chooses the precision of a job with engine.precision=auto, and writes it into the configuration of the run."""
+    engine = job.config["engine"]
+    if engine["precision"] != AUTO:
+        return
+    rows = job.training.share(job.engine.world_size)
+    with torch.random.fork_rng():
+        forward = make_probe(job.objective, job.data, job.engine.device, job.seed)
+        precision, reason = choose_precision(job.engine.device, job.engine.world_size, forward, rows)
+    if precision == MIXED:
+        set_mixed_precision(job.engine)
+    job.remarks.append(f"engine.precision=auto: {precision}, since {reason}")
+    job.config = {**job.config, "engine": {**engine, "precision": precision}}
+    job.config_yaml = OmegaConf.to_yaml(OmegaConf.create(job.config))
 
 
 def check_label_dropout(p_uncond: Any, guidance: Mapping[str, Any], objective: Mapping[str, Any]) -> None:

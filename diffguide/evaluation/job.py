@@ -14,7 +14,7 @@ from ..figures import tables
 from ..files.run_folders import WriteError, create_version_dir, lock_run_dir, remove_leftovers, strict_json
 from ..files.shards import START_FILE
 from ..models.protocols import SamplingError
-from ..runtime.engine import Fabric
+from ..runtime.engine import Fabric, inference_autocast
 from ..runtime.errors import InputError
 from ..runtime.signals import Interrupts, Stopped
 from ..runtime.versions import collect_versions
@@ -65,7 +65,7 @@ class EvaluationJob:
             self.context.begin(parts, bar)
             try:
                 started = time.monotonic()
-                with self.engine.autocast():
+                with inference_autocast(self.engine):
                     result = self.metric.measure(self.context)
                 bar.close()
                 self.write(folder, result, time.monotonic() - started + parts.seconds)
@@ -102,6 +102,7 @@ class EvaluationJob:
             "n": context.n,
             "seed": context.seed,
             "evaluations": context.evaluations,
+            "backward_passes": context.backward_passes,
             "seconds": seconds,
             **self.identity,
             "precision": self.precision,

@@ -232,8 +232,13 @@ class EvalContext:
         energy. None for other models, and for an energy before it is sampled."""
         if self.tally is None:
             return None
-        count = self.tally.evaluations + self.parts.restored
+        count = self.tally.evaluations + self.parts.restored.evaluations
         return count if count or isinstance(self.model, Denoiser) else None
+
+    @property
+    def backward_passes(self) -> int:
+        """Number of backward passes through a denoiser besides its evaluations, one per row, including saved parts."""
+        return self.parts.restored.backward_passes + (0 if self.tally is None else self.tally.backward_passes)
 
 
 class Metric:
@@ -244,8 +249,10 @@ class Metric:
         needs: protocols that the model must implement.
         conditional: whether the model must have classes.
         labels: whether each example must have a class.
+        differentiates: whether a figure is that of the derivative of the network, which half precision makes wrong.
     """
 
+    differentiates: bool = False
     name: ClassVar[str]
     needs: ClassVar[Sequence[type]] = ()
     conditional: ClassVar[bool] = False

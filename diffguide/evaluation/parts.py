@@ -12,7 +12,11 @@ from ..models.protocols import Tally
 
 __all__ = ["MetricError", "Parts"]
 
-EVALUATIONS_KEY, SECONDS_KEY = "_evaluations", "_seconds"  # arrays that every part has besides its own
+EVALUATIONS_KEY, BACKWARD_KEY, SECONDS_KEY = (
+    "_evaluations",
+    "_backward_passes",
+    "_seconds",
+)  # arrays besides those of a part
 
 
 class MetricError(ValueError):
@@ -30,13 +34,13 @@ class Parts:
 
     Attributes:
         tally: counts the evaluations, None = they are not counted.
-        restored: number of evaluations of the parts that were read from files.
+        restored: evaluations and backward passes of the parts that were read from files.
         seconds: computing time of those parts.
     """
 
     def __init__(self, folder: Path | None):
         self.folder = folder
-        self.restored = 0
+        self.restored = Tally()
         self.seconds = 0.0
         self.tally: Tally | None = None
 
@@ -54,8 +58,10 @@ class Parts:
             return self.read(path)
         before, started = self.count(), time.monotonic()
         arrays = compute()
+        evaluations, backward = (now - then for now, then in zip(self.count(), before))
         spent = {
-            EVALUATIONS_KEY: numpy.int64(self.count() - before),
+            EVALUATIONS_KEY: numpy.int64(evaluations),
+            BACKWARD_KEY: numpy.int64(backward),
             SECONDS_KEY: numpy.float64(time.monotonic() - started),
         }
         self.folder.mkdir(exist_ok=True)
@@ -67,14 +73,16 @@ class Parts:
         try:
             with numpy.load(path, allow_pickle=False) as file:
                 arrays = dict(file)
-            self.restored += int(arrays.pop(EVALUATIONS_KEY))
+            self.restored.evaluations += int(arrays.pop(EVALUATIONS_KEY))
+            self.restored.backward_passes += int(arrays.pop(BACKWARD_KEY, 0))  # earlier versions did not count them
             self.seconds += float(arrays.pop(SECONDS_KEY))
         except Exception as error:  # NumPy and zipfile raise many types
             raise MetricError(f"the part {path} is damaged: remove it and resume the run") from error
         return arrays
 
-    def count(self) -> int:
-        return 0 if self.tally is None else self.tally.evaluations
+    def count(self) -> tuple[int, int]:
+        """Evaluations and backward passes so far, without those of restored parts."""
+        return (0, 0) if self.tally is None else (self.tally.evaluations, self.tally.backward_passes)
 
     def remove(self) -> None:
         """Removes all parts, and the folder if it is then empty."""

@@ -44,10 +44,12 @@ class Tally:
     Attributes:
         evaluations: of denoisers and energies.
         potential_evaluations: of classifiers and other potentials.
+        backward_passes: through denoisers, for the divergence of their prediction.
     """
 
     evaluations = 0
     potential_evaluations = 0
+    backward_passes = 0
 
 
 class DenoiserInfo(NamedTuple):

@@ -23,9 +23,11 @@ from ..backbones.conditions import Condition
 from ..datasets.mixture import MIXTURE_COVARIANCES, MIXTURE_LABELS, MIXTURE_MEANS, MIXTURE_WEIGHTS
 from ..schedules import Schedule
 from .base import Oracle, ReverseLevels
+from .noised_components import NoisedComponents
 
 __all__ = ["GaussianMixture", "ReverseKernel"]
 
+SMALL_DIMENSION = 4  # largest D for `NoisedComponents`, whose constants of a level need D^3 K terms
 MAX_MAGNITUDE = 1e30  # of an input, so that samples fit into float32 and squared distances into float64
 
 
@@ -131,6 +133,9 @@ class GaussianMixture(Oracle):
             self.centres = torch.einsum("dek,kd->ek", self.vectors, mu)
             readout = torch.cat([self.vectors, self.values * self.vectors])  # for C^-1 (.) and for S C^-1 (.)
             self.readout = readout.flatten(1).mT.contiguous()
+        self.last_noised: NoisedComponents | None = None
+        if self.vectors is not None and dimension <= SMALL_DIMENSION:
+            self.block = 2**17  # few arrays, which are used again
 
     @property
     def row_size(self) -> int:
@@ -159,7 +164,25 @@ class GaussianMixture(Oracle):
         prior = self.log_weights if y is None else self.log_prior[y]
         return g, prior - 0.5 * log_volume - 0.5 * (z * g).sum(1)
 
+    def noised(self, alpha: Tensor, sigma: Tensor) -> NoisedComponents | None:
+        """The components at one level, the same object for all blocks of a call; None = use `terms`."""
+        if self.vectors is None or len(self.vectors) > SMALL_DIMENSION or len(alpha) > 1:
+            return None
+        found = self.last_noised
+        if found is None or found.alpha is not alpha or found.sigma is not sigma:
+            found = self.last_noised = NoisedComponents(self.means, self.vectors, self.values, alpha, sigma)
+        return found
+
+    def log_joint(self, x: Tensor, alpha: Tensor, sigma: Tensor, y: Tensor | None) -> Tensor:
+        """log pi(k | y) N(x; alpha mu_k, C_k), [b, K]."""
+        components = self.noised(alpha, sigma)
+        if components is None:
+            return self.terms(x, alpha, sigma, y)[1]
+        return components.log_joint(x, self.log_weights if y is None else self.log_prior, y)
+
     def moments(self, x: Tensor, alpha: Tensor, sigma: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor]:
+        if (components := self.noised(alpha, sigma)) is not None:
+            return components.moments(x, self.log_joint(x, alpha, sigma, y))
         g, log_joint = self.terms(x, alpha, sigma, y)
         r = log_joint.softmax(1)
         h = r[:, None] * g
@@ -171,10 +194,10 @@ class GaussianMixture(Oracle):
         return r @ self.means + alpha * spread, negative_score
 
     def density(self, x: Tensor, alpha: Tensor, sigma: Tensor, y: Tensor | None) -> tuple[Tensor]:
-        return (self.terms(x, alpha, sigma, y)[1].logsumexp(1),)
+        return (self.log_joint(x, alpha, sigma, y).logsumexp(1),)
 
     def class_densities(self, x: Tensor, alpha: Tensor, sigma: Tensor, y: None) -> tuple[Tensor]:
-        return (self.sum_by_class(self.terms(x, alpha, sigma, None)[1], self.labels),)
+        return (self.sum_by_class(self.log_joint(x, alpha, sigma, None), self.labels),)
 
     def draw(self, component: Tensor, z: Tensor) -> Tensor:
         deviation = self.values.mT[component].sqrt() * z

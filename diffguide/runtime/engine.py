@@ -1,6 +1,7 @@
 """Devices, processes and precision. Only this module imports Lightning Fabric."""
 
 import os
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -9,9 +10,18 @@ from .put_off import put_off_compiler
 
 with put_off_compiler():
     from lightning_fabric import Fabric
+    from lightning_fabric.plugins import MixedPrecision
     from lightning_fabric.utilities.exceptions import MisconfigurationException
 
-__all__ = ["Fabric", "build_fabric", "gather_objects", "kill_launched_processes", "launched_by_torchrun"]
+__all__ = [
+    "Fabric",
+    "build_fabric",
+    "gather_objects",
+    "inference_autocast",
+    "kill_launched_processes",
+    "launched_by_torchrun",
+    "set_mixed_precision",
+]
 
 
 def launched_by_torchrun() -> bool:
@@ -25,6 +35,12 @@ def kill_launched_processes(fabric: Fabric) -> None:
         process.kill()
 
 
+def inference_autocast(fabric: Fabric) -> AbstractContextManager:
+    """Autocast of a mixed precision. Of a true one only the network has the dtype (`models.half_precision`): Fabric would
+    also make it the default of new tensors, such as grids of noise levels."""
+    return nullcontext() if str(fabric.strategy.precision.precision).endswith("-true") else fabric.autocast()
+
+
 def gather_objects(fabric: Fabric, value: Any) -> list[Any]:
     """The values of all processes by rank; the value must be picklable."""
     if fabric.world_size == 1:
@@ -32,6 +48,11 @@ def gather_objects(fabric: Fabric, value: Any) -> list[Any]:
     values = [None] * fabric.world_size
     torch.distributed.all_gather_object(values, value)
     return values
+
+
+def set_mixed_precision(fabric: Fabric) -> None:
+    """Makes a Fabric of float32 one of bf16-mixed, before anything is set up with it."""
+    fabric.strategy.precision = fabric._precision = MixedPrecision("bf16-mixed", fabric.device.type)
 
 
 def build_fabric(

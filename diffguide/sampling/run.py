@@ -17,7 +17,7 @@ from ..files.run_folders import WriteError
 from ..files.shards import Shards
 from ..models.protocols import Denoiser, DenoiserWrapper, Energy, Tally
 from ..randomness import Noise
-from ..runtime.engine import Fabric, gather_objects
+from ..runtime.engine import Fabric, gather_objects, inference_autocast
 from ..runtime.progress import Progress
 from ..runtime.signals import Interrupts, Stopped
 from ..samplers import Sampler, SamplingError
@@ -125,7 +125,7 @@ class SampleWriter:
             failure = None
             try:
                 if rank < len(turn):
-                    with self.engine.autocast():
+                    with inference_autocast(self.engine):
                         x, y, noise = self.begin_batch(turn[rank])
                         x = plan.sampler(plan.guided, x, self.times, y, noise, self.on_step)
                     self.write_batch(turn[rank], x.float().cpu())

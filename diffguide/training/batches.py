@@ -101,7 +101,9 @@ class Batches:
     def index_split(self, train: Split) -> Iterator[tuple[Tensor, Tensor]]:
         x, y = train.x.to(self.device), train.y.to(self.device)
         for _, _, rows in self.micro_batches():
-            rows = rows.to(self.device)
+            if self.device.type == "cuda":  # the copy from pinned memory does not wait for the device
+                rows = rows.pin_memory()
+            rows = rows.to(self.device, non_blocking=True)
             yield x[rows], y[rows]
 
 

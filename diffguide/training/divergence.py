@@ -14,7 +14,8 @@ class DivergenceWatch:
     """Stops a run whose loss or gradient is not finite.
 
     Arguments:
-        lag: delay of the check in steps, so that the CPU does not wait for an accelerator.
+        lag: number of steps that may wait for the check. To read a result of an accelerator is to wait until it has done all
+            its work, so the steps are checked together.
     """
 
     def __init__(self, lag: int):
@@ -22,21 +23,23 @@ class DivergenceWatch:
         self.waiting: deque[tuple[Tensor, int, int, list[Loss]]] = deque()
 
     def check(self, images: int, step: int, losses: list[Loss], norm: Tensor | None) -> None:
-        """Adds a step, and checks the step before the last `lag` steps.
+        """Adds a step, and checks all of them if there are more than `lag`.
 
         Arguments:
             norm: of the gradient, None = not checked.
 
         Raises:
-            Diverged: that step was not finite.
+            Diverged: a step was not finite.
         """
         finite = torch.stack([loss.per_example.isfinite().all() for loss in losses]).all()
         self.waiting.append((finite if norm is None else finite & norm.isfinite(), images, step, losses))
         if len(self.waiting) > self.lag:
-            raise_if_not_finite(*self.waiting.popleft())
+            self.flush()
 
     def flush(self) -> None:
-        """Checks all remaining steps."""
+        """Checks all steps that wait; raises Diverged for the first that was not finite."""
+        if self.waiting and torch.stack([finite for finite, *_ in self.waiting]).all():
+            self.waiting.clear()
         while self.waiting:
             raise_if_not_finite(*self.waiting.popleft())
 

@@ -19,6 +19,7 @@ from ..runtime.engine import Fabric
 from ..runtime.progress import Progress
 from .batches import Batches
 from .loop import Training
+from .probe import make_probe
 
 __all__ = ["DryRun"]
 
@@ -104,15 +105,12 @@ class DryRun:
 
     def time_step(self, objective: Objective) -> float:
         """Seconds of the second of two training steps of a few images."""
-        data, device = self.data, self.engine.device
-        objective = copy.deepcopy(objective).to(device).train()
-        x, y = fetch_examples(data.train, torch.arange(PROBE_IMAGES) % len(data.train.y))
-        x, y = data.preprocess(x).to(device), y.to(device)
-        rng = torch.Generator(device).manual_seed(self.seed)
+        device = self.engine.device
+        forward = make_probe(objective, self.data, device, self.seed)
 
         def step() -> None:
             with self.engine.autocast():
-                objective(x, y, rng).per_example.mean().backward()
+                forward(PROBE_IMAGES).backward()
             if device.type == "cuda":
                 torch.cuda.synchronize()
 

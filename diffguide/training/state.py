@@ -24,6 +24,7 @@ from ..files.metrics_log import Meter, MetricsLog
 from ..files.run_folders import append_text, convert_write_errors
 from ..objectives import Diverged, Loss, Objective
 from ..randomness import fold
+from ..runtime.compiling import compile_average
 from ..runtime.engine import Fabric, gather_objects
 from ..runtime.progress import Progress
 from ..runtime.put_off import use_optimizer
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 __all__ = ["TrainingRun"]
 
 ROLLBACK_PURPOSE = 4  # purpose of a folded seed, besides those of `batches` and `held_out`
+UNCHECKED_STEPS = 50  # of an accelerator, if nothing is written before
 SIGNAL_STEPS = 8  # with several processes, steps between two exchanges of signals
 
 
@@ -81,6 +83,7 @@ class TrainingRun:
         averaged = self.ema.module
         assert isinstance(averaged, Objective)
         self.averaged = averaged
+        compile_average(objective.model, averaged.model)
         self.meter, self.losses = Meter(), list[Loss]()
         self.images = 0
         self.plan = training.plan()
@@ -93,7 +96,7 @@ class TrainingRun:
             self.progress.write_line(notice)
         if self.data.held_out_split[0] != "validation":
             self.progress.write_line("the validation split is empty: held-out losses are on training examples")
-        self.watch = DivergenceWatch(lag=0 if engine.device.type == "cpu" else 1)
+        self.watch = DivergenceWatch(0 if engine.device.type == "cpu" else UNCHECKED_STEPS)
         self.started = time.monotonic()
         if self.resume is None and objective.max_restores:
             self.save(None)  # for a rollback before the first interval
@@ -179,6 +182,9 @@ class TrainingRun:
             Stopped: a signal arrived, and a checkpoint was written.
         """
         training = self.training
+        lengths = training.log_images, training.validation_images, training.checkpoint_images, training.sample_images
+        if any(map(self.is_due, lengths)):
+            self.watch.flush()
         if self.is_due(training.log_images):
             self.write_metrics()
         with self.meter.pause():  # excluded from the images per second of training

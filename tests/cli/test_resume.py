@@ -125,7 +125,7 @@ def test_resume_alone_continues_with_the_runs_own_configuration(short_run, unfin
 def test_a_run_without_a_checkpoint_starts_over(short_run, unfinished, tmp_path, command):
     shutil.rmtree(unfinished / "checkpoints")
     done = command(main, f"resume={RUN}", at=tmp_path)
-    assert done.code == 0, done.err
+    assert done.code == 0 and f"{RUN} has no checkpoint" in done.err, done.err
     assert_the_same_run(short_run, unfinished)
 
 

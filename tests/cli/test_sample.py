@@ -97,6 +97,15 @@ def test_one_image_is_sampled(home, command):
     assert abs(arrays[0][7] - arrays[1][0]).max() <= 1  # one grey level, where rounding to bytes may tip over
 
 
+def test_a_network_in_bfloat16_gives_nearly_the_same_images(home, command):
+    common = ["checkpoint=outputs/train/digits/v001", "sampler.steps=3", "n=4"]
+    runs = [command(main, *common, f"engine.precision={p}", at=home) for p in ("32-true", "bf16-true")]
+    arrays = [numpy.load(home / done.folder / "samples.npz")["arr_0"].astype(int) for done in runs]
+    assert 0 < abs(arrays[0] - arrays[1]).max() <= 20
+    header = json.loads((home / runs[1].folder / "manifest.jsonl").read_text().splitlines()[0])
+    assert header["precision"] == "bf16-true"
+
+
 def test_a_sweep_leaves_a_contact_sheet_and_a_table(home, command):
     done = command(main, "-m", "checkpoint=outputs/train/digits/v001", "guidance=cfg", "guidance.scale=0,1,2,4,8",
                    "sampler.steps=5", "n=20", "name=sweep", at=home)  # fmt: skip

@@ -181,7 +181,9 @@ def test_saved_parts_are_computed_once(tmp_path):
 
     first, second = measure(tmp_path / "parts"), measure(tmp_path / "parts")
     assert calls == [0, 10, 20] and first.evaluations == second.evaluations == 30
-    assert first.parts.restored == 0 and second.parts.restored == 30 and second.parts.seconds > 0
+    assert (
+        first.parts.restored.evaluations == 0 and second.parts.restored.evaluations == 30 and second.parts.seconds > 0
+    )
     (tmp_path / "parts" / "10.npz").write_bytes(b"torn")
     with pytest.raises(MetricError, match="10.npz is damaged"):
         measure(tmp_path / "parts")

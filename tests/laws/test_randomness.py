@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy import stats
 
-from diffguide.randomness import Noise, fold
+from diffguide.randomness import Noise, counters, fold
 from diffguide.schedules import EDM, Cosine, Flow
 
 EXACT = Cosine(math.inf, -math.inf)  # its time is the clock's angle, so t = k / 2^m is a node of the path exactly
@@ -97,12 +97,12 @@ def test_increments_add_up(steps):
 
 @every_schedule
 def test_increments_add_up_between_nodes(schedule):
-    """The same at any times of any schedule, where a time is rounded to 2^-20: to 1e-5 in L2 over the elements."""
+    """The same at any times of any schedule, where an angle is rounded to 2^-32: to 1e-9 in L2 over the elements."""
     times, source = torch.tensor([0.93, 0.71, 0.5, 0.33, 0.2], dtype=torch.float64), noise(range(50), schedule=schedule)
     clock = torch.sigmoid(-schedule.log_snr(times))
     total = sum((clock[k] - clock[k + 1]).sqrt() * source.increment(times[k], times[k + 1]) for k in range(4))
     whole = (clock[0] - clock[-1]).sqrt() * source.increment(times[0], times[-1])
-    assert float((total - whole).square().mean().sqrt()) < 1e-5
+    assert float((total - whole).square().mean().sqrt()) < 1e-9
 
 
 def draw_all(source: Noise, times) -> list:
@@ -142,13 +142,77 @@ def test_the_cache_is_bounded():
     source, times = noise(range(2), (3,)), torch.linspace(1, 0, 501, dtype=torch.float64)
     for t, s in zip(times[:-1], times[1:]):
         source.increment(t, s)
-        assert len(source.path) <= source.depth + 3
+        assert len(source.path.nodes) <= source.depth + 2 and len(source.path.inner) <= 4
+    source.path.clear()
+    assert not source.path.nodes and not source.path.inner and source.path.whole is None
 
 
-def test_a_step_below_the_resolution_gets_noise_of_its_own():
-    """Near exact data whole grids fall into one cell of the tree; their steps still draw independent normals."""
+def test_a_cleared_path_is_drawn_again_as_it_was():
+    source = noise(range(3))
+    first = source.increment(0.5, 0.25)
+    source.path.clear()
+    assert torch.equal(first, source.increment(0.5, 0.25))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_grids_of_all_lengths_share_the_path_at_the_ends_of_leaves(dtype):
+    """W at multiples of 2^-3, summed up from increments over grids of 8, 24, 80 and 400 steps."""
+
+    def path(steps: int):
+        source, times = Noise(range(40), (5,), EXACT, dtype=dtype), torch.linspace(1, 0, steps + 1, dtype=torch.float64)
+        clock = [math.sin(math.pi / 2 * float(t)) ** 2 for t in times]
+        scaled = [
+            math.sqrt(clock[k] - clock[k + 1]) * source.increment(times[k], times[k + 1]).double() for k in range(steps)
+        ]
+        return torch.stack(scaled).cumsum(0)[steps // 8 - 1 :: steps // 8]
+
+    coarse = path(8)
+    for steps in (24, 80, 400):
+        torch.testing.assert_close(path(steps), coarse, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("t, s", [(1.0, 1 - 1e-7), (0.6, 0.6 - 1e-8), (1e-7, 0.0)], ids=["noise", "middle", "data"])
+def test_short_steps_of_a_float32_path_are_normal(t, s):
+    """c changes by 2e-14, 3e-8 and 2e-14 there: differences of float32 values of W would be 0 or coarse."""
+    source = Noise(range(4000), (3,), EXACT)
+    source.increment(1.0, 0.5)  # the bridge between 0 and W(1), whose value is of the order of 1
+    z = source.increment(t, s)
+    assert_standard_normal(z)
+    assert len(z.unique()) > 0.9 * z.numel()
+
+
+def test_two_hundred_steps_within_a_leaf_are_independent_normals():
+    """Only four values of a leaf are remembered: consecutive steps need no more."""
+    source, times = noise(range(100), (2,)), torch.linspace(0.52, 0.501, 201, dtype=torch.float64)
+    z = torch.stack([source.increment(times[k], times[k + 1]) for k in range(200)])
+    assert_standard_normal(z)
+    assert_uncorrelated(z[1:], z[:-1])
+    assert_uncorrelated(z[:, :, 0], z[:, :, 1])
+
+
+def test_words_are_those_of_splitmix64():
+    """Outputs of the published generator for seed 1234567, and the same arithmetic on tensors."""
+    expected = [6457827717110365317, 3203168211198807973, 9817491932198370423, 4593380528125082431]
+    words = [(1234567 + k * counters.GOLDEN_GAMMA) % 2**64 for k in range(1, 5)]
+    assert [counters.scramble(word) for word in words] == expected
+    tensor = torch.tensor([counters.signed(word) for word in words])
+    assert counters.scramble_(tensor).tolist() == [counters.signed(word) for word in expected]
+    state = counters.create_states([5])
+    assert int(counters.fold_in(state, 7)) % 2**64 >> 1 == fold(5, 7)
+
+
+def test_normals_do_not_depend_on_the_blocks_that_draw_them(monkeypatch):
+    states = counters.create_states(range(20))
+    whole = counters.normals(states, 33)
+    monkeypatch.setattr(counters, "BLOCK_PAIRS", 50)
+    assert torch.equal(counters.normals(states, 33), whole)
+
+
+@pytest.mark.parametrize("step", [1e-9, 1e-11], ids=["above", "below"])
+def test_steps_about_the_resolution_get_independent_noise(step):
+    """Angles are rounded to 2^-32 = 2.3e-10; a step below draws a normal of its own."""
     source = noise(range(4000), (1,))
-    first, second = source.increment(0.4, 0.4 - 1e-9), source.increment(0.4 - 1e-9, 0.4 - 2e-9)
+    first, second = source.increment(0.4, 0.4 - step), source.increment(0.4 - step, 0.4 - 2 * step)
     assert abs(float(first.var()) - 1) < 0.1 and abs(float((first * second).mean())) < 0.07
 
 
@@ -177,5 +241,5 @@ def test_random_numbers_of_a_seed_are_those_of_older_versions():
     assert [fold(0), fold(1, 2, 3), fold(2**63 + 5, 7)] == [407138636686128095, 5186668571009192148, 700129426159788315]
     source = noise([1], (2,), Cosine(12.0, -10.0))
     found = torch.cat([source.normal(0.5, 0), source.increment(0.5, 0.25)])
-    stored = [[-1.3427245311987888, -1.4914771238632518], [0.9603153573651088, 0.6752986084905035]]
+    stored = [[-1.3427245311987888, -1.4914771238632518], [1.1847884252693952, -1.0098264435375681]]
     torch.testing.assert_close(found, torch.tensor(stored, dtype=torch.float64), rtol=1e-6, atol=0)

@@ -83,8 +83,9 @@ class Work(TorchDispatchMode):
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         found = function(*args, **(kwargs or {}))
         self.operations += 1
-        for tensor in tree_leaves(found):
-            if isinstance(tensor, torch.Tensor) and tensor._base is None:
+        for tensor, result in zip(tree_leaves(found), function._schema.returns):
+            is_view = result.alias_info is not None and not result.alias_info.is_write
+            if isinstance(tensor, torch.Tensor) and not is_view:
                 self.numbers += tensor.numel()
                 self.largest = max(self.largest, tensor.numel())
         return found

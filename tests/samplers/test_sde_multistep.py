@@ -160,7 +160,7 @@ def test_more_steps_refine_the_same_path(name):
     start, stop = (float(schedule.t_of(-2 * math.log(level))) for level in (3.0, 0.1))
     for steps in (16, 32, 64, 128):
         times = torch.linspace(start, stop, steps + 1, dtype=torch.float64)
-        noise = Noise(range(n), (2,), schedule, dtype=torch.float64)
+        noise = Noise(range(n), (2,), schedule, dtype=torch.float64, depth=12)
         ends.append(SAMPLERS[name](steps)(denoiser, x, times, noise=noise))
     distances = [float((a - b).square().mean().sqrt()) for a, b in pairwise(ends)]
     assert all(later < 0.75 * earlier for earlier, later in pairwise(distances)) and distances[-1] < 0.05, distances

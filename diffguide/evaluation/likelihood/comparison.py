@@ -45,6 +45,7 @@ class Likelihoods(Metric):
                 member.key = f"metric.{name}"
         if not self.members:
             raise ValueError("metric=likelihood needs one of metric.elbo, metric.ode, metric.exact, and all are null")
+        self.differentiates = any(member.differentiates for member in self.members)
 
     def select_supported(self, context: EvalContext) -> list[Density]:
         """The estimates that this model supports."""

@@ -9,6 +9,7 @@ level s = sigma / alpha, for every schedule:
 The integration variable is u = log s, the state v = z / sqrt(1 + s^2), which has the scale of the data at every level.
 """
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 
@@ -41,8 +42,8 @@ class Trace:
     def check(self, size: int) -> None:
         """Raises ValueError if examples of `size` values have too many for this trace."""
 
-    def vectors(self, x: Tensor, noise: Noise | None, index: int) -> tuple[Tensor, float]:
-        """p [P, 1 or B, D], constant along the path of an example, and c; `index` counts the draws."""
+    def vectors(self, x: Tensor, noise: Noise | None, index: int, evaluation: int) -> tuple[Tensor, float]:
+        """p [P, 1 or B, D], independent for each evaluation of a path if they are random, and c; `index` counts the draws."""
         raise NotImplementedError
 
 
@@ -66,7 +67,7 @@ class ExactTrace(Trace):
                 "metric/trace=hutchinson, or a larger trace.largest"
             )
 
-    def vectors(self, x: Tensor, noise: Noise | None, index: int) -> tuple[Tensor, float]:
+    def vectors(self, x: Tensor, noise: Noise | None, index: int, evaluation: int) -> tuple[Tensor, float]:
         size = x[0].numel()
         self.check(size)
         return torch.eye(size, dtype=x.dtype, device=x.device)[:, None], 1.0
@@ -76,22 +77,28 @@ class Hutchinson(Trace):
     """div eps = E <p, J p> over random signs p: unbiased, exact for a diagonal J.
 
     Its variance is twice the sum of squares of the off-diagonal elements of (J + J^T) / 2. The signs are functions of an
-    example's seed. Hutchinson, 1989; Grathwohl et al., "FFJORD", 2019, arXiv 1810.01367.
+    example's seed and of the number of the evaluation. Hutchinson, 1989; Grathwohl et al., "FFJORD", 2019, arXiv 1810.01367.
+
+    The path does not depend on the divergence, and a solver with fixed steps weights the slopes by constants. So new signs
+    in each evaluation keep the estimate unbiased, and their errors average along the path: one backward pass per evaluation
+    has a smaller error than four with signs that are constant along the path. A solver with error control needs constant
+    signs, since it takes the difference of two slopes for its error.
 
     Arguments:
-        probes: sign vectors per example, at least 1.
+        probes: sign vectors per example and evaluation, at least 1; one backward pass each.
     """
 
     random = True
 
-    def __init__(self, probes: int = 4):
+    def __init__(self, probes: int = 1):
         self.probes = check_whole("probes", probes, 1)
-        self.text = f"Hutchinson, {probes} sign probes per example"
+        self.text = f"Hutchinson, {probes} sign probe{'s' * (probes > 1)} per example and evaluation"
 
-    def vectors(self, x: Tensor, noise: Noise | None, index: int) -> tuple[Tensor, float]:
+    def vectors(self, x: Tensor, noise: Noise | None, index: int, evaluation: int) -> tuple[Tensor, float]:
         if noise is None:
             raise ValueError("a Hutchinson trace has random probes: pass noise, one seed per example")
-        normals = torch.stack([noise.normal(k, 2 * index) for k in range(self.probes)])
+        first = evaluation * self.probes
+        normals = torch.stack([noise.normal(first + k, 2 * index) for k in range(self.probes)])
         return torch.where(normals > 0, 1.0, -1.0).to(x).flatten(2), 1 / self.probes
 
 
@@ -101,10 +108,12 @@ class Solver:
     Attributes:
         text: description, for metrics.json.
         at_levels: whether it evaluates the slope only at the given levels.
+        controls_error: whether it compares slopes, so that random probes must be constant along the path.
     """
 
     text: str
     at_levels = False
+    controls_error = False
 
     def __call__(self, slope: Slope, state: Tensor, start: float, end: float, levels: Sequence[float] = ()) -> Tensor:
         """The state [B, N] float64 at `end`.
@@ -155,6 +164,8 @@ class Adaptive(Solver):
         ValueError: a tolerance out of range; torchode is not installed.
         SamplingError: from a call: more than max_evaluations are needed, or values are not finite.
     """
+
+    controls_error = True
 
     def __init__(self, atol: float = 1e-5, rtol: float = 1e-5, max_evaluations: int = 5000):
         self.atol = check_range("atol", atol, "(0, inf)")
@@ -221,8 +232,13 @@ def flow_log_density(
     """
     schedule, size = denoiser.schedule, x[0].numel()
     ends = -start_log_snr(schedule, log_snr_max) / 2, -schedule.log_snr_min / 2
-    vectors, factor = trace.vectors(x, noise, index)
-    slope = FlowSlope(denoiser, y, x.shape[1:], x.dtype, vectors, factor, ends, progress)
+    redraw = trace.random and not solver.controls_error
+
+    @functools.lru_cache(maxsize=1)
+    def probes(evaluation: int) -> tuple[Tensor, float]:
+        return trace.vectors(x, noise, index, evaluation)
+
+    slope = FlowSlope(denoiser, y, x.shape[1:], x.dtype, lambda k: probes(k if redraw else 0), ends, progress)
     start, end = (math.exp(u) for u in ends)
     v = x.double().flatten(1) / math.hypot(1, start)
     levels: Sequence[float] = ()

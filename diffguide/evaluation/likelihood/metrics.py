@@ -184,6 +184,7 @@ class FlowODE(PointDensity):
     name = "ode"
     part = "ode"
     needs = (Denoiser,)
+    differentiates = True
 
     def __init__(
         self,
