@@ -48,7 +48,9 @@ def test_blocks_per_level_compute_the_network_written_out(narrow):
     assert torch.equal(network(x, log_snr, y), h)
 
 
-@pytest.mark.parametrize("blocks, message", [([2], "list of 2 numbers"), ([1, 0], r"blocks=\[1, 0\]"), ([], r"blocks=\[\]")])
+@pytest.mark.parametrize(
+    "blocks, message", [([2], "list of 2 numbers"), ([1, 0], r"blocks=\[1, 0\]"), ([], r"blocks=\[\]")]
+)
 def test_numbers_that_do_not_fit_the_levels_are_refused(blocks, message):
     with pytest.raises(ValueError, match=message):
         unet(blocks=blocks)
