@@ -12,7 +12,8 @@ from torch.nn import functional
 from .attention import attention
 from .base import Backbone, ConditionEmbedding, check_out_features, zero_init
 from .conditions import Condition
-from .unet import BlockBuilder, check_unet, count_heads, group_norm
+from .resolutions import check_unet
+from .unet import BlockBuilder, count_heads, group_norm
 
 __all__ = ["AttentionPooling", "UNetEncoder"]
 
@@ -61,7 +62,7 @@ class UNetEncoder(Backbone):
         size: int,
         channels: int = 32,
         multipliers: Sequence[int] = (1, 2),
-        blocks: int = 2,
+        blocks: int | Sequence[int] = 2,
         attention: Sequence[int] = (4,),
         head_channels: int = 32,
         dropout: float = 0.1,
@@ -71,16 +72,16 @@ class UNetEncoder(Backbone):
     ):
         super().__init__()
         check_out_features(out_features)
-        sides = check_unet(size, channels, multipliers, blocks, attention, head_channels, dropout)
+        levels = check_unet(size, channels, multipliers, blocks, attention, head_channels, dropout)
         widths = [channels * multiplier for multiplier in multipliers]
         self.out_features = out_features
         self.noise_conditioned, self.checkpointing = noise_conditioned, checkpointing
         self.embedding = ConditionEmbedding(4 * channels, 0, 0, noise_conditioned)
         self.conv_in = nn.Conv2d(in_channels, widths[0], 3, padding=1)
         builder = BlockBuilder(4 * channels, dropout, attention, head_channels, double_differentiable)
-        self.down, _ = builder.build_down(widths, sides, blocks)
+        self.down, _ = builder.build_down(widths, levels)
         self.norm_out = group_norm(widths[-1])
-        self.pooling = AttentionPooling(sides[-1], widths[-1], head_channels, out_features, double_differentiable)
+        self.pooling = AttentionPooling(levels[-1][0], widths[-1], head_channels, out_features, double_differentiable)
 
     def forward(self, x: Tensor, log_snr: Tensor | None, y: Condition | None = None) -> Tensor:
         h = self.conv_in(x.to(self.conv_in.weight.dtype))

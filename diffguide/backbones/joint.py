@@ -36,7 +36,7 @@ class UNetJoint(Backbone):
         size: int | None = None,
         channels: int = 32,
         multipliers: Sequence[int] = (1, 2),
-        blocks: int = 2,
+        blocks: int | Sequence[int] = 2,
         attention: Sequence[int] = (4,),
         head_channels: int = 32,
         dropout: float = 0.1,

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..runtime.ranges import check_range
 from .attention import attention
-from .base import Backbone, ConditionEmbedding, check_halvings, zero_init
+from .base import Backbone, ConditionEmbedding, zero_init
 from .conditions import Condition
 from .fourier import FourierFeatures
 from .kernels import Dropout, GroupNorm
 from .perturbations import Perturbation
+from .resolutions import check_unet
 
 __all__ = ["UNet"]
 
@@ -95,6 +95,7 @@ class UNetBlock(nn.ModuleList):
     """A residual block and the attention after it, if any."""
 
     index: int  # of the block in its network
+    joins: bool = False  # whether its input is joined with a skip connection
 
     def forward(self, x: Tensor, embedding: Tensor, perturbation: Perturbation | None = None) -> Tensor:
         residual, *attention = self
@@ -105,39 +106,6 @@ class UNetBlock(nn.ModuleList):
             return h
         assert isinstance(residual, ResidualBlock)
         return perturbation.replace_output(self.index, residual.skip_connection(x), h)
-
-
-def check_unet(
-    size: int,
-    channels: int,
-    multipliers: Sequence[int],
-    blocks: int,
-    attention: Sequence[int],
-    head_channels: int,
-    dropout: float,
-    advice: str = "",
-) -> list[int]:
-    """The sides of the image, in pixels, on the levels of a U-Net or its encoder, each half of the one before.
-
-    Raises:
-        ValueError: a width or number out of range, a side that cannot be halved so often, or attention at a side that no
-            level has; `advice` ends the last message.
-    """
-    if not multipliers or min(multipliers) < 1 or channels < 4 or blocks < 1 or head_channels < 1:
-        raise ValueError(
-            "the network needs at least one multiplier, 4 channels, 1 block and 1 channel per head, got "
-            f"multipliers={list(multipliers)}, channels={channels}, blocks={blocks}, head_channels={head_channels}"
-        )
-    check_range("dropout", dropout, "[0, 1)")
-    check_halvings(size, len(multipliers))
-    sides = [size // 2**level for level in range(len(multipliers))]
-    if any(side not in sides for side in attention):
-        nearest = sorted({min(sides, key=lambda side: abs(side - other)) for other in attention}, reverse=True)
-        raise ValueError(
-            f"attention={list(attention)} must be among the sides of this network, {sides}, such as "
-            f"backbone.attention={nearest}{advice}"
-        )
-    return sides
 
 
 class BlockBuilder:
@@ -173,10 +141,10 @@ class BlockBuilder:
             block.append(layer)
         return block
 
-    def build_down(self, widths: Sequence[int], sides: Sequence[int], blocks: int) -> tuple[nn.ModuleList, list[int]]:
-        """(The blocks from full resolution down, the widths of their input and of all outputs)."""
+    def build_down(self, widths: Sequence[int], levels: Sequence[tuple[int, int]]) -> tuple[nn.ModuleList, list[int]]:
+        """(The blocks from full resolution down, the widths of their input and of all outputs); levels by `check_unet`."""
         down, outputs = nn.ModuleList(), [widths[0]]
-        for level, side in enumerate(sides):
+        for level, (side, blocks) in enumerate(levels):
             if level:
                 down.append(self.build(outputs[-1], outputs[-1], side, nn.AvgPool2d(2), attend=False))
                 outputs.append(outputs[-1])
@@ -185,15 +153,23 @@ class BlockBuilder:
                 outputs.append(widths[level])
         return down, outputs
 
-    def build_up(self, widths: Sequence[int], sides: Sequence[int], blocks: int, skips: Sequence[int]) -> nn.ModuleList:
-        """The blocks back to full resolution; `skips` are the widths of the skip connections, finest first."""
+    def build_up(
+        self, widths: Sequence[int], levels: Sequence[tuple[int, int]], skips: Sequence[int], narrow: bool
+    ) -> nn.ModuleList:
+        """The blocks back to full resolution; `skips` are the widths of the skip connections, finest first.
+
+        narrow: `narrow_upsampling` of `UNet`.
+        """
         up, skips, width = nn.ModuleList(), list(skips), widths[-1]
-        for level, side in reversed(list(enumerate(sides))):
+        for level, (side, blocks) in reversed(list(enumerate(levels))):
             for _ in range(blocks + 1):
-                up.append(self.build(width + skips.pop(), widths[level], side))
-                width = widths[level]
+                block = self.build(width + skips.pop(), widths[level], side)
+                block.joins, width = True, widths[level]
+                up.append(block)
             if level:
-                up.append(self.build(width, width, 2 * side, nn.Upsample(scale_factor=2), attend=False))
+                outputs = widths[level - 1] if narrow else width
+                up.append(self.build(width, outputs, 2 * side, nn.Upsample(scale_factor=2), attend=False))
+                width = outputs
         return up
 
 
@@ -207,7 +183,7 @@ class UNet(Backbone):
         size: side of the images, pixels.
         channels: width at full resolution.
         multipliers: width of each resolution level in units of `channels`, finest first; each level halves the side.
-        blocks: residual blocks per level on the way down; one more on the way up.
+        blocks: residual blocks on the way down, one more on the way up: of every level, or a list of one number per level.
         attention: sides, in pixels, of the levels whose blocks have attention.
         head_channels: channels per attention head.
         dropout: probability in [0, 1).
@@ -218,6 +194,8 @@ class UNet(Backbone):
         channels_last: whether weights and activations are stored with the channels last: faster in half precision on GPUs,
             and required by the fused attention kernels.
         fourier: exponents n of input features sin(2^n pi x), cos(2^n pi x) beside x; () = x alone.
+        narrow_upsampling: whether blocks that upsample have the width of the finer level: in a network that is wide at low
+            resolution, a block as wide as the coarser level costs much at the finer one.
     """
 
     def __init__(
@@ -228,7 +206,7 @@ class UNet(Backbone):
         size: int | None = None,
         channels: int = 32,
         multipliers: Sequence[int] = (1, 2),
-        blocks: int = 2,
+        blocks: int | Sequence[int] = 2,
         attention: Sequence[int] = (4,),
         head_channels: int = 32,
         dropout: float = 0.1,
@@ -238,6 +216,7 @@ class UNet(Backbone):
         checkpointing: bool = False,
         channels_last: bool = False,
         fourier: Sequence[int] = (),
+        narrow_upsampling: bool = False,
     ):
         super().__init__()
         if size is None:
@@ -245,7 +224,7 @@ class UNet(Backbone):
                 "the U-Net needs images, but the data are vectors; use backbone=mlp in place of unet, mlp_levels in place of "
                 "unet_levels, mlp_classifier in place of unet_joint"
             )
-        sides = check_unet(size, channels, multipliers, blocks, attention, head_channels, dropout, LARGER_NETWORKS)
+        levels = check_unet(size, channels, multipliers, blocks, attention, head_channels, dropout, LARGER_NETWORKS)
         self.num_classes, self.condition_features = num_classes, condition_features
         self.noise_conditioned, self.checkpointing = noise_conditioned, checkpointing
         self.embedding = ConditionEmbedding(4 * channels, num_classes, condition_features, noise_conditioned)
@@ -254,15 +233,14 @@ class UNet(Backbone):
         widths = [channels * multiplier for multiplier in multipliers]
         self.features = FourierFeatures(fourier)
         self.conv_in = nn.Conv2d(self.features.channels(in_channels), widths[0], 3, padding=1)
-        self.down, skips = builder.build_down(widths, sides, blocks)
-        middle = [builder.build(widths[-1], widths[-1], sides[-1], attend=attend) for attend in (True, False)]
+        self.down, skips = builder.build_down(widths, levels)
+        middle = [builder.build(widths[-1], widths[-1], levels[-1][0], attend=attend) for attend in (True, False)]
         self.middle = nn.ModuleList(middle)
-        self.up = builder.build_up(widths, sides, blocks, skips)
+        self.up = builder.build_up(widths, levels, skips, narrow_upsampling)
         self.norm_out = group_norm(widths[0])
         self.conv_out = zero_init(
             nn.Conv2d(widths[0], in_channels if out_features is None else out_features, 3, padding=1)
         )
-        self.blocks = blocks
         self.layout = torch.channels_last if channels_last else torch.contiguous_format
         self.to(memory_format=self.layout)
 
@@ -277,8 +255,8 @@ class UNet(Backbone):
             skips.append(h)
         for block in self.middle:
             h = self.run(block, h, embedding, perturbation)
-        for index, block in enumerate(self.up):
-            if index % (self.blocks + 2) <= self.blocks:  # the last block of each level only upsamples
+        for block in self.up:
+            if block.joins:
                 h = torch.cat([h, skips.pop()], dim=1)
             h = self.run(block, h, embedding, perturbation)
         return self.conv_out(functional.silu(self.norm_out(h)))
