@@ -35,6 +35,7 @@ class NoisedComponents:
         self.projection = vectors * scale  # [D, E, K]
         self.shift = -alpha * (self.projection * means.mT[:, None]).sum(0)  # [E, K]
         self.log_peak = scale.log().sum(0) - 0.5 * len(scale) * math.log(math.pi)  # [K]
+        self.start: Tensor | None = None  # log_prior + log_peak
         self.arrays: dict[str, Tensor] = {}
 
     @cached_property
@@ -66,11 +67,9 @@ class NoisedComponents:
         out = self.array("w", x, self.shift.numel())
         w = torch.addmm(self.shift.flatten(), x, self.projection.flatten(1), out=out).unflatten(1, self.shift.shape)
         out = self.array("log_joint", x, len(self.means))
-        if y is None:
-            result = log_prior + self.log_peak
-        else:
-            result = torch.index_select(log_prior, 0, y % len(log_prior), out=out)
-            result = torch.add(result, self.log_peak, out=out)
+        if self.start is None or self.start.shape != log_prior.shape:
+            self.start = log_prior + self.log_peak
+        result = self.start if y is None else torch.index_select(self.start, 0, y % len(self.start), out=out)
         for coordinate in w.unbind(1):
             result = torch.addcmul(result, coordinate, coordinate, value=-1, out=out)
         return result

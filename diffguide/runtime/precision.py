@@ -10,7 +10,9 @@ __all__ = ["AUTO", "FULL", "MIXED", "choose_precision", "has_bfloat16", "measure
 
 AUTO, FULL, MIXED = "auto", "32-true", "bf16-mixed"
 INSTRUCTIONS = "avx512_bf16", "amx_bf16", "bf16"  # of x86 and ARM
-STEP_SECONDS = 0.1  # a timed step has as many rows as take this time
+STEP_SECONDS = (
+    1.0  # a timed step has the rows of the training, or as many as take this time: few rows would measure overhead
+)
 SECONDS = 0.5  # of alternating steps
 WORTHWHILE = 0.95  # of the time of a float32 step
 
@@ -46,26 +48,26 @@ def choose_precision(device: torch.device, processes: int, forward: Forward, row
 
 
 def measure_ratio(device: torch.device, forward: Forward, rows: int) -> float:
-    """The time of a training step in bf16-mixed over that in float32, from the fastest of alternating steps.
+    """The processor time of a training step in bf16-mixed over that in float32, from the fastest of alternating steps.
 
-    Steps of fewer rows are timed where those of the training take long.
+    Steps of fewer rows are timed where those of the training take long. Other processes do not lengthen processor time.
     """
     count = min(2, rows)
     while time_step(device, forward, count, False) < STEP_SECONDS and count < rows:
         count = min(2 * count, rows)
     time_step(device, forward, count, True)  # allocates
     times = {False: list[float](), True: list[float]()}
-    started = time.perf_counter()
-    while not times[True] or time.perf_counter() - started < SECONDS:
+    started = time.process_time()
+    while not times[True] or time.process_time() - started < SECONDS:
         for mixed, found in times.items():
             found.append(time_step(device, forward, count, mixed))
     return min(times[True]) / min(times[False])
 
 
 def time_step(device: torch.device, forward: Forward, rows: int, mixed: bool) -> float:
-    """Seconds of a forward and a backward pass."""
-    started = time.perf_counter()
+    """Processor seconds of a forward and a backward pass."""
+    started = time.process_time()
     with torch.autocast(device.type, torch.bfloat16, enabled=mixed):
         loss = forward(rows)
     loss.backward()
-    return time.perf_counter() - started
+    return time.process_time() - started

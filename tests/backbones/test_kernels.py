@@ -104,7 +104,7 @@ def test_float32_is_torchs(layout):
 
 @pytest.mark.parametrize("tokens, written", [(16, True), (256, True), (257, False)])
 def test_short_attention_in_bfloat16_is_written_out(tokens, written):
-    """In training, against float64 with bfloat16's error; sampling uses the fused kernel."""
+    """Against float64 with bfloat16's error; longer sequences use the fused kernel."""
     q, k, v, gradient = draws(*4 * [(2, 2, tokens, 8)])
     half = [value.bfloat16().requires_grad_() for value in (q, k, v)]
     exact = [value.requires_grad_() for value in (q, k, v)]
@@ -115,9 +115,6 @@ def test_short_attention_in_bfloat16_is_written_out(tokens, written):
     assert ("_scaled_dot_product_flash_attention_for_cpu" in recorder.names()) != written
     pairs = zip((found, *gradients), (expected, *torch.autograd.grad(expected, exact, gradient)))
     assert all((own.double() - right).norm() < 0.02 * right.norm() for own, right in pairs)
-    with Recorder() as recorder, torch.no_grad():
-        attention(*half, False)
-    assert "_scaled_dot_product_flash_attention_for_cpu" in recorder.names()
 
 
 @layouts

@@ -58,7 +58,7 @@ def test_gpus_decide_by_their_instructions(monkeypatch, supported, expected):
 def test_a_step_is_timed_with_few_rows_if_it_is_slow(monkeypatch, seconds, rows):
     """The clock is faked: float32 takes `seconds`, bfloat16 half of it. Both are timed alternately, the fastest counts."""
     now, seen = [0.0], []
-    monkeypatch.setattr(precision.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(precision.time, "process_time", lambda: now[0])
 
     def forward(count: int) -> torch.Tensor:
         mixed = torch.is_autocast_enabled("cpu")

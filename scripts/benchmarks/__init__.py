@@ -1,0 +1,1 @@
+"""The parts of benchmark.py: each one measures something and yields rows of its table."""
