@@ -81,6 +81,7 @@ SCALES = {
         {
             "diffguide unet_32": ("dataset=cifar10", "backbone=unet_32"),
             "diffguide unet_32, channels_last": ("dataset=cifar10", "backbone=unet_32", "backbone.channels_last=true"),
+            "diffguide unet_lean_32": ("dataset=cifar10", "backbone=unet_lean_32"),
             "diffguide dit_s": ("dataset=cifar10", "backbone=dit_s"),
         },
         {

@@ -67,8 +67,10 @@ def test_a_denoiser_takes_networks_with_and_without_noise_input(make, shape):
     for noise_conditioned in (False, True):
         network = lively(make(noise_conditioned=noise_conditioned))
         denoiser = Preconditioned(network, Cosine(12.0, -10.0), V(), has_null=True)
-        levels = [denoiser.schedule.log_snr(t) for t in (*times, times[1].expand(4))]
-        outputs = [network(*denoiser.inputs(x, log_snr)[1:], y) for log_snr in levels]
+        outputs = []
+        for t in (*times, times[1].expand(4)):
+            rows, level = denoiser.rows_at(x, denoiser.schedule.log_snr(t))
+            outputs.append(network(rows.c_in * x, level, y))
         assert torch.equal(outputs[1], outputs[2])
         assert torch.equal(outputs[0], outputs[1]) != noise_conditioned
 
