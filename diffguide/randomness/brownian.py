@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from .counters import fold_in, normals
+from .counters import add_normals_, fold_in, normals
 
 __all__ = ["BrownianPath"]
 
@@ -68,31 +68,27 @@ class BrownianPath:
         while point not in (low, high) and len(middles) < self.depth:
             middles.append((low + high) // 2)
             low, high = (low, middles[-1]) if point < middles[-1] else (middles[-1], high)
-        inner = [] if point in (low, high) else [point]
-        whole = [] if self.nodes else [TOP]
-        draws = self.draw([*whole, *(middle for middle in middles if middle not in self.nodes), *inner])
-        if whole:
-            self.whole = draws[TOP].clone()  # a copy, since the others share one block of memory
+        if not self.nodes:
+            self.whole = normals(self.states_at(TOP), self.size).to(self.dtype)
             self.nodes = dict.fromkeys((0, TOP), torch.zeros_like(self.whole))
         nodes = {end: self.nodes[end] for end in (0, TOP)}
         for middle in middles:
-            nodes[middle] = self.nodes[middle] if middle in self.nodes else self.bridge(nodes, middle, draws[middle])
+            nodes[middle] = self.nodes[middle] if middle in self.nodes else self.bridge(nodes, middle)
         self.nodes = nodes
-        if not inner:
+        if point in nodes:
             return nodes[point]
         kept = [known for known in self.inner if low < known < high][1 - MAX_LEAF_POINTS :]
         self.inner = {known: self.inner[known] for known in kept}
-        self.inner[point] = self.bridge(nodes | self.inner, point, draws[point])
+        self.inner[point] = self.bridge(nodes | self.inner, point)
         return self.inner[point]
 
-    def draw(self, points: list[int]) -> dict[int, Tensor]:
-        """Standard normals [B, size] for each point."""
-        keys = torch.tensor(points, dtype=torch.int64, device=self.states.device)
-        return dict(zip(points, normals(fold_in(self.states, keys[:, None]), self.size).to(self.dtype), strict=True))
+    def states_at(self, point: int) -> Tensor:
+        """The states [B] of the normals of a point."""
+        return fold_in(self.states, point)
 
-    def bridge(self, known: dict[int, Tensor], point: int, draw: Tensor) -> Tensor:
-        """B at a point, from a standard normal and the values at the nearest known points below and above."""
+    def bridge(self, known: dict[int, Tensor], point: int) -> Tensor:
+        """B at a point: a normal of its own around the line between the values at the nearest known points."""
         low, high = max(k for k in known if k < point), min(k for k in known if k > point)
         below, above, whole = self.span(low, point), self.span(point, high), self.span(low, high)
         mean = torch.lerp(known[low], known[high], below / whole)
-        return mean.add_(draw, alpha=math.sqrt(below * above / whole))
+        return add_normals_(mean, self.states_at(point), math.sqrt(below * above / whole))

@@ -5,12 +5,12 @@ SplitMix64 (Steele, Lea, Flood, "Fast Splittable Pseudorandom Number Generators"
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
 
-__all__ = ["create_states", "fold", "fold_in", "normals"]
+__all__ = ["add_normals_", "create_states", "fold", "fold_in", "normals"]
 
 BLOCK_PAIRS = 1 << 16  # drawn at once on a CPU: their temporaries stay in its cache; accelerators draw all at once
 LOW_HALF = (1 << 32) - 1
@@ -69,13 +69,27 @@ def create_states(seeds: Iterable[int], device: torch.device | str = "cpu") -> T
 
 def normals(states: Tensor, size: int) -> Tensor:
     """Standard normals [..., size] in float32, a function of each state in `states` [...], on its device."""
+    out = torch.empty(states.numel(), size, device=states.device)
+    for rows, drawn in draw_blocks(states, size):
+        out[rows] = drawn
+    return out.reshape(*states.shape, size)
+
+
+def add_normals_(x: Tensor, states: Tensor, scale: float) -> Tensor:
+    """x += scale normals(states), in place and without a tensor of all normals; x [B, size], states [B]."""
+    for rows, drawn in draw_blocks(states, x.shape[1]):
+        x[rows].add_(drawn, alpha=scale)
+    return x
+
+
+def draw_blocks(states: Tensor, size: int) -> Iterator[tuple[slice, Tensor]]:
+    """Rows of states and their normals [b, size], block by block."""
     pairs, flat = (size + 1) // 2, states.reshape(-1, 1)
     counters = torch.arange(1, pairs + 1, device=states.device) * signed(GOLDEN_GAMMA)
-    rows = max(1, BLOCK_PAIRS // max(1, pairs)) if states.device.type == "cpu" else len(flat)
-    out = torch.empty(len(flat), size, device=states.device)
-    for first in range(0, len(flat), rows):
-        out[first : first + rows] = draw_pairs(flat[first : first + rows] + counters)[:, :size]
-    return out.reshape(*states.shape, size)
+    count = max(1, BLOCK_PAIRS // max(1, pairs)) if states.device.type == "cpu" else len(flat)
+    for first in range(0, len(flat), count):
+        rows = slice(first, first + count)
+        yield rows, draw_pairs(flat[rows] + counters)[:, :size]
 
 
 def draw_pairs(z: Tensor) -> Tensor:
