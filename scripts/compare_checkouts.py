@@ -19,7 +19,11 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import load_file
 
-TRAININGS = {"digits": [], "vdm_digits": ["experiment=vdm_digits"], "cdm_digits": ["experiment=cdm_digits"]}
+TRAININGS = {
+    "digits": ["engine.precision=32-true"],
+    "vdm_digits": ["experiment=vdm_digits"],
+    "cdm_digits": ["experiment=cdm_digits"],
+}
 SAMPLINGS = {
     "digits": ["n=20", "guidance=cfg", "guidance.scale=3", "sampler.steps=8"],
     "vdm_digits": ["n=10", "guidance=none", "sampler=ddpm", "sampler.steps=8"],

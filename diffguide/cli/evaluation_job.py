@@ -15,7 +15,7 @@ from ..models.half_precision import cast_network
 from ..runtime.engine import Fabric
 from ..runtime.errors import InputError
 from .evaluation_targets import checkpoint_target, oracle_target
-from .model_choice import build_oracle, check_model_keys, checkpoint_paths
+from .model_choice import build_oracle, check_model_keys, checkpoint_paths, settle_inference_precision
 from .resume import Begun, find_evaluation
 from .runner import clean_finished_run
 from .settings import EvaluationSettings
@@ -32,6 +32,7 @@ def build_evaluation_jobs(config: dict[str, Any]) -> list[EvaluationJob]:
     Raises:
         ConfigError: an invalid value, values that do not fit each other, or a metric that a checkpoint does not support.
     """
+    settle_inference_precision(config)
     config, begun = (config, None) if config["resume"] is None else find_evaluation(config)
     settings = EvaluationSettings.read(config)
     paths = checkpoint_paths(config, several=True)

@@ -9,10 +9,17 @@ import torch
 from ..config.build import ConfigError, accepts_argument, build
 from ..datasets import Dataset
 from ..models.half_precision import INFERENCE_PRECISIONS
+from ..runtime.precision import AUTO, FULL
 from ..sampling.sources import OracleSource, training_tensors
 from .arguments import changed_keys
 
-__all__ = ["build_oracle", "check_model_keys", "checkpoint_paths"]
+__all__ = ["build_oracle", "check_model_keys", "checkpoint_paths", "settle_inference_precision"]
+
+
+def settle_inference_precision(config: dict[str, Any]) -> None:
+    """Replaces engine.precision=auto, which is float32 in sampling and evaluation."""
+    if config["engine"]["precision"] == AUTO:
+        config["engine"] = {**config["engine"], "precision": FULL}
 
 
 def check_model_keys(config: Mapping[str, Any]) -> None:
@@ -31,7 +38,7 @@ def check_model_keys(config: Mapping[str, Any]) -> None:
         return
     for key in roots & ({"weights"} if config["resume"] is not None else {"weights", "trust"}):
         raise ConfigError(f"{key} has no effect with an oracle, which was not trained: remove it")
-    if precision != "32-true":
+    if precision != FULL:
         raise ConfigError(
             f"engine.precision={precision} has no effect with an oracle, which computes in float64: remove it"
         )

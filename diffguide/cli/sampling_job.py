@@ -21,7 +21,7 @@ from ..sampling import run as sampling
 from ..sampling.job import SamplingJob
 from ..sampling.sources import CheckpointSource, SampleSource
 from .guidance import GuidanceBuilder
-from .model_choice import build_oracle, check_model_keys, checkpoint_paths
+from .model_choice import build_oracle, check_model_keys, checkpoint_paths, settle_inference_precision
 from .resume import find_samples
 from .runner import clean_finished_run
 from .settings import SamplingSettings
@@ -38,6 +38,7 @@ def build_sampling_job(config: dict[str, Any]) -> SamplingJob | None:
     Raises:
         ConfigError: an invalid value, values that do not fit each other, or a missing checkpoint.
     """
+    settle_inference_precision(config)
     config, begun = (config, None) if config["resume"] is None else find_samples(config)
     settings = SamplingSettings.read(config)
     [path] = checkpoint_paths(config, several=False)

@@ -14,9 +14,9 @@ from ..checkpoints.validation import at_most
 from ..config.build import ConfigError, build, needs_null
 from ..config.type_checks import check_types
 from ..datasets import Dataset
-from ..objectives import Objective
+from ..objectives import Denoising, Objective
 from ..runtime.compiling import should_compile
-from ..runtime.engine import Fabric, launched_by_torchrun, set_mixed_precision
+from ..runtime.engine import launched_by_torchrun, set_mixed_precision
 from ..runtime.precision import AUTO, FULL, MIXED, choose_precision
 from ..training.job import TrainingJob
 from ..training.loop import Training
@@ -29,6 +29,7 @@ from .smaller_backbones import smaller_backbones
 
 __all__ = ["build_training_job", "settle_precision"]
 
+MIN_WORK = 3e10  # images times parameters of a training whose precision is chosen: half a minute on a core
 MAX_MODULES = 2**16  # layers and tensors of a network; the largest published ones have a few thousand
 
 
@@ -48,7 +49,7 @@ def build_training_job(config: dict[str, Any]) -> TrainingJob:
     for key in ("dataset", "backbone", "schedule", "objective", "guidance", "sampler"):  # before a download
         check_types(config[key], key, ROLES[key].given)
     parent = settings.run_parent("dry_run" if settings.dry_run else "train")
-    training, engine = build(config["training"], "training"), build_engine(config["engine"])
+    training, engine = build(config["training"], "training"), build(config["engine"], "engine")
     if launched_by_torchrun():
         engine.launch()
     with engine.rank_zero_first():  # rank 0 downloads what is missing
@@ -83,23 +84,25 @@ def build_training_job(config: dict[str, Any]) -> TrainingJob:
     )
 
 
-def build_engine(node: Mapping[str, Any]) -> Fabric:
-    """The engine of a training: of float32 where `settle_precision` has yet to choose."""
-    return build({**node, "precision": FULL} if node["precision"] == AUTO else dict(node), "engine")
-
-
 def settle_precision(job: TrainingJob) -> None:
-    """Chooses the precision of a job with engine.precision=auto, and writes it into the configuration of the run."""
+    """Chooses the precision of a job with engine.precision=auto, and writes it into the configuration of the run.
+
+    It is float32 for short trainings, which a measurement would lengthen, and for objectives other than `Denoising`: theirs
+    were not compared with float32.
+    """
     engine = job.config["engine"]
     if engine["precision"] != AUTO:
         return
-    rows = job.training.share(job.engine.world_size)
-    with torch.random.fork_rng():
-        forward = make_probe(job.objective, job.data, job.engine.device, job.seed)
-        precision, reason = choose_precision(job.engine.device, job.engine.world_size, forward, rows)
+    precision = FULL
+    work = job.training.images * sum(parameter.numel() for parameter in job.objective.parameters())
+    if isinstance(job.objective, Denoising) and work >= MIN_WORK:
+        rows = job.training.share(job.engine.world_size)
+        with torch.random.fork_rng():
+            forward = make_probe(job.objective, job.data, job.engine.device, job.seed)
+            precision, reason = choose_precision(job.engine.device, job.engine.world_size, forward, rows)
+        job.remarks.append(f"engine.precision=auto: {precision}, since {reason}")
     if precision == MIXED:
         set_mixed_precision(job.engine)
-    job.remarks.append(f"engine.precision=auto: {precision}, since {reason}")
     job.config = {**job.config, "engine": {**engine, "precision": precision}}
     job.config_yaml = OmegaConf.to_yaml(OmegaConf.create(job.config))
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from .precision import AUTO, FULL
 from .put_off import put_off_compiler
 
 with put_off_compiler():
@@ -60,7 +61,7 @@ def build_fabric(
     devices: int | str = 1,
     num_nodes: int = 1,
     strategy: str = "auto",
-    precision: str = "32-true",
+    precision: str = "auto",
 ) -> Fabric:
     """A Fabric, not yet launched. Under torchrun, torchrun sets the number of processes.
 
@@ -69,13 +70,15 @@ def build_fabric(
         devices: number of processes per machine, or auto.
         num_nodes: number of machines.
         strategy: auto, ddp, ...
-        precision: 32-true, 16-mixed, bf16-mixed, bf16-true, 64-true.
+        precision: 32-true, 16-mixed, bf16-mixed, bf16-true, 64-true; auto = 32-true, which a command may change.
 
     Raises:
         ValueError: a missing device, more processes than cores, an unknown strategy or precision.
     """
     if precision in ("16", "bf16"):  # Fabric would accept them with a warning
-        raise ValueError(f"precision must be one of 32-true, 16-mixed, bf16-mixed, bf16-true, 64-true, got {precision}")
+        raise ValueError(
+            f"precision must be one of auto, 32-true, 16-mixed, bf16-mixed, bf16-true, 64-true, got {precision}"
+        )
     if launched_by_torchrun():  # otherwise Fabric would start independent single runs
         devices = int(os.environ["LOCAL_WORLD_SIZE"])
         num_nodes = int(os.environ["WORLD_SIZE"]) // devices
@@ -85,7 +88,7 @@ def build_fabric(
             devices=devices,
             num_nodes=num_nodes,
             strategy=strategy,
-            precision=precision,  # type: ignore[arg-type]  # checked by Fabric
+            precision=FULL if precision == AUTO else precision,  # type: ignore[arg-type]  # checked by Fabric
         )
     except (MisconfigurationException, RuntimeError, ValueError, TypeError, ImportError) as error:
         options = f"accelerator={accelerator} devices={devices} strategy={strategy} precision={precision}"

@@ -116,7 +116,7 @@ TRAIN = {
     "key of an option of a nested group": (["objective.weight.gamma=1"], "weight=uniform; objective/weight=p2 has it"),
     "option with the key of its node": (["guidance.rule=apg"], "an option: guidance/rule=apg)"),
     "node that has no options": (["training.optimizer=adam"], "'+training.optimizer={_target_:"),
-    "precision that Fabric discourages": (["engine.precision=bf16"], "one of 32-true, 16-mixed, bf16-mixed, "),
+    "precision that Fabric discourages": (["engine.precision=bf16"], "one of auto, 32-true, 16-mixed, bf16-mixed, "),
     "precision": (["engine.precision=8-bit"], "precision=8-bit: Precision '8-bit' is invalid"),
     "strategy": (["engine.strategy=foo"], "You selected an invalid strategy name"),
     "no devices": (["engine.devices=0"], "accelerator=auto devices=0"),

@@ -6,9 +6,10 @@ import yaml
 from safetensors.torch import load_file
 
 from diffguide.backbones import UNet
+from diffguide.cli import training_job
 from diffguide.cli.training_job import settle_precision
 from diffguide.datasets import Dataset, Split
-from diffguide.objectives import Denoising
+from diffguide.objectives import Denoising, Objective
 from diffguide.runtime import precision
 from diffguide.runtime.engine import build_fabric
 from diffguide.runtime.precision import choose_precision, has_bfloat16, measure_ratio
@@ -79,6 +80,7 @@ def test_a_step_is_timed_with_few_rows_if_it_is_slow(monkeypatch, seconds, rows)
 def test_the_choice_is_fixed_in_the_run(tmp_path, command, monkeypatch):
     """The weights are those of the chosen precision; the log names it; a resumed run keeps it without a measurement."""
     fake(monkeypatch, ("avx512_bf16",), 0.6)
+    monkeypatch.setattr(training_job, "MIN_WORK", 0)
     done = command(main, "engine.precision=auto", *SMALL, at=tmp_path)
     assert done.code == 0, done.err
     line = "engine.precision=auto: bf16-mixed, since a step in bf16-mixed takes 0.60 of one in 32-true"
@@ -111,6 +113,7 @@ def test_a_measurement_leaves_no_trace(tmp_path, monkeypatch, ratio, chosen):
         forward(8).backward()
         return ratio
 
+    monkeypatch.setattr(training_job, "MIN_WORK", 0)
     monkeypatch.setattr(precision, "has_bfloat16", lambda device: True)
     monkeypatch.setattr(precision, "measure_ratio", measure)
     settle_precision(job)
@@ -122,10 +125,20 @@ def test_a_measurement_leaves_no_trace(tmp_path, monkeypatch, ratio, chosen):
         assert torch.is_autocast_enabled("cpu") == (chosen == "bf16-mixed")
 
 
-def make_job(config) -> TrainingJob:
+@pytest.mark.parametrize("images, other", [(64, False), (10**12, True)], ids=["short", "other objective"])
+def test_float32_without_a_measurement(monkeypatch, images, other):
+    fake(monkeypatch, ("amx_bf16",), None)
+    job = make_job({"engine": {"precision": "auto"}}, images)
+    if other:
+        job.objective.__class__ = type("Other", (Objective,), {})
+    settle_precision(job)
+    assert job.config == {"engine": {"precision": "32-true"}} and not job.remarks
+
+
+def make_job(config, images=64) -> TrainingJob:
     """A job of three examples, with batches of eight."""
     split = Split(torch.randn(3, 1, 8, 8), torch.tensor([0, 1, 0]))
     objective = Denoising(UNet(1, None, 2, 8, 8, [1], 1, [8], 8), Cosine(), p_uncond=0.1)
     data = Dataset(split, split, split, ["a", "b"])
-    training = Training(images=64, batch_size=8)
+    training = Training(images=images, batch_size=8)
     return TrainingJob(None, 0, build_fabric("cpu"), data, objective, training, None, None, config, "")
