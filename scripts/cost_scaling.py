@@ -60,10 +60,11 @@ def build(*overrides: str) -> tuple[Objective, tuple[int, int, int]]:
 
 
 def build_call(images: int, *overrides: str) -> tuple[Work, int]:
-    """A call of the denoiser."""
+    """A call of the denoiser at t = 0.5, or at the middle one of a fixed number of levels."""
     objective, shape = build(*overrides)
     model, x, y = objective.model.eval(), torch.randn(images, *shape), cycle_labels(images, CPU)
-    t = torch.tensor(0.5, dtype=torch.float64)
+    steps = getattr(model, "steps", 2)
+    t = torch.tensor((steps // 2) / steps, dtype=torch.float64)
     return torch.no_grad()(lambda: model(x, t, y)), images
 
 
@@ -94,15 +95,7 @@ def build_zero_shot(
 def build_cdm(levels: int, images: int, training: bool) -> tuple[Work, int]:
     """A denoising call or a training step of CDM with T = levels."""
     overrides = "objective=cdm", "backbone=unet_levels", f"objective.levels={levels + 2}"
-    return (build_step if training else build_call_at_level)(images, *overrides)
-
-
-def build_call_at_level(images: int, *overrides: str) -> tuple[Work, int]:
-    """A call of a classifier of levels, at the middle one."""
-    objective, shape = build(*overrides)
-    model, x, y = objective.model.eval(), torch.randn(images, *shape), cycle_labels(images, CPU)
-    t = torch.tensor((model.steps // 2) / model.steps, dtype=torch.float64)
-    return torch.no_grad()(lambda: model(x, t, y)), images
+    return (build_step if training else build_call)(images, *overrides)
 
 
 def images_of_area(side: int) -> int:

@@ -14,6 +14,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from ..schedules.tabulated import is_transformed
+
 __all__ = ["NoisedComponents"]
 
 
@@ -51,7 +53,7 @@ class NoisedComponents:
         """An array [b, width] for `out=`, which the next block overwrites; None where autograd keeps the results."""
         if torch.is_grad_enabled() and any(part.requires_grad for part in (x, self.alpha, self.sigma)):
             return None
-        if torch._C._are_functorch_transforms_active():  # torch.func, whose tensors do not say that they have gradients
+        if is_transformed():  # torch.func, whose tensors do not say that they have gradients
             return None
         array = self.arrays.get(name)
         if array is None or len(array) < len(x):

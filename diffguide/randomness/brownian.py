@@ -69,7 +69,7 @@ class BrownianPath:
             middles.append((low + high) // 2)
             low, high = (low, middles[-1]) if point < middles[-1] else (middles[-1], high)
         if not self.nodes:
-            self.whole = normals(self.states_at(TOP), self.size).to(self.dtype)
+            self.whole = normals(fold_in(self.states, TOP), self.size).to(self.dtype)
             self.nodes = dict.fromkeys((0, TOP), torch.zeros_like(self.whole))
         nodes = {end: self.nodes[end] for end in (0, TOP)}
         for middle in middles:
@@ -82,13 +82,9 @@ class BrownianPath:
         self.inner[point] = self.bridge(nodes | self.inner, point)
         return self.inner[point]
 
-    def states_at(self, point: int) -> Tensor:
-        """The states [B] of the normals of a point."""
-        return fold_in(self.states, point)
-
     def bridge(self, known: dict[int, Tensor], point: int) -> Tensor:
         """B at a point: a normal of its own around the line between the values at the nearest known points."""
         low, high = max(k for k in known if k < point), min(k for k in known if k > point)
         below, above, whole = self.span(low, point), self.span(point, high), self.span(low, high)
         mean = torch.lerp(known[low], known[high], below / whole)
-        return add_normals_(mean, self.states_at(point), math.sqrt(below * above / whole))
+        return add_normals_(mean, fold_in(self.states, point), math.sqrt(below * above / whole))
