@@ -8,7 +8,7 @@ Loading a file from somebody else runs none of their code (`allowlist`), and all
 the network is first built on the device `meta` and compared with them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,6 +37,7 @@ __all__ = [
     "prune",
     "read",
     "save",
+    "save_converted",
 ]
 
 
@@ -157,6 +158,28 @@ def save(
     return path
 
 
+def save_converted(
+    folder: Path, objective: Objective, config: dict[str, Any], facts: Mapping[str, Any], origin: Mapping[str, Any]
+) -> Path:
+    """Writes a model that another program trained as the checkpoint of 0 images, without a state of training.
+
+    Arguments:
+        folder: `checkpoints` of a run folder.
+        objective: built from the configuration, with the weights of the model.
+        config: with name, dataset, backbone, schedule and objective.
+        facts: class_names and shape.
+        origin: where it comes from, plain values, such as family, file and sha256.
+
+    Raises:
+        WriteError: the disk is full, the folder is read-only or gone, ...
+    """
+    tensors = {f"ema.{name}": value for name, value in objective.state_dict().items()}
+    path = folder / f"{0:010d}.safetensors"
+    known = {"version": __version__, "config": config, "images": 0, **facts, "origin": dict(origin)}
+    archives.write_sealed(path, tensors, known)
+    return path
+
+
 def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors and metadata of a checkpoint, or of its optimiser file, validated without building the network.
 
@@ -197,7 +220,7 @@ def load(
         if unknown := sorted(name for name in tensors if not name.startswith(("objective.", "ema."))):
             raise CheckpointError(f"it has {unknown[0]}, which belongs to neither objective nor ema")
         config = metadata["config"]
-        held = select_prefix(tensors, weights)
+        held = select_prefix(tensors, "ema" if metadata.get("origin") else weights)  # converted: one set of weights
         try:
             with put_off_compiler():
                 check_network(held, metadata, trust)
@@ -229,6 +252,8 @@ def explain_untrained(loaded: Loaded) -> str | None:
     training = loaded.config.get("training")
     warmup = training.get("warmup_images", 0) if isinstance(training, dict) else 0
     images = loaded.facts["images"]
+    if loaded.facts.get("origin") is not None:  # trained by another program
+        return None
     if images and not (type(warmup) is int and images < warmup):
         return None
     seen = f"saw {images} images, fewer than the {warmup} of its warm-up" if images else "saw no image: it is untrained"

@@ -43,6 +43,8 @@ def check_facts(metadata: dict[str, Any]) -> None:
         raise CheckpointError(f"images must be a whole number of at least 0, got {metadata.get('images')!r}")
     if not is_whole(metadata.get("restores", 0), 0, MAX_INTEGER):
         raise CheckpointError(f"restores must be a whole number of at least 0, got {metadata['restores']!r}")
+    if not isinstance(metadata.get("origin"), dict | None):
+        raise CheckpointError(f"origin must be a mapping, got {metadata['origin']!r}")
     try:
         Extension.read(metadata)
         if metadata.get("data") is not None:
