@@ -59,6 +59,15 @@ class Backbone(nn.Module):
         """The vectors of a condition, which this network takes in its place."""
         return y if isinstance(y, Embedding) else self.embedding.embed(y)
 
+    def class_tables(self) -> dict[str, int]:
+        """The names of the tensors with a row per class, and the axis of the rows."""
+        classes = getattr(getattr(self, "embedding", None), "classes", None)
+        return {} if classes is None else {"embedding.classes.weight": 0}
+
+    def class_row(self, index: int) -> int | None:
+        """The row of a class in these tables, -1 = no class; None where there is none."""
+        return index + 1
+
     def run(self, block: nn.Module, *inputs: Tensor | Perturbation | None) -> Tensor:
         """block(*inputs); `checkpointing` keeps only the inputs for the backward pass (Chen et al. 2016, arXiv 1604.06174)."""
         if self.checkpointing and torch.is_grad_enabled():
