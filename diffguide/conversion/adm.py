@@ -12,7 +12,7 @@ from ..runtime.ranges import check_range, check_whole
 from .adm_layers import ADMLayers
 from .architecture import Architecture, Network
 from .nodes import denoising, discrete_features, discrete_schedule, image_folder
-from .weights import ConversionError, Weights
+from .weights import ConversionError, PublishedWeights
 
 __all__ = ["ADM", "ADMClassifier"]
 
@@ -52,7 +52,7 @@ class ADM(Architecture):
         self.new_attention_order, self.cosine = new_attention_order, cosine
         self.steps, self.dropout = check_whole("steps", steps, 2), check_range("dropout", dropout, "[0, 1)")
 
-    def convert(self, weights: Weights) -> Network:
+    def convert(self, weights: PublishedWeights) -> Network:
         layers = ADMLayers(weights, self.heads, self.head_channels, self.new_attention_order)
         blocks = count_blocks(weights)
         widths = read_widths(layers, blocks, weights.count("output_blocks") // (blocks + 1))
@@ -108,7 +108,7 @@ class ADMClassifier(Architecture):
         size: int = 64,
         head_channels: int = 64,
         new_attention_order: bool = False,
-        cosine: bool = False,
+        cosine: bool = True,
         steps: int = 1000,
         dropout: float = 0.0,
     ):
@@ -116,7 +116,7 @@ class ADMClassifier(Architecture):
         self.new_attention_order, self.cosine = new_attention_order, cosine
         self.steps, self.dropout = check_whole("steps", steps, 2), check_range("dropout", dropout, "[0, 1)")
 
-    def convert(self, weights: Weights) -> Network:
+    def convert(self, weights: PublishedWeights) -> Network:
         layers = ADMLayers(weights, None, self.head_channels, self.new_attention_order)
         levels = count_levels(weights, self.size)
         blocks = weights.count("input_blocks") // levels - 1
@@ -161,8 +161,8 @@ def take_pooling(layers: ADMLayers, width: int, tokens: int, classes: int) -> No
     layers.take("out.2.c_proj", "pooling.linear", classes, width)
 
 
-def count_blocks(weights: Weights) -> int:
-    """The number of residual blocks per level of a U-Net: the first output block that doubles the side is the last of a level."""
+def count_blocks(weights: PublishedWeights) -> int:
+    """The number of residual blocks per level: the first of the output blocks that doubles the side is the last of a level."""
     total = weights.count("output_blocks")
     for number in range(total):
         parts = [f"output_blocks.{number}.{part}" for part in (1, 2)]
@@ -175,7 +175,7 @@ def count_blocks(weights: Weights) -> int:
     return total - 1
 
 
-def count_levels(weights: Weights, size: int) -> int:
+def count_levels(weights: PublishedWeights, size: int) -> int:
     """The number of sides of a classifier, from the side of the images and the number of positions of its pooling.
 
     Raises:
@@ -206,7 +206,9 @@ def describe_blocks(family: ADM | ADMClassifier, layers: ADMLayers, blocks: int,
         "channels": layers.channels,
         "multipliers": [layers.multiplier(width) for width in widths],
         "blocks": blocks,
-        "attention": [side for side, first in zip(sides, firsts) if f"input_blocks.{first}.1.qkv.weight" in layers.weights],
+        "attention": [
+            side for side, first in zip(sides, firsts) if f"input_blocks.{first}.1.qkv.weight" in layers.weights
+        ],
         "head_channels": family.head_channels,
         "dropout": family.dropout,
         "groups": GROUPS,

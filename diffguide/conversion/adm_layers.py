@@ -4,7 +4,7 @@ Dhariwal & Nichol 2021, arXiv 2105.05233; the tensor names of the published file
 """
 
 from .layers import Layers
-from .weights import ConversionError, Weights
+from .weights import ConversionError, PublishedWeights
 
 __all__ = ["ADMLayers"]
 
@@ -24,7 +24,7 @@ class ADMLayers(Layers):
         scale_shift: whether the conditioning vector scales and shifts.
     """
 
-    def __init__(self, weights: Weights, heads: int | None, head_channels: int, new_attention_order: bool):
+    def __init__(self, weights: PublishedWeights, heads: int | None, head_channels: int, new_attention_order: bool):
         super().__init__(weights)
         self.heads, self.head_channels, self.new_attention_order = heads, head_channels, new_attention_order
         self.embedding, self.channels = weights.shape("time_embed.0.weight", 2)

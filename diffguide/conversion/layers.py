@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from .weights import Weights
+from .weights import PublishedWeights
 
 __all__ = ["Layers"]
 
@@ -15,7 +15,7 @@ class Layers:
         tensors: collected, by our names.
     """
 
-    def __init__(self, weights: Weights):
+    def __init__(self, weights: PublishedWeights):
         self.weights = weights
         self.tensors: dict[str, Tensor] = {}
 
