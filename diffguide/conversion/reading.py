@@ -4,6 +4,7 @@ A `.pt` file is a pickle, which may run any program. Here torch's restricted rea
 """
 
 import pickle
+import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -59,14 +60,21 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
 
 def load_restricted(path: Path) -> Any:
     """The content of a .pt file: tensors and plain containers."""
-    try:  # files of torch before 1.6 cannot be mapped into memory
-        return torch.load(path, weights_only=True, map_location="cpu", mmap=zipfile.is_zipfile(path))
-    except pickle.UnpicklingError as error:
-        if "Unsupported" in str(error) or "GLOBAL" in str(error) or "class" in str(error):
-            raise ConversionError(f"{path}: {HOLDS_CODE}") from error
-        raise ConversionError(f"{path} is no file of torch.save, or is damaged") from error
+    try:
+        with warnings.catch_warnings(action="ignore"):  # on pickles of other programs
+            # files of torch before 1.6 cannot be mapped into memory
+            return torch.load(path, weights_only=True, map_location="cpu", mmap=zipfile.is_zipfile(path))
     except Exception as error:  # any error of the reader for a damaged file
+        refused = isinstance(error, pickle.UnpicklingError) and "global" in str(error).lower()
+        if refused or is_plain_pickle(path):
+            raise ConversionError(f"{path}: {HOLDS_CODE}") from error
         raise ConversionError(f"{path} is no file of torch.save, or is damaged ({type(error).__name__})") from error
+
+
+def is_plain_pickle(path: Path) -> bool:
+    """Whether a file begins as a pickle of protocol 2 or later."""
+    with open(path, "rb") as file:
+        return file.read(1) == b"\x80"
 
 
 def select_part(content: Any, path: Path) -> tuple[dict[str, Tensor], str]:
