@@ -27,6 +27,7 @@ PARTS = (
     "net",
     "network",
 )  # of a file, the averaged weights first
+OLD_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # first bytes of a file of torch.save before torch 1.6
 HOLDS_CODE = (
     "it holds code or objects besides tensors, which are not read since they could run any program; where you trust it, make "
     "a file of tensors in the environment that wrote it: safetensors.torch.save_file({name: value.contiguous() for name, "
@@ -72,9 +73,10 @@ def load_restricted(path: Path) -> Any:
 
 
 def is_plain_pickle(path: Path) -> bool:
-    """Whether a file begins as a pickle of protocol 2 or later."""
+    """Whether a file begins as a pickle of protocol 2 or later, and not as one of torch.save before torch 1.6."""
     with open(path, "rb") as file:
-        return file.read(1) == b"\x80"
+        first = file.read(len(OLD_MAGIC))
+    return first[:1] == b"\x80" and first != OLD_MAGIC
 
 
 def select_part(content: Any, path: Path) -> tuple[dict[str, Tensor], str]:

@@ -69,7 +69,13 @@ def write_archive(path: Path) -> None:
             archive.writestr(name, pickle.dumps(Code(), protocol=2) if name.endswith("data.pkl") else content)
 
 
+def write_half_of_an_old_file(path: Path) -> None:
+    torch.save(STATE, path, _use_new_zipfile_serialization=False)
+    path.write_bytes(path.read_bytes()[:-40])
+
+
 HOSTILE = {
+    "half of an old file": (write_half_of_an_old_file, "is no file of torch.save, or is damaged"),
     "a pickle with code": (write_pickle, "holds code or objects besides tensors"),
     "code in an archive": (write_archive, "holds code or objects besides tensors"),
     "an object": (
