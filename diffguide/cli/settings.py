@@ -3,17 +3,36 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from ..checkpoints.allowlist import MAX_INTEGER
 from ..config.build import ConfigError
 from ..nodes.annotations import describe_hint, fits, parameter_hints
 
-__all__ = ["EvaluationSettings", "SamplingSettings", "TrainingSettings"]
+__all__ = ["EvaluationSettings", "SamplingSettings", "TrainingSettings", "read_settings"]
 
+T = TypeVar("T")
 MINIMUM = {"seed": 0, "n": 1, "batch_size": 1}
 CHOICES = {"weights": ("ema", "objective"), "split": ("train", "validation", "test")}
 MAX_SAMPLES = 10**7  # of one sampling run, whose labels are a list
+
+
+def read_settings(settings: type[T], config: Mapping[str, Any]) -> T:
+    """The settings of a class in a configuration, by the annotations of its arguments.
+
+    Raises:
+        ConfigError: a value of another type or out of its range.
+    """
+    hints = parameter_hints(settings) or {}
+    for key, hint in hints.items():
+        value = config[key]
+        if not fits(value, hint):
+            raise ConfigError(f"{key} must be {describe_hint(hint)}, got {value!r}")
+        if key in MINIMUM and value is not None and not MINIMUM[key] <= value <= MAX_INTEGER:
+            raise ConfigError(f"{key} must be a whole number from {MINIMUM[key]} to 2^62, got {value}")
+        if key in CHOICES and value not in CHOICES[key]:
+            raise ConfigError(f"{key} must be {' or '.join(CHOICES[key])}, got {value!r}")
+    return settings(**{key: config[key] for key in hints})
 
 
 @dataclass(frozen=True)
@@ -39,16 +58,7 @@ class Settings:
         Raises:
             ConfigError: a value of another type or out of its range.
         """
-        hints = parameter_hints(cls) or {}
-        for key, hint in hints.items():
-            value = config[key]
-            if not fits(value, hint):
-                raise ConfigError(f"{key} must be {describe_hint(hint)}, got {value!r}")
-            if key in MINIMUM and value is not None and not MINIMUM[key] <= value <= MAX_INTEGER:
-                raise ConfigError(f"{key} must be a whole number from {MINIMUM[key]} to 2^62, got {value}")
-            if key in CHOICES and value not in CHOICES[key]:
-                raise ConfigError(f"{key} must be {' or '.join(CHOICES[key])}, got {value!r}")
-        return cls(**{key: config[key] for key in hints})
+        return read_settings(cls, config)
 
     def run_parent(self, command: str, default_name: str = "") -> Path:
         """The folder that holds the versions of a run: <output_root>/<command>/<name>.
