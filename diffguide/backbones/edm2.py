@@ -7,7 +7,7 @@ table 6 (configuration G). Modules have the names of the published checkpoints, 
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -227,11 +227,20 @@ class EDM2UNet(Backbone):
             if isinstance(layer, MPLayer):
                 layer.weight.data.copy_(layer.normalised())
 
+    def __call__(self, *inputs: Any) -> Tensor:
+        """The output; in training the weights are normalised first.
+
+        This is outside of what `nn.Module.compile` compiles: torch 2.14 loses the change of a convolution's weights there.
+        """
+        if self.training:
+            if torch.compiler.is_compiling():
+                raise RuntimeError("compile the network by its method compile(), not by torch.compile")
+            self.normalise_weights()
+        return super().__call__(*inputs)
+
     def forward(
         self, x: Tensor, log_snr: Tensor | None, y: Condition | None = None, perturbation: Perturbation | None = None
     ) -> Tensor:
-        if self.training:
-            self.normalise_weights()
         embedding = self.embedding(log_snr, y)
         x = x.to(embedding.dtype)
         first, *blocks = self.enc.values()
