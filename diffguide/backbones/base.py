@@ -9,6 +9,7 @@ from torch.utils.checkpoint import checkpoint
 from ..runtime.compiling import CompiledInference
 from .conditions import ClassEmbedding, Condition, Embedding
 from .perturbations import Perturbation
+from .timesteps import TimestepFeatures
 
 __all__ = ["Backbone", "ConditionEmbedding", "check_halvings", "check_out_features", "nearest_sizes", "zero_init"]
 
@@ -29,6 +30,7 @@ class Backbone(nn.Module):
         attention_layers: side of the square grid of pixels or patches of each attention layer that can be perturbed, in the
             order of computation.
         residual_blocks: the same at the output of each block that can be skipped; 1 for vectors.
+        takes_null: whether rows without condition are an input of their own.
         learned_variance: whether F has twice the channels of x, the second half for the variance of the ancestral sampler.
     """
 
@@ -40,6 +42,7 @@ class Backbone(nn.Module):
     checkpointing: bool = False
     attention_layers: Sequence[int] = ()
     residual_blocks: Sequence[int] = ()
+    takes_null: bool = True
     learned_variance: bool = False
 
     @property
@@ -88,15 +91,16 @@ def nearest_sizes(size: int, divisor: int) -> str:
 class ConditionEmbedding(nn.Module):
     """embedding = MLP(features of the log-SNR) + row of the class, or + linear(vector); a term without input is 0.
 
-    The features are sines and cosines of the log-SNR with wavelengths from 2 pi / 4 to 2 pi * 25. The log-SNR is clamped to
-    +-20, beyond which x_t is pure data or pure noise in float32. Row 0 of the classes is the null condition y = -1; for
-    vectors the null condition is a learned vector, used in rows with keep = False.
+    The features are sines and cosines of the log-SNR with wavelengths from 2 pi / 4 to 2 pi * 25, or those of a timestep. The
+    log-SNR is clamped to +-20, beyond which x_t is pure data or pure noise in float32. Row 0 of the classes is the null
+    condition y = -1; for vectors the null condition is a learned vector, used in rows with keep = False.
 
     Arguments:
         features: width of the result.
         num_classes: number of classes; 0 = none.
         condition_features: length of the vectors of an Embedding; 0 = none.
         noise_conditioned: whether the log-SNR is an input.
+        noise_features: of a timestep, in place of those of the log-SNR; None = those of the log-SNR.
 
     Raises:
         ValueError: both classes and vectors, or a negative number of them.
@@ -105,7 +109,14 @@ class ConditionEmbedding(nn.Module):
     frequencies: Tensor
     noise: nn.Sequential | None
 
-    def __init__(self, features: int, num_classes: int, condition_features: int, noise_conditioned: bool):
+    def __init__(
+        self,
+        features: int,
+        num_classes: int,
+        condition_features: int,
+        noise_conditioned: bool,
+        noise_features: TimestepFeatures | None = None,
+    ):
         super().__init__()
         if num_classes < 0 or condition_features < 0:
             raise ValueError(
@@ -116,11 +127,12 @@ class ConditionEmbedding(nn.Module):
                 f"num_classes or condition_features must be 0, got {num_classes} and {condition_features}: a condition is a "
                 "class index or an embedding"
             )
-        self.features = features
+        self.features, self.noise_features = features, noise_features
         half = features // 2
         if noise_conditioned:
+            inputs = 2 * half if noise_features is None else noise_features.width
             # the matrices are allocated first, so that a far too large width fails before any computation
-            self.noise = nn.Sequential(nn.Linear(2 * half, features), nn.SiLU(), nn.Linear(features, features))
+            self.noise = nn.Sequential(nn.Linear(inputs, features), nn.SiLU(), nn.Linear(features, features))
             # the float32 frequencies are stored as integer bits, which .to(bfloat16) does not round
             bits = torch.logspace(0.6, -1.4, half, dtype=torch.float32).view(torch.int32)
             self.register_buffer("frequencies", bits, persistent=False)
@@ -157,9 +169,11 @@ class ConditionEmbedding(nn.Module):
             return h.new_zeros(len(h), self.features)
         if log_snr is None:
             raise ValueError("log_snr [B] is required for a network with noise_conditioned=true, got None")
-        angles = log_snr.clamp(-20, 20)[:, None] * self.frequencies.view(torch.float32)
         first = self.noise[0]
         assert isinstance(first, nn.Linear)
+        if self.noise_features is not None:
+            return self.noise(self.noise_features(log_snr).to(first.weight.dtype))
+        angles = log_snr.clamp(-20, 20)[:, None] * self.frequencies.view(torch.float32)
         return self.noise(torch.cat([angles.cos(), angles.sin()], dim=1).to(first.weight.dtype))
 
     def vectors(self, h: Tensor, y: Condition | None) -> Tensor:

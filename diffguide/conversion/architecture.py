@@ -4,7 +4,7 @@ from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor
 
-from .weights import Weights
+from .weights import PublishedWeights
 
 __all__ = ["Architecture", "Network"]
 
@@ -40,7 +40,7 @@ class Architecture:
 
     family: ClassVar[str]
 
-    def convert(self, weights: Weights) -> Network:
+    def convert(self, weights: PublishedWeights) -> Network:
         """The network of these weights.
 
         Raises:

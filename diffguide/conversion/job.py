@@ -8,15 +8,15 @@ from typing import Any
 
 import yaml
 
+from ..checkpoints.assembly import assemble, check_on_meta
 from ..checkpoints.converted import save_converted
-from ..checkpoints.store import assemble
-from ..checkpoints.validation import check_facts, check_model, compare
+from ..checkpoints.validation import check_facts
 from ..files.run_folders import create_dir, hash_file, write_atomically
 from ..objectives import Objective
 from ..runtime.errors import convert_input_errors
 from .architecture import Architecture, Network
 from .reading import read_tensors
-from .weights import ConversionError, Weights
+from .weights import ConversionError, PublishedWeights
 
 __all__ = ["ConversionJob"]
 
@@ -47,7 +47,7 @@ class ConversionJob:
         """
         with convert_input_errors("source"):
             tensors, part = read_tensors(self.source)
-            weights = Weights(tensors, self.architecture.family)
+            weights = PublishedWeights(tensors, self.architecture.family)
             try:
                 network = self.architecture.convert(weights)
                 weights.finish()
@@ -92,10 +92,10 @@ class ConversionJob:
 
     def assemble(self, network: Network, config: dict[str, Any], facts: dict[str, Any]) -> Objective:
         """The objective with the weights of the network, checked as a checkpoint is when it is loaded."""
-        check_facts({"config": config, "images": 0, **facts})
-        objective = assemble(config, (), "meta")
+        metadata = {"config": config, "images": 0, **facts}
+        check_facts(metadata)
         state = {f"model.backbone.{name}": value for name, value in network.tensors.items()}
-        compare(state, objective.state_dict())
-        check_model(objective.model, facts)
+        check_on_meta(state, metadata, ())
+        objective = assemble(config, (), "meta")
         objective.load_state_dict(state, assign=True)  # without a copy
         return objective

@@ -7,14 +7,14 @@ from torch import Tensor
 
 from ..files.safetensors import CheckpointError
 
-__all__ = ["ConversionError", "Weights"]
+__all__ = ["ConversionError", "PublishedWeights"]
 
 
 class ConversionError(CheckpointError):
-    """Weights that cannot be converted. The message is one printable line: what is wrong, in which tensor."""
+    """PublishedWeights that cannot be converted. The message is one printable line: what is wrong, in which tensor."""
 
 
-class Weights:
+class PublishedWeights:
     """The tensors of a file by their published names.
 
     Arguments:

@@ -11,7 +11,7 @@ from scipy.special import softmax
 from torch import nn
 
 from diffguide.backbones import dit as dit_file
-from diffguide.backbones import unet as unet_file
+from diffguide.backbones import unet_blocks as unet_file
 from diffguide.backbones.perturbations import BlurredQueries, IdentityAttention
 from diffguide.models.parameterizations import V
 from diffguide.models.preconditioned import Preconditioned
