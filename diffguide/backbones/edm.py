@@ -260,7 +260,9 @@ class EDMUNet(Backbone):
             self.attention_layers = [*self.attention_layers, plan.side]
         return block
 
-    def build_encoder(self, inputs: int, first: int, plans: Sequence[BlockPlan], taps: Sequence[float]) -> nn.ModuleDict:
+    def build_encoder(
+        self, inputs: int, first: int, plans: Sequence[BlockPlan], taps: Sequence[float]
+    ) -> nn.ModuleDict:
         side, layers = plans[0].side, nn.ModuleDict()
         layers[f"{side}x{side}_conv"] = conv(inputs, first, 3)
         image = inputs  # channels of its resampled copy
