@@ -70,10 +70,10 @@ class PositionalFeatures(nn.Module):
 
     def __init__(self, width: int):
         super().__init__()
-        self.half = width // 2
+        self.pairs = width // 2
 
     def frequencies(self, level: Tensor) -> Tensor:
-        return 10000.0 ** (-torch.arange(self.half, dtype=torch.float32, device=level.device) / (self.half - 1))
+        return 10000.0 ** (-torch.arange(self.pairs, dtype=torch.float32, device=level.device) / (self.pairs - 1))
 
     def forward(self, level: Tensor) -> Tensor:
         angles = level[:, None] * self.frequencies(level)
@@ -87,7 +87,7 @@ class FourierNoiseFeatures(PositionalFeatures):
 
     def __init__(self, width: int):
         super().__init__(width)
-        self.register_buffer("freqs", as_bits(16 * torch.randn(self.half)))
+        self.register_buffer("freqs", as_bits(16 * torch.randn(self.pairs)))
 
     def frequencies(self, level: Tensor) -> Tensor:
         return 2 * math.pi * self.freqs.view(torch.float32)

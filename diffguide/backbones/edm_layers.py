@@ -108,8 +108,8 @@ class Resample(nn.Module):
             raise ValueError(f"resample_filter must be an even number of taps with a sum above 0, got {list(taps)}")
         self.up, self.padding = direction == UP, (len(taps) - 1) // 2 if padded else 0
         self.is_box = list(taps) == [taps[0]] * 2  # means of, or copies to, 2 x 2 pixels
-        taps = torch.tensor(taps, dtype=torch.float32) / sum(taps)
-        self.register_buffer("kernel", torch.outer(taps, taps) * (4 if self.up else 1), persistent=False)
+        axis = torch.tensor(taps, dtype=torch.float32) / sum(taps)
+        self.register_buffer("kernel", torch.outer(axis, axis) * (4 if self.up else 1), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.is_box:

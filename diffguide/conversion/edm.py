@@ -14,7 +14,7 @@ from ..backbones.edm_layers import as_bits
 from ..runtime.ranges import check_range
 from .architecture import Architecture, Network
 from .edm_adm import take_adm
-from .edm_facts import edm_nodes, multiple, read_arguments, read_filter, read_levels
+from .edm_facts import RANGES, edm_nodes, multiple, read_arguments, read_filter, read_levels
 from .nodes import image_folder
 from .weights import ConversionError, PublishedWeights
 
@@ -41,15 +41,14 @@ class EDM(Architecture):
     def __init__(
         self, sigma_data: float | None = None, label_dropout: float | None = None, dropout: float | None = None
     ):
+        given = {"sigma_data": sigma_data, "label_dropout": label_dropout, "dropout": dropout}
         self.given = {
-            "sigma_data": None if sigma_data is None else check_range("sigma_data", sigma_data, "(0, inf)"),
-            "label_dropout": None if label_dropout is None else check_range("label_dropout", label_dropout, "[0, 1]"),
-            "dropout": None if dropout is None else check_range("dropout", dropout, "[0, 1)"),
+            name: check_range(name, value, RANGES[name]) for name, value in given.items() if value is not None
         }
 
     def convert(self, weights: PublishedWeights) -> Network:
         facts = {"sigma_data": 0.5, "label_dropout": 0.0, "dropout": 0.1} | read_arguments(weights, USED)
-        facts |= {name: value for name, value in self.given.items() if value is not None}
+        facts |= self.given
         prefix = "model." if any(name.startswith("model.") for name in weights) else ""
         levels = read_levels(weights, prefix, "conv1", "qkv")
         size, label = levels.sides[0], f"{prefix}map_label.weight"

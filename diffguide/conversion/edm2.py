@@ -15,7 +15,7 @@ from ..backbones.edm_layers import as_bits
 from ..runtime.ranges import check_range, check_whole
 from .architecture import Architecture, Network
 from .edm import build_empty
-from .edm_facts import common_width, edm_nodes, multiple, read_arguments, read_levels
+from .edm_facts import RANGES, common_width, edm_nodes, multiple, read_arguments, read_levels
 from .nodes import image_folder
 from .weights import ConversionError, PublishedWeights
 
@@ -50,9 +50,9 @@ class EDM2(Architecture):
     family = "EDM2"
 
     def __init__(self, sigma_data: float | None = None, head_channels: int | None = None, label_dropout: float = 0.0):
-        self.sigma_data = None if sigma_data is None else check_range("sigma_data", sigma_data, "(0, inf)")
+        self.sigma_data = None if sigma_data is None else check_range("sigma_data", sigma_data, RANGES["sigma_data"])
         self.head_channels = None if head_channels is None else check_whole("head_channels", head_channels, 1)
-        self.label_dropout = check_range("label_dropout", label_dropout, "[0, 1]")
+        self.label_dropout = check_range("label_dropout", label_dropout, RANGES["label_dropout"])
 
     def convert(self, weights: PublishedWeights) -> Network:
         found = {"sigma_data": 0.5} | read_arguments(weights, ("sigma_data", *PUBLISHED))

@@ -11,15 +11,18 @@ from typing import Any, NamedTuple
 
 import torch
 
+from ..runtime.ranges import check_range
 from .weights import ConversionError, PublishedWeights
 
-__all__ = ["Levels", "edm_nodes", "read_arguments", "read_filter", "read_levels"]
+__all__ = ["RANGES", "Levels", "common_width", "edm_nodes", "multiple", "read_arguments", "read_filter", "read_levels"]
 
 READ_OFF = (  # arguments that the tensors tell, or that sampling does not use
     "img_resolution", "img_channels", "in_channels", "out_channels", "label_dim", "augment_dim", "model_type",
     "model_channels", "channel_mult", "channel_mult_emb", "channel_mult_noise", "num_blocks", "attn_resolutions",
     "embedding_type", "encoder_type", "decoder_type", "use_fp16", "sigma_min", "sigma_max", "logvar_channels",
 )  # fmt: skip
+
+RANGES = {"sigma_data": "(0, inf)", "label_dropout": "[0, 1]", "dropout": "[0, 1)"}
 
 
 def read_arguments(weights: PublishedWeights, used: Collection[str]) -> dict[str, Any]:
@@ -42,6 +45,11 @@ def read_arguments(weights: PublishedWeights, used: Collection[str]) -> dict[str
         raise ConversionError(f"its metadata init_kwargs must be a JSON mapping, got {text[:60]!r}")
     if unknown := sorted(found.keys() - {*READ_OFF, *used}):
         raise ConversionError(f"its metadata init_kwargs has {unknown[0]!r}, which {weights.family} does not have")
+    for name in RANGES.keys() & found.keys():
+        try:
+            check_range(name, found[name], RANGES[name])
+        except (ValueError, TypeError) as error:
+            raise ConversionError(f"its metadata init_kwargs is invalid: {error}") from error
     return {name: found[name] for name in used if name in found}
 
 
