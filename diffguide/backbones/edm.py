@@ -2,7 +2,8 @@
 
 Song et al., "Score-Based Generative Modeling through Stochastic Differential Equations", 2021, arXiv 2011.13456; Karras et
 al., "Elucidating the Design Space of Diffusion-Based Generative Models", 2022, arXiv 2206.00364, table 7. Modules have the
-names of the published checkpoints, except that `map_noise`, `map_label`, ... are `embedding.noise`, `embedding.label`, ...
+names of the published checkpoints, except that `map_noise`, `map_label`, ... are `embedding.noise`, `embedding.label`, ...;
+the rows of `qkv` are those of q, of k and of v, there q, k and v of one channel after another.
 """
 
 import math
@@ -163,8 +164,8 @@ class EDMBlock(nn.Module):
     def attend(self, x: Tensor, perturbation: Perturbation | None) -> Tensor:
         batch, channels, height, width = x.shape
         assert self.qkv is not None
-        qkv = self.qkv(self.norm2(x)).reshape(batch, 1, channels, 3, height * width)
-        q, k, v = qkv.transpose(2, 4).unbind(3)  # [B, 1, H W, C]
+        qkv = self.qkv(self.norm2(x)).reshape(batch, 3, 1, channels, height * width)
+        q, k, v = qkv.transpose(-1, -2).contiguous().unbind(1)  # [B, 1, H W, C]
         if perturbation is not None:
             q = perturbation.replace_queries(self.attention_index, q, (height, width))
         h = attention(q, k, v, self.double_differentiable)

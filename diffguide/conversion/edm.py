@@ -13,7 +13,7 @@ from ..backbones.edm import EDMUNet
 from ..backbones.edm_layers import as_bits
 from ..runtime.ranges import check_range
 from .architecture import Architecture, Network
-from .edm_adm import take_adm
+from .edm_adm import order_rows, take_adm
 from .edm_facts import RANGES, edm_nodes, multiple, read_arguments, read_filter, read_levels
 from .nodes import image_folder
 from .weights import ConversionError, PublishedWeights
@@ -118,10 +118,12 @@ def build_empty(network: type, node: dict[str, Any]) -> dict[str, Tensor]:
 
 
 def take_song(weights: PublishedWeights, prefix: str, node: dict[str, Any]) -> dict[str, Tensor]:
-    """The tensors of `EDMUNet`, whose names differ in the embedding alone."""
+    """The tensors of `EDMUNet`, which differ in the names of the embedding and in the rows of qkv, see there."""
     tensors = {}
     for name, like in build_empty(EDMUNet, node).items():
         theirs = prefix + name.replace("embedding.", "map_", 1)
         value = weights.take(theirs, *like.shape)
+        if ".qkv." in name:
+            value = order_rows(value, 1)
         tensors[name] = as_bits(value) if like.dtype == torch.int32 else value
     return tensors

@@ -13,9 +13,14 @@ from .edm_facts import Levels, common_width, multiple
 from .layers import Layers
 from .weights import ConversionError, PublishedWeights
 
-__all__ = ["take_adm"]
+__all__ = ["order_rows", "take_adm"]
 
 HEAD_CHANNELS = 64
+
+
+def order_rows(value: Tensor, heads: int) -> Tensor:
+    """Weights or biases whose rows are q, k and v of one channel after another, head by head: all of q, then of k, of v."""
+    return value.unflatten(0, (heads, len(value) // 3 // heads, 3)).movedim(2, 0).flatten(0, 2).contiguous()
 
 
 class EDMADMLayers(Layers):
@@ -47,9 +52,8 @@ class EDMADMLayers(Layers):
         heads = outputs // HEAD_CHANNELS
         if not heads or outputs % heads:
             raise ConversionError(f"{theirs} has {outputs} channels, which heads of {HEAD_CHANNELS} do not divide")
-        for name in (f"{ours}.1.qkv.weight", f"{ours}.1.qkv.bias"):  # theirs: q, k and v of one channel after another
-            rows = self.tensors[name].unflatten(0, (heads, outputs // heads, 3))
-            self.tensors[name] = rows.movedim(2, 0).flatten(0, 2).contiguous()
+        for name in (f"{ours}.1.qkv.weight", f"{ours}.1.qkv.bias"):
+            self.tensors[name] = order_rows(self.tensors[name], heads)
 
     def take_down(self, prefix: str, levels: Levels) -> list[int]:
         """The blocks on the way down; returns the widths of the first convolution and of all blocks."""
