@@ -41,7 +41,7 @@ def discrete_features(schedule: dict[str, Any], steps: int, width: int) -> dict[
     """The features of the timestep of discrete betas, in units of a thousandth of all steps."""
     timesteps = {
         "_target_": "diffguide.backbones.timesteps.DiscreteTimesteps",
-        "schedule": schedule,
+        "schedule": dict(schedule),
         "steps": steps,
         "whole": False,
         "scale": 1000 / steps,
