@@ -1,5 +1,6 @@
 """What a published family of networks is here: nodes of a configuration, and the place of every tensor."""
 
+from collections.abc import Sequence
 from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor
@@ -17,6 +18,7 @@ class Network(NamedTuple):
         tensors: of the backbone, by its names, float32.
         shape: of one example, such as [3, 64, 64].
         classes: number of classes, 0 = none.
+        notes: sentences for the user, such as about tensors that are left out.
     """
 
     dataset: dict[str, Any]
@@ -26,6 +28,7 @@ class Network(NamedTuple):
     tensors: dict[str, Tensor]
     shape: list[int]
     classes: int
+    notes: Sequence[str] = ()
 
 
 class Architecture:

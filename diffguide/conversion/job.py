@@ -15,7 +15,7 @@ from ..files.run_folders import create_dir, hash_file, write_atomically
 from ..objectives import Objective
 from ..runtime.errors import convert_input_errors
 from .architecture import Architecture, Network
-from .reading import read_tensors
+from .reading import read_metadata, read_tensors
 from .weights import ConversionError, PublishedWeights
 
 __all__ = ["ConversionJob"]
@@ -47,7 +47,7 @@ class ConversionJob:
         """
         with convert_input_errors("source"):
             tensors, part = read_tensors(self.source)
-            weights = PublishedWeights(tensors, self.architecture.family)
+            weights = PublishedWeights(tensors, self.architecture.family, read_metadata(self.source))
             try:
                 network = self.architecture.convert(weights)
                 weights.finish()
@@ -61,6 +61,8 @@ class ConversionJob:
             }
         if part:
             print(f"the weights are the part {part} of {self.source}", file=sys.stderr)
+        for note in network.notes:
+            print(note, file=sys.stderr)
         config = self.configure(network)
         with convert_input_errors("class_names"):
             facts = {"class_names": self.name_classes(network.classes), "shape": network.shape}

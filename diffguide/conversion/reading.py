@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .weights import ConversionError
 
-__all__ = ["read_tensors"]
+__all__ = ["read_metadata", "read_tensors"]
 
 PARTS = (
     "ema",
@@ -57,6 +57,14 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
             return {name: file.get_tensor(name) for name in file.keys()}
     except Exception as error:  # any error of the reader for a damaged header
         raise ConversionError(f"{path} is no safetensors file, or is damaged ({error})") from error
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """The texts by name in the header of a .safetensors file; none for another file."""
+    if path.suffix != ".safetensors":
+        return {}
+    with safetensors.safe_open(path, framework="pt") as file:
+        return file.metadata() or {}
 
 
 def load_restricted(path: Path) -> Any:

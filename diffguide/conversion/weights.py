@@ -20,10 +20,11 @@ class PublishedWeights:
     Arguments:
         tensors: by name.
         family: of the architecture, for messages.
+        metadata: texts by name in the header of a .safetensors file.
     """
 
-    def __init__(self, tensors: Mapping[str, Tensor], family: str):
-        self.tensors, self.family = tensors, family
+    def __init__(self, tensors: Mapping[str, Tensor], family: str, metadata: Mapping[str, str] | None = None):
+        self.tensors, self.family, self.metadata = tensors, family, metadata or {}
         self.taken: set[str] = set()
 
     def __contains__(self, name: str) -> bool:
