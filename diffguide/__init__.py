@@ -19,12 +19,12 @@ from .version import __version__
 __all__ = ["load", "to_uint8", "__version__"]
 
 
-def load(path, weights: str = "ema", device="cpu", trust=()):
-    """The trained model in a checkpoint file or run folder, in evaluation mode; see `diffguide.checkpoints.store.load`."""
+def load(path, weights: str = "ema", device="cpu", trust=(), null_class=None):
+    """The trained model in a checkpoint file, run folder or folder of diffusers; see `diffguide.checkpoints.store.load`."""
     # importing torch takes seconds, and `--help` does not need it
     from .checkpoints.store import load as load_checkpoint
 
-    return load_checkpoint(path, weights=weights, device=device, trust=trust).model
+    return load_checkpoint(path, weights=weights, device=device, trust=trust, null_class=null_class).model
 
 
 def to_uint8(x):

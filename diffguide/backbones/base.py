@@ -29,6 +29,7 @@ class Backbone(nn.Module):
         attention_layers: side of the square grid of pixels or patches of each attention layer that can be perturbed, in the
             order of computation.
         residual_blocks: the same at the output of each block that can be skipped; 1 for vectors.
+        takes_null: whether rows without condition are an input of their own.
         learned_variance: whether F has twice the channels of x, the second half for the variance of the ancestral sampler.
     """
 
@@ -40,6 +41,7 @@ class Backbone(nn.Module):
     checkpointing: bool = False
     attention_layers: Sequence[int] = ()
     residual_blocks: Sequence[int] = ()
+    takes_null: bool = True
     learned_variance: bool = False
 
     @property

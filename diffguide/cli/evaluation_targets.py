@@ -18,7 +18,8 @@ from ..checkpoints.references import list_names
 from ..config.build import ConfigError, build
 from ..datasets import Dataset, Split
 from ..evaluation.metric import EvalContext
-from ..files.run_folders import hash_file, strict_json
+from ..files.run_folders import strict_json
+from ..files.weights import hash_weights
 from ..randomness import fold
 from ..sampling.sources import OracleSource
 from .inheritance import inherit_node
@@ -67,7 +68,7 @@ def checkpoint_target(
     try:
         file = checkpoints.find(path)
         loaded = checkpoints.load(file, settings.weights, device, settings.trust)
-        digest = hash_file(file)
+        digest = hash_weights(file)
     except checkpoints.CheckpointError as error:
         raise ConfigError(f"checkpoint: {error}") from error
     run = file.parent.parent if file.parent.name == "checkpoints" else file

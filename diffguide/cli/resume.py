@@ -21,8 +21,9 @@ from ..checkpoints.allowlist import ROLES, validate_values
 from ..config.build import ConfigError
 from ..config.files import to_plain
 from ..config.type_checks import check_types
-from ..files.run_folders import hash_file, strict_json
+from ..files.run_folders import strict_json
 from ..files.shards import START_FILE
+from ..files.weights import hash_weights
 from ..nodes.old_names import update_saved_config
 from ..runtime.precision import AUTO
 from .inheritance import inherit_config
@@ -195,7 +196,7 @@ def read_start(folder: Path, path: Path, saved: dict[str, Any], merged: dict[str
         if not re.fullmatch("[0-9a-f]{64}", expected):
             raise ValueError("its checkpoint_sha256 is not 64 hexadecimal digits")
         file = checkpoints.find(merged["checkpoint"] if merged["checkpoint"] != saved["checkpoint"] else file)
-        digest = hash_file(file)
+        digest = hash_weights(file)
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         if isinstance(error, checkpoints.CheckpointError):
             raise ConfigError(f"checkpoint: {error}") from error

@@ -51,7 +51,8 @@ class Preconditioned(nn.Module, Denoiser):
         has_null: whether training dropped the condition of some examples, so that y = -1 is trained.
 
     Raises:
-        ValueError: a parameterization that divides by alpha, on a schedule that ends at alpha = 0.
+        ValueError: a parameterization that divides by alpha, on a schedule that ends at alpha = 0; has_null with a network
+            that takes no null condition.
     """
 
     def __init__(self, backbone: Backbone, schedule: Schedule, parameterization: Parameterization, has_null: bool):
@@ -61,6 +62,11 @@ class Preconditioned(nn.Module, Denoiser):
                 f"a network that predicts {type(parameterization).__name__.lower()} cannot be used at zero terminal SNR "
                 f"({type(schedule).__name__} has log_snr_min=-inf), where x_0 would be divided by 0; use objective=x0, v, "
                 "flow or edm, or a finite log_snr_min"
+            )
+        if has_null and not backbone.takes_null:
+            raise ValueError(
+                "p_uncond must be 0: this network has no null class, so its labels cannot be dropped; set null_class to a row "
+                "of its class table"
             )
         self.backbone, self.schedule, self.parameterization = backbone, schedule, parameterization
         self.num_classes, self.learned_variance = backbone.num_classes, backbone.learned_variance

@@ -14,7 +14,7 @@ from ..checkpoints import store as checkpoints
 from ..checkpoints.allowlist import construct, validate_config
 from ..datasets.base import Dataset, fetch_examples
 from ..figures.scatter import MAX_DATA_POINTS, ScatterBackground, build_background
-from ..files.run_folders import hash_file
+from ..files.weights import hash_weights
 from ..models.protocols import Denoiser, Energy
 from ..oracles import Oracle
 
@@ -86,7 +86,7 @@ class CheckpointSource(SampleSource):
         self.note = checkpoints.explain_untrained(loaded)
 
     def identity(self) -> dict[str, Any]:
-        return {"checkpoint": str(self.file), "checkpoint_sha256": hash_file(self.file), "weights": self.weights}
+        return {"checkpoint": str(self.file), "checkpoint_sha256": hash_weights(self.file), "weights": self.weights}
 
     def background(self, labels: Sequence[int]) -> ScatterBackground:
         return build_background(training_data(self.config), self.shape[0])

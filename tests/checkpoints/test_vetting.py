@@ -8,7 +8,7 @@ from omegaconf import OmegaConf
 from small_checkpoint import CONFIG
 
 from diffguide.checkpoints.allowlist import ROLES, construct, validate_config
-from diffguide.checkpoints.store import assemble
+from diffguide.checkpoints.assembly import assemble
 from diffguide.checkpoints.validation import check_model
 from diffguide.config.build import config_dir
 from diffguide.files.safetensors import CheckpointError
