@@ -268,6 +268,6 @@ def create_network(name: str, arguments: Mapping[str, Any]) -> Any:
         raise
     except Exception as error:  # a constructor may raise anything for values that do not fit
         raise ValueError(f"{name} cannot be built from these arguments: {error}") from error
-    if any(parameter.is_meta for parameter in network.parameters()):
+    if torch.empty(0).is_meta:
         network = network.to("meta")  # some constructors make tables on the CPU
     return network

@@ -32,6 +32,7 @@ __all__ = [
     "CheckpointError",
     "Loaded",
     "TrainingState",
+    "explain_origin",
     "explain_untrained",
     "find",
     "load",
@@ -248,6 +249,16 @@ def explain_untrained(loaded: Loaded) -> str | None:
         return None
     seen = f"saw {images} images, fewer than the {warmup} of its warm-up" if images else "saw no image: it is untrained"
     return f"this checkpoint {seen}; its samples are noise, and its figures are meaningless"
+
+
+def explain_origin(loaded: Loaded) -> str | None:
+    """What a folder of diffusers says of its own sampler and is not taken over, in one line; None where there is nothing."""
+    settings = (loaded.facts.get("origin") or {}).get("settings")
+    if not settings:
+        return None
+    return (
+        f"the scheduler of this folder also sets {', '.join(settings)} for its own sampler: not taken over, see configs/README.md"
+    )
 
 
 def load_training_state(

@@ -67,7 +67,7 @@ def checkpoint_target(
     """
     try:
         file = checkpoints.find(path)
-        loaded = checkpoints.load(file, settings.weights, device, settings.trust)
+        loaded = checkpoints.load(file, settings.weights, device, settings.trust, settings.null_class)
         digest = hash_weights(file)
     except checkpoints.CheckpointError as error:
         raise ConfigError(f"checkpoint: {error}") from error
@@ -142,6 +142,8 @@ def check_data(data: Dataset, facts: Mapping[str, Any]) -> None:
     shape, names = facts["shape"], facts["class_names"]
     if list(data.shape) != list(shape):
         raise ConfigError(f"dataset: its examples are of shape {list(data.shape)}, and the model's of {list(shape)}")
+    if names == list(map(str, range(len(data.class_names)))):  # of a foreign network, which has numbers only
+        return
     if names and data.class_names and list(data.class_names) != list(names):
         own, learned = (f"{list_names(each)} ({len(each)})" for each in (data.class_names, names))
         raise ConfigError(f"dataset: its classes are {own}, and the model's are {learned}")
