@@ -160,7 +160,7 @@ class ConditionEmbedding(nn.Module):
                 return embedding + torch.where(y.keep[:, None], y.vectors.to(null.dtype), null)
             if isinstance(y, Embedding):
                 raise ValueError("y must be class indices [B] (-1 = none) for this network, got an Embedding")
-            index = torch.full((len(h),), -1, device=h.device) if y is None else y
+            index = torch.full(h.shape[:1], -1, device=h.device) if y is None else y
             return embedding + self.classes(index + 1)
         if self.linear is not None:
             return embedding + self.linear(self.vectors(h, y))
@@ -175,7 +175,7 @@ class ConditionEmbedding(nn.Module):
         if self.noise is None:
             if log_snr is not None:
                 raise ValueError("log_snr must be None for a network with noise_conditioned=false")
-            return h.new_zeros(len(h), self.features)
+            return h.new_zeros(h.shape[0], self.features)
         if log_snr is None:
             raise ValueError("log_snr [B] is required for a network with noise_conditioned=true, got None")
         first = self.noise[0]
@@ -189,7 +189,7 @@ class ConditionEmbedding(nn.Module):
         """[B, D], with the null vector in every row without condition."""
         assert self.null is not None
         if y is None:
-            return self.null.expand(len(h), -1)
+            return self.null.expand(h.shape[0], -1)
         if not isinstance(y, Embedding) or y.vectors.shape[1] != len(self.null):
             length = f" of length {y.vectors.shape[1]}" if isinstance(y, Embedding) else ""
             raise ValueError(

@@ -194,9 +194,9 @@ class DiffusersNetwork(Backbone):
         """[B] rows of the class table."""
         if isinstance(y, Embedding):
             raise ValueError("y must be class indices [B] (-1 = none) for this network, got an Embedding")
-        index = torch.full((len(x),), -1, device=x.device) if y is None else y
+        index = torch.full(x.shape[:1], -1, device=x.device) if y is None else y
         if self.null_class is None:
-            if y is None or (index.is_cpu and bool((index < 0).any())):
+            if y is None or (index.is_cpu and not torch.compiler.is_compiling() and bool((index < 0).any())):
                 raise ValueError("this network has no null class: it needs a class in every row")
             return index
         return torch.where(index < 0, self.null_class, index + (index >= self.null_class))
@@ -205,7 +205,7 @@ class DiffusersNetwork(Backbone):
         """[B, tokens, length]."""
         assert self.null is not None
         if y is None:
-            vectors = self.null.expand(len(x), -1)
+            vectors = self.null.expand(x.shape[0], -1)
         elif not isinstance(y, Embedding) or y.vectors.shape[1] != len(self.null):
             raise ValueError(
                 f"y must be an Embedding of length {len(self.null)} = {self.tokens} x {len(self.null) // self.tokens} or None "
