@@ -166,6 +166,20 @@ def test_more_steps_refine_the_same_path(name):
     assert all(later < 0.75 * earlier for earlier, later in pairwise(distances)) and distances[-1] < 0.05, distances
 
 
+def test_the_default_tree_keeps_samples_of_other_steps_together():
+    """DDPM on the mixture, 250 samples, 64 and 128 steps: .053 apart; depth 3 .093, 12 .028, other noise 1.35."""
+    schedule, n = Cosine(12.0, -10.0), 250
+    denoiser, x = ExactMixture(two_classes(), schedule), normals(n, 2)
+
+    def draw(steps, first=0):
+        times = torch.linspace(1, 0, steps + 1, dtype=torch.float64)
+        return SAMPLERS["ddpm"](steps)(denoiser, x, times, noise=Noise(range(first, first + n), (2,), schedule))
+
+    coarse = draw(64)
+    near, far = (float((coarse - draw(128, first)).square().mean().sqrt()) for first in (0, n))
+    assert near < 0.05 * far, (near, far)
+
+
 LAWS = {
     "ddpm": lambda: DDPM(100, UniformT(), variance=0.0),
     "euler_ancestral": lambda: SAMPLERS["euler_ancestral"](100),
