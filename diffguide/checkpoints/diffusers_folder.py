@@ -17,7 +17,7 @@ from ..files.safetensors import CheckpointError
 from ..files.weights import Weights, read_json, weight_files
 from .assembly import assemble, check_on_meta
 from .diffusers_schedulers import Law, translate_scheduler
-from .streaming import allocate_later, fill_parameter
+from .streaming import allocate, allocate_later
 from .validation import check_facts, check_finite_tensor
 
 __all__ = ["DiffusersFolder", "find_weights", "load_folder", "open_folder"]
@@ -130,12 +130,14 @@ def load_folder(folder: DiffusersFolder) -> nn.Module:
     check_on_meta(specs | empty, folder.metadata, ())
     with allocate_later():
         objective = assemble(config, (), "cpu")
-    own = {key: name for name, key in names.items()}
-    for key, value in folder.weights.read(list(own)):
-        check_finite_tensor(value, key)
-        fill_parameter(objective, own[key], value)
-    for name, shape in folder.zeros.items():
-        fill_parameter(objective, name, torch.zeros(shape))
+    allocate(objective)
+    held, own = objective.state_dict(), {key: name for name, key in names.items()}
+    with torch.no_grad():
+        for key, value in folder.weights.read(list(own)):
+            check_finite_tensor(value, key)
+            held[own[key]].copy_(value)
+        for name in folder.zeros:
+            held[name].zero_()
     return objective.model
 
 
