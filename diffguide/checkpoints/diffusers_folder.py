@@ -148,7 +148,7 @@ def network_class(config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     if name == "Transformer2DModel" and config.get("norm_type") == "ada_norm_zero":  # as DiT was saved before 2024
         name = "DiTTransformer2DModel"
         arguments = {key: value for key, value in arguments.items() if key in DIT_ARGUMENTS}
-    if name not in NETWORKS:
+    if not isinstance(name, str) or name not in NETWORKS:
         raise CheckpointError(f"its network {name!r} is not supported: {', '.join(NETWORKS)} are")
     if arguments.get("time_embedding_type") == "fourier":
         raise CheckpointError(
@@ -178,7 +178,7 @@ def describe(folder: Path, name: str, arguments: dict[str, Any], law: Law, null_
     channels: Any = arguments.get("in_channels")
     size: Any = arguments.get("sample_size")
     shape = [channels, *(size if isinstance(size, list) else [size, size])]
-    if not all(isinstance(part, int) and not isinstance(part, bool) and part > 0 for part in shape):
+    if len(shape) != 3 or not all(isinstance(part, int) and not isinstance(part, bool) and part > 0 for part in shape):
         raise CheckpointError(f"its {NETWORK_CONFIG} must state in_channels and sample_size, got {channels} and {size}")
     classes, null_class = count_classes(name, arguments, null_class)
     outputs = arguments.get("out_channels") or channels
