@@ -226,5 +226,6 @@ def test_names_of_classes_come_from_a_file(home, tmp_path, command):
     (tmp_path / "names.txt").write_text("cat\ndog\nfish\n")
     done = command(convert, f"{home}/adm.pt", "new", *ADM_WORDS, "class_names=names.txt", "name=pets", at=tmp_path)
     assert done.code == 0 and done.out == "new\n", done.err
+    assert "ADM: " in done.err and "examples [3, 8, 8], 3 classes, learned variance" in done.err
     done = command(sample, "checkpoint=new", "labels=[fish]", "n=1", "sampler.steps=1", at=tmp_path)
     assert done.code == 0 and str(done.folder) == "outputs/sample/pets/v001", done.err
