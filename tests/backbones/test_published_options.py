@@ -73,7 +73,9 @@ def test_blocks_of_a_network_without_residual_resampling_can_be_skipped():
     assert network.residual_blocks == [8, 4, 4, 4, 4, 4, 8, 8]
     plain = network(x(), LOG_SNR)
     for index in range(8):
-        assert not torch.equal(network(x(), LOG_SNR, None, SkippedBlocks([index]).for_rows(torch.ones(2, dtype=torch.bool))), plain)
+        assert not torch.equal(
+            network(x(), LOG_SNR, None, SkippedBlocks([index]).for_rows(torch.ones(2, dtype=torch.bool))), plain
+        )
 
 
 def test_convolutions_halve_and_double_the_side():
