@@ -173,6 +173,8 @@ def test_a_converted_model_is_measured_on_images_of_the_user(home, tmp_path, com
     data = ["dataset=image_folder", f"dataset.path={tmp_path}/data", "dataset.num_classes=3", "dataset.size=8"]
     done = command(evaluate, f"checkpoint={home}/adm", "metric=denoising", *data, "split=train", "n=8", at=tmp_path)
     assert done.code == 0, done.err
+    done = command(evaluate, f"checkpoint={home}/adm", "metric=elbo", *data, "split=train", "n=4", at=tmp_path)
+    assert done.code == 0, done.err
 
 
 MISTAKES = {
