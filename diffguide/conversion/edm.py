@@ -1,7 +1,7 @@
 """EDM: the U-Nets DDPM++, NCSN++ and ADM with EDM's preconditioning.
 
 Karras et al., "Elucidating the Design Space of Diffusion-Based Generative Models", 2022, arXiv 2206.00364; the tensor names
-of its program, whose files are pickles that run code: the README says how a file of tensors is made of them.
+of its program, whose files are pickles that run code: edm.md says how a file of tensors is made of them.
 """
 
 from typing import Any
@@ -47,7 +47,7 @@ class EDM(Architecture):
         }
 
     def convert(self, weights: PublishedWeights) -> Network:
-        facts = {"sigma_data": 0.5, "label_dropout": 0.0, "dropout": 0.1} | read_arguments(weights, USED)
+        facts = {"sigma_data": 0.5, "label_dropout": 0.0, "dropout": 0.1} | read_arguments(weights, "EDMPrecond", USED)
         facts |= self.given
         prefix = "model." if any(name.startswith("model.") for name in weights) else ""
         levels = read_levels(weights, prefix, "conv1", "qkv")

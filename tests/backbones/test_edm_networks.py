@@ -169,7 +169,10 @@ def test_half_precision_keeps_the_frequencies(make):
 
 @pytest.mark.parametrize("taps", [[1, 1], [1, 3, 3, 1]])
 def test_resampling_is_the_filter(taps):
-    """Against the matrices of both axes; a constant image stays inside."""
+    """Against the matrices of both axes, and against diffusers."""
+    from diffusers.models.downsampling import downsample_2d  # two seconds, for this alone
+    from diffusers.models.upsampling import upsample_2d
+
     image, n, m = draw(2, 3, 8, 8).double(), 8, len(taps) // 2 - 1
     down, up = torch.zeros(n // 2, n).double(), torch.zeros(2 * n, n).double()
     for row in range(n // 2):
@@ -180,8 +183,9 @@ def test_resampling_is_the_filter(taps):
         for index, tap in enumerate(taps):
             if 0 <= 2 * column + index - m < 2 * n:
                 up[2 * column + index - m, column] = 2 * tap / sum(taps)
-    for direction, matrix in (("down", down), ("up", up)):
+    for direction, matrix, theirs in (("down", down, downsample_2d), ("up", up, upsample_2d)):
         found = Resample(direction, taps).double()(image)
+        torch.testing.assert_close(found, theirs(image, torch.tensor(taps, dtype=torch.float64)), rtol=1e-7, atol=1e-7)
         torch.testing.assert_close(found, matrix @ image @ matrix.T, rtol=1e-7, atol=1e-7)
     bordered = Resample("down", taps, padded=False).double()(torch.nn.functional.pad(image, (m,) * 4))
     torch.testing.assert_close(bordered, down @ image @ down.T, rtol=1e-7, atol=1e-7)
