@@ -60,6 +60,15 @@ class Backbone(nn.Module):
         """The vectors of a condition, which this network takes in its place."""
         return y if isinstance(y, Embedding) else self.embedding.embed(y)
 
+    def class_tables(self) -> dict[str, int]:
+        """The names of the tensors with a row per class, and the axis of the rows."""
+        classes = getattr(getattr(self, "embedding", None), "classes", None)
+        return {} if classes is None else {"embedding.classes.weight": 0}
+
+    def class_row(self, index: int) -> int | None:
+        """The row of a class in these tables, -1 = no class; None where there is none."""
+        return index + 1
+
     def run(self, block: nn.Module, *inputs: Tensor | Perturbation | None) -> Tensor:
         """block(*inputs); `checkpointing` keeps only the inputs for the backward pass (Chen et al. 2016, arXiv 1604.06174)."""
         if self.checkpointing and torch.is_grad_enabled():
@@ -151,7 +160,7 @@ class ConditionEmbedding(nn.Module):
                 return embedding + torch.where(y.keep[:, None], y.vectors.to(null.dtype), null)
             if isinstance(y, Embedding):
                 raise ValueError("y must be class indices [B] (-1 = none) for this network, got an Embedding")
-            index = torch.full((len(h),), -1, device=h.device) if y is None else y
+            index = torch.full(h.shape[:1], -1, device=h.device) if y is None else y
             return embedding + self.classes(index + 1)
         if self.linear is not None:
             return embedding + self.linear(self.vectors(h, y))
@@ -166,7 +175,7 @@ class ConditionEmbedding(nn.Module):
         if self.noise is None:
             if log_snr is not None:
                 raise ValueError("log_snr must be None for a network with noise_conditioned=false")
-            return h.new_zeros(len(h), self.features)
+            return h.new_zeros(h.shape[0], self.features)
         if log_snr is None:
             raise ValueError("log_snr [B] is required for a network with noise_conditioned=true, got None")
         first = self.noise[0]
@@ -180,7 +189,7 @@ class ConditionEmbedding(nn.Module):
         """[B, D], with the null vector in every row without condition."""
         assert self.null is not None
         if y is None:
-            return self.null.expand(len(h), -1)
+            return self.null.expand(h.shape[0], -1)
         if not isinstance(y, Embedding) or y.vectors.shape[1] != len(self.null):
             length = f" of length {y.vectors.shape[1]}" if isinstance(y, Embedding) else ""
             raise ValueError(

@@ -164,6 +164,16 @@ class DiffusersNetwork(Backbone):
     def takes_null(self) -> bool:  # type: ignore[override]
         return self.null_class is not None or not self.num_classes
 
+    def class_tables(self) -> dict[str, int]:
+        tables = ("class_embedding.weight", "class_embedder.embedding_table.weight")
+        names = (f"network.{name}" for name in self.network.state_dict() if name.endswith(tables))
+        return dict.fromkeys(names, 0) if self.num_classes else {}
+
+    def class_row(self, index: int) -> int | None:
+        if index < 0 or self.null_class is None:
+            return self.null_class if index < 0 else index
+        return index + (index >= self.null_class)
+
     def forward(
         self, x: Tensor, log_snr: Tensor | None, y: Condition | None = None, perturbation: Perturbation | None = None
     ) -> Tensor:
@@ -184,9 +194,9 @@ class DiffusersNetwork(Backbone):
         """[B] rows of the class table."""
         if isinstance(y, Embedding):
             raise ValueError("y must be class indices [B] (-1 = none) for this network, got an Embedding")
-        index = torch.full((len(x),), -1, device=x.device) if y is None else y
+        index = torch.full(x.shape[:1], -1, device=x.device) if y is None else y
         if self.null_class is None:
-            if y is None or (index.is_cpu and bool((index < 0).any())):
+            if y is None or (index.is_cpu and not torch.compiler.is_compiling() and bool((index < 0).any())):
                 raise ValueError("this network has no null class: it needs a class in every row")
             return index
         return torch.where(index < 0, self.null_class, index + (index >= self.null_class))
@@ -195,7 +205,7 @@ class DiffusersNetwork(Backbone):
         """[B, tokens, length]."""
         assert self.null is not None
         if y is None:
-            vectors = self.null.expand(len(x), -1)
+            vectors = self.null.expand(x.shape[0], -1)
         elif not isinstance(y, Embedding) or y.vectors.shape[1] != len(self.null):
             raise ValueError(
                 f"y must be an Embedding of length {len(self.null)} = {self.tokens} x {len(self.null) // self.tokens} or None "
@@ -268,6 +278,6 @@ def create_network(name: str, arguments: Mapping[str, Any]) -> Any:
         raise
     except Exception as error:  # a constructor may raise anything for values that do not fit
         raise ValueError(f"{name} cannot be built from these arguments: {error}") from error
-    if any(parameter.is_meta for parameter in network.parameters()):
+    if torch.empty(0).is_meta:
         network = network.to("meta")  # some constructors make tables on the CPU
     return network

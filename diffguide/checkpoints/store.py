@@ -32,6 +32,7 @@ __all__ = [
     "CheckpointError",
     "Loaded",
     "TrainingState",
+    "explain_origin",
     "explain_untrained",
     "find",
     "load",
@@ -248,6 +249,12 @@ def explain_untrained(loaded: Loaded) -> str | None:
         return None
     seen = f"saw {images} images, fewer than the {warmup} of its warm-up" if images else "saw no image: it is untrained"
     return f"this checkpoint {seen}; its samples are noise, and its figures are meaningless"
+
+
+def explain_origin(loaded: Loaded) -> str:
+    """What a folder of diffusers says of its own sampler and is not taken over, in one line; "" where there is nothing."""
+    settings = ", ".join((loaded.facts.get("origin") or {}).get("settings") or ())
+    return settings and f"its scheduler sets {settings} for a sampler of its own: not taken over, see configs/README.md"
 
 
 def load_training_state(

@@ -144,7 +144,8 @@ def check_model(model: nn.Module, facts: dict[str, Any]) -> None:
     x, t = torch.empty(1, *shape, device="meta"), torch.tensor(0.5, dtype=torch.float64)
     try:
         if isinstance(model, Denoiser):
-            fits_shape = model(x, t, None).x_0.shape == x.shape
+            y = torch.zeros(1, dtype=torch.long, device="meta") if classes and not model.has_null else None
+            fits_shape = model(x, t, y).x_0.shape == x.shape
         else:
             fits_shape = model.log_prob(x, t).shape == (1, classes)
     except (RuntimeError, ValueError) as error:

@@ -9,6 +9,7 @@ from ..checkpoints.allowlist import ROLES
 from ..config.build import ConfigError, build
 from ..config.type_checks import check_types
 from ..conversion.job import ConversionJob
+from ..export.job import ExportJob
 from .settings import read_settings
 
 __all__ = ["build_conversion_job"]
@@ -25,7 +26,7 @@ class ConversionSettings:
     trust: Sequence[str]
 
 
-def build_conversion_job(config: dict[str, Any]) -> ConversionJob:
+def build_conversion_job(config: dict[str, Any]) -> ConversionJob | ExportJob:
     """Builds the conversion; reads nothing but the file of class names, and writes nothing.
 
     Arguments:
@@ -50,8 +51,17 @@ def build_conversion_job(config: dict[str, Any]) -> ConversionJob:
             f"target {settings.target or repr('')} exists, and nothing is overwritten: choose another folder"
         )
     if chosen == ["to"]:
-        raise ConfigError("to has no options yet")
+        return export_run(config, settings, target)
     return convert_weights(config, settings, target)
+
+
+def export_run(config: Mapping[str, Any], settings: ConversionSettings, target: Path) -> ExportJob:
+    """The export of a trained model."""
+    for key in ("name", "class_names"):
+        if getattr(settings, key) is not None:
+            raise ConfigError(f"{key} has no effect with to=, which keeps that of the run: leave it out")
+    check_types(config["to"], "to", ROLES["to"].given)
+    return ExportJob(build(config["to"], "to"), Path(settings.source).expanduser(), target, settings.trust)
 
 
 def convert_weights(config: Mapping[str, Any], settings: ConversionSettings, target: Path) -> ConversionJob:

@@ -14,6 +14,7 @@ __all__ = ["EvaluationSettings", "SamplingSettings", "TrainingSettings", "read_s
 T = TypeVar("T")
 MINIMUM = {"seed": 0, "n": 1, "batch_size": 1}
 CHOICES = {"weights": ("ema", "objective"), "split": ("train", "validation", "test")}
+LATER = ("null_class",)  # keys with defaults, which the configurations of older runs do not have
 MAX_SAMPLES = 10**7  # of one sampling run, whose labels are a list
 
 
@@ -23,7 +24,7 @@ def read_settings(settings: type[T], config: Mapping[str, Any]) -> T:
     Raises:
         ConfigError: a value of another type or out of its range.
     """
-    hints = parameter_hints(settings) or {}
+    hints = {key: hint for key, hint in (parameter_hints(settings) or {}).items() if key not in LATER or key in config}
     for key, hint in hints.items():
         value = config[key]
         if not fits(value, hint):
@@ -35,7 +36,7 @@ def read_settings(settings: type[T], config: Mapping[str, Any]) -> T:
     return settings(**{key: config[key] for key in hints})
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Settings:
     """The root keys of every command.
 
@@ -77,7 +78,7 @@ class Settings:
         return Path(self.output_root).expanduser() / command / name
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TrainingSettings(Settings):
     """The root keys of diffguide-train, see train.yaml."""
 
@@ -90,7 +91,7 @@ class TrainingSettings(Settings):
             raise ConfigError(f"compile must be true or false or auto, got {self.compile!r}")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ModelSettings(Settings):
     """The root keys of the commands that load a model.
 
@@ -98,14 +99,16 @@ class ModelSettings(Settings):
         weights: ema or objective.
         batch_size: examples at a time.
         n: number of examples.
+        null_class: row of the class table of a network of diffusers for no class; None = the network says it.
     """
 
     weights: str
     batch_size: int
     n: int | None
+    null_class: int | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SamplingSettings(ModelSettings):
     """The root keys of diffguide-sample, see sample.yaml."""
 
@@ -118,7 +121,7 @@ class SamplingSettings(ModelSettings):
             raise ConfigError(f"n must be at most 10^7 samples a run, got {self.n}: make several runs with other seeds")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class EvaluationSettings(ModelSettings):
     """The root keys of diffguide-eval, see evaluate.yaml."""
 

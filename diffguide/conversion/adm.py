@@ -16,6 +16,7 @@ from .weights import ConversionError, PublishedWeights
 
 __all__ = ["ADM", "ADMClassifier"]
 
+UPSAMPLED = (2, 6)  # channels of an image and of the smaller image that an upsampler takes beside it
 GROUPS = 32  # of every group normalisation
 
 
@@ -32,6 +33,7 @@ class ADM(Architecture):
         new_attention_order: the option of this name: the rows of qkv are q, k, v of all heads.
         cosine: whether the betas are cosine; else linear.
         steps: number of betas.
+        rescale_timesteps: the option of this name: the timestep is 1000 / steps times the index of the level, not the index.
         dropout: of training, in [0, 1); sampling does not use it.
     """
 
@@ -45,11 +47,12 @@ class ADM(Architecture):
         new_attention_order: bool = False,
         cosine: bool = False,
         steps: int = 1000,
+        rescale_timesteps: bool = True,
         dropout: float = 0.0,
     ):
         self.size, self.head_channels = check_whole("size", size, 1), check_whole("head_channels", head_channels, 1)
         self.heads = None if heads is None else check_whole("heads", heads, 1)
-        self.new_attention_order, self.cosine = new_attention_order, cosine
+        self.new_attention_order, self.cosine, self.rescale_timesteps = new_attention_order, cosine, rescale_timesteps
         self.steps, self.dropout = check_whole("steps", steps, 2), check_range("dropout", dropout, "[0, 1)")
 
     def convert(self, weights: PublishedWeights) -> Network:
@@ -58,6 +61,11 @@ class ADM(Architecture):
         widths = read_widths(layers, blocks, weights.count("output_blocks") // (blocks + 1))
         in_channels = weights.shape("input_blocks.0.0.weight", 4)[1]
         outputs = weights.shape("out.2.weight", 4)[0]
+        if in_channels in UPSAMPLED:
+            raise ConversionError(
+                f"input_blocks.0.0.weight takes {in_channels} channels: it is an upsampler, which also takes a smaller image; "
+                "only networks that take images alone can be converted"
+            )
         if outputs not in (in_channels, 2 * in_channels):
             raise ConversionError(f"out.2.weight has {outputs} outputs, and the images have {in_channels} channels")
         classes = weights.shape("label_emb.weight", 2)[0] if "label_emb.weight" in weights else 0
@@ -76,7 +84,7 @@ class ADM(Architecture):
             "in_channels": in_channels,
             "num_classes": classes,
             **describe_blocks(self, layers, blocks, widths),
-            "noise_features": discrete_features(schedule, self.steps, layers.channels),
+            "noise_features": discrete_features(schedule, self.steps, layers.channels, self.rescale_timesteps),
             "learned_variance": outputs != in_channels,
             "heads": self.heads,
             "middle_attention": True,
@@ -98,7 +106,7 @@ class ADMClassifier(Architecture):
     Arguments:
         size: side of the images, pixels.
         head_channels: channels per attention head, of the blocks and of the pooling.
-        new_attention_order, cosine, steps, dropout: as for `ADM`.
+        new_attention_order, cosine, steps, rescale_timesteps, dropout: as for `ADM`.
     """
 
     family = "ADM's classifier"
@@ -110,10 +118,11 @@ class ADMClassifier(Architecture):
         new_attention_order: bool = False,
         cosine: bool = True,
         steps: int = 1000,
+        rescale_timesteps: bool = True,
         dropout: float = 0.0,
     ):
         self.size, self.head_channels = check_whole("size", size, 1), check_whole("head_channels", head_channels, 1)
-        self.new_attention_order, self.cosine = new_attention_order, cosine
+        self.new_attention_order, self.cosine, self.rescale_timesteps = new_attention_order, cosine, rescale_timesteps
         self.steps, self.dropout = check_whole("steps", steps, 2), check_range("dropout", dropout, "[0, 1)")
 
     def convert(self, weights: PublishedWeights) -> Network:
@@ -134,7 +143,7 @@ class ADMClassifier(Architecture):
             "in_channels": in_channels,
             "out_features": classes,
             **describe_blocks(self, layers, blocks, widths),
-            "noise_features": discrete_features(schedule, self.steps, layers.channels),
+            "noise_features": discrete_features(schedule, self.steps, layers.channels, self.rescale_timesteps),
             "middle": True,
         }
         levels_node = {"_target_": "diffguide.objectives.levels.UniformTime", "stratified": True}

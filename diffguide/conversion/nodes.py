@@ -37,14 +37,14 @@ def discrete_schedule(cosine: bool, steps: int) -> dict[str, Any]:
     }
 
 
-def discrete_features(schedule: dict[str, Any], steps: int, width: int) -> dict[str, Any]:
-    """The features of the timestep of discrete betas, in units of a thousandth of all steps."""
+def discrete_features(schedule: dict[str, Any], steps: int, width: int, rescale: bool = True) -> dict[str, Any]:
+    """The features of the timestep of discrete betas, its index; with `rescale` in units of a thousandth of all steps."""
     timesteps = {
         "_target_": "diffguide.backbones.timesteps.DiscreteTimesteps",
         "schedule": dict(schedule),
         "steps": steps,
         "whole": False,
-        "scale": 1000 / steps,
+        "scale": 1000 / steps if rescale else 1.0,
     }
     return {
         "_target_": "diffguide.backbones.timesteps.TimestepFeatures",

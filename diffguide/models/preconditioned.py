@@ -133,7 +133,7 @@ class Preconditioned(nn.Module, Denoiser):
     def rows_at(self, x_t: Tensor, log_snr: Tensor) -> tuple[Rows, Tensor | None]:
         """(The rows at a log-SNR, the log-SNR [B] that the network gets or None)."""
         rows = self.parameterization.rows(*self.schedule.scales(log_snr, x_t.ndim)).to(x_t)
-        return rows, log_snr.to(x_t).expand(len(x_t)) if self.backbone.noise_conditioned else None
+        return rows, log_snr.to(x_t).expand(x_t.shape[0]) if self.backbone.noise_conditioned else None
 
     def error(self, x_0: Tensor, eps: Tensor, log_snr: Tensor, y: Condition | None) -> tuple[Tensor, Rows]:
         """(F - F*, the rows) at x_t = alpha x_0 + sigma eps, where F* = p x_0 + q eps.
@@ -170,7 +170,11 @@ class Preconditioned(nn.Module, Denoiser):
                 x_0, eps = call.skip * x_t + call.out * output
                 return VariancePrediction(x_0, eps, v)
             return StackedPrediction(call.skip * x_t + call.out * output)
-        rows, level = self.rows_at(x_t, self.schedule.log_snr(t))
+        return self.predict_at(x_t, self.schedule.log_snr(t), y, *changes)
+
+    def predict_at(self, x_t: Tensor, log_snr: Tensor, y: Condition | None, *changes: Perturbation) -> Prediction:
+        """The prediction at a log-SNR, 0-d or [B] float64; x_t in float32 at least."""
+        rows, level = self.rows_at(x_t, log_snr)
         output = self.backbone(rows.c_in * x_t, level, y, *changes).to(x_t.dtype)
         v = None
         if self.learned_variance:

@@ -184,7 +184,7 @@ MISTAKES = {
     "another family": (["architecture=dit"], "adm.pt: it has no tensor x_embedder.proj.weight, which DiT has"),
     "another number of heads": (["architecture=adm", "architecture.heads=7"], "which 7 heads do not divide"),
     "a value out of range": (["architecture=adm", "architecture.size=0"], "architecture: size must be"),
-    "another side": (["architecture=adm", "architecture.heads=2", "architecture.size=3"], "architecture: 2 multipliers halve the image 1 times"),
+    "another side": (["architecture=adm", "architecture.heads=2", "architecture.size=3"], "architecture: 2 multipliers halve"),
     "too few names": ([*ADM_WORDS, "class_names=[cat,dog]"], "class_names: there are 2 names, and the network has 3 classes"),
     "no file of names": ([*ADM_WORDS, "class_names=names.txt"], "class_names: cannot read names.txt"),
     "a name with a slash": ([*ADM_WORDS, "name=a/b"], "name must be the name of a folder"),

@@ -23,6 +23,10 @@ SETTINGS = {
         Settings(residual_resampling=False, heads=4, blocks=1, out_channels=3, multipliers=(1, 2, 2)),
         {"steps": 4000, "cosine": True},
     ),
+    "4000 timesteps, as the class-conditional one of improved diffusion": (
+        Settings(residual_resampling=False, heads=4, blocks=1, classes=4, sides=(4,)),
+        {"steps": 4000, "cosine": True, "rescale_timesteps": False},
+    ),
     "added conditions, one side": (Settings(multipliers=(1,), scale_shift=False, sides=(), classes=4, blocks=1, size=8), {}),
     "convolutions and attention at every side": (
         Settings(residual_resampling=False, sides=(16, 8), blocks=2, classes=2, new_attention_order=True), {},
@@ -47,14 +51,17 @@ def test_the_output_is_that_of_the_published_equations(name):
     s, others = SETTINGS[name]
     weights = published(s)
     model, rng = convert(architecture(s, **others), weights), torch.Generator().manual_seed(1)
-    steps = others.get("steps", 1000)
+    steps, scale = (
+        others.get("steps", 1000),
+        1000 / others.get("steps", 1000) if others.get("rescale_timesteps", True) else 1,
+    )
     y = torch.tensor([s.classes - 1, 0]) if s.classes else None
     for level in LEVELS:
         k = level * steps // 1000
         x = torch.randn(2, s.in_channels, s.size, s.size, generator=rng)
         log_snr = model.schedule.log_snr(torch.tensor((k + 1) / steps, dtype=torch.float64))
         ours = model.backbone(x, log_snr.float().expand(2), y)
-        theirs = unet(weights, x, torch.full((2,), k * 1000 / steps), y, s)
+        theirs = unet(weights, x, torch.full((2,), float(k * scale)), y, s)
         assert ours.std() > 0.05 and relative_error(ours, theirs) < 1e-5
     assert model.has_null == (s.classes == 0) and model.learned_variance == (s.out_channels == 2 * s.in_channels)
 
@@ -116,6 +123,7 @@ def test_a_classifier_has_the_published_logits(name):
     (lambda w: w.update({"input_blocks.0.0.bias": torch.zeros(32).long()}), 16, "is of type torch.int64"),
     (lambda w: w.pop("output_blocks.5.0.in_layers.0.weight"), 16, "no tensor output_blocks.5.0.in_layers.0.weight"),
     (lambda w: [w.pop(name) for name in list(w) if name.startswith("output_blocks.5")], 16, "5 output_blocks"),
+    (lambda w: w.update({"input_blocks.0.0.weight": torch.zeros(32, 6, 3, 3)}), 16, "takes 6 channels: it is an upsampler"),
     (lambda w: w.clear(), 16, "no tensor time_embed.0.weight, which ADM has"),
 ])  # fmt: skip
 def test_a_mismatch_names_the_tensor(changed, size, message):

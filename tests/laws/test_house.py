@@ -18,7 +18,7 @@ FLOORS = [  # a package imports only from its own floor or a lower one
     {"objectives", "guidance", "samplers"},
     {"evaluation"},
     {"checkpoints"},
-    {"training", "sampling", "conversion"},
+    {"training", "sampling", "conversion", "export"},
     {"config"},
     {"cli"},
     {"train", "sample", "evaluate", "convert"},
