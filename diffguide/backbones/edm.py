@@ -113,6 +113,12 @@ class EDMUNet(Backbone):
             self.attention_layers = [*self.attention_layers, plan.side]
         return block
 
+    def class_tables(self) -> dict[str, int]:
+        return {"embedding.label.weight": 1} if self.num_classes else {}
+
+    def class_row(self, index: int) -> int | None:
+        return None if index < 0 else index
+
     def build_encoder(
         self, inputs: int, first: int, plans: Sequence[BlockPlan], taps: Sequence[float]
     ) -> nn.ModuleDict:

@@ -41,10 +41,10 @@ def conv(inputs: int, outputs: int, kernel: int, gain: float = 1.0) -> nn.Conv2d
     return layer
 
 
-def linear(inputs: int, outputs: int) -> nn.Linear:
+def linear(inputs: int, outputs: int, gain: float = 1.0) -> nn.Linear:
     """The same for a linear layer."""
     layer = nn.Linear(inputs, outputs)
-    nn.init.xavier_uniform_(layer.weight)
+    nn.init.xavier_uniform_(layer.weight, gain)
     nn.init.zeros_(layer.bias)
     return layer
 
@@ -78,20 +78,21 @@ class FourierNoiseFeatures(PositionalFeatures):
 
 
 class EDMEmbedding(nn.Module):
-    """silu(layer1(silu(layer0(features of c + label(sqrt(K) one-hot label))))), c = ln(sigma / alpha) / 4.
+    """silu(layer1(silu(layer0(features of c + label(one-hot label))))), c = ln(sigma / alpha) / 4.
 
-    The label is the zero vector in rows without condition.
+    The label is the zero vector in rows without condition. The published network has sqrt(K) times the label, for K classes;
+    here this factor is in the weights, so that a row can be copied to a network with other classes.
     """
 
     def __init__(self, noise: PositionalFeatures, width: int, features: int, num_classes: int):
         super().__init__()
         self.noise, self.timesteps = noise, LogNoiseTimesteps()
-        self.label = linear(num_classes, width) if num_classes else None
+        self.label = linear(num_classes, width, math.sqrt(num_classes)) if num_classes else None
         self.layer0, self.layer1 = linear(width, features), linear(features, features)
 
     def table(self) -> Tensor | None:
         """The term of each class, [K, width], without the bias of all rows."""
-        return None if self.label is None else self.label.weight.T * math.sqrt(self.label.in_features)
+        return None if self.label is None else self.label.weight.T
 
     def embed(self, y: Tensor) -> ClassEmbedding:
         vectors = label_vectors(self.table(), y)

@@ -260,3 +260,18 @@ def test_the_clip_bounds_the_blocks():
         block.register_forward_hook(lambda _, inputs, output: largest.append(float(output.abs().max())))
     assert torch.equal(network(*batch(4, 1, 8, 8)), free) and max(largest) == 0.5
     assert not torch.equal(free, lively(edm2(clip=math.inf))(*batch(4, 1, 8, 8)))
+
+
+@pytest.mark.parametrize("make, tolerance", [(edm, 1e-12), (edm2, 0.3)], ids=["edm", "edm2"])
+def test_classes_can_be_copied_to_a_network_with_other_classes(make, tolerance):
+    """EDM: the same outputs. EDM2: to the normalisation over all classes, with weights of magnitude 1 in each."""
+    old, new = network(make, num_classes=40), network(make, num_classes=5)
+    (name, axis), *rest = old.class_tables().items()
+    assert not rest and old.class_row(-1) is None
+    state = old.state_dict()
+    state[name] = torch.stack([state[name].select(axis, old.class_row(place)) for place in (7, 3, 30, 12, 39)], axis)
+    new.load_state_dict(state)
+    out = new(x, log_snr, torch.tensor([0, 1, 2, 3, -1]))
+    expected = old(x, log_snr, torch.tensor([7, 3, 30, 12, -1]))
+    torch.testing.assert_close(out, expected, rtol=tolerance, atol=tolerance * float(expected.abs().max()))
+    assert torch.equal(out[-1], expected[-1])
