@@ -256,9 +256,7 @@ def explain_origin(loaded: Loaded) -> str | None:
     settings = (loaded.facts.get("origin") or {}).get("settings")
     if not settings:
         return None
-    return (
-        f"the scheduler of this folder also sets {', '.join(settings)} for its own sampler: not taken over, see configs/README.md"
-    )
+    return f"the scheduler of this folder also sets {', '.join(settings)} for its own sampler: not taken over, see configs/README.md"
 
 
 def load_training_state(
