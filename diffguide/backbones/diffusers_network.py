@@ -164,6 +164,16 @@ class DiffusersNetwork(Backbone):
     def takes_null(self) -> bool:  # type: ignore[override]
         return self.null_class is not None or not self.num_classes
 
+    def class_tables(self) -> dict[str, int]:
+        tables = ("class_embedding.weight", "class_embedder.embedding_table.weight")
+        names = (f"network.{name}" for name in self.network.state_dict() if name.endswith(tables))
+        return dict.fromkeys(names, 0) if self.num_classes else {}
+
+    def class_row(self, index: int) -> int | None:
+        if index < 0 or self.null_class is None:
+            return self.null_class if index < 0 else index
+        return index + (index >= self.null_class)
+
     def forward(
         self, x: Tensor, log_snr: Tensor | None, y: Condition | None = None, perturbation: Perturbation | None = None
     ) -> Tensor:

@@ -22,7 +22,7 @@ class Timesteps:
 
 
 class DiscreteTimesteps(Timesteps):
-    """The index k - 1, 0 to T - 1, of the level k / T of discrete betas with this log-SNR.
+    """scale (k - 1), where k - 1, 0 to T - 1, is the index of the level k / T of discrete betas with this log-SNR.
 
     Between two levels it is the fraction at which log abar is linear (`schedules.discrete`); levels above the first and
     below the last have theirs.
@@ -31,12 +31,14 @@ class DiscreteTimesteps(Timesteps):
         schedule: through the trained levels at the times k / T; None = Linear().
         steps: number of levels T, at least 2.
         whole: whether the network takes whole numbers only (an embedding table): then the nearest level.
+        scale: of the index, where it is not whole.
     """
 
-    def __init__(self, schedule: Schedule | None = None, steps: int = 1000, whole: bool = False):
+    def __init__(self, schedule: Schedule | None = None, steps: int = 1000, whole: bool = False, scale: float = 1.0):
         self.schedule = Linear() if schedule is None else schedule
         self.schedule.check_fixed("DiscreteTimesteps")
         self.steps, self.whole = check_whole("steps", steps, 2), whole
+        self.scale = check_range("scale", scale, "(0, inf)")
 
     def __call__(self, log_snr: Tensor) -> Tensor:
         ends = self.schedule.log_snr_min, self.schedule.log_snr_max
@@ -45,7 +47,8 @@ class DiscreteTimesteps(Timesteps):
         level = step.round()
         if self.whole:
             return level.to(log_snr.device, torch.long)
-        return torch.where((step - level).abs() < ROUNDING, level, step).to(log_snr.device, torch.float32)
+        index = torch.where((step - level).abs() < ROUNDING, level, step)
+        return (self.scale * index).to(log_snr.device, torch.float32)
 
 
 class FlowTimesteps(Timesteps):

@@ -251,12 +251,10 @@ def explain_untrained(loaded: Loaded) -> str | None:
     return f"this checkpoint {seen}; its samples are noise, and its figures are meaningless"
 
 
-def explain_origin(loaded: Loaded) -> str | None:
-    """What a folder of diffusers says of its own sampler and is not taken over, in one line; None where there is nothing."""
-    settings = (loaded.facts.get("origin") or {}).get("settings")
-    if not settings:
-        return None
-    return f"the scheduler of this folder also sets {', '.join(settings)} for its own sampler: not taken over, see configs/README.md"
+def explain_origin(loaded: Loaded) -> str:
+    """What a folder of diffusers says of its own sampler and is not taken over, in one line; "" where there is nothing."""
+    settings = ", ".join((loaded.facts.get("origin") or {}).get("settings") or ())
+    return settings and f"its scheduler sets {settings} for a sampler of its own: not taken over, see configs/README.md"
 
 
 def load_training_state(

@@ -119,6 +119,8 @@ def open_evaluation_data(
     node = inherit_node("dataset", dataset, option if isinstance(option, str) else None, own)
     placed = provenance.locate_data(own, seen) if node == own else node
     is_chosen = dataset is not None and "_target_" in dataset
+    if not is_chosen and loaded.facts.get("origin"):
+        raise ConfigError("dataset is missing: this model came without its data; give some, dataset=<option>")
     key = strict_json(placed)
     try:
         if key not in opened:
@@ -131,10 +133,19 @@ def open_evaluation_data(
             "dataset=<option>"
         ) from error
     data = opened[key]
+    adopt_class_names(loaded, data)
     check_data(data, loaded.facts)
     if node == own or not is_chosen:
         report_data_changes(data, seen, None if node == own else node.get("path"))
     return data, node
+
+
+def adopt_class_names(loaded: checkpoints.Loaded, data: Dataset) -> None:
+    """Gives a foreign model whose classes have only numbers the names of data with as many classes."""
+    numbers = list(map(str, range(len(data.class_names))))
+    if loaded.facts.get("origin") and loaded.facts["class_names"] == numbers:
+        loaded.facts["class_names"] = list(data.class_names)
+        loaded.model.class_names = loaded.facts["class_names"]
 
 
 def check_data(data: Dataset, facts: Mapping[str, Any]) -> None:
@@ -142,8 +153,6 @@ def check_data(data: Dataset, facts: Mapping[str, Any]) -> None:
     shape, names = facts["shape"], facts["class_names"]
     if list(data.shape) != list(shape):
         raise ConfigError(f"dataset: its examples are of shape {list(data.shape)}, and the model's of {list(shape)}")
-    if names == list(map(str, range(len(data.class_names)))):  # of a foreign network, which has numbers only
-        return
     if names and data.class_names and list(data.class_names) != list(names):
         own, learned = (f"{list_names(each)} ({len(each)})" for each in (data.class_names, names))
         raise ConfigError(f"dataset: its classes are {own}, and the model's are {learned}")

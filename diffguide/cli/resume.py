@@ -109,7 +109,7 @@ def find_training(config: Mapping[str, Any]) -> tuple[dict[str, Any], Resumed]:
         ConfigError: no such run, a finished run, or a change of a fixed key.
     """
     folder = run_folder(config["resume"], "outputs/train/digits/v001")
-    saved = saved_config(folder, config.keys(), ["p_uncond", "ce_weight"])
+    saved = saved_config(folder, config.keys(), ["p_uncond", "ce_weight", "init_from", "ancestry"])
     merged = inherit_config(config, saved, TRAINING)
     if merged["engine"].get("precision") == AUTO:  # chosen when the run began
         merged["engine"]["precision"] = saved["engine"].get("precision")
@@ -167,7 +167,7 @@ def find_begun(
         ConfigError: no such run, a change of a fixed key, or another checkpoint; the file may have moved.
     """
     folder = run_folder(config["resume"], example)
-    saved = saved_config(folder, config.keys(), ORACLE_KEYS)
+    saved = saved_config(folder, config.keys(), [*ORACLE_KEYS, "null_class"])
     merged = inherit_config(config, saved, GENERATION)
     checkpoint_paths(merged, several=False)  # raises for a value that is no path
     check_unchanged(folder, saved, merged, GENERATION)

@@ -1,10 +1,11 @@
 """What a published family of networks is here: nodes of a configuration, and the place of every tensor."""
 
+from collections.abc import Sequence
 from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor
 
-from .weights import Weights
+from .weights import PublishedWeights
 
 __all__ = ["Architecture", "Network"]
 
@@ -17,6 +18,7 @@ class Network(NamedTuple):
         tensors: of the backbone, by its names, float32.
         shape: of one example, such as [3, 64, 64].
         classes: number of classes, 0 = none.
+        notes: sentences for the user, such as about tensors that are left out.
     """
 
     dataset: dict[str, Any]
@@ -26,6 +28,7 @@ class Network(NamedTuple):
     tensors: dict[str, Tensor]
     shape: list[int]
     classes: int
+    notes: Sequence[str] = ()
 
 
 class Architecture:
@@ -40,7 +43,7 @@ class Architecture:
 
     family: ClassVar[str]
 
-    def convert(self, weights: Weights) -> Network:
+    def convert(self, weights: PublishedWeights) -> Network:
         """The network of these weights.
 
         Raises:

@@ -8,15 +8,15 @@ from typing import Any
 
 import yaml
 
+from ..checkpoints.assembly import assemble, check_on_meta
 from ..checkpoints.converted import save_converted
-from ..checkpoints.store import assemble
-from ..checkpoints.validation import check_facts, check_model, compare
+from ..checkpoints.validation import check_facts
 from ..files.run_folders import create_dir, hash_file, write_atomically
 from ..objectives import Objective
 from ..runtime.errors import convert_input_errors
 from .architecture import Architecture, Network
-from .reading import read_tensors
-from .weights import ConversionError, Weights
+from .reading import read_metadata, read_tensors
+from .weights import ConversionError, PublishedWeights
 
 __all__ = ["ConversionJob"]
 
@@ -47,7 +47,7 @@ class ConversionJob:
         """
         with convert_input_errors("source"):
             tensors, part = read_tensors(self.source)
-            weights = Weights(tensors, self.architecture.family)
+            weights = PublishedWeights(tensors, self.architecture.family, read_metadata(self.source))
             try:
                 network = self.architecture.convert(weights)
                 weights.finish()
@@ -61,6 +61,8 @@ class ConversionJob:
             }
         if part:
             print(f"the weights are the part {part} of {self.source}", file=sys.stderr)
+        for note in network.notes:
+            print(note, file=sys.stderr)
         config = self.configure(network)
         with convert_input_errors("class_names"):
             facts = {"class_names": self.name_classes(network.classes), "shape": network.shape}
@@ -75,7 +77,17 @@ class ConversionJob:
 
         with convert_input_errors("target"):
             create_dir(self.target, fill)
+        print(self.describe(network, bool(config["backbone"].get("learned_variance"))), file=sys.stderr)
         return self.target
+
+    def describe(self, network: Network, learned_variance: bool) -> str:
+        """What was found in the file, so that the user sees whether it is the network that was meant."""
+        parameters = sum(value.numel() for value in network.tensors.values())
+        classes = f"{network.classes} classes" if network.classes else "no classes"
+        return (
+            f"{self.architecture.family}: {parameters / 1e6:.4g} M parameters, examples {network.shape}, {classes}"
+            f"{', learned variance' if learned_variance else ''}"
+        )
 
     def configure(self, network: Network) -> dict[str, Any]:
         """The configuration of the run."""
@@ -92,10 +104,10 @@ class ConversionJob:
 
     def assemble(self, network: Network, config: dict[str, Any], facts: dict[str, Any]) -> Objective:
         """The objective with the weights of the network, checked as a checkpoint is when it is loaded."""
-        check_facts({"config": config, "images": 0, **facts})
-        objective = assemble(config, (), "meta")
+        metadata = {"config": config, "images": 0, **facts}
+        check_facts(metadata)
         state = {f"model.backbone.{name}": value for name, value in network.tensors.items()}
-        compare(state, objective.state_dict())
-        check_model(objective.model, facts)
+        check_on_meta(state, metadata, ())
+        objective = assemble(config, (), "meta")
         objective.load_state_dict(state, assign=True)  # without a copy
         return objective

@@ -4,6 +4,7 @@ A `.pt` file is a pickle, which may run any program. Here torch's restricted rea
 """
 
 import pickle
+import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from .weights import ConversionError
 
-__all__ = ["read_tensors"]
+__all__ = ["read_metadata", "read_tensors"]
 
 PARTS = (
     "ema",
@@ -26,6 +27,7 @@ PARTS = (
     "net",
     "network",
 )  # of a file, the averaged weights first
+OLD_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # first bytes of a file of torch.save before torch 1.6
 HOLDS_CODE = (
     "it holds code or objects besides tensors, which are not read since they could run any program; where you trust it, make "
     "a file of tensors in the environment that wrote it: safetensors.torch.save_file({name: value.contiguous() for name, "
@@ -57,16 +59,32 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         raise ConversionError(f"{path} is no safetensors file, or is damaged ({error})") from error
 
 
+def read_metadata(path: Path) -> dict[str, str]:
+    """The texts by name in the header of a .safetensors file; none for another file."""
+    if path.suffix != ".safetensors":
+        return {}
+    with safetensors.safe_open(path, framework="pt") as file:
+        return file.metadata() or {}
+
+
 def load_restricted(path: Path) -> Any:
     """The content of a .pt file: tensors and plain containers."""
-    try:  # files of torch before 1.6 cannot be mapped into memory
-        return torch.load(path, weights_only=True, map_location="cpu", mmap=zipfile.is_zipfile(path))
-    except pickle.UnpicklingError as error:
-        if "Unsupported" in str(error) or "GLOBAL" in str(error) or "class" in str(error):
-            raise ConversionError(f"{path}: {HOLDS_CODE}") from error
-        raise ConversionError(f"{path} is no file of torch.save, or is damaged") from error
+    try:
+        with warnings.catch_warnings(action="ignore"):  # on pickles of other programs
+            # files of torch before 1.6 cannot be mapped into memory
+            return torch.load(path, weights_only=True, map_location="cpu", mmap=zipfile.is_zipfile(path))
     except Exception as error:  # any error of the reader for a damaged file
+        refused = isinstance(error, pickle.UnpicklingError) and "global" in str(error).lower()
+        if refused or is_plain_pickle(path):
+            raise ConversionError(f"{path}: {HOLDS_CODE}") from error
         raise ConversionError(f"{path} is no file of torch.save, or is damaged ({type(error).__name__})") from error
+
+
+def is_plain_pickle(path: Path) -> bool:
+    """Whether a file begins as a pickle of protocol 2 or later, and not as one of torch.save before torch 1.6."""
+    with open(path, "rb") as file:
+        first = file.read(len(OLD_MAGIC))
+    return first[:1] == b"\x80" and first != OLD_MAGIC
 
 
 def select_part(content: Any, path: Path) -> tuple[dict[str, Tensor], str]:

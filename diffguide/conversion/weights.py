@@ -7,23 +7,24 @@ from torch import Tensor
 
 from ..files.safetensors import CheckpointError
 
-__all__ = ["ConversionError", "Weights"]
+__all__ = ["ConversionError", "PublishedWeights"]
 
 
 class ConversionError(CheckpointError):
-    """Weights that cannot be converted. The message is one printable line: what is wrong, in which tensor."""
+    """PublishedWeights that cannot be converted. The message is one printable line: what is wrong, in which tensor."""
 
 
-class Weights:
+class PublishedWeights:
     """The tensors of a file by their published names.
 
     Arguments:
         tensors: by name.
         family: of the architecture, for messages.
+        metadata: texts by name in the header of a .safetensors file.
     """
 
-    def __init__(self, tensors: Mapping[str, Tensor], family: str):
-        self.tensors, self.family = tensors, family
+    def __init__(self, tensors: Mapping[str, Tensor], family: str, metadata: Mapping[str, str] | None = None):
+        self.tensors, self.family, self.metadata = tensors, family, metadata or {}
         self.taken: set[str] = set()
 
     def __contains__(self, name: str) -> bool:

@@ -207,7 +207,7 @@ def check_null(denoiser: Denoiser, guidance: str) -> None:
     if not denoiser.has_null:
         raise ValueError(
             f"guidance={guidance} needs a model trained with label dropout, and this one was trained without; train with "
-            "guidance=cfg (p_uncond=0.1), or take guidance=none"
+            "guidance=cfg (p_uncond=0.1), take guidance=none, or for a folder of diffusers with such a row say null_class=<row>"
         )
 
 

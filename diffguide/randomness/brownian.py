@@ -31,7 +31,7 @@ class BrownianPath:
         dtype: dtype of the values.
     """
 
-    def __init__(self, states: Tensor, size: int, depth: int = 5, dtype: torch.dtype = torch.float32):
+    def __init__(self, states: Tensor, size: int, depth: int = 4, dtype: torch.dtype = torch.float32):
         self.states, self.size, self.depth, self.dtype = states, size, depth, dtype
         self.clear()
 

@@ -35,7 +35,7 @@ class Noise:
         schedule: Schedule | None,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
-        depth: int = 5,
+        depth: int = 4,
     ):
         self.states = create_states(seeds, device)
         self.shape, self.schedule, self.depth = tuple(shape), schedule, depth

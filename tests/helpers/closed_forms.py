@@ -5,7 +5,6 @@ Only `ExactMixture` knows diffguide: it shows the mixture to samplers and guidan
 
 import numpy as np
 import torch
-from scipy.special import logsumexp
 
 from diffguide.models.protocols import Denoiser, Prediction
 
@@ -37,20 +36,24 @@ class Mixture:
 
     def log_density(self, x, alpha, sigma, y=None):
         """log p_t(x | y) [B]."""
-        return logsumexp(self.parts(x, alpha, sigma, y)[2], axis=1)
+        return np.logaddexp.reduce(self.parts(x, alpha, sigma, y)[2], axis=1)
 
     def score(self, x, alpha, sigma, y=None):
         """grad log p_t(x | y) = -sum_k r_k C_k^-1 (x - alpha mu_k)."""
-        z, variance, log_joint, _ = self.parts(x, alpha, sigma, y)
-        r = np.exp(log_joint - logsumexp(log_joint, axis=1, keepdims=True))
-        return -np.einsum("bk,kde,bke->bd", r, self.eigenvectors, z / variance)
+        return self.mean_and_score(x, alpha, sigma, y)[1]
 
     def mean(self, x, alpha, sigma, y=None):
         """E[x_0 | x_t, y] = sum_k r_k (mu_k + alpha S_k C_k^-1 (x - alpha mu_k)); good at alpha = 0 too."""
+        return self.mean_and_score(x, alpha, sigma, y)[0]
+
+    def mean_and_score(self, x, alpha, sigma, y=None):
+        """Both from r_k = p(k | x_t, y), [B, D] each; SciPy's logsumexp would take most of the time of the tests."""
         z, variance, log_joint, alpha = self.parts(x, alpha, sigma, y)
-        r = np.exp(log_joint - logsumexp(log_joint, axis=1, keepdims=True))
-        m = self.means + np.einsum("kde,bke->bkd", self.eigenvectors, alpha * self.eigenvalues / variance * z)
-        return np.einsum("bk,bkd->bd", r, m)
+        r = np.exp(log_joint - log_joint.max(1, keepdims=True))
+        r /= r.sum(1, keepdims=True)
+        scaled = z / variance
+        m = self.means + np.einsum("kde,bke->bkd", self.eigenvectors, alpha * self.eigenvalues * scaled)
+        return np.einsum("bk,bkd->bd", r, m), -np.einsum("kde,bke->bd", self.eigenvectors, r[:, :, None] * scaled)
 
     def sample(self, n, rng):
         """x_0 [n, D] and labels [n]."""
@@ -87,5 +90,5 @@ class ExactMixture(Denoiser):
     def __call__(self, x_t, t, y=None):
         alpha, sigma = (a.numpy() for a in self.schedule.alpha_sigma(t))
         x, y = x_t.double().numpy(), None if y is None else y.numpy()
-        eps = -np.reshape(sigma, (-1, 1)) * self.mixture.score(x, alpha, sigma, y)
-        return Prediction(torch.from_numpy(self.mixture.mean(x, alpha, sigma, y)), torch.from_numpy(eps))
+        mean, score = self.mixture.mean_and_score(x, alpha, sigma, y)
+        return Prediction(torch.from_numpy(mean), torch.from_numpy(-np.reshape(sigma, (-1, 1)) * score))

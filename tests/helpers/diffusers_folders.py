@@ -27,6 +27,42 @@ DIT = {
     "num_embeds_ada_norm": 5,
 }
 
+SMALL = {"num_attention_heads": 2, "attention_head_dim": 16}
+TOKENS = {  # networks that take the vectors of a text, of length 8
+    "UNet2DConditionModel": {
+        "block_out_channels": [16, 32],
+        "layers_per_block": 1,
+        "norm_num_groups": 8,
+        "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"],
+        "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"],
+        "cross_attention_dim": 8,
+        "attention_head_dim": 4,
+    },
+    "PixArtTransformer2DModel": SMALL
+    | {
+        "num_layers": 2,
+        "cross_attention_dim": 32,
+        "caption_channels": 8,
+        "use_additional_conditions": False,
+    },
+    "SanaTransformer2DModel": SMALL
+    | {
+        "num_layers": 2,
+        "num_cross_attention_heads": 2,
+        "cross_attention_head_dim": 16,
+        "cross_attention_dim": 32,
+        "caption_channels": 8,
+    },
+    "AuraFlowTransformer2DModel": SMALL
+    | {
+        "num_mmdit_layers": 1,
+        "num_single_dit_layers": 1,
+        "joint_attention_dim": 8,
+        "caption_projection_dim": 32,
+        "pos_embed_max_size": 64,
+    },
+}
+
 
 def randomize(network: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
     """The network with normal weights of a size that makes its output depend on all inputs."""
