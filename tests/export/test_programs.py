@@ -17,15 +17,18 @@ from networks import dit, lively, mlp, unet
 import diffguide
 from diffguide.backbones import MLP
 from diffguide.backbones.diffusers_network import DiffusersNetwork
+from diffguide.backbones.edm import EDMUNet
+from diffguide.backbones.edm2 import EDM2UNet
 from diffguide.checkpoints.store import Loaded
 from diffguide.export.description import describe, write_readme
 from diffguide.export.formats import Onnx, SafeTensors, TorchExport, write_model_json
 from diffguide.export.programs import ExportError, PredictionProgram, trace
 from diffguide.guidance import ClassifierFree
 from diffguide.models.noisy_classifier import NoisyClassifier
-from diffguide.models.parameterizations import Eps, Flow, V
+from diffguide.models.parameterizations import EDM, Eps, Flow, V
 from diffguide.models.preconditioned import Preconditioned
 from diffguide.samplers import DDIM
+from diffguide.schedules import EDM as EDMSchedule
 from diffguide.schedules import Cosine, Linear
 from diffguide.schedules import Flow as FlowSchedule
 
@@ -49,10 +52,18 @@ def library_dit(num_classes):
     return network
 
 
+EDM_OPTIONS = dict(size=8, channels=8, multipliers=[1, 2], blocks=1, attention=[4])
 MODELS = {  # network, shape, schedule, parameterization
     "unet": (lambda classes: lively(unet(num_classes=classes)), (1, 8, 8), Cosine(), V()),
     "dit": (lambda classes: lively(dit(num_classes=classes)), (1, 8, 8), FlowSchedule(), Flow()),
     "mlp": (lambda classes: lively(mlp(num_classes=classes)), (2,), Cosine(), V()),
+    "edm": (lambda classes: lively(EDMUNet(1, num_classes=classes, **EDM_OPTIONS)), (1, 8, 8), EDMSchedule(), EDM()),
+    "edm2": (
+        lambda classes: lively(EDM2UNet(1, num_classes=classes, head_channels=8, **EDM_OPTIONS)),
+        (1, 8, 8),
+        EDMSchedule(),
+        EDM(),
+    ),
     "diffusers unet": (library_unet, (1, 8, 8), Linear(), Eps()),
     "diffusers dit": (library_dit, (4, 8, 8), Linear(), Eps()),
 }
