@@ -67,8 +67,8 @@ def digits_run(home) -> Path:
 def gmm_run(home) -> Path:
     """A model of eight Gaussians, of 200 steps, without guidance: it never dropped a label."""
     with chdir(home):
-        main(["experiment=gmm2d", "guidance=none", "training.images=200000", "training.batch_size=1024",
-              "training.sample_images=200000"])  # fmt: skip
+        main(["experiment=gmm2d", "guidance=none", "training.images=100000", "training.batch_size=512",
+              "training.sample_images=100000"])  # fmt: skip
     return home / "outputs/train/gmm2d/v001"
 
 
