@@ -11,20 +11,30 @@ Conventions, the same everywhere:
     score       grad_x log p_t(x) = -eps / sigma_t
 
 A denoiser is `denoiser(x_t, t, y) -> Prediction(x_0, eps)`. Guidance wraps a denoiser into a denoiser. A sampler integrates
-from noise to data. `diffguide.load(path)` loads the model of a checkpoint. `diffguide.to_uint8(x)` converts samples to bytes.
+from noise to data. `diffguide.load(path)` loads the model of a checkpoint, `diffguide.push(run, repo,
+license)` uploads it. `diffguide.to_uint8(x)` converts samples to bytes.
 """
 
 from .version import __version__
 
-__all__ = ["load", "to_uint8", "__version__"]
+__all__ = ["load", "push", "to_uint8", "__version__"]
 
 
-def load(path, weights: str = "ema", device="cpu", trust=()):
-    """The trained model in a checkpoint file or run folder, in evaluation mode; see `diffguide.checkpoints.store.load`."""
+def load(path, weights: str = "ema", device="cpu", trust=(), null_class=None):
+    """The trained model in a checkpoint file, run folder or folder of diffusers; see `diffguide.checkpoints.store.load`."""
     # importing torch takes seconds, and `--help` does not need it
     from .checkpoints.store import load as load_checkpoint
 
-    return load_checkpoint(path, weights=weights, device=device, trust=trust).model
+    return load_checkpoint(path, weights=weights, device=device, trust=trust, null_class=null_class).model
+
+
+def push(
+    run, repo, license, metrics=(), folder=None, private=True, message="Upload a model of diffguide", trust=()
+) -> str:
+    """Uploads a run with a model card to the hub, or writes what it would upload; see `diffguide.export.push.push`."""
+    from .export.push import push as push_run
+
+    return push_run(run, repo, license, metrics, folder, private, message, trust)
 
 
 def to_uint8(x):

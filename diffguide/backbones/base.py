@@ -9,6 +9,7 @@ from torch.utils.checkpoint import checkpoint
 from ..runtime.compiling import CompiledInference
 from .conditions import ClassEmbedding, Condition, Embedding
 from .perturbations import Perturbation
+from .timesteps import TimestepFeatures
 
 __all__ = ["Backbone", "ConditionEmbedding", "check_halvings", "check_out_features", "nearest_sizes", "zero_init"]
 
@@ -29,6 +30,8 @@ class Backbone(nn.Module):
         attention_layers: side of the square grid of pixels or patches of each attention layer that can be perturbed, in the
             order of computation.
         residual_blocks: the same at the output of each block that can be skipped; 1 for vectors.
+        takes_null: whether rows without condition are an input of their own.
+        learned_variance: whether F has twice the channels of x, the second half for the variance of the ancestral sampler.
     """
 
     embedding: "ConditionEmbedding"
@@ -39,6 +42,8 @@ class Backbone(nn.Module):
     checkpointing: bool = False
     attention_layers: Sequence[int] = ()
     residual_blocks: Sequence[int] = ()
+    takes_null: bool = True
+    learned_variance: bool = False
 
     @property
     def conditional(self) -> bool:
@@ -54,6 +59,15 @@ class Backbone(nn.Module):
     def embed(self, y: Condition) -> Embedding:
         """The vectors of a condition, which this network takes in its place."""
         return y if isinstance(y, Embedding) else self.embedding.embed(y)
+
+    def class_tables(self) -> dict[str, int]:
+        """The names of the tensors with a row per class, and the axis of the rows."""
+        classes = getattr(getattr(self, "embedding", None), "classes", None)
+        return {} if classes is None else {"embedding.classes.weight": 0}
+
+    def class_row(self, index: int) -> int | None:
+        """The row of a class in these tables, -1 = no class; None where there is none."""
+        return index + 1
 
     def run(self, block: nn.Module, *inputs: Tensor | Perturbation | None) -> Tensor:
         """block(*inputs); `checkpointing` keeps only the inputs for the backward pass (Chen et al. 2016, arXiv 1604.06174)."""
@@ -86,15 +100,16 @@ def nearest_sizes(size: int, divisor: int) -> str:
 class ConditionEmbedding(nn.Module):
     """embedding = MLP(features of the log-SNR) + row of the class, or + linear(vector); a term without input is 0.
 
-    The features are sines and cosines of the log-SNR with wavelengths from 2 pi / 4 to 2 pi * 25. The log-SNR is clamped to
-    +-20, beyond which x_t is pure data or pure noise in float32. Row 0 of the classes is the null condition y = -1; for
-    vectors the null condition is a learned vector, used in rows with keep = False.
+    The features are sines and cosines of the log-SNR with wavelengths from 2 pi / 4 to 2 pi * 25, or those of a timestep. The
+    log-SNR is clamped to +-20, beyond which x_t is pure data or pure noise in float32. Row 0 of the classes is the null
+    condition y = -1; for vectors the null condition is a learned vector, used in rows with keep = False.
 
     Arguments:
         features: width of the result.
         num_classes: number of classes; 0 = none.
         condition_features: length of the vectors of an Embedding; 0 = none.
         noise_conditioned: whether the log-SNR is an input.
+        noise_features: of a timestep, in place of those of the log-SNR; None = those of the log-SNR.
 
     Raises:
         ValueError: both classes and vectors, or a negative number of them.
@@ -103,7 +118,14 @@ class ConditionEmbedding(nn.Module):
     frequencies: Tensor
     noise: nn.Sequential | None
 
-    def __init__(self, features: int, num_classes: int, condition_features: int, noise_conditioned: bool):
+    def __init__(
+        self,
+        features: int,
+        num_classes: int,
+        condition_features: int,
+        noise_conditioned: bool,
+        noise_features: TimestepFeatures | None = None,
+    ):
         super().__init__()
         if num_classes < 0 or condition_features < 0:
             raise ValueError(
@@ -114,11 +136,12 @@ class ConditionEmbedding(nn.Module):
                 f"num_classes or condition_features must be 0, got {num_classes} and {condition_features}: a condition is a "
                 "class index or an embedding"
             )
-        self.features = features
+        self.features, self.noise_features = features, noise_features
         half = features // 2
         if noise_conditioned:
+            inputs = 2 * half if noise_features is None else noise_features.width
             # the matrices are allocated first, so that a far too large width fails before any computation
-            self.noise = nn.Sequential(nn.Linear(2 * half, features), nn.SiLU(), nn.Linear(features, features))
+            self.noise = nn.Sequential(nn.Linear(inputs, features), nn.SiLU(), nn.Linear(features, features))
             # the float32 frequencies are stored as integer bits, which .to(bfloat16) does not round
             bits = torch.logspace(0.6, -1.4, half, dtype=torch.float32).view(torch.int32)
             self.register_buffer("frequencies", bits, persistent=False)
@@ -137,7 +160,7 @@ class ConditionEmbedding(nn.Module):
                 return embedding + torch.where(y.keep[:, None], y.vectors.to(null.dtype), null)
             if isinstance(y, Embedding):
                 raise ValueError("y must be class indices [B] (-1 = none) for this network, got an Embedding")
-            index = torch.full((len(h),), -1, device=h.device) if y is None else y
+            index = torch.full(h.shape[:1], -1, device=h.device) if y is None else y
             return embedding + self.classes(index + 1)
         if self.linear is not None:
             return embedding + self.linear(self.vectors(h, y))
@@ -152,19 +175,21 @@ class ConditionEmbedding(nn.Module):
         if self.noise is None:
             if log_snr is not None:
                 raise ValueError("log_snr must be None for a network with noise_conditioned=false")
-            return h.new_zeros(len(h), self.features)
+            return h.new_zeros(h.shape[0], self.features)
         if log_snr is None:
             raise ValueError("log_snr [B] is required for a network with noise_conditioned=true, got None")
-        angles = log_snr.clamp(-20, 20)[:, None] * self.frequencies.view(torch.float32)
         first = self.noise[0]
         assert isinstance(first, nn.Linear)
+        if self.noise_features is not None:
+            return self.noise(self.noise_features(log_snr).to(first.weight.dtype))
+        angles = log_snr.clamp(-20, 20)[:, None] * self.frequencies.view(torch.float32)
         return self.noise(torch.cat([angles.cos(), angles.sin()], dim=1).to(first.weight.dtype))
 
     def vectors(self, h: Tensor, y: Condition | None) -> Tensor:
         """[B, D], with the null vector in every row without condition."""
         assert self.null is not None
         if y is None:
-            return self.null.expand(len(h), -1)
+            return self.null.expand(h.shape[0], -1)
         if not isinstance(y, Embedding) or y.vectors.shape[1] != len(self.null):
             length = f" of length {y.vectors.shape[1]}" if isinstance(y, Embedding) else ""
             raise ValueError(

@@ -16,6 +16,7 @@ from .conditions import Condition
 from .fourier import FourierFeatures
 from .kernels import Dropout
 from .perturbations import Perturbation
+from .timesteps import TimestepFeatures
 
 __all__ = ["DiT"]
 
@@ -117,7 +118,8 @@ class DiT(Backbone):
         heads: attention heads.
         mlp_ratio: hidden width of the blocks' MLPs in units of `width`.
         dropout: probability in [0, 1), on the output of each branch.
-        noise_conditioned, condition_features, double_differentiable, checkpointing, fourier: as for `UNet`.
+        noise_conditioned, condition_features, double_differentiable, checkpointing, fourier, noise_features,
+            learned_variance: as for `UNet`.
     """
 
     def __init__(
@@ -137,13 +139,16 @@ class DiT(Backbone):
         double_differentiable: bool = False,
         checkpointing: bool = False,
         fourier: Sequence[int] = (),
+        noise_features: TimestepFeatures | None = None,
+        learned_variance: bool = False,
     ):
         super().__init__()
         size = check_dit(size, patch, width, depth, heads, mlp_ratio, dropout)
         self.num_classes, self.condition_features = num_classes, condition_features
         self.noise_conditioned, self.checkpointing = noise_conditioned, checkpointing
-        self.out_channels = in_channels if out_features is None else out_features
-        self.embedding = ConditionEmbedding(width, num_classes, condition_features, noise_conditioned)
+        self.learned_variance = learned_variance
+        self.out_channels = (in_channels if out_features is None else out_features) * (2 if learned_variance else 1)
+        self.embedding = ConditionEmbedding(width, num_classes, condition_features, noise_conditioned, noise_features)
         self.features = FourierFeatures(fourier)
         self.patches = nn.Conv2d(self.features.channels(in_channels), width, patch, stride=patch)
         self.register_buffer("positions", position_encoding(size // patch, width), persistent=False)

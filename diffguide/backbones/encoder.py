@@ -13,7 +13,8 @@ from .attention import attention
 from .base import Backbone, ConditionEmbedding, check_out_features, zero_init
 from .conditions import Condition
 from .resolutions import check_unet
-from .unet import BlockBuilder, count_heads, group_norm
+from .timesteps import TimestepFeatures
+from .unet_blocks import BlockBuilder, BlockOptions, count_heads, group_norm
 
 __all__ = ["AttentionPooling", "UNetEncoder"]
 
@@ -49,6 +50,7 @@ class UNetEncoder(Backbone):
     Arguments:
         in_channels: channels of the images.
         out_features: length of the output, for a classifier the number of classes.
+        middle: whether a block with attention and one without follow the last level, as in `UNet`.
         others: as for `UNet`; `head_channels` also divides the width of the last level.
 
     Raises:
@@ -61,7 +63,7 @@ class UNetEncoder(Backbone):
         out_features: int,
         size: int,
         channels: int = 32,
-        multipliers: Sequence[int] = (1, 2),
+        multipliers: Sequence[float] = (1, 2),
         blocks: int | Sequence[int] = 2,
         attention: Sequence[int] = (4,),
         head_channels: int = 32,
@@ -69,23 +71,34 @@ class UNetEncoder(Backbone):
         noise_conditioned: bool = True,
         double_differentiable: bool = False,
         checkpointing: bool = False,
+        noise_features: TimestepFeatures | None = None,
+        middle: bool = False,
+        groups: int | None = None,
+        scale_shift: bool = True,
+        residual_resampling: bool = True,
     ):
         super().__init__()
         check_out_features(out_features)
         levels = check_unet(size, channels, multipliers, blocks, attention, head_channels, dropout)
-        widths = [channels * multiplier for multiplier in multipliers]
+        widths = [int(channels * multiplier) for multiplier in multipliers]
         self.out_features = out_features
         self.noise_conditioned, self.checkpointing = noise_conditioned, checkpointing
-        self.embedding = ConditionEmbedding(4 * channels, 0, 0, noise_conditioned)
+        self.embedding = ConditionEmbedding(4 * channels, 0, 0, noise_conditioned, noise_features)
         self.conv_in = nn.Conv2d(in_channels, widths[0], 3, padding=1)
-        builder = BlockBuilder(4 * channels, dropout, attention, head_channels, double_differentiable)
+        options = BlockOptions(
+            4 * channels, dropout, attention, head_channels, double_differentiable, None, groups, scale_shift,
+            residual_resampling,
+        )  # fmt: skip
+        builder = BlockBuilder(options)
         self.down, _ = builder.build_down(widths, levels)
-        self.norm_out = group_norm(widths[-1])
+        if middle:
+            self.middle = builder.build_middle(widths[-1], levels[-1][0], True)
+        self.norm_out = group_norm(widths[-1], groups)
         self.pooling = AttentionPooling(levels[-1][0], widths[-1], head_channels, out_features, double_differentiable)
 
     def forward(self, x: Tensor, log_snr: Tensor | None, y: Condition | None = None) -> Tensor:
         h = self.conv_in(x.to(self.conv_in.weight.dtype))
         embedding = functional.silu(self.embedding(h, log_snr, None))
-        for block in self.down:
+        for block in (*self.down, *(self.middle if hasattr(self, "middle") else ())):
             h = self.run(block, h, embedding)
         return self.pooling(functional.silu(self.norm_out(h)))

@@ -11,7 +11,7 @@ __all__ = ["check_unet"]
 def check_unet(
     size: int,
     channels: int,
-    multipliers: Sequence[int],
+    multipliers: Sequence[float],
     blocks: int | Sequence[int],
     attention: Sequence[int],
     head_channels: int,
@@ -25,9 +25,10 @@ def check_unet(
             level has (`advice` ends this message), or blocks for another number of levels.
     """
     counts = [blocks] * len(multipliers) if isinstance(blocks, int) else list(blocks)
-    if not multipliers or min(multipliers) < 1 or channels < 4 or min(counts, default=0) < 1 or head_channels < 1:
+    narrowest = min((int(channels * multiplier) for multiplier in multipliers), default=0)
+    if narrowest < 4 or min(counts, default=0) < 1 or head_channels < 1:
         raise ValueError(
-            "the network needs at least one multiplier, 4 channels, 1 block and 1 channel per head, got "
+            "the network needs at least one multiplier, 4 channels at every side, 1 block and 1 channel per head, got "
             f"multipliers={list(multipliers)}, channels={channels}, blocks={blocks}, head_channels={head_channels}"
         )
     if len(counts) != len(multipliers):

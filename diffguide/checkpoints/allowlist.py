@@ -52,6 +52,8 @@ ROLES = {
     "guidance": Role("diffguide.models.protocols.DenoiserWrapper", 1),
     "sampler": Role("diffguide.samplers.base.Sampler"),
     "metric": Role("diffguide.evaluation.metric.Metric"),
+    "architecture": Role("diffguide.conversion.architecture.Architecture"),
+    "to": Role("diffguide.export.formats.Format"),
     "grid": Role("diffguide.samplers.grids.Grid"),
     "training": Role("diffguide.training.loop.Training"),
     "engine": Role("diffguide.runtime.engine.build_fabric"),

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..files import safetensors as archives
-from ..files.run_folders import hash_file
+from ..files.weights import hash_weights
 from ..guidance import Unguided
 from ..models.protocols import Energy
 from ..nodes.annotations import is_stored_model, parameter_hints
 from . import store as checkpoints
 from .allowlist import resolve
+from .diffusers_folder import open_folder
 from .validation import check_facts
 
 __all__ = ["Guide", "check_guides", "is_energy", "with_guides"]
@@ -82,11 +83,12 @@ def find_guide(path: str, key: str) -> Guide:
     """Reads the facts of the checkpoint at a path."""
     try:
         file = checkpoints.find(path)
-        facts = archives.read_metadata(file)
+        foreign = open_folder(file)
+        facts = archives.read_metadata(file) if foreign is None else foreign.metadata
         if "config" not in facts:
             raise checkpoints.CheckpointError(f"{file} holds no configuration, so it is no checkpoint")
         check_facts(facts)
-        return Guide(key, file, hash_file(file), facts["shape"], facts["class_names"])
+        return Guide(key, file, hash_weights(file), facts["shape"], facts["class_names"])
     except (checkpoints.CheckpointError, OSError) as error:
         raise checkpoints.CheckpointError(f"{key}: {error}") from error
 

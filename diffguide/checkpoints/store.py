@@ -20,16 +20,19 @@ from ..files.safetensors import CheckpointError, select_prefix
 from ..models.protocols import Denoiser, Energy
 from ..nodes.old_names import update_saved_config
 from ..objectives import Objective
-from ..runtime.put_off import put_off_compiler, use_optimizer
+from ..runtime.put_off import use_optimizer
 from ..version import __version__
-from .allowlist import construct
+from .assembly import assemble, check_on_meta
+from .diffusers_folder import find_weights, load_folder, open_folder
+from .hub import download
 from .optimizer_state import optimizer_state, read_numbers
-from .validation import at_most, check_facts, check_model, compare
+from .validation import check_facts, check_finite, compare
 
 __all__ = [
     "CheckpointError",
     "Loaded",
     "TrainingState",
+    "explain_origin",
     "explain_untrained",
     "find",
     "load",
@@ -69,8 +72,8 @@ class Loaded(NamedTuple):
 
 
 def find(path: str | Path) -> Path:
-    """The checkpoint file of a path: the file itself, the newest one of a run folder, or of <run folder>/best the one with
-    the lowest held-out loss.
+    """The checkpoint file of a path: the file itself, the newest one of a run folder, of <run folder>/best the one with the
+    lowest held-out loss, or of a folder of diffusers its weights. The name of a model on the hub is downloaded.
 
     Raises:
         CheckpointError: there is none.
@@ -82,14 +85,20 @@ def find(path: str | Path) -> Path:
         best = path.name == "best" and path.parent.is_dir() and not path.exists()
         path = path.parent if best else path
         if not path.exists():
+            path = download(path) or path
+        if not path.exists():
             raise CheckpointError(
-                f"no checkpoint at {path}: give a run folder such as outputs/train/digits/v001 or a file"
+                f"no checkpoint at {path}: give a run folder such as outputs/train/digits/v001, a folder of diffusers or a file"
             )
+        if (weights := find_weights(path)) is not None:
+            return weights
         files = list_checkpoints(path / "checkpoints" if (path / "checkpoints").is_dir() else path)
     except (OSError, RuntimeError) as error:  # no permission, unknown user, too long a name
         raise CheckpointError(f"no checkpoint at {path}: {error}") from error
     if not files:
-        raise CheckpointError(f"no checkpoint in {path}: give a run folder that diffguide-train wrote, or a file")
+        raise CheckpointError(
+            f"no checkpoint in {path}: give a run folder that diffguide-train wrote, a folder of diffusers, or a file"
+        )
     return find_lowest_loss(files) or files[-1] if best else files[-1]
 
 
@@ -174,15 +183,20 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def load(
-    path: str | Path, weights: str = "ema", device: torch.device | str = "cpu", trust: Sequence[str] = ()
+    path: str | Path,
+    weights: str = "ema",
+    device: torch.device | str = "cpu",
+    trust: Sequence[str] = (),
+    null_class: int | None = None,
 ) -> Loaded:
     """The trained model of a checkpoint, in evaluation mode, with its configuration and facts.
 
     Arguments:
-        path: file, or run folder (its newest checkpoint).
+        path: file, run folder (its newest checkpoint), or folder of diffusers.
         weights: `ema` (averaged) or `objective` (as trained).
         device: of the model.
         trust: dotted names of classes outside diffguide that may be built.
+        null_class: of a folder of diffusers whose network does not say it: the row of its class table for no class.
 
     Raises:
         CheckpointError: a file that is missing, damaged or foreign, or names classes that are not trusted.
@@ -190,38 +204,38 @@ def load(
     if weights not in ("ema", "objective"):
         raise CheckpointError(f"weights must be ema (averaged) or objective (as trained), got {weights}")
     path = find(path)
-    tensors, metadata = read(path)
+    foreign = open_folder(path, null_class)
+    if foreign is None and null_class is not None:
+        raise CheckpointError(f"null_class has no effect on a checkpoint of diffguide, which knows its own: {path}")
     try:
-        if "config" not in metadata:
-            raise CheckpointError("it has no configuration; the weights of a checkpoint are in <images>.safetensors")
-        if unknown := sorted(name for name in tensors if not name.startswith(("objective.", "ema."))):
-            raise CheckpointError(f"it has {unknown[0]}, which belongs to neither objective nor ema")
-        config = metadata["config"]
-        held = select_prefix(tensors, weights)
-        try:
-            with put_off_compiler():
-                check_network(held, metadata, trust)
-        except ModuleNotFoundError:  # a network that asks for torch's compiler at once
-            check_network(held, metadata, trust)
-        objective = assemble(config, trust, "cpu")
-        objective.load_state_dict(held)
+        if foreign is not None:
+            config, facts, model = foreign.metadata["config"], foreign.metadata, load_folder(foreign)
+        else:
+            config, facts, model = load_own(path, weights, trust)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
     except Exception as error:  # a constructor may raise anything for invalid values
         raise CheckpointError(f"{path} does not fit this diffguide: {error}") from error
-    facts = {name: value for name, value in metadata.items() if name != "config"}
-    model = objective.model.eval().requires_grad_(False).to(device)
+    facts = {name: value for name, value in facts.items() if name != "config"}
+    model = model.eval().requires_grad_(False).to(device)
     if isinstance(model, Denoiser | Energy):
         model.shape, model.class_names = facts["shape"], facts["class_names"]  # guidance reads them
     return Loaded(model, config, facts)
 
 
-def check_network(held: dict[str, Tensor], metadata: dict[str, Any], trust: Sequence[str]) -> None:
-    """Builds the network of a configuration without memory; raises CheckpointError unless it is that of the tensors."""
-    with at_most(16 * len(held) + 256, "its configuration describes a far larger network than its tensors are"):
-        expected = assemble(metadata["config"], trust, "meta")
-    compare(held, expected.state_dict())
-    check_model(expected.model, metadata)
+def load_own(path: Path, weights: str, trust: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any], nn.Module]:
+    """(Configuration, facts, model on the CPU) of a checkpoint of diffguide."""
+    tensors, metadata = read(path)
+    if "config" not in metadata:
+        raise CheckpointError("it has no configuration; the weights of a checkpoint are in <images>.safetensors")
+    if unknown := sorted(name for name in tensors if not name.startswith(("objective.", "ema."))):
+        raise CheckpointError(f"it has {unknown[0]}, which belongs to neither objective nor ema")
+    held = select_prefix(tensors, "ema" if metadata.get("origin") else weights)  # converted: one set of weights
+    check_on_meta(held, metadata, trust)
+    check_finite(held)
+    objective = assemble(metadata["config"], trust, "cpu")
+    objective.load_state_dict(held)
+    return metadata["config"], metadata, objective.model
 
 
 def explain_untrained(loaded: Loaded) -> str | None:
@@ -229,17 +243,18 @@ def explain_untrained(loaded: Loaded) -> str | None:
     training = loaded.config.get("training")
     warmup = training.get("warmup_images", 0) if isinstance(training, dict) else 0
     images = loaded.facts["images"]
+    if loaded.facts.get("origin") is not None:  # trained by another program
+        return None
     if images and not (type(warmup) is int and images < warmup):
         return None
     seen = f"saw {images} images, fewer than the {warmup} of its warm-up" if images else "saw no image: it is untrained"
     return f"this checkpoint {seen}; its samples are noise, and its figures are meaningless"
 
 
-def assemble(config: dict[str, Any], trust: Sequence[str], device: str) -> Objective:
-    """The objective of a saved configuration; on the device `meta` its network needs no memory."""
-    schedule = construct(config["schedule"], "schedule", trust)  # small; its numbers are needed on `meta` too
-    backbone = construct(config["backbone"], "backbone", trust, device=device)
-    return construct(config["objective"], "objective", trust, backbone, schedule, device=device)
+def explain_origin(loaded: Loaded) -> str:
+    """What a folder of diffusers says of its own sampler and is not taken over, in one line; "" where there is nothing."""
+    settings = ", ".join((loaded.facts.get("origin") or {}).get("settings") or ())
+    return settings and f"its scheduler sets {settings} for a sampler of its own: not taken over, see configs/README.md"
 
 
 def load_training_state(
@@ -257,7 +272,9 @@ def load_training_state(
     memory, saved = read(optimizer_file)
     try:
         for name, module in {"objective": objective, "ema": ema}.items():
-            compare(select_prefix(tensors, name), module.state_dict())
+            held = select_prefix(tensors, name)
+            compare(held, module.state_dict())
+            check_finite(held)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
     try:

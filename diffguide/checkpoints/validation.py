@@ -18,7 +18,7 @@ from .allowlist import MAX_INTEGER, validate_values
 from .data_record import check_record
 from .extension import Extension
 
-__all__ = ["at_most", "check_facts", "check_finite_tensor", "check_model", "compare"]
+__all__ = ["at_most", "check_facts", "check_finite", "check_finite_tensor", "check_model", "compare"]
 
 PARTS = ("dataset", "backbone", "schedule", "objective")  # of a saved configuration
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -43,6 +43,8 @@ def check_facts(metadata: dict[str, Any]) -> None:
         raise CheckpointError(f"images must be a whole number of at least 0, got {metadata.get('images')!r}")
     if not is_whole(metadata.get("restores", 0), 0, MAX_INTEGER):
         raise CheckpointError(f"restores must be a whole number of at least 0, got {metadata['restores']!r}")
+    if not isinstance(metadata.get("origin"), dict | None):
+        raise CheckpointError(f"origin must be a mapping, got {metadata['origin']!r}")
     try:
         Extension.read(metadata)
         if metadata.get("data") is not None:
@@ -102,7 +104,7 @@ def compare(held: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
     """Compares the tensors of a file with those of a module.
 
     Raises:
-        CheckpointError: a tensor is missing, unknown, of another shape or type, or has NaN or infinity.
+        CheckpointError: a tensor is missing, unknown, or of another shape or type.
     """
     if missing := wanted.keys() - held.keys():
         raise CheckpointError(f"it lacks {len(missing)} tensors of its network, such as {min(missing)}")
@@ -114,6 +116,11 @@ def compare(held: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
             raise CheckpointError(f"{name} has the shape {list(value.shape)}, its network needs {list(like.shape)}")
         if value.dtype != like.dtype and not (value.dtype in FLOATS and like.dtype in FLOATS):
             raise CheckpointError(f"{name} is of type {value.dtype}, its network needs {like.dtype}")
+
+
+def check_finite(held: dict[str, Tensor]) -> None:
+    """Raises CheckpointError for tensors with NaN or infinity."""
+    for name, value in held.items():
         check_finite_tensor(value, name)
 
 
@@ -137,7 +144,8 @@ def check_model(model: nn.Module, facts: dict[str, Any]) -> None:
     x, t = torch.empty(1, *shape, device="meta"), torch.tensor(0.5, dtype=torch.float64)
     try:
         if isinstance(model, Denoiser):
-            fits_shape = model(x, t, None).x_0.shape == x.shape
+            y = torch.zeros(1, dtype=torch.long, device="meta") if classes and not model.has_null else None
+            fits_shape = model(x, t, y).x_0.shape == x.shape
         else:
             fits_shape = model.log_prob(x, t).shape == (1, classes)
     except (RuntimeError, ValueError) as error:

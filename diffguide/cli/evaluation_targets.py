@@ -18,7 +18,8 @@ from ..checkpoints.references import list_names
 from ..config.build import ConfigError, build
 from ..datasets import Dataset, Split
 from ..evaluation.metric import EvalContext
-from ..files.run_folders import hash_file, strict_json
+from ..files.run_folders import strict_json
+from ..files.weights import hash_weights
 from ..randomness import fold
 from ..sampling.sources import OracleSource
 from .inheritance import inherit_node
@@ -66,8 +67,8 @@ def checkpoint_target(
     """
     try:
         file = checkpoints.find(path)
-        loaded = checkpoints.load(file, settings.weights, device, settings.trust)
-        digest = hash_file(file)
+        loaded = checkpoints.load(file, settings.weights, device, settings.trust, settings.null_class)
+        digest = hash_weights(file)
     except checkpoints.CheckpointError as error:
         raise ConfigError(f"checkpoint: {error}") from error
     run = file.parent.parent if file.parent.name == "checkpoints" else file
@@ -118,6 +119,8 @@ def open_evaluation_data(
     node = inherit_node("dataset", dataset, option if isinstance(option, str) else None, own)
     placed = provenance.locate_data(own, seen) if node == own else node
     is_chosen = dataset is not None and "_target_" in dataset
+    if not is_chosen and loaded.facts.get("origin"):
+        raise ConfigError("dataset is missing: this model came without its data; give some, dataset=<option>")
     key = strict_json(placed)
     try:
         if key not in opened:
@@ -130,10 +133,19 @@ def open_evaluation_data(
             "dataset=<option>"
         ) from error
     data = opened[key]
+    adopt_class_names(loaded, data)
     check_data(data, loaded.facts)
     if node == own or not is_chosen:
         report_data_changes(data, seen, None if node == own else node.get("path"))
     return data, node
+
+
+def adopt_class_names(loaded: checkpoints.Loaded, data: Dataset) -> None:
+    """Gives a foreign model whose classes have only numbers the names of data with as many classes."""
+    numbers = list(map(str, range(len(data.class_names))))
+    if loaded.facts.get("origin") and loaded.facts["class_names"] == numbers:
+        loaded.facts["class_names"] = list(data.class_names)
+        loaded.model.class_names = loaded.facts["class_names"]
 
 
 def check_data(data: Dataset, facts: Mapping[str, Any]) -> None:

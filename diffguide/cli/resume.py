@@ -21,8 +21,9 @@ from ..checkpoints.allowlist import ROLES, validate_values
 from ..config.build import ConfigError
 from ..config.files import to_plain
 from ..config.type_checks import check_types
-from ..files.run_folders import hash_file, strict_json
+from ..files.run_folders import strict_json
 from ..files.shards import START_FILE
+from ..files.weights import hash_weights
 from ..nodes.old_names import update_saved_config
 from ..runtime.precision import AUTO
 from .inheritance import inherit_config
@@ -108,7 +109,7 @@ def find_training(config: Mapping[str, Any]) -> tuple[dict[str, Any], Resumed]:
         ConfigError: no such run, a finished run, or a change of a fixed key.
     """
     folder = run_folder(config["resume"], "outputs/train/digits/v001")
-    saved = saved_config(folder, config.keys(), ["p_uncond", "ce_weight"])
+    saved = saved_config(folder, config.keys(), ["p_uncond", "ce_weight", "init_from", "ancestry"])
     merged = inherit_config(config, saved, TRAINING)
     if merged["engine"].get("precision") == AUTO:  # chosen when the run began
         merged["engine"]["precision"] = saved["engine"].get("precision")
@@ -166,7 +167,7 @@ def find_begun(
         ConfigError: no such run, a change of a fixed key, or another checkpoint; the file may have moved.
     """
     folder = run_folder(config["resume"], example)
-    saved = saved_config(folder, config.keys(), ORACLE_KEYS)
+    saved = saved_config(folder, config.keys(), [*ORACLE_KEYS, "null_class"])
     merged = inherit_config(config, saved, GENERATION)
     checkpoint_paths(merged, several=False)  # raises for a value that is no path
     check_unchanged(folder, saved, merged, GENERATION)
@@ -195,7 +196,7 @@ def read_start(folder: Path, path: Path, saved: dict[str, Any], merged: dict[str
         if not re.fullmatch("[0-9a-f]{64}", expected):
             raise ValueError("its checkpoint_sha256 is not 64 hexadecimal digits")
         file = checkpoints.find(merged["checkpoint"] if merged["checkpoint"] != saved["checkpoint"] else file)
-        digest = hash_file(file)
+        digest = hash_weights(file)
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         if isinstance(error, checkpoints.CheckpointError):
             raise ConfigError(f"checkpoint: {error}") from error

@@ -29,7 +29,7 @@ RATES_AND_LENGTHS = (
 )
 TRAINING = {  # a key without an entry follows its parent, "" is the root
     "": FREE,
-    **dict.fromkeys(("name", "output_root", "seed", "p_uncond"), FIXED),
+    **dict.fromkeys(("name", "output_root", "seed", "p_uncond", "init_from"), FIXED),
     **dict.fromkeys(("dataset", "backbone", "schedule", "objective", "training"), FIXED),
     **{f"training.{name}": FREE for name in RATES_AND_LENGTHS},
     "dataset.path": FREE,  # the data may have moved: their contents are compared

@@ -27,7 +27,7 @@ from .arguments import files_of, read_flags, task_overrides
 from .help import help_text
 from .multirun import record_job, remove_notes
 from .spelling import rename_options, respell
-from .stray_words import explain_stray_word
+from .stray_words import explain_stray_word, name_plain_words
 
 __all__ = ["clean_finished_run", "exit_stopped", "resolved_config", "run_command"]
 
@@ -109,7 +109,11 @@ def clean_finished_run(folder: Path, result: str, remove: Callable[[], None]) ->
 
 
 def run_command(
-    command: Callable[[], None], name: str, argv: Sequence[str] | None = None, config_name: str | None = None
+    command: Callable[[], None],
+    name: str,
+    argv: Sequence[str] | None = None,
+    config_name: str | None = None,
+    plain_words: Sequence[str] = (),
 ) -> None:
     """Runs a Hydra entry point as its console script does.
 
@@ -121,6 +125,7 @@ def run_command(
         name: of the console script.
         argv: arguments, None = those of the process.
         config_name: of the primary configuration; None = the name of the script without diffguide-.
+        plain_words: keys of the first words that are neither flags nor key=value.
 
     Raises:
         SystemExit: code 1 after an error in the input, 130 after an interrupt.
@@ -128,7 +133,7 @@ def run_command(
     warnings.filterwarnings("ignore", r"`torch\.jit", FutureWarning)  # raised by calls inside torch
     config_name = config_name or name.removeprefix("diffguide-")
     saved = sys.argv
-    words = respell(quote_odd(saved[1:] if argv is None else argv))
+    words = respell(quote_odd(name_plain_words(saved[1:] if argv is None else argv, plain_words)))
     sys.argv = [name if argv is not None else saved[0], *words]
     try:
         reporting = nullcontext(lambda: None) if os.environ.get(FULL_ERROR) == "1" else report_errors(name, config_name)

@@ -3,20 +3,40 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from ..checkpoints.allowlist import MAX_INTEGER
 from ..config.build import ConfigError
 from ..nodes.annotations import describe_hint, fits, parameter_hints
 
-__all__ = ["EvaluationSettings", "SamplingSettings", "TrainingSettings"]
+__all__ = ["EvaluationSettings", "SamplingSettings", "TrainingSettings", "read_settings"]
 
+T = TypeVar("T")
 MINIMUM = {"seed": 0, "n": 1, "batch_size": 1}
 CHOICES = {"weights": ("ema", "objective"), "split": ("train", "validation", "test")}
+LATER = ("null_class",)  # keys with defaults, which the configurations of older runs do not have
 MAX_SAMPLES = 10**7  # of one sampling run, whose labels are a list
 
 
-@dataclass(frozen=True)
+def read_settings(settings: type[T], config: Mapping[str, Any]) -> T:
+    """The settings of a class in a configuration, by the annotations of its arguments.
+
+    Raises:
+        ConfigError: a value of another type or out of its range.
+    """
+    hints = {key: hint for key, hint in (parameter_hints(settings) or {}).items() if key not in LATER or key in config}
+    for key, hint in hints.items():
+        value = config[key]
+        if not fits(value, hint):
+            raise ConfigError(f"{key} must be {describe_hint(hint)}, got {value!r}")
+        if key in MINIMUM and value is not None and not MINIMUM[key] <= value <= MAX_INTEGER:
+            raise ConfigError(f"{key} must be a whole number from {MINIMUM[key]} to 2^62, got {value}")
+        if key in CHOICES and value not in CHOICES[key]:
+            raise ConfigError(f"{key} must be {' or '.join(CHOICES[key])}, got {value!r}")
+    return settings(**{key: config[key] for key in hints})
+
+
+@dataclass(frozen=True, kw_only=True)
 class Settings:
     """The root keys of every command.
 
@@ -39,16 +59,7 @@ class Settings:
         Raises:
             ConfigError: a value of another type or out of its range.
         """
-        hints = parameter_hints(cls) or {}
-        for key, hint in hints.items():
-            value = config[key]
-            if not fits(value, hint):
-                raise ConfigError(f"{key} must be {describe_hint(hint)}, got {value!r}")
-            if key in MINIMUM and value is not None and not MINIMUM[key] <= value <= MAX_INTEGER:
-                raise ConfigError(f"{key} must be a whole number from {MINIMUM[key]} to 2^62, got {value}")
-            if key in CHOICES and value not in CHOICES[key]:
-                raise ConfigError(f"{key} must be {' or '.join(CHOICES[key])}, got {value!r}")
-        return cls(**{key: config[key] for key in hints})
+        return read_settings(cls, config)
 
     def run_parent(self, command: str, default_name: str = "") -> Path:
         """The folder that holds the versions of a run: <output_root>/<command>/<name>.
@@ -67,7 +78,7 @@ class Settings:
         return Path(self.output_root).expanduser() / command / name
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TrainingSettings(Settings):
     """The root keys of diffguide-train, see train.yaml."""
 
@@ -80,7 +91,7 @@ class TrainingSettings(Settings):
             raise ConfigError(f"compile must be true or false or auto, got {self.compile!r}")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ModelSettings(Settings):
     """The root keys of the commands that load a model.
 
@@ -88,14 +99,16 @@ class ModelSettings(Settings):
         weights: ema or objective.
         batch_size: examples at a time.
         n: number of examples.
+        null_class: row of the class table of a network of diffusers for no class; None = the network says it.
     """
 
     weights: str
     batch_size: int
     n: int | None
+    null_class: int | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SamplingSettings(ModelSettings):
     """The root keys of diffguide-sample, see sample.yaml."""
 
@@ -108,7 +121,7 @@ class SamplingSettings(ModelSettings):
             raise ConfigError(f"n must be at most 10^7 samples a run, got {self.n}: make several runs with other seeds")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class EvaluationSettings(ModelSettings):
     """The root keys of diffguide-eval, see evaluate.yaml."""
 

@@ -12,7 +12,7 @@ from ..config.files import ConfigFiles, select_key
 from ..config.quoting import PATHS, parse_override, quote
 from .arguments import FLAGS
 
-__all__ = ["explain_stray_word"]
+__all__ = ["explain_stray_word", "name_plain_words"]
 
 NUMBER = re.compile(r"-[\d.]")
 OPEN = {"[": "]", "{": "}", "(": ")"}
@@ -28,6 +28,16 @@ def explain_stray_word(words: Sequence[str], files: ConfigFiles) -> str | None:
     if words[place].startswith("-"):
         return explain_setting(words, place, names) or explain_flag(words[place], names)
     return explain_split(words, place) or explain_setting(words, place, names) or explain_single(words, place, names)
+
+
+def name_plain_words(words: Sequence[str], keys: Sequence[str]) -> list[str]:
+    """The words, the first plain ones as key=word; with --help they stay, since the help explains single words."""
+    named = list(words)
+    if keys and {"--help", "-h"}.isdisjoint(words):
+        plain = (place for place in stray_places(words) if words[place][:1] not in "-=" and "=" not in words[place])
+        for key, place in zip(keys, plain):
+            named[place] = f"{key}={words[place]}"
+    return named
 
 
 def stray_places(words: Sequence[str]) -> Iterator[int]:

@@ -23,6 +23,7 @@ from ..training.loop import Training
 from ..training.probe import make_probe
 from .arguments import changed_keys
 from .guidance import GuidanceBuilder
+from .initialization import find_ancestor
 from .resume import Resumed, find_training
 from .settings import TrainingSettings
 from .smaller_backbones import smaller_backbones
@@ -44,6 +45,10 @@ def build_training_job(config: dict[str, Any]) -> TrainingJob:
     """
     config, resumed = (config, None) if config["resume"] is None else find_training(config)
     settings = TrainingSettings.read(config)
+    if resumed is None:
+        config, ancestor = find_ancestor(config)
+    else:
+        ancestor = None
     if resumed is None or "p_uncond" in changed_keys():
         check_label_dropout(config.get("p_uncond", 0.0), config["guidance"], config["objective"])
     for key in ("dataset", "backbone", "schedule", "objective", "guidance", "sampler"):  # before a download
@@ -58,6 +63,7 @@ def build_training_job(config: dict[str, Any]) -> TrainingJob:
     with at_most(MAX_MODULES, f"it would have more than {MAX_MODULES} layers and tensors; make it smaller"):
         backbone = build(config["backbone"], "backbone")
     objective = build(config["objective"], "objective", backbone, build(config["schedule"], "schedule"))
+    remarks = [] if ancestor is None else [ancestor.start(objective, data.class_names)]
     sampler = build(config["sampler"], "sampler")
     compiled = should_compile(settings.compile, engine.device, backbone)
     if settings.compile == "auto":
@@ -80,6 +86,7 @@ def build_training_job(config: dict[str, Any]) -> TrainingJob:
         folder=resumed and resumed.folder,
         checkpoint=resumed and resumed.checkpoint,
         note=note,
+        remarks=remarks,
         smaller_objectives=partial(smaller_backbones, objective, config["objective"], config["schedule"], data),
     )
 

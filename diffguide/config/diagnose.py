@@ -20,7 +20,7 @@ from ..nodes.old_names import OPTIONS
 from .files import ConfigFiles, dotted_keys, to_plain
 from .quoting import explain_unreadable, parse_override
 
-__all__ = ["Names", "SYNONYMS", "explain", "format_error", "no_key", "parse_words", "wrong_choice"]
+__all__ = ["COMMANDS", "Names", "SYNONYMS", "explain", "format_error", "no_key", "parse_words", "wrong_choice"]
 
 COMPOSE_ERRORS = (HydraException, OmegaConfBaseException, YAMLError, OSError, ValueError)
 MAX_OPTIONS = 12  # in a message
@@ -36,6 +36,9 @@ SYNONYMS = {  # names in other programs
     "num_steps": ["sampler.steps"], "output": ["output_root"], "output_dir": ["output_root"], "out": ["output_root"],
     "device": ["engine.accelerator"], "gpu": ["engine.accelerator"], "gpus": ["engine.devices"], "fp16": ["engine.precision"],
     "fid": ["quality"], "nll": ["likelihood"], "bpd": ["likelihood"], "accuracy": ["classification"],
+}  # fmt: skip
+COMMANDS = {  # primary configuration: console script
+    "train": "diffguide-train", "sample": "diffguide-sample", "evaluate": "diffguide-eval", "convert": "diffguide-convert",
 }  # fmt: skip
 PLUGINS = {  # option of a group of Hydra: package that has it
     "joblib": "hydra-joblib-launcher",
@@ -189,8 +192,7 @@ class Names:
         packages = {place.partition("@")[2] or place.replace("/", "."): place for place in self.choices}
         above = sorted((package for package in packages if key.startswith(f"{package}.")), key=len, reverse=True)
         if not above:
-            commands = {"train": "diffguide-train", "sample": "diffguide-sample", "evaluate": "diffguide-eval"}
-            having = [command for file, command in commands.items() if key in dotted_keys(self.files.read(file).tree)]
+            having = [command for file, command in COMMANDS.items() if key in dotted_keys(self.files.read(file).tree)]
             return sentence + (f"; a key of {' and '.join(having)}" if having else "")
         suggestion = ""
         for package in above:

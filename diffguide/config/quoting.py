@@ -11,7 +11,16 @@ from hydra.errors import HydraException
 
 __all__ = ["PATHS", "explain_unreadable", "literal", "parse_override", "quote", "quote_odd"]
 
-PATHS = {"dataset.path", "dataset.root", "checkpoint", "resume", "output_root", "name"}  # values are paths or names
+PATHS = {
+    "dataset.path",
+    "dataset.root",
+    "checkpoint",
+    "resume",
+    "output_root",
+    "name",
+    "source",
+    "target",
+}  # values are paths or names
 PLAIN = re.compile(r"[\w./:+-]+", re.ASCII)  # a value that needs no quotes
 QUOTES = r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\""
 LIST, MAPPING = (  # a quoted text, or an element that is not all ASCII

@@ -22,7 +22,9 @@ __all__ = [
     "choose_contact_rows",
     "choose_training_labels",
     "draw_grid",
+    "is_latent",
     "lay_out_grid",
+    "preview_latents",
     "quantize",
     "to_uint8",
     "write_contact_sheet",
@@ -51,6 +53,19 @@ def quantize(x: Tensor) -> Tensor:
 def to_uint8(x: Tensor) -> numpy.ndarray:
     """Images [N, C, H, W] in [-1, 1] as bytes [N, H, W, C], for image files and samples.npz."""
     return quantize(x).permute(0, 2, 3, 1).cpu().numpy()
+
+
+def is_latent(shape: Sequence[int]) -> bool:
+    """Whether examples [C, H, W] are neither grey nor RGB, so that they are latents of an autoencoder and no images."""
+    return len(shape) == 3 and shape[0] not in (1, 3)
+
+
+def preview_latents(x: numpy.ndarray) -> numpy.ndarray:
+    """Pictures [..., H, W, 3], or [..., H, W, 1], of the first channels of latents [..., C, H, W]; other arrays unchanged."""
+    if x.dtype == numpy.uint8 or x.ndim < 3:
+        return x
+    channels = x[..., : 3 if x.shape[-3] > 2 else 1, :, :]
+    return numpy.moveaxis(quantize(torch.from_numpy(numpy.ascontiguousarray(channels))).numpy(), -3, -1)
 
 
 class GridLayout(NamedTuple):
@@ -145,7 +160,7 @@ def write_samples(
     layout = lay_out_grid(labels, class_names)
     if note_missing and max(labels) >= 0:
         layout = layout._replace(note=note)
-    write_grid(path, layout, to_uint8(x))
+    write_grid(path, layout, preview_latents(x.float().cpu().numpy()) if is_latent(x.shape[1:]) else to_uint8(x))
 
 
 def write_contact_sheet(
@@ -171,7 +186,7 @@ def write_contact_sheet(
         return
     classes = [set(row) for row in zip(*labels)]
     names = ["" if len(row) > 1 or -1 in row else str(class_names[row.pop()]) for row in classes]
-    rows = [list(pictures) for pictures in zip(*(x for _, x in columns))]
+    rows = [list(pictures) for pictures in zip(*(preview_latents(x) for _, x in columns))]
     write_png(path, draw_grid(rows, names, [title for title, _ in columns]))
 
 

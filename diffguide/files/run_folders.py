@@ -1,5 +1,6 @@
 """Versioned run folders, their lock, and atomic writes."""
 
+import errno
 import hashlib
 import itertools
 import json
@@ -25,6 +26,7 @@ __all__ = [
     "append_json",
     "append_text",
     "convert_write_errors",
+    "create_dir",
     "create_sweep_dir",
     "create_version_dir",
     "hash_file",
@@ -80,27 +82,48 @@ def create_version_dir(parent: Path, fill: Callable[[Path], object]) -> Path:
     Raises:
         WriteError: `parent` is not writable.
     """
-    with convert_write_errors(parent / "v001"):
-        parent.mkdir(parents=True, exist_ok=True)
-        temporary = parent / f".v.{os.getpid()}.{threading.get_ident()}"
+    with convert_write_errors(parent / "v001"), fill_temporary(parent, fill) as temporary:
+        number = max(list_versions(parent), default=0) + 1
+        while True:
+            folder = parent / f"v{number:03d}"
+            if not folder.exists():  # a rename would replace an empty folder
+                try:
+                    temporary.rename(folder)
+                    return folder
+                except OSError:
+                    if not folder.exists():
+                        raise
+            number += 1
+
+
+def create_dir(folder: Path, fill: Callable[[Path], object]) -> None:
+    """Creates a folder with the files that `fill` writes; it appears when all are written, or not at all.
+
+    Arguments:
+        fill: writes at least one file into the given folder.
+
+    Raises:
+        WriteError: the folder exists, or its parent is not writable.
+    """
+    with convert_write_errors(folder), fill_temporary(folder.parent, fill) as temporary:
+        if folder.exists():  # a rename would replace an empty folder
+            raise FileExistsError(errno.EEXIST, "it exists, and nothing is overwritten")
+        temporary.rename(folder)
+
+
+@contextmanager
+def fill_temporary(parent: Path, fill: Callable[[Path], object]) -> Iterator[Path]:
+    """A filled folder under a temporary name, for the block to rename; removed after an exception."""
+    parent.mkdir(parents=True, exist_ok=True)
+    temporary = parent / f".v.{os.getpid()}.{threading.get_ident()}"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        fill(temporary)
+        yield temporary
+    except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir()
-        try:
-            fill(temporary)
-            number = max(list_versions(parent), default=0) + 1
-            while True:
-                folder = parent / f"v{number:03d}"
-                if not folder.exists():  # a rename would replace an empty folder
-                    try:
-                        temporary.rename(folder)
-                        return folder
-                    except OSError:
-                        if not folder.exists():
-                            raise
-                number += 1
-        except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise
+        raise
 
 
 @contextmanager

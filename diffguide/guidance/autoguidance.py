@@ -22,6 +22,7 @@ __all__ = ["Autoguidance"]
 class Autoguidance(Contrast):
     """Weak: another denoiser of the same data with the same condition, a smaller or earlier one.
 
+    With a guide without classes it is classifier-free guidance by two networks, as in EDM2 (arXiv 2312.02696, section 4).
     Karras et al., "Guiding a Diffusion Model with a Bad Version of Itself", 2024, arXiv 2406.02507. A guide with
     another schedule is evaluated at equal log-SNR, with x_t rescaled to that schedule.
 
@@ -32,7 +33,7 @@ class Autoguidance(Contrast):
         interval, rule, ramp: as in `Contrast`.
 
     Raises:
-        ValueError: a guide that is no denoiser, or one of other data, classes, legal times or noise levels.
+        ValueError: a guide that is no denoiser, or one of other data, other classes, other legal times or noise levels.
     """
 
     def __init__(
@@ -90,7 +91,7 @@ def check_same_data(denoiser: Denoiser, guide: Denoiser) -> None:
     shapes = [None if part.shape is None else list(part.shape) for part in (denoiser, guide)]
     if None not in shapes and shapes[0] != shapes[1]:
         raise ValueError(f"the guide generates data of shape {shapes[1]}, the model of shape {shapes[0]}")
-    if guide.num_classes != denoiser.num_classes:
+    if guide.num_classes not in (0, denoiser.num_classes):
         raise ValueError(f"the guide has {guide.num_classes} classes, the model {denoiser.num_classes}")
 
 

@@ -6,7 +6,14 @@ import torch
 from torch import Tensor
 
 from ..backbones.conditions import Condition, Embedding, concatenate_conditions
-from ..models.protocols import Denoiser, DenoiserWrapper, Prediction, SamplingError, StackedPrediction
+from ..models.protocols import (
+    Denoiser,
+    DenoiserWrapper,
+    Prediction,
+    SamplingError,
+    StackedPrediction,
+    VariancePrediction,
+)
 from ..runtime.ranges import check_finite
 from ..schedules import Interval, broadcast_rows
 
@@ -68,6 +75,8 @@ def split_prediction(whole: Prediction, count: int) -> list[Prediction]:
     """The predictions under each condition, of a call with `stack_conditions`."""
     if isinstance(whole, StackedPrediction):
         return list(map(StackedPrediction, whole.stack.chunk(count, dim=1)))
+    if isinstance(whole, VariancePrediction):
+        return list(map(VariancePrediction, whole.x_0.chunk(count), whole.eps.chunk(count), whole.v.chunk(count)))
     return list(map(Prediction, whole.x_0.chunk(count), whole.eps.chunk(count)))
 
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..backbones.conditions import Condition, Embedding
 from ..models.evaluation_counters import count_potential
-from ..models.protocols import Classifier, Denoiser, Prediction
+from ..models.protocols import Classifier, Denoiser, Prediction, keep_variance
 from ..schedules import EVERYWHERE, Schedule, broadcast_rows, same_schedule
 from .base import ScaledGuidance
 
@@ -93,7 +93,8 @@ def sum_label_log_prob(log_prob: Tensor, y: Tensor) -> Tensor:
 def shift_score(prediction: Prediction, step: Tensor, alpha: Tensor, sigma: Tensor) -> Prediction:
     """The prediction with a step added to its score: x_0 + sigma^2 / alpha step, eps - sigma step."""
     step = step.to(prediction.x_0.dtype)
-    return Prediction(prediction.x_0 + (sigma**2 / alpha).to(step) * step, prediction.eps - sigma.to(step) * step)
+    shifted = Prediction(prediction.x_0 + (sigma**2 / alpha).to(step) * step, prediction.eps - sigma.to(step) * step)
+    return keep_variance(shifted, prediction)
 
 
 class ClassifierGuidance(ClassGuidance):

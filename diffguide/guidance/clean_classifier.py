@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..models.evaluation_counters import count_potential
-from ..models.protocols import Denoiser, Prediction, SamplingError
+from ..models.protocols import Denoiser, Prediction, SamplingError, keep_variance
 from ..schedules import EVERYWHERE
 from .base import check_uncompiled
 from .classifier import ClassGuidance, shift_score, sum_label_log_prob
@@ -231,7 +231,7 @@ class CleanClassifierGuidance(ClassGuidance):
             check_uncompiled(self.denoiser)
         with torch.enable_grad():
             x = x_t if further else x_t.detach().requires_grad_(self.through_denoiser)
-            prediction = self.predict_unguided(x, t, y)
+            plain = prediction = self.predict_unguided(x, t, y)
             source = x
             if not self.through_denoiser:
                 source = prediction.x_0 if further else prediction.x_0.detach().requires_grad_()
@@ -244,4 +244,4 @@ class CleanClassifierGuidance(ClassGuidance):
             gradient = gradient.detach()
         if not self.through_denoiser:
             gradient = (alpha / (alpha**2 + sigma**2)).to(gradient) * gradient
-        return shift_score(prediction, scale * gradient, alpha, sigma)
+        return keep_variance(shift_score(prediction, scale * gradient, alpha, sigma), plain)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..backbones.conditions import Condition, Embedding
 from ..class_names import ClassLabel, ClassLabels, class_index, class_indices
-from ..models.protocols import Denoiser, Prediction
+from ..models.protocols import Denoiser, Prediction, keep_variance
 from ..schedules import EVERYWHERE
 from .base import split_prediction, stack_conditions
 from .contrast import CONSTANT_RAMP, LINEAR_RULE, Contrast
@@ -77,7 +77,7 @@ class ClassComposition(Contrast):
 
     Conjunction (AND) of conditions, or negation (NOT, a negative weight). Liu, Li, Du, Torralba, Tenenbaum, "Compositional
     Visual Generation with Composable Diffusion Models", 2022, arXiv 2206.01714, section 4. The conditions replace y
-    in every row, in one batched call; guidance around this one cannot use y.
+    in every row, in one batched call; guidance around this one cannot use y. A learned variance is that of the first one.
 
     Arguments:
         denoiser: with class indices for conditions, trained with the null condition.
@@ -119,7 +119,7 @@ class ClassComposition(Contrast):
         weak, *parts = split_prediction(self.denoiser(*stack_conditions(x_t, t, conditions)), len(conditions))
         terms = zip(weak, *parts)
         strong = (w + sum(weight * (c - w) for weight, c in zip(self.weights, cs)) for w, *cs in terms)
-        return Prediction(*strong), weak
+        return keep_variance(Prediction(*strong), parts[0]), weak
 
     def predict_strong(self, x_t: Tensor, t: Tensor, y: Condition | None) -> Prediction:
         if self.weights == [1.0]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..backbones.conditions import Condition, concatenate_conditions, remove_condition
-from ..models.protocols import Denoiser, DenoiserWrapper, Prediction
+from ..models.protocols import Denoiser, DenoiserWrapper, Prediction, keep_variance
 from ..randomness import Noise
 from ..schedules import EVERYWHERE, TimeTable, time_key
 from .base import ScaledGuidance, per_row, split_prediction, stack_rows
@@ -59,7 +59,8 @@ class Contrast(ScaledGuidance):
     """rule(strong, weak, 1 + (scale - 1) ramp(level)) inside the interval, strong outside.
 
     The interval is that of Kynkaanniemi et al., 2024, arXiv 2404.07724. The weak prediction is not evaluated where the
-    scale is 1 or outside the interval. With t [B] both are evaluated, and each row follows its own level.
+    scale is 1 or outside the interval. With t [B] both are evaluated, and each row follows its own level. A learned variance
+    is that of the strong prediction, as in ADM and DiT, or that of the weak one where it alone is evaluated.
 
     A subclass defines `predict_both`, and `predict_weak` where that alone is cheaper.
 
@@ -168,12 +169,14 @@ class Contrast(ScaledGuidance):
             return self.predict_strong(x_t, t, y)
         facts = (x_t, t, self.schedule, self.memory)
         if strength.number == 1 and self.rule.strong_at_1:
-            return self.rule.finish(self.predict_strong(x_t, t, y), *facts)
+            side = self.predict_strong(x_t, t, y)
+            return keep_variance(self.rule.finish(side, *facts), side)
         if strength.number == 0 and self.rule.weak_at_0:
-            return self.rule.finish(self.predict_weak(x_t, t, y), *facts)
+            side = self.predict_weak(x_t, t, y)
+            return keep_variance(self.rule.finish(side, *facts), side)
         strong, weak = self.predict_both(x_t, t, y)
         scale = strength.scale_as(strong.dtype) if self.rule.only_multiplies else strength.scale
-        return self.rule(strong, weak, scale, *facts)
+        return keep_variance(self.rule(strong, weak, scale, *facts), strong)
 
     def predict_rows(self, x_t: Tensor, t: Tensor, y: Condition | None) -> Prediction:
         """For t [B]: both predictions for all rows, combined by each row's own level."""
@@ -189,7 +192,7 @@ class Contrast(ScaledGuidance):
         if self.rule.strong_at_1:
             finished = self.rule.finish(strong, x_t, t, self.schedule, self.memory)
             guided = select_rows(scale == 1, finished, guided)
-        return select_rows(inside, guided, strong)
+        return keep_variance(select_rows(inside, guided, strong), strong)
 
 
 def select_rows(rows: Tensor, one: Prediction, other: Prediction) -> Prediction:
@@ -204,7 +207,7 @@ def check_null(denoiser: Denoiser, guidance: str) -> None:
     if not denoiser.has_null:
         raise ValueError(
             f"guidance={guidance} needs a model trained with label dropout, and this one was trained without; train with "
-            "guidance=cfg (p_uncond=0.1), or take guidance=none"
+            "guidance=cfg (p_uncond=0.1), take guidance=none, or for a folder of diffusers with such a row say null_class=<row>"
         )
 
 

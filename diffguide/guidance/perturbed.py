@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..backbones.conditions import Condition, concatenate_conditions
 from ..backbones.perturbations import BlurredQueries, IdentityAttention, Perturbation, SkippedBlocks
-from ..models.protocols import Denoiser, DenoiserWrapper, Prediction
+from ..models.protocols import Denoiser, DenoiserWrapper, Prediction, take_rows
 from ..runtime.ranges import check_range
 from ..schedules import EVERYWHERE
 from .base import has_condition
@@ -72,7 +72,7 @@ class Perturbed(Contrast):
             None if y is None else concatenate_conditions([y, y[rows]]),
             self.perturbation.for_rows(torch.arange(batch + len(rows), device=x_t.device) >= batch),
         )
-        strong = Prediction(*(field[:batch] for field in both))
+        strong = take_rows(both, slice(batch))
         return strong, Prediction(*(side.index_copy(0, rows, field[batch:]) for side, field in zip(strong, both)))
 
     def predict_weak(self, x_t: Tensor, t: Tensor, y: Condition | None) -> Prediction:

@@ -14,7 +14,7 @@ from ..backbones.perturbations import Perturbation
 from ..schedules import Schedule, Tabulated, tabulate, time_key
 from ..schedules.tabulated import is_transformed, ordinary_tensors
 from .parameterizations import Parameterization, Rows, at_least_float32
-from .protocols import Denoiser, Prediction, StackedPrediction
+from .protocols import Denoiser, Prediction, StackedPrediction, VariancePrediction
 
 __all__ = ["Preconditioned"]
 
@@ -41,7 +41,8 @@ class Preconditioned(nn.Module, Denoiser):
     """x0_hat = c_skip x_t + c_out F(c_in x_t, log_snr, y), eps_hat = e_skip x_t + e_out F, with a backbone F.
 
     Karras et al. 2022, arXiv 2206.00364, eq. 7. The network gets the log-SNR, not t; one that was built
-    without noise conditioning gets neither.
+    without noise conditioning gets neither. Of an output with a learned variance, F is the first half of the channels; the
+    second half is v of a `VariancePrediction`.
 
     Arguments:
         backbone: module (x, log_snr [B] or None, y) -> F.
@@ -50,7 +51,8 @@ class Preconditioned(nn.Module, Denoiser):
         has_null: whether training dropped the condition of some examples, so that y = -1 is trained.
 
     Raises:
-        ValueError: a parameterization that divides by alpha, on a schedule that ends at alpha = 0.
+        ValueError: a parameterization that divides by alpha, on a schedule that ends at alpha = 0; has_null with a network
+            that takes no null condition.
     """
 
     def __init__(self, backbone: Backbone, schedule: Schedule, parameterization: Parameterization, has_null: bool):
@@ -61,8 +63,13 @@ class Preconditioned(nn.Module, Denoiser):
                 f"({type(schedule).__name__} has log_snr_min=-inf), where x_0 would be divided by 0; use objective=x0, v, "
                 "flow or edm, or a finite log_snr_min"
             )
+        if has_null and not backbone.takes_null:
+            raise ValueError(
+                "p_uncond must be 0: this network has no null class, so its labels cannot be dropped; set null_class to a row "
+                "of its class table"
+            )
         self.backbone, self.schedule, self.parameterization = backbone, schedule, parameterization
-        self.num_classes = backbone.num_classes
+        self.num_classes, self.learned_variance = backbone.num_classes, backbone.learned_variance
         self.has_null = bool(has_null) or not backbone.conditional
         self.table: dict[Any, dict[float, Call]] | None = None  # of a run, by shape, type and device of x_t
         self.kept: tuple[tuple[Schedule, Parameterization, dict], dict] | None = None
@@ -126,10 +133,12 @@ class Preconditioned(nn.Module, Denoiser):
     def rows_at(self, x_t: Tensor, log_snr: Tensor) -> tuple[Rows, Tensor | None]:
         """(The rows at a log-SNR, the log-SNR [B] that the network gets or None)."""
         rows = self.parameterization.rows(*self.schedule.scales(log_snr, x_t.ndim)).to(x_t)
-        return rows, log_snr.to(x_t).expand(len(x_t)) if self.backbone.noise_conditioned else None
+        return rows, log_snr.to(x_t).expand(x_t.shape[0]) if self.backbone.noise_conditioned else None
 
     def error(self, x_0: Tensor, eps: Tensor, log_snr: Tensor, y: Condition | None) -> tuple[Tensor, Rows]:
         """(F - F*, the rows) at x_t = alpha x_0 + sigma eps, where F* = p x_0 + q eps.
+
+        A learned variance has no error here: no objective trains it.
 
         Raises:
             ValueError: an output in another shape than the data.
@@ -138,6 +147,8 @@ class Preconditioned(nn.Module, Denoiser):
         x_t = at_least_float32(alpha * x_0 + sigma * eps)
         rows, level = self.rows_at(x_t, log_snr)
         output = self.backbone(rows.c_in * x_t, level, y).to(x_t.dtype)
+        if self.learned_variance:
+            output = output.chunk(2, dim=1)[0]
         if output.shape != x_0.shape:
             raise ValueError(
                 f"the output of the network {list(output.shape)} must have the shape of the data {list(x_0.shape)}"
@@ -154,10 +165,22 @@ class Preconditioned(nn.Module, Denoiser):
         call = self.call_at(x_t, t)
         if call is not None:
             output = self.backbone(call.c_in * x_t, call.level, y, *changes).to(x_t.dtype)
+            if self.learned_variance:
+                output, v = output.chunk(2, dim=1)
+                x_0, eps = call.skip * x_t + call.out * output
+                return VariancePrediction(x_0, eps, v)
             return StackedPrediction(call.skip * x_t + call.out * output)
-        rows, level = self.rows_at(x_t, self.schedule.log_snr(t))
+        return self.predict_at(x_t, self.schedule.log_snr(t), y, *changes)
+
+    def predict_at(self, x_t: Tensor, log_snr: Tensor, y: Condition | None, *changes: Perturbation) -> Prediction:
+        """The prediction at a log-SNR, 0-d or [B] float64; x_t in float32 at least."""
+        rows, level = self.rows_at(x_t, log_snr)
         output = self.backbone(rows.c_in * x_t, level, y, *changes).to(x_t.dtype)
-        return Prediction(rows.c_skip * x_t + rows.c_out * output, rows.e_skip * x_t + rows.e_out * output)
+        v = None
+        if self.learned_variance:
+            output, v = output.chunk(2, dim=1)
+        prediction = Prediction(rows.c_skip * x_t + rows.c_out * output, rows.e_skip * x_t + rows.e_out * output)
+        return prediction if v is None else VariancePrediction(*prediction, v)
 
     def predict_perturbed(self, x_t: Tensor, t: Tensor, y: Condition | None, perturbation: Perturbation) -> Prediction:
         return self(x_t, t, y, perturbation)

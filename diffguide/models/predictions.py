@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from torch import Tensor, dtype
 
-__all__ = ["Prediction", "StackedPrediction"]
+__all__ = ["Prediction", "StackedPrediction", "VariancePrediction", "keep_variance", "take_rows"]
 
 
 class Prediction(NamedTuple):
@@ -57,3 +57,39 @@ class StackedPrediction(Prediction):
     @classmethod
     def _make(cls, iterable):  # type: ignore[override]
         return Prediction(*iterable)
+
+
+class VariancePrediction(Prediction):
+    """A prediction of a network with a learned variance, which `sampler=ddpm sampler.variance=learned` reads.
+
+    A tuple of its two fields for everybody else.
+
+    Attributes:
+        v: second half of the network's output, in the shape of x_t, nominally in [-1, 1]: the place of the step's log variance
+            between its two bounds. Nichol & Dhariwal 2021, arXiv 2102.09672, eq. 15. It has no gradient.
+    """
+
+    v: Tensor
+
+    def __new__(cls, x_0: Tensor, eps: Tensor, v: Tensor):
+        new = tuple.__new__(cls, (x_0, eps))
+        new.v = v.detach()
+        return new
+
+    def __reduce__(self):
+        return VariancePrediction, (*self, self.v)
+
+    @classmethod
+    def _make(cls, iterable):  # type: ignore[override]
+        return Prediction(*iterable)
+
+
+def keep_variance(prediction: Prediction, source: Prediction) -> Prediction:
+    """The prediction, with the learned variance of `source` if that has one."""
+    return VariancePrediction(*prediction, source.v) if isinstance(source, VariancePrediction) else prediction
+
+
+def take_rows(prediction: Prediction, rows: slice) -> Prediction:
+    """Some rows of a prediction."""
+    taken = Prediction(prediction.x_0[rows], prediction.eps[rows])
+    return VariancePrediction(*taken, prediction.v[rows]) if isinstance(prediction, VariancePrediction) else taken

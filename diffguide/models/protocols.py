@@ -16,7 +16,7 @@ from torch import Tensor
 from ..backbones.conditions import Condition, Embedding
 from ..backbones.perturbations import Perturbation
 from ..schedules import Schedule
-from .predictions import Prediction, StackedPrediction
+from .predictions import Prediction, StackedPrediction, VariancePrediction, keep_variance, take_rows
 
 __all__ = [
     "Classifier",
@@ -30,7 +30,10 @@ __all__ = [
     "SamplingError",
     "StackedPrediction",
     "Tally",
+    "VariancePrediction",
     "is_guided",
+    "keep_variance",
+    "take_rows",
 ]
 
 
@@ -67,6 +70,7 @@ class DenoiserInfo(NamedTuple):
         embeds: whether `embed` is available.
         is_compiled: whether the network is compiled by torch.compile, and so has no second derivatives.
         attention_layers, residual_blocks: those of the backbone, for `predict_perturbed`.
+        learned_variance: whether predictions are `VariancePrediction`s.
     """
 
     schedule: Schedule
@@ -81,6 +85,7 @@ class DenoiserInfo(NamedTuple):
     is_compiled: bool
     attention_layers: Sequence[int]
     residual_blocks: Sequence[int]
+    learned_variance: bool
 
 
 class Denoiser:
@@ -103,6 +108,7 @@ class Denoiser:
     embeds: bool = False
     attention_layers: Sequence[int] = ()
     residual_blocks: Sequence[int] = ()
+    learned_variance: bool = False
 
     @property
     def conditional(self) -> bool:

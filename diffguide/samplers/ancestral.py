@@ -5,7 +5,7 @@ from torch import Tensor
 
 from ..backbones.conditions import Condition
 from ..models.evaluation_counters import as_protocol
-from ..models.protocols import Denoiser, ExactDenoiser, Prediction
+from ..models.protocols import Denoiser, Energy, ExactDenoiser, Prediction, SamplingError, VariancePrediction
 from ..runtime.linear_algebra import symmetric_root
 from ..runtime.ranges import check_range
 from ..schedules import Schedule
@@ -99,37 +99,74 @@ class EulerAncestral(Sampler):
 
 
 class DDPM(Sampler):
-    """Ancestral sampling: the mean of q(x_s | x_t, x_0), with a fixed variance.
+    """Ancestral sampling: the mean of q(x_s | x_t, x_0), with a variance between two bounds.
 
-    Ho et al. 2020, arXiv 2006.11239, algorithm 2; Nichol & Dhariwal 2021, arXiv 2102.09672, eq. 15 for the mixture.
+        log variance = f log Var[x_t | x_s] + (1 - f) log Var[x_s | x_t, x_0]
+
+    Ho et al. 2020, arXiv 2006.11239, algorithm 2; Nichol & Dhariwal 2021, arXiv 2102.09672, eq. 15 for the mixture. Both
+    bounds are those of the step, also where it skips levels. A learned f is (v + 1) / 2 of the network's v, per value of x.
     The step to t = 0 always takes the posterior variance, since nothing removes noise after it. So does a step over which
     the noise level falls by more than MAX_FALL (`step_limits`), where the transition's variance is that of the level before.
 
     Arguments:
-        variance: 0 = fixed small (the posterior's), 1 = fixed large (the transition's), between = log-linear.
+        variance: f; 0 = fixed small (the posterior's), 1 = fixed large (the transition's), between = log-linear; "learned" =
+            the network's, as of ADM and DiT.
+
+    Raises:
+        ValueError: from `times`, a model without a learned variance, where one is asked for.
     """
 
     order = 1
     stochastic = True
     max_fall = MAX_FALL
 
-    def __init__(self, steps: int = 250, grid: Grid = UNIFORM_T, variance: float = 0.0):
+    def __init__(self, steps: int = 250, grid: Grid = UNIFORM_T, variance: float | str = 0.0):
         super().__init__(steps, grid)
-        self.variance = check_range("variance", variance, "[0, 1]")
+        self.variance = None if variance == "learned" else check_variance(variance)  # None = the network's
+
+    def check(self, denoiser: Denoiser | Energy) -> None:
+        super().check(denoiser)
+        if self.variance is None and not getattr(denoiser, "learned_variance", False):
+            raise ValueError(
+                "variance=learned needs a network whose output has channels for the variance (ADM, DiT), and this model has "
+                "none: take sampler.variance=0 (the posterior's) to 1 (the transition's)"
+            )
 
     def step(
         self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, y: Condition | None, noise: StepNoise, memory: Memory
     ) -> Tensor:
         prediction = denoiser(x, t, y)
         small = posterior_variance(denoiser.schedule, t, s)
+        mean = renoise(prediction, denoiser.schedule, s, small)
+        if s > 0 and self.variance is None:
+            return mean + learned_deviation(prediction, small, transition_variance(denoiser.schedule, t, s)) * (
+                noise.increment(t, s)
+            )
         variance = small
         if self.variance and s > 0:
             variance = small ** (1 - self.variance) * transition_variance(denoiser.schedule, t, s) ** self.variance
-        return add_step_noise(renoise(prediction, denoiser.schedule, s, small), variance, noise, t, s)
+        return add_step_noise(mean, variance, noise, t, s)
 
     def first_order(self, prediction: Prediction, schedule: Schedule, t: Tensor, s: Tensor, noise: StepNoise) -> Tensor:
         small = posterior_variance(schedule, t, s)
         return add_step_noise(renoise(prediction, schedule, s, small), small, noise, t, s)
+
+
+def check_variance(variance: float | str) -> float:
+    """A fixed share of DDPM's upper bound."""
+    if isinstance(variance, str):
+        raise ValueError(f"variance must be learned or a number in [0, 1], got {variance}")
+    return check_range("variance", variance, "[0, 1]")
+
+
+def learned_deviation(prediction: Prediction, small: Tensor, large: Tensor) -> Tensor:
+    """sqrt(large^f small^(1 - f)) with f = (v + 1) / 2 of the network, in the shape of x."""
+    if not isinstance(prediction, VariancePrediction):
+        raise SamplingError(
+            "the guidance dropped the learned variance of its network: return keep_variance(prediction, that of the network), "
+            "or take sampler.variance=0 to 1"
+        )
+    return torch.exp(small.log() / 2 + (prediction.v + 1) / 4 * (large / small).log())
 
 
 class ExactDDPM(Sampler):

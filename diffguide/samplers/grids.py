@@ -105,17 +105,21 @@ class Quadratic(Grid):
 
 
 class UniformLogSNR(Grid):
-    """Equal steps in log-SNR. Lu et al., "DPM-Solver", 2022, arXiv 2206.00927, section 3.4."""
+    """Equal steps in log-SNR. Lu et al., "DPM-Solver", 2022, arXiv 2206.00927, section 3.4.
+
+    On discrete betas that end at exact data, the last step jumps from the first level to t = 0.
+    """
 
     def continuous(self, schedule: Schedule, steps: int) -> Tensor:
-        low, high = schedule.log_snr_min, schedule.log_snr_max
+        low, high = schedule.log_snr_min, schedule.finest_log_snr
         if not (math.isfinite(low) and math.isfinite(high)):
             raise ValueError(
                 f"grid=uniform_log_snr needs finite ends, the schedule has log-SNR {low:g} to {high:g}: take another grid, "
                 "as sampler/grid=uniform_t, or a finite schedule.log_snr_min and log_snr_max"
             )
-        log_snr = torch.linspace(low, high, steps + 1, dtype=torch.float64)
-        return find_times(schedule, log_snr)
+        jump = high < schedule.log_snr_max
+        times = find_times(schedule, torch.linspace(low, high, steps + (not jump), dtype=torch.float64))
+        return torch.cat([times, times.new_zeros(1)]) if jump else times
 
 
 UNIFORM_LOG_SNR = UniformLogSNR()
@@ -129,7 +133,8 @@ class Karras(Grid):
 
     Arguments:
         rho: exponent, at least 0.1; 7 in the paper.
-        noise_level_min: last noise level before t = 0 (0.002 in the paper); None = the grid ends at t = 0 itself.
+        noise_level_min: last noise level before t = 0 (0.002 in the paper); None = the grid ends at t = 0 itself, or on
+            discrete betas that end at exact data that of the first level.
         noise_level_max: first noise level; None = the schedule's at t = 1.
 
     Raises:
@@ -142,14 +147,15 @@ class Karras(Grid):
 
     def continuous(self, schedule: Schedule, steps: int) -> Tensor:
         ends = schedule.noise_level_range
-        low = ends[0] if self.noise_level_min is None else float(self.noise_level_min)
+        finest = math.exp(-schedule.finest_log_snr / 2)
+        low = finest if self.noise_level_min is None else float(self.noise_level_min)
         high = ends[1] if self.noise_level_max is None else float(self.noise_level_max)
         # a level that equals an end up to rounding is that end
         low, high = (end if math.isclose(level, end) else level for level, end in zip((low, high), ends))
         if not ends[0] <= low < high <= ends[1] or not 0 < low or not math.isfinite(high):
             raise ValueError(
                 f"grid=karras needs finite positive noise levels within the schedule's {ends[0]:.4g} to {ends[1]:.4g}, "
-                f"got {low:.4g} to {high:.4g}; set noise_level_min and noise_level_max"
+                f"got {low:.4g} to {high:.4g}; set noise_level_min and noise_level_max, or take sampler/grid=uniform_t"
             )
         jump = low > ends[0]
         log_snr = -2 * karras_levels(high, low, steps if jump else steps + 1, self.rho).log()

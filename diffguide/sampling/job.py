@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from ..evaluation.probe import check_conditioning
 from ..figures import trajectories
+from ..figures.image_grids import is_latent
 from ..files.run_folders import BusyError, WriteError, create_version_dir, lock_run_dir, remove_leftovers, strict_json
 from ..files.shards import START_FILE, ShardError, Shards
 from ..models.protocols import Denoiser
@@ -175,6 +176,16 @@ class SamplingJob:
         (folder / "shards" / START_FILE).write_text(strict_json(header) + "\n", encoding="utf-8")
 
 
+def check_pictures(job: SamplingJob) -> None:
+    """Raises InputError for pictures of samples that are no images; a trajectory of vectors is a plot."""
+    shape, latents = job.plan.shape, is_latent(job.plan.shape)
+    for key, wanted in {"png": job.png, "trajectory": job.trajectory and latents}.items():
+        if wanted and (len(shape) == 1 or latents):
+            model_kind = "this oracle" if job.plan.source.oracle is not None else "this checkpoint"
+            what = "latents" if latents else "vectors"
+            raise InputError(f"{key}=true needs images; {model_kind} makes {what} of shape {list(shape)}")
+
+
 def preflight_sampling(job: SamplingJob) -> None:
     """Runs the checks that call the network, and prints the notes of the job.
 
@@ -182,9 +193,7 @@ def preflight_sampling(job: SamplingJob) -> None:
         InputError: a network that ignores its condition under guidance that needs it, or a resumed run whose models changed.
     """
     plan = job.plan
-    if job.png and len(plan.shape) == 1:
-        model_kind = "this oracle" if plan.source.oracle is not None else "this checkpoint"
-        raise InputError(f"png=true needs images; {model_kind} makes vectors of shape {list(plan.shape)}")
+    check_pictures(job)
     model = plan.source.model
     if plan.source.oracle is None and isinstance(model, Denoiser) and getattr(plan.guided, "uses_condition", False):
         with convert_input_errors("guidance"):

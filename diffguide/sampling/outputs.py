@@ -32,8 +32,8 @@ def finalize_run(
 ) -> tuple[dict[str, Any], dict[str, float]]:
     """Writes manifest.jsonl, grid.png, trajectory.gif, for an oracle metrics.json, and last samples.npz.
 
-    samples.npz has arr_0 uint8 [N, H, W, C] (vectors: float32 [N, D]) and arr_1 labels [N], -1 = no condition: the layout of
-    the evaluator of guided-diffusion. The manifest has the header, then seed and label per sample.
+    samples.npz has arr_0 uint8 [N, H, W, C] (vectors and latents: float32 as they are) and arr_1 labels [N], -1 = no
+    condition: the layout of the evaluator of guided-diffusion. The manifest has the header, then seed and label per sample.
 
     Arguments:
         shards: of all batches.
@@ -89,7 +89,8 @@ def write_pictures(folder: Path, plan: SamplingPlan, shards: Shards, filmed: ima
             trajectories.write_vector_gif(gif, frames, plan.classes, names, plan.background)
         return
     layout = images.lay_out_grid(plan.classes, names)
-    images.write_grid(grid, layout, shards.read_samples(layout.indices))
+    samples = shards.read_samples(layout.indices)
+    images.write_grid(grid, layout, {index: images.preview_latents(x) for index, x in samples.items()})
     if frames is not None and filmed is not None:
         trajectories.write_image_gif(gif, filmed, frames)
 

@@ -168,7 +168,7 @@ class SampleWriter:
                 f"\n{not_finite} of the {len(x)} samples from {first} on are not finite: ignore their images",
                 file=sys.stderr,
             )
-        array = x.numpy() if x.ndim == 2 else images.to_uint8(x)
+        array = x.numpy() if storage_spec(x.shape[1:])[0] == "float32" else images.to_uint8(x)
         if self.singles is not None:
             images.write_pngs(self.singles, first, array)
         tally, (network, potential) = self.plan.tally, self.counts
@@ -177,5 +177,7 @@ class SampleWriter:
 
 
 def storage_spec(shape: Sequence[int]) -> tuple[str, tuple[int, ...]]:
-    """dtype and shape of a stored sample: bytes [H, W, C] for an image [C, H, W], float32 for a vector [D]."""
-    return ("float32", tuple(shape)) if len(shape) == 1 else ("uint8", (*shape[1:], shape[0]))
+    """dtype and shape of a stored sample: bytes [H, W, C] for an image [C, H, W], float32 for a vector or a latent."""
+    if len(shape) == 1 or images.is_latent(shape):
+        return "float32", tuple(shape)
+    return "uint8", (*shape[1:], shape[0])

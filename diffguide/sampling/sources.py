@@ -14,7 +14,7 @@ from ..checkpoints import store as checkpoints
 from ..checkpoints.allowlist import construct, validate_config
 from ..datasets.base import Dataset, fetch_examples
 from ..figures.scatter import MAX_DATA_POINTS, ScatterBackground, build_background
-from ..files.run_folders import hash_file
+from ..files.weights import hash_weights
 from ..models.protocols import Denoiser, Energy
 from ..oracles import Oracle
 
@@ -67,6 +67,7 @@ class CheckpointSource(SampleSource):
         weights: ema or objective.
         device: of the model.
         trust: names of classes outside diffguide that the file may use.
+        null_class: see `checkpoints.store.load`.
 
     Raises:
         CheckpointError: the file is damaged, uses a class that is not trusted, or has no generator.
@@ -74,8 +75,10 @@ class CheckpointSource(SampleSource):
 
     file: Path
 
-    def __init__(self, file: Path, weights: str, device: torch.device, trust: Sequence[str]):
-        loaded = checkpoints.load(file, weights, device, trust)
+    def __init__(
+        self, file: Path, weights: str, device: torch.device, trust: Sequence[str], null_class: int | None = None
+    ):
+        loaded = checkpoints.load(file, weights, device, trust, null_class)
         if not isinstance(loaded.model, Denoiser | Energy):
             raise checkpoints.CheckpointError(
                 f"{file} holds a {type(loaded.model).__name__}, which cannot be sampled; to guide a generator by it use "
@@ -83,10 +86,10 @@ class CheckpointSource(SampleSource):
             )
         self.file, self.weights, self.config, self.model = file, weights, loaded.config, loaded.model
         self.shape, self.class_names = loaded.facts["shape"], loaded.facts["class_names"]
-        self.note = checkpoints.explain_untrained(loaded)
+        self.note = checkpoints.explain_untrained(loaded) or checkpoints.explain_origin(loaded)
 
     def identity(self) -> dict[str, Any]:
-        return {"checkpoint": str(self.file), "checkpoint_sha256": hash_file(self.file), "weights": self.weights}
+        return {"checkpoint": str(self.file), "checkpoint_sha256": hash_weights(self.file), "weights": self.weights}
 
     def background(self, labels: Sequence[int]) -> ScatterBackground:
         return build_background(training_data(self.config), self.shape[0])

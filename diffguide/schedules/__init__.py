@@ -12,7 +12,7 @@ from .base import (
     variance_preserving,
 )
 from .curves import TRE, Cosine, Flow, Sigmoid
-from .discrete import Linear, ScaledLinear, SigmoidBeta, SquaredCosine
+from .discrete import Linear, ScaledLinear, SigmoidBeta, SquaredCosine, TrainedBetas
 from .interval import EVERYWHERE, Interval
 from .learned import Monotone
 from .none import NoSchedule
@@ -23,6 +23,6 @@ from .wrappers import ResolutionShift, ZeroTerminalSNR
 __all__ = [
     "EDM", "EVERYWHERE", "Interval", "TRE", "VE", "VP", "Cosine", "Flow", "Linear", "Monotone", "NoSchedule",
     "ResolutionShift", "ScaledLinear", "Schedule", "Sigmoid", "SigmoidBeta", "SquaredCosine", "SubVP", "Tabulated",
-    "TimeTable", "ZeroTerminalSNR", "as_time", "broadcast_rows", "check_finite_ends", "linear", "same_schedule",
+    "TimeTable", "TrainedBetas", "ZeroTerminalSNR", "as_time", "broadcast_rows", "check_finite_ends", "linear", "same_schedule",
     "sub_variance_preserving", "tabulate", "time_key", "variance_exploding", "variance_preserving",
 ]  # fmt: skip

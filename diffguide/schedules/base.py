@@ -206,6 +206,11 @@ class Schedule(nn.Module):
         return Levels(log_snr, *self.scales(log_snr), log_level, torch.exp(log_level))
 
     @property
+    def finest_log_snr(self) -> float:
+        """The log-SNR of the cleanest level of a grid: log_snr_max, or of discrete betas to exact data that of the first."""
+        return self.log_snr_max
+
+    @property
     def noise_level_range(self) -> tuple[float, float]:
         """The lowest and the highest noise level sigma / alpha."""
         return math.exp(-self.log_snr_max / 2), math.exp(-self.log_snr_min / 2)

@@ -1,6 +1,7 @@
 """Discrete betas as continuous curves: abar_k = prod_{i <= k} (1 - beta_i) at t = k / T, log abar linear between them."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -9,14 +10,14 @@ from torch.nn.functional import logsigmoid
 from ..runtime.ranges import check_range, check_whole
 from .base import TruncatedCurve, default_end
 
-__all__ = ["Linear", "ScaledLinear", "SigmoidBeta", "SquaredCosine"]
+__all__ = ["Linear", "ScaledLinear", "SigmoidBeta", "SquaredCosine", "TrainedBetas"]
 
 
 class DiscreteBetas(TruncatedCurve):
     """The curve through the knots of betas. Its log-SNR at t = 0 is log_snr_max, since abar_0 = 1 would make it infinite.
 
     Arguments:
-        log_snr_max: log-SNR at t = 0, above that of the first step.
+        log_snr_max: log-SNR at t = 0, above that of the first step; `inf` means exact data, as in diffusers.
         log_snr_min: log-SNR at t = 1; None = that of the last beta.
         beta_start, beta_end: first and last beta, in (0, 1).
         steps: number of betas T, at least 2.
@@ -47,6 +48,13 @@ class DiscreteBetas(TruncatedCurve):
         end = logsigmoid(torch.tensor([log_snr_max], dtype=torch.float64))
         self.__dict__["knots"] = torch.cat([end, log_abar])  # a plain attribute, which a dtype cast does not change
         super().__init__(log_snr_max, default_end(log_snr_min, last, "betas"))
+
+    @property
+    def finest_log_snr(self) -> float:
+        if self.log_snr_max < math.inf:
+            return self.log_snr_max
+        first = self.knots[1]
+        return float(first - torch.log(-torch.expm1(first)))
 
     def betas(self, start: float, end: float, steps: int) -> Tensor:
         """beta_1 .. beta_T in float64."""
@@ -111,6 +119,27 @@ class SigmoidBeta(DiscreteBetas):
 
     def betas(self, start: float, end: float, steps: int) -> Tensor:
         return start + (end - start) * torch.linspace(-6, 6, steps, dtype=torch.float64).sigmoid()
+
+
+class TrainedBetas(DiscreteBetas):
+    """Given betas, such as the `trained_betas` of a scheduler of diffusers.
+
+    Arguments:
+        log_snr_max: log-SNR at t = 0, above that of the first step; `inf` means exact data.
+        log_snr_min: log-SNR at t = 1; None = that of the last beta.
+        betas: beta_1 .. beta_T, at least two numbers in (0, 1).
+
+    Raises:
+        ValueError: fewer than two betas, or a number out of range; an end outside the range of the betas.
+    """
+
+    def __init__(
+        self, log_snr_max: float = math.inf, log_snr_min: float | None = None, betas: Sequence[float] = (1e-4, 0.02)
+    ):
+        given = torch.tensor(list(betas), dtype=torch.float64)
+        if len(given) < 2 or not bool(((given > 0) & (given < 1)).all()):
+            raise ValueError(f"betas must be at least two numbers in (0, 1), got {len(given)}: {list(betas)[:4]}")
+        self.connect(given, log_snr_max, log_snr_min)
 
 
 class SquaredCosine(DiscreteBetas):

@@ -66,6 +66,7 @@ class Tabulated(Schedule):
     source: Schedule
     log_snr_max = forward("log_snr_max")
     log_snr_min = forward("log_snr_min")
+    finest_log_snr = forward("finest_log_snr")
     learned_ends = forward("learned_ends")
     normalisation = forward("normalisation")
     is_learned = forward("is_learned")

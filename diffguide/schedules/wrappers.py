@@ -34,6 +34,10 @@ class ResolutionShift(Schedule):
         super().__init__(schedule.log_snr_max + shift, schedule.log_snr_min + shift)
         self.schedule, self.shift, self.normalisation = schedule, shift, schedule.normalisation
 
+    @property
+    def finest_log_snr(self) -> float:
+        return self.schedule.finest_log_snr + self.shift
+
     def log_snr(self, t) -> Tensor:
         return self.schedule.log_snr(t) + self.shift
 
@@ -74,6 +78,10 @@ class ZeroTerminalSNR(Schedule):
             )
         super().__init__(float(self.rescale(schedule.log_snr(0.0))), -math.inf)
         self.schedule = schedule
+
+    @property
+    def finest_log_snr(self) -> float:
+        return float(self.rescale(torch.tensor(self.schedule.finest_log_snr, dtype=torch.float64)))
 
     def rescale(self, log_snr: Tensor) -> Tensor:
         """The log-SNR of this schedule at a log-SNR of the inner one."""

@@ -81,10 +81,15 @@ def check_guidance(job: TrainingJob, guided: Denoiser, times: torch.Tensor) -> N
 
 
 def report_data(job: TrainingJob) -> None:
-    """Prints on stderr which data are not used, and how the data of a resumed run have changed."""
+    """Prints on stderr what training does not use or train, and how the data of a resumed run have changed."""
     lines = list(job.data.warnings())
     if job.note and "data" in job.note:
         lines.append(f"the data have changed since: {describe_changes(job.note['data'])}")
+    if getattr(job.objective.model, "learned_variance", False):
+        lines.append(
+            "this network predicts a variance, which training leaves as it is: sample it with sampler.variance=0 to 1, since "
+            "learned would no longer fit"
+        )
     for line in lines:
         print(line, file=sys.stderr)
 

@@ -6,7 +6,7 @@ import hashlib
 import pytest
 import safetensors.torch
 import torch
-from networks import batch, dit, every_network, lively, mlp, unet
+from networks import batch, dit, every_backbone, every_network, lively, mlp, unet
 
 from diffguide.backbones import Embedding
 from diffguide.models.parameterizations import V
@@ -171,7 +171,7 @@ def relative(found, expected) -> float:
     return float((found.float() - expected).norm() / expected.norm())
 
 
-@every_network
+@every_backbone
 def test_half_precision_is_near_full_precision(make, shape):
     """Autocast and weights in bfloat16 (8 bits) are within 3 % of float32."""
     x, log_snr, y = batch(8, *shape)

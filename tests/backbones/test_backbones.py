@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from networks import batch, dit, every_network, lively, mlp, same_rows, unet
+from networks import batch, dit, edm, edm2, every_backbone, lively, mlp, same_rows, unet
 
 from diffguide.backbones import DiT, UNet
 
@@ -30,12 +30,12 @@ def test_out_features_are_the_width_of_the_output():
     assert lively(mlp(out_features=7))(*batch(2, 2)).shape == (2, 7)
 
 
-@every_network
+@every_backbone
 def test_the_output_of_a_new_network_is_zero(make, shape):
     assert not make()(*batch(3, *shape)).any()
 
 
-@every_network
+@every_backbone
 def test_the_output_depends_on_everything(make, shape):
     x, log_snr, _ = batch(4, *shape)
     network, y = lively(make()), torch.zeros(4, dtype=torch.long)
@@ -45,14 +45,14 @@ def test_the_output_depends_on_everything(make, shape):
     assert not same_rows(out, network(x, log_snr, y - 1)).any(), "no condition is none of the classes"
 
 
-@every_network
+@every_backbone
 def test_no_condition_is_minus_one(make, shape):
     x, log_snr, _ = batch(4, *shape)
     network = lively(make())
     assert torch.equal(network(x, log_snr, None), network(x, log_snr, torch.full((4,), -1)))
 
 
-@every_network
+@every_backbone
 def test_a_network_without_classes_ignores_the_condition(make, shape):
     x, log_snr, _ = batch(4, *shape)
     network = lively(make(num_classes=0))
@@ -61,13 +61,13 @@ def test_a_network_without_classes_ignores_the_condition(make, shape):
 
 
 @pytest.mark.parametrize("end", [math.inf, -math.inf])
-@every_network
+@every_backbone
 def test_exact_ends_give_finite_output(make, shape, end):
     x, _, y = batch(4, *shape)
     assert bool(lively(make())(x, torch.full((4,), end), y).isfinite().all())
 
 
-@every_network
+@every_backbone
 def test_the_output_of_a_row_does_not_depend_on_its_batch(make, shape):
     x, log_snr, y = batch(6, *shape)
     network = lively(make())
@@ -77,7 +77,7 @@ def test_the_output_of_a_row_does_not_depend_on_its_batch(make, shape):
         assert same_rows(alone, together[row : row + 1], 1e-5 * float(together.abs().max())).all()
 
 
-@pytest.mark.parametrize("make", [unet, dit])
+@pytest.mark.parametrize("make", [unet, dit, edm, edm2])
 def test_dropout_is_active_in_training_only(make):
     x, log_snr, y = batch(2, 1, 8, 8)
     network = lively(make(dropout=0.5))

@@ -6,12 +6,19 @@ import math
 import numpy as np
 import pytest
 import torch
-from networks import dit, mlp, unet
+from networks import dit, edm, edm2, mlp, unet
 from perturbed_networks import ATTENTION, ROWS, log_snr, network, replaced, same, without_branches, x, y
 
 from diffguide.backbones.perturbations import BlurredQueries, IdentityAttention, SkippedBlocks, blur_matrix
 
-LAYERS = {"unet": (unet, [0]), "unet up": (unet, [2, 3]), "dit": (dit, [1]), "dit all": (dit, [0, 1])}
+LAYERS = {
+    "unet": (unet, [0]),
+    "unet up": (unet, [2, 3]),
+    "dit": (dit, [1]),
+    "dit all": (dit, [0, 1]),
+    "edm": (edm, [0, 2]),
+    "edm2": (edm2, [1]),
+}
 every_layer = pytest.mark.parametrize("make, layers", LAYERS.values(), ids=LAYERS)
 
 
@@ -85,7 +92,7 @@ def test_a_blur_of_0_is_the_network(make):
     assert torch.equal(found, backbone(x, log_snr, y))
 
 
-@pytest.mark.parametrize("make", [unet, dit, mlp])
+@pytest.mark.parametrize("make", [unet, dit, mlp, edm, edm2])
 def test_a_network_perturbed_in_no_row_is_unchanged(make):
     """Bit for bit, by all three kinds. Copies and checkpointing perturb the same layers."""
     backbone, data = network(make), x if make is not mlp else x[:, 0, 0, :2]

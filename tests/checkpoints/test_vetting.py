@@ -8,7 +8,7 @@ from omegaconf import OmegaConf
 from small_checkpoint import CONFIG
 
 from diffguide.checkpoints.allowlist import ROLES, construct, validate_config
-from diffguide.checkpoints.store import assemble
+from diffguide.checkpoints.assembly import assemble
 from diffguide.checkpoints.validation import check_model
 from diffguide.config.build import config_dir
 from diffguide.files.safetensors import CheckpointError
@@ -83,7 +83,8 @@ def test_every_network_builds_without_memory(name):
     facts += OBJECTIVES.get(name.removesuffix("_28").removesuffix("_32"), [])
     facts += (
         ["backbone.attention=[]"]
-        if name in ("unet", "unet_encoder", "unet_levels", "unet_joint", "unet_twice_differentiable")
+        if name
+        in ("unet", "edm_unet", "edm2_unet", "unet_encoder", "unet_levels", "unet_joint", "unet_twice_differentiable")
         else []
     )
     cfg = composed("name=x", f"backbone={name}", *facts)

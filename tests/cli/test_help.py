@@ -12,11 +12,12 @@ from omegaconf import OmegaConf
 from diffguide.config.build import config_dir
 from diffguide.config.files import ConfigFiles, dotted_keys
 from diffguide.config.key_comments import describe_file
+from diffguide.convert import main as convert
 from diffguide.evaluate import main as evaluate
 from diffguide.sample import main as sample
 from diffguide.train import main as train
 
-MAINS = {"train": train, "sample": sample, "evaluate": evaluate}
+MAINS = {"train": train, "sample": sample, "evaluate": evaluate, "convert": convert}
 
 
 def words(text: str) -> str:
@@ -41,7 +42,8 @@ def test_every_key_has_its_comment_and_every_group_is_of_the_command(tmp_path, c
         if key.split(".")[0] not in ("hydra", "defaults") and not key.endswith("_"):
             assert comment in page, key
     others = {"train": ["oracle=", "metric=", "label_dropout"], "sample": ["objective=", "metric=", "experiment="],
-              "evaluate": ["objective=", "sampler=heun", "experiment="]}  # fmt: skip
+              "evaluate": ["objective=", "sampler=heun", "experiment="],
+              "convert": ["objective=", "sampler=", "experiment="]}  # fmt: skip
     assert not [group for group in others[name] if f" {group}" in page]
 
 

@@ -23,7 +23,7 @@ from perturbed_networks import (
 )
 from torch import nn
 
-from diffguide.backbones import unet as unet_file
+from diffguide.backbones import unet_blocks as unet_file
 from diffguide.backbones.conditions import Embedding
 from diffguide.guidance import PAG, SEG, SLG, ClassifierFree, Nested, Unguided
 from diffguide.guidance.projections import APG

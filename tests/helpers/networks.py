@@ -5,6 +5,8 @@ import torch
 from torch import nn
 
 from diffguide.backbones import MLP, DiT, UNet, UNetEncoder
+from diffguide.backbones.edm import EDMUNet
+from diffguide.backbones.edm2 import EDM2UNet
 
 
 def unet(in_channels=1, size=8, out_features=None, num_classes=3, **changed) -> UNet:
@@ -15,6 +17,24 @@ def unet(in_channels=1, size=8, out_features=None, num_classes=3, **changed) -> 
 def dit(in_channels=1, size=8, out_features=None, num_classes=3, **changed) -> DiT:
     options = {"patch": 2, "width": 16, "depth": 2, "heads": 2, "mlp_ratio": 2.0, "dropout": 0.1}
     return DiT(in_channels, out_features, num_classes, size, **options | changed)
+
+
+def edm(in_channels=1, size=8, out_features=None, num_classes=3, **changed) -> EDMUNet:
+    options = {"channels": 8, "multipliers": [1, 2], "blocks": 1, "attention": [4], "dropout": 0.1}
+    return EDMUNet(in_channels, out_features, num_classes, size, **options | changed)
+
+
+def ncsnpp(**changed) -> EDMUNet:
+    """EDM's NCSN++: frequencies are random numbers."""
+    torch.manual_seed(0)
+    options = {"noise_features": "fourier", "noise_multiplier": 2, "encoder": "residual"}
+    return edm(**options | {"resample_filter": [1, 3, 3, 1]} | changed)
+
+
+def edm2(in_channels=1, size=8, out_features=None, num_classes=3, **changed) -> EDM2UNet:
+    torch.manual_seed(0)
+    options = {"channels": 8, "multipliers": [1, 2], "blocks": 1, "attention": [4], "head_channels": 8, "dropout": 0.1}
+    return EDM2UNet(in_channels, out_features, num_classes, size, **options | changed)
 
 
 def mlp(in_channels=2, out_features=None, num_classes=3, fourier_features=4, **changed) -> MLP:
@@ -41,6 +61,8 @@ def same_rows(a, b, atol=1e-6):
 
 NETWORKS = {"unet": (unet, (1, 8, 8)), "dit": (dit, (1, 8, 8)), "mlp": (mlp, (2,))}
 every_network = pytest.mark.parametrize("make, shape", NETWORKS.values(), ids=NETWORKS)
+EDM = {"edm": (edm, (1, 8, 8)), "ncsn++": (ncsnpp, (1, 8, 8)), "edm2": (edm2, (1, 8, 8))}  # always with a noise input
+every_backbone = pytest.mark.parametrize("make, shape", (NETWORKS | EDM).values(), ids=NETWORKS | EDM)
 
 
 def encoder(out_features=3, **changed) -> UNetEncoder:

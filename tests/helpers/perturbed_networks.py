@@ -11,7 +11,9 @@ from scipy.special import softmax
 from torch import nn
 
 from diffguide.backbones import dit as dit_file
-from diffguide.backbones import unet as unet_file
+from diffguide.backbones import edm as edm_file
+from diffguide.backbones import edm2 as edm2_file
+from diffguide.backbones import unet_blocks as unet_file
 from diffguide.backbones.perturbations import BlurredQueries, IdentityAttention
 from diffguide.models.parameterizations import V
 from diffguide.models.preconditioned import Preconditioned
@@ -27,7 +29,7 @@ t = torch.tensor(0.45, dtype=torch.float64)
 def attentive(network: nn.Module) -> nn.Module:
     """With every parameter drawn, queries and keys so large that the attention maps are far from equal everywhere."""
     for module in lively(network).modules():
-        if hasattr(module, "qkv"):
+        if getattr(module, "qkv", None) is not None:
             module.qkv.weight[: 2 * len(module.qkv.weight) // 3] *= 8
     return network
 
@@ -66,7 +68,7 @@ def replaced(monkeypatch, layers, formula) -> None:
             return torch.from_numpy(formula(*(part.numpy() for part in (q, k, v))).copy())
         return torch.nn.functional.scaled_dot_product_attention(q, k, v)
 
-    for file in (unet_file, dit_file):
+    for file in (unet_file, dit_file, edm_file, edm2_file):
         monkeypatch.setattr(file, "attention", attention)
 
 

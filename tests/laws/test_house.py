@@ -18,13 +18,13 @@ FLOORS = [  # a package imports only from its own floor or a lower one
     {"objectives", "guidance", "samplers"},
     {"evaluation"},
     {"checkpoints"},
-    {"training", "sampling"},
+    {"training", "sampling", "conversion", "export"},
     {"config"},
     {"cli"},
-    {"train", "sample", "evaluate"},
+    {"train", "sample", "evaluate", "convert"},
 ]
 FLOOR = {package: floor for floor, packages in enumerate(FLOORS) for package in packages}
-HYDRA = {"config", "cli", "train", "sample", "evaluate"}
+HYDRA = {"config", "cli", "train", "sample", "evaluate", "convert"}
 MAX_ROOT_MODULES = 8
 
 

@@ -17,7 +17,10 @@ from diffguide.nodes import old_names
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 SCRIPTS = Path(sysconfig.get_path("scripts"))
-GROUPS = {"diffguide-train": "guidance", "diffguide-sample": "guidance", "diffguide-eval": "metric"}
+GROUPS = {
+    "diffguide-train": "guidance", "diffguide-sample": "guidance", "diffguide-eval": "metric",
+    "diffguide-convert": "architecture",
+}  # fmt: skip
 
 
 def run(*command, at: Path, **environment) -> subprocess.CompletedProcess:

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from ...figures.image_grids import quantize
-from ...files.run_folders import hash_file
 from ...files.shards import read_rows
+from ...files.weights import hash_weights
 from ...guidance import Unguided
 from ...models.protocols import is_guided
 from ...samplers import generate
@@ -101,7 +101,7 @@ class StoredSamples:
         if lowest < -1 or highest >= classes:
             return f"labels from {lowest} to {highest}; the data have {classes} classes (-1 = no label)"
         theirs = str(self.header.get("checkpoint_sha256"))
-        if context.checkpoint is not None and theirs != (ours := hash_file(context.checkpoint)):
+        if context.checkpoint is not None and theirs != (ours := hash_weights(context.checkpoint)):
             return f"samples of a checkpoint with SHA-256 {theirs[:12]}; this one has {ours[:12]}"
         return None
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ...backbones.conditions import Condition
 from ...models.evaluation_counters import count_potential
-from ...models.protocols import Denoiser, LogDensity, Prediction, SamplingError
+from ...models.protocols import Denoiser, LogDensity, Prediction, SamplingError, keep_variance
 from ...randomness import Noise
 from ...runtime.ranges import check_finite
 from ...schedules import EVERYWHERE, broadcast_rows
@@ -102,7 +102,7 @@ class PotentialGuidanceBase(ScaledGuidance):
         if rows is not None:
             rows = broadcast_rows(rows, x_t.ndim)
             guided = Prediction(torch.where(rows, guided.x_0, plain.x_0), torch.where(rows, guided.eps, plain.eps))
-        return guided if graph else Prediction(guided.x_0.detach(), guided.eps.detach())
+        return keep_variance(guided if graph else Prediction(guided.x_0.detach(), guided.eps.detach()), plain)
 
     def guide(self, x_t: Tensor, t: Tensor, y: Condition | None, graph: bool) -> tuple[Prediction, Prediction]:
         """The unguided prediction, and the one guided in every row: here by Bayes' rule, through the network.

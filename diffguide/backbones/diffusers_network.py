@@ -1,0 +1,283 @@
+"""Networks of the library diffusers as backbones; their architectures stay in that library.
+
+Only the classes in `NETWORKS` are built, from plain arguments. The library is imported when a network is built.
+"""
+
+import inspect
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .base import Backbone
+from .conditions import Condition, Embedding
+from .perturbations import Perturbation
+from .perturbed_calls import LayerRecorder, PerturbedCall
+from .timesteps import DiscreteTimesteps, Timesteps
+
+__all__ = ["NETWORKS", "DiffusersNetwork"]
+
+EMPTY: Mapping[str, Any] = {}
+
+
+class Call(NamedTuple):
+    """How a class of networks is called.
+
+    Attributes:
+        images: name of the argument with x.
+        rows: argument of the constructor with the number of rows of its class table; None = it takes no classes.
+        null_row: whether the table has one row more than `rows` says, for no class.
+        tokens: argument of the constructor with the length of the vectors of a condition; None = it takes none.
+        fixed: further arguments of a call.
+    """
+
+    images: str = "hidden_states"
+    rows: str | None = None
+    null_row: bool = False
+    tokens: str | None = None
+    fixed: Mapping[str, Any] = {}
+
+
+NETWORKS = {
+    "AuraFlowTransformer2DModel": Call(tokens="joint_attention_dim"),
+    "DiTTransformer2DModel": Call(rows="num_embeds_ada_norm", null_row=True),
+    "PixArtTransformer2DModel": Call(
+        tokens="caption_channels", fixed={"added_cond_kwargs": {"resolution": None, "aspect_ratio": None}}
+    ),
+    "SanaTransformer2DModel": Call(tokens="caption_channels"),
+    "UNet2DConditionModel": Call(images="sample", tokens="cross_attention_dim"),
+    "UNet2DModel": Call(images="sample", rows="num_class_embeds"),
+}
+REFUSED = {  # arguments that would need inputs which a backbone does not get: name -> what they need
+    "addition_embed_type": "a second text embedding",
+    "class_embed_type": "class labels that are no indices",
+    "encoder_hid_dim_type": "image embeddings",
+    "time_cond_proj_dim": "the guidance scale as an input",
+    "guidance_embeds": "the guidance scale as an input",
+    "use_additional_conditions": "the size of the picture as an input",
+}
+
+
+class DiffusersNetwork(Backbone):
+    """A network of diffusers: F = network(x, timestep, condition).
+
+    With classes, -1 takes the row `null_class` of the class table. With `condition_tokens`, y is an `Embedding` whose
+    vectors are a sequence, [B, condition_tokens * length], and rows without condition take a learned sequence that starts
+    at 0.
+
+    Arguments:
+        in_channels: channels of the images.
+        out_features: channels of the output; None = in_channels, or twice as many with `learned_variance`.
+        num_classes: number of classes without the null row; 0 = y is no class index.
+        size: side of the images, pixels.
+        network: name of the class in diffusers, one of `NETWORKS`.
+        arguments: of its constructor, as its config.json has them; those for channels, side and classes may be left out.
+        timesteps: from log-SNR to the timestep that it takes; None = DiscreteTimesteps(), of the betas of DDPM.
+        null_class: row of the class table for no class; None = the network has none, except where this class adds one:
+            where `arguments` does not say how many rows there are, the last.
+        condition_tokens: number of vectors of a condition; 0 = y is no Embedding.
+        learned_variance: as for `Backbone`.
+        double_differentiable, checkpointing: as for `UNet`.
+
+    Raises:
+        ValueError: diffusers is not installed, an unknown class or argument, arguments that contradict each other, or a
+            network that needs other inputs.
+    """
+
+    def __init__(
+        self,
+        in_channels: int = 3,
+        out_features: int | None = None,
+        num_classes: int = 0,
+        size: int | None = None,
+        network: str = "UNet2DModel",
+        arguments: Mapping[str, Any] = EMPTY,
+        timesteps: Timesteps | None = None,
+        null_class: int | None = None,
+        condition_tokens: int = 0,
+        learned_variance: bool = False,
+        double_differentiable: bool = False,
+        checkpointing: bool = False,
+    ):
+        super().__init__()
+        if network not in NETWORKS:
+            raise ValueError(f"network must be one of {', '.join(NETWORKS)}, got {network!r}")
+        self.kind = NETWORKS[network]
+        outputs = in_channels * (1 + learned_variance) if out_features is None else out_features
+        facts = {"in_channels": in_channels, "out_channels": outputs, "sample_size": size}
+        arguments = {key: value for key, value in arguments.items() if not key.startswith("_")}
+        self.num_classes, self.learned_variance = num_classes, learned_variance
+        if num_classes:
+            facts |= self.class_facts(arguments, network, null_class)
+        else:
+            self.null_class = null_class
+        self.name, self.arguments = network, fill_arguments(network, arguments, facts)
+        self.network: Any = create_network(network, self.arguments)
+        self.timesteps = DiscreteTimesteps() if timesteps is None else timesteps
+        self.double_differentiable = double_differentiable
+        self.check_inputs(condition_tokens)
+        if checkpointing:
+            if not self.network._supports_gradient_checkpointing:
+                raise ValueError(f"checkpointing must be false: {network} does not support it")
+            self.network.enable_gradient_checkpointing()
+
+    def class_facts(self, arguments: Mapping[str, Any], network: str, null_class: int | None) -> dict[str, Any]:
+        """The argument for the class table; sets `null_class`."""
+        key, null_row = self.kind.rows, self.kind.null_row
+        if key is None:
+            raise ValueError(f"num_classes must be 0: {network} takes no class index, got {self.num_classes}")
+        rows = arguments.get(key)
+        if rows is None or null_row:  # the last row is for no class
+            null_class = self.num_classes if null_class is None else null_class
+        self.null_class = null_class
+        total = self.num_classes + (null_class is not None)
+        if null_class is not None and not 0 <= null_class < total:
+            raise ValueError(f"null_class must be a row of the class table, 0 to {total - 1}, got {null_class}")
+        return {key: total - null_row}
+
+    def check_inputs(self, tokens: int) -> None:
+        """Sets what the network gets besides images and timesteps; raises ValueError for inputs that it cannot get."""
+        config = self.network.config
+        for key, needs in REFUSED.items():
+            if config.get(key):
+                raise ValueError(
+                    f"arguments.{key} must be null or false: a network with {key}={config[key]} needs {needs}"
+                )
+        rows = self.kind.rows and config.get(self.kind.rows)
+        if rows and not self.num_classes:
+            raise ValueError(f"num_classes must be set: the network has a table of {rows} classes")
+        self.tokens, self.null = tokens, None
+        if (self.kind.tokens is None) == (tokens > 0):
+            raise ValueError(
+                f"condition_tokens must be {'above 0' if self.kind.tokens else '0'} with {self.name}, got {tokens}"
+            )
+        if self.kind.tokens is not None:
+            self.condition_features = tokens * config[self.kind.tokens]
+            self.null = nn.Parameter(torch.zeros(self.condition_features))
+        for module in self.network.modules():
+            if type(module).__name__ == "LabelEmbedding":  # the objective drops labels, once per example
+                module.dropout_prob = 0.0
+
+    @property
+    def takes_null(self) -> bool:  # type: ignore[override]
+        return self.null_class is not None or not self.num_classes
+
+    def class_tables(self) -> dict[str, int]:
+        tables = ("class_embedding.weight", "class_embedder.embedding_table.weight")
+        names = (f"network.{name}" for name in self.network.state_dict() if name.endswith(tables))
+        return dict.fromkeys(names, 0) if self.num_classes else {}
+
+    def class_row(self, index: int) -> int | None:
+        if index < 0 or self.null_class is None:
+            return self.null_class if index < 0 else index
+        return index + (index >= self.null_class)
+
+    def forward(
+        self, x: Tensor, log_snr: Tensor | None, y: Condition | None = None, perturbation: Perturbation | None = None
+    ) -> Tensor:
+        if log_snr is None:
+            raise ValueError("log_snr [B] is required for a network of diffusers, got None")
+        dtype = next(self.network.parameters()).dtype
+        inputs = {self.kind.images: x.to(dtype), "timestep": self.timesteps(log_snr), **self.kind.fixed}
+        if self.num_classes:
+            inputs["class_labels"] = self.class_rows(x, y)
+        elif self.null is not None:
+            inputs["encoder_hidden_states"] = self.token_vectors(x, y).to(dtype)
+        if perturbation is None and not self.double_differentiable:
+            return self.network(**inputs, return_dict=False)[0]
+        with PerturbedCall(self.network, perturbation, tuple(x.shape[2:]), self.double_differentiable):
+            return self.network(**inputs, return_dict=False)[0]
+
+    def class_rows(self, x: Tensor, y: Condition | None) -> Tensor:
+        """[B] rows of the class table."""
+        if isinstance(y, Embedding):
+            raise ValueError("y must be class indices [B] (-1 = none) for this network, got an Embedding")
+        index = torch.full(x.shape[:1], -1, device=x.device) if y is None else y
+        if self.null_class is None:
+            if y is None or (index.is_cpu and not torch.compiler.is_compiling() and bool((index < 0).any())):
+                raise ValueError("this network has no null class: it needs a class in every row")
+            return index
+        return torch.where(index < 0, self.null_class, index + (index >= self.null_class))
+
+    def token_vectors(self, x: Tensor, y: Condition | None) -> Tensor:
+        """[B, tokens, length]."""
+        assert self.null is not None
+        if y is None:
+            vectors = self.null.expand(x.shape[0], -1)
+        elif not isinstance(y, Embedding) or y.vectors.shape[1] != len(self.null):
+            raise ValueError(
+                f"y must be an Embedding of length {len(self.null)} = {self.tokens} x {len(self.null) // self.tokens} or None "
+                f"for this network, got {type(y).__name__}"
+            )
+        else:
+            vectors = torch.where(y.keep[:, None], y.vectors.to(self.null.dtype), self.null)
+        return vectors.unflatten(1, (self.tokens, -1))
+
+    @cached_property
+    def layers(self) -> LayerRecorder:
+        """The layers that can be perturbed, found in a call on the device meta."""
+        with torch.device("meta"):
+            network = create_network(self.name, self.arguments).to("meta").eval()
+            side = network.config.sample_size or 32
+            sides = (side, side) if isinstance(side, int) else tuple(side)
+            x = torch.empty(1, network.config.in_channels, *sides)
+            inputs = {self.kind.images: x, "timestep": torch.ones(1), **self.kind.fixed}
+            if self.num_classes:
+                inputs["class_labels"] = torch.zeros(1, dtype=torch.long)
+            elif self.null is not None:
+                inputs["encoder_hidden_states"] = torch.empty(1, self.tokens, len(self.null) // self.tokens)
+            with torch.no_grad(), LayerRecorder(network, sides) as recorder:
+                network(**inputs, return_dict=False)
+        return recorder
+
+    @property
+    def attention_layers(self) -> Sequence[int]:  # type: ignore[override]
+        return self.layers.attention
+
+    @property
+    def residual_blocks(self) -> Sequence[int]:  # type: ignore[override]
+        return self.layers.blocks
+
+
+def fill_arguments(network: str, arguments: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments with the facts of the data; raises ValueError where they differ, and for unknown arguments."""
+    known = inspect.signature(import_network(network).__init__).parameters
+    for name in arguments:
+        if name not in known:
+            raise ValueError(f"arguments.{name} is not an argument of {network}")
+    filled = dict(arguments)
+    for name, value in facts.items():
+        if value is None or name not in known:
+            continue
+        if filled.get(name) not in (None, value, [value, value]):
+            raise ValueError(f"arguments.{name} is {filled[name]}, but the data need {value}")
+        filled.setdefault(name, value)
+        filled[name] = value if filled[name] is None else filled[name]
+    return filled
+
+
+def import_network(name: str) -> Any:
+    """The class in diffusers; raises ValueError where it is not installed or too old."""
+    try:
+        import diffusers
+
+        return getattr(diffusers, name)
+    except ImportError:
+        raise ValueError("networks of diffusers need it: pip install 'diffguide[diffusers]'") from None
+    except AttributeError:
+        raise ValueError(f"this version of diffusers has no {name}: pip install -U diffusers") from None
+
+
+def create_network(name: str, arguments: Mapping[str, Any]) -> Any:
+    """The network, with random weights; raises ValueError for arguments that it does not take."""
+    try:
+        network = import_network(name)(**arguments)
+    except ValueError:
+        raise
+    except Exception as error:  # a constructor may raise anything for values that do not fit
+        raise ValueError(f"{name} cannot be built from these arguments: {error}") from error
+    if torch.empty(0).is_meta:
+        network = network.to("meta")  # some constructors make tables on the CPU
+    return network

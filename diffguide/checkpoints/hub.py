@@ -1,0 +1,36 @@
+"""Models on the hub, downloaded with huggingface_hub when a command names one."""
+
+import re
+from pathlib import Path
+
+from ..files.safetensors import CheckpointError
+
+__all__ = ["download"]
+
+FILES = ["*.json", "*.safetensors"]  # no pickle and no code
+NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+def download(name: Path) -> Path | None:
+    """The local folder of a model named owner/model on the hub; None for what is no such name.
+
+    A path whose first folder exists is no name.
+
+    Raises:
+        CheckpointError: huggingface_hub is not installed, there is no network, or no such model.
+    """
+    if not NAME.fullmatch(name.as_posix()) or Path(name.parts[0]).exists():
+        return None
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError:
+        raise CheckpointError(
+            f"there is no folder {name}; if it is a model on the hub: pip install 'diffguide[diffusers]'"
+        ) from None
+    try:
+        return Path(snapshot_download(name.as_posix(), allow_patterns=FILES))
+    except Exception as error:  # of the network, of the server, of the cache
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(
+            f"there is no folder {name}, and no such model could be fetched from the hub: {reason}"
+        ) from error

@@ -1,0 +1,82 @@
+"""init_from: a training that starts from a trained model."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from ..checkpoints import store as checkpoints
+from ..config.build import ConfigError
+from ..files.weights import hash_weights
+from ..objectives import Objective
+from ..training.ancestry import copy_weights
+from .inheritance import inherit_config
+
+__all__ = ["Ancestor", "find_ancestor"]
+
+FACTS = {"in_channels": "channels", "num_classes": "num_classes", "size": "size"}  # of a backbone -> of a data set
+FILLED = ("in_channels", "out_channels", "sample_size", "num_class_embeds", "num_embeds_ada_norm")  # from these facts
+
+
+class Ancestor(NamedTuple):
+    """A trained model that a training starts from.
+
+    Attributes:
+        loaded: the model.
+        identity: where it is and what it is, for the configuration of the run.
+    """
+
+    loaded: checkpoints.Loaded
+    identity: dict[str, Any]
+
+    def start(self, objective: Objective, class_names: Sequence[str]) -> str:
+        """Copies its weights into an objective; returns a line for the log.
+
+        Raises:
+            ConfigError: another network.
+        """
+        try:
+            start = copy_weights(objective.model, self.loaded.model, class_names, self.loaded.facts["class_names"])
+        except (AttributeError, ValueError) as error:
+            raise ConfigError(f"init_from: {error}") from error
+        return f"starts from {self.identity['checkpoint']}: {start.describe()}"
+
+
+def find_ancestor(config: dict[str, Any]) -> tuple[dict[str, Any], Ancestor | None]:
+    """The configuration with the network, schedule and objective of init_from, and the model; (config, None) without.
+
+    What the command line sets in them stays; channels, side and classes are those of the data.
+
+    Raises:
+        ConfigError: no such model, or one that cannot be trained further.
+    """
+    path = config.get("init_from")
+    if path is None:
+        return config, None
+    if not isinstance(path, str):
+        raise ConfigError(f"init_from must be a run folder or a folder of diffusers, got {path!r}")
+    try:
+        file = checkpoints.find(path)
+        loaded = checkpoints.load(file, "ema", trust=config["trust"])
+    except checkpoints.CheckpointError as error:
+        raise ConfigError(f"init_from: {error}") from error
+    nodes = {key: loaded.config[key] for key in ("backbone", "schedule", "objective")}
+    nodes["backbone"] = fit_data(nodes["backbone"], config["dataset"])
+    if "p_uncond" in nodes["objective"]:
+        nodes["objective"] = {**nodes["objective"], "p_uncond": config["p_uncond"]}
+    merged = inherit_config(config, {**config, **nodes}, {})
+    identity = {"checkpoint": str(file), "sha256": hash_weights(file), "images": loaded.facts["images"]}
+    if loaded.facts.get("origin"):
+        identity["origin"] = loaded.facts["origin"]
+    merged["ancestry"] = identity
+    return merged, Ancestor(loaded, identity)
+
+
+def fit_data(backbone: Mapping[str, Any], dataset: Mapping[str, Any]) -> dict[str, Any]:
+    """The node of a backbone with the channels, side and classes of a data set."""
+    node = dict(backbone)
+    for key, fact in FACTS.items():
+        if key in node and fact in dataset:
+            node[key] = dataset[fact]
+    if isinstance(node.get("arguments"), dict):  # a network of diffusers, whose arguments repeat these facts
+        node["arguments"] = {key: value for key, value in node["arguments"].items() if key not in FILLED}
+        node["null_class"] = None
+    return node

@@ -1,0 +1,1 @@
+"""From weights that another program trained to runs of this one."""
