@@ -15,7 +15,7 @@ from diffguide.config.build import build, config_dir
 FOLDER = Path(config_dir())
 INJECTED = {  # handed over by the caller, for a role or for one of its members
     "objective": ["backbone", "schedule"], "guidance": ["denoiser"], "oracle": ["schedule"],
-    "diffguide.oracles.empirical.Empirical": ["data", "labels"],
+    "diffguide.oracles.empirical.Empirical": ["data", "labels"], "diffguide.backbones.lora.LoRA": ["network"],
 }  # fmt: skip
 NO_COMPONENTS = {"experiment"}
 COMPONENTS = sorted(path for path in FOLDER.rglob("*/*.yaml") if path.relative_to(FOLDER).parts[0] not in NO_COMPONENTS)
