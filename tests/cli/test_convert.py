@@ -142,7 +142,8 @@ def test_the_run_folder_says_where_it_comes_from(home):
         and len(origin["sha256"]) == 64
     )
     assert facts["class_names"] == ["0", "1", "2", "3", "4"] and facts["shape"] == [4, 8, 8] and facts["images"] == 0
-    assert "&id" not in (home / "adm/config.yaml").read_text()
+    text = (home / "adm/config.yaml").read_text()
+    assert "&id" not in text and "quantization_levels: 256" in text  # bytes, as likelihoods need to know
 
 
 def test_a_converted_classifier_guides_a_converted_generator(home, command):
@@ -172,8 +173,6 @@ def test_a_converted_model_is_measured_on_images_of_the_user(home, tmp_path, com
         paint(tmp_path / "data" / str(number % 3) / f"{number}.png", number, (8, 8))
     data = ["dataset=image_folder", f"dataset.path={tmp_path}/data", "dataset.num_classes=3", "dataset.size=8"]
     done = command(evaluate, f"checkpoint={home}/adm", "metric=denoising", *data, "split=train", "n=8", at=tmp_path)
-    assert done.code == 0, done.err
-    done = command(evaluate, f"checkpoint={home}/adm", "metric=elbo", *data, "split=train", "n=4", at=tmp_path)
     assert done.code == 0, done.err
 
 
