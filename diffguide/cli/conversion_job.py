@@ -24,6 +24,7 @@ class ConversionSettings:
     target: str
     name: str | None
     class_names: str | Sequence[str] | None
+    null_class: int | None
     trust: Sequence[str]
 
 
@@ -62,11 +63,16 @@ def export_run(config: Mapping[str, Any], settings: ConversionSettings, target: 
         if getattr(settings, key) is not None:
             raise ConfigError(f"{key} has no effect with to=, which keeps that of the run: leave it out")
     check_types(config["to"], "to", ROLES["to"].given)
-    return ExportJob(build(config["to"], "to"), Path(settings.source).expanduser(), target, settings.trust)
+    source = Path(settings.source).expanduser()
+    return ExportJob(build(config["to"], "to"), source, target, settings.trust, settings.null_class)
 
 
 def convert_weights(config: Mapping[str, Any], settings: ConversionSettings, target: Path) -> ConversionJob:
     """The conversion of published weights."""
+    if settings.null_class is not None:
+        raise ConfigError(
+            "null_class has no effect with architecture=, which has its own where it is needed: leave it out"
+        )
     check_types(config["architecture"], "architecture", ROLES["architecture"].given)
     name = target.resolve().name if settings.name is None else settings.name
     if name in ("", ".", "..") or "/" in name:

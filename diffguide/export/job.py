@@ -21,12 +21,14 @@ class ExportJob:
         source: run folder, checkpoint file or folder of diffusers.
         target: folder to write.
         trust: dotted names of classes outside diffguide that the checkpoint may build.
+        null_class: of a folder of diffusers whose network does not say it: the row of its class table for no class.
     """
 
     format: Format
     source: Path
     target: Path
     trust: Sequence[str] = ()
+    null_class: int | None = None
 
     def run(self) -> Path:
         """Writes the folder, at once or not at all; returns it.
@@ -36,7 +38,7 @@ class ExportJob:
                 cannot be written.
         """
         with convert_input_errors("source"):
-            loaded = load(self.source, weights=self.format.weights, trust=self.trust)
+            loaded = load(self.source, self.format.weights, trust=self.trust, null_class=self.null_class)
 
         def fill(folder: Path) -> None:
             with convert_input_errors("to"):

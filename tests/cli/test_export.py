@@ -39,6 +39,11 @@ def test_a_run_is_written_as_tensors(command, at, weights):
         (["run", "exported", "to=onnx", "to.opset=9"], "to: opset must be"),
         (["run", "exported", "to=safetensors", "to.weights=last"], "weights must be ema"),
         (["run", "exported", "to=safetensors", "name=other"], "name has no effect with to="),
+        (
+            ["run", "exported", "to=safetensors", "null_class=3"],
+            "null_class has no effect on a checkpoint of diffguide",
+        ),
+        (["run", "exported", "architecture=dit", "null_class=3"], "null_class has no effect with architecture="),
         (["run", "exported", "to=diffusers"], "this one is a MLP: to=torch_export, onnx and safetensors take it"),
         (["run", "missing/deep/exported", "to=diffusers"], "to: to=diffusers takes networks of diffusers"),
     ],

@@ -16,6 +16,7 @@ from diffguide.backbones.timesteps import DiscreteTimesteps, FlowTimesteps, LogN
 from diffguide.checkpoints.store import Loaded, load
 from diffguide.export.diffusers_pipeline import DiffusersPipeline
 from diffguide.export.diffusers_scheduler import scheduler_settings
+from diffguide.export.job import ExportJob
 from diffguide.export.programs import ExportError
 from diffguide.guidance import ClassifierFree
 from diffguide.models.parameterizations import EDM, X0, Eps, Flow, Score, V
@@ -131,6 +132,19 @@ def test_the_folder_is_a_checkpoint_again(tmp_path):
         t = torch.tensor(time, dtype=torch.float64)
         for found, wanted in zip(back(x, t, y), model.model(x, t, y)):
             torch.testing.assert_close(found, wanted.detach(), rtol=1e-5, atol=1e-5)
+
+
+def test_a_folder_of_diffusers_is_exported_with_its_null_class(tmp_path):
+    """The class table of UNet2DModel does not say which row that is."""
+    (tmp_path / "there").mkdir()
+    DiffusersPipeline().write(loaded(classes=3, null_class=3), tmp_path / "there")
+    ExportJob(DiffusersPipeline(), tmp_path / "there", tmp_path / "again", null_class=3).run()
+    record = json.loads((tmp_path / "again/diffguide.json").read_text())
+    assert record["null_label"] == -1 and record["num_classes"] == 3
+    network = [
+        (tmp_path / place / "unet/diffusion_pytorch_model.safetensors").read_bytes() for place in ("there", "again")
+    ]
+    assert network[0] == network[1]
 
 
 LAWS = {

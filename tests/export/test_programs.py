@@ -16,9 +16,11 @@ from networks import dit, lively, mlp, unet
 
 import diffguide
 from diffguide.backbones import MLP
+from diffguide.backbones.base import Backbone
 from diffguide.backbones.diffusers_network import DiffusersNetwork
 from diffguide.backbones.edm import EDMUNet
 from diffguide.backbones.edm2 import EDM2UNet
+from diffguide.backbones.timesteps import TimestepFeatures
 from diffguide.checkpoints.store import Loaded
 from diffguide.export.description import describe, write_readme
 from diffguide.export.formats import Onnx, SafeTensors, TorchExport, write_model_json
@@ -38,7 +40,8 @@ PACKAGE = str(Path(diffguide.__file__).parents[1])
 
 def library_unet(num_classes):
     """UNet2DModel, whose upsampling branches on 64 images."""
-    arguments = diffusers_folders.UNET | {"sample_size": 8, "in_channels": 1, "out_channels": 1}
+    blocks = {"down_block_types": ["DownBlock2D"] * 2, "up_block_types": ["UpBlock2D"] * 2, "add_attention": False}
+    arguments = diffusers_folders.UNET | blocks | {"sample_size": 8, "in_channels": 1, "out_channels": 1}
     network = DiffusersNetwork(1, None, num_classes, 8, "UNet2DModel", arguments)
     diffusers_folders.randomize(network)
     return network
@@ -50,6 +53,20 @@ def library_dit(num_classes):
     network = DiffusersNetwork(4, None, num_classes, 8, "DiTTransformer2DModel", arguments, learned_variance=True)
     diffusers_folders.randomize(network)
     return network
+
+
+class Timed(Backbone):
+    """A network that takes a discrete timestep, as those of diffusers and ADM do."""
+
+    def __init__(self, num_classes):
+        super().__init__()
+        self.num_classes = num_classes
+        self.features, self.classes = TimestepFeatures(width=4), torch.nn.Embedding(num_classes + 1, 4)
+        self.out = torch.nn.Linear(10, 2)
+
+    def forward(self, x, log_snr, y=None, perturbation=None):
+        y = torch.full(x.shape[:1], -1) if y is None else y
+        return self.out(torch.cat([x, self.features(log_snr), self.classes(y + 1)], dim=1))
 
 
 EDM_OPTIONS = dict(size=8, channels=8, multipliers=[1, 2], blocks=1, attention=[4])
@@ -64,6 +81,7 @@ MODELS = {  # network, shape, schedule, parameterization
         EDMSchedule(),
         EDM(),
     ),
+    "timesteps": (lambda classes: lively(Timed(classes)), (2,), Linear(), Eps()),
     "diffusers unet": (library_unet, (1, 8, 8), Linear(), Eps()),
     "diffusers dit": (library_dit, (4, 8, 8), Linear(), Eps()),
 }
@@ -119,7 +137,7 @@ def run_onnx(folder: Path):
 
 
 FORMATS = {"torch_export": (TorchExport, run_torch), "onnx": (Onnx, run_onnx)}
-QUICK = [("torch_export", "unet", 3), ("torch_export", "diffusers unet", 3), ("onnx", "dit", 3)]
+QUICK = [("torch_export", "unet", 3), ("torch_export", "diffusers unet", 3), ("onnx", "timesteps", 3)]
 REST = [
     (form, name, classes)
     for form in FORMATS
@@ -127,7 +145,7 @@ REST = [
     for classes in (3, 0)
     if (form, name, classes) not in QUICK and (name, classes) != ("diffusers dit", 0)
 ]
-CASES = QUICK + (REST if "ALL_EXPORTS" in os.environ else [])  # all take 90 CPU seconds: torch's exporters are slow
+CASES = QUICK + (REST if "ALL_EXPORTS" in os.environ else [])  # all take two CPU minutes: torch's exporters are slow
 
 
 @pytest.mark.parametrize("form, name, classes", CASES)
@@ -190,8 +208,8 @@ def test_the_example_samples_as_ddim(form, classes, has_null, tmp_path, monkeypa
 
 
 def test_the_description_states_the_convention(tmp_path):
-    folder = written(tmp_path / "out", loaded("mlp"), TorchExport())
-    facts, schedule = json.loads((folder / "model.json").read_text()), Cosine()
+    folder = written(tmp_path / "out", loaded("mlp"), SafeTensors())
+    facts, schedule = json.loads((folder / "config.json").read_text()), Cosine()
     assert facts["null_label"] == -1 and facts["class_names"] == ["class 0", "class 1", "class 2"]
     assert list(facts["inputs"]) == ["x_t", "log_snr", "label"] and list(facts["outputs"]) == ["x_0", "eps"]
     levels = {name: np.array(column) for name, column in facts["levels"].items()}
