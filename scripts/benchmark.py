@@ -18,6 +18,7 @@ training: images/s of metrics.jsonl over those of bare forward, backward, clip a
 samplers: 64 images with the default network and each sampler over as many bare calls.
 oracle: one call of a mixture of 1,000 components.
 levels: training and sampling steps of a classifier of noise levels over those of a plain denoiser with the same trunk.
+imported: a UNet2DModel of diffusers under guided sampling over its bare calls and the library's own loop; memory of loading.
 device: share of the matmul peak of DiT-B/2 and the 57 M U-Net in bf16, on a GPU also compiled; noise over a sampling call.
     Made for `--device cuda`; on a CPU a batch is one image.
 
@@ -34,7 +35,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
-from benchmarks import big_networks, networks, noise, overhead, sampling, start, summary
+from benchmarks import big_networks, imported, networks, noise, overhead, sampling, start, summary
 from benchmarks.rows import HEAD, Row, Session, format_line, installed_versions, missing_peers
 
 PARTS: dict[str, Callable[[Session], Iterator[Row]]] = {
@@ -47,6 +48,7 @@ PARTS: dict[str, Callable[[Session], Iterator[Row]]] = {
     "oracle": overhead.measure_oracle,
     "levels": overhead.measure_levels,
     "device": big_networks.measure_device,
+    "imported": imported.measure_imported,
 }
 DEFAULT_PARTS = ("start", "noise", "sampling", "networks")
 

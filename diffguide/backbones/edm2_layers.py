@@ -22,7 +22,7 @@ def magnitude(x: Tensor, dims: tuple[int, ...]) -> Tensor:
     """The root mean square over some dimensions, which stay, with size 1; in float32 at least."""
     exact = torch.promote_types(x.dtype, torch.float32)
     norm = torch.linalg.vector_norm(x, dim=dims, keepdim=True, dtype=exact)
-    return norm * math.sqrt(norm.numel() / x.numel())
+    return norm * math.sqrt(1 / math.prod([x.shape[dim] for dim in dims]))
 
 
 def normalise(x: Tensor, dim: int) -> Tensor:

@@ -17,7 +17,7 @@ from ..files.safetensors import CheckpointError
 from ..files.weights import Weights, read_json, weight_files
 from .assembly import assemble, check_on_meta
 from .diffusers_schedulers import Law, translate_scheduler
-from .streaming import allocate_later, fill_parameter
+from .streaming import allocate, allocate_later
 from .validation import check_facts, check_finite_tensor
 
 __all__ = ["DiffusersFolder", "find_weights", "load_folder", "open_folder"]
@@ -130,12 +130,14 @@ def load_folder(folder: DiffusersFolder) -> nn.Module:
     check_on_meta(specs | empty, folder.metadata, ())
     with allocate_later():
         objective = assemble(config, (), "cpu")
-    own = {key: name for name, key in names.items()}
-    for key, value in folder.weights.read(list(own)):
-        check_finite_tensor(value, key)
-        fill_parameter(objective, own[key], value)
-    for name, shape in folder.zeros.items():
-        fill_parameter(objective, name, torch.zeros(shape))
+    allocate(objective)
+    held, own = objective.state_dict(), {key: name for name, key in names.items()}
+    with torch.no_grad():
+        for key, value in folder.weights.read(list(own)):
+            check_finite_tensor(value, key)
+            held[own[key]].copy_(value)
+        for name in folder.zeros:
+            held[name].zero_()
     return objective.model
 
 
@@ -146,7 +148,7 @@ def network_class(config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     if name == "Transformer2DModel" and config.get("norm_type") == "ada_norm_zero":  # as DiT was saved before 2024
         name = "DiTTransformer2DModel"
         arguments = {key: value for key, value in arguments.items() if key in DIT_ARGUMENTS}
-    if name not in NETWORKS:
+    if not isinstance(name, str) or name not in NETWORKS:
         raise CheckpointError(f"its network {name!r} is not supported: {', '.join(NETWORKS)} are")
     if arguments.get("time_embedding_type") == "fourier":
         raise CheckpointError(
@@ -176,7 +178,7 @@ def describe(folder: Path, name: str, arguments: dict[str, Any], law: Law, null_
     channels: Any = arguments.get("in_channels")
     size: Any = arguments.get("sample_size")
     shape = [channels, *(size if isinstance(size, list) else [size, size])]
-    if not all(isinstance(part, int) and not isinstance(part, bool) and part > 0 for part in shape):
+    if len(shape) != 3 or not all(isinstance(part, int) and not isinstance(part, bool) and part > 0 for part in shape):
         raise CheckpointError(f"its {NETWORK_CONFIG} must state in_channels and sample_size, got {channels} and {size}")
     classes, null_class = count_classes(name, arguments, null_class)
     outputs = arguments.get("out_channels") or channels

@@ -5,10 +5,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from torch import Tensor, nn
+import torch
+from torch import nn
 from torch.nn.modules import module as registration
 
-__all__ = ["allocate_later", "fill_parameter"]
+__all__ = ["allocate", "allocate_later"]
 
 
 @contextmanager
@@ -31,13 +32,13 @@ def allocate_later() -> Iterator[None]:
         hook.remove()
 
 
-def fill_parameter(root: nn.Module, name: str, value: Tensor) -> None:
-    """Gives a parameter or buffer a copy of a value, in its own type."""
-    parent, _, leaf = name.rpartition(".")
-    module = root.get_submodule(parent)
-    held = getattr(module, leaf)
-    copy = value.to(held.dtype, copy=True)
-    if isinstance(held, nn.Parameter):
-        setattr(module, leaf, nn.Parameter(copy, held.requires_grad))
-    else:
-        setattr(module, leaf, copy)
+def allocate(root: nn.Module) -> None:
+    """Gives the parameters on the device meta memory on the CPU, all of it before any is filled.
+
+    The temporary tensors of filling would else lie between them, and their memory could not be used again.
+    """
+    for module in root.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            if parameter.is_meta:
+                empty = torch.empty_like(parameter, device="cpu")
+                setattr(module, name, nn.Parameter(empty, parameter.requires_grad))

@@ -92,7 +92,9 @@ class Page:
                 yield from self.format_key(key, value)
         yield from ["", "Groups, and the keys of the default options"]
         for place in self.choices:
-            if package_of(place).split(".")[0] not in nodes - {package_of(place)}:  # others are at the group they are in
+            if package_of(place).split(".")[0] not in nodes - {
+                package_of(place)
+            }:  # others are at the group they are in
                 yield from ["", *self.format_group(place)]
 
     def format_word(self, word: str) -> Iterator[str]:

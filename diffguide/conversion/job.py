@@ -77,7 +77,17 @@ class ConversionJob:
 
         with convert_input_errors("target"):
             create_dir(self.target, fill)
+        print(self.describe(network, bool(config["backbone"].get("learned_variance"))), file=sys.stderr)
         return self.target
+
+    def describe(self, network: Network, learned_variance: bool) -> str:
+        """What was found in the file, so that the user sees whether it is the network that was meant."""
+        parameters = sum(value.numel() for value in network.tensors.values())
+        classes = f"{network.classes} classes" if network.classes else "no classes"
+        return (
+            f"{self.architecture.family}: {parameters / 1e6:.4g} M parameters, examples {network.shape}, {classes}"
+            f"{', learned variance' if learned_variance else ''}"
+        )
 
     def configure(self, network: Network) -> dict[str, Any]:
         """The configuration of the run."""

@@ -18,12 +18,12 @@ __all__ = ["DiffusersPipeline"]
 PIPELINES = {"UNet2DModel": ("DDPMPipeline", "unet"), "DiTTransformer2DModel": ("DiTPipeline", "transformer")}
 ABOUT = """# {name}
 
-`{part}` is a trained {network} of diffusers, and `scheduler` the law of its noise: `{network}.from_pretrained("{part}")` and
-`{scheduler}.from_pretrained("scheduler")`. Written by diffguide.
+`{part}` is a trained {network} of diffusers, and `scheduler` the law of its noise:
+`{network}.from_pretrained("{part}")` and `{scheduler}.from_pretrained("scheduler")`. Written by diffguide.
 
 {use}
 - The number of steps should divide {steps}: diffusers rounds the length of a step down.
-- The scheduler clips nothing. Data are nominally in [-1, 1], and the pipeline clips its images.
+- The scheduler clips nothing{clips}.
 - Labels are rows of the network's class table: {labels}
 """
 USES = {
@@ -50,8 +50,8 @@ for t in scheduler.timesteps:
         x = scheduler.step(network(x, t, class_labels=rows).sample, t, x).prev_sample
 ```
 """,
-    "dit": """`DiTPipeline.from_pretrained(folder, vae=vae)` samples it, with the autoencoder of its data, which is
-not in this folder. Its guidance takes 1000 for the null row, whatever the network has: with {rows} classes {guidance}.
+    "dit": """`DiTPipeline.from_pretrained(folder, vae=vae)` samples it, with the autoencoder of its data, which is not in this
+folder. Its guidance takes row 1000 for no class, whatever the network has: with {rows} classes, {guidance}.
 """,
 }
 
@@ -135,5 +135,6 @@ def readme(loaded: Loaded, backbone: DiffusersNetwork, part: str, scheduler: Any
         scheduler=type(scheduler).__name__,
         steps=scheduler.config.num_train_timesteps,
         labels=labels,
+        clips="" if part == "transformer" else "; data are nominally in [-1, 1], and the pipeline clips its images",
         use=USES["classes" if kind == "plain" and rows else kind].format(rows=rows, guidance=guidance),
     )

@@ -20,7 +20,7 @@ from .safetensors import CheckpointError, reject_constant, reject_duplicates
 __all__ = ["Weights", "hash_weights", "read_json", "weight_files"]
 
 INDEX_SUFFIX = ".safetensors.index.json"
-BLOCK_BYTES = 2**26  # read before a file is opened again
+BLOCK_BYTES = 2**23  # read before a file is opened again
 MAX_JSON_BYTES = 2**24
 DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,

@@ -173,6 +173,8 @@ def test_a_converted_model_is_measured_on_images_of_the_user(home, tmp_path, com
     data = ["dataset=image_folder", f"dataset.path={tmp_path}/data", "dataset.num_classes=3", "dataset.size=8"]
     done = command(evaluate, f"checkpoint={home}/adm", "metric=denoising", *data, "split=train", "n=8", at=tmp_path)
     assert done.code == 0, done.err
+    done = command(evaluate, f"checkpoint={home}/adm", "metric=elbo", *data, "split=train", "n=4", at=tmp_path)
+    assert done.code == 0, done.err
 
 
 MISTAKES = {
@@ -226,5 +228,6 @@ def test_names_of_classes_come_from_a_file(home, tmp_path, command):
     (tmp_path / "names.txt").write_text("cat\ndog\nfish\n")
     done = command(convert, f"{home}/adm.pt", "new", *ADM_WORDS, "class_names=names.txt", "name=pets", at=tmp_path)
     assert done.code == 0 and done.out == "new\n", done.err
+    assert "ADM: " in done.err and "examples [3, 8, 8], 3 classes, learned variance" in done.err
     done = command(sample, "checkpoint=new", "labels=[fish]", "n=1", "sampler.steps=1", at=tmp_path)
     assert done.code == 0 and str(done.folder) == "outputs/sample/pets/v001", done.err
