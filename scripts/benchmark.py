@@ -18,7 +18,8 @@ training: images/s of metrics.jsonl over those of bare forward, backward, clip a
 samplers: 64 images with the default network and each sampler over as many bare calls.
 oracle: one call of a mixture of 1,000 components.
 levels: training and sampling steps of a classifier of noise levels over those of a plain denoiser with the same trunk.
-imported: a UNet2DModel of diffusers under guided sampling over its bare calls and the library's own loop; memory of loading.
+imported: a UNet2DModel of diffusers under guided sampling over its bare calls and the library's own loop; memory of loading
+    and converting.
 device: share of the matmul peak of DiT-B/2 and the 57 M U-Net in bf16, on a GPU also compiled; noise over a sampling call.
     Made for `--device cuda`; on a CPU a batch is one image.
 

@@ -19,7 +19,14 @@ from .timesteps import DiscreteTimesteps, Timesteps
 
 __all__ = ["NETWORKS", "DiffusersNetwork"]
 
-EMPTY: Mapping[str, Any] = {}
+SMALL_UNET: Mapping[str, Any] = {
+    "block_out_channels": [64, 128],
+    "layers_per_block": 1,
+    "down_block_types": ["DownBlock2D", "AttnDownBlock2D"],
+    "up_block_types": ["AttnUpBlock2D", "UpBlock2D"],
+    "attention_head_dim": 32,
+    "dropout": 0.1,
+}
 
 
 class Call(NamedTuple):
@@ -93,7 +100,7 @@ class DiffusersNetwork(Backbone):
         num_classes: int = 0,
         size: int | None = None,
         network: str = "UNet2DModel",
-        arguments: Mapping[str, Any] = EMPTY,
+        arguments: Mapping[str, Any] = SMALL_UNET,
         timesteps: Timesteps | None = None,
         null_class: int | None = None,
         condition_tokens: int = 0,

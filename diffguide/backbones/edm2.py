@@ -220,6 +220,12 @@ class EDM2UNet(Backbone):
             self.attention_layers = [*self.attention_layers, plan.side]
         return block
 
+    def class_tables(self) -> dict[str, int]:
+        return {"embedding.label.weight": 1} if self.num_classes else {}
+
+    def class_row(self, index: int) -> int | None:
+        return None if index < 0 else index
+
     @torch.no_grad()
     def normalise_weights(self) -> None:
         """Replaces the weights of every layer by those of magnitude 1. The output of the network stays, to rounding."""

@@ -198,15 +198,16 @@ def construct(node: Any, role: str, trust: Sequence[str], *args: Any, device: st
 def build_node(node: dict, args: Sequence[Any], device: str) -> Any:
     """The object of a validated node."""
     target = node["_target_"]
-    arguments = {key: build_value(value) for key, value in node.items() if key != "_target_"}
+    arguments = {key: build_value(value, device) for key, value in node.items() if key != "_target_"}
     with torch.device("meta") if device == "meta" and target.startswith("diffguide.") else nullcontext():
         return resolve(target, "node")(*args, **arguments)
 
 
-def build_value(value: Any) -> Any:
-    """An argument, with an object in place of each node in it."""
+def build_value(value: Any, device: str) -> Any:
+    """An argument, with an object in place of each node in it; of these only networks are on the device."""
     if isinstance(value, dict) and "_target_" in value:
-        return build_node(value, (), "cpu")
+        kind, network = resolve(value["_target_"], "node"), resolve(ROLES["backbone"].base, "node")
+        return build_node(value, (), device if isinstance(kind, type) and issubclass(kind, network) else "cpu")
     if isinstance(value, dict):
-        return {name: build_value(part) for name, part in value.items()}
-    return [build_value(part) for part in value] if isinstance(value, list) else value
+        return {name: build_value(part, device) for name, part in value.items()}
+    return [build_value(part, device) for part in value] if isinstance(value, list) else value

@@ -22,6 +22,7 @@ from ..nodes.old_names import update_saved_config
 from ..objectives import Objective
 from ..runtime.put_off import use_optimizer
 from ..version import __version__
+from .adapters import merge_adapter
 from .assembly import assemble, check_on_meta
 from .diffusers_folder import find_weights, load_folder, open_folder
 from .hub import download
@@ -235,7 +236,7 @@ def load_own(path: Path, weights: str, trust: Sequence[str]) -> tuple[dict[str, 
     check_finite(held)
     objective = assemble(metadata["config"], trust, "cpu")
     objective.load_state_dict(held)
-    return metadata["config"], metadata, objective.model
+    return merge_adapter(metadata["config"], objective.model), metadata, objective.model
 
 
 def explain_untrained(loaded: Loaded) -> str | None:

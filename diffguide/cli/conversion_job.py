@@ -8,6 +8,7 @@ from typing import Any
 from ..checkpoints.allowlist import ROLES
 from ..config.build import ConfigError, build
 from ..config.type_checks import check_types
+from ..conversion.architecture import Architecture
 from ..conversion.job import ConversionJob
 from ..export.job import ExportJob
 from .settings import read_settings
@@ -76,8 +77,11 @@ def convert_weights(config: Mapping[str, Any], settings: ConversionSettings, tar
     name = target.resolve().name if settings.name is None else settings.name
     if name in ("", ".", "..") or "/" in name:
         raise ConfigError(f"name must be the name of a folder, without slashes, got {name!r}")
+    architecture = build(config["architecture"], "architecture")
+    if not isinstance(architecture, Architecture):
+        raise ConfigError(f"architecture: {type(architecture).__name__} is no Architecture")
     return ConversionJob(
-        architecture=build(config["architecture"], "architecture"),
+        architecture=architecture,
         source=Path(settings.source).expanduser(),
         target=target,
         name=name,

@@ -85,14 +85,16 @@ class Page:
         yield ""
         for typed, meaning in USAGE.items():
             yield from self.line(f"{self.app} {typed}", meaning, "  ", 50)
-        nodes = {package_of(place).split(".")[0] for place in self.choices}
+        nodes = {package_of(place) for place in self.choices}
         yield from ["", "Keys"]
         for key, value in self.tree.items():
             if key not in nodes:
                 yield from self.format_key(key, value)
         yield from ["", "Groups, and the keys of the default options"]
         for place in self.choices:
-            if "." not in package_of(place):
+            if package_of(place).split(".")[0] not in nodes - {
+                package_of(place)
+            }:  # others are at the group they are in
                 yield from ["", *self.format_group(place)]
 
     def format_word(self, word: str) -> Iterator[str]:

@@ -21,6 +21,7 @@ from ..runtime.precision import AUTO, FULL, MIXED, choose_precision
 from ..training.job import TrainingJob
 from ..training.loop import Training
 from ..training.probe import make_probe
+from .adaptation import add_adapter, check_adapter, take_adapter
 from .arguments import changed_keys
 from .guidance import GuidanceBuilder
 from .initialization import find_ancestor
@@ -43,12 +44,14 @@ def build_training_job(config: dict[str, Any]) -> TrainingJob:
     Raises:
         ConfigError: an invalid value, values that do not fit each other, or missing data.
     """
+    check_adapter(config)
     config, resumed = (config, None) if config["resume"] is None else find_training(config)
     settings = TrainingSettings.read(config)
     if resumed is None:
         config, ancestor = find_ancestor(config)
     else:
         ancestor = None
+    config, adapter = take_adapter(config)
     if resumed is None or "p_uncond" in changed_keys():
         check_label_dropout(config.get("p_uncond", 0.0), config["guidance"], config["objective"])
     for key in ("dataset", "backbone", "schedule", "objective", "guidance", "sampler"):  # before a download
@@ -64,6 +67,9 @@ def build_training_job(config: dict[str, Any]) -> TrainingJob:
         backbone = build(config["backbone"], "backbone")
     objective = build(config["objective"], "objective", backbone, build(config["schedule"], "schedule"))
     remarks = [] if ancestor is None else [ancestor.start(objective, data.class_names)]
+    if adapter is not None:
+        config, line = add_adapter(config, adapter, objective)
+        remarks.append(line)
     sampler = build(config["sampler"], "sampler")
     compiled = should_compile(settings.compile, engine.device, backbone)
     if settings.compile == "auto":

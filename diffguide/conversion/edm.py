@@ -1,9 +1,10 @@
 """EDM: the U-Nets DDPM++, NCSN++ and ADM with EDM's preconditioning.
 
 Karras et al., "Elucidating the Design Space of Diffusion-Based Generative Models", 2022, arXiv 2206.00364; the tensor names
-of its program, whose files are pickles that run code: the README says how a file of tensors is made of them.
+of its program, whose files are pickles that run code: edm.md says how a file of tensors is made of them.
 """
 
+import math
 from typing import Any
 
 import torch
@@ -47,7 +48,7 @@ class EDM(Architecture):
         }
 
     def convert(self, weights: PublishedWeights) -> Network:
-        facts = {"sigma_data": 0.5, "label_dropout": 0.0, "dropout": 0.1} | read_arguments(weights, USED)
+        facts = {"sigma_data": 0.5, "label_dropout": 0.0, "dropout": 0.1} | read_arguments(weights, "EDMPrecond", USED)
         facts |= self.given
         prefix = "model." if any(name.startswith("model.") for name in weights) else ""
         levels = read_levels(weights, prefix, "conv1", "qkv")
@@ -118,12 +119,14 @@ def build_empty(network: type, node: dict[str, Any]) -> dict[str, Tensor]:
 
 
 def take_song(weights: PublishedWeights, prefix: str, node: dict[str, Any]) -> dict[str, Tensor]:
-    """The tensors of `EDMUNet`, which differ in the names of the embedding and in the rows of qkv, see there."""
+    """The tensors of `EDMUNet`, which differ in the names and labels of the embedding and in the rows of qkv, see there."""
     tensors = {}
     for name, like in build_empty(EDMUNet, node).items():
         theirs = prefix + name.replace("embedding.", "map_", 1)
         value = weights.take(theirs, *like.shape)
         if ".qkv." in name:
             value = order_rows(value, 1)
+        elif name == "embedding.label.weight":
+            value = value * math.sqrt(value.shape[1])
         tensors[name] = as_bits(value) if like.dtype == torch.int32 else value
     return tensors

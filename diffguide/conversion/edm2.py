@@ -1,7 +1,7 @@
 """EDM2: magnitude-preserving U-Nets on latents or images.
 
 Karras et al., "Analyzing and Improving the Training Dynamics of Diffusion Models", 2023, arXiv 2312.02696; the tensor names
-of its program, whose files are pickles that run code: the README says how a file of tensors is made of them.
+of its program, whose files are pickles that run code: edm.md says how a file of tensors is made of them.
 """
 
 import math
@@ -55,7 +55,7 @@ class EDM2(Architecture):
         self.label_dropout = check_range("label_dropout", label_dropout, RANGES["label_dropout"])
 
     def convert(self, weights: PublishedWeights) -> Network:
-        found = {"sigma_data": 0.5} | read_arguments(weights, ("sigma_data", *PUBLISHED))
+        found = {"sigma_data": 0.5} | read_arguments(weights, "Precond", ("sigma_data", *PUBLISHED))
         sigma_data = found["sigma_data"] if self.sigma_data is None else self.sigma_data
         prefix = "unet." if any(name.startswith("unet.") for name in weights) else ""
         node = describe(weights, prefix)

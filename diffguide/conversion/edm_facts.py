@@ -25,15 +25,19 @@ READ_OFF = (  # arguments that the tensors tell, or that sampling does not use
 RANGES = {"sigma_data": "(0, inf)", "label_dropout": "[0, 1]", "dropout": "[0, 1)"}
 
 
-def read_arguments(weights: PublishedWeights, used: Collection[str]) -> dict[str, Any]:
+def read_arguments(weights: PublishedWeights, class_name: str, used: Collection[str]) -> dict[str, Any]:
     """The arguments in the metadata `init_kwargs`, if any.
 
     Arguments:
+        class_name: the only valid metadata of this name: the class that scales the input and the output of the network.
         used: names that the caller interprets.
 
     Raises:
-        ConversionError: no JSON mapping, or an argument that may change the network in an unknown way.
+        ConversionError: another class, no JSON mapping, or an argument that may change the network in an unknown way.
     """
+    found_class = weights.metadata.get("class_name", class_name)
+    if found_class != class_name:
+        raise ConversionError(f"its metadata class_name is {found_class[:60]!r}, and only {class_name} is supported")
     text = weights.metadata.get("init_kwargs")
     if text is None:
         return {}

@@ -1,5 +1,6 @@
 """A conversion of published weights into a run folder."""
 
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +20,12 @@ from .reading import read_metadata, read_tensors
 from .weights import ConversionError, PublishedWeights
 
 __all__ = ["ConversionJob"]
+
+MARKS = {  # classes of architectures: a tensor that no other family has
+    "ADMClassifier (architecture=adm_classifier)": "out.2.c_proj.weight",
+    "ADM (architecture=adm)": "output_blocks.0.0.in_layers.0.weight",
+    "DiT or SiT (architecture=dit, architecture=sit)": "x_embedder.proj.weight",
+}
 
 
 @dataclass(frozen=True)
@@ -46,20 +53,8 @@ class ConversionJob:
             InputError: weights that are no such network, a damaged file, a folder that exists or cannot be written.
         """
         with convert_input_errors("source"):
-            tensors, part = read_tensors(self.source)
-            weights = PublishedWeights(tensors, self.architecture.family, read_metadata(self.source))
-            try:
-                network = self.architecture.convert(weights)
-                weights.finish()
-            except ConversionError as error:
-                raise ConversionError(f"{self.source}: {error}") from error
-            origin = {
-                "family": self.architecture.family,
-                "file": self.source.name,
-                "sha256": hash_file(self.source),
-                **({"part": part} if part else {}),
-            }
-        if part:
+            network, origin = self.read()
+        if part := origin.get("part"):
             print(f"the weights are the part {part} of {self.source}", file=sys.stderr)
         for note in network.notes:
             print(note, file=sys.stderr)
@@ -79,6 +74,25 @@ class ConversionJob:
             create_dir(self.target, fill)
         print(self.describe(network, bool(config["backbone"].get("learned_variance"))), file=sys.stderr)
         return self.target
+
+    def read(self) -> tuple[Network, dict[str, Any]]:
+        """The network in the file, and where it comes from.
+
+        Raises:
+            ConversionError: a file that cannot be read, or weights of another network.
+        """
+        tensors, part = read_tensors(self.source)
+        weights = PublishedWeights(tensors, self.architecture.family, read_metadata(self.source))
+        try:
+            network = self.architecture.convert(weights)
+            weights.finish()
+        except ConversionError as error:
+            family = next((name for name, mark in MARKS.items() if mark in tensors), None)
+            other = family is not None and type(self.architecture).__name__ not in re.findall(r"\w+", family)
+            hint = f"; its tensors have the names of {family}" if other else ""
+            raise ConversionError(f"{self.source}: {error}{hint}") from error
+        origin = {"family": self.architecture.family, "file": self.source.name, "sha256": hash_file(self.source)}
+        return network, origin | ({"part": part} if part else {})
 
     def describe(self, network: Network, learned_variance: bool) -> str:
         """What was found in the file, so that the user sees whether it is the network that was meant."""

@@ -6,13 +6,15 @@ __all__ = ["denoising", "discrete_features", "discrete_schedule", "image_folder"
 
 
 def image_folder(channels: int, size: int, num_classes: int) -> dict[str, Any]:
-    """The node of a data set of images whose place is not known."""
+    """The node of a data set of images, or of latents, whose place is not known."""
+    bytes_of_images = {"quantization_levels": 256} if channels in (1, 3) else {}
     return {
         "_target_": "diffguide.datasets.image_folder.ImageFolder",
         "path": "???",
         "channels": channels,
         "size": size,
         "num_classes": num_classes,
+        **bytes_of_images,
     }
 
 

@@ -43,6 +43,10 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], str]:
     Raises:
         ConversionError: a missing, damaged or foreign file, or one that holds more than tensors and plain values.
     """
+    if path.is_dir():
+        raise ConversionError(
+            f"{path} is a folder, and the weights are one file; a folder of diffusers is a model as it is, checkpoint={path}"
+        )
     if not path.is_file():
         raise ConversionError(f"there is no file {path}")
     if path.suffix == ".safetensors":

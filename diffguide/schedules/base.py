@@ -221,8 +221,8 @@ class TruncatedCurve(Schedule):
 
     def __init__(self, log_snr_max: float = 12.0, log_snr_min: float = -10.0):
         super().__init__(log_snr_max, log_snr_min)
-        self.start = float(self.inverse_curve(torch.tensor(self.log_snr_max, dtype=torch.float64)))
-        self.end = float(self.inverse_curve(torch.tensor(self.log_snr_min, dtype=torch.float64)))
+        self.start = float(self.inverse_curve(torch.tensor(self.log_snr_max, dtype=torch.float64, device="cpu")))
+        self.end = float(self.inverse_curve(torch.tensor(self.log_snr_min, dtype=torch.float64, device="cpu")))
 
     def curve(self, u: Tensor) -> Tensor:
         """log_snr at u."""

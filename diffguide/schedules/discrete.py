@@ -45,7 +45,7 @@ class DiscreteBetas(TruncatedCurve):
         first, last = (float(k - torch.log(-torch.expm1(k))) for k in (log_abar[0], log_abar[-1]))
         if not log_snr_max > first:
             raise ValueError(f"log_snr_max must be above the log-SNR of the first step, {first:.4g}, got {log_snr_max}")
-        end = logsigmoid(torch.tensor([log_snr_max], dtype=torch.float64))
+        end = logsigmoid(torch.tensor([log_snr_max], dtype=torch.float64, device="cpu"))
         self.__dict__["knots"] = torch.cat([end, log_abar])  # a plain attribute, which a dtype cast does not change
         super().__init__(log_snr_max, default_end(log_snr_min, last, "betas"))
 
@@ -86,7 +86,7 @@ class Linear(DiscreteBetas):
     """DDPM: betas linear from 1e-4 to 0.02. Ho, Jain, Abbeel, 2020, arXiv 2006.11239, section 4. log_snr(1) = -10.1."""
 
     def betas(self, start: float, end: float, steps: int) -> Tensor:
-        return torch.linspace(start, end, steps, dtype=torch.float64)
+        return torch.linspace(start, end, steps, dtype=torch.float64, device="cpu")
 
 
 class ScaledLinear(DiscreteBetas):
@@ -107,7 +107,7 @@ class ScaledLinear(DiscreteBetas):
         super().__init__(log_snr_max, log_snr_min, beta_start, beta_end, steps)
 
     def betas(self, start: float, end: float, steps: int) -> Tensor:
-        return torch.linspace(start**0.5, end**0.5, steps, dtype=torch.float64).square()
+        return torch.linspace(start**0.5, end**0.5, steps, dtype=torch.float64, device="cpu").square()
 
 
 class SigmoidBeta(DiscreteBetas):
@@ -118,7 +118,7 @@ class SigmoidBeta(DiscreteBetas):
     """
 
     def betas(self, start: float, end: float, steps: int) -> Tensor:
-        return start + (end - start) * torch.linspace(-6, 6, steps, dtype=torch.float64).sigmoid()
+        return start + (end - start) * torch.linspace(-6, 6, steps, dtype=torch.float64, device="cpu").sigmoid()
 
 
 class TrainedBetas(DiscreteBetas):
@@ -136,7 +136,7 @@ class TrainedBetas(DiscreteBetas):
     def __init__(
         self, log_snr_max: float = math.inf, log_snr_min: float | None = None, betas: Sequence[float] = (1e-4, 0.02)
     ):
-        given = torch.tensor(list(betas), dtype=torch.float64)
+        given = torch.tensor(list(betas), dtype=torch.float64, device="cpu")
         if len(given) < 2 or not bool(((given > 0) & (given < 1)).all()):
             raise ValueError(f"betas must be at least two numbers in (0, 1), got {len(given)}: {list(betas)[:4]}")
         self.connect(given, log_snr_max, log_snr_min)
@@ -170,6 +170,6 @@ class SquaredCosine(DiscreteBetas):
     ):
         check_range("offset", offset, "[0, inf)")
         check_range("beta_max", beta_max, "(0, 1)")
-        u = torch.linspace(0, 1, check_whole("steps", steps, 2) + 1, dtype=torch.float64)
+        u = torch.linspace(0, 1, check_whole("steps", steps, 2) + 1, dtype=torch.float64, device="cpu")
         f = torch.cos(math.pi / 2 * (u + offset) / (1 + offset)) ** 2
         self.connect((1 - f[1:] / f[:-1]).clamp(max=beta_max), log_snr_max, log_snr_min)

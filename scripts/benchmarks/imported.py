@@ -1,4 +1,4 @@
-"""Networks of diffusers under this package: sampling over their bare calls and their own pipeline, memory of loading."""
+"""Networks of other programs: sampling over bare calls and diffusers' own pipeline, memory of loading and converting."""
 
 import subprocess
 import sys
@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from diffguide.backbones.dit import position_encoding
 from diffguide.guidance import ClassifierFree
 from diffguide.samplers import DDIM, generate
 
@@ -32,6 +33,21 @@ diffguide.load(sys.argv[2])
 print(read("VmHWM") - before)
 """
 
+CONVERT = """
+import sys
+from diffguide.convert import main
+
+def read(key):
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(key))
+
+small, large, target = sys.argv[1:]
+main([small, f"{target}/small", "architecture=dit", "architecture.heads=4"])  # imports what a conversion imports
+open("/proc/self/clear_refs", "w").write("5")  # the peak starts anew
+before = read("VmRSS")
+main([large, f"{target}/large", "architecture=dit"])
+print(read("VmHWM") - before)
+"""
+
 
 def create_folder(folder: Path, widths: list[int]) -> Path:
     """A conditional UNet2DModel with random weights, whose eleventh class is none, as a pipeline of diffusers."""
@@ -50,6 +66,23 @@ def create_folder(folder: Path, widths: list[int]) -> Path:
     )
     diffusers.DDIMPipeline(network, diffusers.DDIMScheduler(clip_sample=False)).save_pretrained(folder)
     return folder
+
+
+def create_dit_file(path: Path, width: int, depth: int) -> Path:
+    """Random weights with the published names of DiT."""
+    layers = {"t_embedder.mlp.0": (width, 256), "t_embedder.mlp.2": (width, width)}
+    layers |= {"final_layer.linear": (32, width), "final_layer.adaLN_modulation.1": (2 * width, width)}
+    layers["x_embedder.proj"] = (width, 4, 2, 2)
+    for number in range(depth):
+        sizes = {"attn.qkv": 3, "attn.proj": 1, "mlp.fc1": 4, "adaLN_modulation.1": 6}
+        layers |= {f"blocks.{number}.{name}": (size * width, width) for name, size in sizes.items()}
+        layers[f"blocks.{number}.mlp.fc2"] = (width, 4 * width)
+    state = {f"{name}.weight": torch.randn(shape) for name, shape in layers.items()}
+    state |= {f"{name}.bias": torch.zeros(shape[0]) for name, shape in layers.items()}
+    state["pos_embed"] = position_encoding(16, width)[None]
+    state["y_embedder.embedding_table.weight"] = torch.randn(1001, width)
+    torch.save(state, path)
+    return path
 
 
 def build_runs(folder: Path, device: torch.device) -> dict[str, Work]:
@@ -100,6 +133,7 @@ def measure_imported(session: Session) -> Iterator[Row]:
             spent = sorted(seconds["diffguide"])[len(seconds["diffguide"]) // 2]
             yield Row(PART, case, "diffguide", f"{spent:.3f} s a run", ratio, base, bar, {"seconds_per_run": spent})
         yield measure_memory(Path(place), small)
+        yield measure_conversion(Path(place))
 
 
 def measure_memory(place: Path, small: Path) -> Row:
@@ -111,3 +145,16 @@ def measure_memory(place: Path, small: Path) -> Row:
     figures = {"file_bytes": size, "peak_bytes": peak}
     text = f"{peak / 2**20:.0f} MB for a file of {size / 2**20:.0f} MB"
     return Row(PART, "diffguide.load of a folder", "peak memory", text, peak / size, "the file", "at most 1.1", figures)
+
+
+def measure_conversion(place: Path) -> Row:
+    """The peak of the resident memory of a conversion over the size of the file (Linux)."""
+    small, large = create_dit_file(place / "small.pt", 64, 1), create_dit_file(place / "large.pt", 768, 12)
+    words = [sys.executable, "-c", CONVERT, str(small), str(large), str(place)]
+    done = subprocess.run(words, check=True, capture_output=True, text=True)
+    size, peak = large.stat().st_size, 1024 * int(done.stdout.split()[-1])
+    figures = {"file_bytes": size, "peak_bytes": peak}
+    text = f"{peak / 2**20:.0f} MB for a file of {size / 2**20:.0f} MB, which stays mapped; what it writes included"
+    return Row(
+        PART, "diffguide-convert of DiT-B/2", "peak memory", text, peak / size, "the file", "at most 1.1", figures
+    )

@@ -169,7 +169,10 @@ def test_half_precision_keeps_the_frequencies(make):
 
 @pytest.mark.parametrize("taps", [[1, 1], [1, 3, 3, 1]])
 def test_resampling_is_the_filter(taps):
-    """Against the matrices of both axes; a constant image stays inside."""
+    """Against the matrices of both axes, and against diffusers."""
+    from diffusers.models.downsampling import downsample_2d  # two seconds, for this alone
+    from diffusers.models.upsampling import upsample_2d
+
     image, n, m = draw(2, 3, 8, 8).double(), 8, len(taps) // 2 - 1
     down, up = torch.zeros(n // 2, n).double(), torch.zeros(2 * n, n).double()
     for row in range(n // 2):
@@ -180,8 +183,9 @@ def test_resampling_is_the_filter(taps):
         for index, tap in enumerate(taps):
             if 0 <= 2 * column + index - m < 2 * n:
                 up[2 * column + index - m, column] = 2 * tap / sum(taps)
-    for direction, matrix in (("down", down), ("up", up)):
+    for direction, matrix, theirs in (("down", down, downsample_2d), ("up", up, upsample_2d)):
         found = Resample(direction, taps).double()(image)
+        torch.testing.assert_close(found, theirs(image, torch.tensor(taps, dtype=torch.float64)), rtol=1e-7, atol=1e-7)
         torch.testing.assert_close(found, matrix @ image @ matrix.T, rtol=1e-7, atol=1e-7)
     bordered = Resample("down", taps, padded=False).double()(torch.nn.functional.pad(image, (m,) * 4))
     torch.testing.assert_close(bordered, down @ image @ down.T, rtol=1e-7, atol=1e-7)
@@ -256,3 +260,18 @@ def test_the_clip_bounds_the_blocks():
         block.register_forward_hook(lambda _, inputs, output: largest.append(float(output.abs().max())))
     assert torch.equal(network(*batch(4, 1, 8, 8)), free) and max(largest) == 0.5
     assert not torch.equal(free, lively(edm2(clip=math.inf))(*batch(4, 1, 8, 8)))
+
+
+@pytest.mark.parametrize("make, tolerance", [(edm, 1e-12), (edm2, 0.3)], ids=["edm", "edm2"])
+def test_classes_can_be_copied_to_a_network_with_other_classes(make, tolerance):
+    """EDM: the same outputs. EDM2: to the normalisation over all classes, with weights of magnitude 1 in each."""
+    old, new = network(make, num_classes=40), network(make, num_classes=5)
+    (name, axis), *rest = old.class_tables().items()
+    assert not rest and old.class_row(-1) is None
+    state = old.state_dict()
+    state[name] = torch.stack([state[name].select(axis, old.class_row(place)) for place in (7, 3, 30, 12, 39)], axis)
+    new.load_state_dict(state)
+    out = new(x, log_snr, torch.tensor([0, 1, 2, 3, -1]))
+    expected = old(x, log_snr, torch.tensor([7, 3, 30, 12, -1]))
+    torch.testing.assert_close(out, expected, rtol=tolerance, atol=tolerance * float(expected.abs().max()))
+    assert torch.equal(out[-1], expected[-1])

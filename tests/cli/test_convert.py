@@ -142,7 +142,8 @@ def test_the_run_folder_says_where_it_comes_from(home):
         and len(origin["sha256"]) == 64
     )
     assert facts["class_names"] == ["0", "1", "2", "3", "4"] and facts["shape"] == [4, 8, 8] and facts["images"] == 0
-    assert "&id" not in (home / "adm/config.yaml").read_text()
+    text = (home / "adm/config.yaml").read_text()
+    assert "&id" not in text and "quantization_levels: 256" in text  # bytes, as likelihoods need to know
 
 
 def test_a_converted_classifier_guides_a_converted_generator(home, command):
@@ -182,6 +183,9 @@ MISTAKES = {
     "an unknown family": (["architecture=adn"], "there is no option architecture=adn; nearest: adm"),
     "a third word": ([*ADM_WORDS, "more"], "cannot read 'more'"),
     "another family": (["architecture=dit"], "adm.pt: it has no tensor x_embedder.proj.weight, which DiT has"),
+    "the family is named": (["architecture=sit"], "its tensors have the names of ADM (architecture=adm)"),
+    "a half of it": (["architecture=adm_classifier"], "its tensors have the names of ADM (architecture=adm)"),
+    "no architecture of ours": (["--config-dir", "own", "architecture=linear"], "is no Architecture"),
     "another number of heads": (["architecture=adm", "architecture.heads=7"], "which 7 heads do not divide"),
     "a value out of range": (["architecture=adm", "architecture.size=0"], "architecture: size must be"),
     "another side": (["architecture=adm", "architecture.heads=2", "architecture.size=3"], "architecture: 2 multipliers halve"),
@@ -195,12 +199,22 @@ MISTAKES = {
 @pytest.mark.parametrize("name", MISTAKES)
 def test_a_mistake_is_one_line(home, tmp_path, command, name):
     words, message = MISTAKES[name]
+    if words and "--config-dir" in words:
+        own = home / "own/architecture"
+        own.mkdir(parents=True)
+        (own / "linear.yaml").write_text("# another class\n_target_: diffguide.schedules.discrete.Linear\n")
+        words = ["--config-dir", str(own.parent), *words[2:]]
     if words is None:
         done = command(sample, f"checkpoint={home}/adm", "guidance=cfg", at=tmp_path)
     else:
         done = command(convert, f"{home}/adm.pt", "new", *words, at=tmp_path)
     assert done.code == 1 and message in done.err and done.err.count("\n") == 1, done.err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_classifier_is_no_generator(home, tmp_path, command):
+    done = command(convert, f"{home}/classifier.pt", "new", *ADM_WORDS, at=tmp_path)
+    assert done.code == 1 and "its tensors have the names of ADMClassifier (architecture=adm_classifier)" in done.err
 
 
 def test_nothing_is_overwritten_and_nothing_is_left_half_written(home, tmp_path, command):

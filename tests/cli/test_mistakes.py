@@ -209,6 +209,9 @@ RIGHT = {
 }
 
 
+UNTIMED = "engine.precision=32-true"  # auto times steps of a training as long as the default
+
+
 def run(self, *arguments, **named) -> None:
     """A training run of no steps."""
     folder = next(argument for argument in arguments if isinstance(argument, Path))
@@ -218,7 +221,7 @@ def run(self, *arguments, **named) -> None:
 @pytest.mark.parametrize("arguments", RIGHT.values(), ids=RIGHT)
 def test_valid_overrides_are_accepted(tmp_path, command, monkeypatch, arguments):
     monkeypatch.setattr(training.Training, "run", run)
-    done = command(train, *arguments, at=tmp_path)
+    done = command(train, UNTIMED, *arguments, at=tmp_path)
     assert done.code == 0 and (tmp_path / done.folder).is_dir(), done.err
 
 
@@ -235,11 +238,11 @@ def test_an_unexpected_exception_keeps_its_traceback(at, command, monkeypatch):
     for error in (RuntimeError("ours"), ValueError("ours"), OSError("ours"), KeyError("ours")):
         fail(error)
         with pytest.raises(type(error), match="ours"):
-            command(train, at=at)
+            command(train, UNTIMED, at=at)
         with pytest.raises(type(error), match="ours"):
             command(sample, "checkpoint=good", "n=1", "sampler.steps=1", at=at)
     fail(KeyboardInterrupt())
-    done = command(train, at=at)
+    done = command(train, UNTIMED, at=at)
     assert (
         done.code == 130 and done.err.splitlines()[-1] == "diffguide-train: interrupted" and "Traceback" not in done.err
     )
@@ -259,7 +262,7 @@ def test_hydra_full_error_shows_the_traceback(tmp_path, command, monkeypatch):
             monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
         else:
             monkeypatch.setenv("HYDRA_FULL_ERROR", value)
-        assert command(train, at=tmp_path).code == 0
+        assert command(train, UNTIMED, at=tmp_path).code == 0
         assert os.environ.get("HYDRA_FULL_ERROR") == value and not any("DIFFGUIDE" in name for name in os.environ)
     assert seen == [None, "0", "1"]
     for arguments in (["objective=epss"], ["seed=-1"]):

@@ -86,6 +86,9 @@ def test_a_dry_run_does_not_train(folder, command):
     assert cells.argmax(axis=1).tolist() == [0, 1, 2]  # a red row, a green one, a blue one
 
 
+UNTIMED = "engine.precision=32-true"  # auto times steps of a training as long as the default
+
+
 def cost(err: str) -> tuple[int, float, float, float]:
     """Parameters, bytes of weights and of activations, seconds."""
     units = {"B": 1, "kB": 1e3, "MB": 1e6, "GB": 1e9, "seconds": 1, "minutes": 60, "hours": 3600, "days": 86400}
@@ -97,7 +100,7 @@ def cost(err: str) -> tuple[int, float, float, float]:
 
 
 def test_a_dry_run_estimates_the_cost(tmp_path, command):
-    small = ["dry_run=true", "backbone.channels=8", "backbone.head_channels=8"]
+    small = ["dry_run=true", UNTIMED, "backbone.channels=8", "backbone.head_channels=8"]
     first = command(main, *small, "training.batch_size=16", at=tmp_path)
     double = command(main, *small, "training.batch_size=32", "training.images=6000000", at=tmp_path)
     parts = command(main, *small, "training.batch_size=32", "training.accumulate=2", at=tmp_path)
@@ -115,7 +118,8 @@ def test_a_long_dry_run_shows_the_sheet_first_and_names_a_smaller_backbone(tmp_p
     (tmp_path / "mine/backbone").mkdir(parents=True)
     wide = Path(config_dir(), "backbone/mlp.yaml").read_text().replace("width: 128", "width: 512")
     (tmp_path / "mine/backbone/wide.yaml").write_text(wide)
-    long = ["--config-dir", str(tmp_path / "mine"), "dry_run=true", "dataset=gmm2d", "training.batch_size=32",
+    long = ["--config-dir", str(tmp_path / "mine"), "dry_run=true", UNTIMED, "dataset=gmm2d",
+            "training.batch_size=32",
             "training.images=10000000000"]  # fmt: skip
     done = command(main, *long, "backbone=wide", at=tmp_path)
     assert done.code == 0, done.err
@@ -127,6 +131,6 @@ def test_a_long_dry_run_shows_the_sheet_first_and_names_a_smaller_backbone(tmp_p
 
 @pytest.mark.parametrize("arguments", [["experiment=gmm2d"], ["guidance=none", "backbone.num_classes=0"]])
 def test_a_dry_run_accepts_every_objective(tmp_path, command, arguments):
-    done = command(main, "dry_run=true", *arguments, at=tmp_path)
+    done = command(main, "dry_run=true", UNTIMED, *arguments, at=tmp_path)
     assert done.code == 0, done.err
     assert Image.open(tmp_path / done.folder / "contact_sheet.png").size[0] > 100

@@ -8,7 +8,7 @@ import pytest
 
 from diffguide.train import main as train
 
-SHORT = ["backbone.channels=16", "training.images=256", "training.batch_size=64", "training.log_images=64"]
+SHORT = ["backbone.channels=16", "training.images=128", "training.batch_size=32", "training.log_images=32"]
 OBJECTIVES = ["cdm", "cdm_ce", "cdm_mse", "classifier", "energy", "jem", "nce", "sliced", "vdm"]
 
 
@@ -34,6 +34,6 @@ def folders(tmp_path_factory):
 def test_an_objective_alone_trains(folders, name):
     """Through its warm-up, where losses do not fall yet, and to its pictures, where it makes any."""
     lines = [json.loads(line) for line in (folders / name / "v001/metrics.jsonl").read_text().splitlines()]
-    assert [line["images"] for line in lines if math.isfinite(line.get("loss", math.nan))] == [64, 128, 192, 256]
-    assert (folders / name / "v001/checkpoints/0000000256.safetensors").exists()
-    assert (folders / name / "v001/samples/0000000256.png").exists() == (name != "nce")
+    assert [line["images"] for line in lines if math.isfinite(line.get("loss", math.nan))] == [32, 64, 96, 128]
+    assert (folders / name / "v001/checkpoints/0000000128.safetensors").exists()
+    assert (folders / name / "v001/samples/0000000128.png").exists() == (name != "nce")

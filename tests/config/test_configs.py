@@ -15,7 +15,7 @@ from diffguide.config.build import build, config_dir
 FOLDER = Path(config_dir())
 INJECTED = {  # handed over by the caller, for a role or for one of its members
     "objective": ["backbone", "schedule"], "guidance": ["denoiser"], "oracle": ["schedule"],
-    "diffguide.oracles.empirical.Empirical": ["data", "labels"],
+    "diffguide.oracles.empirical.Empirical": ["data", "labels"], "diffguide.backbones.lora.LoRA": ["network"],
 }  # fmt: skip
 NO_COMPONENTS = {"experiment"}
 COMPONENTS = sorted(path for path in FOLDER.rglob("*/*.yaml") if path.relative_to(FOLDER).parts[0] not in NO_COMPONENTS)
@@ -110,6 +110,7 @@ SIDES = {  # of the images that each backbone file is for
     "dit_s": [32], "dit_b": [32], "dit_l": [32], "dit_xl": [32], "mlp": [None], "mlp_classifier": [None],
     "unet_encoder": [8], "unet_encoder_28": [28], "unet_encoder_32": [32], "mlp_levels": [None], "unet_levels": [8],
     "unet_joint": [8], "convnet": [8], "edm_unet": [8], "edm2_unet": [8], "unet_twice_differentiable": [8],
+    "diffusers_unet": [8, 32], "diffusers_dit": [8],
 }  # fmt: skip
 # one number per class
 CLASSIFIERS = {

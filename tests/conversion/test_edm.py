@@ -1,6 +1,7 @@
 """Networks of EDM and EDM2, converted from the published names, against the published layer equations in float64."""
 
 import json
+from contextlib import nullcontext
 
 import pytest
 import safetensors.torch
@@ -242,6 +243,14 @@ def test_weights_that_do_not_fit_are_refused(architecture, tensors, options, mes
     with pytest.raises(ConversionError, match=message) as caught:
         convert(tensors, architecture, options)
     assert "\n" not in str(caught.value)
+
+
+def test_another_preconditioning_is_refused():
+    """VE and VP networks of the baselines have the same tensors, but other scales."""
+    for name, message in (("EDMPrecond", None), ("VPPrecond", "class_name is 'VPPrecond', and only EDMPrecond")):
+        weights = PublishedWeights(edm_tensors(SONG), "EDM", {"class_name": name})
+        with pytest.raises(ConversionError, match=message) if message else nullcontext():
+            EDM().convert(weights)
 
 
 @pytest.mark.parametrize("text", ["{", "[1]", '"a"', "[" * 10**5])

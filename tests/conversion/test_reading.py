@@ -88,7 +88,7 @@ HOSTILE = {
     "numbers": (lambda path: torch.save({"lr": 1.0, "steps": [1, 2]}, path), "has no state dict"),
     "a list": (lambda path: torch.save([torch.ones(2)], path), "has no state dict"),
     "an empty mapping": (lambda path: torch.save({}, path), "has no state dict"),
-    "a folder": (Path.mkdir, "there is no file"),
+    "a folder": (Path.mkdir, "is a folder, and the weights are one file"),
     "no file": (lambda path: None, "there is no file"),
 }
 

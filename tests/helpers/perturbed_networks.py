@@ -11,8 +11,8 @@ from scipy.special import softmax
 from torch import nn
 
 from diffguide.backbones import dit as dit_file
-from diffguide.backbones import edm as edm_file
 from diffguide.backbones import edm2 as edm2_file
+from diffguide.backbones import edm_blocks as edm_file
 from diffguide.backbones import unet_blocks as unet_file
 from diffguide.backbones.perturbations import BlurredQueries, IdentityAttention
 from diffguide.models.parameterizations import V
