@@ -13,9 +13,9 @@ from diffguide.train import main
 SMALL = [
     "backbone=edm2_unet", "backbone.channels=8", "backbone.head_channels=8", "backbone.multipliers=[1]",
     "backbone.attention=[8]", "backbone.blocks=1", "objective=edm", "schedule=edm", "sampler.steps=2",
-    "training.batch_size=32", "training.images=960", "training.learning_rate=0.02", "training.warmup_images=64",
-    "training.checkpoint_images=480", "training.log_images=96", "training.validation_images=960",
-    "training.sample_images=960", "engine.precision=32-true",
+    "training.batch_size=32", "training.images=480", "training.learning_rate=0.05", "training.warmup_images=64",
+    "training.checkpoint_images=320", "training.log_images=96", "training.validation_images=480",
+    "training.sample_images=480", "engine.precision=32-true",
 ]  # fmt: skip
 
 
@@ -27,7 +27,7 @@ def test_training_lowers_the_loss_and_resumes_exactly(command, tmp_path):
     ]
     assert sum(losses[-3:]) / 3 < 0.85 * losses[0], losses
     shutil.copytree(run, tmp_path / "again" / RUN)
-    last = sorted((run / "checkpoints").glob("0000000960*"))
+    last = sorted((run / "checkpoints").glob("0000000480*"))
     for file in last:
         (tmp_path / "again" / RUN / "checkpoints" / file.name).unlink()
     assert command(main, f"resume={RUN}", at=tmp_path / "again").code == 0
