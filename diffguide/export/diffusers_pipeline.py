@@ -19,13 +19,14 @@ PIPELINES = {"UNet2DModel": ("DDPMPipeline", "unet"), "DiTTransformer2DModel": (
 ABOUT = """# {name}
 
 `{part}` is a trained {network} of diffusers, and `scheduler` the law of its noise:
-`{network}.from_pretrained("{part}")` and `{scheduler}.from_pretrained("scheduler")`. Written by diffguide.
+`{network}.from_pretrained("{part}")` and `{scheduler}.from_pretrained("scheduler")`. Written by diffguide, whose
+convention and noise levels are in `diffguide.json`.
 
 {use}
-- The number of steps should divide {steps}: diffusers rounds the length of a step down.
-- The scheduler clips nothing{clips}.
+- The scheduler clips nothing{clips}.{steps}
 - Labels are rows of the network's class table: {labels}
 """
+STEPS = "\n- The number of steps should divide {steps}: diffusers rounds the length of a step down."
 USES = {
     "plain": """`DDPMPipeline.from_pretrained(folder)` samples it:
 
@@ -39,9 +40,9 @@ images = DDPMPipeline.from_pretrained(".")(batch_size=4, num_inference_steps=50,
 
 ```python
 import torch
-from diffusers import DDPMScheduler, UNet2DModel
+from diffusers import {scheduler}, UNet2DModel
 
-network, scheduler = UNet2DModel.from_pretrained("unet"), DDPMScheduler.from_pretrained("scheduler")
+network, scheduler = UNet2DModel.from_pretrained("unet"), {scheduler}.from_pretrained("scheduler")
 scheduler.set_timesteps(50)
 rows = torch.zeros(4, dtype=torch.long)
 x = torch.randn(4, network.config.in_channels, network.config.sample_size, network.config.sample_size)
@@ -121,7 +122,7 @@ def build_scheduler(model: Preconditioned, backbone: DiffusersNetwork) -> Any:
 
 def readme(loaded: Loaded, backbone: DiffusersNetwork, part: str, scheduler: Any) -> str:
     """README.md of the folder."""
-    rows, kind = backbone.num_classes, "dit" if part == "transformer" else "plain"
+    rows, kind, name = backbone.num_classes, "dit" if part == "transformer" else "plain", type(scheduler).__name__
     guidance = (
         "that is right" if backbone.null_class == 1000 else "take guidance_scale=1, or guide in a loop of your own"
     )
@@ -132,9 +133,9 @@ def readme(loaded: Loaded, backbone: DiffusersNetwork, part: str, scheduler: Any
         name=loaded.config.get("name") or "model",
         part=part,
         network=backbone.name,
-        scheduler=type(scheduler).__name__,
-        steps=scheduler.config.num_train_timesteps,
+        scheduler=name,
+        steps="" if "shift" in scheduler.config else STEPS.format(steps=scheduler.config.num_train_timesteps),
         labels=labels,
         clips="" if part == "transformer" else "; data are nominally in [-1, 1], and the pipeline clips its images",
-        use=USES["classes" if kind == "plain" and rows else kind].format(rows=rows, guidance=guidance),
+        use=USES["classes" if kind == "plain" and rows else kind].format(rows=rows, guidance=guidance, scheduler=name),
     )

@@ -48,6 +48,8 @@ def scheduler_settings(
             f"no pipeline of diffusers has a network with {type(timesteps).__name__} that predicts "
             f"{type(parameterization).__name__}: discrete timesteps with eps, x0 or v have one, and flow matching; {OTHERS}"
         )
+    if timesteps.scale != 1:
+        raise ExportError(f"no pipeline of diffusers scales its timesteps by {timesteps.scale:g}; {OTHERS}")
     return "discrete", {"prediction_type": kind, **betas_settings(timesteps.schedule, timesteps.steps)}
 
 

@@ -84,6 +84,19 @@ def test_ddpm_pipeline_samples_as_ancestral_sampling(learned, grid, tmp_path):
     close(images, (x / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).detach())
 
 
+def test_ddpm_pipeline_samples_flow_matching(tmp_path):
+    """By Euler's method, which is DDIM, at its own times."""
+    schedule = FlowSchedule(math.inf, -math.inf)
+    model = loaded(schedule=schedule, parameterization=Flow(), timesteps=FlowTimesteps())
+    DiffusersPipeline().write(model, tmp_path)
+    pipeline = diffusers.DDPMPipeline.from_pretrained(tmp_path)
+    pipeline.set_progress_bar_config(disable=True)
+    images = pipeline(3, torch.Generator().manual_seed(0), num_inference_steps=20, output_type="pt").images
+    x = DDIM()(model.model, Draws((3, 3, 8, 8)).increment(), pipeline.scheduler.sigmas.double())
+    close(images, (x / 2 + 0.5).clamp(0, 1).detach())
+    assert "should divide" not in (tmp_path / "README.md").read_text()
+
+
 @pytest.mark.parametrize("classes, scale", [(5, 1.0), (1000, 4.0)])
 def test_dit_pipeline_samples_as_ddim(classes, scale, tmp_path):
     """Its guidance takes the row 1000 for no class."""
@@ -110,6 +123,7 @@ def test_the_loop_of_the_readme_samples_classes(tmp_path, monkeypatch):
     DiffusersPipeline().write(model, tmp_path)
     text = (tmp_path / "README.md").read_text()
     assert "0 to 3, and 1 for no class" in text
+    assert type(diffusers.DDPMPipeline.from_pretrained(tmp_path).unet) is diffusers.UNet2DModel
     monkeypatch.chdir(tmp_path)
     names: dict = {}
     torch.manual_seed(0)
@@ -194,6 +208,11 @@ def test_laws_without_a_pipeline_are_refused(timesteps, parameterization):
         ExportError, match=f"{type(timesteps).__name__} that predicts {type(parameterization).__name__}"
     ):
         scheduler_settings(timesteps, parameterization, Cosine())
+
+
+def test_scaled_timesteps_are_refused():
+    with pytest.raises(ExportError, match="scales its timesteps by 0.25"):
+        scheduler_settings(DiscreteTimesteps(steps=4000, scale=0.25), Eps(), Cosine())
 
 
 def test_other_networks_are_refused(tmp_path):
