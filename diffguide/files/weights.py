@@ -19,7 +19,7 @@ from .safetensors import CheckpointError, reject_constant, reject_duplicates
 
 __all__ = ["Weights", "hash_weights", "read_json", "weight_files"]
 
-INDEX_SUFFIX = ".safetensors.index.json"
+INDEX_NAME = re.compile(r".+\.safetensors\.index(\.[\w-]+)?\.json")  # of a variant such as fp16 with its name
 BLOCK_BYTES = 2**23  # read before a file is opened again
 MAX_JSON_BYTES = 2**24
 DTYPES = {
@@ -100,12 +100,12 @@ class Weights:
 
 
 def weight_files(file: Path) -> list[Path]:
-    """The files of the weights: the file itself, or the shards of an index (*.safetensors.index.json).
+    """The files of the weights: the file itself, or the shards of an index (`INDEX_NAME`).
 
     Raises:
         CheckpointError: an index that names other places than its folder.
     """
-    if not file.name.endswith(INDEX_SUFFIX):
+    if not INDEX_NAME.fullmatch(file.name):
         return [file]
     names = read_json(file).get("weight_map")
     if not isinstance(names, dict) or not names:

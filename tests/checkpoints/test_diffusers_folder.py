@@ -165,6 +165,22 @@ def test_names_and_files_of_other_versions_are_read(tmp_path):
     assert closeness(diffguide.load(folder)(x, t).eps, wanted) < 1e-5
 
 
+def test_shards_of_a_variant_are_read(tmp_path):
+    network = unet(norm_eps=1e-5).half()
+    save_pipeline(tmp_path / "p", network, diffusers.DDPMScheduler(), variant="fp16", max_shard_size="20KB")
+    assert len(list((tmp_path / "p" / "unet").glob("*.fp16-*-of-*.safetensors"))) > 2
+    held = diffguide.load(tmp_path / "p").backbone.network.state_dict()
+    assert all(torch.equal(value.float(), held[name]) for name, value in network.state_dict().items())
+
+
+def test_images_may_be_rectangles(tmp_path):
+    network = unet(sample_size=(16, 24))
+    model = diffguide.load(save_pipeline(tmp_path / "p", network, diffusers.DDPMScheduler()))
+    x = torch.randn(2, *model.shape)
+    assert model.shape == [3, 16, 24] and list(model.attention_layers) == [8, 8, 8, 8]
+    assert closeness(model(x, torch.tensor(0.5, dtype=torch.float64)).eps, network(x, 499).sample) < 1e-5
+
+
 def test_a_network_beside_its_scheduler_needs_no_pipeline(tmp_path):
     network = unet()
     network.save_pretrained(tmp_path)
