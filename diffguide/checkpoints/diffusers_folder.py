@@ -105,7 +105,8 @@ def open_folder(file: Path, null_class: int | None = None) -> DiffusersFolder | 
         if not found:
             raise CheckpointError(f"it has no {SCHEDULER}, the law of the training: put one beside {NETWORK_CONFIG}")
         name, arguments = network_class(network)
-        law = translate_scheduler(read_json(found[0]), whole=network.get("time_embedding_type") == "learned")
+        scheduler = read_json(found[0], infinite=True)  # DPM-Solver's lambda_min_clipped is -Infinity
+        law = translate_scheduler(scheduler, whole=network.get("time_embedding_type") == "learned")
         metadata = describe(pipeline, name, arguments, law, null_class)
     except CheckpointError as error:
         raise CheckpointError(f"{pipeline}: {error}") from error
