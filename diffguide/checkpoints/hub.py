@@ -7,7 +7,13 @@ from ..files.safetensors import CheckpointError
 
 __all__ = ["download"]
 
-FILES = ["*.json", "*.safetensors"]  # no pickle and no code
+FILES = [  # no pickle, no code, and of a pipeline no weights but those of its denoising network
+    "*.json",
+    "diffusion_pytorch_model*.safetensors",
+    "unet/*.safetensors",
+    "transformer/*.safetensors",
+    "checkpoints/*.safetensors",
+]
 NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 

@@ -44,4 +44,7 @@ def add_adapter(config: Mapping[str, Any], node: Mapping[str, Any], objective: O
     model.backbone = build(node, "training.adapter", network)
     counts = [sum(part.numel() for part in objective.parameters() if part.requires_grad or every) for every in (0, 1)]
     backbone = {"_target_": node["_target_"], "network": config["backbone"], **node}
-    return {**config, "backbone": backbone}, f"the adapter trains {counts[0]:,} of {counts[1]:,} parameters"
+    line = f"the adapter trains {counts[0]:,} of {counts[1]:,} parameters"
+    if network.class_tables() and not node.get("trains_classes"):
+        line += "; rows of classes stay as they are (training.adapter.trains_classes=true trains them)"
+    return {**config, "backbone": backbone}, line

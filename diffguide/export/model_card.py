@@ -156,6 +156,7 @@ def training_facts(loaded: Loaded, config: Mapping[str, Any]) -> dict[str, Any]:
         "seed": config.get("seed"),
         "precision": (config.get("engine") or {}).get("precision"),
         "held-out loss": loaded.facts.get("validation_loss"),
+        "started from": describe_ancestry(config.get("ancestry")),
         "converted from": describe_origin(loaded.facts.get("origin")),
     }
     return {key: value for key, value in facts.items() if value not in (None, "unknown")}
@@ -166,6 +167,14 @@ def describe_origin(origin: Any) -> str | None:
     if not isinstance(origin, Mapping):
         return None
     return ", ".join(f"{key} {value}" for key, value in shorten_paths(dict(origin)).items())
+
+
+def describe_ancestry(ancestry: Any) -> str | None:
+    """The model that a training started from, in one cell."""
+    if not isinstance(ancestry, Mapping):
+        return None
+    file = {"checkpoint": ancestry.get("checkpoint"), "sha256": ancestry.get("sha256")}
+    return describe_origin({**(ancestry.get("origin") or {}), **file})
 
 
 def data_facts(facts: Mapping[str, Any], config: Mapping[str, Any]) -> str:

@@ -23,6 +23,7 @@ LAST = "checkpoints/0000000064.safetensors"
 def test_an_adapter_is_trained_resumed_merged_and_adapted_again(command, at):
     done = command(main, *ADAPTER, *SHORT, at=at)
     assert done.code == 0 and "the adapter trains" in done.err
+    assert "rows of classes stay as they are (training.adapter.trains_classes=true" in done.err
     held, ancestor = load_file(at / ADAPTED / LAST), load_file(next((at / RUN).glob("checkpoints/*64.safetensors")))
     prefix, adapter = "objective.model.backbone.", [name for name in held if ".lora_" in name]
     assert len(adapter) == 4 * sum(name.endswith("base_layer.weight") for name in held if name.startswith(prefix))

@@ -25,6 +25,7 @@ def run(tmp_path):
         "output_root": f"{PRIVATE}/outputs", "seed": 3, "engine": {"precision": "32-true"},
         "guidance": {"_target_": "diffguide.guidance.contrast.ClassifierFree", "scale": 2.5},
         "guide": {"classifier": "~/secret/classifier"},
+        "ancestry": {"checkpoint": f"{PRIVATE}/older.safetensors", "sha256": "1" * 64, "origin": {"family": "DiT"}},
     }  # fmt: skip
     data = {"sha256": "0" * 64, "count": 50, "path": f"{PRIVATE}/cats"}
     save(folder / "checkpoints", config, data=data, class_names=["/slash", "b", "c", "d"], validation_loss=0.25)
@@ -80,7 +81,7 @@ def test_the_card_says_what_a_user_must_know(run, tmp_path):
     for words in (
         "| quality | fid | 12.35 | 0.21 | 5000 | 7 |", "| images seen | 7 |", "| seed | 3 |", "| held-out loss | 0.25 |",
         "`ClassifierFree` with scale 2.5", "scale 1 is off", "diffguide-sample checkpoint=ada/points",
-        "50 examples or files", "4 classes: /slash, b, c, d", "MLP, ", "## Limits",
+        "| started from | family DiT, checkpoint older.safetensors, sha256 11", "50 examples or files", "4 classes: /slash, b, c, d", "MLP, ", "## Limits",
     ):  # fmt: skip
         assert words in text, words
     assert text.count("| quality |") == 1
