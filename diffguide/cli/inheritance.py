@@ -54,15 +54,17 @@ def inherit_config(config: Mapping[str, Any], saved: dict[str, Any], policy: Map
 def take_shape(dataset: Mapping[str, Any], shape: Sequence[int]) -> dict[str, Any]:
     """The node of a folder of images with the channels and side of a model, where the command line does not set them.
 
-    Other data, and examples that are no square pictures, stay. So do the data where a group is chosen that may have been
-    composed for their side.
+    Other data, and examples that are no square pictures, stay. So do the data where an experiment, or an option that was
+    composed for their side, is chosen.
     """
     changed, node = changed_keys(), dict(dataset)
     is_picture = len(shape) == 3 and shape[0] in (1, 3) and shape[1] == shape[2]
+    is_shifted = "schedule" in changed and changed["schedule"].value() == "resolution_shift"
     if (
         node.get("_target_") != IMAGE_FOLDER
         or not is_picture
-        or {"experiment", "backbone", "schedule"} & changed.keys()
+        or is_shifted
+        or {"experiment", "backbone"} & changed.keys()
     ):
         return node
     facts = {"channels": shape[0], "size": shape[1]}

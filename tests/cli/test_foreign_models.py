@@ -127,7 +127,7 @@ def test_training_goes_on_from_a_folder_and_resumes_exactly(folder, tmp_path, mo
 def test_channels_and_side_are_those_of_the_model_unless_they_are_said(folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     save_pipeline(tmp_path / "grey", unet(in_channels=1, out_channels=1), diffusers.DDPMScheduler())
-    for name, words, shape in (("own", [], [1, 16, 16]), ("said", ["dataset.size=8"], [1, 8, 8])):
+    for name, words, shape in (("own", ["schedule=cosine"], [1, 16, 16]), ("said", ["dataset.size=8"], [1, 8, 8])):
         train(["init_from=grey", *images(folder), *words, *STEPS, "training.images=16", f"name={name}"])
         run = checkpoints.load(f"outputs/train/{name}/v001")
         assert run.facts["shape"] == shape and run.config["dataset"]["size"] == shape[1]

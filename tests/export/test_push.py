@@ -81,7 +81,8 @@ def test_the_card_says_what_a_user_must_know(run, tmp_path):
     for words in (
         "| quality | fid | 12.35 | 0.21 | 5000 | 7 |", "| images seen | 7 |", "| seed | 3 |", "| held-out loss | 0.25 |",
         "`ClassifierFree` with scale 2.5", "scale 1 is off", "diffguide-sample checkpoint=ada/points",
-        "| started from | family DiT, checkpoint older.safetensors, sha256 11", "50 examples or files", "4 classes: /slash, b, c, d", "MLP, ", "## Limits",
+        "| started from | family DiT, checkpoint older.safetensors, sha256 11",
+        "50 examples or files", "4 classes: /slash, b, c, d", "MLP, ", "## Limits",
     ):  # fmt: skip
         assert words in text, words
     assert text.count("| quality |") == 1
