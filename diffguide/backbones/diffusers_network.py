@@ -61,6 +61,7 @@ REFUSED = {  # arguments that would need inputs which a backbone does not get: n
     "addition_embed_type": "a second text embedding",
     "class_embed_type": "class labels that are no indices",
     "encoder_hid_dim_type": "image embeddings",
+    "num_class_embeds": "class labels beside its condition",
     "time_cond_proj_dim": "the guidance scale as an input",
     "guidance_embeds": "the guidance scale as an input",
     "use_additional_conditions": "the size of the picture as an input",
@@ -148,10 +149,9 @@ class DiffusersNetwork(Backbone):
         """Sets what the network gets besides images and timesteps; raises ValueError for inputs that it cannot get."""
         config = self.network.config
         for key, needs in REFUSED.items():
-            if config.get(key):
-                raise ValueError(
-                    f"arguments.{key} must be null or false: a network with {key}={config[key]} needs {needs}"
-                )
+            value = vars(self.network).get(key) or config.get(key)  # the constructor may set what null means
+            if value and key != self.kind.rows:
+                raise ValueError(f"arguments.{key} must be null or false: a network with {key}={value} needs {needs}")
         rows = self.kind.rows and config.get(self.kind.rows)
         if rows and not self.num_classes:
             raise ValueError(f"num_classes must be set: the network has a table of {rows} classes")

@@ -18,6 +18,7 @@ from .perturbations import Perturbation
 __all__ = ["LayerRecorder", "PerturbedCall"]
 
 BLOCKS = ("BasicTransformerBlock", "ResnetBlock2D", "SanaTransformerBlock")  # of diffusers
+ATTENTION = "Attention"  # of diffusers
 
 
 def grid_of(tokens: int, sides: Sequence[int]) -> tuple[int, int] | None:
@@ -47,11 +48,13 @@ class InterceptedCall(TorchFunctionMode):
 
     def __init__(self, network: nn.Module, sides: Sequence[int]):
         super().__init__()
-        self.sides, self.attentions, self.finished = sides, 0, 0
+        self.sides, self.attentions, self.finished, self.crosses = sides, 0, 0, False
+        self.layers = [module for module in network.modules() if type(module).__name__ == ATTENTION]
         self.modules = [module for module in network.modules() if type(module).__name__ in BLOCKS]
 
     def __enter__(self) -> Self:
         self.hooks = [module.register_forward_hook(self.after, with_kwargs=True) for module in self.modules]
+        self.hooks += [layer.register_forward_pre_hook(self.before, with_kwargs=True) for layer in self.layers]
         super().__enter__()
         return self
 
@@ -59,6 +62,10 @@ class InterceptedCall(TorchFunctionMode):
         super().__exit__(*error)
         for hook in self.hooks:
             hook.remove()
+
+    def before(self, layer: nn.Module, inputs: tuple, named: dict[str, Any]) -> None:
+        """Notes whether a layer attends to a condition, which may have as many vectors as the image has positions."""
+        self.crosses = named.get("encoder_hidden_states", inputs[1] if len(inputs) > 1 else None) is not None
 
     def after(self, block: nn.Module, inputs: tuple, named: dict[str, Any], output: Any) -> Any:
         x: Any = inputs[0] if inputs else named.get("hidden_states", named.get("input_tensor"))
@@ -70,7 +77,8 @@ class InterceptedCall(TorchFunctionMode):
         if func is not functional.scaled_dot_product_attention:
             return func(*args, **kwargs)
         q, k, v, *rest = (*args, *(kwargs.pop(name) for name in ("query", "key", "value") if name in kwargs))
-        grid = grid_of(q.shape[-2], self.sides) if q.shape[-2] == k.shape[-2] else None
+        alone = q.shape[-2] == k.shape[-2] and not self.crosses
+        grid = grid_of(q.shape[-2], self.sides) if alone else None
         if grid is None:  # to a text, or to a text and the image together
             return func(q, k, v, *rest, **kwargs)
         self.attentions += 1

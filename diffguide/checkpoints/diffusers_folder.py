@@ -60,8 +60,8 @@ def find_weights(folder: Path) -> Path | None:
         place = folder
     else:
         return None
-    for pattern in (f"{STEM}.safetensors", f"{STEM}.safetensors.index.json", f"{STEM}.*.safetensors"):
-        found = [file for file in sorted(place.glob(pattern)) if not re.search(r"-\d+-of-\d+\.", file.name)]
+    for name in ("safetensors", "safetensors.index.json", "*.safetensors", "safetensors.index.*.json"):  # variants last
+        found = [file for file in sorted(place.glob(f"{STEM}.{name}")) if not re.search(r"-\d+-of-\d+\.", file.name)]
         if found:
             return found[0]
     raise CheckpointError(
@@ -106,7 +106,8 @@ def open_folder(file: Path, null_class: int | None = None) -> DiffusersFolder | 
         if not found:
             raise CheckpointError(f"it has no {SCHEDULER}, the law of the training: put one beside {NETWORK_CONFIG}")
         name, arguments = network_class(network)
-        law = translate_scheduler(read_json(found[0]), whole=network.get("time_embedding_type") == "learned")
+        scheduler = read_json(found[0], infinite=True)  # DPM-Solver's lambda_min_clipped is -Infinity
+        law = translate_scheduler(scheduler, whole=network.get("time_embedding_type") == "learned")
         metadata = describe(pipeline, name, arguments, law, null_class)
     except CheckpointError as error:
         raise CheckpointError(f"{pipeline}: {error}") from error
@@ -187,12 +188,13 @@ def describe(folder: Path, name: str, arguments: dict[str, Any], law: Law, null_
         raise CheckpointError(
             f"its out_channels must be {channels}, or {2 * channels} with a learned variance, got {outputs}"
         )
+    side = shape[1] if shape[1] == shape[2] else None
     backbone = {
         "_target_": "diffguide.backbones.diffusers_network.DiffusersNetwork",
         "in_channels": channels,
         "out_features": None,
         "num_classes": classes,
-        "size": shape[1] if shape[1] == shape[2] else None,
+        "size": side,
         "network": name,
         "arguments": arguments,
         "timesteps": law.timesteps,
@@ -207,7 +209,7 @@ def describe(folder: Path, name: str, arguments: dict[str, Any], law: Law, null_
         "parameterization": law.parameterization,
         "p_uncond": LABEL_DROPOUT if classes and null_class is not None else 0.0,
     }
-    dataset = {"channels": channels, "size": shape[1], "num_classes": classes}
+    dataset = {"channels": channels, "size": side, "num_classes": classes}
     config = {"name": folder.resolve().name, "dataset": dataset, "backbone": backbone, "schedule": law.schedule}
     return {
         "config": config | {"objective": objective},

@@ -92,7 +92,7 @@ def translate_scheduler(config: Mapping[str, Any], whole: bool = False) -> Law:
         return discrete_law(settings, kept, whole)
     except CheckpointError:
         raise
-    except (KeyError, TypeError, ValueError) as error:
+    except (ArithmeticError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"its scheduler_config.json has no valid {name}: {error}") from error
 
 

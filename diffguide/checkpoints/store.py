@@ -244,7 +244,7 @@ def explain_untrained(loaded: Loaded) -> str | None:
     training = loaded.config.get("training")
     warmup = training.get("warmup_images", 0) if isinstance(training, dict) else 0
     images = loaded.facts["images"]
-    if loaded.facts.get("origin") is not None:  # trained by another program
+    if loaded.facts.get("origin") is not None or loaded.config.get("ancestry"):  # trained by another program, or before
         return None
     if images and not (type(warmup) is int and images < warmup):
         return None

@@ -22,7 +22,7 @@ from ..files.run_folders import strict_json
 from ..files.weights import hash_weights
 from ..randomness import fold
 from ..sampling.sources import OracleSource
-from .inheritance import inherit_node
+from .inheritance import inherit_node, take_shape
 from .settings import EvaluationSettings
 
 __all__ = ["Target", "checkpoint_target", "oracle_target"]
@@ -117,8 +117,10 @@ def open_evaluation_data(
     own = loaded.config["dataset"]
     option = HydraConfig.get().runtime.choices.get("dataset")
     node = inherit_node("dataset", dataset, option if isinstance(option, str) else None, own)
-    placed = provenance.locate_data(own, seen) if node == own else node
     is_chosen = dataset is not None and "_target_" in dataset
+    if is_chosen:
+        node = take_shape(node, loaded.facts["shape"])
+    placed = provenance.locate_data(own, seen) if node == own else node
     if not is_chosen and loaded.facts.get("origin"):
         raise ConfigError("dataset is missing: this model came without its data; give some, dataset=<option>")
     key = strict_json(placed)

@@ -4,7 +4,7 @@ The values of the run are the defaults of every key. `set_keys` writes what the 
 """
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
@@ -18,7 +18,9 @@ from ..files.text import escape_unprintable
 from .arguments import changed_keys
 from .resume_policy import resume_error, today_keys
 
-__all__ = ["inherit_config", "inherit_node"]
+__all__ = ["inherit_config", "inherit_node", "take_shape"]
+
+IMAGE_FOLDER = "diffguide.datasets.image_folder.ImageFolder"  # the data that have the side and channels one asks for
 
 
 def inherit_config(config: Mapping[str, Any], saved: dict[str, Any], policy: Mapping[str, str]) -> dict[str, Any]:
@@ -47,6 +49,24 @@ def inherit_config(config: Mapping[str, Any], saved: dict[str, Any], policy: Map
         merged["training"]["optimizer"] = optimizer
     validate_inherited(config, merged)
     return merged
+
+
+def take_shape(dataset: Mapping[str, Any], shape: Sequence[int]) -> dict[str, Any]:
+    """The node of a folder of images with the channels and side of a model, where the command line does not set them.
+
+    Other data, and examples that are no square pictures, stay. So do the data where a group is chosen that may have been
+    composed for their side.
+    """
+    changed, node = changed_keys(), dict(dataset)
+    is_picture = len(shape) == 3 and shape[0] in (1, 3) and shape[1] == shape[2]
+    if (
+        node.get("_target_") != IMAGE_FOLDER
+        or not is_picture
+        or {"experiment", "backbone", "schedule"} & changed.keys()
+    ):
+        return node
+    facts = {"channels": shape[0], "size": shape[1]}
+    return node | {name: value for name, value in facts.items() if f"dataset.{name}" not in changed}
 
 
 def inherit_node(

@@ -8,7 +8,7 @@ from ..config.build import ConfigError
 from ..files.weights import hash_weights
 from ..objectives import Objective
 from ..training.ancestry import copy_weights
-from .inheritance import inherit_config
+from .inheritance import inherit_config, take_shape
 
 __all__ = ["Ancestor", "find_ancestor"]
 
@@ -43,7 +43,8 @@ class Ancestor(NamedTuple):
 def find_ancestor(config: dict[str, Any]) -> tuple[dict[str, Any], Ancestor | None]:
     """The configuration with the network, schedule and objective of init_from, and the model; (config, None) without.
 
-    What the command line sets in them stays; channels, side and classes are those of the data.
+    What the command line sets in them stays; channels, side and classes are those of the data. A folder of images is read
+    with the channels and side of the model, unless the command line sets them.
 
     Raises:
         ConfigError: no such model, or one that cannot be trained further.
@@ -58,6 +59,7 @@ def find_ancestor(config: dict[str, Any]) -> tuple[dict[str, Any], Ancestor | No
         loaded = checkpoints.load(file, "ema", trust=config["trust"])
     except checkpoints.CheckpointError as error:
         raise ConfigError(f"init_from: {error}") from error
+    config = {**config, "dataset": take_shape(config["dataset"], loaded.facts["shape"])}
     nodes = {key: loaded.config[key] for key in ("backbone", "schedule", "objective")}
     nodes["backbone"] = fit_data(nodes["backbone"], config["dataset"])
     if "p_uncond" in nodes["objective"]:

@@ -26,6 +26,11 @@ convention and noise levels are in `diffguide.json`.
 - The scheduler clips nothing{clips}.{steps}
 - Labels are rows of the network's class table: {labels}
 """
+CLIPS = {
+    "plain": "; data are nominally in [-1, 1], and the pipeline clips its images",
+    "classes": "; data are nominally in [-1, 1]",
+    "dit": "",
+}
 STEPS = "\n- The number of steps should divide {steps}: diffusers rounds the length of a step down."
 USES = {
     "plain": """`DDPMPipeline.from_pretrained(folder)` samples it:
@@ -45,7 +50,7 @@ from diffusers import {scheduler}, UNet2DModel
 network, scheduler = UNet2DModel.from_pretrained("unet"), {scheduler}.from_pretrained("scheduler")
 scheduler.set_timesteps(50)
 rows = torch.zeros(4, dtype=torch.long)
-x = torch.randn(4, network.config.in_channels, network.config.sample_size, network.config.sample_size)
+x = torch.randn(4, {shape})
 for t in scheduler.timesteps:
     with torch.no_grad():
         x = scheduler.step(network(x, t, class_labels=rows).sample, t, x).prev_sample
@@ -122,7 +127,8 @@ def build_scheduler(model: Preconditioned, backbone: DiffusersNetwork) -> Any:
 
 def readme(loaded: Loaded, backbone: DiffusersNetwork, part: str, scheduler: Any) -> str:
     """README.md of the folder."""
-    rows, kind, name = backbone.num_classes, "dit" if part == "transformer" else "plain", type(scheduler).__name__
+    rows, name = backbone.num_classes, type(scheduler).__name__
+    kind = "dit" if part == "transformer" else "classes" if rows else "plain"
     guidance = (
         "that is right" if backbone.null_class == 1000 else "take guidance_scale=1, or guide in a loop of your own"
     )
@@ -136,6 +142,8 @@ def readme(loaded: Loaded, backbone: DiffusersNetwork, part: str, scheduler: Any
         scheduler=name,
         steps="" if "shift" in scheduler.config else STEPS.format(steps=scheduler.config.num_train_timesteps),
         labels=labels,
-        clips="" if part == "transformer" else "; data are nominally in [-1, 1], and the pipeline clips its images",
-        use=USES["classes" if kind == "plain" and rows else kind].format(rows=rows, guidance=guidance, scheduler=name),
+        clips=CLIPS[kind],
+        use=USES[kind].format(
+            rows=rows, guidance=guidance, scheduler=name, shape=", ".join(map(str, loaded.facts["shape"]))
+        ),
     )

@@ -19,7 +19,7 @@ from .safetensors import CheckpointError, reject_constant, reject_duplicates
 
 __all__ = ["Weights", "hash_weights", "read_json", "weight_files"]
 
-INDEX_SUFFIX = ".safetensors.index.json"
+INDEX_NAME = re.compile(r".+\.safetensors\.index(\.[\w-]+)?\.json")  # of a variant such as fp16 with its name
 BLOCK_BYTES = 2**23  # read before a file is opened again
 MAX_JSON_BYTES = 2**24
 DTYPES = {
@@ -28,8 +28,11 @@ DTYPES = {
 }  # fmt: skip
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path, infinite: bool = False) -> dict[str, Any]:
     """The mapping in a JSON file.
+
+    Arguments:
+        infinite: whether numbers may be Infinity and -Infinity, which are not JSON, but Python writes them.
 
     Raises:
         CheckpointError: a missing, unreadable or too large file, or one without a mapping.
@@ -40,12 +43,20 @@ def read_json(path: Path) -> dict[str, Any]:
         if path.stat().st_size > MAX_JSON_BYTES:
             raise ValueError("it is larger than 16 MB")
         text = path.read_text(encoding="utf-8")
-        value = json.loads(text, object_pairs_hook=reject_duplicates, parse_constant=reject_constant)
+        constant = read_infinity if infinite else reject_constant
+        value = json.loads(text, object_pairs_hook=reject_duplicates, parse_constant=constant)
         if not isinstance(value, dict):
             raise ValueError("it is no mapping")
         return value
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
+
+
+def read_infinity(constant: str) -> float:
+    """The number of Infinity and -Infinity; raises ValueError for NaN."""
+    if constant == "NaN":
+        raise ValueError("it has NaN")
+    return float(constant)
 
 
 class Weights:
@@ -100,12 +111,12 @@ class Weights:
 
 
 def weight_files(file: Path) -> list[Path]:
-    """The files of the weights: the file itself, or the shards of an index (*.safetensors.index.json).
+    """The files of the weights: the file itself, or the shards of an index (`INDEX_NAME`).
 
     Raises:
         CheckpointError: an index that names other places than its folder.
     """
-    if not file.name.endswith(INDEX_SUFFIX):
+    if not INDEX_NAME.fullmatch(file.name):
         return [file]
     names = read_json(file).get("weight_map")
     if not isinstance(names, dict) or not names:

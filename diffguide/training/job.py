@@ -211,8 +211,9 @@ class TrainingJob:
         print(f"samples: {pictures[-1] if pictures else 'none'}", file=sys.stderr)
         warmup = self.training.warmup_images
         if self.training.images < warmup:
+            start = "those of the ancestor" if self.config.get("ancestry") else "their random start"
             print(
-                f"the run ended within its warm-up of {warmup} images, so its weights are close to their random start: "
+                f"the run ended within its warm-up of {warmup} images, so its weights are close to {start}: "
                 f"continue with resume={folder} training.images={20 * warmup}",
                 file=sys.stderr,
             )

@@ -11,7 +11,7 @@ from diffusers_folders import DIT, TOKENS, UNET, dit, randomize, save_pipeline, 
 import diffguide
 from diffguide.backbones import Embedding
 from diffguide.backbones.diffusers_network import DiffusersNetwork
-from diffguide.checkpoints.store import CheckpointError
+from diffguide.checkpoints.store import CheckpointError, load
 from diffguide.guidance import PAG, SLG, ClassifierFree
 from diffguide.samplers import DDIM
 from diffguide.samplers.discrete_grids import Trailing
@@ -165,6 +165,37 @@ def test_names_and_files_of_other_versions_are_read(tmp_path):
     assert closeness(diffguide.load(folder)(x, t).eps, wanted) < 1e-5
 
 
+def test_infinity_in_a_scheduler_is_read(tmp_path):
+    """As diffusers writes lambda_min_clipped of its DPM-Solver."""
+    folder = save_pipeline(tmp_path / "p", unet(), diffusers.DPMSolverMultistepScheduler(beta_end=0.03))
+    file = folder / "scheduler" / "scheduler_config.json"
+    assert "-Infinity" in file.read_text()
+    assert load(folder).config["schedule"]["beta_end"] == 0.03
+    for old, new, named in ((": -Infinity", ": NaN", "NaN"), (": 1000", ": Infinity", "steps")):
+        changed = file.read_text().replace(old, new)
+        (tmp_path / named).mkdir()
+        other = save_pipeline(tmp_path / named / "p", unet(), diffusers.DDPMScheduler())
+        (other / "scheduler" / "scheduler_config.json").write_text(changed)
+        with pytest.raises(CheckpointError, match=named):
+            diffguide.load(other)
+
+
+def test_shards_of_a_variant_are_read(tmp_path):
+    network = unet(norm_eps=1e-5).half()
+    save_pipeline(tmp_path / "p", network, diffusers.DDPMScheduler(), variant="fp16", max_shard_size="20KB")
+    assert len(list((tmp_path / "p" / "unet").glob("*.fp16-*-of-*.safetensors"))) > 2
+    held = diffguide.load(tmp_path / "p").backbone.network.state_dict()
+    assert all(torch.equal(value.float(), held[name]) for name, value in network.state_dict().items())
+
+
+def test_images_may_be_rectangles(tmp_path):
+    network = unet(sample_size=(16, 24))
+    model = diffguide.load(save_pipeline(tmp_path / "p", network, diffusers.DDPMScheduler()))
+    x = torch.randn(2, *model.shape)
+    assert model.shape == [3, 16, 24] and list(model.attention_layers) == [8, 8, 8, 8]
+    assert closeness(model(x, torch.tensor(0.5, dtype=torch.float64)).eps, network(x, 499).sample) < 1e-5
+
+
 def test_a_network_beside_its_scheduler_needs_no_pipeline(tmp_path):
     network = unet()
     network.save_pretrained(tmp_path)
@@ -204,6 +235,28 @@ def test_networks_with_given_embeddings(network):
     steps = torch.tensor([299.0, 299.0, 899.0])
     wanted = backbone.network(x, encoder_hidden_states=given, timestep=steps, return_dict=False, **more)[0]
     assert torch.allclose(out, wanted, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("network", "size", "argument", "needs"),
+    [
+        ("UNet2DConditionModel", 16, {"num_class_embeds": 4}, "class labels"),
+        ("UNet2DConditionModel", 16, {"addition_embed_type": "text"}, "second text"),
+        ("PixArtTransformer2DModel", 128, {"use_additional_conditions": None}, "size of the picture"),
+    ],
+)
+def test_networks_that_need_other_inputs_are_refused(network, size, argument, needs):
+    arguments = TOKENS[network] | argument
+    with pytest.raises(ValueError, match=f"arguments.{next(iter(argument))} .* needs .*{needs}"):
+        DiffusersNetwork(3, size=size, network=network, arguments=arguments, condition_tokens=5)
+
+
+def test_attention_to_as_many_tokens_as_positions_is_none_of_the_image():
+    arguments = TOKENS["UNet2DConditionModel"]
+    backbone = DiffusersNetwork(3, size=16, network="UNet2DConditionModel", arguments=arguments, condition_tokens=64)
+    assert list(backbone.attention_layers) == [8, 8, 8, 8]
+    backbone = DiffusersNetwork(3, size=16, network="UNet2DConditionModel", arguments=arguments, condition_tokens=7)
+    assert list(backbone.attention_layers) == [8, 8, 8, 8]
 
 
 def test_the_label_dropout_of_the_library_is_off_in_training():

@@ -39,12 +39,8 @@ def folder(tmp_path_factory) -> Path:
 
 
 def images(folder: Path, count: int = 3) -> list[str]:
-    return [
-        f"dataset.path={folder / 'images'}",
-        "dataset=image_folder",
-        "dataset.size=16",
-        f"dataset.num_classes={count}",
-    ]
+    """Without dataset.size and dataset.channels, which are those of the model."""
+    return [f"dataset.path={folder / 'images'}", "dataset=image_folder", f"dataset.num_classes={count}"]
 
 
 def rows(path: str) -> torch.Tensor:
@@ -128,6 +124,15 @@ def test_training_goes_on_from_a_folder_and_resumes_exactly(folder, tmp_path, mo
     assert "ancestry" in checkpoints.load(resumed).config
 
 
+def test_channels_and_side_are_those_of_the_model_unless_they_are_said(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save_pipeline(tmp_path / "grey", unet(in_channels=1, out_channels=1), diffusers.DDPMScheduler())
+    for name, words, shape in (("own", [], [1, 16, 16]), ("said", ["dataset.size=8"], [1, 8, 8])):
+        train(["init_from=grey", *images(folder), *words, *STEPS, "training.images=16", f"name={name}"])
+        run = checkpoints.load(f"outputs/train/{name}/v001")
+        assert run.facts["shape"] == shape and run.config["dataset"]["size"] == shape[1]
+
+
 def test_rows_of_classes_follow_their_names(folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     train([f"init_from={folder / 'pipe'}", *images(folder), *STEPS, "name=three"])
@@ -156,7 +161,8 @@ def test_our_own_runs_are_ancestors_too(short_run, tmp_path, monkeypatch, capsys
     train([f"init_from={short_run}", *words, "training.learning_rate=1e-12"])
     one, other = (diffguide.load(place).state_dict() for place in (short_run, "outputs/train/next/v001"))
     assert all(torch.allclose(value, other[name], atol=1e-6) for name, value in one.items())
-    assert "10 classes" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "10 classes" in error and "close to those of the ancestor" in error
 
 
 @pytest.mark.parametrize(

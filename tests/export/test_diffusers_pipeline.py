@@ -5,10 +5,11 @@ import math
 import sys
 
 import diffusers
+import diffusers_folders
 import numpy as np
 import pytest
 import torch
-from diffusers_folders import DIT, UNET, randomize
+from diffusers_folders import DIT, UNET, randomize, save_pipeline
 from networks import lively, unet
 
 from diffguide.backbones.diffusers_network import DiffusersNetwork
@@ -116,6 +117,19 @@ def test_dit_pipeline_samples_as_ddim(classes, scale, tmp_path):
     x = sampler(guided, Draws((2, 4, 8, 8)).increment(), sampler.times(guided), y)
     with torch.no_grad():
         close(images, (vae.decode(x / vae.config.scaling_factor).sample / 2 + 0.5).clamp(0, 1))
+
+
+def test_the_loop_of_the_readme_samples_rectangles(tmp_path, monkeypatch):
+    network = diffusers_folders.unet(sample_size=(8, 16), num_class_embeds=3)
+    model = load(save_pipeline(tmp_path / "there", network, diffusers.DDPMScheduler()))
+    (tmp_path / "here").mkdir()
+    DiffusersPipeline().write(model, tmp_path / "here")
+    text = (tmp_path / "here" / "README.md").read_text()
+    assert "pipeline clips" not in text
+    monkeypatch.chdir(tmp_path / "here")
+    names: dict = {}
+    exec(text.split("```python\n")[1].split("```")[0].replace("(50)", "(2)"), names)
+    assert names["x"].shape == (4, 3, 8, 16) and names["x"].isfinite().all()
 
 
 def test_the_loop_of_the_readme_samples_classes(tmp_path, monkeypatch):

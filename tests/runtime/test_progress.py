@@ -52,6 +52,11 @@ def test_a_model_within_its_warm_up_is_untrained(images, warmup, warning):
     assert note is None if warning is None else warning in note and "noise" in note
 
 
+def test_a_model_that_started_from_another_is_trained_within_its_warm_up():
+    config = {"training": {"warmup_images": 3000}, "ancestry": {"images": 0}}
+    assert explain_untrained(Loaded(None, config, {"images": 64})) is None
+
+
 def test_a_config_without_valid_warm_up_gives_no_warning():
     for training in (None, 3, {"warmup_images": "x"}):
         assert explain_untrained(Loaded(None, {"training": training}, {"images": 1})) is None
