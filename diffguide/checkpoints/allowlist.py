@@ -19,7 +19,7 @@ from ..nodes.old_names import current_name
 from ..nodes.user_modules import allow_neighbour_imports
 from ..nodes.walk import Place, call_hints, named_parts, walk_node
 
-__all__ = ["ROLES", "construct", "validate_config", "validate_values"]
+__all__ = ["MAX_SIZE", "ROLES", "construct", "validate_config", "validate_values"]
 
 PACKAGE = Path(__file__).resolve().parents[1]
 MAX_SIZE = 2**20  # of numbers that set a size: steps, channels, blocks

@@ -15,6 +15,7 @@ from torch import nn
 from ..backbones.diffusers_network import NETWORKS
 from ..files.safetensors import CheckpointError
 from ..files.weights import Weights, read_json, weight_files
+from .allowlist import MAX_SIZE
 from .assembly import assemble, check_on_meta
 from .diffusers_schedulers import Law, translate_scheduler
 from .streaming import allocate, allocate_later
@@ -226,8 +227,8 @@ def count_classes(name: str, arguments: Mapping[str, Any], null_class: int | Non
         if null_class is not None:
             raise CheckpointError(f"null_class={null_class} has no effect: its network has no classes")
         return 0, None
-    if not isinstance(rows, int) or isinstance(rows, bool) or rows < 1:
-        raise CheckpointError(f"its {kind.rows} must be a whole number of at least 1, got {rows!r}")
+    if not isinstance(rows, int) or isinstance(rows, bool) or not 1 <= rows <= MAX_SIZE:
+        raise CheckpointError(f"its {kind.rows} must be a whole number from 1 to 2^20, got {rows!r}")
     total = rows + kind.null_row
     if null_class is None and kind.null_row:
         null_class = rows
@@ -245,9 +246,9 @@ def count_tokens(name: str) -> int:
 def class_names(folder: Path, count: int, null_class: int | None) -> list[str]:
     """The names of the classes in the index of a pipeline, or their numbers."""
     labels = read_json(folder / INDEX).get("id2label") if (folder / INDEX).is_file() else None
-    names: list[str] = []
+    names: dict[str, None] = {}  # in order, each once
     for index in range(count):
         row = index + (null_class is not None and index >= null_class)
         label = labels.get(str(row)) if isinstance(labels, dict) else None
-        names.append(label if isinstance(label, str) and label not in names else str(index))
-    return names
+        names[label if isinstance(label, str) and label not in names else str(index)] = None
+    return list(names)

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from ..files.safetensors import CheckpointError
 from ..schedules import Schedule, ZeroTerminalSNR
 from ..schedules import discrete as betas
+from .allowlist import MAX_SIZE
 
 __all__ = ["Law", "translate_scheduler"]
 
@@ -119,6 +120,8 @@ def discrete_law(settings: Mapping[str, Any], kept: list[str], whole: bool) -> L
     if settings.get("timestep_type", "discrete") != "discrete":
         raise CheckpointError(f"its timestep_type {settings['timestep_type']!r} has no counterpart here: discrete has")
     steps, trained = settings["num_train_timesteps"], settings.get("trained_betas")
+    if not isinstance(steps, int) or not 2 <= steps <= MAX_SIZE:
+        raise CheckpointError(f"its num_train_timesteps must be a whole number from 2 to 2^20, got {steps!r}")
     curve = settings["beta_schedule"]
     ends = {"beta_start": settings["beta_start"], "beta_end": settings["beta_end"], "steps": steps}
     if trained is not None:

@@ -107,6 +107,11 @@ def parse_words(words: Iterable[str]) -> Iterator[Override]:
 def wrong_choice(override: Override, files: ConfigFiles) -> str | None:
     """What is wrong with the value of a group, which must be the name of one option; None where it is valid."""
     group = override.key_or_group or ""
+    inner = next((name for name in files.groups if name.startswith(f"{group}/")), None)
+    if (
+        inner and group not in files.groups and not isinstance(override.value(), dict)
+    ):  # a node of the primary configuration with groups inside
+        return f"{group} must be a node: set its keys, {group}.<key>=<value>, or choose {inner}=<option>"
     if group not in files.groups or override.is_sweep_override():
         return None
     value = override.value()

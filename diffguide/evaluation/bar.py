@@ -26,7 +26,8 @@ class Bar:
         self.progress: Progress | None = None
         self.counts: tuple[int, str] | None = None
         self.since = time.monotonic()
-        self.lock, self.heartbeat = Lock(), Heartbeat(self.beat)
+        self.lock = Lock()  # before the thread that needs it
+        self.heartbeat = Heartbeat(self.beat)
 
     def __call__(self, done: int, total: int, unit: str) -> None:
         with self.lock:

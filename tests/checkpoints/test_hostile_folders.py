@@ -139,6 +139,17 @@ def test_a_network_of_terabytes_is_refused_before_it_is_allocated(folder):
     refuse(folder)
 
 
+def test_a_number_that_would_take_hours_is_refused_at_once(folder):
+    edit(
+        folder / "scheduler" / "scheduler_config.json",
+        lambda c: c | {"num_train_timesteps": 2**40, "rescale_betas_zero_snr": True},
+    )
+    refuse(folder, "num_train_timesteps")
+    edit(folder / "unet" / "config.json", lambda c: c | {"num_class_embeds": 2**40})
+    edit(folder / "scheduler" / "scheduler_config.json", lambda c: c | {"num_train_timesteps": 10})
+    refuse(folder, "num_class_embeds")
+
+
 def test_mutations_are_read_or_refused_in_one_line(folder):
     """Any value of any JSON file replaced by an odd one, or bytes of any file changed."""
     rng = random.Random(0)
