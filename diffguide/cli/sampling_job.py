@@ -118,6 +118,11 @@ def build_plan(
     with convert_input_errors("labels"):
         labels = resolve_labels(config["labels"], settings.n, source.class_names)
     if labels is None and not guided.has_null:
+        if not guided.num_classes:
+            raise ConfigError(
+                "this model takes the vectors of a condition, such as a text, and commands have none to give: sample it from "
+                "Python, with y = diffguide.backbones.Embedding(vectors)"
+            )
         which = "this one" if not source.model.has_null else "the guide"
         raise ConfigError(
             f"labels=null needs a model that dropped labels in training (guidance=cfg); {which} never did"

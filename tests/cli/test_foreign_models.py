@@ -8,7 +8,7 @@ import diffusers
 import numpy
 import pytest
 import torch
-from diffusers_folders import save_pipeline, unet
+from diffusers_folders import TOKENS, save_pipeline, unet
 from omegaconf import OmegaConf
 from PIL import Image
 from short_run import SHORT
@@ -91,6 +91,18 @@ def test_zero_shot_classes_take_the_names_of_the_data(folder, tmp_path, monkeypa
     evaluate([f"checkpoint={folder / 'pipe'}", *images(folder), *words])
     metrics = json.loads(Path("outputs/evaluate/pipe/v001/metrics.json").read_text())
     assert "accuracy" in json.dumps(metrics)
+
+
+def test_a_network_that_takes_a_text_is_for_python(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    network = diffusers.UNet2DConditionModel(
+        sample_size=16, in_channels=3, out_channels=3, **TOKENS["UNet2DConditionModel"]
+    )
+    save_pipeline(tmp_path / "text", network, diffusers.DDIMScheduler())
+    with pytest.raises(SystemExit):
+        sample(["checkpoint=text", "n=1", "sampler.steps=2"])
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "vectors of a condition" in error and "Embedding" in error
 
 
 def test_a_folder_without_data_asks_for_some(folder, tmp_path, monkeypatch, capsys):
