@@ -33,10 +33,11 @@ class Ancestor(NamedTuple):
         Raises:
             ConfigError: another network.
         """
+        facts = self.loaded.facts
         try:
-            start = copy_weights(objective.model, self.loaded.model, class_names, self.loaded.facts["class_names"])
+            start = copy_weights(objective.model, self.loaded.model, class_names, facts["class_names"])
         except (AttributeError, ValueError) as error:
-            raise ConfigError(f"init_from: {error}") from error
+            raise ConfigError(f"init_from, trained on examples of shape {facts['shape']}: {error}") from error
         return f"starts from {self.identity['checkpoint']}: {start.describe()}"
 
 

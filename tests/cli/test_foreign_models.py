@@ -182,7 +182,7 @@ def test_our_own_runs_are_ancestors_too(short_run, tmp_path, monkeypatch, capsys
     [
         (["init_from=nowhere"], "init_from"),
         (["init_from=3"], "init_from"),
-        (["backbone.channels=24"], "shape"),
+        (["backbone.channels=24"], "init_from, trained on examples of shape [1, 8, 8]: backbone."),
         (["backbone=mlp", "dataset=gmm2d"], "init_from"),
     ],
 )
