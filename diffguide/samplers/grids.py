@@ -150,6 +150,11 @@ class Karras(Grid):
         finest = math.exp(-schedule.finest_log_snr / 2)
         low = finest if self.noise_level_min is None else float(self.noise_level_min)
         high = ends[1] if self.noise_level_max is None else float(self.noise_level_max)
+        if math.isinf(high):
+            raise ValueError(
+                "grid=karras needs a highest noise level, and this schedule ends in pure noise: take sampler/grid=uniform_t, or "
+                "set noise_level_max of the grid, and noise_level_min if it also ends in exact data"
+            )
         # a level that equals an end up to rounding is that end
         low, high = (end if math.isclose(level, end) else level for level, end in zip((low, high), ends))
         if not ends[0] <= low < high <= ends[1] or not 0 < low or not math.isfinite(high):
