@@ -67,7 +67,7 @@ def test_uniform_log_snr_is_uniform():
         ),
         (UniformLogSNR(), EXACT_EDM, "needs finite ends"),
         (Karras(7.0, None, None), EXACT_EDM, "got 0 to 80; set noise_level_min"),
-        (Karras(7.0, 0.002, None), Flow(math.inf, -math.inf), "ends in pure noise: .* noise_level_max"),
+        (Karras(7.0, 0.002, None), Flow(math.inf, -math.inf), "ends in noise alone: .* noise_level_max"),
         (Karras(7.0, 0.001, None), EDM(LOW, HIGH), "within the schedule's 0.002 to 80, got 0.001"),
         (Karras(7.0, None, 81.0), EDM(LOW, HIGH), "got 0.002 to 81"),
         (Karras(7.0, 3.0, 3.0), EDM(LOW, HIGH), "got 3 to 3"),
