@@ -152,7 +152,7 @@ class Karras(Grid):
         high = ends[1] if self.noise_level_max is None else float(self.noise_level_max)
         if math.isinf(high):
             raise ValueError(
-                "grid=karras needs a highest noise level, and the schedule ends in noise alone: take sampler/grid=uniform_t, or "
+                "grid=karras needs a highest noise level: the schedule ends in noise alone: take sampler/grid=uniform_t, or "
                 "set noise_level_max of the grid, and noise_level_min if it also ends in exact data"
             )
         # a level that equals an end up to rounding is that end
