@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..runtime.ranges import check_whole
-from .base import Backbone, zero_init
+from .base import zero_init
 from .conditions import Condition
 from .edm_blocks import HALF, EDMBlock, EDMEmbedding, FourierNoiseFeatures, PositionalFeatures, conv, norm
-from .edm_layers import DOWN, UP, BlockPlan, Resample, check_images, plan_decoder, plan_encoder
+from .edm_layers import DOWN, UP, BlockPlan, EDMBackbone, Resample, check_images, plan_decoder, plan_encoder
 from .perturbations import Perturbation
 from .resolutions import check_unet
 
@@ -33,7 +33,7 @@ def choose(name: str, value: str, options: Sequence[str]) -> str:
     return value
 
 
-class EDMUNet(Backbone):
+class EDMUNet(EDMBackbone):
     """U-Net for images whose sides are divisible by 2^(number of multipliers - 1).
 
     EDM's DDPM++ has the defaults with channels=128, multipliers=[2, 2, 2] (32 pixels) or [1, 2, 2, 2] (64), blocks=4,
@@ -93,7 +93,6 @@ class EDMUNet(Backbone):
         choose("noise_features", noise_features, NOISE_FEATURES)
         self.encoder, self.decoder = choose("encoder", encoder, ENCODERS), choose("decoder", decoder, DECODERS)
         self.num_classes, self.checkpointing = num_classes, checkpointing
-        self.attention_layers, self.residual_blocks = list[int](), list[int]()
         noise = FourierNoiseFeatures(width) if noise_features == "fourier" else PositionalFeatures(width)
         self.embedding = EDMEmbedding(noise, width, features, num_classes)  # type: ignore[assignment]
         self.options = features, dropout, list(resample_filter), double_differentiable
@@ -105,19 +104,7 @@ class EDMUNet(Backbone):
         self.dec = self.build_decoder(outputs, up, list(resample_filter))
 
     def build(self, plan: BlockPlan) -> EDMBlock:
-        """A block, numbered in the order of computation."""
-        block = EDMBlock(plan, *self.options)
-        block.index, block.attention_index = len(self.residual_blocks), len(self.attention_layers)
-        self.residual_blocks = [*self.residual_blocks, plan.side]
-        if plan.attends:
-            self.attention_layers = [*self.attention_layers, plan.side]
-        return block
-
-    def class_tables(self) -> dict[str, int]:
-        return {"embedding.label.weight": 1} if self.num_classes else {}
-
-    def class_row(self, index: int) -> int | None:
-        return None if index < 0 else index
+        return self.number(EDMBlock(plan, *self.options), plan)
 
     def build_encoder(
         self, inputs: int, first: int, plans: Sequence[BlockPlan], taps: Sequence[float]

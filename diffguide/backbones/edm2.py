@@ -14,10 +14,18 @@ from torch import Tensor, nn
 
 from ..runtime.ranges import check_range, check_whole
 from .attention import attention
-from .base import Backbone
 from .conditions import ClassEmbedding, Condition
 from .edm2_layers import MPFourier, MPLayer, mp_concatenate, mp_silu, mp_sum, normalise
-from .edm_layers import BlockPlan, Resample, check_images, label_vectors, plan_decoder, plan_encoder, require_log_snr
+from .edm_layers import (
+    BlockPlan,
+    EDMBackbone,
+    Resample,
+    check_images,
+    label_vectors,
+    plan_decoder,
+    plan_encoder,
+    require_log_snr,
+)
 from .kernels import Dropout
 from .perturbations import Perturbation
 from .resolutions import check_unet
@@ -133,7 +141,7 @@ def count_heads(channels: int, head_channels: int) -> int:
     return heads
 
 
-class EDM2UNet(Backbone):
+class EDM2UNet(EDMBackbone):
     """U-Net for images whose sides are divisible by 2^(number of multipliers - 1).
 
     The published networks for latents [4, 64, 64] and images [3, 64, 64] have multipliers=[1, 2, 3, 4], blocks=3,
@@ -190,7 +198,6 @@ class EDM2UNet(Backbone):
         size = check_images(size, num_classes)
         levels = check_unet(size, channels, multipliers, blocks, attention, head_channels, dropout)
         self.num_classes, self.checkpointing = num_classes, checkpointing
-        self.attention_layers, self.residual_blocks = list[int](), list[int]()
         widths = [channels * multiplier for multiplier in multipliers]
         noise = times(channels, "noise_multiplier", noise_multiplier) or widths[0]
         features = times(channels, "embedding_multiplier", embedding_multiplier) or max(widths)
@@ -212,19 +219,7 @@ class EDM2UNet(Backbone):
         self.out_gain = nn.Parameter(torch.zeros([]))
 
     def build(self, plan: BlockPlan, is_encoder: bool, options: BlockOptions) -> EDM2Block:
-        """A block, numbered in the order of computation."""
-        block = EDM2Block(plan, is_encoder, options)
-        block.index, block.attention_index = len(self.residual_blocks), len(self.attention_layers)
-        self.residual_blocks = [*self.residual_blocks, plan.side]
-        if plan.attends:
-            self.attention_layers = [*self.attention_layers, plan.side]
-        return block
-
-    def class_tables(self) -> dict[str, int]:
-        return {"embedding.label.weight": 1} if self.num_classes else {}
-
-    def class_row(self, index: int) -> int | None:
-        return None if index < 0 else index
+        return self.number(EDM2Block(plan, is_encoder, options), plan)
 
     @torch.no_grad()
     def normalise_weights(self) -> None:

@@ -4,18 +4,20 @@ Karras et al., "Elucidating the Design Space of Diffusion-Based Generative Model
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from .base import Backbone
 from .conditions import ClassEmbedding, Condition, Embedding
 
 __all__ = [
     "DOWN",
     "UP",
     "BlockPlan",
+    "EDMBackbone",
     "Resample",
     "as_bits",
     "check_images",
@@ -47,6 +49,28 @@ class BlockPlan(NamedTuple):
     resample: str | None = None
     attends: bool = False
     joins: bool = False
+
+
+class EDMBackbone(Backbone):
+    """Base of both U-Nets: it numbers their blocks, and has the classes in the columns of `embedding.label`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention_layers, self.residual_blocks = list[int](), list[int]()
+
+    def number(self, block: Any, plan: BlockPlan) -> Any:
+        """The block, numbered in the order of computation."""
+        block.index, block.attention_index = len(self.residual_blocks), len(self.attention_layers)
+        self.residual_blocks = [*self.residual_blocks, plan.side]
+        if plan.attends:
+            self.attention_layers = [*self.attention_layers, plan.side]
+        return block
+
+    def class_tables(self) -> dict[str, int]:
+        return {"embedding.label.weight": 1} if self.num_classes else {}
+
+    def class_row(self, index: int) -> int | None:
+        return None if index < 0 else index
 
 
 def plan_encoder(
