@@ -13,7 +13,7 @@ from ..backbones.dit import position_encoding
 from ..runtime.ranges import check_whole
 from .architecture import Architecture, Network
 from .layers import Layers
-from .nodes import denoising, discrete_features, discrete_schedule, image_folder
+from .nodes import denoising, discrete_features, discrete_schedule, image_folder, timestep_features
 from .weights import ConversionError, PublishedWeights
 
 __all__ = ["DiT", "SiT"]
@@ -79,16 +79,8 @@ class SiT(Architecture):
             rows = layers.tensors[name].unflatten(0, (-1, layers.outputs))[:, : layers.channels]
             layers.tensors[name] = -rows.flatten(0, 1)
         schedule = {"_target_": "diffguide.schedules.curves.Flow", "log_snr_max": 12.0, "log_snr_min": -12.0}
-        features = {
-            "_target_": "diffguide.backbones.timesteps.TimestepFeatures",
-            "timesteps": {
-                "_target_": "diffguide.backbones.timesteps.FlowTimesteps",
-                "scale": 1.0,
-                "from_noise": True,
-            },
-            "width": layers.features,
-            "max_period": 10000.0,
-        }
+        times = {"_target_": "diffguide.backbones.timesteps.FlowTimesteps", "scale": 1.0, "from_noise": True}
+        features = timestep_features(times, layers.features)
         backbone = layers.describe() | {"noise_features": features, "learned_variance": False}
         return layers.network(backbone, schedule, "Flow")
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .edm_facts import Levels, common_width, multiple
 from .layers import Layers
+from .nodes import timestep_features
 from .weights import ConversionError, PublishedWeights
 
 __all__ = ["order_rows", "take_adm"]
@@ -106,12 +107,7 @@ def take_adm(
     layers.take_up(prefix, levels, skips)
     layers.take(f"{prefix}out_norm", "norm_out", levels.widths[0])
     layers.take(f"{prefix}out_conv", "conv_out", in_channels, levels.widths[0], 3, 3)
-    features = {
-        "_target_": "diffguide.backbones.timesteps.TimestepFeatures",
-        "timesteps": {"_target_": "diffguide.backbones.timesteps.LogNoiseTimesteps"},
-        "width": noise,
-        "max_period": 10000.0,
-    }
+    features = timestep_features({"_target_": "diffguide.backbones.timesteps.LogNoiseTimesteps"}, noise)
     node = {
         "_target_": "diffguide.backbones.unet.UNet",
         **shared,

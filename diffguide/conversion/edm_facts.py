@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 
 from ..runtime.ranges import check_range
+from .nodes import denoising
 from .weights import ConversionError, PublishedWeights
 
 __all__ = ["RANGES", "Levels", "common_width", "edm_nodes", "multiple", "read_arguments", "read_filter", "read_levels"]
@@ -147,11 +148,7 @@ def edm_nodes(sigma_data: float, mean: float, std: float, label_dropout: float) 
         "log_snr_min": -2 * math.log(80),
         "rho": 7.0,
     }
-    objective = {
-        "_target_": "diffguide.objectives.denoising.Denoising",
-        "parameterization": {"_target_": "diffguide.models.parameterizations.EDM", "sigma_data": sigma_data},
-        "weight": {"_target_": "diffguide.objectives.weights.Uniform"},
-        "levels": {"_target_": "diffguide.objectives.levels.LogNormal", "mean": mean, "std": std},
-        "p_uncond": label_dropout,
-    }
+    objective = denoising("EDM", label_dropout)
+    objective["parameterization"]["sigma_data"] = sigma_data
+    objective["levels"] = {"_target_": "diffguide.objectives.levels.LogNormal", "mean": mean, "std": std}
     return {"schedule": schedule, "objective": objective}

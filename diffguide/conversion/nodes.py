@@ -2,7 +2,7 @@
 
 from typing import Any
 
-__all__ = ["denoising", "discrete_features", "discrete_schedule", "image_folder"]
+__all__ = ["denoising", "discrete_features", "discrete_schedule", "image_folder", "timestep_features"]
 
 
 def image_folder(channels: int, size: int, num_classes: int) -> dict[str, Any]:
@@ -48,6 +48,11 @@ def discrete_features(schedule: dict[str, Any], steps: int, width: int, rescale:
         "whole": False,
         "scale": 1000 / steps if rescale else 1.0,
     }
+    return timestep_features(timesteps, width)
+
+
+def timestep_features(timesteps: dict[str, Any], width: int) -> dict[str, Any]:
+    """The features of a timestep, with the wavelengths of all published networks."""
     return {
         "_target_": "diffguide.backbones.timesteps.TimestepFeatures",
         "timesteps": timesteps,
