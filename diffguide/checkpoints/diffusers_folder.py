@@ -30,6 +30,11 @@ NULL_TOKENS = "model.backbone.null"
 PREFIX = "model.backbone.network."  # of the network in an objective
 OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}  # names before 2023
 LABEL_DROPOUT = 0.1  # of a network with a null class, whose training is not known
+DIT_ARGUMENTS = (
+    "activation_fn", "attention_bias", "attention_head_dim", "dropout", "in_channels", "norm_elementwise_affine",
+    "norm_eps", "norm_num_groups", "norm_type", "num_attention_heads", "num_embeds_ada_norm", "num_layers",
+    "out_channels", "patch_size", "sample_size", "upcast_attention",
+)  # fmt: skip
 
 
 class DiffusersFolder(NamedTuple):
@@ -157,13 +162,6 @@ def network_class(config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
             "its time_embedding_type 'fourier' (score_sde on unscaled images) has no counterpart here"
         )
     return name, arguments
-
-
-DIT_ARGUMENTS = (
-    "activation_fn", "attention_bias", "attention_head_dim", "dropout", "in_channels", "norm_elementwise_affine",
-    "norm_eps", "norm_num_groups", "norm_type", "num_attention_heads", "num_embeds_ada_norm", "num_layers",
-    "out_channels", "patch_size", "sample_size", "upcast_attention",
-)  # fmt: skip
 
 
 def current_attention(name: str) -> str:

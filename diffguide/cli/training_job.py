@@ -47,10 +47,7 @@ def build_training_job(config: dict[str, Any]) -> TrainingJob:
     check_adapter(config)
     config, resumed = (config, None) if config["resume"] is None else find_training(config)
     settings = TrainingSettings.read(config)
-    if resumed is None:
-        config, ancestor = find_ancestor(config)
-    else:
-        ancestor = None
+    config, ancestor = find_ancestor(config) if resumed is None else (config, None)
     config, adapter = take_adapter(config)
     if resumed is None or "p_uncond" in changed_keys():
         check_label_dropout(config.get("p_uncond", 0.0), config["guidance"], config["objective"])

@@ -107,14 +107,14 @@ def parse_words(words: Iterable[str]) -> Iterator[Override]:
 def wrong_choice(override: Override, files: ConfigFiles) -> str | None:
     """What is wrong with the value of a group, which must be the name of one option; None where it is valid."""
     group = override.key_or_group or ""
-    inner = next((name for name in files.groups if name.startswith(f"{group}/")), None)
-    if (
-        inner and group not in files.groups and not isinstance(override.value(), dict)
-    ):  # a node of the primary configuration with groups inside
-        return f"{group} must be a node: set its keys, {group}.<key>=<value>, or choose {inner}=<option>"
-    if group not in files.groups or override.is_sweep_override():
-        return None
     value = override.value()
+    if group not in files.groups:
+        inner = next((name for name in files.groups if name.startswith(f"{group}/")), None)
+        if inner is None or isinstance(value, dict):
+            return None  # a key, or a node of the primary configuration with groups inside
+        return f"{group} must be a node: set its keys, {group}.<key>=<value>, or choose {inner}=<option>"
+    if override.is_sweep_override():
+        return None
     options = list_options(files.options(group))
     if override.is_delete() and "/" not in group:
         return f"{group} cannot be removed: choose {group}=<option>; options: {options}"
