@@ -15,6 +15,7 @@ from ..checkpoints.allowlist import construct, validate_config
 from ..datasets.base import Dataset, fetch_examples
 from ..figures.scatter import MAX_DATA_POINTS, ScatterBackground, build_background
 from ..files.weights import hash_weights
+from ..first_stages import FirstStage
 from ..models.protocols import Denoiser, Energy
 from ..oracles import Oracle
 
@@ -79,6 +80,11 @@ class CheckpointSource(SampleSource):
         self, file: Path, weights: str, device: torch.device, trust: Sequence[str], null_class: int | None = None
     ):
         loaded = checkpoints.load(file, weights, device, trust, null_class)
+        if isinstance(loaded.model, FirstStage):
+            raise checkpoints.CheckpointError(
+                f"{file} holds an autoencoder, which makes no pictures of its own: train a model in its latents with "
+                f"diffguide-train first_stage=small_kl first_stage.path={file.parent.parent}"
+            )
         if not isinstance(loaded.model, Denoiser | Energy):
             raise checkpoints.CheckpointError(
                 f"{file} holds a {type(loaded.model).__name__}, which cannot be sampled; to guide a generator by it use "

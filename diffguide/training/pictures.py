@@ -7,8 +7,11 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..datasets import Split
+from ..datasets.base import fetch_examples
 from ..evaluation.classification.metric import write_accuracy
 from ..figures.image_grids import choose_training_labels, write_samples
+from ..figures.reconstructions import MAX_RECONSTRUCTIONS, write_reconstructions
+from ..first_stages import FirstStage
 from ..models.protocols import Classifier, Denoiser, Energy
 from ..objectives import Objective
 from ..samplers import SamplingError, generate
@@ -22,7 +25,8 @@ __all__ = ["TrainingPictures"]
 class TrainingPictures:
     """Callback of `Training.run`: draws samples of every class, with the same seeds each time.
 
-    For a classifier it plots the held-out accuracy against the noise level.
+    For a classifier it plots the held-out accuracy against the noise level; for an autoencoder it draws held-out pictures above
+    their reconstructions.
     """
 
     def __init__(self, job: "TrainingJob"):
@@ -40,6 +44,16 @@ class TrainingPictures:
                 print(f"no samples: {error}", file=sys.stderr)
         elif isinstance(model, Classifier):
             write_accuracy(path, model, job.data, job.seed, job.engine.device)
+        elif isinstance(model, FirstStage):
+            self.draw_reconstructions(model, path)
+
+    @torch.no_grad()
+    def draw_reconstructions(self, model: FirstStage, path: Path) -> None:
+        """The first held-out pictures, and what the mean of their latents decodes to."""
+        _, split = self.job.data.held_out_split
+        rows = torch.arange(min(MAX_RECONSTRUCTIONS, len(split.y)))
+        x = self.job.data.preprocess(fetch_examples(split, rows)[0]).to(self.job.engine.device)
+        write_reconstructions(path, x, model.decode(model.encode(x)))
 
     def draw_samples(self, model: Denoiser | Energy, path: Path) -> None:
         job, data = self.job, self.job.data
