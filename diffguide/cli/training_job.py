@@ -25,6 +25,7 @@ from .adaptation import add_adapter, check_adapter, take_adapter
 from .arguments import changed_keys
 from .guidance import GuidanceBuilder
 from .initialization import find_ancestor
+from .latents import LatentTraining, enter_latents, take_first_stage
 from .resume import Resumed, find_training
 from .settings import TrainingSettings
 from .smaller_backbones import smaller_backbones
@@ -48,6 +49,7 @@ def build_training_job(config: dict[str, Any]) -> TrainingJob:
     config, resumed = (config, None) if config["resume"] is None else find_training(config)
     settings = TrainingSettings.read(config)
     config, ancestor = find_ancestor(config) if resumed is None else (config, None)
+    config, first_stage = take_first_stage(config, ancestor)
     config, adapter = take_adapter(config)
     if resumed is None or "p_uncond" in changed_keys():
         check_label_dropout(config.get("p_uncond", 0.0), config["guidance"], config["objective"])
@@ -57,13 +59,19 @@ def build_training_job(config: dict[str, Any]) -> TrainingJob:
     training, engine = build(config["training"], "training"), build(config["engine"], "engine")
     if launched_by_torchrun():
         engine.launch()
-    with engine.rank_zero_first():  # rank 0 downloads what is missing
+    latents: LatentTraining | None = None
+    with engine.rank_zero_first():  # rank 0 downloads and encodes what is missing
         data, note = open_training_data(config["dataset"], resumed)
+        if first_stage is not None:
+            latents = enter_latents(config, first_stage, data, settings, engine, resumed, ancestor)
+            config, data = latents.config, latents.data
     torch.manual_seed(settings.seed)
     with at_most(MAX_MODULES, f"it would have more than {MAX_MODULES} layers and tensors; make it smaller"):
         backbone = build(config["backbone"], "backbone")
     objective = build(config["objective"], "objective", backbone, build(config["schedule"], "schedule"))
-    remarks = [] if ancestor is None else [ancestor.start(objective, data.class_names)]
+    remarks = [] if latents is None else [latents.remark]
+    if ancestor is not None:
+        remarks.append(ancestor.start(objective, data.class_names))
     if adapter is not None:
         config, line = add_adapter(config, adapter, objective)
         remarks.append(line)
@@ -90,6 +98,7 @@ def build_training_job(config: dict[str, Any]) -> TrainingJob:
         checkpoint=resumed and resumed.checkpoint,
         note=note,
         remarks=remarks,
+        copy_first_stage=latents and latents.copy,
         smaller_objectives=partial(smaller_backbones, objective, config["objective"], config["schedule"], data),
     )
 

@@ -12,6 +12,7 @@ from ..evaluation.classification.metric import write_accuracy
 from ..figures.image_grids import choose_training_labels, write_samples
 from ..figures.reconstructions import MAX_RECONSTRUCTIONS, write_reconstructions
 from ..first_stages import FirstStage
+from ..first_stages.latent_data import LatentData
 from ..models.protocols import Classifier, Denoiser, Energy
 from ..objectives import Objective
 from ..samplers import SamplingError, generate
@@ -63,4 +64,5 @@ class TrainingPictures:
         batches = generate(guided, job.sampler, range(len(labels)), labels, data.shape, batch_size, job.engine.device)
         background = data.train.x if len(data.shape) == 1 and isinstance(data.train, Split) else None
         x = torch.cat([batch.float().cpu() for batch in batches])
+        x = data.space.decode(x) if isinstance(data, LatentData) else x
         write_samples(path, x, labels, data.class_names, background, note_missing=True)
