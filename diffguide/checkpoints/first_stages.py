@@ -23,7 +23,15 @@ from .hub import AUTOENCODER_FILES, download
 from .streaming import allocate, allocate_later
 from .validation import at_most, check_finite_tensor, compare
 
-__all__ = ["COPY", "copy_first_stage", "find_first_stage", "load_autoencoder", "load_first_stage", "open_latents"]
+__all__ = [
+    "COPY",
+    "copy_first_stage",
+    "decode_only",
+    "find_first_stage",
+    "load_autoencoder",
+    "load_first_stage",
+    "open_latents",
+]
 
 COPY = "first_stage.safetensors"  # in the folder of a run in latents
 PLACE = "vae"  # of the autoencoder in a pipeline
@@ -135,6 +143,27 @@ def copy_first_stage(file: Path | None, run: Path) -> None:
     archives.write_sealed(
         run / COPY, {key: value for key, value in tensors.items() if key.startswith("ema.")}, metadata
     )
+
+
+def decode_only(source: FirstStageSource, shape: Sequence[int], trust: Sequence[str] = ()) -> LatentSpace:
+    """The latents of a model that states no first stage, as its first stage takes them.
+
+    Arguments:
+        shape: of the examples of the model.
+
+    Raises:
+        CheckpointError: a first stage that is missing, or whose latents have other channels.
+    """
+    try:
+        stage = load_first_stage(source, find_first_stage(source), trust)
+        if len(shape) != 3 or stage.latent_channels != shape[0]:
+            raise CheckpointError(
+                f"its latents have {stage.latent_channels} channels, and the examples the shape {list(shape)}"
+            )
+    except CheckpointError as error:
+        raise CheckpointError(f"first_stage: {error}") from error
+    image_shape = (stage.channels, *(stage.downsampling * side for side in shape[1:]))
+    return LatentSpace(stage, image_shape, [0.0] * shape[0], [1.0] * shape[0])
 
 
 def open_latents(

@@ -167,7 +167,7 @@ def find_begun(
         ConfigError: no such run, a change of a fixed key, or another checkpoint; the file may have moved.
     """
     folder = run_folder(config["resume"], example)
-    saved = saved_config(folder, config.keys(), [*ORACLE_KEYS, "null_class"])
+    saved = saved_config(folder, config.keys(), [*ORACLE_KEYS, "null_class", "latents", "first_stage"])
     merged = inherit_config(config, saved, GENERATION)
     checkpoint_paths(merged, several=False)  # raises for a value that is no path
     check_unchanged(folder, saved, merged, GENERATION)

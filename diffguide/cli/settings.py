@@ -14,7 +14,7 @@ __all__ = ["EvaluationSettings", "SamplingSettings", "TrainingSettings", "read_s
 T = TypeVar("T")
 MINIMUM = {"seed": 0, "n": 1, "batch_size": 1}
 CHOICES = {"weights": ("ema", "objective"), "split": ("train", "validation", "test")}
-LATER = ("null_class",)  # keys with defaults, which the configurations of older runs do not have
+LATER = ("null_class", "latents")  # keys with defaults, which the configurations of older runs do not have
 MAX_SAMPLES = 10**7  # of one sampling run, whose labels are a list
 
 
@@ -115,6 +115,7 @@ class SamplingSettings(ModelSettings):
     n: int
     png: bool
     trajectory: bool
+    latents: bool = False
 
     def __post_init__(self) -> None:
         if self.n > MAX_SAMPLES:

@@ -9,7 +9,7 @@ from torch import Tensor
 from ..files.safetensors import compute_digest
 from .base import FirstStage
 
-__all__ = ["LatentFacts", "LatentSpace", "hash_stage"]
+__all__ = ["LatentFacts", "LatentSpace", "denormalize", "hash_stage"]
 
 CHUNK = 16  # pictures that are encoded or decoded together; the result does not depend on it beyond rounding
 
@@ -102,8 +102,7 @@ class LatentSpace:
 
     def denormalize(self, z: Tensor) -> Tensor:
         """Latents of the diffusion model [..., C, H, W] -> those of the stage."""
-        mean, std = (column(part, z) for part in (self.mean, self.std))
-        return z * std + mean
+        return denormalize(z, self.mean, self.std)
 
     @torch.no_grad()
     def encode(self, x: Tensor) -> Tensor:
@@ -122,6 +121,11 @@ class LatentSpace:
     def facts(self) -> dict[str, Any]:
         """For the checkpoint."""
         return LatentFacts(self.sha256, list(self.image_shape), self.mean, self.std)._asdict()
+
+
+def denormalize(z: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """z std + mean per channel, of latents [..., C, H, W]."""
+    return z * column(std, z) + column(mean, z)
 
 
 def column(values: Sequence[float], like: Tensor) -> Tensor:

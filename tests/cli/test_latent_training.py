@@ -2,13 +2,13 @@
 
 import json
 import shutil
-from contextlib import chdir
 from pathlib import Path
 
 import numpy
 import pytest
 import torch
 import yaml
+from latent_run import AUTOENCODER, LATENT, PLACE, RUN, STAGE
 from PIL import Image
 
 from diffguide.checkpoints.first_stages import COPY, open_latents
@@ -17,32 +17,10 @@ from diffguide.datasets import Digits
 from diffguide.files.safetensors import read_metadata
 from diffguide.train import main
 
-AUTOENCODER = [
-    "objective=autoencoder", "name=autoencoder", "backbone.channels=8", "backbone.multipliers=[1,1]",
-    "backbone.head_channels=8", "training.batch_size=32", "training.images=640", "training.warmup_images=0",
-]  # fmt: skip
-PLACE = ["first_stage=small_kl", "first_stage.path=outputs/train/autoencoder/v001"]
-LATENT = [
-    *PLACE, "backbone.multipliers=[1]", "backbone.attention=[]", "backbone.blocks=1", "backbone.channels=4",
-    "training.batch_size=32", "training.images=128", "training.checkpoint_images=64", "training.log_images=32",
-    "training.validation_images=64", "training.warmup_images=0", "sampler.steps=2",
-]  # fmt: skip
-RUN, STAGE = Path("outputs/train/digits/v001"), Path("outputs/train/autoencoder/v001")
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory) -> Path:
-    """A folder with an autoencoder of 4 x 4 latents, and a model in them."""
-    folder = tmp_path_factory.mktemp("latent")
-    with chdir(folder):
-        main(AUTOENCODER)
-        main(LATENT)
-    return folder
-
 
 @pytest.fixture
-def home(trained, tmp_path) -> Path:
-    return Path(shutil.copytree(trained, tmp_path / "home"))
+def home(latent_home, tmp_path) -> Path:
+    return Path(shutil.copytree(latent_home, tmp_path / "home"))
 
 
 def lines(run: Path) -> list[dict]:
@@ -55,8 +33,8 @@ def refused(done, *words: str) -> bool:
     return done.code == 1 and len(done.err.strip().splitlines()) == 1 and all(word in done.err for word in words)
 
 
-def test_the_run_is_in_latents_and_draws_pictures(trained):
-    run, data = trained / RUN, Digits()
+def test_the_run_is_in_latents_and_draws_pictures(latent_home):
+    run, data = latent_home / RUN, Digits()
     loaded = load(run)
     assert loaded.facts["shape"] == [4, 4, 4] and loaded.model.backbone.conv_in.in_channels == 4
     config = yaml.safe_load((run / "config.yaml").read_text())
@@ -70,16 +48,16 @@ def test_the_run_is_in_latents_and_draws_pictures(trained):
     assert (picture[..., 0] == picture[..., 2]).all()  # decoded: grey, where latents would be drawn in colour
 
 
-def test_a_resumed_run_is_whole_and_the_undisturbed_one(home, trained, command):
+def test_a_resumed_run_is_whole_and_the_undisturbed_one(home, latent_home, command):
     """Without the autoencoder's own run and without the cache: the run folder has a copy."""
     shutil.rmtree(home / STAGE)
     shutil.rmtree(home / "outputs/latents")
     for file in (home / RUN / "checkpoints").glob("0000000128*"):
         file.unlink()
     assert command(main, f"resume={RUN}", at=home).code == 0
-    for file in (trained / RUN / "checkpoints").iterdir():
+    for file in (latent_home / RUN / "checkpoints").iterdir():
         assert (home / RUN / "checkpoints" / file.name).read_bytes() == file.read_bytes(), file.name
-    assert lines(home / RUN) == lines(trained / RUN)
+    assert lines(home / RUN) == lines(latent_home / RUN)
 
 
 def test_a_second_training_reads_what_the_first_encoded(home, command):
@@ -90,9 +68,9 @@ def test_a_second_training_reads_what_the_first_encoded(home, command):
     assert {file: file.stat().st_mtime_ns for file in before} == before
 
 
-def test_the_storage_of_latents_does_not_change_the_training(home, trained, command):
+def test_the_storage_of_latents_does_not_change_the_training(home, latent_home, command):
     assert command(main, *LATENT, "first_stage.memory=0", at=home).code == 0
-    mine, theirs = (load(folder).model.state_dict() for folder in (home / RUN.with_name("v002"), trained / RUN))
+    mine, theirs = (load(folder).model.state_dict() for folder in (home / RUN.with_name("v002"), latent_home / RUN))
     assert all(torch.equal(mine[key], theirs[key]) for key in theirs)
 
 
