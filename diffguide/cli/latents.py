@@ -10,6 +10,7 @@ from ..config.build import ConfigError, build
 from ..datasets import Dataset
 from ..files import safetensors as archives
 from ..files.run_folders import WriteError
+from ..files.safetensors import CheckpointError
 from ..first_stages import FirstStage
 from ..first_stages.encoding import encode_dataset
 from ..first_stages.latent_data import LatentDataset
@@ -25,6 +26,7 @@ __all__ = ["LatentTraining", "enter_latents", "take_first_stage"]
 NONE = "diffguide.first_stages.sources.NoFirstStage"
 AUTOENCODER = "diffguide.objectives.autoencoder.AutoencoderObjective"
 PLACES = ("path", "workers", "memory", "download")  # keys of a data set that do not change its pictures
+HINT = "diffguide-train objective=autoencoder (or experiment=own_images_autoencoder) trains one"
 DRY_RUN_EXAMPLES = 256  # of a split, encoded for a dry run
 
 
@@ -92,6 +94,9 @@ def enter_latents(
     run = None if resumed is None else resumed.folder
     try:
         file = find_first_stage(source, run)
+    except CheckpointError as error:
+        raise ConfigError(f"first_stage: {error}; {HINT}") from error
+    try:
         stage = load_first_stage(source, file, settings.trust).to(engine.device)
         backbone = fit_backbone(config["backbone"], pictures.shape, stage.latent_shape(pictures.shape))
         facts = known_facts(stage, resumed, ancestor)

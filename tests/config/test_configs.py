@@ -187,10 +187,14 @@ def test_experiments_compose_and_their_parts_fit(path):
     cfg = composed(f"experiment={path.stem}", *(["dataset=digits"] if dataset is None else []))
     if OmegaConf.is_missing(cfg.dataset, "num_classes"):
         cfg.dataset.num_classes = 3
+    if not cfg.first_stage._target_.endswith("NoFirstStage"):  # the network is that of latents, which the data state
+        cfg.dataset.channels, cfg.dataset.size = 4, cfg.dataset.size // 4
     backbone, training = built(cfg), build(cfg.training, "training")
     objective = build(cfg.objective, "objective", backbone, build(cfg.schedule, "schedule"))
     if backbone.out_features and chosen(path, "backbone") not in LEVELS:
         assert shape_of(cfg, backbone) == (2, cfg.dataset.num_classes)
+    elif chosen(path, "objective") == "autoencoder":
+        assert shape_of(cfg, backbone) == (2, cfg.dataset.channels, cfg.dataset.size, cfg.dataset.size)
     else:
         build(cfg.sampler, "sampler").times(build(cfg.guidance, "guidance", objective.model))
         assert shape_of(cfg, backbone)[1] == (backbone.out_features or cfg.dataset.channels)
