@@ -108,7 +108,8 @@ def build_plan(
     """
     source = open_source(config, settings, engine, file)
     model, tally = count_evaluations(source.model)
-    builder = GuidanceBuilder(config["guidance"], settings.trust, source.shape, source.class_names)
+    latents = isinstance(source, CheckpointSource) and source.in_latents
+    builder = GuidanceBuilder(config["guidance"], settings.trust, source.shape, source.class_names, latents)
     guided = builder(source.model, engine.device, model)
     sampler = build(config["sampler"], "sampler")
     if not source.class_names and guided.num_classes:  # the classes of a guide, for a generator without classes

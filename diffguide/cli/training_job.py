@@ -89,7 +89,7 @@ def build_training_job(config: dict[str, Any]) -> TrainingJob:
         objective=objective,
         training=training,
         sampler=sampler,
-        guide=GuidanceBuilder(config["guidance"], settings.trust, data.shape, data.class_names),
+        guide=GuidanceBuilder(config["guidance"], settings.trust, data.shape, data.class_names, latents is not None),
         config=saved,
         config_yaml=OmegaConf.to_yaml(OmegaConf.create(saved)),
         compiled=compiled,

@@ -81,6 +81,9 @@ class CheckpointSource(SampleSource):
         latents: whether latents are kept, rather than decoded by the first stage of the model.
         first_stage: of a model of latents that does not know its own; None = none.
 
+    Attributes:
+        in_latents: whether its examples are latents of a first stage.
+
     Raises:
         CheckpointError: the file is damaged, uses a class that is not trusted, or has no generator; a first stage that is
             missing, was another one in training, or has no effect.
@@ -112,6 +115,7 @@ class CheckpointSource(SampleSource):
         self.file, self.weights, self.config, self.model = file, weights, loaded.config, loaded.model
         self.shape, self.class_names = loaded.facts["shape"], loaded.facts["class_names"]
         self.note = checkpoints.explain_untrained(loaded) or checkpoints.explain_origin(loaded)
+        self.in_latents = loaded.facts.get("first_stage") is not None or first_stage is not None
         self.form = find_form(loaded, file, trust, latents, first_stage, device)
 
     @property

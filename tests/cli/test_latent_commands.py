@@ -101,6 +101,13 @@ def test_quality_compares_decoded_pictures(home, command):
     assert mine["figures"] == theirs["figures"] and mine["first_stage"] == theirs["first_stage"]
 
 
+@pytest.mark.parametrize("name", ["inpaint", "deblur", "clip"])
+def test_guidance_by_pixels_is_refused(home, command, name):
+    assert refused(command(sample, *SAMPLE, f"guidance={name}", at=home), "guidance", "latents")
+    measured = [f"checkpoint={RUN}", "metric=quality", f"guidance@metric.guidance={name}"]
+    assert refused(command(evaluate, *measured, at=home), "metric", "latents")
+
+
 @pytest.mark.parametrize("metric", ["likelihood", "elbo", "ode", "ood", "log_density"])
 def test_likelihoods_of_latents_are_refused_with_the_reason(home, command, metric):
     done = command(evaluate, f"checkpoint={RUN}", f"metric={metric}", at=home)
