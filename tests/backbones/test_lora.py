@@ -12,7 +12,7 @@ from diffguide.backbones.perturbations import IdentityAttention
 from diffguide.checkpoints.allowlist import construct
 from diffguide.files.safetensors import CheckpointError
 
-pytest.importorskip("peft")
+peft = pytest.importorskip("peft")
 
 DIT = {"num_attention_heads": 2, "attention_head_dim": 8, "num_layers": 2, "patch_size": 2, "norm_num_groups": 2}
 UNET2D = {
@@ -59,6 +59,25 @@ def test_a_new_adapter_changes_nothing_and_a_trained_one_its_layers(make):
     merged = merge_adapters(network)
     assert list(merged.state_dict()) == list(plain.state_dict()) and type(merged) is type(plain)
     torch.testing.assert_close(merged(x, log_snr, y), found, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("scale", [0.0, 0.5, 1.0, -2.0])
+@every_network
+def test_merged_at_a_scale_is_peft_apart_at_this_scale(make, scale):
+    """And at 0 the network is the one before, bit for bit."""
+    torch.manual_seed(0)
+    plain = lively(make())
+    network = drawn(LoRA(copy.deepcopy(plain), rank=2, alpha=3.0))
+    for layer in network.modules():
+        if isinstance(layer, peft.tuners.lora.LoraLayer):
+            layer.scaling["default"] = scale * 3 / 2
+    apart = network(x, log_snr, y).detach()
+    merged = merge_adapters(network, scale)
+    torch.testing.assert_close(merged(x, log_snr, y), apart, rtol=1e-5, atol=1e-5)
+    if scale == 0:
+        assert all(torch.equal(value, plain.state_dict()[name]) for name, value in merged.state_dict().items())
+    else:
+        assert float((apart - plain(x, log_snr, y)).abs().max()) > 1e-3
 
 
 def test_only_the_adapter_trains():
