@@ -178,12 +178,12 @@ class ConditionEmbedding(nn.Module):
             return h.new_zeros(h.shape[0], self.features)
         if log_snr is None:
             raise ValueError("log_snr [B] is required for a network with noise_conditioned=true, got None")
-        first = self.noise[0]
-        assert isinstance(first, nn.Linear)
+        weight = self.noise[0].weight  # of a linear layer, or of one with an adapter
+        assert isinstance(weight, Tensor)
         if self.noise_features is not None:
-            return self.noise(self.noise_features(log_snr).to(first.weight.dtype))
+            return self.noise(self.noise_features(log_snr).to(weight.dtype))
         angles = log_snr.clamp(-20, 20)[:, None] * self.frequencies.view(torch.float32)
-        return self.noise(torch.cat([angles.cos(), angles.sin()], dim=1).to(first.weight.dtype))
+        return self.noise(torch.cat([angles.cos(), angles.sin()], dim=1).to(weight.dtype))
 
     def vectors(self, h: Tensor, y: Condition | None) -> Tensor:
         """[B, D], with the null vector in every row without condition."""

@@ -150,6 +150,7 @@ class DiT(Backbone):
         self.out_channels = (in_channels if out_features is None else out_features) * (2 if learned_variance else 1)
         self.embedding = ConditionEmbedding(width, num_classes, condition_features, noise_conditioned, noise_features)
         self.features = FourierFeatures(fourier)
+        self.patch = patch
         self.patches = nn.Conv2d(self.features.channels(in_channels), width, patch, stride=patch)
         self.register_buffer("positions", position_encoding(size // patch, width), persistent=False)
         side = size // patch
@@ -189,6 +190,6 @@ class DiT(Backbone):
             h = self.run(block, h, embedding, perturbation)
         shift, scale = self.modulation_out(embedding)[:, None].chunk(2, dim=2)
         h = self.linear_out(self.norm_out(h) * (1 + scale) + shift)
-        side = self.patches.stride[0]
+        side = self.patch
         h = h.unflatten(2, (side, side, self.out_channels)).unflatten(1, (rows, columns))
         return h.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)  # [B, C, rows * side, columns * side]

@@ -89,10 +89,21 @@ def adapted_network(backbone: Backbone) -> nn.Module:
     return backbone.network if isinstance(backbone, DiffusersNetwork) else backbone
 
 
-def find_layers(network: nn.Module, targets: Sequence[str]) -> list[str]:
-    """The names of the linear and convolutional layers that end with one of the targets; ValueError where there are none."""
-    layers = [name for name, part in network.named_modules() if isinstance(part, nn.Linear | nn.Conv2d)]
+def find_layers(network: Backbone, targets: Sequence[str]) -> list[str]:
+    """The names of the linear and convolutional layers that end with one of the targets; ValueError where there are none.
+
+    A layer that is a table of classes is none of them: its columns are read without calling it.
+    """
+    tables = network.class_tables()
+    parts = network.named_modules()
+    layers = [
+        name for name, part in parts if isinstance(part, nn.Linear | nn.Conv2d) and f"{name}.weight" not in tables
+    ]
     found = [name for name in layers if any(f".{name}".endswith(f".{target}") for target in targets if target)]
+    if not layers:
+        raise ValueError(
+            f"{type(network).__name__} has no linear or convolutional layers of torch, to which adapters are added"
+        )
     if not found:
         some = ", ".join(sorted({name.rpartition(".")[2] for name in layers})[:MAX_NAMES])
         raise ValueError(
