@@ -41,5 +41,5 @@ def held_out_batches(data: Dataset, device: torch.device, batch_size: int) -> It
     if isinstance(split, Stream):
         parts = [part.tolist() for part in rows.split(batch_size)]
         return make_loader(split, data.workers, parts, torch.device(device))
-    x, y = split if len(rows) == count else fetch_examples(split, rows)
+    x, y = (split.x, split.y) if len(rows) == count else fetch_examples(split, rows)
     return zip(x.split(batch_size), y.split(batch_size))
