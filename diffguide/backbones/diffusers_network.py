@@ -181,6 +181,9 @@ class DiffusersNetwork(Backbone):
             return self.null_class if index < 0 else index
         return index + (index >= self.null_class)
 
+    def can_compile(self, perturbation: Perturbation | None = None) -> bool:
+        return perturbation is None and not self.double_differentiable  # torch 2.14 fixes B inside a TorchFunctionMode
+
     def forward(
         self, x: Tensor, log_snr: Tensor | None, y: Condition | None = None, perturbation: Perturbation | None = None
     ) -> Tensor:
