@@ -5,11 +5,13 @@ Only the classes in `NETWORKS` are built, from plain arguments. The library is i
 
 import inspect
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .base import Backbone
 from .conditions import Condition, Embedding
@@ -182,7 +184,7 @@ class DiffusersNetwork(Backbone):
         return index + (index >= self.null_class)
 
     def can_compile(self, perturbation: Perturbation | None = None) -> bool:
-        return perturbation is None and not self.double_differentiable  # torch 2.14 fixes B inside a TorchFunctionMode
+        return perturbation is None  # torch 2.14 fixes B inside a TorchFunctionMode, which intercepts the call
 
     def forward(
         self, x: Tensor, log_snr: Tensor | None, y: Condition | None = None, perturbation: Perturbation | None = None
@@ -195,9 +197,12 @@ class DiffusersNetwork(Backbone):
             inputs["class_labels"] = self.class_rows(x, y)
         elif self.null is not None:
             inputs["encoder_hidden_states"] = self.token_vectors(x, y).to(dtype)
-        if perturbation is None and not self.double_differentiable:
-            return self.network(**inputs, return_dict=False)[0]
-        with PerturbedCall(self.network, perturbation, tuple(x.shape[2:]), self.double_differentiable):
+        with (
+            sdpa_kernel(SDPBackend.MATH) if self.double_differentiable else nullcontext(),  # the others have no second
+            PerturbedCall(self.network, perturbation, tuple(x.shape[2:]))
+            if perturbation is not None
+            else nullcontext(),
+        ):
             return self.network(**inputs, return_dict=False)[0]
 
     def class_rows(self, x: Tensor, y: Condition | None) -> Tensor:
