@@ -1,6 +1,6 @@
 """Folders of diffusers as checkpoints: a pipeline with its scheduler, or a network beside a scheduler_config.json.
 
-Only JSON and safetensors files are read. The class of the network must be one of `backbones.diffusers_network.NETWORKS`; no
+Only JSON and safetensors files are read. The class of the network must be one of `backbones.diffusers_classes.NETWORKS`; no
 code of the folder is run.
 """
 
@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from ..backbones.diffusers_network import NETWORKS
+from ..backbones.diffusers_classes import NETWORKS
 from ..files.safetensors import CheckpointError
 from ..files.weights import Weights, read_json, weight_files
 from .allowlist import MAX_SIZE
