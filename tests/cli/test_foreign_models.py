@@ -177,6 +177,26 @@ def test_our_own_runs_are_ancestors_too(short_run, tmp_path, monkeypatch, capsys
     assert "10 classes" in error and "close to those of the ancestor" in error
 
 
+def test_a_recipe_trains_the_network_of_the_ancestor(folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    words = ["experiment=own_images_64", "dataset.size=16", "engine.precision=32-true"]
+    train([f"init_from={folder / 'pipe'}", *images(folder), *words, *STEPS, "training.images=16", "name=recipe"])
+    config = checkpoints.load("outputs/train/recipe/v001").config
+    assert config["backbone"]["network"] == "UNet2DModel"
+    assert config["objective"]["parameterization"]["_target_"].endswith(".Eps")
+    assert config["dataset"]["flip"] and config["training"]["ema_images"] == 100_000  # of the recipe
+    assert "of experiment=own_images_64 all but backbone, schedule, objective" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["init_from=pipe"], ["backbone=diffusers_unet"], ["backbone=diffusers_dit"]])
+def test_a_side_that_the_network_does_not_take_is_one_line(words, folder, monkeypatch, capsys):
+    monkeypatch.chdir(folder)
+    with pytest.raises(SystemExit):
+        train([*words, *images(folder), "dataset.size=17"])
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "size must be a multiple of 2" in error and "16 or 18 pixels" in error
+
+
 @pytest.mark.parametrize(
     ("words", "named"),
     [
@@ -184,6 +204,8 @@ def test_our_own_runs_are_ancestors_too(short_run, tmp_path, monkeypatch, capsys
         (["init_from=3"], "init_from"),
         (["backbone.channels=24"], "init_from, trained on examples of shape [1, 8, 8]: backbone."),
         (["backbone=mlp", "dataset=gmm2d"], "init_from"),
+        (["experiment=digits_classifier"], "experiment=digits_classifier trains by ClassifierObjective"),
+        (["backbone=diffusers_dit"], "a UNet, has no tensor in common with backbone, a DiTTransformer2DModel"),
     ],
 )
 def test_an_ancestor_that_does_not_fit_is_one_line(words, named, short_run, tmp_path, monkeypatch, capsys):
