@@ -21,7 +21,7 @@ from .diffusers_schedulers import Law, translate_scheduler
 from .streaming import allocate, allocate_later
 from .validation import check_facts, check_finite_tensor
 
-__all__ = ["DiffusersFolder", "find_weights", "load_folder", "open_folder"]
+__all__ = ["DiffusersFolder", "find_weights", "is_weights", "load_folder", "open_folder"]
 
 INDEX, NETWORK_CONFIG, SCHEDULER = "model_index.json", "config.json", "scheduler_config.json"
 STEM = "diffusion_pytorch_model"

@@ -85,6 +85,30 @@ def diffguide_noise(model, seed: int) -> torch.Tensor:
     return x / model.schedule.alpha_sigma(1.0)[1].to(x)
 
 
+def test_a_guide_may_have_a_row_for_no_class(folder, short_run, tmp_path, monkeypatch, capsys):
+    """The model itself as its guide changes nothing."""
+    monkeypatch.chdir(tmp_path)
+    pipe, pictures = folder / "pipe", []
+    words = [f"checkpoint={pipe}", "null_class=3", "n=2", "sampler.steps=2"]
+    for guidance in (["none"], ["autoguidance", f"guidance.guide={{path:{pipe},null_class:3}}", "guidance.scale=3"]):
+        sample([*words, f"guidance={guidance[0]}", *guidance[1:]])
+        with numpy.load(f"outputs/sample/pipe/v00{len(pictures) + 1}/samples.npz") as arrays:
+            pictures.append(arrays["arr_0"].astype(int))
+    assert abs(pictures[0] - pictures[1]).max() <= 1  # rounded to bytes
+    capsys.readouterr()
+    guides = {
+        f"{pipe}": "guidance.guide={path:",  # four classes
+        f"{{path:{pipe},null_class:7}}": "null_class must be a row",
+        f"{{path:{pipe},null_row:3}}": "guidance.guide must be a folder, or",
+        f"{{path:{short_run},null_class:3}}": "null_class has no effect",
+    }
+    for guide, named in guides.items():
+        with pytest.raises(SystemExit) as stopped:
+            sample([*words, "guidance=autoguidance", f"guidance.guide={guide}"])
+        error = capsys.readouterr().err
+        assert stopped.value.code == 1 and error.count("\n") == 1 and named in error, error
+
+
 def test_zero_shot_classes_take_the_names_of_the_data(folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     words = ["metric=zero_shot", "null_class=3", "n=1", "batch_size=4"]
