@@ -99,9 +99,12 @@ def open_folder(file: Path, null_class: int | None = None) -> DiffusersFolder | 
         null_class: row of the class table that means no class, where the network's class does not say.
 
     Raises:
-        CheckpointError: a network or scheduler without counterpart, or damaged files; names what and where.
+        CheckpointError: a network or scheduler without counterpart, damaged files, or null_class with another file; names
+            what and where.
     """
     if not is_weights(file):
+        if null_class is not None:
+            raise CheckpointError(f"null_class has no effect on a checkpoint of diffguide, which knows its own: {file}")
         return None
     place = file.parent
     network = read_json(place / NETWORK_CONFIG)

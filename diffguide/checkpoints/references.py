@@ -91,9 +91,9 @@ def read_place(value: Any, key: str) -> Place | None:
     """
     if isinstance(value, str):
         return Place(value, None)
-    if not isinstance(value, dict) or "_target_" in value:
+    if not isinstance(value, dict) or "path" not in value or "_target_" in value:
         return None
-    path, row = value.get("path"), value.get("null_class")
+    path, row = value["path"], value.get("null_class")
     if (
         not isinstance(path, str)
         or (row is not None and type(row) is not int)
@@ -110,7 +110,6 @@ def find_guide(place: Place, key: str) -> Guide:
     try:
         file = checkpoints.find(place.path)
         foreign = open_folder(file, place.null_class)
-        checkpoints.check_null_class(file, foreign, place.null_class)
         facts = archives.read_metadata(file) if foreign is None else foreign.metadata
         if "config" not in facts:
             raise checkpoints.CheckpointError(f"{file} holds no configuration, so it is no checkpoint")

@@ -24,7 +24,7 @@ from ..runtime.put_off import use_optimizer
 from ..version import __version__
 from .adapters import merge_adapter
 from .assembly import assemble, check_on_meta
-from .diffusers_folder import DiffusersFolder, find_weights, load_folder, open_folder
+from .diffusers_folder import find_weights, load_folder, open_folder
 from .hub import download
 from .optimizer_state import optimizer_state, read_numbers
 from .validation import check_facts, check_finite, compare
@@ -33,7 +33,6 @@ __all__ = [
     "CheckpointError",
     "Loaded",
     "TrainingState",
-    "check_null_class",
     "explain_origin",
     "explain_untrained",
     "find",
@@ -207,7 +206,6 @@ def load(
         raise CheckpointError(f"weights must be ema (averaged) or objective (as trained), got {weights}")
     path = find(path)
     foreign = open_folder(path, null_class)
-    check_null_class(path, foreign, null_class)
     try:
         if foreign is not None:
             config, facts, model = foreign.metadata["config"], foreign.metadata, load_folder(foreign)
@@ -222,12 +220,6 @@ def load(
     if isinstance(model, Denoiser | Energy):
         model.shape, model.class_names = facts["shape"], facts["class_names"]  # guidance reads them
     return Loaded(model, config, facts)
-
-
-def check_null_class(path: Path, foreign: DiffusersFolder | None, null_class: int | None) -> None:
-    """Raises CheckpointError for a null_class beside a checkpoint of diffguide."""
-    if foreign is None and null_class is not None:
-        raise CheckpointError(f"null_class has no effect on a checkpoint of diffguide, which knows its own: {path}")
 
 
 def load_own(path: Path, weights: str, trust: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any], nn.Module]:

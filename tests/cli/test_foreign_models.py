@@ -109,6 +109,18 @@ def test_a_guide_may_have_a_row_for_no_class(folder, short_run, tmp_path, monkey
         assert stopped.value.code == 1 and error.count("\n") == 1 and named in error, error
 
 
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [(["metric=zero_shot"], "null_class=<row>"), (["metric=elbo", "null_class=3"], "set log_snr_max of this metric")],
+)
+def test_an_evaluation_says_what_a_folder_does_not(words, named, folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stopped:
+        evaluate([f"checkpoint={folder / 'pipe'}", *images(folder), *words, "n=1"])
+    error = capsys.readouterr().err
+    assert stopped.value.code == 1 and error.count("\n") == 1 and named in error, error
+
+
 def test_zero_shot_classes_take_the_names_of_the_data(folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     words = ["metric=zero_shot", "null_class=3", "n=1", "batch_size=4"]
