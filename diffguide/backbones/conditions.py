@@ -1,18 +1,88 @@
-"""Conditions: class indices or embeddings, and functions that drop and batch them.
+"""Conditions: class indices, vectors, texts, attributes, numbers, pictures or several of them, for a batch of rows.
 
-A condition y is None (no condition in any row), class indices [B] with -1 for "no condition in this row", or an
-`Embedding`.
+A condition y is None (no condition in any row), class indices [B] with -1 for "no condition in this row", or a
+`RowCondition`, which has a mask of the rows with a condition.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
 
-__all__ = ["ClassEmbedding", "Condition", "Embedding", "concatenate_conditions", "remove_condition"]
+__all__ = [
+    "Attributes",
+    "ClassEmbedding",
+    "Condition",
+    "Embedding",
+    "Numbers",
+    "Picture",
+    "RowCondition",
+    "Several",
+    "TokenIds",
+    "TokenStates",
+    "concatenate_conditions",
+    "has_condition",
+    "remove_condition",
+]
 
 
-class Embedding:
+class RowCondition:
+    """Base of the conditions that are no class indices: tensors [B, ...], and which rows have a condition.
+
+    Attributes:
+        names: of its tensors, which are the first arguments of its constructor; one that may be missing is None.
+        keep: [B] bool; False = no condition in this row, its tensors are ignored.
+    """
+
+    names: ClassVar[tuple[str, ...]] = ()
+    keep: Tensor
+
+    def tensors(self) -> list[Tensor | None]:
+        """The tensors, in the order of the constructor."""
+        return [getattr(self, name) for name in self.names]
+
+    def __len__(self) -> int:
+        return len(self.keep)
+
+    def __getitem__(self, rows: slice | Tensor) -> Self:
+        """Some of the rows: a slice, indices or a mask."""
+        return type(self)(*(part if part is None else part[rows] for part in self.tensors()), keep=self.keep[rows])
+
+    @property
+    def device(self) -> torch.device:
+        return self.keep.device
+
+    def to(self, device: torch.device | str) -> Self:
+        moved = (part if part is None else part.to(device, non_blocking=True) for part in self.tensors())
+        return type(self)(*moved, keep=self.keep.to(device, non_blocking=True))
+
+    def without(self, rows: Tensor) -> Self:
+        """The same without a condition in the rows where `rows` [B] is True."""
+        return type(self)(*self.tensors(), keep=self.keep & ~rows)
+
+    @classmethod
+    def join(cls, parts: Sequence[Any]) -> "RowCondition":
+        """The rows of conditions of this class, one after the other."""
+        columns = zip(*(part.tensors() for part in parts))
+        joined = (None if column[0] is None else torch.cat(column) for column in columns)
+        return cls(*joined, keep=torch.cat([part.keep for part in parts]))  # type: ignore[call-arg]
+
+
+def check_rows(kind: str, expected: str, fits: bool, keep: Tensor, *parts: Tensor | None) -> None:
+    """Raises ValueError for tensors of other shapes than `expected`, or a mask that is not one boolean per row."""
+    count = next(len(part) for part in parts if part is not None)
+    if not fits or keep.shape != (count,) or keep.dtype != torch.bool:
+        found = [f"{list(part.shape)} of {part.dtype}" for part in (*parts, keep) if part is not None]
+        raise ValueError(f"{kind} needs {expected} and keep [B] of booleans, got {' and '.join(found)}")
+
+
+def every_row(like: Tensor) -> Tensor:
+    """[B] of True."""
+    return torch.ones(len(like), dtype=torch.bool, device=like.device)
+
+
+class Embedding(RowCondition):
     """Condition vectors in place of class indices (of a text, of an image), with a mask of rows.
 
     Arguments:
@@ -23,51 +93,177 @@ class Embedding:
         ValueError: other shapes, or a mask that is not boolean.
     """
 
+    names = ("vectors",)
+
     def __init__(self, vectors: Tensor, keep: Tensor | None = None):
-        if keep is None:
-            keep = torch.ones(len(vectors), dtype=torch.bool, device=vectors.device)
-        if vectors.ndim != 2 or keep.shape != vectors.shape[:1] or keep.dtype != torch.bool:
-            raise ValueError(
-                f"an Embedding needs vectors [B, D] and keep [B] of booleans, got {list(vectors.shape)} and "
-                f"{list(keep.shape)} of {keep.dtype}"
-            )
+        keep = every_row(vectors) if keep is None else keep
+        check_rows("an Embedding", "vectors [B, D]", vectors.ndim == 2, keep, vectors)
         self.vectors, self.keep = vectors, keep
-
-    def __len__(self) -> int:
-        return len(self.vectors)
-
-    def __getitem__(self, rows: slice | Tensor) -> "Embedding":
-        """Some of the rows: a slice, indices or a mask."""
-        return type(self)(self.vectors[rows], self.keep[rows])
-
-    @property
-    def device(self) -> torch.device:
-        return self.vectors.device
-
-    def to(self, device: torch.device | str) -> "Embedding":
-        return type(self)(self.vectors.to(device), self.keep.to(device))
 
 
 class ClassEmbedding(Embedding):
     """Class indices embedded by a network, as rows of its own table, which it takes in place of the indices."""
 
 
-Condition = Tensor | Embedding
+class TokenIds(RowCondition):
+    """Texts as the indices of tokens, which the encoder of a network takes.
+
+    Arguments:
+        ids: [B, L] whole numbers, 0 = padding after the last token.
+        keep: [B] bool; None = every row that has a token.
+
+    Raises:
+        ValueError: other shapes, or a mask that is not boolean.
+    """
+
+    names = ("ids",)
+
+    def __init__(self, ids: Tensor, keep: Tensor | None = None):
+        keep = (ids != 0).any(-1) if keep is None else keep
+        check_rows("TokenIds", "ids [B, L]", ids.ndim == 2 and not ids.is_floating_point(), keep, ids)
+        self.ids, self.keep = ids, keep
+
+
+class TokenStates(RowCondition):
+    """Encoded texts: a vector per token, and one for the whole text where the encoder has one.
+
+    Arguments:
+        states: [B, L, D].
+        mask: [B, L] bool, True = a token, False = padding.
+        pooled: [B, P]; None = the encoder has none.
+        keep: [B] bool; None = a condition in every row.
+
+    Raises:
+        ValueError: other shapes, or masks that are not boolean.
+    """
+
+    names = ("states", "mask", "pooled")
+
+    def __init__(self, states: Tensor, mask: Tensor, pooled: Tensor | None = None, keep: Tensor | None = None):
+        keep = every_row(states) if keep is None else keep
+        fits = states.ndim == 3 and mask.shape == states.shape[:2] and mask.dtype == torch.bool
+        fits = fits and (pooled is None or pooled.ndim == 2 and len(pooled) == len(states))
+        check_rows("TokenStates", "states [B, L, D], mask [B, L], pooled [B, P]", fits, keep, states, mask, pooled)
+        self.states, self.mask, self.pooled, self.keep = states, mask, pooled, keep
+
+
+class Attributes(RowCondition):
+    """Several properties at once, each of which an example has, has not, or is silent about.
+
+    Arguments:
+        values: [B, A], 1 = has it, 0 = has it not, -1 = not said.
+        keep: [B] bool; None = every row that says something.
+
+    Raises:
+        ValueError: other shapes, or a mask that is not boolean.
+    """
+
+    names = ("values",)
+
+    def __init__(self, values: Tensor, keep: Tensor | None = None):
+        keep = (values >= 0).any(-1) if keep is None else keep
+        check_rows("Attributes", "values [B, A]", values.ndim == 2, keep, values)
+        self.values, self.keep = values, keep
+
+
+class Numbers(RowCondition):
+    """Real numbers, such as an angle or an age.
+
+    Arguments:
+        values: [B, K], in the units of the data; NaN = not said.
+        keep: [B] bool; None = every row that says something.
+
+    Raises:
+        ValueError: other shapes, whole numbers, or a mask that is not boolean.
+    """
+
+    names = ("values",)
+
+    def __init__(self, values: Tensor, keep: Tensor | None = None):
+        keep = (~values.isnan()).any(-1) if keep is None else keep
+        check_rows("Numbers", "values [B, K]", values.ndim == 2 and values.is_floating_point(), keep, values)
+        self.values, self.keep = values, keep
+
+
+class Picture(RowCondition):
+    """A picture, such as one of fewer pixels or one with a hole, in the channels that the network gets beside x.
+
+    Arguments:
+        x: [B, C, H, W].
+        keep: [B] bool; None = a condition in every row.
+
+    Raises:
+        ValueError: other shapes, or a mask that is not boolean.
+    """
+
+    names = ("x",)
+
+    def __init__(self, x: Tensor, keep: Tensor | None = None):
+        keep = every_row(x) if keep is None else keep
+        check_rows("a Picture", "x [B, C, H, W]", x.ndim == 4 and x.is_floating_point(), keep, x)
+        self.x, self.keep = x, keep
+
+
+class Several(RowCondition):
+    """Conditions of several kinds, each with rows of its own; a row has a condition if one of them has.
+
+    Arguments:
+        parts: name -> condition.
+
+    Raises:
+        ValueError: no part, or parts of different numbers of rows.
+    """
+
+    def __init__(self, parts: Mapping[str, "Condition"]):
+        self.parts = dict(parts)
+        if len({len(part) for part in self.parts.values()}) != 1:
+            found = {name: len(part) for name, part in self.parts.items()}
+            raise ValueError(f"the parts of a condition need the same number of rows, got {found}")
+
+    @property
+    def keep(self) -> Tensor:  # type: ignore[override]
+        return torch.stack([has_condition(part) for part in self.parts.values()]).any(0)
+
+    def __getitem__(self, rows: slice | Tensor) -> "Several":
+        return Several({name: part[rows] for name, part in self.parts.items()})
+
+    def to(self, device: torch.device | str) -> "Several":
+        return Several({name: part.to(device) for name, part in self.parts.items()})
+
+    def without(self, rows: Tensor) -> "Several":
+        return Several({name: remove_condition(part, rows) for name, part in self.parts.items()})
+
+    def only(self, names: Sequence[str]) -> "Several":
+        """The same with the condition of these parts alone."""
+        kept = {name: part if name in names else remove_condition(part) for name, part in self.parts.items()}
+        return Several(kept)
+
+    @classmethod
+    def join(cls, parts: Sequence["Several"]) -> "Several":
+        names = parts[0].parts
+        return cls({name: concatenate_conditions([part.parts[name] for part in parts]) for name in names})
+
+
+Condition = Tensor | RowCondition
+
+
+def has_condition(y: Condition) -> Tensor:
+    """Which rows have a condition, [B]."""
+    return y.keep if isinstance(y, RowCondition) else y >= 0
 
 
 def remove_condition(y: Condition, rows: Tensor | None = None) -> Condition:
     """y without its condition in the rows where `rows` [B] is True; None = in every row."""
     if rows is None:
         rows = torch.ones(len(y), dtype=torch.bool, device=y.device)
-    if isinstance(y, Embedding):
-        return type(y)(y.vectors, y.keep & ~rows)
+    if isinstance(y, RowCondition):
+        return y.without(rows)
     return torch.where(rows, -1, y)
 
 
 def concatenate_conditions(parts: Sequence[Condition]) -> Condition:
     """The rows of conditions of one kind, one after the other."""
-    embeddings = [part for part in parts if isinstance(part, Embedding)]
-    if embeddings:
-        vectors = torch.cat([part.vectors for part in embeddings])
-        return type(embeddings[0])(vectors, torch.cat([part.keep for part in embeddings]))
+    given = [part for part in parts if isinstance(part, RowCondition)]
+    if given:
+        return type(given[0]).join(given)
     return torch.cat([part for part in parts if isinstance(part, Tensor)])

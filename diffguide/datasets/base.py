@@ -3,8 +3,9 @@
 A split is a `Split`, in memory, or a `Stream`, read example by example by worker processes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
@@ -12,17 +13,21 @@ from torch import Tensor
 
 from .fingerprints import Fingerprint, fingerprint_tensors
 
-__all__ = ["Dataset", "Split", "Stream", "check_dataset_facts", "check_draws", "fetch_examples"]
+__all__ = ["Column", "Dataset", "RowStream", "Split", "Stream", "check_dataset_facts", "check_draws", "fetch_examples"]
+
+Column = Tensor | Sequence[Sequence[str]]  # one entry per example: numbers [N, ...], or the texts of each
+NO_COLUMNS: Mapping[str, Column] = MappingProxyType({})
 
 
 class Split(NamedTuple):
     """Examples in memory: x [N, C, H, W], float32 in [-1, 1] or uint8 in 0..255, or vectors [N, D]; y [N] class indices.
 
-    y is -1 for an example without class.
+    y is -1 for an example without class. `columns` has what else is known of every example, such as `captions`.
     """
 
     x: Tensor
     y: Tensor
+    columns: Mapping[str, Column] = NO_COLUMNS
 
 
 class Stream(torch.utils.data.Dataset):
@@ -32,15 +37,21 @@ class Stream(torch.utils.data.Dataset):
 
     Attributes:
         y: class index of every example, [N].
+        columns: as of a `Split`, of a `RowStream` only.
     """
 
     y: Tensor
+    columns: Mapping[str, Column] = NO_COLUMNS
 
     def __len__(self) -> int:
         return len(self.y)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         raise NotImplementedError
+
+
+class RowStream(Stream):
+    """A stream with columns: stream[i] -> (uint8 [C, H, W], the row in `y` and `columns` of the image returned)."""
 
 
 class Dataset:
@@ -164,4 +175,4 @@ def fetch_examples(split: Split | Stream, rows: Tensor) -> tuple[Tensor, Tensor]
     if isinstance(split, Split):
         return split.x[rows], split.y[rows]
     x, y = zip(*(split[row] for row in rows.tolist()))
-    return torch.stack(x), torch.tensor(y)
+    return torch.stack(x), split.y[list(y)] if isinstance(split, RowStream) else torch.tensor(y)
