@@ -104,7 +104,7 @@ def start_log_snr(schedule: Schedule, log_snr_max: float | None) -> float:
         remedy = (
             "train with a finite schedule.log_snr_min"
             if math.isinf(low)
-            else "set log_snr_max of this metric, 9 for example"
+            else "set log_snr_max of this metric, such as 9"
         )
         raise ValueError(
             f"a likelihood needs a schedule with finite ends; that of this model has log-SNR {low:g} to {high:g}: {remedy}"
