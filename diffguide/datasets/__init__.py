@@ -7,9 +7,10 @@ from .gmm2d import GMM2D
 from .image_folder import ImageFolder
 from .mixture import Mixture
 from .photo_patches import PhotoPatches
+from .shapes import Shapes
 from .tree import Tree
 
 __all__ = [
     "CIFAR10", "CIFAR100", "Dataset", "Digits", "FashionMNIST", "GMM2D", "ImageFolder", "MNIST", "Mixture", "PhotoPatches",
-    "Split", "Stream", "Tree",
+    "Shapes", "Split", "Stream", "Tree",
 ]  # fmt: skip

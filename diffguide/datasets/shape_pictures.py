@@ -9,8 +9,10 @@ from collections.abc import Mapping
 import numpy
 from numpy.typing import NDArray
 
-__all__ = ["ATTRIBUTES", "BACKGROUNDS", "CENTRES", "COLOURS", "INKS", "PAPERS", "PLACEMENTS", "RADII", "SHIFT", "SIDES",
-           "SIZE_SCALES", "WOBBLE", "centre_of_mass", "cover", "draw_pictures", "is_held_out", "list_combinations"]  # fmt: skip
+__all__ = [
+    "ATTRIBUTES", "CENTRES", "INKS", "PAPERS", "SIDES", "SIZE_SCALES", "centre_of_mass", "cover", "draw_pictures",
+    "is_held_out", "list_combinations", "place_objects", "weigh_combinations",
+]  # fmt: skip
 
 Floats = NDArray[numpy.float64]
 Indices = NDArray[numpy.int64]
@@ -24,7 +26,7 @@ COLOURS = {  # RGB, at least 110 apart from each other and from the backgrounds
     "cyan": (40, 190, 200),
 }
 BACKGROUNDS = {"white": (245, 245, 245), "grey": (128, 128, 128), "black": (12, 12, 12)}
-CENTRES = {  # (x, y) of the mean of all objects of a picture
+CENTRES = {  # (x, y) of the middle of the box around the objects
     "left": (0.25, 0.5),
     "right": (0.75, 0.5),
     "top": (0.5, 0.25),
@@ -52,7 +54,12 @@ PLACEMENTS: Mapping[tuple[str, str], tuple[tuple[float, float], ...]] = {  # (co
 }
 SHIFT = 0.6 / 16  # all objects of a picture move together by up to this, along each axis
 WOBBLE = 0.35 / 16  # each object moves by up to this besides; two neighbours keep 1.5 / 16 of a gap
-RADII = {"circle": 2.9 / 16, "square": 2.6 / 16, "triangle": 2.9 / 16, "cross": 2.9 / 16}  # half the height of a large one
+RADII = {
+    "circle": 2.9 / 16,
+    "square": 2.6 / 16,
+    "triangle": 2.9 / 16,
+    "cross": 2.9 / 16,
+}  # half the height of a large one
 TRIANGLE_BASE, CROSS_WIDTH = 3.1 / 16, 1.05 / 16  # half of the base, half the width of an arm
 SIZE_SCALES = {"small": 0.65, "large": 1.0}
 INKS = numpy.array([*COLOURS.values()], dtype=numpy.float64)
@@ -68,6 +75,12 @@ def list_combinations() -> Indices:
     return every[drawn].astype(numpy.int64)
 
 
+def weigh_combinations(combinations: Indices) -> Floats:
+    """The relative frequency of combinations [N, 6]: counts are equally frequent, and so are the positions of a count."""
+    positions = [sum(count == other for other, _ in PLACEMENTS) for count in ATTRIBUTES["count"]]
+    return 1 / numpy.array(positions, dtype=numpy.float64)[combinations[:, 3]]
+
+
 def is_held_out(combinations: Indices) -> NDArray[numpy.bool_]:
     """Which of the combinations [..., 6] are never shown in training, [...].
 
@@ -80,6 +93,31 @@ def is_held_out(combinations: Indices) -> NDArray[numpy.bool_]:
     return (colour == shape + 1) | ((shape == 2) & (count == 2)) | ((shape == 3) & (count == 1))
 
 
+def circle_distance(dx: Floats, dy: Floats, scale: Floats) -> Floats:
+    """The signed distance of points from the edge of a circle of radius 2.9/16, in sides; negative inside."""
+    return numpy.hypot(dx, dy) - RADII["circle"] * scale
+
+
+def square_distance(dx: Floats, dy: Floats, scale: Floats) -> Floats:
+    """The same of a square of half the side 2.6/16, by the larger coordinate."""
+    return numpy.maximum(dx, numpy.abs(dy)) - RADII["square"] * scale
+
+
+def triangle_distance(dx: Floats, dy: Floats, scale: Floats) -> Floats:
+    """The same of a triangle with its tip at the top, by the larger distance from the base and from a leg."""
+    radius, base = RADII["triangle"] * scale, TRIANGLE_BASE * scale
+    return numpy.maximum(dy - radius, (dx * 2 * radius - (dy + radius) * base) / numpy.hypot(2 * radius, base))
+
+
+def cross_distance(dx: Floats, dy: Floats, scale: Floats) -> Floats:
+    """The same of an upright cross, the union of two bars."""
+    radius, arm, dy = RADII["cross"] * scale, CROSS_WIDTH * scale, numpy.abs(dy)
+    return numpy.minimum(numpy.maximum(dx - radius, dy - arm), numpy.maximum(dx - arm, dy - radius))
+
+
+DISTANCES = dict(zip(ATTRIBUTES["shape"], (circle_distance, square_distance, triangle_distance, cross_distance)))
+
+
 def cover(shape: Indices, scale: Floats, centre: Floats, side: int) -> Floats:
     """The share of each pixel that one object covers, [M, side, side], to first order: clamp(1/2 - d, 0, 1).
 
@@ -90,46 +128,45 @@ def cover(shape: Indices, scale: Floats, centre: Floats, side: int) -> Floats:
         scale: [M], 1 = large.
         centre: (x, y) of the middle of the bounding box [M, 2], in sides; y points downwards.
     """
-    middles = (numpy.arange(side) + 0.5) / side
-    dx = numpy.abs(middles[None, None, :] - centre[:, 0, None, None])  # all shapes are symmetric from left to right
-    dy = middles[None, :, None] - centre[:, 1, None, None]
-    radius = (numpy.array([*RADII.values()])[shape] * scale)[:, None, None]
-    base, arm = ((half * scale)[:, None, None] for half in (TRIANGLE_BASE, CROSS_WIDTH))
-    height = 2 * radius
-    distances = (
-        numpy.hypot(dx, dy) - radius,
-        numpy.maximum(dx, numpy.abs(dy)) - radius,
-        numpy.maximum(dy - radius, (dx * height - (dy + radius) * base) / numpy.hypot(height, base)),
-        numpy.minimum(
-            numpy.maximum(dx - radius, numpy.abs(dy) - arm), numpy.maximum(dx - arm, numpy.abs(dy) - radius)
-        ),
-    )
-    found = numpy.choose(shape[:, None, None], distances)
-    return numpy.clip(0.5 - found * side, 0.0, 1.0)
+    steps = (numpy.arange(side) + 0.5) / side
+    covered = numpy.empty((len(shape), side, side))
+    for kind, name in enumerate(ATTRIBUTES["shape"]):
+        rows = shape == kind
+        dx = numpy.abs(
+            steps[None, None, :] - centre[rows, 0, None, None]
+        )  # every shape is symmetric from left to right
+        dy = steps[None, :, None] - centre[rows, 1, None, None]
+        distance = DISTANCES[name](dx, dy, scale[rows, None, None])
+        covered[rows] = numpy.clip(0.5 - distance * side, 0.0, 1.0)
+    return covered
 
 
 def centre_of_mass(shape: Indices, scale: Floats) -> Floats:
-    """How far the centre of mass lies below the middle of the bounding box, in sides, [M]: a third of the triangle's half height."""
+    """How far the centre of mass lies below the middle of the bounding box, in sides [M]; h/6 for a triangle of height h."""
     return numpy.where(shape == 2, RADII["triangle"] * scale / 3, 0.0)
 
 
-def draw_pictures(combinations: Indices, jitter: Floats, side: int) -> NDArray[numpy.uint8]:
-    """Pictures of combinations [N, 6], uint8 [N, 3, side, side].
+def place_objects(combinations: Indices, draws: Floats) -> Floats:
+    """(x, y) of the middles of the objects of combinations [N, 6], in sides, [N, 3, 2]; NaN = no such object.
 
     Arguments:
-        jitter: [N, 4, 2] uniform numbers in [0, 1): (x, y) of the common shift, then of the three objects.
-        side: pixels.
+        draws: [N, 4, 2] uniform numbers in [0, 1): (x, y) of the common shift, then of each object.
     """
-    shape, colour, size, count, background, position = combinations.T
+    layouts = numpy.full((len(ATTRIBUTES["count"]), len(CENTRES), 3, 2), numpy.nan)
+    for (count, position), places in PLACEMENTS.items():
+        layouts[ATTRIBUTES["count"].index(count), ATTRIBUTES["position"].index(position), : len(places)] = places
+    moves = 2 * draws - 1
+    return layouts[combinations[:, 3], combinations[:, 5]] + SHIFT * moves[:, :1] + WOBBLE * moves[:, 1:]
+
+
+def draw_pictures(combinations: Indices, middles: Floats, side: int) -> NDArray[numpy.uint8]:
+    """Pictures of combinations [N, 6] with objects at middles [N, 3, 2], uint8 [N, 3, side, side]."""
+    shape, colour, size, _, background, _ = combinations.T
     scales = numpy.array([*SIZE_SCALES.values()])
-    moves = 2 * jitter - 1
     covered = numpy.zeros((len(combinations), side, side))
-    for number in range(3):
-        rows = numpy.flatnonzero(count >= number)
-        names = [(ATTRIBUTES["count"][c], ATTRIBUTES["position"][p]) for c, p in zip(count[rows], position[rows])]
-        place = numpy.array([PLACEMENTS[name][number] for name in names]).reshape(-1, 2)
-        centre = place + SHIFT * moves[rows, 0] + WOBBLE * moves[rows, 1 + number]
-        covered[rows] += cover(shape[rows], scales[size[rows]], centre, side)
+    for number in range(middles.shape[1]):
+        rows = numpy.flatnonzero(numpy.isfinite(middles[:, number, 0]))
+        covered[rows] += cover(shape[rows], scales[size[rows]], middles[rows, number], side)
     paper = PAPERS[background][:, :, None, None]
     picture = paper + covered[:, None] * (INKS[colour][:, :, None, None] - paper)
     return numpy.floor(picture + 0.5).astype(numpy.uint8)

@@ -40,7 +40,9 @@ MIN_PLAIN = 0.9  # share of the pixels outside the objects that must have the co
 MAX_OFFSET = 0.15  # distance in sides from the centre of a position
 REACH = 1.5  # pixels around an object that belong to it
 CHUNK = 500  # pictures at a time
-CANDIDATES = numpy.array([(shape, size) for shape in range(len(ATTRIBUTES["shape"])) for size in range(len(SIZE_SCALES))])
+CANDIDATES = numpy.array(
+    [(shape, size) for shape in range(len(ATTRIBUTES["shape"])) for size in range(len(SIZE_SCALES))]
+)
 CANDIDATE_SCALES = numpy.array([*SIZE_SCALES.values()])[CANDIDATES[:, 1]]
 
 
