@@ -12,7 +12,14 @@ from diffguide.datasets import Shapes
 from diffguide.datasets.shape_pictures import draw_pictures, place_objects
 from diffguide.datasets.shapes import prompts
 from diffguide.evaluation.metric import EvalContext
-from diffguide.evaluation.quality.alignment import check_words, diversity_figures, judge_pictures, share_figures
+from diffguide.evaluation.quality.alignment import (
+    chance_share,
+    check_words,
+    diversity_figures,
+    judge_pictures,
+    prompt_values,
+    share_figures,
+)
 from diffguide.evaluation.quality.alignment_metric import Alignment
 
 
@@ -62,6 +69,17 @@ def test_prompts_are_divided_by_what_training_shows(data):
         texts[0].replace("disc", "circle").find("green circle") >= 0 for texts in data.test.columns["captions"][10:20]
     )
     assert figures["alignment_held_out"].n == 20 and figures["alignment_held_out"].value == (10 + right) / 20
+
+
+def test_chance_is_the_share_of_training_pictures_that_fit():
+    """Counted on 6000 drawn pictures; 0 for combinations that are never shown."""
+    many = Shapes(train=6000, validation=1, test=1, captions=1).train
+    found = many.columns["attributes"]
+    for text, columns in [("three red circles", (12 + 2, 4, 0)), ("small", (10,)), ("", ())]:
+        expected = found[:, list(columns)].all(1).double().mean()
+        assert chance_share(prompt_values([text])) == pytest.approx(float(expected), abs=4.5 * math.sqrt(0.25 / 6000))
+    assert chance_share(prompt_values(["green circles", "three triangles"])) == 0
+    assert chance_share(prompt_values(["small", "green circles"])) == chance_share(prompt_values(["small"])) / 2
 
 
 def test_nothing_is_right_on_noise():

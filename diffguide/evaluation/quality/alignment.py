@@ -12,7 +12,15 @@ from ...datasets.shape_pictures import ATTRIBUTES, is_held_out, list_combination
 from ..metric import Figure, mean
 from .shape_judge import read_pictures
 
-__all__ = ["Judgement", "check_words", "diversity_figures", "judge_pictures", "prompt_values", "share_figures"]
+__all__ = [
+    "Judgement",
+    "chance_share",
+    "check_words",
+    "diversity_figures",
+    "judge_pictures",
+    "prompt_values",
+    "share_figures",
+]
 
 
 class Judgement(NamedTuple):
@@ -94,6 +102,19 @@ def find_matches(asked: Tensor, combinations: numpy.ndarray) -> numpy.ndarray:
     values = asked.numpy()
     fits = ((values < 0) | (combinations == values)).all(1)
     return fits if fits.any() else numpy.ones(len(combinations), dtype=bool)
+
+
+def chance_share(asked: Tensor) -> float:
+    """The share of pictures that would show all that their prompts ask for [N, 6] if they ignored them.
+
+    Such pictures are drawn like those of the training split. The share is 0 for combinations that are never shown.
+    """
+    combinations = list_combinations()
+    weights = weigh_combinations(combinations) * ~is_held_out(combinations)
+    rows, counts = asked.unique(dim=0, return_counts=True)
+    fits = ((rows[:, None] < 0) | (rows[:, None] == torch.from_numpy(combinations))).all(-1)
+    shares = fits.double() @ torch.from_numpy(weights / weights.sum())
+    return float((shares * counts).sum() / counts.sum())
 
 
 def share_figures(judgement: Judgement) -> dict[str, Figure]:

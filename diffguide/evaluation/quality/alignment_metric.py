@@ -8,7 +8,7 @@ import torch
 from ...datasets.shape_pictures import ATTRIBUTES, SIDES
 from ...runtime.ranges import check_whole
 from ..metric import EvalContext, Metric, MetricResult
-from .alignment import diversity_figures, judge_pictures, prompt_values, share_figures
+from .alignment import chance_share, diversity_figures, judge_pictures, prompt_values, share_figures
 from .image_sources import StoredSamples
 
 __all__ = ["Alignment", "read_prompts"]
@@ -66,7 +66,12 @@ class Alignment(Metric):
         x = torch.cat(parts)
         judgement = judge_pictures(x, prompts)
         context.progress(source.count, source.count, "samples")
-        facts = {"samples": source.count, "prompts": len(set(prompts)), **source.facts()}
+        facts = {
+            "samples": source.count,
+            "prompts": len(set(prompts)),
+            "chance": chance_share(judgement.asked),
+            **source.facts(),
+        }
         arrays = {"attributes": {"found": judgement.found.numpy(), "asked": judgement.asked.numpy()}}
         return MetricResult(
             share_figures(judgement) | diversity_figures(x, judgement),
