@@ -3,7 +3,7 @@
     python scripts/emoji_captions.py emoji32.npz emoji
     diffguide-train dataset=captioned dataset.path=emoji dataset.size=32 ... (or dataset.num_classes=9 for its categories)
 
-The archive has `images` uint8 [N, 32, 32, 3], `captions` str [N], `labels` [N] with `class_names`, and `styles` str [N], such as
+The archive has `images` uint8 [N, 32, 32, 3], `captions` str [N], `labels` [N] with `class_names`, and `styles` [N], such as
 emoji of two vendors. The folder gets a PNG per picture in a folder per category, and metadata.jsonl with two captions each:
 "tiger face" and "tiger face, google style". Takes seconds.
 """

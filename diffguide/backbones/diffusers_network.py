@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .base import Backbone
-from .conditions import Condition, Embedding
+from .conditions import Condition, Embedding, RowCondition
 from .perturbations import Perturbation
 from .perturbed_calls import LayerRecorder, PerturbedCall
 from .timesteps import DiscreteTimesteps, Timesteps
@@ -199,8 +199,8 @@ class DiffusersNetwork(Backbone):
 
     def class_rows(self, x: Tensor, y: Condition | None) -> Tensor:
         """[B] rows of the class table."""
-        if isinstance(y, Embedding):
-            raise ValueError("y must be class indices [B] (-1 = none) for this network, got an Embedding")
+        if isinstance(y, RowCondition):
+            raise ValueError(f"y must be class indices [B] (-1 = none) for this network, got {type(y).__name__}")
         index = torch.full(x.shape[:1], -1, device=x.device) if y is None else y
         if self.null_class is None:
             if y is None or (index.is_cpu and not torch.compiler.is_compiling() and bool((index < 0).any())):

@@ -13,7 +13,9 @@ from hydra.core.hydra_config import HydraConfig
 
 from ..checkpoints import data_record as provenance
 from ..checkpoints import store as checkpoints
+from ..checkpoints.adapter_files import identify_adapter
 from ..checkpoints.allowlist import construct
+from ..checkpoints.explanations import explain_untrained
 from ..checkpoints.references import list_names
 from ..config.build import ConfigError, build
 from ..datasets import Dataset, Split
@@ -67,8 +69,9 @@ def checkpoint_target(
     """
     try:
         file = checkpoints.find(path)
-        loaded = checkpoints.load(file, settings.weights, device, settings.trust, settings.null_class)
-        digest = hash_weights(file)
+        adapter, scale = settings.adapter, settings.adapter_scale
+        loaded = checkpoints.load(file, settings.weights, device, settings.trust, settings.null_class, adapter, scale)
+        digest, adapted = hash_weights(file), identify_adapter(adapter, scale)
     except checkpoints.CheckpointError as error:
         raise ConfigError(f"checkpoint: {error}") from error
     run = file.parent.parent if file.parent.name == "checkpoints" else file
@@ -79,6 +82,7 @@ def checkpoint_target(
         "checkpoint": str(file),
         "checkpoint_sha256": digest,
         "weights": settings.weights,
+        **adapted,
         "images": loaded.facts["images"],
         "split": settings.split,
         "dataset": node,
@@ -86,7 +90,7 @@ def checkpoint_target(
         "configuration": hash_without_seed(loaded.config),
     }
     context = build_context(loaded.model, data, settings, device, loaded.config | {"dataset": node}, file)
-    note = checkpoints.explain_untrained(loaded)
+    note = explain_untrained(loaded)
     return Target(context, identity, loaded.config["name"], note and f"{file}: {note}")
 
 

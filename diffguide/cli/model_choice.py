@@ -36,7 +36,8 @@ def check_model_keys(config: Mapping[str, Any]) -> None:
         if "schedule" in roots:
             raise ConfigError("schedule has no effect with a checkpoint, which has its own: remove it")
         return
-    for key in roots & ({"weights"} if config["resume"] is not None else {"weights", "trust"}):
+    of_training = {"weights", "adapter", "adapter_scale"}
+    for key in sorted(roots & (of_training if config["resume"] is not None else of_training | {"trust"})):
         raise ConfigError(f"{key} has no effect with an oracle, which was not trained: remove it")
     if precision != FULL:
         raise ConfigError(

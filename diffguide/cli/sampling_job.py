@@ -144,7 +144,15 @@ def open_source(
         return build_oracle(config, engine.device)[0]
     try:
         file = checkpoints.find(file or config["checkpoint"])
-        source = CheckpointSource(file, settings.weights, engine.device, settings.trust, settings.null_class)
+        source = CheckpointSource(
+            file,
+            settings.weights,
+            engine.device,
+            settings.trust,
+            settings.null_class,
+            settings.adapter,
+            settings.adapter_scale,
+        )
     except checkpoints.CheckpointError as error:
         raise ConfigError(f"checkpoint: {error}") from error
     with convert_input_errors("engine"):

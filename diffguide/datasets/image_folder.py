@@ -12,7 +12,7 @@ from torch import Tensor
 from ..files.text import escape_unprintable
 from ..runtime.ranges import check_range, check_whole
 from . import decoding
-from .base import Dataset, Split, check_dataset_facts
+from .base import ColumnSplit, Dataset, Split, check_dataset_facts
 from .decoding import Header, Unreadable, read_header, read_max_grey, read_square
 from .fingerprints import Fingerprint, fingerprint_files
 from .folders import class_folder, find_classes
@@ -105,7 +105,7 @@ class ImageFolder(Dataset):
             members = [files[row] for row in rows.tolist()]
             held = {name: [texts[file] for file in members] for name, texts in columns.items()}
             if x is not None:
-                return Split(x[rows], y[rows], held)
+                return ColumnSplit(x[rows], y[rows], held) if held else Split(x[rows], y[rows])
             facts = [str(self.folder / file) for file in members], y[rows], channels, side, stretch, whites
             return ColumnStream(held, *facts) if held else ImageStream(*facts)
 

@@ -6,7 +6,7 @@ import numpy
 import torch
 from torch import Tensor
 
-from .base import Column, Dataset, Split, check_dataset_facts, check_draws
+from .base import Column, ColumnSplit, Dataset, check_dataset_facts, check_draws
 from .fingerprints import Fingerprint, fingerprint_tensors
 from .shape_captions import DRAWS, write_caption
 from .shape_pictures import (
@@ -114,7 +114,7 @@ def pick_combinations(split: str, draws: numpy.ndarray) -> numpy.ndarray:
     return combinations[numpy.minimum(numpy.searchsorted(edges, draws, side="right"), len(edges) - 1)]
 
 
-def draw_split(split: str, n: int, size: int, captions: int, seed: int) -> Split:
+def draw_split(split: str, n: int, size: int, captions: int, seed: int) -> ColumnSplit:
     """The first n examples of a split."""
     draws = uniform_numbers(seed, PICTURES, split, (n, 9))
     combinations = pick_combinations(split, draws[:, 0])
@@ -132,7 +132,7 @@ def draw_split(split: str, n: int, size: int, captions: int, seed: int) -> Split
         "attributes": mark_attributes(combinations),
         "numbers": torch.from_numpy(numpy.nanmean(2 * middles - 1, axis=1)).float(),
     }
-    return Split(torch.from_numpy(numpy.concatenate(x)), torch.from_numpy(combinations[:, 0].copy()), columns)
+    return ColumnSplit(torch.from_numpy(numpy.concatenate(x)), torch.from_numpy(combinations[:, 0].copy()), columns)
 
 
 def describe(combination: Sequence[int], draws: Sequence[float], first: bool) -> str:

@@ -242,11 +242,12 @@ class ClassifierFree(Contrast):
 
     def with_and_without(self, y: Condition) -> Condition:
         """The rows of y, and once more without their condition; in a run computed once, as long as y is the same."""
-        if self.table is None or not isinstance(y, Tensor) or y.is_inference():
+        if self.table is None or isinstance(y, Tensor) and y.is_inference():
             return concatenate_conditions([y, remove_condition(y)])
+        version = y._version if isinstance(y, Tensor) else 0  # nobody writes into the tensors of other conditions
         before = self.table.get("y")
-        if before is None or before[0] is not y or before[1] != y._version:
-            before = self.table.add("y", (y, y._version, concatenate_conditions([y, remove_condition(y)])))
+        if before is None or before[0] is not y or before[1] != version:
+            before = self.table.add("y", (y, version, concatenate_conditions([y, remove_condition(y)])))
         return before[2]
 
     def predict_weak(self, x_t: Tensor, t: Tensor, y: Condition | None) -> Prediction:

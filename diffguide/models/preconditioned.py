@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..backbones import Backbone
-from ..backbones.conditions import Condition, Embedding
+from ..backbones.conditions import Condition, RowCondition
 from ..backbones.perturbations import Perturbation
 from ..schedules import Schedule, Tabulated, tabulate, time_key
 from ..schedules.tabulated import is_transformed, ordinary_tensors
@@ -83,7 +83,7 @@ class Preconditioned(nn.Module, Denoiser):
     residual_blocks = property(attrgetter("backbone.residual_blocks"))
     is_compiled = property(attrgetter("backbone.is_compiled"))
 
-    def embed(self, y: Condition) -> Embedding:
+    def embed(self, y: Condition) -> RowCondition:
         return self.backbone.embed(y)
 
     def start(self, noise: Any, times: Tensor) -> Self:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Self
 
 from torch import Tensor
 
-from ..backbones.conditions import Condition, Embedding
+from ..backbones.conditions import Condition, RowCondition
 from ..backbones.perturbations import Perturbation
 from ..schedules import Schedule
 from .predictions import Prediction, StackedPrediction, VariancePrediction, keep_variance, take_rows
@@ -137,7 +137,7 @@ class Denoiser:
         """A copy that skips no step, for churn and restarts, which return to high noise levels."""
         return self
 
-    def embed(self, y: Condition) -> Embedding:
+    def embed(self, y: Condition) -> RowCondition:
         """The vectors of a condition, which the network takes in its place."""
         raise NotImplementedError
 
@@ -238,7 +238,7 @@ class DenoiserWrapper(Denoiser):
         fresh.denoiser = self.denoiser.without_skipped_steps()
         return fresh
 
-    def embed(self, y: Condition) -> Embedding:
+    def embed(self, y: Condition) -> RowCondition:
         return self.denoiser.embed(y)
 
     def predict_perturbed(self, x_t: Tensor, t: Tensor, y: Condition | None, perturbation: Perturbation) -> Prediction:

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from ..checkpoints import store as checkpoints
+from ..checkpoints.adapter_files import identify_adapter
 from ..checkpoints.allowlist import construct, validate_config
+from ..checkpoints.explanations import explain_origin, explain_untrained
 from ..datasets.base import Dataset, fetch_examples
 from ..figures.scatter import MAX_DATA_POINTS, ScatterBackground, build_background
 from ..files.weights import hash_weights
@@ -67,7 +69,7 @@ class CheckpointSource(SampleSource):
         weights: ema or objective.
         device: of the model.
         trust: names of classes outside diffguide that the file may use.
-        null_class: see `checkpoints.store.load`.
+        null_class, adapter, adapter_scale: see `checkpoints.store.load`.
 
     Raises:
         CheckpointError: the file is damaged, uses a class that is not trusted, or has no generator.
@@ -76,9 +78,16 @@ class CheckpointSource(SampleSource):
     file: Path
 
     def __init__(
-        self, file: Path, weights: str, device: torch.device, trust: Sequence[str], null_class: int | None = None
+        self,
+        file: Path,
+        weights: str,
+        device: torch.device,
+        trust: Sequence[str],
+        null_class: int | None = None,
+        adapter: str | None = None,
+        adapter_scale: float = 1.0,
     ):
-        loaded = checkpoints.load(file, weights, device, trust, null_class)
+        loaded = checkpoints.load(file, weights, device, trust, null_class, adapter, adapter_scale)
         if not isinstance(loaded.model, Denoiser | Energy):
             raise checkpoints.CheckpointError(
                 f"{file} holds a {type(loaded.model).__name__}, which cannot be sampled; to guide a generator by it use "
@@ -86,10 +95,12 @@ class CheckpointSource(SampleSource):
             )
         self.file, self.weights, self.config, self.model = file, weights, loaded.config, loaded.model
         self.shape, self.class_names = loaded.facts["shape"], loaded.facts["class_names"]
-        self.note = checkpoints.explain_untrained(loaded) or checkpoints.explain_origin(loaded)
+        self.adapter = identify_adapter(adapter, adapter_scale)
+        self.note = explain_untrained(loaded) or explain_origin(loaded)
 
     def identity(self) -> dict[str, Any]:
-        return {"checkpoint": str(self.file), "checkpoint_sha256": hash_weights(self.file), "weights": self.weights}
+        file = {"checkpoint": str(self.file), "checkpoint_sha256": hash_weights(self.file)}
+        return file | {"weights": self.weights} | self.adapter
 
     def background(self, labels: Sequence[int]) -> ScatterBackground:
         return build_background(training_data(self.config), self.shape[0])

@@ -121,7 +121,7 @@ class DryRun:
         engine, training, data = self.engine, self.training, self.data
         objective = copy.deepcopy(self.objective).to(engine.device).train()
         optimizer, share = training.make_optimizer(objective), training.share(engine.world_size)
-        batches = iter(Batches(data, self.seed, engine, training.batch_size, share))
+        batches = iter(Batches(data, self.seed, engine, training.batch_size, share, model=objective.model))
         cuda = engine.device.type == "cuda"
 
         def step() -> None:
@@ -146,7 +146,7 @@ class DryRun:
         state = itertools.chain.from_iterable(values.values() for values in optimizer.state.values())
         weights = sum({tensor.data_ptr(): tensor.nbytes for tensor in objective.state_dict().values()}.values())
         fixed = 3 * weights + sum(value.nbytes for value in state if isinstance(value, torch.Tensor))
-        resident = sum(part.nbytes for part in data.train) if isinstance(data.train, Split) else 0
+        resident = data.train.x.nbytes + data.train.y.nbytes if isinstance(data.train, Split) else 0
         rate = training.batch_size / min(times)
         peak = f", measured peak {format_bytes(torch.cuda.max_memory_allocated())}" if cuda else ""
         seconds = training.images / rate
