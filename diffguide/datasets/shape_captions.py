@@ -3,8 +3,9 @@
     caption    = order of (objects, position?, background?)      "two blue squares on the left on grey"
     objects    = count size? colour? noun                        "a small red circle"
 
-A part with ? may be left out, and the noun may be "shape". Words and orders come in two lists: the ones of training captions,
-and withheld ones, which no training caption has.
+A part with ? may be left out, and the noun may be "shape". A caption has at most 63 bytes, so that the default of
+`condition=text` does not cut it. Words and orders come in two lists: those of training captions, and withheld ones, which no
+training caption has.
 """
 
 import re
@@ -32,26 +33,26 @@ LEXICON: Mapping[str, Mapping[str, tuple[Words, Words]]] = {
         "red": (("red", "crimson"), ("scarlet",)),
         "green": (("green", "emerald"), ("jade",)),
         "blue": (("blue", "cobalt"), ("sapphire",)),
-        "yellow": (("yellow", "golden"), ("lemon",)),
+        "yellow": (("yellow", "gold"), ("lemon",)),
         "purple": (("purple", "violet"), ("plum",)),
-        "cyan": (("cyan", "turquoise"), ("teal",)),
+        "cyan": (("cyan", "aqua"), ("teal",)),
     },
     "size": {"small": (("small", "little"), ("tiny",)), "large": (("large", "big"), ("huge",))},
     "count": {
         "one": (("a", "one"), ("a single",)),
         "two": (("two", "a pair of"), ("a couple of",)),
-        "three": (("three", "a trio of"), ("a triplet of",)),
+        "three": (("three", "a trio of"), ("a triad of",)),
     },
     "background": {
-        "white": (("on white", "on a white background"), ("against white",)),
-        "grey": (("on grey", "on a gray background"), ("against grey",)),
-        "black": (("on black", "on a black background"), ("against black",)),
+        "white": (("on white", "over white"), ("against white",)),
+        "grey": (("on grey", "over gray"), ("against grey",)),
+        "black": (("on black", "over black"), ("against black",)),
     },
     "position": {
-        "left": (("on the left", "in the left half"), ("to the left",)),
-        "right": (("on the right", "in the right half"), ("to the right",)),
-        "top": (("at the top", "in the upper half"), ("high up",)),
-        "bottom": (("at the bottom", "in the lower half"), ("low down",)),
+        "left": (("on the left", "at the left"), ("to the left",)),
+        "right": (("on the right", "at the right"), ("to the right",)),
+        "top": (("at the top", "near the top"), ("high up",)),
+        "bottom": (("at the bottom", "near the bottom"), ("low down",)),
         "middle": (("in the middle", "in the centre"), ("at the center",)),
     },
 }

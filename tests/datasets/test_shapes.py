@@ -196,8 +196,17 @@ def test_captions_are_english():
     )
 
 
+def test_no_caption_is_longer_than_the_text_encoder_reads():
+    """63 bytes and the end of the text: over all words and orders of each wording."""
+    draws = np.random.default_rng(0).random((4000, 13))
+    rows = list_combinations()[np.random.default_rng(1).integers(0, 1584, 4000)]
+    for wording in ("plain", "trained", "order", "synonyms"):
+        longest = max(len(write_caption(row, many, wording, True)[0]) for row, many in zip(rows, draws))
+        assert 45 < longest <= 63
+
+
 def test_captions_are_read_in_any_case_and_order():
-    assert said_values("Two BLUE squares, on a white background.") == {
+    assert said_values("Two BLUE squares, over white.") == {
         "count": "two", "colour": "blue", "shape": "square", "background": "white",
     }  # fmt: skip
     assert said_values("green") == {"colour": "green"} and said_values("") == {} == said_values("shapes")
