@@ -83,6 +83,10 @@ class Backbone(nn.Module):
         """The row of a class in these tables, -1 = no class; None where there is none."""
         return index + 1
 
+    def can_compile(self, perturbation: Perturbation | None = None) -> bool:
+        """Whether one graph serves the calls of all batch sizes without gradients."""
+        return True
+
     def run(self, block: nn.Module, *inputs: Tensor | Perturbation | Context | None) -> Tensor:
         """block(*inputs); `checkpointing` keeps only the inputs for the backward pass (Chen et al. 2016, arXiv 1604.06174)."""
         if self.checkpointing and torch.is_grad_enabled():

@@ -77,6 +77,9 @@ class LoRA(Backbone):
     def class_row(self, index: int) -> int | None:
         return self.network.class_row(index)
 
+    def can_compile(self, perturbation: Perturbation | None = None) -> bool:
+        return self.network.can_compile(perturbation)
+
     def forward(
         self, x: Tensor, log_snr: Tensor | None, y: Condition | None = None, perturbation: Perturbation | None = None
     ) -> Tensor:

@@ -212,8 +212,6 @@ def load(
     check_scale(adapter_scale)
     path = find(path)
     foreign = open_folder(path, null_class)
-    if foreign is None and null_class is not None:
-        raise CheckpointError(f"null_class has no effect on a checkpoint of diffguide, which knows its own: {path}")
     try:
         if foreign is not None:
             config, facts, model = foreign.metadata["config"], foreign.metadata, load_folder(foreign)

@@ -46,14 +46,12 @@ def build_conversion_job(config: dict[str, Any]) -> ConversionJob | ExportJob:
             "weights, or to=<format> to take a run to another library"
         )
     for key in ("source", "target"):
-        if config[key] == "???":
+        if config[key] in ("???", ""):
             raise ConfigError(f"{key} must be given: diffguide-convert SOURCE TARGET {chosen[0]}=<option>")
     settings = read_settings(ConversionSettings, config)
     target = Path(settings.target).expanduser()
-    if not settings.target or target.exists() or target.is_symlink():
-        raise ConfigError(
-            f"target {settings.target or repr('')} exists, and nothing is overwritten: choose another folder"
-        )
+    if target.exists() or target.is_symlink():
+        raise ConfigError(f"target {settings.target} exists, and nothing is overwritten: choose another folder")
     if chosen == ["to"]:
         return export_run(config, settings, target)
     return convert_weights(config, settings, target)

@@ -161,7 +161,9 @@ def check_data(data: Dataset, facts: Mapping[str, Any]) -> None:
         raise ConfigError(f"dataset: its examples are of shape {list(data.shape)}, and the model's of {list(shape)}")
     if names and data.class_names and list(data.class_names) != list(names):
         own, learned = (f"{list_names(each)} ({len(each)})" for each in (data.class_names, names))
-        raise ConfigError(f"dataset: its classes are {own}, and the model's are {learned}")
+        more = facts.get("origin") and len(names) == len(data.class_names) + 1
+        tip = "; if one of the model's means no class, say null_class=<row>" if more else ""
+        raise ConfigError(f"dataset: its classes are {own}, and the model's are {learned}{tip}")
 
 
 def report_data_changes(data: Dataset, seen: dict[str, Any] | None, path: str | None) -> None:

@@ -4,7 +4,7 @@ The values of the run are the defaults of every key. `set_keys` writes what the 
 """
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
@@ -26,7 +26,9 @@ FOLDERS = {  # the data that have the side and channels one asks for
 }
 
 
-def inherit_config(config: Mapping[str, Any], saved: dict[str, Any], policy: Mapping[str, str]) -> dict[str, Any]:
+def inherit_config(
+    config: Mapping[str, Any], saved: dict[str, Any], policy: Mapping[str, str], ignored: Collection[str] = ()
+) -> dict[str, Any]:
     """The configuration of a saved run, with every key that the command line sets.
 
     A group whose option is that of the run keeps the values of the run; with another option it has the values of that one.
@@ -35,11 +37,12 @@ def inherit_config(config: Mapping[str, Any], saved: dict[str, Any], policy: Map
         config: composed from the command line.
         saved: of the run.
         policy: table of `resume_policy`.
+        ignored: keys that count as not set.
 
     Raises:
         ConfigError: a key that the run does not have, or a node that may not be built from a file.
     """
-    keys = {key: override.is_force_add() for key, override in changed_keys().items()}
+    keys = {key: override.is_force_add() for key, override in changed_keys().items() if key not in ignored}
     if "experiment" in keys:  # it sets keys of every group: the whole configuration is that of the command line
         return dict(config)
     choices = HydraConfig.get().runtime.choices

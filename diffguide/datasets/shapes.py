@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from .base import Column, ColumnSplit, Dataset, check_dataset_facts, check_draws
+from .captions import describe_captions
 from .fingerprints import Fingerprint, fingerprint_tensors
 from .shape_captions import DRAWS, write_caption
 from .shape_pictures import (
@@ -82,12 +83,12 @@ class Shapes(Dataset):
 
     def summary(self) -> list[str]:
         combinations, held_out = list_combinations(), is_held_out(list_combinations())
-        shown = self.train.columns["captions"][:3]
+        captions = [texts for split in (self.train, self.validation, self.test) for texts in split.columns["captions"]]
         return [
             *super().summary(),
             f"combinations: {int((~held_out).sum())} in train and validation, {int(held_out.sum())} others in test, of "
             f"{len(combinations)}",
-            "captions: " + " | ".join(text for texts in shown for text in texts),
+            *describe_captions("a grammar", captions),
         ]
 
     def fingerprint(self) -> Fingerprint:

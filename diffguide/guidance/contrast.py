@@ -87,7 +87,7 @@ class Contrast(ScaledGuidance):
         ramp: Ramp = CONSTANT_RAMP,
     ):
         if self.needs_null:
-            check_null(denoiser, self.option)
+            check_null(denoiser, rule.option if self.option == ClassifierFree.option and rule.option else self.option)
         super().__init__(denoiser, scale, interval)
         self.rule, self.ramp = rule, ramp
         self.memory: Any = None
@@ -203,7 +203,10 @@ def select_rows(rows: Tensor, one: Prediction, other: Prediction) -> Prediction:
 def check_null(denoiser: Denoiser, guidance: str) -> None:
     """Raises ValueError for a denoiser without a condition, or without a trained null condition."""
     if not denoiser.conditional:
-        raise ValueError(f"guidance={guidance} needs a model with classes, and this one has none; take guidance=none")
+        raise ValueError(
+            f"guidance={guidance} needs a model with classes, and this one has none; take guidance=none, or autoguidance, pag, "
+            "seg, slg or a potential, which need none"
+        )
     if not denoiser.has_null:
         raise ValueError(
             f"guidance={guidance} needs a model trained with label dropout, and this one was trained without; train with "

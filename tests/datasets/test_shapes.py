@@ -251,4 +251,5 @@ def test_arguments_out_of_range_are_refused(changes, message):
 def test_the_data_sheet_counts_combinations_and_shows_captions(data):
     lines = data.summary()
     assert "combinations: 1140 in train and validation, 444 others in test, of 1584" in lines
-    assert lines[-1].startswith("captions: ") and data.train.columns["captions"][0][0] in lines[-1]
+    assert "captions of an image: " + " | ".join(data.train.columns["captions"][0]) in lines
+    assert any(line.startswith("captions: 1680 of 420 images, from a grammar, 4 to 4 per image, ") for line in lines)
