@@ -20,7 +20,10 @@ from .resume_policy import resume_error, today_keys
 
 __all__ = ["inherit_config", "inherit_node", "take_shape"]
 
-IMAGE_FOLDER = "diffguide.datasets.image_folder.ImageFolder"  # the data that have the side and channels one asks for
+FOLDERS = {  # the data that have the side and channels one asks for
+    "diffguide.datasets.image_folder.ImageFolder",
+    "diffguide.datasets.captioned.Captioned",
+}
 
 
 def inherit_config(
@@ -64,7 +67,7 @@ def take_shape(dataset: Mapping[str, Any], shape: Sequence[int]) -> dict[str, An
     is_picture = len(shape) == 3 and shape[0] in (1, 3) and shape[1] == shape[2]
     is_shifted = "schedule" in changed and changed["schedule"].value() == "resolution_shift"
     if (
-        node.get("_target_") != IMAGE_FOLDER
+        node.get("_target_") not in FOLDERS
         or not is_picture
         or is_shifted
         or {"experiment", "backbone"} & changed.keys()

@@ -64,18 +64,22 @@ class NewSamples:
 class StoredSamples:
     """The first samples of a run of `diffguide-sample`, as bytes [B, C, H, W] with their classes.
 
+    Arguments:
+        count: number of samples; None = all.
+
     Raises:
         ValueError: no finished run, another checkpoint or shape, or fewer samples.
     """
 
-    def __init__(self, folder: Path, count: int, context: EvalContext):
-        self.folder, self.count, self.batch_size = folder, count, context.batch_size
+    def __init__(self, folder: Path, count: int | None, context: EvalContext):
+        self.folder, self.batch_size = folder, context.batch_size
         self.file = folder / "samples.npz"
         try:
             with open(folder / "manifest.jsonl", encoding="utf-8") as lines:
                 self.header = dict(json.loads(next(lines)))
             with numpy.load(self.file, allow_pickle=False) as arrays:
                 self.y = torch.from_numpy(arrays["arr_1"][:count])
+            self.count = len(self.y) if count is None else count
             ends = read_rows(self.file, {0, len(self.y) - 1})
         except (OSError, ValueError, TypeError, KeyError, StopIteration, BadZipFile) as error:
             raise ValueError(
