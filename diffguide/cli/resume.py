@@ -169,7 +169,8 @@ def find_begun(
         ConfigError: no such run, a change of a fixed key, or another checkpoint; the file may have moved.
     """
     folder = run_folder(config["resume"], example)
-    saved = {**LATER, **saved_config(folder, config.keys(), [*ORACLE_KEYS, *LATER])}
+    later = {key: value for key, value in LATER.items() if key in config}
+    saved = {**later, **saved_config(folder, config.keys(), [*ORACLE_KEYS, *LATER])}
     merged = inherit_config(config, saved, GENERATION)
     checkpoint_paths(merged, several=False)  # raises for a value that is no path
     check_unchanged(folder, saved, merged, GENERATION)

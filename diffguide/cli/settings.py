@@ -14,7 +14,7 @@ __all__ = ["LATER", "EvaluationSettings", "SamplingSettings", "TrainingSettings"
 T = TypeVar("T")
 MINIMUM = {"seed": 0, "n": 1, "batch_size": 1}
 CHOICES = {"weights": ("ema", "objective"), "split": ("train", "validation", "test")}
-LATER = {"null_class": None, "adapter": None, "adapter_scale": 1.0}  # keys that older runs do not have
+LATER = {"null_class": None, "adapter": None, "adapter_scale": 1.0, "prompts": None}  # keys that older runs do not have
 MAX_SAMPLES = 10**7  # of one sampling run, whose labels are a list
 
 

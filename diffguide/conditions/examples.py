@@ -21,7 +21,7 @@ class Examples:
     Arguments:
         data: whose `preprocess` applies.
         split: one of its splits.
-        model: with a `backbone` that may have a conditioning; None = class indices.
+        model: that may have a `conditioning`; None = class indices.
 
     Raises:
         ValueError: the data lack what the conditioning needs.
@@ -29,7 +29,7 @@ class Examples:
 
     def __init__(self, data: Dataset, split: Split | Stream, model: Any = None):
         self.data, self.split = data, split
-        conditioning: Conditioning | None = getattr(getattr(model, "backbone", None), "conditioning", None)
+        conditioning: Conditioning | None = getattr(model, "conditioning", None)
         self.table: ConditionTable | None = None
         self.keyed_by_rows = isinstance(split, Split | RowStream)
         if conditioning is not None:

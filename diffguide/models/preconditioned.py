@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..backbones import Backbone
+from ..backbones.conditioning import Conditioning
 from ..backbones.conditions import Condition, RowCondition
 from ..backbones.perturbations import Perturbation
 from ..schedules import Schedule, Tabulated, tabulate, time_key
@@ -77,6 +78,10 @@ class Preconditioned(nn.Module, Denoiser):
     @property
     def conditional(self) -> bool:
         return self.backbone.conditional
+
+    @property
+    def conditioning(self) -> Conditioning | None:  # type: ignore[override]
+        return getattr(self.backbone, "conditioning", None)  # a user's network may not have it
 
     embeds = conditional
     attention_layers = property(attrgetter("backbone.attention_layers"))

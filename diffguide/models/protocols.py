@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, Self
 
 from torch import Tensor
 
+from ..backbones.conditioning import Conditioning
 from ..backbones.conditions import Condition, RowCondition
 from ..backbones.perturbations import Perturbation
 from ..schedules import Schedule
@@ -71,6 +72,7 @@ class DenoiserInfo(NamedTuple):
         is_compiled: whether the network is compiled by torch.compile, and so has no second derivatives.
         attention_layers, residual_blocks: those of the backbone, for `predict_perturbed`.
         learned_variance: whether predictions are `VariancePrediction`s.
+        conditioning: what reads conditions that are no class indices, such as texts; None = there are none.
     """
 
     schedule: Schedule
@@ -86,6 +88,7 @@ class DenoiserInfo(NamedTuple):
     attention_layers: Sequence[int]
     residual_blocks: Sequence[int]
     learned_variance: bool
+    conditioning: Conditioning | None
 
 
 class Denoiser:
@@ -109,6 +112,7 @@ class Denoiser:
     attention_layers: Sequence[int] = ()
     residual_blocks: Sequence[int] = ()
     learned_variance: bool = False
+    conditioning: Conditioning | None = None
 
     @property
     def conditional(self) -> bool:
