@@ -21,6 +21,7 @@ from diffguide.evaluation.quality.alignment import (
     share_figures,
 )
 from diffguide.evaluation.quality.alignment_metric import Alignment
+from diffguide.evaluation.quality.image_sources import StoredSamples
 
 
 @pytest.fixture(scope="module")
@@ -138,9 +139,11 @@ def test_other_prompts_are_refused(data):
 
 
 def write_samples(folder, x: torch.Tensor, texts: list[str | None]) -> None:
-    np.savez(folder / "samples.npz", x.permute(0, 2, 3, 1).numpy(), np.full(len(x), -1))
-    rows = [{"guidance": "none"}, *({"index": i, "prompt": text} for i, text in enumerate(texts))]
-    rows = [{key: value for key, value in row.items() if value is not None} for row in rows]
+    np.savez(folder / "samples.npz", x.permute(0, 2, 3, 1).numpy(), np.arange(len(x)))
+    rows = [
+        {"guidance": "none"},
+        *({"index": i} | ({} if text is None else {"prompt": text}) for i, text in enumerate(texts)),
+    ]
     (folder / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
@@ -158,13 +161,24 @@ def test_the_metric_measures_stored_samples(data, tmp_path):
     assert Alignment(str(tmp_path), count=5).measure(context).figures["alignment"].n == 5
 
 
+def test_labels_of_prompts_are_no_classes(data, tmp_path):
+    """The archive numbers the prompts, which are no classes for metric=quality either; "" = without prompt."""
+    context = EvalContext(SimpleNamespace(num_classes=0), data)
+    write_samples(tmp_path, data.train.x[:6], ["red", None, "red", "blue", "red", "red"])
+    source = StoredSamples(tmp_path, 5, context)
+    assert source.y.tolist() == [-1] * 5 and source.prompts == ["red", "", "red", "blue", "red"]
+    write_samples(tmp_path, data.train.x[:3], [None] * 3)
+    assert StoredSamples(tmp_path, None, context).y.tolist() == [0, 1, 2]
+
+
 @pytest.mark.parametrize(
     "texts, changes, message",
     [
         (["red"] * 4, {"samples": None}, "metric.samples must be given"),
-        ([None] * 4, {}, "without a prompt"),
+        ([None] * 4, {}, "without prompts"),
         (["red"] * 3, {}, "4 samples and 3 prompts"),
         (["a dog"] * 4, {}, "'dog'"),
+        ([3] * 4, {}, "not a finished run"),
         (["red"] * 4, {"count": 5}, "fewer than metric.count=5"),
     ],
 )

@@ -1,6 +1,5 @@
 """Alignment of samples with their prompts, as a metric of a checkpoint."""
 
-import json
 from pathlib import Path
 
 import torch
@@ -11,7 +10,7 @@ from ..metric import EvalContext, Metric, MetricResult
 from .alignment import chance_share, diversity_figures, judge_pictures, prompt_values, share_figures
 from .image_sources import StoredSamples
 
-__all__ = ["Alignment", "read_prompts"]
+__all__ = ["Alignment"]
 
 
 class Alignment(Metric):
@@ -48,14 +47,17 @@ class Alignment(Metric):
         if self.folder is None:
             raise ValueError("metric.samples must be given: a folder of diffguide-sample with prompts=...")
         source = StoredSamples(self.folder, self.count, context)
-        prompts = read_prompts(self.folder)[: source.count]
-        if len(prompts) < source.count:
-            raise ValueError(f"metric.samples={self.folder} has {source.count} samples and {len(prompts)} prompts")
+        if source.prompts is None:
+            raise ValueError(f"metric.samples={self.folder} has samples without prompts: sample with prompts=...")
+        if len(source.prompts) < source.count:
+            raise ValueError(
+                f"metric.samples={self.folder} has {source.count} samples and {len(source.prompts)} prompts"
+            )
         try:
-            prompt_values(prompts)
+            prompt_values(source.prompts)
         except ValueError as error:
             raise ValueError(f"metric.samples={self.folder}: {error}") from error
-        return source, prompts
+        return source, source.prompts
 
     def measure(self, context: EvalContext) -> MetricResult:
         source, prompts = self.read(context)
@@ -79,21 +81,3 @@ class Alignment(Metric):
             details={"attributes": {name: list(values) for name, values in ATTRIBUTES.items()}},
             arrays=arrays,
         )
-
-
-def read_prompts(folder: Path) -> list[str]:
-    """The prompt of each sample, from the manifest of a run of diffguide-sample.
-
-    Raises:
-        ValueError: a manifest that cannot be read, or a sample without a prompt.
-    """
-    try:
-        lines = (folder / "manifest.jsonl").read_text(encoding="utf-8").splitlines()
-        prompts = [json.loads(line)["prompt"] for line in lines[1:]]
-    except (OSError, ValueError, TypeError) as error:
-        raise ValueError(f"metric.samples={folder} has no manifest.jsonl that can be read") from error
-    except KeyError as error:
-        raise ValueError(f"metric.samples={folder} has samples without a prompt: sample with prompts=...") from error
-    if not all(isinstance(prompt, str) for prompt in prompts):
-        raise ValueError(f"metric.samples={folder} has samples without a prompt: sample with prompts=...")
-    return prompts
