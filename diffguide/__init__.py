@@ -20,12 +20,12 @@ from .version import __version__
 __all__ = ["load", "push", "to_uint8", "__version__"]
 
 
-def load(path, weights: str = "ema", device="cpu", trust=(), null_class=None):
+def load(path, weights: str = "ema", device="cpu", trust=(), null_class=None, adapter=None, adapter_scale=1.0):
     """The trained model in a checkpoint file, run folder or folder of diffusers; see `diffguide.checkpoints.store.load`."""
     # importing torch takes seconds, and `--help` does not need it
     from .checkpoints.store import load as load_checkpoint
 
-    return load_checkpoint(path, weights=weights, device=device, trust=trust, null_class=null_class).model
+    return load_checkpoint(path, weights, device, trust, null_class, adapter, adapter_scale).model
 
 
 def push(

@@ -7,7 +7,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..runtime.compiling import CompiledInference
-from .conditions import ClassEmbedding, Condition, Embedding
+from .conditioning import Conditioning, Context, check_conditioning
+from .conditions import ClassEmbedding, Condition, Embedding, RowCondition
 from .perturbations import Perturbation
 from .timesteps import TimestepFeatures
 
@@ -31,6 +32,7 @@ class Backbone(nn.Module):
             order of computation.
         residual_blocks: the same at the output of each block that can be skipped; 1 for vectors.
         takes_null: whether rows without condition are an input of their own.
+        conditioning: what makes the context of a condition; None = y is class indices or an Embedding.
         learned_variance: whether F has twice the channels of x, the second half for the variance of the ancestral sampler.
     """
 
@@ -45,10 +47,14 @@ class Backbone(nn.Module):
     takes_null: bool = True
     learned_variance: bool = False
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.conditioning: Conditioning | None = None  # here: an attribute of the class would hide the module
+
     @property
     def conditional(self) -> bool:
         """Whether the network takes a condition."""
-        return self.num_classes > 0 or self.condition_features > 0
+        return self.num_classes > 0 or self.condition_features > 0 or self.conditioning is not None
 
     @property
     def is_compiled(self) -> bool:
@@ -56,9 +62,17 @@ class Backbone(nn.Module):
         calls = (part._compiled_call_impl for part in self.modules())
         return any(call is not None and not isinstance(call, CompiledInference) for call in calls)
 
-    def embed(self, y: Condition) -> Embedding:
+    def embed(self, y: Condition) -> RowCondition:
         """The vectors of a condition, which this network takes in its place."""
-        return y if isinstance(y, Embedding) else self.embedding.embed(y)
+        if self.conditioning is not None:
+            embedded = self.conditioning.embed(y)
+            assert isinstance(embedded, RowCondition)
+            return embedded
+        return y if isinstance(y, RowCondition) else self.embedding.embed(y)
+
+    def make_context(self, y: Condition | None, x: Tensor) -> Context | None:
+        """The context of a condition, of a network with a `conditioning`; else None."""
+        return None if self.conditioning is None else self.conditioning(y, x)
 
     def class_tables(self) -> dict[str, int]:
         """The names of the tensors with a row per class, and the axis of the rows."""
@@ -69,7 +83,11 @@ class Backbone(nn.Module):
         """The row of a class in these tables, -1 = no class; None where there is none."""
         return index + 1
 
-    def run(self, block: nn.Module, *inputs: Tensor | Perturbation | None) -> Tensor:
+    def can_compile(self, perturbation: Perturbation | None = None) -> bool:
+        """Whether one graph serves the calls of all batch sizes without gradients."""
+        return True
+
+    def run(self, block: nn.Module, *inputs: Tensor | Perturbation | Context | None) -> Tensor:
         """block(*inputs); `checkpointing` keeps only the inputs for the backward pass (Chen et al. 2016, arXiv 1604.06174)."""
         if self.checkpointing and torch.is_grad_enabled():
             return checkpoint(block, *inputs, use_reentrant=False)
@@ -110,9 +128,10 @@ class ConditionEmbedding(nn.Module):
         condition_features: length of the vectors of an Embedding; 0 = none.
         noise_conditioned: whether the log-SNR is an input.
         noise_features: of a timestep, in place of those of the log-SNR; None = those of the log-SNR.
+        conditioning: of a network whose condition is a context, in place of classes and vectors.
 
     Raises:
-        ValueError: both classes and vectors, or a negative number of them.
+        ValueError: two of classes, vectors and conditioning, or a negative number of them.
     """
 
     frequencies: Tensor
@@ -125,8 +144,10 @@ class ConditionEmbedding(nn.Module):
         condition_features: int,
         noise_conditioned: bool,
         noise_features: TimestepFeatures | None = None,
+        conditioning: Conditioning | None = None,
     ):
         super().__init__()
+        check_conditioning(conditioning, num_classes, condition_features)
         if num_classes < 0 or condition_features < 0:
             raise ValueError(
                 f"num_classes and condition_features must be at least 0, got {num_classes} and {condition_features}"
@@ -148,18 +169,27 @@ class ConditionEmbedding(nn.Module):
         else:
             self.noise = None
         self.classes = nn.Embedding(num_classes + 1, features) if num_classes else None
-        self.linear = nn.Linear(condition_features, features) if condition_features else None
+        inputs = condition_features if conditioning is None else conditioning.vector_features
+        self.linear = nn.Linear(inputs, features) if inputs else None
         self.null = nn.Parameter(torch.zeros(condition_features)) if condition_features else None
 
-    def forward(self, h: Tensor, log_snr: Tensor | None, y: Condition | None) -> Tensor:
-        """[B, features]; h [B, ...] gives the number of rows, and the dtype of a network without noise input."""
+    def forward(self, h: Tensor, log_snr: Tensor | None, y: Condition | None, context: Context | None = None) -> Tensor:
+        """[B, features]; h [B, ...] gives the number of rows, and the dtype of a network without noise input.
+
+        Arguments:
+            context: of a network with a conditioning, in place of y.
+        """
         embedding = self.noise_embedding(h, log_snr)
+        if context is not None:
+            if self.linear is None or context.vector is None:
+                return embedding
+            return embedding + self.linear(context.vector.to(self.linear.weight.dtype))
         if self.classes is not None:
             if isinstance(y, ClassEmbedding):
                 null = self.classes.weight[0]
                 return embedding + torch.where(y.keep[:, None], y.vectors.to(null.dtype), null)
-            if isinstance(y, Embedding):
-                raise ValueError("y must be class indices [B] (-1 = none) for this network, got an Embedding")
+            if isinstance(y, RowCondition):
+                raise ValueError(f"y must be class indices [B] (-1 = none) for this network, got {type(y).__name__}")
             index = torch.full(h.shape[:1], -1, device=h.device) if y is None else y
             return embedding + self.classes(index + 1)
         if self.linear is not None:
@@ -178,12 +208,12 @@ class ConditionEmbedding(nn.Module):
             return h.new_zeros(h.shape[0], self.features)
         if log_snr is None:
             raise ValueError("log_snr [B] is required for a network with noise_conditioned=true, got None")
-        first = self.noise[0]
-        assert isinstance(first, nn.Linear)
+        weight = self.noise[0].weight  # of a linear layer, or of one with an adapter
+        assert isinstance(weight, Tensor)
         if self.noise_features is not None:
-            return self.noise(self.noise_features(log_snr).to(first.weight.dtype))
+            return self.noise(self.noise_features(log_snr).to(weight.dtype))
         angles = log_snr.clamp(-20, 20)[:, None] * self.frequencies.view(torch.float32)
-        return self.noise(torch.cat([angles.cos(), angles.sin()], dim=1).to(first.weight.dtype))
+        return self.noise(torch.cat([angles.cos(), angles.sin()], dim=1).to(weight.dtype))
 
     def vectors(self, h: Tensor, y: Condition | None) -> Tensor:
         """[B, D], with the null vector in every row without condition."""

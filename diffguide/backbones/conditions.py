@@ -4,7 +4,7 @@ A condition y is None (no condition in any row), class indices [B] with -1 for "
 `RowCondition`, which has a mask of the rows with a condition.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 import torch
@@ -47,7 +47,7 @@ class RowCondition:
 
     def __getitem__(self, rows: slice | Tensor) -> Self:
         """Some of the rows: a slice, indices or a mask."""
-        return type(self)(*(part if part is None else part[rows] for part in self.tensors()), keep=self.keep[rows])
+        return self.rebuild((part if part is None else part[rows] for part in self.tensors()), self.keep[rows])
 
     @property
     def device(self) -> torch.device:
@@ -55,18 +55,21 @@ class RowCondition:
 
     def to(self, device: torch.device | str) -> Self:
         moved = (part if part is None else part.to(device, non_blocking=True) for part in self.tensors())
-        return type(self)(*moved, keep=self.keep.to(device, non_blocking=True))
+        return self.rebuild(moved, self.keep.to(device, non_blocking=True))
 
     def without(self, rows: Tensor) -> Self:
         """The same without a condition in the rows where `rows` [B] is True."""
-        return type(self)(*self.tensors(), keep=self.keep & ~rows)
+        return self.rebuild(self.tensors(), self.keep & ~rows)
 
-    @classmethod
-    def join(cls, parts: Sequence[Any]) -> "RowCondition":
-        """The rows of conditions of this class, one after the other."""
-        columns = zip(*(part.tensors() for part in parts))
+    def join(self, others: Sequence[Any]) -> Self:
+        """The rows of this condition, and of others of its class after them."""
+        columns = zip(*(part.tensors() for part in (self, *others)))
         joined = (None if column[0] is None else torch.cat(column) for column in columns)
-        return cls(*joined, keep=torch.cat([part.keep for part in parts]))  # type: ignore[call-arg]
+        return self.rebuild(joined, torch.cat([part.keep for part in (self, *others)]))
+
+    def rebuild(self, tensors: Iterable[Tensor | None], keep: Tensor) -> Self:
+        """A condition of this class, of tensors in the order of `names`."""
+        return type(self)(*tensors, keep=keep)  # type: ignore[call-arg]  # every subclass takes them
 
 
 def check_rows(kind: str, expected: str, fits: bool, keep: Tensor, *parts: Tensor | None) -> None:
@@ -238,10 +241,9 @@ class Several(RowCondition):
         kept = {name: part if name in names else remove_condition(part) for name, part in self.parts.items()}
         return Several(kept)
 
-    @classmethod
-    def join(cls, parts: Sequence["Several"]) -> "Several":
-        names = parts[0].parts
-        return cls({name: concatenate_conditions([part.parts[name] for part in parts]) for name in names})
+    def join(self, others: Sequence["Several"]) -> "Several":
+        every = (self, *others)
+        return Several({name: concatenate_conditions([part.parts[name] for part in every]) for name in self.parts})
 
 
 Condition = Tensor | RowCondition
@@ -265,5 +267,5 @@ def concatenate_conditions(parts: Sequence[Condition]) -> Condition:
     """The rows of conditions of one kind, one after the other."""
     given = [part for part in parts if isinstance(part, RowCondition)]
     if given:
-        return type(given[0]).join(given)
+        return given[0].join(given[1:])
     return torch.cat([part for part in parts if isinstance(part, Tensor)])

@@ -66,7 +66,7 @@ class ConvNet(Backbone):
     def forward(self, x: Tensor, log_snr: Tensor | None, y: Condition | None = None) -> Tensor:
         if log_snr is not None:
             raise ValueError("this network has no noise input: log_snr must be None")
-        first = self.linear[0]
-        assert isinstance(first, nn.Linear)
-        h = self.convolutions(x.to(first.weight.dtype))
+        weight = self.linear[0].weight  # of a linear layer, or of one with an adapter
+        assert isinstance(weight, Tensor)
+        h = self.convolutions(x.to(weight.dtype))
         return self.linear(torch.flatten(h, 1))

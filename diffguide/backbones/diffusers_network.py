@@ -1,23 +1,25 @@
 """Networks of the library diffusers as backbones; their architectures stay in that library.
 
-Only the classes in `NETWORKS` are built, from plain arguments. The library is imported when a network is built.
+Only the classes in `diffusers_classes.NETWORKS` are built, from plain arguments.
 """
 
-import inspect
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from .base import Backbone
-from .conditions import Condition, Embedding
+from .base import Backbone, nearest_sizes
+from .conditions import Condition, Embedding, RowCondition
+from .diffusers_classes import NETWORKS, REFUSED, create_network, fill_arguments
 from .perturbations import Perturbation
 from .perturbed_calls import LayerRecorder, PerturbedCall
 from .timesteps import DiscreteTimesteps, Timesteps
 
-__all__ = ["NETWORKS", "DiffusersNetwork"]
+__all__ = ["DiffusersNetwork"]
 
 SMALL_UNET: Mapping[str, Any] = {
     "block_out_channels": [64, 128],
@@ -26,45 +28,6 @@ SMALL_UNET: Mapping[str, Any] = {
     "up_block_types": ["AttnUpBlock2D", "UpBlock2D"],
     "attention_head_dim": 32,
     "dropout": 0.1,
-}
-
-
-class Call(NamedTuple):
-    """How a class of networks is called.
-
-    Attributes:
-        images: name of the argument with x.
-        rows: argument of the constructor with the number of rows of its class table; None = it takes no classes.
-        null_row: whether the table has one row more than `rows` says, for no class.
-        tokens: argument of the constructor with the length of the vectors of a condition; None = it takes none.
-        fixed: further arguments of a call.
-    """
-
-    images: str = "hidden_states"
-    rows: str | None = None
-    null_row: bool = False
-    tokens: str | None = None
-    fixed: Mapping[str, Any] = {}
-
-
-NETWORKS = {
-    "AuraFlowTransformer2DModel": Call(tokens="joint_attention_dim"),
-    "DiTTransformer2DModel": Call(rows="num_embeds_ada_norm", null_row=True),
-    "PixArtTransformer2DModel": Call(
-        tokens="caption_channels", fixed={"added_cond_kwargs": {"resolution": None, "aspect_ratio": None}}
-    ),
-    "SanaTransformer2DModel": Call(tokens="caption_channels"),
-    "UNet2DConditionModel": Call(images="sample", tokens="cross_attention_dim"),
-    "UNet2DModel": Call(images="sample", rows="num_class_embeds"),
-}
-REFUSED = {  # arguments that would need inputs which a backbone does not get: name -> what they need
-    "addition_embed_type": "a second text embedding",
-    "class_embed_type": "class labels that are no indices",
-    "encoder_hid_dim_type": "image embeddings",
-    "num_class_embeds": "class labels beside its condition",
-    "time_cond_proj_dim": "the guidance scale as an input",
-    "guidance_embeds": "the guidance scale as an input",
-    "use_additional_conditions": "the size of the picture as an input",
 }
 
 
@@ -90,8 +53,8 @@ class DiffusersNetwork(Backbone):
         double_differentiable, checkpointing: as for `UNet`.
 
     Raises:
-        ValueError: diffusers is not installed, an unknown class or argument, arguments that contradict each other, or a
-            network that needs other inputs.
+        ValueError: diffusers is not installed, an unknown class or argument, arguments that contradict each other, a side
+            that the network does not take, or a network that needs other inputs.
     """
 
     def __init__(
@@ -125,6 +88,7 @@ class DiffusersNetwork(Backbone):
         self.network: Any = create_network(network, self.arguments)
         self.timesteps = DiscreteTimesteps() if timesteps is None else timesteps
         self.double_differentiable = double_differentiable
+        self.check_side(size)
         self.check_inputs(condition_tokens)
         if checkpointing:
             if not self.network._supports_gradient_checkpointing:
@@ -144,6 +108,17 @@ class DiffusersNetwork(Backbone):
         if null_class is not None and not 0 <= null_class < total:
             raise ValueError(f"null_class must be a row of the class table, 0 to {total - 1}, got {null_class}")
         return {key: total - null_row}
+
+    def check_side(self, size: int | None) -> None:
+        """Raises ValueError for a side that cannot be halved as often as the network does, or divided into its patches."""
+        config = self.network.config
+        halvings = len(config.down_block_types) - 1 if self.name == "UNet2DModel" else 0  # the other U-Net pads
+        divisor = 2**halvings * (config.get("patch_size") or 1)
+        if size is not None and size % divisor:
+            raise ValueError(
+                f"size must be a multiple of {divisor} with this {self.name}, got {size}; use a size of "
+                f"{nearest_sizes(size, divisor)}"
+            )
 
     def check_inputs(self, tokens: int) -> None:
         """Sets what the network gets besides images and timesteps; raises ValueError for inputs that it cannot get."""
@@ -181,6 +156,9 @@ class DiffusersNetwork(Backbone):
             return self.null_class if index < 0 else index
         return index + (index >= self.null_class)
 
+    def can_compile(self, perturbation: Perturbation | None = None) -> bool:
+        return perturbation is None  # torch 2.14 fixes B inside a TorchFunctionMode, which intercepts the call
+
     def forward(
         self, x: Tensor, log_snr: Tensor | None, y: Condition | None = None, perturbation: Perturbation | None = None
     ) -> Tensor:
@@ -192,15 +170,18 @@ class DiffusersNetwork(Backbone):
             inputs["class_labels"] = self.class_rows(x, y)
         elif self.null is not None:
             inputs["encoder_hidden_states"] = self.token_vectors(x, y).to(dtype)
-        if perturbation is None and not self.double_differentiable:
-            return self.network(**inputs, return_dict=False)[0]
-        with PerturbedCall(self.network, perturbation, tuple(x.shape[2:]), self.double_differentiable):
+        with (
+            sdpa_kernel(SDPBackend.MATH) if self.double_differentiable else nullcontext(),  # the others have no second
+            PerturbedCall(self.network, perturbation, tuple(x.shape[2:]))
+            if perturbation is not None
+            else nullcontext(),
+        ):
             return self.network(**inputs, return_dict=False)[0]
 
     def class_rows(self, x: Tensor, y: Condition | None) -> Tensor:
         """[B] rows of the class table."""
-        if isinstance(y, Embedding):
-            raise ValueError("y must be class indices [B] (-1 = none) for this network, got an Embedding")
+        if isinstance(y, RowCondition):
+            raise ValueError(f"y must be class indices [B] (-1 = none) for this network, got {type(y).__name__}")
         index = torch.full(x.shape[:1], -1, device=x.device) if y is None else y
         if self.null_class is None:
             if y is None or (index.is_cpu and not torch.compiler.is_compiling() and bool((index < 0).any())):
@@ -246,45 +227,3 @@ class DiffusersNetwork(Backbone):
     @property
     def residual_blocks(self) -> Sequence[int]:  # type: ignore[override]
         return self.layers.blocks
-
-
-def fill_arguments(network: str, arguments: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments with the facts of the data; raises ValueError where they differ, and for unknown arguments."""
-    known = inspect.signature(import_network(network).__init__).parameters
-    for name in arguments:
-        if name not in known:
-            raise ValueError(f"arguments.{name} is not an argument of {network}")
-    filled = dict(arguments)
-    for name, value in facts.items():
-        if value is None or name not in known:
-            continue
-        if filled.get(name) not in (None, value, [value, value]):
-            raise ValueError(f"arguments.{name} is {filled[name]}, but the data need {value}")
-        filled.setdefault(name, value)
-        filled[name] = value if filled[name] is None else filled[name]
-    return filled
-
-
-def import_network(name: str) -> Any:
-    """The class in diffusers; raises ValueError where it is not installed or too old."""
-    try:
-        import diffusers
-
-        return getattr(diffusers, name)
-    except ImportError:
-        raise ValueError("networks of diffusers need it: pip install 'diffguide[diffusers]'") from None
-    except AttributeError:
-        raise ValueError(f"this version of diffusers has no {name}: pip install -U diffusers") from None
-
-
-def create_network(name: str, arguments: Mapping[str, Any]) -> Any:
-    """The network, with random weights; raises ValueError for arguments that it does not take."""
-    try:
-        network = import_network(name)(**arguments)
-    except ValueError:
-        raise
-    except Exception as error:  # a constructor may raise anything for values that do not fit
-        raise ValueError(f"{name} cannot be built from these arguments: {error}") from error
-    if torch.empty(0).is_meta:
-        network = network.to("meta")  # some constructors make tables on the CPU
-    return network

@@ -12,7 +12,9 @@ from torch.nn import functional
 from ..runtime.ranges import check_range
 from .attention import attention
 from .base import Backbone, ConditionEmbedding, nearest_sizes, zero_init
+from .conditioning import Conditioning, Context, join_channels
 from .conditions import Condition
+from .cross_attention import CrossAttention
 from .fourier import FourierFeatures
 from .kernels import Dropout
 from .perturbations import Perturbation
@@ -43,6 +45,8 @@ class DiTBlock(nn.Module):
     """h = h + gate attend(norm(h) (1 + scale) + shift), then the same with an MLP in place of attention.
 
     The six vectors are linear in the conditioning vector and start at 0: the block starts as the identity (adaLN-Zero).
+    Between the two, patches attend to the tokens of a condition, if there are any (Chen et al., "PixArt-alpha", 2023, arXiv
+    2310.00426, section 2.3).
     """
 
     def __init__(
@@ -54,6 +58,7 @@ class DiTBlock(nn.Module):
         mlp_ratio: float,
         dropout: float,
         double_differentiable: bool,
+        token_features: int = 0,
     ):
         super().__init__()
         hidden = int(width * mlp_ratio)
@@ -65,6 +70,9 @@ class DiTBlock(nn.Module):
         self.projection = nn.Linear(width, width)
         self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU(approximate="tanh"), nn.Linear(hidden, width))
         self.modulation = nn.Linear(width, 6 * width)
+        self.norm_cross, self.cross = layer_norm(width), None
+        if token_features:
+            self.cross = CrossAttention(width, token_features, heads, double_differentiable)
 
     def attend(self, h: Tensor, perturbation: Perturbation | None) -> Tensor:
         q, k, v = self.qkv(h).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # each [B, heads, N, d]
@@ -75,10 +83,14 @@ class DiTBlock(nn.Module):
             h = perturbation.replace_attention(self.index, v, h)
         return self.projection(h.transpose(1, 2).flatten(2))
 
-    def forward(self, x: Tensor, embedding: Tensor, perturbation: Perturbation | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, embedding: Tensor, perturbation: Perturbation | None = None, context: Context | None = None
+    ) -> Tensor:
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.modulation(embedding)[:, None].chunk(6, dim=2)
         attended = self.attend(self.norm_attention(x) * (1 + scale_a) + shift_a, perturbation)
         h = x + gate_a * self.dropout(attended)
+        if self.cross is not None and context is not None:
+            h = h + self.cross(self.norm_cross(h), context)
         h = h + gate_m * self.dropout(self.mlp(self.norm_mlp(h) * (1 + scale_m) + shift_m))
         return h if perturbation is None else perturbation.replace_output(self.index, x, h)
 
@@ -120,6 +132,7 @@ class DiT(Backbone):
         dropout: probability in [0, 1), on the output of each branch.
         noise_conditioned, condition_features, double_differentiable, checkpointing, fourier, noise_features,
             learned_variance: as for `UNet`.
+        conditioning: as for `UNet`; every block attends to its tokens.
     """
 
     def __init__(
@@ -141,6 +154,7 @@ class DiT(Backbone):
         fourier: Sequence[int] = (),
         noise_features: TimestepFeatures | None = None,
         learned_variance: bool = False,
+        conditioning: Conditioning | None = None,
     ):
         super().__init__()
         size = check_dit(size, patch, width, depth, heads, mlp_ratio, dropout)
@@ -148,28 +162,38 @@ class DiT(Backbone):
         self.noise_conditioned, self.checkpointing = noise_conditioned, checkpointing
         self.learned_variance = learned_variance
         self.out_channels = (in_channels if out_features is None else out_features) * (2 if learned_variance else 1)
-        self.embedding = ConditionEmbedding(width, num_classes, condition_features, noise_conditioned, noise_features)
+        self.embedding = ConditionEmbedding(
+            width, num_classes, condition_features, noise_conditioned, noise_features, conditioning
+        )
+        self.conditioning = conditioning
         self.features = FourierFeatures(fourier)
-        self.patches = nn.Conv2d(self.features.channels(in_channels), width, patch, stride=patch)
+        self.patch = patch
+        inputs = self.features.channels(in_channels) + (0 if conditioning is None else conditioning.channels)
+        self.patches = nn.Conv2d(inputs, width, patch, stride=patch)
         self.register_buffer("positions", position_encoding(size // patch, width), persistent=False)
         side = size // patch
+        tokens = 0 if conditioning is None else conditioning.token_features
         blocks = [
-            DiTBlock(index, side, width, heads, mlp_ratio, dropout, double_differentiable) for index in range(depth)
+            DiTBlock(index, side, width, heads, mlp_ratio, dropout, double_differentiable, tokens)
+            for index in range(depth)
         ]
         self.blocks = nn.ModuleList(blocks)
         self.attention_layers = self.residual_blocks = [side] * depth
         self.norm_out = layer_norm(width)
         self.modulation_out = nn.Linear(width, 2 * width)
         self.linear_out = nn.Linear(width, patch * patch * self.out_channels)
-        self.initialise([*(block.modulation for block in blocks), self.modulation_out, self.linear_out])
+        crossing = [block.cross.projection for block in blocks if block.cross is not None]
+        self.initialise([*(block.modulation for block in blocks), self.modulation_out, self.linear_out, *crossing])
 
     def initialise(self, zero_layers: Sequence[nn.Module]) -> None:
         """Xavier uniform for linear layers and patches, 0 for `zero_layers`, so that every block starts as the identity.
 
         The conditioning vector keeps the initialisation of the other networks, with which a small transformer learns the
-        digits faster than with the N(0, 0.02^2) of the paper's code.
+        digits faster than with the N(0, 0.02^2) of the paper's code, and so does the encoder of a condition.
         """
-        embedding = set(self.embedding.modules())
+        embedding = set(self.embedding.modules()) | set(
+            () if self.conditioning is None else self.conditioning.modules()
+        )
         for layer in self.modules():
             if isinstance(layer, nn.Linear | nn.Conv2d) and layer not in embedding:
                 nn.init.xavier_uniform_(layer.weight.flatten(1))  # a view: the patches are a linear layer too
@@ -181,14 +205,15 @@ class DiT(Backbone):
     def forward(
         self, x: Tensor, log_snr: Tensor | None, y: Condition | None = None, perturbation: Perturbation | None = None
     ) -> Tensor:
-        h = self.patches(self.features(x).to(self.patches.weight.dtype))
+        context = self.make_context(y, x)
+        h = self.patches(join_channels(self.features(x), context).to(self.patches.weight.dtype))
         rows, columns = h.shape[2:]
         h = h.flatten(2).transpose(1, 2) + self.positions  # [B, rows * columns, width]
-        embedding = functional.silu(self.embedding(h, log_snr, y))
+        embedding = functional.silu(self.embedding(h, log_snr, y, context))
         for block in self.blocks:
-            h = self.run(block, h, embedding, perturbation)
+            h = self.run(block, h, embedding, perturbation, context)
         shift, scale = self.modulation_out(embedding)[:, None].chunk(2, dim=2)
         h = self.linear_out(self.norm_out(h) * (1 + scale) + shift)
-        side = self.patches.stride[0]
+        side = self.patch
         h = h.unflatten(2, (side, side, self.out_channels)).unflatten(1, (rows, columns))
         return h.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)  # [B, C, rows * side, columns * side]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from .base import Backbone
-from .conditions import ClassEmbedding, Condition, Embedding
+from .conditions import ClassEmbedding, Condition
 
 __all__ = [
     "DOWN",
@@ -163,10 +163,10 @@ def label_vectors(table: Tensor | None, y: Condition | None) -> ClassEmbedding |
     """
     if y is None or table is None:
         return None
-    if not isinstance(y, Embedding):
+    if isinstance(y, Tensor):
         return ClassEmbedding(table[y.clamp(min=0)], y >= 0)
     if not isinstance(y, ClassEmbedding):
-        raise ValueError("y must be class indices [B] (-1 = none) for this network, got an Embedding")
+        raise ValueError(f"y must be class indices [B] (-1 = none) for this network, got {type(y).__name__}")
     return y
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from .base import Backbone
-from .conditions import Condition, Embedding
+from .conditions import Condition, RowCondition
 from .unet import UNet
 
 __all__ = ["UNetJoint"]
@@ -58,7 +58,7 @@ class UNetJoint(Backbone):
         nn.init.zeros_(self.linear.bias)
         self.out_features, self.noise_conditioned, self.checkpointing = out_features, noise_conditioned, checkpointing
 
-    def embed(self, y: Condition) -> Embedding:
+    def embed(self, y: Condition) -> RowCondition:
         return self.trunk.embed(y)
 
     def forward(self, x: Tensor, log_snr: Tensor | None, y: Condition | None = None) -> Tensor:

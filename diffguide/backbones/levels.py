@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from .base import Backbone
-from .conditions import Condition, Embedding
+from .conditions import Condition, RowCondition
 from .unet import UNet
 
 __all__ = ["UNetLevels"]
@@ -59,7 +59,7 @@ class UNetLevels(Backbone):
         self.out_features, self.num_classes, self.condition_features = out_features, num_classes, condition_features
         self.noise_conditioned, self.checkpointing = noise_conditioned, checkpointing
 
-    def embed(self, y: Condition) -> Embedding:
+    def embed(self, y: Condition) -> RowCondition:
         return self.trunk.embed(y)
 
     def forward(self, x: Tensor, log_snr: Tensor | None, y: Condition | None = None) -> Tensor:

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from ..runtime.ranges import check_range, check_whole
 from .base import Backbone
 from .conditions import Condition, Embedding
+from .diffusers_network import DiffusersNetwork
 from .perturbations import Perturbation
 
-__all__ = ["LoRA", "merge_adapters"]
+__all__ = ["LoRA", "adapted_network", "merge_adapters"]
 
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "qkv", "projection")  # of attention, in diffusers' networks and in ours
 MAX_NAMES = 12  # in a message
@@ -51,6 +52,7 @@ class LoRA(Backbone):
         check_range("alpha", alpha, "(0, inf)")
         check_range("dropout", dropout, "[0, 1)")
         names = find_layers(network, targets)
+        self.rank, self.alpha, self.dropout, self.trains_classes = rank, alpha, dropout, trains_classes
         self.num_classes, self.out_features = network.num_classes, network.out_features
         self.condition_features, self.noise_conditioned = network.condition_features, network.noise_conditioned
         self.learned_variance, self.checkpointing = network.learned_variance, network.checkpointing
@@ -75,6 +77,9 @@ class LoRA(Backbone):
     def class_row(self, index: int) -> int | None:
         return self.network.class_row(index)
 
+    def can_compile(self, perturbation: Perturbation | None = None) -> bool:
+        return self.network.can_compile(perturbation)
+
     def forward(
         self, x: Tensor, log_snr: Tensor | None, y: Condition | None = None, perturbation: Perturbation | None = None
     ) -> Tensor:
@@ -82,10 +87,26 @@ class LoRA(Backbone):
         return self.network(x, log_snr, y, *changes)
 
 
-def find_layers(network: nn.Module, targets: Sequence[str]) -> list[str]:
-    """The names of the linear and convolutional layers that end with one of the targets; ValueError where there are none."""
-    layers = [name for name, part in network.named_modules() if isinstance(part, nn.Linear | nn.Conv2d)]
+def adapted_network(backbone: Backbone) -> nn.Module:
+    """The network whose layers the files of an adapter name: that of diffusers, where a backbone is one, else the backbone."""
+    return backbone.network if isinstance(backbone, DiffusersNetwork) else backbone
+
+
+def find_layers(network: Backbone, targets: Sequence[str]) -> list[str]:
+    """The names of the linear and convolutional layers that end with one of the targets; ValueError where there are none.
+
+    A layer that is a table of classes is none of them: its columns are read without calling it.
+    """
+    tables = network.class_tables()
+    parts = network.named_modules()
+    layers = [
+        name for name, part in parts if isinstance(part, nn.Linear | nn.Conv2d) and f"{name}.weight" not in tables
+    ]
     found = [name for name in layers if any(f".{name}".endswith(f".{target}") for target in targets if target)]
+    if not layers:
+        raise ValueError(
+            f"{type(network).__name__} has no linear or convolutional layers of torch, to which adapters are added"
+        )
     if not found:
         some = ", ".join(sorted({name.rpartition(".")[2] for name in layers})[:MAX_NAMES])
         raise ValueError(
@@ -108,13 +129,15 @@ def add_adapters(network: Backbone, names: list[str], rank: int, alpha: float, d
 
 
 @torch.no_grad()
-def merge_adapters(backbone: LoRA) -> Backbone:
-    """The network itself, with B A alpha / rank added to the weights of its layers, in place."""
-    from peft.tuners.tuners_utils import BaseTunerLayer
+def merge_adapters(backbone: LoRA, scale: float = 1.0) -> Backbone:
+    """The network itself, with scale alpha / rank B A added to the weights of its layers, in place."""
+    from peft.tuners.lora import LoraLayer
 
     network = backbone.network
     for name, layer in list(network.named_modules()):
-        if isinstance(layer, BaseTunerLayer):
+        if isinstance(layer, LoraLayer):
+            for adapter in layer.active_adapters:
+                layer.set_scale(adapter, scale)
             layer.merge()
             parent, _, child = name.rpartition(".")
             setattr(network.get_submodule(parent), child, layer.get_base_layer())

@@ -1,4 +1,4 @@
-"""Perturbations of networks of other libraries, and second derivatives of their attention: their calls are intercepted.
+"""Perturbations of networks of other libraries: their calls are intercepted.
 
 Attention layers are the calls of torch's `scaled_dot_product_attention` in which the image attends to itself, in the order
 of computation. Residual blocks are modules of the classes in `BLOCKS`, in the same order.
@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from .attention import attention
 from .perturbations import Perturbation
 
 __all__ = ["LayerRecorder", "PerturbedCall"]
@@ -98,26 +97,18 @@ class PerturbedCall(InterceptedCall):
 
     Arguments:
         network, sides: as in `InterceptedCall`.
-        perturbation: None = none.
-        double_differentiable: whether attention has second derivatives; slower.
+        perturbation: of its layers.
     """
 
-    def __init__(
-        self, network: nn.Module, perturbation: Perturbation | None, sides: Sequence[int], double_differentiable: bool
-    ):
+    def __init__(self, network: nn.Module, perturbation: Perturbation, sides: Sequence[int]):
         super().__init__(network, sides)
-        self.perturbation, self.double_differentiable = perturbation, double_differentiable
-        if perturbation is None:
-            self.modules = []
+        self.perturbation = perturbation
 
     def attend(self, index: int, q: Tensor, k: Tensor, v: Tensor, grid: tuple[int, int], call: Any) -> Tensor:
-        if self.perturbation is not None:
-            q = self.perturbation.replace_queries(index, q, grid)
-        h = attention(q, k, v, True) if self.double_differentiable else call(q)
-        return h if self.perturbation is None else self.perturbation.replace_attention(index, v, h)
+        h = call(self.perturbation.replace_queries(index, q, grid))
+        return self.perturbation.replace_attention(index, v, h)
 
     def leave(self, index: int, block: nn.Module, x: Tensor, output: Tensor) -> Tensor:
-        assert self.perturbation is not None
         if index not in self.perturbation.layers:
             return output
         return self.perturbation.replace_output(index, skip_connection(block, x), output)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from .base import Backbone, ConditionEmbedding, zero_init
+from .conditioning import Conditioning, join_channels
 from .conditions import Condition
 from .fourier import FourierFeatures
 from .perturbations import Perturbation
@@ -53,6 +54,11 @@ class UNet(Backbone):
         groups: groups of the group normalisations; None = up to 32 of at least 4 channels.
         scale_shift: whether the conditioning vector scales and shifts the second norm of a block; else it is added before it.
         residual_resampling: whether residual blocks halve and double the side, not single convolutions.
+        conditioning: a condition other than a class or one vector, such as a text: its vector is added to the conditioning
+            vector, blocks with attention attend to its tokens, its channels are an input beside x; None = none of these.
+
+    Raises:
+        ValueError: a width, side or number out of range; a condition of tokens without attention.
     """
 
     def __init__(
@@ -81,6 +87,7 @@ class UNet(Backbone):
         groups: int | None = None,
         scale_shift: bool = True,
         residual_resampling: bool = True,
+        conditioning: Conditioning | None = None,
     ):
         super().__init__()
         if size is None:
@@ -93,17 +100,23 @@ class UNet(Backbone):
         self.noise_conditioned, self.checkpointing = noise_conditioned, checkpointing
         self.learned_variance = learned_variance
         self.embedding = ConditionEmbedding(
-            4 * channels, num_classes, condition_features, noise_conditioned, noise_features
+            4 * channels, num_classes, condition_features, noise_conditioned, noise_features, conditioning
         )
+        self.conditioning = conditioning
+        if conditioning is not None and conditioning.token_features and not (attention or middle_attention):
+            raise ValueError(
+                f"attention must list a side for a condition of tokens ({type(conditioning).__name__}), got {list(attention)}"
+            )
         options = BlockOptions(
             4 * channels, dropout, attention, head_channels, double_differentiable, heads, groups, scale_shift,
-            residual_resampling,
+            residual_resampling, 0 if conditioning is None else conditioning.token_features,
         )  # fmt: skip
         builder = BlockBuilder(options)
         self.attention_layers, self.residual_blocks = builder.attention_layers, builder.residual_blocks
         widths = [int(channels * multiplier) for multiplier in multipliers]
         self.features = FourierFeatures(fourier)
-        self.conv_in = nn.Conv2d(self.features.channels(in_channels), widths[0], 3, padding=1)
+        inputs = self.features.channels(in_channels) + (0 if conditioning is None else conditioning.channels)
+        self.conv_in = nn.Conv2d(inputs, widths[0], 3, padding=1)
         self.down, skips = builder.build_down(widths, levels)
         self.middle = builder.build_middle(widths[-1], levels[-1][0], middle_attention or None)
         self.up = builder.build_up(widths, levels, skips, narrow_upsampling)
@@ -116,16 +129,18 @@ class UNet(Backbone):
     def forward(
         self, x: Tensor, log_snr: Tensor | None, y: Condition | None = None, perturbation: Perturbation | None = None
     ) -> Tensor:
-        h = self.conv_in(self.features(x).to(self.conv_in.weight.dtype, memory_format=self.layout))
-        embedding = functional.silu(self.embedding(h, log_snr, y))
+        context = self.make_context(y, x)
+        features = join_channels(self.features(x), context)
+        h = self.conv_in(features.to(self.conv_in.weight.dtype, memory_format=self.layout))
+        embedding = functional.silu(self.embedding(h, log_snr, y, context))
         skips = [h]
         for block in self.down:
-            h = self.run(block, h, embedding, perturbation)
+            h = self.run(block, h, embedding, perturbation, context)
             skips.append(h)
         for block in self.middle:
-            h = self.run(block, h, embedding, perturbation)
+            h = self.run(block, h, embedding, perturbation, context)
         for block in self.up:
             if block.joins:
                 h = torch.cat([h, skips.pop()], dim=1)
-            h = self.run(block, h, embedding, perturbation)
+            h = self.run(block, h, embedding, perturbation, context)
         return self.conv_out(functional.silu(self.norm_out(h)))

@@ -12,6 +12,8 @@ from torch.nn import functional
 
 from .attention import attention
 from .base import zero_init
+from .conditioning import Context
+from .cross_attention import CrossAttention
 from .kernels import Dropout, GroupNorm
 from .perturbations import Perturbation
 
@@ -24,6 +26,7 @@ class BlockOptions:
 
     Arguments:
         embedding: length of the conditioning vector.
+        token_features: length of the tokens of a condition, to which every block with attention attends; 0 = none.
         others: as for `UNet`.
     """
 
@@ -36,6 +39,7 @@ class BlockOptions:
     groups: int | None = None
     scale_shift: bool = True
     residual_resampling: bool = True
+    token_features: int = 0
 
 
 def group_norm(channels: int, groups: int | None = None) -> GroupNorm:
@@ -124,17 +128,33 @@ class Attention(nn.Module):
         return x + self.projection(h.transpose(-1, -2).reshape(x.shape))
 
 
+class PixelCrossAttention(nn.Module):
+    """x + CrossAttention(norm(x)), of the pixels of x to the tokens of a condition."""
+
+    def __init__(self, channels: int, options: BlockOptions):
+        super().__init__()
+        heads = count_heads(channels, options.head_channels, options.heads)
+        self.norm = group_norm(channels, options.groups)
+        self.attention = CrossAttention(channels, options.token_features, heads, options.double_differentiable)
+
+    def forward(self, x: Tensor, context: Context) -> Tensor:
+        h = self.attention(self.norm(x).flatten(2).transpose(1, 2), context)
+        return x + h.transpose(1, 2).reshape(x.shape)
+
+
 class UNetBlock(nn.ModuleList):
-    """A residual block and the attention after it, if any."""
+    """A residual block and the attention after it, if any: to its own pixels, then to the tokens of a condition."""
 
     index: int  # of the block in its network
     joins: bool = False  # whether its input is joined with a skip connection
 
-    def forward(self, x: Tensor, embedding: Tensor, perturbation: Perturbation | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, embedding: Tensor, perturbation: Perturbation | None = None, context: Context | None = None
+    ) -> Tensor:
         residual, *attention = self
         h = residual(x, embedding)
         for layer in attention:
-            h = layer(h, perturbation)
+            h = layer(h, context if isinstance(layer, PixelCrossAttention) else perturbation)
         if perturbation is None:
             return h
         assert isinstance(residual, ResidualBlock)
@@ -150,7 +170,9 @@ class Resampling(nn.Module):
         super().__init__()
         self.layers = nn.Sequential(*layers)
 
-    def forward(self, x: Tensor, embedding: Tensor, perturbation: Perturbation | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, embedding: Tensor, perturbation: Perturbation | None = None, context: Context | None = None
+    ) -> Tensor:
         return self.layers(x)
 
 
@@ -178,6 +200,8 @@ class BlockBuilder:
             layer.index = len(self.attention_layers)
             self.attention_layers.append(side)
             block.append(layer)
+            if self.options.token_features:
+                block.append(PixelCrossAttention(outputs, self.options))
         return block
 
     def build_downsampling(self, width: int, side: int) -> nn.Module:

@@ -56,9 +56,12 @@ ROLES = {
     "architecture": Role("diffguide.conversion.architecture.Architecture"),
     "to": Role("diffguide.export.formats.Format"),
     "grid": Role("diffguide.samplers.grids.Grid"),
+    "condition": Role("diffguide.backbones.conditioning.Conditioning", 0, MAX_SIZE),
     "training": Role("diffguide.training.loop.Training"),
     "engine": Role("diffguide.runtime.engine.build_fabric"),
 }
+
+NETWORKS = (ROLES["backbone"].base, "diffguide.backbones.conditioning.Conditioning")
 
 
 def validate_config(node: Any, role: str, trust: Sequence[str] = ()) -> Any:
@@ -207,8 +210,8 @@ def build_node(node: dict, args: Sequence[Any], device: str) -> Any:
 def build_value(value: Any, device: str) -> Any:
     """An argument, with an object in place of each node in it; of these only networks are on the device."""
     if isinstance(value, dict) and "_target_" in value:
-        kind, network = resolve(value["_target_"], "node"), resolve(ROLES["backbone"].base, "node")
-        return build_node(value, (), device if isinstance(kind, type) and issubclass(kind, network) else "cpu")
+        kind, networks = resolve(value["_target_"], "node"), tuple(resolve(name, "node") for name in NETWORKS)
+        return build_node(value, (), device if isinstance(kind, type) and issubclass(kind, networks) else "cpu")
     if isinstance(value, dict):
         return {name: build_value(part, device) for name, part in value.items()}
     return [build_value(part, device) for part in value] if isinstance(value, list) else value

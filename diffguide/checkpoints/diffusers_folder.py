@@ -1,6 +1,6 @@
 """Folders of diffusers as checkpoints: a pipeline with its scheduler, or a network beside a scheduler_config.json.
 
-Only JSON and safetensors files are read. The class of the network must be one of `backbones.diffusers_network.NETWORKS`; no
+Only JSON and safetensors files are read. The class of the network must be one of `backbones.diffusers_classes.NETWORKS`; no
 code of the folder is run.
 """
 
@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from ..backbones.diffusers_network import NETWORKS
+from ..backbones.diffusers_classes import NETWORKS
 from ..files.safetensors import CheckpointError
 from ..files.weights import Weights, read_json, weight_files
 from .allowlist import MAX_SIZE
@@ -21,7 +21,7 @@ from .diffusers_schedulers import Law, translate_scheduler
 from .streaming import allocate, allocate_later
 from .validation import check_facts, check_finite_tensor
 
-__all__ = ["DiffusersFolder", "find_weights", "load_folder", "open_folder"]
+__all__ = ["DiffusersFolder", "find_weights", "is_weights", "load_folder", "open_folder"]
 
 INDEX, NETWORK_CONFIG, SCHEDULER = "model_index.json", "config.json", "scheduler_config.json"
 STEM = "diffusion_pytorch_model"
@@ -99,9 +99,12 @@ def open_folder(file: Path, null_class: int | None = None) -> DiffusersFolder | 
         null_class: row of the class table that means no class, where the network's class does not say.
 
     Raises:
-        CheckpointError: a network or scheduler without counterpart, or damaged files; names what and where.
+        CheckpointError: a network or scheduler without counterpart, damaged files, or null_class with another file; names
+            what and where.
     """
     if not is_weights(file):
+        if null_class is not None:
+            raise CheckpointError(f"null_class has no effect on a checkpoint of diffguide, which knows its own: {file}")
         return None
     place = file.parent
     network = read_json(place / NETWORK_CONFIG)

@@ -1,7 +1,8 @@
 """Trained models in a configuration, given as the folder of their run: guidance.classifier=outputs/train/... .
 
 Where an argument is annotated with a model (a class with `loadable`, such as `Denoiser` or `Classifier`) and its value is a
-text, the text is a run folder or a checkpoint file. It is loaded as every checkpoint: only diffguide's own and trusted classes.
+text, the text is a run folder, a folder of diffusers or a checkpoint file. It is loaded as every checkpoint: only diffguide's
+own and trusted classes. {path: <folder>, null_class: <row>} is a folder of diffusers with a class for no class.
 """
 
 from collections.abc import Sequence
@@ -15,10 +16,17 @@ from ..models.protocols import Energy
 from ..nodes.annotations import is_stored_model, parameter_hints
 from . import store as checkpoints
 from .allowlist import resolve
-from .diffusers_folder import open_folder
+from .diffusers_folder import is_weights, open_folder
 from .validation import check_facts
 
 __all__ = ["Guide", "check_guides", "is_energy", "with_guides"]
+
+
+class Place(NamedTuple):
+    """A folder or file of a trained model, and the row of its class table for no class, see `checkpoints.store.load`."""
+
+    path: str
+    null_class: int | None
 
 
 class Guide(NamedTuple):
@@ -56,14 +64,10 @@ def with_guides(node: Any, key: str, device, trust: Sequence[str]) -> tuple[Any,
         return node, []
     hints, result, guides = hints_of(node), {}, []
     for name, value in node.items():
-        if isinstance(value, str) and value != "???" and is_stored_model(hints.get(name)):
-            guide = find_guide(value, f"{key}.{name}")
-            result[name] = {
-                "_target_": "diffguide.load",
-                "path": str(guide.file),
-                "device": str(device),
-                "trust": trust,
-            }
+        if value != "???" and is_stored_model(hints.get(name)) and (place := read_place(value, f"{key}.{name}")):
+            guide = find_guide(place, f"{key}.{name}")
+            load = {"path": str(guide.file), "device": str(device), "trust": trust, "null_class": place.null_class}
+            result[name] = {"_target_": "diffguide.load", **load}
             guides.append(guide)
         else:
             result[name], found = with_guides(value, f"{key}.{name}", device, trust)
@@ -79,11 +83,33 @@ def hints_of(node: dict) -> dict[str, Any]:
         return {}
 
 
-def find_guide(path: str, key: str) -> Guide:
-    """Reads the facts of the checkpoint at a path."""
+def read_place(value: Any, key: str) -> Place | None:
+    """The place that a value names: a text, or a mapping with `path`; None for any other value and for a node.
+
+    Raises:
+        CheckpointError: a mapping with other names, or with values of another type.
+    """
+    if isinstance(value, str):
+        return Place(value, None)
+    if not isinstance(value, dict) or "path" not in value or "_target_" in value:
+        return None
+    path, row = value["path"], value.get("null_class")
+    if (
+        not isinstance(path, str)
+        or (row is not None and type(row) is not int)
+        or not value.keys() <= set(Place._fields)
+    ):
+        raise checkpoints.CheckpointError(
+            f"{key} must be a folder, or {{path: folder, null_class: row}} for a folder of diffusers, got {value}"
+        )
+    return Place(path, row)
+
+
+def find_guide(place: Place, key: str) -> Guide:
+    """Reads the facts of the checkpoint at a place."""
     try:
-        file = checkpoints.find(path)
-        foreign = open_folder(file)
+        file = checkpoints.find(place.path)
+        foreign = open_folder(file, place.null_class)
         facts = archives.read_metadata(file) if foreign is None else foreign.metadata
         if "config" not in facts:
             raise checkpoints.CheckpointError(f"{file} holds no configuration, so it is no checkpoint")
@@ -111,8 +137,15 @@ def check_guides(guides: Sequence[Guide], shape: Sequence[int], class_names: Seq
         if class_names and guide.class_names and list(guide.class_names) != list(class_names):
             raise ValueError(
                 f"{guide.key} has {len(guide.class_names)} classes ({list_names(guide.class_names)}), but this model has "
-                f"{len(class_names)} ({list_names(class_names)})"
+                f"{len(class_names)} ({list_names(class_names)}){suggest_null_class(guide, len(class_names))}"
             )
+
+
+def suggest_null_class(guide: Guide, count: int) -> str:
+    """What to write where one of the classes of a guide may mean no class; "" where it cannot."""
+    if not is_weights(guide.file) or len(guide.class_names) != count + 1:
+        return ""
+    return f"; if one of its rows means no class, write '{guide.key}={{path:<folder>,null_class:<row>}}'"
 
 
 def is_energy(model: Any, node: Any) -> bool:

@@ -22,7 +22,8 @@ from ..nodes.old_names import update_saved_config
 from ..objectives import Objective
 from ..runtime.put_off import use_optimizer
 from ..version import __version__
-from .adapters import merge_adapter
+from .adapter_files import add_adapter_file
+from .adapters import check_scale, merge_adapter
 from .assembly import assemble, check_on_meta
 from .diffusers_folder import find_weights, load_folder, open_folder
 from .hub import download
@@ -33,8 +34,6 @@ __all__ = [
     "CheckpointError",
     "Loaded",
     "TrainingState",
-    "explain_origin",
-    "explain_untrained",
     "find",
     "load",
     "load_training_state",
@@ -189,6 +188,8 @@ def load(
     device: torch.device | str = "cpu",
     trust: Sequence[str] = (),
     null_class: int | None = None,
+    adapter: str | Path | None = None,
+    adapter_scale: float | None = 1.0,
 ) -> Loaded:
     """The trained model of a checkpoint, in evaluation mode, with its configuration and facts.
 
@@ -198,25 +199,34 @@ def load(
         device: of the model.
         trust: dotted names of classes outside diffguide that may be built.
         null_class: of a folder of diffusers whose network does not say it: the row of its class table for no class.
+        adapter: folder of low-rank matrices, written by peft, by diffusers or by `to=lora`, which are added to the weights.
+        adapter_scale: factor of these matrices, or without `adapter` of those that the run trained: 0 = none, 1 = as trained;
+            None = the matrices of the run stay apart, in a `LoRA`.
 
     Raises:
-        CheckpointError: a file that is missing, damaged or foreign, or names classes that are not trusted.
+        CheckpointError: a file that is missing, damaged or foreign, or names classes that are not trusted; an adapter that
+            does not fit the network, or a scale without an adapter.
     """
     if weights not in ("ema", "objective"):
         raise CheckpointError(f"weights must be ema (averaged) or objective (as trained), got {weights}")
+    check_scale(adapter_scale)
     path = find(path)
     foreign = open_folder(path, null_class)
-    if foreign is None and null_class is not None:
-        raise CheckpointError(f"null_class has no effect on a checkpoint of diffguide, which knows its own: {path}")
     try:
         if foreign is not None:
             config, facts, model = foreign.metadata["config"], foreign.metadata, load_folder(foreign)
         else:
-            config, facts, model = load_own(path, weights, trust)
+            config, facts, model = load_own(path, weights, trust, 1.0 if adapter is not None else adapter_scale)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
     except Exception as error:  # a constructor may raise anything for invalid values
         raise CheckpointError(f"{path} does not fit this diffguide: {error}") from error
+    if adapter is not None:
+        config = config | {"adapter": add_adapter_file(model, Path(adapter).expanduser(), adapter_scale)}
+    elif adapter_scale not in (None, 1.0) and "adapter" not in config:
+        raise CheckpointError(
+            f"adapter_scale={adapter_scale} has no effect: {path} has no adapter, and adapter= names none"
+        )
     facts = {name: value for name, value in facts.items() if name != "config"}
     model = model.eval().requires_grad_(False).to(device)
     if isinstance(model, Denoiser | Energy):
@@ -224,7 +234,9 @@ def load(
     return Loaded(model, config, facts)
 
 
-def load_own(path: Path, weights: str, trust: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any], nn.Module]:
+def load_own(
+    path: Path, weights: str, trust: Sequence[str], adapter_scale: float | None
+) -> tuple[dict[str, Any], dict[str, Any], nn.Module]:
     """(Configuration, facts, model on the CPU) of a checkpoint of diffguide."""
     tensors, metadata = read(path)
     if "config" not in metadata:
@@ -236,26 +248,7 @@ def load_own(path: Path, weights: str, trust: Sequence[str]) -> tuple[dict[str, 
     check_finite(held)
     objective = assemble(metadata["config"], trust, "cpu")
     objective.load_state_dict(held)
-    return merge_adapter(metadata["config"], objective.model), metadata, objective.model
-
-
-def explain_untrained(loaded: Loaded) -> str | None:
-    """Why the samples of a model are noise: it was trained for fewer images than its warm-up has. None where it was not."""
-    training = loaded.config.get("training")
-    warmup = training.get("warmup_images", 0) if isinstance(training, dict) else 0
-    images = loaded.facts["images"]
-    if loaded.facts.get("origin") is not None or loaded.config.get("ancestry"):  # trained by another program, or before
-        return None
-    if images and not (type(warmup) is int and images < warmup):
-        return None
-    seen = f"saw {images} images, fewer than the {warmup} of its warm-up" if images else "saw no image: it is untrained"
-    return f"this checkpoint {seen}; its samples are noise, and its figures are meaningless"
-
-
-def explain_origin(loaded: Loaded) -> str:
-    """What a folder of diffusers says of its own sampler and is not taken over, in one line; "" where there is nothing."""
-    settings = ", ".join((loaded.facts.get("origin") or {}).get("settings") or ())
-    return settings and f"its scheduler sets {settings} for a sampler of its own: not taken over, see configs/README.md"
+    return merge_adapter(metadata["config"], objective.model, adapter_scale), metadata, objective.model
 
 
 def load_training_state(

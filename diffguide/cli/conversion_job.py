@@ -25,6 +25,8 @@ class ConversionSettings:
     name: str | None
     class_names: str | Sequence[str] | None
     null_class: int | None
+    adapter: str | None
+    adapter_scale: float
     trust: Sequence[str]
 
 
@@ -44,14 +46,12 @@ def build_conversion_job(config: dict[str, Any]) -> ConversionJob | ExportJob:
             "weights, or to=<format> to take a run to another library"
         )
     for key in ("source", "target"):
-        if config[key] == "???":
+        if config[key] in ("???", ""):
             raise ConfigError(f"{key} must be given: diffguide-convert SOURCE TARGET {chosen[0]}=<option>")
     settings = read_settings(ConversionSettings, config)
     target = Path(settings.target).expanduser()
-    if not settings.target or target.exists() or target.is_symlink():
-        raise ConfigError(
-            f"target {settings.target or repr('')} exists, and nothing is overwritten: choose another folder"
-        )
+    if target.exists() or target.is_symlink():
+        raise ConfigError(f"target {settings.target} exists, and nothing is overwritten: choose another folder")
     if chosen == ["to"]:
         return export_run(config, settings, target)
     return convert_weights(config, settings, target)
@@ -64,7 +64,12 @@ def export_run(config: Mapping[str, Any], settings: ConversionSettings, target: 
             raise ConfigError(f"{key} has no effect with to=, which keeps that of the run: leave it out")
     check_types(config["to"], "to", ROLES["to"].given)
     source = Path(settings.source).expanduser()
-    return ExportJob(build(config["to"], "to"), source, target, settings.trust, settings.null_class)
+    chosen = build(config["to"], "to")
+    if not chosen.merges_adapter and (settings.adapter is not None or settings.adapter_scale != 1):
+        raise ConfigError(f"adapter and adapter_scale have no effect with to={chosen.option}: leave them out")
+    return ExportJob(
+        chosen, source, target, settings.trust, settings.null_class, settings.adapter, settings.adapter_scale
+    )
 
 
 def convert_weights(config: Mapping[str, Any], settings: ConversionSettings, target: Path) -> ConversionJob:
@@ -72,6 +77,10 @@ def convert_weights(config: Mapping[str, Any], settings: ConversionSettings, tar
     if settings.null_class is not None:
         raise ConfigError(
             "null_class has no effect with architecture=, which has its own where it is needed: leave it out"
+        )
+    if settings.adapter is not None or settings.adapter_scale != 1:
+        raise ConfigError(
+            "adapter and adapter_scale have no effect with architecture=: give them where the run is used"
         )
     check_types(config["architecture"], "architecture", ROLES["architecture"].given)
     name = target.resolve().name if settings.name is None else settings.name

@@ -13,7 +13,9 @@ from hydra.core.hydra_config import HydraConfig
 
 from ..checkpoints import data_record as provenance
 from ..checkpoints import store as checkpoints
+from ..checkpoints.adapter_files import identify_adapter
 from ..checkpoints.allowlist import construct
+from ..checkpoints.explanations import explain_untrained
 from ..checkpoints.first_stages import open_latents
 from ..checkpoints.references import list_names
 from ..config.build import ConfigError, build
@@ -69,8 +71,9 @@ def checkpoint_target(
     """
     try:
         file = checkpoints.find(path)
-        loaded = checkpoints.load(file, settings.weights, device, settings.trust, settings.null_class)
-        digest = hash_weights(file)
+        adapter, scale = settings.adapter, settings.adapter_scale
+        loaded = checkpoints.load(file, settings.weights, device, settings.trust, settings.null_class, adapter, scale)
+        digest, adapted = hash_weights(file), identify_adapter(adapter, scale)
     except checkpoints.CheckpointError as error:
         raise ConfigError(f"checkpoint: {error}") from error
     run = file.parent.parent if file.parent.name == "checkpoints" else file
@@ -85,6 +88,7 @@ def checkpoint_target(
         "checkpoint": str(file),
         "checkpoint_sha256": digest,
         "weights": settings.weights,
+        **adapted,
         "images": loaded.facts["images"],
         "split": settings.split,
         "dataset": node,
@@ -95,7 +99,7 @@ def checkpoint_target(
         data = DirectLatents(data, space.to(device))
         identity["first_stage"] = space.sha256
     context = build_context(loaded.model, data, settings, device, loaded.config | {"dataset": node}, file)
-    note = checkpoints.explain_untrained(loaded)
+    note = explain_untrained(loaded)
     return Target(context, identity, loaded.config["name"], note and f"{file}: {note}")
 
 
@@ -171,7 +175,9 @@ def check_data(data: Dataset, facts: Mapping[str, Any]) -> None:
         raise ConfigError(f"dataset: its examples are of shape {list(data.shape)}, and the model's of {list(shape)}")
     if names and data.class_names and list(data.class_names) != list(names):
         own, learned = (f"{list_names(each)} ({len(each)})" for each in (data.class_names, names))
-        raise ConfigError(f"dataset: its classes are {own}, and the model's are {learned}")
+        more = facts.get("origin") and len(names) == len(data.class_names) + 1
+        tip = "; if one of the model's means no class, say null_class=<row>" if more else ""
+        raise ConfigError(f"dataset: its classes are {own}, and the model's are {learned}{tip}")
 
 
 def report_data_changes(data: Dataset, seen: dict[str, Any] | None, path: str | None) -> None:

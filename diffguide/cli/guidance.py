@@ -7,23 +7,27 @@ from ..checkpoints.references import Guide, check_guides, is_energy, with_guides
 from ..config.build import ConfigError, build
 from ..models.protocols import Denoiser, Energy
 
-__all__ = ["GuidanceBuilder", "refuse_pixel_potentials"]
+__all__ = ["GuidanceBuilder", "find_target", "refuse_pixel_potentials"]
 
 PIXEL_POTENTIALS = tuple(f"diffguide.guidance.potentials.{name}." for name in ("clip", "inverse"))
 
 
-def find_pixel_potential(node: Any) -> str | None:
-    """The class of a potential of pixels in a node; None where there is none."""
+def find_target(node: Any, modules: tuple[str, ...]) -> str | None:
+    """The first class of one of these modules in a node, without its module; None where there is none.
+
+    Arguments:
+        modules: dotted names that end with a dot.
+    """
     parts = node.values() if isinstance(node, Mapping) else node if isinstance(node, list) else ()
     target = node.get("_target_") if isinstance(node, Mapping) else None
-    if isinstance(target, str) and target.startswith(PIXEL_POTENTIALS):
+    if isinstance(target, str) and target.startswith(modules):
         return target.rpartition(".")[2]
-    return next(filter(None, map(find_pixel_potential, parts)), None)
+    return next(filter(None, (find_target(part, modules) for part in parts)), None)
 
 
 def refuse_pixel_potentials(node: Any, key: str) -> None:
     """Raises ConfigError for a potential of pixels in the guidance of a model in latents; `key` is that of the node."""
-    if name := find_pixel_potential(node):
+    if name := find_target(node, PIXEL_POTENTIALS):
         raise ConfigError(
             f"{key}: {name} measures pixels, and this model works in the latents of a first stage, which guidance does not "
             "decode: use a guidance of the model itself, such as guidance=cfg"

@@ -4,7 +4,7 @@ The values of the run are the defaults of every key. `set_keys` writes what the 
 """
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
@@ -20,10 +20,15 @@ from .resume_policy import resume_error, today_keys
 
 __all__ = ["inherit_config", "inherit_node", "take_shape"]
 
-IMAGE_FOLDER = "diffguide.datasets.image_folder.ImageFolder"  # the data that have the side and channels one asks for
+FOLDERS = {  # the data that have the side and channels one asks for
+    "diffguide.datasets.image_folder.ImageFolder",
+    "diffguide.datasets.captioned.Captioned",
+}
 
 
-def inherit_config(config: Mapping[str, Any], saved: dict[str, Any], policy: Mapping[str, str]) -> dict[str, Any]:
+def inherit_config(
+    config: Mapping[str, Any], saved: dict[str, Any], policy: Mapping[str, str], ignored: Collection[str] = ()
+) -> dict[str, Any]:
     """The configuration of a saved run, with every key that the command line sets.
 
     A group whose option is that of the run keeps the values of the run; with another option it has the values of that one.
@@ -32,11 +37,12 @@ def inherit_config(config: Mapping[str, Any], saved: dict[str, Any], policy: Map
         config: composed from the command line.
         saved: of the run.
         policy: table of `resume_policy`.
+        ignored: keys that count as not set.
 
     Raises:
         ConfigError: a key that the run does not have, or a node that may not be built from a file.
     """
-    keys = {key: override.is_force_add() for key, override in changed_keys().items()}
+    keys = {key: override.is_force_add() for key, override in changed_keys().items() if key not in ignored}
     if "experiment" in keys:  # it sets keys of every group: the whole configuration is that of the command line
         return dict(config)
     choices = HydraConfig.get().runtime.choices
@@ -61,7 +67,7 @@ def take_shape(dataset: Mapping[str, Any], shape: Sequence[int]) -> dict[str, An
     is_picture = len(shape) == 3 and shape[0] in (1, 3) and shape[1] == shape[2]
     is_shifted = "schedule" in changed and changed["schedule"].value() == "resolution_shift"
     if (
-        node.get("_target_") != IMAGE_FOLDER
+        node.get("_target_") not in FOLDERS
         or not is_picture
         or is_shifted
         or {"experiment", "backbone"} & changed.keys()

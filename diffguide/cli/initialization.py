@@ -8,10 +8,12 @@ from ..config.build import ConfigError
 from ..files.weights import hash_weights
 from ..objectives import Objective
 from ..training.ancestry import copy_weights
+from .arguments import changed_keys
 from .inheritance import inherit_config, take_shape
 
 __all__ = ["Ancestor", "find_ancestor"]
 
+INHERITED = ("backbone", "schedule", "objective")  # of the model
 FACTS = {"in_channels": "channels", "num_classes": "num_classes", "size": "size"}  # of a backbone -> of a data set
 FILLED = ("in_channels", "out_channels", "sample_size", "num_class_embeds", "num_embeds_ada_norm")  # from these facts
 
@@ -22,10 +24,12 @@ class Ancestor(NamedTuple):
     Attributes:
         loaded: the model.
         identity: where it is and what it is, for the configuration of the run.
+        unused: what the command line chooses and the training does not have, in words; "" = nothing.
     """
 
     loaded: checkpoints.Loaded
     identity: dict[str, Any]
+    unused: str
 
     def start(self, objective: Objective, class_names: Sequence[str]) -> str:
         """Copies its weights into an objective; returns a line for the log.
@@ -38,14 +42,14 @@ class Ancestor(NamedTuple):
             start = copy_weights(objective.model, self.loaded.model, class_names, facts["class_names"])
         except (AttributeError, ValueError) as error:
             raise ConfigError(f"init_from, trained on examples of shape {facts['shape']}: {error}") from error
-        return f"starts from {self.identity['checkpoint']}: {start.describe()}"
+        return f"starts from {self.identity['checkpoint']}: {start.describe()}{self.unused}"
 
 
 def find_ancestor(config: dict[str, Any]) -> tuple[dict[str, Any], Ancestor | None]:
     """The configuration with the network, schedule and objective of init_from, and the model; (config, None) without.
 
-    What the command line sets in them stays; channels, side and classes are those of the data. A folder of images is read
-    with the channels and side of the model, unless the command line sets them.
+    What the command line sets in them stays, but not what an experiment does; channels, side and classes are those of the
+    data. A folder of images is read with the channels and side of the model, unless the command line sets them.
 
     Raises:
         ConfigError: no such model, or one that cannot be trained further.
@@ -61,16 +65,39 @@ def find_ancestor(config: dict[str, Any]) -> tuple[dict[str, Any], Ancestor | No
     except checkpoints.CheckpointError as error:
         raise ConfigError(f"init_from: {error}") from error
     config = {**config, "dataset": take_shape(config["dataset"], loaded.facts["shape"])}
-    nodes = {key: loaded.config[key] for key in ("backbone", "schedule", "objective")}
+    nodes = {key: loaded.config[key] for key in INHERITED}
+    check_recipe(config["objective"], nodes["objective"])
     nodes["backbone"] = fit_data(nodes["backbone"], config["dataset"])
     if "p_uncond" in nodes["objective"]:
         nodes["objective"] = {**nodes["objective"], "p_uncond": config["p_uncond"]}
-    merged = inherit_config(config, {**config, **nodes}, {})
+    merged = inherit_config(config, {**config, **nodes}, {}, ignored=["experiment"])
     identity = {"checkpoint": str(file), "sha256": hash_weights(file), "images": loaded.facts["images"]}
     if loaded.facts.get("origin"):
         identity["origin"] = loaded.facts["origin"]
     merged["ancestry"] = identity
-    return merged, Ancestor(loaded, identity)
+    return merged, Ancestor(loaded, identity, explain_experiment())
+
+
+def check_recipe(chosen: Mapping[str, Any], objective: Mapping[str, Any]) -> None:
+    """Raises ConfigError for an experiment with an objective of another class than that of the model."""
+    changed = changed_keys()
+    ours, theirs = (str(node.get("_target_")).rpartition(".")[2] for node in (chosen, objective))
+    if "experiment" in changed and "objective" not in changed and ours != theirs:
+        raise ConfigError(
+            f"init_from: experiment={changed['experiment'].value()} trains by {ours}, and the model was trained by {theirs}: "
+            "choose one with objective=<option>, or leave out experiment"
+        )
+
+
+def explain_experiment() -> str:
+    """What is left out of an experiment; "" without one."""
+    changed = changed_keys()
+    if "experiment" not in changed:
+        return ""
+    kept = ", ".join(key for key in INHERITED if key not in changed)
+    return (
+        f"; of experiment={changed['experiment'].value()} all but {kept}, which are those of the model" if kept else ""
+    )
 
 
 def fit_data(backbone: Mapping[str, Any], dataset: Mapping[str, Any]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from ..first_stages.latent_data import LatentDataset
 from ..first_stages.sources import FirstStageSource
 from ..first_stages.space import LatentFacts, hash_stage
 from ..runtime.engine import Fabric
+from .guidance import find_target
 from .initialization import Ancestor
 from .resume import Resumed
 from .settings import TrainingSettings
@@ -25,6 +26,7 @@ __all__ = ["LatentTraining", "enter_latents", "take_first_stage"]
 
 NONE = "diffguide.first_stages.sources.NoFirstStage"
 AUTOENCODER = "diffguide.objectives.autoencoder.AutoencoderObjective"
+PIXEL_CONDITIONS = ("diffguide.conditions.pictures.",)
 PLACES = ("path", "workers", "memory", "download")  # keys of a data set that do not change its pictures
 HINT = "diffguide-train objective=autoencoder (or experiment=own_images_autoencoder) trains one"
 DRY_RUN_EXAMPLES = 256  # of a split, encoded for a dry run
@@ -68,6 +70,10 @@ def take_first_stage(
         raise ConfigError(
             "objective=vdm bounds the likelihood of pixels, and with first_stage the data are latents, whose bits/dim say "
             "nothing about pixels: use objective=v, or first_stage=none"
+        )
+    if name := find_target(config["backbone"], PIXEL_CONDITIONS):
+        raise ConfigError(
+            f"condition: {name} is made of pixels, and with first_stage the data are latents: use another condition"
         )
     if levels := objective.get("quantization_levels"):
         raise ConfigError(

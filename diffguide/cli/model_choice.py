@@ -36,9 +36,9 @@ def check_model_keys(config: Mapping[str, Any]) -> None:
         if "schedule" in roots:
             raise ConfigError("schedule has no effect with a checkpoint, which has its own: remove it")
         return
-    for key in roots & (
-        {"weights"} if config["resume"] is not None else {"weights", "trust", "latents", "first_stage"}
-    ):
+    of_training = {"weights", "adapter", "adapter_scale"}
+    others = set() if config["resume"] is not None else {"trust", "latents", "first_stage"}
+    for key in sorted(roots & (of_training | others)):
         raise ConfigError(f"{key} has no effect with an oracle, which was not trained: remove it")
     if precision != FULL:
         raise ConfigError(

@@ -17,6 +17,7 @@ from yaml import AliasEvent, YAMLError, parse
 
 from ..checkpoints import data_record as provenance
 from ..checkpoints import store as checkpoints
+from ..checkpoints.adapter_files import identify_adapter
 from ..checkpoints.allowlist import ROLES, validate_values
 from ..config.build import ConfigError
 from ..config.files import to_plain
@@ -29,6 +30,7 @@ from ..runtime.precision import AUTO
 from .inheritance import inherit_config
 from .model_choice import checkpoint_paths
 from .resume_policy import GENERATION, TRAINING, check_unchanged, resume_error, training_changes
+from .settings import LATER
 
 __all__ = ["Begun", "Resumed", "find_evaluation", "find_samples", "find_training"]
 
@@ -167,7 +169,8 @@ def find_begun(
         ConfigError: no such run, a change of a fixed key, or another checkpoint; the file may have moved.
     """
     folder = run_folder(config["resume"], example)
-    saved = saved_config(folder, config.keys(), [*ORACLE_KEYS, "null_class", "latents", "first_stage"])
+    later = {key: value for key, value in LATER.items() if key in config}
+    saved = {**later, **saved_config(folder, config.keys(), [*ORACLE_KEYS, *LATER, "first_stage"])}
     merged = inherit_config(config, saved, GENERATION)
     checkpoint_paths(merged, several=False)  # raises for a value that is no path
     check_unchanged(folder, saved, merged, GENERATION)
@@ -197,6 +200,9 @@ def read_start(folder: Path, path: Path, saved: dict[str, Any], merged: dict[str
             raise ValueError("its checkpoint_sha256 is not 64 hexadecimal digits")
         file = checkpoints.find(merged["checkpoint"] if merged["checkpoint"] != saved["checkpoint"] else file)
         digest = hash_weights(file)
+        adapter = identify_adapter(merged.get("adapter"), merged.get("adapter_scale", 1)).get("adapter_sha256")
+        if adapter != header.get("adapter_sha256"):
+            raise checkpoints.CheckpointError(f"adapter={merged['adapter']} has changed since {folder} began")
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         if isinstance(error, checkpoints.CheckpointError):
             raise ConfigError(f"checkpoint: {error}") from error

@@ -9,6 +9,8 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 
+from ..backbones.conditioning import Conditioning
+from ..backbones.conditions import RowCondition
 from ..checkpoints import store as checkpoints
 from ..class_names import explain_shadowed_class, resolve_labels
 from ..config.build import ConfigError, build
@@ -23,6 +25,7 @@ from ..sampling.sources import CheckpointSource, SampleSource
 from ..sampling.stored import StoredForm
 from .guidance import GuidanceBuilder
 from .model_choice import build_oracle, check_model_keys, checkpoint_paths, settle_inference_precision
+from .prompts import read_conditions, read_prompts
 from .resume import find_samples
 from .runner import clean_finished_run
 from .settings import SamplingSettings
@@ -40,6 +43,8 @@ def build_sampling_job(config: dict[str, Any]) -> SamplingJob | None:
         ConfigError: an invalid value, values that do not fit each other, or a missing checkpoint.
     """
     settle_inference_precision(config)
+    if config["prompts"] is not None:
+        config["prompts"] = read_prompts(config["prompts"])
     config, begun = (config, None) if config["resume"] is None else find_samples(config)
     settings = SamplingSettings.read(config)
     [path] = checkpoint_paths(config, several=False)
@@ -116,8 +121,9 @@ def build_plan(
         source.class_names = guide_classes(builder, guided.num_classes)
     with convert_input_errors("sampler"):
         sampler.times(guided)
+    names, conditions = choose_conditions(config.get("prompts"), guided.conditioning, config["labels"])
     with convert_input_errors("labels"):
-        labels = resolve_labels(config["labels"], settings.n, source.class_names)
+        labels = resolve_labels(config["labels"], settings.n, names or source.class_names)
     if labels is None and not guided.has_null:
         if not guided.num_classes:
             raise ConfigError(
@@ -130,7 +136,25 @@ def build_plan(
         )
     background = source.background(labels or [-1]) if len(source.shape) == 1 else None
     seeds = range(settings.seed, settings.seed + settings.n)
-    return sampling.SamplingPlan(source, guided, tally, sampler, seeds, labels, background, builder.references)
+    return sampling.SamplingPlan(
+        source, guided, tally, sampler, seeds, labels, background, builder.references, names, conditions
+    )
+
+
+def choose_conditions(
+    prompts: Any, conditioning: Conditioning | None, labels: Any
+) -> tuple[list[str], RowCondition | None]:
+    """The prompts of a run as they are shown and their conditions; ([], None) for a run with classes or without condition.
+
+    Raises:
+        ConfigError: prompts for a model that takes none, or none for a model that needs some.
+    """
+    if prompts is not None:
+        return read_conditions(prompts, conditioning)
+    if conditioning is not None and labels is not None:
+        what = "texts" if conditioning.reads_text else "conditions"
+        raise ConfigError(f"this model takes {what}: give prompts=[...], prompts=<file>.txt, or labels=null for none")
+    return [], None
 
 
 def open_source(
@@ -146,8 +170,17 @@ def open_source(
     try:
         file = checkpoints.find(file or config["checkpoint"])
         first_stage = build(config["first_stage"], "first_stage") if config.get("first_stage") else None
-        known = settings.trust, settings.null_class, settings.latents, first_stage
-        source = CheckpointSource(file, settings.weights, engine.device, *known)
+        source = CheckpointSource(
+            file,
+            settings.weights,
+            engine.device,
+            settings.trust,
+            settings.null_class,
+            settings.adapter,
+            settings.adapter_scale,
+            settings.latents,
+            first_stage,
+        )
     except checkpoints.CheckpointError as error:
         raise ConfigError(f"checkpoint: {error}") from error
     with convert_input_errors("engine"):

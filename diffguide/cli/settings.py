@@ -9,12 +9,14 @@ from ..checkpoints.allowlist import MAX_INTEGER
 from ..config.build import ConfigError
 from ..nodes.annotations import describe_hint, fits, parameter_hints
 
-__all__ = ["EvaluationSettings", "SamplingSettings", "TrainingSettings", "read_settings"]
+__all__ = ["LATER", "EvaluationSettings", "SamplingSettings", "TrainingSettings", "read_settings"]
 
 T = TypeVar("T")
 MINIMUM = {"seed": 0, "n": 1, "batch_size": 1}
 CHOICES = {"weights": ("ema", "objective"), "split": ("train", "validation", "test")}
-LATER = ("null_class", "latents")  # keys with defaults, which the configurations of older runs do not have
+LATER = {  # keys that older runs do not have
+    "null_class": None, "adapter": None, "adapter_scale": 1.0, "prompts": None, "latents": False,
+}  # fmt: skip
 MAX_SAMPLES = 10**7  # of one sampling run, whose labels are a list
 
 
@@ -100,12 +102,16 @@ class ModelSettings(Settings):
         batch_size: examples at a time.
         n: number of examples.
         null_class: row of the class table of a network of diffusers for no class; None = the network says it.
+        adapter: folder of an adapter for its network.
+        adapter_scale: factor of this adapter, or of the run's own.
     """
 
     weights: str
     batch_size: int
     n: int | None
     null_class: int | None = None
+    adapter: str | None = None
+    adapter_scale: float = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)

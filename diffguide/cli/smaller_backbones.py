@@ -10,9 +10,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from ..conditions.examples import Examples
 from ..config.build import ConfigError, build
 from ..datasets import Dataset
-from ..datasets.base import fetch_examples
 from ..objectives import Objective
 from ..training.dry_run import count_parameters
 from .arguments import task_overrides
@@ -44,14 +44,14 @@ def smaller_backbones(
                 sizes[name] = count_parameters(build(nodes[name], "backbone"))
         except (ConfigError, HydraException, OmegaConfBaseException, NotImplementedError):
             continue  # an option for other data
-    x, y = fetch_examples(data.train, torch.tensor([0, 0]))
+    examples = Examples(data, data.train, objective.model)
     for name in sorted(sizes, key=sizes.__getitem__, reverse=True):
         if sizes[name] >= count_parameters(network):
             continue
         try:
             smaller = build(node, "objective", build(nodes[name], "backbone"), build(schedule, "schedule"))
             with torch.no_grad():
-                smaller(data.preprocess(x), y, torch.Generator().manual_seed(0))
+                smaller(*examples.fetch(torch.tensor([0, 0])), torch.Generator().manual_seed(0))
         except (ConfigError, RuntimeError, ValueError):
             continue
         yield name, smaller

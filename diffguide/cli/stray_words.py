@@ -34,7 +34,9 @@ def name_plain_words(words: Sequence[str], keys: Sequence[str]) -> list[str]:
     """The words, the first plain ones as key=word; with --help they stay, since the help explains single words."""
     named = list(words)
     if keys and {"--help", "-h"}.isdisjoint(words):
-        plain = (place for place in stray_places(words) if words[place][:1] not in "-=" and "=" not in words[place])
+        plain = (
+            place for place in stray_places(words) if words[place][:1] not in ("-", "=") and "=" not in words[place]
+        )
         for key, place in zip(keys, plain):
             named[place] = f"{key}={words[place]}"
     return named
@@ -175,6 +177,8 @@ def explain_path(word: str, command: str) -> str:
         return f"{images} dataset.num_classes={classes}{unconditional} for a folder of images"
     if command == "train":
         return f"{quote(f'resume={word}')} for a run to continue, {images} for images"
+    if command == "convert":
+        return "source= or target=, which are the first two words without a key"
     begun = {"sample": ("shards", "samples.npz"), "evaluate": ("parts", "metrics.json", "begun.json")}.get(command, ())
     if any((path / name).exists() for name in begun):
         return f"{quote(f'resume={word}')} to continue a run of this command"

@@ -23,6 +23,7 @@ from ..training.loop import Training
 from ..training.probe import make_probe
 from .adaptation import add_adapter, check_adapter, take_adapter
 from .arguments import changed_keys
+from .conditions import place_condition
 from .guidance import GuidanceBuilder
 from .initialization import find_ancestor
 from .latents import LatentTraining, enter_latents, take_first_stage
@@ -46,6 +47,7 @@ def build_training_job(config: dict[str, Any]) -> TrainingJob:
         ConfigError: an invalid value, values that do not fit each other, or missing data.
     """
     check_adapter(config)
+    config = place_condition(config)
     config, resumed = (config, None) if config["resume"] is None else find_training(config)
     settings = TrainingSettings.read(config)
     config, ancestor = find_ancestor(config) if resumed is None else (config, None)

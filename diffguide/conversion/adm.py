@@ -78,13 +78,11 @@ class ADM(Architecture):
         layers.take_up(widths, blocks, skips)
         layers.take("out.0", "norm_out", widths[0])
         layers.take("out.2", "conv_out", outputs, widths[0], 3, 3)
-        schedule = discrete_schedule(self.cosine, self.steps)
         backbone = {
             "_target_": "diffguide.backbones.unet.UNet",
             "in_channels": in_channels,
             "num_classes": classes,
             **describe_blocks(self, layers, blocks, widths),
-            "noise_features": discrete_features(schedule, self.steps, layers.channels, self.rescale_timesteps),
             "learned_variance": outputs != in_channels,
             "heads": self.heads,
             "middle_attention": True,
@@ -92,7 +90,7 @@ class ADM(Architecture):
         return Network(
             dataset=image_folder(in_channels, self.size, classes),
             backbone=backbone,
-            schedule=schedule,
+            schedule=discrete_schedule(self.cosine, self.steps),
             objective=denoising("Eps", 0.0),
             tensors=layers.tensors,
             shape=[in_channels, self.size, self.size],
@@ -137,20 +135,18 @@ class ADMClassifier(Architecture):
         layers.take_middle(widths[-1])
         layers.take("out.0", "norm_out", widths[-1])
         take_pooling(layers, widths[-1], (self.size >> (levels - 1)) ** 2 + 1, classes)
-        schedule = discrete_schedule(self.cosine, self.steps)
         backbone = {
             "_target_": "diffguide.backbones.encoder.UNetEncoder",
             "in_channels": in_channels,
             "out_features": classes,
             **describe_blocks(self, layers, blocks, widths),
-            "noise_features": discrete_features(schedule, self.steps, layers.channels, self.rescale_timesteps),
             "middle": True,
         }
         levels_node = {"_target_": "diffguide.objectives.levels.UniformTime", "stratified": True}
         return Network(
             dataset=image_folder(in_channels, self.size, classes),
             backbone=backbone,
-            schedule=schedule,
+            schedule=discrete_schedule(self.cosine, self.steps),
             objective={"_target_": "diffguide.objectives.classifier.ClassifierObjective", "levels": levels_node},
             tensors=layers.tensors,
             shape=[in_channels, self.size, self.size],
@@ -210,6 +206,7 @@ def describe_blocks(family: ADM | ADMClassifier, layers: ADMLayers, blocks: int,
     """The arguments that U-Net and encoder share."""
     firsts = [1 + level * (blocks + 1) for level in range(len(widths))]
     sides = [family.size >> level for level in range(len(widths))]
+    schedule = discrete_schedule(family.cosine, family.steps)
     return {
         "size": family.size,
         "channels": layers.channels,
@@ -220,6 +217,7 @@ def describe_blocks(family: ADM | ADMClassifier, layers: ADMLayers, blocks: int,
         ],
         "head_channels": family.head_channels,
         "dropout": family.dropout,
+        "noise_features": discrete_features(schedule, family.steps, layers.channels, family.rescale_timesteps),
         "groups": GROUPS,
         "scale_shift": layers.scale_shift,
         "residual_resampling": not any(name.endswith(".0.op.weight") for name in layers.weights),

@@ -48,7 +48,6 @@ class DiT(Architecture):
                 f"{layers.channels} channels"
             )
         layers.take_all()
-        layers.take("final_layer.linear", "linear_out", layers.patch**2 * outputs, layers.width)
         schedule = discrete_schedule(False, self.steps)
         features = discrete_features(schedule, self.steps, layers.features)
         backbone = layers.describe() | {"noise_features": features, "learned_variance": outputs != layers.channels}
@@ -74,7 +73,6 @@ class SiT(Architecture):
     def convert(self, weights: PublishedWeights) -> Network:
         layers = DiTLayers(weights, self.heads, self.null_class)
         layers.take_all()
-        layers.take("final_layer.linear", "linear_out", layers.patch**2 * layers.outputs, layers.width)
         for name in ("linear_out.weight", "linear_out.bias"):
             rows = layers.tensors[name].unflatten(0, (-1, layers.outputs))[:, : layers.channels]
             layers.tensors[name] = -rows.flatten(0, 1)
@@ -123,7 +121,7 @@ class DiTLayers(Layers):
         return "y_embedder.embedding_table.weight" in self.weights
 
     def take_all(self) -> None:
-        """Everything but the last layer."""
+        """All layers."""
         width, weights = self.width, self.weights
         self.check_positions(weights.take("pos_embed", 1, self.side**2, width)[0])
         self.take("x_embedder.proj", "patches", width, self.channels, self.patch, self.patch)
@@ -141,6 +139,7 @@ class DiTLayers(Layers):
             self.take(f"{theirs}.mlp.fc2", f"{ours}.mlp.2", width, self.hidden)
             self.take(f"{theirs}.adaLN_modulation.1", f"{ours}.modulation", 6 * width, width)
         self.take("final_layer.adaLN_modulation.1", "modulation_out", 2 * width, width)
+        self.take("final_layer.linear", "linear_out", self.patch**2 * self.outputs, width)
 
     def check_positions(self, positions: Tensor) -> None:
         """Raises ConversionError for other positions [N, width] than ours, which are sines and cosines and no parameters."""

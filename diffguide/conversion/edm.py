@@ -7,15 +7,14 @@ of its program, whose files are pickles that run code: edm.md says how a file of
 import math
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..backbones.edm import EDMUNet
-from ..backbones.edm_layers import as_bits
 from ..runtime.ranges import check_range
 from .architecture import Architecture, Network
 from .edm_adm import order_rows, take_adm
 from .edm_facts import RANGES, edm_nodes, multiple, read_arguments, read_filter, read_levels
+from .layers import take_network
 from .nodes import image_folder
 from .weights import ConversionError, PublishedWeights
 
@@ -105,28 +104,12 @@ def describe_song(weights: PublishedWeights, prefix: str, levels: Any) -> dict[s
     }
 
 
-def build_empty(network: type, node: dict[str, Any]) -> dict[str, Tensor]:
-    """The tensors of a network without memory, by name.
-
-    Raises:
-        ConversionError: arguments that the network refuses.
-    """
-    try:
-        with torch.device("meta"):
-            return network(**{name: value for name, value in node.items() if name != "_target_"}).state_dict()
-    except (ValueError, TypeError) as error:
-        raise ConversionError(f"its tensors and arguments are no network: {error}") from error
-
-
 def take_song(weights: PublishedWeights, prefix: str, node: dict[str, Any]) -> dict[str, Tensor]:
     """The tensors of `EDMUNet`, which differ in the names and labels of the embedding and in the rows of qkv, see there."""
-    tensors = {}
-    for name, like in build_empty(EDMUNet, node).items():
-        theirs = prefix + name.replace("embedding.", "map_", 1)
-        value = weights.take(theirs, *like.shape)
+    tensors = take_network(weights, EDMUNet, node, prefix, "map_")
+    for name, value in tensors.items():
         if ".qkv." in name:
-            value = order_rows(value, 1)
+            tensors[name] = order_rows(value, 1)
         elif name == "embedding.label.weight":
-            value = value * math.sqrt(value.shape[1])
-        tensors[name] = as_bits(value) if like.dtype == torch.int32 else value
+            tensors[name] = value * math.sqrt(value.shape[1])
     return tensors

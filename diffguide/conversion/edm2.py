@@ -7,15 +7,11 @@ of its program, whose files are pickles that run code: edm.md says how a file of
 import math
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from ..backbones.edm2 import EDM2UNet
-from ..backbones.edm_layers import as_bits
 from ..runtime.ranges import check_range, check_whole
 from .architecture import Architecture, Network
-from .edm import build_empty
 from .edm_facts import RANGES, common_width, edm_nodes, multiple, read_arguments, read_levels
+from .layers import take_network
 from .nodes import image_folder
 from .weights import ConversionError, PublishedWeights
 
@@ -70,7 +66,7 @@ class EDM2(Architecture):
             dataset=image_folder(shape[0], shape[1], classes),
             backbone=node,
             **edm_nodes(sigma_data, -0.4, 1.0, self.label_dropout if classes else 0.0),
-            tensors=take_unet(weights, prefix, node),
+            tensors=take_network(weights, EDM2UNet, node, prefix, "emb_"),
             shape=shape,
             classes=classes,
             notes=["the head for the uncertainty of the loss is left out: sampling does not use it"] if head else [],
@@ -100,12 +96,3 @@ def describe(weights: PublishedWeights, prefix: str) -> dict[str, Any]:
         "noise_multiplier": noise // channels,
         "embedding_multiplier": features // channels,
     }
-
-
-def take_unet(weights: PublishedWeights, prefix: str, node: dict[str, Any]) -> dict[str, Tensor]:
-    """The tensors of `EDM2UNet`, whose names differ in the embedding alone."""
-    tensors = {}
-    for name, like in build_empty(EDM2UNet, node).items():
-        value = weights.take(prefix + name.replace("embedding.", "emb_", 1), *like.shape)
-        tensors[name] = as_bits(value) if like.dtype == torch.int32 else value
-    return tensors

@@ -15,7 +15,16 @@ from ..runtime.ranges import check_range
 from .nodes import denoising
 from .weights import ConversionError, PublishedWeights
 
-__all__ = ["RANGES", "Levels", "common_width", "edm_nodes", "multiple", "read_arguments", "read_filter", "read_levels"]
+__all__ = [
+    "RANGES",
+    "Levels",
+    "common_width",
+    "edm_nodes",
+    "multiple",
+    "read_arguments",
+    "read_filter",
+    "read_levels",
+]
 
 READ_OFF = (  # arguments that the tensors tell, or that sampling does not use
     "img_resolution", "img_channels", "in_channels", "out_channels", "label_dim", "augment_dim", "model_type",

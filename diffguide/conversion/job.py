@@ -1,6 +1,5 @@
 """A conversion of published weights into a run folder."""
 
-import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,10 +20,10 @@ from .weights import ConversionError, PublishedWeights
 
 __all__ = ["ConversionJob"]
 
-MARKS = {  # classes of architectures: a tensor that no other family has
-    "ADMClassifier (architecture=adm_classifier)": "out.2.c_proj.weight",
-    "ADM (architecture=adm)": "output_blocks.0.0.in_layers.0.weight",
-    "DiT or SiT (architecture=dit, architecture=sit)": "x_embedder.proj.weight",
+MARKS = {  # a tensor that no other families have: these families, and their options
+    "out.2.c_proj.weight": (("ADM's classifier",), "architecture=adm_classifier"),
+    "output_blocks.0.0.in_layers.0.weight": (("ADM",), "architecture=adm"),
+    "x_embedder.proj.weight": (("DiT", "SiT"), "architecture=dit, architecture=sit"),
 }
 
 
@@ -87,9 +86,9 @@ class ConversionJob:
             network = self.architecture.convert(weights)
             weights.finish()
         except ConversionError as error:
-            family = next((name for name, mark in MARKS.items() if mark in tensors), None)
-            other = family is not None and type(self.architecture).__name__ not in re.findall(r"\w+", family)
-            hint = f"; its tensors have the names of {family}" if other else ""
+            families, options = next((MARKS[name] for name in MARKS if name in tensors), ((), ""))
+            other = families and self.architecture.family not in families
+            hint = f"; its tensors have the names of {' or '.join(families)} ({options})" if other else ""
             raise ConversionError(f"{self.source}: {error}{hint}") from error
         origin = {"family": self.architecture.family, "file": self.source.name, "sha256": hash_file(self.source)}
         return network, origin | ({"part": part} if part else {})

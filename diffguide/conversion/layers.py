@@ -1,10 +1,15 @@
 """Layers of published networks under our names."""
 
-from torch import Tensor
+from collections.abc import Mapping
+from typing import Any
 
-from .weights import PublishedWeights
+import torch
+from torch import Tensor, nn
 
-__all__ = ["Layers"]
+from ..backbones.edm_layers import as_bits
+from .weights import ConversionError, PublishedWeights
+
+__all__ = ["Layers", "take_network"]
 
 
 class Layers:
@@ -40,3 +45,29 @@ class Layers:
             given = given[:-1]
         given += (1,) * (axes - len(given))
         return self.weights.take(name, *given).reshape(shape)
+
+
+def take_network(
+    weights: PublishedWeights, network: type[nn.Module], node: Mapping[str, Any], prefix: str, embedding: str
+) -> dict[str, Tensor]:
+    """The tensors of a network of ours, which the file has by the same names, but for the embedding's.
+
+    Arguments:
+        network, node: its class and arguments.
+        prefix: of every name in the file.
+        embedding: what stands there for our "embedding.".
+
+    Raises:
+        ConversionError: arguments that the network refuses, or a tensor that is missing or has another shape.
+    """
+    arguments = {name: value for name, value in node.items() if name != "_target_"}
+    try:
+        with torch.device("meta"):
+            wanted = network(**arguments).state_dict()
+    except (ValueError, TypeError) as error:
+        raise ConversionError(f"its tensors and arguments are no network: {error}") from error
+    tensors = {}
+    for name, like in wanted.items():
+        value = weights.take(prefix + name.replace("embedding.", embedding, 1), *like.shape)
+        tensors[name] = as_bits(value) if like.dtype == torch.int32 else value
+    return tensors

@@ -11,7 +11,7 @@ __all__ = ["ConversionError", "PublishedWeights"]
 
 
 class ConversionError(CheckpointError):
-    """PublishedWeights that cannot be converted. The message is one printable line: what is wrong, in which tensor."""
+    """Weights that cannot be converted. The message is one printable line: what is wrong, in which tensor."""
 
 
 class PublishedWeights:

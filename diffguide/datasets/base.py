@@ -13,7 +13,17 @@ from torch import Tensor
 
 from .fingerprints import Fingerprint, fingerprint_tensors
 
-__all__ = ["Column", "Dataset", "RowStream", "Split", "Stream", "check_dataset_facts", "check_draws", "fetch_examples"]
+__all__ = [
+    "Column",
+    "ColumnSplit",
+    "Dataset",
+    "RowStream",
+    "Split",
+    "Stream",
+    "check_dataset_facts",
+    "check_draws",
+    "fetch_examples",
+]
 
 Column = Tensor | Sequence[Sequence[str]]  # one entry per example: numbers [N, ...], or the texts of each
 NO_COLUMNS: Mapping[str, Column] = MappingProxyType({})
@@ -22,12 +32,31 @@ NO_COLUMNS: Mapping[str, Column] = MappingProxyType({})
 class Split(NamedTuple):
     """Examples in memory: x [N, C, H, W], float32 in [-1, 1] or uint8 in 0..255, or vectors [N, D]; y [N] class indices.
 
-    y is -1 for an example without class. `columns` has what else is known of every example, such as `captions`.
+    y is -1 for an example without class.
     """
 
     x: Tensor
     y: Tensor
-    columns: Mapping[str, Column] = NO_COLUMNS
+
+    @property
+    def columns(self) -> Mapping[str, Column]:
+        """What else is known of every example; nothing, of a plain split, which is a pair."""
+        return NO_COLUMNS
+
+
+class ColumnSplit(Split):
+    """A split with `columns`: what else is known of every example, such as its `captions`."""
+
+    known: Mapping[str, Column]
+
+    def __new__(cls, x: Tensor, y: Tensor, columns: Mapping[str, Column]) -> "ColumnSplit":
+        split = super().__new__(cls, x, y)
+        split.known = dict(columns)
+        return split
+
+    @property
+    def columns(self) -> Mapping[str, Column]:
+        return self.known
 
 
 class Stream(torch.utils.data.Dataset):
@@ -37,7 +66,7 @@ class Stream(torch.utils.data.Dataset):
 
     Attributes:
         y: class index of every example, [N].
-        columns: as of a `Split`, of a `RowStream` only.
+        columns: as of a `ColumnSplit`, of a `RowStream` only.
     """
 
     y: Tensor

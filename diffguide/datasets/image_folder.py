@@ -1,8 +1,7 @@
 """The images in a folder of the user, with a class per subfolder or without classes, in memory or read as needed."""
 
 import math
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import TypeVar
@@ -13,54 +12,22 @@ from torch import Tensor
 from ..files.text import escape_unprintable
 from ..runtime.ranges import check_range, check_whole
 from . import decoding
-from .base import Dataset, Split, Stream, check_dataset_facts
+from .base import ColumnSplit, Dataset, Split, check_dataset_facts
 from .decoding import Header, Unreadable, read_header, read_max_grey, read_square
 from .fingerprints import Fingerprint, fingerprint_files
 from .folders import class_folder, find_classes
+from .image_stream import ColumnStream, ImageStream
 from .listing import list_files
-from .ranges import FROM_FILE, WhiteLevels, find_whites
+from .ranges import WhiteLevels, find_whites
 from .sheets import describe_copies, describe_files
 from .splits import TEST, TRAIN, VALIDATION, assign_splits, content_hash, group_copies, path_hash, unit_hash
 
-__all__ = ["ImageFolder", "ImageStream"]
+__all__ = ["ImageFolder"]
 
 Result = TypeVar("Result")
 MAX_EXAMPLE_SIZE = 2**24  # numbers in one example
 MAX_STORED_SIDE = 2**14  # pixels
 MAX_NAMED_UNREADABLE = 3  # unreadable files named in a message
-
-
-class ImageStream(Stream):
-    """Image files, decoded on access.
-
-    A file that cannot be decoded is reported on stderr once and replaced by the next readable one.
-
-    Arguments:
-        files: path of each example.
-        y: class indices [N].
-        channels, side, stretch, whites: as for `decoding.read_square`.
-    """
-
-    def __init__(
-        self, files: Sequence[str], y: Tensor, channels: int, side: int, stretch: bool, whites: WhiteLevels = FROM_FILE
-    ):
-        self.files, self.y = files, y
-        self.storage = channels, side, stretch, whites
-        self.reported = torch.zeros(len(y), dtype=torch.bool).share_memory_()  # shared by all worker processes
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        if not 0 <= index < len(self):
-            raise IndexError(index)  # ends a loop over the stream
-        for step in range(len(self)):
-            row = (index + step) % len(self)
-            try:
-                return read_square(Path(self.files[row]), *self.storage), int(self.y[row])
-            except Unreadable as error:
-                if not self.reported[row]:
-                    self.reported[row] = True
-                    print(escape_unprintable(f"{self.files[row]} is skipped: {error}"), file=sys.stderr, flush=True)
-        first = escape_unprintable(self.files[0])
-        raise RuntimeError(f"none of the {len(self)} images can be read any more; the first is {first}")
 
 
 class ImageFolder(Dataset):
@@ -120,6 +87,7 @@ class ImageFolder(Dataset):
         check_choices(suffixes, class_order, split_by)
         self.folder, self.unreadable = Path(path).expanduser(), []
         self.listing = list_files(self.folder, suffixes and [suffix.lower() for suffix in suffixes])
+        columns = self.read_columns()
         self.hashes = self.hash_files(self.listing.files)
         keys = {file: key if key and split_by == "contents" else path_hash(file) for file, key in self.hashes.items()}
         files = sorted(keys, key=lambda file: (unit_hash(keys[file]), file))
@@ -134,16 +102,22 @@ class ImageFolder(Dataset):
 
         def select(part: int) -> Split | ImageStream:
             rows = (torch.tensor(split) == part).nonzero()[:, 0]
+            members = [files[row] for row in rows.tolist()]
+            held = {name: [texts[file] for file in members] for name, texts in columns.items()}
             if x is not None:
-                return Split(x[rows], y[rows])
-            paths = [str(self.folder / files[row]) for row in rows.tolist()]
-            return ImageStream(paths, y[rows], channels, side, stretch, whites)
+                return ColumnSplit(x[rows], y[rows], held) if held else Split(x[rows], y[rows])
+            facts = [str(self.folder / file) for file in members], y[rows], channels, side, stretch, whites
+            return ColumnStream(held, *facts) if held else ImageStream(*facts)
 
         splits = select(TRAIN), select(VALIDATION), select(TEST)
         super().__init__(*splits, class_names=class_names, size=size, flip=flip, workers=workers)
         self.notes = describe_files(list(headers.values()), channels, side, x, workers, whites)
         groups = group_copies({file: self.hashes[file] for file in files}, self.folder)
         self.notes += describe_copies(groups, dict(zip(files, split)), bool(class_names))
+
+    def read_columns(self) -> Mapping[str, Mapping[str, Sequence[str]]]:
+        """What else is known of the files of `listing`: texts by name of the column and by file."""
+        return {}
 
     def load(
         self, files: Sequence[str], channels: int, side: int, stretch: bool, memory: float

@@ -15,6 +15,8 @@ from .likelihood.discrete_ode import LevelSteps
 from .likelihood.flow_ode import Adaptive, ExactTrace, FixedGrid, Hutchinson, flow_log_density
 from .likelihood.metrics import ELBO, ExactDensity, FlowODE
 from .metric import EvalContext, Figure, Metric, MetricError, MetricResult
+from .quality.alignment import Judgement, judge_pictures
+from .quality.alignment_metric import Alignment
 from .quality.distances import covariance_error, energy_distance, mean_error, sliced_wasserstein, wasserstein
 from .quality.features import Features, Pixels
 from .quality.frechet import frechet_distance
@@ -25,11 +27,11 @@ from .quality.precision_recall import density_coverage, precision_recall
 from .quality.pretrained import CLIP, DINOv2, Inception
 
 __all__ = [
-    "Adaptive", "Auto", "Bell", "Budget", "CLIP", "Classification", "ConfidenceScore", "DINOv2", "DecoderDequantization",
-    "DenoisingError", "DensityError", "DensityScore", "ELBO", "EvalContext", "Even", "Exact", "ExactDensity", "ExactTrace",
-    "Features", "Figure", "FixedGrid", "FlowODE", "Hutchinson", "Inception", "LabelClassifier", "LevelAccuracy",
-    "LevelSteps", "Likelihoods", "Local", "Metric", "MetricError", "MetricResult", "OOD", "Piecewise", "Pixels", "Quality",
-    "SlopeScore", "UniformDequantization", "UniformTimeWeighting", "ZeroShot", "ZeroShotClassifier", "covariance_error",
-    "density_coverage", "energy_distance", "flow_log_density", "frechet_distance", "mean_error", "precision_recall",
-    "relative_excess_risk", "sliced_wasserstein", "wasserstein",
+    "Adaptive", "Alignment", "Auto", "Bell", "Budget", "CLIP", "Classification", "ConfidenceScore", "DINOv2",
+    "DecoderDequantization", "DenoisingError", "DensityError", "DensityScore", "ELBO", "EvalContext", "Even", "Exact",
+    "ExactDensity", "ExactTrace", "Features", "Figure", "FixedGrid", "FlowODE", "Hutchinson", "Inception", "Judgement",
+    "LabelClassifier", "LevelAccuracy", "LevelSteps", "Likelihoods", "Local", "Metric", "MetricError", "MetricResult",
+    "OOD", "Piecewise", "Pixels", "Quality", "SlopeScore", "UniformDequantization", "UniformTimeWeighting", "ZeroShot",
+    "ZeroShotClassifier", "covariance_error", "density_coverage", "energy_distance", "flow_log_density", "frechet_distance",
+    "judge_pictures", "mean_error", "precision_recall", "relative_excess_risk", "sliced_wasserstein", "wasserstein",
 ]  # fmt: skip

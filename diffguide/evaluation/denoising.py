@@ -9,6 +9,7 @@ import numpy
 import torch
 from torch import Tensor
 
+from ..backbones.conditions import Condition
 from ..datasets import GMM2D, Dataset, Mixture, Tree
 from ..figures.plot_spec import Panel, Plot
 from ..models.protocols import Denoiser
@@ -100,7 +101,7 @@ def find_noisy_time(denoiser: Denoiser, log_snr: float) -> Tensor:
 
 
 @torch.no_grad()
-def squared_errors(denoiser: Denoiser, x_0: Tensor, y: Tensor | None, t: Tensor, eps: Tensor) -> Tensor:
+def squared_errors(denoiser: Denoiser, x_0: Tensor, y: Condition | None, t: Tensor, eps: Tensor) -> Tensor:
     """mean_d (x_0 - x_0_hat)_d^2 and mean_d (eps - eps_hat)_d^2 at x_t = alpha_t x_0 + sigma_t eps, [2, B] on the CPU.
 
     Arguments:

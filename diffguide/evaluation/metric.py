@@ -13,8 +13,9 @@ import numpy
 import torch
 from torch import Tensor
 
+from ..backbones.conditions import Condition
+from ..conditions.examples import Examples
 from ..datasets import Dataset
-from ..datasets.base import fetch_examples
 from ..figures.plot_spec import Plot
 from ..models.evaluation_counters import as_protocol, count_evaluations
 from ..models.level_classifier import LevelClassifier
@@ -134,6 +135,7 @@ class EvalContext:
         if isinstance(model, Denoiser | Energy):
             model, self.tally = count_evaluations(model)
         self.model, self.data, self.split, self.seed = model, data, split, seed
+        self.examples = Examples(data, getattr(data, split), self.uncounted)
         self.device = torch.device(device)
         self.begin(parts or Parts(None), progress or (lambda done, total, unit: None))
         self.checkpoint, self.config = checkpoint, dict(config or {})
@@ -159,10 +161,9 @@ class EvalContext:
         """The class of each example, [N] on the CPU; -1 = no class."""
         return getattr(self.data, self.split).y[self.rows]
 
-    def batch(self, first: int) -> tuple[Tensor, Tensor]:
-        """Preprocessed examples [b, ...], float32 in [-1, 1], and their classes [b], on the device."""
-        x, y = fetch_examples(getattr(self.data, self.split), self.rows[first : first + self.batch_size])
-        return self.data.preprocess(x).to(self.device), y.to(self.device)
+    def batch(self, first: int) -> tuple[Tensor, Condition]:
+        """Preprocessed examples [b, ...], float32 in [-1, 1], and their conditions [b], on the device."""
+        return self.examples.fetch(self.rows[first : first + self.batch_size], self.device)
 
     def compute_batches(self, batch: Callable[[int], dict[str, numpy.ndarray]]) -> dict[str, list[numpy.ndarray]]:
         """Computes the arrays of every batch, batch(first) -> {name: array}; each batch is saved as a part.

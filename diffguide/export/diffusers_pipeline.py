@@ -9,7 +9,7 @@ from ..checkpoints.store import Loaded
 from ..files.run_folders import write_atomically
 from ..models.preconditioned import Preconditioned
 from .description import describe
-from .diffusers_scheduler import scheduler_settings
+from .diffusers_scheduler import OTHERS, scheduler_settings
 from .formats import Format, write_model_json
 from .programs import ExportError, check_network
 
@@ -77,8 +77,7 @@ class DiffusersPipeline(Format):
         if not isinstance(backbone, DiffusersNetwork) or backbone.name not in PIPELINES:
             name = backbone.name if isinstance(backbone, DiffusersNetwork) else type(backbone).__name__
             raise ExportError(
-                f"to=diffusers takes networks of diffusers, {' and '.join(PIPELINES)}, and this one is a {name}: "
-                "to=torch_export, onnx and safetensors take it"
+                f"to=diffusers takes networks of diffusers, {' and '.join(PIPELINES)}, and this one is a {name}: {OTHERS}"
             )
         pipeline, part = PIPELINES[backbone.name]
         scheduler = build_scheduler(model, backbone)

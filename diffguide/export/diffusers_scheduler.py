@@ -19,7 +19,7 @@ from ..schedules import Linear, ResolutionShift, ScaledLinear, Schedule, Squared
 from ..schedules.discrete import DiscreteBetas
 from .programs import ExportError
 
-__all__ = ["scheduler_settings"]
+__all__ = ["OTHERS", "scheduler_settings"]
 
 PREDICTIONS: dict[type, str] = {Eps: "epsilon", X0: "sample", V: "v_prediction"}
 CURVES: dict[type, str] = {Linear: "linear", ScaledLinear: "scaled_linear"}  # others are given by their betas
@@ -55,8 +55,9 @@ def scheduler_settings(
 
 def flow_shift(schedule: Schedule) -> float:
     """s of the times u' = s u / (1 + (s - 1) u); 1 where the schedule is no shifted flow."""
-    shifted = isinstance(schedule, ResolutionShift) and isinstance(schedule.schedule, FlowSchedule)
-    return round_ends(math.exp(-schedule.shift / 2)) if shifted and isinstance(schedule, ResolutionShift) else 1.0
+    if isinstance(schedule, ResolutionShift) and isinstance(schedule.schedule, FlowSchedule):
+        return round_ends(math.exp(-schedule.shift / 2))
+    return 1.0
 
 
 def betas_settings(schedule: Schedule, steps: int) -> dict[str, Any]:

@@ -25,6 +25,7 @@ class Format:
 
     Attributes:
         option: name in the configuration, for messages.
+        merges_adapter: whether `write` takes the network with the adapter of a run added to its weights.
 
     Arguments:
         weights: `ema` (averaged) or `objective` (as trained).
@@ -34,6 +35,7 @@ class Format:
     """
 
     option: ClassVar[str]
+    merges_adapter: ClassVar[bool] = True
 
     def __init__(self, weights: str = "ema"):
         if weights not in ("ema", "objective"):

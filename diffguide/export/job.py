@@ -22,6 +22,8 @@ class ExportJob:
         target: folder to write.
         trust: dotted names of classes outside diffguide that the checkpoint may build.
         null_class: of a folder of diffusers whose network does not say it: the row of its class table for no class.
+        adapter: as for `checkpoints.store.load`.
+        adapter_scale: as for `checkpoints.store.load`; must be 1 for a format that takes an adapter alone.
     """
 
     format: Format
@@ -29,6 +31,8 @@ class ExportJob:
     target: Path
     trust: Sequence[str] = ()
     null_class: int | None = None
+    adapter: str | None = None
+    adapter_scale: float = 1.0
 
     def run(self) -> Path:
         """Writes the folder, at once or not at all; returns it.
@@ -38,7 +42,14 @@ class ExportJob:
                 cannot be written.
         """
         with convert_input_errors("source"):
-            loaded = load(self.source, self.format.weights, trust=self.trust, null_class=self.null_class)
+            loaded = load(
+                self.source,
+                self.format.weights,
+                trust=self.trust,
+                null_class=self.null_class,
+                adapter=self.adapter,
+                adapter_scale=self.adapter_scale if self.format.merges_adapter else None,
+            )
 
         def fill(folder: Path) -> None:
             with convert_input_errors("to"):

@@ -65,8 +65,6 @@ CONVENTION = (
     "`weak + scale (strong - weak)`: scale 1 is off, 0 is the weak prediction alone, and scale 1 + w is the w of Ho and "
     "Salimans (arXiv 2207.12598). Potentials and classifiers multiply their gradient: 0 is off, 1 is Bayes' rule."
 )
-
-
 LIMITS = """- The model repeats the faults and biases of its data, and may reproduce examples of it.
 - Figures hold for the sampler, the number of steps and the guidance that they were measured with.
 - Paths in the configuration are shortened to their last name: a command that reads the data needs dataset.path=..."""
@@ -98,6 +96,8 @@ def read_metrics(paths: Sequence[Path], sha256: str) -> list[dict[str, Any]]:
             raise ValueError(f"metrics: {file} is no metrics.json of diffguide-eval ({error!r})") from error
         if record.get("checkpoint_sha256") not in (None, sha256):
             raise ValueError(f"metrics: {file} is of another checkpoint than the run's newest: leave it out")
+        if "adapter_scale" in record:  # of the model as it was trained there is none
+            raise ValueError(f"metrics: {file} is of the run with an adapter at another strength: leave it out")
         records.append(record)
     return records
 
@@ -144,8 +144,10 @@ def training_facts(loaded: Loaded, config: Mapping[str, Any]) -> dict[str, Any]:
     """Rows of the table on training."""
     objective = config.get("objective") or {}
     training = config.get("training") or {}
+    parameters = sum(part.numel() for part in loaded.model.parameters())
     facts: dict[str, Any] = {
-        "network": f"{class_of(config.get('backbone'))}, {sum(p.numel() for p in loaded.model.parameters()):,} parameters",
+        "network": f"{class_of(loaded.config.get('backbone'))}, {parameters:,} parameters",
+        "adapter": describe_adapter(loaded.config.get("adapter")),
         "schedule": class_of(config.get("schedule")),
         "objective": class_of(objective),
         "parameterization": class_of(objective.get("parameterization")),
@@ -160,6 +162,11 @@ def training_facts(loaded: Loaded, config: Mapping[str, Any]) -> dict[str, Any]:
         "converted from": describe_origin(loaded.facts.get("origin")),
     }
     return {key: value for key, value in facts.items() if value not in (None, "unknown")}
+
+
+def describe_adapter(node: Any) -> str | None:
+    """The adapter that was trained beside the network, in one cell."""
+    return f"{class_of(node)} of rank {node['rank']}, merged" if isinstance(node, Mapping) else None
 
 
 def describe_origin(origin: Any) -> str | None:

@@ -67,10 +67,12 @@ def check_network(model: Any, to: str) -> Preconditioned:
 
 
 def input_names(model: Preconditioned) -> list[str]:
+    """The names of a program's inputs, in their order."""
     return ["x_t", "log_snr", *(["label"] if model.conditional else [])]
 
 
 def output_names(model: Preconditioned) -> list[str]:
+    """The names of a program's outputs, in their order."""
     return ["x_0", "eps", *(["v"] if model.learned_variance else [])]
 
 

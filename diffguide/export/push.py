@@ -2,9 +2,8 @@
 
 import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -55,23 +54,25 @@ def push(
         raise ValueError(f"repo must be owner/name, got {repo!r}")
     if not LICENSE.fullmatch(license):
         raise ValueError(f"license must be an identifier such as mit, apache-2.0, cc-by-4.0 or other, got {license!r}")
-    files = prepare(Path(run).expanduser(), repo, license, [Path(path).expanduser() for path in metrics], trust)
+    write = prepare(Path(run).expanduser(), repo, license, [Path(path).expanduser() for path in metrics], trust)
     if folder is not None:
-        create_dir(Path(folder).expanduser(), files)
+        create_dir(Path(folder).expanduser(), write)
         return str(folder)
     try:
         from huggingface_hub import HfApi
     except ImportError:
         raise ValueError("push needs huggingface_hub: pip install 'diffguide[hub]'") from None
     with tempfile.TemporaryDirectory() as staged:
-        files(Path(staged))
+        write(Path(staged))
         hub = HfApi()
         address = hub.create_repo(repo, private=private, exist_ok=True)
         hub.upload_folder(repo_id=repo, folder_path=staged, commit_message=message)
     return str(address)
 
 
-def prepare(run: Path, repo: str, license: str, metrics: Sequence[Path], trust: Sequence[str]) -> Any:
+def prepare(
+    run: Path, repo: str, license: str, metrics: Sequence[Path], trust: Sequence[str]
+) -> Callable[[Path], None]:
     """A function that writes the files into a folder. All of them are made before anything is written."""
     file = find(run)
     loaded = load(file, trust=trust)

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ..datasets import Dataset, Split, Stream
-from ..datasets.base import RowStream
+from ..datasets.base import ColumnSplit, RowStream
 from ..files import safetensors as archives
 from ..files.run_folders import convert_write_errors
 from ..files.safetensors import CheckpointError
@@ -130,7 +130,7 @@ class Encoder:
         x, y, places = (torch.cat(part) for part in zip(nothing, *parts))
         columns = {key: pick_rows(values, places) for key, values in split.columns.items()}
         if shards is None:
-            return Split(x, y, columns)
+            return ColumnSplit(x, y, columns) if columns else Split(x, y)
         return LatentRowStream(shards, rows, y, columns) if columns else LatentStream(shards, rows, y, columns)
 
     def shard(self, name: str, first: int, last: int, shards: list[Path]) -> Encoded:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..backbones.conditions import Condition, Embedding, concatenate_conditions
+from ..backbones.conditions import Condition, concatenate_conditions
 from ..models.protocols import (
     Denoiser,
     DenoiserWrapper,
@@ -20,7 +20,6 @@ from ..schedules import Interval, broadcast_rows
 __all__ = [
     "ScaledGuidance",
     "check_uncompiled",
-    "has_condition",
     "per_row",
     "per_row_float",
     "repeat_noise",
@@ -78,11 +77,6 @@ def split_prediction(whole: Prediction, count: int) -> list[Prediction]:
     if isinstance(whole, VariancePrediction):
         return list(map(VariancePrediction, whole.x_0.chunk(count), whole.eps.chunk(count), whole.v.chunk(count)))
     return list(map(Prediction, whole.x_0.chunk(count), whole.eps.chunk(count)))
-
-
-def has_condition(y: Condition) -> Tensor:
-    """Which rows have a condition, [B]."""
-    return y.keep if isinstance(y, Embedding) else y >= 0
 
 
 def per_row(value: Tensor, x: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from ..backbones.conditions import Condition
+from ..backbones.conditions import Condition, Embedding
 from ..models.protocols import Denoiser, Prediction
 from ..randomness import Noise
 from ..runtime.ranges import check_range
@@ -93,6 +93,8 @@ class CADS(ClassifierFree):
         if self.noise is None:
             raise ValueError("guidance=cads draws noise: use it in a run, sampler(denoiser, x, times, y, noise)")
         embedded = self.denoiser.embed(y)
+        if not isinstance(embedded, Embedding):
+            raise ValueError(f"guidance=cads adds noise to a class or one vector, not to {type(embedded).__name__}")
         c = embedded.vectors
         n = repeat_noise(self.noise.of(c.shape[1:]).normal(t, CONDITION_DRAW), c, "guidance=cads")
         changed = math.sqrt(gamma) * c + self.strength * math.sqrt(1 - gamma) * n

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..backbones.conditions import Condition, Embedding
+from ..backbones.conditions import Condition, RowCondition
 from ..models.evaluation_counters import count_potential
 from ..models.protocols import Classifier, Denoiser, Prediction, keep_variance
 from ..schedules import EVERYWHERE, Schedule, broadcast_rows, same_schedule
@@ -74,8 +74,8 @@ class ClassGuidance(ScaledGuidance):
 
     def __call__(self, x_t: Tensor, t: Tensor, y: Condition | None = None) -> Prediction:
         scale = self.scale_at(t)
-        if isinstance(y, Embedding):
-            raise ValueError(f"{type(self).__name__} needs class indices [B] for a condition, got an Embedding")
+        if isinstance(y, RowCondition):
+            raise ValueError(f"{type(self).__name__} needs class indices [B] for a condition, got {type(y).__name__}")
         if y is None or (scale.ndim == 0 and scale == 0):
             return self.predict_unguided(x_t, t, y)
         return self.guide(x_t, t, y, broadcast_rows(scale, x_t.ndim))

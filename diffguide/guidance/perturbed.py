@@ -14,12 +14,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..backbones.conditions import Condition, concatenate_conditions
+from ..backbones.conditions import Condition, concatenate_conditions, has_condition
 from ..backbones.perturbations import BlurredQueries, IdentityAttention, Perturbation, SkippedBlocks
 from ..models.protocols import Denoiser, DenoiserWrapper, Prediction, take_rows
 from ..runtime.ranges import check_range
 from ..schedules import EVERYWHERE
-from .base import has_condition
 from .contrast import CONSTANT_RAMP, LINEAR_RULE, Contrast
 from .ramps import Ramp
 from .rules import Rule

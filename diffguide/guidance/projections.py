@@ -53,6 +53,8 @@ class APG(Rule):
         momentum: in (-1, 1); 0 = none, -0.5 in the paper.
     """
 
+    option = "apg"
+
     def __init__(self, eta: float = 0.0, norm_threshold: float = 15.0, momentum: float = -0.5):
         self.eta = check_finite("eta", eta)
         self.norm_threshold = check_range("norm_threshold", norm_threshold, "(0, inf]")
@@ -83,6 +85,8 @@ class TCFG(Rule):
         ValueError: from `check`, a schedule of zero terminal SNR, where eps does not determine x_0.
     """
 
+    option = "tcfg"
+
     def check(self, denoiser: Denoiser, scale: float) -> None:
         if denoiser.schedule.zero_terminal_snr:
             raise ValueError(
@@ -111,6 +115,8 @@ class FDG(Rule):
     Raises:
         ValueError: data that are not images.
     """
+
+    option = "fdg"
 
     def __init__(self, low: float = 0.5):
         self.low = check_range("low", low, "[0, inf)")

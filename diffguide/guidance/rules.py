@@ -26,10 +26,12 @@ class Rule:
     Attributes:
         stateful: whether a level depends on the levels before it, so that all samples must be at one level.
         strong_at_1: whether scale 1 is `finish(strong)`, so that the weak prediction is not evaluated there.
+        option: the name in the configuration of classifier-free guidance with it, for messages; "" = cfg.
         only_multiplies: whether predictions are multiplied with the scale as it is, which may then be in their precision.
         weak_at_0: whether scale 0 is `finish(weak)`, so that the strong prediction is not evaluated there.
     """
 
+    option = ""
     stateful = False
     strong_at_1 = True
     weak_at_0 = False
@@ -148,6 +150,8 @@ class Threshold(Linear):
         quantile: in (0, 1]; 0.995 in the paper.
     """
 
+    option = "threshold"
+
     def __init__(self, quantile: float = 0.995):
         self.quantile = check_range("quantile", quantile, "(0, 1]")
 
@@ -170,6 +174,8 @@ class Rescale(Rule):
         phi: in [0, 1]: 0 = linear, 1 = the standard deviation of the strong x_0; 0.7 in the paper.
     """
 
+    option = "cfg_rescale"
+
     def __init__(self, phi: float = 0.7):
         self.phi = check_range("phi", phi, "[0, 1]")
 
@@ -188,6 +194,7 @@ class CFGPlusPlus(Rule):
     that more steps guide more. A ramp multiplies lambda; outside the interval the prediction is the strong one.
     """
 
+    option = "cfgpp"
     strong_at_1 = False
     weak_at_0 = True
 
@@ -213,6 +220,8 @@ class CFGZero(Rule):
     Raises:
         SamplingError: from `start`, a run of at most these steps.
     """
+
+    option = "cfg_zero"
 
     def __init__(self, zero_init_steps: int = 1):
         self.zero_init_steps = check_whole("zero_init_steps", zero_init_steps, 0)
@@ -257,6 +266,8 @@ class Mambo(Rule):
     Arguments:
         damping: alpha of the paper, at least 0; 0 = linear, 8 is diffusers' default.
     """
+
+    option = "mambo_g"
 
     def __init__(self, damping: float = 8.0):
         self.damping = check_range("damping", damping, "[0, inf)")

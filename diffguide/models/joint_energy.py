@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from ..backbones import Backbone
-from ..backbones.conditions import Condition, Embedding
+from ..backbones.conditions import Condition, RowCondition
 from .noisy_classifier import check_outputs
 from .parameterizations import at_least_float32
 from .protocols import Classifier, Energy
@@ -53,10 +53,10 @@ def joint_log_density(logits: Tensor, y: Condition | None) -> Tensor:
     """logits[y] of every row, [B], and their logsumexp where y is -1 or None.
 
     Raises:
-        ValueError: an Embedding.
+        ValueError: a condition that is no class indices.
     """
-    if isinstance(y, Embedding):
-        raise ValueError("the condition of an energy is class indices [B], not an Embedding")
+    if isinstance(y, RowCondition):
+        raise ValueError(f"the condition of an energy is class indices [B], got {type(y).__name__}")
     whole = logits.logsumexp(1)
     if y is None:
         return whole

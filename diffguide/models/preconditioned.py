@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from ..backbones import Backbone
-from ..backbones.conditions import Condition, Embedding
+from ..backbones.conditioning import Conditioning
+from ..backbones.conditions import Condition, RowCondition
 from ..backbones.perturbations import Perturbation
 from ..schedules import Schedule, Tabulated, tabulate, time_key
 from ..schedules.tabulated import is_transformed, ordinary_tensors
@@ -78,12 +79,16 @@ class Preconditioned(nn.Module, Denoiser):
     def conditional(self) -> bool:
         return self.backbone.conditional
 
+    @property
+    def conditioning(self) -> Conditioning | None:  # type: ignore[override]
+        return getattr(self.backbone, "conditioning", None)  # a user's network may not have it
+
     embeds = conditional
     attention_layers = property(attrgetter("backbone.attention_layers"))
     residual_blocks = property(attrgetter("backbone.residual_blocks"))
     is_compiled = property(attrgetter("backbone.is_compiled"))
 
-    def embed(self, y: Condition) -> Embedding:
+    def embed(self, y: Condition) -> RowCondition:
         return self.backbone.embed(y)
 
     def start(self, noise: Any, times: Tensor) -> Self:

@@ -13,7 +13,8 @@ from typing import Any, NamedTuple, Self
 
 from torch import Tensor
 
-from ..backbones.conditions import Condition, Embedding
+from ..backbones.conditioning import Conditioning
+from ..backbones.conditions import Condition, RowCondition
 from ..backbones.perturbations import Perturbation
 from ..schedules import Schedule
 from .predictions import Prediction, StackedPrediction, VariancePrediction, keep_variance, take_rows
@@ -71,6 +72,7 @@ class DenoiserInfo(NamedTuple):
         is_compiled: whether the network is compiled by torch.compile, and so has no second derivatives.
         attention_layers, residual_blocks: those of the backbone, for `predict_perturbed`.
         learned_variance: whether predictions are `VariancePrediction`s.
+        conditioning: what reads conditions that are no class indices, such as texts; None = there are none.
     """
 
     schedule: Schedule
@@ -86,6 +88,7 @@ class DenoiserInfo(NamedTuple):
     attention_layers: Sequence[int]
     residual_blocks: Sequence[int]
     learned_variance: bool
+    conditioning: Conditioning | None
 
 
 class Denoiser:
@@ -109,6 +112,7 @@ class Denoiser:
     attention_layers: Sequence[int] = ()
     residual_blocks: Sequence[int] = ()
     learned_variance: bool = False
+    conditioning: Conditioning | None = None
 
     @property
     def conditional(self) -> bool:
@@ -137,7 +141,7 @@ class Denoiser:
         """A copy that skips no step, for churn and restarts, which return to high noise levels."""
         return self
 
-    def embed(self, y: Condition) -> Embedding:
+    def embed(self, y: Condition) -> RowCondition:
         """The vectors of a condition, which the network takes in its place."""
         raise NotImplementedError
 
@@ -238,7 +242,7 @@ class DenoiserWrapper(Denoiser):
         fresh.denoiser = self.denoiser.without_skipped_steps()
         return fresh
 
-    def embed(self, y: Condition) -> Embedding:
+    def embed(self, y: Condition) -> RowCondition:
         return self.denoiser.embed(y)
 
     def predict_perturbed(self, x_t: Tensor, t: Tensor, y: Condition | None, perturbation: Perturbation) -> Prediction:

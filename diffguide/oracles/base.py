@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..backbones.conditions import Condition, Embedding
+from ..backbones.conditions import Condition
 from ..models.protocols import Classifier, ExactDenoiser, LogDensity, Prediction
 from ..schedules import Cosine, Schedule
 
@@ -232,7 +232,7 @@ class Oracle(ExactDenoiser, LogDensity, Classifier):
         """The condition as class indices [n] on the oracle's device."""
         if y is None:
             return None
-        if isinstance(y, Embedding) or y.shape != (n,) or y.is_floating_point():
+        if not isinstance(y, Tensor) or y.shape != (n,) or y.is_floating_point():
             raise ValueError(f"y must be class indices [{n}] with -1 for none, got {type(y).__name__}")
         if y.device.type == "cpu" and n and not -1 <= int(y.min()) <= int(y.max()) < self.num_classes:
             raise ValueError(

@@ -40,15 +40,18 @@ class CompiledInference:
     A call with gradients is not compiled, nor one of fewer than `MIN_ROWS` rows: each would need a graph of its own.
 
     Arguments:
-        network: called as network(x, ...), x [B, ...].
+        network: called as network(x, log_snr, y, ...), x [B, ...]. `can_compile(...)`, where it has that method, says whether a
+            call with these further arguments may be compiled.
     """
 
     def __init__(self, network: nn.Module):
         self.plain = network._call_impl
+        self.can_compile = getattr(network, "can_compile", None)  # a user's network may not have it
         self.compiled = torch.compile(network._call_impl, backend=BACKEND)
 
     def __call__(self, x: Tensor, *others: Any) -> Tensor:
-        if torch.is_grad_enabled() or len(x) < MIN_ROWS:
+        can_compile = self.can_compile is None or self.can_compile(*others[2:])
+        if torch.is_grad_enabled() or len(x) < MIN_ROWS or not can_compile:
             return self.plain(x, *others)
 
         def unify(value: Any) -> Any:

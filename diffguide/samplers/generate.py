@@ -5,8 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from ..backbones import Embedding
-from ..backbones.conditions import Condition
+from ..backbones.conditions import Condition, RowCondition
 from ..models.protocols import Denoiser, Energy
 from ..randomness import Noise
 from .base import Sampler
@@ -18,7 +17,7 @@ def generate(
     denoiser: Denoiser | Energy,
     sampler: Sampler,
     seeds: Sequence[int],
-    labels: Sequence[int] | Embedding | None,
+    labels: Sequence[int] | RowCondition | None,
     shape: Sequence[int],
     batch_size: int,
     device: torch.device | str = "cpu",
@@ -33,7 +32,8 @@ def generate(
         denoiser: what to sample, guided or not; an energy if the sampler takes one.
         sampler: of the run.
         seeds: one per sample; sample i is a function of (seeds[i], labels[i]), the denoiser and the sampler alone.
-        labels: class index per sample, -1 = no condition; or an Embedding, one row per sample; None = no condition.
+        labels: class index per sample, -1 = no condition; or a `RowCondition`, such as an Embedding or texts, one row per
+            sample; None = no condition.
         shape: of one sample.
         batch_size: samples at a time.
         device: of the denoiser.
@@ -52,11 +52,11 @@ def generate(
         yield sampler(denoiser, x, times, y, noise, on_step)
 
 
-def check_labels(labels: Sequence[int] | Embedding | None, count: int, num_classes: int) -> None:
+def check_labels(labels: Sequence[int] | RowCondition | None, count: int, num_classes: int) -> None:
     """Raises ValueError unless there is a label per sample, each a class or -1."""
     if labels is not None and len(labels) != count:
         raise ValueError(f"labels must have one entry per seed, got {len(labels)} labels and {count} seeds")
-    if labels is not None and not isinstance(labels, Embedding):
+    if labels is not None and not isinstance(labels, RowCondition):
         wrong = [label for label in labels if not -1 <= label < max(num_classes, 1)]
         if wrong:
             raise ValueError(f"labels must be from -1 (no condition) to {num_classes - 1}, got {wrong[0]}")
@@ -67,15 +67,19 @@ def initial_state(
     sampler: Sampler,
     times: Tensor,
     seeds: Sequence[int],
-    labels: Sequence[int] | Embedding | None,
+    labels: Sequence[int] | RowCondition | None,
     shape: Sequence[int],
     device: torch.device | str,
     dtype: torch.dtype,
 ) -> tuple[Tensor, Condition | None, Noise]:
     """The start of a batch: x [b, *shape] at times[0], the condition on the device, the noise of its steps."""
     noise = Noise(seeds, shape, denoiser.schedule, device, dtype)
-    if isinstance(labels, Embedding):
-        y: Condition | None = labels.to(device)
+    y: Condition | None
+    if isinstance(labels, RowCondition):
+        y = labels.to(device)
+        if isinstance(denoiser, Denoiser) and denoiser.embeds:
+            with torch.no_grad():
+                y = denoiser.embed(y)  # once for all noise levels
     else:
         y = None if labels is None else torch.tensor(labels, device=device)
     return sampler.begin(denoiser, times, noise), y, noise

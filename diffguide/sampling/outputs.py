@@ -75,7 +75,8 @@ def write_manifest(path: Path, plan: SamplingPlan, header: Mapping[str, Any]) ->
         file.write(strict_json(header) + "\n")
         for index, (seed, label) in enumerate(zip(plan.seeds, plan.classes)):
             name = None if label < 0 else plan.class_names[label]
-            file.write(strict_json({"index": index, "seed": seed, "label": label, "class": name}) + "\n")
+            kind = "prompt" if plan.prompts else "class"
+            file.write(strict_json({"index": index, "seed": seed, "label": label, kind: name}) + "\n")
 
 
 def write_pictures(folder: Path, plan: SamplingPlan, shards: Shards, filmed: images.GridLayout | None) -> None:

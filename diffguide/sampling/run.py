@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..backbones.conditions import Condition
+from ..backbones.conditions import Condition, RowCondition
 from ..checkpoints.references import Guide
 from ..figures import image_grids as images
 from ..figures import trajectories
@@ -60,6 +60,8 @@ class SamplingPlan(NamedTuple):
         labels: one per sample, None = no condition.
         background: of the scatter plot of vectors, None = the samples are images.
         guides: trained models of the guidance.
+        prompts: what the labels are the indices of, in place of classes; () = classes.
+        conditions: a row per prompt, on the CPU.
     """
 
     source: SampleSource
@@ -70,6 +72,8 @@ class SamplingPlan(NamedTuple):
     labels: list[int] | None
     background: ScatterBackground | None
     guides: Sequence[Guide] = ()
+    prompts: Sequence[str] = ()
+    conditions: RowCondition | None = None
 
     @property
     def shape(self) -> Sequence[int]:
@@ -81,7 +85,7 @@ class SamplingPlan(NamedTuple):
 
     @property
     def class_names(self) -> Sequence[str]:
-        return self.source.class_names
+        return self.prompts or self.source.class_names
 
     @property
     def classes(self) -> list[int]:
@@ -151,7 +155,9 @@ class SampleWriter:
         self.film.start(first, count)
         self.counts = plan.tally.evaluations, plan.tally.potential_evaluations
         part = slice(first, first + count)
-        labels = None if plan.labels is None else plan.labels[part]
+        labels: Sequence[int] | RowCondition | None = None if plan.labels is None else plan.labels[part]
+        if labels is not None and plan.conditions is not None:
+            labels = plan.conditions[torch.tensor(labels)]
         source, device = plan.source, self.engine.device
         return initial_state(
             plan.guided, plan.sampler, self.times, plan.seeds[part], labels, source.shape, device, source.dtype

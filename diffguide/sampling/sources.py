@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from ..checkpoints import store as checkpoints
+from ..checkpoints.adapter_files import identify_adapter
 from ..checkpoints.allowlist import construct, validate_config
+from ..checkpoints.explanations import explain_origin, explain_untrained
 from ..checkpoints.first_stages import decode_only, open_latents
 from ..datasets.base import Dataset, fetch_examples
 from ..figures.scatter import MAX_DATA_POINTS, ScatterBackground, build_background
@@ -77,7 +79,7 @@ class CheckpointSource(SampleSource):
         weights: ema or objective.
         device: of the model.
         trust: names of classes outside diffguide that the file may use.
-        null_class: see `checkpoints.store.load`.
+        null_class, adapter, adapter_scale: see `checkpoints.store.load`.
         latents: whether latents are kept, rather than decoded by the first stage of the model.
         first_stage: of a model of latents that does not know its own; None = none.
 
@@ -98,10 +100,12 @@ class CheckpointSource(SampleSource):
         device: torch.device,
         trust: Sequence[str],
         null_class: int | None = None,
+        adapter: str | None = None,
+        adapter_scale: float = 1.0,
         latents: bool = False,
         first_stage: FirstStageSource | None = None,
     ):
-        loaded = checkpoints.load(file, weights, device, trust, null_class)
+        loaded = checkpoints.load(file, weights, device, trust, null_class, adapter, adapter_scale)
         if isinstance(loaded.model, FirstStage):
             raise checkpoints.CheckpointError(
                 f"{file} holds an autoencoder, which makes no pictures of its own: train a model in its latents with "
@@ -114,7 +118,8 @@ class CheckpointSource(SampleSource):
             )
         self.file, self.weights, self.config, self.model = file, weights, loaded.config, loaded.model
         self.shape, self.class_names = loaded.facts["shape"], loaded.facts["class_names"]
-        self.note = checkpoints.explain_untrained(loaded) or checkpoints.explain_origin(loaded)
+        self.adapter = identify_adapter(adapter, adapter_scale)
+        self.note = explain_untrained(loaded) or explain_origin(loaded)
         self.in_latents = loaded.facts.get("first_stage") is not None or first_stage is not None
         self.form = find_form(loaded, file, trust, latents, first_stage, device)
 
@@ -123,7 +128,8 @@ class CheckpointSource(SampleSource):
         return self.form
 
     def identity(self) -> dict[str, Any]:
-        return {"checkpoint": str(self.file), "checkpoint_sha256": hash_weights(self.file), "weights": self.weights}
+        file = {"checkpoint": str(self.file), "checkpoint_sha256": hash_weights(self.file)}
+        return file | {"weights": self.weights} | self.adapter
 
     def background(self, labels: Sequence[int]) -> ScatterBackground:
         return build_background(training_data(self.config), self.shape[0])

@@ -70,7 +70,11 @@ def copy_weights(model: Any, ancestor: Any, names: Sequence[str], ancestor_names
             mine[name].copy_(value)
         copied += 1
     if not copied:
-        raise ValueError("it has no tensor in common with this network")
+        here, there = (getattr(part.backbone, "name", type(part.backbone).__name__) for part in (model, ancestor))
+        raise ValueError(
+            f"its network, a {there}, has no tensor in common with backbone, a {here}; leave out backbone=... to train that of "
+            "the model"
+        )
     known = [name for name in names if name in ancestor_names] if tables else []
     fresh += [name for name in names if name not in ancestor_names] if tables else []
     return Start(copied, known, fresh, len(theirs.keys() - mine.keys()))

@@ -3,11 +3,14 @@
 import os
 import time
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from ..backbones.conditions import Condition
+from ..conditions.examples import Examples
 from ..datasets import Dataset, Split, Stream
 from ..randomness import Share, fold, uniform
 from ..runtime.engine import Fabric
@@ -15,7 +18,7 @@ from ..runtime.engine import Fabric
 __all__ = ["Batches", "DataOrder", "make_loader"]
 
 ORDER_PURPOSE, NOISE_PURPOSE, LAYERS_PURPOSE = range(3)  # purposes of a folded seed
-OBJECTIVE, VIEW = range(2)  # users of the noise of a step
+OBJECTIVE, VIEW, CONDITION = range(3)  # users of the noise of a step
 PREFETCH = 4  # batches that each worker reads in advance
 
 
@@ -41,8 +44,8 @@ class DataOrder:
 class Batches:
     """This device's share of every batch, in micro-batches, with its random numbers.
 
-    An endless iterator over (x, y, rng), from `images` on: preprocessed examples [share, ...], class indices [share], and
-    this share of the step's random numbers. It also seeds the global generators, which dropout layers use.
+    An endless iterator over (x, y, rng), from `images` on: preprocessed examples [share, ...], their conditions [share],
+    and this share of the step's random numbers. It also seeds the global generators, which dropout layers use.
 
     Arguments:
         data: with a training split; a `Split` is stored on the device, a `Stream` is read in advance by worker processes.
@@ -51,17 +54,21 @@ class Batches:
         batch_size: images per optimiser step, over all devices.
         share: images per device and micro-step.
         images: images seen before the first step.
+        model: that is trained, which says what its conditions are; None = class indices.
 
     Attributes:
         wait_seconds: spent waiting for data.
     """
 
-    def __init__(self, data: Dataset, seed: int, engine: Fabric, batch_size: int, share: int, images: int = 0):
+    def __init__(
+        self, data: Dataset, seed: int, engine: Fabric, batch_size: int, share: int, images: int = 0, model: Any = None
+    ):
+        self.examples = Examples(data, data.train, model)
         self.data, self.seed, self.batch_size, self.share, self.images = data, seed, batch_size, share, images
         self.device, self.rank = torch.device(engine.device), engine.global_rank
         self.local = batch_size // engine.world_size
         self.wait_seconds = 0.0
-        self.generators = [torch.Generator(self.device) for _ in (OBJECTIVE, VIEW)]
+        self.generators = [torch.Generator(self.device) for _ in (OBJECTIVE, VIEW, CONDITION)]
 
     def micro_batches(self) -> Iterator[tuple[int, int, Tensor]]:
         """(images before the step, row in the batch, indices) of each micro-batch."""
@@ -72,43 +79,49 @@ class Batches:
                 yield images, first, indices[first : first + self.share]
             images += self.batch_size
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Share]]:
-        for (images, first, _), (x, y) in zip(self.micro_batches(), self.load_batches()):
+    def __iter__(self) -> Iterator[tuple[Tensor, Condition, Share]]:
+        for (images, first, _), (x, keys) in zip(self.micro_batches(), self.load_batches()):
             step = images // self.batch_size
-            objective, view = (
+            objective, view, condition = (
                 Share(generator.manual_seed(fold(self.seed, NOISE_PURPOSE, user, step)), first, self.batch_size)
                 for user, generator in enumerate(self.generators)
             )
             micro = first // self.share % (self.local // self.share)
             torch.manual_seed(fold(self.seed, LAYERS_PURPOSE, self.rank, step, micro))
-            yield self.data.preprocess(x, uniform((len(y), 3), view, torch.float32)), y, objective
+            chance = uniform((len(x), self.examples.draws), condition, torch.float32) if self.examples.draws else None
+            shown = uniform((len(x), 3), view, torch.float32)
+            yield *self.examples.complete(x, keys, self.device, shown, chance), objective
 
     def load_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Stored examples and their labels, on the device; measures the time spent waiting for them."""
+        """Stored examples and their keys, on the device; measures the time spent waiting for them."""
         train = self.data.train
         batches = self.read_stream(train) if isinstance(train, Stream) else self.index_split(train)
         while True:
             started = time.monotonic()
-            x, y = next(batches)
-            x, y = x.to(self.device, non_blocking=True), y.to(self.device, non_blocking=True)
+            x, keys = next(batches)
+            x, keys = x.to(self.device, non_blocking=True), keys.to(self.device, non_blocking=True)
             self.wait_seconds += time.monotonic() - started
-            yield x, y
+            yield x, keys
 
     def read_stream(self, train: Stream) -> Iterator[tuple[Tensor, Tensor]]:
         indices = (rows.tolist() for _, _, rows in self.micro_batches())
-        return iter(make_loader(train, self.data.workers, indices, self.device))
+        for x, found in make_loader(train, self.data.workers, indices, self.device):
+            yield x, self.examples.keys_of(found)
 
     def index_split(self, train: Split) -> Iterator[tuple[Tensor, Tensor]]:
-        x, y = train.x.to(self.device), train.y.to(self.device)
+        x = train.x.to(self.device)
+        keys = (
+            train.y.to(self.device) if self.examples.table is None else torch.arange(len(train.y), device=self.device)
+        )
         for _, _, rows in self.micro_batches():
             if self.device.type == "cuda":  # the copy from pinned memory does not wait for the device
                 rows = rows.pin_memory()
             rows = rows.to(self.device, non_blocking=True)
-            yield x[rows], y[rows]
+            yield x[rows], keys[rows]
 
 
 def make_loader(stream: Stream, workers: int, indices: Iterable[list[int]], device: torch.device) -> DataLoader:
-    """Batches (x, y) of a stream at given indices, read in advance by worker processes."""
+    """What a stream returns at given indices, in batches, read in advance by worker processes."""
     if hasattr(os, "sched_getaffinity"):
         workers = min(workers, len(os.sched_getaffinity(0)))
     return DataLoader(

@@ -123,7 +123,7 @@ class DryRun:
         engine, training, data = self.engine, self.training, self.data
         objective = copy.deepcopy(self.objective).to(engine.device).train()
         optimizer, share = training.make_optimizer(objective), training.share(engine.world_size)
-        batches = iter(Batches(data, self.seed, engine, training.batch_size, share))
+        batches = iter(Batches(data, self.seed, engine, training.batch_size, share, model=objective.model))
         cuda = engine.device.type == "cuda"
 
         def step() -> None:

@@ -5,8 +5,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from ..conditions.examples import Examples
 from ..datasets import Dataset, Stream
-from ..datasets.base import fetch_examples
 from ..objectives import Loss, Objective
 from ..randomness import fold
 from .batches import make_loader
@@ -24,22 +24,23 @@ def held_out_loss(objective: Objective, data: Dataset, seed: int, device: torch.
     Without validation examples it uses at most 2000 evenly spaced training examples.
     """
     rng = torch.Generator(device).manual_seed(fold(seed, VALIDATION_NOISE))
+    examples = Examples(data, data.held_out_split[1], objective.model)
     losses = [
-        objective(data.preprocess(x.to(device)), y.to(device), rng)
-        for x, y in held_out_batches(data, device, batch_size)
+        objective(*examples.complete(x, keys, device), rng)
+        for x, keys in held_out_batches(examples, device, batch_size)
     ]
     terms = {name: torch.cat([loss.terms[name] for loss in losses]) for name in losses[0].terms}
     log_snr = None if losses[0].log_snr is None else torch.cat([loss.log_snr for loss in losses])
     return Loss(torch.cat([loss.per_example for loss in losses]), terms, log_snr)
 
 
-def held_out_batches(data: Dataset, device: torch.device, batch_size: int) -> Iterable[tuple[Tensor, Tensor]]:
-    """Stored examples and their classes."""
-    name, split = data.held_out_split
+def held_out_batches(examples: Examples, device: torch.device, batch_size: int) -> Iterable[tuple[Tensor, Tensor]]:
+    """Stored examples and their keys."""
+    name, split = examples.data.held_out_split
     count = len(split.y)
     rows = torch.arange(0, count, 1 if name == "validation" else -(-count // MAX_TRAINING_EXAMPLES))
     if isinstance(split, Stream):
         parts = [part.tolist() for part in rows.split(batch_size)]
-        return make_loader(split, data.workers, parts, torch.device(device))
-    x, y = (split.x, split.y) if len(rows) == count else fetch_examples(split, rows)
-    return zip(x.split(batch_size), y.split(batch_size))
+        loader = make_loader(split, examples.data.workers, parts, torch.device(device))
+        return ((x, examples.keys_of(found)) for x, found in loader)
+    return (examples.fetch_stored(part) for part in rows.split(batch_size))

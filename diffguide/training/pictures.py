@@ -1,12 +1,15 @@
 """The sample grids and accuracy plots that training draws of its averaged model."""
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
-from ..datasets import Split
+from ..backbones.conditions import RowCondition
+from ..conditions.examples import Examples
+from ..datasets import Dataset, Split
 from ..datasets.base import fetch_examples
 from ..evaluation.classification.metric import write_accuracy
 from ..figures.image_grids import choose_training_labels, write_samples
@@ -21,6 +24,8 @@ if TYPE_CHECKING:
     from .job import TrainingJob
 
 __all__ = ["TrainingPictures"]
+
+MAX_PROMPTS = 16  # in a picture
 
 
 class TrainingPictures:
@@ -59,10 +64,32 @@ class TrainingPictures:
     def draw_samples(self, model: Denoiser | Energy, path: Path) -> None:
         job, data = self.job, self.job.data
         guided = job.add_guidance(model, job.engine.device)
-        labels = choose_training_labels(guided.num_classes, vectors=len(data.shape) == 1)
+        names: Sequence[str] = data.class_names
+        conditions: RowCondition | None = None
+        if isinstance(guided, Denoiser) and guided.conditioning is not None:
+            names, conditions = choose_prompts(data, guided)
+        count = guided.num_classes if conditions is None else len(names)
+        labels = choose_training_labels(count, vectors=len(data.shape) == 1)
+        y: Sequence[int] | RowCondition = labels if conditions is None else conditions[torch.tensor(labels)]
         batch_size = min(250, max(job.training.share(job.engine.world_size), 8))
-        batches = generate(guided, job.sampler, range(len(labels)), labels, data.shape, batch_size, job.engine.device)
+        batches = generate(guided, job.sampler, range(len(labels)), y, data.shape, batch_size, job.engine.device)
         background = data.train.x if len(data.shape) == 1 and isinstance(data.train, Split) else None
         x = torch.cat([batch.float().cpu() for batch in batches])
         x = data.space.decode(x) if isinstance(data, LatentData) else x
-        write_samples(path, x, labels, data.class_names, background, note_missing=True)
+        write_samples(path, x, labels, names, background, note_missing=True)
+
+
+def choose_prompts(data: Dataset, model: Denoiser) -> tuple[Sequence[str], RowCondition | None]:
+    """Conditions for a picture and their names: the first captions of held-out examples, all different.
+
+    Without captions, the conditions of the first held-out examples.
+    """
+    split, conditioning = data.held_out_split[1], model.conditioning
+    assert conditioning is not None
+    captions = split.columns.get(conditioning.column) if conditioning.reads_text else None
+    if captions is not None:
+        texts = list(dict.fromkeys(given[0] for given in captions if given and given[0]))[:MAX_PROMPTS]
+        conditions = conditioning.read(texts) if texts else None
+        return texts, conditions if isinstance(conditions, RowCondition) else None
+    x, y = Examples(data, split, model).fetch(torch.arange(min(MAX_PROMPTS, len(split.y))))
+    return [f"example {row}" for row in range(len(x))], y if isinstance(y, RowCondition) else None

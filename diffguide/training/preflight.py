@@ -8,6 +8,7 @@ import torch
 
 from ..checkpoints.data_record import describe_changes
 from ..checkpoints.validation import CheckpointError, check_facts
+from ..conditions.examples import Examples
 from ..datasets.base import fetch_examples
 from ..first_stages.latent_data import LatentData
 from ..models.protocols import Denoiser, Energy
@@ -59,10 +60,11 @@ def check_network(job: TrainingJob) -> None:
     rows = torch.arange(min(CHECKED_EXAMPLES, len(data.train.y)))
     with convert_input_errors("objective"):
         job.objective.check(data.preprocess(fetch_examples(data.train, rows)[0]))
-    x, y = fetch_examples(data.train, torch.tensor([0, 0]))
+    with convert_input_errors("condition"):
+        examples = Examples(data, data.train, model)
     try:
         with torch.no_grad():
-            job.objective(data.preprocess(x), y, torch.Generator().manual_seed(0))
+            job.objective(*examples.fetch(torch.tensor([0, 0])), torch.Generator().manual_seed(0))
     except (RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise InputError(f"backbone does not fit the data, whose examples are {list(data.shape)}: {reason}") from error

@@ -6,8 +6,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ..conditions.examples import Examples
 from ..datasets import Dataset
-from ..datasets.base import fetch_examples
 from ..objectives import Objective
 
 __all__ = ["make_probe"]
@@ -17,9 +17,10 @@ def make_probe(objective: Objective, data: Dataset, device: torch.device, seed: 
     """number of examples -> mean loss of a copy of the objective on the first training examples; the data repeat if fewer."""
     objective = copy.deepcopy(objective).to(device).train()
     rng = torch.Generator(device).manual_seed(seed)
+    examples = Examples(data, data.train, objective.model)
 
     def forward(rows: int) -> Tensor:
-        x, y = fetch_examples(data.train, torch.arange(rows) % len(data.train.y))
-        return objective(data.preprocess(x).to(device), y.to(device), rng).per_example.mean()
+        x, y = examples.fetch(torch.arange(rows) % len(data.train.y), device)
+        return objective(x, y, rng).per_example.mean()
 
     return forward

@@ -133,7 +133,8 @@ class TrainingRun:
         """The batches from the current position on; after a rollback with another order and other noise."""
         training, engine = self.training, self.engine
         seed = fold(self.seed, ROLLBACK_PURPOSE, self.rollbacks) if self.rollbacks else self.seed
-        return Batches(self.data, seed, engine, training.batch_size, training.share(engine.world_size), self.images)
+        share = training.share(engine.world_size)
+        return Batches(self.data, seed, engine, training.batch_size, share, self.images, self.objective.model)
 
     def add(self, loss: Loss) -> None:
         """Adds the loss of a micro-batch."""

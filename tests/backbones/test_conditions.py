@@ -125,7 +125,7 @@ def test_conditions_of_another_kind_or_length_are_refused(make, shape):
         make(condition_features=5)
     with pytest.raises(ValueError, match="at least 0, got 0 and -1"):
         make(num_classes=0, condition_features=-1)
-    with pytest.raises(ValueError, match="y must be class indices .* got an Embedding"):
+    with pytest.raises(ValueError, match="y must be class indices .* got Embedding"):
         make()(x, log_snr, Embedding(vectors))
     with pytest.raises(ValueError, match="y must be an Embedding of length 5 .* got Tensor"):
         on_vectors(make)(x, log_snr, y)

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from networks import batch, dit, edm, lively, unet
+from networks import batch, dit, edm, edm2, lively, unet
 
 from diffguide.backbones.diffusers_network import DiffusersNetwork
 from diffguide.backbones.lora import LoRA, merge_adapters
@@ -12,7 +12,7 @@ from diffguide.backbones.perturbations import IdentityAttention
 from diffguide.checkpoints.allowlist import construct
 from diffguide.files.safetensors import CheckpointError
 
-pytest.importorskip("peft")
+peft = pytest.importorskip("peft")
 
 DIT = {"num_attention_heads": 2, "attention_head_dim": 8, "num_layers": 2, "patch_size": 2, "norm_num_groups": 2}
 UNET2D = {
@@ -61,6 +61,37 @@ def test_a_new_adapter_changes_nothing_and_a_trained_one_its_layers(make):
     torch.testing.assert_close(merged(x, log_snr, y), found, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("scale", [0.0, 0.5, 1.0, -2.0])
+@every_network
+def test_merged_at_a_scale_is_peft_apart_at_this_scale(make, scale):
+    """And at 0 the network is the one before, bit for bit."""
+    torch.manual_seed(0)
+    plain = lively(make())
+    network = drawn(LoRA(copy.deepcopy(plain), rank=2, alpha=3.0))
+    for layer in network.modules():
+        if isinstance(layer, peft.tuners.lora.LoraLayer):
+            layer.scaling["default"] = scale * 3 / 2
+    apart = network(x, log_snr, y).detach()
+    merged = merge_adapters(network, scale)
+    torch.testing.assert_close(merged(x, log_snr, y), apart, rtol=1e-5, atol=1e-5)
+    if scale == 0:
+        assert all(torch.equal(value, plain.state_dict()[name]) for name, value in merged.state_dict().items())
+    else:
+        assert float((apart - plain(x, log_snr, y)).abs().max()) > 1e-3
+
+
+@every_network
+def test_every_linear_and_convolutional_layer_may_have_an_adapter(make):
+    torch.manual_seed(0)
+    plain = lively(make())
+    names = [name for name, part in plain.named_modules() if isinstance(part, torch.nn.Linear | torch.nn.Conv2d)]
+    network = drawn(LoRA(copy.deepcopy(plain), rank=2, targets=names))
+    adapted = {name.partition(".lora_A")[0] for name in network.network.state_dict() if ".lora_A" in name}
+    assert adapted == {name for name in names if f"{name}.weight" not in plain.class_tables()}
+    found = network(x, log_snr, y).detach()
+    torch.testing.assert_close(merge_adapters(network)(x, log_snr, y), found, rtol=1e-4, atol=1e-4)
+
+
 def test_only_the_adapter_trains():
     network = LoRA(lively(unet()), rank=2).train()
     before = copy.deepcopy(network.state_dict())
@@ -93,6 +124,8 @@ def test_perturbations_reach_the_layers(make):
 def test_arguments_are_checked():
     with pytest.raises(ValueError, match=r"targets=\['other'\] are the ends of no name .* qkv"):
         LoRA(dit(), targets=["other"])
+    with pytest.raises(ValueError, match="EDM2UNet has no linear or convolutional layers"):
+        LoRA(edm2())
     for changed in ({"rank": 0}, {"alpha": 0.0}, {"dropout": 1.0}):
         with pytest.raises(ValueError, match=next(iter(changed))):
             LoRA(unet(), **changed)

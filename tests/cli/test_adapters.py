@@ -1,13 +1,19 @@
-"""training/adapter=lora: a run of an adapter, resumed, sampled, started from again, exported."""
+"""training/adapter=lora: a run of an adapter, resumed, sampled at several strengths, started from again, exported."""
 
+import json
 import shutil
+from contextlib import chdir
 
+import numpy
 import pytest
 import torch
 from safetensors.torch import load_file
 from short_run import RUN
 
 from diffguide.checkpoints.store import load
+from diffguide.convert import main as convert
+from diffguide.evaluate import main as evaluate
+from diffguide.sample import main as sample
 from diffguide.train import main
 
 pytest.importorskip("peft")
@@ -17,6 +23,7 @@ SHORT = [
     "sampler.steps=2", "engine.precision=32-true", "training.adapter.targets=[conv_in]",
 ]  # fmt: skip
 ADAPTED = RUN.parent.parent / "adapted/v001"
+BASE = [f"checkpoint={RUN}", "weights=ema"]  # the averages, from which the adapter started
 LAST = "checkpoints/0000000064.safetensors"
 
 
@@ -45,6 +52,81 @@ def test_an_adapter_is_trained_resumed_merged_and_adapted_again(command, at):
     assert not any("lora" in name for name in loaded.model.state_dict())
     second = [f"init_from={ADAPTED}", *ADAPTER[1:3], "name=second", *SHORT, "training.images=32"]
     assert command(main, *second, at=at).code == 0
+
+
+@pytest.fixture(scope="module")
+def adapted(tiny_run, tmp_path_factory):
+    """A folder with a run, a run of an adapter for it whose matrices are not small, and this adapter alone."""
+    folder = tmp_path_factory.mktemp("adapted")
+    shutil.copytree(tiny_run, folder / RUN)
+    with chdir(folder):
+        main([*ADAPTER, *SHORT, "training.learning_rate=0.1", "training.adapter.targets=[conv_in,conv_out]"])
+        convert([str(ADAPTED), "matrices", "to=lora", "to.weights=objective"])
+    return folder
+
+
+def samples(command, at, *words):
+    """Samples of a run, and their manifest."""
+    done = command(sample, "n=4", "weights=objective", "sampler.steps=2", "seed=3", *words, at=at)
+    assert done.code == 0, done.err
+    manifest = (at / done.folder / "manifest.jsonl").read_text().splitlines()[0]
+    return numpy.load(at / done.folder / "samples.npz")["arr_0"].astype(float), json.loads(manifest)
+
+
+def test_samples_at_every_strength_of_an_adapter(command, adapted):
+    """0 is the network before, 1 the trained one, also from the file of the matrices alone."""
+    before, manifest = samples(command, adapted, *BASE)
+    assert not any("adapter" in key for key in manifest)
+    trained, manifest = samples(command, adapted, f"checkpoint={ADAPTED}")
+    assert not any("adapter" in key for key in manifest) and abs(trained - before).max() > 20
+    none, manifest = samples(command, adapted, f"checkpoint={ADAPTED}", "adapter_scale=0")
+    assert (none == before).all() and manifest["adapter_scale"] == 0
+    alone, manifest = samples(command, adapted, *BASE, "adapter=matrices")
+    assert abs(alone - trained).max() <= 1
+    assert manifest["adapter"] == "matrices" and len(manifest["adapter_sha256"]) == 64
+    half, _ = samples(command, adapted, f"checkpoint={ADAPTED}", "adapter_scale=0.5")
+    alone, _ = samples(command, adapted, *BASE, "adapter=matrices", "adapter_scale=0.5")
+    assert abs(alone - half).max() <= 1
+    assert min(abs(half - trained).max(), abs(half - before).max()) > 5
+
+
+def test_measurements_and_exports_take_a_strength(command, adapted):
+    figures = {}
+    for scale in (0, 1):
+        words = [f"checkpoint={ADAPTED}", f"adapter_scale={scale}", "metric=denoising", "weights=objective", "n=32"]
+        done = command(evaluate, *words, at=adapted)
+        assert done.code == 0, done.err
+        figures[scale] = json.loads((adapted / done.folder / "metrics.json").read_text())
+    assert figures[0]["adapter_scale"] == 0 and "adapter_scale" not in figures[1]
+    assert figures[0]["configuration"] != figures[1]["configuration"]
+    for words in ([str(ADAPTED), "whole"], [str(RUN), "sum", "adapter=matrices", "to.weights=ema"]):
+        assert (
+            command(convert, "to=safetensors", "to.weights=objective", *words, "adapter_scale=0.5", at=adapted).code
+            == 0
+        )
+    whole, total = (load_file(adapted / name / "model.safetensors") for name in ("whole", "sum"))
+    assert whole.keys() == total.keys()
+    for name, value in whole.items():
+        torch.testing.assert_close(total[name], value, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    "main, words, message",
+    [
+        (sample, [f"checkpoint={RUN}", "adapter_scale=0.5"], "adapter_scale=0.5 has no effect"),
+        (sample, [f"checkpoint={ADAPTED}", "adapter_scale=half"], "adapter_scale must be"),
+        (sample, [f"checkpoint={ADAPTED}", "adapter_scale=inf"], "adapter_scale must be a finite number"),
+        (sample, [f"checkpoint={RUN}", "adapter=nowhere"], "adapter=nowhere has neither"),
+        (sample, ["oracle=gmm2d", "adapter_scale=2"], "adapter_scale has no effect with an oracle"),
+        (evaluate, [f"checkpoint={RUN}", "adapter=nowhere"], "adapter=nowhere has neither"),
+        (convert, [str(RUN), "new", "to=lora"], "to=lora takes runs of training/adapter=lora"),
+        (convert, [str(ADAPTED), "new", "to=lora", "adapter_scale=2"], "no effect with to=lora"),
+        (convert, [str(ADAPTED), "new", "architecture=dit", "adapter_scale=2"], "no effect with architecture="),
+    ],
+)
+def test_mistakes_with_adapters_in_use(command, adapted, main, words, message):
+    done = command(main, *words, at=adapted)
+    assert done.code == 1 and message in done.err and done.err.count("\n") == 1, done.err
 
 
 @pytest.mark.parametrize(

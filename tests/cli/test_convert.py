@@ -214,7 +214,7 @@ def test_a_mistake_is_one_line(home, tmp_path, command, name):
 
 def test_a_classifier_is_no_generator(home, tmp_path, command):
     done = command(convert, f"{home}/classifier.pt", "new", *ADM_WORDS, at=tmp_path)
-    assert done.code == 1 and "its tensors have the names of ADMClassifier (architecture=adm_classifier)" in done.err
+    assert done.code == 1 and "its tensors have the names of ADM's classifier (architecture=adm_classifier)" in done.err
 
 
 def test_nothing_is_overwritten_and_nothing_is_left_half_written(home, tmp_path, command):

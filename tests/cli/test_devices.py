@@ -17,13 +17,24 @@ from diffguide.train import main
 SCRIPTS = Path(sysconfig.get_path("scripts"))
 RUN = Path("outputs/train/digits/v001")
 TWO = ["engine.accelerator=cpu", "engine.devices=2", "engine.strategy=ddp"]
-SMALL = [
+UNET = [
     "backbone.channels=8",
     "backbone.head_channels=8",
     "backbone.multipliers=[1]",
     "backbone.attention=[8]",
     "backbone.blocks=1",
     "backbone.dropout=0",
+]
+OF_DIFFUSERS = [
+    "backbone=diffusers_unet",
+    "backbone.arguments.block_out_channels=[8]",
+    "backbone.arguments.down_block_types=[AttnDownBlock2D]",
+    "backbone.arguments.up_block_types=[AttnUpBlock2D]",
+    "backbone.arguments.attention_head_dim=8",
+    "backbone.arguments.dropout=0",
+    "+backbone.arguments.norm_num_groups=4",
+]
+STEPS = [
     "sampler.steps=2",
     "training.accumulate=2",
     "training.batch_size=32",
@@ -34,6 +45,7 @@ SMALL = [
     "objective.levels.bins=4",
     "objective.levels.history=5",
 ]
+SMALL = [*UNET, *STEPS]
 
 
 def run(at: Path, *command: str | Path, **options) -> subprocess.CompletedProcess:
@@ -63,6 +75,16 @@ def assert_equal_losses(one: Path, other: Path) -> None:
         assert losses(other, key) == pytest.approx(losses(one, key), rel=0, abs=1e-5)
     weights = [load_file(path / "checkpoints/0000000320.safetensors") for path in (one, other)]
     assert max((weights[0][name] - weights[1][name]).abs().max() for name in weights[0]) < 1e-3
+
+
+@pytest.mark.slow
+def test_a_network_of_diffusers_has_the_losses_of_one_process_too(tmp_path):
+    (tmp_path / "one").mkdir()
+    with chdir(tmp_path / "one"):
+        main([*OF_DIFFUSERS, *STEPS])
+    done = run(tmp_path / "two", SCRIPTS / "diffguide-train", *OF_DIFFUSERS, *STEPS, *TWO)
+    assert done.returncode == 0, done.stderr
+    assert_equal_losses(tmp_path / "one" / RUN, tmp_path / "two" / RUN)
 
 
 def test_two_processes_have_the_losses_of_one(alone, tmp_path):

@@ -34,6 +34,9 @@ def test_a_run_is_written_as_tensors(command, at, weights):
     "words, message",
     [
         (["run", "run", "to=safetensors"], "target run exists, and nothing is overwritten"),
+        (["run", "", "to=safetensors"], "target must be given: diffguide-convert SOURCE TARGET to="),
+        (["", "exported", "to=safetensors"], "source must be given"),
+        (["run", "exported", "third/path", "to=safetensors"], "source= or target="),
         (["nowhere", "exported", "to=safetensors"], "source: no checkpoint at nowhere"),
         (["run", "exported", "to=tensorrt"], "there is no option to=tensorrt"),
         (["run", "exported", "to=onnx", "to.opset=9"], "to: opset must be"),

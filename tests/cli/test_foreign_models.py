@@ -85,6 +85,42 @@ def diffguide_noise(model, seed: int) -> torch.Tensor:
     return x / model.schedule.alpha_sigma(1.0)[1].to(x)
 
 
+def test_a_guide_may_have_a_row_for_no_class(folder, short_run, tmp_path, monkeypatch, capsys):
+    """The model itself as its guide changes nothing."""
+    monkeypatch.chdir(tmp_path)
+    pipe, pictures = folder / "pipe", []
+    words = [f"checkpoint={pipe}", "null_class=3", "n=2", "sampler.steps=2"]
+    for guidance in (["none"], ["autoguidance", f"guidance.guide={{path:{pipe},null_class:3}}", "guidance.scale=3"]):
+        sample([*words, f"guidance={guidance[0]}", *guidance[1:]])
+        with numpy.load(f"outputs/sample/pipe/v00{len(pictures) + 1}/samples.npz") as arrays:
+            pictures.append(arrays["arr_0"].astype(int))
+    assert abs(pictures[0] - pictures[1]).max() <= 1  # rounded to bytes
+    capsys.readouterr()
+    guides = {
+        f"{pipe}": "guidance.guide={path:",  # four classes
+        f"{{path:{pipe},null_class:7}}": "null_class must be a row",
+        f"{{path:{pipe},null_row:3}}": "guidance.guide must be a folder, or",
+        f"{{path:{short_run},null_class:3}}": "null_class has no effect",
+    }
+    for guide, named in guides.items():
+        with pytest.raises(SystemExit) as stopped:
+            sample([*words, "guidance=autoguidance", f"guidance.guide={guide}"])
+        error = capsys.readouterr().err
+        assert stopped.value.code == 1 and error.count("\n") == 1 and named in error, error
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [(["metric=zero_shot"], "null_class=<row>"), (["metric=elbo", "null_class=3"], "set log_snr_max of this metric")],
+)
+def test_an_evaluation_says_what_a_folder_does_not(words, named, folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stopped:
+        evaluate([f"checkpoint={folder / 'pipe'}", *images(folder), *words, "n=1"])
+    error = capsys.readouterr().err
+    assert stopped.value.code == 1 and error.count("\n") == 1 and named in error, error
+
+
 def test_zero_shot_classes_take_the_names_of_the_data(folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     words = ["metric=zero_shot", "null_class=3", "n=1", "batch_size=4"]
@@ -177,6 +213,26 @@ def test_our_own_runs_are_ancestors_too(short_run, tmp_path, monkeypatch, capsys
     assert "10 classes" in error and "close to those of the ancestor" in error
 
 
+def test_a_recipe_trains_the_network_of_the_ancestor(folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    words = ["experiment=own_images_64", "dataset.size=16", "engine.precision=32-true"]
+    train([f"init_from={folder / 'pipe'}", *images(folder), *words, *STEPS, "training.images=16", "name=recipe"])
+    config = checkpoints.load("outputs/train/recipe/v001").config
+    assert config["backbone"]["network"] == "UNet2DModel"
+    assert config["objective"]["parameterization"]["_target_"].endswith(".Eps")
+    assert config["dataset"]["flip"] and config["training"]["ema_images"] == 100_000  # of the recipe
+    assert "of experiment=own_images_64 all but backbone, schedule, objective" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["init_from=pipe"], ["backbone=diffusers_unet"], ["backbone=diffusers_dit"]])
+def test_a_side_that_the_network_does_not_take_is_one_line(words, folder, monkeypatch, capsys):
+    monkeypatch.chdir(folder)
+    with pytest.raises(SystemExit):
+        train([*words, *images(folder), "dataset.size=17"])
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "size must be a multiple of 2" in error and "16 or 18 pixels" in error
+
+
 @pytest.mark.parametrize(
     ("words", "named"),
     [
@@ -184,6 +240,8 @@ def test_our_own_runs_are_ancestors_too(short_run, tmp_path, monkeypatch, capsys
         (["init_from=3"], "init_from"),
         (["backbone.channels=24"], "init_from, trained on examples of shape [1, 8, 8]: backbone."),
         (["backbone=mlp", "dataset=gmm2d"], "init_from"),
+        (["experiment=digits_classifier"], "experiment=digits_classifier trains by ClassifierObjective"),
+        (["backbone=diffusers_dit"], "a UNet, has no tensor in common with backbone, a DiTTransformer2DModel"),
     ],
 )
 def test_an_ancestor_that_does_not_fit_is_one_line(words, named, short_run, tmp_path, monkeypatch, capsys):

@@ -111,6 +111,7 @@ MISTAKES = [
     (["objective=vdm"], ["objective=vdm", "bits/dim"]),
     (["objective=cdm", "objective.quantization_levels=17"], ["quantization_levels"]),
     (["objective=autoencoder"], ["objective=autoencoder"]),
+    (["condition=low_resolution"], ["condition", "LowResolution"]),
     (["backbone.size=7"], ["backbone.size", "4"]),
     (["dataset=photo_patches"], ["first_stage", "channels"]),
     (["first_stage.path=outputs/train/nothing/v001"], ["first_stage", "nothing"]),

@@ -64,6 +64,7 @@ NOT_RESUMED = {
     "another seed": (["seed=1"], "seed (0 -> 1)"),
     "another batch": (["batch_size=32"], "batch_size (16 -> 32)"),
     "other labels": (["labels=all"], "labels (balanced -> all)"),
+    "another strength": (["adapter_scale=2"], "adapter_scale (1 -> 2)"),
     "other weights": (["weights=objective"], "weights (ema -> objective)"),
     "another sampler": (["sampler.steps=7"], "sampler.steps (6 -> 7)"),
     "another guidance": (["guidance=cfg"], "guidance (Unguided -> ClassifierFree)"),
@@ -105,6 +106,23 @@ def test_a_newer_checkpoint_does_not_change_a_run_that_began(stopped, command):
     file.with_name("0000000096.safetensors").write_bytes(b"another one")
     assert command(main, f"resume={RUN}", at=stopped).code == 0
     assert len(numpy.load(stopped / RUN / "samples.npz")["arr_0"]) == 48
+
+
+def test_runs_of_before_have_no_adapter(stopped, command):
+    lines = (stopped / RUN / "config.yaml").read_text().splitlines()
+    older = [line for line in lines if not line.startswith(("null_class:", "adapter"))]
+    assert len(older) == len(lines) - 3
+    (stopped / RUN / "config.yaml").write_text("\n".join(older))
+    assert command(main, f"resume={RUN}", at=stopped).code == 0
+
+
+def test_an_adapter_that_changed_is_refused(stopped, command):
+    text = (stopped / RUN / "config.yaml").read_text()
+    (stopped / RUN / "config.yaml").write_text(text.replace("adapter: null", "adapter: matrices"))
+    (stopped / "matrices").mkdir()
+    (stopped / "matrices/adapter_model.safetensors").write_bytes(b"other ones")
+    done = command(main, f"resume={RUN}", at=stopped)
+    assert done.code == 1 and "adapter=matrices has changed" in done.err and done.err.count("\n") == 1, done.err
 
 
 HOSTILE = {

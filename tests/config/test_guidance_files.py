@@ -40,6 +40,18 @@ def test_every_file_builds_its_rule(name, rule, said):
     assert type(guided.rule).__name__ == rule and isinstance(guided.scale, float) and len(guided.interval) == 2
 
 
+@pytest.mark.parametrize("name, said", [(name, said) for name, (_, said) in FILES.items()], ids=FILES)
+@pytest.mark.parametrize("missing", ["num_classes", "has_null"])
+def test_a_model_that_does_not_fit_is_told_the_guidance_that_was_asked_for(name, said, missing):
+    denoiser = exact()
+    setattr(denoiser, missing, False)
+    if (name, missing) == ("negative", "has_null"):  # the other class takes the place of the null condition
+        build(composed(f"guidance={name}", *said).guidance, "guidance", denoiser)
+        return
+    with pytest.raises(ConfigError, match=f"^guidance: guidance={name} needs a model "):
+        build(composed(f"guidance={name}", *said).guidance, "guidance", denoiser)
+
+
 DROPPING = {
     "cfg", "cfg_rescale", "apg", "cfg_zero", "cfgpp", "tcfg", "mambo_g", "threshold", "fdg", "compose", "cads",
     "classifier_cfg",

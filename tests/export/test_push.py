@@ -46,6 +46,24 @@ def evaluation(folder: Path, sha256: str) -> Path:
     return folder
 
 
+def test_figures_of_an_adapter_at_another_strength_are_refused(run, tmp_path):
+    metrics = evaluation(tmp_path / "eval", hash_file(checkpoint(run)))
+    record = json.loads((metrics / "metrics.json").read_text())
+    (metrics / "metrics.json").write_text(json.dumps(record | {"adapter_scale": 0.5}))
+    with pytest.raises(ValueError, match="adapter at another strength"):
+        diffguide.push(run, "ada/points", "mit", metrics=[metrics], folder=tmp_path / "out")
+
+
+def test_the_card_of_an_adapter_names_its_network(tmp_path):
+    pytest.importorskip("peft")
+    lora = {"_target_": "diffguide.backbones.lora.LoRA", "network": CONFIG["backbone"], "rank": 3, "targets": ["0"]}
+    (tmp_path / "run/checkpoints").mkdir(parents=True)
+    save(tmp_path / "run/checkpoints", CONFIG | {"backbone": lora})
+    diffguide.push(tmp_path / "run", "ada/points", "mit", folder=tmp_path / "out")
+    card = (tmp_path / "out/README.md").read_text()
+    assert "| network | MLP, " in card and "| adapter | LoRA of rank 3, merged |" in card
+
+
 def checkpoint(run: Path) -> Path:
     return next(file for file in (run / "checkpoints").glob("*.safetensors") if "optimizer" not in file.name)
 

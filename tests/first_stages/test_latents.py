@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from diffguide.datasets import Dataset, Split, Stream
-from diffguide.datasets.base import RowStream, fetch_examples
+from diffguide.datasets.base import ColumnSplit, RowStream, fetch_examples
 from diffguide.first_stages import Autoencoder, SmallKL
 from diffguide.first_stages import encoding as encoding_module
 from diffguide.first_stages.encoding import cache_key, encode_dataset
@@ -20,7 +20,7 @@ def stage(seed: int = 0) -> Autoencoder:
 
 def pictures(count: int = 40, flip: bool = True, seed: int = 0, **changes) -> Dataset:
     x = torch.randint(256, (count, 3, 8, 8), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
-    split = Split(x, torch.arange(count) % 2, {"captions": [[f"picture {row}"] for row in range(count)]})
+    split = ColumnSplit(x, torch.arange(count) % 2, {"captions": [[f"picture {row}"] for row in range(count)]})
     small = Split(x[:5], split.y[:5])
     return Dataset(split, small, Split(x[:0], split.y[:0]), ["a", "b"], flip=flip, **changes)
 

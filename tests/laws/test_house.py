@@ -13,6 +13,7 @@ FLOORS = [  # a package imports only from its own floor or a lower one
     {"files", "runtime", "nodes", "class_names"},
     {"schedules"},
     {"randomness", "figures", "backbones", "datasets"},
+    {"conditions"},
     {"models", "first_stages"},
     {"oracles"},
     {"objectives", "guidance", "samplers"},

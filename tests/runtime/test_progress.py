@@ -7,7 +7,8 @@ import pytest
 from short_run import RUN
 
 from diffguide.checkpoints import store as checkpoints
-from diffguide.checkpoints.store import Loaded, explain_untrained
+from diffguide.checkpoints.explanations import explain_untrained
+from diffguide.checkpoints.store import Loaded
 from diffguide.evaluate import main as evaluate_main
 from diffguide.evaluation import bar as evaluate
 from diffguide.evaluation.bar import Bar

@@ -1,22 +1,13 @@
 """Batches are functions of (seed, images seen), for any division and any storage."""
 
-from typing import NamedTuple
-
 import torch
+from one_rank import Rank, pictures
 
 from diffguide.datasets import Dataset, Split, Stream
 from diffguide.randomness import normal
 from diffguide.training.batches import Batches, DataOrder
 
 FLOAT = torch.float32
-
-
-class Rank(NamedTuple):
-    """The attributes of Fabric that `Batches` needs."""
-
-    global_rank: int
-    world_size: int
-    device: str = "cpu"
 
 
 class Bytes(Stream):
@@ -27,11 +18,6 @@ class Bytes(Stream):
 
     def __getitem__(self, index):
         return self.x[index], int(self.y[index])
-
-
-def pictures(n: int = 20) -> Split:
-    rng = torch.Generator().manual_seed(0)
-    return Split(torch.randint(256, (n, 3, 6, 6), generator=rng, dtype=torch.uint8), torch.arange(n))
 
 
 def dataset(split, **options) -> Dataset:

@@ -4,6 +4,7 @@ import numpy
 import torch
 from torch import Tensor
 
+from ...backbones.conditions import Condition
 from ...figures.plot_spec import Panel, Plot
 from ...models.level_classifier import LevelClassifier
 from ...objectives.cdm import add_uniform_noise, level_terms
@@ -95,7 +96,7 @@ class LevelAccuracy(ClassConditionalMetric):
 
     @torch.no_grad()
     def measure_draw(
-        self, model: LevelClassifier, x_0: Tensor, y: Tensor | None, noise: Noise, draw: int, values: int
+        self, model: LevelClassifier, x_0: Tensor, y: Condition | None, noise: Noise, draw: int, values: int
     ) -> dict[str, Tensor]:
         """Level and errors of one draw, [b] each."""
         u = torch.special.ndtr(noise.of((1,)).normal(0.0, 0).double()[:, 0])

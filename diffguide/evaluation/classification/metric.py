@@ -184,6 +184,7 @@ class Classification(Metric):
     def classify_batch(self, context: EvalContext, first: int) -> dict[str, numpy.ndarray]:
         """The predictions for a batch, and the seconds that they took."""
         x_0, y = context.batch(first)
+        assert isinstance(y, Tensor)  # a classifier has classes
         eps = context.noise(first).normal(0.0, 0)
         started = time.perf_counter()
         predictions = classify(context.require(Classifier), x_0, y, self.levels(context), eps)

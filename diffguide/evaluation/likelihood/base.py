@@ -9,6 +9,7 @@ import numpy
 import torch
 from torch import Tensor
 
+from ...backbones.conditions import Condition
 from ...figures.plot_spec import Plot
 from ...models.decoders import Discretized
 from ...models.protocols import Energy, is_guided
@@ -22,7 +23,7 @@ from .elbo import start_log_snr
 __all__ = ["Arrays", "Density", "NLL", "sum_parts"]
 
 Arrays = dict[str, Tensor]
-NLL = Callable[[Tensor, Tensor | None, Noise, Report], Arrays]
+NLL = Callable[[Tensor, Condition | None, Noise, Report], Arrays]
 LEVELS_HINT = "(17 for digits, 256 for bytes, 0 for continuous data)"
 
 

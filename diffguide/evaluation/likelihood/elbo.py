@@ -100,10 +100,14 @@ def start_log_snr(schedule: Schedule, log_snr_max: float | None) -> float:
     """The log-SNR of z_0; ValueError if it is outside the schedule, or an end of the schedule is infinite."""
     low, high = schedule.log_snr_min, schedule.log_snr_max
     start = high if log_snr_max is None else float(log_snr_max)
-    if math.isinf(low) or math.isinf(high) and start == high:
+    if math.isinf(low) or math.isinf(start):
+        remedy = (
+            "train with a finite schedule.log_snr_min"
+            if math.isinf(low)
+            else "set log_snr_max of this metric, such as 9"
+        )
         raise ValueError(
-            f"a likelihood needs a schedule with finite ends; this one has log-SNR {low:g} to {high:g}: use a finite "
-            "schedule.log_snr_min, and a finite log_snr_max of the schedule or of the metric"
+            f"a likelihood needs a schedule with finite ends; that of this model has log-SNR {low:g} to {high:g}: {remedy}"
         )
     if not low < start <= high:
         raise ValueError(f"log_snr_max must lie within the schedule's {low:g} to {high:g}, got {start:g}")

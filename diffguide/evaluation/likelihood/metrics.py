@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...backbones.conditions import Condition
 from ...datasets.base import fetch_examples
 from ...figures.plot_spec import Panel, Plot
 from ...models.decoders import Discretized, Gaussian
@@ -133,7 +134,7 @@ class ELBO(Density):
         control = self.fit_control(context, terms)
         starts = choose_starts(terms)
 
-        def nll(x: Tensor, y: Tensor | None, noise: Noise, report: Report) -> Arrays:
+        def nll(x: Tensor, y: Condition | None, noise: Noise, report: Report) -> Arrays:
             bound = elbo(context.denoiser, x, y, decoder, noise, terms, self.replicates, self.draws, control, report)
             samples = [noise.normal(len(terms), k) for k in (0, 1)]
             reconstructions = [reconstruction(x, decoder, terms[k].end, samples).mean(0) for k in starts]
@@ -212,7 +213,7 @@ class FlowODE(PointDensity):
             )
 
     def log_density(
-        self, context: EvalContext, x: Tensor, y: Tensor | None, noise: Noise, index: int, report: Report
+        self, context: EvalContext, x: Tensor, y: Condition | None, noise: Noise, index: int, report: Report
     ) -> Tensor:
         start = self.start_log_snr(context)
         return flow_log_density(context.denoiser, x, y, self.trace, self.solver, noise, index, start, report)
@@ -262,7 +263,7 @@ class ExactDensity(PointDensity):
         return super().start_log_snr(context)
 
     def log_density(
-        self, context: EvalContext, x: Tensor, y: Tensor | None, noise: Noise, index: int, report: Report
+        self, context: EvalContext, x: Tensor, y: Condition | None, noise: Noise, index: int, report: Report
     ) -> Tensor:
         start = torch.tensor(self.start_log_snr(context), dtype=torch.float64)
         t = time_of_log_snr(start, context.schedule, context.levels)

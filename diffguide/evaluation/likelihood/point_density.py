@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...backbones.conditions import Condition
 from ...models.decoders import Discretized
 from ...randomness import Noise
 from ...runtime.ranges import check_whole
@@ -43,7 +44,7 @@ class PointDensity(Density):
         self.draws = check_whole("draws", draws, 1)
 
     def log_density(
-        self, context: EvalContext, x: Tensor, y: Tensor | None, noise: Noise, index: int, report: Report
+        self, context: EvalContext, x: Tensor, y: Condition | None, noise: Noise, index: int, report: Report
     ) -> Tensor:
         """log p(x) in nats, [B], of z_0 = x_0 + s_0 eps at x; `index` counts the draws."""
         raise NotImplementedError
@@ -55,7 +56,7 @@ class PointDensity(Density):
     def build_nll(self, context: EvalContext) -> NLL:
         values, start, draws = self.num_values(context), self.start_log_snr(context), self.num_draws(context)
 
-        def nll(x: Tensor, y: Tensor | None, noise: Noise, report: Report) -> Arrays:
+        def nll(x: Tensor, y: Condition | None, noise: Noise, report: Report) -> Arrays:
             if values:
                 Discretized(values).check(x)
             costs, corrections = [], []

@@ -1,6 +1,7 @@
 """Samples to compare: new ones, and those of a run of diffguide-sample."""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from zipfile import BadZipFile
@@ -65,18 +66,30 @@ class NewSamples:
 class StoredSamples:
     """The first samples of a run of `diffguide-sample`, as bytes [B, C, H, W] with their classes.
 
+    Samples with prompts have no classes.
+
+    Arguments:
+        count: number of samples; None = all.
+
+    Attributes:
+        prompts: of each sample, "" = none; None for a run with classes.
+
     Raises:
         ValueError: no finished run, another checkpoint or shape, or fewer samples.
     """
 
-    def __init__(self, folder: Path, count: int, context: EvalContext):
-        self.folder, self.count, self.batch_size = folder, count, context.batch_size
+    def __init__(self, folder: Path, count: int | None, context: EvalContext):
+        self.folder, self.batch_size = folder, context.batch_size
         self.file = folder / "samples.npz"
         try:
             with open(folder / "manifest.jsonl", encoding="utf-8") as lines:
                 self.header = dict(json.loads(next(lines)))
+                self.prompts = read_prompts(lines)
             with numpy.load(self.file, allow_pickle=False) as arrays:
                 self.y = torch.from_numpy(arrays["arr_1"][:count])
+            self.count = len(self.y) if count is None else count
+            if self.prompts is not None:  # their labels count the prompts
+                self.prompts, self.y = self.prompts[: self.count], torch.full_like(self.y, -1)
             ends = read_rows(self.file, {0, len(self.y) - 1})
         except (OSError, ValueError, TypeError, KeyError, StopIteration, BadZipFile) as error:
             raise ValueError(
@@ -114,3 +127,18 @@ class StoredSamples:
     def facts(self) -> dict[str, Any]:
         facts = {key: self.header.get(key) for key in ("guidance", "sampler", "network_evaluations")}
         return facts | {"sampled": str(self.folder)}
+
+
+def read_prompts(lines: Iterable[str]) -> list[str] | None:
+    """The prompt of each sample, from the lines of a manifest below its header; None for a run without prompts.
+
+    Raises:
+        ValueError, TypeError: a line that is no JSON object, or a prompt that is no text.
+    """
+    rows = [dict(json.loads(line)) for line in lines]
+    if not any("prompt" in row for row in rows):
+        return None
+    prompts = [row.get("prompt") or "" for row in rows]
+    if not all(isinstance(prompt, str) for prompt in prompts):
+        raise ValueError("a prompt is no text")
+    return prompts

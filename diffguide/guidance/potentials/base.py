@@ -10,13 +10,13 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from ...backbones.conditions import Condition
+from ...backbones.conditions import Condition, has_condition
 from ...models.evaluation_counters import count_potential
 from ...models.protocols import Denoiser, LogDensity, Prediction, SamplingError, keep_variance
 from ...randomness import Noise
 from ...runtime.ranges import check_finite
 from ...schedules import EVERYWHERE, broadcast_rows
-from ..base import ScaledGuidance, check_uncompiled, has_condition, per_row_float
+from ..base import ScaledGuidance, check_uncompiled, per_row_float
 from .values import LogPotential, Potential, build_potential, compute_gradient, evaluate, reads_class
 
 __all__ = [

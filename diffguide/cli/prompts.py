@@ -1,0 +1,76 @@
+"""prompts: the conditions of samples that are no classes, as a list, a file or the lines of stdin."""
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..backbones.conditioning import Conditioning
+from ..backbones.conditions import RowCondition
+from ..config.build import ConfigError
+from ..runtime.errors import convert_input_errors
+
+__all__ = ["read_conditions", "read_prompts"]
+
+STDIN = "-"
+MAX_PROMPTS = 10**6
+MAX_BYTES = 2**30  # of a file of prompts
+
+
+def read_prompts(value: Any) -> list[Any]:
+    """The prompts of a configuration: a list, one prompt, the lines of a file or of stdin.
+
+    Raises:
+        ConfigError: no prompt, too many, or a file that cannot be read.
+    """
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        prompts = list(value)
+    elif value == STDIN:
+        prompts = sys.stdin.read(MAX_BYTES).splitlines()
+    elif isinstance(value, str) and Path(value).suffix == ".txt":
+        prompts = read_lines(Path(value).expanduser())
+    else:
+        prompts = [value]
+    if not 1 <= len(prompts) <= MAX_PROMPTS:
+        raise ConfigError(f"prompts must be 1 to {MAX_PROMPTS} texts, got {len(prompts)}")
+    return prompts
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a file."""
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise ConfigError(f"prompts: {path} is too large for a list of texts")
+        return path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            f"prompts: {path} is not UTF-8: byte {error.start} is {error.object[error.start]:#04x}"
+        ) from error
+    except OSError as error:
+        raise ConfigError(f"prompts: {path} cannot be read: {error.strerror}") from error
+
+
+def read_conditions(prompts: Sequence[Any], conditioning: Conditioning | None) -> tuple[list[str], RowCondition]:
+    """The prompts as they are shown, and their conditions, a row each.
+
+    Raises:
+        ConfigError: a model with classes or without conditions, or a prompt that it does not take.
+    """
+    if conditioning is None:
+        raise ConfigError(
+            "prompts need a model that was trained with condition=text or another one: choose classes by labels="
+        )
+    with convert_input_errors("prompts"):
+        conditions = conditioning.read(prompts)
+    if not isinstance(conditions, RowCondition):
+        raise ConfigError("prompts need a condition of rows; choose classes by labels=")
+    return [show_prompt(prompt) for prompt in prompts], conditions
+
+
+def show_prompt(prompt: Any) -> str:
+    """A prompt for manifests and pictures."""
+    if isinstance(prompt, Mapping):
+        return ", ".join(f"{name}: {show_prompt(value)}" for name, value in prompt.items())
+    if isinstance(prompt, Sequence) and not isinstance(prompt, str):
+        return ", ".join(map(str, prompt))
+    return str(prompt)

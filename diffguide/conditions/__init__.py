@@ -1,0 +1,19 @@
+"""Conditions that a network can be built with: texts, attributes, numbers, pictures, several at once."""
+
+from .classes import Classes, MultiLabel
+from .none import NoCondition
+from .numbers import Continuous
+from .pictures import LowResolution, Masked
+from .several import SeveralConditions
+from .text import ByteText
+
+__all__ = [
+    "ByteText",
+    "Classes",
+    "Continuous",
+    "LowResolution",
+    "Masked",
+    "MultiLabel",
+    "NoCondition",
+    "SeveralConditions",
+]

@@ -1,0 +1,107 @@
+"""Real numbers as a condition."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..backbones.conditioning import Conditioning, ConditionTable, Context, find_column, rows_of
+from ..backbones.conditions import Condition, Numbers
+from ..runtime.ranges import check_range, check_whole
+
+__all__ = ["Continuous"]
+
+
+class NumberTable(ConditionTable):
+    """The numbers of a split, each forgotten with a probability."""
+
+    def __init__(self, values: Tensor, drop: float):
+        self.values, self.drop = values, drop
+        self.draws = values.shape[1] if drop else 0
+
+    def __call__(self, rows: Tensor, x: Tensor, chance: Tensor | None = None) -> Numbers:
+        values = rows_of(self.values, rows, x)
+        if chance is not None and self.draws:
+            values = torch.where(chance < self.drop, math.nan, values)
+        return Numbers(values)
+
+
+class Continuous(Conditioning):
+    """Fourier features of u = (value - center) / width: u, sin(2^n pi u) and cos(2^n pi u), and whether the value is given.
+
+    Mildenhall et al., "NeRF", 2020, arXiv 2003.08934, eq. 4. A value that is not given has zeros.
+
+    Arguments:
+        names: of the numbers, in the order of the data's columns.
+        centers, widths: of each, in the units of the data, so that u lies about within [-1, 1]; widths above 0.
+        frequencies: number of exponents n = 0, 1, ... per value, in [0, 16].
+        drop: probability with which training forgets each number, independently, in [0, 1]; the whole condition is dropped
+            by p_uncond.
+        column: of the data, [N, K], NaN = not said.
+    """
+
+    scale: Tensor
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        centers: Sequence[float],
+        widths: Sequence[float],
+        frequencies: int = 6,
+        drop: float = 0.1,
+        column: str = "numbers",
+    ):
+        super().__init__()
+        self.names, self.column = list(names), column
+        if not self.names or not len(self.names) == len(centers) == len(widths):
+            raise ValueError(
+                f"condition.names, centers and widths must be lists of one length, at least 1, got {self.names}, "
+                f"{list(centers)} and {list(widths)}"
+            )
+        if not all(map(math.isfinite, centers)) or not all(0 < width < math.inf for width in widths):
+            raise ValueError(f"centers must be finite and widths above 0, got {list(centers)} and {list(widths)}")
+        check_whole("condition.frequencies", frequencies, 0)
+        check_range("condition.frequencies", frequencies, "[0, 16]")
+        self.drop = check_range("condition.drop", drop, "[0, 1]")
+        self.centers, self.widths, self.frequencies = list(centers), list(widths), frequencies
+        self.vector_features = len(self.names) * (2 + 2 * frequencies)
+
+    def forward(self, y: Condition | None, x: Tensor) -> Context:
+        if y is None:
+            return Context(x.new_zeros(len(x), self.vector_features))
+        if not isinstance(y, Numbers) or y.values.shape[1] != len(self.names):
+            raise ValueError(
+                f"y must be Numbers [B, {len(self.names)}] for condition=continuous, got {type(y).__name__}"
+            )
+        values = y.values.to(torch.promote_types(x.dtype, torch.float32))
+        given = y.keep[:, None] & ~values.isnan()
+        u = (values - values.new_tensor(self.centers)) / values.new_tensor(self.widths)
+        angles = [2**n * math.pi * u for n in range(self.frequencies)]
+        parts = [torch.ones_like(u), u, *(angle.sin() for angle in angles), *(angle.cos() for angle in angles)]
+        return Context(torch.cat([torch.where(given, part, 0.0) for part in parts], dim=1).to(x.dtype))
+
+    def tabulate(self, columns: Mapping[str, Any], labels: Tensor) -> ConditionTable:
+        values = torch.as_tensor(find_column(columns, self.column, "condition=continuous"), dtype=torch.float32)
+        if values.ndim != 2 or values.shape[1] != len(self.names) or values.isinf().any():
+            raise ValueError(
+                f"{self.column} must be finite numbers, or NaN, for {', '.join(self.names)}, got {list(values.shape)}"
+            )
+        return NumberTable(values, self.drop)
+
+    def read(self, values: Sequence[Any]) -> Numbers:
+        """Each value a number, a list of them, or a string with commas; "" = not said."""
+        rows = []
+        for value in values:
+            words = value.split(",") if isinstance(value, str) else value if isinstance(value, Sequence) else [value]
+            try:
+                row = [math.nan if str(word).strip() == "" else float(word) for word in words]
+            except ValueError:
+                raise ValueError(f"{value} must be a number for {', '.join(self.names)}") from None
+            if row == [math.nan] or str(value) == "":
+                row = [math.nan] * len(self.names)
+            if len(row) != len(self.names):
+                raise ValueError(f"{value} must be {len(self.names)} numbers: {', '.join(self.names)}")
+            rows.append(row)
+        return Numbers(torch.tensor(rows, dtype=torch.float32))

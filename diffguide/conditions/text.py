@@ -1,0 +1,163 @@
+"""Texts as bytes, encoded by a small transformer that is trained with the network: any language, nothing to download."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..backbones.attention import attention
+from ..backbones.conditioning import Conditioning, ConditionTable, Context, find_column
+from ..backbones.conditions import Condition, RowCondition, TokenIds, check_rows
+from ..runtime.ranges import check_whole
+from .captions import CaptionTable
+
+__all__ = ["ByteText", "EncodedText", "bytes_to_ids"]
+
+PADDING, FIRST_BYTE, END = 0, 1, 257  # indices: byte b is b + 1
+VOCABULARY = 258
+
+
+class EncodedText(RowCondition):
+    """Texts encoded by a network, and its encoding of the empty text, which stands in rows without condition.
+
+    Arguments:
+        states, mask: [B, L, D] and [B, L] bool, of the tokens.
+        pooled: [B, D].
+        empty_states, empty_pooled: [B, D] both, of the one token of the empty text.
+        keep: [B] bool.
+    """
+
+    names = ("states", "mask", "pooled", "empty_states", "empty_pooled")
+
+    def __init__(
+        self, states: Tensor, mask: Tensor, pooled: Tensor, empty_states: Tensor, empty_pooled: Tensor, keep: Tensor
+    ):
+        check_rows("EncodedText", "states [B, L, D], mask [B, L]", mask.shape == states.shape[:2], keep, states, mask)
+        self.states, self.mask, self.pooled, self.keep = states, mask, pooled, keep
+        self.empty_states, self.empty_pooled = empty_states, empty_pooled
+
+
+class TextBlock(nn.Module):
+    """h = h + attend(norm(h)), then h = h + mlp(norm(h)), within the tokens of the mask (arXiv 1706.03762, norms first)."""
+
+    def __init__(self, width: int, heads: int, double_differentiable: bool):
+        super().__init__()
+        self.heads, self.double_differentiable = heads, double_differentiable
+        self.norm_attention, self.norm_mlp = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv, self.projection = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(approximate="tanh"), nn.Linear(4 * width, width))
+
+    def forward(self, h: Tensor, mask: Tensor) -> Tensor:
+        q, k, v = self.qkv(self.norm_attention(h)).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        attended = attention(q, k, v, self.double_differentiable, mask)
+        h = h + self.projection(attended.transpose(1, 2).flatten(2))
+        return h + self.mlp(self.norm_mlp(h))
+
+
+class ByteText(Conditioning):
+    """The bytes of a text (UTF-8) and an end token through a transformer: a vector per byte, and their mean.
+
+    The null condition is the empty text: the end token alone.
+
+    Arguments:
+        length: tokens at most, the end among them.
+        features: length of the vectors.
+        layers: number of transformer blocks.
+        heads: attention heads, divide `features`.
+        column: of the data, with the texts of each example; training draws one of them in every epoch.
+        double_differentiable: whether second derivatives are needed; slower attention.
+
+    Raises:
+        ValueError: a number out of range.
+    """
+
+    reads_text = True
+
+    def __init__(
+        self,
+        length: int = 64,
+        features: int = 128,
+        layers: int = 2,
+        heads: int = 4,
+        column: str = "captions",
+        double_differentiable: bool = False,
+    ):
+        super().__init__()
+        self.length, self.column = check_whole("condition.length", length, 2), column
+        check_whole("condition.layers", layers, 0)
+        if heads < 1 or features < 1 or features % heads:
+            raise ValueError(f"condition.features must be a multiple of heads={heads}, at least 1, got {features}")
+        self.vector_features = self.token_features = features
+        self.tokens = nn.Embedding(VOCABULARY, features)
+        self.positions = nn.Parameter(0.02 * torch.randn(length, features))
+        self.blocks = nn.ModuleList(TextBlock(features, heads, double_differentiable) for _ in range(layers))
+        self.norm = nn.LayerNorm(features)
+
+    def forward(self, y: Condition | None, x: Tensor) -> Context:
+        y = TokenIds(empty_ids(len(x), 1, x.device)) if y is None else y
+        if isinstance(y, TokenIds):
+            return Context(
+                *self.encode(torch.where(y.keep[:, None], y.ids, empty_ids(1, y.ids.shape[1], y.ids.device)))
+            )
+        if not isinstance(y, EncodedText):
+            raise ValueError(f"y must be TokenIds [B, L] for condition=text, got {type(y).__name__}")
+        first = torch.arange(y.mask.shape[1], device=y.device) == 0
+        states = torch.where(y.keep[:, None, None], y.states, y.empty_states[:, None])
+        mask = torch.where(y.keep[:, None], y.mask, first)
+        return Context(torch.where(y.keep[:, None], y.pooled, y.empty_pooled), states, mask)
+
+    def encode(self, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(Pooled [B, D], states [B, L, D], mask [B, L]) of indices [B, L], each row with a token."""
+        mask = ids != PADDING
+        h = self.tokens(ids.long()) + self.positions[: ids.shape[1]]
+        for block in self.blocks:
+            h = block(h, mask)
+        h = self.norm(h)
+        weight = mask[:, :, None].to(h.dtype)
+        return (h * weight).sum(1) / weight.sum(1), h, mask
+
+    def embed(self, y: Condition) -> RowCondition:
+        if not isinstance(y, TokenIds):
+            assert isinstance(y, RowCondition)
+            return y
+        pooled, states, mask = self.encode(
+            torch.where(y.keep[:, None], y.ids, empty_ids(1, y.ids.shape[1], y.ids.device))
+        )
+        empty_pooled, empty_states, _ = self.encode(empty_ids(1, 1, y.ids.device))
+        rows = len(y)
+        empty = empty_states[:, 0].expand(rows, -1), empty_pooled.expand(rows, -1)
+        return EncodedText(states, mask, pooled, *empty, keep=y.keep)
+
+    def tabulate(self, columns: Mapping[str, Any], labels: Tensor) -> ConditionTable:
+        return CaptionTable(find_column(columns, self.column, "condition=text"), self.read)
+
+    def read(self, values: Sequence[Any]) -> TokenIds:
+        """Texts; "" = no condition."""
+        return TokenIds(bytes_to_ids([str(value) for value in values], self.length))
+
+
+def empty_ids(rows: int, length: int, device: torch.device) -> Tensor:
+    """[rows, length] indices of the empty text."""
+    ids = torch.zeros(rows, length, dtype=torch.int16, device=device)
+    ids[:, 0] = END
+    return ids
+
+
+def bytes_to_ids(texts: Sequence[str], length: int) -> Tensor:
+    """[N, length] indices of texts: bytes, the end, padding; padding alone for an empty text.
+
+    Raises:
+        ValueError: a text that is too long.
+    """
+    ids = torch.zeros(len(texts), length, dtype=torch.int16)
+    for row, text in zip(ids, texts):
+        encoded = text.encode()
+        if len(encoded) >= length:
+            raise ValueError(
+                f"a text has {len(encoded)} bytes, but condition.length={length} allows {length - 1}: {text[:40]}..."
+            )
+        if encoded:
+            row[: len(encoded)] = torch.tensor(list(encoded), dtype=torch.int16) + FIRST_BYTE
+            row[len(encoded)] = END
+    return ids

@@ -1,0 +1,201 @@
+"""Alignment: shares counted by hand on drawn pictures, diversity against probabilities, and the metric on stored samples."""
+
+import json
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from diffguide.datasets import Shapes
+from diffguide.datasets.shape_pictures import draw_pictures, place_objects
+from diffguide.datasets.shapes import prompts
+from diffguide.evaluation.metric import EvalContext
+from diffguide.evaluation.quality.alignment import (
+    chance_share,
+    check_words,
+    diversity_figures,
+    judge_pictures,
+    prompt_values,
+    share_figures,
+)
+from diffguide.evaluation.quality.alignment_metric import Alignment
+from diffguide.evaluation.quality.image_sources import StoredSamples
+
+
+@pytest.fixture(scope="module")
+def data() -> Shapes:
+    return Shapes(train=400, validation=10, test=60)
+
+
+def first_captions(split, n: int) -> list[str]:
+    return [texts[0] for texts in split.columns["captions"][:n]]
+
+
+def test_drawn_pictures_have_their_captions(data):
+    for split in (data.train, data.test):
+        for k in range(4):
+            judged = judge_pictures(split.x[:60], [texts[k] for texts in split.columns["captions"][:60]])
+            assert judged.all_right.all() and judged.recognised.all()
+    figures = share_figures(judged)
+    assert figures["alignment"].value == 1 and figures["alignment"].n == 60 and figures["alignment"].unit == "share"
+
+
+def test_shares_are_counted_per_attribute(data):
+    """Half of the prompts ask for another colour and none for the size of a quarter."""
+    texts = first_captions(data.train, 40)
+    shown = judge_pictures(data.train.x[:40], texts).found
+    asked = [
+        text.replace(colour, "cyan" if colour != "cyan" else "red") if i % 2 else text
+        for i, text in enumerate(texts)
+        for colour in [("red", "green", "blue", "yellow", "purple", "cyan")[int(shown[i, 1])]]
+    ]
+    asked = [text.replace("small ", "").replace("large ", "") if i % 4 == 0 else text for i, text in enumerate(asked)]
+    figures = share_figures(judge_pictures(data.train.x[:40], asked))
+    assert figures["alignment"].value == 0.5 == figures["alignment_colour"].value
+    assert figures["alignment"].standard_error == pytest.approx(math.sqrt(0.25 * 40 / 39 / 40))
+    assert figures["alignment_size"].n == 30 and figures["alignment_size"].value == 1 == figures["recognised"].value
+
+
+def test_prompts_are_divided_by_what_training_shows(data):
+    x = torch.cat([data.train.x[:30], data.test.x[:20]])
+    texts = first_captions(data.train, 30) + ["a red circle"] * 20
+    figures = share_figures(judge_pictures(x, texts))
+    assert "alignment_held_out" not in figures, "some red circles are shown"
+    texts = first_captions(data.train, 30) + first_captions(data.test, 10) + ["green circles"] * 10
+    figures = share_figures(judge_pictures(x, texts))
+    assert (figures["alignment_seen"].value, figures["alignment_seen"].n) == (1, 30)
+    right = sum(
+        texts[0].replace("disc", "circle").find("green circle") >= 0 for texts in data.test.columns["captions"][10:20]
+    )
+    assert figures["alignment_held_out"].n == 20 and figures["alignment_held_out"].value == (10 + right) / 20
+
+
+def test_chance_is_the_share_of_training_pictures_that_fit():
+    """Counted on 6000 drawn pictures; 0 for combinations that are never shown."""
+    many = Shapes(train=6000, validation=1, test=1, captions=1).train
+    found = many.columns["attributes"]
+    for text, columns in [("three red circles", (12 + 2, 4, 0)), ("small", (10,)), ("", ())]:
+        expected = found[:, list(columns)].all(1).double().mean()
+        assert chance_share(prompt_values([text])) == pytest.approx(float(expected), abs=4.5 * math.sqrt(0.25 / 6000))
+    assert chance_share(prompt_values(["green circles", "three triangles"])) == 0
+    assert chance_share(prompt_values(["small", "green circles"])) == chance_share(prompt_values(["small"])) / 2
+
+
+def test_nothing_is_right_on_noise():
+    x = torch.randint(256, (20, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    judged = judge_pictures(x, [text for text, _ in prompts("validation", n=20)])
+    figures = share_figures(judged)
+    assert figures["alignment"].value == 0 == figures["recognised"].value
+    assert set(diversity_figures(x, judged)) == set()
+
+
+def test_empty_prompts_are_not_counted(data):
+    judged = judge_pictures(data.train.x[:4], ["", "", *first_captions(data.train, 4)[2:]])
+    assert share_figures(judged)["alignment"].n == 2 and "alignment_seen" not in share_figures(judged)
+
+
+def test_words_of_a_caption_are_checked_one_by_one(data):
+    text = first_captions(data.train, 1)[0]
+    found = judge_pictures(data.train.x[:1], [text]).found[0]
+    assert all(right for _, right in check_words(found, text))
+    count, size, colour = text.split()[:3]
+    words = check_words(found, "three huge plum shapes")
+    assert [phrase for phrase, _ in words] == ["three", "huge", "plum"]
+    assert [right for _, right in words] == [count == "three", size == "large", colour == "purple"]
+
+
+def test_diversity_of_the_data_is_one_and_of_copies_zero(data):
+    """400 pictures of the data under the empty prompt: 1 within 4 %, but for the held-out combinations."""
+    x, empty = data.train.x, [""] * 400
+    drawn = diversity_figures(x, judge_pictures(x, empty))
+    assert drawn["diversity"].value == pytest.approx(1, abs=0.04)
+    pairs = torch.cdist(x[:60].flatten(1).double(), x[:60].flatten(1).double()).square() / 255**2 / 768
+    expected = math.sqrt(float(pairs.sum()) / (60 * 59))
+    some = diversity_figures(x[:60], judge_pictures(x[:60], empty[:60]))
+    assert some["pixel_diversity"].value == pytest.approx(expected)
+    copies = x[:1].repeat(5, 1, 1, 1)
+    same = diversity_figures(copies, judge_pictures(copies, ["shapes"] * 5))
+    assert same["diversity"].value == 0 == same["pixel_diversity"].value
+
+
+def test_only_open_attributes_count_as_diversity(data):
+    """Pictures that differ in size alone, with one prompt that says all but size and one that says all."""
+    rows = np.array([[0, 0, size, 0, 0, 4] for size in (0, 1, 0, 1)])
+    x = torch.from_numpy(draw_pictures(rows, place_objects(rows, np.full((4, 4, 2), 0.5)), 16))
+    open_size = diversity_figures(x, judge_pictures(x, ["a red circle in the middle on white"] * 4))
+    assert open_size["diversity"].value == pytest.approx((4 / 6) / (1 / 2))
+    told = diversity_figures(x, judge_pictures(x, ["a small red circle in the middle on white"] * 4))
+    assert "diversity" not in told and told["pixel_diversity"].value == open_size["pixel_diversity"].value > 0
+    assert diversity_figures(x[:2], judge_pictures(x[:2], ["red", "a circle"])) == {}
+
+
+def test_other_prompts_are_refused(data):
+    with pytest.raises(ValueError, match="2 pictures and 1 prompts"):
+        judge_pictures(data.train.x[:2], ["red"])
+    with pytest.raises(ValueError, match="'horse'"):
+        judge_pictures(data.train.x[:1], ["a horse"])
+
+
+def write_samples(folder, x: torch.Tensor, texts: list[str | None]) -> None:
+    np.savez(folder / "samples.npz", x.permute(0, 2, 3, 1).numpy(), np.arange(len(x)))
+    rows = [
+        {"guidance": "none"},
+        *({"index": i} | ({} if text is None else {"prompt": text}) for i, text in enumerate(texts)),
+    ]
+    (folder / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_the_metric_measures_stored_samples(data, tmp_path):
+    context = EvalContext(SimpleNamespace(num_classes=0), data, "validation", batch_size=7)
+    texts = first_captions(data.train, 20)
+    texts[3] = "three red crosses in the middle on black"
+    write_samples(tmp_path, data.train.x[:20], texts)
+    metric = Alignment(str(tmp_path))
+    metric.check(context)
+    result = metric.measure(context)
+    judged = judge_pictures(data.train.x[:20], texts)
+    assert result.figures["alignment"].value == judged.all_right.double().mean() and result.facts["samples"] == 20
+    assert np.array_equal(result.arrays["attributes"]["found"], judged.found.numpy())
+    assert Alignment(str(tmp_path), count=5).measure(context).figures["alignment"].n == 5
+
+
+def test_labels_of_prompts_are_no_classes(data, tmp_path):
+    """The archive numbers the prompts, which are no classes for metric=quality either; "" = without prompt."""
+    context = EvalContext(SimpleNamespace(num_classes=0), data)
+    write_samples(tmp_path, data.train.x[:6], ["red", None, "red", "blue", "red", "red"])
+    source = StoredSamples(tmp_path, 5, context)
+    assert source.y.tolist() == [-1] * 5 and source.prompts == ["red", "", "red", "blue", "red"]
+    write_samples(tmp_path, data.train.x[:3], [None] * 3)
+    assert StoredSamples(tmp_path, None, context).y.tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    "texts, changes, message",
+    [
+        (["red"] * 4, {"samples": None}, "metric.samples must be given"),
+        ([None] * 4, {}, "without prompts"),
+        (["red"] * 3, {}, "4 samples and 3 prompts"),
+        (["a dog"] * 4, {}, "'dog'"),
+        ([3] * 4, {}, "not a finished run"),
+        (["red"] * 4, {"count": 5}, "fewer than metric.count=5"),
+    ],
+)
+def test_folders_without_fitting_prompts_are_refused(data, tmp_path, texts, changes, message):
+    write_samples(tmp_path, data.train.x[:4], texts)
+    context = EvalContext(SimpleNamespace(num_classes=0), data)
+    with pytest.raises(ValueError, match=message) as raised:
+        Alignment(**{"samples": str(tmp_path)} | changes).check(context)
+    assert "\n" not in str(raised.value)
+    with pytest.raises(ValueError, match="metric.count"):
+        Alignment(count=0)
+
+
+def test_other_data_are_refused(tmp_path):
+    context = EvalContext(
+        SimpleNamespace(num_classes=0),
+        SimpleNamespace(shape=(1, 8, 8), validation=Shapes(train=1, validation=1, test=1).validation, class_names=()),
+    )
+    with pytest.raises(ValueError, match="metric=alignment judges pictures of dataset=shapes"):
+        Alignment(str(tmp_path)).check(context)
