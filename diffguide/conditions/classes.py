@@ -60,11 +60,11 @@ class Classes(Conditioning):
 
     def read(self, values: Sequence[Any]) -> Tensor:
         """Class indices, -1 or "" = none."""
-        index = [-1 if value == "" else int(value) for value in values]
-        wrong = [value for value in index if not -1 <= value < self.num_classes]
-        if wrong:
+        index = ["-1" if value == "" else str(value) for value in values]
+        valid = {str(number) for number in range(-1, self.num_classes)}
+        if wrong := [value for value in index if value not in valid]:
             raise ValueError(f"a class must be an index from -1 (none) to {self.num_classes - 1}, got {wrong[0]}")
-        return torch.tensor(index)
+        return torch.tensor([int(value) for value in index])
 
 
 class AttributeTable(ConditionTable):

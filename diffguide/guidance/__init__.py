@@ -8,6 +8,7 @@ from .clean_classifier import CleanClassifierGuidance, ExportedProgram, ImageNet
 from .composition import ClassComposition, NegativeCondition
 from .contrast import ClassifierFree, Contrast, Unguided
 from .nested import Nested
+from .parts import PartScales
 from .perturbed import PAG, SEG, SLG
 from .projections import APG, FDG, TCFG
 from .ramps import Constant, CosineRamp, LinearRamp, PowerRamp, Ramp, TableRamp
@@ -16,6 +17,6 @@ from .rules import CFGPlusPlus, CFGZero, Linear, Mambo, Rescale, Rule, Threshold
 __all__ = [
     "APG", "CADS", "FDG", "PAG", "SEG", "SLG", "TCFG", "Autoguidance", "CFGPlusPlus", "CFGZero", "ClassifierFree",
     "ClassifierGuidance", "CleanClassifierGuidance", "ClassComposition", "Constant", "Contrast", "CosineRamp",
-    "ExportedProgram", "ImageNetwork", "Linear", "LinearRamp", "Mambo", "NegativeCondition", "Nested", "PowerRamp",
-    "Ramp", "Rescale", "Rule", "TableRamp", "Threshold", "TorchScript", "Torchvision", "Unguided", "potentials",
+    "ExportedProgram", "ImageNetwork", "Linear", "LinearRamp", "Mambo", "NegativeCondition", "Nested", "PartScales",
+    "PowerRamp", "Ramp", "Rescale", "Rule", "TableRamp", "Threshold", "TorchScript", "Torchvision", "Unguided", "potentials",
 ]  # fmt: skip

@@ -14,6 +14,7 @@ from ..models.protocols import Denoiser, DenoiserWrapper, Prediction, keep_varia
 from ..randomness import Noise
 from ..schedules import EVERYWHERE, TimeTable, time_key
 from .base import ScaledGuidance, per_row, split_prediction, stack_rows
+from .named import ConditionValue, name_condition, name_nothing
 from .ramps import Constant, Ramp
 from .rules import Linear, Rule
 
@@ -224,34 +225,56 @@ class ClassifierFree(Contrast):
         denoiser: conditional denoiser that was trained with the null condition.
         scale: 1 = off (conditional), 0 = unconditional, above 1 = guided.
         interval, rule, ramp: as in `Contrast`.
+        negative: condition of the weak side, in place of none: a class or a text, as of `NegativeCondition`; None = none.
 
     Raises:
-        ValueError: a denoiser without a condition, or without a trained null condition.
+        ValueError: a denoiser without a condition, without a trained null condition, or without the negative one.
     """
 
     option = "cfg"
     needs_null = uses_condition = True
 
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        scale: float = 2.0,
+        interval: Sequence[float] = EVERYWHERE,
+        rule: Rule = LINEAR_RULE,
+        ramp: Ramp = CONSTANT_RAMP,
+        negative: ConditionValue = None,
+    ):
+        super().__init__(denoiser, scale, interval, rule, ramp)
+        self.negative = None if negative is None else name_condition(denoiser, negative, "negative")
+        self.nothing = None if negative is None else name_nothing(denoiser)
+
     def acts_at(self, times: Tensor, labelled: bool) -> bool:
-        return labelled and super().acts_at(times, labelled)
+        return (labelled or self.negative is not None) and super().acts_at(times, labelled)
 
     def predict_both(self, x_t: Tensor, t: Tensor, y: Condition | None) -> tuple[Prediction, Prediction]:
+        if y is None and self.nothing is not None:
+            y = self.nothing.rows(x_t, self.denoiser)
         if y is None:
             side = self.denoiser(x_t, t, None)
             return side, side
-        both = self.denoiser(*stack_rows(x_t, t, 2), self.with_and_without(y))
+        both = self.denoiser(*stack_rows(x_t, t, 2), self.strong_and_weak(x_t, y))
         strong, weak = split_prediction(both, 2)
         return strong, weak
 
-    def with_and_without(self, y: Condition) -> Condition:
-        """The rows of y, and once more without their condition; in a run computed once, as long as y is the same."""
+    def strong_and_weak(self, x_t: Tensor, y: Condition) -> Condition:
+        """The rows of y, then those of the weak side; in a run computed once, as long as y is the same."""
         if self.table is None or isinstance(y, Tensor) and y.is_inference():
-            return concatenate_conditions([y, remove_condition(y)])
+            return concatenate_conditions([y, self.weak_rows(x_t, y)])
         version = y._version if isinstance(y, Tensor) else 0  # nobody writes into the tensors of other conditions
         before = self.table.get("y")
         if before is None or before[0] is not y or before[1] != version:
-            before = self.table.add("y", (y, version, concatenate_conditions([y, remove_condition(y)])))
+            before = self.table.add("y", (y, version, concatenate_conditions([y, self.weak_rows(x_t, y)])))
         return before[2]
 
+    def weak_rows(self, x_t: Tensor, y: Condition) -> Condition:
+        """The rows of the weak side: y without its condition, or the negative condition."""
+        return remove_condition(y) if self.negative is None else self.negative.rows(x_t, self.denoiser, like=y)
+
     def predict_weak(self, x_t: Tensor, t: Tensor, y: Condition | None) -> Prediction:
+        if self.negative is not None:
+            return self.denoiser(x_t, t, self.negative.rows(x_t, self.denoiser))
         return self.denoiser(x_t, t, None if y is None else remove_condition(y))
