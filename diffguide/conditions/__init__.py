@@ -3,7 +3,17 @@
 from .classes import Classes, MultiLabel
 from .none import NoCondition
 from .numbers import Continuous
+from .pictures import LowResolution, Masked
 from .several import SeveralConditions
 from .text import ByteText
 
-__all__ = ["ByteText", "Classes", "Continuous", "MultiLabel", "NoCondition", "SeveralConditions"]
+__all__ = [
+    "ByteText",
+    "Classes",
+    "Continuous",
+    "LowResolution",
+    "Masked",
+    "MultiLabel",
+    "NoCondition",
+    "SeveralConditions",
+]
