@@ -15,9 +15,7 @@ from ..runtime.ranges import check_range, check_whole
 
 __all__ = ["LowResolution", "Masked"]
 
-SPREAD = (
-    1 / 1.1673039782614187
-)  # multiples of its first four powers are spread evenly over the cube: x^5 = x + 1 (Roberts 2018)
+SPREAD = 1 / 1.1673039782614187  # of x^5 = x + 1: multiples of its first four powers are spread evenly (Roberts 2018)
 
 
 class OwnPictures(ConditionTable):

@@ -60,6 +60,10 @@ class CADS(ClassifierFree):
         ramp: Ramp = CONSTANT_RAMP,
     ):
         super().__init__(denoiser, scale, interval, rule, ramp)
+        if denoiser.conditioning is not None:
+            raise ValueError(
+                f"guidance=cads adds noise to a class or one vector, not to {type(denoiser.conditioning).__name__}"
+            )
         if not denoiser.embeds:
             raise ValueError(
                 "guidance=cads needs a model with one embedding of its condition; if guidance is nested, list cads before "
@@ -93,8 +97,7 @@ class CADS(ClassifierFree):
         if self.noise is None:
             raise ValueError("guidance=cads draws noise: use it in a run, sampler(denoiser, x, times, y, noise)")
         embedded = self.denoiser.embed(y)
-        if not isinstance(embedded, Embedding):
-            raise ValueError(f"guidance=cads adds noise to a class or one vector, not to {type(embedded).__name__}")
+        assert isinstance(embedded, Embedding)
         c = embedded.vectors
         n = repeat_noise(self.noise.of(c.shape[1:]).normal(t, CONDITION_DRAW), c, "guidance=cads")
         changed = math.sqrt(gamma) * c + self.strength * math.sqrt(1 - gamma) * n

@@ -1,0 +1,132 @@
+"""Models with texts by commands: trained from captions, sampled from prompts, resumed, refused in one line."""
+
+import io
+import json
+
+import numpy
+import pytest
+from PIL import Image
+
+from diffguide.sample import main as sample
+from diffguide.train import main as train
+
+SMALL = ["dataset=shapes", "dataset.train=64", "dataset.validation=20", "dataset.test=20", "backbone.multipliers=[1]",
+         "backbone.attention=[16]", "backbone.blocks=1", "backbone.channels=4", "backbone.head_channels=4",
+         "training.images=64", "training.batch_size=32", "training.checkpoint_images=32", "sampler.steps=2"]  # fmt: skip
+TEXT = [*SMALL, "condition=text", "condition.features=8", "condition.heads=2", "condition.layers=1"]
+MODEL = "checkpoint=outputs/train/shapes/v001"
+QUICK = [MODEL, "sampler.steps=2", "batch_size=3"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    from contextlib import chdir
+
+    place = tmp_path_factory.mktemp("texts")
+    with chdir(place):
+        train(TEXT)
+    return place
+
+
+def rows(folder):
+    return [json.loads(line) for line in (folder / "manifest.jsonl").read_text().splitlines()][1:]
+
+
+def images(folder):
+    with numpy.load(folder / "samples.npz") as arrays:
+        return arrays["arr_0"]
+
+
+def test_training_ends_with_a_row_per_caption(folder):
+    run = folder / "outputs/train/shapes/v001"
+    grid = Image.open(max((run / "samples").glob("*.png")))
+    assert grid.height > grid.width / 2 and (run / "checkpoints").is_dir()
+    assert "conditioning" in (run / "config.yaml").read_text()
+
+
+@pytest.mark.parametrize("given", ["list", "file", "stdin", "one"])
+def test_samples_are_of_their_prompts(folder, command, monkeypatch, given):
+    texts = ["a red circle"] if given == "one" else ["a red circle", "two blue squares", ""]
+    (folder / "texts.txt").write_text("\n".join(texts) + "\n")
+    monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(texts) + "\n"))
+    value = {"list": "[a red circle,two blue squares,'']", "file": "texts.txt", "stdin": "-", "one": "a red circle"}[
+        given
+    ]
+    done = command(sample, *QUICK, f"prompts={value}", "n=5", "guidance=cfg", at=folder)
+    assert done.code == 0, done.err
+    found = folder / done.folder
+    assert [row["prompt"] for row in rows(found)] == [texts[i % len(texts)] for i in range(5)]
+    assert images(found).shape == (5, 16, 16, 3) and (found / "grid.png").is_file()
+
+
+def test_an_image_depends_on_its_seed_and_its_text_alone(folder, command):
+    many = command(sample, *QUICK, "prompts=[a red circle,two blue squares]", "n=4", at=folder).folder
+    alone = command(sample, *QUICK, "prompts=[two blue squares]", "n=1", "seed=3", "batch_size=1", at=folder).folder
+    assert abs(images(folder / many)[3].astype(int) - images(folder / alone)[0]).max() <= 1
+    negative = command(sample, *QUICK, "prompts=[two blue squares]", "n=1", "seed=3", "guidance=cfg",
+                       "guidance.negative=green", "guidance.scale=4", at=folder)  # fmt: skip
+    assert negative.code == 0
+    header = json.loads((folder / negative.folder / "manifest.jsonl").read_text().splitlines()[0])
+    before = json.loads((folder / alone / "manifest.jsonl").read_text().splitlines()[0])
+    assert header["guidance"]["negative"] == "green" and header["network_evaluations"] > before["network_evaluations"]
+    assert command(sample, *QUICK, "labels=null", "n=2", at=folder).code == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ([], "prompts=[...]"),
+        (["prompts=nothing.txt"], "nothing.txt cannot be read"),
+        (["prompts=[]"], "prompts must be 1 to"),
+        ([f"prompts={'x' * 70}"], "condition.length=64 allows 63"),
+        (["prompts=red", "guidance=cfg", f"guidance.negative={'x' * 70}"], "condition.length=64 allows 63"),
+        (["prompts=red", "guidance=cfg_parts", "guidance.scales={text:2}"], "condition=several"),
+        (["prompts=red", "guidance=cads"], "cads"),
+    ],
+)
+def test_mistakes_are_one_line(folder, command, words, expected):
+    done = command(sample, *QUICK, "n=2", *words, at=folder)
+    assert done.code == 1 and expected in done.err and "Traceback" not in done.err and done.err.count("\n") == 1
+
+
+def test_prompts_need_a_model_that_reads_them(at, command):
+    done = command(sample, "checkpoint=outputs/train/digits/v001", "prompts=red", at=at)
+    assert done.code == 1 and "labels=" in done.err and done.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["dataset=digits", "condition=text"], "needs data with captions"),
+        (["dataset=shapes", "condition=text", "backbone=mlp"], "backbone=unet or dit"),
+        ([*SMALL, "condition=text", "condition.length=8"], "condition.length=8 allows 7"),
+        ([*TEXT, "backbone.num_classes=4"], "must be 0 with a conditioning"),
+    ],
+)
+def test_a_condition_that_does_not_fit_is_refused(tmp_path, command, words, expected):
+    done = command(train, *words, at=tmp_path)
+    assert done.code == 1 and expected in done.err and done.err.count("\n") == 1
+
+
+def test_training_on_several_conditions_and_each_kind_of_pictures(tmp_path, command):
+    several = [*SMALL, "condition=several", "condition.parts.text.features=8", "condition.parts.text.heads=2"]
+    assert command(train, *several, at=tmp_path).code == 0
+    done = command(sample, *QUICK, "prompts=[{text:a red circle,class:1},{class:2}]", "guidance=cfg_parts",
+                   "guidance.scales={text:5,class:2}", "n=2", at=tmp_path)  # fmt: skip
+    assert done.code == 0 and [row["prompt"] for row in rows(tmp_path / done.folder)] == [
+        "text: a red circle, class: 1",
+        "class: 2",
+    ]
+    for condition in ("low_resolution", "masked"):
+        done = command(train, *SMALL, f"condition={condition}", f"name={condition}", at=tmp_path)
+        assert done.code == 0, done.err
+    Image.new("RGB", (4, 4), "red").save(tmp_path / "small.png")
+    done = command(
+        sample,
+        "checkpoint=outputs/train/low_resolution/v001",
+        "prompts=[small.png]",
+        "n=2",
+        "sampler.steps=2",
+        at=tmp_path,
+    )
+    assert done.code == 0 and images(tmp_path / done.folder).shape == (2, 16, 16, 3)
