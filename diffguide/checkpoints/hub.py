@@ -14,6 +14,7 @@ FILES = [  # no pickle, no code, and of a pipeline no weights but those of its d
     "unet/*.safetensors",
     "transformer/*.safetensors",
     "checkpoints/*.safetensors",
+    "first_stage.safetensors",
 ]
 AUTOENCODER_FILES = ["*.json", "diffusion_pytorch_model*.safetensors", "vae/*.safetensors"]
 NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")

@@ -13,6 +13,7 @@ from latent_run import LATENT, RUN, STAGE
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+import diffguide
 from diffguide import to_uint8
 from diffguide.checkpoints.first_stages import COPY, open_latents
 from diffguide.checkpoints.store import find, load
@@ -155,3 +156,33 @@ def test_a_folder_of_diffusers_is_decoded_by_its_autoencoder(tmp_path, command):
     randomize(diffusers.AutoencoderTiny(**TINY, latent_channels=3)).save_pretrained(tmp_path / "three")
     done = command(sample, *words, "first_stage=autoencoder_tiny", "first_stage.path=three", at=tmp_path)
     assert refused(done, "first_stage", "channels")
+
+
+def test_words_and_latents_go_together(tmp_path, command):
+    """Shapes from texts in latents: the judge of pictures reads what is decoded."""
+    shapes = ["dataset=shapes", "dataset.train=64", "dataset.validation=8", "dataset.test=8", "training.batch_size=32",
+              "training.images=64", "training.warmup_images=0", "backbone.channels=8", "backbone.head_channels=8"]  # fmt: skip
+    assert (
+        command(main, *shapes, "objective=autoencoder", "backbone.multipliers=[1,1]", "name=ae", at=tmp_path).code == 0
+    )
+    stage = ["first_stage=small_kl", "first_stage.path=outputs/train/ae/v001", "first_stage.memory=0"]
+    network = ["condition=text", "condition.features=16", "sampler.steps=2"]
+    done = command(main, *shapes, *stage, *network, at=tmp_path)
+    assert done.code == 0, done.err
+    drawn = command(
+        sample, f"checkpoint={done.folder}", "prompts=[a red circle]", "n=4", "sampler.steps=2", at=tmp_path
+    )
+    assert samples(tmp_path, drawn).shape == (4, 16, 16, 3)
+    words = [f"checkpoint={done.folder}", "metric=alignment", f"metric.samples={drawn.folder}"]
+    assert command(evaluate, *words, at=tmp_path).code == 0
+
+
+def test_an_uploaded_run_is_whole(home, command):
+    """Its files alone sample the same pictures; no path of the autoencoder's run is in them."""
+    diffguide.push(home / RUN, "ada/latents", "mit", folder=home / "uploaded")
+    shutil.rmtree(home / STAGE)
+    mine, theirs = (
+        samples(home, command(sample, f"checkpoint={run}", *SAMPLE[1:], at=home)) for run in (RUN, "uploaded")
+    )
+    assert numpy.array_equal(mine, theirs)
+    assert str(home).encode() not in (home / "uploaded" / COPY).read_bytes()
