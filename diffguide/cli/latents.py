@@ -84,18 +84,22 @@ def take_first_stage(
 
 def enter_latents(
     config: dict[str, Any],
-    node: Mapping[str, Any],
+    node: Mapping[str, Any] | None,
     pictures: Dataset,
     settings: TrainingSettings,
     engine: Fabric,
     resumed: Resumed | None,
     ancestor: Ancestor | None,
-) -> LatentTraining:
+) -> LatentTraining | None:
     """Encodes the data of a training, from the cache as far as they are there; a dry run encodes a few examples.
+
+    None without a first stage.
 
     Raises:
         ConfigError: a first stage that is missing or does not fit the data, or a cache that cannot be written.
     """
+    if node is None:
+        return None
     source: FirstStageSource = build(node, "first_stage")
     run = None if resumed is None else resumed.folder
     try:

@@ -26,7 +26,7 @@ from .arguments import changed_keys
 from .conditions import place_condition
 from .guidance import GuidanceBuilder
 from .initialization import find_ancestor
-from .latents import LatentTraining, enter_latents, take_first_stage
+from .latents import enter_latents, take_first_stage
 from .resume import Resumed, find_training
 from .settings import TrainingSettings
 from .smaller_backbones import smaller_backbones
@@ -61,12 +61,10 @@ def build_training_job(config: dict[str, Any]) -> TrainingJob:
     training, engine = build(config["training"], "training"), build(config["engine"], "engine")
     if launched_by_torchrun():
         engine.launch()
-    latents: LatentTraining | None = None
     with engine.rank_zero_first():  # rank 0 downloads and encodes what is missing
         data, note = open_training_data(config["dataset"], resumed)
-        if first_stage is not None:
-            latents = enter_latents(config, first_stage, data, settings, engine, resumed, ancestor)
-            config, data = latents.config, latents.data
+        latents = enter_latents(config, first_stage, data, settings, engine, resumed, ancestor)
+    config, data = (config, data) if latents is None else (latents.config, latents.data)
     torch.manual_seed(settings.seed)
     with at_most(MAX_MODULES, f"it would have more than {MAX_MODULES} layers and tensors; make it smaller"):
         backbone = build(config["backbone"], "backbone")
