@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from ..backbones.conditions import Condition
+from ..class_names import ConditionValue, ConditionValues
 from ..models.protocols import Denoiser, Prediction, keep_variance
 from ..schedules import EVERYWHERE
 from .base import split_prediction, stack_conditions
 from .contrast import CONSTANT_RAMP, LINEAR_RULE, Contrast
-from .named import ConditionValue, ConditionValues, name_condition, name_conditions, name_nothing
+from .named import name_condition, name_conditions, name_nothing
 from .ramps import Ramp
 from .rules import Rule
 
