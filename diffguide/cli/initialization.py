@@ -104,7 +104,7 @@ def fit_data(backbone: Mapping[str, Any], dataset: Mapping[str, Any]) -> dict[st
     """The node of a backbone with the channels, side and classes of a data set."""
     node = dict(backbone)
     for key, fact in FACTS.items():
-        if key in node and fact in dataset:
+        if key in node and fact in dataset and not (key == "num_classes" and node.get("conditioning")):
             node[key] = dataset[fact]
     if isinstance(node.get("arguments"), dict):  # a network of diffusers, whose arguments repeat these facts
         node["arguments"] = {key: value for key, value in node["arguments"].items() if key not in FILLED}
