@@ -86,7 +86,6 @@ def test_a_module_named_on_the_command_line(at, command):
         "~guidance.interval",
         "~guidance.rule",
         "~guidance.ramp",
-        "~guidance.negative",
     ]
     done = command(sample, *typed, "oracle=gmm2d", "n=2", "sampler.steps=2", at=at)
     assert done.code == 0, done.err
