@@ -4,7 +4,6 @@ Only JSON and safetensors files are read. The class of the network must be one o
 code of the folder is run.
 """
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +13,7 @@ from torch import nn
 
 from ..backbones.diffusers_classes import NETWORKS
 from ..files.safetensors import CheckpointError
-from ..files.weights import Weights, read_json, weight_files
+from ..files.weights import Weights, find_variant, read_json, weight_files
 from .allowlist import MAX_SIZE
 from .assembly import assemble, check_on_meta
 from .diffusers_schedulers import Law, translate_scheduler
@@ -65,10 +64,8 @@ def find_weights(folder: Path) -> Path | None:
         place = folder
     else:
         return None
-    for name in ("safetensors", "safetensors.index.json", "*.safetensors", "safetensors.index.*.json"):  # variants last
-        found = [file for file in sorted(place.glob(f"{STEM}.{name}")) if not re.search(r"-\d+-of-\d+\.", file.name)]
-        if found:
-            return found[0]
+    if (found := find_variant(place, STEM)) is not None:
+        return found
     raise CheckpointError(
         f"{place} has no {STEM}.safetensors: only safetensors files are read; save the model again with "
         "save_pretrained(folder, safe_serialization=True)"

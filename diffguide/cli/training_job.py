@@ -23,7 +23,7 @@ from ..training.loop import Training
 from ..training.probe import make_probe
 from .adaptation import add_adapter, check_adapter, take_adapter
 from .arguments import changed_keys
-from .conditions import place_condition
+from .conditions import place_condition, settle_conditioning
 from .guidance import GuidanceBuilder
 from .initialization import find_ancestor
 from .resume import Resumed, find_training
@@ -64,6 +64,7 @@ def build_training_job(config: dict[str, Any]) -> TrainingJob:
     torch.manual_seed(settings.seed)
     with at_most(MAX_MODULES, f"it would have more than {MAX_MODULES} layers and tensors; make it smaller"):
         backbone = build(config["backbone"], "backbone")
+    config = settle_conditioning(config, backbone)
     objective = build(config["objective"], "objective", backbone, build(config["schedule"], "schedule"))
     remarks = [] if ancestor is None else [ancestor.start(objective, data.class_names)]
     if adapter is not None:

@@ -1,9 +1,10 @@
 """Models on the hub, downloaded with huggingface_hub when a command names one."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
-from ..files.safetensors import CheckpointError
+from .safetensors import CheckpointError
 
 __all__ = ["download"]
 
@@ -17,10 +18,13 @@ FILES = [  # no pickle, no code, and of a pipeline no weights but those of its d
 NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
-def download(name: Path) -> Path | None:
+def download(name: Path, files: Sequence[str] = FILES) -> Path | None:
     """The local folder of a model named owner/model on the hub; None for what is no such name.
 
     A path whose first folder exists is no name.
+
+    Arguments:
+        files: patterns of what is downloaded.
 
     Raises:
         CheckpointError: huggingface_hub is not installed, there is no network, or no such model.
@@ -34,7 +38,7 @@ def download(name: Path) -> Path | None:
             f"there is no folder {name}; if it is a model on the hub: pip install 'diffguide[diffusers]'"
         ) from None
     try:
-        return Path(snapshot_download(name.as_posix(), allow_patterns=FILES))
+        return Path(snapshot_download(name.as_posix(), allow_patterns=list(files)))
     except Exception as error:  # of the network, of the server, of the cache
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(
