@@ -11,10 +11,23 @@ from typing import Any, TypeGuard
 
 import yaml
 
-__all__ = ["ClassLabel", "ClassLabels", "class_index", "class_indices", "explain_shadowed_class", "resolve_labels"]
+__all__ = [
+    "ClassLabel",
+    "ClassLabels",
+    "ConditionValue",
+    "ConditionValues",
+    "class_index",
+    "class_indices",
+    "explain_shadowed_class",
+    "resolve_labels",
+]
 
 ClassLabel = int | float | str | bool | None | Mapping[str, int]  # a name, an index, or {index: 3}
 ClassLabels = Sequence[ClassLabel] | Mapping[str, int | Sequence[int]]  # several, or {index: [3, 5]}
+ConditionValue = (
+    ClassLabel | Sequence[str | float] | Mapping[str, str | float]
+)  # or what a conditioning reads, such as a text
+ConditionValues = ClassLabels | Sequence[ConditionValue]
 LABEL_KEYWORDS = {"balanced": "takes the classes in turn", "all": "goes class by class", None: "is no condition"}
 MAX_NAMES_SHOWN = 12  # names in a message
 

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from latent_run import AUTOENCODER, LATENT
 from quick_composing import compose_quickly
 from short_run import RUN, SHORT
 
@@ -116,3 +117,15 @@ def jem_run(tmp_path_factory) -> Path:
     with chdir(folder):
         main(JEM)
     return folder / "outputs/train/jem_digits/v001"
+
+
+@pytest.fixture(scope="session")
+def latent_home(tmp_path_factory) -> Path:
+    """A folder with an autoencoder of 4 x 4 x 4 latents, and a model in them."""
+    from diffguide.train import main
+
+    folder = tmp_path_factory.mktemp("latent")
+    with chdir(folder):
+        main(AUTOENCODER)
+        main(LATENT)
+    return folder

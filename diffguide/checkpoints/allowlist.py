@@ -48,6 +48,7 @@ ROLES = {
     "schedule": Role("diffguide.schedules.base.Schedule", 0, MAX_SIZE),
     "objective": Role("diffguide.objectives.base.Objective", 2, MAX_SIZE),
     "dataset": Role("diffguide.datasets.base.Dataset"),
+    "first_stage": Role("diffguide.first_stages.sources.FirstStageSource"),
     "oracle": Role("diffguide.oracles.base.Oracle"),
     "guidance": Role("diffguide.models.protocols.DenoiserWrapper", 1),
     "sampler": Role("diffguide.samplers.base.Sampler"),

@@ -13,6 +13,8 @@ from torch.nn.modules import module as registration
 
 from ..files.safetensors import CheckpointError
 from ..files.text import escape_unprintable, shorten
+from ..first_stages import FirstStage
+from ..first_stages.space import LatentFacts
 from ..models.protocols import Classifier, Denoiser
 from .allowlist import MAX_INTEGER, validate_values
 from .data_record import check_record
@@ -49,6 +51,7 @@ def check_facts(metadata: dict[str, Any]) -> None:
         Extension.read(metadata)
         if metadata.get("data") is not None:
             check_record(metadata["data"])
+        latents = None if metadata.get("first_stage") is None else LatentFacts.read(metadata["first_stage"])
     except ValueError as error:
         raise CheckpointError(str(error)) from error
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
@@ -63,9 +66,12 @@ def check_facts(metadata: dict[str, Any]) -> None:
     if math.prod(shape) > MAX_EXAMPLE_NUMBERS:
         raise CheckpointError(f"shape {shape} has more than 2^24 numbers")
     channels, size = config["dataset"].get("channels"), config["dataset"].get("size")
-    stated = [channels, *([size, size] if is_whole(size, 1, MAX_EXAMPLE_NUMBERS) else shape[1:])]
-    if is_whole(channels, 1, MAX_EXAMPLE_NUMBERS) and shape != stated:
-        raise CheckpointError(f"shape {shape} differs from {stated} of dataset.channels and dataset.size")
+    if latents is not None and len(latents.mean) != shape[0]:
+        raise CheckpointError(f"first_stage has {len(latents.mean)} channels, and the examples have the shape {shape}")
+    pictures = shape if latents is None else list(latents.image_shape)
+    stated = [channels, *([size, size] if is_whole(size, 1, MAX_EXAMPLE_NUMBERS) else pictures[1:])]
+    if is_whole(channels, 1, MAX_EXAMPLE_NUMBERS) and pictures != stated:
+        raise CheckpointError(f"shape {pictures} differs from {stated} of dataset.channels and dataset.size")
 
 
 def is_whole(value: Any, least: int, largest: int) -> bool:
@@ -139,17 +145,22 @@ def check_model(model: nn.Module, facts: dict[str, Any]) -> None:
     classes, names, shape = model.num_classes, facts["class_names"], facts["shape"]
     if len(names) != classes:
         raise CheckpointError(f"it names {len(names)} classes, its network has {classes}")
-    if not isinstance(model, Denoiser | Classifier) or not any(value.is_meta for value in model.parameters()):
+    if not isinstance(model, Denoiser | Classifier | FirstStage) or not any(
+        value.is_meta for value in model.parameters()
+    ):
         return  # a trusted network is not on `meta`
     x, t = torch.empty(1, *shape, device="meta"), torch.tensor(0.5, dtype=torch.float64)
     try:
         if isinstance(model, Denoiser):
             y = torch.zeros(1, dtype=torch.long, device="meta") if classes and not model.has_null else None
             fits_shape = model(x, t, y).x_0.shape == x.shape
+        elif isinstance(model, FirstStage):
+            model.latent_shape(shape)
+            fits_shape = model.decode(model.encode(x)).shape == x.shape
         else:
             fits_shape = model.log_prob(x, t).shape == (1, classes)
     except (RuntimeError, ValueError) as error:
         raise CheckpointError(f"its network does not accept examples of its shape {shape}: {error}") from error
     if not fits_shape:
-        wanted = "the shape of its examples" if isinstance(model, Denoiser) else "one number per class"
+        wanted = "one number per class" if isinstance(model, Classifier) else "the shape of its examples"
         raise CheckpointError(f"its output is not {wanted}, for examples of shape {shape}")

@@ -11,10 +11,12 @@ from ..config.build import ConfigError, build
 from ..datasets import Dataset
 from ..evaluation.job import EvaluationJob, remove_parts
 from ..evaluation.metric import Metric
+from ..first_stages.latent_data import LatentData
 from ..models.half_precision import cast_network
 from ..runtime.engine import Fabric
 from ..runtime.errors import InputError
 from .evaluation_targets import checkpoint_target, oracle_target
+from .guidance import refuse_pixel_potentials
 from .model_choice import build_oracle, check_model_keys, checkpoint_paths, settle_inference_precision
 from .resume import Begun, find_evaluation
 from .runner import clean_finished_run
@@ -80,6 +82,8 @@ def build_job(
             saved.pop("schedule", None)  # of an oracle
             if "dataset" in config:
                 saved["dataset"] = target.identity["dataset"]
+        if isinstance(target.context.data, LatentData):
+            refuse_pixel_potentials(config["metric"], "metric")
         node, guides = with_guides(config["metric"], "metric", engine.device, settings.trust)
         check_guides(guides, target.context.shape, target.context.class_names)
         metric = build(node, "metric").resolve(target.context)

@@ -16,12 +16,14 @@ from ..checkpoints import store as checkpoints
 from ..checkpoints.adapter_files import identify_adapter
 from ..checkpoints.allowlist import construct
 from ..checkpoints.explanations import explain_untrained
+from ..checkpoints.first_stages import open_latents
 from ..checkpoints.references import list_names
 from ..config.build import ConfigError, build
 from ..datasets import Dataset, Split
 from ..evaluation.metric import EvalContext
 from ..files.run_folders import strict_json
 from ..files.weights import hash_weights
+from ..first_stages.latent_data import DirectLatents
 from ..randomness import fold
 from ..sampling.sources import OracleSource
 from .inheritance import inherit_node, take_shape
@@ -77,6 +79,10 @@ def checkpoint_target(
     run = file.parent.parent if file.parent.name == "checkpoints" else file
     seen = provenance.read_seen_data(run, loaded.facts)
     data, node = open_evaluation_data(loaded, dataset, settings.trust, opened, seen)
+    try:
+        space = open_latents(loaded.config, loaded.facts, file, settings.trust)
+    except checkpoints.CheckpointError as error:
+        raise ConfigError(f"checkpoint: {error}") from error
     identity = {
         "model": "/".join(run.parts[-2:]),
         "checkpoint": str(file),
@@ -89,6 +95,9 @@ def checkpoint_target(
         "training_seed": loaded.config.get("seed"),
         "configuration": hash_without_seed(loaded.config),
     }
+    if space is not None:
+        data = DirectLatents(data, space.to(device))
+        identity["first_stage"] = space.sha256
     context = build_context(loaded.model, data, settings, device, loaded.config | {"dataset": node}, file)
     note = explain_untrained(loaded)
     return Target(context, identity, loaded.config["name"], note and f"{file}: {note}")
@@ -123,7 +132,7 @@ def open_evaluation_data(
     node = inherit_node("dataset", dataset, option if isinstance(option, str) else None, own)
     is_chosen = dataset is not None and "_target_" in dataset
     if is_chosen:
-        node = take_shape(node, loaded.facts["shape"])
+        node = take_shape(node, picture_shape(loaded.facts))
     placed = provenance.locate_data(own, seen) if node == own else node
     if not is_chosen and loaded.facts.get("origin"):
         raise ConfigError("dataset is missing: this model came without its data; give some, dataset=<option>")
@@ -154,9 +163,14 @@ def adopt_class_names(loaded: checkpoints.Loaded, data: Dataset) -> None:
         loaded.model.class_names = loaded.facts["class_names"]
 
 
+def picture_shape(facts: Mapping[str, Any]) -> Sequence[int]:
+    """The shape of the data of a model: of its examples, or of the pictures before its first stage."""
+    return facts["shape"] if facts.get("first_stage") is None else facts["first_stage"]["image_shape"]
+
+
 def check_data(data: Dataset, facts: Mapping[str, Any]) -> None:
     """Raises ConfigError for data of another shape or with other classes than those of a model."""
-    shape, names = facts["shape"], facts["class_names"]
+    shape, names = picture_shape(facts), facts["class_names"]
     if list(data.shape) != list(shape):
         raise ConfigError(f"dataset: its examples are of shape {list(data.shape)}, and the model's of {list(shape)}")
     if names and data.class_names and list(data.class_names) != list(names):

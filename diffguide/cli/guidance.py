@@ -7,7 +7,31 @@ from ..checkpoints.references import Guide, check_guides, is_energy, with_guides
 from ..config.build import ConfigError, build
 from ..models.protocols import Denoiser, Energy
 
-__all__ = ["GuidanceBuilder"]
+__all__ = ["GuidanceBuilder", "find_target", "refuse_pixel_potentials"]
+
+PIXEL_POTENTIALS = tuple(f"diffguide.guidance.potentials.{name}." for name in ("clip", "inverse"))
+
+
+def find_target(node: Any, modules: tuple[str, ...]) -> str | None:
+    """The first class of one of these modules in a node, without its module; None where there is none.
+
+    Arguments:
+        modules: dotted names that end with a dot.
+    """
+    parts = node.values() if isinstance(node, Mapping) else node if isinstance(node, list) else ()
+    target = node.get("_target_") if isinstance(node, Mapping) else None
+    if isinstance(target, str) and target.startswith(modules):
+        return target.rpartition(".")[2]
+    return next(filter(None, (find_target(part, modules) for part in parts)), None)
+
+
+def refuse_pixel_potentials(node: Any, key: str) -> None:
+    """Raises ConfigError for a potential of pixels in the guidance of a model in latents; `key` is that of the node."""
+    if name := find_target(node, PIXEL_POTENTIALS):
+        raise ConfigError(
+            f"{key}: {name} measures pixels, and this model works in the latents of a first stage, which guidance does not "
+            "decode: use a guidance of the model itself, such as guidance=cfg"
+        )
 
 
 class GuidanceBuilder:
@@ -18,12 +42,22 @@ class GuidanceBuilder:
         trust: dotted names of classes outside diffguide that checkpoints may build.
         shape: of one example.
         class_names: of the data.
+        latents: whether the examples are latents of a first stage, which guidance does not decode.
 
     Attributes:
         references: trained models in the guidance of the last call.
     """
 
-    def __init__(self, node: Mapping[str, Any], trust: Sequence[str], shape: Sequence[int], class_names: Sequence[str]):
+    def __init__(
+        self,
+        node: Mapping[str, Any],
+        trust: Sequence[str],
+        shape: Sequence[int],
+        class_names: Sequence[str],
+        latents: bool = False,
+    ):
+        if latents:
+            refuse_pixel_potentials(node, "guidance")
         self.node = node
         self.trust = trust
         self.shape = shape

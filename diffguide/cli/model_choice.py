@@ -37,7 +37,8 @@ def check_model_keys(config: Mapping[str, Any]) -> None:
             raise ConfigError("schedule has no effect with a checkpoint, which has its own: remove it")
         return
     of_training = {"weights", "adapter", "adapter_scale"}
-    for key in sorted(roots & (of_training if config["resume"] is not None else of_training | {"trust"})):
+    others = set() if config["resume"] is not None else {"trust", "latents", "first_stage"}
+    for key in sorted(roots & (of_training | others)):
         raise ConfigError(f"{key} has no effect with an oracle, which was not trained: remove it")
     if precision != FULL:
         raise ConfigError(

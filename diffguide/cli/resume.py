@@ -111,7 +111,7 @@ def find_training(config: Mapping[str, Any]) -> tuple[dict[str, Any], Resumed]:
         ConfigError: no such run, a finished run, or a change of a fixed key.
     """
     folder = run_folder(config["resume"], "outputs/train/digits/v001")
-    saved = saved_config(folder, config.keys(), ["p_uncond", "ce_weight", "init_from", "ancestry"])
+    saved = saved_config(folder, config.keys(), ["p_uncond", "ce_weight", "init_from", "ancestry", "first_stage"])
     merged = inherit_config(config, saved, TRAINING)
     if merged["engine"].get("precision") == AUTO:  # chosen when the run began
         merged["engine"]["precision"] = saved["engine"].get("precision")
@@ -170,7 +170,7 @@ def find_begun(
     """
     folder = run_folder(config["resume"], example)
     later = {key: value for key, value in LATER.items() if key in config}
-    saved = {**later, **saved_config(folder, config.keys(), [*ORACLE_KEYS, *LATER])}
+    saved = {**later, **saved_config(folder, config.keys(), [*ORACLE_KEYS, *LATER, "first_stage"])}
     merged = inherit_config(config, saved, GENERATION)
     checkpoint_paths(merged, several=False)  # raises for a value that is no path
     check_unchanged(folder, saved, merged, GENERATION)

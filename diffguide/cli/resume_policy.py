@@ -33,6 +33,8 @@ TRAINING = {  # a key without an entry follows its parent, "" is the root
     **dict.fromkeys(("dataset", "backbone", "schedule", "objective", "training"), FIXED),
     **{f"training.{name}": FREE for name in RATES_AND_LENGTHS},
     "dataset.path": FREE,  # the data may have moved: their contents are compared
+    "first_stage": FIXED,
+    **{f"first_stage.{name}": FREE for name in ("path", "cache", "batch_size", "memory")},  # its hash is compared
     **dict.fromkeys(("resume", "trust", "dry_run"), TODAY),
 }
 GENERATION = {  # of sampling and evaluation

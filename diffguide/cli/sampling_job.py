@@ -14,7 +14,6 @@ from ..backbones.conditions import RowCondition
 from ..checkpoints import store as checkpoints
 from ..class_names import explain_shadowed_class, resolve_labels
 from ..config.build import ConfigError, build
-from ..figures.image_grids import is_latent
 from ..files.shards import Shards
 from ..models.evaluation_counters import count_evaluations
 from ..models.half_precision import cast_network
@@ -23,6 +22,7 @@ from ..runtime.errors import convert_input_errors
 from ..sampling import run as sampling
 from ..sampling.job import SamplingJob
 from ..sampling.sources import CheckpointSource, SampleSource
+from ..sampling.stored import StoredForm
 from .guidance import GuidanceBuilder
 from .model_choice import build_oracle, check_model_keys, checkpoint_paths, settle_inference_precision
 from .prompts import read_conditions, read_prompts
@@ -113,7 +113,8 @@ def build_plan(
     """
     source = open_source(config, settings, engine, file)
     model, tally = count_evaluations(source.model)
-    builder = GuidanceBuilder(config["guidance"], settings.trust, source.shape, source.class_names)
+    latents = isinstance(source, CheckpointSource) and source.in_latents
+    builder = GuidanceBuilder(config["guidance"], settings.trust, source.shape, source.class_names, latents)
     guided = builder(source.model, engine.device, model)
     sampler = build(config["sampler"], "sampler")
     if not source.class_names and guided.num_classes:  # the classes of a guide, for a generator without classes
@@ -168,6 +169,7 @@ def open_source(
         return build_oracle(config, engine.device)[0]
     try:
         file = checkpoints.find(file or config["checkpoint"])
+        first_stage = build(config["first_stage"], "first_stage") if config.get("first_stage") else None
         source = CheckpointSource(
             file,
             settings.weights,
@@ -176,6 +178,8 @@ def open_source(
             settings.null_class,
             settings.adapter,
             settings.adapter_scale,
+            settings.latents,
+            first_stage,
         )
     except checkpoints.CheckpointError as error:
         raise ConfigError(f"checkpoint: {error}") from error
@@ -190,11 +194,11 @@ def guide_classes(builder: GuidanceBuilder, count: int) -> Sequence[str]:
     return list(next(named, map(str, range(count))))
 
 
-def explain_latents(shape: Sequence[int]) -> str | None:
-    """What a run writes for examples of more or fewer channels than images have; None for images and vectors."""
-    if not is_latent(shape):
+def explain_latents(stored: StoredForm) -> str | None:
+    """What a run writes for latents; None for images and vectors."""
+    if stored.is_picture or len(stored.shape) != 3:
         return None
-    channels, rest = shape[0], ", ".join(map(str, shape))
+    channels, rest = stored.shape[0], ", ".join(map(str, stored.shape))
     return (
         f"samples have {channels} channels: they are latents, which the autoencoder of this model decodes; samples.npz has "
         f"them as float32 [n, {rest}], and grid.png shows the first {3 if channels > 2 else 1} channels"
@@ -205,7 +209,7 @@ def list_notes(plan: sampling.SamplingPlan, labels: Any) -> list[str]:
     """Lines to print before sampling: a model, guidance or labels that may not do what the user expects."""
     notes = (
         plan.source.note,
-        explain_latents(plan.shape),
+        explain_latents(plan.stored),
         sampling.explain_no_op_guidance(plan.guided, plan.sampler, plan.labels is not None),
         explain_shadowed_class(labels, plan.source.class_names),
     )

@@ -14,7 +14,9 @@ __all__ = ["LATER", "EvaluationSettings", "SamplingSettings", "TrainingSettings"
 T = TypeVar("T")
 MINIMUM = {"seed": 0, "n": 1, "batch_size": 1}
 CHOICES = {"weights": ("ema", "objective"), "split": ("train", "validation", "test")}
-LATER = {"null_class": None, "adapter": None, "adapter_scale": 1.0, "prompts": None}  # keys that older runs do not have
+LATER = {  # keys that older runs do not have
+    "null_class": None, "adapter": None, "adapter_scale": 1.0, "prompts": None, "latents": False,
+}  # fmt: skip
 MAX_SAMPLES = 10**7  # of one sampling run, whose labels are a list
 
 
@@ -119,6 +121,7 @@ class SamplingSettings(ModelSettings):
     n: int
     png: bool
     trajectory: bool
+    latents: bool = False
 
     def __post_init__(self) -> None:
         if self.n > MAX_SAMPLES:

@@ -26,6 +26,7 @@ from .arguments import changed_keys
 from .conditions import place_condition, settle_conditioning
 from .guidance import GuidanceBuilder
 from .initialization import find_ancestor
+from .latents import enter_latents, take_first_stage
 from .resume import Resumed, find_training
 from .settings import TrainingSettings
 from .smaller_backbones import smaller_backbones
@@ -50,6 +51,7 @@ def build_training_job(config: dict[str, Any]) -> TrainingJob:
     config, resumed = (config, None) if config["resume"] is None else find_training(config)
     settings = TrainingSettings.read(config)
     config, ancestor = find_ancestor(config) if resumed is None else (config, None)
+    config, first_stage = take_first_stage(config, ancestor)
     config, adapter = take_adapter(config)
     if resumed is None or "p_uncond" in changed_keys():
         check_label_dropout(config.get("p_uncond", 0.0), config["guidance"], config["objective"])
@@ -59,14 +61,18 @@ def build_training_job(config: dict[str, Any]) -> TrainingJob:
     training, engine = build(config["training"], "training"), build(config["engine"], "engine")
     if launched_by_torchrun():
         engine.launch()
-    with engine.rank_zero_first():  # rank 0 downloads what is missing
+    with engine.rank_zero_first():  # rank 0 downloads and encodes what is missing
         data, note = open_training_data(config["dataset"], resumed)
+        latents = enter_latents(config, first_stage, data, settings, engine, resumed, ancestor)
+    config, data = (config, data) if latents is None else (latents.config, latents.data)
     torch.manual_seed(settings.seed)
     with at_most(MAX_MODULES, f"it would have more than {MAX_MODULES} layers and tensors; make it smaller"):
         backbone = build(config["backbone"], "backbone")
     config = settle_conditioning(config, backbone)
     objective = build(config["objective"], "objective", backbone, build(config["schedule"], "schedule"))
-    remarks = [] if ancestor is None else [ancestor.start(objective, data.class_names)]
+    remarks = [] if latents is None else [latents.remark]
+    if ancestor is not None:
+        remarks.append(ancestor.start(objective, data.class_names))
     if adapter is not None:
         config, line = add_adapter(config, adapter, objective)
         remarks.append(line)
@@ -84,7 +90,7 @@ def build_training_job(config: dict[str, Any]) -> TrainingJob:
         objective=objective,
         training=training,
         sampler=sampler,
-        guide=GuidanceBuilder(config["guidance"], settings.trust, data.shape, data.class_names),
+        guide=GuidanceBuilder(config["guidance"], settings.trust, data.shape, data.class_names, latents is not None),
         config=saved,
         config_yaml=OmegaConf.to_yaml(OmegaConf.create(saved)),
         compiled=compiled,
@@ -93,6 +99,7 @@ def build_training_job(config: dict[str, Any]) -> TrainingJob:
         checkpoint=resumed and resumed.checkpoint,
         note=note,
         remarks=remarks,
+        copy_first_stage=latents and latents.copy,
         smaller_objectives=partial(smaller_backbones, objective, config["objective"], config["schedule"], data),
     )
 

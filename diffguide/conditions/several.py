@@ -1,6 +1,7 @@
 """Conditions of several kinds at once, each of which training drops alone, and all together."""
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -11,6 +12,8 @@ from ..backbones.conditions import Condition, Several, remove_condition
 from ..runtime.ranges import check_range
 
 __all__ = ["SeveralConditions"]
+
+NO_SHARES: Mapping[str, float] = MappingProxyType({})
 
 
 class SeveralTable(ConditionTable):
@@ -58,12 +61,12 @@ class SeveralConditions(Conditioning):
         ValueError: no part, or a probability for an unknown part.
     """
 
-    def __init__(self, parts: Mapping[str, Conditioning], drop: Mapping[str, float] | None = None, features: int = 0):
+    def __init__(self, parts: Mapping[str, Conditioning], drop: Mapping[str, float] = NO_SHARES, features: int = 0):
         super().__init__()
         if not parts:
             raise ValueError("condition.parts must name at least one condition, got none")
         self.parts = nn.ModuleDict(parts)
-        given = dict(drop or {})
+        given = dict(drop)
         if unknown := [name for name in given if name not in parts]:
             raise ValueError(f"condition.drop names {unknown[0]}, but the parts are {', '.join(parts)}")
         self.drop = {name: check_range(f"condition.drop.{name}", given.get(name, 0.05), "[0, 1]") for name in parts}

@@ -9,7 +9,7 @@ from typing import Any
 from hydra.utils import get_object
 from omegaconf import MISSING
 
-from ..class_names import ClassLabel
+from ..class_names import ConditionValue
 from ..nodes.annotations import (
     describe_hint,
     element_hint,
@@ -109,8 +109,8 @@ def import_callable(name: str, where: str) -> Callable[..., Any]:
 
 def describe_value(hint: Any, where: str, value: Any = None) -> str:
     """An annotation in words, with the way to give such an option or node on the command line."""
-    if hint == ClassLabel:
-        return "a class, by name or index"
+    if hint == ConditionValue:
+        return "a class, by name or index, or a text"
     if not takes_node(value_hint(hint) or element_hint(hint) or hint) or is_stored_model(hint):
         return describe_hint(hint)
     choice, options = choice_for(hint, where) or (None, [])

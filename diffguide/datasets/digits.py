@@ -10,15 +10,19 @@ from pathlib import Path
 import numpy
 import torch
 
-from .base import Dataset, Split, check_dataset_facts
+from .base import ColumnSplit, Dataset, check_dataset_facts
 
 __all__ = ["Digits"]
+
+WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+CAPTIONS = [[word, f"the digit {digit}", f"a handwritten {word}"] for digit, word in enumerate(WORDS)]
 
 
 class Digits(Dataset):
     """x = u / 8 - 1 for grey values u in 0..16; 1000 training, 350 validation and 447 test images.
 
-    The splits follow the order of the file, so that the test images have other writers.
+    The splits follow the order of the file, so that the test images have other writers. The column `captions` names each
+    digit in three ways, "seven", "the digit 7" and "a handwritten seven".
 
     Arguments:
         channels, size, num_classes, quantization_levels: 1, 8, 10 and 17; checked against the data.
@@ -35,7 +39,11 @@ class Digits(Dataset):
             num_classes=(num_classes, 10),
             quantization_levels=(quantization_levels, 17),
         )
-        splits = Split(x[:1000], y[:1000]), Split(x[1000:1350], y[1000:1350]), Split(x[1350:], y[1350:])
+
+        def select(rows: slice) -> ColumnSplit:
+            return ColumnSplit(x[rows], y[rows], {"captions": [CAPTIONS[label] for label in y[rows]]})
+
+        splits = select(slice(0, 1000)), select(slice(1000, 1350)), select(slice(1350, None))
         super().__init__(*splits, class_names=tuple("0123456789"))
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import yaml
 
+from ..checkpoints.first_stages import COPY
 from ..checkpoints.store import find, load, read
 from ..files.hub import NAME
 from ..files.run_folders import create_dir, hash_file
@@ -31,9 +32,9 @@ def push(
 ) -> str:
     """Uploads a run, its newest checkpoint with a model card, and returns its address; or writes the files into a folder.
 
-    The files are README.md, config.yaml and checkpoints/<images>.safetensors. `diffguide.load(repo)` and
-    `diffguide-sample checkpoint=<repo>` read them. In the configuration, also in that of the checkpoint, paths are shortened
-    to their last name. huggingface_hub finds the user's token itself.
+    The files are README.md, config.yaml, checkpoints/<images>.safetensors, and the copy of a first stage.
+    `diffguide.load(repo)` and `diffguide-sample checkpoint=<repo>` read them. In the configuration, also in that of the
+    checkpoint, paths are shortened to their last name. huggingface_hub finds the user's token itself.
 
     Arguments:
         run: run folder, or a checkpoint of it.
@@ -78,6 +79,8 @@ def prepare(
     loaded = load(file, trust=trust)
     tensors, metadata = read(file)
     metadata = {key: value for key, value in shorten_paths(metadata).items() if key != "format"}
+    copy = file.parent.parent / COPY
+    stage = read(copy) if loaded.facts.get("first_stage") and copy.is_file() else None
     found = list(dict.fromkeys([*find_metrics(run), *metrics]))
     card = write_card(loaded, metadata["config"], repo, license, read_metrics(found, hash_file(file)))
 
@@ -87,5 +90,8 @@ def prepare(
         (folder / "config.yaml").write_text(config, encoding="utf-8")
         (folder / "checkpoints").mkdir()
         write_sealed(folder / "checkpoints" / file.name, tensors, metadata)
+        if stage is not None:
+            facts = {key: value for key, value in shorten_paths(stage[1]).items() if key != "format"}
+            write_sealed(folder / COPY, stage[0], facts)
 
     return write

@@ -1,6 +1,6 @@
 """Trajectories of a few samples from noise to data, as an animated GIF."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy
@@ -40,12 +40,18 @@ class TrajectoryRecorder:
         times: decreasing, [steps + 1]; frames are taken after at most 60 evenly spaced steps, the last one included.
         schedule: noise schedule of the times; None = x has the scale of the data at every step.
         axes: projection of vectors, drawn at x @ axes; None = images.
+        decode: latents [b, ...] -> images; None = the samples are images.
     """
 
     def __init__(
-        self, shown: Sequence[int], times: Tensor, schedule: Schedule | None, axes: numpy.ndarray | None = None
+        self,
+        shown: Sequence[int],
+        times: Tensor,
+        schedule: Schedule | None,
+        axes: numpy.ndarray | None = None,
+        decode: Callable[[Tensor], Tensor] | None = None,
     ):
-        self.axes, self.shown = axes, set(shown)
+        self.axes, self.shown, self.decode = axes, set(shown), decode
         self.rows: list[int] = []
         self.frames: list[numpy.ndarray] = []
         steps = len(times) - 1
@@ -67,6 +73,7 @@ class TrajectoryRecorder:
         """Records x [b, ...] after a step, counted from 1."""
         if self.rows and step in self.scale_of_step:
             x = x[self.rows].float() / self.scale_of_step[step]
+            x = x if self.decode is None else self.decode(x)
             self.frames.append(to_uint8(x) if self.axes is None else self.project(x))
 
     def project(self, x: Tensor) -> numpy.ndarray:

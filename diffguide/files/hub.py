@@ -6,7 +6,7 @@ from pathlib import Path
 
 from .safetensors import CheckpointError
 
-__all__ = ["download"]
+__all__ = ["AUTOENCODER_FILES", "download"]
 
 FILES = [  # no pickle, no code, and of a pipeline no weights but those of its denoising network
     "*.json",
@@ -14,7 +14,9 @@ FILES = [  # no pickle, no code, and of a pipeline no weights but those of its d
     "unet/*.safetensors",
     "transformer/*.safetensors",
     "checkpoints/*.safetensors",
+    "first_stage.safetensors",
 ]
+AUTOENCODER_FILES = ["*.json", "diffusion_pytorch_model*.safetensors", "vae/*.safetensors"]
 NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 

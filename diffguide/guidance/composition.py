@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from ..backbones.conditions import Condition
+from ..class_names import ConditionValue, ConditionValues
 from ..models.protocols import Denoiser, Prediction, keep_variance
 from ..schedules import EVERYWHERE
 from .base import split_prediction, stack_conditions
 from .contrast import CONSTANT_RAMP, LINEAR_RULE, Contrast
-from .named import ConditionValue, ConditionValues, name_condition, name_conditions, name_nothing
+from .named import name_condition, name_conditions, name_nothing
 from .ramps import Ramp
 from .rules import Rule
 
@@ -50,18 +51,19 @@ class NegativeCondition(Contrast):
         ramp: Ramp = CONSTANT_RAMP,
     ):
         check_named(denoiser, "negative")
-        self.condition, self.nothing = name_condition(denoiser, condition, "condition"), name_nothing(denoiser)
+        self.unwanted, self.nothing = name_condition(denoiser, condition, "condition"), name_nothing(denoiser)
+        self.condition = self.unwanted.condition
         super().__init__(denoiser, scale, interval, rule, ramp)
 
     def predict_both(self, x_t: Tensor, t: Tensor, y: Condition | None) -> tuple[Prediction, Prediction]:
         wanted = self.nothing.rows(x_t, self.denoiser) if y is None else y
-        unwanted = self.condition.rows(x_t, self.denoiser, like=wanted)
+        unwanted = self.unwanted.rows(x_t, self.denoiser, like=wanted)
         both = self.denoiser(*stack_conditions(x_t, t, [wanted, unwanted]))
         strong, weak = split_prediction(both, 2)
         return strong, weak
 
     def predict_weak(self, x_t: Tensor, t: Tensor, y: Condition | None) -> Prediction:
-        return self.denoiser(x_t, t, self.condition.rows(x_t, self.denoiser))
+        return self.denoiser(x_t, t, self.unwanted.rows(x_t, self.denoiser))
 
 
 class ClassComposition(Contrast):
@@ -99,7 +101,8 @@ class ClassComposition(Contrast):
     ):
         super().__init__(denoiser, scale, interval, rule, ramp)
         check_named(denoiser, self.option)
-        self.conditions, self.nothing = name_conditions(denoiser, conditions, "conditions"), name_nothing(denoiser)
+        self.terms, self.nothing = name_conditions(denoiser, conditions, "conditions"), name_nothing(denoiser)
+        self.conditions = [term.condition for term in self.terms]
         if not self.conditions or len(self.conditions) != len(weights) or not all(map(math.isfinite, weights)):
             raise ValueError(
                 "conditions and weights must be lists of one length, at least 1, with finite weights, got "
@@ -108,7 +111,7 @@ class ClassComposition(Contrast):
         self.weights = [float(weight) for weight in weights]
 
     def predict_both(self, x_t: Tensor, t: Tensor, y: Condition | None) -> tuple[Prediction, Prediction]:
-        conditions = [named.rows(x_t, self.denoiser) for named in [self.nothing, *self.conditions]]
+        conditions = [named.rows(x_t, self.denoiser) for named in [self.nothing, *self.terms]]
         weak, *parts = split_prediction(self.denoiser(*stack_conditions(x_t, t, conditions)), len(conditions))
         terms = zip(weak, *parts)
         strong = (w + sum(weight * (c - w) for weight, c in zip(self.weights, cs)) for w, *cs in terms)
@@ -116,7 +119,7 @@ class ClassComposition(Contrast):
 
     def predict_strong(self, x_t: Tensor, t: Tensor, y: Condition | None) -> Prediction:
         if self.weights == [1.0]:
-            return self.denoiser(x_t, t, self.conditions[0].rows(x_t, self.denoiser))
+            return self.denoiser(x_t, t, self.terms[0].rows(x_t, self.denoiser))
         return self.predict_both(x_t, t, y)[0]
 
     def predict_weak(self, x_t: Tensor, t: Tensor, y: Condition | None) -> Prediction:

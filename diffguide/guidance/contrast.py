@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from ..backbones.conditions import Condition, concatenate_conditions, remove_condition
+from ..class_names import ConditionValue
 from ..models.protocols import Denoiser, DenoiserWrapper, Prediction, keep_variance
 from ..randomness import Noise
 from ..schedules import EVERYWHERE, TimeTable, time_key
 from .base import ScaledGuidance, per_row, split_prediction, stack_rows
-from .named import ConditionValue, name_condition, name_nothing
+from .named import name_condition, name_nothing
 from .ramps import Constant, Ramp
 from .rules import Linear, Rule
 

@@ -1,18 +1,15 @@
 """Conditions that a guidance names, in every row: a class, a text, or another value that the model's conditioning reads."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from ..backbones.conditions import Condition, RowCondition
-from ..class_names import ClassLabel, ClassLabels, class_index, class_indices
+from ..class_names import ConditionValue, ConditionValues, class_index, class_indices
 from ..models.protocols import Denoiser
 
-__all__ = ["ConditionValue", "ConditionValues", "NamedCondition", "name_condition", "name_conditions", "name_nothing"]
-
-ConditionValue = ClassLabel | Sequence[str | float] | Mapping[str, str | float]
-ConditionValues = ClassLabels | Sequence[ConditionValue]
+__all__ = ["NamedCondition", "name_condition", "name_conditions", "name_nothing"]
 
 
 class NamedCondition:

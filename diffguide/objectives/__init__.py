@@ -1,5 +1,6 @@
 """Objectives: how a backbone is trained. objective(x_0, y, rng) -> Loss; `objective.model` is what training yields."""
 
+from .autoencoder import AutoencoderObjective
 from .base import Diverged, Loss, Objective
 from .cdm import CDM
 from .classifier import ClassifierObjective
@@ -14,8 +15,8 @@ from .variational import Variational
 from .weights import EDM, P2, LearnedUncertainty, Likelihood, MinSNR, SoftMinSNR, Uniform, UniformEps, Weight
 
 __all__ = [
-    "CDM", "EDM", "JEM", "P2", "ClassifierObjective", "Denoising", "DensityRatio", "Diverged", "EnergyObjective",
-    "LearnedUncertainty", "Likelihood", "LogNormal", "LogitNormal", "Loss", "LossSecondMoment", "MinSNR", "NoiseLevels",
-    "Objective", "Sliced", "SoftMinSNR", "Uniform", "UniformEps", "UniformLogSNR", "UniformTime", "Variational",
-    "Weight",
+    "CDM", "EDM", "JEM", "P2", "AutoencoderObjective", "ClassifierObjective", "Denoising", "DensityRatio", "Diverged",
+    "EnergyObjective", "LearnedUncertainty", "Likelihood", "LogNormal", "LogitNormal", "Loss", "LossSecondMoment", "MinSNR",
+    "NoiseLevels", "Objective", "Sliced", "SoftMinSNR", "Uniform", "UniformEps", "UniformLogSNR", "UniformTime",
+    "Variational", "Weight",
 ]  # fmt: skip

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 from ..evaluation.probe import check_conditioning
 from ..figures import trajectories
-from ..figures.image_grids import is_latent
 from ..files.run_folders import BusyError, WriteError, create_version_dir, lock_run_dir, remove_leftovers, strict_json
 from ..files.shards import START_FILE, ShardError, Shards
 from ..models.protocols import Denoiser
@@ -19,7 +18,7 @@ from ..runtime.errors import InputError, convert_input_errors
 from ..runtime.signals import Interrupts, Stopped
 from ..runtime.versions import collect_versions
 from . import outputs
-from .run import SampleWriter, SamplingPlan, storage_spec
+from .run import SampleWriter, SamplingPlan
 
 __all__ = ["Sampled", "SamplingJob", "preflight_sampling"]
 
@@ -70,7 +69,7 @@ class SamplingJob:
     def facts(self) -> dict[str, Any]:
         """Facts of this run for the table and the plots of a sweep."""
         return {
-            "shape": list(self.plan.shape),
+            "shape": list(self.plan.stored.shape),
             "class_names": self.plan.class_names,
             "background": self.plan.background and self.plan.background.to_json(),
             "moved": dict(self.moved),
@@ -93,10 +92,10 @@ class SamplingJob:
             if newest is not None and newest != self.plan.source.file:  # written between the starts of the ranks
                 self.plan = self.replan(newest)
             plan, main = self.plan, self.engine.is_global_zero
-            shards = Shards(folder / "shards", self.n, self.batch_size, storage_spec(plan.shape))
+            shards = Shards(folder / "shards", self.n, self.batch_size, plan.stored.spec)
             filmed = None
             if self.trajectory:
-                filmed = trajectories.choose_trajectories(plan.classes, plan.class_names, plan.shape)
+                filmed = trajectories.choose_trajectories(plan.classes, plan.class_names, plan.stored.shape)
             interrupts = held.enter_context(Interrupts(silent=not main))
             missing = self.engine.broadcast(shards.missing_batches())
             try:
@@ -178,7 +177,8 @@ class SamplingJob:
 
 def check_pictures(job: SamplingJob) -> None:
     """Raises InputError for pictures of samples that are no images; a trajectory of vectors is a plot."""
-    shape, latents = job.plan.shape, is_latent(job.plan.shape)
+    shape = job.plan.stored.shape
+    latents = len(shape) == 3 and not job.plan.stored.is_picture
     for key, wanted in {"png": job.png, "trajectory": job.trajectory and latents}.items():
         if wanted and (len(shape) == 1 or latents):
             model_kind = "this oracle" if job.plan.source.oracle is not None else "this checkpoint"

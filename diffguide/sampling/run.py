@@ -23,8 +23,9 @@ from ..runtime.signals import Interrupts, Stopped
 from ..samplers import Sampler, SamplingError
 from ..samplers.generate import initial_state
 from .sources import SampleSource
+from .stored import StoredForm
 
-__all__ = ["SampleWriter", "SamplingPlan", "explain_no_op_guidance", "storage_spec"]
+__all__ = ["SampleWriter", "SamplingPlan", "explain_no_op_guidance"]
 
 
 def explain_no_op_guidance(guided: Denoiser | Energy, sampler: Sampler, labelled: bool) -> str | None:
@@ -79,6 +80,10 @@ class SamplingPlan(NamedTuple):
         return self.source.shape
 
     @property
+    def stored(self) -> StoredForm:
+        return self.source.stored
+
+    @property
     def class_names(self) -> Sequence[str]:
         return self.prompts or self.source.class_names
 
@@ -112,7 +117,7 @@ class SampleWriter:
         shown = () if filmed is None else filmed.indices
         axes = None if plan.background is None else plan.background.axes
         schedule = None if plan.sampler.at_data else plan.guided.schedule
-        self.film = trajectories.TrajectoryRecorder(shown, self.times, schedule, axes)
+        self.film = trajectories.TrajectoryRecorder(shown, self.times, schedule, axes, plan.stored.convert)
 
     def run(self, missing: Sequence[int], interrupts: Interrupts) -> None:
         """Samples the batches with these first indices.
@@ -174,16 +179,9 @@ class SampleWriter:
                 f"\n{not_finite} of the {len(x)} samples from {first} on are not finite: ignore their images",
                 file=sys.stderr,
             )
-        array = x.numpy() if storage_spec(x.shape[1:])[0] == "float32" else images.to_uint8(x)
+        array = self.plan.stored.array(x)
         if self.singles is not None:
             images.write_pngs(self.singles, first, array)
         tally, (network, potential) = self.plan.tally, self.counts
         network, potential = tally.evaluations - network, tally.potential_evaluations - potential
         self.shards.write(first, array, network, self.film.stack_frames(), potential)
-
-
-def storage_spec(shape: Sequence[int]) -> tuple[str, tuple[int, ...]]:
-    """dtype and shape of a stored sample: bytes [H, W, C] for an image [C, H, W], float32 for a vector or a latent."""
-    if len(shape) == 1 or images.is_latent(shape):
-        return "float32", tuple(shape)
-    return "uint8", (*shape[1:], shape[0])

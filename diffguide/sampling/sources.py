@@ -14,11 +14,16 @@ from ..checkpoints import store as checkpoints
 from ..checkpoints.adapter_files import identify_adapter
 from ..checkpoints.allowlist import construct, validate_config
 from ..checkpoints.explanations import explain_origin, explain_untrained
+from ..checkpoints.first_stages import decode_only, open_latents
 from ..datasets.base import Dataset, fetch_examples
 from ..figures.scatter import MAX_DATA_POINTS, ScatterBackground, build_background
 from ..files.weights import hash_weights
+from ..first_stages import FirstStage
+from ..first_stages.sources import FirstStageSource
+from ..first_stages.space import LatentFacts
 from ..models.protocols import Denoiser, Energy
 from ..oracles import Oracle
+from .stored import StoredForm
 
 __all__ = [
     "CheckpointSource",
@@ -52,6 +57,11 @@ class SampleSource:
     oracle: Oracle | None = None
     note: str | None = None
 
+    @property
+    def stored(self) -> StoredForm:
+        """What a sample becomes on the disk."""
+        return StoredForm.of(self.shape)
+
     def identity(self) -> dict[str, Any]:
         """Entries of the manifest's header that identify the model."""
         raise NotImplementedError
@@ -70,9 +80,15 @@ class CheckpointSource(SampleSource):
         device: of the model.
         trust: names of classes outside diffguide that the file may use.
         null_class, adapter, adapter_scale: see `checkpoints.store.load`.
+        latents: whether latents are kept, rather than decoded by the first stage of the model.
+        first_stage: of a model of latents that does not know its own; None = none.
+
+    Attributes:
+        in_latents: whether its examples are latents of a first stage.
 
     Raises:
-        CheckpointError: the file is damaged, uses a class that is not trusted, or has no generator.
+        CheckpointError: the file is damaged, uses a class that is not trusted, or has no generator; a first stage that is
+            missing, was another one in training, or has no effect.
     """
 
     file: Path
@@ -86,8 +102,15 @@ class CheckpointSource(SampleSource):
         null_class: int | None = None,
         adapter: str | None = None,
         adapter_scale: float = 1.0,
+        latents: bool = False,
+        first_stage: FirstStageSource | None = None,
     ):
         loaded = checkpoints.load(file, weights, device, trust, null_class, adapter, adapter_scale)
+        if isinstance(loaded.model, FirstStage):
+            raise checkpoints.CheckpointError(
+                f"{file} holds an autoencoder, which makes no pictures of its own: train a model in its latents with "
+                f"diffguide-train first_stage=small_kl first_stage.path={file.parent.parent}"
+            )
         if not isinstance(loaded.model, Denoiser | Energy):
             raise checkpoints.CheckpointError(
                 f"{file} holds a {type(loaded.model).__name__}, which cannot be sampled; to guide a generator by it use "
@@ -97,6 +120,12 @@ class CheckpointSource(SampleSource):
         self.shape, self.class_names = loaded.facts["shape"], loaded.facts["class_names"]
         self.adapter = identify_adapter(adapter, adapter_scale)
         self.note = explain_untrained(loaded) or explain_origin(loaded)
+        self.in_latents = loaded.facts.get("first_stage") is not None or first_stage is not None
+        self.form = find_form(loaded, file, trust, latents, first_stage, device)
+
+    @property
+    def stored(self) -> StoredForm:
+        return self.form
 
     def identity(self) -> dict[str, Any]:
         file = {"checkpoint": str(self.file), "checkpoint_sha256": hash_weights(self.file)}
@@ -104,6 +133,31 @@ class CheckpointSource(SampleSource):
 
     def background(self, labels: Sequence[int]) -> ScatterBackground:
         return build_background(training_data(self.config), self.shape[0])
+
+
+def find_form(
+    loaded: checkpoints.Loaded,
+    file: Path,
+    trust: Sequence[str],
+    latents: bool,
+    first_stage: FirstStageSource | None,
+    device: torch.device,
+) -> StoredForm:
+    """How the samples of a checkpoint are stored, see `CheckpointSource`."""
+    known, shape = loaded.facts.get("first_stage"), loaded.facts["shape"]
+    if known is not None and first_stage is not None:
+        raise checkpoints.CheckpointError(f"first_stage has no effect: {file} was trained with its own; remove it")
+    if latents and (known is None or first_stage is not None):
+        raise checkpoints.CheckpointError(
+            "latents=true has no effect: "
+            + ("remove first_stage" if first_stage else f"{file} has no first stage, remove it")
+        )
+    if latents:
+        return StoredForm.latents(shape, LatentFacts.read(known))
+    space = open_latents(loaded.config, loaded.facts, file, trust)
+    if first_stage is not None:
+        space = decode_only(first_stage, shape, trust)
+    return StoredForm.of(shape) if space is None else StoredForm.decoded(space.to(device))
 
 
 class OracleSource(SampleSource):

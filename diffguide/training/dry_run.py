@@ -14,6 +14,7 @@ from ..datasets import Dataset, Split
 from ..datasets.base import fetch_examples
 from ..figures.image_grids import MAX_ROWS, write_samples
 from ..files.run_folders import create_version_dir
+from ..first_stages.latent_data import LatentData
 from ..objectives import Objective
 from ..runtime.engine import Fabric
 from ..runtime.progress import Progress
@@ -74,7 +75,8 @@ class DryRun:
 
     def write_examples(self, path: Path) -> None:
         """Writes preprocessed training examples with random flips and crops: a row per class, at most forty rows."""
-        data, y, classes = self.data, self.data.train.y, len(self.data.class_names)
+        data = self.data.pictures if isinstance(self.data, LatentData) else self.data
+        y, classes = data.train.y, len(data.class_names)
         if len(data.shape) == 1:
             rows = torch.arange(min(len(y), 2000))
         elif classes:

@@ -61,6 +61,7 @@ class TrainingJob:
         note: line of metrics.jsonl with the changes of a resumed run.
         smaller_objectives: names and objectives of smaller networks, largest first, for the dry run.
         remarks: lines for stderr and log.txt at the start.
+        copy_first_stage: writes the first stage of the data into a run folder; None = the data are no latents.
     """
 
     parent: Path
@@ -80,6 +81,7 @@ class TrainingJob:
     note: dict[str, Any] | None = None
     smaller_objectives: Callable[[], Iterable[tuple[str, Objective]]] = tuple
     remarks: list[str] = field(default_factory=list)
+    copy_first_stage: Callable[[Path], None] | None = None
 
     @property
     def generates(self) -> bool:
@@ -204,6 +206,8 @@ class TrainingJob:
         for part in ("checkpoints", "samples"):
             (folder / part).mkdir(exist_ok=True)
             remove_leftovers(folder / part)
+        if self.copy_first_stage is not None:
+            self.copy_first_stage(folder)
 
     def report(self, folder: Path) -> None:
         """Prints on stderr where the samples are, and a warning if the run ended within its warm-up."""

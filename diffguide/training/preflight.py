@@ -10,6 +10,7 @@ from ..checkpoints.data_record import describe_changes
 from ..checkpoints.validation import CheckpointError, check_facts
 from ..conditions.examples import Examples
 from ..datasets.base import fetch_examples
+from ..first_stages.latent_data import LatentData
 from ..models.protocols import Denoiser, Energy
 from ..randomness import Noise
 from ..runtime.errors import InputError, convert_input_errors
@@ -110,7 +111,9 @@ def report_data(job: TrainingJob) -> None:
 
 def check_loadable(job: TrainingJob) -> None:
     """Checks that the checkpoints of this job can be loaded."""
-    facts = {"images": 0, "class_names": list(job.data.class_names), "shape": list(job.data.shape)}
+    facts: dict[str, Any] = {"images": 0, "class_names": list(job.data.class_names), "shape": list(job.data.shape)}
+    if isinstance(job.data, LatentData):
+        facts["first_stage"] = job.data.space.facts()
     try:
         check_facts(copy.deepcopy({"config": dict(job.config), **facts}))
     except CheckpointError as error:

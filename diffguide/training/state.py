@@ -22,6 +22,7 @@ from ..checkpoints import store as checkpoints
 from ..datasets import Dataset
 from ..files.metrics_log import Meter, MetricsLog
 from ..files.run_folders import append_text, convert_write_errors
+from ..first_stages.latent_data import LatentData
 from ..objectives import Diverged, Loss, Objective
 from ..randomness import fold
 from ..runtime.compiling import compile_average
@@ -244,6 +245,8 @@ class TrainingRun:
             "shape": list(self.data.shape),
             "data": self.data_record,
         }
+        if isinstance(self.data, LatentData):
+            facts["first_stage"] = self.data.space.facts()
         if self.rollbacks:
             facts["restores"] = self.rollbacks
         if self.plan.extension:

@@ -27,7 +27,7 @@ TRAIN = {
     "root key": (["sed=3"], "there is no key or group sed; nearest: seed"),
     "last part of a key alone": (["images=3"], "nearest: training.images"),
     "group": (["objectve=eps"], "objectve; nearest: objective"),
-    "option": (["objective=epss"], "objective=epss; nearest: eps; options: cdm, "),
+    "option": (["objective=epss"], "objective=epss; nearest: eps; options: autoencoder, "),
     "option of a nested group": (["sampler/grid=kars"], "sampler/grid=kars; nearest: karras"),
     "recipe": (["experiment=gmm3d"], "experiment=gmm3d; nearest: gmm2d"),
     "option as a key, of a group within itself": (
@@ -61,7 +61,7 @@ TRAIN = {
     "a list of one option": (["sampler/grid=[karras]"], "sampler/grid takes one option"),
     "two values": (["objective=eps,v"], "objective=eps,v has several values"),
     "null for an option": (["sampler=null"], "sampler takes an option, got null"),
-    "left out group": (["~objective"], "choose objective=<option>; options: cdm, "),
+    "left out group": (["~objective"], "choose objective=<option>; options: autoencoder, "),
     "left out key": (["~seed"], "give it a value, seed=<value>"),
     "left out argument": (["~backbone.in_channels"], "backbone.in_channels must be given"),
     "left out what is not": (["~objectve"], "objectve; nearest: objective"),

@@ -110,7 +110,7 @@ SIDES = {  # of the images that each backbone file is for
     "dit_s": [32], "dit_b": [32], "dit_l": [32], "dit_xl": [32], "mlp": [None], "mlp_classifier": [None],
     "unet_encoder": [8], "unet_encoder_28": [28], "unet_encoder_32": [32], "mlp_levels": [None], "unet_levels": [8],
     "unet_joint": [8], "convnet": [8], "edm_unet": [8], "edm2_unet": [8], "unet_twice_differentiable": [8],
-    "diffusers_unet": [8, 32], "diffusers_dit": [8],
+    "diffusers_unet": [8, 32], "diffusers_dit": [8], "small_kl": [8, 32],
 }  # fmt: skip
 # one number per class
 CLASSIFIERS = {
@@ -151,7 +151,7 @@ BRINGS = {  # what an objective alone must have beside it: network, schedule, gu
     "cdm_mse": ("unet_levels", None, None, "ddim"), "classifier": ("unet_encoder", None, "none", None),
     "energy": ("unet_joint", None, None, None), "jem": ("convnet", "none", "none", "sgld"),
     "nce": ("unet_levels", None, None, None), "tre": ("unet_levels", None, None, "ddim_10"),
-    "sliced": ("unet_twice_differentiable", None, None, None),
+    "sliced": ("unet_twice_differentiable", None, None, None), "autoencoder": ("small_kl", "none", "none", None),
 }  # fmt: skip
 
 
@@ -166,7 +166,7 @@ def test_an_objective_brings_what_it_needs(name):
         assert option is None or cfg[group] != default[group]
     assert (cfg.p_uncond > 0) == (brings[2] is None)
     objective = build(cfg.objective, "objective", built(cfg), build(cfg.schedule, "schedule"))
-    if name not in ("classifier", "nce"):  # which make no samples
+    if name not in ("classifier", "nce", "autoencoder"):  # which make no samples
         build(cfg.sampler, "sampler").times(build(cfg.guidance, "guidance", objective.model))
     typed = composed(f"objective={name}", "backbone=mlp", "schedule=ve", "guidance=apg", "sampler=euler")
     plain = composed_once("objective=v", "backbone=mlp", "schedule=ve", "guidance=apg", "sampler=euler")
@@ -187,10 +187,14 @@ def test_experiments_compose_and_their_parts_fit(path):
     cfg = composed(f"experiment={path.stem}", *(["dataset=digits"] if dataset is None else []))
     if OmegaConf.is_missing(cfg.dataset, "num_classes"):
         cfg.dataset.num_classes = 3
+    if not cfg.first_stage._target_.endswith("NoFirstStage"):  # the network is that of latents, which the data state
+        cfg.dataset.channels, cfg.dataset.size = 4, cfg.dataset.size // 4
     backbone, training = built(cfg), build(cfg.training, "training")
     objective = build(cfg.objective, "objective", backbone, build(cfg.schedule, "schedule"))
     if backbone.out_features and chosen(path, "backbone") not in LEVELS:
         assert shape_of(cfg, backbone) == (2, cfg.dataset.num_classes)
+    elif chosen(path, "objective") == "autoencoder":
+        assert shape_of(cfg, backbone) == (2, cfg.dataset.channels, cfg.dataset.size, cfg.dataset.size)
     else:
         build(cfg.sampler, "sampler").times(build(cfg.guidance, "guidance", objective.model))
         assert shape_of(cfg, backbone)[1] == (backbone.out_features or cfg.dataset.channels)

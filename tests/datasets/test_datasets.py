@@ -234,3 +234,10 @@ def test_patches_refuse_other_facts(fact, stated, found):
 def test_patches_need_one_per_split():
     with pytest.raises(ValueError, match="photo_patches needs 1 to"):
         patches(validation=0)
+
+
+def test_digits_are_named_in_words():
+    words = "zero one two three four five six seven eight nine".split()
+    for split in (Digits().train, Digits().validation, Digits().test):
+        for label, captions in zip(split.y.tolist(), split.columns["captions"], strict=True):
+            assert captions == [words[label], f"the digit {label}", f"a handwritten {words[label]}"]

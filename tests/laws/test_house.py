@@ -14,7 +14,7 @@ FLOORS = [  # a package imports only from its own floor or a lower one
     {"schedules"},
     {"randomness", "figures", "backbones", "datasets"},
     {"conditions"},
-    {"models"},
+    {"models", "first_stages"},
     {"oracles"},
     {"objectives", "guidance", "samplers"},
     {"evaluation"},

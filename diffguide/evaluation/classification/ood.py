@@ -14,6 +14,7 @@ from ...datasets.base import fetch_examples
 from ...models.level_classifier import value_and_gradient
 from ...models.protocols import Classifier, LogDensity
 from ...randomness import Noise, fold
+from ..latents import refuse_latents
 from ..metric import PROTOCOLS, EvalContext, Figure, Metric, MetricResult
 
 __all__ = ["OOD", "ConfidenceScore", "DensityScore", "OODScore", "SlopeScore", "auroc"]
@@ -138,6 +139,7 @@ class OOD(Metric):
         self.scores, self.other = list(scores), other
 
     def check(self, context: EvalContext) -> None:
+        refuse_latents(self.name, context.data)
         super().check(context)
         for score in self.scores:
             if context.as_protocol(score.needs) is None:

@@ -14,6 +14,7 @@ from ...figures.plot_spec import Plot
 from ...models.decoders import Discretized
 from ...models.protocols import Energy, is_guided
 from ...randomness import Noise
+from ..latents import refuse_latents
 from ..metric import EvalContext, Figure, Metric, MetricResult, Report
 from ..noise_levels import time_of_log_snr
 from .dequantization import estimate_likelihood
@@ -91,6 +92,7 @@ class Density(Metric):
         return float(schedule.log_snr(t))
 
     def check(self, context: EvalContext) -> None:
+        refuse_latents(self.name, context.data)
         super().check(context)
         if isinstance(context.model, Energy):
             raise ValueError(

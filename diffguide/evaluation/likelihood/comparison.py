@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ...figures.plot_spec import Plot
 from ...models.protocols import Denoiser, LogDensity
+from ..latents import refuse_latents
 from ..metric import EvalContext, Figure, Metric, MetricResult, mean
 from .base import Density, sum_parts
 from .metrics import ELBO, ExactDensity, FlowODE
@@ -54,6 +55,7 @@ class Likelihoods(Metric):
         return [member for member in self.members if exact or not isinstance(member, ExactDensity)]
 
     def check(self, context: EvalContext) -> None:
+        refuse_latents(self.name, context.data)
         super().check(context)
         members = self.select_supported(context)
         if not members:

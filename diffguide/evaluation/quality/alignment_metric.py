@@ -6,6 +6,7 @@ import torch
 
 from ...datasets.shape_pictures import ATTRIBUTES, SIDES
 from ...runtime.ranges import check_whole
+from ..latents import pictures_of
 from ..metric import EvalContext, Metric, MetricResult
 from .alignment import chance_share, diversity_figures, judge_pictures, prompt_values, share_figures
 from .image_sources import StoredSamples
@@ -31,10 +32,11 @@ class Alignment(Metric):
 
     def check(self, context: EvalContext) -> None:
         super().check(context)
-        if tuple(context.shape) not in [(3, side, side) for side in SIDES]:
+        shape = pictures_of(context.data).shape
+        if tuple(shape) not in [(3, side, side) for side in SIDES]:
             raise ValueError(
                 f"metric=alignment judges pictures of dataset=shapes, [3, 16, 16] or [3, 32, 32]; this model makes "
-                f"{list(context.shape)}"
+                f"{list(shape)}"
             )
         self.read(context)
 

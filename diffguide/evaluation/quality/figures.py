@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ...figures.curves import MIN_PRECISION
 from ...randomness import fold
+from ..latents import pictures_of
 from ..metric import EvalContext, Figure, MetricError
 from . import frechet
 from .frechet import Moments
@@ -60,8 +61,8 @@ def is_small(shape: Sequence[int]) -> bool:
 
 def training_pixels(context: EvalContext) -> Iterator[Tensor]:
     """The training examples as bytes [b, D], in chunks."""
-    for rows in torch.arange(len(context.data.train.y)).split(CHUNK_ROWS):
-        yield load_images(context.data, "train", rows)[0].flatten(1)
+    for rows in torch.arange(len(pictures_of(context.data).train.y)).split(CHUNK_ROWS):
+        yield load_images(pictures_of(context.data), "train", rows)[0].flatten(1)
 
 
 def check_overlap(context: EvalContext) -> Tensor | None:
@@ -70,9 +71,9 @@ def check_overlap(context: EvalContext) -> Tensor | None:
     Raises:
         MetricError: more than a tenth of the held-out examples are training examples.
     """
-    if not is_small(context.shape):
+    if not is_small(pictures_of(context.data).shape):
         return None
-    images = load_images(context.data, context.split, context.rows)[0]
+    images = load_images(pictures_of(context.data), context.split, context.rows)[0]
     two = two_nearest(images.flatten(1), training_pixels(context))
     if (same := int((two[:, 0] == 0).sum())) > MAX_OVERLAP * context.n:
         raise MetricError(
@@ -166,7 +167,9 @@ class QualityComparison:
         self.figures[self.distance] = Figure(value, error, n, unit)
         self.figures[f"{self.distance}_halves"] = Figure(floor, floor_error, half, unit)
         self.figures[f"{self.distance}_floor"] = Figure(floor * factor, floor_error * factor, min(n, m), unit)
-        if self.metric.reference != self.context.split and self.context.n > self.features.width(self.context.shape):
+        if self.metric.reference != self.context.split and self.context.n > self.features.width(
+            pictures_of(self.context.data).shape
+        ):
             held_out = Moments(self.held_out.features.shape[1]).add(self.held_out.features)
             self.details[f"{self.distance}_of_held_out"] = frechet.frechet_distance(held_out, reference)
         self.facts["frechet_error"] = f"jackknife over {NUM_GROUPS} groups of samples, the reference held fixed"
@@ -238,7 +241,7 @@ class QualityComparison:
             return
         if not self.has_labels(self.samples.y) or not self.has_labels(self.held_out.y):
             return
-        images, y = load_images(context.data, context.split, context.rows)
+        images, y = load_images(pictures_of(context.data), context.split, context.rows)
         local = self.features if isinstance(self.features, Local) else None
         steps = local.steps if local else CAS_STEPS
         device = context.device

@@ -16,6 +16,7 @@ from ...files.weights import hash_weights
 from ...guidance import Unguided
 from ...models.protocols import is_guided
 from ...samplers import generate
+from ..latents import decode_samples, pictures_of
 from ..metric import EvalContext, MetricError
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ class NewSamples:
                 f"{not_finite} of the {len(seeds)} samples from {first} on are not finite: use a smaller guidance scale or "
                 "more sampler steps"
             )
-        return quantize(x.float()).cpu(), torch.tensor(labels or [-1] * len(seeds))
+        return quantize(decode_samples(context.data, x.float())).cpu(), torch.tensor(labels or [-1] * len(seeds))
 
     def facts(self) -> dict[str, Any]:
         sampler, guided = self.metric.sampler, self.guided
@@ -103,7 +104,7 @@ class StoredSamples:
         Arguments:
             ends: the first and the last image.
         """
-        channels, *sides = context.shape
+        channels, *sides = pictures_of(context.data).shape
         if ends.shape[1:] != (*sides, channels):
             return f"images {list(ends.shape[1:])}; the model makes {[*sides, channels]}"
         if len(self.y) < self.count:

@@ -14,6 +14,7 @@ from ...models.protocols import Denoiser, DenoiserWrapper, Energy
 from ...randomness import fold
 from ...runtime.ranges import check_whole
 from ...samplers import Heun, Sampler
+from ..latents import pictures_of
 from ..metric import SPLITS, EvalContext, Metric, MetricResult
 from ..probe import check_conditioning
 from .features import Features
@@ -88,8 +89,8 @@ class Quality(Metric):
         super().check(context)
         self.check_model(context)
         self.check_split(context)
-        self.features.check(context.data)
-        width, size = self.features.width(context.shape), len(getattr(context.data, self.reference).y)
+        self.features.check(pictures_of(context.data))
+        width, size = self.features.width(pictures_of(context.data).shape), len(getattr(context.data, self.reference).y)
         for key, number, name in [("count", self.count, "samples"), ("reference", size, f"{self.reference} examples")]:
             if number <= width:
                 raise ValueError(
@@ -159,7 +160,7 @@ class Quality(Metric):
 
     def measure(self, context: EvalContext) -> MetricResult:
         with torch.autocast(context.device.type, enabled=False):
-            self.features.prepare(context.data, context.device, context.progress)
+            self.features.prepare(pictures_of(context.data), context.device, context.progress)
         all_rows = torch.arange(len(getattr(context.data, self.reference).y))
         reference = self.gather_real_features(context, "reference", self.reference, all_rows)
         held_out = self.gather_real_features(context, "held-out", context.split, context.rows)
@@ -169,7 +170,9 @@ class Quality(Metric):
             source = NewSamples(self, context)
         else:
             source = StoredSamples(self.folder, self.count, context)
-        samples = self.gather_features(context, "samples", self.count, source.batch, is_small(context.shape))
+        samples = self.gather_features(
+            context, "samples", self.count, source.batch, is_small(pictures_of(context.data).shape)
+        )
         with torch.autocast(context.device.type, enabled=False):
             comparison = QualityComparison(self, context, samples, reference, held_out)
             comparison.run(nearest_of_held_out)
@@ -187,7 +190,10 @@ class Quality(Metric):
         """Computes the features of rows of a split."""
         size = context.batch_size
         return self.gather_features(
-            context, name, len(rows), lambda first: load_images(context.data, split, rows[first : first + size])
+            context,
+            name,
+            len(rows),
+            lambda first: load_images(pictures_of(context.data), split, rows[first : first + size]),
         )
 
     def gather_features(
