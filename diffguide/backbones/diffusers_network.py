@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .base import Backbone, nearest_sizes
+from .conditioning import Conditioning, Context, check_conditioning
 from .conditions import Condition, Embedding, RowCondition
 from .diffusers_classes import NETWORKS, REFUSED, create_network, fill_arguments
 from .perturbations import Perturbation
@@ -34,9 +35,9 @@ SMALL_UNET: Mapping[str, Any] = {
 class DiffusersNetwork(Backbone):
     """A network of diffusers: F = network(x, timestep, condition).
 
-    With classes, -1 takes the row `null_class` of the class table. With `condition_tokens`, y is an `Embedding` whose
-    vectors are a sequence, [B, condition_tokens * length], and rows without condition take a learned sequence that starts
-    at 0.
+    With classes, -1 takes the row `null_class` of the class table. With a `conditioning`, the network attends to its tokens.
+    With `condition_tokens`, y is an `Embedding` whose vectors are a sequence, [B, condition_tokens * length], and rows without
+    condition take a learned sequence that starts at 0.
 
     Arguments:
         in_channels: channels of the images.
@@ -51,6 +52,7 @@ class DiffusersNetwork(Backbone):
         condition_tokens: number of vectors of a condition; 0 = y is no Embedding.
         learned_variance: as for `Backbone`.
         double_differentiable, checkpointing: as for `UNet`.
+        conditioning: of texts, with tokens as long as the vectors of a condition; its pooled vector is not used.
 
     Raises:
         ValueError: diffusers is not installed, an unknown class or argument, arguments that contradict each other, a side
@@ -71,8 +73,11 @@ class DiffusersNetwork(Backbone):
         learned_variance: bool = False,
         double_differentiable: bool = False,
         checkpointing: bool = False,
+        conditioning: Conditioning | None = None,
     ):
         super().__init__()
+        check_conditioning(conditioning, num_classes, condition_tokens)
+        self.conditioning = conditioning
         if network not in NETWORKS:
             raise ValueError(f"network must be one of {', '.join(NETWORKS)}, got {network!r}")
         self.kind = NETWORKS[network]
@@ -131,16 +136,37 @@ class DiffusersNetwork(Backbone):
         if rows and not self.num_classes:
             raise ValueError(f"num_classes must be set: the network has a table of {rows} classes")
         self.tokens, self.null = tokens, None
-        if (self.kind.tokens is None) == (tokens > 0):
+        if self.conditioning is not None:
+            self.check_tokens(self.conditioning)
+        elif (self.kind.tokens is None) == (tokens > 0):
             raise ValueError(
                 f"condition_tokens must be {'above 0' if self.kind.tokens else '0'} with {self.name}, got {tokens}"
             )
-        if self.kind.tokens is not None:
+        elif self.kind.tokens is not None:
             self.condition_features = tokens * config[self.kind.tokens]
             self.null = nn.Parameter(torch.zeros(self.condition_features))
         for module in self.network.modules():
             if type(module).__name__ == "LabelEmbedding":  # the objective drops labels, once per example
                 module.dropout_prob = 0.0
+
+    def check_tokens(self, conditioning: Conditioning) -> None:
+        """Raises ValueError for a conditioning whose tokens the network does not take."""
+        length = self.kind.tokens and self.network.config[self.kind.tokens]
+        if length is None or conditioning.channels or conditioning.token_features != length:
+            has = f"takes tokens of length {length}" if length else "takes no tokens"
+            raise ValueError(
+                f"conditioning must fit {self.name}, which {has}: it has tokens of length {conditioning.token_features} and "
+                f"{conditioning.channels} channels"
+            )
+
+    def context_inputs(self, context: Context, dtype: torch.dtype) -> dict[str, Tensor]:
+        """The arguments of a call for a context; padding is zeros for a network that has no mask."""
+        assert context.tokens is not None
+        tokens = context.tokens.to(dtype)
+        if context.mask is not None and self.kind.mask is None:
+            tokens = tokens * context.mask[:, :, None].to(dtype)
+        mask = {} if context.mask is None or self.kind.mask is None else {self.kind.mask: context.mask.long()}
+        return {"encoder_hidden_states": tokens, **mask}
 
     @property
     def takes_null(self) -> bool:  # type: ignore[override]
@@ -168,6 +194,8 @@ class DiffusersNetwork(Backbone):
         inputs = {self.kind.images: x.to(dtype), "timestep": self.timesteps(log_snr), **self.kind.fixed}
         if self.num_classes:
             inputs["class_labels"] = self.class_rows(x, y)
+        elif self.conditioning is not None:
+            inputs |= self.context_inputs(self.conditioning(y, x), dtype)
         elif self.null is not None:
             inputs["encoder_hidden_states"] = self.token_vectors(x, y).to(dtype)
         with (
@@ -214,8 +242,9 @@ class DiffusersNetwork(Backbone):
             inputs = {self.kind.images: x, "timestep": torch.ones(1), **self.kind.fixed}
             if self.num_classes:
                 inputs["class_labels"] = torch.zeros(1, dtype=torch.long)
-            elif self.null is not None:
-                inputs["encoder_hidden_states"] = torch.empty(1, self.tokens, len(self.null) // self.tokens)
+            elif self.kind.tokens is not None:
+                length = network.config[self.kind.tokens]
+                inputs["encoder_hidden_states"] = torch.empty(1, self.tokens or 1, length)
             with torch.no_grad(), LayerRecorder(network, sides) as recorder:
                 network(**inputs, return_dict=False)
         return recorder

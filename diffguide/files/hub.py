@@ -8,11 +8,12 @@ from .safetensors import CheckpointError
 
 __all__ = ["AUTOENCODER_FILES", "download"]
 
-FILES = [  # no pickle, no code, and of a pipeline no weights but those of its denoising network
+FILES = [  # no pickle, no code, and of a pipeline no weights but those of its denoising network and its autoencoder
     "*.json",
     "diffusion_pytorch_model*.safetensors",
     "unet/*.safetensors",
     "transformer/*.safetensors",
+    "vae/diffusion_pytorch_model*.safetensors",
     "checkpoints/*.safetensors",
     "first_stage.safetensors",
 ]
