@@ -103,9 +103,8 @@ def explain_experiment() -> str:
 def fit_data(backbone: Mapping[str, Any], dataset: Mapping[str, Any]) -> dict[str, Any]:
     """The node of a backbone with the channels, side and classes of a data set."""
     node = dict(backbone)
-    kept = {"num_classes"} if node.get("conditioning") is not None else set()  # classes are no input
     for key, fact in FACTS.items():
-        if key in node and fact in dataset and key not in kept:
+        if key in node and fact in dataset and not (key == "num_classes" and node.get("conditioning")):
             node[key] = dataset[fact]
     if isinstance(node.get("arguments"), dict):  # a network of diffusers, whose arguments repeat these facts
         node["arguments"] = {key: value for key, value in node["arguments"].items() if key not in FILLED}

@@ -65,11 +65,8 @@ def build_training_job(config: dict[str, Any]) -> TrainingJob:
         data, note = open_training_data(config["dataset"], resumed)
         latents = enter_latents(config, first_stage, data, settings, engine, resumed, ancestor)
     config, data = (config, data) if latents is None else (latents.config, latents.data)
-    torch.manual_seed(settings.seed)
-    with at_most(MAX_MODULES, f"it would have more than {MAX_MODULES} layers and tensors; make it smaller"):
-        backbone = build(config["backbone"], "backbone")
+    backbone, objective = build_objective(config, settings.seed)
     config = settle_conditioning(config, backbone)
-    objective = build(config["objective"], "objective", backbone, build(config["schedule"], "schedule"))
     remarks = [] if latents is None else [latents.remark]
     if ancestor is not None:
         remarks.append(ancestor.start(objective, data.class_names))
@@ -78,8 +75,7 @@ def build_training_job(config: dict[str, Any]) -> TrainingJob:
         remarks.append(line)
     sampler = build(config["sampler"], "sampler")
     compiled = should_compile(settings.compile, engine.device, backbone)
-    if settings.compile == "auto":
-        compiled = compiled and objective.compilable
+    compiled = compiled and (objective.compilable or settings.compile != "auto")
     check_objective(objective, training, engine.world_size, compiled)
     saved = config | {"resume": None}
     return TrainingJob(
@@ -102,6 +98,18 @@ def build_training_job(config: dict[str, Any]) -> TrainingJob:
         copy_first_stage=latents and latents.copy,
         smaller_objectives=partial(smaller_backbones, objective, config["objective"], config["schedule"], data),
     )
+
+
+def build_objective(config: Mapping[str, Any], seed: int) -> tuple[Any, Objective]:
+    """The network, with weights of a seed, and the objective that trains it.
+
+    Raises:
+        ConfigError: an invalid value, or a far too large network.
+    """
+    torch.manual_seed(seed)
+    with at_most(MAX_MODULES, f"it would have more than {MAX_MODULES} layers and tensors; make it smaller"):
+        backbone = build(config["backbone"], "backbone")
+    return backbone, build(config["objective"], "objective", backbone, build(config["schedule"], "schedule"))
 
 
 def settle_precision(job: TrainingJob) -> None:

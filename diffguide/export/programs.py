@@ -85,6 +85,10 @@ def trace(model: Preconditioned, shape: Sequence[int]) -> torch.export.ExportedP
     Raises:
         ExportError: a network whose computation torch.export cannot write down for every number of rows.
     """
+    if model.conditioning is not None:
+        raise ExportError(
+            f"programs take class indices, and this model has a {type(model.conditioning).__name__}: take to=safetensors"
+        )
     inputs = torch.zeros(EXAMPLE_ROWS, *shape), torch.linspace(-1, 1, EXAMPLE_ROWS)
     example = (*inputs, torch.zeros(EXAMPLE_ROWS, dtype=torch.long)) if model.conditional else inputs
     rows = torch.export.Dim("batch", min=1)

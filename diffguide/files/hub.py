@@ -5,9 +5,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .safetensors import CheckpointError
+from .weights import read_json
 
-__all__ = ["AUTOENCODER_FILES", "download"]
+__all__ = ["AUTOENCODER_FILES", "download", "download_pipeline"]
 
+INDEX = "model_index.json"
 FILES = [  # no pickle, no code, and of a pipeline no weights but those of its denoising network and its autoencoder
     "*.json",
     "diffusion_pytorch_model*.safetensors",
@@ -17,6 +19,7 @@ FILES = [  # no pickle, no code, and of a pipeline no weights but those of its d
     "checkpoints/*.safetensors",
     "first_stage.safetensors",
 ]
+TEXT_FILES = ["text_encoder/model*.safetensors", "tokenizer/merges.txt"]  # of Stable Diffusion
 AUTOENCODER_FILES = ["*.json", "diffusion_pytorch_model*.safetensors", "vae/*.safetensors"]
 NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
@@ -47,3 +50,13 @@ def download(name: Path, files: Sequence[str] = FILES) -> Path | None:
         raise CheckpointError(
             f"there is no folder {name}, and no such model could be fetched from the hub: {reason}"
         ) from error
+
+
+def download_pipeline(name: Path) -> Path | None:
+    """The same for a model to sample; of a pipeline with CLIP as its text encoder that too, which is small."""
+    folder = download(name)
+    if folder is None or not (folder / INDEX).is_file():
+        return folder
+    entry = read_json(folder / INDEX).get("text_encoder")
+    is_clip = isinstance(entry, list) and entry[-1:] == ["CLIPTextModel"]
+    return download(name, [*FILES, *TEXT_FILES]) if is_clip else folder

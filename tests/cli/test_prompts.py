@@ -5,8 +5,12 @@ import json
 
 import numpy
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import load_file
 
+from diffguide.convert import main as convert
+from diffguide.evaluate import main as evaluate
 from diffguide.sample import main as sample
 from diffguide.train import main as train
 
@@ -87,6 +91,29 @@ def test_an_image_depends_on_its_seed_and_its_text_alone(folder, command):
 def test_mistakes_are_one_line(folder, command, words, expected):
     done = command(sample, *QUICK, "n=2", *words, at=folder)
     assert done.code == 1 and expected in done.err and "Traceback" not in done.err and done.err.count("\n") == 1
+
+
+def test_resumed_training_has_the_captions_of_an_undisturbed_one(folder, command):
+    assert command(train, *TEXT, "training.images=32", "name=begun", at=folder).code == 0
+    assert (
+        command(
+            train, "resume=outputs/train/begun/v001", "training.images=64", "training.extend=as_if_planned", at=folder
+        ).code
+        == 0
+    )
+    folders = (folder / "outputs/train" / name / "v001/checkpoints" for name in ("shapes", "begun"))
+    whole, resumed = (load_file(place / "0000000064.safetensors") for place in folders)
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole.keys() | resumed.keys())
+
+
+def test_a_trained_text_model_is_continued_measured_and_exported(folder, command):
+    start = [word for word in SMALL if not word.startswith("backbone")]
+    assert command(train, *start, "init_from=outputs/train/shapes/v001", "name=tuned", at=folder).code == 0
+    done = command(evaluate, MODEL, "metric=denoising", "n=4", at=folder)
+    assert done.code == 0 and "mse_x_0" in done.out + done.err
+    done = command(convert, "outputs/train/shapes/v001", "program", "to=onnx", at=folder)
+    assert done.code == 1 and "to=safetensors" in done.err and done.err.count("\n") == 1
+    assert command(convert, "outputs/train/shapes/v001", "plain", "to=safetensors", at=folder).code == 0
 
 
 def test_prompts_need_a_model_that_reads_them(at, command):
