@@ -10,17 +10,19 @@ from .weights import read_json
 __all__ = ["AUTOENCODER_FILES", "download", "download_pipeline"]
 
 INDEX = "model_index.json"
-FILES = [  # no pickle, no code, and of a pipeline no weights but those of its denoising network and its autoencoder
+FILES = [  # no pickle, no code, and of a pipeline no weights but those of its denoising network
     "*.json",
     "diffusion_pytorch_model*.safetensors",
     "unet/*.safetensors",
     "transformer/*.safetensors",
-    "vae/diffusion_pytorch_model*.safetensors",
     "checkpoints/*.safetensors",
     "first_stage.safetensors",
 ]
-TEXT_FILES = ["text_encoder/model*.safetensors", "tokenizer/merges.txt"]  # of Stable Diffusion
 AUTOENCODER_FILES = ["*.json", "diffusion_pytorch_model*.safetensors", "vae/*.safetensors"]
+PARTS = {  # of a pipeline, that are used too: its classes there, and its files
+    "vae": (("AutoencoderKL", "AutoencoderTiny"), ["vae/diffusion_pytorch_model*.safetensors"]),
+    "text_encoder": (("CLIPTextModel",), ["text_encoder/model*.safetensors", "tokenizer/merges.txt"]),
+}
 NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -53,10 +55,13 @@ def download(name: Path, files: Sequence[str] = FILES) -> Path | None:
 
 
 def download_pipeline(name: Path) -> Path | None:
-    """The same for a model to sample; of a pipeline with CLIP as its text encoder that too, which is small."""
+    """The same for a model to sample: of a pipeline also its autoencoder, and its text encoder if that is CLIP."""
     folder = download(name)
     if folder is None or not (folder / INDEX).is_file():
         return folder
-    entry = read_json(folder / INDEX).get("text_encoder")
-    is_clip = isinstance(entry, list) and entry[-1:] == ["CLIPTextModel"]
-    return download(name, [*FILES, *TEXT_FILES]) if is_clip else folder
+    index, more = read_json(folder / INDEX), []
+    for part, (names, files) in PARTS.items():
+        entry = index.get(part)
+        if isinstance(entry, list) and entry and entry[-1] in names:
+            more += files
+    return download(name, [*FILES, *more]) if more else folder
