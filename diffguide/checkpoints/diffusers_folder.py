@@ -19,7 +19,7 @@ from .allowlist import MAX_SIZE, construct
 from .assembly import assemble, check_on_meta
 from .diffusers_schedulers import Law, translate_scheduler
 from .streaming import allocate, allocate_later
-from .text_pipelines import describe_text
+from .text_pipelines import count_downsampling, describe_text
 from .validation import check_facts, check_finite_tensor
 
 __all__ = ["DiffusersFolder", "find_weights", "is_weights", "load_folder", "open_folder"]
@@ -115,7 +115,7 @@ def open_folder(file: Path, null_class: int | None = None) -> DiffusersFolder | 
         name, arguments = network_class(network)
         scheduler = read_json(found[0], infinite=True)  # DPM-Solver's lambda_min_clipped is -Infinity
         law = translate_scheduler(scheduler, whole=network.get("time_embedding_type") == "learned")
-        metadata = describe(pipeline, name, arguments, law, null_class, describe_text(pipeline, name))
+        metadata = describe(pipeline, name, arguments, law, null_class, describe_text(pipeline, name, arguments))
     except CheckpointError as error:
         raise CheckpointError(f"{pipeline}: {error}") from error
     weights = Weights(weight_files(file))
@@ -156,9 +156,9 @@ def load_folder(folder: DiffusersFolder) -> nn.Module:
             held[own[key]].copy_(value)
         if NULL_TOKENS in folder.added:
             held[NULL_TOKENS].zero_()
-    conditioning = getattr(objective.model, "conditioning", None)
-    if isinstance(conditioning, FrozenText):
-        conditioning.encode_empty()
+    for part in objective.model.modules():
+        if isinstance(part, FrozenText):
+            part.encode_empty()
     return objective.model
 
 
@@ -223,6 +223,7 @@ def describe(
         "double_differentiable": False,
         "checkpointing": False,
         "conditioning": text,
+        "downsampling": count_downsampling(folder),
     }
     objective = {
         "_target_": "diffguide.objectives.denoising.Denoising",

@@ -19,6 +19,7 @@ class ClipEncoder(TextEncoder):
     Arguments:
         layer: whose states are taken: -1 = the last, after the last normalization; -2 = the one before, without it, ...
         padding: whether padding up to `length` is part of a text, as in Stable Diffusion.
+        projected: whether the vector of a text is projected, as CLIP compares it with pictures.
         others: see `TextEncoder`.
     """
 
@@ -29,13 +30,17 @@ class ClipEncoder(TextEncoder):
         "max_position_embeddings", "hidden_act", "layer_norm_eps", "bos_token_id", "eos_token_id", "pad_token_id",
     )  # fmt: skip
 
-    def __init__(self, path: str, length: int, layer: int = -1, padding: bool = False):
+    def __init__(self, path: str, length: int, layer: int = -1, padding: bool = False, projected: bool = False):
         super().__init__(path, length)
-        self.layer, self.padding = layer, padding
+        self.layer, self.padding, self.projected = layer, padding, projected
 
     @property
     def features(self) -> int:
         return self.config.get("hidden_size", 512)
+
+    @property
+    def pooled_features(self) -> int:
+        return self.config.get("projection_dim", 512) if self.projected else self.features
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -47,7 +52,7 @@ class ClipEncoder(TextEncoder):
             raise CheckpointError(f"the tokenizer in {self.tokenizer_place} cannot be read: {error}") from error
 
     def create(self) -> Any:
-        from transformers import CLIPTextConfig, CLIPTextModel
+        from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
         positions, layers = (
             self.config.get(key, default)
@@ -57,7 +62,8 @@ class ClipEncoder(TextEncoder):
             raise CheckpointError(f"condition.length must be at most {positions} with {self.path}, got {self.length}")
         if not -layers <= self.layer <= -1:
             raise CheckpointError(f"condition.layer must be from -{layers} to -1 with {self.path}, got {self.layer}")
-        return CLIPTextModel(CLIPTextConfig(**self.config))
+        kind = CLIPTextModelWithProjection if self.projected else CLIPTextModel
+        return kind(CLIPTextConfig(**self.config))
 
     def encode_batch(self, texts: Sequence[str], device: torch.device) -> list[Encoding]:
         filled = "max_length" if self.padding else "longest"
@@ -70,7 +76,7 @@ class ClipEncoder(TextEncoder):
         )
         states = found.last_hidden_state if self.layer == -1 else found.hidden_states[self.layer]
         lengths = [self.length] * len(texts) if self.padding else counts
-        return split_rows(states, lengths, found.pooler_output)
+        return split_rows(states, lengths, found.text_embeds if self.projected else found.pooler_output)
 
 
 class T5Encoder(TextEncoder):

@@ -39,11 +39,11 @@ class EncodedTexts:
         shards: files of `rows` texts each, the last one of fewer.
         rows: see above.
         keep: [N] bool, False = an empty text, which has no condition.
-        length, features: of the states of a text, [length, features].
+        length: tokens of a text at most.
     """
 
-    def __init__(self, shards: Sequence[Path], rows: int, keep: Tensor, length: int, features: int):
-        self.shards, self.rows, self.keep, self.length, self.features = list(shards), rows, keep, length, features
+    def __init__(self, shards: Sequence[Path], rows: int, keep: Tensor, length: int):
+        self.shards, self.rows, self.keep, self.length = list(shards), rows, keep, length
 
     def __deepcopy__(self, memo: Any) -> "EncodedTexts":
         return self  # open files cannot be copied, and nothing in it changes
@@ -68,20 +68,20 @@ class EncodedTexts:
 
     def __getitem__(self, rows: Tensor) -> TokenStates:
         found = [self.read(row) for row in rows.tolist()]
-        return pad_encodings(found, self.length, self.features, self.keep[rows])
+        return pad_encodings(found, self.length, self.keep[rows])
 
 
-def pad_encodings(encodings: Sequence[Encoding], length: int, features: int, keep: Tensor) -> TokenStates:
-    """The condition of encoded texts, with zeros as the states of padding.
+def pad_encodings(encodings: Sequence[Encoding], length: int, keep: Tensor) -> TokenStates:
+    """The condition of encoded texts, at least one, with zeros as the states of padding.
 
     Arguments:
         keep: [B] bool, which of them are conditions.
     """
-    states = torch.zeros(len(encodings), length, features)
+    states = torch.zeros(len(encodings), length, encodings[0].states.shape[1])
     for row, each in zip(states, encodings):
         row[: len(each.states)] = each.states
     counts = torch.tensor([len(each.states) for each in encodings], dtype=torch.long)
-    pooled = torch.stack([each.pooled for each in encodings]) if encodings else torch.zeros(0, features)
+    pooled = torch.stack([each.pooled for each in encodings])
     return TokenStates(states, torch.arange(length) < counts[:, None], pooled, keep)
 
 
@@ -91,7 +91,7 @@ def encode_texts(
     cache: Path,
     settings: Sequence[Any],
     length: int,
-    features: int,
+    widths: tuple[int, int],
 ) -> EncodedTexts:
     """The encodings of texts, of which those that are not in the cache are computed.
 
@@ -99,7 +99,8 @@ def encode_texts(
         encode: texts -> encodings.
         cache: folder of the encoded texts of all data sets.
         settings: that name the encoder and what changes its encodings.
-        length, features: of the states of a text, at most `length` tokens.
+        length: tokens of a text at most.
+        widths: length of the vector of a token, and of that of a text.
 
     Raises:
         ValueError: from `encode`.
@@ -109,19 +110,19 @@ def encode_texts(
     folder = cache / hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:24]
     with convert_write_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    rows = max(1, min(SHARD_BYTES // (4 * length * features), SHARD_ROWS))
+    rows = max(1, min(SHARD_BYTES // (4 * length * widths[0]), SHARD_ROWS))
     parts = {folder / f"{first:010d}.safetensors": texts[first : first + rows] for first in range(0, len(texts), rows)}
     with hold(folder):
-        missing = [file for file, part in parts.items() if not is_whole(file, len(part), features)]
+        missing = [file for file, part in parts.items() if not is_whole(file, len(part), widths)]
         done = len(texts) - sum(len(parts[file]) for file in missing)
         progress = Progress("encoding texts", len(texts), "texts", done, silent=not missing)
         for file in missing:
-            write_shard(file, parts[file], encode, features)
+            write_shard(file, parts[file], encode, widths)
             progress.advance(len(parts[file]))
             progress.show()
         progress.close()
     keep = torch.tensor([text != "" for text in texts], dtype=torch.bool)
-    return EncodedTexts(list(parts), rows, keep, length, features)
+    return EncodedTexts(list(parts), rows, keep, length)
 
 
 @contextmanager
@@ -137,12 +138,12 @@ def hold(folder: Path) -> Iterator[None]:
 
 
 def write_shard(
-    path: Path, texts: Sequence[str], encode: Callable[[Sequence[str]], list[Encoding]], features: int
+    path: Path, texts: Sequence[str], encode: Callable[[Sequence[str]], list[Encoding]], widths: tuple[int, int]
 ) -> None:
     """Encodes texts into a shard; an empty text has no tokens in it."""
     given = [row for row, text in enumerate(texts) if text]
-    states = [torch.zeros(0, features) for _ in texts]
-    pooled = torch.zeros(len(texts), features)
+    states = [torch.zeros(0, widths[0]) for _ in texts]
+    pooled = torch.zeros(len(texts), widths[1])
     for row, found in zip(given, encode([texts[row] for row in given]) if given else []):
         states[row], pooled[row] = found
     counts = torch.tensor([len(each) for each in states])
@@ -151,7 +152,7 @@ def write_shard(
     )
 
 
-def is_whole(path: Path, count: int, features: int) -> bool:
+def is_whole(path: Path, count: int, widths: tuple[int, int]) -> bool:
     """Whether a shard is there, undamaged, and of `count` texts of its folder."""
     try:
         tensors, metadata = archives.read_sealed(path)
@@ -159,5 +160,5 @@ def is_whole(path: Path, count: int, features: int) -> bool:
         return False
     if metadata.get("texts") != path.parent.name or tensors.keys() != {"states", "pooled", "counts"}:
         return False
-    shape = (int(tensors["counts"].sum()), features)
-    return tuple(tensors["states"].shape) == shape and tuple(tensors["pooled"].shape) == (count, features)
+    shape = (int(tensors["counts"].sum()), widths[0])
+    return tuple(tensors["states"].shape) == shape and tuple(tensors["pooled"].shape) == (count, widths[1])

@@ -127,7 +127,12 @@ class TextEncoder(ABC):
     @property
     @abstractmethod
     def features(self) -> int:
-        """The length of the vector of a token, and of the one of a text."""
+        """The length of the vector of a token."""
+
+    @property
+    def pooled_features(self) -> int:
+        """The length of the vector of a text."""
+        return self.features
 
     @abstractmethod
     def create(self) -> Any:

@@ -33,7 +33,7 @@ class FrozenText(Conditioning):
         column: of the data, with the texts of each example; training draws one of them in every epoch.
         cache: folder of the encoded texts.
         sha256: hash of the encoder, which is checked when it is needed; None = the encoder is opened now.
-        features: length of its vectors, where `sha256` is given.
+        features, pooled_features: length of the vector of a token and of a text, where `sha256` is given; null = the same.
 
     Raises:
         ValueError: an encoder that is missing or damaged, or a number out of range.
@@ -52,6 +52,7 @@ class FrozenText(Conditioning):
         cache: str,
         sha256: str | None,
         features: int | None,
+        pooled_features: int | None = None,
     ):
         super().__init__()
         if (sha256 is None) != (features is None):
@@ -59,17 +60,23 @@ class FrozenText(Conditioning):
         self.encoder, self.settings, self.column, self.cache = encoder, list(settings), column, cache
         self.sha256 = encoder.sha256 if sha256 is None else sha256
         width = encoder.features if features is None else check_whole("condition.features", features, 1)
-        self.token_features = self.vector_features = width
+        whole = encoder.pooled_features if features is None else pooled_features or width
+        self.token_features, self.vector_features = width, check_whole("condition.pooled_features", whole, 1)
         self.known: dict[str, EncodedTexts] = {}  # by the hash of the texts
         self.register_buffer("empty_states", torch.zeros(encoder.length, width))
         self.register_buffer("empty_mask", torch.ones(encoder.length, dtype=torch.bool))
-        self.register_buffer("empty_pooled", torch.zeros(width))
+        self.register_buffer("empty_pooled", torch.zeros(self.vector_features))
         if sha256 is None:
             self.encode_empty()
 
+    @property
+    def widths(self) -> tuple[int, int]:
+        """The length of the vector of a token, and of that of a text."""
+        return self.token_features, self.vector_features
+
     def encode_empty(self) -> None:
         """Takes the null condition from the encoder."""
-        empty = pad_encodings(self.encode([""]), self.encoder.length, self.token_features, torch.tensor([True]))
+        empty = pad_encodings(self.encode([""]), self.encoder.length, torch.tensor([True]))
         assert empty.pooled is not None
         self.empty_states.copy_(empty.states[0])
         self.empty_mask.copy_(empty.mask[0])
@@ -115,9 +122,7 @@ class FrozenText(Conditioning):
         if key not in self.known:
             settings, place = [self.sha256, *self.settings], Path(self.cache).expanduser()
             try:
-                self.known[key] = encode_texts(
-                    texts, self.encode, place, settings, self.encoder.length, self.token_features
-                )
+                self.known[key] = encode_texts(texts, self.encode, place, settings, self.encoder.length, self.widths)
             except WriteError as error:
                 raise ValueError(f"condition.cache: {error}") from error
             self.encoder.close()
@@ -128,10 +133,10 @@ class FrozenText(Conditioning):
         texts = [str(value) for value in values]
         given = list(dict.fromkeys(text for text in texts if text))
         found = dict(zip(given, self.encode(given) if given else []))
-        nothing = Encoding(torch.zeros(0, self.token_features), torch.zeros(self.token_features))
+        nothing = Encoding(torch.zeros(0, self.token_features), torch.zeros(self.vector_features))
         rows = [found.get(text, nothing) for text in texts]
         keep = torch.tensor([text != "" for text in texts], dtype=torch.bool)
-        return pad_encodings(rows, self.encoder.length, self.token_features, keep)
+        return pad_encodings(rows, self.encoder.length, keep)
 
 
 class ClipText(FrozenText):
@@ -142,7 +147,8 @@ class ClipText(FrozenText):
         layer: whose states are taken: -1 = the last, normalized; -2 = the one before it, ...
         length: tokens of a text at most, beginning and end among them.
         padding: whether padding up to `length` is attended to, as in Stable Diffusion.
-        column, cache, sha256, features: see `FrozenText`.
+        projected: whether the vector of a text is projected, as CLIP compares it with pictures.
+        column, cache, sha256, features, pooled_features: see `FrozenText`.
     """
 
     def __init__(
@@ -151,14 +157,20 @@ class ClipText(FrozenText):
         layer: int = -1,
         length: int = 77,
         padding: bool = False,
+        projected: bool = False,
         column: str = "captions",
         cache: str = "outputs/texts",
         sha256: str | None = None,
         features: int | None = None,
+        pooled_features: int | None = None,
     ):
-        encoder = ClipEncoder(path, check_whole("condition.length", length, 2), layer, padding)
-        super().__init__(encoder, [layer, length, padding], column, cache, sha256, features)
+        encoder = ClipEncoder(path, check_whole("condition.length", length, 2), layer, padding, projected)
+        settings = [layer, length, padding, projected]
+        super().__init__(encoder, settings, column, cache, sha256, features, pooled_features)
         self.padding = padding
+
+    def settle(self, node: Mapping[str, Any]) -> dict[str, Any]:
+        return {**super().settle(node), "pooled_features": self.vector_features}
 
     def forward(self, y: Condition | None, x: Tensor) -> Context:
         context = super().forward(y, x)

@@ -22,6 +22,10 @@ AUTOENCODER_FILES = ["*.json", "diffusion_pytorch_model*.safetensors", "vae/*.sa
 PARTS = {  # of a pipeline, that are used too: its classes there, and its files
     "vae": (("AutoencoderKL", "AutoencoderTiny"), ["vae/diffusion_pytorch_model*.safetensors"]),
     "text_encoder": (("CLIPTextModel",), ["text_encoder/model*.safetensors", "tokenizer/merges.txt"]),
+    "text_encoder_2": (
+        ("CLIPTextModelWithProjection",),
+        ["text_encoder_2/model*.safetensors", "tokenizer_2/merges.txt"],
+    ),
 }
 NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 

@@ -39,3 +39,26 @@ def stable_diffusion(folder: Path, **scheduler: Any) -> diffusers.StableDiffusio
     pipeline.save_pretrained(folder)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+def stable_diffusion_xl(folder: Path, zeros: bool = True) -> diffusers.StableDiffusionXLPipeline:
+    """The same with two text encoders of other widths, a tokenizer with other padding, and the size of the picture."""
+    from transformers import CLIPTokenizer
+
+    tokens = write_clip_tokenizer(folder.with_name("words"), LENGTH)
+    added = {"addition_embed_type": "text_time", "addition_time_embed_dim": 4}
+    changes = {"cross_attention_dim": 20, "projection_class_embeddings_input_dim": 10 + 6 * 4}
+    pipeline = diffusers.StableDiffusionXLPipeline(
+        vae=randomize(diffusers.AutoencoderKL(**VAE), 1),
+        text_encoder=clip_network(tokens, LENGTH),
+        text_encoder_2=clip_network(tokens, LENGTH, 5, 12, 10),
+        tokenizer=CLIPTokenizer.from_pretrained(folder.with_name("words")),
+        tokenizer_2=CLIPTokenizer.from_pretrained(folder.with_name("words"), pad_token="!"),
+        unet=randomize(diffusers.UNet2DConditionModel(**UNET | added | changes), 2),
+        scheduler=diffusers.DDIMScheduler(**SCHEDULER, **FIRST),
+        force_zeros_for_empty_prompt=zeros,
+        add_watermarker=False,
+    )
+    pipeline.save_pretrained(folder)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline

@@ -29,16 +29,16 @@ def write_clip_tokenizer(folder: Path, length: int = 12) -> int:
     return len(tokens)
 
 
-def clip_network(tokens: int, length: int = 12, seed: int = 0, width: int = 8):
-    from transformers import CLIPTextConfig, CLIPTextModel
+def clip_network(tokens: int, length: int = 12, seed: int = 0, width: int = 8, projection: int | None = None):
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
     torch.manual_seed(seed)
     config = CLIPTextConfig(
-        vocab_size=tokens, hidden_size=width, intermediate_size=16, projection_dim=width, num_hidden_layers=2,
+        vocab_size=tokens, hidden_size=width, intermediate_size=16, projection_dim=projection or width, num_hidden_layers=2,
         num_attention_heads=2, max_position_embeddings=length, bos_token_id=tokens - 2, eos_token_id=tokens - 1,
         pad_token_id=0,
     )  # fmt: skip
-    network = CLIPTextModel(config)
+    network = (CLIPTextModelWithProjection if projection else CLIPTextModel)(config)
     for parameter in network.parameters():
         parameter.data += 0.3 * torch.randn(parameter.shape)
     return network.eval()
