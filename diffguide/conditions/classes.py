@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from ..backbones.conditioning import Conditioning, ConditionTable, Context, find_column, rows_of
 from ..backbones.conditions import Attributes, ClassEmbedding, Condition
 from ..runtime.ranges import check_range, check_whole
+from .columns import ColumnTable
 
 __all__ = ["Classes", "MultiLabel"]
 
@@ -67,20 +68,6 @@ class Classes(Conditioning):
         return torch.tensor([int(value) for value in index])
 
 
-class AttributeTable(ConditionTable):
-    """The attributes of a split, each forgotten with a probability."""
-
-    def __init__(self, values: Tensor, drop: float):
-        self.values, self.drop = values, drop
-        self.draws = values.shape[1] if drop else 0
-
-    def __call__(self, rows: Tensor, x: Tensor, chance: Tensor | None = None) -> Attributes:
-        values = rows_of(self.values, rows, x)
-        if chance is not None and self.draws:
-            values = torch.where(chance < self.drop, -1, values)
-        return Attributes(values)
-
-
 class MultiLabel(Conditioning):
     """Attributes that an example has, has not, or is silent about: two numbers each, (has it, has it not).
 
@@ -120,7 +107,7 @@ class MultiLabel(Conditioning):
                 f"{self.column} must be 1, 0 or -1 for each of {', '.join(self.names)}, got {list(values.shape)} numbers from "
                 f"{values.min():g} to {values.max():g}"
             )
-        return AttributeTable(values.to(torch.int8), self.drop)
+        return ColumnTable(values.to(torch.int8), self.drop, -1, Attributes)
 
     def read(self, values: Sequence[Any]) -> Attributes:
         """Each value a list of attributes, "no <attribute>" for one that it has not; or one string with commas."""

@@ -7,25 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..backbones.conditioning import Conditioning, ConditionTable, Context, find_column, rows_of
+from ..backbones.conditioning import Conditioning, ConditionTable, Context, find_column
 from ..backbones.conditions import Condition, Numbers
 from ..runtime.ranges import check_range, check_whole
+from .columns import ColumnTable
 
 __all__ = ["Continuous"]
-
-
-class NumberTable(ConditionTable):
-    """The numbers of a split, each forgotten with a probability."""
-
-    def __init__(self, values: Tensor, drop: float):
-        self.values, self.drop = values, drop
-        self.draws = values.shape[1] if drop else 0
-
-    def __call__(self, rows: Tensor, x: Tensor, chance: Tensor | None = None) -> Numbers:
-        values = rows_of(self.values, rows, x)
-        if chance is not None and self.draws:
-            values = torch.where(chance < self.drop, math.nan, values)
-        return Numbers(values)
 
 
 class Continuous(Conditioning):
@@ -88,7 +75,7 @@ class Continuous(Conditioning):
             raise ValueError(
                 f"{self.column} must be finite numbers, or NaN, for {', '.join(self.names)}, got {list(values.shape)}"
             )
-        return NumberTable(values, self.drop)
+        return ColumnTable(values, self.drop, math.nan, Numbers)
 
     def read(self, values: Sequence[Any]) -> Numbers:
         """Each value a number, a list of them, or a string with commas; "" = not said."""

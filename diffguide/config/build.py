@@ -16,7 +16,15 @@ from .errors import ConfigError
 from .files import config_dir
 from .type_checks import check_types, import_callable
 
-__all__ = ["ConfigError", "accepts_argument", "build", "config_dir", "fill_label_dropout", "needs_null"]
+__all__ = [
+    "ConfigError",
+    "accepts_argument",
+    "build",
+    "config_dir",
+    "fill_label_dropout",
+    "lacks_argument",
+    "needs_null",
+]
 
 LABEL_DROPOUT = 0.1  # probability, where the guidance needs an unconditional model and p_uncond is null
 
@@ -79,6 +87,15 @@ def accepts_argument(node: Mapping[str, Any], name: str) -> bool:
     with suppress(Exception):  # importing a user's module may raise anything: `build` reports it
         with allow_neighbour_imports(node["_target_"]):
             return name in (parameter_hints(get_object(node["_target_"])) or ())
+    return False
+
+
+def lacks_argument(node: Mapping[str, Any], name: str) -> bool:
+    """Whether the constructor of a node has no argument of this name, and no **kwargs; False where it cannot be imported."""
+    with suppress(Exception):  # as above
+        with allow_neighbour_imports(node["_target_"]):
+            hints = parameter_hints(get_object(node["_target_"]))
+        return hints is not None and name not in hints
     return False
 
 

@@ -12,6 +12,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseException
 
 from ..nodes.old_names import complete_new_config
+from .build import lacks_argument
 from .diagnose import no_key, parse_words, wrong_choice
 from .errors import ConfigError
 from .files import ConfigFiles, dotted_keys
@@ -29,7 +30,25 @@ def resolve_config(cfg: DictConfig) -> dict[str, Any]:
     Raises:
         ConfigError: a reference to a key that does not exist.
     """
-    return complete_new_config(resolve_node(cfg, ""))
+    return complete_new_config(drop_nulls(resolve_node(cfg, "")))
+
+
+def drop_nulls(value: Any) -> Any:
+    """A configuration without null arguments that a class of the user does not take.
+
+    They come from the option whose class it replaces, and a null value cannot be deleted on the command line.
+    """
+    if isinstance(value, list):
+        return [drop_nulls(part) for part in value]
+    if not isinstance(value, dict):
+        return value
+    target = value.get("_target_")
+    is_own = isinstance(target, str) and not target.startswith("diffguide.")
+    return {
+        key: drop_nulls(part)
+        for key, part in value.items()
+        if not (is_own and part is None and lacks_argument(value, key))
+    }
 
 
 def resolve_node(node: Any, parent: str) -> Any:

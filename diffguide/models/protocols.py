@@ -187,11 +187,11 @@ class Energy(LogDensity):
     """A log-density without noise levels, which samplers of log-densities take. It is no denoiser.
 
     Attributes:
-        schedule, levels: None, since there are no noise levels.
+        schedule, levels, conditioning: None, since there are no noise levels, and no other conditions than classes.
         tally, num_classes, has_null, class_names, shape: as in a `Denoiser`.
     """
 
-    schedule = levels = None
+    schedule = levels = conditioning = None
     tally: Tally | None = None
     num_classes: int = 0
     has_null: bool = False

@@ -24,7 +24,7 @@ def held_out_loss(objective: Objective, data: Dataset, seed: int, device: torch.
     Without validation examples it uses at most 2000 evenly spaced training examples.
     """
     rng = torch.Generator(device).manual_seed(fold(seed, VALIDATION_NOISE))
-    examples = Examples(data, data.held_out_split[1], objective.model)
+    examples = Examples(data, data.held_out_split[1], getattr(objective, "model", None))
     losses = [
         objective(*examples.complete(x, keys, device), rng)
         for x, keys in held_out_batches(examples, device, batch_size)

@@ -124,7 +124,7 @@ def test_prompts_need_a_model_that_reads_them(at, command):
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["dataset=digits", "condition=text"], "needs data with captions"),
+        (["dataset=photo_patches", "condition=text", "backbone=unet_32"], "needs data with captions"),
         (["dataset=shapes", "condition=text", "backbone=mlp"], "backbone=unet or dit"),
         ([*SMALL, "condition=text", "condition.length=8"], "condition.length=8 allows 7"),
         ([*TEXT, "backbone.num_classes=4"], "must be 0 with a conditioning"),

@@ -102,7 +102,8 @@ def shape_of(cfg: DictConfig, network: torch.nn.Module) -> tuple[int, ...]:
     shape = (facts.channels, facts.size, facts.size) if facts.size else (facts.channels,)
     x = torch.zeros(2, *shape, device="meta")
     log_snr = torch.zeros(2, device="meta") if network.noise_conditioned else None
-    return tuple(network(x, log_snr, torch.zeros(2, dtype=torch.long, device="meta")).shape)
+    y = torch.zeros(2, dtype=torch.long, device="meta") if network.conditioning is None else None
+    return tuple(network(x, log_snr, y).shape)
 
 
 SIDES = {  # of the images that each backbone file is for
@@ -189,6 +190,8 @@ def test_experiments_compose_and_their_parts_fit(path):
         cfg.dataset.num_classes = 3
     if not cfg.first_stage._target_.endswith("NoFirstStage"):  # the network is that of latents, which the data state
         cfg.dataset.channels, cfg.dataset.size = 4, cfg.dataset.size // 4
+    if cfg.condition._target_ != "diffguide.conditions.classes.Classes":
+        cfg.backbone.conditioning, cfg.backbone.num_classes = cfg.condition, 0
     backbone, training = built(cfg), build(cfg.training, "training")
     objective = build(cfg.objective, "objective", backbone, build(cfg.schedule, "schedule"))
     if backbone.out_features and chosen(path, "backbone") not in LEVELS:

@@ -100,7 +100,7 @@ def start_log_snr(schedule: Schedule, log_snr_max: float | None) -> float:
     """The log-SNR of z_0; ValueError if it is outside the schedule, or an end of the schedule is infinite."""
     low, high = schedule.log_snr_min, schedule.log_snr_max
     start = high if log_snr_max is None else float(log_snr_max)
-    if math.isinf(low) or math.isinf(start):
+    if math.isinf(low) or math.isinf(high) and start == high:
         remedy = (
             "train with a finite schedule.log_snr_min"
             if math.isinf(low)

@@ -13,7 +13,6 @@ from typing import NamedTuple
 import numpy
 import torch
 from numpy.typing import NDArray
-from scipy import ndimage
 from torch import Tensor
 
 from ...datasets.shape_pictures import (
@@ -201,6 +200,8 @@ def find_objects(pixels: Floats, paper: Floats) -> Objects:
 
 def label_bodies(coverage: Floats, min_mass: float) -> Indices:
     """The connected pixels [N, H, W] of coverage MIN_COVERAGE, numbered from 0 through all pictures; -1 = none, or a speck."""
+    from scipy import ndimage  # here, since it takes long to import
+
     across = numpy.zeros((3, 3, 3), dtype=bool)
     across[1] = ndimage.generate_binary_structure(2, 1)  # neighbours within a picture only
     labels, number = ndimage.label(coverage >= MIN_COVERAGE, across)
@@ -211,6 +212,8 @@ def label_bodies(coverage: Floats, min_mass: float) -> Indices:
 
 def grow(body: Indices) -> Indices:
     """The number of the nearest object within REACH of each pixel, -1 = none."""
+    from scipy import ndimage  # here, since it takes long to import
+
     far = 10.0**6  # between two pictures
     distance, at = ndimage.distance_transform_edt(body < 0, sampling=(far, 1, 1), return_indices=True)
     return numpy.where(distance <= REACH, body[tuple(at)], -1)
