@@ -26,7 +26,7 @@ class Context(NamedTuple):
     Attributes:
         vector: [B, V], added to the conditioning vector after a linear layer.
         tokens: [B, L, D], to which cross-attention attends.
-        mask: [B, L] bool, True = a token; every row has one.
+        mask: [B, L] bool, True = a token; every row has one. None = all are.
         channels: [B, C, H, W], which the network gets beside the channels of x.
     """
 
@@ -84,6 +84,10 @@ class Conditioning(nn.Module):
     def embed(self, y: Condition) -> Condition:
         """What can be computed once for all noise levels, which `forward` takes in place of y; y itself by default."""
         return y
+
+    def settle(self, node: Mapping[str, Any]) -> dict[str, Any]:
+        """The node that this was built from, with what was read from other files: a checkpoint is built without them."""
+        return dict(node)
 
     def tabulate(self, columns: Mapping[str, Any], labels: Tensor) -> ConditionTable:
         """The conditions of a split.

@@ -20,6 +20,7 @@ class Call(NamedTuple):
         rows: argument of the constructor with the number of rows of its class table; None = it takes no classes.
         null_row: whether the table has one row more than `rows` says, for no class.
         tokens: argument of the constructor with the length of the vectors of a condition; None = it takes none.
+        mask: argument of a call with 1 for a vector of a condition and 0 for padding; None = it has none.
         fixed: further arguments of a call.
     """
 
@@ -27,6 +28,7 @@ class Call(NamedTuple):
     rows: str | None = None
     null_row: bool = False
     tokens: str | None = None
+    mask: str | None = None
     fixed: Mapping[str, Any] = {}
 
 
@@ -34,10 +36,12 @@ NETWORKS = {
     "AuraFlowTransformer2DModel": Call(tokens="joint_attention_dim"),
     "DiTTransformer2DModel": Call(rows="num_embeds_ada_norm", null_row=True),
     "PixArtTransformer2DModel": Call(
-        tokens="caption_channels", fixed={"added_cond_kwargs": {"resolution": None, "aspect_ratio": None}}
+        tokens="caption_channels",
+        mask="encoder_attention_mask",
+        fixed={"added_cond_kwargs": {"resolution": None, "aspect_ratio": None}},
     ),
-    "SanaTransformer2DModel": Call(tokens="caption_channels"),
-    "UNet2DConditionModel": Call(images="sample", tokens="cross_attention_dim"),
+    "SanaTransformer2DModel": Call(tokens="caption_channels", mask="encoder_attention_mask"),
+    "UNet2DConditionModel": Call(images="sample", tokens="cross_attention_dim", mask="encoder_attention_mask"),
     "UNet2DModel": Call(images="sample", rows="num_class_embeds"),
 }
 REFUSED = {  # arguments that would need inputs which a backbone does not get: name -> what they need

@@ -12,7 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from ..runtime.ranges import check_whole
 from .base import Backbone, nearest_sizes
+from .conditioning import Conditioning, Context, check_conditioning
 from .conditions import Condition, Embedding, RowCondition
 from .diffusers_classes import NETWORKS, REFUSED, create_network, fill_arguments
 from .perturbations import Perturbation
@@ -20,6 +22,8 @@ from .perturbed_calls import LayerRecorder, PerturbedCall
 from .timesteps import DiscreteTimesteps, Timesteps
 
 __all__ = ["DiffusersNetwork"]
+
+TEXT_AND_SIZES = "text_time"  # addition_embed_type of networks that take a text's vector and the size of the picture
 
 SMALL_UNET: Mapping[str, Any] = {
     "block_out_channels": [64, 128],
@@ -34,9 +38,9 @@ SMALL_UNET: Mapping[str, Any] = {
 class DiffusersNetwork(Backbone):
     """A network of diffusers: F = network(x, timestep, condition).
 
-    With classes, -1 takes the row `null_class` of the class table. With `condition_tokens`, y is an `Embedding` whose
-    vectors are a sequence, [B, condition_tokens * length], and rows without condition take a learned sequence that starts
-    at 0.
+    With classes, -1 takes the row `null_class` of the class table. With a `conditioning`, the network attends to its tokens.
+    With `condition_tokens`, y is an `Embedding` whose vectors are a sequence, [B, condition_tokens * length], and rows without
+    condition take a learned sequence that starts at 0.
 
     Arguments:
         in_channels: channels of the images.
@@ -51,6 +55,9 @@ class DiffusersNetwork(Backbone):
         condition_tokens: number of vectors of a condition; 0 = y is no Embedding.
         learned_variance: as for `Backbone`.
         double_differentiable, checkpointing: as for `UNet`.
+        conditioning: of texts, with tokens as long as the vectors of a condition. Its pooled vector is used by networks that
+            take it with the size of the picture, as SDXL's.
+        downsampling: pixels of the picture per side of x, for these networks.
 
     Raises:
         ValueError: diffusers is not installed, an unknown class or argument, arguments that contradict each other, a side
@@ -71,8 +78,13 @@ class DiffusersNetwork(Backbone):
         learned_variance: bool = False,
         double_differentiable: bool = False,
         checkpointing: bool = False,
+        conditioning: Conditioning | None = None,
+        downsampling: int = 8,
     ):
         super().__init__()
+        check_conditioning(conditioning, num_classes, condition_tokens)
+        self.conditioning, self.downsampling = conditioning, check_whole("downsampling", downsampling, 1)
+        self.takes_sizes = False
         if network not in NETWORKS:
             raise ValueError(f"network must be one of {', '.join(NETWORKS)}, got {network!r}")
         self.kind = NETWORKS[network]
@@ -125,22 +137,64 @@ class DiffusersNetwork(Backbone):
         config = self.network.config
         for key, needs in REFUSED.items():
             value = vars(self.network).get(key) or config.get(key)  # the constructor may set what null means
-            if value and key != self.kind.rows:
+            if value == TEXT_AND_SIZES and self.conditioning is not None:
+                self.takes_sizes = True
+            elif value and key != self.kind.rows:
                 raise ValueError(f"arguments.{key} must be null or false: a network with {key}={value} needs {needs}")
         rows = self.kind.rows and config.get(self.kind.rows)
         if rows and not self.num_classes:
             raise ValueError(f"num_classes must be set: the network has a table of {rows} classes")
         self.tokens, self.null = tokens, None
-        if (self.kind.tokens is None) == (tokens > 0):
+        if self.conditioning is not None:
+            self.check_tokens(self.conditioning)
+        elif (self.kind.tokens is None) == (tokens > 0):
             raise ValueError(
                 f"condition_tokens must be {'above 0' if self.kind.tokens else '0'} with {self.name}, got {tokens}"
             )
-        if self.kind.tokens is not None:
+        elif self.kind.tokens is not None:
             self.condition_features = tokens * config[self.kind.tokens]
             self.null = nn.Parameter(torch.zeros(self.condition_features))
         for module in self.network.modules():
             if type(module).__name__ == "LabelEmbedding":  # the objective drops labels, once per example
                 module.dropout_prob = 0.0
+
+    def check_tokens(self, conditioning: Conditioning) -> None:
+        """Raises ValueError for a conditioning whose tokens the network does not take."""
+        length = self.kind.tokens and self.network.config[self.kind.tokens]
+        if length is None or conditioning.channels or conditioning.token_features != length:
+            has = f"takes tokens of length {length}" if length else "takes no tokens"
+            raise ValueError(
+                f"conditioning must fit {self.name}, which {has}: it has tokens of length {conditioning.token_features} and "
+                f"{conditioning.channels} channels"
+            )
+        config = self.network.config
+        if self.takes_sizes:
+            vector = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
+            if conditioning.vector_features != vector:
+                raise ValueError(
+                    f"conditioning must have a vector of length {vector} for {self.name}, got {conditioning.vector_features}"
+                )
+
+    def added_inputs(self, vector: Tensor, x: Tensor) -> dict[str, Tensor]:
+        """The vector of a text, and [B, 6]: height and width of the picture, no crop, height and width again.
+
+        Podell et al., "SDXL", 2023, arXiv 2307.01952, section 2.2.
+        """
+        sides = [self.downsampling * side for side in x.shape[2:]]
+        return {"text_embeds": vector, "time_ids": vector.new_tensor([*sides, 0, 0, *sides]).expand(len(vector), -1)}
+
+    def context_inputs(self, context: Context, x: Tensor, dtype: torch.dtype) -> dict[str, Any]:
+        """The arguments of a call for a context; padding is zeros for a network that has no mask."""
+        assert context.tokens is not None
+        tokens = context.tokens.to(dtype)
+        if context.mask is not None and self.kind.mask is None:
+            tokens = tokens * context.mask[:, :, None].to(dtype)
+        mask = {} if context.mask is None or self.kind.mask is None else {self.kind.mask: context.mask.long()}
+        added = {}
+        if self.takes_sizes:
+            assert context.vector is not None
+            added = {"added_cond_kwargs": self.added_inputs(context.vector.to(dtype), x)}
+        return {"encoder_hidden_states": tokens, **mask, **added}
 
     @property
     def takes_null(self) -> bool:  # type: ignore[override]
@@ -168,6 +222,8 @@ class DiffusersNetwork(Backbone):
         inputs = {self.kind.images: x.to(dtype), "timestep": self.timesteps(log_snr), **self.kind.fixed}
         if self.num_classes:
             inputs["class_labels"] = self.class_rows(x, y)
+        elif self.conditioning is not None:
+            inputs |= self.context_inputs(self.conditioning(y, x), x, dtype)
         elif self.null is not None:
             inputs["encoder_hidden_states"] = self.token_vectors(x, y).to(dtype)
         with (
@@ -214,8 +270,13 @@ class DiffusersNetwork(Backbone):
             inputs = {self.kind.images: x, "timestep": torch.ones(1), **self.kind.fixed}
             if self.num_classes:
                 inputs["class_labels"] = torch.zeros(1, dtype=torch.long)
-            elif self.null is not None:
-                inputs["encoder_hidden_states"] = torch.empty(1, self.tokens, len(self.null) // self.tokens)
+            elif self.kind.tokens is not None:
+                length = network.config[self.kind.tokens]
+                inputs["encoder_hidden_states"] = torch.empty(1, self.tokens or 1, length)
+                if self.takes_sizes and self.conditioning is not None:
+                    inputs["added_cond_kwargs"] = self.added_inputs(
+                        torch.empty(1, self.conditioning.vector_features), x
+                    )
             with torch.no_grad(), LayerRecorder(network, sides) as recorder:
                 network(**inputs, return_dict=False)
         return recorder

@@ -4,21 +4,22 @@ Only JSON and safetensors files are read. The class of the network must be one o
 code of the folder is run.
 """
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..backbones.diffusers_classes import NETWORKS
+from ..conditions.frozen_text import FrozenText
 from ..files.safetensors import CheckpointError
-from ..files.weights import Weights, read_json, weight_files
-from .allowlist import MAX_SIZE
+from ..files.weights import Weights, find_variant, read_json, weight_files
+from .allowlist import MAX_SIZE, construct
 from .assembly import assemble, check_on_meta
 from .diffusers_schedulers import Law, translate_scheduler
 from .streaming import allocate, allocate_later
+from .text_pipelines import count_downsampling, describe_text
 from .validation import check_facts, check_finite_tensor
 
 __all__ = ["DiffusersFolder", "find_weights", "is_weights", "load_folder", "open_folder"]
@@ -26,10 +27,10 @@ __all__ = ["DiffusersFolder", "find_weights", "is_weights", "load_folder", "open
 INDEX, NETWORK_CONFIG, SCHEDULER = "model_index.json", "config.json", "scheduler_config.json"
 STEM = "diffusion_pytorch_model"
 PLACES = ("unet", "transformer")  # of the network in a pipeline
-NULL_TOKENS = "model.backbone.null"
+NULL_TOKENS, CONDITIONING = "model.backbone.null", "model.backbone.conditioning."
 PREFIX = "model.backbone.network."  # of the network in an objective
 OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}  # names before 2023
-LABEL_DROPOUT = 0.1  # of a network with a null class, whose training is not known
+LABEL_DROPOUT = 0.1  # of a network with a null condition, whose training is not known
 DIT_ARGUMENTS = (
     "activation_fn", "attention_bias", "attention_head_dim", "dropout", "in_channels", "norm_elementwise_affine",
     "norm_eps", "norm_num_groups", "norm_type", "num_attention_heads", "num_embeds_ada_norm", "num_layers",
@@ -44,13 +45,13 @@ class DiffusersFolder(NamedTuple):
         metadata: as in a checkpoint of ours: config, class_names, shape, images, origin.
         weights: of the network.
         names: of its tensors in the objective -> in the files.
-        zeros: shapes of tensors of the objective that the files do not have, and that start at 0.
+        added: tensors of the objective that the files do not have, on the device meta.
     """
 
     metadata: dict[str, Any]
     weights: Weights
     names: dict[str, str]
-    zeros: dict[str, list[int]]
+    added: dict[str, Tensor]
 
 
 def find_weights(folder: Path) -> Path | None:
@@ -65,10 +66,8 @@ def find_weights(folder: Path) -> Path | None:
         place = folder
     else:
         return None
-    for name in ("safetensors", "safetensors.index.json", "*.safetensors", "safetensors.index.*.json"):  # variants last
-        found = [file for file in sorted(place.glob(f"{STEM}.{name}")) if not re.search(r"-\d+-of-\d+\.", file.name)]
-        if found:
-            return found[0]
+    if (found := find_variant(place, STEM)) is not None:
+        return found
     raise CheckpointError(
         f"{place} has no {STEM}.safetensors: only safetensors files are read; save the model again with "
         "save_pretrained(folder, safe_serialization=True)"
@@ -116,15 +115,25 @@ def open_folder(file: Path, null_class: int | None = None) -> DiffusersFolder | 
         name, arguments = network_class(network)
         scheduler = read_json(found[0], infinite=True)  # DPM-Solver's lambda_min_clipped is -Infinity
         law = translate_scheduler(scheduler, whole=network.get("time_embedding_type") == "learned")
-        metadata = describe(pipeline, name, arguments, law, null_class)
+        metadata = describe(pipeline, name, arguments, law, null_class, describe_text(pipeline, name, arguments))
     except CheckpointError as error:
         raise CheckpointError(f"{pipeline}: {error}") from error
     weights = Weights(weight_files(file))
     metadata["origin"] = {"family": f"diffusers {name}", "folder": pipeline.name, "settings": law.settings}
     names = {PREFIX + current_attention(key): key for key in weights.specs}
-    length = NETWORKS[name].tokens
-    zeros = {NULL_TOKENS: [count_tokens(name) * arguments.get(length, 0)]} if length else {}
-    return DiffusersFolder(metadata, weights, names, zeros)
+    return DiffusersFolder(metadata, weights, names, added_tensors(metadata["config"]["backbone"]))
+
+
+def added_tensors(backbone: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The null condition of a network that attends to tokens: that of its conditioning, or a learned sequence."""
+    length = NETWORKS[backbone["network"]].tokens
+    if backbone["conditioning"] is not None:
+        conditioning = construct(backbone["conditioning"], "condition", (), device="meta")
+        return {f"{CONDITIONING}{name}": value for name, value in conditioning.state_dict().items()}
+    if not length:
+        return {}
+    size = backbone["condition_tokens"] * backbone["arguments"].get(length, 0)
+    return {NULL_TOKENS: torch.empty(size, device="meta")}
 
 
 def load_folder(folder: DiffusersFolder) -> nn.Module:
@@ -136,8 +145,7 @@ def load_folder(folder: DiffusersFolder) -> nn.Module:
     check_facts(folder.metadata)
     config, names = folder.metadata["config"], folder.names
     specs = {name: folder.weights.specs[key] for name, key in names.items()}
-    empty = {name: torch.empty(shape, device="meta") for name, shape in folder.zeros.items()}
-    check_on_meta(specs | empty, folder.metadata, ())
+    check_on_meta(specs | folder.added, folder.metadata, ())
     with allocate_later():
         objective = assemble(config, (), "cpu")
     allocate(objective)
@@ -146,8 +154,11 @@ def load_folder(folder: DiffusersFolder) -> nn.Module:
         for key, value in folder.weights.read(list(own)):
             check_finite_tensor(value, key)
             held[own[key]].copy_(value)
-        for name in folder.zeros:
-            held[name].zero_()
+        if NULL_TOKENS in folder.added:
+            held[NULL_TOKENS].zero_()
+    for part in objective.model.modules():
+        if isinstance(part, FrozenText):
+            part.encode_empty()
     return objective.model
 
 
@@ -176,8 +187,15 @@ def current_attention(name: str) -> str:
     return name
 
 
-def describe(folder: Path, name: str, arguments: dict[str, Any], law: Law, null_class: int | None) -> dict[str, Any]:
-    """The metadata of a checkpoint for a network."""
+def describe(
+    folder: Path,
+    name: str,
+    arguments: dict[str, Any],
+    law: Law,
+    null_class: int | None,
+    text: dict[str, Any] | None,
+) -> dict[str, Any]:
+    """The metadata of a checkpoint for a network; `text` is the node of its conditioning."""
     channels: Any = arguments.get("in_channels")
     size: Any = arguments.get("sample_size")
     shape = [channels, *(size if isinstance(size, list) else [size, size])]
@@ -200,15 +218,17 @@ def describe(folder: Path, name: str, arguments: dict[str, Any], law: Law, null_
         "arguments": arguments,
         "timesteps": law.timesteps,
         "null_class": null_class,
-        "condition_tokens": count_tokens(name),
+        "condition_tokens": 0 if text is not None else count_tokens(name),
         "learned_variance": outputs == 2 * channels,
         "double_differentiable": False,
         "checkpointing": False,
+        "conditioning": text,
+        "downsampling": count_downsampling(folder),
     }
     objective = {
         "_target_": "diffguide.objectives.denoising.Denoising",
         "parameterization": law.parameterization,
-        "p_uncond": LABEL_DROPOUT if classes and null_class is not None else 0.0,
+        "p_uncond": LABEL_DROPOUT if text is not None or (classes and null_class is not None) else 0.0,
     }
     dataset = {"channels": channels, "size": side, "num_classes": classes}
     config = {"name": folder.resolve().name, "dataset": dataset, "backbone": backbone, "schedule": law.schedule}

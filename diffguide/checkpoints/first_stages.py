@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from ..files import safetensors as archives
+from ..files.hub import AUTOENCODER_FILES, download
 from ..files.safetensors import CheckpointError
 from ..files.weights import Weights, read_json, weight_files
 from ..first_stages import DiffusersAutoencoder, FirstStage
@@ -19,7 +20,6 @@ from ..first_stages.space import LatentFacts, LatentSpace
 from . import store
 from .allowlist import MAX_SIZE, construct, validate_values
 from .diffusers_folder import NETWORK_CONFIG, current_attention, find_weights
-from .hub import AUTOENCODER_FILES, download
 from .streaming import allocate, allocate_later
 from .validation import at_most, check_finite_tensor, compare
 

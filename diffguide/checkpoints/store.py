@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..files import safetensors as archives
+from ..files.hub import download_pipeline
 from ..files.safetensors import CheckpointError, select_prefix
 from ..models.protocols import Denoiser, Energy
 from ..nodes.old_names import update_saved_config
@@ -26,7 +27,6 @@ from .adapter_files import add_adapter_file
 from .adapters import check_scale, merge_adapter
 from .assembly import assemble, check_on_meta
 from .diffusers_folder import find_weights, load_folder, open_folder
-from .hub import download
 from .optimizer_state import optimizer_state, read_numbers
 from .validation import check_facts, check_finite, compare
 
@@ -85,7 +85,7 @@ def find(path: str | Path) -> Path:
         best = path.name == "best" and path.parent.is_dir() and not path.exists()
         path = path.parent if best else path
         if not path.exists():
-            path = download(path) or path
+            path = download_pipeline(path) or path
         if not path.exists():
             raise CheckpointError(
                 f"no checkpoint at {path}: give a run folder such as outputs/train/digits/v001, a folder of diffusers or a file"

@@ -3,10 +3,13 @@
 from collections.abc import Mapping
 from typing import Any
 
+from ..backbones.base import Backbone
+from ..checkpoints.allowlist import ROLES
 from ..config.build import ConfigError
+from ..config.type_checks import check_types
 from .arguments import changed_keys
 
-__all__ = ["place_condition"]
+__all__ = ["place_condition", "settle_conditioning"]
 
 CLASS = "diffguide.conditions.classes.Classes"
 NONE = "diffguide.conditions.none.NoCondition"
@@ -28,6 +31,7 @@ def place_condition(config: Mapping[str, Any]) -> dict[str, Any]:
         return config
     if node is None or node["_target_"] == CLASS:
         return config
+    check_types(node, "condition", ROLES["condition"].given)
     backbone = dict(config["backbone"])
     if "backbone.num_classes" not in changed_keys() and "num_classes" in backbone:
         backbone["num_classes"] = 0
@@ -39,3 +43,15 @@ def place_condition(config: Mapping[str, Any]) -> dict[str, Any]:
             )
         backbone["conditioning"] = node
     return config | {"backbone": backbone}
+
+
+def settle_conditioning(config: Mapping[str, Any], backbone: Backbone) -> dict[str, Any]:
+    """The configuration with what its conditioning read from other files, such as the hash of a text encoder.
+
+    Arguments:
+        backbone: that was built from it.
+    """
+    node = config["backbone"].get("conditioning")
+    if node is None or backbone.conditioning is None:
+        return dict(config)
+    return {**config, "backbone": {**config["backbone"], "conditioning": backbone.conditioning.settle(node)}}

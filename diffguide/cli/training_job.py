@@ -23,7 +23,7 @@ from ..training.loop import Training
 from ..training.probe import make_probe
 from .adaptation import add_adapter, check_adapter, take_adapter
 from .arguments import changed_keys
-from .conditions import place_condition
+from .conditions import place_condition, settle_conditioning
 from .guidance import GuidanceBuilder
 from .initialization import find_ancestor
 from .latents import enter_latents, take_first_stage
@@ -66,6 +66,7 @@ def build_training_job(config: dict[str, Any]) -> TrainingJob:
         latents = enter_latents(config, first_stage, data, settings, engine, resumed, ancestor)
     config, data = (config, data) if latents is None else (latents.config, latents.data)
     backbone, objective = build_objective(config, settings.seed)
+    config = settle_conditioning(config, backbone)
     remarks = [] if latents is None else [latents.remark]
     if ancestor is not None:
         remarks.append(ancestor.start(objective, data.class_names))

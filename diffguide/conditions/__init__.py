@@ -1,6 +1,7 @@
 """Conditions that a network can be built with: texts, attributes, numbers, pictures, several at once."""
 
 from .classes import Classes, MultiLabel
+from .frozen_text import ClipText, T5Text
 from .none import NoCondition
 from .numbers import Continuous
 from .pictures import LowResolution, Masked
@@ -10,10 +11,12 @@ from .text import ByteText
 __all__ = [
     "ByteText",
     "Classes",
+    "ClipText",
     "Continuous",
     "LowResolution",
     "Masked",
     "MultiLabel",
     "NoCondition",
     "SeveralConditions",
+    "T5Text",
 ]

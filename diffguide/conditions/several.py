@@ -17,18 +17,28 @@ NO_SHARES: Mapping[str, float] = MappingProxyType({})
 
 
 class SeveralTable(ConditionTable):
-    """The tables of the parts, with the numbers that each draws, and one more per part that is dropped alone."""
+    """The tables of the parts, with the numbers that each draws, and one more per part that is dropped alone.
 
-    def __init__(self, tables: Mapping[str, ConditionTable], drop: Mapping[str, float]):
+    Arguments:
+        tables: name of a part -> its table.
+        drop: name of a part -> probability.
+        shared: name of a part -> another one before it, whose numbers it takes, so that both read the same text.
+    """
+
+    def __init__(
+        self, tables: Mapping[str, ConditionTable], drop: Mapping[str, float], shared: Mapping[str, str] | None = None
+    ):
         self.tables, self.drop = dict(tables), {name: share for name, share in drop.items() if share}
-        self.draws = sum(table.draws for table in self.tables.values()) + len(self.drop)
+        self.shared = dict(shared or {})
+        self.widths = {name: table.draws for name, table in self.tables.items() if name not in self.shared}
+        self.draws = sum(self.widths.values()) + len(self.drop)
 
     def __call__(self, rows: Tensor, x: Tensor, chance: Tensor | None = None) -> Several:
-        widths = [table.draws for table in self.tables.values()]
-        chances: Sequence[Tensor | None] = [None] * len(widths)
+        widths = list(self.widths.values())
+        chances: dict[str, Tensor | None] = dict.fromkeys(self.widths)
         if chance is not None:
-            chances = chance[:, : sum(widths)].split(widths, dim=1)
-        parts = {name: table(rows, x, part) for (name, table), part in zip(self.tables.items(), chances)}
+            chances = dict(zip(self.widths, chance[:, : sum(widths)].split(widths, dim=1)))
+        parts = {name: table(rows, x, chances[self.shared.get(name, name)]) for name, table in self.tables.items()}
         if chance is not None:
             for column, (name, share) in zip(chance[:, sum(widths) :].T, self.drop.items()):
                 parts[name] = remove_condition(parts[name], column < share)
@@ -64,7 +74,7 @@ class SeveralConditions(Conditioning):
         self.token_features = features or max(lengths.values()) if any(lengths.values()) else 0
         self.vector_features = sum(part.vector_features for part in parts.values())
         self.channels = sum(part.channels for part in parts.values())
-        self.reads_text = sum(part.reads_text for part in parts.values()) == 1
+        self.reads_text = any(part.reads_text for part in parts.values())
         self.projections = nn.ModuleDict(
             {
                 name: nn.Linear(length, self.token_features)
@@ -81,17 +91,20 @@ class SeveralConditions(Conditioning):
         tokens = {
             name: self.projections[name](part) if name in self.projections else part for name, part in tokens.items()
         }
-        masks = [context.mask for context in contexts.values() if context.mask is not None]
+        masks = [mask_of(context) for context in contexts.values() if context.tokens is not None]
         return Context(
             join([context.vector for context in contexts.values() if context.vector is not None]),
             join(list(tokens.values())),
-            join(masks),
+            None if all(context.mask is None for context in contexts.values()) else join(masks),
             join([context.channels for context in contexts.values() if context.channels is not None]),
         )
 
     def embed(self, y: Condition) -> Several:
         assert isinstance(y, Several)
         return Several({name: self.part(name).embed(part) for name, part in y.parts.items()})
+
+    def settle(self, node: Mapping[str, Any]) -> dict[str, Any]:
+        return {**node, "parts": {name: self.part(name).settle(part) for name, part in node["parts"].items()}}
 
     def part(self, name: str) -> Conditioning:
         """One of the conditions; raises ValueError for an unknown name."""
@@ -102,10 +115,20 @@ class SeveralConditions(Conditioning):
         return part
 
     def tabulate(self, columns: Mapping[str, Any], labels: Tensor) -> ConditionTable:
-        return SeveralTable({name: self.part(name).tabulate(columns, labels) for name in self.parts}, self.drop)
+        tables = {name: self.part(name).tabulate(columns, labels) for name in self.parts}
+        readers: dict[str, list[str]] = {}  # of texts, by the column that they read
+        for name in self.texts:
+            readers.setdefault(self.part(name).column, []).append(name)
+        shared = {name: first for first, *others in readers.values() for name in others}
+        return SeveralTable(tables, self.drop, shared)
+
+    @property
+    def texts(self) -> list[str]:
+        """The parts that read texts."""
+        return [name for name in self.parts if self.part(name).reads_text]
 
     def read(self, values: Sequence[Any]) -> Several:
-        """Each value {name: value of the part}, parts that are not named = none; a text alone is that of the part of texts."""
+        """Each value {name: value of the part}, parts that are not named = none; a text alone is for all that read texts."""
         rows = [self.read_row(value) for value in values]
         return Several({name: self.part(name).read([row.get(name, "") for row in rows]) for name in self.parts})
 
@@ -114,14 +137,21 @@ class SeveralConditions(Conditioning):
             for name in value:
                 self.part(name)
             return value
-        texts = [name for name in self.parts if self.part(name).reads_text]
-        if value != "" and len(texts) != 1:
+        if value != "" and not self.reads_text:
             raise ValueError(
                 f"{value} must name its part, as in {{{', '.join(f'{name}: ...' for name in self.parts)}}}"
             )
-        return {} if value == "" else {texts[0]: value}
+        return dict.fromkeys(self.texts, value)
 
 
 def join(parts: Sequence[Tensor]) -> Tensor | None:
     """Tensors one after the other along axis 1; None for none."""
     return torch.cat(list(parts), dim=1) if parts else None
+
+
+def mask_of(context: Context) -> Tensor:
+    """The mask of the tokens of a context; True where it has none."""
+    assert context.tokens is not None
+    if context.mask is not None:
+        return context.mask
+    return torch.ones(context.tokens.shape[:2], dtype=torch.bool, device=context.tokens.device)

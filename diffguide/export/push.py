@@ -8,8 +8,8 @@ from pathlib import Path
 import yaml
 
 from ..checkpoints.first_stages import COPY
-from ..checkpoints.hub import NAME
 from ..checkpoints.store import find, load, read
+from ..files.hub import NAME
 from ..files.run_folders import create_dir, hash_file
 from ..files.safetensors import write_sealed
 from .model_card import find_metrics, read_metrics, write_card

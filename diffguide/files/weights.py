@@ -17,7 +17,7 @@ from torch import Tensor
 from .run_folders import hash_file
 from .safetensors import CheckpointError, reject_constant, reject_duplicates
 
-__all__ = ["Weights", "hash_weights", "read_json", "weight_files"]
+__all__ = ["Weights", "find_variant", "hash_weights", "read_json", "weight_files"]
 
 INDEX_NAME = re.compile(r".+\.safetensors\.index(\.[\w-]+)?\.json")  # of a variant such as fp16 with its name
 BLOCK_BYTES = 2**23  # read before a file is opened again
@@ -108,6 +108,15 @@ class Weights:
                     for each in block:
                         yield each, opened.get_tensor(each)
                 block = []
+
+
+def find_variant(folder: Path, stem: str) -> Path | None:
+    """The safetensors file of a name in a folder, or its index of shards; variants such as fp16 last. None = neither."""
+    for name in ("safetensors", "safetensors.index.json", "*.safetensors", "safetensors.index.*.json"):
+        found = [file for file in sorted(folder.glob(f"{stem}.{name}")) if not re.search(r"-\d+-of-\d+\.", file.name)]
+        if found:
+            return found[0]
+    return None
 
 
 def weight_files(file: Path) -> list[Path]:

@@ -13,8 +13,10 @@ from torch import Tensor
 from ..checkpoints import store as checkpoints
 from ..checkpoints.adapter_files import identify_adapter
 from ..checkpoints.allowlist import construct, validate_config
+from ..checkpoints.diffusers_folder import is_weights
 from ..checkpoints.explanations import explain_origin, explain_untrained
 from ..checkpoints.first_stages import decode_only, open_latents
+from ..checkpoints.text_pipelines import describe_autoencoder
 from ..datasets.base import Dataset, fetch_examples
 from ..figures.scatter import MAX_DATA_POINTS, ScatterBackground, build_background
 from ..files.weights import hash_weights
@@ -81,7 +83,7 @@ class CheckpointSource(SampleSource):
         trust: names of classes outside diffguide that the file may use.
         null_class, adapter, adapter_scale: see `checkpoints.store.load`.
         latents: whether latents are kept, rather than decoded by the first stage of the model.
-        first_stage: of a model of latents that does not know its own; None = none.
+        first_stage: of a model of latents that does not know its own; None = that of its pipeline, if it is of diffusers.
 
     Attributes:
         in_latents: whether its examples are latents of a first stage.
@@ -120,8 +122,9 @@ class CheckpointSource(SampleSource):
         self.shape, self.class_names = loaded.facts["shape"], loaded.facts["class_names"]
         self.adapter = identify_adapter(adapter, adapter_scale)
         self.note = explain_untrained(loaded) or explain_origin(loaded)
-        self.in_latents = loaded.facts.get("first_stage") is not None or first_stage is not None
-        self.form = find_form(loaded, file, trust, latents, first_stage, device)
+        beside = describe_autoencoder(file.parent.parent) if is_weights(file) else None
+        self.in_latents = any(stage is not None for stage in (loaded.facts.get("first_stage"), first_stage, beside))
+        self.form = find_form(loaded, file, trust, latents, first_stage, beside, device)
 
     @property
     def stored(self) -> StoredForm:
@@ -141,12 +144,15 @@ def find_form(
     trust: Sequence[str],
     latents: bool,
     first_stage: FirstStageSource | None,
+    beside: FirstStageSource | None,
     device: torch.device,
 ) -> StoredForm:
-    """How the samples of a checkpoint are stored, see `CheckpointSource`."""
+    """How the samples of a checkpoint are stored, see `CheckpointSource`; `beside` is the first stage of a pipeline."""
     known, shape = loaded.facts.get("first_stage"), loaded.facts["shape"]
     if known is not None and first_stage is not None:
         raise checkpoints.CheckpointError(f"first_stage has no effect: {file} was trained with its own; remove it")
+    if latents and first_stage is None and beside is not None:
+        return StoredForm.of(shape)
     if latents and (known is None or first_stage is not None):
         raise checkpoints.CheckpointError(
             "latents=true has no effect: "
@@ -155,8 +161,8 @@ def find_form(
     if latents:
         return StoredForm.latents(shape, LatentFacts.read(known))
     space = open_latents(loaded.config, loaded.facts, file, trust)
-    if first_stage is not None:
-        space = decode_only(first_stage, shape, trust)
+    if (given := first_stage or beside) is not None:
+        space = decode_only(given, shape, trust)
     return StoredForm.of(shape) if space is None else StoredForm.decoded(space.to(device))
 
 

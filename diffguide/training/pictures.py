@@ -9,7 +9,7 @@ import torch
 
 from ..backbones.conditions import RowCondition
 from ..conditions.examples import Examples
-from ..datasets import Dataset, Split
+from ..datasets import Dataset, Split, Stream
 from ..datasets.base import fetch_examples
 from ..evaluation.classification.metric import write_accuracy
 from ..figures.image_grids import choose_training_labels, write_samples
@@ -88,8 +88,18 @@ def choose_prompts(data: Dataset, model: Denoiser) -> tuple[Sequence[str], RowCo
     assert conditioning is not None
     captions = split.columns.get(conditioning.column) if conditioning.reads_text else None
     if captions is not None:
-        texts = list(dict.fromkeys(given[0] for given in captions if given and given[0]))[:MAX_PROMPTS]
-        conditions = conditioning.read(texts) if texts else None
-        return texts, conditions if isinstance(conditions, RowCondition) else None
-    x, y = Examples(data, split, model).fetch(torch.arange(min(MAX_PROMPTS, len(split.y))))
-    return [f"example {row}" for row in range(len(x))], y if isinstance(y, RowCondition) else None
+        found: dict[str, int] = {}  # the first example with each caption
+        for row, given in enumerate(captions):
+            if given and given[0] and len(found) < MAX_PROMPTS:
+                found.setdefault(given[0], row)
+        return list(found), read_table(data, split, model, list(found.values()))
+    rows = list(range(min(MAX_PROMPTS, len(split.y))))
+    return [f"example {row}" for row in rows], read_table(data, split, model, rows)
+
+
+def read_table(data: Dataset, split: Split | Stream, model: Denoiser, rows: Sequence[int]) -> RowCondition | None:
+    """The conditions of some examples; None for no rows, and for class indices."""
+    if not rows:
+        return None
+    y = Examples(data, split, model).fetch(torch.tensor(rows))[1]
+    return y if isinstance(y, RowCondition) else None

@@ -38,6 +38,7 @@ def preflight(job: TrainingJob) -> None:
     with convert_input_errors("training"):
         job.training.share(job.engine.world_size)
         job.training.make_optimizer(job.objective)
+    read_conditions(job)
     check_network(job)
     if isinstance(guided, Denoiser) and times is not None:
         check_guidance(job, guided, times)
@@ -45,6 +46,18 @@ def preflight(job: TrainingJob) -> None:
         report_data(job)
     if not job.dry_run:
         check_loadable(job)
+
+
+def read_conditions(job: TrainingJob) -> None:
+    """Makes the conditions of the data before the training, on its device: an encoder of texts may have to encode them."""
+    conditioning = getattr(job.objective.model, "conditioning", None)
+    if conditioning is None:
+        return
+    conditioning.to(job.engine.device)
+    with convert_input_errors("condition"):
+        for split in (job.data.train, job.data.held_out_split[1]):
+            Examples(job.data, split, job.objective.model)
+    conditioning.to("cpu")
 
 
 def check_network(job: TrainingJob) -> None:
@@ -60,8 +73,7 @@ def check_network(job: TrainingJob) -> None:
     rows = torch.arange(min(CHECKED_EXAMPLES, len(data.train.y)))
     with convert_input_errors("objective"):
         job.objective.check(data.preprocess(fetch_examples(data.train, rows)[0]))
-    with convert_input_errors("condition"):
-        examples = Examples(data, data.train, model)
+    examples = Examples(data, data.train, model)
     try:
         with torch.no_grad():
             job.objective(*examples.fetch(torch.tensor([0, 0])), torch.Generator().manual_seed(0))

@@ -10,9 +10,11 @@ import pytest
 import torch
 from diffusers_folders import save_pipeline, unet
 from huggingface_hub.utils import filter_repo_objects
+from stable_diffusion import FIRST, stable_diffusion
 
 import diffguide
 from diffguide.checkpoints.store import CheckpointError
+from diffguide.conditions import ClipText
 
 
 @pytest.fixture
@@ -52,6 +54,18 @@ def test_a_pipeline_is_fetched_without_its_other_parts_and_its_code(hub, tmp_pat
         "unet/config.json",
         "unet/diffusion_pytorch_model.safetensors",
     }
+
+
+def test_text_encoder_and_autoencoder_of_stable_diffusion_are_fetched(hub, tmp_path):
+    stable_diffusion(hub / "owner/sd", **FIRST)
+    (hub / "owner/sd/text_encoder/pytorch_model.bin").write_text("x")
+    model = diffguide.load("owner/sd")
+    place = tmp_path / "cache"
+    fetched = {str(file.relative_to(place)) for file in place.rglob("*") if file.is_file()}
+    assert {"text_encoder/model.safetensors", "vae/diffusion_pytorch_model.safetensors"} < fetched
+    assert not any(name.endswith(".bin") for name in fetched)
+    text = ClipText("owner/sd", length=64, padding=True)
+    assert torch.equal(text.read(["an egg"]).states, model.conditioning.read(["an egg"]).states)
 
 
 def test_a_network_beside_its_scheduler_is_fetched(hub):

@@ -141,18 +141,20 @@ def test_an_autoencoder_of_diffusers_stays_where_it_is(tmp_path, command):
 
 
 def test_a_folder_of_diffusers_is_decoded_by_its_autoencoder(tmp_path, command):
-    """Against the decoder of diffusers itself on the latents that the same command writes without it."""
+    """Against the decoder of diffusers itself on the latents that the same command keeps."""
     kl = {"block_out_channels": [4, 8], "norm_num_groups": 2, "layers_per_block": 1,
           "down_block_types": ["DownEncoderBlock2D"] * 2, "up_block_types": ["UpDecoderBlock2D"] * 2}  # fmt: skip
     vae = randomize(diffusers.AutoencoderKL(**kl))
     save_pipeline(tmp_path / "pipeline", dit(), diffusers.DDIMScheduler())
     vae.save_pretrained(tmp_path / "pipeline/vae")
     words = ["checkpoint=pipeline", "n=4", "sampler=ddim", "sampler.steps=2"]
-    latents = torch.from_numpy(samples(tmp_path, command(sample, *words, at=tmp_path)))
+    latents = torch.from_numpy(samples(tmp_path, command(sample, *words, "latents=true", at=tmp_path)))
+    own = command(sample, *words, at=tmp_path)
     decoded = command(sample, *words, "first_stage=autoencoder_kl", "first_stage.path=pipeline", at=tmp_path)
     wanted = to_uint8(vae.decode(latents / 0.18215).sample)
     assert latents.shape == (4, 4, 8, 8) and wanted.shape == (4, 16, 16, 3)
-    assert numpy.abs(samples(tmp_path, decoded).astype(int) - wanted).max() <= 1
+    for done in (own, decoded):
+        assert numpy.abs(samples(tmp_path, done).astype(int) - wanted).max() <= 1
     randomize(diffusers.AutoencoderTiny(**TINY, latent_channels=3)).save_pretrained(tmp_path / "three")
     done = command(sample, *words, "first_stage=autoencoder_tiny", "first_stage.path=three", at=tmp_path)
     assert refused(done, "first_stage", "channels")

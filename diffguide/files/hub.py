@@ -4,10 +4,12 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..files.safetensors import CheckpointError
+from .safetensors import CheckpointError
+from .weights import read_json
 
-__all__ = ["AUTOENCODER_FILES", "download"]
+__all__ = ["AUTOENCODER_FILES", "download", "download_pipeline"]
 
+INDEX = "model_index.json"
 FILES = [  # no pickle, no code, and of a pipeline no weights but those of its denoising network
     "*.json",
     "diffusion_pytorch_model*.safetensors",
@@ -17,6 +19,14 @@ FILES = [  # no pickle, no code, and of a pipeline no weights but those of its d
     "first_stage.safetensors",
 ]
 AUTOENCODER_FILES = ["*.json", "diffusion_pytorch_model*.safetensors", "vae/*.safetensors"]
+PARTS = {  # of a pipeline, that are used too: its classes there, and its files
+    "vae": (("AutoencoderKL", "AutoencoderTiny"), ["vae/diffusion_pytorch_model*.safetensors"]),
+    "text_encoder": (("CLIPTextModel",), ["text_encoder/model*.safetensors", "tokenizer/merges.txt"]),
+    "text_encoder_2": (
+        ("CLIPTextModelWithProjection",),
+        ["text_encoder_2/model*.safetensors", "tokenizer_2/merges.txt"],
+    ),
+}
 NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -46,3 +56,16 @@ def download(name: Path, files: Sequence[str] = FILES) -> Path | None:
         raise CheckpointError(
             f"there is no folder {name}, and no such model could be fetched from the hub: {reason}"
         ) from error
+
+
+def download_pipeline(name: Path) -> Path | None:
+    """The same for a model to sample: of a pipeline also its autoencoder, and its text encoder if that is CLIP."""
+    folder = download(name)
+    if folder is None or not (folder / INDEX).is_file():
+        return folder
+    index, more = read_json(folder / INDEX), []
+    for part, (names, files) in PARTS.items():
+        entry = index.get(part)
+        if isinstance(entry, list) and entry and entry[-1] in names:
+            more += files
+    return download(name, [*FILES, *more]) if more else folder
