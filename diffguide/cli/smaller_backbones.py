@@ -7,7 +7,7 @@ import torch
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ..conditions.examples import Examples
@@ -16,6 +16,7 @@ from ..datasets import Dataset
 from ..objectives import Objective
 from ..training.dry_run import count_parameters
 from .arguments import task_overrides
+from .conditions import place_condition
 
 __all__ = ["smaller_backbones"]
 
@@ -35,11 +36,13 @@ def smaller_backbones(
     ignored = ("backbone=", "backbone.", "resume=")
     overrides = [word for word in task_overrides() if not word.lstrip("+~").startswith(ignored)]
     network: Any = objective.model.backbone
-    nodes: dict[str, DictConfig] = {}
+    nodes: dict[str, dict[str, Any]] = {}
     sizes: dict[str, int] = {}
     for name in loader.get_group_options("backbone"):
         try:
-            nodes[name] = loader.load_configuration("train", [*overrides, f"backbone={name}"], RunMode.RUN).backbone
+            cfg = loader.load_configuration("train", [*overrides, f"backbone={name}"], RunMode.RUN)
+            parts = {key: OmegaConf.to_container(cfg[key], resolve=True) for key in ("backbone", "condition")}
+            nodes[name] = place_condition(parts)["backbone"]
             with torch.device("meta"):
                 sizes[name] = count_parameters(build(nodes[name], "backbone"))
         except (ConfigError, HydraException, OmegaConfBaseException, NotImplementedError):
