@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy
 import torch
 from torch import Tensor, nn
 
@@ -97,9 +98,7 @@ class ByteText(Conditioning):
     def forward(self, y: Condition | None, x: Tensor) -> Context:
         y = TokenIds(empty_ids(len(x), 1, x.device)) if y is None else y
         if isinstance(y, TokenIds):
-            return Context(
-                *self.encode(torch.where(y.keep[:, None], y.ids, empty_ids(1, y.ids.shape[1], y.ids.device)))
-            )
+            return Context(*self.encode(kept_ids(y)))
         if not isinstance(y, EncodedText):
             raise ValueError(f"y must be TokenIds [B, L] for condition=text, got {type(y).__name__}")
         first = torch.arange(y.mask.shape[1], device=y.device) == 0
@@ -121,12 +120,9 @@ class ByteText(Conditioning):
         if not isinstance(y, TokenIds):
             assert isinstance(y, RowCondition)
             return y
-        pooled, states, mask = self.encode(
-            torch.where(y.keep[:, None], y.ids, empty_ids(1, y.ids.shape[1], y.ids.device))
-        )
-        empty_pooled, empty_states, _ = self.encode(empty_ids(1, 1, y.ids.device))
-        rows = len(y)
-        empty = empty_states[:, 0].expand(rows, -1), empty_pooled.expand(rows, -1)
+        pooled, states, mask = self.encode(kept_ids(y))
+        empty_pooled, empty_states, _ = self.encode(empty_ids(1, 1, y.device))
+        empty = empty_states[:, 0].expand(len(y), -1), empty_pooled.expand(len(y), -1)
         return EncodedText(states, mask, pooled, *empty, keep=y.keep)
 
     def tabulate(self, columns: Mapping[str, Any], labels: Tensor) -> ConditionTable:
@@ -144,20 +140,25 @@ def empty_ids(rows: int, length: int, device: torch.device) -> Tensor:
     return ids
 
 
+def kept_ids(y: TokenIds) -> Tensor:
+    """The indices of texts [B, L], with the empty text in rows without condition."""
+    return torch.where(y.keep[:, None], y.ids, empty_ids(1, y.ids.shape[1], y.device))
+
+
 def bytes_to_ids(texts: Sequence[str], length: int) -> Tensor:
     """[N, length] indices of texts: bytes, the end, padding; padding alone for an empty text.
 
     Raises:
         ValueError: a text that is too long.
     """
-    ids = torch.zeros(len(texts), length, dtype=torch.int16)
-    for row, text in zip(ids, texts):
-        encoded = text.encode()
-        if len(encoded) >= length:
+    encoded = [text.encode() for text in texts]
+    for text, given in zip(texts, encoded):
+        if len(given) >= length:
             raise ValueError(
-                f"a text has {len(encoded)} bytes, but condition.length={length} allows {length - 1}: {text[:40]}..."
+                f"a text has {len(given)} bytes, but condition.length={length} allows {length - 1}: {text[:40]}..."
             )
-        if encoded:
-            row[: len(encoded)] = torch.tensor(list(encoded), dtype=torch.int16) + FIRST_BYTE
-            row[len(encoded)] = END
-    return ids
+    counts = numpy.array([len(given) for given in encoded], dtype=int)[:, None]
+    place = numpy.arange(length)
+    ids = numpy.where((place == counts) & (counts > 0), END, PADDING).astype(numpy.int16)
+    ids[place < counts] = numpy.frombuffer(b"".join(encoded), dtype=numpy.uint8).astype(numpy.int16) + FIRST_BYTE
+    return torch.from_numpy(ids)
