@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..randomness import Noise
 from .conditions import Condition
 
 __all__ = [
@@ -83,6 +84,10 @@ class Conditioning(nn.Module):
 
     def embed(self, y: Condition) -> Condition:
         """What can be computed once for all noise levels, which `forward` takes in place of y; y itself by default."""
+        return y
+
+    def draw(self, y: Condition, noise: Noise) -> Condition:
+        """A condition that was read, with what is random in it drawn for the samples of `noise`; y itself by default."""
         return y
 
     def settle(self, node: Mapping[str, Any]) -> dict[str, Any]:
