@@ -14,7 +14,7 @@ SIDE = 16
 class Tokens:
     """Letters as tokens, between a first and a last one, then padding."""
 
-    def __call__(self, texts, padding, truncation, return_tensors):
+    def __call__(self, texts, padding, truncation, return_tensors, max_length=32):
         rows = [[0, *(2 + ord(letter) % 40 for letter in text), 49] for text in texts]
         length = max(map(len, rows))
         ids = torch.tensor([row + [1] * (length - len(row)) for row in rows])

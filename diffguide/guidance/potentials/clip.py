@@ -44,13 +44,14 @@ class ClipEncoder:
 
     Arguments:
         model: the CLIPModel; its weights are frozen.
-        tokenizer: its tokenizer: tokenizer(texts, padding=True, truncation=True, return_tensors="pt").
+        tokenizer: its tokenizer: tokenizer(texts, padding=True, truncation=True, max_length=..., return_tensors="pt").
     """
 
     def __init__(self, model: Any, tokenizer: Any):
         self.model = model.eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.side = model.config.vision_config.image_size
+        self.max_tokens = model.config.text_config.max_position_embeddings
 
     def encode_images(self, x: Tensor) -> Tensor:
         """Unit vectors [B, E] of RGB images [B, 3, side, side] in [-1, 1]."""
@@ -69,7 +70,9 @@ class ClipEncoder:
         parts = []
         for first in range(0, len(texts), TEXTS_AT_ONCE):
             some = list(texts[first : first + TEXTS_AT_ONCE])
-            tokens = self.tokenizer(some, padding=True, truncation=True, return_tensors="pt")
+            tokens = self.tokenizer(
+                some, padding=True, truncation=True, max_length=self.max_tokens, return_tensors="pt"
+            )
             tokens = {name: tokens[name].to(self.model.device) for name in ("input_ids", "attention_mask")}
             parts.append(self.model.text_projection(self.model.text_model(**tokens).pooler_output))
         return torch.nn.functional.normalize(torch.cat(parts), dim=1)
