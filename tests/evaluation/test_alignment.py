@@ -28,6 +28,7 @@ from diffguide.evaluation.quality.alignment_metric import Alignment
 from diffguide.evaluation.quality.clip_score import clip_scores
 from diffguide.evaluation.quality.dual_encoder import DualEncoder
 from diffguide.evaluation.quality.image_sources import StoredSamples
+from diffguide.evaluation.quality.prompted_samples import choose_prompts
 from diffguide.figures.image_grids import quantize
 from diffguide.guidance.potentials.clip import PretrainedClip
 from diffguide.models.protocols import Denoiser, Prediction
@@ -282,6 +283,16 @@ def test_new_samples_of_captions_are_recalled_like_real_pictures(tmp_path):
     assert right["recall_at_1_chance"].value == 0.5
     assert found[0].facts["candidates"] == 2 and found[0].facts["encoder"]["steps"] == 20
     assert Alignment(sampler=sampler, encoder=encoder, count=4).measure(context).facts["candidates"] == 3
+
+
+def test_prompts_are_first_captions_and_each_example_comes_once_in_a_round():
+    captioned = striped(draw_stripes(4, 0))
+    captioned.validation.columns["captions"][3] = ["", "above"]  # its condition is that of no text
+    context = EvalContext(SimpleNamespace(num_classes=0), captioned)
+    texts, rows = choose_prompts(context, 78)
+    assert sorted(rows[:39].tolist()) == [row for row in range(40) if row != 3] == sorted(rows[39:].tolist())
+    assert texts == [captioned.validation.columns["captions"][row][0] for row in rows.tolist()]
+    assert not torch.equal(choose_prompts(EvalContext(context.model, captioned, seed=1), 78).rows, rows)
 
 
 def test_stored_samples_of_captions_are_recalled(tmp_path):

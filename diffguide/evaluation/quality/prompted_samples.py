@@ -1,13 +1,12 @@
 """Samples with prompts to measure: new ones, with prompts of the data, or those of a run of diffguide-sample."""
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy
 import torch
 from torch import Tensor
 
-from ...backbones.conditions import RowCondition
+from ...backbones.conditions import RowCondition, concatenate_conditions
 from ...datasets import Shapes
 from ...datasets.shapes import prompts as draw_prompts
 from ...guidance.potentials.values import find_text_potentials
@@ -105,8 +104,9 @@ def choose_prompts(context: EvalContext, count: int) -> Prompts:
     if isinstance(pictures_of(context.data), Shapes):
         kinds = [draw_prompts(split, context.seed, (count + 1) // 2) for split in ("validation", "test")]
         return Prompts([text for pair in zip(*kinds) for text, _ in pair][:count], None)
-    captions = list_captions(context)
-    rows = [row for row in context.rows.tolist() if captions[row]]
+    columns = getattr(pictures_of(context.data), context.split).columns
+    captions = columns.get(CAPTIONS, ())
+    rows = [row for row in context.rows.tolist() if len(captions) and captions[row] and captions[row][0]]
     if not rows:
         raise ValueError(f"metric=alignment needs captions, and the {context.split} split has none")
     rng = torch.Generator().manual_seed(fold(context.seed, PROMPT_PURPOSE))
@@ -128,12 +128,7 @@ def read_conditions(context: EvalContext, guided: Denoiser | Energy, prompts: Pr
         y = guided.conditioning.read(prompts.texts)
     else:  # every example once: an encoder of texts has encoded it already
         distinct, place = prompts.rows.unique(return_inverse=True)
-        sizes = [context.examples.fetch(part)[1] for part in distinct.split(context.batch_size)]
-        y = join(sizes)[place]
+        parts = [context.examples.fetch(part, context.device)[1] for part in distinct.split(context.batch_size)]
+        y = concatenate_conditions([part.to("cpu") for part in parts])[place]
     assert isinstance(y, RowCondition)
     return y
-
-
-def join(parts: Sequence[Any]) -> Any:
-    """The rows of conditions, one after the other."""
-    return parts[0].join(parts[1:])
