@@ -86,7 +86,7 @@ def build_job(
                 saved["dataset"] = target.identity["dataset"]
         if isinstance(target.context.data, LatentData):
             refuse_pixel_potentials(config["metric"], "metric")
-        if config["metric"]["_target_"] != ALIGNMENT:  # which has texts
+        if config["metric"].get("_target_") != ALIGNMENT:  # which has texts
             refuse_missing_texts(config["metric"])
         node, guides = with_guides(config["metric"], "metric", engine.device, settings.trust)
         check_guides(guides, target.context.shape, target.context.class_names)
