@@ -123,9 +123,7 @@ class ClipPotential(Potential):
     targets: Tensor | None = None  # unit vectors of the prompt [1, E], or of the texts of a run [B, E]; 0 = no text
     texts: SampleTexts | None = None
 
-    def __init__(
-        self, prompt: str | None = None, encoder: ClipEncoder | None = None, crops: int = 8, smallest: float = 0.5
-    ):
+    def __init__(self, prompt: str | None, encoder: ClipEncoder | None = None, crops: int = 8, smallest: float = 0.5):
         if prompt is not None and not prompt.strip():
             raise ValueError('prompt must be a text: prompt="a photograph of ..."')
         self.crops = check_whole("crops", crops, 0, 1000)
