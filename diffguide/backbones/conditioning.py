@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..randomness import Noise
 from .conditions import Condition
 
 __all__ = [
@@ -86,8 +85,8 @@ class Conditioning(nn.Module):
         """What can be computed once for all noise levels, which `forward` takes in place of y; y itself by default."""
         return y
 
-    def draw(self, y: Condition, noise: Noise) -> Condition:
-        """A condition that was read, with what is random in it drawn for the samples of `noise`; y itself by default."""
+    def draw(self, y: Condition, noise: Any) -> Condition:
+        """A condition that was read, with what is random in it drawn for the samples of a `Noise`; y itself by default."""
         return y
 
     def settle(self, node: Mapping[str, Any]) -> dict[str, Any]:
