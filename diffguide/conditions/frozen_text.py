@@ -39,7 +39,7 @@ class FrozenText(Conditioning):
         ValueError: an encoder that is missing or damaged, or a number out of range.
     """
 
-    reads_text = True
+    reads_text = gives_vectors = True
     empty_states: Tensor
     empty_mask: Tensor
     empty_pooled: Tensor
@@ -98,8 +98,16 @@ class FrozenText(Conditioning):
     def settle(self, node: Mapping[str, Any]) -> dict[str, Any]:
         return {**node, "sha256": self.sha256, "features": self.token_features}
 
+    def explain(self) -> Mapping[str, str]:
+        encoder = f"by the encoder of condition={self.encoder.kind} with sha256 {self.sha256[:12]}"
+        return {
+            "states": f"a vector per token of the text {encoder}",
+            "mask": "true = a token, false = padding; all false = no condition",
+            "pooled": f"a vector for the text {encoder}",
+        }
+
     def forward(self, y: Condition | None, x: Tensor) -> Context:
-        rows, null = len(x), (self.empty_states, self.empty_mask, self.empty_pooled)
+        rows, null = x.shape[0], (self.empty_states, self.empty_mask, self.empty_pooled)
         states, mask, pooled = (part.expand(rows, *part.shape) for part in null)
         if y is not None:
             if not isinstance(y, TokenStates) or y.states.shape[1:] != self.empty_states.shape or y.pooled is None:

@@ -75,6 +75,7 @@ class SeveralConditions(Conditioning):
         self.vector_features = sum(part.vector_features for part in parts.values())
         self.channels = sum(part.channels for part in parts.values())
         self.reads_text = any(part.reads_text for part in parts.values())
+        self.gives_vectors = any(part.gives_vectors for part in parts.values())
         self.projections = nn.ModuleDict(
             {
                 name: nn.Linear(length, self.token_features)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..backbones.attention import attention
 from ..backbones.conditioning import Conditioning, ConditionTable, Context, find_column
-from ..backbones.conditions import Condition, RowCondition, TokenIds, check_rows
+from ..backbones.conditions import Condition, RowCondition, TokenIds, TokenStates, check_rows
 from ..runtime.ranges import check_whole
 from .captions import CaptionTable
 
@@ -30,6 +30,7 @@ class EncodedText(RowCondition):
     """
 
     names = ("states", "mask", "pooled", "empty_states", "empty_pooled")
+    embeddings = TokenStates.embeddings
 
     def __init__(
         self, states: Tensor, mask: Tensor, pooled: Tensor, empty_states: Tensor, empty_pooled: Tensor, keep: Tensor
@@ -73,7 +74,7 @@ class ByteText(Conditioning):
         ValueError: a number out of range.
     """
 
-    reads_text = True
+    reads_text = gives_vectors = True
 
     def __init__(
         self,
@@ -124,6 +125,9 @@ class ByteText(Conditioning):
         empty_pooled, empty_states, _ = self.encode(empty_ids(1, 1, y.device))
         empty = empty_states[:, 0].expand(len(y), -1), empty_pooled.expand(len(y), -1)
         return EncodedText(states, mask, pooled, *empty, keep=y.keep)
+
+    def explain(self) -> Mapping[str, str]:
+        return {"ids": f"UTF-8 bytes, each + {FIRST_BYTE}, then {END}, then {PADDING} as padding; all 0 = no condition"}
 
     def tabulate(self, columns: Mapping[str, Any], labels: Tensor) -> ConditionTable:
         return CaptionTable(find_column(columns, self.column, "condition=text"), self.read)

@@ -13,9 +13,9 @@ from ..checkpoints.adapter_files import HEADER_KEY, PREFIX, WEIGHTS_FILE
 from ..checkpoints.store import Loaded
 from ..files.run_folders import write_atomically
 from .description import describe
+from .errors import ExportError
 from .formats import Format, write_model_json
 from .paths import shorten_paths
-from .programs import ExportError
 
 __all__ = ["PeftAdapter"]
 

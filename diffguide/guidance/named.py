@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..backbones.conditions import Condition, RowCondition
+from ..backbones.conditions import Condition, RowCondition, Several
 from ..class_names import ConditionValue, ConditionValues, class_index, class_indices
 from ..models.protocols import Denoiser
 
@@ -35,7 +35,14 @@ class NamedCondition:
             y = torch.full((count,), given, device=x_t.device)
         else:
             y = given.to(x_t.device)[torch.zeros(count, dtype=torch.long, device=x_t.device)]
-        return denoiser.embed(y) if isinstance(like, RowCondition) and type(y) is not type(like) else y
+        return denoiser.embed(y) if isinstance(like, RowCondition) and not is_alike(y, like) else y
+
+
+def is_alike(y: Condition, like: Condition) -> bool:
+    """Whether two conditions are of one class, and so are all of their parts."""
+    if isinstance(y, Several) and isinstance(like, Several):
+        return all(is_alike(part, like.parts[name]) for name, part in y.parts.items())
+    return type(y) is type(like)
 
 
 def name_condition(denoiser: Denoiser, value: ConditionValue, argument: str) -> NamedCondition:
