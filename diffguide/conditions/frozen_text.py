@@ -13,7 +13,7 @@ from ..backbones.conditioning import Conditioning, ConditionTable, Context, find
 from ..backbones.conditions import Condition, TokenStates
 from ..files.run_folders import WriteError
 from ..runtime.ranges import check_whole
-from .captions import CaptionTable
+from .captions import CaptionTable, read_text
 from .clip_and_t5 import ClipEncoder, T5Encoder
 from .encoded_texts import EncodedTexts, encode_texts, pad_encodings
 from .encoders import Encoding, TextEncoder
@@ -138,7 +138,7 @@ class FrozenText(Conditioning):
 
     def read(self, values: Sequence[Any]) -> TokenStates:
         """Texts; "" = no condition."""
-        texts = [str(value) for value in values]
+        texts = [read_text(value) for value in values]
         given = list(dict.fromkeys(text for text in texts if text))
         found = dict(zip(given, self.encode(given) if given else []))
         nothing = Encoding(torch.zeros(0, self.token_features), torch.zeros(self.vector_features))

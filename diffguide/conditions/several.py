@@ -137,7 +137,7 @@ class SeveralConditions(Conditioning):
         if isinstance(value, Mapping):
             for name in value:
                 self.part(name)
-            return value
+            return {name: "" if part is None else part for name, part in value.items()}
         if value != "" and not self.reads_text:
             raise ValueError(
                 f"{value} must name its part, as in {{{', '.join(f'{name}: ...' for name in self.parts)}}}"

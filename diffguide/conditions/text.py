@@ -11,7 +11,7 @@ from ..backbones.attention import attention
 from ..backbones.conditioning import Conditioning, ConditionTable, Context, find_column
 from ..backbones.conditions import Condition, RowCondition, TokenIds, TokenStates, check_rows
 from ..runtime.ranges import check_whole
-from .captions import CaptionTable
+from .captions import CaptionTable, read_text
 
 __all__ = ["ByteText", "EncodedText", "bytes_to_ids"]
 
@@ -130,11 +130,18 @@ class ByteText(Conditioning):
         return {"ids": f"UTF-8 bytes, each + {FIRST_BYTE}, then {END}, then {PADDING} as padding; all 0 = no condition"}
 
     def tabulate(self, columns: Mapping[str, Any], labels: Tensor) -> ConditionTable:
-        return CaptionTable(find_column(columns, self.column, "condition=text"), self.read)
+        captions = find_column(columns, self.column, "condition=text")
+        longest = max((text for given in captions for text in given), key=lambda text: len(text.encode()), default="")
+        if (count := len(longest.encode())) >= self.length:
+            raise ValueError(
+                f"the longest text of the data has {count} bytes, but condition.length={self.length} allows {self.length - 1}: "
+                f"set condition.length={count + 1}, or shorten {longest[:40]}..."
+            )
+        return CaptionTable(captions, self.read)
 
     def read(self, values: Sequence[Any]) -> TokenIds:
         """Texts; "" = no condition."""
-        return TokenIds(bytes_to_ids([str(value) for value in values], self.length))
+        return TokenIds(bytes_to_ids([read_text(value) for value in values], self.length))
 
 
 def empty_ids(rows: int, length: int, device: torch.device) -> Tensor:

@@ -1,5 +1,6 @@
 """The tensors of a condition as inputs of an exported program: texts, attributes, numbers, pictures, or several of them."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -42,7 +43,8 @@ class ConditionInput:
     @property
     def is_constant(self) -> bool:
         """Whether one number stands for no condition."""
-        return self.null.isnan().all().item() if self.null.isnan().any() else bool((self.null == self.null_value).all())
+        same = self.null.isnan() if math.isnan(self.null_value) else self.null == self.null_value
+        return bool(same.all())
 
     @property
     def null_value(self) -> float:

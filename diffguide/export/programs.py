@@ -118,10 +118,12 @@ def trace(model: Preconditioned, shape: Sequence[int]) -> torch.export.ExportedP
     null, inputs = condition_inputs(model)
     conditions = [given.null.repeat(EXAMPLE_ROWS, *[1] * len(given.shape)) for given in inputs.values()]
     example = torch.zeros(EXAMPLE_ROWS, *shape), torch.linspace(-1, 1, EXAMPLE_ROWS), *conditions
-    program = PredictionProgram(model) if model.conditioning is None else ConditionProgram(model, null)
+    program = PredictionProgram(model)
+    if model.conditioning is not None and null is not None:
+        program = ConditionProgram(model, null)
     rows = torch.export.Dim("batch", min=1)
-    free: tuple[Any, ...] = ({0: rows},) * 2, ({0: rows},) * len(inputs)
-    free = (*free[0], free[1]) if model.conditioning is not None else free[0] + free[1]  # the last: of *condition
+    free: tuple[Any, ...] = ({0: rows},) * len(inputs)
+    free = ({0: rows},) * 2 + ((free,) if isinstance(program, ConditionProgram) else free)  # *condition is one argument
     try:
         with torch.no_grad(), without_batch_limits(model.backbone):
             traced = torch.export.export(program, example, dynamic_shapes=free, strict=False)

@@ -50,7 +50,7 @@ def name_condition(denoiser: Denoiser, value: ConditionValue, argument: str) -> 
     if denoiser.conditioning is None:
         assert not isinstance(value, Sequence) or isinstance(value, str)
         return NamedCondition(class_index(value, denoiser.class_names, argument, denoiser.num_classes))  # type: ignore[arg-type]
-    return NamedCondition(read_rows(denoiser, [value]))
+    return NamedCondition(read_rows(denoiser, [value], argument))
 
 
 def name_conditions(denoiser: Denoiser, values: ConditionValues, argument: str) -> list[NamedCondition]:
@@ -58,13 +58,16 @@ def name_conditions(denoiser: Denoiser, values: ConditionValues, argument: str) 
     if denoiser.conditioning is None:
         indices = class_indices(values, denoiser.class_names, argument, denoiser.num_classes)  # type: ignore[arg-type]
         return [NamedCondition(index) for index in indices]
-    return [NamedCondition(read_rows(denoiser, [value])) for value in values]
+    return [NamedCondition(read_rows(denoiser, [value], argument)) for value in values]
 
 
-def read_rows(denoiser: Denoiser, values: Sequence[ConditionValue]) -> RowCondition:
+def read_rows(denoiser: Denoiser, values: Sequence[ConditionValue], argument: str) -> RowCondition:
     """What the conditioning of a model makes of values."""
     assert denoiser.conditioning is not None
-    rows = denoiser.conditioning.read(values)
+    try:
+        rows = denoiser.conditioning.read(values)
+    except ValueError as error:
+        raise ValueError(f"{argument}: {error}") from error
     if not isinstance(rows, RowCondition):
         raise ValueError(f"{type(denoiser.conditioning).__name__} has no condition in rows")
     return rows
@@ -72,4 +75,8 @@ def read_rows(denoiser: Denoiser, values: Sequence[ConditionValue]) -> RowCondit
 
 def name_nothing(denoiser: Denoiser) -> NamedCondition:
     """No condition, in the kind of the model's conditions."""
-    return NamedCondition(-1) if denoiser.conditioning is None else NamedCondition(read_rows(denoiser, [""]))
+    return (
+        NamedCondition(-1)
+        if denoiser.conditioning is None
+        else NamedCondition(read_rows(denoiser, [""], "no condition"))
+    )
