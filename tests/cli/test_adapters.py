@@ -142,7 +142,7 @@ def test_measurements_and_exports_take_a_strength(command, adapted):
         (main, [f"init_from={{path:{RUN},adapter:nowhere}}"], "adapter=nowhere has neither"),
         (main, [f"init_from={{path:{RUN},adaptor:matrices}}"], "init_from must be a run folder"),
         (main, [f"init_from={{path:{RUN},null_class:ten}}"], "init_from must be a run folder"),
-        (main, [f"init_from={{path:{RUN},null_class:10}}"], "null_class=10 has no effect"),
+        (main, [f"init_from={{path:{RUN},null_class:10}}"], "null_class has no effect"),
         (main, [f"init_from={{path:{RUN},adapter_scale:2}}"], "adapter_scale=2 has no effect"),
         (sample, ["oracle=gmm2d", "adapter_scale=2"], "adapter_scale has no effect with an oracle"),
         (evaluate, [f"checkpoint={RUN}", "adapter=nowhere"], "adapter=nowhere has neither"),

@@ -174,10 +174,10 @@ def test_training_goes_on_from_a_folder_and_resumes_exactly(folder, tmp_path, mo
 
 def test_the_row_of_no_class_is_copied_where_it_is_named(folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    still = ["training.images=16", "training.learning_rate=1e-12", "training.optimizer.weight_decay=0", "name=null"]
+    still = ["training.images=16", "training.learning_rate=1e-12", "training.optimizer.weight_decay=0", "name=kept"]
     train([f"init_from={{path:{folder / 'pipe'},null_class:1}}", *images(folder), *STEPS, *still])
-    found, theirs = rows("outputs/train/null/v001"), rows(str(folder / "pipe"))
-    backbone = diffguide.load("outputs/train/null/v001").backbone
+    found, theirs = rows("outputs/train/kept/v001"), rows(str(folder / "pipe"))
+    backbone = diffguide.load("outputs/train/kept/v001").backbone
     assert torch.allclose(found[backbone.null_class], theirs[1], atol=1e-6) and len(found) == 4
 
 
