@@ -117,7 +117,8 @@ class FrozenText(Conditioning):
                     f"condition={self.encoder.kind}, got {type(y).__name__}{found}"
                 )
             states = torch.where(y.keep[:, None, None], y.states.to(states.dtype), states)
-            mask = torch.where(y.keep[:, None], y.mask, mask)
+            keep = y.keep[:, None]
+            mask = keep & y.mask | ~keep & mask  # onnxruntime has no torch.where of booleans
             pooled = torch.where(y.keep[:, None], y.pooled.to(pooled.dtype), pooled)
         return Context(pooled, states, mask)
 

@@ -117,7 +117,7 @@ def inputs(name: str, batch: int) -> tuple[torch.Tensor, torch.Tensor, list[torc
     return x, log_snr, CONDITIONS[name][1](rng, batch)
 
 
-QUICK = [("torch_export", "unet", "clip_text"), ("onnx", "dit", "several")]
+QUICK = [("torch_export", "unet", "several"), ("onnx", "dit", "clip_text")]
 REST = [(form, network, name) for form in FORMATS for network in NETWORKS for name in CONDITIONS]
 CASES = QUICK + ([case for case in REST if case not in QUICK] if "ALL_EXPORTS" in os.environ else [])  # minutes
 
