@@ -10,9 +10,9 @@ from torch.nn import functional
 
 from ..backbones.attention import attention
 from ..backbones.conditioning import Conditioning, ConditionTable, Context, find_column
-from ..backbones.conditions import Condition, RowCondition, TokenIds, check_rows
+from ..backbones.conditions import Condition, RowCondition, TokenIds, TokenStates, check_rows
 from ..runtime.ranges import check_whole
-from .captions import CaptionTable
+from .captions import CaptionTable, read_text
 
 __all__ = ["ByteText", "EncodedText", "bytes_to_ids"]
 
@@ -32,6 +32,7 @@ class EncodedText(RowCondition):
     """
 
     names = ("states", "mask", "pooled", "empty_states", "empty_pooled")
+    embeddings = TokenStates.embeddings
 
     def __init__(
         self, states: Tensor, mask: Tensor, pooled: Tensor, empty_states: Tensor, empty_pooled: Tensor, keep: Tensor
@@ -100,7 +101,7 @@ class ByteText(Conditioning):
         ValueError: a number out of range.
     """
 
-    reads_text = True
+    reads_text = gives_vectors = True
 
     def __init__(
         self,
@@ -158,12 +159,22 @@ class ByteText(Conditioning):
         empty = empty_states[:, 0].expand(len(y), -1), empty_pooled.expand(len(y), -1)
         return EncodedText(states, mask, pooled, *empty, keep=y.keep)
 
+    def explain(self) -> Mapping[str, str]:
+        return {"ids": f"UTF-8 bytes, each + {FIRST_BYTE}, then {END}, then {PADDING} as padding; all 0 = no condition"}
+
     def tabulate(self, columns: Mapping[str, Any], labels: Tensor) -> ConditionTable:
-        return CaptionTable(find_column(columns, self.column, "condition=text"), self.read)
+        captions = find_column(columns, self.column, "condition=text")
+        longest = max((text for given in captions for text in given), key=lambda text: len(text.encode()), default="")
+        if (count := len(longest.encode())) >= self.length:
+            raise ValueError(
+                f"the longest text of the data has {count} bytes, but condition.length={self.length} allows {self.length - 1}: "
+                f"set condition.length={count + 1}, or shorten {longest[:40]}..."
+            )
+        return CaptionTable(captions, self.read)
 
     def read(self, values: Sequence[Any]) -> TokenIds:
         """Texts; "" = no condition."""
-        return TokenIds(bytes_to_ids([str(value) for value in values], self.length))
+        return TokenIds(bytes_to_ids([read_text(value) for value in values], self.length))
 
 
 def empty_ids(rows: int, length: int, device: torch.device) -> Tensor:
