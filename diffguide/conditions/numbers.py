@@ -80,6 +80,9 @@ class Continuous(Conditioning):
         u = (values - values.new_tensor(self.centers)) / values.new_tensor(self.widths)
         return Context(fourier_features(u, given, self.frequencies).to(x.dtype))
 
+    def explain(self) -> Mapping[str, str]:
+        return {"values": f"{', '.join(self.names)}, in the units of the data; NaN = not said, all NaN = no condition"}
+
     def tabulate(self, columns: Mapping[str, Any], labels: Tensor) -> ConditionTable:
         values = torch.as_tensor(find_column(columns, self.column, "condition=continuous"), dtype=torch.float32)
         if values.ndim != 2 or values.shape[1] != len(self.names) or values.isinf().any():

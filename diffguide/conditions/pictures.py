@@ -57,6 +57,7 @@ class OwnPicture(Conditioning):
     """
 
     draws = 0
+    meaning: str  # of the picture that the network gets
 
     def __init__(self, in_channels: int, size: int, extra: int = 0):
         super().__init__()
@@ -80,6 +81,9 @@ class OwnPicture(Conditioning):
             )
         known = y.keep.to(x.dtype)[:, None, None, None].expand(-1, 1, *x.shape[2:])
         return Context(channels=torch.cat([mask_rows(y.x.to(x.dtype), y.keep), known], dim=1))
+
+    def explain(self) -> Mapping[str, str]:
+        return {"x": self.meaning}
 
     def tabulate(self, columns: Mapping[str, Any], labels: Tensor) -> ConditionTable:
         return OwnPictures(self)
@@ -153,6 +157,10 @@ class LowResolution(OwnPicture):
         noise: largest level s in training, in [0, 1]; 0 = no noise, and no level in the vector.
     """
 
+    meaning = (
+        "the smaller picture in [-1, 1], enlarged to the side of x by bilinear interpolation (align_corners=False)"
+    )
+
     def __init__(self, in_channels: int, size: int, factor: int = 4, noise: float = 0.0):
         super().__init__(in_channels, size)
         self.factor = check_whole("condition.factor", factor, 2)
@@ -188,6 +196,10 @@ class LowResolution(OwnPicture):
         level = y.level.to(torch.promote_types(x.dtype, torch.float32))[:, None] / self.noise
         vector = fourier_features(level, y.keep[:, None], LEVEL_FREQUENCIES).to(x.dtype)
         return super().forward(y, x)._replace(vector=vector)
+
+    def explain(self) -> Mapping[str, str]:
+        level = {"level": f"of the noise of the smaller picture, 0 to {self.noise}"} if self.noise else {}
+        return {**super().explain(), **level}
 
     def draw(self, y: Condition, noise: Noise) -> Condition:
         if not isinstance(y, QuietPicture):
@@ -239,6 +251,7 @@ class Masked(OwnPicture):
     """
 
     draws = 4
+    meaning = "the picture in [-1, 1] with 0 in the hole, and a channel that is 0 in the hole and 1 outside of it"
 
     def __init__(self, in_channels: int, size: int, least: float = 0.25, most: float = 0.75):
         super().__init__(in_channels, size, extra=1)
