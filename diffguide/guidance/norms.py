@@ -37,8 +37,10 @@ class PosteriorMeanCap(Rule):
             return interpolate(strong, weak, scale)
         d = strong.x_0 - weak.x_0
         a, b, q = inner(d, d), inner(strong.x_0, d), inner(strong.x_0, strong.x_0)
-        largest = (torch.sqrt(b**2 + (self.growth**2 - 1) * a * q) - b) / a
-        extra = torch.where(a > 0, torch.minimum(largest, scale - 1 + 0 * a), 0)
+        differ = a > 0  # elsewhere the root has no gradient
+        a = torch.where(differ, a, 1)
+        largest = (torch.sqrt(torch.where(differ, b**2 + (self.growth**2 - 1) * a * q, 1)) - b) / a
+        extra = torch.where(differ, torch.minimum(largest, scale - 1 + 0 * a), 0)
         return interpolate(strong, weak, 1 + extra)
 
 

@@ -78,7 +78,7 @@ class ReferenceGuidance(Contrast):
 
     Arguments:
         denoiser: any, guided or not.
-        references: examples in the data's units and shape.
+        references: examples in the data's units and shape; None = `DatasetReferences()`.
         scale: 1 = off, 0 = the references alone, between them 1 - beta of the paper.
         interval, rule, ramp: as in `Contrast`; the paper guides at all levels, lucidrains' code above sigma / alpha 0.18.
 
@@ -89,14 +89,14 @@ class ReferenceGuidance(Contrast):
     def __init__(
         self,
         denoiser: Denoiser,
-        references: References,
+        references: References | None = None,
         scale: float = 0.9,
         interval: Sequence[float] = EVERYWHERE,
         rule: Rule = LINEAR_RULE,
         ramp: Ramp = CONSTANT_RAMP,
     ):
         super().__init__(denoiser, scale, interval, rule, ramp)
-        examples = references.examples
+        examples = (DatasetReferences() if references is None else references).examples
         if denoiser.shape is not None and list(examples.shape[1:]) != list(denoiser.shape):
             raise ValueError(
                 f"references must have the shape of the data {list(denoiser.shape)}, got {list(examples.shape[1:])}"
