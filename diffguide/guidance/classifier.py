@@ -8,6 +8,7 @@ from torch import Tensor
 from ..backbones.conditions import Condition, RowCondition
 from ..models.evaluation_counters import count_potential
 from ..models.protocols import Classifier, Denoiser, Prediction, keep_variance
+from ..models.tilts import PotentialTerm, Tilt
 from ..schedules import EVERYWHERE, Schedule, broadcast_rows, same_schedule
 from .base import ScaledGuidance
 
@@ -129,6 +130,15 @@ class ClassifierGuidance(ClassGuidance):
         prediction = self.predict_unguided(x_t, t, y)
         step = scale.to(x_t.device) * self.gradient(x_t, t, y)
         return shift_score(prediction, step, *self.schedule.alpha_sigma(t, x_t.ndim))
+
+    def tilt(self) -> Tilt | None:
+        inner = self.denoiser.tilt()
+        return None if inner is None else inner.times(Tilt((), (PotentialTerm(self.scale, self.clean_log_prob, True),)))
+
+    def clean_log_prob(self, x: Tensor, y: Tensor) -> Tensor:
+        """log p(y | x) of examples with a class, at the classifier's lowest noise level, [B]."""
+        t = torch.tensor(0.0, dtype=torch.float64)
+        return self.classifier.log_prob(x, t).gather(1, y[:, None])[:, 0]
 
     def gradient(self, x_t: Tensor, t: Tensor, y: Tensor) -> Tensor:
         """grad log p(y | x_t) in the shape of x_t, 0 in rows without a class; itself differentiable where x_t is."""

@@ -8,6 +8,7 @@ from torch import Tensor
 from ..backbones.conditions import Condition
 from ..class_names import ConditionValue, ConditionValues
 from ..models.protocols import Denoiser, Prediction, keep_variance
+from ..models.tilts import Tilt
 from ..schedules import EVERYWHERE
 from .base import split_prediction, stack_conditions
 from .contrast import CONSTANT_RAMP, LINEAR_RULE, Contrast
@@ -54,6 +55,9 @@ class NegativeCondition(Contrast):
         self.unwanted, self.nothing = name_condition(denoiser, condition, "condition"), name_nothing(denoiser)
         self.condition = self.unwanted.condition
         super().__init__(denoiser, scale, interval, rule, ramp)
+
+    def tilt_sides(self, inner: Tilt) -> tuple[Tilt, Tilt] | None:
+        return (inner, inner.given(self.condition)) if isinstance(self.condition, int) else None
 
     def predict_both(self, x_t: Tensor, t: Tensor, y: Condition | None) -> tuple[Prediction, Prediction]:
         wanted = self.nothing.rows(x_t, self.denoiser) if y is None else y
@@ -109,6 +113,16 @@ class ClassComposition(Contrast):
                 f"{conditions} and {list(weights)}"
             )
         self.weights = [float(weight) for weight in weights]
+
+    def tilt_sides(self, inner: Tilt) -> tuple[Tilt, Tilt] | None:
+        """weak prod_i (p_i / weak)^w_i, and weak."""
+        weak = inner.given(-1)
+        strong = weak.raised(1 - sum(self.weights))
+        for weight, condition in zip(self.weights, self.conditions):
+            if not isinstance(condition, int):
+                return None
+            strong = strong.times(inner.given(condition).raised(weight))
+        return strong, weak
 
     def predict_both(self, x_t: Tensor, t: Tensor, y: Condition | None) -> tuple[Prediction, Prediction]:
         conditions = [named.rows(x_t, self.denoiser) for named in [self.nothing, *self.terms]]

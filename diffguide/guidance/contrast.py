@@ -12,6 +12,7 @@ from torch import Tensor
 from ..backbones.conditions import Condition, concatenate_conditions, remove_condition
 from ..class_names import ConditionValue
 from ..models.protocols import Denoiser, DenoiserWrapper, Prediction, keep_variance
+from ..models.tilts import Tilt
 from ..randomness import Noise
 from ..schedules import EVERYWHERE, TimeTable, time_key
 from .base import ScaledGuidance, per_row, split_prediction, stack_rows
@@ -102,6 +103,16 @@ class Contrast(ScaledGuidance):
 
     option = ""
     stateful = property(lambda self: self.rule.stateful or self.denoiser.stateful)
+
+    def tilt(self) -> Tilt | None:
+        """strong^scale weak^(1 - scale), whatever the rule, the ramp and the interval make of it."""
+        inner = self.denoiser.tilt()
+        sides = None if inner is None or not self.rule.names_powers else self.tilt_sides(inner)
+        return None if sides is None else sides[0].raised(self.scale).times(sides[1].raised(1 - self.scale))
+
+    def tilt_sides(self, inner: Tilt) -> tuple[Tilt, Tilt] | None:
+        """The laws of the strong and the weak side; None = one of them has none, or is that of another model."""
+        return None
 
     def guided_range(self) -> tuple[float, float]:
         """The lowest and highest noise level of the schedule in the interval; lowest >= highest if there is none."""
@@ -250,6 +261,10 @@ class ClassifierFree(Contrast):
 
     def acts_at(self, times: Tensor, labelled: bool) -> bool:
         return (labelled or self.negative is not None) and super().acts_at(times, labelled)
+
+    def tilt_sides(self, inner: Tilt) -> tuple[Tilt, Tilt] | None:
+        weak = -1 if self.negative is None else self.negative.condition
+        return (inner, inner.given(weak)) if isinstance(weak, int) else None
 
     def predict_both(self, x_t: Tensor, t: Tensor, y: Condition | None) -> tuple[Prediction, Prediction]:
         if y is None and self.nothing is not None:

@@ -18,6 +18,7 @@ from ..backbones.conditions import Condition, RowCondition
 from ..backbones.perturbations import Perturbation
 from ..schedules import Schedule
 from .predictions import Prediction, StackedPrediction, VariancePrediction, keep_variance, take_rows
+from .tilts import Tilt
 
 __all__ = [
     "Classifier",
@@ -149,6 +150,13 @@ class Denoiser:
         """The prediction of the same network with some layers perturbed in some rows."""
         raise NotImplementedError
 
+    def tilt(self) -> Tilt | None:
+        """The law that guidance names, of the clean laws of the innermost model; None = it names none.
+
+        Plain samplers of a guided model reach another law; `sampler=fkc` corrects that.
+        """
+        return Tilt()
+
 
 class ExactDenoiser(Denoiser):
     """A denoiser with the covariance and samples of p(x_0 | x_t), for exact reverse steps."""
@@ -247,6 +255,9 @@ class DenoiserWrapper(Denoiser):
 
     def predict_perturbed(self, x_t: Tensor, t: Tensor, y: Condition | None, perturbation: Perturbation) -> Prediction:
         return self.denoiser.predict_perturbed(x_t, t, y, perturbation)
+
+    def tilt(self) -> Tilt | None:
+        return self.denoiser.tilt() if self.passthrough else None
 
     def acts_at(self, times: Tensor, labelled: bool) -> bool:
         """Whether it may change a prediction at one of these times, [N] float64 on the CPU.

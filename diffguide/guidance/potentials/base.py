@@ -13,6 +13,7 @@ from torch import Tensor
 from ...backbones.conditions import Condition, has_condition
 from ...models.evaluation_counters import count_potential
 from ...models.protocols import Denoiser, LogDensity, Prediction, SamplingError, keep_variance
+from ...models.tilts import PotentialTerm, Tilt
 from ...randomness import Noise
 from ...runtime.ranges import check_finite
 from ...schedules import EVERYWHERE, broadcast_rows
@@ -21,6 +22,7 @@ from .values import LogPotential, Potential, build_potential, compute_gradient, 
 
 __all__ = [
     "BRIGHTNESS",
+    "BayesGuidance",
     "Brightness",
     "LogPotential",
     "NoisyPotentialGuidance",
@@ -157,7 +159,16 @@ class PotentialGuidanceBase(ScaledGuidance):
         )
 
 
-class PotentialGuidance(PotentialGuidanceBase):
+class BayesGuidance(PotentialGuidanceBase):
+    """The base of methods that mean the law p(x) exp(w f(x)), however they approach it."""
+
+    def tilt(self) -> Tilt | None:
+        inner = self.denoiser.tilt()
+        term = PotentialTerm(self.scale, self.potential, reads_class(self.potential))
+        return None if inner is None else inner.times(Tilt((), (term,)))
+
+
+class PotentialGuidance(BayesGuidance):
     """Bayes' rule with exp f(x0_hat) in place of p(y | x_t): x_0 + w (sigma^2 / alpha) g, eps - w sigma g, g = grad_{x_t} f.
 
     The gradient goes through the network. Chung et al., "Diffusion Posterior Sampling", 2023, arXiv 2209.14687, theorem 1
@@ -173,7 +184,7 @@ class PotentialGuidance(PotentialGuidanceBase):
     """
 
 
-class NoisyPotentialGuidance(PotentialGuidanceBase):
+class NoisyPotentialGuidance(BayesGuidance):
     """Bayes' rule with exp f(x_t): the potential of the noised data, without differentiating the network.
 
     Song et al. 2021, arXiv 2011.13456, eq. 14. It is exact where f is log p(y | x_t) of noised data.
