@@ -40,7 +40,8 @@ class NegativeCondition(Contrast):
         ValueError: a model without classes, or without this one.
     """
 
-    uses_condition = True
+    option = "negative"
+    uses_condition = has_law = True
 
     def __init__(
         self,
@@ -90,7 +91,7 @@ class ClassComposition(Contrast):
     """
 
     option = "compose"
-    needs_null = uses_condition = True
+    needs_null = uses_condition = has_law = True
     conditional = embeds = False
 
     def __init__(
@@ -124,9 +125,19 @@ class ClassComposition(Contrast):
             strong = strong.times(inner.given(condition).raised(weight))
         return strong, weak
 
-    def predict_both(self, x_t: Tensor, t: Tensor, y: Condition | None) -> tuple[Prediction, Prediction]:
+    def predict_all(self, x_t: Tensor, t: Tensor) -> list[Prediction]:
+        """The predictions without condition and under each condition."""
         conditions = [named.rows(x_t, self.denoiser) for named in [self.nothing, *self.terms]]
-        weak, *parts = split_prediction(self.denoiser(*stack_conditions(x_t, t, conditions)), len(conditions))
+        return split_prediction(self.denoiser(*stack_conditions(x_t, t, conditions)), len(conditions))
+
+    def predict_powers(
+        self, x_t: Tensor, t: Tensor, y: Condition | None
+    ) -> tuple[Sequence[Prediction], Sequence[float]]:
+        exponents = [self.scale * weight for weight in self.weights]
+        return self.predict_all(x_t, t), [1 - sum(exponents), *exponents]
+
+    def predict_both(self, x_t: Tensor, t: Tensor, y: Condition | None) -> tuple[Prediction, Prediction]:
+        weak, *parts = self.predict_all(x_t, t)
         terms = zip(weak, *parts)
         strong = (w + sum(weight * (c - w) for weight, c in zip(self.weights, cs)) for w, *cs in terms)
         return keep_variance(Prediction(*strong), parts[0]), weak

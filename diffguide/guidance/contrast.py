@@ -15,7 +15,8 @@ from ..models.protocols import Denoiser, DenoiserWrapper, Prediction, keep_varia
 from ..models.tilts import Tilt
 from ..randomness import Noise
 from ..schedules import EVERYWHERE, TimeTable, time_key
-from .base import ScaledGuidance, per_row, split_prediction, stack_rows
+from .base import per_row, split_prediction, stack_rows
+from .contrast_laws import ContrastLaw
 from .named import name_condition, name_nothing
 from .ramps import Constant, Ramp
 from .rules import Linear, Rule
@@ -58,7 +59,7 @@ class Strength(NamedTuple):
 OUTSIDE = Strength(False, 1.0, torch.tensor(1.0, dtype=torch.float64), {})
 
 
-class Contrast(ScaledGuidance):
+class Contrast(ContrastLaw):
     """rule(strong, weak, 1 + (scale - 1) ramp(level)) inside the interval, strong outside.
 
     The interval is that of Kynkaanniemi et al., 2024, arXiv 2404.07724. The weak prediction is not evaluated where the
@@ -66,9 +67,6 @@ class Contrast(ScaledGuidance):
     is that of the strong prediction, as in ADM and DiT, or that of the weak one where it alone is evaluated.
 
     A subclass defines `predict_both`, and `predict_weak` where that alone is cheaper.
-
-    Attributes:
-        option: its name in the configuration, for messages.
 
     Arguments:
         denoiser: what is guided.
@@ -101,18 +99,7 @@ class Contrast(ScaledGuidance):
         if low < high:
             ramp.check(low, high)
 
-    option = ""
     stateful = property(lambda self: self.rule.stateful or self.denoiser.stateful)
-
-    def tilt(self) -> Tilt | None:
-        """strong^scale weak^(1 - scale), whatever the rule, the ramp and the interval make of it."""
-        inner = self.denoiser.tilt()
-        sides = None if inner is None or not self.rule.names_powers else self.tilt_sides(inner)
-        return None if sides is None else sides[0].raised(self.scale).times(sides[1].raised(1 - self.scale))
-
-    def tilt_sides(self, inner: Tilt) -> tuple[Tilt, Tilt] | None:
-        """The laws of the strong and the weak side; None = one of them has none, or is that of another model."""
-        return None
 
     def guided_range(self) -> tuple[float, float]:
         """The lowest and highest noise level of the schedule in the interval; lowest >= highest if there is none."""
@@ -161,10 +148,6 @@ class Contrast(ScaledGuidance):
             return self.full
         scale = self.ramped_scale(level.log_level)
         return Strength(True, float(scale), scale, {})
-
-    def predict_both(self, x_t: Tensor, t: Tensor, y: Condition | None) -> tuple[Prediction, Prediction]:
-        """The strong and the weak prediction, in one batched call where one network makes both."""
-        raise NotImplementedError
 
     def predict_strong(self, x_t: Tensor, t: Tensor, y: Condition | None) -> Prediction:
         """The strong prediction alone."""
@@ -244,7 +227,7 @@ class ClassifierFree(Contrast):
     """
 
     option = "cfg"
-    needs_null = uses_condition = True
+    needs_null = uses_condition = has_law = True
 
     def __init__(
         self,

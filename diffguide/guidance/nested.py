@@ -37,6 +37,9 @@ class Nested(DenoiserWrapper):
     def tilt(self) -> Tilt | None:
         return self.denoiser.tilt()
 
+    def explain_no_law(self) -> str | None:
+        return self.denoiser.explain_no_law()
+
     def acts_at(self, times: Tensor, labelled: bool) -> bool:
         return not self.parts or any(part.acts_at(times, labelled) for part in self.parts)
 

@@ -8,9 +8,13 @@ Guidance names such a law: classifier-free guidance of scale w means p(x | y)^w 
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
-__all__ = ["PotentialTerm", "Power", "Tilt"]
+from ..backbones.conditions import Condition
+from .predictions import Prediction, WeightedPrediction
+
+__all__ = ["NamesLaw", "PotentialTerm", "Power", "Tilt"]
 
 OWN = None  # the condition of the sample itself
 
@@ -88,3 +92,30 @@ class Tilt(NamedTuple):
         for term in self.potentials:
             parts.append(f"exp({term.scale:.6g} {getattr(term.function, '__name__', type(term.function).__name__)})")
         return " ".join(parts) or "1"
+
+
+class NamesLaw:
+    """What a denoiser knows of the law that its guidance names; here that of a model without guidance."""
+
+    def __call__(self, x_t: Tensor, t: Tensor, y: Condition | None = None) -> Prediction:
+        raise NotImplementedError
+
+    def tilt(self) -> Tilt | None:
+        """The law that guidance names, of the clean laws of the innermost model; None = it names none.
+
+        Plain samplers of a guided model reach another law; `sampler=fkc` corrects that.
+        """
+        return Tilt()
+
+    def explain_no_law(self) -> str | None:
+        """Why the law that guidance names is not known at every noise level, for `predict_weighted`; None = it is."""
+        return None
+
+    def predict_weighted(self, x_t: Tensor, t: Tensor, y: Condition | None) -> WeightedPrediction:
+        """The prediction with what the weights of `sampler=fkc` need; t 0-d, without gradients."""
+        prediction = self(x_t, t, y)
+        return WeightedPrediction(prediction, prediction, x_t.new_zeros(len(x_t), dtype=torch.float64))
+
+    def end_value(self, x: Tensor, y: Condition | None) -> Tensor | None:
+        """The log-potentials of the law at clean data, [B] float64; None = it has none."""
+        return None

@@ -23,6 +23,8 @@ GUIDED = {
     "nested": lambda d: Nested(
         d, {"a": lambda d: g.ClassifierFree(d, 2.0), "b": lambda d: g.ClassifierGuidance(d, LAW, 0.5)}
     ),
+    "power": lambda d: g.PowerGuidance(d, 1.7),
+    "power of cfg": lambda d: g.PowerGuidance(g.ClassifierFree(d, 2.0), 1.7),
     "around": lambda d: g.ClassifierFree(g.NegativeCondition(d, 2, 1.4), 1.5),
 }
 

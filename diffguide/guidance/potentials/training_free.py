@@ -197,6 +197,9 @@ class LGD(SmoothedPotentialGuidance, BayesGuidance):
         super().__init__(denoiser, potential, scale, interval)
         self.copies = check_whole("copies", copies, 1, 1000)
 
+    def explain_no_law(self) -> str | None:
+        return "guidance=lgd draws noise for each value; take guidance=potential"
+
     def width(self, t: Tensor) -> Tensor:
         return torch.sigmoid(-self.schedule.log_snr(t)).sqrt()
 
