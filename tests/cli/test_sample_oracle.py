@@ -69,7 +69,7 @@ def test_a_guided_run_states_its_distance_to_the_law_that_guidance_names(tmp_pat
     assert tilted["law"] == "p(x | y)^3 p(x)^-2" and tilted["compared"] == 300
     for name in ("energy_distance", "sliced_wasserstein_2"):
         assert tilted[name]["distance"] > tilted[name]["floor"] > 0 and len(tilted[name]["per_class"]) == 3
-    done = command(main, "-m", *overlapping, "guidance=cfg,cfgpp", "guidance.scale=0.5", at=tmp_path)
+    done = command(main, "-m", *overlapping, "guidance=cfg,cfgpp", at=tmp_path)
     assert done.code == 0, done.err
     with open(tmp_path / done.folder / "sweep.csv", newline="") as file:
         rows = list(csv.DictReader(file))
