@@ -18,6 +18,7 @@ from .particles import ConstantNoise, Given, Particles, gather_rows, level_width
 __all__ = ["FKC"]
 
 MAX_PARTICLES = 4096
+MAX_CHANGE = 2.0  # nats above the median of a group in one step of a spread
 RESAMPLE_DRAW, CHOICE_DRAW = 2**37, 2**37 + 1  # beyond the draws of samplers, their visits and potentials
 
 
@@ -35,6 +36,9 @@ class FKC(CompositeSampler):
     al. 2023, arXiv 2306.17775; Singhal et al. 2025, arXiv 2501.06848). The weights are exact for exact models as steps shrink.
     Without potentials the law is of second order in the steps, by the trapezoidal rule over the log-SNR and an inner sampler of
     second order; with them it is of first order, since the sampler's earlier values are those of guided steps.
+
+    A spread changes a log-weight by at most 2 nats more than the median of its group in one step, which matters for steps
+    that are long beside the details of the law.
 
     Groups are resampled on their own, and one particle of each is chosen by its weight at the end, so that a sample depends
     on its own seed alone. The law is reached as particles grow, with an error of order 1 / K.
@@ -127,7 +131,7 @@ class FKC(CompositeSampler):
         histories: tuple[Memory, Memory] = {}, {}  # of the inner sampler, with and without potentials
         for index, (t, s) in enumerate(zip(times[:-1], times[1:])):
             found = run.predict_weighted(x, t, y)
-            weights.add(-widths[index] / 2 * found.spread)
+            weights.add(limit_change(-widths[index] / 2 * found.spread, self.particles))
             if found.value is not None:
                 weights.add(found.value - before)
                 before = found.value
@@ -181,3 +185,13 @@ def take_weighted(found: WeightedPrediction, rows: Tensor) -> WeightedPrediction
     """Some rows of a prediction with its weights."""
     value = None if found.value is None else found.value[rows]
     return WeightedPrediction(take_rows(found.guided, rows), take_rows(found.plain, rows), found.spread[rows], value)
+
+
+def limit_change(change: Tensor, particles: int) -> Tensor:
+    """Changes [B K] of log-weights, at most MAX_CHANGE above the median of their group.
+
+    A step that throws a particle far from the law would give it all the weight: there the score pulls back faster than the
+    step is short. Small steps are not limited, so no law changes as they shrink.
+    """
+    groups = change.reshape(-1, particles)
+    return torch.minimum(groups, groups.median(1, keepdim=True).values + MAX_CHANGE).flatten()

@@ -75,7 +75,8 @@ def reference(levels, start, noises, uniforms, y, scale, tilt, second_order, thr
         rate = scale * (scale - 1) / 2 * ((strong - weak) ** 2).sum(1) / sigma**2
         width = (log_snr[i + 1] - log_snr[i]) * (1.0 if i == len(levels) - 2 else 0.5)
         width += 0.5 * (log_snr[i] - log_snr[i - 1]) if i else 0.0
-        log_w = log_w + width * rate
+        change = width * rate
+        log_w = log_w + np.minimum(change, np.sort(change)[(count - 1) // 2] + 2)
         log_w, value = log_w + f(x) - value, f(x)
         x_0 = plain + tilt * sigma**2 * (STEEP - x)
         w = np.exp(log_w - log_w.max())
