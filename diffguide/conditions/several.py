@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ..backbones.conditioning import Conditioning, ConditionTable, Context
 from ..backbones.conditions import Condition, Several, remove_condition
+from ..randomness import Noise
 from ..runtime.ranges import check_range
 
 __all__ = ["SeveralConditions"]
@@ -75,6 +76,7 @@ class SeveralConditions(Conditioning):
         self.vector_features = sum(part.vector_features for part in parts.values())
         self.channels = sum(part.channels for part in parts.values())
         self.reads_text = any(part.reads_text for part in parts.values())
+        self.gives_vectors = any(part.gives_vectors for part in parts.values())
         self.projections = nn.ModuleDict(
             {
                 name: nn.Linear(length, self.token_features)
@@ -102,6 +104,10 @@ class SeveralConditions(Conditioning):
     def embed(self, y: Condition) -> Several:
         assert isinstance(y, Several)
         return Several({name: self.part(name).embed(part) for name, part in y.parts.items()})
+
+    def draw(self, y: Condition, noise: Noise) -> Several:
+        assert isinstance(y, Several)
+        return Several({name: self.part(name).draw(part, noise) for name, part in y.parts.items()})
 
     def settle(self, node: Mapping[str, Any]) -> dict[str, Any]:
         return {**node, "parts": {name: self.part(name).settle(part) for name, part in node["parts"].items()}}
@@ -136,7 +142,7 @@ class SeveralConditions(Conditioning):
         if isinstance(value, Mapping):
             for name in value:
                 self.part(name)
-            return value
+            return {name: "" if part is None else part for name, part in value.items()}
         if value != "" and not self.reads_text:
             raise ValueError(
                 f"{value} must name its part, as in {{{', '.join(f'{name}: ...' for name in self.parts)}}}"

@@ -51,7 +51,7 @@ def test_training_ends_with_a_row_per_caption(folder):
 @pytest.mark.parametrize("given", ["list", "file", "stdin", "one"])
 def test_samples_are_of_their_prompts(folder, command, monkeypatch, given):
     texts = ["a red circle"] if given == "one" else ["a red circle", "two blue squares", ""]
-    (folder / "texts.txt").write_text("\n".join(texts) + "\n")
+    (folder / "texts.txt").write_text("\ufeff" + "\n".join(texts) + "\n", encoding="utf-8")  # as some editors do
     monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(texts) + "\n"))
     value = {"list": "[a red circle,two blue squares,'']", "file": "texts.txt", "stdin": "-", "one": "a red circle"}[
         given
@@ -82,13 +82,19 @@ def test_an_image_depends_on_its_seed_and_its_text_alone(folder, command):
         ([], "prompts=[...]"),
         (["prompts=nothing.txt"], "nothing.txt cannot be read"),
         (["prompts=[]"], "prompts must be 1 to"),
+        (["prompts=-"], "got none in stdin"),
+        (["prompts={a:red}"], "prompts: {'a': 'red'} must be one text"),
+        (
+            ["prompts=red", "guidance=cfg", "guidance.negative=[green,blue]"],
+            "negative: ['green', 'blue'] must be one text",
+        ),
         ([f"prompts={'x' * 70}"], "condition.length=64 allows 63"),
         (["prompts=red", "guidance=cfg", f"guidance.negative={'x' * 70}"], "condition.length=64 allows 63"),
         (["prompts=red", "guidance=cfg_parts", "guidance.scales={text:2}"], "condition=several"),
-        (["prompts=red", "guidance=cads"], "cads"),
     ],
 )
-def test_mistakes_are_one_line(folder, command, words, expected):
+def test_mistakes_are_one_line(folder, command, monkeypatch, words, expected):
+    monkeypatch.setattr("sys.stdin", io.StringIO(""))
     done = command(sample, *QUICK, "n=2", *words, at=folder)
     assert done.code == 1 and expected in done.err and "Traceback" not in done.err and done.err.count("\n") == 1
 
@@ -111,9 +117,33 @@ def test_a_trained_text_model_is_continued_measured_and_exported(folder, command
     assert command(train, *start, "init_from=outputs/train/shapes/v001", "name=tuned", at=folder).code == 0
     done = command(evaluate, MODEL, "metric=denoising", "n=4", at=folder)
     assert done.code == 0 and "mse_x_0" in done.out + done.err
-    done = command(convert, "outputs/train/shapes/v001", "program", "to=onnx", at=folder)
-    assert done.code == 1 and "to=safetensors" in done.err and done.err.count("\n") == 1
+    done = command(convert, "outputs/train/shapes/v001", "program", "to=torch_export", at=folder)
+    facts = json.loads((folder / "program/model.json").read_text())
+    assert done.code == 0 and facts["condition"] == {"ids": {"dtype": "int64", "shape": [64], "null": 0}}
     assert command(convert, "outputs/train/shapes/v001", "plain", "to=safetensors", at=folder).code == 0
+
+
+def figures(folder, done):
+    assert done.code == 0, done.err
+    return json.loads((folder / done.folder / "metrics.json").read_text())
+
+
+def test_a_text_model_is_measured_by_samples_of_its_own(folder, command):
+    words = [MODEL, "metric=alignment", "metric.count=6", "metric.sampler.steps=2", "batch_size=4"]
+    plain = figures(folder, command(evaluate, *words, at=folder))
+    assert plain["samples"] == plain["figures"]["alignment"]["n"] == 6 and plain["figures"]["alignment_seen"]["n"] == 3
+    guided = figures(folder, command(evaluate, *words, "guidance@metric.guidance=cfg", at=folder))
+    assert guided["guidance"] == "ClassifierFree" and guided["evaluations"] > plain["evaluations"]
+
+
+def test_other_captions_are_measured_by_a_dual_encoder(tmp_path, command):
+    words = ["dataset=digits", *(word for word in TEXT if not word.startswith("dataset"))]
+    assert command(train, *words, "backbone.attention=[8]", at=tmp_path).code == 0
+    words = ["checkpoint=outputs/train/digits/v001", "metric=alignment", "metric.sampler.steps=2"]
+    few = ["metric.encoder.steps=1", "metric.encoder.cache=null", "metric.count=5", "metric.candidates=4"]
+    found = figures(tmp_path, command(evaluate, *words, *few, at=tmp_path))
+    assert found["candidates"] == 4 and found["figures"]["recall_at_1_chance"]["value"] == 0.25
+    assert found["figures"]["recall_at_1"]["n"] == 5 == found["figures"]["recall_at_1_real"]["n"]
 
 
 def test_prompts_need_a_model_that_reads_them(at, command):
@@ -126,7 +156,10 @@ def test_prompts_need_a_model_that_reads_them(at, command):
     [
         (["dataset=photo_patches", "condition=text", "backbone=unet_32"], "needs data with captions"),
         (["dataset=shapes", "condition=text", "backbone=mlp"], "backbone=unet or dit"),
-        ([*SMALL, "condition=text", "condition.length=8"], "condition.length=8 allows 7"),
+        ([*SMALL, "condition=text", "condition.length=8"], "allows 7: set condition.length=58"),
+        ([*SMALL, "condition=several", "condition.drop.text=0.1"], "+condition.drop.text=<value>"),
+        ([*SMALL, "condition=several", "+condition.drop.text=1.1"], "condition.drop.text must be in [0, 1], got 1.1"),
+        ([*SMALL, "condition=several", "+condition.drop.txt=0.1"], "names txt, but the parts are text, class"),
         ([*TEXT, "backbone.num_classes=4"], "must be 0 with a conditioning"),
     ],
 )
@@ -144,6 +177,11 @@ def test_training_on_several_conditions_and_each_kind_of_pictures(tmp_path, comm
         "text: a red circle, class: 1",
         "class: 2",
     ]
+    done = command(sample, *QUICK, "prompts=[{text:a red circle,class:1}]", "guidance=cads", "n=2", at=tmp_path)
+    assert done.code == 0, done.err
+    done = command(sample, *QUICK, "prompts=[{text:null,class:1}]", "guidance=cfg", "guidance.negative={text:green}", "n=2",
+                   at=tmp_path)  # fmt: skip
+    assert done.code == 0, done.err
     for condition in ("low_resolution", "masked"):
         done = command(train, *SMALL, f"condition={condition}", f"name={condition}", at=tmp_path)
         assert done.code == 0, done.err
