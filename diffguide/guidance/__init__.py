@@ -14,6 +14,7 @@ from .nested import Nested
 from .norms import NormLimit, PosteriorMeanCap, RectifiedRatio
 from .parts import PartScales
 from .perturbed import PAG, SEG, SLG
+from .power import PowerGuidance
 from .predictor import RectifiedCFGPlusPlus
 from .projections import APG, FDG, TCFG
 from .ramps import Constant, CosineRamp, ExponentialRamp, LinearRamp, PowerRamp, Ramp, TableRamp, TriangleRamp
@@ -28,7 +29,7 @@ __all__ = [
     "ClassifierFree", "ClassifierGuidance", "CleanClassifierGuidance", "ClassComposition", "Constant", "Contrast",
     "CosineRamp", "DatasetReferences", "ExponentialRamp", "ExportedProgram", "Feedback", "FileReferences", "HiGS",
     "HistoryGuidance", "ImageNetwork", "Linear", "LinearRamp", "Mambo", "MomentumGuidance", "NegativeCondition", "Nested",
-    "NormLimit", "PartScales", "PosteriorMeanCap", "PowerRamp", "Ramp", "RectifiedCFGPlusPlus", "RectifiedRatio",
-    "RectifiedTable", "ReferenceGuidance", "References", "Rescale", "Rule", "SummedContrasts", "TableRamp",
+    "NormLimit", "PartScales", "PosteriorMeanCap", "PowerGuidance", "PowerRamp", "Ramp", "RectifiedCFGPlusPlus",
+    "RectifiedRatio", "RectifiedTable", "ReferenceGuidance", "References", "Rescale", "Rule", "SummedContrasts", "TableRamp",
     "TemporalScoreRescaling", "Threshold", "TorchScript", "Torchvision", "TriangleRamp", "Unguided", "potentials",
 ]  # fmt: skip

@@ -36,6 +36,9 @@ class Autoguidance(Contrast):
         ValueError: a guide that is no denoiser, or one of other data, other classes, other legal times or noise levels.
     """
 
+    option = "autoguidance"
+    has_law = True
+
     def __init__(
         self,
         denoiser: Denoiser,

@@ -49,6 +49,7 @@ class CADS(ClassifierFree):
 
     option = "cads"
     stateful = True
+    has_law = False
 
     def __init__(
         self,

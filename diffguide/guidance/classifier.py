@@ -7,7 +7,8 @@ from torch import Tensor
 
 from ..backbones.conditions import Condition, RowCondition
 from ..models.evaluation_counters import count_potential
-from ..models.protocols import Classifier, Denoiser, Prediction, keep_variance
+from ..models.protocols import Classifier, Denoiser, DenoiserWrapper, Prediction, WeightedPrediction, keep_variance
+from ..models.tilts import PotentialTerm, Tilt
 from ..schedules import EVERYWHERE, Schedule, broadcast_rows, same_schedule
 from .base import ScaledGuidance
 
@@ -27,6 +28,13 @@ def match_log_snr(x_t: Tensor, t: Tensor, own: Schedule, other: Schedule) -> tup
     (alpha, sigma), (alpha_there, sigma_there) = own.scales(log_snr, x_t.ndim), other.scales(there, x_t.ndim)
     factor = ((alpha_there**2 + sigma_there**2) / (alpha**2 + sigma**2)).sqrt()
     return factor.to(x_t) * x_t, other.t_of(there).clamp(0, 1)
+
+
+def find_model(denoiser: Denoiser) -> Denoiser:
+    """The model inside all guidance."""
+    while isinstance(denoiser, DenoiserWrapper):
+        denoiser = denoiser.denoiser
+    return denoiser
 
 
 class ClassGuidance(ScaledGuidance):
@@ -130,11 +138,54 @@ class ClassifierGuidance(ClassGuidance):
         step = scale.to(x_t.device) * self.gradient(x_t, t, y)
         return shift_score(prediction, step, *self.schedule.alpha_sigma(t, x_t.ndim))
 
+    def explain_no_law(self) -> str | None:
+        if self.interval != type(self.interval).of(EVERYWHERE):
+            return "a classifier that acts at some noise levels has none; take no guidance.interval"
+        model = find_model(self)
+        if model.conditional and not model.has_null:
+            return "guidance=classifier on a model with classes needs one trained with label dropout"
+        inner = self.denoiser.tilt()
+        if inner is not None and inner.potentials:
+            return "a classifier around a potential has none; list potentials after it"
+        return self.denoiser.explain_no_law()
+
+    def predict_weighted(self, x_t: Tensor, t: Tensor, y: Condition | None) -> WeightedPrediction:
+        """The spread of prod_i p_i^w_i (p q / p)^v for q = p(y | x_t), the posterior of a law p without condition.
+
+        With c = -sigma grad log q: the spread inside, plus v (1 - v) |c|^2 + 2 v <eps_p - sum_i w_i eps_i, c>.
+        """
+        inner = self.denoiser.predict_weighted(x_t, t, y if self.denoiser.conditional else None)
+        v = float(self.scale_at(t))
+        if y is None or v == 0:
+            return inner
+        assert isinstance(y, Tensor)
+        gradient = self.gradient(x_t, t, y)
+        alpha, sigma = self.schedule.alpha_sigma(t, x_t.ndim)
+        guided = shift_score(inner.guided, v * gradient, alpha, sigma)
+        shift = -sigma.to(gradient) * gradient
+        spread = inner.spread + v * (1 - v) * shift.flatten(1).double().square().sum(1)
+        if self.denoiser.conditional:  # else inner is p
+            p = find_model(self)(x_t, t, None)
+            spread = spread + 2 * v * ((p.eps - inner.guided.eps) * shift).flatten(1).double().sum(1)
+        return WeightedPrediction(guided, guided, spread)
+
+    def noised_log_prob(self, x_t: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        """log p(y | x_t), 0 in rows without a class, [B]."""
+        count_potential(self.denoiser, len(x_t))
+        log_prob = self.classifier.log_prob(*match_log_snr(x_t, t, self.schedule, self.classifier.schedule))
+        return torch.where(y >= 0, log_prob.gather(1, y.clamp(min=0)[:, None])[:, 0], 0.0)
+
+    def tilt(self) -> Tilt | None:
+        inner = self.denoiser.tilt()
+        return None if inner is None else inner.times(Tilt((), (PotentialTerm(self.scale, self.clean_log_prob, True),)))
+
+    def clean_log_prob(self, x: Tensor, y: Tensor) -> Tensor:
+        """log p(y | x) at the lowest noise level, [B]."""
+        return self.noised_log_prob(x, torch.tensor(0.0, dtype=torch.float64), y)
+
     def gradient(self, x_t: Tensor, t: Tensor, y: Tensor) -> Tensor:
         """grad log p(y | x_t) in the shape of x_t, 0 in rows without a class; itself differentiable where x_t is."""
         further = torch.is_grad_enabled() and x_t.requires_grad
         with torch.enable_grad():
             x = x_t if further else x_t.detach().requires_grad_()
-            count_potential(self.denoiser, len(x))
-            log_prob = self.classifier.log_prob(*match_log_snr(x, t, self.schedule, self.classifier.schedule))
-            return torch.autograd.grad(sum_label_log_prob(log_prob, y), x, create_graph=further)[0]
+            return torch.autograd.grad(self.noised_log_prob(x, t, y).sum(), x, create_graph=further)[0]

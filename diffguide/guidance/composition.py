@@ -8,6 +8,7 @@ from torch import Tensor
 from ..backbones.conditions import Condition
 from ..class_names import ConditionValue, ConditionValues
 from ..models.protocols import Denoiser, Prediction, keep_variance
+from ..models.tilts import Tilt
 from ..schedules import EVERYWHERE
 from .base import split_prediction, stack_conditions
 from .contrast import CONSTANT_RAMP, LINEAR_RULE, Contrast
@@ -39,7 +40,8 @@ class NegativeCondition(Contrast):
         ValueError: a model without classes, or without this one.
     """
 
-    uses_condition = True
+    option = "negative"
+    uses_condition = has_law = True
 
     def __init__(
         self,
@@ -54,6 +56,9 @@ class NegativeCondition(Contrast):
         self.unwanted, self.nothing = name_condition(denoiser, condition, "condition"), name_nothing(denoiser)
         self.condition = self.unwanted.condition
         super().__init__(denoiser, scale, interval, rule, ramp)
+
+    def tilt_sides(self, inner: Tilt) -> tuple[Tilt, Tilt] | None:
+        return (inner, inner.given(self.condition)) if isinstance(self.condition, int) else None
 
     def predict_both(self, x_t: Tensor, t: Tensor, y: Condition | None) -> tuple[Prediction, Prediction]:
         wanted = self.nothing.rows(x_t, self.denoiser) if y is None else y
@@ -86,7 +91,7 @@ class ClassComposition(Contrast):
     """
 
     option = "compose"
-    needs_null = uses_condition = True
+    needs_null = uses_condition = has_law = True
     conditional = embeds = False
 
     def __init__(
@@ -110,9 +115,29 @@ class ClassComposition(Contrast):
             )
         self.weights = [float(weight) for weight in weights]
 
-    def predict_both(self, x_t: Tensor, t: Tensor, y: Condition | None) -> tuple[Prediction, Prediction]:
+    def tilt_sides(self, inner: Tilt) -> tuple[Tilt, Tilt] | None:
+        """weak prod_i (p_i / weak)^w_i, and weak."""
+        weak = inner.given(-1)
+        strong = weak.raised(1 - sum(self.weights))
+        for weight, condition in zip(self.weights, self.conditions):
+            if not isinstance(condition, int):
+                return None
+            strong = strong.times(inner.given(condition).raised(weight))
+        return strong, weak
+
+    def predict_all(self, x_t: Tensor, t: Tensor) -> list[Prediction]:
+        """The predictions without condition and under each condition."""
         conditions = [named.rows(x_t, self.denoiser) for named in [self.nothing, *self.terms]]
-        weak, *parts = split_prediction(self.denoiser(*stack_conditions(x_t, t, conditions)), len(conditions))
+        return split_prediction(self.denoiser(*stack_conditions(x_t, t, conditions)), len(conditions))
+
+    def predict_powers(
+        self, x_t: Tensor, t: Tensor, y: Condition | None
+    ) -> tuple[Sequence[Prediction], Sequence[float]]:
+        exponents = [self.scale * weight for weight in self.weights]
+        return self.predict_all(x_t, t), [1 - sum(exponents), *exponents]
+
+    def predict_both(self, x_t: Tensor, t: Tensor, y: Condition | None) -> tuple[Prediction, Prediction]:
+        weak, *parts = self.predict_all(x_t, t)
         terms = zip(weak, *parts)
         strong = (w + sum(weight * (c - w) for weight, c in zip(self.weights, cs)) for w, *cs in terms)
         return keep_variance(Prediction(*strong), parts[0]), weak

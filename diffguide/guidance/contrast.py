@@ -12,9 +12,11 @@ from torch import Tensor
 from ..backbones.conditions import Condition, concatenate_conditions, remove_condition
 from ..class_names import ConditionValue
 from ..models.protocols import Denoiser, DenoiserWrapper, Prediction, keep_variance
+from ..models.tilts import Tilt
 from ..randomness import Noise
 from ..schedules import EVERYWHERE, TimeTable, time_key
-from .base import ScaledGuidance, per_row, split_prediction, stack_rows
+from .base import per_row, split_prediction, stack_rows
+from .contrast_laws import ContrastLaw
 from .named import name_condition, name_nothing
 from .ramps import Constant, Ramp
 from .rules import Linear, Rule
@@ -57,7 +59,7 @@ class Strength(NamedTuple):
 OUTSIDE = Strength(False, 1.0, torch.tensor(1.0, dtype=torch.float64), {})
 
 
-class Contrast(ScaledGuidance):
+class Contrast(ContrastLaw):
     """rule(strong, weak, 1 + (scale - 1) ramp(level)) inside the interval, strong outside.
 
     The interval is that of Kynkaanniemi et al., 2024, arXiv 2404.07724. The weak prediction is not evaluated where the
@@ -65,9 +67,6 @@ class Contrast(ScaledGuidance):
     is that of the strong prediction, as in ADM and DiT, or that of the weak one where it alone is evaluated.
 
     A subclass defines `predict_both`, and `predict_weak` where that alone is cheaper.
-
-    Attributes:
-        option: its name in the configuration, for messages.
 
     Arguments:
         denoiser: what is guided.
@@ -100,7 +99,6 @@ class Contrast(ScaledGuidance):
         if low < high:
             ramp.check(low, high)
 
-    option = ""
     stateful = property(lambda self: self.rule.stateful or self.denoiser.stateful)
 
     def guided_range(self) -> tuple[float, float]:
@@ -152,10 +150,6 @@ class Contrast(ScaledGuidance):
             return self.full
         scale = self.ramped_scale(level.log_level)
         return Strength(True, float(scale), scale, {})
-
-    def predict_both(self, x_t: Tensor, t: Tensor, y: Condition | None) -> tuple[Prediction, Prediction]:
-        """The strong and the weak prediction, in one batched call where one network makes both."""
-        raise NotImplementedError
 
     def predict_strong(self, x_t: Tensor, t: Tensor, y: Condition | None) -> Prediction:
         """The strong prediction alone."""
@@ -248,7 +242,7 @@ class ClassifierFree(Contrast):
     """
 
     option = "cfg"
-    needs_null = uses_condition = True
+    needs_null = uses_condition = has_law = True
 
     def __init__(
         self,
@@ -265,6 +259,10 @@ class ClassifierFree(Contrast):
 
     def acts_at(self, times: Tensor, labelled: bool) -> bool:
         return (labelled or self.negative is not None) and super().acts_at(times, labelled)
+
+    def tilt_sides(self, inner: Tilt) -> tuple[Tilt, Tilt] | None:
+        weak = -1 if self.negative is None else self.negative.condition
+        return (inner, inner.given(weak)) if isinstance(weak, int) else None
 
     def predict_both(self, x_t: Tensor, t: Tensor, y: Condition | None) -> tuple[Prediction, Prediction]:
         if y is None and self.nothing is not None:

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from ..backbones.conditions import Condition
 from ..models.protocols import Denoiser, DenoiserWrapper, Prediction
+from ..models.tilts import Tilt
 
 __all__ = ["Nested"]
 
@@ -32,6 +33,12 @@ class Nested(DenoiserWrapper):
             self.needs_null = self.needs_null or guided.needs_null
             self.uses_condition = self.uses_condition or guided.uses_condition
         super().__init__(denoiser)
+
+    def tilt(self) -> Tilt | None:
+        return self.denoiser.tilt()
+
+    def explain_no_law(self) -> str | None:
+        return self.denoiser.explain_no_law()
 
     def acts_at(self, times: Tensor, labelled: bool) -> bool:
         return not self.parts or any(part.acts_at(times, labelled) for part in self.parts)

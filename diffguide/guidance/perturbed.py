@@ -97,6 +97,8 @@ class PAG(Perturbed):
         ValueError: a network without attention or without these layers, or one inside other guidance.
     """
 
+    option = "pag"
+
     def __init__(
         self,
         denoiser: Denoiser,
@@ -125,6 +127,8 @@ class SEG(Perturbed):
         layers, unconditional: as in `PAG`.
         interval, rule, ramp: as in `Contrast`.
     """
+
+    option = "seg"
 
     def __init__(
         self,
@@ -155,6 +159,8 @@ class SLG(Perturbed):
         unconditional: as in `PAG`.
         interval, rule, ramp: as in `Contrast`.
     """
+
+    option = "slg"
 
     def __init__(
         self,

@@ -38,6 +38,7 @@ class RectifiedCFGPlusPlus(ClassifierFree):
     """
 
     option = "rectified_cfgpp"
+    has_law = False
     stateful = True  # it depends on the grid of a run
 
     def __init__(

@@ -41,6 +41,7 @@ class RectifiedTable(ClassifierFree):
     """
 
     option = "recfg_table"
+    has_law = False
 
     def __init__(
         self,

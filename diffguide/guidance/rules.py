@@ -29,6 +29,7 @@ class Rule:
         option: the name in the configuration of classifier-free guidance with it, for messages; "" = cfg.
         only_multiplies: whether predictions are multiplied with the scale as it is, which may then be in their precision.
         weak_at_0: whether scale 0 is `finish(weak)`, so that the strong prediction is not evaluated there.
+        names_powers: whether the scale w stands for the law strong^w weak^(1 - w), however the rule departs from its score.
     """
 
     option = ""
@@ -36,6 +37,7 @@ class Rule:
     strong_at_1 = True
     weak_at_0 = False
     only_multiplies = False
+    names_powers = True
 
     def check(self, denoiser: Denoiser, scale: float) -> None:
         """Raises ValueError for a denoiser or a scale that the rule does not take."""
@@ -205,6 +207,7 @@ class CFGPlusPlus(Rule):
     option = "cfgpp"
     strong_at_1 = False
     weak_at_0 = True
+    names_powers = False
 
     def check(self, denoiser: Denoiser, scale: float) -> None:
         check_range("with rule=cfgpp, scale (lambda of CFG++)", scale, "[0, 1]")

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from torch import Tensor, dtype
 
-__all__ = ["Prediction", "StackedPrediction", "VariancePrediction", "keep_variance", "take_rows"]
+__all__ = ["Prediction", "StackedPrediction", "VariancePrediction", "WeightedPrediction", "keep_variance", "take_rows"]
 
 
 class Prediction(NamedTuple):
@@ -18,6 +18,24 @@ class Prediction(NamedTuple):
     @property
     def dtype(self) -> dtype:
         return self.x_0.dtype
+
+
+class WeightedPrediction(NamedTuple):
+    """A guided prediction and what Feynman-Kac weights need of it, for guidance whose law is known at every noise level.
+
+    With exponents w_i on laws whose noise predictions are eps_i, and log-potentials r,
+
+    Attributes:
+        guided: what the sampler steps by.
+        plain: the same without the potentials: sum_i w_i eps_i.
+        spread: sum_i w_i |eps_i|^2 - |sum_i w_i eps_i|^2 per sample, [B] float64; weights change by -spread / 2 per log-SNR.
+        value: r(x_t), [B] float64; None = no potential.
+    """
+
+    guided: Prediction
+    plain: Prediction
+    spread: Tensor
+    value: Tensor | None = None
 
 
 class StackedPrediction(Prediction):
@@ -89,7 +107,7 @@ def keep_variance(prediction: Prediction, source: Prediction) -> Prediction:
     return VariancePrediction(*prediction, source.v) if isinstance(source, VariancePrediction) else prediction
 
 
-def take_rows(prediction: Prediction, rows: slice) -> Prediction:
+def take_rows(prediction: Prediction, rows: slice | Tensor) -> Prediction:
     """Some rows of a prediction."""
     taken = Prediction(prediction.x_0[rows], prediction.eps[rows])
     return VariancePrediction(*taken, prediction.v[rows]) if isinstance(prediction, VariancePrediction) else taken

@@ -17,7 +17,8 @@ from ..backbones.conditioning import Conditioning
 from ..backbones.conditions import Condition, RowCondition
 from ..backbones.perturbations import Perturbation
 from ..schedules import Schedule
-from .predictions import Prediction, StackedPrediction, VariancePrediction, keep_variance, take_rows
+from .predictions import Prediction, StackedPrediction, VariancePrediction, WeightedPrediction, keep_variance, take_rows
+from .tilts import NamesLaw, Tilt
 
 __all__ = [
     "Classifier",
@@ -32,6 +33,7 @@ __all__ = [
     "StackedPrediction",
     "Tally",
     "VariancePrediction",
+    "WeightedPrediction",
     "is_guided",
     "keep_variance",
     "take_rows",
@@ -91,7 +93,7 @@ class DenoiserInfo(NamedTuple):
     conditioning: Conditioning | None
 
 
-class Denoiser:
+class Denoiser(NamesLaw):
     """Base of every model that samplers take. Its attributes are the fields of `DenoiserInfo` and these:
 
     Attributes:
@@ -247,6 +249,18 @@ class DenoiserWrapper(Denoiser):
 
     def predict_perturbed(self, x_t: Tensor, t: Tensor, y: Condition | None, perturbation: Perturbation) -> Prediction:
         return self.denoiser.predict_perturbed(x_t, t, y, perturbation)
+
+    def tilt(self) -> Tilt | None:
+        return self.denoiser.tilt() if self.passthrough else None
+
+    def explain_no_law(self) -> str | None:
+        return self.denoiser.explain_no_law() if self.passthrough else f"{type(self).__name__} has none"
+
+    def predict_weighted(self, x_t: Tensor, t: Tensor, y: Condition | None) -> WeightedPrediction:
+        return self.denoiser.predict_weighted(x_t, t, y)
+
+    def end_value(self, x: Tensor, y: Condition | None) -> Tensor | None:
+        return self.denoiser.end_value(x, y)
 
     def acts_at(self, times: Tensor, labelled: bool) -> bool:
         """Whether it may change a prediction at one of these times, [N] float64 on the CPU.

@@ -4,5 +4,15 @@ from .base import Oracle
 from .empirical import Empirical
 from .laws import AutoguidanceTree, GMM2DLaw, HighDimensional
 from .mixture import GaussianMixture, ReverseKernel
+from .tilted import TiltedLaw
 
-__all__ = ["AutoguidanceTree", "Empirical", "GMM2DLaw", "GaussianMixture", "HighDimensional", "Oracle", "ReverseKernel"]
+__all__ = [
+    "AutoguidanceTree",
+    "Empirical",
+    "GMM2DLaw",
+    "GaussianMixture",
+    "HighDimensional",
+    "Oracle",
+    "ReverseKernel",
+    "TiltedLaw",
+]

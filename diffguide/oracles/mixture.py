@@ -151,6 +151,15 @@ class GaussianMixture(Oracle):
         """Shared coordinates [..., E] back to x [..., D]."""
         return x if self.frame is None else x @ self.frame.mT
 
+    def component_covariances(self, index: Tensor) -> Tensor:
+        """S_k of some components [n], as [n, D, D]."""
+        values = self.values.mT[index].expand(-1, *self.shape)
+        if self.vectors is None:
+            matrices = torch.diag_embed(values)
+            return matrices if self.frame is None else self.frame @ matrices @ self.frame.mT
+        vectors = self.vectors[:, :, index].permute(2, 0, 1)
+        return vectors @ (values[..., None] * vectors.mT)
+
     def variances(self, alpha: Tensor, sigma: Tensor) -> Tensor:
         """Eigenvalues of C_k = alpha^2 S_k + sigma^2 I, [1 or b, E or 1, K]."""
         return alpha[..., None] ** 2 * self.values + sigma[..., None] ** 2

@@ -13,7 +13,7 @@ from .counters import create_states, fold_in, normals
 
 __all__ = ["Noise"]
 
-NORMAL, PATH, SHORT = 1, 2, 3  # purposes, with independent numbers
+NORMAL, PATH, SHORT, PARTICLE = 1, 2, 3, 4  # purposes, with independent numbers
 
 
 class Noise:
@@ -54,6 +54,16 @@ class Noise:
         """The noise of the same samples in another shape."""
         other = copy.copy(self)
         other.shape = tuple(shape)
+        other.path = other._begin_path()
+        return other
+
+    def split(self, count: int) -> "Noise":
+        """The noise of `count` particles per sample, [B count, *shape], those of a sample together: the first has its noise."""
+        other = copy.copy(self)
+        numbers = torch.arange(count, dtype=torch.int64, device=self.states.device)
+        states = fold_in(fold_in(self.states, PARTICLE)[:, None], numbers)
+        states[:, 0] = self.states
+        other.states = states.flatten()
         other.path = other._begin_path()
         return other
 

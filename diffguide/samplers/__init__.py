@@ -7,6 +7,7 @@ from .deis import DEIS, LogRhoDEIS
 from .discrete_grids import Leading, Linspace, Trailing
 from .dpmpp import DPMpp2M, DPMpp3M
 from .dpmpp_sde import DPMpp2MSDE, DPMpp3MSDE, SASolver
+from .fkc import FKC
 from .generate import generate
 from .grids import CustomGrid, Grid, Karras, ModelLevels, Quadratic, UniformLogSNR, UniformT
 from .heun import Heun
@@ -21,7 +22,7 @@ from .travel import TimeTravel
 from .unipc import UniPC
 
 __all__ = [
-    "DDIM", "DDPM", "DEIS", "DPM2", "IPNDM", "LMS", "PNDM", "SGLD", "AnnealedLangevin", "CustomGrid", "DDIMInversion",
+    "DDIM", "DDPM", "DEIS", "DPM2", "FKC", "IPNDM", "LMS", "PNDM", "SGLD", "AnnealedLangevin", "CustomGrid", "DDIMInversion",
     "DPMpp2M", "DPMpp2MSDE", "DPMpp2S", "DPMpp3M", "DPMpp3MSDE", "Dopri5", "Euler", "EulerAncestral", "EulerMaruyama",
     "ExactDDPM", "ForwardDiffusion", "Grid", "Heun", "Karras", "LangevinPC", "Leading", "Linspace", "LogRhoDEIS",
     "ModelLevels", "Quadratic", "Restart", "SASolver", "Sampler", "SamplingError", "SigmaDiffusion", "SineDiffusion",

@@ -48,6 +48,7 @@ class DDIM(Sampler):
     """
 
     order = 1
+    gaussian_steps = True
 
     def __init__(self, steps: int = 50, grid: Grid = UNIFORM_T, eta: float = 0.0):
         super().__init__(steps, grid)
@@ -85,6 +86,7 @@ class EulerAncestral(Sampler):
     """
 
     order = 1
+    gaussian_steps = True
     stochastic = True
 
     def __init__(self, steps: int = 50, grid: Grid = KARRAS, eta: float = 1.0, s_noise: float = 1.0):
@@ -117,6 +119,7 @@ class DDPM(Sampler):
     """
 
     order = 1
+    gaussian_steps = True
     stochastic = True
     max_fall = MAX_FALL
 

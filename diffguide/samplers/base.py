@@ -46,6 +46,8 @@ class Sampler:
         at_data: whether x stays at the data's noise level, so that the times only count steps.
         needs: the protocol that a model must implement.
         corrects: whether a step is a first-order step plus a correction, which is dropped where it is too long (`step_limits`).
+        gaussian_steps: whether a step is one evaluation at its start and one Gaussian increment, whose deviation does not
+            depend on the prediction.
         max_fall: the largest factor by which the noise level falls in a step of the method; wider steps are of first order.
     """
 
@@ -55,6 +57,7 @@ class Sampler:
     at_data = False
     needs: type = Denoiser
     corrects = False
+    gaussian_steps = False
     max_fall = math.inf
 
     def __init__(self, steps: int, grid: Grid):

@@ -92,6 +92,8 @@ class StochasticDPMpp(ExponentialSDE):
         s_noise: factor of the noise that is added, at least 0.
     """
 
+    gaussian_steps = True
+
     def __init__(self, steps: int = 50, grid: Grid = UNIFORM_LOG_SNR, eta: float = 1.0, s_noise: float = 1.0):
         super().__init__(steps, grid)
         self.eta = check_range("eta", eta, "[0, inf)")

@@ -72,7 +72,7 @@ class EulerMaruyama(Sampler):
     """
 
     order = 1
-    stochastic = True
+    stochastic = gaussian_steps = True
     max_fall = MAX_FALL
 
     def __init__(self, steps: int = 250, grid: Grid = UNIFORM_T, diffusion: Diffusion = SIGMA_DIFFUSION):

@@ -14,8 +14,8 @@ from ..figures import scatter as vectors
 from ..figures import trajectories
 from ..files.run_folders import strict_json, write_atomically
 from ..files.shards import POTENTIAL_EVALUATIONS, Shards, write_archive
-from ..models.protocols import is_guided
-from ..oracles import Oracle
+from ..models.protocols import Denoiser, is_guided
+from ..oracles import Oracle, TiltedLaw
 from ..runtime.signals import Interrupts, Stopped
 from .run import SamplingPlan
 
@@ -116,7 +116,9 @@ def write_metrics(
     if len(plan.shape) > 1:
         x, store = from_bytes(x), round_to_bytes
     metrics = oracle_distances.compare_with_oracle(oracle, x, labels, plan.class_names, seed, store)
-    law = "; their distribution is the unguided one, which guidance changes on purpose" if guided else ""
+    if guided:
+        metrics["tilted"] = compare_with_named_law(plan, oracle, x, labels, store)
+    law = "; their distribution is the unguided one, which guidance changes on purpose: see tilted" if guided else ""
     facts = {
         "reference": f"exact samples of the oracle, same labels{law}",
         "n": shards.n,
@@ -131,6 +133,21 @@ def write_metrics(
     text = strict_json(facts | metrics, indent=2) + "\n"
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
     return oracle_distances.table_figures(metrics)
+
+
+def compare_with_named_law(
+    plan: SamplingPlan, oracle: Oracle, x: Tensor, labels: list[int], store: Callable[[Tensor], Tensor]
+) -> dict[str, Any]:
+    """The distances from the law that the guidance names, or the reason why there are none."""
+    tilt = plan.guided.tilt() if isinstance(plan.guided, Denoiser) else None
+    if tilt is None:
+        return {"none": f"{type(plan.guided).__name__} names no law of this oracle"}
+    try:
+        return oracle_distances.compare_with_tilted(
+            TiltedLaw(oracle, tilt), x, labels, plan.class_names, plan.seeds.start, store
+        )
+    except ValueError as error:
+        return {"law": tilt.describe(), "none": str(error)}
 
 
 def from_bytes(x: Tensor) -> Tensor:

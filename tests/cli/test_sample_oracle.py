@@ -60,6 +60,27 @@ def test_a_run_writes_its_files_and_samples_at_the_floor(tmp_path, command):
     assert "wasserstein_2 0." in done.err and "energy_distance_floor" in done.err
 
 
+def test_a_guided_run_states_its_distance_to_the_law_that_guidance_names(tmp_path, command):
+    """Of two Gaussians on the line, guided at 3; in a sweep as columns; where there is no such law the reason."""
+    overlapping = ["oracle=cfg_figure", "sampler.steps=8", "n=300", "batch_size=300"]
+    done = command(main, *overlapping, "guidance=cfg", "guidance.scale=3", at=tmp_path)
+    assert done.code == 0, done.err
+    tilted = metrics(tmp_path / done.folder)["tilted"]
+    assert tilted["law"] == "p(x | y)^3 p(x)^-2" and tilted["compared"] == 300
+    for name in ("energy_distance", "sliced_wasserstein_2"):
+        assert tilted[name]["distance"] > tilted[name]["floor"] > 0 and len(tilted[name]["per_class"]) == 3
+    done = command(main, "-m", *overlapping, "guidance=cfg,cfgpp", at=tmp_path)
+    assert done.code == 0, done.err
+    with open(tmp_path / done.folder / "sweep.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [bool(row["energy_distance_tilted"]) for row in rows] == [True, False]
+    found = metrics(tmp_path / rows[1]["folder"])
+    assert "names no law" in found["tilted"]["none"]
+    line = ["oracle=pair1d", "guidance=cfg", "guidance.scale=-2", "labels=[0]", "n=50", "sampler.steps=4"]
+    done = command(main, *line, at=tmp_path)
+    assert "not normalisable" in metrics(tmp_path / done.folder)["tilted"]["none"]
+
+
 def test_fewer_steps_have_a_larger_error(tmp_path, command):
     def distance(steps: int) -> float:
         done = command(main, "oracle=gmm2d", "sampler=euler", f"sampler.steps={steps}", "n=400", at=tmp_path)

@@ -2,14 +2,14 @@
 
 import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ...oracles import Oracle
+from ...oracles import Oracle, TiltedLaw
 from ...randomness import fold
 from .distances import (
     covariance_error,
@@ -21,7 +21,7 @@ from .distances import (
     wasserstein,
 )
 
-__all__ = ["compare_with_oracle", "select_compared", "table_figures"]
+__all__ = ["compare_with_oracle", "compare_with_tilted", "select_compared", "table_figures"]
 
 NUM_EXACT_SETS = 5  # pairs of exact sets
 NUM_DIRECTIONS = 64
@@ -30,9 +30,17 @@ MAX_SAMPLES_OF = {  # costs: n^3, n log n, n^2
     "sliced_wasserstein_2": 20000,
     "energy_distance": 2000,
 }
+TILTED_DISTANCES = ["sliced_wasserstein_2", "energy_distance"]  # the quick ones
+MAX_TILTED = 2000  # samples that are compared with a tilted law, whose exact samples take longer
 MAX_NUMBERS = 2**22  # values of a set of samples
 END = torch.tensor(0.0, dtype=torch.float64)  # the time t at which samplers end
-COMPARED_PURPOSE, DIRECTIONS_PURPOSE, EXACT_SETS_PURPOSE, END_NOISE_PURPOSE = 1, 2, 3, 4  # purposes of the seed
+COMPARED_PURPOSE, DIRECTIONS_PURPOSE, EXACT_SETS_PURPOSE, END_NOISE_PURPOSE, TILTED_PURPOSE = (
+    1,
+    2,
+    3,
+    4,
+    5,
+)  # of the seed
 
 Distance = Callable[[Tensor, Tensor], float]
 
@@ -84,8 +92,7 @@ def compare_with_oracle(
     result: dict[str, Any] = {}
     if x.ndim == 2:  # images are stored as bytes, which are always finite
         result["not_finite"] = int((~samples.isfinite().all(1)).sum())
-    classes = {} if bool((y < 0).any()) else {label: str(class_names[label]) for label in y.unique().tolist()}
-    result |= all_distances(samples, first, second, y, classes, seed)
+    result |= all_distances(samples, first, second, y, name_classes(y, class_names), seed)
     truth = torch.cat(second)
     result["moments"] = {
         name: {"error": error(samples, truth)} | floor_statistics([error(part, truth) for part in first])
@@ -100,6 +107,44 @@ def compare_with_oracle(
     return result
 
 
+def compare_with_tilted(
+    law: TiltedLaw,
+    x: Tensor,
+    labels: Sequence[int],
+    class_names: Sequence[str],
+    seed: int,
+    store: Callable[[Tensor], Tensor],
+) -> dict[str, Any]:
+    """The distances of samples from the law that their guidance names, each with its floor, as of `compare_with_oracle`.
+
+    At most MAX_TILTED random ones of the samples are compared.
+
+    Raises:
+        ValueError: a law that is not normalisable.
+    """
+    order = torch.randperm(len(x), generator=seeded_generator(seed, COMPARED_PURPOSE))
+    rows = order[:MAX_TILTED].sort().values
+    y = torch.tensor(labels)[rows]
+    exact, _ = law.sample(
+        2 * NUM_EXACT_SETS * len(y), seeded_generator(seed, TILTED_PURPOSE), y.repeat(2 * NUM_EXACT_SETS)
+    )
+    sets = [store(part).double().flatten(1) for part in exact.split(len(y))]
+    samples = x[rows].double().flatten(1)
+    first, second = sets[:NUM_EXACT_SETS], sets[NUM_EXACT_SETS:]
+    classes = name_classes(y, class_names)
+    distances = all_distances(samples, first, second, y, classes, seed, TILTED_DISTANCES)
+    truth = torch.cat(second)
+    repeated = y.repeat(NUM_EXACT_SETS)
+    ratios = [deviation_ratio(part, truth, y, repeated) for part in first]
+    deviation = {"ratio": deviation_ratio(samples, truth, y, repeated)} | exact_statistics(ratios)
+    return {"law": law.tilt.describe(), "compared": len(y), **distances, "deviation": deviation}
+
+
+def name_classes(y: Tensor, class_names: Sequence[str]) -> dict[int, str]:
+    """The classes of samples with their names; none if some samples have no class."""
+    return {} if bool((y < 0).any()) else {label: str(class_names[label]) for label in y.unique().tolist()}
+
+
 def compare_log_density(oracle: Oracle, x: Tensor, y: Tensor, sets: Sequence[Tensor], seed: int) -> dict[str, float]:
     """mean log p(x | y) of the samples, and of exact sets with the noise of the schedule at t = 0."""
     exact = []
@@ -110,9 +155,15 @@ def compare_log_density(oracle: Oracle, x: Tensor, y: Tensor, sets: Sequence[Ten
 
 
 def all_distances(
-    x: Tensor, first: Sequence[Tensor], second: Sequence[Tensor], y: Tensor, classes: Mapping[int, str], seed: int
+    x: Tensor,
+    first: Sequence[Tensor],
+    second: Sequence[Tensor],
+    y: Tensor,
+    classes: Mapping[int, str],
+    seed: int,
+    names: Iterable[str] = MAX_SAMPLES_OF,
 ) -> dict[str, Any]:
-    """Every distance of samples x [n, D] from exact sets, with its floor, over all classes and per class."""
+    """The named distances of samples x [n, D] from exact sets, each with its floor, over all classes and per class."""
     frames = directions(x.shape[1], NUM_DIRECTIONS, seeded_generator(seed, DIRECTIONS_PURPOSE))
     distances: dict[str, Distance] = {
         "wasserstein_2": wasserstein,
@@ -121,7 +172,8 @@ def all_distances(
     }
     order = torch.randperm(len(x), generator=seeded_generator(seed, COMPARED_PURPOSE))
     result: dict[str, Any] = {}
-    for name, distance in distances.items():
+    for name in names:
+        distance = distances[name]
         rows = order[: MAX_SAMPLES_OF[name]]
         per_class = {}
         for label, class_name in classes.items():
@@ -174,4 +226,9 @@ def table_figures(metrics: dict[str, Any]) -> dict[str, float]:
     figures["deviation_ratio"] = metrics["deviation"]["ratio"]
     if density := metrics.get("log_density"):
         figures |= {"log_density": density["samples"], "log_density_exact": density["exact"]}
+    tilted = metrics.get("tilted", {})
+    for name in filter(tilted.__contains__, TILTED_DISTANCES):
+        figures |= {f"{name}_tilted": tilted[name]["distance"], f"{name}_tilted_floor": tilted[name]["floor"]}
+    if "deviation" in tilted:
+        figures["deviation_ratio_tilted"] = tilted["deviation"]["ratio"]
     return figures

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from ...backbones.conditions import Condition, has_condition
 from ...models.evaluation_counters import count_potential
-from ...models.protocols import Denoiser, LogDensity, Prediction, SamplingError, keep_variance
+from ...models.protocols import Denoiser, LogDensity, Prediction, SamplingError, WeightedPrediction, keep_variance
+from ...models.tilts import PotentialTerm, Tilt
 from ...randomness import Noise
 from ...runtime.ranges import check_finite
 from ...schedules import EVERYWHERE, broadcast_rows
@@ -21,6 +22,7 @@ from .values import LogPotential, Potential, build_potential, compute_gradient, 
 
 __all__ = [
     "BRIGHTNESS",
+    "BayesGuidance",
     "Brightness",
     "LogPotential",
     "NoisyPotentialGuidance",
@@ -157,7 +159,63 @@ class PotentialGuidanceBase(ScaledGuidance):
         )
 
 
-class PotentialGuidance(PotentialGuidanceBase):
+class BayesGuidance(PotentialGuidanceBase):
+    """The base of methods that mean the law p(x) exp(w f(x)), however they approach it.
+
+    Their value at a noise level, w times what they differentiate, twists the law there; any twist leads to the same law.
+    """
+
+    def explain_no_law(self) -> str | None:
+        return self.denoiser.explain_no_law()
+
+    def predict_weighted(self, x_t: Tensor, t: Tensor, y: Condition | None) -> WeightedPrediction:
+        if self.off or not bool(self.acts(t)) or (y is None and reads_class(self.potential)):
+            return self.denoiser.predict_weighted(x_t, t, y)
+        inner, value, gradient = self.twist(x_t, t, y)
+        rows = self.guided_rows(t, y, x_t)
+        if rows is not None:
+            value = torch.where(rows, value, 0.0)
+            gradient = torch.where(broadcast_rows(rows, x_t.ndim), gradient, 0.0)
+        guided = keep_variance(self.apply_bayes(inner.guided, t, gradient), inner.guided)
+        value = self.scale * value.double()
+        return inner._replace(guided=guided, value=value if inner.value is None else value + inner.value)
+
+    def twist(self, x_t: Tensor, t: Tensor, y: Condition | None) -> tuple[WeightedPrediction, Tensor, Tensor]:
+        """The prediction inside, the value f [B] and its gradient with respect to x_t; here through the network."""
+        with torch.enable_grad():
+            x = x_t.detach().requires_grad_()
+            check_uncompiled(self.denoiser)
+            inner = self.denoiser.predict_weighted(x, t, y)
+            value = self.value(inner.guided.x_0, t, y)
+            gradient = compute_gradient(self.potential, value, x, False)
+        return detach_weighted(inner), value.detach(), gradient
+
+    def end_value(self, x: Tensor, y: Condition | None) -> Tensor | None:
+        inner = self.denoiser.end_value(x, y)
+        if self.off or (y is None and reads_class(self.potential)):
+            return inner
+        value = self.scale * self.evaluate(x, y).double()
+        if y is not None and reads_class(self.potential):
+            value = torch.where(has_condition(y), value, 0.0)
+        return value if inner is None else value + inner
+
+    def tilt(self) -> Tilt | None:
+        inner = self.denoiser.tilt()
+        term = PotentialTerm(self.scale, self.potential, reads_class(self.potential))
+        return None if inner is None else inner.times(Tilt((), (term,)))
+
+
+def detach_weighted(found: WeightedPrediction) -> WeightedPrediction:
+    """The same without gradients."""
+    guided, plain = (
+        keep_variance(Prediction(side.x_0.detach(), side.eps.detach()), side) for side in (found.guided, found.plain)
+    )
+    return WeightedPrediction(
+        guided, plain, found.spread.detach(), None if found.value is None else found.value.detach()
+    )
+
+
+class PotentialGuidance(BayesGuidance):
     """Bayes' rule with exp f(x0_hat) in place of p(y | x_t): x_0 + w (sigma^2 / alpha) g, eps - w sigma g, g = grad_{x_t} f.
 
     The gradient goes through the network. Chung et al., "Diffusion Posterior Sampling", 2023, arXiv 2209.14687, theorem 1
@@ -173,7 +231,7 @@ class PotentialGuidance(PotentialGuidanceBase):
     """
 
 
-class NoisyPotentialGuidance(PotentialGuidanceBase):
+class NoisyPotentialGuidance(BayesGuidance):
     """Bayes' rule with exp f(x_t): the potential of the noised data, without differentiating the network.
 
     Song et al. 2021, arXiv 2011.13456, eq. 14. It is exact where f is log p(y | x_t) of noised data.
@@ -188,6 +246,13 @@ class NoisyPotentialGuidance(PotentialGuidanceBase):
     def guide(self, x_t: Tensor, t: Tensor, y: Condition | None, graph: bool) -> tuple[Prediction, Prediction]:
         prediction = self.denoiser(x_t, t, y)
         return prediction, self.apply_bayes(prediction, t, self.differentiate(x_t, t, y, graph))
+
+    def twist(self, x_t: Tensor, t: Tensor, y: Condition | None) -> tuple[WeightedPrediction, Tensor, Tensor]:
+        inner = self.denoiser.predict_weighted(x_t, t, y)
+        with torch.enable_grad():
+            x = x_t.detach().requires_grad_()
+            value = self.value(x, t, y)
+            return inner, value.detach(), compute_gradient(self.potential, value, x, False)
 
 
 class PotentialDensity(LogDensity):

@@ -13,7 +13,7 @@ from ...randomness import Noise
 from ...runtime.ranges import check_range
 from ...schedules import EVERYWHERE
 from ..base import per_row_float, repeat_noise
-from .base import PotentialGuidanceBase
+from .base import BayesGuidance, PotentialGuidanceBase
 from .inverse import Inpaint, LinearProblem
 from .values import SMOOTHING_DRAW, LogPotential, build_potential, get_name
 
@@ -69,7 +69,7 @@ class DPS(PotentialGuidanceBase):
         return prediction, Prediction(prediction.x_0 + shift, prediction.eps)
 
 
-class PiGDM(PotentialGuidanceBase):
+class PiGDM(BayesGuidance):
     """Bayes' rule with p(y | x_t) = N(y; A x0_hat, r^2 A A^T + s^2), r^2 = v n^2 / (v + n^2), n = sigma / alpha.
 
     Song, Vahdat, Mardani, Kautz, "Pseudoinverse-Guided Diffusion Models for Inverse Problems", ICLR 2023,

@@ -16,7 +16,7 @@ from ...randomness import Noise
 from ...runtime.ranges import check_range, check_whole
 from ...schedules import EVERYWHERE
 from ..base import per_row_float, repeat_noise
-from .base import BRIGHTNESS, PotentialGuidanceBase
+from .base import BRIGHTNESS, BayesGuidance, PotentialGuidanceBase
 from .steps import INCREASING_STEPS, StepWeights
 from .values import SMOOTHING_DRAW, LogPotential
 
@@ -171,7 +171,7 @@ class SmoothedPotentialGuidance(PotentialGuidanceBase):
         return torch.stack(values).logsumexp(0) - math.log(self.copies)
 
 
-class LGD(SmoothedPotentialGuidance):
+class LGD(SmoothedPotentialGuidance, BayesGuidance):
     """Bayes' rule with log (1/n) sum_i exp f(x0_hat + r_t z_i), r_t = sigma / sqrt(alpha^2 + sigma^2), through the network.
 
     Song, Zhang, Yin, Mardani, Liu, Kautz, Chen, Vahdat, "Loss-Guided Diffusion Models for Plug-and-Play Controllable
@@ -196,6 +196,9 @@ class LGD(SmoothedPotentialGuidance):
     ):
         super().__init__(denoiser, potential, scale, interval)
         self.copies = check_whole("copies", copies, 1, 1000)
+
+    def explain_no_law(self) -> str | None:
+        return "guidance=lgd draws noise for each value; take guidance=potential"
 
     def width(self, t: Tensor) -> Tensor:
         return torch.sigmoid(-self.schedule.log_snr(t)).sqrt()
