@@ -90,7 +90,7 @@ class ByteText(Conditioning):
 
     Arguments:
         length: bytes at most, the end among them.
-        stride: bytes merged into a token, divides `length`; 1 = every byte is a token.
+        stride: bytes merged into a token, at least 1; 1 = every byte is a token.
         features: length of the vectors.
         layers: number of transformer blocks.
         heads: attention heads, divide `features`.
@@ -111,18 +111,17 @@ class ByteText(Conditioning):
         heads: int = 4,
         column: str = "captions",
         double_differentiable: bool = False,
-        stride: int = 1,
+        stride: int = 4,
     ):
         super().__init__()
         self.length, self.column = check_whole("condition.length", length, 2), column
         check_whole("condition.layers", layers, 0)
-        if check_whole("condition.stride", stride, 1) > 1 and length % stride:
-            raise ValueError(f"condition.stride must divide condition.length={length}, got {stride}")
+        check_whole("condition.stride", stride, 1)
         if heads < 1 or features < 1 or features % heads:
             raise ValueError(f"condition.features must be a multiple of heads={heads}, at least 1, got {features}")
         self.vector_features = self.token_features = features
         self.tokens = nn.Embedding(VOCABULARY, features)
-        self.positions = nn.Parameter(0.02 * torch.randn(length // stride, features))
+        self.positions = nn.Parameter(0.02 * torch.randn(-(-length // stride), features))
         self.merger = TokenMerger(features, stride) if stride > 1 else None
         self.blocks = nn.ModuleList(TextBlock(features, heads, double_differentiable) for _ in range(layers))
         self.norm = nn.LayerNorm(features)

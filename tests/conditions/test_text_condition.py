@@ -103,10 +103,11 @@ def test_texts_are_their_bytes_an_end_and_padding(length):
         bytes_to_ids(["x" * length], length)
 
 
-def test_a_stride_must_divide_the_length():
-    for stride in (0, 5):
-        with pytest.raises(ValueError, match="condition.stride"):
-            ByteText(length=24, stride=stride)
+def test_a_stride_is_at_least_one_and_need_not_divide_the_length():
+    with pytest.raises(ValueError, match="condition.stride"):
+        ByteText(stride=0)
+    text = ByteText(length=10, features=8, heads=2, stride=4)
+    assert text.encode(text.read(["ninebytes"]).ids)[1].shape == (1, 3, 8)
 
 
 def networks(text):
