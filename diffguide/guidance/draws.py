@@ -36,10 +36,18 @@ class DrawingContrast(Contrast):
         return fresh
 
     def predict_rows(self, x_t: Tensor, t: Tensor, y: Condition | None) -> Prediction:
-        raise ValueError(f"guidance={self.option} draws noise per level, so all samples must have the same noise level")
+        raise self.explain_levels()
+
+    def explain_levels(self) -> ValueError:
+        """Why samples at several noise levels are refused."""
+        return ValueError(
+            f"guidance={self.option} draws noise per level, so all samples must have the same noise level"
+        )
 
     def draw(self, x: Tensor, shape: Sequence[int], t: Tensor, number: int) -> Tensor:
         """Standard normals [B, *shape] for the rows of x [B, ...], k times over for k conditions of the samples."""
+        if t.ndim:
+            raise self.explain_levels()
         if self.noise is None:
             raise ValueError(
                 f"guidance={self.option} draws noise: use it in a run, sampler(denoiser, x, times, y, noise)"

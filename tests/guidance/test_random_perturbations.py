@@ -212,6 +212,7 @@ def test_a_sampler_draws_for_each_sample(kind, options):
     (lambda: SoftPAG(denoiser(network()), share=1.1), "share must be"),
     (lambda: TPG(denoiser(network()))(x, t, y), "guidance=tpg draws noise: use it in a run"),
     (lambda: S2(denoiser(network())).start(noise(), TIMES)(x, t.expand(5), y), "same noise level"),
+    (lambda: S2(denoiser(network())).start(noise(), TIMES).predict_weak(x, t.expand(5), y), "guidance=s2 .* same noise level"),
 ])  # fmt: skip
 def test_what_does_not_fit_is_refused(make, sentence):
     with pytest.raises(ValueError, match=sentence):
