@@ -10,6 +10,7 @@ from ..runtime.compiling import CompiledInference
 from .conditioning import Conditioning, Context, check_conditioning
 from .conditions import ClassEmbedding, Condition, Embedding, RowCondition
 from .perturbations import Perturbation
+from .random_perturbations import NoisyEmbedding, RandomPerturbation
 from .timesteps import TimestepFeatures
 
 __all__ = ["Backbone", "ConditionEmbedding", "check_halvings", "check_out_features", "nearest_sizes", "zero_init"]
@@ -31,6 +32,7 @@ class Backbone(nn.Module):
         attention_layers: side of the square grid of pixels or patches of each attention layer that can be perturbed, in the
             order of computation.
         residual_blocks: the same at the output of each block that can be skipped; 1 for vectors.
+        inner_perturbations: kinds of perturbations that its layers take beside those of attention maps and outputs of blocks.
         takes_null: whether rows without condition are an input of their own.
         conditioning: what makes the context of a condition; None = y is class indices or an Embedding.
         learned_variance: whether F has twice the channels of x, the second half for the variance of the ancestral sampler.
@@ -44,6 +46,7 @@ class Backbone(nn.Module):
     checkpointing: bool = False
     attention_layers: Sequence[int] = ()
     residual_blocks: Sequence[int] = ()
+    inner_perturbations: tuple[type[Perturbation], ...] = ()
     takes_null: bool = True
     learned_variance: bool = False
 
@@ -55,6 +58,12 @@ class Backbone(nn.Module):
     def conditional(self) -> bool:
         """Whether the network takes a condition."""
         return self.num_classes > 0 or self.condition_features > 0 or self.conditioning is not None
+
+    @property
+    def perturbations(self) -> tuple[type[Perturbation], ...]:
+        """The `inner_perturbations` that have an effect."""
+        kinds = self.inner_perturbations
+        return tuple(kind for kind in kinds if kind is not NoisyEmbedding or self.noise_conditioned)
 
     @property
     def is_compiled(self) -> bool:
@@ -85,7 +94,7 @@ class Backbone(nn.Module):
 
     def can_compile(self, perturbation: Perturbation | None = None) -> bool:
         """Whether one graph serves the calls of all batch sizes without gradients."""
-        return True
+        return not isinstance(perturbation, RandomPerturbation)  # its numbers are drawn outside of graphs
 
     def run(self, block: nn.Module, *inputs: Tensor | Perturbation | Context | None) -> Tensor:
         """block(*inputs); `checkpointing` keeps only the inputs for the backward pass (Chen et al. 2016, arXiv 1604.06174)."""
@@ -173,13 +182,22 @@ class ConditionEmbedding(nn.Module):
         self.linear = nn.Linear(inputs, features) if inputs else None
         self.null = nn.Parameter(torch.zeros(condition_features)) if condition_features else None
 
-    def forward(self, h: Tensor, log_snr: Tensor | None, y: Condition | None, context: Context | None = None) -> Tensor:
+    def forward(
+        self,
+        h: Tensor,
+        log_snr: Tensor | None,
+        y: Condition | None,
+        context: Context | None = None,
+        perturbation: Perturbation | None = None,
+    ) -> Tensor:
         """[B, features]; h [B, ...] gives the number of rows, and the dtype of a network without noise input.
 
         Arguments:
             context: of a network with a conditioning, in place of y.
         """
         embedding = self.noise_embedding(h, log_snr)
+        if perturbation is not None:
+            embedding = perturbation.replace_noise_embedding(embedding)
         if context is not None:
             if self.linear is None or context.vector is None:
                 return embedding

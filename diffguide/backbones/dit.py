@@ -18,6 +18,7 @@ from .cross_attention import CrossAttention
 from .fourier import FourierFeatures
 from .kernels import Dropout
 from .perturbations import Perturbation
+from .random_perturbations import NoisyEmbedding, ShuffledTokens
 from .timesteps import TimestepFeatures
 
 __all__ = ["DiT"]
@@ -86,6 +87,8 @@ class DiTBlock(nn.Module):
     def forward(
         self, x: Tensor, embedding: Tensor, perturbation: Perturbation | None = None, context: Context | None = None
     ) -> Tensor:
+        if perturbation is not None:
+            x = perturbation.replace_input(self.index, x, 2)
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.modulation(embedding)[:, None].chunk(6, dim=2)
         attended = self.attend(self.norm_attention(x) * (1 + scale_a) + shift_a, perturbation)
         h = x + gate_a * self.dropout(attended)
@@ -134,6 +137,8 @@ class DiT(Backbone):
             learned_variance: as for `UNet`.
         conditioning: as for `UNet`; every block attends to its tokens.
     """
+
+    inner_perturbations = (ShuffledTokens, NoisyEmbedding)
 
     def __init__(
         self,
@@ -209,7 +214,7 @@ class DiT(Backbone):
         h = self.patches(join_channels(self.features(x), context).to(self.patches.weight.dtype))
         rows, columns = h.shape[2:]
         h = h.flatten(2).transpose(1, 2) + self.positions  # [B, rows * columns, width]
-        embedding = functional.silu(self.embedding(h, log_snr, y, context))
+        embedding = functional.silu(self.embedding(h, log_snr, y, context, perturbation))
         for block in self.blocks:
             h = self.run(block, h, embedding, perturbation, context)
         shift, scale = self.modulation_out(embedding)[:, None].chunk(2, dim=2)

@@ -66,6 +66,7 @@ class LoRA(Backbone):
 
     attention_layers = property(attrgetter("network.attention_layers"))
     residual_blocks = property(attrgetter("network.residual_blocks"))
+    inner_perturbations = property(attrgetter("network.inner_perturbations"))
     takes_null = property(attrgetter("network.takes_null"))
 
     def embed(self, y: Condition) -> Embedding:

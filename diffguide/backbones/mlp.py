@@ -13,6 +13,7 @@ from torch.nn import functional
 from .base import Backbone, ConditionEmbedding
 from .conditions import Condition
 from .perturbations import Perturbation
+from .random_perturbations import NoisyEmbedding
 
 __all__ = ["MLP"]
 
@@ -47,6 +48,7 @@ class MLP(Backbone):
     """
 
     fourier: Tensor
+    inner_perturbations = (NoisyEmbedding,)
 
     def __init__(
         self,
@@ -90,7 +92,7 @@ class MLP(Backbone):
         x = x.to(self.linear_in.weight.dtype)
         angles = 2 * math.pi * x @ self.fourier
         h = self.linear_in(torch.cat([x, angles.cos(), angles.sin()], dim=1))
-        embedding = functional.silu(self.embedding(h, log_snr, y))
+        embedding = functional.silu(self.embedding(h, log_snr, y, None, perturbation))
         for index, layer in enumerate(self.layers):
             output = layer(h, embedding)
             h = output if perturbation is None else perturbation.replace_output(index, h, output)

@@ -7,12 +7,13 @@ perturbation, and continues with the results.
 import copy
 import math
 from collections.abc import Sequence
+from typing import Self
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-__all__ = ["BlurredQueries", "IdentityAttention", "Perturbation", "SkippedBlocks"]
+__all__ = ["BlurredQueries", "IdentityAttention", "Perturbation", "SkippedBlocks", "SoftIdentityAttention"]
 
 
 class Perturbation:
@@ -30,7 +31,7 @@ class Perturbation:
     def __init__(self, layers: Sequence[int]):
         self.layers = tuple(layers)
 
-    def for_rows(self, rows: Tensor) -> "Perturbation":
+    def for_rows(self, rows: Tensor) -> Self:
         """A copy for these rows, [B] bool."""
         fresh = copy.copy(self)
         fresh.rows = rows
@@ -39,6 +40,18 @@ class Perturbation:
     def replace_rows(self, old: Tensor, new: Tensor) -> Tensor:
         """`new` in the rows to change, `old` in the others; both [B, ...]."""
         return torch.where(self.rows.reshape(-1, *[1] * (old.ndim - 1)), new, old)
+
+    def replace_noise_embedding(self, embedding: Tensor) -> Tensor:
+        """The vector of the noise level in place of `embedding` [B, F], before that of the condition is added."""
+        return embedding
+
+    def replace_input(self, index: int, x: Tensor, channels: int) -> Tensor:
+        """The input of the transformer block of attention layer `index` in place of x.
+
+        Arguments:
+            channels: the axis of the features of x; the others after the first are the tokens.
+        """
+        return x
 
     def replace_queries(self, index: int, q: Tensor, grid: tuple[int, int]) -> Tensor:
         """The queries of attention layer `index` in place of q [B, heads, N, d], N = the pixels of a grid, row by row."""
@@ -61,6 +74,25 @@ class IdentityAttention(Perturbation):
 
     def replace_attention(self, index: int, v: Tensor, h: Tensor) -> Tensor:
         return self.replace_rows(h, v) if index in self.layers else h
+
+
+class SoftIdentityAttention(IdentityAttention):
+    """The attention map A becomes (1 - u) A + u I: the output is (1 - u) A v + u v.
+
+    Ahn et al., "Where and How to Perturb: On the Design of Perturbation Guidance in Diffusion and Flow Models", 2025, arXiv
+    2506.10978, eq. 7.
+
+    Arguments:
+        layers: as in `Perturbation`.
+        share: u, in [0, 1]; 0 = the network as it is, 1 = `IdentityAttention`.
+    """
+
+    def __init__(self, layers: Sequence[int], share: float):
+        super().__init__(layers)
+        self.share = share
+
+    def replace_attention(self, index: int, v: Tensor, h: Tensor) -> Tensor:
+        return super().replace_attention(index, (1 - self.share) * h + self.share * v, h)
 
 
 class BlurredQueries(Perturbation):

@@ -14,6 +14,7 @@ from .conditioning import Conditioning, join_channels
 from .conditions import Condition
 from .fourier import FourierFeatures
 from .perturbations import Perturbation
+from .random_perturbations import NoisyEmbedding, ShuffledTokens
 from .resolutions import check_unet
 from .timesteps import TimestepFeatures
 from .unet_blocks import BlockBuilder, BlockOptions, group_norm
@@ -60,6 +61,8 @@ class UNet(Backbone):
     Raises:
         ValueError: a width, side or number out of range; a condition of tokens without attention.
     """
+
+    inner_perturbations = (ShuffledTokens, NoisyEmbedding)
 
     def __init__(
         self,
@@ -132,7 +135,7 @@ class UNet(Backbone):
         context = self.make_context(y, x)
         features = join_channels(self.features(x), context)
         h = self.conv_in(features.to(self.conv_in.weight.dtype, memory_format=self.layout))
-        embedding = functional.silu(self.embedding(h, log_snr, y, context))
+        embedding = functional.silu(self.embedding(h, log_snr, y, context, perturbation))
         skips = [h]
         for block in self.down:
             h = self.run(block, h, embedding, perturbation, context)

@@ -117,6 +117,8 @@ class Attention(nn.Module):
         self.projection = zero_init(nn.Conv2d(channels, channels, 1))
 
     def forward(self, x: Tensor, perturbation: Perturbation | None = None) -> Tensor:
+        if perturbation is not None:
+            x = perturbation.replace_input(self.index, x, 1)
         batch, channels, height, width = x.shape
         qkv = self.qkv(self.norm(x)).reshape(batch, 3, self.heads, channels // self.heads, height * width)
         q, k, v = qkv.transpose(-1, -2).unbind(1)  # [B, heads, H W, head_channels]

@@ -10,14 +10,20 @@ from .contrast import ClassifierFree, Contrast, Unguided
 from .feedback import Feedback
 from .flow_rules import SMC, VAGS, AdaMaG
 from .history import HiGS, HistoryGuidance, MomentumGuidance
+from .independent import ICG
 from .nested import Nested
 from .norms import NormLimit, PosteriorMeanCap, RectifiedRatio
 from .parts import PartScales
+<<<<<<< HEAD
 from .perturbed import PAG, SEG, SLG
 from .power import PowerGuidance
+=======
+from .perturbed import PAG, SEG, SLG, SoftPAG
+>>>>>>> w-20c
 from .predictor import RectifiedCFGPlusPlus
 from .projections import APG, FDG, TCFG
 from .ramps import Constant, CosineRamp, ExponentialRamp, LinearRamp, PowerRamp, Ramp, TableRamp, TriangleRamp
+from .randomly_perturbed import S2, TPG, TSG
 from .rectified_table import RectifiedTable
 from .reference import DatasetReferences, FileReferences, ReferenceGuidance, References
 from .rules import CFGPlusPlus, CFGZero, Linear, Mambo, Rescale, Rule, Threshold
@@ -25,6 +31,7 @@ from .summed import SummedContrasts
 from .temperature import TemporalScoreRescaling
 
 __all__ = [
+<<<<<<< HEAD
     "APG", "CADS", "FDG", "PAG", "SEG", "SLG", "SMC", "TCFG", "VAGS", "AdaMaG", "Autoguidance", "CFGPlusPlus", "CFGZero",
     "ClassifierFree", "ClassifierGuidance", "CleanClassifierGuidance", "ClassComposition", "Constant", "Contrast",
     "CosineRamp", "DatasetReferences", "ExponentialRamp", "ExportedProgram", "Feedback", "FileReferences", "HiGS",
@@ -32,4 +39,14 @@ __all__ = [
     "NormLimit", "PartScales", "PosteriorMeanCap", "PowerGuidance", "PowerRamp", "Ramp", "RectifiedCFGPlusPlus",
     "RectifiedRatio", "RectifiedTable", "ReferenceGuidance", "References", "Rescale", "Rule", "SummedContrasts", "TableRamp",
     "TemporalScoreRescaling", "Threshold", "TorchScript", "Torchvision", "TriangleRamp", "Unguided", "potentials",
+=======
+    "APG", "CADS", "FDG", "ICG", "PAG", "S2", "SEG", "SLG", "SMC", "TCFG", "TPG", "TSG", "VAGS", "AdaMaG",
+    "Autoguidance", "CFGPlusPlus", "CFGZero", "ClassComposition", "ClassifierFree", "ClassifierGuidance",
+    "CleanClassifierGuidance", "Constant", "Contrast", "CosineRamp", "DatasetReferences", "ExponentialRamp",
+    "ExportedProgram", "Feedback", "FileReferences", "HiGS", "HistoryGuidance", "ImageNetwork", "Linear", "LinearRamp",
+    "Mambo", "MomentumGuidance", "NegativeCondition", "Nested", "NormLimit", "PartScales", "PosteriorMeanCap",
+    "PowerRamp", "Ramp", "RectifiedCFGPlusPlus", "RectifiedRatio", "RectifiedTable", "ReferenceGuidance", "References",
+    "Rescale", "Rule", "SoftPAG", "SummedContrasts", "TableRamp", "TemporalScoreRescaling", "Threshold", "TorchScript",
+    "Torchvision", "TriangleRamp", "Unguided", "potentials",
+>>>>>>> w-20c
 ]  # fmt: skip

@@ -1,28 +1,27 @@
 """Noise on the condition, for more diverse samples of one condition."""
 
 import math
-from collections.abc import Iterator, Sequence
-from typing import Self
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from ..backbones.conditions import Condition, RowCondition, Several
+from ..backbones.conditions import Condition
 from ..models.protocols import Denoiser, Prediction
-from ..randomness import Noise
 from ..runtime.ranges import check_range
 from ..schedules import EVERYWHERE
-from .base import repeat_noise
 from .contrast import CONSTANT_RAMP, LINEAR_RULE, ClassifierFree
+from .draws import FIRST_DRAW, DrawingContrast
+from .embedded import change_embedded, measure
 from .ramps import LinearRamp, Ramp
 from .rules import Rule
 
 __all__ = ["CADS"]
 
-CONDITION_DRAW = 2**40  # of the noise at a level, beyond the draws of samplers
+CONDITION_DRAW = FIRST_DRAW  # the first
 
 
-class CADS(ClassifierFree):
+class CADS(DrawingContrast, ClassifierFree):
     """Classifier-free guidance with the embedded condition c replaced by psi rescaled(c') + (1 - psi) c',
 
         c' = sqrt(gamma) c + strength sqrt(1 - gamma) n,    n standard normal,
@@ -48,8 +47,11 @@ class CADS(ClassifierFree):
     """
 
     option = "cads"
+<<<<<<< HEAD
     stateful = True
     has_law = False
+=======
+>>>>>>> w-20c
 
     def __init__(
         self,
@@ -78,15 +80,6 @@ class CADS(ClassifierFree):
             raise ValueError(f"clean and noisy must be noise levels with 0 < clean < noisy, got {clean} and {noisy}")
         self.strength, self.psi = check_range("strength", strength, "[0, inf)"), check_range("psi", psi, "[0, 1]")
         self.gamma = LinearRamp(noisy, clean)
-        self.noise: Noise | None = None
-
-    def start(self, noise: Noise | None, times: Tensor) -> Self:
-        fresh = super().start(noise, times)
-        fresh.noise = noise
-        return fresh
-
-    def predict_rows(self, x_t: Tensor, t: Tensor, y: Condition | None) -> Prediction:
-        raise ValueError("guidance=cads draws noise per level, so all samples must have the same noise level")
 
     def predict_both(self, x_t: Tensor, t: Tensor, y: Condition | None) -> tuple[Prediction, Prediction]:
         return super().predict_both(x_t, t, self.add_noise(t, y))
@@ -99,27 +92,15 @@ class CADS(ClassifierFree):
         gamma = float(self.gamma(-self.schedule.log_snr(t) / 2))
         if y is None or gamma == 1 or not self.acts(t):
             return y
-        if self.noise is None:
-            raise ValueError("guidance=cads draws noise: use it in a run, sampler(denoiser, x, times, y, noise)")
-        return self.change(self.denoiser.embed(y), t, gamma, iter(range(CONDITION_DRAW, 2 * CONDITION_DRAW)))
 
-    def change(self, y: Condition, t: Tensor, gamma: float, draws: Iterator[int]) -> Condition:
-        """An embedded condition with noise on its vectors; every tensor takes the next draw."""
-        if isinstance(y, Several):
-            return Several({name: self.change(part, t, gamma, draws) for name, part in y.parts.items()})
-        if not isinstance(y, RowCondition) or not y.embeddings:
-            return y
-        tensors = dict(zip(y.names, y.tensors()))
-        for name, mask in y.embeddings.items():
-            c = tensors[name]
-            if c is not None:
-                tensors[name] = self.change_vectors(c, tensors[mask] if mask else None, t, gamma, next(draws))
-        return y.rebuild(tensors.values(), y.keep)
+        def change(c: Tensor, mask: Tensor | None, number: int) -> Tensor:
+            return self.change_vectors(c, mask, t, gamma, number)
 
-    def change_vectors(self, c: Tensor, mask: Tensor | None, t: Tensor, gamma: float, draw: int) -> Tensor:
+        return change_embedded(self.denoiser.embed(y), change)
+
+    def change_vectors(self, c: Tensor, mask: Tensor | None, t: Tensor, gamma: float, number: int) -> Tensor:
         """Vectors [B, D], or [B, L, D] of tokens with a mask [B, L], with noise; padding stays."""
-        assert self.noise is not None
-        n = repeat_noise(self.noise.of(c.shape[1:]).normal(t, draw), c, "guidance=cads")
+        n = self.draw(c, c.shape[1:], t, number)
         changed = math.sqrt(gamma) * c + self.strength * math.sqrt(1 - gamma) * n
         mean, deviation = measure(changed, mask)
         wanted_mean, wanted_deviation = measure(c, mask)
@@ -127,14 +108,3 @@ class CADS(ClassifierFree):
         rescaled = torch.where(deviation > 0, rescaled, changed)
         result = self.psi * rescaled + (1 - self.psi) * changed
         return result if mask is None else torch.where(mask[:, :, None], result, c)
-
-
-def measure(values: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of the values of each row: [B, 1] of vectors [B, D], [B, 1, 1] of tokens [B, L, D]."""
-    if mask is None:
-        return values.mean(1, keepdim=True), values.std(1, keepdim=True)
-    weight = mask[:, :, None].to(values.dtype).expand_as(values)
-    count = weight.sum((1, 2), keepdim=True)
-    mean = (weight * values).sum((1, 2), keepdim=True) / count.clamp(min=1)
-    squares = (weight * (values - mean).square()).sum((1, 2), keepdim=True)
-    return mean, (squares / (count - 1).clamp(min=1)).sqrt()

@@ -15,7 +15,13 @@ import torch
 from torch import Tensor
 
 from ..backbones.conditions import Condition, concatenate_conditions, has_condition
-from ..backbones.perturbations import BlurredQueries, IdentityAttention, Perturbation, SkippedBlocks
+from ..backbones.perturbations import (
+    BlurredQueries,
+    IdentityAttention,
+    Perturbation,
+    SkippedBlocks,
+    SoftIdentityAttention,
+)
 from ..models.protocols import Denoiser, DenoiserWrapper, Prediction, take_rows
 from ..runtime.ranges import check_range
 from ..schedules import EVERYWHERE
@@ -23,7 +29,7 @@ from .contrast import CONSTANT_RAMP, LINEAR_RULE, Contrast
 from .ramps import Ramp
 from .rules import Rule
 
-__all__ = ["PAG", "SEG", "SLG", "Perturbed"]
+__all__ = ["PAG", "SEG", "SLG", "Perturbed", "SoftPAG"]
 
 
 class Perturbed(Contrast):
@@ -64,12 +70,13 @@ class Perturbed(Contrast):
         if not len(rows):
             side = self.denoiser(x_t, t, y)
             return side, side
-        batch = len(x_t)
+        batch, own = len(x_t), torch.arange(len(x_t), device=x_t.device)
+        weak = torch.arange(batch + len(rows), device=x_t.device) >= batch
         both = self.denoiser.predict_perturbed(
             torch.cat([x_t, x_t[rows]]),
             torch.cat([t, t[rows]]) if t.ndim else t,
             None if y is None else concatenate_conditions([y, y[rows]]),
-            self.perturbation.for_rows(torch.arange(batch + len(rows), device=x_t.device) >= batch),
+            self.perturb(x_t, t, torch.cat([own, rows]), weak),
         )
         strong = take_rows(both, slice(batch))
         return strong, Prediction(*(side.index_copy(0, rows, field[batch:]) for side, field in zip(strong, both)))
@@ -77,7 +84,17 @@ class Perturbed(Contrast):
     def predict_weak(self, x_t: Tensor, t: Tensor, y: Condition | None) -> Prediction:
         nowhere = torch.zeros(len(x_t), dtype=torch.bool, device=x_t.device)
         rows = nowhere.index_fill(0, self.guided_rows(x_t, y), True)
-        return self.denoiser.predict_perturbed(x_t, t, y, self.perturbation.for_rows(rows))
+        own = torch.arange(len(x_t), device=x_t.device)
+        return self.denoiser.predict_perturbed(x_t, t, y, self.perturb(x_t, t, own, rows))
+
+    def perturb(self, x_t: Tensor, t: Tensor, origin: Tensor, rows: Tensor) -> Perturbation:
+        """The perturbation of a call.
+
+        Arguments:
+            origin: for each row of the call, its row in x_t.
+            rows: which rows of the call are perturbed, bool.
+        """
+        return self.perturbation.for_rows(rows)
 
 
 class PAG(Perturbed):
@@ -110,6 +127,36 @@ class PAG(Perturbed):
         ramp: Ramp = CONSTANT_RAMP,
     ):
         perturbation = IdentityAttention(attention_layers(denoiser, layers, "pag"))
+        super().__init__(denoiser, perturbation, unconditional, scale, interval, rule, ramp)
+
+
+class SoftPAG(Perturbed):
+    """Soft perturbed-attention guidance: weak = the network whose attention maps A are (1 - u) A + u I in some layers.
+
+    Ahn et al., "Where and How to Perturb: On the Design of Perturbation Guidance in Diffusion and Flow Models", 2025, arXiv
+    2506.10978, eq. 7, in all heads of a layer. Their w is scale - 1, 5 unless they say another; u below 1 was best.
+
+    Arguments:
+        denoiser: a network with attention; it needs no condition.
+        scale: 1 = off, 0 = the perturbed network, above 1 = guided.
+        share: u, in [0, 1]; 0 = off, 1 = `PAG`.
+        layers, unconditional: as in `PAG`.
+        interval, rule, ramp: as in `Contrast`.
+    """
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        scale: float = 6.0,
+        interval: Sequence[float] = EVERYWHERE,
+        share: float = 0.5,
+        layers: Sequence[int] | None = None,
+        unconditional: bool = True,
+        rule: Rule = LINEAR_RULE,
+        ramp: Ramp = CONSTANT_RAMP,
+    ):
+        share = check_range("share", share, "[0, 1]")
+        perturbation = SoftIdentityAttention(attention_layers(denoiser, layers, "soft_pag"), share)
         super().__init__(denoiser, perturbation, unconditional, scale, interval, rule, ramp)
 
 
@@ -188,19 +235,24 @@ def attention_layers(denoiser: Denoiser, layers: Sequence[int] | None, guidance:
 def check_places(denoiser: Denoiser, sides: Sequence[int], layers: Sequence[int], guidance: str, of: str) -> None:
     """Raises ValueError for a denoiser without layers to perturb, or without the given ones."""
     if not sides:
-        while isinstance(denoiser, DenoiserWrapper) and denoiser.passthrough:
-            denoiser = denoiser.denoiser
-        if isinstance(denoiser, DenoiserWrapper):
-            raise ValueError(
-                f"guidance={guidance} perturbs a network and cannot wrap {type(denoiser).__name__}: list it first, and "
-                "only one of pag, seg and slg"
-            )
-        network = getattr(denoiser, "backbone", denoiser)
-        raise ValueError(
-            f"guidance={guidance} perturbs {of}, and this {type(network).__name__} has none: take another guidance"
-        )
+        raise explain_refusal(denoiser, guidance, of)
     if not layers or any(not 0 <= index < len(sides) for index in layers):
         raise ValueError(
             f"layers must be some of the {of} 0 to {len(sides) - 1} of this network, on grids of side {list(sides)}, got "
             f"{list(layers)}"
         )
+
+
+def explain_refusal(denoiser: Denoiser, guidance: str, of: str) -> ValueError:
+    """Why a guidance cannot perturb a denoiser without what it perturbs, in the words of `of`."""
+    while isinstance(denoiser, DenoiserWrapper) and denoiser.passthrough:
+        denoiser = denoiser.denoiser
+    if isinstance(denoiser, DenoiserWrapper):
+        return ValueError(
+            f"guidance={guidance} perturbs a network and cannot wrap {type(denoiser).__name__}: list it first, and only one "
+            "that perturbs"
+        )
+    network = getattr(denoiser, "backbone", denoiser)
+    return ValueError(
+        f"guidance={guidance} perturbs {of}, and this {type(network).__name__} has none: take another guidance"
+    )

@@ -86,6 +86,7 @@ class Preconditioned(nn.Module, Denoiser):
     embeds = conditional
     attention_layers = property(attrgetter("backbone.attention_layers"))
     residual_blocks = property(attrgetter("backbone.residual_blocks"))
+    perturbations = property(lambda self: getattr(self.backbone, "perturbations", ()))  # a user's network has none
     is_compiled = property(attrgetter("backbone.is_compiled"))
 
     def embed(self, y: Condition) -> RowCondition:

@@ -73,6 +73,7 @@ class DenoiserInfo(NamedTuple):
         embeds: whether `embed` is available.
         is_compiled: whether the network is compiled by torch.compile, and so has no second derivatives.
         attention_layers, residual_blocks: those of the backbone, for `predict_perturbed`.
+        perturbations: those of the backbone, beside those of attention maps and outputs of blocks.
         learned_variance: whether predictions are `VariancePrediction`s.
         conditioning: what reads conditions that are no class indices, such as texts; None = there are none.
     """
@@ -89,6 +90,7 @@ class DenoiserInfo(NamedTuple):
     is_compiled: bool
     attention_layers: Sequence[int]
     residual_blocks: Sequence[int]
+    perturbations: tuple[type[Perturbation], ...]
     learned_variance: bool
     conditioning: Conditioning | None
 
@@ -113,6 +115,7 @@ class Denoiser(NamesLaw):
     embeds: bool = False
     attention_layers: Sequence[int] = ()
     residual_blocks: Sequence[int] = ()
+    perturbations: tuple[type[Perturbation], ...] = ()
     learned_variance: bool = False
     conditioning: Conditioning | None = None
 
@@ -285,7 +288,7 @@ def forward_attribute(name: str) -> property:
     """An attribute of the wrapped denoiser; () for the layers of a wrapper that is no passthrough."""
 
     def read(self: DenoiserWrapper) -> Any:
-        if name in ("attention_layers", "residual_blocks") and not self.passthrough:
+        if name in ("attention_layers", "residual_blocks", "perturbations") and not self.passthrough:
             return ()
         return getattr(self.denoiser, name)
 

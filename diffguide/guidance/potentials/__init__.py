@@ -9,6 +9,7 @@ from .base import (
     PotentialGuidanceBase,
 )
 from .clip import ClipPotential, PretrainedClip
+from .covariances import JFPS, MMPS, TMPD
 from .inverse import Deblur, Inpaint, LinearProblem, SuperResolution
 from .pictures import Box, FileMask, FilePicture, RandomMask, TestPicture
 from .posteriors import DPS, PiGDM, RePaint
@@ -16,8 +17,8 @@ from .steps import DecreasingSteps, EvenSteps, IncreasingSteps
 from .training_free import LGD, MPGD, TFG, FreeDoM, UniversalGuidance
 
 __all__ = [
-    "DPS", "LGD", "MPGD", "TFG", "Box", "Brightness", "ClipPotential", "Deblur", "DecreasingSteps", "EvenSteps",
-    "FileMask", "FilePicture", "FreeDoM", "IncreasingSteps", "Inpaint", "LinearProblem", "NoisyPotentialGuidance",
-    "PiGDM", "Potential", "PotentialDensity", "PotentialGuidance", "PotentialGuidanceBase", "PretrainedClip",
-    "RandomMask", "RePaint", "SuperResolution", "TestPicture", "UniversalGuidance",
+    "DPS", "JFPS", "LGD", "MMPS", "MPGD", "TFG", "TMPD", "Box", "Brightness", "ClipPotential", "Deblur",
+    "DecreasingSteps", "EvenSteps", "FileMask", "FilePicture", "FreeDoM", "IncreasingSteps", "Inpaint", "LinearProblem",
+    "NoisyPotentialGuidance", "PiGDM", "Potential", "PotentialDensity", "PotentialGuidance", "PotentialGuidanceBase",
+    "PretrainedClip", "RandomMask", "RePaint", "SuperResolution", "TestPicture", "UniversalGuidance",
 ]  # fmt: skip

@@ -129,16 +129,21 @@ class PotentialGuidanceBase(ScaledGuidance):
     ) -> tuple[Prediction, Tensor]:
         """The prediction and grad_{x_t} f(x0_hat(x_t)), through the network, in any grad mode."""
         with torch.enable_grad():
-            x = x_t if graph else x_t.detach().requires_grad_()
-            check_uncompiled(self.denoiser)
-            prediction = self.denoiser(x, t, y)
-            if not prediction.x_0.requires_grad:
-                raise SamplingError(
-                    f"this guidance differentiates the model, and {type(self.denoiser).__name__} has no gradient: take "
-                    "guidance=mpgd"
-                )
+            x, prediction = self.predict_with_graph(x_t, t, y, graph)
             value = self.value(prediction.x_0, t, y)
             return prediction, compute_gradient(self.potential, value, x, graph)
+
+    def predict_with_graph(self, x_t: Tensor, t: Tensor, y: Condition | None, graph: bool) -> tuple[Tensor, Prediction]:
+        """x_t, and the prediction as a function of it, for gradients through the network."""
+        x = x_t if graph else x_t.detach().requires_grad_()
+        check_uncompiled(self.denoiser)
+        prediction = self.denoiser(x, t, y)
+        if not prediction.x_0.requires_grad:
+            raise SamplingError(
+                f"this guidance differentiates the model, and {type(self.denoiser).__name__} has no gradient: take "
+                "guidance=mpgd"
+            )
+        return x, prediction
 
     def differentiate(self, x_0: Tensor, t: Tensor, y: Condition | None, graph: bool) -> Tensor:
         """grad_{x_0} f(x_0), without the network."""

@@ -46,6 +46,12 @@ class LinearProblem(Potential):
         """A x of examples [B, ...]."""
         raise NotImplementedError
 
+    def transpose(self, residual: Tensor, like: Tensor) -> Tensor:
+        """A^T residual, in the shape of examples `like` [B, ...]."""
+        with torch.enable_grad():
+            zero = torch.zeros_like(like, requires_grad=True)
+            return torch.autograd.grad(self.forward(zero), zero, residual, create_graph=residual.requires_grad)[0]
+
     def project(self, z: Tensor) -> Tensor:
         """The part of z [B, ...] in the range of A."""
         return z
