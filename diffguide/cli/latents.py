@@ -28,7 +28,7 @@ NONE = "diffguide.first_stages.sources.NoFirstStage"
 AUTOENCODER = "diffguide.objectives.autoencoder.AutoencoderObjective"
 PIXEL_CONDITIONS = ("diffguide.conditions.pictures.",)
 PLACES = ("path", "workers", "memory", "download")  # keys of a data set that do not change its pictures
-HINT = "diffguide-train objective=autoencoder (or experiment=own_images_autoencoder) trains one"
+HINT = "diffguide-train objective=autoencoder trains one, and first_stage=own_autoencoder before this training"
 DRY_RUN_EXAMPLES = 256  # of a split, encoded for a dry run
 
 

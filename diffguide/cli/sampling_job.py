@@ -123,7 +123,9 @@ def build_plan(
         sampler.times(guided)
     names, conditions = choose_conditions(config.get("prompts"), guided.conditioning, config["labels"])
     with convert_input_errors("labels"):
-        labels = resolve_labels(config["labels"], settings.n, names or source.class_names)
+        labels = resolve_labels(
+            config["labels"], settings.n, names or source.class_names, "prompt" if names else "class"
+        )
     if labels is None and not guided.has_null:
         if not guided.num_classes:
             raise ConfigError(

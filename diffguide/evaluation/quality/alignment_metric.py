@@ -25,6 +25,7 @@ class Alignment(Metric):
     """
 
     name = "alignment"
+    conditions = False
 
     def __init__(self, samples: str | None = None, count: int | None = None):
         self.folder = None if samples is None else Path(samples).expanduser()

@@ -50,6 +50,7 @@ class Quality(Metric):
     """
 
     name = "quality"
+    conditions = False
 
     def __init__(
         self,
