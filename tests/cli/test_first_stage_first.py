@@ -140,7 +140,7 @@ def test_a_dry_run_describes_what_is_trained_next(home, command):
     ("words", "expected"),
     [
         (["first_stage.recipe=nothing"], ["first_stage.recipe", "nothing"]),
-        (["first_stage.recipe=gmm2d", "first_stage.overrides={training.images: 64}"], ["first_stage.recipe", "backbone.channels"]),
+        (["first_stage.recipe=gmm2d"], ["first_stage.recipe", "backbone.channels"]),
         (["first_stage.overrides={backbone.chanels: 4}"], ["first_stage.overrides", "chanels"]),
         (["first_stage.overrides={backbone.channels: -4}"], ["channels=-4"]),
         (["first_stage.path=nothing"], ["first_stage", "nothing"]),
