@@ -66,6 +66,7 @@ class Conditioning(nn.Module):
         channels: number of channels beside those of x.
         column: the column of the data that it reads; "" = none.
         reads_text: whether `read` takes texts.
+        gives_vectors: whether `embed` gives vectors of a network or an encoder, to which guidance=cads adds noise.
     """
 
     vector_features: int = 0
@@ -73,6 +74,7 @@ class Conditioning(nn.Module):
     channels: int = 0
     column: str = ""
     reads_text: bool = False
+    gives_vectors: bool = False
 
     def forward(self, y: Condition | None, x: Tensor) -> Context:
         """The context of the rows of x [B, ...]; None, and rows without condition, are the null condition.
@@ -89,6 +91,10 @@ class Conditioning(nn.Module):
     def settle(self, node: Mapping[str, Any]) -> dict[str, Any]:
         """The node that this was built from, with what was read from other files: a checkpoint is built without them."""
         return dict(node)
+
+    def explain(self) -> Mapping[str, str]:
+        """What the tensors of its conditions hold, by their names, for who gets them without this package."""
+        return {}
 
     def tabulate(self, columns: Mapping[str, Any], labels: Tensor) -> ConditionTable:
         """The conditions of a split.

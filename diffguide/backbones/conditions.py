@@ -5,6 +5,7 @@ A condition y is None (no condition in any row), class indices [B] with -1 for "
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, ClassVar, Self
 
 import torch
@@ -33,9 +34,14 @@ class RowCondition:
     Attributes:
         names: of its tensors, which are the first arguments of its constructor; one that may be missing is None.
         keep: [B] bool; False = no condition in this row, its tensors are ignored.
+        says_none: whether the tensors say themselves which rows have no condition, for keep = None.
+        embeddings: names of the tensors that are vectors of a network or an encoder -> of the mask [B, L] of their tokens,
+            "" = they have no tokens.
     """
 
     names: ClassVar[tuple[str, ...]] = ()
+    says_none: ClassVar[bool] = False
+    embeddings: ClassVar[Mapping[str, str]] = MappingProxyType({})
     keep: Tensor
 
     def tensors(self) -> list[Tensor | None]:
@@ -67,14 +73,14 @@ class RowCondition:
         joined = (None if column[0] is None else torch.cat(column) for column in columns)
         return self.rebuild(joined, torch.cat([part.keep for part in (self, *others)]))
 
-    def rebuild(self, tensors: Iterable[Tensor | None], keep: Tensor) -> Self:
+    def rebuild(self, tensors: Iterable[Tensor | None], keep: Tensor | None) -> Self:
         """A condition of this class, of tensors in the order of `names`."""
         return type(self)(*tensors, keep=keep)  # type: ignore[call-arg]  # every subclass takes them
 
 
 def check_rows(kind: str, expected: str, fits: bool, keep: Tensor, *parts: Tensor | None) -> None:
     """Raises ValueError for tensors of other shapes than `expected`, or a mask that is not one boolean per row."""
-    count = next(len(part) for part in parts if part is not None)
+    count = next(part.shape[0] for part in parts if part is not None)  # len() would fix the rows of an exported program
     if not fits or keep.shape != (count,) or keep.dtype != torch.bool:
         found = [f"{list(part.shape)} of {part.dtype}" for part in (*parts, keep) if part is not None]
         raise ValueError(f"{kind} needs {expected} and keep [B] of booleans, got {' and '.join(found)}")
@@ -82,7 +88,7 @@ def check_rows(kind: str, expected: str, fits: bool, keep: Tensor, *parts: Tenso
 
 def every_row(like: Tensor) -> Tensor:
     """[B] of True."""
-    return torch.ones(len(like), dtype=torch.bool, device=like.device)
+    return torch.ones(like.shape[0], dtype=torch.bool, device=like.device)
 
 
 class Embedding(RowCondition):
@@ -96,7 +102,7 @@ class Embedding(RowCondition):
         ValueError: other shapes, or a mask that is not boolean.
     """
 
-    names = ("vectors",)
+    names, embeddings = ("vectors",), MappingProxyType({"vectors": ""})
 
     def __init__(self, vectors: Tensor, keep: Tensor | None = None):
         keep = every_row(vectors) if keep is None else keep
@@ -119,7 +125,7 @@ class TokenIds(RowCondition):
         ValueError: other shapes, or a mask that is not boolean.
     """
 
-    names = ("ids",)
+    names, says_none = ("ids",), True
 
     def __init__(self, ids: Tensor, keep: Tensor | None = None):
         keep = (ids != 0).any(-1) if keep is None else keep
@@ -134,18 +140,19 @@ class TokenStates(RowCondition):
         states: [B, L, D].
         mask: [B, L] bool, True = a token, False = padding.
         pooled: [B, P]; None = the encoder has none.
-        keep: [B] bool; None = a condition in every row.
+        keep: [B] bool; None = every row that has a token.
 
     Raises:
         ValueError: other shapes, or masks that are not boolean.
     """
 
-    names = ("states", "mask", "pooled")
+    names, says_none = ("states", "mask", "pooled"), True
+    embeddings = MappingProxyType({"states": "mask", "pooled": ""})
 
     def __init__(self, states: Tensor, mask: Tensor, pooled: Tensor | None = None, keep: Tensor | None = None):
-        keep = every_row(states) if keep is None else keep
         fits = states.ndim == 3 and mask.shape == states.shape[:2] and mask.dtype == torch.bool
-        fits = fits and (pooled is None or pooled.ndim == 2 and len(pooled) == len(states))
+        fits = fits and (pooled is None or pooled.ndim == 2 and pooled.shape[0] == states.shape[0])
+        keep = mask.any(-1) if keep is None else keep
         check_rows("TokenStates", "states [B, L, D], mask [B, L], pooled [B, P]", fits, keep, states, mask, pooled)
         self.states, self.mask, self.pooled, self.keep = states, mask, pooled, keep
 
@@ -161,7 +168,7 @@ class Attributes(RowCondition):
         ValueError: other shapes, or a mask that is not boolean.
     """
 
-    names = ("values",)
+    names, says_none = ("values",), True
 
     def __init__(self, values: Tensor, keep: Tensor | None = None):
         keep = (values >= 0).any(-1) if keep is None else keep
@@ -180,7 +187,7 @@ class Numbers(RowCondition):
         ValueError: other shapes, whole numbers, or a mask that is not boolean.
     """
 
-    names = ("values",)
+    names, says_none = ("values",), True
 
     def __init__(self, values: Tensor, keep: Tensor | None = None):
         keep = (~values.isnan()).any(-1) if keep is None else keep
@@ -219,7 +226,8 @@ class Several(RowCondition):
 
     def __init__(self, parts: Mapping[str, "Condition"]):
         self.parts = dict(parts)
-        if len({len(part) for part in self.parts.values()}) != 1:
+        counts = [has_condition(part).shape[0] for part in self.parts.values()]
+        if not counts or any(count != counts[0] for count in counts):
             found = {name: len(part) for name, part in self.parts.items()}
             raise ValueError(f"the parts of a condition need the same number of rows, got {found}")
 

@@ -181,7 +181,10 @@ class DiffusersNetwork(Backbone):
         Podell et al., "SDXL", 2023, arXiv 2307.01952, section 2.2.
         """
         sides = [self.downsampling * side for side in x.shape[2:]]
-        return {"text_embeds": vector, "time_ids": vector.new_tensor([*sides, 0, 0, *sides]).expand(len(vector), -1)}
+        return {
+            "text_embeds": vector,
+            "time_ids": vector.new_tensor([*sides, 0, 0, *sides]).expand(vector.shape[0], -1),
+        }
 
     def context_inputs(self, context: Context, x: Tensor, dtype: torch.dtype) -> dict[str, Any]:
         """The arguments of a call for a context; padding is zeros for a network that has no mask."""

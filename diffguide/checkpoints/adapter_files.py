@@ -21,7 +21,7 @@ from ..files.safetensors import CheckpointError
 from ..files.weights import Weights, hash_weights, read_json
 from .validation import FLOATS, check_finite_tensor
 
-__all__ = ["CONFIG_FILE", "HEADER_KEY", "PREFIX", "WEIGHTS_FILE", "add_adapter_file", "identify_adapter"]
+__all__ = ["CONFIG_FILE", "HEADER_KEY", "PREFIX", "WEIGHTS_FILE", "add_adapter_file", "identify_adapter", "is_adapter"]
 
 WEIGHTS_FILE, CONFIG_FILE = "adapter_model.safetensors", "adapter_config.json"  # of peft
 HEADER_FILE, HEADER_KEY = "pytorch_lora_weights.safetensors", "lora_adapter_metadata"  # of diffusers
@@ -96,10 +96,22 @@ def identify_adapter(folder: str | Path | None, scale: float) -> dict[str, Any]:
     return {"adapter": str(folder), "adapter_sha256": hash_weights(find_adapter(folder)), "adapter_scale": scale}
 
 
+def is_adapter(folder: str | Path) -> bool:
+    """Whether a folder has the matrices of an adapter."""
+    try:
+        return bool(adapter_files(Path(folder).expanduser()))
+    except OSError:
+        return False
+
+
+def adapter_files(folder: Path) -> list[Path]:
+    return [folder / name for name in (WEIGHTS_FILE, HEADER_FILE) if (folder / name).is_file()]
+
+
 def find_adapter(folder: Path) -> Path:
     """The file of an adapter's matrices in a folder; raises CheckpointError where there is none."""
     try:
-        found = [folder / name for name in (WEIGHTS_FILE, HEADER_FILE) if (folder / name).is_file()]
+        found = adapter_files(folder)
     except OSError as error:  # too long a name, no permission
         raise CheckpointError(f"adapter={folder} cannot be read: {error}") from error
     if not found:

@@ -4,8 +4,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ..checkpoints import store as checkpoints
+from ..checkpoints.adapter_files import identify_adapter, is_adapter
 from ..config.build import ConfigError
 from ..files.weights import hash_weights
+from ..nodes.annotations import fits
 from ..objectives import Objective
 from ..training.ancestry import copy_weights
 from .arguments import changed_keys
@@ -13,6 +15,7 @@ from .inheritance import inherit_config, take_shape
 
 __all__ = ["Ancestor", "find_ancestor"]
 
+PLACE = {"path": str, "null_class": int, "adapter": str, "adapter_scale": float}  # of init_from as a mapping
 INHERITED = ("backbone", "schedule", "objective")  # of the model
 FACTS = {"in_channels": "channels", "num_classes": "num_classes", "size": "size"}  # of a backbone -> of a data set
 FILLED = ("in_channels", "out_channels", "sample_size", "num_class_embeds", "num_embeds_ada_norm")  # from these facts
@@ -54,16 +57,17 @@ def find_ancestor(config: dict[str, Any]) -> tuple[dict[str, Any], Ancestor | No
     Raises:
         ConfigError: no such model, or one that cannot be trained further.
     """
-    path = config.get("init_from")
-    if path is None:
+    if config.get("init_from") is None:
         return config, None
-    if not isinstance(path, str):
-        raise ConfigError(f"init_from must be a run folder or a folder of diffusers, got {path!r}")
+    place = read_place(config["init_from"])
+    path = place.pop("path")
     try:
         file = checkpoints.find(path)
-        loaded = checkpoints.load(file, "ema", trust=config["trust"])
+        loaded = checkpoints.load(file, "ema", trust=config["trust"], **place)
+        adapter = identify_adapter(place.get("adapter"), place.get("adapter_scale", 1.0))
     except checkpoints.CheckpointError as error:
-        raise ConfigError(f"init_from: {error}") from error
+        alone = f"; it is an adapter: write init_from={{path:<network>,adapter:{path}}}" if is_adapter(path) else ""
+        raise ConfigError(f"init_from: {error}{alone}") from error
     config = {**config, "dataset": take_shape(config["dataset"], loaded.facts["shape"])}
     nodes = {key: loaded.config[key] for key in INHERITED}
     check_recipe(config["objective"], nodes["objective"])
@@ -71,11 +75,28 @@ def find_ancestor(config: dict[str, Any]) -> tuple[dict[str, Any], Ancestor | No
     if "p_uncond" in nodes["objective"]:
         nodes["objective"] = {**nodes["objective"], "p_uncond": config["p_uncond"]}
     merged = inherit_config(config, {**config, **nodes}, {}, ignored=["experiment"])
-    identity = {"checkpoint": str(file), "sha256": hash_weights(file), "images": loaded.facts["images"]}
+    identity = {"checkpoint": str(file), "sha256": hash_weights(file), "images": loaded.facts["images"]} | adapter
     if loaded.facts.get("origin"):
         identity["origin"] = loaded.facts["origin"]
     merged["ancestry"] = identity
     return merged, Ancestor(loaded, identity, explain_experiment())
+
+
+def read_place(value: Any) -> dict[str, Any]:
+    """The arguments of `checkpoints.store.load` that init_from gives: a path, or a mapping with `path`.
+
+    Raises:
+        ConfigError: anything else.
+    """
+    given = {"path": value} if isinstance(value, str) else value
+    if isinstance(given, Mapping):
+        given = {name: part for name, part in given.items() if part is not None}
+        if "path" in given and all(name in PLACE and fits(part, PLACE[name]) for name, part in given.items()):
+            return given
+    raise ConfigError(
+        "init_from must be a run folder or a folder of diffusers, or {path: <it>, null_class: <row>, adapter: <folder>, "
+        f"adapter_scale: <number>}}, got {value!r}"
+    )
 
 
 def check_recipe(chosen: Mapping[str, Any], objective: Mapping[str, Any]) -> None:

@@ -24,15 +24,16 @@ def read_prompts(value: Any) -> list[Any]:
         ConfigError: no prompt, too many, or a file that cannot be read.
     """
     if isinstance(value, Sequence) and not isinstance(value, str):
-        prompts = list(value)
+        prompts = ["" if prompt is None else prompt for prompt in value]
     elif value == STDIN:
-        prompts = sys.stdin.read(MAX_BYTES).splitlines()
+        prompts = split_lines(sys.stdin.read(MAX_BYTES))
     elif isinstance(value, str) and Path(value).suffix == ".txt":
         prompts = read_lines(Path(value).expanduser())
     else:
         prompts = [value]
     if not 1 <= len(prompts) <= MAX_PROMPTS:
-        raise ConfigError(f"prompts must be 1 to {MAX_PROMPTS} texts, got {len(prompts)}")
+        where = {STDIN: " in stdin"}.get(value, f" in {value}") if isinstance(value, str) else ""
+        raise ConfigError(f"prompts must be 1 to {MAX_PROMPTS} texts, got {len(prompts) or 'none'}{where}")
     return prompts
 
 
@@ -41,13 +42,18 @@ def read_lines(path: Path) -> list[str]:
     try:
         if path.stat().st_size > MAX_BYTES:
             raise ConfigError(f"prompts: {path} is too large for a list of texts")
-        return path.read_text(encoding="utf-8").splitlines()
+        return split_lines(path.read_text(encoding="utf-8"))
     except UnicodeDecodeError as error:
         raise ConfigError(
             f"prompts: {path} is not UTF-8: byte {error.start} is {error.object[error.start]:#04x}"
         ) from error
     except OSError as error:
         raise ConfigError(f"prompts: {path} cannot be read: {error.strerror}") from error
+
+
+def split_lines(text: str) -> list[str]:
+    """Its lines, without the mark with which some editors begin a file of UTF-8."""
+    return text.removeprefix("\ufeff").splitlines()
 
 
 def read_conditions(prompts: Sequence[Any], conditioning: Conditioning | None) -> tuple[list[str], RowCondition]:
@@ -70,7 +76,8 @@ def read_conditions(prompts: Sequence[Any], conditioning: Conditioning | None) -
 def show_prompt(prompt: Any) -> str:
     """A prompt for manifests and pictures."""
     if isinstance(prompt, Mapping):
-        return ", ".join(f"{name}: {show_prompt(value)}" for name, value in prompt.items())
+        given = {name: value for name, value in prompt.items() if value is not None}
+        return ", ".join(f"{name}: {show_prompt(value)}" for name, value in given.items())
     if isinstance(prompt, Sequence) and not isinstance(prompt, str):
         return ", ".join(map(str, prompt))
     return str(prompt)

@@ -1,7 +1,7 @@
 """The texts of a data set as a table of conditions: one of the texts of an example is drawn each time that it is seen."""
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -9,7 +9,7 @@ from torch import Tensor
 from ..backbones.conditioning import ConditionTable
 from ..backbones.conditions import Condition, RowCondition
 
-__all__ = ["CaptionTable"]
+__all__ = ["CaptionTable", "read_text"]
 
 
 class Rows(Protocol):
@@ -20,6 +20,19 @@ class Rows(Protocol):
     def to(self, device: torch.device) -> "Rows":
         """The same on a device, as far as they are in memory."""
         ...
+
+
+def read_text(value: Any) -> str:
+    """A text as a person wrote it, where YAML may have read a number or a truth value; None and "" = no condition.
+
+    Raises:
+        ValueError: a list or a mapping.
+    """
+    if isinstance(value, bool):
+        return str(value).lower()
+    if value is not None and not isinstance(value, str | int | float):
+        raise ValueError(f"{value} must be one text; a text with commas or colons needs quotes")
+    return "" if value is None else str(value)
 
 
 class CaptionTable(ConditionTable):

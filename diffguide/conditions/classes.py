@@ -33,6 +33,8 @@ class Classes(Conditioning):
         features: length of the vectors.
     """
 
+    gives_vectors = True
+
     def __init__(self, num_classes: int, features: int = 64):
         super().__init__()
         self.num_classes = check_whole("condition.num_classes", num_classes, 1)
@@ -96,6 +98,11 @@ class MultiLabel(Conditioning):
             )
         values = torch.where(y.keep[:, None], y.values, -1)
         return Context(torch.cat([values == 1, values == 0], dim=1).to(x.dtype))
+
+    def explain(self) -> Mapping[str, str]:
+        return {
+            "values": f"of {', '.join(self.names)}: 1 = has it, 0 = has it not, -1 = not said; all -1 = no condition"
+        }
 
     def tabulate(self, columns: Mapping[str, Any], labels: Tensor) -> ConditionTable:
         values = torch.as_tensor(find_column(columns, self.column, "condition=multi_label"))

@@ -187,7 +187,8 @@ class TextEncoder(ABC):
         for text, count in zip(texts, counts):
             if count > self.length:
                 raise ValueError(
-                    f"a text has {count} tokens, but condition.length={self.length} allows no more: {text[:40]}..."
+                    f"a text has {count} tokens, but condition.length={self.length} allows no more: {text[:40]}... (shorten "
+                    "it, or train with a larger condition.length)"
                 )
 
 

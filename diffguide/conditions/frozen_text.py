@@ -11,7 +11,7 @@ from ..backbones.conditioning import Conditioning, ConditionTable, Context, find
 from ..backbones.conditions import Condition, TokenStates
 from ..files.run_folders import WriteError
 from ..runtime.ranges import check_range, check_whole
-from .captions import CaptionTable
+from .captions import CaptionTable, read_text
 from .clip_and_t5 import ClipEncoder, T5Encoder
 from .encoded_texts import DEFAULT_MEMORY, EncodedTexts, PackedTexts, encode_texts, pad_encodings
 from .encoders import Encoding, TextEncoder
@@ -39,7 +39,7 @@ class FrozenText(Conditioning):
         ValueError: an encoder that is missing or damaged, or a number out of range.
     """
 
-    reads_text = True
+    reads_text = gives_vectors = True
     empty_states: Tensor
     empty_mask: Tensor
     empty_pooled: Tensor
@@ -99,8 +99,16 @@ class FrozenText(Conditioning):
     def settle(self, node: Mapping[str, Any]) -> dict[str, Any]:
         return {**node, "sha256": self.sha256, "features": self.token_features}
 
+    def explain(self) -> Mapping[str, str]:
+        encoder = f"by the encoder of condition={self.encoder.kind} with sha256 {self.sha256[:12]}"
+        return {
+            "states": f"a vector per token of the text {encoder}",
+            "mask": "true = a token, false = padding; all false = no condition",
+            "pooled": f"a vector for the text {encoder}",
+        }
+
     def forward(self, y: Condition | None, x: Tensor) -> Context:
-        rows, null = len(x), (self.empty_states, self.empty_mask, self.empty_pooled)
+        rows, null = x.shape[0], (self.empty_states, self.empty_mask, self.empty_pooled)
         states, mask, pooled = (part.expand(rows, *part.shape) for part in null)
         if y is not None:
             if not isinstance(y, TokenStates) or y.states.shape[1:] != self.empty_states.shape or y.pooled is None:
@@ -110,7 +118,8 @@ class FrozenText(Conditioning):
                     f"condition={self.encoder.kind}, got {type(y).__name__}{found}"
                 )
             states = torch.where(y.keep[:, None, None], y.states.to(states.dtype), states)
-            mask = torch.where(y.keep[:, None], y.mask, mask)
+            keep = y.keep[:, None]
+            mask = keep & y.mask | ~keep & mask  # onnxruntime has no torch.where of booleans
             pooled = torch.where(y.keep[:, None], y.pooled.to(pooled.dtype), pooled)
         return Context(pooled, states, mask)
 
@@ -129,7 +138,7 @@ class FrozenText(Conditioning):
 
     def read(self, values: Sequence[Any]) -> TokenStates:
         """Texts; "" = no condition."""
-        texts = [str(value) for value in values]
+        texts = [read_text(value) for value in values]
         given = list(dict.fromkeys(text for text in texts if text))
         found = dict(zip(given, self.encode(given) if given else []))
         nothing = Encoding(torch.zeros(0, self.token_features), torch.zeros(self.vector_features))

@@ -69,6 +69,9 @@ class Continuous(Conditioning):
         parts = [torch.ones_like(u), u, *(angle.sin() for angle in angles), *(angle.cos() for angle in angles)]
         return Context(torch.cat([torch.where(given, part, 0.0) for part in parts], dim=1).to(x.dtype))
 
+    def explain(self) -> Mapping[str, str]:
+        return {"values": f"{', '.join(self.names)}, in the units of the data; NaN = not said, all NaN = no condition"}
+
     def tabulate(self, columns: Mapping[str, Any], labels: Tensor) -> ConditionTable:
         values = torch.as_tensor(find_column(columns, self.column, "condition=continuous"), dtype=torch.float32)
         if values.ndim != 2 or values.shape[1] != len(self.names) or values.isinf().any():

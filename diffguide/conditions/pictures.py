@@ -41,6 +41,7 @@ class OwnPicture(Conditioning):
     """
 
     draws = 0
+    meaning: str  # of the picture that the network gets
 
     def __init__(self, in_channels: int, size: int, extra: int = 0):
         super().__init__()
@@ -64,6 +65,9 @@ class OwnPicture(Conditioning):
             )
         known = y.keep.to(x.dtype)[:, None, None, None].expand(-1, 1, *x.shape[2:])
         return Context(channels=torch.cat([mask_rows(y.x.to(x.dtype), y.keep), known], dim=1))
+
+    def explain(self) -> Mapping[str, str]:
+        return {"x": self.meaning}
 
     def tabulate(self, columns: Mapping[str, Any], labels: Tensor) -> ConditionTable:
         return OwnPictures(self)
@@ -104,6 +108,10 @@ class LowResolution(OwnPicture):
         factor: how many times smaller, at least 2; divides the size.
     """
 
+    meaning = (
+        "the smaller picture in [-1, 1], enlarged to the side of x by bilinear interpolation (align_corners=False)"
+    )
+
     def __init__(self, in_channels: int, size: int, factor: int = 4):
         super().__init__(in_channels, size)
         self.factor = check_whole("condition.factor", factor, 2)
@@ -133,6 +141,7 @@ class Masked(OwnPicture):
     """
 
     draws = 4
+    meaning = "the picture in [-1, 1] with 0 in the hole, and a channel that is 0 in the hole and 1 outside of it"
 
     def __init__(self, in_channels: int, size: int, least: float = 0.25, most: float = 0.75):
         super().__init__(in_channels, size, extra=1)

@@ -75,6 +75,7 @@ class SeveralConditions(Conditioning):
         self.vector_features = sum(part.vector_features for part in parts.values())
         self.channels = sum(part.channels for part in parts.values())
         self.reads_text = any(part.reads_text for part in parts.values())
+        self.gives_vectors = any(part.gives_vectors for part in parts.values())
         self.projections = nn.ModuleDict(
             {
                 name: nn.Linear(length, self.token_features)
@@ -136,7 +137,7 @@ class SeveralConditions(Conditioning):
         if isinstance(value, Mapping):
             for name in value:
                 self.part(name)
-            return value
+            return {name: "" if part is None else part for name, part in value.items()}
         if value != "" and not self.reads_text:
             raise ValueError(
                 f"{value} must name its part, as in {{{', '.join(f'{name}: ...' for name in self.parts)}}}"

@@ -6,17 +6,19 @@ from typing import Any
 import numpy
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from ..backbones.attention import attention
 from ..backbones.conditioning import Conditioning, ConditionTable, Context, find_column
-from ..backbones.conditions import Condition, RowCondition, TokenIds, check_rows
+from ..backbones.conditions import Condition, RowCondition, TokenIds, TokenStates, check_rows
 from ..runtime.ranges import check_whole
-from .captions import CaptionTable
+from .captions import CaptionTable, read_text
 
 __all__ = ["ByteText", "EncodedText", "bytes_to_ids"]
 
 PADDING, FIRST_BYTE, END = 0, 1, 257  # indices: byte b is b + 1
 VOCABULARY = 258
+WINDOW = 5  # bytes that a byte sees before it is merged
 
 
 class EncodedText(RowCondition):
@@ -30,6 +32,7 @@ class EncodedText(RowCondition):
     """
 
     names = ("states", "mask", "pooled", "empty_states", "empty_pooled")
+    embeddings = TokenStates.embeddings
 
     def __init__(
         self, states: Tensor, mask: Tensor, pooled: Tensor, empty_states: Tensor, empty_pooled: Tensor, keep: Tensor
@@ -56,13 +59,38 @@ class TextBlock(nn.Module):
         return h + self.mlp(self.norm_mlp(h))
 
 
-class ByteText(Conditioning):
-    """The bytes of a text (UTF-8) and an end token through a transformer: a vector per byte, and their mean.
+class TokenMerger(nn.Module):
+    """Neighbouring tokens [B, L, D] into [B, L / stride, D]: h + gelu(a * h), then w * h with steps of `stride`.
 
-    The null condition is the empty text: the end token alone.
+    a is a convolution over `WINDOW` tokens, so that a token knows its neighbours, and w one over `stride` tokens. Clark et al.,
+    "CANINE: pre-training an efficient tokenization-free encoder for language representation", 2021, arXiv 2103.06874, section
+    3.2, merges characters by such a strided convolution, with local attention in place of a. Padding counts as 0.
+    """
+
+    def __init__(self, features: int, stride: int):
+        super().__init__()
+        self.neighbours = nn.Conv1d(features, features, WINDOW, padding=WINDOW // 2)
+        self.merge = nn.Conv1d(features, features, stride, stride)
+
+    def forward(self, h: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        stride = self.merge.kernel_size[0]
+        padding = -h.shape[1] % stride
+        mask = functional.pad(mask, (0, padding))
+        present = mask[:, None].to(h.dtype)
+        h = functional.pad(h, (0, 0, 0, padding)).transpose(1, 2) * present
+        h = h + functional.gelu(self.neighbours(h), approximate="tanh") * present
+        return self.merge(h).transpose(1, 2), mask.unflatten(1, (-1, stride)).any(2)
+
+
+class ByteText(Conditioning):
+    """The bytes of a text (UTF-8) and an end token through a transformer: a vector per token, and their mean.
+
+    The null condition is the empty text: the end token alone. A token is a byte, or `stride` bytes that are merged at the door:
+    fewer tokens make attention to them cheaper, and words are found sooner.
 
     Arguments:
-        length: tokens at most, the end among them.
+        length: bytes at most, the end among them.
+        stride: bytes merged into a token, divides `length`; 1 = every byte is a token.
         features: length of the vectors.
         layers: number of transformer blocks.
         heads: attention heads, divide `features`.
@@ -73,7 +101,7 @@ class ByteText(Conditioning):
         ValueError: a number out of range.
     """
 
-    reads_text = True
+    reads_text = gives_vectors = True
 
     def __init__(
         self,
@@ -83,15 +111,19 @@ class ByteText(Conditioning):
         heads: int = 4,
         column: str = "captions",
         double_differentiable: bool = False,
+        stride: int = 1,
     ):
         super().__init__()
         self.length, self.column = check_whole("condition.length", length, 2), column
         check_whole("condition.layers", layers, 0)
+        if check_whole("condition.stride", stride, 1) > 1 and length % stride:
+            raise ValueError(f"condition.stride must divide condition.length={length}, got {stride}")
         if heads < 1 or features < 1 or features % heads:
             raise ValueError(f"condition.features must be a multiple of heads={heads}, at least 1, got {features}")
         self.vector_features = self.token_features = features
         self.tokens = nn.Embedding(VOCABULARY, features)
-        self.positions = nn.Parameter(0.02 * torch.randn(length, features))
+        self.positions = nn.Parameter(0.02 * torch.randn(length // stride, features))
+        self.merger = TokenMerger(features, stride) if stride > 1 else None
         self.blocks = nn.ModuleList(TextBlock(features, heads, double_differentiable) for _ in range(layers))
         self.norm = nn.LayerNorm(features)
 
@@ -107,9 +139,11 @@ class ByteText(Conditioning):
         return Context(torch.where(y.keep[:, None], y.pooled, y.empty_pooled), states, mask)
 
     def encode(self, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(Pooled [B, D], states [B, L, D], mask [B, L]) of indices [B, L], each row with a token."""
-        mask = ids != PADDING
-        h = self.tokens(ids.long()) + self.positions[: ids.shape[1]]
+        """(Pooled [B, D], states [B, L / stride, D], mask [B, L / stride]) of indices [B, L], each row with a token."""
+        h, mask = self.tokens(ids.long()), ids != PADDING
+        if self.merger is not None:
+            h, mask = self.merger(h, mask)
+        h = h + self.positions[: h.shape[1]]
         for block in self.blocks:
             h = block(h, mask)
         h = self.norm(h)
@@ -125,12 +159,22 @@ class ByteText(Conditioning):
         empty = empty_states[:, 0].expand(len(y), -1), empty_pooled.expand(len(y), -1)
         return EncodedText(states, mask, pooled, *empty, keep=y.keep)
 
+    def explain(self) -> Mapping[str, str]:
+        return {"ids": f"UTF-8 bytes, each + {FIRST_BYTE}, then {END}, then {PADDING} as padding; all 0 = no condition"}
+
     def tabulate(self, columns: Mapping[str, Any], labels: Tensor) -> ConditionTable:
-        return CaptionTable(find_column(columns, self.column, "condition=text"), self.read)
+        captions = find_column(columns, self.column, "condition=text")
+        longest = max((text for given in captions for text in given), key=lambda text: len(text.encode()), default="")
+        if (count := len(longest.encode())) >= self.length:
+            raise ValueError(
+                f"the longest text of the data has {count} bytes, but condition.length={self.length} allows {self.length - 1}: "
+                f"set condition.length={count + 1}, or shorten {longest[:40]}..."
+            )
+        return CaptionTable(captions, self.read)
 
     def read(self, values: Sequence[Any]) -> TokenIds:
         """Texts; "" = no condition."""
-        return TokenIds(bytes_to_ids([str(value) for value in values], self.length))
+        return TokenIds(bytes_to_ids([read_text(value) for value in values], self.length))
 
 
 def empty_ids(rows: int, length: int, device: torch.device) -> Tensor:

@@ -17,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from ..nodes.old_names import OPTIONS
-from .files import ConfigFiles, dotted_keys, to_plain
+from .files import ConfigFiles, dotted_keys, select_key, to_plain
 from .quoting import explain_unreadable, parse_override
 
 __all__ = ["COMMANDS", "Names", "SYNONYMS", "explain", "format_error", "no_key", "parse_words", "wrong_choice"]
@@ -179,6 +179,8 @@ class Names:
             return no_key(key, list(self.all_choices), "group")
         if key.startswith("hydra."):
             return None
+        if select_key(self.tree, key.rpartition(".")[0]) == {}:  # of names that the user chooses
+            return f"{key.rpartition('.')[0]} is empty: add an entry with + in front, +{key}=<value>"
         if group not in self.files.groups:
             return self.explain_missing_key(key)
         places = [place for place in self.choices if place.partition("@")[0] == group]

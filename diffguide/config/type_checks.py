@@ -9,7 +9,7 @@ from typing import Any
 from hydra.utils import get_object
 from omegaconf import MISSING
 
-from ..class_names import ConditionValue
+from ..class_names import ConditionValue, ConditionValues
 from ..nodes.annotations import (
     describe_hint,
     element_hint,
@@ -111,6 +111,8 @@ def describe_value(hint: Any, where: str, value: Any = None) -> str:
     """An annotation in words, with the way to give such an option or node on the command line."""
     if hint == ConditionValue:
         return "a class, by name or index, or a text"
+    if hint == ConditionValues:
+        return "a list of classes, by name or index, or of texts"
     if not takes_node(value_hint(hint) or element_hint(hint) or hint) or is_stored_model(hint):
         return describe_hint(hint)
     choice, options = choice_for(hint, where) or (None, [])

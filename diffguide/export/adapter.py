@@ -13,9 +13,9 @@ from ..checkpoints.adapter_files import HEADER_KEY, PREFIX, WEIGHTS_FILE
 from ..checkpoints.store import Loaded
 from ..files.run_folders import write_atomically
 from .description import describe
+from .errors import ExportError
 from .formats import Format, write_model_json
 from .paths import shorten_paths
-from .programs import ExportError
 
 __all__ = ["PeftAdapter"]
 
@@ -88,6 +88,8 @@ def readme(loaded: Loaded, backbone: LoRA, network: nn.Module) -> str:
     """README.md of the folder."""
     ancestry = shorten_paths(loaded.config.get("ancestry") or {})
     known = f"Its file {ancestry['checkpoint']} has the SHA-256 {ancestry['sha256']}." if ancestry else ""
+    if "adapter" in ancestry:
+        known += f" {ancestry['adapter_scale']:g} times the adapter {ancestry['adapter']} was added to it before."
     loads = hasattr(network, "load_lora_adapter")
     return README.format(
         name=loaded.config.get("name") or "adapter",

@@ -6,12 +6,14 @@ from typing import Any
 
 import torch
 
+from ..backbones.conditions import Attributes, Numbers, RowCondition, TokenIds
 from ..checkpoints.store import Loaded
 from ..models.preconditioned import Preconditioned
 from ..models.protocols import Denoiser
 from ..version import __version__
+from .errors import ExportError
 from .paths import shorten_paths
-from .programs import input_names, output_names
+from .programs import condition_inputs, input_names, output_names
 
 __all__ = ["describe", "write_readme"]
 
@@ -20,7 +22,6 @@ LEVELS = 1000  # steps of the table of a continuous schedule
 INPUTS = {
     "x_t": "float32 [batch, *shape], x_t = alpha x_0 + sigma eps",
     "log_snr": "float32 [batch], log(alpha^2 / sigma^2) of each row",
-    "label": "int64 [batch], index of a class",
 }
 OUTPUTS = {
     "x_0": "float32 [batch, *shape], estimate of the clean data",
@@ -44,7 +45,7 @@ def describe(loaded: Loaded, weights: str) -> dict[str, Any]:
         record |= {"null_label": -1 if model.conditional and model.has_null else None}
     if isinstance(model, Preconditioned):
         record |= {
-            "inputs": {name: INPUTS[name] for name in input_names(model)},
+            **describe_inputs(model),
             "outputs": {name: OUTPUTS[name] for name in output_names(model)},
             "levels": tabulate_levels(model),
         }
@@ -72,6 +73,24 @@ def tabulate_levels(model: Preconditioned) -> dict[str, list[float]]:
     return {name: column.tolist() for name, column in columns.items()}
 
 
+def describe_inputs(model: Preconditioned) -> dict[str, Any]:
+    """What a program takes; `condition` has the tensors of a text, of attributes, ..., where the model has such a condition."""
+    try:
+        conditions = condition_inputs(model)[1]
+    except ExportError:  # of a format without a program
+        return {}
+    shapes = {name: ", ".join(["batch", *map(str, given.shape)]) for name, given in conditions.items()}
+    inputs = {name: f"{given.dtype} [{shapes[name]}], {given.meaning}" for name, given in conditions.items()}
+    record = {"inputs": INPUTS | inputs}
+    if model.conditioning is None:
+        return record
+    facts = {
+        name: {"dtype": given.dtype, "shape": given.shape, "null": given.null_value}
+        for name, given in conditions.items()
+    }
+    return record | {"condition": facts, "null_trained": model.has_null}
+
+
 ABOUT = """# {name}
 
 {files}
@@ -96,6 +115,17 @@ LABELS = {
     "classes": "Labels are class indices from 0 to {last}. It was not trained without a label: there is no guidance by labels.",
     "null": """Labels are class indices from 0 to {last}; -1 is no class. Guidance is `weak + scale (strong - weak)` of the
 outputs with label and with -1: scale 1 is off, and scale 1 + w is Ho and Salimans' w.""",
+}
+CONDITIONS = """The condition is {tensors}: `condition` in `{record}` has the type and the shape of
+a row, and the number that fills a tensor in rows without condition ({null}). In words:
+
+{meanings}
+{guidance}"""
+NULL_GUIDANCE = {
+    True: """
+Guidance is `weak + scale (strong - weak)` of the outputs with and without condition: scale 1 is off.""",
+    False: """
+It was not trained without condition: there is no guidance by the condition.""",
 }
 SAMPLE = """## Sample
 
@@ -141,6 +171,27 @@ GUIDE = {
     "torch": "    x_0, eps = (weak + scale * (strong - weak) for strong, weak in (x_0.chunk(2), eps.chunk(2)))\n",
     "numpy": "    x_0, eps = (weak + scale * (strong - weak) for strong, weak in (np.split(x_0, 2), np.split(eps, 2)))\n",
 }
+EMPTY = {
+    "torch": """parts = facts["condition"]
+null = {n: torch.full((count, *p["shape"]), float(p["null"]), dtype=getattr(torch, p["dtype"])) for n, p in parts.items()}
+condition = {name: tensor.clone() for name, tensor in null.items()}
+""",
+    "np": """parts = facts["condition"]
+null = {n: np.full((count, *p["shape"]), float(p["null"]), p["dtype"]) for n, p in parts.items()}
+condition = {name: tensor.copy() for name, tensor in null.items()}
+""",
+}
+FILLS: dict[type[RowCondition] | None, str] = {
+    None: """condition["{name}"][:] = 0  # the first class
+""",
+    TokenIds: """for place, byte in enumerate("two blue squares".encode()[: parts["{name}"]["shape"][0] - 1]):
+    condition["{name}"][:, place], condition["{name}"][:, place + 1] = byte + 1, 257
+""",
+    Attributes: """condition["{name}"][:, 0] = 1  # has the first
+""",
+    Numbers: """condition["{name}"][:] = 0.0
+""",
+}  # of the others nothing short is right: their rows stay without condition
 END = """    x = levels["alpha"][there] * x_0 + levels["sigma"][there] * eps
 print("samples", tuple(x.shape), "from", float(x.min()), "to", float(x.max()))
 """
@@ -175,32 +226,64 @@ def convention(option: str, model: Preconditioned, record: str) -> str:
         names = ("(" + ", ".join(f"`{name}`" for name in part(model)) + ")" for part in (input_names, output_names))
         programs = PROGRAM.format(**dict(zip(("inputs", "outputs"), names)))
     shape = list(model.shape or ())
-    kind = ("null" if model.has_null else "classes") if model.conditional else "none"
     return CONVENTION.format(
         record=record,
         programs=programs,
         shape=shape,
         range=", nominally in [-1, 1]" if len(shape) == 3 and shape[0] in (1, 3) else "",
-        labels=LABELS[kind].format(last=model.num_classes - 1),
+        labels=explain_labels(model, record),
+    )
+
+
+def explain_labels(model: Preconditioned, record: str) -> str:
+    """The part on classes, or on another condition."""
+    if model.conditioning is None:
+        kind = ("null" if model.has_null else "classes") if model.conditional else "none"
+        return LABELS[kind].format(last=model.num_classes - 1)
+    try:
+        given = condition_inputs(model)[1]
+    except ExportError:  # of a format without a program
+        return f"The condition is that of a {type(model.conditioning).__name__}."
+    return CONDITIONS.format(
+        tensors=", ".join(f"`{name}`" for name in given),
+        record=record,
+        null=", ".join(f"{name} {part.null_value:g}" for name, part in given.items()),
+        meanings="\n".join(f"- `{name}`: {part.meaning}" for name, part in given.items()),
+        guidance=NULL_GUIDANCE[model.has_null],
     )
 
 
 def example(option: str, model: Preconditioned) -> str:
     """A sampler in torch alone, or in NumPy and onnxruntime."""
     torch_alone, guided = option == "torch_export", model.conditional and model.has_null
+    library = "torch" if torch_alone else "np"
     pair = "torch.cat([{0}, {1}])" if torch_alone else "np.concatenate([{0}, {1}])"
-    null = "torch.full_like(label, -1)" if torch_alone else "np.full_like(label, -1)"
     values = [pair.format("x", "x") if guided else "x", "log_snr"]
-    if model.conditional:
+    if model.conditioning is not None:
+        values.append(
+            f"*({pair.format('condition[name]', 'null[name]') if guided else 'condition[name]'} for name in parts)"
+        )
+    elif model.conditional:
+        null = f"{library}.full_like(label, -1)"
         values.append(pair.format("label", null) if guided else "label")
-    label = "torch.arange(count)" if torch_alone else "np.arange(count)"
     start = (TORCH_START if torch_alone else NUMPY_START).format(
         scale=", scale" if guided else "",
         scale_value=", 2.0" if guided else "",
-        label=f'label = {label} % facts["num_classes"]\n' if model.conditional else "",
+        label=example_condition(model, library),
         rows=2 if guided else 1,
         inputs=", ".join(values),
         named="dict(zip(" + str(input_names(model)).replace("'", '"') + ", inputs))",
     )
     guide = GUIDE["torch" if torch_alone else "numpy"] if guided else ""
     return (TORCH if torch_alone else NUMPY) + start + guide + END
+
+
+def example_condition(model: Preconditioned, library: str) -> str:
+    """The lines that set the condition of the example, by `torch` or `np`."""
+    if not model.conditional:
+        return ""
+    if model.conditioning is None:
+        return f'label = {library}.arange(count) % facts["num_classes"]\n'
+    given = condition_inputs(model)[1]
+    fills = [FILLS[part.kind].format(name=name) for name, part in given.items() if part.kind in FILLS]
+    return EMPTY[library] + "".join(fills)

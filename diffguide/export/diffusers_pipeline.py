@@ -10,8 +10,9 @@ from ..files.run_folders import write_atomically
 from ..models.preconditioned import Preconditioned
 from .description import describe
 from .diffusers_scheduler import OTHERS, scheduler_settings
+from .errors import ExportError
 from .formats import Format, write_model_json
-from .programs import ExportError, check_network
+from .programs import check_network
 
 __all__ = ["DiffusersPipeline"]
 

@@ -17,7 +17,7 @@ from ..models.parameterizations import X0, Eps, Flow, Parameterization, V
 from ..schedules import Flow as FlowSchedule
 from ..schedules import Linear, ResolutionShift, ScaledLinear, Schedule, SquaredCosine, ZeroTerminalSNR
 from ..schedules.discrete import DiscreteBetas
-from .programs import ExportError
+from .errors import ExportError
 
 __all__ = ["OTHERS", "scheduler_settings"]
 

@@ -12,8 +12,9 @@ from ..checkpoints.store import Loaded
 from ..files.run_folders import strict_json, write_atomically
 from ..runtime.ranges import check_whole
 from .description import describe, write_readme
+from .errors import ExportError
 from .paths import shorten_paths
-from .programs import ExportError, check_network, fold_for_onnx, input_names, output_names, trace
+from .programs import check_network, fold_for_onnx, input_names, output_names, trace
 
 __all__ = ["Format", "Onnx", "SafeTensors", "TorchExport"]
 

@@ -180,7 +180,8 @@ def describe_ancestry(ancestry: Any) -> str | None:
     """The model that a training started from, in one cell."""
     if not isinstance(ancestry, Mapping):
         return None
-    file = {"checkpoint": ancestry.get("checkpoint"), "sha256": ancestry.get("sha256")}
+    adapter = {key: ancestry[key] for key in ("adapter", "adapter_sha256", "adapter_scale") if key in ancestry}
+    file = {"checkpoint": ancestry.get("checkpoint"), "sha256": ancestry.get("sha256")} | adapter
     return describe_origin({**(ancestry.get("origin") or {}), **file})
 
 

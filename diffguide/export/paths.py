@@ -5,7 +5,7 @@ from typing import Any
 
 __all__ = ["shorten_paths"]
 
-PRIVATE_KEYS = ("path", "output_root", "resume", "checkpoint", "init_from", "folder", "root")
+PRIVATE_KEYS = ("path", "output_root", "resume", "checkpoint", "init_from", "adapter", "folder", "root")
 NAME_KEYS = ("class_names", "name")
 ABSOLUTE = re.compile(r"(/|~|\.\.[/\\]|[A-Za-z]:[/\\]|\\\\|file:)")  # the start of a path outside of the working folder
 

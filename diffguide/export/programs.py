@@ -4,7 +4,8 @@
     log_snr  float32 [B], log(alpha^2 / sigma^2) of each row
     label    int64 [B], class index, -1 = no condition; only of a network with classes
 
-A network with a learned variance has a third output, v (`VariancePrediction`).
+A network with another condition has the tensors of this condition in place of the label, see `condition_inputs`. A network with
+a learned variance has a third output, v (`VariancePrediction`).
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,16 +16,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ..backbones.conditions import Condition
 from ..models.preconditioned import Preconditioned
 from ..models.protocols import VariancePrediction
+from .condition_inputs import CLASS, ConditionInput, assemble_condition, list_inputs
+from .errors import ExportError
 
-__all__ = ["ExportError", "PredictionProgram", "check_network", "fold_for_onnx", "input_names", "output_names", "trace"]
+__all__ = ["PredictionProgram", "check_network", "fold_for_onnx", "input_names", "output_names", "trace"]
 
 EXAMPLE_ROWS = 3  # any but 0 and 1, which torch.export takes as constants
-
-
-class ExportError(ValueError):
-    """A model that cannot be exported. The message says why, and what is possible."""
 
 
 class PredictionProgram(nn.Module):
@@ -39,12 +39,30 @@ class PredictionProgram(nn.Module):
         self.model = model
 
     def forward(self, x_t: Tensor, log_snr: Tensor, label: Tensor | None = None) -> tuple[Tensor, ...]:
-        prediction = self.model.predict_at(x_t, log_snr.double(), label)
+        return self.predict(x_t, log_snr, label)
+
+    def predict(self, x_t: Tensor, log_snr: Tensor, y: Condition | None) -> tuple[Tensor, ...]:
+        prediction = self.model.predict_at(x_t, log_snr.double(), y)
         return (*prediction, prediction.v) if isinstance(prediction, VariancePrediction) else tuple(prediction)
 
 
+class ConditionProgram(PredictionProgram):
+    """The same of a model with a conditioning.
+
+    Arguments:
+        null: a row without condition.
+    """
+
+    def __init__(self, model: Preconditioned, null: Condition):
+        super().__init__(model)
+        self.null = null
+
+    def forward(self, x_t: Tensor, log_snr: Tensor, *condition: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
+        return self.predict(x_t, log_snr, assemble_condition(self.null, condition))
+
+
 def check_network(model: Any, to: str) -> Preconditioned:
-    """The model, if it is a network that predicts x_0 and eps of class indices or of no condition.
+    """The model, if it is a network that predicts x_0 and eps, not of an Embedding.
 
     Arguments:
         to: format, for the message.
@@ -60,15 +78,27 @@ def check_network(model: Any, to: str) -> Preconditioned:
         )
     if model.backbone.condition_features:
         raise ExportError(
-            f"to={to} takes networks with class indices or without condition, and this one takes an Embedding of length "
+            f"to={to} takes networks with conditions that can be written, and this one takes an Embedding of length "
             f"{model.backbone.condition_features}: {other}"
         )
     return model
 
 
+def condition_inputs(model: Preconditioned) -> tuple[Condition | None, dict[str, ConditionInput]]:
+    """(A row without condition, the inputs for a condition by name); None and no inputs for a network without condition.
+
+    Raises:
+        ExportError: see `list_inputs`.
+    """
+    if model.conditioning is not None:
+        return list_inputs(model.conditioning)
+    null = torch.tensor([-1])
+    return (null, {"label": ConditionInput(null, CLASS, None)}) if model.conditional else (None, {})
+
+
 def input_names(model: Preconditioned) -> list[str]:
     """The names of a program's inputs, in their order."""
-    return ["x_t", "log_snr", *(["label"] if model.conditional else [])]
+    return ["x_t", "log_snr", *condition_inputs(model)[1]]
 
 
 def output_names(model: Preconditioned) -> list[str]:
@@ -85,23 +115,24 @@ def trace(model: Preconditioned, shape: Sequence[int]) -> torch.export.ExportedP
     Raises:
         ExportError: a network whose computation torch.export cannot write down for every number of rows.
     """
-    if model.conditioning is not None:
-        raise ExportError(
-            f"programs take class indices, and this model has a {type(model.conditioning).__name__}: take to=safetensors"
-        )
-    inputs = torch.zeros(EXAMPLE_ROWS, *shape), torch.linspace(-1, 1, EXAMPLE_ROWS)
-    example = (*inputs, torch.zeros(EXAMPLE_ROWS, dtype=torch.long)) if model.conditional else inputs
+    null, inputs = condition_inputs(model)
+    conditions = [given.null.repeat(EXAMPLE_ROWS, *[1] * len(given.shape)) for given in inputs.values()]
+    example = torch.zeros(EXAMPLE_ROWS, *shape), torch.linspace(-1, 1, EXAMPLE_ROWS), *conditions
+    program = PredictionProgram(model)
+    if model.conditioning is not None and null is not None:
+        program = ConditionProgram(model, null)
     rows = torch.export.Dim("batch", min=1)
+    free: tuple[Any, ...] = ({0: rows},) * len(inputs)
+    free = ({0: rows},) * 2 + ((free,) if isinstance(program, ConditionProgram) else free)  # *condition is one argument
     try:
         with torch.no_grad(), without_batch_limits(model.backbone):
-            free = ({0: rows},) * len(example)
-            program = torch.export.export(PredictionProgram(model), example, dynamic_shapes=free, strict=False)
+            traced = torch.export.export(program, example, dynamic_shapes=free, strict=False)
     except Exception as error:  # torch.export raises errors of many kinds
         reason = " ".join(str(error).split())[:300]
         raise ExportError(f"torch.export cannot trace {type(model.backbone).__name__}: {reason}") from error
-    for node in program.graph.nodes:
+    for node in traced.graph.nodes:
         node.meta.pop("stack_trace", None)  # it has paths of this machine
-    return program
+    return traced
 
 
 @contextmanager

@@ -1,13 +1,13 @@
 """Noise on the condition, for more diverse samples of one condition."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Self
 
 import torch
 from torch import Tensor
 
-from ..backbones.conditions import Condition, Embedding
+from ..backbones.conditions import Condition, RowCondition, Several
 from ..models.protocols import Denoiser, Prediction
 from ..randomness import Noise
 from ..runtime.ranges import check_range
@@ -30,7 +30,9 @@ class CADS(ClassifierFree):
     rescaled to the mean and standard deviation of c over its values; gamma rises from 0 at the noise level `noisy` to 1 at
     `clean`, linearly in the log-SNR. Sadat, Buhmann, Bradley, Hilliges, Weber, "CADS: Unleashing the Diversity of Diffusion
     Models through Condition-Annealed Sampling", 2023, arXiv 2310.17347, whose gamma is linear in time. The embedding of a
-    class is the network's own. Rows without condition keep none.
+    class is the network's own; of a text, the vectors of its tokens, over all of which one mean and deviation are taken, and
+    its pooled vector, by itself. Of several conditions, classes and texts get noise of their own; attributes, numbers and
+    pictures have no embedding and stay. Rows without condition keep none.
 
     Arguments:
         denoiser: network with a condition, trained with the null condition.
@@ -41,7 +43,8 @@ class CADS(ClassifierFree):
         psi: share of rescaling, in [0, 1].
 
     Raises:
-        ValueError: a denoiser without an embedding; from a call: outside a run, where there is no noise, or with t [B].
+        ValueError: a denoiser without an embedding of its condition; from a call: outside a run, where there is no noise, or
+            with t [B].
     """
 
     option = "cads"
@@ -60,9 +63,10 @@ class CADS(ClassifierFree):
         ramp: Ramp = CONSTANT_RAMP,
     ):
         super().__init__(denoiser, scale, interval, rule, ramp)
-        if denoiser.conditioning is not None:
+        if denoiser.conditioning is not None and not denoiser.conditioning.gives_vectors:
             raise ValueError(
-                f"guidance=cads adds noise to a class or one vector, not to {type(denoiser.conditioning).__name__}"
+                f"guidance=cads adds noise to embedded classes and texts, and {type(denoiser.conditioning).__name__} has none: "
+                "take guidance=cfg"
             )
         if not denoiser.embeds:
             raise ValueError(
@@ -96,13 +100,40 @@ class CADS(ClassifierFree):
             return y
         if self.noise is None:
             raise ValueError("guidance=cads draws noise: use it in a run, sampler(denoiser, x, times, y, noise)")
-        embedded = self.denoiser.embed(y)
-        assert isinstance(embedded, Embedding)
-        c = embedded.vectors
-        n = repeat_noise(self.noise.of(c.shape[1:]).normal(t, CONDITION_DRAW), c, "guidance=cads")
+        return self.change(self.denoiser.embed(y), t, gamma, iter(range(CONDITION_DRAW, 2 * CONDITION_DRAW)))
+
+    def change(self, y: Condition, t: Tensor, gamma: float, draws: Iterator[int]) -> Condition:
+        """An embedded condition with noise on its vectors; every tensor takes the next draw."""
+        if isinstance(y, Several):
+            return Several({name: self.change(part, t, gamma, draws) for name, part in y.parts.items()})
+        if not isinstance(y, RowCondition) or not y.embeddings:
+            return y
+        tensors = dict(zip(y.names, y.tensors()))
+        for name, mask in y.embeddings.items():
+            c = tensors[name]
+            if c is not None:
+                tensors[name] = self.change_vectors(c, tensors[mask] if mask else None, t, gamma, next(draws))
+        return y.rebuild(tensors.values(), y.keep)
+
+    def change_vectors(self, c: Tensor, mask: Tensor | None, t: Tensor, gamma: float, draw: int) -> Tensor:
+        """Vectors [B, D], or [B, L, D] of tokens with a mask [B, L], with noise; padding stays."""
+        assert self.noise is not None
+        n = repeat_noise(self.noise.of(c.shape[1:]).normal(t, draw), c, "guidance=cads")
         changed = math.sqrt(gamma) * c + self.strength * math.sqrt(1 - gamma) * n
-        mean = changed.mean(1, keepdim=True)
-        deviation = changed.std(1, keepdim=True)
-        rescaled = (changed - mean) / deviation * c.std(1, keepdim=True) + c.mean(1, keepdim=True)
+        mean, deviation = measure(changed, mask)
+        wanted_mean, wanted_deviation = measure(c, mask)
+        rescaled = (changed - mean) / deviation * wanted_deviation + wanted_mean
         rescaled = torch.where(deviation > 0, rescaled, changed)
-        return type(embedded)(self.psi * rescaled + (1 - self.psi) * changed, embedded.keep)
+        result = self.psi * rescaled + (1 - self.psi) * changed
+        return result if mask is None else torch.where(mask[:, :, None], result, c)
+
+
+def measure(values: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of the values of each row: [B, 1] of vectors [B, D], [B, 1, 1] of tokens [B, L, D]."""
+    if mask is None:
+        return values.mean(1, keepdim=True), values.std(1, keepdim=True)
+    weight = mask[:, :, None].to(values.dtype).expand_as(values)
+    count = weight.sum((1, 2), keepdim=True)
+    mean = (weight * values).sum((1, 2), keepdim=True) / count.clamp(min=1)
+    squares = (weight * (values - mean).square()).sum((1, 2), keepdim=True)
+    return mean, (squares / (count - 1).clamp(min=1)).sqrt()

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..backbones.conditions import Condition, RowCondition
+from ..backbones.conditions import Condition, RowCondition, Several
 from ..class_names import ConditionValue, ConditionValues, class_index, class_indices
 from ..models.protocols import Denoiser
 
@@ -35,7 +35,14 @@ class NamedCondition:
             y = torch.full((count,), given, device=x_t.device)
         else:
             y = given.to(x_t.device)[torch.zeros(count, dtype=torch.long, device=x_t.device)]
-        return denoiser.embed(y) if isinstance(like, RowCondition) and type(y) is not type(like) else y
+        return denoiser.embed(y) if isinstance(like, RowCondition) and not is_alike(y, like) else y
+
+
+def is_alike(y: Condition, like: Condition) -> bool:
+    """Whether two conditions are of one class, and so are all of their parts."""
+    if isinstance(y, Several) and isinstance(like, Several):
+        return all(is_alike(part, like.parts[name]) for name, part in y.parts.items())
+    return type(y) is type(like)
 
 
 def name_condition(denoiser: Denoiser, value: ConditionValue, argument: str) -> NamedCondition:
@@ -43,7 +50,7 @@ def name_condition(denoiser: Denoiser, value: ConditionValue, argument: str) -> 
     if denoiser.conditioning is None:
         assert not isinstance(value, Sequence) or isinstance(value, str)
         return NamedCondition(class_index(value, denoiser.class_names, argument, denoiser.num_classes))  # type: ignore[arg-type]
-    return NamedCondition(read_rows(denoiser, [value]))
+    return NamedCondition(read_rows(denoiser, [value], argument))
 
 
 def name_conditions(denoiser: Denoiser, values: ConditionValues, argument: str) -> list[NamedCondition]:
@@ -51,13 +58,16 @@ def name_conditions(denoiser: Denoiser, values: ConditionValues, argument: str) 
     if denoiser.conditioning is None:
         indices = class_indices(values, denoiser.class_names, argument, denoiser.num_classes)  # type: ignore[arg-type]
         return [NamedCondition(index) for index in indices]
-    return [NamedCondition(read_rows(denoiser, [value])) for value in values]
+    return [NamedCondition(read_rows(denoiser, [value], argument)) for value in values]
 
 
-def read_rows(denoiser: Denoiser, values: Sequence[ConditionValue]) -> RowCondition:
+def read_rows(denoiser: Denoiser, values: Sequence[ConditionValue], argument: str) -> RowCondition:
     """What the conditioning of a model makes of values."""
     assert denoiser.conditioning is not None
-    rows = denoiser.conditioning.read(values)
+    try:
+        rows = denoiser.conditioning.read(values)
+    except ValueError as error:
+        raise ValueError(f"{argument}: {error}") from error
     if not isinstance(rows, RowCondition):
         raise ValueError(f"{type(denoiser.conditioning).__name__} has no condition in rows")
     return rows
@@ -65,4 +75,8 @@ def read_rows(denoiser: Denoiser, values: Sequence[ConditionValue]) -> RowCondit
 
 def name_nothing(denoiser: Denoiser) -> NamedCondition:
     """No condition, in the kind of the model's conditions."""
-    return NamedCondition(-1) if denoiser.conditioning is None else NamedCondition(read_rows(denoiser, [""]))
+    return (
+        NamedCondition(-1)
+        if denoiser.conditioning is None
+        else NamedCondition(read_rows(denoiser, [""], "no condition"))
+    )

@@ -1,6 +1,8 @@
 """The annotations of constructors, which are the types of a configuration."""
 
+import functools
 import inspect
+import operator
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -94,10 +96,8 @@ def element_hint(hint: Any) -> Any:
 
 def value_hint(hint: Any) -> Any:
     """The annotation of the values of a mapping; None if the annotation allows no mapping."""
-    for part in union_members(hint):
-        if typing.get_origin(part) is Mapping:
-            return typing.get_args(part)[1]
-    return None
+    found = [typing.get_args(part)[1] for part in union_members(hint) if typing.get_origin(part) is Mapping]
+    return functools.reduce(operator.or_, found) if found else None
 
 
 def fits(value: Any, hint: Any) -> bool:

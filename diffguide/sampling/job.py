@@ -186,6 +186,13 @@ def check_pictures(job: SamplingJob) -> None:
             raise InputError(f"{key}=true needs images; {model_kind} makes {what} of shape {list(shape)}")
 
 
+def check_parts(parts: Mapping[str, Any], header: Mapping[str, Any], folder: Path) -> None:
+    """Raises InputError for text encoders or a first stage that are not those with which a run began."""
+    for key, value in parts.items():
+        if header.get(key, value) != value:
+            raise InputError(f"resume: {folder} began with {key}={header[key]}, and it is {value} now")
+
+
 def preflight_sampling(job: SamplingJob) -> None:
     """Runs the checks that call the network, and prints the notes of the job.
 
@@ -202,6 +209,7 @@ def preflight_sampling(job: SamplingJob) -> None:
         now, before = job.identify_guides() or None, (job.header or {}).get("guides")
         if now != before:
             raise InputError(f"resume: {job.folder} was guided by {before}, but this command has {now}")
+        check_parts(plan.source.parts(), job.header or {}, job.folder)
     for note in job.notes:
         if job.engine.is_global_zero:
             print(note, file=sys.stderr)

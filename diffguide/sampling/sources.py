@@ -17,6 +17,7 @@ from ..checkpoints.diffusers_folder import is_weights
 from ..checkpoints.explanations import explain_origin, explain_untrained
 from ..checkpoints.first_stages import decode_only, open_latents
 from ..checkpoints.text_pipelines import describe_autoencoder
+from ..conditions.frozen_text import FrozenText
 from ..datasets.base import Dataset, fetch_examples
 from ..figures.scatter import MAX_DATA_POINTS, ScatterBackground, build_background
 from ..files.weights import hash_weights
@@ -67,6 +68,10 @@ class SampleSource:
     def identity(self) -> dict[str, Any]:
         """Entries of the manifest's header that identify the model."""
         raise NotImplementedError
+
+    def parts(self) -> dict[str, Any]:
+        """Those of the entries that identify what the samples are made by beside the network: text encoders, a first stage."""
+        return {}
 
     def background(self, labels: Sequence[int]) -> ScatterBackground:
         """The background of a scatter plot of samples with these labels."""
@@ -132,10 +137,26 @@ class CheckpointSource(SampleSource):
 
     def identity(self) -> dict[str, Any]:
         file = {"checkpoint": str(self.file), "checkpoint_sha256": hash_weights(self.file)}
-        return file | {"weights": self.weights} | self.adapter
+        return file | {"weights": self.weights} | self.adapter | self.parts()
+
+    def parts(self) -> dict[str, Any]:
+        stage = self.form.first_stage_sha256
+        found = {"text_encoders_sha256": hash_encoders(self.model), "first_stage_sha256": stage}
+        return {key: value for key, value in found.items() if value}
 
     def background(self, labels: Sequence[int]) -> ScatterBackground:
         return build_background(training_data(self.config), self.shape[0])
+
+
+def hash_encoders(model: Denoiser | Energy) -> dict[str, str]:
+    """The hashes of the frozen text encoders of a model, which were computed when it was opened or trained, by their names."""
+    conditioning = getattr(model, "conditioning", None)
+    parts = [] if conditioning is None else conditioning.named_modules()
+    return {
+        name.rpartition(".")[2] or part.encoder.kind: part.sha256
+        for name, part in parts
+        if isinstance(part, FrozenText)
+    }
 
 
 def find_form(

@@ -24,11 +24,13 @@ class StoredForm(NamedTuple):
         shape: of a stored sample before its conversion to bytes, [C, H, W] or [D].
         is_picture: whether it is stored as bytes; else as float32.
         convert: samples of the model [B, ...] -> [B, *shape].
+        first_stage_sha256: of the first stage of latents; None = there is none, or it is not known.
     """
 
     shape: Sequence[int]
     is_picture: bool
     convert: Callable[[Tensor], Tensor]
+    first_stage_sha256: str | None = None
 
     @classmethod
     def of(cls, shape: Sequence[int]) -> Self:
@@ -38,12 +40,12 @@ class StoredForm(NamedTuple):
     @classmethod
     def decoded(cls, space: LatentSpace) -> Self:
         """That of a model in latents, which are decoded."""
-        return cls(space.image_shape, True, space.decode)
+        return cls(space.image_shape, True, space.decode, space.sha256)
 
     @classmethod
     def latents(cls, shape: Sequence[int], facts: LatentFacts) -> Self:
         """That of a model whose latents are kept, as the first stage takes them."""
-        return cls(shape, False, lambda x: denormalize(x, facts.mean, facts.std))
+        return cls(shape, False, lambda x: denormalize(x, facts.mean, facts.std), facts.sha256)
 
     @property
     def spec(self) -> tuple[str, tuple[int, ...]]:

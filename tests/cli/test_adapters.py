@@ -73,6 +73,27 @@ def samples(command, at, *words):
     return numpy.load(at / done.folder / "samples.npz")["arr_0"].astype(float), json.loads(manifest)
 
 
+@pytest.mark.parametrize("scale", [1, 0.5])
+def test_a_training_starts_from_a_network_and_an_adapter(command, adapted, scale):
+    """Without a step of any size its weights are the sum; the adapter is part of the ancestry."""
+    start = f"init_from={{path:{RUN},adapter:matrices,adapter_scale:{scale}}}"
+    still = ["training.learning_rate=1e-12", "training.optimizer.weight_decay=0", "training.images=32"]
+    done = command(main, start, f"name=joined{scale}", *SHORT[:-1], *still, at=adapted)
+    assert done.code == 0, done.err
+    joined = load(adapted / f"outputs/train/joined{scale}/v001")
+    found, wanted, before = (
+        model.model.backbone.state_dict()
+        for model in (joined, load(adapted / ADAPTED, "objective", adapter_scale=scale), load(adapted / RUN))
+    )
+    for name, value in wanted.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-5, atol=1e-6)
+    assert (found["conv_in.weight"] - before["conv_in.weight"]).abs().max() > 0.01
+    ancestry = joined.config["ancestry"]
+    assert ancestry["adapter"] == "matrices" and ancestry["adapter_scale"] == scale
+    assert len(ancestry["adapter_sha256"]) == 64 and len(ancestry["sha256"]) == 64
+    assert "adapter" not in joined.config and command(main, f"resume=outputs/train/joined{scale}/v001", at=adapted).code
+
+
 def test_samples_at_every_strength_of_an_adapter(command, adapted):
     """0 is the network before, 1 the trained one, also from the file of the matrices alone."""
     before, manifest = samples(command, adapted, *BASE)
@@ -117,6 +138,12 @@ def test_measurements_and_exports_take_a_strength(command, adapted):
         (sample, [f"checkpoint={ADAPTED}", "adapter_scale=half"], "adapter_scale must be"),
         (sample, [f"checkpoint={ADAPTED}", "adapter_scale=inf"], "adapter_scale must be a finite number"),
         (sample, [f"checkpoint={RUN}", "adapter=nowhere"], "adapter=nowhere has neither"),
+        (main, ["init_from=matrices"], "it is an adapter: write init_from={path:<network>,adapter:matrices}"),
+        (main, [f"init_from={{path:{RUN},adapter:nowhere}}"], "adapter=nowhere has neither"),
+        (main, [f"init_from={{path:{RUN},adaptor:matrices}}"], "init_from must be a run folder"),
+        (main, [f"init_from={{path:{RUN},null_class:ten}}"], "init_from must be a run folder"),
+        (main, [f"init_from={{path:{RUN},null_class:10}}"], "null_class has no effect"),
+        (main, [f"init_from={{path:{RUN},adapter_scale:2}}"], "adapter_scale=2 has no effect"),
         (sample, ["oracle=gmm2d", "adapter_scale=2"], "adapter_scale has no effect with an oracle"),
         (evaluate, [f"checkpoint={RUN}", "adapter=nowhere"], "adapter=nowhere has neither"),
         (convert, [str(RUN), "new", "to=lora"], "to=lora takes runs of training/adapter=lora"),

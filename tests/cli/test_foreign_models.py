@@ -172,6 +172,15 @@ def test_training_goes_on_from_a_folder_and_resumes_exactly(folder, tmp_path, mo
     assert "ancestry" in checkpoints.load(resumed).config
 
 
+def test_the_row_of_no_class_is_copied_where_it_is_named(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    still = ["training.images=16", "training.learning_rate=1e-12", "training.optimizer.weight_decay=0", "name=kept"]
+    train([f"init_from={{path:{folder / 'pipe'},null_class:1}}", *images(folder), *STEPS, *still])
+    found, theirs = rows("outputs/train/kept/v001"), rows(str(folder / "pipe"))
+    backbone = diffguide.load("outputs/train/kept/v001").backbone
+    assert torch.allclose(found[backbone.null_class], theirs[1], atol=1e-6) and len(found) == 4
+
+
 def test_channels_and_side_are_those_of_the_model_unless_they_are_said(folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     save_pipeline(tmp_path / "grey", unet(in_channels=1, out_channels=1), diffusers.DDPMScheduler())

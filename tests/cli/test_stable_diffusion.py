@@ -97,6 +97,9 @@ def test_the_command_writes_the_pictures_of_the_pipeline(place, command):
     assert found.shape == (2, 16, 16, 3) and abs(found - 255 * expected).max() <= 0.5 + 0.255
     rows = [json.loads(line) for line in (folder / done.folder / "manifest.jsonl").read_text().splitlines()]
     assert [row["prompt"] for row in rows[1:]] == PROMPTS
+    assert rows[0]["text_encoders_sha256"] == {"clip_text": model.conditioning.sha256}
+    stage = decode_only(describe_autoencoder(folder / "sd"), [4, 8, 8])
+    assert rows[0]["first_stage_sha256"] == stage.sha256 and len(stage.sha256) == 64
     kept = command(sample, *words, "latents=true", at=folder)
     latents = arrays(folder / kept.folder)
     expected = theirs(pipeline, start, "latent").numpy()

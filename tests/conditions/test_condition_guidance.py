@@ -61,6 +61,15 @@ def test_a_negative_text_is_the_weak_side(of_text, embedded):
     close(ClassifierFree(of_text, 3.0)(X, T, given), mix(of_text(X, T, remove_condition(y)), wanted, 3.0))
 
 
+@pytest.mark.parametrize("embedded", [False, True])
+def test_a_negative_value_of_several_is_the_weak_side(of_several, embedded):
+    """The sampler embeds the texts of a part before the first step, and so must guidance its own."""
+    y, weak = (of_several.conditioning.read([value] * 3) for value in ({"text": "red", "class": 1}, {"text": "green"}))
+    guided = ClassifierFree(of_several, 3.0, negative={"text": "green"})
+    given = of_several.embed(y) if embedded else y
+    close(guided(X, T, given), mix(of_several(X, T, weak), of_several(X, T, y), 3.0))
+
+
 def test_texts_are_composed(of_text):
     guided = ClassComposition(of_text, ["red", "green"], [1.5, -0.5], scale=2.0)
     nothing, *sides = (of_text(X, T, of_text.conditioning.read([text] * 3)) for text in ("", "red", "green"))

@@ -55,11 +55,27 @@ def test_cross_attention_is_its_equation(double_differentiable):
         np.testing.assert_allclose(found[row].detach(), expected, rtol=1e-10, atol=1e-12)
 
 
-def test_the_encoder_is_its_equation():
-    text = enliven(ByteText(length=24, features=8, layers=2, heads=2))
+def merge(h, merger, stride):
+    """Each position of each convolution written out, with zeros around the tokens h [L, D]."""
+    near, far = (layer.weight.detach().numpy() for layer in (merger.neighbours, merger.merge))  # [out, in, window]
+    padded = np.zeros((-(-len(h) // stride) * stride + 4, h.shape[1]))
+    padded[2 : 2 + len(h)] = h
+    mixed = np.stack([np.einsum("oik,ki->o", near, padded[n : n + 5]) for n in range(len(h))])
+    mixed = torch.tensor(mixed + merger.neighbours.bias.detach().numpy())
+    padded[2 : 2 + len(h)] += torch.nn.functional.gelu(mixed, approximate="tanh").numpy()
+    starts = range(0, len(padded) - 4, stride)
+    merged = [np.einsum("oik,ki->o", far, padded[2 + start : 2 + start + stride]) for start in starts]
+    return np.stack(merged) + merger.merge.bias.detach().numpy()
+
+
+@pytest.mark.parametrize("stride", [1, 2, 4, 8])
+def test_the_encoder_is_its_equation(stride):
+    text = enliven(ByteText(length=24, features=8, layers=2, heads=2, stride=stride))
     pooled, states, mask = text.encode(text.read(TEXTS[:1]).ids)
     ids = [byte + 1 for byte in TEXTS[0].encode()] + [257]
-    h = text.tokens.weight.detach().numpy()[ids] + text.positions.detach().numpy()[: len(ids)]
+    h = text.tokens.weight.detach().numpy()[ids]
+    h = h if stride == 1 else merge(h, text.merger, stride)
+    h = h + text.positions.detach().numpy()[: len(h)]
     for block in text.blocks:
         qkv, heads = apply(normalise(h, block.norm_attention), block.qkv), []
         for first in (0, 4):
@@ -71,8 +87,8 @@ def test_the_encoder_is_its_equation():
         )
         h = h + apply(hidden.numpy(), block.mlp[2])
     h = normalise(h, text.norm)
-    assert int(mask.sum()) == len(ids)
-    np.testing.assert_allclose(states[0, : len(ids)].detach(), h, rtol=1e-10, atol=1e-12)
+    assert int(mask.sum()) == len(h)
+    np.testing.assert_allclose(states[0, : len(h)].detach(), h, rtol=1e-10, atol=1e-12)
     np.testing.assert_allclose(pooled[0].detach(), h.mean(0), rtol=1e-10, atol=1e-12)
 
 
@@ -87,14 +103,21 @@ def test_texts_are_their_bytes_an_end_and_padding(length):
         bytes_to_ids(["x" * length], length)
 
 
+def test_a_stride_must_divide_the_length():
+    for stride in (0, 5):
+        with pytest.raises(ValueError, match="condition.stride"):
+            ByteText(length=24, stride=stride)
+
+
 def networks(text):
     yield UNet(2, size=8, channels=8, multipliers=(1, 2), attention=(4,), head_channels=8, conditioning=text)
     yield DiT(2, size=8, width=16, depth=2, heads=2, conditioning=text)
 
 
-def test_no_text_is_the_empty_text_and_encoding_once_is_encoding_always():
+@pytest.mark.parametrize("stride", [1, 4])
+def test_no_text_is_the_empty_text_and_encoding_once_is_encoding_always(stride):
     """-1 in every convention: None, an empty text, a dropped row; before and after `embed`; padding has no influence."""
-    for network in networks(ByteText(length=24, features=8, layers=1, heads=2)):
+    for network in networks(ByteText(length=24, features=8, layers=1, heads=2, stride=stride)):
         enliven(network)
         text, x = network.conditioning, torch.randn(4, 2, 8, 8, dtype=torch.float64)
         log_snr = torch.linspace(-3, 3, 4, dtype=torch.float64)
@@ -113,8 +136,9 @@ def test_no_text_is_the_empty_text_and_encoding_once_is_encoding_always():
             torch.testing.assert_close(network(x, log_snr, shorter), out, rtol=1e-9, atol=1e-12)
 
 
-def test_every_part_of_the_encoder_learns():
-    for network in networks(ByteText(length=24, features=8, layers=1, heads=2)):
+@pytest.mark.parametrize("stride", [1, 4])
+def test_every_part_of_the_encoder_learns(stride):
+    for network in networks(ByteText(length=24, features=8, layers=1, heads=2, stride=stride)):
         enliven(network)
         network(
             torch.randn(4, 2, 8, 8).double(), torch.zeros(4).double(), network.conditioning.read(TEXTS)

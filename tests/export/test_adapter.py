@@ -14,7 +14,7 @@ from diffguide.backbones.diffusers_network import DiffusersNetwork
 from diffguide.backbones.lora import LoRA
 from diffguide.checkpoints.store import Loaded
 from diffguide.export.adapter import PeftAdapter
-from diffguide.export.programs import ExportError
+from diffguide.export.errors import ExportError
 from diffguide.models.parameterizations import Eps
 from diffguide.models.preconditioned import Preconditioned
 from diffguide.schedules import Linear

@@ -17,8 +17,8 @@ from diffguide.backbones.timesteps import DiscreteTimesteps, FlowTimesteps, LogN
 from diffguide.checkpoints.store import Loaded, load
 from diffguide.export.diffusers_pipeline import DiffusersPipeline
 from diffguide.export.diffusers_scheduler import scheduler_settings
+from diffguide.export.errors import ExportError
 from diffguide.export.job import ExportJob
-from diffguide.export.programs import ExportError
 from diffguide.guidance import ClassifierFree
 from diffguide.models.parameterizations import EDM, X0, Eps, Flow, Score, V
 from diffguide.models.preconditioned import Preconditioned

@@ -11,10 +11,10 @@ import diffusers_folders
 import numpy as np
 import pytest
 import torch
+from exported import FORMATS, compare, example, expected, written
 from learned_variance import VarianceNetwork
 from networks import dit, lively, mlp, unet
 
-import diffguide
 from diffguide.backbones import MLP
 from diffguide.backbones.base import Backbone
 from diffguide.backbones.diffusers_network import DiffusersNetwork
@@ -23,8 +23,9 @@ from diffguide.backbones.edm2 import EDM2UNet
 from diffguide.backbones.timesteps import TimestepFeatures
 from diffguide.checkpoints.store import Loaded
 from diffguide.export.description import describe, write_readme
+from diffguide.export.errors import ExportError
 from diffguide.export.formats import Onnx, SafeTensors, TorchExport, write_model_json
-from diffguide.export.programs import ExportError, PredictionProgram, trace
+from diffguide.export.programs import PredictionProgram, trace
 from diffguide.guidance import ClassifierFree
 from diffguide.models.noisy_classifier import NoisyClassifier
 from diffguide.models.parameterizations import EDM, Eps, Flow, V
@@ -35,7 +36,6 @@ from diffguide.schedules import Cosine, Linear
 from diffguide.schedules import Flow as FlowSchedule
 
 BATCHES = (1, 63, 64, 65, 100)
-PRIVATE = (str(Path(diffguide.__file__).parents[1]), str(Path(torch.__file__).parents[1]), __file__)  # in stack traces
 
 
 def library_unet(num_classes):
@@ -102,41 +102,12 @@ def inputs(model, batch: int) -> tuple[torch.Tensor, ...]:
     return (x, log_snr, torch.arange(batch) % 4 - 1) if model.conditional else (x, log_snr)
 
 
-def expected(model, x, log_snr, label=None) -> list[torch.Tensor]:
-    """By the denoiser itself, at the time of the log-SNR."""
-    prediction = model(x, model.schedule.t_of(log_snr.double()), label)
-    return [*prediction, *([prediction.v] if model.learned_variance else [])]
-
-
 def check(model, run) -> None:
     for batch in BATCHES:
         given = inputs(model, batch)
-        for found, wanted in zip(run(*given), expected(model, *given), strict=True):
-            scale = float(wanted.abs().max())
-            np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5 * scale, err_msg=f"{batch} rows")
+        compare(run(*given), expected(model, *given), f"{batch} rows")
 
 
-def written(folder: Path, model: Loaded, form) -> Path:
-    folder.mkdir(parents=True)
-    form.write(model, folder)
-    for file in folder.iterdir():
-        assert not [place for place in PRIVATE if place.encode() in file.read_bytes()], file
-    return folder
-
-
-def run_torch(folder: Path):
-    return torch.export.load(folder / "model.pt2").module()
-
-
-def run_onnx(folder: Path):
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
-    names = [part.name for part in session.get_inputs()]
-    return lambda *given: session.run(None, {name: part.numpy() for name, part in zip(names, given, strict=True)})
-
-
-FORMATS = {"torch_export": (TorchExport, run_torch), "onnx": (Onnx, run_onnx)}
 QUICK = [("torch_export", "unet", 3), ("torch_export", "diffusers unet", 3), ("onnx", "timesteps", 3)]
 REST = [
     (form, name, classes)
@@ -160,11 +131,6 @@ def test_a_program_has_the_learned_variance_too():
     model = Preconditioned(VarianceNetwork(), Cosine(), V(), True).float()
     model.shape = [1, 4, 4]
     check(model, trace(model, model.shape).module())
-
-
-def example(folder: Path) -> str:
-    (code,) = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
-    return code
 
 
 class Session:
