@@ -27,7 +27,7 @@ from .arguments import changed_keys
 from .conditions import place_condition, settle_conditioning
 from .guidance import GuidanceBuilder
 from .initialization import find_ancestor
-from .latents import enter_latents, take_first_stage
+from .latents import drop_empty_first_stage, enter_latents, take_first_stage
 from .resume import Resumed, find_training
 from .settings import TrainingSettings
 from .smaller_backbones import smaller_backbones
@@ -48,7 +48,7 @@ def build_training_job(config: dict[str, Any]) -> TrainingJob:
         ConfigError: an invalid value, values that do not fit each other, or missing data.
     """
     check_adapter(config)
-    config = place_condition(config)
+    config = drop_empty_first_stage(place_condition(config))
     config, resumed = (config, None) if config["resume"] is None else find_training(config)
     settings = TrainingSettings.read(config)
     config, ancestor = find_ancestor(config) if resumed is None else (config, None)

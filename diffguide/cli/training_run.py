@@ -27,7 +27,7 @@ from ..runtime.signals import Stopped
 from ..training.job import TrainingJob
 from ..training.preflight import preflight
 from .conditions import place_condition
-from .latents import fit_backbone, take_first_stage
+from .latents import AUTOENCODER, fit_backbone, take_first_stage
 from .resume import saved_config
 from .training_job import build_objective, build_training_job, settle_precision
 
@@ -149,6 +149,8 @@ def compose_first_stage(config: Mapping[str, Any]) -> FirstTraining:
             check_composed(to_plain(cfg), whole.hydra.runtime.choices, words, ConfigFiles.of_this_run())
             fill_label_dropout(cfg)
             training.config = resolve_config(cfg)
+        if training.config["objective"].get("_target_") != AUTOENCODER:
+            raise ConfigError(f"{node['recipe']} trains no autoencoder")
     except (HydraException, OmegaConfBaseException, ConfigError) as error:
         raise ConfigError(f"first_stage.recipe or first_stage.overrides: {str(error).splitlines()[0]}") from error
     return training
@@ -203,14 +205,13 @@ def train_first_stage(first: FirstTraining, folder: Path | None, config: Mapping
 
 
 def check_network(job: TrainingJob, config: Mapping[str, Any]) -> None:
-    """Checks the recipe, and that the run in the latents of its autoencoder has a network that can be built.
+    """Checks that the run in the latents of an autoencoder has a network that can be built.
 
     Raises:
         ConfigError: it has not.
     """
     stage = job.objective.model
-    if not isinstance(stage, FirstStage):
-        raise ConfigError(f"first_stage.recipe={config['first_stage']['recipe']} trains no autoencoder")
+    assert isinstance(stage, FirstStage)  # that of the objective of an autoencoder
     later, _ = take_first_stage(place_condition(config), None)
     for key in ("backbone", "schedule", "objective", "guidance", "sampler"):
         check_types(later[key], key, ROLES[key].given)

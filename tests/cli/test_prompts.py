@@ -153,10 +153,16 @@ def test_labels_choose_among_prompts(folder, command):
 
 def test_pictures_without_captions_are_compared_with_a_text_model(folder, command):
     """Its samples need no captions of the data; what is measured on their conditions does, and says so in one line."""
-    plain = ["dataset=photo_patches", "dataset.size=16"]
-    few = ["metric.count=40", "metric.compared=10", "metric.subset_size=2", "metric.subsets=2", "metric.splits=1",
-           "metric.classification=false", "metric.labels=null", "metric.sampler.steps=2"]  # fmt: skip
-    done = command(evaluate, MODEL, *plain, "metric=quality", *few, "n=20", at=folder)
+    rng = numpy.random.default_rng(0)
+    for index in range(200):
+        path = folder / f"pictures/{index % 2}/{index}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(256, size=(16, 16, 3), dtype=numpy.uint8)).save(path)
+    plain = ["dataset=image_folder", "dataset.path=pictures", "dataset.num_classes=2", "dataset.validation=0.5"]
+    few = ["metric.count=70", "metric.compared=10", "metric.subset_size=2", "metric.subsets=2", "metric.splits=1",
+           "metric.classification=false", "metric.labels=null", "metric.sampler.steps=2", "metric.features.steps=1",
+           "metric.features.cache=null"]  # fmt: skip
+    done = command(evaluate, MODEL, *plain, "metric=quality", *few, "n=70", at=folder)
     assert done.code == 0 and "fd_local" in done.out + done.err, done.err
     done = command(evaluate, MODEL, *plain, "metric=denoising", "n=4", at=folder)
     assert done.code == 1 and "needs data with captions" in done.err and done.err.count("\n") == 1
