@@ -41,8 +41,7 @@ def smaller_backbones(
     for name in loader.get_group_options("backbone"):
         try:
             cfg = loader.load_configuration("train", [*overrides, f"backbone={name}"], RunMode.RUN)
-            node = OmegaConf.to_container(cfg.backbone, resolve=True)
-            assert isinstance(node, dict)
+            node: Any = OmegaConf.to_container(cfg.backbone, resolve=True)
             if given.get("conditioning") is not None and "conditioning" not in node:
                 continue  # it takes classes alone
             nodes[name] = {**node, **{key: value for key, value in given.items() if key in node}}

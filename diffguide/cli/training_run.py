@@ -54,7 +54,7 @@ def run_training(config: Mapping[str, Any]) -> Path | None:
     """
     node = config.get("first_stage")
     if node is None or node.get("_target_") != OWN:
-        return run_job(config)
+        return run_job(dict(config))
     check_types(node, "first_stage", ROLES["first_stage"].given)
     place = node["path"]
     if place is None:
