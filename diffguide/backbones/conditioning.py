@@ -88,6 +88,10 @@ class Conditioning(nn.Module):
         """What can be computed once for all noise levels, which `forward` takes in place of y; y itself by default."""
         return y
 
+    def draw(self, y: Condition, noise: Any) -> Condition:
+        """A condition that was read, with what is random in it drawn for the samples of a `Noise`; y itself by default."""
+        return y
+
     def settle(self, node: Mapping[str, Any]) -> dict[str, Any]:
         """The node that this was built from, with what was read from other files: a checkpoint is built without them."""
         return dict(node)

@@ -206,7 +206,7 @@ class Picture(RowCondition):
         ValueError: other shapes, or a mask that is not boolean.
     """
 
-    names = ("x",)
+    names: ClassVar[tuple[str, ...]] = ("x",)
 
     def __init__(self, x: Tensor, keep: Tensor | None = None):
         keep = every_row(x) if keep is None else keep

@@ -16,13 +16,15 @@ from ..models.half_precision import cast_network
 from ..runtime.engine import Fabric
 from ..runtime.errors import InputError
 from .evaluation_targets import checkpoint_target, oracle_target
-from .guidance import refuse_pixel_potentials
+from .guidance import refuse_missing_texts, refuse_pixel_potentials
 from .model_choice import build_oracle, check_model_keys, checkpoint_paths, settle_inference_precision
 from .resume import Begun, find_evaluation
 from .runner import clean_finished_run
 from .settings import EvaluationSettings
 
 __all__ = ["build_evaluation_jobs"]
+
+ALIGNMENT = "diffguide.evaluation.quality.alignment_metric.Alignment"
 
 
 def build_evaluation_jobs(config: dict[str, Any]) -> list[EvaluationJob]:
@@ -84,6 +86,8 @@ def build_job(
                 saved["dataset"] = target.identity["dataset"]
         if isinstance(target.context.data, LatentData):
             refuse_pixel_potentials(config["metric"], "metric")
+        if config["metric"].get("_target_") != ALIGNMENT:  # which has texts
+            refuse_missing_texts(config["metric"])
         node, guides = with_guides(config["metric"], "metric", engine.device, settings.trust)
         check_guides(guides, target.context.shape, target.context.class_names)
         metric = build(node, "metric").resolve(target.context)

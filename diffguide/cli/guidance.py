@@ -5,11 +5,14 @@ from typing import Any
 
 from ..checkpoints.references import Guide, check_guides, is_energy, with_guides
 from ..config.build import ConfigError, build
+from ..guidance.potentials.clip import NO_TEXT
 from ..models.protocols import Denoiser, Energy
 
-__all__ = ["GuidanceBuilder", "find_target", "refuse_pixel_potentials"]
+__all__ = ["GuidanceBuilder", "find_target", "refuse_missing_texts", "refuse_pixel_potentials"]
 
 PIXEL_POTENTIALS = tuple(f"diffguide.guidance.potentials.{name}." for name in ("clip", "inverse"))
+
+CLIP = "diffguide.guidance.potentials.clip.ClipPotential"
 
 
 def find_target(node: Any, modules: tuple[str, ...]) -> str | None:
@@ -32,6 +35,14 @@ def refuse_pixel_potentials(node: Any, key: str) -> None:
             f"{key}: {name} measures pixels, and this model works in the latents of a first stage, which guidance does not "
             "decode: use a guidance of the model itself, such as guidance=cfg"
         )
+
+
+def refuse_missing_texts(node: Any) -> None:
+    """Raises ConfigError for CLIP guidance without a prompt, of samples that have no texts either."""
+    if isinstance(node, Mapping) and node.get("_target_") == CLIP and node.get("prompt") is None:
+        raise ConfigError(NO_TEXT)
+    for part in node.values() if isinstance(node, Mapping) else node if isinstance(node, list) else ():
+        refuse_missing_texts(part)
 
 
 class GuidanceBuilder:

@@ -8,9 +8,12 @@ from typing import Any
 from ..backbones.conditioning import Conditioning
 from ..backbones.conditions import RowCondition
 from ..config.build import ConfigError
+from ..guidance.potentials.clip import NO_TEXT
+from ..guidance.potentials.values import find_text_potentials
+from ..models.protocols import Denoiser, Energy
 from ..runtime.errors import convert_input_errors
 
-__all__ = ["read_conditions", "read_prompts"]
+__all__ = ["give_prompts", "read_conditions", "read_prompts"]
 
 STDIN = "-"
 MAX_PROMPTS = 10**6
@@ -56,12 +59,19 @@ def split_lines(text: str) -> list[str]:
     return text.removeprefix("\ufeff").splitlines()
 
 
-def read_conditions(prompts: Sequence[Any], conditioning: Conditioning | None) -> tuple[list[str], RowCondition]:
-    """The prompts as they are shown, and their conditions, a row each.
+def read_conditions(
+    prompts: Sequence[Any], conditioning: Conditioning | None, for_guidance: bool
+) -> tuple[list[str], RowCondition | None]:
+    """The prompts as they are shown, and their conditions, a row each; None for texts that the guidance alone reads.
+
+    Arguments:
+        for_guidance: whether the guidance reads them, so that the model need not.
 
     Raises:
         ConfigError: a model with classes or without conditions, or a prompt that it does not take.
     """
+    if conditioning is None and for_guidance:
+        return [show_prompt(prompt) for prompt in prompts], None
     if conditioning is None:
         raise ConfigError(
             "prompts need a model that was trained with condition=text or another one: choose classes by labels="
@@ -71,6 +81,40 @@ def read_conditions(prompts: Sequence[Any], conditioning: Conditioning | None) -
     if not isinstance(conditions, RowCondition):
         raise ConfigError("prompts need a condition of rows; choose classes by labels=")
     return [show_prompt(prompt) for prompt in prompts], conditions
+
+
+def give_prompts(
+    guided: Denoiser | Energy, prompts: Sequence[Any] | None, seeds: Sequence[int], labels: Sequence[int] | None
+) -> None:
+    """Gives each sample the text of its prompt, if the guidance needs texts.
+
+    Arguments:
+        labels: the index of the prompt of each sample, -1 = none; None = no sample has one.
+
+    Raises:
+        ConfigError: there are no prompts, or they are no texts.
+    """
+    potentials = find_text_potentials(guided)
+    if not potentials:
+        return
+    if prompts is None or labels is None:
+        raise ConfigError(NO_TEXT)
+    texts = [*list_texts(prompts, guided.conditioning), ""]
+    for potential in potentials:
+        potential.give_texts(seeds, [texts[label] for label in labels])
+
+
+def list_texts(prompts: Sequence[Any], conditioning: Conditioning | None) -> list[str]:
+    """The texts of prompts, for a guidance that reads them; "" = a prompt without a text.
+
+    Raises:
+        ConfigError: prompts that are no texts.
+    """
+    parts = getattr(conditioning, "texts", [])  # of condition=several, the names of those that read texts
+    texts = [prompt.get(parts[0], "") if isinstance(prompt, Mapping) and parts else prompt for prompt in prompts]
+    if conditioning is not None and not conditioning.reads_text or not all(isinstance(text, str) for text in texts):
+        raise ConfigError('this guidance needs texts, and these prompts are none: give prompt="..." beside them')
+    return texts
 
 
 def show_prompt(prompt: Any) -> str:

@@ -9,23 +9,24 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 
-from ..backbones.conditioning import Conditioning
 from ..backbones.conditions import RowCondition
 from ..checkpoints import store as checkpoints
 from ..class_names import explain_shadowed_class, resolve_labels
 from ..config.build import ConfigError, build
 from ..files.shards import Shards
+from ..guidance.potentials.values import find_text_potentials
 from ..models.evaluation_counters import count_evaluations
 from ..models.half_precision import cast_network
+from ..models.protocols import Denoiser, Energy
 from ..runtime.engine import Fabric
 from ..runtime.errors import convert_input_errors
 from ..sampling import run as sampling
 from ..sampling.job import SamplingJob
 from ..sampling.sources import CheckpointSource, SampleSource
 from ..sampling.stored import StoredForm
-from .guidance import GuidanceBuilder
+from .guidance import GuidanceBuilder, refuse_missing_texts
 from .model_choice import build_oracle, check_model_keys, checkpoint_paths, settle_inference_precision
-from .prompts import read_conditions, read_prompts
+from .prompts import give_prompts, read_conditions, read_prompts
 from .resume import find_samples
 from .runner import clean_finished_run
 from .settings import SamplingSettings
@@ -111,6 +112,9 @@ def build_plan(
     Raises:
         ConfigError: a model, guidance, sampler and labels that do not fit each other.
     """
+    prompts = config.get("prompts")
+    if prompts is None or config["labels"] is None:
+        refuse_missing_texts(config["guidance"])
     source = open_source(config, settings, engine, file)
     model, tally = count_evaluations(source.model)
     latents = isinstance(source, CheckpointSource) and source.in_latents
@@ -121,10 +125,15 @@ def build_plan(
         source.class_names = guide_classes(builder, guided.num_classes)
     with convert_input_errors("sampler"):
         sampler.times(guided)
-    names, conditions = choose_conditions(config.get("prompts"), guided.conditioning, config["labels"])
+    names, conditions = choose_conditions(prompts, guided, config["labels"])
     with convert_input_errors("labels"):
         labels = resolve_labels(
             config["labels"], settings.n, names or source.class_names, "prompt" if names else "class"
+        )
+    if names and conditions is None and not guided.has_null:
+        raise ConfigError(
+            "this model takes classes alone and never dropped them in training, so it has no samples for prompts: give one "
+            'text, prompt="...", and classes by labels='
         )
     if labels is None and not guided.has_null:
         if not guided.num_classes:
@@ -138,21 +147,21 @@ def build_plan(
         )
     background = source.background(labels or [-1]) if len(source.shape) == 1 else None
     seeds = range(settings.seed, settings.seed + settings.n)
+    give_prompts(guided, prompts, seeds, labels)
     return sampling.SamplingPlan(
         source, guided, tally, sampler, seeds, labels, background, builder.references, names, conditions
     )
 
 
-def choose_conditions(
-    prompts: Any, conditioning: Conditioning | None, labels: Any
-) -> tuple[list[str], RowCondition | None]:
+def choose_conditions(prompts: Any, guided: Denoiser | Energy, labels: Any) -> tuple[list[str], RowCondition | None]:
     """The prompts of a run as they are shown and their conditions; ([], None) for a run with classes or without condition.
 
     Raises:
         ConfigError: prompts for a model that takes none, or none for a model that needs some.
     """
+    conditioning = guided.conditioning
     if prompts is not None:
-        return read_conditions(prompts, conditioning)
+        return read_conditions(prompts, conditioning, bool(find_text_potentials(guided)))
     if conditioning is not None and labels is not None:
         what = "texts" if conditioning.reads_text else "conditions"
         raise ConfigError(f"this model takes {what}: give prompts=[...], prompts=<file>.txt, or labels=null for none")

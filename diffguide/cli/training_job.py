@@ -25,7 +25,7 @@ from ..training.probe import make_probe
 from .adaptation import add_adapter, check_adapter, take_adapter
 from .arguments import changed_keys
 from .conditions import place_condition, settle_conditioning
-from .guidance import GuidanceBuilder
+from .guidance import GuidanceBuilder, refuse_missing_texts
 from .initialization import find_ancestor
 from .latents import drop_empty_first_stage, enter_latents, take_first_stage
 from .resume import Resumed, find_training
@@ -74,6 +74,7 @@ def build_training_job(config: dict[str, Any]) -> TrainingJob:
     if adapter is not None:
         config, line = add_adapter(config, adapter, objective)
         remarks.append(line)
+    refuse_missing_texts(config["guidance"])
     sampler = build(config["sampler"], "sampler")
     compiled = should_compile(settings.compile, engine.device, backbone)
     compiled = compiled and (objective.compilable or settings.compile != "auto")

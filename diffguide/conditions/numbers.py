@@ -12,13 +12,26 @@ from ..backbones.conditions import Condition, Numbers
 from ..runtime.ranges import check_range, check_whole
 from .columns import ColumnTable
 
-__all__ = ["Continuous"]
+__all__ = ["Continuous", "count_features", "fourier_features"]
+
+
+def fourier_features(u: Tensor, given: Tensor, frequencies: int) -> Tensor:
+    """1, u, sin(2^n pi u) and cos(2^n pi u), n = 0, 1, ..., of numbers u [B, K]; zeros where given [B, K] is False.
+
+    Mildenhall et al., "NeRF", 2020, arXiv 2003.08934, eq. 4.
+    """
+    angles = [2**n * math.pi * u for n in range(frequencies)]
+    parts = [torch.ones_like(u), u, *(angle.sin() for angle in angles), *(angle.cos() for angle in angles)]
+    return torch.cat([torch.where(given, part, 0.0) for part in parts], dim=1)
+
+
+def count_features(numbers: int, frequencies: int) -> int:
+    """The length of `fourier_features` of a row of numbers."""
+    return numbers * (2 + 2 * frequencies)
 
 
 class Continuous(Conditioning):
-    """Fourier features of u = (value - center) / width: u, sin(2^n pi u) and cos(2^n pi u), and whether the value is given.
-
-    Mildenhall et al., "NeRF", 2020, arXiv 2003.08934, eq. 4. A value that is not given has zeros.
+    """`fourier_features` of u = (value - center) / width, and whether the value is given; one that is not has zeros.
 
     Arguments:
         names: of the numbers, in the order of the data's columns.
@@ -53,7 +66,7 @@ class Continuous(Conditioning):
         check_range("condition.frequencies", frequencies, "[0, 16]")
         self.drop = check_range("condition.drop", drop, "[0, 1]")
         self.centers, self.widths, self.frequencies = list(centers), list(widths), frequencies
-        self.vector_features = len(self.names) * (2 + 2 * frequencies)
+        self.vector_features = count_features(len(self.names), frequencies)
 
     def forward(self, y: Condition | None, x: Tensor) -> Context:
         if y is None:
@@ -65,9 +78,7 @@ class Continuous(Conditioning):
         values = y.values.to(torch.promote_types(x.dtype, torch.float32))
         given = y.keep[:, None] & ~values.isnan()
         u = (values - values.new_tensor(self.centers)) / values.new_tensor(self.widths)
-        angles = [2**n * math.pi * u for n in range(self.frequencies)]
-        parts = [torch.ones_like(u), u, *(angle.sin() for angle in angles), *(angle.cos() for angle in angles)]
-        return Context(torch.cat([torch.where(given, part, 0.0) for part in parts], dim=1).to(x.dtype))
+        return Context(fourier_features(u, given, self.frequencies).to(x.dtype))
 
     def explain(self) -> Mapping[str, str]:
         return {"values": f"{', '.join(self.names)}, in the units of the data; NaN = not said, all NaN = no condition"}

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ..backbones.conditioning import Conditioning, ConditionTable, Context
 from ..backbones.conditions import Condition, Several, remove_condition
+from ..randomness import Noise
 from ..runtime.ranges import check_range
 
 __all__ = ["SeveralConditions"]
@@ -103,6 +104,10 @@ class SeveralConditions(Conditioning):
     def embed(self, y: Condition) -> Several:
         assert isinstance(y, Several)
         return Several({name: self.part(name).embed(part) for name, part in y.parts.items()})
+
+    def draw(self, y: Condition, noise: Noise) -> Several:
+        assert isinstance(y, Several)
+        return Several({name: self.part(name).draw(part, noise) for name, part in y.parts.items()})
 
     def settle(self, node: Mapping[str, Any]) -> dict[str, Any]:
         return {**node, "parts": {name: self.part(name).settle(part) for name, part in node["parts"].items()}}

@@ -7,16 +7,28 @@ from .classifier import ClassifierGuidance
 from .clean_classifier import CleanClassifierGuidance, ExportedProgram, ImageNetwork, TorchScript, Torchvision
 from .composition import ClassComposition, NegativeCondition
 from .contrast import ClassifierFree, Contrast, Unguided
+from .feedback import Feedback
+from .flow_rules import SMC, VAGS, AdaMaG
+from .history import HiGS, HistoryGuidance, MomentumGuidance
 from .nested import Nested
+from .norms import NormLimit, PosteriorMeanCap, RectifiedRatio
 from .parts import PartScales
 from .perturbed import PAG, SEG, SLG
+from .predictor import RectifiedCFGPlusPlus
 from .projections import APG, FDG, TCFG
-from .ramps import Constant, CosineRamp, LinearRamp, PowerRamp, Ramp, TableRamp
+from .ramps import Constant, CosineRamp, ExponentialRamp, LinearRamp, PowerRamp, Ramp, TableRamp, TriangleRamp
+from .rectified_table import RectifiedTable
+from .reference import DatasetReferences, FileReferences, ReferenceGuidance, References
 from .rules import CFGPlusPlus, CFGZero, Linear, Mambo, Rescale, Rule, Threshold
+from .summed import SummedContrasts
+from .temperature import TemporalScoreRescaling
 
 __all__ = [
-    "APG", "CADS", "FDG", "PAG", "SEG", "SLG", "TCFG", "Autoguidance", "CFGPlusPlus", "CFGZero", "ClassifierFree",
-    "ClassifierGuidance", "CleanClassifierGuidance", "ClassComposition", "Constant", "Contrast", "CosineRamp",
-    "ExportedProgram", "ImageNetwork", "Linear", "LinearRamp", "Mambo", "NegativeCondition", "Nested", "PartScales",
-    "PowerRamp", "Ramp", "Rescale", "Rule", "TableRamp", "Threshold", "TorchScript", "Torchvision", "Unguided", "potentials",
+    "APG", "CADS", "FDG", "PAG", "SEG", "SLG", "SMC", "TCFG", "VAGS", "AdaMaG", "Autoguidance", "CFGPlusPlus", "CFGZero",
+    "ClassifierFree", "ClassifierGuidance", "CleanClassifierGuidance", "ClassComposition", "Constant", "Contrast",
+    "CosineRamp", "DatasetReferences", "ExponentialRamp", "ExportedProgram", "Feedback", "FileReferences", "HiGS",
+    "HistoryGuidance", "ImageNetwork", "Linear", "LinearRamp", "Mambo", "MomentumGuidance", "NegativeCondition", "Nested",
+    "NormLimit", "PartScales", "PosteriorMeanCap", "PowerRamp", "Ramp", "RectifiedCFGPlusPlus", "RectifiedRatio",
+    "RectifiedTable", "ReferenceGuidance", "References", "Rescale", "Rule", "SummedContrasts", "TableRamp",
+    "TemporalScoreRescaling", "Threshold", "TorchScript", "Torchvision", "TriangleRamp", "Unguided", "potentials",
 ]  # fmt: skip

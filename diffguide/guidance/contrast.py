@@ -133,6 +133,8 @@ class Contrast(ScaledGuidance):
     def ramped_scale(self, log_level: Tensor) -> Tensor:
         """The scale at a log noise level, as if it were inside the interval."""
         factor = self.ramp(log_level)
+        if self.ramp.of_whole_scale:
+            return self.scale * factor
         return torch.where(factor == 1, self.scale, self.rule.apply_ramp(self.scale, factor))  # exactly `scale` at 1
 
     def strength_at(self, t: Tensor) -> Strength:
@@ -180,6 +182,16 @@ class Contrast(ScaledGuidance):
         scale = strength.scale_as(strong.dtype) if self.rule.only_multiplies else strength.scale
         return keep_variance(self.rule(strong, weak, scale, *facts), strong)
 
+    def guide_strong(self, strong: Prediction, x_t: Tensor, t: Tensor, y: Condition | None) -> Prediction:
+        """The guided prediction, where the strong one is known: only the weak one is evaluated; `strong` where it is off."""
+        if t.ndim:
+            return self.combine_rows(strong, self.predict_weak(x_t, t, y), x_t, t)
+        strength = self.strength_at(t)
+        if not strength.acts or strength.number == 1 and self.rule.strong_at_1:
+            return strong
+        weak = self.predict_weak(x_t, t, y)
+        return self.rule(strong, weak, strength.scale, x_t, t, self.schedule, self.memory)
+
     def predict_rows(self, x_t: Tensor, t: Tensor, y: Condition | None) -> Prediction:
         """For t [B]: both predictions for all rows, combined by each row's own level."""
         if self.rule.stateful:
@@ -187,7 +199,10 @@ class Contrast(ScaledGuidance):
                 f"the rule {type(self.rule).__name__} depends on earlier noise levels, so all samples must have the same one: "
                 "take another rule, or a sampler with one grid for all samples"
             )
-        strong, weak = self.predict_both(x_t, t, y)
+        return self.combine_rows(*self.predict_both(x_t, t, y), x_t, t)
+
+    def combine_rows(self, strong: Prediction, weak: Prediction, x_t: Tensor, t: Tensor) -> Prediction:
+        """The guided prediction from both, each row by its own level."""
         inside = per_row(self.acts(t), x_t).bool()
         scale = per_row(self.scale_at(t), x_t)
         guided = self.rule(strong, weak, scale, x_t, t, self.schedule, self.memory)

@@ -1,7 +1,5 @@
 """Rules that split the difference of the predictions: along and across x_0, or by spatial frequency."""
 
-import math
-
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -9,35 +7,10 @@ from torch.nn import functional
 from ..models.protocols import Denoiser, Prediction
 from ..runtime.linear_algebra import leading_right_vector
 from ..runtime.ranges import check_finite, check_range
-from .base import per_row
-from .rules import Rule, inner, interpolate, norm, replace_x_0
+from .memories import LevelMemory
+from .rules import Rule, inner, interpolate, norm, replace_eps, replace_x_0
 
 __all__ = ["APG", "FDG", "TCFG"]
-
-
-class Momentum:
-    """The memory of one run: the value of the previous level.
-
-    It advances when t falls, is computed again at equal t, and is cleared when t rises or the number of rows changes (outer
-    guidance may stack several conditions).
-    """
-
-    def __init__(self) -> None:
-        self.t = math.inf
-        self.before: Tensor | None = None
-        self.now: Tensor | None = None
-
-    def recall(self, t: Tensor, rows: int) -> Tensor | None:
-        """The value of the previous level; None at the first level and for another number of rows."""
-        time = float(t)
-        if time != self.t:
-            self.before = self.now if time < self.t else None
-            self.t = time
-        return self.before if self.before is not None and len(self.before) == rows else None
-
-    def store(self, value: Tensor) -> None:
-        """Stores the value of this level, detached."""
-        self.now = value.detach()
 
 
 class APG(Rule):
@@ -61,14 +34,14 @@ class APG(Rule):
         self.momentum = check_range("momentum", momentum, "(-1, 1)")
         self.stateful = momentum != 0
 
-    def start(self, times: Tensor) -> Momentum:
-        return Momentum()
+    def start(self, times: Tensor) -> LevelMemory:
+        return LevelMemory()
 
     def __call__(self, strong, weak, scale, x_t, t, schedule, memory) -> Prediction:
         d = strong.x_0 - weak.x_0
         if self.stateful and memory is not None:
             before = memory.recall(t, len(d))
-            d = d if before is None else d + self.momentum * before
+            d = d if before is None else d + self.momentum * before[0]
             memory.store(d)
         d = d / (norm(d) / self.norm_threshold).clamp(min=1)
         direction = strong.x_0 / norm(strong.x_0).clamp(min=torch.finfo(d.dtype).tiny)
@@ -97,9 +70,8 @@ class TCFG(Rule):
         rows = torch.stack([strong.eps, weak.eps], dim=1).flatten(2).double()
         leading = leading_right_vector(rows)
         kept = (rows[:, 1] * leading).sum(1, keepdim=True) * leading
-        change = kept.reshape(weak.eps.shape).to(weak.eps) - weak.eps
-        level = per_row(schedule.noise_level(t), x_t)
-        return interpolate(strong, Prediction(weak.x_0 - level * change, weak.eps + change), scale)
+        eps = kept.reshape(weak.eps.shape).to(weak.eps)
+        return interpolate(strong, replace_eps(weak, eps, t, schedule), scale)
 
 
 class FDG(Rule):

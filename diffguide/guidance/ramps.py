@@ -12,9 +12,18 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..runtime.ranges import check_range
+from ..runtime.ranges import check_finite, check_range
 
-__all__ = ["Constant", "CosineRamp", "LinearRamp", "PowerRamp", "Ramp", "TableRamp"]
+__all__ = [
+    "Constant",
+    "CosineRamp",
+    "ExponentialRamp",
+    "LinearRamp",
+    "PowerRamp",
+    "Ramp",
+    "TableRamp",
+    "TriangleRamp",
+]
 
 
 class Ramp:
@@ -22,9 +31,10 @@ class Ramp:
 
     Attributes:
         always_full: whether r is 1 at every level.
+        of_whole_scale: whether the scale is multiplied, scale r, in place of scale - 1.
     """
 
-    always_full = False
+    always_full = of_whole_scale = False
 
     def __call__(self, log_level: Tensor) -> Tensor:
         raise NotImplementedError
@@ -89,6 +99,44 @@ class PowerRamp(LinearRamp):
 
     def __call__(self, log_level: Tensor) -> Tensor:
         return self.progress(log_level) ** self.exponent
+
+
+class TriangleRamp(Ramp):
+    """r = 2 u / (1 - peak) up to u = 1 - peak, 2 (1 - u) / peak from there on: 0 at both ends, 2 at the peak, 1 on average.
+
+    u = 1 - sigma / (alpha + sigma) is the way of a flow from noise to data, the same on every schedule at equal log-SNR. Jin,
+    Shi, Gu, "Stage-wise Dynamics of Classifier-Free Guidance in Diffusion Models", ICLR 2026, arXiv 2509.22007, TV-CFG: the
+    scale is 1 at both ends and 2 scale - 1 at the peak, and its mean over the time of the flow is the scale.
+
+    Arguments:
+        peak: time of the flow (1 = noise) at the peak, in (0, 1); 0.5 in the paper, where sigma = alpha.
+    """
+
+    def __init__(self, peak: float = 0.5):
+        self.peak = check_range("peak", peak, "(0, 1)")
+
+    def __call__(self, log_level: Tensor) -> Tensor:
+        time = torch.sigmoid(log_level)
+        return 2 * torch.minimum((1 - time) / (1 - self.peak), time / self.peak)
+
+
+class ExponentialRamp(Ramp):
+    """scale exp(rate (1 - time)), time = sigma / (alpha + sigma): the whole scale grows from pure noise to the data.
+
+    Gao et al., "C2FG: Control Classifier-Free Guidance via Score Discrepancy Analysis", CVPR 2026, arXiv 2603.08155, where time
+    is that of the model, over its largest; that of a flow means the same on every schedule.
+
+    Arguments:
+        rate: lambda; 0 = the same scale everywhere, log 2 doubles it at the data (DiT), 1 for SiT, 0.2 for Stable Diffusion.
+    """
+
+    of_whole_scale = True
+
+    def __init__(self, rate: float = 0.6931):
+        self.rate = check_finite("rate", rate)
+
+    def __call__(self, log_level: Tensor) -> Tensor:
+        return torch.exp(self.rate * torch.sigmoid(-log_level))
 
 
 class TableRamp(Ramp):

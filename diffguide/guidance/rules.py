@@ -85,6 +85,11 @@ def replace_x_0(side: Prediction, x_0: Tensor, t: Tensor, schedule: Schedule) ->
     return Prediction(x_0, side.eps - ratio * (x_0 - side.x_0))
 
 
+def replace_eps(side: Prediction, eps: Tensor, t: Tensor, schedule: Schedule) -> Prediction:
+    """The prediction with another eps, and x_0 changed with it; not at zero terminal SNR, where eps does not determine x_0."""
+    return Prediction(side.x_0 - per_row(schedule.noise_level(t), eps) * (eps - side.eps), eps)
+
+
 def sample_dims(x: Tensor) -> list[int]:
     """The dimensions of one sample."""
     return list(range(1, x.ndim))
@@ -180,8 +185,11 @@ class Rescale(Rule):
         self.phi = check_range("phi", phi, "[0, 1]")
 
     def __call__(self, strong, weak, scale, x_t, t, schedule, memory) -> Prediction:
-        guided = interpolate(strong, weak, scale)
-        wanted, found = (side.x_0.std(sample_dims(x_t), keepdim=True, correction=0) for side in (strong, guided))
+        return self.match(strong, interpolate(strong, weak, scale), t, schedule)
+
+    def match(self, strong: Prediction, guided: Prediction, t: Tensor, schedule: Schedule) -> Prediction:
+        """The guided prediction with the standard deviation of its x_0 moved towards that of the strong one."""
+        wanted, found = (side.x_0.std(sample_dims(side.x_0), keepdim=True, correction=0) for side in (strong, guided))
         ratio = torch.where(found > 0, wanted / found, 1)  # constant samples cannot be rescaled
         return replace_x_0(guided, (self.phi * ratio + (1 - self.phi)) * guided.x_0, t, schedule)
 

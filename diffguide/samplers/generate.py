@@ -77,6 +77,8 @@ def initial_state(
     y: Condition | None
     if isinstance(labels, RowCondition):
         y = labels.to(device)
+        if denoiser.conditioning is not None:
+            y = denoiser.conditioning.draw(y, noise)
         if isinstance(denoiser, Denoiser) and denoiser.embeds:
             with torch.no_grad():
                 y = denoiser.embed(y)  # once for all noise levels

@@ -61,7 +61,7 @@ class SamplingPlan(NamedTuple):
         background: of the scatter plot of vectors, None = the samples are images.
         guides: trained models of the guidance.
         prompts: what the labels are the indices of, in place of classes; () = classes.
-        conditions: a row per prompt, on the CPU.
+        conditions: a row per prompt, on the CPU; None = the guidance alone reads the prompts.
     """
 
     source: SampleSource
@@ -156,8 +156,8 @@ class SampleWriter:
         self.counts = plan.tally.evaluations, plan.tally.potential_evaluations
         part = slice(first, first + count)
         labels: Sequence[int] | RowCondition | None = None if plan.labels is None else plan.labels[part]
-        if labels is not None and plan.conditions is not None:
-            labels = plan.conditions[torch.tensor(labels)]
+        if labels is not None and plan.prompts:
+            labels = None if plan.conditions is None else plan.conditions[torch.tensor(labels)]
         source, device = plan.source, self.engine.device
         return initial_state(
             plan.guided, plan.sampler, self.times, plan.seeds[part], labels, source.shape, device, source.dtype

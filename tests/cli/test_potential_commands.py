@@ -223,7 +223,7 @@ def test_pictures_and_masks_must_fit_the_model(tmp_path):
     (["guidance=repaint", "guidance/potential=deblur"], "guidance=repaint needs a potential that is Inpaint, got Deblur"),
     (["guidance=inpaint", "guidance.potential.noise=0"], "noise must be"),
     (["guidance=inpaint", "guidance/potential/picture=file"], "guidance.potential.picture.path must be given"),
-    (["guidance=clip"], "guidance.potential.prompt must be a text, got None"),
+    (["guidance=clip"], "guidance=clip needs a text: prompt="),
 ])  # fmt: skip
 def test_mistakes_in_potentials_are_one_line(tmp_path, command, chosen, sentence):
     oracle = [] if any(text.startswith("oracle=") for text in chosen) else ["oracle=empirical"]

@@ -168,6 +168,29 @@ def test_pictures_without_captions_are_compared_with_a_text_model(folder, comman
     assert done.code == 1 and "needs data with captions" in done.err and done.err.count("\n") == 1
 
 
+def figures(folder, done):
+    assert done.code == 0, done.err
+    return json.loads((folder / done.folder / "metrics.json").read_text())
+
+
+def test_a_text_model_is_measured_by_samples_of_its_own(folder, command):
+    words = [MODEL, "metric=alignment", "metric.count=6", "metric.sampler.steps=2", "batch_size=4"]
+    plain = figures(folder, command(evaluate, *words, at=folder))
+    assert plain["samples"] == plain["figures"]["alignment"]["n"] == 6 and plain["figures"]["alignment_seen"]["n"] == 3
+    guided = figures(folder, command(evaluate, *words, "guidance@metric.guidance=cfg", at=folder))
+    assert guided["guidance"] == "ClassifierFree" and guided["evaluations"] > plain["evaluations"]
+
+
+def test_other_captions_are_measured_by_a_dual_encoder(tmp_path, command):
+    words = ["dataset=digits", *(word for word in TEXT if not word.startswith("dataset"))]
+    assert command(train, *words, "backbone.attention=[8]", at=tmp_path).code == 0
+    words = ["checkpoint=outputs/train/digits/v001", "metric=alignment", "metric.sampler.steps=2"]
+    few = ["metric.encoder.steps=1", "metric.encoder.cache=null", "metric.count=5", "metric.candidates=4"]
+    found = figures(tmp_path, command(evaluate, *words, *few, at=tmp_path))
+    assert found["candidates"] == 4 and found["figures"]["recall_at_1_chance"]["value"] == 0.25
+    assert found["figures"]["recall_at_1"]["n"] == 5 == found["figures"]["recall_at_1_real"]["n"]
+
+
 def test_prompts_need_a_model_that_reads_them(at, command):
     done = command(sample, "checkpoint=outputs/train/digits/v001", "prompts=red", at=at)
     assert done.code == 1 and "labels=" in done.err and done.err.count("\n") == 1

@@ -29,7 +29,9 @@ def composed(*overrides: str):
 FILES = {  # guidance: (rule, what must be said beside)
     "cfg": ("Linear", []), "cfg_rescale": ("Rescale", []), "apg": ("APG", []), "cfg_zero": ("CFGZero", []),
     "cfgpp": ("CFGPlusPlus", []), "tcfg": ("TCFG", []), "mambo_g": ("Mambo", []), "threshold": ("Threshold", []),
-    "fdg": ("FDG", []), "negative": ("Linear", ["guidance.condition=1"]),
+    "fdg": ("FDG", []), "smc_cfg": ("SMC", []), "adamag": ("AdaMaG", []), "vags": ("VAGS", []),
+    "pmc_cfg": ("PosteriorMeanCap", []), "norm_limit": ("NormLimit", []), "recfg": ("RectifiedRatio", []),
+    "fbg": ("Feedback", []), "rectified_cfgpp": ("Linear", []), "negative": ("Linear", ["guidance.condition=1"]),
     "compose": ("Linear", ["guidance.conditions=[0,1]", "guidance.weights=[1,-0.5]"]),
 }  # fmt: skip
 
@@ -54,7 +56,8 @@ def test_a_model_that_does_not_fit_is_told_the_guidance_that_was_asked_for(name,
 
 DROPPING = {
     "cfg", "cfg_rescale", "apg", "cfg_zero", "cfgpp", "tcfg", "mambo_g", "threshold", "fdg", "compose", "cads",
-    "classifier_cfg", "cfg_parts",
+    "classifier_cfg", "cfg_parts", "smc_cfg", "adamag", "vags", "pmc_cfg", "norm_limit", "recfg", "fbg", "rectified_cfgpp",
+    "recfg_table", "ltx2",
 }  # fmt: skip
 
 
@@ -162,3 +165,26 @@ def test_classes_of_a_checkpoint_are_chosen_by_name(tmp_path, command):
     assert done.code == 0, done.err
     done = command(main, *said, "guidance.condition=up", at=tmp_path)
     assert done.code == 1 and "there is no class 'up'; indices 0 to 3" in done.err
+
+
+OTHERS = {  # guidance that is no rule: what must be said beside
+    "HiGS": ("higs", []), "MomentumGuidance": ("momentum", []), "TemporalScoreRescaling": ("tsr", []),
+    "RectifiedCFGPlusPlus": ("rectified_cfgpp", []),
+    "ReferenceGuidance": ("reference", ["dataset@guidance.references.dataset=gmm2d", "guidance.references.label=1"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind, name, said", [(kind, *row) for kind, row in OTHERS.items()], ids=OTHERS)
+def test_every_other_file_builds_its_class(kind, name, said):
+    node = composed(f"guidance={name}", *said).guidance
+    validate_config(OmegaConf.to_container(node, resolve=True), "guidance")
+    assert type(build(node, "guidance", exact())).__name__ == kind
+
+
+def test_contrasts_that_are_added_are_named_parts():
+    node = composed(
+        "guidance=ltx2", "guidance.parts.slg.layers=[0]", "guidance.parts.cfg.scale=4", "guidance.rescale=0.7"
+    )
+    validate_config(OmegaConf.to_container(node.guidance), "guidance")
+    with pytest.raises(ConfigError, match="guidance=slg perturbs residual blocks"):  # a mixture has none
+        build(node.guidance, "guidance", exact())

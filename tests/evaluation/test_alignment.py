@@ -1,4 +1,4 @@
-"""Alignment: shares counted by hand on drawn pictures, diversity against probabilities, and the metric on stored samples."""
+"""Alignment: shares counted by hand on drawn pictures, diversity against probabilities, the metric on samples."""
 
 import json
 import math
@@ -7,9 +7,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from captioned_stripes import NAMES, draw_stripes, striped
 
-from diffguide.datasets import Shapes
-from diffguide.datasets.shape_pictures import draw_pictures, place_objects
+from diffguide.conditions import ByteText
+from diffguide.datasets import Dataset, Digits, Shapes
+from diffguide.datasets.base import Split
+from diffguide.datasets.digits import CAPTIONS
+from diffguide.datasets.shape_pictures import ATTRIBUTES, draw_pictures, place_objects
 from diffguide.datasets.shapes import prompts
 from diffguide.evaluation.metric import EvalContext
 from diffguide.evaluation.quality.alignment import (
@@ -21,7 +25,16 @@ from diffguide.evaluation.quality.alignment import (
     share_figures,
 )
 from diffguide.evaluation.quality.alignment_metric import Alignment
+from diffguide.evaluation.quality.clip_score import clip_scores
+from diffguide.evaluation.quality.dual_encoder import DualEncoder
 from diffguide.evaluation.quality.image_sources import StoredSamples
+from diffguide.evaluation.quality.prompted_samples import choose_prompts
+from diffguide.figures.image_grids import quantize
+from diffguide.guidance.potentials.clip import PretrainedClip
+from diffguide.models.protocols import Denoiser, Prediction
+from diffguide.samplers import DDIM
+from diffguide.samplers.grids import UniformT
+from diffguide.schedules import Cosine
 
 
 @pytest.fixture(scope="module")
@@ -152,13 +165,13 @@ def test_the_metric_measures_stored_samples(data, tmp_path):
     texts = first_captions(data.train, 20)
     texts[3] = "three red crosses in the middle on black"
     write_samples(tmp_path, data.train.x[:20], texts)
-    metric = Alignment(str(tmp_path))
+    metric = Alignment(samples=str(tmp_path))
     metric.check(context)
     result = metric.measure(context)
     judged = judge_pictures(data.train.x[:20], texts)
     assert result.figures["alignment"].value == judged.all_right.double().mean() and result.facts["samples"] == 20
     assert np.array_equal(result.arrays["attributes"]["found"], judged.found.numpy())
-    assert Alignment(str(tmp_path), count=5).measure(context).figures["alignment"].n == 5
+    assert Alignment(samples=str(tmp_path), count=5).measure(context).figures["alignment"].n == 5
 
 
 def test_labels_of_prompts_are_no_classes(data, tmp_path):
@@ -174,7 +187,8 @@ def test_labels_of_prompts_are_no_classes(data, tmp_path):
 @pytest.mark.parametrize(
     "texts, changes, message",
     [
-        (["red"] * 4, {"samples": None}, "metric.samples must be given"),
+        (["red"] * 4, {"samples": None}, "metric=alignment needs a denoiser"),
+        ([""] * 4, {}, "empty prompts alone"),
         ([None] * 4, {}, "without prompts"),
         (["red"] * 3, {}, "4 samples and 3 prompts"),
         (["a dog"] * 4, {}, "'dog'"),
@@ -193,9 +207,129 @@ def test_folders_without_fitting_prompts_are_refused(data, tmp_path, texts, chan
 
 
 def test_other_data_are_refused(tmp_path):
-    context = EvalContext(
-        SimpleNamespace(num_classes=0),
-        SimpleNamespace(shape=(1, 8, 8), validation=Shapes(train=1, validation=1, test=1).validation, class_names=()),
+    plain = Dataset(*[Split(torch.zeros(3, 3, 16, 16), torch.zeros(3, dtype=torch.long))] * 3, ("one",))
+    with pytest.raises(ValueError, match="metric=alignment needs data with captions"):
+        Alignment(samples=str(tmp_path)).check(EvalContext(SimpleNamespace(num_classes=0), plain))
+    with pytest.raises(ValueError, match="metric.candidates"):
+        Alignment(candidates=1)
+
+
+class Painter(Denoiser):
+    """Knows the picture of every text: x_0 is that of its prompt, or a grey one.
+
+    Arguments:
+        pictures: text -> bytes [C, H, W].
+    """
+
+    has_null, conditional = True, True
+
+    def __init__(self, pictures):
+        self.schedule, self.conditioning = Cosine(), ByteText(64, 8, 1, 2)
+        self.pictures = {text: x.float() / 127.5 - 1 for text, x in pictures.items()}
+        self.shape = next(iter(pictures.values())).shape
+
+    def __call__(self, x_t, t, y=None):
+        texts = (
+            [bytes(int(i) - 1 for i in row if 0 < i < 257).decode() for row in y.ids]
+            if y is not None
+            else [""] * len(x_t)
+        )
+        x_0 = torch.stack([self.pictures.get(text, torch.zeros(self.shape)) for text in texts]).to(x_t)
+        alpha, sigma = (part.to(x_t) for part in self.schedule.alpha_sigma(t))
+        return Prediction(x_0, (x_t - alpha * x_0) / sigma)
+
+
+def paint_shapes(n: int) -> dict[str, torch.Tensor]:
+    """The pictures that the first prompts of both kinds ask for."""
+    found = [pair for split in ("validation", "test") for pair in prompts(split, 3, n)]
+    rows = np.array([[values.index(said[name]) for name, values in ATTRIBUTES.items()] for _, said in found])
+    drawn = draw_pictures(rows, place_objects(rows, np.full((len(rows), 4, 2), 0.5)), 16)
+    return dict(zip([text for text, _ in found], torch.from_numpy(drawn)))
+
+
+def test_new_samples_of_shapes_have_prompts_of_seen_and_unseen_combinations(data):
+    context = EvalContext(Painter(paint_shapes(15)), data, batch_size=8, seed=3)
+    metric = Alignment(sampler=DDIM(2, UniformT(), eta=0.0), count=30)
+    metric.check(context)
+    result = metric.measure(context)
+    shares = {name: result.figures[name] for name in ("alignment", "alignment_seen", "alignment_held_out")}
+    assert [(figure.value, figure.n) for figure in shares.values()] == [(1, 30), (1, 15), (1, 15)]
+    assert result.facts["sampled"] == "here" and result.facts["labels"] == "prompts of the data"
+    some = Alignment(sampler=DDIM(2, UniformT(), eta=0.0), count=7).measure(context)
+    assert np.array_equal(some.arrays["attributes"]["asked"], result.arrays["attributes"]["asked"][:7])
+    unknown = EvalContext(Painter(paint_shapes(5)), data, seed=3)  # it paints a third of them
+    assert metric.measure(unknown).figures["alignment"].value == 10 / 30
+
+
+def test_new_samples_of_captions_are_recalled_like_real_pictures(tmp_path):
+    """A dual encoder finds the texts of painted pictures; it does not where each text has the picture of the other."""
+    held_out = draw_stripes(40, 1)
+    captioned, sampler, encoder = (
+        striped(draw_stripes(200, 0)),
+        DDIM(2, UniformT(), eta=0.0),
+        DualEncoder(20, 0, str(tmp_path)),
     )
-    with pytest.raises(ValueError, match="metric=alignment judges pictures of dataset=shapes"):
-        Alignment(str(tmp_path)).check(context)
+    pictures = [held_out.x[held_out.y.tolist().index(kind)] for kind in (0, 1)]
+    found = []
+    for kinds in ((0, 1), (1, 0)):
+        painter = Painter({NAMES[kind][0]: pictures[other] for kind, other in enumerate(kinds)})
+        context = EvalContext(painter, captioned, n=30, batch_size=13)
+        metric = Alignment(sampler=sampler, encoder=encoder, count=45, candidates=2)
+        metric.check(context)
+        found.append(metric.measure(context))
+    right, wrong = (result.figures for result in found)
+    assert right["recall_at_1"].value == 1 and right["recall_at_1"].n == 45 == right["recall_at_1_real"].n
+    assert wrong["recall_at_1"].value == 0 and wrong["recall_at_1_real"].value == right["recall_at_1_real"].value > 0.9
+    assert right["recall_at_1_chance"].value == 0.5
+    assert found[0].facts["candidates"] == 2 and found[0].facts["encoder"]["steps"] == 20
+    assert Alignment(sampler=sampler, encoder=encoder, count=4).measure(context).facts["candidates"] == 3
+
+
+def test_prompts_are_first_captions_and_each_example_comes_once_in_a_round():
+    captioned = striped(draw_stripes(4, 0))
+    captioned.validation.columns["captions"][3] = ["", "above"]  # its condition is that of no text
+    context = EvalContext(SimpleNamespace(num_classes=0), captioned)
+    texts, rows = choose_prompts(context, 78)
+    assert sorted(rows[:39].tolist()) == [row for row in range(40) if row != 3] == sorted(rows[39:].tolist())
+    assert texts == [captioned.validation.columns["captions"][row][0] for row in rows.tolist()]
+    assert not torch.equal(choose_prompts(EvalContext(context.model, captioned, seed=1), 78).rows, rows)
+
+
+def test_stored_samples_of_captions_are_recalled(tmp_path):
+    """The prompts of a folder; those without a prompt are left out, and fewer texts that say something else are enough."""
+    digits = Digits()
+    context = EvalContext(SimpleNamespace(num_classes=0), digits)
+    x = quantize(digits.validation.x[:6])
+    texts = [CAPTIONS[label][1] for label in digits.validation.y[:6].tolist()]
+    write_samples(tmp_path, x, [*texts[:5], None])
+    metric = Alignment(samples=str(tmp_path), encoder=DualEncoder(1, 0, None))
+    metric.check(context)
+    result = metric.measure(context)
+    assert result.figures["recall_at_1"].n == 5 and result.facts["candidates"] == 28
+    assert result.figures["recall_at_1_chance"].value == 1 / 28
+
+
+def test_the_clip_score_is_that_of_the_samples_and_their_prompts(data, tmp_path):
+    pytest.importorskip("transformers")
+    from clip_models import write_clip
+
+    folder = write_clip(tmp_path)
+    write_samples(tmp_path, data.train.x[:6], [*first_captions(data.train, 5), ""])
+    context = EvalContext(SimpleNamespace(num_classes=0), data)
+    metric = Alignment(samples=str(tmp_path), clip=str(folder))
+    metric.check(context)
+    result = metric.measure(context)
+    expected = clip_scores(PretrainedClip(str(folder)), data.train.x[:5], first_captions(data.train, 5)).double()
+    assert result.figures["clip_score"].value == pytest.approx(float(expected.mean()))
+    assert result.figures["clip_score"].n == 5 and result.facts["clip"] == str(folder)
+    with pytest.raises(ValueError, match="metric.clip: there is no CLIP model"):
+        Alignment(samples=str(tmp_path), clip=str(tmp_path / "nothing")).check(context)
+
+
+def test_models_without_texts_draw_no_samples_with_prompts(data):
+    painter = Painter(paint_shapes(1))
+    painter.conditioning = None
+    with pytest.raises(ValueError, match="this model takes no texts: give samples of it, metric.samples="):
+        Alignment().check(EvalContext(painter, data))
+    with pytest.raises(ValueError, match="needs captions on which no model was trained, got split=train"):
+        Alignment().check(EvalContext(painter, striped(draw_stripes(4, 0)), split="train"))

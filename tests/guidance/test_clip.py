@@ -8,36 +8,22 @@ import safetensors.torch
 import torch
 from potential_laws import COSINE, EVERYWHERE, T, White, points
 
+from diffguide.guidance import Nested
 from diffguide.guidance.potentials import PotentialGuidance
 from diffguide.guidance.potentials.clip import CLIP_MEAN, CLIP_STD, ClipEncoder, ClipPotential, PretrainedClip
+from diffguide.guidance.potentials.values import find_text_potentials
 from diffguide.models.protocols import SamplingError
 from diffguide.randomness import Noise
 from diffguide.samplers import DDIM
 from diffguide.samplers.grids import UniformT
 
-transformers = pytest.importorskip("transformers")
-SIDE = 16
-
-
-class Tokens:
-    """Letters as tokens, between a first and a last one."""
-
-    def __call__(self, texts, padding, truncation, return_tensors):
-        ids = torch.tensor([[0, *(2 + ord(letter) % 40 for letter in text), 49] for text in texts])
-        return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+pytest.importorskip("transformers")
+from clip_models import SIDE, Tokens, tiny_clip, write_clip  # noqa: E402  # needs transformers
 
 
 @pytest.fixture(scope="module")
 def encoder() -> ClipEncoder:
-    """Two layers of width 16 on patches of 8 x 8 pixels, float64."""
-    layers = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
-    config = transformers.CLIPConfig(
-        text_config={**layers, "vocab_size": 50, "max_position_embeddings": 32, "eos_token_id": 49},
-        vision_config={**layers, "image_size": SIDE, "patch_size": 8},
-        projection_dim=12,
-    )
-    torch.manual_seed(0)
-    return ClipEncoder(transformers.CLIPModel(config).double(), Tokens())
+    return tiny_clip()
 
 
 def test_the_distance_is_half_the_squared_angle(encoder):
@@ -110,30 +96,97 @@ def test_invalid_arguments_raise(encoder, tmp_path):
         PretrainedClip(str(tmp_path / "nothing"))
 
 
-def test_a_local_folder_from_the_command_line(encoder, tmp_path, command):
-    """What `save_pretrained` wrote is found by name, and prompt="..." is what guidance steers to."""
+def run_texts(encoder, texts, seeds=(1, 2, 3), crops=2, prompt=None, wrap=lambda denoiser: denoiser, y=None):
+    """Samples of a white Gaussian under CLIP guidance with a text per seed, or one prompt."""
+    potential = ClipPotential(prompt, encoder, crops, 0.7)
+    if prompt is None:
+        potential.give_texts([1, 2, 3, 4], texts)
+    sampler = DDIM(6, UniformT(), eta=0.0)
+    guided = wrap(PotentialGuidance(White(0.0, 0.3), potential, 20.0, EVERYWHERE))
+    noise, times = Noise(seeds, (3, 8, 8), COSINE, dtype=torch.float64), sampler.times(guided)
+    return sampler(guided, noise.normal(times[0], 0), times, y, noise)
+
+
+@pytest.mark.parametrize("crops", [0, 2])
+def test_each_sample_with_its_own_text_is_the_sample_with_that_prompt(encoder, crops):
+    """Elementwise, in any batch, also with twice the rows, as a contrast around it has; "" is not guided."""
+    texts = ["a red house", "two blue squares", "a red house", "seven"]
+    found = run_texts(encoder, texts, crops=crops)
+    for row, text in enumerate(texts[:3]):
+        expected = run_texts(encoder, (), crops=crops, prompt=text)[row]
+        torch.testing.assert_close(found[row], expected, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(run_texts(encoder, texts, [3, 2], crops), found[[2, 1]], rtol=1e-10, atol=1e-10)
+    empty = run_texts(encoder, ["a red house", "", "", "seven"], crops=crops)
+    assert torch.equal(empty[1:], run_texts(encoder, [""] * 4, crops=crops)[1:])
+    plain = DDIM(6, UniformT(), eta=0.0)
+    noise, times = Noise([2, 3], (3, 8, 8), COSINE, dtype=torch.float64), plain.times(White(0.0, 0.3))
+    torch.testing.assert_close(empty[1:], plain(White(0.0, 0.3), noise.normal(times[0], 0), times, None, noise))
+    potential = ClipPotential(None, encoder, crops, 0.7)
+    potential.give_texts([1, 2], texts[:2])
+    started = potential.start(Noise([2, 1], (3, 8, 8), COSINE, dtype=torch.float64), times)
+    x = points(2, 3, 8, 8)
+    twice = started(torch.cat([x, x]), None)
+    torch.testing.assert_close(twice, torch.cat([started(x, None)] * 2))
+
+
+def test_a_text_for_each_sample_is_found_through_every_guidance(encoder):
+    potential = ClipPotential(None, encoder, 0)
+    inner = PotentialGuidance(White(0.0, 0.3), potential)
+    nested = Nested(White(0.0, 0.3), {"clip": lambda denoiser: PotentialGuidance(denoiser, potential)})
+    for guided in (inner, nested, PotentialGuidance(inner, ClipPotential("x", encoder, 0))):
+        assert find_text_potentials(guided) == [potential]
+    assert find_text_potentials(PotentialGuidance(White(0.0, 0.3), ClipPotential("x", encoder, 0))) == []
+    with pytest.raises(SamplingError, match=r"guidance=clip needs a text: prompt=.*prompts="):
+        potential.start(Noise([1], (3, 8, 8), COSINE), torch.tensor([1.0]))
+    with pytest.raises(ValueError, match="CLIP's texts are those of a run"):
+        potential(points(1, 3, 8, 8), None)
+    potential.give_texts([1, 2], ["a", "b"])
+    with pytest.raises(SamplingError, match="no text for some seeds"):
+        potential.start(Noise([2, 3], (3, 8, 8), COSINE), torch.tensor([1.0]))
+
+
+def sample_clip(command, at, *words):
+    """The pictures of a command with CLIP guidance, and its manifest."""
     from diffguide.sample import main
 
-    letters = [chr(letter) + end for letter in range(97, 123) for end in ("", "</w>")]
-    words = {word: index for index, word in enumerate(["<|startoftext|>", "<|endoftext|>", *letters])}
-    (tmp_path / "vocab.json").write_text(json.dumps(words))
-    (tmp_path / "merges.txt").write_text("#version: 0.2\n")
-    tokenizer = transformers.CLIPTokenizer(str(tmp_path / "vocab.json"), str(tmp_path / "merges.txt"))
-    config = transformers.CLIPConfig.from_dict(encoder.model.config.to_dict())
-    config.text_config.vocab_size, config.text_config.eos_token_id = len(words), 1
-    for part in (transformers.CLIPModel(config), tokenizer):
-        part.save_pretrained(tmp_path / "clip")
-    grids = []
-    for prompt, scale in (("a red house", 50), ("seven", 50), ("seven", 0)):
-        done = command(main, "oracle=empirical", "oracle.width=0.3", "n=4", "sampler.steps=4", "guidance=clip",
-                       f'prompt="{prompt}"', f"guidance.scale={scale}", "guidance.potential.crops=2",
-                       f"guidance.potential.encoder.name={tmp_path}/clip", at=tmp_path)  # fmt: skip
-        assert done.code == 0, done.err
-        with np.load(tmp_path / done.folder / "samples.npz") as arrays:
-            grids.append(arrays["arr_0"].astype(int))
+    done = command(main, "oracle=empirical", "oracle.width=0.3", "n=4", "sampler.steps=4", "guidance=clip",
+                   "guidance.potential.crops=2", f"guidance.potential.encoder.name={at}/clip", *words, at=at)  # fmt: skip
+    assert done.code == 0, done.err
+    rows = [json.loads(line) for line in (at / done.folder / "manifest.jsonl").read_text().splitlines()]
+    with np.load(at / done.folder / "samples.npz") as arrays:
+        return arrays["arr_0"].astype(int), rows[1:]
+
+
+def test_a_local_folder_from_the_command_line(tmp_path, command):
+    """What `save_pretrained` wrote is found by name, and prompt="..." is what guidance steers to."""
+    folder = write_clip(tmp_path)
+    runs = (("a red house", 50), ("seven", 50), ("seven", 0))
+    grids = [sample_clip(command, tmp_path, f'prompt="{text}"', f"guidance.scale={scale}", "labels=null")[0]
+             for text, scale in runs]  # fmt: skip
     assert all(abs(a - b).max() > 3 for a, b in zip(grids, grids[1:]))
-    weights = tmp_path / "clip/model.safetensors"
-    torch.save(safetensors.torch.load_file(weights), tmp_path / "clip/pytorch_model.bin")
+    each, rows = sample_clip(command, tmp_path, "prompts=[a red house,seven]", "guidance.scale=50", "batch_size=3")
+    assert [row["prompt"] for row in rows] == ["a red house", "seven"] * 2
+    for row in range(4):
+        assert abs(each[row] - grids[row % 2][row]).max() <= 1
+    weights = folder / "model.safetensors"
+    torch.save(safetensors.torch.load_file(weights), folder / "pytorch_model.bin")
     weights.unlink()
     with pytest.raises(ValueError, match="there is no CLIP model"):  # pickles are not looked at
-        PretrainedClip(str(tmp_path / "clip"))
+        PretrainedClip(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["labels=null"], 'guidance=clip needs a text: prompt="...", or prompts=[...]'),
+        (["prompts=[red]", "labels=null"], 'guidance=clip needs a text: prompt="...", or prompts=[...]'),
+        (["prompts=[3]"], 'these prompts are none: give prompt="..." beside them'),
+    ],
+)
+def test_runs_without_texts_are_refused_in_one_line(tmp_path, command, words, expected):
+    from diffguide.sample import main
+
+    write_clip(tmp_path)
+    done = command(main, "oracle=empirical", "oracle.width=0.3", "n=2", "guidance=clip", *words,
+                   f"guidance.potential.encoder.name={tmp_path}/clip", at=tmp_path)  # fmt: skip
+    assert done.code == 1 and expected in done.err.splitlines()[-1] and "Traceback" not in done.err

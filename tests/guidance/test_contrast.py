@@ -11,7 +11,15 @@ from two_class_points import COSINE, EVERYWHERE, either_time, exact, t, x, y
 
 from diffguide.guidance import ClassifierFree
 from diffguide.guidance.projections import APG, TCFG
-from diffguide.guidance.ramps import Constant, CosineRamp, LinearRamp, PowerRamp, TableRamp
+from diffguide.guidance.ramps import (
+    Constant,
+    CosineRamp,
+    ExponentialRamp,
+    LinearRamp,
+    PowerRamp,
+    TableRamp,
+    TriangleRamp,
+)
 from diffguide.guidance.rules import CFGPlusPlus, CFGZero, Linear, Mambo, Rescale, Threshold
 from diffguide.models.evaluation_counters import EvaluationCounter
 from diffguide.randomness import Noise
@@ -180,6 +188,33 @@ def test_ramps_are_functions_of_log_snr(schedule, ramp, factor):
         assert float(guided.scale_at(time[None])[0]) == pytest.approx(expected, abs=1e-8)
 
 
+@every_schedule
+@pytest.mark.parametrize("peak", [0.5, 0.3])
+def test_the_triangle_is_1_at_both_ends_and_the_scale_on_average(schedule, peak):
+    """TV-CFG over the time of a flow: w_n = (2 s / M) n + w - s up to the peak, with s = w - 1, and back."""
+    guided = ClassifierFree(exact(schedule), 4.0, EVERYWHERE, Linear(), TriangleRamp(peak))
+    times = (np.arange(1000) + 0.5) / 1000
+    way, s = 1 - times, 4.0 - 1
+    expected = np.where(way <= 1 - peak, 2 * s * way / (1 - peak), 2 * s * (1 - way) / peak) + 4.0 - s
+    log_snr = torch.from_numpy(2 * np.log((1 - times) / times))
+    found = guided.scale_at(schedule.t_of(log_snr))
+    np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-6)
+    assert float(found.mean()) == pytest.approx(4.0, abs=1e-4)
+
+
+@every_schedule
+@pytest.mark.parametrize("rate", [math.log(2), 1.0, 0.0])
+def test_the_exponential_multiplies_the_whole_scale(schedule, rate):
+    """C2FG: w_0 exp(lambda (1 - t)) in the time of a flow."""
+    guided = ClassifierFree(exact(schedule), 1.5, EVERYWHERE, Linear(), ExponentialRamp(rate))
+    for time in (0.9, 0.5, 0.1):
+        t = schedule.t_of(torch.tensor(2 * math.log((1 - time) / time), dtype=torch.float64))
+        assert float(guided.scale_at(t)) == pytest.approx(1.5 * math.exp(rate * (1 - time)), rel=1e-6)
+    strong, weak = exact(schedule)(x, t, y), exact(schedule)(x, t)
+    expected = weak.x_0 + 1.5 * math.exp(rate * 0.9) * (strong.x_0 - weak.x_0)
+    torch.testing.assert_close(guided(x, t, y).x_0, expected, rtol=1e-6, atol=1e-6)
+
+
 def test_a_ramp_at_0_evaluates_nothing_weak():
     counter = EvaluationCounter(exact())
     guided = ClassifierFree(counter, 4.0, EVERYWHERE, Linear(), LinearRamp(0.1, 0.01))
@@ -195,6 +230,8 @@ def test_a_ramp_at_0_evaluates_nothing_weak():
         (lambda: TableRamp([[0.0, 1.0], [0.5, 1.0]]), "positive noise levels"),
         (lambda: LinearRamp(1.0, 1.0), "start and full must be"),
         (lambda: PowerRamp(1.0, 2.0, 0.0), "exponent must be"),
+        (lambda: TriangleRamp(1.0), "peak must be in"),
+        (lambda: ExponentialRamp(math.nan), "rate must be"),
         (
             lambda: ClassifierFree(exact(), 2.0, EVERYWHERE, Linear(), TableRamp([[0.1, 1.0], [100.0, 0.0]])),
             "0.1 to 100, .* 0.00247875 to 148.413",

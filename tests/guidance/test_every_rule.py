@@ -6,6 +6,9 @@ import pytest
 import torch
 from rule_sides import SCHEDULES, TIME, numbers, sides
 
+from diffguide.guidance.feedback import Feedback
+from diffguide.guidance.flow_rules import SMC, VAGS, AdaMaG
+from diffguide.guidance.norms import NormLimit, PosteriorMeanCap, RectifiedRatio
 from diffguide.guidance.projections import APG, FDG, TCFG
 from diffguide.guidance.rules import CFGPlusPlus, CFGZero, Linear, Mambo, Rescale, Threshold
 from diffguide.models.protocols import Prediction
@@ -13,6 +16,8 @@ from diffguide.models.protocols import Prediction
 RULES = {
     "linear": Linear(), "rescale": Rescale(0.7), "apg": APG(0.0, 5.0, 0.0), "cfg_zero": CFGZero(0), "tcfg": TCFG(),
     "fdg": FDG(0.5), "mambo_g": Mambo(2.0), "threshold": Threshold(0.9), "cfgpp": CFGPlusPlus(),
+    "smc_cfg": SMC(), "adamag": AdaMaG(), "vags": VAGS(), "pmc_cfg": PosteriorMeanCap(), "norm_limit": NormLimit(),
+    "z_image": NormLimit(None, 0.9, 0.0, 1.0), "recfg": RectifiedRatio(), "fbg": Feedback(0.9),
 }  # fmt: skip
 
 

@@ -19,6 +19,9 @@ from diffguide.guidance import (
     Nested,
     Unguided,
 )
+from diffguide.guidance.feedback import Feedback
+from diffguide.guidance.flow_rules import SMC, VAGS, AdaMaG
+from diffguide.guidance.norms import NormLimit, PosteriorMeanCap, RectifiedRatio
 from diffguide.guidance.potentials import MPGD, PotentialGuidance
 from diffguide.guidance.projections import APG, TCFG
 from diffguide.guidance.ramps import LinearRamp
@@ -86,18 +89,21 @@ def test_runs_of_one_guidance_are_independent():
     assert float((late(x, t, y).x_0 - zero(x, t, y).x_0).abs().max()) > 1e-3
 
 
-def test_momentum_under_a_potential_keeps_no_graph():
+@pytest.mark.parametrize("rule", [MOMENTUM, SMC(), Feedback()])
+def test_a_memory_under_a_potential_keeps_no_graph(rule):
     """What a level hands on is a constant: its graph would grow with every step."""
-    inner = ClassifierFree(LAW, 3.0, EVERYWHERE, MOMENTUM)
+    inner = ClassifierFree(LAW, 3.0, EVERYWHERE, rule)
     run = PotentialGuidance(inner, Towards(0.3, 1.0), 1.0, EVERYWHERE).start(None, TIMES)
     for level in (0.8, 0.6):
         run(x, torch.tensor(level, dtype=torch.float64), y)
-    assert run.denoiser.memory.now is not None and not run.denoiser.memory.now.requires_grad
+    assert run.denoiser.memory.now and not any(value.requires_grad for value in run.denoiser.memory.now)
 
 
 RULES = {
     "linear": Linear(), "rescale": Rescale(0.7), "apg": APG(0.2, 0.4, 0.0), "apg-unlimited": APG(0.0, INF, 0.0),
     "cfg_zero": CFGZero(0), "tcfg": TCFG(), "mambo_g": Mambo(2.0), "threshold": Threshold(0.9), "cfgpp": CFGPlusPlus(),
+    "smc_cfg": SMC(), "adamag": AdaMaG(), "vags": VAGS(), "pmc_cfg": PosteriorMeanCap(), "norm_limit": NormLimit(),
+    "recfg": RectifiedRatio(), "fbg": Feedback(0.9),
 }  # fmt: skip
 
 

@@ -1,64 +1,75 @@
 """Samples to compare: new ones, and those of a run of diffguide-sample."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from zipfile import BadZipFile
 
 import numpy
 import torch
 from torch import Tensor
 
+from ...backbones.conditions import RowCondition
 from ...figures.image_grids import quantize
 from ...files.shards import read_rows
 from ...files.weights import hash_weights
 from ...guidance import Unguided
-from ...models.protocols import is_guided
-from ...samplers import generate
+from ...models.protocols import Denoiser, Energy, is_guided
+from ...samplers import Sampler, generate
 from ..latents import decode_samples, pictures_of
 from ..metric import EvalContext, MetricError
-
-if TYPE_CHECKING:
-    from .metric import Quality
 
 __all__ = ["NewSamples", "StoredSamples"]
 
 
 class NewSamples:
-    """New samples as bytes [B, C, H, W] with their classes, with the seeds of `diffguide-sample seed=<seed of the context>`."""
+    """New samples as bytes [B, C, H, W] with their classes, with the seeds of `diffguide-sample seed=<seed of the context>`.
 
-    def __init__(self, metric: "Quality", context: EvalContext):
-        self.metric, self.context, self.guided = metric, context, metric.guide(context)
-        self.labels = metric.sample_labels(context, self.guided)
+    Arguments:
+        guided: the model of the context under guidance.
+        labels: class of each sample, or a row of a condition for each; None = no condition.
+        described: what they are, for the facts.
+    """
+
+    def __init__(
+        self,
+        context: EvalContext,
+        guided: Denoiser | Energy,
+        sampler: Sampler,
+        count: int,
+        labels: Sequence[int] | RowCondition | None,
+        described: str | None,
+    ):
+        self.context, self.guided, self.sampler = context, guided, sampler
+        self.count, self.labels, self.described = count, labels, described
 
     def batch(self, first: int) -> tuple[Tensor, Tensor]:
-        metric, context = self.metric, self.context
-        end = min(first + context.batch_size, metric.count)
+        context, sampler, count = self.context, self.sampler, self.count
+        end = min(first + context.batch_size, count)
         labels = None if self.labels is None else self.labels[first:end]
 
         def on_step(step: int, x: Tensor) -> None:
-            steps = max(metric.sampler.steps, step)
+            steps = max(sampler.steps, step)
             done = first + (end - first) * (step - 1) // steps  # the batch counts as done after it is saved
-            context.progress(done, metric.count, "samples")
+            context.progress(done, count, "samples")
 
         seeds = range(context.seed + first, context.seed + end)
-        (x,) = generate(self.guided, metric.sampler, seeds, labels, context.shape, len(seeds), context.device, on_step)
+        (x,) = generate(self.guided, sampler, seeds, labels, context.shape, len(seeds), context.device, on_step)
         if not_finite := int((~x.flatten(1).isfinite().all(1)).sum()):
             raise MetricError(
                 f"{not_finite} of the {len(seeds)} samples from {first} on are not finite: use a smaller guidance scale or "
                 "more sampler steps"
             )
-        return quantize(decode_samples(context.data, x.float())).cpu(), torch.tensor(labels or [-1] * len(seeds))
+        classes = [-1] * len(seeds) if labels is None or isinstance(labels, RowCondition) else list(labels)
+        return quantize(decode_samples(context.data, x.float())).cpu(), torch.tensor(classes)
 
     def facts(self) -> dict[str, Any]:
-        sampler, guided = self.metric.sampler, self.guided
-        name = type(guided).__name__ if is_guided(guided) else Unguided.__name__
         return {
-            "guidance": name,
-            "sampler": type(sampler).__name__,
-            "steps": sampler.steps,
-            "labels": self.metric.new_labels if self.labels else None,
+            "guidance": type(self.guided).__name__ if is_guided(self.guided) else Unguided.__name__,
+            "sampler": type(self.sampler).__name__,
+            "steps": self.sampler.steps,
+            "labels": self.described,
             "sampled": "here",
         }
 

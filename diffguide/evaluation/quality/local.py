@@ -1,7 +1,5 @@
 """Features of a small classifier, trained on the training split of the data set in about half a minute."""
 
-import hashlib
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,13 +11,11 @@ from torch.nn import functional
 from ...datasets import Dataset
 from ...datasets.base import fetch_examples
 from ...figures.image_grids import quantize
-from ...files import safetensors as archives
-from ...files.run_folders import WriteError
 from ...runtime.ranges import check_whole
-from ..metric import MetricError
 from .features import FeatureOutput, Features
+from .trained import hash_data, load_or_train
 
-__all__ = ["Local", "LocalNetwork", "network_accuracy", "train_local_network", "load_images"]
+__all__ = ["Local", "LocalNetwork", "augment", "load_images", "network_accuracy", "train_local_network"]
 
 NUM_FEATURES = 64
 MIN_SIDE, MAX_SIDE = 8, 64  # of images, pixels
@@ -92,15 +88,19 @@ def train_local_network(
             if progress is not None:
                 progress(step, steps, "steps of the classifier")
             rows = torch.randint(len(images), (min(BATCH, len(images)),), generator=rng)
-            x = shift_at_random(images[rows].float() / 127.5 - 1, rng)
-            x = (x + PIXEL_NOISE * torch.randn(x.shape, generator=rng)).to(device)
-            logits = network(x)[1]
+            logits = network(augment(images[rows], rng).to(device))[1]
             loss = functional.cross_entropy(logits, y[rows].to(device), label_smoothing=SMOOTHING)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             decay.step()
         return network.eval().requires_grad_(False)
+
+
+def augment(images: Tensor, rng: torch.Generator) -> Tensor:
+    """Bytes [B, C, H, W] as inputs in [-1, 1], shifted at random by up to an eighth of the side, with noise."""
+    x = shift_at_random(images.float() / 127.5 - 1, rng)
+    return x + PIXEL_NOISE * torch.randn(x.shape, generator=rng)
 
 
 def shift_at_random(x: Tensor, rng: torch.Generator) -> Tensor:
@@ -167,33 +167,17 @@ class Local(Features):
         images, y = images[y >= 0], y[y >= 0]
         self.device, classes = device, len(data.class_names)
         recipe = RECIPE | {"steps": self.steps, "seed": self.seed, "classes": classes, "shape": list(data.shape)}
-        digest = hashlib.sha256(json.dumps(recipe).encode())
-        for part in (images, y):
-            digest.update(part.contiguous().numpy().data)
-        self.digest = digest.hexdigest()
-        path = None if self.cache is None else self.cache / f"local-{self.digest[:16]}.safetensors"
-        if path is not None and path.exists():
-            self.network = self.load_cached(path, classes, data.shape).to(device)
-            return
-        self.network = train_local_network(images, y, classes, self.steps, self.seed, device, progress)
-        if path is not None:
-            try:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                archives.write_sealed(path, self.network.state_dict(), recipe | {"data": self.digest})
-            except (OSError, WriteError) as error:
-                raise MetricError(f"metric.features.cache={self.cache}: {error}; use null for no cache") from error
-
-    def load_cached(self, path: Path, classes: int, shape: Sequence[int]) -> LocalNetwork:
-        """Loads the network of a file; MetricError if the file is damaged, or from other data."""
-        network = LocalNetwork(shape[0], shape[1], classes)
-        try:
-            tensors, facts = archives.read_sealed(path)
-            if facts.get("data") != self.digest:
-                raise ValueError("it is from other data")
-            network.load_state_dict(tensors)
-        except (ValueError, RuntimeError) as error:
-            raise MetricError(f"the cached features {path} cannot be read ({error}): remove the file") from error
-        return network.eval().requires_grad_(False)
+        self.digest = hash_data(recipe, (images, y))
+        network = load_or_train(
+            "metric.features.cache",
+            self.cache,
+            self.name,
+            recipe,
+            self.digest,
+            lambda: LocalNetwork(data.shape[0], data.shape[1], classes),
+            lambda: train_local_network(images, y, classes, self.steps, self.seed, device, progress),
+        )
+        self.network = network.to(device)
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> FeatureOutput:

@@ -1,33 +1,30 @@
 """The quality of samples: figures against real examples, on named features."""
 
 from collections.abc import Callable
-from functools import partial
 from hashlib import blake2b
-from pathlib import Path
 
 import numpy
 import torch
 from torch import Tensor
 
-from ...guidance import Unguided
 from ...models.protocols import Denoiser, DenoiserWrapper, Energy
 from ...randomness import fold
 from ...runtime.ranges import check_whole
-from ...samplers import Heun, Sampler
+from ...samplers import Sampler
 from ..latents import pictures_of
-from ..metric import SPLITS, EvalContext, Metric, MetricResult
-from ..probe import check_conditioning
+from ..metric import SPLITS, EvalContext, MetricResult
 from .features import Features
 from .figures import FeatureSet, QualityComparison, check_overlap, is_small
 from .image_sources import NewSamples, StoredSamples
 from .local import Local, load_images
+from .sampled import SampledMetric
 
 __all__ = ["Quality"]
 
 LABEL_PURPOSE = 7  # purpose of the seed
 
 
-class Quality(Metric):
+class Quality(SampledMetric):
     """Frechet distance, KID, inception score, precision, recall, density, coverage, label accuracy, CAS, near copies.
 
     Samples are drawn as by `diffguide-sample`, or read from one of its runs, and compared as bytes. FD and KID are measured
@@ -73,11 +70,9 @@ class Quality(Metric):
             raise ValueError(f"labels must be balanced, data or null, got {labels!r}")
         if reference not in SPLITS:
             raise ValueError(f"reference must be train, validation or test, got {reference!r}")
-        self.guidance = guidance or partial(Unguided)
-        self.sampler = sampler or Heun()
+        super().__init__(guidance, sampler, samples)
         self.features = features or Local()
         self.count = check_whole("count", count, 10)
-        self.folder = None if samples is None else Path(samples).expanduser()
         self.new_labels = labels
         self.reference = reference
         self.subsets = check_whole("subsets", subsets, 1)
@@ -101,34 +96,10 @@ class Quality(Metric):
         if self.folder is not None:
             StoredSamples(self.folder, self.count, context)
             return
-        guided = self.guide(context)
-        try:
-            self.sampler.times(guided)
-        except ValueError as error:
-            raise ValueError(f"metric.sampler: {error}") from error
-        if getattr(guided, "needs_null", False):
-            check_conditioning(context.uncounted, context.shape, context.device)
+        guided = self.check_sampler(context)
         if self.sample_labels(context, guided) is None and not guided.has_null:
             raise ValueError(
                 "metric.labels=null needs a model that dropped labels in training (guidance=cfg); this one did not"
-            )
-
-    def check_model(self, context: EvalContext) -> None:
-        """Raises ValueError unless the model makes images, and the guidance fits it."""
-        is_energy = isinstance(context.model, Energy)
-        if context.as_protocol(Denoiser) is None and not is_energy:
-            raise ValueError(
-                f"metric=quality needs a denoiser or an energy; this checkpoint holds a {context.model_name}"
-            )
-        if is_energy and getattr(self.guidance, "func", self.guidance) is not Unguided:
-            raise ValueError(
-                f"metric.guidance has no effect on a {context.model_name}, an energy, which uses its labels without guidance: "
-                "use guidance@metric.guidance=none"
-            )
-        if len(context.shape) != 3:
-            raise ValueError(
-                f"metric=quality needs images; this model makes vectors of shape {list(context.shape)}: use a sweep of "
-                "diffguide-sample -m"
             )
 
     def check_split(self, context: EvalContext) -> None:
@@ -142,10 +113,6 @@ class Quality(Metric):
             )
         if context.n < 10:
             raise ValueError(f"metric=quality needs at least 10 examples of the {context.split} split, got {context.n}")
-
-    def guide(self, context: EvalContext) -> Denoiser | Energy:
-        """Adds the guidance to the model; an energy is returned unchanged."""
-        return context.model if isinstance(context.model, Energy) else self.guidance(context.model)
 
     def sample_labels(self, context: EvalContext, guided: Denoiser | Energy) -> list[int] | None:
         """Chooses the class of every new sample, None = no condition."""
@@ -168,7 +135,11 @@ class Quality(Metric):
         nearest_of_held_out = check_overlap(context)
         source: NewSamples | StoredSamples
         if self.folder is None:
-            source = NewSamples(self, context)
+            guided = self.guide(context)
+            labels = self.sample_labels(context, guided)
+            source = NewSamples(
+                context, guided, self.sampler, self.count, labels, self.new_labels if labels is not None else None
+            )
         else:
             source = StoredSamples(self.folder, self.count, context)
         samples = self.gather_features(

@@ -3,14 +3,14 @@
 import functools
 import sys
 import traceback
-from collections.abc import Callable
-from typing import Self
+from collections.abc import Callable, Sequence
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
 from ...backbones.conditions import Condition
-from ...models.protocols import SamplingError
+from ...models.protocols import DenoiserWrapper, SamplingError
 from ...randomness import Noise
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "build_potential",
     "compute_gradient",
     "evaluate",
+    "find_text_potentials",
     "get_name",
     "reads_class",
 ]
@@ -32,9 +33,11 @@ class Potential:
 
     Attributes:
         of_class: whether f reads y; then a row without class (y = -1) is not guided.
+        needs_texts: whether it has no text of its own, and needs one for each sample before a run.
     """
 
     of_class: bool = False
+    needs_texts: bool = False
 
     def __call__(self, x: Tensor, y: Condition | None) -> Tensor:
         raise NotImplementedError
@@ -42,6 +45,10 @@ class Potential:
     def start(self, noise: Noise | None, times: Tensor) -> Self:
         """A copy for one run with its random draws; itself if it draws nothing."""
         return self
+
+    def give_texts(self, seeds: Sequence[int], texts: Sequence[str]) -> None:
+        """Takes the text of each sample, which its seed identifies; "" = not guided."""
+        raise NotImplementedError
 
 
 LogPotential = Potential | Callable[[Tensor, Condition | None], Tensor]
@@ -66,6 +73,17 @@ def build_potential(potential: LogPotential) -> LogPotential:
 def reads_class(potential: LogPotential) -> bool:
     """Whether a potential reads y."""
     return bool(getattr(potential, "of_class", False))
+
+
+def find_text_potentials(model: Any) -> list[Potential]:
+    """The potentials in the guidance of a model that need a text for each sample."""
+    found: list[Potential] = []
+    while isinstance(model, DenoiserWrapper):
+        potential = getattr(model, "potential", None)
+        if isinstance(potential, Potential) and potential.needs_texts:
+            found.append(potential)
+        model = model.denoiser
+    return found
 
 
 def get_name(potential: LogPotential) -> str:
