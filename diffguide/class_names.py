@@ -28,11 +28,12 @@ ConditionValue = (
     ClassLabel | Sequence[str | float] | Mapping[str, str | float]
 )  # or what a conditioning reads, such as a text
 ConditionValues = ClassLabels | Sequence[ConditionValue]
+WORDS = {"class": ("classes", "names"), "prompt": ("prompts", "texts")}  # several of them, and what says which
 LABEL_KEYWORDS = {"balanced": "takes the classes in turn", "all": "goes class by class", None: "is no condition"}
 MAX_NAMES_SHOWN = 12  # names in a message
 
 
-def resolve_labels(labels, n: int, class_names: Sequence[str]) -> list[int] | None:
+def resolve_labels(labels, n: int, class_names: Sequence[str], noun: str = "class") -> list[int] | None:
     """The class index of each of n samples, or None for no condition.
 
     Arguments:
@@ -40,6 +41,7 @@ def resolve_labels(labels, n: int, class_names: Sequence[str]) -> list[int] | No
             index, or a list of them taken in turn, as for `class_indices`; None = no condition.
         n: number of samples.
         class_names: one per class.
+        noun: what they name, for messages: class or prompt.
 
     Raises:
         ValueError: an unknown class, an ambiguous value, or labels for a model without classes.
@@ -51,9 +53,9 @@ def resolve_labels(labels, n: int, class_names: Sequence[str]) -> list[int] | No
         return [i % classes for i in range(n)]
     if labels == "all":
         return sorted(i % classes for i in range(n))
-    chosen = class_indices(labels if isinstance(labels, list | Mapping) else [labels], class_names)
+    chosen = class_indices(labels if isinstance(labels, list | Mapping) else [labels], class_names, noun=noun)
     if not chosen:
-        raise ValueError("the list is empty; give classes, balanced, all, or null for no condition")
+        raise ValueError(f"the list is empty; give {WORDS[noun][0]}, balanced, all, or null for no condition")
     return [chosen[i % len(chosen)] for i in range(n)]
 
 
@@ -68,7 +70,11 @@ def explain_shadowed_class(labels, class_names: Sequence[str]) -> str | None:
 
 
 def class_indices(
-    labels: ClassLabels, class_names: Sequence[str], argument: str = "labels", count: int | None = None
+    labels: ClassLabels,
+    class_names: Sequence[str],
+    argument: str = "labels",
+    count: int | None = None,
+    noun: str = "class",
 ) -> list[int]:
     """The indices of several classes: a list of labels for `class_index`, or {index: [3, 5]}. As `class_index`."""
     if isinstance(labels, Mapping):
@@ -76,7 +82,7 @@ def class_indices(
         each: Sequence[Any] = [{"index": index} for index in indices] if isinstance(indices, list | tuple) else [labels]
     else:
         each = labels
-    return [class_index(label, class_names, argument, count, several=True) for label in each]
+    return [class_index(label, class_names, argument, count, True, noun) for label in each]
 
 
 def class_index(
@@ -85,6 +91,7 @@ def class_index(
     argument: str = "labels",
     count: int | None = None,
     several: bool = False,
+    noun: str = "class",
 ) -> int:
     """The index of one class.
 
@@ -95,6 +102,7 @@ def class_index(
         argument: name of the argument, for messages.
         count: number of classes; None = number of names.
         several: whether the argument is a list, for messages.
+        noun: what is chosen, for messages: class or prompt.
 
     Raises:
         ValueError: no such class, an ambiguous value, or a model without classes.
@@ -122,10 +130,10 @@ def class_index(
         options = {index: by_index(index) if repeated else by_name(class_names[index]) for index in named}
         if is_index(label, count):
             options.setdefault(label, by_index(label))
-        ways = [f"{way} is class {class_names[index]!r}, of index {index}" for index, way in options.items()]
-        raise ValueError(f"{label!r} may mean {len(found)} classes: {'; '.join(ways)}")
+        ways = [f"{way} is {noun} {class_names[index]!r}, of index {index}" for index, way in options.items()]
+        raise ValueError(f"{label!r} may mean {len(found)} {WORDS[noun][0]}: {'; '.join(ways)}")
     raise ValueError(
-        f"there is no class {label!r}; {describe_choices(class_names, count)}{suggest_label(label, by_index, count)}"
+        f"there is no {noun} {label!r}; {describe_choices(class_names, count, noun)}{suggest_label(label, by_index, count)}"
     )
 
 
@@ -154,8 +162,8 @@ def parse_unquoted(name: str) -> frozenset[tuple[type, str]]:
     return frozenset((type(value), repr(value)) for value in values if not isinstance(value, str))
 
 
-def describe_choices(class_names: Sequence[str], count: int) -> str:
-    """The valid classes, for a message."""
+def describe_choices(class_names: Sequence[str], count: int, noun: str) -> str:
+    """The valid classes or prompts, for a message."""
     names = [
         repr(name) if "," in name or name != name.strip() or not name else name
         for name in class_names[:MAX_NAMES_SHOWN]
@@ -163,7 +171,7 @@ def describe_choices(class_names: Sequence[str], count: int) -> str:
     if not class_names:
         return f"indices 0 to {count - 1}; its class names are unknown"
     more = ", ..." if len(class_names) > MAX_NAMES_SHOWN else ""
-    return f"indices 0 to {count - 1}, or names: {', '.join(names)}{more}"
+    return f"indices 0 to {count - 1}, or {WORDS[noun][1]}: {', '.join(names)}{more}"
 
 
 def suggest_label(label, by_index: Callable[[int], str], count: int) -> str:

@@ -15,13 +15,9 @@ __all__ = ["main"]
 def command(cfg: DictConfig) -> None:
     """One training run; the last line on stdout is its folder."""
     with resolved_config("diffguide-train", cfg) as config:
-        from .cli.training_job import build_training_job, settle_precision
-        from .training.preflight import preflight
+        from .cli.training_run import run_training
 
-        job = build_training_job(config)
-        preflight(job)
-        settle_precision(job)
-        folder = job.run()
+        folder = run_training(config)
         if folder is not None:
             print(folder)
 

@@ -25,6 +25,7 @@ from PIL import Image
 
 from diffguide import objectives, schedules
 from diffguide.backbones import UNet
+from diffguide.conditions.examples import Examples
 from diffguide.datasets import Dataset, ImageFolder, Split
 from diffguide.training.batches import Batches
 
@@ -78,7 +79,7 @@ def measure_resident(device: torch.device, steps: int = 4) -> None:
         if device.type == "cuda":
             torch.cuda.synchronize()
 
-    share, rate = measure_wait(Batches(data, 0, OneProcess(device), 128, 128), step, steps)
+    share, rate = measure_wait(Batches(Examples(data, data.train), 0, OneProcess(device), 128, 128), step, steps)
     print(f"resident  waits {share:7.3%} of the time at {rate:.0f} images/s on {device.type}   (bar 1 %)")
 
 
@@ -93,7 +94,10 @@ def measure_stream(workers: int, images: int, rate: float, seconds: float) -> No
 
         def read_only() -> float:
             started = time.perf_counter()
-            count = sum(len(y) for _, y, _ in islice(Batches(data, 0, engine, BATCH, BATCH), images // BATCH))
+            count = sum(
+                len(y)
+                for _, y, _ in islice(Batches(Examples(data, data.train), 0, engine, BATCH, BATCH), images // BATCH)
+            )
             return count / (time.perf_counter() - started)
 
         reading = statistics.median(read_only() for _ in range(3))
@@ -106,7 +110,7 @@ def measure_stream(workers: int, images: int, rate: float, seconds: float) -> No
                 matrix @ matrix
 
         steps = max(int(seconds * rate / BATCH), 10)
-        share, reached = measure_wait(Batches(data, 0, engine, BATCH, BATCH), step, steps)
+        share, reached = measure_wait(Batches(Examples(data, data.train), 0, engine, BATCH, BATCH), step, steps)
         torch.set_num_threads(torch_threads)
     print(
         f"stream    {reading:8.0f} images/s by {workers} workers only; with steps of {rate:.0f} images/s it waits "

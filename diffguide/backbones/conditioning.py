@@ -16,7 +16,6 @@ __all__ = [
     "find_column",
     "join_channels",
     "mask_rows",
-    "rows_of",
 ]
 
 
@@ -38,6 +37,8 @@ class Context(NamedTuple):
 
 class ConditionTable:
     """The conditions of the examples of a split: table(rows, x, chance) -> y.
+
+    A table moves to the device of x and stays there: a training step reads nothing back, for which it would wait.
 
     Attributes:
         draws: how many uniform numbers per row training draws for it, to choose among captions or to drop parts.
@@ -142,11 +143,6 @@ def find_column(columns: Mapping[str, Any], name: str, kind: str) -> Any:
         has = f"they have {', '.join(columns)}" if columns else "they have classes at most"
         raise ValueError(f"{kind} needs data with {name}, and {has}")
     return columns[name]
-
-
-def rows_of(table: Tensor, rows: Tensor, like: Tensor) -> Tensor:
-    """table[rows] on the device of `like`."""
-    return table[rows.to(table.device)].to(like.device, non_blocking=True)
 
 
 def mask_rows(value: Tensor, keep: Tensor) -> Tensor:

@@ -23,6 +23,9 @@ def read_numbers(saved: dict[str, Any], name: str) -> dict[str, Any]:
 def optimizer_state(memory: dict[str, Tensor], saved: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict:
     """The state of each parameter in a file, {index: {name: value}}.
 
+    Files hold tensors in the usual order of memory. Where a parameter is stored channels last its state is, too: torch's fused
+    optimisers go through both by their place in memory, without a look at their strides.
+
     Raises:
         CheckpointError: the number or the shapes of the parameters differ.
     """
@@ -41,5 +44,13 @@ def optimizer_state(memory: dict[str, Tensor], saved: dict[str, Any], optimizer:
                 raise CheckpointError(f"{key} has the shape {list(value.shape)}, its parameter has {list(sides)}")
         if isinstance(value, Tensor):
             check_finite_tensor(value, key)
+            value = order_as(value, parameters[int(match[1])])
         state.setdefault(int(match[1]), {})[match[2]] = value
     return state
+
+
+def order_as(value: Tensor, parameter: Tensor) -> Tensor:
+    """A tensor in the order of memory of a parameter; itself where its shape is another one."""
+    if value.shape != parameter.shape or value.stride() == parameter.stride():
+        return value
+    return torch.empty_like(parameter, dtype=value.dtype, device=value.device).copy_(value)

@@ -22,13 +22,13 @@ from .initialization import Ancestor
 from .resume import Resumed
 from .settings import TrainingSettings
 
-__all__ = ["LatentTraining", "enter_latents", "take_first_stage"]
+__all__ = ["LatentTraining", "drop_empty_first_stage", "enter_latents", "take_first_stage"]
 
 NONE = "diffguide.first_stages.sources.NoFirstStage"
 AUTOENCODER = "diffguide.objectives.autoencoder.AutoencoderObjective"
 PIXEL_CONDITIONS = ("diffguide.conditions.pictures.",)
 PLACES = ("path", "workers", "memory", "download")  # keys of a data set that do not change its pictures
-HINT = "diffguide-train objective=autoencoder (or experiment=own_images_autoencoder) trains one"
+HINT = "diffguide-train objective=autoencoder trains one, and first_stage=own_autoencoder before this training"
 DRY_RUN_EXAMPLES = 256  # of a split, encoded for a dry run
 
 
@@ -48,6 +48,13 @@ class LatentTraining(NamedTuple):
     remark: str
 
 
+def drop_empty_first_stage(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration, without the node of the first stage where that says that there is none: so runs save it."""
+    node = config.get("first_stage")
+    empty = node is None or node.get("_target_") == NONE
+    return {key: value for key, value in config.items() if key != "first_stage" or not empty}
+
+
 def take_first_stage(
     config: Mapping[str, Any], ancestor: Ancestor | None
 ) -> tuple[dict[str, Any], dict[str, Any] | None]:
@@ -56,13 +63,14 @@ def take_first_stage(
     Raises:
         ConfigError: a model in latents as the start of a training in pixels, or an objective that needs pixels.
     """
+    config = drop_empty_first_stage(config)
     node = config.get("first_stage")
-    if node is None or node.get("_target_") == NONE:
+    if node is None:
         if ancestor is not None and ancestor.loaded.facts.get("first_stage"):
             raise ConfigError(
                 "init_from: this model works in the latents of a first stage: set first_stage to the same one"
             )
-        return {key: value for key, value in config.items() if key != "first_stage"}, None
+        return config, None
     objective = config["objective"]
     if objective.get("_target_") == AUTOENCODER:
         raise ConfigError("first_stage has no effect with objective=autoencoder, which trains one on pixels: remove it")
@@ -79,7 +87,7 @@ def take_first_stage(
         raise ConfigError(
             f"objective.quantization_levels must be 0 with first_stage, got {levels}: latents are continuous"
         )
-    return dict(config), node
+    return config, node
 
 
 def enter_latents(

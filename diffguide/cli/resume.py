@@ -113,6 +113,7 @@ def find_training(config: Mapping[str, Any]) -> tuple[dict[str, Any], Resumed]:
     folder = run_folder(config["resume"], "outputs/train/digits/v001")
     saved = saved_config(folder, config.keys(), ["p_uncond", "ce_weight", "init_from", "ancestry", "first_stage"])
     merged = inherit_config(config, saved, TRAINING)
+    merged["backbone"] = keep_latent_sides(merged, saved)
     if merged["engine"].get("precision") == AUTO:  # chosen when the run began
         merged["engine"]["precision"] = saved["engine"].get("precision")
     if merged["dry_run"]:
@@ -142,6 +143,16 @@ def find_training(config: Mapping[str, Any]) -> tuple[dict[str, Any], Resumed]:
     note = {"images": facts["images"], "changed": changes} if changes else None
     seen = provenance.read_seen_data(folder, facts)
     return merged, Resumed(folder, files[-1], note, seen, tuple(facts["class_names"]))
+
+
+def keep_latent_sides(merged: Mapping[str, Any], saved: Mapping[str, Any]) -> dict[str, Any]:
+    """The network of a run, which in latents has their channels and side where those of the pictures are composed."""
+    node, facts = dict(merged["backbone"]), {"in_channels": "channels", "size": "size"}
+    if "first_stage" in saved and "first_stage" in merged:
+        for key, fact in facts.items():
+            if key in node and key in saved["backbone"] and node[key] == merged["dataset"].get(fact):
+                node[key] = saved["backbone"][key]
+    return node
 
 
 def find_samples(config: Mapping[str, Any]) -> tuple[dict[str, Any], Begun]:

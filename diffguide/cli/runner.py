@@ -87,8 +87,8 @@ def user_folders() -> list[str]:
 
 def exit_stopped(name: str, stopped: Stopped) -> NoReturn:
     """Exits after a signal: prints the command that continues on stderr, the run folder on stdout; code 128 + signal."""
-    resume = quote(f"resume={stopped.folder}")
-    print(f"{stopped.name} after {stopped}; continue with: {name} {resume}", file=sys.stderr)
+    command = "the same command" if stopped.again else f"{name} {quote(f'resume={stopped.folder}')}"
+    print(f"{stopped.name} after {stopped}; continue with: {command}", file=sys.stderr)
     print(stopped.folder)
     raise SystemExit(stopped.code) from stopped
 

@@ -127,7 +127,9 @@ def build_plan(
         sampler.times(guided)
     names, conditions = choose_conditions(prompts, guided, config["labels"])
     with convert_input_errors("labels"):
-        labels = resolve_labels(config["labels"], settings.n, names or source.class_names)
+        labels = resolve_labels(
+            config["labels"], settings.n, names or source.class_names, "prompt" if names else "class"
+        )
     if names and conditions is None and not guided.has_null:
         raise ConfigError(
             "this model takes classes alone and never dropped them in training, so it has no samples for prompts: give one "

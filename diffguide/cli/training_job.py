@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 from ..checkpoints import data_record as provenance
 from ..checkpoints.allowlist import ROLES
 from ..checkpoints.validation import at_most
+from ..conditions.examples import ConditionedData
 from ..config.build import ConfigError, build, needs_null
 from ..config.type_checks import check_types
 from ..datasets import Dataset
@@ -26,7 +27,7 @@ from .arguments import changed_keys
 from .conditions import place_condition, settle_conditioning
 from .guidance import GuidanceBuilder, refuse_missing_texts
 from .initialization import find_ancestor
-from .latents import enter_latents, take_first_stage
+from .latents import drop_empty_first_stage, enter_latents, take_first_stage
 from .resume import Resumed, find_training
 from .settings import TrainingSettings
 from .smaller_backbones import smaller_backbones
@@ -47,7 +48,7 @@ def build_training_job(config: dict[str, Any]) -> TrainingJob:
         ConfigError: an invalid value, values that do not fit each other, or missing data.
     """
     check_adapter(config)
-    config = place_condition(config)
+    config = drop_empty_first_stage(place_condition(config))
     config, resumed = (config, None) if config["resume"] is None else find_training(config)
     settings = TrainingSettings.read(config)
     config, ancestor = find_ancestor(config) if resumed is None else (config, None)
@@ -78,12 +79,13 @@ def build_training_job(config: dict[str, Any]) -> TrainingJob:
     compiled = should_compile(settings.compile, engine.device, backbone)
     compiled = compiled and (objective.compilable or settings.compile != "auto")
     check_objective(objective, training, engine.world_size, compiled)
+    examples = ConditionedData(data, objective.model)
     saved = config | {"resume": None}
     return TrainingJob(
         parent=parent,
         seed=settings.seed,
         engine=engine,
-        data=data,
+        examples=examples,
         objective=objective,
         training=training,
         sampler=sampler,
@@ -97,7 +99,7 @@ def build_training_job(config: dict[str, Any]) -> TrainingJob:
         note=note,
         remarks=remarks,
         copy_first_stage=latents and latents.copy,
-        smaller_objectives=partial(smaller_backbones, objective, config["objective"], config["schedule"], data),
+        smaller_objectives=partial(smaller_backbones, objective, config, examples),
     )
 
 
@@ -127,7 +129,7 @@ def settle_precision(job: TrainingJob) -> None:
     if isinstance(job.objective, Denoising) and work >= MIN_WORK:
         rows = job.training.share(job.engine.world_size)
         with torch.random.fork_rng():
-            forward = make_probe(job.objective, job.data, job.engine.device, job.seed)
+            forward = make_probe(job.objective, job.examples.train, job.engine.device, job.seed)
             precision, reason = choose_precision(job.engine.device, job.engine.world_size, forward, rows)
         job.remarks.append(f"engine.precision=auto: {precision}, since {reason}")
     if precision == MIXED:

@@ -17,6 +17,10 @@ class Rows(Protocol):
 
     def __getitem__(self, rows: Tensor) -> RowCondition: ...
 
+    def to(self, device: torch.device) -> "Rows":
+        """The same on a device, as far as they are in memory."""
+        ...
+
 
 def read_text(value: Any) -> str:
     """A text as a person wrote it, where YAML may have read a number or a truth value; None and "" = no condition.
@@ -45,12 +49,18 @@ class CaptionTable(ConditionTable):
         self.firsts = self.counts.cumsum(0) - self.counts
         index: dict[str, int] = {}
         self.texts = torch.tensor([index.setdefault(text, len(index)) for given in texts for text in given])
-        self.conditions = read(list(index))
+        self.conditions: Rows = read(list(index))
         self.draws = int(len(self.counts) > 0 and int(self.counts.max()) > 1)
 
     def __call__(self, rows: Tensor, x: Tensor, chance: Tensor | None = None) -> Condition:
-        rows = rows.cpu()
+        self.move(x.device)
+        rows = rows.to(x.device)
         choice = torch.zeros_like(rows)
         if chance is not None and self.draws:
-            choice = (chance[:, 0].cpu() * self.counts[rows]).long()
+            choice = (chance[:, 0] * self.counts[rows]).long()
         return self.conditions[self.texts[self.firsts[rows] + choice]].to(x.device)
+
+    def move(self, device: torch.device) -> None:
+        """Moves the table to a device; nothing happens where it is there."""
+        self.counts, self.firsts, self.texts = (part.to(device) for part in (self.counts, self.firsts, self.texts))
+        self.conditions = self.conditions.to(device)

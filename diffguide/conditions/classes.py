@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..backbones.conditioning import Conditioning, ConditionTable, Context, find_column, rows_of
+from ..backbones.conditioning import Conditioning, ConditionTable, Context, find_column
 from ..backbones.conditions import Attributes, ClassEmbedding, Condition
 from ..runtime.ranges import check_range, check_whole
 from .columns import ColumnTable
@@ -21,7 +21,8 @@ class LabelTable(ConditionTable):
         self.labels = labels
 
     def __call__(self, rows: Tensor, x: Tensor, chance: Tensor | None = None) -> Tensor:
-        return rows_of(self.labels, rows, x)
+        self.labels = self.labels.to(x.device)
+        return self.labels[rows.to(x.device)]
 
 
 class Classes(Conditioning):

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..backbones.conditioning import ConditionTable, rows_of
+from ..backbones.conditioning import ConditionTable
 from ..backbones.conditions import Condition
 
 __all__ = ["ColumnTable"]
@@ -26,7 +26,8 @@ class ColumnTable(ConditionTable):
         self.draws = values.shape[1] if drop else 0
 
     def __call__(self, rows: Tensor, x: Tensor, chance: Tensor | None = None) -> Condition:
-        values = rows_of(self.values, rows, x)
+        self.values = self.values.to(x.device)
+        values = self.values[rows.to(x.device)]
         if chance is not None and self.draws:
             values = torch.where(chance < self.drop, self.unknown, values)
         return self.kind(values)

@@ -2,7 +2,8 @@
 
 The folder of the shards is named by a hash of the encoder, its settings and the texts, so that other encodings are never read.
 A shard is written atomically with a checksum; a run that was stopped continues with the next shard, and a damaged one is
-encoded again. Tokens alone are stored, no padding.
+encoded again. Tokens alone are stored, no padding. Encodings that are small enough are kept in memory, where training takes
+those of a batch by one operation; larger ones are read from the shards.
 """
 
 import hashlib
@@ -12,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import safetensors
 import torch
@@ -25,11 +26,26 @@ from ..files.safetensors import CheckpointError
 from ..runtime.progress import Progress
 from .encoders import Encoding
 
-__all__ = ["EncodedTexts", "encode_texts", "pad_encodings"]
+__all__ = ["DEFAULT_MEMORY", "EncodedTexts", "PackedTexts", "encode_texts", "pad_encodings"]
 
 VERSION = 1  # of the shards; increase it with every change of what they hold
 SHARD_BYTES, SHARD_ROWS = 2**26, 1024  # at most, of texts with all their tokens
+DEFAULT_MEMORY = 2e9  # bytes
 WAIT_SECONDS = 0.5  # between two looks at a folder that another process fills
+
+
+class Shard(NamedTuple):
+    """An open shard of n texts: states [T, D], pooled [n, P], and where the tokens of each text end."""
+
+    states: Tensor
+    pooled: Tensor
+    ends: list[int]
+
+
+def open_shard(path: Path) -> Shard:
+    """A shard, mapped into memory: safetensors returns tensors over the mapped file."""
+    file = safetensors.safe_open(path, framework="pt")
+    return Shard(file.get_tensor("states"), file.get_tensor("pooled"), file.get_tensor("counts").cumsum(0).tolist())
 
 
 class EncodedTexts:
@@ -45,30 +61,61 @@ class EncodedTexts:
     def __init__(self, shards: Sequence[Path], rows: int, keep: Tensor, length: int):
         self.shards, self.rows, self.keep, self.length = list(shards), rows, keep, length
 
-    def __deepcopy__(self, memo: Any) -> "EncodedTexts":
-        return self  # open files cannot be copied, and nothing in it changes
-
     @cached_property
-    def files(self) -> list[Any]:
+    def files(self) -> list[Shard]:
         """The shards, opened: their pages are read from the disk when they are used."""
-        return [safetensors.safe_open(file, framework="pt") for file in self.shards]
+        return [open_shard(file) for file in self.shards]
 
-    @cached_property
-    def ends(self) -> list[Tensor]:
-        """Of each shard where the tokens of its texts end, [n]."""
-        return [file.get_tensor("counts").cumsum(0) for file in self.files]
+    def to(self, device: torch.device) -> "EncodedTexts":
+        """Itself: the disk is no device."""
+        return self
 
     def read(self, index: int) -> Encoding:
         """The encoding of one text."""
         shard, row = divmod(index, self.rows)
-        ends = self.ends[shard]
-        first, last = int(ends[row - 1]) if row else 0, int(ends[row])
-        file = self.files[shard]
-        return Encoding(file.get_slice("states")[first:last], file.get_slice("pooled")[row])
+        states, pooled, ends = self.files[shard]
+        return Encoding(states[ends[row - 1] if row else 0 : ends[row]], pooled[row])
 
     def __getitem__(self, rows: Tensor) -> TokenStates:
+        rows = rows.cpu()
         found = [self.read(row) for row in rows.tolist()]
         return pad_encodings(found, self.length, self.keep[rows])
+
+    def pack(self) -> "PackedTexts":
+        """The same in memory."""
+        states, pooled, ends = zip(*self.files)
+        counts = torch.cat([torch.tensor([0, *part]).diff() for part in ends])
+        padding = torch.zeros(1, states[0].shape[1])
+        return PackedTexts(torch.cat([*states, padding]), torch.cat(pooled), counts, self.keep, self.length)
+
+
+class PackedTexts:
+    """The encodings of texts in memory, those of a batch by one operation; rows of a tensor of indices are a condition.
+
+    Arguments:
+        states: [T + 1, D], the tokens of one text after the other, and zeros as those of padding.
+        pooled: [N, P].
+        counts: [N], tokens of each text, T in total.
+        keep, length: see `EncodedTexts`.
+    """
+
+    def __init__(self, states: Tensor, pooled: Tensor, counts: Tensor, keep: Tensor, length: int):
+        self.states, self.pooled, self.counts, self.keep, self.length = states, pooled, counts, keep, length
+        self.firsts = counts.cumsum(0) - counts
+
+    def to(self, device: torch.device) -> "PackedTexts":
+        if self.states.device != torch.device(device):
+            self.states, self.pooled, self.counts, self.keep, self.firsts = (
+                part.to(device) for part in (self.states, self.pooled, self.counts, self.keep, self.firsts)
+            )
+        return self
+
+    def __getitem__(self, rows: Tensor) -> TokenStates:
+        place = torch.arange(self.length, device=rows.device)
+        mask = place < self.counts[rows, None]
+        index = torch.where(mask, self.firsts[rows, None] + place, len(self.states) - 1)
+        states = self.states.index_select(0, index.flatten()).unflatten(0, index.shape)
+        return TokenStates(states, mask, self.pooled[rows], self.keep[rows])
 
 
 def pad_encodings(encodings: Sequence[Encoding], length: int, keep: Tensor) -> TokenStates:
@@ -92,7 +139,8 @@ def encode_texts(
     settings: Sequence[Any],
     length: int,
     widths: tuple[int, int],
-) -> EncodedTexts:
+    memory: float = DEFAULT_MEMORY,
+) -> EncodedTexts | PackedTexts:
     """The encodings of texts, of which those that are not in the cache are computed.
 
     Arguments:
@@ -101,6 +149,7 @@ def encode_texts(
         settings: that name the encoder and what changes its encodings.
         length: tokens of a text at most.
         widths: length of the vector of a token, and of that of a text.
+        memory: bytes up to which they are kept in memory.
 
     Raises:
         ValueError: from `encode`.
@@ -122,7 +171,9 @@ def encode_texts(
             progress.show()
         progress.close()
     keep = torch.tensor([text != "" for text in texts], dtype=torch.bool)
-    return EncodedTexts(list(parts), rows, keep, length)
+    encoded = EncodedTexts(list(parts), rows, keep, length)
+    size = sum(file.stat().st_size for file in parts)
+    return encoded.pack() if parts and size <= memory else encoded
 
 
 @contextmanager

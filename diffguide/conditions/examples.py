@@ -1,5 +1,6 @@
 """The examples of a split as a network gets them, with their conditions."""
 
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from ..backbones.conditioning import Conditioning, ConditionTable
 from ..backbones.conditions import Condition
 from ..datasets.base import Dataset, RowStream, Split, Stream
 
-__all__ = ["Examples"]
+__all__ = ["ConditionedData", "Examples"]
 
 
 class Examples:
@@ -76,3 +77,33 @@ class Examples:
         """
         x = self.data.preprocess(x.to(device), view)
         return x, keys.to(device) if self.table is None else self.table(keys, x, chance)
+
+
+class ConditionedData:
+    """A data set with the conditions that a model takes, which are made once for each split.
+
+    The model may change meanwhile: what its conditions are is not trained, and copies of it take the same ones.
+
+    Arguments:
+        data: the data set.
+        model: that may have a `conditioning`; None = class indices.
+    """
+
+    def __init__(self, data: Dataset, model: Any = None):
+        self.data, self.model = data, model
+
+    @staticmethod
+    def of(data: "Dataset | ConditionedData", model: Any) -> "ConditionedData":
+        """Data with their conditions as they are, and a plain data set with those of a model."""
+        return data if isinstance(data, ConditionedData) else ConditionedData(data, model)
+
+    @cached_property
+    def train(self) -> Examples:
+        """The training examples; raises ValueError for data that lack what the conditioning needs."""
+        return Examples(self.data, self.data.train, self.model)
+
+    @cached_property
+    def held_out(self) -> Examples:
+        """The examples of held-out losses; raises ValueError as `train` does."""
+        split = self.data.held_out_split[1]
+        return self.train if split is self.data.train else Examples(self.data, split, self.model)

@@ -1,7 +1,5 @@
 """Texts encoded by a frozen encoder that was trained elsewhere: CLIP's or T5's, from a folder or the hub."""
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,10 +10,10 @@ from torch import Tensor
 from ..backbones.conditioning import Conditioning, ConditionTable, Context, find_column
 from ..backbones.conditions import Condition, TokenStates
 from ..files.run_folders import WriteError
-from ..runtime.ranges import check_whole
+from ..runtime.ranges import check_range, check_whole
 from .captions import CaptionTable, read_text
 from .clip_and_t5 import ClipEncoder, T5Encoder
-from .encoded_texts import EncodedTexts, encode_texts, pad_encodings
+from .encoded_texts import DEFAULT_MEMORY, EncodedTexts, PackedTexts, encode_texts, pad_encodings
 from .encoders import Encoding, TextEncoder
 
 __all__ = ["ClipText", "FrozenText", "T5Text"]
@@ -32,6 +30,8 @@ class FrozenText(Conditioning):
         settings: that change its encodings.
         column: of the data, with the texts of each example; training draws one of them in every epoch.
         cache: folder of the encoded texts.
+        memory: bytes of encoded texts up to which they are kept in memory, on the device of the training; above, training
+            reads them from the cache.
         sha256: hash of the encoder, which is checked when it is needed; None = the encoder is opened now.
         features, pooled_features: length of the vector of a token and of a text, where `sha256` is given; null = the same.
 
@@ -50,6 +50,7 @@ class FrozenText(Conditioning):
         settings: Sequence[Any],
         column: str,
         cache: str,
+        memory: float,
         sha256: str | None,
         features: int | None,
         pooled_features: int | None = None,
@@ -58,11 +59,11 @@ class FrozenText(Conditioning):
         if (sha256 is None) != (features is None):
             raise ValueError("condition.sha256 and condition.features are both given, or both null")
         self.encoder, self.settings, self.column, self.cache = encoder, list(settings), column, cache
+        self.memory = check_range("condition.memory", memory, "[0, inf)")
         self.sha256 = encoder.sha256 if sha256 is None else sha256
         width = encoder.features if features is None else check_whole("condition.features", features, 1)
         whole = encoder.pooled_features if features is None else pooled_features or width
         self.token_features, self.vector_features = width, check_whole("condition.pooled_features", whole, 1)
-        self.known: dict[str, EncodedTexts] = {}  # by the hash of the texts
         self.register_buffer("empty_states", torch.zeros(encoder.length, width))
         self.register_buffer("empty_mask", torch.ones(encoder.length, dtype=torch.bool))
         self.register_buffer("empty_pooled", torch.zeros(self.vector_features))
@@ -125,17 +126,15 @@ class FrozenText(Conditioning):
     def tabulate(self, columns: Mapping[str, Any], labels: Tensor) -> ConditionTable:
         return CaptionTable(find_column(columns, self.column, f"condition={self.encoder.kind}"), self.encode_once)
 
-    def encode_once(self, texts: Sequence[str]) -> EncodedTexts:
+    def encode_once(self, texts: Sequence[str]) -> EncodedTexts | PackedTexts:
         """The encodings of the texts of a data set, from the cache as far as they are there."""
-        key = hashlib.sha256(json.dumps(list(texts)).encode()).hexdigest()
-        if key not in self.known:
-            settings, place = [self.sha256, *self.settings], Path(self.cache).expanduser()
-            try:
-                self.known[key] = encode_texts(texts, self.encode, place, settings, self.encoder.length, self.widths)
-            except WriteError as error:
-                raise ValueError(f"condition.cache: {error}") from error
-            self.encoder.close()
-        return self.known[key]
+        settings, place = [self.sha256, *self.settings], Path(self.cache).expanduser()
+        try:
+            found = encode_texts(texts, self.encode, place, settings, self.encoder.length, self.widths, self.memory)
+        except WriteError as error:
+            raise ValueError(f"condition.cache: {error}") from error
+        self.encoder.close()
+        return found
 
     def read(self, values: Sequence[Any]) -> TokenStates:
         """Texts; "" = no condition."""
@@ -157,7 +156,7 @@ class ClipText(FrozenText):
         length: tokens of a text at most, beginning and end among them.
         padding: whether padding up to `length` is attended to, as in Stable Diffusion.
         projected: whether the vector of a text is projected, as CLIP compares it with pictures.
-        column, cache, sha256, features, pooled_features: see `FrozenText`.
+        column, cache, memory, sha256, features, pooled_features: see `FrozenText`.
     """
 
     def __init__(
@@ -169,13 +168,14 @@ class ClipText(FrozenText):
         projected: bool = False,
         column: str = "captions",
         cache: str = "outputs/texts",
+        memory: float = DEFAULT_MEMORY,
         sha256: str | None = None,
         features: int | None = None,
         pooled_features: int | None = None,
     ):
         encoder = ClipEncoder(path, check_whole("condition.length", length, 2), layer, padding, projected)
         settings = [layer, length, padding, projected]
-        super().__init__(encoder, settings, column, cache, sha256, features, pooled_features)
+        super().__init__(encoder, settings, column, cache, memory, sha256, features, pooled_features)
         self.padding = padding
 
     def settle(self, node: Mapping[str, Any]) -> dict[str, Any]:
@@ -192,7 +192,7 @@ class T5Text(FrozenText):
     Arguments:
         path: folder of a T5 model or of its encoder, or the name of one on the hub.
         length: tokens of a text at most, the end among them.
-        column, cache, sha256, features: see `FrozenText`.
+        column, cache, memory, sha256, features: see `FrozenText`.
     """
 
     def __init__(
@@ -201,8 +201,9 @@ class T5Text(FrozenText):
         length: int = 128,
         column: str = "captions",
         cache: str = "outputs/texts",
+        memory: float = DEFAULT_MEMORY,
         sha256: str | None = None,
         features: int | None = None,
     ):
         encoder = T5Encoder(path, check_whole("condition.length", length, 1))
-        super().__init__(encoder, [length], column, cache, sha256, features)
+        super().__init__(encoder, [length], column, cache, memory, sha256, features)

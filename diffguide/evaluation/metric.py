@@ -6,6 +6,7 @@ result = metric.measure(context)  # figures, facts, a curve, plots of it
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
@@ -135,13 +136,17 @@ class EvalContext:
         if isinstance(model, Denoiser | Energy):
             model, self.tally = count_evaluations(model)
         self.model, self.data, self.split, self.seed = model, data, split, seed
-        self.examples = Examples(data, getattr(data, split), self.uncounted)
         self.device = torch.device(device)
         self.begin(parts or Parts(None), progress or (lambda done, total, unit: None))
         self.checkpoint, self.config = checkpoint, dict(config or {})
         order = torch.randperm(available, generator=torch.Generator().manual_seed(fold(seed, SUBSET_PURPOSE)))
         self.rows = order[: available if n is None else n].sort().values
         self.class_names, self.shape = data.class_names, data.shape
+
+    @cached_property
+    def examples(self) -> Examples:
+        """The examples with their conditions, made when a metric asks for them; ValueError where the data lack them."""
+        return Examples(self.data, getattr(self.data, self.split), self.uncounted)
 
     def begin(self, parts: Parts, progress: Callable[[int, int, str], None]) -> None:
         """Sets where a measurement saves its parts and reports its progress."""
@@ -250,6 +255,7 @@ class Metric:
         needs: protocols that the model must implement.
         conditional: whether the model must have classes.
         labels: whether each example must have a class.
+        conditions: whether the data must have what the model is conditioned on, such as captions.
         differentiates: whether a figure is that of the derivative of the network, which half precision makes wrong.
     """
 
@@ -258,6 +264,7 @@ class Metric:
     needs: ClassVar[Sequence[type]] = ()
     conditional: ClassVar[bool] = False
     labels: ClassVar[bool] = False
+    conditions: ClassVar[bool] = True
 
     def resolve(self, context: EvalContext) -> "Metric":
         """The metric that is measured: itself, or the one that `Auto` chooses for this model."""
@@ -282,6 +289,8 @@ class Metric:
             raise ValueError(f"metric={self.name} needs a model with classes; this {context.model_name} has none")
         if self.labels and not (context.class_names and bool((context.labels >= 0).all())):
             raise ValueError(f"metric={self.name} needs labels; the {context.split} split has examples without a label")
+        if self.conditions:
+            assert context.examples  # made here, where a ValueError says what is missing
 
     def measure(self, context: EvalContext) -> MetricResult:
         """Measures the model.

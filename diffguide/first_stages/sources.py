@@ -1,10 +1,11 @@
 """Where the first stage of a training is, and where the latents of its data are kept."""
 
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 from ..runtime.ranges import check_range, check_whole
 
-__all__ = ["DiffusersKL", "DiffusersTiny", "FirstStageSource", "NoFirstStage", "TrainedAutoencoder"]
+__all__ = ["DiffusersKL", "DiffusersTiny", "FirstStageSource", "NoFirstStage", "OwnAutoencoder", "TrainedAutoencoder"]
 
 
 class FirstStageSource:
@@ -42,6 +43,36 @@ class NoFirstStage(FirstStageSource):
 
 class TrainedAutoencoder(FirstStageSource):
     """An autoencoder that `objective=autoencoder` trained: path is its run folder or a checkpoint. Its weights are averaged."""
+
+
+class OwnAutoencoder(TrainedAutoencoder):
+    """An autoencoder that `diffguide-train` trains first, from the same data, with a recipe.
+
+    The command puts a `TrainedAutoencoder` with the run folder in its place, which checkpoints name.
+
+    Arguments:
+        path: a run folder or a checkpoint of an autoencoder, which is taken instead; None = it is trained.
+        recipe: option of the group experiment that trains it.
+        overrides: changes of the recipe, key -> value; None = none.
+        cache, batch_size, memory: see `FirstStageSource`.
+
+    Raises:
+        ValueError: as `FirstStageSource`; and for a None that no command has replaced.
+    """
+
+    def __init__(
+        self,
+        path: str | None = None,
+        recipe: str = "own_images_autoencoder",
+        overrides: Mapping[str, Any] | None = None,
+        cache: str = "outputs/latents",
+        batch_size: int = 64,
+        memory: float = 2e9,
+    ):
+        if path is None:
+            raise ValueError("path must be the run of a trained autoencoder: only diffguide-train trains one first")
+        super().__init__(path, cache, batch_size, memory)
+        self.recipe, self.overrides = recipe, dict(overrides or {})
 
 
 class DiffusersKL(FirstStageSource):

@@ -19,9 +19,11 @@ class Stopped(Exception):
         name: name of the signal.
         code: exit code, 128 + signal.
         folder: folder of the run, from which it can be resumed; None = unknown.
+        again: whether the same command continues, which had more to do than this run.
     """
 
     folder: Path | None = None
+    again: bool = False
 
     def __init__(self, number: int, where: str):
         super().__init__(where)

@@ -3,7 +3,6 @@
 import os
 import time
 from collections.abc import Iterable, Iterator
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,7 +10,7 @@ from torch.utils.data import DataLoader
 
 from ..backbones.conditions import Condition
 from ..conditions.examples import Examples
-from ..datasets import Dataset, Split, Stream
+from ..datasets import Split, Stream
 from ..randomness import Share, fold, uniform
 from ..runtime.engine import Fabric
 
@@ -48,23 +47,20 @@ class Batches:
     and this share of the step's random numbers. It also seeds the global generators, which dropout layers use.
 
     Arguments:
-        data: with a training split; a `Split` is stored on the device, a `Stream` is read in advance by worker processes.
+        examples: of training; a `Split` is stored on the device, a `Stream` is read in advance by worker processes.
         seed: of order and noise.
         engine: launched Fabric; each rank gets its part of every batch.
         batch_size: images per optimiser step, over all devices.
         share: images per device and micro-step.
         images: images seen before the first step.
-        model: that is trained, which says what its conditions are; None = class indices.
 
     Attributes:
         wait_seconds: spent waiting for data.
     """
 
-    def __init__(
-        self, data: Dataset, seed: int, engine: Fabric, batch_size: int, share: int, images: int = 0, model: Any = None
-    ):
-        self.examples = Examples(data, data.train, model)
-        self.data, self.seed, self.batch_size, self.share, self.images = data, seed, batch_size, share, images
+    def __init__(self, examples: Examples, seed: int, engine: Fabric, batch_size: int, share: int, images: int = 0):
+        self.examples = examples
+        self.seed, self.batch_size, self.share, self.images = seed, batch_size, share, images
         self.device, self.rank = torch.device(engine.device), engine.global_rank
         self.local = batch_size // engine.world_size
         self.wait_seconds = 0.0
@@ -72,7 +68,7 @@ class Batches:
 
     def micro_batches(self) -> Iterator[tuple[int, int, Tensor]]:
         """(images before the step, row in the batch, indices) of each micro-batch."""
-        order, images = DataOrder(len(self.data.train.y), self.seed), self.images
+        order, images = DataOrder(len(self.examples.split.y), self.seed), self.images
         while True:
             indices = order.indices(images, self.batch_size)
             for first in range(self.rank * self.local, (self.rank + 1) * self.local, self.share):
@@ -94,7 +90,7 @@ class Batches:
 
     def load_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Stored examples and their keys, on the device; measures the time spent waiting for them."""
-        train = self.data.train
+        train = self.examples.split
         batches = self.read_stream(train) if isinstance(train, Stream) else self.index_split(train)
         while True:
             started = time.monotonic()
@@ -105,7 +101,7 @@ class Batches:
 
     def read_stream(self, train: Stream) -> Iterator[tuple[Tensor, Tensor]]:
         indices = (rows.tolist() for _, _, rows in self.micro_batches())
-        for x, found in make_loader(train, self.data.workers, indices, self.device):
+        for x, found in make_loader(train, self.examples.data.workers, indices, self.device):
             yield x, self.examples.keys_of(found)
 
     def index_split(self, train: Split) -> Iterator[tuple[Tensor, Tensor]]:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from ..conditions.examples import ConditionedData
 from ..datasets import Dataset, Split
 from ..datasets.base import fetch_examples
 from ..figures.image_grids import MAX_ROWS, write_samples
@@ -39,14 +40,19 @@ class DryRun:
     """
     Arguments:
         engine: Fabric.
-        objective, data, training, seed: of the training.
+        objective, training, seed: of the training.
+        examples: its data with their conditions.
     """
 
     engine: Fabric
     objective: Objective
-    data: Dataset
+    examples: ConditionedData
     training: Training
     seed: int
+
+    @property
+    def data(self) -> Dataset:
+        return self.examples.data
 
     def write(self, parent: Path, smaller: Smaller = tuple) -> Path:
         """Writes data_sheet.txt and contact_sheet.png into a new version folder in `parent`, and returns it.
@@ -108,7 +114,7 @@ class DryRun:
     def time_step(self, objective: Objective) -> float:
         """Seconds of the second of two training steps of a few images."""
         device = self.engine.device
-        forward = make_probe(objective, self.data, device, self.seed)
+        forward = make_probe(objective, self.examples.train, device, self.seed)
 
         def step() -> None:
             with self.engine.autocast():
@@ -123,7 +129,7 @@ class DryRun:
         engine, training, data = self.engine, self.training, self.data
         objective = copy.deepcopy(self.objective).to(engine.device).train()
         optimizer, share = training.make_optimizer(objective), training.share(engine.world_size)
-        batches = iter(Batches(data, self.seed, engine, training.batch_size, share, model=objective.model))
+        batches = iter(Batches(self.examples.train, self.seed, engine, training.batch_size, share))
         cuda = engine.device.type == "cuda"
 
         def step() -> None:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..conditions.examples import Examples
-from ..datasets import Dataset, Stream
+from ..datasets import Stream
 from ..objectives import Loss, Objective
 from ..randomness import fold
 from .batches import make_loader
@@ -18,13 +18,15 @@ MAX_TRAINING_EXAMPLES = 2000  # used if there is no validation split
 
 
 @torch.no_grad()
-def held_out_loss(objective: Objective, data: Dataset, seed: int, device: torch.device, batch_size: int) -> Loss:
-    """The loss of each example of the validation split, with the same noise in every call.
+def held_out_loss(objective: Objective, examples: Examples, seed: int, device: torch.device, batch_size: int) -> Loss:
+    """The loss of each held-out example, with the same noise in every call.
 
-    Without validation examples it uses at most 2000 evenly spaced training examples.
+    Without validation examples these are at most 2000 evenly spaced training examples.
+
+    Arguments:
+        examples: `held_out` of the data with their conditions.
     """
     rng = torch.Generator(device).manual_seed(fold(seed, VALIDATION_NOISE))
-    examples = Examples(data, data.held_out_split[1], getattr(objective, "model", None))
     losses = [
         objective(*examples.complete(x, keys, device), rng)
         for x, keys in held_out_batches(examples, device, batch_size)

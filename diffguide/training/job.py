@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from ..checkpoints import store as checkpoints
+from ..conditions.examples import ConditionedData
 from ..datasets import Dataset
 from ..files.run_folders import (
     WriteError,
@@ -47,7 +48,7 @@ class TrainingJob:
         parent: folder of the run's versions.
         seed: of weights, data order and noise.
         engine: Fabric, launched by torchrun or by `run`.
-        data: training data.
+        examples: training data, with the conditions that the model takes.
         objective: network and loss.
         training: settings of the loop.
         sampler: of the sample grids.
@@ -67,7 +68,7 @@ class TrainingJob:
     parent: Path
     seed: int
     engine: Fabric
-    data: Dataset
+    examples: ConditionedData
     objective: Objective
     training: Training
     sampler: Sampler
@@ -82,6 +83,10 @@ class TrainingJob:
     smaller_objectives: Callable[[], Iterable[tuple[str, Objective]]] = tuple
     remarks: list[str] = field(default_factory=list)
     copy_first_stage: Callable[[Path], None] | None = None
+
+    @property
+    def data(self) -> Dataset:
+        return self.examples.data
 
     @property
     def generates(self) -> bool:
@@ -116,7 +121,7 @@ class TrainingJob:
                 self.write_remarks(folder)
                 self.training.run(
                     self.objective,
-                    self.data,
+                    self.examples,
                     folder,
                     self.seed,
                     self.engine,
@@ -170,7 +175,7 @@ class TrainingJob:
         if not self.engine.is_global_zero:
             return None
         try:
-            dry_run = DryRun(self.engine, self.objective, self.data, self.training, self.seed)
+            dry_run = DryRun(self.engine, self.objective, self.examples, self.training, self.seed)
             return dry_run.write(self.parent, self.smaller_objectives)
         except torch.OutOfMemoryError as error:
             raise InputError(OUT_OF_MEMORY) from error

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from ..checkpoints.extension import EXTEND
+from ..conditions.examples import ConditionedData
 from ..datasets import Dataset
 from ..objectives import Diverged, Objective
 from ..runtime.engine import Fabric, build_fabric
@@ -105,7 +106,7 @@ class Training:
     def run(
         self,
         objective: Objective,
-        data: Dataset,
+        data: Dataset | ConditionedData,
         folder: str | Path | None = None,
         seed: int = 0,
         engine: Fabric | None = None,
@@ -120,7 +121,7 @@ class Training:
         number is in every checkpoint, and in a line {images, restores} of metrics.jsonl.
 
         Arguments:
-            data: training data.
+            data: training data, or with their conditions.
             folder: of metrics.jsonl and data.json, of checkpoints/ with `config` and samples/ with `draw`; None = nothing is
                 written.
             seed: of all random numbers.
@@ -138,7 +139,8 @@ class Training:
             engine = build_fabric("auto", 1, 1, "auto", "32-true")
             engine.launch()
         path = None if folder is None else Path(folder)
-        run = TrainingRun(self, objective, data, path, seed, engine, config, draw, resume, note)
+        examples = ConditionedData.of(data, objective.model)
+        run = TrainingRun(self, objective, examples, path, seed, engine, config, draw, resume, note)
         with Interrupts(silent=not engine.is_global_zero) as interrupts:
             while run.images < self.images:
                 try:

@@ -9,7 +9,7 @@ import torch
 
 from ..backbones.conditions import RowCondition
 from ..conditions.examples import Examples
-from ..datasets import Dataset, Split, Stream
+from ..datasets import Split
 from ..datasets.base import fetch_examples
 from ..evaluation.classification.metric import write_accuracy
 from ..figures.image_grids import choose_training_labels, write_samples
@@ -67,7 +67,7 @@ class TrainingPictures:
         names: Sequence[str] = data.class_names
         conditions: RowCondition | None = None
         if isinstance(guided, Denoiser) and guided.conditioning is not None:
-            names, conditions = choose_prompts(data, guided)
+            names, conditions = choose_prompts(job.examples.held_out, guided)
         count = guided.num_classes if conditions is None else len(names)
         labels = choose_training_labels(count, vectors=len(data.shape) == 1)
         y: Sequence[int] | RowCondition = labels if conditions is None else conditions[torch.tensor(labels)]
@@ -79,12 +79,12 @@ class TrainingPictures:
         write_samples(path, x, labels, names, background, note_missing=True)
 
 
-def choose_prompts(data: Dataset, model: Denoiser) -> tuple[Sequence[str], RowCondition | None]:
+def choose_prompts(examples: Examples, model: Denoiser) -> tuple[Sequence[str], RowCondition | None]:
     """Conditions for a picture and their names: the first captions of held-out examples, all different.
 
     Without captions, the conditions of the first held-out examples.
     """
-    split, conditioning = data.held_out_split[1], model.conditioning
+    split, conditioning = examples.split, model.conditioning
     assert conditioning is not None
     captions = split.columns.get(conditioning.column) if conditioning.reads_text else None
     if captions is not None:
@@ -92,14 +92,14 @@ def choose_prompts(data: Dataset, model: Denoiser) -> tuple[Sequence[str], RowCo
         for row, given in enumerate(captions):
             if given and given[0] and len(found) < MAX_PROMPTS:
                 found.setdefault(given[0], row)
-        return list(found), read_table(data, split, model, list(found.values()))
+        return list(found), read_table(examples, list(found.values()))
     rows = list(range(min(MAX_PROMPTS, len(split.y))))
-    return [f"example {row}" for row in rows], read_table(data, split, model, rows)
+    return [f"example {row}" for row in rows], read_table(examples, rows)
 
 
-def read_table(data: Dataset, split: Split | Stream, model: Denoiser, rows: Sequence[int]) -> RowCondition | None:
+def read_table(examples: Examples, rows: Sequence[int]) -> RowCondition | None:
     """The conditions of some examples; None for no rows, and for class indices."""
     if not rows:
         return None
-    y = Examples(data, split, model).fetch(torch.tensor(rows))[1]
+    y = examples.fetch(torch.tensor(rows))[1]
     return y if isinstance(y, RowCondition) else None

@@ -8,7 +8,6 @@ import torch
 
 from ..checkpoints.data_record import describe_changes
 from ..checkpoints.validation import CheckpointError, check_facts
-from ..conditions.examples import Examples
 from ..datasets.base import fetch_examples
 from ..first_stages.latent_data import LatentData
 from ..models.protocols import Denoiser, Energy
@@ -55,8 +54,7 @@ def read_conditions(job: TrainingJob) -> None:
         return
     conditioning.to(job.engine.device)
     with convert_input_errors("condition"):
-        for split in (job.data.train, job.data.held_out_split[1]):
-            Examples(job.data, split, job.objective.model)
+        assert job.examples.train and job.examples.held_out  # made here, and kept
     conditioning.to("cpu")
 
 
@@ -73,10 +71,9 @@ def check_network(job: TrainingJob) -> None:
     rows = torch.arange(min(CHECKED_EXAMPLES, len(data.train.y)))
     with convert_input_errors("objective"):
         job.objective.check(data.preprocess(fetch_examples(data.train, rows)[0]))
-    examples = Examples(data, data.train, model)
     try:
         with torch.no_grad():
-            job.objective(*examples.fetch(torch.tensor([0, 0])), torch.Generator().manual_seed(0))
+            job.objective(*job.examples.train.fetch(torch.tensor([0, 0])), torch.Generator().manual_seed(0))
     except (RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise InputError(f"backbone does not fit the data, whose examples are {list(data.shape)}: {reason}") from error

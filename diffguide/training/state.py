@@ -19,6 +19,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ..checkpoints import data_record as provenance
 from ..checkpoints import store as checkpoints
+from ..conditions.examples import ConditionedData
 from ..datasets import Dataset
 from ..files.metrics_log import Meter, MetricsLog
 from ..files.run_folders import append_text, convert_write_errors
@@ -51,6 +52,7 @@ class TrainingRun:
 
     Arguments:
         training: the settings.
+        examples: the data with their conditions.
         rollbacks: number of rollbacks so far.
 
     The others are those of `Training.run`.
@@ -64,7 +66,7 @@ class TrainingRun:
 
     training: "Training"
     objective: Objective
-    data: Dataset
+    examples: ConditionedData
     folder: Path | None
     seed: int
     engine: Fabric
@@ -102,6 +104,10 @@ class TrainingRun:
         if self.resume is None and objective.max_restores:
             self.save(None)  # for a rollback before the first interval
 
+    @property
+    def data(self) -> Dataset:
+        return self.examples.data
+
     def restore(self, checkpoint: Path) -> str:
         """Loads a checkpoint; adds a changed length to the note, and returns a line about it."""
         training, engine = self.training, self.engine
@@ -134,7 +140,7 @@ class TrainingRun:
         training, engine = self.training, self.engine
         seed = fold(self.seed, ROLLBACK_PURPOSE, self.rollbacks) if self.rollbacks else self.seed
         share = training.share(engine.world_size)
-        return Batches(self.data, seed, engine, training.batch_size, share, self.images, self.objective.model)
+        return Batches(self.examples.train, seed, engine, training.batch_size, share, self.images)
 
     def add(self, loss: Loss) -> None:
         """Adds the loss of a micro-batch."""
@@ -217,7 +223,7 @@ class TrainingRun:
     def validate(self) -> float:
         """Measures and writes the held-out loss of the averaged weights; Diverged if it is not finite."""
         batch_size = min(self.training.batch_size, 500)
-        losses = held_out_loss(self.averaged, self.data, self.seed, self.engine.device, batch_size)
+        losses = held_out_loss(self.averaged, self.examples.held_out, self.seed, self.engine.device, batch_size)
         loss = float(losses.per_example.mean())
         self.metrics.write({"images": self.images, "validation_loss": loss, **self.objective.figures(losses)})
         self.progress.write_line(f"{self.images} images: held-out loss {loss:.4f}")

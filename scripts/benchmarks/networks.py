@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from diffguide.conditions.examples import ConditionedData
 from diffguide.runtime.compiling import compile_training
 from diffguide.runtime.engine import build_fabric
 from diffguide.training.loop import Training
@@ -124,7 +125,7 @@ def build_own(
     with contextlib.redirect_stderr(io.StringIO()):  # without Fabric's notes and the bar of progress
         engine = build_fabric(device.type, precision=FABRIC_PRECISION[precision])
         engine.launch()
-        run = TrainingRun(training, objective, data, None, 0, engine, None, None, None, None)
+        run = TrainingRun(training, objective, ConditionedData(data), None, 0, engine, None, None, None, None)
 
     def step() -> None:
         loss = run.module(*next(run.batches))

@@ -11,6 +11,7 @@ from small_checkpoint import change, drop, put, save, small
 
 import diffguide
 from diffguide.checkpoints import store as checkpoints
+from diffguide.checkpoints.optimizer_state import optimizer_state
 from diffguide.checkpoints.store import CheckpointError
 
 
@@ -122,6 +123,30 @@ def test_training_continues_from_the_saved_state(tmp_path):
     wanted, got = trained.optimizer.state_dict()["state"], fresh.optimizer.state_dict()["state"]
     assert wanted.keys() == got.keys() and wanted[0].keys() == got[0].keys() == {"step", "exp_avg", "exp_avg_sq"}
     assert all(torch.equal(wanted[index][key], got[index][key]) for index in wanted for key in wanted[index])
+
+
+def test_the_state_of_an_optimiser_is_in_the_order_of_its_parameters():
+    """torch's fused AdamW on the CPU takes the memory of both for one order, and files have the usual one."""
+    ends = []
+    for stopped in (False, True):
+        torch.manual_seed(0)
+        network = torch.nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
+        optimizer = torch.optim.AdamW(network.parameters(), fused=True)
+        for step in range(2):
+            if step and stopped:
+                held = {
+                    f"{index}.{name}": value.clone(memory_format=torch.contiguous_format)
+                    for index, values in optimizer.state_dict()["state"].items()
+                    for name, value in values.items()
+                }
+                state = optimizer_state(held, {"parameters": [2], "state": {}}, optimizer)
+                optimizer = torch.optim.AdamW(network.parameters(), fused=True)
+                optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+            network(torch.randn(2, 3, 5, 5)).square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        ends.append([*network.parameters(), *(value for each in optimizer.state.values() for value in each.values())])
+    assert all(map(torch.equal, *ends))
 
 
 def memory(name, value):

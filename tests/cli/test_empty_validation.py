@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from diffguide.checkpoints import store as checkpoints
+from diffguide.conditions.examples import ConditionedData
 from diffguide.datasets import Dataset, Split, Stream
 from diffguide.evaluate import main as evaluate
 from diffguide.evaluation.classification.metric import write_accuracy
@@ -87,10 +88,16 @@ def test_the_held_out_loss_is_on_evenly_spread_training_examples(kind, count, as
     x = x.reshape(-1, 1, 1, 1)
     empty = kind(x[:0], y[:0])
     data = Dataset(kind(x, y), empty, empty, ["a"])
-    found = held_out_loss(Mean(), data, 0, torch.device("cpu"), 400).per_example
+    found = held_out_loss(Mean(), ConditionedData(data).held_out, 0, torch.device("cpu"), 400).per_example
     assert found.tolist() == x[:: count // asked, 0, 0, 0].tolist()
     kept = Dataset(kind(x, y), kind(x[:5], y[:5]), empty, ["a"])
-    assert held_out_loss(Mean(), kept, 0, torch.device("cpu"), 400).per_example.tolist() == [0, 1, 2, 3, 4]
+    assert held_out_loss(Mean(), ConditionedData(kept).held_out, 0, torch.device("cpu"), 400).per_example.tolist() == [
+        0,
+        1,
+        2,
+        3,
+        4,
+    ]
     with pytest.raises(ValueError, match=r"dataset.test=0.*split=train or split=validation"):
         EvalContext(None, kept, "test")
 

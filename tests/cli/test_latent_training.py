@@ -135,26 +135,3 @@ def test_a_path_must_be_given(home, command):
 
 def test_vectors_have_no_latents(home, command):
     assert refused(command(main, "dataset=gmm2d", "backbone=mlp", *PLACE, at=home), "first_stage", "pictures")
-
-
-def test_own_images_in_two_commands(tmp_path, command):
-    """The experiments find each other: only the folder of images is given, and sizes for a test."""
-    rng = numpy.random.default_rng(0)
-    (tmp_path / "pictures").mkdir()
-    for index in range(40):
-        Image.fromarray(rng.integers(256, size=(16, 16, 3), dtype=numpy.uint8)).save(tmp_path / f"pictures/{index}.png")
-    small = [
-        "dataset.path=pictures",
-        "dataset.size=16",
-        "engine.precision=32-true",
-        "training.images=64",
-        "compile=false",
-    ]
-    network = ["backbone.channels=8", "backbone.head_channels=8", "backbone.attention=[]", "sampler.steps=2"]
-    latent = ["experiment=latent_own_images", *small, *network]
-    assert refused(command(main, *latent, at=tmp_path), "first_stage", "experiment=own_images_autoencoder")
-    autoencoder = ["experiment=own_images_autoencoder", *small, "backbone.channels=4", "backbone.blocks=1"]
-    assert command(main, *autoencoder, at=tmp_path).code == 0
-    done = command(main, *latent, at=tmp_path)
-    assert done.code == 0, done.err
-    assert load(tmp_path / done.folder).facts["shape"] == [4, 4, 4]

@@ -2,6 +2,7 @@
 
 import io
 import json
+from contextlib import chdir
 
 import numpy
 import pytest
@@ -9,6 +10,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from diffguide.conditions import ByteText
 from diffguide.convert import main as convert
 from diffguide.evaluate import main as evaluate
 from diffguide.sample import main as sample
@@ -20,15 +22,21 @@ SMALL = ["dataset=shapes", "dataset.train=64", "dataset.validation=20", "dataset
 TEXT = [*SMALL, "condition=text", "condition.features=8", "condition.heads=2", "condition.layers=1"]
 MODEL = "checkpoint=outputs/train/shapes/v001"
 QUICK = [MODEL, "sampler.steps=2", "batch_size=3"]
+TABULATED: list[int] = []  # examples of each split whose conditions were made in that training
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    from contextlib import chdir
+    place, patch, tabulate = tmp_path_factory.mktemp("texts"), pytest.MonkeyPatch(), ByteText.tabulate
 
-    place = tmp_path_factory.mktemp("texts")
+    def note(self, columns, labels):
+        TABULATED.append(len(labels))
+        return tabulate(self, columns, labels)
+
+    patch.setattr(ByteText, "tabulate", note)
     with chdir(place):
         train(TEXT)
+    patch.undo()
     return place
 
 
@@ -46,6 +54,11 @@ def test_training_ends_with_a_row_per_caption(folder):
     grid = Image.open(max((run / "samples").glob("*.png")))
     assert grid.height > grid.width / 2 and (run / "checkpoints").is_dir()
     assert "conditioning" in (run / "config.yaml").read_text()
+
+
+def test_training_makes_the_conditions_of_a_split_once(folder):
+    """For its checks, its batches, two held-out losses and two pictures."""
+    assert TABULATED == [64, 20]
 
 
 @pytest.mark.parametrize("given", ["list", "file", "stdin", "one"])
@@ -121,6 +134,38 @@ def test_a_trained_text_model_is_continued_measured_and_exported(folder, command
     facts = json.loads((folder / "program/model.json").read_text())
     assert done.code == 0 and facts["condition"] == {"ids": {"dtype": "int64", "shape": [64], "null": 0}}
     assert command(convert, "outputs/train/shapes/v001", "plain", "to=safetensors", at=folder).code == 0
+
+
+def test_labels_choose_among_prompts(folder, command):
+    prompts = "prompts=[a red circle,two blue squares]"
+    done = command(sample, *QUICK, prompts, "labels=[two blue squares,0]", "n=2", at=folder)
+    assert done.code == 0 and [row["prompt"] for row in rows(folder / done.folder)] == [
+        "two blue squares",
+        "a red circle",
+    ]
+    for labels, expected in {
+        "labels=[green]": "labels: there is no prompt 'green'; indices 0 to 1, or texts: a red circle, two blue squares",
+        "labels=[]": "give prompts, balanced",
+    }.items():
+        done = command(sample, *QUICK, prompts, labels, "n=2", at=folder)
+        assert done.code == 1 and expected in done.err and "class" not in done.err and done.err.count("\n") == 1
+
+
+def test_pictures_without_captions_are_compared_with_a_text_model(folder, command):
+    """Its samples need no captions of the data; what is measured on their conditions does, and says so in one line."""
+    rng = numpy.random.default_rng(0)
+    for index in range(200):
+        path = folder / f"pictures/{index % 2}/{index}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(256, size=(16, 16, 3), dtype=numpy.uint8)).save(path)
+    plain = ["dataset=image_folder", "dataset.path=pictures", "dataset.num_classes=2", "dataset.validation=0.5"]
+    few = ["metric.count=70", "metric.compared=10", "metric.subset_size=2", "metric.subsets=2", "metric.splits=1",
+           "metric.classification=false", "metric.labels=null", "metric.sampler.steps=2", "metric.features.steps=1",
+           "metric.features.cache=null"]  # fmt: skip
+    done = command(evaluate, MODEL, *plain, "metric=quality", *few, "n=70", at=folder)
+    assert done.code == 0 and "fd_local" in done.out + done.err, done.err
+    done = command(evaluate, MODEL, *plain, "metric=denoising", "n=4", at=folder)
+    assert done.code == 1 and "needs data with captions" in done.err and done.err.count("\n") == 1
 
 
 def figures(folder, done):

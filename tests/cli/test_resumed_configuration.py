@@ -41,6 +41,14 @@ NOT_RESUMED = {
 }
 
 
+@pytest.mark.parametrize("again", [["experiment=gmm2d"], ["first_stage=none"]])
+def test_a_run_is_resumed_by_the_words_that_began_it(tmp_path, command, again):
+    words = ["backbone.width=8", "backbone.layers=1", "training.batch_size=32", "sampler.steps=2"]
+    run = command(main, "experiment=gmm2d", *words, "training.images=32", at=tmp_path).folder
+    done = command(main, *again, *words, "training.images=64", f"resume={run}", at=tmp_path)
+    assert done.code == 0 and checkpoints.find(tmp_path / run).name == "0000000064.safetensors", done.err
+
+
 @pytest.mark.parametrize("arguments, message", NOT_RESUMED.values(), ids=NOT_RESUMED)
 def test_resume_refuses_and_leaves_the_run_alone(unfinished, tmp_path, command, arguments, message):
     before = {path: path.read_bytes() for path in unfinished.rglob("*") if path.is_file()}

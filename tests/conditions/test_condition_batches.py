@@ -5,7 +5,7 @@ from one_rank import Rank, pictures
 
 from diffguide.backbones import UNet
 from diffguide.conditions import ByteText
-from diffguide.conditions.examples import Examples
+from diffguide.conditions.examples import ConditionedData
 from diffguide.datasets import Dataset, Split
 from diffguide.datasets.base import ColumnSplit, RowStream
 from diffguide.models.parameterizations import V
@@ -49,12 +49,16 @@ def captioned(kind=ColumnSplit) -> Dataset:
     return Dataset(*[split if kind is ColumnSplit else Rows(split)] * 3, ())
 
 
+def asked(kind=ColumnSplit) -> ConditionedData:
+    return ConditionedData(captioned(kind), model())
+
+
 def spell(y) -> list[str]:
     return ["".join(chr(id - 1) for id in row if 0 < id < 257) for row in y.ids.tolist()]
 
 
 def batch(rank: Rank, share: int, images: int = 16, kind=ColumnSplit) -> list[str]:
-    batches = Batches(captioned(kind), 0, rank, 8, share, images, model())
+    batches = Batches(asked(kind).train, 0, rank, 8, share, images)
     return [text for _, (_, y, _) in zip(range(8 // rank.world_size // share), batches) for text in spell(y)]
 
 
@@ -67,7 +71,7 @@ def test_a_divided_batch_has_the_captions_of_the_batch():
 
 
 def test_an_example_has_one_of_its_captions_in_each_epoch():
-    batches, seen = Batches(captioned(), 0, Rank(0, 1), 10, 10, 0, model()), []
+    batches, seen = Batches(asked().train, 0, Rank(0, 1), 10, 10), []
     for _, (_, y, _) in zip(range(120), batches):
         assert all(text in CAPTIONS[int(text.split()[0])] for text in spell(y))
         seen += spell(y)
@@ -78,17 +82,18 @@ def test_an_example_has_one_of_its_captions_in_each_epoch():
 def test_labels_are_as_without_conditions():
     split = Split(*pictures())
     data = Dataset(split, split, split, ())
-    plain = next(iter(Batches(data, 0, Rank(0, 1), 8, 8)))
-    asked = next(iter(Batches(captioned(), 0, Rank(0, 1), 8, 8, 0, model())))
-    assert torch.equal(plain[0], asked[0])  # captions do not change which pictures are shown, nor their windows
-    assert torch.equal(plain[1], torch.tensor([int(text.split()[0]) for text in spell(asked[1])]))
+    plain, captions = (
+        next(iter(Batches(each.train, 0, Rank(0, 1), 8, 8))) for each in (ConditionedData(data), asked())
+    )
+    assert torch.equal(plain[0], captions[0])  # captions do not change which pictures are shown, nor their windows
+    assert torch.equal(plain[1], torch.tensor([int(text.split()[0]) for text in spell(captions[1])]))
 
 
 def test_the_held_out_loss_takes_the_first_caption():
     objective = Denoising(model().backbone, Cosine(), p_uncond=0.0)
     for kind in (ColumnSplit, Rows):
-        found = held_out_loss(objective, captioned(kind), 0, torch.device("cpu"), 8).per_example
-        examples = Examples(captioned(kind), captioned(kind).validation, objective.model)
+        examples = ConditionedData(captioned(kind), objective.model).held_out
+        found = held_out_loss(objective, examples, 0, torch.device("cpu"), 8).per_example
         x, y = examples.fetch(torch.arange(20))
         assert spell(y) == [CAPTIONS[row + (row == 3 and kind is Rows)][0] for row in range(20)] and found.shape == (
             20,

@@ -8,6 +8,7 @@ from safetensors.torch import load_file
 from diffguide.backbones import UNet
 from diffguide.cli import training_job
 from diffguide.cli.training_job import settle_precision
+from diffguide.conditions.examples import ConditionedData
 from diffguide.datasets import Dataset, Split
 from diffguide.objectives import Denoising, Objective
 from diffguide.runtime import precision
@@ -141,4 +142,5 @@ def make_job(config, images=64) -> TrainingJob:
     objective = Denoising(UNet(1, None, 2, 8, 8, [1], 1, [8], 8), Cosine(), p_uncond=0.1)
     data = Dataset(split, split, split, ["a", "b"])
     training = Training(images=images, batch_size=8)
-    return TrainingJob(None, 0, build_fabric("cpu"), data, objective, training, None, None, config, "")
+    examples = ConditionedData(data, objective.model)
+    return TrainingJob(None, 0, build_fabric("cpu"), examples, objective, training, None, None, config, "")

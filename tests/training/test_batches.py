@@ -3,6 +3,7 @@
 import torch
 from one_rank import Rank, pictures
 
+from diffguide.conditions.examples import Examples
 from diffguide.datasets import Dataset, Split, Stream
 from diffguide.randomness import normal
 from diffguide.training.batches import Batches, DataOrder
@@ -34,7 +35,7 @@ def test_data_order_shows_every_example_once_an_epoch():
 
 def step(data: Dataset, rank: Rank, share: int, images: int = 16, batch: int = 8):
     """x, y and the noise of the objective, for one step on one rank."""
-    batches = Batches(data, 0, rank, batch, share, images)
+    batches = Batches(Examples(data, data.train), 0, rank, batch, share, images)
     parts = [
         (x, y, normal((len(y), 3), rng, FLOAT))
         for _, (x, y, rng) in zip(range(batch // rank.world_size // share), batches)
@@ -71,8 +72,11 @@ def test_a_stream_has_the_batches_of_data_in_memory():
 def test_random_numbers_of_layers_are_functions_of_rank_and_step():
     """Dropout uses the global generator."""
 
+    data = dataset(pictures())
+    examples = Examples(data, data.train)
+
     def dropout(rank: Rank, images: int) -> list[float]:
-        return [torch.rand(()).item() for _ in zip(range(2), Batches(dataset(pictures()), 0, rank, 8, 2, images))]
+        return [torch.rand(()).item() for _ in zip(range(2), Batches(examples, 0, rank, 8, 2, images))]
 
     assert dropout(Rank(0, 2), 16) == dropout(Rank(0, 2), 16)
     assert len({*dropout(Rank(0, 2), 16), *dropout(Rank(1, 2), 16), *dropout(Rank(0, 2), 24)}) == 6

@@ -5,6 +5,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from diffguide.backbones import UNet
+from diffguide.conditions.examples import ConditionedData
 from diffguide.datasets import Dataset, Split
 from diffguide.objectives import Denoising, Diverged
 from diffguide.runtime.engine import build_fabric
@@ -47,7 +48,7 @@ def run() -> TrainingRun:
     engine = build_fabric("cpu")
     data = Dataset(split(32), split(4), split(4), ["even", "odd"])
     training = Training(images=10**6, batch_size=8)
-    return TrainingRun(training, objective, data, None, 0, engine, None, None, None, None)
+    return TrainingRun(training, objective, ConditionedData(data), None, 0, engine, None, None, None, None)
 
 
 def take_step(run: TrainingRun, interrupts: Interrupts) -> None:

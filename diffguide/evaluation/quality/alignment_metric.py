@@ -48,6 +48,7 @@ class Alignment(SampledMetric):
     """
 
     name = "alignment"
+    conditions = False
 
     def __init__(
         self,

@@ -47,6 +47,7 @@ class Quality(SampledMetric):
     """
 
     name = "quality"
+    conditions = False
 
     def __init__(
         self,
