@@ -52,6 +52,10 @@ class Quadrature:
             points, log_p, shape = self.evaluate(low, high, START_CELLS[self.dimension])
             inside = (log_p > log_p.max() - DEPTH).reshape(shape)
             width = (high - low) / torch.tensor(shape, dtype=low.dtype)
+            if not bool(inside.any()):
+                raise ValueError(
+                    "the logarithm of the density is not finite: powers of laws that large cannot be computed"
+                )
             used = points[inside.flatten()]
             first, last = used.amin(0) - 2 * width, used.amax(0) + 2 * width
             growing = (first < low) | (last > high)
