@@ -14,12 +14,8 @@ from .independent import ICG
 from .nested import Nested
 from .norms import NormLimit, PosteriorMeanCap, RectifiedRatio
 from .parts import PartScales
-<<<<<<< HEAD
-from .perturbed import PAG, SEG, SLG
-from .power import PowerGuidance
-=======
 from .perturbed import PAG, SEG, SLG, SoftPAG
->>>>>>> w-20c
+from .power import PowerGuidance
 from .predictor import RectifiedCFGPlusPlus
 from .projections import APG, FDG, TCFG
 from .ramps import Constant, CosineRamp, ExponentialRamp, LinearRamp, PowerRamp, Ramp, TableRamp, TriangleRamp
@@ -31,22 +27,12 @@ from .summed import SummedContrasts
 from .temperature import TemporalScoreRescaling
 
 __all__ = [
-<<<<<<< HEAD
-    "APG", "CADS", "FDG", "PAG", "SEG", "SLG", "SMC", "TCFG", "VAGS", "AdaMaG", "Autoguidance", "CFGPlusPlus", "CFGZero",
-    "ClassifierFree", "ClassifierGuidance", "CleanClassifierGuidance", "ClassComposition", "Constant", "Contrast",
-    "CosineRamp", "DatasetReferences", "ExponentialRamp", "ExportedProgram", "Feedback", "FileReferences", "HiGS",
-    "HistoryGuidance", "ImageNetwork", "Linear", "LinearRamp", "Mambo", "MomentumGuidance", "NegativeCondition", "Nested",
-    "NormLimit", "PartScales", "PosteriorMeanCap", "PowerGuidance", "PowerRamp", "Ramp", "RectifiedCFGPlusPlus",
-    "RectifiedRatio", "RectifiedTable", "ReferenceGuidance", "References", "Rescale", "Rule", "SummedContrasts", "TableRamp",
-    "TemporalScoreRescaling", "Threshold", "TorchScript", "Torchvision", "TriangleRamp", "Unguided", "potentials",
-=======
     "APG", "CADS", "FDG", "ICG", "PAG", "S2", "SEG", "SLG", "SMC", "TCFG", "TPG", "TSG", "VAGS", "AdaMaG",
     "Autoguidance", "CFGPlusPlus", "CFGZero", "ClassComposition", "ClassifierFree", "ClassifierGuidance",
     "CleanClassifierGuidance", "Constant", "Contrast", "CosineRamp", "DatasetReferences", "ExponentialRamp",
     "ExportedProgram", "Feedback", "FileReferences", "HiGS", "HistoryGuidance", "ImageNetwork", "Linear", "LinearRamp",
     "Mambo", "MomentumGuidance", "NegativeCondition", "Nested", "NormLimit", "PartScales", "PosteriorMeanCap",
-    "PowerRamp", "Ramp", "RectifiedCFGPlusPlus", "RectifiedRatio", "RectifiedTable", "ReferenceGuidance", "References",
-    "Rescale", "Rule", "SoftPAG", "SummedContrasts", "TableRamp", "TemporalScoreRescaling", "Threshold", "TorchScript",
-    "Torchvision", "TriangleRamp", "Unguided", "potentials",
->>>>>>> w-20c
+    "PowerGuidance", "PowerRamp", "Ramp", "RectifiedCFGPlusPlus", "RectifiedRatio", "RectifiedTable",
+    "ReferenceGuidance", "References", "Rescale", "Rule", "SoftPAG", "SummedContrasts", "TableRamp",
+    "TemporalScoreRescaling", "Threshold", "TorchScript", "Torchvision", "TriangleRamp", "Unguided", "potentials",
 ]  # fmt: skip

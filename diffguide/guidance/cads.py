@@ -47,11 +47,7 @@ class CADS(DrawingContrast, ClassifierFree):
     """
 
     option = "cads"
-<<<<<<< HEAD
-    stateful = True
     has_law = False
-=======
->>>>>>> w-20c
 
     def __init__(
         self,
