@@ -14,7 +14,7 @@ from .likelihood.dequantization import DecoderDequantization, UniformDequantizat
 from .likelihood.discrete_ode import LevelSteps
 from .likelihood.flow_ode import Adaptive, ExactTrace, FixedGrid, Hutchinson, flow_log_density
 from .likelihood.metrics import ELBO, ExactDensity, FlowODE
-from .metric import EvalContext, Figure, Metric, MetricError, MetricResult
+from .metric import EvalContext, Metric, MetricError
 from .quality.alignment import Judgement, judge_pictures
 from .quality.alignment_metric import Alignment
 from .quality.distances import covariance_error, energy_distance, mean_error, sliced_wasserstein, wasserstein
@@ -25,6 +25,7 @@ from .quality.local import Local
 from .quality.metric import Quality
 from .quality.precision_recall import density_coverage, precision_recall
 from .quality.pretrained import CLIP, DINOv2, Inception
+from .results import Figure, MetricResult
 
 __all__ = [
     "Adaptive", "Alignment", "Auto", "Bell", "Budget", "CLIP", "Classification", "ConfidenceScore", "DINOv2",

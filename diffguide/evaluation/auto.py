@@ -5,7 +5,8 @@ from .classification.metric import Classification
 from .denoising import DenoisingError
 from .likelihood.base import Density
 from .likelihood.metrics import ExactDensity
-from .metric import EvalContext, Metric, MetricResult
+from .metric import EvalContext, Metric
+from .results import MetricResult
 
 __all__ = ["Auto"]
 

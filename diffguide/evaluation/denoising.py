@@ -18,8 +18,9 @@ from ..randomness import fold
 from ..runtime.ranges import check_whole
 from ..schedules import Schedule
 from .class_conditional import ClassConditionalMetric
-from .metric import EvalContext, Figure, MetricResult, mean
+from .metric import EvalContext
 from .noise_levels import time_of_log_snr
+from .results import Figure, MetricResult, mean
 
 __all__ = ["DenoisingError", "find_law", "relative_excess_risk", "squared_errors"]
 

@@ -19,8 +19,9 @@ from ..runtime.errors import InputError
 from ..runtime.signals import Interrupts, Stopped
 from ..runtime.versions import collect_versions
 from .bar import Bar
-from .metric import EvalContext, Metric, MetricResult
+from .metric import EvalContext, Metric
 from .parts import MetricError, Parts
+from .results import MetricResult
 
 __all__ = ["EvaluationJob", "remove_parts"]
 

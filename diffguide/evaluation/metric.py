@@ -4,11 +4,10 @@ metric.check(context)             # ValueError if the model or the data do not s
 result = metric.measure(context)  # figures, facts, a curve, plots of it
 """
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy
 import torch
@@ -17,7 +16,6 @@ from torch import Tensor
 from ..backbones.conditions import Condition
 from ..conditions.examples import Examples
 from ..datasets import Dataset
-from ..figures.plot_spec import Plot
 from ..models.evaluation_counters import as_protocol, count_evaluations
 from ..models.level_classifier import LevelClassifier
 from ..models.protocols import Classifier, Denoiser, Energy, LogDensity, Tally
@@ -25,8 +23,9 @@ from ..randomness import Noise, fold
 from ..runtime.ranges import check_whole
 from ..schedules import Schedule
 from .parts import MetricError, Parts
+from .results import MetricResult
 
-__all__ = ["Figure", "MetricResult", "Metric", "MetricError", "EvalContext", "Report", "mean"]
+__all__ = ["Metric", "MetricError", "EvalContext", "Report"]
 
 T = TypeVar("T")
 Report = Callable[[float], None]  # called with the fraction of the work that is done
@@ -38,46 +37,6 @@ PROTOCOLS = {
     Classifier: "a classifier",
     LevelClassifier: "a classifier of noise levels (objective=cdm)",
 }
-
-
-class Figure(NamedTuple):
-    """A number of a table.
-
-    Arguments:
-        value: the estimate.
-        standard_error: of the estimate, in its unit; None = unknown.
-        n: number of examples or samples of the estimate.
-        unit: nats, bits/dim, share, ...
-        meaningful: False = the value must not be interpreted; the notes of `MetricResult` give the reason.
-    """
-
-    value: float
-    standard_error: float | None
-    n: int
-    unit: str
-    meaningful: bool = True
-
-
-class MetricResult(NamedTuple):
-    """The result of a metric: plain numbers, texts, lists and mappings.
-
-    Arguments:
-        figures: by name, a row of a table; the name includes what the figure depends on (fd_local, nll_elbo).
-        facts: settings that are needed to repeat and interpret the figures: seeds, features, reference split, ...
-        curve: rows of a table, {column: value}, None = unknown: per noise level, per budget, ...
-        plots: of the curve.
-        details: further numbers for metrics.json only, such as a confusion matrix.
-        arrays: results of single examples, written as <name>.npz: {name: {array: values}}, no object arrays.
-        notes: remarks about the figures; also printed on stderr.
-    """
-
-    figures: dict[str, Figure]
-    facts: dict[str, Any]
-    curve: Sequence[dict[str, float | None]] = ()
-    plots: Sequence[Plot] = ()
-    details: Mapping[str, Any] = {}
-    arrays: Mapping[str, Mapping[str, numpy.ndarray]] = {}
-    notes: Sequence[str] = ()
 
 
 class EvalContext:
@@ -300,10 +259,3 @@ class Metric:
             Stopped: from context.progress, after a signal; finished parts are saved in context.parts.
         """
         raise NotImplementedError
-
-
-def mean(values: Tensor, unit: str) -> Figure:
-    """The mean of independent values [N], with its standard error std / sqrt(N)."""
-    values = values.double()
-    error = float(values.std()) / math.sqrt(len(values)) if len(values) > 1 else None
-    return Figure(float(values.mean()), error, len(values), unit)

@@ -11,7 +11,7 @@ import torch
 
 from diffguide.datasets import GMM2D, Dataset, Digits, Split
 from diffguide.evaluate import main as evaluate
-from diffguide.evaluation.metric import EvalContext, MetricError, MetricResult
+from diffguide.evaluation.metric import EvalContext, MetricError
 from diffguide.evaluation.parts import Parts
 from diffguide.evaluation.quality import figures as comparison
 from diffguide.evaluation.quality.features import Features, Pixels
@@ -26,6 +26,7 @@ from diffguide.evaluation.quality.precision_recall import (
     precision_recall,
     two_nearest,
 )
+from diffguide.evaluation.results import MetricResult
 from diffguide.figures import tables
 from diffguide.files.shards import write_archive
 from diffguide.guidance import Unguided

@@ -14,8 +14,9 @@ from diffguide.evaluation.classification.metric import Classification
 from diffguide.evaluation.denoising import DenoisingError, find_law
 from diffguide.evaluation.likelihood.dequantization import UniformDequantization
 from diffguide.evaluation.likelihood.metrics import ExactDensity
-from diffguide.evaluation.metric import EvalContext, Metric, mean
+from diffguide.evaluation.metric import EvalContext, Metric
 from diffguide.evaluation.parts import MetricError, Parts
+from diffguide.evaluation.results import mean
 from diffguide.models.protocols import Classifier, Denoiser, LogDensity, Prediction
 from diffguide.oracles import GaussianMixture, GMM2DLaw
 from diffguide.schedules import Cosine, Flow

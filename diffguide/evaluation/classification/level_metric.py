@@ -11,7 +11,8 @@ from ...objectives.cdm import add_uniform_noise, level_terms
 from ...randomness import Noise
 from ...runtime.ranges import check_whole
 from ..class_conditional import ClassConditionalMetric
-from ..metric import EvalContext, MetricResult, mean
+from ..metric import EvalContext
+from ..results import MetricResult, mean
 
 __all__ = ["LevelAccuracy"]
 

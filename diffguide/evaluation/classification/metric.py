@@ -16,8 +16,9 @@ from ...figures.plot_spec import Panel, Plot
 from ...files.run_folders import write_atomically
 from ...models.protocols import Classifier
 from ...runtime.ranges import check_whole
-from ..metric import EvalContext, Figure, Metric, MetricResult, mean
+from ..metric import EvalContext, Metric
 from ..noise_levels import time_of_log_snr
+from ..results import Figure, MetricResult, mean
 from .calibration import calibration_error
 
 __all__ = ["Classification", "ClassPredictions", "accuracies", "classify", "write_accuracy"]

@@ -15,7 +15,8 @@ from ...models.level_classifier import value_and_gradient
 from ...models.protocols import Classifier, LogDensity
 from ...randomness import Noise, fold
 from ..latents import refuse_latents
-from ..metric import PROTOCOLS, EvalContext, Figure, Metric, MetricResult
+from ..metric import PROTOCOLS, EvalContext, Metric
+from ..results import Figure, MetricResult
 
 __all__ = ["OOD", "ConfidenceScore", "DensityScore", "OODScore", "SlopeScore", "auroc"]
 

@@ -11,7 +11,8 @@ from ...figures.plot_spec import Panel, Plot
 from ...models.protocols import Denoiser
 from ...randomness import fold
 from ...runtime.ranges import check_whole
-from ..metric import EXAMPLE_PURPOSE, EvalContext, Figure, Metric, MetricResult, mean
+from ..metric import EXAMPLE_PURPOSE, EvalContext, Metric
+from ..results import Figure, MetricResult, mean
 from .calibration import calibration_error
 from .weighting import Spacing, Weighting
 from .zero_shot import STAGES, Budget, ZeroShot, ZeroShotPredictions

@@ -15,8 +15,9 @@ from ...models.decoders import Discretized
 from ...models.protocols import Energy, is_guided
 from ...randomness import Noise
 from ..latents import refuse_latents
-from ..metric import EvalContext, Figure, Metric, MetricResult, Report
+from ..metric import EvalContext, Metric, Report
 from ..noise_levels import time_of_log_snr
+from ..results import Figure, MetricResult
 from .dequantization import estimate_likelihood
 from .elbo import start_log_snr
 

@@ -9,7 +9,8 @@ from torch import Tensor
 from ...figures.plot_spec import Plot
 from ...models.protocols import Denoiser, LogDensity
 from ..latents import refuse_latents
-from ..metric import EvalContext, Figure, Metric, MetricResult, mean
+from ..metric import EvalContext, Metric
+from ..results import Figure, MetricResult, mean
 from .base import Density, sum_parts
 from .metrics import ELBO, ExactDensity, FlowODE
 

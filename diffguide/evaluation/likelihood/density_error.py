@@ -12,7 +12,8 @@ from ...randomness import fold
 from ...runtime.ranges import check_whole
 from ..class_conditional import ClassConditionalMetric
 from ..denoising import find_law
-from ..metric import EvalContext, Figure, MetricResult, mean
+from ..metric import EvalContext
+from ..results import Figure, MetricResult, mean
 
 __all__ = ["DensityError"]
 

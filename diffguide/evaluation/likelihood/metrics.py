@@ -13,8 +13,9 @@ from ...models.decoders import Discretized, Gaussian
 from ...models.protocols import Denoiser, LogDensity
 from ...randomness import Noise, fold
 from ...runtime.ranges import check_range, check_whole
-from ..metric import EvalContext, Report, mean
+from ..metric import EvalContext, Report
 from ..noise_levels import time_of_log_snr
+from ..results import mean
 from .base import NLL, Arrays, Density
 from .control_variate import GaussianFit
 from .dequantization import DecoderDequantization, Dequantization

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ...datasets.shape_captions import parse_caption, said_values
 from ...datasets.shape_pictures import ATTRIBUTES, is_held_out, list_combinations, weigh_combinations
-from ..metric import Figure, mean
+from ..results import Figure, mean
 from .shape_judge import read_pictures
 
 __all__ = [

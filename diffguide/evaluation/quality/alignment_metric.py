@@ -13,7 +13,8 @@ from ...models.protocols import Denoiser, DenoiserWrapper
 from ...runtime.ranges import check_whole
 from ...samplers import Sampler
 from ..latents import pictures_of
-from ..metric import EvalContext, Figure, MetricError, MetricResult, mean
+from ..metric import EvalContext, MetricError
+from ..results import Figure, MetricResult, mean
 from .alignment import chance_share, diversity_figures, judge_pictures, prompt_values, share_figures
 from .clip_score import clip_scores
 from .dual_encoder import DualEncoder

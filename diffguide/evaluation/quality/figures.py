@@ -12,7 +12,8 @@ from torch import Tensor
 from ...figures.curves import MIN_PRECISION
 from ...randomness import fold
 from ..latents import pictures_of
-from ..metric import EvalContext, Figure, MetricError
+from ..metric import EvalContext, MetricError
+from ..results import Figure
 from . import frechet
 from .frechet import Moments
 from .kid import inception_score, kernel_distance

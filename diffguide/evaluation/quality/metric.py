@@ -12,7 +12,8 @@ from ...randomness import fold
 from ...runtime.ranges import check_whole
 from ...samplers import Sampler
 from ..latents import pictures_of
-from ..metric import SPLITS, EvalContext, MetricResult
+from ..metric import SPLITS, EvalContext
+from ..results import MetricResult
 from .features import Features
 from .figures import FeatureSet, QualityComparison, check_overlap, is_small
 from .image_sources import NewSamples, StoredSamples
