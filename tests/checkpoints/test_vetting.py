@@ -48,7 +48,9 @@ def test_every_option_may_be_built(path):
         """Without what others fill in: placeholders, facts of the data, parts that have no target here."""
         if not isinstance(value, dict):
             return value
-        parts = {key: own(part) for key, part in value.items() if key != "defaults" and part != {"_partial_": True}}
+        entries = [entry for entry in value.get("defaults", []) if isinstance(entry, dict)]
+        elsewhere = {"defaults", *(name.partition("@")[2] for entry in entries for name in entry)}
+        parts = {key: own(part) for key, part in value.items() if key not in elsewhere and part != {"_partial_": True}}
         return {key: part for key, part in parts.items() if part != "???" and "${" not in str(part)}
 
     plain = own(OmegaConf.to_container(OmegaConf.load(path)))

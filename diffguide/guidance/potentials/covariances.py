@@ -103,7 +103,7 @@ class MMPS(CovarianceGuidance):
     """Moment matching posterior sampling: V = (sigma^2 / alpha) J, the system solved by conjugate gradients.
 
     Rozet, Andry, Lanusse, Louppe, "Learning Diffusion Priors from Observations by Expectation Maximization", 2024, arXiv
-    2405.13712, section 4.2; azula's code has 1 iteration too. Exact on Gaussian data of any covariance, with as many iterations
+    2405.13712; azula's code has 1 iteration too. Exact on Gaussian data of any covariance, with as many iterations
     as there are measured values. An iteration is one backward pass through the network.
 
     Arguments:
