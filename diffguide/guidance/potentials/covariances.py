@@ -13,10 +13,10 @@ from ...models.evaluation_counters import count_potential
 from ...models.protocols import Denoiser, Prediction
 from ...runtime.ranges import check_range, check_whole
 from ...schedules import EVERYWHERE
-from ..base import per_row_float
+from ..rules import inner
 from .base import PotentialGuidanceBase
-from .inverse import Inpaint, LinearProblem
-from .posteriors import check_potential
+from .inverse import LinearProblem
+from .posteriors import choose_problem, denoised_variance
 
 __all__ = ["JFPS", "MMPS", "TMPD"]
 
@@ -28,21 +28,16 @@ def solve_conjugate(multiply: Callable[[Tensor], Tensor], right: Tensor, iterati
     iterations as a row has values. A row whose residual is 0 stays.
     """
     v, residual, direction = torch.zeros_like(right), right, right
-    square = sum_rows(residual * residual)
+    square = inner(residual, residual)
     for _ in range(iterations):
         product = multiply(direction)
-        curvature = sum_rows(direction * product)
+        curvature = inner(direction, product)
         step = torch.where(curvature > 0, square / curvature, 0.0)
         v, residual = v + step * direction, residual - step * product
-        following = sum_rows(residual * residual)
+        following = inner(residual, residual)
         direction = residual + torch.where(square > 0, following / square, 0.0) * direction
         square = following
     return v
-
-
-def sum_rows(x: Tensor) -> Tensor:
-    """The sum over each row, shaped to multiply x [B, ...]."""
-    return x.flatten(1).sum(1).reshape(-1, *[1] * (x.ndim - 1))
 
 
 class CovarianceGuidance(PotentialGuidanceBase):
@@ -67,8 +62,7 @@ class CovarianceGuidance(PotentialGuidanceBase):
         scale: float = 1.0,
         interval: Sequence[float] = EVERYWHERE,
     ):
-        potential = Inpaint() if potential is None else potential
-        check_potential(f"guidance={self.option}", potential, LinearProblem)
+        potential = choose_problem(f"guidance={self.option}", potential, LinearProblem)
         super().__init__(denoiser, potential, scale, interval)
         self.problem = potential
 
@@ -171,17 +165,15 @@ class JFPS(PotentialGuidanceBase):
         interval: Sequence[float] = EVERYWHERE,
         data_variance: float = 1.0,
     ):
-        potential = Inpaint() if potential is None else potential
-        check_potential("guidance=jfps", potential, LinearProblem)
+        potential = choose_problem("guidance=jfps", potential, LinearProblem)
         super().__init__(denoiser, potential, scale, interval)
         self.problem = potential
         self.data_variance = check_range("data_variance", data_variance, "(0, inf)")
 
     def guide(self, x_t: Tensor, t: Tensor, y: Condition | None, graph: bool) -> tuple[Prediction, Prediction]:
         prediction = self.denoiser(x_t, t, y)
-        mean, v = prediction.x_0, self.data_variance
-        level = self.schedule.noise_level(t) ** 2
-        variance = per_row_float(v * level / (v + level), mean)
+        mean = prediction.x_0
+        variance = denoised_variance(self.schedule, t, self.data_variance, mean)
         count_potential(self.denoiser, len(mean))
         weighed = self.problem.solve(self.problem.residual(mean), variance)
         alpha, sigma = self.scales(t, mean)

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import Self
+from typing import Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from ...backbones.conditions import Condition
 from ...models.protocols import Denoiser, Prediction, SamplingError
 from ...randomness import Noise
 from ...runtime.ranges import check_range
-from ...schedules import EVERYWHERE
+from ...schedules import EVERYWHERE, Schedule
 from ..base import per_row_float, repeat_noise
 from .base import BayesGuidance, PotentialGuidanceBase
 from .inverse import Inpaint, LinearProblem
@@ -19,14 +19,24 @@ from .values import SMOOTHING_DRAW, LogPotential, build_potential, get_name
 
 __all__ = ["DPS", "PiGDM", "RePaint"]
 
+Problem = TypeVar("Problem", bound=LogPotential)
 
-def check_potential(guidance: str, potential: LogPotential, kind: type) -> None:
-    """Raises ValueError for a potential that is not of the kind that a method needs."""
-    if not isinstance(potential, kind):
+
+def choose_problem(guidance: str, potential: LogPotential | None, kind: type[Problem]) -> Problem:
+    """The inverse problem that is given, `Inpaint()` for None; ValueError for one of another kind than the method needs."""
+    chosen = Inpaint() if potential is None else potential
+    if not isinstance(chosen, kind):
         raise ValueError(
-            f"{guidance} needs a potential that is {kind.__name__}, got {get_name(build_potential(potential))}; take "
+            f"{guidance} needs a potential that is {kind.__name__}, got {get_name(build_potential(chosen))}; take "
             "guidance/potential=inpaint, super_resolution or deblur, or another guidance, such as mpgd"
         )
+    return chosen
+
+
+def denoised_variance(schedule: Schedule, t: Tensor, v: float, x: Tensor) -> Tensor:
+    """v n^2 / (v + n^2), n = sigma / alpha: the variance of x_0 given x_t for data N(m, v I), shaped to multiply x."""
+    level = schedule.noise_level(t) ** 2
+    return per_row_float(v * level / (v + level), x)
 
 
 class DPS(PotentialGuidanceBase):
@@ -55,8 +65,7 @@ class DPS(PotentialGuidanceBase):
         scale: float = 0.5,
         interval: Sequence[float] = EVERYWHERE,
     ):
-        potential = Inpaint() if potential is None else potential
-        check_potential("guidance=dps", potential, LinearProblem)
+        potential = choose_problem("guidance=dps", potential, LinearProblem)
         super().__init__(denoiser, potential, scale, interval)
         self.problem = potential
 
@@ -94,16 +103,13 @@ class PiGDM(BayesGuidance):
         interval: Sequence[float] = EVERYWHERE,
         data_variance: float = 1.0,
     ):
-        potential = Inpaint() if potential is None else potential
-        check_potential("pseudo-inverse guidance", potential, LinearProblem)
+        potential = choose_problem("pseudo-inverse guidance", potential, LinearProblem)
         super().__init__(denoiser, potential, scale, interval)
         self.problem = potential
         self.data_variance = check_range("data_variance", data_variance, "(0, inf)")
 
     def value(self, x_0: Tensor, t: Tensor, y: Condition | None) -> Tensor:
-        v = self.data_variance
-        level = self.schedule.noise_level(t) ** 2
-        return self.problem.log_likelihood(x_0, per_row_float(v * level / (v + level), x_0))
+        return self.problem.log_likelihood(x_0, denoised_variance(self.schedule, t, self.data_variance, x_0))
 
 
 class RePaint(PotentialGuidanceBase):
@@ -136,8 +142,7 @@ class RePaint(PotentialGuidanceBase):
         interval: Sequence[float] = EVERYWHERE,
         fresh: bool = True,
     ):
-        potential = Inpaint() if potential is None else potential
-        check_potential("guidance=repaint", potential, Inpaint)
+        potential = choose_problem("guidance=repaint", potential, Inpaint)
         super().__init__(denoiser, potential, 1.0, interval)
         self.problem, self.fresh = potential, fresh
 
