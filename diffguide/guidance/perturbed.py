@@ -144,6 +144,8 @@ class SoftPAG(Perturbed):
         interval, rule, ramp: as in `Contrast`.
     """
 
+    option = "soft_pag"
+
     def __init__(
         self,
         denoiser: Denoiser,
