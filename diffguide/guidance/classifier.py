@@ -6,11 +6,12 @@ import torch
 from torch import Tensor
 
 from ..backbones.conditions import Condition, RowCondition
-from ..models.evaluation_counters import count_potential
-from ..models.protocols import Classifier, Denoiser, DenoiserWrapper, Prediction, WeightedPrediction, keep_variance
+from ..models.evaluation_counters import count_potential, unwrap
+from ..models.protocols import Classifier, Denoiser, Prediction, WeightedPrediction, keep_variance
 from ..models.tilts import PotentialTerm, Tilt
 from ..schedules import EVERYWHERE, Schedule, broadcast_rows, same_schedule
 from .base import ScaledGuidance
+from .contrast_laws import squared_norm
 
 __all__ = ["ClassGuidance", "ClassifierGuidance", "match_log_snr", "shift_score", "sum_label_log_prob"]
 
@@ -28,13 +29,6 @@ def match_log_snr(x_t: Tensor, t: Tensor, own: Schedule, other: Schedule) -> tup
     (alpha, sigma), (alpha_there, sigma_there) = own.scales(log_snr, x_t.ndim), other.scales(there, x_t.ndim)
     factor = ((alpha_there**2 + sigma_there**2) / (alpha**2 + sigma**2)).sqrt()
     return factor.to(x_t) * x_t, other.t_of(there).clamp(0, 1)
-
-
-def find_model(denoiser: Denoiser) -> Denoiser:
-    """The model inside all guidance."""
-    while isinstance(denoiser, DenoiserWrapper):
-        denoiser = denoiser.denoiser
-    return denoiser
 
 
 class ClassGuidance(ScaledGuidance):
@@ -139,9 +133,9 @@ class ClassifierGuidance(ClassGuidance):
         return shift_score(prediction, step, *self.schedule.alpha_sigma(t, x_t.ndim))
 
     def explain_no_law(self) -> str | None:
-        if self.interval != type(self.interval).of(EVERYWHERE):
+        if self.interval != EVERYWHERE:
             return "a classifier that acts at some noise levels has none; take no guidance.interval"
-        model = find_model(self)
+        model = unwrap(self.denoiser)
         if model.conditional and not model.has_null:
             return "guidance=classifier on a model with classes needs one trained with label dropout"
         inner = self.denoiser.tilt()
@@ -163,9 +157,9 @@ class ClassifierGuidance(ClassGuidance):
         alpha, sigma = self.schedule.alpha_sigma(t, x_t.ndim)
         guided = shift_score(inner.guided, v * gradient, alpha, sigma)
         shift = -sigma.to(gradient) * gradient
-        spread = inner.spread + v * (1 - v) * shift.flatten(1).double().square().sum(1)
+        spread = inner.spread + v * (1 - v) * squared_norm(shift)
         if self.denoiser.conditional:  # else inner is p
-            p = find_model(self)(x_t, t, None)
+            p = unwrap(self.denoiser)(x_t, t, None)
             spread = spread + 2 * v * ((p.eps - inner.guided.eps) * shift).flatten(1).double().sum(1)
         return WeightedPrediction(guided, guided, spread)
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from ..backbones.conditions import Condition
 from ..models.protocols import Prediction, WeightedPrediction, is_guided, keep_variance
 from ..models.tilts import Tilt
-from ..schedules import EVERYWHERE, Interval
+from ..schedules import EVERYWHERE
 from .base import ScaledGuidance
 from .ramps import Ramp
 from .rules import Linear, Rule
@@ -45,7 +45,7 @@ class ContrastLaw(ScaledGuidance):
         if type(self.rule) is not Linear:
             name = self.rule.option or type(self.rule).__name__
             return f"the rule {name} departs from it; take guidance/rule=linear, as guidance=cfg has"
-        if not self.ramp.always_full or self.interval != Interval.of(EVERYWHERE):
+        if not self.ramp.always_full or self.interval != EVERYWHERE:
             return "a scale that changes with the noise level has none; take guidance/ramp=constant and no guidance.interval"
         if is_guided(self.denoiser):
             return "a contrast around other guidance has none; list potentials after it"

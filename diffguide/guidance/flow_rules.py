@@ -17,7 +17,7 @@ from ..runtime.ranges import check_finite, check_range
 from ..schedules import Schedule
 from .base import per_row_float
 from .memories import LevelMemory
-from .rules import Rule, inner, interpolate, norm
+from .rules import Rule, damp_along, inner, interpolate, norm
 
 __all__ = ["SMC", "VAGS", "AdaMaG", "compute_flow", "flow_time", "shift_flow"]
 
@@ -92,10 +92,8 @@ class AdaMaG(Rule):
     def __call__(self, strong, weak, scale, x_t, t, schedule, memory: Any) -> Prediction:
         d = compute_flow(strong) - compute_flow(weak)
         time = flow_time(t, schedule, d)
-        size = norm(strong.eps).clamp(min=torch.finfo(d.dtype).tiny)
-        along = inner(d, strong.eps / size) * (strong.eps / size)
         w = (scale * time**self.exponent).clamp(min=self.least)
-        return shift_flow(strong, w * (d - along + self.along_share * along) - d, time)
+        return shift_flow(strong, w * damp_along(d, strong.eps, self.along_share) - d, time)
 
 
 class VAGS(Rule):

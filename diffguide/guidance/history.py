@@ -19,7 +19,7 @@ from ..schedules import EVERYWHERE
 from .base import ScaledGuidance
 from .flow_rules import compute_flow, flow_time, shift_flow
 from .memories import LevelMemory
-from .rules import inner, norm, replace_x_0
+from .rules import damp_along, norm, replace_x_0
 
 __all__ = ["HiGS", "HistoryGuidance", "MomentumGuidance"]
 
@@ -155,10 +155,7 @@ class HiGS(HistoryGuidance):
         return self.share * now + (0 if before is None else (1 - self.share) * before)
 
     def guide(self, side: Prediction, now: Tensor, past: Tensor, t: Tensor) -> Prediction:
-        d = now - past
-        direction = now / norm(now).clamp(min=torch.finfo(now.dtype).tiny)
-        along = inner(d, direction) * direction
-        d = d - along + self.eta * along
+        d = damp_along(now - past, now, self.eta)
         if self.cutoff is not None and d.ndim == 4:
             d = keep_high_frequencies(d, self.cutoff)
         low, high = (1.0 if math.isinf(level) else level / (1 + level) for level in self.interval)

@@ -51,7 +51,7 @@ class PowerGuidance(ScaledGuidance):
         return None if inner is None else inner.raised(self.scale)
 
     def explain_no_law(self) -> str | None:
-        if self.interval != type(self.interval).of(EVERYWHERE):
+        if self.interval != EVERYWHERE:
             return "a power that changes with the noise level has none; take no guidance.interval"
         inner = self.denoiser.tilt()
         if inner is not None and inner.potentials:

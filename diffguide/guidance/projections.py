@@ -8,7 +8,7 @@ from ..models.protocols import Denoiser, Prediction
 from ..runtime.linear_algebra import leading_right_vector
 from ..runtime.ranges import check_finite, check_range
 from .memories import LevelMemory
-from .rules import Rule, inner, interpolate, norm, replace_eps, replace_x_0
+from .rules import Rule, damp_along, interpolate, norm, replace_eps, replace_x_0
 
 __all__ = ["APG", "FDG", "TCFG"]
 
@@ -44,9 +44,7 @@ class APG(Rule):
             d = d if before is None else d + self.momentum * before[0]
             memory.store(d)
         d = d / (norm(d) / self.norm_threshold).clamp(min=1)
-        direction = strong.x_0 / norm(strong.x_0).clamp(min=torch.finfo(d.dtype).tiny)
-        along = inner(d, direction) * direction
-        return replace_x_0(strong, strong.x_0 + (scale - 1) * (d - along + self.eta * along), t, schedule)
+        return replace_x_0(strong, strong.x_0 + (scale - 1) * damp_along(d, strong.x_0, self.eta), t, schedule)
 
 
 class TCFG(Rule):

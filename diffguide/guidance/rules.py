@@ -107,6 +107,13 @@ def norm(a: Tensor) -> Tensor:
     return torch.linalg.vector_norm(a, dim=sample_dims(a), keepdim=True)
 
 
+def damp_along(d: Tensor, reference: Tensor, share: float) -> Tensor:
+    """d with its part along the reference, per sample, times `share`."""
+    direction = reference / norm(reference).clamp(min=torch.finfo(d.dtype).tiny)
+    along = inner(d, direction) * direction
+    return d - along + share * along
+
+
 class Velocity(NamedTuple):
     """u = p x_0 + q eps, along which x_t moves on the ODE; x_0 = q x_t - sigma u, eps = alpha u - p x_t.
 

@@ -1,7 +1,7 @@
 """Counters of evaluations of a model and of its potentials: the cost of a run or a measurement."""
 
 import copy
-from typing import TypeVar
+from typing import TypeVar, overload
 
 from torch import Tensor
 
@@ -10,7 +10,7 @@ from ..backbones.perturbations import Perturbation
 from .preconditioned import Preconditioned
 from .protocols import Denoiser, DenoiserWrapper, Energy, Prediction, Tally
 
-__all__ = ["EvaluationCounter", "as_protocol", "count_evaluations", "count_potential"]
+__all__ = ["EvaluationCounter", "as_protocol", "count_evaluations", "count_potential", "unwrap"]
 
 Protocol = TypeVar("Protocol")
 Model = TypeVar("Model", bound=Denoiser | Energy)
@@ -64,3 +64,14 @@ def as_protocol(model: Denoiser | Energy, protocol: type[Protocol]) -> Protocol 
     while isinstance(model, DenoiserWrapper) and model.passthrough and not isinstance(model, protocol):
         model = model.denoiser
     return model if isinstance(model, protocol) else None
+
+
+@overload
+def unwrap(model: Denoiser) -> Denoiser: ...
+@overload
+def unwrap(model: Energy) -> Energy: ...
+def unwrap(model: Denoiser | Energy) -> Denoiser | Energy:
+    """The model inside all guidance."""
+    while isinstance(model, DenoiserWrapper):
+        model = model.denoiser
+    return model

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from ..backbones.conditions import Condition
-from ..models.evaluation_counters import as_protocol
-from ..models.protocols import Denoiser, DenoiserWrapper, Energy, ExactDenoiser, LogDensity, Prediction, SamplingError
+from ..models.evaluation_counters import as_protocol, unwrap
+from ..models.protocols import Denoiser, Energy, ExactDenoiser, LogDensity, Prediction, SamplingError
 from ..randomness import Noise
 from ..runtime.ranges import check_whole
 from ..schedules import Schedule
@@ -189,10 +189,3 @@ def check_decreasing(times: Tensor) -> None:
     """Raises ValueError for fewer than two times, or times that do not decrease strictly."""
     if times.ndim != 1 or len(times) < 2 or not bool((times[1:] < times[:-1]).all()):
         raise ValueError(f"times must decrease strictly, got {times.tolist()}")
-
-
-def unwrap(denoiser: Denoiser | Energy) -> Denoiser | Energy:
-    """The model inside all guidance."""
-    while isinstance(denoiser, DenoiserWrapper):
-        denoiser = denoiser.denoiser
-    return denoiser
