@@ -5,7 +5,7 @@
 Guidance names such a law: classifier-free guidance of scale w means p(x | y)^w p(x)^(1 - w). Its samples have another one.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import torch
@@ -57,13 +57,10 @@ class Tilt(NamedTuple):
         """The law of samples with this condition; None leaves it open."""
         if condition is OWN:
             return self
-        merged: dict[int | None, float] = {}
-        for power in self.powers:
-            label = condition if power.condition is OWN else power.condition
-            merged[label] = merged.get(label, 0.0) + power.exponent
+        powers = (power._replace(condition=condition) if power.condition is OWN else power for power in self.powers)
         potentials = [term._replace(condition=condition) if term.condition is OWN else term for term in self.potentials]
         return Tilt(
-            tuple(Power(exponent, label) for label, exponent in merged.items() if exponent),
+            merge(powers),
             tuple(term for term in potentials if not (term.of_class and term.condition == -1)),
         )
 
@@ -76,11 +73,7 @@ class Tilt(NamedTuple):
 
     def times(self, other: "Tilt") -> "Tilt":
         """The product of two laws."""
-        exponents: dict[int | None, float] = {}
-        for power in (*self.powers, *other.powers):
-            exponents[power.condition] = exponents.get(power.condition, 0.0) + power.exponent
-        powers = tuple(Power(exponent, label) for label, exponent in exponents.items() if exponent)
-        return Tilt(powers, (*self.potentials, *other.potentials))
+        return Tilt(merge((*self.powers, *other.powers)), (*self.potentials, *other.potentials))
 
     def describe(self) -> str:
         """The law in words, such as p(x | y)^3 p(x)^-2."""
@@ -92,6 +85,14 @@ class Tilt(NamedTuple):
         for term in self.potentials:
             parts.append(f"exp({term.scale:.6g} {getattr(term.function, '__name__', type(term.function).__name__)})")
         return " ".join(parts) or "1"
+
+
+def merge(powers: Iterable[Power]) -> tuple[Power, ...]:
+    """The same product with one power per condition, without those whose exponents cancel."""
+    exponents: dict[int | None, float] = {}
+    for exponent, label in powers:
+        exponents[label] = exponents.get(label, 0.0) + exponent
+    return tuple(Power(exponent, label) for label, exponent in exponents.items() if exponent)
 
 
 class NamesLaw:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..backbones.conditions import Condition
 from ..models.protocols import LogDensity
-from ..models.tilts import PotentialTerm, Tilt
+from ..models.tilts import PotentialTerm, Power, Tilt
 from .base import Oracle
 from .empirical import Empirical
 from .mixture import GaussianMixture
@@ -107,8 +107,7 @@ class TiltedPart:
             check_tails(oracle, self.powers, self.describe())
 
     def describe(self) -> str:
-        names = {label: "p(x)" if label == -1 else f"p(x | {label})" for label in self.powers}
-        return " ".join(f"{names[label]}^{exponent:.6g}" for label, exponent in self.powers.items())
+        return Tilt(tuple(Power(exponent, label) for label, exponent in self.powers.items())).describe()
 
     @property
     def normalized(self) -> bool:

@@ -34,13 +34,8 @@ TILTED_DISTANCES = ["sliced_wasserstein_2", "energy_distance"]  # the quick ones
 MAX_TILTED = 2000  # samples that are compared with a tilted law, whose exact samples take longer
 MAX_NUMBERS = 2**22  # values of a set of samples
 END = torch.tensor(0.0, dtype=torch.float64)  # the time t at which samplers end
-COMPARED_PURPOSE, DIRECTIONS_PURPOSE, EXACT_SETS_PURPOSE, END_NOISE_PURPOSE, TILTED_PURPOSE = (
-    1,
-    2,
-    3,
-    4,
-    5,
-)  # of the seed
+COMPARED_PURPOSE, DIRECTIONS_PURPOSE, EXACT_SETS_PURPOSE, END_NOISE_PURPOSE = 1, 2, 3, 4  # purposes of the seed
+TILTED_PURPOSE = 5
 
 Distance = Callable[[Tensor, Tensor], float]
 
