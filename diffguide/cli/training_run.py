@@ -3,7 +3,6 @@
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -81,33 +80,33 @@ def run_job(config: dict[str, Any]) -> Path | None:
     return job.run()
 
 
-@dataclass
-class FirstTraining:
+@contextmanager
+def use_words_of(composed: DictConfig) -> Iterator[None]:
+    """Around the preparation of a training: the words of the command line are those of what was composed for it."""
+    hydra = HydraConfig.instance()
+    before = hydra.cfg
+    hydra.set_config(composed)
+    try:
+        yield
+    finally:
+        hydra.cfg = before
+
+
+class FirstTraining(NamedTuple):
     """The training of a first stage.
 
-    Arguments:
-        hydra: as composed, with the words of the recipe.
+    Attributes:
+        composed: with the node of Hydra, which has the words of the recipe.
         config: resolved.
     """
 
-    hydra: DictConfig
+    composed: DictConfig
     config: dict[str, Any]
 
     @property
     def parent(self) -> Path:
         """The folder of its versions."""
         return Path(self.config["output_root"]).expanduser() / "train" / self.config["name"]
-
-    @contextmanager
-    def current(self) -> Iterator[None]:
-        """Around its preparation: the words of the command line are those of the recipe."""
-        hydra = HydraConfig.instance()
-        before = hydra.cfg
-        hydra.set_config(self.hydra)
-        try:
-            yield
-        finally:
-            hydra.cfg = before
 
 
 def write(value: Any) -> str:
@@ -144,16 +143,15 @@ def compose_first_stage(config: Mapping[str, Any]) -> FirstTraining:
             del cfg["hydra"]
             for key in ("dataset", "engine", "output_root", "trust", "dry_run"):
                 cfg[key] = config[key]
-        training = FirstTraining(whole, {})
-        with training.current():
+        with use_words_of(whole):
             check_composed(to_plain(cfg), whole.hydra.runtime.choices, words, ConfigFiles.of_this_run())
             fill_label_dropout(cfg)
-            training.config = resolve_config(cfg)
-        if training.config["objective"].get("_target_") != AUTOENCODER:
+            resolved = resolve_config(cfg)
+        if resolved["objective"].get("_target_") != AUTOENCODER:
             raise ConfigError(f"{node['recipe']} trains no autoencoder")
     except (HydraException, OmegaConfBaseException, ConfigError) as error:
         raise ConfigError(f"first_stage.recipe or first_stage.overrides: {str(error).splitlines()[0]}") from error
-    return training
+    return FirstTraining(whole, resolved)
 
 
 def find_run(first: FirstTraining) -> Found:
@@ -182,7 +180,7 @@ def train_first_stage(first: FirstTraining, folder: Path | None, config: Mapping
         InputError: see `run_training`.
         Stopped: a signal arrived; the same command continues.
     """
-    with first.current():
+    with use_words_of(first.composed):
         resume = None if folder is None or config["dry_run"] else str(folder)
         job = build_training_job({**first.config, "resume": resume})
         preflight(job)
@@ -195,7 +193,7 @@ def train_first_stage(first: FirstTraining, folder: Path | None, config: Mapping
         )
     job.remarks.insert(0, "the autoencoder is trained first: first_stage.path=null")
     try:
-        with first.current():
+        with use_words_of(first.composed):
             done = job.run()
     except Stopped as stopped:
         stopped.again = True
