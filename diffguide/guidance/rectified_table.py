@@ -7,13 +7,14 @@ from torch import Tensor
 
 from ..backbones.conditions import Condition
 from ..class_names import ConditionValue
-from ..datasets.base import Dataset, fetch_examples
+from ..datasets.base import Dataset
 from ..datasets.digits import Digits
 from ..models.protocols import Denoiser, Prediction
 from ..runtime.ranges import check_whole
 from ..schedules import EVERYWHERE, broadcast_rows
 from .contrast import CONSTANT_RAMP, LINEAR_RULE, ClassifierFree
 from .ramps import Ramp
+from .reference import DatasetReferences
 from .rules import Rule, replace_eps
 
 __all__ = ["RectifiedTable"]
@@ -68,7 +69,8 @@ class RectifiedTable(ClassifierFree):
             )
         if denoiser.schedule.zero_terminal_snr:
             raise ValueError("guidance=recfg_table scales eps, which does not determine x_0 at zero terminal SNR")
-        self.examples = collect_examples(dataset, check_whole("count", count, 1))
+        classes = range(len(dataset.class_names))
+        self.examples = torch.stack([DatasetReferences(dataset, label, count).examples for label in classes])
         rng = torch.Generator().manual_seed(check_whole("seed", seed, 0))
         self.noise = torch.randn(self.examples.shape[1:], generator=rng, dtype=torch.float64)
         self.ratios: dict[float, Tensor] = {}  # of levels that were seen, shared by all runs
@@ -111,16 +113,3 @@ class RectifiedTable(ClassifierFree):
         c, u = (side.eps.cpu().double() for side in super().predict_both(x_t, t, y))
         square = u.square().mean(0)
         return torch.where(square > 0, (c * u).mean(0) / square, 1)
-
-
-def collect_examples(dataset: Dataset, count: int) -> Tensor:
-    """The first `count` training examples of every class, [classes, count, ...] float64."""
-    split, found = dataset.train, []
-    for label, name in enumerate(dataset.class_names):
-        rows = (split.y == label).nonzero()[:count, 0]
-        if len(rows) < count:
-            raise ValueError(
-                f"count must be at most {len(rows)}, the number of training examples of {name!r}, got {count}"
-            )
-        found.append(dataset.preprocess(fetch_examples(split, rows)[0]).double())
-    return torch.stack(found)

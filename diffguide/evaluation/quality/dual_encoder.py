@@ -3,7 +3,6 @@
 import json
 import math
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,9 +11,8 @@ from torch.nn import functional
 
 from ...conditions.text import ByteText, bytes_to_ids
 from ...datasets import Dataset
-from ...runtime.ranges import check_whole
 from .local import EVAL_BATCH, MAX_SIDE, MIN_SIDE, LocalNetwork, augment, load_images
-from .trained import hash_data, load_or_train
+from .trained import TrainedNetwork, hash_data, load_or_train
 
 __all__ = ["CAPTIONS", "DualEncoder", "DualNetwork", "contrastive_loss", "train_dual_network"]
 
@@ -144,7 +142,7 @@ def text_length(captions: Sequence[Sequence[str]]) -> int:
     return min(max(len(text.encode()) for texts in captions for text in texts) + 1, MAX_LENGTH)
 
 
-class DualEncoder:
+class DualEncoder(TrainedNetwork):
     """A `DualNetwork` that is trained on the training split and cached.
 
     Arguments:
@@ -156,10 +154,7 @@ class DualEncoder:
     network: DualNetwork
 
     def __init__(self, steps: int = 500, seed: int = 0, cache: str | None = "~/.cache/diffguide"):
-        self.steps = check_whole("steps", steps, 1)
-        self.seed = check_whole("seed", seed, 0)
-        self.cache = None if cache is None else Path(cache).expanduser()
-        self.digest: str | None = None
+        super().__init__(steps, seed, cache)
 
     def check(self, data: Dataset) -> None:
         """
@@ -211,4 +206,4 @@ class DualEncoder:
 
     def facts(self) -> dict[str, Any]:
         """Settings that distinguish its figures from others with the same name."""
-        return RECIPE | {"steps": self.steps, "seed": self.seed, "hash": self.digest}
+        return RECIPE | self.training_facts()

@@ -1,7 +1,6 @@
 """Features of a small classifier, trained on the training split of the data set in about half a minute."""
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,9 +10,8 @@ from torch.nn import functional
 from ...datasets import Dataset
 from ...datasets.base import fetch_examples
 from ...figures.image_grids import quantize
-from ...runtime.ranges import check_whole
 from .features import FeatureOutput, Features
-from .trained import hash_data, load_or_train
+from .trained import TrainedNetwork, hash_data, load_or_train
 
 __all__ = ["Local", "LocalNetwork", "augment", "load_images", "network_accuracy", "train_local_network"]
 
@@ -127,7 +125,7 @@ def load_images(data: Dataset, split: str, rows: Tensor | None = None) -> tuple[
     return quantize(data.preprocess(x)), y
 
 
-class Local(Features):
+class Local(TrainedNetwork, Features):
     """The 64 features before the last layer of `LocalNetwork`, which is trained on the training split and cached.
 
     Arguments:
@@ -140,10 +138,7 @@ class Local(Features):
     network: LocalNetwork | None = None
 
     def __init__(self, steps: int = 300, seed: int = 0, cache: str | None = "~/.cache/diffguide"):
-        self.steps = check_whole("steps", steps, 1)
-        self.seed = check_whole("seed", seed, 0)
-        self.cache = None if cache is None else Path(cache).expanduser()
-        self.digest: str | None = None
+        super().__init__(steps, seed, cache)
 
     def check(self, data: Dataset) -> None:
         shape = data.shape
@@ -186,4 +181,4 @@ class Local(Features):
         return FeatureOutput(features.cpu(), logits.cpu())
 
     def facts(self) -> dict[str, Any]:
-        return super().facts() | RECIPE | {"steps": self.steps, "seed": self.seed, "hash": self.digest}
+        return super().facts() | RECIPE | self.training_facts()

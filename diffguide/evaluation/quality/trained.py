@@ -10,11 +10,32 @@ from torch import Tensor, nn
 
 from ...files import safetensors as archives
 from ...files.run_folders import WriteError
+from ...runtime.ranges import check_whole
 from ..metric import MetricError
 
-__all__ = ["hash_data", "load_or_train"]
+__all__ = ["TrainedNetwork", "hash_data", "load_or_train"]
 
 Network = TypeVar("Network", bound=nn.Module)
+
+
+class TrainedNetwork:
+    """Base of what measures by a network that is trained on the training split and cached.
+
+    Arguments:
+        steps: of training, at least 1.
+        seed: of weights and batches, at least 0.
+        cache: folder for trained networks, None = no cache; the name of a file has a hash of data and recipe.
+    """
+
+    def __init__(self, steps: int, seed: int, cache: str | None):
+        self.steps = check_whole("steps", steps, 1)
+        self.seed = check_whole("seed", seed, 0)
+        self.cache = None if cache is None else Path(cache).expanduser()
+        self.digest: str | None = None
+
+    def training_facts(self) -> dict[str, Any]:
+        """What distinguishes a network from others of the same recipe."""
+        return {"steps": self.steps, "seed": self.seed, "hash": self.digest}
 
 
 def hash_data(recipe: Mapping[str, Any], tensors: Sequence[Tensor]) -> str:
