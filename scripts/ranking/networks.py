@@ -37,7 +37,7 @@ __all__ = ["NETWORKS", "NETWORK_METHODS", "Judge", "compare_networks", "covered_
 STEPS = 12  # with two evaluations a step
 FINE_STEPS, PARTICLES = 40, 4  # where the law of the SDE itself is meant, at many times the cost
 COMPARED = 1000  # examples of the training split
-AGREEMENTS = (0.98, 0.99)  # at which recall is compared
+AGREEMENTS = (0.995, 1.0)  # at which recall is compared
 
 
 class NetworkMethod(NamedTuple):
