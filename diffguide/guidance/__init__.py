@@ -10,6 +10,7 @@ from .contrast import ClassifierFree, Contrast, Unguided
 from .feedback import Feedback
 from .flow_rules import SMC, VAGS, AdaMaG
 from .history import HiGS, HistoryGuidance, MomentumGuidance
+from .implicit_classifier import DensityPosterior, ImplicitClassifierGuidance, Posterior
 from .independent import ICG
 from .nested import Nested
 from .norms import NormLimit, PosteriorMeanCap, RectifiedRatio
@@ -29,10 +30,10 @@ from .temperature import TemporalScoreRescaling
 __all__ = [
     "APG", "CADS", "FDG", "ICG", "PAG", "S2", "SEG", "SLG", "SMC", "TCFG", "TPG", "TSG", "VAGS", "AdaMaG", "Autoguidance",
     "CFGPlusPlus", "CFGZero", "ClassComposition", "ClassifierFree", "ClassifierGuidance", "CleanClassifierGuidance",
-    "Constant", "Contrast", "CosineRamp", "DatasetReferences", "ExponentialRamp", "ExportedProgram", "Feedback",
-    "FileReferences", "HiGS", "HistoryGuidance", "ImageNetwork", "Linear", "LinearRamp", "Mambo", "MomentumGuidance",
-    "NegativeCondition", "Nested", "NormLimit", "PartScales", "PosteriorMeanCap", "PowerGuidance", "PowerRamp", "Ramp",
-    "RectifiedCFGPlusPlus", "RectifiedRatio", "RectifiedTable", "ReferenceGuidance", "References", "Rescale", "Rule",
-    "SoftPAG", "SummedContrasts", "TableRamp", "TemporalScoreRescaling", "Threshold", "TorchScript", "Torchvision",
-    "TriangleRamp", "Unguided", "potentials",
+    "Constant", "Contrast", "CosineRamp", "DatasetReferences", "DensityPosterior", "ExponentialRamp", "ExportedProgram",
+    "Feedback", "FileReferences", "HiGS", "HistoryGuidance", "ImageNetwork", "ImplicitClassifierGuidance", "Linear",
+    "LinearRamp", "Mambo", "MomentumGuidance", "NegativeCondition", "Nested", "NormLimit", "PartScales", "Posterior",
+    "PosteriorMeanCap", "PowerGuidance", "PowerRamp", "Ramp", "RectifiedCFGPlusPlus", "RectifiedRatio", "RectifiedTable",
+    "ReferenceGuidance", "References", "Rescale", "Rule", "SoftPAG", "SummedContrasts", "TableRamp", "TemporalScoreRescaling",
+    "Threshold", "TorchScript", "Torchvision", "TriangleRamp", "Unguided", "potentials",
 ]  # fmt: skip
