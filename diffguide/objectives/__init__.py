@@ -7,16 +7,19 @@ from .classifier import ClassifierObjective
 from .denoising import Denoising
 from .density_ratio import DensityRatio
 from .energy import EnergyObjective
+from .equilibrium import EquilibriumMatching
 from .jem import JEM
+from .level_energy import DiffusiveClassification, DualScore
 from .levels import LogitNormal, LogNormal, NoiseLevels, UniformLogSNR, UniformTime
 from .resampling import LossSecondMoment
 from .sliced import Sliced
+from .time_score import ConditionalTimeScore
 from .variational import Variational
 from .weights import EDM, P2, LearnedUncertainty, Likelihood, MinSNR, SoftMinSNR, Uniform, UniformEps, Weight
 
 __all__ = [
-    "CDM", "EDM", "JEM", "P2", "AutoencoderObjective", "ClassifierObjective", "Denoising", "DensityRatio", "Diverged",
-    "EnergyObjective", "LearnedUncertainty", "Likelihood", "LogNormal", "LogitNormal", "Loss", "LossSecondMoment", "MinSNR",
-    "NoiseLevels", "Objective", "Sliced", "SoftMinSNR", "Uniform", "UniformEps", "UniformLogSNR", "UniformTime",
-    "Variational", "Weight",
+    "CDM", "EDM", "JEM", "P2", "AutoencoderObjective", "ClassifierObjective", "ConditionalTimeScore", "Denoising",
+    "DensityRatio", "DiffusiveClassification", "Diverged", "DualScore", "EnergyObjective", "EquilibriumMatching",
+    "LearnedUncertainty", "Likelihood", "LogNormal", "LogitNormal", "Loss", "LossSecondMoment", "MinSNR", "NoiseLevels",
+    "Objective", "Sliced", "SoftMinSNR", "Uniform", "UniformEps", "UniformLogSNR", "UniformTime", "Variational", "Weight",
 ]  # fmt: skip
