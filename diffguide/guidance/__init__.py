@@ -3,6 +3,7 @@
 from . import potentials
 from .autoguidance import Autoguidance
 from .cads import CADS
+from .class_bounds import BoundPosterior
 from .classifier import ClassifierGuidance
 from .clean_classifier import CleanClassifierGuidance, ExportedProgram, ImageNetwork, TorchScript, Torchvision
 from .composition import ClassComposition, NegativeCondition
@@ -29,11 +30,12 @@ from .temperature import TemporalScoreRescaling
 
 __all__ = [
     "APG", "CADS", "FDG", "ICG", "PAG", "S2", "SEG", "SLG", "SMC", "TCFG", "TPG", "TSG", "VAGS", "AdaMaG", "Autoguidance",
-    "CFGPlusPlus", "CFGZero", "ClassComposition", "ClassifierFree", "ClassifierGuidance", "CleanClassifierGuidance",
-    "Constant", "Contrast", "CosineRamp", "DatasetReferences", "DensityPosterior", "ExponentialRamp", "ExportedProgram",
-    "Feedback", "FileReferences", "HiGS", "HistoryGuidance", "ImageNetwork", "ImplicitClassifierGuidance", "Linear",
-    "LinearRamp", "Mambo", "MomentumGuidance", "NegativeCondition", "Nested", "NormLimit", "PartScales", "Posterior",
-    "PosteriorMeanCap", "PowerGuidance", "PowerRamp", "Ramp", "RectifiedCFGPlusPlus", "RectifiedRatio", "RectifiedTable",
-    "ReferenceGuidance", "References", "Rescale", "Rule", "SoftPAG", "SummedContrasts", "TableRamp", "TemporalScoreRescaling",
-    "Threshold", "TorchScript", "Torchvision", "TriangleRamp", "Unguided", "potentials",
+    "BoundPosterior", "CFGPlusPlus", "CFGZero", "ClassComposition", "ClassifierFree", "ClassifierGuidance",
+    "CleanClassifierGuidance", "Constant", "Contrast", "CosineRamp", "DatasetReferences", "DensityPosterior",
+    "ExponentialRamp", "ExportedProgram", "Feedback", "FileReferences", "HiGS", "HistoryGuidance", "ImageNetwork",
+    "ImplicitClassifierGuidance", "Linear", "LinearRamp", "Mambo", "MomentumGuidance", "NegativeCondition", "Nested",
+    "NormLimit", "PartScales", "Posterior", "PosteriorMeanCap", "PowerGuidance", "PowerRamp", "Ramp", "RectifiedCFGPlusPlus",
+    "RectifiedRatio", "RectifiedTable", "ReferenceGuidance", "References", "Rescale", "Rule", "SoftPAG", "SummedContrasts",
+    "TableRamp", "TemporalScoreRescaling", "Threshold", "TorchScript", "Torchvision", "TriangleRamp", "Unguided",
+    "potentials",
 ]  # fmt: skip

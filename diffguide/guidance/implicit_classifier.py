@@ -10,6 +10,7 @@ from torch import Tensor
 from ..backbones.conditions import Condition
 from ..models.evaluation_counters import as_protocol, unwrap
 from ..models.protocols import Classifier, Denoiser, LogDensity
+from ..models.tilts import Tilt
 from ..randomness import Noise
 from ..schedules import EVERYWHERE
 from .classifier import ClassifierGuidance
@@ -86,7 +87,13 @@ class OwnClassifier(ModelClassifier):
 
 
 class Posterior:
-    """How log p(y | x_t) is found from a conditional model."""
+    """How log p(y | x_t) is found from a conditional model.
+
+    Attributes:
+        exact: whether it is the model's own and draws nothing, so that guidance names a law.
+    """
+
+    exact = False
 
     def of(self, model: Denoiser) -> ModelClassifier:
         """The classifier of a model.
@@ -106,6 +113,8 @@ class DensityPosterior(Posterior):
         prior: p(y), one positive number per class; None = the p(y) of the model where it has one (an oracle's shares of the
             classes, those that objective=energy learned), else uniform.
     """
+
+    exact = True
 
     def __init__(self, prior: Sequence[float] | None = None):
         self.prior = prior
@@ -165,12 +174,22 @@ class ImplicitClassifierGuidance(ClassifierGuidance):
             )
         classifier = posterior.of(silence(model))
         super().__init__(denoiser, classifier, scale, interval)
-        self.rows = classifier.rows
+        self.rows, self.exact = classifier.rows, posterior.exact
 
     def start(self, noise: Noise | None, times: Tensor) -> Self:
         fresh = super().start(noise, times)
         fresh.classifier = self.classifier.start(noise, times)
         return fresh
+
+    def explain_no_law(self) -> str | None:
+        return (
+            super().explain_no_law()
+            if self.exact
+            else "guidance/posterior=bound is an estimate; take posterior=density"
+        )
+
+    def tilt(self) -> Tilt | None:
+        return super().tilt() if self.exact else None
 
     def needs_null_law(self) -> bool:
         return False
