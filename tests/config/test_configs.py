@@ -111,7 +111,8 @@ SIDES = {  # of the images that each backbone file is for
     "dit_s": [32], "dit_b": [32], "dit_l": [32], "dit_xl": [32], "mlp": [None], "mlp_classifier": [None],
     "unet_encoder": [8], "unet_encoder_28": [28], "unet_encoder_32": [32], "mlp_levels": [None], "unet_levels": [8],
     "unet_joint": [8], "convnet": [8], "edm_unet": [8], "edm2_unet": [8], "unet_twice_differentiable": [8],
-    "unet_equilibrium": [8], "unet_energy": [8], "mlp_energy": [None], "diffusers_unet": [8, 32], "diffusers_dit": [8], "small_kl": [8, 32],
+    "unet_equilibrium": [8], "unet_energy": [8], "mlp_energy": [None],
+    "diffusers_unet": [8, 32], "diffusers_dit": [8], "small_kl": [8, 32],
 }  # fmt: skip
 # one number per class
 CLASSIFIERS = {
