@@ -29,7 +29,7 @@ def add_up(files: dict) -> dict[str, collections.Counter]:
 
 
 def missing_branches(files: dict, package: str) -> list[str]:
-    """`file: from->to ...` of each file of a package, for the branches that no test takes; a line of -n leaves line n's block."""
+    """`file: from->to ...` of each file of a package: the branches that no test takes; -n is the end of the block at line n."""
     found = ((name.replace("\\", "/"), file.get("missing_branches")) for name, file in sorted(files.items()))
     return [
         f"{name}: " + " ".join(f"{start}->{end}" for start, end in missing)
