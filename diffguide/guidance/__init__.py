@@ -8,6 +8,7 @@ from .classifier import ClassifierGuidance
 from .clean_classifier import CleanClassifierGuidance, ExportedProgram, ImageNetwork, TorchScript, Torchvision
 from .composition import ClassComposition, NegativeCondition
 from .contrast import ClassifierFree, Contrast, Unguided
+from .distilled import Distilled
 from .feedback import Feedback
 from .flow_rules import SMC, VAGS, AdaMaG
 from .history import HiGS, HistoryGuidance, MomentumGuidance
@@ -31,7 +32,7 @@ from .temperature import TemporalScoreRescaling
 __all__ = [
     "APG", "CADS", "FDG", "ICG", "PAG", "S2", "SEG", "SLG", "SMC", "TCFG", "TPG", "TSG", "VAGS", "AdaMaG", "Autoguidance",
     "BoundPosterior", "CFGPlusPlus", "CFGZero", "ClassComposition", "ClassifierFree", "ClassifierGuidance",
-    "CleanClassifierGuidance", "Constant", "Contrast", "CosineRamp", "DatasetReferences", "DensityPosterior",
+    "CleanClassifierGuidance", "Constant", "Contrast", "CosineRamp", "DatasetReferences", "DensityPosterior", "Distilled",
     "ExponentialRamp", "ExportedProgram", "Feedback", "FileReferences", "HiGS", "HistoryGuidance", "ImageNetwork",
     "ImplicitClassifierGuidance", "Linear", "LinearRamp", "Mambo", "MomentumGuidance", "NegativeCondition", "Nested",
     "NormLimit", "PartScales", "Posterior", "PosteriorMeanCap", "PowerGuidance", "PowerRamp", "Ramp", "RectifiedCFGPlusPlus",

@@ -4,6 +4,7 @@ from .decoders import Decoder, Discretized, Gaussian
 from .equilibrium_energy import EquilibriumEnergy
 from .evaluation_counters import EvaluationCounter
 from .joint_energy import JointEnergy
+from .jumps import JumpModel
 from .level_classifier import LevelClassifier
 from .level_energy import LevelEnergy, TimeScore
 from .noisy_classifier import NoisyClassifier
@@ -25,7 +26,7 @@ from .protocols import (
 
 __all__ = [
     "EDM", "V", "X0", "Classifier", "Decoder", "Denoiser", "DenoiserInfo", "DenoiserWrapper", "Discretized", "Energy", "Eps",
-    "EquilibriumEnergy", "EvaluationCounter", "ExactDenoiser", "Flow", "Gaussian", "JointEnergy", "LevelClassifier",
-    "LevelEnergy", "LogDensity", "NoisyClassifier", "NoisyJointEnergy", "Parameterization", "Preconditioned", "Prediction",
-    "Rows", "SamplingError", "Score", "Tally", "TimeScore",
+    "EquilibriumEnergy", "EvaluationCounter", "ExactDenoiser", "Flow", "Gaussian", "JointEnergy", "JumpModel",
+    "LevelClassifier", "LevelEnergy", "LogDensity", "NoisyClassifier", "NoisyJointEnergy", "Parameterization",
+    "Preconditioned", "Prediction", "Rows", "SamplingError", "Score", "Tally", "TimeScore",
 ]  # fmt: skip
