@@ -91,7 +91,7 @@ class Sampler:
         if as_protocol(denoiser, self.needs) is None:
             reason = "which this model does not have"
             if isinstance(denoiser, Energy):
-                reason = "and this model is an energy without noise levels: take sampler=sgld"
+                reason = "and this model is an energy without noise levels: take sampler=sgld, or descent"
             elif isinstance(unwrap(denoiser), self.needs):
                 reason = "which guidance does not have: take guidance=none"
             raise ValueError(f"{type(self).__name__} needs {PROTOCOL_NAMES[self.needs]}, {reason}")
