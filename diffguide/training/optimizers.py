@@ -16,11 +16,11 @@ class Muon(torch.optim.Optimizer):
 
     A matrix W [A, B] with gradient G follows  M = momentum M + (1 - momentum) G,  W = (1 - lr weight_decay) W - s O  with
     s = 0.2 sqrt(max(A, B)) lr. O is near the orthogonal matrix nearest to momentum M + (1 - momentum) G, by five
-    Newton-Schulz steps: directions that the loss rarely asks for move as fast as the others. The factor gives an update the root mean square of AdamW's, so that both share the
-    rate. Both are torch's own, `torch.optim.Muon` and `torch.optim.AdamW`.
+    Newton-Schulz steps: directions that the loss rarely asks for move as fast as the others. The factor gives an update
+    the root mean square of AdamW's, so that both share the rate. Both are torch's own.
 
     Jordan et al., "Muon: An optimizer for hidden layers in neural networks", 2024, https://kellerjordan.github.io/posts/muon;
-    the factor: Liu et al., "Muon is Scalable for LLM Training", 2025, arXiv 2502.16982, eq. 4.
+    the factor: Liu et al., "Muon is Scalable for LLM Training", 2025, arXiv 2502.16982, section 2.2.
 
     Arguments:
         params: of the network, all that is trained.
