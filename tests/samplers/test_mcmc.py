@@ -1,6 +1,9 @@
 """Markov chains at every level: against plain loops in NumPy, exact detailed balance, closed forms, and by the command."""
 
+import json
 import math
+import os
+import signal
 
 import numpy as np
 import pytest
@@ -11,12 +14,15 @@ from scipy.stats import norm
 from diffguide import guidance as g
 from diffguide.guidance.potentials import NoisyPotentialGuidance
 from diffguide.models.evaluation_counters import count_evaluations
-from diffguide.oracles import GaussianMixture
+from diffguide.oracles import GaussianMixture, GMM2DLaw
 from diffguide.randomness import Noise
+from diffguide.sample import main as sample
 from diffguide.samplers import DDIM, DDPM, MCMC, AnnealedLangevin, Chain, LangevinPC, UniformLogSNR, generate
 from diffguide.samplers.chains import Point, energy_change
 from diffguide.samplers.heun import CHURN_DRAW
 from diffguide.samplers.mcmc import density_law
+from diffguide.sampling import outputs
+from diffguide.sampling.run import SampleWriter
 from diffguide.schedules import EDM, Flow
 
 SCHEDULE = EDM()
@@ -267,6 +273,35 @@ def test_a_model_without_classes_moves_without_them():
     guided = g.ClassifierGuidance(plain, LAW, 2.0)
     sampler = MCMC(DDIM(4), Chain(None, adjusted=False, burn_in=0), 1, guided_moves=False)
     assert list(generate(guided, sampler, range(2), [0, 1], (2,), 2))[0].shape == (2, 2)
+
+
+def test_the_command_states_the_acceptance_and_resumes(tmp_path, command):
+    """A run that was stopped has the samples and, per level, the acceptance of one without a break."""
+    arguments = ["oracle=gmm2d", "guidance=cfg", "sampler=mcmc", "sampler.inner.steps=3", "sampler.corrections=4"]
+
+    def interrupted(self, first):
+        if first == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return begin(self, first)
+
+    begin = SampleWriter.begin_batch
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(outputs, "write_metrics", lambda *_: {})  # which are no matter of samplers
+        with pytest.MonkeyPatch.context() as stop:
+            stop.setattr(SampleWriter, "begin_batch", interrupted)
+            stopped = command(sample, *arguments, "n=12", "batch_size=4", at=tmp_path)
+        again = command(sample, f"resume={stopped.folder}", at=tmp_path)
+    assert (stopped.code, again.code) == (143, 0), again.err
+    counted, tally = count_evaluations(GMM2DLaw(EDM()))
+    sampler, labels = MCMC(DDIM(3), corrections=4), [0, 1, 2, 3] * 3
+    (x,) = generate(g.ClassifierFree(counted, 2.0), sampler, range(12), labels, (2,), 12, dtype=torch.float64)
+    folder = tmp_path / again.folder
+    np.testing.assert_allclose(np.load(folder / "samples.npz")["arr_0"], x, atol=1e-6)
+    header = json.loads((folder / "manifest.jsonl").read_text().split("\n")[0])
+    assert header["network_evaluations"] == 2 * 3 * (1 + 5)
+    wanted = [[level, total / n] for level, (total, n) in tally.means["acceptance"].items()]
+    assert len(wanted) == 3
+    np.testing.assert_allclose(header["acceptance"], wanted, atol=1e-9)
 
 
 def test_what_does_not_fit_is_refused():
