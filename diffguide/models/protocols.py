@@ -19,6 +19,7 @@ from ..backbones.perturbations import Perturbation
 from ..schedules import Schedule
 from .log_densities import LogDensity
 from .predictions import Prediction, StackedPrediction, VariancePrediction, WeightedPrediction, keep_variance, take_rows
+from .tally import Tally
 from .tilts import NamesLaw, Tilt
 
 __all__ = [
@@ -43,30 +44,6 @@ __all__ = [
 
 class SamplingError(ValueError):
     """A sampler or a guidance failed during a run. The message names the cause and what to change."""
-
-
-class Tally:
-    """Numbers of evaluations so far, one per row.
-
-    Attributes:
-        evaluations: of denoisers and energies.
-        potential_evaluations: of classifiers and other potentials.
-        backward_passes: through denoisers, for the divergence of their prediction.
-        means: quantity -> noise level -> [sum, count] of what a sampler states of its chains; {} = nothing.
-    """
-
-    evaluations = 0
-    potential_evaluations = 0
-    backward_passes = 0
-
-    def __init__(self) -> None:
-        self.means: dict[str, dict[float, list[float]]] = {}
-
-    def record(self, quantity: str, noise_level: float, values: Tensor) -> None:
-        """Adds values, a tensor of any shape, to the mean of a quantity at a noise level."""
-        mean = self.means.setdefault(quantity, {}).setdefault(noise_level, [0.0, 0.0])
-        mean[0] += float(values.sum())
-        mean[1] += values.numel()
 
 
 class DenoiserInfo(NamedTuple):

@@ -133,7 +133,10 @@ def test_new_samples_of_a_joint_energy_are_those_of_diffguide_sample(jem_run, tm
     assert drawn.code == 0, drawn.err
     asked = ["metric=quality", "metric/features=pixels", "metric.count=80", "metric.classification=false"]
     figures, tilt = [], ["guidance@metric.guidance=potential", "metric.guidance.scale=0.02"]
-    for source in ([f"metric.samples={drawn.folder}"], ["sampler@metric.sampler=sgld", "metric.sampler.steps=2", *tilt]):
+    for source in (
+        [f"metric.samples={drawn.folder}"],
+        ["sampler@metric.sampler=sgld", "metric.sampler.steps=2", *tilt],
+    ):
         done = command(evaluate, f"checkpoint={jem_run}", *asked, *source, at=tmp_path)
         assert done.code == 0, done.err
         record = json.loads((tmp_path / done.folder / "metrics.json").read_text())
