@@ -13,6 +13,7 @@ from .generate import generate
 from .grids import CustomGrid, Grid, Karras, ModelLevels, Quadratic, UniformLogSNR, UniformT
 from .heun import Heun
 from .inversion import DDIMInversion
+from .jump import Jump
 from .langevin import AnnealedLangevin, LangevinPC
 from .maruyama import EulerMaruyama, ForwardDiffusion, SigmaDiffusion, SineDiffusion
 from .mcmc import MCMC
@@ -26,7 +27,7 @@ from .unipc import UniPC
 __all__ = [
     "DDIM", "DDPM", "DEIS", "DPM2", "FKC", "IPNDM", "LMS", "MCMC", "PNDM", "SGLD", "AnnealedLangevin", "Chain",
     "CustomGrid", "DDIMInversion", "DPMpp2M", "DPMpp2MSDE", "DPMpp2S", "DPMpp3M", "DPMpp3MSDE", "Dopri5", "Euler",
-    "EulerAncestral", "EulerMaruyama", "ExactDDPM", "ForwardDiffusion", "Grid", "Heun", "Karras", "LangevinPC", "Leading",
+    "EulerAncestral", "EulerMaruyama", "ExactDDPM", "ForwardDiffusion", "Grid", "Heun", "Jump", "Karras", "LangevinPC", "Leading",
     "Linspace", "LogRhoDEIS", "ModelLevels", "Quadratic", "Restart", "SASolver", "Sampler", "SamplingError",
     "SigmaDiffusion", "SineDiffusion", "TimeTravel", "Trailing", "UniPC", "UniformLogSNR", "UniformT", "generate",
 ]  # fmt: skip
