@@ -163,6 +163,13 @@ class ClassifierGuidance(ClassGuidance):
             spread = spread + 2 * v * ((p.eps - inner.guided.eps) * shift).flatten(1).double().sum(1)
         return WeightedPrediction(guided, guided, spread)
 
+    def guided_log_density(self, x_t: Tensor, t: Tensor, y: Condition | None) -> Tensor:
+        inner = self.denoiser.guided_log_density(x_t, t, y if self.denoiser.conditional else None)
+        if y is None or self.scale == 0:
+            return inner
+        assert isinstance(y, Tensor)
+        return inner + self.scale * self.noised_log_prob(x_t, t, y)
+
     def noised_log_prob(self, x_t: Tensor, t: Tensor, y: Tensor) -> Tensor:
         """log p(y | x_t), 0 in rows without a class, [B]."""
         count_potential(self.denoiser, len(x_t))
