@@ -5,6 +5,7 @@ from .ancestral import DDIM, DDPM, Euler, EulerAncestral, ExactDDPM
 from .base import Sampler, SamplingError
 from .chains import Chain
 from .deis import DEIS, LogRhoDEIS
+from .descent import Descent
 from .discrete_grids import Leading, Linspace, Trailing
 from .dpmpp import DPMpp2M, DPMpp3M
 from .dpmpp_sde import DPMpp2MSDE, DPMpp3MSDE, SASolver
@@ -26,8 +27,9 @@ from .unipc import UniPC
 
 __all__ = [
     "DDIM", "DDPM", "DEIS", "DPM2", "FKC", "IPNDM", "LMS", "MCMC", "PNDM", "SGLD", "AnnealedLangevin", "Chain",
-    "CustomGrid", "DDIMInversion", "DPMpp2M", "DPMpp2MSDE", "DPMpp2S", "DPMpp3M", "DPMpp3MSDE", "Dopri5", "Euler",
-    "EulerAncestral", "EulerMaruyama", "ExactDDPM", "ForwardDiffusion", "Grid", "Heun", "Jump", "Karras", "LangevinPC", "Leading",
-    "Linspace", "LogRhoDEIS", "ModelLevels", "Quadratic", "Restart", "SASolver", "Sampler", "SamplingError",
-    "SigmaDiffusion", "SineDiffusion", "TimeTravel", "Trailing", "UniPC", "UniformLogSNR", "UniformT", "generate",
+    "CustomGrid", "DDIMInversion", "DPMpp2M", "DPMpp2MSDE", "DPMpp2S", "DPMpp3M", "DPMpp3MSDE", "Descent", "Dopri5",
+    "Euler", "EulerAncestral", "EulerMaruyama", "ExactDDPM", "ForwardDiffusion", "Grid", "Heun", "Jump", "Karras",
+    "LangevinPC", "Leading", "Linspace", "LogRhoDEIS", "ModelLevels", "Quadratic", "Restart", "SASolver", "Sampler",
+    "SamplingError", "SigmaDiffusion", "SineDiffusion", "TimeTravel", "Trailing", "UniPC", "UniformLogSNR", "UniformT",
+    "generate",
 ]  # fmt: skip
