@@ -130,7 +130,12 @@ def draw_figure(path: Path, training: Curves, sampling: Curves, seconds: Mapping
         steps, fd = zip(*((row["steps"], row["fd"]) for row in sampling[kind]))
         panels[2].loglog([1000 * seconds[f"sample {kind} {count}"] for count in steps], fd, "o-")
     for panel, label in zip(panels, ("training images", "CPU seconds of training", "CPU milliseconds per sample")):
-        panel.set(xlabel=label, ylabel="FD (local features)")
-        panel.grid(alpha=0.3, which="both")
+        panel.set(xlabel=label)
+        panel.minorticks_off()
+        for axis, values in ((panel.xaxis, 0), (panel.yaxis, 1)):
+            ticks = sorted({float(f"{point[values]:.2g}") for line in panel.lines for point in line.get_xydata()})
+            axis.set_ticks(ticks[:: len(ticks) // 4 + 1], [f"{tick:g}" for tick in ticks[:: len(ticks) // 4 + 1]])
+        panel.grid(alpha=0.3)
+    panels[0].set_ylabel("FD (local features)")
     panels[0].legend()
     write_picture(path, figure)
