@@ -160,15 +160,17 @@ class DiT(Backbone):
         noise_features: TimestepFeatures | None = None,
         learned_variance: bool = False,
         conditioning: Conditioning | None = None,
+        further_inputs: int = 0,
     ):
         super().__init__()
         size = check_dit(size, patch, width, depth, heads, mlp_ratio, dropout)
         self.num_classes, self.condition_features = num_classes, condition_features
         self.noise_conditioned, self.checkpointing = noise_conditioned, checkpointing
+        self.further_inputs = further_inputs
         self.learned_variance = learned_variance
         self.out_channels = (in_channels if out_features is None else out_features) * (2 if learned_variance else 1)
         self.embedding = ConditionEmbedding(
-            width, num_classes, condition_features, noise_conditioned, noise_features, conditioning
+            width, num_classes, condition_features, noise_conditioned, noise_features, conditioning, further_inputs
         )
         self.conditioning = conditioning
         self.features = FourierFeatures(fourier)

@@ -7,6 +7,7 @@ from .classifier import ClassifierGuidance
 from .clean_classifier import CleanClassifierGuidance, ExportedProgram, ImageNetwork, TorchScript, Torchvision
 from .composition import ClassComposition, NegativeCondition
 from .contrast import ClassifierFree, Contrast, Unguided
+from .distilled import Distilled
 from .feedback import Feedback
 from .flow_rules import SMC, VAGS, AdaMaG
 from .history import HiGS, HistoryGuidance, MomentumGuidance
@@ -29,7 +30,7 @@ from .temperature import TemporalScoreRescaling
 __all__ = [
     "APG", "CADS", "FDG", "ICG", "PAG", "S2", "SEG", "SLG", "SMC", "TCFG", "TPG", "TSG", "VAGS", "AdaMaG", "Autoguidance",
     "CFGPlusPlus", "CFGZero", "ClassComposition", "ClassifierFree", "ClassifierGuidance", "CleanClassifierGuidance",
-    "Constant", "Contrast", "CosineRamp", "DatasetReferences", "ExponentialRamp", "ExportedProgram", "Feedback",
+    "Constant", "Contrast", "CosineRamp", "DatasetReferences", "Distilled", "ExponentialRamp", "ExportedProgram", "Feedback",
     "FileReferences", "HiGS", "HistoryGuidance", "ImageNetwork", "Linear", "LinearRamp", "Mambo", "MomentumGuidance",
     "NegativeCondition", "Nested", "NormLimit", "PartScales", "PosteriorMeanCap", "PowerGuidance", "PowerRamp", "Ramp",
     "RectifiedCFGPlusPlus", "RectifiedRatio", "RectifiedTable", "ReferenceGuidance", "References", "Rescale", "Rule",

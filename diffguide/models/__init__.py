@@ -3,6 +3,7 @@
 from .decoders import Decoder, Discretized, Gaussian
 from .evaluation_counters import EvaluationCounter
 from .joint_energy import JointEnergy
+from .jumps import JumpModel
 from .level_classifier import LevelClassifier
 from .noisy_classifier import NoisyClassifier
 from .noisy_joint_energy import NoisyJointEnergy
@@ -23,7 +24,7 @@ from .protocols import (
 
 __all__ = [
     "EDM", "X0", "Classifier", "Decoder", "Denoiser", "DenoiserInfo", "DenoiserWrapper", "Discretized", "Energy", "Eps",
-    "EvaluationCounter", "ExactDenoiser", "Flow", "Gaussian", "JointEnergy", "LevelClassifier", "LogDensity",
+    "EvaluationCounter", "ExactDenoiser", "Flow", "Gaussian", "JointEnergy", "JumpModel", "LevelClassifier", "LogDensity",
     "NoisyClassifier", "NoisyJointEnergy", "Parameterization", "Preconditioned", "Prediction", "Rows", "SamplingError",
     "Score", "Tally", "V",
 ]  # fmt: skip

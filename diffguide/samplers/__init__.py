@@ -12,6 +12,7 @@ from .generate import generate
 from .grids import CustomGrid, Grid, Karras, ModelLevels, Quadratic, UniformLogSNR, UniformT
 from .heun import Heun
 from .inversion import DDIMInversion
+from .jump import Jump
 from .langevin import AnnealedLangevin, LangevinPC
 from .maruyama import EulerMaruyama, ForwardDiffusion, SigmaDiffusion, SineDiffusion
 from .multistep import IPNDM, LMS
@@ -24,7 +25,7 @@ from .unipc import UniPC
 __all__ = [
     "DDIM", "DDPM", "DEIS", "DPM2", "FKC", "IPNDM", "LMS", "PNDM", "SGLD", "AnnealedLangevin", "CustomGrid", "DDIMInversion",
     "DPMpp2M", "DPMpp2MSDE", "DPMpp2S", "DPMpp3M", "DPMpp3MSDE", "Dopri5", "Euler", "EulerAncestral", "EulerMaruyama",
-    "ExactDDPM", "ForwardDiffusion", "Grid", "Heun", "Karras", "LangevinPC", "Leading", "Linspace", "LogRhoDEIS",
+    "ExactDDPM", "ForwardDiffusion", "Grid", "Heun", "Jump", "Karras", "LangevinPC", "Leading", "Linspace", "LogRhoDEIS",
     "ModelLevels", "Quadratic", "Restart", "SASolver", "Sampler", "SamplingError", "SigmaDiffusion", "SineDiffusion",
     "TimeTravel", "Trailing", "UniPC", "UniformLogSNR", "UniformT", "generate",
 ]  # fmt: skip

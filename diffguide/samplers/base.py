@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..backbones.conditions import Condition
 from ..models.evaluation_counters import as_protocol, unwrap
+from ..models.jumps import JumpModel
 from ..models.protocols import Denoiser, Energy, ExactDenoiser, LogDensity, Prediction, SamplingError
 from ..randomness import Noise
 from ..runtime.ranges import check_whole
@@ -23,6 +24,7 @@ __all__ = ["MAX_STEPS", "CompositeSampler", "Memory", "Sampler", "SamplingError"
 PROTOCOL_NAMES: dict[type, str] = {
     Denoiser: "a denoiser",
     ExactDenoiser: "the exact covariance of x_0 given x_t (an oracle, unguided)",
+    JumpModel: "a network that jumps (objective=flow_map; unguided, or guidance=distilled)",
     LogDensity: "a log-density (objective=jem, energy, cdm, nce or tre, an oracle; unguided)",
 }
 MAX_STEPS = 10**5
