@@ -133,7 +133,7 @@ def draw_figure(path: Path, training: Curves, sampling: Curves, seconds: Mapping
         panel.set(xlabel=label)
         panel.minorticks_off()
         for axis, values in ((panel.xaxis, 0), (panel.yaxis, 1)):
-            ticks = sorted({float(f"{point[values]:.2g}") for line in panel.lines for point in line.get_xydata()})
+            ticks = sorted({float(f"{point[values]:.3g}") for line in panel.lines for point in line.get_xydata()})
             axis.set_ticks(ticks[:: len(ticks) // 4 + 1], [f"{tick:g}" for tick in ticks[:: len(ticks) // 4 + 1]])
         panel.grid(alpha=0.3)
     panels[0].set_ylabel("FD (local features)")
