@@ -168,6 +168,13 @@ class ClassifierGuidance(ClassGuidance):
             spread = spread + 2 * v * ((p - inner.guided.eps) * shift).flatten(1).double().sum(1)
         return WeightedPrediction(guided, guided, spread)
 
+    def guided_log_density(self, x_t: Tensor, t: Tensor, y: Condition | None) -> Tensor:
+        inner = self.denoiser.guided_log_density(x_t, t, y if self.denoiser.conditional else None)
+        if y is None or self.scale == 0:
+            return inner
+        assert isinstance(y, Tensor)
+        return inner + self.scale * self.noised_log_prob(x_t, t, y)
+
     def needs_null_law(self) -> bool:
         """Whether `predict_weighted` evaluates a conditional model without a condition."""
         return True

@@ -19,7 +19,7 @@ from .grids import Grid
 from .noise import SharedIncrement, StepNoise
 from .step_limits import MAX_UNCHECKED_FALL, limit_corrections
 
-__all__ = ["MAX_STEPS", "CompositeSampler", "Memory", "Sampler", "SamplingError", "check_decreasing"]
+__all__ = ["MAX_STEPS", "CompositeSampler", "LawSampler", "Memory", "Sampler", "SamplingError", "check_decreasing"]
 
 PROTOCOL_NAMES: dict[type, str] = {
     Denoiser: "a denoiser",
@@ -185,6 +185,16 @@ class CompositeSampler(Sampler):
 
     def times(self, denoiser: Denoiser | Energy) -> Tensor:
         return self.inner.times(denoiser)
+
+
+class LawSampler(CompositeSampler):
+    """A sampler of the law that guidance names, which begins with noise of that law."""
+
+    def begin(self, denoiser: Denoiser | Energy, times: Tensor, noise: Noise) -> Tensor:
+        """Noise of the variance sigma^2 / sum_i w_i, that of a product of powers of noise."""
+        tilt = denoiser.tilt() if isinstance(denoiser, Denoiser) else None
+        total = 1.0 if tilt is None else sum(power.exponent for power in tilt.powers)
+        return super().begin(denoiser, times, noise) / (total if total > 0 else 1.0) ** 0.5
 
 
 def check_decreasing(times: Tensor) -> None:
