@@ -27,7 +27,7 @@ from .unipc import UniPC
 __all__ = [
     "DDIM", "DDPM", "DEIS", "DPM2", "FKC", "IPNDM", "LMS", "MCMC", "PNDM", "SGLD", "AnnealedLangevin", "Chain",
     "CustomGrid", "DDIMInversion", "DPMpp2M", "DPMpp2MSDE", "DPMpp2S", "DPMpp3M", "DPMpp3MSDE", "Dopri5", "Euler",
-    "EulerAncestral", "EulerMaruyama", "ExactDDPM", "ForwardDiffusion", "Grid", "Heun", "Jump", "Karras", "LangevinPC", "Leading",
-    "Linspace", "LogRhoDEIS", "ModelLevels", "Quadratic", "Restart", "SASolver", "Sampler", "SamplingError",
+    "EulerAncestral", "EulerMaruyama", "ExactDDPM", "ForwardDiffusion", "Grid", "Heun", "Jump", "Karras", "LangevinPC",
+    "Leading", "Linspace", "LogRhoDEIS", "ModelLevels", "Quadratic", "Restart", "SASolver", "Sampler", "SamplingError",
     "SigmaDiffusion", "SineDiffusion", "TimeTravel", "Trailing", "UniPC", "UniformLogSNR", "UniformT", "generate",
 ]  # fmt: skip
