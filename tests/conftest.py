@@ -26,6 +26,12 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: item.path not in heavy)
 
 
+def pytest_collection_finish():
+    """What was imported stays: a whole collection of garbage takes microseconds in place of 0.2 s."""
+    gc.collect()
+    gc.freeze()
+
+
 class Finished(NamedTuple):
     """How a command ended."""
 

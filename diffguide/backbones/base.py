@@ -9,6 +9,7 @@ from torch.utils.checkpoint import checkpoint
 from ..runtime.compiling import CompiledInference
 from .conditioning import Conditioning, Context, check_conditioning
 from .conditions import ClassEmbedding, Condition, Embedding, RowCondition
+from .further_inputs import FurtherInputs
 from .perturbations import Perturbation
 from .random_perturbations import NoisyEmbedding, RandomPerturbation
 from .timesteps import TimestepFeatures
@@ -19,6 +20,7 @@ __all__ = ["Backbone", "ConditionEmbedding", "check_halvings", "check_out_featur
 class Backbone(nn.Module):
     """backbone(x, log_snr, y, perturbation) -> F. x [B, C, H, W] or [B, D]; log_snr [B]; y [B] classes, an Embedding, or None.
 
+    With `further_inputs`, log_snr is [B, 1 + further_inputs], the log-SNR first.
     -1, keep=False and None mean no condition. A perturbation changes some of the layers in `attention_layers` and
     `residual_blocks`; with None the network is unchanged.
 
@@ -28,6 +30,7 @@ class Backbone(nn.Module):
         condition_features: length of the vectors of an Embedding; 0 = y is no Embedding.
         noise_conditioned: whether the noise level is an input; if not, log_snr is None.
         embedding: computes the conditioning vector.
+        further_inputs: numbers that it takes beside the log-SNR; 0 = none.
         checkpointing: whether blocks are recomputed in the backward pass.
         attention_layers: side of the square grid of pixels or patches of each attention layer that can be perturbed, in the
             order of computation.
@@ -43,6 +46,7 @@ class Backbone(nn.Module):
     out_features: int = 0
     condition_features: int = 0
     noise_conditioned: bool = True
+    further_inputs: int = 0
     checkpointing: bool = False
     attention_layers: Sequence[int] = ()
     residual_blocks: Sequence[int] = ()
@@ -138,9 +142,11 @@ class ConditionEmbedding(nn.Module):
         noise_conditioned: whether the log-SNR is an input.
         noise_features: of a timestep, in place of those of the log-SNR; None = those of the log-SNR.
         conditioning: of a network whose condition is a context, in place of classes and vectors.
+        further_inputs: numbers beside the log-SNR; 0 = none.
 
     Raises:
-        ValueError: two of classes, vectors and conditioning, or a negative number of them.
+        ValueError: two of classes, vectors and conditioning, a negative number of them, or numbers beside a log-SNR that is
+            no input.
     """
 
     frequencies: Tensor
@@ -154,9 +160,14 @@ class ConditionEmbedding(nn.Module):
         noise_conditioned: bool,
         noise_features: TimestepFeatures | None = None,
         conditioning: Conditioning | None = None,
+        further_inputs: int = 0,
     ):
         super().__init__()
         check_conditioning(conditioning, num_classes, condition_features)
+        if further_inputs and (further_inputs < 0 or not noise_conditioned or noise_features is not None):
+            raise ValueError(
+                f"further_inputs must be at least 0, and need noise_conditioned without noise_features, got {further_inputs}"
+            )
         if num_classes < 0 or condition_features < 0:
             raise ValueError(
                 f"num_classes and condition_features must be at least 0, got {num_classes} and {condition_features}"
@@ -177,6 +188,7 @@ class ConditionEmbedding(nn.Module):
             self.register_buffer("frequencies", bits, persistent=False)
         else:
             self.noise = None
+        self.further = FurtherInputs(features, further_inputs) if further_inputs else None
         self.classes = nn.Embedding(num_classes + 1, features) if num_classes else None
         inputs = condition_features if conditioning is None else conditioning.vector_features
         self.linear = nn.Linear(inputs, features) if inputs else None
@@ -230,8 +242,16 @@ class ConditionEmbedding(nn.Module):
         assert isinstance(weight, Tensor)
         if self.noise_features is not None:
             return self.noise(self.noise_features(log_snr).to(weight.dtype))
+        if self.further is not None:
+            further = self.further(log_snr, self.frequencies.view(torch.float32))
+            return further + self.embed_level(log_snr[:, 0], weight.dtype)
+        return self.embed_level(log_snr, weight.dtype)
+
+    def embed_level(self, log_snr: Tensor, dtype: torch.dtype) -> Tensor:
+        """The MLP of the features of a log-SNR [B]."""
+        assert self.noise is not None
         angles = log_snr.clamp(-20, 20)[:, None] * self.frequencies.view(torch.float32)
-        return self.noise(torch.cat([angles.cos(), angles.sin()], dim=1).to(weight.dtype))
+        return self.noise(torch.cat([angles.cos(), angles.sin()], dim=1).to(dtype))
 
     def vectors(self, h: Tensor, y: Condition | None) -> Tensor:
         """[B, D], with the null vector in every row without condition."""

@@ -136,8 +136,12 @@ class DiT(Backbone):
         noise_conditioned, condition_features, double_differentiable, checkpointing, fourier, noise_features,
             learned_variance: as for `UNet`.
         conditioning: as for `UNet`; every block attends to its tokens.
+        learned_positions: whether the positions of the patches are learned vectors, from N(0, 1) (Dosovitskiy et al. 2020,
+            arXiv 2010.11929, section 3.1), in place of sines and cosines. Of those only a few features differ in a small
+            grid, so that a condition is slow to learn where its objects are.
     """
 
+    positions: Tensor
     inner_perturbations = (ShuffledTokens, NoisyEmbedding)
 
     def __init__(
@@ -160,23 +164,29 @@ class DiT(Backbone):
         noise_features: TimestepFeatures | None = None,
         learned_variance: bool = False,
         conditioning: Conditioning | None = None,
+        learned_positions: bool = False,
+        further_inputs: int = 0,
     ):
         super().__init__()
         size = check_dit(size, patch, width, depth, heads, mlp_ratio, dropout)
         self.num_classes, self.condition_features = num_classes, condition_features
         self.noise_conditioned, self.checkpointing = noise_conditioned, checkpointing
+        self.further_inputs = further_inputs
         self.learned_variance = learned_variance
         self.out_channels = (in_channels if out_features is None else out_features) * (2 if learned_variance else 1)
         self.embedding = ConditionEmbedding(
-            width, num_classes, condition_features, noise_conditioned, noise_features, conditioning
+            width, num_classes, condition_features, noise_conditioned, noise_features, conditioning, further_inputs
         )
         self.conditioning = conditioning
         self.features = FourierFeatures(fourier)
         self.patch = patch
         inputs = self.features.channels(in_channels) + (0 if conditioning is None else conditioning.channels)
         self.patches = nn.Conv2d(inputs, width, patch, stride=patch)
-        self.register_buffer("positions", position_encoding(size // patch, width), persistent=False)
         side = size // patch
+        if learned_positions:
+            self.positions = nn.Parameter(torch.randn(side**2, width))
+        else:
+            self.register_buffer("positions", position_encoding(side, width), persistent=False)
         tokens = 0 if conditioning is None else conditioning.token_features
         blocks = [
             DiTBlock(index, side, width, heads, mlp_ratio, dropout, double_differentiable, tokens)

@@ -45,6 +45,7 @@ class MLP(Backbone):
         fourier_scale: standard deviation of W, in cycles per unit of x.
         noise_conditioned: whether the noise level is an input.
         condition_features: length of the vectors of an Embedding, 0 = y is no Embedding.
+        further_inputs: numbers beside the noise level, such as the level where a jump ends; 0 = none.
     """
 
     fourier: Tensor
@@ -61,6 +62,7 @@ class MLP(Backbone):
         fourier_scale: float = 0.5,
         noise_conditioned: bool = True,
         condition_features: int = 0,
+        further_inputs: int = 0,
     ):
         super().__init__()
         if layers < 1 or width < 2 or fourier_features < 0:
@@ -70,8 +72,10 @@ class MLP(Backbone):
             )
         self.num_classes, self.condition_features = num_classes, condition_features
         self.out_features = out_features or 0
-        self.noise_conditioned = noise_conditioned
-        self.embedding = ConditionEmbedding(width, num_classes, condition_features, noise_conditioned)
+        self.noise_conditioned, self.further_inputs = noise_conditioned, further_inputs
+        self.embedding = ConditionEmbedding(
+            width, num_classes, condition_features, noise_conditioned, further_inputs=further_inputs
+        )
         self.register_buffer("fourier", fourier_scale * torch.randn(in_channels, fourier_features))
         self.linear_in = nn.Linear(in_channels + 2 * fourier_features, width)
         self.layers = nn.ModuleList(ResidualLayer(width, width) for _ in range(layers))

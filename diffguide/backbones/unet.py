@@ -57,6 +57,7 @@ class UNet(Backbone):
         residual_resampling: whether residual blocks halve and double the side, not single convolutions.
         conditioning: a condition other than a class or one vector, such as a text: its vector is added to the conditioning
             vector, blocks with attention attend to its tokens, its channels are an input beside x; None = none of these.
+        further_inputs: numbers beside the noise level, such as the level where a jump ends; 0 = none.
 
     Raises:
         ValueError: a width, side or number out of range; a condition of tokens without attention.
@@ -91,6 +92,7 @@ class UNet(Backbone):
         scale_shift: bool = True,
         residual_resampling: bool = True,
         conditioning: Conditioning | None = None,
+        further_inputs: int = 0,
     ):
         super().__init__()
         if size is None:
@@ -101,9 +103,16 @@ class UNet(Backbone):
         levels = check_unet(size, channels, multipliers, blocks, attention, head_channels, dropout, LARGER_NETWORKS)
         self.num_classes, self.condition_features = num_classes, condition_features
         self.noise_conditioned, self.checkpointing = noise_conditioned, checkpointing
+        self.further_inputs = further_inputs
         self.learned_variance = learned_variance
         self.embedding = ConditionEmbedding(
-            4 * channels, num_classes, condition_features, noise_conditioned, noise_features, conditioning
+            4 * channels,
+            num_classes,
+            condition_features,
+            noise_conditioned,
+            noise_features,
+            conditioning,
+            further_inputs,
         )
         self.conditioning = conditioning
         if conditioning is not None and conditioning.token_features and not (attention or middle_attention):

@@ -17,7 +17,12 @@ def assemble(config: dict[str, Any], trust: Sequence[str], device: str) -> Objec
     """The objective of a saved configuration; on the device `meta` its network needs no memory."""
     schedule = construct(config["schedule"], "schedule", trust)  # small; its numbers are needed on `meta` too
     backbone = construct(config["backbone"], "backbone", trust, device=device)
-    return construct(config["objective"], "objective", trust, backbone, schedule, device=device)
+    return construct(leave_out_teachers(config["objective"]), "objective", trust, backbone, schedule, device=device)
+
+
+def leave_out_teachers(node: dict[str, Any]) -> dict[str, Any]:
+    """The node of an objective without the models that it learned from: what it trained does not need them."""
+    return {name: value for name, value in node.items() if name not in ("teacher", "teacher_guidance")}
 
 
 def check_on_meta(held: dict[str, Tensor], metadata: dict[str, Any], trust: Sequence[str]) -> None:

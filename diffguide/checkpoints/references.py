@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from ..files import safetensors as archives
 from ..files.weights import hash_weights
 from ..guidance import Unguided
+from ..guidance.potentials.base import tilts_energy
 from ..models.protocols import Energy
 from ..nodes.annotations import is_stored_model, parameter_hints
 from . import store as checkpoints
@@ -149,21 +150,24 @@ def suggest_null_class(guide: Guide, count: int) -> str:
 
 
 def is_energy(model: Any, node: Any) -> bool:
-    """Whether a model is an energy, which guidance does not wrap: its labels are its guidance.
+    """Whether a model is an energy that no guidance changes: its labels are its guidance.
 
     Arguments:
         node: of the guidance.
 
     Raises:
-        ValueError: an energy with guidance.
+        ValueError: an energy with guidance other than by a potential.
     """
     target = node.get("_target_") if isinstance(node, dict) else None
-    if isinstance(model, Energy) and (target is None or resolve(target, "guidance") is not Unguided):
+    guidance = None if target is None else resolve(target, "guidance")
+    if not isinstance(model, Energy) or tilts_energy(guidance):
+        return False
+    if guidance is not Unguided:
         raise ValueError(
             f"guidance needs a denoiser, and a {type(model).__name__} is an energy, which uses its labels without it: use "
-            "guidance=none"
+            "guidance=none, or guidance=potential"
         )
-    return isinstance(model, Energy)
+    return True
 
 
 def list_names(names: Sequence[str], most: int = 6) -> str:

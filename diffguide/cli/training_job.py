@@ -31,6 +31,7 @@ from .latents import drop_empty_first_stage, enter_latents, take_first_stage
 from .resume import Resumed, find_training
 from .settings import TrainingSettings
 from .smaller_backbones import smaller_backbones
+from .teachers import give_inputs, load_teachers
 
 __all__ = ["build_training_job", "settle_precision"]
 
@@ -54,6 +55,7 @@ def build_training_job(config: dict[str, Any]) -> TrainingJob:
     config, ancestor = find_ancestor(config) if resumed is None else (config, None)
     config, first_stage = take_first_stage(config, ancestor)
     config, adapter = take_adapter(config)
+    config = give_inputs(config)
     if resumed is None or "p_uncond" in changed_keys():
         check_label_dropout(config.get("p_uncond", 0.0), config["guidance"], config["objective"])
     for key in ("dataset", "backbone", "schedule", "objective", "guidance", "sampler"):  # before a download
@@ -66,9 +68,10 @@ def build_training_job(config: dict[str, Any]) -> TrainingJob:
         data, note = open_training_data(config["dataset"], resumed)
         latents = enter_latents(config, first_stage, data, settings, engine, resumed, ancestor)
     config, data = (config, data) if latents is None else (latents.config, latents.data)
-    backbone, objective = build_objective(config, settings.seed)
+    node, lessons = load_teachers(config["objective"], engine.device, settings.trust, data)
+    backbone, objective = build_objective({**config, "objective": node}, settings.seed)
     config = settle_conditioning(config, backbone)
-    remarks = [] if latents is None else [latents.remark]
+    remarks = lessons if latents is None else [*lessons, latents.remark]
     if ancestor is not None:
         remarks.append(ancestor.start(objective, data.class_names))
     if adapter is not None:

@@ -82,11 +82,31 @@ class TokenMerger(nn.Module):
         return self.merge(h).transpose(1, 2), mask.unflatten(1, (-1, stride)).any(2)
 
 
+class WordDetectors(nn.Module):
+    """What words a text has, wherever they stand: norm(max over bytes of gelu(a * h)), [B, count].
+
+    a is a convolution over `WINDOW` bytes h [B, L, D], the maximum is over the bytes of the mask. Kim, "Convolutional Neural
+    Networks for Sentence Classification", 2014, arXiv 1408.5882, eq. 2 and 3, with characters as in Zhang et al. 2015, arXiv
+    1509.01626. A mean of tokens dilutes each word by all others, and bytes merge into other tokens where a word is shifted.
+    """
+
+    def __init__(self, features: int, count: int):
+        super().__init__()
+        self.convolution = nn.Conv1d(features, count, WINDOW, padding=WINDOW // 2)
+        self.norm = nn.LayerNorm(count)
+
+    def forward(self, h: Tensor, mask: Tensor) -> Tensor:
+        present = mask[:, None]
+        found = functional.gelu(self.convolution(h.transpose(1, 2) * present.to(h.dtype)), approximate="tanh")
+        return self.norm(found.masked_fill(~present, -torch.inf).amax(2))
+
+
 class ByteText(Conditioning):
-    """The bytes of a text (UTF-8) and an end token through a transformer: a vector per token, and their mean.
+    """The bytes of a text (UTF-8) and an end token through a transformer: a vector per token, and one of the whole text.
 
     The null condition is the empty text: the end token alone. A token is a byte, or `stride` bytes that are merged at the door:
-    fewer tokens make attention to them cheaper, and words are found sooner.
+    fewer tokens make attention to them cheaper, and words are found sooner. The vector of the text is the mean of its tokens,
+    and beside it, with `detectors`, which words it has.
 
     Arguments:
         length: bytes at most, the end among them.
@@ -96,6 +116,7 @@ class ByteText(Conditioning):
         heads: attention heads, divide `features`.
         column: of the data, with the texts of each example; training draws one of them in every epoch.
         double_differentiable: whether second derivatives are needed; slower attention.
+        detectors: number of `WordDetectors`, whose features the vector of a text has besides; 0 = none.
 
     Raises:
         ValueError: a number out of range.
@@ -112,19 +133,22 @@ class ByteText(Conditioning):
         column: str = "captions",
         double_differentiable: bool = False,
         stride: int = 4,
+        detectors: int = 0,
     ):
         super().__init__()
         self.length, self.column = check_whole("condition.length", length, 2), column
         check_whole("condition.layers", layers, 0)
         check_whole("condition.stride", stride, 1)
+        check_whole("condition.detectors", detectors, 0)
         if heads < 1 or features < 1 or features % heads:
             raise ValueError(f"condition.features must be a multiple of heads={heads}, at least 1, got {features}")
-        self.vector_features = self.token_features = features
+        self.vector_features, self.token_features = features + detectors, features
         self.tokens = nn.Embedding(VOCABULARY, features)
         self.positions = nn.Parameter(0.02 * torch.randn(-(-length // stride), features))
         self.merger = TokenMerger(features, stride) if stride > 1 else None
         self.blocks = nn.ModuleList(TextBlock(features, heads, double_differentiable) for _ in range(layers))
         self.norm = nn.LayerNorm(features)
+        self.detectors = WordDetectors(features, detectors) if detectors else None
 
     def forward(self, y: Condition | None, x: Tensor) -> Context:
         y = TokenIds(empty_ids(len(x), 1, x.device)) if y is None else y
@@ -138,8 +162,9 @@ class ByteText(Conditioning):
         return Context(torch.where(y.keep[:, None], y.pooled, y.empty_pooled), states, mask)
 
     def encode(self, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(Pooled [B, D], states [B, L / stride, D], mask [B, L / stride]) of indices [B, L], each row with a token."""
+        """(Pooled [B, D + detectors], states [B, L / stride, D], mask [B, L / stride]) of indices [B, L] with a token each."""
         h, mask = self.tokens(ids.long()), ids != PADDING
+        words = [] if self.detectors is None else [self.detectors(h, mask)]
         if self.merger is not None:
             h, mask = self.merger(h, mask)
         h = h + self.positions[: h.shape[1]]
@@ -147,7 +172,7 @@ class ByteText(Conditioning):
             h = block(h, mask)
         h = self.norm(h)
         weight = mask[:, :, None].to(h.dtype)
-        return (h * weight).sum(1) / weight.sum(1), h, mask
+        return torch.cat([(h * weight).sum(1) / weight.sum(1), *words], 1), h, mask
 
     def embed(self, y: Condition) -> RowCondition:
         if not isinstance(y, TokenIds):

@@ -16,6 +16,7 @@ from .run_folders import write_atomically
 __all__ = ["POTENTIAL_EVALUATIONS", "START_FILE", "ShardError", "Shards", "read_rows", "write_archive", "write_npz"]
 
 POTENTIAL_EVALUATIONS = "potential_evaluations"
+MEANS = "mean of "  # before the quantity, in the names of arrays
 START_FILE = "start.json"  # in the folder of the shards: the header of the manifest at the start of the run
 
 
@@ -55,6 +56,7 @@ class Shards:
         evaluations: int,
         frames: numpy.ndarray | None,
         potential_evaluations: int = 0,
+        means: Mapping[str, Mapping[float, Sequence[float]]] | None = None,
     ) -> None:
         """Writes a batch.
 
@@ -64,6 +66,7 @@ class Shards:
             evaluations: number of evaluations of the network, for the whole batch.
             frames: frames of the trajectories [frames, shown, ...]; None = no sample of this batch is shown.
             potential_evaluations: the same of classifiers and other potentials.
+            means: quantity -> noise level -> [sum, count]; None = none.
 
         Raises:
             WriteError: the disk is full, the folder is missing, ...
@@ -75,6 +78,8 @@ class Shards:
         }
         if frames is not None:
             arrays["frames"] = frames
+        for quantity, levels in (means or {}).items():
+            arrays[MEANS + quantity] = numpy.array([[level, *mean] for level, mean in levels.items()])
         write_npz(self.path(first), arrays)
 
     @contextmanager
@@ -121,6 +126,20 @@ class Shards:
                     raise ValueError(f"its {name} are {evaluations.dtype} {list(evaluations.shape)}, not an integer")
                 total += int(evaluations)
         return total
+
+    def means(self) -> dict[str, list[list[float]]]:
+        """Quantity -> [noise level, mean over all samples] per level, from the highest; {} where the run states none."""
+        totals: dict[str, dict[float, numpy.ndarray]] = {}
+        for first in self.firsts:
+            with self.open(first) as arrays:
+                for name in filter(lambda name: name.startswith(MEANS), arrays):
+                    levels = totals.setdefault(name.removeprefix(MEANS), {})
+                    for level, *mean in arrays[name].tolist():
+                        levels[level] = levels.get(level, 0.0) + numpy.array(mean)
+        return {
+            quantity: [[level, mean[0] / mean[1]] for level, mean in sorted(levels.items(), reverse=True)]
+            for quantity, levels in totals.items()
+        }
 
     def read_samples(self, indices: Iterable[int]) -> dict[int, numpy.ndarray]:
         """Single samples by index."""

@@ -3,13 +3,16 @@
 from . import potentials
 from .autoguidance import Autoguidance
 from .cads import CADS
+from .class_bounds import BoundPosterior
 from .classifier import ClassifierGuidance
 from .clean_classifier import CleanClassifierGuidance, ExportedProgram, ImageNetwork, TorchScript, Torchvision
 from .composition import ClassComposition, NegativeCondition
 from .contrast import ClassifierFree, Contrast, Unguided
+from .distilled import Distilled
 from .feedback import Feedback
 from .flow_rules import SMC, VAGS, AdaMaG
 from .history import HiGS, HistoryGuidance, MomentumGuidance
+from .implicit_classifier import DensityPosterior, ImplicitClassifierGuidance, Posterior
 from .independent import ICG
 from .nested import Nested
 from .norms import NormLimit, PosteriorMeanCap, RectifiedRatio
@@ -28,11 +31,12 @@ from .temperature import TemporalScoreRescaling
 
 __all__ = [
     "APG", "CADS", "FDG", "ICG", "PAG", "S2", "SEG", "SLG", "SMC", "TCFG", "TPG", "TSG", "VAGS", "AdaMaG", "Autoguidance",
-    "CFGPlusPlus", "CFGZero", "ClassComposition", "ClassifierFree", "ClassifierGuidance", "CleanClassifierGuidance",
-    "Constant", "Contrast", "CosineRamp", "DatasetReferences", "ExponentialRamp", "ExportedProgram", "Feedback",
-    "FileReferences", "HiGS", "HistoryGuidance", "ImageNetwork", "Linear", "LinearRamp", "Mambo", "MomentumGuidance",
-    "NegativeCondition", "Nested", "NormLimit", "PartScales", "PosteriorMeanCap", "PowerGuidance", "PowerRamp", "Ramp",
-    "RectifiedCFGPlusPlus", "RectifiedRatio", "RectifiedTable", "ReferenceGuidance", "References", "Rescale", "Rule",
-    "SoftPAG", "SummedContrasts", "TableRamp", "TemporalScoreRescaling", "Threshold", "TorchScript", "Torchvision",
-    "TriangleRamp", "Unguided", "potentials",
+    "BoundPosterior", "CFGPlusPlus", "CFGZero", "ClassComposition", "ClassifierFree", "ClassifierGuidance",
+    "CleanClassifierGuidance", "Constant", "Contrast", "CosineRamp", "DatasetReferences", "DensityPosterior", "Distilled",
+    "ExponentialRamp", "ExportedProgram", "Feedback", "FileReferences", "HiGS", "HistoryGuidance", "ImageNetwork",
+    "ImplicitClassifierGuidance", "Linear", "LinearRamp", "Mambo", "MomentumGuidance", "NegativeCondition", "Nested",
+    "NormLimit", "PartScales", "Posterior", "PosteriorMeanCap", "PowerGuidance", "PowerRamp", "Ramp", "RectifiedCFGPlusPlus",
+    "RectifiedRatio", "RectifiedTable", "ReferenceGuidance", "References", "Rescale", "Rule", "SoftPAG", "SummedContrasts",
+    "TableRamp", "TemporalScoreRescaling", "Threshold", "TorchScript", "Torchvision", "TriangleRamp", "Unguided",
+    "potentials",
 ]  # fmt: skip

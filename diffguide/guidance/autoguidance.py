@@ -13,6 +13,7 @@ from ..randomness import Noise
 from ..schedules import EVERYWHERE, Schedule, same_schedule
 from .base import per_row
 from .contrast import CONSTANT_RAMP, LINEAR_RULE, Contrast
+from .contrast_laws import LogDensityPrediction
 from .ramps import Ramp
 from .rules import Rule
 
@@ -75,6 +76,15 @@ class Autoguidance(Contrast):
     def guide_time(self, t: Tensor) -> Tensor:
         """The guide's time of equal log-SNR."""
         return self.guide.schedule.t_of(self.schedule.log_snr(t)).clamp(0, 1)
+
+    def explain_no_density(self) -> str | None:
+        reason = self.guide.explain_no_density()
+        return super().explain_no_density() or (reason and f"of the guide, {reason}")
+
+    def of_log_densities(self) -> Self:
+        fresh = super().of_log_densities()
+        fresh.guide = LogDensityPrediction(self.guide)
+        return fresh
 
     def predict_both(self, x_t: Tensor, t: Tensor, y: Condition | None) -> tuple[Prediction, Prediction]:
         return self.denoiser(x_t, t, y), self.predict_weak(x_t, t, y)

@@ -114,7 +114,12 @@ class ClassifierGuidance(ClassGuidance):
 
     Raises:
         ValueError: not a classifier of noisy data.
+
+    Attributes:
+        rows: evaluations of the classifier for one x_t, for the counters.
     """
+
+    rows = 1
 
     def __init__(
         self, denoiser: Denoiser, classifier: Classifier, scale: float = 1.0, interval: Sequence[float] = EVERYWHERE
@@ -136,7 +141,7 @@ class ClassifierGuidance(ClassGuidance):
         if self.interval != EVERYWHERE:
             return "a classifier that acts at some noise levels has none; take no guidance.interval"
         model = unwrap(self.denoiser)
-        if model.conditional and not model.has_null:
+        if self.needs_null_law() and model.conditional and not model.has_null:
             return "guidance=classifier on a model with classes needs one trained with label dropout"
         inner = self.denoiser.tilt()
         if inner is not None and inner.potentials:
@@ -159,13 +164,28 @@ class ClassifierGuidance(ClassGuidance):
         shift = -sigma.to(gradient) * gradient
         spread = inner.spread + v * (1 - v) * squared_norm(shift)
         if self.denoiser.conditional:  # else inner is p
-            p = unwrap(self.denoiser)(x_t, t, None)
-            spread = spread + 2 * v * ((p.eps - inner.guided.eps) * shift).flatten(1).double().sum(1)
+            p = self.marginal_eps(x_t, t, y, shift)
+            spread = spread + 2 * v * ((p - inner.guided.eps) * shift).flatten(1).double().sum(1)
         return WeightedPrediction(guided, guided, spread)
+
+    def guided_log_density(self, x_t: Tensor, t: Tensor, y: Condition | None) -> Tensor:
+        inner = self.denoiser.guided_log_density(x_t, t, y if self.denoiser.conditional else None)
+        if y is None or self.scale == 0:
+            return inner
+        assert isinstance(y, Tensor)
+        return inner + self.scale * self.noised_log_prob(x_t, t, y)
+
+    def needs_null_law(self) -> bool:
+        """Whether `predict_weighted` evaluates a conditional model without a condition."""
+        return True
+
+    def marginal_eps(self, x_t: Tensor, t: Tensor, y: Condition | None, shift: Tensor) -> Tensor:
+        """E[eps | x_t] of the law p whose posterior q is, for a conditional model; shift is -sigma grad log q."""
+        return unwrap(self.denoiser)(x_t, t, None).eps
 
     def noised_log_prob(self, x_t: Tensor, t: Tensor, y: Tensor) -> Tensor:
         """log p(y | x_t), 0 in rows without a class, [B]."""
-        count_potential(self.denoiser, len(x_t))
+        count_potential(self.denoiser, self.rows * len(x_t))
         log_prob = self.classifier.log_prob(*match_log_snr(x_t, t, self.schedule, self.classifier.schedule))
         return torch.where(y >= 0, log_prob.gather(1, y.clamp(min=0)[:, None])[:, 0], 0.0)
 

@@ -1,19 +1,21 @@
 """The laws of contrasts: strong^scale weak^(1 - scale), and what weights of particles need to reach them."""
 
+import copy
 from collections.abc import Sequence
+from typing import Self
 
 import torch
 from torch import Tensor
 
 from ..backbones.conditions import Condition
-from ..models.protocols import Prediction, WeightedPrediction, is_guided, keep_variance
+from ..models.protocols import DenoiserWrapper, Prediction, WeightedPrediction, is_guided, keep_variance
 from ..models.tilts import Tilt
 from ..schedules import EVERYWHERE
 from .base import ScaledGuidance
 from .ramps import Ramp
 from .rules import Linear, Rule
 
-__all__ = ["ContrastLaw", "weigh"]
+__all__ = ["ContrastLaw", "LogDensityPrediction", "weigh"]
 
 
 class ContrastLaw(ScaledGuidance):
@@ -64,9 +66,30 @@ class ContrastLaw(ScaledGuidance):
         strong, weak = self.predict_both(x_t, t, y)
         return [weak, strong], [1 - self.scale, self.scale]
 
+    def guided_log_density(self, x_t: Tensor, t: Tensor, y: Condition | None) -> Tensor:
+        """sum_i w_i log p_i(x_t), of the sides of the predictions, which the same code evaluates."""
+        sides, exponents = self.of_log_densities().predict_powers(x_t, t, y)
+        return torch.stack([exponent * side.x_0 for side, exponent in zip(sides, exponents)]).sum(0)
+
+    def of_log_densities(self) -> Self:
+        """The same contrast of `LogDensityPrediction`s."""
+        fresh = copy.copy(self)
+        fresh.denoiser = LogDensityPrediction(self.denoiser)
+        return fresh
+
     def predict_both(self, x_t: Tensor, t: Tensor, y: Condition | None) -> tuple[Prediction, Prediction]:
         """The strong and the weak prediction, in one batched call where one network makes both."""
         raise NotImplementedError
+
+
+class LogDensityPrediction(DenoiserWrapper):
+    """log p(x_t) [B] in place of both fields of a prediction."""
+
+    passthrough = True
+
+    def __call__(self, x_t: Tensor, t: Tensor, y: Condition | None = None) -> Prediction:
+        value = self.denoiser.guided_log_density(x_t, t, y)
+        return Prediction(value, value)
 
 
 def weigh(sides: Sequence[Prediction], exponents: Sequence[float]) -> WeightedPrediction:

@@ -64,3 +64,6 @@ class PowerGuidance(ScaledGuidance):
         guided = self.scale_noise(inner.guided, t)
         spread = self.scale * inner.spread + self.scale * (1 - self.scale) * squared_norm(inner.guided.eps)
         return WeightedPrediction(guided, guided, spread)
+
+    def guided_log_density(self, x_t: Tensor, t: Tensor, y: Condition | None) -> Tensor:
+        return self.scale * self.denoiser.guided_log_density(x_t, t, y)

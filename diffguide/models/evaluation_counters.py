@@ -8,9 +8,9 @@ from torch import Tensor
 from ..backbones.conditions import Condition
 from ..backbones.perturbations import Perturbation
 from .preconditioned import Preconditioned
-from .protocols import Denoiser, DenoiserWrapper, Energy, Prediction, Tally
+from .protocols import Denoiser, DenoiserWrapper, Energy, Prediction, Tally, is_guided
 
-__all__ = ["EvaluationCounter", "as_protocol", "count_evaluations", "count_potential", "unwrap"]
+__all__ = ["EvaluationCounter", "as_protocol", "count_evaluations", "count_potential", "unwrap", "without_guidance"]
 
 Protocol = TypeVar("Protocol")
 Model = TypeVar("Model", bound=Denoiser | Energy)
@@ -39,6 +39,10 @@ class EvaluationCounter(DenoiserWrapper):
         self.tally.evaluations += len(x_t)
         return self.denoiser.predict_perturbed(x_t, t, y, perturbation)
 
+    def guided_log_density(self, x_t: Tensor, t: Tensor, y: Condition | None) -> Tensor:
+        self.tally.evaluations += len(x_t)
+        return self.denoiser.guided_log_density(x_t, t, y)
+
 
 def count_evaluations(model: Model, tally: Tally | None = None) -> tuple[Model, Tally]:
     """A copy of the model that counts its evaluations in a tally, and the tally; None = a new one.
@@ -64,6 +68,14 @@ def as_protocol(model: Denoiser | Energy, protocol: type[Protocol]) -> Protocol 
     while isinstance(model, DenoiserWrapper) and model.passthrough and not isinstance(model, protocol):
         model = model.denoiser
     return model if isinstance(model, protocol) else None
+
+
+def without_guidance(model: Denoiser) -> Denoiser:
+    """The model inside all guidance, which still counts its evaluations."""
+    while is_guided(model):
+        assert isinstance(model, DenoiserWrapper)
+        model = model.denoiser
+    return model
 
 
 @overload

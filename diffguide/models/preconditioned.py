@@ -133,13 +133,19 @@ class Preconditioned(nn.Module, Denoiser):
         skip, out = (pair.to(*place).reshape(len(keys), 2, *[1] * x_t.ndim).unbind() for pair in pairs)
         levels: Sequence[Tensor | None] = [None] * len(keys)
         if self.backbone.noise_conditioned:
-            levels = grid.log_snr.to(*place)[:, None].expand(-1, len(x_t)).unbind()
+            levels = [self.network_level(row) for row in grid.log_snr.to(*place)[:, None].expand(-1, len(x_t))]
         return dict(zip(keys, map(Call, rows.c_in.to(x_t.dtype).unbind(), skip, out, levels)))
 
     def rows_at(self, x_t: Tensor, log_snr: Tensor) -> tuple[Rows, Tensor | None]:
         """(The rows at a log-SNR, the log-SNR [B] that the network gets or None)."""
         rows = self.parameterization.rows(*self.schedule.scales(log_snr, x_t.ndim)).to(x_t)
-        return rows, log_snr.to(x_t).expand(x_t.shape[0]) if self.backbone.noise_conditioned else None
+        if not self.backbone.noise_conditioned:
+            return rows, None
+        return rows, self.network_level(log_snr.to(x_t).expand(x_t.shape[0]))
+
+    def network_level(self, log_snr: Tensor) -> Tensor:
+        """What the network gets of the log-SNR [B]."""
+        return log_snr
 
     def error(self, x_0: Tensor, eps: Tensor, log_snr: Tensor, y: Condition | None) -> tuple[Tensor, Rows]:
         """(F - F*, the rows) at x_t = alpha x_0 + sigma eps, where F* = p x_0 + q eps.

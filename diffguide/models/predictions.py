@@ -37,6 +37,15 @@ class WeightedPrediction(NamedTuple):
     spread: Tensor
     value: Tensor | None = None
 
+    def detach(self) -> "WeightedPrediction":
+        """The same without gradients."""
+        guided, plain = (
+            keep_variance(Prediction(side.x_0.detach(), side.eps.detach()), side) for side in (self.guided, self.plain)
+        )
+        return WeightedPrediction(
+            guided, plain, self.spread.detach(), None if self.value is None else self.value.detach()
+        )
+
 
 class StackedPrediction(Prediction):
     """A prediction held as one tensor [2, B, ...], x_0 before eps: what treats both alike computes once.

@@ -17,7 +17,9 @@ from ..backbones.conditioning import Conditioning
 from ..backbones.conditions import Condition, RowCondition
 from ..backbones.perturbations import Perturbation
 from ..schedules import Schedule
+from .log_densities import LogDensity
 from .predictions import Prediction, StackedPrediction, VariancePrediction, WeightedPrediction, keep_variance, take_rows
+from .tally import Tally
 from .tilts import NamesLaw, Tilt
 
 __all__ = [
@@ -42,20 +44,6 @@ __all__ = [
 
 class SamplingError(ValueError):
     """A sampler or a guidance failed during a run. The message names the cause and what to change."""
-
-
-class Tally:
-    """Numbers of evaluations so far, one per row.
-
-    Attributes:
-        evaluations: of denoisers and energies.
-        potential_evaluations: of classifiers and other potentials.
-        backward_passes: through denoisers, for the divergence of their prediction.
-    """
-
-    evaluations = 0
-    potential_evaluations = 0
-    backward_passes = 0
 
 
 class DenoiserInfo(NamedTuple):
@@ -174,20 +162,6 @@ class ExactDenoiser(Denoiser):
         raise NotImplementedError
 
 
-class LogDensity:
-    """log p_t(x) as a function of x.
-
-    Attributes:
-        normalized: whether exp(log_density) integrates to 1; False = known up to a constant, which may depend on t.
-    """
-
-    normalized: bool = False
-
-    def log_density(self, x: Tensor, t: Tensor | None, y: Condition | None = None) -> Tensor:
-        """log p_t(x | y) in nats, [B]; t is None for a model without noise levels."""
-        raise NotImplementedError
-
-
 class Energy(LogDensity):
     """A log-density without noise levels, which samplers of log-densities take. It is no denoiser.
 
@@ -264,6 +238,12 @@ class DenoiserWrapper(Denoiser):
 
     def end_value(self, x: Tensor, y: Condition | None) -> Tensor | None:
         return self.denoiser.end_value(x, y)
+
+    def explain_no_density(self) -> str | None:
+        return self.explain_no_law() or self.denoiser.explain_no_density()
+
+    def guided_log_density(self, x_t: Tensor, t: Tensor, y: Condition | None) -> Tensor:
+        return self.denoiser.guided_log_density(x_t, t, y)
 
     def acts_at(self, times: Tensor, labelled: bool) -> bool:
         """Whether it may change a prediction at one of these times, [N] float64 on the CPU.

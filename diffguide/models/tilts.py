@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..backbones.conditions import Condition
+from .log_densities import LogDensity
 from .predictions import Prediction, WeightedPrediction
 
 __all__ = ["NamesLaw", "PotentialTerm", "Power", "Tilt"]
@@ -120,3 +121,12 @@ class NamesLaw:
     def end_value(self, x: Tensor, y: Condition | None) -> Tensor | None:
         """The log-potentials of the law at clean data, [B] float64; None = it has none."""
         return None
+
+    def explain_no_density(self) -> str | None:
+        """Why the law that guidance names has no log-density at every noise level; None = it has one."""
+        return None if isinstance(self, LogDensity) else "this model has none"
+
+    def guided_log_density(self, x_t: Tensor, t: Tensor, y: Condition | None) -> Tensor:
+        """log q_t(x_t) in nats [B], for the law q_t whose score guidance gives at a level; up to a constant per level and y."""
+        assert isinstance(self, LogDensity)
+        return self.log_density(x_t, t, y)

@@ -49,9 +49,11 @@ class Objective(nn.Module):
         compilable: whether torch.compile may compile the backbone: not if the objective needs gradients of gradients.
         divisible: whether a batch may be divided among devices and micro-steps.
         max_restores: how often a diverged run restarts from its last checkpoint, with new randomness.
+        further_inputs: numbers that its network takes beside the noise level.
     """
 
     model: nn.Module
+    further_inputs = 0
     compilable = True
     divisible = True
     max_restores = 0

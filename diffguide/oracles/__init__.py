@@ -2,6 +2,7 @@
 
 from .base import Oracle
 from .empirical import Empirical
+from .flow_maps import flow_map
 from .laws import AutoguidanceTree, GMM2DLaw, HighDimensional
 from .mixture import GaussianMixture, ReverseKernel
 from .tilted import TiltedLaw
@@ -15,4 +16,5 @@ __all__ = [
     "Oracle",
     "ReverseKernel",
     "TiltedLaw",
+    "flow_map",
 ]

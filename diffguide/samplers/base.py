@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..backbones.conditions import Condition
 from ..models.evaluation_counters import as_protocol, unwrap
+from ..models.jumps import JumpModel
 from ..models.protocols import Denoiser, Energy, ExactDenoiser, LogDensity, Prediction, SamplingError
 from ..randomness import Noise
 from ..runtime.ranges import check_whole
@@ -18,11 +19,12 @@ from .grids import Grid
 from .noise import SharedIncrement, StepNoise
 from .step_limits import MAX_UNCHECKED_FALL, limit_corrections
 
-__all__ = ["MAX_STEPS", "CompositeSampler", "Memory", "Sampler", "SamplingError", "check_decreasing"]
+__all__ = ["MAX_STEPS", "CompositeSampler", "LawSampler", "Memory", "Sampler", "SamplingError", "check_decreasing"]
 
 PROTOCOL_NAMES: dict[type, str] = {
     Denoiser: "a denoiser",
     ExactDenoiser: "the exact covariance of x_0 given x_t (an oracle, unguided)",
+    JumpModel: "a network that jumps (objective=flow_map; unguided, or guidance=distilled)",
     LogDensity: "a log-density (objective=jem, energy, cdm, nce or tre, an oracle; unguided)",
 }
 MAX_STEPS = 10**5
@@ -89,7 +91,7 @@ class Sampler:
         if as_protocol(denoiser, self.needs) is None:
             reason = "which this model does not have"
             if isinstance(denoiser, Energy):
-                reason = "and this model is an energy without noise levels: take sampler=sgld"
+                reason = "and this model is an energy without noise levels: take sampler=sgld, or descent"
             elif isinstance(unwrap(denoiser), self.needs):
                 reason = "which guidance does not have: take guidance=none"
             raise ValueError(f"{type(self).__name__} needs {PROTOCOL_NAMES[self.needs]}, {reason}")
@@ -183,6 +185,16 @@ class CompositeSampler(Sampler):
 
     def times(self, denoiser: Denoiser | Energy) -> Tensor:
         return self.inner.times(denoiser)
+
+
+class LawSampler(CompositeSampler):
+    """A sampler of the law that guidance names, which begins with noise of that law."""
+
+    def begin(self, denoiser: Denoiser | Energy, times: Tensor, noise: Noise) -> Tensor:
+        """Noise of the variance sigma^2 / sum_i w_i, that of a product of powers of noise."""
+        tilt = denoiser.tilt() if isinstance(denoiser, Denoiser) else None
+        total = 1.0 if tilt is None else sum(power.exponent for power in tilt.powers)
+        return super().begin(denoiser, times, noise) / (total if total > 0 else 1.0) ** 0.5
 
 
 def check_decreasing(times: Tensor) -> None:

@@ -10,7 +10,7 @@ from ..models.protocols import Denoiser, Energy, Prediction, WeightedPrediction,
 from ..randomness import Noise
 from ..runtime.ranges import check_range, check_whole
 from ..schedules import Schedule
-from .base import CompositeSampler, Memory, Sampler, check_decreasing
+from .base import LawSampler, Memory, Sampler, check_decreasing
 from .dpmpp_sde import DPMpp2MSDE
 from .noise import SharedIncrement, StepNoise
 from .particles import ConstantNoise, Given, Particles, gather_rows, level_widths, to_uniform
@@ -22,7 +22,7 @@ MAX_CHANGE = 2.0  # nats above the median of a group in one step of a spread
 RESAMPLE_DRAW, CHOICE_DRAW = 2**37, 2**37 + 1  # beyond the draws of samplers, their visits and potentials
 
 
-class FKC(CompositeSampler):
+class FKC(LawSampler):
     """K particles per sample by another sampler of the SDE, weighted and resampled towards the law that guidance names.
 
         d log W = (1/2) (|sum_i w_i eps_i|^2 - sum_i w_i |eps_i|^2) d log-SNR    for the law prod_i p_i^w_i
@@ -75,12 +75,6 @@ class FKC(CompositeSampler):
     def times(self, denoiser: Denoiser | Energy) -> Tensor:
         self.check(denoiser)
         return self.inner.times(denoiser)
-
-    def begin(self, denoiser: Denoiser | Energy, times: Tensor, noise: Noise) -> Tensor:
-        """Noise of the variance sigma^2 / sum_i w_i, that of a product of powers of noise."""
-        tilt = denoiser.tilt() if isinstance(denoiser, Denoiser) else None
-        total = 1.0 if tilt is None else sum(power.exponent for power in tilt.powers)
-        return super().begin(denoiser, times, noise) / (total if total > 0 else 1.0) ** 0.5
 
     @torch.no_grad()
     def __call__(

@@ -37,7 +37,8 @@ def finalize_run(
 
     Arguments:
         shards: of all batches.
-        header: of the manifest, without network_evaluations and potential_evaluations per sample.
+        header: of the manifest, without network_evaluations and potential_evaluations per sample, and without what samplers
+            state per noise level, such as the acceptance of chains.
         filmed: layout of trajectory.gif, None = no trajectory.
 
     Returns:
@@ -52,7 +53,7 @@ def finalize_run(
         "network_evaluations": shards.evaluations() / shards.n,
         POTENTIAL_EVALUATIONS: shards.evaluations(POTENTIAL_EVALUATIONS) / shards.n,
     }
-    complete = dict(header) | evaluations
+    complete = dict(header) | evaluations | shards.means()
 
     def read_batches() -> Iterator[numpy.ndarray]:
         for first in shards.firsts:

@@ -154,6 +154,7 @@ class SampleWriter:
         plan, count = self.plan, self.shards.count(first)
         self.film.start(first, count)
         self.counts = plan.tally.evaluations, plan.tally.potential_evaluations
+        plan.tally.means.clear()
         part = slice(first, first + count)
         labels: Sequence[int] | RowCondition | None = None if plan.labels is None else plan.labels[part]
         if labels is not None and plan.prompts:
@@ -184,4 +185,4 @@ class SampleWriter:
             images.write_pngs(self.singles, first, array)
         tally, (network, potential) = self.plan.tally, self.counts
         network, potential = tally.evaluations - network, tally.potential_evaluations - potential
-        self.shards.write(first, array, network, self.film.stack_frames(), potential)
+        self.shards.write(first, array, network, self.film.stack_frames(), potential, tally.means)

@@ -125,6 +125,20 @@ def test_the_output_depends_on_the_positions_of_patches():
     torch.testing.assert_close(network(shuffled(x, order), log_snr, y), shuffled(network(x, log_snr, y), order))
 
 
+def test_learned_positions_are_parameters_in_place_of_sines_and_cosines():
+    """With the same positions both are one network; they start as N(0, 1)."""
+    x, log_snr, y = batch(2, 1, 8, 8)
+    learned, fixed = lively(dit(learned_positions=True)), lively(dit())
+    state = learned.state_dict()
+    assert state["positions"].shape == fixed.positions.shape
+    fixed.load_state_dict({name: value for name, value in state.items() if name != "positions"})
+    fixed.positions.copy_(state["positions"])
+    assert torch.equal(learned(x, log_snr, y), fixed(x, log_snr, y))
+    torch.manual_seed(0)
+    started = dict(dit(learned_positions=True).named_parameters())["positions"]
+    assert started.requires_grad and 0.8 < float(started.detach().std()) < 1.2
+
+
 def test_positions_are_no_parameters():
     """Fixed, and not in checkpoints."""
     network = dit()

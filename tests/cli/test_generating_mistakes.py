@@ -61,8 +61,9 @@ def test_a_mistake_in_training_is_one_line(tmp_path, command, arguments, message
 
 def test_sgld_names_the_guidance_that_hides_a_density():
     model = exact_levels(20)
-    with pytest.raises(ValueError, match="take guidance=none"):
-        SGLD(5, 1.0, 0.01).times(ClassifierFree(model, 2.0, [0.0, math.inf]))
+    with pytest.raises(ValueError, match="needs a log-density.*changes with the noise level.*guidance=none"):
+        SGLD(5, 1.0, 0.01).times(ClassifierFree(model, 2.0, [0.0, 5.0]))
+    assert len(SGLD(5, 1.0, 0.01).times(ClassifierFree(model, 2.0, [0.0, math.inf]))) == 6
     assert len(SGLD(5, 1.0, 0.01).times(model)) == 6
     with pytest.raises(ValueError, match="DDIM needs noise levels.*sampler=sgld"):
         DDIM(5, UniformT(), 0.0).times(ratio())

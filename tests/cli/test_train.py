@@ -55,11 +55,11 @@ def home(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def digits_run(home) -> Path:
-    """A digits model, by the real command: the default configuration, at half the width and a fourth of the length."""
+    """A digits model, by the real command: the default configuration, of half the width and depth, a third of its length."""
     with chdir(home):
-        main(["backbone.channels=16", "backbone.head_channels=16", "training.images=16000",
-              "training.checkpoint_images=8000", "training.validation_images=4000",
-              "training.sample_images=16000", "training.ema_images=1000"])  # fmt: skip
+        main(["backbone.channels=16", "backbone.head_channels=16", "backbone.blocks=1", "training.images=19200",
+              "training.checkpoint_images=9600", "training.validation_images=4800",
+              "training.sample_images=19200", "training.ema_images=1000", "sampler.steps=5"])  # fmt: skip
     return home / "outputs/train/digits/v001"
 
 
@@ -75,8 +75,8 @@ def gmm_run(home) -> Path:
 def test_a_run_folder_has_its_files(digits_run):
     wanted = [".lock", "checkpoints", "config.yaml", "data.json", "log.txt", "metrics.jsonl", "samples"]
     assert sorted(path.name for path in digits_run.iterdir()) == wanted
-    assert "training 16000/16000 images" in (digits_run / "log.txt").read_text()
-    assert [path.name for path in (digits_run / "samples").iterdir()] == ["0000016000.png"]
+    assert "training 19200/19200 images" in (digits_run / "log.txt").read_text()
+    assert [path.name for path in (digits_run / "samples").iterdir()] == ["0000019200.png"]
     config = OmegaConf.load(digits_run / "config.yaml")
     assert config.name == "digits" and config.p_uncond == 0.1 and config.objective.p_uncond == 0.1
     assert {"images", "loss", "mse", "learning_rate", "grad_norm", "data_wait", "images_per_second", "seconds"} == set(

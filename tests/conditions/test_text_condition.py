@@ -92,6 +92,25 @@ def test_the_encoder_is_its_equation(stride):
     np.testing.assert_allclose(pooled[0].detach(), h.mean(0), rtol=1e-10, atol=1e-12)
 
 
+def test_a_detector_finds_its_bytes_wherever_they_stand():
+    """The equation window by window; padding has no influence, though its bytes could be the maximum."""
+    text = enliven(ByteText(length=24, features=8, layers=1, heads=2, stride=4, detectors=6))
+    pooled, states, _ = text.encode(text.read(TEXTS[:1]).ids)
+    plain = ByteText(length=24, features=8, layers=1, heads=2, stride=4).double()
+    plain.load_state_dict({name: value for name, value in text.state_dict().items() if "detectors" not in name})
+    mean, same, _ = plain.encode(text.read(TEXTS[:1]).ids)
+    ids = [byte + 1 for byte in TEXTS[0].encode()] + [257]
+    padded = np.zeros((len(ids) + 4, 8))
+    padded[2:-2] = text.tokens.weight.detach().numpy()[ids]
+    layer = text.detectors.convolution
+    weight, bias = layer.weight.detach().numpy(), layer.bias.detach().numpy()
+    found = np.stack([np.einsum("oik,ki->o", weight, padded[n : n + 5]) + bias for n in range(len(ids))])
+    found = torch.nn.functional.gelu(torch.tensor(found), approximate="tanh").numpy().max(0)
+    expected = np.concatenate([mean[0].detach().numpy(), normalise(found, text.detectors.norm)])
+    np.testing.assert_allclose(pooled[0].detach(), expected, rtol=1e-10, atol=1e-12)
+    assert torch.equal(states, same) and text.vector_features == 14 and text.token_features == 8
+
+
 @pytest.mark.parametrize("length", [2, 19])
 def test_texts_are_their_bytes_an_end_and_padding(length):
     fitting = [text for text in TEXTS if len(text.encode()) < length]
@@ -115,10 +134,10 @@ def networks(text):
     yield DiT(2, size=8, width=16, depth=2, heads=2, conditioning=text)
 
 
-@pytest.mark.parametrize("stride", [1, 4])
-def test_no_text_is_the_empty_text_and_encoding_once_is_encoding_always(stride):
+@pytest.mark.parametrize(("stride", "detectors"), [(1, 0), (4, 6)])
+def test_no_text_is_the_empty_text_and_encoding_once_is_encoding_always(stride, detectors):
     """-1 in every convention: None, an empty text, a dropped row; before and after `embed`; padding has no influence."""
-    for network in networks(ByteText(length=24, features=8, layers=1, heads=2, stride=stride)):
+    for network in networks(ByteText(length=24, features=8, layers=1, heads=2, stride=stride, detectors=detectors)):
         enliven(network)
         text, x = network.conditioning, torch.randn(4, 2, 8, 8, dtype=torch.float64)
         log_snr = torch.linspace(-3, 3, 4, dtype=torch.float64)
@@ -137,9 +156,9 @@ def test_no_text_is_the_empty_text_and_encoding_once_is_encoding_always(stride):
             torch.testing.assert_close(network(x, log_snr, shorter), out, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("stride", [1, 4])
-def test_every_part_of_the_encoder_learns(stride):
-    for network in networks(ByteText(length=24, features=8, layers=1, heads=2, stride=stride)):
+@pytest.mark.parametrize(("stride", "detectors"), [(1, 0), (4, 6)])
+def test_every_part_of_the_encoder_learns(stride, detectors):
+    for network in networks(ByteText(length=24, features=8, layers=1, heads=2, stride=stride, detectors=detectors)):
         enliven(network)
         network(
             torch.randn(4, 2, 8, 8).double(), torch.zeros(4).double(), network.conditioning.read(TEXTS)

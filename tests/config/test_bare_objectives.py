@@ -9,7 +9,7 @@ import pytest
 from diffguide.train import main as train
 
 SHORT = ["backbone.channels=16", "training.images=128", "training.batch_size=32", "training.log_images=32"]
-OBJECTIVES = ["cdm", "cdm_ce", "cdm_mse", "classifier", "energy", "jem", "nce", "sliced", "vdm"]
+OBJECTIVES = ["cdm", "cdm_ce", "cdm_mse", "classifier", "dual_score", "energy", "eqm", "jem", "nce", "sliced", "vdm"]
 
 
 @pytest.fixture(scope="module")

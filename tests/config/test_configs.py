@@ -111,6 +111,7 @@ SIDES = {  # of the images that each backbone file is for
     "dit_s": [32], "dit_b": [32], "dit_l": [32], "dit_xl": [32], "mlp": [None], "mlp_classifier": [None],
     "unet_encoder": [8], "unet_encoder_28": [28], "unet_encoder_32": [32], "mlp_levels": [None], "unet_levels": [8],
     "unet_joint": [8], "convnet": [8], "edm_unet": [8], "edm2_unet": [8], "unet_twice_differentiable": [8],
+    "unet_equilibrium": [8], "unet_energy": [8], "mlp_energy": [None],
     "diffusers_unet": [8, 32], "diffusers_dit": [8], "small_kl": [8, 32],
 }  # fmt: skip
 # one number per class
@@ -122,6 +123,7 @@ CLASSIFIERS = {
     "unet_encoder_32",
     "unet_joint",
 }
+ENERGIES = {"mlp_energy", "unet_energy"}  # one number
 LEVELS = {"mlp_levels", "unet_levels"}  # one number per noise level of objective=cdm
 
 
@@ -135,8 +137,8 @@ def test_backbones_fit_the_images_they_are_for(name):
         cfg = composed(f"backbone={name}", dataset, f"dataset.size={side or 'null'}", *objective)
         network = built(cfg)
         shape = (2, cfg.dataset.channels, side, side) if side else (2, cfg.dataset.channels)
-        outputs = cfg.objective.levels if name in LEVELS else cfg.dataset.num_classes
-        assert shape_of(cfg, network) == ((2, outputs) if name in CLASSIFIERS | LEVELS else shape)
+        outputs = cfg.objective.levels if name in LEVELS else 1 if name in ENERGIES else cfg.dataset.num_classes
+        assert shape_of(cfg, network) == ((2, outputs) if name in CLASSIFIERS | LEVELS | ENERGIES else shape)
         if not name.startswith("mlp"):
             assert sum(p.numel() for p in network.parameters()) / 1e6 == pytest.approx(float(stated[1]), rel=0.02)
 
@@ -153,6 +155,8 @@ BRINGS = {  # what an objective alone must have beside it: network, schedule, gu
     "energy": ("unet_joint", None, None, None), "jem": ("convnet", "none", "none", "sgld"),
     "nce": ("unet_levels", None, None, None), "tre": ("unet_levels", None, None, "ddim_10"),
     "sliced": ("unet_twice_differentiable", None, None, None), "autoencoder": ("small_kl", "none", "none", None),
+    "dual_score": ("unet_energy", None, "none", None), "ctsm": ("unet_energy", None, "none", None),
+    "diffclf": ("unet_energy", None, "none", None), "eqm": ("unet_equilibrium", "none", "none", "descent"),
 }  # fmt: skip
 
 

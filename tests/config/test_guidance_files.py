@@ -57,7 +57,7 @@ def test_a_model_that_does_not_fit_is_told_the_guidance_that_was_asked_for(name,
 DROPPING = {
     "cfg", "cfg_rescale", "apg", "cfg_zero", "cfgpp", "tcfg", "mambo_g", "threshold", "fdg", "compose", "cads",
     "classifier_cfg", "cfg_parts", "smc_cfg", "adamag", "vags", "pmc_cfg", "norm_limit", "recfg", "fbg", "rectified_cfgpp",
-    "recfg_table", "ltx2",
+    "recfg_table", "ltx2", "distilled",
 }  # fmt: skip
 
 

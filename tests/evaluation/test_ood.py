@@ -127,13 +127,16 @@ def test_a_joint_energy_has_a_classification_and_an_ood_table(jem_run, tmp_path,
 
 
 def test_new_samples_of_a_joint_energy_are_those_of_diffguide_sample(jem_run, tmp_path, command):
-    """New samples equal those of a run with the same seeds, steps and labels."""
-    chain = ["sampler.steps=2", "n=80"]
+    """New samples equal those of a run with the same seeds, steps and labels, under the same potential."""
+    chain = ["sampler.steps=2", "n=80", "guidance=potential", "guidance.scale=0.02"]
     drawn = command(sample, f"checkpoint={jem_run}", "sampler=sgld", *chain, at=tmp_path)
     assert drawn.code == 0, drawn.err
     asked = ["metric=quality", "metric/features=pixels", "metric.count=80", "metric.classification=false"]
-    figures = []
-    for source in ([f"metric.samples={drawn.folder}"], ["sampler@metric.sampler=sgld", "metric.sampler.steps=2"]):
+    figures, tilt = [], ["guidance@metric.guidance=potential", "metric.guidance.scale=0.02"]
+    for source in (
+        [f"metric.samples={drawn.folder}"],
+        ["sampler@metric.sampler=sgld", "metric.sampler.steps=2", *tilt],
+    ):
         done = command(evaluate, f"checkpoint={jem_run}", *asked, *source, at=tmp_path)
         assert done.code == 0, done.err
         record = json.loads((tmp_path / done.folder / "metrics.json").read_text())

@@ -53,6 +53,14 @@ def test_batches_without_shard_are_missing(tmp_path):
     assert shards.missing_batches() == [0, 5, 15, 20]
 
 
+def test_means_per_level_are_those_of_all_batches(tmp_path):
+    shards = Shards(tmp_path, 10, 5)
+    assert Shards(tmp_path, 0, 5).means() == {}
+    shards.write(0, numpy.zeros((5, 2)), 0, None, 0, {"acceptance": {0.5: [3.0, 5], 2.0: [1.0, 5]}})
+    shards.write(5, numpy.zeros((5, 2)), 0, None, 0, {"acceptance": {0.5: [4.0, 5], 2.0: [2.5, 5]}})
+    assert shards.means() == {"acceptance": [[2.0, 0.35], [0.5, 0.7]]}
+
+
 def test_frames_are_read_by_sample(tmp_path):
     shards, frames = Shards(tmp_path, 10, 5), numpy.arange(24).reshape(4, 3, 2)
     shards.write(0, numpy.zeros((5, 2)), 0, frames[:, :2])  # of samples 1 and 4

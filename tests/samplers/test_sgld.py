@@ -12,7 +12,8 @@ import torch
 from closed_forms import ExactMixture, two_classes
 from joint_energies import COVARIANCES, LABELS, MEANS, TRUTH, WEIGHTS, MixtureLogits, exact
 
-from diffguide.guidance import Unguided
+from diffguide.guidance import ClassifierFree, Unguided
+from diffguide.guidance.potentials import NoisyPotentialGuidance, Potential, PotentialEnergy, PotentialGuidance
 from diffguide.models.evaluation_counters import count_evaluations
 from diffguide.models.joint_energy import JointEnergy
 from diffguide.oracles import GaussianMixture
@@ -73,6 +74,54 @@ def test_sgld_samples_every_log_density_and_counts_evaluations():
     np.testing.assert_allclose(*ours, atol=1e-9)
     assert [tally.evaluations for tally in (first, second)] == [40, 40]
     assert [tally.potential_evaluations for tally in (first, second)] == [0, 0]
+
+
+def bowl(x, y):
+    return -0.5 * (x - 0.5).square().sum(1) / 0.1
+
+
+class BowlOfClass(Potential):
+    """Of class 1 alone."""
+
+    of_class = True
+
+    def __call__(self, x, y):
+        return bowl(x, y) * y
+
+
+@pytest.mark.parametrize("guidance", [PotentialGuidance, NoisyPotentialGuidance])
+def test_an_energy_takes_potentials(guidance):
+    """N(0.4, 0.2) exp(2 bowl): the precision is 1 / 0.2 + 2 / 0.1, the law exact to a / (2 v) = 1 %; 4000 chains."""
+    energy = JointEnergy(MixtureLogits([1.0], [[0.4, 0.4]], [[[0.2, 0.0], [0.0, 0.2]]], [0]))
+    counted, tally = count_evaluations(energy)
+    tilted = guidance(counted, bowl, 2.0)
+    assert isinstance(tilted, PotentialEnergy) and tilted.num_classes == 1 and not tilted.normalized
+    x, v = chains(tilted, SGLD(60, 0.004, None), 4000), 1 / 25
+    np.testing.assert_allclose(x.var(0), v / (1 - 0.004 / (2 * v)), rtol=0.08)
+    np.testing.assert_allclose(x.mean(0), v * (0.4 / 0.2 + 0.5 * 20), atol=0.015)
+    assert tally.evaluations == tally.potential_evaluations == 4000 * 60
+
+
+def test_a_potential_of_the_class_leaves_rows_without():
+    """And one that is off has the chains of the energy itself."""
+    labels, sampler = [1, -1, 0], SGLD(10, 0.01, 0.05)
+    plain = chains(exact(), sampler, 3, labels)
+    tilted = chains(NoisyPotentialGuidance(exact(), BowlOfClass(), 1.0), sampler, 3, labels)
+    assert np.array_equal(plain[1:], tilted[1:]) and np.abs(plain[0] - tilted[0]).max() > 1e-3
+    assert np.array_equal(plain, chains(PotentialGuidance(exact(), BowlOfClass(), 0.0), sampler, 3, labels))
+    assert np.array_equal(chains(PotentialGuidance(exact(), BowlOfClass()), sampler, 3), chains(exact(), sampler, 3))
+
+
+def test_guidance_with_a_law_is_sampled_at_the_data():
+    """Classes of an oracle at scale 3, from closed forms: one step of the gradient of log p(x | y)^3 p(x)^-2."""
+    law = (torch.tensor(part, dtype=torch.float64) for part in (WEIGHTS, MEANS, COVARIANCES))
+    counted, tally = count_evaluations(GaussianMixture(*law, torch.tensor(LABELS), Cosine(math.inf, -10.0), None))
+    sampler, labels = SGLD(1, 0.01, 0.0), [0, 1, 1]
+    x = chains(ClassifierFree(counted, 3.0), sampler, 3, labels)
+    start = sampler.begin(counted, torch.ones(1), Noise(range(3), [2], None, dtype=torch.float64)).numpy()
+    score = 3 * TRUTH.score(start, 1.0, 0.0, np.array(labels)) - 2 * TRUTH.score(start, 1.0, 0.0)
+    np.testing.assert_allclose(x, start + 0.01 * score, atol=1e-9)
+    assert tally.evaluations == 6
 
 
 def test_models_and_samplers_that_do_not_fit_raise():
@@ -140,7 +189,10 @@ def test_the_command_samples_with_it(jem_run, tmp_path, command):
             "sampler: Heun needs a denoiser, and this model is an energy without noise levels: take sampler=sgld",
         ),
         (["sampler=sgld", "guidance=cfg"], "a JointEnergy is an energy"),
-        (["sampler=sgld", "guidance=noisy_potential", "guidance/potential=brightness"], "guidance=none"),
+        (
+            ["sampler=sgld", "guidance=potential", "guidance.interval=[0.1,5]"],
+            "interval must be [0, inf] for an energy",
+        ),
         (["sampler=sgld", "sampler.step_size=0"], "sampler: step_size must be"),
     ],
 )

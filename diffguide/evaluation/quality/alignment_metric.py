@@ -34,8 +34,8 @@ class Alignment(SampledMetric):
     For `dataset=shapes` an exact judge reads the attributes off the pixels (`shape_judge`): the share of pictures that show
     all that their prompts ask for, each attribute, diversity. For other data with captions a `DualEncoder` measures
     recall@1: the share of pictures that are nearer to their own text than to all others of K, beside that of real
-    pictures and their captions. With K = 100 this is the R-precision of Xu et al., "AttnGAN", 2018, arXiv 1711.10485,
-    section 4. A CLIP model measures the CLIP score (`clip_score`) of either.
+    pictures, each once, and their captions. With K = 100 this is the R-precision of Xu et al., "AttnGAN", 2018, arXiv
+    1711.10485, section 4. A CLIP model measures the CLIP score (`clip_score`) of either.
 
     Arguments:
         guidance: of new samples, model -> guided denoiser; None = no guidance.
@@ -93,8 +93,8 @@ class Alignment(SampledMetric):
         conditioning = context.model.conditioning
         if conditioning is None or not conditioning.reads_text:
             raise ValueError(
-                "metric=alignment draws samples of prompts, and this model takes no texts: give samples of it, "
-                "metric.samples=<folder>, or take a model that was trained with condition=text"
+                "metric=alignment draws samples of prompts, and this model takes no texts: take a model that was trained with "
+                "condition=text, or metric.samples=<folder> of samples that guidance=clip drew; metric=quality measures classes"
             )
 
     def check_texts(self, texts: list[str], data: Any) -> None:
@@ -129,7 +129,11 @@ class Alignment(SampledMetric):
         asked = torch.tensor([bool(text) for text in texts])
         x, texts = x[asked], [text for text in texts if text]
         held_out = torch.tensor([row for row in context.rows.tolist() if captions[row]])
-        rows = held_out[: len(texts)] if prompts is None or prompts.rows is None else prompts.rows
+        rows = held_out[: len(texts)]
+        if (
+            prompts is not None and prompts.rows is not None
+        ):  # every picture once: more samples do not make more of them
+            rows = torch.tensor(list(dict.fromkeys(prompts.rows.tolist())))
         own = [captions[row][0] for row in rows.tolist()]
         real = load_images(data, context.split, rows)[0]
         said = [captions[row] for row in held_out.tolist()]

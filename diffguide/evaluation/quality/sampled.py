@@ -5,6 +5,7 @@ from functools import partial
 from pathlib import Path
 
 from ...guidance import Unguided
+from ...guidance.potentials.base import tilts_energy
 from ...models.protocols import Denoiser, DenoiserWrapper, Energy
 from ...samplers import Heun, Sampler
 from ..metric import EvalContext, Metric
@@ -32,8 +33,8 @@ class SampledMetric(Metric):
         self.folder = None if samples is None else Path(samples).expanduser()
 
     def guide(self, context: EvalContext) -> Denoiser | Energy:
-        """Adds the guidance to the model; an energy is returned unchanged."""
-        return context.model if isinstance(context.model, Energy) else self.guidance(context.model)
+        """Adds the guidance to the model; an energy without a potential is returned unchanged."""
+        return self.guidance(context.model)
 
     def check_model(self, context: EvalContext) -> None:
         """Raises ValueError unless the model makes images, and the guidance fits it."""
@@ -42,10 +43,11 @@ class SampledMetric(Metric):
             raise ValueError(
                 f"metric={self.name} needs a denoiser or an energy; this checkpoint holds a {context.model_name}"
             )
-        if is_energy and getattr(self.guidance, "func", self.guidance) is not Unguided:
+        guidance = getattr(self.guidance, "func", self.guidance)
+        if is_energy and guidance is not Unguided and not tilts_energy(guidance):
             raise ValueError(
                 f"metric.guidance has no effect on a {context.model_name}, an energy, which uses its labels without guidance: "
-                "use guidance@metric.guidance=none"
+                "use guidance@metric.guidance=none, or a potential"
             )
         if len(context.shape) != 3:
             raise ValueError(

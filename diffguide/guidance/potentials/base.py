@@ -5,19 +5,19 @@ score of p_t(x_t) exp(w f):    x_0 + w (sigma^2 / alpha) g,    eps - w sigma g, 
 
 import math
 from collections.abc import Sequence
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
 from ...backbones.conditions import Condition, has_condition
 from ...models.evaluation_counters import count_potential
-from ...models.protocols import Denoiser, LogDensity, Prediction, SamplingError, WeightedPrediction, keep_variance
+from ...models.protocols import Denoiser, Energy, Prediction, SamplingError, WeightedPrediction, keep_variance
 from ...models.tilts import PotentialTerm, Tilt
 from ...randomness import Noise
-from ...runtime.ranges import check_finite
-from ...schedules import EVERYWHERE, broadcast_rows
+from ...schedules import EVERYWHERE, Interval, broadcast_rows
 from ..base import ScaledGuidance, check_uncompiled, per_row_float
+from .densities import PotentialEnergy
 from .values import LogPotential, Potential, build_potential, compute_gradient, evaluate, reads_class
 
 __all__ = [
@@ -27,9 +27,9 @@ __all__ = [
     "LogPotential",
     "NoisyPotentialGuidance",
     "Potential",
-    "PotentialDensity",
     "PotentialGuidance",
     "PotentialGuidanceBase",
+    "tilts_energy",
 ]
 
 
@@ -193,7 +193,23 @@ class BayesGuidance(PotentialGuidanceBase):
             inner = self.denoiser.predict_weighted(x, t, y)
             value = self.value(inner.guided.x_0, t, y)
             gradient = compute_gradient(self.potential, value, x, False)
-        return detach_weighted(inner), value.detach(), gradient
+        return inner.detach(), value.detach(), gradient
+
+    def explain_no_density(self) -> str | None:
+        if self.interval != EVERYWHERE:
+            return "a potential that acts at some noise levels has none; take no guidance.interval"
+        return super().explain_no_density()
+
+    def guided_log_density(self, x_t: Tensor, t: Tensor, y: Condition | None) -> Tensor:
+        inner = self.denoiser.guided_log_density(x_t, t, y)
+        if self.off or (y is None and reads_class(self.potential)):
+            return inner
+        value, rows = self.noised_value(x_t, t, y), self.guided_rows(t, y, x_t)
+        return inner + self.scale * (value if rows is None else torch.where(rows, value, 0.0))
+
+    def noised_value(self, x_t: Tensor, t: Tensor, y: Condition | None) -> Tensor:
+        """f as a function of x_t, [B]; here of x0_hat."""
+        return self.value(self.denoiser(x_t, t, y).x_0, t, y)
 
     def end_value(self, x: Tensor, y: Condition | None) -> Tensor | None:
         inner = self.denoiser.end_value(x, y)
@@ -210,17 +226,31 @@ class BayesGuidance(PotentialGuidanceBase):
         return None if inner is None else inner.times(Tilt((), (term,)))
 
 
-def detach_weighted(found: WeightedPrediction) -> WeightedPrediction:
-    """The same without gradients."""
-    guided, plain = (
-        keep_variance(Prediction(side.x_0.detach(), side.eps.detach()), side) for side in (found.guided, found.plain)
-    )
-    return WeightedPrediction(
-        guided, plain, found.spread.detach(), None if found.value is None else found.value.detach()
-    )
+class TiltsEnergy:
+    """The base of potential guidance that takes an energy too, and makes a `PotentialEnergy` of it."""
+
+    def __new__(
+        cls,
+        denoiser: Denoiser | Energy | None = None,  # None only where an object is copied
+        potential: LogPotential = BRIGHTNESS,
+        scale: float = 1.0,
+        interval: Sequence[float] = EVERYWHERE,
+    ):
+        if not isinstance(denoiser, Energy):
+            return super().__new__(cls)
+        if Interval.of(interval) != EVERYWHERE:
+            raise ValueError(
+                f"interval must be [0, inf] for an energy, which has no noise levels, got {list(interval)}"
+            )
+        return PotentialEnergy(denoiser, potential, scale)
 
 
-class PotentialGuidance(BayesGuidance):
+def tilts_energy(guidance: Any) -> bool:
+    """Whether a class of guidance takes an energy."""
+    return isinstance(guidance, type) and issubclass(guidance, TiltsEnergy)
+
+
+class PotentialGuidance(TiltsEnergy, BayesGuidance):
     """Bayes' rule with exp f(x0_hat) in place of p(y | x_t): x_0 + w (sigma^2 / alpha) g, eps - w sigma g, g = grad_{x_t} f.
 
     The gradient goes through the network. Chung et al., "Diffusion Posterior Sampling", 2023, arXiv 2209.14687, theorem 1
@@ -236,7 +266,7 @@ class PotentialGuidance(BayesGuidance):
     """
 
 
-class NoisyPotentialGuidance(BayesGuidance):
+class NoisyPotentialGuidance(TiltsEnergy, BayesGuidance):
     """Bayes' rule with exp f(x_t): the potential of the noised data, without differentiating the network.
 
     Song et al. 2021, arXiv 2011.13456, eq. 14. It is exact where f is log p(y | x_t) of noised data.
@@ -252,33 +282,12 @@ class NoisyPotentialGuidance(BayesGuidance):
         prediction = self.denoiser(x_t, t, y)
         return prediction, self.apply_bayes(prediction, t, self.differentiate(x_t, t, y, graph))
 
+    def noised_value(self, x_t: Tensor, t: Tensor, y: Condition | None) -> Tensor:
+        return self.value(x_t, t, y)
+
     def twist(self, x_t: Tensor, t: Tensor, y: Condition | None) -> tuple[WeightedPrediction, Tensor, Tensor]:
         inner = self.denoiser.predict_weighted(x_t, t, y)
         with torch.enable_grad():
             x = x_t.detach().requires_grad_()
             value = self.value(x, t, y)
             return inner, value.detach(), compute_gradient(self.potential, value, x, False)
-
-
-class PotentialDensity(LogDensity):
-    """log p(x | y) + w f(x, y), up to a constant: a log-density tilted by a potential.
-
-    Arguments:
-        density: log p.
-        potential: f(x, y) -> [B].
-        scale: w, finite; 0 = off.
-    """
-
-    def __init__(self, density: LogDensity, potential: LogPotential = BRIGHTNESS, scale: float = 1.0):
-        self.density = density
-        self.potential = build_potential(potential)
-        self.scale = check_finite("scale", scale)
-        self.normalized = density.normalized and scale == 0
-
-    def log_density(self, x: Tensor, t: Tensor | None, y: Condition | None = None) -> Tensor:
-        result = self.density.log_density(x, t, y)
-        of_class = reads_class(self.potential)
-        if self.scale == 0 or (of_class and y is None):
-            return result
-        tilt = self.scale * evaluate(self.potential, x, y)
-        return result + (torch.where(has_condition(y), tilt, 0.0) if of_class and y is not None else tilt)

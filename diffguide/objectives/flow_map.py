@@ -1,0 +1,124 @@
+"""Networks of two times: guidance and the integral of the flow learned into one call."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from ..backbones import Backbone
+from ..backbones.conditions import Condition
+from ..models.jumps import FURTHER_INPUTS, NO_GUIDANCE, JumpModel
+from ..models.parameterizations import Parameterization
+from ..models.protocols import Denoiser, Prediction
+from ..randomness import Share, normal, uniform
+from ..runtime.ranges import check_finite, check_range
+from ..schedules import Schedule
+from .base import LevelObjective, Loss, drop_condition
+from .denoising import V_PREDICTION
+from .flow_fields import DataField, Field, Noised, TeacherField
+from .jump_targets import JumpTarget
+from .levels import UNIFORM_TIME, NoiseLevels
+from .weights import UNIFORM_WEIGHT, Weight
+
+__all__ = ["FlowMap"]
+
+
+class FlowMap(LevelObjective):
+    """weight || F(x_t, t, s, w, y) - (p x_0* + q eps*) ||^2 / D with the pair (x_0*, eps*) of the jump from t to s.
+
+    In the rows with s = t the pair is that of the field: the guided field at scale w of a teacher, or of the data. In the
+    others it is the target of `jump`. Without `jump` the network learns the guided field alone: guidance distillation with a
+    teacher (Meng et al. 2022, arXiv 2210.03142), model guidance without (Tang et al. 2025, arXiv 2502.12154).
+
+    Arguments:
+        backbone: network with further_inputs = 2.
+        schedule: noise schedule, fixed.
+        teacher: trained model whose guided field is learned; None = the data's.
+        teacher_guidance: function teacher -> guided teacher; its scale is that of each row. None = no guidance.
+        scales: lowest and highest scale of guidance; every example has one of its own, uniform between them.
+        jump: what a jump from t to s < t is compared with; None = no jumps.
+        jump_share: expected share of the examples with s < t, in [0, 1].
+        end_share: expected share of the jumps that end at s = 0, in [0, 1]; the others end uniformly below t.
+        parameterization, weight, levels, p_uncond: as of `Denoising`.
+
+    Raises:
+        ValueError: a learned schedule; scales that are not two rising numbers, or that the field does not have.
+    """
+
+    model: JumpModel
+    compilable = False
+    further_inputs = FURTHER_INPUTS
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        schedule: Schedule,
+        teacher: Denoiser | None = None,
+        teacher_guidance: Callable[[Denoiser], Denoiser] | None = None,
+        scales: Sequence[float] = NO_GUIDANCE,
+        jump: JumpTarget | None = None,
+        jump_share: float = 0.5,
+        end_share: float = 0.25,
+        parameterization: Parameterization = V_PREDICTION,
+        weight: Weight = UNIFORM_WEIGHT,
+        levels: NoiseLevels = UNIFORM_TIME,
+        p_uncond: float = 0.0,
+    ):
+        super().__init__()
+        schedule.check_fixed("objective=flow_map")
+        self.p_uncond = check_range("p_uncond", p_uncond, "[0, 1]")
+        self.jump_share = check_range("jump_share", jump_share, "[0, 1]")
+        self.end_share = check_range("end_share", end_share, "[0, 1]")
+        self.scales = tuple(check_finite("scales", scale) for scale in scales)
+        if len(self.scales) != 2 or self.scales[0] > self.scales[1]:
+            raise ValueError(f"scales must be the lowest and the highest scale, got {list(scales)}")
+        levels.check(schedule)
+        self.model = JumpModel(backbone, schedule, parameterization, p_uncond > 0, self.scales, jump is not None)
+        self.jump, self.weight, self.levels = jump, weight, levels
+        self.field: Field = DataField()
+        if teacher is not None:
+            self.field = TeacherField(teacher, teacher_guidance or (lambda denoiser: denoiser))
+            self.field.check(self.model, self.scales)
+
+    def check(self, x_0: Tensor) -> None:
+        self.field.check(self.model, self.scales)
+
+    def forward(self, x_0: Tensor, y: Condition | None, rng: torch.Generator | Share) -> Loss:
+        batch, density, s = self.draw(x_0, y, rng)
+        target = self.find_target(batch, s)
+        model = self.model
+        log_snr = model.schedule.log_snr(batch.t)
+        rows = model.parameterization.rows(*model.schedule.scales(log_snr, x_0.ndim)).to(x_0)
+        inputs = model.join_inputs(log_snr.to(x_0), model.schedule.log_snr(s), batch.scale)
+        output = model.backbone(rows.c_in * batch.x_t, inputs, batch.y).to(x_0.dtype)
+        error = (output - (rows.p * target.x_0 + rows.q * target.eps)).square().flatten(1).mean(1)
+        weighted = self.levels.importance(batch.t).to(error) * self.weight.weigh(error, log_snr, rows, density)
+        return Loss(weighted, {"mse": error.detach()}, log_snr)
+
+    def draw(self, x_0: Tensor, y: Condition | None, rng: torch.Generator | Share) -> tuple[Noised, Tensor, Tensor]:
+        """The noised batch, the density of its log-SNRs, and the times s [B] where jumps end; s = t = no jump."""
+        n, schedule = len(x_0), self.model.schedule
+        t, density = self.levels(schedule, n, rng)
+        eps = normal(x_0.shape, rng, x_0.dtype)
+        y = drop_condition(y, self.p_uncond, rng)
+        alpha, sigma = (part.to(x_0) for part in schedule.alpha_sigma(t, x_0.ndim))
+        low, high = self.scales
+        scale = low + (high - low) * uniform((n,), rng, torch.float64)
+        batch = Noised(x_0, eps, alpha * x_0 + sigma * eps, t, y, scale)
+        if self.jump is None:
+            return batch, density, t
+        chance, place, to_end = (uniform((n,), rng, torch.float64) for _ in range(3))
+        s = torch.where(to_end < self.end_share, 0.0, place) * t
+        return batch, density, torch.where(chance < self.jump_share, s, t)
+
+    def find_target(self, batch: Noised, s: Tensor) -> Prediction:
+        """The pair of every row."""
+        target = self.field(batch, self.model)
+        jumping = s < batch.t
+        if self.jump is None or not bool(jumping.any()):
+            return target
+        part = Prediction(target.x_0[jumping], target.eps[jumping])
+        jumped = self.jump(batch.rows(jumping), s[jumping], part, self.model)
+        x_0, eps = target.x_0.clone(), target.eps.clone()
+        x_0[jumping], eps[jumping] = jumped.x_0, jumped.eps
+        return Prediction(x_0, eps)
