@@ -55,11 +55,11 @@ def build_training_job(config: dict[str, Any]) -> TrainingJob:
     config, ancestor = find_ancestor(config) if resumed is None else (config, None)
     config, first_stage = take_first_stage(config, ancestor)
     config, adapter = take_adapter(config)
-    config = give_inputs(config)
     if resumed is None or "p_uncond" in changed_keys():
         check_label_dropout(config.get("p_uncond", 0.0), config["guidance"], config["objective"])
     for key in ("dataset", "backbone", "schedule", "objective", "guidance", "sampler"):  # before a download
         check_types(config[key], key, ROLES[key].given)
+    config = give_inputs(config)
     parent = settings.run_parent("dry_run" if settings.dry_run else "train")
     training, engine = build(config["training"], "training"), build(config["engine"], "engine")
     if launched_by_torchrun():
