@@ -158,9 +158,11 @@ def is_energy(model: Any, node: Any) -> bool:
     Raises:
         ValueError: an energy with guidance other than by a potential.
     """
+    if not isinstance(model, Energy):
+        return False
     target = node.get("_target_") if isinstance(node, dict) else None
     guidance = None if target is None else resolve(target, "guidance")
-    if not isinstance(model, Energy) or tilts_energy(guidance):
+    if tilts_energy(guidance):
         return False
     if guidance is not Unguided:
         raise ValueError(

@@ -15,7 +15,7 @@ from ..files.safetensors import CheckpointError
 from ..files.text import escape_unprintable, shorten
 from ..first_stages import FirstStage
 from ..first_stages.space import LatentFacts
-from ..models.protocols import Classifier, Denoiser
+from ..models.protocols import Classifier, Denoiser, Energy
 from .allowlist import MAX_INTEGER, validate_values
 from .data_record import check_record
 from .extension import Extension
@@ -145,7 +145,7 @@ def check_model(model: nn.Module, facts: dict[str, Any]) -> None:
     classes, names, shape = model.num_classes, facts["class_names"], facts["shape"]
     if len(names) != classes:
         raise CheckpointError(f"it names {len(names)} classes, its network has {classes}")
-    if not isinstance(model, Denoiser | Classifier | FirstStage) or not any(
+    if not isinstance(model, Denoiser | Classifier | Energy | FirstStage) or not any(
         value.is_meta for value in model.parameters()
     ):
         return  # a trusted network is not on `meta`
@@ -157,10 +157,14 @@ def check_model(model: nn.Module, facts: dict[str, Any]) -> None:
         elif isinstance(model, FirstStage):
             model.latent_shape(shape)
             fits_shape = model.decode(model.encode(x)).shape == x.shape
-        else:
+        elif isinstance(model, Classifier):
             fits_shape = model.log_prob(x, t).shape == (1, classes)
+        else:
+            y = torch.zeros(1, dtype=torch.long, device="meta") if classes else None
+            fits_shape = model.log_density(x, None, y).shape == (1,)
     except (RuntimeError, ValueError) as error:
         raise CheckpointError(f"its network does not accept examples of its shape {shape}: {error}") from error
     if not fits_shape:
         wanted = "one number per class" if isinstance(model, Classifier) else "the shape of its examples"
+        wanted = "one number" if isinstance(model, Energy) and not isinstance(model, Classifier) else wanted
         raise CheckpointError(f"its output is not {wanted}, for examples of shape {shape}")

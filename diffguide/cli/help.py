@@ -157,7 +157,9 @@ class Page:
         comment = self.comments.get(key, "")
         if place is not None:
             yield from self.format_group(place, indent)
-        elif isinstance(value, dict):
+            if self.choices[place] is not None or not isinstance(value, dict):  # else the node stands in another file
+                return
+        if isinstance(value, dict):
             if comment:
                 yield from self.line(f"{key}={format_value(value)}", comment, indent)
             yield from self.format_parts(key, value, indent)

@@ -49,7 +49,7 @@ def test_every_option_may_be_built(path):
         if not isinstance(value, dict):
             return value
         entries = [entry for entry in value.get("defaults", []) if isinstance(entry, dict)]
-        elsewhere = {"defaults", *(name.partition("@")[2] for entry in entries for name in entry)}
+        elsewhere = {"defaults", *(name.partition("@")[2] or name for entry in entries for name in entry)}
         parts = {key: own(part) for key, part in value.items() if key not in elsewhere and part != {"_partial_": True}}
         return {key: part for key, part in parts.items() if part != "???" and "${" not in str(part)}
 
@@ -72,6 +72,8 @@ OBJECTIVES = {  # of the networks that do not regress noise
     "unet_levels": ["objective=cdm"],
     "mlp_levels": ["objective=cdm"],
     "unet_joint": ["objective=energy"],
+    "unet_energy": ["objective=dual_score"],
+    "unet_equilibrium": ["objective=eqm"],
     "convnet": ["objective=jem", "schedule=none"],
     "small_kl": ["objective=autoencoder"],
 }
@@ -88,13 +90,23 @@ def test_every_network_builds_without_memory(name):
     facts += (
         ["backbone.attention=[]"]
         if name
-        in ("unet", "edm_unet", "edm2_unet", "unet_encoder", "unet_levels", "unet_joint", "unet_twice_differentiable")
+        in (
+            "unet",
+            "edm_unet",
+            "edm2_unet",
+            "unet_encoder",
+            "unet_levels",
+            "unet_joint",
+            "unet_twice_differentiable",
+            "unet_energy",
+            "unet_equilibrium",
+        )  # fmt: skip
         else []
     )
     cfg = composed("name=x", f"backbone={name}", *facts)
     objective = assemble(OmegaConf.to_container(cfg, resolve=True), (), "meta")
     assert all(value.is_meta for value in objective.state_dict().values())
-    names = [""] * (0 if name == "small_kl" else 10)
+    names = [""] * (0 if name in ("small_kl", "unet_energy") else 10)
     check_model(objective.model, {"class_names": names, "shape": shape})
     with pytest.raises(CheckpointError, match="does not accept examples of its shape"):
         check_model(objective.model, {"class_names": names, "shape": [4, 64, 64] if vectors else [1, side, side]})

@@ -148,6 +148,9 @@ def test_a_method_with_more_evaluations_a_step_gets_fewer_steps(pair, pictures):
     }
     assert {name: steps for name, (steps, *_) in found.items()} == {"none": 24, "cfg": 12, "cfg, fkc": 3}
     assert ranking.choose_steps(pictures, "lgd", 2.0, 8) == (24, 24, 24 * 8)
+    assert ranking.choose_steps(pictures, "recfg_table", 2.0, 64) == (12, 24, 0), (
+        "its table is made once for all samples"
+    )
 
 
 def test_a_run_that_fails_has_no_figures(pair, monkeypatch):
@@ -155,10 +158,9 @@ def test_a_run_that_fails_has_no_figures(pair, monkeypatch):
         raise SamplingError("not finite")
 
     ranking = Ranking(2, 8, 0)
-    ranking.choose_steps(pair, "none", 1.0, None)
     monkeypatch.setattr(ranking, "sample", fail)
     (row,) = ranking.run(Truth(pair, 2, 0), "none")
-    assert row["steps"] == 8 and numpy.isnan(row["conditional"])
+    assert row["steps"] == 8 and numpy.isnan(row["evaluations"]) and numpy.isnan(row["conditional"])
 
 
 def test_tables_and_picture_are_written(tmp_path, capsys):
