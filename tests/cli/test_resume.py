@@ -49,7 +49,7 @@ KILLED = [
     "training.validation_images=600",
     "training.sample_images=700",
 ]
-LAST = "checkpoints/0000002100.optimizer.safetensors"
+LAST = "checkpoints/0000002100.safetensors"  # written after the state of its optimiser
 
 
 def metrics(run: Path) -> list[dict]:
