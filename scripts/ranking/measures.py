@@ -21,6 +21,9 @@ OUTLIERS = 0.001  # share of exact samples below the bound of outliers
 BOUND_SAMPLES = 20000
 THIN = 0.25  # a mode is thinned if it holds less than this share of what it expects
 EXPECTED = 5.0  # samples that a mode must expect to count
+MAX_COMPONENTS = (
+    100  # of laws of which other products than those that cfg names are sampled, which takes minutes for more
+)
 END = torch.tensor(0.0, dtype=torch.float64)  # the time t at which samplers end
 
 
@@ -65,14 +68,17 @@ class Truth:
         return self.law.oracle.log_density(x.reshape(-1, *self.law.oracle.shape), END, self.law.of_class(len(x)))
 
     def sample_tilted(self, tilt: Tilt) -> Tensor | None:
-        """n exact samples [n, D] of a law that guidance names for the class; None if it cannot be sampled."""
+        """n exact samples [n, D] of a law that guidance names for the class; None if it cannot be, or takes long."""
         tilt = tilt.given(self.law.label)
         key = tilt.describe()
         if key not in self.tilted:
-            part, rng = TiltedLaw(self.law.oracle, tilt).of, torch.Generator().manual_seed(1000 * self.seed + 50)
+            rng = torch.Generator().manual_seed(1000 * self.seed + 50)
             try:
-                self.tilted[key] = part(self.law.label).sample(self.n, rng).flatten(1)
-            except ValueError:
+                part = TiltedLaw(self.law.oracle, tilt).of(self.law.label)
+                quick = part.bounded() and {power.condition for power in tilt.powers} <= {self.law.label, -1}
+                quick = quick or len(self.law.oracle.labels) <= MAX_COMPONENTS
+                self.tilted[key] = part.sample(self.n, rng).flatten(1) if quick else None
+            except ValueError:  # not normalisable
                 self.tilted[key] = None
         return self.tilted[key]
 
@@ -86,7 +92,8 @@ class Truth:
         """The figures of samples x [n, D].
 
         conditional, named: energy distance to the class, and to the law that guidance names, over the distance of two exact
-            sets; 1 = as exact samples. named is nan if guidance names none, or it is not normalisable.
+            sets; 1 = as exact samples. named is nan if guidance names none, or one that is not normalisable or takes long to
+            sample.
         acts_as, nearest: the w of SCALES_OF_LAWS whose law p(x | y)^w p(x)^(1 - w) is nearest, and the distance to it.
         outliers: share of samples with a lower log p(x | y) than 99.9 % of exact samples.
         thinned: probability of the modes with less than a quarter of their expected samples; nan for a law of one mode.

@@ -36,6 +36,7 @@ class Method(NamedTuple):
         images: whether it is made for pictures, and so is tried on the digits alone.
         sampler: "ode", "sde", "fkc".
         cost: evaluations in units of those of the others, for methods that are not comparable at equal cost.
+        counted: the method whose evaluations it has, if it makes others once for all samples; "" = its own.
         named: the w of the law p(x | y)^w p(x)^(1 - w) that it names, given scale and value; None = that of `tilt()`.
     """
 
@@ -49,6 +50,7 @@ class Method(NamedTuple):
     images: bool = False
     sampler: str = "ode"
     cost: int = 1
+    counted: str = ""
     named: Callable[[float, Any], float] | None = None
     option: str = ""
 
@@ -111,7 +113,9 @@ METHODS: dict[str, Method] = {
         "rule.cap", (1.0, 0.8, 1.25), settings=lambda law: {"rule.patch": 2 if len(law.oracle.shape) == 3 else None}
     ),
     "recfg": Method("rule.share", (1.0, 0.5, 0.25)),
-    "recfg_table": Method("count", (64, 16, 200), objects=lambda law, value: {"dataset": LawSamples(law.oracle)}),
+    "recfg_table": Method(
+        "count", (64, 16, 200), objects=lambda law, value: {"dataset": LawSamples(law.oracle)}, counted="cfg"
+    ),
     "fbg": Method("rule.mixing", (0.95, 0.9, 0.999), scales=(1.0, 1.5, 2.0, 3.0)),
     "negative": Method(settings=lambda law: {"condition": law.unwanted}),
     "compose": Method(
@@ -134,6 +138,11 @@ METHODS: dict[str, Method] = {
     "classifier_cfg": Method(
         "EXTRA", EXTRA, (0.5, 1.0, 2.0, 4.0), make=by_classifier, named=lambda scale, extra: scale + extra
     ),
+    "implicit_classifier": Method(
+        scales=(0.5, 1.0, 2.0, 4.0),
+        settings=lambda law: {"posterior.prior": law.oracle.log_totals[:-1].exp().tolist()},
+        named=lambda scale, value: 1 + scale,
+    ),
     "potential": clean(named=plain),
     "noisy_potential": clean(named=plain),
     "universal": clean(named=plain, knob="backward_rate", values=(0.01, 0.05, 0.2)),
@@ -152,6 +161,7 @@ UNSUITED: dict[str, str] = {
     "cads": "it adds noise to an embedded condition, and a law embeds none",
     "cfg_parts": "it needs a model of several conditions",
     "clean_classifier": "it reads a network from a file; potential has the perfect classifier of clean data",
+    "distilled": "it needs a network that has learned guidance",
     "clip": "it needs pictures and texts",
     **dict.fromkeys(["pag", "seg", "slg", "soft_pag", "tpg", "s2", "tsg"], BLOCKS),
     **dict.fromkeys(["dps", "repaint", "inpaint", "super_resolution", "deblur", "mmps", "tmpd", "jfps"], MEASUREMENT),

@@ -1,6 +1,7 @@
 """Runs of guidance on a law at an equal number of network evaluations."""
 
 from collections.abc import Iterator, Mapping
+from math import nan
 from typing import Any
 
 import torch
@@ -55,6 +56,8 @@ class Ranking:
 
     def choose_steps(self, law: Law, name: str, scale: float, value: Any) -> tuple[int, float, float]:
         """The most steps within the evaluations; evaluations of the network and of potentials per sample with them."""
+        if METHODS[name].counted:
+            name, value = METHODS[name].counted, METHODS[METHODS[name].counted].values[0]
         key = name, str(value)
         if key not in self.steps:
             budget = self.evaluations * METHODS[name].cost
@@ -63,10 +66,13 @@ class Ranking:
                 tally = self.sample(law, name, scale, value, steps, 1)[1]
                 return steps, tally.evaluations, tally.potential_evaluations
 
-            trial = count(max(budget // 2, MIN_STEPS))
-            found = count(max(MIN_STEPS, int(budget * trial[0] / trial[1])))
-            while found[1] > budget and found[0] > MIN_STEPS:
-                found = count(found[0] - 1)
+            try:
+                trial = count(max(budget // 2, MIN_STEPS))
+                found = count(max(MIN_STEPS, int(budget * trial[0] / trial[1])))
+                while found[1] > budget and found[0] > MIN_STEPS:
+                    found = count(found[0] - 1)
+            except SamplingError:  # a gradient that is not finite
+                found = budget, nan, nan
             self.steps[key] = found
         return self.steps[key]
 

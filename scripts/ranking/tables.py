@@ -68,7 +68,7 @@ def geometric(values: Sequence[float]) -> float:
 
 AVERAGES = {
     "agreement": mean, "conditional": geometric, "named": geometric, "acts_as": median, "nearest": geometric,
-    "outliers": mean, "thinned": mean, "diversity": mean,
+    "outliers": mean, "thinned": mean, "diversity": geometric,
 }  # fmt: skip
 
 
