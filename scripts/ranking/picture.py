@@ -15,8 +15,9 @@ __all__ = ["draw_panels"]
 
 COLUMNS = 7
 GRID = 200  # points of the density along each side
-MARGIN = 0.35  # of the law's extent, around it
+MARGIN = 0.2  # of the law's extent, around it
 SHARES = (0.99, 0.6)  # of the class inside the contours
+DIVERGED = 1000.0  # floors
 BLUE, ORANGE, RED = "tab:blue", "tab:orange", "tab:red"
 
 
@@ -58,4 +59,6 @@ def name_panel(row: Mapping[str, Any]) -> str:
 
 def describe(row: Mapping[str, Any]) -> str:
     """The figures below a panel: distance to the class, spread, outliers."""
+    if not row["conditional"] < DIVERGED:
+        return "diverges"
     return f"{row['conditional']:.3g} floors, spread {row['diversity']:.2f}, out {100 * row['outliers']:.2g} %"

@@ -6,7 +6,7 @@ import guidance_ranking
 import numpy
 import pytest
 import torch
-from ranking import measures, networks
+from ranking import measures, networks, picture
 from ranking.laws import Law, list_options
 from ranking.measures import Truth, tilt_of_scale
 from ranking.methods import METHODS, UNSUITED, build_guidance, read_option
@@ -177,6 +177,16 @@ def test_tables_and_picture_are_written(tmp_path, capsys):
     with open(tmp_path / "ranking.csv", encoding="utf-8") as file:
         assert list(csv.DictReader(file)) == rows, "what the folder has is reused"
     assert "| cfg | 3 |" in table and "`clip`" in table and "not tried: cads" in capsys.readouterr().out
+
+
+def test_a_panel_states_its_figures_or_that_its_method_diverges():
+    row = {"conditional": 2.0, "diversity": 0.5, "outliers": 0.25}
+    assert picture.describe(row) == "2 floors, spread 0.50, out 25 %"
+    assert (
+        picture.describe(row | {"conditional": float("nan")})
+        == picture.describe(row | {"conditional": 1e9})
+        == "diverges"
+    )
 
 
 def test_means_over_laws_are_stated():
