@@ -22,7 +22,7 @@ def assemble(config: dict[str, Any], trust: Sequence[str], device: str) -> Objec
 
 def leave_out_teachers(node: dict[str, Any]) -> dict[str, Any]:
     """The node of an objective without the models that it learned from: what it trained does not need them."""
-    return {name: value for name, value in node.items() if name not in ("teacher", "teacher_guidance")}
+    return {name: value for name, value in node.items() if name not in ("teacher", "teacher_guidance", "solver")}
 
 
 def check_on_meta(held: dict[str, Tensor], metadata: dict[str, Any], trust: Sequence[str]) -> None:

@@ -13,6 +13,7 @@ from .jem import JEM
 from .jump_targets import Consistency, MeanFlow, Shortcut
 from .level_energy import DiffusiveClassification, DualScore
 from .levels import LogitNormal, LogNormal, NoiseLevels, UniformLogSNR, UniformTime
+from .paths import PathDistillation
 from .resampling import LossSecondMoment
 from .sliced import Sliced
 from .time_score import ConditionalTimeScore
@@ -21,8 +22,8 @@ from .weights import EDM, P2, LearnedUncertainty, Likelihood, MinSNR, SoftMinSNR
 
 __all__ = [
     "CDM", "EDM", "JEM", "P2", "AutoencoderObjective", "ClassifierObjective", "ConditionalTimeScore", "Consistency",
-    "Denoising", "DensityRatio", "DiffusiveClassification", "Diverged", "DualScore", "EnergyObjective", "EquilibriumMatching",
-    "FlowMap", "LearnedUncertainty", "Likelihood", "LogNormal", "LogitNormal", "Loss", "LossSecondMoment", "MeanFlow",
-    "MinSNR", "NoiseLevels", "Objective", "Shortcut", "Sliced", "SoftMinSNR", "Uniform", "UniformEps", "UniformLogSNR",
-    "UniformTime", "Variational", "Weight",
+    "Denoising", "DensityRatio", "DiffusiveClassification", "Diverged", "DualScore", "EnergyObjective",
+    "EquilibriumMatching", "FlowMap", "LearnedUncertainty", "Likelihood", "LogNormal", "LogitNormal", "Loss",
+    "LossSecondMoment", "MeanFlow", "MinSNR", "NoiseLevels", "Objective", "PathDistillation", "Shortcut", "Sliced",
+    "SoftMinSNR", "Uniform", "UniformEps", "UniformLogSNR", "UniformTime", "Variational", "Weight",
 ]  # fmt: skip
