@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..backbones import Backbone
 from ..backbones.conditions import Condition
-from ..models.jumps import NO_GUIDANCE, JumpModel
+from ..models.jumps import JumpModel
 from ..models.parameterizations import Parameterization
 from ..models.protocols import Denoiser, Prediction
 from ..randomness import Share, uniform
@@ -21,7 +21,7 @@ from .flow_map import FlowMap
 __all__ = ["GuidedField", "PathDistillation", "PathSolver", "Paths", "join_points"]
 
 BLOCK = 250  # paths that are solved at a time
-CALLS = (1, 2, 4)
+CALLS, SCALES = (1, 2, 4), (1.0, 4.0)
 
 
 @runtime_checkable
@@ -126,7 +126,7 @@ class PathDistillation(FlowMap):
         teacher: Denoiser | None = None,
         teacher_guidance: Callable[[Denoiser], Denoiser] | None = None,
         solver: PathSolver | None = None,
-        scales: Sequence[float] = NO_GUIDANCE,
+        scales: Sequence[float] = SCALES,
         paths: int = 2000,
         calls: Sequence[int] = CALLS,
         jump_share: float = 0.8,

@@ -89,7 +89,9 @@ def test_a_teacher_without_classes_and_rows_of_the_field_alone():
             return Prediction(x_t, torch.zeros_like(x_t))
 
     network = MLP(3, width=8, layers=1, further_inputs=2).double()
-    objective = PathDistillation(network, SCHEDULE, Plain(), None, DPMpp2M(4, UniformT()), paths=3, jump_share=1.0)
+    objective = PathDistillation(
+        network, SCHEDULE, Plain(), None, DPMpp2M(4, UniformT()), (1.0, 1.0), 3, jump_share=1.0
+    )
     x_0, _, rng = batch(4)
     noised, _, s = objective.draw(x_0, None, rng)
     assert noised.y is None and bool((s < noised.t).all())
