@@ -69,16 +69,18 @@ def test_a_pair_reaches_both_points():
 
 
 def test_paths_are_a_function_of_their_seed_and_shared_by_copies():
-    network = MLP(3, num_classes=1, width=8, layers=1, further_inputs=2).double()
+    network = MLP(3, num_classes=1, width=8, layers=1, further_inputs=2)
     first, again, other = (
         student(network, DPMpp2M(4, UniformT()), seed=seed, jump_share=1.0, paths=300) for seed in (1, 1, 2)
     )
     x_0, y, rng = batch()
+    x_0 = x_0.float()
     average = copy.deepcopy(first)
     points = [objective.paths_on(x_0).points for objective in (first, again, other)]
     assert torch.equal(points[0], points[1]) and not torch.equal(points[0], points[2])
     assert average.paths_on(x_0).points is first.paths_on(x_0).points and average.model is not first.model
     assert first(x_0, y, rng).per_example.requires_grad
+    assert first(x_0.bfloat16(), y, rng).per_example.dtype == torch.float32  # as it comes in mixed precision
 
 
 def test_a_teacher_without_classes_and_rows_of_the_field_alone():
@@ -105,7 +107,7 @@ def test_a_teacher_without_classes_and_rows_of_the_field_alone():
     [
         (lambda: student(calls=()), "at least one number"),
         (lambda: student(calls=(3,)).check(batch()[0]), "does not divide the 4 steps"),
-        (lambda: PathDistillation(ExactBackbone(), SCHEDULE).check(batch()[0]), "objective.teacher"),
+        (lambda: PathDistillation(ExactBackbone(), SCHEDULE, scales=(1.0, 1.0)).check(batch()[0]), "objective.teacher"),
         (lambda: student(solver=DDPM(4, UniformT()))(*batch()), "draws noise"),
     ],
 )
