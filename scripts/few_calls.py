@@ -1,7 +1,7 @@
 """Quality and time of digits against network calls: a student's jumps beside solvers of its teacher.
 
     python scripts/few_calls.py --teachers outputs/train/digits/v001 ... --students outputs/train/jumps/v001 ...
-        [--scale 2] [--samples 1000] [--rounds 3] [--output outputs/few_calls]
+        [--scale 2] [--solvers] [--samples 1000] [--rounds 3] [--output outputs/few_calls]
 
 One student per teacher, by objective=path_distillation, see diffguide/objectives/README.md. Figures are those of
 metric=quality with features=local against the test split. Calls count rows of the network per picture: a step with
@@ -119,6 +119,7 @@ def main() -> None:
     parser.add_argument("--teachers", nargs="+", required=True, help="run folders")
     parser.add_argument("--students", nargs="+", required=True, help="run folders, one per teacher")
     parser.add_argument("--scale", type=float, default=2.0, help="of guidance")
+    parser.add_argument("--solvers", action="store_true", help="whether the first teacher is sampled by every solver")
     parser.add_argument("--samples", type=int, default=1000)
     parser.add_argument("--rounds", type=int, default=3, help="in which seconds are measured")
     parser.add_argument("--output", type=Path, default=Path("outputs/few_calls"))
@@ -129,7 +130,7 @@ def main() -> None:
     labels = [index % CLASSES for index in range(chosen.samples)]
     for pair, places in enumerate(zip(chosen.teachers, chosen.students, strict=True)):
         teacher, student = map(diffguide.load, places)
-        methods = list_methods(teacher, student, chosen.scale, pair == 0)
+        methods = list_methods(teacher, student, chosen.scale, chosen.solvers and pair == 0)
         seconds = measure_seconds(methods, chosen.samples, chosen.rounds) if pair == 0 else {}
         for name, (denoiser, sampler) in methods.items():
             x = draw_samples(denoiser, sampler, labels, (1, 8, 8))

@@ -29,6 +29,8 @@ def folder(tmp_path_factory):
         train([*SMALL, *SHORT, "name=teacher"])
         train([*SMALL, *SHORT, "objective=flow_map", TEACHER, "objective.scales=[1,3]", "name=jumps"])
         train([*SMALL, *SHORT, "training.images=32", "objective=guidance_distillation", TEACHER, "name=student"])
+        few = ["objective=path_distillation", TEACHER, "objective.paths=4", "objective.solver.steps=4", "name=paths"]
+        train([*SMALL, *SHORT, "training.images=32", *few])
     return place
 
 
@@ -49,7 +51,11 @@ def test_a_resumed_student_learns_from_the_same_teacher(folder, command):
 def test_one_call_per_picture_without_the_teacher(folder, command):
     hidden = (folder / "outputs/train/teacher").rename(folder / "hidden")
     try:
-        for name, words, calls in (("jumps", ["sampler=jump"], 4), ("student", ["sampler=ddim", "sampler.steps=3"], 3)):
+        for name, words, calls in (
+            ("jumps", ["sampler=jump"], 4),
+            ("paths", ["sampler=jump", "sampler.steps=1"], 1),
+            ("student", ["sampler=ddim", "sampler.steps=3"], 3),
+        ):
             done = command(sample, f"checkpoint=outputs/train/{name}/v001", "guidance=distilled", "guidance.scale=2",
                            *words, "n=4", at=folder)  # fmt: skip
             assert done.code == 0, done.err
@@ -68,6 +74,7 @@ def test_one_call_per_picture_without_the_teacher(folder, command):
         (train, ["objective=guidance_distillation", "objective.teacher=nowhere"], "no checkpoint at nowhere"),
         (train, ["objective=guidance_distillation"], "objective.teacher"),
         (train, ["objective=guidance_distillation", TEACHER, "dataset=shapes"], "trained on examples of shape"),
+        (train, ["objective=path_distillation", TEACHER, "objective.calls=[3]"], "does not divide the 8 steps"),
         (train, ["objective=flow_map", "backbone=edm_unet"], "backbone=unet, dit or mlp"),
     ],
 )
