@@ -114,8 +114,11 @@ class Ranking:
         return x
 
     def draw(self, law: Law, row: Mapping[str, Any]) -> Tensor:
-        """The samples [n, D] of a row with the first value of the knob."""
+        """The samples [n, D] of a row with the first value of the knob; none, [0, D], if its run fails."""
         name, scale = row["method"], float(row["scale"])
         if name in (EXACT, TILTED):
             return self.draw_exact(law, scale)
-        return self.sample(law, name, scale, METHODS[name].values[0], int(row["steps"]), self.n)[0]
+        try:
+            return self.sample(law, name, scale, METHODS[name].values[0], int(row["steps"]), self.n)[0]
+        except SamplingError:
+            return law.sample(0, seed=0)

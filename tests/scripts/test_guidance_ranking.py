@@ -161,6 +161,7 @@ def test_a_run_that_fails_has_no_figures(pair, monkeypatch):
     monkeypatch.setattr(ranking, "sample", fail)
     (row,) = ranking.run(Truth(pair, 2, 0), "none")
     assert row["steps"] == 8 and numpy.isnan(row["evaluations"]) and numpy.isnan(row["conditional"])
+    assert len(ranking.draw(pair, row)) == 0
 
 
 def test_tables_and_picture_are_written(tmp_path, capsys):
