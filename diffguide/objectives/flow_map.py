@@ -7,12 +7,12 @@ from torch import Tensor
 
 from ..backbones import Backbone
 from ..backbones.conditions import Condition
-from ..models.jumps import FURTHER_INPUTS, NO_GUIDANCE, JumpModel
+from ..models.jumps import FURTHER_INPUTS, NO_GUIDANCE, JumpModel, jump_to
 from ..models.parameterizations import Parameterization
 from ..models.protocols import Denoiser, Prediction
 from ..randomness import Share, normal, uniform
 from ..runtime.ranges import check_finite, check_range
-from ..schedules import Schedule
+from ..schedules import Schedule, broadcast_rows
 from .base import LevelObjective, Loss, drop_condition
 from .denoising import V_PREDICTION
 from .flow_fields import DataField, Field, Noised, TeacherField
@@ -39,6 +39,9 @@ class FlowMap(LevelObjective):
         jump: what a jump from t to s < t is compared with; None = no jumps.
         jump_share: expected share of the examples with s < t, in [0, 1].
         end_share: expected share of the jumps that end at s = 0, in [0, 1]; the others end uniformly below t.
+        path_share: expected share of the examples that start where the network's own jump from t = 1 ends, in [0, 1]. Paths
+            of a guided flow leave the noised data, so a network that sees those alone errs on its own later jumps. Needs a
+            teacher: the data say nothing about other points.
         parameterization, weight, levels, p_uncond: as of `Denoising`.
 
     Raises:
@@ -59,6 +62,7 @@ class FlowMap(LevelObjective):
         jump: JumpTarget | None = None,
         jump_share: float = 0.5,
         end_share: float = 0.25,
+        path_share: float = 0.0,
         parameterization: Parameterization = V_PREDICTION,
         weight: Weight = UNIFORM_WEIGHT,
         levels: NoiseLevels = UNIFORM_TIME,
@@ -69,6 +73,7 @@ class FlowMap(LevelObjective):
         self.p_uncond = check_range("p_uncond", p_uncond, "[0, 1]")
         self.jump_share = check_range("jump_share", jump_share, "[0, 1]")
         self.end_share = check_range("end_share", end_share, "[0, 1]")
+        self.path_share = check_range("path_share", path_share, "[0, 1]")
         self.scales = tuple(check_finite("scales", scale) for scale in scales)
         if len(self.scales) != 2 or self.scales[0] > self.scales[1]:
             raise ValueError(f"scales must be the lowest and the highest scale, got {list(scales)}")
@@ -81,6 +86,8 @@ class FlowMap(LevelObjective):
             self.field.check(self.model, self.scales)
 
     def check(self, x_0: Tensor) -> None:
+        if self.path_share and (self.jump is None or isinstance(self.field, DataField)):
+            raise ValueError("objective.path_share above 0 needs objective.jump and objective.teacher")
         self.field.check(self.model, self.scales)
 
     def forward(self, x_0: Tensor, y: Condition | None, rng: torch.Generator | Share) -> Loss:
@@ -109,16 +116,28 @@ class FlowMap(LevelObjective):
             return batch, density, t
         chance, place, to_end = (uniform((n,), rng, torch.float64) for _ in range(3))
         s = torch.where(to_end < self.end_share, 0.0, place) * t
+        if self.path_share:
+            batch = self.move_to_path(batch, uniform((n,), rng, torch.float64) < self.path_share)
         return batch, density, torch.where(chance < self.jump_share, s, t)
+
+    @torch.no_grad()
+    def move_to_path(self, batch: Noised, rows: Tensor) -> Noised:
+        """The batch with x_t = the network's jump from x_1 in some rows [B]."""
+        model, first = self.model, torch.ones_like(batch.t)
+        alpha, sigma = (part.to(batch.x_0) for part in model.schedule.alpha_sigma(first, batch.x_0.ndim))
+        pair = model.predict_jump(alpha * batch.x_0 + sigma * batch.eps, first, batch.t, batch.y, batch.scale)
+        ends = jump_to(pair, model.schedule, batch.t).to(batch.x_t)
+        return batch._replace(x_t=torch.where(broadcast_rows(rows, ends.ndim), ends, batch.x_t))
 
     def find_target(self, batch: Noised, s: Tensor) -> Prediction:
         """The pair of every row."""
-        target = self.field(batch, self.model)
         jumping = s < batch.t
         if self.jump is None or not bool(jumping.any()):
-            return target
-        part = Prediction(target.x_0[jumping], target.eps[jumping])
-        jumped = self.jump(batch.rows(jumping), s[jumping], part, self.model)
-        x_0, eps = target.x_0.clone(), target.eps.clone()
-        x_0[jumping], eps[jumping] = jumped.x_0, jumped.eps
+            return self.field(batch, self.model)
+        part = batch.rows(jumping)
+        rows = torch.ones_like(jumping) if self.jump.needs_field else ~jumping
+        x_0, eps = torch.empty_like(batch.x_t), torch.empty_like(batch.x_t)
+        if bool(rows.any()):
+            x_0[rows], eps[rows] = (side.to(x_0) for side in self.field(batch.rows(rows), self.model))
+        x_0[jumping], eps[jumping] = self.jump(part, s[jumping], Prediction(x_0[jumping], eps[jumping]), self.model)
         return Prediction(x_0, eps)

@@ -37,7 +37,13 @@ def join_jumps(
 
 
 class JumpTarget:
-    """Base: target(batch, s, field, model) -> the pair that reaches x_s, without gradients; s < t, both [B]."""
+    """Base: target(batch, s, field, model) -> the pair that reaches x_s, without gradients; s < t, both [B].
+
+    Attributes:
+        needs_field: whether it reads `field`, the pair of the field at x_t, which is not computed otherwise.
+    """
+
+    needs_field = True
 
     def __call__(self, batch: Noised, s: Tensor, field: Prediction, model: JumpModel) -> Prediction:
         raise NotImplementedError
@@ -49,6 +55,8 @@ class Shortcut(JumpTarget):
     Arguments:
         middle: place of m between t (0) and s (1); in (0, 1).
     """
+
+    needs_field = False
 
     def __init__(self, middle: float = 0.5):
         self.middle = check_range("middle", middle, "(0, 1)")

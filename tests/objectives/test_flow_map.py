@@ -73,6 +73,24 @@ def test_the_field_of_the_data_is_guided_by_the_network_itself():
     assert torch.equal(unguided.find_target(noised, s).eps, noised.eps) and torch.equal(s, noised.t)
 
 
+def test_examples_start_where_the_network_itself_arrives():
+    x_0, y, rng = batch()
+    objective = FlowMap(
+        ExactBackbone(), SCHEDULE, Teacher(), ClassifierFree, (1.0, 4.0), Shortcut(), 1.0, path_share=0.5, p_uncond=0.2
+    )
+    objective.check(x_0)
+    noised, _, s = objective.draw(x_0, y, rng)
+    assert float(objective(*batch()).per_example.max()) < 1e-18
+    alpha, sigma = (part[:, None] for part in SCHEDULE.alpha_sigma(noised.t))
+    plain = (noised.x_t == alpha * noised.x_0 + sigma * noised.eps).all(1)
+    assert 16 < int(plain.sum()) < 48
+    first = SCHEDULE.log_snr(torch.ones(64, dtype=torch.float64))
+    (alpha, sigma), end = SCHEDULE.normalisation(first), SCHEDULE.log_snr(noised.t)
+    start = alpha[:, None] * noised.x_0 + sigma[:, None] * noised.eps
+    pair = exact_pair(start, first, end, noised.scale, noised.y)
+    torch.testing.assert_close(jump_to(pair, SCHEDULE, noised.t)[~plain], noised.x_t[~plain], rtol=1e-8, atol=1e-8)
+
+
 def test_two_jumps_are_one():
     x_t = torch.randn(5, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
     t, m, s = (torch.full((5,), value, dtype=torch.float64) for value in (0.9, 0.6, 0.1))
@@ -133,6 +151,10 @@ def test_features_are_those_of_every_number():
         (lambda: JumpModel(MLP(3), SCHEDULE, V(), True), "further_inputs=2"),
         (lambda: FlowMap(ExactBackbone(), SCHEDULE, scales=(3.0, 1.0)), "lowest and the highest"),
         (lambda: FlowMap(ExactBackbone(), SCHEDULE, scales=(1.0, 3.0)).check(torch.zeros(1, 3)), "p_uncond above 0"),
+        (
+            lambda: FlowMap(ExactBackbone(), SCHEDULE, jump=Shortcut(), path_share=0.5).check(torch.zeros(1, 3)),
+            "teacher",
+        ),
         (lambda: FlowMap(ExactBackbone(), Cosine(12.0, -12.0), Teacher(), ClassifierFree), "knows the noise levels"),
         (
             lambda: FlowMap(
