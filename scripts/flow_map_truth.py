@@ -11,8 +11,8 @@ to the endpoint of the exact guided flow from the same noise.
 
 A guided evaluation of a solver is two calls of a network, at scale 1 one call; a jump is one call at every scale. The table
 has both counts. Bar: the curve of the student lies below all solvers up to 8 evaluations, though its evaluations are calls
-and theirs are pairs of calls. Writes flow_map_truth.csv, .md and .png. Two minutes of
-training on gmm2d and four on the tree, per student on one core.
+and theirs are pairs of calls. Writes flow_map_truth.csv, .md and .png. Two minutes of training on gmm2d and four on the tree,
+per student on one core.
 """
 
 import argparse
@@ -63,7 +63,8 @@ STUDENTS = {  # chosen on seed 0, stated on others
     "tree": [
         "dataset=tree", "schedule=edm", "schedule.log_snr_max=12.429216196844383", "schedule.log_snr_min=-3.2188758248682006",
         "objective.parameterization._target_=diffguide.models.parameterizations.EDM", "backbone.fourier_scale=1.0",
-        "training.images=2400000", "training.batch_size=512", "training.ema_images=20000", ORACLES + "AutoguidanceTree,schedule:${schedule}}",
+        "training.images=2400000", "training.batch_size=512", "training.ema_images=20000",
+        ORACLES + "AutoguidanceTree,schedule:${schedule}}",
     ],
 }  # fmt: skip
 

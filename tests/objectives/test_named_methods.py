@@ -76,7 +76,9 @@ def test_a_teacher_that_jumps_exactly_is_a_fixed_point_of_progressive_distillati
     loss, gradient = fixed_point(Progressive(4), teacher=(teacher, Distilled, (1.0, 4.0)))
     assert loss < 1e-18 and gradient < 1e-9
     few, more = (fixed_point(Progressive(steps))[0] for steps in (200, 400))
-    assert few / more == pytest.approx(4, rel=0.3)  # DDIM steps of a denoiser miss the flow, half as long ones half as much
+    assert few / more == pytest.approx(
+        4, rel=0.3
+    )  # DDIM steps of a denoiser miss the flow, half as long ones half as much
 
 
 @pytest.mark.parametrize(
