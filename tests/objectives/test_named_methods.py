@@ -246,41 +246,6 @@ def test_the_target_of_progressive_distillation_is_that_of_the_paper():
     numpy.testing.assert_allclose(found, expected, rtol=1e-7, atol=1e-9)
 
 
-def test_guidance_free_training_mixes_the_network_with_the_one_without_condition():
-    """||beta F(w) + (1 - beta) F(no condition, 1) - F*||^2 with beta = 1 / w uniform."""
-    torch.manual_seed(3)
-    backbone = MLP(3, num_classes=1, width=8, layers=1, further_inputs=2).double()
-    nn.init.normal_(backbone.linear_out.weight)
-    objective = FlowMap(backbone, SCHEDULE, scales=(1.0, 8.0), inverse_scales=True, p_uncond=0.1)
-    found = objective(*draw(16)).per_example.detach()
-    noised, _, s = objective.draw(*draw(16))
-    beta = 1 / noised.scale[:, None]
-    level = SCHEDULE.log_snr(noised.t)
-    none = torch.full((16,), -1)
-    F, weak = (
-        backbone(noised.x_t, objective.model.join_inputs(level, level, scale), y).detach()
-        for scale, y in ((noised.scale, noised.y), (1.0, none))
-    )
-    alpha, sigma = (part[:, None] for part in SCHEDULE.alpha_sigma(noised.t))
-    mixed = beta * F + (1 - beta) * weak - (alpha * noised.eps - sigma * noised.x_0)
-    torch.testing.assert_close(found, mixed.square().mean(1), rtol=1e-9, atol=1e-12)
-    shares = 1 / objective.draw(*draw(4000))[0].scale
-    assert float(shares.min()) > 0.125 and float(shares.mean()) == pytest.approx(0.5625, abs=0.02)
-
-
-def test_the_field_of_improved_mean_flow_has_the_same_mean():
-    """(x_0, eps) + (1 - 1/w) (v(w) - v(no condition)): with the exact network its error at w is that at w = 1."""
-    objective = FlowMap(ExactBackbone(), SCHEDULE, scales=(2.5, 2.5), from_itself=True, p_uncond=0.3)
-    noised, _, s = objective.draw(*draw())
-    found = objective.find_target(noised, s)
-    level = SCHEDULE.log_snr(noised.t)
-    one, w = torch.ones(64, dtype=torch.float64), noised.scale
-    guided = exact_pair(noised.x_t, level, level, w, noised.y)
-    own = exact_pair(noised.x_t, level, level, one, noised.y)
-    error = noised.eps - own.eps  # of the example about the exact mean
-    torch.testing.assert_close(found.eps - guided.eps, error, rtol=1e-9, atol=1e-9)
-
-
 def test_every_step_counts_the_images_of_the_whole_batch():
     target = DiscretizedConsistency(double_images=100)
     objective = FlowMap(ExactBackbone(), SCHEDULE, jump=target)
