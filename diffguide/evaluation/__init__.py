@@ -8,6 +8,7 @@ from .classification.weighting import Bell, Even, Exact, Piecewise, UniformTimeW
 from .classification.zero_shot import Budget, ZeroShot
 from .classification.zero_shot_metric import ZeroShotClassifier
 from .denoising import DenoisingError, relative_excess_risk
+from .flow_map import FlowMapError
 from .likelihood.comparison import Likelihoods
 from .likelihood.density_error import DensityError
 from .likelihood.dequantization import DecoderDequantization, UniformDequantization
@@ -30,9 +31,10 @@ from .results import Figure, MetricResult
 __all__ = [
     "Adaptive", "Alignment", "Auto", "Bell", "Budget", "CLIP", "Classification", "ConfidenceScore", "DINOv2",
     "DecoderDequantization", "DenoisingError", "DensityError", "DensityScore", "ELBO", "EvalContext", "Even", "Exact",
-    "ExactDensity", "ExactTrace", "Features", "Figure", "FixedGrid", "FlowODE", "Hutchinson", "Inception", "Judgement",
-    "LabelClassifier", "LevelAccuracy", "LevelSteps", "Likelihoods", "Local", "Metric", "MetricError", "MetricResult",
-    "OOD", "Piecewise", "Pixels", "Quality", "SlopeScore", "UniformDequantization", "UniformTimeWeighting", "ZeroShot",
-    "ZeroShotClassifier", "covariance_error", "density_coverage", "energy_distance", "flow_log_density", "frechet_distance",
-    "judge_pictures", "mean_error", "precision_recall", "relative_excess_risk", "sliced_wasserstein", "wasserstein",
+    "ExactDensity", "ExactTrace", "Features", "Figure", "FixedGrid", "FlowMapError", "FlowODE", "Hutchinson", "Inception",
+    "Judgement", "LabelClassifier", "LevelAccuracy", "LevelSteps", "Likelihoods", "Local", "Metric", "MetricError",
+    "MetricResult", "OOD", "Piecewise", "Pixels", "Quality", "SlopeScore", "UniformDequantization",
+    "UniformTimeWeighting", "ZeroShot", "ZeroShotClassifier", "covariance_error", "density_coverage", "energy_distance",
+    "flow_log_density", "frechet_distance", "judge_pictures", "mean_error", "precision_recall", "relative_excess_risk",
+    "sliced_wasserstein", "wasserstein",
 ]  # fmt: skip

@@ -17,6 +17,7 @@ from ..backbones.conditions import Condition
 from ..conditions.examples import Examples
 from ..datasets import Dataset
 from ..models.evaluation_counters import as_protocol, count_evaluations
+from ..models.jumps import JumpModel
 from ..models.level_classifier import LevelClassifier
 from ..models.protocols import Classifier, Denoiser, Energy, LogDensity, Tally
 from ..randomness import Noise, fold
@@ -36,6 +37,7 @@ PROTOCOLS = {
     LogDensity: "a log-density",
     Classifier: "a classifier",
     LevelClassifier: "a classifier of noise levels (objective=cdm)",
+    JumpModel: "a network of two times (objective=flow_map)",
 }
 
 

@@ -46,7 +46,15 @@ class DataField(Field):
 
     The network guides itself while it learns: model guidance (Tang et al. 2025, arXiv 2502.12154, eq. 9) and the guided
     target of MeanFlow (Geng et al. 2025, arXiv 2505.13447, eq. 13) with its kappa = 0. At w = 1 it is the example itself.
+
+    Arguments:
+        from_itself: whether the field is (x_0, eps) + (1 - 1 / w) (own pair at w - pair without condition), the form of
+            improved MeanFlow (Geng et al. 2025, arXiv 2512.02012, section 4.2). It has the same fixed point, and the noise of
+            one example is not multiplied by w.
     """
+
+    def __init__(self, from_itself: bool = False):
+        self.from_itself = bool(from_itself)
 
     def check(self, model: JumpModel, scales: Sequence[float]) -> None:
         if tuple(scales) != (1.0, 1.0) and not (model.has_null and model.conditional):
@@ -59,6 +67,10 @@ class DataField(Field):
         nothing = remove_condition(batch.y)
         weak = model.predict_jump(batch.x_t, batch.t, batch.t, nothing, torch.ones_like(batch.scale))
         w = broadcast_rows(batch.scale, batch.x_t.ndim).to(batch.x_t)
+        if self.from_itself:
+            guided = model.predict_jump(batch.x_t, batch.t, batch.t, batch.y, batch.scale)
+            sides = zip((batch.x_0, batch.eps), guided, weak)
+            return Prediction(*(own + (1 - 1 / w) * (strong - side) for own, strong, side in sides))
         return Prediction(*(side + w * (own - side) for own, side in zip((batch.x_0, batch.eps), weak)))
 
 
@@ -92,20 +104,30 @@ class TeacherField(Field):
             )
         if self.teacher.num_classes != model.num_classes:
             raise ValueError(f"the teacher has {self.teacher.num_classes} classes, the student {model.num_classes}")
-        if scales[0] != scales[1] and not hasattr(self.guided, "combine_rows"):
+        if isinstance(self.guided, JumpModel):
+            for scale in scales:
+                self.guided.at_scale(scale)
+        elif scales[0] != scales[1] and not hasattr(self.guided, "combine_rows"):
             raise ValueError(
                 f"{type(self.guided).__name__} has one scale for all samples: set objective.scales to two equal numbers"
             )
 
-    @torch.no_grad()
     def __call__(self, batch: Noised, model: JumpModel) -> Prediction:
-        guided = copy.copy(self.guided)
-        if hasattr(guided, "scale"):
-            guided.scale = batch.scale if hasattr(guided, "combine_rows") else float(batch.scale[0])
+        return self.predict_jump(batch, batch.t, model)
+
+    @torch.no_grad()
+    def predict_jump(self, batch: Noised, s: Tensor, model: JumpModel) -> Prediction:
+        """The pair of the teacher's jump from x_t to s; that of a DDIM step, for a teacher that does not jump."""
         here, there = model.schedule, self.teacher.schedule
-        t = there.t_of(here.log_snr(batch.t)).clamp(0, 1)
+        t, end = (there.t_of(here.log_snr(time)).clamp(0, 1) for time in (batch.t, s))
         scales = (
             torch.hypot(*schedule.alpha_sigma(time, batch.x_t.ndim)) for schedule, time in ((there, t), (here, batch.t))
         )
-        prediction = guided(batch.x_t * torch.div(*scales).to(batch.x_t), t, batch.y)
+        x_t = batch.x_t * torch.div(*scales).to(batch.x_t)
+        if isinstance(self.guided, JumpModel):
+            return self.guided.predict_jump(x_t, t, end, batch.y, batch.scale)
+        guided = copy.copy(self.guided)
+        if hasattr(guided, "scale"):
+            guided.scale = batch.scale if hasattr(guided, "combine_rows") else float(batch.scale[0])
+        prediction = guided(x_t, t, batch.y)
         return Prediction(prediction.x_0, prediction.eps)

@@ -7,7 +7,8 @@ levels n = sigma / alpha, (x_s / alpha_s - x_t / alpha_t) = (n_s - n_t) eps, so 
 
 | first | second | method |
 |---|---|---|
-| model | model | shortcut models (Frans et al. 2024, arXiv 2410.12557, eq. 4), progressive distillation with a moving teacher |
+| model | model | shortcut models (Frans et al. 2024, arXiv 2410.12557, eq. 4) |
+| teacher | teacher | progressive distillation (Salimans & Ho 2022, arXiv 2202.00512, algorithm 2) |
 | field | model | consistency models (Song et al. 2023, arXiv 2303.01469, eq. 9), for any end of the jump |
 | field | model, m -> t | MeanFlow (Geng et al. 2025, arXiv 2505.13447, eq. 6), by a forward derivative |
 """
@@ -18,11 +19,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..models.jumps import JumpModel, jump_to
 from ..models.protocols import Prediction
-from ..runtime.ranges import check_range
+from ..runtime.ranges import check_range, check_whole
 from ..schedules import Schedule, broadcast_rows
-from .flow_fields import Noised
+from .flow_fields import Field, Noised, TeacherField
 
-__all__ = ["Consistency", "JumpTarget", "MeanFlow", "Shortcut", "join_jumps"]
+__all__ = ["Consistency", "JumpTarget", "MeanFlow", "Progressive", "Shortcut", "join_jumps"]
 
 
 def join_jumps(
@@ -37,7 +38,30 @@ def join_jumps(
 
 
 class JumpTarget:
-    """Base: target(batch, s, field, model) -> the pair that reaches x_s, without gradients; s < t, both [B]."""
+    """Base: target(batch, s, field, model) -> the pair that reaches x_s, without gradients; s < t, both [B].
+
+    Attributes:
+        needs_field: whether it reads `field`, the pair of the field at x_t, which is not computed otherwise.
+        source: the field of the objective, for a target that follows it further.
+    """
+
+    needs_field = True
+    source: Field | None = None
+
+    def place(self, t: Tensor, schedule: Schedule) -> Tensor:
+        """The times [B] where jumps start, from those that were drawn."""
+        return t
+
+    def place_end(self, t: Tensor, s: Tensor) -> Tensor:
+        """The times [B] where jumps from t end, from those that were drawn."""
+        return s
+
+    def find_middle(self, t: Tensor, s: Tensor, schedule: Schedule) -> Tensor:
+        """The time m between t and s where a first short step ends; s where there is none."""
+        return s
+
+    def count(self, images: int) -> None:
+        """Called after every training step with the number of its images."""
 
     def __call__(self, batch: Noised, s: Tensor, field: Prediction, model: JumpModel) -> Prediction:
         raise NotImplementedError
@@ -49,6 +73,8 @@ class Shortcut(JumpTarget):
     Arguments:
         middle: place of m between t (0) and s (1); in (0, 1).
     """
+
+    needs_field = False
 
     def __init__(self, middle: float = 0.5):
         self.middle = check_range("middle", middle, "(0, 1)")
@@ -71,11 +97,45 @@ class Consistency(JumpTarget):
     def __init__(self, step: float = 0.1):
         self.step = check_range("step", step, "(0, 1)")
 
+    def find_middle(self, t: Tensor, s: Tensor, schedule: Schedule) -> Tensor:
+        return t + self.step * (s - t)
+
     @torch.no_grad()
     def __call__(self, batch: Noised, s: Tensor, field: Prediction, model: JumpModel) -> Prediction:
-        m = batch.t + self.step * (s - batch.t)
+        m = self.find_middle(batch.t, s, model.schedule)
         second = model.predict_jump(jump_to(field, model.schedule, m), m, s, batch.y, batch.scale)
         return join_jumps(field, second, model.schedule, batch.t, m, s)
+
+
+class Progressive(JumpTarget):
+    """Two jumps of the teacher, from t to t - 1/(2 N) to t - 1/N, at the times t = k / N.
+
+    Salimans & Ho 2022, "Progressive Distillation for Fast Sampling of Diffusion Models", arXiv 2202.00512, algorithm 2. The
+    jumps of a teacher that is a denoiser are DDIM steps; the next round has half the steps and this student as its teacher.
+
+    Arguments:
+        steps: N of the student, at least 1.
+    """
+
+    needs_field = False
+
+    def __init__(self, steps: int = 4):
+        self.steps = check_whole("steps", steps, 1)
+
+    def place(self, t: Tensor, schedule: Schedule) -> Tensor:
+        return (t * self.steps).ceil().clamp(min=1) / self.steps
+
+    def place_end(self, t: Tensor, s: Tensor) -> Tensor:
+        return ((t * self.steps).round() - 1) / self.steps
+
+    @torch.no_grad()
+    def __call__(self, batch: Noised, s: Tensor, field: Prediction, model: JumpModel) -> Prediction:
+        assert isinstance(self.source, TeacherField)  # FlowMap.check
+        m = (batch.t + s) / 2
+        first = self.source.predict_jump(batch, m, model)
+        x_m = jump_to(first, model.schedule, m).to(batch.x_t)
+        second = self.source.predict_jump(batch._replace(x_t=x_m, t=m), s, model)
+        return join_jumps(first, second, model.schedule, batch.t, m, s)
 
 
 class MeanFlow(JumpTarget):
@@ -83,10 +143,24 @@ class MeanFlow(JumpTarget):
 
     What a short step of `Consistency` changes in the network's own jump, divided by the share of the jump that it is: in the
     limit the two have one direction, and this one keeps its length. The derivative is taken in forward mode.
+
+    Arguments:
+        own_field: whether the derivative is along the network's own field, its pair for s = t, in place of that of the target:
+            improved MeanFlow (Geng et al. 2025, arXiv 2512.02012, eq. 12), whose derivative does not have the noise of one
+            example.
     """
+
+    def __init__(self, own_field: bool = False):
+        self.own_field = bool(own_field)
 
     @torch.no_grad()
     def __call__(self, batch: Noised, s: Tensor, field: Prediction, model: JumpModel) -> Prediction:
+        slope = self.differentiate(batch, s, field, model)[1]
+        n_t = broadcast_rows(model.schedule.noise_level(batch.t), slope.ndim).to(slope)
+        return Prediction(field.x_0 + n_t * slope, field.eps - slope)
+
+    def differentiate(self, batch: Noised, s: Tensor, field: Prediction, model: JumpModel) -> tuple[Prediction, Tensor]:
+        """The network's own pair, and (n_t - n_s) d eps_hat / d n_t."""
         schedule, ndim = model.schedule, batch.x_t.ndim
         log_snr, rate = schedule.log_snr_and_rate(batch.t)
         alpha, sigma = schedule.scales(log_snr)
@@ -95,15 +169,18 @@ class MeanFlow(JumpTarget):
             torch.func.jvp(lambda level: schedule.normalisation(level)[index], (log_snr,), (rate,))[1]
             for index in (0, 1)
         )
+        if self.own_field:
+            field = model.predict_jump(batch.x_t, batch.t, batch.t, batch.y, batch.scale)
         velocity = sum(
             broadcast_rows(part, ndim).to(side) * side for part, side in zip((alpha_rate, sigma_rate), field)
         )
 
-        def predict(x_t: Tensor, t: Tensor) -> Tensor:
-            return model.predict_jump(x_t, t, s, batch.y, batch.scale).eps
+        def predict(x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+            pair = model.predict_jump(x_t, t, s, batch.y, batch.scale)
+            return pair.eps, pair.x_0
 
         with sdpa_kernel(SDPBackend.MATH):  # the fused kernels have no derivative in forward mode
-            slope = torch.func.jvp(predict, (batch.x_t, batch.t), (velocity, torch.ones_like(batch.t)))[1]
+            found = torch.func.jvp(predict, (batch.x_t, batch.t), (velocity, torch.ones_like(batch.t)))
+        (eps, x_0), (slope, _) = found[0], found[1]
         way = (n_t - n_s) / (-n_t * rate / 2)  # (n_t - n_s) dt / d n_t
-        slope = broadcast_rows(way, ndim).to(slope) * slope
-        return Prediction(field.x_0 + broadcast_rows(n_t, ndim).to(slope) * slope, field.eps - slope)
+        return Prediction(x_0, eps), broadcast_rows(way, ndim).to(slope) * slope

@@ -65,6 +65,47 @@ def test_one_call_per_picture_without_the_teacher(folder, command):
         hidden.rename(folder / "outputs/train/teacher")
 
 
+JUMPS = "objective.teacher=outputs/train/jumps/v001"
+PLANE = [
+    "dataset=gmm2d",
+    "dataset.train=64",
+    "dataset.validation=64",
+    "backbone=mlp",
+    "backbone.width=8",
+    "backbone.layers=1",
+]
+
+
+def name_objective(words):
+    return next(word for word in words if word.startswith("objective=")).partition("=")[2]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        [*PLANE, "objective=ict", "objective.jump.double_images=32"],
+        [*PLANE, "objective=scm"],
+        [*PLANE, "objective=improved_mean_flow"],
+        [*PLANE, "objective=guidance_free"],
+        [
+            *SMALL,
+            "objective=progressive",
+            JUMPS,
+            "guidance@objective.teacher_guidance=distilled",
+            "objective.scales=[1,3]",
+        ],
+    ],
+    ids=lambda words: name_objective(words),
+)
+def test_named_methods_train_and_load(folder, command, words):
+    name = name_objective(words)
+    done = command(train, *SHORT, *words, "sampler.steps=2", "p_uncond=0.1", f"name={name}", at=folder)
+    assert done.code == 0, done.err
+    weights = load_file(folder / f"outputs/train/{name}/v001/checkpoints/0000000064.safetensors")
+    counted = [int(value) for key, value in weights.items() if key.endswith("jump.images")]
+    assert all(count == 64 for count in counted) and bool(counted) == (name in ("ict", "scm"))
+
+
 @pytest.mark.parametrize(
     "main, words, reason",
     [
@@ -75,6 +116,8 @@ def test_one_call_per_picture_without_the_teacher(folder, command):
         (train, ["objective=guidance_distillation"], "objective.teacher"),
         (train, ["objective=guidance_distillation", TEACHER, "dataset=shapes"], "trained on examples of shape"),
         (train, ["objective=path_distillation", TEACHER, "objective.calls=[3]"], "does not divide the 8 steps"),
+        (train, [*SMALL, "objective=progressive", JUMPS, "guidance@objective.teacher_guidance=distilled"], "1 to 3"),
+        (train, ["objective=flow_map", "objective/jump=progressive"], "the round before"),
         (train, ["objective=flow_map", "backbone=edm_unet"], "backbone=unet, dit or mlp"),
     ],
 )

@@ -73,6 +73,59 @@ def test_the_field_of_the_data_is_guided_by_the_network_itself():
     assert torch.equal(unguided.find_target(noised, s).eps, noised.eps) and torch.equal(s, noised.t)
 
 
+def test_guidance_free_training_mixes_the_network_with_the_one_without_condition():
+    """||beta F(w) + (1 - beta) F(no condition, 1) - F*||^2 with beta = 1 / w uniform."""
+    torch.manual_seed(3)
+    backbone = MLP(3, num_classes=1, width=8, layers=1, further_inputs=2).double()
+    nn.init.normal_(backbone.linear_out.weight)
+    objective = FlowMap(backbone, SCHEDULE, scales=(1.0, 8.0), inverse_scales=True, p_uncond=0.1)
+    found = objective(*batch(16)).per_example.detach()
+    noised, _, s = objective.draw(*batch(16))
+    beta = 1 / noised.scale[:, None]
+    level = SCHEDULE.log_snr(noised.t)
+    none = torch.full((16,), -1)
+    F, weak = (
+        backbone(noised.x_t, objective.model.join_inputs(level, level, scale), y).detach()
+        for scale, y in ((noised.scale, noised.y), (1.0, none))
+    )
+    alpha, sigma = (part[:, None] for part in SCHEDULE.alpha_sigma(noised.t))
+    mixed = beta * F + (1 - beta) * weak - (alpha * noised.eps - sigma * noised.x_0)
+    torch.testing.assert_close(found, mixed.square().mean(1), rtol=1e-9, atol=1e-12)
+    shares = 1 / objective.draw(*batch(4000))[0].scale
+    assert float(shares.min()) > 0.125 and float(shares.mean()) == pytest.approx(0.5625, abs=0.02)
+
+
+def test_the_field_of_improved_mean_flow_has_the_same_mean():
+    """(x_0, eps) + (1 - 1/w) (v(w) - v(no condition)): with the exact network its error at w is that at w = 1."""
+    objective = FlowMap(ExactBackbone(), SCHEDULE, scales=(2.5, 2.5), from_itself=True, p_uncond=0.3)
+    noised, _, s = objective.draw(*batch())
+    found = objective.find_target(noised, s)
+    level = SCHEDULE.log_snr(noised.t)
+    one, w = torch.ones(64, dtype=torch.float64), noised.scale
+    guided = exact_pair(noised.x_t, level, level, w, noised.y)
+    own = exact_pair(noised.x_t, level, level, one, noised.y)
+    error = noised.eps - own.eps  # of the example about the exact mean
+    torch.testing.assert_close(found.eps - guided.eps, error, rtol=1e-9, atol=1e-9)
+
+
+def test_examples_start_where_the_network_itself_arrives():
+    x_0, y, rng = batch()
+    objective = FlowMap(
+        ExactBackbone(), SCHEDULE, Teacher(), ClassifierFree, (1.0, 4.0), Shortcut(), 1.0, path_share=0.5, p_uncond=0.2
+    )
+    objective.check(x_0)
+    noised, _, s = objective.draw(x_0, y, rng)
+    assert float(objective(*batch()).per_example.max()) < 1e-18
+    alpha, sigma = (part[:, None] for part in SCHEDULE.alpha_sigma(noised.t))
+    plain = (noised.x_t == alpha * noised.x_0 + sigma * noised.eps).all(1)
+    assert 16 < int(plain.sum()) < 48
+    first = SCHEDULE.log_snr(torch.ones(64, dtype=torch.float64))
+    (alpha, sigma), end = SCHEDULE.normalisation(first), SCHEDULE.log_snr(noised.t)
+    start = alpha[:, None] * noised.x_0 + sigma[:, None] * noised.eps
+    pair = exact_pair(start, first, end, noised.scale, noised.y)
+    torch.testing.assert_close(jump_to(pair, SCHEDULE, noised.t)[~plain], noised.x_t[~plain], rtol=1e-8, atol=1e-8)
+
+
 def test_two_jumps_are_one():
     x_t = torch.randn(5, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
     t, m, s = (torch.full((5,), value, dtype=torch.float64) for value in (0.9, 0.6, 0.1))
@@ -133,6 +186,10 @@ def test_features_are_those_of_every_number():
         (lambda: JumpModel(MLP(3), SCHEDULE, V(), True), "further_inputs=2"),
         (lambda: FlowMap(ExactBackbone(), SCHEDULE, scales=(3.0, 1.0)), "lowest and the highest"),
         (lambda: FlowMap(ExactBackbone(), SCHEDULE, scales=(1.0, 3.0)).check(torch.zeros(1, 3)), "p_uncond above 0"),
+        (
+            lambda: FlowMap(ExactBackbone(), SCHEDULE, jump=Shortcut(), path_share=0.5).check(torch.zeros(1, 3)),
+            "teacher",
+        ),
         (lambda: FlowMap(ExactBackbone(), Cosine(12.0, -12.0), Teacher(), ClassifierFree), "knows the noise levels"),
         (
             lambda: FlowMap(
