@@ -13,6 +13,7 @@ from ..backbones.conditioning import Conditioning, ConditionTable, Context, find
 from ..backbones.conditions import Condition, RowCondition, TokenIds, TokenStates, check_rows
 from ..runtime.ranges import check_whole
 from .captions import CaptionTable, read_text
+from .hashed_words import HashedWords
 
 __all__ = ["ByteText", "EncodedText", "bytes_to_ids"]
 
@@ -106,7 +107,7 @@ class ByteText(Conditioning):
 
     The null condition is the empty text: the end token alone. A token is a byte, or `stride` bytes that are merged at the door:
     fewer tokens make attention to them cheaper, and words are found sooner. The vector of the text is the mean of its tokens,
-    and beside it, with `detectors`, which words it has.
+    and beside it which words it has, by `words` that are hashed, by `detectors` that are learned, or by both.
 
     Arguments:
         length: bytes at most, the end among them.
@@ -117,6 +118,7 @@ class ByteText(Conditioning):
         column: of the data, with the texts of each example; training draws one of them in every epoch.
         double_differentiable: whether second derivatives are needed; slower attention.
         detectors: number of `WordDetectors`, whose features the vector of a text has besides; 0 = none.
+        words: rows of the table of `HashedWords`, whose `features` the vector of a text has besides; 0 = none.
 
     Raises:
         ValueError: a number out of range.
@@ -134,21 +136,24 @@ class ByteText(Conditioning):
         double_differentiable: bool = False,
         stride: int = 4,
         detectors: int = 0,
+        words: int = 0,
     ):
         super().__init__()
         self.length, self.column = check_whole("condition.length", length, 2), column
         check_whole("condition.layers", layers, 0)
         check_whole("condition.stride", stride, 1)
         check_whole("condition.detectors", detectors, 0)
+        check_whole("condition.words", words, 0)
         if heads < 1 or features < 1 or features % heads:
             raise ValueError(f"condition.features must be a multiple of heads={heads}, at least 1, got {features}")
-        self.vector_features, self.token_features = features + detectors, features
+        self.vector_features, self.token_features = features + detectors + features * (words > 0), features
         self.tokens = nn.Embedding(VOCABULARY, features)
         self.positions = nn.Parameter(0.02 * torch.randn(-(-length // stride), features))
         self.merger = TokenMerger(features, stride) if stride > 1 else None
         self.blocks = nn.ModuleList(TextBlock(features, heads, double_differentiable) for _ in range(layers))
         self.norm = nn.LayerNorm(features)
         self.detectors = WordDetectors(features, detectors) if detectors else None
+        self.words = HashedWords(words, features, length) if words else None
 
     def forward(self, y: Condition | None, x: Tensor) -> Context:
         y = TokenIds(empty_ids(len(x), 1, x.device)) if y is None else y
@@ -162,9 +167,10 @@ class ByteText(Conditioning):
         return Context(torch.where(y.keep[:, None], y.pooled, y.empty_pooled), states, mask)
 
     def encode(self, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(Pooled [B, D + detectors], states [B, L / stride, D], mask [B, L / stride]) of indices [B, L] with a token each."""
+        """(Pooled [B, `vector_features`], states [B, L / stride, D], mask [B, L / stride]) of indices [B, L] with a token each."""
         h, mask = self.tokens(ids.long()), ids != PADDING
         words = [] if self.detectors is None else [self.detectors(h, mask)]
+        words += [] if self.words is None else [self.words(ids.long() - FIRST_BYTE)]
         if self.merger is not None:
             h, mask = self.merger(h, mask)
         h = h + self.positions[: h.shape[1]]

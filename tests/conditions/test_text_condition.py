@@ -134,10 +134,11 @@ def networks(text):
     yield DiT(2, size=8, width=16, depth=2, heads=2, conditioning=text)
 
 
-@pytest.mark.parametrize(("stride", "detectors"), [(1, 0), (4, 6)])
-def test_no_text_is_the_empty_text_and_encoding_once_is_encoding_always(stride, detectors):
+@pytest.mark.parametrize(("stride", "detectors", "words"), [(1, 0, 0), (4, 6, 50)])
+def test_no_text_is_the_empty_text_and_encoding_once_is_encoding_always(stride, detectors, words):
     """-1 in every convention: None, an empty text, a dropped row; before and after `embed`; padding has no influence."""
-    for network in networks(ByteText(length=24, features=8, layers=1, heads=2, stride=stride, detectors=detectors)):
+    text = ByteText(length=24, features=8, layers=1, heads=2, stride=stride, detectors=detectors, words=words)
+    for network in networks(text):
         enliven(network)
         text, x = network.conditioning, torch.randn(4, 2, 8, 8, dtype=torch.float64)
         log_snr = torch.linspace(-3, 3, 4, dtype=torch.float64)
@@ -156,9 +157,10 @@ def test_no_text_is_the_empty_text_and_encoding_once_is_encoding_always(stride, 
             torch.testing.assert_close(network(x, log_snr, shorter), out, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize(("stride", "detectors"), [(1, 0), (4, 6)])
-def test_every_part_of_the_encoder_learns(stride, detectors):
-    for network in networks(ByteText(length=24, features=8, layers=1, heads=2, stride=stride, detectors=detectors)):
+@pytest.mark.parametrize(("stride", "detectors", "words"), [(1, 0, 0), (4, 6, 50)])
+def test_every_part_of_the_encoder_learns(stride, detectors, words):
+    text = ByteText(length=24, features=8, layers=1, heads=2, stride=stride, detectors=detectors, words=words)
+    for network in networks(text):
         enliven(network)
         network(
             torch.randn(4, 2, 8, 8).double(), torch.zeros(4).double(), network.conditioning.read(TEXTS)

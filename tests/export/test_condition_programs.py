@@ -34,7 +34,7 @@ LENGTH = 12
 
 
 def text() -> ByteText:
-    return ByteText(LENGTH, 8, 1, 2)
+    return ByteText(LENGTH, 8, 1, 2, words=50)
 
 
 def frozen(kind: type, **changed):
