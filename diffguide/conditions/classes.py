@@ -121,8 +121,8 @@ class MultiLabel(Conditioning):
         """Each value a list of attributes, "no <attribute>" for one that it has not; or one string with commas."""
         rows = torch.full((len(values), len(self.names)), -1, dtype=torch.int8)
         for row, value in zip(rows, values):
-            for word in value.split(",") if isinstance(value, str) else value:
-                name = word.strip()
+            for word in value if isinstance(value, Sequence) and not isinstance(value, str) else str(value).split(","):
+                name = str(word).strip()
                 sign = 0 if name.startswith("no ") and name not in self.names else 1
                 name = name if sign else name[3:].strip()
                 if name and name not in self.names:

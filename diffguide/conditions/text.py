@@ -167,7 +167,7 @@ class ByteText(Conditioning):
         return Context(torch.where(y.keep[:, None], y.pooled, y.empty_pooled), states, mask)
 
     def encode(self, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(Pooled [B, `vector_features`], states [B, L / stride, D], mask [B, L / stride]) of indices [B, L] with a token each."""
+        """(Pooled [B, `vector_features`], states [B, L / stride, D], mask [B, L / stride]) of indices [B, L], a token each."""
         h, mask = self.tokens(ids.long()), ids != PADDING
         words = [] if self.detectors is None else [self.detectors(h, mask)]
         words += [] if self.words is None else [self.words(ids.long() - FIRST_BYTE)]

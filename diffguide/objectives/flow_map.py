@@ -8,7 +8,7 @@ from torch import Tensor
 from ..backbones import Backbone
 from ..backbones.conditions import Condition
 from ..models.jumps import FURTHER_INPUTS, NO_GUIDANCE, JumpModel, jump_to
-from ..models.parameterizations import Parameterization, Rows
+from ..models.parameterizations import Parameterization, Rows, at_least_float32
 from ..models.protocols import Denoiser, Prediction
 from ..randomness import Share, normal, uniform
 from ..runtime.ranges import check_finite, check_range
@@ -108,6 +108,7 @@ class FlowMap(LevelObjective):
         self.field.check(self.model, self.scales)
 
     def forward(self, x_0: Tensor, y: Condition | None, rng: torch.Generator | Share) -> Loss:
+        x_0 = at_least_float32(x_0)  # in mixed precision it comes in bfloat16
         batch, density, s = self.draw(x_0, y, rng)
         target = self.find_target(batch, s)
         model = self.model

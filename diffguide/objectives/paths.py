@@ -9,12 +9,11 @@ from torch import Tensor
 from ..backbones import Backbone
 from ..backbones.conditions import Condition
 from ..models.jumps import JumpModel
-from ..models.parameterizations import Parameterization, at_least_float32
+from ..models.parameterizations import Parameterization
 from ..models.protocols import Denoiser, Prediction
 from ..randomness import Share, uniform
 from ..runtime.ranges import check_whole
 from ..schedules import Schedule, broadcast_rows
-from .base import Loss
 from .denoising import V_PREDICTION
 from .flow_fields import Field, Noised
 from .flow_map import FlowMap
@@ -194,9 +193,6 @@ class PathDistillation(FlowMap):
             solver(field, points[0], times, labels, on_step=lambda step, x: points.append(x))  # noqa: B023  # called here
             blocks.append(torch.stack(points, 1).to(x_0.dtype))
         return Paths(torch.cat(blocks), times, None if y is None else y.to(device), scale.to(device))
-
-    def forward(self, x_0: Tensor, y: Condition | None, rng: torch.Generator | Share) -> Loss:
-        return super().forward(at_least_float32(x_0), y, rng)  # in mixed precision it comes in bfloat16
 
     def draw(self, x_0: Tensor, y: Condition | None, rng: torch.Generator | Share) -> tuple[Noised, Tensor, Tensor]:
         """A batch whose jumping rows are points of paths, with their pair in place of (x_0, eps)."""

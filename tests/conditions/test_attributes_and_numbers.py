@@ -21,6 +21,9 @@ def test_attributes_are_two_numbers_each():
     for bad in ("moustache", "no moustache"):
         with pytest.raises(ValueError, match="moustache is no attribute; they are hat, beard"):
             label.read([bad])
+    for bad in ([1.0, 0.0], 1.0):
+        with pytest.raises(ValueError, match="1.0 is no attribute; they are hat, beard"):
+            label.read([bad])
     with pytest.raises(ValueError, match="y must be Attributes"):
         label(torch.zeros(3, dtype=torch.long), X)
 

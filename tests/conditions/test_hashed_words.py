@@ -39,7 +39,7 @@ def test_the_vector_is_the_normalised_mean_of_its_words_beside_the_tokens():
     plain, text = (ByteText(length=64, features=8, heads=2, words=words).double() for words in (0, 97))
     text.load_state_dict(text.state_dict() | plain.state_dict())
     ids = kept_ids(text.read(TEXTS))
-    (pooled, states, mask), (mean, same, _) = text.encode(ids), plain.encode(ids)
+    (pooled, states, _), (mean, same, _) = text.encode(ids), plain.encode(ids)
     assert torch.equal(states, same) and text.vector_features == 16 and text.token_features == 8
     table = text.words.table.weight.detach().numpy()
     for row, words in enumerate(WORDS):

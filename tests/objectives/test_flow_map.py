@@ -56,6 +56,10 @@ def test_another_network_has_a_loss(seed=1):
         assert loss.per_example.requires_grad and bool(loss.per_example.isfinite().all())
         losses[name] = loss.per_example.mean().item()
     assert len(set(losses.values())) == 4
+    objective = FlowMap(backbone.float(), SCHEDULE, Teacher(), ClassifierFree, (1.0, 4.0))
+    x_0, y, _ = batch()
+    same = [objective(x, y, batch()[2]).per_example for x in (x_0.bfloat16(), x_0.bfloat16().float())]
+    assert torch.equal(*same), "examples are noised in float32, though mixed precision brings them in bfloat16"
 
 
 def test_the_field_of_the_data_is_guided_by_the_network_itself():
