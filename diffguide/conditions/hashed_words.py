@@ -16,7 +16,7 @@ class HashedWords(nn.Module):
     A word is a run of ASCII letters, digits and bytes from 128, which UTF-8 has in all other letters; ASCII's upper case counts
     as lower case. Each character of three or more bytes from U+3000 on begins a word, as Chinese and Japanese have no spaces.
     The hash of bytes b_0, b_1, ... is sum_i (b_i + 1) BASE^i mod MODULUS. Two words that share a row of the table are one word
-    for the network: with as many rows as words, a word shares its row in 63 % of the cases, with a hundred times as many in 1 %.
+    for the network: with as many rows as words a word shares its row in 63 % of the cases, with a hundred times as many in 1 %.
 
     Words found by a convolution are learned from pictures; a hash tells them apart from the first step. Joulin et al., "Bag of
     tricks for efficient text classification", 2016, arXiv 1607.01759, section 2.2, hash n-grams so.
