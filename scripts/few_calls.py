@@ -29,8 +29,8 @@ from diffguide.evaluation.quality.local import Local, load_images
 from diffguide.evaluation.quality.precision_recall import neighbour_shares
 from diffguide.figures.image_grids import quantize
 from diffguide.guidance import ClassifierFree, Distilled
-from diffguide.models import EvaluationCounter
-from diffguide.models.protocols import Denoiser
+from diffguide.models.evaluation_counters import count_evaluations
+from diffguide.models.protocols import Denoiser, Tally
 from diffguide.samplers import DDIM, DEIS, DPMpp2M, Heun, Jump, Sampler, generate
 
 CLASSES, BATCH = 10, 250
@@ -76,15 +76,10 @@ def list_methods(teacher: Denoiser, student: Denoiser, scale: float, all_solvers
     return methods | {"heun 18 of the student": (learned, Heun(18))}
 
 
-def count_calls(denoiser: Denoiser, sampler: Sampler) -> int:
-    """Rows of the network for one picture."""
-    counter = EvaluationCounter(denoiser)
-    tally, kept = counter.tally, denoiser
-    while hasattr(kept, "denoiser"):
-        kept = kept.denoiser
-    kept.tally, before = tally, tally.evaluations
+def count_calls(denoiser: Denoiser, sampler: Sampler, tally: Tally) -> int:
+    """Rows of the network for one picture, of a denoiser whose network counts them in `tally`."""
+    before = tally.evaluations
     list(generate(denoiser, sampler, [0], [0], (1, 8, 8), 1))
-    kept.tally = None
     return tally.evaluations - before
 
 
@@ -102,12 +97,14 @@ def measure_seconds(methods: dict[str, tuple], samples: int, rounds: int) -> dic
 
 def draw_figure(path: Path, rows: list[Row]) -> None:
     """FD and recall against calls, a line per method."""
+    lines: dict[str, list[Row]] = {}
+    for row in rows:
+        if row["pair"] == 0 and "student" not in row["method"]:
+            lines.setdefault(row["method"].split()[0], []).append(row)
     figure = Figure(figsize=(9, 3.6))
     for axes, key in zip(figure.subplots(1, 2), ("fd", "recall")):
-        for name in dict.fromkeys(row["method"].split()[0] for row in rows if "student" not in row["method"]):
-            line = sorted({(r["calls"], r[key]) for r in rows if r["method"].split()[0] == name and r["pair"] == 0
-                           and "student" not in r["method"]})  # fmt: skip
-            axes.plot(*zip(*line), "o-", label=name)
+        for name, line in lines.items():
+            axes.plot(*zip(*sorted((row["calls"], row[key]) for row in line)), "o-", label=name)
         axes.set(xscale="log", xlabel="network calls per picture", ylabel=key)
     axes.legend()
     figure.tight_layout()
@@ -129,12 +126,13 @@ def main() -> None:
     judge, rows = Judge(), []
     labels = [index % CLASSES for index in range(chosen.samples)]
     for pair, places in enumerate(zip(chosen.teachers, chosen.students, strict=True)):
-        teacher, student = map(diffguide.load, places)
+        tally = Tally()
+        teacher, student = (count_evaluations(diffguide.load(place), tally)[0] for place in places)
         methods = list_methods(teacher, student, chosen.scale, chosen.solvers and pair == 0)
         seconds = measure_seconds(methods, chosen.samples, chosen.rounds) if pair == 0 else {}
         for name, (denoiser, sampler) in methods.items():
             x = draw_samples(denoiser, sampler, labels, (1, 8, 8))
-            calls, cost = count_calls(denoiser, sampler), seconds.get(name, float("nan"))
+            calls, cost = count_calls(denoiser, sampler, tally), seconds.get(name, float("nan"))
             faster = seconds[TEACHER] / cost if seconds else float("nan")
             rows.append({"pair": pair, "method": name, "calls": calls, **judge(x, labels)})
             rows[-1] |= {"seconds": cost, "faster": faster}

@@ -170,7 +170,7 @@ class ByteText(Conditioning):
         """(Pooled [B, `vector_features`], states [B, L / stride, D], mask [B, L / stride]) of indices [B, L], a token each."""
         h, mask = self.tokens(ids.long()), ids != PADDING
         words = [] if self.detectors is None else [self.detectors(h, mask)]
-        words += [] if self.words is None else [self.words(ids.long() - FIRST_BYTE)]
+        words += [] if self.words is None else [self.words(ids - FIRST_BYTE)]
         if self.merger is not None:
             h, mask = self.merger(h, mask)
         h = h + self.positions[: h.shape[1]]

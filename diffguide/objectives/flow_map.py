@@ -151,10 +151,7 @@ class FlowMap(LevelObjective):
         eps = normal(x_0.shape, rng, x_0.dtype)
         y = drop_condition(y, self.p_uncond, rng)
         alpha, sigma = (part.to(x_0) for part in schedule.alpha_sigma(t, x_0.ndim))
-        low, high = self.scales
-        place = uniform((n,), rng, torch.float64)
-        scale = 1 / (1 / low + (1 / high - 1 / low) * place) if self.inverse_scales else low + (high - low) * place
-        batch = Noised(x_0, eps, alpha * x_0 + sigma * eps, t, y, scale)
+        batch = Noised(x_0, eps, alpha * x_0 + sigma * eps, t, y, self.draw_scales(n, rng))
         if self.jump is None:
             return batch, density, t
         chance, place, to_end = (uniform((n,), rng, torch.float64) for _ in range(3))
@@ -162,6 +159,11 @@ class FlowMap(LevelObjective):
         if self.path_share:
             batch = self.move_to_path(batch, uniform((n,), rng, torch.float64) < self.path_share)
         return batch, density, torch.where(chance < self.jump_share, s, t)
+
+    def draw_scales(self, n: int, rng: torch.Generator | Share) -> Tensor:
+        """Scales of guidance [n] between the lowest and the highest, float64."""
+        (low, high), place = self.scales, uniform((n,), rng, torch.float64)
+        return 1 / (1 / low + (1 / high - 1 / low) * place) if self.inverse_scales else low + (high - low) * place
 
     @torch.no_grad()
     def move_to_path(self, batch: Noised, rows: Tensor) -> Noised:

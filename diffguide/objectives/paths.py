@@ -15,7 +15,7 @@ from ..randomness import Share, uniform
 from ..runtime.ranges import check_whole
 from ..schedules import Schedule, broadcast_rows
 from .denoising import V_PREDICTION
-from .flow_fields import Field, Noised
+from .flow_fields import DataField, Field, Noised
 from .flow_map import FlowMap
 
 __all__ = ["GuidedField", "PathDistillation", "PathSolver", "Paths", "join_points"]
@@ -149,12 +149,11 @@ class PathDistillation(FlowMap):
         self.calls = [check_whole("calls", each, 1) for each in calls]
         if not self.calls:
             raise ValueError("calls must list at least one number of jumps, got []")
-        self.taught = teacher is not None
         self.store = PathStore()
 
     def check(self, x_0: Tensor) -> None:
         super().check(x_0)
-        if not self.taught or self.solver is None:
+        if isinstance(self.field, DataField) or self.solver is None:
             raise ValueError(
                 "objective=path_distillation learns from a teacher: set objective.teacher to its run folder"
             )
@@ -177,8 +176,8 @@ class PathDistillation(FlowMap):
     @torch.no_grad()
     def solve(self, x_0: Tensor) -> Paths:
         """Solves all paths for examples like x_0, a function of `seed`."""
-        rng, (low, high) = torch.Generator().manual_seed(self.seed), self.scales
-        scale = low + (high - low) * uniform((self.count,), rng, torch.float64)
+        rng = torch.Generator().manual_seed(self.seed)
+        scale = self.draw_scales(self.count, rng)
         classes = self.model.num_classes
         dropped = uniform((self.count,), rng, torch.float64) < self.p_uncond
         y = torch.where(dropped, -1, torch.arange(self.count) % max(classes, 1)) if classes else None

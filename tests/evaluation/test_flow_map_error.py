@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from torch import nn
+from exact_jumps import SCHEDULE, JumpBackbone
 
 from diffguide.backbones import MLP
 from diffguide.datasets import GMM2D, Dataset, Mixture, Split
@@ -15,23 +15,12 @@ from diffguide.models.jumps import JumpModel
 from diffguide.models.parameterizations import V
 from diffguide.models.preconditioned import Preconditioned
 from diffguide.oracles import GMM2DLaw, flow_map
-from diffguide.schedules import Cosine
 
-SCHEDULE = Cosine(10.0, -8.0)
 VARIANCE = 0.3
 CLASS = Mixture(2, None, 1, [1.0], [[0.0, 0.0]], [[[VARIANCE, 0.0], [0.0, VARIANCE]]], [0], 10, 12, 12)
 
 
-class Backbone(nn.Module):
-    """A network that gets what a jump depends on."""
-
-    noise_conditioned, conditional, takes_null, learned_variance = True, True, True, False
-    num_classes, further_inputs = 1, 2
-    attention_layers = residual_blocks = ()
-    is_compiled = False
-
-
-class OffBackbone(Backbone):
+class OffBackbone(JumpBackbone):
     """The exact jump of N(0, v), where guidance changes nothing; its output is off by `offset` times the scale."""
 
     def __init__(self, offset: float):
@@ -80,7 +69,7 @@ def test_the_exact_network_has_no_error_and_the_way_is_that_of_the_flow():
     assert without.measure(context(OffBackbone(0.0))).facts["given_class"] is False
 
 
-class GuidedFlow(Backbone):
+class GuidedFlow(JumpBackbone):
     """The exact guided flow of gmm2d at the scale that the network gets."""
 
     num_classes = 4

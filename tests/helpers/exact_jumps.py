@@ -6,7 +6,7 @@ from torch import nn
 from diffguide.models.protocols import Denoiser, Prediction
 from diffguide.schedules import Cosine
 
-__all__ = ["SCHEDULE", "VARIANCES", "ExactBackbone", "Teacher", "exact_pair"]
+__all__ = ["SCHEDULE", "VARIANCES", "ExactBackbone", "JumpBackbone", "Teacher", "exact_pair"]
 
 SCHEDULE = Cosine(10.0, -8.0)
 VARIANCES = 0.3, 1.7  # of the class, and without a condition
@@ -31,13 +31,17 @@ def exact_pair(x_t, log_snr, log_snr_s, scale, y):
     return Prediction(z - n_t[:, None] * eps, eps)
 
 
-class ExactBackbone(nn.Module):
-    """F = p x_0 + q eps of the exact jump, for the parameterization v of a variance-preserving schedule, where c_in = 1."""
+class JumpBackbone(nn.Module):
+    """Base: a network that gets what a jump depends on."""
 
     noise_conditioned, conditional, takes_null, learned_variance = True, True, True, False
     num_classes, further_inputs = 1, 2
     attention_layers = residual_blocks = ()
     is_compiled = False
+
+
+class ExactBackbone(JumpBackbone):
+    """F = p x_0 + q eps of the exact jump, for the parameterization v of a variance-preserving schedule, where c_in = 1."""
 
     def forward(self, x, numbers, y):
         log_snr, target, scale = numbers.double().unbind(1)

@@ -69,3 +69,14 @@ def encoder(out_features=3, **changed) -> UNetEncoder:
     options = {"in_channels": 1, "size": 8, "channels": 8, "multipliers": [1, 2], "blocks": 1, "attention": [4]}
     options |= {"head_channels": 8, "dropout": 0.1, "noise_conditioned": True, "double_differentiable": True}
     return UNetEncoder(out_features=out_features, checkpointing=False, **options | changed)
+
+
+def jump_network(kind):
+    """A small network of two times without dropout, and the shape of its examples."""
+    torch.manual_seed(0)
+    if kind == "mlp":
+        return MLP(3, num_classes=1, width=16, layers=1, further_inputs=2), (3,)
+    if kind == "dit":
+        return DiT(1, size=4, num_classes=1, width=16, depth=1, heads=2, dropout=0.0, further_inputs=2), (1, 4, 4)
+    options = {"channels": 8, "blocks": 1, "attention": (2,), "head_channels": 8, "dropout": 0.0}
+    return UNet(1, size=4, num_classes=1, further_inputs=2, **options), (1, 4, 4)

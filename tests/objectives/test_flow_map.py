@@ -3,13 +3,11 @@
 import pytest
 import torch
 from exact_jumps import SCHEDULE, ExactBackbone, Teacher, exact_pair
-from networks import lively
+from networks import jump_network, lively
 from torch import nn
 
-from diffguide.backbones.dit import DiT
 from diffguide.backbones.further_inputs import FurtherInputs
 from diffguide.backbones.mlp import MLP
-from diffguide.backbones.unet import UNet
 from diffguide.guidance import APG, ClassifierFree
 from diffguide.models.jumps import JumpModel, jump_to
 from diffguide.models.parameterizations import V
@@ -210,22 +208,10 @@ def test_what_does_not_fit_is_refused(build, reason):
         build()
 
 
-def network_of(kind):
-    torch.manual_seed(0)
-    if kind == "mlp":
-        return MLP(3, num_classes=1, width=16, layers=1, further_inputs=2), (3,)
-    if kind == "dit":
-        return DiT(1, size=4, num_classes=1, width=16, depth=1, heads=2, dropout=0.0, further_inputs=2), (1, 4, 4)
-    network = UNet(
-        1, size=4, num_classes=1, channels=8, blocks=1, attention=(2,), head_channels=8, dropout=0.0, further_inputs=2
-    )
-    return network, (1, 4, 4)
-
-
 @pytest.mark.parametrize("kind", ["mlp", "dit", "unet"])
 def test_the_forward_derivative_is_the_limit_of_short_steps(kind):
     """Of every network with its attention: torch's fused attention has no forward derivative on the CPU."""
-    backbone, shape = network_of(kind)
+    backbone, shape = jump_network(kind)
     model = JumpModel(lively(backbone).double(), SCHEDULE, V(), True, (1.0, 3.0))
     x_0 = torch.randn(6, *shape, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
     objective = FlowMap(model.backbone, SCHEDULE, scales=(1.0, 3.0), jump=MeanFlow(), jump_share=1.0, p_uncond=0.1)

@@ -2,12 +2,9 @@
 
 import pytest
 import torch
-from networks import lively
+from networks import jump_network, lively
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from diffguide.backbones.dit import DiT
-from diffguide.backbones.mlp import MLP
-from diffguide.backbones.unet import UNet
 from diffguide.models.jumps import JumpModel
 from diffguide.models.parameterizations import V
 from diffguide.models.protocols import Prediction
@@ -16,16 +13,6 @@ from diffguide.objectives.jump_targets import MeanFlow
 from diffguide.schedules import Cosine
 
 SCHEDULE = Cosine(10.0, -8.0)
-
-
-def network_of(kind):
-    torch.manual_seed(0)
-    if kind == "mlp":
-        return MLP(3, num_classes=1, width=16, layers=1, further_inputs=2), (3,)
-    if kind == "dit":
-        return DiT(1, size=4, num_classes=1, width=16, depth=1, heads=2, dropout=0.0, further_inputs=2), (1, 4, 4)
-    options = {"channels": 8, "blocks": 1, "attention": (2,), "head_channels": 8, "dropout": 0.0}
-    return UNet(1, size=4, num_classes=1, further_inputs=2, **options), (1, 4, 4)
 
 
 def differentiate_backwards(predict, inputs, tangents):
@@ -43,7 +30,7 @@ def differentiate_backwards(predict, inputs, tangents):
 @pytest.mark.parametrize("kind", ["mlp", "dit", "unet"])
 def test_forward_mode_is_a_double_backward_pass(kind, training):
     """Of eps_hat along (dx/dt, 1), in float64 to 1e-6 of its size."""
-    backbone, shape = network_of(kind)
+    backbone, shape = jump_network(kind)
     model = JumpModel(lively(backbone).double().train(training), SCHEDULE, V(), False)
     rng = torch.Generator().manual_seed(1)
     x_0, eps = (torch.randn(3, *shape, generator=rng, dtype=torch.float64) for _ in range(2))
